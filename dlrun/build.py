@@ -1,0 +1,273 @@
+"""From settings to objects: the only place that instantiates anything from config."""
+
+import dataclasses
+import difflib
+import math
+import os
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import hydra.utils
+import torch
+from hydra.errors import InstantiationException
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import Dataset
+
+from dlrun import targets
+from dlrun.config import CONFIG_DIR, Block, DataKeys, ModelKeys, OptimizerKeys, SchedulerKeys, Settings
+from dlrun.data import batches as batching
+from dlrun.data.batches import Batches, LoaderBatches, MemoryBatches, Order, Part, Place
+from dlrun.data.spec import DataSpec, Split, Splits
+from dlrun.errors import DlrunError, MisfitError, RequestError
+from dlrun.loop import requires_closure
+from dlrun.optim.groups import parameter_groups
+from dlrun.optim.schedule import Schedule
+from dlrun.runtime import Runtime
+from dlrun.task import Task
+from dlrun.training import Limits
+
+
+def data(settings: Settings, trusted_modules: Sequence[str] | None) -> Splits:
+    """The data, with a validation part carved off where there is none, and cut to `data.limit_batches`."""
+    keys = settings.data_keys
+    made = _instantiate(settings.data, trusted_modules, DataKeys)
+    if not isinstance(made, Splits):
+        raise RequestError(
+            f"data._target_={settings.data.target} must return dlrun.data.spec.Splits, not {type(made).__name__}"
+        )
+    train, val, test = made.train, made.val, made.test
+    if batching.row_count(train) == 0:
+        raise RequestError(f"data={settings.data.choice} has no training rows")
+    if val is None and keys.val_fraction > 0:
+        train, val = batching.carve(train, keys.val_fraction, int(settings.data.arguments.get("seed") or 0))
+    if keys.limit_batches is not None:
+        rows = keys.limit_batches * keys.batch_size
+        train, val, test = _limited(train, rows), val and _limited(val, rows), test and _limited(test, rows)
+    if keys.drop_last and batching.row_count(train) < keys.batch_size:
+        raise RequestError(
+            f"data.drop_last=true leaves no batch: there are {batching.row_count(train)} training rows and "
+            f"data.batch_size={keys.batch_size}; type data.drop_last=false or a smaller data.batch_size"
+        )
+    return dataclasses.replace(made, train=train, val=val, test=test)
+
+
+def _limited(part: Part, rows: int) -> Part:
+    """At most `rows` rows, spread over the part so that sorted classes stay mixed."""
+    if batching.row_count(part) <= rows:
+        return part
+    return batching.take(part, torch.linspace(0, batching.row_count(part) - 1, rows).long())
+
+
+def model(settings: Settings, spec: DataSpec, runtime: Runtime, trusted_modules: Sequence[str] | None) -> nn.Module:
+    """The model on its device, with its start values; MisfitError when it cannot take the data."""
+    block = settings.model
+    target = targets.resolve(str(block.target), "model._target_", trusted_modules)
+    if not _fits(target, spec):
+        raise MisfitError(
+            f"model={block.choice} does not take data={settings.data.choice} ({_described(spec)}); "
+            f"models that do: {', '.join(fitting_models(spec))}"
+        )
+    made = _instantiate(block, trusted_modules, ModelKeys, spec)
+    if not isinstance(made, nn.Module):
+        raise RequestError(f"model._target_={block.target} must be a torch.nn.Module, not {type(made).__name__}")
+    made = made.to(runtime.dtype)
+    start_values(made, settings.model_keys.init or {})
+    made = made.to(runtime.device)
+    if wants_channels_last(made, spec, runtime):
+        made = made.to(memory_format=torch.channels_last)
+    if runtime.compile:
+        made.compile()  # in place: the keys of the state_dict stay as they are
+    return made
+
+
+def _fits(target: Any, spec: DataSpec) -> bool:
+    """A model says what it takes in `kinds` and `tasks`; a user's own need not."""
+    kinds, tasks = getattr(target, "kinds", None), getattr(target, "tasks", None)
+    return (kinds is None or spec.kind in kinds) and (tasks is None or spec.task in tasks)
+
+
+def _described(spec: DataSpec) -> str:
+    shape = "×".join(str(n) for n in spec.input_shape)
+    return f"{spec.task} on {spec.kind}s of {shape}" if spec.kind != "tokens" else f"{spec.task} on sequences"
+
+
+def fitting_models(spec: DataSpec) -> list[str]:
+    """The shipped models that take such data."""
+    found = []
+    for path in sorted((CONFIG_DIR / "model").glob("*.yaml")):
+        target = str(OmegaConf.select(OmegaConf.load(path), "_target_"))
+        if _fits(targets.resolve(target, "model._target_", None), spec):
+            found.append(path.stem)
+    return found
+
+
+def wants_channels_last(model: nn.Module, spec: DataSpec, runtime: Runtime) -> bool:
+    """As `device.channels_last` says; by default for 2-d convolutions, which it made up to 2 times faster on a CPU."""
+    if spec.kind != "image":
+        return False
+    if runtime.channels_last is not None:
+        return runtime.channels_last
+    return runtime.device.type != "mps" and any(isinstance(m, nn.Conv2d) for m in model.modules())
+
+
+_SHORT = {"w": "weight", "b": "bias"}
+
+
+@torch.no_grad()
+def start_values(model: nn.Module, init: dict[str, Any]) -> None:
+    """Fill parameters by name or pattern with a number, or with nested lists of their shape.
+
+    `w` and `b` stand for `weight` and `bias` where no parameter has that name.
+    """
+    named = dict(model.named_parameters())
+    for key, value in init.items():
+        wanted = [n for n in named if fnmatchcase(n, key)] or [n for n in named if fnmatchcase(n, _SHORT.get(key, key))]
+        if not wanted:
+            close = difflib.get_close_matches(key, named, 1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise RequestError(f"model.init.{key}: there is no such parameter; {hint}there are {', '.join(named)}")
+        for name in wanted:
+            _fill(named[name], name, value)
+
+
+def _fill(parameter: nn.Parameter, name: str, value: Any) -> None:
+    try:
+        wanted = torch.as_tensor(value, dtype=parameter.dtype)
+        parameter.copy_(wanted.expand_as(parameter) if wanted.dim() == 0 else wanted.reshape(parameter.shape))
+    except (RuntimeError, ValueError, TypeError) as error:
+        shape = tuple(parameter.shape)
+        raise RequestError(f"model.init.{name} must be a number or nested lists of shape {shape}") from error
+
+
+def batches(settings: Settings, splits: Splits, model: nn.Module, runtime: Runtime) -> list[Batches | None]:
+    """Training, validation and test batches, in memory on the device where they fit."""
+    keys = settings.data_keys
+    wide = wants_channels_last(model, splits.spec, runtime)
+    place = Place(runtime.device, runtime.dtype, splits.spec, wide)
+    big = keys.eval_batch_size or max(keys.batch_size, 256)
+    room = int(keys.memory_share * batching.free_memory(runtime.device))
+    made: list[Batches | None] = []
+    for part, train in ((splits.train, True), (splits.val, False), (splits.test, False)):
+        if part is None:
+            made.append(None)
+            continue
+        rows = batching.row_count(part)
+        order = Order(rows, keys.batch_size, keys.shuffle, keys.drop_last, settings.rest.seed)
+        order = order if train else Order(rows, big)
+        split = _in_memory(part, keys.loader, runtime.dtype, room)
+        if split is not None:
+            room -= batching.size_in_bytes(split, runtime.dtype)
+            made.append(MemoryBatches(split, order, place))
+        else:
+            made.append(LoaderBatches(_as_dataset(part), order, place, _workers(keys)))
+    return made
+
+
+def _in_memory(part: Part, loader: str, dtype: torch.dtype, room: int) -> Split | None:
+    """The part as tensors when it is to be held in memory, else null."""
+    if isinstance(part, Split):
+        fits = loader == "memory" or (loader == "auto" and batching.size_in_bytes(part, dtype) <= room)
+        return part if fits else None
+    if loader != "memory":
+        return None
+    items = [part[row] for row in range(batching.row_count(part))]
+    columns = [torch.stack([torch.as_tensor(x) for x in column]) for column in zip(*items, strict=True)]
+    return Split(tuple(columns[:-1]), columns[-1])
+
+
+def _as_dataset(part: Part) -> Dataset[Any]:
+    return batching.Pairs(part) if isinstance(part, Split) else part
+
+
+def _workers(keys: DataKeys) -> int:
+    return min(os.cpu_count() or 1, 4) if keys.num_workers is None else keys.num_workers
+
+
+def targets_of(part: Part | None) -> Tensor | None:
+    """All targets of a part, for the baseline; null where a dataset does not say."""
+    found = part.targets if isinstance(part, Split) else getattr(part, "targets", None)
+    return None if found is None else torch.as_tensor(found)
+
+
+def task(settings: Settings, spec: DataSpec) -> Task:
+    """Loss and metrics."""
+    return Task(spec, settings.rest.task.loss, settings.rest.task.reduction)
+
+
+def limits(settings: Settings) -> Limits:
+    """When training ends and how a step is made."""
+    trainer = settings.rest.trainer
+    return Limits(
+        epochs=trainer.epochs,
+        max_steps=trainer.max_steps,
+        accumulate_steps=trainer.accumulate_steps,
+        grad_clip_norm=trainer.grad_clip_norm,
+        log_every_steps=trainer.log_every_steps,
+        patience=trainer.early_stopping.patience,
+        min_delta=trainer.early_stopping.min_delta,
+    )
+
+
+def optimizer(settings: Settings, model: nn.Module, trusted_modules: Sequence[str] | None) -> Optimizer:
+    """The optimizer over the model's parameters, in the groups asked for."""
+    groups = parameter_groups(model, settings.optimizer_keys.groups or [])
+    made = _instantiate(settings.optimizer, trusted_modules, OptimizerKeys, groups)
+    if not isinstance(made, Optimizer):
+        raise RequestError(f"optimizer._target_={settings.optimizer.target} must be a torch.optim.Optimizer")
+    if requires_closure(made) and settings.rest.device.precision == "fp16":
+        raise RequestError(
+            f"optimizer={settings.optimizer.choice} evaluates the loss itself; type device.precision=bf16"
+        )
+    return made
+
+
+def schedule(
+    settings: Settings, optimizer: Optimizer, train: Batches, mode: str, trusted_modules: Sequence[str] | None
+) -> Schedule:
+    """The learning rate over time; lengths left null become those of the whole training."""
+    block, keys = settings.scheduler, settings.scheduler_keys
+    if block.target is None:
+        return Schedule(optimizer, None, keys.interval, keys.warmup_steps)
+    trainer = settings.rest.trainer
+    per_epoch = math.ceil(len(train) / trainer.accumulate_steps)
+    steps = min(trainer.epochs * per_epoch, trainer.max_steps or trainer.epochs * per_epoch)
+    length = max(steps - keys.warmup_steps, 1) if keys.interval == "step" else math.ceil(steps / per_epoch)
+    lr = float(settings.optimizer.arguments.get("lr") or optimizer.param_groups[0]["lr"])
+    whole = {"T_max": length, "total_steps": length, "max_lr": 10 * lr}
+    filled = {k: whole[k] if v is None and k in whole else v for k, v in block.arguments.items()}
+    if "plateau" in str(block.target).lower():
+        filled.setdefault("mode", mode)
+    if isinstance(filled.get("total_steps"), int) and filled["total_steps"] < length:
+        raise RequestError(
+            f"scheduler.total_steps={filled['total_steps']} is shorter than the training, {length} steps"
+        )
+    made = _instantiate(dataclasses.replace(block, arguments=filled), trusted_modules, SchedulerKeys, optimizer)
+    return Schedule(optimizer, made, keys.interval, keys.warmup_steps)
+
+
+def _instantiate(block: Block, trusted_modules: Sequence[str] | None, keys: type, *given: Any) -> Any:
+    """Build what a block names; whatever its constructor objects to becomes one sentence."""
+    where = f"{block.group}._target_"
+    if block.target is None:
+        raise RequestError(f"{where} has no value; type {block.group}=<one of `dlrun ls {block.group}`>")
+    for name in targets.names(block.arguments):
+        targets.resolve(name, f"{block.group}: _target_", trusted_modules)
+    ours = [f.name for f in dataclasses.fields(keys)]
+    targets.check_arguments(block, targets.resolve(block.target, where, trusted_modules), ours, len(given))
+    try:
+        return hydra.utils.instantiate({"_target_": block.target, **block.arguments}, *given, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, DlrunError):
+            raise cause from None
+        raise RequestError(f"{_key(block, str(cause))}: {type(cause).__name__}: {cause}".splitlines()[0]) from error
+
+
+def _key(block: Block, message: str) -> str:
+    """The key that a constructor's complaint is about, if it names one of its arguments."""
+    words = message.lower().replace("learning rate", "lr").replace("beta parameter", "betas").replace(":", " ").split()
+    named = [key for key in block.arguments if key in words]
+    return f"{block.group}.{named[0]}={block.arguments[named[0]]}" if named else f"{block.group}={block.choice}"

@@ -1,0 +1,229 @@
+"""Checkpoints: written whole or not at all, verified when read, plain Python and tensors only.
+
+A file is what torch.save writes (a zip archive) with the sha256 of everything before it as the archive's
+comment, so torch.load opens it too and the checksum cannot part from what it sums.
+"""
+
+import contextlib
+import hashlib
+import io
+import os
+import pickle
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dlrun.errors import CheckpointError, RunError
+from dlrun.runtime import rng_state
+from dlrun.training import Training
+
+FORMAT_VERSION = 1
+_MARK = b"dlrun sha256 "
+_COMMENT_BYTES = len(_MARK) + 64
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """The file appears whole under its name, and survives a power cut once this returns."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """A rename is on the disk only when its folder is."""
+    if sys.platform == "win32":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` (plain Python and tensors) atomically, with its checksum inside."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    archive = buffer.getvalue()
+    head = archive[:-2] + _COMMENT_BYTES.to_bytes(2, "little")  # the archive's last field: the comment's length
+    write_atomically(path, head + _MARK + hashlib.sha256(head).hexdigest().encode())
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A verified checkpoint, on the CPU. CheckpointError says what is wrong with the file; nothing in it is run."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(f"there is no checkpoint {path}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    head, comment = content[:-_COMMENT_BYTES], content[-_COMMENT_BYTES:]
+    if not comment.startswith(_MARK):
+        raise CheckpointError(f"{path} is not a checkpoint of dlrun, or was cut short ({len(content):,} bytes)")
+    if hashlib.sha256(head).hexdigest().encode() != comment[len(_MARK) :]:
+        raise CheckpointError(f"{path} is damaged: its content does not have the checksum it was written with")
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a hostile or foreign archive makes torch raise
+        raise CheckpointError(f"{path} holds more than tensors and plain values; it is not opened") from error
+    version = state.get("format_version") if isinstance(state, dict) else None
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"{path} has checkpoint format {version}; this dlrun reads format {FORMAT_VERSION}")
+    return dict(state)
+
+
+def load_full_model(path: Path, trust: bool) -> nn.Module:
+    """The pickled model of `checkpoint.format=full`; opening a pickle can run code, so only when trusted."""
+    if not trust:
+        raise CheckpointError(f"{path} is a pickled model, and opening it can run code; if you trust it add trust=true")
+    try:
+        model = torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be opened: {type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise CheckpointError(f"{path} holds a {type(model).__name__}, not a model")
+    return model
+
+
+def export_full_model(model: nn.Module, path: Path) -> None:
+    """`torch.save(model)` for use without dlrun's configs: an export, never what a run is resumed from."""
+    buffer = io.BytesIO()
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    try:
+        torch.save(model.cpu(), buffer)
+    except (AttributeError, TypeError, pickle.PicklingError) as error:
+        raise RunError(
+            f"checkpoint.format=full: this model cannot be pickled ({error}); define its class in a module "
+            "that can be imported, or type checkpoint.format=state_dict"
+        ) from error
+    finally:
+        model.to(device)
+    write_atomically(path, buffer.getvalue())
+
+
+def is_full_model(path: Path) -> bool:
+    """Whether a file is a torch archive without our checksum: a pickled model, or a foreign file."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        start = file.read(4)
+        file.seek(-_COMMENT_BYTES, os.SEEK_END)
+        return start == b"PK\x03\x04" and not file.read().startswith(_MARK)
+    return False
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """Fingerprint of the weights: key, dtype, shape and little-endian bytes of every tensor, by sorted key."""
+    digest = hashlib.sha256()
+    state = model.state_dict()
+    for key in sorted(state):
+        tensor: Tensor = state[key].detach().cpu().contiguous()
+        digest.update(f"{key}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        raw = tensor.reshape(-1).view(torch.uint8).numpy()
+        digest.update((raw if sys.byteorder == "little" else raw[::-1]).tobytes())
+    return digest.hexdigest()
+
+
+class Saver:
+    """Keeps a run's checkpoints: the newest `keep` step_*.pt files, and last.pt and best.pt as links to such.
+
+    The best weights are held in memory from one save to the next, so a save costs one file an epoch.
+    """
+
+    def __init__(
+        self, folder: Path, identity: dict[str, Any], every_epochs: int, every_steps: int | None, keep: int
+    ) -> None:
+        self.folder, self.identity = folder, identity
+        self.every_epochs, self.every_steps, self.keep = every_epochs, every_steps, keep
+        self.best: dict[str, Any] | None = None  # what best.pt still lacks
+        self.seconds = 0.0
+
+    def after_step(self, training: Training) -> None:
+        """Save in the middle of an epoch where `every_steps` says so."""
+        step, batch = training.progress.step, training.progress.batch
+        if self.every_steps and step % self.every_steps == 0 and batch < len(training.train):
+            self.write(training, {})
+
+    def after_epoch(self, training: Training, row: dict[str, float], is_best: bool) -> None:
+        """Remember the best weights; save where `every_epochs` says so, and at the end."""
+        if is_best:
+            weights = {k: v.detach().clone() for k, v in training.model.state_dict().items()}
+            self.best = {"model": weights, "epoch": row["epoch"], "step": row["step"], "metrics": dict(row)}
+        ended = training.done or training.out_of_patience
+        if ended or training.progress.epoch % self.every_epochs == 0:
+            self.write(training, row)
+
+    def interrupted(self, training: Training) -> None:
+        """Save where the run stands."""
+        self.write(training, {})
+
+    def write(self, training: Training, row: dict[str, float]) -> None:
+        """step_*.pt with all the state; then the links, then the files that are no longer kept."""
+        started, p = time.perf_counter(), training.progress
+        self.folder.mkdir(exist_ok=True)
+        state = training.state_dict() | {
+            "rng": rng_state(),
+            "epoch": p.epoch,
+            "step": p.step,
+            "metrics": dict(row),
+        }
+        newest = self._step_file(p.step)
+        save(newest, self.identity | state | {"format_version": FORMAT_VERSION})
+        if self.best is not None:
+            best = self._step_file(self.best["step"])
+            if best != newest:
+                save(best, self.identity | self.best | {"format_version": FORMAT_VERSION})
+            link(best, self.folder / "best.pt")
+            self.best = None
+        link(newest, self.folder / "last.pt")
+        self._forget_old()
+        self.seconds += time.perf_counter() - started
+
+    def _step_file(self, step: int) -> Path:
+        return self.folder / f"step_{step:08d}.pt"
+
+    def _forget_old(self) -> None:
+        *older, newest = sorted(self.folder.glob("step_*.pt"))
+        best = self.folder / "best.pt"
+        others = [file for file in older if not (best.exists() and file.samefile(best))]
+        for file in [*others, newest][: -self.keep]:
+            file.unlink()
+
+
+def link(file: Path, name: Path) -> None:
+    """`name` becomes another name of `file`, at once; a copy where the file system has no hard links."""
+    temporary = name.with_name(f".{name.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(file, temporary)
+    except OSError:
+        shutil.copyfile(file, temporary)
+    temporary.replace(name)
+    _sync_folder(name.parent)
+
+
+def newest_whole(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
+    """The newest checkpoint that can be read, its content, and a sentence for each newer one that can't."""
+    skipped: list[str] = []
+    candidates = [folder / "last.pt", *sorted(folder.glob("step_*.pt"), reverse=True)]
+    for path in candidates:
+        try:
+            state = load(path)
+        except CheckpointError as error:
+            if path.exists():
+                skipped.append(str(error))
+            continue
+        if "optimizer" in state:
+            return path, state, skipped
+    reason = skipped[0] if skipped else f"{folder} holds no checkpoint"
+    raise CheckpointError(f"{reason}; start the run again from the beginning")

@@ -1,0 +1,108 @@
+"""The entry: commands, errors as sentences, exit codes. Imports no torch before something is to be trained."""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dlrun import config, listing
+from dlrun.errors import DlrunError, RequestError
+
+if TYPE_CHECKING:
+    from dlrun.request import Request
+
+INTERRUPTED = {"SIGINT": 130, "SIGTERM": 143}
+
+
+def main() -> int:
+    """Run one command line; returns the exit code: 0 done, 1 a run failed, 2 a wrong request, 130 or 143 stopped."""
+    words = [word for word in sys.argv[1:] if word != "-v"]
+    verbose = len(words) < len(sys.argv) - 1 or os.environ.get("HYDRA_FULL_ERROR") == "1"
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # the user's own modules, however dlrun was started
+    codes: list[int] = []
+    try:
+        for request in answer(words):
+            from dlrun import experiment
+
+            try:
+                codes.append(experiment.run(request))
+            except DlrunError as error:
+                codes.append(complain(error, verbose))
+            if codes[-1] in INTERRUPTED.values():
+                break
+    except DlrunError as error:
+        return complain(error, verbose)
+    except KeyboardInterrupt:
+        return INTERRUPTED["SIGINT"]
+    except BrokenPipeError:  # `dlrun ls | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return worst(codes)
+
+
+def answer(words: list[str]) -> list["Request"]:
+    """What is to be trained; empty when the command has been answered on the spot."""
+    first = words[0] if words else ""
+    if first in ("-h", "--help"):
+        print(listing.HELP.format(groups=", ".join(listing.groups(config.CONFIG_DIR))), end="")
+        return []
+    if first == "ls":
+        list_choices(words[1:])
+        return []
+    if first == "eval":
+        from dlrun import evaluation
+
+        evaluation.evaluate(words[1:])
+        return []
+    resumed = [word.removeprefix("resume=") for word in words if word.startswith("resume=")]
+    if first == "resume" or resumed:
+        from dlrun import saved
+
+        rest = words[1:] if first == "resume" else [*resumed, *(w for w in words if not w.startswith("resume="))]
+        return saved.resume_requests(rest)
+    return compose(words)
+
+
+def compose(words: list[str]) -> list["Request"]:
+    """The requests of a training command line; Hydra's complaints become sentences."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from dlrun import mistakes, request
+
+    try:
+        return request.from_command_line(words)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise RequestError(mistakes.sentence(error, words)) from error
+
+
+def complain(error: DlrunError, verbose: bool) -> int:
+    """Say what is wrong, with the traceback where it was asked for."""
+    if verbose:
+        traceback.print_exception(error)
+    sys.stderr.write(f"dlrun: {error}\n")
+    return error.exit_code
+
+
+def worst(codes: list[int]) -> int:
+    """The exit code of several runs: stopped, else failed, else wrong, else done."""
+    for code in (130, 143, 1):
+        if code in codes:
+            return code
+    if 2 in codes:
+        return 2 if set(codes) == {2} else 1
+    return 0
+
+
+def list_choices(words: list[str]) -> None:
+    """`dlrun ls [GROUP]`: a line each."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    for group in words or listing.groups(config.CONFIG_DIR):
+        if not words:
+            console.print(f"{group}", style="bold")
+        for name, about in listing.options(config.CONFIG_DIR, group):
+            console.print(f"  {name:<14} {about}", markup=False, soft_wrap=True)

@@ -1,0 +1,283 @@
+"""The typed schema: every key of ours has a type, a default, a range, and its unit in its name.
+
+A block (`data`, `model`, `optimizer`, `scheduler`) is open: it names a `_target_` and holds that target's
+arguments besides the few keys of ours, which the `*Keys` classes type. `read` turns the composed config
+into plain objects; nothing after it knows OmegaConf.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dlrun.errors import RequestError
+
+_PACKAGE = Path(__file__).resolve().parent
+CONFIG_DIR = next(p for p in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if p.is_dir())
+
+T = TypeVar("T")
+
+
+def _positive(default: Any) -> Any:
+    return field(default=default, metadata={"above": 0})
+
+
+def _not_negative(default: Any) -> Any:
+    return field(default=default, metadata={"at_least": 0})
+
+
+def _fraction(default: float) -> Any:
+    return field(default=default, metadata={"at_least": 0, "below": 1})
+
+
+def _choice(default: Any, *choices: Any) -> Any:
+    return field(default=default, metadata={"choices": choices})
+
+
+@dataclass
+class DataKeys:
+    """Keys of ours in every data block: how its rows are split, grouped and fetched."""
+
+    batch_size: int = _positive(64)
+    eval_batch_size: int | None = _positive(None)  # null: the larger of batch_size and 256
+    val_fraction: float = _fraction(0.1)  # of the training split, where the data has no validation part
+    shuffle: bool = True
+    drop_last: bool = False  # the last training batch, when it is smaller than the others
+    loader: str = _choice("auto", "auto", "memory", "workers")
+    num_workers: int | None = _not_negative(None)  # null: one a core, at most 4
+    memory_share: float = field(default=0.5, metadata={"above": 0, "at_most": 1})  # of the device, for auto
+    limit_batches: int | None = _positive(None)  # use only the first so many batches of each split
+
+
+@dataclass
+class ModelKeys:
+    """Keys of ours in every model block."""
+
+    init: dict[str, Any] | None = None  # start values by parameter name, {w: 1.0}
+
+
+@dataclass
+class OptimizerKeys:
+    """Keys of ours in every optimizer block."""
+
+    groups: list[Any] | None = None  # [{match: <pattern on parameter names>, lr: ...}, ...]
+
+
+@dataclass
+class SchedulerKeys:
+    """Keys of ours in every scheduler block."""
+
+    interval: str = _choice("epoch", "epoch", "step")
+    warmup_steps: int = _not_negative(0)  # the learning rate climbs in a straight line over these steps
+
+
+@dataclass
+class TaskConfig:
+    """What is minimized."""
+
+    loss: str | None = None  # null: mse, bce_with_logits or cross_entropy, as the task asks
+    reduction: str = _choice("mean", "mean", "sum")
+
+
+@dataclass
+class EarlyStoppingConfig:
+    """When to stop before the last epoch."""
+
+    patience: int | None = _positive(None)  # epochs without improvement; null: never
+    min_delta: float = _not_negative(0.0)
+
+
+@dataclass
+class TrainerConfig:
+    """How long, and how a step is made."""
+
+    epochs: int = _positive(20)
+    max_steps: int | None = _positive(None)  # optimizer steps
+    accumulate_steps: int = _positive(1)  # batches an optimizer step
+    grad_clip_norm: float | None = _positive(None)
+    log_every_steps: int = _positive(50)
+    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
+
+
+@dataclass
+class CheckpointConfig:
+    """What is saved, when, and which epoch is the best."""
+
+    format: str = _choice("state_dict", "state_dict", "full")
+    monitor: str | None = None  # null: val/loss, or train/loss where there is no validation part
+    mode: str = _choice("min", "min", "max")
+    every_epochs: int = _positive(1)
+    every_steps: int | None = _positive(None)
+    keep: int = _positive(2)  # newest step_*.pt files; the best one stays besides
+
+
+@dataclass
+class DeviceConfig:
+    """Where and in which precision."""
+
+    name: str = _choice("auto", "auto", "cpu", "cuda", "mps")
+    index: int | None = _not_negative(None)
+    precision: str = _choice("fp32", "fp32", "bf16", "fp16", "fp64")
+    compile: bool = False
+    channels_last: bool | None = None  # null: for nets with 2-d convolutions
+    deterministic: bool = False
+    num_threads: int | None = _positive(None)  # CPU threads; null: as torch finds best
+
+
+@dataclass
+class TrackingConfig:
+    """What TensorBoard shows besides scalars."""
+
+    graph: bool = True
+    samples: bool = True
+    weight_histograms: bool = False
+
+
+@dataclass
+class PathsConfig:
+    """Where data are looked for and runs are written."""
+
+    data: str = "${oc.env:DLRUN_DATA_DIR,data}"
+    outputs: str = "outputs"
+
+
+def _defaults(keys: type) -> Any:
+    return field(default_factory=lambda: dataclasses.asdict(keys()))
+
+
+@dataclass
+class Config:
+    """The whole experiment."""
+
+    seed: int = _not_negative(0)
+    resume: str | None = None  # a run folder to go on with: the same as `dlrun resume RUN`
+    init_from: str | None = None  # a run or checkpoint whose weights to start from
+    trust: bool = False  # open a pickled full model: it can run code
+    trusted_modules: list[str] = field(default_factory=list)  # own modules that a loaded run may use
+    data: dict[str, Any] = _defaults(DataKeys)
+    model: dict[str, Any] = _defaults(ModelKeys)
+    optimizer: dict[str, Any] = _defaults(OptimizerKeys)
+    scheduler: dict[str, Any] = _defaults(SchedulerKeys)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    figures: bool = True
+    paths: PathsConfig = field(default_factory=PathsConfig)
+
+
+def register() -> None:
+    """Make the schema known to Hydra under the name that config.yaml's defaults list uses."""
+    ConfigStore.instance().store(name="schema", node=Config)
+
+
+@dataclass(frozen=True)
+class Block:
+    """An open block: the target's name and arguments, as plain Python values."""
+
+    group: str
+    choice: str  # the option's name: mnist, resnet, adam, ...
+    target: str | None  # null: nothing to build (scheduler=none)
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The composed config, checked, as plain objects."""
+
+    data: Block
+    data_keys: DataKeys
+    model: Block
+    model_keys: ModelKeys
+    optimizer: Block
+    optimizer_keys: OptimizerKeys
+    scheduler: Block
+    scheduler_keys: SchedulerKeys
+    rest: Config  # every other key
+    plain: dict[str, Any]  # the whole config as plain Python
+
+
+def read(config: DictConfig, choices: dict[str, str]) -> Settings:
+    """Check types and ranges and return plain objects; a RequestError names the first key that is off."""
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise RequestError(f"{missing[0]} has no value yet; type {missing[0]}=...")
+    plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    blocks = ("data", "model", "optimizer", "scheduler")
+    data, data_keys = _block("data", choices, plain, DataKeys)
+    model, model_keys = _block("model", choices, plain, ModelKeys)
+    optimizer, optimizer_keys = _block("optimizer", choices, plain, OptimizerKeys)
+    scheduler, scheduler_keys = _block("scheduler", choices, plain, SchedulerKeys)
+    rest = typed(Config, {k: v for k, v in plain.items() if k not in blocks}, "")
+    return Settings(
+        data, data_keys, model, model_keys, optimizer, optimizer_keys, scheduler, scheduler_keys, rest, plain
+    )
+
+
+def _block(group: str, choices: dict[str, str], plain: dict[str, Any], keys: type[T]) -> tuple[Block, T]:
+    values = plain[group]
+    ours = {f.name for f in dataclasses.fields(cast(Any, keys))}
+    arguments = {k: v for k, v in values.items() if k not in ours and k != "_target_"}
+    block = Block(group, choices.get(group, "?"), values.get("_target_"), arguments)
+    return block, typed(keys, {k: v for k, v in values.items() if k in ours}, group)
+
+
+def typed(schema: type[T], values: dict[str, Any], where: str) -> T:
+    """`values` as an instance of the dataclass `schema`; `where` is the key that the values stand under."""
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), values)
+        instance = cast(T, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:
+        key = ".".join(p for p in (where, str(error.full_key or error.key or "")) if p)
+        raise RequestError(f"{key}: {_first_line(error)}") from error
+    _check_ranges(instance, where)
+    return instance
+
+
+def _first_line(error: OmegaConfBaseException) -> str:
+    text = str(error.msg or error).splitlines()[0]
+    return text.replace("Value '", "the value '")
+
+
+def _check_ranges(instance: Any, where: str) -> None:
+    for f in dataclasses.fields(instance):
+        key, value = ".".join(p for p in (where, f.name) if p), getattr(instance, f.name)
+        if dataclasses.is_dataclass(value):
+            _check_ranges(value, key)
+        if value is not None:
+            _check_range(key, value, f.metadata)
+
+
+def _check_range(key: str, value: Any, rule: Any) -> None:
+    """One key's value against its rule; NaN fails every comparison, so it is refused too."""
+    if "choices" in rule and value not in rule["choices"]:
+        raise RequestError(f"{key}={value} is not a choice; type one of {', '.join(rule['choices'])}")
+    if "above" in rule and not value > rule["above"]:
+        raise RequestError(f"{key}={value} must be above {rule['above']}")
+    if "at_least" in rule and not value >= rule["at_least"]:
+        raise RequestError(f"{key}={value} must be at least {rule['at_least']}")
+    if "below" in rule and not value < rule["below"]:
+        raise RequestError(f"{key}={value} must be below {rule['below']}")
+    if "at_most" in rule and not value <= rule["at_most"]:
+        raise RequestError(f"{key}={value} must be at most {rule['at_most']}")
+
+
+NOT_IDENTITY = (
+    "paths", "device", "tracking", "figures", "hydra", "sweep",
+    "resume", "trust", "trusted_modules",
+)  # fmt: skip
+
+
+def config_hash(plain: dict[str, Any]) -> str:
+    """sha256 of the config that makes a run what it is: without paths, device and logging, as sorted JSON."""
+    kept = {k: v for k, v in plain.items() if k not in NOT_IDENTITY}
+    kept["data"] = {k: v for k, v in kept["data"].items() if k != "root"}
+    kept["trainer"] = {k: v for k, v in kept["trainer"].items() if k != "log_every_steps"}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,133 @@
+"""What the terminal says: Rich tables and a live bar on a terminal, plain lines elsewhere and in run.log."""
+
+import io
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console as RichConsole
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from dlrun.training import Training
+
+_LOG_WIDTH = 100
+
+
+class Console:
+    """Says everything twice: to the terminal, and as plain text to run.log once there is a run folder."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.terminal = RichConsole(file=stream, highlight=False, soft_wrap=False)
+        self._held = io.StringIO()  # what was said before there was a run folder
+        self.log = RichConsole(file=self._held, width=_LOG_WIDTH, no_color=True, highlight=False)
+        self._training: Training | None = None
+        self._last: dict[str, float] = {}
+        self._started = 0.0
+
+    def open_log(self, path: Path) -> None:
+        """Write run.log from here on, beginning with what was said already."""
+        file = path.open("a", encoding="utf-8")
+        file.write(self._held.getvalue())
+        self.log = RichConsole(file=file, width=_LOG_WIDTH, no_color=True, highlight=False)
+
+    def close(self) -> None:
+        """The log is on the disk after this."""
+        self.log.file.flush()
+        if not isinstance(self.log.file, io.StringIO):
+            self.log.file.close()
+
+    def say(self, thing: RenderableType = "") -> None:
+        """A line or a table; square brackets in strings are text, not markup."""
+        for console in (self.terminal, self.log):
+            console.print(thing, markup=False, soft_wrap=isinstance(thing, str | Text))
+        self.log.file.flush()
+
+    def log_only(self, text: str) -> None:
+        """For run.log alone: a traceback, say."""
+        self.log.print(text, markup=False, soft_wrap=True)
+        self.log.file.flush()
+
+    @contextmanager
+    def following(self, training: Training) -> Iterator[None]:
+        """Follow a training run; on a terminal by a bar that looks at its counters four times a second.
+
+        The bar asks, the loop does not tell: a step costs nothing for it.
+        """
+        self._training, self._started = training, time.perf_counter()
+        self._first_step = training.progress.step
+        if not self.terminal.is_terminal:
+            yield
+            return
+        with Live(get_renderable=self._bar, console=self.terminal, refresh_per_second=4, transient=True):
+            yield
+
+    def _bar(self) -> RenderableType:
+        assert self._training is not None
+        p, limits = self._training.progress, self._training.limits
+        per_epoch = -(-len(self._training.train) // limits.accumulate_steps)
+        total = min(limits.epochs * per_epoch, limits.max_steps or limits.epochs * per_epoch)
+        elapsed, made = time.perf_counter() - self._started, p.step - self._first_step
+        left = f"{_clock(elapsed / made * (total - p.step))} left" if made else ""
+        line = Table.grid(padding=(0, 1))
+        head = Text(f"epoch {min(p.epoch + 1, limits.epochs)}/{limits.epochs}", style="bold")
+        line.add_row(head, ProgressBar(total=total, completed=p.step, width=24), Text(f"{p.step}/{total}"), Text(left))
+        return Group(line, Text(_metrics_line(self._last), style="dim", no_wrap=True, overflow="ellipsis"))
+
+    def epoch(self, row: dict[str, float], timings: dict[str, float], is_best: bool) -> None:
+        """One line an epoch; on a terminal the bar shows it instead."""
+        assert self._training is not None
+        self._last = row
+        epochs = self._training.limits.epochs
+        rate = f"{timings['samples_per_second']:,.0f} samples/s"
+        best = "  best" if is_best else ""
+        text = f"epoch {int(row['epoch']):>{len(str(epochs))}}/{epochs}  {_metrics_line(row)}  {rate}{best}"
+        if self.terminal.is_terminal:
+            self.log_only(text)
+        else:
+            self.say(text)
+
+
+def _metrics_line(row: dict[str, float]) -> str:
+    """The losses and the first other metric: what fits on a line of 80 columns."""
+    wanted = ["train/loss", "val/loss"]
+    other = [k for k in row if "/" in k and not k.endswith("/loss") and not k.startswith("lr/")]
+    prefix = "val/" if any(k.startswith("val/") for k in other) else "train/"
+    wanted += [k for k in other if k.startswith(prefix)][:1]
+    return "  ".join(f"{k} {number(row[k])}" for k in wanted if k in row)
+
+
+def number(value: Any) -> str:
+    """A float with four significant places, an int with thousands separators."""
+    if isinstance(value, float):
+        return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{value:.3e}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def facts(rows: Sequence[tuple[str, str]]) -> Text:
+    """Names and values, a line each; long values run on, so that a command can be copied from them."""
+    width = max(len(name) for name, _ in rows)
+    lines = [Text.assemble((f"{name:<{width}}", "cyan"), f"  {value}") for name, value in rows]
+    return Text("\n").join(lines)
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> Table:
+    """A plain table: the first `left` columns to the left, the others, which are numbers, to the right."""
+    made = Table(box=SIMPLE_HEAD, padding=(0, 1), show_edge=False)
+    for i, header in enumerate(headers):
+        made.add_column(header, justify="left" if i < left else "right", overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(cell) for cell in row))
+    return made

@@ -1,0 +1,224 @@
+"""Batches of a split: gathers from tensors on the device, or a DataLoader for what does not fit there.
+
+The order of epoch e is a function of (seed, e) alone, so an epoch can be entered at any batch.
+"""
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator, Sized
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dlrun.data.spec import DataSpec, Split
+
+Batch = tuple[tuple[Tensor, ...], Tensor]  # what the model is called with, and the targets
+
+
+class Batches(Protocol):
+    """What the loop sees of the data."""
+
+    rows: int
+
+    def __len__(self) -> int: ...
+
+    def rows_before(self, batch: int) -> int:
+        """How many samples the first `batch` batches of an epoch hold."""
+        ...
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of epoch `number` (from 1 on), from batch `start` (from 0 on)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which rows come in which batch of which epoch."""
+
+    rows: int
+    batch_size: int
+    shuffle: bool = False
+    drop_last: bool = False
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return self.rows // self.batch_size if self.drop_last else math.ceil(self.rows / self.batch_size)
+
+    def permutation(self, epoch: int) -> Tensor:
+        """int64 (rows,); a splitmix-like product keeps (seed, epoch) pairs apart."""
+        if not self.shuffle:
+            return torch.arange(self.rows)
+        generator = torch.Generator().manual_seed((self.seed * 0x9E3779B97F4A7C15 + epoch) % 2**63)
+        return torch.randperm(self.rows, generator=generator)
+
+
+class MemoryBatches:
+    """Batches gathered from tensors that live on the device: nothing is copied there per step."""
+
+    def __init__(self, split: Split, order: Order, place: "Place") -> None:
+        self.rows, self.order = order.rows, order
+        self.inputs = tuple(place.inputs(split.inputs))
+        self.targets = place.targets(split.targets)
+        self.place = place
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def rows_before(self, batch: int) -> int:
+        """See Batches."""
+        return min(batch * self.order.batch_size, self.rows)
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """See Batches; the permutation is copied to the device once an epoch."""
+        host = self.order.permutation(number)
+        index = host.to(self.targets.device)
+        size = self.order.batch_size
+        for i in range(start, len(self)):
+            part = index[i * size : (i + 1) * size]
+            inputs = tuple(
+                x.index_select(0, part if x.device == part.device else host[i * size : (i + 1) * size])
+                for x in self.inputs
+            )
+            yield self.place.view(inputs), self.targets.index_select(0, part)
+
+
+class LoaderBatches:
+    """The same batches through torch's DataLoader, with worker processes and pinned memory."""
+
+    def __init__(self, dataset: Dataset[Any], order: Order, place: "Place", workers: int) -> None:
+        self.rows, self.order, self.dataset, self.place = order.rows, order, dataset, place
+        self.workers = workers
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def rows_before(self, batch: int) -> int:
+        """See Batches."""
+        return min(batch * self.order.batch_size, self.rows)
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """See Batches; a new loader an epoch, because its order starts at any batch."""
+        size, rows = self.order.batch_size, self.order.permutation(number).tolist()
+        augmented = self.order.shuffle and getattr(self.dataset, "augments", False)
+        keys = [(self.order.seed * 1_000_003 + number, row) for row in rows] if augmented else rows
+        chosen = [keys[i * size : (i + 1) * size] for i in range(start, len(self))]
+        loader = DataLoader(
+            self.dataset,
+            batch_sampler=chosen,
+            num_workers=self.workers,
+            pin_memory=self.place.device.type == "cuda",
+            generator=torch.Generator().manual_seed(number),  # else the global generator would be drawn from
+        )
+        for *inputs, targets in loader:
+            moved = tuple(self.place.inputs(tuple(inputs)))
+            yield self.place.view(moved), self.place.targets(targets)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where tensors go and how they lie there."""
+
+    device: torch.device
+    dtype: torch.dtype  # of floating tensors
+    spec: DataSpec
+    channels_last: bool = False
+
+    def inputs(self, inputs: tuple[Tensor, ...]) -> Iterator[Tensor]:
+        """Floats in the training precision; images with channels last when asked for; lengths stay on the CPU.
+
+        Packing a sequence needs its lengths on the CPU: on the device they would cost a sync every step.
+        """
+        for i, x in enumerate(inputs):
+            if x.is_floating_point():
+                x = x.to(self.dtype)
+            if self.channels_last:
+                x = x.permute(0, 2, 3, 1).contiguous()  # (B, H, W, C), so that a row gather keeps the layout
+            yield x if self.spec.kind == "tokens" and i > 0 else x.to(self.device, non_blocking=True)
+
+    def view(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Rows as stored to what the model takes: (B, C, H, W) images, whatever the memory layout."""
+        return tuple(x.permute(0, 3, 1, 2) for x in inputs) if self.channels_last else inputs
+
+    def targets(self, targets: Tensor) -> Tensor:
+        """Targets on the device; floats in the training precision."""
+        targets = targets.to(self.dtype) if targets.is_floating_point() else targets
+        return targets.to(self.device, non_blocking=True)
+
+
+class Pairs(Dataset[Any]):
+    """A Split as a map-style dataset, for `data.loader=workers`."""
+
+    def __init__(self, split: Split) -> None:
+        self.split = split
+        self.targets = split.targets
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, ...]:
+        return (*(x[row] for x in self.split.inputs), self.split.targets[row])
+
+
+class Rows(Dataset[Any]):
+    """Some rows of a map-style dataset (torch's Subset hides `targets`)."""
+
+    def __init__(self, dataset: Dataset[Any], index: Tensor) -> None:
+        self.dataset, self.index = dataset, index
+        self.augments = getattr(dataset, "augments", False)
+        targets = getattr(dataset, "targets", None)
+        if targets is not None:
+            self.targets = torch.as_tensor(targets)[index]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, tuple):
+            return self.dataset[(key[0], int(self.index[key[1]]))]
+        return self.dataset[int(self.index[key])]
+
+
+Part = Split | Dataset[Any]
+
+
+def row_count(part: Part) -> int:
+    """How many samples a part holds."""
+    return len(cast(Sized, part))
+
+
+def take(part: Part, index: Tensor) -> Part:
+    """The rows of `part` that `index` names, in its order."""
+    return part.rows(index) if isinstance(part, Split) else Rows(part, index)
+
+
+def carve(part: Part, fraction: float, seed: int) -> tuple[Part, Part | None]:
+    """Take round(rows * fraction) random rows off as validation part; none when that is 0."""
+    rows = row_count(part)
+    held_out = round(rows * fraction)
+    if held_out == 0:
+        return part, None
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
+    return take(part, order[held_out:].sort().values), take(part, order[:held_out].sort().values)
+
+
+def size_in_bytes(split: Split, dtype: torch.dtype) -> int:
+    """What a split takes as tensors of the training precision."""
+    tensors = (*split.inputs, split.targets)
+    return sum(t.numel() * (dtype.itemsize if t.is_floating_point() else t.itemsize) for t in tensors)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be taken on the device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    with contextlib.suppress(OSError, StopIteration):  # Linux counts what its file cache would give back
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024
+    with contextlib.suppress(AttributeError, ValueError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return 2**32  # Windows does not say without another library

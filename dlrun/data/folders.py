@@ -1,0 +1,203 @@
+"""Images of the user's, in a folder a class."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dlrun.data.augmentation import Augment, build_augment, seeded
+from dlrun.data.hints import missing
+from dlrun.data.partition import stratified_partition
+from dlrun.data.pictures import EXTENSIONS, check_picture, read_picture
+from dlrun.data.pixels import (
+    Constants,
+    Part,
+    channel_constants,
+    check_image_size,
+    image_spec,
+    image_splits,
+    normalize_,
+)
+from dlrun.data.spec import Splits
+from dlrun.errors import DataError, RequestError
+
+T = TypeVar("T")
+SHARE_OF_MEMORY = 0.25  # images that need less of the machine's memory than this are kept there
+
+
+@dataclass(frozen=True)
+class Files:
+    """Image files and, in the same order, their classes: targets int64 (N,)."""
+
+    paths: list[Path]
+    targets: Tensor
+
+
+class ImageFiles(Dataset[tuple[Tensor, int]]):
+    """Images read from disk one by one: float32 (C, size, size), normalized, and the class.
+
+    targets: int64 (N,), all classes without reading an image; augments: whether there is an augmentation.
+    dataset[index] is the image as it is; dataset[epoch_seed, index] its augmentation in that epoch, the same
+    in whatever order and process it is asked for. Raises DataError for a file that cannot be decoded.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        image_size: int,
+        mean: Constants,
+        std: Constants,
+        grayscale: bool = False,
+        augment: Augment | None = None,
+    ) -> None:
+        self.paths, self.targets = files.paths, files.targets
+        self.image_size, self.grayscale, self.augment = image_size, grayscale, augment
+        self.mean, self.std = mean, std
+        self.augments = augment is not None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int | tuple[int, int]) -> tuple[Tensor, int]:
+        epoch_seed, row = index if isinstance(index, tuple) else (None, index)
+        image = read_picture(self.paths[row], self.image_size, self.grayscale)
+        if self.augment is not None and epoch_seed is not None:
+            image = seeded(self.augment, image, epoch_seed, row)
+        scaled = image.float().div_(255) if image.dtype == torch.uint8 else image.float()
+        return normalize_(scaled, self.mean, self.std), int(self.targets[row])
+
+
+def image_folder(
+    path: str,
+    image_size: int = 64,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
+    grayscale: bool = False,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+    augment: list[Any] | None = None,
+    in_memory: bool | None = None,
+) -> Splits:
+    """Images in path/<class>/, or already parted in path/train/<class>/ and path/test/<class>/ (or val/).
+
+    in_memory=None: yes if they need less than a quarter of the memory and nothing is to be augmented. In
+    memory the parts are `Split`s and mean, std default to those of the training images; else they are
+    `ImageFiles` and the default is 0.5. Raises DataError or RequestError, naming the folder, file or key.
+    """
+    check_image_size(image_size)
+    if augment and in_memory:
+        raise RequestError("data.augment needs images read anew each epoch: leave out data.in_memory=true")
+    folder = Path(path).expanduser()
+    files, class_names, notes = _find(folder, test_fraction, seed)
+    shape = (1 if grayscale else 3, image_size, image_size)
+    needed = 4 * sum(len(part.paths) for part in files.values()) * shape[0] * image_size**2
+    if in_memory or (in_memory is None and not augment and needed < SHARE_OF_MEMORY * _memory_bytes()):
+        parts = {name: _decode(part, image_size, grayscale) for name, part in files.items()}
+        return image_splits(parts, class_names, None, mean, std, notes)
+    half = [0.5] * shape[0]
+    constants = channel_constants(torch.empty(1, *shape), mean or half, std or half)
+    transform = build_augment(augment, shape) if augment else None
+    streamed: dict[str, ImageFiles] = {}
+    for name, part in files.items():
+        _each(check_picture, part.paths)
+        changed = transform if name == "train" else None
+        streamed[name] = ImageFiles(part, image_size, *constants, grayscale, changed)
+    spec = image_spec(shape, class_names, *constants)
+    return Splits(streamed["train"], streamed.get("val"), streamed.get("test"), spec, notes)
+
+
+def _find(
+    folder: Path, test_fraction: float, seed: int
+) -> tuple[dict[str, Files], list[str], tuple[str, ...]]:
+    """The files of each part, the class names, and notes."""
+    if not folder.is_dir():
+        raise (
+            DataError(f"data.path={folder} is a file, not a folder")
+            if folder.exists()
+            else missing(folder, "data.path")
+        )
+    parted = (folder / "train").is_dir() and any((folder / part).is_dir() for part in ("test", "val"))
+    base = folder / "train" if parted else folder
+    class_names = [p.name for p in _visible(base) if p.is_dir()]
+    if not class_names:
+        raise DataError(
+            f"{base} has no class folders: put the images of each class into a folder named after it"
+        )
+    if len(class_names) == 1:
+        raise DataError(
+            f"{base} has only one class folder, '{class_names[0]}', so there is nothing to tell apart"
+        )
+    train = _files(base, class_names)
+    notes = _ignored(base)
+    if parted:
+        rest = [part for part in ("val", "test") if (folder / part).is_dir()]
+        return {"train": train} | {p: _files(folder / p, class_names) for p in rest}, class_names, notes
+    rows = stratified_partition(train.targets.numpy(), class_names, test_fraction, seed, str(folder))
+    parts = {
+        name: Files([train.paths[i] for i in r], train.targets[r])
+        for name, r in zip(("train", "test"), rows, strict=True)
+        if len(r)
+    }
+    return parts, class_names, notes
+
+
+def _files(base: Path, class_names: list[str]) -> Files:
+    """All images of a part; every class folder of it must be known and hold one."""
+    paths: list[Path] = []
+    targets: list[int] = []
+    for folder in _visible(base):
+        if not folder.is_dir():
+            continue
+        if folder.name not in class_names:
+            raise DataError(
+                f"{folder} is a class without training images: there are {', '.join(class_names)}"
+            )
+        found = [p for p in _walk(folder) if p.suffix.lower() in EXTENSIONS]
+        if not found:
+            raise DataError(
+                f"{folder} holds no images ({', '.join(sorted(EXTENSIONS))}): add some or remove it"
+            )
+        paths += found
+        targets += [class_names.index(folder.name)] * len(found)
+    if not paths:
+        raise DataError(
+            f"{base} has no class folders: put the images of each class into a folder named after it"
+        )
+    return Files(paths, torch.tensor(targets))
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+
+
+def _walk(folder: Path) -> list[Path]:
+    """All files at any depth, hidden ones left out, in an order that depends on their names only."""
+    nested = (_walk(p) if p.is_dir() else [p] for p in _visible(folder))
+    return [path for paths in nested for path in paths]
+
+
+def _ignored(base: Path) -> tuple[str, ...]:
+    count = sum(path.suffix.lower() not in EXTENSIONS for path in _walk(base))
+    return (f"{count} files in {base} are no images by their names and were ignored.",) if count else ()
+
+
+def _decode(files: Files, image_size: int, grayscale: bool) -> Part:
+    images = _each(lambda path: read_picture(path, image_size, grayscale), files.paths)
+    return torch.stack(images).float().div_(255), files.targets
+
+
+def _each(function: Callable[[Path], T], paths: Sequence[Path]) -> list[T]:
+    """The function of each path, in order; in threads, as Pillow decodes outside the interpreter lock."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(function, paths))
+
+
+def _memory_bytes() -> int:
+    """All memory of this machine: unlike what is free right now, the same for a run and its resumption."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

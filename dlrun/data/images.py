@@ -1,0 +1,160 @@
+"""The published image sets: digits, MNIST and its relatives, CIFAR."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dlrun.data.cifar import read_batch, read_class_names
+from dlrun.data.download import fetch_with_torchvision
+from dlrun.data.idx import idx_path, read_labelled
+from dlrun.data.partition import stratified_partition
+from dlrun.data.pixels import Part, image_splits
+from dlrun.data.spec import Splits
+from dlrun.errors import DataError
+
+IDX_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+DIGITS = tuple("0123456789")
+CLOTHES = (
+    "T-shirt/top",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
+HIRAGANA = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
+CIFAR10_MEAN, CIFAR10_STD = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
+CIFAR100_MEAN, CIFAR100_STD = [0.5071, 0.4865, 0.4409], [0.2673, 0.2564, 0.2762]
+
+
+def digits(
+    image_size: int = 28,
+    mean: float | None = None,
+    std: float | None = None,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+) -> Splits:
+    """scikit-learn's 1,797 handwritten digits, 8x8 with 17 shades, resized; float32 (N, 1, size, size).
+
+    mean, std: of the training images if None. Raises RequestError for an impossible size, std or fraction.
+    """
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    images = torch.from_numpy(pixels).float().div_(16).view(-1, 1, 8, 8)
+    targets = torch.from_numpy(labels.astype(np.int64))
+    rows = stratified_partition(labels, DIGITS, test_fraction, seed, "data=digits")
+    parts = {name: (images[r], targets[r]) for name, r in zip(("train", "test"), rows, strict=True) if len(r)}
+    return image_splits(parts, DIGITS, image_size, _each(mean), _each(std))
+
+
+def mnist(root: str, image_size: int | None = None, mean: float = 0.1307, std: float = 0.3081) -> Splits:
+    """Handwritten digits, 60,000 + 10,000 grey images 28x28 (LeCun et al. 1998); float32 (N, 1, 28, 28).
+
+    Read from root/MNIST/raw. Raises DataError when a file is damaged, or missing and not to be downloaded.
+    """
+    return _idx_splits("mnist", "MNIST", root, DIGITS, image_size, mean, std)
+
+
+def fashion_mnist(
+    root: str, image_size: int | None = None, mean: float = 0.2860, std: float = 0.3530
+) -> Splits:
+    """Clothes in MNIST's format (Xiao et al. 2017), read from root/FashionMNIST/raw; else as `mnist`."""
+    return _idx_splits("fashion_mnist", "FashionMNIST", root, CLOTHES, image_size, mean, std)
+
+
+def kmnist(root: str, image_size: int | None = None, mean: float = 0.1918, std: float = 0.3483) -> Splits:
+    """Cursive Japanese in MNIST's format (Clanuwat et al. 2018), from root/KMNIST/raw; else as `mnist`."""
+    return _idx_splits("kmnist", "KMNIST", root, HIRAGANA, image_size, mean, std)
+
+
+def cifar10(
+    root: str,
+    image_size: int | None = None,
+    mean: list[float] = CIFAR10_MEAN,
+    std: list[float] = CIFAR10_STD,
+) -> Splits:
+    """50,000 + 10,000 colour images 32x32 of 10 classes (Krizhevsky 2009); float32 (N, 3, 32, 32).
+
+    Read from root/cifar-10-batches-py. Raises DataError when a file is damaged, or missing and not to be
+    downloaded; a file that would run code is damaged.
+    """
+    train = [f"data_batch_{i}" for i in range(1, 6)]
+    folder = _present(
+        "cifar10", "CIFAR10", root, "cifar-10-batches-py", [*train, "test_batch", "batches.meta"]
+    )
+    names = read_class_names(folder / "batches.meta", "label_names", 10)
+    parts = {
+        "train": _batches([folder / name for name in train], "labels", 10),
+        "test": _batches([folder / "test_batch"], "labels", 10),
+    }
+    return image_splits(parts, names, image_size, mean, std)
+
+
+def cifar100(
+    root: str,
+    image_size: int | None = None,
+    mean: list[float] = CIFAR100_MEAN,
+    std: list[float] = CIFAR100_STD,
+) -> Splits:
+    """As `cifar10` with 100 classes (the fine labels), read from root/cifar-100-python."""
+    folder = _present("cifar100", "CIFAR100", root, "cifar-100-python", ["train", "test", "meta"])
+    names = read_class_names(folder / "meta", "fine_label_names", 100)
+    parts = {part: _batches([folder / part], "fine_labels", 100) for part in ("train", "test")}
+    return image_splits(parts, names, image_size, mean, std)
+
+
+def _idx_splits(
+    data: str,
+    dataset: str,
+    root: str,
+    names: tuple[str, ...],
+    image_size: int | None,
+    mean: float,
+    std: float,
+) -> Splits:
+    folder = Path(root).expanduser() / dataset / "raw"
+    if any(idx_path(folder, name) is None for name in IDX_FILES):
+        fetch_with_torchvision(data, dataset, folder.parent.parent, f"{dataset}/raw", IDX_FILES)
+    paths = [idx_path(folder, name) or folder / name for name in IDX_FILES]
+    train = read_labelled(paths[0], paths[1], len(names))
+    test = read_labelled(paths[2], paths[3], len(names))
+    if train[0].shape[1:] != test[0].shape[1:]:
+        raise DataError(f"{folder} has training and test images of different sizes: delete it and run again")
+    parts = {part: _part(x[:, None], y) for part, (x, y) in (("train", train), ("test", test))}
+    return image_splits(parts, names, image_size, [mean], [std])
+
+
+def _present(data: str, dataset: str, root: str, folder: str, files: list[str]) -> Path:
+    """root/folder with all `files` in it, downloaded when one is missing."""
+    base = Path(root).expanduser()
+    if not all((base / folder / name).is_file() for name in files):
+        fetch_with_torchvision(data, dataset, base, folder, files)
+    return base / folder
+
+
+def _batches(paths: list[Path], label_key: str, classes: int) -> Part:
+    batches = [read_batch(path, label_key, classes) for path in paths]
+    return _part(np.concatenate([x for x, _ in batches]), np.concatenate([y for _, y in batches]))
+
+
+def _part(images: NDArray[np.uint8], labels: NDArray[np.uint8] | NDArray[np.int64]) -> Part:
+    """Bytes (N, C, H, W) to float32 in [0, 1], labels to int64."""
+    pixels = torch.from_numpy(images.astype(np.float32)).div_(255)
+    return pixels, torch.from_numpy(labels.astype(np.int64))
+
+
+def _each(value: float | None) -> list[float] | None:
+    """A constant of grey images as a value a channel."""
+    return None if value is None else [value]

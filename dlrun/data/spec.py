@@ -1,0 +1,89 @@
+"""The contract between data and model: what goes in, what comes out."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+Kind = Literal["vector", "image", "tokens"]
+TaskName = Literal["regression", "binary", "multiclass", "tagging"]
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What a model must know of its data.
+
+    kind and input_shape (one sample, without the batch dimension):
+        "vector"  (features,)                  float inputs
+        "image"   (channels, height, width)    float inputs
+        "tokens"  (longest length,)            int64 codes padded with 0, and int64 lengths
+    task and output_size (what the last dimension of the model's output holds):
+        "regression"  number of target columns     targets float (N, output_size)
+        "binary"      1 (one logit)                targets int64 (N,), 0 or 1
+        "multiclass"  number of classes            targets int64 (N,)
+        "tagging"     number of tags               targets int64 (N, length), -100 where padded
+    """
+
+    kind: Kind
+    input_shape: tuple[int, ...]
+    task: TaskName
+    output_size: int
+    class_names: tuple[str, ...] = ()
+    vocabulary: tuple[str, ...] = ()  # tokens: what code i stands for; code 0 is the padding
+    feature_names: tuple[str, ...] = ()
+    mean: tuple[float, ...] = ()  # was subtracted from the inputs, a value a channel or feature
+    std: tuple[float, ...] = ()  # then the inputs were divided by it
+
+    @property
+    def input_size(self) -> int:
+        """How many numbers one sample holds when it is flattened."""
+        size = 1
+        for length in self.input_shape:
+            size *= length
+        return size
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types only, as checkpoints need them."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "DataSpec":
+        """The inverse of `to_dict`."""
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of the data, held in memory: every tensor has the samples along its first dimension.
+
+    inputs: (x,) for vectors and images, (codes, lengths) for tokens: what the model is called with.
+    """
+
+    inputs: tuple[Tensor, ...]
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def rows(self, index: Tensor) -> "Split":
+        """The part that `index` (int64) selects, in its order."""
+        return Split(tuple(x[index] for x in self.inputs), self.targets[index])
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What every data option yields; a part is a `Split`, or a map-style Dataset of (input, target)
+    pairs when it is to be read from disk sample by sample.
+
+    val=None: the runner takes `data.val_fraction` of the training part. test=None: there is no test.
+    notes: what the user should be told about how the data was read, one sentence each.
+    """
+
+    train: "Split | Dataset[Any]"
+    val: "Split | Dataset[Any] | None"
+    test: "Split | Dataset[Any] | None"
+    spec: DataSpec
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,173 @@
+"""Tables: the course's diabetes data and any table of the user's."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dlrun.data.download import course_table
+from dlrun.data.partition import Rows, partition, stratified_partition
+from dlrun.data.spec import DataSpec, Split, Splits
+from dlrun.data.table import Numbers, Table, parse, read_table
+from dlrun.errors import DataError, RequestError
+
+TableTask = Literal["regression", "binary", "multiclass"]
+MOST_INTEGER_CLASSES = 20  # an integer target with more distinct values is taken for a quantity
+DIABETES_SHA256 = "398214d0f6b7f4a722f598d8e424f28bc078abbd16ebdeea0f8e264492325aa4"
+
+
+@dataclass(frozen=True)
+class Target:
+    """values: float64 (N, 1) for regression, else int64 (N,) indices into class_names."""
+
+    task: TableTask
+    values: Numbers | Rows
+    class_names: tuple[str, ...] = ()
+
+
+def diabetes(root: str, test_fraction: float = 0.2, normalize: bool = False, seed: int = 0) -> Splits:
+    """The course's 759 patients: 8 features scaled to about [-1, 1], diabetes yes (1) or no (0).
+
+    Source: github.com/hunkim/PyTorchZeroToAll, data/diabetes.csv.gz, looked for in the folder `root`.
+    Raises DataError when the file is damaged, or missing and not to be downloaded.
+    """
+    path = course_table("diabetes", root, "diabetes", DIABETES_SHA256)
+    table = read_table(path, header=False)
+    if len(table.names) != 9:
+        raise DataError(
+            f"{path} has {len(table.names)} columns, not the 9 of the diabetes table: delete it and run again"
+        )
+    return _splits(table, 8, _classes(table, 8, "binary"), test_fraction, normalize, seed)
+
+
+def csv(
+    path: str,
+    target: str | int = -1,
+    task: TableTask | None = None,
+    header: bool | None = None,
+    delimiter: str = ",",
+    test_fraction: float = 0.2,
+    normalize: bool = True,
+    seed: int = 0,
+) -> Splits:
+    """A table of the user's: a row a sample, numbers but for the target, which may be text.
+
+    task=None: classes if the target is text or holds at most 20 distinct integers, else regression.
+    Inputs float64 (N, features); normalize: (x - mean) / std with the constants of the training rows, std 1
+    for a constant column. Raises DataError or RequestError, naming file, line and column.
+    """
+    table = read_table(Path(path).expanduser(), header, delimiter)
+    column = table.index(target)
+    if len(table.names) == 1:
+        raise DataError(
+            f"{path} has one column only, so nothing to learn from: is it separated by something else than "
+            f"'{delimiter}', as in data.delimiter=';'?"
+        )
+    if len(table.lines) < 2:
+        raise DataError(f"{path} has one row only, at least two are needed: one to train on and one to test")
+    found = _target(table, column, task)
+    notes = () if task else (_inferred(table.names[column], found),)
+    return _splits(table, column, found, test_fraction, normalize, seed, notes)
+
+
+def _inferred(name: str, target: Target) -> str:
+    classes = f" with {len(target.class_names)} classes" if target.class_names else ""
+    return (
+        f"column '{name}' is the target and was taken for {target.task}{classes}; data.task=… says otherwise."
+    )
+
+
+def _target(table: Table, column: int, task: TableTask | None) -> Target:
+    if task not in (None, "regression", "binary", "multiclass"):
+        raise RequestError(f"data.task={task} is not known: type regression, binary or multiclass")
+    task = task or _guess(table, column)
+    if task == "regression":
+        return Target("regression", table.numbers(column)[:, None])
+    return _classes(table, column, task)
+
+
+def _guess(table: Table, column: int) -> TableTask:
+    cells = table.columns[column]
+    if parse(cells) is None:
+        readable = [i for i, cell in enumerate(cells) if parse([cell]) is None]
+        if len(readable) < len(cells):  # "NA" among numbers is a gap, not a class
+            error = table.complaint(column, readable[0])
+            raise DataError(f"{error} (or type data.task=multiclass if these are names of classes)")
+        distinct = len({cell.strip() for cell in cells})
+    else:
+        values = table.numbers(column)
+        if (values != np.round(values)).any():
+            return "regression"
+        distinct = len(np.unique(values))
+        if distinct > MOST_INTEGER_CLASSES:
+            return "regression"
+    return "binary" if distinct <= 2 else "multiclass"
+
+
+def _classes(table: Table, column: int, task: TableTask) -> Target:
+    """The target as classes: numbers in ascending order, text in alphabetical order."""
+    cells = table.columns[column]
+    names: list[str]
+    values: Rows
+    if parse(cells) is not None:
+        distinct, values = np.unique(table.numbers(column), return_inverse=True)
+        names = [str(int(v)) if v == int(v) else str(v) for v in distinct.tolist()]
+    else:
+        stripped = [cell.strip() for cell in cells]
+        if "" in stripped:
+            raise table.complaint(column, stripped.index(""))
+        texts, values = np.unique(np.array(stripped), return_inverse=True)
+        names = texts.tolist()
+    where = f"{table.path}: the target, column '{table.names[column]}',"
+    if len(names) == 1:
+        raise DataError(
+            f"{where} is '{names[0]}' in every row, so there is only one class and nothing to learn"
+        )
+    if task == "binary" and len(names) != 2:
+        raise DataError(f"{where} has {len(names)} distinct values: type data.task=multiclass, or regression")
+    return Target(task, values.astype(np.int64), tuple(names))
+
+
+def _splits(
+    table: Table,
+    column: int,
+    target: Target,
+    test_fraction: float,
+    normalize: bool,
+    seed: int,
+    notes: tuple[str, ...] = (),
+) -> Splits:
+    features = [i for i in range(len(table.names)) if i != column]
+    inputs = np.stack([table.numbers(i) for i in features], axis=1)  # (N, features)
+    if target.class_names:
+        labels = target.values.astype(np.int64)
+        rows = stratified_partition(labels, target.class_names, test_fraction, seed, str(table.path))
+    else:
+        rows = partition(len(inputs), test_fraction, seed)
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    if normalize:
+        mean, std = _constants(inputs[rows[0]])
+        inputs = (inputs - np.array(mean)) / np.array(std)
+    train, test = (Split((torch.from_numpy(inputs[r]),), torch.from_numpy(target.values[r])) for r in rows)
+    spec = DataSpec(
+        "vector",
+        (len(features),),
+        target.task,
+        len(target.class_names) if target.task == "multiclass" else 1,
+        class_names=target.class_names,
+        feature_names=tuple(table.names[i] for i in features),
+        mean=mean,
+        std=std,
+    )
+    return Splits(train, None, test if len(test) else None, spec, notes)
+
+
+def _constants(train: NDArray[np.float64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std of each column; std 1 where a column is constant."""
+    constant = (train == train[0]).all(axis=0)  # its computed std may be 1e-17 rather than 0
+    std = np.where(constant, 1.0, train.std(axis=0))
+    return tuple(train.mean(axis=0).tolist()), tuple(std.tolist())

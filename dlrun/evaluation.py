@@ -1,0 +1,80 @@
+"""`dlrun eval RUN_OR_CHECKPOINT [key=value ...]`: the metrics of saved weights on the test split."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dlrun import build, checkpoint, config, loop, results, run_folder, runtime, saved
+from dlrun.console import Console, facts, number, table
+from dlrun.data.spec import DataSpec, Splits
+from dlrun.errors import MisfitError, RequestError
+from dlrun.request import Request, from_saved
+from dlrun.runtime import Runtime
+
+
+def evaluate(words: list[str]) -> dict[str, float]:
+    """Print the metrics table; returns the metrics. The best checkpoint of a run, or the file named."""
+    if not words or "=" in words[0]:
+        raise RequestError("which run? type dlrun eval outputs/<date>/<run>, or a checkpoint file of one")
+    path = saved.checkpoint_file(words[0])
+    full = checkpoint.is_full_model(path)
+    state = {} if full else checkpoint.load(path)
+    plain, choices = saved.load_run_config(path) if full else (state["config"], state["choices"])
+    request = from_saved(plain, choices, words[1:], None)
+    settings = config.read(request.config, request.choices)
+    with runtime.session(settings.rest.device, settings.rest.seed) as process:
+        splits = build.data(settings, request.trusted_modules)
+        spec = DataSpec.from_dict(state["spec"]) if state else splits.spec
+        refuse_other_data(spec, splits.spec, request)
+        model = _model(path, state, settings, splits, process, request)
+        name, part = next((n, p) for n, p in (("test", splits.test), ("val", splits.val), ("train", splits.train)) if p)
+        task = build.task(settings, spec)
+        batches = dict(zip(("train", "val", "test"), build.batches(settings, splits, model, process), strict=True))[
+            name
+        ]
+        assert batches is not None and part is not None
+        found = {f"{name}/{k}": v for k, v in loop.evaluate(model, batches, task, process.autocast).items()}
+        show(path, name, found, results.baseline(task, splits), process)
+    return found
+
+
+def _model(
+    path: Path,
+    state: dict[str, Any],
+    settings: config.Settings,
+    splits: Splits,
+    process: Runtime,
+    request: Request,
+) -> nn.Module:
+    if not state:
+        return checkpoint.load_full_model(path, settings.rest.trust).to(process.device)
+    model = build.model(settings, splits.spec, process, request.trusted_modules)
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        raise RequestError(f"{path} does not fit model={settings.model.choice}: {error}".replace("\n", " ")) from error
+    return model
+
+
+def refuse_other_data(trained: DataSpec, given: DataSpec, request: Request) -> None:
+    """Other data must look the same to the model."""
+    for name in ("kind", "task", "input_shape", "output_size", "class_names"):
+        was, now = getattr(trained, name), getattr(given, name)
+        if was != now:
+            data = request.choices.get("data")
+            raise MisfitError(f"the model was trained for {name} {was}, and data={data} has {now}")
+
+
+def show(path: Path, split: str, found: dict[str, float], trivial: dict[str, float], process: Runtime) -> None:
+    """The table: these metrics, those that the run recorded, and the baseline."""
+    console = Console()
+    result = path.resolve().parent.parent / "result.json"
+    recorded = run_folder.read_json(result)["metrics"] if result.exists() else {}
+    rows = []
+    for key, value in found.items():
+        cells = [recorded.get(key), trivial.get(key)]
+        rows.append((key, number(value), *("-" if c is None else number(c) for c in cells)))
+    console.say(facts([("checkpoint", str(path)), ("device", process.took), ("split", split)]))
+    console.say()
+    console.say(table(("metric", "now", "recorded", "baseline"), rows))

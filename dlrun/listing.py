@@ -1,0 +1,46 @@
+"""`dlrun ls` and `dlrun --help`: what can be chosen, without importing torch."""
+
+from pathlib import Path
+
+from dlrun.errors import RequestError
+
+HELP = """\
+dlrun: train a choice of data × model × optimizer × device, and record it
+
+  dlrun                                      an mlp on scikit-learn's digits, in seconds
+  dlrun model=resnet data=mnist device=cuda  choose from the groups
+  dlrun optimizer.lr=0.1 trainer.epochs=5    change any key
+  dlrun -m optimizer=sgd,momentum,adam       a run for each (quote brackets: -m 'seed=range(5)')
+  dlrun lesson=resnet_mnist                  a course preset
+  dlrun debug=one_batch                      one batch through everything
+
+  dlrun resume RUN [key=value ...]           go on with a run, or train longer (trainer.epochs=40)
+  dlrun eval RUN_OR_CHECKPOINT               metrics on the test split
+  dlrun ls [GROUP]                           what can be chosen
+  tensorboard --logdir outputs               look at the runs
+
+  --cfg job      show the composed config      --config-dir DIR   add options of your own
+  -v             show tracebacks               --hydra-help       Hydra's other flags
+
+groups: {groups}
+"""
+
+
+def groups(config_dir: Path) -> list[str]:
+    """The groups that config.yaml's defaults list names, in its order."""
+    from dlrun.request import GROUPS
+
+    return [group for group in GROUPS if (config_dir / group).is_dir()]
+
+
+def options(config_dir: Path, group: str) -> list[tuple[str, str]]:
+    """Each option of a group, with the words its file opens with."""
+    folder = config_dir / group
+    if not folder.is_dir():
+        raise RequestError(f"there is no group {group}; type one of {', '.join(groups(config_dir))}")
+    return [(path.stem, _first_words(path)) for path in sorted(folder.glob("*.yaml"))]
+
+
+def _first_words(path: Path) -> str:
+    comments = (line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#"))
+    return next((line for line in comments if not line.startswith("@package")), "")

@@ -1,0 +1,193 @@
+"""The one loop that trains everything: plain torch; no config, terminal or TensorBoard in it."""
+
+import inspect
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from itertools import islice
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dlrun.data.batches import Batch, Batches
+from dlrun.errors import RunError
+from dlrun.task import Task
+from dlrun.training import Training
+
+
+class Tracker(Protocol):
+    """Where numbers go."""
+
+    def log_step(self, step: int, values: dict[str, float]) -> None:
+        """Values of one optimizer step."""
+        ...
+
+    def log_epoch(self, row: dict[str, float], timings: dict[str, float]) -> None:
+        """The row of one epoch: epoch, step, metrics and learning rates; timings apart."""
+        ...
+
+
+class Display(Protocol):
+    """What the user sees meanwhile."""
+
+    def epoch(self, row: dict[str, float], timings: dict[str, float], is_best: bool) -> None:
+        """An epoch has ended."""
+        ...
+
+
+class Checkpointer(Protocol):
+    """What keeps the state."""
+
+    def after_step(self, training: Training) -> None:
+        """An optimizer step has been made."""
+        ...
+
+    def after_epoch(self, training: Training, row: dict[str, float], is_best: bool) -> None:
+        """An epoch has ended."""
+        ...
+
+    def interrupted(self, training: Training) -> None:
+        """The run stops in the middle of an epoch."""
+        ...
+
+
+def fit(t: Training, tracker: Tracker, display: Display, saver: Checkpointer, stop: Callable[[], bool]) -> str:
+    """Train until the epochs, the steps or the patience are used up, or until `stop()` says so.
+
+    Returns the status: "completed", "early_stopped" or "interrupted". RunError when the loss is not finite.
+    """
+    while not (t.done or t.out_of_patience):
+        started, first_batch = time.perf_counter(), t.progress.batch
+        finished = train_epoch(t, tracker, saver, stop)
+        t.synchronize()  # once an epoch, so that the device's time is counted
+        timings = t.progress.count(time.perf_counter() - started, t.train, first_batch)
+        if not finished:
+            saver.interrupted(t)
+            return "interrupted"
+        t.progress.epoch, t.progress.batch = t.progress.epoch + 1, 0
+        row: dict[str, float] = {"epoch": t.progress.epoch, "step": t.progress.step}
+        row |= {f"train/{k}": v for k, v in t.totals.metrics().items()}
+        t.totals = t.task.totals()
+        if t.val is not None:
+            row |= {f"val/{k}": v for k, v in evaluate(t.model, t.val, t.task, t.autocast).items()}
+        row |= t.schedule.learning_rates()
+        is_best = t.improved(row[t.monitor])
+        t.schedule.epoch_end(row[t.monitor])
+        tracker.log_epoch(row, timings)
+        saver.after_epoch(t, row, is_best)
+        display.epoch(row, timings, is_best)
+        if stop() and not (t.done or t.out_of_patience):
+            return "interrupted"
+    return "completed" if t.done else "early_stopped"
+
+
+def train_epoch(t: Training, tracker: Tracker, saver: Checkpointer, stop: Callable[[], bool]) -> bool:
+    """Train the rest of the epoch under way; False when `stop()` ended it before its last batch.
+
+    Nothing in a step waits for the device but the report at log points.
+    """
+    t.model.train()
+    needs_closure = requires_closure(t.optimizer)
+    batches = t.train.epoch(t.progress.epoch + 1, start=t.progress.batch)
+    while group := list(islice(batches, t.limits.accumulate_steps)):
+        seen: list[tuple[Tensor, Tensor, Tensor]] = []  # outputs, targets, loss of each batch, as trained on
+        if needs_closure:
+            t.optimizer.step(partial(backward, t, group, seen))  # type: ignore[arg-type]
+        else:
+            backward(t, group, seen)
+            t.scaler.step(t.optimizer)
+            t.scaler.update()
+        for outputs, targets, loss in seen:
+            t.totals.add(outputs, targets, loss)
+            t.recent.append(loss)
+        t.progress.step += 1
+        t.progress.batch += len(group)
+        if t.progress.step % t.limits.log_every_steps == 0:
+            tracker.log_step(t.progress.step, report(t, seen))
+        t.schedule.step_end()
+        saver.after_step(t)
+        if t.done or stop():
+            break
+    check_finite(t)
+    return t.done or t.progress.batch >= len(t.train)
+
+
+def backward(t: Training, group: list[Batch], seen: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    """Gradients of one optimizer step: the mean over all rows of its batches, ragged or not, then clipped.
+
+    Returns the loss (a scalar on the device). An optimizer with a closure may call this several times: the
+    first pass is what `seen` keeps.
+    """
+    t.optimizer.zero_grad()
+    record = not seen
+    whole = sum(t.task.weight(targets) for _, targets in group)
+    total = torch.zeros((), device=group[0][1].device)
+    for inputs, targets in group:
+        with t.autocast():
+            outputs = t.model(*inputs)
+            loss = t.task.loss(outputs, targets)
+        share = loss if len(group) == 1 or t.task.reduction == "sum" else loss * (t.task.weight(targets) / whole)
+        t.scaler.scale(share).backward()  # type: ignore[no-untyped-call]
+        if record:
+            seen.append((outputs.detach(), targets, loss.detach()))
+        total = share.detach() if len(group) == 1 else total + share.detach()
+    if t.limits.grad_clip_norm is not None:
+        t.scaler.unscale_(t.optimizer)
+        t.grad_norm = nn.utils.clip_grad_norm_(t.model.parameters(), t.limits.grad_clip_norm)
+    return total
+
+
+def report(t: Training, seen: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, float]:
+    """What is logged of a step: this waits for the device, once every log_every_steps."""
+    check_finite(t)
+    if t.limits.grad_clip_norm is None:
+        gradients = [p.grad for p in t.model.parameters() if p.grad is not None]
+        t.grad_norm = nn.utils.get_total_norm(gradients)
+    weights = [float(t.task.weight(targets)) for _, targets, _ in seen]
+    parts = [
+        float(loss) * (1.0 if t.task.reduction == "sum" else w) for (*_, loss), w in zip(seen, weights, strict=True)
+    ]
+    values = {"train/loss_step": sum(parts) / sum(weights), "train/grad_norm": float(t.grad_norm)}
+    return values | t.schedule.learning_rates()
+
+
+def check_finite(t: Training) -> None:
+    """Look at the losses since the last look, in one transfer; RunError names the first step that is not finite."""
+    if not t.recent:
+        return
+    losses = torch.stack(t.recent).tolist()
+    t.recent = []
+    for i, loss in enumerate(losses):
+        if not math.isfinite(loss):
+            behind = (len(losses) - 1 - i) // t.limits.accumulate_steps
+            raise RunError(
+                f"the loss is {loss} at step {t.progress.step - behind} (epoch {t.progress.epoch + 1}); "
+                f"the last finite loss was {t.last_finite_loss:.6g}; "
+                "try a smaller optimizer.lr, trainer.grad_clip_norm=1, or inputs of a size around 1"
+            )
+        t.last_finite_loss = loss
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module, batches: Batches, task: Task, autocast: Callable[[], AbstractContextManager[Any]]
+) -> dict[str, float]:
+    """Metrics of the whole split, each sample weighing the same."""
+    model.eval()
+    totals = task.totals()
+    for inputs, targets in batches.epoch(1):
+        with autocast():
+            outputs = model(*inputs)
+            loss = task.loss(outputs, targets)
+        totals.add(outputs, targets, loss)
+    return totals.metrics()
+
+
+def requires_closure(optimizer: Optimizer) -> bool:
+    """Whether the optimizer evaluates the loss itself, as LBFGS does."""
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty

@@ -1,0 +1,30 @@
+"""One linear layer: linear regression, and with a logistic loss logistic and softmax regression."""
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from dlrun.data.spec import DataSpec
+
+
+class Linear(nn.Linear):
+    """y = x Wᵀ + b on flattened inputs: (B, ...) -> (B, output_size).
+
+    Parameters `weight` (output_size, input_size) and `bias` (output_size,).
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("vector", "image")
+    tasks: ClassVar[tuple[str, ...]] = ("regression", "binary", "multiclass")
+
+    def __init__(self, spec: DataSpec, bias: bool = True) -> None:
+        super().__init__(spec.input_size, spec.output_size, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, features) or (B, C, H, W) -> (B, output_size)."""
+        return super().forward(x.flatten(1))
+
+
+class Logistic(Linear):
+    """The same layer giving logits: the loss applies the sigmoid (binary) or softmax (multiclass)."""
+
+    tasks: ClassVar[tuple[str, ...]] = ("binary", "multiclass")

@@ -1,0 +1,91 @@
+"""Recurrent nets on sequences of codes: plain, LSTM and GRU."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from dlrun.data.spec import DataSpec
+from dlrun.errors import MisfitError, RequestError
+from dlrun.models.settings import check_counts, check_dropout
+
+
+class RNN(nn.Module):
+    """Embedding, recurrent layers, linear layer; padding never reaches the recurrent layers.
+
+    (B, T) codes and (B,) lengths -> (B, output_size) from the last state of the top layer, both
+    directions side by side; for task "tagging" (B, T, output_size) from its output at every position.
+    dropout: share dropped between recurrent layers in training. Cell: Elman 1990, "Finding structure in
+    time", with tanh. Raises RequestError on sizes below 1, MisfitError on data without a vocabulary.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("tokens",)
+    cell: ClassVar[type[nn.RNN] | type[nn.LSTM] | type[nn.GRU]] = nn.RNN
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        embedding_size: int = 100,
+        hidden_size: int = 100,
+        layers: int = 2,
+        bidirectional: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        for key, value in (
+            ("embedding_size", embedding_size),
+            ("hidden_size", hidden_size),
+            ("layers", layers),
+        ):
+            check_counts(f"model.{key}", [value], f"model.{key}={2 if key == 'layers' else 100}")
+        check_dropout(dropout)
+        if dropout > 0 and layers == 1:
+            raise RequestError(
+                f"model.dropout={dropout} acts between recurrent layers, but model.layers=1: "
+                "type model.layers=2 or model.dropout=0."
+            )
+        if not spec.vocabulary:
+            raise MisfitError(
+                "A recurrent model needs to know how many codes there are, but the spec of this data has "
+                "no vocabulary: fill DataSpec.vocabulary."
+            )
+        self.tags = spec.task == "tagging"
+        self.embedding = nn.Embedding(len(spec.vocabulary), embedding_size, padding_idx=0)
+        self.recurrent = self.cell(
+            embedding_size,
+            hidden_size,
+            layers,
+            batch_first=True,
+            bidirectional=bidirectional,
+            dropout=dropout,
+        )
+        self.classifier = nn.Linear(hidden_size * (1 + bidirectional), spec.output_size)
+
+    def forward(self, codes: Tensor, lengths: Tensor) -> Tensor:
+        """(B, T) and (B,) int64, lengths >= 1 -> (B, output_size), for tagging (B, T, output_size)."""
+        # Packing reads lengths on the host: a tensor on an accelerator would cost a sync a step.
+        packed = pack_padded_sequence(
+            self.embedding(codes), lengths.cpu(), batch_first=True, enforce_sorted=False
+        )
+        outputs, state = self.recurrent(packed)
+        if self.tags:
+            padded, _ = pad_packed_sequence(outputs, batch_first=True, total_length=codes.shape[1])
+            scores: Tensor = self.classifier(padded)  # (B, T, output_size)
+            return scores
+        hidden = state[0] if isinstance(state, tuple) else state  # (layers x directions, B, hidden_size)
+        directions = hidden[-2:] if self.recurrent.bidirectional else hidden[-1:]
+        logits: Tensor = self.classifier(torch.cat(list(directions), dim=-1))
+        return logits
+
+
+class LSTM(RNN):
+    """The same net with the cell of Hochreiter and Schmidhuber 1997, "Long short-term memory"."""
+
+    cell = nn.LSTM
+
+
+class GRU(RNN):
+    """The same net with the gated recurrent unit of Cho et al. 2014, "Learning phrase representations"."""
+
+    cell = nn.GRU

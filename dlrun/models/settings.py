@@ -1,0 +1,45 @@
+"""What the models refuse, each as one sentence: settings out of range, unknown names, images too small."""
+
+import difflib
+from collections.abc import Collection, Sequence
+
+from dlrun.data.spec import DataSpec
+from dlrun.errors import MisfitError, RequestError
+
+
+def unknown(key: str, value: str, choices: Collection[str], advice: str = "") -> RequestError:
+    """The error for `key=value` where value is none of the choices, with a did-you-mean.
+
+    advice: what to type instead; all the choices when it is left out.
+    """
+    by_lower_case = {choice.lower(): choice for choice in choices}
+    close = difflib.get_close_matches(value.lower(), by_lower_case, n=3)
+    hint = f" (did you mean {' or '.join(by_lower_case[name] for name in close)}?)" if close else ""
+    advice = advice or f"type one of {', '.join(choices)}"
+    return RequestError(f"{key}={value} is unknown{hint}: {advice}.")
+
+
+def check_counts(key: str, counts: Sequence[int], example: str) -> None:
+    """Raise RequestError unless all counts (sizes, channels, layers) are whole numbers of at least 1."""
+    for count in counts:
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise RequestError(
+                f"{key} holds {count!r}, but takes whole numbers of at least 1: type {example}."
+            )
+
+
+def check_dropout(dropout: float) -> None:
+    """Raise RequestError unless dropout is a probability below 1."""
+    if not 0 <= dropout < 1:
+        raise RequestError(f"model.dropout={dropout} is no share from 0 to below 1: type model.dropout=0.5.")
+
+
+def check_image(spec: DataSpec, model: str, smallest: int) -> None:
+    """Raise MisfitError if the images are lower or narrower than `smallest` pixels."""
+    _, height, width = spec.input_shape
+    if min(height, width) < smallest:
+        advised = next((side for side in (28, 32) if side >= smallest), smallest)
+        raise MisfitError(
+            f"model={model} needs images of at least {smallest}x{smallest} pixels, but these are "
+            f"{height}x{width}: type data.image_size={advised}."
+        )

@@ -1,0 +1,128 @@
+"""What the terminal says of a run: before it starts, and when it has ended."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from omegaconf import OmegaConf
+
+from dlrun.console import Console, facts, number, table
+from dlrun.data.batches import MemoryBatches, row_count
+from dlrun.data.spec import DataSpec, Splits
+
+if TYPE_CHECKING:
+    from dlrun.experiment import Parts
+
+
+def opening(console: Console, parts: "Parts", folder: Path) -> None:
+    """What runs: data, model with its layers, optimizer, device, run folder."""
+    settings, spec = parts.settings, parts.splits.spec
+    where = "in memory" if isinstance(parts.training.train, MemoryBatches) else "read by workers"
+    progress = parts.training.progress
+    console.say(
+        facts(
+            [
+                ("data", f"{settings.data.choice}: {_row_counts(parts.splits)}, {where}; {_described(spec)}"),
+                ("model", f"{settings.model.choice}: {number(_parameters(parts))} parameters"),
+                ("optimizer", f"{settings.optimizer.choice}: {_learning_rates(parts)}{_schedule(parts)}"),
+                (
+                    "device",
+                    f"{parts.runtime.took}, {parts.runtime.precision}, {torch.get_num_threads()} threads",
+                ),
+                ("run folder", str(folder)),
+            ]
+        )
+    )
+    shapes = [(x.name, x.kind, "×".join(map(str, x.output_shape)), number(x.parameters)) for x in parts.layers]
+    console.say()
+    console.say(table(("layer", "kind", "output", "parameters"), shapes, left=2))
+    for note in parts.notes:
+        console.say(f"note: {note}")
+    if progress.step:
+        console.say(f"going on from epoch {progress.epoch}, step {progress.step}")
+    console.say()
+
+
+def _row_counts(splits: Splits) -> str:
+    named = (("train", splits.train), ("val", splits.val), ("test", splits.test))
+    return ", ".join(f"{number(row_count(part))} {name}" for name, part in named if part is not None)
+
+
+def _described(spec: DataSpec) -> str:
+    shape = "×".join(map(str, spec.input_shape))
+    if spec.task == "regression":
+        return f"{spec.kind} {shape} -> {spec.output_size} value{'s' if spec.output_size > 1 else ''}"
+    return f"{spec.kind} {shape} -> {max(spec.output_size, 2)} classes"
+
+
+def _parameters(parts: "Parts") -> int:
+    return sum(p.numel() for p in parts.model.parameters())
+
+
+def _learning_rates(parts: "Parts") -> str:
+    return ", ".join(f"{k} {v:g}" for k, v in parts.training.schedule.learning_rates().items())
+
+
+def _schedule(parts: "Parts") -> str:
+    keys = parts.settings.scheduler_keys
+    warm = f", warm-up {keys.warmup_steps} steps" if keys.warmup_steps else ""
+    choice = parts.settings.scheduler.choice
+    return ("" if choice == "none" else f", scheduler {choice}") + warm
+
+
+def closing(console: Console, parts: "Parts", folder: Path, result: dict[str, Any]) -> None:
+    """The final table with the baseline, and the commands that come next."""
+    metrics, trivial = result["metrics"], result["baseline"]
+    splits = [s for s in ("train", "val", "test") if any(k.startswith(s + "/") for k in metrics)]
+    shown = splits[-1] if splits else "train"
+    what = "mean" if parts.splits.spec.task == "regression" else "majority"
+    rows = []
+    for name in parts.task.metric_names:
+        cells = [number(metrics.get(f"{s}/{name}", float("nan"))) for s in splits]
+        rows.append((name, *cells, number(trivial.get(f"{shown}/{name}", float("nan")))))
+    console.say()
+    console.say(table(("metric", *splits, f"{what} ({shown})"), rows))
+    best = result["best"]
+    if best["epoch"] is not None:
+        tested = "; test is of these weights" if "test" in splits else ""
+        console.say(f"best: epoch {best['epoch']}, {best['metric']} {number(best['value'])}{tested}")
+    console.say(_end(parts, result))
+    console.say()
+    quoted = shlex.quote(str(folder))
+    outputs = shlex.quote(str(parts.settings.rest.paths.outputs))
+    trust = _trust_needed(parts)
+    finished = result["status"] != "interrupted"
+    more = f" trainer.epochs={2 * parts.training.limits.epochs}" if finished else ""
+    console.say(
+        facts(
+            [
+                ("run folder", str(folder)),
+                ("view", f"tensorboard --logdir {outputs}"),
+                ("evaluate", f"dlrun eval {quoted}{trust}"),
+                ("go on" if finished else "resume", f"dlrun resume {quoted}{more}{trust}"),
+            ]
+        )
+    )
+
+
+def _trust_needed(parts: "Parts") -> str:
+    """What must be added to a command that loads a run with code of the user's own."""
+    blocks = (parts.settings.data, parts.settings.model, parts.settings.optimizer, parts.settings.scheduler)
+    tops = {str(block.target).split(".")[0] for block in blocks if block.target}
+    own = sorted(tops - {"dlrun", "torch", "torchvision"})
+    return f" trusted_modules='[{','.join(own)}]'" if own else ""
+
+
+def _end(parts: "Parts", result: dict[str, Any]) -> str:
+    rate = result["samples_per_second"]
+    speed = f", {rate:,.0f} samples/s" if rate else ""
+    said = result["status"].replace("_", " ")
+    seconds = f"{result['train_seconds']:.1f} s of training"
+    return f"{said} after {result['epochs']} epochs, {result['steps']:,} steps, {seconds}{speed}"
+
+
+def config_as_markdown(plain: dict[str, Any]) -> str:
+    """The config as TensorBoard's text tab shows it."""
+    text = OmegaConf.to_yaml(OmegaConf.create(plain))
+    return "\n".join("    " + line for line in text.splitlines())

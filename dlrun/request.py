@@ -1,0 +1,149 @@
+"""From words on a command line to requests: what is to be trained, each fully composed."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from dlrun import config, run_names
+from dlrun.errors import RequestError
+
+GROUPS = ("data", "model", "optimizer", "scheduler", "device", "lesson", "experiment", "debug")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One run that is asked for."""
+
+    config: DictConfig  # resolved
+    choices: dict[str, str]  # group -> option
+    overrides: list[str]
+    hydra: DictConfig | None = None
+    folder: Path | None = None  # null: a new one under paths.outputs
+    sweep: Path | None = None  # the sweep's folder, when the run is a job of one
+    trusted_modules: list[str] | None = None  # a list when the config comes from a saved run: see targets.py
+    going_on: bool = False  # continue the run in `folder`
+    words: list[str] = field(default_factory=list)  # this command line
+
+
+def from_command_line(words: Sequence[str]) -> list[Request]:
+    """Compose what Hydra's command line asks for: one request, or one a job of a sweep (-m).
+
+    Empty when Hydra itself answered (--cfg, --info, shell completion). Hydra's exceptions pass through.
+    """
+    found: list[Request] = []
+
+    def capture(composed: DictConfig) -> None:
+        found.append(_captured(composed, list(words)))
+
+    capture.__module__ = "dlrun.request"
+    with _argv(words):
+        register()
+        main = hydra.main(version_base="1.3", config_path=str(config.CONFIG_DIR), config_name="config")
+        main(capture)()
+    return found
+
+
+def register() -> None:
+    """What composing needs: the schema, and the resolver that config.yaml uses."""
+    config.register()
+    if not OmegaConf.has_resolver("dlrun.folder_name"):
+        OmegaConf.register_new_resolver("dlrun.folder_name", run_names.folder_name)
+
+
+@contextlib.contextmanager
+def _argv(words: Sequence[str]) -> Iterator[None]:
+    """Hydra reads sys.argv; and it must raise its errors instead of printing them and exiting."""
+    before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["dlrun", *words], "1"
+    try:
+        yield
+    finally:
+        sys.argv = before
+        os.environ.pop("HYDRA_FULL_ERROR")
+        if full is not None:
+            os.environ["HYDRA_FULL_ERROR"] = full
+        GlobalHydra.instance().clear()
+
+
+def _captured(composed: DictConfig, words: list[str]) -> Request:
+    """A composed job with all that Hydra knows of it, resolved while Hydra's resolvers still answer."""
+    settings = HydraConfig.get()
+    multirun = settings.mode is not None and settings.mode.name == "MULTIRUN"
+    OmegaConf.resolve(composed)
+    folder = None
+    if multirun:
+        folder = Path(settings.sweep.dir) / settings.sweep.subdir
+    elif settings.run.dir != ".":
+        folder = Path(settings.run.dir)
+    return Request(
+        config=composed,
+        choices={k: str(v) for k, v in settings.runtime.choices.items() if v is not None and not k.startswith("hydra")},
+        overrides=list(settings.overrides.task),
+        hydra=OmegaConf.create(OmegaConf.to_container(settings, resolve=False)),  # type: ignore[arg-type]
+        folder=folder,
+        sweep=Path(settings.sweep.dir) if multirun else None,
+        words=words,
+    )
+
+
+def from_saved(plain: dict[str, Any], choices: dict[str, str], overrides: list[str], run: Path | None) -> Request:
+    """A saved run's config with this command line's overrides on top."""
+    merged = OmegaConf.create(plain)
+    chosen = dict(choices)
+    trusted: list[str] = []
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    for override in parsed:
+        key, value = override.key_or_group, override.value()
+        if override.is_sweep_override():
+            raise RequestError(f"{override.input_line} names several values; only one can be used here")
+        if key in GROUPS:
+            merged[key] = _option(key, str(value))[key]
+            chosen[key] = str(value)
+            continue
+        if (
+            not override.is_force_add()
+            and not override.is_add()
+            and OmegaConf.select(merged, key, default=_ABSENT) is _ABSENT
+        ):
+            raise UnknownKey(key, merged)
+        OmegaConf.update(merged, key, value, merge=True, force_add=True)
+        if key == "trusted_modules":
+            trusted = [str(v) for v in value] if isinstance(value, list) else [str(value)]
+        elif key.endswith("._target_"):
+            trusted.append(str(value).split(".")[0])
+    OmegaConf.resolve(merged)
+    return Request(merged, chosen, overrides, folder=run, trusted_modules=trusted)
+
+
+_ABSENT = object()
+
+
+class UnknownKey(RequestError):
+    """A key that a saved config does not have."""
+
+    def __init__(self, key: str, known: DictConfig) -> None:
+        from dlrun.mistakes import unknown_key
+
+        super().__init__(unknown_key(key, known))
+
+
+def _option(group: str, option: str) -> DictConfig:
+    """The default experiment with another option for one group."""
+    return compose([f"{group}={option}"])
+
+
+def compose(overrides: list[str]) -> DictConfig:
+    """The whole config for some overrides, resolved; Hydra's exceptions pass through."""
+    register()
+    with hydra.initialize_config_dir(config_dir=str(config.CONFIG_DIR), version_base="1.3"):
+        return hydra.compose(config_name="config", overrides=overrides)

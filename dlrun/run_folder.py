@@ -1,0 +1,101 @@
+"""The run folder: where everything that a run leaves behind lies."""
+
+import json
+import os
+import shlex
+import subprocess
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from dlrun.checkpoint import write_atomically
+from dlrun.errors import RequestError
+from dlrun.request import Request
+from dlrun.run_names import folder_name
+from dlrun.runtime import Runtime, describe_versions
+
+
+def create(outputs: Path, name: str) -> Path:
+    """A new folder outputs/<date>/<time>_<name>; two runs of the same second get two folders."""
+    now = datetime.now()
+    parent = outputs / now.strftime("%Y-%m-%d")
+    for suffix in ("", *(f"_{i}" for i in range(2, 1000))):
+        folder = parent / f"{now.strftime('%H-%M-%S')}_{folder_name(name)}{suffix}"
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise RequestError(f"cannot write to {outputs} ({error.strerror}); type paths.outputs=<folder>") from error
+        return folder
+    raise RequestError(f"{parent} holds a thousand runs of this second; type paths.outputs=<folder>")
+
+
+def claim(folder: Path) -> Path:
+    """A folder that somebody else chose (a sweep, or hydra.run.dir): it may exist, but hold no run."""
+    if (folder / "metrics.jsonl").exists() or (folder / "result.json").exists():
+        raise RequestError(f"{folder} already holds a run; choose another folder, or dlrun resume {folder}")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def describe(folder: Path, request: Request, runtime: Runtime) -> None:
+    """Write .hydra/ and environment.json: what was asked for, and where it ran."""
+    hidden = folder / ".hydra"
+    hidden.mkdir(exist_ok=True)
+    OmegaConf.save(request.config, hidden / "config.yaml")
+    OmegaConf.save(OmegaConf.create(request.overrides), hidden / "overrides.yaml")
+    OmegaConf.save(OmegaConf.create({"hydra": request.hydra}), hidden / "hydra.yaml")
+    write_json(folder / "environment.json", environment(request, runtime))
+
+
+def environment(request: Request, runtime: Runtime) -> dict[str, Any]:
+    """Versions, git commit, device, threads and the command line."""
+    return {
+        "command": shlex.join(["dlrun", *request.words]),
+        "working_directory": str(Path.cwd()),
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "device": str(runtime.device),
+        "precision": runtime.precision,
+        "threads": torch.get_num_threads(),
+        "cpu_count": os.cpu_count(),
+        "versions": describe_versions(),
+    }
+
+
+def _git(*words: str) -> str | None:
+    """What git says of the working directory; null where there is no git or no repository."""
+    try:
+        done = subprocess.run(["git", *words], capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Indented JSON, written atomically; NaN and infinities become null, which every reader takes."""
+    write_atomically(path, (json.dumps(_finite(values), indent=2) + "\n").encode())
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    if isinstance(value, float) and value - value != 0:
+        return None
+    return value
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a run; RequestError when it is missing or damaged."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{path} cannot be read: {error}") from error

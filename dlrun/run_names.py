@@ -1,0 +1,8 @@
+"""Names of run folders."""
+
+import re
+
+
+def folder_name(text: str, longest: int = 100) -> str:
+    """`text` as one folder's name: nothing that a shell or a file system minds, and not too long."""
+    return re.sub(r"[^\w.,=+-]+", "-", text).strip("-")[:longest] or "run"

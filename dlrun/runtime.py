@@ -1,0 +1,199 @@
+"""Process state: device, precision, threads, seeds, signals. The only code that knows a rank."""
+
+import contextlib
+import ctypes
+import os
+import platform
+import random
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+
+from dlrun.config import DeviceConfig
+from dlrun.errors import RequestError
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how tensors are computed."""
+
+    device: torch.device
+    precision: str
+    channels_last: bool | None
+    compile: bool
+    took: str  # what the terminal says about the choice
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of parameters and floating inputs; autocast narrows it inside the forward pass."""
+        return torch.float64 if self.precision == "fp64" else torch.float32
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The forward pass in bf16 or fp16; nothing otherwise."""
+        if self.precision not in _AUTOCAST:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=_AUTOCAST[self.precision])
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Loss scaling for fp16, whose gradients underflow otherwise; passes everything through else."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+
+def available_devices() -> list[str]:
+    """What this machine has, best first."""
+    names = [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        names.append("mps")
+    return [*names, "cpu"]
+
+
+def choose_device(config: DeviceConfig) -> tuple[torch.device, str]:
+    """The device asked for, and a few words on it; RequestError when it is not there."""
+    there = available_devices()
+    if config.name == "auto":
+        name = there[0].split(":")[0]
+        device = torch.device("cuda", config.index or 0) if name == "cuda" else torch.device(name)
+        why = "" if len(there) > 1 else "; no GPU found"
+        return _existing(device, there), f"{device} (auto{why})"
+    if config.index is not None and config.name != "cuda":
+        raise RequestError(f"device.index={config.index} is for cuda only; leave it out for {config.name}")
+    index = config.index or 0
+    device = torch.device("cuda", index) if config.name == "cuda" else torch.device(config.name)
+    return _existing(device, there), str(device)
+
+
+def _existing(device: torch.device, there: list[str]) -> torch.device:
+    if not any(str(device) == name.split(" ")[0] for name in there):
+        raise RequestError(f"device {device} is not on this machine, which has {', '.join(there)}; type device=auto")
+    return device
+
+
+@contextlib.contextmanager
+def session(config: DeviceConfig, seed: int) -> Iterator[Runtime]:
+    """Set the process up for one run and put it back afterwards, so that job k of a sweep equals job k alone."""
+    refuse_ranks()
+    device, took = choose_device(config)
+    if device.type == "mps" and config.precision == "fp64":
+        raise RequestError("device.precision=fp64 does not exist on mps; type device=cpu or device.precision=fp32")
+    threads, cudnn = torch.get_num_threads(), torch.backends.cudnn
+    before = (cudnn.benchmark, cudnn.deterministic, torch.are_deterministic_algorithms_enabled())
+    keep_freed_memory()
+    torch.set_num_threads(config.num_threads or threads)
+    cudnn.benchmark, cudnn.deterministic = not config.deterministic, config.deterministic
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be exact
+    torch.use_deterministic_algorithms(config.deterministic)
+    seed_everything(seed)
+    try:
+        yield Runtime(device, config.precision, config.channels_last, config.compile, took)
+    finally:
+        torch.set_num_threads(threads)
+        cudnn.benchmark, cudnn.deterministic = before[0], before[1]
+        torch.use_deterministic_algorithms(before[2])
+
+
+def refuse_ranks() -> None:
+    """Several processes would each train the same run."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RequestError("training on several processes is not there yet; start dlrun without torchrun")
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep the memory of freed activations instead of giving it back to the kernel.
+
+    It is faulted in again at every step otherwise: measured up to 1.5 times slower for small conv nets.
+    The two options are M_TRIM_THRESHOLD (-1) and M_MMAP_THRESHOLD (-3) of mallopt(3).
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    libc.mallopt(-1, 2**31 - 1)
+    libc.mallopt(-3, 2**30)
+
+
+def seed_everything(seed: int) -> None:
+    """Python's, NumPy's and torch's (all devices') global generators."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def rng_state() -> dict[str, Any]:
+    """Every global generator's state, as plain types and tensors."""
+    name, keys, *rest = np.random.get_state(legacy=True)
+    state: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
+    state["numpy"] = [name, torch.from_numpy(keys.astype(np.int64)), *rest]  # type: ignore[union-attr]
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """The inverse of `rng_state`; CUDA states are set when there are as many devices."""
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if len(state.get("cuda", [])) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state.get("cuda", []))
+
+
+class Interrupt:
+    """What the first Ctrl-C or SIGTERM leaves behind: the number of the signal, or 0."""
+
+    signal_number = 0
+
+    def __call__(self) -> bool:
+        return self.signal_number != 0
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """The first signal is kept for the loop to see after its step; the second ends the process now."""
+        if self.signal_number:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.signal_number = number
+        sys.stderr.write("\ninterrupted: finishing the step and saving (once more to stop at once)\n")
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Interrupt]:
+    """SIGINT and SIGTERM set a flag while this lasts (in the main thread; Python allows it nowhere else)."""
+    interrupt = Interrupt()
+    before: dict[int, Any] = {}
+    with contextlib.suppress(ValueError):
+        for caught in (signal.SIGINT, signal.SIGTERM):
+            before[caught] = signal.signal(caught, interrupt.handle)
+    try:
+        yield interrupt
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def synchronizer(device: torch.device) -> Callable[[], None]:
+    """What waits for the device's queue; needed before a clock is read, and only there."""
+    if device.type == "cuda":
+        return torch.cuda.synchronize
+    if device.type == "mps":
+        return torch.mps.synchronize
+    return lambda: None
+
+
+def describe_versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    names = ("torch", "torchvision", "hydra-core", "omegaconf", "tensorboard", "numpy", "scikit-learn")
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in names:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

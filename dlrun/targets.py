@@ -1,0 +1,157 @@
+"""What a `_target_` may name, and whether its arguments fit: checked before anything is built."""
+
+import difflib
+import importlib.util
+import inspect
+import types
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, Union, get_args, get_origin
+
+import hydra.utils
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from dlrun.config import Block
+from dlrun.errors import RequestError
+
+_PACKAGES = ("dlrun", "torch.nn", "torch.optim", "torchvision")
+_CLASSES = (nn.Module, Optimizer, LRScheduler)
+
+
+def names(block: Any) -> Iterator[str]:
+    """Every `_target_` in a block, nested ones too."""
+    if isinstance(block, dict):
+        if isinstance(block.get("_target_"), str):
+            yield block["_target_"]
+        for value in block.values():
+            yield from names(value)
+    elif isinstance(block, list):
+        for value in block:
+            yield from names(value)
+
+
+def resolve(target: str, where: str, trusted_modules: Sequence[str] | None) -> Callable[..., Any]:
+    """The object that `target` names.
+
+    trusted_modules: null when the user's own command line or config folder names the target; a list when it
+    comes from a loaded run, whose targets run only when the object itself is ours, torch's or trusted.
+    """
+    if trusted_modules is not None:
+        _refuse(target, where, trusted_modules, _inside(target, (*_PACKAGES, *trusted_modules)))
+    try:
+        found = hydra.utils.get_object(target)
+    except Exception as error:  # importing a user's module runs it, so anything can come
+        raise RequestError(f"{where}={target} cannot be imported: {_why(target, error)}") from error
+    if not callable(found):
+        raise RequestError(f"{where}={target} is a {type(found).__name__}, not a class or a function")
+    if trusted_modules is not None:
+        _refuse(target, where, trusted_modules, _trustworthy(found, trusted_modules))
+    return found  # type: ignore[no-any-return]
+
+
+def _why(target: str, error: Exception) -> str:
+    """Hydra's message holds a traceback; a missing top-level module has a plain reason."""
+    top = target.split(".")[0]
+    if importlib.util.find_spec(top) is None:
+        return f"there is no module {top} in the working directory or among the installed ones"
+    cause = error.__cause__ or error
+    lines = [line for line in str(cause).splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[-1].strip() if lines else 'no message'}"
+
+
+def _inside(name: str, packages: Sequence[str]) -> bool:
+    return any(name == p or name.startswith(p + ".") for p in packages)
+
+
+def _trustworthy(found: Any, trusted_modules: Sequence[str]) -> bool:
+    """The object's own module decides, not the path that led to it."""
+    module = getattr(found, "__module__", None) or ""
+    if _inside(module, tuple(trusted_modules)) or _inside(module, ("dlrun.data", "dlrun.models", "dlrun.optim")):
+        return True
+    return inspect.isclass(found) and issubclass(found, _CLASSES) and _inside(module, _PACKAGES)
+
+
+def _refuse(target: str, where: str, trusted_modules: Sequence[str], allowed: bool) -> None:
+    if not allowed:
+        top = target.split(".")[0]
+        raise RequestError(
+            f"{where}={target} comes from a saved run and would run code that is not dlrun's; "
+            f"if you trust it add trusted_modules='[{', '.join((*trusted_modules, top))}]'"
+        )
+
+
+def check_arguments(block: Block, target: Callable[..., Any], ours: Sequence[str], given: int) -> None:
+    """RequestError for an argument that the target does not have, that is missing, or of a wrong type.
+
+    ours: keys of the block that are dlrun's; given: how many positional arguments dlrun itself passes.
+    """
+    try:
+        parameters = inspect.signature(target, eval_str=True).parameters
+    except (ValueError, NameError, TypeError):  # a C function, or annotations that cannot be evaluated
+        return
+    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    own = dict(list(parameters.items())[given:])
+    for key, value in block.arguments.items():
+        if key.startswith("_"):
+            continue
+        if key not in own and not open_ended:
+            raise RequestError(_unknown(block, key, [*own, *ours]))
+        if key in own and not accepts(own[key].annotation, value):
+            kind = _words(own[key].annotation)
+            raise RequestError(f"{block.group}.{key}={value!r} must be {kind}")
+    for key, parameter in own.items():
+        required = parameter.default is inspect.Parameter.empty and parameter.kind not in (
+            inspect.Parameter.VAR_KEYWORD,
+            inspect.Parameter.VAR_POSITIONAL,
+        )
+        if required and key not in block.arguments:
+            raise RequestError(f"{block.group}.{key} has no value yet; type {block.group}.{key}=...")
+
+
+def _unknown(block: Block, key: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(key, known, 1)
+    hint = f"did you mean {block.group}.{close[0]}? " if close else ""
+    listed = ", ".join(sorted(k for k in known if not k.startswith("_")))
+    return f"{block.group}={block.choice} has no setting {block.group}.{key}; {hint}it has {listed}"
+
+
+def accepts(annotation: Any, value: Any) -> bool:
+    """Whether a plain value fits an annotation; what the annotation says beyond plain types is not looked at."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return any(accepts(a, value) for a in inner)
+    if origin is Literal:
+        return value in inner
+    if annotation in (None, type(None)):
+        return value is None
+    if annotation is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if annotation in (bool, str):
+        return isinstance(value, annotation)
+    if origin in (list, tuple, Sequence) or annotation in (list, tuple):
+        items = [a for a in inner if a is not Ellipsis]
+        return isinstance(value, list) and all(any(accepts(a, v) for a in items) for v in value if items)
+    if origin is dict or annotation is dict:
+        return isinstance(value, dict)
+    return not inspect.isclass(annotation) or annotation is inspect.Parameter.empty or _is_unchecked(annotation, value)
+
+
+def _is_unchecked(annotation: Any, value: Any) -> bool:
+    """A class we know nothing of (Path, Tensor, DataSpec) never takes a plain number, text or flag unnoticed."""
+    return annotation is not None and annotation.__module__ != "torch"
+
+
+def _words(annotation: Any) -> str:
+    """An annotation for people."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_words(a) for a in inner if getattr(a, "__module__", "") != "torch")
+    if origin is Literal:
+        return "one of " + ", ".join(str(a) for a in inner)
+    if origin in (list, tuple, Sequence):
+        return "a list like [" + ", ".join(_words(a).split(" ")[-1] for a in inner if a is not Ellipsis) + "]"
+    plain = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    return plain.get(annotation, getattr(annotation, "__name__", str(annotation)))

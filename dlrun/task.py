@@ -1,0 +1,294 @@
+"""What is learned: loss, predictions and metrics for regression, binary, multiclass and tagging.
+
+Metrics are sums on the device, reduced once at the end: a short last batch weighs what it holds.
+"""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dlrun.data.spec import DataSpec, TaskName
+from dlrun.errors import RequestError
+
+PADDING = -100  # tags where a sequence has ended
+Sums = dict[str, Tensor]
+
+_LOSSES: dict[TaskName, dict[str, Callable[..., Tensor]]] = {
+    "regression": {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss, "smooth_l1": F.smooth_l1_loss},
+    "binary": {"bce_with_logits": F.binary_cross_entropy_with_logits, "bce": F.binary_cross_entropy},
+    "multiclass": {"cross_entropy": F.cross_entropy, "nll": F.nll_loss, "multi_margin": F.multi_margin_loss},
+    "tagging": {"cross_entropy": F.cross_entropy, "nll": F.nll_loss},
+}
+_METRICS: dict[TaskName, tuple[str, ...]] = {
+    "regression": ("loss", "mse", "mae", "r2"),
+    "binary": ("loss", "accuracy", "precision", "recall", "f1", "auroc"),
+    "multiclass": ("loss", "accuracy", "macro_f1", "top5_accuracy"),
+    "tagging": ("loss", "accuracy", "exact_match"),
+}
+FLUSH_BATCHES = 64  # outputs are kept as they come and reduced in one go: 64 small reductions cost more
+
+
+@dataclass(frozen=True)
+class Task:
+    """Loss and metrics for one kind of target.
+
+    loss_name: null for the task's own (mse, bce_with_logits, cross_entropy); `bce` takes probabilities,
+    `nll` log-probabilities as the model's output. reduction: `mean` or `sum` over a batch is minimized;
+    the metric `loss` is the mean over samples either way.
+    """
+
+    spec: DataSpec
+    loss_name: str | None = None
+    reduction: str = "mean"
+    loss_function: Callable[..., Tensor] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        known = _LOSSES[self.spec.task]
+        name = self.loss_name or next(iter(known))
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise RequestError(
+                f"task.loss={name} is no loss for {self.spec.task}; {hint}type one of {', '.join(known)}"
+            )
+        object.__setattr__(self, "loss_name", name)
+        object.__setattr__(self, "loss_function", known[name])
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Without the split's name in front; top-5 accuracy says something from 10 classes on."""
+        names = _METRICS[self.spec.task]
+        few = self.spec.output_size < 10
+        return tuple(n for n in names if not (few and n == "top5_accuracy"))
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The scalar to minimize over one batch: outputs as the model gives them, targets as in DataSpec."""
+        if self.spec.task == "binary":
+            return self.loss_function(outputs.squeeze(-1), targets.to(outputs.dtype), reduction=self.reduction)
+        if self.spec.task == "tagging":
+            outputs, targets = outputs.flatten(0, 1), targets.flatten()
+        return self.loss_function(outputs, targets, reduction=self.reduction)
+
+    def weight(self, targets: Tensor) -> Tensor | int:
+        """What a batch counts in a mean: its rows, or its tags that are not padding (a tensor: no sync)."""
+        return (targets != PADDING).sum() if self.spec.task == "tagging" else len(targets)
+
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """Class probabilities (N, ..., classes); for binary (N,) of class 1."""
+        if self.spec.task == "binary":
+            outputs = outputs.squeeze(-1)
+            return outputs if self.loss_name == "bce" else outputs.sigmoid()
+        return outputs.exp() if self.loss_name == "nll" else outputs.softmax(-1)
+
+    def predictions(self, outputs: Tensor) -> Tensor:
+        """Values for regression, class numbers otherwise."""
+        if self.spec.task == "regression":
+            return outputs
+        if self.spec.task == "binary":
+            return (outputs.squeeze(-1) > (0.5 if self.loss_name == "bce" else 0.0)).long()
+        return outputs.argmax(-1)
+
+    def sums(self, outputs: Tensor, targets: Tensor) -> Sums:
+        """What the metrics need of some rows; adds up over batches (keys in `all_*` are concatenated)."""
+        sums: Sums = getattr(self, f"_{self.spec.task}_sums")(outputs, targets)
+        return sums
+
+    def metrics(self, sums: Sums) -> dict[str, float]:
+        """The metrics of everything that was summed."""
+        host = {k: v.cpu() for k, v in sums.items()}  # the one sync
+        found = {"loss": _ratio(host["loss"], host["weight"])}
+        reduced: dict[str, float] = getattr(self, f"_{self.spec.task}_metrics")(host)
+        return found | reduced
+
+    def totals(self) -> "Totals":
+        """A fresh sum."""
+        return Totals(self)
+
+    def _regression_sums(self, outputs: Tensor, targets: Tensor) -> Sums:
+        difference, y = _wide(outputs - targets), _wide(targets)
+        return {
+            "rows": _count(targets),
+            "squared": difference.square().sum(0),
+            "absolute": difference.abs().sum(0),
+            "all_y": y,
+        }
+
+    def _regression_metrics(self, s: Sums) -> dict[str, float]:
+        """R² is the mean over target columns of 1 - SS_res / SS_tot; 0 for a constant target."""
+        spread = (s["all_y"] - s["all_y"].mean(0)).square().sum(0)
+        r2 = torch.where(spread > 0, 1 - s["squared"] / spread.clamp_min(1e-300), torch.zeros_like(spread))
+        columns = s["rows"] * len(s["squared"])
+        return {
+            "mse": _ratio(s["squared"].sum(), columns),
+            "mae": _ratio(s["absolute"].sum(), columns),
+            "r2": float(r2.mean()),
+        }
+
+    def _binary_sums(self, outputs: Tensor, targets: Tensor) -> Sums:
+        cells = torch.bincount(targets * 2 + self.predictions(outputs), minlength=4)
+        return {"confusion": cells.view(2, 2), "all_scores": outputs.squeeze(-1), "all_targets": targets}
+
+    def _binary_metrics(self, s: Sums) -> dict[str, float]:
+        (tn, fp), (fn, tp) = s["confusion"].tolist()
+        return {
+            "accuracy": (tp + tn) / max(tp + tn + fp + fn, 1),
+            "precision": tp / max(tp + fp, 1),
+            "recall": tp / max(tp + fn, 1),
+            "f1": 2 * tp / max(2 * tp + fp + fn, 1),
+            "auroc": auroc(s["all_scores"], s["all_targets"]),
+        }
+
+    def _multiclass_sums(self, outputs: Tensor, targets: Tensor) -> Sums:
+        size = self.spec.output_size
+        cells = torch.bincount(targets * size + outputs.argmax(-1), minlength=size * size)
+        sums = {"confusion": cells.view(size, size)}
+        if "top5_accuracy" in self.metric_names:
+            sums["top5"] = (outputs.topk(5).indices == targets.unsqueeze(-1)).sum()
+        return sums
+
+    def _multiclass_metrics(self, s: Sums) -> dict[str, float]:
+        """Macro F1 is the mean over the classes that occur among targets or predictions."""
+        table = s["confusion"].double()
+        hits, both = table.diagonal(), table.sum(0) + table.sum(1)
+        found = {
+            "accuracy": _ratio(hits.sum(), table.sum()),
+            "macro_f1": float((2 * hits[both > 0] / both[both > 0]).mean()),
+        }
+        return found | ({"top5_accuracy": _ratio(s["top5"], table.sum())} if "top5" in s else {})
+
+    def _tagging_sums(self, outputs: Tensor, targets: Tensor) -> Sums:
+        real = targets != PADDING
+        right = (outputs.argmax(-1) == targets) & real
+        return {
+            "right": right.sum(),
+            "tags": real.sum(),
+            "exact": (right | ~real).all(-1).sum(),
+            "rows": _count(targets),
+        }
+
+    def _tagging_metrics(self, s: Sums) -> dict[str, float]:
+        return {
+            "accuracy": _ratio(s["right"], s["tags"]),
+            "exact_match": _ratio(s["exact"], s["rows"]),
+        }
+
+    def constant_outputs(self, targets: Tensor) -> Tensor:
+        """The trivial baseline, learnt from training targets: outputs (1, ...) that ignore the input.
+
+        The mean for regression; the classes' frequencies otherwise, so that the majority class is
+        predicted and the loss is the entropy of guessing by frequency.
+        """
+        if self.spec.task == "regression":
+            return _wide(targets).mean(0, keepdim=True)
+        flat = targets[targets != PADDING].flatten()
+        counts = torch.bincount(flat, minlength=max(self.spec.output_size, 2)).double() + 1e-9
+        shares = counts / counts.sum()
+        if self.spec.task == "binary":
+            return shares[1:] if self.loss_name == "bce" else shares[1:].logit()
+        return shares.log().unsqueeze(0)
+
+    def baseline(self, train_targets: Tensor, targets: Tensor) -> dict[str, float]:
+        """The metrics on `targets` of the constant learnt from `train_targets`."""
+        outputs = self.constant_outputs(train_targets).expand(*targets.shape[:2], -1)
+        if self.spec.task != "tagging":
+            outputs = self.constant_outputs(train_targets).expand(len(targets), -1)
+        wide = targets.double() if targets.is_floating_point() else targets
+        totals = self.totals()
+        totals.add(outputs, wide, self.loss(outputs, wide))
+        return totals.metrics()
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Sums are kept in float64, which mps does not have."""
+    return x.float() if x.device.type == "mps" else x.double()
+
+
+def _count(x: Tensor) -> Tensor:
+    return torch.tensor(len(x), device=x.device)
+
+
+def _ratio(a: Tensor, b: Tensor) -> float:
+    return float(a) / float(b) if float(b) else float("nan")
+
+
+def auroc(scores: Tensor, targets: Tensor) -> float:
+    """Area under the ROC curve of scores (N,) for targets (N,) of 0 and 1; 0.5 when one class is missing.
+
+    Mann and Whitney's U over n0 * n1, with the mean rank for ties. NaN when a score is NaN.
+    """
+    positives = targets == 1
+    n1 = int(positives.sum())
+    n0 = len(targets) - n1
+    if n0 == 0 or n1 == 0:
+        return 0.5
+    if bool(scores.isnan().any()):
+        return float("nan")
+    _, place, counts = torch.unique(scores, return_inverse=True, return_counts=True)
+    last = counts.cumsum(0).double()
+    mean_rank = last - (counts - 1).double() / 2
+    u = mean_rank[place][positives].sum() - n1 * (n1 + 1) / 2
+    return float(u / (n0 * n1))
+
+
+class Totals:
+    """Loss and metric sums of an epoch so far.
+
+    Outputs are kept by reference and reduced every FLUSH_BATCHES batches, so a step costs a list append. The
+    state holds the unreduced ones too: a resumed epoch adds up in the same order, to the same bits.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.sums: Sums = {}
+
+    def add(self, outputs: Tensor, targets: Tensor, loss: Tensor) -> None:
+        """One batch: detached outputs, targets, and the scalar that `Task.loss` gave."""
+        self.waiting.append((outputs.detach(), targets, loss.detach()))
+        if len(self.waiting) >= FLUSH_BATCHES:
+            self._flush()
+
+    def _flush(self) -> None:
+        outputs, targets, losses = zip(*self.waiting, strict=True)
+        self.waiting = []
+        weights = torch.stack([torch.as_tensor(self.task.weight(t), device=t.device) for t in targets])
+        loss = _wide(torch.stack(losses))
+        loss = loss if self.task.reduction == "sum" else loss * weights
+        new = self.task.sums(_joined(outputs), _joined(targets))
+        new |= {"loss": loss.sum(), "weight": weights.sum()}
+        self.sums = {k: self._merged(k, v) for k, v in new.items()}
+
+    def _merged(self, key: str, value: Tensor) -> Tensor:
+        if key not in self.sums:
+            return value
+        return torch.cat([self.sums[key], value]) if key.startswith("all_") else self.sums[key] + value
+
+    def metrics(self) -> dict[str, float]:
+        """Every metric of the task over all that was added."""
+        if self.waiting:
+            self._flush()
+        return self.task.metrics(self.sums)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain tensors, for a checkpoint in the middle of an epoch."""
+        return {"waiting": [list(entry) for entry in self.waiting], "sums": dict(self.sums)}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """The inverse of `state_dict`."""
+        self.waiting = [(o.to(device), t.to(device), x.to(device)) for o, t, x in state["waiting"]]
+        self.sums = {k: v.to(device) for k, v in state["sums"].items()}
+
+
+def _joined(parts: tuple[Tensor, ...]) -> Tensor:
+    """Batches one after the other; sequences of another length are padded to the longest."""
+    if len({p.shape[1:] for p in parts}) == 1:
+        return torch.cat(parts)
+    length = max(p.shape[1] for p in parts)
+    fill = 0.0 if parts[0].is_floating_point() else PADDING
+    grown = [F.pad(p, (*[0, 0] * (p.dim() - 2), 0, length - p.shape[1]), value=fill) for p in parts]
+    return torch.cat(grown)

@@ -1,0 +1,120 @@
+"""The state of a run: all that changes while it trains, and so all that a resumed run must know."""
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dlrun.data.batches import Batches
+from dlrun.optim.schedule import Schedule
+from dlrun.task import Task, Totals
+
+
+@dataclass
+class Limits:
+    """When training ends and how a step is made; null switches off."""
+
+    epochs: int = 1
+    max_steps: int | None = None
+    accumulate_steps: int = 1
+    grad_clip_norm: float | None = None
+    log_every_steps: int = 50
+    patience: int | None = None
+    min_delta: float = 0.0
+
+
+@dataclass
+class Progress:
+    """Where a run stands."""
+
+    epoch: int = 0  # epochs that have ended
+    batch: int = 0  # batches of the epoch under way
+    step: int = 0  # optimizer steps
+    best_value: float | None = None
+    best_epoch: int | None = None
+    best_step: int | None = None
+    epochs_without_improvement: int = 0
+    train_seconds: float = 0.0
+    samples: int = 0
+
+    def count(self, seconds: float, train: Batches, first_batch: int) -> dict[str, float]:
+        """Add training time and samples up; returns the timings since `first_batch` of the epoch."""
+        samples = train.rows_before(self.batch) - train.rows_before(first_batch)
+        self.train_seconds += seconds
+        self.samples += samples
+        return {"epoch_seconds": seconds, "samples_per_second": samples / seconds}
+
+
+@dataclass
+class Training:
+    """Everything one run trains with."""
+
+    model: nn.Module
+    task: Task
+    optimizer: Optimizer
+    schedule: Schedule
+    scaler: torch.amp.GradScaler
+    train: Batches
+    val: Batches | None
+    limits: Limits
+    monitor: str
+    mode: str
+    autocast: Callable[[], AbstractContextManager[Any]]
+    synchronize: Callable[[], None]
+    progress: Progress = field(default_factory=Progress)
+    totals: Totals = field(init=False)
+    recent: list[Tensor] = field(default_factory=list)  # losses since they were last looked at
+    last_finite_loss: float = math.nan
+    grad_norm: Tensor = field(default_factory=lambda: torch.tensor(math.nan))
+
+    def __post_init__(self) -> None:
+        self.totals = self.task.totals()
+
+    @property
+    def done(self) -> bool:
+        """All epochs or steps are made."""
+        p, limits = self.progress, self.limits
+        return p.epoch >= limits.epochs or (limits.max_steps is not None and p.step >= limits.max_steps)
+
+    @property
+    def out_of_patience(self) -> bool:
+        """The monitored metric has not improved for `patience` epochs."""
+        patience = self.limits.patience
+        return patience is not None and self.progress.epochs_without_improvement >= patience
+
+    def improved(self, value: float) -> bool:
+        """Note the monitored value of the epoch that has just ended; NaN never improves."""
+        p, sign = self.progress, 1 if self.mode == "max" else -1
+        best = -math.inf if p.best_value is None else sign * p.best_value
+        better = sign * value > best + (self.limits.min_delta if p.best_value is not None else 0.0)
+        if better:
+            p.best_value, p.best_epoch, p.best_step = value, p.epoch, p.step
+        p.epochs_without_improvement = 0 if better else p.epochs_without_improvement + 1
+        return better
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it, as tensors and plain Python."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "progress": asdict(self.progress),
+            "totals": self.totals.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """The inverse of `state_dict`, in place."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["scheduler"])
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.progress = Progress(**state["progress"])
+        self.totals = self.task.totals()
+        self.totals.load_state_dict(state["totals"], device)

@@ -1,0 +1,38 @@
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "data").glob("*.yaml"))
+OF_THE_RUNNER = {"val_fraction"}  # keys of every data set that a file may give a value of its own
+WITHOUT_DEFAULT = {"root": "${paths.data}", "path": "???"}
+
+
+def test_every_option_is_there():
+    synthetic = {"line", "regression", "parabola", "blobs"}
+    tables = {"csv", "diabetes", "names"}
+    images = {"digits", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "image_folder"}
+    assert {path.stem for path in CONFIGS} == synthetic | tables | images
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_file_says_what_its_target_takes(path):
+    said = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    module, name = said.pop("_target_").rsplit(".", 1)
+    parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+    taken = {
+        key: WITHOUT_DEFAULT[key] if parameter.default is parameter.empty else parameter.default
+        for key, parameter in parameters.items()
+    }
+    own = {key: value for key, value in said.items() if key not in OF_THE_RUNNER}
+    assert own == taken
+    assert {key: type(value) for key, value in own.items()} == {key: type(v) for key, v in taken.items()}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_file_opens_with_what_it_is_and_its_command(path):
+    first, second = path.read_text().splitlines()[:2]
+    assert first.startswith("# ")
+    assert second.startswith(f"# dlrun data={path.stem} ")

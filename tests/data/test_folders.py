@@ -1,0 +1,206 @@
+import shutil
+
+import pytest
+import torch
+from published_formats import write_folder
+from torch.utils.data import DataLoader
+
+from dlrun.data import folders
+from dlrun.data.folders import ImageFiles, image_folder
+from dlrun.data.pictures import read_picture
+from dlrun.data.spec import Split
+from dlrun.errors import DataError, DlrunError, RequestError
+
+AUGMENT = ["RandomHorizontalFlip", {"RandomCrop": {"size": 8, "padding": 2}}]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Ten images of cats, five of dogs, and things that are none."""
+    base = tmp_path / "photos"
+    write_folder(base, {"dog": 5, "cat": 10})
+    (base / "cat" / "notes.txt").write_text("no image")
+    (base / "cat" / ".hidden.png").write_text("no image")
+    (base / ".cache").mkdir()
+    return base
+
+
+def test_in_memory(photos):
+    splits = image_folder(str(photos), image_size=8)
+    assert isinstance(splits.train, Split)
+    assert splits.spec.class_names == ("cat", "dog")
+    assert splits.spec.input_shape == (3, 8, 8)
+    assert splits.train.targets.bincount().tolist() == [8, 4]
+    assert splits.test.targets.bincount().tolist() == [2, 1]
+    (x,) = splits.train.inputs
+    assert x.dtype == torch.float32
+    torch.testing.assert_close(x.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(x.std((0, 2, 3), correction=0), torch.ones(3))
+    assert splits.notes == (f"1 files in {photos} are no images by their names and were ignored.",)
+
+
+def test_streamed_equals_in_memory(photos):
+    settings = {"image_size": 8, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.1]}
+    memory = image_folder(str(photos), in_memory=True, **settings)
+    disk = image_folder(str(photos), in_memory=False, **settings)
+    assert isinstance(disk.train, ImageFiles)
+    assert disk.spec == memory.spec
+    for part in ("train", "test"):
+        held, streamed = getattr(memory, part), getattr(disk, part)
+        assert torch.equal(streamed.targets, held.targets)
+        assert streamed.targets.dtype == torch.int64
+        for i in range(len(held)):
+            image, label = streamed[i]
+            assert torch.equal(image, held.inputs[0][i])
+            assert label == held.targets[i]
+
+
+def test_streamed_constants_and_grayscale(photos):
+    splits = image_folder(str(photos), image_size=8, in_memory=False, grayscale=True)
+    assert (splits.spec.mean, splits.spec.std) == ((0.5,), (0.5,))
+    assert splits.train[0][0].shape == (1, 8, 8)
+    raw = read_picture(splits.train.paths[0], 8, grayscale=True)
+    torch.testing.assert_close(splits.train[0][0], (raw / 255 - 0.5) / 0.5)
+
+
+def test_large_sets_are_streamed(photos, monkeypatch):
+    bytes_needed = 4 * 15 * 3 * 8 * 8
+    monkeypatch.setattr(folders, "_memory_bytes", lambda: 4 * bytes_needed)
+    assert isinstance(image_folder(str(photos), image_size=8).train, ImageFiles)
+    monkeypatch.setattr(folders, "_memory_bytes", lambda: 4 * bytes_needed + 4)
+    assert isinstance(image_folder(str(photos), image_size=8).train, Split)
+
+
+def test_augmentation_is_for_training_and_by_seed(photos):
+    splits = image_folder(str(photos), image_size=8, augment=AUGMENT)
+    plain = image_folder(str(photos), image_size=8, in_memory=False)
+    train, test = splits.train, splits.test
+    assert (train.augments, test.augments, plain.train.augments) == (True, False, False)
+    rows = range(len(train))
+    assert all(torch.equal(train[i][0], plain.train[i][0]) for i in rows)
+    assert all(torch.equal(test[9, i][0], plain.test[i][0]) for i in range(len(test)))
+    first = [train[9, i][0] for i in rows]
+    assert sum(torch.equal(a, plain.train[i][0]) for i, a in enumerate(first)) < 3
+    assert all(torch.equal(a, train[9, i][0]) for i, a in reversed(list(enumerate(first))))
+    assert not all(torch.equal(a, train[8, i][0]) for i, a in enumerate(first))
+
+
+def test_workers_augment_alike(photos):
+    train = image_folder(str(photos), image_size=8, augment=AUGMENT).train
+    keys = [[(3, i) for i in range(0, 6)], [(3, i) for i in range(6, 12)]]
+    here, there = (list(DataLoader(train, batch_sampler=keys, num_workers=n)) for n in (0, 2))
+    for (x, y), (other_x, other_y) in zip(here, there, strict=True):
+        assert torch.equal(x, other_x)
+        assert torch.equal(y, other_y)
+
+
+@pytest.mark.parametrize("others", [["test"], ["val"], ["val", "test"]])
+def test_parted_folders(tmp_path, others):
+    write_folder(tmp_path / "train", {"a": 3, "b": 2})
+    for part in others:
+        write_folder(tmp_path / part, {"b": 1, "a": 1})
+    splits = image_folder(str(tmp_path), image_size=8)
+    assert splits.train.targets.tolist() == [0, 0, 0, 1, 1]
+    assert (splits.val is not None, splits.test is not None) == ("val" in others, "test" in others)
+    for part in others:
+        assert getattr(splits, part).targets.tolist() == [0, 1]
+
+
+def test_train_may_be_a_class(tmp_path):
+    write_folder(tmp_path, {"train": 3, "car": 3})
+    assert image_folder(str(tmp_path), image_size=8).spec.class_names == ("car", "train")
+
+
+def test_every_extension_and_depth(tmp_path):
+    write_folder(tmp_path, {"a": 1})
+    for suffix in (".jpg", ".JPEG", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"):
+        write_folder(tmp_path / "b", {f"deep{suffix}": 1}, suffix=suffix)
+    splits = image_folder(str(tmp_path), image_size=8, test_fraction=0)
+    assert splits.train.targets.bincount().tolist() == [1, 8]
+    assert splits.test is None
+
+
+def test_data_seed_draws_the_test_part(photos):
+    def chosen(seed):
+        return [p.name for p in image_folder(str(photos), seed=seed, in_memory=False).test.paths]
+
+    assert chosen(0) == chosen(0)
+    assert any(chosen(0) != chosen(seed) for seed in range(1, 6))
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_broken_image_is_named_at_load(photos, in_memory):
+    (photos / "cat" / "3.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"cat/3\.png cannot be read as an image"):
+        image_folder(str(photos), image_size=8, in_memory=in_memory)
+
+
+def no_classes(base):
+    shutil.rmtree(base)
+    base.mkdir()
+
+
+def one_class(base):
+    shutil.rmtree(base / "dog")
+
+
+def empty_class(base):
+    (base / "bird").mkdir()
+
+
+def unknown_class(base):
+    (base / "test" / "fish").mkdir(parents=True)
+    shutil.copytree(base / "cat", base / "train" / "cat")
+    shutil.copytree(base / "dog", base / "train" / "dog")
+
+
+def empty_test(base):
+    unknown_class(base)
+    (base / "test" / "fish").rmdir()
+
+
+def one_image(base):
+    for i in range(1, 5):
+        (base / "dog" / f"{i}.png").unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (no_classes, "photos has no class folders"),
+        (one_class, "photos has only one class folder, 'cat'"),
+        (empty_class, "bird holds no images"),
+        (unknown_class, "fish is a class without training images: there are cat, dog"),
+        (empty_test, "test has no class folders"),
+        (one_image, "class 'dog' has one row only"),
+    ],
+)
+def test_folders_that_cannot_be_learned(photos, spoil, words):
+    spoil(photos)
+    with pytest.raises(DataError, match=words) as caught:
+        image_folder(str(photos), image_size=8)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"path": "photo"}, r"did you mean 'photos'\?"),
+        ({"path": "photos/cat/0.png"}, "is a file, not a folder"),
+        ({"image_size": 0}, r"data\.image_size=0"),
+        ({"augment": AUGMENT, "in_memory": True}, r"leave out data\.in_memory"),
+        ({"augment": ["RandomFlip"]}, r"no transform of torchvision"),
+        ({"mean": [0.5]}, r"data\.mean has 1 values but the images have 3"),
+        ({"mean": [0.5], "in_memory": False}, r"data\.mean has 1 values but the images have 3"),
+        ({"test_fraction": 2}, r"data\.test_fraction=2"),
+    ],
+)
+def test_settings_that_cannot_be(photos, settings, words):
+    path = photos.parent / settings.pop("path", "photos")
+    with pytest.raises(DlrunError, match=words):
+        image_folder(str(path), **settings)
+
+
+def test_request_errors_are_requests(photos):
+    with pytest.raises(RequestError):
+        image_folder(str(photos), image_size=-1)

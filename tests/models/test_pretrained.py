@@ -1,0 +1,225 @@
+"""Nets of torchvision; its downloads are replaced by files made here."""
+
+import io
+import pickle
+import urllib.error
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision import models
+
+from dlrun.data.spec import DataSpec
+from dlrun.errors import MisfitError, RequestError
+from dlrun.models.pretrained import Torchvision
+
+Make = Callable[..., DataSpec]
+
+SMALLEST = {  # of each family the side that is advised, or one that is known to work
+    "alexnet": 64,
+    "vgg11": 32,
+    "resnet18": 8,
+    "resnext50_32x4d": 32,
+    "wide_resnet50_2": 32,
+    "squeezenet1_1": 28,
+    "densenet121": 32,
+    "googlenet": 28,
+    "inception_v3": 75,
+    "shufflenet_v2_x0_5": 32,
+    "mobilenet_v2": 32,
+    "mobilenet_v3_small": 32,
+    "mnasnet0_5": 32,
+    "efficientnet_b0": 32,
+    "efficientnet_v2_s": 32,
+    "regnet_x_400mf": 8,
+    "regnet_y_400mf": 32,
+    "convnext_tiny": 32,
+    "vit_b_16": 32,
+    "swin_t": 32,
+    "swin_v2_t": 32,
+    "maxvit_t": 224,
+}
+
+
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch) -> Callable[[nn.Module], list[dict[str, Any]]]:
+    """Make torchvision's download yield the weights of a net; the list collects how it was asked for."""
+
+    def publish(net: nn.Module) -> list[dict[str, Any]]:
+        calls: list[dict[str, Any]] = []
+
+        def download(url: str, **settings: Any) -> dict[str, Tensor]:
+            calls.append(settings)
+            return net.state_dict()
+
+        monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
+        return calls
+
+    return publish
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "side"), SMALLEST.items())
+def test_each_family_trains_saves_and_loads(name: str, side: int, image_spec: Make, tmp_path: Path) -> None:
+    net = Torchvision(image_spec(1, side, side, outputs=7), name)
+    x = torch.randn(2, 1, side, side)
+    output = net(x)
+    assert output.shape == (2, 7)
+    output.sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+    net.eval()
+    torch.save(net, tmp_path / "model.pt")
+    again = torch.load(tmp_path / "model.pt", weights_only=False)
+    torch.testing.assert_close(again(x), net(x))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", models.list_models(module=models))
+def test_every_name_is_built(name: str, image_spec: Make) -> None:
+    with torch.device("meta"):
+        if name == "regnet_y_128gf":
+            pytest.skip("takes 3 GB")
+        net = Torchvision(image_spec(3, 224, 224, outputs=7), name).eval()
+        assert net(torch.zeros(2, 3, 224, 224)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 64, 64), (2, 30, 26), (4, 8, 8)])
+def test_default_fits_channels_and_sizes(shape: tuple[int, ...], image_spec: Make) -> None:
+    net = Torchvision(image_spec(*shape))
+    assert net(torch.randn(2, *shape)).shape == (2, 10)
+
+
+def test_untrained_net_is_the_one_of_torchvision(image_spec: Make) -> None:
+    torch.manual_seed(0)
+    net = Torchvision(image_spec(3, 32, 32)).eval()
+    torch.manual_seed(0)
+    expected = models.resnet18(num_classes=10).eval()
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(net(x), expected(x))
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_auxiliary_heads_are_off(name: str, image_spec: Make) -> None:
+    with torch.device("meta"):
+        net = Torchvision(image_spec(3, 96, 96), name).train()
+        assert net(torch.zeros(2, 3, 96, 96)).shape == (2, 10)
+    assert not any("aux" in key.lower() for key in net.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "advised"),
+    [
+        ("vgg11", (1, 28, 28), 32),
+        ("alexnet", (3, 32, 32), 64),
+        ("inception_v3", (3, 64, 64), 75),
+        ("maxvit_t", (3, 64, 64), 224),
+        ("vit_b_16", (1, 28, 28), 32),
+        ("vit_b_16", (1, 32, 64), 32),
+        ("densenet121", (3, 40, 16), 32),
+    ],
+)
+def test_image_that_does_not_fit_gets_a_size_to_type(
+    name: str, shape: tuple[int, ...], advised: int, image_spec: Make
+) -> None:
+    with pytest.raises(MisfitError, match=rf"model\.name={name} .*type data\.image_size={advised}\."):
+        Torchvision(image_spec(*shape), name)
+    with torch.device("meta"):
+        assert Torchvision(image_spec(shape[0], advised, advised), name)
+
+
+def test_unknown_names_end_in_a_sentence(image_spec: Make) -> None:
+    with pytest.raises(RequestError, match=r"model\.name=resnet19 .*did you mean .*resnet18"):
+        Torchvision(image_spec(), "resnet19")
+    with pytest.raises(
+        RequestError, match=r"model\.name=fcn_resnet50 is unknown"
+    ):  # segments, not classifies
+        Torchvision(image_spec(), "fcn_resnet50")
+    with pytest.raises(
+        RequestError, match=r"model\.weights=default .*did you mean DEFAULT\?.*IMAGENET1K_V1, .*null"
+    ):
+        Torchvision(image_spec(), "resnet18", "default")
+
+
+def test_trained_weights_are_taken_and_the_last_layer_is_new(published: Any, image_spec: Make) -> None:
+    source = models.resnet18()
+    calls = published(source)
+    net = Torchvision(image_spec(3, 32, 32), "resnet18", "IMAGENET1K_V1")
+    trained, ours = source.state_dict(), net.net.state_dict()
+    assert {key for key in ours if not torch.equal(ours[key], trained[key])} == {"fc.weight", "fc.bias"}
+    assert ours["fc.weight"].shape == (10, 512)
+    assert calls[0]["weights_only"] is True
+    assert calls[0]["check_hash"] is True
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_trained_first_layer_answers_gray_as_before(channels: int, published: Any, image_spec: Make) -> None:
+    source = models.resnet18()
+    published(source)
+    net = Torchvision(image_spec(channels, 32, 32), "resnet18", "DEFAULT")
+    gray = torch.randn(2, 1, 32, 32)
+    conv: nn.Module = net.net.conv1  # type: ignore[assignment]
+    torch.testing.assert_close(
+        conv(gray.expand(2, channels, 32, 32)), source.conv1(gray.expand(2, 3, 32, 32)), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [("squeezenet1_1", 32), ("googlenet", 32), pytest.param("inception_v3", 75, marks=pytest.mark.slow)],
+)
+def test_trained_nets_of_other_makes(name: str, side: int, published: Any, image_spec: Make) -> None:
+    settings = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    published(models.get_model(name, **settings))
+    net = Torchvision(image_spec(1, side, side, outputs=7), name, "DEFAULT")
+    assert net(torch.randn(2, 1, side, side)).shape == (2, 7)
+
+
+def test_trained_vit_keeps_its_image_size(published: Any, image_spec: Make) -> None:
+    calls = published(nn.Identity())
+    with pytest.raises(
+        MisfitError, match=r"model\.name=vit_b_16 .* 32x32 pixels: type data\.image_size=384\."
+    ):
+        Torchvision(image_spec(3, 32, 32), "vit_b_16", "IMAGENET1K_SWAG_E2E_V1")
+    assert not calls, "the size is checked before anything is downloaded"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [urllib.error.URLError("no route"), RuntimeError("invalid hash value"), pickle.UnpicklingError("x")],
+)
+def test_failing_download_ends_in_a_sentence(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, image_spec: Make
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
+    with pytest.raises(RequestError, match=r"model\.weights=.* of resnet18 .*type model\.weights=null"):
+        Torchvision(image_spec(), "resnet18", "DEFAULT")
+
+
+def test_file_that_runs_code_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image_spec: Make
+) -> None:
+    class Attack:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "ran",))
+
+    file = io.BytesIO()
+    torch.save({"fc.bias": Attack()}, file)
+    url = models.ResNet18_Weights.DEFAULT.url
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / url.rpartition("/")[2]).write_bytes(file.getvalue())
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(RequestError, match=r"model\.weights=IMAGENET1K_V1 of resnet18 cannot be loaded .*[Ww]eights.only"):
+        Torchvision(image_spec(), "resnet18", "DEFAULT")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_broken_torchvision_is_explained(monkeypatch: pytest.MonkeyPatch, image_spec: Make) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "torchvision", None)
+    with pytest.raises(RequestError, match="install torch and torchvision together"):
+        Torchvision(image_spec())
