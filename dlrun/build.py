@@ -263,7 +263,8 @@ def _instantiate(block: Block, trusted_modules: Sequence[str] | None, keys: type
         cause = error.__cause__ or error
         if isinstance(cause, DlrunError):
             raise cause from None
-        raise RequestError(f"{_key(block, str(cause))}: {type(cause).__name__}: {cause}".splitlines()[0]) from error
+        kind = "" if isinstance(cause, ValueError) else f"{type(cause).__name__}: "
+        raise RequestError(f"{_key(block, str(cause))}: {kind}{cause}".splitlines()[0]) from error
 
 
 def _key(block: Block, message: str) -> str:

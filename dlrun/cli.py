@@ -76,6 +76,8 @@ def compose(words: list[str]) -> list["Request"]:
         return request.from_command_line(words)
     except (HydraException, OmegaConfBaseException) as error:
         raise RequestError(mistakes.sentence(error, words)) from error
+    except OSError as error:
+        raise RequestError(f"cannot make the run's folder: {error.strerror} ({error.filename})") from error
 
 
 def complain(error: DlrunError, verbose: bool) -> int:

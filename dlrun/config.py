@@ -6,6 +6,7 @@ into plain objects; nothing after it knows OmegaConf.
 """
 
 import dataclasses
+import difflib
 import hashlib
 import json
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Any, TypeVar, cast
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from dlrun.errors import RequestError
 
@@ -236,9 +237,19 @@ def typed(schema: type[T], values: dict[str, Any], where: str) -> T:
         instance = cast(T, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         key = ".".join(p for p in (where, str(error.full_key or error.key or "")) if p)
+        if isinstance(error, ConfigKeyError):
+            close = difflib.get_close_matches(key.rpartition(".")[2], _names(schema), 1)
+            hint = f"; did you mean {close[0]}?" if close else "; dlrun --cfg job shows all keys"
+            raise RequestError(f"there is no key {key}{hint}") from error
         raise RequestError(f"{key}: {_first_line(error)}") from error
     _check_ranges(instance, where)
     return instance
+
+
+def _names(schema: Any) -> list[str]:
+    """The names of a dataclass's fields, and of those of the dataclasses among them."""
+    inner = (f.default_factory for f in dataclasses.fields(schema) if dataclasses.is_dataclass(f.default_factory))
+    return [f.name for f in dataclasses.fields(schema)] + [name for made in inner for name in _names(made)]
 
 
 def _first_line(error: OmegaConfBaseException) -> str:

@@ -33,7 +33,7 @@ def evaluate(words: list[str]) -> dict[str, float]:
         batches = dict(zip(("train", "val", "test"), build.batches(settings, splits, model, process), strict=True))[
             name
         ]
-        assert batches is not None and part is not None
+        assert batches is not None
         found = {f"{name}/{k}": v for k, v in loop.evaluate(model, batches, task, process.autocast).items()}
         show(path, name, found, results.baseline(task, splits), process)
     return found
@@ -70,7 +70,7 @@ def show(path: Path, split: str, found: dict[str, float], trivial: dict[str, flo
     """The table: these metrics, those that the run recorded, and the baseline."""
     console = Console()
     result = path.resolve().parent.parent / "result.json"
-    recorded = run_folder.read_json(result)["metrics"] if result.exists() else {}
+    recorded = run_folder.read_json(result)["metrics"] if result.exists() and split == "test" else {}
     rows = []
     for key, value in found.items():
         cells = [recorded.get(key), trivial.get(key)]

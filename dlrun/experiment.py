@@ -59,7 +59,7 @@ def run(request: Request) -> int:
         earlier = saved.newest_state(request.folder) if request.going_on and request.folder else None
         folder = open_folder(request, parts, earlier)
         console.open_log(folder / "run.log")
-        report.opening(console, parts, folder)
+        report.opening(console, parts, folder, request.overrides if request.sweep else ())
         saver = make_saver(folder, parts, request, earlier)
         purge_step = earlier["step"] + 1 if earlier else None
         with tracking.tracked(folder, purge_step) as tracker, runtime.interruptible() as stop:

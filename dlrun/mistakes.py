@@ -3,9 +3,10 @@
 import difflib
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
+from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
@@ -20,7 +21,7 @@ def sentence(error: Exception, words: list[str]) -> str:
     if isinstance(error, OverrideParseException):
         return _unparsable(error)
     for cause in _chain(error):
-        if isinstance(cause, ConfigKeyError) or "is not in struct" in str(cause):
+        if isinstance(cause, ConfigKeyError) or re.match(r"Key '.*' (is )?not in ", str(cause)):
             return unknown_key(_key_of(error, cause), _known(words))
     for cause in _chain(error):
         if isinstance(cause, OmegaConfBaseException):
@@ -40,8 +41,10 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _key_of(error: Exception, cause: BaseException) -> str:
     """The whole dotted key, which only Hydra's outer message has."""
-    quoted = re.search(r"'([^']+)'", str(error)) if isinstance(error, ConfigCompositionException) else None
-    return quoted.group(1) if quoted else str(getattr(cause, "full_key", None) or getattr(cause, "key", ""))
+    quoted = re.search(r"Could not (?:override|append) '([^']+)'", str(error))
+    override = re.search(r"Error merging override \+*([^=\s]+)", str(error))
+    found = quoted or override
+    return found.group(1) if found else str(getattr(cause, "full_key", None) or getattr(cause, "key", ""))
 
 
 def _missing_option(error: MissingConfigException) -> str:
@@ -51,7 +54,8 @@ def _missing_option(error: MissingConfigException) -> str:
         close = difflib.get_close_matches(group, request.GROUPS, 1)
         hint = f"did you mean {close[0]}? " if close else ""
         return f"there is no group {group}; {hint}the groups are {', '.join(request.GROUPS)}"
-    return f"{group}={option} is not a choice; {_did_you_mean(option, options, group + '=')}type one of {', '.join(options)}"
+    hint = _did_you_mean(option, options, group + "=")
+    return f"{group}={option} is not a choice; {hint}type one of {', '.join(options)}"
 
 
 def _did_you_mean(wrong: str, known: list[str], before: str = "") -> str:
@@ -66,7 +70,8 @@ def _unparsable(error: OverrideParseException) -> str:
         hint = f"did you mean dlrun {verbs[0]}? " if verbs else ""
         return f"{words!r} is neither a command nor key=value; {hint}dlrun --help shows both"
     if re.search(r"[\[{(]", words):
-        return f"{words!r} cannot be read as key=value; quote brackets for the shell, for example 'model.hidden_sizes=[64,32]'"
+        example = "'model.hidden_sizes=[64,32]'"
+        return f"{words!r} cannot be read as key=value; quote brackets for the shell, for example {example}"
     return f"{words!r} cannot be read as key=value"
 
 
@@ -75,6 +80,9 @@ def unknown_key(key: str, known: DictConfig) -> str:
     key = key.lstrip("+~")
     keys = list(_dotted(known))
     groups = [group for group in request.GROUPS if group not in keys]
+    group, _, rest = key.partition(".")
+    if owners := [path.stem for path in sorted((CONFIG_DIR / group).glob("*.yaml")) if rest in _plain(path)]:
+        return f"there is no key {key} with this {group}; {' and '.join(owners[:4])} {_have(owners)} it"
     last = key.rpartition(".")[2]
     same_end = [k for k in keys if k.rpartition(".")[2] == last]
     close = difflib.get_close_matches(key, keys + groups, 3, 0.75)
@@ -87,6 +95,14 @@ def unknown_key(key: str, known: DictConfig) -> str:
     inside = [k for k in keys if parent and k.startswith(parent + ".")]
     listed = f"{parent} has {', '.join(inside)}" if inside else "dlrun --cfg job shows all keys"
     return f"there is no key {key}; {listed}"
+
+
+def _plain(path: Path) -> Any:
+    return OmegaConf.to_container(OmegaConf.load(path))
+
+
+def _have(owners: list[str]) -> str:
+    return "has" if len(owners) == 1 else "have"
 
 
 def _known(words: list[str]) -> DictConfig:

@@ -1,6 +1,7 @@
 """What the terminal says of a run: before it starts, and when it has ended."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +16,16 @@ if TYPE_CHECKING:
     from dlrun.experiment import Parts
 
 
-def opening(console: Console, parts: "Parts", folder: Path) -> None:
-    """What runs: data, model with its layers, optimizer, device, run folder."""
+def opening(console: Console, parts: "Parts", folder: Path, overrides: Sequence[str] = ()) -> None:
+    """What runs: the overrides of a sweep's job, data, model with its layers, optimizer, device, run folder."""
     settings, spec = parts.settings, parts.splits.spec
     where = "in memory" if isinstance(parts.training.train, MemoryBatches) else "read by workers"
     progress = parts.training.progress
+    job = [("job", " ".join(overrides))] if overrides else []
     console.say(
         facts(
             [
+                *job,
                 ("data", f"{settings.data.choice}: {_row_counts(parts.splits)}, {where}; {_described(spec)}"),
                 ("model", f"{settings.model.choice}: {number(_parameters(parts))} parameters"),
                 ("optimizer", f"{settings.optimizer.choice}: {_learning_rates(parts)}{_schedule(parts)}"),

@@ -70,7 +70,7 @@ class FileTracker:
         flat = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in flatten(settings).items()}
         final = {f"hparam/{k}": v for k, v in metrics.items() if math.isfinite(v)}
         events: Any = self.writer.file_writer
-        for summary in hparams(flat, final):
+        for summary in hparams(flat, final):  # type: ignore[no-untyped-call]
             events.add_summary(summary)
         self.log_step(step, final)
 

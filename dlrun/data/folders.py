@@ -112,9 +112,7 @@ def image_folder(
     return Splits(streamed["train"], streamed.get("val"), streamed.get("test"), spec, notes)
 
 
-def _find(
-    folder: Path, test_fraction: float, seed: int
-) -> tuple[dict[str, Files], list[str], tuple[str, ...]]:
+def _find(folder: Path, test_fraction: float, seed: int) -> tuple[dict[str, Files], list[str], tuple[str, ...]]:
     """The files of each part, the class names, and notes."""
     if not folder.is_dir():
         raise (
@@ -126,13 +124,9 @@ def _find(
     base = folder / "train" if parted else folder
     class_names = [p.name for p in _visible(base) if p.is_dir()]
     if not class_names:
-        raise DataError(
-            f"{base} has no class folders: put the images of each class into a folder named after it"
-        )
+        raise DataError(f"{base} has no class folders: put the images of each class into a folder named after it")
     if len(class_names) == 1:
-        raise DataError(
-            f"{base} has only one class folder, '{class_names[0]}', so there is nothing to tell apart"
-        )
+        raise DataError(f"{base} has only one class folder, '{class_names[0]}', so there is nothing to tell apart")
     train = _files(base, class_names)
     notes = _ignored(base)
     if parted:
@@ -155,20 +149,14 @@ def _files(base: Path, class_names: list[str]) -> Files:
         if not folder.is_dir():
             continue
         if folder.name not in class_names:
-            raise DataError(
-                f"{folder} is a class without training images: there are {', '.join(class_names)}"
-            )
+            raise DataError(f"{folder} is a class without training images: there are {', '.join(class_names)}")
         found = [p for p in _walk(folder) if p.suffix.lower() in EXTENSIONS]
         if not found:
-            raise DataError(
-                f"{folder} holds no images ({', '.join(sorted(EXTENSIONS))}): add some or remove it"
-            )
+            raise DataError(f"{folder} holds no images ({', '.join(sorted(EXTENSIONS))}): add some or remove it")
         paths += found
         targets += [class_names.index(folder.name)] * len(found)
     if not paths:
-        raise DataError(
-            f"{base} has no class folders: put the images of each class into a folder named after it"
-        )
+        raise DataError(f"{base} has no class folders: put the images of each class into a folder named after it")
     return Files(paths, torch.tensor(targets))
 
 

@@ -47,9 +47,7 @@ def read_labelled(images: Path, labels: Path, classes: int) -> tuple[NDArray[np.
     """
     x, y = read_idx(images, 3), read_idx(labels, 1)
     if len(x) != len(y) or x.size == 0:
-        raise _damaged(
-            images, f"holds {len(x)} images of {x.shape[1]}x{x.shape[2]}, {labels.name} {len(y)} labels"
-        )
+        raise _damaged(images, f"holds {len(x)} images of {x.shape[1]}x{x.shape[2]}, {labels.name} {len(y)} labels")
     if y.max() >= classes:
         raise _damaged(labels, f"holds the label {y.max()} where {classes - 1} is the largest")
     return x, y

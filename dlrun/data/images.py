@@ -67,9 +67,7 @@ def mnist(root: str, image_size: int | None = None, mean: float = 0.1307, std: f
     return _idx_splits("mnist", "MNIST", root, DIGITS, image_size, mean, std)
 
 
-def fashion_mnist(
-    root: str, image_size: int | None = None, mean: float = 0.2860, std: float = 0.3530
-) -> Splits:
+def fashion_mnist(root: str, image_size: int | None = None, mean: float = 0.2860, std: float = 0.3530) -> Splits:
     """Clothes in MNIST's format (Xiao et al. 2017), read from root/FashionMNIST/raw; else as `mnist`."""
     return _idx_splits("fashion_mnist", "FashionMNIST", root, CLOTHES, image_size, mean, std)
 
@@ -91,9 +89,7 @@ def cifar10(
     downloaded; a file that would run code is damaged.
     """
     train = [f"data_batch_{i}" for i in range(1, 6)]
-    folder = _present(
-        "cifar10", "CIFAR10", root, "cifar-10-batches-py", [*train, "test_batch", "batches.meta"]
-    )
+    folder = _present("cifar10", "CIFAR10", root, "cifar-10-batches-py", [*train, "test_batch", "batches.meta"])
     names = read_class_names(folder / "batches.meta", "label_names", 10)
     parts = {
         "train": _batches([folder / name for name in train], "labels", 10),

@@ -27,13 +27,9 @@ def names(root: str) -> Splits:
     test = _read(root, "names_test", TEST_SHA256)
     countries = tuple(sorted(set(train.columns[1])))
     if len(countries) == 1:
-        raise DataError(
-            f"{train.path}: every name is from '{countries[0]}', so there is only one class to learn"
-        )
+        raise DataError(f"{train.path}: every name is from '{countries[0]}', so there is only one class to learn")
     longest = max(len(_ascii(name)) for table in (train, test) for name in table.columns[0])
-    spec = DataSpec(
-        "tokens", (longest,), "multiclass", len(countries), class_names=countries, vocabulary=VOCABULARY
-    )
+    spec = DataSpec("tokens", (longest,), "multiclass", len(countries), class_names=countries, vocabulary=VOCABULARY)
     rewritten = sum(_ascii(name) != name.strip() for table in (train, test) for name in table.columns[0])
     notes = (f"{rewritten} names were rewritten in ASCII: accents dropped, other characters '?'.",)
     return Splits(
@@ -54,9 +50,7 @@ def encode(names: Sequence[str], length: int | None = None) -> tuple[Tensor, Ten
     texts = [_ascii(name) for name in names]
     lengths = [len(text) for text in texts]
     if 0 in lengths:
-        raise RequestError(
-            f"name {lengths.index(0) + 1} of {len(names)} is empty: give at least one character"
-        )
+        raise RequestError(f"name {lengths.index(0) + 1} of {len(names)} is empty: give at least one character")
     width = max(lengths, default=1) if length is None else length
     if max(lengths, default=0) > width:
         raise RequestError(f"name '{max(texts, key=len)}' is longer than {width} characters, shorten it")
@@ -80,15 +74,12 @@ def _read(root: str, file: str, sha256: str) -> Table:
     table = read_table(course_table("names", root, file, sha256), header=False)
     if len(table.names) != 2:
         raise DataError(
-            f"{table.path}, line {table.lines[0]}: {len(table.names)} columns, "
-            "where a name and a country are expected"
+            f"{table.path}, line {table.lines[0]}: {len(table.names)} columns, where a name and a country are expected"
         )
     for what, cells in zip(("name", "country"), table.columns, strict=True):
         empty = next((i for i, cell in enumerate(cells) if not cell.strip()), None)
         if empty is not None:
-            raise DataError(
-                f"{table.path}, line {table.lines[empty]}: the {what} is empty, correct or remove the line"
-            )
+            raise DataError(f"{table.path}, line {table.lines[empty]}: the {what} is empty, correct or remove the line")
     return table
 
 
@@ -96,8 +87,6 @@ def _split(table: Table, countries: tuple[str, ...], longest: int) -> Split:
     label = {country: i for i, country in enumerate(countries)}
     for line, country in zip(table.lines, table.columns[1], strict=True):
         if country not in label:
-            raise DataError(
-                f"{table.path}, line {line}: country '{country}' does not occur in the training names"
-            )
+            raise DataError(f"{table.path}, line {line}: country '{country}' does not occur in the training names")
     targets = torch.tensor([label[country] for country in table.columns[1]])
     return Split(encode(table.columns[0], longest), targets)

@@ -34,9 +34,7 @@ def image_splits(
     return Splits(splits["train"], splits.get("val"), splits.get("test"), spec, notes)
 
 
-def image_spec(
-    shape: tuple[int, ...], class_names: Sequence[str], mean: Constants, std: Constants
-) -> DataSpec:
+def image_spec(shape: tuple[int, ...], class_names: Sequence[str], mean: Constants, std: Constants) -> DataSpec:
     """The spec of images of one shape (C, H, W), each of one class."""
     names = tuple(class_names)
     return DataSpec("image", shape, "multiclass", len(names), class_names=names, mean=mean, std=std)

@@ -9,9 +9,7 @@ from dlrun.data.spec import DataSpec, Split, Splits
 from dlrun.errors import RequestError
 
 
-def line(
-    rows: int = 500, slope: float = 3.0, intercept: float = 0.8, noise: float = 0.0, seed: int = 0
-) -> Splits:
+def line(rows: int = 500, slope: float = 3.0, intercept: float = 0.8, noise: float = 0.0, seed: int = 0) -> Splits:
     """Points on y = slope * x + intercept, x uniform in [0, 1), y with Gaussian noise of that std.
 
     float64 x and y of shape (rows, 1), no test part. Raises RequestError for rows < 1 or noise < 0.
@@ -24,9 +22,7 @@ def line(
     return _regression(x, y)
 
 
-def regression(
-    rows: int = 100, features: int = 1, noise: float = 10.0, bias: float = 14.5, seed: int = 0
-) -> Splits:
+def regression(rows: int = 100, features: int = 1, noise: float = 10.0, bias: float = 14.5, seed: int = 0) -> Splits:
     """scikit-learn's make_regression: a random linear function, noise is the std of what is added to it.
 
     float64 x (rows, features) and y (rows, 1), no test part. Raises RequestError for a count < 1, noise < 0.
@@ -62,9 +58,7 @@ def parabola(
     return _regression(x, x**2 + scale * draw(rows, 1, generator=generator, dtype=torch.float64))
 
 
-def blobs(
-    rows_per_class: int = 100, task: Literal["multiclass", "binary"] = "multiclass", seed: int = 0
-) -> Splits:
+def blobs(rows_per_class: int = 100, task: Literal["multiclass", "binary"] = "multiclass", seed: int = 0) -> Splits:
     """Two Gaussian clouds of std 1 in the plane: class 0 around (2, 2), class 1 around (-2, -2).
 
     float64 x (2 * rows_per_class, 2), int64 y, no test part. Raises RequestError for rows_per_class < 1
@@ -72,9 +66,7 @@ def blobs(
     """
     _at_least("rows_per_class", rows_per_class, 1)
     if task not in ("multiclass", "binary"):
-        raise RequestError(
-            f"data.task={task} does not fit data=blobs: type data.task=multiclass or data.task=binary"
-        )
+        raise RequestError(f"data.task={task} does not fit data=blobs: type data.task=multiclass or data.task=binary")
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(2 * rows_per_class, 2, generator=generator, dtype=torch.float64)
     x[:rows_per_class] += 2

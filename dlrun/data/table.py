@@ -54,9 +54,7 @@ class Table:
         """A column as float64 of shape (rows,); DataError for the first cell that is not a finite number."""
         values = parse(self.columns[column])
         if values is None or not np.isfinite(values).all():
-            raise self.complaint(
-                column, next(i for i, cell in enumerate(self.columns[column]) if not _is_finite(cell))
-            )
+            raise self.complaint(column, next(i for i, cell in enumerate(self.columns[column]) if not _is_finite(cell)))
         return values
 
     def complaint(self, column: int, row: int) -> DataError:
@@ -64,8 +62,7 @@ class Table:
         cell = self.columns[column][row]
         what = f"holds '{cell[:40]}', which is not a finite number" if cell.strip() else "is empty"
         return DataError(
-            f"{self.path}, line {self.lines[row]}: column '{self.names[column]}' {what}; "
-            "correct the line or remove it"
+            f"{self.path}, line {self.lines[row]}: column '{self.names[column]}' {what}; correct the line or remove it"
         )
 
 
@@ -115,9 +112,7 @@ def _text(path: Path) -> str:
             f"{path} is named .gz but is not gzipped: rename it, or delete it if it was downloaded"
         ) from error
     except (EOFError, zlib.error) as error:
-        raise DataError(
-            f"{path} is damaged, its gzip stream does not end: delete it and get it anew"
-        ) from error
+        raise DataError(f"{path} is damaged, its gzip stream does not end: delete it and get it anew") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
 
@@ -126,9 +121,7 @@ def _rows(path: Path, text: str, delimiter: str) -> tuple[list[int], list[list[s
     """Line numbers and rows, all with as many cells as the first."""
     if len(delimiter) != 1 or delimiter in '\r\n"':
         raise RequestError(f"data.delimiter='{delimiter}' must be one character, such as ',' or ';' or '\\t'")
-    reader = csv.reader(
-        io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True
-    )
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
     try:
         numbered = [(reader.line_num, row) for row in reader if row]
     except csv.Error as error:

@@ -75,9 +75,7 @@ def csv(
 
 def _inferred(name: str, target: Target) -> str:
     classes = f" with {len(target.class_names)} classes" if target.class_names else ""
-    return (
-        f"column '{name}' is the target and was taken for {target.task}{classes}; data.task=… says otherwise."
-    )
+    return f"column '{name}' is the target and was taken for {target.task}{classes}; data.task=… says otherwise."
 
 
 def _target(table: Table, column: int, task: TableTask | None) -> Target:
@@ -123,9 +121,7 @@ def _classes(table: Table, column: int, task: TableTask) -> Target:
         names = texts.tolist()
     where = f"{table.path}: the target, column '{table.names[column]}',"
     if len(names) == 1:
-        raise DataError(
-            f"{where} is '{names[0]}' in every row, so there is only one class and nothing to learn"
-        )
+        raise DataError(f"{where} is '{names[0]}' in every row, so there is only one class and nothing to learn")
     if task == "binary" and len(names) != 2:
         raise DataError(f"{where} has {len(names)} distinct values: type data.task=multiclass, or regression")
     return Target(task, values.astype(np.int64), tuple(names))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from dlrun.data.spec import DataSpec
 from dlrun.errors import MisfitError, RequestError
-from dlrun.models.settings import unknown
+from dlrun.models.settings import first_line, unknown
 
 SIDES = (32, 64, 75, 96, 128, 224, 299)  # pixels; what is tried when an image does not fit
 
@@ -48,8 +48,8 @@ def _models() -> Any:
         from torchvision import models
     except (ImportError, RuntimeError) as error:
         raise RequestError(
-            f"model=torchvision cannot import torchvision ({error}): install torch and torchvision together "
-            "from the package index, as a CPU-only torch does not go with the ordinary torchvision."
+            f"model=torchvision cannot import torchvision ({first_line(error)}): install torch and torchvision "
+            "together from the package index, as a CPU-only torch does not go with the ordinary torchvision."
         ) from error
     return models
 
@@ -98,8 +98,8 @@ def _trained(name: str, weights: Any, outputs: int) -> nn.Module:
         net: nn.Module = _models().get_model(name, weights=weights)
     except Exception as error:  # no network, no space, a damaged file, a file that is more than tensors
         raise RequestError(
-            f"model.weights={weights.name} of {name} cannot be loaded ({error}): type model.weights=null, or "
-            f"put {weights.url} into {torch.hub.get_dir()}/checkpoints."
+            f"model.weights={weights.name} of {name} cannot be loaded ({first_line(error)}): type model.weights=null, "
+            f"or put {weights.url} into {torch.hub.get_dir()}/checkpoints."
         ) from error
     if name == "inception_v3":
         net.aux_logits, net.AuxLogits = False, None  # type: ignore[assignment]
@@ -116,9 +116,7 @@ def _check_image(spec: DataSpec, name: str, weights: Any) -> None:
     sides = SIDES if weights is None else (*SIDES, weights.meta["min_size"][0])
     fitting = next((side for side in sorted(sides) if _refusal(name, weights, side, side) is None), None)
     if fitting is None:
-        raise MisfitError(
-            f"model.name={name} takes no image of any size ({problem}): type model.name=resnet18."
-        )
+        raise MisfitError(f"model.name={name} takes no image of any size ({problem}): type model.name=resnet18.")
     raise MisfitError(
         f"model.name={name} cannot take images of {height}x{width} pixels: type data.image_size={fitting}."
     )
@@ -131,7 +129,7 @@ def _refusal(name: str, weights: Any, height: int, width: int) -> str | None:
         with torch.device("meta"), torch.no_grad():
             _untrained(name, built_for, outputs=1).eval()(torch.zeros(1, 3, height, width))
     except (AssertionError, RuntimeError, ValueError) as error:
-        return str(error).strip()
+        return first_line(error)
     return None
 
 

@@ -65,9 +65,7 @@ class RNN(nn.Module):
     def forward(self, codes: Tensor, lengths: Tensor) -> Tensor:
         """(B, T) and (B,) int64, lengths >= 1 -> (B, output_size), for tagging (B, T, output_size)."""
         # Packing reads lengths on the host: a tensor on an accelerator would cost a sync a step.
-        packed = pack_padded_sequence(
-            self.embedding(codes), lengths.cpu(), batch_first=True, enforce_sorted=False
-        )
+        packed = pack_padded_sequence(self.embedding(codes), lengths.cpu(), batch_first=True, enforce_sorted=False)
         outputs, state = self.recurrent(packed)
         if self.tags:
             padded, _ = pad_packed_sequence(outputs, batch_first=True, total_length=codes.shape[1])

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dlrun.data.spec import DataSpec
 from dlrun.errors import MisfitError, RequestError
-from dlrun.models.settings import unknown
+from dlrun.models.settings import first_line, unknown
 
 LAYERS: dict[str, type[nn.Module]] = {
     name: value
@@ -59,7 +59,7 @@ def _build(key: str, entry: Any, spec: DataSpec) -> nn.Module:
             return LAYERS[name](*args, **kwargs)
     except Exception as error:
         raise RequestError(
-            f"{key} cannot build {name} from {kwargs or args} ({_first_line(error)}): change its arguments."
+            f"{key} cannot build {name} from {kwargs or args} ({first_line(error)}): change its arguments."
         ) from error
 
 
@@ -72,9 +72,7 @@ def _parse(key: str, entry: Any) -> tuple[str, list[Any], dict[str, Any]]:
         if isinstance(settings, dict):
             return str(name), [], settings
         return str(name), settings if isinstance(settings, list) else [settings], {}
-    raise RequestError(
-        f"{key}={entry} is no layer: type one name a list entry, such as ReLU or {{Linear: [in, 64]}}."
-    )
+    raise RequestError(f"{key}={entry} is no layer: type one name a list entry, such as ReLU or {{Linear: [in, 64]}}.")
 
 
 def _fill_in(value: Any, layer: str, spec: DataSpec) -> Any:
@@ -101,20 +99,13 @@ def _dry_run(layers: list[nn.Module], spec: DataSpec) -> None:
         except Exception as error:
             raise MisfitError(
                 f"model.layers[{i}] ({type(layer).__name__}) cannot take samples of shape {shape} "
-                f"({_first_line(error)}): change its arguments or put Flatten before it."
+                f"({first_line(error)}): change its arguments or put Flatten before it."
             ) from error
         layer.train()
         if not isinstance(x, Tensor):
-            raise MisfitError(
-                f"model.layers[{i}] ({type(layer).__name__}) gives no tensor: use another layer."
-            )
+            raise MisfitError(f"model.layers[{i}] ({type(layer).__name__}) gives no tensor: use another layer.")
     if list(x.shape) != [2, spec.output_size]:
         raise MisfitError(
             f"model.layers ends with samples of shape {list(x.shape[1:])}, but this data needs "
             f"[{spec.output_size}]: end the list with Flatten and {{LazyLinear: out}}."
         )
-
-
-def _first_line(error: Exception) -> str:
-    """What torch says, without its trailing lines."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")

@@ -23,9 +23,7 @@ def check_counts(key: str, counts: Sequence[int], example: str) -> None:
     """Raise RequestError unless all counts (sizes, channels, layers) are whole numbers of at least 1."""
     for count in counts:
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise RequestError(
-                f"{key} holds {count!r}, but takes whole numbers of at least 1: type {example}."
-            )
+            raise RequestError(f"{key} holds {count!r}, but takes whole numbers of at least 1: type {example}.")
 
 
 def check_dropout(dropout: float) -> None:
@@ -43,3 +41,8 @@ def check_image(spec: DataSpec, model: str, smallest: int) -> None:
             f"model={model} needs images of at least {smallest}x{smallest} pixels, but these are "
             f"{height}x{width}: type data.image_size={advised}."
         )
+
+
+def first_line(error: Exception) -> str:
+    """What torch says, without its trailing lines, to be quoted within a sentence."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".: ")

@@ -90,9 +90,7 @@ def write_cifar100(root: Path, protocol: int | None = None, rows: int = 12) -> d
     return files
 
 
-def write_folder(
-    base: Path, classes: dict[str, int], size: tuple[int, int] = (40, 30), suffix: str = ".png"
-) -> None:
+def write_folder(base: Path, classes: dict[str, int], size: tuple[int, int] = (40, 30), suffix: str = ".png") -> None:
     """base/<class>/<number><suffix>: noise in colour, `classes` says how many images each has."""
     rng = np.random.default_rng(0)
     for name, count in classes.items():

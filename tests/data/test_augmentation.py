@@ -39,6 +39,7 @@ def test_global_generator_is_left_alone():
         ),
         (["zzz"], "such as RandomHorizontalFlip"),
         (["functional"], "is no transform"),
+        (["InterpolationMode"], "is no transform"),
         ([{"RandomCrop": {"sise": 16}}], "RandomCrop does not take"),
         (["RandomCrop"], "RandomCrop does not take"),
         ([{"Lambda": {"lambd": "print"}}], "not callable"),

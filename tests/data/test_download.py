@@ -37,9 +37,7 @@ def test_fetch_brings_the_file(server, tmp_path, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize(
-    ("name", "sha256", "error"), [("t.csv", "0" * 64, ValueError), ("no.csv", SHA256, OSError)]
-)
+@pytest.mark.parametrize(("name", "sha256", "error"), [("t.csv", "0" * 64, ValueError), ("no.csv", SHA256, OSError)])
 def test_failed_fetch_leaves_nothing(server, tmp_path, name, sha256, error):
     folder = tmp_path / "new"
     with pytest.raises(error):
@@ -66,9 +64,7 @@ def test_course_table_prefers_what_is_there(tmp_path, monkeypatch):
     assert course_table("t", str(tmp_path), "t", SHA256) == tmp_path / "t.csv.gz"
 
 
-@pytest.mark.parametrize(
-    "error", [OSError("no\nroute"), ValueError("checksum"), PermissionError(13, "denied")]
-)
+@pytest.mark.parametrize("error", [OSError("no\nroute"), ValueError("checksum"), PermissionError(13, "denied")])
 def test_course_table_without_network(tmp_path, monkeypatch, error):
     def fail(*_):
         raise error

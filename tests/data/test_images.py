@@ -128,9 +128,7 @@ def test_digits():
     (m,), (s,) = splits.spec.mean, splits.spec.std
     pixels = torch.cat([train, test]) * s + m
     expected = load_digits().images / 16
-    assert sorted(pixels.mean((1, 2, 3)).tolist()) == pytest.approx(
-        sorted(expected.mean((1, 2)).tolist()), abs=1e-5
-    )
+    assert sorted(pixels.mean((1, 2, 3)).tolist()) == pytest.approx(sorted(expected.mean((1, 2)).tolist()), abs=1e-5)
     assert abs(train.mean()) < 1e-5
     assert train.std(correction=0).item() == pytest.approx(1, abs=1e-4)
     shares = splits.test.targets.bincount() / splits.train.targets.bincount()

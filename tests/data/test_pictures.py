@@ -16,7 +16,7 @@ def flat(mode, colour, size=(12, 8)):
     return Image.new(mode, size, colour)
 
 
-GREY16 = np.full((8, 12), 32_896, np.uint16)  # 128 * 257
+GREY16 = np.full((8, 12), 51_400, np.uint16)  # 200 * 257
 
 
 def palette():
@@ -37,9 +37,9 @@ def palette():
         (palette(), "x.gif", (200, 100, 50)),
         (flat("L", 77), "x.png", (77, 77, 77)),
         (flat("1", 1), "x.png", (255, 255, 255)),
-        (Image.fromarray(GREY16), "x.png", (128, 128, 128)),
-        (Image.fromarray(GREY16), "x.tif", (128, 128, 128)),
-        (Image.fromarray(GREY16), "x.pgm", (128, 128, 128)),
+        (Image.fromarray(GREY16), "x.png", (200, 200, 200)),
+        (Image.fromarray(GREY16), "x.tif", (200, 200, 200)),
+        (Image.fromarray(GREY16), "x.pgm", (200, 200, 200)),
     ],
 )
 def test_modes(tmp_path, image, name, colour):

@@ -35,9 +35,7 @@ def test_regression_is_scikit_learns():
     assert regression(features=3).spec.input_shape == (3,)
 
 
-@pytest.mark.parametrize(
-    ("noise", "scale", "mean"), [("uniform", 0.2 / math.sqrt(12), 0.1), ("normal", 0.1, 0)]
-)
+@pytest.mark.parametrize(("noise", "scale", "mean"), [("uniform", 0.2 / math.sqrt(12), 0.1), ("normal", 0.1, 0)])
 def test_parabola_residuals(noise, scale, mean):
     (x,), y = (s := parabola(rows=20_000, noise=noise).train).inputs, s.targets
     rest = y - x**2

@@ -14,7 +14,7 @@ def write(folder, text, name="t.csv"):
 
 
 def test_reads_quotes_blank_lines_bom_and_crlf(tmp_path):
-    text = '\ufeffa,"b, c"\r\n1,2\r\n\r\n 3 ,"4"\r\n'
+    text = '\ufeffa,"b, c"\r\n1,2\r\n\r\n 3 , "4"\r\n'
     table = read_table(write(tmp_path, text))
     assert table.names == ("a", "b, c")
     assert table.lines == [2, 4]
@@ -104,9 +104,7 @@ def test_cells_that_are_no_numbers(tmp_path, cell, words):
 
 def test_missing_file_names_a_close_one(tmp_path):
     write(tmp_path, "1,2\n", "table.csv")
-    with pytest.raises(
-        DataError, match=r"data\.path=.*tabel\.csv does not exist, did you mean 'table\.csv'\?"
-    ):
+    with pytest.raises(DataError, match=r"data\.path=.*tabel\.csv does not exist, did you mean 'table\.csv'\?"):
         read_table(tmp_path / "tabel.csv")
     with pytest.raises(DataError, match="does not exist"):
         read_table(tmp_path / "nowhere" / "t.csv")

@@ -32,9 +32,7 @@ def test_output_shape(shape: tuple[int, ...], image_spec: Make) -> None:
     assert CNN(image_spec(*shape))(torch.randn(3, *shape)).shape == (3, 10)
 
 
-@pytest.mark.parametrize(
-    ("channels", "kernel_size", "smallest"), [([4], 3, 4), ([4, 8], 5, 16), ([4, 8, 8], 4, 29)]
-)
+@pytest.mark.parametrize(("channels", "kernel_size", "smallest"), [([4], 3, 4), ([4, 8], 5, 16), ([4, 8, 8], 4, 29)])
 def test_smallest_image_is_told_and_works(
     channels: list[int], kernel_size: int, smallest: int, image_spec: Make
 ) -> None:

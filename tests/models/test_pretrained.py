@@ -133,13 +133,9 @@ def test_image_that_does_not_fit_gets_a_size_to_type(
 def test_unknown_names_end_in_a_sentence(image_spec: Make) -> None:
     with pytest.raises(RequestError, match=r"model\.name=resnet19 .*did you mean .*resnet18"):
         Torchvision(image_spec(), "resnet19")
-    with pytest.raises(
-        RequestError, match=r"model\.name=fcn_resnet50 is unknown"
-    ):  # segments, not classifies
+    with pytest.raises(RequestError, match=r"model\.name=fcn_resnet50 is unknown"):  # segments, not classifies
         Torchvision(image_spec(), "fcn_resnet50")
-    with pytest.raises(
-        RequestError, match=r"model\.weights=default .*did you mean DEFAULT\?.*IMAGENET1K_V1, .*null"
-    ):
+    with pytest.raises(RequestError, match=r"model\.weights=default .*did you mean DEFAULT\?.*IMAGENET1K_V1, .*null"):
         Torchvision(image_spec(), "resnet18", "default")
 
 
@@ -179,9 +175,7 @@ def test_trained_nets_of_other_makes(name: str, side: int, published: Any, image
 
 def test_trained_vit_keeps_its_image_size(published: Any, image_spec: Make) -> None:
     calls = published(nn.Identity())
-    with pytest.raises(
-        MisfitError, match=r"model\.name=vit_b_16 .* 32x32 pixels: type data\.image_size=384\."
-    ):
+    with pytest.raises(MisfitError, match=r"model\.name=vit_b_16 .* 32x32 pixels: type data\.image_size=384\."):
         Torchvision(image_spec(3, 32, 32), "vit_b_16", "IMAGENET1K_SWAG_E2E_V1")
     assert not calls, "the size is checked before anything is downloaded"
 
@@ -201,9 +195,7 @@ def test_failing_download_ends_in_a_sentence(
         Torchvision(image_spec(), "resnet18", "DEFAULT")
 
 
-def test_file_that_runs_code_is_not_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image_spec: Make
-) -> None:
+def test_file_that_runs_code_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image_spec: Make) -> None:
     class Attack:
         def __reduce__(self) -> tuple[Any, ...]:
             return (Path.touch, (tmp_path / "ran",))
@@ -214,7 +206,9 @@ def test_file_that_runs_code_is_not_read(
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / url.rpartition("/")[2]).write_bytes(file.getvalue())
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(RequestError, match=r"model\.weights=IMAGENET1K_V1 of resnet18 cannot be loaded .*[Ww]eights.only"):
+    with pytest.raises(
+        RequestError, match=r"model\.weights=IMAGENET1K_V1 of resnet18 cannot be loaded .*[Ww]eights.only"
+    ):
         Torchvision(image_spec(), "resnet18", "DEFAULT")
     assert not (tmp_path / "ran").exists()
 

@@ -25,9 +25,7 @@ def last_hidden(net: RNN, codes: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("bidirectional", [True, False])
-def test_last_state_equals_that_of_single_sequences(
-    cell: type[RNN], bidirectional: bool, token_spec: Make
-) -> None:
+def test_last_state_equals_that_of_single_sequences(cell: type[RNN], bidirectional: bool, token_spec: Make) -> None:
     net = cell(token_spec(), embedding_size=6, hidden_size=5, bidirectional=bidirectional)
     scores = net(CODES, LENGTHS)
     for row, codes, length in zip(scores, CODES, LENGTHS, strict=True):

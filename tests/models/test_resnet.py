@@ -36,9 +36,7 @@ def test_values_and_gradients_equal_those_of_relu_before_pooling(image_spec: Mak
     y = features[7](F.max_pool2d(F.relu(features[4](y)), 2))
     expected = net.classifier(y.flatten(1))
     torch.testing.assert_close(net(x), expected, rtol=0, atol=0)
-    torch.testing.assert_close(
-        list(torch.autograd.grad(expected.square().sum(), list(net.parameters()))), gradients
-    )
+    torch.testing.assert_close(list(torch.autograd.grad(expected.square().sum(), list(net.parameters()))), gradients)
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 64, 64), (2, 30, 26), (1, 16, 16)])

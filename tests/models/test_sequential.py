@@ -65,6 +65,7 @@ def test_dry_run_leaves_batch_norm_and_random_numbers_alone(vector_spec: Make) -
             r"model\.layers\[2\]=Liner is unknown \(did you mean Linear",
         ),
         (["relu"], r"model\.layers\[0\]=relu is unknown \(did you mean ReLU"),
+        (["Parameter"], r"model\.layers\[0\]=Parameter is unknown"),
         (["functional"], r"model\.layers\[0\]=functional is unknown"),
         (["os.system"], r"model\.layers\[0\]=os\.system is unknown"),
         (["Linear"], r"model\.layers\[0\] cannot build Linear .*out_features"),
