@@ -3,7 +3,7 @@
 import inspect
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from itertools import islice
@@ -123,22 +123,29 @@ def backward(t: Training, group: list[Batch], seen: list[tuple[Tensor, Tensor, T
     first pass is what `seen` keeps.
     """
     t.optimizer.zero_grad()
-    record = not seen
-    whole = sum(t.task.weight(targets) for _, targets in group)
-    total = torch.zeros((), device=group[0][1].device)
-    for inputs, targets in group:
+    record, losses = not seen, []
+    shares = batch_shares(t.task, group)
+    for (inputs, targets), share in zip(group, shares, strict=True):
         with t.autocast():
             outputs = t.model(*inputs)
             loss = t.task.loss(outputs, targets)
-        share = loss if len(group) == 1 or t.task.reduction == "sum" else loss * (t.task.weight(targets) / whole)
-        t.scaler.scale(share).backward()  # type: ignore[no-untyped-call]
+        part = loss if share is None else loss * share
+        t.scaler.scale(part).backward()  # type: ignore[no-untyped-call]
+        losses.append(part.detach())
         if record:
             seen.append((outputs.detach(), targets, loss.detach()))
-        total = share.detach() if len(group) == 1 else total + share.detach()
     if t.limits.grad_clip_norm is not None:
         t.scaler.unscale_(t.optimizer)
         t.grad_norm = nn.utils.clip_grad_norm_(t.model.parameters(), t.limits.grad_clip_norm)
-    return total
+    return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+
+def batch_shares(task: Task, group: list[Batch]) -> Sequence[Tensor | float | None]:
+    """What each batch's mean loss counts in the mean over the group; None where the loss is taken as it is."""
+    if len(group) == 1 or task.reduction == "sum":
+        return [None] * len(group)
+    weights = [task.weight(targets) for _, targets in group]
+    return [weight / sum(weights) for weight in weights]
 
 
 def report(t: Training, seen: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, float]:
