@@ -100,11 +100,9 @@ def worst(codes: list[int]) -> int:
 
 def list_choices(words: list[str]) -> None:
     """`dlrun ls [GROUP]`: a line each."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
     for group in words or listing.groups(config.CONFIG_DIR):
         if not words:
-            console.print(f"{group}", style="bold")
+            print(group)
         for name, about in listing.options(config.CONFIG_DIR, group):
-            console.print(f"  {name:<14} {about}", markup=False, soft_wrap=True)
+            print(f"  {name:<14} {about}")
+    sys.stdout.flush()

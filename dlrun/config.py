@@ -148,6 +148,9 @@ class PathsConfig:
     outputs: str = "outputs"
 
 
+KEYS: dict[str, type] = {"data": DataKeys, "model": ModelKeys, "optimizer": OptimizerKeys, "scheduler": SchedulerKeys}
+
+
 def _defaults(keys: type) -> Any:
     return field(default_factory=lambda: dataclasses.asdict(keys()))
 

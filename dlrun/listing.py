@@ -10,7 +10,8 @@ dlrun: train a choice of data × model × optimizer × device, and record it
   dlrun                                      an mlp on scikit-learn's digits, in seconds
   dlrun model=resnet data=mnist device=cuda  choose from the groups
   dlrun optimizer.lr=0.1 trainer.epochs=5    change any key
-  dlrun -m optimizer=sgd,momentum,adam       a run for each (quote brackets: -m 'seed=range(5)')
+  dlrun -m optimizer=sgd,momentum,adam       a run for each choice
+  dlrun -m 'seed=range(5)'                   brackets are quoted for the shell
   dlrun lesson=resnet_mnist                  a course preset
   dlrun debug=one_batch                      one batch through everything
 

@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,10 @@ def _captured(composed: DictConfig, words: list[str]) -> Request:
     """A composed job with all that Hydra knows of it, resolved while Hydra's resolvers still answer."""
     settings = HydraConfig.get()
     multirun = settings.mode is not None and settings.mode.name == "MULTIRUN"
+    choices = {k: str(v) for k, v in settings.runtime.choices.items() if v is not None and not k.startswith("hydra")}
+    overrides = list(settings.overrides.task)
+    for group in ("data", "model", "optimizer", "scheduler"):
+        own_target(composed, group, overrides, choices)
     OmegaConf.resolve(composed)
     folder = None
     if multirun:
@@ -87,13 +91,27 @@ def _captured(composed: DictConfig, words: list[str]) -> Request:
         folder = Path(settings.run.dir)
     return Request(
         config=composed,
-        choices={k: str(v) for k, v in settings.runtime.choices.items() if v is not None and not k.startswith("hydra")},
-        overrides=list(settings.overrides.task),
+        choices=choices,
+        overrides=overrides,
         hydra=OmegaConf.create(OmegaConf.to_container(settings, resolve=False)),  # type: ignore[arg-type]
         folder=folder,
         sweep=Path(settings.sweep.dir) if multirun else None,
         words=words,
     )
+
+
+def own_target(composed: DictConfig, group: str, overrides: list[str], choices: dict[str, str]) -> None:
+    """`model._target_=mynet.Net` on the command line: the settings of the option that it replaces go with it."""
+    keys = [word.partition("=")[0].lstrip("+") for word in overrides]
+    if f"{group}._target_" not in keys:
+        return
+    block = composed[group]
+    kept = {f.name for f in fields(config.KEYS[group])} | {"_target_"}
+    kept |= {key.split(".")[1] for key in keys if key.startswith(f"{group}.")}
+    OmegaConf.set_struct(composed, False)
+    for key in [key for key in block if key not in kept]:
+        del block[key]
+    choices[group] = str(block["_target_"]).rpartition(".")[2]
 
 
 def from_saved(plain: dict[str, Any], choices: dict[str, str], overrides: list[str], run: Path | None) -> Request:

@@ -50,6 +50,9 @@ class Progress:
         return {"epoch_seconds": seconds, "samples_per_second": samples / seconds}
 
 
+_STOPPING = ("best_value", "best_epoch", "best_step", "epochs_without_improvement")
+
+
 @dataclass
 class Training:
     """Everything one run trains with."""
@@ -104,7 +107,8 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "progress": asdict(self.progress),
+            "progress": {k: v for k, v in asdict(self.progress).items() if k not in _STOPPING},
+            "early_stopping": {k: v for k, v in asdict(self.progress).items() if k in _STOPPING},
             "totals": self.totals.state_dict(),
         }
 
@@ -115,6 +119,6 @@ class Training:
         self.schedule.load_state_dict(state["scheduler"])
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
-        self.progress = Progress(**state["progress"])
+        self.progress = Progress(**state["progress"], **state["early_stopping"])
         self.totals = self.task.totals()
         self.totals.load_state_dict(state["totals"], device)

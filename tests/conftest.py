@@ -42,9 +42,7 @@ class Done:
 
 
 @pytest.fixture
-def dlrun(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Callable[..., Done]:
+def dlrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
     """`dlrun(*words)`: run a command line in this process, from an empty working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DLRUN_DATA_DIR", raising=False)
@@ -68,7 +66,12 @@ def command(tmp_path: Path) -> Callable[..., Done]:
 
     def run(*words: str, **settings: Any) -> Done:
         done = subprocess.run(
-            [sys.executable, "-m", "dlrun", *words], capture_output=True, text=True, cwd=tmp_path, timeout=300, **settings
+            [sys.executable, "-m", "dlrun", *words],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            timeout=300,
+            **settings,
         )
         return Done(done.returncode, done.stdout, done.stderr)
 

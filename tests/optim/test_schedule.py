@@ -106,11 +106,11 @@ def test_a_warmed_up_one_cycle_starts_where_the_cycle_starts() -> None:
     used = walked(made, Schedule(made, OneCycleLR(made, 1.0, 20), "step", warmup_steps=2), end=12)
     cycle = OneCycleLR(plain, 1.0, 20)
     wanted = []
-    for _ in range(11):
+    for _ in range(10):
         wanted.append(rates(plain)[0])
         step(plain)
         cycle.step()
-    assert [pair[0] for pair in used] == pytest.approx([wanted[0] / 2, *wanted])
+    assert [pair[0] for pair in used] == pytest.approx([wanted[0] / 2, wanted[0], *wanted])
 
 
 @pytest.mark.parametrize("stop", [1, 4, 7, 13])

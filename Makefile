@@ -1,0 +1,51 @@
+# Two commands do everything on a fresh machine: `make run` and `make test`. Each target sets up what it needs.
+.DEFAULT_GOAL := help
+.PHONY: help run test test-all check format bench clean
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+export OMP_NUM_THREADS_TESTS ?= 1
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dlrun needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.made pyproject.toml tests/constraints.txt
+	@echo "installing dlrun into $(VENV) (torch brings several GB on Linux)"
+	$(PIP) install --editable . --constraint tests/constraints.txt
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) install --editable '.[dev]' --constraint tests/constraints.txt
+	@touch $@
+
+run: $(VENV)/.installed  ## train a residual net on real handwritten digits (no download of data)
+	$(BIN)/dlrun model=resnet data=digits
+
+test: $(VENV)/.installed-dev  ## the fast tests (under 90 s on two cores)
+	OMP_NUM_THREADS=$(OMP_NUM_THREADS_TESTS) $(BIN)/python -m pytest -n auto -m "not slow and not browser and not gpu"
+
+test-all: $(VENV)/.installed-dev  ## every test but those that need a GPU
+	OMP_NUM_THREADS=$(OMP_NUM_THREADS_TESTS) $(BIN)/python -m pytest -n auto -m "not gpu"
+
+check: $(VENV)/.installed-dev  ## format, lint, types
+	$(BIN)/ruff format --check dlrun tests
+	$(BIN)/ruff check dlrun tests
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev  ## write the format that check asks for
+	$(BIN)/ruff format dlrun tests
+	$(BIN)/ruff check --fix dlrun tests
+
+bench: $(VENV)/.installed  ## measure speed beside a plain script (DLRUN_DATA_DIR names the folder with MNIST)
+	$(BIN)/python tests/bench/step_overhead.py
+	$(BIN)/python tests/bench/resnet_mnist.py
+
+clean:  ## remove the environment and caches; runs stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist

@@ -1,0 +1,34 @@
+"""How many frames of dlrun a training step runs in, seen from an optimizer."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlrun import loop
+
+SPY = """
+import traceback
+import torch
+
+class Spy(torch.optim.SGD):
+    stacks = []
+    def step(self, closure=None):
+        self.stacks.append([(f.filename, f.name) for f in traceback.extract_stack()])
+        return super().step(closure)
+"""
+
+
+def test_four_frames_lead_from_the_command_to_the_step(
+    dlrun: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stack_spy.py").write_text(SPY)
+    words = ("data=blobs", "optimizer=sgd", "optimizer._target_=stack_spy.Spy", "trainer.epochs=1")
+    assert dlrun(*words, "tracking.graph=false", "figures=false").code == 0
+    spy = sys.modules["stack_spy"]
+    monkeypatch.delitem(sys.modules, "stack_spy")
+    package = str(Path(loop.__file__).parent)
+    chains = {tuple(name for file, name in stack if file.startswith(package)) for stack in spy.Spy.stacks}
+    assert chains == {("main", "run", "fit", "train_epoch")}
