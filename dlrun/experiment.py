@@ -112,7 +112,7 @@ def prepare(settings: Settings, process: Runtime, trusted_modules: list[str] | N
 def open_folder(request: Request, parts: Parts, earlier: dict[str, Any] | None) -> Path:
     """The run's folder: the earlier one with its rows cut back, the one asked for, or a new one."""
     if earlier is not None and request.folder is not None:
-        tracking.cut_rows(request.folder, earlier["step"])
+        tracking.cut_back(request.folder, earlier["step"])
         return request.folder
     if request.folder is not None:
         folder = run_folder.claim(request.folder)
@@ -148,6 +148,7 @@ def start(parts: Parts, tracker: FileTracker, earlier: dict[str, Any] | None) ->
 
 def finish(parts: Parts, folder: Path, status: str, tracker: FileTracker, saver: checkpoint.Saver) -> dict[str, Any]:
     """Test the best weights, draw, export, and write result.json last."""
+    tracker.begin_end()
     sha256 = checkpoint.weights_sha256(parts.model)
     rows = tracking.read_rows(folder)
     metrics = {k: v for k, v in (rows[-1] if rows else {}).items() if k.startswith(("train/", "val/"))}

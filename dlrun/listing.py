@@ -20,8 +20,10 @@ dlrun: train a choice of data × model × optimizer × device, and record it
   dlrun ls [GROUP]                           what can be chosen
   tensorboard --logdir outputs               look at the runs
 
-  --cfg job      show the composed config      --config-dir DIR   add options of your own
-  -v             show tracebacks               --hydra-help       Hydra's other flags
+  --cfg job          show the composed config
+  --config-dir DIR   add options of your own, in DIR/<group>/<option>.yaml
+  -v                 show tracebacks
+  --hydra-help       Hydra's other flags
 
 groups: {groups}
 """

@@ -78,7 +78,7 @@ def _unparsable(error: OverrideParseException) -> str:
 def unknown_key(key: str, known: DictConfig) -> str:
     """A key that does not exist, and the keys that were perhaps meant."""
     key = key.lstrip("+~")
-    keys = list(_dotted(known))
+    keys = list(dotted(known))
     groups = [group for group in request.GROUPS if group not in keys]
     group, _, rest = key.partition(".")
     if owners := [path.stem for path in sorted((CONFIG_DIR / group).glob("*.yaml")) if rest in _plain(path)]:
@@ -118,7 +118,7 @@ def _known(words: list[str]) -> DictConfig:
         return OmegaConf.create({})
 
 
-def _dotted(node: DictConfig) -> Iterator[str]:
+def dotted(node: DictConfig) -> Iterator[str]:
     yield from _dotted_plain(OmegaConf.to_container(node, resolve=False), "")
 
 

@@ -31,7 +31,7 @@ def opening(console: Console, parts: "Parts", folder: Path, overrides: Sequence[
                 ("optimizer", f"{settings.optimizer.choice}: {_learning_rates(parts)}{_schedule(parts)}"),
                 (
                     "device",
-                    f"{parts.runtime.took}, {parts.runtime.precision}, {torch.get_num_threads()} threads",
+                    f"{parts.runtime.took}, {parts.runtime.precision}, {_threads()}",
                 ),
                 ("run folder", str(folder)),
             ]
@@ -57,6 +57,11 @@ def _described(spec: DataSpec) -> str:
     if spec.task == "regression":
         return f"{spec.kind} {shape} -> {spec.output_size} value{'s' if spec.output_size > 1 else ''}"
     return f"{spec.kind} {shape} -> {max(spec.output_size, 2)} classes"
+
+
+def _threads() -> str:
+    count = torch.get_num_threads()
+    return f"{count} thread{'s' if count > 1 else ''}"
 
 
 def _parameters(parts: "Parts") -> int:

@@ -58,16 +58,12 @@ def available_devices() -> list[str]:
 def choose_device(config: DeviceConfig) -> tuple[torch.device, str]:
     """The device asked for, and a few words on it; RequestError when it is not there."""
     there = available_devices()
-    if config.name == "auto":
-        name = there[0].split(":")[0]
-        device = torch.device("cuda", config.index or 0) if name == "cuda" else torch.device(name)
-        why = "" if len(there) > 1 else "; no GPU found"
-        return _existing(device, there), f"{device} (auto{why})"
-    if config.index is not None and config.name != "cuda":
-        raise RequestError(f"device.index={config.index} is for cuda only; leave it out for {config.name}")
-    index = config.index or 0
-    device = torch.device("cuda", index) if config.name == "cuda" else torch.device(config.name)
-    return _existing(device, there), str(device)
+    name = there[0].split(":")[0] if config.name == "auto" else config.name
+    if config.index is not None and name != "cuda":
+        raise RequestError(f"device.index={config.index} is for cuda only, and this is {name}; leave it out")
+    device = torch.device("cuda", config.index or 0) if name == "cuda" else torch.device(name)
+    why = "" if config.name != "auto" else " (auto)" if len(there) > 1 else " (auto; no GPU found)"
+    return _existing(device, there), f"{device}{why}"
 
 
 def _existing(device: torch.device, there: list[str]) -> torch.device:

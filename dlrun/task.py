@@ -12,23 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dlrun import metrics
 from dlrun.data.spec import DataSpec, TaskName
 from dlrun.errors import RequestError
-
-PADDING = -100  # tags where a sequence has ended
-Sums = dict[str, Tensor]
+from dlrun.metrics import PADDING, Sums
 
 _LOSSES: dict[TaskName, dict[str, Callable[..., Tensor]]] = {
     "regression": {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss, "smooth_l1": F.smooth_l1_loss},
     "binary": {"bce_with_logits": F.binary_cross_entropy_with_logits, "bce": F.binary_cross_entropy},
     "multiclass": {"cross_entropy": F.cross_entropy, "nll": F.nll_loss, "multi_margin": F.multi_margin_loss},
     "tagging": {"cross_entropy": F.cross_entropy, "nll": F.nll_loss},
-}
-_METRICS: dict[TaskName, tuple[str, ...]] = {
-    "regression": ("loss", "mse", "mae", "r2"),
-    "binary": ("loss", "accuracy", "precision", "recall", "f1", "auroc"),
-    "multiclass": ("loss", "accuracy", "macro_f1", "top5_accuracy"),
-    "tagging": ("loss", "accuracy", "exact_match"),
 }
 FLUSH_BATCHES = 64  # outputs are kept as they come and reduced in one go: 64 small reductions cost more
 
@@ -62,7 +55,7 @@ class Task:
     @property
     def metric_names(self) -> tuple[str, ...]:
         """Without the split's name in front; top-5 accuracy says something from 10 classes on."""
-        names = _METRICS[self.spec.task]
+        names = metrics.NAMES[self.spec.task]
         few = self.spec.output_size < 10
         return tuple(n for n in names if not (few and n == "top5_accuracy"))
 
@@ -101,88 +94,18 @@ class Task:
 
     def sums(self, outputs: Tensor, targets: Tensor) -> Sums:
         """What the metrics need of some rows; adds up over batches (keys in `all_*` are concatenated)."""
-        sums: Sums = getattr(self, f"_{self.spec.task}_sums")(outputs, targets)
-        return sums
+        if self.spec.task == "binary":
+            return metrics.binary_sums(outputs, self.predictions(outputs), targets)
+        return metrics.SUMS[self.spec.task](outputs, targets)
 
     def metrics(self, sums: Sums) -> dict[str, float]:
         """The metrics of everything that was summed."""
         host = {k: v.cpu() for k, v in sums.items()}  # the one sync
-        found = {"loss": _ratio(host["loss"], host["weight"])}
-        reduced: dict[str, float] = getattr(self, f"_{self.spec.task}_metrics")(host)
-        return found | reduced
+        return {"loss": metrics.ratio(host["loss"], host["weight"])} | metrics.METRICS[self.spec.task](host)
 
     def totals(self) -> "Totals":
         """A fresh sum."""
         return Totals(self)
-
-    def _regression_sums(self, outputs: Tensor, targets: Tensor) -> Sums:
-        difference, y = _wide(outputs - targets), _wide(targets)
-        return {
-            "rows": _count(targets),
-            "squared": difference.square().sum(0),
-            "absolute": difference.abs().sum(0),
-            "all_y": y,
-        }
-
-    def _regression_metrics(self, s: Sums) -> dict[str, float]:
-        """R² is the mean over target columns of 1 - SS_res / SS_tot; 0 for a constant target."""
-        spread = (s["all_y"] - s["all_y"].mean(0)).square().sum(0)
-        r2 = torch.where(spread > 0, 1 - s["squared"] / spread.clamp_min(1e-300), torch.zeros_like(spread))
-        columns = s["rows"] * len(s["squared"])
-        return {
-            "mse": _ratio(s["squared"].sum(), columns),
-            "mae": _ratio(s["absolute"].sum(), columns),
-            "r2": float(r2.mean()),
-        }
-
-    def _binary_sums(self, outputs: Tensor, targets: Tensor) -> Sums:
-        cells = torch.bincount(targets * 2 + self.predictions(outputs), minlength=4)
-        return {"confusion": cells.view(2, 2), "all_scores": outputs.squeeze(-1), "all_targets": targets}
-
-    def _binary_metrics(self, s: Sums) -> dict[str, float]:
-        (tn, fp), (fn, tp) = s["confusion"].tolist()
-        return {
-            "accuracy": (tp + tn) / max(tp + tn + fp + fn, 1),
-            "precision": tp / max(tp + fp, 1),
-            "recall": tp / max(tp + fn, 1),
-            "f1": 2 * tp / max(2 * tp + fp + fn, 1),
-            "auroc": auroc(s["all_scores"], s["all_targets"]),
-        }
-
-    def _multiclass_sums(self, outputs: Tensor, targets: Tensor) -> Sums:
-        size = self.spec.output_size
-        cells = torch.bincount(targets * size + outputs.argmax(-1), minlength=size * size)
-        sums = {"confusion": cells.view(size, size)}
-        if size >= 10:  # the target is among the top 5 when fewer than 5 classes are above it: cheaper than topk
-            above = (outputs > outputs.gather(-1, targets.unsqueeze(-1))).sum(-1)
-            sums["top5"] = (above < 5).sum()
-        return sums
-
-    def _multiclass_metrics(self, s: Sums) -> dict[str, float]:
-        """Macro F1 is the mean over the classes that occur among targets or predictions."""
-        table = s["confusion"].double()
-        hits, both = table.diagonal(), table.sum(0) + table.sum(1)
-        found = {
-            "accuracy": _ratio(hits.sum(), table.sum()),
-            "macro_f1": float((2 * hits[both > 0] / both[both > 0]).mean()),
-        }
-        return found | ({"top5_accuracy": _ratio(s["top5"], table.sum())} if "top5" in s else {})
-
-    def _tagging_sums(self, outputs: Tensor, targets: Tensor) -> Sums:
-        real = targets != PADDING
-        right = (outputs.argmax(-1) == targets) & real
-        return {
-            "right": right.sum(),
-            "tags": real.sum(),
-            "exact": (right | ~real).all(-1).sum(),
-            "rows": _count(targets),
-        }
-
-    def _tagging_metrics(self, s: Sums) -> dict[str, float]:
-        return {
-            "accuracy": _ratio(s["right"], s["tags"]),
-            "exact_match": _ratio(s["exact"], s["rows"]),
-        }
 
     def constant_outputs(self, targets: Tensor) -> Tensor:
         """The trivial baseline, learnt from training targets: outputs (1, ...) that ignore the input.
@@ -191,7 +114,7 @@ class Task:
         predicted and the loss is the entropy of guessing by frequency.
         """
         if self.spec.task == "regression":
-            return _wide(targets).mean(0, keepdim=True)
+            return metrics.wide(targets).mean(0, keepdim=True)
         flat = targets[targets != PADDING].flatten()
         counts = torch.bincount(flat, minlength=max(self.spec.output_size, 2)).double() + 1e-9
         shares = counts / counts.sum()
@@ -208,38 +131,6 @@ class Task:
         totals = self.totals()
         totals.add(outputs, wide, self.loss(outputs, wide))
         return totals.metrics()
-
-
-def _wide(x: Tensor) -> Tensor:
-    """Sums are kept in float64, which mps does not have."""
-    return x.float() if x.device.type == "mps" else x.double()
-
-
-def _count(x: Tensor) -> Tensor:
-    return torch.tensor(len(x), device=x.device)
-
-
-def _ratio(a: Tensor, b: Tensor) -> float:
-    return float(a) / float(b) if float(b) else float("nan")
-
-
-def auroc(scores: Tensor, targets: Tensor) -> float:
-    """Area under the ROC curve of scores (N,) for targets (N,) of 0 and 1; 0.5 when one class is missing.
-
-    Mann and Whitney's U over n0 * n1, with the mean rank for ties. NaN when a score is NaN.
-    """
-    positives = targets == 1
-    n1 = int(positives.sum())
-    n0 = len(targets) - n1
-    if n0 == 0 or n1 == 0:
-        return 0.5
-    if bool(scores.isnan().any()):
-        return float("nan")
-    _, place, counts = torch.unique(scores, return_inverse=True, return_counts=True)
-    last = counts.cumsum(0).double()
-    mean_rank = last - (counts - 1).double() / 2
-    u = mean_rank[place][positives].sum() - n1 * (n1 + 1) / 2
-    return float(u / (n0 * n1))
 
 
 class Totals:
@@ -263,7 +154,7 @@ class Totals:
     def _flush(self) -> None:
         outputs, targets, losses = zip(*self.waiting, strict=True)
         self.waiting = []
-        loss = _wide(torch.stack(losses))
+        loss = metrics.wide(torch.stack(losses))
         weights = self.task.weights(targets).to(loss)
         loss = loss if self.task.reduction == "sum" else loss * weights
         new = self.task.sums(_joined(outputs), _joined(targets))

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+_END = ".end"
+
 
 class FileTracker:
     """Scalars, text and pictures into TensorBoard events; a row an epoch into metrics.jsonl."""
@@ -62,6 +64,11 @@ class FileTracker:
             torch.set_rng_state(state)
         return None
 
+    def begin_end(self) -> None:
+        """What follows goes into an event file of its own: a resumed run drops it and writes its own end."""
+        self.writer.close()
+        self.writer = SummaryWriter(str(self.folder), filename_suffix=_END)
+
     def log_hparams(self, settings: dict[str, Any], metrics: dict[str, float], step: int) -> None:
         """Hyperparameters with the final metrics, under tags of their own in the run's own folder.
 
@@ -90,8 +97,10 @@ def tracked(folder: Path, purge_step: int | None = None) -> Iterator[FileTracker
         tracker.close()
 
 
-def cut_rows(folder: Path, step: int) -> None:
-    """Drop the rows of metrics.jsonl past `step`: a resumed run writes them again."""
+def cut_back(folder: Path, step: int) -> None:
+    """Drop the rows of metrics.jsonl past `step`, and the events of the run's end: both are written again."""
+    for events in folder.glob(f"events.out.tfevents.*{_END}"):
+        events.unlink()
     path = folder / "metrics.jsonl"
     if not path.exists():
         return

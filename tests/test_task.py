@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from dlrun.data.spec import DataSpec, TaskName
 from dlrun.errors import RequestError
-from dlrun.task import FLUSH_BATCHES, Task, auroc
+from dlrun.metrics import auroc
+from dlrun.task import FLUSH_BATCHES, Task
 
 ROWS = 150
 CPU = torch.device("cpu")
@@ -48,7 +49,7 @@ def drawn(task: TaskName) -> tuple[Tensor, Tensor]:
 
 def measured(task: Task, outputs: Tensor, targets: Tensor, sizes: list[int]) -> dict[str, float]:
     totals = task.totals()
-    for o, t in zip(outputs.split(sizes), targets.split(sizes), strict=True):
+    for o, t in zip(torch.split(outputs, sizes), torch.split(targets, sizes), strict=True):
         totals.add(o, t, task.loss(o, t))
     return totals.metrics()
 
@@ -123,7 +124,7 @@ def test_the_mean_of_batch_means_would_have_failed() -> None:
     for name in TRUTHS:
         outputs, targets = drawn(name)
         task, sizes = Task(spec(name)), SPLITS["very unequal"]
-        pairs = zip(outputs.split(sizes), targets.split(sizes), strict=True)
+        pairs = zip(torch.split(outputs, sizes), torch.split(targets, sizes), strict=True)
         naive = sum(float(task.loss(o, t)) for o, t in pairs) / len(sizes)
         assert abs(naive - TRUTHS[name](outputs, targets)["loss"]) > 1e-3
 
@@ -233,7 +234,7 @@ def test_sequences_of_other_lengths_join_in_one_sum() -> None:
 def test_a_sum_that_was_saved_half_way_ends_in_the_same_bits(name: TaskName, stop: int) -> None:
     outputs, targets = drawn(name)
     task = Task(spec(name))
-    pairs = list(zip(outputs.split(2), targets.split(2), strict=True))
+    pairs = list(zip(torch.split(outputs, 2), torch.split(targets, 2), strict=True))
     whole, first, second = task.totals(), task.totals(), task.totals()
     for i, (o, t) in enumerate(pairs):
         whole.add(o, t, task.loss(o, t))

@@ -1,0 +1,225 @@
+"""Checkpoint files are whole or not there, and run nothing when they are read."""
+
+import hashlib
+import io
+import os
+import pickle
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from dlrun import checkpoint
+from dlrun.checkpoint import load, save, weights_sha256, write_atomically
+from dlrun.errors import CheckpointError, RunError
+
+STATE = {"format_version": 1, "model": {"w": torch.arange(6.0).view(2, 3)}, "optimizer": {}, "config": {"a": [1, "b"]}}
+
+
+class Bomb:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.marker,))
+
+
+def pickled(thing: Any) -> bytes:
+    file = io.BytesIO()
+    torch.save(thing, file)
+    return file.getvalue()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    save(tmp_path / "step_00000001.pt", STATE)
+    return tmp_path / "step_00000001.pt"
+
+
+@pytest.mark.parametrize("read", [load, lambda path: torch.load(path, weights_only=True)], ids=["dlrun", "torch"])
+def test_what_was_saved_comes_back(read: Callable[[Path], Any], path: Path) -> None:
+    state = read(path)
+    assert torch.equal(state.pop("model")["w"], torch.arange(6.0).view(2, 3))
+    assert state == {"format_version": 1, "optimizer": {}, "config": {"a": [1, "b"]}}
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(("owner", "name"), [(os, "fsync"), (Path, "replace")])
+def test_a_save_that_dies_leaves_the_old_file(
+    owner: Any, name: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = path.read_bytes()
+
+    def dies(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(owner, name, dies)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_the_content_is_on_the_disk_before_its_name_and_the_name_before_the_return(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    sync, replace = os.fsync, Path.replace
+
+    def synced(handle: int) -> None:
+        order.append("folder" if Path(f"/proc/self/fd/{handle}").is_dir() else "file")
+        sync(handle)
+
+    def replaced(self: Path, target: Path) -> Path:
+        order.append("rename")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", replaced)
+    write_atomically(path, b"new")
+    assert order == (["file", "rename", "folder"] if sys.platform == "linux" else order)
+    assert path.read_bytes() == b"new"
+
+
+def flipped(content: bytes, place: int) -> bytes:
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda content: b"",
+    "cut in the middle": lambda content: content[: len(content) // 2],
+    "cut by a byte": lambda content: content[:-1],
+    "a byte longer": lambda content: content + b"x",
+    "a bit of the tensor": lambda content: flipped(content, content.index(torch.arange(6.0).numpy().tobytes()) + 9),
+    "a bit of the first byte": lambda content: flipped(content, 0),
+    "a bit of the checksum": lambda content: flipped(content, len(content) - 5),
+    "text": lambda content: b"epoch,loss\n" * 50,
+    "torch's own file": lambda content: pickled({"w": torch.ones(1)}),
+    "a plain pickle": lambda content: pickle.dumps({"format_version": 1}),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_or_foreign_file_is_named(damage: Callable[[bytes], bytes], path: Path) -> None:
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(CheckpointError) as caught:
+        load(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("version", [None, 0, 2, "1"])
+def test_another_format_is_refused(version: Any, path: Path) -> None:
+    save(path, STATE | {"format_version": version})
+    with pytest.raises(CheckpointError, match=f"{path} has checkpoint format {version}; this dlrun reads format 1"):
+        load(path)
+
+
+@pytest.mark.parametrize("content", [[1, 2], torch.ones(2), 3])
+def test_a_checkpoint_of_something_else_is_refused(content: Any, path: Path) -> None:
+    save(path, content)
+    with pytest.raises(CheckpointError, match="checkpoint format None"):
+        load(path)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=f"there is no checkpoint {tmp_path / 'none.pt'}"):
+        load(tmp_path / "none.pt")
+    with pytest.raises(CheckpointError, match=f"{tmp_path} cannot be read"):
+        load(tmp_path)
+
+
+def test_reading_runs_no_code(path: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "bomb"
+    save(path, STATE | {"config": Bomb(marker)})  # with the right checksum
+    with pytest.raises(CheckpointError, match="holds more than tensors and plain values"):
+        load(path)
+    assert not marker.exists()
+    torch.load(path, weights_only=False)
+    assert marker.exists()  # so the bomb was live
+
+
+def test_a_full_model_is_opened_only_when_trusted(tmp_path: Path) -> None:
+    path, model = tmp_path / "model.pt", nn.Linear(2, 1)
+    checkpoint.export_full_model(model, path)
+    with pytest.raises(CheckpointError, match="if you trust it add trust=true"):
+        checkpoint.load_full_model(path, trust=False)
+    opened = checkpoint.load_full_model(path, trust=True)
+    assert torch.equal(opened(torch.ones(1, 2)), model(torch.ones(1, 2)))
+    bomb = tmp_path / "bomb.pt"
+    bomb.write_bytes(pickled(Bomb(tmp_path / "marker")))
+    with pytest.raises(CheckpointError):
+        checkpoint.load_full_model(bomb, trust=False)
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize(("thing", "said"), [({"w": 1}, "holds a dict, not a model"), (b"junk", "cannot be opened")])
+def test_a_full_model_must_be_one(thing: Any, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(thing if isinstance(thing, bytes) else pickled(thing))
+    with pytest.raises(CheckpointError, match=said):
+        checkpoint.load_full_model(path, trust=True)
+
+
+def test_a_model_that_cannot_be_pickled_says_so(tmp_path: Path) -> None:
+    class Local(nn.Module):
+        pass
+
+    with pytest.raises(RunError, match=r"checkpoint\.format=full: this model cannot be pickled"):
+        checkpoint.export_full_model(Local(), tmp_path / "model.pt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_model_is_told_from_a_checkpoint(path: Path, tmp_path: Path) -> None:
+    checkpoint.export_full_model(nn.Linear(2, 1), tmp_path / "model.pt")
+    (tmp_path / "text").write_text("short")
+    found = {name: checkpoint.is_full_model(tmp_path / name) for name in (path.name, "model.pt", "text", "none")}
+    assert found == {path.name: False, "model.pt": True, "text": False, "none": False}
+
+
+def net(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3))
+
+
+def test_the_fingerprint_is_sha256_over_keys_types_shapes_and_bytes() -> None:
+    model, digest = net(), hashlib.sha256()
+    for key, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{key}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.numpy().astype(tensor.numpy().dtype.newbyteorder("<")).tobytes())
+    assert weights_sha256(model) == digest.hexdigest()
+
+
+def test_the_fingerprint_does_not_depend_on_how_the_weights_lie() -> None:
+    class Turned(nn.Module):  # the same keys, registered the other way round
+        def __init__(self) -> None:
+            super().__init__()
+            for name, child in reversed(list(net().named_children())):
+                self.add_module(name, child)
+
+    wide = net().to(memory_format=torch.channels_last)
+    assert not wide.state_dict()["0.weight"].is_contiguous()
+    assert list(Turned().state_dict()) != list(net().state_dict())
+    assert weights_sha256(net()) == weights_sha256(Turned()) == weights_sha256(wide)
+
+
+CHANGES: dict[str, Callable[[Any], Any]] = {
+    "a weight": lambda model: model[0].weight[2, 1, 2, 2].add_(1e-6),
+    "a buffer": lambda model: model[1].num_batches_tracked.add_(1),
+    "a dtype": lambda model: model.double(),
+    "a shape": lambda model: model[0].weight.set_(model[0].weight.view(3, 2, 9, 1)),
+    "a key": lambda model: model[1].register_buffer("more", torch.zeros(0)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_the_fingerprint_sees_every_change(change: Callable[[Any], Any]) -> None:
+    model = net()
+    with torch.no_grad():
+        change(model)
+    assert weights_sha256(model) != weights_sha256(net())

@@ -1,0 +1,114 @@
+"""`dlrun eval`: the recorded test metrics again, in a new process, from weights and from a full model."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+QUICK = ("tracking.graph=false", "figures=false", "trainer.epochs=2")
+
+
+def table(out: str) -> dict[str, list[str]]:
+    """Metric -> cells, from the printed table."""
+    lines = [line.split() for line in out.splitlines() if re.match(r" (test|val|train)/", line)]
+    return {cells[0]: cells[1:] for cells in lines}
+
+
+@pytest.fixture
+def trained(dlrun: Callable, tmp_path: Path) -> Path:
+    """A run with a full model beside its checkpoints, whose last epoch is not its best."""
+    done = dlrun(
+        "data=digits",
+        "model=cnn",
+        "checkpoint.format=full",
+        "checkpoint.monitor=train/loss",
+        "checkpoint.mode=max",
+        *QUICK,
+    )
+    assert done.result["best"]["epoch"] == 1
+    return tmp_path / done.folder
+
+
+def test_eval_reproduces_the_recorded_metrics_in_a_new_process(trained: Path, tmp_path: Path) -> None:
+    code = (
+        "import json, sys; from dlrun import evaluation\n"
+        "found = evaluation.evaluate(sys.argv[1:])\n"
+        "recorded = json.load(open(sys.argv[1] + '/result.json'))['metrics']\n"
+        "assert len(found) == 4 and all(recorded[k] == v for k, v in found.items()), (found, recorded)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(trained)], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    cells = table(done.stdout)
+    assert all(now == recorded for now, recorded, _ in cells.values())
+
+
+def test_eval_of_the_full_model_needs_trust_and_gives_the_same(dlrun: Callable, trained: Path) -> None:
+    model = str(trained / "checkpoints" / "model.pt")
+    refused = dlrun("eval", model)
+    assert refused.code == 2
+    assert "trust=true" in refused.err
+    trusted = dlrun("eval", model, "trust=true")
+    assert trusted.code == 0, trusted.err
+    assert table(trusted.out) == table(dlrun("eval", str(trained)).out)
+
+
+def test_the_full_model_is_used_without_dlrun_configs(trained: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, torch\n"
+        "model = torch.load(sys.argv[1], weights_only=False)\n"
+        "assert model(torch.zeros(3, 1, 28, 28)).shape == (3, 10)\n"
+        "best = torch.load(sys.argv[2], weights_only=True)['model']\n"
+        "assert all(torch.equal(v, best[k]) for k, v in model.state_dict().items())\n"
+        "assert 'hydra' not in sys.modules and 'omegaconf' not in sys.modules\n"
+    )
+    files = [str(trained / "checkpoints" / name) for name in ("model.pt", "best.pt")]
+    done = subprocess.run([sys.executable, "-c", code, *files], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_eval_of_one_checkpoint_file(dlrun: Callable, trained: Path) -> None:
+    best, last = (table(dlrun("eval", str(trained / "checkpoints" / f"{n}.pt")).out) for n in ("best", "last"))
+    assert best["test/accuracy"] != last["test/accuracy"]
+
+
+def test_eval_on_other_data_of_the_same_kind(dlrun: Callable, trained: Path) -> None:
+    done = dlrun("eval", str(trained), "data.seed=3")
+    assert done.code == 0, done.err
+    refused = dlrun("eval", str(trained), "data=blobs")
+    assert refused.code == 2
+    assert "does not take data=blobs" in refused.err or "was trained for" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nowhere"], "there is no run or checkpoint nowhere"),
+        ([], "which run?"),
+        (["."], "holds no checkpoint"),
+        (["junk.pt"], "junk.pt"),
+    ],
+)
+def test_eval_of_what_is_no_run(dlrun: Callable, tmp_path: Path, words: list[str], said: str) -> None:
+    (tmp_path / "junk.pt").write_bytes(b"junk")
+    done = dlrun("eval", *words)
+    assert done.code == 2
+    assert said in done.err
+
+
+def test_eval_refuses_a_wrong_key(dlrun: Callable, trained: Path) -> None:
+    done = dlrun("eval", str(trained), "data.batchsize=3")
+    assert done.code == 2
+    assert "data.batch_size" in done.err
+
+
+def test_a_damaged_checkpoint_is_named(dlrun: Callable, trained: Path) -> None:
+    best = trained / "checkpoints" / "best.pt"
+    content = bytearray(best.read_bytes())
+    content[len(content) // 2] ^= 1
+    best.write_bytes(content)
+    done = dlrun("eval", str(trained))
+    assert done.code == 2
+    assert "best.pt is damaged" in done.err

@@ -1,0 +1,107 @@
+"""Every data × model pair: those that fit train a step, every other one is refused with its sentence.
+
+The data are small files in the byte formats that the real sets are published in, read by the real readers.
+"""
+
+import gzip
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dlrun import config, experiment, loop, runtime
+from dlrun.config import CONFIG_DIR
+from dlrun.errors import MisfitError
+from dlrun.request import compose
+
+DATA = sorted(path.stem for path in (CONFIG_DIR / "data").glob("*.yaml"))
+MODELS = sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml"))
+IMAGES = {"digits", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "image_folder"}
+REGRESSIONS = {"line", "regression", "parabola"}
+SEQUENCES = {"names"}
+TAKES = {
+    "linear": set(DATA) - SEQUENCES,
+    "mlp": set(DATA) - SEQUENCES,
+    "sequential": set(DATA) - SEQUENCES,
+    "logistic": set(DATA) - SEQUENCES - REGRESSIONS,
+    **dict.fromkeys(("cnn", "inception", "resnet", "torchvision"), IMAGES),
+    **dict.fromkeys(("rnn", "lstm", "gru"), SEQUENCES),
+}
+SLOW = [pytest.param("torchvision", marks=pytest.mark.slow)]  # importing torchvision takes seconds
+
+
+def published_formats() -> ModuleType:
+    """tests/data/published_formats.py, which writes the files."""
+    path = Path(__file__).parent / "data" / "published_formats.py"
+    spec = importlib.util.spec_from_file_location("published_formats", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with every data set that is read from files."""
+    made, formats = tmp_path_factory.mktemp("data"), published_formats()
+    for name in ("MNIST", "FashionMNIST", "KMNIST"):
+        formats.write_mnist(made, name)
+    formats.write_cifar10(made)
+    formats.write_cifar100(made)
+    formats.write_folder(made / "photos", {"cat": 6, "dog": 6})
+    rng = np.random.default_rng(0)
+    rows = np.column_stack([rng.normal(size=(40, 8)).round(3), np.arange(40) % 2])
+    text = "\n".join(",".join(f"{cell:g}" for cell in row) for row in rows)
+    (made / "diabetes.csv.gz").write_bytes(gzip.compress(text.encode()))
+    (made / "table.csv").write_text(text)
+    for part in ("train", "test"):
+        (made / f"names_{part}.csv").write_text(
+            "".join(f"Name{c},{'AB'[i % 2]}land\n" for i, c in enumerate("abcdefgh"))
+        )
+    return made
+
+
+class Nowhere:
+    """Takes what the loop tells and forgets it."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *values: None
+
+
+def trained(data: str, model: str, root: Path) -> loop.Training:
+    """One optimizer step of a pair, the way a run makes it."""
+    paths = {"csv": f"data.path={root / 'table.csv'}", "image_folder": f"data.path={root / 'photos'}"}
+    words = [f"data={data}", f"model={model}", "trainer.max_steps=1", f"paths.data={root}", "device=cpu"]
+    words += [paths[data]] if data in paths else []
+    words += ["data.image_size=32"] if data == "image_folder" else []
+    composed = compose(words)
+    settings = config.read(composed, {"data": data, "model": model, "optimizer": "adam", "scheduler": "none"})
+    with runtime.session(settings.rest.device, 0) as process:
+        parts = experiment.prepare(settings, process, None)
+        loop.fit(parts.training, Nowhere(), Nowhere(), Nowhere(), lambda: False)
+    return parts.training
+
+
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("model", [*(m for m in MODELS if m != "torchvision"), *SLOW])
+def test_pair(data: str, model: str, root: Path) -> None:
+    if data in TAKES[model]:
+        training = trained(data, model, root)
+        assert training.progress.step == 1
+        assert np.isfinite(training.last_finite_loss)
+        return
+    with pytest.raises(MisfitError) as refused:
+        trained(data, model, root)
+    sentence = str(refused.value)
+    assert f"model={model} does not take data={data}" in sentence
+    listed = sentence.split("models that do: ")[1].split(", ")
+    assert listed == sorted(m for m in MODELS if data in TAKES[m])
+
+
+def test_every_model_is_in_the_table() -> None:
+    assert set(TAKES) == set(MODELS)
+    assert set(DATA) >= IMAGES | REGRESSIONS | SEQUENCES

@@ -1,0 +1,153 @@
+"""Which of a run's checkpoints are kept, which are best and last, and which one is gone on with."""
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dlrun import checkpoint, loop
+from dlrun.checkpoint import Saver, load, save
+from dlrun.data.batches import MemoryBatches, Order, Place
+from dlrun.data.spec import DataSpec, Split
+from dlrun.errors import CheckpointError
+from dlrun.optim.schedule import Schedule
+from dlrun.task import Task
+from dlrun.training import Limits, Training
+
+STATE = {"format_version": 1, "model": {}, "optimizer": {}}
+
+
+def training(**limits: Any) -> Training:
+    """Four steps an epoch; the validation loss of a model that is not trained is the same every epoch."""
+    torch.manual_seed(0)
+    spec, model = DataSpec("vector", (2,), "regression", 1), nn.Linear(2, 1)
+    split = Split((torch.randn(16, 2),), torch.randn(16, 1))
+    order = Order(16, 4, shuffle=True)
+    train = MemoryBatches(split, order, Place(torch.device("cpu"), torch.float32, spec))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    schedule, ends = Schedule(optimizer, None), Limits(**{"epochs": 5} | limits)
+    nothing = contextlib.nullcontext
+    return Training(
+        model, Task(spec), optimizer, schedule, scaler, train, None, ends, "train/loss", "min", nothing, lambda: None
+    )
+
+
+class Silent:
+    """Tracker and display."""
+
+    def log_step(self, step: int, values: dict[str, float]) -> None: ...
+
+    def log_epoch(self, row: dict[str, float], timings: dict[str, float]) -> None: ...
+
+    def epoch(self, row: dict[str, float], timings: dict[str, float], is_best: bool) -> None: ...
+
+
+def kept(
+    folder: Path,
+    stop_at: int = 10**6,
+    every_epochs: int = 1,
+    every_steps: int | None = None,
+    keep: int = 2,
+    **limits: Any,
+) -> Training:
+    t = training(**limits)
+    saver = Saver(folder / "checkpoints", {"run_id": "r", "spec": {}}, every_epochs, every_steps, keep)
+    loop.fit(t, Silent(), Silent(), saver, lambda: t.progress.step >= stop_at)
+    return t
+
+
+def steps(folder: Path) -> list[int]:
+    return sorted(int(file.stem.removeprefix("step_")) for file in (folder / "checkpoints").glob("step_*.pt"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "files"),
+    [
+        ({"keep": 2}, [16, 20]),
+        ({"keep": 1}, [20]),
+        ({"keep": 9}, [4, 8, 12, 16, 20]),
+        ({"keep": 9, "every_epochs": 2}, [8, 16, 20]),
+        ({"keep": 9, "every_steps": 3, "epochs": 2}, [3, 4, 6, 8]),
+        ({"keep": 9, "every_steps": 2, "stop_at": 7}, [2, 4, 6, 7]),
+    ],
+)
+def test_the_newest_files_stay(settings: dict[str, Any], files: list[int], tmp_path: Path) -> None:
+    kept(tmp_path, **settings)
+    assert steps(tmp_path) == files
+    folder = tmp_path / "checkpoints"
+    assert (folder / "last.pt").samefile(folder / f"step_{files[-1]:08d}.pt")
+    assert not list(folder.glob(".*"))
+
+
+def test_the_best_stays_besides_the_newest(tmp_path: Path) -> None:
+    t = training()
+    saver = Saver(tmp_path / "checkpoints", {"run_id": "r"}, 1, None, 2)
+    weights: dict[int, Tensor] = {}
+    for epoch in range(1, 6):
+        t.progress.epoch, t.progress.step = epoch, 4 * epoch
+        with torch.no_grad():
+            t.model.state_dict()["weight"].fill_(epoch)
+        weights[epoch] = t.model.state_dict()["weight"].clone()
+        saver.after_epoch(t, {"epoch": epoch, "step": 4 * epoch, "train/loss": 1.0}, is_best=epoch in (1, 2))
+    folder = tmp_path / "checkpoints"
+    assert steps(tmp_path) == [8, 16, 20]
+    assert (folder / "best.pt").samefile(folder / "step_00000008.pt")
+    best, last = load(folder / "best.pt"), load(folder / "last.pt")
+    assert (best["epoch"], best["step"], best["metrics"]["epoch"]) == (2, 8, 2)
+    assert torch.equal(best["model"]["weight"], weights[2])
+    assert torch.equal(last["model"]["weight"], weights[5])
+    assert {"optimizer", "scheduler", "scaler", "rng", "progress", "totals"} <= last.keys()
+    assert all(link.stat().st_nlink == 2 for link in (folder / "best.pt", folder / "last.pt"))
+
+
+@pytest.mark.parametrize("stop_at", [4, 6, 12])
+def test_a_stopped_run_is_saved_where_it_stands(stop_at: int, tmp_path: Path) -> None:
+    t = kept(tmp_path, stop_at=stop_at, every_epochs=100)
+    state = load(tmp_path / "checkpoints" / "last.pt")
+    assert (state["step"], state["epoch"]) == (stop_at, stop_at // 4)
+    assert torch.equal(state["model"]["weight"], t.model.state_dict()["weight"])
+    best = load(tmp_path / "checkpoints" / "best.pt") if stop_at >= 4 else None
+    assert best is None or best["epoch"] == t.progress.best_epoch
+
+
+def test_where_there_are_no_hard_links_there_are_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", refused)
+    kept(tmp_path)
+    folder = tmp_path / "checkpoints"
+    assert (folder / "last.pt").read_bytes() == (folder / "step_00000020.pt").read_bytes()
+
+
+@pytest.mark.parametrize(("broken", "step"), [([], 20), ([20], 16), ([20, 16], 12)])
+def test_the_one_before_is_used_when_the_newest_is_damaged(broken: list[int], step: int, tmp_path: Path) -> None:
+    kept(tmp_path, keep=3)
+    folder = tmp_path / "checkpoints"
+    for number in broken:
+        file = folder / f"step_{number:08d}.pt"
+        content = file.read_bytes()
+        file.write_bytes(content[: len(content) // 2])  # last.pt is the same file
+    found, state, skipped = checkpoint.newest_whole(folder)
+    assert (state["step"], load(found)["step"]) == (step, step)
+    assert len(skipped) == (len(broken) + 1 if broken else 0)
+    assert all("cut short" in said for said in skipped)
+
+
+def test_weights_alone_are_not_gone_on_with(tmp_path: Path) -> None:
+    save(tmp_path / "step_00000009.pt", {k: v for k, v in STATE.items() if k != "optimizer"})
+    save(tmp_path / "step_00000005.pt", STATE)
+    assert checkpoint.newest_whole(tmp_path)[0].name == "step_00000005.pt"
+
+
+def test_nothing_whole_is_said(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds no checkpoint; start the run again"):
+        checkpoint.newest_whole(tmp_path)
+    (tmp_path / "last.pt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"last\.pt is not a checkpoint of dlrun, or was cut short \(0 bytes\)"):
+        checkpoint.newest_whole(tmp_path)
