@@ -73,11 +73,15 @@ def compose(words: list[str]) -> list["Request"]:
     from dlrun import mistakes, request
 
     try:
-        return request.from_command_line(words)
+        requests = request.from_command_line(words)
     except (HydraException, OmegaConfBaseException) as error:
         raise RequestError(mistakes.sentence(error, words)) from error
     except OSError as error:
         raise RequestError(f"cannot make the run's folder: {error.strerror} ({error.filename})") from error
+    asks_hydra = {"-c", "--cfg", "-i", "--info", "-p", "--package", "-sc", "--shell-completion"} & set(words)
+    if {"-m", "--multirun"} & set(words) and not asks_hydra and not requests:
+        raise RequestError("the sweep has no jobs: a choice is empty, or hydra/launcher hands them to other processes")
+    return requests
 
 
 def complain(error: DlrunError, verbose: bool) -> int:

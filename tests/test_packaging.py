@@ -1,0 +1,57 @@
+"""A wheel holds everything: installed elsewhere, it finds its configs from any directory."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built without the network."""
+    pytest.importorskip("hatchling", reason="building a wheel offline needs hatchling in this environment")
+    target = tmp_path_factory.mktemp("wheel")
+    words = [sys.executable, "-m", "pip", "wheel", str(ROOT), "--no-deps", "--no-build-isolation", "--no-index", "-w", target]
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (path,) = target.glob("dlrun-*.whl")
+    return path
+
+
+@pytest.mark.slow
+def test_wheel_holds_the_configs_and_nothing_else(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    shipped = {name.removeprefix("dlrun/configs/") for name in names if name.startswith("dlrun/configs/")}
+    assert shipped == {str(path.relative_to(ROOT / "configs")) for path in (ROOT / "configs").rglob("*.yaml")}
+    assert not [name for name in names if name.startswith(("tests/", "outputs/", "configs/"))]
+
+
+@pytest.mark.slow
+def test_wheel_runs_from_another_directory(wheel: Path, tmp_path: Path) -> None:
+    place = tmp_path / "installed"
+    words = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", str(place), str(wheel)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    code = f"import sys; sys.path.insert(0, {str(place)!r}); import dlrun; from dlrun.cli import main; "
+    code += "assert dlrun.__file__.startswith(sys.path[0]); sys.exit(main())"
+    words = ["data=line", "model=linear", "trainer.epochs=1", "tracking.graph=false"]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "outputs").glob("*/*/result.json"))
+
+
+def test_constraints_name_no_address_and_cover_the_dependencies() -> None:
+    import tomllib
+
+    lines = (ROOT / "tests" / "constraints.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert not any(mark in line for line in lines for mark in ("http", "@", "/", "--"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    for need in needed:
+        name = need.split(">")[0].split("<")[0]
+        assert name in pins, name

@@ -1,0 +1,222 @@
+"""What is checked before the first step, and that checking leaves no trace."""
+
+import contextlib
+import shutil
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dlrun import preflight
+from dlrun.data.batches import Batch, MemoryBatches, Order, Place
+from dlrun.data.spec import DataSpec, Split, TaskName
+from dlrun.errors import RequestError
+from dlrun.preflight import Layer, layers, monitored
+from dlrun.task import Task
+
+SPEC = DataSpec("image", (1, 8, 8), "multiclass", 3)
+
+
+class Net(nn.Module):
+    """A little of everything: convolution, batch norm, dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5))
+        self.head = nn.Linear(144, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.head(self.body(x).flatten(1))
+        return found
+
+
+def batch(rows: int = 2) -> Batch:
+    return (torch.rand(rows, 1, 8, 8),), torch.tensor([0, 2])[:rows]
+
+
+def looked_at(model: nn.Module, task: Task | None = None, given: Batch | None = None) -> list[Layer]:
+    return layers(model, given or batch(), task or Task(SPEC), contextlib.nullcontext)
+
+
+def test_the_layer_table_holds_shapes_and_parameters() -> None:
+    assert looked_at(Net()) == [
+        Layer("body.0", "Conv2d", (4, 6, 6), 4 * 9 + 4),
+        Layer("body.1", "BatchNorm2d", (4, 6, 6), 8),
+        Layer("body.2", "Dropout", (4, 6, 6), 0),
+        Layer("head", "Linear", (3,), 144 * 3 + 3),
+    ]
+
+
+def test_a_model_without_parts_is_one_row() -> None:
+    task = Task(DataSpec("vector", (4,), "regression", 2))
+    found = looked_at(nn.Linear(4, 2), task, ((torch.ones(2, 4),), torch.ones(2, 2)))
+    assert found == [Layer("Linear", "Linear", (2,), 10)]
+
+
+def test_many_leaves_are_shown_as_blocks() -> None:
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Flatten()
+            self.stage = nn.Sequential(*(nn.Sequential(nn.Linear(64, 64), nn.ReLU()) for _ in range(20)))
+            self.head = nn.Linear(64, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.head(self.stage(self.stem(x)))
+            return found
+
+    found = looked_at(Wide())
+    assert [row.name for row in found] == ["stem", *(f"stage.{i}" for i in range(20)), "head"]
+    assert sum(row.parameters for row in found) == sum(p.numel() for p in Wide().parameters())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_look_leaves_generators_buffers_gradients_and_mode_alone(training: bool) -> None:
+    model = Net().train(training)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    given = batch()
+    torch.manual_seed(3)
+    np.random.seed(3)
+    looked_at(model, given=given)
+    assert torch.rand(1).item() == torch.rand(1, generator=torch.Generator().manual_seed(3)).item()
+    assert np.random.rand() == np.random.RandomState(3).rand()
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert model.training == training
+    assert all(p.grad is None for p in model.parameters())
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_untouched_restores_what_a_training_pass_changes() -> None:
+    model = Net()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+
+    def fails() -> None:
+        with preflight.untouched(model):
+            model.train()(*batch()[0])
+            assert not torch.equal(model.state_dict()["body.1.running_mean"], before["body.1.running_mean"])
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fails()
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+class Says(nn.Module):
+    """Answers whatever it is told to."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x: Tensor) -> Any:
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ((1, 2), "the model must return a tensor, not tuple"),
+        (torch.ones(2, 4), r"output has the shape \(2, 4\), and multiclass with 3 outputs needs \(2, 3\)"),
+        (torch.ones(2), r"shape \(2,\), .* needs \(2, 3\): use spec.output_size for its last layer"),
+        (torch.ones(1, 3), r"shape \(1, 3\)"),
+    ],
+)
+def test_an_output_that_does_not_fit_is_a_sentence(answer: Any, said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        looked_at(Says(answer))
+
+
+def test_tagging_needs_an_output_at_every_position() -> None:
+    task = Task(DataSpec("tokens", (5,), "tagging", 3))
+    given = ((torch.ones(2, 5),), torch.zeros(2, 5, dtype=torch.int64))
+    assert looked_at(Says(torch.ones(2, 5, 3)), task, given)
+    with pytest.raises(RequestError, match=r"needs \(2, 5, 3\)"):
+        looked_at(Says(torch.ones(2, 3)), task, given)
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        (nn.Linear(5, 3), "mat1 and mat2 shapes cannot be multiplied"),
+        (nn.Conv2d(3, 3, 3), "expected input"),
+        (nn.Bilinear(1, 1, 1), "missing 1 required positional argument"),
+        (nn.Embedding(4, 3), "Expected tensor for argument #1 'indices'"),
+    ],
+)
+def test_a_model_that_does_not_take_the_data_is_a_sentence(model: nn.Module, why: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        looked_at(model)
+    assert str(caught.value).startswith("the model does not take this data (inputs of shape (2, 1, 8, 8)): ")
+    assert why in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_the_small_batch_is_the_head_of_the_first_epoch() -> None:
+    split = Split((torch.arange(10.0).view(10, 1), torch.arange(10)), torch.arange(10))
+    place = Place(torch.device("cpu"), torch.float32, DataSpec("tokens", (1,), "multiclass", 10))
+    batches = MemoryBatches(split, Order(10, 4, shuffle=True), place)
+    inputs, targets = preflight.small_batch(batches)
+    wanted = Order(10, 4, shuffle=True).permutation(1)[:2]
+    assert torch.equal(targets, wanted)
+    assert [len(x) for x in inputs] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("monitor", "mode", "has_val", "found"),
+    [
+        (None, "min", True, ("val/loss", "min")),
+        (None, "min", False, ("train/loss", "min")),
+        ("val/accuracy", "max", True, ("val/accuracy", "max")),
+        ("train/macro_f1", "max", False, ("train/macro_f1", "max")),
+        ("train/loss", "min", True, ("train/loss", "min")),
+    ],
+)
+def test_what_decides_on_the_best_epoch(monitor: str | None, mode: str, has_val: bool, found: tuple[str, str]) -> None:
+    assert monitored(monitor, mode, Task(SPEC), has_val) == found
+
+
+@pytest.mark.parametrize(
+    ("monitor", "has_val", "task", "said"),
+    [
+        ("val/loss", False, "multiclass", "there is no validation part; type data.val_fraction=0.1 or .*=train/loss$"),
+        ("val/acuracy", True, "multiclass", "did you mean val/accuracy"),
+        ("accuracy", True, "multiclass", "did you mean (val|train)/accuracy"),
+        ("val/auroc", True, "multiclass", "is no metric of this run; .*type one of train/loss, .*val/macro_f1$"),
+        ("val/accuracy", True, "regression", "type one of train/loss, .*val/r2$"),
+        ("test/loss", True, "multiclass", "checkpoint.monitor=test/loss is no metric of this run"),
+    ],
+)
+def test_a_metric_that_is_not_there_is_answered_by_those_that_are(
+    monitor: str, has_val: bool, task: TaskName, said: str
+) -> None:
+    with pytest.raises(RequestError, match=said):
+        monitored(monitor, "min", Task(DataSpec("vector", (2,), task, 3)), has_val)
+
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def test_a_full_disk_is_said_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Path] = []
+
+    def usage(free: int) -> Any:
+        def answer(place: Path) -> Usage:
+            asked.append(place)
+            return Usage(0, 0, free)
+
+        return answer
+
+    model, outputs = nn.Linear(1000, 1000), tmp_path / "not" / "yet" / "there"
+    monkeypatch.setattr(shutil, "disk_usage", usage(2**40))
+    preflight.check_disk(outputs, model, keep=2)
+    assert asked == [tmp_path]
+    one_state = 3 * 4 * 1_001_000  # weights and two moments of Adam
+    monkeypatch.setattr(shutil, "disk_usage", usage(4 * one_state))
+    with pytest.raises(RequestError, match=r"has 46 MB free, and the checkpoints need about 50 MB; make room, or type"):
+        preflight.check_disk(outputs, model, keep=2)
+    preflight.check_disk(outputs, model, keep=1)

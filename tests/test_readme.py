@@ -1,0 +1,106 @@
+"""Every command in the README runs, through bash, as a reader would type it."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text()
+QUICK = "trainer.epochs=1 data.limit_batches=2 tracking.graph=false figures=false"
+
+
+def commands() -> list[str]:
+    """Lines of the ```bash blocks, without comments; \\ joins lines."""
+    blocks = re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.split("  #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def shortened(command: str) -> str:
+    """The same command for fewer steps; what only looks, or loads a run, stays as it is."""
+    if not command.startswith("dlrun") or re.match(r"dlrun (eval|resume|ls|--help|--cfg)", command):
+        return command
+    return f"{command} {QUICK}"
+
+
+def places(tmp_path: Path) -> dict[str, str]:
+    """An environment in which `dlrun` is this checkout's."""
+    bin_folder = tmp_path / "bin"
+    bin_folder.mkdir()
+    script = bin_folder / "dlrun"
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} -m dlrun "$@"\n')
+    script.chmod(0o755)
+    return {**os.environ, "PATH": f"{bin_folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+def prepare(work: Path) -> None:
+    """What the README's reader has: its own module and config folder (shown there), a table, a run."""
+    for name, body in re.findall(r"```(?:python|yaml)\n# ([\w./]+)\n(.*?)```", TEXT, re.DOTALL):
+        (work / name).parent.mkdir(parents=True, exist_ok=True)
+        (work / name).write_text(body)
+    rows = [f"{i % 7},{i % 5},{(3 * (i % 7) - i % 5)}" for i in range(40)]
+    (work / "houses.csv").write_text("rooms,age,price\n" + "\n".join(rows) + "\n")
+
+
+def skip_reason(command: str) -> str | None:
+    """Why a command cannot run here."""
+    if "device=cuda" in command:
+        import torch
+
+        return None if torch.cuda.is_available() else "no CUDA device here"
+    if re.search(r"mnist|data=names|data=diabetes", command) and not os.environ.get("DLRUN_DATA_DIR"):
+        return "DLRUN_DATA_DIR is not set: no real data here"
+    if command.startswith(("make", "git", "cd", "pip", "export", "tensorboard")):
+        return "sets things up; make run, make test and tensorboard are tested by hand and by .ci/run"
+    return None
+
+
+def test_the_readme_has_commands() -> None:
+    assert len([c for c in commands() if c.startswith("dlrun")]) >= 15
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", dict.fromkeys(commands()))
+def test_command(command: str, tmp_path: Path) -> None:
+    if reason := skip_reason(command):
+        pytest.skip(reason)
+    environment, work = places(tmp_path), tmp_path / "work"
+    work.mkdir()
+    prepare(work)
+    if os.environ.get("DLRUN_DATA_DIR"):
+        environment["DLRUN_DATA_DIR"] = str(Path(os.environ["DLRUN_DATA_DIR"]).resolve())
+    if "runs/mine" in command and "hydra.run.dir" not in command:
+        first = f"dlrun data=digits hydra.run.dir=runs/mine checkpoint.format=full {QUICK}"
+        subprocess.run(["bash", "-c", first], cwd=work, env=environment, check=True, capture_output=True)
+    done = subprocess.run(["bash", "-c", shortened(command)], cwd=work, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_tree_in_the_readme_is_the_tree() -> None:
+    shown = re.search(r"```text\ndlrun/\n(.*?)```", TEXT, re.DOTALL)
+    assert shown is not None
+    named = {line.split()[0].rstrip("/") for line in shown.group(1).splitlines() if line.startswith("  ")}
+    there = {p.name for p in (ROOT / "dlrun").iterdir() if p.name not in ("__pycache__", "__init__.py", "__main__.py")}
+    assert named == there
+
+
+def test_the_keys_in_the_readme_exist() -> None:
+    from dlrun.mistakes import dotted
+    from dlrun.request import compose
+
+    known = set(dotted(compose([])))
+    rows = re.findall(r"^\| `([a-z_.]+)` \|", TEXT, re.MULTILINE)
+    assert len(rows) > 30
+    assert [key for key in rows if key not in known] == []
+
+
+def test_pictures_exist() -> None:
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", TEXT)
+    assert pictures
+    assert [name for name in pictures if not (ROOT / name).is_file()] == []
+    assert shutil.which("bash")
