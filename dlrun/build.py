@@ -213,7 +213,10 @@ def limits(settings: Settings) -> Limits:
 
 def optimizer(settings: Settings, model: nn.Module, trusted_modules: Sequence[str] | None) -> Optimizer:
     """The optimizer over the model's parameters, in the groups asked for."""
-    groups = parameter_groups(model, settings.optimizer_keys.groups or [])
+    asked = settings.optimizer_keys.groups or []
+    groups = parameter_groups(model, asked)
+    for i, entry in enumerate(asked):
+        _try_group(settings.optimizer, entry, f"optimizer.groups[{i}]", trusted_modules)
     made = _instantiate(settings.optimizer, trusted_modules, OptimizerKeys, groups)
     if not isinstance(made, Optimizer):
         raise RequestError(f"optimizer._target_={settings.optimizer.target} must be a torch.optim.Optimizer")
@@ -222,6 +225,16 @@ def optimizer(settings: Settings, model: nn.Module, trusted_modules: Sequence[st
             f"optimizer={settings.optimizer.choice} evaluates the loss itself; type device.precision=bf16"
         )
     return made
+
+
+def _try_group(block: Block, entry: dict[str, Any], where: str, trusted_modules: Sequence[str] | None) -> None:
+    """Build the optimizer once with a group's own settings: torch checks those of the whole only."""
+    own = {k: v for k, v in entry.items() if k != "match"}
+    trial = dataclasses.replace(block, arguments={**block.arguments, **own})
+    try:
+        _instantiate(trial, trusted_modules, OptimizerKeys, [nn.Parameter(torch.zeros(1))])
+    except RequestError as error:
+        raise RequestError(f"{where}: {error}") from error
 
 
 def schedule(
@@ -240,6 +253,8 @@ def schedule(
     filled = {k: whole[k] if v is None and k in whole else v for k, v in block.arguments.items()}
     if "plateau" in str(block.target).lower():
         filled.setdefault("mode", mode)
+        if keys.interval == "step":
+            raise RequestError("scheduler.interval=step: plateau looks at a metric, which there is once an epoch")
     if isinstance(filled.get("total_steps"), int) and filled["total_steps"] < length:
         raise RequestError(
             f"scheduler.total_steps={filled['total_steps']} is shorter than the training, {length} steps"

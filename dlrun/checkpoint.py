@@ -146,16 +146,18 @@ class Saver:
         self.folder, self.identity = folder, identity
         self.every_epochs, self.every_steps, self.keep = every_epochs, every_steps, keep
         self.best: dict[str, Any] | None = None  # what best.pt still lacks
+        self.row: dict[str, float] = {}  # of the last epoch that has ended
         self.seconds = 0.0
 
     def after_step(self, training: Training) -> None:
         """Save in the middle of an epoch where `every_steps` says so."""
         step, batch = training.progress.step, training.progress.batch
         if self.every_steps and step % self.every_steps == 0 and batch < len(training.train):
-            self.write(training, {})
+            self.write(training, self.row)
 
     def after_epoch(self, training: Training, row: dict[str, float], is_best: bool) -> None:
-        """Remember the best weights; save where `every_epochs` says so, and at the end."""
+        """Remember the row and the best weights; save where `every_epochs` says so, and at the end."""
+        self.row = row
         if is_best:
             weights = {k: v.detach().clone() for k, v in training.model.state_dict().items()}
             self.best = {"model": weights, "epoch": row["epoch"], "step": row["step"], "metrics": dict(row)}
@@ -165,7 +167,7 @@ class Saver:
 
     def interrupted(self, training: Training) -> None:
         """Save where the run stands."""
-        self.write(training, {})
+        self.write(training, self.row)
 
     def write(self, training: Training, row: dict[str, float]) -> None:
         """step_*.pt with all the state; then the links, then the files that are no longer kept."""

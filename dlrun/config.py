@@ -235,29 +235,36 @@ def _block(group: str, choices: dict[str, str], plain: dict[str, Any], keys: typ
 
 def typed(schema: type[T], values: dict[str, Any], where: str) -> T:
     """`values` as an instance of the dataclass `schema`; `where` is the key that the values stand under."""
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), values)
-        instance = cast(T, OmegaConf.to_object(merged))
-    except OmegaConfBaseException as error:
-        key = ".".join(p for p in (where, str(error.full_key or error.key or "")) if p)
-        if isinstance(error, ConfigKeyError):
-            close = difflib.get_close_matches(key.rpartition(".")[2], _names(schema), 1)
-            hint = f"; did you mean {close[0]}?" if close else "; dlrun --cfg job shows all keys"
-            raise RequestError(f"there is no key {key}{hint}") from error
-        raise RequestError(f"{key}: {_first_line(error)}") from error
+    inner = {f.name: f.default_factory for f in dataclasses.fields(cast(Any, schema))}
+    for name, value in values.items():
+        key = ".".join(p for p in (where, name) if p)
+        nested: Any = inner.get(name)
+        if dataclasses.is_dataclass(nested) and isinstance(value, dict):
+            typed(cast(Any, nested), value, key)
+        _check_type(schema, name, value, key)
+    instance = cast(T, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values)))
     _check_ranges(instance, where)
     return instance
+
+
+def _check_type(schema: Any, name: str, value: Any, key: str) -> None:
+    """RequestError when one field does not take the value, or is not there."""
+    try:
+        OmegaConf.merge(OmegaConf.structured(schema), {name: value})
+    except ConfigKeyError as error:
+        close = difflib.get_close_matches(name, _names(schema), 1)
+        hint = f"did you mean {close[0]}?" if close else "dlrun --cfg job shows all keys"
+        raise RequestError(f"there is no key {key}; {hint}") from error
+    except OmegaConfBaseException as error:
+        said = str(error.msg or error).splitlines()[0]
+        said = f"{value!r} is of the wrong kind" if "Config" in said else said.replace("Value '", "the value '")
+        raise RequestError(f"{key}: {said}") from error
 
 
 def _names(schema: Any) -> list[str]:
     """The names of a dataclass's fields, and of those of the dataclasses among them."""
     inner = (f.default_factory for f in dataclasses.fields(schema) if dataclasses.is_dataclass(f.default_factory))
     return [f.name for f in dataclasses.fields(schema)] + [name for made in inner for name in _names(made)]
-
-
-def _first_line(error: OmegaConfBaseException) -> str:
-    text = str(error.msg or error).splitlines()[0]
-    return text.replace("Value '", "the value '")
 
 
 def _check_ranges(instance: Any, where: str) -> None:

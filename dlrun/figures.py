@@ -88,13 +88,13 @@ def loss_curves(rows: list[dict[str, float]]) -> "Figure":
     figure, axes = _axes()
     epochs = [row["epoch"] for row in rows]
     for key, style in (("train/loss", "-"), ("val/loss", "--")):
-        values = [row[key] for row in rows if row.get(key) is not None]
-        if len(values) == len(epochs):
+        values = np.array([row.get(key, np.nan) for row in rows])
+        if np.isfinite(values).any():
             axes.plot(epochs, values, style, label=key)
-            best = int(np.argmin(values))
+            best = int(np.nanargmin(values))
             axes.plot(epochs[best], values[best], "o", color=axes.lines[-1].get_color())
     shown = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines])
-    if shown.min() > 0 and shown.max() > 30 * shown.min():
+    if np.nanmin(shown) > 0 and np.nanmax(shown) > 30 * np.nanmin(shown):
         axes.set_yscale("log")
     axes.set(xlabel="epoch", ylabel="loss", title="Loss (dots: lowest)")
     axes.grid(alpha=0.3)

@@ -7,7 +7,7 @@ from dlrun.errors import RequestError
 HELP = """\
 dlrun: train a choice of data × model × optimizer × device, and record it
 
-  dlrun                                      an mlp on scikit-learn's digits, in seconds
+  dlrun                                      an mlp on scikit-learn's digits
   dlrun model=resnet data=mnist device=cuda  choose from the groups
   dlrun optimizer.lr=0.1 trainer.epochs=5    change any key
   dlrun -m optimizer=sgd,momentum,adam       a run for each choice
@@ -15,7 +15,7 @@ dlrun: train a choice of data × model × optimizer × device, and record it
   dlrun lesson=resnet_mnist                  a course preset
   dlrun debug=one_batch                      one batch through everything
 
-  dlrun resume RUN [key=value ...]           go on with a run, or train longer (trainer.epochs=40)
+  dlrun resume RUN [key=value ...]           go on, or longer: trainer.epochs=40
   dlrun eval RUN_OR_CHECKPOINT               metrics on the test split
   dlrun ls [GROUP]                           what can be chosen
   tensorboard --logdir outputs               look at the runs

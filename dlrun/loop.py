@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dlrun import metrics
 from dlrun.data.batches import Batch, Batches
 from dlrun.errors import RunError
 from dlrun.task import Task
@@ -81,6 +82,7 @@ def fit(t: Training, tracker: Tracker, display: Display, saver: Checkpointer, st
         saver.after_epoch(t, row, is_best)
         display.epoch(row, timings, is_best)
         if stop() and not (t.done or t.out_of_patience):
+            saver.interrupted(t)
             return "interrupted"
     return "completed" if t.done else "early_stopped"
 
@@ -103,7 +105,7 @@ def train_epoch(t: Training, tracker: Tracker, saver: Checkpointer, stop: Callab
             t.scaler.update()
         for outputs, targets, loss in seen:
             t.totals.add(outputs, targets, loss)
-            t.recent.append(loss)
+            t.recent.append((t.progress.step + 1, loss))
         t.progress.step += 1
         t.progress.batch += len(group)
         if t.progress.step % t.limits.log_every_steps == 0:
@@ -129,7 +131,7 @@ def backward(t: Training, group: list[Batch], seen: list[tuple[Tensor, Tensor, T
         with t.autocast():
             outputs = t.model(*inputs)
             loss = t.task.loss(outputs, targets)
-        part = loss if share is None else loss * share
+        part = loss if share is None else loss * share.to(loss.dtype)
         t.scaler.scale(part).backward()  # type: ignore[no-untyped-call]
         losses.append(part.detach())
         if record:
@@ -140,12 +142,13 @@ def backward(t: Training, group: list[Batch], seen: list[tuple[Tensor, Tensor, T
     return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
 
-def batch_shares(task: Task, group: list[Batch]) -> Sequence[Tensor | float | None]:
+def batch_shares(task: Task, group: list[Batch]) -> Sequence[Tensor | None]:
     """What each batch's mean loss counts in the mean over the group; None where the loss is taken as it is."""
     if len(group) == 1 or task.reduction == "sum":
         return [None] * len(group)
-    weights = [task.weight(targets) for _, targets in group]
-    return [weight / sum(weights) for weight in weights]
+    weights = task.weights([targets for _, targets in group])
+    weights = weights.to(group[0][1].device)
+    return list(metrics.wide(weights) / weights.sum())
 
 
 def report(t: Training, seen: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, float]:
@@ -166,13 +169,12 @@ def check_finite(t: Training) -> None:
     """Look at the losses since the last look, in one transfer; RunError names the first step that is not finite."""
     if not t.recent:
         return
-    losses = torch.stack(t.recent).tolist()
+    steps, tensors = zip(*t.recent, strict=True)
     t.recent = []
-    for i, loss in enumerate(losses):
+    for step, loss in zip(steps, torch.stack(tensors).tolist(), strict=True):
         if not math.isfinite(loss):
-            behind = (len(losses) - 1 - i) // t.limits.accumulate_steps
             raise RunError(
-                f"the loss is {loss} at step {t.progress.step - behind} (epoch {t.progress.epoch + 1}); "
+                f"the loss is {loss} at step {step} (epoch {t.progress.epoch + 1}); "
                 f"the last finite loss was {t.last_finite_loss:.6g}; "
                 "try a smaller optimizer.lr, trainer.grad_clip_norm=1, or inputs of a size around 1"
             )

@@ -118,9 +118,10 @@ def cut_back(folder: Path, step: int) -> None:
 
 
 def read_rows(folder: Path) -> list[dict[str, float]]:
-    """metrics.jsonl as dictionaries."""
+    """metrics.jsonl as dictionaries; null, which stands for what is not finite, as NaN."""
     path = folder / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [{k: math.nan if v is None else v for k, v in json.loads(line).items()} for line in lines]
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -71,7 +71,7 @@ class Training:
     synchronize: Callable[[], None]
     progress: Progress = field(default_factory=Progress)
     totals: Totals = field(init=False)
-    recent: list[Tensor] = field(default_factory=list)  # losses since they were last looked at
+    recent: list[tuple[int, Tensor]] = field(default_factory=list)  # step and loss, since they were last looked at
     last_finite_loss: float = math.nan
     grad_norm: Tensor = field(default_factory=lambda: torch.tensor(math.nan))
 

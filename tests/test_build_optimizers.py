@@ -42,7 +42,7 @@ def settings(*words: str) -> Settings:
         (("optimizer.groups=[{match: nothing}]",), "optimizer.groups[0]: no parameter is left"),
         (("optimizer.groups=[{match: weight, lr: -2}]",), "optimizer.groups[0]"),
         (("optimizer.groups=[{match: weight, lr: fast}]",), "optimizer.groups[0]"),
-        (("optimizer.groups=[{match: weight, lrr: 0.1}]",), "did you mean lr"),
+        (("optimizer.groups=[{match: weight, lrr: 0.1}]",), "did you mean optimizer.lr"),
     ],
 )
 def test_an_optimizer_that_cannot_be_built_is_a_sentence(words: tuple[str, ...], said: str) -> None:

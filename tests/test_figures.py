@@ -73,9 +73,14 @@ def test_a_loss_over_many_sizes_has_a_logarithmic_axis() -> None:
     assert figures.loss_curves(rows).axes[0].get_yscale() == "log"
 
 
-def test_a_validation_loss_that_is_not_always_there_is_left_out() -> None:
-    rows: list[Any] = [{"epoch": e, "train/loss": 1.0, "val/loss": None if e == 2 else 0.5} for e in (1, 2, 3)]
-    assert list(lines(figures.loss_curves(rows))) == ["train/loss"]
+def test_a_loss_that_is_not_finite_leaves_a_gap() -> None:
+    nan = float("nan")
+    rows = [{"epoch": e, "train/loss": 1.0, "val/loss": loss} for e, loss in ((1, 0.7), (2, nan), (3, 0.5), (4, 0.6))]
+    figure = figures.loss_curves(rows)
+    assert np.isnan(lines(figure)["val/loss"][1]).tolist() == [False, True, False, False]
+    dots = [np.asarray(line.get_xydata()).tolist() for line in figure.axes[0].lines if line.get_marker() == "o"]
+    assert dots == [[[1, 1]], [[3, 0.5]]]
+    assert list(lines(figures.loss_curves([row | {"val/loss": nan} for row in rows]))) == ["train/loss"]
 
 
 def test_the_confusion_matrix_is_scikit_learns() -> None:

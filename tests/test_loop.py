@@ -260,7 +260,7 @@ def test_a_stop_ends_the_run_after_the_step_unless_it_was_the_last(stop_at: int)
     assert (status, training.progress.step) == ("completed" if stop_at == 10 else "interrupted", stop_at)
     assert len(recorder.rows) == training.progress.epoch == stop_at // 5
     assert training.progress.batch == stop_at % 5
-    assert recorder.saved[-1] == ("interrupted" if stop_at % 5 else "epoch", stop_at)
+    assert recorder.saved[-1] == ("epoch" if stop_at == 10 else "interrupted", stop_at)
 
 
 def counted(name: str, calls: list[str]) -> Any:

@@ -15,7 +15,18 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built without the network."""
     pytest.importorskip("hatchling", reason="building a wheel offline needs hatchling in this environment")
     target = tmp_path_factory.mktemp("wheel")
-    words = [sys.executable, "-m", "pip", "wheel", str(ROOT), "--no-deps", "--no-build-isolation", "--no-index", "-w", target]
+    words = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        str(ROOT),
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "-w",
+        target,
+    ]
     done = subprocess.run([str(word) for word in words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (path,) = target.glob("dlrun-*.whl")

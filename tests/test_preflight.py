@@ -93,15 +93,17 @@ def test_a_look_leaves_generators_buffers_gradients_and_mode_alone(training: boo
 def test_untouched_restores_what_a_training_pass_changes() -> None:
     model = Net()
     before = {k: v.clone() for k, v in model.state_dict().items()}
+    torch.manual_seed(3)
 
     def fails() -> None:
         with preflight.untouched(model):
-            model.train()(*batch()[0])
+            model.train()(*batch()[0])  # draws dropout's mask, too
             assert not torch.equal(model.state_dict()["body.1.running_mean"], before["body.1.running_mean"])
             raise KeyError
 
     with pytest.raises(KeyError):
         fails()
+    assert torch.rand(1).item() == torch.rand(1, generator=torch.Generator().manual_seed(3)).item()
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
