@@ -182,10 +182,10 @@ class Saver:
         newest = self._step_file(p.step)
         save(newest, self.identity | state | {"format_version": FORMAT_VERSION})
         if self.best is not None:
-            best = self._step_file(self.best["step"])
-            if best != newest:
-                save(best, self.identity | self.best | {"format_version": FORMAT_VERSION})
-            link(best, self.folder / "best.pt")
+            if self._step_file(self.best["step"]) == newest:
+                link(newest, self.folder / "best.pt")
+            else:  # the best epoch has passed since: its weights alone
+                save(self.folder / "best.pt", self.identity | self.best | {"format_version": FORMAT_VERSION})
             self.best = None
         link(newest, self.folder / "last.pt")
         self._forget_old()

@@ -6,7 +6,6 @@ into plain objects; nothing after it knows OmegaConf.
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
 from dataclasses import dataclass, field
@@ -15,9 +14,9 @@ from typing import Any, TypeVar, cast
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from dlrun.errors import RequestError
+from dlrun.validation import typed
 
 _PACKAGE = Path(__file__).resolve().parent
 CONFIG_DIR = next(p for p in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if p.is_dir())
@@ -112,7 +111,7 @@ class CheckpointConfig:
 
     format: str = _choice("state_dict", "state_dict", "full")
     monitor: str | None = None  # null: val/loss, or train/loss where there is no validation part
-    mode: str = _choice("min", "min", "max")
+    mode: str | None = _choice(None, "min", "max")  # null: as the metric asks
     every_epochs: int = _positive(1)
     every_steps: int | None = _positive(None)
     keep: int = _positive(2)  # newest step_*.pt files; the best one stays besides
@@ -160,7 +159,7 @@ class Config:
     """The whole experiment."""
 
     seed: int = _not_negative(0)
-    resume: str | None = None  # a run folder to go on with: the same as `dlrun resume RUN`
+    resume: str | None = None  # a run folder: the same as `dlrun resume RUN`
     init_from: str | None = None  # a run or checkpoint whose weights to start from
     trust: bool = False  # open a pickled full model: it can run code
     trusted_modules: list[str] = field(default_factory=list)  # own modules that a loaded run may use
@@ -231,63 +230,6 @@ def _block(group: str, choices: dict[str, str], plain: dict[str, Any], keys: typ
     arguments = {k: v for k, v in values.items() if k not in ours and k != "_target_"}
     block = Block(group, choices.get(group, "?"), values.get("_target_"), arguments)
     return block, typed(keys, {k: v for k, v in values.items() if k in ours}, group)
-
-
-def typed(schema: type[T], values: dict[str, Any], where: str) -> T:
-    """`values` as an instance of the dataclass `schema`; `where` is the key that the values stand under."""
-    inner = {f.name: f.default_factory for f in dataclasses.fields(cast(Any, schema))}
-    for name, value in values.items():
-        key = ".".join(p for p in (where, name) if p)
-        nested: Any = inner.get(name)
-        if dataclasses.is_dataclass(nested) and isinstance(value, dict):
-            typed(cast(Any, nested), value, key)
-        _check_type(schema, name, value, key)
-    instance = cast(T, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values)))
-    _check_ranges(instance, where)
-    return instance
-
-
-def _check_type(schema: Any, name: str, value: Any, key: str) -> None:
-    """RequestError when one field does not take the value, or is not there."""
-    try:
-        OmegaConf.merge(OmegaConf.structured(schema), {name: value})
-    except ConfigKeyError as error:
-        close = difflib.get_close_matches(name, _names(schema), 1)
-        hint = f"did you mean {close[0]}?" if close else "dlrun --cfg job shows all keys"
-        raise RequestError(f"there is no key {key}; {hint}") from error
-    except OmegaConfBaseException as error:
-        said = str(error.msg or error).splitlines()[0]
-        said = f"{value!r} is of the wrong kind" if "Config" in said else said.replace("Value '", "the value '")
-        raise RequestError(f"{key}: {said}") from error
-
-
-def _names(schema: Any) -> list[str]:
-    """The names of a dataclass's fields, and of those of the dataclasses among them."""
-    inner = (f.default_factory for f in dataclasses.fields(schema) if dataclasses.is_dataclass(f.default_factory))
-    return [f.name for f in dataclasses.fields(schema)] + [name for made in inner for name in _names(made)]
-
-
-def _check_ranges(instance: Any, where: str) -> None:
-    for f in dataclasses.fields(instance):
-        key, value = ".".join(p for p in (where, f.name) if p), getattr(instance, f.name)
-        if dataclasses.is_dataclass(value):
-            _check_ranges(value, key)
-        if value is not None:
-            _check_range(key, value, f.metadata)
-
-
-def _check_range(key: str, value: Any, rule: Any) -> None:
-    """One key's value against its rule; NaN fails every comparison, so it is refused too."""
-    if "choices" in rule and value not in rule["choices"]:
-        raise RequestError(f"{key}={value} is not a choice; type one of {', '.join(rule['choices'])}")
-    if "above" in rule and not value > rule["above"]:
-        raise RequestError(f"{key}={value} must be above {rule['above']}")
-    if "at_least" in rule and not value >= rule["at_least"]:
-        raise RequestError(f"{key}={value} must be at least {rule['at_least']}")
-    if "below" in rule and not value < rule["below"]:
-        raise RequestError(f"{key}={value} must be below {rule['below']}")
-    if "at_most" in rule and not value <= rule["at_most"]:
-        raise RequestError(f"{key}={value} must be at most {rule['at_most']}")
 
 
 NOT_IDENTITY = (

@@ -7,7 +7,7 @@ from torch import nn
 
 from dlrun import build, checkpoint, config, loop, results, run_folder, runtime, saved
 from dlrun.console import Console, facts, number, table
-from dlrun.data.spec import DataSpec, Splits
+from dlrun.data.spec import DataSpec
 from dlrun.errors import MisfitError, RequestError
 from dlrun.request import Request, from_saved
 from dlrun.runtime import Runtime
@@ -23,38 +23,29 @@ def evaluate(words: list[str]) -> dict[str, float]:
     plain, choices = saved.load_run_config(path) if full else (state["config"], state["choices"])
     request = from_saved(plain, choices, words[1:], None)
     settings = config.read(request.config, request.choices)
+    model = checkpoint.load_full_model(path, settings.rest.trust) if full else None
     with runtime.session(settings.rest.device, settings.rest.seed) as process:
         splits = build.data(settings, request.trusted_modules)
-        spec = DataSpec.from_dict(state["spec"]) if state else splits.spec
-        refuse_other_data(spec, splits.spec, request)
-        model = _model(path, state, settings, splits, process, request)
-        name, part = next((n, p) for n, p in (("test", splits.test), ("val", splits.val), ("train", splits.train)) if p)
-        task = build.task(settings, spec)
-        batches = dict(zip(("train", "val", "test"), build.batches(settings, splits, model, process), strict=True))[
-            name
-        ]
-        assert batches is not None
-        found = {f"{name}/{k}": v for k, v in loop.evaluate(model, batches, task, process.autocast).items()}
+        refuse_other_data(DataSpec.from_dict(state["spec"]) if state else splits.spec, splits.spec, request)
+        if model is None:
+            model = build.model(settings, splits.spec, process, request.trusted_modules)
+            load_weights(model, state["model"], path)
+        task = build.task(settings, splits.spec)
+        parts = zip(("train", "val", "test"), build.batches(settings, splits, model, process), strict=True)
+        name, batches = [(name, batches) for name, batches in parts if batches is not None][-1]
+        metrics = loop.evaluate(model.to(process.device), batches, task, process.autocast)
+        found = {f"{name}/{k}": v for k, v in metrics.items()}
         show(path, name, found, results.baseline(task, splits), process)
     return found
 
 
-def _model(
-    path: Path,
-    state: dict[str, Any],
-    settings: config.Settings,
-    splits: Splits,
-    process: Runtime,
-    request: Request,
-) -> nn.Module:
-    if not state:
-        return checkpoint.load_full_model(path, settings.rest.trust).to(process.device)
-    model = build.model(settings, splits.spec, process, request.trusted_modules)
+def load_weights(model: nn.Module, weights: dict[str, Any], path: Path) -> None:
+    """Put saved weights into a model; RequestError when they are another model's."""
     try:
-        model.load_state_dict(state["model"])
+        model.load_state_dict(weights)
     except RuntimeError as error:
-        raise RequestError(f"{path} does not fit model={settings.model.choice}: {error}".replace("\n", " ")) from error
-    return model
+        said = " ".join(str(error).split())
+        raise RequestError(f"{path} holds the weights of another model: {said}") from error
 
 
 def refuse_other_data(trained: DataSpec, given: DataSpec, request: Request) -> None:

@@ -131,7 +131,7 @@ def backward(t: Training, group: list[Batch], seen: list[tuple[Tensor, Tensor, T
         with t.autocast():
             outputs = t.model(*inputs)
             loss = t.task.loss(outputs, targets)
-        part = loss if share is None else loss * share.to(loss.dtype)
+        part = scaled(loss, share)
         t.scaler.scale(part).backward()  # type: ignore[no-untyped-call]
         losses.append(part.detach())
         if record:
@@ -142,13 +142,20 @@ def backward(t: Training, group: list[Batch], seen: list[tuple[Tensor, Tensor, T
     return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
 
-def batch_shares(task: Task, group: list[Batch]) -> Sequence[Tensor | None]:
+def batch_shares(task: Task, group: list[Batch]) -> Sequence[Tensor | float | None]:
     """What each batch's mean loss counts in the mean over the group; None where the loss is taken as it is."""
     if len(group) == 1 or task.reduction == "sum":
         return [None] * len(group)
-    weights = task.weights([targets for _, targets in group])
-    weights = weights.to(group[0][1].device)
-    return list(metrics.wide(weights) / weights.sum())
+    weights = [task.weight(targets) for _, targets in group]
+    whole = sum(weights)
+    return [metrics.wide(w) / whole if isinstance(w, Tensor) else w / int(whole) for w in weights]
+
+
+def scaled(loss: Tensor, share: Tensor | float | None) -> Tensor:
+    """The loss times its share, in the loss's own type."""
+    if share is None:
+        return loss
+    return loss * (share.to(loss.dtype) if isinstance(share, Tensor) else share)
 
 
 def report(t: Training, seen: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, float]:
@@ -175,10 +182,14 @@ def check_finite(t: Training) -> None:
         if not math.isfinite(loss):
             raise RunError(
                 f"the loss is {loss} at step {step} (epoch {t.progress.epoch + 1}); "
-                f"the last finite loss was {t.last_finite_loss:.6g}; "
+                f"{_before(t.last_finite_loss)}; "
                 "try a smaller optimizer.lr, trainer.grad_clip_norm=1, or inputs of a size around 1"
             )
         t.last_finite_loss = loss
+
+
+def _before(loss: float) -> str:
+    return f"the last finite loss was {loss:.6g}" if math.isfinite(loss) else "no loss was finite before"
 
 
 @torch.inference_mode()

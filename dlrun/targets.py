@@ -44,7 +44,7 @@ def resolve(target: str, where: str, trusted_modules: Sequence[str] | None) -> C
     except Exception as error:  # importing a user's module runs it, so anything can come
         raise RequestError(f"{where}={target} cannot be imported: {_why(target, error)}") from error
     if not callable(found):
-        raise RequestError(f"{where}={target} is a {type(found).__name__}, not a class or a function")
+        raise RequestError(f"{where}={target} is of type {type(found).__name__}, not a class or a function")
     if trusted_modules is not None:
         _refuse(target, where, trusted_modules, _trustworthy(found, trusted_modules))
     return found  # type: ignore[no-any-return]
@@ -136,12 +136,7 @@ def accepts(annotation: Any, value: Any) -> bool:
         return isinstance(value, list) and all(any(accepts(a, v) for a in items) for v in value if items)
     if origin is dict or annotation is dict:
         return isinstance(value, dict)
-    return not inspect.isclass(annotation) or annotation is inspect.Parameter.empty or _is_unchecked(annotation, value)
-
-
-def _is_unchecked(annotation: Any, value: Any) -> bool:
-    """A class we know nothing of (Path, Tensor, DataSpec) never takes a plain number, text or flag unnoticed."""
-    return annotation is not None and annotation.__module__ != "torch"
+    return getattr(annotation, "__module__", None) != "torch"  # a Tensor is never written in a config
 
 
 def _words(annotation: Any) -> str:

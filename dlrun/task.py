@@ -68,14 +68,14 @@ class Task:
         return self.loss_function(outputs, targets, reduction=self.reduction)
 
     def weight(self, targets: Tensor) -> Tensor | int:
-        """What a batch counts in a mean: its rows, or its tags that are not padding (a tensor: no sync)."""
-        return (targets != PADDING).sum() if self.spec.task == "tagging" else len(targets)
+        """What a batch counts in a mean: its values, or its tags that are not padding (a tensor: no sync)."""
+        return (targets != PADDING).sum() if self.spec.task == "tagging" else targets.numel()
 
     def weights(self, batches: Sequence[Tensor]) -> Tensor:
         """The weight of each of several batches' targets."""
         if self.spec.task == "tagging":
             return torch.stack([(targets != PADDING).sum() for targets in batches])
-        return torch.tensor([len(targets) for targets in batches])
+        return torch.tensor([targets.numel() for targets in batches])
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         """Class probabilities (N, ..., classes); for binary (N,) of class 1."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ class FileTracker:
 
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
         self.folder = folder
+        if purge_step is not None:
+            _wait_for_a_later_name(folder)
         self.writer = SummaryWriter(str(folder), purge_step=purge_step)
         self.rows = (folder / "metrics.jsonl").open("a")
         self.histograms_of: nn.Module | None = None
@@ -85,6 +88,13 @@ class FileTracker:
         """Everything is on the disk after this."""
         self.writer.close()
         self.rows.close()
+
+
+def _wait_for_a_later_name(folder: Path) -> None:
+    """At most a second: event files are read in the order of their names, which begin with the second."""
+    seconds = [int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.*")]
+    while seconds and int(time.time()) <= max(seconds):
+        time.sleep(0.02)
 
 
 @contextmanager

@@ -100,7 +100,7 @@ def test_defaults_are_those_of_the_design() -> None:
         "model._target_": "dlrun.models.mlp.MLP",
         "data._target_": "dlrun.data.images.digits",
         "checkpoint.format": "state_dict",
-        "checkpoint.mode": "min",
+        "checkpoint.mode": None,
         "device.name": "auto",
         "device.precision": "fp32",
         "paths.outputs": "outputs",

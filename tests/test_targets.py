@@ -117,7 +117,7 @@ def test_trust_in_a_module_is_not_trust_in_what_it_imports(own: Path) -> None:
     [
         ("nowhere.Net", "there is no module nowhere in the working directory or among the installed ones"),
         ("mynet.Missing", "mynet.Missing cannot be imported: "),
-        ("mynet.number", "mynet.number is a int, not a class or a function"),
+        ("mynet.number", "mynet.number is of type int, not a class or a function"),
         ("broken.Net", "broken.Net cannot be imported: ZeroDivisionError: division by zero"),
     ],
 )
