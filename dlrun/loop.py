@@ -135,7 +135,7 @@ def backward(t: Training, group: list[Batch], seen: list[tuple[Tensor, Tensor, T
         t.scaler.scale(part).backward()  # type: ignore[no-untyped-call]
         losses.append(part.detach())
         if record:
-            seen.append((outputs.detach(), targets, loss.detach()))
+            seen.append((outputs.detach(), targets, losses[-1] if part is loss else loss.detach()))
     if t.limits.grad_clip_norm is not None:
         t.scaler.unscale_(t.optimizer)
         t.grad_norm = nn.utils.clip_grad_norm_(t.model.parameters(), t.limits.grad_clip_norm)

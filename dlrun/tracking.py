@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
@@ -29,9 +30,10 @@ class FileTracker:
         self.histograms_of: nn.Module | None = None
 
     def log_step(self, step: int, values: dict[str, float]) -> None:
-        """Values of one optimizer step."""
-        for tag, value in values.items():
-            self.writer.add_scalar(tag, value, step)
+        """Values of one optimizer step, as one event: writing each by itself takes three times as long."""
+        entries = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        events: Any = self.writer.file_writer
+        events.add_summary(Summary(value=entries), step)
 
     def log_epoch(self, row: dict[str, float], timings: dict[str, float]) -> None:
         """One line of metrics.jsonl, on the disk before this returns; the same tags as events."""

@@ -74,17 +74,14 @@ class MemoryBatches:
         return min(batch * self.order.batch_size, self.rows)
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
-        """See Batches; the permutation is copied to the device once an epoch."""
-        host = self.order.permutation(number)
+        """See Batches; order and targets are laid out once an epoch, so a step gathers its inputs only."""
+        size, first = self.order.batch_size, start * self.order.batch_size
+        host = self.order.permutation(number)[first : first + (len(self) - start) * size]
         index = host.to(self.targets.device)
-        size = self.order.batch_size
-        for i in range(start, len(self)):
-            part = index[i * size : (i + 1) * size]
-            inputs = tuple(
-                x.index_select(0, part if x.device == part.device else host[i * size : (i + 1) * size])
-                for x in self.inputs
-            )
-            yield self.place.view(inputs), self.targets.index_select(0, part)
+        targets = torch.split(self.targets.index_select(0, index), size)
+        for on_host, part, y in zip(torch.split(host, size), torch.split(index, size), targets, strict=True):
+            inputs = tuple(x.index_select(0, part if x.device == part.device else on_host) for x in self.inputs)
+            yield self.place.view(inputs), y
 
 
 class LoaderBatches:
