@@ -1,6 +1,7 @@
 """`dlrun eval`: the recorded test metrics again, in a new process, from weights and from a full model."""
 
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,9 +18,22 @@ def table(out: str) -> dict[str, list[str]]:
     return {cells[0]: cells[1:] for cells in lines}
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the run that all tests here look at is kept."""
+    return tmp_path_factory.mktemp("kept") / "run"
+
+
 @pytest.fixture
-def trained(dlrun: Callable, tmp_path: Path) -> Path:
-    """A run with a full model beside its checkpoints, whose last epoch is not its best."""
+def trained(dlrun: Callable, tmp_path: Path, kept: Path) -> Path:
+    """A run with a full model beside its checkpoints, whose last epoch is not its best: a copy to do anything with."""
+    if not kept.exists():
+        train(dlrun, kept)
+    shutil.copytree(kept, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def train(dlrun: Callable, folder: Path) -> None:
     done = dlrun(
         "data=digits",
         "model=cnn",
@@ -29,7 +43,7 @@ def trained(dlrun: Callable, tmp_path: Path) -> Path:
         *QUICK,
     )
     assert done.result["best"]["epoch"] == 1
-    return tmp_path / done.folder
+    shutil.copytree(done.folder, folder)
 
 
 def test_eval_reproduces_the_recorded_metrics_in_a_new_process(trained: Path, tmp_path: Path) -> None:

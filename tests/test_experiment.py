@@ -145,14 +145,16 @@ def test_no_validation_part_makes_the_monitor_fall_back(dlrun: Callable) -> None
     assert "train/loss" in refused.err
 
 
-@pytest.mark.parametrize(("signal_name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize(
+    ("signal_name", "code"), [("SIGINT", 130), pytest.param("SIGTERM", 143, marks=pytest.mark.slow)]
+)
 def test_interruption_saves_and_resume_ends_in_the_same_run(
     dlrun: Callable, tmp_path: Path, signal_name: str, code: int
 ) -> None:
     import signal
     import time
 
-    words = ["data=digits", "model=mlp", "model.dropout=0.2", "trainer.epochs=40", "hydra.run.dir=run", *QUICK]
+    words = ["data=digits", "model=mlp", "model.dropout=0.2", "trainer.epochs=25", "hydra.run.dir=run", *QUICK]
     whole = dlrun(*[w.replace("dir=run", "dir=whole") for w in words])
     process = subprocess.Popen(
         [sys.executable, "-m", "dlrun", *words],
