@@ -22,10 +22,12 @@ def main() -> int:
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # the user's own modules, however dlrun was started
     codes: list[int] = []
+    sweep: Path | None = None
     try:
         for request in answer(words):
             from dlrun import experiment
 
+            sweep = request.sweep
             try:
                 codes.append(experiment.run(request))
             except DlrunError as error:
@@ -39,6 +41,10 @@ def main() -> int:
     except BrokenPipeError:  # `dlrun ls | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    if sweep is not None:
+        from dlrun.request import forget_empty
+
+        forget_empty(sweep)
     return worst(codes)
 
 
@@ -73,15 +79,11 @@ def compose(words: list[str]) -> list["Request"]:
     from dlrun import mistakes, request
 
     try:
-        requests = request.from_command_line(words)
+        return request.from_command_line(words)
     except (HydraException, OmegaConfBaseException) as error:
         raise RequestError(mistakes.sentence(error, words)) from error
     except OSError as error:
         raise RequestError(f"cannot make the run's folder: {error.strerror} ({error.filename})") from error
-    asks_hydra = {"-c", "--cfg", "-i", "--info", "-p", "--package", "-sc", "--shell-completion"} & set(words)
-    if {"-m", "--multirun"} & set(words) and not asks_hydra and not requests:
-        raise RequestError("the sweep has no jobs: a choice is empty, or hydra/launcher hands them to other processes")
-    return requests
 
 
 def complain(error: DlrunError, verbose: bool) -> int:

@@ -12,6 +12,7 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from dlrun import config, run_names
@@ -46,11 +47,43 @@ def from_command_line(words: Sequence[str]) -> list[Request]:
         found.append(_captured(composed, list(words)))
 
     capture.__module__ = "dlrun.request"
-    with _argv(words):
-        register()
-        main = hydra.main(version_base="1.3", config_path=str(config.CONFIG_DIR), config_name="config")
-        main(capture)()
+    SweepFolder.path = None
+    try:
+        with _argv(words):
+            register()
+            main = hydra.main(version_base="1.3", config_path=str(config.CONFIG_DIR), config_name="config")
+            main(capture)()
+    except Exception:
+        forget_empty(SweepFolder.path)
+        raise
+    if SweepFolder.path and not found:
+        forget_empty(SweepFolder.path)
+        raise RequestError("the sweep has no jobs: a choice is empty, or hydra/launcher hands them to other processes")
     return found
+
+
+class SweepFolder(Callback):
+    """Remembers the folder that Hydra makes for a sweep before it knows whether its jobs can be composed."""
+
+    path: Path | None = None
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Hydra calls this before anything is written."""
+        SweepFolder.path = Path(config.hydra.sweep.dir)
+
+
+def forget_empty(sweep: Path | None) -> None:
+    """Remove a sweep's folder in which no job has written anything."""
+    if sweep is None or not sweep.is_dir():
+        return
+    for job in sweep.iterdir():
+        with contextlib.suppress(OSError):  # it is a file, or something is in it
+            job.rmdir()
+    if [path.name for path in sweep.iterdir()] == ["multirun.yaml"]:
+        (sweep / "multirun.yaml").unlink()
+        for folder in (sweep, sweep.parent, sweep.parent.parent, sweep.parent.parent.parent):
+            with contextlib.suppress(OSError):  # other runs are in it
+                folder.rmdir()
 
 
 def register() -> None:

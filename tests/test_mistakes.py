@@ -258,3 +258,13 @@ def test_every_group_of_the_contract_has_options() -> None:
         comments = [line for line in lines[:3] if line.startswith("# ") and "@package" not in line]
         assert "dlrun" in comments[1], path
         assert isinstance(OmegaConf.load(path), type(OmegaConf.create({}))), path
+
+
+@pytest.mark.parametrize(
+    "words", [("trainer.epochs=abc,1",), ("trainer.epochs=1,abc",), ("optimizer.lr=-1,-2",), ("optimizer=glob(zz*)",)]
+)
+def test_a_wrong_sweep_leaves_nothing_behind(dlrun: Callable, tmp_path: Path, words: tuple[str, ...]) -> None:
+    done = dlrun("-m", *words)
+    assert done.code == 2
+    assert "Traceback" not in done.err
+    assert [path for path in tmp_path.rglob("*") if path.name != "outputs"] == []
