@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -47,17 +47,17 @@ def from_command_line(words: Sequence[str]) -> list[Request]:
         found.append(_captured(composed, list(words)))
 
     capture.__module__ = "dlrun.request"
-    SweepFolder.path = None
+    SweepFolder.made.clear()
     try:
         with _argv(words):
             register()
             main = hydra.main(version_base="1.3", config_path=str(config.CONFIG_DIR), config_name="config")
             main(capture)()
     except Exception:
-        forget_empty(SweepFolder.path)
+        forget_empty(*SweepFolder.made)
         raise
-    if SweepFolder.path and not found:
-        forget_empty(SweepFolder.path)
+    if SweepFolder.made and not found:
+        forget_empty(*SweepFolder.made)
         raise RequestError("the sweep has no jobs: a choice is empty, or hydra/launcher hands them to other processes")
     return found
 
@@ -65,17 +65,21 @@ def from_command_line(words: Sequence[str]) -> list[Request]:
 class SweepFolder(Callback):
     """Remembers the folder that Hydra makes for a sweep before it knows whether its jobs can be composed."""
 
-    path: Path | None = None
+    made: ClassVar[list[Path]] = []
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Hydra calls this before anything is written."""
-        SweepFolder.path = Path(config.hydra.sweep.dir)
+        SweepFolder.made.append(Path(config.hydra.sweep.dir))
 
 
-def forget_empty(sweep: Path | None) -> None:
-    """Remove a sweep's folder in which no job has written anything."""
-    if sweep is None or not sweep.is_dir():
-        return
+def forget_empty(*sweeps: Path) -> None:
+    """Remove the folders of sweeps in which no job has written anything."""
+    for sweep in sweeps:
+        if sweep.is_dir():
+            _forget_empty(sweep)
+
+
+def _forget_empty(sweep: Path) -> None:
     for job in sweep.iterdir():
         with contextlib.suppress(OSError):  # it is a file, or something is in it
             job.rmdir()
