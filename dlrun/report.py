@@ -98,7 +98,8 @@ def closing(console: Console, parts: "Parts", folder: Path, result: dict[str, An
     console.say(_end(parts, result))
     console.say()
     quoted = shlex.quote(str(folder))
-    outputs = shlex.quote(str(parts.settings.rest.paths.outputs))
+    outputs = Path(parts.settings.rest.paths.outputs)
+    watched = shlex.quote(str(outputs if folder.is_relative_to(outputs) else folder.parent))
     trust = _trust_needed(parts)
     finished = result["status"] != "interrupted"
     more = f" trainer.epochs={2 * parts.training.limits.epochs}" if finished else ""
@@ -106,7 +107,7 @@ def closing(console: Console, parts: "Parts", folder: Path, result: dict[str, An
         facts(
             [
                 ("run folder", str(folder)),
-                ("view", f"tensorboard --logdir {outputs}"),
+                ("view", f"tensorboard --logdir {watched}"),
                 ("evaluate", f"dlrun eval {quoted}{trust}"),
                 ("go on" if finished else "resume", f"dlrun resume {quoted}{more}{trust}"),
             ]
