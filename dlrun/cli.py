@@ -57,30 +57,31 @@ def answer(words: list[str]) -> list["Request"]:
     if first == "ls":
         list_choices(words[1:])
         return []
-    if first == "eval":
-        from dlrun import evaluation
-
-        evaluation.evaluate(words[1:])
-        return []
     resumed = [word.removeprefix("resume=") for word in words if word.startswith("resume=")]
-    if first == "resume" or resumed:
-        from dlrun import saved
-
-        rest = words[1:] if first == "resume" else [*resumed, *(w for w in words if not w.startswith("resume="))]
-        return saved.resume_requests(rest)
+    if resumed:
+        words = ["resume", *resumed, *(word for word in words if not word.startswith("resume="))]
     return compose(words)
 
 
 def compose(words: list[str]) -> list["Request"]:
-    """The requests of a training command line; Hydra's complaints become sentences."""
+    """The requests of a command line that trains or loads; Hydra's complaints become sentences."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     from dlrun import mistakes, request
 
     try:
+        if words[:1] == ["eval"]:
+            from dlrun import evaluation
+
+            evaluation.evaluate(words[1:])
+            return []
+        if words[:1] == ["resume"]:
+            from dlrun import saved
+
+            return saved.resume_requests(words[1:])
         return request.from_command_line(words)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, request.UnknownKey) as error:
         raise RequestError(mistakes.sentence(error, words)) from error
     except OSError as error:
         raise RequestError(f"cannot make the run's folder: {error.strerror} ({error.filename})") from error

@@ -16,6 +16,8 @@ from dlrun.config import CONFIG_DIR
 
 def sentence(error: Exception, words: list[str]) -> str:
     """What to tell the user of an exception that composing `words` raised."""
+    if isinstance(error, request.UnknownKey):
+        return unknown_key(error.key, error.known)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _missing_option(error)
     if isinstance(error, OverrideParseException):

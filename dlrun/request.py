@@ -152,30 +152,26 @@ def own_target(composed: DictConfig, group: str, overrides: list[str], choices: 
 
 
 def from_saved(plain: dict[str, Any], choices: dict[str, str], overrides: list[str], run: Path | None) -> Request:
-    """A saved run's config with this command line's overrides on top."""
-    merged = OmegaConf.create(plain)
-    chosen = dict(choices)
+    """A saved run's config with this command line's overrides on top; Hydra's exceptions pass through."""
+    merged, chosen = OmegaConf.create(plain), dict(choices)
     trusted: list[str] = []
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    for override in parsed:
+    for override in OverridesParser.create().parse_overrides(overrides):
         key, value = override.key_or_group, override.value()
         if override.is_sweep_override():
             raise RequestError(f"{override.input_line} names several values; only one can be used here")
         if key in GROUPS:
-            merged[key] = _option(key, str(value))[key]
+            merged[key] = compose([f"{key}={value}"])[key]
             chosen[key] = str(value)
             continue
-        if (
-            not override.is_force_add()
-            and not override.is_add()
-            and OmegaConf.select(merged, key, default=_ABSENT) is _ABSENT
-        ):
+        added = override.is_add() or override.is_force_add()
+        if not added and OmegaConf.select(merged, key, default=_ABSENT) is _ABSENT:
             raise UnknownKey(key, merged)
         OmegaConf.update(merged, key, value, merge=True, force_add=True)
         if key == "trusted_modules":
-            trusted = [str(v) for v in value] if isinstance(value, list) else [str(value)]
+            trusted += [str(v) for v in value] if isinstance(value, list) else [str(value)]
         elif key.endswith("._target_"):
-            trusted.append(str(value).split(".")[0])
+            trusted.append(str(value).split(".")[0])  # this command line names it
+    _find_data(merged, str(plain["paths"]["data"]))
     OmegaConf.resolve(merged)
     return Request(merged, chosen, overrides, folder=run, trusted_modules=trusted)
 
@@ -183,18 +179,21 @@ def from_saved(plain: dict[str, Any], choices: dict[str, str], overrides: list[s
 _ABSENT = object()
 
 
-class UnknownKey(RequestError):
-    """A key that a saved config does not have."""
+class UnknownKey(Exception):
+    """A key that a saved config does not have; mistakes.py makes a sentence of it."""
 
     def __init__(self, key: str, known: DictConfig) -> None:
-        from dlrun.mistakes import unknown_key
+        super().__init__(key)
+        self.key, self.known = key, known
 
-        super().__init__(unknown_key(key, known))
 
-
-def _option(group: str, option: str) -> DictConfig:
-    """The default experiment with another option for one group."""
-    return compose([f"{group}={option}"])
+def _find_data(merged: DictConfig, before: str) -> None:
+    """Data that lay elsewhere when the run was saved are looked for where this machine has them."""
+    here = os.environ.get("DLRUN_DATA_DIR")
+    if here and not Path(merged.paths.data).exists():
+        merged.paths.data = here
+    if merged.data.get("root") == before:
+        merged.data.root = merged.paths.data
 
 
 def compose(overrides: list[str]) -> DictConfig:

@@ -112,10 +112,38 @@ def test_eval_of_what_is_no_run(dlrun: Callable, tmp_path: Path, words: list[str
     assert said in done.err
 
 
-def test_eval_refuses_a_wrong_key(dlrun: Callable, trained: Path) -> None:
-    done = dlrun("eval", str(trained), "data.batchsize=3")
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("data.batchsize=3", "data.batch_size"),
+        ("data=mnst", "did you mean data=mnist"),
+        ("data.batch_size=abc", "data.batch_size"),
+        ("data.batch_size=1,2", "several values"),
+        ("data.batch_size=[1", "cannot be read"),
+        ("nonsense", "neither a command nor key=value"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["eval", "resume"])
+def test_a_wrong_word_behind_a_run_is_a_sentence(
+    dlrun: Callable, trained: Path, verb: str, word: str, said: str
+) -> None:
+    done = dlrun(verb, str(trained), word)
     assert done.code == 2
-    assert "data.batch_size" in done.err
+    assert said in done.err
+    assert "Traceback" not in done.err
+    assert len(done.err.splitlines()) == 1
+
+
+def test_data_that_have_moved_are_found(dlrun: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = "".join(f"{i % 7},{i % 3},1,1,1,1,1,1,{i % 2}\n" for i in range(40))
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "diabetes.csv").write_text(rows)
+    done = dlrun("data=diabetes", "paths.data=old", "hydra.run.dir=run", *QUICK)
+    assert done.code == 0, done.err
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert dlrun("eval", "run", "paths.data=new").code == 0
+    monkeypatch.setenv("DLRUN_DATA_DIR", "new")
+    assert dlrun("eval", "run").code == 0
 
 
 def test_a_damaged_checkpoint_is_named(dlrun: Callable, trained: Path) -> None:
