@@ -74,14 +74,17 @@ class MemoryBatches:
         return min(batch * self.order.batch_size, self.rows)
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
-        """See Batches; order and targets are laid out once an epoch, so a step gathers its inputs only."""
+        """See Batches; the order is copied to the device once an epoch.
+
+        Each batch is memory of its own. One gather for several batches would save 15 µs a step, but its views
+        lie at other addresses when an epoch is entered later, and matrix products round by address.
+        """
         size, first = self.order.batch_size, start * self.order.batch_size
         host = self.order.permutation(number)[first : first + (len(self) - start) * size]
         index = host.to(self.targets.device)
-        targets = torch.split(self.targets.index_select(0, index), size)
-        for on_host, part, y in zip(torch.split(host, size), torch.split(index, size), targets, strict=True):
+        for on_host, part in zip(torch.split(host, size), torch.split(index, size), strict=True):
             inputs = tuple(x.index_select(0, part if x.device == part.device else on_host) for x in self.inputs)
-            yield self.place.view(inputs), y
+            yield self.place.view(inputs), self.targets.index_select(0, part)
 
 
 class LoaderBatches:
