@@ -66,6 +66,8 @@ def show(path: Path, split: str, found: dict[str, float], trivial: dict[str, flo
     for key, value in found.items():
         cells = [recorded.get(key), trivial.get(key)]
         rows.append((key, number(value), *("-" if c is None else number(c) for c in cells)))
-    console.say(facts([("checkpoint", str(path)), ("device", process.took), ("split", split)]))
+    console.say(
+        facts([("checkpoint", str(path)), ("device", f"{process.took}, {process.precision}"), ("split", split)])
+    )
     console.say()
     console.say(table(("metric", "now", "recorded", "baseline"), rows))

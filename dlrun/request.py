@@ -160,7 +160,7 @@ def from_saved(plain: dict[str, Any], choices: dict[str, str], overrides: list[s
         if override.is_sweep_override():
             raise RequestError(f"{override.input_line} names several values; only one can be used here")
         if key in GROUPS:
-            merged[key] = compose([f"{key}={value}"])[key]
+            _choose(merged, key, str(value))
             chosen[key] = str(value)
             continue
         added = override.is_add() or override.is_force_add()
@@ -174,6 +174,17 @@ def from_saved(plain: dict[str, Any], choices: dict[str, str], overrides: list[s
     _find_data(merged, str(plain["paths"]["data"]))
     OmegaConf.resolve(merged)
     return Request(merged, chosen, overrides, folder=run, trusted_modules=trusted)
+
+
+def _choose(merged: DictConfig, group: str, option: str) -> None:
+    """Another option for one group of a saved config; of the device, its precision and threads stay."""
+    if group in ("lesson", "experiment", "debug"):
+        raise RequestError(f"{group}={option} makes a new run; here only data, model and device can be chosen anew")
+    composed = compose([f"{group}={option}"])
+    if group == "device":
+        merged.device.name = composed.device.name
+    else:
+        merged[group] = composed[group]
 
 
 _ABSENT = object()

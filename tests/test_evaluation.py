@@ -121,6 +121,7 @@ def test_eval_of_what_is_no_run(dlrun: Callable, tmp_path: Path, words: list[str
         ("data.batch_size=1,2", "several values"),
         ("data.batch_size=[1", "cannot be read"),
         ("nonsense", "neither a command nor key=value"),
+        ("lesson=resnet_mnist", "makes a new run"),
     ],
 )
 @pytest.mark.parametrize("verb", ["eval", "resume"])
@@ -132,6 +133,15 @@ def test_a_wrong_word_behind_a_run_is_a_sentence(
     assert said in done.err
     assert "Traceback" not in done.err
     assert len(done.err.splitlines()) == 1
+
+
+def test_the_device_can_be_chosen_anew_and_its_precision_stays(dlrun: Callable, trained: Path) -> None:
+    done = dlrun("eval", str(trained), "device=cpu", "device.precision=fp64")
+    assert done.code == 0, done.err
+    assert "fp64" in done.out
+    refused = dlrun("eval", str(trained), "device.index=99")
+    assert refused.code == 2
+    assert "99" in refused.err
 
 
 def test_data_that_have_moved_are_found(dlrun: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

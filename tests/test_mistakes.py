@@ -128,6 +128,7 @@ def test_typos_of_every_key_name_the_key() -> None:
     assert len(missed) <= 0.03 * 3 * len(keys), missed
 
 
+@pytest.mark.slow
 def test_typos_of_every_option_name_the_option(dlrun: Callable) -> None:
     rng = random.Random(1)
     for group in ("data", "model", "optimizer", "scheduler"):

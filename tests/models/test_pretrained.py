@@ -16,6 +16,8 @@ from dlrun.data.spec import DataSpec
 from dlrun.errors import MisfitError, RequestError
 from dlrun.models.pretrained import Torchvision
 
+pytestmark = pytest.mark.slow  # importing torchvision takes seconds
+
 Make = Callable[..., DataSpec]
 
 SMALLEST = {  # of each family the side that is advised, or one that is known to work
