@@ -1,5 +1,6 @@
 """What every test shares: dlrun's real command line in process, in an empty working directory."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -76,6 +78,18 @@ def command(tmp_path: Path) -> Callable[..., Done]:
         return Done(done.returncode, done.stdout, done.stderr)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def formats() -> ModuleType:
+    """tests/data/published_formats.py, which writes small data sets in their published byte formats."""
+    path = Path(__file__).parent / "data" / "published_formats.py"
+    spec = importlib.util.spec_from_file_location("published_formats", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture

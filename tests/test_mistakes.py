@@ -6,6 +6,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from omegaconf import OmegaConf
@@ -170,17 +171,9 @@ def test_a_missing_and_an_unreadable_table(dlrun: Callable, tmp_path: Path) -> N
         check(dlrun("data=csv", "data.path=locked.csv"), "locked.csv")
 
 
-def test_labels_out_of_range(dlrun: Callable, tmp_path: Path) -> None:
-    import importlib.util
-
+def test_labels_out_of_range(dlrun: Callable, tmp_path: Path, formats: ModuleType) -> None:
     import numpy as np
 
-    path = Path(__file__).parent / "data" / "published_formats.py"
-    spec = importlib.util.spec_from_file_location("published_formats", path)
-    assert spec is not None
-    assert spec.loader is not None
-    formats = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(formats)
     formats.write_mnist(tmp_path)
     labels = tmp_path / "MNIST" / "raw" / "train-labels-idx1-ubyte"
     labels.write_bytes(formats.idx_bytes(np.arange(20) % 11))

@@ -4,7 +4,6 @@ The data are small files in the byte formats that the real sets are published in
 """
 
 import gzip
-import importlib.util
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -36,21 +35,10 @@ SAME_READER = ("fashion_mnist", "kmnist", "cifar100")  # as mnist and cifar10
 SLOW = [pytest.param("torchvision", marks=pytest.mark.slow)]  # importing torchvision takes seconds
 
 
-def published_formats() -> ModuleType:
-    """tests/data/published_formats.py, which writes the files."""
-    path = Path(__file__).parent / "data" / "published_formats.py"
-    spec = importlib.util.spec_from_file_location("published_formats", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(tmp_path_factory: pytest.TempPathFactory, formats: ModuleType) -> Path:
     """A folder with every data set that is read from files."""
-    made, formats = tmp_path_factory.mktemp("data"), published_formats()
+    made = tmp_path_factory.mktemp("data")
     for name in ("MNIST", "FashionMNIST", "KMNIST"):
         formats.write_mnist(made, name)
     formats.write_cifar10(made)
