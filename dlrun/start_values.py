@@ -16,17 +16,25 @@ _SHORT = {"w": "weight", "b": "bias"}
 def start_values(model: nn.Module, init: dict[str, Any]) -> None:
     """Fill parameters by name or pattern with a number, or with nested lists of their shape.
 
-    `w` and `b` stand for `weight` and `bias` where no parameter has that name.
+    `w` and `b`, where no parameter has that name, stand for `weight` and `bias`, or for the only parameter whose
+    name ends so (`layers.0.weight`).
     """
     named = dict(model.named_parameters())
     for key, value in init.items():
-        wanted = [n for n in named if fnmatchcase(n, key)] or [n for n in named if fnmatchcase(n, _SHORT.get(key, key))]
+        wanted = [n for n in named if fnmatchcase(n, key)] or _meant(key, list(named))
         if not wanted:
             close = difflib.get_close_matches(key, named, 1)
             hint = f"did you mean {close[0]}? " if close else ""
             raise RequestError(f"model.init.{key}: there is no such parameter; {hint}there are {', '.join(named)}")
         for name in wanted:
             _fill(named[name], name, value)
+
+
+def _meant(short: str, names: list[str]) -> list[str]:
+    """The one parameter that `w` or `b` can mean, if there is one."""
+    word = _SHORT.get(short)
+    ending = [n for n in names if n.rpartition(".")[2] == word]
+    return ending if len(ending) == 1 else [n for n in ending if n == word]
 
 
 def _fill(parameter: nn.Parameter, name: str, value: Any) -> None:

@@ -16,13 +16,43 @@ from dlrun import metrics
 from dlrun.data.spec import DataSpec, TaskName
 from dlrun.errors import RequestError
 from dlrun.metrics import PADDING, Sums
+from dlrun.models import backward
+
+
+def perceptron_loss(outputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+    """(step(z) - y) z for logits z (N,) and targets y of 0 or 1, where step(z) is 1 if z > 0, else 0.
+
+    The step counts as a constant, so the gradient for z = w·x is (step(z) - y) x: the perceptron's update rule, at
+    z = 0 too (Rosenblatt 1958).
+    """
+    rows = ((outputs > 0).to(targets.dtype) - targets) * outputs
+    return rows.mean() if reduction == "mean" else rows.sum()
+
 
 _LOSSES: dict[TaskName, dict[str, Callable[..., Tensor]]] = {
-    "regression": {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss, "smooth_l1": F.smooth_l1_loss},
-    "binary": {"bce_with_logits": F.binary_cross_entropy_with_logits, "bce": F.binary_cross_entropy},
-    "multiclass": {"cross_entropy": F.cross_entropy, "nll": F.nll_loss, "multi_margin": F.multi_margin_loss},
+    "regression": {
+        "mse": F.mse_loss,
+        "mae": F.l1_loss,
+        "huber": F.huber_loss,
+        "smooth_l1": F.smooth_l1_loss,
+        "scratch_mse": backward.mse_loss,
+    },
+    "binary": {
+        "bce_with_logits": F.binary_cross_entropy_with_logits,
+        "bce": F.binary_cross_entropy,
+        "scratch_bce": backward.bce_loss,
+        "scratch_bce_with_logits": backward.bce_with_logits_loss,
+        "perceptron": perceptron_loss,
+    },
+    "multiclass": {
+        "cross_entropy": F.cross_entropy,
+        "nll": F.nll_loss,
+        "multi_margin": F.multi_margin_loss,
+        "scratch_cross_entropy": backward.cross_entropy_loss,
+    },
     "tagging": {"cross_entropy": F.cross_entropy, "nll": F.nll_loss},
 }
+_ON_PROBABILITIES = ("bce", "scratch_bce")  # the other binary losses take a logit
 FLUSH_BATCHES = 64  # outputs are kept as they come and reduced in one go: 64 small reductions cost more
 
 
@@ -30,9 +60,9 @@ FLUSH_BATCHES = 64  # outputs are kept as they come and reduced in one go: 64 sm
 class Task:
     """Loss and metrics for one kind of target.
 
-    loss_name: null for the task's own (mse, bce_with_logits, cross_entropy); `bce` takes probabilities,
-    `nll` log-probabilities as the model's output. reduction: `mean` or `sum` over a batch is minimized;
-    the metric `loss` is the mean over samples either way.
+    loss_name: null for the task's own (mse, bce_with_logits, cross_entropy); `bce` and `scratch_bce` take
+    probabilities, `nll` log-probabilities as the model's output; `scratch_*` have a hand-written backward.
+    reduction: `mean` or `sum` over a batch is minimized; the metric `loss` is the mean over samples either way.
     """
 
     spec: DataSpec
@@ -81,7 +111,7 @@ class Task:
         """Class probabilities (N, ..., classes); for binary (N,) of class 1."""
         if self.spec.task == "binary":
             outputs = outputs.squeeze(-1)
-            return outputs if self.loss_name == "bce" else outputs.sigmoid()
+            return outputs if self.loss_name in _ON_PROBABILITIES else outputs.sigmoid()
         return outputs.exp() if self.loss_name == "nll" else outputs.softmax(-1)
 
     def predictions(self, outputs: Tensor) -> Tensor:
@@ -89,7 +119,7 @@ class Task:
         if self.spec.task == "regression":
             return outputs
         if self.spec.task == "binary":
-            return (outputs.squeeze(-1) > (0.5 if self.loss_name == "bce" else 0.0)).long()
+            return (outputs.squeeze(-1) > (0.5 if self.loss_name in _ON_PROBABILITIES else 0.0)).long()
         return outputs.argmax(-1)
 
     def sums(self, outputs: Tensor, targets: Tensor) -> Sums:
@@ -119,7 +149,7 @@ class Task:
         counts = torch.bincount(flat, minlength=max(self.spec.output_size, 2)).double() + 1e-9
         shares = counts / counts.sum()
         if self.spec.task == "binary":
-            return shares[1:] if self.loss_name == "bce" else shares[1:].logit()
+            return shares[1:] if self.loss_name in _ON_PROBABILITIES else shares[1:].logit()
         return shares.log().unsqueeze(0)
 
     def baseline(self, train_targets: Tensor, targets: Tensor) -> dict[str, float]:

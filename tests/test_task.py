@@ -148,18 +148,24 @@ def test_reduction_sum_minimizes_the_sum_and_reports_the_mean(name: TaskName) ->
         ("regression", "mae", nn.L1Loss),
         ("regression", "huber", nn.HuberLoss),
         ("regression", "smooth_l1", nn.SmoothL1Loss),
+        ("regression", "scratch_mse", nn.MSELoss),
         ("binary", "bce_with_logits", nn.BCEWithLogitsLoss),
         ("binary", "bce", nn.BCELoss),
+        ("binary", "scratch_bce", nn.BCELoss),
+        ("binary", "scratch_bce_with_logits", nn.BCEWithLogitsLoss),
         ("multiclass", "cross_entropy", nn.CrossEntropyLoss),
         ("multiclass", "nll", nn.NLLLoss),
         ("multiclass", "multi_margin", nn.MultiMarginLoss),
+        ("multiclass", "scratch_cross_entropy", nn.CrossEntropyLoss),
         ("tagging", "cross_entropy", nn.CrossEntropyLoss),
         ("tagging", "nll", nn.NLLLoss),
     ],
 )
 def test_each_loss_is_the_one_of_torch(name: TaskName, loss: str, truth: Any, reduction: str) -> None:
     outputs, targets = drawn(name)
-    outputs = outputs.sigmoid() if loss == "bce" else outputs.log_softmax(-1) if loss == "nll" else outputs
+    outputs = (
+        outputs.sigmoid() if loss in ("bce", "scratch_bce") else outputs.log_softmax(-1) if loss == "nll" else outputs
+    )
     found = Task(spec(name), loss, reduction).loss(outputs, targets)
     if name == "binary":
         outputs, targets = outputs.squeeze(-1), targets.float()
@@ -169,7 +175,12 @@ def test_each_loss_is_the_one_of_torch(name: TaskName, loss: str, truth: Any, re
 
 
 @pytest.mark.parametrize(
-    ("name", "default", "other"), [("binary", "bce_with_logits", "bce"), ("multiclass", "cross_entropy", "nll")]
+    ("name", "default", "other"),
+    [
+        ("binary", "bce_with_logits", "bce"),
+        ("binary", "bce_with_logits", "scratch_bce"),
+        ("multiclass", "cross_entropy", "nll"),
+    ],
 )
 def test_a_loss_on_probabilities_answers_as_the_one_on_logits(name: TaskName, default: str, other: str) -> None:
     logits, targets = drawn(name)
@@ -184,6 +195,32 @@ def test_a_loss_on_probabilities_answers_as_the_one_on_logits(name: TaskName, de
     first, second = (measured(t, o, targets, [ROWS]) for t, o in ((one, logits), (two, linked)))
     assert first == pytest.approx(second, rel=1e-5)
     assert one.baseline(targets, targets) == pytest.approx(two.baseline(targets, targets), rel=1e-6)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_the_perceptrons_gradient_is_its_update_rule(reduction: str) -> None:
+    logits = torch.tensor([[2.0], [2.0], [-1.0], [-1.0], [0.0], [0.0]], requires_grad=True)
+    targets = torch.tensor([1, 0, 1, 0, 1, 0])
+    loss = Task(spec("binary"), "perceptron", reduction).loss(logits, targets)
+    loss.backward()
+    rows = 6 if reduction == "mean" else 1
+    assert logits.grad is not None
+    assert (logits.grad.squeeze(1) * rows).tolist() == pytest.approx([0, 1, -1, 0, -1, 0])
+    assert loss.item() == pytest.approx((2 + 1) / rows)  # the distance of what is on the wrong side
+
+
+def test_the_perceptron_learns_blobs_by_rosenblatts_steps() -> None:
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.arange(40) % 2
+    x = torch.randn(40, 2, generator=generator) + 6 * targets.unsqueeze(1) - 3
+    learned, by_hand = torch.zeros(2, requires_grad=True), torch.zeros(2)
+    for row, target in zip(x, targets, strict=True):
+        by_hand -= ((by_hand @ row > 0).float() - target) * row
+        z = (learned @ row).reshape(1, 1)
+        (step,) = torch.autograd.grad(Task(spec("binary"), "perceptron").loss(z, target.reshape(1)), [learned])
+        learned = (learned - step).detach().requires_grad_()
+    assert torch.equal(learned.detach(), by_hand)
+    assert ((x @ by_hand > 0) == targets.bool()).float().mean() > 0.95
 
 
 @pytest.mark.parametrize("name", ["regression", "binary", "multiclass"])
