@@ -39,6 +39,8 @@ def settings(*words: str) -> Settings:
         (("optimizer.betas=[0.9,1.5]",), "optimizer.betas=[0.9, 1.5]"),
         (("optimizer.lr=fast",), "optimizer.lr='fast' must be a number"),
         (("optimizer=lbfgs", "device.precision=fp16"), "optimizer=lbfgs evaluates the loss itself; type"),
+        (("optimizer=exhaustive",), "at most 2 parameters, and this model has 3"),
+        (("optimizer=numeric_gradient",), "type device.precision=fp64"),
         (("optimizer.groups=[{match: nothing}]",), "optimizer.groups[0]: no parameter is left"),
         (("optimizer.groups=[{match: weight, lr: -2}]",), "optimizer.groups[0]"),
         (("optimizer.groups=[{match: weight, lr: fast}]",), "optimizer.groups[0]"),

@@ -4,6 +4,7 @@ The data are small files in the byte formats that the real sets are published in
 """
 
 import gzip
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -11,25 +12,27 @@ from typing import Any
 
 import numpy as np
 import pytest
-from omegaconf import DictConfig
 
 from dlrun import config, experiment, loop, runtime
-from dlrun.config import CONFIG_DIR
+from dlrun.config import CONFIG_DIR, Settings
 from dlrun.errors import MisfitError
 from dlrun.request import compose
 
 DATA = sorted(path.stem for path in (CONFIG_DIR / "data").glob("*.yaml"))
 MODELS = sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml"))
 IMAGES = {"digits", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "image_folder"}
-REGRESSIONS = {"line", "regression", "parabola"}
-SEQUENCES = {"names"}
+REGRESSIONS = {"line", "regression", "parabola", "points", "three_points", "saddle"}
+TAGGED = {"hello"}
+SEQUENCES = {"names", *TAGGED}
 TAKES = {
     "linear": set(DATA) - SEQUENCES,
     "mlp": set(DATA) - SEQUENCES,
+    "scratch_mlp": set(DATA) - SEQUENCES,
     "sequential": set(DATA) - SEQUENCES,
     "logistic": set(DATA) - SEQUENCES - REGRESSIONS,
     **dict.fromkeys(("cnn", "inception", "resnet", "torchvision"), IMAGES),
     **dict.fromkeys(("rnn", "lstm", "gru"), SEQUENCES),
+    **dict.fromkeys(("rnn_onehot", "rnn_cell"), TAGGED),
 }
 SAME_READER = ("fashion_mnist", "kmnist", "cifar100")  # as mnist and cifar10
 SLOW = [pytest.param("torchvision", marks=pytest.mark.slow)]  # importing torchvision takes seconds
@@ -57,9 +60,19 @@ def root(tmp_path_factory: pytest.TempPathFactory, formats: ModuleType) -> Path:
 
 
 @cache
-def chosen(group: str, option: str) -> DictConfig:
-    """The composed config for one choice; composing each pair anew would take half of this file's time."""
-    return compose([f"{group}={option}", "device=cpu"])
+def read(root: Path, group: str, option: str) -> Settings:
+    """The settings for one choice; composing and reading each pair anew would take nine tenths of this file's time."""
+    composed = compose([f"{group}={option}", "device=cpu"])
+    composed.trainer.max_steps = 1
+    composed.paths.data = str(root)
+    if option == "csv":
+        composed.data.path = str(root / "table.csv")
+    if option == "points":
+        composed.data.x, composed.data.y = [1, 2], [[2], [4]]
+    if option == "image_folder":
+        composed.data.path, composed.data.image_size = str(root / "photos"), 32
+    choices = {"data": "digits", "model": "mlp", "optimizer": "adam", "scheduler": "none", group: option}
+    return config.read(composed, choices)
 
 
 class Nowhere:
@@ -71,15 +84,8 @@ class Nowhere:
 
 def trained(data: str, model: str, root: Path) -> loop.Training:
     """One optimizer step of a pair, the way a run makes it."""
-    composed = chosen("data", data).copy()
-    composed.model = chosen("model", model).model
-    composed.trainer.max_steps = 1
-    composed.paths.data = str(root)
-    if data == "csv":
-        composed.data.path = str(root / "table.csv")
-    if data == "image_folder":
-        composed.data.path, composed.data.image_size = str(root / "photos"), 32
-    settings = config.read(composed, {"data": data, "model": model, "optimizer": "adam", "scheduler": "none"})
+    of_model = read(root, "model", model)
+    settings = replace(read(root, "data", data), model=of_model.model, model_keys=of_model.model_keys)
     with runtime.session(settings.rest.device, 0) as process:
         parts = experiment.prepare(settings, process, None)
         loop.fit(parts.training, Nowhere(), Nowhere(), Nowhere(), lambda: False)

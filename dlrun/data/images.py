@@ -1,6 +1,8 @@
 """The published image sets: digits, MNIST and its relatives, CIFAR."""
 
+import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ from dlrun.data.idx import idx_path, read_labelled
 from dlrun.data.partition import stratified_partition
 from dlrun.data.pixels import Part, image_splits
 from dlrun.data.spec import Splits
-from dlrun.errors import DataError
+from dlrun.errors import DataError, RequestError
 
 IDX_FILES = (
     "train-images-idx3-ubyte",
@@ -42,21 +44,32 @@ def digits(
     image_size: int = 28,
     mean: float | None = None,
     std: float | None = None,
+    positive: int | None = None,
+    channels: Literal[1, 3] = 1,
     test_fraction: float = 0.2,
     seed: int = 0,
 ) -> Splits:
-    """scikit-learn's 1,797 handwritten digits, 8x8 with 17 shades, resized; float32 (N, 1, size, size).
+    """scikit-learn's 1,797 handwritten digits, 8x8 with 17 shades, resized; float32 (N, channels, size, size).
 
-    mean, std: of the training images if None. Raises RequestError for an impossible size, std or fraction.
+    mean, std: of the training images if None. positive: that digit (1) against the rest (0), a binary task on
+    the same rows. channels=3: the grey value three times, for nets made for colours. Raises RequestError for an
+    impossible size, std, fraction or digit.
     """
     from sklearn.datasets import load_digits
 
+    if positive is not None and positive not in range(10):
+        raise RequestError(f"data.positive={positive} is no digit: type data.positive=0 to 9, or null for all ten")
+
     pixels, labels = load_digits(return_X_y=True)
-    images = torch.from_numpy(pixels).float().div_(16).view(-1, 1, 8, 8)
+    images = torch.from_numpy(pixels).float().div_(16).view(-1, 1, 8, 8).repeat(1, channels, 1, 1)
     targets = torch.from_numpy(labels.astype(np.int64))
     rows = stratified_partition(labels, DIGITS, test_fraction, seed, "data=digits")
     parts = {name: (images[r], targets[r]) for name, r in zip(("train", "test"), rows, strict=True) if len(r)}
-    return image_splits(parts, DIGITS, image_size, _each(mean), _each(std))
+    if positive is None:
+        return image_splits(parts, DIGITS, image_size, _each(mean, channels), _each(std, channels))
+    parts = {name: (x, (y == positive).long()) for name, (x, y) in parts.items()}
+    splits = image_splits(parts, ("rest", str(positive)), image_size, _each(mean, channels), _each(std, channels))
+    return dataclasses.replace(splits, spec=dataclasses.replace(splits.spec, task="binary", output_size=1))
 
 
 def mnist(root: str, image_size: int | None = None, mean: float = 0.1307, std: float = 0.3081) -> Splits:
@@ -151,6 +164,6 @@ def _part(images: NDArray[np.uint8], labels: NDArray[np.uint8] | NDArray[np.int6
     return pixels, torch.from_numpy(labels.astype(np.int64))
 
 
-def _each(value: float | None) -> list[float] | None:
+def _each(value: float | None, channels: int) -> list[float] | None:
     """A constant of grey images as a value a channel."""
-    return None if value is None else [value]
+    return None if value is None else [value] * channels

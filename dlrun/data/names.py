@@ -30,14 +30,19 @@ def names(root: str) -> Splits:
         raise DataError(f"{train.path}: every name is from '{countries[0]}', so there is only one class to learn")
     longest = max(len(_ascii(name)) for table in (train, test) for name in table.columns[0])
     spec = DataSpec("tokens", (longest,), "multiclass", len(countries), class_names=countries, vocabulary=VOCABULARY)
+    known = {name.strip() for name in train.columns[0]}
+    seen = sum(name.strip() in known for name in test.columns[0]) / len(test.columns[0])
     rewritten = sum(_ascii(name) != name.strip() for table in (train, test) for name in table.columns[0])
-    notes = (f"{rewritten} names were rewritten in ASCII: accents dropped, other characters '?'.",)
+    told = (
+        (rewritten, f"{rewritten} names were rewritten in ASCII: accents dropped, other characters '?'."),
+        (seen, f"{100 * seen:.1f} % of the test names are among the training names."),
+    )
     return Splits(
         _split(train, countries, longest),
         None,
         _split(test, countries, longest),
         spec,
-        notes if rewritten else (),
+        tuple(note for happens, note in told if happens),
     )
 
 

@@ -1,6 +1,7 @@
 """The contract between data and model: what goes in, what comes out."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -80,6 +81,7 @@ class Splits:
 
     val=None: the runner takes `data.val_fraction` of the training part. test=None: there is no test.
     notes: what the user should be told about how the data was read, one sentence each.
+    truth: the function that the targets were drawn from, without noise: (N, features) -> (N, outputs), for pictures.
     """
 
     train: "Split | Dataset[Any]"
@@ -87,3 +89,4 @@ class Splits:
     test: "Split | Dataset[Any] | None"
     spec: DataSpec
     notes: tuple[str, ...] = ()
+    truth: Callable[[Tensor], Tensor] | None = None

@@ -1,5 +1,6 @@
 """Data drawn from a formula: in milliseconds, without files, the same for the same data seed."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -19,7 +20,7 @@ def line(rows: int = 500, slope: float = 3.0, intercept: float = 0.8, noise: flo
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(rows, 1, generator=generator, dtype=torch.float64)
     y = slope * x + intercept + noise * torch.randn(rows, 1, generator=generator, dtype=torch.float64)
-    return _regression(x, y)
+    return _regression(x, y, lambda x: slope * x + intercept)
 
 
 def regression(rows: int = 100, features: int = 1, noise: float = 10.0, bias: float = 14.5, seed: int = 0) -> Splits:
@@ -32,8 +33,11 @@ def regression(rows: int = 100, features: int = 1, noise: float = 10.0, bias: fl
     _at_least("rows", rows, 1)
     _at_least("features", features, 1)
     _at_least("noise", noise, 0)
-    x, y = make_regression(n_samples=rows, n_features=features, noise=noise, bias=bias, random_state=seed)
-    return _regression(torch.from_numpy(x), torch.from_numpy(y).unsqueeze(1))
+    x, y, coefficients = make_regression(
+        n_samples=rows, n_features=features, noise=noise, bias=bias, coef=True, random_state=seed
+    )
+    weight = torch.as_tensor(coefficients).view(features, 1)
+    return _regression(torch.from_numpy(x), torch.from_numpy(y).unsqueeze(1), lambda x: x @ weight.to(x.dtype) + bias)
 
 
 def parabola(
@@ -55,20 +59,27 @@ def parabola(
         scale = noise_scale
     x = torch.linspace(-1, 1, rows, dtype=torch.float64).unsqueeze(1)
     generator = torch.Generator().manual_seed(seed)
-    return _regression(x, x**2 + scale * draw(rows, 1, generator=generator, dtype=torch.float64))
+    y = x**2 + scale * draw(rows, 1, generator=generator, dtype=torch.float64)
+    return _regression(x, y, lambda x: x**2)
 
 
-def blobs(rows_per_class: int = 100, task: Literal["multiclass", "binary"] = "multiclass", seed: int = 0) -> Splits:
-    """Two Gaussian clouds of std 1 in the plane: class 0 around (2, 2), class 1 around (-2, -2).
+def blobs(
+    rows_per_class: int = 100,
+    spread: float = 1.0,
+    task: Literal["multiclass", "binary"] = "multiclass",
+    seed: int = 0,
+) -> Splits:
+    """Two Gaussian clouds of std `spread` in the plane: class 0 around (2, 2), class 1 around (-2, -2).
 
-    float64 x (2 * rows_per_class, 2), int64 y, no test part. Raises RequestError for rows_per_class < 1
-    or another task.
+    float64 x (2 * rows_per_class, 2), int64 y, no test part. Raises RequestError for rows_per_class < 1,
+    spread < 0 or another task.
     """
     _at_least("rows_per_class", rows_per_class, 1)
+    _at_least("spread", spread, 0)
     if task not in ("multiclass", "binary"):
         raise RequestError(f"data.task={task} does not fit data=blobs: type data.task=multiclass or data.task=binary")
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(2 * rows_per_class, 2, generator=generator, dtype=torch.float64)
+    x = spread * torch.randn(2 * rows_per_class, 2, generator=generator, dtype=torch.float64)
     x[:rows_per_class] += 2
     x[rows_per_class:] -= 2
     y = torch.arange(2).repeat_interleave(rows_per_class)
@@ -76,9 +87,9 @@ def blobs(rows_per_class: int = 100, task: Literal["multiclass", "binary"] = "mu
     return Splits(Split((x,), y), None, None, spec)
 
 
-def _regression(x: Tensor, y: Tensor) -> Splits:
+def _regression(x: Tensor, y: Tensor, truth: Callable[[Tensor], Tensor]) -> Splits:
     spec = DataSpec("vector", (x.shape[1],), "regression", y.shape[1])
-    return Splits(Split((x,), y), None, None, spec)
+    return Splits(Split((x,), y), None, None, spec, truth=truth)
 
 
 def _at_least(key: str, value: float, least: int) -> None:

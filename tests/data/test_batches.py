@@ -101,9 +101,11 @@ def test_memory_and_workers_give_the_same_batches(spec: DataSpec, workers: int, 
     assert [memory.rows_before(b) for b in range(6)] == [loader.rows_before(b) for b in range(6)]
 
 
+@pytest.mark.parametrize("workers", [None, 0])
 @pytest.mark.parametrize(("drop_last", "sizes"), [(False, [8, 2]), (True, [8])])
-def test_the_last_batch_is_ragged_or_dropped(drop_last: bool, sizes: list[int]) -> None:
-    batches = made(None, IMAGES, Order(10, 8, drop_last=drop_last))
+def test_the_last_batch_is_ragged_or_dropped(workers: int | None, drop_last: bool, sizes: list[int]) -> None:
+    batches = made(workers, IMAGES, Order(10, 8, drop_last=drop_last))
+    assert type(batches) is (MemoryBatches if workers is None else LoaderBatches)
     assert [len(targets) for _, targets in batches.epoch(1)] == sizes
     assert [batches.rows_before(b) for b in range(len(sizes) + 1)] == [sum(sizes[:b]) for b in range(len(sizes) + 1)]
 

@@ -153,6 +153,26 @@ def test_digits_settings():
         images.digits(std=0.0)
 
 
+def test_one_digit_against_the_rest():
+    ten, two = images.digits(image_size=8), images.digits(image_size=8, positive=3)
+    assert (two.spec.task, two.spec.output_size, two.spec.class_names) == ("binary", 1, ("rest", "3"))
+    assert (two.spec.mean, two.spec.std) == (ten.spec.mean, ten.spec.std)
+    for a, b in ((ten.train, two.train), (ten.test, two.test)):  # the same rows
+        assert torch.equal(a.inputs[0], b.inputs[0])
+        assert torch.equal((a.targets == 3).long(), b.targets)
+    for wrong in (10, -1):
+        with pytest.raises(RequestError, match=rf"data\.positive={wrong} is no digit"):
+            images.digits(positive=wrong)
+
+
+def test_digits_in_three_channels():
+    grey, wide = images.digits(image_size=8, mean=0.5), images.digits(image_size=8, mean=0.5, channels=3)
+    assert wide.spec.input_shape == (3, 8, 8)
+    assert wide.spec.mean == (0.5, 0.5, 0.5)
+    assert len(wide.spec.std) == 3
+    torch.testing.assert_close(wide.test.inputs[0], grey.test.inputs[0].repeat(1, 3, 1, 1))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("read", "folder"), GREY)
 def test_idx_sets_equal_torchvisions(tmp_path, read, folder):

@@ -70,6 +70,11 @@ def test_vocabulary_stands_for_codes():
     assert VOCABULARY[32] == " "
 
 
+def test_names_in_both_parts_are_told(tmp_path):
+    splits = names(write(tmp_path, TRAIN, [*TEST, (" Kern ", "German")]))
+    assert splits.notes == ("33.3 % of the test names are among the training names.",)
+
+
 def test_rewritten_names_are_told(tmp_path):
     splits = names(write(tmp_path, [*TRAIN, ("Müller", "German")], [*TEST, ("Bücher", "German")]))
     assert splits.notes[0].startswith("2 names were rewritten")
@@ -104,6 +109,7 @@ def test_real_names(real_data):
     splits = names(real_data)
     assert (len(splits.train), len(splits.test), splits.spec.output_size) == (13_374, 6_700, 18)
     assert splits.test.targets.bincount().max().item() / 6_700 == pytest.approx(0.468, abs=0.0005)
+    assert splits.notes[-1].startswith("15.6 % of the test names")
     codes, lengths = splits.train.inputs
     assert "".join(map(chr, codes[0, : lengths[0]])) == "Adsit"
     assert splits.spec.class_names[splits.train.targets[0]] == "Czech"

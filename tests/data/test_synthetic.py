@@ -63,6 +63,36 @@ def test_blobs(task, outputs):
         torch.testing.assert_close(cloud.std(0), torch.ones(2).double(), atol=0.05, rtol=0)
 
 
+def test_spread_is_the_clouds_std():
+    narrow, wide = blobs(rows_per_class=9), blobs(rows_per_class=9, spread=3.0)
+    centres = torch.tensor([2.0, -2.0]).double().repeat_interleave(9)[:, None]
+    (a,), (b,) = narrow.train.inputs, wide.train.inputs
+    torch.testing.assert_close(3 * (a - centres), b - centres)
+
+
+@pytest.mark.parametrize(
+    ("splits", "expected"),
+    [
+        (line(slope=2.0, intercept=-1.0, noise=3.0), lambda x: 2 * x[:, :1] - 1),
+        (parabola(), lambda x: x[:, :1] ** 2),
+        (regression(rows=9, noise=0.0), None),
+        (regression(rows=9, features=3, noise=0.0), None),
+    ],
+)
+def test_truth_is_what_the_targets_were_drawn_from(splits, expected):
+    (x,), y = splits.train.inputs, splits.train.targets
+    found = splits.truth(x)
+    assert found.shape == y.shape
+    torch.testing.assert_close(found, y if expected is None else expected(x))
+    assert splits.truth(x.float()).dtype == torch.float32
+
+
+def test_noise_does_not_change_the_truth():
+    x = torch.tensor([[1.0], [-2.0]]).double()
+    assert torch.equal(regression(noise=0.0).truth(x), regression(noise=25.0).truth(x))
+    assert blobs().truth is None
+
+
 @pytest.mark.parametrize("make", [line, regression, parabola, blobs])
 def test_the_data_seed_alone_decides(make):
     torch.manual_seed(1)
@@ -88,6 +118,7 @@ def test_the_data_seed_alone_decides(make):
         (parabola, {"noise": "pink"}, "data.noise=uniform or"),
         (parabola, {"noise_scale": -0.1}, "data.noise_scale"),
         (blobs, {"rows_per_class": 0}, "data.rows_per_class=0"),
+        (blobs, {"spread": -1.0}, "data.spread=-1.0"),
         (blobs, {"task": "regression"}, "data.task=binary"),
     ],
 )

@@ -18,11 +18,16 @@ VECTOR = DataSpec("vector", (8,), "regression", 1)
 TOKENS = DataSpec("tokens", (5,), "multiclass", 4, vocabulary=("", *"abcdef"))
 TAGS = DataSpec("tokens", (5,), "tagging", 4, vocabulary=("", *"abcdef"))
 CASES = [
-    *((name, IMAGE) for name in ("linear", "logistic", "mlp", "sequential", "cnn", "inception", "resnet")),
+    *(
+        (name, IMAGE)
+        for name in ("linear", "logistic", "mlp", "scratch_mlp", "sequential", "cnn", "inception", "resnet")
+    ),
     ("torchvision", IMAGE),
-    *((name, VECTOR) for name in ("linear", "mlp", "sequential")),
+    *((name, VECTOR) for name in ("linear", "mlp", "scratch_mlp", "sequential")),
     *((name, TOKENS) for name in ("rnn", "lstm", "gru")),
     ("gru", TAGS),
+    ("rnn_onehot", TAGS),
+    ("rnn_cell", TAGS),
 ]
 ON_TENSORS = [(name, spec) for name, spec in CASES if spec.kind != "tokens"]
 

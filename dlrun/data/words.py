@@ -1,0 +1,35 @@
+"""One word to be turned into another, letter by letter: the smallest task for a recurrent net."""
+
+import torch
+
+from dlrun.data.spec import DataSpec, Split, Splits
+from dlrun.errors import RequestError
+
+
+def words(source: str = "hello", target: str = "ohlol") -> Splits:
+    """One sequence whose tag at each position is the letter of `target` there.
+
+    Vocabulary and tags are the sorted letters of both words; code 0 is the padding, letter i has code i + 1 and
+    tag i. Codes int64 (1, letters), lengths (1,), targets int64 (1, letters); no test part. Raises RequestError
+    for words of unequal length, empty ones, and a pair of one letter only.
+    """
+    for key, word in (("source", source), ("target", target)):
+        if not word:
+            raise RequestError(f"data.{key} is empty; type a word, as in data.source=hello data.target=ohlol")
+    if len(source) != len(target):
+        raise RequestError(
+            f"data.source={source} has {len(source)} letters and data.target={target} {len(target)}; "
+            "type two words of the same length, as in data.source=hello data.target=ohlol"
+        )
+    letters = sorted({*source, *target})
+    if len(letters) == 1:
+        raise RequestError(
+            f"data.source={source} and data.target={target} have one letter between them, so nothing to learn; "
+            "type data.source=hello data.target=ohlol"
+        )
+    codes = torch.tensor([[letters.index(c) + 1 for c in source]])
+    tags = torch.tensor([[letters.index(c) for c in target]])
+    spec = DataSpec(
+        "tokens", (len(source),), "tagging", len(letters), class_names=tuple(letters), vocabulary=("", *letters)
+    )
+    return Splits(Split((codes, torch.tensor([len(source)])), tags), None, None, spec)
