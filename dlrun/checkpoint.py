@@ -5,6 +5,7 @@ comment, so torch.load opens it too and the checksum cannot part from what it su
 """
 
 import contextlib
+import copy
 import hashlib
 import io
 import os
@@ -12,6 +13,8 @@ import pickle
 import shutil
 import sys
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -89,12 +92,65 @@ def load_full_model(path: Path, trust: bool) -> nn.Module:
     if not trust:
         raise CheckpointError(f"{path} is a pickled model, and opening it can run code; if you trust it add trust=true")
     try:
-        model = torch.load(path, map_location="cpu", weights_only=False)
+        model = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_NamingPickle)
+    except _NoSuchClass as error:
+        raise CheckpointError(f"{path} {error}") from error
     except Exception as error:
         raise CheckpointError(f"{path} cannot be opened: {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise CheckpointError(f"{path} holds a {type(model).__name__}, not a model")
     return model
+
+
+class _NoSuchClass(Exception):
+    """A pickle names something that cannot be imported here."""
+
+
+class _NamingUnpickler(pickle.Unpickler):
+    """Says which class is missing: pickle's own error names the module alone."""
+
+    def find_class(self, module: str, name: str, /) -> Any:
+        """The object called `name` in `module`."""
+        try:
+            return super().find_class(module, name)
+        except Exception as error:  # importing a user's module runs it, so anything can come
+            file = module.replace(".", "/") + ".py"
+            place = (
+                "the script or notebook that defined it" if module == "__main__" else f"the folder that holds {file}"
+            )
+            raise _NoSuchClass(
+                f"needs the class {name} of the module {module}, which cannot be imported here ({error}); run this "
+                f"from {place}, under its old name, or evaluate the run folder or its checkpoints/best.pt instead: "
+                "those hold weights alone, and take the class's new name as model._target_=<module>.<class>"
+            ) from error
+
+
+class _NamingPickle:
+    """As much of the module `pickle` as torch.load asks for."""
+
+    Unpickler = _NamingUnpickler
+    load = staticmethod(pickle.load)  # files from before torch 1.6
+
+
+def reload_difference(
+    model_path: Path,
+    state_path: Path,
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    autocast: Callable[[], AbstractContextManager[Any]],
+) -> float:
+    """The largest absolute difference between the outputs of a model that was saved both ways: 0 when all is well.
+
+    model_path: its export, just written by this process and so trusted; state_path: the checkpoint with the same
+    weights, which go into a fresh copy of `model`. inputs: one batch on the model's device. Nothing is changed.
+    """
+    from_state = copy.deepcopy(model)
+    from_state.load_state_dict(load(state_path)["model"])
+    outputs = []
+    for loaded in (load_full_model(model_path, trust=True), from_state):
+        with torch.inference_mode(), autocast():
+            outputs.append(loaded.to(inputs[0].device).eval()(*inputs))
+    return float((outputs[0] - outputs[1]).abs().max())
 
 
 def export_full_model(model: nn.Module, path: Path) -> None:

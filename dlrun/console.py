@@ -18,6 +18,7 @@ from rich.text import Text
 from dlrun.training import Training
 
 _LOG_WIDTH = 100
+_MOST_LINES = 50  # for the epochs of a run: a thousand would hide the tables before and after them
 
 
 class Console:
@@ -29,6 +30,7 @@ class Console:
         self.log = RichConsole(file=self._held, width=_LOG_WIDTH, no_color=True, highlight=False)
         self._training: Training | None = None
         self._last: dict[str, float] = {}
+        self._unsaid: str | None = None  # the line of the last epoch, where it was left out
         self._started = 0.0
 
     def open_log(self, path: Path) -> None:
@@ -62,11 +64,15 @@ class Console:
         """
         self._training, self._started = training, time.perf_counter()
         self._first_step = training.progress.step
-        if not self.terminal.is_terminal:
-            yield
-            return
-        with Live(get_renderable=self._bar, console=self.terminal, refresh_per_second=4, transient=True):
-            yield
+        try:
+            if self.terminal.is_terminal:
+                with Live(get_renderable=self._bar, console=self.terminal, refresh_per_second=4, transient=True):
+                    yield
+            else:
+                yield
+        finally:
+            if self._unsaid is not None:  # however the run ended
+                self._say_epoch(self._unsaid)
 
     def _bar(self) -> RenderableType:
         assert self._training is not None
@@ -81,13 +87,20 @@ class Console:
         return Group(line, Text(_metrics_line(self._last), style="dim", no_wrap=True, overflow="ellipsis"))
 
     def epoch(self, row: dict[str, float], timings: dict[str, float], is_best: bool) -> None:
-        """One line an epoch; on a terminal the bar shows it instead."""
+        """One line an epoch, or every so many epochs of a long run; on a terminal the bar shows it instead."""
         assert self._training is not None
-        self._last = row
+        is_first, self._last = not self._last, row
         epochs = self._training.limits.epochs
         rate = f"{timings['samples_per_second']:,.0f} samples/s"
         best = "  best" if is_best else ""
         text = f"epoch {int(row['epoch']):>{len(str(epochs))}}/{epochs}  {_metrics_line(row)}  {rate}{best}"
+        if is_first or row["epoch"] % -(-epochs // _MOST_LINES) == 0:
+            self._say_epoch(text)
+        else:
+            self._unsaid = text
+
+    def _say_epoch(self, text: str) -> None:
+        self._unsaid = None
         if self.terminal.is_terminal:
             self.log_only(text)
         else:
@@ -127,7 +140,8 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) 
     """A plain table: the first `left` columns to the left, the others, which are numbers, to the right."""
     made = Table(box=SIMPLE_HEAD, padding=(0, 1), show_edge=False)
     for i, header in enumerate(headers):
-        made.add_column(header, justify="left" if i < left else "right", overflow="fold")
+        right = i >= left  # a number is never broken over two lines: names are
+        made.add_column(header, justify="right" if right else "left", overflow="fold", no_wrap=right)
     for row in rows:
         made.add_row(*(Text(cell) for cell in row))
     return made

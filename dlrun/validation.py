@@ -14,16 +14,25 @@ T = TypeVar("T")
 
 def typed(schema: type[T], values: dict[str, Any], where: str) -> T:
     """`values` as an instance of the dataclass `schema`; `where` is the key that they stand under."""
-    inner = {f.name: f.default_factory for f in dataclasses.fields(cast(Any, schema))}
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), values)
+    except OmegaConfBaseException:
+        _find_wrong_type(schema, values, where)  # only now: a merge for each key takes half a second
+        raise
+    instance = cast(T, OmegaConf.to_object(merged))
+    _check_ranges(instance, where)
+    return instance
+
+
+def _find_wrong_type(schema: Any, values: dict[str, Any], where: str) -> None:
+    """RequestError for the first key whose value the schema does not take, the innermost one."""
+    inner = {f.name: f.default_factory for f in dataclasses.fields(schema)}
     for name, value in values.items():
         key = ".".join(p for p in (where, name) if p)
         nested: Any = inner.get(name)
         if dataclasses.is_dataclass(nested) and isinstance(value, dict):
-            typed(cast(Any, nested), value, key)
+            _find_wrong_type(nested, value, key)
         _check_type(schema, name, value, key)
-    instance = cast(T, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values)))
-    _check_ranges(instance, where)
-    return instance
 
 
 def _check_type(schema: Any, name: str, value: Any, key: str) -> None:

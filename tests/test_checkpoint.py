@@ -1,9 +1,12 @@
 """Checkpoint files are whole or not there, and run nothing when they are read."""
 
+import contextlib
 import hashlib
+import importlib
 import io
 import os
 import pickle
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -173,6 +176,85 @@ def test_a_model_that_cannot_be_pickled_says_so(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"checkpoint\.format=full: this model cannot be pickled"):
         checkpoint.export_full_model(Local(), tmp_path / "model.pt")
     assert list(tmp_path.iterdir()) == []
+
+
+MYNET = """
+from torch import nn
+class {name}(nn.Module):
+    def __init__(self, spec):
+        super().__init__()
+        self.last = nn.Linear(spec.input_size, spec.output_size)
+    def forward(self, x):
+        return self.last(x)
+"""
+
+
+def test_a_class_that_has_gone_is_named_and_the_weights_still_serve(
+    dlrun: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = tmp_path / "net_that_goes.py"
+    code.write_text(MYNET.format(name="Net"))
+    quiet = ("figures=false", "tracking.graph=false", "trainer.epochs=1")
+    done = dlrun("data=line", "model._target_=net_that_goes.Net", "checkpoint.format=full", *quiet)
+    assert done.code == 0, done.err
+    full = done.folder / "checkpoints" / "model.pt"
+
+    def gone() -> str:
+        monkeypatch.delitem(sys.modules, "net_that_goes")
+        importlib.invalidate_caches()
+        answered = dlrun("eval", str(full), "trust=true")
+        assert answered.code == 2
+        assert answered.err.startswith(f"dlrun: {full} needs the class Net of the module net_that_goes, which cannot")
+        assert answered.err.count("\n") == 1
+        assert "run this from the folder that holds net_that_goes.py" in answered.err
+        return str(answered.err)
+
+    code.write_text(MYNET.format(name="Renamed"))
+    assert "Can't get attribute 'Net' on <module 'net_that_goes'" in gone()
+    renamed = dlrun("eval", str(done.folder), "model._target_=net_that_goes.Renamed")  # as the sentence says
+    assert renamed.code == 0, renamed.err
+    code.unlink()
+    shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+    assert "No module named 'net_that_goes'" in gone()
+
+
+def test_a_class_of_a_notebook_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Net(nn.Module):
+        pass
+
+    Net.__module__, Net.__qualname__ = "__main__", "Net"
+    monkeypatch.setattr(sys.modules["__main__"], "Net", Net, raising=False)
+    checkpoint.export_full_model(Net(), tmp_path / "model.pt")
+    assert isinstance(checkpoint.load_full_model(tmp_path / "model.pt", trust=True), Net)
+    monkeypatch.delattr(sys.modules["__main__"], "Net")
+    with pytest.raises(CheckpointError, match=r"needs the class Net of the module __main__.*the script or notebook"):
+        checkpoint.load_full_model(tmp_path / "model.pt", trust=True)
+
+
+def difference(model: nn.Module, folder: Path) -> float:
+    inputs = (torch.rand(4, 2, 5, 5),)
+    return checkpoint.reload_difference(folder / "model.pt", folder / "best.pt", model, inputs, contextlib.nullcontext)
+
+
+def test_saved_both_ways_the_outputs_are_equal_to_the_bit(tmp_path: Path) -> None:
+    model = net()
+    model(torch.rand(8, 2, 5, 5))  # batch norm's statistics are part of it
+    checkpoint.export_full_model(model, tmp_path / "model.pt")
+    save(tmp_path / "best.pt", {"format_version": 1, "model": model.state_dict()})
+    other = net(seed=1)  # what it holds now does not matter, and stays
+    before = weights_sha256(other)
+    assert difference(other, tmp_path) == 0.0
+    assert weights_sha256(other) == before
+    assert other.training
+
+
+def test_saved_both_ways_a_difference_is_measured(tmp_path: Path) -> None:
+    model = net().eval()
+    checkpoint.export_full_model(model, tmp_path / "model.pt")
+    with torch.no_grad():
+        model[0].bias[1] += 0.5  # type: ignore[index, operator]
+    save(tmp_path / "best.pt", {"format_version": 1, "model": model.state_dict()})
+    assert difference(model, tmp_path) == pytest.approx(0.5, abs=1e-5)
 
 
 def test_a_full_model_is_told_from_a_checkpoint(path: Path, tmp_path: Path) -> None:

@@ -93,6 +93,60 @@ def test_an_epoch_is_a_line_where_there_is_no_terminal(is_best: bool) -> None:
     assert stream.getvalue() == line
 
 
+def epochs_said(run: Any, epochs: range, tmp_path: Path, terminal: bool = False) -> list[int]:
+    """The epochs that have a line, of a run that goes through `epochs`; the same in run.log."""
+    stream = io.StringIO()
+    console = Console(stream)
+    console.terminal = RichConsole(file=stream, force_terminal=terminal, width=80)
+    console.open_log(tmp_path / "run.log")
+    with console.following(run):
+        for epoch in epochs:
+            console.epoch(ROW | {"epoch": float(epoch)}, TIMINGS, False)
+    console.close()
+    said = (tmp_path / "run.log").read_text()
+    assert terminal or said == stream.getvalue()
+    return [int(line.split("/")[0].removeprefix("epoch")) for line in said.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("planned", "made", "said"),
+    [
+        (20, range(1, 21), [*range(1, 21)]),
+        (50, range(1, 51), [*range(1, 51)]),
+        (51, range(1, 52), [1, *range(2, 51, 2), 51]),
+        (1000, range(1, 1001), [1, *range(20, 1001, 20)]),
+        (1000, range(1, 48), [1, 20, 40, 47]),  # patience or a signal ended it
+        (1000, range(333, 390), [333, 340, 360, 380, 389]),  # resumed
+        (1000, range(1, 1), []),
+    ],
+)
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_long_run_has_about_fifty_lines(
+    planned: int, made: range, said: list[int], terminal: bool, tmp_path: Path
+) -> None:
+    run = training()
+    run.limits.epochs = planned
+    assert epochs_said(run, made, tmp_path, terminal) == said
+
+
+def test_the_last_epoch_is_said_when_the_run_fails() -> None:
+    stream, run = io.StringIO(), training()
+    run.limits.epochs = 1000
+    console = Console(stream)
+
+    def fails() -> None:
+        with console.following(run):
+            for epoch in range(1, 8):
+                console.epoch(ROW | {"epoch": float(epoch), "train/loss": 10.0 ** (44 * epoch)}, TIMINGS, False)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    first, last = stream.getvalue().splitlines()
+    assert first.startswith("epoch    1/1000  train/loss 1.000e+44  val/loss")
+    assert last.startswith("epoch    7/1000  train/loss 1.000e+308  val/loss")
+
+
 def test_without_a_validation_part_the_line_shows_training_metrics() -> None:
     stream = io.StringIO()
     console = Console(stream)

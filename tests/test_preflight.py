@@ -2,7 +2,10 @@
 
 import contextlib
 import shutil
+import sys
 from collections import namedtuple
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +13,20 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from dlrun import preflight
 from dlrun.data.batches import Batch, MemoryBatches, Order, Place
 from dlrun.data.spec import DataSpec, Split, TaskName
 from dlrun.errors import RequestError
+from dlrun.models.cnn import CNN
+from dlrun.models.inception import Inception
+from dlrun.models.mlp import MLP
+from dlrun.models.resnet import ResNet
 from dlrun.preflight import Layer, layers, monitored
 from dlrun.task import Task
 
+QUIET = ("tracking.graph=false", "figures=false")
 SPEC = DataSpec("image", (1, 8, 8), "multiclass", 3)
 
 
@@ -44,17 +53,17 @@ def looked_at(model: nn.Module, task: Task | None = None, given: Batch | None = 
 
 def test_the_layer_table_holds_shapes_and_parameters() -> None:
     assert looked_at(Net()) == [
-        Layer("body.0", "Conv2d", (4, 6, 6), 4 * 9 + 4),
-        Layer("body.1", "BatchNorm2d", (4, 6, 6), 8),
-        Layer("body.2", "Dropout", (4, 6, 6), 0),
-        Layer("head", "Linear", (3,), 144 * 3 + 3),
+        Layer("body.0", "Conv2d", (4, 6, 6), 4 * 9 + 4, 4 * 6 * 6 * 9),
+        Layer("body.1", "BatchNorm2d", (4, 6, 6), 8, 0),
+        Layer("body.2", "Dropout", (4, 6, 6), 0, 0),
+        Layer("head", "Linear", (3,), 144 * 3 + 3, 144 * 3),
     ]
 
 
 def test_a_model_without_parts_is_one_row() -> None:
     task = Task(DataSpec("vector", (4,), "regression", 2))
     found = looked_at(nn.Linear(4, 2), task, ((torch.ones(2, 4),), torch.ones(2, 2)))
-    assert found == [Layer("Linear", "Linear", (2,), 10)]
+    assert found == [Layer("Linear", "Linear", (2,), 10, 8)]
 
 
 def test_many_leaves_are_shown_as_blocks() -> None:
@@ -72,6 +81,129 @@ def test_many_leaves_are_shown_as_blocks() -> None:
     found = looked_at(Wide())
     assert [row.name for row in found] == ["stem", *(f"stage.{i}" for i in range(20)), "head"]
     assert sum(row.parameters for row in found) == sum(p.numel() for p in Wide().parameters())
+    assert [row.multiply_adds for row in found] == [0, *[64 * 64] * 20, 64 * 3]
+
+
+PACKED = pack_padded_sequence(torch.rand(2, 7, 4), torch.tensor([7, 3]), batch_first=True)
+
+
+@pytest.mark.parametrize(
+    ("layer", "inputs", "wanted"),
+    [
+        (nn.Conv1d(4, 6, 3, stride=2, groups=2), torch.rand(2, 4, 9), 2 * (6 * 4) * 2 * 3),
+        (nn.Conv2d(3, 8, (5, 3), padding=2), torch.rand(2, 3, 9, 9), 2 * (8 * 9 * 11) * 3 * 15),
+        (nn.Conv3d(1, 2, 2), torch.rand(2, 1, 3, 3, 3), 2 * (2 * 8) * 8),
+        (nn.ConvTranspose2d(4, 6, 2, stride=2), torch.rand(2, 4, 5, 5), 2 * (4 * 25) * 6 * 4),
+        (nn.Linear(4, 6), torch.rand(2, 7, 4), 2 * 7 * 24),
+        (nn.RNN(4, 6), torch.rand(7, 2, 4), 2 * 7 * (6 * 4 + 6 * 6)),
+        (nn.LSTM(4, 6, bidirectional=True), torch.rand(7, 2, 4), 2 * 7 * 2 * 4 * (6 * 4 + 6 * 6)),
+        (nn.GRU(4, 6, num_layers=2), PACKED, 10 * 3 * (6 * 4 + 6 * 6 + 6 * 6 + 6 * 6)),  # 7 + 3 steps, no padding
+        (nn.GRUCell(4, 6), torch.rand(2, 4), 2 * 3 * (6 * 4 + 6 * 6)),
+        (nn.BatchNorm2d(3), torch.rand(2, 3, 9, 9), 0),
+        (nn.ReLU(), torch.rand(2, 3), 0),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_multiply_adds_are_those_counted_by_hand(layer: nn.Module, inputs: Any, wanted: int) -> None:
+    assert preflight.multiply_adds(layer, (inputs,), layer(inputs)) == wanted
+
+
+class Twice(nn.Module):
+    """One layer called twice, and a layer inside of a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = nn.Linear(8, 8)
+        self.outer = nn.Sequential(nn.Sequential(nn.Linear(8, 5, bias=False)), nn.Linear(5, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.outer(self.shared(self.shared(x)))
+        return found
+
+
+def test_a_layer_called_twice_works_twice_and_is_one_row() -> None:
+    spec = DataSpec("vector", (8,), "regression", 1)
+    found = looked_at(Twice(), Task(spec), ((torch.ones(2, 8),), torch.ones(2, 1)))
+    assert [(row.name, row.parameters, row.multiply_adds) for row in found] == [
+        ("shared", 72, 2 * 64),
+        ("outer.0.0", 40, 40),
+        ("outer.1", 6, 5),
+    ]
+
+
+MODELS: dict[str, Callable[[DataSpec], nn.Module]] = {
+    "cnn": CNN,
+    "mlp": MLP,
+    "inception": Inception,
+    "inception without bottleneck": partial(Inception, bottleneck=False),
+    "resnet": ResNet,
+}
+
+
+@pytest.mark.slow  # the import alone takes 2 s
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+def test_the_total_is_half_of_torchs_count_of_flops(make: Callable[[DataSpec], nn.Module]) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    spec = DataSpec("image", (1, 28, 28), "multiclass", 10)
+    model, given = make(spec), ((torch.rand(3, 1, 28, 28),), torch.arange(3))
+    with FlopCounterMode(display=False) as counter:
+        model.eval()(*given[0])
+    found = looked_at(model, Task(spec), given)
+    assert 2 * 3 * sum(row.multiply_adds for row in found) == counter.get_total_flops() > 0
+
+
+def test_a_bottleneck_pays_where_many_channels_reach_it() -> None:
+    spec = DataSpec("image", (1, 28, 28), "multiclass", 10)
+    given = ((torch.rand(2, 1, 28, 28),), torch.arange(2))
+
+    def work(bottleneck: bool, branch: str) -> int:
+        found = looked_at(Inception(spec, bottleneck), Task(spec), given)
+        return sum(row.multiply_adds for row in found if row.name.startswith(branch))
+
+    assert work(True, "features.7.branch5x5") == 16 * 16 * (20 + 24 * 25) < work(False, "features.7.branch5x5")
+    assert work(True, "features.3.branch5x5") == 144 * 16 * (10 + 24 * 25) > work(False, "features.3.branch5x5")
+    assert work(False, "features.7.branch5x5") == 16 * 20 * 24 * 25
+
+
+def test_the_table_of_a_run_ends_in_the_totals_and_fits_80_columns(dlrun: Callable[..., Any]) -> None:
+    done = dlrun("model=inception", "trainer.epochs=1", "trainer.max_steps=1", "data.limit_batches=1", *QUIET)
+    lines = done.out[done.out.index(" layer ") :].split("\n\n")[0].splitlines()
+    assert lines[0].split() == ["layer", "kind", "output", "parameters", "multiply-adds"]
+    assert ["features.0", "Conv2d", "10×24×24", "260", "144,000"] in [line.split() for line in lines]
+    assert lines[-1].split() == ["total", "97,298", "6,019,200"]
+    assert max(len(line) for line in lines) <= 80
+
+
+def local_net() -> nn.Module:
+    class Local(nn.Module):
+        pass
+
+    return Local()
+
+
+def with_a_lambda() -> nn.Module:
+    model = nn.Linear(1, 1)
+    model.activation = lambda x: x  # type: ignore[assignment]
+    return model
+
+
+@pytest.mark.parametrize("make", [local_net, with_a_lambda])
+def test_a_model_that_cannot_be_exported_is_a_sentence_before_the_run(make: Callable[[], nn.Module]) -> None:
+    with pytest.raises(RequestError, match=r"^checkpoint\.format=full: this model cannot be pickled .*state_dict$"):
+        preflight.check_export(make())
+
+
+def test_an_export_from_a_notebook_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert preflight.check_export(Net()) == []
+
+    class Inner(nn.Module):
+        pass
+
+    Inner.__module__, Inner.__qualname__ = "__main__", "Inner"
+    monkeypatch.setattr(sys.modules["__main__"], "Inner", Inner, raising=False)
+    (note,) = preflight.check_export(nn.Sequential(Inner(), nn.Linear(1, 1)))
+    assert note.startswith("checkpoint.format=full: Inner is defined in __main__ (a script or a notebook)")
 
 
 @pytest.mark.parametrize("training", [True, False])
