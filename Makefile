@@ -1,6 +1,6 @@
 # Two commands do everything on a fresh machine: `make run` and `make test`. Each target sets up what it needs.
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all check format bench clean
+.PHONY: help run course test test-all check format bench clean
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -27,6 +27,9 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 run: $(VENV)/.installed  ## train a residual net on real handwritten digits (no download of data)
 	$(BIN)/dlrun model=resnet data=digits
+
+course: $(VENV)/.installed  ## run every lesson of the course and print what it came to (DLRUN_DATA_DIR names the data)
+	$(BIN)/dlrun -m 'lesson=glob(*)' strict=true
 
 test: $(VENV)/.installed-dev  ## the fast tests (under 90 s on two cores)
 	OMP_NUM_THREADS=$(OMP_NUM_THREADS_TESTS) $(BIN)/python -m pytest -n auto -m "not slow and not browser and not gpu"

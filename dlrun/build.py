@@ -42,6 +42,8 @@ def data(settings: Settings, trusted_modules: Sequence[str] | None) -> Splits:
         raise RequestError(f"data={settings.data.choice} has no training rows")
     if val is None and keys.val_fraction > 0:
         train, val = batching.carve(train, keys.val_fraction, int(settings.data.arguments.get("seed") or 0))
+    if keys.train_rows is not None:
+        train = _limited(train, keys.train_rows)
     if keys.limit_batches is not None:
         rows = keys.limit_batches * keys.batch_size
         train, val, test = _limited(train, rows), val and _limited(val, rows), test and _limited(test, rows)

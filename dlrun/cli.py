@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dlrun import config, listing
-from dlrun.errors import DlrunError, RequestError
+from dlrun.errors import DlrunError, RequestError, RunError
 
 if TYPE_CHECKING:
     from dlrun.request import Request
@@ -22,18 +22,21 @@ def main() -> int:
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # the user's own modules, however dlrun was started
     codes: list[int] = []
-    sweep: Path | None = None
+    finished: list[tuple[Request, str | None]] = []  # with what went wrong
     try:
         for request in answer(words):
             from dlrun import experiment
 
-            sweep = request.sweep
             try:
                 codes.append(experiment.run(request))
+                finished.append((request, None))
             except DlrunError as error:
                 codes.append(complain(error, verbose))
+                finished.append((request, str(error)))
             if codes[-1] in INTERRUPTED.values():
                 break
+        if finished and finished[0][0].sweep is not None:
+            codes += end_of_sweep(finished, whole=codes[-1] not in INTERRUPTED.values())
     except DlrunError as error:
         return complain(error, verbose)
     except KeyboardInterrupt:
@@ -41,11 +44,18 @@ def main() -> int:
     except BrokenPipeError:  # `dlrun ls | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    if sweep is not None:
-        from dlrun.request import forget_empty
-
-        forget_empty(sweep)
     return worst(codes)
+
+
+def end_of_sweep(finished: list[tuple["Request", str | None]], whole: bool) -> list[int]:
+    """Say what the runs came to, if all have been made; [1] when that is not what was strictly expected."""
+    from dlrun import conclusion, request
+
+    first = finished[0][0]
+    as_expected = not whole or conclusion.of_sweep(finished)
+    assert first.sweep is not None
+    request.forget_empty(first.sweep)
+    return [1] if first.config.strict and not as_expected else []
 
 
 def answer(words: list[str]) -> list["Request"]:
@@ -76,6 +86,9 @@ def compose(words: list[str]) -> list["Request"]:
 
             evaluation.evaluate(words[1:])
             return []
+        if words[:1] == ["check"]:
+            check(words[1:])
+            return []
         if words[:1] == ["resume"]:
             from dlrun import saved
 
@@ -85,6 +98,16 @@ def compose(words: list[str]) -> list["Request"]:
         raise RequestError(mistakes.sentence(error, words)) from error
     except OSError as error:
         raise RequestError(f"cannot make the run's folder: {error.strerror} ({error.filename})") from error
+
+
+def check(words: list[str]) -> None:
+    """`dlrun check gradients ...`; RunError when what was checked does not hold."""
+    if words[:1] != ["gradients"]:
+        raise RequestError("what is to be checked? type dlrun check gradients model=scratch_mlp data=digits")
+    from dlrun import gradient_check
+
+    if gradient_check.check_gradients(words[1:]):
+        raise RunError("the gradients written by hand do not agree; the table names the layers")
 
 
 def complain(error: DlrunError, verbose: bool) -> int:
@@ -110,6 +133,8 @@ def list_choices(words: list[str]) -> None:
     for group in words or listing.groups(config.CONFIG_DIR):
         if not words:
             print(group)
-        for name, about in listing.options(config.CONFIG_DIR, group):
-            print(f"  {name:<14} {about}")
+        options = listing.options(config.CONFIG_DIR, group)
+        width = max((len(name) for name, _ in options), default=0)
+        for name, about in options:
+            print(f"  {name:<{width}}  {about}")
     sys.stdout.flush()

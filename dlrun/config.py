@@ -52,6 +52,7 @@ class DataKeys:
     loader: str = _choice("auto", "auto", "memory", "workers")
     num_workers: int | None = _not_negative(None)  # null: one a core, at most 4
     memory_share: float = field(default=0.5, metadata={"above": 0, "at_most": 1})  # of the device, for auto
+    train_rows: int | None = _positive(None)  # train on this many rows only, spread over the training part
     limit_batches: int | None = _positive(None)  # use only the first so many batches of each split
 
 
@@ -137,6 +138,14 @@ class TrackingConfig:
     graph: bool = True
     samples: bool = True
     weight_histograms: bool = False
+    evolution_every_epochs: int | None = _positive(None)  # a picture of the fit that often, and all as figures/*.gif
+
+
+@dataclass
+class SweepConfig:
+    """Several runs from one request."""
+
+    points: list[str] = field(default_factory=list)  # a line of overrides a run; a line may itself be a sweep
 
 
 @dataclass
@@ -163,6 +172,9 @@ class Config:
     init_from: str | None = None  # a run or checkpoint whose weights to start from
     trust: bool = False  # open a pickled full model: it can run code
     trusted_modules: list[str] = field(default_factory=list)  # own modules that a loaded run may use
+    probes: list[Any] = field(default_factory=list)  # inputs to ask the model before and after training
+    expect: list[str] = field(default_factory=list)  # what the run should come to: see expectations.py
+    strict: bool = False  # exit code 1 when that is missed
     data: dict[str, Any] = _defaults(DataKeys)
     model: dict[str, Any] = _defaults(ModelKeys)
     optimizer: dict[str, Any] = _defaults(OptimizerKeys)
@@ -172,6 +184,7 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     device: DeviceConfig = field(default_factory=DeviceConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
     figures: bool = True
     paths: PathsConfig = field(default_factory=PathsConfig)
 
@@ -234,7 +247,7 @@ def _block(group: str, choices: dict[str, str], plain: dict[str, Any], keys: typ
 
 NOT_IDENTITY = (
     "paths", "device", "tracking", "figures", "hydra", "sweep",
-    "resume", "trust", "trusted_modules",
+    "resume", "trust", "trusted_modules", "probes", "expect", "strict",
 )  # fmt: skip
 
 

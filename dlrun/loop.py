@@ -75,7 +75,7 @@ def fit(t: Training, tracker: Tracker, display: Display, saver: Checkpointer, st
         t.totals = t.task.totals()
         if t.val is not None:
             row |= {f"val/{k}": v for k, v in evaluate(t.model, t.val, t.task, t.autocast).items()}
-        row |= t.schedule.learning_rates()
+        row |= t.schedule.learning_rates() | t.parameter_values()
         is_best = t.improved(row[t.monitor])
         t.schedule.epoch_end(row[t.monitor])
         tracker.log_epoch(row, timings)
@@ -186,6 +186,8 @@ def check_finite(t: Training) -> None:
                 "try a smaller optimizer.lr, trainer.grad_clip_norm=1, or inputs of a size around 1"
             )
         t.last_finite_loss = loss
+        if t.progress.first_loss is None:
+            t.progress.first_loss = loss
 
 
 def _before(loss: float) -> str:

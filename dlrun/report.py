@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import OmegaConf
+from rich.table import Table
 
 from dlrun.console import Console, facts, number, table
 from dlrun.data.batches import MemoryBatches, row_count
 from dlrun.data.spec import DataSpec, Splits
+from dlrun.expectations import Checked
+from dlrun.probes import Answer
 
 if TYPE_CHECKING:
     from dlrun.experiment import Parts
@@ -37,14 +40,24 @@ def opening(console: Console, parts: "Parts", folder: Path, overrides: Sequence[
             ]
         )
     )
-    shapes = [(x.name, x.kind, "×".join(map(str, x.output_shape)), number(x.parameters)) for x in parts.layers]
     console.say()
-    console.say(table(("layer", "kind", "output", "parameters"), shapes, left=2))
+    console.say(_layer_table(parts))
     for note in parts.notes:
         console.say(f"note: {note}")
     if progress.step:
         console.say(f"going on from epoch {progress.epoch}, step {progress.step}")
     console.say()
+
+
+def _layer_table(parts: "Parts") -> Table:
+    """What each layer gives, holds and costs; the whole in the last row."""
+    rows = [
+        (x.name, x.kind, "×".join(map(str, x.output_shape)), number(x.parameters), number(x.multiply_adds))
+        for x in parts.layers
+    ]
+    work = sum(x.multiply_adds for x in parts.layers)
+    rows.append(("total", "", "", number(_parameters(parts)), number(work)))
+    return table(("layer", "kind", "output", "parameters", "multiply-adds"), rows, left=2)
 
 
 def _row_counts(splits: Splits) -> str:
@@ -79,8 +92,8 @@ def _schedule(parts: "Parts") -> str:
     return ("" if choice == "none" else f", scheduler {choice}") + warm
 
 
-def closing(console: Console, parts: "Parts", folder: Path, result: dict[str, Any]) -> None:
-    """The final table with the baseline, and the commands that come next."""
+def closing(console: Console, parts: "Parts", folder: Path, result: dict[str, Any], notes: Sequence[str] = ()) -> None:
+    """The final table with the baseline, what was noticed meanwhile, and the commands that come next."""
     metrics, trivial = result["metrics"], result["baseline"]
     splits = [s for s in ("train", "val", "test") if any(k.startswith(s + "/") for k in metrics)]
     shown = splits[-1] if splits else "train"
@@ -96,7 +109,15 @@ def closing(console: Console, parts: "Parts", folder: Path, result: dict[str, An
         tested = "; test is of these weights" if "test" in splits else ""
         console.say(f"best: epoch {best['epoch']}, {best['metric']} {number(best['value'])}{tested}")
     console.say(_end(parts, result))
+    for name, answer in parts.first_answers.items():
+        after = result["measured"][f"answer({name})"]
+        console.say(f"answer for {name}: {_answer(answer)} before training, {_answer(after)} after")
+    for note in notes:
+        console.say(f"note: {note}")
     console.say()
+    if result["expected"]:
+        console.say(expectations([("", Checked(**line)) for line in result["expected"]]))
+        console.say()
     quoted = shlex.quote(str(folder))
     outputs = Path(parts.settings.rest.paths.outputs)
     watched = shlex.quote(str(outputs if folder.is_relative_to(outputs) else folder.parent))
@@ -113,6 +134,22 @@ def closing(console: Console, parts: "Parts", folder: Path, result: dict[str, An
             ]
         )
     )
+
+
+def _answer(value: Answer) -> str:
+    return value if isinstance(value, str) else f"{value:.10g}"
+
+
+def expectations(lines: Sequence[tuple[str, Checked]]) -> Table:
+    """What was expected and what was measured, with the name of what it is about in front where there is one."""
+    named = any(name for name, _ in lines)
+    headers = ("lesson", "expected", "measured", "ok") if named else ("expected", "measured", "ok")
+    rows, before = [], ""
+    for name, line in lines:
+        cells = (line.expected, line.measured, "yes" if line.ok else "NO")
+        rows.append((name if name != before else "", *cells) if named else cells)
+        before = name
+    return table(headers, rows, left=len(headers))
 
 
 def _trust_needed(parts: "Parts") -> str:

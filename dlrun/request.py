@@ -4,9 +4,9 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from dlrun import config, run_names
+from dlrun import config, points, run_names
 from dlrun.errors import RequestError
 
 GROUPS = ("data", "model", "optimizer", "scheduler", "device", "lesson", "experiment", "debug")
@@ -31,6 +31,7 @@ class Request:
     hydra: DictConfig | None = None
     folder: Path | None = None  # null: a new one under paths.outputs
     sweep: Path | None = None  # the sweep's folder, when the run is a job of one
+    group: Path | None = None  # the folder of those runs that one request named in sweep.points
     trusted_modules: list[str] | None = None  # a list when the config comes from a saved run: see targets.py
     going_on: bool = False  # continue the run in `folder`
     words: list[str] = field(default_factory=list)  # this command line
@@ -44,7 +45,7 @@ def from_command_line(words: Sequence[str]) -> list[Request]:
     found: list[Request] = []
 
     def capture(composed: DictConfig) -> None:
-        found.append(_captured(composed, list(words)))
+        found.extend(_expanded(_captured(composed, list(words))))
 
     capture.__module__ = "dlrun.request"
     SweepFolder.made.clear()
@@ -114,18 +115,24 @@ def _argv(words: Sequence[str]) -> Iterator[None]:
 
 def _captured(composed: DictConfig, words: list[str]) -> Request:
     """A composed job with all that Hydra knows of it, resolved while Hydra's resolvers still answer."""
-    settings = HydraConfig.get()
+    settings = cast(DictConfig, HydraConfig.get())
     multirun = settings.mode is not None and settings.mode.name == "MULTIRUN"
-    choices = {k: str(v) for k, v in settings.runtime.choices.items() if v is not None and not k.startswith("hydra")}
-    overrides = list(settings.overrides.task)
-    for group in ("data", "model", "optimizer", "scheduler"):
-        own_target(composed, group, overrides, choices)
-    OmegaConf.resolve(composed)
     folder = None
     if multirun:
         folder = Path(settings.sweep.dir) / settings.sweep.subdir
     elif settings.run.dir != ".":
         folder = Path(settings.run.dir)
+    return _resolved(composed, settings, list(settings.overrides.task), folder, words)
+
+
+def _resolved(
+    composed: DictConfig, settings: DictConfig, overrides: list[str], folder: Path | None, words: list[str]
+) -> Request:
+    choices = {k: str(v) for k, v in settings.runtime.choices.items() if v is not None and not k.startswith("hydra")}
+    for group in ("data", "model", "optimizer", "scheduler"):
+        own_target(composed, group, overrides, choices)
+    OmegaConf.resolve(composed)
+    multirun = settings.mode is not None and settings.mode.name == "MULTIRUN"
     return Request(
         config=composed,
         choices=choices,
@@ -135,6 +142,28 @@ def _captured(composed: DictConfig, words: list[str]) -> Request:
         sweep=Path(settings.sweep.dir) if multirun else None,
         words=words,
     )
+
+
+def _expanded(request: Request) -> list[Request]:
+    """The runs that the request names in sweep.points, each in a folder under the request's own."""
+    loader = GlobalHydra.instance().config_loader()
+    named = points.overrides(request.config.sweep.points, request.overrides, loader)
+    if named in ([], [[]]):
+        return [request]
+    settings = cast(DictConfig, HydraConfig.get())
+    group = request.folder or Path(settings.sweep.dir)
+    made = []
+    for i, extra in enumerate(named):
+        words = [*(word for word in request.overrides if not word.startswith("sweep.points=")), *extra]
+        composed = hydra.compose("config", overrides=words, return_hydra_config=True)
+        runtime, task = composed.hydra.runtime, composed.hydra.overrides.task
+        chosen = OmegaConf.merge(settings, {"runtime": {"choices": runtime.choices}, "overrides": {"task": task}})
+        OmegaConf.set_struct(composed, False)
+        composed.pop("hydra")
+        folder = group / f"{i}_{run_names.folder_name(','.join(extra))}"
+        one = _resolved(composed, cast(DictConfig, chosen), words, folder, request.words)
+        made.append(replace(one, sweep=request.sweep or group, group=group))
+    return made
 
 
 def own_target(composed: DictConfig, group: str, overrides: list[str], choices: dict[str, str]) -> None:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import hydra.utils
 
-from dlrun import build, config, preflight
+from dlrun import build, config, loop, outputs, preflight, probes
+from dlrun import diagnose as diagnosis
 from dlrun.data.spec import Splits
+from dlrun.expectations import Value
 from dlrun.task import Task
 from dlrun.tracking import FileTracker, flatten
 
@@ -55,7 +57,41 @@ def collect(
         "weights_sha256": weights_sha256,
         "warnings": parts.notes,
         "error": error,
+        "measured": {},  # what `expect` can name besides, and what came of it
+        "expected": [],
     }
+
+
+def measure(parts: "Parts") -> dict[str, Value]:
+    """What `expect` can name besides the metrics, with the weights of the last step, not the best ones.
+
+    Each number of a small model, the answers to `probes`, the first loss, the evaluations that a search made,
+    and the training split's metrics with these weights as final/<metric>, if an expectation names one.
+    """
+    training = parts.training
+    values: dict[str, Value] = {k.removeprefix("parameter/"): v for k, v in training.parameter_values().items()}
+    answers = probes.ask(parts, parts.settings.rest.probes)
+    values |= {f"answer({name})": answer for name, answer in answers.items()}
+    if training.progress.first_loss is not None:
+        values["first_loss"] = training.progress.first_loss
+    evaluations = getattr(training.optimizer, "evaluations", None)
+    if evaluations is not None:
+        values["evaluations"] = evaluations
+    if any("final/" in line for line in parts.settings.rest.expect):
+        final = loop.evaluate(parts.model, training.train, parts.task, parts.runtime.autocast)
+        values |= {f"final/{k}": v for k, v in final.items()}
+    return values
+
+
+def diagnose(parts: "Parts", rows: list[dict[str, float]], metrics: dict[str, float]) -> list[str]:
+    """What went wrong in learning, seen from the curves and from the answers of the best weights."""
+    split, batches = outputs.shown_split(parts)
+    _, answers, targets = outputs.outputs_of(parts, batches)
+    lr = float(parts.settings.optimizer.arguments.get("lr") or 0.0)
+    predicted = parts.task.predictions(answers)
+    said = diagnosis.trouble(rows, split, predicted, targets, parts.splits.spec, lr, metrics, parts.baseline)
+    summary = getattr(parts.training.optimizer, "summary", None)  # a search says what it did
+    return [summary(), *said] if summary else said
 
 
 def code_hash(parts: "Parts") -> str:

@@ -14,7 +14,8 @@ from dlrun.tracking import flatten
 
 MAY_CHANGE = (
     "trainer.epochs", "trainer.max_steps", "trainer.log_every_steps", "checkpoint.", "device.", "paths.",
-    "tracking.", "figures", "trust", "trusted_modules", "resume", "data.num_workers", "data.root",
+    "tracking.", "figures", "trust", "trusted_modules", "resume", "probes", "expect", "strict", "sweep.",
+    "data.num_workers", "data.root",
 )  # fmt: skip
 
 

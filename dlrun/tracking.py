@@ -4,7 +4,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ class FileTracker:
             _wait_for_a_later_name(folder)
         self.writer = SummaryWriter(str(folder), purge_step=purge_step)
         self.rows = (folder / "metrics.jsonl").open("a")
-        self.histograms_of: nn.Module | None = None
+        self.each_epoch: list[Callable[[FileTracker, dict[str, float]], None]] = []  # what else to record of an epoch
 
     def log_step(self, step: int, values: dict[str, float]) -> None:
         """Values of one optimizer step, as one event: writing each by itself takes three times as long."""
@@ -42,14 +42,18 @@ class FileTracker:
         step = int(row["step"])
         scalars = {k: v for k, v in row.items() if k not in ("epoch", "step")}
         self.log_step(step, scalars | {f"time/{k}": v for k, v in timings.items()})
-        if self.histograms_of is not None:
-            for name, parameter in self.histograms_of.named_parameters():
-                self.writer.add_histogram(f"weights/{name}", parameter.detach(), step)
+        for record in self.each_epoch:
+            record(self, row)
         self.writer.flush()
 
-    def log_text(self, tag: str, text: str) -> None:
+    def log_text(self, tag: str, text: str, step: int = 0) -> None:
         """Markdown."""
-        self.writer.add_text(tag, text, 0)
+        self.writer.add_text(tag, text, step)
+
+    def log_histograms(self, model: nn.Module, step: int) -> None:
+        """The distribution of every parameter's values."""
+        for name, parameter in model.named_parameters():
+            self.writer.add_histogram(f"weights/{name}", parameter.detach(), step)
 
     def log_image(self, tag: str, image: Tensor, step: int) -> None:
         """An image (3, H, W) of uint8 or of floats in 0..1."""

@@ -39,6 +39,7 @@ class Progress:
     best_epoch: int | None = None
     best_step: int | None = None
     epochs_without_improvement: int = 0
+    first_loss: float | None = None  # of the first step
     train_seconds: float = 0.0
     samples: int = 0
 
@@ -50,6 +51,7 @@ class Progress:
         return {"epoch_seconds": seconds, "samples_per_second": samples / seconds}
 
 
+MOST_SHOWN = 4  # trained numbers of a model small enough for people to watch each of them move
 _STOPPING = ("best_value", "best_epoch", "best_step", "epochs_without_improvement")
 
 
@@ -99,6 +101,18 @@ class Training:
             p.best_value, p.best_epoch, p.best_step = value, p.epoch, p.step
         p.epochs_without_improvement = 0 if better else p.epochs_without_improvement + 1
         return better
+
+    def parameter_values(self) -> dict[str, float]:
+        """{"parameter/<name>": value} of every trained number, or nothing where there are more than MOST_SHOWN."""
+        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        if sum(p.numel() for p in trained.values()) > MOST_SHOWN:
+            return {}
+        found: dict[str, float] = {}
+        for name, parameter in trained.items():
+            values = parameter.detach().flatten().tolist()
+            keys = [name] if len(values) == 1 else [f"{name}[{i}]" for i in range(len(values))]
+            found |= {f"parameter/{key}": value for key, value in zip(keys, values, strict=True)}
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """All of it, as tensors and plain Python."""

@@ -57,8 +57,8 @@ def test_cfg_shows_the_contract_keys(dlrun: Callable) -> None:
     [
         (QUICK, 0),
         (("modle=linear",), 2),
-        (("data=line", "model=linear", "optimizer=sgd", "optimizer.lr=1e20", "figures=false"), 1),
-        (("-m", "data=line", "model=linear", "optimizer.lr=0.1,1e30", "optimizer=sgd", *QUICK[2:]), 1),
+        ((*QUICK, "optimizer=sgd", "optimizer.lr=1e20"), 1),
+        pytest.param(("-m", "optimizer.lr=0.1,1e30", "optimizer=sgd", *QUICK), 1, marks=pytest.mark.slow),
         (("resume",), 2),
         (("eval", "nothing"), 2),
     ],
@@ -97,15 +97,13 @@ def test_torchrun_is_refused_with_a_sentence(dlrun: Callable, monkeypatch: pytes
 
 
 def test_multirun_makes_a_folder_a_job_under_one_sweep_folder(dlrun: Callable, tmp_path: Path) -> None:
-    done = dlrun("-m", "optimizer=sgd,momentum,rmsprop,adam", *QUICK)
+    done = dlrun("-m", "optimizer=sgd,adam", *QUICK)
     assert done.code == 0
     (sweep,) = (tmp_path / "outputs" / "multirun").glob("*/*")
     jobs = sorted(p.name for p in sweep.iterdir() if p.is_dir())
-    assert [job.split("_")[0] for job in jobs] == ["0", "1", "2", "3"]
+    assert [job.split("_")[0] for job in jobs] == ["0", "1"]
     assert all((sweep / job / "result.json").exists() for job in jobs)
-    assert all(
-        f"optimizer={name}" in job for name, job in zip(["sgd", "momentum", "rmsprop", "adam"], jobs, strict=True)
-    )
+    assert all(f"optimizer={name}" in job for name, job in zip(["sgd", "adam"], jobs, strict=True))
 
 
 def test_a_failing_job_is_said_at_once_and_the_others_go_on(dlrun: Callable, tmp_path: Path) -> None:
@@ -132,7 +130,8 @@ def test_job_k_of_a_sweep_equals_the_job_alone(dlrun: Callable, tmp_path: Path) 
 
 
 def test_piped_output_of_python_m_fits_and_is_plain(command: Callable) -> None:
-    done = command("data=blobs", "trainer.epochs=2", "figures=false", env={**os.environ, "COLUMNS": "80"})
+    words = ("data=blobs", "trainer.epochs=2", "figures=false", "tracking.graph=false")
+    done = command(*words, env={**os.environ, "COLUMNS": "80"})
     assert "\x1b[" not in done.out
     assert [line for line in done.out.splitlines() if line.startswith("epoch")] != []
     tables = [line for line in done.out.splitlines() if line.startswith(" ")]

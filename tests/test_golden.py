@@ -36,6 +36,25 @@ RUNS = {
         "trainer.accumulate_steps=2",
         "trainer.grad_clip_norm=1.0",
     ),
+    "gradient_descent": ("lesson=gradient_descent",),
+    "numeric_gradient": ("lesson=numeric_gradient",),
+    "backpropagation": ("lesson=backpropagation",),
+    "backpropagation_by_hand": (
+        "lesson=backpropagation_by_hand",
+        "sweep.points=[]",
+        "task.loss=scratch_bce_with_logits",
+    )
+    + ("model=scratch_mlp", "trainer.epochs=5"),
+    "rnn_embedding": ("lesson=rnn_embedding", "seed=0"),
+    "rnn_cell": ("lesson=rnn_cell", "seed=1"),
+    "parabola_fit": ("lesson=parabola_fit", "seed=0", "tracking.evolution_every_epochs=null"),
+    "optimizer_race_sgd": ("lesson=optimizer_race", "optimizer=sgd", "trainer.epochs=2"),
+    "optimizer_race_momentum": ("lesson=optimizer_race", "optimizer=momentum", "optimizer.momentum=0.8")
+    + ("trainer.epochs=2",),
+    "optimizer_race_rmsprop": ("lesson=optimizer_race", "optimizer=rmsprop", "optimizer.alpha=0.9")
+    + ("trainer.epochs=2",),
+    "optimizer_race_adam": ("lesson=optimizer_race", "optimizer=adam", "optimizer.betas=[0.9,0.99]")
+    + ("trainer.epochs=2",),
     "linear_regression": (
         "data=regression",
         "model=linear",

@@ -228,7 +228,7 @@ def test_a_graph_that_cannot_be_drawn_is_a_sentence(tmp_path: Path) -> None:
 def test_histograms_are_of_every_parameter(tmp_path: Path) -> None:
     model = nn.Linear(2, 1)
     with tracked(tmp_path) as tracker:
-        tracker.histograms_of = model
+        tracker.each_epoch.append(lambda t, row: t.log_histograms(model, int(row["step"])))
         tracker.log_epoch(row(1, train_loss=0.5), {})
     assert sorted(events(tmp_path).Tags()["histograms"]) == ["weights/bias", "weights/weight"]
 

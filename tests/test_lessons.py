@@ -1,0 +1,112 @@
+"""The course: every lesson composes, says what it is, and comes to what it says."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from dlrun import expectations
+from dlrun.config import CONFIG_DIR
+
+FILES = {path.stem: path for path in sorted((CONFIG_DIR / "lesson").glob("*.yaml"))}
+QUIET = ("figures=false", "tracking.evolution_every_epochs=null", "strict=true")
+WHOLE_DATA = {"softmax_mnist", "cnn_mnist", "inception_mnist", "resnet_mnist", "names_rnn", "names_gru"}
+NEEDS_DATA = {"diabetes", "diabetes_relu", "overfitting", *WHOLE_DATA}
+NEEDS_DOWNLOAD = {"resnet_cifar10"}
+QUICK = ("exhaustive_search", "gradient_descent", "backpropagation", "diverging", "rnn_embedding")
+OTHERS = sorted(set(FILES) - NEEDS_DATA - NEEDS_DOWNLOAD - set(QUICK))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_lesson_opens_with_what_it_is_and_its_expectations_can_be_read(name: str) -> None:
+    lines = FILES[name].read_text().splitlines()
+    assert lines[0] == "# @package _global_"
+    assert len(lines[1]) <= 78
+    assert lines[2] == f"# dlrun lesson={name}"
+    assert re.match(r"# Source: .+", lines[3])
+    comments = [line for line in lines if line.startswith("# ")]
+    assert any(line.startswith("# Expect: ") for line in comments)
+    config = OmegaConf.load(FILES[name])
+    assert config.expect
+    for line in config.expect:
+        expectations.parse(str(line))
+    assert {str(next(iter(entry))) for entry in config.defaults} <= {
+        "override /data",
+        "override /model",
+        "override /optimizer",
+        "override /scheduler",
+    }
+
+
+@pytest.mark.parametrize(
+    "name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS if "planar" not in name)]
+)
+def test_a_lesson_comes_to_what_it_says(name: str, dlrun: Callable[..., Any]) -> None:
+    done = dlrun(f"lesson={name}", *QUIET)
+    assert done.code == 0, done.out[-3000:] + done.err
+    assert "NO" not in re.findall(r"\s(yes|NO)\s*$", done.out, re.MULTILINE)
+    assert "yes" in re.findall(r"\s(yes|NO)\s*$", done.out, re.MULTILINE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["planar_scratch", "planar_hidden_sizes", "diabetes", "diabetes_relu", "overfitting"])
+def test_a_longer_lesson_comes_to_what_it_says(name: str, dlrun: Callable[..., Any], request: Any) -> None:
+    if name in NEEDS_DATA:
+        request.getfixturevalue("real_data")
+    done = dlrun(f"lesson={name}", *QUIET)
+    assert done.code == 0, done.out[-3000:] + done.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(WHOLE_DATA))
+def test_a_lesson_on_much_data_runs(name: str, dlrun: Callable[..., Any], real_data: Path) -> None:
+    done = dlrun(f"lesson={name}", "trainer.epochs=1", "data.limit_batches=2", "tracking.graph=false")
+    assert done.code == 0, done.err
+    assert {"test/accuracy", "test/macro_f1"} <= set(done.result["metrics"])
+    assert (done.folder / "figures" / "confusion.png").is_file()
+    assert (done.folder / "figures" / "mistakes.png").is_file()
+
+
+def test_in_single_precision_gradient_descent_ends_two_millionths_away(dlrun: Callable[..., Any]) -> None:
+    done = dlrun("lesson=gradient_descent", "device.precision=fp32", *QUIET[:2])
+    assert done.result["measured"]["layers.0.weight"] == pytest.approx(1.9999444396553, abs=2e-6)
+    assert [line["ok"] for line in done.result["expected"]] == [False, False]
+
+
+def test_a_lesson_changed_so_that_it_misses_says_no_and_fails_only_when_strict(dlrun: Callable[..., Any]) -> None:
+    words = ("lesson=gradient_descent", "optimizer.lr=0.02", "figures=false")
+    done = dlrun(*words)
+    assert done.code == 0
+    assert re.search(r"layers\.0\.weight = 1\.9999444396553 ± 1e-12 +1\.9999999\d+ +NO", done.out)
+    assert dlrun(*words, "strict=true").code == 1
+
+
+def test_a_sweep_of_no_lessons_is_an_error(dlrun: Callable[..., Any], tmp_path: Path) -> None:
+    done = dlrun("-m", "lesson=glob(nothing_of_the_kind*)")
+    assert done.code == 2
+    assert "the sweep has no jobs" in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_several_lessons_end_in_one_table_that_names_those_without_data(
+    dlrun: Callable[..., Any], tmp_path: Path
+) -> None:
+    done = dlrun("-m", "lesson=exhaustive_search,cnn_mnist", "figures=false", "paths.data=nowhere")
+    assert done.code == 1
+    (table,) = tmp_path.rglob("expectations.md")
+    rows = [line.split(" | ") for line in table.read_text().splitlines()[2:]]
+    assert [(row[0], row[-1]) for row in rows] == [
+        *[("| exhaustive_search", "yes |")] * 3,
+        ("| cnn_mnist", "NO |"),
+    ]
+    assert "nowhere" in rows[-1][2]
+    assert re.search(r"exhaustive_search +weight = 2\.0 +2 +yes", done.out)
+
+
+def test_the_command_lists_every_lesson_with_a_line(dlrun: Callable[..., Any]) -> None:
+    lines = dlrun("ls", "lesson").out.splitlines()
+    assert [line.split()[0] for line in lines] == list(FILES)
+    assert all(len(line) <= 80 and len(line.split()) > 3 for line in lines)
