@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 GOLDEN = Path(__file__).parent / "golden"
 QUIET = ("tracking.graph=false", "figures=false", "trainer.log_every_steps=1", "device=cpu", "device.num_threads=1")
+RACE = ("lesson=optimizer_race", "trainer.epochs=2")
 RUNS = {
     "mlp_digits": ("data=digits", "model=mlp", "model.dropout=0.2", "trainer.max_steps=30", "trainer.epochs=2"),
     "cnn_digits": (
@@ -43,18 +44,16 @@ RUNS = {
         "lesson=backpropagation_by_hand",
         "sweep.points=[]",
         "task.loss=scratch_bce_with_logits",
-    )
-    + ("model=scratch_mlp", "trainer.epochs=5"),
+        "model=scratch_mlp",
+        "trainer.epochs=5",
+    ),
     "rnn_embedding": ("lesson=rnn_embedding", "seed=0"),
     "rnn_cell": ("lesson=rnn_cell", "seed=1"),
     "parabola_fit": ("lesson=parabola_fit", "seed=0", "tracking.evolution_every_epochs=null"),
-    "optimizer_race_sgd": ("lesson=optimizer_race", "optimizer=sgd", "trainer.epochs=2"),
-    "optimizer_race_momentum": ("lesson=optimizer_race", "optimizer=momentum", "optimizer.momentum=0.8")
-    + ("trainer.epochs=2",),
-    "optimizer_race_rmsprop": ("lesson=optimizer_race", "optimizer=rmsprop", "optimizer.alpha=0.9")
-    + ("trainer.epochs=2",),
-    "optimizer_race_adam": ("lesson=optimizer_race", "optimizer=adam", "optimizer.betas=[0.9,0.99]")
-    + ("trainer.epochs=2",),
+    "optimizer_race_sgd": (*RACE, "optimizer=sgd"),
+    "optimizer_race_momentum": (*RACE, "optimizer=momentum", "optimizer.momentum=0.8"),
+    "optimizer_race_rmsprop": (*RACE, "optimizer=rmsprop", "optimizer.alpha=0.9"),
+    "optimizer_race_adam": (*RACE, "optimizer=adam", "optimizer.betas=[0.9,0.99]"),
     "linear_regression": (
         "data=regression",
         "model=linear",
