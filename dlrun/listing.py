@@ -12,11 +12,12 @@ dlrun: train a choice of data × model × optimizer × device, and record it
   dlrun optimizer.lr=0.1 trainer.epochs=5    change any key
   dlrun -m optimizer=sgd,momentum,adam       a run for each choice
   dlrun -m 'seed=range(5)'                   brackets are quoted for the shell
-  dlrun lesson=resnet_mnist                  a course preset
+  dlrun lesson=gradient_descent              a lesson of the course
   dlrun debug=one_batch                      one batch through everything
 
   dlrun resume RUN [key=value ...]           go on, or longer: trainer.epochs=40
   dlrun eval RUN_OR_CHECKPOINT               metrics on the test split
+  dlrun check gradients model=scratch_mlp    hand-written gradients
   dlrun ls [GROUP]                           what can be chosen
   tensorboard --logdir outputs               look at the runs
 

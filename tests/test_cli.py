@@ -136,3 +136,20 @@ def test_piped_output_of_python_m_fits_and_is_plain(command: Callable) -> None:
     assert [line for line in done.out.splitlines() if line.startswith("epoch")] != []
     tables = [line for line in done.out.splitlines() if line.startswith(" ")]
     assert max(map(len, tables)) <= 80
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("check", "gradients", "model=scratch_mlp", "data=blobs"), 0, "all gradients agree"),
+        (("check", "gradients", "model=mlp", "data=blobs"), 2, "scratch_mlp"),
+        (("check", "gradient"), 2, "type dlrun check gradients"),
+        (("check",), 2, "type dlrun check gradients"),
+        (("optimizer=exhaustive", "data=blobs"), 2, "at most 2 parameters"),
+    ],
+)
+def test_checks_and_what_they_refuse(dlrun: Callable, words: tuple[str, ...], code: int, said: str) -> None:
+    done = dlrun(*words)
+    assert done.code == code
+    assert said in done.out + done.err
+    assert "Traceback" not in done.err

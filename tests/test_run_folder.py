@@ -70,7 +70,7 @@ def test_a_folder_that_holds_a_run_is_not_claimed_again(name: str, tmp_path: Pat
     [
         ("resnet_mnist", "resnet_mnist"),
         ("optimizer.lr=0.1,seed=2", "optimizer.lr=0.1,seed=2"),
-        ("model.hidden_sizes=[64,32]", "model.hidden_sizes=-64,32"),
+        ("model.hidden_sizes=[64,32]", "model.hidden_sizes=64,32"),
         ("a/b\\c: d*?", "a-b-c-d"),
         ("../../etc", "..-..-etc"),
         ("[]", "run"),

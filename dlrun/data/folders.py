@@ -3,9 +3,9 @@
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -83,23 +83,27 @@ def image_folder(
     seed: int = 0,
     augment: list[Any] | None = None,
     in_memory: bool | None = None,
+    task: Literal["multiclass", "binary"] = "multiclass",
 ) -> Splits:
     """Images in path/<class>/, or already parted in path/train/<class>/ and path/test/<class>/ (or val/).
 
     in_memory=None: yes if they need less than a quarter of the memory and nothing is to be augmented. In
     memory the parts are `Split`s and mean, std default to those of the training images; else they are
-    `ImageFiles` and the default is 0.5. Raises DataError or RequestError, naming the folder, file or key.
+    `ImageFiles` and the default is 0.5. task=binary: two classes, one output. Raises DataError or
+    RequestError, naming the folder, file or key.
     """
     check_image_size(image_size)
     if augment and in_memory:
         raise RequestError("data.augment needs images read anew each epoch: leave out data.in_memory=true")
     folder = Path(path).expanduser()
     files, class_names, notes = _find(folder, test_fraction, seed)
+    if task == "binary" and len(class_names) != 2:
+        raise RequestError(f"data.task=binary: {folder} holds {len(class_names)} classes; type data.task=multiclass")
     shape = (1 if grayscale else 3, image_size, image_size)
     needed = 4 * sum(len(part.paths) for part in files.values()) * shape[0] * image_size**2
     if in_memory or (in_memory is None and not augment and needed < SHARE_OF_MEMORY * _memory_bytes()):
         parts = {name: _decode(part, image_size, grayscale) for name, part in files.items()}
-        return image_splits(parts, class_names, None, mean, std, notes)
+        return _for_task(image_splits(parts, class_names, None, mean, std, notes), task)
     half = [0.5] * shape[0]
     constants = channel_constants(torch.empty(1, *shape), mean or half, std or half)
     transform = build_augment(augment, shape) if augment else None
@@ -109,7 +113,14 @@ def image_folder(
         changed = transform if name == "train" else None
         streamed[name] = ImageFiles(part, image_size, *constants, grayscale, changed)
     spec = image_spec(shape, class_names, *constants)
-    return Splits(streamed["train"], streamed.get("val"), streamed.get("test"), spec, notes)
+    return _for_task(Splits(streamed["train"], streamed.get("val"), streamed.get("test"), spec, notes), task)
+
+
+def _for_task(splits: Splits, task: Literal["multiclass", "binary"]) -> Splits:
+    """Two classes as one output: the probability of the second."""
+    if task == "multiclass":
+        return splits
+    return replace(splits, spec=replace(splits.spec, task=task, output_size=1))
 
 
 def _find(folder: Path, test_fraction: float, seed: int) -> tuple[dict[str, Files], list[str], tuple[str, ...]]:

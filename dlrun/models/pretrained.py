@@ -9,6 +9,7 @@ from dlrun.data.spec import DataSpec
 from dlrun.errors import MisfitError, RequestError
 from dlrun.models.settings import first_line, unknown
 
+_SMALL = 64  # pixels a side, below which an untrained vgg gets a head of one linear layer, as is usual for CIFAR
 SIDES = (32, 64, 75, 96, 128, 224, 299)  # pixels; what is tried when an image does not fit
 
 
@@ -16,8 +17,9 @@ class Torchvision(nn.Module):
     """A net of torchvision.models by name: (B, C, H, W) -> (B, output_size).
 
     weights: null for random ones, or a name such as DEFAULT or IMAGENET1K_V1: trained weights, downloaded
-    once; the last layer is then new. With other than 3 channels the first convolution is replaced; of
-    trained ones it keeps the mean filter, scaled so that its output keeps its size. Auxiliary heads are off.
+    once; the last layer is then new. An untrained vgg has one linear layer for images below 64 pixels. With
+    other than 3 channels the first convolution is replaced; of trained ones it keeps the mean filter, scaled
+    so that its output keeps its size. Auxiliary heads are off.
     Raises RequestError for unknown names and failing downloads, MisfitError for images that do not fit.
     """
 
@@ -87,6 +89,13 @@ def _untrained(name: str, size: tuple[int, ...], outputs: int) -> nn.Module:
             net = _models().get_model(name, **settings)
         return net.to(torch.get_default_device())
     net = _models().get_model(name, **settings)
+    if (
+        name.startswith("vgg") and max(size) < _SMALL
+    ):  # its head is made for 7×7 features, and would repeat one 49 times
+        net.avgpool, net.classifier = (
+            nn.Identity(),
+            nn.Sequential(nn.Linear(512 * (size[0] // 32) * (size[1] // 32), outputs)),
+        )
     return net
 
 

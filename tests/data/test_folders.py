@@ -39,6 +39,16 @@ def test_in_memory(photos):
     assert splits.notes == (f"1 files in {photos} are no images by their names and were ignored.",)
 
 
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_two_classes_can_be_one_output(photos, in_memory):
+    splits = image_folder(str(photos), image_size=8, in_memory=in_memory, task="binary")
+    assert (splits.spec.task, splits.spec.output_size, splits.spec.class_names) == ("binary", 1, ("cat", "dog"))
+    assert sorted(set(torch.as_tensor(splits.train.targets).tolist())) == [0, 1]
+    write_folder(photos, {"emu": 3})
+    with pytest.raises(RequestError, match="holds 3 classes"):
+        image_folder(str(photos), image_size=8, in_memory=in_memory, task="binary")
+
+
 def test_streamed_equals_in_memory(photos):
     settings = {"image_size": 8, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.1]}
     memory = image_folder(str(photos), in_memory=True, **settings)

@@ -147,6 +147,14 @@ def test_image_that_does_not_fit_gets_a_size_to_type(
         assert Torchvision(image_spec(shape[0], advised, advised), name)
 
 
+@pytest.mark.parametrize(("side", "inputs"), [(32, 512), (63, 512), (64, 25088)])
+def test_an_untrained_vgg_has_a_small_head_for_small_images(side: int, inputs: int, image_spec: Make) -> None:
+    with torch.device("meta"):
+        net = Torchvision(image_spec(3, side, side), "vgg11")
+        assert net(torch.zeros(2, 3, side, side)).shape == (2, 10)
+    assert net.state_dict()["net.classifier.0.weight"].shape[1] == inputs
+
+
 def test_unknown_names_end_in_a_sentence(image_spec: Make) -> None:
     with pytest.raises(RequestError, match=r"model\.name=resnet19 .*did you mean .*resnet18"):
         Torchvision(image_spec(), "resnet19")
