@@ -125,7 +125,8 @@ def _checked(rule: Expectation, runs: Sequence[Outcome]) -> Checked:
     meant = [run for run in runs if not rule.which or rule.which in run.label.split(" ")]
     broken = next((run.error for run in meant if run.error), None)
     if broken or not meant:
-        return Checked(rule.text, broken or f"no run has {rule.which}", False)
+        why = re.split(r" \(|; |: ", broken)[0] if broken else f"no run has {rule.which}"
+        return Checked(rule.text, why, False)
     if rule.name == "warnings":
         found: list[Value] = ["; ".join(run.warnings) for run in meant]
     else:

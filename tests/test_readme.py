@@ -11,19 +11,20 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
+COURSE = (ROOT / ".readme" / "course.md").read_text()
 QUICK = "trainer.epochs=1 data.limit_batches=2 tracking.graph=false figures=false"
 
 
 def commands() -> list[str]:
     """Lines of the ```bash blocks, without comments; \\ joins lines."""
-    blocks = re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
+    blocks = re.findall(r"```bash\n(.*?)```", TEXT + COURSE, re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [line.split("  #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
 def shortened(command: str) -> str:
     """The same command for fewer steps; what only looks, or loads a run, stays as it is."""
-    if not command.startswith("dlrun") or re.match(r"dlrun (eval|resume|ls|--help|--cfg)", command):
+    if not command.startswith("dlrun") or re.match(r"dlrun (eval|resume|ls|check|--help|--cfg)", command):
         return command
     return f"{command} {QUICK}"
 
@@ -101,6 +102,12 @@ def test_the_keys_in_the_readme_exist() -> None:
 
 def test_pictures_exist() -> None:
     pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", TEXT)
-    assert pictures
+    pictures += [f".readme/{name}" for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", COURSE)]
+    assert len(pictures) > 15
     assert [name for name in pictures if not (ROOT / name).is_file()] == []
+
+
+def test_the_course_page_shows_every_lesson() -> None:
+    shown = re.findall(r"^\| `(\w+)`: ", COURSE, re.MULTILINE)
+    assert sorted(shown) == sorted(path.stem for path in (ROOT / "configs" / "lesson").glob("*.yaml"))
     assert shutil.which("bash")
