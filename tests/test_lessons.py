@@ -78,6 +78,31 @@ def test_a_lesson_on_much_data_runs(name: str, dlrun: Callable[..., Any], real_d
     assert (done.folder / "figures" / "mistakes.png").is_file()
 
 
+def events(folder: Path) -> Any:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return EventAccumulator(str(folder), size_guidance={"images": 0, "tensors": 0}).Reload()
+
+
+def test_the_word_is_logged_after_each_epoch(dlrun: Callable[..., Any]) -> None:
+    done = dlrun("lesson=rnn_embedding", "seed=0", "trainer.epochs=3", "figures=false")
+    said = [
+        event.tensor_proto.string_val[0].decode() for event in events(done.folder).Tensors("tagging/train/text_summary")
+    ]
+    assert len(said) == 3
+    assert all(re.fullmatch(r"hello → [ehlo]{5}", text) for text in said)
+
+
+@pytest.mark.slow
+def test_the_fit_is_shown_as_it_evolves(dlrun: Callable[..., Any]) -> None:
+    from PIL import Image
+
+    done = dlrun("lesson=parabola_fit", "seed=0", "trainer.epochs=20", "checkpoint.every_epochs=20")
+    assert [image.step for image in events(done.folder).Images("evolution/fit")] == [1, 10, 20]
+    with Image.open(done.folder / "figures" / "evolution.gif") as movie:
+        assert movie.n_frames == 3  # type: ignore[attr-defined]
+
+
 def test_in_single_precision_gradient_descent_ends_two_millionths_away(dlrun: Callable[..., Any]) -> None:
     done = dlrun("lesson=gradient_descent", "device.precision=fp32", *QUIET[:2])
     assert done.result["measured"]["layers.0.weight"] == pytest.approx(1.9999444396553, abs=2e-6)
