@@ -90,7 +90,7 @@ def _untrained(name: str, size: tuple[int, ...], outputs: int) -> nn.Module:
         return net.to(torch.get_default_device())
     net = _models().get_model(name, **settings)
     if (
-        name.startswith("vgg") and max(size) < _SMALL
+        name.startswith("vgg") and min(size) >= 32 and max(size) < _SMALL
     ):  # its head is made for 7×7 features, and would repeat one 49 times
         net.avgpool, net.classifier = (
             nn.Identity(),
