@@ -89,13 +89,10 @@ def _untrained(name: str, size: tuple[int, ...], outputs: int) -> nn.Module:
             net = _models().get_model(name, **settings)
         return net.to(torch.get_default_device())
     net = _models().get_model(name, **settings)
-    if (
-        name.startswith("vgg") and min(size) >= 32 and max(size) < _SMALL
-    ):  # its head is made for 7×7 features, and would repeat one 49 times
-        net.avgpool, net.classifier = (
-            nn.Identity(),
-            nn.Sequential(nn.Linear(512 * (size[0] // 32) * (size[1] // 32), outputs)),
-        )
+    if name.startswith("vgg") and min(size) >= 32 and max(size) < _SMALL:
+        # The usual head is made for 7×7 features: it would repeat a single one 49 times, with 120 million weights.
+        net.avgpool = nn.Identity()
+        net.classifier = nn.Sequential(nn.Linear(512 * (size[0] // 32) * (size[1] // 32), outputs))
     return net
 
 
