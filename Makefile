@@ -1,6 +1,6 @@
 # Two commands do everything on a fresh machine: `make run` and `make test`. Each target sets up what it needs.
 .DEFAULT_GOAL := help
-.PHONY: help run course test test-all check format bench clean
+.PHONY: help run course test test-all check format bench torture clean
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -49,6 +49,10 @@ format: $(VENV)/.installed-dev  ## write the format that check asks for
 bench: $(VENV)/.installed  ## measure speed beside a plain script (DLRUN_DATA_DIR names the folder with MNIST)
 	$(BIN)/python tests/bench/step_overhead.py
 	$(BIN)/python tests/bench/resnet_mnist.py
+	$(BIN)/python tests/bench/checkpoint_cost.py
+
+torture: $(VENV)/.installed-dev  ## kill 100 runs hard, resume them, compare with runs left alone (about 6 minutes)
+	$(BIN)/python tests/torture/torture.py
 
 clean:  ## remove the environment and caches; runs stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import hydra.utils
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
-from dlrun import targets
+from dlrun import memory, targets
 from dlrun.config import CONFIG_DIR, Block, DataKeys, ModelKeys, OptimizerKeys, SchedulerKeys, Settings
 from dlrun.data import batches as batching
 from dlrun.data.batches import Batches, LoaderBatches, MemoryBatches, Order, Part, Place
@@ -22,7 +22,7 @@ from dlrun.data.spec import DataSpec, Split, Splits
 from dlrun.errors import DlrunError, MisfitError, RequestError
 from dlrun.loop import requires_closure
 from dlrun.optim.groups import parameter_groups
-from dlrun.optim.schedule import Schedule
+from dlrun.optim.schedule import OF_THE_WHOLE, Schedule
 from dlrun.runtime import Runtime
 from dlrun.start_values import start_values
 from dlrun.task import Task
@@ -65,7 +65,7 @@ def _limited(part: Part, rows: int) -> Part:
 def model(settings: Settings, spec: DataSpec, runtime: Runtime, trusted_modules: Sequence[str] | None) -> nn.Module:
     """The model on its device, with its start values; MisfitError when it cannot take the data."""
     block = settings.model
-    target = targets.resolve(str(block.target), "model._target_", trusted_modules)
+    target = target_of(block, trusted_modules)
     if not _fits(target, spec):
         raise MisfitError(
             f"model={block.choice} does not take data={settings.data.choice} ({_described(spec)}); "
@@ -236,7 +236,7 @@ def schedule(
     steps = min(trainer.epochs * per_epoch, trainer.max_steps or trainer.epochs * per_epoch)
     length = max(steps - keys.warmup_steps, 1) if keys.interval == "step" else math.ceil(steps / per_epoch)
     lr = float(settings.optimizer.arguments.get("lr") or optimizer.param_groups[0]["lr"])
-    whole = {"T_max": length, "total_steps": length, "max_lr": 10 * lr}
+    whole = {"max_lr": 10 * lr, **dict.fromkeys(OF_THE_WHOLE, length)}
     filled = {k: whole[k] if v is None and k in whole else v for k, v in block.arguments.items()}
     if "plateau" in str(block.target).lower():
         filled.setdefault("mode", mode)
@@ -252,21 +252,34 @@ def schedule(
 
 def _instantiate(block: Block, trusted_modules: Sequence[str] | None, keys: type, *given: Any) -> Any:
     """Build what a block names; whatever its constructor objects to becomes one sentence."""
-    where = f"{block.group}._target_"
-    if block.target is None:
-        raise RequestError(f"{where} has no value; type {block.group}=<one of `dlrun ls {block.group}`>")
-    for name in targets.names(block.arguments):
-        targets.resolve(name, f"{block.group}: _target_", trusted_modules)
-    ours = [f.name for f in dataclasses.fields(keys)]
-    targets.check_arguments(block, targets.resolve(block.target, where, trusted_modules), ours, len(given))
+    check(block, trusted_modules, keys, len(given))
     try:
         return hydra.utils.instantiate({"_target_": block.target, **block.arguments}, *given, _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__ or error
-        if isinstance(cause, DlrunError):
+        if isinstance(cause, DlrunError) or memory.ran_out(cause):
             raise cause from None
         kind = "" if isinstance(cause, ValueError) else f"{type(cause).__name__}: "
         raise RequestError(f"{_key(block, str(cause))}: {kind}{cause}".splitlines()[0]) from error
+
+
+def target_of(block: Block, trusted_modules: Sequence[str] | None) -> Callable[..., Any]:
+    """The object that a block names; RequestError when it names none."""
+    where = f"{block.group}._target_"
+    if not block.target:
+        raise RequestError(f"{where} has no value; type {block.group}=<one of `dlrun ls {block.group}`>")
+    return targets.resolve(str(block.target), where, trusted_modules)
+
+
+def check(block: Block, trusted_modules: Sequence[str] | None, keys: type, given: int) -> None:
+    """RequestError for a target or an argument that does not exist; given: positional arguments that dlrun passes."""
+    empty = [key for key, value in block.arguments.items() if value == "???"]
+    if empty:
+        raise RequestError(f"{block.group}.{empty[0]} has no value yet; type {block.group}.{empty[0]}=...")
+    for name in targets.names(block.arguments):
+        targets.resolve(name, f"{block.group}: _target_", trusted_modules)
+    ours = [f.name for f in dataclasses.fields(keys)]
+    targets.check_arguments(block, target_of(block, trusted_modules), ours, given)
 
 
 def _key(block: Block, message: str) -> str:

@@ -8,11 +8,11 @@ import contextlib
 import copy
 import hashlib
 import io
+import json
 import os
 import pickle
-import shutil
 import sys
-import time
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -21,38 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dlrun.disk import write_atomically
 from dlrun.errors import CheckpointError, RunError
-from dlrun.runtime import rng_state
-from dlrun.training import Training
 
 FORMAT_VERSION = 1
 _MARK = b"dlrun sha256 "
 _COMMENT_BYTES = len(_MARK) + 64
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """The file appears whole under its name, and survives a power cut once this returns."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """A rename is on the disk only when its folder is."""
-    if sys.platform == "win32":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -78,13 +52,31 @@ def load(path: Path) -> dict[str, Any]:
     if hashlib.sha256(head).hexdigest().encode() != comment[len(_MARK) :]:
         raise CheckpointError(f"{path} is damaged: its content does not have the checksum it was written with")
     try:
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch remarks on odd pickles, and then refuses them
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a hostile or foreign archive makes torch raise
         raise CheckpointError(f"{path} holds more than tensors and plain values; it is not opened") from error
     version = state.get("format_version") if isinstance(state, dict) else None
     if version != FORMAT_VERSION:
-        raise CheckpointError(f"{path} has checkpoint format {version}; this dlrun reads format {FORMAT_VERSION}")
+        newer = isinstance(version, int) and version > FORMAT_VERSION
+        raise CheckpointError(
+            f"{path} has checkpoint format {version}; this dlrun reads format {FORMAT_VERSION}, so use the "
+            f"{'newer' if newer else 'older'} one that wrote it"
+        )
+    owner = _owner(path)
+    if owner is not None and state.get("run_id") != owner:
+        raise CheckpointError(f"{path} is a checkpoint of another run than the one whose folder it lies in")
     return dict(state)
+
+
+def _owner(path: Path) -> str | None:
+    """The run_id of the run folder that a checkpoint lies in, if it lies in one that says so."""
+    try:
+        said = json.loads((path.absolute().parent.parent / "environment.json").read_text()).get("run_id")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return said if isinstance(said, str) else None
 
 
 def load_full_model(path: Path, trust: bool) -> nn.Module:
@@ -188,86 +180,6 @@ def weights_sha256(model: nn.Module) -> str:
         raw = tensor.reshape(-1).view(torch.uint8).numpy()
         digest.update((raw if sys.byteorder == "little" else raw[::-1]).tobytes())
     return digest.hexdigest()
-
-
-class Saver:
-    """Keeps a run's checkpoints: the newest `keep` step_*.pt files, and last.pt and best.pt as links to such.
-
-    The best weights are held in memory from one save to the next, so a save costs one file an epoch.
-    """
-
-    def __init__(
-        self, folder: Path, identity: dict[str, Any], every_epochs: int, every_steps: int | None, keep: int
-    ) -> None:
-        self.folder, self.identity = folder, identity
-        self.every_epochs, self.every_steps, self.keep = every_epochs, every_steps, keep
-        self.best: dict[str, Any] | None = None  # what best.pt still lacks
-        self.row: dict[str, float] = {}  # of the last epoch that has ended
-        self.seconds = 0.0
-
-    def after_step(self, training: Training) -> None:
-        """Save in the middle of an epoch where `every_steps` says so."""
-        step, batch = training.progress.step, training.progress.batch
-        if self.every_steps and step % self.every_steps == 0 and batch < len(training.train):
-            self.write(training, self.row)
-
-    def after_epoch(self, training: Training, row: dict[str, float], is_best: bool) -> None:
-        """Remember the row and the best weights; save where `every_epochs` says so, and at the end."""
-        self.row = row
-        if is_best:
-            weights = {k: v.detach().clone() for k, v in training.model.state_dict().items()}
-            self.best = {"model": weights, "epoch": row["epoch"], "step": row["step"], "metrics": dict(row)}
-        ended = training.done or training.out_of_patience
-        if ended or training.progress.epoch % self.every_epochs == 0:
-            self.write(training, row)
-
-    def interrupted(self, training: Training) -> None:
-        """Save where the run stands."""
-        self.write(training, self.row)
-
-    def write(self, training: Training, row: dict[str, float]) -> None:
-        """step_*.pt with all the state; then the links, then the files that are no longer kept."""
-        started, p = time.perf_counter(), training.progress
-        self.folder.mkdir(exist_ok=True)
-        state = training.state_dict() | {
-            "rng": rng_state(),
-            "epoch": p.epoch,
-            "step": p.step,
-            "metrics": dict(row),
-        }
-        newest = self._step_file(p.step)
-        save(newest, self.identity | state | {"format_version": FORMAT_VERSION})
-        if self.best is not None:
-            if self._step_file(self.best["step"]) == newest:
-                link(newest, self.folder / "best.pt")
-            else:  # the best epoch has passed since: its weights alone
-                save(self.folder / "best.pt", self.identity | self.best | {"format_version": FORMAT_VERSION})
-            self.best = None
-        link(newest, self.folder / "last.pt")
-        self._forget_old()
-        self.seconds += time.perf_counter() - started
-
-    def _step_file(self, step: int) -> Path:
-        return self.folder / f"step_{step:08d}.pt"
-
-    def _forget_old(self) -> None:
-        *older, newest = sorted(self.folder.glob("step_*.pt"))
-        best = self.folder / "best.pt"
-        others = [file for file in older if not (best.exists() and file.samefile(best))]
-        for file in [*others, newest][: -self.keep]:
-            file.unlink()
-
-
-def link(file: Path, name: Path) -> None:
-    """`name` becomes another name of `file`, at once; a copy where the file system has no hard links."""
-    temporary = name.with_name(f".{name.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(file, temporary)
-    except OSError:
-        shutil.copyfile(file, temporary)
-    temporary.replace(name)
-    _sync_folder(name.parent)
 
 
 def newest_whole(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:

@@ -1,10 +1,15 @@
 """The entry: commands, errors as sentences, exit codes. Imports no torch before something is to be trained."""
 
+import contextlib
 import os
+import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from itertools import dropwhile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 from dlrun import config, listing
 from dlrun.errors import DlrunError, RequestError, RunError
@@ -15,6 +20,28 @@ if TYPE_CHECKING:
 INTERRUPTED = {"SIGINT": 130, "SIGTERM": 143}
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM while there is nothing to save: it stops dlrun as Ctrl-C does."""
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM raises Terminated while this lasts, but where a run catches it (in the main thread only)."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    before: Any = None
+    with contextlib.suppress(ValueError):
+        before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+@terminable()
 def main() -> int:
     """Run one command line; returns the exit code: 0 done, 1 a run failed, 2 a wrong request, 130 or 143 stopped."""
     words = [word for word in sys.argv[1:] if word != "-v"]
@@ -30,7 +57,7 @@ def main() -> int:
             try:
                 codes.append(experiment.run(request))
                 finished.append((request, None))
-            except DlrunError as error:
+            except (DlrunError, SystemExit) as error:
                 codes.append(complain(error, verbose))
                 finished.append((request, str(error)))
             if codes[-1] in INTERRUPTED.values():
@@ -39,8 +66,8 @@ def main() -> int:
             codes += end_of_sweep(finished, whole=codes[-1] not in INTERRUPTED.values())
     except DlrunError as error:
         return complain(error, verbose)
-    except KeyboardInterrupt:
-        return INTERRUPTED["SIGINT"]
+    except KeyboardInterrupt as stopped:
+        return INTERRUPTED["SIGTERM" if isinstance(stopped, Terminated) else "SIGINT"]
     except BrokenPipeError:  # `dlrun ls | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -95,23 +122,39 @@ def compose(words: list[str]) -> list["Request"]:
             return saved.resume_requests(words[1:])
         return request.from_command_line(words)
     except (HydraException, OmegaConfBaseException, request.UnknownKey) as error:
-        raise RequestError(mistakes.sentence(error, words)) from error
+        if words[:1] in (["eval"], ["resume"]):  # a saved config, and what is to be changed of it
+            raise RequestError(mistakes.sentence(error, words[2:])) from error
+        asked = list(dropwhile(lambda word: word in ("check", "gradients", "resume"), words))
+        raise mistakes.request_error(error, asked) from error
     except OSError as error:
         raise RequestError(f"cannot make the run's folder: {error.strerror} ({error.filename})") from error
 
 
 def check(words: list[str]) -> None:
-    """`dlrun check gradients ...`; RunError when what was checked does not hold."""
+    """`dlrun check [gradients|resume] ...`; RunError when what was checked does not hold."""
+    if words[:1] == ["resume"]:
+        from dlrun import resume_check
+
+        if resume_check.check_resume(words[1:]):
+            raise RunError("the resumed run is not the run that was left alone; the table says where they differ")
+        return
     if words[:1] != ["gradients"]:
-        raise RequestError("what is to be checked? type dlrun check gradients model=scratch_mlp data=digits")
+        from dlrun import check as before_training
+
+        before_training.check(words)
+        return
     from dlrun import gradient_check
 
     if gradient_check.check_gradients(words[1:]):
         raise RunError("the gradients written by hand do not agree; the table names the layers")
 
 
-def complain(error: DlrunError, verbose: bool) -> int:
-    """Say what is wrong, with the traceback where it was asked for."""
+def complain(error: DlrunError | SystemExit, verbose: bool) -> int:
+    """Say what is wrong, with the traceback where it was asked for; returns the exit code."""
+    if isinstance(error, SystemExit):  # in training it is a failure of the run, and comes as a DlrunError
+        error = RequestError(
+            f"code of your own called sys.exit({error.code}) before the run began; raise an error there"
+        )
     if verbose:
         traceback.print_exception(error)
     sys.stderr.write(f"dlrun: {error}\n")

@@ -13,7 +13,7 @@ from dlrun.expectations import Checked, Outcome
 from dlrun.request import Request
 
 if TYPE_CHECKING:
-    from dlrun.experiment import Parts
+    from dlrun.parts import Parts
 
 
 def of_one(parts: "Parts", result: dict[str, Any], folder: Path) -> list[dict[str, Any]]:

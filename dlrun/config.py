@@ -16,6 +16,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from dlrun.errors import RequestError
+from dlrun.problems import Problems
 from dlrun.validation import typed
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -133,8 +134,9 @@ class DeviceConfig:
 
 @dataclass
 class TrackingConfig:
-    """What TensorBoard shows besides scalars."""
+    """What TensorBoard shows besides scalars, and what is said besides."""
 
+    diagnose: bool = True  # learning trouble is said, at the epoch where it shows
     graph: bool = True
     samples: bool = True
     weight_histograms: bool = False
@@ -167,7 +169,7 @@ def _defaults(keys: type) -> Any:
 class Config:
     """The whole experiment."""
 
-    seed: int = _not_negative(0)
+    seed: int = field(default=0, metadata={"at_least": 0, "at_most": 2**63 - 1})
     resume: str | None = None  # a run folder: the same as `dlrun resume RUN`
     init_from: str | None = None  # a run or checkpoint whose weights to start from
     trust: bool = False  # open a pickled full model: it can run code
@@ -175,6 +177,7 @@ class Config:
     probes: list[Any] = field(default_factory=list)  # inputs to ask the model before and after training
     expect: list[str] = field(default_factory=list)  # what the run should come to: see expectations.py
     strict: bool = False  # exit code 1 when that is missed
+    preflight: bool = True  # look at shapes, memory and disk before the first step
     data: dict[str, Any] = _defaults(DataKeys)
     model: dict[str, Any] = _defaults(ModelKeys)
     optimizer: dict[str, Any] = _defaults(OptimizerKeys)
@@ -220,34 +223,48 @@ class Settings:
     plain: dict[str, Any]  # the whole config as plain Python
 
 
-def read(config: DictConfig, choices: dict[str, str]) -> Settings:
-    """Check types and ranges and return plain objects; a RequestError names the first key that is off."""
-    missing = sorted(OmegaConf.missing_keys(config))
-    if missing:
-        raise RequestError(f"{missing[0]} has no value yet; type {missing[0]}=...")
+def read(config: DictConfig, choices: dict[str, str], problems: Problems | None = None) -> Settings:
+    """Check types and ranges and return plain objects.
+
+    What is off is noted in `problems`, with the default in its place; raised where that is left out.
+    """
+    found = Problems() if problems is None else problems
+    for key in sorted(OmegaConf.missing_keys(config)):
+        found.add(RequestError(f"{key} has no value yet; type {key}=..."))
     plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     blocks = ("data", "model", "optimizer", "scheduler")
-    data, data_keys = _block("data", choices, plain, DataKeys)
-    model, model_keys = _block("model", choices, plain, ModelKeys)
-    optimizer, optimizer_keys = _block("optimizer", choices, plain, OptimizerKeys)
-    scheduler, scheduler_keys = _block("scheduler", choices, plain, SchedulerKeys)
-    rest = typed(Config, {k: v for k, v in plain.items() if k not in blocks}, "")
+    data, data_keys = _block("data", choices, plain, DataKeys, found)
+    model, model_keys = _block("model", choices, plain, ModelKeys, found)
+    optimizer, optimizer_keys = _block("optimizer", choices, plain, OptimizerKeys, found)
+    scheduler, scheduler_keys = _block("scheduler", choices, plain, SchedulerKeys, found)
+    rest = typed(Config, given({k: v for k, v in plain.items() if k not in blocks}), "", found)
+    if problems is None:
+        found.settle()
     return Settings(
         data, data_keys, model, model_keys, optimizer, optimizer_keys, scheduler, scheduler_keys, rest, plain
     )
 
 
-def _block(group: str, choices: dict[str, str], plain: dict[str, Any], keys: type[T]) -> tuple[Block, T]:
+def _block(
+    group: str, choices: dict[str, str], plain: dict[str, Any], keys: type[T], problems: Problems
+) -> tuple[Block, T]:
     values = plain[group]
     ours = {f.name for f in dataclasses.fields(cast(Any, keys))}
     arguments = {k: v for k, v in values.items() if k not in ours and k != "_target_"}
     block = Block(group, choices.get(group, "?"), values.get("_target_"), arguments)
-    return block, typed(keys, {k: v for k, v in values.items() if k in ours}, group)
+    return block, typed(keys, given({k: v for k, v in values.items() if k in ours}), group, problems)
+
+
+def given(values: Any) -> Any:
+    """Without what still has no value (`???`)."""
+    if not isinstance(values, dict):
+        return values
+    return {k: given(v) for k, v in values.items() if v != "???"}
 
 
 NOT_IDENTITY = (
     "paths", "device", "tracking", "figures", "hydra", "sweep",
-    "resume", "trust", "trusted_modules", "probes", "expect", "strict",
+    "resume", "trust", "trusted_modules", "probes", "expect", "strict", "preflight",
 )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from dlrun.disk import GrowingFile, Unsaved
 from dlrun.training import Training
 
 _LOG_WIDTH = 100
@@ -33,17 +34,15 @@ class Console:
         self._unsaid: str | None = None  # the line of the last epoch, where it was left out
         self._started = 0.0
 
-    def open_log(self, path: Path) -> None:
+    def open_log(self, path: Path, unsaved: Unsaved | None = None) -> None:
         """Write run.log from here on, beginning with what was said already."""
-        file = path.open("a", encoding="utf-8")
+        file: Any = GrowingFile(path, "run.log", unsaved or Unsaved())
         file.write(self._held.getvalue())
         self.log = RichConsole(file=file, width=_LOG_WIDTH, no_color=True, highlight=False)
 
     def close(self) -> None:
         """The log is on the disk after this."""
         self.log.file.flush()
-        if not isinstance(self.log.file, io.StringIO):
-            self.log.file.close()
 
     def say(self, thing: RenderableType = "") -> None:
         """A line or a table; square brackets in strings are text, not markup."""

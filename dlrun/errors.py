@@ -1,4 +1,6 @@
-"""What can go wrong, as one small tree: a user's mistake, or a run that failed."""
+"""What can go wrong, as one small tree: a user's mistake, or a run that failed; and what was perhaps meant."""
+
+from collections.abc import Collection, Iterable
 
 
 class DlrunError(Exception):
@@ -27,3 +29,68 @@ class CheckpointError(RequestError):
 
 class RunError(DlrunError):
     """The run failed after it had started (exit code 1)."""
+
+
+def distance(a: str, b: str) -> int:
+    """How many letters inserted, left out, changed or swapped with their neighbour make `a` into `b`.
+
+    The Damerau-Levenshtein distance by the algorithm of Lowrance and Wagner (1975): O(len(a) · len(b)).
+    """
+    far = len(a) + len(b)
+    table: list[list[int]] = [
+        [far] * (len(b) + 2),
+        [far, *range(len(b) + 1)],
+    ]  # table[i + 1][j + 1]: of the first i and j letters
+    met: dict[str, int] = {}  # where in `a` a letter was last met
+    for i, x in enumerate(a, 1):
+        row, same = [far, i], 0  # same: where in `b` x was last met
+        for j, y in enumerate(b, 1):
+            above, left = met.get(y, 0), same
+            swapped = table[above][left] + (i - above - 1) + 1 + (j - left - 1)
+            row.append(min(table[i][j] + (x != y), row[j] + 1, table[i][j + 1] + 1, swapped))
+            same = j if x == y else same
+        met[x] = i
+        table.append(row)
+    return table[-1][-1]
+
+
+def nearest(word: str, known: Iterable[str], most: int = 3) -> list[str]:
+    """At most so many names that `word` was perhaps meant to be, nearest first.
+
+    Those within 2 edits (up to 4 of a longer word; another case counts one), then those that hold the word or
+    that it holds.
+    """
+    reach = min(max(2, len(word) // 3), 4)
+    near: list[tuple[int, bool, str]] = []
+    related: list[tuple[bool, int, str]] = []
+    for name in dict.fromkeys(known):
+        edits = _edits(word, name, reach)
+        if edits < min(reach + 1, max(len(word), len(name))):
+            near.append((edits, word[:1] != name[:1], name))
+        elif min(len(word), len(name)) >= 3 and (word.lower() in name.lower() or name.lower() in word.lower()):
+            related.append((not name.startswith(word), len(name), name))
+    return [*(name for *_, name in sorted(near)), *(name for *_, name in sorted(related))][:most]
+
+
+def _edits(word: str, name: str, reach: int) -> int:
+    """The distance, or anything above `reach` where it is longer."""
+    if abs(len(word) - len(name)) > reach:
+        return reach + 1
+    edits = distance(word, name)
+    if word.lower() != word or name.lower() != name:
+        edits = min(edits, 1 + distance(word.lower(), name.lower()))
+    return edits
+
+
+def did_you_mean(word: str, known: Iterable[str], before: str = "") -> str:
+    """ "did you mean sgd or asgd? " with what is nearest, each with `before` in front; "" when nothing is near."""
+    close = nearest(word, known)
+    return f"did you mean {' or '.join(before + name for name in close)}? " if close else ""
+
+
+def listed(names: Collection[str], rest: str = "", most: int = 12) -> str:
+    """ "a, b, c", and of more than `most` only the first: "a, b, … (dlrun ls data)", where `rest` shows the others."""
+    few = ", ".join(list(names)[:most])
+    if len(names) <= most:
+        return few
+    return f"{few}, … ({rest})" if rest else f"{few} and {len(names) - most} more"

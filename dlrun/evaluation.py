@@ -20,6 +20,8 @@ def evaluate(words: list[str]) -> dict[str, float]:
     path = saved.checkpoint_file(words[0])
     full = checkpoint.is_full_model(path)
     state = {} if full else checkpoint.load(path)
+    if not full:
+        saved.refuse_incomplete(state, saved.TO_EVALUATE, path)
     plain, choices = saved.load_run_config(path) if full else (state["config"], state["choices"])
     request = from_saved(plain, choices, words[1:], None)
     settings = config.read(request.config, request.choices)

@@ -28,7 +28,7 @@ from dlrun.tracking import FileTracker
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from dlrun.experiment import Parts
+    from dlrun.parts import Parts
 
 Named = tuple[str, "Figure | None"]
 _PARAMETER = "parameter/"  # in front of a trained number's name in metrics.jsonl

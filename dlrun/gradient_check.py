@@ -8,15 +8,16 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from dlrun import config, experiment, preflight, request, runtime
+from dlrun import config, preflight, request, runtime
 from dlrun.config import CONFIG_DIR
 from dlrun.console import Console, table
 from dlrun.errors import RequestError
+from dlrun.parts import prepare
 from dlrun.request import Request
 from dlrun.task import Task
 
 if TYPE_CHECKING:
-    from dlrun.experiment import Parts
+    from dlrun.parts import Parts
 
 TOLERANCE = 1e-6
 _ROWS = 16  # of the batch: every entry costs six forward passes
@@ -69,7 +70,7 @@ def check_gradients(words: list[str]) -> int:
     composed.device.update({"name": "cpu", "index": None, "precision": "fp64", "compile": False})
     settings = config.read(composed, asked.choices)
     with runtime.session(settings.rest.device, settings.rest.seed) as process:
-        parts = experiment.prepare(settings, process, asked.trusted_modules)
+        parts = prepare(settings, process, asked.trusted_modules)
         with preflight.untouched(parts.model):
             found = [row for subject in subjects(parts) for row in checked(subject)]
     if not found:
@@ -80,9 +81,12 @@ def check_gradients(words: list[str]) -> int:
     return show(found)
 
 
-def one_run(words: list[str]) -> Request | None:
+def one_run(words: list[str], check: str = "gradients") -> Request | None:
     """What the command line asks for; null when Hydra itself has answered (--cfg). RequestError for several runs."""
-    several = RequestError("check gradients looks at one run; leave out -m and name one value for each key")
+    several = RequestError(
+        f"check {check} looks at one run; leave out -m, name one value for each key, "
+        "and type sweep.points=[] where a lesson names several runs"
+    )
     if {"-m", "--multirun"} & set(words):
         raise several
     asked = request.from_command_line(words)

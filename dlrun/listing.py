@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dlrun.errors import RequestError
+from dlrun.errors import RequestError, did_you_mean
 
 HELP = """\
 dlrun: train a choice of data × model × optimizer × device, and record it
@@ -41,7 +41,9 @@ def options(config_dir: Path, group: str) -> list[tuple[str, str]]:
     """Each option of a group, with the words its file opens with."""
     folder = config_dir / group
     if not folder.is_dir():
-        raise RequestError(f"there is no group {group}; type one of {', '.join(groups(config_dir))}")
+        known = groups(config_dir)
+        hint = did_you_mean(group, known, "dlrun ls ")
+        raise RequestError(f"there is no group {group}; {hint}type one of {', '.join(known)}")
     return [(path.stem, _first_words(path)) for path in sorted(folder.glob("*.yaml"))]
 
 

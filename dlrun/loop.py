@@ -15,7 +15,6 @@ from torch.optim import Optimizer
 
 from dlrun import metrics
 from dlrun.data.batches import Batch, Batches
-from dlrun.errors import RunError
 from dlrun.task import Task
 from dlrun.training import Training
 
@@ -29,6 +28,10 @@ class Tracker(Protocol):
 
     def log_epoch(self, row: dict[str, float], timings: dict[str, float]) -> None:
         """The row of one epoch: epoch, step, metrics and learning rates; timings apart."""
+        ...
+
+    def begin_end(self) -> None:
+        """What follows is of the run's end: a resumed run drops it."""
         ...
 
 
@@ -52,7 +55,7 @@ class Checkpointer(Protocol):
         ...
 
     def interrupted(self, training: Training) -> None:
-        """The run stops in the middle of an epoch."""
+        """The run stops, in the middle of an epoch or after one; `after_epoch` may follow for what there is of it."""
         ...
 
 
@@ -61,21 +64,17 @@ def fit(t: Training, tracker: Tracker, display: Display, saver: Checkpointer, st
 
     Returns the status: "completed", "early_stopped" or "interrupted". RunError when the loss is not finite.
     """
-    while not (t.done or t.out_of_patience):
+    while t.progress.batch or not (t.done or t.out_of_patience):
         started, first_batch = time.perf_counter(), t.progress.batch
         finished = train_epoch(t, tracker, saver, stop)
         t.synchronize()  # once an epoch, so that the device's time is counted
         timings = t.progress.count(time.perf_counter() - started, t.train, first_batch)
-        if not finished:
+        if t.progress.batch < len(t.train):  # where it may go on: the row of half an epoch is not of what goes on
             saver.interrupted(t)
-            return "interrupted"
-        t.progress.epoch, t.progress.batch = t.progress.epoch + 1, 0
-        row: dict[str, float] = {"epoch": t.progress.epoch, "step": t.progress.step}
-        row |= {f"train/{k}": v for k, v in t.totals.metrics().items()}
-        t.totals = t.task.totals()
-        if t.val is not None:
-            row |= {f"val/{k}": v for k, v in evaluate(t.model, t.val, t.task, t.autocast).items()}
-        row |= t.schedule.learning_rates() | t.parameter_values()
+            if not finished:
+                return "interrupted"
+            tracker.begin_end()
+        row = end_epoch(t)
         is_best = t.improved(row[t.monitor])
         t.schedule.epoch_end(row[t.monitor])
         tracker.log_epoch(row, timings)
@@ -87,15 +86,26 @@ def fit(t: Training, tracker: Tracker, display: Display, saver: Checkpointer, st
     return "completed" if t.done else "early_stopped"
 
 
+def end_epoch(t: Training) -> dict[str, float]:
+    """Count the epoch under way as ended; returns its row: what training summed up, and the validation part."""
+    t.progress.epoch, t.progress.batch = t.progress.epoch + 1, 0
+    row: dict[str, float] = {"epoch": t.progress.epoch, "step": t.progress.step}
+    row |= {f"train/{k}": v for k, v in t.totals.metrics().items()}
+    t.totals = t.task.totals()
+    if t.val is not None:
+        row |= {f"val/{k}": v for k, v in evaluate(t.model, t.val, t.task, t.autocast).items()}
+    return row | t.schedule.learning_rates() | t.parameter_values()
+
+
 def train_epoch(t: Training, tracker: Tracker, saver: Checkpointer, stop: Callable[[], bool]) -> bool:
-    """Train the rest of the epoch under way; False when `stop()` ended it before its last batch.
+    """Train the rest of the epoch under way, or of the steps; False when `stop()` ended it before.
 
     Nothing in a step waits for the device but the report at log points.
     """
     t.model.train()
     needs_closure = requires_closure(t.optimizer)
     batches = t.train.epoch(t.progress.epoch + 1, start=t.progress.batch)
-    while group := list(islice(batches, t.limits.accumulate_steps)):
+    while not t.done and (group := list(islice(batches, t.limits.accumulate_steps))):
         seen: list[tuple[Tensor, Tensor, Tensor]] = []  # outputs, targets, loss of each batch, as trained on
         if needs_closure:
             t.optimizer.step(partial(backward, t, group, seen))  # type: ignore[arg-type]
@@ -112,9 +122,9 @@ def train_epoch(t: Training, tracker: Tracker, saver: Checkpointer, stop: Callab
             tracker.log_step(t.progress.step, report(t, seen))
         t.schedule.step_end()
         saver.after_step(t)
-        if t.done or stop():
+        if stop():
             break
-    check_finite(t)
+    t.check_finite()
     return t.done or t.progress.batch >= len(t.train)
 
 
@@ -160,7 +170,7 @@ def scaled(loss: Tensor, share: Tensor | float | None) -> Tensor:
 
 def report(t: Training, seen: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, float]:
     """What is logged of a step: this waits for the device, once every log_every_steps."""
-    check_finite(t)
+    t.check_finite()
     if t.limits.grad_clip_norm is None:
         gradients = [p.grad for p in t.model.parameters() if p.grad is not None]
         t.grad_norm = nn.utils.get_total_norm(gradients)
@@ -168,30 +178,11 @@ def report(t: Training, seen: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, 
     parts = [
         float(loss) * (1.0 if t.task.reduction == "sum" else w) for (*_, loss), w in zip(seen, weights, strict=True)
     ]
-    values = {"train/loss_step": sum(parts) / sum(weights), "train/grad_norm": float(t.grad_norm)}
+    norm = float(t.grad_norm)
+    if t.progress.bad_gradient_step is None and not (math.isfinite(norm) or t.scaler.is_enabled()):
+        t.progress.bad_gradient_step = t.progress.step  # with fp16 inf is ordinary: the scaler skips the step
+    values = {"train/loss_step": sum(parts) / sum(weights), "train/grad_norm": norm}
     return values | t.schedule.learning_rates()
-
-
-def check_finite(t: Training) -> None:
-    """Look at the losses since the last look, in one transfer; RunError names the first step that is not finite."""
-    if not t.recent:
-        return
-    steps, tensors = zip(*t.recent, strict=True)
-    t.recent = []
-    for step, loss in zip(steps, torch.stack(tensors).tolist(), strict=True):
-        if not math.isfinite(loss):
-            raise RunError(
-                f"the loss is {loss} at step {step} (epoch {t.progress.epoch + 1}); "
-                f"{_before(t.last_finite_loss)}; "
-                "try a smaller optimizer.lr, trainer.grad_clip_norm=1, or inputs of a size around 1"
-            )
-        t.last_finite_loss = loss
-        if t.progress.first_loss is None:
-            t.progress.first_loss = loss
-
-
-def _before(loss: float) -> str:
-    return f"the last finite loss was {loss:.6g}" if math.isfinite(loss) else "no loss was finite before"
 
 
 @torch.inference_mode()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dlrun.data.batches import Batches
 
 if TYPE_CHECKING:
-    from dlrun.experiment import Parts
+    from dlrun.parts import Parts
 
 MOST_ROWS = 20_000  # for scatter plots and matrices: more cannot be seen, and would cost memory
 _AT_ONCE = 8192  # rows of a grid in one forward pass

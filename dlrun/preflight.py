@@ -1,12 +1,12 @@
-"""What is checked before the first step: one small batch through model and loss, the monitored metric, the disk."""
+"""What is checked before the first step: a small batch through model and loss, the monitored metric, the disk."""
 
+import inspect
 import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.optim import Optimizer
 
 from dlrun.data.batches import Batch, Batches
-from dlrun.errors import RequestError
+from dlrun.errors import RequestError, did_you_mean, listed
+from dlrun.memory import ran_out
 from dlrun.runtime import rng_state, set_rng_state
 from dlrun.task import Task
 
@@ -30,6 +32,7 @@ class Layer:
     output_shape: tuple[int, ...]  # of one sample, at its last call
     parameters: int
     multiply_adds: int  # of one sample, over all calls
+    values: int = 0  # that its own layers put out, of one sample, over all calls
 
 
 def small_batch(batches: Batches, rows: int = 2) -> Batch:
@@ -57,34 +60,106 @@ def layers(model: nn.Module, batch: Batch, task: Task, autocast: Any) -> list[La
     """Send `batch` through model and loss; RequestError when it does not get through. Returns the layer table."""
     shapes: dict[str, tuple[int, ...]] = {}  # in the order in which the layers answer
     work: Counter[str] = Counter()
+    values: Counter[str] = Counter()
 
     def record(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
         shapes[name] = tuple(output.shape[1:]) if isinstance(output, Tensor) else ()
         work[name] += multiply_adds(module, inputs, output)
+        values[name] += 0 if any(module.children()) or not isinstance(output, Tensor) else output.numel()
 
     handles = [module.register_forward_hook(partial(record, name)) for name, module in model.named_modules()]
     try:
         with untouched(model), torch.no_grad(), autocast():
-            outputs = model.eval()(*batch[0])
+            outputs = _outputs(model, batch)
             _check_outputs(outputs, batch[1], task)
-            task.loss(outputs, batch[1])
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        sizes = ", ".join(str(tuple(x.shape)) for x in batch[0])
-        raise RequestError(
-            f"the model does not take this data (inputs of shape {sizes}): {str(error).splitlines()[0]}"
-        ) from error
+            _check_loss(outputs, batch[1], task)
     finally:
         for handle in handles:
             handle.remove()
     shown, samples = _shown(model), len(batch[1])
-    return [_row(name, shown[name], shapes[name], work, samples) for name in shapes if name in shown]
+    return [_row(name, shown[name], shapes[name], work, values, samples) for name in shapes if name in shown]
 
 
-def _row(name: str, module: nn.Module, shape: tuple[int, ...], work: Counter[str], samples: int) -> Layer:
-    """A layer, or a block with what its layers come to; the work was counted over `samples`."""
-    below = [count for other, count in work.items() if not name or other == name or other.startswith(name + ".")]
+def _row(
+    name: str, module: nn.Module, shape: tuple[int, ...], work: Counter[str], values: Counter[str], samples: int
+) -> Layer:
+    """A layer, or a block with what its layers come to; work and values were counted over `samples`."""
+
+    def below(counts: Counter[str]) -> int:
+        inside = (n for other, n in counts.items() if not name or other == name or other.startswith(name + "."))
+        return sum(inside) // samples
+
     kind, parameters = type(module).__name__, sum(p.numel() for p in module.parameters())
-    return Layer(name or kind, kind, shape, parameters, sum(below) // samples)
+    return Layer(name or kind, kind, shape, parameters, below(work), below(values))
+
+
+def _outputs(model: nn.Module, batch: Batch) -> Any:
+    try:
+        return model.eval()(*batch[0])
+    except RequestError:
+        raise
+    except Exception as error:  # the model may be the user's own
+        if ran_out(error):
+            raise
+        sizes = ", ".join(str(tuple(x.shape)) for x in batch[0])
+        raise RequestError(f"the model does not take this data (inputs of shape {sizes}): {_reason(error)}") from error
+
+
+def _check_loss(outputs: Tensor, targets: Tensor, task: Task) -> None:
+    if task.loss_name == "nll" and (outputs > 1e-3).any():  # the smallest excess is rounding
+        raise RequestError(
+            "task.loss=nll takes logarithms of probabilities, which are not above 0 as this model's outputs are; "
+            "type task.loss=cross_entropy, or end the model in LogSoftmax"
+        )
+    try:
+        task.loss(outputs, targets)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        if ran_out(error):
+            raise
+        instead = "bce_with_logits" if task.spec.task == "binary" else "null"
+        raise RequestError(
+            f"task.loss={task.loss_name} does not take the model's output: {_reason(error)}; type task.loss={instead}"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What an exception of torch or of a user's model says, in one line."""
+    said = (str(error).strip() or "no message").splitlines()[0].rstrip(".: ")
+    return said if isinstance(error, RuntimeError | ValueError | TypeError) else f"{type(error).__name__}: {said}"
+
+
+def doubled(model: nn.Module, batch: Batch, task: Task, autocast: Any) -> str | None:
+    """What to say of a model whose last layer does what the loss does again; null for all others."""
+    own = {"binary": (nn.Sigmoid,), "multiclass": (nn.Softmax, nn.LogSoftmax), "tagging": (nn.Softmax, nn.LogSoftmax)}
+    kinds = own.get(task.spec.task, ())
+    suspects = [m for m in model.modules() if isinstance(m, kinds)]
+    if not suspects or not any(words in str(task.loss_name) for words in ("logits", "cross_entropy")):
+        return None
+    said: list[tuple[nn.Module, Any]] = []
+    handles = [m.register_forward_hook(lambda module, _, output: said.append((module, output))) for m in suspects]
+    try:
+        with untouched(model), torch.no_grad(), autocast():
+            outputs = model.eval()(*batch[0])
+    finally:
+        for handle in handles:
+            handle.remove()
+    last = [m for m, output in said if output.data_ptr() == outputs.data_ptr() and output.numel() == outputs.numel()]
+    return _doubled(type(last[-1]).__name__, str(task.loss_name)) if last else None
+
+
+def _doubled(layer: str, loss: str) -> str:
+    if layer == "LogSoftmax":
+        return f"the model ends in LogSoftmax, and task.loss={loss} takes it once more, for nothing; type task.loss=nll"
+    if layer == "Softmax":
+        return (
+            f"the model ends in Softmax, and task.loss={loss} takes logits and has its own, so it learns slowly; "
+            "leave Softmax out, or end in LogSoftmax and type task.loss=nll"
+        )
+    other = "scratch_bce" if loss.startswith("scratch") else "bce"
+    return (
+        f"the model ends in {layer}, and task.loss={loss} takes logits and has its own sigmoid, so it learns slowly; "
+        f"type task.loss={other}"
+    )
 
 
 def multiply_adds(layer: nn.Module, inputs: Any, output: Any) -> int:
@@ -143,14 +218,14 @@ def monitored(monitor: str | None, mode: str | None, task: Task, has_val: bool) 
             f"checkpoint.monitor={monitor}: there is no validation part; "
             f"type data.val_fraction=0.1 or checkpoint.monitor=train/{monitor.removeprefix('val/')}"
         )
-    close = get_close_matches(monitor, known, 1, 0.4)
-    hint = f"did you mean {close[0]}? " if close else ""
-    raise RequestError(f"checkpoint.monitor={monitor} is no metric of this run; {hint}type one of {', '.join(known)}")
+    hint = did_you_mean(monitor, known)
+    raise RequestError(f"checkpoint.monitor={monitor} is no metric of this run; {hint}type one of {listed(known)}")
 
 
-def check_disk(outputs: Path, model: nn.Module, keep: int) -> None:
-    """Room for the newest `keep` checkpoints, the best, and one being written, with two optimizer moments each."""
-    needed = (keep + 2) * 3 * sum(p.numel() * p.element_size() for p in model.parameters()) + 2**22
+def check_disk(outputs: Path, model: nn.Module, optimizer: Optimizer, keep: int, full: bool = False) -> None:
+    """Room for the newest `keep` checkpoints, the best, one being written, and model.pt where it is asked for."""
+    weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    needed = (keep + 2) * checkpoint_bytes(model, optimizer) + full * weights + 2**22
     place = outputs
     while not place.exists() and place != place.parent:
         place = place.parent
@@ -162,6 +237,36 @@ def check_disk(outputs: Path, model: nn.Module, keep: int) -> None:
         )
 
 
+def checkpoint_bytes(model: nn.Module, optimizer: Optimizer) -> int:
+    """About what one checkpoint of this choice takes on the disk."""
+    states = model.state_dict().values()
+    weights = sum(t.numel() * t.element_size() for t in states)
+    trained = sum(p.numel() * p.element_size() for group in optimizer.param_groups for p in group["params"])
+    per_tensor = 400  # name, shape and alignment of each in the archive
+    fixed = 18_000  # generators and config
+    return int(weights + trained * moments(optimizer) + per_tensor * len(states) * 2 + fixed)
+
+
+def moments(optimizer: Optimizer) -> float:
+    """How many numbers an optimizer keeps for each that it trains: 0 for plain SGD, 2 for Adam.
+
+    Found by one step of its own on a parameter of a thousand zeros; 2 where that does not work.
+    """
+    history = optimizer.defaults.get("history_size")
+    if history is not None:  # LBFGS: two vectors a remembered step, and the direction and gradient of the last one
+        return 2.0 * int(history) + 2
+    probe = nn.Parameter(torch.zeros(1000))
+    takes = inspect.signature(type(optimizer)).parameters
+    try:
+        twin = type(optimizer)([probe], **{k: v for k, v in optimizer.defaults.items() if k in takes})
+        probe.grad = torch.zeros_like(probe)
+        twin.step()
+    except Exception:  # a class of the user's own may want anything
+        return 2.0
+    kept = [value for value in twin.state[probe].values() if isinstance(value, Tensor)]
+    return sum(t.numel() * t.element_size() for t in kept) / (probe.numel() * probe.element_size())
+
+
 def check_export(model: nn.Module) -> list[str]:
     """For checkpoint.format=full: RequestError when the model cannot be pickled, now and not after the training.
 
@@ -171,6 +276,8 @@ def check_export(model: nn.Module) -> list[str]:
         with Path(os.devnull).open("wb") as nowhere:  # half a second for a model of 500 MB
             torch.save(model, nowhere)
     except Exception as error:  # whatever the attributes of a user's model make pickle raise
+        if ran_out(error):
+            raise
         raise RequestError(
             f"checkpoint.format=full: this model cannot be pickled ({error}); define its class in a module "
             "that can be imported, or type checkpoint.format=state_dict"

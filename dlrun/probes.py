@@ -11,7 +11,7 @@ from dlrun.errors import RequestError
 from dlrun.preflight import untouched
 
 if TYPE_CHECKING:
-    from dlrun.experiment import Parts
+    from dlrun.parts import Parts
 
 Answer = float | str
 

@@ -13,14 +13,18 @@ from dlrun.console import Console, facts, number, table
 from dlrun.data.batches import MemoryBatches, row_count
 from dlrun.data.spec import DataSpec, Splits
 from dlrun.expectations import Checked
+from dlrun.preflight import checkpoint_bytes
 from dlrun.probes import Answer
 
 if TYPE_CHECKING:
-    from dlrun.experiment import Parts
+    from dlrun.parts import Parts
 
 
-def opening(console: Console, parts: "Parts", folder: Path, overrides: Sequence[str] = ()) -> None:
-    """What runs: the overrides of a sweep's job, data, model with its layers, optimizer, device, run folder."""
+def opening(console: Console, parts: "Parts", folder: Path | None, overrides: Sequence[str] = ()) -> None:
+    """What runs: the overrides of a sweep's job, data, model with its layers, optimizer, device, run folder.
+
+    folder: null where nothing is to be run, to show what memory and disk it would take instead.
+    """
     settings, spec = parts.settings, parts.splits.spec
     where = "in memory" if isinstance(parts.training.train, MemoryBatches) else "read by workers"
     progress = parts.training.progress
@@ -36,7 +40,7 @@ def opening(console: Console, parts: "Parts", folder: Path, overrides: Sequence[
                     "device",
                     f"{parts.runtime.took}, {parts.runtime.precision}, {_threads()}",
                 ),
-                ("run folder", str(folder)),
+                *([("run folder", str(folder))] if folder else _needs(parts)),
             ]
         )
     )
@@ -47,6 +51,32 @@ def opening(console: Console, parts: "Parts", folder: Path, overrides: Sequence[
     if progress.step:
         console.say(f"going on from epoch {progress.epoch}, step {progress.step}")
     console.say()
+
+
+def _needs(parts: "Parts") -> list[tuple[str, str]]:
+    """What a step takes of the memory, and what the checkpoints take of the disk."""
+    needed, keys = parts.needs, parts.settings.rest.checkpoint
+    if needed is None:
+        return []
+    each = checkpoint_bytes(parts.model, parts.training.optimizer)
+    named = {
+        "weights": needed.weights,
+        "gradients": needed.gradients,
+        "optimizer": needed.optimizer,
+        f"activations of {parts.settings.data_keys.batch_size} rows": needed.activations,
+    }
+    listed = ", ".join(f"{name} {_size(size)}" for name, size in named.items())
+    return [
+        ("memory", f"about {_size(needed.total)} a step: {listed}"),
+        ("disk", f"up to {keys.keep + 1} checkpoints of about {_size(each)} in {parts.settings.rest.paths.outputs}"),
+    ]
+
+
+def _size(count: int) -> str:
+    """Bytes for people."""
+    if count < 2**20:
+        return f"{count / 2**10:,.1f} kB"
+    return f"{count / 2**20:,.1f} MB" if count < 2**30 else f"{count / 2**30:,.1f} GB"
 
 
 def _layer_table(parts: "Parts") -> Table:

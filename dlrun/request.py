@@ -1,24 +1,30 @@
 """From words on a command line to requests: what is to be trained, each fully composed."""
 
+import argparse
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NoReturn, cast
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from dlrun import config, points, run_names
-from dlrun.errors import RequestError
+from dlrun.errors import DlrunError, RequestError, did_you_mean
 
 GROUPS = ("data", "model", "optimizer", "scheduler", "device", "lesson", "experiment", "debug")
+IN_POINTS = "sweep.points"  # a note on exceptions, for the sentences that mistakes.py makes of them
 
 
 @dataclass(frozen=True)
@@ -47,20 +53,39 @@ def from_command_line(words: Sequence[str]) -> list[Request]:
     def capture(composed: DictConfig) -> None:
         found.extend(_expanded(_captured(composed, list(words))))
 
+    flags(words)
     capture.__module__ = "dlrun.request"
     SweepFolder.made.clear()
+    said = io.StringIO()
     try:
-        with _argv(words):
+        with _argv(words), contextlib.redirect_stderr(said):  # Hydra tells of an exception there, besides raising it
             register()
             main = hydra.main(version_base="1.3", config_path=str(config.CONFIG_DIR), config_name="config")
             main(capture)()
-    except Exception:
+        sys.stderr.write(said.getvalue())
+    except Exception as error:
         forget_empty(*SweepFolder.made)
-        raise
+        if isinstance(error, HydraException | OmegaConfBaseException | OSError | DlrunError):
+            raise
+        raise HydraException(str(error)) from error  # its parser and PyYAML have errors of their own
     if SweepFolder.made and not found:
         forget_empty(*SweepFolder.made)
         raise RequestError("the sweep has no jobs: a choice is empty, or hydra/launcher hands them to other processes")
     return found
+
+
+def flags(words: Sequence[str]) -> argparse.Namespace:
+    """Hydra's flags and the overrides between them; RequestError where Hydra would print its usage and exit."""
+    parser = get_args_parser()
+    known = [name for action in parser._actions for name in action.option_strings]
+
+    def refuse(message: str) -> NoReturn:
+        wrong = next((word for word in words if word.startswith("-") and word.partition("=")[0] not in known), "")
+        hint = did_you_mean(wrong, known) if wrong else ""
+        raise RequestError(f"{message}; {hint}dlrun --help shows the flags")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    return parser.parse_args(list(words))
 
 
 class SweepFolder(Callback):
@@ -130,6 +155,8 @@ def _resolved(
 ) -> Request:
     choices = {k: str(v) for k, v in settings.runtime.choices.items() if v is not None and not k.startswith("hydra")}
     for group in ("data", "model", "optimizer", "scheduler"):
+        if group not in choices:
+            raise RequestError(f"{group} takes one choice; type {group}=<one of `dlrun ls {group}`>")
         own_target(composed, group, overrides, choices)
     OmegaConf.resolve(composed)
     multirun = settings.mode is not None and settings.mode.name == "MULTIRUN"
@@ -147,7 +174,11 @@ def _resolved(
 def _expanded(request: Request) -> list[Request]:
     """The runs that the request names in sweep.points, each in a folder under the request's own."""
     loader = GlobalHydra.instance().config_loader()
-    named = points.overrides(request.config.sweep.points, request.overrides, loader)
+    try:
+        named = points.overrides(request.config.sweep.points, request.overrides, loader)
+    except Exception as error:
+        error.add_note(IN_POINTS)
+        raise
     if named in ([], [[]]):
         return [request]
     settings = cast(DictConfig, HydraConfig.get())
@@ -155,7 +186,11 @@ def _expanded(request: Request) -> list[Request]:
     made = []
     for i, extra in enumerate(named):
         words = [*(word for word in request.overrides if not word.startswith("sweep.points=")), *extra]
-        composed = hydra.compose("config", overrides=words, return_hydra_config=True)
+        try:
+            composed = hydra.compose("config", overrides=words, return_hydra_config=True)
+        except Exception as error:
+            error.add_note(IN_POINTS)
+            raise
         runtime, task = composed.hydra.runtime, composed.hydra.overrides.task
         chosen = OmegaConf.merge(settings, {"runtime": {"choices": runtime.choices}, "overrides": {"task": task}})
         OmegaConf.set_struct(composed, False)

@@ -15,7 +15,7 @@ from dlrun.task import Task
 from dlrun.tracking import FileTracker, flatten
 
 if TYPE_CHECKING:
-    from dlrun.experiment import Parts
+    from dlrun.parts import Parts
 
 
 def baseline(task: Task, splits: Splits) -> dict[str, float]:
@@ -84,14 +84,18 @@ def measure(parts: "Parts") -> dict[str, Value]:
 
 
 def diagnose(parts: "Parts", rows: list[dict[str, float]], metrics: dict[str, float]) -> list[str]:
-    """What went wrong in learning, seen from the curves and from the answers of the best weights."""
+    """What a search did, and what went wrong in learning that was not said before: see diagnose.py."""
+    summary = getattr(parts.training.optimizer, "summary", None)
+    notes = [summary()] if summary else []
+    if not parts.settings.rest.tracking.diagnose:
+        return notes
     split, batches = outputs.shown_split(parts)
     _, answers, targets = outputs.outputs_of(parts, batches)
     lr = float(parts.settings.optimizer.arguments.get("lr") or 0.0)
-    predicted = parts.task.predictions(answers)
-    said = diagnosis.trouble(rows, split, predicted, targets, parts.splits.spec, lr, metrics, parts.baseline)
-    summary = getattr(parts.training.optimizer, "summary", None)  # a search says what it did
-    return [summary(), *said] if summary else said
+    predicted, said = parts.task.predictions(answers), parts.training.progress.troubles
+    spec, trivial = parts.splits.spec, parts.baseline
+    found = diagnosis.at_end(rows, split, predicted, targets, spec, lr, metrics, trivial, said)
+    return notes + list(found.values())
 
 
 def code_hash(parts: "Parts") -> str:

@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import subprocess
+import uuid
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from dlrun.checkpoint import write_atomically
+from dlrun.disk import write_atomically
 from dlrun.errors import RequestError
 from dlrun.request import Request
 from dlrun.run_names import folder_name
@@ -39,18 +40,27 @@ def claim(folder: Path) -> Path:
     """A folder that somebody else chose (a sweep, or hydra.run.dir): it may exist, but hold no run."""
     if (folder / "metrics.jsonl").exists() or (folder / "result.json").exists():
         raise RequestError(f"{folder} already holds a run; choose another folder, or dlrun resume {folder}")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"cannot write to {folder} ({error.strerror}); choose another folder") from error
     return folder
 
 
 def describe(folder: Path, request: Request, runtime: Runtime) -> None:
-    """Write .hydra/ and environment.json: what was asked for, and where it ran."""
+    """Write .hydra/ and environment.json: what was asked for, where it ran, and a run_id that checkpoints repeat.
+
+    RequestError when the disk does not take even these.
+    """
     hidden = folder / ".hydra"
-    hidden.mkdir(exist_ok=True)
-    OmegaConf.save(request.config, hidden / "config.yaml")
-    OmegaConf.save(OmegaConf.create(request.overrides), hidden / "overrides.yaml")
-    OmegaConf.save(OmegaConf.create({"hydra": request.hydra}), hidden / "hydra.yaml")
-    write_json(folder / "environment.json", environment(request, runtime))
+    try:
+        hidden.mkdir(exist_ok=True)
+        OmegaConf.save(request.config, hidden / "config.yaml")
+        OmegaConf.save(OmegaConf.create(request.overrides), hidden / "overrides.yaml")
+        OmegaConf.save(OmegaConf.create({"hydra": request.hydra}), hidden / "hydra.yaml")
+        write_json(folder / "environment.json", {"run_id": uuid.uuid4().hex, **environment(request, runtime)})
+    except OSError as error:
+        raise RequestError(f"cannot write to {folder} ({error.strerror}); type paths.outputs=<folder>") from error
 
 
 def environment(request: Request, runtime: Runtime) -> dict[str, Any]:

@@ -156,7 +156,7 @@ class Interrupt:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.signal_number = number
-        sys.stderr.write("\ninterrupted: finishing the step and saving (once more to stop at once)\n")
+        sys.stderr.write("\ninterrupted: finishing what is under way and saving (once more to stop at once)\n")
 
 
 @contextlib.contextmanager

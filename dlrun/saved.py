@@ -1,5 +1,8 @@
 """Saved runs and checkpoints: finding them, going on with them, taking their weights."""
 
+import math
+import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,13 +12,20 @@ from torch import nn
 
 from dlrun import checkpoint, run_folder
 from dlrun.errors import CheckpointError, RequestError
+from dlrun.optim.schedule import OF_THE_WHOLE
 from dlrun.request import Request, from_saved
 from dlrun.tracking import flatten
 
 MAY_CHANGE = (
-    "trainer.epochs", "trainer.max_steps", "trainer.log_every_steps", "checkpoint.", "device.", "paths.",
-    "tracking.", "figures", "trust", "trusted_modules", "resume", "probes", "expect", "strict", "sweep.",
+    "trainer.epochs", "trainer.max_steps", "trainer.early_stopping.patience", "trainer.log_every_steps",
+    "checkpoint.every_", "checkpoint.keep", "checkpoint.format", "device.", "paths.", "tracking.", "figures",
+    "trust", "trusted_modules", "resume", "probes", "expect", "strict", "preflight", "sweep.",
     "data.num_workers", "data.root",
+)  # fmt: skip
+TO_EVALUATE = ("config", "choices", "spec", "model")
+_TO_GO_ON = (
+    *TO_EVALUATE, "run_id", "epoch", "step", "metrics", "rng", "optimizer", "scheduler", "scaler", "progress",
+    "early_stopping", "totals",
 )  # fmt: skip
 
 
@@ -34,8 +44,30 @@ def checkpoint_file(place: str) -> Path:
 
 
 def newest_state(folder: Path) -> dict[str, Any]:
-    """The newest checkpoint of a run that is whole."""
-    return checkpoint.newest_whole(folder / "checkpoints")[1]
+    """The newest checkpoint of a run that is whole; RequestError says how to begin where there is none."""
+    if not any((folder / "checkpoints").glob("*.pt")):
+        raise RequestError(_how_to_begin(folder))
+    path, state, _ = checkpoint.newest_whole(folder / "checkpoints")
+    refuse_incomplete(state, _TO_GO_ON, path)
+    return state
+
+
+def _how_to_begin(folder: Path) -> str:
+    description = folder / "environment.json"
+    if not description.is_file():
+        return f"{folder} is not a run folder with checkpoints; the runs are in outputs/<date>/"
+    command = str(run_folder.read_json(description).get("command", "dlrun ..."))
+    again = f"delete {folder} and type" if "hydra.run.dir=" in command else "start it again:"
+    return f"{folder} ended before its first checkpoint, so there is nothing to go on from; {again} {command}"
+
+
+def refuse_incomplete(state: dict[str, Any], keys: Sequence[str], path: Path) -> None:
+    """CheckpointError for a checkpoint without some of `keys`."""
+    lacking = [key for key in keys if key not in state]
+    if lacking:
+        raise CheckpointError(
+            f"{path} lacks {', '.join(lacking)}: it was written by another dlrun, which alone can read it"
+        )
 
 
 def resume_requests(words: list[str]) -> list[Request]:
@@ -43,24 +75,34 @@ def resume_requests(words: list[str]) -> list[Request]:
     if not words:
         raise RequestError("which run? type dlrun resume outputs/<date>/<run>")
     folder = Path(words[0])
-    if not (folder / "checkpoints").is_dir():
-        raise RequestError(f"{folder} is not a run folder with checkpoints; the runs are in outputs/<date>/")
     state = newest_state(folder)
     request = from_saved(state["config"], state["choices"], words[1:], folder)
     plain: dict[str, Any] = OmegaConf.to_container(request.config)  # type: ignore[assignment]
     refuse_changes(state["config"], plain, folder)
+    refuse_shorter(state, plain, folder)
+    refuse_other_curve(state, plain, folder)
     result = folder / "result.json"
-    status = run_folder.read_json(result)["status"] if result.exists() else None
-    if status in ("completed", "early_stopped") and nothing_left(state, plain):
-        print(f"{folder} is {status.replace('_', ' ')}; to train longer type dlrun resume {folder} trainer.epochs=...")
-        return []
+    status = run_folder.read_json(result).get("status") if result.exists() else None
+    if status in ("completed", "early_stopped"):
+        key = ended_by(state, plain)
+        if key is not None:
+            said = str(status).replace("_", " ")
+            print(f"{folder} is {said}; to train longer type dlrun resume {folder} {key}=...")
+            return []
+    if not any(word.startswith("device.num_threads=") for word in words):
+        request.config.device.num_threads = as_many_threads(state, plain)
     return [replace(request, going_on=True, words=["resume", *words])]
 
 
-def nothing_left(state: dict[str, Any], plain: dict[str, Any]) -> bool:
-    """Whether a finished run has reached what is now asked for."""
-    before, now = state["config"]["trainer"], plain["trainer"]
-    return all(before[k] == now[k] for k in ("epochs", "max_steps", "early_stopping"))
+def ended_by(state: dict[str, Any], plain: dict[str, Any]) -> str | None:
+    """The key whose limit a saved state has reached; null where there is more to do."""
+    trainer, patience = plain["trainer"], plain["trainer"]["early_stopping"]["patience"]
+    if state["epoch"] >= trainer["epochs"]:
+        return "trainer.epochs"
+    if trainer["max_steps"] is not None and state["step"] >= trainer["max_steps"]:
+        return "trainer.max_steps"
+    waited = state["early_stopping"].get("epochs_without_improvement", 0)
+    return "trainer.early_stopping.patience" if patience is not None and waited >= patience else None
 
 
 def refuse_changes(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
@@ -73,6 +115,56 @@ def refuse_changes(before: dict[str, Any], now: dict[str, Any], folder: Path) ->
             f"a resumed run stays the same run, and this would change {listed}; "
             f"leave that out, or start a new run from its weights: dlrun init_from={folder} ..."
         )
+
+
+def refuse_shorter(state: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    """RequestError when the run is to end earlier than it was asked to."""
+    a, b = flatten(state["config"]["trainer"]), flatten(now["trainer"])
+    made = {"epochs": f" ({state['epoch']} are done)", "max_steps": f" ({state['step']} are done)"}
+    for key in ("epochs", "max_steps", "early_stopping.patience"):
+        least, value = (math.inf if x.get(key) is None else x[key] for x in (a, b))
+        if value < least:
+            was, done = "null, no limit," if a.get(key) is None else str(a[key]), made.get(key, "")
+            raise RequestError(
+                f"trainer.{key}={b[key]} is below the {was} of this run{done}, and a resumed run only gets longer; "
+                f"leave that out, or start a new run from its weights: dlrun init_from={folder} ..."
+            )
+
+
+def refuse_other_curve(state: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    """RequestError for a longer training whose learning rates would all have been others."""
+    before = state["config"]
+    longer = [k for k in ("epochs", "max_steps") if before["trainer"][k] != now["trainer"][k]]
+    spans = [k for k in OF_THE_WHOLE if k in before["scheduler"] and before["scheduler"][k] is None]
+    if longer and spans:
+        asked = " ".join(f"trainer.{k}={now['trainer'][k]}" for k in longer)
+        raise RequestError(
+            f"scheduler={state['choices'].get('scheduler')} spans the whole training, so with {asked} every step until "
+            f"now would have had another learning rate; start a new run: dlrun init_from={folder} {asked} ... "
+            f"(a run that is to be made longer later needs scheduler.{spans[0]}=<its length> from its start)"
+        )
+
+
+def as_many_threads(state: dict[str, Any], plain: dict[str, Any]) -> int | None:
+    """The CPU threads that a run was trained with, as sums round by their number; the config's on a smaller machine."""
+    threads, configured = state.get("threads"), plain["device"].get("num_threads")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return threads if isinstance(threads, int) and threads <= cores else configured
+
+
+def what_differs(state: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What may make a resumed run differ in the last bits, a sentence each; RequestError for other data.
+
+    now: what this process would write about itself into a checkpoint.
+    """
+    for key, name in (("spec", "the data's description"), ("rows", "the number of training rows")):
+        if key in state and state[key] != now[key]:
+            raise RequestError(f"{name} is {now[key]}, and was {state[key]} when the run began; bring those data back")
+    said = []
+    for key, name in (("threads", "CPU threads"), ("torch", "torch")):
+        if key in state and state[key] != now[key]:
+            said.append(f"until now {name} {state[key]}, from here on {now[key]}: results may differ in the last bits")
+    return said
 
 
 def take_weights(model: nn.Module, place: Path) -> list[str]:

@@ -1,13 +1,12 @@
 """`model.init`: start values of parameters by name."""
 
-import difflib
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import nn
 
-from dlrun.errors import RequestError
+from dlrun.errors import RequestError, did_you_mean, listed
 
 _SHORT = {"w": "weight", "b": "bias"}
 
@@ -23,9 +22,8 @@ def start_values(model: nn.Module, init: dict[str, Any]) -> None:
     for key, value in init.items():
         wanted = [n for n in named if fnmatchcase(n, key)] or _meant(key, list(named))
         if not wanted:
-            close = difflib.get_close_matches(key, named, 1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            raise RequestError(f"model.init.{key}: there is no such parameter; {hint}there are {', '.join(named)}")
+            hint = did_you_mean(key, named)
+            raise RequestError(f"model.init.{key}: there is no such parameter; {hint}there are {listed(named)}")
         for name in wanted:
             _fill(named[name], name, value)
 

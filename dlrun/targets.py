@@ -1,10 +1,11 @@
 """What a `_target_` may name, and whether its arguments fit: checked before anything is built."""
 
-import difflib
 import importlib.util
 import inspect
+import logging
+import math
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
 import hydra.utils
@@ -13,22 +14,29 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from dlrun.config import Block
-from dlrun.errors import RequestError
+from dlrun.data.spec import Splits
+from dlrun.errors import RequestError, did_you_mean, listed
+from dlrun.validation import in_words, shown
 
 _PACKAGES = ("dlrun", "torch.nn", "torch.optim", "torchvision")
 _CLASSES = (nn.Module, Optimizer, LRScheduler)
 
 
 def names(block: Any) -> Iterator[str]:
-    """Every `_target_` in a block, nested ones too."""
+    """Every `_target_` in a block, nested ones too.
+
+    RequestError for text with `${`: it would be resolved once more on the way to its target, into anything.
+    """
     if isinstance(block, dict):
-        if isinstance(block.get("_target_"), str):
-            yield block["_target_"]
+        if "_target_" in block:
+            yield str(block["_target_"])
         for value in block.values():
             yield from names(value)
-    elif isinstance(block, list):
+    elif isinstance(block, list | tuple):
         for value in block:
             yield from names(value)
+    elif isinstance(block, str) and "${" in block:
+        raise RequestError(f"a setting holds {block!r}, which is not resolved; leave out the backslash before the $")
 
 
 def resolve(target: str, where: str, trusted_modules: Sequence[str] | None) -> Callable[..., Any]:
@@ -38,7 +46,9 @@ def resolve(target: str, where: str, trusted_modules: Sequence[str] | None) -> C
     comes from a loaded run, whose targets run only when the object itself is ours, torch's or trusted.
     """
     if trusted_modules is not None:
-        _refuse(target, where, trusted_modules, _inside(target, (*_PACKAGES, *trusted_modules)))
+        known = _inside(target, (*_PACKAGES, *trusted_modules)) and "__" not in target
+        _refuse(target, where, trusted_modules, known)
+    logging.getLogger("hydra.utils").disabled = True  # it says on stderr what it raises
     try:
         found = hydra.utils.get_object(target)
     except Exception as error:  # importing a user's module runs it, so anything can come
@@ -65,10 +75,12 @@ def _inside(name: str, packages: Sequence[str]) -> bool:
 
 
 def _trustworthy(found: Any, trusted_modules: Sequence[str]) -> bool:
-    """The object's own module decides, not the path that led to it."""
-    module = getattr(found, "__module__", None) or ""
-    if _inside(module, tuple(trusted_modules)) or _inside(module, ("dlrun.data", "dlrun.models", "dlrun.optim")):
+    """The object itself decides, not the path that led to it: its own module, and what it is or returns."""
+    module = str(getattr(found, "__module__", None) or "")
+    if _inside(module, tuple(trusted_modules)):
         return True
+    if inspect.isfunction(found):  # the other functions of dlrun.data fetch files and write them
+        return _inside(module, ("dlrun.data",)) and inspect.signature(found, eval_str=True).return_annotation is Splits
     return inspect.isclass(found) and issubclass(found, _CLASSES) and _inside(module, _PACKAGES)
 
 
@@ -98,8 +110,12 @@ def check_arguments(block: Block, target: Callable[..., Any], ours: Sequence[str
         if key not in own and not open_ended:
             raise RequestError(_unknown(block, key, [*own, *ours]))
         if key in own and not accepts(own[key].annotation, value):
-            kind = _words(own[key].annotation)
-            raise RequestError(f"{block.group}.{key}={value!r} must be {kind}")
+            kind = in_words(own[key].annotation)
+            default = own[key].default
+            default = list(default) if isinstance(default, tuple) else default
+            known = isinstance(default, int | float | str | list | None)
+            advice = f"; type {block.group}.{key}={shown(default)}" if known else ""
+            raise RequestError(f"{block.group}.{key}={value!r} must be {kind}{advice}")
     for key, parameter in own.items():
         required = parameter.default is inspect.Parameter.empty and parameter.kind not in (
             inspect.Parameter.VAR_KEYWORD,
@@ -110,10 +126,9 @@ def check_arguments(block: Block, target: Callable[..., Any], ours: Sequence[str
 
 
 def _unknown(block: Block, key: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(key, known, 1)
-    hint = f"did you mean {block.group}.{close[0]}? " if close else ""
-    listed = ", ".join(sorted(k for k in known if not k.startswith("_")))
-    return f"{block.group}={block.choice} has no setting {block.group}.{key}; {hint}it has {listed}"
+    hint = did_you_mean(key, known, f"{block.group}.")
+    there = listed(sorted(k for k in known if not k.startswith("_")))
+    return f"{block.group}={block.choice} has no setting {block.group}.{key}; {hint}it has {there}"
 
 
 def accepts(annotation: Any, value: Any) -> bool:
@@ -126,27 +141,14 @@ def accepts(annotation: Any, value: Any) -> bool:
     if annotation in (None, type(None)):
         return value is None
     if annotation is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if annotation is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if annotation in (bool, str):
         return isinstance(value, annotation)
-    if origin in (list, tuple, Sequence) or annotation in (list, tuple):
+    if origin in (list, tuple, Sequence, Iterable) or annotation in (list, tuple):
         items = [a for a in inner if a is not Ellipsis]
         return isinstance(value, list) and all(any(accepts(a, v) for a in items) for v in value if items)
     if origin is dict or annotation is dict:
         return isinstance(value, dict)
     return getattr(annotation, "__module__", None) != "torch"  # a Tensor is never written in a config
-
-
-def _words(annotation: Any) -> str:
-    """An annotation for people."""
-    origin, inner = get_origin(annotation), get_args(annotation)
-    if origin in (Union, types.UnionType):
-        return " or ".join(_words(a) for a in inner if getattr(a, "__module__", "") != "torch")
-    if origin is Literal:
-        return "one of " + ", ".join(str(a) for a in inner)
-    if origin in (list, tuple, Sequence):
-        return "a list like [" + ", ".join(_words(a).split(" ")[-1] for a in inner if a is not Ellipsis) + "]"
-    plain = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-    return plain.get(annotation, getattr(annotation, "__name__", str(annotation)))

@@ -3,7 +3,6 @@
 Metrics are sums on the device, reduced once at the end: a short last batch weighs what it holds.
 """
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from dlrun import metrics
 from dlrun.data.spec import DataSpec, TaskName
-from dlrun.errors import RequestError
+from dlrun.errors import RequestError, did_you_mean
 from dlrun.metrics import PADDING, Sums
 from dlrun.models import backward
 
@@ -74,8 +73,7 @@ class Task:
         known = _LOSSES[self.spec.task]
         name = self.loss_name or next(iter(known))
         if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {close[0]}? " if close else ""
+            hint = did_you_mean(name, known)
             raise RequestError(
                 f"task.loss={name} is no loss for {self.spec.task}; {hint}type one of {', '.join(known)}"
             )

@@ -1,7 +1,10 @@
 """What a run records while it trains: TensorBoard events and metrics.jsonl."""
 
+import itertools
 import json
 import math
+import os
+import socket
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -10,45 +13,107 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard import FileWriter, SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from dlrun.disk import GrowingFile, Unsaved, write_atomically
+
 _END = ".end"
+_count = itertools.count()
+
+
+class Events:
+    """An event file, written where it is asked for: what a full disk refuses is tried again at the next flush.
+
+    It stands in for TensorBoard's EventFileWriter, whose thread would end with the first error, and raise it later.
+    Its name sorts by age, as the readers of a folder with several files expect.
+    """
+
+    def __init__(self, folder: Path, suffix: str, unsaved: Unsaved) -> None:
+        started = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_count):06d}"
+        path = folder / f"events.out.tfevents.{started}{suffix}"
+        self.file = GrowingFile(path, "TensorBoard's events", unsaved)
+        self._records = RecordWriter(self.file)
+        self.add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+    def add_event(self, event: Event) -> None:
+        """Add one; on the disk after `flush`."""
+        self._records.write(event.SerializeToString())
+
+    def flush(self) -> None:
+        """Everything is on the disk after this, or said not to be."""
+        self.file.flush()
+
+    def close(self) -> None:
+        """The same: the file is open only while something is added to it."""
+        self.file.flush()
+
+
+class _FileWriter(FileWriter):
+    """torch's summaries into events of ours."""
+
+    def __init__(self, events: Events) -> None:
+        self.event_writer = events
+
+
+class _SummaryWriter(SummaryWriter):
+    """torch's writer of summaries, over one event file of ours."""
+
+    def __init__(self, events: Events) -> None:
+        self._events = events
+        super().__init__(str(events.file.path.parent))
+
+    def _get_file_writer(self) -> Any:
+        writer: Any = _FileWriter(self._events)
+        self.file_writer, self.all_writers = writer, {self.log_dir: writer}  # type: ignore[assignment]
+        return writer
 
 
 class FileTracker:
     """Scalars, text and pictures into TensorBoard events; a row an epoch into metrics.jsonl."""
 
-    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, purge_step: int | None = None, unsaved: Unsaved | None = None) -> None:
+        self.folder, self.unsaved = folder, unsaved or Unsaved()
         if purge_step is not None:
             _wait_for_a_later_name(folder)
-        self.writer = SummaryWriter(str(folder), purge_step=purge_step)
-        self.rows = (folder / "metrics.jsonl").open("a")
+        events = Events(folder, "", self.unsaved)
+        if purge_step is not None:  # readers drop what an earlier file has from this step on
+            status = SessionLog(status=SessionLog.START)
+            events.add_event(Event(wall_time=time.time(), step=purge_step, session_log=status))
+        self.writer = _SummaryWriter(events)
+        self.rows = read_rows(folder)  # all of them, also those that the disk did not take
+        self.file = GrowingFile(folder / "metrics.jsonl", "metrics.jsonl", self.unsaved)
         self.each_epoch: list[Callable[[FileTracker, dict[str, float]], None]] = []  # what else to record of an epoch
+        self.at_end = False
 
     def log_step(self, step: int, values: dict[str, float]) -> None:
         """Values of one optimizer step, as one event: writing each by itself takes three times as long."""
         entries = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
         events: Any = self.writer.file_writer
         events.add_summary(Summary(value=entries), step)
+        self.writer.flush()
 
     def log_epoch(self, row: dict[str, float], timings: dict[str, float]) -> None:
         """One line of metrics.jsonl, on the disk before this returns; the same tags as events."""
-        self.rows.write(json.dumps({k: _json_value(v) for k, v in row.items()}) + "\n")
-        self.rows.flush()
+        self.rows.append({k: v if math.isfinite(v) else math.nan for k, v in row.items()})
+        self.file.write(json.dumps({k: _json_value(v) for k, v in row.items()}) + "\n")
+        self.file.flush()
         step = int(row["step"])
         scalars = {k: v for k, v in row.items() if k not in ("epoch", "step")}
         self.log_step(step, scalars | {f"time/{k}": v for k, v in timings.items()})
         for record in self.each_epoch:
-            record(self, row)
+            with self.unsaved.attempt("an epoch's picture", again=False):
+                record(self, row)
         self.writer.flush()
 
     def log_text(self, tag: str, text: str, step: int = 0) -> None:
         """Markdown."""
         self.writer.add_text(tag, text, step)
+        self.writer.flush()  # a run that is killed and resumed says it no second time
 
     def log_histograms(self, model: nn.Module, step: int) -> None:
         """The distribution of every parameter's values."""
@@ -75,8 +140,11 @@ class FileTracker:
 
     def begin_end(self) -> None:
         """What follows goes into an event file of its own: a resumed run drops it and writes its own end."""
+        if self.at_end:
+            return
+        self.at_end = True
         self.writer.close()
-        self.writer = SummaryWriter(str(self.folder), filename_suffix=_END)
+        self.writer = _SummaryWriter(Events(self.folder, _END, self.unsaved))
 
     def log_hparams(self, settings: dict[str, Any], metrics: dict[str, float], step: int) -> None:
         """Hyperparameters with the final metrics, under tags of their own in the run's own folder.
@@ -91,9 +159,9 @@ class FileTracker:
         self.log_step(step, final)
 
     def close(self) -> None:
-        """Everything is on the disk after this."""
+        """Everything is on the disk after this, or said not to be."""
         self.writer.close()
-        self.rows.close()
+        self.file.flush()
 
 
 def _wait_for_a_later_name(folder: Path) -> None:
@@ -104,17 +172,20 @@ def _wait_for_a_later_name(folder: Path) -> None:
 
 
 @contextmanager
-def tracked(folder: Path, purge_step: int | None = None) -> Iterator[FileTracker]:
+def tracked(folder: Path, purge_step: int | None = None, unsaved: Unsaved | None = None) -> Iterator[FileTracker]:
     """A tracker that is closed however the run ends: TensorBoard loses its last scalars otherwise."""
-    tracker = FileTracker(folder, purge_step)
+    tracker = FileTracker(folder, purge_step, unsaved)
     try:
         yield tracker
     finally:
         tracker.close()
 
 
-def cut_back(folder: Path, step: int) -> None:
-    """Drop the rows of metrics.jsonl past `step`, and the events of the run's end: both are written again."""
+def cut_back(folder: Path, epoch: int) -> None:
+    """Drop the rows of metrics.jsonl past `epoch`, and the events of the run's end: both are written again.
+
+    By epochs, not steps: a run that max_steps ended in mid-epoch has a row of what there was of that epoch.
+    """
     for events in folder.glob(f"events.out.tfevents.*{_END}"):
         events.unlink()
     path = folder / "metrics.jsonl"
@@ -126,11 +197,9 @@ def cut_back(folder: Path, step: int) -> None:
             row = json.loads(line)
         except ValueError:
             break  # a line that a crash cut short
-        if row["step"] <= step:
+        if row["epoch"] <= epoch:
             kept.append(line + "\n")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)
+    write_atomically(path, "".join(kept).encode())
 
 
 def read_rows(folder: Path) -> list[dict[str, float]]:

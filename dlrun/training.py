@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dlrun.data.batches import Batches
+from dlrun.errors import CheckpointError, RunError
 from dlrun.optim.schedule import Schedule
 from dlrun.task import Task, Totals
 
@@ -40,6 +41,9 @@ class Progress:
     best_step: int | None = None
     epochs_without_improvement: int = 0
     first_loss: float | None = None  # of the first step
+    last_finite_loss: float = math.nan
+    bad_gradient_step: int | None = None  # the first log point whose gradient was not finite
+    troubles: dict[str, str] = field(default_factory=dict)  # what was said of learning, by kind
     train_seconds: float = 0.0
     samples: int = 0
 
@@ -74,7 +78,6 @@ class Training:
     progress: Progress = field(default_factory=Progress)
     totals: Totals = field(init=False)
     recent: list[tuple[int, Tensor]] = field(default_factory=list)  # step and loss, since they were last looked at
-    last_finite_loss: float = math.nan
     grad_norm: Tensor = field(default_factory=lambda: torch.tensor(math.nan))
 
     def __post_init__(self) -> None:
@@ -114,8 +117,27 @@ class Training:
             found |= {f"parameter/{key}": value for key, value in zip(keys, values, strict=True)}
         return found
 
+    def check_finite(self) -> None:
+        """Look at the losses since the last look, in one transfer; RunError names the first step that is not finite."""
+        if not self.recent:
+            return
+        p, (steps, tensors) = self.progress, zip(*self.recent, strict=True)
+        self.recent = []
+        for step, loss in zip(steps, torch.stack(tensors).tolist(), strict=True):
+            if not math.isfinite(loss):
+                last = p.last_finite_loss
+                before = f"the last finite loss was {last:.6g}" if math.isfinite(last) else "no loss was finite before"
+                raise RunError(
+                    f"the loss is {loss} at step {step} (epoch {p.epoch + 1}); {before}; "
+                    "try a smaller optimizer.lr, trainer.grad_clip_norm=1, or inputs of a size around 1"
+                )
+            p.last_finite_loss = loss
+            if p.first_loss is None:
+                p.first_loss = loss
+
     def state_dict(self) -> dict[str, Any]:
-        """All of it, as tensors and plain Python."""
+        """All of it, as tensors and plain Python; RunError rather than the state after a loss that is not finite."""
+        self.check_finite()  # first_loss is part of the state
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -127,7 +149,16 @@ class Training:
         }
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        """The inverse of `state_dict`, in place."""
+        """The inverse of `state_dict`, in place; CheckpointError when it is not of such a run."""
+        try:
+            self._load(state, device)
+        except KeyError as error:
+            raise CheckpointError(f"the checkpoint lacks {error}: it is of an older or newer dlrun or torch") from error
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+            said = " ".join(str(error).split())
+            raise CheckpointError(f"the checkpoint does not fit this model, optimizer and dlrun: {said}") from error
+
+    def _load(self, state: dict[str, Any], device: torch.device) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["scheduler"])

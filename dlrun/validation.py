@@ -1,78 +1,156 @@
 """Values against a dataclass: types by OmegaConf, ranges by the fields' metadata."""
 
 import dataclasses
-import difflib
-from typing import Any, TypeVar, cast
+import types
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from dlrun.errors import RequestError
+from dlrun.errors import RequestError, did_you_mean, listed
+from dlrun.problems import Problems
 
 T = TypeVar("T")
 
 
-def typed(schema: type[T], values: dict[str, Any], where: str) -> T:
-    """`values` as an instance of the dataclass `schema`; `where` is the key that they stand under."""
+def typed(schema: type[T], values: dict[str, Any], where: str, problems: Problems | None = None) -> T:
+    """`values` as an instance of the dataclass `schema`; `where` is the key that they stand under.
+
+    What is wrong is noted in `problems`, and the default taken in its place; raised where that is left out.
+    """
+    found = Problems() if problems is None else problems
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), values)
-    except OmegaConfBaseException:
-        _find_wrong_type(schema, values, where)  # only now: a merge for each key takes half a second
-        raise
+    except OmegaConfBaseException:  # only now one by one: a merge for each key takes half a second
+        merged = OmegaConf.merge(OmegaConf.structured(schema), _accepted(schema, values, where, found))
     instance = cast(T, OmegaConf.to_object(merged))
-    _check_ranges(instance, where)
+    _check_ranges(instance, where, found)
+    if problems is None:
+        found.settle()
     return instance
 
 
-def _find_wrong_type(schema: Any, values: dict[str, Any], where: str) -> None:
-    """RequestError for the first key whose value the schema does not take, the innermost one."""
+def _accepted(schema: Any, values: dict[str, Any], where: str, problems: Problems) -> dict[str, Any]:
+    """The values that the schema takes; the others are noted, the innermost key of each."""
     inner = {f.name: f.default_factory for f in dataclasses.fields(schema)}
+    kept = {}
     for name, value in values.items():
-        key = ".".join(p for p in (where, name) if p)
         nested: Any = inner.get(name)
         if dataclasses.is_dataclass(nested) and isinstance(value, dict):
-            _find_wrong_type(nested, value, key)
-        _check_type(schema, name, value, key)
+            kept[name] = _accepted(nested, value, _dotted(where, name), problems)
+        elif problems.attempt(_check_type, schema, name, value, where):
+            kept[name] = value
+    return kept
 
 
-def _check_type(schema: Any, name: str, value: Any, key: str) -> None:
-    """RequestError when one field does not take the value, or is not there."""
+def _check_type(schema: Any, name: str, value: Any, where: str) -> bool:
+    """True; RequestError when the field does not take the value, or is not there."""
     try:
         OmegaConf.merge(OmegaConf.structured(schema), {name: value})
     except ConfigKeyError as error:
-        close = difflib.get_close_matches(name, _names(schema), 1)
-        hint = f"did you mean {close[0]}?" if close else "dlrun --cfg job shows all keys"
-        raise RequestError(f"there is no key {key}; {hint}") from error
+        known = [_dotted(where, key) for key in names(schema)]
+        hint = did_you_mean(_dotted(where, name), known).rstrip()
+        raise RequestError(
+            f"there is no key {_dotted(where, name)}; {hint or 'dlrun --cfg job shows all keys'}"
+        ) from error
     except OmegaConfBaseException as error:
-        said = str(error.msg or error).splitlines()[0]
-        said = f"{value!r} is of the wrong kind" if "Config" in said else said.replace("Value '", "the value '")
-        raise RequestError(f"{key}: {said}") from error
+        raise wrong_type(schema, name, value, where) from error
+    return True
 
 
-def _names(schema: Any) -> list[str]:
-    """The names of a dataclass's fields, and of those of the dataclasses among them."""
-    inner = (f.default_factory for f in dataclasses.fields(schema) if dataclasses.is_dataclass(f.default_factory))
-    return [f.name for f in dataclasses.fields(schema)] + [name for made in inner for name in _names(made)]
+def wrong_type(schema: Any, name: str, value: Any, where: str) -> RequestError:
+    """The error for a field that does not take the value."""
+    key, field = _dotted(where, name), schema.__dataclass_fields__[name]
+    if dataclasses.is_dataclass(field.default_factory):
+        first = dataclasses.fields(field.default_factory)[0]
+        return RequestError(f"{key}={shown(value)} names none of its keys; {_advice(f'{key}.{first.name}', first)}")
+    return RequestError(f"{key}={shown(value)} must be {in_words(get_type_hints(schema)[name])}; {_advice(key, field)}")
 
 
-def _check_ranges(instance: Any, where: str) -> None:
+def _advice(key: str, field: Any) -> str:
+    """What to type instead: the default."""
+    default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
+    return f"type {key}={shown(default)}"
+
+
+def shown(value: Any) -> str:
+    """A value as it is typed on a command line."""
+    return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
+
+
+def _dotted(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name
+
+
+def names(schema: Any) -> Iterator[str]:
+    """The dotted names of a dataclass's fields, those of the dataclasses and dictionaries among them too."""
+    for f in dataclasses.fields(schema):
+        yield f.name
+        factory: Any = f.default_factory
+        if dataclasses.is_dataclass(factory):
+            yield from (f"{f.name}.{name}" for name in names(factory))
+        elif factory is not dataclasses.MISSING and isinstance(made := factory(), dict):
+            yield from (f"{f.name}.{name}" for name in made)
+
+
+def field_at(schema: Any, key: str) -> tuple[Any, str, str] | None:
+    """The dataclass, name and section of a dotted key that it types; null where it types none."""
+    section, _, last = key.rpartition(".")
+    for name in section.split(".") if section else ():
+        known = getattr(schema, "__dataclass_fields__", {}).get(name)
+        if known is None or not dataclasses.is_dataclass(known.default_factory):
+            return None
+        schema = known.default_factory
+    return (schema, last, section) if last in schema.__dataclass_fields__ else None
+
+
+def in_words(annotation: Any) -> str:
+    """An annotation for people."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return " or ".join(in_words(a) for a in inner if getattr(a, "__module__", "") != "torch")
+    if origin is Literal:
+        return "one of " + listed([shown(a) for a in inner])
+    if origin in (list, tuple, Sequence, Iterable):
+        return "a list like [" + ", ".join(in_words(a).split(" ")[-1] for a in inner if a is not Ellipsis) + "]"
+    if origin is dict:
+        return "values by name, {name: value}"
+    plain = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        type(None): "null",
+        Any: "...",
+    }
+    return plain.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def _check_ranges(instance: Any, where: str, problems: Problems) -> None:
+    """Note every value that is out of its range, and put the default in its place."""
     for f in dataclasses.fields(instance):
-        key, value = ".".join(p for p in (where, f.name) if p), getattr(instance, f.name)
+        key, value = _dotted(where, f.name), getattr(instance, f.name)
         if dataclasses.is_dataclass(value):
-            _check_ranges(value, key)
-        if value is not None:
-            _check_range(key, value, f.metadata)
+            _check_ranges(value, key, problems)
+        wrong = None if value is None else _out_of_range(value, f.metadata)
+        if wrong:
+            advice = "" if "choices" in f.metadata else f"; {_advice(key, f)}"
+            problems.add(RequestError(f"{key}={shown(value)} {wrong}{advice}"))
+            setattr(instance, f.name, f.default)
 
 
-def _check_range(key: str, value: Any, rule: Any) -> None:
-    """One key's value against its rule; NaN fails every comparison, so it is refused too."""
+def _out_of_range(value: Any, rule: Any) -> str | None:
+    """What a value breaks of its rule; NaN fails every comparison, so it is refused too."""
     if "choices" in rule and value not in rule["choices"]:
-        raise RequestError(f"{key}={value} is not a choice; type one of {', '.join(rule['choices'])}")
+        close = did_you_mean(str(value), rule["choices"])
+        return f"is not a choice; {close}type one of {', '.join(rule['choices'])}"
     if "above" in rule and not value > rule["above"]:
-        raise RequestError(f"{key}={value} must be above {rule['above']}")
+        return f"must be above {rule['above']}"
     if "at_least" in rule and not value >= rule["at_least"]:
-        raise RequestError(f"{key}={value} must be at least {rule['at_least']}")
+        return f"must be at least {rule['at_least']}"
     if "below" in rule and not value < rule["below"]:
-        raise RequestError(f"{key}={value} must be below {rule['below']}")
+        return f"must be below {rule['below']}"
     if "at_most" in rule and not value <= rule["at_most"]:
-        raise RequestError(f"{key}={value} must be at most {rule['at_most']}")
+        return f"must be at most {rule['at_most']}"
+    return None

@@ -31,4 +31,5 @@ def test_four_frames_lead_from_the_command_to_the_step(
     monkeypatch.delitem(sys.modules, "stack_spy")
     package = str(Path(loop.__file__).parent)
     chains = {tuple(name for file, name in stack if file.startswith(package)) for stack in spy.Spy.stacks}
+    chains = {chain for chain in chains if "fit" in chain}  # the look before training makes a step of its own
     assert chains == {("main", "run", "fit", "train_epoch")}

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import importlib
 import io
-import os
 import pickle
 import shutil
 import sys
@@ -17,7 +16,7 @@ import torch
 from torch import nn
 
 from dlrun import checkpoint
-from dlrun.checkpoint import load, save, weights_sha256, write_atomically
+from dlrun.checkpoint import load, save, weights_sha256
 from dlrun.errors import CheckpointError, RunError
 
 STATE = {"format_version": 1, "model": {"w": torch.arange(6.0).view(2, 3)}, "optimizer": {}, "config": {"a": [1, "b"]}}
@@ -53,43 +52,6 @@ def test_what_was_saved_comes_back(read: Callable[[Path], Any], path: Path) -> N
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize(("owner", "name"), [(os, "fsync"), (Path, "replace")])
-def test_a_save_that_dies_leaves_the_old_file(
-    owner: Any, name: str, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = path.read_bytes()
-
-    def dies(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(owner, name, dies)
-    with pytest.raises(OSError, match="No space left"):
-        write_atomically(path, b"new")
-    assert path.read_bytes() == before
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
-
-
-def test_the_content_is_on_the_disk_before_its_name_and_the_name_before_the_return(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    order: list[str] = []
-    sync, replace = os.fsync, Path.replace
-
-    def synced(handle: int) -> None:
-        order.append("folder" if Path(f"/proc/self/fd/{handle}").is_dir() else "file")
-        sync(handle)
-
-    def replaced(self: Path, target: Path) -> Path:
-        order.append("rename")
-        return replace(self, target)
-
-    monkeypatch.setattr(os, "fsync", synced)
-    monkeypatch.setattr(Path, "replace", replaced)
-    write_atomically(path, b"new")
-    assert order == (["file", "rename", "folder"] if sys.platform == "linux" else order)
-    assert path.read_bytes() == b"new"
-
-
 def flipped(content: bytes, place: int) -> bytes:
     return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
 
@@ -121,6 +83,20 @@ def test_another_format_is_refused(version: Any, path: Path) -> None:
     save(path, STATE | {"format_version": version})
     with pytest.raises(CheckpointError, match=f"{path} has checkpoint format {version}; this dlrun reads format 1"):
         load(path)
+
+
+@pytest.mark.parametrize(
+    ("environment", "refused"),
+    [('{"run_id": "mine"}', True), ('{"run_id": "theirs"}', False), ("{}", False), ("[", False), (None, False)],
+)
+def test_the_checkpoint_of_another_run_is_named(environment: str | None, refused: bool, tmp_path: Path) -> None:
+    path = tmp_path / "run" / "checkpoints" / "last.pt"
+    path.parent.mkdir(parents=True)
+    if environment is not None:
+        (tmp_path / "run" / "environment.json").write_text(environment)
+    save(path, STATE | {"run_id": "theirs"})
+    with pytest.raises(CheckpointError, match="of another run") if refused else contextlib.nullcontext():
+        assert load(path)["run_id"] == "theirs"
 
 
 @pytest.mark.parametrize("content", [[1, 2], torch.ones(2), 3])

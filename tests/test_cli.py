@@ -143,8 +143,9 @@ def test_piped_output_of_python_m_fits_and_is_plain(command: Callable) -> None:
     [
         (("check", "gradients", "model=scratch_mlp", "data=blobs"), 0, "all gradients agree"),
         (("check", "gradients", "model=mlp", "data=blobs"), 2, "scratch_mlp"),
-        (("check", "gradient"), 2, "type dlrun check gradients"),
-        (("check",), 2, "type dlrun check gradients"),
+        (("check", "gradient"), 2, "'gradient' is neither a command nor key=value"),
+        (("check", "data=blobs"), 0, "ready"),
+        (("check", "data=blobs", "optimizer.lr=-1"), 2, "optimizer.lr=-1"),
         (("optimizer=exhaustive", "data=blobs"), 2, "at most 2 parameters"),
     ],
 )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dlrun.data.spec import DataSpec
-from dlrun.diagnose import trouble
+from dlrun.diagnose import at_end, at_epoch, flat
 
 VALUES = DataSpec("vector", (1,), "regression", 1)
 YES_NO = DataSpec("vector", (2,), "binary", 1, class_names=("no", "yes"))
@@ -31,7 +31,8 @@ def said_of(
     metrics: dict[str, float] | None = None,
     baseline: dict[str, float] | None = None,
 ) -> list[str]:
-    return trouble(rows(train, val), "test", predicted, targets, spec, lr, metrics or {}, baseline or {})
+    found = at_end(rows(train, val), "test", predicted, targets, spec, lr, metrics or {}, baseline or {})
+    return list(found.values())
 
 
 @pytest.mark.parametrize(
@@ -130,21 +131,78 @@ BEST_AT_7 = [1.0, 0.9, 0.8, 0.7, 0.6, 0.55, 0.5, 0.55, 0.58, 0.6, 0.62, 0.65]
 def test_a_rising_validation_loss_is_overfitting() -> None:
     (sentence,) = said_of(FALLING, BEST_AT_7, baseline={"val/loss": 2.3})
     assert sentence == (
-        "overfitting after epoch 7: the validation loss rose from 0.5 to 0.65 while the training loss kept falling; "
-        "the best weights are kept, and trainer.early_stopping.patience=3 stops there"
+        "overfitting since epoch 7: the validation loss rose from 0.5 to 0.65 while the training loss kept falling; "
+        "the best weights are kept; try trainer.early_stopping.patience=3, more data, a smaller model, or dropout"
     )
+
+
+STEEP = [2.0, 1.0, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05]
+
+
+@pytest.mark.parametrize(
+    ("val", "trivial", "since"),
+    [
+        ([2.0, 1.1, 0.7, 0.6, 0.6, 0.59, 0.59, 0.6], 2.3, 4),
+        ([2.0, 1.1, 0.7, 0.6, 0.56, 0.53, 0.5, 0.47], 2.3, None),  # validation still learns
+        ([2.0, 1.1, 0.7, 0.15, 0.14, 0.14, 0.14, 0.14], 2.3, None),  # 4 % apart: both are good
+        ([2.0, 1.1, 0.7, 0.6, 0.6, 0.59, 0.59, 0.6], 23.0, None),  # 0.6 is next to nothing there
+        ([2.0, 1.1, 0.7, 0.6, 0.6, 0.59, 0.59, 0.6], None, None),  # nobody knows what is much
+        ([2.0, 1.1, 0.7, 0.7, 0.6, 0.59, 0.59, 0.6], 2.3, None),  # three epochs are too few to tell
+    ],
+)
+def test_a_validation_loss_that_stays_far_above_is_overfitting(
+    val: list[float], trivial: float | None, since: int | None
+) -> None:
+    said = said_of(STEEP, val, baseline={} if trivial is None else {"val/loss": trivial})
+    assert len(said) == (since is not None)
+    assert all(s.startswith(f"overfitting since epoch {since}: the validation loss stays at 0.6 while") for s in said)
+
+
+def test_training_that_stands_still_too_is_not_overfitting() -> None:
+    assert said_of([2.0, *[0.05] * 7], [2.0, *[0.6] * 7], baseline={"val/loss": 2.3}) == []
+
+
+def test_in_the_middle_two_rising_epochs_are_no_trend() -> None:
+    assert at_epoch(rows([1.0, 3.0]), 0.1, {}) == {}
+    assert at_epoch(rows([1.0, 3.0, 5.0, 9.0]), 0.1, {}).keys() == {"diverging"}
+    assert at_epoch(rows([1.0] * 10), 0.1, {}).keys() == {"stuck"}
+    assert at_epoch(rows(FALLING, BEST_AT_7), 0.1, {"val/loss": 2.3}).keys() == {"overfitting"}
+
+
+def test_what_was_said_is_not_said_again() -> None:
+    same = torch.zeros(3, dtype=torch.long), torch.tensor([0, 0, 1])
+    baseline = {"test/accuracy": 2 / 3}
+    run = (rows([1.0, 3.0]), "test", *same, YES_NO, 0.5, {}, baseline)
+    assert at_end(*run).keys() == {"diverging", "one class"}
+    assert at_end(*run, said={"diverging"}).keys() == {"one class"}
+    mixed = (rows([1.0]), "test", torch.tensor([0, 1, 0]), same[1], YES_NO, 0.5, {}, baseline)
+    assert at_end(*mixed).keys() == {"trivial"}
+    assert at_end(*mixed, said={"vanishing"}) == {}  # why it is no better has been said
+
+
+def test_flat_is_a_loss_that_hardly_moves_and_is_no_better_than_the_trivial_answer() -> None:
+    trivial = {"train/loss": 2.3}
+    assert flat(rows([2.31, 2.3, 2.302]), trivial)
+    assert flat(rows([9.0, 9.01]), trivial)
+    assert not flat(rows([2.31, 2.25]), trivial)
+    assert not flat(rows([2.5, 2.31]), trivial)
+    assert not flat(rows([0.1, 0.1]), trivial)  # it has arrived
+    assert flat(rows([5.0, 5.01]), {})
+
+
+NEAR = [0.4 + x / 2 for x in FALLING]  # falls too, and is never far below validation
 
 
 @pytest.mark.parametrize(
     ("train", "val", "trivial"),
     [
-        (FALLING, None, 2.3),
-        (FALLING, BEST_AT_7[:10], 2.3),  # patience=3 has ended it already
-        (FALLING, [*BEST_AT_7[:10], 0.51, 0.7], 2.3),  # noise
-        (FALLING, [0.5 + 0.1 * (x - 0.5) for x in BEST_AT_7], 0.1),  # 3 % worse
-        (FALLING, BEST_AT_7, 100.0),  # 0.5 and 0.65 are the same to somebody whose targets spread over 100
-        ([*FALLING[:7], *[0.5] * 5], BEST_AT_7, 2.3),  # the training loss rose too: something else
-        (FALLING[:3], [1.0, 2.0, 3.0], 2.3),
+        (NEAR, None, 2.3),
+        (NEAR, BEST_AT_7[:10], 2.3),  # patience=3 has ended it already
+        (NEAR, [*BEST_AT_7[:10], 0.51, 0.7], 2.3),  # noise
+        (NEAR, [0.5 + 0.1 * (x - 0.5) for x in BEST_AT_7], 0.1),  # 3 % worse
+        (NEAR, BEST_AT_7, 100.0),  # 0.5 and 0.65 are the same to somebody whose targets spread over 100
+        ([*NEAR[:7], *[0.9] * 5], BEST_AT_7, 2.3),  # the training loss rose too: something else
+        (NEAR[:3], [1.0, 2.0, 3.0], 2.3),
     ],
 )
 def test_no_overfitting_without_a_lasting_and_visible_rise(

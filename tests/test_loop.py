@@ -38,6 +38,9 @@ class Recorder:
     def log_epoch(self, row: dict[str, float], timings: dict[str, float]) -> None:
         self.rows.append(row)
 
+    def begin_end(self) -> None:
+        self.saved.append(("end", -1))
+
     def epoch(self, row: dict[str, float], timings: dict[str, float], is_best: bool) -> None:
         self.best.append(is_best)
 
@@ -203,6 +206,29 @@ def test_training_ends_after_max_steps(most: int, steps: int, epochs: int) -> No
     training = sgd(batches(drawn(), 5), epochs=3, max_steps=most)
     status, recorder = fit(training)
     assert (status, training.progress.step, len(recorder.rows)) == ("completed", steps, epochs)
+
+
+def test_half_an_epoch_is_saved_before_its_row_which_is_of_the_end() -> None:
+    training = sgd(batches(drawn(), 5), epochs=3, max_steps=7)
+    _, recorder = fit(training)
+    kinds = [kept for kept in recorder.saved if kept[0] != "step"]
+    assert kinds == [("epoch", 5), ("interrupted", 7), ("end", -1), ("epoch", 7)]
+    assert [(row["epoch"], row["step"]) for row in recorder.rows] == [(1, 5), (2, 7)]
+    whole = sgd(batches(drawn(), 5), epochs=3, max_steps=10)
+    assert ("end", -1) not in fit(whole)[1].saved
+
+
+def test_half_an_epoch_that_is_out_of_steps_gets_its_row_without_another_step() -> None:
+    """A run that was killed between its last step and its result."""
+    training = sgd(batches(drawn(), 5), epochs=3, max_steps=7)
+    wanted = fit(training)[1].rows[-1]
+    killed = sgd(batches(drawn(), 5), epochs=3, max_steps=7)
+    fit(killed, lambda: killed.progress.step >= 6)
+    assert loop.train_epoch(killed, Recorder(), Recorder(), lambda: False)
+    assert (killed.progress.step, killed.progress.batch) == (7, 2)
+    status, recorder = fit(killed)
+    assert (status, recorder.rows) == ("completed", [wanted])
+    assert killed.progress.step == 7
 
 
 @pytest.mark.parametrize(("patience", "epochs"), [(1, 2), (3, 4), (9, 6)])

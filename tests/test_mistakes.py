@@ -25,7 +25,7 @@ WRONG = [
     ("trainer.epochs=abc", "trainer.epochs"),
     ("trainer.epochs=", "trainer.epochs"),
     ("trainer.epochs=0", "trainer.epochs=0 must be above 0"),
-    ("+trainer.epoch=3", "did you mean epochs?"),
+    ("+trainer.epoch=3", "did you mean trainer.epochs?"),
     ("optimizer.lr=abc", "optimizer.lr='abc' must be a number"),
     ("optimizer.betas=[2.0,0.9]", "optimizer.betas"),
     ("data.val_fraction=1.2", "data.val_fraction=1.2 must be below 1"),

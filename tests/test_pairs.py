@@ -98,7 +98,7 @@ def test_pair(data: str, model: str, root: Path) -> None:
     if data in TAKES[model]:
         training = trained(data, model, root)
         assert training.progress.step == 1
-        assert np.isfinite(training.last_finite_loss)
+        assert np.isfinite(training.progress.last_finite_loss)
         return
     with pytest.raises(MisfitError) as refused:
         trained(data, model, root)

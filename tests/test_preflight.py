@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from dlrun import preflight
+from dlrun import checkpoint, preflight
 from dlrun.data.batches import Batch, MemoryBatches, Order, Place
 from dlrun.data.spec import DataSpec, Split, TaskName
 from dlrun.errors import RequestError
@@ -24,6 +24,7 @@ from dlrun.models.inception import Inception
 from dlrun.models.mlp import MLP
 from dlrun.models.resnet import ResNet
 from dlrun.preflight import Layer, layers, monitored
+from dlrun.runtime import rng_state
 from dlrun.task import Task
 
 QUIET = ("tracking.graph=false", "figures=false")
@@ -53,17 +54,17 @@ def looked_at(model: nn.Module, task: Task | None = None, given: Batch | None = 
 
 def test_the_layer_table_holds_shapes_and_parameters() -> None:
     assert looked_at(Net()) == [
-        Layer("body.0", "Conv2d", (4, 6, 6), 4 * 9 + 4, 4 * 6 * 6 * 9),
-        Layer("body.1", "BatchNorm2d", (4, 6, 6), 8, 0),
-        Layer("body.2", "Dropout", (4, 6, 6), 0, 0),
-        Layer("head", "Linear", (3,), 144 * 3 + 3, 144 * 3),
+        Layer("body.0", "Conv2d", (4, 6, 6), 4 * 9 + 4, 4 * 6 * 6 * 9, 4 * 6 * 6),
+        Layer("body.1", "BatchNorm2d", (4, 6, 6), 8, 0, 4 * 6 * 6),
+        Layer("body.2", "Dropout", (4, 6, 6), 0, 0, 4 * 6 * 6),
+        Layer("head", "Linear", (3,), 144 * 3 + 3, 144 * 3, 3),
     ]
 
 
 def test_a_model_without_parts_is_one_row() -> None:
     task = Task(DataSpec("vector", (4,), "regression", 2))
     found = looked_at(nn.Linear(4, 2), task, ((torch.ones(2, 4),), torch.ones(2, 2)))
-    assert found == [Layer("Linear", "Linear", (2,), 10, 8)]
+    assert found == [Layer("Linear", "Linear", (2,), 10, 8, 2)]
 
 
 def test_many_leaves_are_shown_as_blocks() -> None:
@@ -347,10 +348,62 @@ def test_a_full_disk_is_said_before_the_first_step(tmp_path: Path, monkeypatch: 
 
     model, outputs = nn.Linear(1000, 1000), tmp_path / "not" / "yet" / "there"
     monkeypatch.setattr(shutil, "disk_usage", usage(2**40))
-    preflight.check_disk(outputs, model, keep=2)
+    adam, sgd = torch.optim.Adam(model.parameters()), torch.optim.SGD(model.parameters(), lr=0.1)
+    preflight.check_disk(outputs, model, adam, keep=2)
     assert asked == [tmp_path]
     one_state = 3 * 4 * 1_001_000  # weights and two moments of Adam
     monkeypatch.setattr(shutil, "disk_usage", usage(4 * one_state))
     with pytest.raises(RequestError, match=r"has 46 MB free, and the checkpoints need about 50 MB; make room, or type"):
-        preflight.check_disk(outputs, model, keep=2)
-    preflight.check_disk(outputs, model, keep=1)
+        preflight.check_disk(outputs, model, adam, keep=2)
+    preflight.check_disk(outputs, model, adam, keep=1)
+    preflight.check_disk(outputs, model, sgd, keep=5)
+    monkeypatch.setattr(shutil, "disk_usage", usage(33 * 2**20))
+    with pytest.raises(RequestError, match="checkpoints need about 39 MB"):
+        preflight.check_disk(outputs, model, sgd, keep=6, full=True)
+
+
+class Odd(torch.optim.SGD):
+    """Takes no other arguments, keeps two vectors."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, lr=0.1)
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for p in self.param_groups[0]["params"]:
+            self.state[p] = {"a": torch.zeros_like(p), "b": torch.zeros_like(p)}
+
+
+@pytest.mark.parametrize("net", ["mlp", "resnet"])
+@pytest.mark.parametrize(
+    ("make", "moments"),
+    [
+        (partial(torch.optim.SGD, lr=0.1), 0),
+        (partial(torch.optim.SGD, lr=0.1, momentum=0.9), 1),
+        (partial(torch.optim.Adam, amsgrad=True), 3),
+        (partial(torch.optim.AdamW, fused=True), 2),
+        (torch.optim.Adagrad, 1),
+        (partial(torch.optim.RMSprop, centered=True), 2),
+        (partial(torch.optim.LBFGS, history_size=5), 12),
+        (Odd, 2),
+    ],
+)
+def test_the_size_of_a_checkpoint_is_foreseen(
+    make: Callable[..., torch.optim.Optimizer], moments: float, net: str, tmp_path: Path
+) -> None:
+    spec = DataSpec("image", (1, 16, 16), "multiclass", 10)
+    model: nn.Module = MLP(spec, hidden_sizes=[64]) if net == "mlp" else ResNet(spec)
+    optimizer, inputs = make(model.parameters()), torch.rand(4, 1, 16, 16)
+    foreseen = preflight.checkpoint_bytes(model, optimizer)
+    assert preflight.moments(optimizer) == pytest.approx(moments, abs=0.01)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss: Tensor = model(inputs).square().mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    closure()
+    optimizer.step(closure)  # type: ignore[arg-type]
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rng": rng_state()}
+    checkpoint.save(tmp_path / "x.pt", state | {"config": {f"key{i}": "value" * 3 for i in range(100)}})
+    assert foreseen == pytest.approx((tmp_path / "x.pt").stat().st_size, rel=0.2)

@@ -55,6 +55,19 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         run_folder.create(tmp_path / "file", "x")
 
 
+def test_a_disk_that_takes_nothing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(122, "Disk quota exceeded")
+
+    monkeypatch.setattr(OmegaConf, "save", full)
+    request, runtime = Request(OmegaConf.create(), {}, []), Runtime(torch.device("cpu"), "fp32", None, False, "")
+    with pytest.raises(RequestError, match=r"cannot write to .* \(Disk quota exceeded\); type paths.outputs=<folder>"):
+        run_folder.describe(tmp_path, request, runtime)
+    (tmp_path / "file").touch()
+    with pytest.raises(RequestError, match=r"cannot write to .*file/run \(Not a directory\)"):
+        run_folder.claim(tmp_path / "file" / "run")
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", "result.json"])
 def test_a_folder_that_holds_a_run_is_not_claimed_again(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "a" / "b"
@@ -116,6 +129,7 @@ def test_the_folder_tells_what_was_asked_for_and_where_it_ran(tmp_path: Path, mo
     assert OmegaConf.load(hidden / "overrides.yaml") == ["seed=3"]
     assert OmegaConf.load(hidden / "hydra.yaml") == {"hydra": {"runtime": {"choices": {"model": "mlp"}}}}
     found = run_folder.read_json(tmp_path / "environment.json")
+    assert len(found["run_id"]) == 32
     assert found["command"] == "dlrun seed=3 'model.init={w: 1}'"
     assert (found["device"], found["precision"]) == ("cpu", "bf16")
     assert found["threads"] == torch.get_num_threads()

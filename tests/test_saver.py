@@ -9,12 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import dlrun.saver
 from dlrun import checkpoint, loop
-from dlrun.checkpoint import Saver, load, save
+from dlrun.checkpoint import load, save
 from dlrun.data.batches import MemoryBatches, Order, Place
 from dlrun.data.spec import DataSpec, Split
+from dlrun.disk import Unsaved
 from dlrun.errors import CheckpointError
 from dlrun.optim.schedule import Schedule
+from dlrun.saver import Saver
 from dlrun.task import Task
 from dlrun.training import Limits, Training
 
@@ -123,6 +126,68 @@ def test_where_there_are_no_hard_links_there_are_copies(tmp_path: Path, monkeypa
     kept(tmp_path)
     folder = tmp_path / "checkpoints"
     assert (folder / "last.pt").read_bytes() == (folder / "step_00000020.pt").read_bytes()
+
+
+def saved(saver: Saver, t: Training, epoch: int, is_best: bool) -> None:
+    t.progress.epoch, t.progress.step = epoch, 4 * epoch
+    t.progress.best_epoch = epoch if is_best else t.progress.best_epoch
+    with torch.no_grad():
+        t.model.state_dict()["weight"].fill_(epoch)
+    saver.after_epoch(t, {"epoch": epoch, "step": 4 * epoch, "train/loss": 1.0}, is_best)
+
+
+@pytest.mark.parametrize("dies_at", ["write", "link", "best"])
+def test_a_save_that_fails_leaves_what_was_and_the_next_one_brings_all(
+    dies_at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    t, saver = training(), Saver(tmp_path / "checkpoints", {"run_id": "r"}, 2, None, 2, Unsaved(said.append))
+    folder = tmp_path / "checkpoints"
+    saved(saver, t, 2, is_best=True)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+
+    def full(path: Path, *_: Any) -> None:
+        if dies_at == "write" or path.name == "best.pt":
+            raise OSError(28, "No space left on device")
+        save(path, *_)
+
+    def no_link(file: Path, name: Path) -> None:
+        raise OSError(122, "Disk quota exceeded")
+
+    if dies_at == "link":
+        monkeypatch.setattr(dlrun.saver, "link", no_link)
+    else:
+        monkeypatch.setattr(dlrun.saver, "save", full)
+    saved(saver, t, 3, is_best=True)
+    for epoch in (4, 6):  # the best one has passed, and is held in memory
+        saved(saver, t, epoch, is_best=False)
+    after = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert {name for name in before | after if before.get(name) != after.get(name)} == (
+        {"best.pt"} if dies_at == "link" else set()  # written in one piece before last.pt could not be
+    )
+    assert len(said) == 1
+    assert "Disk quota" in said[0] if dies_at == "link" else "No space" in said[0]
+    best = saver.best_weights(t)
+    assert best is not None
+    assert best["weight"].unique().item() == 3
+    monkeypatch.undo()
+    saved(saver, t, 8, is_best=False)
+    assert saver.unsaved.summary() == ""
+    assert (load(folder / "last.pt")["epoch"], load(folder / "best.pt")["epoch"], len(said)) == (8, 3, 1)
+    assert torch.equal(load(folder / "best.pt")["model"]["weight"], best["weight"])
+
+
+def test_best_weights_that_have_gone_are_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    t, saver = training(), Saver(tmp_path / "checkpoints", {"run_id": "r"}, 1, None, 2, Unsaved(said.append))
+    assert saver.best_weights(t) is None  # no epoch was best: nothing to say
+    saved(saver, t, 1, is_best=True)
+    assert saver.best_weights(t) is not None
+    assert not said
+    (tmp_path / "checkpoints" / "best.pt").unlink()
+    assert saver.best_weights(t) is None
+    assert "there is no checkpoint" in said[0]
+    assert "of the last weights, not the best" in said[0]
 
 
 @pytest.mark.parametrize(("broken", "step"), [([], 20), ([20], 16), ([20, 16], 12)])

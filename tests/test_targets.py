@@ -54,13 +54,25 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         "torchvision.datasets.utils.download_url",
         "dlrun.checkpoint.os.remove",
         "dlrun.checkpoint.load_full_model",
-        "dlrun.data.download.TemporaryDirectory",
+        "dlrun.data.download.tarfile.open",
         "dlrun.models.mlp.nn.modules.module.torch.load",
         "torch.nn.modules.module.torch.load",
         "torch.nn.Module.load_state_dict",
         "torch.optim.Optimizer.load_state_dict",
         "torch.nn.functional.relu",
         "dlrun.data.names.np.load",
+        "dlrun.data.download.fetch",
+        "dlrun.data.download.fetch_images",
+        "dlrun.data.download.unpack",
+        "dlrun.data.images.read_labelled",
+        "dlrun.data.spec.Split",
+        "dlrun.models.pretrained._models",
+        "torch.nn.Linear.__class__",
+        "torch.nn.Linear.__init__.__globals__",
+        "torch.nn.Linear.__subclasses__",
+        "torch.nn.Module.__getattribute__",
+        "torch.nn.__builtins__.eval",
+        "torch.nn.__loader__.load_module",
         "dlrunner.Net",
         "torch.nnx.Net",
     ],
@@ -86,6 +98,80 @@ def test_what_is_ours_or_torchs_is_always_there(target: str) -> None:
     found = targets.resolve(target, "x", [])
     assert found is targets.resolve(target, "x", None)
     assert f"{found.__module__}.{found.__name__}".split(".")[0] == target.split(".")[0]
+
+
+TOUCH = {"_target_": "pathlib.Path.touch", "_args_": ["canary"]}  # what Hydra itself does not refuse either
+UNLINK = {"_target_": "torchvision.datasets.utils.pathlib.Path.unlink", "_args_": ["victim"]}
+ESCAPED = "$" + "{oc.create:'{_target_: pathlib.Path.touch, _args_: [canary]}'}"
+
+
+def layers(*entries: Any) -> dict[str, Any]:
+    """A model whose argument takes anything."""
+    return {"model": {"_target_": "dlrun.models.sequential.Sequential", "init": None, "layers": list(entries)}}
+
+
+HOSTILE: dict[str, Any] = {
+    "the data": {"data": UNLINK},
+    "the model": {"model": {"_target_": "torch.nn.modules.os.system", "command": "touch canary"}},
+    "the optimizer": {"optimizer": {"_target_": "builtins.eval", "_args_": ["open('canary', 'w')"]}},
+    "the scheduler": {"scheduler": {"_target_": "shutil.rmtree", "path": "."}},
+    "an argument": layers(TOUCH),
+    "a list in a list": layers([[1, {"a": [UNLINK]}]]),
+    "positional": {"model": {"_args_": [TOUCH]}},
+    "a partial": layers({"_partial_": True, **TOUCH}),
+    "a group": {"optimizer": {"groups": [{"match": "*", "lr": TOUCH}]}},
+    "a resolver": layers(ESCAPED),
+    "a data function": {
+        "data": {"_target_": "dlrun.data.download.fetch", "url": "x", "checksum": "x", "path": "canary"}
+    },
+    **{f"{n} backslashes": layers("\\" * n + ESCAPED) for n in range(1, 9)},
+}
+
+
+@pytest.fixture
+def hostile(dlrun: Callable[..., Any], tmp_path: Path) -> Callable[[dict[str, Any]], Path]:
+    """`hostile(changes)`: a whole checkpoint whose config was changed, alone in a run folder."""
+    from dlrun import checkpoint
+
+    words = ("data=line", "model=linear", "trainer.epochs=1", "figures=false", "tracking.graph=false")
+    assert dlrun(*words, "hydra.run.dir=run").code == 0
+    last = tmp_path / "run/checkpoints/last.pt"
+    state = checkpoint.load(last)
+    (tmp_path / "victim").touch()
+
+    def change(changes: dict[str, Any]) -> Path:
+        before = state["config"]
+        changed = {k: block if "layers" in block else {**before[k], **block} for k, block in changes.items()}
+        for file in last.parent.iterdir():
+            file.unlink()
+        checkpoint.save(last, state | {"config": before | changed})
+        return tmp_path / "run"
+
+    return change
+
+
+def test_no_saved_config_runs_code(
+    hostile: Callable[[dict[str, Any]], Path], dlrun: Callable[..., Any], tmp_path: Path
+) -> None:
+    for name, changes in HOSTILE.items():
+        run = hostile(changes)
+        for words in (("resume", str(run), "trainer.epochs=2"), ("eval", str(run))):
+            if name in ("the optimizer", "the scheduler", "a group") and words[0] == "eval":
+                continue  # eval builds neither
+            done = dlrun(*words)
+            assert done.code == 2, (name, words, done.out, done.err)
+            assert len(done.err.splitlines()) == 1, done.err
+            assert not (tmp_path / "canary").exists(), name
+            assert (tmp_path / "victim").exists(), name
+
+
+def test_resolvers_that_only_read_are_harmless(
+    hostile: Callable[[dict[str, Any]], Path], dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROWS", "40")
+    run = hostile({"data": {"rows": "$" + "{oc.decode:$" + "{oc.env:ROWS}}"}})
+    done = dlrun("eval", str(run))
+    assert done.code == 0, done.err
 
 
 @pytest.mark.parametrize("target", ["mynet.Net", "mynet.make", "mynet.os.remove"])

@@ -12,18 +12,12 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-from tensorboard.summary.writer import event_file_writer
 from torch import Tensor, nn
 
-from dlrun.tracking import FileTracker, cut_back, flatten, read_rows, tracked
+from dlrun.disk import Unsaved
+from dlrun.tracking import Events, FileTracker, cut_back, flatten, read_rows, tracked
 
 QUIET = ("tracking.graph=false", "figures=false")
-
-
-@pytest.fixture(autouse=True)
-def _files_sort_by_age(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Event files of one second and process sort by a counter without leading zeros: begin it anew."""
-    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
 
 
 def events(folder: Path) -> Any:
@@ -147,22 +141,22 @@ def test_a_resumed_writer_takes_the_place_of_what_came_after_the_checkpoint(tmp_
 
 
 @pytest.mark.parametrize(
-    ("tail", "step", "left"),
-    [("", 20, [1, 2]), ("", 30, [1, 2, 3]), ("", 0, []), ('{"epoch": 4, "st', 40, [1, 2, 3]), ("\n", 20, [1, 2])],
+    ("tail", "epoch", "left"),
+    [("", 2, [1, 2]), ("", 3, [1, 2, 3]), ("", 0, []), ('{"epoch": 4, "st', 4, [1, 2, 3]), ("\n", 2, [1, 2])],
 )
 def test_rows_after_the_checkpoint_are_cut_and_a_torn_line_with_them(
-    tail: str, step: int, left: list[int], tmp_path: Path
+    tail: str, epoch: int, left: list[int], tmp_path: Path
 ) -> None:
     lines = [json.dumps(row(epoch, train_loss=0.1)) + "\n" for epoch in (1, 2, 3)]
     (tmp_path / "metrics.jsonl").write_text("".join(lines) + tail)
-    cut_back(tmp_path, step)
+    cut_back(tmp_path, epoch)
     assert (tmp_path / "metrics.jsonl").read_text() == "".join(lines[: len(left)])
     assert os.listdir(tmp_path) == ["metrics.jsonl"]  # noqa: PTH208
 
 
 def test_the_events_of_the_end_are_dropped_and_written_again(tmp_path: Path) -> None:
     for value in (1.0, 2.0):
-        cut_back(tmp_path, step=10)
+        cut_back(tmp_path, epoch=1)
         with tracked(tmp_path, purge_step=11) as tracker:
             tracker.log_step(11, {"train/loss": value})
             tracker.begin_end()
@@ -243,6 +237,53 @@ def test_everything_is_on_the_disk_even_after_an_exception(tmp_path: Path) -> No
     with pytest.raises(KeyError):
         fails()
     assert len(scalars(tmp_path)["loss"]) == 50
+
+
+def test_event_files_of_one_second_sort_by_age(tmp_path: Path) -> None:
+    made = [Events(tmp_path, "", Unsaved()).file.path for _ in range(12)]
+    assert sorted(made) == made
+    assert len({path.name for path in made}) == 12
+
+
+def test_a_full_disk_ends_neither_rows_nor_events_and_both_are_made_good(tmp_path: Path) -> None:
+    import resource
+
+    said: list[str] = []
+    unsaved, before = Unsaved(said.append), resource.getrlimit(resource.RLIMIT_FSIZE)
+    with tracked(tmp_path, unsaved=unsaved) as tracker:
+        for epoch in range(1, 31):
+            full = 10 <= epoch < 20
+            resource.setrlimit(resource.RLIMIT_FSIZE, (400 if full else before[0], before[1]))
+            try:
+                tracker.log_epoch(row(epoch, train_loss=0.5 / epoch), {})
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            assert tracker.rows[-1]["epoch"] == epoch
+            assert set(unsaved.reasons) == ({"metrics.jsonl", "TensorBoard's events"} if full else set())
+    assert len(said) == 2
+    assert read_rows(tmp_path) == tracker.rows
+    assert [step for step, _ in scalars(tmp_path)["train/loss"]] == [10 * epoch for epoch in range(1, 31)]
+
+
+def test_a_picture_of_an_epoch_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    def fails(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    said: list[str] = []
+    with tracked(tmp_path, unsaved=Unsaved(said.append)) as tracker:
+        tracker.each_epoch.append(fails)
+        for epoch in (1, 2):
+            tracker.log_epoch(row(epoch, train_loss=0.5), {})
+    assert said == ["an epoch's picture could not be saved (No space left on device); the run goes on"]
+
+
+def test_rows_in_memory_are_what_would_be_read(tmp_path: Path) -> None:
+    with tracked(tmp_path) as tracker:
+        tracker.log_epoch(row(1, train_loss=math.inf, lr=0.1), {})
+        assert math.isnan(tracker.rows[0]["train/loss"])
+        assert str(tracker.rows) == str(read_rows(tmp_path))
+    with tracked(tmp_path) as tracker:
+        assert str(tracker.rows) == str(read_rows(tmp_path))
 
 
 def test_nested_keys_become_dotted() -> None:

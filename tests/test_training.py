@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from dlrun import loop
 from dlrun.data.batches import MemoryBatches, Order, Place
 from dlrun.data.spec import DataSpec, Split
+from dlrun.errors import CheckpointError, RunError
 from dlrun.optim.schedule import Schedule
 from dlrun.runtime import rng_state, set_rng_state
 from dlrun.task import Task
@@ -34,6 +35,9 @@ class Nowhere:
 
     def log_epoch(self, row: dict[str, float], timings: dict[str, float]) -> None:
         self.rows.append(row)
+
+    def begin_end(self) -> None:
+        self.rows.append({"end": 1.0})
 
     def epoch(self, row: dict[str, float], timings: dict[str, float], is_best: bool) -> None: ...
 
@@ -126,6 +130,79 @@ def test_every_part_of_the_state_is_needed(missing: str) -> None:
     second.load_state_dict(through_a_file(state), CPU)
     set_rng_state(state["rng"])
     assert begun + fit(second) != rows
+
+
+class Keeping(Nowhere):
+    """Keeps the state that a run out of steps leaves."""
+
+    state: Any = None
+
+    def interrupted(self, training: Training) -> None:
+        self.state = through_a_file(training.state_dict() | {"rng": rng_state()})
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("steps", [1, 5, 8])
+def test_a_run_out_of_steps_goes_on_in_the_middle_of_the_epoch(steps: int, accumulate: int) -> None:
+    whole, kept = made("plateau", accumulate_steps=accumulate), Keeping()
+    rows = fit(whole)
+    loop.fit(made("plateau", accumulate_steps=accumulate, max_steps=steps), kept, kept, kept, lambda: False)
+    second = made("plateau", accumulate_steps=accumulate)
+    end = kept.rows.index({"end": 1.0})
+    assert kept.rows[end + 1]["step"] == steps
+    second.load_state_dict(kept.state, CPU)
+    set_rng_state(kept.state["rng"])
+    assert kept.rows[:end] + fit(second) == rows
+    assert all(torch.equal(v, second.model.state_dict()[k]) for k, v in whole.model.state_dict().items())
+    assert second.progress.best_value == whole.progress.best_value
+
+
+def test_the_first_and_the_last_finite_loss_are_part_of_the_state() -> None:
+    whole, state = made(), {}
+    fit(whole)
+    first, second = made(), made()
+
+    class Saves(Nowhere):
+        def after_step(self, training: Training) -> None:
+            if training.progress.step == 2:  # before anybody has looked at a loss
+                state.update(through_a_file(training.state_dict()))
+
+    nowhere = Saves()
+    loop.fit(first, nowhere, nowhere, nowhere, lambda: first.progress.step >= 2)
+    second.load_state_dict(state, CPU)
+    assert second.progress.first_loss == whole.progress.first_loss
+    assert math.isfinite(second.progress.last_finite_loss)
+
+
+def test_no_state_is_given_after_a_loss_that_is_not_finite() -> None:
+    training = made()
+    fit(training, 2)
+    training.recent.append((3, torch.tensor(math.nan)))
+    with pytest.raises(RunError, match=r"the loss is nan at step 3 .*; the last finite loss was \d"):
+        training.state_dict()
+
+
+@pytest.mark.parametrize("lost", ["model", "optimizer", "scheduler", "scaler", "progress", "early_stopping", "totals"])
+def test_a_state_that_lacks_something_is_refused(lost: str) -> None:
+    state = made().state_dict()
+    del state[lost]
+    with pytest.raises(CheckpointError, match=f"the checkpoint lacks '{lost}'"):
+        made().load_state_dict(state, CPU)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model", {"0.weight": torch.ones(1)}),
+        ("optimizer", {"state": {}, "param_groups": []}),
+        ("progress", {"epochs_of_the_future": 3}),
+        ("totals", {"waiting": [1], "sums": {}}),
+        ("scheduler", None),
+    ],
+)
+def test_a_state_of_something_else_is_refused(key: str, value: Any) -> None:
+    with pytest.raises(CheckpointError, match="does not fit this model, optimizer and dlrun"):
+        made().load_state_dict(made().state_dict() | {key: value}, CPU)
 
 
 def test_a_loaded_state_shares_nothing_with_the_run_it_is_of() -> None:

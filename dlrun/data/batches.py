@@ -6,11 +6,15 @@ The order of epoch e is a function of (seed, e) alone, so an epoch can be entere
 import contextlib
 import math
 import os
+import random
+import signal
 from collections.abc import Iterator, Sized
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -107,16 +111,28 @@ class LoaderBatches:
         augmented = self.order.shuffle and getattr(self.dataset, "augments", False)
         keys = [(self.order.seed * 1_000_003 + number, row) for row in rows] if augmented else rows
         chosen = [keys[i * size : (i + 1) * size] for i in range(start, len(self))]
+        own = self.workers > 0 and not (augmented or isinstance(self.dataset, Pairs))  # it may draw random numbers
         loader = DataLoader(
-            self.dataset,
+            Seeded(self.dataset, self.order.seed * 1_000_003 + number) if own else self.dataset,
             batch_sampler=chosen,
             num_workers=self.workers,
             pin_memory=self.place.device.type == "cuda",
+            worker_init_fn=_leave_signals_to_the_run,
             generator=torch.Generator().manual_seed(number),  # else the global generator would be drawn from
         )
         for *inputs, targets in loader:
             moved = tuple(self.place.inputs(tuple(inputs)))
             yield self.place.view(moved), self.place.targets(targets)
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    """Ctrl-C and many a SIGTERM reach the whole process group: the run that then ends its step needs its workers."""
+
+    def first(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)  # the second one stops the worker too
+
+    signal.signal(signal.SIGINT, first)
+    signal.signal(signal.SIGTERM, first)
 
 
 @dataclass(frozen=True)
@@ -162,6 +178,22 @@ class Pairs(Dataset[Any]):
 
     def __getitem__(self, row: int) -> tuple[Tensor, ...]:
         return (*(x[row] for x in self.split.inputs), self.split.targets[row])
+
+
+class Seeded(Dataset[Any]):
+    """A dataset in a worker process, whose random numbers are a function of `key` and the row: not of the worker,
+    nor of the batch that an epoch is entered at. Costs about 15 µs a row.
+    """
+
+    def __init__(self, dataset: Dataset[Any], key: int) -> None:
+        self.dataset, self.key = dataset, key
+
+    def __getitem__(self, row: int) -> Any:
+        seed = (self.key * 0x9E3779B97F4A7C15 + row) % 2**63
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would look for GPUs as well
+        return self.dataset[row]
 
 
 class Rows(Dataset[Any]):

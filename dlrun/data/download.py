@@ -1,12 +1,64 @@
 """Files that come over the network, and what is said when it does not bring them."""
 
+import gzip
+import os
+import shutil
+import tarfile
+import zlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import IO
 
+from dlrun import lock
 from dlrun.errors import DataError
 
 COURSE_URL = "https://raw.githubusercontent.com/hunkim/PyTorchZeroToAll/master/data/"
+
+
+def _idx(*md5: str) -> dict[str, str]:
+    """The four files in which MNIST, and what was made after it, are published."""
+    parts = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+    return {f"{part}-ubyte.gz": digits for part, digits in zip(parts, md5, strict=True)}
+
+
+_PUBLISHED: dict[str, tuple[str, dict[str, str]]] = {  # address, and the files there with their md5
+    "MNIST": (
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        _idx(
+            "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+            "d53e105ee54ea40749a09fcbcd1e9432",
+            "9fb629c4189551a2d022fa330f9573f3",
+            "ec29112dd5afa0611ce80d1b7f02629c",
+        ),
+    ),
+    "FashionMNIST": (
+        "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
+        _idx(
+            "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+            "25c81989df183df01b3e8a0aad5dffbe",
+            "bef4ecab320f06d8554ea6380940ec79",
+            "bb300cfdad3c16e7a12a480ee83cd310",
+        ),
+    ),
+    "KMNIST": (
+        "https://codh.rois.ac.jp/kmnist/dataset/kmnist/",
+        _idx(
+            "bdb82020997e1d708af4cf47b453dcf7",
+            "e144d726b3acfaa3e44228e80efcd344",
+            "5c965bf0a639b31b8f53240b1b52f4d7",
+            "7320c461ea6c1c855c0b718fb2a4b134",
+        ),
+    ),
+    "CIFAR10": (
+        "https://www.cs.toronto.edu/~kriz/",
+        {"cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a"},
+    ),
+    "CIFAR100": (
+        "https://www.cs.toronto.edu/~kriz/",
+        {"cifar-100-python.tar.gz": "eb9058c3a382ffc7106e4002c42a8d85"},
+    ),
+}
 
 
 def unavailable(data: str, folder: Path, files: Sequence[str], reason: Exception) -> DataError:
@@ -19,16 +71,41 @@ def unavailable(data: str, folder: Path, files: Sequence[str], reason: Exception
     )
 
 
-def fetch(url: str, sha256: str, path: Path) -> None:
+def fetch(url: str, checksum: str, path: Path, schemes: Sequence[str] = ("https",)) -> None:
     """Download `url` to `path`, which appears only when it is whole and its checksum is right.
 
-    Raises OSError (no connection, no permission) or ValueError (another checksum).
+    checksum: `sha256:` or `md5:` and hex digits. What an interrupted download brought lies in `<path>.part`, and
+    the next one goes on from there. Raises OSError (no connection, no permission) or ValueError (another checksum,
+    or an address that is not https).
     """
     import pooch
 
+    if url.partition("://")[0] not in schemes:
+        raise ValueError(f"{url} is not https")
     pooch.get_logger().setLevel("ERROR")  # by default it tells every download on stderr
-    quiet = pooch.HTTPDownloader(progressbar=False)
-    pooch.retrieve(url, f"sha256:{sha256}", fname=path.name, path=path.parent, downloader=quiet)
+    part = path.with_name(path.name + ".part")
+    pooch.retrieve(url, checksum, fname=path.name, path=path.parent, downloader=partial(_go_on, part))
+
+
+def _go_on(part: Path, url: str, target: str, _: object) -> None:
+    """Bring the bytes that `part` still lacks, then make it `target`."""
+    import pooch
+    import requests
+
+    with part.open("ab") as file:
+        if not lock.locked(file.fileno()):  # another process is at it: each its own
+            pooch.HTTPDownloader(progressbar=False)(url, target, None)
+            return
+        asked = {"Range": f"bytes={file.tell()}-"} if file.tell() else {}
+        with requests.get(url, headers=asked | {"Accept-Encoding": "identity"}, stream=True, timeout=30) as answer:
+            if answer.status_code != requests.codes.requested_range_not_satisfiable:  # else it is all there
+                answer.raise_for_status()
+                if answer.status_code != requests.codes.partial_content:
+                    file.truncate(0)  # the server sends all of it
+                for chunk in answer.iter_content(2**16):
+                    file.write(chunk)
+        file.flush()
+        part.replace(target)
 
 
 def course_table(data: str, root: str, name: str, sha256: str) -> Path:
@@ -42,26 +119,48 @@ def course_table(data: str, root: str, name: str, sha256: str) -> Path:
         if path.is_file():
             return path
     try:
-        fetch(COURSE_URL + packed.name, sha256, packed)
+        fetch(COURSE_URL + packed.name, f"sha256:{sha256}", packed)
     except (OSError, ValueError) as error:
         raise unavailable(data, folder, [packed.name], error) from error
     return packed
 
 
-def fetch_with_torchvision(data: str, dataset: str, root: Path, folder: str, files: Sequence[str]) -> None:
-    """Download `torchvision.datasets.<dataset>` and put its `files` into `root/folder`, each in one move.
-
-    Raises DataError, whatever the reason.
-    """
+def fetch_images(data: str, dataset: str, folder: Path, files: Sequence[str]) -> None:
+    """Download an image set and put its `files` into `folder`, each in one move. Raises DataError, whatever happens."""
+    address, archives = _PUBLISHED[dataset]
     try:
-        from torchvision import datasets
+        for name, md5 in archives.items():
+            fetch(address + name, f"md5:{md5}", folder / name)
+            unpack(folder / name, files)
+            (folder / name).unlink()
+    except (OSError, ValueError, EOFError, tarfile.TarError, zlib.error) as error:
+        raise unavailable(data, folder, files, error) from error
 
-        root.mkdir(parents=True, exist_ok=True)
-        # torchvision unpacks in place: interrupted, it would leave half a file that it later takes for whole.
-        with TemporaryDirectory(dir=root, prefix="download-") as half:
-            getattr(datasets, dataset)(half, download=True)
-            (root / folder).mkdir(parents=True, exist_ok=True)
-            for name in files:
-                Path(half, folder, name).replace(root / folder / name)
-    except Exception as error:  # its download fails with half a dozen classes, of which RuntimeError is one
-        raise unavailable(data, root / folder, files, error) from error
+
+def unpack(archive: Path, files: Sequence[str]) -> None:
+    """Put what a .gz holds, or those of `files` that a .tar.gz holds under the folder's name, beside the archive.
+
+    Nothing else of it is written, and no path in it is followed. Raises ValueError where a file is not in it.
+    """
+    if not archive.name.endswith(".tar.gz"):
+        with gzip.open(archive) as stream:
+            _place(stream, archive.with_name(archive.stem))
+        return
+    with tarfile.open(archive) as tar:
+        members = {member.name: member for member in tar if member.isfile()}
+        for name in files:
+            inside = members.get(f"{archive.parent.name}/{name}")
+            packed = inside and tar.extractfile(inside)
+            if not packed:
+                raise ValueError(f"{archive} holds no file {archive.parent.name}/{name}")
+            _place(packed, archive.with_name(name))
+
+
+def _place(stream: IO[bytes] | gzip.GzipFile, path: Path) -> None:
+    half = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with half.open("wb") as file:
+            shutil.copyfileobj(stream, file)
+        half.replace(path)
+    finally:
+        half.unlink(missing_ok=True)

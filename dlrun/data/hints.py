@@ -1,15 +1,14 @@
 """The part of an error message that says what was probably meant."""
 
-import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
-from dlrun.errors import DataError
+from dlrun.errors import DataError, nearest
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
     """ ", did you mean 'x'?" with the closest option, or "" when none is close."""
-    close = difflib.get_close_matches(word, list(options), n=1)
+    close = nearest(word, options, 1)
     return f", did you mean '{close[0]}'?" if close else ""
 
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from dlrun.data.cifar import read_batch, read_class_names
-from dlrun.data.download import fetch_with_torchvision
+from dlrun.data.download import fetch_images
 from dlrun.data.idx import idx_path, read_labelled
 from dlrun.data.partition import stratified_partition
 from dlrun.data.pixels import Part, image_splits
@@ -135,7 +135,7 @@ def _idx_splits(
 ) -> Splits:
     folder = Path(root).expanduser() / dataset / "raw"
     if any(idx_path(folder, name) is None for name in IDX_FILES):
-        fetch_with_torchvision(data, dataset, folder.parent.parent, f"{dataset}/raw", IDX_FILES)
+        fetch_images(data, dataset, folder, IDX_FILES)
     paths = [idx_path(folder, name) or folder / name for name in IDX_FILES]
     train = read_labelled(paths[0], paths[1], len(names))
     test = read_labelled(paths[2], paths[3], len(names))
@@ -149,7 +149,7 @@ def _present(data: str, dataset: str, root: str, folder: str, files: list[str]) 
     """root/folder with all `files` in it, downloaded when one is missing."""
     base = Path(root).expanduser()
     if not all((base / folder / name).is_file() for name in files):
-        fetch_with_torchvision(data, dataset, base, folder, files)
+        fetch_images(data, dataset, base / folder, files)
     return base / folder
 
 

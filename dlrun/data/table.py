@@ -113,6 +113,8 @@ def _text(path: Path) -> str:
         ) from error
     except (EOFError, zlib.error) as error:
         raise DataError(f"{path} is damaged, its gzip stream does not end: delete it and get it anew") from error
+    except IsADirectoryError:
+        raise DataError(f"data.path={path} is a folder: type data.path=<a file>") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
 

@@ -1,21 +1,19 @@
 """What the models refuse, each as one sentence: settings out of range, unknown names, images too small."""
 
-import difflib
 from collections.abc import Collection, Sequence
 
 from dlrun.data.spec import DataSpec
-from dlrun.errors import MisfitError, RequestError
+from dlrun.errors import MisfitError, RequestError, listed, nearest
 
 
 def unknown(key: str, value: str, choices: Collection[str], advice: str = "") -> RequestError:
     """The error for `key=value` where value is none of the choices, with a did-you-mean.
 
-    advice: what to type instead; all the choices when it is left out.
+    advice: what to type instead; the choices when it is left out.
     """
-    by_lower_case = {choice.lower(): choice for choice in choices}
-    close = difflib.get_close_matches(value.lower(), by_lower_case, n=3)
-    hint = f" (did you mean {' or '.join(by_lower_case[name] for name in close)}?)" if close else ""
-    advice = advice or f"type one of {', '.join(choices)}"
+    close = nearest(value, choices)
+    hint = f" (did you mean {' or '.join(close)}?)" if close else ""
+    advice = advice or f"type one of {listed(choices)}"
     return RequestError(f"{key}={value} is unknown{hint}: {advice}.")
 
 

@@ -5,6 +5,8 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+OF_THE_WHOLE = ("T_max", "total_steps")  # a scheduler's arguments that null makes the length of the whole training
+
 
 class Schedule:
     """Moves a torch scheduler every epoch or every step, once the warm-up is over.

@@ -18,7 +18,7 @@ from dlrun.tracking import FileTracker
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from dlrun.experiment import Parts
+    from dlrun.parts import Parts
 
 _MOST_DOTS = 1000  # rows shown in a frame
 _FRAME_MS, _LAST_MS = 120, 1500  # how long the animation shows a frame, and the last one

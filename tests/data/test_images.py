@@ -16,13 +16,10 @@ PUBLISHED_CONSTANTS = {
 
 @pytest.fixture
 def no_network(monkeypatch):
-    def unreachable(root, download):
-        raise RuntimeError("Error downloading it")
+    def unreachable(url, checksum, path):
+        raise OSError("Error downloading it")
 
-    from torchvision import datasets
-
-    for name in ("MNIST", "FashionMNIST", "KMNIST", "CIFAR10", "CIFAR100"):
-        monkeypatch.setattr(datasets, name, unreachable)
+    monkeypatch.setattr("dlrun.data.download.fetch", unreachable)
 
 
 @pytest.mark.parametrize(("read", "folder"), GREY)

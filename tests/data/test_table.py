@@ -108,7 +108,7 @@ def test_missing_file_names_a_close_one(tmp_path):
         read_table(tmp_path / "tabel.csv")
     with pytest.raises(DataError, match="does not exist"):
         read_table(tmp_path / "nowhere" / "t.csv")
-    with pytest.raises(DataError, match="cannot be read: Is a directory"):
+    with pytest.raises(DataError, match="is a folder: type"):
         read_table(tmp_path)
 
 

@@ -1,0 +1,39 @@
+"""`dlrun check [overrides]`: everything that is looked at before a training, without the training."""
+
+import contextlib
+
+from dlrun import config, report, request
+from dlrun.console import Console
+from dlrun.parts import prepare, session
+from dlrun.problems import Problems
+from dlrun.request import Request
+
+
+def check(words: list[str]) -> int:
+    """Say what a command line would train and that it is ready; returns 0. Writes nothing.
+
+    A RequestError lists all that is wrong; of the runs of a sweep too.
+    """
+    asked = request.from_command_line(words)
+    console, problems = Console(), Problems()
+    for one in asked:
+        problems.attempt(_check_one, one, console, len(asked) > 1)
+    request.forget_empty(*{one.sweep for one in asked if one.sweep is not None})
+    problems.settle()
+    if asked:
+        console.say("ready" if len(asked) == 1 else f"ready: {len(asked)} runs")
+    return 0
+
+
+def _check_one(asked: Request, console: Console, is_one_of_many: bool) -> None:
+    """Build one run and say what it is; of many only its overrides."""
+    problems = Problems()
+    asked.config.preflight = True
+    settings = config.read(asked.config, asked.choices, problems)
+    with contextlib.ExitStack() as held:
+        process = session(held, settings, problems)
+        parts = prepare(settings, process, asked.trusted_modules, problems)
+        if is_one_of_many:
+            console.say(f"run {' '.join(asked.overrides)}: no problem")
+        else:
+            report.opening(console, parts, asked.folder)

@@ -1,0 +1,120 @@
+"""Writing to a disk that may fill up, be taken away, or lose its power: files are whole, old, or not there."""
+
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """The file appears whole under its name, and survives a power cut once this returns."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def link(file: Path, name: Path) -> None:
+    """`name` becomes another name of `file`, at once; a copy where the file system has no hard links."""
+    temporary = name.with_name(f".{name.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        try:
+            os.link(file, temporary)
+        except OSError:
+            shutil.copyfile(file, temporary)
+        temporary.replace(name)
+    finally:
+        temporary.unlink(missing_ok=True)  # two names of one file: the rename does nothing, says POSIX
+    _sync_folder(name.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """A rename is on the disk only when its folder is."""
+    if sys.platform == "win32":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def forget_halves(*folders: Path) -> None:
+    """Remove what a killed process left half-written; only for who alone writes there."""
+    for folder in folders:
+        for half in folder.glob(".*.tmp"):
+            with contextlib.suppress(OSError):
+                half.unlink()
+
+
+def _complain(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+class Unsaved:
+    """What a run has not been able to write: said once each when it happens, and there to be said at the end."""
+
+    def __init__(self, say: Callable[[str], None] = _complain) -> None:
+        self.say = say
+        self.reasons: dict[str, str] = {}  # why, by name of what the disk still lacks
+        self._said: set[str] = set()
+
+    @contextlib.contextmanager
+    def attempt(self, what: str, again: bool = True) -> Iterator[None]:
+        """An OSError inside is noted, not raised: a full disk must not cost what has been trained.
+
+        again: whether a later attempt that succeeds brings all of it.
+        """
+        try:
+            yield
+        except OSError as error:
+            self.reasons[what] = error.strerror or str(error)
+            if what not in self._said:
+                self._said.add(what)
+                more = ", and the next save tries again" if again else ""
+                self.say(f"{what} could not be saved ({self.reasons[what]}); the run goes on{more}")
+        else:
+            if again:
+                self.reasons.pop(what, None)
+
+    def summary(self) -> str:
+        """All of it in one line; empty when everything is on the disk."""
+        return ", ".join(f"{what} ({why})" for what, why in self.reasons.items())
+
+
+class GrowingFile:
+    """A file that is only added to. What the disk does not take is held, and tried again at the next flush."""
+
+    def __init__(self, path: Path, what: str, unsaved: Unsaved) -> None:
+        self.path, self.what, self.unsaved = path, what, unsaved
+        self._held = bytearray()
+        with unsaved.attempt(what), path.open("ab"):  # it is there from the start, if empty
+            pass
+
+    def write(self, content: str | bytes) -> None:
+        """Add text (as UTF-8) or bytes; on the disk after `flush`."""
+        self._held += content.encode() if isinstance(content, str) else content
+
+    def flush(self) -> None:
+        """All that was written is on the disk after this, or none of it since the last flush."""
+        if not self._held:
+            return
+        with self.unsaved.attempt(self.what):
+            before = self.path.stat().st_size if self.path.exists() else 0
+            try:
+                with self.path.open("ab") as file:
+                    file.write(self._held)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.truncate(self.path, before)  # half a line is worse than none
+                raise
+            self._held.clear()

@@ -1,0 +1,215 @@
+"""What one run is made of: built and checked before anything is written."""
+
+import dataclasses
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from dlrun import build, expectations, memory, preflight, probes, results, runtime, saved
+from dlrun.config import DeviceConfig, ModelKeys, OptimizerKeys, Settings
+from dlrun.data.batches import Batches, MemoryBatches, Order, Place
+from dlrun.data.spec import DataSpec, Split, Splits
+from dlrun.disk import Unsaved
+from dlrun.errors import RequestError
+from dlrun.optim.schedule import Schedule
+from dlrun.plots import evolution
+from dlrun.probes import Answer
+from dlrun.problems import Problems
+from dlrun.runtime import Runtime
+from dlrun.task import Task
+from dlrun.training import Training
+
+_ANYWHERE = Place(torch.device("cpu"), torch.float32, DataSpec("vector", (1,), "regression", 1))
+
+
+@dataclass
+class Parts:
+    """What one run is made of."""
+
+    settings: Settings
+    runtime: Runtime
+    splits: Splits
+    task: Task
+    model: nn.Module
+    training: Training
+    test: Batches | None
+    layers: list[preflight.Layer]  # none where `preflight` is off
+    baseline: dict[str, float]  # the trivial answer's metrics, by split
+    notes: list[str]  # what the user should know
+    start_parameters: dict[str, float] = field(default_factory=dict)  # of a model small enough to watch them move
+    first_answers: dict[str, Answer] = field(default_factory=dict)  # to `probes`, before training
+    alone: bool = True  # not one of several runs whose expectations are checked together
+    unsaved: Unsaved = field(default_factory=Unsaved)  # what the disk did not take
+    needs: memory.Estimate | None = None  # memory of a step
+
+
+def session(held: ExitStack, settings: Settings, problems: Problems) -> Runtime:
+    """The device asked for, until `held` ends; a CPU to check the rest on, when that is a problem."""
+    seed = settings.rest.seed
+    process = problems.attempt(held.enter_context, runtime.session(settings.rest.device, seed))
+    return process or held.enter_context(runtime.session(DeviceConfig(name="cpu"), seed))
+
+
+def prepare(
+    settings: Settings, process: Runtime, trusted_modules: list[str] | None, problems: Problems | None = None
+) -> Parts:
+    """Build everything and send one small batch through; a RequestError lists all that does not fit.
+
+    problems: what was found wrong before, to be listed too.
+    """
+    found = Problems() if problems is None else problems
+    try:
+        return _built(settings, process, trusted_modules, found)
+    except Exception as error:
+        if not memory.ran_out(error):
+            raise
+        raise RequestError(memory.sentence(settings, str(process.device))) from error
+
+
+def _built(settings: Settings, process: Runtime, trusted_modules: list[str] | None, found: Problems) -> Parts:
+    attempt = found.attempt
+    for line in settings.rest.expect:
+        attempt(expectations.parse, line)
+    splits = attempt(build.data, settings, trusted_modules)
+    task = attempt(build.task, settings, splits.spec) if splits else None
+    runtime.seed_everything(settings.rest.seed)  # the weights depend on the seed, not on how the data was read
+    model = attempt(build.model, settings, splits.spec, process, trusted_modules) if splits else None
+    if splits is None or task is None or model is None:
+        _try_the_rest(settings, splits, task, model, trusted_modules, found)
+        found.settle()
+    assert splits is not None
+    assert task is not None
+    assert model is not None
+    notes = [*splits.notes, *remark(model), *_asked_of(settings, splits, model, found)]
+    train, val, test = build.batches(settings, splits, model, process)
+    assert train is not None
+    training = _training(settings, process, task, model, train, val, trusted_modules, found)
+    baseline = results.baseline(task, splits)
+    parts = Parts(settings, process, splits, task, model, training, test, [], baseline, notes)
+    parts.start_parameters = training.parameter_values()
+    if settings.rest.preflight:
+        attempt(_look, parts)
+    if not found.found:  # a model that fails there has no answers
+        parts.first_answers = attempt(probes.ask, parts, settings.rest.probes) or {}
+    found.settle()
+    return parts
+
+
+def _asked_of(settings: Settings, splits: Splits, model: nn.Module, found: Problems) -> list[str]:
+    """What was asked for besides, checked; returns notes."""
+    rest, notes = settings.rest, []
+    if rest.tracking.evolution_every_epochs:
+        found.attempt(evolution.kind_of, splits.spec)
+    if rest.init_from:
+        notes += found.attempt(saved.take_weights, model, Path(rest.init_from)) or []
+    if rest.checkpoint.format == "full":
+        notes += found.attempt(preflight.check_export, model) or []
+    return notes
+
+
+def _training(
+    settings: Settings,
+    process: Runtime,
+    task: Task,
+    model: nn.Module,
+    train: Batches,
+    val: Batches | None,
+    trusted_modules: list[str] | None,
+    found: Problems,
+) -> Training:
+    """All that trains; with stand-ins for what could not be built, so that the rest is looked at too."""
+    keys = settings.rest.checkpoint
+    best = found.attempt(preflight.monitored, keys.monitor, keys.mode, task, val is not None)
+    monitor, mode = best or ("train/loss", "min")
+    optimizer = found.attempt(build.optimizer, settings, model, trusted_modules) or _like([0.1])
+    schedule = found.attempt(_schedule, settings, optimizer, train, mode, trusted_modules)
+    return Training(
+        model=model,
+        task=task,
+        optimizer=optimizer,
+        schedule=schedule or Schedule(optimizer, None),
+        scaler=process.scaler(),
+        train=train,
+        val=val,
+        limits=build.limits(settings),
+        monitor=monitor,
+        mode=mode,
+        autocast=process.autocast,
+        synchronize=runtime.synchronizer(process.device),
+    )
+
+
+def _schedule(
+    settings: Settings, optimizer: Optimizer, train: Batches, mode: str, trusted_modules: list[str] | None
+) -> Schedule:
+    """The schedule; RequestError when it cannot make a step: torch divides by settings that it has not looked at."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    trial = build.schedule(settings, _like(rates), train, mode, trusted_modules).scheduler
+    try:
+        if trial is not None:
+            trial.optimizer.step()
+            advance: Callable[..., None] = trial.step
+            advance(*([0.0] if isinstance(trial, ReduceLROnPlateau) else []))
+    except Exception as error:
+        arguments = settings.scheduler.arguments
+        zero = [key for key, value in arguments.items() if type(value) is int and value == 0]
+        where = f"scheduler.{zero[0]}=0" if zero else f"scheduler={settings.scheduler.choice}"
+        raise RequestError(f"{where} does not work: {error}; type another value, or scheduler=none") from error
+    return build.schedule(settings, optimizer, train, mode, trusted_modules)
+
+
+def _like(rates: list[float]) -> Optimizer:
+    """An optimizer of one number a group, to try things on."""
+    groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": rate} for rate in rates]
+    return torch.optim.SGD(groups, lr=1.0, momentum=0.9)
+
+
+def _try_the_rest(
+    settings: Settings,
+    splits: Splits | None,
+    task: Task | None,
+    model: nn.Module | None,
+    trusted_modules: list[str] | None,
+    found: Problems,
+) -> None:
+    """Note the mistakes that show without the data or the model that could not be had."""
+    keys = settings.rest.checkpoint
+    if splits is None:
+        found.attempt(build.check, settings.model, trusted_modules, ModelKeys, 1)
+    elif task is not None:
+        found.attempt(preflight.monitored, keys.monitor, keys.mode, task, splits.val is not None)
+    found.attempt(build.check, settings.optimizer, trusted_modules, OptimizerKeys, 1)
+    if model is not None or str(settings.optimizer.target).startswith("torch.optim."):  # ours know parameters by name
+        tried = settings if model is not None else dataclasses.replace(settings, optimizer_keys=OptimizerKeys())
+        found.attempt(build.optimizer, tried, model or nn.Linear(1, 1), trusted_modules)
+    one_batch = MemoryBatches(Split((torch.zeros(1, 1),), torch.zeros(1)), Order(1, 1), _ANYWHERE)
+    found.attempt(_schedule, settings, _like([0.1]), one_batch, "min", trusted_modules)
+
+
+def _look(parts: Parts) -> None:
+    """Send two rows through, and see whether memory and disk will do."""
+    settings, model, training = parts.settings, parts.model, parts.training
+    keys, batch = settings.rest.checkpoint, preflight.small_batch(training.train)
+    parts.layers = preflight.layers(model, batch, parts.task, training.autocast)
+    said = preflight.doubled(model, batch, parts.task, training.autocast)
+    if said:
+        parts.notes.append(said)
+        training.progress.troubles["squashed"] = said  # as watch.py calls it, which need not say it again
+    values = sum(layer.values for layer in parts.layers)
+    parts.needs = memory.estimate(model, preflight.moments(training.optimizer), values, settings)
+    parts.notes += memory.remark(parts.needs, settings, parts.runtime.device)
+    outputs = Path(settings.rest.paths.outputs)
+    preflight.check_disk(outputs, model, training.optimizer, keys.keep, keys.format == "full")
+
+
+def remark(model: nn.Module) -> list[str]:
+    """What a model class says of itself that its user should know."""
+    note: Any = getattr(model, "note", None)
+    return [note] if isinstance(note, str) else []

@@ -1,0 +1,142 @@
+"""When a run is saved, which of its checkpoints are kept, and which are called last and best."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from dlrun.checkpoint import FORMAT_VERSION, load, save
+from dlrun.disk import Unsaved, link
+from dlrun.errors import CheckpointError
+from dlrun.runtime import rng_state
+from dlrun.training import Training
+
+
+class Saver:
+    """Keeps a run's checkpoints: the newest `keep` step_*.pt files, and last.pt and best.pt as links to such.
+
+    The best weights are held in memory from one save to the next, so a save costs one file an epoch.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        identity: dict[str, Any],
+        every_epochs: int,
+        every_steps: int | None,
+        keep: int,
+        unsaved: Unsaved | None = None,
+    ) -> None:
+        self.folder, self.identity = folder, identity
+        self.unsaved = unsaved or Unsaved()  # where a save that fails is noted
+        self.every_epochs, self.every_steps, self.keep = every_epochs, every_steps, keep
+        self.best: dict[str, Any] | None = None  # what best.pt still lacks
+        self.row: dict[str, float] = {}  # of the last epoch that has ended
+        self.left_open = False  # the newest state is to go on from in mid-epoch
+        self.seconds = 0.0
+
+    def go_on(self, earlier: dict[str, Any]) -> None:
+        """Take over from an earlier process: what it saved after the state `earlier` is made again."""
+        self.row = dict(earlier["metrics"])
+        best, before = self.folder / "best.pt", self.folder / "best_before.pt"
+        if before.exists():
+            before.replace(best)
+            before.unlink(missing_ok=True)  # two names of one file: the rename does nothing
+        elif earlier["early_stopping"]["best_epoch"] is None:
+            best.unlink(missing_ok=True)
+        for file in self.folder.glob("step_*.pt"):
+            if file > self._step_file(earlier["step"]):
+                file.unlink()
+        self._forget_old()
+
+    def after_step(self, training: Training) -> None:
+        """Save in the middle of an epoch where `every_steps` says so."""
+        if self._is_due(training.progress.step) and training.progress.batch < len(training.train):
+            self.write(training, self.row)  # else `after_epoch` does, when the epoch has its row
+
+    def _is_due(self, step: int) -> bool:
+        return self.every_steps is not None and step % self.every_steps == 0
+
+    def after_epoch(self, training: Training, row: dict[str, float], is_best: bool) -> None:
+        """Remember the row and the best weights; save where `every_epochs` says so, and at the end."""
+        self.row = row
+        if is_best:
+            weights = {k: v.detach().clone() for k, v in training.model.state_dict().items()}
+            self.best = {"model": weights, "epoch": row["epoch"], "step": row["step"], "metrics": dict(row)}
+        ended = training.done or training.out_of_patience
+        if self.left_open:
+            with self.unsaved.attempt("the checkpoint"):
+                self._keep_best_of_part()
+        elif ended or training.progress.epoch % self.every_epochs == 0 or self._is_due(training.progress.step):
+            self.write(training, row)
+
+    def interrupted(self, training: Training) -> None:
+        """Save where the run stands; an `after_epoch` that follows is of an unfinished epoch, and saves its best."""
+        self.write(training, self.row)
+        self.left_open = True
+
+    def _keep_best_of_part(self) -> None:
+        """best.pt becomes the unfinished epoch's, if that is best; best_before.pt is what counts when it goes on."""
+        best = self.folder / "best.pt"
+        if self.best is not None:
+            if best.exists():
+                link(best, self.folder / "best_before.pt")
+            save(best, self.identity | self.best | {"format_version": FORMAT_VERSION})
+            self.best = None
+
+    def write(self, training: Training, row: dict[str, float]) -> None:
+        """Save, if the disk lets us: the files of before stay whole where it does not."""
+        started = time.perf_counter()
+        with self.unsaved.attempt("the checkpoint"):
+            self._write(training, row)
+        self.seconds += time.perf_counter() - started
+
+    def _write(self, training: Training, row: dict[str, float]) -> None:
+        """step_*.pt with all the state; then the links, then the files that are no longer kept."""
+        p = training.progress
+        self.folder.mkdir(exist_ok=True)
+        state = training.state_dict() | {
+            "rng": rng_state(),
+            "epoch": p.epoch,
+            "step": p.step,
+            "metrics": dict(row),
+        }
+        newest = self._step_file(p.step)
+        save(newest, self.identity | state | {"format_version": FORMAT_VERSION})
+        try:
+            self._name(newest)
+        except OSError:
+            newest.unlink()  # or every try would leave one more
+            raise
+        self._forget_old()
+
+    def _name(self, newest: Path) -> None:
+        """best.pt where there is a new one, and then last.pt: a run goes on from before a best that it lacks."""
+        if self.best is not None:
+            if self._step_file(self.best["step"]) == newest:
+                link(newest, self.folder / "best.pt")
+            else:  # the best epoch has passed since: its weights alone
+                save(self.folder / "best.pt", self.identity | self.best | {"format_version": FORMAT_VERSION})
+            self.best = None
+        link(newest, self.folder / "last.pt")
+
+    def best_weights(self, training: Training) -> dict[str, Any] | None:
+        """The weights of the best epoch, also where they could not be saved; null where no epoch was best."""
+        if self.best is not None:
+            return dict(self.best["model"])
+        if training.progress.best_epoch is None:
+            return None
+        try:
+            return dict(load(self.folder / "best.pt")["model"])
+        except CheckpointError as error:
+            self.unsaved.say(f"{error}; what is measured and drawn at the end is of the last weights, not the best")
+            return None
+
+    def _step_file(self, step: int) -> Path:
+        return self.folder / f"step_{step:08d}.pt"
+
+    def _forget_old(self) -> None:
+        files = sorted(self.folder.glob("step_*.pt"))
+        best = self.folder / "best.pt"
+        others = [file for file in files[:-1] if not (best.exists() and file.samefile(best))]
+        for file in [*others, *files[-1:]][: -self.keep]:
+            file.unlink()

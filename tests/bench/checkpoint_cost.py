@@ -1,0 +1,57 @@
+"""What saving costs: seconds inside a save over seconds of training, for resnet on MNIST with a checkpoint every epoch.
+
+python tests/bench/checkpoint_cost.py [--runs 3] [--epochs 2]     (needs DLRUN_DATA_DIR with MNIST)
+"""
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+
+from machine import described, row
+
+from dlrun import config, experiment, loop, run_folder, runtime, tracking
+from dlrun.request import Request, compose
+
+
+def measured(root: str, epochs: int) -> tuple[float, float, int]:
+    """Seconds inside saves, seconds of training, bytes of a checkpoint: a run with all that it records by default."""
+    choices = {"data": "mnist", "model": "resnet", "optimizer": "sgd", "scheduler": "none"}
+    words = ["data=mnist", "model=resnet", "optimizer=sgd", f"trainer.epochs={epochs}", f"paths.data={root}"]
+    request = Request(compose(words), choices, words)
+    settings = config.read(request.config, choices)
+    with tempfile.TemporaryDirectory() as place, runtime.session(settings.rest.device, 0) as process:
+        folder = Path(place)
+        parts = experiment.prepare(settings, process, None)
+        run_folder.describe(folder, request, process)
+        saver = experiment.make_saver(folder, parts, request, None)
+        with tracking.tracked(folder) as tracker:
+            loop.fit(parts.training, tracker, _Silent(), saver, lambda: False)
+        size = (folder / "checkpoints" / "last.pt").stat().st_size
+        return saver.seconds, parts.training.progress.train_seconds, size
+
+
+class _Silent:
+    def epoch(self, row: dict[str, float], timings: dict[str, float], is_best: bool) -> None:
+        """Nothing is shown."""
+
+
+def main() -> None:
+    """Print both, and their share run by run."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=2)
+    asked = parser.parse_args()
+    root = os.environ.get("DLRUN_DATA_DIR")
+    if not root:
+        print("the cost of checkpoints: skipped, DLRUN_DATA_DIR is not set")
+        return
+    runs = [measured(str(Path(root).resolve()), asked.epochs) for _ in range(asked.runs)]
+    print(f"resnet on MNIST, a checkpoint of {runs[0][2]:,} bytes an epoch, {asked.epochs} epochs; {described()}")
+    print(row("training, s", [training for _, training, _ in runs], 1))
+    print(row("inside saves, s", [saving for saving, _, _ in runs], 3))
+    print(row("share of training, % (bar: 2)", [100 * saving / training for saving, training, _ in runs], 3))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""A short torture, and that it would see a difference. The whole one is `make torture`."""
+
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).parent / "torture"
+
+
+@pytest.fixture(scope="module")
+def comparison() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("comparison", FOLDER / "comparison.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_runs_killed_at_any_moment_end_in_the_bits_of_those_left_alone(tmp_path: Path) -> None:
+    words = [sys.executable, str(FOLDER / "torture.py"), "--runs", "6", "--commands", "1", "--seed", "1"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " 0 differences" in done.stdout
+    found = re.search(r"(\d+) kills, (\d+) or more a run", done.stdout)
+    assert found is not None, done.stdout
+    assert int(found[1]) >= 18
+    assert int(found[2]) >= 3
+
+
+@pytest.mark.slow
+def test_the_comparison_sees_what_differs(dlrun: Callable[..., Any], comparison: ModuleType) -> None:
+    words = ("data=blobs", "data.val_fraction=0.2", "trainer.epochs=2", "trainer.log_every_steps=1", "figures=false")
+    one, two = Path("one"), Path("two")
+    assert dlrun(*words, "hydra.run.dir=one", "tracking.graph=false").code == 0
+    shutil.copytree(one, two)
+    assert comparison.differences(one, two) == []
+    rows = (two / "metrics.jsonl").read_text()
+    (two / "metrics.jsonl").write_text(rows.replace("1", "2", 1))
+    assert comparison.differences(one, two) == ["metrics.jsonl"]
+    (two / "metrics.jsonl").write_text(rows)
+    result = json.loads((two / "result.json").read_text())
+    (two / "result.json").write_text(json.dumps(result | {"weights_sha256": "0", "train_seconds": 0.0}))
+    assert len(comparison.differences(one, two)) == 1
+    (two / "result.json").write_text(json.dumps(result))
+    for events in two.glob("events.out.tfevents.*.end"):
+        events.unlink()
+    assert all(line.startswith("scalars of") for line in comparison.differences(one, two))
+    assert comparison.differences(one, two)
+    shutil.rmtree(two)
+    shutil.copytree(one, two)
+    state = torch.load(two / "checkpoints" / "last.pt", weights_only=True)
+    next(iter(state["model"].values())).view(-1)[0] += 1e-7
+    (two / "checkpoints" / "last.pt").unlink()
+    torch.save(state, two / "checkpoints" / "last.pt")
+    assert comparison.differences(one, two) == ["last.pt: weights"]
