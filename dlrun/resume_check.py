@@ -84,7 +84,7 @@ def planned(words: list[str], asked: Request) -> Plan:
     steps = min(epochs * per_epoch, trainer.max_steps or epochs * per_epoch)
     if steps < _LEAST_STEPS:
         raise RequestError(
-            f"a training of {steps} steps is too short to be killed in between; "
+            f"a training of {steps} step{'s' if steps > 1 else ''} is too short to be killed in between; "
             f"type trainer.epochs={math.ceil(_LEAST_STEPS / per_epoch)} or more"
         )
     tops = {name.split(".")[0] for name in targets.names(settings.plain)} - {"dlrun", "torch", "torchvision", "None"}
