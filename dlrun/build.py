@@ -35,7 +35,8 @@ def data(settings: Settings, trusted_modules: Sequence[str] | None) -> Splits:
     made = _instantiate(settings.data, trusted_modules, DataKeys)
     if not isinstance(made, Splits):
         raise RequestError(
-            f"data._target_={settings.data.target} must return dlrun.data.spec.Splits, not {type(made).__name__}"
+            f"data._target_={settings.data.target} must return dlrun.data.spec.Splits, not {type(made).__name__}; "
+            "type data=<one of `dlrun ls data`>"
         )
     train, val, test = made.train, made.val, made.test
     if batching.row_count(train) == 0:
@@ -241,10 +242,11 @@ def schedule(
     if "plateau" in str(block.target).lower():
         filled.setdefault("mode", mode)
         if keys.interval == "step":
-            raise RequestError("scheduler.interval=step: plateau looks at a metric, which there is once an epoch")
+            raise RequestError("plateau looks at a metric, which there is once an epoch; type scheduler.interval=epoch")
     if isinstance(filled.get("total_steps"), int) and filled["total_steps"] < length:
         raise RequestError(
-            f"scheduler.total_steps={filled['total_steps']} is shorter than the training, {length} steps"
+            f"scheduler.total_steps={filled['total_steps']} is shorter than the training; "
+            f"type scheduler.total_steps={length}, or null"
         )
     made = _instantiate(dataclasses.replace(block, arguments=filled), trusted_modules, SchedulerKeys, optimizer)
     return Schedule(optimizer, made, keys.interval, keys.warmup_steps)
@@ -260,7 +262,10 @@ def _instantiate(block: Block, trusted_modules: Sequence[str] | None, keys: type
         if isinstance(cause, DlrunError) or memory.ran_out(cause):
             raise cause from None
         kind = "" if isinstance(cause, ValueError) else f"{type(cause).__name__}: "
-        raise RequestError(f"{_key(block, str(cause))}: {kind}{cause}".splitlines()[0]) from error
+        key = _key(block, str(cause))
+        where = f"{block.group}.{key}={block.arguments[key]}" if key else f"{block.group}={block.choice}"
+        said = f"{where}: {kind}{cause}".splitlines()[0]
+        raise RequestError(said + (targets.advice(block, key) if key and "; type" not in said else "")) from error
 
 
 def target_of(block: Block, trusted_modules: Sequence[str] | None) -> Callable[..., Any]:
@@ -282,8 +287,9 @@ def check(block: Block, trusted_modules: Sequence[str] | None, keys: type, given
     targets.check_arguments(block, target_of(block, trusted_modules), ours, given)
 
 
-def _key(block: Block, message: str) -> str:
+def _key(block: Block, message: str) -> str | None:
     """The key that a constructor's complaint is about, if it names one of its arguments."""
-    words = message.lower().replace("learning rate", "lr").replace("beta parameter", "betas").replace(":", " ").split()
-    named = [key for key in block.arguments if key in words]
-    return f"{block.group}.{named[0]}={block.arguments[named[0]]}" if named else f"{block.group}={block.choice}"
+    said = message.lower().replace(":", " ")
+    for words, name in (("learning rate", "lr"), ("beta parameter", "betas"), ("epsilon", "eps")):
+        said = said.replace(words, name)
+    return next((key for key in block.arguments if key in said.split()), None)

@@ -1,6 +1,6 @@
 """What can go wrong, as one small tree: a user's mistake, or a run that failed; and what was perhaps meant."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 
 
 class DlrunError(Exception):
@@ -29,6 +29,15 @@ class CheckpointError(RequestError):
 
 class RunError(DlrunError):
     """The run failed after it had started (exit code 1)."""
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and those that it came from, each once: an error that is raised again comes from itself."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        seen.append(error)
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def distance(a: str, b: str) -> int:

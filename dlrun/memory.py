@@ -1,6 +1,5 @@
 """How much memory a training takes, and what to say when there is not enough."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +7,7 @@ from torch import nn
 
 from dlrun.config import Settings
 from dlrun.data.batches import free_memory
+from dlrun.errors import chain
 
 _SAID_BY_TORCH = ("out of memory", "can't allocate memory", "not enough memory")
 _NARROW = ("bf16", "fp16")
@@ -62,17 +62,8 @@ def ran_out(error: BaseException) -> bool:
     return any(
         isinstance(cause, MemoryError | torch.OutOfMemoryError)
         or (isinstance(cause, RuntimeError) and any(words in str(cause) for words in _SAID_BY_TORCH))
-        for cause in _chain(error)
+        for cause in chain(error)
     )
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and those that it came from, each once: an error that is raised again comes from itself."""
-    seen: list[BaseException] = []
-    while error is not None and error not in seen:
-        seen.append(error)
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def sentence(settings: Settings, device: str) -> str:

@@ -11,7 +11,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from dlrun import config, request
 from dlrun.config import CONFIG_DIR
-from dlrun.errors import RequestError, did_you_mean, distance, listed, nearest
+from dlrun.errors import RequestError, chain, did_you_mean, distance, listed, nearest
 from dlrun.problems import Problems
 from dlrun.validation import field_at, wrong_type
 
@@ -25,10 +25,12 @@ _SAID = (
     (r"force-add of config groups is not supported: '\+*([^']+)'", "leave out the ++ and type {0}"),
     (r"Could not append to config\. An item is already at '([^']+)'", "{0} is there already; leave out the + and "
      "type {0}=..."),
-    (r"Could not delete\. No match for '([^']+)' in the defaults list", "~{0} is not chosen, so it cannot be taken "
+    (r"Could not delete '([^']+)'\. No match in the defaults list", "~{0} is not chosen, so it cannot be taken "
      "away; leave it out"),
+    (r"Could not override '([^']+)'\. No match in the defaults list", "{0} is no group; its defaults list may "
+     "override those of `dlrun ls`"),
+    (r"Cannot merge DictConfig with ListConfig", "the file is a list; type key: value into it"),
     (r"Could not delete from config\. The value of '([^']+)' is (.+) and not", "{0} is {1}; leave out ~{0}"),
-    (r"'([\w/]+)@[^']*'", "{0} stands in one place only; leave out the @ and what follows: type {0}=..."),
     (r"Additional config directory '([^']+)' not found", "--config-dir: there is no folder {0}; type --config-dir "
      "<an existing one>"),
 )  # fmt: skip
@@ -48,7 +50,7 @@ def request_error(error: Exception, words: list[str]) -> RequestError:
                 request.compose([*kept, word])
                 kept.append(word)
             except Exception as one:  # whatever composing raises
-                found.add(RequestError(sentence(one, [*kept, word])))
+                found.add(RequestError(sentence(one, [word, *kept])))
         if found.found:
             config.read(request.compose(kept), {}, found)
     if not found.found:
@@ -75,32 +77,30 @@ def _sentence(error: Exception, words: list[str]) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _missing_option(error)
     if isinstance(error, OverrideParseException):
-        return _unparsable(error, words)
+        return _unparsable(error)
     for pattern, advice in _SAID:
         if match := re.search(pattern, str(error)):
             return advice.format(*match.groups())
-    for cause in _chain(error):
+    for word in words:
+        if placed := re.match(r"[+~]*([\w/]+)@", word):
+            return f"{placed[1]} stands in one place only; leave out the @ and what follows: type {placed[1]}=..."
+        if word.startswith("="):
+            return f"{word} names no key; type key=value"
+    for cause in chain(error):
         mark: Any = getattr(cause, "problem_mark", None)  # of a YAML file that cannot be read
         if mark is not None:
             return f"{mark.name}, line {mark.line + 1}: {getattr(cause, 'problem', cause)}; correct the line"
     deleted = re.search(r"Could not delete from config\. '([^']+)' does not exist", str(error))
-    for cause in _chain(error):
+    for cause in chain(error):
         if deleted or isinstance(cause, ConfigKeyError) or re.match(r"Key '.*' (is )?not in ", str(cause)):
             return unknown_key(deleted.group(1) if deleted else _key_of(error, cause), _known(words))
-    for cause in _chain(error):
+    for cause in chain(error):
         if isinstance(cause, OmegaConfBaseException):
             return _mistyped(cause, words)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = " ".join(lines[:2]) or type(error).__name__
     named = [word for word in words if word.partition("=")[0].lstrip("+~") in said]
     return said if named or not words else f"{said}; look at {' '.join(words)}"
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__
 
 
 def _key_of(error: Exception, cause: BaseException) -> str:
@@ -122,7 +122,7 @@ def _mistyped(cause: OmegaConfBaseException, words: list[str]) -> str:
         return f"{key} cannot be taken away; leave out ~{key}, or type {key}=..."
     if "nterpolation" in text or at is None:
         said = next((word for word in words if "${" in word), key)
-        return f"{said}: {text}" if said else text
+        return f"{said}: {text}; type a value" if said else text
     if asked.lstrip("+~").startswith(f"{key}."):
         return f"there is no key {asked.lstrip('+~').partition('=')[0]}; {key} holds no keys, type {key}=..."
     quoted = re.search(r"[Vv]alue:? '?(.*?)'? (?:of type|is not)|value: (.*)", text)
@@ -142,12 +142,12 @@ def _missing_option(error: MissingConfigException) -> str:
     return f"{group}={option} is not a choice; {hint}type one of {listed(options, f'dlrun ls {group}')}"
 
 
-def _unparsable(error: OverrideParseException, words: list[str]) -> str:
+def _unparsable(error: OverrideParseException) -> str:
     word = str(error.override)
     if word in request.GROUPS:
         return f"{word} needs a choice; type {word}=<one of `dlrun ls {word}`>"
     if re.fullmatch(r"[\w.-]+", word):
-        hint = did_you_mean(word, VERBS, "dlrun ") if words[:1] == [word] else ""
+        hint = did_you_mean(word, VERBS, "dlrun ")
         keys = list(dotted(_known([])))
         if not hint and (word in keys or nearest(word, keys)):
             hint = did_you_mean(f"{word}=...", [f"{key}=..." for key in [word, *keys] if key in keys])
@@ -165,13 +165,13 @@ def unknown_key(key: str, known: DictConfig) -> str:
         return f"there is no key {key}; dlrun --cfg hydra shows Hydra's own"
     group, _, rest = key.partition(".")
     if owners := _owners(group, rest):
-        return f"there is no key {key} with this {group}; {' and '.join(owners[:4])} {_have(owners)} it"
+        return f"there is no key {key} with this {group}; {_with(group, owners)} {_have(owners)} it"
     if found := _perhaps(key, list(dotted(known))):
         return f"there is no key {key}; did you mean {' or '.join(found)}?"
     others = {other for path in (CONFIG_DIR / group).glob("*.yaml") for other in _plain(path)} if rest else set()
     if meant := nearest(rest, sorted(others), 1):
         owners = _owners(group, meant[0])
-        return f"there is no key {key} with this {group}; {' and '.join(owners[:4])} {_have(owners)} {group}.{meant[0]}"
+        return f"there is no key {key} with this {group}; {_with(group, owners)} {_have(owners)} {group}.{meant[0]}"
     parent = key.rpartition(".")[0]
     inside = [k for k in dotted(known) if parent and k.startswith(parent + ".")]
     return f"there is no key {key}; {f'{parent} has {listed(inside)}' if inside else 'dlrun --cfg job shows all keys'}"
@@ -192,6 +192,11 @@ def _perhaps(key: str, keys: list[str]) -> list[str]:
 def _owners(group: str, rest: str) -> list[str]:
     """The options of a group that have such a key."""
     return [path.stem for path in sorted((CONFIG_DIR / group).glob("*.yaml")) if rest in _plain(path)]
+
+
+def _with(group: str, owners: list[str]) -> str:
+    """The options that have a key, as they are typed."""
+    return " and ".join(owners[:4]) + f" (type {group}={owners[0]})"
 
 
 def _plain(path: Path) -> Any:

@@ -1,5 +1,6 @@
 """What one run is made of: built and checked before anything is written."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -14,6 +15,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from dlrun import build, expectations, memory, preflight, probes, results, runtime, saved
 from dlrun.config import DeviceConfig, ModelKeys, OptimizerKeys, Settings
+from dlrun.data import download
 from dlrun.data.batches import Batches, MemoryBatches, Order, Place
 from dlrun.data.spec import DataSpec, Split, Splits
 from dlrun.disk import Unsaved
@@ -77,7 +79,7 @@ def _built(settings: Settings, process: Runtime, trusted_modules: list[str] | No
     attempt = found.attempt
     for line in settings.rest.expect:
         attempt(expectations.parse, line)
-    splits = attempt(build.data, settings, trusted_modules)
+    splits = _data(settings, trusted_modules, found)
     task = attempt(build.task, settings, splits.spec) if splits else None
     runtime.seed_everything(settings.rest.seed)  # the weights depend on the seed, not on how the data was read
     model = attempt(build.model, settings, splits.spec, process, trusted_modules) if splits else None
@@ -100,6 +102,15 @@ def _built(settings: Settings, process: Runtime, trusted_modules: list[str] | No
         parts.first_answers = attempt(probes.ask, parts, settings.rest.probes) or {}
     found.settle()
     return parts
+
+
+def _data(settings: Settings, trusted_modules: list[str] | None, found: Problems) -> Splits | None:
+    """The data; null when it cannot be had. Nothing is downloaded for a request that is wrong anyway."""
+    with download.held_back() if found.found else contextlib.nullcontext():
+        try:
+            return found.attempt(build.data, settings, trusted_modules)
+        except download.HeldBackError:
+            return None
 
 
 def _asked_of(settings: Settings, splits: Splits, model: nn.Module, found: Problems) -> list[str]:
@@ -181,9 +192,9 @@ def _try_the_rest(
 ) -> None:
     """Note the mistakes that show without the data or the model that could not be had."""
     keys = settings.rest.checkpoint
-    if splits is None:
+    if model is None:
         found.attempt(build.check, settings.model, trusted_modules, ModelKeys, 1)
-    elif task is not None:
+    if splits is not None and task is not None:
         found.attempt(preflight.monitored, keys.monitor, keys.mode, task, splits.val is not None)
     found.attempt(build.check, settings.optimizer, trusted_modules, OptimizerKeys, 1)
     if model is not None or str(settings.optimizer.target).startswith("torch.optim."):  # ours know parameters by name

@@ -13,8 +13,10 @@ from dlrun.console import Console, facts, number, table
 from dlrun.data.batches import MemoryBatches, row_count
 from dlrun.data.spec import DataSpec, Splits
 from dlrun.expectations import Checked
+from dlrun.optim.schedule import OF_THE_WHOLE
 from dlrun.preflight import checkpoint_bytes
 from dlrun.probes import Answer
+from dlrun.training import Training
 
 if TYPE_CHECKING:
     from dlrun.parts import Parts
@@ -153,17 +155,26 @@ def closing(console: Console, parts: "Parts", folder: Path, result: dict[str, An
     watched = shlex.quote(str(outputs if folder.is_relative_to(outputs) else folder.parent))
     trust = _trust_needed(parts)
     finished = result["status"] != "interrupted"
-    more = f" trainer.epochs={2 * parts.training.limits.epochs}" if finished else ""
-    console.say(
-        facts(
-            [
-                ("run folder", str(folder)),
-                ("view", f"tensorboard --logdir {watched}"),
-                ("evaluate", f"dlrun eval {quoted}{trust}"),
-                ("go on" if finished else "resume", f"dlrun resume {quoted}{more}{trust}"),
-            ]
-        )
-    )
+    commands = [
+        ("run folder", str(folder)),
+        ("view", f"tensorboard --logdir {watched}"),
+        ("evaluate", f"dlrun eval {quoted}{trust}"),
+    ]
+    if not finished:
+        commands.append(("resume", f"dlrun resume {quoted}{trust}"))
+    elif not any(parts.settings.scheduler.arguments.get(key, 0) is None for key in OF_THE_WHOLE):
+        commands.append(("go on", f"dlrun resume {quoted} {_longer(parts.training)}{trust}"))
+    console.say(facts(commands))
+
+
+def _longer(training: Training) -> str:
+    """What gives a finished run more to do."""
+    limits = training.limits
+    if not training.done:
+        return f"trainer.early_stopping.patience={2 * (limits.patience or 1)}"
+    if limits.max_steps is not None and training.progress.step >= limits.max_steps:
+        return f"trainer.max_steps={2 * limits.max_steps}"
+    return f"trainer.epochs={2 * limits.epochs}"
 
 
 def _answer(value: Answer) -> str:

@@ -70,7 +70,8 @@ def from_command_line(words: Sequence[str]) -> list[Request]:
         raise HydraException(str(error)) from error  # its parser and PyYAML have errors of their own
     if SweepFolder.made and not found:
         forget_empty(*SweepFolder.made)
-        raise RequestError("the sweep has no jobs: a choice is empty, or hydra/launcher hands them to other processes")
+        asked = " ".join(word for word in words if "=" in word)
+        raise RequestError(f"the sweep has no jobs: a choice is empty, or handed to other processes; change {asked}")
     return found
 
 

@@ -72,7 +72,7 @@ def refuse_incomplete(state: dict[str, Any], keys: Sequence[str], path: Path) ->
 
 def resume_requests(words: list[str]) -> list[Request]:
     """`dlrun resume RUN [key=value ...]`: empty when the run has nothing left to do."""
-    if not words:
+    if not words or not words[0]:
         raise RequestError("which run? type dlrun resume outputs/<date>/<run>")
     folder = Path(words[0])
     state = newest_state(folder)

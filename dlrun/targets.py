@@ -4,16 +4,18 @@ import importlib.util
 import inspect
 import logging
 import math
+import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
 import hydra.utils
+from omegaconf import OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from dlrun.config import Block
+from dlrun.config import CONFIG_DIR, Block
 from dlrun.data.spec import Splits
 from dlrun.errors import RequestError, did_you_mean, listed
 from dlrun.validation import in_words, shown
@@ -64,7 +66,12 @@ def _why(target: str, error: Exception) -> str:
     """Hydra's message holds a traceback; a missing top-level module has a plain reason."""
     top = target.split(".")[0]
     if importlib.util.find_spec(top) is None:
-        return f"there is no module {top} in the working directory or among the installed ones"
+        where = "in the working directory or among the installed ones"
+        return f"there is no module {top} {where}; type module.Class, as in mynet.Net for class Net in mynet.py"
+    module, _, name = target.rpartition(".")
+    if module in sys.modules:
+        hint = did_you_mean(name, [other for other in dir(sys.modules[module]) if other[0] != "_"], f"{module}.")
+        return f"{module} has no {name}; {hint}type the name of a class in it"
     cause = error.__cause__ or error
     lines = [line for line in str(cause).splitlines() if line.strip()]
     return f"{type(cause).__name__}: {lines[-1].strip() if lines else 'no message'}"
@@ -99,8 +106,8 @@ def check_arguments(block: Block, target: Callable[..., Any], ours: Sequence[str
     ours: keys of the block that are dlrun's; given: how many positional arguments dlrun itself passes.
     """
     try:
-        parameters = inspect.signature(target, eval_str=True).parameters
-    except (ValueError, NameError, TypeError):  # a C function, or annotations that cannot be evaluated
+        parameters = _signature(target).parameters
+    except (ValueError, TypeError):  # a C function
         return
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     own = dict(list(parameters.items())[given:])
@@ -110,12 +117,8 @@ def check_arguments(block: Block, target: Callable[..., Any], ours: Sequence[str
         if key not in own and not open_ended:
             raise RequestError(_unknown(block, key, [*own, *ours]))
         if key in own and not accepts(own[key].annotation, value):
-            kind = in_words(own[key].annotation)
-            default = own[key].default
-            default = list(default) if isinstance(default, tuple) else default
-            known = isinstance(default, int | float | str | list | None)
-            advice = f"; type {block.group}.{key}={shown(default)}" if known else ""
-            raise RequestError(f"{block.group}.{key}={value!r} must be {kind}{advice}")
+            kind, instead = in_words(own[key].annotation), advice(block, key, own[key].default)
+            raise RequestError(f"{block.group}.{key}={value!r} must be {kind}{instead}")
     for key, parameter in own.items():
         required = parameter.default is inspect.Parameter.empty and parameter.kind not in (
             inspect.Parameter.VAR_KEYWORD,
@@ -123,6 +126,25 @@ def check_arguments(block: Block, target: Callable[..., Any], ours: Sequence[str
         )
         if required and key not in block.arguments:
             raise RequestError(f"{block.group}.{key} has no value yet; type {block.group}.{key}=...")
+
+
+def advice(block: Block, key: str, default: Any = inspect.Parameter.empty) -> str:
+    """What to type for a key instead: what the option's own file says, or else the target's default."""
+    path = CONFIG_DIR / block.group / f"{block.choice}.yaml"
+    option = OmegaConf.to_container(OmegaConf.load(path), resolve=False) if path.is_file() else {}
+    value = option.get(key, default) if isinstance(option, dict) else default
+    value = list(value) if isinstance(value, tuple) else value
+    known = isinstance(value, int | float | str | list | None) and value != "???"
+    return f"; type {block.group}.{key}={shown(value)}" if known else ""
+
+
+def _signature(target: Callable[..., Any]) -> inspect.Signature:
+    """With annotations that are types, where they can be: torch imports some names for type checkers only."""
+    hidden = {"Iterable": Iterable, "Sequence": Sequence, "Callable": Callable}
+    try:
+        return inspect.signature(target, eval_str=True, locals=hidden)
+    except NameError:
+        return inspect.signature(target)
 
 
 def _unknown(block: Block, key: str, known: Sequence[str]) -> str:
@@ -148,6 +170,8 @@ def accepts(annotation: Any, value: Any) -> bool:
         return isinstance(value, annotation)
     if origin in (list, tuple, Sequence, Iterable) or annotation in (list, tuple):
         items = [a for a in inner if a is not Ellipsis]
+        if origin is tuple and Ellipsis not in inner and isinstance(value, list) and len(value) != len(inner):
+            return False
         return isinstance(value, list) and all(any(accepts(a, v) for a in items) for v in value if items)
     if origin is dict or annotation is dict:
         return isinstance(value, dict)

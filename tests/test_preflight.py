@@ -54,9 +54,9 @@ def looked_at(model: nn.Module, task: Task | None = None, given: Batch | None = 
 
 def test_the_layer_table_holds_shapes_and_parameters() -> None:
     assert looked_at(Net()) == [
-        Layer("body.0", "Conv2d", (4, 6, 6), 4 * 9 + 4, 4 * 6 * 6 * 9, 4 * 6 * 6),
-        Layer("body.1", "BatchNorm2d", (4, 6, 6), 8, 0, 4 * 6 * 6),
-        Layer("body.2", "Dropout", (4, 6, 6), 0, 0, 4 * 6 * 6),
+        Layer("body.0", "Conv2d", (4, 6, 6), 4 * 9 + 4, 4 * 6 * 6 * 9, 144),
+        Layer("body.1", "BatchNorm2d", (4, 6, 6), 8, 0, 144),
+        Layer("body.2", "Dropout", (4, 6, 6), 0, 0, 144),
         Layer("head", "Linear", (3,), 144 * 3 + 3, 144 * 3, 3),
     ]
 
@@ -407,3 +407,83 @@ def test_the_size_of_a_checkpoint_is_foreseen(
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rng": rng_state()}
     checkpoint.save(tmp_path / "x.pt", state | {"config": {f"key{i}": "value" * 3 for i in range(100)}})
     assert foreseen == pytest.approx((tmp_path / "x.pt").stat().st_size, rel=0.2)
+
+
+def ending_in(*last: nn.Module, task: TaskName = "multiclass") -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 1 if task == "binary" else 3), *last)
+
+
+def doubled(model: nn.Module, loss: str | None, task: TaskName = "multiclass") -> str | None:
+    spec = DataSpec("image", (1, 8, 8), task, 1 if task == "binary" else 3)
+    given = (batch()[0], torch.tensor([0, 1]))
+    return preflight.doubled(model, given, Task(spec, loss), contextlib.nullcontext)
+
+
+@pytest.mark.parametrize(
+    ("last", "loss", "task", "advice"),
+    [
+        (nn.Softmax(-1), None, "multiclass", "leave Softmax out, or end in LogSoftmax and type task.loss=nll"),
+        (nn.Softmax(-1), "scratch_cross_entropy", "multiclass", "task.loss=nll"),
+        (nn.LogSoftmax(-1), None, "multiclass", "type task.loss=nll"),
+        (nn.Sigmoid(), None, "binary", "type task.loss=bce"),
+        (nn.Sigmoid(), "scratch_bce_with_logits", "binary", "type task.loss=scratch_bce"),
+    ],
+)
+def test_a_last_layer_that_the_loss_has_too_is_named(
+    last: nn.Module, loss: str | None, task: TaskName, advice: str
+) -> None:
+    said = doubled(ending_in(last, nn.Identity(), task=task), loss, task)
+    assert said is not None
+    assert said.startswith(f"the model ends in {type(last).__name__}, and task.loss=")
+    assert said.endswith(advice)
+
+
+@pytest.mark.parametrize(
+    ("model", "loss", "task"),
+    [
+        (ending_in(), None, "multiclass"),
+        (ending_in(nn.LogSoftmax(-1)), "nll", "multiclass"),
+        (ending_in(nn.Softmax(-1)), "multi_margin", "multiclass"),
+        (ending_in(nn.Sigmoid(), task="binary"), "bce", "binary"),
+        (ending_in(nn.Sigmoid(), nn.Linear(1, 1), task="binary"), None, "binary"),  # not the last
+        (ending_in(nn.Sigmoid()), None, "multiclass"),  # a squashed logit is a logit
+    ],
+)
+def test_a_last_layer_that_fits_is_not(model: nn.Module, loss: str | None, task: TaskName) -> None:
+    assert doubled(model, loss, task) is None
+
+
+def test_a_loss_that_cannot_take_the_output_is_named_with_what_to_type() -> None:
+    spec, given = DataSpec("image", (1, 8, 8), "binary", 1), (batch()[0], torch.tensor([0, 1]))
+    with pytest.raises(RequestError, match=r"^task\.loss=bce does not take .*; type task\.loss=bce_with_logits$"):
+        looked_at(Says(torch.tensor([[3.0], [-2.0]])), Task(spec, "bce"), given)
+    with pytest.raises(RequestError, match=r"^task\.loss=nll takes log.* type task\.loss=cross_entropy"):
+        looked_at(Says(torch.ones(2, 3)), Task(SPEC, "nll"))
+    assert looked_at(Says(torch.ones(2, 3).log_softmax(-1)), Task(SPEC, "nll"))
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (KeyError("x"), "KeyError: 'x'"),
+        (AssertionError(), "AssertionError: no message"),
+        (RuntimeError(), "no message"),
+    ],
+)
+def test_whatever_a_users_model_raises_is_a_sentence(error: Exception, said: str) -> None:
+    class Raises(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise error
+
+    with pytest.raises(RequestError) as caught:
+        looked_at(Raises())
+    assert str(caught.value).endswith(f": {said}")
+
+
+def test_no_memory_for_two_rows_is_left_to_who_knows_what_to_type() -> None:
+    class Huge(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.empty(2**50)
+
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        looked_at(Huge())

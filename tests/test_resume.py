@@ -240,4 +240,8 @@ def test_the_best_of_half_an_epoch_counts_no_more_when_it_goes_on(tmp_path: Path
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} >= kept
     assert not (tmp_path / "checkpoints/best_before.pt").exists()
     assert not (tmp_path / "checkpoints/step_00000002.pt").exists()
+    if best_epoch is not None:  # of a kill between the two
+        (tmp_path / "checkpoints/best_before.pt").hardlink_to(best)
+        later.go_on(state)
+        assert not (tmp_path / "checkpoints/best_before.pt").exists()
     assert not (tmp_path / "checkpoints/step_00000008.pt").exists()

@@ -27,7 +27,7 @@ class Net(nn.Linear):
 
     def forward(self, x):
         self.calls += 1
-        return super().forward(x) + 0.01 * self.calls
+        return super().forward(x) * (1 + 0.01 * self.calls)
 """
 
 
@@ -151,6 +151,6 @@ def test_a_run_that_is_another_one_is_seen(place: Path, capfd: pytest.CaptureFix
     Path("forgetful.py").write_text(FORGETFUL)
     assert check_resume([*SMALL, "model._target_=forgetful.Net"], seed=1) == 1
     out = capfd.readouterr().out
-    assert out.count("DIFFERENT") >= 4
+    assert out.count("DIFFERENT") == 5
     assert "a resumed run is not the same run" in out
     assert list(place.glob("dlrun*")) == []

@@ -8,6 +8,7 @@ import math
 import os
 import random
 import signal
+import time
 from collections.abc import Iterator, Sized
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,9 +121,18 @@ class LoaderBatches:
             worker_init_fn=_leave_signals_to_the_run,
             generator=torch.Generator().manual_seed(number),  # else the global generator would be drawn from
         )
-        for *inputs, targets in loader:
+        for *inputs, targets in _worker_named(loader):
             moved = tuple(self.place.inputs(tuple(inputs)))
             yield self.place.view(moved), self.place.targets(targets)
+
+
+def _worker_named(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The loader's batches; of a worker killed while it hands one over the signal is told, not the broken pipe."""
+    try:
+        yield from loader
+    except (ConnectionError, EOFError):
+        time.sleep(1.0)  # torch's handler of SIGCHLD raises here, and names the worker
+        raise
 
 
 def _leave_signals_to_the_run(worker: int) -> None:

@@ -1,17 +1,19 @@
 """Files that come over the network, and what is said when it does not bring them."""
 
+import contextlib
 import gzip
 import os
 import shutil
 import tarfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import IO
 
 from dlrun import lock
-from dlrun.errors import DataError
+from dlrun.errors import DataError, DlrunError
 
 COURSE_URL = "https://raw.githubusercontent.com/hunkim/PyTorchZeroToAll/master/data/"
 
@@ -61,6 +63,23 @@ _PUBLISHED: dict[str, tuple[str, dict[str, str]]] = {  # address, and the files 
 }
 
 
+_held_back = ContextVar("held_back", default=False)
+
+
+class HeldBackError(DlrunError):
+    """A download that was not begun."""
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Inside it nothing is downloaded: HeldBackError instead."""
+    token = _held_back.set(True)
+    try:
+        yield
+    finally:
+        _held_back.reset(token)
+
+
 def unavailable(data: str, folder: Path, files: Sequence[str], reason: Exception) -> DataError:
     """The error for files that are neither in `folder` nor to be had over the network."""
     why = " ".join(f"{type(reason).__name__}: {reason}".split())
@@ -76,10 +95,12 @@ def fetch(url: str, checksum: str, path: Path, schemes: Sequence[str] = ("https"
 
     checksum: `sha256:` or `md5:` and hex digits. What an interrupted download brought lies in `<path>.part`, and
     the next one goes on from there. Raises OSError (no connection, no permission) or ValueError (another checksum,
-    or an address that is not https).
+    or an address that is not https), HeldBackError inside `held_back`.
     """
     import pooch
 
+    if _held_back.get():
+        raise HeldBackError(url)
     if url.partition("://")[0] not in schemes:
         raise ValueError(f"{url} is not https")
     pooch.get_logger().setLevel("ERROR")  # by default it tells every download on stderr
