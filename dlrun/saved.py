@@ -45,7 +45,8 @@ def checkpoint_file(place: str) -> Path:
 
 def newest_state(folder: Path) -> dict[str, Any]:
     """The newest checkpoint of a run that is whole; RequestError says how to begin where there is none."""
-    if not any((folder / "checkpoints").glob("*.pt")):
+    found = [path.name for path in (folder / "checkpoints").glob("*.pt")]
+    if not any(name == "last.pt" or name.startswith("step_") for name in found):  # best.pt alone is no state
         raise RequestError(_how_to_begin(folder))
     path, state, _ = checkpoint.newest_whole(folder / "checkpoints")
     refuse_incomplete(state, _TO_GO_ON, path)

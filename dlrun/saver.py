@@ -38,13 +38,16 @@ class Saver:
         """Take over from an earlier process: what it saved after the state `earlier` is made again."""
         self.row = dict(earlier["metrics"])
         best, before = self.folder / "best.pt", self.folder / "best_before.pt"
+        ended, best_epoch = self._step_file(earlier["step"]), earlier["early_stopping"]["best_epoch"]
         if before.exists():
             before.replace(best)
             before.unlink(missing_ok=True)  # two names of one file: the rename does nothing
-        elif earlier["early_stopping"]["best_epoch"] is None:
+        elif best_epoch is None:
             best.unlink(missing_ok=True)
+        elif best_epoch == earlier["epoch"] and ended.exists() and not best.exists():
+            link(ended, best)  # it was killed in its first save, before the links
         for file in self.folder.glob("step_*.pt"):
-            if file > self._step_file(earlier["step"]):
+            if file > ended:
                 file.unlink()
         self._forget_old()
 
@@ -80,8 +83,7 @@ class Saver:
         if self.best is not None:
             if best.exists():
                 link(best, self.folder / "best_before.pt")
-            save(best, self.identity | self.best | {"format_version": FORMAT_VERSION})
-            self.best = None
+            self._save_best()
 
     def write(self, training: Training, row: dict[str, float]) -> None:
         """Save, if the disk lets us: the files of before stay whole where it does not."""
@@ -101,6 +103,8 @@ class Saver:
             "metrics": dict(row),
         }
         newest = self._step_file(p.step)
+        if self._is_passed(newest) and not (self.folder / "last.pt").exists():
+            self._save_best()  # first, as nothing from before it is there to go on from
         save(newest, self.identity | state | {"format_version": FORMAT_VERSION})
         try:
             self._name(newest)
@@ -111,13 +115,22 @@ class Saver:
 
     def _name(self, newest: Path) -> None:
         """best.pt where there is a new one, and then last.pt: a run goes on from before a best that it lacks."""
-        if self.best is not None:
-            if self._step_file(self.best["step"]) == newest:
-                link(newest, self.folder / "best.pt")
-            else:  # the best epoch has passed since: its weights alone
-                save(self.folder / "best.pt", self.identity | self.best | {"format_version": FORMAT_VERSION})
+        if self._is_passed(newest):
+            self._save_best()
+        elif self.best is not None:
+            link(newest, self.folder / "best.pt")
             self.best = None
         link(newest, self.folder / "last.pt")
+
+    def _is_passed(self, newest: Path) -> bool:
+        """Whether the best epoch lies before what is saved as `newest`."""
+        return self.best is not None and self._step_file(self.best["step"]) != newest
+
+    def _save_best(self) -> None:
+        """best.pt as a file of its own, with the weights alone."""
+        assert self.best is not None
+        save(self.folder / "best.pt", self.identity | self.best | {"format_version": FORMAT_VERSION})
+        self.best = None
 
     def best_weights(self, training: Training) -> dict[str, Any] | None:
         """The weights of the best epoch, also where they could not be saved; null where no epoch was best."""

@@ -216,3 +216,40 @@ def test_nothing_whole_is_said(tmp_path: Path) -> None:
     (tmp_path / "last.pt").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"last\.pt is not a checkpoint of dlrun, or was cut short \(0 bytes\)"):
         checkpoint.newest_whole(tmp_path)
+
+
+class Killed(BaseException):
+    """Here the process dies."""
+
+
+@pytest.mark.parametrize("every_epochs", [1, 3])
+@pytest.mark.parametrize("dies_at", range(4))
+def test_killed_anywhere_in_the_first_save_it_has_the_best_or_nothing_to_go_on_from(
+    every_epochs: int, dies_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+
+    def dying(real: Any) -> Any:
+        def call(*arguments: Any) -> None:
+            nonlocal calls
+            calls += 1
+            if calls > dies_at:
+                raise Killed
+            real(*arguments)
+
+        return call
+
+    for name in ("save", "link"):
+        monkeypatch.setattr(dlrun.saver, name, dying(getattr(dlrun.saver, name)))
+    t, folder = training(), tmp_path / "checkpoints"
+    saver = Saver(folder, {"run_id": "r"}, every_epochs, None, 2)
+    with contextlib.suppress(Killed):
+        for epoch in range(1, every_epochs + 1):
+            saved(saver, t, epoch, is_best=epoch == 1)
+    monkeypatch.undo()
+    if not any(folder.glob("step_*.pt")):
+        assert dies_at < (1 if every_epochs == 1 else 2)
+        return
+    _, state, _ = checkpoint.newest_whole(folder)
+    Saver(folder, {"run_id": "r"}, every_epochs, None, 2).go_on(state)
+    assert load(folder / "best.pt")["epoch"] == 1

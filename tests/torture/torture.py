@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,10 +160,17 @@ def time_left(whole: Alone, checkpoints: Path) -> float:
     return 0.9 * (whole.first_save + share * (whole.seconds - whole.first_save))
 
 
+def _free(place: Path) -> Iterator[str]:
+    """Names of folders that are not there when asked for."""
+    for i in itertools.count():
+        if not (place / f"victim_{i}").exists():
+            yield f"victim_{i}"
+
+
 def tortured(words: list[str], whole: Alone, place: Path, chance: random.Random, real: bool, outcome: Outcome) -> Path:
     """Kill and resume one run until it is done; returns its folder. Fills in `outcome`."""
-    wanted, names = outcome.kills + chance.choice([3, 3, 4, 5]), (f"victim_{i}" for i in itertools.count())
-    name = next(name for name in names if not (place / name).exists())
+    wanted, names = outcome.kills + chance.choice([3, 3, 4, 5]), _free(place)
+    name = next(names)
     command = [*words, f"hydra.run.dir={name}"]
     while True:
         checkpoints = place / name / "checkpoints"
@@ -178,7 +186,7 @@ def tortured(words: list[str], whole: Alone, place: Path, chance: random.Random,
         outcome.kills += 1
         after = traces(checkpoints)
         outcome.inside_save += bool(after[0] - before[0] or after[1] - before[1])
-        if any(checkpoints.glob("*.pt")):
+        if any(checkpoints.glob("step_*.pt")):
             outcome.resumes, command = outcome.resumes + 1, ["resume", name]
         else:  # nothing to go on from; and dlrun does not start a run where another has begun
             name = next(names)
