@@ -18,7 +18,6 @@ def check(words: list[str]) -> int:
     console, problems = Console(), Problems()
     for one in asked:
         problems.attempt(_check_one, one, console, len(asked) > 1)
-    request.forget_empty(*{one.sweep for one in asked if one.sweep is not None})
     problems.settle()
     if asked:
         console.say("ready" if len(asked) == 1 else f"ready: {len(asked)} runs")

@@ -48,41 +48,24 @@ def main() -> int:
     verbose = len(words) < len(sys.argv) - 1 or os.environ.get("HYDRA_FULL_ERROR") == "1"
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # the user's own modules, however dlrun was started
-    codes: list[int] = []
-    finished: list[tuple[Request, str | None]] = []  # with what went wrong
     try:
-        for request in answer(words):
-            from dlrun import experiment
+        requests = answer(words)
+        if not requests:
+            return 0
+        if requests[0].sweep is not None:
+            from dlrun.sweep import execution
 
-            try:
-                codes.append(experiment.run(request))
-                finished.append((request, None))
-            except (DlrunError, SystemExit) as error:
-                codes.append(complain(error, verbose))
-                finished.append((request, str(error)))
-            if codes[-1] in INTERRUPTED.values():
-                break
-        if finished and finished[0][0].sweep is not None:
-            codes += end_of_sweep(finished, whole=codes[-1] not in INTERRUPTED.values())
-    except DlrunError as error:
+            return execution.run(requests)
+        from dlrun import experiment
+
+        return experiment.run(requests[0])
+    except (DlrunError, SystemExit) as error:
         return complain(error, verbose)
     except KeyboardInterrupt as stopped:
         return INTERRUPTED["SIGTERM" if isinstance(stopped, Terminated) else "SIGINT"]
     except BrokenPipeError:  # `dlrun ls | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    return worst(codes)
-
-
-def end_of_sweep(finished: list[tuple["Request", str | None]], whole: bool) -> list[int]:
-    """Say what the runs came to, if all have been made; [1] when that is not what was strictly expected."""
-    from dlrun import conclusion, request
-
-    first = finished[0][0]
-    as_expected = not whole or conclusion.of_sweep(finished)
-    assert first.sweep is not None
-    request.forget_empty(first.sweep)
-    return [1] if first.config.strict and not as_expected else []
 
 
 def answer(words: list[str]) -> list["Request"]:
@@ -115,6 +98,11 @@ def compose(words: list[str]) -> list["Request"]:
             return []
         if words[:1] == ["check"]:
             check(words[1:])
+            return []
+        if words[:1] == ["compare"]:
+            from dlrun.sweep import answer as sweep_answer
+
+            sweep_answer.compare_runs(words[1:])
             return []
         if words[:1] == ["resume"]:
             from dlrun import saved
@@ -159,16 +147,6 @@ def complain(error: DlrunError | SystemExit, verbose: bool) -> int:
         traceback.print_exception(error)
     sys.stderr.write(f"dlrun: {error}\n")
     return error.exit_code
-
-
-def worst(codes: list[int]) -> int:
-    """The exit code of several runs: stopped, else failed, else wrong, else done."""
-    for code in (130, 143, 1):
-        if code in codes:
-            return code
-    if 2 in codes:
-        return 2 if set(codes) == {2} else 1
-    return 0
 
 
 def list_choices(words: list[str]) -> None:

@@ -33,7 +33,7 @@ def _outcome(label: str, result: dict[str, Any], rows: list[dict[str, float]]) -
     return Outcome(label, values, result["warnings"], curves, result["error"])
 
 
-def of_sweep(finished: Sequence[tuple[Request, str | None]]) -> bool:
+def of_sweep(finished: Sequence[tuple[Request, str | None]], sweep: Path) -> bool:
     """Draw together what belongs together, print what was expected of the runs; whether all of it was met.
 
     finished: the requests, each with why there is no result where there is none.
@@ -52,8 +52,7 @@ def of_sweep(finished: Sequence[tuple[Request, str | None]]) -> bool:
         console = Console()
         console.say()
         console.say(report.expectations(lines))
-        sweep = finished[0][0].sweep
-        if sweep is not None and sweep.is_dir():
+        if sweep.is_dir():
             (sweep / "expectations.md").write_text(_markdown(lines))
     return all(line.ok for _, line in lines)
 

@@ -148,6 +148,11 @@ class SweepConfig:
     """Several runs from one request."""
 
     points: list[str] = field(default_factory=list)  # a line of overrides a run; a line may itself be a sweep
+    dir: str | None = None  # the sweep's folder: a new one, or one to go on with; null: always a new one
+    jobs: Any = 1  # runs at a time, each in a process of its own from 2 on; auto: as many as there are cores or GPUs
+    fail_fast: bool = False  # the first failure ends the sweep
+    dry_run: bool = False  # say what would be run, how long it would take, and stop
+    max_jobs: int = _positive(1000)  # more points are taken for a mistake
 
 
 @dataclass

@@ -25,8 +25,9 @@ _MOST_LINES = 50  # for the epochs of a run: a thousand would hide the tables be
 class Console:
     """Says everything twice: to the terminal, and as plain text to run.log once there is a run folder."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self.terminal = RichConsole(file=stream, highlight=False, soft_wrap=False)
+    def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
+        """quiet: nothing on the terminal, as for a job of a sweep."""
+        self.terminal = RichConsole(file=stream, highlight=False, soft_wrap=False, quiet=quiet)
         self._held = io.StringIO()  # what was said before there was a run folder
         self.log = RichConsole(file=self._held, width=_LOG_WIDTH, no_color=True, highlight=False)
         self._training: Training | None = None
@@ -46,7 +47,7 @@ class Console:
 
     def say(self, thing: RenderableType = "") -> None:
         """A line or a table; square brackets in strings are text, not markup."""
-        for console in (self.terminal, self.log):
+        for console in (self.log,) if self.terminal.quiet else (self.terminal, self.log):
             console.print(thing, markup=False, soft_wrap=isinstance(thing, str | Text))
         self.log.file.flush()
 
@@ -64,7 +65,7 @@ class Console:
         self._training, self._started = training, time.perf_counter()
         self._first_step = training.progress.step
         try:
-            if self.terminal.is_terminal:
+            if self.terminal.is_terminal and not self.terminal.quiet:
                 with Live(get_renderable=self._bar, console=self.terminal, refresh_per_second=4, transient=True):
                     yield
             else:
@@ -79,7 +80,7 @@ class Console:
         per_epoch = -(-len(self._training.train) // limits.accumulate_steps)
         total = min(limits.epochs * per_epoch, limits.max_steps or limits.epochs * per_epoch)
         elapsed, made = time.perf_counter() - self._started, p.step - self._first_step
-        left = f"{_clock(elapsed / made * (total - p.step))} left" if made else ""
+        left = f"{clock(elapsed / made * (total - p.step))} left" if made else ""
         line = Table.grid(padding=(0, 1))
         head = Text(f"epoch {min(p.epoch + 1, limits.epochs)}/{limits.epochs}", style="bold")
         line.add_row(head, ProgressBar(total=total, completed=p.step, width=24), Text(f"{p.step}/{total}"), Text(left))
@@ -122,7 +123,8 @@ def number(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Minutes and seconds, with hours where there are any."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -19,6 +19,10 @@ class DataError(RequestError):
     """A data file is missing, unreadable or holds what it may not hold."""
 
 
+class UnavailableError(DataError):
+    """Data are neither here nor to be had over the network."""
+
+
 class MisfitError(RequestError):
     """This model cannot take this data."""
 

@@ -37,9 +37,12 @@ from dlrun.tracking import FileTracker
 from dlrun.watch import Watch
 
 
-def run(request: Request) -> int:
-    """Train what is asked for; returns the exit code. A DlrunError says what was wrong, or what failed."""
-    problems, console = Problems(), Console()
+def run(request: Request, console: Console | None = None) -> int:
+    """Train what is asked for; returns the exit code. A DlrunError says what was wrong, or what failed.
+
+    console: where it is told besides run.log; the terminal where that is left out.
+    """
+    problems, console = Problems(), console or Console()
     settings = config.read(request.config, request.choices, problems)
     with contextlib.ExitStack() as held:
         process = session(held, settings, problems)

@@ -90,9 +90,7 @@ def one_run(words: list[str], check: str = "gradients") -> Request | None:
     if {"-m", "--multirun"} & set(words):
         raise several
     asked = request.from_command_line(words)
-    sweeps = [one.sweep for one in asked if one.sweep is not None]
-    if sweeps:
-        request.forget_empty(sweeps[0])
+    if any(one.sweep is not None for one in asked):
         raise several
     return asked[0] if asked else None
 

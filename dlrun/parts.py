@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from dlrun import build, expectations, memory, preflight, probes, results, runtime, saved
+from dlrun import build, expectations, memory, preflight, probes, results, runtime, saved, sharing
 from dlrun.config import DeviceConfig, ModelKeys, OptimizerKeys, Settings
 from dlrun.data import download
 from dlrun.data.batches import Batches, MemoryBatches, Order, Place
@@ -108,7 +108,7 @@ def _data(settings: Settings, trusted_modules: list[str] | None, found: Problems
     """The data; null when it cannot be had. Nothing is downloaded for a request that is wrong anyway."""
     with download.held_back() if found.found else contextlib.nullcontext():
         try:
-            return found.attempt(build.data, settings, trusted_modules)
+            return found.attempt(sharing.shared, settings, lambda: build.data(settings, trusted_modules))
         except download.HeldBackError:
             return None
 

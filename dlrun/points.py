@@ -1,10 +1,55 @@
-"""`sweep.points`: the runs that one request names, a line of overrides each; a line may itself be a sweep."""
+"""The points of a sweep: combinations of the values that words name, and the lines of `sweep.points`."""
 
 import itertools
+import math
 from collections.abc import Sequence
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+
+from dlrun.errors import RequestError
+
+
+def combinations(parsed: Sequence[Override]) -> list[list[str]]:
+    """The words of every point; the last word that names several values varies fastest.
+
+    Of a key that is named twice the later word counts. RequestError for a value that is named twice.
+    """
+    choices: dict[str, list[str]] = {}
+    for override in parsed:
+        choices[override.get_key_element()] = _values(override)
+    return [list(words) for words in itertools.product(*choices.values())]
+
+
+def _values(override: Override) -> list[str]:
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    key = override.get_key_element()
+    if isinstance(override.value(), IntervalSweep):
+        raise RequestError(f"{override.input_line} names no single values; type {key}=range(<from>,<to>,<step>)")
+    found = [f"{key}={value}" for value in override.sweep_string_iterator()]
+    twice = next((word for i, word in enumerate(found) if word in found[:i]), None)
+    if twice:
+        raise RequestError(f"{override.input_line} names {twice} twice; leave one out")
+    if not found:
+        raise RequestError(f"{override.input_line} names no value at all; type one or more, as in {key}=a,b")
+    return found
+
+
+def refuse_many(parsed: Sequence[Override], most: int) -> None:
+    """RequestError for more points than `sweep.max_jobs`, which are counted without being made."""
+    count = math.prod(_count(override) for override in parsed)
+    if count > most:
+        raise RequestError(f"the sweep has {count:,} points and sweep.max_jobs={most}; type sweep.max_jobs={count}")
+
+
+def _count(override: Override) -> int:
+    value = override.value()
+    if isinstance(value, RangeSweep):
+        start, stop, step = (float(x) for x in (value.start or 0, value.stop or 0, value.step))
+        return max(0, math.ceil((stop - start) / step)) if step else 1
+    return len(value.list) if isinstance(value, ChoiceSweep) else 1
 
 
 def overrides(lines: Sequence[str], given: Sequence[str], loader: ConfigLoader) -> list[list[str]]:
@@ -16,14 +61,7 @@ def overrides(lines: Sequence[str], given: Sequence[str], loader: ConfigLoader) 
     found: list[list[str]] = []
     for line in lines:
         words = [word for word in _split(line) if not _named(word, given)]
-        parsed = parser.parse_overrides(words)
-        choices = [
-            [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
-            if o.is_sweep_override()
-            else [str(o.input_line)]
-            for o in parsed
-        ]
-        found += [list(combination) for combination in itertools.product(*choices)]
+        found += combinations(parser.parse_overrides(words))
     return list(map(list, dict.fromkeys(map(tuple, found))))
 
 

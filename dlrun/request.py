@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, cast
+from typing import Any, NoReturn, cast
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -16,14 +16,15 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dlrun import config, points, run_names
+from dlrun.composition import Composer
 from dlrun.errors import DlrunError, RequestError, did_you_mean
 
 GROUPS = ("data", "model", "optimizer", "scheduler", "device", "lesson", "experiment", "debug")
+_PLUGINS = str(Path(__file__).parent / "plugins")  # Hydra looks for a package hydra_plugins on sys.path
 IN_POINTS = "sweep.points"  # a note on exceptions, for the sentences that mistakes.py makes of them
 
 
@@ -34,10 +35,12 @@ class Request:
     config: DictConfig  # resolved
     choices: dict[str, str]  # group -> option
     overrides: list[str]
-    hydra: DictConfig | None = None
+    hydra: dict[str, Any] | None = None  # what Hydra knows of it
     folder: Path | None = None  # null: a new one under paths.outputs
     sweep: Path | None = None  # the sweep's folder, when the run is a job of one
     group: Path | None = None  # the folder of those runs that one request named in sweep.points
+    extra: list[str] = field(default_factory=list)  # those of the overrides that sweep.points added
+    key: str = ""  # of a job that a sweep's ledger knows
     trusted_modules: list[str] | None = None  # a list when the config comes from a saved run: see targets.py
     going_on: bool = False  # continue the run in `folder`
     words: list[str] = field(default_factory=list)  # this command line
@@ -53,9 +56,8 @@ def from_command_line(words: Sequence[str]) -> list[Request]:
     def capture(composed: DictConfig) -> None:
         found.extend(_expanded(_captured(composed, list(words))))
 
-    flags(words)
+    asked = flags(words)
     capture.__module__ = "dlrun.request"
-    SweepFolder.made.clear()
     said = io.StringIO()
     try:
         with _argv(words), contextlib.redirect_stderr(said):  # Hydra tells of an exception there, besides raising it
@@ -64,15 +66,23 @@ def from_command_line(words: Sequence[str]) -> list[Request]:
             main(capture)()
         sys.stderr.write(said.getvalue())
     except Exception as error:
-        forget_empty(*SweepFolder.made)
         if isinstance(error, HydraException | OmegaConfBaseException | OSError | DlrunError):
             raise
         raise HydraException(str(error)) from error  # its parser and PyYAML have errors of their own
-    if SweepFolder.made and not found:
-        forget_empty(*SweepFolder.made)
-        asked = " ".join(word for word in words if "=" in word)
-        raise RequestError(f"the sweep has no jobs: a choice is empty, or handed to other processes; change {asked}")
+    if asked.multirun and not found and not answered(asked):
+        named = " ".join(word for word in words if "=" in word)
+        raise RequestError(f"the sweep has no jobs: a choice is empty, or handed to other processes; change {named}")
     return found
+
+
+def overrides_of(words: Sequence[str]) -> list[str]:
+    """The words of a command line that are about keys, without flags and their values."""
+    return list(flags(words).overrides)
+
+
+def answered(asked: argparse.Namespace) -> bool:
+    """Whether Hydra itself has answered a command line: it was asked for a config, not for a run."""
+    return bool(asked.cfg or asked.info or asked.shell_completion or asked.hydra_help or asked.version)
 
 
 def flags(words: Sequence[str]) -> argparse.Namespace:
@@ -89,36 +99,10 @@ def flags(words: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(list(words))
 
 
-class SweepFolder(Callback):
-    """Remembers the folder that Hydra makes for a sweep before it knows whether its jobs can be composed."""
-
-    made: ClassVar[list[Path]] = []
-
-    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Hydra calls this before anything is written."""
-        SweepFolder.made.append(Path(config.hydra.sweep.dir))
-
-
-def forget_empty(*sweeps: Path) -> None:
-    """Remove the folders of sweeps in which no job has written anything."""
-    for sweep in sweeps:
-        if sweep.is_dir():
-            _forget_empty(sweep)
-
-
-def _forget_empty(sweep: Path) -> None:
-    for job in sweep.iterdir():
-        with contextlib.suppress(OSError):  # it is a file, or something is in it
-            job.rmdir()
-    if [path.name for path in sweep.iterdir()] == ["multirun.yaml"]:
-        (sweep / "multirun.yaml").unlink()
-        for folder in (sweep, sweep.parent, sweep.parent.parent, sweep.parent.parent.parent):
-            with contextlib.suppress(OSError):  # other runs are in it
-                folder.rmdir()
-
-
 def register() -> None:
-    """What composing needs: the schema, and the resolver that config.yaml uses."""
+    """What composing needs: the schema, our sweeper and launcher, and the resolver that config.yaml uses."""
+    if _PLUGINS not in sys.path:
+        sys.path.append(_PLUGINS)
     config.register()
     if not OmegaConf.has_resolver("dlrun.folder_name"):
         OmegaConf.register_new_resolver("dlrun.folder_name", run_names.folder_name)
@@ -165,7 +149,7 @@ def _resolved(
         config=composed,
         choices=choices,
         overrides=overrides,
-        hydra=OmegaConf.create(OmegaConf.to_container(settings, resolve=False)),  # type: ignore[arg-type]
+        hydra=cast(dict[str, Any], OmegaConf.to_container(settings, resolve=False, enum_to_str=True)),
         folder=folder,
         sweep=Path(settings.sweep.dir) if multirun else None,
         words=words,
@@ -182,23 +166,18 @@ def _expanded(request: Request) -> list[Request]:
         raise
     if named in ([], [[]]):
         return [request]
-    settings = cast(DictConfig, HydraConfig.get())
-    group = request.folder or Path(settings.sweep.dir)
-    made = []
+    group, made = request.folder or Path(HydraConfig.get().sweep.dir), []
+    composer = Composer(loader)
     for i, extra in enumerate(named):
         words = [*(word for word in request.overrides if not word.startswith("sweep.points=")), *extra]
         try:
-            composed = hydra.compose("config", overrides=words, return_hydra_config=True)
+            composed = composer.compose(words)
         except Exception as error:
             error.add_note(IN_POINTS)
             raise
-        runtime, task = composed.hydra.runtime, composed.hydra.overrides.task
-        chosen = OmegaConf.merge(settings, {"runtime": {"choices": runtime.choices}, "overrides": {"task": task}})
-        OmegaConf.set_struct(composed, False)
-        composed.pop("hydra")
         folder = group / f"{i}_{run_names.folder_name(','.join(extra))}"
-        one = _resolved(composed, cast(DictConfig, chosen), words, folder, request.words)
-        made.append(replace(one, sweep=request.sweep or group, group=group))
+        one = _resolved(composed, cast(DictConfig, HydraConfig.get()), words, folder, request.words)
+        made.append(replace(one, sweep=request.sweep or group, group=group, extra=extra))
     return made
 
 

@@ -1,5 +1,7 @@
 """The run folder: where everything that a run leaves behind lies."""
 
+import functools
+import itertools
 import json
 import os
 import shlex
@@ -36,6 +38,12 @@ def create(outputs: Path, name: str) -> Path:
     raise RequestError(f"{parent} holds a thousand runs of this second; type paths.outputs=<folder>")
 
 
+def free(folder: Path) -> Path:
+    """`folder`, or with a number behind its name where there is one already."""
+    numbered = (folder.with_name(f"{folder.name}_{i}") for i in itertools.count(2))
+    return folder if not folder.exists() else next(path for path in numbered if not path.exists())
+
+
 def claim(folder: Path) -> Path:
     """A folder that somebody else chose (a sweep, or hydra.run.dir): it may exist, but hold no run."""
     if (folder / "metrics.jsonl").exists() or (folder / "result.json").exists():
@@ -57,7 +65,8 @@ def describe(folder: Path, request: Request, runtime: Runtime) -> None:
         hidden.mkdir(exist_ok=True)
         OmegaConf.save(request.config, hidden / "config.yaml")
         OmegaConf.save(OmegaConf.create(request.overrides), hidden / "overrides.yaml")
-        OmegaConf.save(OmegaConf.create({"hydra": request.hydra}), hidden / "hydra.yaml")
+        known = request.hydra or {"runtime": {"choices": request.choices}}
+        OmegaConf.save(OmegaConf.create({"hydra": known}), hidden / "hydra.yaml")
         write_json(folder / "environment.json", {"run_id": uuid.uuid4().hex, **environment(request, runtime)})
     except OSError as error:
         raise RequestError(f"cannot write to {folder} ({error.strerror}); type paths.outputs=<folder>") from error
@@ -69,8 +78,8 @@ def environment(request: Request, runtime: Runtime) -> dict[str, Any]:
         "command": shlex.join(["dlrun", *request.words]),
         "working_directory": str(Path.cwd()),
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "git_commit": _git(Path.cwd(), "rev-parse", "HEAD"),
+        "git_dirty": bool(_git(Path.cwd(), "status", "--porcelain", "--untracked-files=no")),
         "device": str(runtime.device),
         "precision": runtime.precision,
         "threads": torch.get_num_threads(),
@@ -79,10 +88,11 @@ def environment(request: Request, runtime: Runtime) -> dict[str, Any]:
     }
 
 
-def _git(*words: str) -> str | None:
+@functools.cache  # not once a job of a sweep: it costs 10 ms
+def _git(place: Path, *words: str) -> str | None:
     """What git says of the working directory; null where there is no git or no repository."""
     try:
-        done = subprocess.run(["git", *words], capture_output=True, text=True, timeout=5)
+        done = subprocess.run(["git", *words], cwd=place, capture_output=True, text=True, timeout=5)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -53,6 +53,14 @@ def newest_state(folder: Path) -> dict[str, Any]:
     return state
 
 
+def state_to_go_on(folder: Path) -> dict[str, Any] | None:
+    """The newest whole checkpoint of a run that holds all that is needed to go on; null where there is none."""
+    try:
+        return newest_state(folder)
+    except RequestError:
+        return None
+
+
 def _how_to_begin(folder: Path) -> str:
     description = folder / "environment.json"
     if not description.is_file():
@@ -76,6 +84,10 @@ def resume_requests(words: list[str]) -> list[Request]:
     if not words or not words[0]:
         raise RequestError("which run? type dlrun resume outputs/<date>/<run>")
     folder = Path(words[0])
+    if (folder / "sweep.jsonl").exists():
+        from dlrun.sweep.folder import resumed
+
+        return resumed(folder, words[1:])
     state = newest_state(folder)
     request = from_saved(state["config"], state["choices"], words[1:], folder)
     plain: dict[str, Any] = OmegaConf.to_container(request.config)  # type: ignore[assignment]

@@ -120,7 +120,7 @@ def test_a_lesson_changed_so_that_it_misses_says_no_and_fails_only_when_strict(d
 def test_a_sweep_of_no_lessons_is_an_error(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     done = dlrun("-m", "lesson=glob(nothing_of_the_kind*)")
     assert done.code == 2
-    assert "the sweep has no jobs" in done.err
+    assert "lesson=glob(nothing_of_the_kind*) names no value at all" in done.err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from dlrun import lock
-from dlrun.errors import DataError, DlrunError
+from dlrun.errors import DlrunError, UnavailableError
 
 COURSE_URL = "https://raw.githubusercontent.com/hunkim/PyTorchZeroToAll/master/data/"
 
@@ -80,10 +80,10 @@ def held_back() -> Iterator[None]:
         _held_back.reset(token)
 
 
-def unavailable(data: str, folder: Path, files: Sequence[str], reason: Exception) -> DataError:
+def unavailable(data: str, folder: Path, files: Sequence[str], reason: Exception) -> UnavailableError:
     """The error for files that are neither in `folder` nor to be had over the network."""
     why = " ".join(f"{type(reason).__name__}: {reason}".split())
-    return DataError(
+    return UnavailableError(
         f"data={data} is not in {folder} and could not be downloaded ({why[:160]}): "
         f"put {', '.join(files)} there, or set paths.data=<folder that holds the data>, "
         "or choose data that needs no network: digits, line, regression, parabola, blobs or csv"

@@ -1,0 +1,129 @@
+"""The answer of a sweep, or of any runs put side by side: said, written and drawn."""
+
+import json
+import shlex
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from dlrun import run_folder
+from dlrun.console import Console, facts
+from dlrun.disk import write_atomically
+from dlrun.errors import RequestError
+from dlrun.sweep import finished, html, table, verdicts
+from dlrun.sweep.comparison import Comparison, compare
+from dlrun.sweep.finished import Finished, Lost
+
+_OUTPUTS = "paths.outputs="
+_MOST_FAILURES = 10  # on the terminal
+
+
+def compare_runs(words: Sequence[str]) -> int:
+    """`dlrun compare DIR... [paths.outputs=X]`; returns the exit code, 0. RequestError when there is nothing there.
+
+    Writes into the DIR itself where it is one sweep, else into a new folder under paths.outputs.
+    """
+    places, outputs = _asked(words)
+    damaged: Lost = []
+    comparison = compare(finished.find(places, damaged), damaged)
+    whole_sweep = len(places) == 1 and (places[0] / "sweep.jsonl").is_file()
+    console = Console()
+    say(comparison, console)
+    name = f"{len(comparison.runs)}_runs"
+    folder = places[0] if whole_sweep else run_folder.create(outputs / "comparisons", name)
+    try:
+        written = write(comparison, folder, shlex.join(["dlrun", "compare", *words]))
+    except OSError as error:
+        raise RequestError(f"cannot write to {folder} ({error.strerror}); type paths.outputs=<folder>") from error
+    console.say()
+    console.say(facts([("comparison", str(folder)), ("open", str(written))]))
+    return 0
+
+
+def _asked(words: Sequence[str]) -> tuple[list[Path], Path]:
+    """The folders, and where to write; a folder's name may hold a = too."""
+    places, outputs = [], Path("outputs")
+    for word in words:
+        if word.startswith(_OUTPUTS) and not Path(word).is_dir():
+            outputs = Path(word.removeprefix(_OUTPUTS))
+        elif Path(word).is_dir() or ("=" not in word and not word.startswith("-")):
+            places.append(Path(word))
+        else:
+            raise RequestError(f"dlrun compare takes folders, and {_OUTPUTS}<folder>; leave out {word}")
+    if not places:
+        raise RequestError("dlrun compare needs a run, a sweep, or a folder of them; type dlrun compare outputs")
+    return places, outputs
+
+
+def say(comparison: Comparison, console: Console) -> None:
+    """Each table with its verdicts; then what failed, and what else is to be known."""
+    for ranking in comparison.rankings:
+        if len(comparison.rankings) > 1:
+            console.say(f"{ranking.metric} on {ranking.data}")
+        console.say(table.fitting(ranking, console.terminal))
+        for line in (table.left_out(ranking), *verdicts.sentences(ranking)):
+            if line:
+                console.say(line)
+        console.say()
+    for name, why in comparison.failures[:_MOST_FAILURES]:
+        console.say(f"no result: {name} ({why})")
+    if len(comparison.failures) > _MOST_FAILURES:
+        console.say(f"and {len(comparison.failures) - _MOST_FAILURES} more without a result")
+    for note in comparison.notes:
+        console.say(f"note: {note}")
+
+
+def write(comparison: Comparison, folder: Path, command: str = "") -> Path:
+    """comparison.csv, comparison.md, figures/ and, last, report.html, whose path is returned; each file atomically.
+
+    command: how to make the comparison, or the sweep, again.
+    """
+    from dlrun.plots import compared
+
+    write_atomically(folder / "comparison.csv", table.comma_separated(comparison).encode())
+    write_atomically(folder / "comparison.md", markdown(comparison, command).encode())
+    pictures = compared.draw_all(comparison, folder / "figures")
+    page = html.report(comparison, pictures, about(comparison.runs, command), folder)
+    write_atomically(folder / "report.html", page.encode())
+    return folder / "report.html"
+
+
+def markdown(comparison: Comparison, command: str = "") -> str:
+    """What `say` says, with whole tables, as Markdown."""
+    parts = []
+    for ranking in comparison.rankings:
+        title = [f"## {ranking.metric} on {ranking.data}\n"] if len(comparison.rankings) > 1 else []
+        parts += [*title, table.markdown(ranking), _bullets(verdicts.sentences(ranking))]
+    said = [f"no result: {name} ({why})" for name, why in comparison.failures]
+    said += [f"note: {note}" for note in comparison.notes]
+    parts += [_bullets(said)] if said else []
+    parts += [f"    {command}\n"] if command else []  # indented: code, whatever it holds
+    return "\n".join(parts)
+
+
+def _bullets(sentences: Sequence[str]) -> str:
+    return "".join(f"- {table.as_text(said)}\n" for said in sentences)
+
+
+def about(runs: Sequence[Finished], command: str = "") -> list[tuple[str, str]]:
+    """What the report says of its making: the command, the day, and where the runs were made."""
+    rows = [("command", command)] if command else []
+    rows += [("compared", datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")), ("runs", str(len(runs)))]
+    found: dict[str, dict[str, None]] = {}
+    for run in runs:
+        for key, value in _environment(run.folder).items():
+            found.setdefault(key, {})[value] = None
+    return rows + [(key, "; ".join(values)) for key, values in found.items()]
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """What environment.json says of machine and versions; empty where it is missing or damaged."""
+    try:
+        noted = json.loads((folder / "environment.json").read_text())
+        versions = noted["versions"]
+        listed = ", ".join(f"{name} {version}" for name, version in versions.items() if name != "platform")
+        machine = f"{noted['device']}, {noted['precision']}, {noted['threads']} of {noted['cpu_count']} threads"
+        commit = {"commit": str(noted["git_commit"])} if noted["git_commit"] else {}
+        return {"machine": f"{versions['platform']}; {machine}", "versions": listed} | commit
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}

@@ -1,0 +1,117 @@
+"""How a sweep gets on: one live table on a terminal, a line when a job ends elsewhere."""
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from dlrun.console import Console, clock, number, table
+from dlrun.run_folder import read_json
+from dlrun.sweep.engines import Outcome
+from dlrun.sweep.jobs import Job
+
+_LINES = 12  # of ended and running jobs that the live table shows
+_TAIL = 4096  # bytes at the end of metrics.jsonl, which hold its last row
+
+
+class Display:
+    """Says what started and ended; between that it looks into the folders of the running jobs twice a second."""
+
+    def __init__(self, console: Console, jobs: Sequence[Job], expected: dict[str, float], at_once: int) -> None:
+        """jobs: those to be run; expected: their seconds by key, as forecast; at_once: how many run at a time."""
+        self.console, self.jobs, self.expected, self.at_once = console, jobs, dict(expected), at_once
+        self.running: dict[str, tuple[Job, float]] = {}
+        self.ended: list[tuple[Job, Outcome, float]] = []
+        self.failed = 0
+        self._began = time.perf_counter()
+
+    def started(self, job: Job) -> None:
+        """A job begins."""
+        self.running[job.key] = (job, time.perf_counter())
+
+    def finished(self, job: Job, outcome: Outcome) -> float:
+        """A job has ended: a line where there is no live table, and always when it failed; returns its seconds."""
+        _, began = self.running.pop(job.key)
+        seconds = time.perf_counter() - began
+        self.ended.append((job, outcome, seconds))
+        position = f"{len(self.ended):>{len(str(len(self.jobs)))}}/{len(self.jobs)}"
+        if outcome.error is not None:
+            self.failed += 1
+            self.console.say(f"{position}  {job.label}: FAILED: {outcome.error}")
+            if (log := job.folder / "run.log").exists() and str(log) not in outcome.error:
+                self.console.say(f"{'':>{len(position)}}  log: {log}")
+        elif not self.console.terminal.is_terminal:
+            status, metric = _came_to(job.folder)
+            self.console.say(f"{position}  {job.label}: {status}{metric}, {seconds:.1f} s, {self._left()}")
+        return seconds
+
+    def _left(self) -> str:
+        """How long the rest will take, by what was forecast and how that has turned out so far."""
+        waiting = [j for j in self.jobs if j.key not in self.running and all(j is not e for e, *_ in self.ended)]
+        made = sum(seconds for *_, seconds in self.ended)
+        foreseen = sum(self.expected.get(job.key, 0.0) for job, *_ in self.ended)
+        mean = made / len(self.ended) if self.ended else 0.0
+        ratio = made / foreseen if foreseen and self.ended else 1.0
+        rest = sum(self.expected[j.key] * ratio if j.key in self.expected else mean for j in waiting)
+        now = time.perf_counter()
+        for job, began in self.running.values():
+            rest += max(0.0, self.expected.get(job.key, mean) * ratio - (now - began))
+        return f"{clock(rest / self.at_once)} left"
+
+    @contextlib.contextmanager
+    def live(self) -> Iterator[None]:
+        """The live table while this lasts, on a terminal."""
+        if not self.console.terminal.is_terminal:
+            yield
+            return
+        with Live(get_renderable=self._table, console=self.console.terminal, refresh_per_second=2, transient=True):
+            yield
+
+    def _table(self) -> RenderableType:
+        now = time.perf_counter()
+        rows = [self._row(job, "failed" if o.error else _came_to(job.folder)[0], s) for job, o, s in self.ended]
+        rows += [self._row(job, "running", now - began) for job, began in list(self.running.values())]
+        done = len(self.ended)
+        head = Table.grid(padding=(0, 1))
+        bar = ProgressBar(total=max(len(self.jobs), 1), completed=done, width=24)
+        failed = f", {self.failed} failed" if self.failed else ""
+        head.add_row(Text("sweep", style="bold"), bar, Text(f"{done}/{len(self.jobs)}{failed}"), Text(self._left()))
+        return Group(head, table(("job", "what varies", "status", "epoch", "metric", "time"), rows[-_LINES:], left=3))
+
+    def _row(self, job: Job, status: str, seconds: float) -> tuple[str, ...]:
+        row = last_row(job.folder)
+        epoch = f"{int(row['epoch'])}/{job.request.config.trainer.epochs}" if row else ""
+        monitor = job.request.config.checkpoint.monitor or ("val/loss" if "val/loss" in row else "train/loss")
+        metric = f"{monitor} {number(row[monitor])}" if monitor in row else ""
+        return str(job.number), job.label, status, epoch, metric, clock(seconds)
+
+
+def last_row(folder: Path) -> dict[str, Any]:
+    """The newest whole row of a run's metrics.jsonl; empty when there is none."""
+    try:
+        with (folder / "metrics.jsonl").open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - _TAIL))
+            lines = file.read().split(b"\n")[:-1]
+        return dict(json.loads(lines[-1])) if lines else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _came_to(folder: Path) -> tuple[str, str]:
+    """Status and best value of a run that has ended, for people."""
+    try:
+        result = read_json(folder / "result.json")
+        best = result["best"]
+    except Exception:
+        return "ended", ""
+    value = "" if best["value"] is None else f", {best['metric']} {number(best['value'])} (epoch {best['epoch']})"
+    return str(result["status"]).replace("_", " "), value

@@ -1,0 +1,83 @@
+"""What runs the jobs of a sweep: one interface, and the engine that runs them one after the other."""
+
+import contextlib
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from dlrun import experiment
+from dlrun.console import Console
+from dlrun.errors import DlrunError
+from dlrun.request import Request
+from dlrun.sweep.jobs import Job
+
+_STOPPED = (130, 143)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job: the command's exit code, and what went wrong in a sentence."""
+
+    code: int
+    error: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """It was interrupted, and the sweep with it."""
+        return self.code in _STOPPED
+
+
+class Watcher(Protocol):
+    """Who is told how the jobs get on."""
+
+    def started(self, job: Job) -> None:
+        """A job begins."""
+        ...
+
+    def ended(self, job: Job, outcome: Outcome) -> bool:
+        """A job has ended; False ends the sweep."""
+        ...
+
+
+class Engine(Protocol):
+    """Runs jobs somewhere, in any order, each in a state of its own: job k equals the same job alone."""
+
+    def run(self, jobs: Sequence[Job], watcher: Watcher) -> int:
+        """0, or the exit code of who was interrupted."""
+        ...
+
+
+class Serial:
+    """One after the other in this process, whose state runtime.session puts back after each."""
+
+    def run(self, jobs: Sequence[Job], watcher: Watcher) -> int:
+        """See Engine."""
+        for job in jobs:
+            watcher.started(job)
+            outcome = run_one(job.request)
+            goes_on = watcher.ended(job, outcome)
+            if outcome.stopped:
+                return outcome.code
+            if not goes_on:
+                break
+        return 0
+
+
+def run_one(request: Request) -> Outcome:
+    """One run without a terminal; whatever goes wrong in it stays in it."""
+    from dlrun.cli import INTERRUPTED, Terminated
+
+    try:
+        return Outcome(experiment.run(request, Console(quiet=True)))
+    except DlrunError as error:
+        return Outcome(error.exit_code, str(error))
+    except KeyboardInterrupt as stopped:  # before there was anything to save
+        return Outcome(INTERRUPTED["SIGTERM" if isinstance(stopped, Terminated) else "SIGINT"], None)
+    except (Exception, SystemExit) as error:  # of the user's own code, before the run began
+        if request.folder is not None:
+            with contextlib.suppress(OSError):
+                request.folder.mkdir(parents=True, exist_ok=True)
+                with (request.folder / "run.log").open("a") as log:
+                    log.write("".join(traceback.format_exception(error)))
+        return Outcome(1, f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}")

@@ -1,0 +1,264 @@
+"""One sweep from start to end; reads like a table of contents."""
+
+import contextlib
+import shlex
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from dlrun import conclusion, config, saved, sharing
+from dlrun.console import Console, clock, facts
+from dlrun.disk import Unsaved
+from dlrun.errors import RequestError, UnavailableError
+from dlrun.lock import Lock
+from dlrun.parts import prepare, session
+from dlrun.problems import Problems
+from dlrun.request import Request
+from dlrun.sweep import answer, finished, forecast
+from dlrun.sweep.comparison import compare
+from dlrun.sweep.display import Display
+from dlrun.sweep.engines import Engine, Outcome, Serial
+from dlrun.sweep.folder import place
+from dlrun.sweep.forecast import Forecast
+from dlrun.sweep.jobs import Job, deduplicated, named
+from dlrun.sweep.ledger import DONE, Ledger
+from dlrun.sweep.parallel import Parallel, as_many, cores
+
+
+def run(requests: Sequence[Request]) -> int:
+    """Check, forecast, run and compare; returns the exit code. RequestError before anything is written."""
+    console, settings = Console(), requests[0].config
+    at_once = _at_once(settings)
+    folder, ledger = place(requests)
+    jobs, notes = deduplicated(named(requests, folder))
+    waiting = _waiting(jobs, ledger)
+    engine = _engine(at_once, waiting)
+    with sharing.sharing(), contextlib.ExitStack() as held:
+        rows, lacking = check(waiting)
+        foreseen = forecast.forecast([job for job in waiting if job.key not in lacking], rows) if rows else None
+        say_plan(console, folder, jobs, waiting, foreseen, at_once, notes)
+        if settings.sweep.dry_run:
+            return 0
+        held.enter_context(claimed(folder))
+        watcher = Watcher(console, ledger, waiting, foreseen, at_once, bool(settings.sweep.fail_fast))
+        ledger.add(jobs, requests[0].words)
+        for job in waiting:
+            if job.key in lacking:
+                watcher.started(job)
+                watcher.ended(job, Outcome(1, lacking[job.key]))
+        todo = [ready(job, ledger) for job in waiting if job.key not in lacking and not watcher.ends]
+        with watcher.display.live():
+            code = engine.run(todo, watcher)
+        watcher.say_end(foreseen)
+        as_expected = bool(code) or conclude(console, ledger, jobs, watcher.errors)
+    if code:
+        console.say(f"go on with it: dlrun resume {shlex.quote(str(folder))}")
+        return code
+    return int(watcher.display.failed > 0 or bool(watcher.unsaved.summary()) or (settings.strict and not as_expected))
+
+
+def _at_once(settings: DictConfig) -> int:
+    jobs = settings.sweep.jobs
+    if jobs != "auto" and not (isinstance(jobs, int) and not isinstance(jobs, bool) and jobs > 0):
+        raise RequestError(f"sweep.jobs={jobs} must be a whole number above 0, or auto; type sweep.jobs=1")
+    return as_many(jobs)
+
+
+def _engine(at_once: int, waiting: Sequence[Job]) -> Engine:
+    if at_once == 1 or len(waiting) < 1:
+        return Serial()
+    engine = Parallel(min(at_once, len(waiting)))
+    engine.warm_up()
+    return engine
+
+
+def _waiting(jobs: Sequence[Job], ledger: Ledger) -> list[Job]:
+    """The jobs that are still to be made, in the folders that the ledger knows."""
+    waiting, number = [], max((entry.number for entry in ledger.entries.values()), default=-1)
+    for job in jobs:
+        entry = ledger.entries.get(job.key)
+        if entry is not None:
+            group = None if entry.group is None else ledger.folder / entry.group
+            job.number = entry.number
+            job.request = replace(job.request, folder=ledger.folder / entry.folder, group=group)
+            if ledger.status_of(entry) in DONE:
+                continue
+        elif ledger.entries:
+            number += 1
+            name = job.folder.name.partition("_")[2]
+            job.number, job.request = number, replace(job.request, folder=job.folder.parent / f"{number}_{name}")
+        waiting.append(job)
+    return waiting
+
+
+def check(jobs: Sequence[Job]) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+    """Build every job once: (training, validation) rows by key, and why data cannot be had, by key.
+
+    RequestError with all that is wrong. Data that are not there cost their jobs only, unless nothing else is left.
+    """
+    found, rows, lacking = Problems(), dict[str, tuple[int, int]](), dict[str, str]()
+    for job in jobs:
+        one = Problems()
+        settings = config.read(job.request.config, job.request.choices, one)
+        try:
+            with contextlib.ExitStack() as held:
+                parts = prepare(settings, session(held, settings, one), job.request.trusted_modules, one)
+                rows[job.key] = (parts.training.train.rows, parts.training.val.rows if parts.training.val else 0)
+        except UnavailableError as error:
+            lacking[job.key] = str(error)
+        except RequestError as error:
+            for each in getattr(error, "found", [error]):
+                found.add(RequestError(f"{each}" if len(jobs) == 1 else f"{job.label}: {each}"))
+    found.settle()
+    if lacking and not rows:
+        raise RequestError(next(iter(lacking.values())))
+    return rows, lacking
+
+
+def say_plan(
+    console: Console,
+    folder: Path,
+    jobs: Sequence[Job],
+    waiting: Sequence[Job],
+    foreseen: Forecast | None,
+    at_once: int,
+    notes: Sequence[str],
+) -> None:
+    """What will be run, how long that takes, and where it lies."""
+    settings = {tuple(w for w in job.request.overrides if not w.startswith("seed=")) for job in jobs}
+    seeds = f": {len(settings)} settings × {len(jobs) // len(settings)} seeds" if len(settings) < len(jobs) else ""
+    done = len(jobs) - len(waiting)
+    kept = f", {done} of them finished before" if done else ""
+    threads = max(1, cores() // at_once)
+    how = "one at a time" if at_once == 1 else f"{at_once} at a time, {threads} thread{'s' * (threads > 1)} each"
+    expected = "not known: no trial worked"
+    if not waiting:
+        expected = "nothing is left to do"
+    elif foreseen is not None:
+        some = "" if foreseen.timed == foreseen.models else f" of {foreseen.models}"
+        kinds = f"{foreseen.timed}{some} model{'s' * (foreseen.models > 1)}"
+        expected = f"about {spelled(sum(foreseen.seconds) / at_once)} and {size(foreseen.size)} (by a trial of {kinds})"
+    named_folder = [("sweep folder", str(folder))]
+    console.say(facts([("sweep", f"{len(jobs)} runs{seeds}{kept}; {how}"), ("forecast", expected), *named_folder]))
+    for note in notes:
+        console.say(f"note: {note}")
+    console.say()
+
+
+def spelled(seconds: float) -> str:
+    """A duration for people."""
+    return f"{seconds:.1f} s" if seconds < 60 else clock(seconds)
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    return f"{count / 1e6:,.1f} MB" if count < 1e9 else f"{count / 1e9:,.1f} GB"
+
+
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """The sweep's folder, which one process writes at a time."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"cannot write to {folder} ({error.strerror}); type sweep.dir=<folder>") from error
+    with Lock() as own:
+        own.take(folder)
+        yield
+
+
+def ready(job: Job, ledger: Ledger) -> Job:
+    """The job as it is to be run now: from its newest checkpoint where it was interrupted, else from the start."""
+    status = ledger.status_of(ledger.entries[job.key])
+    if not job.folder.is_dir():
+        return job
+    if status == "interrupted" and (state := saved.state_to_go_on(job.folder)) is not None:
+        request = replace(job.request, going_on=True)
+        threads = saved.as_many_threads(state, job.plain)
+        request.config.device.num_threads = threads
+        return replace(job, request=request)
+    shutil.rmtree(job.folder)  # it failed, or has nothing to go on from; the ledger keeps what was wrong
+    return job
+
+
+def conclude(console: Console, ledger: Ledger, jobs: Sequence[Job], errors: dict[str, str]) -> bool:
+    """Compare what the whole sweep came to, in words, tables and pictures; whether it is what was expected."""
+    met = conclusion.of_sweep([(job.request, errors.get(job.key)) for job in jobs], ledger.folder)
+    if len({job.request.choices.get("lesson") for job in jobs}) > 1:
+        return met  # nothing to be ranked: each has its own expectations
+    failures: finished.Lost = []
+    runs = []
+    for entry in ledger.entries.values():
+        run = finished.read(ledger.folder / entry.folder, failures)
+        if run is not None:
+            runs.append(run)
+        elif entry.error:
+            failures.append((" ".join(entry.overrides), entry.error))
+    if runs:
+        comparison = compare(runs, failures)
+        console.say()
+        answer.say(comparison, console)
+        page = answer.write(comparison, ledger.folder, shlex.join(["dlrun", *ledger.words]))
+        outputs = shlex.quote(str(ledger.folder))
+        console.say(facts([("report", str(page)), ("view", f"tensorboard --logdir {outputs}")]))
+    return met
+
+
+class Watcher:
+    """Notes in the ledger, and says, what becomes of the jobs."""
+
+    def __init__(
+        self,
+        console: Console,
+        ledger: Ledger,
+        waiting: Sequence[Job],
+        foreseen: Forecast | None,
+        at_once: int,
+        fail_fast: bool,
+    ) -> None:
+        seconds = {} if foreseen is None else dict(zip([job.key for job in waiting], foreseen.seconds, strict=False))
+        self.console, self.ledger, self.fail_fast = console, ledger, fail_fast
+        self.display = Display(console, waiting, seconds, at_once)
+        self.unsaved = Unsaved(console.say)
+        self.errors: dict[str, str] = {}  # by key
+        self.ends = False
+        self._began = time.perf_counter()
+
+    def started(self, job: Job) -> None:
+        """See engines.Watcher."""
+        self.display.started(job)
+        with self.unsaved.attempt("sweep.jsonl", again=False):
+            self.ledger.note(job.key, "running")
+
+    def ended(self, job: Job, outcome: Outcome) -> bool:
+        """See engines.Watcher."""
+        seconds = self.display.finished(job, outcome)
+        entry = self.ledger.entries[job.key]
+        status = "interrupted" if outcome.stopped else "failed" if outcome.error else self.ledger.status_of(entry)
+        if outcome.error is not None:
+            self.errors[job.key] = outcome.error
+            self.ends = self.fail_fast
+        with self.unsaved.attempt("sweep.jsonl", again=False):
+            self.ledger.note(job.key, status, outcome.error, round(seconds, 3))
+        return not self.ends
+
+    def say_end(self, foreseen: Forecast | None) -> None:
+        """How many came to what, and how long it took beside the forecast."""
+        made, took = len(self.display.ended), time.perf_counter() - self._began
+        if not self.display.jobs:
+            return
+        counts = f"{made - self.display.failed} of {len(self.display.jobs)} runs finished"
+        failed = f", {self.display.failed} failed" if self.display.failed else ""
+        stopped = " (sweep.fail_fast=true: the others were not begun)" if self.ends else ""
+        said = ""
+        if foreseen is not None and made == len(self.display.jobs):
+            written = [path for job, *_ in self.display.ended for path in job.folder.rglob("*")]
+            used = sum(path.stat().st_size for path in written if path.is_file())
+            expected = spelled(sum(foreseen.seconds) / self.display.at_once)
+            said = f" (forecast {expected}), {size(used)} (forecast {size(foreseen.size)})"
+        self.console.say()
+        self.console.say(f"{counts}{failed}{stopped} in {spelled(took)}{said}")

@@ -1,0 +1,171 @@
+"""sweep.jsonl: what the jobs of a sweep are and how far each has come, a line a change.
+
+The first line says what the sweep is. A line with `config` is a job when it was added, and one with `jobs` how many
+there are then; the others say what became of one: pending, running, completed, early_stopped, interrupted or failed.
+The job's own result.json has the last word.
+"""
+
+import errno
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from dlrun.disk import write_atomically
+from dlrun.errors import RequestError
+from dlrun.request import Request, from_saved
+from dlrun.run_folder import read_json
+from dlrun.sweep.jobs import Job
+
+NAME = "sweep.jsonl"
+VERSION = 1
+DONE = ("completed", "early_stopped")
+
+
+@dataclass
+class Entry:
+    """A job as the ledger knows it."""
+
+    number: int
+    key: str
+    folder: str  # relative to the sweep's
+    overrides: list[str]
+    choices: dict[str, str]
+    config: dict[str, Any]
+    group: str | None = None
+    extra: list[str] = field(default_factory=list)
+    status: str = "pending"
+    error: str | None = None
+    seconds: float | None = None  # of the last attempt
+
+
+class Ledger:
+    """The ledger of one sweep folder, read or begun."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.path = folder, folder / NAME
+        self.words: list[str] = []  # the command line that began the sweep
+        self.entries: dict[str, Entry] = {}  # by key
+        self._count = 0  # how many there should be
+
+    @classmethod
+    def read(cls, folder: Path) -> "Ledger":
+        """The ledger of a sweep folder; RequestError when there is none, or it is damaged."""
+        made = cls(folder)
+        try:
+            text = made.path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise RequestError(f"{made.path} cannot be read ({error}); type another sweep.dir") from error
+        lines = text.split("\n")
+        for number, line in enumerate(lines[:-1], 1):
+            made._take(line, number)
+        if lines[-1] or not made._count or made._count != len(made.entries):
+            raise made._damaged(len(lines))
+        return made
+
+    def _take(self, line: str, number: int) -> None:
+        try:
+            values = json.loads(line)
+            if number == 1:
+                if values["version"] != VERSION:
+                    raise RequestError(f"{self.path} has version {values['version']}; use the dlrun that wrote it")
+                self.words = [str(word) for word in values["words"]]
+            elif "jobs" in values:
+                self._count = int(values["jobs"])
+            elif "config" in values:
+                self.entries[values["key"]] = Entry(**{k: v for k, v in values.items() if k != "time"})
+            else:
+                entry = self.entries[values["key"]]
+                entry.status, entry.error, entry.seconds = (values.get(k) for k in ("status", "error", "seconds"))
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._damaged(number) from error
+
+    def _damaged(self, number: int) -> RequestError:
+        return RequestError(
+            f"{self.path} is cut short or damaged in line {number}; delete that line and type the command again (what "
+            "the jobs came to is in their own folders), or choose another sweep.dir"
+        )
+
+    def add(self, jobs: Sequence[Job], words: Sequence[str]) -> None:
+        """Note jobs that are not in it yet, all in one go; a new ledger begins with the command's words."""
+        made = [self._entry(job) for job in jobs if job.key not in self.entries]
+        if not made:
+            return
+        self.entries |= {entry.key: entry for entry in made}
+        lines: list[dict[str, Any]] = [{"time": _now(), **vars(entry)} for entry in made]
+        if not self.words:
+            self.words = list(words)
+            lines.insert(0, {"version": VERSION, "words": self.words, "working_directory": str(Path.cwd())})
+        self._count = len(self.entries)
+        before = self.path.read_bytes() if self.path.exists() else b""
+        write_atomically(self.path, before + _lines(*lines, {"jobs": self._count}))
+
+    def _entry(self, job: Job) -> Entry:
+        request = job.request
+        return Entry(
+            number=job.number,
+            key=job.key,
+            folder=os.path.relpath(job.folder, self.folder),
+            overrides=request.overrides,
+            choices=request.choices,
+            config=job.plain,
+            group=os.path.relpath(request.group, self.folder) if request.group else None,
+            extra=request.extra,
+        )
+
+    def note(self, key: str, status: str, error: str | None = None, seconds: float | None = None) -> None:
+        """What became of a job; on the disk when this returns."""
+        entry = self.entries[key]
+        entry.status, entry.error, entry.seconds = status, error, seconds
+        self._append({"key": key, "status": status, "error": error, "seconds": seconds, "time": _now()})
+
+    def _append(self, line: dict[str, Any]) -> None:
+        """All of the line or, when the disk does not take it, nothing."""
+        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+        try:
+            before, content = os.fstat(handle).st_size, _lines(line)
+            try:
+                if os.write(handle, content) < len(content):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(handle)
+            except OSError:
+                os.ftruncate(handle, before)
+                raise
+        finally:
+            os.close(handle)
+
+    def status_of(self, entry: Entry) -> str:
+        """What a job has come to: its own result.json says more than the ledger, which may have been cut off."""
+        result = self.folder / entry.folder / "result.json"
+        if not result.is_file():
+            return "interrupted" if entry.status in ("running", *DONE) else entry.status
+        try:
+            status = str(read_json(result).get("status"))
+        except RequestError:
+            return "interrupted"
+        return status if status in DONE else ("failed" if status == "failed" else "interrupted")
+
+    def request(self, entry: Entry, settings: list[str], words: list[str]) -> Request:
+        """A job as it was asked for, with settings of this command line that all jobs take (device, figures, ...)."""
+        folder = self.folder / entry.folder
+        asked = from_saved(entry.config, entry.choices, settings, folder)
+        return replace(
+            asked,
+            overrides=entry.overrides,
+            sweep=self.folder,
+            group=None if entry.group is None else self.folder / entry.group,
+            extra=entry.extra,
+            words=words,
+            key=entry.key,
+        )
+
+
+def _lines(*values: dict[str, Any]) -> bytes:
+    return "".join(json.dumps(line) + "\n" for line in values).encode()
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")

@@ -1,0 +1,145 @@
+"""The engine that runs several jobs at a time, each in a fresh process that shares no state with the others."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing import connection
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from dlrun import runtime
+from dlrun.request import Request
+from dlrun.sweep.engines import Outcome, Watcher
+from dlrun.sweep.jobs import Job
+
+_LOOK_SECONDS = 0.2  # how soon a Ctrl-C is passed on
+
+
+@dataclass
+class _Running:
+    job: Job
+    process: BaseProcess
+    answers: Connection
+    gpu: int | None
+
+
+class Parallel:
+    """`count` processes at a time, forked from a server that has imported torch; cores and GPUs are shared out."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.threads = max(1, cores() // count)
+        gpus = torch.cuda.device_count()
+        self._gpus: list[int | None] = [i % gpus if gpus else None for i in reversed(range(count))]
+        self._context: Any = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
+
+    def warm_up(self) -> None:
+        """Begin to import what the jobs need; it goes on beside what this process does meanwhile."""
+        if sys.platform != "win32":
+            from multiprocessing import forkserver
+
+            with self._few_threads():
+                self._context.set_forkserver_preload(["dlrun.sweep.worker"])
+                forkserver.ensure_running()
+
+    def run(self, jobs: Sequence[Job], watcher: Watcher) -> int:
+        """See engines.Engine."""
+        waiting, running = list(reversed(jobs)), list[_Running]()
+        told = 0
+        with runtime.interruptible() as stop:
+            try:
+                while running or (waiting and not stop()):
+                    while waiting and len(running) < self.count and not stop():
+                        job = waiting.pop()
+                        watcher.started(job)
+                        running.append(self._start(job))
+                    connection.wait([one.process.sentinel for one in running], timeout=_LOOK_SECONDS)
+                    if stop() and not told:
+                        told = stop.signal_number
+                        for one in running:
+                            _tell(one, told)
+                    for one in [one for one in running if not one.process.is_alive()]:
+                        running.remove(one)
+                        self._gpus.append(one.gpu)
+                        if not watcher.ended(one.job, _outcome(one)) and not told:
+                            waiting.clear()
+            finally:
+                for one in running:
+                    one.process.kill()
+                    one.process.join()
+        return 128 + told if told else 0
+
+    def _start(self, job: Job) -> _Running:
+        gpu = self._gpus.pop()
+        mine, theirs = self._context.Pipe(duplex=False)
+        request = _placed(job.request, gpu)
+        threads = int(job.request.config.device.num_threads or self.threads)
+        with self._few_threads():
+            from dlrun.sweep.worker import work
+
+            process = self._context.Process(target=work, args=(request, theirs, threads), name=f"job {job.number}")
+            process.start()
+        theirs.close()
+        return _Running(job, process, mine, gpu)
+
+    @contextlib.contextmanager
+    def _few_threads(self) -> Iterator[None]:
+        """What is started inside takes its share of the cores: torch reads this when it is imported."""
+        before = os.environ.get("OMP_NUM_THREADS")
+        os.environ["OMP_NUM_THREADS"] = str(self.threads)
+        try:
+            yield
+        finally:
+            if before is None:
+                os.environ.pop("OMP_NUM_THREADS")
+            else:
+                os.environ["OMP_NUM_THREADS"] = before
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def as_many(jobs: Any) -> int:
+    """`sweep.jobs` as a number: auto is one a GPU, or one a core where there is none."""
+    return int(jobs) if jobs != "auto" else torch.cuda.device_count() or cores()
+
+
+def _placed(request: Request, gpu: int | None) -> Request:
+    """The request on a GPU of its own, where it did not ask for one by number."""
+    device = request.config.device
+    if gpu is None or device.index is not None or device.name not in ("auto", "cuda"):
+        return request
+    config = OmegaConf.merge(request.config, {"device": {"index": gpu}})
+    return replace(request, config=config)  # type: ignore[arg-type]
+
+
+def _tell(one: _Running, number: int) -> None:
+    if one.process.pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(one.process.pid, number)
+
+
+def _outcome(one: _Running) -> Outcome:
+    """What a process that has ended sent, or what its death says."""
+    one.process.join()
+    with one.answers, contextlib.suppress(EOFError, OSError):
+        if one.answers.poll():
+            found = one.answers.recv()
+            assert isinstance(found, Outcome)
+            return found
+    code = one.process.exitcode or 0
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = "; perhaps memory ran out: try fewer sweep.jobs" if name == "SIGKILL" else ""
+        return Outcome(1, f"its process was killed by {name}{hint}")
+    return Outcome(1, f"its process ended with exit code {code} and without a word")
