@@ -155,4 +155,5 @@ def test_the_commit_is_that_of_the_working_directory(tmp_path: Path, monkeypatch
     found = run_folder.environment(request, runtime)
     assert (found["git_commit"], found["git_dirty"]) == (git("rev-parse", "HEAD"), False)
     (tmp_path / "file").write_text("2")
+    run_folder._git.cache_clear()  # as another process finds it
     assert run_folder.environment(request, runtime)["git_dirty"] is True

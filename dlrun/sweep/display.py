@@ -45,7 +45,8 @@ class Display:
         position = f"{len(self.ended):>{len(str(len(self.jobs)))}}/{len(self.jobs)}"
         if outcome.error is not None:
             self.failed += 1
-            self.console.say(f"{position}  {job.label}: FAILED: {outcome.error}")
+            said = outcome.error.removeprefix(f"the run {job.folder} failed: ")
+            self.console.say(f"{position}  {job.label}: FAILED: {said}")
             if (log := job.folder / "run.log").exists() and str(log) not in outcome.error:
                 self.console.say(f"{'':>{len(position)}}  log: {log}")
         elif not self.console.terminal.is_terminal:

@@ -1,6 +1,5 @@
 """How long the jobs of a sweep will take and how much room, from a few steps of each distinct model."""
 
-import contextlib
 import json
 import tempfile
 import time
@@ -13,11 +12,11 @@ from omegaconf import OmegaConf
 
 from dlrun import experiment
 from dlrun.console import Console
-from dlrun.errors import DlrunError
 from dlrun.sweep.jobs import Job
 
 _FEW_ROWS = 4096  # up to here a trial makes whole epochs, whose cost is not in the steps alone
 _EPOCHS, _STEPS = 3, 4
+_TRIES = 3  # jobs of a kind, as one may fail
 _PATIENCE = 5.0  # seconds for trials, and 5 % of what is forecast
 
 
@@ -65,9 +64,10 @@ def forecast(jobs: Sequence[Job], rows: dict[str, tuple[int, int]]) -> Forecast 
     for name, alike in kinds.items():
         if time.perf_counter() - began > _PATIENCE + 0.05 * expected:
             break
-        with contextlib.suppress(DlrunError, Exception):  # it fails when it is its turn, and says so then
-            timings[name] = trial(alike[0], *rows[alike[0].key])
-            expected += sum(_seconds(job, timings[name]) for job in alike)
+        timing = next(filter(None, (_tried(job, *rows[job.key]) for job in alike[:_TRIES])), None)
+        if timing is not None:
+            timings[name] = timing
+            expected += sum(_seconds(job, timing) for job in alike)
     if not timings:
         return None
     mean = _mean(list(timings.values()))
@@ -78,6 +78,14 @@ def forecast(jobs: Sequence[Job], rows: dict[str, tuple[int, int]]) -> Forecast 
         len(timings),
         len(kinds),
     )
+
+
+def _tried(job: Job, train_rows: int, val_rows: int) -> Timing | None:
+    """A trial's timing; null when it fails, as the job itself will: that says so then."""
+    try:
+        return trial(job, train_rows, val_rows)
+    except Exception:
+        return None
 
 
 def kind(plain: dict[str, Any]) -> str:
