@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from omegaconf import OmegaConf
 from rich.table import Table
 
 from dlrun.console import Console, facts, number, table
@@ -17,6 +16,7 @@ from dlrun.optim.schedule import OF_THE_WHOLE
 from dlrun.preflight import checkpoint_bytes
 from dlrun.probes import Answer
 from dlrun.training import Training
+from dlrun.yaml_text import as_yaml
 
 if TYPE_CHECKING:
     from dlrun.parts import Parts
@@ -211,5 +211,4 @@ def _end(parts: "Parts", result: dict[str, Any]) -> str:
 
 def config_as_markdown(plain: dict[str, Any]) -> str:
     """The config as TensorBoard's text tab shows it."""
-    text = OmegaConf.to_yaml(OmegaConf.create(plain))
-    return "\n".join("    " + line for line in text.splitlines())
+    return "\n".join("    " + line for line in as_yaml(plain).splitlines())

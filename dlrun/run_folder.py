@@ -19,6 +19,7 @@ from dlrun.errors import RequestError
 from dlrun.request import Request
 from dlrun.run_names import folder_name
 from dlrun.runtime import Runtime, describe_versions
+from dlrun.yaml_text import as_yaml
 
 
 def create(outputs: Path, name: str) -> Path:
@@ -63,10 +64,10 @@ def describe(folder: Path, request: Request, runtime: Runtime) -> None:
     hidden = folder / ".hydra"
     try:
         hidden.mkdir(exist_ok=True)
-        OmegaConf.save(request.config, hidden / "config.yaml")
-        OmegaConf.save(OmegaConf.create(request.overrides), hidden / "overrides.yaml")
+        (hidden / "config.yaml").write_text(as_yaml(OmegaConf.to_container(request.config, resolve=True)))
+        (hidden / "overrides.yaml").write_text(as_yaml(list(request.overrides)))
         known = request.hydra or {"runtime": {"choices": request.choices}}
-        OmegaConf.save(OmegaConf.create({"hydra": known}), hidden / "hydra.yaml")
+        (hidden / "hydra.yaml").write_text(as_yaml({"hydra": known}))
         write_json(folder / "environment.json", {"run_id": uuid.uuid4().hex, **environment(request, runtime)})
     except OSError as error:
         raise RequestError(f"cannot write to {folder} ({error.strerror}); type paths.outputs=<folder>") from error

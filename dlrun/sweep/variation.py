@@ -49,11 +49,11 @@ def grouped(runs: Iterable[Finished], keys: Sequence[str]) -> list[list[Finished
 
 
 def _key(word: str) -> str:
-    """The key that an override names; "" for one that takes something away, is the seed, or is no experiment's."""
+    """The key that an override names; "" for the seed, and for what is no part of an experiment."""
     key = word.partition("=")[0].lstrip("+")
     top = key.split(".")[0]
     no_result = top in _NO_RESULT or key in ("data.root", "trainer.log_every_steps")
-    return "" if word.startswith("~") or "=" not in word or no_result else key
+    return "" if "=" not in word or no_result else key  # ~key=value names what no config has: it never differs
 
 
 def _differs(runs: Sequence[Finished], key: str) -> bool:

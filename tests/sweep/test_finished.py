@@ -61,7 +61,9 @@ def test_runs_are_found_once_below_any_place(runs: Any, tmp_path: Path) -> None:
     a, b = runs.write(runs(seed=0)), runs.write(runs(seed=1))
     (a.folder / "checkpoints").mkdir()
     (a.folder / "checkpoints" / "result.json").write_text("{}")  # inside a run, so none of its own
-    assert find([tmp_path, a.folder, tmp_path / "sweep" / "..", b.folder]) == [a, b]
+    damaged: list[tuple[str, str]] = []
+    assert find([tmp_path, a.folder, tmp_path / "sweep" / "..", b.folder], damaged) == [a, b]
+    assert damaged == []
 
 
 def test_where_nothing_is_the_sentence_says_what_to_type(tmp_path: Path) -> None:

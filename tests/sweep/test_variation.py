@@ -19,7 +19,11 @@ def test_keys_that_differ_are_columns_and_the_seed_never_is(runs: Any) -> None:
 
 
 def test_a_run_without_the_override_has_the_default_or_nothing(runs: Any) -> None:
-    made = [runs("optimizer.lr=0.1"), runs("+model.x=3", "~model.y"), runs("lesson=a", "paths.outputs=z")]
+    made = [
+        runs("optimizer.lr=0.1"),
+        runs("+model.x=3", "~trainer.y=1", config={"trainer": {"y": 2}}),
+        runs("lesson=a", "paths.outputs=z"),
+    ]
     assert varying(made) == ["optimizer.lr", "model.x", "lesson"]
     assert [value_of(run, "optimizer.lr") for run in made] == [0.1, 0.001, 0.001]
     assert [value_of(run, "model.x") for run in made] == [ABSENT, 3, ABSENT]
