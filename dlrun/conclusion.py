@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from dlrun.parts import Parts
 
 
+_MOST_CURVES = 20  # runs in one picture: the optimizers' race has 15; more would be a thicket
+
+
 def of_one(parts: "Parts", result: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     """The expectations of a run that stands alone, as result.json keeps them."""
     if not parts.alone:
@@ -67,7 +70,7 @@ def draw(finished: Sequence[tuple[Request, str | None]]) -> None:
             together.setdefault(key, []).append(request)
     for (place, _), requests in together.items():
         alike = [r for r in together if r[0] == place]
-        if place is not None and len(requests) > 1 and len(alike) == 1:
+        if place is not None and 1 < len(requests) <= _MOST_CURVES and len(alike) == 1:
             _draw(place / "figures", requests)
 
 

@@ -37,31 +37,41 @@ def _values(override: Override) -> list[str]:
     return found
 
 
-def refuse_many(parsed: Sequence[Override], most: int) -> None:
-    """RequestError for more points than `sweep.max_jobs`, which are counted without being made."""
-    count = math.prod(_count(override) for override in parsed)
+def refuse_many(parsed: Sequence[Override], most: int, before: int = 0) -> None:
+    """RequestError for more points than `sweep.max_jobs`, which are counted without being made.
+
+    before: points that were named already.
+    """
+    count = before + math.prod(_count(override) for override in parsed)
     if count > most:
         raise RequestError(f"the sweep has {count:,} points and sweep.max_jobs={most}; type sweep.max_jobs={count}")
 
 
 def _count(override: Override) -> int:
     value = override.value()
-    if isinstance(value, RangeSweep):
-        start, stop, step = (float(x) for x in (value.start or 0, value.stop or 0, value.step))
-        return max(0, math.ceil((stop - start) / step)) if step else 1
-    return len(value.list) if isinstance(value, ChoiceSweep) else 1
+    if not isinstance(value, RangeSweep):
+        return len(value.list) if isinstance(value, ChoiceSweep) else 1
+    start, stop, step = (float(x) for x in (value.start or 0, value.stop or 0, value.step))
+    if not step or not math.isfinite(start + stop + step):
+        key = override.get_key_element()
+        raise RequestError(
+            f"{override.input_line} never ends; type {key}=range(<from>,<to>,<step>), as in range(0,5,1)"
+        )
+    return max(1, math.ceil((stop - start) / step))  # of an empty one `_values` tells, once the others are few
 
 
-def overrides(lines: Sequence[str], given: Sequence[str], loader: ConfigLoader) -> list[list[str]]:
+def overrides(lines: Sequence[str], given: Sequence[str], loader: ConfigLoader, most: int) -> list[list[str]]:
     """The overrides of each run besides those `given` on the command line, which win where they name the same key.
 
-    loader: knows the options that `optimizer=glob(*)` stands for. No run is named twice.
+    loader: knows the options that `optimizer=glob(*)` stands for; most: sweep.max_jobs. No run is named twice.
     """
     parser = OverridesParser.create(config_loader=loader)
     found: list[list[str]] = []
     for line in lines:
         words = [word for word in _split(line) if not _named(word, given)]
-        found += combinations(parser.parse_overrides(words))
+        parsed = parser.parse_overrides(words)
+        refuse_many(parsed, most, len(found))
+        found += combinations(parsed)
     return list(map(list, dict.fromkeys(map(tuple, found))))
 
 

@@ -55,6 +55,8 @@ def from_command_line(words: Sequence[str]) -> list[Request]:
 
     def capture(composed: DictConfig) -> None:
         found.extend(_expanded(_captured(composed, list(words))))
+        if len(found) > found[0].config.sweep.max_jobs:
+            raise RequestError(f"the sweep has {len(found):,} points and more; type sweep.max_jobs=<as many as it has>")
 
     asked = flags(words)
     capture.__module__ = "dlrun.request"
@@ -132,7 +134,8 @@ def _captured(composed: DictConfig, words: list[str]) -> Request:
         folder = Path(settings.sweep.dir) / settings.sweep.subdir
     elif settings.run.dir != ".":
         folder = Path(settings.run.dir)
-    return _resolved(composed, settings, list(settings.overrides.task), folder, words)
+    overrides = cast(list[str], OmegaConf.to_container(settings.overrides.task))  # as typed: list() would interpolate
+    return _resolved(composed, settings, overrides, folder, words)
 
 
 def _resolved(
@@ -160,7 +163,7 @@ def _expanded(request: Request) -> list[Request]:
     """The runs that the request names in sweep.points, each in a folder under the request's own."""
     loader = GlobalHydra.instance().config_loader()
     try:
-        named = points.overrides(request.config.sweep.points, request.overrides, loader)
+        named = points.overrides(request.config.sweep.points, request.overrides, loader, request.config.sweep.max_jobs)
     except Exception as error:
         error.add_note(IN_POINTS)
         raise

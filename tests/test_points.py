@@ -27,12 +27,12 @@ TINY = ("data=blobs", "model=linear", "model.bias=false", "trainer.epochs=1", "f
     ],
 )
 def test_lines_become_runs(lines: list[str], given: list[str], runs: list[list[str]]) -> None:
-    assert points.overrides(lines, given, None) == runs  # type: ignore[arg-type]
+    assert points.overrides(lines, given, None, 1000) == runs  # type: ignore[arg-type]
 
 
 def test_words_in_brackets_and_quotes_stay_together() -> None:
     line = "m=[{Linear: [in, 10]}, ReLU] n='a b' o=choice(1, 2)"
-    (one, two) = points.overrides([line], [], None)  # type: ignore[arg-type]
+    (one, two) = points.overrides([line], [], None, 1000)  # type: ignore[arg-type]
     assert one == ["m=[{Linear: [in, 10]}, ReLU]", "n='a b'", "o=1"]
     assert two[2] == "o=2"
 

@@ -59,7 +59,7 @@ def test_a_disk_that_takes_nothing_is_named(tmp_path: Path, monkeypatch: pytest.
     def full(*_: Any) -> None:
         raise OSError(122, "Disk quota exceeded")
 
-    monkeypatch.setattr(OmegaConf, "save", full)
+    monkeypatch.setattr(Path, "write_text", full)
     request, runtime = Request(OmegaConf.create(), {}, []), Runtime(torch.device("cpu"), "fp32", None, False, "")
     with pytest.raises(RequestError, match=r"cannot write to .* \(Disk quota exceeded\); type paths.outputs=<folder>"):
         run_folder.describe(tmp_path, request, runtime)
@@ -120,7 +120,7 @@ def test_the_folder_tells_what_was_asked_for_and_where_it_ran(tmp_path: Path, mo
         config=OmegaConf.create({"seed": 3}),
         choices={"model": "mlp"},
         overrides=["seed=3"],
-        hydra=OmegaConf.create({"runtime": {"choices": {"model": "mlp"}}}),
+        hydra={"runtime": {"choices": {"model": "mlp"}}},
         words=["seed=3", "model.init={w: 1}"],
     )
     run_folder.describe(tmp_path, request, Runtime(torch.device("cpu"), "bf16", None, False, "cpu"))

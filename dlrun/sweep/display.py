@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -92,7 +93,8 @@ class Display:
         epoch = f"{int(row['epoch'])}/{job.request.config.trainer.epochs}" if row else ""
         monitor = job.request.config.checkpoint.monitor or ("val/loss" if "val/loss" in row else "train/loss")
         metric = f"{monitor} {number(row[monitor])}" if monitor in row else ""
-        return str(job.number), job.label, status, epoch, metric, clock(seconds)
+        short = " ".join(re.sub(r"^[\w.]*\.(?=\w+=)", "", word) for word in job.label.split(" "))
+        return str(job.number), short, status, epoch, metric, clock(seconds)
 
 
 def last_row(folder: Path) -> dict[str, Any]:

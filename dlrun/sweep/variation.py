@@ -34,6 +34,7 @@ def varying(runs: Sequence[Finished]) -> list[str]:
     """
     named = dict.fromkeys(key for run in runs for word in run.overrides if (key := _key(word)))
     keys = [key for key in named if _differs(runs, key)]
+    keys = [key for key in keys if not _comes_with_its_option(runs, key, keys)]
     for more in (_CHOICES, dict.fromkeys(key for run in runs for key in run.identity)):
         for group in grouped(runs, keys):
             keys += [key for key in more if key not in keys and key != "seed" and _differs(group, key)]
@@ -54,6 +55,14 @@ def _key(word: str) -> str:
     top = key.split(".")[0]
     no_result = top in _NO_RESULT or key in ("data.root", "trainer.log_every_steps")
     return "" if "=" not in word or no_result else key  # ~key=value names what no config has: it never differs
+
+
+def _comes_with_its_option(runs: Sequence[Finished], key: str, keys: Sequence[str]) -> bool:
+    """Whether a setting of one option only (the momentum of one of four optimizers) says no more than the option."""
+    group = key.split(".")[0]
+    if group == key or group not in keys or all(any(_key(w) == key for w in run.overrides) for run in runs):
+        return False
+    return all(len({as_key(value_of(run, key)) for run in alike}) == 1 for alike in grouped(runs, [group]))
 
 
 def _differs(runs: Sequence[Finished], key: str) -> bool:

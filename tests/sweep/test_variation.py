@@ -84,3 +84,15 @@ def test_names_are_short_where_they_stay_apart() -> None:
 )  # fmt: skip
 def test_what_a_logarithmic_axis_shows_better(values: list[float], log: bool) -> None:
     assert variation.is_logarithmic(values) == log
+
+
+def test_a_setting_of_one_option_only_is_no_column_of_its_own(runs: Any) -> None:
+    race = [
+        runs("optimizer=sgd"),
+        runs("optimizer=momentum", "optimizer.momentum=0.8"),
+        runs("optimizer=adam", "optimizer.lr=0.1"),
+    ]
+    assert varying(race) == ["optimizer"]
+    assert varying([*race, runs("optimizer=momentum", "optimizer.momentum=0.9")]) == ["optimizer", "optimizer.momentum"]
+    paired = [runs("optimizer=sgd", "optimizer.lr=0.1"), runs("optimizer=adam", "optimizer.lr=0.01")]
+    assert varying(paired) == ["optimizer", "optimizer.lr"]  # named for each: somebody wants to see it

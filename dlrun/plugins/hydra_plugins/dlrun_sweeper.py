@@ -5,7 +5,7 @@ that all points can be looked at before the first one trains.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -14,7 +14,7 @@ from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from dlrun import points
 from dlrun.composition import Composer
@@ -50,7 +50,8 @@ class DlrunLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Call the task function, which remembers what is to be run."""
-        composer = Composer(self.hydra_context.config_loader, list(self.config.hydra.overrides.hydra), self.config)
+        fixed = cast(list[str], OmegaConf.to_container(self.config.hydra.overrides.hydra))  # list() would interpolate
+        composer = Composer(self.hydra_context.config_loader, fixed, self.config)
         for number, words in enumerate(job_overrides, initial_job_idx):
             self.task_function(composer.compose(words, number))
         return []

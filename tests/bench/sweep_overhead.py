@@ -1,0 +1,108 @@
+"""Wall time of a sweep from process start: Hydra's basic launcher, dlrun, dlrun with two jobs at a time, in turn.
+
+64 points (8 learning rates × 8 seeds) of the diabetes MLP for 50 epochs, the same artefacts on each side; then what a job
+of dlrun's costs beside its training, without and with the default recording; then sixteen points on MNIST with a ResNet.
+
+python tests/bench/sweep_overhead.py [--runs 3] [--resnet-epochs 2]     (needs DLRUN_DATA_DIR with diabetes and MNIST)
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from machine import described, row
+
+from dlrun import cli, experiment, loop
+
+HERE = Path(__file__).parent
+RATES = "0.3,0.1,0.03,0.01,0.003,0.001,0.0003,0.0001"
+BARE = ("figures=false", "tracking.graph=false")
+
+
+def wall(*words: str) -> float:
+    """Seconds of a command from its start to its end."""
+    with tempfile.TemporaryDirectory() as place:
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=place)
+        took = time.perf_counter() - began
+    if done.returncode:
+        raise SystemExit(f"{' '.join(words)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return took
+
+
+def basic(root: str) -> float:
+    """Hydra's own launcher."""
+    words = ("-m", f"lr={RATES}", "seed=range(8)", f"root={root}", "hydra.sweep.dir=sweep")
+    return wall(str(HERE / "hydra_script.py"), *words, "hydra/hydra_logging=none")
+
+
+def ours(root: str, jobs: int, *more: str) -> float:
+    """dlrun."""
+    words = ("data=diabetes", "model=mlp", f"optimizer.lr={RATES}", "seed=range(8)", "trainer.epochs=50")
+    return wall("-m", "dlrun", "-m", *words, f"paths.data={root}", f"sweep.jobs={jobs}", *more)
+
+
+def resnet(root: str, jobs: int, epochs: int) -> float:
+    """Sixteen points on MNIST."""
+    words = ("data=mnist", "model=resnet", "optimizer=sgd", "optimizer.lr=0.01,0.02,0.05,0.1", "seed=range(4)")
+    more = (f"trainer.epochs={epochs}", f"paths.data={root}", f"sweep.jobs={jobs}")
+    return wall("-m", "dlrun", "-m", *words, *more, *BARE)
+
+
+def around_training(root: str, *more: str) -> list[float]:
+    """Milliseconds of each job of a sweep in this process that are not spent in loop.fit."""
+    inside: list[float] = []
+    whole: list[float] = []
+    fit, run = loop.fit, experiment.run
+
+    def timed(real: object, seconds: list[float]) -> object:
+        def call(*arguments: object) -> object:
+            began = time.perf_counter()
+            try:
+                return real(*arguments)  # type: ignore[operator]
+            finally:
+                seconds.append(time.perf_counter() - began)
+
+        return call
+
+    loop.fit, experiment.run = timed(fit, inside), timed(run, whole)  # type: ignore[assignment]
+    words = ["-m", "data=diabetes", "model=mlp", "optimizer.lr=0.1,0.01", "seed=range(8)", "trainer.epochs=5"]
+    with tempfile.TemporaryDirectory() as place, open(os.devnull, "w") as null:
+        sys.argv, sys.stdout = ["dlrun", *words, f"paths.data={root}", f"sweep.dir={place}/sweep", *more], null
+        try:
+            cli.main()
+        finally:
+            sys.stdout, loop.fit, experiment.run = sys.__stdout__, fit, run
+    return [1e3 * (a - b) for a, b in zip(whole, inside, strict=True)][1:]  # the first is the forecast's trial
+
+
+def main() -> None:
+    """Print medians."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--resnet-epochs", type=int, default=2)
+    asked = parser.parse_args()
+    root = os.environ.get("DLRUN_DATA_DIR")
+    if not root:
+        print("sweeps: skipped, DLRUN_DATA_DIR is not set")
+        return
+    root = str(Path(root).resolve())
+    print(f"64 points of the diabetes MLP, 50 epochs, wall seconds, {asked.runs} runs each in turn; {described()}")
+    found = [(basic(root), ours(root, 1, *BARE), ours(root, 2, *BARE)) for _ in range(asked.runs)]
+    for name, column in zip(("Hydra's basic launcher", "dlrun", "dlrun, sweep.jobs=2"), zip(*found), strict=True):
+        print(row(name, list(column), 1))
+    for name, more in (("figures=false tracking.graph=false (bar: 50)", BARE), ("default recording", ())):
+        print(f"a job beside its training, ms, {name}: {statistics.median(around_training(root, *more)):.0f}")
+    if asked.resnet_epochs:
+        pair = [(resnet(root, 1, asked.resnet_epochs), resnet(root, 2, asked.resnet_epochs))]
+        print(row("16 × resnet/MNIST, one at a time, s", [a for a, _ in pair], 1))
+        print(row("16 × resnet/MNIST, sweep.jobs=2, s", [b for _, b in pair], 1))
+
+
+if __name__ == "__main__":
+    main()

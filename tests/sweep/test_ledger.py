@@ -1,0 +1,189 @@
+"""The ledger of a sweep: what is written is read again, what is damaged is a sentence, and a full disk costs no line."""
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from dlrun.errors import RequestError
+from dlrun.request import Request
+from dlrun.sweep.jobs import Job
+from dlrun.sweep.ledger import NAME, Ledger
+
+WORDS = ["-m", "seed=0,1"]
+
+
+def job(folder: Path, number: int) -> Job:
+    config = OmegaConf.create({"seed": number, "data": {"path": "é\n"}, "trainer": {}})
+    request = Request(config, {"data": "blobs"}, [f"seed={number}"], folder=folder / f"{number}_seed={number}")
+    return Job(number, request, f"seed={number}", f"key {number}")
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Ledger:
+    """Two jobs, then a third; one is done, one failed."""
+    made = Ledger(tmp_path)
+    made.add([job(tmp_path, 0), job(tmp_path, 1)], WORDS)
+    made.note("key 0", "running")
+    made.note("key 0", "completed", seconds=1.5)
+    made.add([job(tmp_path, 0), job(tmp_path, 1), job(tmp_path, 2)], ["resume", "x", "seed=2"])
+    made.note("key 1", "failed", "ValueError: no\nsuch thing", 0.25)
+    return made
+
+
+def test_what_is_noted_is_read(begun: Ledger) -> None:
+    found = Ledger.read(begun.folder)
+    assert found.words == WORDS
+    assert found.entries == begun.entries
+    done, failed, new = found.entries.values()
+    assert (done.status, done.seconds, done.folder) == ("completed", 1.5, "0_seed=0")
+    assert (failed.status, failed.error) == ("failed", "ValueError: no\nsuch thing")
+    assert (new.status, new.overrides, new.config["data"]) == ("pending", ["seed=2"], {"path": "é\n"})
+
+
+def test_adding_what_is_there_writes_nothing(begun: Ledger) -> None:
+    before = begun.path.read_bytes()
+    begun.add([job(begun.folder, 0)], ["other"])
+    assert begun.path.read_bytes() == before
+
+
+def test_a_ledger_cut_anywhere_is_a_sentence_or_an_earlier_ledger(begun: Ledger) -> None:
+    content, whole = begun.path.read_bytes(), set()
+    ends = {i + 1 for i, byte in enumerate(content) if byte == ord("\n")}
+    for length in range(len(content)):
+        begun.path.write_bytes(content[:length])
+        try:
+            found = Ledger.read(begun.folder)
+        except RequestError as error:
+            assert NAME in str(error), length
+            assert "\n" not in str(error), length
+        else:
+            assert length in ends, length
+            whole.add((length, len(found.entries)))
+    lines = content.splitlines(keepends=True)
+    kept = [i for i in range(len(lines)) if (sum(map(len, lines[:i])), 2) in whole]
+    assert [next(iter(json.loads(lines[i - 1]))) for i in kept] == ["jobs", "key", "key"]  # and not between jobs
+    assert len(whole) == len(kept) + 1
+    assert {count for _, count in whole} == {2, 3}
+
+
+def test_what_a_sentence_says_of_a_damaged_line_mends_it(begun: Ledger) -> None:
+    content = begun.path.read_bytes()
+    begun.path.write_bytes(content[:-7])  # in the last line
+    with pytest.raises(RequestError, match=r"line 9; delete that line"):
+        Ledger.read(begun.folder)
+    begun.path.write_bytes(b"".join(content.splitlines(keepends=True)[:8]))
+    assert Ledger.read(begun.folder).entries["key 1"].status == "pending"
+
+
+def test_a_flipped_bit_is_a_sentence_or_leaves_a_ledger_of_the_right_types(begun: Ledger) -> None:
+    content = begun.path.read_bytes()
+    refused = 0
+    for place in range(len(content)):
+        for bit in (0, 3, 6):
+            flipped = bytearray(content)
+            flipped[place] ^= 1 << bit
+            begun.path.write_bytes(flipped)
+            try:
+                found = Ledger.read(begun.folder)
+            except RequestError as error:
+                assert NAME in str(error)
+                refused += 1
+            else:
+                assert all(isinstance(e.number, int) and isinstance(e.config, dict) for e in found.entries.values())
+                assert {type(e.folder) for e in found.entries.values()} == {str}
+    assert refused > len(content)  # most of what can be flipped
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\n",
+        b"\x00\xff\xfe",
+        b"null\n",
+        b"[]\n{}\n",
+        b'{"a": 1}\n',
+        b'{"version": 2, "words": []}\n',
+        b'{"version": 1, "words": ["-m"]}\n',
+        b'{"version": 1, "words": ["-m"]}\n{"jobs": 1}\n',
+        b'{"version": 1, "words": ["-m"]}\n{"config": {}, "key": "a"}\n{"jobs": 1}\n',
+        b'{"version": 1, "words": ["-m"]}\n{"key": "a", "status": "running"}\n',
+        b'{"version": 1, "words": ["-m"]}\n{"jobs": null}\n',
+        b'{"epoch": 1, "step": 2, "train/loss": 0.5}\n',
+    ],
+)
+def test_other_files_of_that_name_are_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / NAME).write_bytes(content)
+    with pytest.raises(RequestError, match=NAME):
+        Ledger.read(tmp_path)
+
+
+def test_no_ledger_and_a_folder_of_that_name(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"sweep\.jsonl cannot be read"):
+        Ledger.read(tmp_path)
+    (tmp_path / NAME).mkdir()
+    with pytest.raises(RequestError, match=r"sweep\.jsonl cannot be read"):
+        Ledger.read(tmp_path)
+
+
+def test_jobs_are_added_all_or_none(begun: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = begun.path.read_bytes()
+
+    def full(self: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        begun.add([job(begun.folder, 3), job(begun.folder, 4)], WORDS)
+    assert begun.path.read_bytes() == before
+    assert [path.name for path in begun.folder.iterdir()] == [NAME]
+    assert len(Ledger.read(begun.folder).entries) == 3
+
+
+@pytest.mark.parametrize("taken", [0, 1, 20])
+def test_a_full_disk_leaves_whole_lines(taken: int, begun: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, write = begun.path.read_bytes(), os.write
+
+    def little(handle: int, content: bytes) -> int:
+        if not taken:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(handle, content[:taken])
+
+    monkeypatch.setattr(os, "write", little)
+    with pytest.raises(OSError, match="No space"):
+        begun.note("key 2", "running")
+    monkeypatch.undo()
+    assert begun.path.read_bytes() == before
+    begun.note("key 2", "completed", seconds=1.0)  # there is room again
+    assert Ledger.read(begun.folder).entries["key 2"].status == "completed"
+
+
+@pytest.mark.parametrize(
+    ("noted", "result", "status"),
+    [
+        ("pending", None, "pending"),
+        ("failed", None, "failed"),
+        ("running", None, "interrupted"),
+        ("completed", None, "interrupted"),
+        ("running", {"status": "completed"}, "completed"),
+        ("failed", {"status": "early_stopped"}, "early_stopped"),
+        ("running", {"status": "failed"}, "failed"),
+        ("completed", {"status": "interrupted"}, "interrupted"),
+        ("completed", "{", "interrupted"),
+        ("completed", "[1]", "interrupted"),
+        ("completed", {}, "interrupted"),
+    ],
+)
+def test_the_result_of_a_job_has_the_last_word(noted: str, result: Any, status: str, begun: Ledger) -> None:
+    begun.note("key 2", noted)
+    entry = begun.entries["key 2"]
+    if result is not None:
+        folder = begun.folder / entry.folder
+        folder.mkdir()
+        (folder / "result.json").write_text(result if isinstance(result, str) else json.dumps(result))
+    assert begun.status_of(entry) == status
