@@ -11,12 +11,16 @@ dlrun: train a choice of data × model × optimizer × device, and record it
   dlrun model=resnet data=mnist device=cuda  choose from the groups
   dlrun optimizer.lr=0.1 trainer.epochs=5    change any key
   dlrun -m optimizer=sgd,momentum,adam       a run for each choice
-  dlrun -m 'seed=range(5)'                   brackets are quoted for the shell
+  dlrun -m 'seed=range(5)' sweep.jobs=2      brackets are quoted for the shell
   dlrun lesson=gradient_descent              a lesson of the course
   dlrun debug=one_batch                      one batch through everything
 
   dlrun resume RUN [key=value ...]           go on, or longer: trainer.epochs=40
+  dlrun resume SWEEP [key=values ...]        go on, or add points: seed=5,6
   dlrun eval RUN_OR_CHECKPOINT               metrics on the test split
+  dlrun compare DIR ...                      table and pictures of finished runs
+  dlrun check [key=value ...]                all that is wrong, without training
+  dlrun check resume [key=value ...]         kill it, resume it, compare
   dlrun check gradients model=scratch_mlp    hand-written gradients
   dlrun ls [GROUP]                           what can be chosen
   tensorboard --logdir outputs               look at the runs

@@ -15,7 +15,7 @@ from dlrun.errors import RequestError, chain, did_you_mean, distance, listed, ne
 from dlrun.problems import Problems
 from dlrun.validation import field_at, wrong_type
 
-VERBS = ("resume", "eval", "ls", "check")
+VERBS = ("resume", "eval", "compare", "ls", "check")
 
 # What Hydra says, and what a user can do about it.
 _SAID = (
@@ -66,7 +66,7 @@ def sentence(error: Exception, words: list[str]) -> str:
     """What to tell the user of an exception that composing `words` raised."""
     said = _sentence(error, words)
     place = re.match(r"In '([^']+)'", str(error))
-    if place and place.group(1) not in said:
+    if place and place.group(1) not in ("config", "config.yaml") and place.group(1) not in said:
         said = f"{place.group(1)}.yaml: {said}"
     return f"sweep.points: {said}" if request.IN_POINTS in getattr(error, "__notes__", ()) else said
 

@@ -118,5 +118,5 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON file of a run; RequestError when it is missing or damaged."""
     try:
         return dict(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise RequestError(f"{path} cannot be read: {error}") from error

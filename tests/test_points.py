@@ -76,5 +76,5 @@ def test_a_point_that_cannot_be_composed_leaves_nothing_behind(dlrun: Callable[.
 
 
 def test_the_parser_of_hydra_reads_what_is_left_of_a_line() -> None:
-    for word in points.overrides(["a=1,2 b=[1, 2]"], [], None)[0]:  # type: ignore[arg-type]
+    for word in points.overrides(["a=1,2 b=[1, 2]"], [], None, 1000)[0]:  # type: ignore[arg-type]
         assert OverridesParser.create().parse_override(word).value() in (1, [1, 2])

@@ -24,7 +24,7 @@ def commands() -> list[str]:
 
 def shortened(command: str) -> str:
     """The same command for fewer steps; what only looks, or loads a run, stays as it is."""
-    if not command.startswith("dlrun") or re.match(r"dlrun (eval|resume|ls|check|--help|--cfg)", command):
+    if not command.startswith("dlrun") or re.match(r"dlrun (eval|resume|ls|check|compare|--help|--cfg)", command):
         return command
     return f"{command} {QUICK}"
 
@@ -77,6 +77,9 @@ def test_command(command: str, tmp_path: Path) -> None:
         environment["DLRUN_DATA_DIR"] = str(Path(os.environ["DLRUN_DATA_DIR"]).resolve())
     if "runs/mine" in command and "hydra.run.dir" not in command:
         first = f"dlrun data=digits hydra.run.dir=runs/mine checkpoint.format=full {QUICK}"
+        subprocess.run(["bash", "-c", first], cwd=work, env=environment, check=True, capture_output=True)
+    if "runs/sweep" in command and "sweep.dir" not in command:
+        first = f"dlrun -m data=blobs model=mlp optimizer=sgd,adam 'seed=range(2)' sweep.dir=runs/sweep {QUICK}"
         subprocess.run(["bash", "-c", first], cwd=work, env=environment, check=True, capture_output=True)
     done = subprocess.run(["bash", "-c", shortened(command)], cwd=work, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

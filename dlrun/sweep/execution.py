@@ -89,7 +89,7 @@ def _waiting(jobs: Sequence[Job], ledger: Ledger) -> list[Job]:
                 continue
         elif ledger.entries:
             number += 1
-            name = job.folder.name.partition("_")[2]
+            name = job.folder.name.removeprefix(f"{job.number}_")
             job.number, job.request = number, replace(job.request, folder=job.folder.parent / f"{number}_{name}")
         waiting.append(job)
     return waiting
@@ -101,6 +101,7 @@ def check(jobs: Sequence[Job]) -> tuple[dict[str, tuple[int, int]], dict[str, st
     RequestError with all that is wrong. Data that are not there cost their jobs only, unless nothing else is left.
     """
     found, rows, lacking = Problems(), dict[str, tuple[int, int]](), dict[str, str]()
+    wrong: dict[str, list[str]] = {}  # the labels of the jobs by what is wrong with them
     for job in jobs:
         one = Problems()
         settings = config.read(job.request.config, job.request.choices, one)
@@ -112,7 +113,10 @@ def check(jobs: Sequence[Job]) -> tuple[dict[str, tuple[int, int]], dict[str, st
             lacking[job.key] = str(error)
         except RequestError as error:
             for each in getattr(error, "found", [error]):
-                found.add(RequestError(f"{each}" if len(jobs) == 1 else f"{job.label}: {each}"))
+                wrong.setdefault(str(each), []).append(job.label)
+    for said, labels in wrong.items():
+        more = f" (and {len(labels) - 1} more like it)" if len(labels) > 1 else ""
+        found.add(RequestError(said if len(jobs) == len(labels) else f"{labels[0]}{more}: {said}"))
     found.settle()
     if lacking and not rows:
         raise RequestError(next(iter(lacking.values())))

@@ -54,7 +54,7 @@ def _difference(before: Sequence[str], now: Sequence[str]) -> str:
     for key in sorted({*ours, *theirs}):
         one, other = theirs.get(key), ours.get(key)
         if key not in ours or key not in theirs:
-            return f"{'it was' if one else 'it was not'} over {key}"
+            return f"{'it was' if key in theirs else 'it was not'} over {key}"
         if one and other and one != other:
             return f"with {one}, not {other}"
     return ""

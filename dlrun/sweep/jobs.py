@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 
 from dlrun.config import config_hash
+from dlrun.errors import RequestError
 from dlrun.request import Request
 from dlrun.run_names import folder_name
 
@@ -58,6 +60,7 @@ def key_of(word: str) -> str:
 
 def named(requests: Sequence[Request], sweep: Path) -> list[Job]:
     """A job for each request, numbered from 0, with a folder in `sweep` that is called after what varies."""
+    asked = [_asked_for(request, sweep) for request in requests]
     requests = [replace(request, sweep=sweep) for request in requests]
     tops: dict[Path | None, list[str]] = {}
     for request in requests:
@@ -75,18 +78,22 @@ def named(requests: Sequence[Request], sweep: Path) -> list[Job]:
             group = places[request.group] if len(tops) > 1 else sweep
             request = replace(request, group=group, folder=group / request.folder.name)
         else:
-            request = replace(request, folder=_asked_for(request) or places[request.folder])
+            request = replace(request, folder=asked[number] or places[request.folder])
         label = " ".join(w for w in request.overrides if w not in everywhere and not w.startswith("sweep."))
         made.append(Job(number, request, label or "as it is", request.key))
-    varying = {word for request in requests for word in request.overrides} - everywhere
+    varying = {word for request in requests for word in request.overrides} - everywhere if len(requests) > 1 else set()
     for job in made:
         job.key = job.key or identity(job, varying)
     return made
 
 
-def _asked_for(request: Request) -> Path | None:
-    """The folder that the user named for each job by hydra.sweep.subdir; null where nothing was said."""
-    return request.folder if any(word.startswith("hydra.sweep.subdir=") for word in request.words) else None
+def _asked_for(request: Request, sweep: Path) -> Path | None:
+    """The folder in `sweep` that the user named for each job by hydra.sweep.subdir; null where nothing was said."""
+    if request.key or not any(word.startswith("hydra.sweep.subdir=") for word in request.words):
+        return None
+    assert request.folder is not None
+    assert request.sweep is not None
+    return sweep / os.path.relpath(request.folder, request.sweep)
 
 
 def _common(lines: Iterable[Sequence[str]]) -> set[str]:
@@ -100,7 +107,10 @@ def deduplicated(jobs: Sequence[Job]) -> tuple[list[Job], list[str]]:
     first: dict[str, Job] = {}
     notes = []
     for job in jobs:
-        if job.key in first:
+        if job.key in first and job.label != first[job.key].label:
             notes.append(f"{job.label} is the same run as {first[job.key].label}, and is made once")
         first.setdefault(job.key, job)
+    places = [job.folder for job in first.values()]
+    if twice := next((folder for i, folder in enumerate(places) if folder in places[:i]), None):
+        raise RequestError(f"hydra.sweep.subdir gives several jobs the folder {twice}; leave it out")
     return list(first.values()), notes

@@ -60,7 +60,9 @@ def _key(word: str) -> str:
 def _comes_with_its_option(runs: Sequence[Finished], key: str, keys: Sequence[str]) -> bool:
     """Whether a setting of one option only (the momentum of one of four optimizers) says no more than the option."""
     group = key.split(".")[0]
-    if group == key or group not in keys or all(any(_key(w) == key for w in run.overrides) for run in runs):
+    if group == key or group not in _CHOICES or group not in keys:
+        return False
+    if all(any(_key(word) == key for word in run.overrides) for run in runs):
         return False
     return all(len({as_key(value_of(run, key)) for run in alike}) == 1 for alike in grouped(runs, [group]))
 

@@ -1,7 +1,7 @@
 """Wall time of a sweep from process start: Hydra's basic launcher, dlrun, dlrun with two jobs at a time, in turn.
 
-64 points (8 learning rates × 8 seeds) of the diabetes MLP for 50 epochs, the same artefacts on each side; then what a job
-of dlrun's costs beside its training, without and with the default recording; then sixteen points on MNIST with a ResNet.
+64 points (8 learning rates × 8 seeds) of the diabetes MLP for 50 epochs, the same artefacts on each side; then what a
+job of dlrun's costs beside its training, without and with the default recording; then sixteen points on MNIST.
 
 python tests/bench/sweep_overhead.py [--runs 3] [--resnet-epochs 2]     (needs DLRUN_DATA_DIR with diabetes and MNIST)
 """
@@ -72,7 +72,7 @@ def around_training(root: str, *more: str) -> list[float]:
 
     loop.fit, experiment.run = timed(fit, inside), timed(run, whole)  # type: ignore[assignment]
     words = ["-m", "data=diabetes", "model=mlp", "optimizer.lr=0.1,0.01", "seed=range(8)", "trainer.epochs=5"]
-    with tempfile.TemporaryDirectory() as place, open(os.devnull, "w") as null:
+    with tempfile.TemporaryDirectory() as place, Path(os.devnull).open("w") as null:
         sys.argv, sys.stdout = ["dlrun", *words, f"paths.data={root}", f"sweep.dir={place}/sweep", *more], null
         try:
             cli.main()
@@ -94,7 +94,8 @@ def main() -> None:
     root = str(Path(root).resolve())
     print(f"64 points of the diabetes MLP, 50 epochs, wall seconds, {asked.runs} runs each in turn; {described()}")
     found = [(basic(root), ours(root, 1, *BARE), ours(root, 2, *BARE)) for _ in range(asked.runs)]
-    for name, column in zip(("Hydra's basic launcher", "dlrun", "dlrun, sweep.jobs=2"), zip(*found), strict=True):
+    columns = zip(*found, strict=True)
+    for name, column in zip(("Hydra's basic launcher", "dlrun", "dlrun, sweep.jobs=2"), columns, strict=True):
         print(row(name, list(column), 1))
     for name, more in (("figures=false tracking.graph=false (bar: 50)", BARE), ("default recording", ())):
         print(f"a job beside its training, ms, {name}: {statistics.median(around_training(root, *more)):.0f}")

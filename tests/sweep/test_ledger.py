@@ -84,19 +84,18 @@ def test_a_flipped_bit_is_a_sentence_or_leaves_a_ledger_of_the_right_types(begun
     content = begun.path.read_bytes()
     refused = 0
     for place in range(len(content)):
-        for bit in (0, 3, 6):
-            flipped = bytearray(content)
-            flipped[place] ^= 1 << bit
-            begun.path.write_bytes(flipped)
-            try:
-                found = Ledger.read(begun.folder)
-            except RequestError as error:
-                assert NAME in str(error)
-                refused += 1
-            else:
-                assert all(isinstance(e.number, int) and isinstance(e.config, dict) for e in found.entries.values())
-                assert {type(e.folder) for e in found.entries.values()} == {str}
-    assert refused > len(content)  # most of what can be flipped
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << place % 8
+        begun.path.write_bytes(flipped)
+        try:
+            found = Ledger.read(begun.folder)
+        except RequestError as error:
+            assert NAME in str(error)
+            refused += 1
+        else:
+            assert all(isinstance(e.number, int) and isinstance(e.config, dict) for e in found.entries.values())
+            assert {type(e.folder) for e in found.entries.values()} == {str}
+    assert refused > len(content) / 2
 
 
 @pytest.mark.parametrize(

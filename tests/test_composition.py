@@ -1,0 +1,172 @@
+"""The quick composing of a sweep's points gives what Hydra's own gives, and complains where it complains."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import hydra
+import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dlrun import request
+from dlrun.composition import Composer
+from dlrun.config import CONFIG_DIR
+
+OWN = {"optimizer/mine.yaml": "_target_: torch.optim.SGD\nlr: ${seed}.5\n", "experiment/mine.yaml": "seed: 9\n"}
+OWN["experiment/deep.yaml"] = "# @package _global_\ndefaults:\n  - override /model: linear\ntrainer: {epochs: 3}\n"
+
+
+@pytest.fixture(scope="module")
+def loader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConfigLoader]:
+    """Hydra's loader of our configs, and of a folder of the user's own."""
+    folder = tmp_path_factory.mktemp("configs")
+    for name, text in OWN.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    request.register()
+    with hydra.initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
+        hydra_main = GlobalHydra.instance().hydra
+        assert hydra_main is not None
+        hydra_main.config_loader.get_search_path().append("command-line", str(folder))
+        yield ConfigLoaderImpl(hydra_main.config_loader.get_search_path())
+
+
+@pytest.fixture(scope="module")
+def composer(loader: ConfigLoader) -> Composer:
+    """One for all lines, as in a sweep: nothing of a point may stay for the next one."""
+    return Composer(loader)
+
+
+LINES = [
+    [],
+    ["seed=3"],
+    ["data=blobs", "model=linear", "optimizer=sgd", "scheduler=cosine", "device=cpu"],
+    ["model=cnn", "model.channels=[8,16]"],
+    ["model.hidden_sizes=[]"],
+    ["optimizer.lr=1e-3"],
+    ["optimizer.lr=1", "optimizer.lr=2"],
+    ["optimizer=sgd", "optimizer=adam"],
+    ["optimizer=sgd", "+optimizer.nesterov=true"],
+    ["++optimizer.lr=3", "++optimizer.new=x"],
+    ["~optimizer.weight_decay"],
+    ["~optimizer.lr=0.001"],
+    ["~scheduler"],
+    ["+optimizer.groups=[{match: '*.bias', lr: 0.1}]"],
+    ["optimizer.groups=[{match: w, lr: 0.1},{match: b}]"],
+    ["model.init={w: 1.0, b: {c: [1, 2]}}"],
+    ["+model.init={w: 1.0}"],
+    ["optimizer={lr: 5}"],
+    ["optimizer.lr=0.5", "optimizer={lr: 5}", "optimizer=sgd"],
+    ["model.dropout=${seed}"],
+    ["seed=${trainer.epochs}", "trainer.epochs=4"],
+    ["seed=${hydra:job.num}"],
+    ["paths.outputs=${hydra:runtime.choices.model}"],
+    ["checkpoint.monitor='${hydra:job.override_dirname}'"],
+    ["lesson=linear_regression"],
+    ["lesson=linear_regression", "optimizer.lr=0.5", "trainer.epochs=2"],
+    ["lesson=optimizer_race"],
+    ["debug=overfit", "model=mlp"],
+    ["experiment=example"],
+    ["experiment=deep"],
+    ["experiment=mine", "seed=1"],
+    ["optimizer=mine", "seed=2"],
+    ["trusted_modules=[a,b]", "expect=['steps = 4']", "probes=[1,[2,3]]"],
+    ["checkpoint.monitor=null", "trainer.max_steps=10", "figures=False"],
+    ["sweep.points=['seed=1','seed=2']"],
+    ["trainer.early_stopping.patience=3", "trainer.early_stopping={min_delta: 0.5}"],
+    ["paths.data=/a=b", "paths.outputs='with space, and comma'"],
+    ["~trainer.epochs", "seed=1"],
+    ["lesson=null", "+experiment=null"],
+]
+WRONG = [
+    ["sedd=1"],
+    ["optimizer.nesterov=true"],
+    ["optimizer=nothing"],
+    ["nothing=sgd"],
+    ["+seed=1"],
+    ["~nothing"],
+    ["~seed=5"],
+    ["trainer.epochs=many"],
+    ["trainer.epochs=null"],
+    ["seed=[1"],
+    ["optimizer=1"],
+    ["optimizer=[sgd,adam]"],
+    ["++optimizer=sgd"],
+    ["+optimizer=sgd"],
+    ["~optimizer=sgd"],
+    ["optimizer@other=sgd"],
+    ["nothing@seed=1"],
+    ["seed.x=1"],
+    ["lesson=optimizer_race", "lesson=linear_regression", "lesson=nothing"],
+    ["seed=1,2"],
+    ["optimizer=sgd,adam"],
+    ["=1"],
+]
+
+
+def hydras_own(loader: ConfigLoader, words: list[str], number: int) -> tuple[object, object]:
+    """What Hydra makes of it, and what it knows of the job."""
+    whole = loader.load_configuration("config", words, RunMode.RUN)
+    whole.hydra.job.num, whole.hydra.job.id = number, number
+    HydraConfig.instance().set_config(whole)
+    known = OmegaConf.to_container(whole.hydra, resolve=False)
+    del whole._content["hydra"]  # type: ignore[union-attr]
+    return plain(whole), known
+
+
+def plain(config: object) -> object:
+    return [OmegaConf.to_container(config, resolve=resolve) for resolve in (False, True)]  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("words", LINES, ids=" ".join)
+def test_the_config_and_what_hydra_knows_of_it_are_hydras_own(
+    words: list[str], composer: Composer, loader: ConfigLoader
+) -> None:
+    composed = composer.compose(words, 7)
+    found, known = plain(composed), OmegaConf.to_container(HydraConfig.get(), resolve=False)
+    expected, truly_known = hydras_own(loader, words, 7)
+    assert found == expected
+    assert OmegaConf.is_struct(composed)
+    assert known == truly_known
+
+
+@pytest.mark.parametrize("words", WRONG, ids=" ".join)
+def test_it_complains_as_hydra_does(words: list[str], composer: Composer, loader: ConfigLoader) -> None:
+    with pytest.raises((HydraException, OmegaConfBaseException)) as expected:
+        hydras_own(loader, words, 0)
+    with pytest.raises((HydraException, OmegaConfBaseException)) as found:
+        composer.compose(words)
+    assert found.type is expected.type
+    assert str(found.value) == str(expected.value)
+
+
+def test_a_point_leaves_nothing_for_the_next(composer: Composer, loader: ConfigLoader) -> None:
+    composer.compose(["optimizer.lr=7", "+model.new=1"])["optimizer"]["lr"] = 8
+    assert plain(composer.compose([])) == hydras_own(loader, [], 0)[0]
+
+
+def test_a_hundred_points_take_less_than_twenty_times_one_of_hydras(composer: Composer, loader: ConfigLoader) -> None:
+    def seconds(make: Callable[[int], object], count: int) -> float:
+        began = time.perf_counter()
+        for i in range(count):
+            make(i)
+        return time.perf_counter() - began
+
+    one = seconds(lambda i: hydras_own(loader, ["optimizer=sgd", f"seed={i}"], 0), 3) / 3
+    assert seconds(lambda i: composer.compose(["optimizer=sgd", f"seed={i}"], i), 100) < 20 * one
+
+
+@pytest.mark.usefixtures("loader")
+def test_a_folder_of_the_users_own_is_swept_over(dlrun: Callable, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "optimizer").mkdir(parents=True)
+    (tmp_path / "mine" / "optimizer" / "mine.yaml").write_text(OWN["optimizer/mine.yaml"])
+    found = request.from_command_line(["-m", "--config-dir", "mine", "optimizer=mine,sgd", "seed=1,2"])
+    assert [one.config.optimizer.lr for one in found] == [1.5, 2.5, 0.01, 0.01]
+    assert [one.hydra["job"]["num"] for one in found if one.hydra] == [0, 1, 2, 3]
