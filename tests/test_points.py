@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from dlrun import points
+from dlrun import points, request
+from dlrun.errors import RequestError
 
 TINY = ("data=blobs", "model=linear", "model.bias=false", "trainer.epochs=1", "figures=false", "tracking.graph=false")
 
@@ -78,3 +79,88 @@ def test_a_point_that_cannot_be_composed_leaves_nothing_behind(dlrun: Callable[.
 def test_the_parser_of_hydra_reads_what_is_left_of_a_line() -> None:
     for word in points.overrides(["a=1,2 b=[1, 2]"], [], None, 1000)[0]:  # type: ignore[arg-type]
         assert OverridesParser.create().parse_override(word).value() in (1, [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("seed=range(0)", "names no value at all; type one or more, as in seed=a,b"),
+        ("seed=range(5,0)", "names no value at all"),
+        ("seed=range(0,5,0)", "never ends; type seed=range(<from>,<to>,<step>)"),
+        ("optimizer.lr=range(0.,1.,0.)", "never ends"),
+        ("seed=range(0,inf)", "never ends"),
+        ("seed=range(0,nan)", "never ends"),
+        ("optimizer.lr=interval(0,1)", "names no single values; type optimizer.lr=range(<from>,<to>,<step>)"),
+        ("seed=1,2,1", "names seed=1 twice; leave one out"),
+        ("optimizer.lr=0.001,1e-3", "twice"),
+        ("seed=range(1000000)", "the sweep has 1,000,000 points and sweep.max_jobs=1000; type sweep.max_jobs=1000000"),
+        ("seed=range(1000000000000)", "the sweep has 1,000,000,000,000 points"),
+        ("seed=range(1000000) optimizer.lr=range(0.,1.,1e-6)", "the sweep has 1,000,000,000,000 points"),
+        ("seed=range(1000000000000) optimizer.lr=range(0,0)", "the sweep has 1,000,000,000,000 points"),
+        ("seed=shuffle(range(1000000000000))", "the sweep has 1,000,000,000,000 points"),
+        ("seed=range(1001)", "the sweep has 1,001 points"),
+    ],
+)
+def test_points_that_cannot_be_meant_are_a_sentence(words: str, said: str) -> None:
+    with pytest.raises(RequestError) as refused:
+        points.overrides([words], [], None, 1000)  # type: ignore[arg-type]
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_many_lines_are_counted_together() -> None:
+    lines = [f"seed=range({i},{i + 600})" for i in (0, 600)]
+    with pytest.raises(RequestError, match="1,200 points"):
+        points.overrides(lines, [], None, 1199)  # type: ignore[arg-type]
+    assert len(points.overrides(lines, [], None, 1200)) == 1200  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("a=range(5,0,-2)", ["a=5", "a=3", "a=1"]),
+        ("a=range(-1,2)", ["a=-1", "a=0", "a=1"]),
+        ("a=sort(3,1,2)", ["a=1", "a=2", "a=3"]),
+        ("a=1,2 a=3", ["a=3"]),
+        ("+a=1,2", ["+a=1", "+a=2"]),
+        ("a=[1,2],[3]", ["a=[1,2]", "a=[3]"]),
+        ("a=choice({b: 1},{b: 2})", ["a={b:1}", "a={b:2}"]),
+    ],
+)
+def test_the_values_of_a_word(words: str, found: list[str]) -> None:
+    split = [words] if "{" in words else words.split()
+    assert points.combinations(OverridesParser.create().parse_overrides(split)) == [[word] for word in found]
+
+
+def test_the_last_word_varies_fastest() -> None:
+    parsed = OverridesParser.create().parse_overrides(["a=1,2", "c=x", "b=3,4"])
+    assert points.combinations(parsed) == [[f"a={a}", "c=x", f"b={b}"] for a in (1, 2) for b in (3, 4)]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["sedd=0,1"], "did you mean seed"),
+        (["optimizer=sgd,adm"], "did you mean optimizer=adam"),
+        (["optimizer=glob(nothing*)"], "names no value at all"),
+        (["seed=range(1000000000000)"], "type sweep.max_jobs=1000000000000"),
+        (["optimizer=sgd,adam", "sweep.points=['seed=range(600)','seed=range(600,1200)']"], "1,200 points"),
+        (
+            ["optimizer=sgd,adam", "sweep.points=['seed=range(3)']", "sweep.max_jobs=5"],
+            "the sweep has 6 points and more",
+        ),
+    ],
+)
+def test_a_wrong_sweep_is_a_sentence_and_writes_nothing(
+    words: list[str], said: str, dlrun: Callable[..., Any], tmp_path: Path
+) -> None:
+    done = dlrun("-m", *words)
+    assert (done.code, done.out) == (2, "")
+    assert said in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_point_is_a_sweep_too() -> None:
+    (one,) = request.from_command_line(["-m", "seed=4"])
+    assert one.overrides == ["seed=4"]
+    assert one.sweep is not None

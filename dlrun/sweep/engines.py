@@ -1,6 +1,7 @@
 """What runs the jobs of a sweep: one interface, and the engine that runs them one after the other."""
 
 import contextlib
+import signal
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from dlrun.errors import DlrunError
 from dlrun.request import Request
 from dlrun.sweep.jobs import Job
 
-_STOPPED = (130, 143)
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+_STOPPED = tuple(128 + number for number in STOPPING)
 
 
 @dataclass(frozen=True)

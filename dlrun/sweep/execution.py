@@ -4,7 +4,7 @@ import contextlib
 import shlex
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from dlrun.sweep import answer, finished, forecast
 from dlrun.sweep.comparison import compare
 from dlrun.sweep.display import Display
 from dlrun.sweep.engines import Engine, Outcome, Serial
-from dlrun.sweep.folder import place
+from dlrun.sweep.folder import is_chosen, place
 from dlrun.sweep.forecast import Forecast
 from dlrun.sweep.jobs import Job, deduplicated, named
 from dlrun.sweep.ledger import DONE, Ledger
@@ -36,16 +36,21 @@ def run(requests: Sequence[Request]) -> int:
     folder, ledger = place(requests)
     jobs, notes = deduplicated(named(requests, folder))
     waiting = _waiting(jobs, ledger)
-    engine = _engine(at_once, waiting)
+    at_once = max(1, min(at_once, len(waiting)))
+    engine = _engine(at_once)
     with sharing.sharing(), contextlib.ExitStack() as held:
         rows, lacking = check(waiting)
         foreseen = forecast.forecast([job for job in waiting if job.key not in lacking], rows) if rows else None
+        if not is_chosen(requests[0]) and folder.exists():  # another sweep of the same second
+            folder, ledger = place(requests)
+            jobs = [in_folder(job, folder) for job in jobs]
+            waiting = list(jobs)
+        if not settings.sweep.dry_run:
+            begin(held.enter_context(Lock()), ledger, jobs, requests[0].words)
         say_plan(console, folder, jobs, waiting, foreseen, at_once, notes)
         if settings.sweep.dry_run:
             return 0
-        held.enter_context(claimed(folder))
         watcher = Watcher(console, ledger, waiting, foreseen, at_once, bool(settings.sweep.fail_fast))
-        ledger.add(jobs, requests[0].words)
         for job in waiting:
             if job.key in lacking:
                 watcher.started(job)
@@ -54,7 +59,9 @@ def run(requests: Sequence[Request]) -> int:
         with watcher.display.live():
             code = engine.run(todo, watcher)
         watcher.say_end(foreseen)
-        as_expected = bool(code) or conclude(console, ledger, jobs, watcher.errors)
+        as_expected = False
+        with watcher.unsaved.attempt("the comparison", again=False):
+            as_expected = bool(code) or conclude(console, ledger, jobs, watcher.errors)
     if code:
         console.say(f"go on with it: dlrun resume {shlex.quote(str(folder))}")
         return code
@@ -68,10 +75,10 @@ def _at_once(settings: DictConfig) -> int:
     return as_many(jobs)
 
 
-def _engine(at_once: int, waiting: Sequence[Job]) -> Engine:
-    if at_once == 1 or len(waiting) < 1:
+def _engine(at_once: int) -> Engine:
+    if at_once == 1:
         return Serial()
-    engine = Parallel(min(at_once, len(waiting)))
+    engine = Parallel(at_once)
     engine.warm_up()
     return engine
 
@@ -163,16 +170,25 @@ def size(count: float) -> str:
     return f"{count / 1e6:,.1f} MB" if count < 1e9 else f"{count / 1e9:,.1f} GB"
 
 
-@contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """The sweep's folder, which one process writes at a time."""
+def in_folder(job: Job, sweep: Path) -> Job:
+    """The same job in another sweep's folder."""
+    request, before = job.request, job.request.sweep
+    assert before is not None
+    group = None if request.group is None else sweep / request.group.relative_to(before)
+    return replace(
+        job, request=replace(request, sweep=sweep, group=group, folder=sweep / job.folder.relative_to(before))
+    )
+
+
+def begin(own: Lock, ledger: Ledger, jobs: Sequence[Job], words: Sequence[str]) -> None:
+    """Take the sweep's folder, which one process writes at a time, and note the jobs; RequestError when it cannot."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        ledger.folder.mkdir(parents=True, exist_ok=True)
+        own.take(ledger.folder)
+        ledger.refuse_changed()
+        ledger.add(jobs, words)
     except OSError as error:
-        raise RequestError(f"cannot write to {folder} ({error.strerror}); type sweep.dir=<folder>") from error
-    with Lock() as own:
-        own.take(folder)
-        yield
+        raise RequestError(f"cannot write to {ledger.folder} ({error.strerror}); type sweep.dir=<folder>") from error
 
 
 def ready(job: Job, ledger: Ledger) -> Job:

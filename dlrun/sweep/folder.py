@@ -21,13 +21,19 @@ def place(requests: Sequence[Request]) -> tuple[Path, Ledger]:
     """
     first = requests[0]
     assert first.sweep is not None
-    asked = first.config.sweep.dir
-    folder = Path(asked) if asked else first.sweep
-    if asked or any(word.startswith(("hydra.sweep.dir=", "hydra.run.dir=")) for word in first.words):
+    if first.words[:1] == ["resume"]:  # where it was begun, its folder may have had another name
+        return first.sweep, Ledger.read(first.sweep)
+    if is_chosen(first):
+        folder = Path(first.config.sweep.dir or first.sweep)
         return folder, _ledger(folder, first.words)
-    if first.words[:1] == ["resume"]:
-        return folder, Ledger.read(folder)
-    return run_folder.free(folder), Ledger(folder)
+    folder = run_folder.free(first.sweep)
+    return folder, Ledger(folder)
+
+
+def is_chosen(request: Request) -> bool:
+    """Whether the command line names the sweep's folder; each start makes a new one else."""
+    named = any(word.startswith(("hydra.sweep.dir=", "hydra.run.dir=")) for word in request.words)
+    return named or bool(request.config.sweep.dir) or request.words[:1] == ["resume"]
 
 
 def _ledger(folder: Path, words: Sequence[str]) -> Ledger:
@@ -37,7 +43,7 @@ def _ledger(folder: Path, words: Sequence[str]) -> Ledger:
     if not (folder / NAME).is_file():
         raise RequestError(f"{folder} holds something, but no sweep ({NAME}); type sweep.dir=<a new folder>")
     found = Ledger.read(folder)
-    if words[:1] != ["resume"] and (different := _difference(found.words, words)):
+    if different := _difference(found.words, words):
         raise RequestError(
             f"{folder} holds another sweep ({different}); type another sweep.dir, or add points to that one: "
             f"dlrun resume {folder} <key>=<values>"

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from dlrun import experiment
+from dlrun import cli, experiment
 from dlrun.console import Console
 from dlrun.sweep.jobs import Job
 
@@ -105,7 +105,9 @@ def trial(job: Job, train_rows: int, val_rows: int) -> Timing:
     watch, began = _Stopwatch(), time.perf_counter()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "trial"
-        experiment.run(replace(job.request, config=OmegaConf.create(plain), folder=folder, sweep=None), watch)
+        code = experiment.run(replace(job.request, config=OmegaConf.create(plain), folder=folder, sweep=None), watch)
+        if code in cli.INTERRUPTED.values():
+            raise KeyboardInterrupt if code == cli.INTERRUPTED["SIGINT"] else cli.Terminated
         took = time.perf_counter() - began
         sizes = {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     saved = [size for path, size in sizes.items() if path.parent.name == "checkpoints"]

@@ -50,6 +50,7 @@ class Ledger:
         self.words: list[str] = []  # the command line that began the sweep
         self.entries: dict[str, Entry] = {}  # by key
         self._count = 0  # how many there should be
+        self._size = 0  # bytes that were read
 
     @classmethod
     def read(cls, folder: Path) -> "Ledger":
@@ -59,6 +60,7 @@ class Ledger:
             text = made.path.read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise RequestError(f"{made.path} cannot be read ({error}); type another sweep.dir") from error
+        made._size = len(text.encode())
         lines = text.split("\n")
         for number, line in enumerate(lines[:-1], 1):
             made._take(line, number)
@@ -88,6 +90,11 @@ class Ledger:
             f"{self.path} is cut short or damaged in line {number}; delete that line and type the command again (what "
             "the jobs came to is in their own folders), or choose another sweep.dir"
         )
+
+    def refuse_changed(self) -> None:
+        """RequestError when another process has written since this one has read; to be asked with the folder locked."""
+        if self.path.exists() and self.path.stat().st_size != self._size:
+            raise RequestError(f"{self.folder} was gone on with by another process meanwhile; type the command again")
 
     def add(self, jobs: Sequence[Job], words: Sequence[str]) -> None:
         """Note jobs that are not in it yet, all in one go; a new ledger begins with the command's words."""

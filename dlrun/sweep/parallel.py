@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from dlrun import runtime
 from dlrun.request import Request
-from dlrun.sweep.engines import Outcome, Watcher
+from dlrun.sweep.engines import STOPPING, Outcome, Watcher
 from dlrun.sweep.jobs import Job
 
 _LOOK_SECONDS = 0.2  # how soon a Ctrl-C is passed on
@@ -44,10 +44,11 @@ class Parallel:
     def warm_up(self) -> None:
         """Begin to import what the jobs need; it goes on beside what this process does meanwhile."""
         if sys.platform != "win32":
-            from multiprocessing import forkserver
+            from multiprocessing import forkserver, resource_tracker
 
-            with self._few_threads():
-                self._context.set_forkserver_preload(["dlrun.sweep.worker"])
+            self._context.set_forkserver_preload(["dlrun.sweep.worker"])
+            resource_tracker.ensure_running()  # the server's start would, and let signals through again
+            with self._few_threads(), _held_back():
                 forkserver.ensure_running()
 
     def run(self, jobs: Sequence[Job], watcher: Watcher) -> int:
@@ -69,7 +70,7 @@ class Parallel:
                     for one in [one for one in running if not one.process.is_alive()]:
                         running.remove(one)
                         self._gpus.append(one.gpu)
-                        if not watcher.ended(one.job, _outcome(one)) and not told:
+                        if not watcher.ended(one.job, _outcome(one, told)) and not told:
                             waiting.clear()
             finally:
                 for one in running:
@@ -129,14 +130,32 @@ def _tell(one: _Running, number: int) -> None:
             os.kill(one.process.pid, number)
 
 
-def _outcome(one: _Running) -> Outcome:
-    """What a process that has ended sent, or what its death says."""
+@contextlib.contextmanager
+def _held_back() -> Iterator[None]:
+    """A process started inside never sees Ctrl-C or SIGTERM, nor do its children before they ask for it.
+
+    A signal to the whole group would end the server, and with it all that is known of the jobs.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _outcome(one: _Running, told: int) -> Outcome:
+    """What a process that has ended sent, or what its death says; told: the signal that it was sent, or 0."""
     one.process.join()
     with one.answers, contextlib.suppress(EOFError, OSError):
         if one.answers.poll():
             found = one.answers.recv()
             assert isinstance(found, Outcome)
             return found
+    if told:  # it had not begun, or was signalled twice
+        return Outcome(128 + told)
     code = one.process.exitcode or 0
     if code < 0:
         name = signal.Signals(-code).name

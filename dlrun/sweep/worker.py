@@ -9,8 +9,9 @@ from multiprocessing.connection import Connection
 
 import torch
 
+from dlrun.cli import INTERRUPTED, Terminated, terminable
 from dlrun.request import Request
-from dlrun.sweep.engines import run_one
+from dlrun.sweep.engines import STOPPING, Outcome, run_one
 
 torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)  # it imports for a second: once, not once a job
 
@@ -24,8 +25,23 @@ def work(request: Request, answers: Connection, threads: int) -> None:
         stream.flush()
         os.dup2(null, stream.fileno() if hasattr(stream, "fileno") else 1)
     torch.set_num_threads(threads)
-    answers.send(run_one(request))
+    answers.send(_stoppable(request))
     answers.close()
+
+
+def _stoppable(request: Request) -> Outcome:
+    """Run it; SIGINT and SIGTERM, which the server holds back, are let through meanwhile."""
+    mask = getattr(signal, "pthread_sigmask", None)  # not on Windows
+    try:
+        with terminable():
+            if mask:
+                mask(signal.SIG_UNBLOCK, STOPPING)
+            return run_one(request)
+    except KeyboardInterrupt as stopped:  # before it began
+        return Outcome(INTERRUPTED["SIGTERM" if isinstance(stopped, Terminated) else "SIGINT"])
+    finally:
+        if mask:
+            mask(signal.SIG_BLOCK, STOPPING)
 
 
 def _die_with_the_sweep() -> None:

@@ -1,4 +1,4 @@
-"""The ledger of a sweep: what is written is read again, what is damaged is a sentence, and a full disk costs no line."""
+"""The ledger of a sweep: what is written is read again, damage is a sentence, a full disk costs no line."""
 
 import errno
 import json
@@ -35,6 +35,14 @@ def begun(tmp_path: Path) -> Ledger:
     return made
 
 
+def read_or_why(folder: Path) -> Ledger | str:
+    """The ledger, or the sentence that refuses it."""
+    try:
+        return Ledger.read(folder)
+    except RequestError as error:
+        return str(error)
+
+
 def test_what_is_noted_is_read(begun: Ledger) -> None:
     found = Ledger.read(begun.folder)
     assert found.words == WORDS
@@ -56,14 +64,13 @@ def test_a_ledger_cut_anywhere_is_a_sentence_or_an_earlier_ledger(begun: Ledger)
     ends = {i + 1 for i, byte in enumerate(content) if byte == ord("\n")}
     for length in range(len(content)):
         begun.path.write_bytes(content[:length])
-        try:
-            found = Ledger.read(begun.folder)
-        except RequestError as error:
-            assert NAME in str(error), length
-            assert "\n" not in str(error), length
-        else:
+        found = read_or_why(begun.folder)
+        if isinstance(found, Ledger):
             assert length in ends, length
             whole.add((length, len(found.entries)))
+        else:
+            assert NAME in found, length
+            assert "\n" not in found, length
     lines = content.splitlines(keepends=True)
     kept = [i for i in range(len(lines)) if (sum(map(len, lines[:i])), 2) in whole]
     assert [next(iter(json.loads(lines[i - 1]))) for i in kept] == ["jobs", "key", "key"]  # and not between jobs
@@ -83,19 +90,18 @@ def test_what_a_sentence_says_of_a_damaged_line_mends_it(begun: Ledger) -> None:
 def test_a_flipped_bit_is_a_sentence_or_leaves_a_ledger_of_the_right_types(begun: Ledger) -> None:
     content = begun.path.read_bytes()
     refused = 0
-    for place in range(len(content)):
+    for place in range(0, len(content), 3):
         flipped = bytearray(content)
         flipped[place] ^= 1 << place % 8
         begun.path.write_bytes(flipped)
-        try:
-            found = Ledger.read(begun.folder)
-        except RequestError as error:
-            assert NAME in str(error)
+        found = read_or_why(begun.folder)
+        if isinstance(found, str):
+            assert NAME in found
             refused += 1
         else:
             assert all(isinstance(e.number, int) and isinstance(e.config, dict) for e in found.entries.values())
             assert {type(e.folder) for e in found.entries.values()} == {str}
-    assert refused > len(content) / 2
+    assert refused > len(content) / 6
 
 
 @pytest.mark.parametrize(
