@@ -10,13 +10,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from dlrun import conclusion, config, saved, sharing
-from dlrun.console import Console, clock, facts
+from dlrun import conclusion, saved, sharing
+from dlrun.console import Console, facts
 from dlrun.disk import Unsaved
-from dlrun.errors import RequestError, UnavailableError
+from dlrun.errors import RequestError
 from dlrun.lock import Lock
-from dlrun.parts import prepare, session
-from dlrun.problems import Problems
 from dlrun.request import Request
 from dlrun.sweep import answer, finished, forecast
 from dlrun.sweep.comparison import compare
@@ -26,7 +24,8 @@ from dlrun.sweep.folder import is_chosen, place
 from dlrun.sweep.forecast import Forecast
 from dlrun.sweep.jobs import Job, deduplicated, named
 from dlrun.sweep.ledger import DONE, Ledger
-from dlrun.sweep.parallel import Parallel, as_many, cores
+from dlrun.sweep.parallel import Parallel, as_many
+from dlrun.sweep.plan import check, say_plan, size, spelled
 
 
 def run(requests: Sequence[Request]) -> int:
@@ -36,8 +35,8 @@ def run(requests: Sequence[Request]) -> int:
     folder, ledger = place(requests)
     jobs, notes = deduplicated(named(requests, folder))
     waiting = _waiting(jobs, ledger)
-    at_once = max(1, min(at_once, len(waiting)))
-    engine = _engine(at_once)
+    alone, at_once = at_once == 1, max(1, min(at_once, len(waiting)))
+    engine = _engine(alone, at_once)
     with sharing.sharing(), contextlib.ExitStack() as held:
         rows, lacking = check(waiting)
         foreseen = forecast.forecast([job for job in waiting if job.key not in lacking], rows) if rows else None
@@ -75,8 +74,8 @@ def _at_once(settings: DictConfig) -> int:
     return as_many(jobs)
 
 
-def _engine(at_once: int) -> Engine:
-    if at_once == 1:
+def _engine(alone: bool, at_once: int) -> Engine:
+    if alone:
         return Serial()
     engine = Parallel(at_once)
     engine.warm_up()
@@ -100,74 +99,6 @@ def _waiting(jobs: Sequence[Job], ledger: Ledger) -> list[Job]:
             job.number, job.request = number, replace(job.request, folder=job.folder.parent / f"{number}_{name}")
         waiting.append(job)
     return waiting
-
-
-def check(jobs: Sequence[Job]) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
-    """Build every job once: (training, validation) rows by key, and why data cannot be had, by key.
-
-    RequestError with all that is wrong. Data that are not there cost their jobs only, unless nothing else is left.
-    """
-    found, rows, lacking = Problems(), dict[str, tuple[int, int]](), dict[str, str]()
-    wrong: dict[str, list[str]] = {}  # the labels of the jobs by what is wrong with them
-    for job in jobs:
-        one = Problems()
-        settings = config.read(job.request.config, job.request.choices, one)
-        try:
-            with contextlib.ExitStack() as held:
-                parts = prepare(settings, session(held, settings, one), job.request.trusted_modules, one)
-                rows[job.key] = (parts.training.train.rows, parts.training.val.rows if parts.training.val else 0)
-        except UnavailableError as error:
-            lacking[job.key] = str(error)
-        except RequestError as error:
-            for each in getattr(error, "found", [error]):
-                wrong.setdefault(str(each), []).append(job.label)
-    for said, labels in wrong.items():
-        more = f" (and {len(labels) - 1} more like it)" if len(labels) > 1 else ""
-        found.add(RequestError(said if len(jobs) == len(labels) else f"{labels[0]}{more}: {said}"))
-    found.settle()
-    if lacking and not rows:
-        raise RequestError(next(iter(lacking.values())))
-    return rows, lacking
-
-
-def say_plan(
-    console: Console,
-    folder: Path,
-    jobs: Sequence[Job],
-    waiting: Sequence[Job],
-    foreseen: Forecast | None,
-    at_once: int,
-    notes: Sequence[str],
-) -> None:
-    """What will be run, how long that takes, and where it lies."""
-    settings = {tuple(w for w in job.request.overrides if not w.startswith("seed=")) for job in jobs}
-    seeds = f": {len(settings)} settings × {len(jobs) // len(settings)} seeds" if len(settings) < len(jobs) else ""
-    done = len(jobs) - len(waiting)
-    kept = f", {done} of them finished before" if done else ""
-    threads = max(1, cores() // at_once)
-    how = "one at a time" if at_once == 1 else f"{at_once} at a time, {threads} thread{'s' * (threads > 1)} each"
-    expected = "not known: no trial worked"
-    if not waiting:
-        expected = "nothing is left to do"
-    elif foreseen is not None:
-        some = "" if foreseen.timed == foreseen.models else f" of {foreseen.models}"
-        kinds = f"{foreseen.timed}{some} model{'s' * (foreseen.models > 1)}"
-        expected = f"about {spelled(sum(foreseen.seconds) / at_once)} and {size(foreseen.size)} (by a trial of {kinds})"
-    named_folder = [("sweep folder", str(folder))]
-    console.say(facts([("sweep", f"{len(jobs)} runs{seeds}{kept}; {how}"), ("forecast", expected), *named_folder]))
-    for note in notes:
-        console.say(f"note: {note}")
-    console.say()
-
-
-def spelled(seconds: float) -> str:
-    """A duration for people."""
-    return f"{seconds:.1f} s" if seconds < 60 else clock(seconds)
-
-
-def size(count: float) -> str:
-    """Bytes for people."""
-    return f"{count / 1e6:,.1f} MB" if count < 1e9 else f"{count / 1e9:,.1f} GB"
 
 
 def in_folder(job: Job, sweep: Path) -> Job:

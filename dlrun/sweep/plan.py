@@ -1,0 +1,82 @@
+"""What a sweep is going to do: every job checked, and said before the first one trains."""
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from dlrun import config
+from dlrun.console import Console, clock, facts
+from dlrun.errors import RequestError, UnavailableError
+from dlrun.parts import prepare, session
+from dlrun.problems import Problems
+from dlrun.sweep.forecast import Forecast
+from dlrun.sweep.jobs import Job
+from dlrun.sweep.parallel import cores
+
+
+def check(jobs: Sequence[Job]) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+    """Build every job once: (training, validation) rows by key, and why data cannot be had, by key.
+
+    RequestError with all that is wrong. Data that are not there cost their jobs only, unless nothing else is left.
+    """
+    found, rows, lacking = Problems(), dict[str, tuple[int, int]](), dict[str, str]()
+    wrong: dict[str, list[str]] = {}  # the labels of the jobs by what is wrong with them
+    for job in jobs:
+        one = Problems()
+        settings = config.read(job.request.config, job.request.choices, one)
+        try:
+            with contextlib.ExitStack() as held:
+                parts = prepare(settings, session(held, settings, one), job.request.trusted_modules, one)
+                rows[job.key] = (parts.training.train.rows, parts.training.val.rows if parts.training.val else 0)
+        except UnavailableError as error:
+            lacking[job.key] = str(error)
+        except RequestError as error:
+            for each in getattr(error, "found", [error]):
+                wrong.setdefault(str(each), []).append(job.label)
+    for said, labels in wrong.items():
+        more = f" (and {len(labels) - 1} more like it)" if len(labels) > 1 else ""
+        found.add(RequestError(said if len(jobs) == len(labels) else f"{labels[0]}{more}: {said}"))
+    found.settle()
+    if lacking and not rows:
+        raise RequestError(next(iter(lacking.values())))
+    return rows, lacking
+
+
+def say_plan(
+    console: Console,
+    folder: Path,
+    jobs: Sequence[Job],
+    waiting: Sequence[Job],
+    foreseen: Forecast | None,
+    at_once: int,
+    notes: Sequence[str],
+) -> None:
+    """What will be run, how long that takes, and where it lies."""
+    settings = {tuple(w for w in job.request.overrides if not w.startswith("seed=")) for job in jobs}
+    seeds = f": {len(settings)} settings × {len(jobs) // len(settings)} seeds" if len(settings) < len(jobs) else ""
+    done = len(jobs) - len(waiting)
+    kept = f", {done} of them finished before" if done else ""
+    threads = max(1, cores() // at_once)
+    how = "one at a time" if at_once == 1 else f"{at_once} at a time, {threads} thread{'s' * (threads > 1)} each"
+    expected = "not known: no trial worked"
+    if not waiting:
+        expected = "nothing is left to do"
+    elif foreseen is not None:
+        some = "" if foreseen.timed == foreseen.models else f" of {foreseen.models}"
+        kinds = f"{foreseen.timed}{some} model{'s' * (foreseen.models > 1)}"
+        expected = f"about {spelled(sum(foreseen.seconds) / at_once)} and {size(foreseen.size)} (by a trial of {kinds})"
+    named_folder = [("sweep folder", str(folder))]
+    console.say(facts([("sweep", f"{len(jobs)} runs{seeds}{kept}; {how}"), ("forecast", expected), *named_folder]))
+    for note in notes:
+        console.say(f"note: {note}")
+    console.say()
+
+
+def spelled(seconds: float) -> str:
+    """A duration for people."""
+    return f"{seconds:.1f} s" if seconds < 60 else clock(seconds)
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    return f"{count / 1e6:,.1f} MB" if count < 1e9 else f"{count / 1e9:,.1f} GB"
