@@ -242,7 +242,10 @@ def schedule(
     if "plateau" in str(block.target).lower():
         filled.setdefault("mode", mode)
         if keys.interval == "step":
-            raise RequestError("plateau looks at a metric, which there is once an epoch; type scheduler.interval=epoch")
+            raise RequestError(
+                "scheduler.interval=step: plateau looks at a metric, which there is once an epoch; "
+                "type scheduler.interval=epoch"
+            )
     if isinstance(filled.get("total_steps"), int) and filled["total_steps"] < length:
         raise RequestError(
             f"scheduler.total_steps={filled['total_steps']} is shorter than the training; "

@@ -161,9 +161,13 @@ def _resolved(
 
 def _expanded(request: Request) -> list[Request]:
     """The runs that the request names in sweep.points, each in a folder under the request's own."""
-    loader = GlobalHydra.instance().config_loader()
+    loader, given = GlobalHydra.instance().config_loader(), request.overrides
+    if any(
+        word.startswith("sweep.points=") for word in given
+    ):  # not a lesson's: a group chosen beside them is theirs too
+        given = [word for word in given if word.partition("=")[0] not in GROUPS]
     try:
-        named = points.overrides(request.config.sweep.points, request.overrides, loader, request.config.sweep.max_jobs)
+        named = points.overrides(request.config.sweep.points, given, loader, request.config.sweep.max_jobs)
     except Exception as error:
         error.add_note(IN_POINTS)
         raise

@@ -94,7 +94,7 @@ def test_one_cycle_climbs_to_ten_times_the_learning_rate() -> None:
     [
         (
             ("scheduler=one_cycle", "scheduler.total_steps=70"),
-            "scheduler.total_steps=70 is shorter than the training, 78",
+            "scheduler.total_steps=70 is shorter than the training; type scheduler.total_steps=78",
         ),
         (("scheduler=plateau", "scheduler.interval=step"), "scheduler.interval=step"),
         (("scheduler=step", "scheduler.step_size=often"), "scheduler.step_size='often' must be a whole number"),

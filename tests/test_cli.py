@@ -131,6 +131,7 @@ def test_job_k_of_a_sweep_equals_the_job_alone(dlrun: Callable, tmp_path: Path) 
     assert alone in job.read_text()
 
 
+@pytest.mark.slow
 def test_piped_output_of_python_m_fits_and_is_plain(command: Callable) -> None:
     words = ("data=blobs", "trainer.epochs=2", "figures=false", "tracking.graph=false")
     done = command(*words, env={**os.environ, "COLUMNS": "80"})

@@ -47,6 +47,7 @@ def train(dlrun: Callable, folder: Path) -> None:
     shutil.copytree(done.folder, folder)
 
 
+@pytest.mark.slow
 def test_a_new_process_opens_the_full_model_without_dlrun_and_eval_reproduces_the_recorded_metrics(
     trained: Path, tmp_path: Path
 ) -> None:

@@ -142,9 +142,8 @@ def test_no_validation_part_makes_the_monitor_fall_back(dlrun: Callable) -> None
     assert "train/loss" in refused.err
 
 
-@pytest.mark.parametrize(
-    ("signal_name", "code"), [("SIGINT", 130), pytest.param("SIGTERM", 143, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("signal_name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_interruption_saves_and_resume_ends_in_the_same_run(
     dlrun: Callable, tmp_path: Path, signal_name: str, code: int
 ) -> None:
