@@ -104,6 +104,7 @@ class TrainerConfig:
     accumulate_steps: int = _positive(1)  # batches an optimizer step
     grad_clip_norm: float | None = _positive(None)
     log_every_steps: int = _positive(50)
+    ema_decay: float | None = field(default=None, metadata={"above": 0, "below": 1})  # average the weights, by step
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
 
 

@@ -37,6 +37,10 @@ def evaluate(words: list[str]) -> dict[str, float]:
         name, batches = [(name, batches) for name, batches in parts if batches is not None][-1]
         metrics = loop.evaluate(model.to(process.device), batches, task, process.autocast)
         found = {f"{name}/{k}": v for k, v in metrics.items()}
+        if "ema" in state:
+            load_weights(model, state["ema"]["model"], path)
+            averaged = loop.evaluate(model, batches, task, process.autocast)
+            found |= {f"{name}/ema_{k}": v for k, v in averaged.items()}
         show(path, name, found, results.baseline(task, splits), process)
     return found
 

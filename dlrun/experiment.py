@@ -172,10 +172,9 @@ def finish(parts: Parts, folder: Path, status: str, tracker: FileTracker, saver:
     if status != "interrupted":
         best = saver.best_weights(parts.training)
         if best is not None:
-            parts.model.load_state_dict(best)
+            parts.training.use_weights(best)
         if parts.test is not None:
-            tested = loop.evaluate(parts.model, parts.test, parts.task, parts.runtime.autocast)
-            metrics |= {f"test/{k}": v for k, v in tested.items()}
+            metrics |= loop.measured(parts.training, parts.test, "test")
         if parts.settings.rest.checkpoint.format == "full":
             with parts.unsaved.attempt("model.pt", again=False):
                 measured |= export(parts, saver)

@@ -93,8 +93,16 @@ def end_epoch(t: Training) -> dict[str, float]:
     row |= {f"train/{k}": v for k, v in t.totals.metrics().items()}
     t.totals = t.task.totals()
     if t.val is not None:
-        row |= {f"val/{k}": v for k, v in evaluate(t.model, t.val, t.task, t.autocast).items()}
+        row |= measured(t, t.val, "val")
     return row | t.schedule.learning_rates() | t.parameter_values()
+
+
+def measured(t: Training, batches: Batches, split: str) -> dict[str, float]:
+    """Metrics of a split, <split>/loss and so on, and <split>/ema_loss and so on with the averaged weights."""
+    found = {f"{split}/{k}": v for k, v in evaluate(t.model, batches, t.task, t.autocast).items()}
+    if t.average is not None:
+        found |= {f"{split}/ema_{k}": v for k, v in evaluate(t.average.model, batches, t.task, t.autocast).items()}
+    return found
 
 
 def train_epoch(t: Training, tracker: Tracker, saver: Checkpointer, stop: Callable[[], bool]) -> bool:

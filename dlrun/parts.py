@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from dlrun import build, expectations, memory, preflight, probes, results, runtime, saved, sharing
+from dlrun.average import Average
 from dlrun.config import DeviceConfig, ModelKeys, OptimizerKeys, Settings
 from dlrun.data import download
 from dlrun.data.batches import Batches, MemoryBatches, Order, Place
@@ -137,7 +138,8 @@ def _training(
 ) -> Training:
     """All that trains; with stand-ins for what could not be built, so that the rest is looked at too."""
     keys = settings.rest.checkpoint
-    best = found.attempt(preflight.monitored, keys.monitor, keys.mode, task, val is not None)
+    decay = settings.rest.trainer.ema_decay
+    best = found.attempt(preflight.monitored, keys.monitor, keys.mode, task, val is not None, decay is not None)
     monitor, mode = best or ("train/loss", "min")
     optimizer = found.attempt(build.optimizer, settings, model, trusted_modules) or _like([0.1])
     schedule = found.attempt(_schedule, settings, optimizer, train, mode, trusted_modules)
@@ -154,6 +156,7 @@ def _training(
         mode=mode,
         autocast=process.autocast,
         synchronize=runtime.synchronizer(process.device),
+        average=None if decay is None else Average(model, optimizer, decay),
     )
 
 

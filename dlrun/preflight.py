@@ -203,16 +203,23 @@ def _check_outputs(outputs: Any, targets: Tensor, task: Task) -> None:
         )
 
 
-def monitored(monitor: str | None, mode: str | None, task: Task, has_val: bool) -> tuple[str, str]:
+_FALLING = ("loss", "mse", "mae")
+
+
+def monitored(
+    monitor: str | None, mode: str | None, task: Task, has_val: bool, averages: bool = False
+) -> tuple[str, str]:
     """The metric that decides which epoch is best, and its direction; RequestError when there is no such metric."""
     split = "val" if has_val else "train"
     known = [f"{s}/{m}" for s in (("train", "val") if has_val else ("train",)) for m in task.metric_names]
+    if averages and has_val:
+        known += [f"val/ema_{m}" for m in task.metric_names]
     if monitor is None:
         if mode == "max":
             raise RequestError("checkpoint.mode=max needs a metric that grows; type checkpoint.monitor=... too")
         return f"{split}/loss", "min"
     if monitor in known:
-        return monitor, mode or ("min" if monitor.endswith(("/loss", "/mse", "/mae")) else "max")
+        return monitor, mode or ("min" if monitor.split("/")[-1].removeprefix("ema_") in _FALLING else "max")
     if monitor.startswith("val/") and not has_val:
         raise RequestError(
             f"checkpoint.monitor={monitor}: there is no validation part; "

@@ -4,6 +4,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from dlrun.checkpoint import FORMAT_VERSION, load, save
 from dlrun.disk import Unsaved, link
 from dlrun.errors import CheckpointError
@@ -63,8 +65,9 @@ class Saver:
         """Remember the row and the best weights; save where `every_epochs` says so, and at the end."""
         self.row = row
         if is_best:
-            weights = {k: v.detach().clone() for k, v in training.model.state_dict().items()}
-            self.best = {"model": weights, "epoch": row["epoch"], "step": row["step"], "metrics": dict(row)}
+            averaged = {} if training.average is None else {"ema": _copied(training.average.state_dict())}
+            weights = _copied(training.model.state_dict())
+            self.best = averaged | {"model": weights, "epoch": row["epoch"], "step": row["step"], "metrics": dict(row)}
         ended = training.done or training.out_of_patience
         if self.left_open:
             with self.unsaved.attempt("the checkpoint"):
@@ -133,13 +136,16 @@ class Saver:
         self.best = None
 
     def best_weights(self, training: Training) -> dict[str, Any] | None:
-        """The weights of the best epoch, also where they could not be saved; null where no epoch was best."""
+        """The best epoch's `model`, and `ema` where weights are averaged, also where they could not be saved.
+
+        Null where no epoch was best.
+        """
         if self.best is not None:
-            return dict(self.best["model"])
+            return self.best
         if training.progress.best_epoch is None:
             return None
         try:
-            return dict(load(self.folder / "best.pt")["model"])
+            return load(self.folder / "best.pt")
         except CheckpointError as error:
             self.unsaved.say(f"{error}; what is measured and drawn at the end is of the last weights, not the best")
             return None
@@ -153,3 +159,11 @@ class Saver:
         others = [file for file in files[:-1] if not (best.exists() and file.samefile(best))]
         for file in [*others, *files[-1:]][: -self.keep]:
             file.unlink()
+
+
+def _copied(state: dict[str, Any]) -> dict[str, Any]:
+    """A state that later steps do not change."""
+    return {
+        k: _copied(v) if isinstance(v, dict) else v.detach().clone() if isinstance(v, Tensor) else v
+        for k, v in state.items()
+    }

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dlrun.average import Average
 from dlrun.data.batches import Batches
 from dlrun.errors import CheckpointError, RunError
 from dlrun.optim.schedule import Schedule
@@ -75,6 +76,7 @@ class Training:
     mode: str
     autocast: Callable[[], AbstractContextManager[Any]]
     synchronize: Callable[[], None]
+    average: Average | None = None  # of the weights, where trainer.ema_decay asks for one
     progress: Progress = field(default_factory=Progress)
     totals: Totals = field(init=False)
     recent: list[tuple[int, Tensor]] = field(default_factory=list)  # step and loss, since they were last looked at
@@ -138,7 +140,8 @@ class Training:
     def state_dict(self) -> dict[str, Any]:
         """All of it, as tensors and plain Python; RunError rather than the state after a loss that is not finite."""
         self.check_finite()  # first_loss is part of the state
-        return {
+        averaged = {} if self.average is None else {"ema": self.average.state_dict()}
+        return averaged | {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.schedule.state_dict(),
@@ -147,6 +150,12 @@ class Training:
             "early_stopping": {k: v for k, v in asdict(self.progress).items() if k in _STOPPING},
             "totals": self.totals.state_dict(),
         }
+
+    def use_weights(self, state: dict[str, Any]) -> None:
+        """Take over `model`, and `ema` where there is one, of a saved state."""
+        self.model.load_state_dict(state["model"])
+        if self.average is not None and "ema" in state:
+            self.average.load_state_dict(state["ema"])
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """The inverse of `state_dict`, in place; CheckpointError when it is not of such a run."""
@@ -159,7 +168,7 @@ class Training:
             raise CheckpointError(f"the checkpoint does not fit this model, optimizer and dlrun: {said}") from error
 
     def _load(self, state: dict[str, Any], device: torch.device) -> None:
-        self.model.load_state_dict(state["model"])
+        self.use_weights({"model": state["model"]} if self.average is None else {k: state[k] for k in ("model", "ema")})
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["scheduler"])
         if state["scaler"]:

@@ -141,14 +141,14 @@ def conclude(console: Console, ledger: Ledger, jobs: Sequence[Job], errors: dict
     met = conclusion.of_sweep([(job.request, errors.get(job.key)) for job in jobs], ledger.folder)
     if len({job.request.choices.get("lesson") for job in jobs}) > 1:
         return met  # nothing to be ranked: each has its own expectations
-    failures: finished.Lost = []
-    runs = []
+    runs, failures, labels = [], finished.Lost(), {job.key: job.label for job in jobs}
     for entry in ledger.entries.values():
-        run = finished.read(ledger.folder / entry.folder, failures)
+        damaged: finished.Lost = []
+        run = finished.read(ledger.folder / entry.folder, damaged)
         if run is not None:
             runs.append(run)
-        elif entry.error:
-            failures.append((" ".join(entry.overrides), entry.error))
+        else:
+            failures += [(labels.get(entry.key, entry.folder), entry.error)] if entry.error else damaged
     if runs:
         comparison = compare(runs, failures)
         console.say()
