@@ -78,7 +78,7 @@ def answer(words: list[str]) -> list["Request"]:
         list_choices(words[1:])
         return []
     resumed = [word.removeprefix("resume=") for word in words if word.startswith("resume=")]
-    if resumed:
+    if resumed and resumed != ["auto"]:
         words = ["resume", *resumed, *(word for word in words if not word.startswith("resume="))]
     return compose(words)
 
@@ -108,7 +108,12 @@ def compose(words: list[str]) -> list["Request"]:
             from dlrun import saved
 
             return saved.resume_requests(words[1:])
-        return request.from_command_line(words)
+        found = request.from_command_line(words)
+        if "resume=auto" in words:
+            from dlrun import saved
+
+            return saved.where_they_stood(found)
+        return found
     except (HydraException, OmegaConfBaseException, request.UnknownKey) as error:
         if words[:1] in (["eval"], ["resume"]):  # a saved config, and what is to be changed of it
             raise RequestError(mistakes.sentence(error, words[2:])) from error

@@ -176,7 +176,7 @@ class Config:
     """The whole experiment."""
 
     seed: int = field(default=0, metadata={"at_least": 0, "at_most": 2**63 - 1})
-    resume: str | None = None  # a run folder: the same as `dlrun resume RUN`
+    resume: str | None = None  # a run folder: the same as `dlrun resume RUN`; auto: this very run, if it was cut off
     init_from: str | None = None  # a run or checkpoint whose weights to start from
     trust: bool = False  # open a pickled full model: it can run code
     trusted_modules: list[str] = field(default_factory=list)  # own modules that a loaded run may use

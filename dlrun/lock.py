@@ -54,6 +54,18 @@ class Lock:
             self.folder = None
 
 
+def is_held(folder: Path) -> bool:
+    """Whether another process writes `folder` at this moment."""
+    try:
+        handle = os.open(folder / ".lock", os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        return not locked(handle)
+    finally:
+        os.close(handle)
+
+
 def _locked(path: Path) -> int | None:
     """An open file that this process has locked and that says so; null when another process has."""
     while True:

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import uuid
 from datetime import datetime
@@ -54,6 +55,15 @@ def claim(folder: Path) -> Path:
     except OSError as error:
         raise RequestError(f"cannot write to {folder} ({error.strerror}); choose another folder") from error
     return folder
+
+
+def forget(folder: Path) -> None:
+    """Remove what a run has left in its folder, so that it can be made again; nothing else that may lie there."""
+    for name in (".hydra", "checkpoints", "figures"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    own = ("environment.json", "run.log", "metrics.jsonl", "result.json")
+    for file in [*(folder / name for name in own), *folder.glob("events.out.tfevents.*")]:
+        file.unlink(missing_ok=True)
 
 
 def describe(folder: Path, request: Request, runtime: Runtime) -> None:

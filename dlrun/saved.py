@@ -1,5 +1,6 @@
 """Saved runs and checkpoints: finding them, going on with them, taking their weights."""
 
+import contextlib
 import math
 import os
 from collections.abc import Sequence
@@ -10,11 +11,12 @@ from typing import Any
 from omegaconf import OmegaConf
 from torch import nn
 
-from dlrun import checkpoint, run_folder
+from dlrun import checkpoint, config, lock, run_folder
 from dlrun.errors import CheckpointError, RequestError
 from dlrun.optim.schedule import OF_THE_WHOLE
 from dlrun.request import Request, from_saved
 from dlrun.tracking import flatten
+from dlrun.yaml_text import read_yaml
 
 MAY_CHANGE = (
     "trainer.epochs", "trainer.max_steps", "trainer.early_stopping.patience", "trainer.log_every_steps",
@@ -105,6 +107,55 @@ def resume_requests(words: list[str]) -> list[Request]:
     if not any(word.startswith("device.num_threads=") for word in words):
         request.config.device.num_threads = as_many_threads(state, plain)
     return [replace(request, going_on=True, words=["resume", *words])]
+
+
+def where_they_stood(requests: list[Request]) -> list[Request]:
+    """`resume=auto`: the newest run of the same config that was cut off, to go on with; else the request as it is."""
+    if not requests:
+        return requests
+    request = requests[0]
+    if request.sweep is not None:
+        raise RequestError("resume=auto is for one run; a sweep goes on by its folder: type sweep.dir=<folder>")
+    for folder in _of_the_same_config(request):
+        state = state_to_go_on(folder)
+        if state is not None:
+            return [going_on(request, folder, state)]
+        if folder == request.folder:
+            run_folder.forget(folder)  # no checkpoint was saved, and this very folder is asked for
+    return requests
+
+
+def going_on(request: Request, folder: Path, state: dict[str, Any]) -> Request:
+    """The request as the continuation of the run in `folder`, which was composed alike, with as many threads."""
+    plain: dict[str, Any] = OmegaConf.to_container(request.config, resolve=True)  # type: ignore[assignment]
+    request.config.device.num_threads = as_many_threads(state, plain)
+    return replace(request, folder=folder, going_on=True)
+
+
+def _of_the_same_config(request: Request) -> list[Path]:
+    """Folders of runs that were cut off, newest first: the one asked for, or those below paths.outputs."""
+    if request.folder is not None:
+        places = [request.folder]
+    else:
+        places = [path.parent for path in Path(request.config.paths.outputs).glob("*/*/environment.json")]
+    wanted = config.config_hash(OmegaConf.to_container(request.config, resolve=True))  # type: ignore[arg-type]
+    return [place for place in sorted(places, reverse=True) if _is_cut_off(place) and _hash_of(place) == wanted]
+
+
+def _is_cut_off(folder: Path) -> bool:
+    """Whether it has neither ended nor failed, and no process is at it."""
+    result = folder / "result.json"
+    if result.is_file():
+        with contextlib.suppress(RequestError):
+            return run_folder.read_json(result).get("status") == "interrupted"
+    return not lock.is_held(folder)
+
+
+def _hash_of(folder: Path) -> str | None:
+    """config_hash of a run folder; null where it does not say."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        return config.config_hash(read_yaml((folder / ".hydra" / "config.yaml").read_text()))
+    return None
 
 
 def ended_by(state: dict[str, Any], plain: dict[str, Any]) -> str | None:

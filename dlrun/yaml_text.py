@@ -34,3 +34,11 @@ def _is_number(value: str) -> bool:
 def as_yaml(value: Any) -> str:
     """Dictionaries, lists, text, numbers, booleans and null as block-style YAML; keys keep their order."""
     return str(yaml.dump(value, Dumper=_Dumper, allow_unicode=True, sort_keys=False, width=1000))
+
+
+def read_yaml(text: str) -> Any:
+    """What `as_yaml` wrote, as plain values. ValueError when it is no YAML."""
+    try:
+        return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error

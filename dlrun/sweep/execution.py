@@ -2,7 +2,6 @@
 
 import contextlib
 import shlex
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from dlrun import conclusion, saved, sharing
+from dlrun import conclusion, run_folder, saved, sharing
 from dlrun.console import Console, facts
 from dlrun.disk import Unsaved
 from dlrun.errors import RequestError
@@ -128,11 +127,8 @@ def ready(job: Job, ledger: Ledger) -> Job:
     if not job.folder.is_dir():
         return job
     if status == "interrupted" and (state := saved.state_to_go_on(job.folder)) is not None:
-        request = replace(job.request, going_on=True)
-        threads = saved.as_many_threads(state, job.plain)
-        request.config.device.num_threads = threads
-        return replace(job, request=request)
-    shutil.rmtree(job.folder)  # it failed, or has nothing to go on from; the ledger keeps what was wrong
+        return replace(job, request=saved.going_on(job.request, job.folder, state))
+    run_folder.forget(job.folder)  # it failed, or has nothing to go on from; the ledger keeps what was wrong
     return job
 
 

@@ -8,12 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
-
 from dlrun import config, run_folder, tracking
 from dlrun.errors import RequestError
+from dlrun.yaml_text import read_yaml
 
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is six times as fast, where it was built in
 _WHOLE = {"status": str, "metrics": dict, "baseline": dict, "best": dict, "config_hash": str}
 
 Lost = list[tuple[str, str]]  # what could not be used: its name, and why
@@ -94,7 +92,7 @@ def read(folder: Path, damaged: Lost | None = None) -> Finished | None:
         if lacking or not isinstance(result["best"].get("metric"), str) or not isinstance(plain.get("seed"), int):
             raise ValueError(f"result.json has no {lacking[0]}" if lacking else "it names no seed or no metric")
         choices = {str(k): str(v) for k, v in chosen.items() if v is not None and not str(k).startswith("hydra")}
-    except (RequestError, OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
+    except (RequestError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         if damaged is not None:
             said = str(error).splitlines() or ["no message"]
             damaged.append((str(folder), f"{type(error).__name__}: {said[0]}"))
@@ -104,7 +102,7 @@ def read(folder: Path, damaged: Lost | None = None) -> Finished | None:
 
 def _yaml(path: Path, kind: type) -> Any:
     """A YAML file as plain data: the loader knows no Python objects."""
-    found = yaml.load(path.read_bytes(), Loader=_Loader)
+    found = read_yaml(path.read_text())
     if not isinstance(found, kind):
         raise ValueError(f"{path.name} holds no {kind.__name__}")
     return found

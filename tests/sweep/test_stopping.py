@@ -1,0 +1,113 @@
+"""Ctrl-C and SIGTERM while a sweep trains: it ends soon, nothing runs on, and going on with it ends in the same."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlrun.sweep.ledger import Ledger
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")]
+WORDS = ("-m", "data=blobs", "model=mlp", "model.dropout=0.3", "optimizer=sgd,adam", "seed=0,1", "sweep.dir=s")
+QUIET = ("trainer.epochs=200", "figures=false", "tracking.graph=false", "device.num_threads=1")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the sweep comes to when nobody stops it."""
+    place = tmp_path_factory.mktemp("whole")
+    done = subprocess.run([sys.executable, "-m", "dlrun", *WORDS, *QUIET], cwd=place, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return left(place / "s")
+
+
+def left(sweep: Path) -> dict[str, Any]:
+    """All that a sweep leaves but for what a clock says."""
+    found: dict[str, Any] = {}
+    for path in sorted(sweep.glob("*/result.json")):
+        result = json.loads(path.read_text())
+        found[path.parent.name] = {k: v for k, v in result.items() if k not in ("train_seconds", "samples_per_second")}
+        found[f"{path.parent.name} rows"] = (path.parent / "metrics.jsonl").read_bytes()
+    lines = [line.split(",") for line in (sweep / "comparison.csv").read_text().splitlines()]
+    timed = lines[0].index("train_seconds")
+    found["comparison"] = [[cell for i, cell in enumerate(line) if i != timed] for line in lines]
+    return found
+
+
+def members(session: int) -> Iterator[str]:
+    """The processes of a session that live."""
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (path / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session and fields[0] != "Z":
+                yield f"{path.name} {(path / 'cmdline').read_bytes()!r}"
+        except (OSError, ValueError, IndexError):
+            continue
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "nothing happened"
+        time.sleep(0.01)
+
+
+def trains(sweep: Path, jobs: int) -> bool:
+    """Whether as many jobs as run at a time are some epochs on, one of them not the very first."""
+    lengths = [path.read_bytes().count(b"\n") for path in sweep.glob("*/metrics.jsonl")]
+    return len(lengths) > 1 and sum(3 <= length < 190 for length in lengths) >= jobs
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("group", [False, True], ids=["parent", "group"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_stopped_sweep_is_gone_on_with(
+    name: str, group: bool, jobs: int, dlrun: Callable, tmp_path: Path, whole: dict[str, Any]
+) -> None:
+    command = [sys.executable, "-m", "dlrun", *WORDS, *QUIET, f"sweep.jobs={jobs}"]
+    with (tmp_path / "said.txt").open("w") as said:
+        process = subprocess.Popen(command, cwd=tmp_path, start_new_session=True, stdout=said, stderr=said)
+        wait_for(lambda: process.poll() is not None or trains(tmp_path / "s", jobs))
+        (os.killpg if group else os.kill)(process.pid, signal.Signals[name])
+        code = process.wait(timeout=30)
+    text = (tmp_path / "said.txt").read_text()
+    assert code == {"SIGINT": 130, "SIGTERM": 143}[name], text
+    assert "go on with it: dlrun resume s" in text
+    assert "FAILED" not in text
+    assert "Traceback" not in text
+    wait_for(lambda: not list(members(process.pid)), 5)
+    ledger = Ledger.read(tmp_path / "s")
+    statuses = [ledger.status_of(entry) for entry in ledger.entries.values()]
+    assert statuses.count("interrupted") == jobs
+    assert set(statuses) <= {"completed", "interrupted", "pending"}
+    assert [e.status for e in ledger.entries.values()] == statuses
+    assert not list((tmp_path / "s").rglob("*.tmp"))
+    resumed = dlrun("resume", "s", f"sweep.jobs={jobs}")
+    assert resumed.code == 0, resumed.out + resumed.err
+    assert left(tmp_path / "s") == whole
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("moment", [0.0, 0.05, 0.3])
+def test_a_signal_while_the_jobs_start_is_not_lost(name: str, moment: float, tmp_path: Path) -> None:
+    words = ("-m", "data=blobs", "model=linear", "trainer.epochs=2000", *QUIET[1:], "seed=0,1,2", "sweep.dir=s")
+    ledger = tmp_path / "s" / "sweep.jsonl"
+    with (tmp_path / "said.txt").open("w") as said:
+        command = [sys.executable, "-m", "dlrun", *words, "sweep.jobs=2"]
+        process = subprocess.Popen(command, cwd=tmp_path, start_new_session=True, stdout=said, stderr=said)
+        wait_for(lambda: ledger.exists() and b"running" in ledger.read_bytes())
+        time.sleep(moment)
+        os.killpg(process.pid, signal.Signals[name])
+        code = process.wait(timeout=30)
+    assert code == {"SIGINT": 130, "SIGTERM": 143}[name], (tmp_path / "said.txt").read_text()
+    assert "FAILED" not in (tmp_path / "said.txt").read_text()
+    wait_for(lambda: not list(members(process.pid)), 5)
+    found = Ledger.read(tmp_path / "s")
+    assert {found.status_of(entry) for entry in found.entries.values()} <= {"interrupted", "pending"}
