@@ -130,7 +130,7 @@ class DeviceConfig:
     compile: bool = False
     channels_last: bool | None = None  # null: for nets with 2-d convolutions
     deterministic: bool = False
-    num_threads: int | None = _positive(None)  # CPU threads; null: as torch finds best
+    num_threads: Any = field(default=None, metadata={"number_or": "auto"})  # CPU threads; null: as torch finds best
 
 
 @dataclass

@@ -23,6 +23,7 @@ from dlrun import (
     run_folder,
     runtime,
     saved,
+    thread_choice,
     tracking,
 )
 from dlrun.console import Console
@@ -53,6 +54,8 @@ def run(request: Request, console: Console | None = None) -> int:
         parts.alone = request.group is None
         parts.unsaved.say = noting(parts, console)
         earlier = earlier_state(request, parts)
+        if settings.rest.device.num_threads == "auto":
+            choose_threads(parts)
         stop = held.enter_context(runtime.interruptible())  # from here on there is something to save
         folder = open_folder(request, parts, earlier, own)
         console.open_log(folder / "run.log", parts.unsaved)
@@ -80,6 +83,14 @@ def run(request: Request, console: Console | None = None) -> int:
     if lost:
         raise RunError(f"the run {folder} is {result['status']}, but not all of it could be saved: {lost}")
     return int(settings.rest.strict and not all(line["ok"] for line in result["expected"]))
+
+
+def choose_threads(parts: Parts) -> None:
+    """Take the number of CPU threads that a few steps show to be fastest; a resumed run takes what it had."""
+    count, times = thread_choice.fastest(parts.training, runtime.cores())
+    torch.set_num_threads(count)
+    listed = ", ".join(f"{took:.2f} ms with {n}" for n, took in times.items())
+    parts.notes.append(f"device.num_threads=auto: {count} (a step takes {listed})")
 
 
 def noting(parts: Parts, console: Console) -> Callable[[str], None]:

@@ -82,7 +82,7 @@ def session(config: DeviceConfig, seed: int) -> Iterator[Runtime]:
     threads, cudnn = torch.get_num_threads(), torch.backends.cudnn
     before = (cudnn.benchmark, cudnn.deterministic, torch.are_deterministic_algorithms_enabled())
     keep_freed_memory()
-    torch.set_num_threads(config.num_threads or threads)
+    torch.set_num_threads(threads if config.num_threads in (None, "auto") else config.num_threads)
     cudnn.benchmark, cudnn.deterministic = not config.deterministic, config.deterministic
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be exact
@@ -94,6 +94,11 @@ def session(config: DeviceConfig, seed: int) -> Iterator[Runtime]:
         torch.set_num_threads(threads)
         cudnn.benchmark, cudnn.deterministic = before[0], before[1]
         torch.use_deterministic_algorithms(before[2])
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def refuse_ranks() -> None:

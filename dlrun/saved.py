@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from torch import nn
 
-from dlrun import checkpoint, config, lock, run_folder
+from dlrun import checkpoint, config, lock, run_folder, runtime
 from dlrun.errors import CheckpointError, RequestError
 from dlrun.optim.schedule import OF_THE_WHOLE
 from dlrun.request import Request, from_saved
@@ -212,8 +211,7 @@ def refuse_other_curve(state: dict[str, Any], now: dict[str, Any], folder: Path)
 def as_many_threads(state: dict[str, Any], plain: dict[str, Any]) -> int | None:
     """The CPU threads that a run was trained with, as sums round by their number; the config's on a smaller machine."""
     threads, configured = state.get("threads"), plain["device"].get("num_threads")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return threads if isinstance(threads, int) and threads <= cores else configured
+    return threads if isinstance(threads, int) and threads <= runtime.cores() else configured
 
 
 def what_differs(state: dict[str, Any], now: dict[str, Any]) -> list[str]:

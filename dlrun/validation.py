@@ -166,6 +166,9 @@ def _out_of_range(value: Any, rule: Any) -> str | None:
     if "choices" in rule and value not in rule["choices"]:
         close = did_you_mean(str(value), rule["choices"])
         return f"is not a choice; {close}type one of {', '.join(rule['choices'])}"
+    if "number_or" in rule:
+        is_number = isinstance(value, int) and not isinstance(value, bool) and value > 0
+        return None if is_number or value == rule["number_or"] else f"must be above 0, null, or {rule['number_or']}"
     if "above" in rule and not value > rule["above"]:
         return f"must be above {rule['above']}"
     if "at_least" in rule and not value >= rule["at_least"]:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from dlrun import conclusion, run_folder, saved, sharing
 from dlrun.console import Console, facts
-from dlrun.disk import Unsaved
+from dlrun.disk import Unsaved, forget_halves
 from dlrun.errors import RequestError
 from dlrun.lock import Lock
 from dlrun.request import Request
@@ -116,6 +116,7 @@ def begin(own: Lock, ledger: Ledger, jobs: Sequence[Job], words: Sequence[str]) 
         ledger.folder.mkdir(parents=True, exist_ok=True)
         own.take(ledger.folder)
         ledger.refuse_changed()
+        forget_halves(ledger.folder)
         ledger.add(jobs, words)
     except OSError as error:
         raise RequestError(f"cannot write to {ledger.folder} ({error.strerror}); type sweep.dir=<folder>") from error

@@ -38,8 +38,8 @@ def is_chosen(request: Request) -> bool:
 
 def _ledger(folder: Path, words: Sequence[str]) -> Ledger:
     """The ledger in a folder that was asked for by name; RequestError for other people's files."""
-    if not folder.exists() or (folder.is_dir() and not any(path.name != ".lock" for path in folder.iterdir())):
-        return Ledger(folder)
+    if not folder.exists() or (folder.is_dir() and all(path.match(".*") for path in folder.iterdir())):
+        return Ledger(folder)  # what is hidden there is a lock, or half a file, of a sweep killed as it began
     if not (folder / NAME).is_file():
         raise RequestError(f"{folder} holds something, but no sweep ({NAME}); type sweep.dir=<a new folder>")
     found = Ledger.read(folder)

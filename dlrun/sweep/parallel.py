@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from dlrun import runtime
 from dlrun.request import Request
+from dlrun.runtime import cores
 from dlrun.sweep.engines import STOPPING, Outcome, Watcher
 from dlrun.sweep.jobs import Job
 
@@ -82,7 +83,8 @@ class Parallel:
         gpu = self._gpus.pop()
         mine, theirs = self._context.Pipe(duplex=False)
         request = _placed(job.request, gpu)
-        threads = int(job.request.config.device.num_threads or self.threads)
+        asked = job.request.config.device.num_threads
+        threads = asked if isinstance(asked, int) else self.threads
         with self._few_threads():
             from dlrun.sweep.worker import work
 
@@ -103,11 +105,6 @@ class Parallel:
                 os.environ.pop("OMP_NUM_THREADS")
             else:
                 os.environ["OMP_NUM_THREADS"] = before
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def as_many(jobs: Any) -> int:

@@ -9,9 +9,9 @@ from dlrun.console import Console, clock, facts
 from dlrun.errors import RequestError, UnavailableError
 from dlrun.parts import prepare, session
 from dlrun.problems import Problems
+from dlrun.runtime import cores
 from dlrun.sweep.forecast import Forecast
 from dlrun.sweep.jobs import Job
-from dlrun.sweep.parallel import cores
 
 
 def check(jobs: Sequence[Job]) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
