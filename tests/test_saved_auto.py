@@ -42,7 +42,7 @@ def folders() -> list[Path]:
     return sorted(path.parent for path in Path("outputs").glob("*/*/environment.json"))
 
 
-@pytest.mark.parametrize("where", [(), ("hydra.run.dir=run",)])
+@pytest.mark.parametrize("where", [(), pytest.param(("hydra.run.dir=run",), marks=pytest.mark.slow)])
 def test_the_same_command_goes_on(
     where: tuple[str, ...], dlrun: Callable[..., Any], cut_off: Callable[..., Any]
 ) -> None:
@@ -55,6 +55,7 @@ def test_the_same_command_goes_on(
     assert len(folders()) == (0 if where else 1)
 
 
+@pytest.mark.slow
 def test_what_is_finished_or_another_run_is_left_alone(dlrun: Callable[..., Any], cut_off: Callable[..., Any]) -> None:
     assert dlrun(*WORDS).code == 0
     assert dlrun(*WORDS).code == 0  # a new one
@@ -66,6 +67,7 @@ def test_what_is_finished_or_another_run_is_left_alone(dlrun: Callable[..., Any]
     assert len(folders()) == 4
 
 
+@pytest.mark.slow
 def test_the_newest_of_several_goes_on(dlrun: Callable[..., Any], cut_off: Callable[..., Any]) -> None:
     assert cut_off(*WORDS[:-1]).code == 143
     assert cut_off(*WORDS[:-1]).code == 143
@@ -74,6 +76,7 @@ def test_the_newest_of_several_goes_on(dlrun: Callable[..., Any], cut_off: Calla
     assert statuses == ["interrupted", "completed"]
 
 
+@pytest.mark.slow
 def test_a_folder_cut_off_before_its_first_checkpoint_is_begun_again(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     assert dlrun(*WORDS, "hydra.run.dir=run").code == 0
     for path in [Path("run/result.json"), *Path("run/checkpoints").iterdir()]:

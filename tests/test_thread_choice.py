@@ -24,7 +24,7 @@ def slow_but_with(best: int) -> Callable[..., float]:
     return lambda *_: 1.0 + abs(torch.get_num_threads() - best)
 
 
-@pytest.mark.parametrize("best", [1, 2, 3])
+@pytest.mark.parametrize("best", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3))])
 def test_the_fastest_number_is_taken_and_said_and_the_run_is_the_same(
     best: int, dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,7 +55,9 @@ def test_real_steps_are_timed(dlrun: Callable[..., Any]) -> None:
     assert " ms with 1" in done.out
 
 
-@pytest.mark.parametrize("wrong", ["0", "-1", "many", "1.5", "true"])
+@pytest.mark.parametrize(
+    "wrong", ["-1", *(pytest.param(w, marks=pytest.mark.slow) for w in ("0", "many", "1.5", "true"))]
+)
 def test_what_is_no_number_is_refused(wrong: str, dlrun: Callable[..., Any]) -> None:
     done = dlrun(*WORDS, f"device.num_threads={wrong}")
     assert done.code == 2

@@ -88,7 +88,8 @@ def test_a_folder_with_something_else_in_it_is_refused(name: str, tmp_path: Path
 
 def test_an_empty_folder_is_taken_and_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / ".lock").touch()
+    for name in (".lock", ".sweep.jsonl.123.tmp"):  # of one that was killed as it began
+        (tmp_path / "empty" / name).touch()
     assert place([request(BEGUN, tmp_path / "empty", tmp_path)])[1].entries == {}
     (tmp_path / "file").touch()
     with pytest.raises(RequestError, match="file holds something, but no sweep"):
