@@ -104,6 +104,7 @@ class TrainerConfig:
     accumulate_steps: int = _positive(1)  # batches an optimizer step
     grad_clip_norm: float | None = _positive(None)
     log_every_steps: int = _positive(50)
+    profile: bool = False  # a trace of a few steps, and a table of where the time went
     ema_decay: float | None = field(default=None, metadata={"above": 0, "below": 1})  # average the weights, by step
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
 
@@ -278,5 +279,5 @@ def config_hash(plain: dict[str, Any]) -> str:
     """sha256 of the config that makes a run what it is: without paths, device and logging, as sorted JSON."""
     kept = {k: v for k, v in plain.items() if k not in NOT_IDENTITY}
     kept["data"] = {k: v for k, v in kept["data"].items() if k != "root"}
-    kept["trainer"] = {k: v for k, v in kept["trainer"].items() if k != "log_every_steps"}
+    kept["trainer"] = {k: v for k, v in kept["trainer"].items() if k not in ("log_every_steps", "profile")}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()

@@ -18,6 +18,7 @@ from dlrun import (
     loop,
     memory,
     preflight,
+    profiling,
     report,
     results,
     run_folder,
@@ -67,8 +68,10 @@ def run(request: Request, console: Console | None = None) -> int:
                 start(parts, folder, tracker, earlier)
                 if settings.rest.tracking.diagnose:
                     tracker.each_epoch.append(Watch(parts, tracking.read_rows(folder), console.say))
-                with console.following(parts.training):
+                with console.following(parts.training), profiling_of(parts, tracker, saver, folder) as profile:
                     status = loop.fit(parts.training, tracker, console, saver, stop)
+                if profile is not None:
+                    console.say(profile.shown())
                 said = len(parts.notes)
                 result = finish(parts, folder, status, tracker, saver)
             except (Exception, SystemExit) as error:
@@ -83,6 +86,15 @@ def run(request: Request, console: Console | None = None) -> int:
     if lost:
         raise RunError(f"the run {folder} is {result['status']}, but not all of it could be saved: {lost}")
     return int(settings.rest.strict and not all(line["ok"] for line in result["expected"]))
+
+
+def profiling_of(
+    parts: Parts, tracker: FileTracker, saver: Saver, folder: Path
+) -> contextlib.AbstractContextManager[profiling.Profile | None]:
+    """Stops the training where trainer.profile asks for it."""
+    if not parts.settings.rest.trainer.profile:
+        return contextlib.nullcontext()
+    return profiling.profiled(parts.training, tracker, saver, folder)
 
 
 def choose_threads(parts: Parts) -> None:

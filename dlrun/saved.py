@@ -19,6 +19,7 @@ from dlrun.yaml_text import read_yaml
 
 MAY_CHANGE = (
     "trainer.epochs", "trainer.max_steps", "trainer.early_stopping.patience", "trainer.log_every_steps",
+    "trainer.profile",
     "checkpoint.every_", "checkpoint.keep", "checkpoint.format", "device.", "paths.", "tracking.", "figures",
     "trust", "trusted_modules", "resume", "probes", "expect", "strict", "preflight", "sweep.",
     "data.num_workers", "data.root",

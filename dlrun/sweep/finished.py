@@ -40,7 +40,7 @@ class Finished:
         """The config with dotted keys, without what is no part of the experiment (see config.config_hash)."""
         kept = {k: v for k, v in self.config.items() if k not in config.NOT_IDENTITY}
         flat = tracking.flatten(kept)
-        return {k: v for k, v in flat.items() if k not in ("data.root", "trainer.log_every_steps")}
+        return {k: v for k, v in flat.items() if k not in ("data.root", "trainer.log_every_steps", "trainer.profile")}
 
     @property
     def seed(self) -> int:

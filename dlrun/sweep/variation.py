@@ -53,7 +53,7 @@ def _key(word: str) -> str:
     """The key that an override names; "" for the seed, and for what is no part of an experiment."""
     key = word.partition("=")[0].lstrip("+")
     top = key.split(".")[0]
-    no_result = top in _NO_RESULT or key in ("data.root", "trainer.log_every_steps")
+    no_result = top in _NO_RESULT or key in ("data.root", "trainer.log_every_steps", "trainer.profile")
     return "" if "=" not in word or no_result else key  # ~key=value names what no config has: it never differs
 
 
