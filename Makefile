@@ -50,9 +50,11 @@ bench: $(VENV)/.installed  ## measure speed beside a plain script (DLRUN_DATA_DI
 	$(BIN)/python tests/bench/step_overhead.py
 	$(BIN)/python tests/bench/resnet_mnist.py
 	$(BIN)/python tests/bench/checkpoint_cost.py
+	$(BIN)/python tests/bench/sweep_overhead.py
 
-torture: $(VENV)/.installed-dev  ## kill 100 runs hard, resume them, compare with runs left alone (about 6 minutes)
+torture: $(VENV)/.installed-dev  ## kill 100 runs and 20 sweeps hard, go on, compare with those left alone (about 10 minutes)
 	$(BIN)/python tests/torture/torture.py
+	$(BIN)/python tests/torture/sweep_torture.py
 
 clean:  ## remove the environment and caches; runs stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist

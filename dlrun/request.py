@@ -162,9 +162,7 @@ def _resolved(
 def _expanded(request: Request) -> list[Request]:
     """The runs that the request names in sweep.points, each in a folder under the request's own."""
     loader, given = GlobalHydra.instance().config_loader(), request.overrides
-    if any(
-        word.startswith("sweep.points=") for word in given
-    ):  # not a lesson's: a group chosen beside them is theirs too
+    if any(word.startswith("sweep.points=") for word in given):  # points typed beside a choice are meant for it
         given = [word for word in given if word.partition("=")[0] not in GROUPS]
     try:
         named = points.overrides(request.config.sweep.points, given, loader, request.config.sweep.max_jobs)

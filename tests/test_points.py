@@ -151,6 +151,7 @@ def test_the_last_word_varies_fastest() -> None:
         ),
     ],
 )
+@pytest.mark.slow
 def test_a_wrong_sweep_is_a_sentence_and_writes_nothing(
     words: list[str], said: str, dlrun: Callable[..., Any], tmp_path: Path
 ) -> None:

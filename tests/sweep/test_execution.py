@@ -25,6 +25,8 @@ from torch import nn
 class Net(nn.Module):
     def __init__(self, spec, kind: str = "well"):
         super().__init__()
+        if kind == "late" and multiprocessing.parent_process() is not None and not Path("mended").exists():
+            raise SystemExit(4)
         self.layer, self.kind, self.calls = nn.Linear(spec.input_size, spec.output_size), kind, 0
 
     def forward(self, x):
@@ -118,7 +120,9 @@ def test_the_first_failure_can_end_the_sweep(dlrun: Callable, tmp_path: Path) ->
     assert statuses(tmp_path / "s") == ["failed", "completed", "completed"]
 
 
-@pytest.mark.parametrize("where", ["ledger", "comparison", "states"])
+@pytest.mark.parametrize(
+    "where", ["ledger", *(pytest.param(name, marks=pytest.mark.slow) for name in ("comparison", "states"))]
+)
 def test_a_full_disk_is_a_sentence(
     where: str, dlrun: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,6 +141,7 @@ def test_a_full_disk_is_a_sentence(
     monkeypatch.undo()
 
 
+@pytest.mark.slow
 def test_what_another_process_has_done_meanwhile_is_not_undone(
     dlrun: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,27 +189,28 @@ def test_a_job_of_a_sweep_equals_the_same_job_alone(jobs: int, dlrun: Callable, 
 def test_failing_jobs_cost_themselves_only_and_are_made_up_for(dlrun: Callable, tmp_path: Path) -> None:
     (tmp_path / "swept_net.py").write_text(NET)
     words = ("data=blobs", "model._target_=swept_net.Net", "trainer.epochs=12", "figures=false", "tracking.graph=false")
-    kinds = ("crash", "well", "killed", "memory", "endless", "exit", "fine")
+    kinds = ("crash", "well", "killed", "memory", "endless", "exit", "late", "fine")
     lines = [f"+model.kind={kind}" for kind in kinds] + ["data=line task.loss=mse optimizer=sgd optimizer.lr=1e30"]
     points = ",".join(f"'{line}'" for line in lines)
     done = dlrun("-m", *words, f"sweep.points=[{points}]", "sweep.jobs=2", "sweep.dir=s")
     assert done.code == 1, done.err
-    assert "2 of 8 runs finished, 6 failed" in done.out
+    assert "2 of 9 runs finished, 7 failed" in done.out
     for line, why in {
         "crash": "ValueError: broken on purpose",
         "killed": "its process was killed by SIGKILL",
         "memory": "memory",
         "endless": "the loss is nan",
         "exit": "SystemExit: 3",
+        "late": "SystemExit: 4",
     }.items():
         (said,) = [text for text in done.out.splitlines() if f"+model.kind={line}: FAILED" in text]
         assert why in said
     said = [text for text in done.out.splitlines() if "FAILED" in text]
-    assert len(said) == 6
-    assert done.out.count("run.log") == 6
-    assert done.out.count("no result: ") == 1  # of the one that was killed; the others have left one
+    assert len(said) == 7
+    assert done.out.count("run.log") == 7
+    assert done.out.count("no result: ") == 2  # of those that ended without one
     ledger = Ledger.read(tmp_path / "s")
-    assert sorted(entry.status for entry in ledger.entries.values()) == ["completed"] * 2 + ["failed"] * 6
+    assert sorted(entry.status for entry in ledger.entries.values()) == ["completed"] * 2 + ["failed"] * 7
     finished = {
         path: path.stat().st_mtime_ns
         for path in (tmp_path / "s").glob("*/result.json")
@@ -216,8 +222,8 @@ def test_failing_jobs_cost_themselves_only_and_are_made_up_for(dlrun: Callable, 
     (tmp_path / "mended").touch()
     resumed = dlrun("resume", "s", "trusted_modules=[swept_net]")
     assert resumed.code == 1
-    assert "5 of 6 runs finished, 1 failed" in resumed.out
-    assert sorted(statuses(tmp_path / "s")) == ["completed"] * 7 + ["failed"]
+    assert "6 of 7 runs finished, 1 failed" in resumed.out
+    assert sorted(statuses(tmp_path / "s")) == ["completed"] * 8 + ["failed"]
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     weights = [result["weights_sha256"] for result in results(tmp_path / "s").values() if result["status"] != "failed"]
     assert len(set(weights)) == 1  # all make the same steps, however often they were tried

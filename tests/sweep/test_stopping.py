@@ -86,6 +86,8 @@ def test_a_stopped_sweep_is_gone_on_with(
     ledger = Ledger.read(tmp_path / "s")
     statuses = [ledger.status_of(entry) for entry in ledger.entries.values()]
     assert statuses.count("interrupted") == jobs
+    saved = [path.read_text() for path in (tmp_path / "s").glob("*/result.json")]
+    assert sum('"status": "interrupted"' in text for text in saved) == jobs  # none was cut off
     assert set(statuses) <= {"completed", "interrupted", "pending"}
     assert [e.status for e in ledger.entries.values()] == statuses
     assert not list((tmp_path / "s").rglob("*.tmp"))

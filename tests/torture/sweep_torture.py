@@ -1,0 +1,180 @@
+"""Kills sweeps hard at random moments and goes on with them, and compares them with the same sweep left alone.
+
+Half of the kills hit the sweep's own process only, half of them all of its processes at once. A sweep is forked from
+this process, which has imported torch (an import costs seconds), and calls dlrun's command line; the first one of each
+engine is started as `python -m dlrun`.
+
+python tests/torture/sweep_torture.py [--rounds 10] [--seed 0]
+"""
+
+import argparse
+import csv
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from comparison import differences
+from torture import ended, prepare  # sets OMP_NUM_THREADS before it imports torch
+
+import dlrun.cli
+
+WORDS = ("-m", "data=blobs", "data.val_fraction=0.2", "model=mlp", "model.dropout=0.3", "optimizer=sgd,adam")
+WORDS += ("seed=0,1,2", "trainer.epochs=80", "checkpoint.every_steps=2", "scheduler=cosine", "device.num_threads=1")
+WORDS += ("figures=false", "tracking.graph=false", "sweep.dir=s")
+PATIENCE = 5.0  # seconds in which all processes of a killed sweep are to be gone
+
+
+@dataclass
+class Counts:
+    """What happened."""
+
+    kills: int = 0
+    in_group: int = 0  # of them, of all processes at once
+    before_ledger: int = 0
+    inside: int = 0  # some jobs were begun and not all were done
+    orphans: int = 0
+    differences: int = 0
+
+
+def launch(words: list[str], place: Path, real: bool) -> int:
+    """Start dlrun in `place` in a session of its own; returns the process's id. What it says is added to said.txt."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        os.setsid()
+        os.chdir(place)
+        said = os.open("said.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(said, 1), os.dup2(said, 2)
+        if real:
+            os.execv(sys.executable, [sys.executable, "-m", "dlrun", *words])
+        sys.argv = ["dlrun", *words]
+        sys.modules["__main__"] = types.ModuleType("__main__")  # the jobs' processes would import this script
+        code = dlrun.cli.main()
+    finally:
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
+
+
+def members(session: int) -> Iterator[int]:
+    """The living processes of a session, whatever groups they are in."""
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (path / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # gone meanwhile
+        if int(fields[3]) == session and fields[0] != "Z":
+            yield int(path.name)
+
+
+def finished(pid: int) -> int:
+    """Wait for its end; returns the exit code."""
+    while (code := ended(pid)) is None:
+        time.sleep(0.01)
+    return code
+
+
+def killed(pid: int, moment: float, group: bool) -> bool:
+    """SIGKILL after so many seconds; False when it was done before."""
+    until = time.perf_counter() + moment
+    while time.perf_counter() < until:
+        if ended(pid) is not None:
+            return False
+        time.sleep(0.002)
+    for each in list(members(pid)) if group else [pid]:
+        try:
+            os.kill(each, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    os.waitpid(pid, 0)
+    return True
+
+
+def survivors(session: int) -> int:
+    """How many processes of a killed sweep are still there after PATIENCE; they are ended then."""
+    until = time.perf_counter() + PATIENCE
+    while (left := list(members(session))) and time.perf_counter() < until:
+        time.sleep(0.02)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    return len(left)
+
+
+def one_round(place: Path, jobs: int, seconds: float, chance: random.Random, counts: Counts, real: bool) -> list[str]:
+    """Kill a sweep once, or now and then twice, go on with it to its end; what differs from whole/s then."""
+    place.mkdir()
+    command = [*WORDS, f"sweep.jobs={jobs}"]
+    ledger = place / "s" / "sweep.jsonl"
+    for _ in range(chance.choice([1, 1, 2])):
+        group = counts.kills % 2 == 1
+        pid = launch(command, place, real)
+        if not killed(pid, chance.uniform(0, seconds), group):
+            break
+        counts.kills, counts.in_group = counts.kills + 1, counts.in_group + group
+        counts.orphans += survivors(pid)
+        begun, done = (len(list((place / "s").glob(f"*/{name}"))) for name in ("metrics.jsonl", "result.json"))
+        counts.inside += begun > 0 and done < 6
+        counts.before_ledger += not ledger.exists()
+        command = ["resume", "s", f"sweep.jobs={jobs}"] if ledger.exists() else command
+    if code := finished(launch(command, place, real)):
+        return [f"it ended with {code}"]
+    return compared(place.parent / f"whole_{jobs}" / "s", place / "s")
+
+
+def compared(whole: Path, other: Path) -> list[str]:
+    """What differs between two sweep folders but for timings."""
+    names = sorted(path.parent.name for path in whole.glob("*/result.json"))
+    if names != sorted(path.parent.name for path in other.glob("*/result.json")):
+        return ["the jobs"]
+    found = [f"{name}: {what}" for name in names for what in differences(whole / name, other / name)]
+    found += ["comparison.csv"] if table(whole) != table(other) else []
+    return found + [f"{path.name} was left" for path in other.rglob("*.tmp")]
+
+
+def table(sweep: Path) -> list[dict[str, str]]:
+    """comparison.csv without the times."""
+    with (sweep / "comparison.csv").open() as file:
+        return [{k: v for k, v in row.items() if k != "train_seconds"} for row in csv.DictReader(file)]
+
+
+def main() -> int:
+    """Torture both engines and print the counts; 1 when something is not equal, or a process was left."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=10, help="sweeps an engine")
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    root, chance = Path(tempfile.mkdtemp(prefix="sweep_torture_")), random.Random(asked.seed)
+    prepare()
+    differing = 0
+    for jobs in (1, 2):
+        counts, began = Counts(), time.perf_counter()
+        whole = root / f"whole_{jobs}"
+        whole.mkdir()
+        if finished(launch([*WORDS, f"sweep.jobs={jobs}"], whole, real=False)):
+            print((whole / "said.txt").read_text())
+            return 1
+        seconds = time.perf_counter() - began
+        for number in range(asked.rounds):
+            place = root / f"jobs_{jobs}_round_{number}"
+            found = one_round(place, jobs, seconds * (2 if number == 0 else 1), chance, counts, real=number == 0)
+            counts.differences += bool(found)
+            for line in found[:6]:
+                print(f"  {place}: {line}", flush=True)
+        print(f"sweep.jobs={jobs}: {asked.rounds} sweeps, {counts}", flush=True)
+        differing += counts.differences + counts.orphans
+    if not differing:
+        shutil.rmtree(root)
+    return int(differing > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
