@@ -13,6 +13,7 @@ import os
 import pickle
 import sys
 import warnings
+import zipfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -166,7 +167,8 @@ def is_full_model(path: Path) -> bool:
     with contextlib.suppress(OSError), path.open("rb") as file:
         start = file.read(4)
         file.seek(-_COMMENT_BYTES, os.SEEK_END)
-        return start == b"PK\x03\x04" and not file.read().startswith(_MARK)
+        unmarked = start == b"PK\x03\x04" and not file.read().startswith(_MARK)
+        return unmarked and zipfile.is_zipfile(path)  # one that was cut short is neither
     return False
 
 

@@ -58,6 +58,7 @@ def main() -> int:
             return execution.run(requests)
         from dlrun import experiment
 
+        refuse_sweep_settings(words)
         return experiment.run(requests[0])
     except (DlrunError, SystemExit) as error:
         return complain(error, verbose)
@@ -66,6 +67,13 @@ def main() -> int:
     except BrokenPipeError:  # `dlrun ls | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def refuse_sweep_settings(words: list[str]) -> None:
+    """RequestError for a setting of sweeps on the command line of a single run, which would not heed it."""
+    for word in words:
+        if word.startswith("sweep.") and not word.startswith("sweep.points="):
+            raise RequestError(f"{word} is for a sweep; add -m, or leave it out")
 
 
 def answer(words: list[str]) -> list["Request"]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlrun import expectations, report, run_folder, tracking
 from dlrun.console import Console
+from dlrun.errors import RequestError
 from dlrun.expectations import Checked, Outcome
 from dlrun.request import Request
 
@@ -65,7 +66,7 @@ def draw(finished: Sequence[tuple[Request, str | None]]) -> None:
     together: dict[tuple[Path | None, str], list[Request]] = {}
     for request, _ in finished:
         folder = request.folder
-        if request.config.figures and folder is not None and (folder / "metrics.jsonl").is_file():
+        if request.config.figures and folder is not None and _is_readable(folder):
             key = (request.group or request.sweep, request.choices.get("data", "") if request.group is None else "")
             together.setdefault(key, []).append(request)
     for (place, _), requests in together.items():
@@ -100,9 +101,21 @@ def _read(request: Request, error: str | None) -> Outcome:
     label, folder = " ".join(request.overrides), request.folder
     if error or folder is None or not (folder / "result.json").is_file():
         return Outcome(label, error=error or "no result")
+    if not _is_readable(folder):
+        return Outcome(label, error=f"{folder} cannot be read: result.json or metrics.jsonl is damaged")
     return _outcome(label, run_folder.read_json(folder / "result.json"), tracking.read_rows(folder))
 
 
 def _markdown(lines: Sequence[tuple[str, Checked]]) -> str:
     rows = [f"| {name} | `{x.expected}` | {x.measured} | {'yes' if x.ok else 'NO'} |" for name, x in lines]
     return "\n".join(["| lesson | expected | measured | ok |", "| --- | --- | --- | --- |", *rows, ""])
+
+
+def _is_readable(folder: Path) -> bool:
+    """Whether a run's result and rows are there and whole."""
+    try:
+        result, rows = run_folder.read_json(folder / "result.json"), tracking.read_rows(folder)
+        _outcome("", result, rows)
+    except (RequestError, OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return True

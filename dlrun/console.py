@@ -1,6 +1,8 @@
 """What the terminal says: Rich tables and a live bar on a terminal, plain lines elsewhere and in run.log."""
 
 import io
+import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,12 +24,21 @@ _LOG_WIDTH = 100
 _MOST_LINES = 50  # for the epochs of a run: a thousand would hide the tables before and after them
 
 
+class _Terminal(RichConsole):
+    """A terminal, or a pipe whose reader may go away: the run goes on without it."""
+
+    def on_broken_pipe(self) -> None:
+        """Say nothing more; rich would end the process."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class Console:
     """Says everything twice: to the terminal, and as plain text to run.log once there is a run folder."""
 
     def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
         """quiet: nothing on the terminal, as for a job of a sweep."""
-        self.terminal = RichConsole(file=stream, highlight=False, soft_wrap=False, quiet=quiet)
+        self.terminal = _Terminal(file=stream, highlight=False, soft_wrap=False, quiet=quiet)
         self._held = io.StringIO()  # what was said before there was a run folder
         self.log = RichConsole(file=self._held, width=_LOG_WIDTH, no_color=True, highlight=False)
         self._training: Training | None = None

@@ -26,6 +26,8 @@ def _values(override: Override) -> list[str]:
     if not override.is_sweep_override():
         return [str(override.input_line)]
     key = override.get_key_element()
+    if key.startswith("sweep."):
+        raise RequestError(f"{override.input_line} names several values; the sweep itself takes one of each setting")
     if isinstance(override.value(), IntervalSweep):
         raise RequestError(f"{override.input_line} names no single values; type {key}=range(<from>,<to>,<step>)")
     found = [f"{key}={value}" for value in override.sweep_string_iterator()]
@@ -71,6 +73,9 @@ def overrides(lines: Sequence[str], given: Sequence[str], loader: ConfigLoader, 
         words = [word for word in _split(line) if not _named(word, given)]
         parsed = parser.parse_overrides(words)
         refuse_many(parsed, most, len(found))
+        of_all = next((str(o.input_line) for o in parsed if o.get_key_element().startswith("sweep.")), None)
+        if of_all:
+            raise RequestError(f"{of_all} is of the whole sweep, not of a point; type it outside of sweep.points")
         found += combinations(parsed)
     return list(map(list, dict.fromkeys(map(tuple, found))))
 

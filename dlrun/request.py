@@ -59,6 +59,7 @@ def from_command_line(words: Sequence[str]) -> list[Request]:
             raise RequestError(f"the sweep has {len(found):,} points and more; type sweep.max_jobs=<as many as it has>")
 
     asked = flags(words)
+    words = [*_without(words, asked.overrides), *asked.overrides]  # Hydra wants them together
     capture.__module__ = "dlrun.request"
     said = io.StringIO()
     try:
@@ -75,6 +76,12 @@ def from_command_line(words: Sequence[str]) -> list[Request]:
         named = " ".join(word for word in words if "=" in word)
         raise RequestError(f"the sweep has no jobs: a choice is empty, or handed to other processes; change {named}")
     return found
+
+
+def _without(words: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """The flags of a command line, with their values, in their order."""
+    left = list(overrides)
+    return [word for word in words if not (word in left and not left.remove(word))]  # type: ignore[func-returns-value]
 
 
 def overrides_of(words: Sequence[str]) -> list[str]:
@@ -98,7 +105,7 @@ def flags(words: Sequence[str]) -> argparse.Namespace:
         raise RequestError(f"{message}; {hint}dlrun --help shows the flags")
 
     parser.error = refuse  # type: ignore[method-assign]
-    return parser.parse_args(list(words))
+    return parser.parse_intermixed_args(list(words))
 
 
 def register() -> None:

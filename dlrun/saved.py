@@ -65,6 +65,8 @@ def state_to_go_on(folder: Path) -> dict[str, Any] | None:
 
 def _how_to_begin(folder: Path) -> str:
     description = folder / "environment.json"
+    if not description.is_file() and any(folder.glob("*/result.json")):
+        return f"{folder} holds runs but no sweep.jsonl, so it cannot be gone on with; type dlrun compare {folder}"
     if not description.is_file():
         return f"{folder} is not a run folder with checkpoints; the runs are in outputs/<date>/"
     command = str(run_folder.read_json(description).get("command", "dlrun ..."))

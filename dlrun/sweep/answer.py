@@ -13,6 +13,7 @@ from dlrun.errors import RequestError
 from dlrun.sweep import finished, html, table, verdicts
 from dlrun.sweep.comparison import Comparison, compare
 from dlrun.sweep.finished import Finished, Lost
+from dlrun.sweep.ledger import Ledger
 
 _OUTPUTS = "paths.outputs="
 _MOST_FAILURES = 10  # on the terminal
@@ -38,6 +39,34 @@ def compare_runs(words: Sequence[str]) -> int:
     console.say()
     console.say(facts([("comparison", str(folder)), ("open", str(written))]))
     return 0
+
+
+def gathered(ledger: Ledger, labels: dict[str, str]) -> tuple[list[Finished], Lost, int]:
+    """The runs of a sweep, why those that cannot be read are lost, and how many were not begun.
+
+    A job that failed without a result (its process was killed) counts as a failed run of its setting.
+    """
+    runs, failures, waiting = list[Finished](), Lost(), 0
+    dead = []
+    for entry in ledger.entries.values():
+        status, damaged = ledger.status_of(entry), Lost()
+        run = finished.read(ledger.folder / entry.folder, damaged)
+        if run is not None:
+            runs.append(run)
+        elif status == "pending":
+            waiting += 1
+        elif entry.error:
+            dead.append(entry)
+            failures.append((labels.get(entry.key, entry.folder), entry.error))
+        else:
+            failures += damaged
+    for entry in dead:
+        alike = [run for run in runs if run.choices.get("data") == entry.choices.get("data")]
+        if alike:
+            runs.append(
+                finished.failed(entry.config, entry.choices, entry.overrides, ledger.folder / entry.folder, alike[0])
+            )
+    return runs, failures, waiting
 
 
 def _asked(words: Sequence[str]) -> tuple[list[Path], Path]:

@@ -50,6 +50,8 @@ class Display:
             self.console.say(f"{position}  {job.label}: FAILED: {said}")
             if (log := job.folder / "run.log").exists() and str(log) not in outcome.error:
                 self.console.say(f"{'':>{len(position)}}  log: {log}")
+        elif outcome.stopped:
+            self.console.say(f"{position}  {job.label}: interrupted, {seconds:.1f} s")
         elif not self.console.terminal.is_terminal:
             status, metric = _came_to(job.folder)
             self.console.say(f"{position}  {job.label}: {status}{metric}, {seconds:.1f} s, {self._left()}")

@@ -15,13 +15,13 @@ from dlrun.disk import Unsaved, forget_halves
 from dlrun.errors import RequestError
 from dlrun.lock import Lock
 from dlrun.request import Request
-from dlrun.sweep import answer, finished, forecast
+from dlrun.sweep import answer, forecast
 from dlrun.sweep.comparison import compare
 from dlrun.sweep.display import Display
 from dlrun.sweep.engines import Engine, Outcome, Serial
 from dlrun.sweep.folder import is_chosen, place
 from dlrun.sweep.forecast import Forecast
-from dlrun.sweep.jobs import Job, deduplicated, named
+from dlrun.sweep.jobs import Job, deduplicated, is_own, named
 from dlrun.sweep.ledger import DONE, Ledger
 from dlrun.sweep.parallel import Parallel, as_many
 from dlrun.sweep.plan import check, say_plan, size, spelled
@@ -36,9 +36,14 @@ def run(requests: Sequence[Request]) -> int:
     waiting = _waiting(jobs, ledger)
     alone, at_once = at_once == 1, max(1, min(at_once, len(waiting)))
     engine = _engine(alone, at_once)
+    own = sorted({job.request.choices["model"] for job in waiting if is_own(job)})
     with sharing.sharing(), contextlib.ExitStack() as held:
+        if own and not settings.sweep.dry_run:
+            console.say(f"trying {', '.join(own)} in this process for the forecast")  # it may end the process: a trace
         rows, lacking = check(waiting)
         foreseen = forecast.forecast([job for job in waiting if job.key not in lacking], rows) if rows else None
+        if foreseen is not None and isinstance(engine, Parallel):
+            foreseen = forecast.with_processes(foreseen, engine.process_seconds())
         if not is_chosen(requests[0]) and folder.exists():  # another sweep of the same second
             folder, ledger = place(requests)
             jobs = [in_folder(job, folder) for job in jobs]
@@ -136,23 +141,21 @@ def ready(job: Job, ledger: Ledger) -> Job:
 def conclude(console: Console, ledger: Ledger, jobs: Sequence[Job], errors: dict[str, str]) -> bool:
     """Compare what the whole sweep came to, in words, tables and pictures; whether it is what was expected."""
     met = conclusion.of_sweep([(job.request, errors.get(job.key)) for job in jobs], ledger.folder)
-    if len({job.request.choices.get("lesson") for job in jobs}) > 1:
-        return met  # nothing to be ranked: each has its own expectations
-    runs, failures, labels = [], finished.Lost(), {job.key: job.label for job in jobs}
-    for entry in ledger.entries.values():
-        damaged: finished.Lost = []
-        run = finished.read(ledger.folder / entry.folder, damaged)
-        if run is not None:
-            runs.append(run)
-        else:
-            failures += [(labels.get(entry.key, entry.folder), entry.error)] if entry.error else damaged
+    labels = {job.key: job.label for job in jobs}
+    runs, failures, waiting = answer.gathered(ledger, labels)
     if runs:
         comparison = compare(runs, failures)
-        console.say()
-        answer.say(comparison, console)
+        if len({run.choices.get("lesson") for run in runs}) == 1:  # else each has its own expectations
+            console.say()
+            answer.say(comparison, console)
         page = answer.write(comparison, ledger.folder, shlex.join(["dlrun", *ledger.words]))
         outputs = shlex.quote(str(ledger.folder))
+        console.say()
         console.say(facts([("report", str(page)), ("view", f"tensorboard --logdir {outputs}")]))
+    if waiting:
+        console.say(
+            f"not begun: {waiting} of {len(ledger.entries)} runs; dlrun resume {shlex.quote(str(ledger.folder))}"
+        )
     return met
 
 
@@ -196,14 +199,16 @@ class Watcher:
 
     def say_end(self, foreseen: Forecast | None) -> None:
         """How many came to what, and how long it took beside the forecast."""
-        made, took = len(self.display.ended), time.perf_counter() - self._began
+        outcomes, took = [outcome for _, outcome, _ in self.display.ended], time.perf_counter() - self._began
         if not self.display.jobs:
             return
-        counts = f"{made - self.display.failed} of {len(self.display.jobs)} runs finished"
+        finished_ones = sum(not outcome.error and not outcome.stopped for outcome in outcomes)
+        halted = sum(outcome.stopped for outcome in outcomes)
+        counts = f"{finished_ones} of {len(self.display.jobs)} runs finished{f', {halted} interrupted' * (halted > 0)}"
         failed = f", {self.display.failed} failed" if self.display.failed else ""
         stopped = " (sweep.fail_fast=true: the others were not begun)" if self.ends else ""
         said = ""
-        if foreseen is not None and made == len(self.display.jobs):
+        if foreseen is not None and len(outcomes) == len(self.display.jobs) and not halted:
             written = [path for job, *_ in self.display.ended for path in job.folder.rglob("*")]
             used = sum(path.stat().st_size for path in written if path.is_file())
             expected = spelled(sum(foreseen.seconds) / self.display.at_once)

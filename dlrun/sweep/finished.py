@@ -100,6 +100,20 @@ def read(folder: Path, damaged: Lost | None = None) -> Finished | None:
     return Finished(folder, [str(word) for word in overrides], plain, choices, result)
 
 
+def failed(
+    plain: dict[str, Any], choices: dict[str, str], overrides: list[str], folder: Path, other: Finished
+) -> Finished:
+    """A run that left no result, beside `other`, one of the same data: it monitored the same metric."""
+    result = other.result | {
+        "status": "failed",
+        "metrics": {},
+        "best": {"metric": other.metric, "value": None, "epoch": None},
+        "config_hash": config.config_hash(plain),
+        "train_seconds": None,
+    }
+    return Finished(folder, overrides, plain, choices, result)
+
+
 def _yaml(path: Path, kind: type) -> Any:
     """A YAML file as plain data: the loader knows no Python objects."""
     found = read_yaml(path.read_text())

@@ -98,6 +98,10 @@ def resumed(folder: Path, words: Sequence[str]) -> list[Request]:
     known = [ledger.request(entry, of_all, line) for entry in ledger.entries.values()]
     if not new:
         return known
+    for flag in ("--config-dir", "-cd"):
+        if flag in ledger.words and flag not in flags:
+            place = ledger.words[ledger.words.index(flag) + 1]
+            raise RequestError(f"the sweep was begun with {flag} {place}; add that to this command, for the new points")
     points = request.from_command_line(["-m", *flags, *merged(ledger.words, new), *of_all])
     trusted = known[0].trusted_modules or []
     return [*known, *(replace(point, trusted_modules=trusted, words=line, sweep=folder) for point in points)]

@@ -102,6 +102,11 @@ def _common(lines: Iterable[Sequence[str]]) -> set[str]:
     return set.intersection(*sets) if len(sets) > 1 else set()
 
 
+def is_own(job: Job) -> bool:
+    """Whether the model is code of the user's own."""
+    return not str(job.request.config.model.get("_target_")).startswith(("dlrun.", "torch.", "torchvision."))
+
+
 def deduplicated(jobs: Sequence[Job]) -> tuple[list[Job], list[str]]:
     """The first of equal jobs, numbered anew, and a sentence for those that are left out."""
     first: dict[str, Job] = {}

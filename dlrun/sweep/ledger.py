@@ -78,17 +78,32 @@ class Ledger:
             elif "jobs" in values:
                 self._count = int(values["jobs"])
             elif "config" in values:
-                self.entries[values["key"]] = Entry(**{k: v for k, v in values.items() if k != "time"})
+                entry = Entry(**{k: v for k, v in values.items() if k != "time"})
+                self._refuse_outside(entry.folder, entry.group)
+                self.entries[entry.key] = entry
             else:
                 entry = self.entries[values["key"]]
                 entry.status, entry.error, entry.seconds = (values.get(k) for k in ("status", "error", "seconds"))
         except (ValueError, KeyError, TypeError) as error:
             raise self._damaged(number) from error
 
+    def _refuse_outside(self, *folders: str | None) -> None:
+        """RequestError for a job that is said to lie elsewhere: a ledger is a file like any other."""
+        for name in folders:
+            if name is not None and (Path(name).is_absolute() or ".." in Path(name).parts):
+                raise RequestError(
+                    f"{self.path} names a folder outside of {self.folder}: {name}; choose another sweep.dir"
+                )
+
     def _damaged(self, number: int) -> RequestError:
+        if self._count and self._count == len(self.entries):  # all jobs are known: it is what became of one of them
+            return RequestError(
+                f"{self.path} is cut short or damaged in line {number}, which says how a job got on; delete that "
+                "line and type the command again: what the jobs came to is in their own folders"
+            )
         return RequestError(
-            f"{self.path} is cut short or damaged in line {number}; delete that line and type the command again (what "
-            "the jobs came to is in their own folders), or choose another sweep.dir"
+            f"{self.path} is cut short or damaged in line {number}, where it names the jobs, so the sweep cannot be "
+            f"gone on with; type it again with another sweep.dir (dlrun compare {self.folder} shows what is finished)"
         )
 
     def refuse_changed(self) -> None:

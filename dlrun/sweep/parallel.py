@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing import connection
@@ -21,6 +22,7 @@ from dlrun.runtime import cores
 from dlrun.sweep.engines import STOPPING, Outcome, Watcher
 from dlrun.sweep.jobs import Job
 
+_LATE = ("sklearn.datasets", "sklearn.metrics", "matplotlib.backends.backend_agg", "torchvision")  # by need
 _LOOK_SECONDS = 0.2  # how soon a Ctrl-C is passed on
 
 
@@ -51,6 +53,20 @@ class Parallel:
             resource_tracker.ensure_running()  # the server's start would, and let signals through again
             with self._few_threads(), _held_back():
                 forkserver.ensure_running()
+
+    def process_seconds(self) -> float:
+        """What a process costs before its run begins, measured on one that imports what this process has imported."""
+        from dlrun.sweep.worker import load
+
+        took = 0.0
+        for _ in range(2):  # the first waits for the server
+            began = time.perf_counter()
+            with self._few_threads():
+                process = self._context.Process(target=load, args=([m for m in _LATE if m in sys.modules],))
+                process.start()
+            process.join()
+            took = time.perf_counter() - began
+        return took
 
     def run(self, jobs: Sequence[Job], watcher: Watcher) -> int:
         """See engines.Engine."""

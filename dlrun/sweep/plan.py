@@ -1,6 +1,7 @@
 """What a sweep is going to do: every job checked, and said before the first one trains."""
 
 import contextlib
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from dlrun.parts import prepare, session
 from dlrun.problems import Problems
 from dlrun.runtime import cores
 from dlrun.sweep.forecast import Forecast
-from dlrun.sweep.jobs import Job
+from dlrun.sweep.jobs import Job, key_of
 
 
 def check(jobs: Sequence[Job]) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
@@ -52,8 +53,9 @@ def say_plan(
     notes: Sequence[str],
 ) -> None:
     """What will be run, how long that takes, and where it lies."""
-    settings = {tuple(w for w in job.request.overrides if not w.startswith("seed=")) for job in jobs}
-    seeds = f": {len(settings)} settings × {len(jobs) // len(settings)} seeds" if len(settings) < len(jobs) else ""
+    settings = {tuple(w for w in job.request.overrides if _tells_settings_apart(w)) for job in jobs}
+    each, rest = divmod(len(jobs), len(settings))
+    seeds = f": {len(settings)} settings" + (f" × {each} seeds" if not rest else "") if each > 1 else ""
     done = len(jobs) - len(waiting)
     kept = f", {done} of them finished before" if done else ""
     threads = max(1, cores() // at_once)
@@ -67,9 +69,24 @@ def say_plan(
         expected = f"about {spelled(sum(foreseen.seconds) / at_once)} and {size(foreseen.size)} (by a trial of {kinds})"
     named_folder = [("sweep folder", str(folder))]
     console.say(facts([("sweep", f"{len(jobs)} runs{seeds}{kept}; {how}"), ("forecast", expected), *named_folder]))
-    for note in notes:
+    for note in [*notes, *_room(folder, foreseen)]:
         console.say(f"note: {note}")
     console.say()
+
+
+def _room(folder: Path, foreseen: Forecast | None) -> list[str]:
+    """A note when the disk may not take the whole sweep."""
+    place = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(place).free
+    if foreseen is None or foreseen.size < free:
+        return []
+    return [f"{place} has {size(free)} free, and the sweep needs about {size(foreseen.size)}; type sweep.dir=<folder>"]
+
+
+def _tells_settings_apart(word: str) -> bool:
+    """Whether a word is part of a setting, which seeds and what config_hash leaves out are not."""
+    key = key_of(word)
+    return key != "seed" and (key.split(".")[0] not in config.NOT_IDENTITY or key.startswith("device"))
 
 
 def spelled(seconds: float) -> str:

@@ -81,7 +81,7 @@ def test_a_ledger_cut_anywhere_is_a_sentence_or_an_earlier_ledger(begun: Ledger)
 def test_what_a_sentence_says_of_a_damaged_line_mends_it(begun: Ledger) -> None:
     content = begun.path.read_bytes()
     begun.path.write_bytes(content[:-7])  # in the last line
-    with pytest.raises(RequestError, match=r"line 9; delete that line"):
+    with pytest.raises(RequestError, match=r"line 9, which says how a job got on; delete that line"):
         Ledger.read(begun.folder)
     begun.path.write_bytes(b"".join(content.splitlines(keepends=True)[:8]))
     assert Ledger.read(begun.folder).entries["key 1"].status == "pending"
@@ -192,3 +192,12 @@ def test_the_result_of_a_job_has_the_last_word(noted: str, result: Any, status: 
         folder.mkdir()
         (folder / "result.json").write_text(result if isinstance(result, str) else json.dumps(result))
     assert begun.status_of(entry) == status
+
+
+@pytest.mark.parametrize("place", ["../victim", "/tmp/victim", "a/../../victim"])
+def test_a_job_that_is_said_to_lie_outside_is_refused(place: str, begun: Ledger) -> None:
+    text = begun.path.read_text()
+    inside = json.loads(text.splitlines()[1])["folder"]
+    begun.path.write_text(text.replace(json.dumps(inside), json.dumps(place), 1))
+    with pytest.raises(RequestError, match="outside"):
+        Ledger.read(begun.folder)
