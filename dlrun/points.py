@@ -27,7 +27,7 @@ def _values(override: Override) -> list[str]:
         return [str(override.input_line)]
     key = override.get_key_element()
     if key.startswith("sweep."):
-        raise RequestError(f"{override.input_line} names several values; the sweep itself takes one of each setting")
+        raise RequestError(f"{override.input_line} names several values, and is of the whole sweep; type one of them")
     if isinstance(override.value(), IntervalSweep):
         raise RequestError(f"{override.input_line} names no single values; type {key}=range(<from>,<to>,<step>)")
     found = [f"{key}={value}" for value in override.sweep_string_iterator()]

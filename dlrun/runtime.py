@@ -152,6 +152,9 @@ class Interrupt:
 
     signal_number = 0
 
+    def __init__(self) -> None:
+        self.process = os.getpid()
+
     def __call__(self) -> bool:
         return self.signal_number != 0
 
@@ -161,6 +164,8 @@ class Interrupt:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.signal_number = number
+        if os.getpid() != self.process:
+            return  # a data worker that was forked this moment, and leaves signals to the run
         sys.stderr.write("\ninterrupted: finishing what is under way and saving (once more to stop at once)\n")
 
 

@@ -148,7 +148,10 @@ BY_HAND: dict[str, list[str]] = {
     "scratch_mlp": ["check gradients model=mlp"],
     "model.activation": ["check model.activation=rellu", "check gradients model=scratch_mlp model.activation=geluu"],
     "dlrun ls model": ["ls modl"],
-    "sweep": ["-m optimizer.lr=range(0,0)", "-m lesson=glob(zz*)", "sweep.points=[a]", "sweep.points=abc"],
+    "sweep": ["sweep.points=[a]", "sweep.points=abc", "sweep.dry_run=true", "-m sweep.jobs=1,2", "-m sweep.jobs=0"],
+    "optimizer.lr=": ["-m optimizer.lr=range(0,0)", "-m optimizer.lr=0.1,0.1"],
+    "sweep.max_jobs": ["-m optimizer.lr=range(0,1,0.000001)"],
+    "lesson=": ["-m lesson=glob(zz*)"],
     "sweep.points": ["sweep.points=['optimizer=adm']", "sweep.points=['optimizer=[']", "sweep.points=['epochs=3']"],
     "seed": ["-m seed=range(a)", "-m seed=choice()", "seed.a=3", "seed=1.5", "seed=null"],
     "checkpoint.monitor": [f"checkpoint.monitor={m}" for m in ("", "val/acc", "test/loss", "accuracy", "val/f1")],
@@ -161,7 +164,7 @@ BY_HAND: dict[str, list[str]] = {
     "hydra": ["hydra.run.dri=x", "hydra/launcher=joblibb", "hydra.sweeper.x=3"],
     "model.init": ["model.init=[1]", "model.init={nothing: 1}", "model.init={layers.1.wieght: 0}"],
 }  # fmt: skip
-ADVICE = r"type |did you mean|leave (it )?out|dlrun |change |correct|try |as in |(has|are|do:) [a-z]|the runs are"
+ADVICE = r"type |did you mean|leave (it |one )?out|dlrun |change |correct|try |as in |(has|are|do:) [a-z]|the runs are"
 YAML = {
     "model/mine.yaml": [("_target_: [\n", "mine.yaml"), ("_target_: mynet.Nat\n", "model._target_"),
                         ("a: 1\n", "model._target_"),

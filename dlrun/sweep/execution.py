@@ -148,9 +148,10 @@ def conclude(console: Console, ledger: Ledger, jobs: Sequence[Job], errors: dict
         if len({run.choices.get("lesson") for run in runs}) == 1:  # else each has its own expectations
             console.say()
             answer.say(comparison, console)
+        else:
+            console.say()
         page = answer.write(comparison, ledger.folder, shlex.join(["dlrun", *ledger.words]))
         outputs = shlex.quote(str(ledger.folder))
-        console.say()
         console.say(facts([("report", str(page)), ("view", f"tensorboard --logdir {outputs}")]))
     if waiting:
         console.say(

@@ -55,7 +55,8 @@ def say_plan(
     """What will be run, how long that takes, and where it lies."""
     settings = {tuple(w for w in job.request.overrides if _tells_settings_apart(w)) for job in jobs}
     each, rest = divmod(len(jobs), len(settings))
-    seeds = f": {len(settings)} settings" + (f" × {each} seeds" if not rest else "") if each > 1 else ""
+    of_each = f" × {each} seeds" if not rest else ""
+    seeds = f": {len(settings)} setting{'s' * (len(settings) > 1)}{of_each}" if each > 1 else ""
     done = len(jobs) - len(waiting)
     kept = f", {done} of them finished before" if done else ""
     threads = max(1, cores() // at_once)

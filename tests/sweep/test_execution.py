@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -254,3 +256,25 @@ def test_a_sweep_is_gone_on_with_from_elsewhere(dlrun: Callable, tmp_path: Path,
     assert list((tmp_path / "elsewhere").iterdir()) == []
     assert statuses(tmp_path / "renamed") == ["completed"] * 6
     assert (tmp_path / "renamed" / "comparison.csv").read_text().count("setting") == 2
+
+
+def test_damaged_rows_of_one_job_do_not_end_the_sweep(dlrun: Callable[..., Any]) -> None:
+    assert dlrun("-m", *TINY, "seed=0,1,2", "sweep.dir=s").code == 0
+    next(Path("s").glob("0_*/metrics.jsonl")).write_text('{"a":')
+    next(Path("s").glob("1_*")).joinpath("result.json").write_text('{"status": "completed", "best": []}')
+    done = dlrun("resume", "s")
+    assert done.code == 0, done.err
+    assert "Traceback" not in done.err
+    assert "(n = 2)" in done.out or "no result" in done.out
+
+
+@pytest.mark.slow
+def test_a_reader_who_goes_away_does_not_end_the_sweep(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "dlrun", "-m", *TINY, "seed=0,1,2", "sweep.dir=s"]
+    sweep = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=tmp_path)
+    assert sweep.stdout is not None
+    sweep.stdout.readline()
+    sweep.stdout.close()
+    assert sweep.wait(120) == 0
+    assert len(list((tmp_path / "s").glob("*/result.json"))) == 3
+    assert (tmp_path / "s" / "report.html").is_file()
