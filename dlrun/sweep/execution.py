@@ -172,7 +172,7 @@ class Watcher:
         at_once: int,
         fail_fast: bool,
     ) -> None:
-        seconds = {} if foreseen is None else dict(zip([job.key for job in waiting], foreseen.seconds, strict=False))
+        seconds = {} if foreseen is None else foreseen.seconds
         self.console, self.ledger, self.fail_fast = console, ledger, fail_fast
         self.display = Display(console, waiting, seconds, at_once)
         self.unsaved = Unsaved(console.say)
@@ -212,7 +212,7 @@ class Watcher:
         if foreseen is not None and len(outcomes) == len(self.display.jobs) and not halted:
             written = [path for job, *_ in self.display.ended for path in job.folder.rglob("*")]
             used = sum(path.stat().st_size for path in written if path.is_file())
-            expected = spelled(sum(foreseen.seconds) / self.display.at_once)
+            expected = spelled(sum(foreseen.seconds.values()) / self.display.at_once)
             said = f" (forecast {expected}), {size(used)} (forecast {size(foreseen.size)})"
         self.console.say()
         self.console.say(f"{counts}{failed}{stopped} in {spelled(took)}{said}")

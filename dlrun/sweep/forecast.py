@@ -34,7 +34,7 @@ class Timing:
 class Forecast:
     """For a whole sweep, one job after the other."""
 
-    seconds: list[float]  # of each job
+    seconds: dict[str, float]  # of each job, by key
     size: int  # bytes
     timed: int  # of so many
     models: int
@@ -42,7 +42,7 @@ class Forecast:
 
 def with_processes(found: Forecast, each: float) -> Forecast:
     """The same for jobs that each begin with a process of their own."""
-    return replace(found, seconds=[seconds + each for seconds in found.seconds])
+    return replace(found, seconds={key: seconds + each for key, seconds in found.seconds.items()})
 
 
 class _Stopwatch(Console):
@@ -78,7 +78,7 @@ def forecast(jobs: Sequence[Job], rows: dict[str, tuple[int, int]]) -> Forecast 
     mean = _mean(list(timings.values()))
     found = [(job, timings.get(kind(job.plain), mean)) for job in jobs]
     return Forecast(
-        [_seconds(job, timing) for job, timing in found],
+        {job.key: _seconds(job, timing) for job, timing in found},
         sum(_bytes(job, timing) for job, timing in found),
         len(timings),
         len(kinds),

@@ -36,7 +36,11 @@ def check(jobs: Sequence[Job]) -> tuple[dict[str, tuple[int, int]], dict[str, st
                 wrong.setdefault(str(each), []).append(job.label)
     for said, labels in wrong.items():
         more = f" (and {len(labels) - 1} more like it)" if len(labels) > 1 else ""
-        found.add(RequestError(said if len(jobs) == len(labels) else f"{labels[0]}{more}: {said}"))
+        found.add(
+            RequestError(
+                said if len(jobs) == len(labels) or said.startswith(labels[0]) else f"{labels[0]}{more}: {said}"
+            )
+        )
     found.settle()
     if lacking and not rows:
         raise RequestError(next(iter(lacking.values())))
@@ -67,7 +71,8 @@ def say_plan(
     elif foreseen is not None:
         some = "" if foreseen.timed == foreseen.models else f" of {foreseen.models}"
         kinds = f"{foreseen.timed}{some} model{'s' * (foreseen.models > 1)}"
-        expected = f"about {spelled(sum(foreseen.seconds) / at_once)} and {size(foreseen.size)} (by a trial of {kinds})"
+        duration = spelled(sum(foreseen.seconds.values()) / at_once)
+        expected = f"about {duration} and {size(foreseen.size)} (by a trial of {kinds})"
     named_folder = [("sweep folder", str(folder))]
     console.say(facts([("sweep", f"{len(jobs)} runs{seeds}{kept}; {how}"), ("forecast", expected), *named_folder]))
     for note in [*notes, *_room(folder, foreseen)]:
