@@ -1,6 +1,7 @@
 """The entry: commands, errors as sentences, exit codes. Imports no torch before something is to be trained."""
 
 import contextlib
+import importlib
 import os
 import signal
 import sys
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
     from dlrun.request import Request
 
 INTERRUPTED = {"SIGINT": 130, "SIGTERM": 143}
+COMMANDS = {  # what answers a command, called with the words behind it; it is imported when it is asked for
+    "check": "dlrun.cli:check",
+    "compare": "dlrun.sweep.answer:compare_runs",
+    "eval": "dlrun.evaluation:evaluate",
+}
+OF_SAVED_RUNS = ("eval", "resume")  # their first word is a run
 
 
 class Terminated(KeyboardInterrupt):
@@ -99,18 +106,9 @@ def compose(words: list[str]) -> list["Request"]:
     from dlrun import mistakes, request
 
     try:
-        if words[:1] == ["eval"]:
-            from dlrun import evaluation
-
-            evaluation.evaluate(words[1:])
-            return []
-        if words[:1] == ["check"]:
-            check(words[1:])
-            return []
-        if words[:1] == ["compare"]:
-            from dlrun.sweep import answer as sweep_answer
-
-            sweep_answer.compare_runs(words[1:])
+        if words[:1] and words[0] in COMMANDS:
+            module, _, name = COMMANDS[words[0]].partition(":")
+            getattr(importlib.import_module(module), name)(words[1:])
             return []
         if words[:1] == ["resume"]:
             from dlrun import saved
@@ -123,7 +121,7 @@ def compose(words: list[str]) -> list["Request"]:
             return saved.where_they_stood(found)
         return found
     except (HydraException, OmegaConfBaseException, request.UnknownKey) as error:
-        if words[:1] in (["eval"], ["resume"]):  # a saved config, and what is to be changed of it
+        if words[:1] and words[0] in OF_SAVED_RUNS:  # a saved config, and what is to be changed of it
             raise RequestError(mistakes.sentence(error, words[2:])) from error
         asked = list(dropwhile(lambda word: word in ("check", "gradients", "resume"), words))
         raise mistakes.request_error(error, asked) from error
