@@ -131,6 +131,7 @@ class DeviceConfig:
     compile: bool = False
     channels_last: bool | None = None  # null: for nets with 2-d convolutions
     deterministic: bool = False
+    timeout_seconds: float = _positive(600.0)  # so long may one of several processes keep the others waiting
     num_threads: Any = field(default=None, metadata={"number_or": "auto"})  # CPU threads; null: as torch finds best
 
 

@@ -1,6 +1,7 @@
 """When a run is saved, which of its checkpoints are kept, and which are called last and best."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ class Saver:
         self.unsaved = unsaved or Unsaved()  # where a save that fails is noted
         self.every_epochs, self.every_steps, self.keep = every_epochs, every_steps, keep
         self.best: dict[str, Any] | None = None  # what best.pt still lacks
+        self.generators: Callable[[], dict[str, Any]] = lambda: {"rng": rng_state()}
         self.row: dict[str, float] = {}  # of the last epoch that has ended
         self.left_open = False  # the newest state is to go on from in mid-epoch
         self.seconds = 0.0
@@ -90,17 +92,17 @@ class Saver:
 
     def write(self, training: Training, row: dict[str, float]) -> None:
         """Save, if the disk lets us: the files of before stay whole where it does not."""
-        started = time.perf_counter()
+        started, generators = time.perf_counter(), self.generators()
         with self.unsaved.attempt("the checkpoint"):
-            self._write(training, row)
+            self._write(training, row, generators)
         self.seconds += time.perf_counter() - started
 
-    def _write(self, training: Training, row: dict[str, float]) -> None:
+    def _write(self, training: Training, row: dict[str, float], generators: dict[str, Any]) -> None:
         """step_*.pt with all the state; then the links, then the files that are no longer kept."""
         p = training.progress
         self.folder.mkdir(exist_ok=True)
-        state = training.state_dict() | {
-            "rng": rng_state(),
+        state = training.state_dict() | generators
+        state |= {
             "epoch": p.epoch,
             "step": p.step,
             "metrics": dict(row),
