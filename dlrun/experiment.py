@@ -190,7 +190,6 @@ def make_saver(folder: Path, parts: Parts, request: Request, earlier: dict[str, 
     keys = parts.settings.rest.checkpoint
     where = folder / "checkpoints"
     saver = Saver(where, repeated, keys.every_epochs, keys.every_steps, keys.keep, parts.unsaved)
-    saver.generators = partial(runtime.generators, parts.runtime.ranks)
     if earlier is not None:
         with parts.unsaved.attempt("what follows on the earlier checkpoints", again=False):
             saver.go_on(earlier)

@@ -11,7 +11,7 @@ from dlrun.errors import DlrunError
 from dlrun.parts import Parts
 from dlrun.ranks import Ranks, joined
 from dlrun.request import Request
-from dlrun.saver import Saver
+from dlrun.saver import Saver, states_of_all
 from dlrun.training import Training
 
 _SPEAK_SECONDS = 1.0  # torchrun stops all when one process ends: process 0 says before what was wrong
@@ -34,11 +34,11 @@ class Silence:
 
 
 class Silent(Saver):
-    """Saves nothing, but hands its generators over whenever process 0 saves."""
+    """Saves nothing, but hands its own state over whenever process 0 saves."""
 
     def write(self, training: Training, row: dict[str, float]) -> None:
         """See Saver."""
-        self.generators()
+        states_of_all(training)
 
     def _keep_best_of_part(self) -> None:
         """Process 0 does."""
@@ -75,7 +75,6 @@ def follow(request: Request, parts: Parts, held: contextlib.ExitStack) -> int:
     take_generators(ranks, parts.settings.rest.seed, earlier)
     stop = held.enter_context(runtime.interruptible(quiet=True))
     saver = Silent(Path(), {}, keys.every_epochs, keys.every_steps, keys.keep)
-    saver.generators = lambda: runtime.generators(ranks)
     silence = Silence()
     status = loop.fit(parts.training, silence, silence, saver, ranks.together(stop))
     if status != "interrupted":
@@ -85,8 +84,8 @@ def follow(request: Request, parts: Parts, held: contextlib.ExitStack) -> int:
 
 def take_generators(ranks: Ranks, seed: int, earlier: dict[str, Any] | None) -> None:
     """Random numbers of its own (dropout, say), or those that it had before where there were as many processes."""
-    others = earlier.get("rng_of_others", []) if earlier else []
+    others = earlier.get("others", []) if earlier else []
     if len(others) == ranks.count - 1:
-        runtime.set_rng_state(others[ranks.number - 1])
+        runtime.set_rng_state(others[ranks.number - 1]["rng"])
     else:
         runtime.seed_everything((seed + 1_000_003 * ranks.number) % 2**63)

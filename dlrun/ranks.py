@@ -23,7 +23,7 @@ _OF_THE_TRANSPORT = (
     "Application timeout",
     "NCCL",
     "nccl",
-)  # in the text of an error that tells of another process
+)  # in the text of an error about another one
 
 
 class Stop(Protocol):

@@ -154,12 +154,6 @@ def set_rng_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state.get("cuda", []))
 
 
-def generators(ranks: Ranks) -> dict[str, Any]:
-    """What a checkpoint says of the generators: this process's, and those of the others, by their number from 1 on."""
-    own, *others = ranks.gather(rng_state())
-    return {"rng": own, "rng_of_others": others} if others else {"rng": own}
-
-
 class Interrupt:
     """What the first Ctrl-C or SIGTERM leaves behind: the number of the signal, or 0."""
 

@@ -1,7 +1,6 @@
 """When a run is saved, which of its checkpoints are kept, and which are called last and best."""
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,6 @@ class Saver:
         self.unsaved = unsaved or Unsaved()  # where a save that fails is noted
         self.every_epochs, self.every_steps, self.keep = every_epochs, every_steps, keep
         self.best: dict[str, Any] | None = None  # what best.pt still lacks
-        self.generators: Callable[[], dict[str, Any]] = lambda: {"rng": rng_state()}
         self.row: dict[str, float] = {}  # of the last epoch that has ended
         self.left_open = False  # the newest state is to go on from in mid-epoch
         self.seconds = 0.0
@@ -92,16 +90,16 @@ class Saver:
 
     def write(self, training: Training, row: dict[str, float]) -> None:
         """Save, if the disk lets us: the files of before stay whole where it does not."""
-        started, generators = time.perf_counter(), self.generators()
+        started, states = time.perf_counter(), states_of_all(training)
         with self.unsaved.attempt("the checkpoint"):
-            self._write(training, row, generators)
+            self._write(training, row, states)
         self.seconds += time.perf_counter() - started
 
-    def _write(self, training: Training, row: dict[str, float], generators: dict[str, Any]) -> None:
+    def _write(self, training: Training, row: dict[str, float], states: list[dict[str, Any]]) -> None:
         """step_*.pt with all the state; then the links, then the files that are no longer kept."""
         p = training.progress
         self.folder.mkdir(exist_ok=True)
-        state = training.state_dict() | generators
+        state = training.state_dict() | states[0] | ({"others": states[1:]} if len(states) > 1 else {})
         state |= {
             "epoch": p.epoch,
             "step": p.step,
@@ -161,6 +159,11 @@ class Saver:
         others = [file for file in files[:-1] if not (best.exists() and file.samefile(best))]
         for file in [*others, *files[-1:]][: -self.keep]:
             file.unlink()
+
+
+def states_of_all(training: Training) -> list[dict[str, Any]]:
+    """What each process has of its own: its generators, and what it has summed up of the epoch."""
+    return training.ranks.gather({"rng": rng_state(), "totals": training.totals.state_dict()})
 
 
 def _copied(state: dict[str, Any]) -> dict[str, Any]:

@@ -205,9 +205,9 @@ class Totals:
         return {"waiting": [list(entry) for entry in self.waiting], "sums": dict(*self.blocks)}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        """The inverse of `state_dict`."""
-        self.waiting = [(o.to(device), t.to(device), x.to(device)) for o, t, x in state["waiting"]]
-        self.blocks = [{k: v.to(device) for k, v in state["sums"].items()}] if state["sums"] else []
+        """Add what `state_dict` of this or another process gave."""
+        self.waiting += [(o.to(device), t.to(device), x.to(device)) for o, t, x in state["waiting"]]
+        self.blocks += [{k: v.to(device) for k, v in state["sums"].items()}] if state["sums"] else []
 
 
 def _folded(blocks: list[Sums]) -> Sums:

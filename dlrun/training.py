@@ -183,4 +183,12 @@ class Training:
             self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"], **state["early_stopping"])
         self.totals = self.task.totals()
-        self.totals.load_state_dict(state["totals"], device)
+        for part in self._parts(state):
+            self.totals.load_state_dict(part["totals"], device)
+
+    def _parts(self, state: dict[str, Any]) -> list[dict[str, Any]]:
+        """Those of a checkpoint's processes that this one goes on for: its own, or of another number the first all."""
+        states = [state, *state.get("others", [])]
+        if len(states) == self.ranks.count:
+            return [states[self.ranks.number]]
+        return [] if self.ranks.number else states

@@ -188,7 +188,7 @@ def test_dropout_differs_between_processes_and_is_the_same_after_a_stop(
     assert torchrun(2, "resume", "run", "trainer.max_steps=null").returncode == 0
     assert result_in(tmp_path / "run")["weights_sha256"] == result_in(tmp_path / "whole")["weights_sha256"]
     state = load(tmp_path / "run" / "checkpoints" / "last.pt")
-    assert not torch.equal(state["rng"]["torch"], state["rng_of_others"][0]["torch"])
+    assert not torch.equal(state["rng"]["torch"], state["others"][0]["rng"]["torch"])
 
 
 FAILING = """
