@@ -55,6 +55,7 @@ def run(request: Request, console: Console | None = None) -> int:
         earlier = earlier_state(request, parts)
         if parts.settings.rest.device.num_threads == "auto":
             choose_threads(parts)
+        use_graph(parts, parts.unsaved.say)
         stop = held.enter_context(runtime.interruptible())  # from here on there is something to save
         folder = open_folder(request, parts, earlier, own)
         console.open_log(folder / "run.log", parts.unsaved)
@@ -114,6 +115,20 @@ def profiling_of(
     if not parts.settings.rest.trainer.profile:
         return contextlib.nullcontext()
     return profiling.profiled(parts.training, tracker, saver, folder)
+
+
+def use_graph(parts: Parts, say: Callable[[str], None]) -> None:
+    """Start a step's kernels as one on a GPU, unless that is switched off; why it cannot be done is noted."""
+    t, rest = parts.training, parts.settings.rest
+    if parts.runtime.device.type != "cuda" or rest.device.cuda_graph == "off":
+        return
+    from dlrun import step_graph
+
+    reason = step_graph.why_not(t, parts.splits.spec.kind, rest.device.compile, rest.trainer.profile)
+    if reason is None:
+        t.graph = step_graph.StepGraph(step_graph.Recorder(), say)
+    else:
+        parts.notes.append(f"no CUDA graph: {reason}")
 
 
 def choose_threads(parts: Parts) -> None:

@@ -120,7 +120,7 @@ def train_epoch(t: Training, tracker: Tracker, saver: Checkpointer, stop: Callab
         seen: list[tuple[Tensor, Tensor, Tensor]] = []  # outputs, targets, loss of each batch, as trained on
         if needs_closure:
             t.optimizer.step(partial(loss_of_all, t, group, seen))  # type: ignore[arg-type]
-        else:
+        elif t.graph is None or not t.graph(t, group, seen):  # it made the step, or leaves it
             backward(t, group, seen)
             t.scaler.step(t.optimizer)
             t.scaler.update()

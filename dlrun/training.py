@@ -79,6 +79,7 @@ class Training:
     synchronize: Callable[[], None]
     average: Average | None = None  # of the weights, where trainer.ema_decay asks for one
     progress: Progress = field(default_factory=Progress)
+    graph: Callable[..., bool] | None = field(default=None, init=False)  # makes steps, or says that it does not
     totals: Totals = field(init=False)
     ranks: Ranks = field(default=ALONE, init=False)  # the processes that train together
     forward: Callable[..., Tensor] = field(init=False)  # the model in training; its gradients are of all processes
