@@ -156,7 +156,7 @@ def backward(t: Training, group: list[Batch], seen: list[tuple[Tensor, Tensor, T
         t.scaler.scale(part).backward()  # type: ignore[no-untyped-call]
         losses.append(part.detach())
         if record:
-            outputs = outputs if len(outputs) == len(targets) else outputs[: len(targets)]  # this process had no row
+            outputs = outputs if targets.numel() else outputs[:0]  # this process has no row of the batch
             seen.append((outputs.detach(), targets, losses[-1] if part is loss else loss.detach()))
     if t.limits.grad_clip_norm is not None:
         t.scaler.unscale_(t.optimizer)

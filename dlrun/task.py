@@ -92,7 +92,7 @@ class Task:
 
         Without any targets it is 0: see MemoryBatches.
         """
-        if not len(targets):
+        if not targets.numel():
             return 0.0 * outputs.sum()
         if self.spec.task == "binary":
             return self.loss_function(outputs.squeeze(-1), targets.to(outputs.dtype), reduction=self.reduction)
@@ -180,7 +180,7 @@ class Totals:
 
     def add(self, outputs: Tensor, targets: Tensor, loss: Tensor) -> None:
         """One batch: detached outputs, targets, and the scalar that `Task.loss` gave."""
-        self.waiting.append((outputs.detach(), targets, loss.detach()))
+        self.waiting.append((outputs, targets, loss))
         if len(self.waiting) >= self.flush_batches:
             self._flush()
 

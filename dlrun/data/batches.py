@@ -98,7 +98,7 @@ class MemoryBatches:
         index = torch.split(torch.cat(host).to(self.targets.device), sizes) if host else ()
         for on_host, rows in zip(host, index, strict=True):
             targets = self.targets.index_select(0, rows)
-            if not len(on_host):
+            if not rows.numel():
                 on_host, rows = on_host.new_zeros(1), rows.new_zeros(1)
             inputs = tuple(x.index_select(0, rows if x.device == rows.device else on_host) for x in self.inputs)
             yield self.place.view(inputs), targets
