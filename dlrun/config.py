@@ -128,6 +128,7 @@ class DeviceConfig:
     name: str = _choice("auto", "auto", "cpu", "cuda", "mps")
     index: int | None = _not_negative(None)
     precision: str = _choice("fp32", "fp32", "bf16", "fp16", "fp64")
+    tf32: bool | None = None  # fp32 sums on CUDA with 10 bits of mantissa; null: as torch, for convolutions only
     compile: bool = False
     cuda_graph: str = _choice("auto", "auto", "off")  # a step started as one on CUDA, where its shapes allow it
     channels_last: bool | None = None  # null: for nets with 2-d convolutions

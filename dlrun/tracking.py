@@ -128,7 +128,7 @@ class FileTracker:
         """The model's graph; returns why there is none. Leaves model and generators as they were."""
         training, state = model.training, torch.get_rng_state()
         try:
-            with warnings.catch_warnings(), torch.no_grad():
+            with warnings.catch_warnings(), torch.no_grad(), torch.compiler.set_stance("force_eager"):
                 warnings.simplefilter("ignore")  # tracing is deprecated in torch, but TensorBoard has no other way
                 self.writer.add_graph(model.eval(), inputs)
         except Exception as error:  # tracing user code can raise anything; a missing picture must not end a run

@@ -170,16 +170,20 @@ def _class_names(targets: Tensor, task: TaskName, named: list[str] | None) -> tu
 def _constants(x: Numbers, rows: Numbers) -> tuple[list[float], list[float]]:
     """Mean and deviation a feature or channel, over rows spread through the training part."""
     chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), _LOOKED_AT)).astype(np.int64)]
-    count, total, squares = 0, torch.zeros(x.shape[1]).double(), torch.zeros(x.shape[1]).double()
-    shift: Tensor | None = None  # about the mean: sums of squares around it lose no digits
-    for part in np.array_split(chosen, math.ceil(len(chosen) / 128)):  # not all at once: 4,096 photographs are 2 GB
-        values = _scaled(x[part]).transpose(0, 1).flatten(1).double()  # (features or channels, numbers)
-        shift = values.mean(1) if shift is None else shift
-        values -= shift.unsqueeze(1)
+    parts = np.array_split(chosen, math.ceil(len(chosen) / 128))  # not all at once: 4,096 photographs are 2 GB
+    shift = _columns(x, parts[0]).mean(1)  # about the mean: sums of squares around it lose no digits
+    count, total, squares = 0, torch.zeros_like(shift), torch.zeros_like(shift)
+    for part in parts:
+        values = _columns(x, part) - shift.unsqueeze(1)
         count, total, squares = count + values.shape[1], total + values.sum(1), squares + values.square().sum(1)
     centre = total / count
     spread = (squares / count - centre.square()).clamp_min(0).sqrt().tolist()
     return (shift + centre).tolist(), [s if s > 1e-12 else 1.0 for s in spread]
+
+
+def _columns(x: Numbers, rows: Numbers) -> Tensor:
+    """float64 (features or channels, numbers) of some rows."""
+    return _scaled(x[rows]).transpose(0, 1).flatten(1).double()
 
 
 def _scaled(values: Numbers) -> Tensor:
