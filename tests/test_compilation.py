@@ -39,7 +39,7 @@ def test_a_compiled_net_learns_the_same_and_its_start_is_told_apart(dlrun: Calla
     plain, compiled = dlrun(*words), dlrun(*words, "device.compile=true")
     assert compiled.code == 0, compiled.err
     assert compiled.rows[-1]["val/loss"] == pytest.approx(plain.rows[-1]["val/loss"], rel=1e-3)
-    assert compiled.result["compile_seconds"] > 1
+    assert compiled.result["compile_seconds"] > 0.2  # from torch's cache; ten times that without
     assert compiled.result["train_seconds"] < compiled.result["compile_seconds"]
     assert "shows no graph" not in compiled.out
     assert list(compiled.folder.glob("checkpoints/last.pt"))
