@@ -1,6 +1,7 @@
 """torch.compile's work before the clock starts: nothing of the training changes by it."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,12 +35,15 @@ def test_warming_up_changes_nothing(dlrun: Callable[..., Any], monkeypatch: pyte
 
 
 @pytest.mark.slow
-def test_a_compiled_net_learns_the_same_and_its_start_is_told_apart(dlrun: Callable[..., Any]) -> None:
+def test_a_compiled_net_learns_the_same_and_its_start_is_told_apart(
+    dlrun: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))  # else it was compiled by a run before
     words = ("data=digits", "model=mlp", "trainer.epochs=2", "figures=false")
     plain, compiled = dlrun(*words), dlrun(*words, "device.compile=true")
     assert compiled.code == 0, compiled.err
     assert compiled.rows[-1]["val/loss"] == pytest.approx(plain.rows[-1]["val/loss"], rel=1e-3)
-    assert compiled.result["compile_seconds"] > 0.2  # from torch's cache; ten times that without
+    assert compiled.result["compile_seconds"] > 1
     assert compiled.result["train_seconds"] < compiled.result["compile_seconds"]
     assert "shows no graph" not in compiled.out
     assert list(compiled.folder.glob("checkpoints/last.pt"))
