@@ -25,7 +25,8 @@ def commands() -> list[str]:
 
 def shortened(command: str) -> str:
     """The same command for fewer steps; what only looks, or loads a run, stays as it is."""
-    if not command.startswith(("dlrun", "torchrun")) or re.match(r"dlrun (eval|resume|ls|check|compare|--help|--cfg)", command):
+    only_looks = re.match(r"dlrun (eval|resume|ls|check|compare|--help|--cfg)", command)
+    if only_looks or not command.startswith(("dlrun", "torchrun")):
         return command
     return f"{command} {QUICK}"
 
