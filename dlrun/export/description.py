@@ -71,7 +71,8 @@ def compared(subject: Subject, answers: Callable[..., Tensor]) -> dict[str, Any]
         count += len(expected)
     if not difference <= _ALLOWED * max(1.0, largest):
         raise RunError(f"the exported file answers up to {difference:.3g} from what the model does, so it was not kept")
-    said = f"{count:,} {subject.rows}: at most {difference:.2g} from torch's outputs, which reach {largest:.3g}"
+    rows = subject.rows.replace("rows", "row", count == 1)
+    said = f"{count:,} {rows}: at most {difference:.2g} from torch's outputs, which reach {largest:.3g}"
     return {"rows": count, "on": subject.rows, "max_difference": difference, "largest_output": largest, "said": said}
 
 

@@ -1,7 +1,10 @@
 """A model as a graph of torch's operations, for any number of rows."""
 
+import contextlib
+import io
+import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,15 +27,28 @@ def traced(
     if any_length:
         free[0][1] = Dim.DYNAMIC
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's remarks on its own insides
+        with torch.no_grad(), silent():
             return torch.export.export(model, tuple(inputs), dynamic_shapes=tuple(free))
     except Exception as error:  # whatever the user's own model does not allow
-        lines = str(error).strip().splitlines() or [type(error).__name__]
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise RequestError(
-            f"{type(model).__name__} cannot be written as a graph of torch's operations ({lines[0][:200]}); its "
-            f"forward must do the same for all {listed(names)} and for any number of rows"
+            f"{type(model).__name__} cannot be written as a graph of torch's operations ({said}); what its forward "
+            f"does may not depend on the values of {listed(names)}, nor on the number of rows"
         ) from error
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """torch's remarks on its own insides, and the graphs that it prints when it fails, are not for the terminal."""
+    heard = io.StringIO()
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(heard), contextlib.redirect_stderr(heard):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def shapes(inputs: Sequence[Tensor], any_length: bool = False) -> list[Shape]:

@@ -1,6 +1,5 @@
 """`format=onnx`: the network as an ONNX file, checked with ONNX Runtime."""
 
-import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,11 +34,10 @@ def _save(exported: Subject, path: Path) -> tuple[int, list[graph.Shape]]:
     rebuilt = onnx_recurrent.rebuilt(exported.model)
     free = rebuilt is not None
     program = graph.traced(rebuilt or exported.model, inputs, exported.names, free)
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    named: dict[str, Any] = {"input_names": list(exported.names), "output_names": ["output"]}
     try:
-        made: Any = torch.onnx.export(
-            program, dynamo=True, verbose=False, input_names=list(exported.names), output_names=["output"]
-        )
+        with graph.silent():
+            made: Any = torch.onnx.export(program, dynamo=True, verbose=False, **named)
     except torch.onnx.OnnxExporterError as error:
         said = str(error.__cause__ or error).strip().splitlines()[0]
         raise RequestError(

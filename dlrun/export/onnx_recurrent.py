@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dlrun.export.source import is_recurrent
 from dlrun.models.one_hot import OneHotRNN
 from dlrun.models.recurrent import RNN
 
@@ -20,9 +21,9 @@ _GATES: dict[str, tuple[int, ...]] = {"RNN": (0,), "GRU": (1, 0, 2), "LSTM": (0,
 
 def rebuilt(model: nn.Module) -> nn.Module | None:
     """A net of the same answers for torch.onnx.export alone; null where the model is none of our recurrent ones."""
-    if isinstance(model, RNN) and type(model).forward is RNN.forward:
+    if isinstance(model, RNN) and is_recurrent(model):
         return Classifier(model)
-    if isinstance(model, OneHotRNN) and type(model).__module__ == OneHotRNN.__module__:
+    if isinstance(model, OneHotRNN) and is_recurrent(model):
         return Tagger(model)
     return None
 

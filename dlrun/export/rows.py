@@ -90,7 +90,9 @@ def has_words(spec: DataSpec) -> bool:
 
 def _table(spec: DataSpec, x: Tensor) -> Example:
     mean, std = torch.tensor(spec.mean or (0.0,)).double(), torch.tensor(spec.std or (1.0,)).double()
-    cells = [[f"{value:.7g}" for value in row] for row in (x.double() * std + mean).tolist()]
+    raw = x.double() * std + mean
+    digits = (6 - (mean.abs() + std).log10()).floor().int().expand(x.shape[1]).tolist()  # 32 bits hold no more
+    cells = [[f"{round(value, n):.7g}" for value, n in zip(row, digits, strict=True)] for row in raw.tolist()]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(spec.feature_names or [f"column_{i}" for i in range(x.shape[1])])

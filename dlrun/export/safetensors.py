@@ -3,6 +3,7 @@
 import json
 import runpy
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor
@@ -13,7 +14,7 @@ from dlrun.export import graph, source
 from dlrun.export.description import accompany, compared, origin, subject
 from dlrun.saved_model import SavedModel
 
-FILE = "model.safetensors"
+FILE, NETWORK = "model.safetensors", "network.py"
 
 
 def write(saved: SavedModel, folder: Path) -> list[Path]:
@@ -31,21 +32,35 @@ def write(saved: SavedModel, folder: Path) -> list[Path]:
     write_atomically(folder / FILE, save(weights, metadata))
     inputs, recurrent = exported.sample(), source.is_recurrent(exported.model)
     shapes, files = graph.shapes(inputs, recurrent), [folder / FILE]
+    extra: dict[str, str | None] = {"format": "safetensors", "network_file": NETWORK}
     try:
-        text = source.of(exported.model, inputs, exported.names)
+        write_atomically(folder / NETWORK, source.of(exported.model, inputs, exported.names).encode())
+        checked = compared(exported, _Written(folder))
+        files.append(folder / NETWORK)
     except RequestError as error:
+        (folder / NETWORK).unlink(missing_ok=True)
+        extra["network_file"] = None
         checked = {"said": f"weights alone, as the network cannot be written out: {error}"}
-        return files + accompany(exported, folder, FILE, checked, {"format": "safetensors"}, shapes, loader=False)
-    write_atomically(folder / "network.py", text.encode())
-    checked = compared(exported, _written(folder))
-    extra = {"format": "safetensors", "network_file": "network.py"}
-    return [*files, folder / "network.py", *accompany(exported, folder, FILE, checked, extra, shapes)]
+    return [*files, *accompany(exported, folder, FILE, checked, extra, shapes, loader=len(files) > 1)]
 
 
-def _written(folder: Path) -> Callable[..., Tensor]:
-    """The network that was just written, with the weights that were just written."""
-    from safetensors.torch import load_file
+class _Written:
+    """The network and the weights as they were written, called as the model is; RequestError where that fails."""
 
-    weights = load_file(folder / FILE)
-    network: Callable[..., Tensor] = runpy.run_path(str(folder / "network.py"))["network"]
-    return lambda *inputs: network(weights, *inputs)
+    def __init__(self, folder: Path) -> None:
+        from safetensors.torch import load_file
+
+        self.weights, self.path = load_file(folder / FILE), folder / NETWORK
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        try:
+            found: Tensor = self.network(self.weights, *inputs)
+        except Exception as error:  # an operation of a user's own, say
+            raise RequestError(f"as source it does not run ({type(error).__name__}: {str(error)[:160]})") from error
+        return found
+
+    @cached_property
+    def network(self) -> Callable[..., Tensor]:
+        """What network.py defines."""
+        function: Callable[..., Tensor] = runpy.run_path(str(self.path))["network"]
+        return function

@@ -13,7 +13,7 @@ from dlrun.models.recurrent import RNN
 
 _HEAD = '"""The network in plain torch: network(weights, {inputs}) -> outputs, weights as in model.safetensors."""\n'
 _KNOWN = {
-    "torch": "",
+    "torch": "import torch",
     "device": "from torch import device",
     "inf": "from math import inf",
     "operator": "import operator",
@@ -54,12 +54,11 @@ return torch.stack(states, 1)
 
 def of(model: nn.Module, inputs: Sequence[Tensor], names: Sequence[str]) -> str:
     """The source of a model; RequestError where it is no fixed graph. inputs: two rows, for tracing."""
-    head = _HEAD.format(inputs=", ".join(names))
     if isinstance(model, RNN) and is_recurrent(model):
-        return head + _written(model, _packed(model))
+        return _written(model, _packed(model))
     if isinstance(model, OneHotRNN) and is_recurrent(model):
-        return head + _written(model, _one_hot(model))
-    return head + _of_graph(graph.traced(model, inputs, names))
+        return _written(model, _one_hot(model))
+    return _of_graph(graph.traced(model, inputs, names))
 
 
 def is_recurrent(model: nn.Module) -> bool:
@@ -86,14 +85,14 @@ def _written(model: nn.Module, forward: str) -> str:
     """Modules by their own descriptions, which are calls of their constructors."""
     modules = [f"        self.{name} = nn.{module!r}\n" for name, module in model.named_children()]
     lines = [f"        {line}\n" for line in forward.splitlines()]
-    return _RECURRENT.format(modules="".join(modules), forward="".join(lines))
+    return _HEAD.format(inputs="codes, lengths") + _RECURRENT.format(modules="".join(modules), forward="".join(lines))
 
 
 def _of_graph(program: ExportedProgram) -> str:
     """The operations in their order, with the weights by their names in the state_dict."""
     code, signature = program.graph_module.graph.python_code("self"), program.graph_signature
     stored = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    renamed = {node: f'weights["{key}"]' for node, key in stored.items()}
+    renamed = {node: f"weights[{key!r}]" for node, key in stored.items()}
     body = [re.sub(r";  .*= None$", "", line).rstrip() for line in code.src.splitlines() if line.startswith("    ")]
     body = [_WORD.sub(lambda word: renamed.get(word[0], word[0]), line) for line in body if line.strip()]
     body[-1] = re.sub(r"return \((.*?),?\)$", r"return \1", body[-1])
@@ -101,6 +100,7 @@ def _of_graph(program: ExportedProgram) -> str:
     unknown = {"self", *code.globals} - set(_KNOWN)
     if used & unknown or signature.lifted_tensor_constants or signature.non_persistent_buffers:
         raise RequestError("its graph holds tensors of its own or control flow")
-    imports = "\n".join(line for name, line in _KNOWN.items() if name in used)
-    arguments = ", ".join(["weights", *signature.user_inputs])
-    return f"import torch\n{imports}\n\n@torch.inference_mode()\ndef network({arguments}):\n" + "\n".join(body) + "\n"
+    imports = "\n".join(line for name, line in _KNOWN.items() if name in {"torch", *used})
+    arguments = ", ".join(signature.user_inputs)
+    head = f"{imports}\n\n\n@torch.inference_mode()\ndef network(weights, {arguments}):"
+    return _HEAD.format(inputs=arguments) + "\n".join([head, *body, ""])
