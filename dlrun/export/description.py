@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from dlrun.data.batches import Batches
 from dlrun.disk import write_atomically
@@ -44,9 +45,11 @@ class Subject:
             yield tuple((x.to(dtype) if x.is_floating_point() else x).contiguous() for x in inputs)
 
     def sample(self) -> tuple[Tensor, ...]:
-        """Two rows to trace with: of a batch of one, torch takes the size for a constant."""
-        inputs = next(self.inputs())
-        return tuple(torch.cat([x, x])[:2] for x in inputs)
+        """Two rows to trace with, of two codes at least: torch takes a size of one for a constant."""
+        inputs = [torch.cat([x[:2], x[:2]])[:2] for x in next(self.inputs())]
+        if self.saved.spec.kind == "tokens" and inputs[0].shape[1] == 1:
+            inputs[0] = functional.pad(inputs[0], (0, 1))
+        return tuple(inputs)
 
 
 def subject(saved: SavedModel) -> Subject:
