@@ -3,6 +3,7 @@
 .PHONY: help run course test test-all check format bench torture clean
 
 PYTHON ?= python3
+BENCH  ?=
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -46,11 +47,12 @@ format: $(VENV)/.installed-dev  ## write the format that check asks for
 	$(BIN)/ruff format dlrun tests
 	$(BIN)/ruff check --fix dlrun tests
 
-bench: $(VENV)/.installed  ## measure speed beside a plain script (DLRUN_DATA_DIR names the folder with MNIST)
-	$(BIN)/python tests/bench/step_overhead.py
-	$(BIN)/python tests/bench/resnet_mnist.py
-	$(BIN)/python tests/bench/checkpoint_cost.py
-	$(BIN)/python tests/bench/sweep_overhead.py
+$(VENV)/.installed-bench: $(VENV)/.installed
+	$(PIP) install --editable '.[bench]' --constraint tests/constraints.txt
+	@touch $@
+
+bench: $(VENV)/.installed-bench  ## measure speed beside the peers; BENCH="resnet cnn" for some (DLRUN_DATA_DIR names the data)
+	$(BIN)/python tests/bench/bench.py $(BENCH)
 
 torture: $(VENV)/.installed-dev  ## kill 100 runs and 20 sweeps hard, go on, compare with those left alone (about 10 minutes)
 	$(BIN)/python tests/torture/torture.py

@@ -1,7 +1,7 @@
 """`make bench`: every side of every row in turn, into tests/bench/results/<date>.json, .md and .png.
 
 python tests/bench/bench.py [WHAT ...] [--rounds 9]      WHAT: core, rows of it (resnet cnn), scale, accuracy,
-processes, checkpoints, sweeps; all of them where it is left out. DLRUN_DATA_DIR names the folder with MNIST and names.
+processes, start, memory, checkpoints, sweeps; all where it is left out. DLRUN_DATA_DIR names the folder with the data.
 What is finished is written at once, so a bench that is stopped keeps what it has.
 """
 
@@ -21,7 +21,12 @@ import whole_runs
 from machine import described
 from rows import HERE
 
-OWN = {"checkpoints": "checkpoint_cost", "sweeps": "sweep_overhead"}  # benches that print their own figures
+OWN = {
+    "start": "start_up",
+    "memory": "memory",
+    "checkpoints": "checkpoint_cost",
+    "sweeps": "sweep_overhead",
+}  # benches that print their own figures
 PARTS = ("core", "scale", "accuracy", "processes", *OWN)
 
 

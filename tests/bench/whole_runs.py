@@ -87,7 +87,7 @@ def processes(root: str, rounds: int, say: Callable[[str], None]) -> Found:
     """Samples a second of one process with one thread, with two, and of two processes with a thread each."""
     if not root:
         return {"skipped": "DLRUN_DATA_DIR is not set"}
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "dlrun"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "dlrun"]
     kinds = {
         "1 process, 1 thread": (["-m", "dlrun"], 64, 1),
         "1 process, 2 threads": (["-m", "dlrun"], 64, 2),
