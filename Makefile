@@ -1,6 +1,6 @@
 # Two commands do everything on a fresh machine: `make run` and `make test`. Each target sets up what it needs.
 .DEFAULT_GOAL := help
-.PHONY: help run course test test-all check format bench torture clean
+.PHONY: help run course test test-slow test-all check format bench torture clean
 
 PYTHON ?= python3
 BENCH  ?=
@@ -34,6 +34,9 @@ course: $(VENV)/.installed  ## run every lesson of the course and print what it 
 
 test: $(VENV)/.installed-dev  ## the fast tests (under 90 s on two cores)
 	OMP_NUM_THREADS=$(OMP_NUM_THREADS_TESTS) $(BIN)/python -m pytest -n auto -m "not slow and not browser and not gpu"
+
+test-slow: $(VENV)/.installed-dev  ## the other tests (20 minutes on two cores)
+	OMP_NUM_THREADS=$(OMP_NUM_THREADS_TESTS) $(BIN)/python -m pytest -n auto -m "(slow or browser) and not gpu"
 
 test-all: $(VENV)/.installed-dev  ## every test but those that need a GPU
 	OMP_NUM_THREADS=$(OMP_NUM_THREADS_TESTS) $(BIN)/python -m pytest -n auto -m "not gpu"
