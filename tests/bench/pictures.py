@@ -28,8 +28,9 @@ def core(table: list[Found], machine: str, path: Path) -> None:
     for found, axis in zip(table, axes.flat, strict=False):
         _panel(found, axis)
     figure.suptitle("Microseconds a step, median and range: shorter is faster", fontsize=12)
-    figure.text(0.5, 0.004, textwrap.shorten(machine, 200), ha="center", fontsize=7, color="0.4")
-    figure.tight_layout(rect=(0, 0.015, 1, 1))
+    said = textwrap.fill(machine, 100 * columns)
+    figure.text(0.5, 0.004, said, ha="center", va="bottom", fontsize=7, color="0.4")
+    figure.tight_layout(rect=(0, 0.1 / lines, 1, 1))
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
