@@ -19,6 +19,7 @@ from dlrun.errors import DataError
 
 Numbers = NDArray[Any]
 _LOOKED_AT = 4096  # training rows that mean and deviation are taken of
+_MOST_CLASSES = 100_000  # a higher number is taken for a mistake, such as years or identifiers
 
 
 class Mapped(Dataset[Any]):
@@ -55,68 +56,76 @@ def arrays(
     normalize: bool = True,
     seed: int = 0,
 ) -> Splits:
-    """x.npy and y.npy in the folder `path`, and test_x.npy and test_y.npy where there is a test part.
+    """x.npy and y.npy in the folder `path`; val_x.npy and val_y.npy, test_x.npy and test_y.npy where there are such.
 
     x: (N, features), or images (N, H, W) or (N, channels, H, W), of uint8 (0 to 255, taken as 0 to 1) or floats.
     y: whole numbers for classes counted from 0, floats (N,) or (N, columns) for regression. normalize: by mean and
     deviation of a feature or channel over at most 4,096 training rows. Nothing but y is read as a whole.
     Raises DataError for files that are missing, damaged, or hold something else.
     """
-    folder = Path(path)
+    folder = Path(path).expanduser()
     if not folder.is_dir():
-        raise missing(folder, "data.path")
+        file = DataError(f"data.path={folder} is a file; type the folder that x.npy and y.npy lie in")
+        raise file if folder.exists() else missing(folder, "data.path")
     x, y = _opened(folder / "x.npy"), _opened(folder / "y.npy")
     kind = _kind(x, folder / "x.npy")
     found = _task(y, folder / "y.npy", task)
     targets = _targets(x, y, folder / "y.npy", found)
     if kind == "image" and x.ndim == 3:
         x = x[:, None]
-    classes = () if found == "regression" else _class_names(targets, found, class_names)
-    has_test = (folder / "test_x.npy").exists()
+    classes = () if found == "regression" else _class_names(targets, folder / "y.npy", found, class_names)
+    has_test = any((folder / f"test_{name}.npy").exists() for name in "xy")
     train, held_out = partition(len(x), 0.0 if has_test else test_fraction, seed)
-    mean, std = _constants(x, train) if normalize else ([0.0] * x.shape[1], [1.0] * x.shape[1])
+    mean, std = _constants(x, train, folder / "x.npy") if normalize else ([0.0] * x.shape[1], [1.0] * x.shape[1])
     whole = Mapped(x, targets, mean, std)
-    test: Dataset[Any] | None = None
-    if has_test:
-        test = _test_part(folder, x, whole, found, len(classes))
-    elif len(held_out):
-        test = _rows(whole, held_out)
+    val, test = (_further_part(folder, name, whole, found, len(classes)) for name in ("val", "test"))
     outputs = targets.shape[1] if found == "regression" else 1 if found == "binary" else len(classes)
     spec = DataSpec(kind, tuple(x.shape[1:]), found, outputs, classes, mean=tuple(mean), std=tuple(std))
-    return Splits(whole if has_test or not len(held_out) else _rows(whole, train), None, test, spec)
+    if not len(held_out):
+        return Splits(whole, val, test, spec)
+    return Splits(_rows(whole, train), val, _rows(whole, held_out), spec)
 
 
 def _rows(whole: Mapped, index: Numbers) -> Dataset[Any]:
     return Rows(whole, torch.from_numpy(index))
 
 
-def _test_part(folder: Path, x: Numbers, whole: Mapped, task: TaskName, classes: int) -> Mapped:
-    """test_x.npy and test_y.npy, which look like the training part."""
-    other, y = _opened(folder / "test_x.npy"), _opened(folder / "test_y.npy")
-    other = other[:, None] if other.ndim == 3 else other
-    if other.shape[1:] != x.shape[1:] or other.dtype != x.dtype:
+def _further_part(folder: Path, name: str, train: Mapped, task: TaskName, classes: int) -> Mapped | None:
+    """test_x.npy and test_y.npy, say, which look like the training part; null where there is neither."""
+    paths = [folder / f"{name}_{which}.npy" for which in "xy"]
+    if not any(path.exists() for path in paths):
+        return None
+    x, y = map(_opened, paths)
+    x = x[:, None] if x.ndim == 3 else x
+    if x.shape[1:] != train.x.shape[1:] or x.dtype != train.x.dtype:
         raise DataError(
-            f"{folder / 'test_x.npy'} has rows of {other.shape[1:]} {other.dtype}, and x.npy of {x.shape[1:]} "
-            f"{x.dtype}; write both alike"
+            f"{paths[0]} has rows of {x.shape[1:]} {x.dtype}, and x.npy of {train.x.shape[1:]} "
+            f"{train.x.dtype}; write both alike"
         )
-    targets = _targets(other, y, folder / "test_y.npy", task)
-    if task != "regression" and int(targets.max()) >= max(classes, 2):
-        raise DataError(f"{folder / 'test_y.npy'} holds class {int(targets.max())}, which y.npy does not have")
-    made = Mapped(other, targets, [0.0], [1.0])
-    made.mean, made.std = whole.mean, whole.std
+    targets = _targets(x, y, paths[1], task)
+    if task == "regression" and targets.shape[1:] != train.targets.shape[1:]:
+        raise DataError(f"{paths[1]} has {targets.shape[1]} columns, and y.npy {train.targets.shape[1]}; write as many")
+    if task != "regression" and int(targets.max()) >= classes:
+        raise DataError(
+            f"{paths[1]} holds class {int(targets.max())}, which y.npy does not have; name all in data.class_names"
+        )
+    made = Mapped(x, targets, [0.0], [1.0])
+    made.mean, made.std = train.mean, train.std
     return made
 
 
 def _opened(path: Path) -> Numbers:
     """A .npy file, mapped: copied on writing, so that torch may think that it can write to it."""
     if not path.exists():
-        raise missing(path, "data.path")
+        raise DataError(f"{path} does not exist; write it with numpy.save, a row a sample")
     try:
         found = np.load(path, mmap_mode="c", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise DataError(f"{path} is not a whole .npy file of numbers ({error}); write it with numpy.save") from error
     if len(getattr(found, "shape", ())) == 0 or len(found) == 0:
         raise DataError(f"{path} holds no rows; write an array with a row a sample")
+    if not found.dtype.isnative:
+        raise DataError(f"{path} holds {found.dtype} in another machine's byte order; write it with numpy.save here")
     return cast(Numbers, found)
 
 
@@ -145,6 +154,8 @@ def _targets(x: Numbers, y: Numbers, path: Path, task: TaskName) -> Tensor:
         raise DataError(
             f"{path} has {len(y):,} rows, and {path.name.replace('y.npy', 'x.npy')} {len(x):,}; write as many"
         )
+    if y.ndim > 2:
+        raise DataError(f"{path} has shape {y.shape}; write (rows,), or (rows, columns) for regression")
     if task == "regression":
         values = torch.from_numpy(np.array(y, dtype=np.float32)).view(len(y), -1)
         if not bool(values.isfinite().all()):
@@ -154,20 +165,22 @@ def _targets(x: Numbers, y: Numbers, path: Path, task: TaskName) -> Tensor:
     if labels.shape[1] != 1:
         raise DataError(f"{path} has {labels.shape[1]} columns; write one class a row, or data.task=regression")
     low, high = int(labels.min()), int(labels.max())
-    if low < 0 or (task == "binary" and high > 1):
-        wanted = "0 and 1" if task == "binary" else "whole numbers from 0"
+    if low < 0 or high >= (2 if task == "binary" else _MOST_CLASSES):
+        wanted = "0 and 1" if task == "binary" else f"whole numbers from 0 to {_MOST_CLASSES - 1:,}"
         raise DataError(f"{path} holds classes from {low} to {high}, and data.task={task} takes {wanted}")
     return labels.squeeze(1)
 
 
-def _class_names(targets: Tensor, task: TaskName, named: list[str] | None) -> tuple[str, ...]:
+def _class_names(targets: Tensor, path: Path, task: TaskName, named: list[str] | None) -> tuple[str, ...]:
+    if bool((targets == targets[0]).all()):
+        raise DataError(f"{path} holds class {int(targets[0])} in every row, so there is nothing to tell apart")
     count = 2 if task == "binary" else int(targets.max()) + 1
-    if named is not None and len(named) < count:
+    if named is not None and (len(named) < count or (task == "binary" and len(named) > 2)):
         raise DataError(f"data.class_names has {len(named)} names, and y.npy {count} classes; name each")
     return tuple(named or (str(i) for i in range(count)))
 
 
-def _constants(x: Numbers, rows: Numbers) -> tuple[list[float], list[float]]:
+def _constants(x: Numbers, rows: Numbers, path: Path) -> tuple[list[float], list[float]]:
     """Mean and deviation a feature or channel, over rows spread through the training part."""
     chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), _LOOKED_AT)).astype(np.int64)]
     parts = np.array_split(chosen, math.ceil(len(chosen) / 128))  # not all at once: 4,096 photographs are 2 GB
@@ -177,6 +190,8 @@ def _constants(x: Numbers, rows: Numbers) -> tuple[list[float], list[float]]:
         values = _columns(x, part) - shift.unsqueeze(1)
         count, total, squares = count + values.shape[1], total + values.sum(1), squares + values.square().sum(1)
     centre = total / count
+    if not bool(centre.isfinite().all()):
+        raise DataError(f"{path} holds values that are not finite; remove those rows, or put numbers in their place")
     spread = (squares / count - centre.square()).clamp_min(0).sqrt().tolist()
     return (shift + centre).tolist(), [s if s > 1e-12 else 1.0 for s in spread]
 

@@ -76,6 +76,7 @@ class Rows(Dataset[Any]):
 
 
 Part = Split | Dataset[Any]
+_AT_ONCE = 1024  # rows
 
 
 def row_count(part: Part) -> int:
@@ -107,19 +108,30 @@ def size_in_bytes(split: Split, dtype: torch.dtype) -> int:
 def in_memory(part: Part, loader: str, dtype: torch.dtype, room: int) -> Split | None:
     """The part as tensors when it is to be held in memory, of which there are `room` bytes, else null.
 
-    loader: `data.loader`. A dataset that does not say what a row takes (bytes_a_row)
-    is read as a whole only if asked to.
+    loader: `data.loader`. A dataset that does not say what a row takes as float32 (bytes_a_row) is read as a whole
+    only if asked to.
     """
     if isinstance(part, Split):
         fits = loader == "memory" or (loader == "auto" and size_in_bytes(part, dtype) <= room)
         return part if fits else None
     rows, bytes_a_row = row_count(part), getattr(part, "bytes_a_row", None)
-    fits = loader == "auto" and bytes_a_row is not None and rows * bytes_a_row <= room
+    fits = loader == "auto" and bytes_a_row is not None and rows * bytes_a_row * dtype.itemsize // 4 <= room
     if not (fits or loader == "memory"):
         return None
     if hasattr(part, "__getitems__"):
-        *inputs, targets = part.__getitems__(list(range(rows)))
-        return Split(tuple(inputs), targets)
+        return _read(part, rows)
     columns = zip(*(part[row] for row in range(rows)), strict=True)
     *inputs, targets = (torch.stack([torch.as_tensor(x) for x in column]) for column in columns)
+    return Split(tuple(inputs), targets)
+
+
+def _read(part: Any, rows: int) -> Split:
+    """All rows, some at a time: read in one go they would be there twice."""
+    held: list[Tensor] = []
+    for start in range(0, rows, _AT_ONCE):
+        columns = part.__getitems__(list(range(start, min(start + _AT_ONCE, rows))))
+        held = held or [column.new_empty(rows, *column.shape[1:]) for column in columns]
+        for whole, piece in zip(held, columns, strict=True):
+            whole[start : start + len(piece)] = piece
+    *inputs, targets = held
     return Split(tuple(inputs), targets)

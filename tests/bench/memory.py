@@ -1,11 +1,13 @@
 """Peak memory of a training on images that are larger than it: anonymous and shared, main process and workers.
 
-python tests/bench/memory.py [--gigabytes 4] [--steps 300] [--loader workers]
+python tests/bench/memory.py [--gigabytes 4] [--steps 300] [--loader workers] [--workers 1 4]
 
-The images are a sparse .npy file in the temporary folder: it takes the disk what is written to it, a few pages.
+The images are a sparse .npy file in the temporary folder, which takes the disk what is written to it, a few pages;
+then as many PNG files in a folder a class, hard links to a few.
 """
 
 import argparse
+import itertools
 import subprocess
 import sys
 import tempfile
@@ -13,6 +15,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+from machine import described
+from PIL import Image
 
 SHAPE = (3, 64, 64)
 BARE = "import torch, torchvision, time; print(1, flush=True); time.sleep(60)"
@@ -26,6 +30,20 @@ def write(folder: Path, gigabytes: float) -> int:
     x.flush()
     np.save(folder / "y.npy", np.arange(rows) % 10)
     return rows
+
+
+def write_folder(folder: Path, gigabytes: float) -> int:
+    """PNG files of noise, which does not compress, as links to a hundred of them; returns how many."""
+    originals = []
+    for number in range(100):
+        originals.append(folder / f"{number}.png")
+        Image.fromarray(np.random.default_rng(number).integers(0, 256, SHAPE[::-1], np.uint8)).save(originals[-1])
+    files = int(gigabytes * 2**30 / originals[0].stat().st_size)
+    for number in range(files):
+        path = folder / "images" / str(number % 10) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.hardlink_to(originals[number % 100])
+    return files
 
 
 def resident(process: int) -> int:
@@ -64,13 +82,15 @@ def bare() -> int:
     return held
 
 
-def measured(gigabytes: float, steps: int, *words: str) -> tuple[int, int, int]:
+def measured(gigabytes: float, steps: int, *words: str, folder: bool = False) -> tuple[int, int, int]:
     """Bytes of the images, of the bare imports, and of the training at its peak."""
     with tempfile.TemporaryDirectory() as place:
-        rows = write(Path(place), gigabytes)
-        train = ["data=arrays", f"data.path={place}", "model=cnn", f"trainer.max_steps={steps}", "trainer.epochs=1"]
+        rows = (write_folder if folder else write)(Path(place), gigabytes)
+        data = ["data=image_folder", f"data.path={place}/images", "data.in_memory=false"]
+        data = data if folder else ["data=arrays", f"data.path={place}"]
+        train = ["model=cnn", f"trainer.max_steps={steps}", "trainer.epochs=1"]
         small = ["data.test_fraction=0.001", "data.val_fraction=0.001", "tracking.graph=false"]
-        most = peak([*train, *small, f"hydra.run.dir={place}/run", *words], Path(place))
+        most = peak([*data, *train, *small, f"hydra.run.dir={place}/run", *words], Path(place))
     return rows * int(np.prod(SHAPE)), bare(), most
 
 
@@ -80,13 +100,16 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=4)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--loader", default="workers")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 4])
     asked = parser.parse_args()
-    size, imports, most = measured(asked.gigabytes, asked.steps, f"data.loader={asked.loader}")
-    mb = 2**20
-    print(f"{size / 2**30:.1f} GB of images, {asked.steps} steps, data.loader={asked.loader}, anonymous and shared:")
-    print(f"  import torch, torchvision  {imports / mb:7,.0f} MB")
-    print(f"  dlrun with its workers     {most / mb:7,.0f} MB")
-    print(f"  over the imports           {(most - imports) / mb:7,.0f} MB (bar: 1,024)")
+    print(f"MB, anonymous and shared, {asked.steps} steps, data.loader={asked.loader}; {described()}")
+    for workers, folder in itertools.product(asked.workers, (False, True)):
+        words = (f"data.loader={asked.loader}", f"data.num_workers={workers}")
+        size, imports, most = (n / 2**20 for n in measured(asked.gigabytes, asked.steps, *words, folder=folder))
+        what = f"{size / 1024:.1f} GB as {'files' if folder else 'an array'}, {workers} workers"
+        print(
+            f"  {what}: {most:,.0f}, imports {imports:,.0f}, over them {most - imports:,.0f} (bar: 1,024)", flush=True
+        )
 
 
 if __name__ == "__main__":

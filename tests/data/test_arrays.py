@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from dlrun.data import rows
 from dlrun.data.arrays import Mapped, arrays
 from dlrun.data.rows import Rows, in_memory
 from dlrun.errors import DataError
@@ -70,11 +71,39 @@ def test_a_test_part_of_its_own_is_normalized_like_the_training_part(tmp_path: P
     assert splits.test.__getitems__([0])[0].tolist()[0] == pytest.approx([-0.25 / 0.4330127] * 2)
 
 
+def test_a_validation_part_of_its_own_leaves_the_test_part_to_be_drawn(tmp_path: Path) -> None:
+    folder = written(tmp_path, pictures(), np.arange(50) % 3)
+    written(tmp_path, pictures(7), np.arange(7) % 3, "val_")
+    splits = arrays(folder)
+    assert isinstance(splits.val, Mapped)
+    assert isinstance(splits.train, Rows)
+    assert isinstance(splits.test, Rows)
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (40, 7, 10)
+
+
+def test_a_file_instead_of_its_folder(dlrun: Callable[..., Any], tmp_path: Path) -> None:
+    written(tmp_path / "rows", pictures(), np.arange(50) % 3)
+    done = dlrun("data=arrays", "data.path=rows/x.npy")
+    assert done.err == "dlrun: data.path=rows/x.npy is a file; type the folder that x.npy and y.npy lie in\n"
+
+
 def test_what_fits_is_held_in_memory_and_the_rest_is_not(tmp_path: Path) -> None:
     train = arrays(written(tmp_path, pictures(), np.arange(50)), test_fraction=0).train
     assert in_memory(train, "auto", torch.float32, 50 * 64 * 4) is not None
     assert in_memory(train, "auto", torch.float32, 50 * 64 * 4 - 1) is None
+    assert in_memory(train, "auto", torch.float64, 50 * 64 * 8 - 1) is None
     assert in_memory(train, "workers", torch.float32, 10**9) is None
+
+
+def test_all_rows_are_read_some_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = arrays(written(tmp_path, pictures(), np.arange(50)), test_fraction=0).train
+    assert isinstance(train, Mapped)
+    whole = train.__getitems__(list(range(50)))
+    monkeypatch.setattr(rows, "_AT_ONCE", 16)
+    held = rows.in_memory(train, "memory", torch.float32, 0)
+    assert held is not None
+    assert torch.equal(held.inputs[0], whole[0])
+    assert torch.equal(held.targets, whole[1])
 
 
 def test_memory_and_workers_train_to_the_same_weights(dlrun: Callable[..., Any], tmp_path: Path) -> None:
@@ -91,6 +120,11 @@ def broken(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:40])
 
 
+def regression_with_test(folder: Path) -> None:
+    written(folder, np.ones((10, 2)), np.ones(10))
+    written(folder, np.ones((3, 2)), np.ones((3, 2)), "test_")
+
+
 MISTAKES: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
     "none": (lambda p: (p / "x.npy").unlink(), {}, "x.npy does not exist"),
     "cut": (lambda p: broken(p / "x.npy"), {}, "is not a whole .npy file of numbers"),
@@ -104,9 +138,16 @@ MISTAKES: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
     "not two": (lambda p: None, {"task": "binary"}, "data.task=binary takes 0 and 1"),
     "names": (lambda p: None, {"class_names": ["a"]}, "class_names has 1 names, and y.npy 10 classes"),
     "nan": (lambda p: np.save(p / "y.npy", np.full(10, np.nan)), {}, "values that are not finite"),
+    "wide y": (lambda p: np.save(p / "y.npy", np.ones((10, 2, 2))), {}, r"y.npy has shape \(10, 2, 2\)"),
+    "identifiers": (lambda p: np.save(p / "y.npy", np.arange(10) + 10**9), {}, "takes whole numbers from 0 to 99,999"),
+    "one class": (lambda p: np.save(p / "y.npy", np.ones(10, int)), {}, "class 1 in every row"),
+    "byte order": (lambda p: np.save(p / "x.npy", np.ones((10, 2), ">f4")), {}, "in another machine's byte order"),
+    "nan x": (lambda p: np.save(p / "x.npy", np.full((10, 2), np.nan)), {}, "x.npy holds values that are not finite"),
+    "test alone": (lambda p: np.save(p / "test_y.npy", np.zeros(3, int)), {}, "test_x.npy does not exist; write it"),
     "other test": (lambda p: written(p, np.ones((3, 5)), np.zeros(3, int), "test_"), {}, "test_x.npy has rows of"),
     "more classes": (lambda p: written(p, np.ones((1, 2)), np.array([10]), "test_"), {}, "test_y.npy holds class 10"),
     "floats": (lambda p: np.save(p / "y.npy", np.ones(10)), {"task": "multiclass"}, "takes whole numbers"),
+    "columns of test": (lambda p: regression_with_test(p), {}, "test_y.npy has 2 columns, and y.npy 1"),
     "columns": (lambda p: np.save(p / "y.npy", np.ones((10, 2), int)), {}, "has 2 columns; write one class a row"),
 }
 
@@ -129,14 +170,17 @@ def test_a_folder_that_is_none(dlrun: Callable[..., Any]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
-def test_images_larger_than_the_memory_they_may_take() -> None:
-    """The figure with 4 GB is taken by tests/bench/memory.py; held as floats, these 2 GB would be 8."""
+@pytest.mark.parametrize("folder", [False, True], ids=["array", "files"])
+def test_images_larger_than_the_memory_they_may_take(folder: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figure with 4 GB is taken by tests/bench/memory.py; held as floats, these images would be 4 GB or more."""
     path = Path(__file__).parents[1] / "bench" / "memory.py"
+    monkeypatch.syspath_prepend(path.parent)
     spec = importlib.util.spec_from_file_location("memory", path)
     assert spec is not None
     assert spec.loader is not None
     memory = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(memory)
-    size, imports, most = memory.measured(2, 20, "data.loader=workers", "data.num_workers=1", "figures=false")
-    assert size > 1.99 * 2**30
+    gigabytes, words = 1 if folder else 2, ("data.loader=workers", "data.num_workers=1", "figures=false")
+    size, imports, most = memory.measured(gigabytes, 20, *words, folder=folder)
+    assert size > 0.95 * gigabytes * 2**30
     assert most - imports < 2**30
