@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import hydra
+from hydra._internal.hydra import Hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -64,7 +65,11 @@ def from_command_line(words: Sequence[str]) -> list[Request]:
     capture.__module__ = "dlrun.request"
     said = io.StringIO()
     try:
-        with _argv(words), contextlib.redirect_stderr(said):  # Hydra tells of an exception there, besides raising it
+        with (
+            _argv(words),
+            _composed_once(asked),
+            contextlib.redirect_stderr(said),
+        ):  # Hydra tells of an exception there, besides raising it
             register()
             main = hydra.main(version_base="1.3", config_path=str(config.CONFIG_DIR), config_name="config")
             main(capture)()
@@ -131,6 +136,22 @@ def _argv(words: Sequence[str]) -> Iterator[None]:
         if full is not None:
             os.environ["HYDRA_FULL_ERROR"] = full
         GlobalHydra.instance().clear()
+
+
+@contextlib.contextmanager
+def _composed_once(asked: argparse.Namespace) -> Iterator[None]:
+    """Hydra composes everything twice, first to look for hydra.mode: not where only our own configs could set it."""
+    own = [asked.config_dir, asked.config_path, asked.config_name]
+    own += [
+        word for word in asked.overrides if word.lstrip("+~").startswith(("hydra.mode", "hydra.searchpath", "hydra/"))
+    ]
+    before = Hydra.get_mode
+    if not any(own):
+        Hydra.get_mode = lambda *_, **__: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Hydra.get_mode = before  # type: ignore[method-assign]
 
 
 def _captured(composed: DictConfig, words: list[str]) -> Request:

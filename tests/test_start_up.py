@@ -1,17 +1,21 @@
 """What a run has not imported when it makes its first step, as it does not need it then."""
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
 
+from dlrun import cli
+
 SPY = """
-import sys, torch
+import gc, sys, torch
 
 class Spy(torch.optim.SGD):
     def step(self, closure=None):
         if not getattr(Spy, "told", False):
             Spy.told = True
             print("modules", *sorted(sys.modules))
+            print("collector", gc.isenabled(), gc.get_freeze_count() > 100_000)
         return super().step(closure)
 """
 
@@ -26,5 +30,16 @@ def test_the_first_step_comes_before_what_is_needed_later(tmp_path: Path) -> Non
     there = set(line.split()[1:])
     assert {"torch", "dlrun.loop", "sklearn.datasets"} <= there
     later = {"matplotlib", "PIL", "torchvision", "pandas", "pooch", "sklearn.metrics", "dlrun.step_graph"}
-    later |= {"dlrun.following", "dlrun.sweep.execution", "torch.utils.tensorboard._pytorch_graph", "lightning"}
+    later |= {"dlrun.following", "dlrun.sweep.execution", "onnx", "safetensors", "lightning"}
     assert there & later == set()
+    assert "collector True True" in done.stdout.splitlines()  # it looks for garbage, not among what was imported
+    assert done.stderr == ""  # at its end too, where libraries look for what is left of theirs
+
+
+def test_a_process_that_has_more_in_memory_keeps_its_collector_as_it_is() -> None:
+    import torch  # noqa: F401
+
+    before = gc.get_freeze_count()
+    with cli.garbage_left():
+        assert gc.isenabled()
+    assert gc.get_freeze_count() == before

@@ -1,7 +1,8 @@
 """Seconds from a command to its first optimizer step, over those of the imports that it cannot do without.
 
 python tests/bench/start_up.py [--runs 9]      `dlrun data=regression model=linear` beside torch, one torch.optim
-construction (torch._dynamo comes with it) and scikit-learn's data sets, in fresh interpreters, in turn.
+construction (torch._dynamo comes with it) and scikit-learn's data sets, in fresh interpreters, in turn. dlrun imports
+without Python's garbage collector looking on: how long the bare imports take that way is measured beside it.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import time, torch, sklearn.datasets
 torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
 print(time.time())
 """
+QUICK = "import gc; gc.disable()" + IMPORTS
 SPY = """
 import time, torch
 class Spy(torch.optim.SGD):
@@ -30,8 +32,9 @@ class Spy(torch.optim.SGD):
 
 def seconds(words: list[str], folder: Path) -> float:
     """From the start of a process until it prints what the clock says."""
+    compiled = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}  # as it is from the second on
     began = time.time()
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=folder, env=os.environ)
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=folder, env=compiled)
     said = [line for line in done.stdout.splitlines() if line.replace(".", "", 1).isdigit()]
     if not said:
         raise SystemExit(f"{' '.join(words)} failed:\n{done.stdout[-1000:]}{done.stderr[-2000:]}")
@@ -47,14 +50,19 @@ def main() -> None:
         folder = Path(place)
         (folder / "spy.py").write_text(SPY)
         train = ["-m", "dlrun", "data=regression", "model=linear", "optimizer=sgd", "optimizer._target_=spy.Spy"]
-        seconds(["-c", IMPORTS], folder), seconds([*train, "hydra.run.dir=warm"], folder)
-        pairs = [
-            (seconds(["-c", IMPORTS], folder), seconds([*train, f"hydra.run.dir=run{i}"], folder)) for i in range(runs)
-        ]
+        words = (["-c", IMPORTS], ["-c", QUICK], train)
+        found = [[seconds([*w, *place_of(w, i)], folder) for w in words] for i in range(runs + 1)][1:]
+    bare, quick, ours = zip(*found, strict=True)
     print(f"from the command to the first step, seconds, {runs} runs each in turn; {described()}")
-    print(row("the imports alone", [a for a, _ in pairs], 2))
-    print(row("dlrun data=regression", [b for _, b in pairs], 2))
-    print(row("over the imports (bar: 0.7)", [b - a for a, b in pairs], 2))
+    print(row("the imports alone", bare, 2))
+    print(row("the same without the collector", quick, 2))
+    print(row("dlrun data=regression", ours, 2))
+    print(row("over the imports (bar: 0.7)", [b - a for a, b in zip(bare, ours, strict=True)], 2))
+
+
+def place_of(words: list[str], number: int) -> list[str]:
+    """A folder of its own for each run."""
+    return [f"hydra.run.dir=run{number}"] if "dlrun" in words else []
 
 
 if __name__ == "__main__":
