@@ -81,8 +81,6 @@ def model(settings: Settings, spec: DataSpec, runtime: Runtime, trusted_modules:
     made = made.to(runtime.device)
     if wants_channels_last(made, spec, runtime):
         made = made.to(memory_format=torch.channels_last)
-    if runtime.compile:
-        made.compile()  # in place: the keys of the state_dict stay as they are
     return made
 
 

@@ -1,37 +1,61 @@
 """`device.compile`: torch.compile's work done before the clock starts, on batches that are thrown away."""
 
 import time
+from collections.abc import Iterator
+from itertools import chain
+from typing import TYPE_CHECKING
 
 import torch
 
-from dlrun import loop
-from dlrun.data.batches import Batch, Batches
+from dlrun import errors, loop, memory
+from dlrun.data.batches import Batch, Batches, Pick
+from dlrun.errors import RequestError
 from dlrun.preflight import untouched
-from dlrun.training import Training
+
+if TYPE_CHECKING:
+    from dlrun.parts import Parts
 
 
-def warm_up(t: Training, evaluated: Batches | None) -> float:
-    """Have all shapes compiled that an epoch has: full and last batches, trained and evaluated. Returns the seconds.
+def compile_model(parts: "Parts") -> None:
+    """Compile the model for all the shapes of a run, first and last batches, trained and evaluated; note the seconds.
 
-    The weights, what the model keeps besides, the generators and the optimizer are as before.
+    The weights, what the model keeps besides, the generators, the scaler and the optimizer are as before. Of several
+    processes each must do it, as their gradients are summed up. RequestError where it fails.
     """
-    began = time.perf_counter()
-    with untouched(t.model):
-        t.model.train()
-        for batch in _shapes(t.train):
-            loop.backward(t, [batch], [])
-        t.optimizer.zero_grad()
-        t.model.eval()
-        with torch.inference_mode(), t.autocast():
-            for batch in _shapes(evaluated) if evaluated is not None else ():
-                t.model(*batch[0])
+    t, began = parts.training, time.perf_counter()
+    t.model.compile()  # in place: the keys of the state_dict stay as they are
+    try:
+        _try_all(parts)
+    except Exception as error:  # its many parts raise what they like
+        if memory.ran_out(error):
+            raise RequestError(memory.sentence(parts.settings, str(parts.runtime.device))) from error
+        first = list(errors.chain(error))[-1]
+        said = (str(first).strip() or type(first).__name__).splitlines()[0]
+        raise RequestError(f"device.compile=true: {said}; type device.compile=false") from error
     t.synchronize()
-    return time.perf_counter() - began
+    parts.compile_seconds = time.perf_counter() - began
+    parts.notes.append(f"device.compile: the model was compiled in {parts.compile_seconds:.1f} s")
 
 
-def _shapes(batches: Batches) -> list[Batch]:
-    """A full batch, and one of as many rows as the last, if those are fewer."""
-    full = next(iter(batches.epoch(1)))
-    rows = batches.rows_before(len(batches)) - batches.rows_before(len(batches) - 1)
-    short: Batch = (tuple(x[:rows].clone() for x in full[0]), full[1][:rows])
-    return [full] if rows == len(full[1]) else [full, short]
+def _try_all(parts: "Parts") -> None:
+    t, scaler = parts.training, parts.training.scaler
+    t.scaler = torch.amp.GradScaler(enabled=False)  # the real one counts what it is asked for
+    try:
+        with untouched(t.model):
+            t.model.train()
+            for batch in _shapes(t.train, t.ranks.cut):
+                loop.backward(t, [batch], [])
+            t.optimizer.zero_grad()
+            t.model.eval()
+            evaluated = [batches for batches in (t.val, parts.test) if batches is not None]
+            with torch.inference_mode(), t.autocast():
+                for batch in chain.from_iterable(map(_shapes, evaluated)):
+                    t.model(*batch[0])
+    finally:
+        t.scaler = scaler
+
+
+def _shapes(batches: Batches, pick: Pick = list) -> Iterator[Batch]:
+    """The first batch of an epoch, and the last, which may have fewer rows."""
+    for start in dict.fromkeys((0, len(batches) - 1)):
+        yield next(iter(batches.epoch(1, start, pick)))

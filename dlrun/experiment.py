@@ -58,8 +58,7 @@ def run(request: Request, console: Console | None = None) -> int:
             choose_threads(parts)
         use_graph(parts, parts.unsaved.say)
         if parts.runtime.compile:
-            parts.compile_seconds = compilation.warm_up(parts.training, parts.training.val or parts.test)
-            parts.notes.append(f"device.compile: the model was compiled in {parts.compile_seconds:.1f} s")
+            compilation.compile_model(parts)
         stop = held.enter_context(runtime.interruptible())  # from here on there is something to save
         folder = open_folder(request, parts, earlier, own)
         console.open_log(folder / "run.log", parts.unsaved)
@@ -74,6 +73,7 @@ def run(request: Request, console: Console | None = None) -> int:
                 said = len(parts.notes)
                 result = finish(parts, folder, status, tracker, saver, profile)
                 if profile is not None:
+                    profile.mark("other")
                     console.say(profile.shown())
             except (Exception, SystemExit) as error:
                 raise failure(error, parts, folder, console) from error
@@ -94,6 +94,8 @@ def begin(request: Request, held: contextlib.ExitStack, ranks: Ranks, own: lock.
         own.take(request.folder)  # before anything in it is read
     parts = prepare(settings, process, request.trusted_modules, problems)
     parts.alone = request.group is None
+    if settings.rest.device.tf32 is not None and process.device.type != "cuda":
+        parts.notes.append(f"device.tf32 is for cuda, and changes nothing on {process.device}")
     if together > 1 or ranks.count > 1:
         rows, several = settings.data_keys.batch_size, "1 process" if ranks.count == 1 else f"{ranks.count} processes"
         parts.notes.append(f"{several}: a batch is of {together} × {rows} = {together * rows} rows")
@@ -238,17 +240,17 @@ def finish(
     sha256 = checkpoint.weights_sha256(parts.model)
     rows = tracker.rows
     metrics = {k: v for k, v in (rows[-1] if rows else {}).items() if k.startswith(("train/", "val/"))}
-    measured = results.measure(parts)
+    measured, stopped = results.measure(parts), contextlib.nullcontext if profile is None else profile.around
     if status != "interrupted":
-        metrics |= tested(parts, saver.best_weights(parts.training))
+        with stopped("evaluation"):
+            metrics |= tested(parts, saver.best_weights(parts.training))
         if parts.settings.rest.checkpoint.format == "full":
             with parts.unsaved.attempt("model.pt", again=False):
                 measured |= export(parts, saver)
         parts.notes += results.diagnose(parts, rows, metrics)
         if parts.settings.rest.figures:
-            with parts.unsaved.attempt("figures", again=False):
-                draw = figures.draw_all if profile is None else profile.wrapped(figures.draw_all, "figures")
-                draw(parts, folder, tracker)
+            with parts.unsaved.attempt("figures", again=False), stopped("figures"):
+                figures.draw_all(parts, folder, tracker)
         parts.notes += results.record_end(parts, metrics, tracker)
     result = results.collect(parts, status, metrics, sha256, error=None) | {"measured": measured}
     result["expected"] = conclusion.of_one(parts, result, folder) if status != "interrupted" else []

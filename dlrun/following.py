@@ -6,7 +6,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from dlrun import experiment, lock, loop, runtime
+from dlrun import compilation, experiment, lock, loop, runtime
 from dlrun.errors import DlrunError
 from dlrun.parts import Parts
 from dlrun.ranks import Ranks, joined
@@ -73,6 +73,8 @@ def follow(request: Request, parts: Parts, held: contextlib.ExitStack) -> int:
     ranks, keys = parts.runtime.ranks, parts.settings.rest.checkpoint
     earlier = experiment.earlier_state(request, parts)
     take_generators(ranks, parts.settings.rest.seed, earlier)
+    if parts.runtime.compile:
+        compilation.compile_model(parts)
     stop = held.enter_context(runtime.interruptible(quiet=True))
     saver = Silent(Path(), {}, keys.every_epochs, keys.every_steps, keys.keep)
     silence = Silence()

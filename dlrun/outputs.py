@@ -26,12 +26,17 @@ def shown_split(parts: "Parts") -> tuple[str, Batches]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode while this lasts; afterwards every module is in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    """The model in evaluation mode while this lasts; afterwards every module is in the mode it was in.
+
+    What torch.compile has made of it is left alone meanwhile: other shapes than those of the batches would have it
+    compiled once more, and it cannot be traced.
+    """
+    modes, compiled = [(module, module.training) for module in model.modules()], model._compiled_call_impl
+    model.eval()._compiled_call_impl = None
     try:
         yield
     finally:
+        model._compiled_call_impl = compiled
         for module, mode in modes:
             module.training = mode
 

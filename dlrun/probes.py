@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dlrun.data.spec import DataSpec
 from dlrun.errors import RequestError
+from dlrun.outputs import evaluating
 from dlrun.preflight import untouched
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ def ask(parts: "Parts", probes: Sequence[Any]) -> dict[str, Answer]:
     for i, probe in enumerate(probes):
         inputs = _inputs(probe, parts.splits.spec, f"probes[{i}]")
         first = inputs[0].to(parts.runtime.dtype) if inputs[0].is_floating_point() else inputs[0]
-        with untouched(parts.model), parts.runtime.autocast():
-            outputs = parts.model.eval()(first.to(parts.runtime.device), *inputs[1:])
+        with untouched(parts.model), evaluating(parts.model), parts.runtime.autocast():
+            outputs = parts.model(first.to(parts.runtime.device), *inputs[1:])
         found[_name(probe)] = _answer(parts, outputs)
     return found
 

@@ -4,11 +4,13 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.table import Table
+from torch.profiler import record_function
 
 from dlrun.console import table
 from dlrun.data.batches import Batch, Batches, Pick
@@ -29,11 +31,15 @@ class Profile:
         self.steps = 0
         self._synchronize = synchronize
         self._within: list[str] = []  # what is stopped around what is stopped
+        self._range: Any = None  # the backward pass, in the trace: it has no call of its own to be around
         self._last = ("other", time.perf_counter())
 
     def mark(self, phase: str) -> None:
         """What has passed since the last mark was spent on `phase`."""
         self._synchronize()
+        if self._range is not None:
+            self._range.__exit__(None, None, None)
+            self._range = None
         now = time.perf_counter()
         self.seconds[phase] += now - self._last[1]
         self._last = (phase, now)
@@ -43,17 +49,27 @@ class Profile:
         around = self._within[-1] if self._within else "backward" if self._last[0] == "forward" else "other"
         self.mark(around)
 
+    @contextlib.contextmanager
+    def around(self, phase: str) -> Iterator[None]:
+        """What is done inside is `phase`, and called so in the trace."""
+        self.begin()
+        self._within.append(phase)
+        try:
+            with record_function(phase):
+                yield
+        finally:
+            self._within.pop()
+            self.mark(phase)
+            if phase == "forward":
+                self._range = record_function("backward")
+                self._range.__enter__()
+
     def wrapped(self, call: Callable[..., Any], phase: str) -> Callable[..., Any]:
         """The same call, stopped."""
 
         def stopped(*arguments: Any, **named: Any) -> Any:
-            self.begin()
-            self._within.append(phase)
-            try:
+            with self.around(phase):
                 return call(*arguments, **named)
-            finally:
-                self._within.pop()
-                self.mark(phase)
 
         return stopped
 
@@ -71,8 +87,8 @@ class Profile:
 class _Timed:
     """Batches that are stopped as they come."""
 
-    def __init__(self, batches: Batches, profile: Profile) -> None:
-        self.batches, self.profile, self.rows = batches, profile, batches.rows
+    def __init__(self, batches: Batches, profile: Profile, phase: str) -> None:
+        self.batches, self.profile, self.phase, self.rows = batches, profile, phase, batches.rows
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -84,7 +100,7 @@ class _Timed:
     def epoch(self, number: int, start: int = 0, pick: Pick = list) -> Iterator[Batch]:
         """See Batches."""
         batches = iter(self.batches.epoch(number, start, pick))
-        following = self.profile.wrapped(lambda: next(batches, None), "data")
+        following = self.profile.wrapped(lambda: next(batches, None), self.phase)
         while (batch := following()) is not None:
             yield batch
 
@@ -92,15 +108,12 @@ class _Timed:
 @contextlib.contextmanager
 def profiled(t: Training, tracker: FileTracker, saver: Saver, folder: Path) -> Iterator[Profile]:
     """Inside it `t` is stopped, and a few of its steps traced into `folder`/profile, for Perfetto and TensorBoard."""
-    profile, before = Profile(t.synchronize), t.train
-    t.train = _Timed(before, profile)
-    hooks = [
-        t.model.register_forward_pre_hook(lambda *_: profile.begin()),
-        t.model.register_forward_hook(lambda *_: profile.mark("forward" if t.model.training else "evaluation")),
-        t.optimizer.register_step_pre_hook(lambda *_: profile.mark("backward")),
-        t.optimizer.register_step_post_hook(lambda *_: profile.mark("optimizer")),
-    ]
+    profile, before = Profile(t.synchronize), (t.train, t.val, t.autocast)
+    t.train, t.val = _Timed(t.train, profile, "data"), t.val and _Timed(t.val, profile, "evaluation")
+    t.autocast = partial(_forward, t, profile, t.autocast)  # around the model and its loss; hooks would be compiled
+    hooks = [t.optimizer.register_step_post_hook(lambda *_: profile.mark("optimizer"))]  # one with a closure alone
     for thing, names, phase in (
+        (t.scaler, ("step",), "optimizer"),
         (tracker, ("log_step", "log_epoch"), "log"),
         (saver, ("after_step", "after_epoch", "interrupted"), "checkpoint"),
     ):
@@ -118,9 +131,17 @@ def profiled(t: Training, tracker: FileTracker, saver: Saver, folder: Path) -> I
             yield profile
         finally:
             profile.mark("other")
-            t.train = before
+            t.train, t.val, t.autocast = before
+            del t.scaler.step  # its class's comes through again
             for hook in hooks:
                 hook.remove()
+
+
+@contextlib.contextmanager
+def _forward(t: Training, profile: Profile, autocast: Callable[[], Any]) -> Iterator[None]:
+    """What a forward pass is made in, stopped."""
+    with profile.around("forward" if t.model.training else "evaluation"), autocast():
+        yield
 
 
 def _traced(folder: Path) -> Any:

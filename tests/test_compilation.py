@@ -10,6 +10,7 @@ import torch
 from dlrun import compilation
 from dlrun.data.batches import MemoryBatches, Order, Place
 from dlrun.data.spec import DataSpec, Split
+from dlrun.outputs import evaluating
 
 QUIET = ("tracking.graph=false", "figures=false")
 
@@ -17,7 +18,7 @@ QUIET = ("tracking.graph=false", "figures=false")
 def test_the_shapes_of_an_epoch_are_its_full_and_its_last_batch() -> None:
     x = torch.arange(22.0).unsqueeze(1)
     place = Place(torch.device("cpu"), torch.float32, DataSpec("vector", (1,), "regression", 1))
-    for size, sizes in ((8, [8, 6]), (11, [11]), (64, [22])):
+    for size, sizes in ((8, [8, 6]), (11, [11, 11]), (64, [22])):
         batches = MemoryBatches(Split((x,), x), Order(22, size), place)
         assert [len(targets) for _, targets in compilation._shapes(batches)] == sizes
 
@@ -25,6 +26,7 @@ def test_the_shapes_of_an_epoch_are_its_full_and_its_last_batch() -> None:
 def test_warming_up_changes_nothing(dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: None)  # as long as that takes is tried below
     words = ("data=digits", "model=mlp", "model.dropout=0.3", "trainer.epochs=2", *QUIET)
+    words = (*words, "device.precision=fp16", "trainer.grad_clip_norm=1")  # the scaler counts what it is asked for
     plain, warmed = dlrun(*words), dlrun(*words, "device.compile=true")
     assert warmed.code == 0, warmed.err
     assert warmed.rows == plain.rows
@@ -34,13 +36,40 @@ def test_warming_up_changes_nothing(dlrun: Callable[..., Any], monkeypatch: pyte
     assert "note: device.compile: the model was compiled in" in warmed.out
 
 
+def test_what_cannot_be_compiled_is_said_before_anything_is_written(
+    dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        try:
+            raise FileNotFoundError("no C++ compiler here\nand so on")
+        except FileNotFoundError as error:
+            raise RuntimeError("the backend failed") from error
+
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: setattr(self, "_compiled_call_impl", fails))
+    done = dlrun("data=blobs", "model=mlp", "device.compile=true", *QUIET)
+    assert (done.code, done.out) == (2, "")
+    assert done.err == "dlrun: device.compile=true: no C++ compiler here; type device.compile=false\n"
+    assert not Path("outputs").exists()
+
+
+def test_pictures_and_probes_take_the_model_as_it_is() -> None:
+    """With other shapes than the batches' it would be compiled once more."""
+    model = torch.nn.Linear(1, 1)
+    model._compiled_call_impl = compiled = lambda *_: "compiled"
+    assert model(torch.ones(1, 1)) == "compiled"
+    with evaluating(model):
+        assert isinstance(model(torch.ones(1, 1)), torch.Tensor)
+    assert model._compiled_call_impl is compiled
+    assert model.training
+
+
 @pytest.mark.slow
 def test_a_compiled_net_learns_the_same_and_its_start_is_told_apart(
     dlrun: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))  # else it was compiled by a run before
     words = ("data=digits", "model=mlp", "trainer.epochs=2", "figures=false")
-    plain, compiled = dlrun(*words), dlrun(*words, "device.compile=true")
+    plain, compiled = dlrun(*words), dlrun(*words, "device.compile=true", "trainer.profile=true")
     assert compiled.code == 0, compiled.err
     assert compiled.rows[-1]["val/loss"] == pytest.approx(plain.rows[-1]["val/loss"], rel=1e-3)
     assert compiled.result["compile_seconds"] > 1

@@ -141,6 +141,21 @@ def test_two_processes_train_as_one_with_twice_the_batch(
 
 
 @pytest.mark.slow
+def test_what_is_compiled_before_the_training_takes_no_part_in_it(
+    tmp_path: Path, torchrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradients of the batches that are thrown away are summed up over the processes too."""
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")  # all but the compiling itself
+    words = (*WORDS, "model.dropout=0.2", "data.batch_size=13", "trainer.epochs=2")
+    for folder, more in (("plain", ()), ("compiled", ("device.compile=true",))):
+        done = torchrun(2, *words, *more, f"hydra.run.dir={folder}")
+        assert done.returncode == 0, done.stderr
+    assert result_in(tmp_path / "compiled")["compile_seconds"] > 0
+    assert rows_in(tmp_path / "compiled") == rows_in(tmp_path / "plain")
+    assert apart(tmp_path / "compiled", tmp_path / "plain") == 0
+
+
+@pytest.mark.slow
 def test_a_shared_evaluation_is_that_of_one_process_to_the_bit(
     tmp_path: Path, torchrun: Callable[..., Any], command: Callable[..., Any]
 ) -> None:
