@@ -103,6 +103,7 @@ def load():
 """
 
 
+@pytest.mark.slow
 def test_what_was_done_to_data_of_the_users_is_theirs_to_know(
     dlrun: Callable, tmp_path: Path, loaded: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
