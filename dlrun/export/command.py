@@ -26,7 +26,6 @@ class Format(NamedTuple):
 FORMATS = {
     "onnx": Format("dlrun.export.onnx:write", ("onnx", "onnxscript", "onnxruntime")),
     "safetensors": Format("dlrun.export.safetensors:write", ("safetensors",)),
-    "python": Format("dlrun.export.python:write"),
 }
 DEFAULT = "onnx"
 
@@ -36,8 +35,6 @@ def export(words: list[str]) -> None:
     place, rest = run_named(words, "export"), words[1:]
     name, rest = _taken("format", rest, DEFAULT, tuple(FORMATS))
     which, rest = _taken("weights", rest, "trained", ("trained", "ema"))
-    if which == "ema" and name == "python":
-        raise RequestError("format=python writes the training and no weights; leave out weights=ema")
     writer = _writer(name)
     with opened(place, [*rest, *ON_THE_CPU]) as saved:
         if which == "ema":
