@@ -83,7 +83,8 @@ class Bar:
             middle, low, high = interval(added(found, self.side))
             met, bar = low <= self.at_most_us, f"at most {self.at_most_us:g}"
             text = f"{self.row} over {self.side}: {middle:.0f} µs a step ({low:.0f} to {high:.0f}), bar {bar}"
-        return f"{text}: {'met' if met else 'MISSED'}"
+        inside = middle >= self.at_least if self.at_least is not None else middle <= (self.at_most_us or 0)
+        return f"{text}: {'met' if inside else 'median short, interval met' if met else 'MISSED'}"
 
 
 def added(found: Found, side: str) -> list[float]:
@@ -116,7 +117,7 @@ def markdown(table: Sequence[Found]) -> str:
         for found in table:
             cells = (_cell(found, name, cell) for name in names)
             text += f"| {found['row']['name']}: {WHAT[found['row']['name']]} | " + " | ".join(cells) + " |\n"
-    judged = [bar.judged(measured[bar.row]) for bar in BARS if bar.row in measured]
+    judged = [bar.judged(measured[bar.row]) for bar in BARS if bar.side in measured.get(bar.row, {}).get("sides", ())]
     skipped = {s["skipped"] for found in table for s in found["sides"].values() if s.get("skipped")}
     text += "\nBars:\n\n" + "".join(f"- {line}\n" for line in judged)
     return text + "".join(f"\nSkipped: {reason}.\n" for reason in sorted(skipped))

@@ -196,3 +196,21 @@ def test_a_batch_is_a_copy_of_the_rows() -> None:
     x.zero_()
     (again,), _ = next(batches.epoch(1))
     assert bool(Tensor.any(again))
+
+
+@pytest.mark.parametrize("start", [0, 3, 67])
+@pytest.mark.parametrize("size", [16, 5])  # 5 rows of 3 floats end where no memory of its own would begin
+def test_small_batches_gathered_together_are_those_gathered_alone(
+    start: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, rows = DataSpec("vector", (3,), "multiclass", 5), 1100
+    part = Split((torch.arange(3.0 * rows).view(rows, 3),), torch.arange(rows) % 5)
+    batches = MemoryBatches(part, Order(rows, size, shuffle=True, seed=1), Place(CPU, torch.float32, spec))
+    gathers: list[int] = []
+    select = Tensor.index_select
+    monkeypatch.setattr(Tensor, "index_select", lambda x, *a: gathers.append(1) or select(x, *a))
+    together = list(batches.epoch(2, start))
+    assert len(gathers) == (2 if size == 16 else 2 * len(together))
+    assert all(x.data_ptr() % 64 == 0 for inputs, y in together for x in (*inputs, y))
+    monkeypatch.setattr("dlrun.data.batches.GATHERED_BYTES", 1)
+    same(together, list(batches.epoch(2, start)))
