@@ -22,6 +22,7 @@ INTERRUPTED = {"SIGINT": 130, "SIGTERM": 143}
 COMMANDS = {  # what answers a command, called with the words behind it; it is imported when it is asked for
     "check": "dlrun.cli:check",
     "compare": "dlrun.sweep.answer:compare_runs",
+    "diff": "dlrun.diff:diff_runs",
     "eval": "dlrun.evaluation:evaluate",
 }
 OF_SAVED_RUNS = ("eval", "resume")  # their first word is a run

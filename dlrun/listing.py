@@ -19,6 +19,7 @@ dlrun: train a choice of data × model × optimizer × device, and record it
   dlrun resume SWEEP [key=values ...]        go on, or add points: seed=5,6
   dlrun eval RUN_OR_CHECKPOINT               metrics on the test split
   dlrun compare DIR ...                      table and pictures of finished runs
+  dlrun diff RUN RUN                         what differs, and where they part
   dlrun check [key=value ...]                all that is wrong, without training
   dlrun check resume [key=value ...]         kill it, resume it, compare
   dlrun check gradients model=scratch_mlp    hand-written gradients

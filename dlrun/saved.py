@@ -14,8 +14,7 @@ from dlrun import checkpoint, config, lock, run_folder, runtime
 from dlrun.errors import CheckpointError, RequestError
 from dlrun.optim.schedule import OF_THE_WHOLE
 from dlrun.request import Request, from_saved
-from dlrun.tracking import flatten
-from dlrun.yaml_text import read_yaml
+from dlrun.yaml_text import flatten, read_yaml
 
 MAY_CHANGE = (
     "trainer.epochs", "trainer.max_steps", "trainer.early_stopping.patience", "trainer.log_every_steps",
