@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 INTERRUPTED = {"SIGINT": 130, "SIGTERM": 143}
 COMMANDS = {  # what answers a command, called with the words behind it; it is imported when it is asked for
     "check": "dlrun.cli:check",
+    "clean": "dlrun.cleaning:clean",
     "compare": "dlrun.sweep.answer:compare_runs",
     "diff": "dlrun.diff:diff_runs",
     "eval": "dlrun.evaluation:evaluate",
@@ -173,7 +174,12 @@ def complain(error: DlrunError | SystemExit, verbose: bool) -> int:
 
 
 def list_choices(words: list[str]) -> None:
-    """`dlrun ls [GROUP]`: a line each."""
+    """`dlrun ls [GROUP|runs]`: a line each."""
+    if words[:1] == ["runs"]:
+        from dlrun import run_list
+
+        run_list.list_runs(words[1:])
+        return
     for group in words or listing.groups(config.CONFIG_DIR):
         if not words:
             print(group)

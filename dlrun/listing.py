@@ -24,6 +24,8 @@ dlrun: train a choice of data × model × optimizer × device, and record it
   dlrun check resume [key=value ...]         kill it, resume it, compare
   dlrun check gradients model=scratch_mlp    hand-written gradients
   dlrun ls [GROUP]                           what can be chosen
+  dlrun ls runs [status=failed ...]          what was run, newest first
+  dlrun clean [--yes]                        remove failed and empty runs
   tensorboard --logdir outputs               look at the runs
 
   --cfg job          show the composed config
