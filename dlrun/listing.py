@@ -22,6 +22,7 @@ dlrun: train a choice of data × model × optimizer × device, and record it
   dlrun diff RUN RUN                         what differs, and where they part
   dlrun check [key=value ...]                all that is wrong, without training
   dlrun check resume [key=value ...]         kill it, resume it, compare
+  dlrun check lr [key=value ...]             a learning rate to begin with
   dlrun check gradients model=scratch_mlp    hand-written gradients
   dlrun ls [GROUP]                           what can be chosen
   dlrun ls runs [status=failed ...]          what was run, newest first
