@@ -23,6 +23,7 @@ COMMANDS = {  # what answers a command, called with the words behind it; it is i
     "check": "dlrun.cli:check",
     "clean": "dlrun.cleaning:clean",
     "compare": "dlrun.sweep.answer:compare_runs",
+    "completion": "dlrun.completion:answer",
     "diff": "dlrun.diff:diff_runs",
     "eval": "dlrun.evaluation:evaluate",
 }

@@ -28,6 +28,7 @@ dlrun: train a choice of data × model × optimizer × device, and record it
   dlrun ls runs [status=failed ...]          what was run, newest first
   dlrun clean [--yes]                        remove failed and empty runs
   tensorboard --logdir outputs               look at the runs
+  eval "$(dlrun completion bash)"            the Tab key, or zsh, from now on
 
   --cfg job          show the composed config
   --config-dir DIR   add options of your own, in DIR/<group>/<option>.yaml

@@ -144,7 +144,12 @@ def bytes_of(folder: Path) -> int:
 
 
 def find(places: Sequence[Path]) -> list[Found]:
-    """The runs at or below some folders, newest first. Symbolic links below them are not followed."""
+    """The runs at or below some folders, newest first."""
+    return sorted(folders(places), key=lambda run: run.started, reverse=True)
+
+
+def folders(places: Sequence[Path]) -> list[Found]:
+    """The same in no order, with nothing of them read. Symbolic links below the folders are not followed."""
     found: dict[Path, Found] = {}
     sweeps: dict[Path, Path | None] = {}
     for root in places:
@@ -154,7 +159,7 @@ def find(places: Sequence[Path]) -> list[Found]:
             if _is_run(place, below, files, sweeps[place]):
                 found.setdefault(place.resolve(), Found(place, sweeps[place]))
                 below.clear()
-    return sorted(found.values(), key=lambda run: run.started, reverse=True)
+    return list(found.values())
 
 
 def _is_run(place: Path, below: list[str], files: list[str], sweep: Path | None) -> bool:
