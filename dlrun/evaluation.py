@@ -9,6 +9,7 @@ from dlrun import build, checkpoint, config, loop, results, run_folder, runtime,
 from dlrun.console import Console, facts, number, table
 from dlrun.data.spec import DataSpec
 from dlrun.errors import MisfitError, RequestError
+from dlrun.models.pretrained import weights_follow
 from dlrun.request import Request, from_saved
 from dlrun.runtime import Runtime
 
@@ -30,7 +31,8 @@ def evaluate(words: list[str]) -> dict[str, float]:
         splits = build.data(settings, request.trusted_modules)
         refuse_other_data(DataSpec.from_dict(state["spec"]) if state else splits.spec, splits.spec, request)
         if model is None:
-            model = build.model(settings, splits.spec, process, request.trusted_modules)
+            with weights_follow():
+                model = build.model(settings, splits.spec, process, request.trusted_modules)
             load_weights(model, state["model"], path)
         task = build.task(settings, splits.spec)
         parts = zip(("train", "val", "test"), build.batches(settings, splits, model, process), strict=True)
