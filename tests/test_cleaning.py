@@ -150,6 +150,7 @@ def test_what_is_young_or_holds_files_of_the_users_own_stays(dlrun: Callable[...
     assert there(made) == set(made)
 
 
+@pytest.mark.slow
 def test_a_real_failed_run_goes_and_its_sweep_can_be_gone_on_with(dlrun: Callable[..., Any]) -> None:
     words = ("data=blobs", "model=mlp", "optimizer=sgd", "trainer.epochs=1", "tracking.graph=false", "figures=false")
     assert dlrun("-m", *words, "optimizer.lr=0.1,1e30", "sweep.dir=outputs/s").code == 1

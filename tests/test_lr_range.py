@@ -131,6 +131,7 @@ def test_it_leaves_no_trace(dlrun: Callable[..., Any]) -> None:
     assert (dlrun(*words, "hydra.run.dir=again").code, Path("again/fingerprints.jsonl").read_bytes()) == alone
 
 
+@pytest.mark.slow
 def test_the_schedule_is_left_out_and_the_loss_is_per_sample(dlrun: Callable[..., Any], curves: list[Curve]) -> None:
     dlrun(*BLOBS, "figures=false")
     dlrun(*BLOBS, "figures=false", "scheduler=one_cycle", "scheduler.warmup_steps=5")
@@ -141,6 +142,7 @@ def test_the_schedule_is_left_out_and_the_loss_is_per_sample(dlrun: Callable[...
     assert curves[3].losses[0] != curves[0].losses[0]
 
 
+@pytest.mark.slow
 def test_groups_with_a_rate_of_their_own_keep_it(dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Optimizer] = []
     before = build.optimizer
@@ -181,6 +183,7 @@ def test_a_search_is_refused(dlrun: Callable[..., Any]) -> None:
     assert "optimizer=exhaustive evaluates the loss several times a step" in done.err
 
 
+@pytest.mark.slow
 def test_a_picture_that_cannot_be_written_is_said(dlrun: Callable[..., Any]) -> None:
     Path("file").touch()
     done = dlrun(*BLOBS, "paths.outputs=file/x", "preflight=false")

@@ -32,6 +32,7 @@ def test_what_matches_and_what_does_not_is_listed_with_shapes(dlrun: Callable[..
     assert [note for note in back.result["warnings"] if "taken" in note] == notes(back)
 
 
+@pytest.mark.slow
 def test_all_of_it_is_said_in_one_line(dlrun: Callable[..., Any]) -> None:
     first = dlrun(*QUICK, "hydra.run.dir=run", "model.hidden_sizes=[16]")
     assert first.code == 0
