@@ -26,6 +26,7 @@ COMMANDS = {  # what answers a command, called with the words behind it; it is i
     "completion": "dlrun.completion:answer",
     "diff": "dlrun.diff:diff_runs",
     "eval": "dlrun.evaluation:evaluate",
+    "export": "dlrun.export.command:export",
 }
 CHECKS = {  # what answers `dlrun check WORD`, and what is said when what was checked does not hold
     "gradients": (
@@ -38,7 +39,7 @@ CHECKS = {  # what answers `dlrun check WORD`, and what is said when what was ch
         "the resumed run is not the run that was left alone; the table says where they differ",
     ),
 }
-OF_SAVED_RUNS = ("eval", "resume")  # their first word is a run
+OF_SAVED_RUNS = ("eval", "export", "resume")  # their first word is a run
 
 
 class Terminated(KeyboardInterrupt):

@@ -96,6 +96,7 @@ def session(config: DeviceConfig, seed: int, ranks: Ranks = ALONE, batches_a_ste
     keep_freed_memory()
     torch.set_num_threads(threads if config.num_threads in (None, "auto") else config.num_threads)
     cudnn.benchmark, cudnn.deterministic = not config.deterministic, config.deterministic
+    fp32 = _fp32_precision(config.tf32)
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be exact
     torch.use_deterministic_algorithms(config.deterministic)
@@ -106,7 +107,25 @@ def session(config: DeviceConfig, seed: int, ranks: Ranks = ALONE, batches_a_ste
     finally:
         torch.set_num_threads(threads)
         cudnn.benchmark, cudnn.deterministic = before[0], before[1]
+        fp32()
         torch.use_deterministic_algorithms(before[2])
+
+
+def _fp32_precision(tf32: bool | None) -> Callable[[], None]:
+    """How CUDA multiplies fp32 numbers, where that is asked for; returns what puts it back."""
+    backends: Any = torch.backends
+    places = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
+    before = [place.fp32_precision for place in places]
+    if tf32 is not None:
+        for place in places:
+            place.fp32_precision = "tf32" if tf32 else "ieee"
+
+    def restore() -> None:
+        for place, value in zip(places, before, strict=True):
+            if place.fp32_precision != value:
+                place.fp32_precision = value
+
+    return restore
 
 
 def cores() -> int:
