@@ -49,7 +49,7 @@ _OF_RUNS = ("eval", "predict", "export", "diff")  # their first words are runs, 
 _OF_SWEEPS = ("resume", "compare")  # or whole sweeps
 _SEVERAL = ("diff", "compare")
 _LISTS = ("clean", "ls")
-_FORMATS = ("onnx", "safetensors", "python")
+_FORMATS = ("onnx", "safetensors")  # of export; its own list would import torch
 
 
 def answer(words: Sequence[str]) -> None:
@@ -89,7 +89,7 @@ def candidates(before: Sequence[str], now: str) -> Iterator[str]:
     else:
         yield from () if before else verbs()
         yield from CHECKS if list(before) == ["check"] else ()
-        yield from (f"format={name}" for name in _FORMATS if verb == "export")
+        yield from values(now, [f"format={name}" for name in _FORMATS if verb == "export"])
         yield from settings(before, now)
 
 

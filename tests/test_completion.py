@@ -17,6 +17,7 @@ import pytest
 from dlrun.cli import COMMANDS
 from dlrun.completion import keys, of_line
 from dlrun.config import CONFIG_DIR
+from dlrun.export.command import FORMATS
 from dlrun.mistakes import dotted
 from dlrun.request import GROUPS, compose
 
@@ -86,6 +87,11 @@ def test_every_command_group_and_key_is_offered(place: Path) -> None:
     composed = [key for key in dotted(compose(["model=gru", "data=names", "scheduler=step"])) if "_target_" not in key]
     leaves = {key for key in composed if not any(other.startswith(f"{key}.") for other in composed)}
     assert leaves - set(keys(["model=gru", "data=names", "scheduler=step"])) == set()
+
+
+def test_the_formats_of_export_are_offered(place: Path) -> None:
+    assert of_line("zsh", f"dlrun export {RUNS[0]} form") == ["format="]
+    assert of_line("bash", f"dlrun export {RUNS[0]} format=") == list(FORMATS)
 
 
 def test_options_of_the_users_own_are_offered(place: Path) -> None:
