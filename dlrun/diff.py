@@ -175,4 +175,6 @@ def _minus(y: Any, x: Any) -> Any:
 
 
 def _cell(value: Any) -> str:
+    if isinstance(value, float) and abs(value) >= 100:
+        return f"{value:,.1f}"
     return "-" if value is None else number(value)

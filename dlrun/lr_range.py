@@ -30,7 +30,7 @@ from dlrun.config import Settings
 from dlrun.console import Console, number, table
 from dlrun.data.batches import Batch
 from dlrun.disk import write_atomically
-from dlrun.errors import RequestError
+from dlrun.errors import RequestError, RunError
 from dlrun.gradient_check import one_run
 from dlrun.parts import prepare
 from dlrun.run_names import folder_name
@@ -55,9 +55,14 @@ class Curve:
     losses: list[float]
 
     @cached_property
+    def first(self) -> list[float]:
+        """The losses of the first steps, which are too small to change them."""
+        return [loss for loss in self.losses[:_FLAT] if math.isfinite(loss)]
+
+    @cached_property
     def level(self) -> float:
-        """The loss at the start, where the steps are too small to change it."""
-        return float(np.median(self.losses[:_FLAT]))
+        """The loss at the start."""
+        return float(np.median(self.first))
 
     @cached_property
     def ceiling(self) -> float:
@@ -75,8 +80,9 @@ class Curve:
 
     @cached_property
     def noise(self) -> float:
-        """What the smoothed loss may differ by for no reason."""
-        return 3 * float(self.smooth[:_FLAT].std()) + 0.01 * abs(self.level)
+        """What the smoothed loss may differ by for no reason: four deviations of such a mean, and a hundredth."""
+        averaged = 2 * math.sqrt(math.pi) * _WIDTH  # as many values as the window comes to
+        return 4 * float(np.std(self.first)) / math.sqrt(averaged) + 0.01 * abs(self.level)
 
     @cached_property
     def lowest(self) -> int:
@@ -93,12 +99,11 @@ class Curve:
 
     @cached_property
     def diverging(self) -> int | None:
-        """The first step from which on the smoothed loss stays above the start's; null where that does not happen."""
-        above = self.smooth > self.level + self.noise
-        if not above[-1] and math.isfinite(self.losses[-1]):
-            return None
-        last_below = np.flatnonzero(~above)
-        return min(int(last_below[-1]) + 1, len(above) - 1) if len(last_below) else 0
+        """The first step behind the lowest where the smoothed loss is above the start's; null where there is none."""
+        above = np.flatnonzero(self.smooth[self.lowest :] > self.level + self.noise)
+        if len(above):
+            return self.lowest + int(above[0])
+        return None if math.isfinite(self.losses[-1]) else len(self.losses) - 1
 
 
 def measured(t: Training, optimizer: Optimizer, groups: Sequence[int]) -> Curve:
@@ -182,6 +187,8 @@ def check_lr(words: Sequence[str]) -> int:
             make = partial(build.optimizer, settings, parts.model, asked.trusted_modules)  # without a schedule
             groups = growing(settings, make())
             curve = measured(parts.training, make(), groups)
+            if not curve.first:
+                raise RunError("the loss is not finite before the first step; try inputs of a size around 1")
             parts.model.load_state_dict(start)
             top = diverging_rate(parts.training, make, groups, curve)
     finally:
@@ -232,7 +239,11 @@ def rows(curve: Curve, configured: Any) -> list[tuple[str, ...]]:
     """Rate, smoothed loss, the loss as a bar, and a remark."""
     rates, smooth, suggested = curve.rates, curve.smooth, suggestion(curve)
     marks: dict[int, list[str]] = {i: [] for i in range(0, len(rates), _ROW_STEPS)}
-    for said, at in (("falls fastest", curve.steepest), ("lowest", curve.lowest), ("diverges", curve.diverging)):
+    for said, at in (
+        ("falls fastest", curve.steepest),
+        (f"lowest (to {_AS_GOOD:.0%})", curve.lowest),
+        ("diverges", curve.diverging),
+    ):
         if at is not None and suggested is not None:
             marks.setdefault(at, []).append(said)
     for said, rate in (("suggested", suggested), ("configured", configured)):

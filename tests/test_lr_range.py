@@ -177,6 +177,13 @@ def test_what_is_refused(dlrun: Callable[..., Any], words: list[str], said: str)
     assert not list(Path().iterdir())
 
 
+def test_a_loss_that_is_not_finite_from_the_start_is_said(dlrun: Callable[..., Any]) -> None:
+    words = ("data=points", "data.x=[1,2,3]", "data.y=[1e30,2e30,3e30]", "model=linear", "optimizer=sgd")
+    done = dlrun("check", "lr", *words)
+    assert (done.code, done.out) == (1, "")
+    assert "the loss is not finite before the first step; try inputs of a size around 1" in done.err
+
+
 def test_a_search_is_refused(dlrun: Callable[..., Any]) -> None:
     done = dlrun("check", "lr", "data=three_points", "model=linear", "model.bias=false", "optimizer=exhaustive")
     assert (done.code, done.out) == (2, "")

@@ -27,7 +27,7 @@ def range_test(
     curve = np.asarray(smooth, dtype=float)
     axes.plot(rates, losses, "-", color="tab:blue", alpha=FAINT, label="loss of a batch")
     axes.plot(rates, curve, "-", color="tab:blue", linewidth=2, label="smoothed")
-    axes.plot(rates[lowest], curve[lowest], "o", color="tab:blue", label=f"lowest, at {rates[lowest]:.2g}")
+    axes.plot(rates[lowest], curve[lowest], "o", color="tab:blue", label=f"about lowest, at {rates[lowest]:.2g}")
     if suggested is not None:
         axes.axvline(suggested, color="tab:green", linestyle="--", label=f"suggested: {suggested:g}")
     if diverging is not None:
