@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import dropwhile
 from pathlib import Path
 from types import FrameType
@@ -23,11 +23,25 @@ if TYPE_CHECKING:
 INTERRUPTED = {"SIGINT": 130, "SIGTERM": 143}
 COMMANDS = {  # what answers a command, called with the words behind it; it is imported when it is asked for
     "check": "dlrun.cli:check",
+    "clean": "dlrun.cleaning:clean",
     "compare": "dlrun.sweep.answer:compare_runs",
+    "completion": "dlrun.completion:answer",
+    "diff": "dlrun.diff:diff_runs",
     "eval": "dlrun.evaluation:evaluate",
     "export": "dlrun.export.command:export",
 }
 OF_OPTIMIZERS = "torch._dynamo"  # what the first of torch's optimizers imports
+CHECKS = {  # what answers `dlrun check WORD`, and what is said when what was checked does not hold
+    "gradients": (
+        "dlrun.gradient_check:check_gradients",
+        "the gradients written by hand do not agree; the table names the layers",
+    ),
+    "lr": ("dlrun.lr_range:check_lr", ""),
+    "resume": (
+        "dlrun.resume_check:check_resume",
+        "the resumed run is not the run that was left alone; the table says where they differ",
+    ),
+}
 OF_SAVED_RUNS = ("eval", "export", "resume")  # their first word is a run
 
 
@@ -148,10 +162,7 @@ def compose(words: list[str]) -> list["Request"]:
     try:
         if words[:1] and words[0] in COMMANDS:
             ranks.refuse(f"dlrun {words[0]}")
-            module, _, name = COMMANDS[words[0]].partition(":")
-            with garbage_left():
-                command = getattr(importlib.import_module(module), name)
-            command(words[1:])
+            answering(COMMANDS[words[0]])(words[1:])
             return []
         if words[:1] == ["resume"]:
             from dlrun import saved
@@ -166,29 +177,26 @@ def compose(words: list[str]) -> list["Request"]:
     except (HydraException, OmegaConfBaseException, request.UnknownKey) as error:
         if words[:1] and words[0] in OF_SAVED_RUNS:  # a saved config, and what is to be changed of it
             raise RequestError(mistakes.sentence(error, words[2:])) from error
-        asked = list(dropwhile(lambda word: word in ("check", "gradients", "resume"), words))
+        asked = list(dropwhile(lambda word: word in ("check", *CHECKS), words))
         raise mistakes.request_error(error, asked) from error
     except OSError as error:
         raise RequestError(f"cannot make the run's folder: {error.strerror} ({error.filename})") from error
 
 
 def check(words: list[str]) -> None:
-    """`dlrun check [gradients|resume] ...`; RunError when what was checked does not hold."""
-    if words[:1] == ["resume"]:
-        from dlrun import resume_check
+    """`dlrun check [gradients|lr|resume] ...`; RunError when what was checked does not hold."""
+    special = words[:1] if words[:1] and words[0] in CHECKS else []
+    place, fault = CHECKS[special[0]] if special else ("dlrun.check:check", "")
+    if answering(place)(words[len(special) :]):
+        raise RunError(fault)
 
-        if resume_check.check_resume(words[1:]):
-            raise RunError("the resumed run is not the run that was left alone; the table says where they differ")
-        return
-    if words[:1] != ["gradients"]:
-        from dlrun import check as before_training
 
-        before_training.check(words)
-        return
-    from dlrun import gradient_check
-
-    if gradient_check.check_gradients(words[1:]):
-        raise RunError("the gradients written by hand do not agree; the table names the layers")
+def answering(place: str) -> Callable[[list[str]], Any]:
+    """The function that "module:name" is."""
+    module, _, name = place.partition(":")
+    with garbage_left():
+        function: Callable[[list[str]], Any] = getattr(importlib.import_module(module), name)
+    return function
 
 
 def complain(error: DlrunError | SystemExit, verbose: bool) -> int:
@@ -204,7 +212,12 @@ def complain(error: DlrunError | SystemExit, verbose: bool) -> int:
 
 
 def list_choices(words: list[str]) -> None:
-    """`dlrun ls [GROUP]`: a line each."""
+    """`dlrun ls [GROUP|runs]`: a line each."""
+    if words[:1] == ["runs"]:
+        from dlrun import run_list
+
+        run_list.list_runs(words[1:])
+        return
     for group in words or listing.groups(config.CONFIG_DIR):
         if not words:
             print(group)

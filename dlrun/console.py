@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console as RichConsole
@@ -18,7 +18,9 @@ from rich.table import Table
 from rich.text import Text
 
 from dlrun.disk import GrowingFile, Unsaved
-from dlrun.training import Training
+
+if TYPE_CHECKING:
+    from dlrun.training import Training
 
 _LOG_WIDTH = 100
 _MOST_LINES = 50  # for the epochs of a run: a thousand would hide the tables before and after them
@@ -68,7 +70,7 @@ class Console:
         self.log.file.flush()
 
     @contextmanager
-    def following(self, training: Training) -> Iterator[None]:
+    def following(self, training: "Training") -> Iterator[None]:
         """Follow a training run; on a terminal by a bar that looks at its counters four times a second.
 
         The bar asks, the loop does not tell: a step costs nothing for it.

@@ -32,6 +32,7 @@ from dlrun import (
 from dlrun.console import Console
 from dlrun.disk import forget_halves
 from dlrun.errors import DlrunError, RequestError, RunError
+from dlrun.fingerprints import Fingerprints
 from dlrun.parts import Parts, prepare, session
 from dlrun.plots import evolution
 from dlrun.problems import Problems
@@ -224,7 +225,10 @@ def start(parts: Parts, folder: Path, tracker: FileTracker, earlier: dict[str, A
         tracker.each_epoch.append(evolution.Evolution(parts, folder, every_epochs or 1))
     if parts.settings.rest.tracking.weight_histograms:
         tracker.each_epoch.append(lambda t, row: t.log_histograms(parts.model, int(row["step"])))
+    noted = Fingerprints(parts.model, folder, parts.unsaved)
+    tracker.each_epoch.insert(0, noted)  # before pictures, which may fail
     if earlier is None:
+        noted.note(epoch=0, step=0)
         tracker.log_text("config", report.config_as_markdown(parts.settings.plain))
     else:
         runtime.set_rng_state(earlier["rng"])

@@ -20,11 +20,16 @@ dlrun: train a choice of data × model × optimizer × device, and record it
   dlrun eval RUN_OR_CHECKPOINT               metrics on the test split
   dlrun export RUN_OR_CHECKPOINT             as ONNX, or format=safetensors
   dlrun compare DIR ...                      table and pictures of finished runs
+  dlrun diff RUN RUN                         what differs, and where they part
   dlrun check [key=value ...]                all that is wrong, without training
   dlrun check resume [key=value ...]         kill it, resume it, compare
+  dlrun check lr [key=value ...]             a learning rate to begin with
   dlrun check gradients model=scratch_mlp    hand-written gradients
   dlrun ls [GROUP]                           what can be chosen
+  dlrun ls runs [status=failed ...]          what was run, newest first
+  dlrun clean [--yes]                        remove failed and empty runs
   tensorboard --logdir outputs               look at the runs
+  eval "$(dlrun completion bash)"            the Tab key, or zsh, from now on
 
   --cfg job          show the composed config
   --config-dir DIR   add options of your own, in DIR/<group>/<option>.yaml

@@ -15,7 +15,7 @@ from dlrun.errors import RequestError, chain, did_you_mean, distance, listed, ne
 from dlrun.problems import Problems
 from dlrun.validation import field_at, wrong_type
 
-VERBS = ("resume", "eval", "compare", "ls", "check")
+VERBS = ("resume", "eval", "compare", "export", "clean", "completion", "diff", "ls", "check")
 
 # What Hydra says, and what a user can do about it.
 _SAID = (

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from dlrun import build, expectations, memory, preflight, probes, results, runtime, saved, sharing
+from dlrun import build, expectations, memory, preflight, probes, results, runtime, sharing, transfer
 from dlrun.average import Average
 from dlrun.config import DeviceConfig, ModelKeys, OptimizerKeys, Settings
 from dlrun.data import download
@@ -124,7 +124,7 @@ def _asked_of(settings: Settings, splits: Splits, model: nn.Module, found: Probl
     if rest.tracking.evolution_every_epochs:
         found.attempt(evolution.kind_of, splits.spec)
     if rest.init_from:
-        notes += found.attempt(saved.take_weights, model, Path(rest.init_from)) or []
+        notes += found.attempt(transfer.take_weights, model, Path(rest.init_from)) or []
     if rest.checkpoint.format == "full":
         notes += found.attempt(preflight.check_export, model) or []
     return notes

@@ -37,7 +37,7 @@ def opening(console: Console, parts: "Parts", folder: Path | None, overrides: Se
             [
                 *job,
                 ("data", f"{settings.data.choice}: {_row_counts(parts.splits)}, {where}; {_described(spec)}"),
-                ("model", f"{settings.model.choice}: {number(_parameters(parts))} parameters"),
+                ("model", f"{settings.model.choice}: {number(_parameters(parts))} parameters{_trained(parts)}"),
                 ("optimizer", f"{settings.optimizer.choice}: {_learning_rates(parts)}{_schedule(parts)}"),
                 (
                     "device",
@@ -112,6 +112,12 @@ def _threads() -> str:
 
 def _parameters(parts: "Parts") -> int:
     return sum(p.numel() for p in parts.model.parameters())
+
+
+def _trained(parts: "Parts") -> str:
+    """How many of them learn, where some are frozen."""
+    count = sum(p.numel() for p in parts.model.parameters() if p.requires_grad)
+    return "" if count == _parameters(parts) else f", of which {number(count)} are trained"
 
 
 def _learning_rates(parts: "Parts") -> str:

@@ -12,7 +12,8 @@ from dlrun import diagnose as diagnosis
 from dlrun.data.spec import Splits
 from dlrun.expectations import Value
 from dlrun.task import Task
-from dlrun.tracking import FileTracker, flatten
+from dlrun.tracking import FileTracker
+from dlrun.yaml_text import flatten
 
 if TYPE_CHECKING:
     from dlrun.parts import Parts

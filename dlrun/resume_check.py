@@ -1,7 +1,6 @@
 """`dlrun check resume`: a run that is killed and resumed, against the same run left alone, on the user's own choice."""
 
 import json
-import logging
 import math
 import random
 import re
@@ -11,16 +10,17 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from dlrun import checkpoint, config, targets
 from dlrun.console import Console, table
 from dlrun.errors import RequestError, RunError
+from dlrun.events import scalars
 from dlrun.gradient_check import one_run
 from dlrun.parts import prepare
 from dlrun.request import Request
+from dlrun.run_folder import FINGERPRINTS
 from dlrun.runtime import session
 
 KILLS = 3
@@ -159,21 +159,11 @@ def compared(whole: Path, found: Path) -> dict[str, bool]:
     return {
         "weights (sha256)": one["weights_sha256"] == two["weights_sha256"],
         "metrics.jsonl (bytes)": (whole / "metrics.jsonl").read_bytes() == (found / "metrics.jsonl").read_bytes(),
+        f"{FINGERPRINTS} (bytes)": (whole / FINGERPRINTS).read_bytes() == (found / FINGERPRINTS).read_bytes(),
         "TensorBoard scalars (without time/)": scalars(whole) == scalars(found),
         "best checkpoint (weights)": _same_weights(_best(whole), _best(found)),
         "result.json (without timings)": one == two,
     }
-
-
-def scalars(folder: Path) -> dict[str, list[tuple[int, str]]]:
-    """TensorBoard's scalars but for timings: (step, value) by tag, the value as text, where NaN equals NaN."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns of what a killed run is resumed over
-    events: Any = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    events.Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("time/")]
-    return {tag: [(event.step, repr(event.value)) for event in events.Scalars(tag)] for tag in tags}
 
 
 def _best(folder: Path) -> dict[str, torch.Tensor]:

@@ -1,5 +1,6 @@
 """The run folder: where everything that a run leaves behind lies."""
 
+import contextlib
 import functools
 import itertools
 import json
@@ -10,17 +11,20 @@ import subprocess
 import uuid
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from omegaconf import OmegaConf
 
 from dlrun.disk import write_atomically
 from dlrun.errors import RequestError
 from dlrun.request import Request
 from dlrun.run_names import folder_name
-from dlrun.runtime import Runtime, describe_versions
 from dlrun.yaml_text import as_yaml
+
+if TYPE_CHECKING:
+    from dlrun.runtime import Runtime
+
+FINGERPRINTS = "fingerprints.jsonl"
 
 
 def create(outputs: Path, name: str) -> Path:
@@ -61,12 +65,12 @@ def forget(folder: Path) -> None:
     """Remove what a run has left in its folder, so that it can be made again; nothing else that may lie there."""
     for name in (".hydra", "checkpoints", "figures"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    own = ("environment.json", "run.log", "metrics.jsonl", "result.json")
+    own = ("environment.json", "run.log", "metrics.jsonl", FINGERPRINTS, "result.json")
     for file in [*(folder / name for name in own), *folder.glob("events.out.tfevents.*")]:
         file.unlink(missing_ok=True)
 
 
-def describe(folder: Path, request: Request, runtime: Runtime) -> None:
+def describe(folder: Path, request: Request, runtime: "Runtime") -> None:
     """Write .hydra/ and environment.json: what was asked for, where it ran, and a run_id that checkpoints repeat.
 
     RequestError when the disk does not take even these.
@@ -83,11 +87,16 @@ def describe(folder: Path, request: Request, runtime: Runtime) -> None:
         raise RequestError(f"cannot write to {folder} ({error.strerror}); type paths.outputs=<folder>") from error
 
 
-def environment(request: Request, runtime: Runtime) -> dict[str, Any]:
-    """Versions, git commit, device, threads and the command line."""
+def environment(request: Request, runtime: "Runtime") -> dict[str, Any]:
+    """Choices, versions, git commit, device, threads and the command line."""
+    import torch  # here, as runs are listed without it
+
+    from dlrun.runtime import describe_versions
+
     return {
         "command": shlex.join(["dlrun", *request.words]),
         "working_directory": str(Path.cwd()),
+        "choices": request.choices,
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "git_commit": _git(Path.cwd(), "rev-parse", "HEAD"),
         "git_dirty": bool(_git(Path.cwd(), "status", "--porcelain", "--untracked-files=no")),
@@ -131,3 +140,12 @@ def read_json(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise RequestError(f"{path} cannot be read: {error}") from error
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a .jsonl file up to one that a crash cut short; none where there is no such file."""
+    rows: list[dict[str, Any]] = []
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        for line in path.read_text().splitlines():
+            rows.append(dict(json.loads(line)))
+    return rows

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from torch import nn
 
 from dlrun import checkpoint, config, lock, run_folder, runtime
 from dlrun.errors import CheckpointError, RequestError
 from dlrun.optim.schedule import OF_THE_WHOLE
 from dlrun.request import Request, from_saved
-from dlrun.tracking import flatten
-from dlrun.yaml_text import read_yaml
+from dlrun.yaml_text import flatten, read_yaml
 
 MAY_CHANGE = (
     "trainer.epochs", "trainer.max_steps", "trainer.early_stopping.patience", "trainer.log_every_steps",
@@ -230,18 +228,6 @@ def what_differs(state: dict[str, Any], now: dict[str, Any]) -> list[str]:
         if key in state and state[key] != now[key]:
             said.append(f"until now {name} {state[key]}, from here on {now[key]}: results may differ in the last bits")
     return said
-
-
-def take_weights(model: nn.Module, place: Path) -> list[str]:
-    """Copy the weights of a run or checkpoint that fit by name and shape; returns what was taken and what not."""
-    theirs = checkpoint.load(checkpoint_file(str(place)))["model"]
-    ours = model.state_dict()
-    fitting = {k: v for k, v in theirs.items() if k in ours and v.shape == ours[k].shape}
-    if not fitting:
-        raise RequestError(f"init_from={place}: none of its weights fit this model, which has {', '.join(ours)}")
-    model.load_state_dict(fitting, strict=False)
-    left = [k for k in ours if k not in fitting]
-    return [f"{len(fitting)} of {len(ours)} tensors taken from {place}" + (f"; not {', '.join(left)}" if left else "")]
 
 
 def load_run_config(path: Path) -> tuple[dict[str, Any], dict[str, str]]:

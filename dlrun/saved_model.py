@@ -14,6 +14,7 @@ from dlrun.config import Settings
 from dlrun.data.batches import Batches
 from dlrun.data.spec import DataSpec, Splits
 from dlrun.errors import MisfitError, RequestError
+from dlrun.models.pretrained import weights_follow
 from dlrun.request import Request, from_saved
 from dlrun.runtime import Runtime
 from dlrun.task import Task
@@ -62,7 +63,8 @@ class SavedModel:
         """The model with its saved weights, on the device; no data are needed but for a full model."""
         if self.full is not None:
             return self.full.to(self.process.device)
-        model = build.model(self.settings, self.spec, self.process, self.request.trusted_modules)
+        with weights_follow():
+            model = build.model(self.settings, self.spec, self.process, self.request.trusted_modules)
         load_weights(model, self.state["model"], self.path)
         return model
 

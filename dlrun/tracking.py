@@ -22,6 +22,8 @@ from torch.utils.tensorboard.summary import hparams
 
 from dlrun.disk import GrowingFile, Unsaved, write_atomically
 from dlrun.outputs import evaluating
+from dlrun.run_folder import FINGERPRINTS, json_lines
+from dlrun.yaml_text import flatten
 
 _END = ".end"
 _count = itertools.count()
@@ -182,24 +184,16 @@ def tracked(folder: Path, purge_step: int | None = None, unsaved: Unsaved | None
 
 
 def cut_back(folder: Path, epoch: int) -> None:
-    """Drop the rows of metrics.jsonl past `epoch`, and the events of the run's end: both are written again.
+    """Drop the rows of metrics and fingerprints past `epoch`, and the events of the run's end: they come again.
 
     By epochs, not steps: a run that max_steps ended in mid-epoch has a row of what there was of that epoch.
     """
     for events in folder.glob(f"events.out.tfevents.*{_END}"):
         events.unlink()
-    path = folder / "metrics.jsonl"
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break  # a line that a crash cut short
-        if row["epoch"] <= epoch:
-            kept.append(line + "\n")
-    write_atomically(path, "".join(kept).encode())
+    for path in (folder / "metrics.jsonl", folder / FINGERPRINTS):
+        if path.exists():
+            kept = [json.dumps(row) + "\n" for row in json_lines(path) if row["epoch"] <= epoch]
+            write_atomically(path, "".join(kept).encode())
 
 
 def read_rows(folder: Path) -> list[dict[str, float]]:
@@ -207,17 +201,6 @@ def read_rows(folder: Path) -> list[dict[str, float]]:
     path = folder / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return [{k: math.nan if v is None else v for k, v in json.loads(line).items()} for line in lines]
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def _json_value(value: float) -> float | None:

@@ -122,6 +122,7 @@ def test_every_difference_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     one, two = tmp_path / "one", tmp_path / "two"
     (one / "checkpoints").mkdir(parents=True)
     (one / "metrics.jsonl").write_text('{"epoch": 1}\n')
+    (one / "fingerprints.jsonl").write_text("a")
     (one / "result.json").write_text(json.dumps({"weights_sha256": "a", "steps": 3, "train_seconds": 1.0}))
     checkpoint.save(one / "checkpoints/best.pt", {"format_version": 1, "model": {"w": torch.ones(2)}})
     shutil.copytree(one, two)
@@ -130,9 +131,10 @@ def test_every_difference_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert set(compared(one, two).values()) == {True}
     (two / "events").touch()
     (two / "metrics.jsonl").write_text('{"epoch": 1} \n')
+    (two / "fingerprints.jsonl").write_text("b")
     checkpoint.save(two / "checkpoints/best.pt", {"format_version": 1, "model": {"w": torch.tensor([1.0, 1.0000001])}})
     (two / "result.json").write_text(json.dumps({"weights_sha256": "b", "steps": 3, "train_seconds": 2.0}))
-    assert list(compared(one, two).values()) == [False] * 5
+    assert list(compared(one, two).values()) == [False] * 6
 
 
 @pytest.mark.slow
@@ -141,7 +143,7 @@ def test_a_run_is_the_same_run(place: Path, capfd: pytest.CaptureFixture[str]) -
     out = capfd.readouterr().out
     assert "3 kills" in out
     assert "seed of the moments: 1" in out
-    assert out.count(" equal") == 5
+    assert out.count(" equal") == 6
     assert "the same run, to the last bit" in out
     assert list(place.glob("dlrun*")) == list(Path.cwd().iterdir()) == []
 
@@ -151,6 +153,6 @@ def test_a_run_that_is_another_one_is_seen(place: Path, capfd: pytest.CaptureFix
     Path("forgetful.py").write_text(FORGETFUL)
     assert check_resume([*SMALL, "model._target_=forgetful.Net"], seed=1) == 1
     out = capfd.readouterr().out
-    assert out.count("DIFFERENT") == 5
+    assert out.count("DIFFERENT") == 6
     assert "a resumed run is not the same run" in out
     assert list(place.glob("dlrun*")) == []

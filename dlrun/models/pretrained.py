@@ -1,42 +1,82 @@
 """Any classification net of torchvision, fitted to the data's channels and outputs."""
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from dlrun.data.spec import DataSpec
-from dlrun.errors import MisfitError, RequestError
+from dlrun.errors import MisfitError, RequestError, listed
 from dlrun.models.settings import first_line, unknown
+from dlrun.models.weights_file import put_weights
 
 _SMALL = 64  # pixels a side, below which an untrained vgg gets a head of one linear layer, as is usual for CIFAR
 SIDES = (32, 64, 75, 96, 128, 224, 299)  # pixels; what is tried when an image does not fit
+_follow: ContextVar[bool] = ContextVar("weights_follow", default=False)
+
+
+@contextlib.contextmanager
+def weights_follow() -> Iterator[None]:
+    """Inside it nets are built without reading trained weights: a checkpoint's are put into them next."""
+    token = _follow.set(True)
+    try:
+        yield
+    finally:
+        _follow.reset(token)
 
 
 class Torchvision(nn.Module):
     """A net of torchvision.models by name: (B, C, H, W) -> (B, output_size).
 
-    weights: null for random ones, or a name such as DEFAULT or IMAGENET1K_V1: trained weights, downloaded
-    once; the last layer is then new. An untrained vgg has one linear layer for images below 64 pixels. With
-    other than 3 channels the first convolution is replaced; of trained ones it keeps the mean filter, scaled
-    so that its output keeps its size. Auxiliary heads are off.
-    Raises RequestError for unknown names and failing downloads, MisfitError for images that do not fit.
+    weights: null for random ones; a name such as DEFAULT or IMAGENET1K_V1: trained weights, downloaded once; or a
+    file of such weights, as torch.save(net.state_dict()) writes it. The last layer is then new. An untrained vgg has
+    one linear layer for images below 64 pixels. With other than 3 channels the first convolution is replaced; of
+    trained ones it keeps the mean filter, scaled so that its output keeps its size. Auxiliary heads are off.
+    freeze: "backbone" trains the last layer alone: all else keeps its weights, and in training too it works as in
+    evaluation (the statistics of batch norm stay, nothing is dropped out).
+    Raises RequestError for unknown names, failing downloads and files of other nets, MisfitError for images that do
+    not fit.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("image",)
     tasks: ClassVar[tuple[str, ...]] = ("regression", "binary", "multiclass")
 
-    def __init__(self, spec: DataSpec, name: str = "resnet18", weights: str | None = None) -> None:
+    def __init__(
+        self, spec: DataSpec, name: str = "resnet18", weights: str | None = None, freeze: str | None = None
+    ) -> None:
         super().__init__()
         _check_name(name)
-        trained = _weights(name, weights)
+        if freeze not in (None, "backbone"):
+            raise unknown("model.freeze", freeze, ["backbone", "null"])
+        trained, file = _weights(name, weights)
         _check_image(spec, name, trained)
         if trained is None:
             net = _untrained(name, spec.input_shape[1:], spec.output_size)
         else:
-            net = _trained(name, trained, spec.output_size)
+            net = _architecture(name, trained) if file or _follow.get() else _trained(name, trained)
+            if file and not _follow.get():
+                put_weights(net, file, f"model.name={name}", _last_layer(net))
+            _replace_last_layer(net, spec.output_size)
         _replace_first_conv(net, spec.input_shape[0], trained is not None)
-        self.net = net
+        self.net, self.head = net, _last_layer(net)
+        self.is_frozen = freeze is not None
+        if self.is_frozen:
+            net.requires_grad_(False)
+            net.get_submodule(self.head).requires_grad_(True)
+        if self.is_frozen and trained is None:
+            self.note = "model.freeze=backbone: what is frozen has random weights, unless init_from=<run> brings others"
+
+    def train(self, mode: bool = True) -> "Torchvision":
+        """See nn.Module; what is frozen stays in evaluation mode."""
+        super().train(mode)
+        if self.is_frozen:
+            self.net.eval()
+            self.net.get_submodule(self.head).train(mode)
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, output_size)."""
@@ -64,14 +104,19 @@ def _check_name(name: str) -> None:
         raise unknown("model.name", name, names)
 
 
-def _weights(name: str, weights: str | None) -> Any:
-    """The member of torchvision's weights enum that is meant, or None."""
+def _weights(name: str, weights: str | None) -> tuple[Any, Path | None]:
+    """The member of torchvision's weights enum that is meant, or None; for a file the default one, and the file."""
     if weights is None:
-        return None
+        return None, None
     known = _models().get_model_weights(name).__members__
-    if weights not in known:
-        raise unknown("model.weights", weights, [*known, "null"])
-    return known[weights]
+    if weights in known:
+        return known[weights], None
+    file = Path(weights).expanduser()
+    if file.is_file() or (_follow.get() and file.suffix):
+        return known["DEFAULT"], file
+    if file.suffix or len(file.parts) > 1:
+        raise RequestError(f"model.weights={weights}: there is no such file; type its path, or one of {listed(known)}")
+    raise unknown("model.weights", weights, [*known, "null", "<file>"])
 
 
 def _untrained(name: str, size: tuple[int, ...], outputs: int) -> nn.Module:
@@ -83,12 +128,7 @@ def _untrained(name: str, size: tuple[int, ...], outputs: int) -> nn.Module:
         settings["input_size"] = size
     elif name in ("googlenet", "inception_v3"):
         settings |= {"aux_logits": False, "init_weights": True}
-    net: nn.Module
-    if name.startswith("regnet_"):  # computes its widths with tensors, which the meta device cannot
-        with torch.device("cpu"):
-            net = _models().get_model(name, **settings)
-        return net.to(torch.get_default_device())
-    net = _models().get_model(name, **settings)
+    net = _made(name, settings)
     if name.startswith("vgg") and min(size) >= 32 and max(size) < _SMALL:
         # The usual head is made for 7×7 features: it would repeat a single one 49 times, with 120 million weights.
         net.avgpool = nn.Identity()
@@ -96,8 +136,29 @@ def _untrained(name: str, size: tuple[int, ...], outputs: int) -> nn.Module:
     return net
 
 
-def _trained(name: str, weights: Any, outputs: int) -> nn.Module:
-    """The net with trained weights and a new last layer of `outputs`."""
+def _architecture(name: str, weights: Any) -> nn.Module:
+    """The net as `_trained` builds it, with random weights."""
+    settings: dict[str, Any] = {}
+    if name in ("googlenet", "inception_v3"):
+        settings = {"aux_logits": False, "init_weights": False, "transform_input": True}
+    elif name.startswith("vit_"):
+        settings = {"image_size": weights.meta["min_size"][0]}
+    return _made(name, settings)
+
+
+def _made(name: str, settings: dict[str, Any]) -> nn.Module:
+    """The net as torchvision makes it, on the current default device."""
+    net: nn.Module
+    if name.startswith("regnet_"):  # computes its widths with tensors, which the meta device cannot
+        with torch.device("cpu"):
+            net = _models().get_model(name, **settings)
+        return net.to(torch.get_default_device())
+    net = _models().get_model(name, **settings)
+    return net
+
+
+def _trained(name: str, weights: Any) -> nn.Module:
+    """The net with trained weights, as they were published."""
     try:
         # Reads the file for its tensors alone; torchvision below reads it again without that safeguard.
         weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
@@ -105,11 +166,10 @@ def _trained(name: str, weights: Any, outputs: int) -> nn.Module:
     except Exception as error:  # no network, no space, a damaged file, a file that is more than tensors
         raise RequestError(
             f"model.weights={weights.name} of {name} cannot be loaded ({first_line(error)}): type model.weights=null, "
-            f"or put {weights.url} into {torch.hub.get_dir()}/checkpoints."
+            f"or put {weights.url} into {torch.hub.get_dir()}/checkpoints, or anywhere and type model.weights=<file>."
         ) from error
     if name == "inception_v3":
         net.aux_logits, net.AuxLogits = False, None  # type: ignore[assignment]
-    _replace_last_layer(net, outputs)
     return net
 
 
@@ -130,10 +190,10 @@ def _check_image(spec: DataSpec, name: str, weights: Any) -> None:
 
 def _refusal(name: str, weights: Any, height: int, width: int) -> str | None:
     """What torch says against one black image of this size, or None when it goes through."""
-    built_for = (height, width) if weights is None else tuple(weights.meta["min_size"])
     try:
         with torch.device("meta"), torch.no_grad():
-            _untrained(name, built_for, outputs=1).eval()(torch.zeros(1, 3, height, width))
+            net = _untrained(name, (height, width), 1) if weights is None else _architecture(name, weights)
+            net.eval()(torch.zeros(1, 3, height, width))
     except (AssertionError, RuntimeError, ValueError) as error:
         return first_line(error)
     return None
@@ -162,11 +222,20 @@ def _replace_first_conv(net: nn.Module, channels: int, trained: bool) -> None:
     _put(net, path, new)
 
 
-def _replace_last_layer(net: nn.Module, outputs: int) -> None:
-    """Give the net a new last linear layer (SqueezeNet: convolution) of `outputs`."""
-    layers = [(path, m) for path, m in net.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+def _last_layer(net: nn.Module) -> str:
+    """The path of the last linear layer (SqueezeNet: convolution)."""
+    layers: list[tuple[str, nn.Module]] = [
+        (path, m) for path, m in net.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)
+    ]
     linear = [(path, m) for path, m in layers if isinstance(m, nn.Linear)]
-    path, old = (linear or layers)[-1]
+    path, _ = (linear or layers)[-1]
+    return path
+
+
+def _replace_last_layer(net: nn.Module, outputs: int) -> None:
+    """Give the net a new last layer of `outputs`."""
+    path = _last_layer(net)
+    old: Any = net.get_submodule(path)
     if isinstance(old, nn.Linear):
         _put(net, path, nn.Linear(old.in_features, outputs))
     else:

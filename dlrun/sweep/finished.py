@@ -10,7 +10,7 @@ from typing import Any
 
 from dlrun import config, run_folder, tracking
 from dlrun.errors import RequestError
-from dlrun.yaml_text import read_yaml
+from dlrun.yaml_text import flatten, read_yaml
 
 _WHOLE = {"status": str, "metrics": dict, "baseline": dict, "best": dict, "config_hash": str}
 
@@ -39,7 +39,7 @@ class Finished:
     def identity(self) -> dict[str, Any]:
         """The config with dotted keys, without what is no part of the experiment (see config.config_hash)."""
         kept = {k: v for k, v in self.config.items() if k not in config.NOT_IDENTITY}
-        flat = tracking.flatten(kept)
+        flat = flatten(kept)
         return {k: v for k, v in flat.items() if k not in ("data.root", "trainer.log_every_steps", "trainer.profile")}
 
     @property

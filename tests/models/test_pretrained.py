@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dlrun.data.spec import DataSpec
 from dlrun.errors import MisfitError, RequestError
-from dlrun.models.pretrained import Torchvision
+from dlrun.models.pretrained import Torchvision, weights_follow
 
 pytestmark = pytest.mark.slow
 
@@ -198,6 +198,12 @@ def test_trained_nets_of_other_makes(name: str, side: int, published: Any, image
     assert net(torch.randn(2, 1, side, side)).shape == (2, 7)
 
 
+@pytest.mark.parametrize("side", [32, 64, 96])
+def test_a_trained_vgg_takes_images_of_any_size(side: int, published: Any, image_spec: Make) -> None:
+    published(models.vgg11())
+    assert Torchvision(image_spec(3, side, side), "vgg11", "DEFAULT")(torch.randn(2, 3, side, side)).shape == (2, 10)
+
+
 def test_trained_vit_keeps_its_image_size(published: Any, image_spec: Make) -> None:
     calls = published(nn.Identity())
     with pytest.raises(MisfitError, match=r"model\.name=vit_b_16 .* 32x32 pixels: type data\.image_size=384\."):
@@ -236,6 +242,125 @@ def test_file_that_runs_code_is_not_read(tmp_path: Path, monkeypatch: pytest.Mon
     ):
         Torchvision(image_spec(), "resnet18", "DEFAULT")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Callable[..., str]:
+    """`saved(net)`: a file of a net's weights."""
+
+    def save(held: Any, name: str = "net.pth") -> str:
+        torch.save(held.state_dict() if isinstance(held, nn.Module) else held, tmp_path / name)
+        return str(tmp_path / name)
+
+    return save
+
+
+@pytest.mark.parametrize(
+    ("name", "side"), [("resnet18", 32), ("densenet121", 32), ("googlenet", 32), ("vgg11", 32), ("mobilenet_v2", 32)]
+)
+def test_a_file_of_weights_gives_the_net_that_their_name_gives(
+    name: str, side: int, published: Any, saved: Any, image_spec: Make
+) -> None:
+    source = models.get_model(name, **({"init_weights": True} if name == "googlenet" else {}))
+    published(source)
+    by_name = Torchvision(image_spec(1, side, side, outputs=7), name, "DEFAULT")
+    by_file = Torchvision(image_spec(1, side, side, outputs=7), name, saved(source))
+    head = tuple(f"net.{by_name.head}.{end}" for end in ("weight", "bias"))
+    one, two = by_name.state_dict(), by_file.state_dict()
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[key], two[key]) for key in one if key not in head)
+    by_file.load_state_dict({**two, **{key: one[key] for key in head}})
+    x = torch.randn(2, 1, side, side)
+    assert torch.equal(by_name.eval()(x), by_file.eval()(x))
+
+
+def test_files_of_other_makes(saved: Any, image_spec: Make) -> None:
+    trained = models.resnet18(num_classes=3).state_dict()
+    for held in (
+        {f"module.{key}": value for key, value in trained.items()},
+        {"state_dict": trained, "epoch": 3},
+        {key: value for key, value in trained.items() if "batches_tracked" not in key},
+    ):
+        net = Torchvision(image_spec(3, 32, 32), "resnet18", saved(held))
+        assert torch.equal(net.state_dict()["net.layer4.1.conv2.weight"], trained["layer4.1.conv2.weight"])
+    old = {
+        key.replace("norm1", "norm.1")
+        .replace("conv1", "conv.1")
+        .replace("norm2", "norm.2")
+        .replace("conv2", "conv.2"): v
+        for key, v in models.densenet121().state_dict().items()
+    }
+    assert Torchvision(image_spec(3, 32, 32), "densenet121", saved(old))
+
+
+def test_a_file_that_is_not_of_the_net_is_refused(saved: Any, tmp_path: Path, image_spec: Make) -> None:
+    resnet = models.resnet18().state_dict()
+    lacking = {key: value for key, value in resnet.items() if not key.startswith("layer3.0")}
+    (tmp_path / "junk.pth").write_bytes(b"junk")
+    for weights, said in (
+        (saved(models.resnet34(), "34.pth"), r"34.pth is not of model.name=resnet18: it holds layer1.2.conv1.weight, "),
+        (saved(lacking, "lacking.pth"), "lacking.pth is not of model.name=resnet18: it lacks layer3.0.conv1.weight, "),
+        (saved({**resnet, "conv1.weight": torch.zeros(64, 1, 7, 7)}, "other.pth"), "size mismatch for conv1.weight"),
+        (saved({"format_version": 1, "model": resnet}, "run.pt"), r"run.pt is a checkpoint of dlrun; type init_from="),
+        (saved([1, 2], "list.pth"), "holds no weights by name"),
+        (saved({"a": 1}, "numbers.pth"), "holds no weights by name"),
+        (str(tmp_path / "junk.pth"), r"junk.pth cannot be loaded \("),
+        (str(tmp_path / "nowhere.pth"), r"nowhere.pth: there is no such file; type its path, or one of IMAGENET1K_V1"),
+        ("IMAGENET", r"model.weights=IMAGENET is unknown \(did you mean IMAGENET1K_V1\?\).*<file>"),
+    ):
+        with pytest.raises(RequestError, match=said):
+            Torchvision(image_spec(3, 32, 32), "resnet18", weights)
+
+
+def test_a_frozen_backbone_stays_as_it_is_while_the_head_learns(saved: Any, image_spec: Make) -> None:
+    net = Torchvision(image_spec(1, 32, 32, outputs=5), "resnet18", saved(models.resnet18()), freeze="backbone")
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    learning = [p for p in net.parameters() if p.requires_grad]
+    assert [tuple(p.shape) for p in learning] == [(5, 512), (5,)]
+    optimizer = torch.optim.SGD(learning, lr=0.1)
+    x = 3 + torch.randn(8, 1, 32, 32)
+    for _ in range(2):
+        loss = nn.functional.cross_entropy(net.train()(x), torch.arange(8) % 5)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    changed = {key for key, value in net.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == {"net.fc.weight", "net.fc.bias"}  # no statistic of batch norm either
+    assert net.training
+    assert torch.equal(net.train()(x), net.eval()(x))
+
+
+def test_nothing_frozen_is_dropped_out_and_the_head_is(saved: Any, image_spec: Make) -> None:
+    net = Torchvision(image_spec(3, 64, 64), "vgg11", saved(models.vgg11()), freeze="backbone").train()
+    dropouts = [m for m in net.modules() if isinstance(m, nn.Dropout)]
+    assert dropouts
+    assert not any(m.training for m in dropouts)
+    assert net.net.get_submodule(net.head).training
+    assert not any(m.training for m in net.eval().modules())
+    assert Torchvision(image_spec(3, 64, 64), "vgg11").train().net.training  # without freeze as ever
+
+
+def test_freeze_takes_one_word_and_random_weights_are_remarked_on(image_spec: Make) -> None:
+    with pytest.raises(RequestError, match=r"model.freeze=backbne is unknown \(did you mean backbone\?\)"):
+        Torchvision(image_spec(3, 32, 32), freeze="backbne")
+    assert "random weights" in Torchvision(image_spec(3, 32, 32), freeze="backbone").note
+    assert not hasattr(Torchvision(image_spec(3, 32, 32)), "note")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg11", "googlenet"])
+def test_weights_that_a_checkpoint_brings_are_not_read(name: str, published: Any, saved: Any, image_spec: Make) -> None:
+    source = models.get_model(name, **({"init_weights": True} if name == "googlenet" else {}))
+    calls = published(source)
+    trained = Torchvision(image_spec(1, 32, 32), name, "DEFAULT")
+    assert calls
+    calls.clear()
+    for weights in ("DEFAULT", "gone.pth"):
+        with weights_follow():
+            again = Torchvision(image_spec(1, 32, 32), name, weights)
+        again.load_state_dict(trained.state_dict())
+        x = torch.randn(2, 1, 32, 32)
+        assert torch.equal(again.eval()(x), trained.eval()(x))
+    assert not calls
 
 
 def test_broken_torchvision_is_explained(monkeypatch: pytest.MonkeyPatch, image_spec: Make) -> None:
