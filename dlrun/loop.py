@@ -195,9 +195,13 @@ def report(t: Training, seen: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, 
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, batches: Batches, task: Task, autocast: Callable[[], AbstractContextManager[Any]]
+    model: nn.Module,
+    batches: Batches,
+    task: Task,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    seen: Callable[[Tensor, Tensor], None] | None = None,
 ) -> dict[str, float]:
-    """Metrics of the whole split, each sample weighing the same."""
+    """Metrics of the whole split, each sample weighing the same. seen: is handed each batch's outputs and targets."""
     model.eval()
     totals = task.totals()
     for inputs, targets in batches.epoch(1):
@@ -205,6 +209,8 @@ def evaluate(
             outputs = model(*inputs)
             loss = task.loss(outputs, targets)
         totals.add(outputs, targets, loss)
+        if seen is not None:
+            seen(outputs, targets)
     return totals.metrics()
 
 

@@ -9,7 +9,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -18,7 +18,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from dlrun.data.spec import DataSpec, Split
 
@@ -225,6 +225,16 @@ class Rows(Dataset[Any]):
         return self.dataset[int(self.index[key])]
 
 
+class Joined(ConcatDataset[Any]):
+    """Datasets one after the other, with all their targets where each says them."""
+
+    def __init__(self, datasets: Sequence[Dataset[Any]]) -> None:
+        super().__init__(datasets)
+        targets = [getattr(dataset, "targets", None) for dataset in datasets]
+        if all(t is not None for t in targets):
+            self.targets = torch.cat([torch.as_tensor(t) for t in targets])
+
+
 Part = Split | Dataset[Any]
 
 
@@ -236,6 +246,17 @@ def row_count(part: Part) -> int:
 def take(part: Part, index: Tensor) -> Part:
     """The rows of `part` that `index` names, in its order."""
     return part.rows(index) if isinstance(part, Split) else Rows(part, index)
+
+
+def joined(parts: Sequence[Part]) -> Part:
+    """The rows of several parts, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    splits = [part for part in parts if isinstance(part, Split)]
+    if len(splits) == len(parts):
+        columns = zip(*(split.inputs for split in splits), strict=True)
+        return Split(tuple(torch.cat(column) for column in columns), torch.cat([split.targets for split in splits]))
+    return Joined([Pairs(part) if isinstance(part, Split) else part for part in parts])
 
 
 def carve(part: Part, fraction: float, seed: int) -> tuple[Part, Part | None]:
