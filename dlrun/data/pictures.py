@@ -33,10 +33,15 @@ def read_picture(path: Path, image_size: int | tuple[int, int], grayscale: bool)
 
     image_size: one number for a square, or (height, width). Else as `open_picture`.
     """
+    return fitted(open_picture(path, lambda _: "white"), image_size, grayscale)
+
+
+def fitted(image: "Image", image_size: int | tuple[int, int], grayscale: bool) -> Tensor:
+    """The same of an image that is open."""
     from PIL import Image, ImageOps
 
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    image = open_picture(path, lambda _: "white").convert("L" if grayscale else "RGB")
+    image = image.convert("L" if grayscale else "RGB")
     pixels = torch.from_numpy(np.array(ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)))
     return pixels.unsqueeze(0) if grayscale else pixels.permute(2, 0, 1).contiguous()
 

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -46,11 +45,14 @@ def predict(words: list[str]) -> None:
         console = Console()
         for remark in remarks(saved):
             sys.stderr.write(f"note: {remark}\n")
-        if asked.format == "table":
-            console.say(facts([("checkpoint", str(saved.path))]))
-            console.say()
-        made = partial(FORMATS[asked.format], console, saved.spec, asked.top)
-        _write(predictions(saved, asked.inputs, asked.top), made)
+
+        def writer() -> Writer:
+            if asked.format == "table":
+                console.say(facts([("checkpoint", str(saved.path))]))
+                console.say()
+            return FORMATS[asked.format](console, saved.spec, asked.top)
+
+        _write(predictions(saved, asked.inputs, asked.top), writer)
 
 
 def _write(answers: Iterator[Answer], make: Callable[[], Writer]) -> None:

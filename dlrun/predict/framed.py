@@ -20,37 +20,23 @@ _THIN, _THICK = 0.6, 1.0  # of the training's stroke: lines thinner than that be
 
 
 def framed(image: "Image", side: int, frame: Framing) -> tuple[Grey, str]:
-    """Pixels (side, side) in 0..1, and what was done to the image, in words; "" where it was as in training already.
+    """Pixels (side, side) in 0..1 with the figure as the training's lie, and what was done, in words.
 
     image: grey or colour, 8 bits a channel. DataError where nothing stands out from its ground.
     """
-    grey = np.asarray(image.convert("L"), dtype=np.float64) / 255
-    for said, pixels in (("", grey), ("inverted", 1 - grey)):
-        if grey.shape == (side, side) and _is_framed(pixels, side, frame):
-            return pixels, said
     light, inverted = _lifted(_reduced(image))
     kept = light * _largest_parts(light >= figure.LIT)
     (top, bottom), (left, right) = figure.bounds(kept >= figure.LIT)
     cut = kept[top:bottom, left:right]
-    longer = max(cut.shape)
-    cut, thickened = _thickened(cut, frame.stroke * longer / frame.extent)
+    cut, thickened = _thickened(cut, frame.stroke * max(cut.shape) / frame.extent)
     scale = frame.extent * side / max(cut.shape)
     height, width = (max(round(n * scale), 1) for n in cut.shape)
     small = _resized(cut, height, width)
-    placed = _placed(small / max(small.max(), 1e-6), side, by_mass=frame.mass <= frame.box)
     of = image.width / light.shape[1]  # in pixels of the picture as it was given
     said = f"figure {round((right - left) * of)}×{round((bottom - top) * of)} of {image.width}×{image.height}"
     done = ["inverted"] * inverted + ["lines thickened"] * thickened
+    placed = _placed(small / max(small.max(), 1e-6), side, frame.by_mass)
     return placed, ", ".join([*done, f"{said} scaled to {width}×{height} and centred"])
-
-
-def _is_framed(pixels: Grey, side: int, frame: Framing) -> bool:
-    """Whether it lies as the training's images do: then it is not touched."""
-    if not figure.is_light_on_dark(pixels):
-        return False
-    extent, mass, box, _ = figure.measured(pixels)
-    offset, usual = (mass, frame.mass) if frame.mass <= frame.box else (box, frame.box)
-    return abs(extent - frame.extent) <= 2.5 / side and max(map(abs, offset)) <= max(3 * usual, 1 / side)
 
 
 def _reduced(image: "Image") -> Grey:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dlrun.data.figure import Framing
-from dlrun.data.pictures import EXTENSIONS, open_picture, read_picture
+from dlrun.data.pictures import EXTENSIONS, fitted, open_picture
 from dlrun.data.pixels import normalize_
 from dlrun.data.spec import DataSpec
 from dlrun.errors import DataError, MisfitError
@@ -28,10 +28,11 @@ class Pictures:
 
     takes = "image files, folders of them, a .txt file or - with a path a line, and .npy arrays"
 
-    def __init__(self, spec: DataSpec, framing: tuple[float, ...]) -> None:
+    def __init__(self, spec: DataSpec, framing: tuple[float, ...], crops: bool) -> None:
+        """framing: see figure.py; crops: whether training cut the centre out of images that are not square."""
         if spec.input_shape[0] not in (1, 3):
             self.takes = "a .npy array of images"
-        self.spec = spec
+        self.spec, self.crops = spec, crops
         self.frame = Framing(*framing) if framing else None
 
     def items(self, word: str) -> Iterator[Item]:
@@ -62,26 +63,29 @@ class Pictures:
         channels, height, width = self.spec.input_shape
         if channels not in (1, 3):
             raise MisfitError(f"this model takes images of {channels} channels, which no image file holds")
-        if self.frame is not None:
-            image = open_picture(path, contrasting)
-            grey, note = framed(image, height, self.frame)
-            return torch.from_numpy(grey.astype(np.float32)).repeat(channels, 1, 1), note
-        read = read_picture(path, (height, width), channels == 1)
-        return read.float().div_(255), self._resized(path, height, width)
-
-    def _resized(self, path: Path, height: int, width: int) -> str:
-        from PIL import Image
-
-        with Image.open(path) as image:
-            wide, high = image.size
-        if (high, width) == (height, wide):
-            return ""
-        cut = ", its centre" if abs(wide * height - high * width) > max(wide, high) else ""
-        return f"{wide}×{high} to {width}×{height}{cut}"
+        image = open_picture(path, contrasting if self.frame else lambda _: "white")
+        pixels = fitted(image, (height, width), channels == 1)
+        resized = _resized(image, height, width)
+        if self.frame is None:
+            return pixels.float().div_(255), resized
+        if self.crops or image.width == image.height:  # else a figure at the side would be cut
+            for tried, said in ((pixels, ""), (255 - pixels, "inverted")):
+                if self.frame.holds(tried.double().mean(0).div(255).numpy()):
+                    return tried.float().div_(255), ", ".join(filter(None, [said, resized]))
+        grey, note = framed(image, height, self.frame)
+        return torch.from_numpy(grey.astype(np.float32)).repeat(channels, 1, 1), note
 
     def batch(self, rows: list[Prepared]) -> tuple[Tensor, ...]:
         """See Reader."""
         return (torch.stack([row.inputs[0] for row in rows]),)
+
+
+def _resized(image: "Image", height: int, width: int) -> str:
+    """What `fitted` does, in words."""
+    if image.size == (width, height):
+        return ""
+    cut = ", its centre" if abs(image.width * height - image.height * width) > max(image.size) else ""
+    return f"{image.width}×{image.height} to {width}×{height}{cut}"
 
 
 def contrasting(image: "Image") -> str:

@@ -17,6 +17,7 @@ from dlrun.predict.rows import Rows
 from dlrun.predict.texts import Texts
 from dlrun.saved_model import SavedModel
 
+_DECODERS = 4  # pictures that are open at a time
 _Look = Callable[[Item], Prepared | str]  # a row, or what is wrong with it
 
 
@@ -28,7 +29,7 @@ def predictions(saved: SavedModel, inputs: Iterable[str], top: int = 1) -> Itera
     """
     reader = reader_of(saved)
     items = _items(reader, inputs)
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(_DECODERS) as pool:
         each = pool.map if isinstance(reader, Pictures) else map  # Pillow decodes outside the interpreter lock
         while chunk := list(islice(items, tensors.rows_at_once(saved))):
             looked: Iterable[Prepared | str] = each(_looking(reader), chunk)
@@ -39,7 +40,7 @@ def reader_of(saved: SavedModel) -> Reader:
     """What reads inputs for a model."""
     spec, data = saved.spec, saved.settings.data
     if spec.kind == "image":
-        return Pictures(spec, framing_of(saved))
+        return Pictures(spec, framing_of(saved), crops=data.target == "dlrun.data.folders.image_folder")
     if spec.kind == "tokens":
         return Texts(spec)
     if data.target != "dlrun.data.tabular.csv":
