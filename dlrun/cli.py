@@ -29,6 +29,7 @@ COMMANDS = {  # what answers a command, called with the words behind it; it is i
     "diff": "dlrun.diff:diff_runs",
     "eval": "dlrun.evaluation:evaluate",
     "export": "dlrun.export.command:export",
+    "predict": "dlrun.predict.command:predict",
 }
 OF_OPTIMIZERS = "torch._dynamo"  # what the first of torch's optimizers imports
 CHECKS = {  # what answers `dlrun check WORD`, and what is said when what was checked does not hold
@@ -42,7 +43,7 @@ CHECKS = {  # what answers `dlrun check WORD`, and what is said when what was ch
         "the resumed run is not the run that was left alone; the table says where they differ",
     ),
 }
-OF_SAVED_RUNS = ("eval", "export", "resume")  # their first word is a run
+OF_SAVED_RUNS = ("eval", "export", "predict", "resume")  # their first word is a run
 
 
 class Terminated(KeyboardInterrupt):

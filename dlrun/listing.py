@@ -17,7 +17,8 @@ dlrun: train a choice of data × model × optimizer × device, and record it
 
   dlrun resume RUN [key=value ...]           go on, or longer: trainer.epochs=40
   dlrun resume SWEEP [key=values ...]        go on, or add points: seed=5,6
-  dlrun eval RUN_OR_CHECKPOINT               metrics on the test split
+  dlrun eval RUN_OR_CHECKPOINT               metrics, classes, calibration, pictures
+  dlrun predict RUN_OR_CHECKPOINT INPUT ...  images, folders, names, CSV rows
   dlrun export RUN_OR_CHECKPOINT             as ONNX, or format=safetensors
   dlrun compare DIR ...                      table and pictures of finished runs
   dlrun diff RUN RUN                         what differs, and where they part

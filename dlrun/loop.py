@@ -219,8 +219,12 @@ def evaluate(
     task: Task,
     autocast: Callable[[], AbstractContextManager[Any]],
     ranks: Ranks = ALONE,
+    seen: Callable[[Tensor, Tensor], None] | None = None,
 ) -> dict[str, float]:
-    """Metrics of the whole split, each sample weighing the same; to the bit, however many processes share it."""
+    """Metrics of the whole split, each sample weighing the same; to the bit, however many processes share it.
+
+    seen: is handed each batch's outputs and targets.
+    """
     model.eval()
     block = evaluation_block(len(batches))
     totals = task.totals(block)
@@ -229,6 +233,8 @@ def evaluate(
             outputs = model(*inputs)
             loss = task.loss(outputs, targets)
         totals.add(outputs, targets, loss)
+        if seen is not None:
+            seen(outputs, targets)
     return totals.metrics(ranks.in_order)
 
 

@@ -221,13 +221,20 @@ def what_differs(state: dict[str, Any], now: dict[str, Any]) -> list[str]:
     now: what this process would write about itself into a checkpoint.
     """
     for key, name in (("spec", "the data's description"), ("rows", "the number of training rows")):
-        if key in state and state[key] != now[key]:
+        if key in state and not _agree(state[key], now[key]):
             raise RequestError(f"{name} is {now[key]}, and was {state[key]} when the run began; bring those data back")
     said = []
     for key, name in (("threads", "CPU threads"), ("torch", "torch")):
         if key in state and state[key] != now[key]:
             said.append(f"until now {name} {state[key]}, from here on {now[key]}: results may differ in the last bits")
     return said
+
+
+def _agree(before: Any, now: Any) -> bool:
+    """Whether all that was said before is said now; an older dlrun said less."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        return all(key in now and now[key] == value for key, value in before.items())
+    return bool(before == now)
 
 
 def load_run_config(path: Path) -> tuple[dict[str, Any], dict[str, str]]:

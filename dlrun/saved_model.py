@@ -2,18 +2,21 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from dlrun import build, checkpoint, config, runtime, saved
 from dlrun.config import Settings
+from dlrun.data.aligned import aligned
 from dlrun.data.batches import Batches
+from dlrun.data.rows import Part, joined, row_count, take
 from dlrun.data.spec import DataSpec, Splits
-from dlrun.errors import MisfitError, RequestError
+from dlrun.errors import RequestError
 from dlrun.models.pretrained import weights_follow
 from dlrun.request import Request, from_saved
 from dlrun.runtime import Runtime
@@ -45,18 +48,34 @@ class SavedModel:
         """What the model was trained for. A full model does not say: there it is read off the data."""
         return DataSpec.from_dict(self.state["spec"]) if self.state else self.splits.spec
 
+    @property
+    def class_names(self) -> list[str]:
+        """What each class is called; its number where the data give no names."""
+        return list(self.spec.class_names) or [str(i) for i in range(max(self.spec.output_size, 2))]
+
     @cached_property
     def task(self) -> Task:
         """Loss, predictions and metrics."""
         return build.task(self.settings, self.spec)
 
     @cached_property
+    def read(self) -> Splits:
+        """The data of the run, or those that the command line names, as they are."""
+        return build.data(self.settings, self.request.trusted_modules)
+
+    @cached_property
     def splits(self) -> Splits:
-        """The data of the run, or those that the command line names; MisfitError when they look otherwise."""
-        splits = build.data(self.settings, self.request.trusted_modules)
-        if self.state:
-            refuse_other_data(self.spec, splits.spec, self.request)
-        return splits
+        """The same as the model knows them: columns, constants and classes of its training; MisfitError if they differ
+        otherwise.
+        """
+        return aligned(self.read, self.spec, self.request.choices.get("data")) if self.state else self.read
+
+    @property
+    def trained_on_these(self) -> bool:
+        """Whether the data look like those of the training: their description and the number of training rows."""
+        said, now = self.state.get("spec", {}), self.read.spec.to_dict()
+        rows = self.state.get("rows", row_count(self.read.train))
+        return all(now[k] == v for k, v in said.items()) and row_count(self.read.train) == rows
 
     @cached_property
     def model(self) -> nn.Module:
@@ -76,9 +95,20 @@ class SavedModel:
 
     def held_out(self) -> tuple[str, Batches]:
         """Name and batches of the test part; of the validation or the training part where there is no test."""
-        parts = build.batches(self.settings, self.splits, self.model, self.process)
-        named = zip(("train", "val", "test"), parts, strict=True)
-        return [(name, batches) for name, batches in named if batches is not None][-1]
+        return self.part(next(name for name in ("test", "val", "train") if getattr(self.splits, name) is not None))
+
+    def part(self, name: str) -> tuple[str, Batches]:
+        """`name` and the batches of that part, or of "all" of them, in the order of the rows; RequestError if none."""
+        splits = self.splits
+        named: dict[str, Part | None] = {"train": splits.train, "val": splits.val, "test": splits.test}
+        parts = {k: part for k, part in named.items() if part is not None}
+        if name not in (*parts, "all"):
+            raise RequestError(f"there is no {name} part; type split={' or split='.join([*parts, 'all'])}")
+        chosen = joined(list(parts.values())) if name == "all" else parts[name]
+        alone = replace(splits, train=take(chosen, torch.zeros(1).long()), val=None, test=chosen)
+        batches = build.batches(self.settings, alone, self.model, self.process)[-1]
+        assert batches is not None
+        return name, batches
 
 
 @contextlib.contextmanager
@@ -96,15 +126,27 @@ def opened(place: str, overrides: Sequence[str] = ()) -> Iterator[SavedModel]:
         saved.refuse_incomplete(state, saved.TO_EVALUATE, path)
     plain, choices = saved.load_run_config(path) if full else (state["config"], state["choices"])
     request = from_saved(plain, choices, list(overrides), None)
+    as_in_training(request, state, plain)
     settings = config.read(request.config, request.choices)
     model = checkpoint.load_full_model(path, settings.rest.trust) if full else None
     with runtime.session(settings.rest.device, settings.rest.seed) as process:
         yield SavedModel(path, request, settings, state, process, model)
 
 
+def as_in_training(request: Request, state: dict[str, Any], plain: dict[str, Any]) -> None:
+    """What the command line leaves open is as it was: sums round by the number of threads, and another table's target
+    is of the same kind even if its values look otherwise.
+    """
+    asked = [word.partition("=")[0] for word in request.overrides]
+    if "device.num_threads" not in asked:
+        request.config.device.num_threads = saved.as_many_threads(state, plain)
+    if state and "task" in request.config.data and request.config.data.task is None:
+        request.config.data.task = state["spec"]["task"]
+
+
 def run_named(words: Sequence[str], command: str) -> str:
     """The first word behind a command, which names a run; RequestError where there is none."""
-    if not words or not words[0] or "=" in words[0]:
+    if not words or not words[0] or ("=" in words[0] and not Path(words[0]).exists()):  # a sweep's run has an =
         raise RequestError(f"which run? type dlrun {command} outputs/<date>/<run>, or a checkpoint file of one")
     return words[0]
 
@@ -116,12 +158,3 @@ def load_weights(model: nn.Module, weights: dict[str, Any], path: Path) -> None:
     except RuntimeError as error:
         said = " ".join(str(error).split())
         raise RequestError(f"{path} holds the weights of another model: {said}") from error
-
-
-def refuse_other_data(trained: DataSpec, given: DataSpec, request: Request) -> None:
-    """Other data must look the same to the model."""
-    for name in ("kind", "task", "input_shape", "output_size", "class_names"):
-        was, now = getattr(trained, name), getattr(given, name)
-        if was != now:
-            data = request.choices.get("data")
-            raise MisfitError(f"the model was trained for {name} {was}, and data={data} has {now}")

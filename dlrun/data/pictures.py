@@ -10,6 +10,8 @@ from torch import Tensor
 from dlrun.errors import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from PIL.Image import Image
 
 EXTENSIONS = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
@@ -26,29 +28,42 @@ def check_picture(path: Path) -> None:
         raise _broken(path, error) from error
 
 
-def read_picture(path: Path, image_size: int, grayscale: bool) -> Tensor:
-    """uint8 (1 or 3, image_size, image_size): the shorter side resized to image_size, then the centre.
+def read_picture(path: Path, image_size: int | tuple[int, int], grayscale: bool) -> Tensor:
+    """uint8 (1 or 3, height, width): resized until both sides are filled, then the centre.
 
-    Turned upright as its EXIF data says, transparency on white, 16-bit grey scaled to 8 bits, the first frame
-    of an animation. Raises DataError for a file that cannot be decoded.
+    image_size: one number for a square, or (height, width). Else as `open_picture`.
+    """
+    return fitted(open_picture(path, lambda _: "white"), image_size, grayscale)
+
+
+def fitted(image: "Image", image_size: int | tuple[int, int], grayscale: bool) -> Tensor:
+    """The same of an image that is open."""
+    from PIL import Image, ImageOps
+
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    image = image.convert("L" if grayscale else "RGB")
+    pixels = torch.from_numpy(np.array(ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)))
+    return pixels.unsqueeze(0) if grayscale else pixels.permute(2, 0, 1).contiguous()
+
+
+def open_picture(path: Path, ground: "Callable[[Image], str]") -> "Image":
+    """The image with 8 bits a channel and nothing transparent, upright as its EXIF data says.
+
+    16-bit grey is scaled to 8 bits; of an animation it is the first frame. ground: the colour to lay behind a
+    transparent image, which it is given as RGBA. Raises DataError for a file that cannot be decoded.
     """
     from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as opened:
-            upright = ImageOps.exif_transpose(opened)
-            image = _flat(upright).convert("L" if grayscale else "RGB")
-        square = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
+            return _flat(ImageOps.exif_transpose(opened), ground)
     except DataError:
         raise
     except Exception as error:  # as above
         raise _broken(path, error) from error
-    pixels = torch.from_numpy(np.array(square))
-    return pixels.unsqueeze(0) if grayscale else pixels.permute(2, 0, 1).contiguous()
 
 
-def _flat(image: "Image") -> "Image":
-    """The image with 8 bits a channel and nothing transparent."""
+def _flat(image: "Image", ground: "Callable[[Image], str]") -> "Image":
     from PIL import Image
 
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip at 255
@@ -57,8 +72,9 @@ def _flat(image: "Image") -> "Image":
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown range, save it with 8 or 16 bits")
     if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image.convert("RGBA"))
+        seen = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, ground(seen)), seen)
+    image.load()
     return image
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dlrun.data.figure import framing
 from dlrun.data.spec import DataSpec, Split, Splits
 from dlrun.errors import RequestError
 
@@ -28,16 +29,18 @@ def image_splits(
     """
     sized = {name: (resize(images, image_size), labels) for name, (images, labels) in parts.items()}
     train = sized["train"][0]
-    constants = channel_constants(train, mean, std)
+    constants, frame = channel_constants(train, mean, std), framing(train)
     splits = {name: Split((normalize_(x, *constants),), labels) for name, (x, labels) in sized.items()}
-    spec = image_spec(tuple(train.shape[1:]), class_names, *constants)
+    spec = image_spec(tuple(train.shape[1:]), class_names, *constants, frame)
     return Splits(splits["train"], splits.get("val"), splits.get("test"), spec, notes)
 
 
-def image_spec(shape: tuple[int, ...], class_names: Sequence[str], mean: Constants, std: Constants) -> DataSpec:
+def image_spec(
+    shape: tuple[int, ...], class_names: Sequence[str], mean: Constants, std: Constants, frame: Constants = ()
+) -> DataSpec:
     """The spec of images of one shape (C, H, W), each of one class."""
     names = tuple(class_names)
-    return DataSpec("image", shape, "multiclass", len(names), class_names=names, mean=mean, std=std)
+    return DataSpec("image", shape, "multiclass", len(names), class_names=names, mean=mean, std=std, framing=frame)
 
 
 def resize(images: Tensor, image_size: int | None) -> Tensor:

@@ -1,13 +1,13 @@
 """Parts of a data set as what a DataLoader reads: rows of it, a part held out, tensors row by row."""
 
 import random
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import ConcatDataset, Dataset, default_collate
 
 from dlrun.data.spec import Split
 
@@ -75,6 +75,16 @@ class Rows(Dataset[Any]):
         return default_collate([self[key] for key in keys])
 
 
+class Joined(ConcatDataset[Any]):
+    """Datasets one after the other, with all their targets where each says them."""
+
+    def __init__(self, datasets: Sequence[Dataset[Any]]) -> None:
+        super().__init__(datasets)
+        targets = [getattr(dataset, "targets", None) for dataset in datasets]
+        if all(t is not None for t in targets):
+            self.targets = torch.cat([torch.as_tensor(t) for t in targets])
+
+
 Part = Split | Dataset[Any]
 _AT_ONCE = 1024  # rows
 
@@ -87,6 +97,17 @@ def row_count(part: Part) -> int:
 def take(part: Part, index: Tensor) -> Part:
     """The rows of `part` that `index` names, in its order."""
     return part.rows(index) if isinstance(part, Split) else Rows(part, index)
+
+
+def joined(parts: Sequence[Part]) -> Part:
+    """The rows of several parts, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    splits = [part for part in parts if isinstance(part, Split)]
+    if len(splits) == len(parts):
+        columns = zip(*(split.inputs for split in splits), strict=True)
+        return Split(tuple(torch.cat(column) for column in columns), torch.cat([split.targets for split in splits]))
+    return Joined([Pairs(part) if isinstance(part, Split) else part for part in parts])
 
 
 def carve(part: Part, fraction: float, seed: int) -> tuple[Part, Part | None]:

@@ -36,6 +36,7 @@ class DataSpec:
     feature_names: tuple[str, ...] = ()
     mean: tuple[float, ...] = ()  # was subtracted from the inputs, a value a channel or feature
     std: tuple[float, ...] = ()  # then the inputs were divided by it
+    framing: tuple[float, ...] = ()  # of images of a light figure on a dark ground: see figure.py
 
     @property
     def input_size(self) -> int:

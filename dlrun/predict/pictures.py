@@ -1,0 +1,98 @@
+"""Image files, as the training images were: in size and colours, and figures on a ground as figures lay there."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dlrun.data.figure import Framing
+from dlrun.data.pictures import EXTENSIONS, fitted, open_picture
+from dlrun.data.pixels import normalize_
+from dlrun.data.spec import DataSpec
+from dlrun.errors import DataError, MisfitError
+from dlrun.predict.arrays import array_rows
+from dlrun.predict.framed import framed
+from dlrun.predict.items import STDIN, Item, Prepared, files_in, lines, missing
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_LISTS = (".txt", ".lst")  # a path a line
+
+
+class Pictures:
+    """A reader of images: (C, H, W) as `spec` says, pixels / 255, normalized as in training."""
+
+    takes = "image files, folders of them, a .txt file or - with a path a line, and .npy arrays"
+
+    def __init__(self, spec: DataSpec, framing: tuple[float, ...], crops: bool) -> None:
+        """framing: see figure.py; crops: whether training cut the centre out of images that are not square."""
+        if spec.input_shape[0] not in (1, 3):
+            self.takes = "a .npy array of images"
+        self.spec, self.crops = spec, crops
+        self.frame = Framing(*framing) if framing else None
+
+    def items(self, word: str) -> Iterator[Item]:
+        """See Reader."""
+        path = Path(word)
+        if path.suffix == ".npy":
+            yield from array_rows(path, self.spec.input_shape)
+        elif word == STDIN or path.suffix.lower() in _LISTS:
+            yield from (Item(line, Path(line)) for _, line in lines(word))
+        elif path.is_dir():
+            yield from (Item(str(file), file) for file in files_in(path, tuple(sorted(EXTENSIONS))))
+        else:
+            yield Item(word, path)
+
+    def prepare(self, item: Item) -> Prepared:
+        """See Reader."""
+        if isinstance(item.content, Path):
+            pixels, note = self._opened(item.content)
+        else:
+            array = np.asarray(item.content)
+            pixels, note = torch.from_numpy(array.astype(np.float32) / (255 if array.dtype == np.uint8 else 1)), ""
+        return Prepared((normalize_(pixels, self.spec.mean, self.spec.std) if self.spec.mean else pixels,), note)
+
+    def _opened(self, path: Path) -> tuple[Tensor, str]:
+        """Pixels float32 (C, H, W) in 0..1, and what was done."""
+        if not path.is_file():
+            raise missing(str(path), self.takes)
+        channels, height, width = self.spec.input_shape
+        if channels not in (1, 3):
+            raise MisfitError(f"this model takes images of {channels} channels, which no image file holds")
+        image = open_picture(path, contrasting if self.frame else lambda _: "white")
+        pixels = fitted(image, (height, width), channels == 1)
+        resized = _resized(image, height, width)
+        if self.frame is None:
+            return pixels.float().div_(255), resized
+        if self.crops or image.width == image.height:  # else a figure at the side would be cut
+            for tried, said in ((pixels, ""), (255 - pixels, "inverted")):
+                if self.frame.holds(tried.double().mean(0).div(255).numpy()):
+                    return tried.float().div_(255), ", ".join(filter(None, [said, resized]))
+        grey, note = framed(image, height, self.frame)
+        return torch.from_numpy(grey.astype(np.float32)).repeat(channels, 1, 1), note
+
+    def batch(self, rows: list[Prepared]) -> tuple[Tensor, ...]:
+        """See Reader."""
+        return (torch.stack([row.inputs[0] for row in rows]),)
+
+
+def _resized(image: "Image", height: int, width: int) -> str:
+    """What `fitted` does, in words."""
+    if image.size == (width, height):
+        return ""
+    cut = ", its centre" if abs(image.width * height - image.height * width) > max(image.size) else ""
+    return f"{image.width}×{image.height} to {width}×{height}{cut}"
+
+
+def contrasting(image: "Image") -> str:
+    """The ground on which what is seen of a transparent image (RGBA) stands out."""
+    pixels = np.asarray(image.convert("RGBA"), dtype=np.float64)
+    opacity = pixels[..., 3]
+    if not opacity.any():
+        raise DataError("the image is transparent everywhere")
+    grey = pixels[..., :3] @ np.array([0.299, 0.587, 0.114])
+    return "black" if (grey * opacity).sum() / opacity.sum() > 127.5 else "white"

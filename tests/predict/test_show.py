@@ -1,0 +1,43 @@
+"""Digits of three fonts, drawn in three sizes at four places in both polarities: a net trained on MNIST reads them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+FONTS = ("DejaVuSans", "DejaVuSerif", "DejaVuSansMono")
+SIZES = (20, 40, 90)
+PLACES = ((0.1, 0.1), (0.5, 0.05), (0.05, 0.3), (0.45, 0.35))  # of the side, where the digit's cell begins
+
+
+def draw_all(draw: Callable, folder: Path) -> int:
+    """Every digit in every way; the file's name begins with the digit."""
+    folder.mkdir()
+    for digit in "0123456789":
+        for font in FONTS:
+            for points in SIZES:
+                for i, (x, y) in enumerate(PLACES):
+                    side = 2 * points
+                    at = (round(x * side), round(y * side))
+                    for dark in (True, False):
+                        name = f"{digit}_{font}_{points}_{i}_{'dark' if dark else 'light'}.png"
+                        draw(digit, font, points, at, side, dark).save(folder / name)
+    return len(list(folder.iterdir()))
+
+
+@pytest.mark.slow
+def test_digits_of_fonts_are_read_by_a_net_trained_on_mnist(
+    dlrun: Callable, draw: Callable, real_data: Path, tmp_path: Path
+) -> None:
+    """One seed and two epochs, so below the figures that the README reports for ten."""
+    assert draw_all(draw, tmp_path / "digits") == 720
+    quick = ("trainer.epochs=2", "tracking.graph=false", "figures=false", "expect=[]", "hydra.run.dir=run")
+    assert dlrun("lesson=resnet_mnist", *quick).code == 0
+    done = dlrun("predict", "run", "digits", "--format", "jsonl")
+    assert done.code == 0, done.err
+    answers = [json.loads(line) for line in done.out.splitlines()]
+    assert len(answers) == 720
+    right = [Path(a["input"]).name[0] == a["prediction"] for a in answers]
+    assert sum(right) / 720 >= 0.85
+    assert all(("inverted" in a["note"]) == ("dark" in a["input"]) for a in answers)
