@@ -121,14 +121,16 @@ def batches(settings: Settings, splits: Splits, model: nn.Module, runtime: Runti
     wide = wants_channels_last(model, splits.spec, runtime)
     place = Place(runtime.device, runtime.dtype, splits.spec, wide)
     big = keys.eval_batch_size or max(keys.batch_size, 256)
-    room = int(keys.memory_share * batching.free_memory(runtime.device))
+    on_device = 1 if runtime.device.type == "cuda" else runtime.ranks.local_count  # processes that hold the data there
+    room = int(keys.memory_share * batching.free_memory(runtime.device)) // on_device
+    size = keys.batch_size * runtime.batches_a_step
     made: list[Batches | None] = []
     for part, train in ((splits.train, True), (splits.val, False), (splits.test, False)):
         if part is None:
             made.append(None)
             continue
         rows = batching.row_count(part)
-        order = Order(rows, keys.batch_size, keys.shuffle, keys.drop_last, settings.rest.seed)
+        order = Order(rows, size, keys.shuffle, keys.drop_last, settings.rest.seed)
         order = order if train else Order(rows, big)
         split = _in_memory(part, keys.loader, runtime.dtype, room)
         if split is not None:

@@ -129,8 +129,10 @@ class DeviceConfig:
     index: int | None = _not_negative(None)
     precision: str = _choice("fp32", "fp32", "bf16", "fp16", "fp64")
     compile: bool = False
+    cuda_graph: str = _choice("auto", "auto", "off")  # a step started as one on CUDA, where its shapes allow it
     channels_last: bool | None = None  # null: for nets with 2-d convolutions
     deterministic: bool = False
+    timeout_seconds: float = _positive(600.0)  # so long may one of several processes keep the others waiting
     num_threads: Any = field(default=None, metadata={"number_or": "auto"})  # CPU threads; null: as torch finds best
 
 

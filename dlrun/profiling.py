@@ -11,7 +11,7 @@ import torch
 from rich.table import Table
 
 from dlrun.console import table
-from dlrun.data.batches import Batch, Batches
+from dlrun.data.batches import Batch, Batches, Pick
 from dlrun.saver import Saver
 from dlrun.tracking import FileTracker
 from dlrun.training import Training
@@ -77,9 +77,9 @@ class _Timed:
         """See Batches."""
         return self.batches.rows_before(batch)
 
-    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, number: int, start: int = 0, pick: Pick = list) -> Iterator[Batch]:
         """See Batches."""
-        batches = iter(self.batches.epoch(number, start))
+        batches = iter(self.batches.epoch(number, start, pick))
         following = self.profile.wrapped(lambda: next(batches, None), "data")
         while (batch := following()) is not None:
             yield batch

@@ -132,12 +132,6 @@ def test_generators_go_on_from_a_state_that_was_in_a_file(warm: int) -> None:
     assert draws() not in wanted
 
 
-def test_several_processes_are_refused(monkeypatch: Patch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RequestError, match="without torchrun"), runtime.session(DeviceConfig(name="cpu"), 0):
-        pass
-
-
 def test_fp64_is_refused_on_mps(monkeypatch: Patch) -> None:
     pretend(monkeypatch, mps=True)
     config = DeviceConfig(name="mps", precision="fp64")

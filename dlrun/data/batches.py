@@ -9,7 +9,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator, Sized
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from dlrun.data.spec import DataSpec, Split
 
 Batch = tuple[tuple[Tensor, ...], Tensor]  # what the model is called with, and the targets
+Pick = Callable[[list[Tensor]], list[Tensor]]  # one process's part of what every batch's rows are
 
 
 class Batches(Protocol):
@@ -36,8 +37,11 @@ class Batches(Protocol):
         """How many samples the first `batch` batches of an epoch hold."""
         ...
 
-    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of epoch `number` (from 1 on), from batch `start` (from 0 on)."""
+    def epoch(self, number: int, start: int = 0, pick: Pick = list) -> Iterator[Batch]:
+        """The batches of epoch `number` (from 1 on), from batch `start` (from 0 on), or what `pick` leaves of them.
+
+        Where it leaves no row of a batch there is one input, as a forward pass takes at least one, and no target.
+        """
         ...
 
 
@@ -61,6 +65,11 @@ class Order:
         generator = torch.Generator().manual_seed((self.seed * 0x9E3779B97F4A7C15 + epoch) % 2**63)
         return torch.randperm(self.rows, generator=generator)
 
+    def batches(self, epoch: int, start: int) -> list[Tensor]:
+        """The rows of each batch from `start` on."""
+        rows, size = self.permutation(epoch), self.batch_size
+        return [rows[i * size : (i + 1) * size] for i in range(start, len(self))]
+
 
 class MemoryBatches:
     """Batches gathered from tensors that live on the device: nothing is copied there per step."""
@@ -78,18 +87,21 @@ class MemoryBatches:
         """See Batches."""
         return min(batch * self.order.batch_size, self.rows)
 
-    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, number: int, start: int = 0, pick: Pick = list) -> Iterator[Batch]:
         """See Batches; the order is copied to the device once an epoch.
 
         Each batch is memory of its own. One gather for several batches would save 15 µs a step, but its views
         lie at other addresses when an epoch is entered later, and matrix products round by address.
         """
-        size, first = self.order.batch_size, start * self.order.batch_size
-        host = self.order.permutation(number)[first : first + (len(self) - start) * size]
-        index = host.to(self.targets.device)
-        for on_host, part in zip(torch.split(host, size), torch.split(index, size), strict=True):
-            inputs = tuple(x.index_select(0, part if x.device == part.device else on_host) for x in self.inputs)
-            yield self.place.view(inputs), self.targets.index_select(0, part)
+        host = pick(self.order.batches(number, start))
+        sizes = [len(rows) for rows in host]
+        index = torch.split(torch.cat(host).to(self.targets.device), sizes) if host else ()
+        for on_host, rows in zip(host, index, strict=True):
+            targets = self.targets.index_select(0, rows)
+            if not rows.numel():
+                on_host, rows = on_host.new_zeros(1), rows.new_zeros(1)
+            inputs = tuple(x.index_select(0, rows if x.device == rows.device else on_host) for x in self.inputs)
+            yield self.place.view(inputs), targets
 
 
 class LoaderBatches:
@@ -106,24 +118,24 @@ class LoaderBatches:
         """See Batches."""
         return min(batch * self.order.batch_size, self.rows)
 
-    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, number: int, start: int = 0, pick: Pick = list) -> Iterator[Batch]:
         """See Batches; a new loader an epoch, because its order starts at any batch."""
-        size, rows = self.order.batch_size, self.order.permutation(number).tolist()
         augmented = self.order.shuffle and getattr(self.dataset, "augments", False)
-        keys = [(self.order.seed * 1_000_003 + number, row) for row in rows] if augmented else rows
-        chosen = [keys[i * size : (i + 1) * size] for i in range(start, len(self))]
+        key = self.order.seed * 1_000_003 + number
+        picked = [rows.tolist() for rows in pick(self.order.batches(number, start))]
+        chosen = [[(key, row) for row in rows or [0]] if augmented else rows or [0] for rows in picked]
         own = self.workers > 0 and not (augmented or isinstance(self.dataset, Pairs))  # it may draw random numbers
         loader = DataLoader(
-            Seeded(self.dataset, self.order.seed * 1_000_003 + number) if own else self.dataset,
+            Seeded(self.dataset, key) if own else self.dataset,
             batch_sampler=chosen,
             num_workers=self.workers,
             pin_memory=self.place.device.type == "cuda",
             worker_init_fn=_leave_signals_to_the_run,
             generator=torch.Generator().manual_seed(number),  # else the global generator would be drawn from
         )
-        for *inputs, targets in _worker_named(loader):
+        for rows, (*inputs, targets) in zip(picked, _worker_named(loader), strict=True):
             moved = tuple(self.place.inputs(tuple(inputs)))
-            yield self.place.view(moved), self.place.targets(targets)
+            yield self.place.view(moved), self.place.targets(targets[: len(rows)])
 
 
 def _worker_named(loader: DataLoader[Any]) -> Iterator[Any]:
