@@ -19,6 +19,7 @@ from dlrun.config import DeviceConfig
 from dlrun.errors import RequestError
 from dlrun.ranks import ALONE, Ranks
 
+_CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -98,7 +99,7 @@ def session(config: DeviceConfig, seed: int, ranks: Ranks = ALONE, batches_a_ste
         cudnn = torch.backends.cudnn
         cudnn.benchmark, cudnn.deterministic = not config.deterministic, config.deterministic
         if config.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be exact
+            os.environ.setdefault(_CUBLAS, ":4096:8")  # without it cuBLAS refuses to be exact
         torch.use_deterministic_algorithms(config.deterministic)
         seed_everything(seed)
         wide, compiled = config.channels_last, config.compile
@@ -110,9 +111,12 @@ def kept_switches() -> Iterator[None]:
     """torch's threads and switches, and the global generators, are afterwards as they were."""
     threads, cudnn, generators = torch.get_num_threads(), torch.backends.cudnn, rng_state()
     before = (cudnn.benchmark, cudnn.deterministic, torch.are_deterministic_algorithms_enabled())
+    workspace = os.environ.get(_CUBLAS)
     try:
         yield
     finally:
+        if workspace is None:
+            os.environ.pop(_CUBLAS, None)
         torch.set_num_threads(threads)
         cudnn.benchmark, cudnn.deterministic = before[0], before[1]
         torch.use_deterministic_algorithms(before[2])
