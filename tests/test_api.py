@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ def test_the_import_is_quick_and_without_torch() -> None:
 def test_every_public_name_is_there_and_documented() -> None:
     for name in package.__all__:
         assert getattr(package, name).__doc__
-    with pytest.raises(AttributeError, match="dlrun has no fit; it has .* train"):
+    with pytest.raises(AttributeError, match=r"dlrun has no fit; it has .* train"):
         _ = package.fit
 
 
@@ -259,7 +259,8 @@ def test_ctrl_c_saves_and_resume_goes_on_to_the_same_weights(here: Path) -> None
         "import signal, torch\n\nclass Net(torch.nn.Linear):\n    calls = 0\n"
         "    def __init__(self, spec):\n        super().__init__(spec.input_size, spec.output_size)\n"
         "    def forward(self, x):\n        Net.calls += 1\n"
-        "        if Net.calls == 8:\n            signal.raise_signal(signal.SIGINT)\n        return super().forward(x)\n"
+        "        if Net.calls == 8:\n            signal.raise_signal(signal.SIGINT)\n"
+        "        return super().forward(x)\n"
     )
     words = (*BLOBS, "model._target_=stopping.Net")
     with pytest.raises(KeyboardInterrupt, match=r"dlrun\.train\('resume=.*'\) goes on"):
