@@ -75,11 +75,18 @@ def _facts(parts: "Parts", folder: Path, result: dict[str, Any]) -> list[tuple[s
         noted = run_folder.read_json(folder / "environment.json")
     return [
         *((key, str(noted[key])) for key in ("command", "started") if key in noted),
-        *report.description(parts),
+        *{**dict(report.description(parts)), "optimizer": _optimizer(parts)}.items(),
         ("seed", str(parts.settings.rest.seed)),
         *run_folder.machine(folder).items(),
         ("weights", f"sha256 {result['weights_sha256']}"),
     ]
+
+
+def _optimizer(parts: "Parts") -> str:
+    """With its settings as they were given: the learning rate may have been moved since."""
+    block, schedule = parts.settings.optimizer, parts.settings.scheduler.choice
+    given = ", ".join(f"{key} {value}" for key, value in block.arguments.items())
+    return f"{block.choice}: {given}{'' if schedule == 'none' else f'; scheduler {schedule}'}"
 
 
 def _curves(rows: Sequence[dict[str, float]]) -> str:
@@ -96,6 +103,7 @@ def _curves(rows: Sequence[dict[str, float]]) -> str:
 def _curve(name: str, rows: Sequence[dict[str, float]], keys: dict[str, str]) -> str:
     """One metric as a drawing (SVG), its lowest and highest value beside it."""
     lines = {split: [row.get(key, math.nan) for row in rows] for split, key in keys.items()}
+    lines = {split: line for split, line in lines.items() if any(map(math.isfinite, line))}
     finite = [value for line in lines.values() for value in line if math.isfinite(value)]
     if not finite:
         return ""
@@ -105,7 +113,7 @@ def _curve(name: str, rows: Sequence[dict[str, float]], keys: dict[str, str]) ->
         for split, line in lines.items()
     )
     legend = "".join(
-        f'<tspan fill="{_COLORS[split]}" dx="6">{html.escape(split)}</tspan>' for split in lines if len(lines) > 1
+        f'<tspan fill="{_COLORS[split]}" dx="6">{html.escape(split)}</tspan>' for split in lines if split != name
     )
     return (
         f'<svg viewBox="0 -18 {_WIDTH + 60} {_HEIGHT + 36}" width="{_WIDTH + 60}" height="{_HEIGHT + 36}" role="img">'
