@@ -35,6 +35,7 @@ def write(parts: "Parts", folder: Path, result: dict[str, Any], rows: Sequence[d
         body.append(f"<h2>Notes</h2>\n{page.bullets(result['warnings'])}")
     body.append(_curves(rows))
     pictures = [path for kind in ("png", "gif") for path in sorted((folder / "figures").glob(f"*.{kind}"))]
+    pictures.sort(key=lambda path: path.stem == "activations")  # the same in every run: last
     if pictures:
         body.append("<h2>Pictures</h2>\n" + "".join(page.picture(path) for path in pictures))
     settings = html.escape(as_yaml(parts.settings.plain))
