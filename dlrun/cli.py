@@ -23,8 +23,9 @@ COMMANDS = {  # what answers a command, called with the words behind it; it is i
     "check": "dlrun.cli:check",
     "compare": "dlrun.sweep.answer:compare_runs",
     "eval": "dlrun.evaluation:evaluate",
+    "export": "dlrun.export.command:export",
 }
-OF_SAVED_RUNS = ("eval", "resume")  # their first word is a run
+OF_SAVED_RUNS = ("eval", "export", "resume")  # their first word is a run
 
 
 class Terminated(KeyboardInterrupt):

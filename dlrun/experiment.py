@@ -12,6 +12,7 @@ import torch
 
 from dlrun import (
     checkpoint,
+    compilation,
     conclusion,
     config,
     figures,
@@ -57,6 +58,9 @@ def run(request: Request, console: Console | None = None) -> int:
         if parts.settings.rest.device.num_threads == "auto":
             choose_threads(parts)
         use_graph(parts, parts.unsaved.say)
+        if parts.runtime.compile:
+            parts.compile_seconds = compilation.warm_up(parts.training, parts.training.val or parts.test)
+            parts.notes.append(f"device.compile: the model was compiled in {parts.compile_seconds:.1f} s")
         stop = held.enter_context(runtime.interruptible())  # from here on there is something to save
         folder = open_folder(request, parts, earlier, own)
         console.open_log(folder / "run.log", parts.unsaved)
@@ -68,10 +72,10 @@ def run(request: Request, console: Console | None = None) -> int:
                 start(parts, folder, tracker, earlier, console)
                 with console.following(parts.training), profiling_of(parts, tracker, saver, folder) as profile:
                     status = loop.fit(parts.training, tracker, console, saver, ranks.together(stop))
+                said = len(parts.notes)
+                result = finish(parts, folder, status, tracker, saver, profile)
                 if profile is not None:
                     console.say(profile.shown())
-                said = len(parts.notes)
-                result = finish(parts, folder, status, tracker, saver)
             except (Exception, SystemExit) as error:
                 raise failure(error, parts, folder, console) from error
         report.closing(console, parts, folder, result, parts.notes[said:])
@@ -228,7 +232,9 @@ def start(parts: Parts, folder: Path, tracker: FileTracker, earlier: dict[str, A
         tracker.each_epoch.append(Watch(parts, tracking.read_rows(folder), console.say))
 
 
-def finish(parts: Parts, folder: Path, status: str, tracker: FileTracker, saver: Saver) -> dict[str, Any]:
+def finish(
+    parts: Parts, folder: Path, status: str, tracker: FileTracker, saver: Saver, profile: profiling.Profile | None
+) -> dict[str, Any]:
     """Test the best weights, draw, export, and write result.json last."""
     tracker.begin_end()
     sha256 = checkpoint.weights_sha256(parts.model)
@@ -243,7 +249,8 @@ def finish(parts: Parts, folder: Path, status: str, tracker: FileTracker, saver:
         parts.notes += results.diagnose(parts, rows, metrics)
         if parts.settings.rest.figures:
             with parts.unsaved.attempt("figures", again=False):
-                figures.draw_all(parts, folder, tracker)
+                draw = figures.draw_all if profile is None else profile.wrapped(figures.draw_all, "figures")
+                draw(parts, folder, tracker)
         parts.notes += results.record_end(parts, metrics, tracker)
     result = results.collect(parts, status, metrics, sha256, error=None) | {"measured": measured}
     result["expected"] = conclusion.of_one(parts, result, folder) if status != "interrupted" else []

@@ -18,6 +18,7 @@ dlrun: train a choice of data × model × optimizer × device, and record it
   dlrun resume RUN [key=value ...]           go on, or longer: trainer.epochs=40
   dlrun resume SWEEP [key=values ...]        go on, or add points: seed=5,6
   dlrun eval RUN_OR_CHECKPOINT               metrics on the test split
+  dlrun export RUN_OR_CHECKPOINT             as ONNX, or format=safetensors
   dlrun compare DIR ...                      table and pictures of finished runs
   dlrun check [key=value ...]                all that is wrong, without training
   dlrun check resume [key=value ...]         kill it, resume it, compare

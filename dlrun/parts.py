@@ -52,6 +52,7 @@ class Parts:
     alone: bool = True  # not one of several runs whose expectations are checked together
     unsaved: Unsaved = field(default_factory=Unsaved)  # what the disk did not take
     needs: memory.Estimate | None = None  # memory of a step
+    compile_seconds: float | None = None  # what torch.compile took before the first step
 
 
 def session(

@@ -98,6 +98,7 @@ def session(config: DeviceConfig, seed: int, ranks: Ranks = ALONE, batches_a_ste
             torch.set_num_threads(config.num_threads)
         cudnn = torch.backends.cudnn
         cudnn.benchmark, cudnn.deterministic = not config.deterministic, config.deterministic
+        _fp32_precision(config.tf32)
         if config.deterministic:
             os.environ.setdefault(_CUBLAS, ":4096:8")  # without it cuBLAS refuses to be exact
         torch.use_deterministic_algorithms(config.deterministic)
@@ -111,7 +112,7 @@ def kept_switches() -> Iterator[None]:
     """torch's threads and switches, and the global generators, are afterwards as they were."""
     threads, cudnn, generators = torch.get_num_threads(), torch.backends.cudnn, rng_state()
     before = (cudnn.benchmark, cudnn.deterministic, torch.are_deterministic_algorithms_enabled())
-    workspace = os.environ.get(_CUBLAS)
+    workspace, fp32 = os.environ.get(_CUBLAS), _fp32_precision(None)
     try:
         yield
     finally:
@@ -119,8 +120,26 @@ def kept_switches() -> Iterator[None]:
             os.environ.pop(_CUBLAS, None)
         torch.set_num_threads(threads)
         cudnn.benchmark, cudnn.deterministic = before[0], before[1]
+        fp32()
         torch.use_deterministic_algorithms(before[2])
         set_rng_state(generators)
+
+
+def _fp32_precision(tf32: bool | None) -> Callable[[], None]:
+    """How CUDA multiplies fp32 numbers, where that is asked for; returns what puts it back."""
+    backends: Any = torch.backends
+    places = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
+    before = [place.fp32_precision for place in places]
+    if tf32 is not None:
+        for place in places:
+            place.fp32_precision = "tf32" if tf32 else "ieee"
+
+    def restore() -> None:
+        for place, value in zip(places, before, strict=True):
+            if place.fp32_precision != value:
+                place.fp32_precision = value
+
+    return restore
 
 
 def cores() -> int:

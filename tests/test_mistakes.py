@@ -21,7 +21,7 @@ WRONG = [
     ("modle=mlp", "did you mean model"),
     ("trainer.epoch=3", "trainer.epochs"),
     ("optimizer.momentum=0.9", "momentum and nesterov and rmsprop and sgd (type optimizer=momentum) have it"),
-    ("data.path=x.csv", "csv and image_folder (type data=csv) have it"),
+    ("data.path=x.csv", "arrays and csv and image_folder (type data=arrays) have it"),
     ("trainer.epochs=abc", "trainer.epochs"),
     ("trainer.epochs=", "trainer.epochs"),
     ("trainer.epochs=0", "trainer.epochs=0 must be above 0"),

@@ -52,6 +52,9 @@ def root(tmp_path_factory: pytest.TempPathFactory, formats: ModuleType) -> Path:
     text = "\n".join(",".join(f"{cell:g}" for cell in row) for row in rows)
     (made / "diabetes.csv.gz").write_bytes(gzip.compress(text.encode()))
     (made / "table.csv").write_text(text)
+    (made / "arrays").mkdir()
+    np.save(made / "arrays" / "x.npy", rows[:, :-1])
+    np.save(made / "arrays" / "y.npy", np.arange(40) % 3)
     for part in ("train", "test"):
         (made / f"names_{part}.csv").write_text(
             "".join(f"Name{c},{'AB'[i % 2]}land\n" for i, c in enumerate("abcdefgh"))
@@ -67,6 +70,8 @@ def read(root: Path, group: str, option: str) -> Settings:
     composed.paths.data = str(root)
     if option == "csv":
         composed.data.path = str(root / "table.csv")
+    if option == "arrays":
+        composed.data.path = str(root / "arrays")
     if option == "points":
         composed.data.x, composed.data.y = [1, 2], [[2], [4]]
     if option == "image_folder":

@@ -160,7 +160,7 @@ def test_a_shared_evaluation_is_that_of_one_process_to_the_bit(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 2)])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_a_run_goes_on_with_another_number_of_processes(
     before: int, after: int, tmp_path: Path, torchrun: Callable[..., Any], command: Callable[..., Any]
 ) -> None:
@@ -254,20 +254,19 @@ def test_a_wrong_request_is_said_once_and_writes_nothing(tmp_path: Path, torchru
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("who", ["all", "one"])
-def test_a_signal_stops_all_in_the_same_step(who: str, tmp_path: Path, torchrun: Callable[..., Any]) -> None:
-    """Sent to torchrun, which hands it on, or to the second process alone; the run then goes on to the same weights."""
+def test_a_signal_stops_all_in_the_same_step(tmp_path: Path, torchrun: Callable[..., Any]) -> None:
+    """Sent to the second process alone, then to torchrun, which hands it on; the run goes on to the same weights."""
     words = (*WORDS, "data.batch_size=2", "trainer.epochs=60", "trainer.ema_decay=0.5")
     assert torchrun(2, *words, "hydra.run.dir=whole").returncode == 0
-    with subprocess.Popen(started(2, *words, "resume=auto", "hydra.run.dir=run"), cwd=tmp_path) as process:
-        while not (tmp_path / "run" / "checkpoints" / "last.pt").exists():
-            time.sleep(0.02)
-        if who == "all":
-            process.send_signal(signal.SIGTERM)
-        else:
-            os.kill(second_of(process.pid), signal.SIGTERM)
-        assert process.wait(timeout=60) != 0
-    assert result_in(tmp_path / "run")["status"] == "interrupted"
+    last = tmp_path / "run" / "checkpoints" / "last.pt"
+    for who in ("one", "all"):
+        before = load(last)["step"] if last.exists() else 0
+        with subprocess.Popen(started(2, *words, "resume=auto", "hydra.run.dir=run"), cwd=tmp_path) as process:
+            while not last.exists() or load(last)["step"] == before:
+                time.sleep(0.02)
+            os.kill(second_of(process.pid) if who == "one" else process.pid, signal.SIGTERM)
+            assert process.wait(timeout=120) != 0
+        assert result_in(tmp_path / "run")["status"] == "interrupted"
     assert torchrun(2, *words, "resume=auto", "hydra.run.dir=run").returncode == 0
     assert result_in(tmp_path / "run")["weights_sha256"] == result_in(tmp_path / "whole")["weights_sha256"]
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()

@@ -208,3 +208,14 @@ def test_versions_are_those_of_the_modules() -> None:
         "torch"
     ]
     assert {"python", "platform", "hydra-core", "tensorboard"} <= found.keys()
+
+
+@pytest.mark.parametrize(("tf32", "set_to"), [(True, "tf32"), (False, "ieee"), (None, None)])
+def test_tf32_is_switched_for_the_session_alone(tf32: bool | None, set_to: str | None) -> None:
+    backends: Any = torch.backends
+    places = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
+    before = [place.fp32_precision for place in places]
+    with runtime.session(DeviceConfig(name="cpu", tf32=tf32), 0):
+        inside = [place.fp32_precision for place in places]
+        assert inside == (before if set_to is None else [set_to] * 3)
+    assert [place.fp32_precision for place in places] == before

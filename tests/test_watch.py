@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from dlrun import loop
-from dlrun.data.batches import LoaderBatches, MemoryBatches, Order, Pairs, Place
+from dlrun.data.batches import LoaderBatches, MemoryBatches, Order, Place
+from dlrun.data.rows import Pairs
 from dlrun.data.spec import DataSpec, Split
 from dlrun.ranks import ALONE
 from dlrun.task import Task

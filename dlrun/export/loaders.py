@@ -1,0 +1,95 @@
+"""The loaders that are written beside an export: plain Python, made of a part a format, kind of input and task."""
+
+_HEAD = '''\
+"""Predict with this export, without dlrun: python {name} [FILE]"""
+import json
+import sys{library}
+from pathlib import Path
+
+{imports}
+
+here = Path(__file__).parent
+about = json.loads((here / "model.json").read_text(encoding="utf-8"))
+how, dtype = about["preprocessing"], about["inputs"][0]["dtype"]
+file = sys.argv[1] if len(sys.argv) > 1 else here / about["example"]["file"]
+
+'''
+
+_READ = {  # file -> inputs, a list of arrays
+    "picture": """\
+image = ImageOps.fit(Image.open(file).convert(how["mode"]), (how["width"], how["height"]), Image.Resampling.BILINEAR)
+pixels = np.asarray(image, dtype).reshape(how["height"], how["width"], -1).transpose(2, 0, 1) / how["divide_by"]
+mean, std = (np.array(how[key], dtype).reshape(-1, 1, 1) for key in ("mean", "std"))
+inputs = [((pixels - mean) / std).astype(dtype)[None]]
+""",
+    "table": """\
+rows = np.loadtxt(file, delimiter=",", skiprows=1, ndmin=2)  # without the target column
+inputs = [((rows - how["mean"]) / how["std"]).astype(dtype)]
+""",
+    "text": """\
+code = {entry: i for i, entry in enumerate(how["vocabulary"]) if entry}
+texts = []
+for line in Path(file).read_text(encoding="utf-8").splitlines():
+    if not how["words"] and not set(line) <= code.keys():  # é becomes e
+        line = "".join(c for c in unicodedata.normalize("NFKD", line) if not unicodedata.combining(c))
+    texts.append(line.split() if how["words"] else list(line))
+lengths = np.array([len(text) for text in texts])
+codes = np.full((len(texts), max(lengths.max(), how["pad_to"])), how["padding"])
+for row, text in zip(codes, texts):
+    row[: len(text)] = [code[entry] if entry in code else code["?"] for entry in text]
+inputs = [codes, lengths]
+""",
+    "array": """\
+inputs = [np.load(file).astype(dtype)]
+""",
+}
+
+_RUN = {  # inputs -> outputs, an array
+    "onnx": """\
+session = onnxruntime.InferenceSession(here / about["model_file"])
+(outputs,) = session.run(None, {entry["name"]: x for entry, x in zip(about["inputs"], inputs)})
+""",
+    "safetensors": """\
+weights = load_file(here / about["model_file"])
+with torch.inference_mode():
+    outputs = network(weights, *map(torch.from_numpy, inputs)).numpy()
+""",
+}
+
+_TELL = {
+    "regression": """\
+for row in outputs:
+    print(*row)
+""",
+    "binary": """\
+p = outputs[:, 0] if about["output_to_probability"] == "identity" else 1 / (1 + np.exp(-outputs[:, 0]))
+for probability in p:
+    print(about["class_names"][int(probability > 0.5)], f"{max(probability, 1 - probability):.4f}")
+""",
+    "multiclass": """\
+p = np.exp(outputs - outputs.max(1, keepdims=True))
+p /= p.sum(1, keepdims=True)
+for row in p:
+    print(about["class_names"][row.argmax()], f"{row.max():.4f}")
+""",
+    "tagging": """\
+for row, length in zip(outputs, inputs[1]):
+    print(*(about["class_names"][tag] for tag in row[:length].argmax(1)))
+""",
+}
+_IMPORTS = {"onnx": ["import onnxruntime"], "safetensors": ["import torch", "from safetensors.torch import load_file"]}
+
+
+def source(format_name: str, kind: str, task: str) -> str:
+    """The text of load_<format>.py for one kind of raw input (see rows.Example) and one task."""
+    found = ["import numpy as np", *_IMPORTS[format_name]]
+    if kind == "picture":
+        found.append("from PIL import Image, ImageOps")
+    imports = "\n".join(sorted(found, key=lambda line: line.split()[1].lower()))
+    own = "\n\nfrom network import network" if format_name == "safetensors" else ""
+    head = _HEAD.format(
+        name=f"load_{format_name}.py",
+        imports=imports + own,
+        library="\nimport unicodedata" if kind == "text" else "",
+    )
+    return head + _READ[kind] + _RUN[format_name] + _TELL[task]
