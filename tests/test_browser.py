@@ -183,8 +183,10 @@ def test_precision_over_recall(tensorboard: str, watched: Callable[..., Watched]
     shown = watched(1280, 700)
     shown.open(f"{tensorboard}#pr_curves", "tf-pr-curve-card")
     shown.until(lines_drawn("tf-pr-curve-card", 4 * RUNS))
+    shown = watched(1280, 700)  # in the same page the curves of before would count
     shown.open(f"{tensorboard}#pr_curves&tagFilter=8", "tf-pr-curve-card")
     shown.until(lines_drawn("tf-pr-curve-card", RUNS))
+    shown.page.wait_for_timeout(1000)  # they fade in
     shown.shoot("pr_curves")
 
 
