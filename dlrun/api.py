@@ -116,7 +116,7 @@ def train(*overrides: str, quiet: bool = False) -> Run:
     `resume=RUN` goes on with an interrupted run, or trains a longer one; a class of the notebook is named
     `model._target_=__main__.Net`. quiet: nothing is printed; run.log has it. RequestError, with nothing written, for
     what the command line refuses; RunError for a run that fails. Ctrl-C ends the step, saves, and raises
-    KeyboardInterrupt.
+    KeyboardInterrupt. One at a time in a process: seeds and generators are of the whole process.
     """
     words = _checked(overrides)
     console = _Noting(quiet=quiet)
@@ -206,4 +206,5 @@ def _as_it_was() -> Iterator[None]:
         yield
     finally:
         if not known:
-            sys.path.remove(here)
+            with contextlib.suppress(ValueError):
+                sys.path.remove(here)

@@ -1,6 +1,7 @@
 """What the terminal says, and run.log in the same words."""
 
 import io
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -199,6 +200,7 @@ def test_a_notebook_gets_plain_lines_once(
     shown: list[Any] = []
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
     monkeypatch.setattr("rich.jupyter.display", lambda *things: shown.append(things))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)  # what a notebook's says of itself
     for quiet in (False, True):
         console = Console(quiet=quiet)
         console.open_log(tmp_path / f"{quiet}.log")
