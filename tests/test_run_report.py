@@ -78,6 +78,8 @@ def test_there_is_none_without_figures_or_before_the_end(dlrun: Callable, tmp_pa
     assert not page.exists()
     assert dlrun("resume", "run", "trainer.epochs=4", "figures=true").code == 0
     assert "completed after 4 epochs" in page.read_text()
+    assert dlrun("resume", "run", "trainer.epochs=5", "figures=false").code == 0
+    assert not page.exists()  # that of another end of the run
     (tmp_path / "net.py").write_text(
         "import signal, torch\n\nclass Net(torch.nn.Linear):\n    calls = 0\n"
         "    def __init__(self, spec):\n        super().__init__(spec.input_size, spec.output_size)\n"
