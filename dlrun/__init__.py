@@ -1,0 +1,32 @@
+"""dlrun trains what a choice of data, model, optimizer and device makes, from a terminal or from Python.
+
+    import dlrun
+
+    run = dlrun.train("model=resnet", "data=digits")  # the words of the command line
+    run.metrics["test/accuracy"]
+    run.predict(run.splits.test.inputs[0][:5]).labels
+    run = dlrun.load("outputs/2026-11-20/14-03-07_resnet_digits")
+
+What is wrong with a request raises RequestError, a run that fails RunError: the sentences of the command line.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # torch is imported when something is trained or loaded, not before
+    from dlrun.api import Run, load, train
+    from dlrun.errors import RequestError, RunError
+    from dlrun.predictions import Predictions
+
+__all__ = ["Predictions", "RequestError", "Run", "RunError", "load", "train"]
+_HOMES = {"Predictions": "dlrun.predictions", "RequestError": "dlrun.errors", "RunError": "dlrun.errors"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module dlrun has no {name}; it has {', '.join(__all__)}")
+    return getattr(import_module(_HOMES.get(name, "dlrun.api")), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

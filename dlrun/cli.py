@@ -202,14 +202,17 @@ def answering(place: str) -> Callable[[list[str]], Any]:
 
 def complain(error: DlrunError | SystemExit, verbose: bool) -> int:
     """Say what is wrong, with the traceback where it was asked for; returns the exit code."""
-    if isinstance(error, SystemExit):  # in training it is a failure of the run, and comes as a DlrunError
-        error = RequestError(
-            f"code of your own called sys.exit({error.code}) before the run began; raise an error there"
-        )
+    if isinstance(error, SystemExit):
+        error = own_exit(error)
     if verbose:
         traceback.print_exception(error)
     sys.stderr.write(f"dlrun: {error}\n")
     return error.exit_code
+
+
+def own_exit(error: SystemExit) -> RequestError:
+    """What to say of a sys.exit before training; in training it is a failure of the run, and comes as a DlrunError."""
+    return RequestError(f"code of your own called sys.exit({error.code}) before the run began; raise an error there")
 
 
 def list_choices(words: list[str]) -> None:

@@ -35,14 +35,19 @@ class _Terminal(RichConsole):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _plain() -> dict[str, Any]:
+    """In a notebook, as in a pipe: Rich would show each line, and what is for a file, as an output of its own."""
+    return {"force_jupyter": False, "force_terminal": False} if RichConsole().is_jupyter else {}
+
+
 class Console:
     """Says everything twice: to the terminal, and as plain text to run.log once there is a run folder."""
 
     def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
         """quiet: nothing on the terminal, as for a job of a sweep."""
-        self.terminal = _Terminal(file=stream, highlight=False, soft_wrap=False, quiet=quiet)
+        self.terminal = _Terminal(file=stream, highlight=False, soft_wrap=False, quiet=quiet, **_plain())
         self._held = io.StringIO()  # what was said before there was a run folder
-        self.log = RichConsole(file=self._held, width=_LOG_WIDTH, no_color=True, highlight=False)
+        self.log = RichConsole(file=self._held, width=_LOG_WIDTH, no_color=True, highlight=False, **_plain())
         self._training: Training | None = None
         self._last: dict[str, float] = {}
         self._unsaid: str | None = None  # the line of the last epoch, where it was left out
@@ -52,7 +57,7 @@ class Console:
         """Write run.log from here on, beginning with what was said already."""
         file: Any = GrowingFile(path, "run.log", unsaved or Unsaved())
         file.write(self._held.getvalue())
-        self.log = RichConsole(file=file, width=_LOG_WIDTH, no_color=True, highlight=False)
+        self.log = RichConsole(file=file, width=_LOG_WIDTH, no_color=True, highlight=False, **_plain())
 
     def close(self) -> None:
         """The log is on the disk after this."""

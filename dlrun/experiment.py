@@ -24,6 +24,7 @@ from dlrun import (
     report,
     results,
     run_folder,
+    run_report,
     runtime,
     saved,
     thread_choice,
@@ -176,7 +177,8 @@ def open_folder(request: Request, parts: Parts, earlier: dict[str, Any] | None, 
     if earlier is not None and request.folder is not None:
         try:
             forget_halves(request.folder, request.folder / "checkpoints")
-            (request.folder / "result.json").unlink(missing_ok=True)  # it is finished no more
+            for name in ("result.json", "report.html"):  # it is finished no more
+                (request.folder / name).unlink(missing_ok=True)
             tracking.cut_back(request.folder, earlier["epoch"])
         except OSError as error:
             raise RequestError(f"cannot write to {request.folder} ({error.strerror}); make room there") from error
@@ -258,6 +260,9 @@ def finish(
         parts.notes += results.record_end(parts, metrics, tracker)
     result = results.collect(parts, status, metrics, sha256, error=None) | {"measured": measured}
     result["expected"] = conclusion.of_one(parts, result, folder) if status != "interrupted" else []
+    if parts.settings.rest.figures and status != "interrupted":
+        with parts.unsaved.attempt("report.html", again=False):
+            run_report.write(parts, folder, result, rows)
     with parts.unsaved.attempt("result.json", again=False):
         run_folder.write_json(folder / "result.json", result)
     return result

@@ -35,7 +35,7 @@ _PARAMETER = "parameter/"  # in front of a trained number's name in metrics.json
 
 
 def draw_all(parts: "Parts", folder: Path, tracker: FileTracker) -> None:
-    """Every picture that makes sense for the run, drawn from the weights the model holds now.
+    """Every picture that makes sense for the run, and curves of precision over recall, from the weights it holds now.
 
     The model's mode and the generators are afterwards as they were.
     """
@@ -43,7 +43,7 @@ def draw_all(parts: "Parts", folder: Path, tracker: FileTracker) -> None:
     target.mkdir(exist_ok=True)
     before = runtime.rng_state()
     with evaluating(parts.model):
-        for name, figure in _pictures(parts, folder):
+        for name, figure in _pictures(parts, folder, tracker):
             if figure is None:
                 continue
             image = canvas.pixels(figure)
@@ -54,7 +54,7 @@ def draw_all(parts: "Parts", folder: Path, tracker: FileTracker) -> None:
     evolution.movie(target, parts.training.progress.epoch)
 
 
-def _pictures(parts: "Parts", folder: Path) -> Iterator[Named]:
+def _pictures(parts: "Parts", folder: Path, tracker: FileTracker) -> Iterator[Named]:
     rows = tracking.read_rows(folder)
     if len(rows) > 1:
         yield "loss", loss.loss_curves(rows)
@@ -65,7 +65,7 @@ def _pictures(parts: "Parts", folder: Path) -> Iterator[Named]:
     if parts.splits.spec.task == "regression":
         yield from _regression(parts)
     else:
-        yield from _classification(parts)
+        yield from _classification(parts, tracker)
 
 
 def _regression(parts: "Parts") -> Iterator[Named]:
@@ -82,7 +82,7 @@ def _regression(parts: "Parts") -> Iterator[Named]:
         yield "samples", samples.image_grid(inputs[0], targets, spec)
 
 
-def _classification(parts: "Parts") -> Iterator[Named]:
+def _classification(parts: "Parts", tracker: FileTracker) -> Iterator[Named]:
     spec, task = parts.splits.spec, parts.task
     split, batches = shown_split(parts)
     inputs, outputs, targets = outputs_of(parts, batches)
@@ -91,6 +91,7 @@ def _classification(parts: "Parts") -> Iterator[Named]:
         return
     yield "confusion", confusion.confusion_matrix(targets, task.predictions(outputs), spec, split)
     probabilities = task.probabilities(outputs)
+    tracker.log_pr_curves(targets, probabilities, spec.class_names, parts.training.progress.step)
     if spec.kind == "tokens" and spec.vocabulary:
         yield "mistakes", mistakes.text_mistakes(inputs, probabilities, targets, spec, split)
     elif spec.kind == "image":

@@ -28,25 +28,9 @@ def opening(console: Console, parts: "Parts", folder: Path | None, overrides: Se
 
     folder: null where nothing is to be run, to show what memory and disk it would take instead.
     """
-    settings, spec = parts.settings, parts.splits.spec
-    where = "in memory" if isinstance(parts.training.train, MemoryBatches) else "read by workers"
     progress = parts.training.progress
     job = [("job", " ".join(overrides))] if overrides else []
-    console.say(
-        facts(
-            [
-                *job,
-                ("data", f"{settings.data.choice}: {_row_counts(parts.splits)}, {where}; {_described(spec)}"),
-                ("model", f"{settings.model.choice}: {number(_parameters(parts))} parameters{_trained(parts)}"),
-                ("optimizer", f"{settings.optimizer.choice}: {_learning_rates(parts)}{_schedule(parts)}"),
-                (
-                    "device",
-                    f"{parts.runtime.took}, {parts.runtime.precision}, {_threads()}",
-                ),
-                *([("run folder", str(folder))] if folder else _needs(parts)),
-            ]
-        )
-    )
+    console.say(facts([*job, *description(parts), *([("run folder", str(folder))] if folder else _needs(parts))]))
     console.say()
     console.say(_layer_table(parts))
     for note in parts.notes:
@@ -54,6 +38,18 @@ def opening(console: Console, parts: "Parts", folder: Path | None, overrides: Se
     if progress.step:
         console.say(f"going on from epoch {progress.epoch}, step {progress.step}")
     console.say()
+
+
+def description(parts: "Parts") -> list[tuple[str, str]]:
+    """Data, model, optimizer and device, a few words on each."""
+    settings, spec = parts.settings, parts.splits.spec
+    where = "in memory" if isinstance(parts.training.train, MemoryBatches) else "read by workers"
+    return [
+        ("data", f"{settings.data.choice}: {_row_counts(parts.splits)}, {where}; {_described(spec)}"),
+        ("model", f"{settings.model.choice}: {number(_parameters(parts))} parameters{_trained(parts)}"),
+        ("optimizer", f"{settings.optimizer.choice}: {_learning_rates(parts)}{_schedule(parts)}"),
+        ("device", f"{parts.runtime.took}, {parts.runtime.precision}, {_threads()}"),
+    ]
 
 
 def _needs(parts: "Parts") -> list[tuple[str, str]]:
@@ -133,21 +129,14 @@ def _schedule(parts: "Parts") -> str:
 
 def closing(console: Console, parts: "Parts", folder: Path, result: dict[str, Any], notes: Sequence[str] = ()) -> None:
     """The final table with the baseline, what was noticed meanwhile, and the commands that come next."""
-    metrics, trivial = result["metrics"], result["baseline"]
-    splits = [s for s in ("train", "val", "test") if any(k.startswith(s + "/") for k in metrics)]
-    shown = splits[-1] if splits else "train"
-    what = "mean" if parts.splits.spec.task == "regression" else "majority"
-    rows = []
-    for name in parts.task.metric_names:
-        cells = [number(metrics.get(f"{s}/{name}", float("nan"))) for s in splits]
-        rows.append((name, *cells, number(trivial.get(f"{shown}/{name}", float("nan")))))
+    headers, rows = metric_table(parts, result)
     console.say()
-    console.say(table(("metric", *splits, f"{what} ({shown})"), rows))
+    console.say(table(headers, rows))
     best = result["best"]
     if best["epoch"] is not None:
-        tested = "; test is of these weights" if "test" in splits else ""
+        tested = "; test is of these weights" if "test" in headers else ""
         console.say(f"best: epoch {best['epoch']}, {best['metric']} {number(best['value'])}{tested}")
-    console.say(_end(parts, result))
+    console.say(end(result))
     for name, answer in parts.first_answers.items():
         after = result["measured"][f"answer({name})"]
         console.say(f"answer for {name}: {_answer(answer)} before training, {_answer(after)} after")
@@ -172,6 +161,23 @@ def closing(console: Console, parts: "Parts", folder: Path, result: dict[str, An
     elif not any(parts.settings.scheduler.arguments.get(key, 0) is None for key in OF_THE_WHOLE):
         commands.append(("go on", f"dlrun resume {quoted} {_longer(parts.training)}{trust}"))
     console.say(facts(commands))
+
+
+def metric_table(parts: "Parts", result: dict[str, Any]) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Headers and rows: each metric on each split, and the trivial answer's on the last of them."""
+    metrics, baseline = result["metrics"], result["baseline"]
+    splits = [s for s in ("train", "val", "test") if any(k.startswith(s + "/") for k in metrics)]
+    shown = splits[-1] if splits else "train"
+    rows = []
+    for name in parts.task.metric_names:
+        cells = [number(metrics.get(f"{s}/{name}", float("nan"))) for s in splits]
+        rows.append((name, *cells, number(baseline.get(f"{shown}/{name}", float("nan")))))
+    return ["metric", *splits, f"{trivial(parts)} ({shown})"], rows
+
+
+def trivial(parts: "Parts") -> str:
+    """What the baseline answers whatever it is asked."""
+    return "mean" if parts.splits.spec.task == "regression" else "majority"
 
 
 def _longer(training: Training) -> str:
@@ -208,7 +214,8 @@ def _trust_needed(parts: "Parts") -> str:
     return f" trusted_modules='[{','.join(own)}]'" if own else ""
 
 
-def _end(parts: "Parts", result: dict[str, Any]) -> str:
+def end(result: dict[str, Any]) -> str:
+    """The status, and how much was trained how fast."""
     rate = result["samples_per_second"]
     speed = f", {rate:,.0f} samples/s" if rate else ""
     said = result["status"].replace("_", " ")

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import importlib
 import io
 import os
 import sys
@@ -16,6 +17,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -116,18 +118,30 @@ def flags(words: Sequence[str]) -> argparse.Namespace:
 
 def register() -> None:
     """What composing needs: the schema, our sweeper and launcher, and the resolver that config.yaml uses."""
-    if _PLUGINS not in sys.path:
-        sys.path.append(_PLUGINS)
     config.register()
+    if "hydra_plugins.dlrun_sweeper" not in sys.modules:
+        sys.path.append(_PLUGINS)
+        try:
+            ours = importlib.import_module("hydra_plugins.dlrun_sweeper")
+            for plugin in (ours.DlrunSweeper, ours.DlrunLauncher):
+                Plugins.instance().register(plugin)  # who has used Hydra before in this process has it look no more
+        finally:
+            sys.path.remove(_PLUGINS)
     if not OmegaConf.has_resolver("dlrun.folder_name"):
         OmegaConf.register_new_resolver("dlrun.folder_name", run_names.folder_name)
 
 
 @contextlib.contextmanager
 def _argv(words: Sequence[str]) -> Iterator[None]:
-    """Hydra reads sys.argv; and it must raise its errors instead of printing them and exiting."""
+    """Hydra reads sys.argv; and it must raise its errors instead of printing them and exiting.
+
+    Whoever uses Hydra in this process finds its globals as they were.
+    """
     before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    theirs: Any = (GlobalHydra.instance(), HydraConfig.instance())
+    was = theirs[0].hydra, theirs[1].cfg
     sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["dlrun", *words], "1"
+    theirs[0].clear()
     try:
         yield
     finally:
@@ -135,7 +149,7 @@ def _argv(words: Sequence[str]) -> Iterator[None]:
         os.environ.pop("HYDRA_FULL_ERROR")
         if full is not None:
             os.environ["HYDRA_FULL_ERROR"] = full
-        GlobalHydra.instance().clear()
+        theirs[0].hydra, theirs[1].cfg = was
 
 
 @contextlib.contextmanager

@@ -65,7 +65,7 @@ def forget(folder: Path) -> None:
     """Remove what a run has left in its folder, so that it can be made again; nothing else that may lie there."""
     for name in (".hydra", "checkpoints", "figures"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    own = ("environment.json", "run.log", "metrics.jsonl", FINGERPRINTS, "result.json")
+    own = ("environment.json", "run.log", "metrics.jsonl", FINGERPRINTS, "result.json", "report.html")
     for file in [*(folder / name for name in own), *folder.glob("events.out.tfevents.*")]:
         file.unlink(missing_ok=True)
 
@@ -107,6 +107,19 @@ def environment(request: Request, runtime: "Runtime") -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "versions": describe_versions(),
     }
+
+
+def machine(folder: Path) -> dict[str, str]:
+    """What environment.json says of machine, versions and commit, in words; empty where it is missing or damaged."""
+    try:
+        noted = json.loads((folder / "environment.json").read_text())
+        versions = noted["versions"]
+        listed = ", ".join(f"{name} {version}" for name, version in versions.items() if name != "platform")
+        machine = f"{noted['device']}, {noted['precision']}, {noted['threads']} of {noted['cpu_count']} threads"
+        commit = {"commit": str(noted["git_commit"])} if noted["git_commit"] else {}
+        return {"machine": f"{versions['platform']}; {machine}", "versions": listed} | commit
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 @functools.cache  # not once a job of a sweep: it costs 10 ms

@@ -19,6 +19,7 @@ from dlrun.config import DeviceConfig
 from dlrun.errors import RequestError
 from dlrun.ranks import ALONE, Ranks
 
+_CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -91,24 +92,37 @@ def session(config: DeviceConfig, seed: int, ranks: Ranks = ALONE, batches_a_ste
         torch.cuda.set_device(device)
     if device.type == "mps" and config.precision == "fp64":
         raise RequestError("device.precision=fp64 does not exist on mps; type device=cpu or device.precision=fp32")
-    threads, cudnn = torch.get_num_threads(), torch.backends.cudnn
-    before = (cudnn.benchmark, cudnn.deterministic, torch.are_deterministic_algorithms_enabled())
-    keep_freed_memory()
-    torch.set_num_threads(threads if config.num_threads in (None, "auto") else config.num_threads)
-    cudnn.benchmark, cudnn.deterministic = not config.deterministic, config.deterministic
-    fp32 = _fp32_precision(config.tf32)
-    if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be exact
-    torch.use_deterministic_algorithms(config.deterministic)
-    seed_everything(seed)
-    try:
+    with kept_switches():
+        keep_freed_memory()
+        if config.num_threads not in (None, "auto"):
+            torch.set_num_threads(config.num_threads)
+        cudnn = torch.backends.cudnn
+        cudnn.benchmark, cudnn.deterministic = not config.deterministic, config.deterministic
+        _fp32_precision(config.tf32)
+        if config.deterministic:
+            os.environ.setdefault(_CUBLAS, ":4096:8")  # without it cuBLAS refuses to be exact
+        torch.use_deterministic_algorithms(config.deterministic)
+        seed_everything(seed)
         wide, compiled = config.channels_last, config.compile
         yield Runtime(device, config.precision, wide, compiled, took, ranks, batches_a_step)
+
+
+@contextlib.contextmanager
+def kept_switches() -> Iterator[None]:
+    """torch's threads and switches, and the global generators, are afterwards as they were."""
+    threads, cudnn, generators = torch.get_num_threads(), torch.backends.cudnn, rng_state()
+    before = (cudnn.benchmark, cudnn.deterministic, torch.are_deterministic_algorithms_enabled())
+    workspace, fp32 = os.environ.get(_CUBLAS), _fp32_precision(None)
+    try:
+        yield
     finally:
+        if workspace is None:
+            os.environ.pop(_CUBLAS, None)
         torch.set_num_threads(threads)
         cudnn.benchmark, cudnn.deterministic = before[0], before[1]
         fp32()
         torch.use_deterministic_algorithms(before[2])
+        set_rng_state(generators)
 
 
 def _fp32_precision(tf32: bool | None) -> Callable[[], None]:
@@ -158,7 +172,8 @@ def rng_state() -> dict[str, Any]:
     name, keys, *rest = np.random.get_state(legacy=True)
     state: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
     state["numpy"] = [name, torch.from_numpy(keys.astype(np.int64)), *rest]  # type: ignore[union-attr]
-    if torch.cuda.is_available():
+    initialized: Callable[[], bool] = torch.cuda.is_initialized  # asking before would take memory of every GPU
+    if torch.cuda.is_available() and initialized():
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
 

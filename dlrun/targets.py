@@ -48,13 +48,16 @@ def resolve(target: str, where: str, trusted_modules: Sequence[str] | None) -> C
     comes from a loaded run, whose targets run only when the object itself is ours, torch's or trusted.
     """
     if trusted_modules is not None:
-        known = _inside(target, (*_PACKAGES, *trusted_modules)) and "__" not in target
+        known = _inside(target, (*_PACKAGES, *trusted_modules)) and "__" not in target.removeprefix("__main__.")
         _refuse(target, where, trusted_modules, known)
-    logging.getLogger("hydra.utils").disabled = True  # it says on stderr what it raises
+    log = logging.getLogger("hydra.utils")
+    before, log.disabled = log.disabled, True  # it says on stderr what it raises
     try:
         found = hydra.utils.get_object(target)
     except Exception as error:  # importing a user's module runs it, so anything can come
         raise RequestError(f"{where}={target} cannot be imported: {_why(target, error)}") from error
+    finally:
+        log.disabled = before
     if not callable(found):
         raise RequestError(f"{where}={target} is of type {type(found).__name__}, not a class or a function")
     if trusted_modules is not None:

@@ -7,7 +7,7 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from dlrun.run_folder import FINGERPRINTS, json_lines
 from dlrun.yaml_text import flatten
 
 _END = ".end"
+_MOST_CURVES = 20
 _count = itertools.count()
 
 
@@ -126,6 +127,17 @@ class FileTracker:
     def log_image(self, tag: str, image: Tensor, step: int) -> None:
         """An image (3, H, W) of uint8 or of floats in 0..1."""
         self.writer.add_image(tag, image, step)
+
+    def log_pr_curves(self, targets: Tensor, probabilities: Tensor, names: Sequence[str], step: int) -> None:
+        """Precision over recall, of class 1 for probabilities (N,), of every class against the rest for (N, classes).
+
+        targets: class numbers (N,). A curve costs about a millisecond, so of many classes only the first are shown.
+        """
+        columns = probabilities.unsqueeze(1) if probabilities.dim() == 1 else probabilities
+        first = 1 if probabilities.dim() == 1 else 0
+        for number, column in enumerate(columns[:, :_MOST_CURVES].unbind(1), first):
+            name = names[number] if number < len(names) else str(number)
+            self.writer.add_pr_curve(f"pr_curves/{name}", targets == number, column, step)
 
     def log_graph(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> str | None:
         """The model's graph; returns why there is none. Leaves model and generators as they were."""

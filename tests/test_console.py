@@ -1,6 +1,7 @@
 """What the terminal says, and run.log in the same words."""
 
 import io
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -191,3 +192,20 @@ def test_on_a_terminal_the_epochs_go_to_the_log_alone(tmp_path: Path) -> None:
     assert "samples/s" in (tmp_path / "run.log").read_text()
     assert "samples/s" not in stream.getvalue()
     assert "epoch 1/10" in stream.getvalue()
+
+
+def test_a_notebook_gets_plain_lines_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown: list[Any] = []
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr("rich.jupyter.display", lambda *things: shown.append(things))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)  # what a notebook's says of itself
+    for quiet in (False, True):
+        console = Console(quiet=quiet)
+        console.open_log(tmp_path / f"{quiet}.log")
+        console.say(table(("name", "value"), [("first", "1")]))
+        console.close()
+        assert capsys.readouterr().out == ("" if quiet else (tmp_path / f"{quiet}.log").read_text())
+        assert "first" in (tmp_path / f"{quiet}.log").read_text()
+    assert shown == []

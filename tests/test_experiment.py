@@ -21,7 +21,7 @@ def test_run_folder_holds_what_the_design_says(dlrun: Callable) -> None:
     assert sorted(name.endswith(".end") for name in events) == [False, True]
     assert found - events == {
         ".hydra/config.yaml", ".hydra/overrides.yaml", ".hydra/hydra.yaml", "environment.json", "run.log",
-        "metrics.jsonl", "fingerprints.jsonl", "result.json", "checkpoints/last.pt",
+        "metrics.jsonl", "fingerprints.jsonl", "result.json", "report.html", "checkpoints/last.pt",
         "checkpoints/best.pt", "checkpoints/step_00000021.pt",
         "checkpoints/step_00000042.pt", "figures/loss.png", "figures/confusion.png", "figures/samples.png",
         "figures/activations.png", "figures/mistakes.png",

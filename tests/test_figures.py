@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
+
+from dlrun import load
 
 FEW = ("trainer.epochs=2", "data.limit_batches=2", "tracking.graph=false")
 
@@ -72,6 +75,33 @@ def test_a_run_leaves_its_pictures(
     assert len([tag for tag in shown.Tags()["images"] if tag.startswith("figures/")]) == len(found)
 
 
+@pytest.mark.parametrize(
+    ("words", "classes"),
+    [
+        (("data=blobs", "data.task=binary", "data.val_fraction=0.2"), ["1"]),
+        pytest.param(("data=digits",), [str(n) for n in range(10)], marks=SLOW),
+    ],
+)
+def test_tensorboard_has_precision_over_recall(
+    words: tuple[str, ...], classes: list[str], dlrun: Callable[..., Any], tmp_path: Path
+) -> None:
+    done = dlrun(*FEW, *words, "model=mlp")
+    shown = EventAccumulator(str(tmp_path / done.folder), size_guidance={"tensors": 0}).Reload()
+    curves = {tag.partition("/")[2]: tag for tag in shown.Tags()["tensors"] if tag.startswith("pr_curves/")}
+    assert list(curves) == classes
+    run = load(done.folder)
+    part = run.splits.test or run.splits.val
+    probabilities = run.predict(part.inputs[0]).probabilities
+    for name, tag in curves.items():
+        (event,) = shown.Tensors(tag)
+        *_, precision, recall = make_ndarray(event.tensor_proto)  # (6, thresholds)
+        right, sure = part.targets == int(name), probabilities[:, int(name)] >= 63 / 126
+        both = int((right & sure).sum())
+        assert recall[63] == pytest.approx(both / int(right.sum()))
+        assert precision[63] == pytest.approx(both / max(int(sure.sum()), 1))
+    assert event.step == done.result["steps"]
+
+
 @pytest.mark.slow
 def test_the_same_run_has_the_same_pictures(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     first, second = (tmp_path / dlrun(*FEW, "data=line", "model=linear").folder / "figures" for _ in range(2))
@@ -83,3 +113,5 @@ def test_the_same_run_has_the_same_pictures(dlrun: Callable[..., Any], tmp_path:
 def test_no_pictures_where_none_are_wanted(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     done = dlrun(*FEW, "data=line", "model=linear", "figures=false")
     assert not (tmp_path / done.folder / "figures").exists()
+    shown = EventAccumulator(str(tmp_path / done.folder)).Reload()
+    assert not [tag for tag in shown.Tags()["tensors"] if tag.startswith("pr_curves/")]

@@ -1,6 +1,5 @@
 """The answer of a sweep, or of any runs put side by side: said, written and drawn."""
 
-import json
 import shlex
 from collections.abc import Sequence
 from datetime import datetime
@@ -140,19 +139,6 @@ def about(runs: Sequence[Finished], command: str = "") -> list[tuple[str, str]]:
     rows += [("compared", datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")), ("runs", str(len(runs)))]
     found: dict[str, dict[str, None]] = {}
     for run in runs:
-        for key, value in _environment(run.folder).items():
+        for key, value in run_folder.machine(run.folder).items():
             found.setdefault(key, {})[value] = None
     return rows + [(key, "; ".join(values)) for key, values in found.items()]
-
-
-def _environment(folder: Path) -> dict[str, str]:
-    """What environment.json says of machine and versions; empty where it is missing or damaged."""
-    try:
-        noted = json.loads((folder / "environment.json").read_text())
-        versions = noted["versions"]
-        listed = ", ".join(f"{name} {version}" for name, version in versions.items() if name != "platform")
-        machine = f"{noted['device']}, {noted['precision']}, {noted['threads']} of {noted['cpu_count']} threads"
-        commit = {"commit": str(noted["git_commit"])} if noted["git_commit"] else {}
-        return {"machine": f"{versions['platform']}; {machine}", "versions": listed} | commit
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
