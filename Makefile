@@ -1,8 +1,9 @@
 # Two commands do everything on a fresh machine: `make run` and `make test`. Each target sets up what it needs.
 .DEFAULT_GOAL := help
-.PHONY: help run course test test-all check format bench torture clean
+.PHONY: help run course test test-slow test-all check format bench torture clean
 
 PYTHON ?= python3
+BENCH  ?=
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -34,6 +35,9 @@ course: $(VENV)/.installed  ## run every lesson of the course and print what it 
 test: $(VENV)/.installed-dev  ## the fast tests (under 90 s on two cores)
 	OMP_NUM_THREADS=$(OMP_NUM_THREADS_TESTS) $(BIN)/python -m pytest -n auto -m "not slow and not browser and not gpu"
 
+test-slow: $(VENV)/.installed-dev  ## the other tests (20 minutes on two cores)
+	OMP_NUM_THREADS=$(OMP_NUM_THREADS_TESTS) $(BIN)/python -m pytest -n auto -m "(slow or browser) and not gpu"
+
 test-all: $(VENV)/.installed-dev  ## every test but those that need a GPU
 	OMP_NUM_THREADS=$(OMP_NUM_THREADS_TESTS) $(BIN)/python -m pytest -n auto -m "not gpu"
 
@@ -46,11 +50,12 @@ format: $(VENV)/.installed-dev  ## write the format that check asks for
 	$(BIN)/ruff format dlrun tests
 	$(BIN)/ruff check --fix dlrun tests
 
-bench: $(VENV)/.installed  ## measure speed beside a plain script (DLRUN_DATA_DIR names the folder with MNIST)
-	$(BIN)/python tests/bench/step_overhead.py
-	$(BIN)/python tests/bench/resnet_mnist.py
-	$(BIN)/python tests/bench/checkpoint_cost.py
-	$(BIN)/python tests/bench/sweep_overhead.py
+$(VENV)/.installed-bench: $(VENV)/.installed
+	$(PIP) install --editable '.[bench]' --constraint tests/constraints.txt
+	@touch $@
+
+bench: $(VENV)/.installed-bench  ## measure speed beside the peers; BENCH="resnet cnn" for some (DLRUN_DATA_DIR names the data)
+	$(BIN)/python tests/bench/bench.py $(BENCH)
 
 torture: $(VENV)/.installed-dev  ## kill 100 runs and 20 sweeps hard, go on, compare with those left alone (about 10 minutes)
 	$(BIN)/python tests/torture/torture.py

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,13 +16,15 @@ from torch.utils.data import Dataset
 from dlrun import memory, targets
 from dlrun.config import CONFIG_DIR, Block, DataKeys, ModelKeys, OptimizerKeys, SchedulerKeys, Settings
 from dlrun.data import batches as batching
-from dlrun.data.batches import Batches, LoaderBatches, MemoryBatches, Order, Part, Place
+from dlrun.data import rows as rows_of
+from dlrun.data.batches import Batches, LoaderBatches, MemoryBatches, Order, Place
+from dlrun.data.rows import Part
 from dlrun.data.spec import DataSpec, Split, Splits
 from dlrun.errors import DlrunError, MisfitError, RequestError
 from dlrun.loop import requires_closure
 from dlrun.optim.groups import parameter_groups
 from dlrun.optim.schedule import OF_THE_WHOLE, Schedule
-from dlrun.runtime import Runtime
+from dlrun.runtime import Runtime, cores
 from dlrun.start_values import start_values
 from dlrun.task import Task
 from dlrun.training import Limits
@@ -39,18 +40,18 @@ def data(settings: Settings, trusted_modules: Sequence[str] | None) -> Splits:
             "type data=<one of `dlrun ls data`>"
         )
     train, val, test = made.train, made.val, made.test
-    if batching.row_count(train) == 0:
+    if rows_of.row_count(train) == 0:
         raise RequestError(f"data={settings.data.choice} has no training rows")
     if val is None and keys.val_fraction > 0:
-        train, val = batching.carve(train, keys.val_fraction, int(settings.data.arguments.get("seed") or 0))
+        train, val = rows_of.carve(train, keys.val_fraction, int(settings.data.arguments.get("seed") or 0))
     if keys.train_rows is not None:
         train = _limited(train, keys.train_rows)
     if keys.limit_batches is not None:
         rows = keys.limit_batches * keys.batch_size
         train, val, test = _limited(train, rows), val and _limited(val, rows), test and _limited(test, rows)
-    if keys.drop_last and batching.row_count(train) < keys.batch_size:
+    if keys.drop_last and rows_of.row_count(train) < keys.batch_size:
         raise RequestError(
-            f"data.drop_last=true leaves no batch: there are {batching.row_count(train)} training rows and "
+            f"data.drop_last=true leaves no batch: there are {rows_of.row_count(train)} training rows and "
             f"data.batch_size={keys.batch_size}; type data.drop_last=false or a smaller data.batch_size"
         )
     return dataclasses.replace(made, train=train, val=val, test=test)
@@ -58,9 +59,9 @@ def data(settings: Settings, trusted_modules: Sequence[str] | None) -> Splits:
 
 def _limited(part: Part, rows: int) -> Part:
     """At most `rows` rows, spread over the part so that sorted classes stay mixed."""
-    if batching.row_count(part) <= rows:
+    if rows_of.row_count(part) <= rows:
         return part
-    return batching.take(part, torch.linspace(0, batching.row_count(part) - 1, rows).long())
+    return rows_of.take(part, torch.linspace(0, rows_of.row_count(part) - 1, rows).long())
 
 
 def model(settings: Settings, spec: DataSpec, runtime: Runtime, trusted_modules: Sequence[str] | None) -> nn.Module:
@@ -121,42 +122,33 @@ def batches(settings: Settings, splits: Splits, model: nn.Module, runtime: Runti
     wide = wants_channels_last(model, splits.spec, runtime)
     place = Place(runtime.device, runtime.dtype, splits.spec, wide)
     big = keys.eval_batch_size or max(keys.batch_size, 256)
-    room = int(keys.memory_share * batching.free_memory(runtime.device))
+    on_device = 1 if runtime.device.type == "cuda" else runtime.ranks.local_count  # processes that hold the data there
+    room = int(keys.memory_share * batching.free_memory(runtime.device)) // on_device
+    size = keys.batch_size * runtime.batches_a_step
     made: list[Batches | None] = []
     for part, train in ((splits.train, True), (splits.val, False), (splits.test, False)):
         if part is None:
             made.append(None)
             continue
-        rows = batching.row_count(part)
-        order = Order(rows, keys.batch_size, keys.shuffle, keys.drop_last, settings.rest.seed)
+        rows = rows_of.row_count(part)
+        order = Order(rows, size, keys.shuffle, keys.drop_last, settings.rest.seed)
         order = order if train else Order(rows, big)
-        split = _in_memory(part, keys.loader, runtime.dtype, room)
+        split = rows_of.in_memory(part, keys.loader, runtime.dtype, room)
         if split is not None:
-            room -= batching.size_in_bytes(split, runtime.dtype)
+            room -= rows_of.size_in_bytes(split, runtime.dtype)
             made.append(MemoryBatches(split, order, place))
         else:
             made.append(LoaderBatches(_as_dataset(part), order, place, _workers(keys)))
     return made
 
 
-def _in_memory(part: Part, loader: str, dtype: torch.dtype, room: int) -> Split | None:
-    """The part as tensors when it is to be held in memory, else null."""
-    if isinstance(part, Split):
-        fits = loader == "memory" or (loader == "auto" and batching.size_in_bytes(part, dtype) <= room)
-        return part if fits else None
-    if loader != "memory":
-        return None
-    items = [part[row] for row in range(batching.row_count(part))]
-    columns = [torch.stack([torch.as_tensor(x) for x in column]) for column in zip(*items, strict=True)]
-    return Split(tuple(columns[:-1]), columns[-1])
-
-
 def _as_dataset(part: Part) -> Dataset[Any]:
-    return batching.Pairs(part) if isinstance(part, Split) else part
+    return rows_of.Pairs(part) if isinstance(part, Split) else part
 
 
 def _workers(keys: DataKeys) -> int:
-    return min(os.cpu_count() or 1, 4) if keys.num_workers is None else keys.num_workers
+    """As asked for; else one core is left to the training."""
+    return min(max(cores() - 1, 1), 4) if keys.num_workers is None else keys.num_workers
 
 
 def targets_of(part: Part | None) -> Tensor | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from dlrun import config, listing
+from dlrun import config, listing, ranks
 from dlrun.errors import DlrunError, RequestError, RunError
 
 if TYPE_CHECKING:
@@ -56,13 +56,23 @@ def main() -> int:
     verbose = len(words) < len(sys.argv) - 1 or os.environ.get("HYDRA_FULL_ERROR") == "1"
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # the user's own modules, however dlrun was started
+    if ranks.follows():
+        from dlrun import following
+
+        return following.main(verbose)
+    requests: list[Request] = []
     try:
-        requests = answer(words)
+        try:
+            requests = answer(words)
+        finally:
+            if not requests:
+                ranks.dismiss()  # the other processes, which wait for something to train
         if not requests:
             return 0
         if requests[0].sweep is not None:
             from dlrun.sweep import execution
 
+            ranks.refuse("a sweep")
             return execution.run(requests)
         from dlrun import experiment
 
@@ -108,6 +118,7 @@ def compose(words: list[str]) -> list["Request"]:
 
     try:
         if words[:1] and words[0] in COMMANDS:
+            ranks.refuse(f"dlrun {words[0]}")
             module, _, name = COMMANDS[words[0]].partition(":")
             getattr(importlib.import_module(module), name)(words[1:])
             return []

@@ -51,7 +51,7 @@ class DataKeys:
     shuffle: bool = True
     drop_last: bool = False  # the last training batch, when it is smaller than the others
     loader: str = _choice("auto", "auto", "memory", "workers")
-    num_workers: int | None = _not_negative(None)  # null: one a core, at most 4
+    num_workers: int | None = _not_negative(None)  # null: all cores but one, 1 to 4
     memory_share: float = field(default=0.5, metadata={"above": 0, "at_most": 1})  # of the device, for auto
     train_rows: int | None = _positive(None)  # train on this many rows only, spread over the training part
     limit_batches: int | None = _positive(None)  # use only the first so many batches of each split
@@ -128,9 +128,12 @@ class DeviceConfig:
     name: str = _choice("auto", "auto", "cpu", "cuda", "mps")
     index: int | None = _not_negative(None)
     precision: str = _choice("fp32", "fp32", "bf16", "fp16", "fp64")
+    tf32: bool | None = None  # fp32 sums on CUDA with 10 bits of mantissa; null: as torch, for convolutions only
     compile: bool = False
+    cuda_graph: str = _choice("auto", "auto", "off")  # a step started as one on CUDA, where its shapes allow it
     channels_last: bool | None = None  # null: for nets with 2-d convolutions
     deterministic: bool = False
+    timeout_seconds: float = _positive(600.0)  # so long may one of several processes keep the others waiting
     num_threads: Any = field(default=None, metadata={"number_or": "auto"})  # CPU threads; null: as torch finds best
 
 

@@ -4,6 +4,7 @@ import contextlib
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from dlrun import (
     checkpoint,
+    compilation,
     conclusion,
     config,
     figures,
@@ -33,6 +35,7 @@ from dlrun.errors import DlrunError, RequestError, RunError
 from dlrun.parts import Parts, prepare, session
 from dlrun.plots import evolution
 from dlrun.problems import Problems
+from dlrun.ranks import Ranks, joined
 from dlrun.request import Request
 from dlrun.saver import Saver
 from dlrun.tracking import FileTracker
@@ -44,19 +47,19 @@ def run(request: Request, console: Console | None = None) -> int:
 
     console: where it is told besides run.log; the terminal where that is left out.
     """
-    problems, console = Problems(), console or Console()
-    settings = config.read(request.config, request.choices, problems)
+    console = console or Console()
     with contextlib.ExitStack() as held:
-        process = session(held, settings, problems)
+        ranks = held.enter_context(joined())
         own = held.enter_context(lock.Lock())
-        if request.folder is not None and request.folder.is_dir():
-            own.take(request.folder)  # before anything in it is read
-        parts = prepare(settings, process, request.trusted_modules, problems)
-        parts.alone = request.group is None
+        parts = ranks.in_turn(partial(begin, ranks.share(request), held, ranks, own))
         parts.unsaved.say = noting(parts, console)
         earlier = earlier_state(request, parts)
-        if settings.rest.device.num_threads == "auto":
+        if parts.settings.rest.device.num_threads == "auto":
             choose_threads(parts)
+        use_graph(parts, parts.unsaved.say)
+        if parts.runtime.compile:
+            parts.compile_seconds = compilation.warm_up(parts.training, parts.training.val or parts.test)
+            parts.notes.append(f"device.compile: the model was compiled in {parts.compile_seconds:.1f} s")
         stop = held.enter_context(runtime.interruptible())  # from here on there is something to save
         folder = open_folder(request, parts, earlier, own)
         console.open_log(folder / "run.log", parts.unsaved)
@@ -65,19 +68,40 @@ def run(request: Request, console: Console | None = None) -> int:
         purge_step = earlier["step"] + 1 if earlier else None
         with tracking.tracked(folder, purge_step, parts.unsaved) as tracker:
             try:
-                start(parts, folder, tracker, earlier)
-                if settings.rest.tracking.diagnose:
-                    tracker.each_epoch.append(Watch(parts, tracking.read_rows(folder), console.say))
+                start(parts, folder, tracker, earlier, console)
                 with console.following(parts.training), profiling_of(parts, tracker, saver, folder) as profile:
-                    status = loop.fit(parts.training, tracker, console, saver, stop)
+                    status = loop.fit(parts.training, tracker, console, saver, ranks.together(stop))
+                said = len(parts.notes)
+                result = finish(parts, folder, status, tracker, saver, profile)
                 if profile is not None:
                     console.say(profile.shown())
-                said = len(parts.notes)
-                result = finish(parts, folder, status, tracker, saver)
             except (Exception, SystemExit) as error:
                 raise failure(error, parts, folder, console) from error
         report.closing(console, parts, folder, result, parts.notes[said:])
         console.close()
+    return exit_code(parts, folder, result, stop)
+
+
+def begin(request: Request, held: contextlib.ExitStack, ranks: Ranks, own: lock.Lock) -> Parts:
+    """Build and check everything, with nothing written; a RequestError lists all that is wrong."""
+    problems = Problems()
+    settings = config.read(request.config, request.choices, problems)
+    threads, together = settings.rest.device.num_threads, request.processes or ranks.count
+    if ranks.count > 1 and threads == "auto":
+        problems.add(RequestError("device.num_threads=auto times one process alone; type a number under torchrun"))
+    process = session(held, settings, problems, ranks, together)
+    if request.folder is not None and request.folder.is_dir() and not ranks.number:
+        own.take(request.folder)  # before anything in it is read
+    parts = prepare(settings, process, request.trusted_modules, problems)
+    parts.alone = request.group is None
+    if together > 1 or ranks.count > 1:
+        rows, several = settings.data_keys.batch_size, "1 process" if ranks.count == 1 else f"{ranks.count} processes"
+        parts.notes.append(f"{several}: a batch is of {together} × {rows} = {together * rows} rows")
+    return parts
+
+
+def exit_code(parts: Parts, folder: Path, result: dict[str, Any], stop: runtime.Interrupt) -> int:
+    """0, 128 and the signal's number, or 1 for a missed expectation if `strict`. RunError for what was lost."""
     lost = parts.unsaved.summary()
     if stop():  # in its last figures perhaps, and complete; but whoever says stop wants no next job
         if lost:
@@ -85,7 +109,7 @@ def run(request: Request, console: Console | None = None) -> int:
         return 128 + stop.signal_number
     if lost:
         raise RunError(f"the run {folder} is {result['status']}, but not all of it could be saved: {lost}")
-    return int(settings.rest.strict and not all(line["ok"] for line in result["expected"]))
+    return int(parts.settings.rest.strict and not all(line["ok"] for line in result["expected"]))
 
 
 def profiling_of(
@@ -95,6 +119,20 @@ def profiling_of(
     if not parts.settings.rest.trainer.profile:
         return contextlib.nullcontext()
     return profiling.profiled(parts.training, tracker, saver, folder)
+
+
+def use_graph(parts: Parts, say: Callable[[str], None]) -> None:
+    """Start a step's kernels as one on a GPU, unless that is switched off; why it cannot be done is noted."""
+    t, rest = parts.training, parts.settings.rest
+    if parts.runtime.device.type != "cuda" or rest.device.cuda_graph == "off":
+        return
+    from dlrun import step_graph
+
+    reason = step_graph.why_not(t, parts.splits.spec.kind, rest.device.compile, rest.trainer.profile)
+    if reason is None:
+        t.graph = step_graph.StepGraph(step_graph.Recorder(), say)
+    else:
+        parts.notes.append(f"no CUDA graph: {reason}")
 
 
 def choose_threads(parts: Parts) -> None:
@@ -116,13 +154,17 @@ def noting(parts: Parts, console: Console) -> Callable[[str], None]:
 
 
 def earlier_state(request: Request, parts: Parts) -> dict[str, Any] | None:
-    """The newest whole checkpoint of the run to go on with; notes name those that are damaged."""
-    if not request.going_on or request.folder is None:
-        return None
-    _, state, skipped = checkpoint.newest_whole(request.folder / "checkpoints")
-    parts.notes += [f"{said}; going on from step {state['step']} instead" for said in skipped]
-    parts.notes += saved.what_differs(state, identity(parts))
-    parts.training.load_state_dict(state, parts.runtime.device)
+    """The newest whole checkpoint of the run to go on with, taken over by all; notes name those that are damaged."""
+    ranks, state = parts.runtime.ranks, None
+    ranks.limit(parts.settings.rest.device.timeout_seconds)
+    parts.training.join(ranks)
+    if request.going_on and request.folder is not None and not ranks.number:
+        _, state, skipped = checkpoint.newest_whole(request.folder / "checkpoints")
+        parts.notes += [f"{said}; going on from step {state['step']} instead" for said in skipped]
+        parts.notes += saved.what_differs(state, identity(parts))
+    state = ranks.share(state)
+    if state is not None:
+        parts.training.load_state_dict(state, parts.runtime.device)
     return state
 
 
@@ -152,6 +194,7 @@ def identity(parts: Parts) -> dict[str, Any]:
         "spec": parts.splits.spec.to_dict(),
         "rows": parts.training.train.rows,
         "threads": torch.get_num_threads(),
+        "processes": parts.runtime.batches_a_step,
         "torch": str(torch.__version__),  # a plain string: its own class would be foreign code in a checkpoint
     }
 
@@ -172,7 +215,7 @@ def make_saver(folder: Path, parts: Parts, request: Request, earlier: dict[str, 
     return saver
 
 
-def start(parts: Parts, folder: Path, tracker: FileTracker, earlier: dict[str, Any] | None) -> None:
+def start(parts: Parts, folder: Path, tracker: FileTracker, earlier: dict[str, Any] | None, console: Console) -> None:
     """Go on exactly where an earlier process stood, or note down what begins."""
     every_epochs = parts.settings.rest.tracking.evolution_every_epochs
     if every_epochs or parts.splits.spec.task == "tagging":
@@ -181,11 +224,15 @@ def start(parts: Parts, folder: Path, tracker: FileTracker, earlier: dict[str, A
         tracker.each_epoch.append(lambda t, row: t.log_histograms(parts.model, int(row["step"])))
     if earlier is None:
         tracker.log_text("config", report.config_as_markdown(parts.settings.plain))
-        return
-    runtime.set_rng_state(earlier["rng"])
+    else:
+        runtime.set_rng_state(earlier["rng"])
+    if parts.settings.rest.tracking.diagnose:
+        tracker.each_epoch.append(Watch(parts, tracking.read_rows(folder), console.say))
 
 
-def finish(parts: Parts, folder: Path, status: str, tracker: FileTracker, saver: Saver) -> dict[str, Any]:
+def finish(
+    parts: Parts, folder: Path, status: str, tracker: FileTracker, saver: Saver, profile: profiling.Profile | None
+) -> dict[str, Any]:
     """Test the best weights, draw, export, and write result.json last."""
     tracker.begin_end()
     sha256 = checkpoint.weights_sha256(parts.model)
@@ -193,24 +240,29 @@ def finish(parts: Parts, folder: Path, status: str, tracker: FileTracker, saver:
     metrics = {k: v for k, v in (rows[-1] if rows else {}).items() if k.startswith(("train/", "val/"))}
     measured = results.measure(parts)
     if status != "interrupted":
-        best = saver.best_weights(parts.training)
-        if best is not None:
-            parts.training.use_weights(best)
-        if parts.test is not None:
-            metrics |= loop.measured(parts.training, parts.test, "test")
+        metrics |= tested(parts, saver.best_weights(parts.training))
         if parts.settings.rest.checkpoint.format == "full":
             with parts.unsaved.attempt("model.pt", again=False):
                 measured |= export(parts, saver)
         parts.notes += results.diagnose(parts, rows, metrics)
         if parts.settings.rest.figures:
             with parts.unsaved.attempt("figures", again=False):
-                figures.draw_all(parts, folder, tracker)
+                draw = figures.draw_all if profile is None else profile.wrapped(figures.draw_all, "figures")
+                draw(parts, folder, tracker)
         parts.notes += results.record_end(parts, metrics, tracker)
     result = results.collect(parts, status, metrics, sha256, error=None) | {"measured": measured}
     result["expected"] = conclusion.of_one(parts, result, folder) if status != "interrupted" else []
     with parts.unsaved.attempt("result.json", again=False):
         run_folder.write_json(folder / "result.json", result)
     return result
+
+
+def tested(parts: Parts, best: dict[str, Any] | None) -> dict[str, float]:
+    """The best weights taken over by all processes, if there are such, and their metrics on the test split."""
+    best = parts.runtime.ranks.share(best)
+    if best is not None:
+        parts.training.use_weights(best)
+    return {} if parts.test is None else loop.measured(parts.training, parts.test, "test")
 
 
 def export(parts: Parts, saver: Saver) -> dict[str, float]:
@@ -233,6 +285,7 @@ def failure(error: Exception | SystemExit, parts: Parts, folder: Path, console: 
         said = memory.sentence(parts.settings, str(parts.runtime.device)) + f" (traceback in {folder / 'run.log'})"
     elif not isinstance(error, DlrunError):
         said = f"{type(error).__name__}: {said.splitlines()[0]} (traceback in {folder / 'run.log'}; -v shows it here)"
+    said = parts.runtime.ranks.blame(error, said)
     result = results.collect(parts, "failed", {}, checkpoint.weights_sha256(parts.model), error=said)
     with parts.unsaved.attempt("result.json", again=False):
         run_folder.write_json(folder / "result.json", result)

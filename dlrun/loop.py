@@ -15,7 +15,8 @@ from torch.optim import Optimizer
 
 from dlrun import metrics
 from dlrun.data.batches import Batch, Batches
-from dlrun.task import Task
+from dlrun.ranks import ALONE, Ranks
+from dlrun.task import FLUSH_BATCHES, Task
 from dlrun.training import Training
 
 
@@ -90,8 +91,9 @@ def end_epoch(t: Training) -> dict[str, float]:
     """Count the epoch under way as ended; returns its row: what training summed up, and the validation part."""
     t.progress.epoch, t.progress.batch = t.progress.epoch + 1, 0
     row: dict[str, float] = {"epoch": t.progress.epoch, "step": t.progress.step}
-    row |= {f"train/{k}": v for k, v in t.totals.metrics().items()}
+    row |= {f"train/{k}": v for k, v in t.totals.metrics(t.ranks.in_order).items()}
     t.totals = t.task.totals()
+    t.ranks.level(t.model)
     if t.val is not None:
         row |= measured(t, t.val, "val")
     return row | t.schedule.learning_rates() | t.parameter_values()
@@ -99,9 +101,10 @@ def end_epoch(t: Training) -> dict[str, float]:
 
 def measured(t: Training, batches: Batches, split: str) -> dict[str, float]:
     """Metrics of a split, <split>/loss and so on, and <split>/ema_loss and so on with the averaged weights."""
-    found = {f"{split}/{k}": v for k, v in evaluate(t.model, batches, t.task, t.autocast).items()}
+    found = {f"{split}/{k}": v for k, v in evaluate(t.model, batches, t.task, t.autocast, t.ranks).items()}
     if t.average is not None:
-        found |= {f"{split}/ema_{k}": v for k, v in evaluate(t.average.model, batches, t.task, t.autocast).items()}
+        averaged = evaluate(t.average.model, batches, t.task, t.autocast, t.ranks)
+        found |= {f"{split}/ema_{k}": v for k, v in averaged.items()}
     return found
 
 
@@ -112,12 +115,12 @@ def train_epoch(t: Training, tracker: Tracker, saver: Checkpointer, stop: Callab
     """
     t.model.train()
     needs_closure = requires_closure(t.optimizer)
-    batches = t.train.epoch(t.progress.epoch + 1, start=t.progress.batch)
+    batches = t.train.epoch(t.progress.epoch + 1, start=t.progress.batch, pick=t.ranks.cut)
     while not t.done and (group := list(islice(batches, t.limits.accumulate_steps))):
         seen: list[tuple[Tensor, Tensor, Tensor]] = []  # outputs, targets, loss of each batch, as trained on
         if needs_closure:
-            t.optimizer.step(partial(backward, t, group, seen))  # type: ignore[arg-type]
-        else:
+            t.optimizer.step(partial(loss_of_all, t, group, seen))  # type: ignore[arg-type]
+        elif t.graph is None or not t.graph(t, group, seen):  # it made the step, or leaves it
             backward(t, group, seen)
             t.scaler.step(t.optimizer)
             t.scaler.update()
@@ -144,15 +147,16 @@ def backward(t: Training, group: list[Batch], seen: list[tuple[Tensor, Tensor, T
     """
     t.optimizer.zero_grad()
     record, losses = not seen, []
-    shares = batch_shares(t.task, group)
-    for (inputs, targets), share in zip(group, shares, strict=True):
+    for left, (inputs, targets), share in zip(range(len(group))[::-1], group, batch_shares(t, group), strict=True):
+        t.ranks.hold(t.forward, until_last=left > 0)
         with t.autocast():
-            outputs = t.model(*inputs)
+            outputs = t.forward(*inputs)
             loss = t.task.loss(outputs, targets)
         part = scaled(loss, share)
         t.scaler.scale(part).backward()  # type: ignore[no-untyped-call]
         losses.append(part.detach())
         if record:
+            outputs = outputs if targets.numel() else outputs[:0]  # this process has no row of the batch
             seen.append((outputs.detach(), targets, losses[-1] if part is loss else loss.detach()))
     if t.limits.grad_clip_norm is not None:
         t.scaler.unscale_(t.optimizer)
@@ -160,13 +164,27 @@ def backward(t: Training, group: list[Batch], seen: list[tuple[Tensor, Tensor, T
     return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
 
-def batch_shares(task: Task, group: list[Batch]) -> Sequence[Tensor | float | None]:
-    """What each batch's mean loss counts in the mean over the group; None where the loss is taken as it is."""
-    if len(group) == 1 or task.reduction == "sum":
-        return [None] * len(group)
-    weights = [task.weight(targets) for _, targets in group]
-    whole = sum(weights)
-    return [metrics.wide(w) / whole if isinstance(w, Tensor) else w / int(whole) for w in weights]
+def loss_of_all(t: Training, group: list[Batch], seen: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    """`backward` as a closure for an optimizer that looks at the loss: it is that of all processes."""
+    loss = backward(t, group, seen)
+    return t.ranks.total(loss) / t.ranks.count if t.ranks.count > 1 else loss
+
+
+def batch_shares(t: Training, group: list[Batch]) -> Sequence[Tensor | float | None]:
+    """What each batch's mean loss counts in the mean over the group; None where the loss is taken as it is.
+
+    Of several processes each has its rows of the batches, and gradients are averaged over the processes: hence the
+    factor. Rows are counted without asking the others, but for tags, of which each row has its own number.
+    """
+    count = t.ranks.count
+    if t.task.reduction == "sum" or len(group) * count == 1:
+        return [None if count == 1 else float(count)] * len(group)
+    weights = [t.task.weight(targets) for _, targets in group]
+    if isinstance(weights[0], Tensor):
+        whole = t.ranks.total(torch.stack(weights).sum())  # type: ignore[arg-type]
+        return [count * metrics.wide(w) / whole for w in weights]  # type: ignore[arg-type]
+    rows = t.train.rows_before(t.progress.batch + len(group)) - t.train.rows_before(t.progress.batch)
+    return [count * len(targets) / rows for _, targets in group]
 
 
 def scaled(loss: Tensor, share: Tensor | float | None) -> Tensor:
@@ -189,23 +207,34 @@ def report(t: Training, seen: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, 
     norm = float(t.grad_norm)
     if t.progress.bad_gradient_step is None and not (math.isfinite(norm) or t.scaler.is_enabled()):
         t.progress.bad_gradient_step = t.progress.step  # with fp16 inf is ordinary: the scaler skips the step
-    values = {"train/loss_step": sum(parts) / sum(weights), "train/grad_norm": norm}
+    whole = t.ranks.total(torch.tensor([sum(parts), sum(weights)], dtype=torch.float64)).tolist()
+    values = {"train/loss_step": whole[0] / whole[1], "train/grad_norm": norm}
     return values | t.schedule.learning_rates()
 
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, batches: Batches, task: Task, autocast: Callable[[], AbstractContextManager[Any]]
+    model: nn.Module,
+    batches: Batches,
+    task: Task,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    ranks: Ranks = ALONE,
 ) -> dict[str, float]:
-    """Metrics of the whole split, each sample weighing the same."""
+    """Metrics of the whole split, each sample weighing the same; to the bit, however many processes share it."""
     model.eval()
-    totals = task.totals()
-    for inputs, targets in batches.epoch(1):
+    block = evaluation_block(len(batches))
+    totals = task.totals(block)
+    for inputs, targets in batches.epoch(1, pick=partial(ranks.deal, block=block)):
         with autocast():
             outputs = model(*inputs)
             loss = task.loss(outputs, targets)
         totals.add(outputs, targets, loss)
-    return totals.metrics()
+    return totals.metrics(ranks.in_order)
+
+
+def evaluation_block(batches: int) -> int:
+    """How many batches of an evaluation are summed up at a time, and dealt to one process: a few blocks for each."""
+    return max(1, min(FLUSH_BATCHES, batches // 16))
 
 
 def requires_closure(optimizer: Optimizer) -> bool:

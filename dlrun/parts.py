@@ -25,6 +25,7 @@ from dlrun.optim.schedule import Schedule
 from dlrun.plots import evolution
 from dlrun.probes import Answer
 from dlrun.problems import Problems
+from dlrun.ranks import ALONE, Ranks
 from dlrun.runtime import Runtime
 from dlrun.task import Task
 from dlrun.training import Training
@@ -51,13 +52,16 @@ class Parts:
     alone: bool = True  # not one of several runs whose expectations are checked together
     unsaved: Unsaved = field(default_factory=Unsaved)  # what the disk did not take
     needs: memory.Estimate | None = None  # memory of a step
+    compile_seconds: float | None = None  # what torch.compile took before the first step
 
 
-def session(held: ExitStack, settings: Settings, problems: Problems) -> Runtime:
+def session(
+    held: ExitStack, settings: Settings, problems: Problems, ranks: Ranks = ALONE, batches_a_step: int = 1
+) -> Runtime:
     """The device asked for, until `held` ends; a CPU to check the rest on, when that is a problem."""
-    seed = settings.rest.seed
-    process = problems.attempt(held.enter_context, runtime.session(settings.rest.device, seed))
-    return process or held.enter_context(runtime.session(DeviceConfig(name="cpu"), seed))
+    seed, several = settings.rest.seed, (ranks, batches_a_step)
+    process = problems.attempt(held.enter_context, runtime.session(settings.rest.device, seed, *several))
+    return process or held.enter_context(runtime.session(DeviceConfig(name="cpu"), seed, *several))
 
 
 def prepare(

@@ -11,14 +11,14 @@ import torch
 from rich.table import Table
 
 from dlrun.console import table
-from dlrun.data.batches import Batch, Batches
+from dlrun.data.batches import Batch, Batches, Pick
 from dlrun.saver import Saver
 from dlrun.tracking import FileTracker
 from dlrun.training import Training
 
 FOLDER = "profile"
 _TRACED = {"wait": 2, "warmup": 2, "active": 6, "repeat": 1}  # steps
-_PHASES = ("data", "forward", "backward", "optimizer", "evaluation", "log", "checkpoint", "other")
+_PHASES = ("data", "forward", "backward", "optimizer", "evaluation", "log", "figures", "checkpoint", "other")
 
 
 class Profile:
@@ -28,6 +28,7 @@ class Profile:
         self.seconds = dict.fromkeys(_PHASES, 0.0)
         self.steps = 0
         self._synchronize = synchronize
+        self._within: list[str] = []  # what is stopped around what is stopped
         self._last = ("other", time.perf_counter())
 
     def mark(self, phase: str) -> None:
@@ -38,17 +39,20 @@ class Profile:
         self._last = (phase, now)
 
     def begin(self) -> None:
-        """Something begins: what has passed was the backward pass, after a forward one, or nothing with a name."""
-        self.mark("backward" if self._last[0] == "forward" else "other")
+        """Something begins: what has passed was what is around it, else the backward pass, after a forward one."""
+        around = self._within[-1] if self._within else "backward" if self._last[0] == "forward" else "other"
+        self.mark(around)
 
     def wrapped(self, call: Callable[..., Any], phase: str) -> Callable[..., Any]:
         """The same call, stopped."""
 
         def stopped(*arguments: Any, **named: Any) -> Any:
             self.begin()
+            self._within.append(phase)
             try:
                 return call(*arguments, **named)
             finally:
+                self._within.pop()
                 self.mark(phase)
 
         return stopped
@@ -77,9 +81,9 @@ class _Timed:
         """See Batches."""
         return self.batches.rows_before(batch)
 
-    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, number: int, start: int = 0, pick: Pick = list) -> Iterator[Batch]:
         """See Batches."""
-        batches = iter(self.batches.epoch(number, start))
+        batches = iter(self.batches.epoch(number, start, pick))
         following = self.profile.wrapped(lambda: next(batches, None), "data")
         while (batch := following()) is not None:
             yield batch
@@ -102,6 +106,7 @@ def profiled(t: Training, tracker: FileTracker, saver: Saver, folder: Path) -> I
     ):
         for name in names:
             setattr(thing, name, profile.wrapped(getattr(thing, name), phase))
+    tracker.each_epoch[:] = [profile.wrapped(call, getattr(call, "phase", "log")) for call in tracker.each_epoch]
     with _traced(folder / FOLDER) as trace:
 
         def count(*_: Any) -> None:

@@ -9,7 +9,8 @@ import torch
 from rich.table import Table
 
 from dlrun.console import Console, facts, number, table
-from dlrun.data.batches import MemoryBatches, row_count
+from dlrun.data.batches import MemoryBatches
+from dlrun.data.rows import row_count
 from dlrun.data.spec import DataSpec, Splits
 from dlrun.expectations import Checked
 from dlrun.optim.schedule import OF_THE_WHOLE

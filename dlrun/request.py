@@ -44,6 +44,7 @@ class Request:
     trusted_modules: list[str] | None = None  # a list when the config comes from a saved run: see targets.py
     going_on: bool = False  # continue the run in `folder`
     words: list[str] = field(default_factory=list)  # this command line
+    processes: int | None = None  # that the run in `folder` began with
 
 
 def from_command_line(words: Sequence[str]) -> list[Request]:

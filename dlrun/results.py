@@ -50,6 +50,7 @@ def collect(
         "epochs": progress.epoch,
         "steps": progress.step,
         "train_seconds": seconds,
+        "compile_seconds": parts.compile_seconds,
         "samples_per_second": progress.samples / seconds if seconds else None,
         "parameters": sum(p.numel() for p in parts.model.parameters()),
         "config_hash": config.config_hash(parts.settings.plain),

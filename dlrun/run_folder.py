@@ -94,6 +94,7 @@ def environment(request: Request, runtime: Runtime) -> dict[str, Any]:
         "device": str(runtime.device),
         "precision": runtime.precision,
         "threads": torch.get_num_threads(),
+        "processes": runtime.ranks.count,
         "cpu_count": os.cpu_count(),
         "versions": describe_versions(),
     }

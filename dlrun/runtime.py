@@ -1,4 +1,4 @@
-"""Process state: device, precision, threads, seeds, signals. The only code that knows a rank."""
+"""Process state: device, precision, threads, seeds, signals."""
 
 import contextlib
 import ctypes
@@ -17,6 +17,7 @@ import torch
 
 from dlrun.config import DeviceConfig
 from dlrun.errors import RequestError
+from dlrun.ranks import ALONE, Ranks
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -30,6 +31,10 @@ class Runtime:
     channels_last: bool | None
     compile: bool
     took: str  # what the terminal says about the choice
+    ranks: Ranks = ALONE  # the processes of the run
+    batches_a_step: int = (
+        1  # of data.batch_size rows that make one of the run's batches: as many as it began with processes
+    )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -55,15 +60,21 @@ def available_devices() -> list[str]:
     return [*names, "cpu"]
 
 
-def choose_device(config: DeviceConfig) -> tuple[torch.device, str]:
-    """The device asked for, and a few words on it; RequestError when it is not there."""
+def choose_device(config: DeviceConfig, ranks: Ranks = ALONE) -> tuple[torch.device, str]:
+    """The device asked for, of a machine's processes each its own, and a few words on it; RequestError if not there."""
     there = available_devices()
     name = there[0].split(":")[0] if config.name == "auto" else config.name
     if config.index is not None and name != "cuda":
         raise RequestError(f"device.index={config.index} is for cuda only, and this is {name}; leave it out")
-    device = torch.device("cuda", config.index or 0) if name == "cuda" else torch.device(name)
+    if ranks.count > 1 and config.index is not None:
+        raise RequestError(f"device.index={config.index} would put all processes on one GPU; leave it out")
+    if ranks.count > 1 and name == "mps":
+        raise RequestError("several processes cannot share an mps device; type device=cpu")
+    index = ranks.local_number if config.index is None else config.index
+    device = torch.device("cuda", index) if name == "cuda" else torch.device(name)
     why = "" if config.name != "auto" else " (auto)" if len(there) > 1 else " (auto; no GPU found)"
-    return _existing(device, there), f"{device}{why}"
+    several = f", {ranks.count} processes" if ranks.count > 1 else ""
+    return _existing(device, there), f"{device}{why}{several}"
 
 
 def _existing(device: torch.device, there: list[str]) -> torch.device:
@@ -73,10 +84,11 @@ def _existing(device: torch.device, there: list[str]) -> torch.device:
 
 
 @contextlib.contextmanager
-def session(config: DeviceConfig, seed: int) -> Iterator[Runtime]:
+def session(config: DeviceConfig, seed: int, ranks: Ranks = ALONE, batches_a_step: int = 1) -> Iterator[Runtime]:
     """Set the process up for one run and put it back afterwards, so that job k of a sweep equals job k alone."""
-    refuse_ranks()
-    device, took = choose_device(config)
+    device, took = choose_device(config, ranks)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if device.type == "mps" and config.precision == "fp64":
         raise RequestError("device.precision=fp64 does not exist on mps; type device=cpu or device.precision=fp32")
     threads, cudnn = torch.get_num_threads(), torch.backends.cudnn
@@ -84,27 +96,41 @@ def session(config: DeviceConfig, seed: int) -> Iterator[Runtime]:
     keep_freed_memory()
     torch.set_num_threads(threads if config.num_threads in (None, "auto") else config.num_threads)
     cudnn.benchmark, cudnn.deterministic = not config.deterministic, config.deterministic
+    fp32 = _fp32_precision(config.tf32)
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be exact
     torch.use_deterministic_algorithms(config.deterministic)
     seed_everything(seed)
     try:
-        yield Runtime(device, config.precision, config.channels_last, config.compile, took)
+        wide, compiled = config.channels_last, config.compile
+        yield Runtime(device, config.precision, wide, compiled, took, ranks, batches_a_step)
     finally:
         torch.set_num_threads(threads)
         cudnn.benchmark, cudnn.deterministic = before[0], before[1]
+        fp32()
         torch.use_deterministic_algorithms(before[2])
+
+
+def _fp32_precision(tf32: bool | None) -> Callable[[], None]:
+    """How CUDA multiplies fp32 numbers, where that is asked for; returns what puts it back."""
+    backends: Any = torch.backends
+    places = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
+    before = [place.fp32_precision for place in places]
+    if tf32 is not None:
+        for place in places:
+            place.fp32_precision = "tf32" if tf32 else "ieee"
+
+    def restore() -> None:
+        for place, value in zip(places, before, strict=True):
+            if place.fp32_precision != value:
+                place.fp32_precision = value
+
+    return restore
 
 
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def refuse_ranks() -> None:
-    """Several processes would each train the same run."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise RequestError("training on several processes is not there yet; start dlrun without torchrun")
 
 
 def keep_freed_memory() -> None:
@@ -152,8 +178,9 @@ class Interrupt:
 
     signal_number = 0
 
-    def __init__(self) -> None:
-        self.process = os.getpid()
+    def __init__(self, quiet: bool = False) -> None:
+        """quiet: another process says it."""
+        self.process, self.quiet = os.getpid(), quiet
 
     def __call__(self) -> bool:
         return self.signal_number != 0
@@ -164,15 +191,15 @@ class Interrupt:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.signal_number = number
-        if os.getpid() != self.process:
-            return  # a data worker that was forked this moment, and leaves signals to the run
+        if self.quiet or os.getpid() != self.process:
+            return  # or a data worker that was forked this moment, and leaves signals to the run
         sys.stderr.write("\ninterrupted: finishing what is under way and saving (once more to stop at once)\n")
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[Interrupt]:
+def interruptible(quiet: bool = False) -> Iterator[Interrupt]:
     """SIGINT and SIGTERM set a flag while this lasts (in the main thread; Python allows it nowhere else)."""
-    interrupt = Interrupt()
+    interrupt = Interrupt(quiet)
     before: dict[int, Any] = {}
     with contextlib.suppress(ValueError):
         for caught in (signal.SIGINT, signal.SIGTERM):

@@ -108,7 +108,7 @@ def resume_requests(words: list[str]) -> list[Request]:
             return []
     if not any(word.startswith("device.num_threads=") for word in words):
         request.config.device.num_threads = as_many_threads(state, plain)
-    return [replace(request, going_on=True, words=["resume", *words])]
+    return [replace(request, going_on=True, words=["resume", *words], processes=state.get("processes", 1))]
 
 
 def where_they_stood(requests: list[Request]) -> list[Request]:
@@ -131,7 +131,7 @@ def going_on(request: Request, folder: Path, state: dict[str, Any]) -> Request:
     """The request as the continuation of the run in `folder`, which was composed alike, with as many threads."""
     plain: dict[str, Any] = OmegaConf.to_container(request.config, resolve=True)  # type: ignore[assignment]
     request.config.device.num_threads = as_many_threads(state, plain)
-    return replace(request, folder=folder, going_on=True)
+    return replace(request, folder=folder, going_on=True, processes=state.get("processes", 1))
 
 
 def _of_the_same_config(request: Request) -> list[Path]:

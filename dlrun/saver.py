@@ -90,17 +90,17 @@ class Saver:
 
     def write(self, training: Training, row: dict[str, float]) -> None:
         """Save, if the disk lets us: the files of before stay whole where it does not."""
-        started = time.perf_counter()
+        started, states = time.perf_counter(), states_of_all(training)
         with self.unsaved.attempt("the checkpoint"):
-            self._write(training, row)
+            self._write(training, row, states)
         self.seconds += time.perf_counter() - started
 
-    def _write(self, training: Training, row: dict[str, float]) -> None:
+    def _write(self, training: Training, row: dict[str, float], states: list[dict[str, Any]]) -> None:
         """step_*.pt with all the state; then the links, then the files that are no longer kept."""
         p = training.progress
         self.folder.mkdir(exist_ok=True)
-        state = training.state_dict() | {
-            "rng": rng_state(),
+        state = training.state_dict() | states[0] | ({"others": states[1:]} if len(states) > 1 else {})
+        state |= {
             "epoch": p.epoch,
             "step": p.step,
             "metrics": dict(row),
@@ -159,6 +159,11 @@ class Saver:
         others = [file for file in files[:-1] if not (best.exists() and file.samefile(best))]
         for file in [*others, *files[-1:]][: -self.keep]:
             file.unlink()
+
+
+def states_of_all(training: Training) -> list[dict[str, Any]]:
+    """What each process has of its own: its generators, and what it has summed up of the epoch."""
+    return training.ranks.gather({"rng": rng_state(), "totals": training.totals.state_dict()})
 
 
 def _copied(state: dict[str, Any]) -> dict[str, Any]:

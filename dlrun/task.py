@@ -88,7 +88,12 @@ class Task:
         return tuple(n for n in names if not (few and n == "top5_accuracy"))
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The scalar to minimize over one batch: outputs as the model gives them, targets as in DataSpec."""
+        """The scalar to minimize over one batch: outputs as the model gives them, targets as in DataSpec.
+
+        Without any targets it is 0: see MemoryBatches.
+        """
+        if not targets.numel():
+            return 0.0 * outputs.sum()
         if self.spec.task == "binary":
             return self.loss_function(outputs.squeeze(-1), targets.to(outputs.dtype), reduction=self.reduction)
         if self.spec.task == "tagging":
@@ -131,9 +136,9 @@ class Task:
         host = {k: v.cpu() for k, v in sums.items()}  # the one sync
         return {"loss": metrics.ratio(host["loss"], host["weight"])} | metrics.METRICS[self.spec.task](host)
 
-    def totals(self) -> "Totals":
-        """A fresh sum."""
-        return Totals(self)
+    def totals(self, flush_batches: int = FLUSH_BATCHES) -> "Totals":
+        """A fresh sum, reduced every so many batches."""
+        return Totals(self, flush_batches)
 
     def constant_outputs(self, targets: Tensor) -> Tensor:
         """The trivial baseline, learnt from training targets: outputs (1, ...) that ignore the input.
@@ -164,19 +169,19 @@ class Task:
 class Totals:
     """Loss and metric sums of an epoch so far.
 
-    Outputs are kept by reference and reduced every FLUSH_BATCHES batches, so a step costs a list append. The
+    Outputs are kept by reference and reduced every so many batches, a block, so a step costs a list append. The
     state holds the unreduced ones too: a resumed epoch adds up in the same order, to the same bits.
     """
 
-    def __init__(self, task: Task) -> None:
-        self.task = task
+    def __init__(self, task: Task, flush_batches: int = FLUSH_BATCHES) -> None:
+        self.task, self.flush_batches = task, flush_batches
         self.waiting: list[tuple[Tensor, Tensor, Tensor]] = []
-        self.sums: Sums = {}
+        self.blocks: list[Sums] = []
 
     def add(self, outputs: Tensor, targets: Tensor, loss: Tensor) -> None:
         """One batch: detached outputs, targets, and the scalar that `Task.loss` gave."""
-        self.waiting.append((outputs.detach(), targets, loss.detach()))
-        if len(self.waiting) >= FLUSH_BATCHES:
+        self.waiting.append((outputs, targets, loss))
+        if len(self.waiting) >= self.flush_batches:
             self._flush()
 
     def _flush(self) -> None:
@@ -186,28 +191,31 @@ class Totals:
         weights = self.task.weights(targets).to(loss)
         loss = loss if self.task.reduction == "sum" else loss * weights
         new = self.task.sums(_joined(outputs), _joined(targets))
-        new |= {"loss": loss.sum(), "weight": weights.sum()}
-        self.sums = {k: self._merged(k, v) for k, v in new.items()}
+        self.blocks.append(new | {"loss": loss.sum(), "weight": weights.sum()})
 
-    def _merged(self, key: str, value: Tensor) -> Tensor:
-        if key not in self.sums:
-            return value
-        return torch.cat([self.sums[key], value]) if key.startswith("all_") else self.sums[key] + value
-
-    def metrics(self) -> dict[str, float]:
-        """Every metric of the task over all that was added."""
+    def metrics(self, gathered: Callable[[list[Sums]], list[Sums]] = list) -> dict[str, float]:
+        """Every metric of the task over all that was added; gathered: the blocks of all processes for one's own."""
         if self.waiting:
             self._flush()
-        return self.task.metrics(self.sums)
+        return self.task.metrics(_folded(gathered(self.blocks)))
 
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors, for a checkpoint in the middle of an epoch."""
-        return {"waiting": [list(entry) for entry in self.waiting], "sums": dict(self.sums)}
+        self.blocks = [_folded(self.blocks)] if self.blocks else []
+        return {"waiting": [list(entry) for entry in self.waiting], "sums": dict(*self.blocks)}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        """The inverse of `state_dict`."""
-        self.waiting = [(o.to(device), t.to(device), x.to(device)) for o, t, x in state["waiting"]]
-        self.sums = {k: v.to(device) for k, v in state["sums"].items()}
+        """Add what `state_dict` of this or another process gave."""
+        self.waiting += [(o.to(device), t.to(device), x.to(device)) for o, t, x in state["waiting"]]
+        self.blocks += [{k: v.to(device) for k, v in state["sums"].items()}] if state["sums"] else []
+
+
+def _folded(blocks: list[Sums]) -> Sums:
+    """Blocks added up in their order; what `all_*` names is put one behind the other."""
+    return {
+        key: torch.cat([b[key] for b in blocks]) if key.startswith("all_") else sum((b[key] for b in blocks[1:]), first)
+        for key, first in blocks[0].items()
+    }
 
 
 def _joined(parts: tuple[Tensor, ...]) -> Tensor:

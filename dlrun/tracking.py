@@ -126,7 +126,8 @@ class FileTracker:
 
     def log_graph(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> str | None:
         """The model's graph; returns why there is none. Leaves model and generators as they were."""
-        training, state = model.training, torch.get_rng_state()
+        training, state, compiled = model.training, torch.get_rng_state(), model._compiled_call_impl
+        model._compiled_call_impl = None  # what torch.compile has made cannot be traced
         try:
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")  # tracing is deprecated in torch, but TensorBoard has no other way
@@ -134,6 +135,7 @@ class FileTracker:
         except Exception as error:  # tracing user code can raise anything; a missing picture must not end a run
             return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
         finally:
+            model._compiled_call_impl = compiled
             model.train(training)
             torch.set_rng_state(state)
         return None

@@ -14,6 +14,7 @@ from dlrun.average import Average
 from dlrun.data.batches import Batches
 from dlrun.errors import CheckpointError, RunError
 from dlrun.optim.schedule import Schedule
+from dlrun.ranks import ALONE, Ranks
 from dlrun.task import Task, Totals
 
 
@@ -78,12 +79,20 @@ class Training:
     synchronize: Callable[[], None]
     average: Average | None = None  # of the weights, where trainer.ema_decay asks for one
     progress: Progress = field(default_factory=Progress)
+    graph: Callable[..., bool] | None = field(default=None, init=False)  # makes steps, or says that it does not
     totals: Totals = field(init=False)
+    ranks: Ranks = field(default=ALONE, init=False)  # the processes that train together
+    forward: Callable[..., Tensor] = field(init=False)  # the model in training; its gradients are of all processes
     recent: list[tuple[int, Tensor]] = field(default_factory=list)  # step and loss, since they were last looked at
     grad_norm: Tensor = field(default_factory=lambda: torch.tensor(math.nan))
 
     def __post_init__(self) -> None:
         self.totals = self.task.totals()
+        self.forward = self.model
+
+    def join(self, ranks: Ranks) -> None:
+        """Train together with other processes, which do the same at this moment."""
+        self.ranks, self.forward = ranks, ranks.parallel(self.model)
 
     @property
     def done(self) -> bool:
@@ -175,4 +184,12 @@ class Training:
             self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"], **state["early_stopping"])
         self.totals = self.task.totals()
-        self.totals.load_state_dict(state["totals"], device)
+        for part in self._parts(state):
+            self.totals.load_state_dict(part["totals"], device)
+
+    def _parts(self, state: dict[str, Any]) -> list[dict[str, Any]]:
+        """Those of a checkpoint's processes that this one goes on for: its own, or of another number the first all."""
+        states = [state, *state.get("others", [])]
+        if len(states) == self.ranks.count:
+            return [states[self.ranks.number]]
+        return [] if self.ranks.number else states

@@ -44,6 +44,8 @@ class Watch:
     what the uninterrupted one does. Model, modes and generators stay as they were.
     """
 
+    phase = "evaluation"  # in the table of where the time went
+
     def __init__(self, parts: "Parts", rows: list[dict[str, float]], say: Callable[[str], None]) -> None:
         self.parts, self.rows, self.say = parts, rows, say
         self.lr = float(parts.settings.optimizer.arguments.get("lr") or 0.0)

@@ -34,7 +34,7 @@ def test_result_json(dlrun: Callable) -> None:
     result = done.result
     assert set(result) == {
         "status", "metrics", "baseline", "best", "epochs", "steps", "train_seconds", "samples_per_second",
-        "parameters", "config_hash", "code_hash", "weights_sha256", "warnings", "error",
+        "compile_seconds", "parameters", "config_hash", "code_hash", "weights_sha256", "warnings", "error",
             "measured", "expected",
     }  # fmt: skip
     assert result["status"] == "completed"

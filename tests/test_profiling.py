@@ -32,6 +32,32 @@ def test_the_run_is_the_same_and_where_its_time_went_is_said(dlrun: Callable[...
     assert not Path("plain/profile").exists()
 
 
+def test_pictures_are_stopped_whenever_they_are_drawn(dlrun: Callable[..., Any]) -> None:
+    words = ("data=parabola", "model=mlp", "trainer.epochs=2", "tracking.evolution_every_epochs=1")
+    done = dlrun(*words, "trainer.profile=true", "tracking.graph=false")
+    assert done.code == 0, done.err
+    shares = dict(re.findall(r"^ (\w+) +([\d.]+) +[\d.]+ % +[\d,]+", done.out, re.MULTILINE))
+    assert float(shares["figures"]) > 0.1 > float(shares["log"])
+
+
+def test_what_is_inside_something_counts_as_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    profile = Profile(lambda: None)
+
+    def spend(seconds: float) -> None:
+        now[0] += seconds
+
+    def log() -> None:
+        spend(1)
+        profile.wrapped(spend, "figures")(2)
+        spend(4)
+
+    spend(8)
+    profile.wrapped(log, "log")()
+    assert {k: v for k, v in profile.seconds.items() if v} == {"log": 5, "figures": 2, "other": 8}
+
+
 def test_each_stretch_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])

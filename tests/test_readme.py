@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -24,7 +25,8 @@ def commands() -> list[str]:
 
 def shortened(command: str) -> str:
     """The same command for fewer steps; what only looks, or loads a run, stays as it is."""
-    if not command.startswith("dlrun") or re.match(r"dlrun (eval|resume|ls|check|compare|--help|--cfg)", command):
+    only_looks = re.match(r"dlrun (eval|resume|ls|check|compare|--help|--cfg)", command)
+    if only_looks or not command.startswith(("dlrun", "torchrun")):
         return command
     return f"{command} {QUICK}"
 
@@ -45,6 +47,9 @@ def prepare(work: Path) -> None:
         (work / name).parent.mkdir(parents=True, exist_ok=True)
         (work / name).write_text(body)
     rows = [f"{i % 7},{i % 5},{(3 * (i % 7) - i % 5)}" for i in range(40)]
+    (work / "scans").mkdir()
+    np.save(work / "scans" / "x.npy", np.random.default_rng(0).integers(0, 256, (40, 28, 28)).astype(np.uint8))
+    np.save(work / "scans" / "y.npy", np.arange(40) % 3)
     (work / "houses.csv").write_text("rooms,age,price\n" + "\n".join(rows) + "\n")
 
 

@@ -132,12 +132,6 @@ def test_generators_go_on_from_a_state_that_was_in_a_file(warm: int) -> None:
     assert draws() not in wanted
 
 
-def test_several_processes_are_refused(monkeypatch: Patch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RequestError, match="without torchrun"), runtime.session(DeviceConfig(name="cpu"), 0):
-        pass
-
-
 def test_fp64_is_refused_on_mps(monkeypatch: Patch) -> None:
     pretend(monkeypatch, mps=True)
     config = DeviceConfig(name="mps", precision="fp64")
@@ -214,3 +208,14 @@ def test_versions_are_those_of_the_modules() -> None:
         "torch"
     ]
     assert {"python", "platform", "hydra-core", "tensorboard"} <= found.keys()
+
+
+@pytest.mark.parametrize(("tf32", "set_to"), [(True, "tf32"), (False, "ieee"), (None, None)])
+def test_tf32_is_switched_for_the_session_alone(tf32: bool | None, set_to: str | None) -> None:
+    backends: Any = torch.backends
+    places = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
+    before = [place.fp32_precision for place in places]
+    with runtime.session(DeviceConfig(name="cpu", tf32=tf32), 0):
+        inside = [place.fp32_precision for place in places]
+        assert inside == (before if set_to is None else [set_to] * 3)
+    assert [place.fp32_precision for place in places] == before

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from dlrun import loop
-from dlrun.data.batches import LoaderBatches, MemoryBatches, Order, Pairs, Place
+from dlrun.data.batches import LoaderBatches, MemoryBatches, Order, Place
+from dlrun.data.rows import Pairs
 from dlrun.data.spec import DataSpec, Split
+from dlrun.ranks import ALONE
 from dlrun.task import Task
 from dlrun.training import Progress
 from dlrun.watch import Watch, dead, far_inputs, not_finite, vanishing
@@ -336,6 +338,7 @@ def test_the_log_point_whose_gradient_is_not_finite_is_kept(norm: float, fp16: b
         progress=Progress(step=5),
         scaler=SimpleNamespace(is_enabled=lambda: fp16),
         schedule=SimpleNamespace(learning_rates=dict),
+        ranks=ALONE,
     )
     loop.report(t, [(torch.zeros(2, 1), torch.ones(2), torch.tensor(0.7))])
     assert t.progress.bad_gradient_step == step

@@ -6,23 +6,23 @@ The order of epoch e is a function of (seed, e) alone, so an epoch can be entere
 import contextlib
 import math
 import os
-import random
 import signal
 import time
-from collections.abc import Iterator, Sized
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
+from dlrun.data.rows import Seeded
 from dlrun.data.spec import DataSpec, Split
 
 Batch = tuple[tuple[Tensor, ...], Tensor]  # what the model is called with, and the targets
+Pick = Callable[[list[Tensor]], list[Tensor]]  # one process's part of what every batch's rows are
 
 
 class Batches(Protocol):
@@ -36,8 +36,11 @@ class Batches(Protocol):
         """How many samples the first `batch` batches of an epoch hold."""
         ...
 
-    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of epoch `number` (from 1 on), from batch `start` (from 0 on)."""
+    def epoch(self, number: int, start: int = 0, pick: Pick = list) -> Iterator[Batch]:
+        """The batches of epoch `number` (from 1 on), from batch `start` (from 0 on), or what `pick` leaves of them.
+
+        Where it leaves no row of a batch there is one input, as a forward pass takes at least one, and no target.
+        """
         ...
 
 
@@ -61,6 +64,11 @@ class Order:
         generator = torch.Generator().manual_seed((self.seed * 0x9E3779B97F4A7C15 + epoch) % 2**63)
         return torch.randperm(self.rows, generator=generator)
 
+    def batches(self, epoch: int, start: int) -> list[Tensor]:
+        """The rows of each batch from `start` on."""
+        rows, size = self.permutation(epoch), self.batch_size
+        return [rows[i * size : (i + 1) * size] for i in range(start, len(self))]
+
 
 class MemoryBatches:
     """Batches gathered from tensors that live on the device: nothing is copied there per step."""
@@ -78,18 +86,21 @@ class MemoryBatches:
         """See Batches."""
         return min(batch * self.order.batch_size, self.rows)
 
-    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, number: int, start: int = 0, pick: Pick = list) -> Iterator[Batch]:
         """See Batches; the order is copied to the device once an epoch.
 
         Each batch is memory of its own. One gather for several batches would save 15 µs a step, but its views
         lie at other addresses when an epoch is entered later, and matrix products round by address.
         """
-        size, first = self.order.batch_size, start * self.order.batch_size
-        host = self.order.permutation(number)[first : first + (len(self) - start) * size]
-        index = host.to(self.targets.device)
-        for on_host, part in zip(torch.split(host, size), torch.split(index, size), strict=True):
-            inputs = tuple(x.index_select(0, part if x.device == part.device else on_host) for x in self.inputs)
-            yield self.place.view(inputs), self.targets.index_select(0, part)
+        host = pick(self.order.batches(number, start))
+        sizes = [len(rows) for rows in host]
+        index = torch.split(torch.cat(host).to(self.targets.device), sizes) if host else ()
+        for on_host, rows in zip(host, index, strict=True):
+            targets = self.targets.index_select(0, rows)
+            if not rows.numel():
+                on_host, rows = on_host.new_zeros(1), rows.new_zeros(1)
+            inputs = tuple(x.index_select(0, rows if x.device == rows.device else on_host) for x in self.inputs)
+            yield self.place.view(inputs), targets
 
 
 class LoaderBatches:
@@ -106,24 +117,70 @@ class LoaderBatches:
         """See Batches."""
         return min(batch * self.order.batch_size, self.rows)
 
-    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, number: int, start: int = 0, pick: Pick = list) -> Iterator[Batch]:
         """See Batches; a new loader an epoch, because its order starts at any batch."""
-        size, rows = self.order.batch_size, self.order.permutation(number).tolist()
         augmented = self.order.shuffle and getattr(self.dataset, "augments", False)
-        keys = [(self.order.seed * 1_000_003 + number, row) for row in rows] if augmented else rows
-        chosen = [keys[i * size : (i + 1) * size] for i in range(start, len(self))]
-        own = self.workers > 0 and not (augmented or isinstance(self.dataset, Pairs))  # it may draw random numbers
+        key = self.order.seed * 1_000_003 + number
+        picked = pick(self.order.batches(number, start))
+        own = self.workers > 0 and not augmented and getattr(self.dataset, "draws_random_numbers", True)
+        dataset = Seeded(self.dataset, key) if own else self.dataset
         loader = DataLoader(
-            Seeded(self.dataset, self.order.seed * 1_000_003 + number) if own else self.dataset,
-            batch_sampler=chosen,
+            dataset,
+            batch_sampler=_Keys(picked, key if augmented else None),
             num_workers=self.workers,
+            collate_fn=_as_fetched if hasattr(dataset, "__getitems__") else None,
             pin_memory=self.place.device.type == "cuda",
             worker_init_fn=_leave_signals_to_the_run,
             generator=torch.Generator().manual_seed(number),  # else the global generator would be drawn from
         )
-        for *inputs, targets in _worker_named(loader):
+        return _ahead(self._moved(picked, _worker_named(loader)), self.place.device)
+
+    def _moved(self, picked: list[Tensor], fetched: Iterator[Any]) -> Iterator[Batch]:
+        for rows, (*inputs, targets) in zip(picked, fetched, strict=True):
             moved = tuple(self.place.inputs(tuple(inputs)))
-            yield self.place.view(moved), self.place.targets(targets)
+            yield self.place.view(moved), self.place.targets(targets[: len(rows)])
+
+
+def _ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """On a GPU each batch is copied, from pinned memory, while the one before is computed with."""
+    if device.type != "cuda":
+        yield from batches
+        return
+    copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def copied() -> Batch | None:
+        with torch.cuda.stream(copying):
+            return next(batches, None)
+
+    following = copied()
+    while (batch := following) is not None:
+        present = torch.cuda.current_stream(device)
+        present.wait_stream(copying)
+        for tensor in (*batch[0], batch[1]):
+            if tensor.is_cuda:
+                tensor.record_stream(present)  # its memory is not given to the next copy before it is used
+        yield batch
+        following = copied()
+
+
+class _Keys(Sampler[list[Any]]):
+    """What each batch asks the dataset for, made when it is its turn: as lists, ten million rows take 400 MB."""
+
+    def __init__(self, batches: list[Tensor], epoch_seed: int | None) -> None:
+        self.batches, self.epoch_seed = batches, epoch_seed
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        for rows in self.batches:
+            keys = rows.tolist() or [0]
+            yield keys if self.epoch_seed is None else [(self.epoch_seed, row) for row in keys]
+
+
+def _as_fetched(batch: Any) -> Any:
+    """A dataset with `__getitems__` has put the batch together itself."""
+    return batch
 
 
 def _worker_named(loader: DataLoader[Any]) -> Iterator[Any]:
@@ -174,84 +231,6 @@ class Place:
         """Targets on the device; floats in the training precision."""
         targets = targets.to(self.dtype) if targets.is_floating_point() else targets
         return targets.to(self.device, non_blocking=True)
-
-
-class Pairs(Dataset[Any]):
-    """A Split as a map-style dataset, for `data.loader=workers`."""
-
-    def __init__(self, split: Split) -> None:
-        self.split = split
-        self.targets = split.targets
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def __getitem__(self, row: int) -> tuple[Tensor, ...]:
-        return (*(x[row] for x in self.split.inputs), self.split.targets[row])
-
-
-class Seeded(Dataset[Any]):
-    """A dataset in a worker process, whose random numbers are a function of `key` and the row: not of the worker,
-    nor of the batch that an epoch is entered at. Costs about 15 µs a row.
-    """
-
-    def __init__(self, dataset: Dataset[Any], key: int) -> None:
-        self.dataset, self.key = dataset, key
-
-    def __getitem__(self, row: int) -> Any:
-        seed = (self.key * 0x9E3779B97F4A7C15 + row) % 2**63
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would look for GPUs as well
-        return self.dataset[row]
-
-
-class Rows(Dataset[Any]):
-    """Some rows of a map-style dataset (torch's Subset hides `targets`)."""
-
-    def __init__(self, dataset: Dataset[Any], index: Tensor) -> None:
-        self.dataset, self.index = dataset, index
-        self.augments = getattr(dataset, "augments", False)
-        targets = getattr(dataset, "targets", None)
-        if targets is not None:
-            self.targets = torch.as_tensor(targets)[index]
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def __getitem__(self, key: Any) -> Any:
-        if isinstance(key, tuple):
-            return self.dataset[(key[0], int(self.index[key[1]]))]
-        return self.dataset[int(self.index[key])]
-
-
-Part = Split | Dataset[Any]
-
-
-def row_count(part: Part) -> int:
-    """How many samples a part holds."""
-    return len(cast(Sized, part))
-
-
-def take(part: Part, index: Tensor) -> Part:
-    """The rows of `part` that `index` names, in its order."""
-    return part.rows(index) if isinstance(part, Split) else Rows(part, index)
-
-
-def carve(part: Part, fraction: float, seed: int) -> tuple[Part, Part | None]:
-    """Take round(rows * fraction) random rows off as validation part; none when that is 0."""
-    rows = row_count(part)
-    held_out = round(rows * fraction)
-    if held_out == 0:
-        return part, None
-    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
-    return take(part, order[held_out:].sort().values), take(part, order[:held_out].sort().values)
-
-
-def size_in_bytes(split: Split, dtype: torch.dtype) -> int:
-    """What a split takes as tensors of the training precision."""
-    tensors = (*split.inputs, split.targets)
-    return sum(t.numel() * (dtype.itemsize if t.is_floating_point() else t.itemsize) for t in tensors)
 
 
 def free_memory(device: torch.device) -> int:

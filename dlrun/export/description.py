@@ -20,6 +20,7 @@ from dlrun.export.rows import Example, example, has_words, rows_to_check
 from dlrun.saved_model import SavedModel
 
 INPUT_NAMES = {"tokens": ("codes", "lengths")}  # of other kinds: x
+_PICTURES = ("dlrun.data.images.", "dlrun.data.folders.")  # whose pixels were 0 to 255
 _LIST = re.compile(r'\[\n(?:\s+(?:"(?:[^"\\]|\\.)*"|[^"\s\[\]{}]+),?\n)+\s*\]')  # of plain values, in indented JSON
 _ALLOWED = 1e-3  # of the largest answer, or of 1: rounding stays far below it
 
@@ -93,8 +94,8 @@ def accompany(
     extra: what only this format says. shapes: of the inputs, with names where any number will do.
     """
     saved, spec = subject.saved, subject.saved.spec
-    ours = str(saved.settings.data.target).startswith("dlrun.")
-    shown = example(spec, ours, next(subject.inputs()))
+    pictures = str(saved.settings.data.target).startswith(_PICTURES)
+    shown = example(spec, pictures, next(subject.inputs()))
     with torch.inference_mode():
         outputs = subject.model(*shown.inputs)
     dtypes = [str(x.dtype).removeprefix("torch.") for x in (*shown.inputs, outputs)]
@@ -175,4 +176,5 @@ def preprocessing(saved: SavedModel, shown: Example, shape: Sequence[int | str])
         width = shape[1] if isinstance(shape[1], int) else 0  # 0: as long as the longest
         return about | {"vocabulary": list(spec.vocabulary), "words": has_words(spec), "padding": 0, "pad_to": width}
     made_by = saved.settings.data.target
-    return about | {"note": f"the array is what the model takes: what {made_by} did before is known to it alone"}
+    known = constants if spec.mean else {}
+    return about | {"note": f"the array is what the model takes: what {made_by} did before is its own", **known}

@@ -63,7 +63,7 @@ def made_up(spec: DataSpec) -> Batches:
 def example(spec: DataSpec, pictures: bool, inputs: Sequence[Tensor]) -> Example:
     """The first rows of a batch turned back into raw input.
 
-    pictures: whether images were pixels from 0 to 255 before (x / 255 - mean) / std: true of all data of ours.
+    pictures: whether images were pixels from 0 to 255 before (x / 255 - mean) / std.
     """
     if spec.kind == "tokens":
         return _text(spec, inputs[0][:_SHOWN], inputs[1][:_SHOWN])

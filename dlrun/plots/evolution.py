@@ -46,6 +46,8 @@ class Evolution:
     Model mode and generators stay as they were. RequestError as `kind_of` says.
     """
 
+    phase = "figures"  # in the table of where the time went
+
     def __init__(self, parts: "Parts", folder: Path, every_epochs: int) -> None:
         self.parts, self.every_epochs = parts, every_epochs
         self.kind = kind_of(parts.splits.spec)

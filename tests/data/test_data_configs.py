@@ -14,7 +14,7 @@ GIVEN_ROWS = {"three_points", "pass_fail", "saddle"}  # the rows are theirs: no 
 def test_every_option_is_there():
     synthetic = {"line", "regression", "parabola", "blobs", "flower", "points", *GIVEN_ROWS}
     tables = {"csv", "diabetes", "names", "hello"}
-    images = {"digits", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "image_folder"}
+    images = {"digits", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "image_folder", "arrays"}
     assert {path.stem for path in CONFIGS} == synthetic | tables | images
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dlrun.errors import RunError
-from dlrun.export import command, onnx
+from dlrun.export import command, safetensors
 from dlrun.export.folder import new_folder
 
 WORDS = ("data=csv", "data.path=table.csv", "data.batch_size=8", "model=mlp", "model.hidden_sizes=[3]")
@@ -186,8 +186,8 @@ def test_a_file_in_the_way_is_a_sentence(dlrun: Callable, run: Path) -> None:
 def test_an_answer_that_is_not_the_models_is_no_export(
     dlrun: Callable, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx._Session, "__call__", lambda self, x: x.sum(1, keepdim=True) + 1000)
-    done = dlrun("export", "run")
+    monkeypatch.setattr(safetensors._Written, "__call__", lambda self, x: x.sum(1, keepdim=True) + 1000)
+    done = dlrun("export", "run", "format=safetensors")
     assert done.code == 1
     assert "from what the model does" in done.err
     assert not (run / "export").exists()

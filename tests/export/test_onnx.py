@@ -14,8 +14,7 @@ from dlrun.export import onnx
 from dlrun.saved_model import SavedModel, opened
 
 QUICK = ("tracking.graph=false", "figures=false", "trainer.epochs=1", "data.limit_batches=2", "hydra.run.dir=run")
-SMALL = ("model.embedding_size=8", "model.hidden_sizes=6")
-PAIRS = [  # data, model and settings, how the loader's first line begins
+PAIRS = [  # data, model, settings
     ("regression", "linear", ()),
     ("pass_fail", "logistic", ()),
     ("line", "mlp", ("device.precision=fp64",)),
@@ -82,7 +81,7 @@ def test_every_model_answers_as_in_torch(
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("model", ["mlp", "gru"])
+@pytest.mark.parametrize("model", [pytest.param("mlp", marks=pytest.mark.slow), "gru"])
 def test_numbers_of_rows_are_free_and_the_file_says_what_it_takes(
     dlrun: Callable, tmp_path: Path, loaded: Callable, model: str
 ) -> None:

@@ -1,0 +1,91 @@
+"""A process that trains along with process 0 and records nothing: what torchrun starts besides the first."""
+
+import contextlib
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from dlrun import experiment, lock, loop, runtime
+from dlrun.errors import DlrunError
+from dlrun.parts import Parts
+from dlrun.ranks import Ranks, joined
+from dlrun.request import Request
+from dlrun.saver import Saver, states_of_all
+from dlrun.training import Training
+
+_SPEAK_SECONDS = 1.0  # torchrun stops all when one process ends: process 0 says before what was wrong
+
+
+class Silence:
+    """Tracker and display that keep nothing."""
+
+    def log_step(self, step: int, values: dict[str, float]) -> None:
+        """See loop.Tracker."""
+
+    def log_epoch(self, row: dict[str, float], timings: dict[str, float]) -> None:
+        """See loop.Tracker."""
+
+    def begin_end(self) -> None:
+        """See loop.Tracker."""
+
+    def epoch(self, row: dict[str, float], timings: dict[str, float], is_best: bool) -> None:
+        """See loop.Display."""
+
+
+class Silent(Saver):
+    """Saves nothing, but hands its own state over whenever process 0 saves."""
+
+    def write(self, training: Training, row: dict[str, float]) -> None:
+        """See Saver."""
+        states_of_all(training)
+
+    def _keep_best_of_part(self) -> None:
+        """Process 0 does."""
+
+
+def main(verbose: bool) -> int:
+    """Follow process 0 until it has ended; returns the exit code. Process 0 says what went wrong, also here."""
+    try:
+        with contextlib.ExitStack() as held:
+            ranks = held.enter_context(joined())
+            request: Request | None = ranks.share(None)
+            if request is None:
+                return 0
+            own = held.enter_context(lock.Lock())
+            parts = ranks.in_turn(lambda: experiment.begin(request, held, ranks, own))
+            try:
+                return follow(request, parts, held)
+            except (Exception, SystemExit) as error:
+                ranks.blame(
+                    error, f"{type(error).__name__}: {error}" if not isinstance(error, DlrunError) else f"{error}"
+                )
+                raise
+    except (Exception, SystemExit) as error:
+        if verbose:
+            traceback.print_exception(error)
+        time.sleep(_SPEAK_SECONDS)
+        return error.exit_code if isinstance(error, DlrunError) else 1
+
+
+def follow(request: Request, parts: Parts, held: contextlib.ExitStack) -> int:
+    """The training and the test, in step with process 0."""
+    ranks, keys = parts.runtime.ranks, parts.settings.rest.checkpoint
+    earlier = experiment.earlier_state(request, parts)
+    take_generators(ranks, parts.settings.rest.seed, earlier)
+    stop = held.enter_context(runtime.interruptible(quiet=True))
+    saver = Silent(Path(), {}, keys.every_epochs, keys.every_steps, keys.keep)
+    silence = Silence()
+    status = loop.fit(parts.training, silence, silence, saver, ranks.together(stop))
+    if status != "interrupted":
+        experiment.tested(parts, None)
+    return 128 + stop.signal_number if stop() else 0
+
+
+def take_generators(ranks: Ranks, seed: int, earlier: dict[str, Any] | None) -> None:
+    """Random numbers of its own (dropout, say), or those that it had before where there were as many processes."""
+    others = earlier.get("others", []) if earlier else []
+    if len(others) == ranks.count - 1:
+        runtime.set_rng_state(others[ranks.number - 1]["rng"])
+    else:
+        runtime.seed_everything((seed + 1_000_003 * ranks.number) % 2**63)

@@ -1,0 +1,54 @@
+"""How a training in a process of its own is stopped and let go, a chunk of steps at a time."""
+
+import json
+import os
+import sys
+import time
+from typing import IO, Any
+
+
+class Pace:
+    """`step()` after each optimizer step: at a chunk's end it says how long it took, and waits for the next word.
+
+    The words on `commands` are lines: "go" trains one more chunk; an end of file, or anything else, ends the process.
+    """
+
+    def __init__(self, steps: int, commands: IO[str], answers: IO[str], warm_up: int = 100) -> None:
+        self.steps, self.commands, self.answers = steps, commands, answers
+        self.left = min(warm_up, steps)
+        self.started = time.perf_counter()
+
+    def step(self) -> None:
+        """Count one."""
+        self.left -= 1
+        if self.left == 0:
+            self._say(seconds=time.perf_counter() - self.started)
+            if self.commands.readline().strip() != "go":
+                self._end()
+            self.left, self.started = self.steps, time.perf_counter()
+
+    def _say(self, **values: Any) -> None:
+        self.answers.write(json.dumps(values) + "\n")
+        self.answers.flush()
+
+    def _end(self) -> None:
+        self._say(peak_mb=peak_mb())
+        os._exit(0)  # no framework's farewell
+
+
+def peak_mb() -> float | None:
+    """The most memory that this process had resident, in MB; null where the system does not say."""
+    try:
+        with open("/proc/self/status") as status:  # noqa: PTH123
+            line = next(line for line in status if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return None
+    return int(line.split()[1]) / 1024
+
+
+def own_stdout() -> IO[str]:
+    """The stdout that the parent reads; what else is printed goes where stderr goes, and is not a terminal."""
+    answers = os.fdopen(os.dup(1), "w")
+    sys.stdout.flush()
+    os.dup2(2, 1)
+    return answers

@@ -1,0 +1,102 @@
+"""How the cost grows with the work: batch, width, rows, epochs."""
+
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from typing import Any
+
+from harness import interleaved, interval
+from rows import Row
+
+Found = dict[str, Any]
+SIDES = ("dlrun", "hand-written", "Lightning")
+MLP = Row("", "mlp", "vectors", 51_200, settings={"hidden_sizes": [128]}, features=784)
+TINY = Row("", "mlp", "vectors", 0, 256, {"hidden_sizes": [6, 4], "activation": "sigmoid"}, features=8, classes=1)
+
+
+def axes() -> Iterator[tuple[str, int, Row, tuple[str, ...]]]:
+    """What is varied, its value, the row, and the sides."""
+    for batch in (16, 64, 256, 1024, 4096):
+        yield "batch", batch, replace(MLP, batch_size=batch, rows=max(12_800, 16 * batch)), SIDES
+    for width in (1, 2, 4, 8, 16):
+        row = replace(MLP, settings={"hidden_sizes": [128 * width]}, rows=51_200 // max(width, 1))
+        yield "width", width, row, SIDES
+    for rows in (1_000, 10_000, 100_000, 1_000_000, 10_000_000):
+        yield "rows", rows, replace(TINY, rows=rows, epochs=max(1, 100_000 // rows)), SIDES[:2]
+
+
+def measure(rounds: int, say: Callable[[str], None]) -> Iterator[Found]:
+    """Point by point; then the cost of an epoch, early and late in a long training."""
+    for axis, value, row, sides in axes():
+        found = interleaved(replace(row, name=f"{axis} {value}"), sides, rounds)
+        yield told({"axis": axis, "value": value, "row": asdict(row), "steps": row.steps, "sides": found}, say)
+    row = replace(TINY, name="epochs", rows=1_000, epochs=50)
+    chunks = interleaved(row, ["dlrun"], 40)["dlrun"]["seconds"]  # 2,000 epochs
+    for value, part in ((500, chunks[:10]), (1_000, chunks[10:20]), (1_500, chunks[20:30]), (2_000, chunks[30:])):
+        found = {"dlrun": {"seconds": part, "peak_mb": None}}
+        yield told({"axis": "epochs", "value": value, "row": asdict(row), "steps": row.steps, "sides": found}, say)
+
+
+def told(found: Found, say: Callable[[str], None]) -> Found:
+    """The same, said aloud."""
+    cells = (f"{name} {_told(found, name)}" for name in found["sides"])
+    say(f"{found['axis']} {found['value']:,}: " + ", ".join(cells))
+    return found
+
+
+def _told(found: Found, name: str) -> str:
+    side = found["sides"][name]
+    return f"skipped: {side['skipped']}" if side.get("skipped") else f"{microseconds(found, name):,.1f} µs a step"
+
+
+def epoch_seconds(found: Found, name: str) -> list[float]:
+    """Of one epoch, chunk by chunk."""
+    return [s / found["row"]["epochs"] for s in found["sides"][name]["seconds"]]
+
+
+def microseconds(found: Found, name: str) -> float:
+    """A step's, median."""
+    return 1e6 * statistics.median(found["sides"][name]["seconds"]) / int(found["steps"])
+
+
+def linearity(table: list[Found]) -> list[str]:
+    """How much each further row costs from one size to the next, beside what it costs over the whole range.
+
+    The cost of an epoch is a constant (its end) and a slope; linear means that the slope stays: ±5 %.
+    """
+    points = [found for found in table if found["axis"] == "rows"]
+    said = []
+    for name in SIDES[:2]:
+        if len(points) < 3 or any(found["sides"][name].get("skipped") for found in points):
+            continue
+        rows = [found["value"] for found in points]
+        rounds = list(zip(*(epoch_seconds(found, name) for found in points), strict=True))
+        whole = [(t[-1] - t[1]) / (rows[-1] - rows[1]) for t in rounds]
+        for i in range(1, len(rows) - 1):
+            slopes = [(t[i + 1] - t[i]) / (rows[i + 1] - rows[i]) for t in rounds]
+            middle, low, high = interval([a / b for a, b in zip(slopes, whole, strict=True)])
+            verdict = "met" if low <= 1.05 and high >= 0.95 else "MISSED"
+            text = f"{name}, {rows[i]:,} to {rows[i + 1]:,} rows: a further row costs {middle:.3f} of the mean "
+            said.append(text + f"({low:.3f} to {high:.3f}), bar 0.95 to 1.05: {verdict}")
+    return said
+
+
+def markdown(table: list[Found]) -> str:
+    """A table an axis, and the bar."""
+    text = ""
+    for axis in dict.fromkeys(found["axis"] for found in table):
+        points = [found for found in table if found["axis"] == axis]
+        names = list(points[0]["sides"])
+        text += f"\n{axis}:\n\n| {axis} | " + " | ".join(f"{name}, µs a step | ms an epoch" for name in names) + " |\n"
+        text += "| --- " * (1 + 2 * len(names)) + "|\n"
+        for found in points:
+            cells = (_cells(found, name) for name in names)
+            text += f"| {found['value']:,} | " + " | ".join(cells) + " |\n"
+    return text + "\nBar, cost linear in rows:\n\n" + "".join(f"- {line}\n" for line in linearity(table))
+
+
+def _cells(found: Found, name: str) -> str:
+    if found["sides"][name].get("skipped"):
+        return "skipped |"
+    epoch = 1e3 * statistics.median(epoch_seconds(found, name))
+    return f"{microseconds(found, name):,.1f} | {epoch:,.2f}"

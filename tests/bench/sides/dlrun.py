@@ -1,0 +1,29 @@
+"""The real command line of dlrun, with everything that it records by default; only a step's end is counted."""
+
+import sys
+from pathlib import Path
+
+from pace import Pace
+from rows import Row
+
+from dlrun import cli
+from dlrun.saver import Saver
+from dlrun.training import Training
+
+
+def train(row: Row, pace: Pace, *more: str) -> None:
+    """See above; more: further words of the command line."""
+    after_step = Saver.after_step
+
+    def counted(saver: Saver, training: Training) -> None:
+        after_step(saver, training)
+        pace.step()
+
+    Saver.after_step = counted  # type: ignore[method-assign]
+    sys.argv = ["dlrun", *row.command_line(Path.cwd()), *more]
+    raise SystemExit(cli.main())
+
+
+def train_bf16(row: Row, pace: Pace) -> None:
+    """The same in bfloat16."""
+    train(row, pace, "device.precision=bf16")

@@ -1,0 +1,61 @@
+"""Seconds from a command to its first optimizer step, over those of the imports that it cannot do without.
+
+python tests/bench/start_up.py [--runs 9]      `dlrun data=regression model=linear` beside torch, one torch.optim
+construction (torch._dynamo comes with it) and scikit-learn's data sets, in fresh interpreters, in turn.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from machine import described, row
+
+IMPORTS = """
+import time, torch, sklearn.datasets
+torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+print(time.time())
+"""
+SPY = """
+import time, torch
+class Spy(torch.optim.SGD):
+    def step(self, closure=None):
+        print(time.time(), flush=True)
+        raise KeyboardInterrupt
+"""
+
+
+def seconds(words: list[str], folder: Path) -> float:
+    """From the start of a process until it prints what the clock says."""
+    began = time.time()
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=folder, env=os.environ)
+    said = [line for line in done.stdout.splitlines() if line.replace(".", "", 1).isdigit()]
+    if not said:
+        raise SystemExit(f"{' '.join(words)} failed:\n{done.stdout[-1000:]}{done.stderr[-2000:]}")
+    return float(said[0]) - began
+
+
+def main() -> None:
+    """Print both, and the difference run by run."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--runs", type=int, default=9)
+    runs = parser.parse_args().runs
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        (folder / "spy.py").write_text(SPY)
+        train = ["-m", "dlrun", "data=regression", "model=linear", "optimizer=sgd", "optimizer._target_=spy.Spy"]
+        seconds(["-c", IMPORTS], folder), seconds([*train, "hydra.run.dir=warm"], folder)
+        pairs = [
+            (seconds(["-c", IMPORTS], folder), seconds([*train, f"hydra.run.dir=run{i}"], folder)) for i in range(runs)
+        ]
+    print(f"from the command to the first step, seconds, {runs} runs each in turn; {described()}")
+    print(row("the imports alone", [a for a, _ in pairs], 2))
+    print(row("dlrun data=regression", [b for _, b in pairs], 2))
+    print(row("over the imports (bar: 0.7)", [b - a for a, b in pairs], 2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""Whole command lines from their start: time to an accuracy on MNIST, and one process beside two."""
+
+import json
+import os
+import random
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from harness import interval
+from rows import HERE
+
+Found = dict[str, Any]
+THRESHOLDS = (0.97, 0.98, 0.99)
+SGD = ("optimizer=sgd", "optimizer.lr=0.01", "optimizer.momentum=0.5")
+
+
+def _environment(**more: str) -> dict[str, str]:
+    path = os.pathsep.join(p for p in (str(HERE), os.environ.get("PYTHONPATH", "")) if p)
+    return os.environ | {"PYTHONPATH": path} | more
+
+
+def seconds_to(words: list[str], pattern: str) -> dict[str, float]:
+    """Seconds from the start of a command until it prints each accuracy for the first time; it is ended at the last."""
+    reached: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as place:
+        began = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=place,
+            env=_environment(PYTHONUNBUFFERED="1"),
+        )
+        assert process.stdout is not None
+        for line in process.stdout:
+            said = re.search(pattern, line)
+            for threshold in THRESHOLDS:
+                if said and float(said[1]) >= threshold:
+                    reached.setdefault(f"{threshold:g}", time.perf_counter() - began)
+            if len(reached) == len(THRESHOLDS):
+                process.kill()
+        process.wait()
+    return reached
+
+
+def accuracy(root: str, seeds: int, epochs: int, say: Callable[[str], None]) -> list[Found]:
+    """Seconds to an accuracy on the test images, seed by seed, both sides in turn."""
+    if not root:
+        say("time to accuracy: skipped, DLRUN_DATA_DIR is not set")
+        return []
+    words = ["--config-dir", str(HERE / "configs"), "data=mnist_tested", f"paths.data={root}", "model=resnet", *SGD]
+    found = []
+    for seed in range(seeds):
+        ours = ["-m", "dlrun", *words, f"trainer.epochs={epochs}", f"seed={seed}", "device=cpu"]
+        theirs = ["-m", "sides.course", root, str(epochs), str(seed)]
+        both = {"dlrun": (ours, r"val/accuracy (\S+)"), "course script": (theirs, r"test accuracy (\S+)")}
+        for name in random.Random(seed).sample(list(both), 2):
+            found.append({"side": name, "seed": seed, "reached": seconds_to(*both[name])})
+            shown = ", ".join(f"{t} after {s:.1f} s" for t, s in found[-1]["reached"].items())
+            say(f"  {name}, seed {seed}: {shown or 'none'}")
+    return found
+
+
+def accuracy_markdown(found: list[Found]) -> str:
+    """Median seconds, and in how many runs it was reached."""
+    text = "\n| test accuracy | dlrun, s | course script, s |\n| --- | --- | --- |\n" if found else "\nskipped\n"
+    for threshold in (f"{t:g}" for t in THRESHOLDS) if found else ():
+        cells = []
+        for side in ("dlrun", "course script"):
+            runs = [f["reached"].get(threshold) for f in found if f["side"] == side]
+            there = [seconds for seconds in runs if seconds is not None]
+            middle = f"{statistics.median(there):.1f} ({min(there):.1f} to {max(there):.1f})" if there else "never"
+            cells.append(f"{middle}, {len(there)} of {len(runs)} runs")
+        text += f"| {threshold} | " + " | ".join(cells) + " |\n"
+    return text
+
+
+def processes(root: str, rounds: int, say: Callable[[str], None]) -> Found:
+    """Samples a second of one process with one thread, with two, and of two processes with a thread each."""
+    if not root:
+        return {"skipped": "DLRUN_DATA_DIR is not set"}
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "dlrun"]
+    kinds = {
+        "1 process, 1 thread": (["-m", "dlrun"], 64, 1),
+        "1 process, 2 threads": (["-m", "dlrun"], 64, 2),
+        "2 processes, 1 thread each": (torchrun, 32, 1),
+    }
+    found: Found = {name: [] for name in kinds}
+    for number in range(rounds):
+        for name in random.Random(number).sample(list(kinds), len(kinds)):
+            start, batch, threads = kinds[name]
+            speed = _speed([*start, "data=mnist", "model=resnet", *SGD, f"data.batch_size={batch}"], root, threads)
+            if isinstance(speed, str):
+                say(f"  {name}: skipped, {speed}")
+                return {"skipped": f"{name}: {speed}"}
+            found[name].append(speed)
+            say(f"  {name}: {speed:,.0f} samples/s")
+    return found
+
+
+def _speed(words: list[str], root: str, threads: int) -> float | str:
+    """Samples a second as the run's result.json has it, or what it said when it was refused."""
+    with tempfile.TemporaryDirectory() as place:
+        more = [f"paths.data={root}", "trainer.epochs=1", "device=cpu", f"hydra.run.dir={place}/run", "figures=false"]
+        done = subprocess.run(
+            [sys.executable, *words, *more],
+            capture_output=True,
+            text=True,
+            cwd=place,
+            env=_environment(OMP_NUM_THREADS=str(threads)),
+        )
+        if done.returncode:
+            said = [line for line in done.stderr.splitlines() if line.startswith("dlrun:")] or done.stderr.splitlines()
+            return said[0] if said else "it failed without a word"
+        return float(json.loads((Path(place) / "run" / "result.json").read_text())["samples_per_second"])
+
+
+def processes_markdown(found: Found) -> str:
+    """Samples a second, and the ratio to one process with one thread."""
+    if "skipped" in found:
+        return f"\nskipped: {found['skipped']}\n"
+    text = "\n| how | samples/s | × one thread |\n| --- | --- | --- |\n"
+    base = found["1 process, 1 thread"]
+    for name, speeds in found.items():
+        middle, low, high = interval([a / b for a, b in zip(speeds, base, strict=True)])
+        text += f"| {name} | {statistics.median(speeds):,.0f} | {middle:.2f} ({low:.2f} to {high:.2f}) |\n"
+    return text
+
+
+def script(name: str) -> str:
+    """What a bench of its own prints."""
+    words = [sys.executable, str(HERE / f"{name}.py")]
+    done = subprocess.run(words, capture_output=True, text=True, env=_environment())
+    return done.stdout.strip() if done.returncode == 0 else f"{name} failed: {done.stderr[-2000:]}"

@@ -1,0 +1,142 @@
+"""Rows in .npy files: what they are taken for, that they are read by the batch, and files that are something else."""
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dlrun.data.arrays import Mapped, arrays
+from dlrun.data.rows import Rows, in_memory
+from dlrun.errors import DataError
+
+RANDOM = np.random.default_rng(0)
+QUIET = ("tracking.graph=false", "figures=false", "trainer.epochs=2")
+
+
+def written(folder: Path, x: Any, y: Any, front: str = "") -> str:
+    folder.mkdir(exist_ok=True)
+    np.save(folder / f"{front}x.npy", x)
+    np.save(folder / f"{front}y.npy", y)
+    return str(folder)
+
+
+def pictures(rows: int = 50) -> Any:
+    return RANDOM.integers(0, 256, (rows, 8, 8)).astype(np.uint8)
+
+
+def test_uint8_images_are_taken_from_0_to_1_and_normalized(tmp_path: Path) -> None:
+    x, y = pictures(), np.arange(50) % 3
+    splits = arrays(written(tmp_path, x, y), test_fraction=0)
+    spec = splits.spec
+    assert (spec.kind, spec.input_shape, spec.task, spec.output_size) == ("image", (1, 8, 8), "multiclass", 3)
+    values = x[:, None] / 255
+    assert spec.mean == pytest.approx([values.mean()])
+    assert spec.std == pytest.approx([values.std()])
+    assert isinstance(splits.train, Mapped)
+    inputs, targets = splits.train.__getitems__([3, 1])
+    assert torch.allclose(inputs, torch.from_numpy((values[[3, 1]] - values.mean()) / values.std()).float(), atol=1e-6)
+    assert targets.tolist() == [0, 1]
+    one, target = splits.train[3]
+    assert torch.equal(one, inputs[0])
+    assert int(target) == 0
+
+
+def test_tables_of_floats_have_features_and_values(tmp_path: Path) -> None:
+    x, y = RANDOM.normal(5, 2, (40, 3)), RANDOM.normal(size=40)
+    splits = arrays(written(tmp_path, x, y))
+    assert (splits.spec.kind, splits.spec.input_shape, splits.spec.task) == ("vector", (3,), "regression")
+    assert isinstance(splits.train, Rows)
+    assert isinstance(splits.test, Rows)
+    assert (len(splits.train), len(splits.test)) == (32, 8)
+    whole = in_memory(splits.train, "memory", torch.float32, 0)
+    assert whole is not None
+    assert whole.inputs[0].mean(0).tolist() == pytest.approx([0, 0, 0], abs=1e-6)
+    assert whole.targets.shape == (32, 1)
+
+
+def test_a_test_part_of_its_own_is_normalized_like_the_training_part(tmp_path: Path) -> None:
+    folder = written(tmp_path, np.full((4, 2), 2.0) + np.eye(4, 2), np.array([True, False, True, False]))
+    written(tmp_path, np.full((2, 2), 2.0), np.array([False, True]), "test_")
+    splits = arrays(folder)
+    assert (splits.spec.task, splits.spec.output_size, splits.spec.class_names) == ("binary", 1, ("0", "1"))
+    assert isinstance(splits.train, Mapped)
+    assert isinstance(splits.test, Mapped)
+    assert torch.equal(splits.test.mean, splits.train.mean)
+    assert splits.test.__getitems__([0])[0].tolist()[0] == pytest.approx([-0.25 / 0.4330127] * 2)
+
+
+def test_what_fits_is_held_in_memory_and_the_rest_is_not(tmp_path: Path) -> None:
+    train = arrays(written(tmp_path, pictures(), np.arange(50)), test_fraction=0).train
+    assert in_memory(train, "auto", torch.float32, 50 * 64 * 4) is not None
+    assert in_memory(train, "auto", torch.float32, 50 * 64 * 4 - 1) is None
+    assert in_memory(train, "workers", torch.float32, 10**9) is None
+
+
+def test_memory_and_workers_train_to_the_same_weights(dlrun: Callable[..., Any], tmp_path: Path) -> None:
+    written(tmp_path / "rows", pictures(90), np.arange(90) % 3)
+    found = []
+    for loader, workers in (("memory", 0), ("workers", 0), ("workers", 2)):
+        done = dlrun("data=arrays", "data.path=rows", f"data.loader={loader}", f"data.num_workers={workers}", *QUIET)
+        assert done.code == 0, done.err
+        found.append((done.result["weights_sha256"], done.result["metrics"]))
+    assert found[0] == found[1] == found[2]
+
+
+def broken(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:40])
+
+
+MISTAKES: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
+    "none": (lambda p: (p / "x.npy").unlink(), {}, "x.npy does not exist"),
+    "cut": (lambda p: broken(p / "x.npy"), {}, "is not a whole .npy file of numbers"),
+    "objects": (lambda p: np.save(p / "x.npy", np.array([{}] * 10)), {}, "is not a whole .npy file of numbers"),
+    "shorter": (lambda p: np.save(p / "y.npy", np.arange(9)), {}, "y.npy has 9 rows, and x.npy 10; write as many"),
+    "text": (lambda p: np.save(p / "y.npy", np.array(["a"] * 10)), {}, "y.npy holds <U1; write whole numbers"),
+    "int x": (lambda p: np.save(p / "x.npy", np.ones((10, 2), int)), {}, "x.npy holds int64; write uint8"),
+    "flat": (lambda p: np.save(p / "x.npy", np.ones(10)), {}, r"x.npy has shape \(10,\)"),
+    "empty": (lambda p: np.save(p / "x.npy", np.ones((0, 2))), {}, "x.npy holds no rows"),
+    "negative": (lambda p: np.save(p / "y.npy", np.arange(10) - 1), {}, "holds classes from -1 to 8"),
+    "not two": (lambda p: None, {"task": "binary"}, "data.task=binary takes 0 and 1"),
+    "names": (lambda p: None, {"class_names": ["a"]}, "class_names has 1 names, and y.npy 10 classes"),
+    "nan": (lambda p: np.save(p / "y.npy", np.full(10, np.nan)), {}, "values that are not finite"),
+    "other test": (lambda p: written(p, np.ones((3, 5)), np.zeros(3, int), "test_"), {}, "test_x.npy has rows of"),
+    "more classes": (lambda p: written(p, np.ones((1, 2)), np.array([10]), "test_"), {}, "test_y.npy holds class 10"),
+    "floats": (lambda p: np.save(p / "y.npy", np.ones(10)), {"task": "multiclass"}, "takes whole numbers"),
+    "columns": (lambda p: np.save(p / "y.npy", np.ones((10, 2), int)), {}, "has 2 columns; write one class a row"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_sentence(mistake: str, tmp_path: Path) -> None:
+    spoil, settings, sentence = MISTAKES[mistake]
+    written(tmp_path, RANDOM.normal(size=(10, 2)), np.arange(10))
+    spoil(tmp_path)
+    with pytest.raises(DataError, match=sentence) as caught:
+        arrays(str(tmp_path), **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_is_none(dlrun: Callable[..., Any]) -> None:
+    done = dlrun("data=arrays", "data.path=nowhere")
+    assert (done.code, done.out) == (2, "")
+    assert "data.path=nowhere does not exist" in done.err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_images_larger_than_the_memory_they_may_take() -> None:
+    """The figure with 4 GB is taken by tests/bench/memory.py; held as floats, these 2 GB would be 8."""
+    path = Path(__file__).parents[1] / "bench" / "memory.py"
+    spec = importlib.util.spec_from_file_location("memory", path)
+    assert spec is not None
+    assert spec.loader is not None
+    memory = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(memory)
+    size, imports, most = memory.measured(2, 20, "data.loader=workers", "data.num_workers=1", "figures=false")
+    assert size > 1.99 * 2**30
+    assert most - imports < 2**30

@@ -1,0 +1,75 @@
+"""The bench's harness: sides that train a chunk when told, one at a time; no time is judged here."""
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+BENCH = Path(__file__).parent / "bench"
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
+    """The modules of tests/bench, which its scripts import from beside them."""
+    names = [path.stem for path in BENCH.glob("*.py")]
+    monkeypatch.syspath_prepend(str(BENCH))
+    for name in names:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    found = {name: importlib.import_module(name) for name in ("rows", "side", "harness", "core", "scale")}
+    yield found
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.slow
+def test_every_side_trains_in_turn_or_says_why_not(bench: dict[str, ModuleType]) -> None:
+    tiny = {"batch_size": 8, "settings": {"hidden_sizes": [4]}, "features": 3}
+    row = bench["rows"].Row("tiny", "mlp", "vectors", 80, classes=1, **tiny)
+    found = bench["harness"].interleaved(row, list(bench["side"].SIDES), rounds=2)
+    for name, side in found.items():
+        if side.get("skipped"):
+            assert "is not installed (pip install '.[bench]')" in side["skipped"], (name, side)
+        else:
+            assert len(side["seconds"]) == 2
+            assert min(side["seconds"]) > 0
+    assert not any(found[name].get("skipped") for name in ("dlrun", "hand-written", "pure compute"))
+
+
+def test_rows_of_real_data_are_skipped_without_them(bench: dict[str, ModuleType]) -> None:
+    rows = list(bench["rows"].in_core(""))
+    assert {row.name for row in rows} == set(bench["core"].WHAT)
+    said = {row.name: bench["harness"].why_not("dlrun", row) for row in rows}
+    assert said["resnet"] == "DLRUN_DATA_DIR is not set: mnist is looked for there"
+    assert said["tiny"] is None
+
+
+def test_the_interval_is_that_of_the_sign_test(bench: dict[str, ModuleType]) -> None:
+    interval = bench["harness"].interval
+    assert interval([3, 1, 2, 7, 6, 5, 4]) == (4, 1, 7)  # 7 values: P(outside) = 2 / 2^7
+    assert interval(list(range(1, 10))) == (5, 2, 8)  # 9 values: the second and the eighth, 1 - 2 * 10 / 2^9 = 96 %
+    assert interval([5.0]) == (5.0, 5.0, 5.0)
+
+
+@pytest.mark.parametrize(("mine", "other", "met"), [(1.0, 1.96, True), (1.0, 1.5, False)])
+def test_a_bar_is_met_when_the_interval_reaches_it(
+    bench: dict[str, ModuleType], mine: float, other: float, met: bool
+) -> None:
+    bar = bench["core"].Bar("resnet", "course script", at_least=1.9)
+    sides = {"dlrun": {"seconds": [mine] * 7}, "course script": {"seconds": [other] * 7}}
+    assert bar.judged({"steps": 10, "sides": sides}).endswith("met" if met else "MISSED")
+
+
+def test_a_linear_cost_is_told_from_one_that_grows_faster(bench: dict[str, ModuleType]) -> None:
+    def table(cost: float) -> list[dict[str, object]]:
+        points = []
+        for rows in (1_000, 10_000, 100_000, 1_000_000):
+            seconds = {"seconds": [0.001 + 1e-6 * rows**cost] * 7}
+            points.append({"axis": "rows", "value": rows, "row": {"epochs": 1}, "sides": {"dlrun": seconds}})
+            points[-1]["sides"]["hand-written"] = {"skipped": "no"}  # type: ignore[index]
+        return points
+
+    assert all(line.endswith(": met") for line in bench["scale"].linearity(table(1.0)))
+    assert any(line.endswith("MISSED") for line in bench["scale"].linearity(table(1.2)))

@@ -1,0 +1,49 @@
+"""torch.compile's work before the clock starts: nothing of the training changes by it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dlrun import compilation
+from dlrun.data.batches import MemoryBatches, Order, Place
+from dlrun.data.spec import DataSpec, Split
+
+QUIET = ("tracking.graph=false", "figures=false")
+
+
+def test_the_shapes_of_an_epoch_are_its_full_and_its_last_batch() -> None:
+    x = torch.arange(22.0).unsqueeze(1)
+    place = Place(torch.device("cpu"), torch.float32, DataSpec("vector", (1,), "regression", 1))
+    for size, sizes in ((8, [8, 6]), (11, [11]), (64, [22])):
+        batches = MemoryBatches(Split((x,), x), Order(22, size), place)
+        assert [len(targets) for _, targets in compilation._shapes(batches)] == sizes
+
+
+def test_warming_up_changes_nothing(dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: None)  # as long as that takes is tried below
+    words = ("data=digits", "model=mlp", "model.dropout=0.3", "trainer.epochs=2", *QUIET)
+    plain, warmed = dlrun(*words), dlrun(*words, "device.compile=true")
+    assert warmed.code == 0, warmed.err
+    assert warmed.rows == plain.rows
+    assert warmed.result["weights_sha256"] == plain.result["weights_sha256"]
+    assert plain.result["compile_seconds"] is None
+    assert warmed.result["compile_seconds"] > 0
+    assert "note: device.compile: the model was compiled in" in warmed.out
+
+
+@pytest.mark.slow
+def test_a_compiled_net_learns_the_same_and_its_start_is_told_apart(
+    dlrun: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))  # else it was compiled by a run before
+    words = ("data=digits", "model=mlp", "trainer.epochs=2", "figures=false")
+    plain, compiled = dlrun(*words), dlrun(*words, "device.compile=true")
+    assert compiled.code == 0, compiled.err
+    assert compiled.rows[-1]["val/loss"] == pytest.approx(plain.rows[-1]["val/loss"], rel=1e-3)
+    assert compiled.result["compile_seconds"] > 1
+    assert compiled.result["train_seconds"] < compiled.result["compile_seconds"]
+    assert "shows no graph" not in compiled.out
+    assert list(compiled.folder.glob("checkpoints/last.pt"))
