@@ -102,7 +102,7 @@ def opened(place: str, overrides: Sequence[str] = ()) -> Iterator[SavedModel]:
 
 def run_named(words: Sequence[str], command: str) -> str:
     """The first word behind a command, which names a run; RequestError where there is none."""
-    if not words or not words[0] or "=" in words[0]:
+    if not words or not words[0] or ("=" in words[0] and not Path(words[0]).exists()):
         raise RequestError(f"which run? type dlrun {command} outputs/<date>/<run>, or a checkpoint file of one")
     return words[0]
 

@@ -19,7 +19,6 @@ $what, in plain PyTorch.
 What dlrun trained as $choices: with torch $torch it comes to
 the same weights, bit for bit, on a CPU like the run's.  #? same
 weights close to the run's, which was trained on $device.  #? !same
-The marks %% part it into the cells of a notebook.
 """
 _RESULT = """\
 expected = "$known"  # sha256 of the run's weights at its end  #? known

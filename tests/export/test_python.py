@@ -95,7 +95,8 @@ def look(files: list[Path]) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
     for file in files:
         text = file.read_text()
-        assert len(text.splitlines()) <= 150, text
+        assert len(text.splitlines()) <= 400, text
+        print("LINES", len(text.splitlines()), file.parts[-4])
         assert "$" not in text
         assert "#?" not in text
 
@@ -104,7 +105,9 @@ def look(files: list[Path]) -> None:
     "name", [pytest.param(n, marks=[] if n in IN_FAST_SUITE else pytest.mark.slow) for n in LESSONS]
 )
 def test_every_lesson_can_be_taken_away(name: str, ejected: Callable, formats: Any, request: Any) -> None:
-    data = next(entry["override /data"] for entry in OmegaConf.load(LESSONS[name]).defaults if "override /data" in entry)
+    data = next(
+        entry["override /data"] for entry in OmegaConf.load(LESSONS[name]).defaults if "override /data" in entry
+    )
     words, before = [f"lesson={name}", *CUT.get(name, ("trainer.epochs=3",))], ""
     if data in NEEDS_DATA:
         request.getfixturevalue("real_data")

@@ -7,13 +7,13 @@ from dlrun.export.plain.training_run import TrainingRun
 
 _MEAN = '''\
 def mean(losses, sizes):
-    """The mean over all rows, of losses that are means over batches of these sizes."""  #? !sum
-    """The mean over all rows, of losses that are sums over batches of these sizes."""  #? sum
-    losses = torch.stack(losses).double()  #? sum
-    losses = torch.stack(losses).double() * torch.tensor(sizes)  #? !sum
-    return float(losses.sum() / sum(sizes))  #? !chunked
-    # In sums of 64, as the run added them up: another order would round otherwise.  #? chunked
-    return float(sum(part.sum() for part in losses.split(64)) / sum(sizes))  #? chunked
+    """The mean over all rows, of losses that are $kind over batches of these sizes."""
+    return sum(float(loss) * size for loss, size in zip(losses, sizes, strict=True)) / sum(sizes)  #? plain & !sum
+    return sum(map(float, losses)) / sum(sizes)  #? plain & sum
+    losses = torch.stack(losses).double()  #? !plain & sum
+    losses = torch.stack(losses).double() * torch.tensor(sizes)  #? !plain & !sum
+    total = sum(part.sum() for part in losses.split($block))  # as the run added them up, to the bit  #? !plain
+    return float(total / sum(sizes))  #? !plain
 '''
 _BATCHES = '''\
 def batches(part, size, epoch=None):  #? shuffle
@@ -63,13 +63,14 @@ _ONCE = """\
 net.eval()  #? modal
 with torch.inference_mode()$autocast:
     z = net($inputs)
-    $metrics
-    result = {
-        "loss": float(criterion($called))$over,
-        $found
-    }
-print("  ".join(f"{name} {value:.6g}" for name, value in result.items()))
+    print(f"loss {$loss:.6g}  $name {$metric:.6g}")
 """
+_AT_ONCE = {  # of outputs z and targets y, the metric that tells most
+    "regression": ("mae", "(z - y).abs().mean()"),
+    "binary": ("accuracy", "((z > $threshold) == y).double().mean()"),
+    "multiclass": ("accuracy", "(z.argmax(1) == y).double().mean()"),
+    "tagging": ("accuracy", "(z.argmax(-1) == y).double().mean()"),
+}
 _METRICS = {  # lines before, and the entries of the dictionary, for outputs z and targets y
     "regression": (
         "off, spread = (z - y).double(), (y - y.mean(0)).double().square().sum(0)\n",
@@ -133,8 +134,9 @@ def functions(run: TrainingRun) -> Piece:
     elif run.keys.shuffle and not run.whole:
         found.append(filled(_SHUFFLED, cut=cut))
     if not run.whole:
-        flags = {"sum": run.saved.task.reduction == "sum", "chunked": run.chunked}
-        found.append(filled(_MEAN, flags))
+        added = run.saved.task.reduction == "sum"
+        flags = {"sum": added, "plain": run.block == 1}
+        found.append(filled(_MEAN, flags, kind="sums" if added else "means", block=run.block))
     if not run.simple:
         found.append(_evaluate(run))
     return Piece("\n".join(found), constants)
@@ -163,21 +165,25 @@ def size(run: TrainingRun) -> str:
 
 
 def _metrics(run: TrainingRun) -> tuple[str, str]:
-    threshold = "0.5" if run.saved.task.loss_name in ("bce", "scratch_bce") else "0"
     before, entries = _METRICS[run.spec.task]
-    return filled(before, threshold=threshold, classes=run.spec.output_size), entries
+    return filled(before, threshold=threshold(run), classes=run.spec.output_size), entries
 
 
 def at_once(run: TrainingRun) -> str:
-    """Source that prints the metrics of the training rows, where there are no others."""
-    before, entries = _metrics(run)
+    """Source that prints loss and metric of the training rows, where there are no others."""
+    name, metric = _AT_ONCE[run.spec.task]
+    over = f" / {size(run)}" if run.saved.task.reduction == "sum" else ""
     return filled(
         _ONCE,
         {"modal": run.modal},
         autocast="" if run.autocast is None else f', torch.autocast("cpu", dtype={run.autocast})',
         inputs=run.inputs,
-        metrics=before,
-        called=outputs(run, "z"),
-        over=f" / {size(run)}" if run.saved.task.reduction == "sum" else "",
-        found=entries,
+        loss=f"criterion({outputs(run, 'z')}){over}",
+        name=name,
+        metric=metric.replace("$threshold", threshold(run)),
     )
+
+
+def threshold(run: TrainingRun) -> str:
+    """Above which an output says yes."""
+    return "0.5" if run.saved.task.loss_name in ("bce", "scratch_bce") else "0"

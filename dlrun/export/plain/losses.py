@@ -1,6 +1,5 @@
 """What is minimized: the end of the net section."""
 
-from dlrun.errors import RequestError
 from dlrun.export.plain import scratch
 from dlrun.export.plain.source import Piece
 from dlrun.export.plain.training_run import TrainingRun
@@ -31,13 +30,7 @@ def criterion(run: TrainingRun) -> Piece:
     if name in _TORCH:
         given = "" if reduction == "mean" else 'reduction="sum"'
         return Piece(f"criterion = nn.{_TORCH[name]}({given})\n")
-    if run.autocast:
-        raise RequestError(
-            f"format=python cannot write task.loss={name} with device.precision={run.settings.rest.device.precision}; "
-            "eject a run with device.precision=fp32"
-        )
-    code, called = scratch.loss(name, reduction)
-    return Piece(f"{code}\ncriterion = {called}\n")
+    return Piece(scratch.loss(name, reduction))
 
 
 def outputs(run: TrainingRun, net: str) -> str:

@@ -62,12 +62,10 @@ class InceptionA(nn.Module):
     def __init__(self, in_channels):
         super().__init__()
         self.branch1x1 = nn.Conv2d(in_channels, 16, 1)
-        self.branch5x5 = nn.Sequential($five)
-        self.branch3x3 = nn.Sequential(
-            nn.Conv2d(in_channels, 16, 1),  #? narrow
-            nn.Conv2d($width, 24, 3, padding=1),
-            nn.Conv2d(24, 24, 3, padding=1),
-        )
+        self.branch5x5 = nn.Sequential(nn.Conv2d($width, 24, 5, padding=2))
+        self.branch3x3 = nn.Sequential(nn.Conv2d($width, 24, 3, padding=1), nn.Conv2d(24, 24, 3, padding=1))
+        for branch in (self.branch5x5, self.branch3x3):  # before them a 1x1 convolution to fewer channels  #? narrow
+            branch.insert(0, nn.Conv2d(in_channels, 16, 1))  #? narrow
         self.branch_pool = nn.Sequential(nn.AvgPool2d(3, stride=1, padding=1), nn.Conv2d(in_channels, 24, 1))
 
     def forward(self, x):
@@ -172,8 +170,7 @@ def inception(run: TrainingRun, bottleneck: bool) -> str:
     for before, after in ((run.spec.input_shape[0], 10), (88, 20)):
         layers += [f"nn.Conv2d({before}, {after}, 5)", "nn.MaxPool2d(2)", "nn.ReLU()", f"InceptionA({after})"]
     width = "16" if bottleneck else "in_channels"
-    five = ("nn.Conv2d(in_channels, 16, 1), " if bottleneck else "") + f"nn.Conv2d({width}, 24, 5, padding=2)"
-    block = filled(_INCEPTION, {"narrow": bottleneck}, five=five, width=width)
+    block = filled(_INCEPTION, {"narrow": bottleneck}, width=width)
     return (
         f"{block}\n{_features(run, 'Twice convolution, pooling and an Inception block, then a linear layer.', layers)}"
     )
@@ -232,7 +229,7 @@ _NETS: dict[str, Callable[..., str]] = {
     "dlrun.models.resnet.ResNet": resnet,
     "dlrun.models.inception.Inception": inception,
     "dlrun.models.pretrained.Torchvision": torchvision,
-    "dlrun.models.scratch.ScratchMLP": scratch.mlp,
+    scratch.TARGET: scratch.net,
     "dlrun.models.recurrent.RNN": recurrent.rnn,
     "dlrun.models.recurrent.LSTM": recurrent.lstm,
     "dlrun.models.recurrent.GRU": recurrent.gru,

@@ -21,7 +21,7 @@ _WRITTEN = {  # of each group of keys those that the file takes account of, and 
     config.TaskConfig: "loss reduction",
     config.TrainerConfig: "epochs max_steps accumulate_steps grad_clip_norm log_every_steps profile early_stopping",
     config.EarlyStoppingConfig: "patience min_delta",
-    config.DeviceConfig: "name index precision channels_last deterministic num_threads",
+    config.DeviceConfig: "name index precision tf32 cuda_graph channels_last deterministic timeout_seconds num_threads",
 }
 _WHY = {
     "ema_decay": "averaged weights take more than a plain loop",
@@ -43,6 +43,8 @@ def refuse(saved: SavedModel) -> None:
         words = " ".join(word for word in saved.request.overrides if not word.startswith(("device.", "paths.")))
         raise RequestError(f"format=python writes the run as it was trained; leave out {words}, and change the file")
     _refuse_unfinished(saved)
+    if saved.state.get("processes", 1) > 1:
+        raise cannot(f"a training on {saved.state['processes']} processes")
     if saved.settings.rest.init_from:
         raise cannot(f"init_from={saved.settings.rest.init_from}, as that run's weights are in a file of their own")
     for keys, where in _groups(saved):
@@ -87,7 +89,7 @@ def _groups(saved: SavedModel) -> list[tuple[Any, str]]:
 
 def only_known(block: Block, templates: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
     """The template of a block's target; RequestError where there is none, or where it does not know an argument."""
-    if block.target not in templates:
+    if block.target is None or block.target not in templates:
         raise cannot(f"{block.group}={block.choice} ({block.target})")
     template = templates[block.target]
     known = list(inspect.signature(template).parameters)[1:]

@@ -1,180 +1,115 @@
-"""Layers and losses with their derivatives written out."""
+"""The net and the losses whose derivatives are written out."""
 
 from itertools import pairwise
 
+from dlrun.errors import RequestError
 from dlrun.export.plain.source import filled, literal, stack
 from dlrun.export.plain.training_run import TrainingRun
 
-_LINEAR = '''\
-class LinearFunction(Function):
-    """y = x Wᵀ + b. With G = dL/dy as rows: dL/dx = G W, dL/dW = Gᵀ x, dL/db = the sum of G."""
-
-    @staticmethod
-    def forward(ctx, x, weight$bias):
-        ctx.save_for_backward(x, weight)
-        return x @ weight.T$plus_bias
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, weight = ctx.saved_tensors
-        return grad @ weight, grad.T @ x$to_bias
-
-class Linear(nn.Linear):
-    """The start values and the names of torch's layer, the arithmetic of ours."""
-
-    def forward(self, x):
-        return LinearFunction.apply(x, self.weight$self_bias)
-'''
-_SIGMOID = '''\
-class SigmoidFunction(Function):
-    """y = 1 / (1 + exp(-z)), so y' = y (1 - y)."""
-
-    @staticmethod
-    def forward(ctx, z):
-        y = 1 / (1 + torch.exp(-z))
-        ctx.save_for_backward(y)
-        return y
-
-    @staticmethod
-    def backward(ctx, grad):
-        (y,) = ctx.saved_tensors
-        return grad * y * (1 - y)
-'''
-_TANH = '''\
-class TanhFunction(Function):
-    """y = tanh z by exp(-2|z|) - 1, which neither overflows nor cancels near 0; y' = 1 - y²."""
-
-    @staticmethod
-    def forward(ctx, z):
-        shrunk = torch.expm1(-2 * z.abs())
-        y = z.sign() * -shrunk / (shrunk + 2)
-        ctx.save_for_backward(y)
-        return y
-
-    @staticmethod
-    def backward(ctx, grad):
-        (y,) = ctx.saved_tensors
-        return grad * (1 - y * y)
-'''
-_RELU = '''\
-class ReLUFunction(Function):
-    """y = max(z, 0), so y' = 1 where z > 0, else 0."""
-
-    @staticmethod
-    def forward(ctx, z):
-        ctx.save_for_backward(z)
-        return z.clamp(min=0)
-
-    @staticmethod
-    def backward(ctx, grad):
-        (z,) = ctx.saved_tensors
-        return grad * (z > 0)
-'''
-_ELU = '''\
-class ELUFunction(Function):
-    """y = z where z > 0, else exp(z) - 1, so y' = 1 or exp(z)."""
-
-    @staticmethod
-    def forward(ctx, z):
-        ctx.save_for_backward(z)
-        return torch.where(z > 0, z, torch.expm1(z))
-
-    @staticmethod
-    def backward(ctx, grad):
-        (z,) = ctx.saved_tensors
-        return torch.where(z > 0, grad, grad * torch.exp(z))
-'''
-_LAYER = """\
-class $name(nn.Module):
-    def forward(self, z):
-        return ${name}Function.apply(z)
-"""
 _NET = '''\
 class Net(nn.Module):
-    """Linear layers with an activation between them, all by hand."""
+    """Linear layers$between, with the derivatives written out."""
 
     def __init__(self):
         super().__init__()
         $layers
+        self.linear = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
         for name, parameter in self.named_parameters():  #? drawn
             nn.init.normal_(parameter, std=$std) if name.endswith("weight") else nn.init.zeros_(parameter)  #? drawn
 
+    @torch.no_grad()
     def forward(self, x):  # $shapes
-        return self.layers(x)
-'''
-_ACTIVATIONS = {
-    "tanh": ("Tanh", _TANH),
-    "sigmoid": ("Sigmoid", _SIGMOID),
-    "relu": ("ReLU", _RELU),
-    "elu": ("ELU", _ELU),
-}
+        self.inputs = [x$flat]  # of each linear layer, for the backward pass
+        self.before = []  # the activations  #? elu
+        for layer in self.linear[:-1]:  #? hidden
+            z = self.inputs[-1] @ layer.weight.T$bias  #? hidden
+            self.before.append(z)  #? elu
+            $activation
+        z = self.inputs[-1] @ self.linear[-1].weight.T$last_bias
+        self.output = 1 / (1 + torch.exp(-z))  #? probability
+        return self.output  #? probability
+        return z  #? !probability
 
+    @torch.no_grad()
+    def backward(self, grad):
+        """Takes dL/doutput. For z = x Wᵀ + b and G = dL/dz: dL/dW = Gᵀ x, dL/db = the sum of G, dL/dx = G W."""  #? bias
+        """Takes dL/doutput. For z = x Wᵀ and G = dL/dz: dL/dW = Gᵀ x and dL/dx = G W."""  #? !bias
+        grad = grad * self.output * (1 - self.output)  # of the sigmoid at the end  #? probability
+        for i in reversed(range(len(self.linear))):  #? hidden
+            layer, x = self.linear[i], self.inputs[i]  #? hidden
+            layer.weight.grad, layer.bias.grad = grad.T @ x, grad.sum(0)  #? hidden & bias
+            layer.weight.grad = grad.T @ x  #? hidden & !bias
+            if i > 0:  # back through the layer, then through the activation before it  #? hidden
+                grad = grad @ layer.weight  #? hidden
+                $slope
+        self.linear[0].weight.grad = grad.T @ self.inputs[0]  #? !hidden
+        self.linear[0].bias.grad = grad.sum(0)  #? !hidden & bias
+'''
+_FORWARD = {  # z -> y, appended to the inputs of the layers
+    "sigmoid": "self.inputs.append(1 / (1 + torch.exp(-z)))",
+    "tanh": """\
+shrunk = torch.expm1(-2 * z.abs())  # neither overflows nor cancels near 0
+self.inputs.append(z.sign() * -shrunk / (shrunk + 2))""",
+    "relu": "self.inputs.append(z.clamp(min=0))",
+    "elu": "self.inputs.append(torch.where(z > 0, z, torch.expm1(z)))",
+}
+_BACKWARD = {  # dL/dy -> dL/dz, for the y that is the layer's input x
+    "sigmoid": "grad = grad * x * (1 - x)  # y' = y (1 - y)",
+    "tanh": "grad = grad * (1 - x * x)  # y' = 1 - y²",
+    "relu": "grad = grad * (x > 0)  # y' = 1 where y > 0, else 0",
+    "elu": """\
+z = self.before[i - 1]
+grad = torch.where(z > 0, grad, grad * torch.exp(z))  # y' = 1 where z > 0, else exp(z)""",
+}
+_CLASSES = {"sigmoid": "Sigmoid", "tanh": "Tanh", "relu": "ReLU", "elu": "ELU"}
 LOSSES = {
     "scratch_mse": '''\
-class MeanSquaredError(Function):
-    """L = Σ (z - y)²$over, so dL/dz = 2 (z - y)$over."""
+def criterion(z, y):
+    """L = Σ (z - y)²$over."""
+    return ((z - y) * (z - y)).sum()$count
 
-    @staticmethod
-    def forward(ctx, z, y):
-        off = z - y
-        ctx.save_for_backward(off)
-        return (off * off).sum()$over_numel
-
-    @staticmethod
-    def backward(ctx, grad):
-        (off,) = ctx.saved_tensors
-        return grad * 2 * off$by_numel, None
+def slope(z, y):
+    """dL/dz = 2 (z - y)$over."""
+    return 2 * (z - y)$count
 ''',
     "scratch_bce": '''\
-class BinaryCrossEntropy(Function):
-    """L = -Σ [y log p + (1 - y) log(1 - p)]$over, so dL/dp = (p - y) / (p (1 - p))$over."""
+def criterion(p, y):
+    """L = -Σ [y log p + (1 - y) log(1 - p)]$over, where a wrong certainty costs 100."""
+    yes, no = p.log().clamp(min=-100), torch.log1p(-p).clamp(min=-100)
+    return -(y * yes + (1 - y) * no).sum()$count
 
-    @staticmethod
-    def forward(ctx, p, y):
-        ctx.save_for_backward(p, y)
-        yes, no = p.log().clamp(min=-100), torch.log1p(-p).clamp(min=-100)  # a wrong certainty costs 100
-        return -(y * yes + (1 - y) * no).sum()$over_numel
-
-    @staticmethod
-    def backward(ctx, grad):
-        p, y = ctx.saved_tensors
-        return grad * (p - y) / (p * (1 - p)).clamp(min=1e-12)$by_numel, None
+def slope(p, y):
+    """dL/dp = (p - y) / (p (1 - p))$over."""
+    return (p - y) / (p * (1 - p)).clamp(min=1e-12)$count
 ''',
     "scratch_bce_with_logits": '''\
-class BinaryCrossEntropyWithLogits(Function):
-    """L = Σ [max(z, 0) - z y + log(1 + exp(-|z|))]$over, so dL/dz = (sigmoid(z) - y)$over."""
+def criterion(z, y):
+    """L = Σ [max(z, 0) - z y + log(1 + exp(-|z|))]$over."""
+    return (z.clamp(min=0) - z * y + torch.log1p(torch.exp(-z.abs()))).sum()$count
 
-    @staticmethod
-    def forward(ctx, z, y):
-        ctx.save_for_backward(z, y)
-        return (z.clamp(min=0) - z * y + torch.log1p(torch.exp(-z.abs()))).sum()$over_numel
-
-    @staticmethod
-    def backward(ctx, grad):
-        z, y = ctx.saved_tensors
-        return grad * (1 / (1 + torch.exp(-z)) - y)$by_numel, None
+def slope(z, y):
+    """dL/dz = (sigmoid(z) - y)$over."""
+    return (1 / (1 + torch.exp(-z)) - y)$count
 ''',
     "scratch_cross_entropy": '''\
-class CrossEntropy(Function):
-    """L = -Σ log softmax(z)[y]$over, so dL/dz = (softmax(z) - onehot(y))$over."""
+def log_softmax(z):
+    """The largest output is taken off, so that nothing overflows."""
+    shifted = z - z.amax(1, keepdim=True)
+    return shifted - shifted.exp().sum(1, keepdim=True).log()
 
-    @staticmethod
-    def forward(ctx, z, y):
-        shifted = z - z.amax(1, keepdim=True)  # so that nothing overflows
-        logs = shifted - shifted.exp().sum(1, keepdim=True).log()
-        ctx.save_for_backward(logs, y)
-        return -logs.gather(1, y.unsqueeze(1)).sum()$over_numel
+def criterion(z, y):
+    """L = -Σ log softmax(z)[y]$over."""
+    return -log_softmax(z).gather(1, y.unsqueeze(1)).sum()$count
 
-    @staticmethod
-    def backward(ctx, grad):
-        logs, y = ctx.saved_tensors
-        return grad * (logs.exp() - F.one_hot(y, logs.shape[1]))$by_numel, None
+def slope(z, y):
+    """dL/dz = (softmax(z) - onehot(y))$over."""
+    return (log_softmax(z).exp() - F.one_hot(y, z.shape[1]))$count
 ''',
 }
-_COUNTED = {"scratch_mse": "off", "scratch_cross_entropy": "y"}  # of what the numbers are counted; else y
+TARGET = "dlrun.models.scratch.ScratchMLP"
 
 
-def mlp(
+def net(
     run: TrainingRun,
     hidden_sizes: list[int],
     activation: str,
@@ -183,38 +118,63 @@ def mlp(
     output_activation: str | None,
 ) -> str:
     """See models/scratch.py."""
-    sizes, layers = [run.spec.input_size, *hidden_sizes], ["nn.Flatten()"] if run.spec.kind == "image" else []
-    name, _ = _ACTIVATIONS[activation]
+    image = run.spec.kind == "image"
+    sizes, layers = [run.spec.input_size, *hidden_sizes], ["nn.Flatten()"] if image else []
     without = "" if bias else ", bias=False"
     for before, after in pairwise(sizes):
-        layers += [f"Linear({before}, {after}{without})", f"{name}()"]
-    layers.append(f"Linear({sizes[-1]}, {run.spec.output_size}{without})")
-    layers += ["Sigmoid()"] if output_activation else []
-    used = [activation] if hidden_sizes else []
-    used += ["sigmoid"] if output_activation and used != ["sigmoid"] else []
-    code = filled(
-        _LINEAR,
-        bias=", bias" if bias else "",
-        plus_bias=" + bias" if bias else "",
-        to_bias=", grad.sum(0)" if bias else "",
-        self_bias=", self.bias" if bias else "",
+        layers += [f"nn.Linear({before}, {after}{without})", f"nn.{_CLASSES[activation]}()"]
+    layers.append(f"nn.Linear({sizes[-1]}, {run.spec.output_size}{without})")
+    hidden = bool(hidden_sizes)
+    flags = {
+        "drawn": init_std is not None,
+        "hidden": hidden,
+        "elu": hidden and activation == "elu",
+        "probability": output_activation is not None,
+        "bias": bias,
+    }
+    return filled(
+        _NET,
+        flags,
+        between=f" with {_CLASSES[activation]} between them" if hidden else "",
+        layers=stack("self.layers", layers),
+        std=literal(init_std),
+        shapes=run.shapes,
+        flat=".flatten(1)" if image else "",
+        bias=" + layer.bias" if bias else "",
+        last_bias=" + self.linear[-1].bias" if bias else "",
+        activation=_FORWARD[activation] if hidden else "",
+        slope=_BACKWARD[activation] if hidden else "",
     )
-    for kind in used:
-        layer, function = _ACTIVATIONS[kind]
-        code += f"\n{function}\n" + _LAYER.replace("${name}", layer).replace("$name", layer)
-    flags = {"drawn": init_std is not None}
-    net = filled(_NET, flags, layers=stack("self.layers", layers), std=literal(init_std), shapes=run.shapes)
-    return f"{code}\n{net}"
 
 
-def loss(name: str, reduction: str) -> tuple[str, str]:
-    """Source of a loss by hand, and the expression that is called with outputs and targets."""
+def loss(name: str, reduction: str) -> str:
+    """Source of a loss and of its slope, by hand."""
     mean = reduction == "mean"
-    counted = _COUNTED.get(name, "y")
-    code = filled(
-        LOSSES[name],
-        over=" / n" if mean else "",
-        over_numel=f" / {counted}.numel()" if mean else "",
-        by_numel=f" / {counted}.numel()" if mean else "",
-    )
-    return code, f"{code.partition('class ')[2].partition('(')[0]}.apply"
+    return filled(LOSSES[name], over=" / n" if mean else "", count=" / y.numel()" if mean else "")
+
+
+def passes(run: TrainingRun, called: str, targets: str) -> str:
+    """Lines of a forward and a backward pass, where net or loss or both have derivatives of their own; else empty.
+
+    called: a call of the net. RequestError for what they are not written for.
+    """
+    by_hand = run.settings.model.target == TARGET
+    slope = str(run.saved.task.loss_name) in LOSSES
+    if not by_hand and not slope:
+        return ""
+    trainer, precision = run.settings.rest.trainer, run.settings.rest.device.precision
+    if run.autocast or trainer.accumulate_steps > 1:
+        what = f"device.precision={precision}" if run.autocast else f"accumulate_steps={trainer.accumulate_steps}"
+        raise RequestError(
+            f"format=python cannot write {what} with derivatives by hand; eject a run with device.precision=fp32 and "
+            "trainer.accumulate_steps=1, or with a net and a loss of torch.nn"
+        )
+    lines = [f"z = {called}", f"loss = criterion(z, {targets})"]
+    if by_hand and slope:
+        lines += [f"net.backward(slope(z, {targets}))"]
+    elif slope:
+        lines += [f"z.backward(slope(z.detach(), {targets}))"]
+    else:
+        lines[0] += ".requires_grad_()"
+        lines += ["loss.backward()  # of the loss alone, which autograd derives", "net.backward(z.grad)"]
+    return "\n".join(lines) + "\n"

@@ -14,7 +14,7 @@ _CONDITION = re.compile(r"  #\? (.+)$")
 _NAME = re.compile(r"\$(\w+)")
 _IMPORTS = {  # what in a text needs which import
     r"\bcopy\.": "import copy",
-    r"\bcsv\.": "import csv",
+    r"\bcsv\.reader": "import csv",
     r"\bgzip\.": "import gzip",
     r"\bhashlib\.": "import hashlib",
     r"\bmath\.": "import math",
@@ -31,7 +31,6 @@ _IMPORTS = {  # what in a text needs which import
     r"\bload_digits\(": "from sklearn.datasets import load_digits",
     r"\bmake_regression\(": "from sklearn.datasets import make_regression",
     r"\bnn\.": "from torch import nn",
-    r"\bFunction\)": "from torch.autograd import Function",
     r"\bpack_padded_sequence\(": "from torch.nn.utils.rnn import pack_padded_sequence",
     r"\bpad_packed_sequence\(": "from torch.nn.utils.rnn import pad_packed_sequence",
     r"\bmodels\.": "from torchvision import models",

@@ -202,7 +202,7 @@ def _flags(run: TrainingRun, how: str) -> dict[str, bool]:
         "parts": not run.simple and trainer.accumulate_steps == 1,
         "modes": run.modal or not run.simple,
         "val": run.has_val,
-        "train_loss": not run.whole,
+        "train_loss": not run.whole and (stop or keep or plateau) and not run.monitor.startswith("val/"),
         "stop": stop,
         "keep": keep,
         "best": stop or keep,
@@ -266,4 +266,6 @@ def _shown(run: TrainingRun) -> str:
     if run.whole:
         return 'f"epoch {epoch:4}  loss {loss.item():.6g}"'
     val = ', "val", *(f"{name} {value:.4f}" for name, value in found.items())' if run.has_val else ""
-    return f'f"epoch {{epoch}}  train loss {{train_loss:.4f}}"{val}'
+    uses_it = (run.watched or run.has_test) and not run.monitor.startswith("val/")
+    loss = "train_loss" if uses_it else "mean(losses, sizes)"
+    return f'f"epoch {{epoch}}  train loss {{{loss}:.4f}}"{val}'

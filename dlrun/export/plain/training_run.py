@@ -11,13 +11,15 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
 
-from dlrun import build, preflight, run_folder
+from dlrun import build, loop, preflight, run_folder
 from dlrun.config import Block, DataKeys, Settings
+from dlrun.data.rows import row_count
 from dlrun.data.spec import DataSpec
 from dlrun.optim.schedule import Schedule
 from dlrun.saved_model import SavedModel
+from dlrun.task import FLUSH_BATCHES
 
-_LOSS = 64  # batches that the losses of a split are added up by: see task.FLUSH_BATCHES
+_FEW = 30  # batches of a validation part, which are added up one by one: see loop.evaluation_block
 
 
 @dataclass(frozen=True)
@@ -116,11 +118,17 @@ class TrainingRun:
         return not apart and self.spec.kind != "image"
 
     @property
-    def chunked(self) -> bool:
-        """Whether the losses of a split are so many that dlrun adds them up in several sums."""
+    def block(self) -> int:
+        """How many losses are added up at a time, as the monitored metric has it; 1 where it decides nothing."""
+        if not (self.watched or self.has_test):
+            return 1
+        if not self.monitor.startswith("val/"):
+            return FLUSH_BATCHES
         share, size = self.keys.val_fraction, self.keys.eval_batch_size or max(self.keys.batch_size, 256)
-        val = self.rows * share / (1 - share) if self.has_val else 0
-        return self.batches > _LOSS or math.ceil(val / size) + 1 > _LOSS
+        if self.rows * share / (1 - share) < _FEW * size:
+            return 1
+        val = self.saved.splits.val
+        return 1 if val is None else loop.evaluation_block(math.ceil(row_count(val) / size))
 
     @property
     def channels_last(self) -> bool:
