@@ -49,7 +49,7 @@ _OF_RUNS = ("eval", "predict", "export", "diff")  # their first words are runs, 
 _OF_SWEEPS = ("resume", "compare")  # or whole sweeps
 _SEVERAL = ("diff", "compare")
 _LISTS = ("clean", "ls")
-_FORMATS = ("onnx", "safetensors")  # of export; its own list would import torch
+_FORMATS = ("onnx", "safetensors", "python")  # of export; its own list would import torch
 
 
 def answer(words: Sequence[str]) -> None:

@@ -17,9 +17,9 @@ dlrun: train a choice of data × model × optimizer × device, and record it
 
   dlrun resume RUN [key=value ...]           go on, or longer: trainer.epochs=40
   dlrun resume SWEEP [key=values ...]        go on, or add points: seed=5,6
-  dlrun eval RUN_OR_CHECKPOINT               metrics, classes, calibration, pictures
+  dlrun eval RUN_OR_CHECKPOINT               metrics, classes, calibration
   dlrun predict RUN_OR_CHECKPOINT INPUT ...  images, folders, names, CSV rows
-  dlrun export RUN_OR_CHECKPOINT             as ONNX, or format=safetensors
+  dlrun export RUN_OR_CHECKPOINT             ONNX, or format=safetensors, python
   dlrun compare DIR ...                      table and pictures of finished runs
   dlrun diff RUN RUN                         what differs, and where they part
   dlrun check [key=value ...]                all that is wrong, without training

@@ -20,7 +20,7 @@ def start_values(model: nn.Module, init: dict[str, Any]) -> None:
     """
     named = dict(model.named_parameters())
     for key, value in init.items():
-        wanted = [n for n in named if fnmatchcase(n, key)] or _meant(key, list(named))
+        wanted = meant(key, list(named))
         if not wanted:
             hint = did_you_mean(key, named)
             raise RequestError(f"model.init.{key}: there is no such parameter; {hint}there are {listed(named)}")
@@ -28,9 +28,12 @@ def start_values(model: nn.Module, init: dict[str, Any]) -> None:
             _fill(named[name], name, value)
 
 
-def _meant(short: str, names: list[str]) -> list[str]:
-    """The one parameter that `w` or `b` can mean, if there is one."""
-    word = _SHORT.get(short)
+def meant(key: str, names: list[str]) -> list[str]:
+    """The parameters that a key names: those that match it, or the one that `w` or `b` can mean, if there is one."""
+    matching = [n for n in names if fnmatchcase(n, key)]
+    if matching:
+        return matching
+    word = _SHORT.get(key)
     ending = [n for n in names if n.rpartition(".")[2] == word]
     return ending if len(ending) == 1 else [n for n in ending if n == word]
 

@@ -26,6 +26,7 @@ class Format(NamedTuple):
 FORMATS = {
     "onnx": Format("dlrun.export.onnx:write", ("onnx", "onnxscript", "onnxruntime")),
     "safetensors": Format("dlrun.export.safetensors:write", ("safetensors",)),
+    "python": Format("dlrun.export.python:write"),
 }
 DEFAULT = "onnx"
 
@@ -81,7 +82,7 @@ def show(saved: SavedModel, name: str, folder: Path, files: Sequence[str]) -> No
     if (folder / "model.json").is_file():
         checked = run_folder.read_json(folder / "model.json")["checked"]
         lines += [("checked", str(checked["said"]))]
-    loader = next((file for file in files if file.startswith("load_")), None)
+    loader = next((file for file in files if file.startswith(("load_", "train.py"))), None)
     if loader:
         lines += [("try it", f"python {_short(folder / loader)}")]
     Console().say(facts(lines))

@@ -12,8 +12,8 @@ from dlrun.data.pictures import EXTENSIONS
 from dlrun.data.table import parse
 from dlrun.errors import RequestError, RunError, did_you_mean
 from dlrun.predict.answer import Answer
-from dlrun.predict.items import STDIN
 from dlrun.predict.answering import predictions, reader_of
+from dlrun.predict.items import STDIN
 from dlrun.predict.written import FORMATS, Writer
 from dlrun.saved_model import SavedModel, opened, run_named
 

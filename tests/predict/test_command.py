@@ -13,8 +13,8 @@ from PIL import Image
 from dlrun import checkpoint
 from dlrun.errors import RequestError
 from dlrun.predict import tensors
-from dlrun.predict.command import is_override, read
 from dlrun.predict.answering import predictions
+from dlrun.predict.command import is_override, read
 from dlrun.saved_model import opened
 
 HOUSES = ("data=csv", "data.target=price", "data.batch_size=8", "model=linear", "optimizer.lr=0.1", "trainer.epochs=3")
