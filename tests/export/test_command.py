@@ -106,7 +106,7 @@ def test_without_the_data_it_is_checked_on_made_up_rows(dlrun: Callable, run: Pa
         (["."], "holds no checkpoint: it is not a run folder"),
         (["table.csv"], "is not a checkpoint of dlrun"),
         (["run", "format=onx"], "format=onx is not known; did you mean format=onnx?"),
-        (["run", "format="], "format= is not known; type format=<one of onnx, safetensors>"),
+        (["run", "format="], "format= is not known; type format=<one of onnx, safetensors, python>"),
         (["run", "weights=emma"], "did you mean weights=ema?"),
         (["run", "frmat=onnx"], "there is no key frmat"),
         (["run", "format=safetensors", "model.hidden_sizes=[4]"], "holds the weights of another model"),

@@ -32,7 +32,7 @@ class Net(nn.Module):
 
     @torch.no_grad()
     def backward(self, grad):
-        """Takes dL/doutput. For z = x Wᵀ + b and G = dL/dz: dL/dW = Gᵀ x, dL/db = the sum of G, dL/dx = G W."""  #? bias
+        """Takes dL/doutput. For z = x Wᵀ + b and G = dL/dz: dL/dW = Gᵀ x, dL/db = sum of G, dL/dx = G W."""  #? bias
         """Takes dL/doutput. For z = x Wᵀ and G = dL/dz: dL/dW = Gᵀ x and dL/dx = G W."""  #? !bias
         grad = grad * self.output * (1 - self.output)  # of the sigmoid at the end  #? probability
         for i in reversed(range(len(self.linear))):  #? hidden
