@@ -155,9 +155,11 @@ def targets_of(part: Part | None) -> Tensor | None:
     return None if found is None else torch.as_tensor(found)
 
 
-def task(settings: Settings, spec: DataSpec) -> Task:
-    """Loss and metrics."""
-    return Task(spec, settings.rest.task.loss, settings.rest.task.reduction)
+def task(settings: Settings, spec: DataSpec, trusted_modules: Sequence[str] | None) -> Task:
+    """Loss and metrics; a loss with a dot in its name is a function of the user's."""
+    keys = settings.rest.task
+    own = targets.resolve(keys.loss, "task.loss", trusted_modules) if "." in (keys.loss or "") else None
+    return Task(spec, keys.loss, keys.reduction, own)
 
 
 def limits(settings: Settings) -> Limits:

@@ -83,7 +83,7 @@ class SchedulerKeys:
 class TaskConfig:
     """What is minimized."""
 
-    loss: str | None = None  # null: mse, bce_with_logits or cross_entropy, as the task asks
+    loss: str | None = None  # null: mse, bce_with_logits or cross_entropy, as the task asks; or module.function
     reduction: str = _choice("mean", "mean", "sum")
 
 

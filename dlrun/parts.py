@@ -85,7 +85,7 @@ def _built(settings: Settings, process: Runtime, trusted_modules: list[str] | No
     for line in settings.rest.expect:
         attempt(expectations.parse, line)
     splits = _data(settings, trusted_modules, found)
-    task = attempt(build.task, settings, splits.spec) if splits else None
+    task = attempt(build.task, settings, splits.spec, trusted_modules) if splits else None
     runtime.seed_everything(settings.rest.seed)  # the weights depend on the seed, not on how the data was read
     model = attempt(build.model, settings, splits.spec, process, trusted_modules) if splits else None
     if splits is None or task is None or model is None:

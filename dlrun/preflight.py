@@ -96,10 +96,8 @@ def _row(
 def _outputs(model: nn.Module, batch: Batch) -> Any:
     try:
         return model.eval()(*batch[0])
-    except RequestError:
-        raise
     except Exception as error:  # the model may be the user's own
-        if ran_out(error):
+        if ran_out(error) or isinstance(error, RequestError):
             raise
         sizes = ", ".join(str(tuple(x.shape)) for x in batch[0])
         raise RequestError(f"the model does not take this data (inputs of shape {sizes}): {_reason(error)}") from error
@@ -112,7 +110,7 @@ def _check_loss(outputs: Tensor, targets: Tensor, task: Task) -> None:
             "type task.loss=cross_entropy, or end the model in LogSoftmax"
         )
     try:
-        task.loss(outputs, targets)
+        loss = task.loss(outputs, targets)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         if ran_out(error):
             raise
@@ -120,6 +118,8 @@ def _check_loss(outputs: Tensor, targets: Tensor, task: Task) -> None:
         raise RequestError(
             f"task.loss={task.loss_name} does not take the model's output: {_reason(error)}; type task.loss={instead}"
         ) from error
+    if loss.dim():
+        raise RequestError(f"task.loss={task.loss_name} gives numbers {tuple(loss.shape)}, not one; return their mean")
 
 
 def _reason(error: Exception) -> str:

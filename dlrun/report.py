@@ -209,7 +209,9 @@ def expectations(lines: Sequence[tuple[str, Checked]]) -> Table:
 def _trust_needed(parts: "Parts") -> str:
     """What must be added to a command that loads a run with code of the user's own."""
     blocks = (parts.settings.data, parts.settings.model, parts.settings.optimizer, parts.settings.scheduler)
-    tops = {str(block.target).split(".")[0] for block in blocks if block.target}
+    named = [str(block.target) for block in blocks if block.target]
+    named += [loss for loss in [parts.settings.rest.task.loss] if loss and "." in loss]
+    tops = {name.split(".")[0] for name in named}
     own = sorted(tops - {"dlrun", "torch", "torchvision"})
     return f" trusted_modules='[{','.join(own)}]'" if own else ""
 

@@ -56,7 +56,7 @@ class SavedModel:
     @cached_property
     def task(self) -> Task:
         """Loss, predictions and metrics."""
-        return build.task(self.settings, self.spec)
+        return build.task(self.settings, self.spec, self.request.trusted_modules)
 
     @cached_property
     def read(self) -> Splits:

@@ -3,6 +3,7 @@
 Metrics are sums on the device, reduced once at the end: a short last batch weighs what it holds.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,6 +56,17 @@ _ON_PROBABILITIES = ("bce", "scratch_bce")  # the other binary losses take a log
 FLUSH_BATCHES = 64  # outputs are kept as they come and reduced in one go: 64 small reductions cost more
 
 
+def _called(function: Callable[..., Tensor], name: str, reduction: str) -> Callable[..., Tensor]:
+    """A loss of the user's as torch's are called; RequestError for a class, and where it cannot do the reduction."""
+    if inspect.isclass(function):
+        raise RequestError(f"task.loss={name} is a class; name a function of outputs and targets")
+    if "reduction" in inspect.signature(function).parameters:
+        return function
+    if reduction != "mean":
+        raise RequestError(f"task.loss={name} has no parameter reduction; give it one, or leave out task.reduction")
+    return lambda outputs, targets, reduction: function(outputs, targets)
+
+
 @dataclass(frozen=True)
 class Task:
     """Loss and metrics for one kind of target.
@@ -62,20 +74,26 @@ class Task:
     loss_name: null for the task's own (mse, bce_with_logits, cross_entropy); `bce` and `scratch_bce` take
     probabilities, `nll` log-probabilities as the model's output; `scratch_*` have a hand-written backward.
     reduction: `mean` or `sum` over a batch is minimized; the metric `loss` is the mean over samples either way.
+    own_loss: a function of the user's that loss_name names, of outputs and targets as torch's losses take them (logits,
+    (N,) for binary), and of `reduction` if it has it; it returns the mean over the batch, or what reduction says.
     """
 
     spec: DataSpec
     loss_name: str | None = None
     reduction: str = "mean"
+    own_loss: Callable[..., Tensor] | None = None
     loss_function: Callable[..., Tensor] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         known = _LOSSES[self.spec.task]
         name = self.loss_name or next(iter(known))
+        if self.own_loss is not None:
+            known = {name: _called(self.own_loss, name, self.reduction)}
         if name not in known:
             hint = did_you_mean(name, known)
             raise RequestError(
-                f"task.loss={name} is no loss for {self.spec.task}; {hint}type one of {', '.join(known)}"
+                f"task.loss={name} is no loss for {self.spec.task}; {hint}type one of {', '.join(known)}, "
+                "or module.function for one of yours"
             )
         object.__setattr__(self, "loss_name", name)
         object.__setattr__(self, "loss_function", known[name])

@@ -214,6 +214,25 @@ def test_linear_regression_finds_least_squares(dlrun: Callable) -> None:
     assert float(weights["bias"]) == pytest.approx(intercept, rel=0.01)
 
 
+def test_a_loss_of_ones_own(dlrun: Callable, tmp_path: Path) -> None:
+    (tmp_path / "losses.py").write_text(
+        "def mine(outputs, targets):\n    return (outputs - targets).square().mean()\n"
+        "def rows(outputs, targets):\n    return (outputs - targets).square()\n"
+    )
+    words = ("data=line", "model=linear", "trainer.epochs=2", *QUICK)
+    own, known = dlrun(*words, "task.loss=losses.mine"), dlrun(*words, "task.loss=mse")
+    assert own.code == 0, own.err
+    assert own.result["weights_sha256"] == known.result["weights_sha256"]
+    assert "trusted_modules='[losses]'" in own.out
+    assert "trusted_modules='[losses]'" in dlrun("eval", str(own.folder)).err
+    assert dlrun("eval", str(own.folder), "trusted_modules=[losses]").code == 0
+    refused = dlrun("export", str(own.folder), "format=python", "trusted_modules=[losses]")
+    assert "cannot write task.loss=losses.mine, as that is code of yours" in refused.err
+    for name, said in (("rows", "return their mean"), ("mne", "did you mean losses.mine?"), ("", "type the name")):
+        wrong = dlrun(*words, f"task.loss=losses.{name}")
+        assert (wrong.code, said in wrong.err) == (2, True), wrong.err
+
+
 def test_own_model_and_data_through_config_alone(dlrun: Callable, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "import torch\nfrom torch import nn\nfrom dlrun.data.spec import DataSpec, Split, Splits\n"

@@ -313,3 +313,22 @@ def test_an_unknown_loss_is_answered_by_the_known_ones(name: TaskName, loss: str
         Task(spec(name), loss)
     assert said in str(caught.value)
     assert f"task.loss={loss}" in str(caught.value)
+
+
+def test_a_loss_of_ones_own_is_called_as_torchs_are() -> None:
+    outputs, targets = torch.randn(4, 1), torch.tensor([0, 1, 1, 0])
+
+    def plain(z: Tensor, y: Tensor) -> Tensor:
+        assert z.shape == y.shape == (4,)
+        return ((z - y) ** 4).mean()
+
+    def reduced(z: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
+        return getattr((z - y) ** 4, reduction)()
+
+    powers = (outputs[:, 0] - targets) ** 4
+    assert torch.equal(Task(spec("binary"), "mine.plain", own_loss=plain).loss(outputs, targets), powers.mean())
+    assert torch.equal(Task(spec("binary"), "mine.reduced", "sum", reduced).loss(outputs, targets), powers.sum())
+    with pytest.raises(RequestError, match=r"mine\.plain has no parameter reduction; give it one, or leave out"):
+        Task(spec("binary"), "mine.plain", "sum", plain)
+    with pytest.raises(RequestError, match="is a class; name a function"):
+        Task(spec("binary"), "torch.nn.MSELoss", own_loss=torch.nn.MSELoss)

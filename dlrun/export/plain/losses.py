@@ -1,6 +1,7 @@
 """What is minimized: the end of the net section."""
 
 from dlrun.export.plain import scratch
+from dlrun.export.plain.refusal import cannot
 from dlrun.export.plain.source import Piece
 from dlrun.export.plain.training_run import TrainingRun
 
@@ -25,6 +26,8 @@ def criterion(z, y):
 def criterion(run: TrainingRun) -> Piece:
     """Source that defines `criterion(outputs, targets)`."""
     name, reduction = str(run.saved.task.loss_name), run.saved.task.reduction
+    if run.saved.task.own_loss is not None:
+        raise cannot(f"task.loss={name}, as that is code of yours")
     if name == "perceptron":
         return Piece(_PERCEPTRON.replace("$reduction", reduction))
     if name in _TORCH:
