@@ -158,7 +158,7 @@ def targets_of(part: Part | None) -> Tensor | None:
 def task(settings: Settings, spec: DataSpec, trusted_modules: Sequence[str] | None) -> Task:
     """Loss and metrics; a loss with a dot in its name is a function of the user's."""
     keys = settings.rest.task
-    own = targets.resolve(keys.loss, "task.loss", trusted_modules) if "." in (keys.loss or "") else None
+    own = targets.resolve(keys.loss, "task.loss", trusted_modules) if keys.loss and "." in keys.loss else None
     return Task(spec, keys.loss, keys.reduction, own)
 
 

@@ -1,6 +1,7 @@
 """One run from start to end; reads like a table of contents."""
 
 import contextlib
+import importlib
 import sys
 import traceback
 from collections.abc import Callable
@@ -58,7 +59,8 @@ def run(request: Request, console: Console | None = None) -> int:
         earlier = earlier_state(request, parts)
         if parts.settings.rest.device.num_threads == "auto":
             choose_threads(parts)
-        use_graph(parts, parts.unsaved.say)
+        if parts.runtime.device.type == "cuda" and parts.settings.rest.device.cuda_graph != "off":
+            importlib.import_module("dlrun.step_graph").use(parts)
         if parts.runtime.compile:
             compilation.compile_model(parts)
         stop = held.enter_context(runtime.interruptible())  # from here on there is something to save
@@ -123,20 +125,6 @@ def profiling_of(
     if not parts.settings.rest.trainer.profile:
         return contextlib.nullcontext()
     return profiling.profiled(parts.training, tracker, saver, folder)
-
-
-def use_graph(parts: Parts, say: Callable[[str], None]) -> None:
-    """Start a step's kernels as one on a GPU, unless that is switched off; why it cannot be done is noted."""
-    t, rest = parts.training, parts.settings.rest
-    if parts.runtime.device.type != "cuda" or rest.device.cuda_graph == "off":
-        return
-    from dlrun import step_graph
-
-    reason = step_graph.why_not(t, parts.splits.spec.kind, rest.device.compile, rest.trainer.profile)
-    if reason is None:
-        t.graph = step_graph.StepGraph(step_graph.Recorder(), say)
-    else:
-        parts.notes.append(f"no CUDA graph: {reason}")
 
 
 def choose_threads(parts: Parts) -> None:

@@ -67,11 +67,8 @@ def from_command_line(words: Sequence[str]) -> list[Request]:
     capture.__module__ = "dlrun.request"
     said = io.StringIO()
     try:
-        with (
-            _argv(words),
-            _composed_once(asked),
-            contextlib.redirect_stderr(said),
-        ):  # Hydra tells of an exception there, besides raising it
+        # Hydra tells of an exception on stderr, besides raising it.
+        with _argv(words), _composed_once(asked), contextlib.redirect_stderr(said):
             register()
             main = hydra.main(version_base="1.3", config_path=str(config.CONFIG_DIR), config_name="config")
             main(capture)()
@@ -155,12 +152,10 @@ def _argv(words: Sequence[str]) -> Iterator[None]:
 @contextlib.contextmanager
 def _composed_once(asked: argparse.Namespace) -> Iterator[None]:
     """Hydra composes everything twice, first to look for hydra.mode: not where only our own configs could set it."""
-    own = [asked.config_dir, asked.config_path, asked.config_name]
-    own += [
-        word for word in asked.overrides if word.lstrip("+~").startswith(("hydra.mode", "hydra.searchpath", "hydra/"))
-    ]
+    named = [asked.config_dir, asked.config_path, asked.config_name]
+    ours = ("hydra.mode", "hydra.searchpath", "hydra/")
     before = Hydra.get_mode
-    if not any(own):
+    if not any(named) and not any(word.lstrip("+~").startswith(ours) for word in asked.overrides):
         Hydra.get_mode = lambda *_, **__: None  # type: ignore[method-assign]
     try:
         yield
@@ -261,7 +256,7 @@ def from_saved(plain: dict[str, Any], choices: dict[str, str], overrides: list[s
         OmegaConf.update(merged, key, value, merge=True, force_add=True)
         if key == "trusted_modules":
             trusted += [str(v) for v in value] if isinstance(value, list) else [str(value)]
-        elif key.endswith("._target_"):
+        elif key.endswith("._target_") or key == "task.loss":
             trusted.append(str(value).split(".")[0])  # this command line names it
     _find_data(merged, str(plain["paths"]["data"]))
     OmegaConf.resolve(merged)

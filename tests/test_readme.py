@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -25,7 +26,8 @@ def commands() -> list[str]:
 
 def shortened(command: str) -> str:
     """The same command for fewer steps; what only looks, or loads a run, stays as it is."""
-    only_looks = re.match(r"dlrun (eval|resume|ls|check|compare|--help|--cfg)", command)
+    verbs = "eval|resume|ls|check|compare|predict|export|diff|clean|completion|--help|--cfg"
+    only_looks = re.match(rf"dlrun ({verbs})\b", command)
     if only_looks or not command.startswith(("dlrun", "torchrun")):
         return command
     return f"{command} {QUICK}"
@@ -51,6 +53,31 @@ def prepare(work: Path) -> None:
     np.save(work / "scans" / "x.npy", np.random.default_rng(0).integers(0, 256, (40, 28, 28)).astype(np.uint8))
     np.save(work / "scans" / "y.npy", np.arange(40) % 3)
     (work / "houses.csv").write_text("rooms,age,price\n" + "\n".join(rows) + "\n")
+    by_class = [f"photos_by_class/{name}/{i}.png" for name in "ab" for i in range(4)]
+    for path in ("photos/three.png", "photos/seven.jpg", *by_class):
+        (work / path).parent.mkdir(parents=True, exist_ok=True)
+        picture = Image.new("L", (40, 40), "white")
+        ImageDraw.Draw(picture).text((12, 4), "7" if "seven" in path else "3", fill="black", font_size=28)
+        picture.save(work / path)
+
+
+FIRST = {  # what a command needs: the words that name it, those that make it, and what makes it
+    "runs/mine": ("hydra.run.dir", f"dlrun data=digits model=resnet hydra.run.dir=runs/mine {QUICK}"),
+    "runs/one": (
+        "hydra.run.dir",
+        f"dlrun data=blobs model=mlp hydra.run.dir=runs/one {QUICK} && "
+        f"dlrun data=blobs model=mlp optimizer.lr=0.1 hydra.run.dir=runs/two {QUICK}",
+    ),
+    "runs/sweep": (
+        "sweep.dir",
+        f"dlrun -m data=blobs model=mlp optimizer=sgd,adam 'seed=range(2)' sweep.dir=runs/sweep {QUICK}",
+    ),
+    "resnet18.pth": (
+        "torch.save",
+        'python -c "import torch, torchvision; '
+        "torch.save(torchvision.models.resnet18().state_dict(), 'resnet18.pth')\"",
+    ),
+}
 
 
 def skip_reason(command: str) -> str | None:
@@ -80,14 +107,20 @@ def test_command(command: str, tmp_path: Path) -> None:
     prepare(work)
     if os.environ.get("DLRUN_DATA_DIR"):
         environment["DLRUN_DATA_DIR"] = str(Path(os.environ["DLRUN_DATA_DIR"]).resolve())
-    if "runs/mine" in command and "hydra.run.dir" not in command:
-        first = f"dlrun data=digits hydra.run.dir=runs/mine checkpoint.format=full {QUICK}"
-        subprocess.run(["bash", "-c", first], cwd=work, env=environment, check=True, capture_output=True)
-    if "runs/sweep" in command and "sweep.dir" not in command:
-        first = f"dlrun -m data=blobs model=mlp optimizer=sgd,adam 'seed=range(2)' sweep.dir=runs/sweep {QUICK}"
-        subprocess.run(["bash", "-c", first], cwd=work, env=environment, check=True, capture_output=True)
+    for needed, (made_by, first) in FIRST.items():
+        if needed in command and made_by not in command:
+            subprocess.run(["bash", "-c", first], cwd=work, env=environment, check=True, capture_output=True)
     done = subprocess.run(["bash", "-c", shortened(command)], cwd=work, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_python_in_the_readme_runs(tmp_path: Path) -> None:
+    scripts = [text for text in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL) if "import dlrun\n" in text]
+    assert scripts
+    for script in scripts:
+        done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
 
 
 def test_the_tree_in_the_readme_is_the_tree() -> None:

@@ -1,6 +1,6 @@
 """The training section: the loop."""
 
-from dlrun.export.plain import grid, optimizers, start
+from dlrun.export.plain import grid, optimizers, scratch, start
 from dlrun.export.plain.evaluation import size
 from dlrun.export.plain.losses import outputs
 from dlrun.export.plain.refusal import cannot
@@ -253,7 +253,8 @@ def _step(run: TrainingRun, how: str, flags: dict[str, bool]) -> str:
         shared = flags["grouped"] and run.saved.task.reduction == "mean"
         scaled = f"(loss * ({weight} / rows))" if shared else "loss"
         backward = f"scaler.scale({scaled}).backward()" if flags["scaler"] else f"{scaled}.backward()"
-        one = filled(_PASS, flags, called=called, autocast=run.autocast or "", backward=backward)
+        one = scratch.passes(run, f"net({inputs})", arguments.rpartition(", ")[2])
+        one = one or filled(_PASS, flags, called=called, autocast=run.autocast or "", backward=backward)
         if flags["grouped"]:
             one = filled(_GROUP, weight=weight, columns=", ".join(run.columns), one=one + kept)
             one, kept = one if shared else one.partition("\n")[2], ""
