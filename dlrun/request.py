@@ -130,10 +130,7 @@ def register() -> None:
 
 @contextlib.contextmanager
 def _argv(words: Sequence[str]) -> Iterator[None]:
-    """Hydra reads sys.argv; and it must raise its errors instead of printing them and exiting.
-
-    Whoever uses Hydra in this process finds its globals as they were.
-    """
+    """Hydra reads sys.argv, and must raise its errors instead of exiting; its globals are afterwards as they were."""
     before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     theirs: Any = (GlobalHydra.instance(), HydraConfig.instance())
     was = theirs[0].hydra, theirs[1].cfg

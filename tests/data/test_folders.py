@@ -1,4 +1,6 @@
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -132,7 +134,7 @@ def test_every_extension_and_depth(tmp_path):
 
 def test_data_seed_draws_the_test_part(photos):
     def chosen(seed):
-        return [p.name for p in image_folder(str(photos), seed=seed, in_memory=False).test.paths]
+        return [Path(os.fsdecode(p)).name for p in image_folder(str(photos), seed=seed, in_memory=False).test.paths]
 
     assert chosen(0) == chosen(0)
     assert any(chosen(0) != chosen(seed) for seed in range(1, 6))

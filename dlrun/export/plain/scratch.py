@@ -25,10 +25,10 @@ class Net(nn.Module):
             z = self.inputs[-1] @ layer.weight.T$bias  #? hidden
             self.before.append(z)  #? elu
             $activation
-        z = self.inputs[-1] @ self.linear[-1].weight.T$last_bias
+        z = self.inputs[-1] @ self.linear[-1].weight.T$last_bias  #? probability
         self.output = 1 / (1 + torch.exp(-z))  #? probability
         return self.output  #? probability
-        return z  #? !probability
+        return self.inputs[-1] @ self.linear[-1].weight.T$last_bias  #? !probability
 
     @torch.no_grad()
     def backward(self, grad):

@@ -266,7 +266,7 @@ def _shown(run: TrainingRun) -> str:
     """The text that is printed of an epoch."""
     if run.whole:
         return 'f"epoch {epoch:4}  loss {loss.item():.6g}"'
-    val = ', "val", *(f"{name} {value:.4f}" for name, value in found.items())' if run.has_val else ""
+    val = ', *(f"val {k} {v:.4f}" for k, v in found.items())' if run.has_val else ""
     uses_it = (run.watched or run.has_test) and not run.monitor.startswith("val/")
     loss = "train_loss" if uses_it else "mean(losses, sizes)"
     return f'f"epoch {{epoch}}  train loss {{{loss}:.4f}}"{val}'
