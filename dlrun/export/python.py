@@ -83,7 +83,7 @@ def title(run: TrainingRun) -> str:
     return filled(
         _TITLE,
         {"same": run.device == "cpu"},
-        what=what[:1].upper() + what[1:],
+        what=(what[:1].upper() + what[1:]).replace('"', "'"),
         choices=" ".join(f"{group}={choices.get(group)}" for group in ("data", "model", "optimizer")),
         torch=run.saved.state.get("torch", torch.__version__),
         device=run.device,

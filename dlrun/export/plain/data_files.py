@@ -33,7 +33,8 @@ _NAMES = '''\
 def read(part):
     """The names of one file, and their countries."""
     with $open as file:
-        return list(zip(*csv.reader(file, skipinitialspace=True), strict=True))
+        rows = [(name.strip(), country) for name, country in csv.reader(file, skipinitialspace=True)]
+    return list(zip(*rows, strict=True))
 
 def encoded(names, countries):
     """ASCII codes (N, longest) padded with 0, lengths (N,) and the numbers of the countries (N,)."""
@@ -126,11 +127,13 @@ def names(run: TrainingRun, root: str) -> Piece:
     """See data/names.py."""
     paths = [course_table("names", root, f"names_{part}", sha) for part, sha in _NAMES_FILES]
     for path in paths:
-        with_accents = [cell for cells in read_table(path, header=False).columns for cell in cells if _is_odd(cell)]
+        with_accents = [
+            cell for cells in read_table(path, header=False).columns for cell in cells if _is_odd(cell.strip())
+        ]
         if with_accents:
             raise RequestError(
                 f"{path} holds '{with_accents[0]}', and format=python writes how plain ASCII names are read; "
-                "write that name without accents and spaces around it"
+                "write that name without accents"
             )
     suffix = paths[0].name.removeprefix("names_train")
     if paths[1].name != f"names_test{suffix}":

@@ -189,10 +189,12 @@ def _features(run: TrainingRun, about: str, layers: list[str]) -> str:
     )
 
 
-def torchvision(run: TrainingRun, name: str, weights: str | None) -> str:
+def torchvision(run: TrainingRun, name: str, weights: str | None, freeze: str | None = None) -> str:
     """See models/pretrained.py."""
     if weights is not None:
         raise cannot(f"model.weights={weights}, as the training began with weights of another file")
+    if freeze is not None:
+        raise cannot(f"model.freeze={freeze}, as what is frozen had weights of another file")
     channels, height, width = run.spec.input_shape
     whole: nn.Module = run.model.get_submodule("net")
     path, first = next((path, m) for path, m in whole.named_modules() if isinstance(m, nn.Conv2d))
