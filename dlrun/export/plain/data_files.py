@@ -127,9 +127,7 @@ def names(run: TrainingRun, root: str) -> Piece:
     """See data/names.py."""
     paths = [course_table("names", root, f"names_{part}", sha) for part, sha in _NAMES_FILES]
     for path in paths:
-        with_accents = [
-            cell for cells in read_table(path, header=False).columns for cell in cells if _is_odd(cell.strip())
-        ]
+        with_accents = [cell for cells in read_table(path, header=False).columns for cell in cells if _is_odd(cell)]
         if with_accents:
             raise RequestError(
                 f"{path} holds '{with_accents[0]}', and format=python writes how plain ASCII names are read; "
@@ -146,4 +144,4 @@ _NAMES_FILES = (("train", TRAIN_SHA256), ("test", TEST_SHA256))
 
 
 def _is_odd(cell: str) -> bool:
-    return not (cell.isascii() and cell.isprintable()) or cell != cell.strip()
+    return not (cell.isascii() and cell.strip().isprintable())
