@@ -89,7 +89,7 @@ def evaluate(words: list[str]) -> dict[str, float]:
         except OSError as error:
             said = f"{saved.folder}/eval cannot be written ({error.strerror}); the metrics above are whole"
             raise RunError(said) from error
-        console.say(facts([("written to", str(folder))]))
+        console.say(facts([("written to", run_folder.from_here(folder))]))
     return found.metrics
 
 

@@ -162,3 +162,8 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
         for line in path.read_text().splitlines():
             rows.append(dict(json.loads(line)))
     return rows
+
+
+def from_here(path: Path) -> str:
+    """The path as it would be typed in the working directory."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -77,20 +77,15 @@ def _take_average(saved: SavedModel) -> None:
 def show(saved: SavedModel, name: str, folder: Path, files: Sequence[str]) -> None:
     """What was written where, and how it compares with the model."""
     epoch = f" (epoch {saved.state['epoch']})" if "epoch" in saved.state else ""
-    lines = [("checkpoint", f"{saved.path}{epoch}"), ("format", name), ("folder", _short(folder))]
+    lines = [("checkpoint", f"{saved.path}{epoch}"), ("format", name), ("folder", run_folder.from_here(folder))]
     lines += [("files", ", ".join(f"{file} ({_size(folder / file)})" for file in files))]
     if (folder / "model.json").is_file():
         checked = run_folder.read_json(folder / "model.json")["checked"]
         lines += [("checked", str(checked["said"]))]
     loader = next((file for file in files if file.startswith(("load_", "train.py"))), None)
     if loader:
-        lines += [("try it", f"python {_short(folder / loader)}")]
+        lines += [("try it", f"python {run_folder.from_here(folder / loader)}")]
     Console().say(facts(lines))
-
-
-def _short(path: Path) -> str:
-    """As it would be typed from here."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _size(path: Path) -> str:

