@@ -34,9 +34,11 @@ def save(path: Path, state: dict[str, Any]) -> None:
     """Write `state` (plain Python and tensors) atomically, with its checksum inside."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    archive = buffer.getvalue()
-    head = archive[:-2] + _COMMENT_BYTES.to_bytes(2, "little")  # the archive's last field: the comment's length
-    write_atomically(path, head + _MARK + hashlib.sha256(head).hexdigest().encode())
+    buffer.seek(-2, io.SEEK_END)
+    buffer.write(_COMMENT_BYTES.to_bytes(2, "little"))  # the archive's last field: the comment's length
+    digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
+    buffer.write(_MARK + digest.encode())
+    write_atomically(path, buffer.getbuffer())
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """The file appears whole under its name, and survives a power cut once this returns."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

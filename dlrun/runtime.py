@@ -168,9 +168,10 @@ def seed_everything(seed: int) -> None:
 
 
 def rng_state() -> dict[str, Any]:
-    """Every global generator's state, as plain types and tensors."""
+    """Every global generator's state, as plain types and tensors: 600 numbers would each be pickled by themselves."""
+    version, numbers, gauss = random.getstate()
     name, keys, *rest = np.random.get_state(legacy=True)
-    state: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
+    state: dict[str, Any] = {"python": [version, torch.tensor(numbers), gauss], "torch": torch.get_rng_state()}
     state["numpy"] = [name, torch.from_numpy(keys.astype(np.int64)), *rest]  # type: ignore[union-attr]
     initialized: Callable[[], bool] = torch.cuda.is_initialized  # asking before would take memory of every GPU
     if torch.cuda.is_available() and initialized():
@@ -180,7 +181,8 @@ def rng_state() -> dict[str, Any]:
 
 def set_rng_state(state: dict[str, Any]) -> None:
     """The inverse of `rng_state`; CUDA states are set when there are as many devices."""
-    random.setstate(state["python"])
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(map(int, numbers)), gauss))  # older checkpoints have plain numbers
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])

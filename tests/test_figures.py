@@ -1,5 +1,6 @@
 """Which pictures a run gets: in its folder and in TensorBoard alike."""
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,19 +22,18 @@ SLOW = pytest.mark.slow
 @pytest.fixture
 def left_alone(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """For each drawing: whether the weights, the mode and the generators were afterwards as before."""
-    from dlrun import figures, runtime
+    import torch
+
+    from dlrun import figures
 
     found, draw_all = [], figures.draw_all
 
     def watched(parts: Any, folder: Path, tracker: Any) -> None:
         parts.model.train()
         weights = {k: v.clone() for k, v in parts.model.state_dict().items()}
-        state = runtime.rng_state()
+        state = random.getstate(), torch.get_rng_state().tolist()
         draw_all(parts, folder, tracker)
-        now = runtime.rng_state()
-        found.append(
-            parts.model.training and now["python"] == state["python"] and bool(now["torch"].eq(state["torch"]).all())
-        )
+        found.append(parts.model.training and state == (random.getstate(), torch.get_rng_state().tolist()))
         found.append(all(v.equal(weights[k]) for k, v in parts.model.state_dict().items()))
 
     monkeypatch.setattr(figures, "draw_all", watched)
