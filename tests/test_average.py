@@ -54,6 +54,7 @@ def test_it_is_what_torch_averages(decay: float) -> None:
     assert all(torch.equal(v, expected[k]) for k, v in again.model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_it_is_evaluated_and_saved_beside_the_weights(dlrun: Callable[..., Any]) -> None:
     plain = dlrun(*WORDS, "hydra.run.dir=plain")
     done = dlrun(*WORDS, "trainer.ema_decay=0.8", "checkpoint.monitor=val/ema_accuracy", "hydra.run.dir=run")

@@ -71,6 +71,7 @@ def test_with_nothing_wrong_it_says_what_would_run(dlrun: Callable[..., Any], tm
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_runs_of_a_sweep_are_all_looked_at(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     good = dlrun("check", "-m", "data=blobs", "model=linear,mlp")
     assert (good.code, good.out.count(": no problem"), good.out.splitlines()[-1]) == (0, 2, "ready: 2 runs")

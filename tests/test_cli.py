@@ -81,6 +81,7 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_the_command_runs_from_another_directory(tmp_path: Path) -> None:
     script = Path(sys.executable).with_name("dlrun")
     if not script.exists():
@@ -116,6 +117,7 @@ def test_a_failing_job_is_said_at_once_and_the_others_go_on(dlrun: Callable, tmp
     assert statuses == ["failed", "completed"]
 
 
+@pytest.mark.slow
 def test_job_k_of_a_sweep_equals_the_job_alone(dlrun: Callable, tmp_path: Path) -> None:
     words = (
         "data=blobs",

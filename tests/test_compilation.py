@@ -23,6 +23,7 @@ def test_the_shapes_of_an_epoch_are_its_full_and_its_last_batch() -> None:
         assert [len(targets) for _, targets in compilation._shapes(batches)] == sizes
 
 
+@pytest.mark.slow
 def test_warming_up_changes_nothing(dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: None)  # as long as that takes is tried below
     words = ("data=digits", "model=mlp", "model.dropout=0.3", "trainer.epochs=2", *QUIET)

@@ -72,6 +72,7 @@ def test_a_new_process_opens_the_full_model_without_dlrun_and_eval_reproduces_th
     assert all(now == recorded for now, recorded, _ in cells.values())
 
 
+@pytest.mark.slow
 def test_eval_of_the_full_model_needs_trust_and_gives_the_same(dlrun: Callable, trained: Path) -> None:
     model = str(trained / "checkpoints" / "model.pt")
     refused = dlrun("eval", model)
@@ -143,6 +144,7 @@ def test_the_device_can_be_chosen_anew_and_its_precision_stays(dlrun: Callable, 
     assert "99" in refused.err
 
 
+@pytest.mark.slow
 def test_data_that_have_moved_are_found(dlrun: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = "".join(f"{i % 7},{i % 3},1,1,1,1,1,1,{i % 2}\n" for i in range(40))
     (tmp_path / "old").mkdir()

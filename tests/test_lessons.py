@@ -60,6 +60,7 @@ def test_a_longer_lesson_comes_to_what_it_says(name: str, dlrun: Callable[..., A
     assert done.code == 0, done.out[-3000:] + done.err
 
 
+@pytest.mark.slow
 def test_scratch_nets_learn_images_of_the_users_own(dlrun: Callable[..., Any], tmp_path: Path, formats: Any) -> None:
     formats.write_folder(tmp_path / "photos", {"cat": 12, "dog": 12})
     own = ("data=image_folder", "data.path=photos", "data.task=binary", "data.image_size=8", "trainer.epochs=5")

@@ -75,6 +75,7 @@ def test_losses_that_are_not_finite_diverge() -> None:
         assert np.isfinite(cut.smooth).all()
 
 
+@pytest.mark.slow
 def test_a_quadratic_diverges_from_two_over_its_curvature_on(dlrun: Callable[..., Any], curves: list[Curve]) -> None:
     words = ("data=three_points", "model=linear", "model.bias=false", "data.batch_size=3", "optimizer=sgd")
     done = dlrun("check", "lr", *words, "device.precision=fp64")
@@ -88,6 +89,7 @@ def test_a_quadratic_diverges_from_two_over_its_curvature_on(dlrun: Callable[...
     assert limit < float(found) < 1.6 * limit
 
 
+@pytest.mark.slow
 def test_table_and_picture(dlrun: Callable[..., Any], curves: list[Curve]) -> None:
     done = dlrun(*BLOBS)
     (curve,) = curves
@@ -110,6 +112,7 @@ def test_table_and_picture(dlrun: Callable[..., Any], curves: list[Curve]) -> No
     assert len(list(Path("outputs/check_lr").iterdir())) == 3
 
 
+@pytest.mark.slow
 def test_it_leaves_no_trace(dlrun: Callable[..., Any]) -> None:
     words = (
         "data=blobs",

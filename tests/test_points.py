@@ -55,6 +55,7 @@ def test_one_request_with_points_makes_a_folder_a_run(dlrun: Callable[..., Any],
     ]
 
 
+@pytest.mark.slow
 def test_points_of_a_job_of_a_sweep_lie_under_the_job(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     done = dlrun("-m", *TINY, "optimizer=sgd,adam", "sweep.points=['seed=1,2']")
     assert done.code == 0, done.err
@@ -63,6 +64,7 @@ def test_points_of_a_job_of_a_sweep_lie_under_the_job(dlrun: Callable[..., Any],
     assert sum("optimizer=sgd" in name.split("/")[0] for name in names) == 2
 
 
+@pytest.mark.slow
 def test_a_strict_sweep_that_misses_what_it_expects_fails(dlrun: Callable[..., Any]) -> None:
     words = (*TINY, "sweep.points=['seed=1,2']", "expect=['steps = 5']")
     assert dlrun(*words).code == 0

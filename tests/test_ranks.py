@@ -65,6 +65,7 @@ def test_a_process_without_rows_has_an_input_and_no_target() -> None:
     assert found == [(1, 1), (1, 0)]
 
 
+@pytest.mark.slow
 def test_a_single_process_is_said_how_to_be_started(command: Callable[..., Any]) -> None:
     done = command(*WORDS, env=os.environ | {"WORLD_SIZE": "2"})
     assert (done.code, done.out) == (2, "")

@@ -54,6 +54,7 @@ def test_the_page_of_a_run(dlrun: Callable, tmp_path: Path) -> None:
     assert evil in said
 
 
+@pytest.mark.slow
 def test_curves_are_the_rows_of_metrics_jsonl(dlrun: Callable, tmp_path: Path) -> None:
     done = dlrun("data=digits", "model=mlp", *QUICK)
     text = (tmp_path / "run" / "report.html").read_text()

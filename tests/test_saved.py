@@ -58,8 +58,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "words",
     [
-        ("model=mlp", "model.dropout=0.3", "optimizer=momentum", "scheduler=plateau", "scheduler.patience=0"),
-        ("model=cnn", "optimizer=adam", "trainer.accumulate_steps=2", "trainer.grad_clip_norm=0.5"),
+        pytest.param(
+            ("model=mlp", "model.dropout=0.3", "optimizer=momentum", "scheduler=plateau", "scheduler.patience=0"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ("model=cnn", "optimizer=adam", "trainer.accumulate_steps=2", "trainer.grad_clip_norm=0.5"),
+            marks=pytest.mark.slow,
+        ),
         (
             "model=mlp",
             "scheduler=step",
@@ -278,6 +284,7 @@ def test_resume_of_what_is_no_run(dlrun: Callable, tmp_path: Path) -> None:
         assert len(done.err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_init_from_takes_what_fits_and_says_what_does_not(dlrun: Callable) -> None:
     dlrun("data=digits", "trainer.epochs=1", "hydra.run.dir=run", *QUICK)
     done = dlrun("data=digits", "init_from=run", "model.hidden_sizes=[128,10]", "trainer.epochs=1", *QUICK)

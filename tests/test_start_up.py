@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from dlrun import cli
 
 SPY = """
@@ -20,6 +22,7 @@ class Spy(torch.optim.SGD):
 """
 
 
+@pytest.mark.slow
 def test_the_first_step_comes_before_what_is_needed_later(tmp_path: Path) -> None:
     (tmp_path / "spy.py").write_text(SPY)
     words = ["data=regression", "model=linear", "optimizer=sgd", "optimizer._target_=spy.Spy", "trainer.epochs=1"]

@@ -154,6 +154,7 @@ def test_rows_after_the_checkpoint_are_cut_and_a_torn_line_with_them(
     assert os.listdir(tmp_path) == ["metrics.jsonl"]  # noqa: PTH208
 
 
+@pytest.mark.slow
 def test_the_events_of_the_end_are_dropped_and_written_again(tmp_path: Path) -> None:
     for value in (1.0, 2.0):
         cut_back(tmp_path, epoch=1)

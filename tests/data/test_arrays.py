@@ -106,6 +106,7 @@ def test_all_rows_are_read_some_at_a_time(tmp_path: Path, monkeypatch: pytest.Mo
     assert torch.equal(held.targets, whole[1])
 
 
+@pytest.mark.slow
 def test_memory_and_workers_train_to_the_same_weights(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     written(tmp_path / "rows", pictures(90), np.arange(90) % 3)
     found = []

@@ -33,6 +33,7 @@ def test_a_loader_is_short_and_compiles(kind: str, task: str) -> None:
         assert ("unicodedata" in text) == (kind == "text")
 
 
+@pytest.mark.slow
 def test_a_table_is_read_as_it_was(dlrun: Callable, tmp_path: Path, loaded: Callable) -> None:
     rows = [f"{i},{100 + i % 7},{'no' if i % 3 else 'yes'}" for i in range(60)]
     (tmp_path / "table.csv").write_text("width,depth,ripe\n" + "\n".join(rows) + "\n")

@@ -151,6 +151,7 @@ def test_an_image_of_the_data_is_answered_as_eval_does(dlrun: Callable, trained:
             assert answer.choices[0] == (str(int(label)), pytest.approx(float(p), abs=1e-5))
 
 
+@pytest.mark.slow
 def test_texts_come_from_words_files_and_standard_input(command: Callable, trained: Callable, tmp_path: Path) -> None:
     trained("letters", "data=hello", "model=rnn", "optimizer.lr=0.05", "trainer.epochs=30")
     (tmp_path / "words.txt").write_text("hello\nhelp\n")

@@ -63,6 +63,7 @@ def statuses(sweep: Path) -> list[str]:
     return [result["status"] for result in results(sweep).values()]
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_the_plan_and_writes_nothing(dlrun: Callable, tmp_path: Path) -> None:
     done = dlrun("-m", *TINY, "optimizer.lr=0.1,0.2", "seed=0,1,2", "sweep.dry_run=true", "sweep.jobs=2")
     assert done.code == 0, done.err
@@ -88,6 +89,7 @@ def test_a_number_of_jobs_that_is_none_is_refused(value: Any, tmp_path: Path, mo
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_data_that_are_not_there_cost_their_job_only(
     dlrun: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +113,7 @@ def test_data_that_are_not_there_cost_their_job_only(
     assert len(Ledger.read(tmp_path / "s").entries) == 3
 
 
+@pytest.mark.slow
 def test_the_first_failure_can_end_the_sweep(dlrun: Callable, tmp_path: Path) -> None:
     words = ("-m", *TINY, "trainer.epochs=3", "sweep.dir=s", "optimizer.lr=1e30,0.1,0.2")
     done = dlrun(*words, "sweep.fail_fast=true")

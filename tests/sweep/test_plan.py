@@ -34,6 +34,7 @@ def test_flags_may_stand_between_overrides(dlrun: Callable[..., Any], tmp_path: 
     assert "--config-dir cfg" in more.err
 
 
+@pytest.mark.slow
 def test_the_plan_counts_settings_and_seeds(dlrun: Callable[..., Any]) -> None:
     def plan(*words: str) -> str:
         done = dlrun("-m", *TINY, *words, "sweep.dry_run=true")
