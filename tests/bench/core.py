@@ -31,7 +31,7 @@ def measure(root: str, chosen: Sequence[str], rounds: int, say: Callable[[str], 
         if not chosen or row.name in chosen:
             say(f"{row.name}: {WHAT[row.name]}")
             names = [name for name in SIDES if name != "dlrun bf16" or row.name == "resnet"]
-            found = {"row": asdict(row), "steps": row.steps, "sides": interleaved(row, names, rounds)}
+            found = {"row": asdict(row) | {"root": ""}, "steps": row.steps, "sides": interleaved(row, names, rounds)}
             for line in lines(found):
                 say(line)
             yield found
