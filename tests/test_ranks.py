@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -294,3 +295,29 @@ def second_of(parent: int) -> int:
     return next(
         int(c) for c in children if b"RANK=1\0" in Path(f"/proc/{c}/environ").read_bytes().replace(b"_RANK", b"")
     )
+
+
+@pytest.mark.slow
+def test_two_machines_make_one_run_in_the_folder_of_the_first(tmp_path: Path, dlrun: Callable[..., Any]) -> None:
+    """Two launchers on this machine, each in a working directory of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1"]
+    words = [*WORDS, "trainer.epochs=3", "hydra.run.dir=run"]
+    launchers = []
+    for number in (0, 1):
+        (tmp_path / str(number)).mkdir()
+        command = [*start, f"--master-port={port}", f"--node-rank={number}", "-m", "dlrun", *words]
+        launchers.append(
+            subprocess.Popen(
+                [sys.executable, *command, "data.batch_size=16"],
+                cwd=tmp_path / str(number),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        )
+    assert [launcher.wait(timeout=180) for launcher in launchers] == [0, 0]
+    assert list((tmp_path / "1").iterdir()) == []
+    assert dlrun(*words, "data.batch_size=32").code == 0
+    assert apart(tmp_path / "0" / "run", tmp_path / "run") < 1e-6
