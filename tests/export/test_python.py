@@ -95,8 +95,7 @@ def look(files: list[Path]) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
     for file in files:
         text = file.read_text()
-        assert len(text.splitlines()) <= 400, text
-        print("LINES", len(text.splitlines()), file.parts[-4])
+        assert len(text.splitlines()) <= 170, text
         assert "$" not in text
         assert "#?" not in text
 
