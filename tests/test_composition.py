@@ -130,6 +130,7 @@ def some_fast(lines: list[list[str]]) -> list[Any]:
     return [line if i % 5 == 2 else pytest.param(line, marks=pytest.mark.slow) for i, line in enumerate(lines)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", some_fast(LINES), ids=" ".join)
 def test_the_config_and_what_hydra_knows_of_it_are_hydras_own(
     words: list[str], composer: Composer, loader: ConfigLoader

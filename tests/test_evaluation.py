@@ -176,6 +176,7 @@ def written(folder: Path) -> dict[str, Any]:
     return dict(json.loads((only / "metrics.json").read_text()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
 def test_every_task_is_evaluated_as_in_training(dlrun: Callable, tmp_path: Path, task: str) -> None:
     last = {"binary": "i % 2", "multiclass": "i % 3", "regression": "i * 0.7"}[task]

@@ -43,8 +43,10 @@ def left_alone(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 @pytest.mark.parametrize(
     ("words", "names"),
     [
-        pytest.param(("data=regression", "model=linear"), "fit landscape loss", id="one feature"),
-        pytest.param(("data=blobs", "data.task=binary"), "activations confusion decision loss", id="two features"),
+        pytest.param(("data=regression", "model=linear"), "fit landscape loss", id="one feature", marks=SLOW),
+        pytest.param(
+            ("data=blobs", "data.task=binary"), "activations confusion decision loss", id="two features", marks=SLOW
+        ),
         pytest.param(("data=hello", "model=rnn", "trainer.epochs=1"), "mistakes", id="words"),
         pytest.param(("data=digits", "model=cnn"), "activations confusion loss mistakes samples", id="images"),
         pytest.param(

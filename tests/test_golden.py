@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 GOLDEN = Path(__file__).parent / "golden"
 QUIET = ("tracking.graph=false", "figures=false", "trainer.log_every_steps=1", "device=cpu", "device.num_threads=1")
 RACE = ("lesson=optimizer_race", "trainer.epochs=2")
+IN_FAST_SUITE = ("mlp_digits", "cnn_digits", "gru_names", "gradient_descent", "backpropagation_by_hand")
 RUNS = {
     "mlp_digits": ("data=digits", "model=mlp", "model.dropout=0.2", "trainer.max_steps=30", "trainer.epochs=2"),
     "cnn_digits": (
@@ -82,7 +83,9 @@ def step_losses(folder: Path) -> list[float]:
     return [event.value for event in events.Scalars("train/loss_step")]
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", [name if name in IN_FAST_SUITE else pytest.param(name, marks=pytest.mark.slow) for name in RUNS]
+)
 def test_the_losses_of_every_step_are_those_written_down(name: str, dlrun: Callable[..., Any], tmp_path: Path) -> None:
     write_names(tmp_path / "data")
     done = dlrun(*RUNS[name], *QUIET)

@@ -16,7 +16,7 @@ QUIET = ("figures=false", "tracking.evolution_every_epochs=null", "strict=true")
 WHOLE_DATA = {"softmax_mnist", "cnn_mnist", "inception_mnist", "resnet_mnist", "names_rnn", "names_gru"}
 NEEDS_DATA = {"diabetes", "diabetes_relu", "overfitting", *WHOLE_DATA}
 NEEDS_DOWNLOAD = {"resnet_cifar10"}
-QUICK = ("exhaustive_search", "gradient_descent", "backpropagation", "diverging", "rnn_embedding")
+QUICK = ("gradient_descent", "backpropagation", "diverging")
 OTHERS = sorted(set(FILES) - NEEDS_DATA - NEEDS_DOWNLOAD - set(QUICK))
 
 
@@ -110,6 +110,7 @@ def test_in_single_precision_gradient_descent_ends_two_millionths_away(dlrun: Ca
     assert [line["ok"] for line in done.result["expected"]] == [False, False]
 
 
+@pytest.mark.slow
 def test_a_lesson_changed_so_that_it_misses_says_no_and_fails_only_when_strict(dlrun: Callable[..., Any]) -> None:
     words = ("lesson=gradient_descent", "optimizer.lr=0.02", "figures=false")
     done = dlrun(*words)

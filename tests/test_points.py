@@ -71,6 +71,7 @@ def test_a_strict_sweep_that_misses_what_it_expects_fails(dlrun: Callable[..., A
     assert dlrun(*words, "strict=true").code == 1
 
 
+@pytest.mark.slow
 def test_a_point_that_cannot_be_composed_leaves_nothing_behind(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     done = dlrun(*TINY, "sweep.points=['seed=1', 'optimizr=adam']")
     assert done.code == 2

@@ -93,6 +93,7 @@ def fit(training: Training, stop_at: int = 10**9) -> list[dict[str, float]]:
     return nowhere.rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("scheduler", ["one_cycle", "plateau"])
 @pytest.mark.parametrize("stop_at", [1, 5, 6, 8, 15])

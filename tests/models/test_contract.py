@@ -135,6 +135,7 @@ def test_can_be_built_without_memory(name: str, spec: DataSpec) -> None:
         assert net(batch(spec)[0].to("meta")).shape == (3, spec.output_size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "spec"), ON_TENSORS)
 def test_compiles_to_one_graph(name: str, spec: DataSpec) -> None:
     net = build(name, spec).eval()

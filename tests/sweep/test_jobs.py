@@ -66,6 +66,7 @@ def test_folders_are_called_after_what_varies(points: list[str], names: list[str
     assert all(job.request.sweep == SWEEP for job in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "names"),
     [
