@@ -166,7 +166,7 @@ def _files(base: Path, class_names: list[str]) -> Files:
             continue
         if folder.name not in class_names:
             raise DataError(f"{folder} is a class without training images: there are {', '.join(class_names)}")
-        found = [path for path in _walk(os.fsencode(folder)) if _is_image(path)]
+        found = [path for path in files_below(os.fsencode(folder)) if _is_image(path)]
         if not found:
             raise DataError(f"{folder} holds no images ({', '.join(sorted(EXTENSIONS))}): add some or remove it")
         paths += found
@@ -180,11 +180,18 @@ def _visible(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
 
 
-def _walk(folder: bytes) -> Iterator[bytes]:
-    """All files at any depth, hidden ones left out, in an order that depends on their names only."""
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+def files_below(folder: bytes) -> Iterator[bytes]:
+    """All files at any depth, hidden ones left out, in an order that depends on their names only.
+
+    DataError for a folder that cannot be read.
+    """
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"{os.fsdecode(folder)} cannot be read: {error.strerror}") from error
+    for entry in entries:
         if entry.is_dir() and not entry.name.startswith(b"."):
-            yield from _walk(entry.path)
+            yield from files_below(entry.path)
         elif not entry.name.startswith(b"."):
             yield entry.path
 
@@ -198,7 +205,7 @@ def _is_image(name: bytes) -> bool:
 
 
 def _ignored(base: Path) -> tuple[str, ...]:
-    count = sum(not _is_image(path) for path in _walk(os.fsencode(base)))
+    count = sum(not _is_image(path) for path in files_below(os.fsencode(base)))
     return (f"{count} files in {base} are no images by their names and were ignored.",) if count else ()
 
 

@@ -9,6 +9,7 @@ from typing import IO, Any, Protocol
 
 from torch import Tensor
 
+from dlrun.data.folders import files_below
 from dlrun.errors import DataError, did_you_mean
 
 STDIN = "-"
@@ -53,26 +54,12 @@ class Reader(Protocol):
 def files_in(folder: Path, endings: tuple[str, ...]) -> Iterator[Path]:
     """The files with one of the endings, at any depth, by name; hidden ones left out. DataError where there is none."""
     none = True
-    for path in _walk(folder):
+    for path in (Path(os.fsdecode(name)) for name in files_below(os.fsencode(folder))):
         if path.name.lower().endswith(endings):
             none = False
             yield path
     if none:
         raise DataError(f"the folder holds no {', '.join(endings)}")
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        raise DataError(f"{folder} cannot be read: {error.strerror}") from error
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            yield from _walk(Path(entry.path))
-        else:
-            yield Path(entry.path)
 
 
 def missing(word: str, takes: str) -> DataError:

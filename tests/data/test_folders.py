@@ -216,3 +216,9 @@ def test_settings_that_cannot_be(photos, settings, words):
 def test_request_errors_are_requests(photos):
     with pytest.raises(RequestError):
         image_folder(str(photos), image_size=-1)
+
+
+def test_a_folder_that_cannot_be_read_is_said(tmp_path):
+    gone = tmp_path / "gone"
+    with pytest.raises(DataError, match="gone cannot be read: No such file or directory"):
+        list(folders.files_below(os.fsencode(gone)))
