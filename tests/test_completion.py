@@ -190,10 +190,3 @@ def test_the_tab_key_of_a_real_shell(on_path: Path, words: list[str]) -> None:
         shell.press("\x7f/resu\t", "result.json")  # no run: files, as ever
     finally:
         shell.close()
-
-
-def test_the_formats_are_those_of_export() -> None:
-    from dlrun.completion import _FORMATS
-    from dlrun.export.command import FORMATS
-
-    assert tuple(FORMATS) == _FORMATS
