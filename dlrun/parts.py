@@ -17,7 +17,7 @@ from dlrun import build, expectations, memory, preflight, probes, results, runti
 from dlrun.average import Average
 from dlrun.config import DeviceConfig, ModelKeys, OptimizerKeys, Settings
 from dlrun.data import download
-from dlrun.data.batches import Batches, MemoryBatches, Order, Place
+from dlrun.data.batches import Batch, Batches, MemoryBatches, Order, Place
 from dlrun.data.spec import DataSpec, Split, Splits
 from dlrun.disk import Unsaved
 from dlrun.errors import RequestError
@@ -212,10 +212,13 @@ def _try_the_rest(
 
 
 def _look(parts: Parts) -> None:
-    """Send two rows through, and see whether memory and disk will do."""
+    """Send two rows and batches of every size through, and see whether memory and disk will do."""
     settings, model, training = parts.settings, parts.model, parts.training
-    keys, batch = settings.rest.checkpoint, preflight.small_batch(training.train)
+    keys = settings.rest.checkpoint
+    first = next(training.train.epoch(1))
+    batch = preflight.head(first)
     parts.layers = preflight.layers(model, batch, parts.task, training.autocast)
+    _check_batch_sizes(parts, first)
     said = preflight.doubled(model, batch, parts.task, training.autocast)
     if said:
         parts.notes.append(said)
@@ -225,6 +228,16 @@ def _look(parts: Parts) -> None:
     parts.notes += memory.remark(parts.needs, settings, parts.runtime.device)
     outputs = Path(settings.rest.paths.outputs)
     preflight.check_disk(outputs, model, training.optimizer, keys.keep, keys.format == "full")
+
+
+def _check_batch_sizes(parts: Parts, first: Batch) -> None:
+    """Send a batch of every size that an epoch holds through the model, as in training."""
+    training, trainer = parts.training, parts.settings.rest.trainer
+    order = training.train.order
+    most_batches = None if trainer.max_steps is None else trainer.max_steps * trainer.accumulate_steps
+    sizes = preflight.batch_sizes(order, parts.runtime.ranks.count, most_batches)
+    work = sum(layer.multiply_adds for layer in parts.layers)
+    preflight.check_batch_sizes(parts.model, first, parts.task, training.autocast, sizes, order, work)
 
 
 def remark(model: nn.Module) -> list[str]:

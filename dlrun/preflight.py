@@ -3,20 +3,22 @@
 import inspect
 import os
 import shutil
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from dlrun.data.batches import Batch, Batches
+from dlrun.data.batches import Batch, Batches, Order
 from dlrun.errors import RequestError, did_you_mean, listed
 from dlrun.memory import ran_out
 from dlrun.runtime import rng_state, set_rng_state
@@ -37,23 +39,110 @@ class Layer:
 
 def small_batch(batches: Batches, rows: int = 2) -> Batch:
     """The first rows of an epoch, as the model gets them."""
-    inputs, targets = next(batches.epoch(1))
+    return head(next(batches.epoch(1)), rows)
+
+
+def head(batch: Batch, rows: int = 2) -> Batch:
+    """The first rows of a batch."""
+    inputs, targets = batch
     return tuple(x[:rows] for x in inputs), targets[:rows]
 
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Whatever runs inside leaves generators, buffers and mode of the model as they were."""
-    rng, training = rng_state(), model.training
-    buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
+    """Whatever runs inside leaves generators, buffers and modes of the model as they were."""
+    rng = rng_state()
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = {name: b.detach().clone() for name, b in model.named_buffers() if not is_lazy(b)}
     try:
         yield
     finally:
+        after = dict(model.named_buffers())
         with torch.no_grad():
-            for name, b in model.named_buffers():
-                b.copy_(buffers[name])
-        model.train(training)
+            for name, before in buffers.items():
+                # A buffer of another shape was replaced or grown in the forward pass: `attributes_restored` undoes it.
+                if name in after and after[name].shape == before.shape:
+                    after[name].copy_(before)
+        for module, mode in modes:
+            module.training = mode
         set_rng_state(rng)
+
+
+@contextmanager
+def attributes_restored(model: nn.Module) -> Iterator[None]:
+    """Undo what a forward pass does to attributes of a user's modules: counters, hidden states, buffers it registers.
+
+    Values are put back two containers deep; what a module holds besides plain values and tensors is left alone.
+    """
+    undo = [_undo_attributes(module) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for restore in undo:
+            restore()
+
+
+# Hooks and flags belong to torch; these three hold what a module registers.
+_OF_TORCH = set(nn.Module().__dict__)
+_REGISTERED = ("_parameters", "_buffers", "_modules")
+
+
+def _undo_attributes(module: nn.Module) -> Callable[[], None]:
+    kind = type(module)
+    registered = {name: dict(module.__dict__[name]) for name in _REGISTERED}
+    own = {name: value for name, value in module.__dict__.items() if name not in _OF_TORCH}
+    undo = [_undo_value(value, depth=2) for value in own.values()]
+
+    def restore() -> None:
+        if type(module) is not kind:  # a lazy layer has met its input and become another class
+            return
+        for name, before in registered.items():
+            if module.__dict__[name] != before and not any(map(_is_lazy_value, before.values())):
+                module.__dict__[name].clear()
+                module.__dict__[name].update(before)
+        for name in [name for name in module.__dict__ if name not in _OF_TORCH and name not in own]:
+            del module.__dict__[name]
+        module.__dict__.update(own)
+        for restore_value in undo:
+            restore_value()
+
+    return restore
+
+
+def _is_lazy_value(value: Any) -> bool:
+    return isinstance(value, Tensor) and bool(is_lazy(value))
+
+
+def _undo_value(value: Any, depth: int) -> Callable[[], None]:
+    """What puts the content of a container, array or tensor back in place; nothing for a value that cannot change."""
+    if isinstance(value, Tensor) and not is_lazy(value):
+        copy = value.detach().clone()
+
+        def restore_tensor() -> None:
+            with torch.no_grad():
+                if value.shape == copy.shape:
+                    value.copy_(copy)
+
+        return restore_tensor
+    if isinstance(value, np.ndarray):
+        array = value.copy()
+        return partial(np.copyto, value, array)
+    if not isinstance(value, list | dict | set | deque) or not depth:
+        return lambda: None
+    content: Any = value.copy()
+    inside = value.values() if isinstance(value, dict) else value
+    undo = [_undo_value(entry, depth - 1) for entry in inside]
+
+    def restore_container() -> None:
+        value.clear()
+        if isinstance(value, list | deque):
+            value.extend(content)
+        else:
+            value.update(content)
+        for restore_value in undo:
+            restore_value()
+
+    return restore_container
 
 
 def layers(model: nn.Module, batch: Batch, task: Task, autocast: Any) -> list[Layer]:
@@ -69,7 +158,7 @@ def layers(model: nn.Module, batch: Batch, task: Task, autocast: Any) -> list[La
 
     handles = [module.register_forward_hook(partial(record, name)) for name, module in model.named_modules()]
     try:
-        with untouched(model), torch.no_grad(), autocast():
+        with untouched(model), attributes_restored(model), torch.no_grad(), autocast():
             outputs = _outputs(model, batch)
             _check_outputs(outputs, batch[1], task)
             _check_loss(outputs, batch[1], task)
@@ -138,7 +227,7 @@ def doubled(model: nn.Module, batch: Batch, task: Task, autocast: Any) -> str | 
     said: list[tuple[nn.Module, Any]] = []
     handles = [m.register_forward_hook(lambda module, _, output: said.append((module, output))) for m in suspects]
     try:
-        with untouched(model), torch.no_grad(), autocast():
+        with untouched(model), attributes_restored(model), torch.no_grad(), autocast():
             outputs = model.eval()(*batch[0])
     finally:
         for handle in handles:
@@ -201,6 +290,118 @@ def _check_outputs(outputs: Any, targets: Tensor, task: Task) -> None:
             f"the model's output has the shape {tuple(outputs.shape)}, and {task.spec.task} with "
             f"{task.spec.output_size} outputs needs {needed}: use spec.output_size for its last layer"
         )
+
+
+@dataclass(frozen=True)
+class BatchSize:
+    """How many rows one process sends through the model at once, and the batch that they are of."""
+
+    rows: int
+    batch_rows: int
+    is_ragged: bool  # the last batch of an epoch, with fewer rows than the others
+
+
+def batch_sizes(order: Order, processes: int = 1, most_batches: int | None = None) -> list[BatchSize]:
+    """All the sizes that an epoch holds. most_batches: how many of them the whole training takes, None for all."""
+    full = min(order.batch_size, order.rows)
+    ragged = order.rows % order.batch_size if order.rows > order.batch_size and not order.drop_last else 0
+    if most_batches is not None and most_batches < len(order):
+        ragged = 0
+    sizes = []
+    for batch_rows, is_ragged in ((full, False), (ragged, True)):
+        if batch_rows == 0:
+            continue
+        shares = {batch_rows // processes, -(-batch_rows // processes)}
+        # A process without a row of a batch sends one through all the same: the others wait for it.
+        sizes += [BatchSize(max(rows, 1), batch_rows, is_ragged) for rows in sorted(shares, reverse=True)]
+    return sizes
+
+
+# A forward pass of so many multiply-adds takes about a tenth of a second; of more, fewer rows are looked at.
+_MOST_WORK = 4e9
+
+
+def check_batch_sizes(
+    model: nn.Module, batch: Batch, task: Task, autocast: Any, sizes: list[BatchSize], order: Order, work: int
+) -> None:
+    """Send batches of each size through model and loss as in training; RequestError for one that does not get through.
+
+    batch: a full one; work: multiply-adds for one row. Everything that the model keeps is afterwards as it was.
+    """
+    affordable = max(2, int(_MOST_WORK / max(work, 1)))
+    passed: set[int] = set()
+    for size in sizes:
+        rows = min(size.rows, affordable, len(batch[1]))
+        if rows in passed:
+            continue
+        running: list[tuple[str, nn.Module]] = []
+        try:
+            inputs = tuple(x[:rows] for x in batch[0])
+            targets = batch[1][:rows]
+            with (
+                untouched(model),
+                attributes_restored(model),
+                _layers_running(model, running),
+                torch.no_grad(),
+                autocast(),
+            ):
+                outputs = model.train()(*inputs)
+                _check_outputs(outputs, targets, task)
+                _check_loss(outputs, targets, task)
+        except Exception as error:  # the model may be the user's own
+            if ran_out(error):
+                raise
+            raise RequestError(_batch_refused(size, order, running, model, error)) from error
+        passed.add(rows)
+
+
+@contextmanager
+def _layers_running(model: nn.Module, running: list[tuple[str, nn.Module]]) -> Iterator[None]:
+    """Keep `running` up to date: the innermost layer last, also where it fails."""
+
+    def enter(name: str, module: nn.Module, _inputs: Any) -> None:
+        running.append((name, module))
+
+    def leave(_module: nn.Module, _inputs: Any, _output: Any) -> None:
+        running.pop()
+
+    handles = []
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(partial(enter, name)))
+        handles.append(module.register_forward_hook(leave))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _batch_refused(
+    size: BatchSize, order: Order, running: list[tuple[str, nn.Module]], model: nn.Module, error: Exception
+) -> str:
+    name, layer = running[-1] if running else ("", model)
+    who = f"layer {name} ({type(layer).__name__})" if name else f"the model ({type(model).__name__})"
+    many = _count(size.rows)
+    of_all = "" if size.rows == size.batch_rows else f", of which a process gets {size.rows:,}"
+    if isinstance(error, RequestError):
+        why = f"with {many} in training {error}"
+    else:
+        why = f"{who} does not take {many} in training: {_reason(error)}"
+    if size.is_ragged:
+        return (
+            f"the last batch of an epoch has {_count(size.batch_rows)}{of_all} ({order.rows:,} training rows in "
+            f"batches of {order.batch_size:,}), and {why}; type data.drop_last=true"
+        )
+    if size.rows == 1 and order.rows == 1:
+        return f"there is one training row only, and {why}; give more rows, or take another layer"
+    if size.rows == 1:
+        batch = _count(size.batch_rows)
+        return f"a batch has {batch}{of_all}, and {why}; type a larger data.batch_size, or take another layer"
+    return why
+
+
+def _count(rows: int) -> str:
+    return f"{rows:,} row" if rows == 1 else f"{rows:,} rows"
 
 
 _FALLING = ("loss", "mse", "mae")

@@ -88,7 +88,8 @@ class _Timed:
     """Batches that are stopped as they come."""
 
     def __init__(self, batches: Batches, profile: Profile, phase: str) -> None:
-        self.batches, self.profile, self.phase, self.rows = batches, profile, phase, batches.rows
+        self.batches, self.profile, self.phase = batches, profile, phase
+        self.rows, self.order = batches.rows, batches.order
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -32,6 +32,7 @@ class Batches(Protocol):
     """What the loop sees of the data."""
 
     rows: int
+    order: "Order"
 
     def __len__(self) -> int: ...
 
