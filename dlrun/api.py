@@ -21,6 +21,7 @@ from dlrun.errors import RequestError, RunError
 from dlrun.predictions import Predictions, predicted
 from dlrun.request import Request, UnknownKey
 from dlrun.saved_model import SavedModel, opened
+from dlrun.terminal import escape_line
 
 
 class Run:
@@ -34,7 +35,7 @@ class Run:
 
     def __repr__(self) -> str:
         shown = [f"{name} {value:.4g}" for name, value in self.metrics.items() if name.startswith("test/")]
-        return f"<dlrun run {', '.join([str(self.folder or self.checkpoint), *shown])}>"
+        return escape_line(f"<dlrun run {', '.join([str(self.folder or self.checkpoint), *shown])}>")
 
     @property
     def folder(self) -> Path | None:

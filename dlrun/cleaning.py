@@ -14,6 +14,7 @@ from dlrun import lock, run_folder
 from dlrun.errors import RequestError, RunError, listed
 from dlrun.run_list import cells, layout, size
 from dlrun.runs import Found, Query, bytes_of, query
+from dlrun.terminal import escape_line, write_out
 
 _DEFAULT = ["failed", "empty"]
 _YOUNG = 60  # seconds in which an empty folder may be that of a run which is only just beginning
@@ -38,17 +39,17 @@ def clean(words: Sequence[str]) -> None:
     going = [run for run in runs if not reasons[run.folder]]
     if going:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        print("\n".join(layout([(run.folder, cells(run)) for run in going], width)))
+        write_out("\n".join(layout([(run.folder, cells(run)) for run in going], width)))
     for run in runs:
         if reasons[run.folder]:
-            print(f"stays: {run.folder} ({reasons[run.folder]})")
+            write_out(escape_line(f"stays: {run.folder} ({reasons[run.folder]})"))
     room = size(sum(bytes_of(run.folder) for run in going))
     if not going:
         why = "" if runs else f": no run with status={','.join(asked.filters['status'])}"
-        print(f"nothing to remove in {asked.outputs}{why}")
+        write_out(escape_line(f"nothing to remove in {asked.outputs}{why}"))
     elif not sure:
         again = shlex.join(["dlrun", "clean", *words, "--yes"])
-        print(f"{_counted(going)}, {room}; nothing is removed yet: type {again}")
+        write_out(escape_line(f"{_counted(going)}, {room}; nothing is removed yet: type {again}"))
     else:
         remove_all(going, asked.outputs)
 
@@ -104,7 +105,7 @@ def remove_all(runs: Sequence[Found], outputs: Path) -> None:
         else:
             gone.append(run)
             room += held
-    print(f"removed {_counted(gone)}, {size(room)}")
+    write_out(f"removed {_counted(gone)}, {size(room)}")
     if lost:
         sys.stdout.flush()
         raise RunError(f"not everything is removed: {'; '.join(lost)}")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlrun import config, listing, ranks
 from dlrun.errors import DlrunError, RequestError, RunError
+from dlrun.terminal import write_error, write_out
 
 if TYPE_CHECKING:
     from dlrun.request import Request
@@ -142,7 +143,7 @@ def answer(words: list[str]) -> list["Request"]:
     """What is to be trained; empty when the command has been answered on the spot."""
     first = words[0] if words else ""
     if first in ("-h", "--help"):
-        print(listing.HELP.format(groups=", ".join(listing.groups(config.CONFIG_DIR))), end="")
+        write_out(listing.HELP.format(groups=", ".join(listing.groups(config.CONFIG_DIR))).removesuffix("\n"))
         return []
     if first == "ls":
         list_choices(words[1:])
@@ -205,8 +206,8 @@ def complain(error: DlrunError | SystemExit, verbose: bool) -> int:
     if isinstance(error, SystemExit):
         error = own_exit(error)
     if verbose:
-        traceback.print_exception(error)
-    sys.stderr.write(f"dlrun: {error}\n")
+        write_error("".join(traceback.format_exception(error)).rstrip("\n"))
+    write_error(f"dlrun: {error}")
     return error.exit_code
 
 
@@ -224,9 +225,9 @@ def list_choices(words: list[str]) -> None:
         return
     for group in words or listing.groups(config.CONFIG_DIR):
         if not words:
-            print(group)
+            write_out(group)
         options = listing.options(config.CONFIG_DIR, group)
         width = max((len(name) for name, _ in options), default=0)
         for name, about in options:
-            print(f"  {name:<{width}}  {about}")
+            write_out(f"  {name:<{width}}  {about}")
     sys.stdout.flush()

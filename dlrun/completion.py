@@ -16,6 +16,7 @@ from dlrun import config, runs
 from dlrun.cli import CHECKS, COMMANDS, OF_SAVED_RUNS
 from dlrun.errors import RequestError
 from dlrun.request import GROUPS
+from dlrun.terminal import escape_line, write_out
 from dlrun.yaml_text import read_yaml
 
 SCRIPTS = {
@@ -56,9 +57,12 @@ def answer(words: Sequence[str]) -> None:
     """`dlrun completion bash|zsh` prints the shell's script, `completion words SHELL LINE` how the line may go on."""
     if len(words) == 3 and words[0] == "words" and words[1] in SCRIPTS:
         with contextlib.suppress(OSError, ValueError):  # whoever presses Tab wants no message
-            sys.stdout.write("".join(f"{word}\n" for word in of_line(words[1], words[2])))
+            # A name that cannot be typed as it is shown is left out.
+            for word in of_line(words[1], words[2]):
+                if escape_line(word) == word:
+                    write_out(word)
     elif len(words) == 1 and words[0] in SCRIPTS:
-        print(SCRIPTS[words[0]].strip())
+        write_out(SCRIPTS[words[0]].strip())
     else:
         raise RequestError('which shell? type eval "$(dlrun completion bash)", or eval "$(dlrun completion zsh)"')
     sys.stdout.flush()

@@ -12,6 +12,7 @@ from dlrun.console import Console
 from dlrun.errors import RequestError
 from dlrun.expectations import Checked, Outcome
 from dlrun.request import Request
+from dlrun.terminal import escape_text
 
 if TYPE_CHECKING:
     from dlrun.parts import Parts
@@ -108,7 +109,7 @@ def _read(request: Request, error: str | None) -> Outcome:
 
 def _markdown(lines: Sequence[tuple[str, Checked]]) -> str:
     rows = [f"| {name} | `{x.expected}` | {x.measured} | {'yes' if x.ok else 'NO'} |" for name, x in lines]
-    return "\n".join(["| lesson | expected | measured | ok |", "| --- | --- | --- | --- |", *rows, ""])
+    return escape_text("\n".join(["| lesson | expected | measured | ok |", "| --- | --- | --- | --- |", *rows, ""]))
 
 
 def _is_readable(folder: Path) -> bool:

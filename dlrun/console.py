@@ -4,20 +4,22 @@ import io
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console as RichConsole
-from rich.console import Group, RenderableType
+from rich.console import ConsoleOptions, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from dlrun.disk import GrowingFile, Unsaved
+from dlrun.terminal import escape_line, escape_text
 
 if TYPE_CHECKING:
     from dlrun.training import Training
@@ -26,7 +28,16 @@ _LOG_WIDTH = 100
 _MOST_LINES = 50  # for the epochs of a run: a thousand would hide the tables before and after them
 
 
-class _Terminal(RichConsole):
+class _Escaping(RichConsole):
+    """Shows control characters of names and messages, however they came into what is printed."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """As Rich does; its own control codes, which move the cursor, are segments of another kind."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(escape_text(segment.text), segment.style)
+
+
+class _Terminal(_Escaping):
     """A terminal, or a pipe whose reader may go away: the run goes on without it."""
 
     def on_broken_pipe(self) -> None:
@@ -47,7 +58,7 @@ class Console:
         """quiet: nothing on the terminal, as for a job of a sweep."""
         self.terminal = _Terminal(file=stream, highlight=False, soft_wrap=False, quiet=quiet, **_plain())
         self._held = io.StringIO()  # what was said before there was a run folder
-        self.log = RichConsole(file=self._held, width=_LOG_WIDTH, no_color=True, highlight=False, **_plain())
+        self.log = _Escaping(file=self._held, width=_LOG_WIDTH, no_color=True, highlight=False, **_plain())
         self._training: Training | None = None
         self._last: dict[str, float] = {}
         self._unsaid: str | None = None  # the line of the last epoch, where it was left out
@@ -57,7 +68,7 @@ class Console:
         """Write run.log from here on, beginning with what was said already."""
         file: Any = GrowingFile(path, "run.log", unsaved or Unsaved())
         file.write(self._held.getvalue())
-        self.log = RichConsole(file=file, width=_LOG_WIDTH, no_color=True, highlight=False, **_plain())
+        self.log = _Escaping(file=file, width=_LOG_WIDTH, no_color=True, highlight=False, **_plain())
 
     def close(self) -> None:
         """The log is on the disk after this."""
@@ -65,13 +76,15 @@ class Console:
 
     def say(self, thing: RenderableType = "") -> None:
         """A line or a table; square brackets in strings are text, not markup."""
+        if isinstance(thing, str):
+            thing = escape_line(thing)
         for console in (self.log,) if self.terminal.quiet else (self.terminal, self.log):
             console.print(thing, markup=False, soft_wrap=isinstance(thing, str | Text))
         self.log.file.flush()
 
     def log_only(self, text: str) -> None:
         """For run.log alone: a traceback, say."""
-        self.log.print(text, markup=False, soft_wrap=True)
+        self.log.print(escape_text(text), markup=False, soft_wrap=True)
         self.log.file.flush()
 
     @contextmanager
@@ -151,7 +164,7 @@ def clock(seconds: float) -> str:
 def facts(rows: Sequence[tuple[str, str]]) -> Text:
     """Names and values, a line each; long values run on, so that a command can be copied from them."""
     width = max(len(name) for name, _ in rows)
-    lines = [Text.assemble((f"{name:<{width}}", "cyan"), f"  {value}") for name, value in rows]
+    lines = [Text.assemble((f"{name:<{width}}", "cyan"), f"  {escape_line(value)}") for name, value in rows]
     return Text("\n").join(lines)
 
 
@@ -160,7 +173,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) 
     made = Table(box=SIMPLE_HEAD, padding=(0, 1), show_edge=False)
     for i, header in enumerate(headers):
         right = i >= left  # a number is never broken over two lines: names are
-        made.add_column(header, justify="right" if right else "left", overflow="fold", no_wrap=right)
+        made.add_column(escape_text(header), justify="right" if right else "left", overflow="fold", no_wrap=right)
     for row in rows:
-        made.add_row(*(Text(cell) for cell in row))
+        made.add_row(*(Text(escape_line(cell)) for cell in row))
     return made

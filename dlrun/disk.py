@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from dlrun.terminal import escape_line, write_error
+
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """The file appears whole under its name, and survives a power cut once this returns."""
@@ -57,7 +59,7 @@ def forget_halves(*folders: Path) -> None:
 
 
 def _complain(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
+    write_error(escape_line(text))
 
 
 class Unsaved:

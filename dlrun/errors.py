@@ -2,17 +2,30 @@
 
 from collections.abc import Collection, Iterable, Iterator
 
+from dlrun.terminal import escape_line, escape_text
+
 
 class DlrunError(Exception):
     """Something went wrong that one sentence explains; `exit_code` is what the command ends with."""
 
     exit_code = 1
+    is_list = False  # a message of several lines; any other is one line, whatever the names in it hold
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        return escape_text(message) if self.is_list else escape_line(message)
 
 
 class RequestError(DlrunError):
     """The request was wrong (exit code 2): the message says what, where, and what to type instead."""
 
     exit_code = 2
+
+
+class ListedError(RequestError):
+    """Several mistakes, a line each."""
+
+    is_list = True
 
 
 class DataError(RequestError):

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib
-import sys
 import traceback
 from collections.abc import Callable
 from functools import partial
@@ -41,6 +40,7 @@ from dlrun.problems import Problems
 from dlrun.ranks import Ranks, joined
 from dlrun.request import Request
 from dlrun.saver import Saver
+from dlrun.terminal import escape_line, write_error
 from dlrun.tracking import FileTracker
 from dlrun.watch import Watch
 
@@ -111,7 +111,7 @@ def exit_code(parts: Parts, folder: Path, result: dict[str, Any], stop: runtime.
     lost = parts.unsaved.summary()
     if stop():  # in its last figures perhaps, and complete; but whoever says stop wants no next job
         if lost:
-            sys.stderr.write(f"dlrun: {folder} lacks what could not be saved: {lost}\n")
+            write_error(escape_line(f"dlrun: {folder} lacks what could not be saved: {lost}"))
         return 128 + stop.signal_number
     if lost:
         raise RunError(f"the run {folder} is {result['status']}, but not all of it could be saved: {lost}")

@@ -12,6 +12,7 @@ from dlrun.parts import Parts
 from dlrun.ranks import Ranks, joined
 from dlrun.request import Request
 from dlrun.saver import Saver, states_of_all
+from dlrun.terminal import write_error
 from dlrun.training import Training
 
 _SPEAK_SECONDS = 1.0  # torchrun stops all when one process ends: process 0 says before what was wrong
@@ -63,7 +64,7 @@ def main(verbose: bool) -> int:
                 raise
     except (Exception, SystemExit) as error:
         if verbose:
-            traceback.print_exception(error)
+            write_error("".join(traceback.format_exception(error)).rstrip("\n"))
         time.sleep(_SPEAK_SECONDS)
         return error.exit_code if isinstance(error, DlrunError) else 1
 

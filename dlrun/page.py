@@ -5,6 +5,8 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
+from dlrun.terminal import escape_text
+
 # A policy that lets the browser fetch nothing and run nothing, whatever an override holds.
 _HEAD = """<!doctype html>
 <html lang="en">
@@ -41,7 +43,7 @@ dt {{ opacity: .7; }} dd {{ margin: 0; }}
 def page(title: str, body: str) -> str:
     """The whole page: the title, which is text, as its heading, above a body that is HTML."""
     heading = html.escape(title)
-    return f"{_HEAD.format(title=heading)}<h1>{heading}</h1>\n{body}</body>\n</html>\n"
+    return escape_text(f"{_HEAD.format(title=heading)}<h1>{heading}</h1>\n{body}</body>\n</html>\n")
 
 
 def table(names: Sequence[str], rows: Sequence[Sequence[str]], left: int, kinds: Sequence[str] = ()) -> str:

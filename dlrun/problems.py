@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from dlrun.errors import RequestError
+from dlrun.errors import ListedError, RequestError
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Several(RequestError):
+class Several(ListedError):
     """More than one mistake, as a numbered list."""
 
     def __init__(self, found: list[RequestError]) -> None:

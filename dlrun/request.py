@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dlrun import config, points, run_names
 from dlrun.composition import Composer
 from dlrun.errors import DlrunError, RequestError, did_you_mean
+from dlrun.terminal import write_error
 
 GROUPS = ("data", "model", "optimizer", "scheduler", "device", "lesson", "experiment", "debug")
 _PLUGINS = str(Path(__file__).parent / "plugins")  # Hydra looks for a package hydra_plugins on sys.path
@@ -72,7 +73,8 @@ def from_command_line(words: Sequence[str]) -> list[Request]:
             register()
             main = hydra.main(version_base="1.3", config_path=str(config.CONFIG_DIR), config_name="config")
             main(capture)()
-        sys.stderr.write(said.getvalue())
+        if said.getvalue():
+            write_error(said.getvalue().removesuffix("\n"))
     except Exception as error:
         if isinstance(error, HydraException | OmegaConfBaseException | OSError | DlrunError):
             raise

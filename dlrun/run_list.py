@@ -12,6 +12,7 @@ from dlrun.console import number
 from dlrun.errors import RequestError
 from dlrun.runs import Found, Query, bytes_of, query
 from dlrun.sweep.ledger import DONE, Ledger
+from dlrun.terminal import escape_line, write_out
 
 HEADERS = ("run", "status", "epochs", "best", "size", "choice")
 _LEAST = 8  # columns that the choice is worth showing in
@@ -23,10 +24,10 @@ def list_runs(words: Sequence[str]) -> None:
     units = grouped(asked)[: asked.last]
     if not units:
         none = "no run matches" if asked.filters else "there is no run"
-        print(f"{none} in {', '.join(map(str, asked.places or [asked.outputs]))}")
+        write_out(f"{none} in {escape_line(', '.join(map(str, asked.places or [asked.outputs])))}")
         return
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    print("\n".join(layout([unit.line() for unit in units], width)))
+    write_out("\n".join(layout([unit.line() for unit in units], width)))
     sys.stdout.flush()
 
 
@@ -96,13 +97,16 @@ def size(count: float) -> str:
 
 def layout(lines: Sequence[tuple[Path, list[str]]], width: int | None) -> list[str]:
     """Columns under HEADERS. width: of a terminal, whose last column is cut; null for whole lines with whole paths."""
-    names = [str(folder) if width is None else f"  {folder.name}" for folder, _ in lines]
-    rows = [list(HEADERS), *([name, *more] for name, (_, more) in zip(names, lines, strict=True))]
+    rows = [list(HEADERS)]
+    for folder, cells_of_run in lines:
+        name = str(folder) if width is None else f"  {folder.name}"
+        rows.append([escape_line(cell) for cell in (name, *cells_of_run)])
+
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEADERS) - 1)]
     text = []
     for i, row in enumerate(rows):
         if width is not None and i and (i == 1 or lines[i - 1][0].parent != lines[i - 2][0].parent):
-            text.append(str(lines[i - 1][0].parent))
+            text.append(escape_line(str(lines[i - 1][0].parent)))
         right = (False, False, True, False, True)
         made = [cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(row, widths, right, strict=False)]
         text.append("  ".join(made + _last(row[-1], None if width is None else width - sum(widths) - 2 * len(widths))))

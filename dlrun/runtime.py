@@ -6,7 +6,6 @@ import os
 import platform
 import random
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
@@ -18,6 +17,7 @@ import torch
 from dlrun.config import DeviceConfig
 from dlrun.errors import RequestError
 from dlrun.ranks import ALONE, Ranks
+from dlrun.terminal import write_error
 
 _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -210,7 +210,7 @@ class Interrupt:
         self.signal_number = number
         if self.quiet or os.getpid() != self.process:
             return  # or a data worker that was forked this moment, and leaves signals to the run
-        sys.stderr.write("\ninterrupted: finishing what is under way and saving (once more to stop at once)\n")
+        write_error("\ninterrupted: finishing what is under way and saving (once more to stop at once)")
 
 
 @contextlib.contextmanager

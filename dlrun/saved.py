@@ -13,6 +13,7 @@ from dlrun import checkpoint, config, lock, run_folder, runtime
 from dlrun.errors import CheckpointError, RequestError
 from dlrun.optim.schedule import OF_THE_WHOLE
 from dlrun.request import Request, from_saved
+from dlrun.terminal import escape_line, write_out
 from dlrun.yaml_text import flatten, read_yaml
 
 MAY_CHANGE = (
@@ -102,7 +103,7 @@ def resume_requests(words: list[str]) -> list[Request]:
         key = ended_by(state, plain)
         if key is not None:
             said = str(status).replace("_", " ")
-            print(f"{folder} is {said}; to train longer type dlrun resume {folder} {key}=...")
+            write_out(escape_line(f"{folder} is {said}; to train longer type dlrun resume {folder} {key}=..."))
             return []
     if not any(word.startswith("device.num_threads=") for word in words):
         request.config.device.num_threads = as_many_threads(state, plain)

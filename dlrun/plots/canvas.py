@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dlrun.terminal import escape_line
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -44,7 +46,7 @@ def save_png(image: NDArray[np.uint8], path: Path) -> None:
 
 def plain(text: object) -> str:
     """Text of the user's (class names, labels) as it stands: between dollar signs it would be read as a formula."""
-    return str(text).replace("$", r"\$")
+    return escape_line(str(text)).replace("$", r"\$")
 
 
 def log_where_wide(axes: "Axes", values: ArrayLike) -> None:

@@ -1,6 +1,5 @@
 """`dlrun predict RUN_OR_CHECKPOINT INPUT ... [--format csv|jsonl] [--top K] [key=value ...]`."""
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -10,12 +9,13 @@ from dlrun import config
 from dlrun.console import Console, facts
 from dlrun.data.pictures import EXTENSIONS
 from dlrun.data.table import parse
-from dlrun.errors import RequestError, RunError, did_you_mean
+from dlrun.errors import ListedError, RequestError, RunError, did_you_mean
 from dlrun.predict.answer import Answer
 from dlrun.predict.answering import predictions, reader_of
 from dlrun.predict.items import STDIN
 from dlrun.predict.written import FORMATS, Writer
 from dlrun.saved_model import SavedModel, opened, run_named
+from dlrun.terminal import escape_line, write_error
 
 _FLAGS = ("--format", "--top", "--")
 _ENDINGS = (*sorted(EXTENSIONS), ".csv", ".csv.gz", ".tsv", ".txt", ".npy")
@@ -44,7 +44,7 @@ def predict(words: list[str]) -> None:
             raise RequestError(f"--top {asked.top} is for classes, and this model's task is {saved.spec.task}")
         console = Console()
         for remark in remarks(saved):
-            sys.stderr.write(f"note: {remark}\n")
+            write_error(escape_line(f"note: {remark}"))
 
         def writer() -> Writer:
             if asked.format == "table":
@@ -65,7 +65,7 @@ def _write(answers: Iterator[Answer], make: Callable[[], Writer]) -> None:
     if not held:
         raise RequestError("the inputs hold nothing to predict")
     if len(held) <= _MOST_HELD and all(answer.error for answer in held):
-        raise RequestError(_none_answered([f"{a.input}: {a.error}" for a in held]))
+        raise ListedError(_none_answered([f"{a.input}: {a.error}" for a in held]))
     out, answered, failed = make(), 0, 0
     for answer in chain(held, answers):
         out.add(answer)
@@ -73,16 +73,16 @@ def _write(answers: Iterator[Answer], make: Callable[[], Writer]) -> None:
         answered += not answer.error
     out.close()
     if not answered:
-        raise RequestError(_none_answered([f"{a.input}: {a.error}" for a in held], failed))
+        raise ListedError(_none_answered([f"{a.input}: {a.error}" for a in held], failed))
     if failed:
         raise RunError(f"{failed:,} of {answered + failed:,} inputs have no answer; their rows say why")
 
 
 def _none_answered(said: list[str], count: int = 0) -> str:
     if len(said) == 1:
-        return said[0]
+        return escape_line(said[0])
     count = count or len(said)
-    lines = [f"  {i}. {line}" for i, line in enumerate(said[:3], 1)]
+    lines = [f"  {i}. {escape_line(line)}" for i, line in enumerate(said[:3], 1)]
     more = [f"  and {count - 3:,} more"] if count > 3 else []
     return "\n".join([f"none of the {count:,} inputs could be read:", *lines, *more])
 

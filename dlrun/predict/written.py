@@ -13,6 +13,7 @@ from rich.text import Text
 from dlrun.console import Console, number
 from dlrun.data.spec import DataSpec
 from dlrun.predict.answer import Answer
+from dlrun.terminal import escape_json, escape_line, write_out
 
 _BLOCK = 500  # lines of a table at a time: the widths of its columns are those of the first ones
 
@@ -74,24 +75,25 @@ class TableWriter:
         if answer.error:
             plain = dict.fromkeys(self.columns, "")
             cells = {name: Text(cell) for name, cell in plain.items()}
+            error = escape_line(answer.error)
             if "note" in self.columns:
-                cells |= {"prediction": Text("error", style="red"), "note": Text(answer.error)}
+                cells |= {"prediction": Text("error", style="red"), "note": Text(error)}
             else:  # the first answers had no note
-                cells["prediction"] = Text(f"error: {answer.error}", style="red")
-            return cells | {"input": Text(answer.input)}
+                cells["prediction"] = Text(f"error: {error}", style="red")
+            return cells | {"input": Text(escape_line(answer.input))}
         sure = number(answer.choices[0][1]) if answer.choices else ""
         said = answer.choices[0][0] if answer.choices else ", ".join(number(value) for value in answer.values)
         then = ", ".join(f"{name} {number(p)}" for name, p in answer.choices[1:])
         plain = {"input": answer.input, "prediction": said, "probability": sure, "then": then}
         plain |= {"label": answer.label or "", "note": answer.note}
-        return {name: Text(cell) for name, cell in plain.items()}
+        return {name: Text(escape_line(cell)) for name, cell in plain.items()}
 
 
 class CsvWriter:
     """input, prediction and probability (prediction_2 and so on with --top), label, note, error: always all of them."""
 
     def __init__(self, spec: DataSpec, top: int) -> None:
-        self.writer = csv.writer(sys.stdout, lineterminator="\n")
+        self.writer = csv.writer(_Shown() if sys.stdout.isatty() else sys.stdout, lineterminator="\n")
         self.of_values = spec.task == "regression"
         count = (
             spec.output_size if self.of_values else 1 if spec.task == "tagging" else min(top, max(spec.output_size, 2))
@@ -132,11 +134,24 @@ class JsonWriter:
                 about["top"] = [{"class": name, "probability": rounded(p)} for name, p in answer.choices]
         about |= {} if answer.label is None else {"label": answer.label}
         about |= {key: text for key, text in (("note", answer.note), ("error", answer.error)) if text}
-        sys.stdout.write(json.dumps(about, ensure_ascii=False) + "\n")
+        write_out(as_json(about))
 
     def close(self) -> None:
         """See Writer."""
         sys.stdout.flush()
+
+
+class _Shown:
+    """Stdout where it is a terminal. A pipe or a file gets the names as they are."""
+
+    def write(self, line: str) -> None:
+        """A line of CSV, with its line end."""
+        write_out(line.removesuffix("\n"))
+
+
+def as_json(values: dict[str, Any]) -> str:
+    """JSON on one line, readable in any language, with each control character as \\uXXXX."""
+    return escape_json(json.dumps(values, ensure_ascii=False))
 
 
 def rounded(p: float) -> float:

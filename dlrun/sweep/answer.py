@@ -13,6 +13,7 @@ from dlrun.sweep import finished, html, table, verdicts
 from dlrun.sweep.comparison import Comparison, compare
 from dlrun.sweep.finished import Finished, Lost
 from dlrun.sweep.ledger import Ledger
+from dlrun.terminal import escape_line
 
 _OUTPUTS = "paths.outputs="
 _MOST_FAILURES = 10  # on the terminal
@@ -125,7 +126,7 @@ def markdown(comparison: Comparison, command: str = "") -> str:
     said = [f"no result: {name} ({why})" for name, why in comparison.failures]
     said += [f"note: {note}" for note in comparison.notes]
     parts += [_bullets(said)] if said else []
-    parts += [f"    {command}\n"] if command else []  # indented: code, whatever it holds
+    parts += [f"    {escape_line(command)}\n"] if command else []  # indented: code, whatever it holds
     return "\n".join(parts)
 
 

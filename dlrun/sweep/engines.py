@@ -12,6 +12,7 @@ from dlrun.console import Console
 from dlrun.errors import DlrunError
 from dlrun.request import Request
 from dlrun.sweep.jobs import Job
+from dlrun.terminal import escape_text
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 _STOPPED = tuple(128 + number for number in STOPPING)
@@ -81,5 +82,5 @@ def run_one(request: Request) -> Outcome:
             with contextlib.suppress(OSError):
                 request.folder.mkdir(parents=True, exist_ok=True)
                 with (request.folder / "run.log").open("a") as log:
-                    log.write("".join(traceback.format_exception(error)))
+                    log.write(escape_text("".join(traceback.format_exception(error))))
         return Outcome(1, f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}")

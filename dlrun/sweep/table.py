@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dlrun.sweep.comparison import Comparison, Ranking, Setting
 from dlrun.sweep.variation import cut, short_names, text
 from dlrun.sweep.written import spread, written
+from dlrun.terminal import escape_line
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -102,7 +103,7 @@ def as_text(cell: str) -> str:
     """Markdown that shows the cell as it stands."""
     for mark, instead in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("\n", " ")):
         cell = cell.replace(mark, instead)
-    return cell
+    return escape_line(cell)
 
 
 def comma_separated(comparison: Comparison) -> str:
