@@ -1,13 +1,13 @@
 """From settings to objects: the only place that instantiates anything from config."""
 
+import copy
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import hydra.utils
 import torch
-from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -251,16 +251,49 @@ def _instantiate(block: Block, trusted_modules: Sequence[str] | None, keys: type
     """Build what a block names; whatever its constructor objects to becomes one sentence."""
     check(block, trusted_modules, keys, len(given))
     try:
-        return hydra.utils.instantiate({"_target_": block.target, **block.arguments}, *given, _convert_="all")
-    except InstantiationException as error:
-        cause = error.__cause__ or error
+        return _called(target_of(block, trusted_modules), block.arguments, trusted_modules, given)
+    except Exception as cause:  # whatever the target raises
         if isinstance(cause, DlrunError) or memory.ran_out(cause):
-            raise cause from None
+            raise
         kind = "" if isinstance(cause, ValueError) else f"{type(cause).__name__}: "
         key = _key(block, str(cause))
         where = f"{block.group}.{key}={block.arguments[key]}" if key else f"{block.group}={block.choice}"
         said = f"{where}: {kind}{cause}".splitlines()[0]
-        raise RequestError(said + (targets.advice(block, key) if key and "; type" not in said else "")) from error
+        raise RequestError(said + (targets.advice(block, key) if key and "; type" not in said else "")) from cause
+
+
+def _called(
+    target: Callable[..., Any], arguments: dict[str, Any], trusted_modules: Sequence[str] | None, given: Sequence[Any]
+) -> Any:
+    """Call a target as Hydra's `instantiate` does, with plain values: text is text, whatever stands in it.
+
+    Blocks inside the arguments are built first, but not with `_recursive_: false`. The positional arguments are those
+    `given`, or else `_args_`; with `_partial_: true` the call is left to whoever gets it.
+    """
+    if arguments.get("_recursive_") is False:
+        values = copy.deepcopy(arguments)
+    else:
+        values = {key: _built(value, trusted_modules) for key, value in arguments.items()}
+    keywords = {key: value for key, value in values.items() if key not in _OF_THE_CALL}
+    positional = given or values.get("_args_", [])
+    if arguments.get("_partial_") is True:
+        return functools.partial(target, *positional, **keywords)
+    return target(*positional, **keywords)
+
+
+_OF_THE_CALL = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
+
+
+def _built(value: Any, trusted_modules: Sequence[str] | None) -> Any:
+    """A copy of an argument, with what its blocks name in their place."""
+    if isinstance(value, list):
+        return [_built(item, trusted_modules) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "_target_" in value:
+        target = targets.resolve(str(value["_target_"]), "_target_", trusted_modules)
+        return _called(target, value, trusted_modules, [])
+    return {key: _built(item, trusted_modules) for key, item in value.items()}
 
 
 def target_of(block: Block, trusted_modules: Sequence[str] | None) -> Callable[..., Any]:

@@ -27,7 +27,7 @@ def check(words: list[str]) -> int:
 def _check_one(asked: Request, console: Console, is_one_of_many: bool) -> None:
     """Build one run and say what it is; of many only its overrides."""
     problems = Problems()
-    asked.config.preflight = True
+    asked.config["preflight"] = True
     settings = config.read(asked.config, asked.choices, problems)
     with contextlib.ExitStack() as held:
         process = session(held, settings, problems)

@@ -51,7 +51,7 @@ def of_sweep(finished: Sequence[tuple[Request, str | None]], sweep: Path) -> boo
     for group in groups.values():
         request = group[0][0]
         name = request.choices.get("lesson") or f"{request.choices.get('model')}_{request.choices.get('data')}"
-        checked = expectations.check(list(request.config.expect), [_read(*one) for one in group])
+        checked = expectations.check(list(request.config["expect"]), [_read(*one) for one in group])
         lines += [(name, line) for line in checked]
     if lines:
         console = Console()
@@ -67,7 +67,7 @@ def draw(finished: Sequence[tuple[Request, str | None]]) -> None:
     together: dict[tuple[Path | None, str], list[Request]] = {}
     for request, _ in finished:
         folder = request.folder
-        if request.config.figures and folder is not None and _is_readable(folder):
+        if request.config["figures"] and folder is not None and _is_readable(folder):
             key = (request.group or request.sweep, request.choices.get("data", "") if request.group is None else "")
             together.setdefault(key, []).append(request)
     for (place, _), requests in together.items():

@@ -5,15 +5,16 @@ arguments besides the few keys of ours, which the `*Keys` classes type. `read` t
 into plain objects; nothing after it knows OmegaConf.
 """
 
+import copy
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
 
 from dlrun.errors import RequestError
 from dlrun.problems import Problems
@@ -233,15 +234,15 @@ class Settings:
     plain: dict[str, Any]  # the whole config as plain Python
 
 
-def read(config: DictConfig, choices: dict[str, str], problems: Problems | None = None) -> Settings:
-    """Check types and ranges and return plain objects.
+def read(plain: dict[str, Any], choices: dict[str, str], problems: Problems | None = None) -> Settings:
+    """Check types and ranges of a composed config and return plain objects.
 
     What is off is noted in `problems`, with the default in its place; raised where that is left out.
     """
     found = Problems() if problems is None else problems
-    for key in sorted(OmegaConf.missing_keys(config)):
+    plain = copy.deepcopy(plain)
+    for key in sorted(missing(plain)):
         found.add(RequestError(f"{key} has no value yet; type {key}=..."))
-    plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     blocks = ("data", "model", "optimizer", "scheduler")
     data, data_keys = _block("data", choices, plain, DataKeys, found)
     model, model_keys = _block("model", choices, plain, ModelKeys, found)
@@ -265,11 +266,36 @@ def _block(
     return block, typed(keys, given({k: v for k, v in values.items() if k in ours}), group, problems)
 
 
+def missing(values: Any, prefix: str = "") -> Iterator[str]:
+    """The dotted keys of all that still has no value (`???`)."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield from missing(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(values, list):
+        for number, value in enumerate(values):
+            yield from missing(value, f"{prefix}[{number}]")
+    elif values == "???":
+        yield prefix
+
+
 def given(values: Any) -> Any:
     """Without what still has no value (`???`)."""
     if not isinstance(values, dict):
         return values
     return {k: given(v) for k, v in values.items() if v != "???"}
+
+
+PERMISSIONS = ("trust", "trusted_modules")  # of one command line or call: never written into a run, never read from it
+
+
+def recorded(plain: dict[str, Any]) -> dict[str, Any]:
+    """The config as files hold it: without permissions, which nothing that is loaded can give itself."""
+    return {key: value for key, value in plain.items() if key not in PERMISSIONS}
+
+
+def recorded_words(words: Sequence[str]) -> list[str]:
+    """The words of a command line as files hold them: without permissions."""
+    return [word for word in words if word.partition("=")[0].lstrip("+~") not in PERMISSIONS]
 
 
 NOT_IDENTITY = (

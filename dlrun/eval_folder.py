@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dlrun import run_folder
+from dlrun.config import recorded_words
 from dlrun.disk import write_atomically
 from dlrun.plots import canvas, confusion, reliability, residuals
 
@@ -72,7 +73,7 @@ def about(found: "Evaluation") -> dict[str, Any]:
         "epoch": saved.state.get("epoch"),
         "run_id": saved.state.get("run_id"),
         "data": saved.request.choices.get("data"),
-        "overrides": list(saved.request.overrides),
+        "overrides": recorded_words(saved.request.overrides),
         "split": found.split,
         "rows": found.rows,
         "metrics": found.metrics,

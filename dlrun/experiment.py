@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from dlrun.console import Console
 from dlrun.disk import forget_halves
 from dlrun.errors import DlrunError, RequestError, RunError
 from dlrun.fingerprints import Fingerprints
+from dlrun.models.pretrained import weights_follow
 from dlrun.parts import Parts, prepare, session
 from dlrun.plots import evolution
 from dlrun.problems import Problems
@@ -96,13 +98,31 @@ def begin(request: Request, held: contextlib.ExitStack, ranks: Ranks, own: lock.
     process = session(held, settings, problems, ranks, together)
     if request.folder is not None and request.folder.is_dir() and not ranks.number:
         own.take(request.folder)  # before anything in it is read
-    parts = prepare(settings, process, request.trusted_modules, problems)
+    if request.going_on:
+        parts = prepare_without_start(settings, process, request, problems)
+    else:
+        parts = prepare(settings, process, request.trusted_modules, problems)
     parts.alone = request.group is None
+    parts.notes += request.notes
     if settings.rest.device.tf32 is not None and process.device.type != "cuda":
         parts.notes.append(f"device.tf32 is for cuda, and changes nothing on {process.device}")
     if together > 1 or ranks.count > 1:
         rows, several = settings.data_keys.batch_size, "1 process" if ranks.count == 1 else f"{ranks.count} processes"
         parts.notes.append(f"{several}: a batch is of {together} × {rows} = {together * rows} rows")
+    return parts
+
+
+def prepare_without_start(
+    settings: config.Settings, process: runtime.Runtime, request: Request, problems: Problems
+) -> Parts:
+    """`prepare` for a run that goes on: its checkpoint holds the weights, so no file that it began from is read."""
+    began_elsewhere = settings.rest.init_from is not None or settings.model.arguments.get("weights") is not None
+    fresh = replace(settings, rest=replace(settings.rest, init_from=None))
+
+    with weights_follow():
+        parts = prepare(fresh, process, request.trusted_modules, problems)
+    if began_elsewhere:
+        parts.first_answers = {}  # they were given by weights that are not here
     return parts
 
 
@@ -196,7 +216,7 @@ def make_saver(folder: Path, parts: Parts, request: Request, earlier: dict[str, 
     """What writes this run's checkpoints, each with all that is needed to load it alone."""
     repeated = identity(parts) | {
         "run_id": earlier["run_id"] if earlier else run_folder.read_json(folder / "environment.json")["run_id"],
-        "config": parts.settings.plain,
+        "config": config.recorded(parts.settings.plain),
         "choices": request.choices,
     }
     keys = parts.settings.rest.checkpoint
@@ -219,7 +239,7 @@ def start(parts: Parts, folder: Path, tracker: FileTracker, earlier: dict[str, A
     tracker.each_epoch.insert(0, noted)  # before pictures, which may fail
     if earlier is None:
         noted.note(epoch=0, step=0)
-        tracker.log_text("config", report.config_as_markdown(parts.settings.plain))
+        tracker.log_text("config", report.config_as_markdown(config.recorded(parts.settings.plain)))
     else:
         runtime.set_rng_state(earlier["rng"])
     if parts.settings.rest.tracking.diagnose:

@@ -67,7 +67,7 @@ def check_gradients(words: list[str]) -> int:
     if asked is None:
         return 0
     composed = asked.config
-    composed.device.update({"name": "cpu", "index": None, "precision": "fp64", "compile": False})
+    composed["device"].update({"name": "cpu", "index": None, "precision": "fp64", "compile": False})
     settings = config.read(composed, asked.choices)
     with runtime.session(settings.rest.device, settings.rest.seed) as process:
         parts = prepare(settings, process, asked.trusted_modules)

@@ -52,7 +52,7 @@ def request_error(error: Exception, words: list[str]) -> RequestError:
             except Exception as one:  # whatever composing raises
                 found.add(RequestError(sentence(one, [word, *kept])))
         if found.found:
-            config.read(request.compose(kept), {}, found)
+            config.read(request.resolved(request.compose(kept)), {}, found)
     if not found.found:
         return RequestError(sentence(error, words))
     try:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.table import Table
 
+from dlrun import targets
 from dlrun.console import Console, facts, number, table
 from dlrun.data.batches import MemoryBatches
 from dlrun.data.rows import row_count
@@ -149,7 +150,7 @@ def closing(console: Console, parts: "Parts", folder: Path, result: dict[str, An
     quoted = shlex.quote(str(folder))
     outputs = Path(parts.settings.rest.paths.outputs)
     watched = shlex.quote(str(outputs if folder.is_relative_to(outputs) else folder.parent))
-    trust = _trust_needed(parts)
+    trust = trust_needed(parts.settings.plain)
     finished = result["status"] != "interrupted"
     commands = [
         ("run folder", str(folder)),
@@ -206,14 +207,14 @@ def expectations(lines: Sequence[tuple[str, Checked]]) -> Table:
     return table(headers, rows, left=len(headers))
 
 
-def _trust_needed(parts: "Parts") -> str:
+def trust_needed(plain: dict[str, Any]) -> str:
     """What must be added to a command that loads a run with code of the user's own."""
-    blocks = (parts.settings.data, parts.settings.model, parts.settings.optimizer, parts.settings.scheduler)
-    named = [str(block.target) for block in blocks if block.target]
-    named += [loss for loss in [parts.settings.rest.task.loss] if loss and "." in loss]
-    tops = {name.split(".")[0] for name in named}
-    own = sorted(tops - {"dlrun", "torch", "torchvision"})
-    return f" trusted_modules='[{','.join(own)}]'" if own else ""
+    return trust_for(targets.own_modules(plain))
+
+
+def trust_for(modules: Sequence[str]) -> str:
+    """The word that lets a loaded run use modules of the user's own, with the space before it; nothing for none."""
+    return f" trusted_modules={shlex.quote('[' + ','.join(modules) + ']')}" if modules else ""
 
 
 def end(result: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import hydra
+from hydra._internal.config_loader_impl import get_overrides_dirname
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
@@ -25,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dlrun import config, points, run_names
 from dlrun.composition import Composer
 from dlrun.errors import DlrunError, RequestError, did_you_mean
+from dlrun.literals import Literals
 from dlrun.terminal import write_error
 
 GROUPS = ("data", "model", "optimizer", "scheduler", "device", "lesson", "experiment", "debug")
@@ -36,7 +38,7 @@ IN_POINTS = "sweep.points"  # a note on exceptions, for the sentences that mista
 class Request:
     """One run that is asked for."""
 
-    config: DictConfig  # resolved
+    config: dict[str, Any]  # resolved: plain values, in which `${` is text
     choices: dict[str, str]  # group -> option
     overrides: list[str]
     hydra: dict[str, Any] | None = None  # what Hydra knows of it
@@ -49,6 +51,7 @@ class Request:
     going_on: bool = False  # continue the run in `folder`
     words: list[str] = field(default_factory=list)  # this command line
     processes: int | None = None  # that the run in `folder` began with
+    notes: list[str] = field(default_factory=list)  # what the user should know
 
 
 def from_command_line(words: Sequence[str]) -> list[Request]:
@@ -60,7 +63,7 @@ def from_command_line(words: Sequence[str]) -> list[Request]:
 
     def capture(composed: DictConfig) -> None:
         found.extend(_expanded(_captured(composed, list(words))))
-        if len(found) > found[0].config.sweep.max_jobs:
+        if len(found) > found[0].config["sweep"]["max_jobs"]:
             raise RequestError(f"the sweep has {len(found):,} points and more; type sweep.max_jobs=<as many as it has>")
 
     asked = flags(words)
@@ -171,7 +174,8 @@ def _captured(composed: DictConfig, words: list[str]) -> Request:
         folder = Path(settings.sweep.dir) / settings.sweep.subdir
     elif settings.run.dir != ".":
         folder = Path(settings.run.dir)
-    overrides = cast(list[str], OmegaConf.to_container(settings.overrides.task))  # as typed: list() would interpolate
+    typed = cast(list[str], OmegaConf.to_container(settings.overrides.task))  # as they are: list() would interpolate
+    overrides = config.recorded_words(typed)
     return _resolved(composed, settings, overrides, folder, words)
 
 
@@ -183,26 +187,41 @@ def _resolved(
         if group not in choices:
             raise RequestError(f"{group} takes one choice; type {group}=<one of `dlrun ls {group}`>")
         own_target(composed, group, overrides, choices)
-    OmegaConf.resolve(composed)
+    plain = resolved(composed)
     multirun = settings.mode is not None and settings.mode.name == "MULTIRUN"
     return Request(
-        config=composed,
+        config=plain,
         choices=choices,
         overrides=overrides,
-        hydra=cast(dict[str, Any], OmegaConf.to_container(settings, resolve=False, enum_to_str=True)),
+        hydra=_recorded_settings(settings),
         folder=folder,
         sweep=Path(settings.sweep.dir) if multirun else None,
         words=words,
     )
 
 
+def _recorded_settings(settings: DictConfig) -> dict[str, Any]:
+    """What Hydra knows of a job, as hydra.yaml holds it: without permissions."""
+    plain = cast(dict[str, Any], OmegaConf.to_container(settings, resolve=False, enum_to_str=True))
+    words = plain["overrides"]["task"]
+    kept = config.recorded_words(words)
+    if len(kept) < len(words):
+        naming = plain["job"]["config"]["override_dirname"]
+        parsed = OverridesParser.create().parse_overrides(kept)
+        excluded = naming["exclude_keys"]
+        name = get_overrides_dirname(parsed, excluded, naming["item_sep"], naming["kv_sep"])
+        plain["overrides"]["task"], plain["job"]["override_dirname"] = kept, name
+    return plain
+
+
 def _expanded(request: Request) -> list[Request]:
     """The runs that the request names in sweep.points, each in a folder under the request's own."""
     loader, given = GlobalHydra.instance().config_loader(), request.overrides
+    asked = request.config["sweep"]
     if any(word.startswith("sweep.points=") for word in given):  # points typed beside a choice are meant for it
         given = [word for word in given if word.partition("=")[0] not in GROUPS]
     try:
-        named = points.overrides(request.config.sweep.points, given, loader, request.config.sweep.max_jobs)
+        named = points.overrides(asked["points"], given, loader, asked["max_jobs"])
     except Exception as error:
         error.add_note(IN_POINTS)
         raise
@@ -237,9 +256,22 @@ def own_target(composed: DictConfig, group: str, overrides: list[str], choices: 
     choices[group] = str(block["_target_"]).rpartition(".")[2]
 
 
-def from_saved(plain: dict[str, Any], choices: dict[str, str], overrides: list[str], run: Path | None) -> Request:
-    """A saved run's config with this command line's overrides on top; Hydra's exceptions pass through."""
-    merged, chosen = OmegaConf.create(plain), dict(choices)
+def resolved(composed: DictConfig) -> dict[str, Any]:
+    """A config as plain values, with its expressions evaluated; what has no value yet is `???`."""
+    OmegaConf.resolve(composed)
+    return cast(dict[str, Any], OmegaConf.to_container(composed, resolve=False, enum_to_str=True))
+
+
+def from_saved(saved: dict[str, Any], choices: dict[str, str], overrides: list[str], run: Path | None) -> Request:
+    """A saved run's config with this command line's overrides on top; Hydra's exceptions pass through.
+
+    What is saved is data: no expression in it is evaluated, and no permission in it holds. The overrides may refer to
+    its keys.
+    """
+    literals, chosen = Literals(), dict(choices)
+    defaults = config.Config()
+    plain = literals.hide(config.recorded(saved))
+    merged = OmegaConf.create({**plain, **{key: getattr(defaults, key) for key in config.PERMISSIONS}})
     trusted: list[str] = []
     for override in OverridesParser.create().parse_overrides(overrides):
         key, value = override.key_or_group, override.value()
@@ -256,10 +288,16 @@ def from_saved(plain: dict[str, Any], choices: dict[str, str], overrides: list[s
         if key == "trusted_modules":
             trusted += [str(v) for v in value] if isinstance(value, list) else [str(value)]
         elif key.endswith("._target_") or key == "task.loss":
-            trusted.append(str(value).split(".")[0])  # this command line names it
+            trusted.append(str(value))  # this command line names it, and nothing else in its module
     _find_data(merged, str(plain["paths"]["data"]))
-    OmegaConf.resolve(merged)
-    return Request(merged, chosen, overrides, folder=run, trusted_modules=trusted)
+    notes = [
+        f"{key} in the saved config is ignored; only this command can give it"
+        for key in config.PERMISSIONS
+        if saved.get(key)
+    ]
+    return Request(
+        literals.restore(resolved(merged)), chosen, overrides, folder=run, trusted_modules=trusted, notes=notes
+    )
 
 
 def _choose(merged: DictConfig, group: str, option: str) -> None:
@@ -294,7 +332,7 @@ def _find_data(merged: DictConfig, before: str) -> None:
 
 
 def compose(overrides: list[str]) -> DictConfig:
-    """The whole config for some overrides, resolved; Hydra's exceptions pass through."""
+    """The whole config for some overrides, not resolved yet; Hydra's exceptions pass through."""
     register()
     with hydra.initialize_config_dir(config_dir=str(config.CONFIG_DIR), version_base="1.3"):
         return hydra.compose(config_name="config", overrides=overrides)

@@ -87,8 +87,8 @@ def planned(words: list[str], asked: Request) -> Plan:
             f"a training of {steps} step{'s' if steps > 1 else ''} is too short to be killed in between; "
             f"type trainer.epochs={math.ceil(_LEAST_STEPS / per_epoch)} or more"
         )
-    tops = {name.split(".")[0] for name in targets.names(settings.plain)} - {"dlrun", "torch", "torchvision", "None"}
-    trust = [f"trusted_modules=[{','.join(sorted(tops))}]"] if tops else []
+    own = targets.own_modules(settings.plain)
+    trust = [f"trusted_modules=[{','.join(own)}]"] if own else []
     short += [f"checkpoint.every_steps={max(steps // _SAVES, 1)}", "checkpoint.every_epochs=1"]
     return Plan([*words, *short], trust, steps)
 

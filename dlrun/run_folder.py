@@ -13,8 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
-
+from dlrun.config import recorded, recorded_words
 from dlrun.disk import write_atomically
 from dlrun.errors import RequestError
 from dlrun.request import Request
@@ -78,8 +77,8 @@ def describe(folder: Path, request: Request, runtime: "Runtime") -> None:
     hidden = folder / ".hydra"
     try:
         hidden.mkdir(exist_ok=True)
-        (hidden / "config.yaml").write_text(as_yaml(OmegaConf.to_container(request.config, resolve=True)))
-        (hidden / "overrides.yaml").write_text(as_yaml(list(request.overrides)))
+        (hidden / "config.yaml").write_text(as_yaml(recorded(request.config)))
+        (hidden / "overrides.yaml").write_text(as_yaml(recorded_words(request.overrides)))
         known = request.hydra or {"runtime": {"choices": request.choices}}
         (hidden / "hydra.yaml").write_text(as_yaml({"hydra": known}))
         write_json(folder / "environment.json", {"run_id": uuid.uuid4().hex, **environment(request, runtime)})
@@ -94,7 +93,7 @@ def environment(request: Request, runtime: "Runtime") -> dict[str, Any]:
     from dlrun.runtime import describe_versions
 
     return {
-        "command": shlex.join(["dlrun", *request.words]),
+        "command": shlex.join(["dlrun", *recorded_words(request.words)]),
         "working_directory": str(Path.cwd()),
         "choices": request.choices,
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),

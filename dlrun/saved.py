@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from dlrun import checkpoint, config, lock, run_folder, runtime
 from dlrun.errors import CheckpointError, RequestError
 from dlrun.optim.schedule import OF_THE_WHOLE
@@ -93,7 +91,7 @@ def resume_requests(words: list[str]) -> list[Request]:
         return resumed(folder, words[1:])
     state = newest_state(folder)
     request = from_saved(state["config"], state["choices"], words[1:], folder)
-    plain: dict[str, Any] = OmegaConf.to_container(request.config)  # type: ignore[assignment]
+    plain = request.config
     refuse_changes(state["config"], plain, folder)
     refuse_shorter(state, plain, folder)
     refuse_other_curve(state, plain, folder)
@@ -106,7 +104,7 @@ def resume_requests(words: list[str]) -> list[Request]:
             write_out(escape_line(f"{folder} is {said}; to train longer type dlrun resume {folder} {key}=..."))
             return []
     if not any(word.startswith("device.num_threads=") for word in words):
-        request.config.device.num_threads = as_many_threads(state, plain)
+        plain["device"]["num_threads"] = as_many_threads(state, plain)
     return [replace(request, going_on=True, words=["resume", *words], processes=state.get("processes", 1))]
 
 
@@ -128,8 +126,7 @@ def where_they_stood(requests: list[Request]) -> list[Request]:
 
 def going_on(request: Request, folder: Path, state: dict[str, Any]) -> Request:
     """The request as the continuation of the run in `folder`, which was composed alike, with as many threads."""
-    plain: dict[str, Any] = OmegaConf.to_container(request.config, resolve=True)  # type: ignore[assignment]
-    request.config.device.num_threads = as_many_threads(state, plain)
+    request.config["device"]["num_threads"] = as_many_threads(state, request.config)
     return replace(request, folder=folder, going_on=True, processes=state.get("processes", 1))
 
 
@@ -138,8 +135,8 @@ def _of_the_same_config(request: Request) -> list[Path]:
     if request.folder is not None:
         places = [request.folder]
     else:
-        places = [path.parent for path in Path(request.config.paths.outputs).glob("*/*/environment.json")]
-    wanted = config.config_hash(OmegaConf.to_container(request.config, resolve=True))  # type: ignore[arg-type]
+        places = [path.parent for path in Path(request.config["paths"]["outputs"]).glob("*/*/environment.json")]
+    wanted = config.config_hash(request.config)
     return [place for place in sorted(places, reverse=True) if _is_cut_off(place) and _hash_of(place) == wanted]
 
 
@@ -243,6 +240,9 @@ def load_run_config(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     hidden = path.resolve().parent.parent / ".hydra"
     if not (hidden / "config.yaml").is_file():
         raise CheckpointError(f"{path} does not lie in a run folder, so there is nothing that says which data it takes")
-    plain: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(hidden / "config.yaml"))  # type: ignore[assignment]
-    choices = OmegaConf.select(OmegaConf.load(hidden / "hydra.yaml"), "hydra.runtime.choices")
-    return plain, {str(k): str(v) for k, v in choices.items()}
+    try:
+        plain = dict(read_yaml((hidden / "config.yaml").read_text()))
+        choices = read_yaml((hidden / "hydra.yaml").read_text())["hydra"]["runtime"]["choices"]
+        return plain, {str(k): str(v) for k, v in choices.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{hidden} is damaged, so nothing says which data {path} takes") from error

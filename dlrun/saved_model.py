@@ -21,6 +21,7 @@ from dlrun.models.pretrained import weights_follow
 from dlrun.request import Request, from_saved
 from dlrun.runtime import Runtime
 from dlrun.task import Task
+from dlrun.terminal import write_error
 
 
 @dataclass
@@ -126,6 +127,8 @@ def opened(place: str, overrides: Sequence[str] = ()) -> Iterator[SavedModel]:
         saved.refuse_incomplete(state, saved.TO_EVALUATE, path)
     plain, choices = saved.load_run_config(path) if full else (state["config"], state["choices"])
     request = from_saved(plain, choices, list(overrides), None)
+    for note in request.notes:
+        write_error(f"dlrun: note: {note}")
     as_in_training(request, state, plain)
     settings = config.read(request.config, request.choices)
     model = checkpoint.load_full_model(path, settings.rest.trust) if full else None
@@ -139,9 +142,10 @@ def as_in_training(request: Request, state: dict[str, Any], plain: dict[str, Any
     """
     asked = [word.partition("=")[0] for word in request.overrides]
     if "device.num_threads" not in asked:
-        request.config.device.num_threads = saved.as_many_threads(state, plain)
-    if state and "task" in request.config.data and request.config.data.task is None:
-        request.config.data.task = state["spec"]["task"]
+        request.config["device"]["num_threads"] = saved.as_many_threads(state, plain)
+    data = request.config["data"]
+    if state and "task" in data and data["task"] is None:
+        data["task"] = state["spec"]["task"]
 
 
 def run_named(words: Sequence[str], command: str) -> str:

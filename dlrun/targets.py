@@ -25,10 +25,7 @@ _CLASSES = (nn.Module, Optimizer, LRScheduler)
 
 
 def names(block: Any) -> Iterator[str]:
-    """Every `_target_` in a block, nested ones too.
-
-    RequestError for text with `${`: it would be resolved once more on the way to its target, into anything.
-    """
+    """Every `_target_` in a block, nested ones too."""
     if isinstance(block, dict):
         if "_target_" in block:
             yield str(block["_target_"])
@@ -37,16 +34,26 @@ def names(block: Any) -> Iterator[str]:
     elif isinstance(block, list | tuple):
         for value in block:
             yield from names(value)
-    elif isinstance(block, str) and "${" in block:
-        raise RequestError(f"a setting holds {block!r}, which is not resolved; leave out the backslash before the $")
+
+
+def own_modules(plain: dict[str, Any]) -> list[str]:
+    """The modules of the user's own that a config names, by their first name."""
+    named = set(names(plain))
+    loss = plain["task"]["loss"]
+    if loss and "." in loss:
+        named.add(loss)
+    return sorted({name.split(".")[0] for name in named} - {"dlrun", "torch", "torchvision", "None"})
 
 
 def resolve(target: str, where: str, trusted_modules: Sequence[str] | None) -> Callable[..., Any]:
     """The object that `target` names.
 
-    trusted_modules: null when the user's own command line or config folder names the target; a list when it
-    comes from a loaded run, whose targets run only when the object itself is ours, torch's or trusted.
+    trusted_modules: None when the user's own command line or config folder names the target; a list when it
+    comes from a loaded run, whose targets run only when the object itself is ours, torch's or trusted. The list may
+    also hold whole targets, which this command line names: these alone are trusted then, not their modules.
     """
+    if trusted_modules is not None and target in trusted_modules:
+        trusted_modules = None
     if trusted_modules is not None:
         known = _inside(target, (*_PACKAGES, *trusted_modules)) and "__" not in target.removeprefix("__main__.")
         _refuse(target, where, trusted_modules, known)
@@ -95,12 +102,13 @@ def _trustworthy(found: Any, trusted_modules: Sequence[str]) -> bool:
 
 
 def _refuse(target: str, where: str, trusted_modules: Sequence[str], allowed: bool) -> None:
-    if not allowed:
-        top = target.split(".")[0]
-        raise RequestError(
-            f"{where}={target} comes from a saved run and would run code that is not dlrun's; "
-            f"if you trust it add trusted_modules='[{', '.join((*trusted_modules, top))}]'"
-        )
+    if allowed:
+        return
+    top = target.split(".")[0]
+    said = f"{where}={target} comes from a saved run and would run code that is not dlrun's"
+    if not top.isidentifier():
+        raise RequestError(f"{said}; it names no module")
+    raise RequestError(f"{said}; if you trust it add trusted_modules='[{', '.join((*trusted_modules, top))}]'")
 
 
 def check_arguments(block: Block, target: Callable[..., Any], ours: Sequence[str], given: int) -> None:

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from dlrun.errors import RequestError, did_you_mean, listed
+from dlrun.literals import Literals
 from dlrun.problems import Problems
 
 T = TypeVar("T")
@@ -27,11 +28,12 @@ def typed(schema: type[T], values: dict[str, Any], where: str, problems: Problem
     if (known, text) in _seen:
         return cast(T, copy.deepcopy(_seen[known, text]))
     before = len(found.found)
+    literals = Literals()
     try:
-        merged = OmegaConf.merge(_structured(known), values)
+        merged = OmegaConf.merge(_structured(known), literals.hide(values))
     except OmegaConfBaseException:  # only now one by one: a merge for each key takes half a second
-        merged = OmegaConf.merge(_structured(known), _accepted(schema, values, where, found))
-    instance = cast(T, OmegaConf.to_object(merged))
+        merged = OmegaConf.merge(_structured(known), literals.hide(_accepted(schema, values, where, found)))
+    instance = cast(T, _restored(OmegaConf.to_object(merged), literals))
     _check_ranges(instance, where, found)
     if problems is None:
         found.settle()
@@ -39,6 +41,15 @@ def typed(schema: type[T], values: dict[str, Any], where: str, problems: Problem
         while len(_seen) >= _MOST_SEEN:
             _seen.pop(next(iter(_seen)))
         _seen[known, text] = copy.deepcopy(instance)
+    return instance
+
+
+def _restored(instance: Any, literals: Literals) -> Any:
+    """The dataclass with its own text in place of all stand-ins, in nested ones too."""
+    for field in dataclasses.fields(instance):
+        value = getattr(instance, field.name)
+        restored = _restored(value, literals) if dataclasses.is_dataclass(value) else literals.restore(value)
+        setattr(instance, field.name, restored)
     return instance
 
 
@@ -68,7 +79,7 @@ def _accepted(schema: Any, values: dict[str, Any], where: str, problems: Problem
 def _check_type(schema: Any, name: str, value: Any, where: str) -> bool:
     """True; RequestError when the field does not take the value, or is not there."""
     try:
-        OmegaConf.merge(OmegaConf.structured(schema), {name: value})
+        OmegaConf.merge(OmegaConf.structured(schema), {name: Literals().hide(value)})
     except ConfigKeyError as error:
         known = [_dotted(where, key) for key in names(schema)]
         hint = did_you_mean(_dotted(where, name), known).rstrip()

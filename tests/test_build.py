@@ -40,7 +40,7 @@ def settings(*words: str) -> Settings:
     base = composed(tuple(f"{key}={value}" for key, value in choices.items())).copy()
     OmegaConf.set_struct(base, False)
     keys = [word for word in words if word.partition("=")[0] not in choices]
-    return config.read(OmegaConf.merge(base, OmegaConf.from_dotlist(keys)), choices)  # type: ignore[arg-type]
+    return config.read(request.resolved(OmegaConf.merge(base, OmegaConf.from_dotlist(keys))), choices)  # type: ignore[arg-type]
 
 
 def model(*words: str, spec: DataSpec = VECTOR, precision: str = "fp32") -> nn.Module:

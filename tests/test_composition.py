@@ -176,5 +176,5 @@ def test_a_folder_of_the_users_own_is_swept_over(dlrun: Callable, tmp_path: Path
     (tmp_path / "mine" / "optimizer").mkdir(parents=True)
     (tmp_path / "mine" / "optimizer" / "mine.yaml").write_text(OWN["optimizer/mine.yaml"])
     found = request.from_command_line(["-m", "--config-dir", "mine", "optimizer=mine,sgd", "seed=1,2"])
-    assert [one.config.optimizer.lr for one in found] == [1, 2, 0.01, 0.01]
+    assert [one.config["optimizer"]["lr"] for one in found] == [1, 2, 0.01, 0.01]
     assert [one.hydra["job"]["num"] for one in found if one.hydra] == [0, 1, 2, 3]

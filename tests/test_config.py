@@ -69,7 +69,7 @@ def at(plain: dict[str, Any], key: str) -> Any:
 
 @functools.cache
 def composed(*words: str) -> dict[str, Any]:
-    return config.read(request.compose([*words]), {}).plain
+    return config.read(request.resolved(request.compose([*words])), {}).plain
 
 
 @pytest.mark.parametrize("key", PUBLIC)
@@ -217,12 +217,12 @@ def test_an_unknown_key_is_answered_by_the_nearest(key: str, hint: str) -> None:
 
 def test_a_key_without_a_value_is_asked_for() -> None:
     with pytest.raises(RequestError, match=r"^data\.path has no value yet; type data\.path=\.\.\.$"):
-        config.read(request.compose(["data=csv"]), {})
+        config.read(request.resolved(request.compose(["data=csv"])), {})
 
 
 def test_a_block_is_split_into_the_targets_arguments_and_our_keys() -> None:
     words = ["data=blobs", "data.batch_size=5", "data.rows_per_class=7", "scheduler=none"]
-    settings = config.read(request.compose(words), {"data": "blobs"})
+    settings = config.read(request.resolved(request.compose(words)), {"data": "blobs"})
     assert (settings.data.group, settings.data.choice) == ("data", "blobs")
     assert settings.data.target == "dlrun.data.synthetic.blobs"
     assert settings.data.arguments == {"rows_per_class": 7, "spread": 1.0, "task": "multiclass", "seed": 0}

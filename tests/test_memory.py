@@ -35,7 +35,7 @@ class Hungry(nn.Module):
 
 
 def settings(*words: str) -> config.Settings:
-    return config.read(request.compose([*words]), {})
+    return config.read(request.resolved(request.compose([*words])), {})
 
 
 def raised(make: Callable[[], Any]) -> BaseException:

@@ -16,7 +16,7 @@ import pytest
 from dlrun import config, experiment, loop, runtime
 from dlrun.config import CONFIG_DIR, Settings
 from dlrun.errors import MisfitError
-from dlrun.request import compose
+from dlrun.request import compose, resolved
 
 DATA = sorted(path.stem for path in (CONFIG_DIR / "data").glob("*.yaml"))
 MODELS = sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml"))
@@ -77,7 +77,7 @@ def read(root: Path, group: str, option: str) -> Settings:
     if option == "image_folder":
         composed.data.path, composed.data.image_size = str(root / "photos"), 32
     choices = {"data": "digits", "model": "mlp", "optimizer": "adam", "scheduler": "none", group: option}
-    return config.read(composed, choices)
+    return config.read(resolved(composed), choices)
 
 
 class Nowhere:

@@ -167,7 +167,7 @@ def test_a_wrong_sweep_is_a_sentence_and_writes_nothing(
 def test_a_group_chosen_beside_the_points_does_not_swallow_them() -> None:
     words = ["model=mlp", "optimizer=sgd", "sweep.points=['model.dropout=0.1','model.dropout=0.2 optimizer=adam']"]
     found = request.from_command_line(words)
-    assert [one.config.model.dropout for one in found] == [0.1, 0.2]
+    assert [one.config["model"]["dropout"] for one in found] == [0.1, 0.2]
     assert [one.choices["optimizer"] for one in found] == ["sgd", "adam"]
 
 

@@ -30,7 +30,7 @@ def compositions(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def test_a_run_is_composed_once(compositions: list[Any]) -> None:
     (found,) = request.from_command_line(["data=blobs", "seed=3"])
-    assert (found.config.seed, found.choices["data"]) == (3, "blobs")
+    assert (found.config["seed"], found.choices["data"]) == (3, "blobs")
     assert len(compositions) == 1
 
 
@@ -38,7 +38,7 @@ def test_a_config_of_the_users_own_may_make_a_sweep_of_it(tmp_path: Path, compos
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "swept.yaml").write_text(SWEPT)
     found = request.from_command_line(["--config-dir", str(tmp_path), "experiment=swept", "seed=3,4"])
-    assert [one.config.seed for one in found] == [3, 4]
+    assert [one.config["seed"] for one in found] == [3, 4]
 
 
 def test_no_config_of_ours_makes_a_sweep_of_a_run() -> None:
@@ -47,4 +47,4 @@ def test_no_config_of_ours_makes_a_sweep_of_a_run() -> None:
 
 def test_the_mode_can_be_typed(compositions: list[Any]) -> None:
     found = request.from_command_line(["hydra.mode=MULTIRUN", "seed=1,2"])
-    assert [one.config.seed for one in found] == [1, 2]
+    assert [one.config["seed"] for one in found] == [1, 2]

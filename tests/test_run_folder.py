@@ -60,7 +60,7 @@ def test_a_disk_that_takes_nothing_is_named(tmp_path: Path, monkeypatch: pytest.
         raise OSError(122, "Disk quota exceeded")
 
     monkeypatch.setattr(Path, "write_text", full)
-    request, runtime = Request(OmegaConf.create(), {}, []), Runtime(torch.device("cpu"), "fp32", None, False, "")
+    request, runtime = Request({}, {}, []), Runtime(torch.device("cpu"), "fp32", None, False, "")
     with pytest.raises(RequestError, match=r"cannot write to .* \(Disk quota exceeded\); type paths.outputs=<folder>"):
         run_folder.describe(tmp_path, request, runtime)
     (tmp_path / "file").touch()
@@ -117,7 +117,7 @@ def test_json_that_cannot_be_read_is_named(content: str | None, tmp_path: Path) 
 def test_the_folder_tells_what_was_asked_for_and_where_it_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # no repository
     request = Request(
-        config=OmegaConf.create({"seed": 3}),
+        config={"seed": 3},
         choices={"model": "mlp"},
         overrides=["seed=3"],
         hydra={"runtime": {"choices": {"model": "mlp"}}},
@@ -151,7 +151,7 @@ def test_the_commit_is_that_of_the_working_directory(tmp_path: Path, monkeypatch
     git("add", "file")
     git("commit", "-qm", "one")
     monkeypatch.chdir(tmp_path)
-    request, runtime = Request(OmegaConf.create(), {}, []), Runtime(torch.device("cpu"), "fp32", None, False, "")
+    request, runtime = Request({}, {}, []), Runtime(torch.device("cpu"), "fp32", None, False, "")
     found = run_folder.environment(request, runtime)
     assert (found["git_commit"], found["git_dirty"]) == (git("rev-parse", "HEAD"), False)
     (tmp_path / "file").write_text("2")

@@ -302,3 +302,12 @@ def test_a_folder_is_never_written_by_two_runs(dlrun: Callable) -> None:
     done = dlrun("data=blobs", "trainer.epochs=1", "hydra.run.dir=run", *QUICK)
     assert done.code == 2
     assert "already holds a run" in done.err
+
+
+def test_a_run_goes_on_without_the_file_that_it_began_from(dlrun: Callable, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "first")
+    words = ("data=blobs", "trainer.max_steps=2", *QUICK, "init_from=first", "hydra.run.dir=second")
+    assert dlrun(*words).code == 0
+    shutil.rmtree(tmp_path / "first")
+    done = dlrun("resume", "second", "trainer.max_steps=4")
+    assert done.code == 0, done.err

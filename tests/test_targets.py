@@ -165,13 +165,14 @@ def test_no_saved_config_runs_code(
             assert (tmp_path / "victim").exists(), name
 
 
-def test_resolvers_that_only_read_are_harmless(
+def test_resolvers_that_only_read_are_not_evaluated_either(
     hostile: Callable[[dict[str, Any]], Path], dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ROWS", "40")
     run = hostile({"data": {"rows": "$" + "{oc.decode:$" + "{oc.env:ROWS}}"}})
     done = dlrun("eval", str(run))
-    assert done.code == 0, done.err
+    assert done.code == 2
+    assert "data.rows='$" + "{oc.decode:$" + "{oc.env:ROWS}}' must be a whole number" in done.err
 
 
 @pytest.mark.parametrize("target", ["mynet.Net", "mynet.make", "mynet.os.remove"])

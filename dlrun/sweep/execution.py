@@ -6,10 +6,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig
-
-from dlrun import conclusion, run_folder, saved, sharing
+from dlrun import conclusion, report, run_folder, saved, sharing, targets
 from dlrun.console import Console, facts
 from dlrun.disk import Unsaved, forget_halves
 from dlrun.errors import RequestError
@@ -30,7 +29,8 @@ from dlrun.sweep.plan import check, say_plan, size, spelled
 def run(requests: Sequence[Request]) -> int:
     """Check, forecast, run and compare; returns the exit code. RequestError before anything is written."""
     console, settings = Console(), requests[0].config
-    at_once = _at_once(settings)
+    keys = settings["sweep"]
+    at_once = _at_once(keys["jobs"])
     folder, ledger = place(requests)
     jobs, notes = deduplicated(named(requests, folder))
     waiting = _waiting(jobs, ledger)
@@ -38,7 +38,7 @@ def run(requests: Sequence[Request]) -> int:
     engine = _engine(alone, at_once)
     own = sorted({job.request.choices["model"] for job in waiting if is_own(job)})
     with sharing.sharing(), contextlib.ExitStack() as held:
-        if own and not settings.sweep.dry_run:
+        if own and not keys["dry_run"]:
             console.say(f"trying {', '.join(own)} in this process for the forecast")  # it may end the process: a trace
         rows, lacking = check(waiting)
         foreseen = forecast.forecast([job for job in waiting if job.key not in lacking], rows) if rows else None
@@ -48,12 +48,12 @@ def run(requests: Sequence[Request]) -> int:
             folder, ledger = place(requests)
             jobs = [in_folder(job, folder) for job in jobs]
             waiting = list(jobs)
-        if not settings.sweep.dry_run:
+        if not keys["dry_run"]:
             begin(held.enter_context(Lock()), ledger, jobs, requests[0].words)
         say_plan(console, folder, jobs, waiting, foreseen, at_once, notes)
-        if settings.sweep.dry_run:
+        if keys["dry_run"]:
             return 0
-        watcher = Watcher(console, ledger, waiting, foreseen, at_once, bool(settings.sweep.fail_fast))
+        watcher = Watcher(console, ledger, waiting, foreseen, at_once, bool(keys["fail_fast"]))
         for job in waiting:
             if job.key in lacking:
                 watcher.started(job)
@@ -66,13 +66,14 @@ def run(requests: Sequence[Request]) -> int:
         with watcher.unsaved.attempt("the comparison", again=False):
             as_expected = bool(code) or conclude(console, ledger, jobs, watcher.errors)
     if code:
-        console.say(f"go on with it: dlrun resume {shlex.quote(str(folder))}")
+        console.say(f"go on with it: {to_resume(folder, jobs)}")
         return code
-    return int(watcher.display.failed > 0 or bool(watcher.unsaved.summary()) or (settings.strict and not as_expected))
+    return int(
+        watcher.display.failed > 0 or bool(watcher.unsaved.summary()) or (settings["strict"] and not as_expected)
+    )
 
 
-def _at_once(settings: DictConfig) -> int:
-    jobs = settings.sweep.jobs
+def _at_once(jobs: Any) -> int:
     if jobs != "auto" and not (isinstance(jobs, int) and not isinstance(jobs, bool) and jobs > 0):
         raise RequestError(f"sweep.jobs={jobs} must be a whole number above 0, or auto; type sweep.jobs=1")
     return as_many(jobs)
@@ -138,6 +139,12 @@ def ready(job: Job, ledger: Ledger) -> Job:
     return job
 
 
+def to_resume(folder: Path, jobs: Sequence[Job]) -> str:
+    """The command that goes on with a sweep."""
+    modules = {module for job in jobs for module in targets.own_modules(job.request.config)}
+    return f"dlrun resume {shlex.quote(str(folder))}{report.trust_for(sorted(modules))}"
+
+
 def conclude(console: Console, ledger: Ledger, jobs: Sequence[Job], errors: dict[str, str]) -> bool:
     """Compare what the whole sweep came to, in words, tables and pictures; whether it is what was expected."""
     met = conclusion.of_sweep([(job.request, errors.get(job.key)) for job in jobs], ledger.folder)
@@ -154,9 +161,7 @@ def conclude(console: Console, ledger: Ledger, jobs: Sequence[Job], errors: dict
         outputs = shlex.quote(str(ledger.folder))
         console.say(facts([("report", str(page)), ("view", f"tensorboard --logdir {outputs}")]))
     if waiting:
-        console.say(
-            f"not begun: {waiting} of {len(ledger.entries)} runs; dlrun resume {shlex.quote(str(ledger.folder))}"
-        )
+        console.say(f"not begun: {waiting} of {len(ledger.entries)} runs; {to_resume(ledger.folder, jobs)}")
     return met
 
 

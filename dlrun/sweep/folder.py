@@ -7,7 +7,7 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from dlrun import request, run_folder
-from dlrun.config import NOT_IDENTITY
+from dlrun.config import NOT_IDENTITY, recorded_words
 from dlrun.errors import RequestError
 from dlrun.request import Request
 from dlrun.sweep.jobs import key_of
@@ -24,7 +24,7 @@ def place(requests: Sequence[Request]) -> tuple[Path, Ledger]:
     if first.words[:1] == ["resume"]:  # where it was begun, its folder may have had another name
         return first.sweep, Ledger.read(first.sweep)
     if is_chosen(first):
-        folder = Path(first.config.sweep.dir or first.sweep)
+        folder = Path(first.config["sweep"]["dir"] or first.sweep)
         return folder, _ledger(folder, first.words)
     folder = run_folder.free(first.sweep)
     return folder, Ledger(folder)
@@ -33,7 +33,7 @@ def place(requests: Sequence[Request]) -> tuple[Path, Ledger]:
 def is_chosen(request: Request) -> bool:
     """Whether the command line names the sweep's folder; each start makes a new one else."""
     named = any(word.startswith(("hydra.sweep.dir=", "hydra.run.dir=")) for word in request.words)
-    return named or bool(request.config.sweep.dir) or request.words[:1] == ["resume"]
+    return named or bool(request.config["sweep"]["dir"]) or request.words[:1] == ["resume"]
 
 
 def _ledger(folder: Path, words: Sequence[str]) -> Ledger:
@@ -102,6 +102,13 @@ def resumed(folder: Path, words: Sequence[str]) -> list[Request]:
         if flag in ledger.words and flag not in flags:
             place = ledger.words[ledger.words.index(flag) + 1]
             raise RequestError(f"the sweep was begun with {flag} {place}; add that to this command, for the new points")
-    points = request.from_command_line(["-m", *flags, *merged(ledger.words, new), *of_all])
+    kept = merged(ledger.words, new)
+    for word in kept:
+        if "${" in word and word not in new:
+            raise RequestError(
+                f"the sweep was begun with {word}, and nothing that is read from a file is evaluated; type it again "
+                "behind this command, for the new points"
+            )
+    points = request.from_command_line(["-m", *flags, *kept, *recorded_words(of_all)])
     trusted = known[0].trusted_modules or []
     return [*known, *(replace(point, trusted_modules=trusted, words=line, sweep=folder) for point in points)]

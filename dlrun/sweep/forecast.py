@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from dlrun import cli, experiment
 from dlrun.console import Console
 from dlrun.sweep.jobs import Job
@@ -110,7 +108,7 @@ def trial(job: Job, train_rows: int, val_rows: int) -> Timing:
     watch, began = _Stopwatch(), time.perf_counter()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "trial"
-        code = experiment.run(replace(job.request, config=OmegaConf.create(plain), folder=folder, sweep=None), watch)
+        code = experiment.run(replace(job.request, config=plain, folder=folder, sweep=None), watch)
         if code in cli.INTERRUPTED.values():
             raise KeyboardInterrupt if code == cli.INTERRUPTED["SIGINT"] else cli.Terminated
         took = time.perf_counter() - began
@@ -127,12 +125,12 @@ def trial(job: Job, train_rows: int, val_rows: int) -> Timing:
 
 
 def _seconds(job: Job, timing: Timing) -> float:
-    return timing.fixed_seconds + timing.epoch_seconds * int(job.request.config.trainer.epochs)
+    return timing.fixed_seconds + timing.epoch_seconds * int(job.request.config["trainer"]["epochs"])
 
 
 def _bytes(job: Job, timing: Timing) -> int:
-    keys = job.request.config.checkpoint
-    files = min(int(keys.keep), -(-int(job.request.config.trainer.epochs) // int(keys.every_epochs))) + 1  # the best
+    keys, epochs = job.request.config["checkpoint"], int(job.request.config["trainer"]["epochs"])
+    files = min(int(keys["keep"]), -(-epochs // int(keys["every_epochs"]))) + 1  # the best
     return timing.other_bytes + files * timing.checkpoint_bytes
 
 

@@ -1,14 +1,13 @@
 """The jobs of a sweep: each a run with a number, a name, a folder, and an identity that it is known again by."""
 
+import copy
 import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
-
-from omegaconf import OmegaConf
+from typing import Any
 
 from dlrun.config import config_hash
 from dlrun.errors import RequestError
@@ -36,7 +35,7 @@ class Job:
     @property
     def plain(self) -> dict[str, Any]:
         """Its config as plain Python."""
-        return cast(dict[str, Any], OmegaConf.to_container(self.request.config, resolve=True))
+        return copy.deepcopy(self.request.config)
 
 
 def identity(job: Job, varying: set[str]) -> str:
@@ -104,7 +103,7 @@ def _common(lines: Iterable[Sequence[str]]) -> set[str]:
 
 def is_own(job: Job) -> bool:
     """Whether the model is code of the user's own."""
-    return not str(job.request.config.model.get("_target_")).startswith(("dlrun.", "torch.", "torchvision."))
+    return not str(job.request.config["model"].get("_target_")).startswith(("dlrun.", "torch.", "torchvision."))
 
 
 def deduplicated(jobs: Sequence[Job]) -> tuple[list[Job], list[str]]:

@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from dlrun.config import recorded, recorded_words
 from dlrun.disk import write_atomically
 from dlrun.errors import RequestError
 from dlrun.request import Request, from_saved
@@ -119,7 +120,7 @@ class Ledger:
         self.entries |= {entry.key: entry for entry in made}
         lines: list[dict[str, Any]] = [{"time": _now(), **vars(entry)} for entry in made]
         if not self.words:
-            self.words = list(words)
+            self.words = recorded_words(words)
             lines.insert(0, {"version": VERSION, "words": self.words, "working_directory": str(Path.cwd())})
         self._count = len(self.entries)
         before = self.path.read_bytes() if self.path.exists() else b""
@@ -131,11 +132,11 @@ class Ledger:
             number=job.number,
             key=job.key,
             folder=os.path.relpath(job.folder, self.folder),
-            overrides=request.overrides,
+            overrides=recorded_words(request.overrides),
             choices=request.choices,
-            config=job.plain,
+            config=recorded(job.plain),
             group=os.path.relpath(request.group, self.folder) if request.group else None,
-            extra=request.extra,
+            extra=recorded_words(request.extra),
         )
 
     def note(self, key: str, status: str, error: str | None = None, seconds: float | None = None) -> None:

@@ -14,7 +14,6 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 from dlrun import runtime
 from dlrun.request import Request
@@ -99,7 +98,7 @@ class Parallel:
         gpu = self._gpus.pop()
         mine, theirs = self._context.Pipe(duplex=False)
         request = _placed(job.request, gpu)
-        asked = job.request.config.device.num_threads
+        asked = job.request.config["device"]["num_threads"]
         threads = asked if isinstance(asked, int) else self.threads
         with self._few_threads():
             from dlrun.sweep.worker import work
@@ -130,11 +129,10 @@ def as_many(jobs: Any) -> int:
 
 def _placed(request: Request, gpu: int | None) -> Request:
     """The request on a GPU of its own, where it did not ask for one by number."""
-    device = request.config.device
-    if gpu is None or device.index is not None or device.name not in ("auto", "cuda"):
+    device = request.config["device"]
+    if gpu is None or device["index"] is not None or device["name"] not in ("auto", "cuda"):
         return request
-    config = OmegaConf.merge(request.config, {"device": {"index": gpu}})
-    return replace(request, config=config)  # type: ignore[arg-type]
+    return replace(request, config={**request.config, "device": {**device, "index": gpu}})
 
 
 def _tell(one: _Running, number: int) -> None:

@@ -11,14 +11,14 @@ from pathlib import Path
 from machine import described, row
 
 from dlrun import config, experiment, loop, run_folder, runtime, tracking
-from dlrun.request import Request, compose
+from dlrun.request import Request, compose, resolved
 
 
 def measured(root: str, epochs: int) -> tuple[float, float, int]:
     """Seconds inside saves, seconds of training, bytes of a checkpoint: a run with all that it records by default."""
     choices = {"data": "mnist", "model": "resnet", "optimizer": "sgd", "scheduler": "none"}
     words = ["data=mnist", "model=resnet", "optimizer=sgd", f"trainer.epochs={epochs}", f"paths.data={root}"]
-    request = Request(compose(words), choices, words)
+    request = Request(resolved(compose(words)), choices, words)
     settings = config.read(request.config, choices)
     with tempfile.TemporaryDirectory() as place, runtime.session(settings.rest.device, 0) as process:
         folder = Path(place)

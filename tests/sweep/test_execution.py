@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
 
 from dlrun import parts
 from dlrun.errors import RequestError, UnavailableError
@@ -85,7 +84,7 @@ def test_all_that_is_wrong_with_all_points_is_said_at_once(dlrun: Callable, tmp_
 def test_a_number_of_jobs_that_is_none_is_refused(value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RequestError, match="must be a whole number above 0, or auto; type sweep"):
-        execution.run([Request(OmegaConf.create({"sweep": {"jobs": value}}), {}, [])])
+        execution.run([Request({"sweep": {"jobs": value}}, {}, [])])
     assert list(tmp_path.iterdir()) == []
 
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
 from dlrun.errors import RequestError
 from dlrun.request import Request
@@ -19,7 +18,7 @@ BEGUN = ("-m", "data=blobs", "optimizer.lr=0.1,0.2", "seed=0,1")
 def request(words: Sequence[str], asked: Path | None, sweep: Path) -> Request:
     """The first point of a command line, with as much of a config as `place` looks at."""
     plain = {"seed": 0, "data": {}, "trainer": {}, "sweep": {"dir": str(asked) if asked else None}}
-    return Request(OmegaConf.create(plain), {}, ["seed=0"], folder=sweep / "0", sweep=sweep, words=list(words))
+    return Request(plain, {}, ["seed=0"], folder=sweep / "0", sweep=sweep, words=list(words))
 
 
 @pytest.fixture

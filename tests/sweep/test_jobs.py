@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import hydra
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
 
 from dlrun import request
 from dlrun.composition import Composer
@@ -17,7 +17,7 @@ from dlrun.request import Request
 from dlrun.sweep.jobs import Job, deduplicated, identity, key_of, named
 
 SWEEP = Path("sweep")
-EMPTY = OmegaConf.create({"seed": 0, "data": {}, "trainer": {}})
+EMPTY: dict[str, Any] = {"seed": 0, "data": {}, "trainer": {}}
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +35,10 @@ def jobs(composer: Composer) -> Callable[..., list[Job]]:
     def make(*lines: str) -> list[Job]:
         requests = []
         for number, line in enumerate(lines):
-            composed = composer.compose(["data=blobs", *line.split()])
+            plain = request.resolved(composer.compose(["data=blobs", *line.split()]))
             choices = {k: str(v) for k, v in HydraConfig.get().runtime.choices.items() if v and "hydra" not in k}
-            OmegaConf.resolve(composed)
             folder = Path("hydras") / str(number)
-            requests.append(Request(composed, choices, ["data=blobs", *line.split()], folder=folder))
+            requests.append(Request(plain, choices, ["data=blobs", *line.split()], folder=folder))
         return named(requests, SWEEP)
 
     return make

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
 
 from dlrun.errors import RequestError
 from dlrun.request import Request
@@ -18,7 +17,7 @@ WORDS = ["-m", "seed=0,1"]
 
 
 def job(folder: Path, number: int) -> Job:
-    config = OmegaConf.create({"seed": number, "data": {"path": "é\n"}, "trainer": {}})
+    config = {"seed": number, "data": {"path": "é\n"}, "trainer": {}}
     request = Request(config, {"data": "blobs"}, [f"seed={number}"], folder=folder / f"{number}_seed={number}")
     return Job(number, request, f"seed={number}", f"key {number}")
 
