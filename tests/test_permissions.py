@@ -149,24 +149,24 @@ def test_a_target_that_is_typed_is_no_trust_in_its_module(run: Path) -> None:
 
 
 def test_a_sweep_needs_them_again_and_hands_them_to_its_jobs(dlrun: Callable[..., Any], tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(
+    (tmp_path / "swept_mine.py").write_text(
         "from torch import nn\n"
         "class Net(nn.Sequential):\n"
         "    def __init__(self, spec):\n        super().__init__(nn.Linear(2, spec.output_size))\n"
     )
-    words = ("model._target_=mine.Net", "seed=1,2", "sweep.dir=sweep")
+    words = ("model._target_=swept_mine.Net", "seed=1,2", "sweep.dir=sweep")
     assert dlrun("-m", *QUICK, *words).code == 0
     ledger = tmp_path / "sweep" / "sweep.jsonl"
     lines = [json.loads(line) for line in ledger.read_text().splitlines()]
-    lines[1]["config"]["trusted_modules"] = ["mine"]
+    lines[1]["config"]["trusted_modules"] = ["swept_mine"]
     ledger.write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "sweep" / lines[1]["folder"] / "result.json").unlink()
     shutil.rmtree(tmp_path / "sweep" / lines[1]["folder"] / "checkpoints")
 
     refused = dlrun("resume", "sweep")
     assert refused.code == 2
-    assert "if you trust it add trusted_modules='[mine]'" in refused.err
-    done = dlrun("resume", "sweep", "trusted_modules=[mine]")
+    assert "if you trust it add trusted_modules='[swept_mine]'" in refused.err
+    done = dlrun("resume", "sweep", "trusted_modules=[swept_mine]")
     assert done.code == 0, done.err + done.out
     result = json.loads((tmp_path / "sweep" / lines[1]["folder"] / "result.json").read_text())
     assert result["status"] == "completed"
