@@ -20,6 +20,7 @@ from dlrun.data import rows as rows_of
 from dlrun.data.batches import Batches, LoaderBatches, MemoryBatches, Order, Place
 from dlrun.data.rows import Part
 from dlrun.data.spec import DataSpec, Split, Splits
+from dlrun.data.workers import Guarded
 from dlrun.errors import DlrunError, MisfitError, RequestError
 from dlrun.loop import requires_closure
 from dlrun.optim.groups import parameter_groups
@@ -131,7 +132,8 @@ def batches(settings: Settings, splits: Splits, model: nn.Module, runtime: Runti
         rows = rows_of.row_count(part)
         order = Order(rows, size, keys.shuffle, keys.drop_last, settings.rest.seed)
         order = order if train else Order(rows, big)
-        split = rows_of.in_memory(part, keys.loader, runtime.dtype, room)
+        readable = part if isinstance(part, Split) else Guarded(part)
+        split = rows_of.in_memory(readable, keys.loader, runtime.dtype, room)
         if split is not None:
             room -= rows_of.size_in_bytes(split, runtime.dtype)
             made.append(MemoryBatches(split, order, place))

@@ -107,6 +107,11 @@ def main() -> int:
         return experiment.run(requests[0])
     except (DlrunError, SystemExit) as error:
         return complain(error, verbose)
+    except RuntimeError as error:
+        death = explain_worker_death(error)
+        if death is None:
+            raise
+        return complain(death, verbose)
     except KeyboardInterrupt as stopped:
         return INTERRUPTED["SIGTERM" if isinstance(stopped, Terminated) else "SIGINT"]
     except BrokenPipeError:  # `dlrun ls | head`: nobody reads on
@@ -209,6 +214,15 @@ def complain(error: DlrunError | SystemExit, verbose: bool) -> int:
         write_error("".join(traceback.format_exception(error)).rstrip("\n"))
     write_error(f"dlrun: {error}")
     return error.exit_code
+
+
+def explain_worker_death(error: RuntimeError) -> DlrunError | None:
+    """The sentence for a data worker that was killed, which torch tells of wherever this process is just then."""
+    if "dlrun.data.workers" not in sys.modules:
+        return None
+    from dlrun.data import workers
+
+    return workers.explain_death(error)
 
 
 def own_exit(error: SystemExit) -> RequestError:

@@ -32,6 +32,7 @@ from dlrun import (
     tracking,
 )
 from dlrun.console import Console
+from dlrun.data import workers
 from dlrun.disk import forget_halves
 from dlrun.errors import DlrunError, RequestError, RunError
 from dlrun.fingerprints import Fingerprints
@@ -55,6 +56,7 @@ def run(request: Request, console: Console | None = None) -> int:
     console = console or Console()
     with contextlib.ExitStack() as held:
         ranks = held.enter_context(joined())
+        held.callback(workers.end_workers)
         own = held.enter_context(lock.Lock())
         parts = ranks.in_turn(partial(begin, ranks.share(request), held, ranks, own))
         parts.unsaved.say = noting(parts, console)
@@ -300,7 +302,10 @@ def failure(error: Exception | SystemExit, parts: Parts, folder: Path, console: 
     """Leave result.json and the traceback behind; returns the sentence to raise."""
     console.log_only("".join(traceback.format_exception(error)))
     said = str(error).strip() or "no message"
-    if memory.ran_out(error):
+    death = workers.explain_death(error)
+    if death is not None:
+        said = f"{death} (traceback in {folder / 'run.log'})"
+    elif memory.ran_out(error):
         said = memory.sentence(parts.settings, str(parts.runtime.device)) + f" (traceback in {folder / 'run.log'})"
     elif not isinstance(error, DlrunError):
         said = f"{type(error).__name__}: {said.splitlines()[0]} (traceback in {folder / 'run.log'}; -v shows it here)"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dlrun import compilation, experiment, lock, loop, runtime
+from dlrun.data import workers
 from dlrun.errors import DlrunError
 from dlrun.parts import Parts
 from dlrun.ranks import Ranks, joined
@@ -50,6 +51,7 @@ def main(verbose: bool) -> int:
     try:
         with contextlib.ExitStack() as held:
             ranks = held.enter_context(joined())
+            held.callback(workers.end_workers)
             request: Request | None = ranks.share(None)
             if request is None:
                 return 0
@@ -58,9 +60,11 @@ def main(verbose: bool) -> int:
             try:
                 return follow(request, parts, held)
             except (Exception, SystemExit) as error:
-                ranks.blame(
-                    error, f"{type(error).__name__}: {error}" if not isinstance(error, DlrunError) else f"{error}"
-                )
+                explained = workers.explain_death(error) or error
+                said = str(explained)
+                if not isinstance(explained, DlrunError):
+                    said = f"{type(error).__name__}: {error}"
+                ranks.blame(error, said)
                 raise
     except (Exception, SystemExit) as error:
         if verbose:

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from dlrun import build, expectations, memory, preflight, probes, results, runtime, sharing, transfer
 from dlrun.average import Average
 from dlrun.config import DeviceConfig, ModelKeys, OptimizerKeys, Settings
-from dlrun.data import download
+from dlrun.data import download, workers
 from dlrun.data.batches import Batch, Batches, MemoryBatches, Order, Place
 from dlrun.data.spec import DataSpec, Split, Splits
 from dlrun.disk import Unsaved
@@ -75,6 +75,9 @@ def prepare(
     try:
         return _built(settings, process, trusted_modules, found)
     except Exception as error:
+        death = workers.explain_death(error)
+        if death is not None:
+            raise death from error
         if not memory.ran_out(error):
             raise
         raise RequestError(memory.sentence(settings, str(process.device))) from error

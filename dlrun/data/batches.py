@@ -6,12 +6,9 @@ The order of epoch e is a function of (seed, e) alone, so an epoch can be entere
 import contextlib
 import math
 import os
-import signal
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dlrun.data.rows import Seeded
 from dlrun.data.spec import DataSpec, Split
+from dlrun.data.workers import Guarded, fetch, prepare_worker
 
 Batch = tuple[tuple[Tensor, ...], Tensor]  # what the model is called with, and the targets
 Pick = Callable[[list[Tensor]], list[Tensor]]  # one process's part of what every batch's rows are
@@ -139,17 +137,17 @@ class LoaderBatches:
         key = self.order.seed * 1_000_003 + number
         picked = pick(self.order.batches(number, start))
         own = self.workers > 0 and not augmented and getattr(self.dataset, "draws_random_numbers", True)
-        dataset = Seeded(self.dataset, key) if own else self.dataset
+        dataset = Guarded(Seeded(self.dataset, key) if own else self.dataset)
         loader = DataLoader(
             dataset,
             batch_sampler=_Keys(picked, key if augmented else None),
             num_workers=self.workers,
-            collate_fn=_as_fetched if hasattr(dataset, "__getitems__") else None,
+            collate_fn=_as_fetched,
             pin_memory=self.place.device.type == "cuda",
-            worker_init_fn=_leave_signals_to_the_run,
+            worker_init_fn=prepare_worker,
             generator=torch.Generator().manual_seed(number),  # else the global generator would be drawn from
         )
-        return _ahead(self._moved(picked, _worker_named(loader)), self.place.device)
+        return _ahead(self._moved(picked, fetch(loader)), self.place.device)
 
     def _moved(self, picked: list[Tensor], fetched: Iterator[Any]) -> Iterator[Batch]:
         for rows, (*inputs, targets) in zip(picked, fetched, strict=True):
@@ -195,27 +193,8 @@ class _Keys(Sampler[list[Any]]):
 
 
 def _as_fetched(batch: Any) -> Any:
-    """A dataset with `__getitems__` has put the batch together itself."""
+    """The data set has put the batch together itself."""
     return batch
-
-
-def _worker_named(loader: DataLoader[Any]) -> Iterator[Any]:
-    """The loader's batches; of a worker killed while it hands one over the signal is told, not the broken pipe."""
-    try:
-        yield from loader
-    except (ConnectionError, EOFError):
-        time.sleep(1.0)  # torch's handler of SIGCHLD raises here, and names the worker
-        raise
-
-
-def _leave_signals_to_the_run(worker: int) -> None:
-    """Ctrl-C and many a SIGTERM reach the whole process group: the run that then ends its step needs its workers."""
-
-    def first(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)  # the second one stops the worker too
-
-    signal.signal(signal.SIGINT, first)
-    signal.signal(signal.SIGTERM, first)
 
 
 @dataclass(frozen=True)

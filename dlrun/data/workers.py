@@ -1,0 +1,277 @@
+"""Worker processes that read data: what fails in one is one sentence here, and none of them outlives the run."""
+
+import atexit
+import contextlib
+import ctypes
+import multiprocessing.util  # ends child processes at exit; imported first, so that `end_workers` runs before it
+import re
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Sized
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, cast
+from weakref import WeakSet
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
+
+from dlrun.data.rows import Rows, Seeded
+from dlrun.errors import DataError, DlrunError, RunError, chain
+
+PR_SET_PDEATHSIG = 1  # of prctl(2)
+SIGNAL_SECONDS = 1.0  # so long after a broken pipe the signal that says why may take
+
+_workers: WeakSet[BaseProcess] = WeakSet()
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What went wrong in a worker, as plain text: many an exception cannot be sent to another process."""
+
+    message: str
+    traceback: str
+    is_run_error: bool = False
+
+    def raise_error(self) -> None:
+        """Raise it as an error of this process, with the worker's traceback for the log."""
+        error: DlrunError = RunError(self.message) if self.is_run_error else DataError(self.message)
+        error.add_note(f"In the worker process:\n{self.traceback}")
+        raise error
+
+
+class Guarded(Dataset[Any]):
+    """A data set whose batches are tensors ready to be sent, or a Failure in place of what could not be read.
+
+    No exception leaves a worker process: torch would answer with a page of its own, and would wait for ever for a
+    batch that its thread cannot pickle.
+    """
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+        self.bytes_a_row = getattr(dataset, "bytes_a_row", None)
+
+    def __len__(self) -> int:
+        return len(cast(Sized, self.dataset))
+
+    def __getitems__(self, keys: list[Any]) -> Any:
+        """The batch of some rows, collated; a Failure in a worker, an exception in the process of the run."""
+        in_worker = get_worker_info() is not None
+        try:
+            batch = self._read(keys)
+            if in_worker:
+                # Sharing may fail too (no room in /dev/shm): here it is seen, in torch's thread it would not be.
+                for tensor in batch:
+                    tensor.share_memory_()  # type: ignore[no-untyped-call]
+            return batch
+        except BaseException as error:  # sys.exit in a worker is a failure like any other
+            if in_worker:
+                return Failure(
+                    self._explain(error, keys), traceback_of(error).rstrip(), is_run_error=isinstance(error, RunError)
+                )
+            if isinstance(error, DlrunError) or not isinstance(error, Exception):
+                raise
+            raise DataError(self._explain(error, keys)) from error
+
+    def _read(self, keys: list[Any]) -> tuple[Tensor, ...]:
+        dataset: Any = self.dataset
+        if hasattr(dataset, "__getitems__"):
+            batch = dataset.__getitems__(keys)
+        else:
+            batch = collate([dataset[key] for key in keys])
+
+        is_sequence = isinstance(batch, tuple | list)
+        if not is_sequence or not all(isinstance(column, Tensor) for column in batch):
+            raise TypeError(f"a row must be a tuple of tensors (input, target), and not {kind_of(batch)}")
+        return tuple(batch)
+
+    def _explain(self, error: BaseException, keys: list[Any]) -> str:
+        if isinstance(error, DlrunError):
+            return str(error)
+        shapes: dict[int, str] = {}  # by row, of those that can be read
+        for key in keys:
+            dataset, row = source_row(self.dataset, key)
+            try:
+                shapes[row] = kind_of(self._read([key]))
+            except BaseException:  # whatever it was that failed before
+                return f"row {row} of the data ({type(dataset).__qualname__}) cannot be read: {describe(error)}"
+
+        # Each row can be read alone, so together they do not make a batch.
+        name = type(source_row(self.dataset, keys[0])[0]).__qualname__
+        first = next(iter(shapes))
+        other = next((row for row in shapes if shapes[row] != shapes[first]), None)
+        if other is None:
+            return f"a batch of {len(keys)} rows of the data ({name}) cannot be read: {describe(error)}"
+        return (
+            f"row {first} of the data ({name}) is {shapes[first]} and row {other} is {shapes[other]}: rows of one "
+            "shape make a batch; pad or cut them to one shape"
+        )
+
+
+def collate(samples: list[Any]) -> Any:
+    """A batch of samples; TypeError where one holds what makes no tensor."""
+    try:
+        return default_collate(samples)
+    except Exception as error:
+        for sample in samples:
+            columns = sample if isinstance(sample, tuple | list) else [sample]
+            if not all(isinstance(x, Tensor | np.ndarray | np.generic | int | float) for x in columns):
+                raise TypeError(
+                    f"a row must be a tuple of tensors (input, target), and not {kind_of(sample)}"
+                ) from error
+        raise
+
+
+def source_row(dataset: Any, key: Any) -> tuple[Any, int]:
+    """The data set below dlrun's own wrappers, and the row of it that `key` stands for."""
+    row = int(key[1]) if isinstance(key, tuple) else int(key)
+    while isinstance(dataset, Seeded | Rows):
+        if isinstance(dataset, Rows):
+            row = int(dataset.index[row])
+        dataset = dataset.dataset
+    return dataset, row
+
+
+def kind_of(batch: Any) -> str:
+    """What a batch consists of, in a word or two: the shape of each tensor without its rows, or another type."""
+    if not isinstance(batch, tuple | list):
+        return type(batch).__name__
+    kinds = [str(tuple(x.shape[1:])) if isinstance(x, Tensor) else type(x).__name__ for x in batch]
+    return f"({', '.join(kinds)})"
+
+
+def describe(error: BaseException) -> str:
+    """The kind of an exception, the first line of what it says, and the line of code that raised it."""
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # an exception of the user's own may fail to say anything
+        text = ""
+    said = f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+    if isinstance(error, MemoryError):
+        return f"{said}; there is no memory left, try fewer data.num_workers or a smaller data.batch_size"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_own_code(frame.filename)]
+    return f"{said} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else said
+
+
+def is_own_code(filename: str) -> bool:
+    """Whether a file is the user's own: neither dlrun's nor installed."""
+    path = Path(filename)
+    package = Path(__file__).resolve().parent.parent
+    installed = {"site-packages", "dist-packages", Path(traceback.__file__).parent.name}
+    return package not in path.parents and installed.isdisjoint(path.parts) and path.is_file()
+
+
+def traceback_of(error: BaseException) -> str:
+    """The traceback as text."""
+    return "".join(traceback.format_exception(error))
+
+
+def fetch(loader: DataLoader[Any]) -> Iterator[tuple[Tensor, ...]]:
+    """The loader's batches, each as `Guarded` reads it. DataError for what a worker could not read."""
+    before = set(multiprocessing.active_children())
+    try:
+        batches = iter(loader)
+    except Exception as error:  # a data set that cannot be pickled where processes are spawned; no memory to fork
+        raise DataError(
+            f"worker processes cannot be started: {describe(error)}; type data.num_workers=0 to read in this process"
+        ) from error
+    _workers.update(set(multiprocessing.active_children()) - before)
+
+    try:
+        for batch in batches:
+            if isinstance(batch, Failure):
+                batch.raise_error()
+            yield batch
+    except (ConnectionError, EOFError):
+        # Of a worker killed while it hands a batch over, only the broken pipe is seen here. torch's handler of
+        # SIGCHLD raises in this sleep, and names the worker.
+        time.sleep(SIGNAL_SECONDS)
+        raise
+    finally:
+        del batches  # a traceback keeps this frame, and would keep the workers with it
+
+
+def explain_death(error: BaseException) -> DataError | None:
+    """The sentence for an exception by which torch says that a worker has died; None for all others."""
+    messages = [str(cause) for cause in chain(error) if isinstance(cause, RuntimeError)]
+    text = " ".join(message for message in messages if message.startswith("DataLoader worker (pid"))
+    if not text:
+        return None
+
+    killed = re.search(r"killed by signal: ([^.]+)\.", text)
+    if killed and "Bus error" in killed[1]:
+        return DataError(
+            "a worker process that reads data was killed (Bus error): there is no room in shared memory, /dev/shm; "
+            "type a smaller data.batch_size, fewer data.num_workers, or data.num_workers=0"
+        )
+    if killed and "Segmentation fault" in killed[1]:
+        return DataError(
+            "a worker process that reads data crashed (Segmentation fault); type data.num_workers=0 to see where"
+        )
+    if killed:
+        return DataError(
+            f"a worker process that reads data was killed ({killed[1]}); perhaps memory ran out: try fewer "
+            "data.num_workers, or data.num_workers=0 to read in this process"
+        )
+    code = re.search(r"with exit code (\d+)", text)
+    how = f" with exit code {code[1]}" if code else ""
+    return DataError(
+        f"a worker process that reads data ended by itself{how}; code of the data ended it: type "
+        "data.num_workers=0 to see where"
+    )
+
+
+def prepare_worker(number: int) -> None:
+    """Set up a new worker process: it ends when the run tells it, or with the run, and on no signal of its own.
+
+    Ctrl-C reaches all of a terminal's processes, and SIGTERM often all of a job's: the run that then finishes its
+    step and saves still needs its workers.
+    """
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    sys.excepthook = say_nothing
+    if sys.platform == "linux":
+        # Elsewhere torch looks every five seconds whether the run is still there.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def say_nothing(*exception: Any) -> None:
+    """Replace `sys.excepthook` in a worker.
+
+    Only the thread that hands tensors over reaches it, with a traceback when the run goes away: what `Guarded`
+    meets comes to the run as a Failure.
+    """
+
+
+def end_workers() -> None:
+    """Kill the workers that are still there, as those of a run that failed in the middle of an epoch may be."""
+    alive = [worker for worker in _workers if worker.is_alive()]
+    if not alive:
+        return
+    with unwatched_children():
+        for worker in alive:
+            worker.kill()
+        for worker in alive:
+            worker.join()
+
+
+@contextlib.contextmanager
+def unwatched_children() -> Iterator[None]:
+    """Child processes may be killed inside: torch's handler of SIGCHLD would raise an exception for each."""
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
+
+
+atexit.register(end_workers)
