@@ -1,4 +1,4 @@
-"""Write the run folders that tests/test_old_runs.py opens: python write_old_runs.py FOLDER, with the dlrun to be pinned.
+"""Write the run folders that tests/test_old_runs.py opens: python write_old_runs.py FOLDER, with the dlrun to pin.
 
 Each run is trained twice: to its end, and to its second epoch, where its process ends without a word as `kill -9` ends
 it. The sweep ends so in its third job. FOLDER becomes the working directory; all paths in the runs are relative to it.
