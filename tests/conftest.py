@@ -1,11 +1,24 @@
-"""What every test shares: dlrun's real command line in process, in an empty working directory."""
+"""What every test shares: dlrun's real command line in process, in an empty working directory.
 
+Which runner a test takes, the first that will do:
+
+- `dlrun(*words)`: the command line in this process; no start at all. Nearly every test.
+- `command(*words)`, `python(*words)`: a process forked from one that has torch imported, 0.1 s: for exit statuses, what
+  is written to a stream that is no terminal, environment variables, the collection of memory, `__main__`.
+- `warm.start(*words, cwd=)`: the same, and the test goes on at once: to send signals, to kill.
+- `subprocess` with `sys.executable`: a new interpreter, 3 s: only where its start is the point, that is what is
+  imported, how dlrun is launched (script, `python -m`, torchrun), or a program that imports no torch.
+
+A finished run that several tests only read is made once, in a fixture of their module.
+"""
+
+import functools
 import importlib.util
 import json
 import os
 import signal
-import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,34 +84,53 @@ def dlrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
     return run
 
 
-@pytest.fixture
-def command(tmp_path: Path) -> Callable[..., Done]:
-    """`command(*words)`: run `python -m dlrun` as a process of its own, from an empty working directory."""
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The waiting process of tests/warm.py; `warm.start(*words, cwd=)` starts `python *words`, for tests of signals."""
+    server = module_of("warm").Server(tmp_path_factory.mktemp("warm"))
+    yield server
+    server.close()
 
-    def run(*words: str, **settings: Any) -> Done:
-        done = subprocess.run(
-            [sys.executable, "-m", "dlrun", *words],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            timeout=300,
-            **settings,
-        )
-        return Done(done.returncode, done.stdout, done.stderr)
+
+@pytest.fixture
+def python(tmp_path: Path, warm: Any) -> Callable[..., Done]:
+    """`python(*words, input=, env=)`: run `python *words` as a warm process, from an empty working directory."""
+
+    def run(*words: str, input: str = "", timeout: float = 300, **settings: Any) -> Done:
+        with tempfile.TemporaryFile() as stdin:
+            stdin.write(input.encode())
+            stdin.seek(0)
+            process = warm.start(*words, cwd=tmp_path, stdin=stdin.fileno(), **settings)
+        try:
+            process.wait(timeout)
+        finally:
+            process.kill()
+        return Done(process.returncode, process.out, process.err)
 
     return run
 
 
-@pytest.fixture(scope="session")
-def formats() -> ModuleType:
-    """tests/data/published_formats.py, which writes small data sets in their published byte formats."""
-    path = Path(__file__).parent / "data" / "published_formats.py"
-    spec = importlib.util.spec_from_file_location("published_formats", path)
+@pytest.fixture
+def command(python: Callable[..., Done]) -> Callable[..., Done]:
+    """`command(*words)`: run `python -m dlrun *words` as a warm process, from an empty working directory."""
+    return functools.partial(python, "-m", "dlrun")
+
+
+def module_of(name: str, folder: str = "") -> ModuleType:
+    """A module that lies among the tests."""
+    path = Path(__file__).parent / folder / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def formats() -> ModuleType:
+    """tests/data/published_formats.py, which writes small data sets in their published byte formats."""
+    return module_of("published_formats", "data")
 
 
 @pytest.fixture

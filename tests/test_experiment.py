@@ -1,11 +1,10 @@
 """What one run leaves behind."""
 
 import json
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -146,26 +145,19 @@ def test_no_validation_part_makes_the_monitor_fall_back(dlrun: Callable) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize(("signal_name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_interruption_saves_and_resume_ends_in_the_same_run(
-    dlrun: Callable, tmp_path: Path, signal_name: str, code: int
+    dlrun: Callable, warm: Any, tmp_path: Path, signal_name: str, code: int
 ) -> None:
     import signal
     import time
 
     words = ["data=digits", "model=mlp", "model.dropout=0.2", "trainer.epochs=25", "hydra.run.dir=run", *QUICK]
     whole = dlrun(*[w.replace("dir=run", "dir=whole") for w in words])
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dlrun", *words],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    process = warm.start("-m", "dlrun", *words, cwd=tmp_path)
     while not (tmp_path / "run" / "metrics.jsonl").exists() or not (tmp_path / "run" / "metrics.jsonl").read_text():
         time.sleep(0.02)
     process.send_signal(getattr(signal, signal_name))
-    output = process.communicate(timeout=60)[0]
-    assert process.returncode == code, output
-    assert "dlrun resume run" in output
+    assert process.wait(timeout=60) == code, process.out + process.err
+    assert "dlrun resume run" in process.out
     assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "interrupted"
     resumed = dlrun("resume", "run")
     assert resumed.code == 0, resumed.err

@@ -4,7 +4,6 @@ import importlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -110,7 +109,9 @@ def test_before_the_run_has_begun_it_stops_at_once_and_leaves_nothing(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("phase", ["step", "figures"])
-def test_the_second_signal_stops_now_and_resume_makes_the_rest(phase: str, dlrun: Callable[..., Any]) -> None:
+def test_the_second_signal_stops_now_and_resume_makes_the_rest(
+    phase: str, dlrun: Callable[..., Any], python: Callable[..., Any]
+) -> None:
     module, function, nth, words = PHASES[phase]
     assert dlrun(*words, "hydra.run.dir=whole").code == 0
     script = (
@@ -124,8 +125,8 @@ def test_the_second_signal_stops_now_and_resume_makes_the_rest(phase: str, dlrun
         f"module.{function} = replaced\n"
         f"sys.argv = ['dlrun', *{words!r}, 'hydra.run.dir=run']; sys.exit(main())"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=50)
-    assert done.returncode == -signal.SIGINT, done.stderr  # a shell says 130
+    done = python("-c", script, timeout=50)
+    assert done.code == -signal.SIGINT, done.err  # a shell says 130
     assert not Path("run/result.json").exists()
     resumed = dlrun("resume", "run")
     assert resumed.code == 0, resumed.err
@@ -135,17 +136,15 @@ def test_the_second_signal_stops_now_and_resume_makes_the_rest(phase: str, dlrun
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_to_the_whole_process_group_leaves_the_workers_at_work(
-    name: str, dlrun: Callable[..., Any], tmp_path: Path
+    name: str, dlrun: Callable[..., Any], warm: Any, tmp_path: Path
 ) -> None:
     words = (*WORDS, "trainer.epochs=30", "data.loader=workers", "data.num_workers=2", "checkpoint.every_steps=1")
-    command = [sys.executable, "-m", "dlrun", *words, "hydra.run.dir=run"]
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    process = warm.start("-m", "dlrun", *words, "hydra.run.dir=run", cwd=tmp_path, start_new_session=True)
     wait_for(Path("run/checkpoints/last.pt"))
     os.killpg(process.pid, signal.Signals[name])
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == {"SIGINT": 130, "SIGTERM": 143}[name], out + err
-    assert err.count("interrupted") == 1, err
+    code = process.wait(timeout=60)
+    assert code == {"SIGINT": 130, "SIGTERM": 143}[name], process.out + process.err
+    assert process.err.count("interrupted") == 1, process.err
     assert dlrun("resume", "run").code == 0
     assert dlrun(*words, "hydra.run.dir=whole").code == 0
     assert left(Path("run")) == left(Path("whole"))

@@ -144,21 +144,12 @@ def test_a_run_that_is_being_written_is_neither_resumed_nor_overwritten(dlrun: A
 
 
 @pytest.mark.slow
-def test_two_real_runs_of_one_second_get_two_folders_and_one_folder_gets_one_run(tmp_path: Path) -> None:
+def test_two_real_runs_of_one_second_get_two_folders_and_one_folder_gets_one_run(tmp_path: Path, warm: Any) -> None:
     words = ["data=blobs", "trainer.epochs=3", "figures=false", "tracking.graph=false"]
 
     def both(*more: str) -> list[tuple[int, str]]:
-        started = [
-            subprocess.Popen(
-                [sys.executable, "-m", "dlrun", *words, *more],
-                cwd=tmp_path,
-                stderr=subprocess.PIPE,
-                text=True,
-                stdout=subprocess.DEVNULL,
-            )
-            for _ in range(2)
-        ]
-        return [(p.returncode, err) for p, err in ((p, p.communicate()[1]) for p in started)]
+        started = [warm.start("-m", "dlrun", *words, *more, cwd=tmp_path) for _ in range(2)]
+        return [(process.wait(), process.err) for process in started]
 
     while time.time() % 1 > 0.2:
         time.sleep(0.01)

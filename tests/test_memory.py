@@ -1,6 +1,5 @@
 """How much memory a training takes, and what is said when there is not enough."""
 
-import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -142,14 +141,12 @@ def test_out_of_memory_in_training_keeps_what_was_saved(dlrun: Callable[..., Any
 
 @pytest.mark.slow
 def test_a_model_that_really_takes_too_much(
-    command: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    python: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "hungry_net.py").write_text(HUNGRY)
     limit = 24 * 2**30  # of addresses: torch alone reserves several GB
-
-    def limited() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-
-    done = command(*WORDS, "+model.gigabytes=32", preexec_fn=limited)
+    code = f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit}))\n"
+    code += "import sys; from dlrun.cli import main; sys.exit(main())"
+    done = python("-c", code, *WORDS, "+model.gigabytes=32")
     monkeypatch.chdir(tmp_path)
     check_failed(done, tmp_path, "DefaultCPUAllocator: can't allocate memory")

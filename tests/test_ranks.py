@@ -66,7 +66,6 @@ def test_a_process_without_rows_has_an_input_and_no_target() -> None:
     assert found == [(1, 1), (1, 0)]
 
 
-@pytest.mark.slow
 def test_a_single_process_is_said_how_to_be_started(command: Callable[..., Any]) -> None:
     done = command(*WORDS, env=os.environ | {"WORLD_SIZE": "2"})
     assert (done.code, done.out) == (2, "")
@@ -83,6 +82,43 @@ def torchrun(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"
         return subprocess.run(started(count, *words), capture_output=True, text=True, cwd=tmp_path, timeout=wait)
 
     return run
+
+
+@pytest.fixture
+def ranks(warm: Any, tmp_path: Path) -> Callable[..., Any]:
+    """`ranks(count, *words)`: so many warm processes with the variables of torchrun; what process 0 said.
+
+    The exit code is the first that is not 0. A process that is left when the others have failed is killed.
+    """
+
+    def run(count: int, *words: str) -> Any:
+        port = str(free_port())
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count)}
+        processes = []
+        for number in range(count):
+            own = {"RANK": str(number), "LOCAL_RANK": str(number), "LOCAL_WORLD_SIZE": str(count)}
+            processes.append(warm.start("-m", "dlrun", *words, cwd=tmp_path, env={**os.environ, **where, **own}))
+        try:
+            while all(process.poll() in (None, 0) for process in processes):
+                if all(process.poll() == 0 for process in processes):
+                    break
+                time.sleep(0.01)
+            if processes[0].poll() is None:
+                processes[0].wait(60)
+        finally:
+            for process in processes:
+                process.kill()
+        codes = [process.wait(10) for process in processes]
+        code = next((code for code in codes if code), 0)
+        return subprocess.CompletedProcess(words, code, processes[0].out, "".join(p.err for p in processes))
+
+    return run
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def started(count: int, *words: str) -> list[str]:
@@ -127,12 +163,19 @@ def said(done: "subprocess.CompletedProcess[str]") -> list[str]:
     ids=["plain", "accumulated", "workers", "one_row"],
 )
 def test_two_processes_train_as_one_with_twice_the_batch(
-    words: tuple[str, ...], tmp_path: Path, torchrun: Callable[..., Any], command: Callable[..., Any]
+    words: tuple[str, ...],
+    tmp_path: Path,
+    ranks: Callable[..., Any],
+    torchrun: Callable[..., Any],
+    dlrun: Callable[..., Any],
+    request: pytest.FixtureRequest,
 ) -> None:
+    """The first of them as it is documented, by torchrun."""
+    launch = torchrun if request.node.callspec.id == "plain" else ranks
     more = ("optimizer=sgd", "optimizer.lr=0.05", "trainer.epochs=3", "checkpoint.every_steps=4")
     one, two = ((*WORDS, *more, *(w % size if "%d" in w else w for w in words)) for size in (26, 13))
-    assert command(*one, "hydra.run.dir=one").code == 0
-    done = torchrun(2, *two, "hydra.run.dir=two")
+    assert dlrun(*one, "hydra.run.dir=one").code == 0
+    done = launch(2, *two, "hydra.run.dir=two")
     assert done.returncode == 0, done.stderr
     assert apart(tmp_path / "one", tmp_path / "two") < 1e-5
     for a, b in zip(rows_in(tmp_path / "one"), rows_in(tmp_path / "two"), strict=True):
@@ -159,16 +202,16 @@ def test_what_is_compiled_before_the_training_takes_no_part_in_it(
 
 @pytest.mark.slow
 def test_a_shared_evaluation_is_that_of_one_process_to_the_bit(
-    tmp_path: Path, torchrun: Callable[..., Any], command: Callable[..., Any]
+    tmp_path: Path, ranks: Callable[..., Any], python: Callable[..., Any]
 ) -> None:
     words = ("data=digits", "data.eval_batch_size=7", "model=mlp", "trainer.epochs=2", "tracking.graph=false")
-    assert torchrun(2, *words, "figures=false", "hydra.run.dir=run").returncode == 0
+    assert ranks(2, *words, "figures=false", "hydra.run.dir=run").returncode == 0
     assert result_in(tmp_path / "run")["metrics"]["test/accuracy"] > 0.5
     script = (
         "import json, sys\nfrom pathlib import Path\nfrom dlrun import evaluation\n"
         "print(json.dumps(evaluation.evaluate(['run'])), file=Path('found').open('w'))"
     )
-    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, capture_output=True)
+    assert python("-c", script).code == 0
     alone = json.loads((tmp_path / "found").read_text())
     shared = result_in(tmp_path / "run")["metrics"]
     assert {k: v for k, v in alone.items() if k.startswith("test/")} == {
@@ -179,12 +222,12 @@ def test_a_shared_evaluation_is_that_of_one_process_to_the_bit(
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_a_run_goes_on_with_another_number_of_processes(
-    before: int, after: int, tmp_path: Path, torchrun: Callable[..., Any], command: Callable[..., Any]
+    before: int, after: int, tmp_path: Path, ranks: Callable[..., Any], dlrun: Callable[..., Any]
 ) -> None:
     words = (*WORDS, "optimizer=momentum", "data.batch_size=%d", "hydra.run.dir=%s")
 
     def train(count: int, *more: str) -> int:
-        return int(command(*more).code if count == 1 else torchrun(count, *more).returncode)
+        return int(dlrun(*more).code if count == 1 else ranks(count, *more).returncode)
 
     size = 20 // before
     assert train(1, *words[:-2], "data.batch_size=20", "hydra.run.dir=whole", "trainer.epochs=4") == 0
@@ -197,12 +240,12 @@ def test_a_run_goes_on_with_another_number_of_processes(
 
 @pytest.mark.slow
 def test_dropout_differs_between_processes_and_is_the_same_after_a_stop(
-    tmp_path: Path, torchrun: Callable[..., Any]
+    tmp_path: Path, ranks: Callable[..., Any]
 ) -> None:
     words = (*WORDS, "model.dropout=0.5", "trainer.epochs=4")
     for name, more in (("whole", ()), ("run", ("trainer.max_steps=4",))):
-        assert torchrun(2, *words, f"hydra.run.dir={name}", *more).returncode == 0
-    assert torchrun(2, "resume", "run", "trainer.max_steps=null").returncode == 0
+        assert ranks(2, *words, f"hydra.run.dir={name}", *more).returncode == 0
+    assert ranks(2, "resume", "run", "trainer.max_steps=null").returncode == 0
     assert result_in(tmp_path / "run")["weights_sha256"] == result_in(tmp_path / "whole")["weights_sha256"]
     state = load(tmp_path / "run" / "checkpoints" / "last.pt")
     assert not torch.equal(state["rng"]["torch"], state["others"][0]["rng"]["torch"])
@@ -238,12 +281,14 @@ class Net(nn.Module):
     ],
 )
 def test_a_failing_process_ends_all_and_is_named(
-    how: str, sentence: str, tmp_path: Path, torchrun: Callable[..., Any]
+    how: str, sentence: str, tmp_path: Path, ranks: Callable[..., Any], torchrun: Callable[..., Any]
 ) -> None:
+    """One that raises by torchrun, which then ends the others."""
+    launch = torchrun if how == "raise" else ranks
     (tmp_path / "failing.py").write_text(FAILING)
     began = time.monotonic()
     own = ("model._target_=failing.Net", f"+model.how={how}", "device.timeout_seconds=5", "preflight=false")
-    done = torchrun(2, *WORDS, *own, "hydra.run.dir=run")
+    done = launch(2, *WORDS, *own, "hydra.run.dir=run")
     assert done.returncode != 0
     assert time.monotonic() - began < 90
     assert [line for line in said(done) if sentence in line], said(done)
@@ -253,7 +298,10 @@ def test_a_failing_process_ends_all_and_is_named(
 
 
 @pytest.mark.slow
-def test_a_wrong_request_is_said_once_and_writes_nothing(tmp_path: Path, torchrun: Callable[..., Any]) -> None:
+def test_a_wrong_request_is_said_once_and_writes_nothing(
+    tmp_path: Path, ranks: Callable[..., Any], torchrun: Callable[..., Any]
+) -> None:
+    """The first and the last by torchrun."""
     for words, sentence in (
         (("model=resnett",), "model=resnett is not a choice"),
         (("optimizer.lr=-1",), "optimizer.lr=-1"),
@@ -261,7 +309,7 @@ def test_a_wrong_request_is_said_once_and_writes_nothing(tmp_path: Path, torchru
         (("eval", "outputs"), "dlrun eval is done by one process"),
         (("device.num_threads=auto",), "times one process alone"),
     ):
-        done = torchrun(2, *words)
+        done = torchrun(2, *words) if words == ("model=resnett",) else ranks(2, *words)
         assert done.returncode != 0
         assert len(said(done)) == 1, done.stderr
         assert sentence in said(done)[0]
@@ -271,10 +319,10 @@ def test_a_wrong_request_is_said_once_and_writes_nothing(tmp_path: Path, torchru
 
 
 @pytest.mark.slow
-def test_a_signal_stops_all_in_the_same_step(tmp_path: Path, torchrun: Callable[..., Any]) -> None:
+def test_a_signal_stops_all_in_the_same_step(tmp_path: Path, ranks: Callable[..., Any]) -> None:
     """Sent to the second process alone, then to torchrun, which hands it on; the run goes on to the same weights."""
     words = (*WORDS, "data.batch_size=2", "trainer.epochs=60", "trainer.ema_decay=0.5")
-    assert torchrun(2, *words, "hydra.run.dir=whole").returncode == 0
+    assert ranks(2, *words, "hydra.run.dir=whole").returncode == 0
     last = tmp_path / "run" / "checkpoints" / "last.pt"
     for who in ("one", "all"):
         before = load(last)["step"] if last.exists() else 0
@@ -284,7 +332,7 @@ def test_a_signal_stops_all_in_the_same_step(tmp_path: Path, torchrun: Callable[
             os.kill(second_of(process.pid) if who == "one" else process.pid, signal.SIGTERM)
             assert process.wait(timeout=120) != 0
         assert result_in(tmp_path / "run")["status"] == "interrupted"
-    assert torchrun(2, *words, "resume=auto", "hydra.run.dir=run").returncode == 0
+    assert ranks(2, *words, "resume=auto", "hydra.run.dir=run").returncode == 0
     assert result_in(tmp_path / "run")["weights_sha256"] == result_in(tmp_path / "whole")["weights_sha256"]
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
 
@@ -300,9 +348,7 @@ def second_of(parent: int) -> int:
 @pytest.mark.slow
 def test_two_machines_make_one_run_in_the_folder_of_the_first(tmp_path: Path, dlrun: Callable[..., Any]) -> None:
     """Two launchers on this machine, each in a working directory of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     start = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1"]
     words = [*WORDS, "trainer.epochs=3", "hydra.run.dir=run"]
     launchers = []

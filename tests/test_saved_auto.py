@@ -1,10 +1,7 @@
 """`resume=auto`: the same command again goes on where its run was cut off, and else begins a new one."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -95,19 +92,17 @@ def test_a_sweep_goes_on_by_its_folder(dlrun: Callable[..., Any]) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_that_another_process_is_at_is_not_taken(dlrun: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_run_that_another_process_is_at_is_not_taken(dlrun: Callable[..., Any], warm: Any, tmp_path: Path) -> None:
     long = [*WORDS[:-1], "trainer.epochs=100000", "checkpoint.every_steps=1"]
-    first = subprocess.Popen([sys.executable, "-m", "dlrun", *long], stdout=subprocess.DEVNULL, cwd=tmp_path)
+    processes = [warm.start("-m", "dlrun", *long, cwd=tmp_path)]
     try:
         while not list(tmp_path.glob("outputs/*/*/checkpoints/last.pt")):
             time.sleep(0.1)
-        second = subprocess.Popen(
-            [sys.executable, "-m", "dlrun", *long, "resume=auto"], stdout=subprocess.DEVNULL, cwd=tmp_path
-        )
+        processes.append(warm.start("-m", "dlrun", *long, "resume=auto", cwd=tmp_path))
         while len(folders()) < 2:
-            assert second.poll() is None
+            assert processes[1].poll() is None
             time.sleep(0.1)
     finally:
-        for process in (first, second):
-            os.kill(process.pid, signal.SIGKILL)
+        for process in processes:
+            process.kill()
             process.wait()

@@ -1,0 +1,325 @@
+"""Processes of Python that have torch and dlrun imported: forked from one that waits, they start in 0.1 s instead of 3.
+
+A forked process has a working directory, an environment, standard streams, signals and an exit status of its own, and
+runs `-m module`, `-c code` or a script as a new interpreter would. What it shares with no new interpreter: modules are
+imported already, so a variable that one reads at its import (OMP_NUM_THREADS, TORCHDYNAMO_DISABLE) comes too late.
+Tests of start-up, of what is imported, and of how dlrun is launched need `subprocess` and `sys.executable`.
+
+The waiting process is this file, run as `python tests/warm.py SOCKET`; it ends with its stdin.
+"""
+
+import atexit
+import contextlib
+import functools
+import gc
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+IMPORTS = (
+    "torch",
+    "torch._dynamo",
+    "torch.distributed",
+    "torchvision",
+    "scipy.stats",
+    "sklearn.datasets",
+    "sklearn.metrics",
+    "matplotlib.pyplot",
+    "tensorboard.summary.writer.event_file_writer",
+    "dlrun.cli",
+    "dlrun.experiment",
+    "dlrun.evaluation",
+    "dlrun.request",
+    "dlrun.sweep.execution",
+)
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+CLIENT = """#!{python} -SE
+import sys
+sys.path.insert(0, {folder!r})
+import warm
+warm.stand_in({address!r}, [*{words!r}, *sys.argv[1:]])
+"""
+
+
+class Server:
+    """The waiting process, seen from the tests."""
+
+    def __init__(self, folder: Path) -> None:
+        self.address = str(folder / "warm.socket")
+        with (folder / "warm.log").open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, __file__, self.address],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+            )
+        assert self.process.stdout is not None
+        self.process.stdout.readline()
+
+    def close(self) -> None:
+        """End it; what was forked lives on."""
+        self.process.communicate()
+
+    def start(
+        self,
+        *words: str,
+        cwd: Path,
+        env: Mapping[str, str] | None = None,
+        stdin: int | None = None,
+        start_new_session: bool = False,
+    ) -> "Process":
+        """Start `python *words`; what it prints is kept."""
+        return Process(self.address, words, cwd, os.environ if env is None else env, stdin, start_new_session)
+
+    def write_command(self, path: Path, *words: str) -> None:
+        """Write an executable file that runs `python *words` and what it is called with, for the lines of a shell."""
+        content = CLIENT.format(
+            python=sys.executable,
+            folder=str(Path(__file__).parent),
+            address=self.address,
+            words=words,
+        )
+        path.write_text(content)
+        path.chmod(0o755)
+
+
+class Process:
+    """A forked process: as much of subprocess.Popen as tests need."""
+
+    def __init__(
+        self,
+        address: str,
+        words: tuple[str, ...],
+        cwd: Path,
+        env: Mapping[str, str],
+        stdin: int | None,
+        start_new_session: bool,
+    ) -> None:
+        self.returncode: int | None = None
+        self._out = _nameless_file()
+        self._err = _nameless_file()
+        with open(os.devnull) as nothing:  # noqa: PTH123
+            streams = [nothing.fileno() if stdin is None else stdin, self._out, self._err]
+            self._connection = request(address, list(words), str(cwd), dict(env), streams, start_new_session)
+        for close in (functools.partial(os.close, self._out), functools.partial(os.close, self._err)):
+            weakref.finalize(self, close)
+        weakref.finalize(self, self._connection.close)
+        self.pid = int(read_line(self._connection))
+
+    def poll(self) -> int | None:
+        """The exit status when it has ended, negative for a signal; else None."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self.wait(0)
+        return None
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit status, once it has ended."""
+        if self.returncode is None:
+            ready, _, _ = select.select([self._connection], [], [], timeout)
+            if not ready:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
+            self.returncode = int(read_line(self._connection))
+            self._connection.close()
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless it is known to have ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.send_signal(signal.SIGKILL)
+
+    @property
+    def out(self) -> str:
+        """What it has written to stdout so far."""
+        return _content(self._out)
+
+    @property
+    def err(self) -> str:
+        """What it has written to stderr so far."""
+        return _content(self._err)
+
+
+def _nameless_file() -> int:
+    """The number of an open file that is gone when it is closed."""
+    number, name = tempfile.mkstemp()
+    os.unlink(name)  # noqa: PTH108
+    return number
+
+
+def _content(number: int) -> str:
+    return os.pread(number, os.fstat(number).st_size, 0).decode()
+
+
+def request(
+    address: str, words: list[str], cwd: str, env: dict[str, str], streams: list[int], start_new_session: bool = False
+) -> socket.socket:
+    """Ask the waiting process for another; the connection says its id, and later its exit status, a line each."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(address)
+    content = json.dumps({"words": words, "cwd": cwd, "env": env, "start_new_session": start_new_session}).encode()
+    socket.send_fds(connection, [len(content).to_bytes(8, "big")], streams)
+    connection.sendall(content)
+    return connection
+
+
+def read_line(connection: socket.socket) -> str:
+    """A line of an answer, byte by byte, so that nothing behind it is taken."""
+    line = b""
+    while not line.endswith(b"\n"):
+        byte = connection.recv(1)
+        if not byte:
+            raise EOFError("the warm process has ended: see warm.log")
+        line += byte
+    return line.decode()
+
+
+def stand_in(address: str, words: list[str]) -> None:
+    """Be a command of a shell: ask for a process, hand on signals, end as it ends."""
+    connection = request(address, words, os.getcwd(), dict(os.environ), [0, 1, 2])  # noqa: PTH109
+    pid = int(read_line(connection))
+    for number in STOPPING:
+        signal.signal(number, lambda number, _: os.kill(pid, number))
+    status = int(read_line(connection))
+    if status < 0:
+        signal.signal(-status, signal.SIG_DFL)
+        os.kill(os.getpid(), -status)
+    os._exit(status)
+
+
+def serve(address: str) -> dict[str, Any]:
+    """Fork for each request; in the process that is to run it, this returns the request."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen(64)
+        print("ready", flush=True)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the processes that watch
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # sent to the group, they are for what was forked
+        while True:
+            ready, _, _ = select.select([listener, 0], [], [])
+            if 0 in ready:
+                os._exit(0)
+            connection, _ = listener.accept()
+            if os.fork() == 0:
+                break
+            connection.close()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    return watch(connection)
+
+
+def watch(connection: socket.socket) -> dict[str, Any]:
+    """Fork, and say the id and the exit status of the forked process; in that process this returns the request."""
+    size, streams, _, _ = socket.recv_fds(connection, 8, 3)
+    content = b""
+    while len(content) < int.from_bytes(size, "big"):
+        content += connection.recv(1 << 16)
+    asked: dict[str, Any] = json.loads(content)
+    pid = os.fork()
+    if pid == 0:
+        connection.close()
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number)
+            os.close(stream)
+        return asked
+    for stream in (0, 1, 2, *streams):
+        os.close(stream)
+    with contextlib.suppress(OSError):  # nobody may be there to be told
+        connection.sendall(f"{pid}\n".encode())
+    _, status = os.waitpid(pid, 0)
+    with contextlib.suppress(OSError):
+        connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+    os._exit(0)
+
+
+def enter(asked: dict[str, Any]) -> list[str]:
+    """Take on the place and the environment of a request; returns the words behind `python`."""
+    if asked["start_new_session"]:
+        os.setsid()
+    os.chdir(asked["cwd"])
+    os.environ.clear()
+    os.environ.update(asked["env"])
+    time.tzset()
+    sys.path[:0] = [entry for entry in asked["env"].get("PYTHONPATH", "").split(os.pathsep) if entry]
+    words: list[str] = asked["words"]
+    return words
+
+
+def warm_up() -> None:
+    """Import what most commands need, and nothing that starts a thread or draws a random number."""
+    del sys.path[0]  # the folder of this file, which no other process has
+    for name in IMPORTS:
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+
+
+def run(words: list[str]) -> None:
+    """What `python *words` does: `-m module`, `-c code` or a script."""
+    option, *rest = words
+    if option == "-m":
+        sys.argv = rest
+        sys.path.insert(0, os.getcwd())  # noqa: PTH109
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    elif option == "-c":
+        sys.argv = ["-c", *rest[1:]]
+        sys.path.insert(0, "")
+        exec(compile(rest[0], "<string>", "exec"), vars(sys.modules["__main__"]))
+    else:
+        sys.argv = words
+        sys.path.insert(0, str(Path(option).parent))
+        runpy.run_path(option, run_name="__main__")
+
+
+def exit_code(words: list[str]) -> int:
+    """Run it; its exit code, with a traceback where an interpreter prints one."""
+    try:
+        run(words)
+    except SystemExit as error:
+        if isinstance(error.code, int | None):
+            return error.code or 0
+        print(error.code, file=sys.stderr)
+        return 1
+    except BaseException as error:
+        traceback.print_exception(error)
+        if isinstance(error, KeyboardInterrupt):
+            return -signal.SIGINT
+        return 1
+    return 0
+
+
+def leave(code: int) -> None:
+    """End as an interpreter does, but for taking apart what is in memory, which takes half a second."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code & 0xFF)
+
+
+if __name__ == "__main__":
+    warm_up()
+    request_words = enter(serve(sys.argv[1]))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has it ignored
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+    leave(exit_code(request_words))
