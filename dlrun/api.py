@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from dlrun import cli, experiment, mistakes, run_folder, runtime, tracking
+from dlrun import cli, experiment, mistakes, request, run_folder, runtime, saved, tracking
 from dlrun.console import Console
 from dlrun.data.spec import DataSpec, Splits
 from dlrun.disk import Unsaved
@@ -179,6 +179,9 @@ def _load(place: str, words: list[str], made_by: Request | None = None) -> Run:
 def _finished_already(words: Sequence[str]) -> Run:
     """The run that `resume=RUN` names, which has said that there is nothing left to do."""
     resumed = [word.removeprefix("resume=") for word in words if word.startswith("resume=")]
+    if resumed == ["auto"]:
+        found = saved.run_of_the_same_config(request.from_command_line(words)[0])
+        resumed = [] if found is None else [str(found)]
     if not resumed:
         raise RequestError(f"{shlex.join(words)} trains nothing; type it behind dlrun in a terminal")
     trusted = [word for word in words if word.startswith("trusted_modules=")]

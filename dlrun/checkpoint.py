@@ -14,7 +14,7 @@ import pickle
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from dlrun.disk import write_atomically
-from dlrun.errors import CheckpointError, RunError
+from dlrun.errors import CheckpointError, RunError, UnreadableError
+from dlrun.run_folder import finished_files
 
 FORMAT_VERSION = 1
 _MARK = b"dlrun sha256 "
@@ -186,18 +187,42 @@ def weights_sha256(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def newest_whole(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
-    """The newest checkpoint that can be read, its content, and a sentence for each newer one that can't."""
+def newest_whole(folder: Path, needed: Sequence[str] = ("optimizer",)) -> tuple[Path, dict[str, Any], list[str]]:
+    """The newest checkpoint that can be gone on from, its content, and a sentence for each newer one that cannot.
+
+    needed: the keys that it must hold. CheckpointError where there is no checkpoint; UnreadableError, with the reason
+    of each, where there are some and none of them will do.
+    """
     skipped: list[str] = []
-    candidates = [folder / "last.pt", *sorted(folder.glob("step_*.pt"), reverse=True)]
-    for path in candidates:
+    names = sorted((path.name for path in finished_files(folder)), reverse=True)
+    steps = [name for name in names if name.startswith("step_") and name.endswith(".pt")]
+    last = [name for name in names if name == "last.pt"]
+
+    for name in [*last, *steps]:
+        path = folder / name
         try:
             state = load(path)
         except CheckpointError as error:
-            if path.exists():
-                skipped.append(str(error))
+            skipped.append(str(error))
             continue
-        if "optimizer" in state:
+        lacking = lacking_keys(state, needed, path)
+        if not lacking:
             return path, state, skipped
-    reason = skipped[0] if skipped else f"{folder} holds no checkpoint"
-    raise CheckpointError(f"{reason}; start the run again from the beginning")
+        skipped.append(lacking)
+
+    others = [name for name in names if name not in (*last, *steps)]
+    if not names:
+        raise CheckpointError(f"{folder} holds no checkpoint; start the run again from the beginning")
+    if not skipped:
+        skipped.append(f"{folder} holds {', '.join(others)} alone, and no state to go on from")
+    raise UnreadableError(
+        f"no checkpoint in {folder} can be gone on from, and everything is left as it was: {'; '.join(skipped)}"
+    )
+
+
+def lacking_keys(state: dict[str, Any], needed: Sequence[str], path: Path) -> str:
+    """A sentence about the keys that a checkpoint lacks; "" where it has them all."""
+    lacking = [key for key in needed if key not in state]
+    if not lacking:
+        return ""
+    return f"{path} lacks {', '.join(lacking)}: it was written by another dlrun, which alone can read it"

@@ -2,12 +2,15 @@
 
 import contextlib
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dlrun.terminal import escape_line, write_error
+
+_HALF = re.compile(r"\..+\.\d+\.tmp")
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
@@ -50,12 +53,27 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def is_there(path: Path) -> bool:
+    """Whether something lies there. OSError where that cannot be told; since Python 3.14 pathlib takes it for a no."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def is_half(name: str) -> bool:
+    """Whether a file is one that `write_atomically` or `link` has begun: .<name>.<process>.tmp."""
+    return _HALF.fullmatch(name) is not None
+
+
 def forget_halves(*folders: Path) -> None:
     """Remove what a killed process left half-written; only for who alone writes there."""
     for folder in folders:
         for half in folder.glob(".*.tmp"):
-            with contextlib.suppress(OSError):
-                half.unlink()
+            if is_half(half.name):
+                with contextlib.suppress(OSError):
+                    half.unlink()
 
 
 def _complain(text: str) -> None:
@@ -111,7 +129,7 @@ class GrowingFile:
         if not self._held:
             return
         with self.unsaved.attempt(self.what):
-            before = self.path.stat().st_size if self.path.exists() else 0
+            before = self.path.stat().st_size if is_there(self.path) else 0
             try:
                 with self.path.open("ab") as file:
                     file.write(self._held)

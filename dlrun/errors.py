@@ -48,6 +48,10 @@ class RunError(DlrunError):
     """The run failed after it had started (exit code 1)."""
 
 
+class UnreadableError(RunError):
+    """What a run has saved is there but cannot be read (exit code 1): everything is left as it was."""
+
+
 def chain(error: BaseException | None) -> Iterator[BaseException]:
     """An exception and those that it came from, each once: an error that is raised again comes from itself."""
     seen: list[BaseException] = []

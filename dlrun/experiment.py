@@ -173,7 +173,7 @@ def earlier_state(request: Request, parts: Parts) -> dict[str, Any] | None:
     ranks.limit(parts.settings.rest.device.timeout_seconds)
     parts.training.join(ranks)
     if request.going_on and request.folder is not None and not ranks.number:
-        _, state, skipped = checkpoint.newest_whole(request.folder / "checkpoints")
+        _, state, skipped = checkpoint.newest_whole(request.folder / "checkpoints", saved.TO_GO_ON)
         parts.notes += [f"{said}; going on from step {state['step']} instead" for said in skipped]
         parts.notes += saved.what_differs(state, identity(parts))
     state = ranks.share(state)
@@ -185,11 +185,13 @@ def earlier_state(request: Request, parts: Parts) -> dict[str, Any] | None:
 def open_folder(request: Request, parts: Parts, earlier: dict[str, Any] | None, own: lock.Lock) -> Path:
     """The run's folder, locked: the earlier one with its rows cut back, the one asked for, or a new one."""
     if earlier is not None and request.folder is not None:
+        rows, notes = tracking.rows_until(request.folder, earlier["epoch"])  # before anything is removed
+        parts.notes += notes
         try:
             forget_halves(request.folder, request.folder / "checkpoints")
             for name in ("result.json", "report.html"):  # it is finished no more
                 (request.folder / name).unlink(missing_ok=True)
-            tracking.cut_back(request.folder, earlier["epoch"])
+            tracking.cut_back(request.folder, rows)
         except OSError as error:
             raise RequestError(f"cannot write to {request.folder} ({error.strerror}); make room there") from error
         return request.folder

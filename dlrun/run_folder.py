@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlrun.config import recorded, recorded_words
-from dlrun.disk import write_atomically
-from dlrun.errors import RequestError
+from dlrun.disk import is_half, is_there, write_atomically
+from dlrun.errors import RequestError, UnreadableError
+from dlrun.lock import Lock
 from dlrun.request import Request
 from dlrun.run_names import folder_name
 from dlrun.yaml_text import as_yaml
@@ -51,7 +52,11 @@ def free(folder: Path) -> Path:
 
 def claim(folder: Path) -> Path:
     """A folder that somebody else chose (a sweep, or hydra.run.dir): it may exist, but hold no run."""
-    if (folder / "metrics.jsonl").exists() or (folder / "result.json").exists():
+    try:
+        recorded = is_there(folder / "metrics.jsonl") or is_there(folder / "result.json")
+    except OSError as error:
+        raise RequestError(f"{folder} cannot be read ({error.strerror}); choose another folder") from error
+    if recorded or saved_files(folder):
         raise RequestError(f"{folder} already holds a run; choose another folder, or dlrun resume {folder}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -60,13 +65,43 @@ def claim(folder: Path) -> Path:
     return folder
 
 
-def forget(folder: Path) -> None:
-    """Remove what a run has left in its folder, so that it can be made again; nothing else that may lie there."""
-    for name in (".hydra", "checkpoints", "figures"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    own = ("environment.json", "run.log", "metrics.jsonl", FINGERPRINTS, "result.json", "report.html")
-    for file in [*(folder / name for name in own), *folder.glob("events.out.tfevents.*")]:
-        file.unlink(missing_ok=True)
+def saved_files(folder: Path) -> list[Path]:
+    """What a run has saved in checkpoints/, by name, without files that a killed process left half-written.
+
+    UnreadableError where the folder is there but cannot be read: unreadable is not empty.
+    """
+    return finished_files(folder / "checkpoints")
+
+
+def finished_files(checkpoints: Path) -> list[Path]:
+    """The same for the folder of the checkpoints itself."""
+    try:
+        names = sorted(os.listdir(checkpoints))  # noqa: PTH208  (Path.glob takes an unreadable folder for an empty one)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        reason = error.strerror or error
+        raise UnreadableError(f"{checkpoints} cannot be read ({reason}), and everything is left as it was") from error
+    return [checkpoints / name for name in names if not is_half(name)]
+
+
+def begin_again(folder: Path) -> None:
+    """Remove what a run without checkpoints has left in its folder, so that it can be made again, and nothing else.
+
+    The folder is locked meanwhile. UnreadableError where it holds checkpoints: no run deletes those.
+    """
+    with Lock() as lock:
+        lock.take(folder)
+        saved = saved_files(folder)
+        if saved:
+            raise UnreadableError(f"{folder} holds checkpoints ({saved[0].name}), and everything is left as it was")
+
+        for name in (".hydra", "checkpoints", "figures"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+
+        own = ("environment.json", "run.log", "metrics.jsonl", FINGERPRINTS, "result.json", "report.html")
+        for file in [*(folder / name for name in own), *folder.glob("events.out.tfevents.*")]:
+            file.unlink(missing_ok=True)
 
 
 def describe(folder: Path, request: Request, runtime: "Runtime") -> None:

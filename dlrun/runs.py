@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dlrun import lock, run_folder
-from dlrun.errors import RequestError, did_you_mean
+from dlrun.errors import RequestError, UnreadableError, did_you_mean
 from dlrun.request import GROUPS
 from dlrun.yaml_text import flatten, read_yaml
 
@@ -51,8 +51,16 @@ class Found:
         """The status that its files tell of; interrupted for a run that was killed after it had begun."""
         if (self.folder / "result.json").exists():
             return self.result["status"] if self.result.get("status") in STATUSES else "damaged"
-        saved = any((self.folder / "checkpoints").glob("*.pt"))
-        return "interrupted" if saved or self.rows else "empty"
+        try:
+            saved = any(file.suffix == ".pt" for file in run_folder.saved_files(self.folder))
+            if saved or self.rows:
+                return "interrupted"
+            os.close(os.open(self.folder / "metrics.jsonl", os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)))
+        except FileNotFoundError:
+            return "empty"
+        except (UnreadableError, OSError):  # which is not empty, and so not for `dlrun clean`
+            return "damaged"
+        return "empty"
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:

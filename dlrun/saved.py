@@ -1,6 +1,5 @@
 """Saved runs and checkpoints: finding them, going on with them, taking their weights."""
 
-import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from dlrun import checkpoint, config, lock, run_folder, runtime
-from dlrun.errors import CheckpointError, RequestError
+from dlrun.errors import CheckpointError, DlrunError, RequestError
 from dlrun.optim.schedule import OF_THE_WHOLE
 from dlrun.request import Request, from_saved
-from dlrun.terminal import escape_line, write_out
+from dlrun.terminal import escape_line, write_error, write_out
 from dlrun.yaml_text import flatten, read_yaml
 
 MAY_CHANGE = (
@@ -21,8 +20,10 @@ MAY_CHANGE = (
     "trust", "trusted_modules", "resume", "probes", "expect", "strict", "preflight", "sweep.",
     "data.num_workers", "data.root",
 )  # fmt: skip
+FINISHED = ("completed", "early_stopped")
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)  # a config that is missing or damaged
 TO_EVALUATE = ("config", "choices", "spec", "model")
-_TO_GO_ON = (
+TO_GO_ON = (
     *TO_EVALUATE, "run_id", "epoch", "step", "metrics", "rng", "optimizer", "scheduler", "scaler", "progress",
     "early_stopping", "totals",
 )  # fmt: skip
@@ -44,20 +45,21 @@ def checkpoint_file(place: str) -> Path:
 
 def newest_state(folder: Path) -> dict[str, Any]:
     """The newest checkpoint of a run that is whole; RequestError says how to begin where there is none."""
-    found = [path.name for path in (folder / "checkpoints").glob("*.pt")]
-    if not any(name == "last.pt" or name.startswith("step_") for name in found):  # best.pt alone is no state
+    state = state_to_go_on(folder)
+    if state is None:
         raise RequestError(_how_to_begin(folder))
-    path, state, _ = checkpoint.newest_whole(folder / "checkpoints")
-    refuse_incomplete(state, _TO_GO_ON, path)
     return state
 
 
 def state_to_go_on(folder: Path) -> dict[str, Any] | None:
-    """The newest whole checkpoint of a run that holds all that is needed to go on; null where there is none."""
-    try:
-        return newest_state(folder)
-    except RequestError:
+    """The newest whole checkpoint of a run, with all that is needed to go on; None where it has saved none.
+
+    UnreadableError, with the reason of each, where there are checkpoints and none of them can be opened.
+    """
+    if not run_folder.saved_files(folder):
         return None
+    _, state, _ = checkpoint.newest_whole(folder / "checkpoints", TO_GO_ON)
+    return state
 
 
 def _how_to_begin(folder: Path) -> str:
@@ -73,11 +75,9 @@ def _how_to_begin(folder: Path) -> str:
 
 def refuse_incomplete(state: dict[str, Any], keys: Sequence[str], path: Path) -> None:
     """CheckpointError for a checkpoint without some of `keys`."""
-    lacking = [key for key in keys if key not in state]
+    lacking = checkpoint.lacking_keys(state, keys, path)
     if lacking:
-        raise CheckpointError(
-            f"{path} lacks {', '.join(lacking)}: it was written by another dlrun, which alone can read it"
-        )
+        raise CheckpointError(lacking)
 
 
 def resume_requests(words: list[str]) -> list[Request]:
@@ -95,13 +95,11 @@ def resume_requests(words: list[str]) -> list[Request]:
     refuse_changes(state["config"], plain, folder)
     refuse_shorter(state, plain, folder)
     refuse_other_curve(state, plain, folder)
-    result = folder / "result.json"
-    status = run_folder.read_json(result).get("status") if result.exists() else None
-    if status in ("completed", "early_stopped"):
+    status = result_of(folder).get("status")
+    if status in FINISHED:
         key = ended_by(state, plain)
         if key is not None:
-            said = str(status).replace("_", " ")
-            write_out(escape_line(f"{folder} is {said}; to train longer type dlrun resume {folder} {key}=..."))
+            say_finished(folder, str(status), key)
             return []
     if not any(word.startswith("device.num_threads=") for word in words):
         plain["device"]["num_threads"] = as_many_threads(state, plain)
@@ -109,19 +107,36 @@ def resume_requests(words: list[str]) -> list[Request]:
 
 
 def where_they_stood(requests: list[Request]) -> list[Request]:
-    """`resume=auto`: the newest run of the same config that was cut off, to go on with; else the request as it is."""
+    """`resume=auto`: the run of the same config that goes on, or the request as it is where there is none yet.
+
+    Empty, after saying so, where that run is finished. UnreadableError where it has checkpoints and none can be opened.
+    """
     if not requests:
         return requests
     request = requests[0]
     if request.sweep is not None:
         raise RequestError("resume=auto is for one run; a sweep goes on by its folder: type sweep.dir=<folder>")
-    for folder in _of_the_same_config(request):
-        state = state_to_go_on(folder)
-        if state is not None:
-            return [going_on(request, folder, state)]
-        if folder == request.folder:
-            run_folder.forget(folder)  # no checkpoint was saved, and this very folder is asked for
+
+    folder = run_of_the_same_config(request)
+    if folder is None:
+        return requests
+
+    status = result_of(folder).get("status")
+    if status in FINISHED:
+        say_finished(folder, str(status), "trainer.epochs")
+        return []
+
+    state = state_to_go_on(folder)
+    if state is not None:
+        return [going_on(request, folder, state)]
+    run_folder.begin_again(folder)
     return requests
+
+
+def say_finished(folder: Path, status: str, key: str) -> None:
+    """Say that a run is finished, and how it is made longer."""
+    ended = status.replace("_", " ")
+    write_out(escape_line(f"{folder} is {ended}; to train longer type dlrun resume {folder} {key}=..."))
 
 
 def going_on(request: Request, folder: Path, state: dict[str, Any]) -> Request:
@@ -130,30 +145,56 @@ def going_on(request: Request, folder: Path, state: dict[str, Any]) -> Request:
     return replace(request, folder=folder, going_on=True, processes=state.get("processes", 1))
 
 
-def _of_the_same_config(request: Request) -> list[Path]:
-    """Folders of runs that were cut off, newest first: the one asked for, or those below paths.outputs."""
-    if request.folder is not None:
-        places = [request.folder]
-    else:
-        places = [path.parent for path in Path(request.config["paths"]["outputs"]).glob("*/*/environment.json")]
+def run_of_the_same_config(request: Request) -> Path | None:
+    """The run that `resume=auto` is about: in the folder asked for, or the newest below paths.outputs.
+
+    None where there is no such run. Of those below paths.outputs it is one that is finished or has saved something.
+    A run that another process is at is left alone.
+    """
     wanted = config.config_hash(request.config)
-    return [place for place in sorted(places, reverse=True) if _is_cut_off(place) and _hash_of(place) == wanted]
+    if request.folder is not None:
+        taken = lock.is_held(request.folder)
+        return request.folder if not taken and _is_of_config(request.folder, wanted) else None
 
-
-def _is_cut_off(folder: Path) -> bool:
-    """Whether it has neither ended nor failed, and no process is at it."""
-    result = folder / "result.json"
-    if result.is_file():
-        with contextlib.suppress(RequestError):
-            return run_folder.read_json(result).get("status") == "interrupted"
-    return not lock.is_held(folder)
-
-
-def _hash_of(folder: Path) -> str | None:
-    """config_hash of a run folder; null where it does not say."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        return config.config_hash(read_yaml((folder / ".hydra" / "config.yaml").read_text()))
+    outputs = Path(request.config["paths"]["outputs"])
+    folders = sorted((path.parent for path in outputs.glob("*/*/environment.json")), reverse=True)
+    for folder in folders:
+        if lock.is_held(folder):
+            continue
+        known = result_of(folder).get("config_hash")
+        if known is not None and known != wanted:  # spares reading its config, which takes milliseconds
+            continue
+        try:
+            same = _is_of_config(folder, wanted)
+            begun = result_of(folder).get("status") in FINISHED or bool(run_folder.saved_files(folder))
+        except DlrunError as error:
+            write_error(escape_line(f"note: whether {folder} is this run cannot be told: {error}"))
+            continue
+        if same and begun:
+            return folder
     return None
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    """result.json; empty where it is missing or cannot be read: the end of a run can be made again."""
+    try:
+        return run_folder.read_json(folder / "result.json")
+    except RequestError:
+        return {}
+
+
+def _is_of_config(folder: Path, wanted: str) -> bool:
+    """Whether a run has this config_hash, by what it began with or what it came to.
+
+    Its newest checkpoint is asked where neither can be read: UnreadableError where that cannot be opened either.
+    """
+    if result_of(folder).get("config_hash") == wanted:
+        return True
+    try:
+        return config.config_hash(read_yaml((folder / ".hydra" / "config.yaml").read_text())) == wanted
+    except _UNREADABLE:
+        state = state_to_go_on(folder)
+    return state is not None and config.config_hash(state["config"]) == wanted
 
 
 def ended_by(state: dict[str, Any], plain: dict[str, Any]) -> str | None:

@@ -12,6 +12,8 @@ from dlrun.errors import CheckpointError
 from dlrun.runtime import rng_state
 from dlrun.training import Training
 
+_ASIDE = ".newer"  # of a checkpoint newer than the one that the run goes on from
+
 
 class Saver:
     """Keeps a run's checkpoints: the newest `keep` step_*.pt files, and last.pt and best.pt as links to such.
@@ -49,8 +51,8 @@ class Saver:
         elif best_epoch == earlier["epoch"] and ended.exists() and not best.exists():
             link(ended, best)  # it was killed in its first save, before the links
         for file in self.folder.glob("step_*.pt"):
-            if file > ended:
-                file.unlink()
+            if file > ended:  # perhaps it could not be read just now: it stays until it has been made again
+                file.replace(file.with_suffix(_ASIDE))
         self._forget_old()
 
     def after_step(self, training: Training) -> None:
@@ -159,6 +161,10 @@ class Saver:
         others = [file for file in files[:-1] if not (best.exists() and file.samefile(best))]
         for file in [*others, *files[-1:]][: -self.keep]:
             file.unlink()
+
+        for file in self.folder.glob(f"step_*{_ASIDE}"):
+            if files and file.stem <= files[-1].stem:
+                file.unlink()
 
 
 def states_of_all(training: Training) -> list[dict[str, Any]]:

@@ -21,8 +21,9 @@ from torch.utils.tensorboard import FileWriter, SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from dlrun.disk import GrowingFile, Unsaved, write_atomically
+from dlrun.errors import UnreadableError
 from dlrun.outputs import evaluating
-from dlrun.run_folder import FINGERPRINTS, json_lines
+from dlrun.run_folder import FINGERPRINTS
 from dlrun.yaml_text import flatten
 
 _END = ".end"
@@ -195,17 +196,44 @@ def tracked(folder: Path, purge_step: int | None = None, unsaved: Unsaved | None
         tracker.close()
 
 
-def cut_back(folder: Path, epoch: int) -> None:
-    """Drop the rows of metrics and fingerprints past `epoch`, and the events of the run's end: they come again.
+def rows_until(folder: Path, epoch: int) -> tuple[dict[str, list[str]], list[str]]:
+    """By file, the lines of metrics and fingerprints up to `epoch`; and a note on lines that cannot be read.
 
     By epochs, not steps: a run that max_steps ended in mid-epoch has a row of what there was of that epoch.
+    UnreadableError where a file is there but cannot be read.
     """
+    lines: dict[str, list[str]] = {}
+    notes: list[str] = []
+    for name in ("metrics.jsonl", FINGERPRINTS):
+        try:
+            text = (folder / name).read_text(errors="replace")
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            reason = error.strerror or error
+            raise UnreadableError(f"{folder / name} cannot be read ({reason}); everything is left as it was") from error
+
+        written = text.splitlines()
+        lines[name] = []
+        for number, line in enumerate(written, 1):
+            try:
+                row = dict(json.loads(line))
+                belongs = row["epoch"] <= epoch
+            except (ValueError, TypeError, KeyError, RecursionError):
+                if number < len(written):  # the last one is cut short where a process was killed
+                    notes.append(f"{folder / name} was damaged in line {number}, which is left out")
+                continue
+            if belongs:
+                lines[name].append(json.dumps(row) + "\n")
+    return lines, notes
+
+
+def cut_back(folder: Path, rows: dict[str, list[str]]) -> None:
+    """Leave these rows in metrics and fingerprints, and drop the events of the run's end: they come again."""
     for events in folder.glob(f"events.out.tfevents.*{_END}"):
         events.unlink()
-    for path in (folder / "metrics.jsonl", folder / FINGERPRINTS):
-        if path.exists():
-            kept = [json.dumps(row) + "\n" for row in json_lines(path) if row["epoch"] <= epoch]
-            write_atomically(path, "".join(kept).encode())
+    for name, lines in rows.items():
+        write_atomically(folder / name, "".join(lines).encode())
 
 
 def read_rows(folder: Path) -> list[dict[str, float]]:

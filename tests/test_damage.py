@@ -196,7 +196,7 @@ def test_when_none_is_whole_it_says_what_is_wrong(run: Path, dlrun: Callable[...
         file.write_bytes(b"")
     for words in (("resume", "run", "trainer.epochs=4"), ("eval", "run"), ("data=blobs", "init_from=run")):
         done = dlrun(*words)
-        assert done.code == 2
+        assert done.code == (1 if words[0] == "resume" else 2)  # there is a run, but nothing of it can be opened
         assert "was cut short (0 bytes)" in done.err
         assert len(done.err.splitlines()) == 1
 

@@ -1,6 +1,9 @@
 """`resume=auto`: the same command again goes on where its run was cut off, and else begins a new one."""
 
+import errno
 import json
+import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -9,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from dlrun import loop
+from dlrun import checkpoint, experiment, loop, run_folder
+from dlrun.errors import UnreadableError
+from dlrun.request import from_command_line
 
 WORDS = ("data=blobs", "model=mlp", "trainer.epochs=4", "figures=false", "tracking.graph=false", "resume=auto")
 
@@ -35,6 +40,193 @@ def cut_off(monkeypatch: pytest.MonkeyPatch, dlrun: Callable[..., Any]) -> Calla
     return run
 
 
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`whole`, a finished run, and `parts`, the same run stopped after its second epoch; to be copied."""
+    place = tmp_path_factory.mktemp("runs")
+    for name in ("whole", "parts"):
+        request = from_command_line([*WORDS[:-1], f"hydra.run.dir={place / name}"])[0]
+        assert experiment.run(request) == 0
+
+    parts = place / "parts"
+    _, state, _ = checkpoint.newest_whole(parts / "checkpoints")
+    for file in (parts / "checkpoints").iterdir():
+        file.unlink()
+    (parts / "result.json").unlink()
+
+    words = [*WORDS[:-1], f"hydra.run.dir={place / 'two'}"]
+    words[words.index("trainer.epochs=4")] = "trainer.epochs=2"
+    assert experiment.run(from_command_line(words)[0]) == 0
+    _, two, _ = checkpoint.newest_whole(place / "two" / "checkpoints")
+    checkpoint.save(parts / "checkpoints" / "last.pt", two | {"run_id": state["run_id"], "config": state["config"]})
+    best = checkpoint.load(place / "two" / "checkpoints" / "best.pt")
+    checkpoint.save(parts / "checkpoints" / "best.pt", best | {"run_id": state["run_id"], "config": state["config"]})
+    return place
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def sha256(folder: Path) -> str:
+    return str(json.loads((folder / "result.json").read_text())["weights_sha256"])
+
+
+def take_bytes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for file in (folder / "checkpoints").glob("*.pt"):
+        file.write_bytes(file.read_bytes()[:-100])
+
+
+def newer_format(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for file in (folder / "checkpoints").glob("*.pt"):
+        checkpoint.save(file, checkpoint.load(file) | {"format_version": 99})
+
+
+def folders_instead(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for file in (folder / "checkpoints").glob("*.pt"):
+        file.unlink()
+        file.mkdir()
+
+
+def best_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "checkpoints" / "last.pt").unlink()
+
+
+def stale_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Path.read_bytes
+
+    def read(path: Path) -> bytes:
+        if path.suffix == ".pt":
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+
+
+def stale_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.listdir
+
+    def listed(path: Any = ".") -> Any:
+        if Path(path).name == "checkpoints":
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return real(path)
+
+    monkeypatch.setattr(os, "listdir", listed)
+
+
+@pytest.mark.parametrize("status", ["interrupted", "killed", "failed", "unreadable"])
+def test_what_was_cut_off_or_failed_goes_on(status: str, dlrun: Callable[..., Any], runs: Path) -> None:
+    shutil.copytree(runs / "parts", "run")
+    if status == "unreadable":
+        Path("run/result.json").write_text("{")
+        Path("run/.hydra/config.yaml").write_text("[")
+    elif status != "killed":
+        Path("run/result.json").write_text(json.dumps({"status": status}))
+    done = dlrun(*WORDS, "hydra.run.dir=run")
+    assert done.code == 0, done.err
+    assert "going on from" in done.out
+    assert sha256(Path("run")) == sha256(runs / "whole")
+    assert Path("run/metrics.jsonl").read_bytes() == (runs / "whole" / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["hydra.run.dir=run", "paths.outputs=outputs"])
+def test_a_finished_run_says_so_and_stays(name: str, dlrun: Callable[..., Any], runs: Path) -> None:
+    folder = Path("run" if name.endswith("run") else "outputs/2026-11-20/10-00-00_mlp_blobs")
+    shutil.copytree(runs / "whole", folder)
+    before = content(folder)
+    done = dlrun(*WORDS, name)
+    assert (done.code, done.out) == (
+        0,
+        f"{folder} is completed; to train longer type dlrun resume {folder} trainer.epochs=...\n",
+    )
+    assert content(folder) == before
+    for file in (folder / "checkpoints").iterdir():
+        file.write_bytes(b"")
+    assert dlrun(*WORDS, name).code == 0  # finished is finished
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason", "status"),
+    [
+        (take_bytes, "was cut short", "failed"),
+        (newer_format, "checkpoint format 99", None),
+        (folders_instead, "Is a directory", "interrupted"),
+        (best_alone, "holds best.pt alone", None),
+        (stale_files, "Stale file handle", "failed"),
+        (stale_folder, "Stale file handle", None),
+    ],
+)
+def test_unreadable_is_not_absent(
+    spoil: Callable[..., None],
+    reason: str,
+    status: str | None,
+    dlrun: Callable[..., Any],
+    runs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = Path("outputs/2026-11-20/10-00-00_mlp_blobs")
+    shutil.copytree(runs / "parts", folder)
+    if status is not None:
+        known = json.loads((runs / "whole" / "result.json").read_text())
+        (folder / "result.json").write_text(json.dumps(known | {"status": status}))
+    with monkeypatch.context() as patched:
+        patched.chdir(Path.cwd())
+        spoil(folder, patched)
+        left = [
+            dlrun(*WORDS, f"hydra.run.dir={folder}"),
+            dlrun("resume", str(folder)),
+            dlrun(f"resume={folder}"),
+        ]
+        named = dlrun(*WORDS[:-1], f"hydra.run.dir={folder}")
+        searched = dlrun(*WORDS) if spoil is not stale_folder else None
+        with pytest.raises(UnreadableError):
+            run_folder.begin_again(folder)
+    for done in left:
+        assert (done.code, len(done.err.splitlines())) == (1, 1), done.err
+        assert reason in done.err
+        assert "everything is left as it was" in done.err
+    assert named.code in (1, 2)
+    assert named.out == ""
+    if searched is not None:
+        assert searched.code == 1
+    expected = content(runs / "parts").keys()
+    if spoil not in (folders_instead, best_alone):
+        assert content(folder).keys() - {"result.json"} == expected - {"result.json"}
+    assert (folder / "metrics.jsonl").read_bytes() == (runs / "parts" / "metrics.jsonl").read_bytes()
+    assert (folder / "result.json").exists() == (status is not None)
+    assert len(folders()) == 1
+
+
+def test_rows_that_cannot_be_read_are_not_written_over(
+    dlrun: Callable[..., Any], runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(runs / "parts", "run")
+    before, real = content(Path("run")), Path.read_text
+
+    def read(path: Path, *arguments: Any, **named: Any) -> str:
+        if path.name == "metrics.jsonl":
+            raise OSError(errno.EIO, "Input/output error")
+        return real(path, *arguments, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_text", read)
+        done = dlrun("resume", "run")
+    assert done.code == 1
+    assert "run/metrics.jsonl cannot be read (Input/output error); everything is left as it was" in done.err
+    assert content(Path("run")) == before
+
+
+def test_a_damaged_line_costs_no_other_line(dlrun: Callable[..., Any], runs: Path) -> None:
+    shutil.copytree(runs / "parts", "run")
+    rows = Path("run/metrics.jsonl").read_text().splitlines()
+    Path("run/metrics.jsonl").write_text("\n".join([rows[0][:9], *rows[1:]]) + "\n")
+    done = dlrun("resume", "run")
+    assert done.code == 0, done.err
+    assert [row["epoch"] for row in done.rows] == [2, 3, 4]
+    assert any("metrics.jsonl was damaged in line 1" in note for note in done.result["warnings"])
+
+
 def folders() -> list[Path]:
     return sorted(path.parent for path in Path("outputs").glob("*/*/environment.json"))
 
@@ -55,7 +247,13 @@ def test_the_same_command_goes_on(
 @pytest.mark.slow
 def test_what_is_finished_or_another_run_is_left_alone(dlrun: Callable[..., Any], cut_off: Callable[..., Any]) -> None:
     assert dlrun(*WORDS).code == 0
-    assert dlrun(*WORDS).code == 0  # a new one
+    again = dlrun(*WORDS)
+    assert again.code == 0
+    assert (
+        again.out
+        == f"{folders()[0]} is completed; to train longer type dlrun resume {folders()[0]} trainer.epochs=...\n"
+    )
+    assert dlrun(*WORDS[:-1]).code == 0  # a new one
     assert cut_off(*WORDS, "seed=1").code == 143
     assert dlrun(*WORDS, "optimizer.lr=0.5").code == 0  # another config
     statuses = [json.loads((folder / "result.json").read_text())["status"] for folder in folders()]

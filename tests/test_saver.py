@@ -15,7 +15,7 @@ from dlrun.checkpoint import load, save
 from dlrun.data.batches import MemoryBatches, Order, Place
 from dlrun.data.spec import DataSpec, Split
 from dlrun.disk import Unsaved
-from dlrun.errors import CheckpointError
+from dlrun.errors import CheckpointError, UnreadableError
 from dlrun.optim.schedule import Schedule
 from dlrun.saver import Saver
 from dlrun.task import Task
@@ -214,7 +214,7 @@ def test_nothing_whole_is_said(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds no checkpoint; start the run again"):
         checkpoint.newest_whole(tmp_path)
     (tmp_path / "last.pt").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"last\.pt is not a checkpoint of dlrun, or was cut short \(0 bytes\)"):
+    with pytest.raises(UnreadableError, match=r"last\.pt is not a checkpoint of dlrun, or was cut short \(0 bytes\)"):
         checkpoint.newest_whole(tmp_path)
 
 

@@ -15,7 +15,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import Tensor, nn
 
 from dlrun.disk import Unsaved
-from dlrun.tracking import Events, FileTracker, cut_back, flatten, read_rows, tracked
+from dlrun.tracking import Events, FileTracker, cut_back, flatten, read_rows, rows_until, tracked
 
 QUIET = ("tracking.graph=false", "figures=false")
 
@@ -149,7 +149,9 @@ def test_rows_after_the_checkpoint_are_cut_and_a_torn_line_with_them(
 ) -> None:
     lines = [json.dumps(row(epoch, train_loss=0.1)) + "\n" for epoch in (1, 2, 3)]
     (tmp_path / "metrics.jsonl").write_text("".join(lines) + tail)
-    cut_back(tmp_path, epoch)
+    rows, notes = rows_until(tmp_path, epoch)
+    cut_back(tmp_path, rows)
+    assert notes == []
     assert (tmp_path / "metrics.jsonl").read_text() == "".join(lines[: len(left)])
     assert os.listdir(tmp_path) == ["metrics.jsonl"]  # noqa: PTH208
 
@@ -157,7 +159,7 @@ def test_rows_after_the_checkpoint_are_cut_and_a_torn_line_with_them(
 @pytest.mark.slow
 def test_the_events_of_the_end_are_dropped_and_written_again(tmp_path: Path) -> None:
     for value in (1.0, 2.0):
-        cut_back(tmp_path, epoch=1)
+        cut_back(tmp_path, {})
         with tracked(tmp_path, purge_step=11) as tracker:
             tracker.log_step(11, {"train/loss": value})
             tracker.begin_end()
@@ -166,7 +168,8 @@ def test_the_events_of_the_end_are_dropped_and_written_again(tmp_path: Path) -> 
 
 
 def test_there_may_be_no_rows_yet(tmp_path: Path) -> None:
-    cut_back(tmp_path, 3)
+    assert rows_until(tmp_path, 3) == ({}, [])
+    cut_back(tmp_path, {})
     assert read_rows(tmp_path) == []
     assert not list(tmp_path.iterdir())
 

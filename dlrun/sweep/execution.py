@@ -11,7 +11,7 @@ from typing import Any
 from dlrun import conclusion, report, run_folder, saved, sharing, targets
 from dlrun.console import Console, facts
 from dlrun.disk import Unsaved, forget_halves
-from dlrun.errors import RequestError
+from dlrun.errors import RequestError, UnreadableError
 from dlrun.lock import Lock
 from dlrun.request import Request
 from dlrun.sweep import answer, forecast
@@ -58,7 +58,15 @@ def run(requests: Sequence[Request]) -> int:
             if job.key in lacking:
                 watcher.started(job)
                 watcher.ended(job, Outcome(1, lacking[job.key]))
-        todo = [ready(job, ledger) for job in waiting if job.key not in lacking and not watcher.ends]
+        todo = list[Job]()
+        for job in waiting:
+            if job.key in lacking or watcher.ends:
+                continue
+            try:
+                todo.append(ready(job))
+            except (UnreadableError, OSError) as error:  # of this job alone: the others can be made
+                watcher.started(job)
+                watcher.ended(job, Outcome(1, str(error)))
         with watcher.display.live():
             code = engine.run(todo, watcher)
         watcher.say_end(foreseen)
@@ -128,14 +136,17 @@ def begin(own: Lock, ledger: Ledger, jobs: Sequence[Job], words: Sequence[str]) 
         raise RequestError(f"cannot write to {ledger.folder} ({error.strerror}); type sweep.dir=<folder>") from error
 
 
-def ready(job: Job, ledger: Ledger) -> Job:
-    """The job as it is to be run now: from its newest checkpoint where it was interrupted, else from the start."""
-    status = ledger.status_of(ledger.entries[job.key])
+def ready(job: Job) -> Job:
+    """The job as it is to be run now: from its newest checkpoint where it has saved one, else from the start.
+
+    UnreadableError where it has checkpoints and none of them can be opened.
+    """
     if not job.folder.is_dir():
         return job
-    if status == "interrupted" and (state := saved.state_to_go_on(job.folder)) is not None:
+    state = saved.state_to_go_on(job.folder)
+    if state is not None:
         return replace(job, request=saved.going_on(job.request, job.folder, state))
-    run_folder.forget(job.folder)  # it failed, or has nothing to go on from; the ledger keeps what was wrong
+    run_folder.begin_again(job.folder)  # what was wrong with it is in the ledger
     return job
 
 

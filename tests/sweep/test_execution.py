@@ -280,3 +280,24 @@ def test_a_reader_who_goes_away_does_not_end_the_sweep(tmp_path: Path) -> None:
     assert sweep.wait(120) == 0
     assert len(list((tmp_path / "s").glob("*/result.json"))) == 3
     assert (tmp_path / "s" / "report.html").is_file()
+
+
+def test_a_failed_job_goes_on_and_one_that_cannot_be_opened_is_left_alone(dlrun: Callable, tmp_path: Path) -> None:
+    words = ("-m", "data=blobs", "model=linear", "trainer.epochs=2", "seed=0,1", "sweep.dir=s")
+    assert dlrun(*words, "figures=false", "tracking.graph=false").code == 0
+    damaged, failed = sorted(path.parent for path in Path("s").glob("*/result.json"))
+    weights = json.loads((failed / "result.json").read_text())["weights_sha256"]
+    for folder in (damaged, failed):
+        result = json.loads((folder / "result.json").read_text())
+        (folder / "result.json").write_text(json.dumps(result | {"status": "failed"}))
+    for file in (damaged / "checkpoints").iterdir():
+        file.write_bytes(b"")
+    before = {path: path.read_bytes() for path in damaged.rglob("*") if path.is_file()}
+
+    done = dlrun("resume", "s")
+    assert done.code == 1
+    assert "was cut short (0 bytes)" in done.out
+    assert {path: path.read_bytes() for path in damaged.rglob("*") if path.is_file()} == before
+    assert json.loads((failed / "result.json").read_text())["status"] == "completed"
+    assert json.loads((failed / "result.json").read_text())["weights_sha256"] == weights
+    assert "going on from" in (failed / "run.log").read_text()
