@@ -10,18 +10,15 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from dlrun import lock, run_folder
+from dlrun import lock
 from dlrun.errors import RequestError, RunError, listed
+from dlrun.inside import OF_A_RUN
 from dlrun.run_list import cells, layout, size
 from dlrun.runs import Found, Query, bytes_of, query
 from dlrun.terminal import escape_line, write_out
 
 _DEFAULT = ["failed", "empty"]
 _YOUNG = 60  # seconds in which an empty folder may be that of a run which is only just beginning
-_OWN = (
-    ".hydra", "checkpoints", "figures", "profile", "eval*", "export*", "environment.json", "result.json", "run.log",
-    "metrics.jsonl", run_folder.FINGERPRINTS, "report.html", "events.out.tfevents.*", ".lock", ".*.tmp",
-)  # fmt: skip
 
 
 def clean(words: Sequence[str]) -> None:
@@ -78,7 +75,7 @@ def why_not(run: Found, outputs: Path) -> str:
         return "it is under way" if run.status == "running" else "its sweep is under way"
     if run.status == "empty" and time.time() - _changed(run.folder) < _YOUNG:  # also where there are no locks
         return f"it has changed less than {_YOUNG} seconds ago, so it may only just have begun"
-    others = [p.name for p in sorted(run.folder.iterdir()) if not any(fnmatchcase(p.name, own) for own in _OWN)]
+    others = [p.name for p in sorted(run.folder.iterdir()) if not any(fnmatchcase(p.name, own) for own in OF_A_RUN)]
     return f"it holds more than a run: {listed(others, most=3)}" if others else ""
 
 
@@ -114,7 +111,7 @@ def remove_all(runs: Sequence[Found], outputs: Path) -> None:
 def remove(run: Found, outputs: Path) -> None:
     """Remove a run's folder, and those above it in `outputs` that are empty then. RequestError for one in use."""
     with lock.Lock() as own:
-        own.take(run.folder)
+        own.take(run.folder, to_remove=True)
         if replace(run).left != run.left:  # since it was shown
             raise RequestError(f"{run.folder} has been gone on with meanwhile")
         shutil.rmtree(run.folder)

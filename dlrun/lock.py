@@ -10,7 +10,9 @@ from pathlib import Path
 from types import TracebackType
 
 from dlrun.errors import RequestError
+from dlrun.inside import refuse_outside
 
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # a link is never written through
 _TAKEN = (errno.EACCES, errno.EAGAIN)  # POSIX leaves it open which
 
 
@@ -31,10 +33,15 @@ class Lock:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.release()
 
-    def take(self, folder: Path) -> None:
-        """Hold `folder`, which exists; RequestError says who does already, or that nothing can be written there."""
+    def take(self, folder: Path, to_remove: bool = False) -> None:
+        """Hold `folder`, which exists; RequestError says who does already, or that nothing can be written there.
+
+        to_remove: it is held to be removed, and links in it are removed with it; else a link out of it is refused.
+        """
         if folder == self.folder:
             return
+        if not to_remove:
+            refuse_outside(folder)  # all that writes a folder takes it first
         path = folder / ".lock"
         try:
             handle = _locked(path)
@@ -57,7 +64,7 @@ class Lock:
 def is_held(folder: Path) -> bool:
     """Whether another process writes `folder` at this moment."""
     try:
-        handle = os.open(folder / ".lock", os.O_RDWR)
+        handle = os.open(folder / ".lock", os.O_RDWR | _NO_LINK)
     except OSError:
         return False
     try:
@@ -69,7 +76,7 @@ def is_held(folder: Path) -> bool:
 def _locked(path: Path) -> int | None:
     """An open file that this process has locked and that says so; null when another process has."""
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o644)
         if not locked(handle):
             os.close(handle)
             return None

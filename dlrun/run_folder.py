@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dlrun.config import recorded, recorded_words
 from dlrun.disk import is_half, is_there, write_atomically
 from dlrun.errors import RequestError, UnreadableError
+from dlrun.inside import refuse_outside
 from dlrun.lock import Lock
 from dlrun.request import Request
 from dlrun.run_names import folder_name
@@ -62,6 +63,7 @@ def claim(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RequestError(f"cannot write to {folder} ({error.strerror}); choose another folder") from error
+    refuse_outside(folder)
     return folder
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from dlrun import checkpoint, config, lock, run_folder, runtime
 from dlrun.errors import CheckpointError, DlrunError, RequestError
+from dlrun.inside import refuse_outside
 from dlrun.optim.schedule import OF_THE_WHOLE
 from dlrun.request import Request, from_saved
 from dlrun.terminal import escape_line, write_error, write_out
@@ -33,7 +34,11 @@ def checkpoint_file(place: str) -> Path:
     """The file that RUN_OR_CHECKPOINT names: best.pt of a run folder, or the file itself."""
     path = Path(place)
     if path.is_file():
+        run = path.absolute().parent.parent
+        if (run / ".hydra").is_dir():
+            refuse_outside(run)
         return path
+    refuse_outside(path)
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     for name in ("best.pt", "last.pt"):
         if (folder / name).exists():
@@ -56,6 +61,7 @@ def state_to_go_on(folder: Path) -> dict[str, Any] | None:
 
     UnreadableError, with the reason of each, where there are checkpoints and none of them can be opened.
     """
+    refuse_outside(folder)
     if not run_folder.saved_files(folder):
         return None
     _, state, _ = checkpoint.newest_whole(folder / "checkpoints", TO_GO_ON)

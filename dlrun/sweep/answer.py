@@ -9,6 +9,7 @@ from dlrun import run_folder
 from dlrun.console import Console, facts
 from dlrun.disk import write_atomically
 from dlrun.errors import RequestError
+from dlrun.inside import refuse_outside
 from dlrun.sweep import finished, html, table, verdicts
 from dlrun.sweep.comparison import Comparison, compare
 from dlrun.sweep.finished import Finished, Lost
@@ -32,6 +33,7 @@ def compare_runs(words: Sequence[str]) -> int:
     say(comparison, console)
     name = f"{len(comparison.runs)}_runs"
     folder = places[0] if whole_sweep else run_folder.create(outputs / "comparisons", name)
+    refuse_outside(folder)
     try:
         written = write(comparison, folder, shlex.join(["dlrun", "compare", *words]))
     except OSError as error:

@@ -17,6 +17,7 @@ from typing import Any
 from dlrun.config import recorded, recorded_words
 from dlrun.disk import write_atomically
 from dlrun.errors import RequestError
+from dlrun.inside import refuse_elsewhere, refuse_outside
 from dlrun.request import Request, from_saved
 from dlrun.run_folder import read_json
 from dlrun.sweep.jobs import Job
@@ -57,6 +58,7 @@ class Ledger:
     def read(cls, folder: Path) -> "Ledger":
         """The ledger of a sweep folder; RequestError when there is none, or it is damaged."""
         made = cls(folder)
+        refuse_outside(folder)
         try:
             text = made.path.read_text()
         except (OSError, UnicodeDecodeError) as error:
@@ -95,6 +97,8 @@ class Ledger:
                 raise RequestError(
                     f"{self.path} names a folder outside of {self.folder}: {name}; choose another sweep.dir"
                 )
+            if name is not None:
+                refuse_elsewhere(self.folder, self.folder / name)
 
     def _damaged(self, number: int) -> RequestError:
         if self._count and self._count == len(self.entries):  # all jobs are known: it is what became of one of them
