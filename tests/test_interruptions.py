@@ -219,23 +219,13 @@ def test_a_killed_worker_fails_the_run_in_a_sentence(command: Callable[..., Any]
 @pytest.mark.slow
 @pytest.mark.parametrize("phase", ["step", "figures"])
 def test_in_a_sweep_the_first_ctrl_c_ends_this_job_and_the_sweep(
-    phase: str, dlrun: Callable[..., Any], at_call: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    phase: str, dlrun: Callable[..., Any], at_call: Callable[..., None]
 ) -> None:
     module, function, nth, words = PHASES[phase]
     at_call(module, function, nth, lambda: signal.raise_signal(signal.SIGINT))
-    monkeypatch.setattr("dlrun.sweep.forecast.forecast", lambda *_: None)  # its trial would be interrupted
     done = dlrun("-m", *words, "seed=0,1,2", "hydra.sweep.dir=sweep")
     assert done.code == 130, done.err
     (only,) = Path("sweep").glob("*/result.json")
     assert json.loads(only.read_text())["status"] == ("completed" if phase == "figures" else "interrupted")
     assert dlrun("resume", str(only.parent)).code == 0
     assert json.loads(only.read_text())["status"] == "completed"
-
-
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_stopped_in_the_trial_of_its_forecast_a_sweep_leaves_nothing(
-    name: str, dlrun: Callable[..., Any], at_call: Callable[..., None], tmp_path: Path
-) -> None:
-    at_call("dlrun.loop", "backward", 2, lambda: signal.raise_signal(signal.Signals[name]))
-    assert dlrun("-m", *WORDS, "seed=0,1").code == {"SIGINT": 130, "SIGTERM": 143}[name]
-    assert not list(tmp_path.iterdir())

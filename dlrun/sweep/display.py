@@ -1,6 +1,7 @@
 """How a sweep gets on: one live table on a terminal, a line when a job ends elsewhere."""
 
 import contextlib
+import heapq
 import json
 import re
 import time
@@ -26,9 +27,9 @@ _TAIL = 4096  # bytes at the end of metrics.jsonl, which hold its last row
 class Display:
     """Says what started and ended; between that it looks into the folders of the running jobs twice a second."""
 
-    def __init__(self, console: Console, jobs: Sequence[Job], expected: dict[str, float], at_once: int) -> None:
-        """jobs: those to be run; expected: their seconds by key, as forecast; at_once: how many run at a time."""
-        self.console, self.jobs, self.expected, self.at_once = console, jobs, dict(expected), at_once
+    def __init__(self, console: Console, jobs: Sequence[Job], at_once: int) -> None:
+        """jobs: those to be run; at_once: how many run at a time."""
+        self.console, self.jobs, self.at_once = console, jobs, at_once
         self.running: dict[str, tuple[Job, float]] = {}
         self.ended: list[tuple[Job, Outcome, float]] = []
         self.failed = 0
@@ -54,21 +55,18 @@ class Display:
             self.console.say(f"{position}  {job.label}: interrupted, {seconds:.1f} s")
         elif not self.console.terminal.is_terminal:
             status, metric = _came_to(job.folder)
-            self.console.say(f"{position}  {job.label}: {status}{metric}, {seconds:.1f} s, {self._left()}")
+            self.console.say(f"{position}  {job.label}: {status}{metric}, {seconds:.1f} s, {self._left()}".rstrip(", "))
         return seconds
 
     def _left(self) -> str:
-        """How long the rest will take, by what was forecast and how that has turned out so far."""
-        waiting = [j for j in self.jobs if j.key not in self.running and all(j is not e for e, *_ in self.ended)]
-        made = sum(seconds for *_, seconds in self.ended)
-        foreseen = sum(self.expected.get(job.key, 0.0) for job, *_ in self.ended)
-        mean = made / len(self.ended) if self.ended else 0.0
-        ratio = made / foreseen if foreseen and self.ended else 1.0
-        rest = sum(self.expected[j.key] * ratio if j.key in self.expected else mean for j in waiting)
+        """How long the rest will take, by the jobs that have finished so far."""
+        seconds = [took for _, outcome, took in self.ended if outcome.error is None and not outcome.stopped]
+        if not seconds:
+            return ""
         now = time.perf_counter()
-        for job, began in self.running.values():
-            rest += max(0.0, self.expected.get(job.key, mean) * ratio - (now - began))
-        return f"{clock(rest / self.at_once)} left"
+        running = [now - began for _, began in self.running.values()]
+        waiting = len(self.jobs) - len(self.ended) - len(running)
+        return f"{clock(seconds_left(sum(seconds) / len(seconds), running, waiting, self.at_once))} left"
 
     @contextlib.contextmanager
     def live(self) -> Iterator[None]:
@@ -97,6 +95,19 @@ class Display:
         metric = f"{monitor} {number(row[monitor])}" if monitor in row else ""
         short = " ".join(re.sub(r"^[\w.]*\.(?=\w+=)", "", word) for word in job.label.split(" "))
         return str(job.number), short, status, epoch, metric, clock(seconds)
+
+
+def seconds_left(mean: float, running: Sequence[float], waiting: int, at_once: int) -> float:
+    """How long jobs of `mean` seconds still take, of which some are running and each begins when a place is free.
+
+    running: for how many seconds each has run already.
+    """
+    ends = [max(0.0, mean - elapsed) for elapsed in running]
+    ends += [0.0] * (at_once - len(ends))
+    heapq.heapify(ends)
+    for _ in range(waiting):
+        heapq.heapreplace(ends, ends[0] + mean)
+    return max(ends)
 
 
 def last_row(folder: Path) -> dict[str, Any]:

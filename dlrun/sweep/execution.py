@@ -14,46 +14,50 @@ from dlrun.disk import Unsaved, forget_halves
 from dlrun.errors import RequestError, UnreadableError
 from dlrun.lock import Lock
 from dlrun.request import Request
-from dlrun.sweep import answer, forecast
+from dlrun.sweep import answer
 from dlrun.sweep.comparison import compare
 from dlrun.sweep.display import Display
 from dlrun.sweep.engines import Engine, Outcome, Serial
 from dlrun.sweep.folder import is_chosen, place
-from dlrun.sweep.forecast import Forecast
-from dlrun.sweep.jobs import Job, deduplicated, is_own, named
+from dlrun.sweep.jobs import Job, deduplicated, has_own_code, named
 from dlrun.sweep.ledger import DONE, Ledger
 from dlrun.sweep.parallel import Parallel, as_many
-from dlrun.sweep.plan import check, say_plan, size, spelled
+from dlrun.sweep.plan import check, check_apart, say_plan, size, spelled
 
 
 def run(requests: Sequence[Request]) -> int:
-    """Check, forecast, run and compare; returns the exit code. RequestError before anything is written."""
+    """Check, run and compare; returns the exit code. RequestError before anything is written."""
     console, settings = Console(), requests[0].config
     keys = settings["sweep"]
     at_once = _at_once(keys["jobs"])
     folder, ledger = place(requests)
     jobs, notes = deduplicated(named(requests, folder))
     waiting = _waiting(jobs, ledger)
-    alone, at_once = at_once == 1, max(1, min(at_once, len(waiting)))
-    engine = _engine(alone, at_once)
-    own = sorted({job.request.choices["model"] for job in waiting if is_own(job)})
+    alone = at_once == 1
+    at_once = max(1, min(at_once, len(waiting)))
+    own = [job for job in waiting if has_own_code(job)]
+    engine = _engine(alone and not own, at_once)
     with sharing.sharing(), contextlib.ExitStack() as held:
-        if own and not keys["dry_run"]:
-            console.say(f"trying {', '.join(own)} in this process for the forecast")  # it may end the process: a trace
-        rows, lacking = check(waiting)
-        foreseen = forecast.forecast([job for job in waiting if job.key not in lacking], rows) if rows else None
-        if foreseen is not None and isinstance(engine, Parallel):
-            foreseen = forecast.with_processes(foreseen, engine.process_seconds())
+        if own and isinstance(engine, Parallel):
+            # Code of the user's own may end the process that runs it.
+            checked = check_apart(waiting, engine)
+            if checked.death is not None:
+                notes.append(f"{checked.death}; each run has a process of its own, and is checked when it begins")
+            elif alone and not any(was_running(job, ledger) for job in own):
+                engine = Serial()
+            lacking = checked.lacking
+        else:
+            lacking = check(waiting)
         if not is_chosen(requests[0]) and folder.exists():  # another sweep of the same second
             folder, ledger = place(requests)
             jobs = [in_folder(job, folder) for job in jobs]
             waiting = list(jobs)
         if not keys["dry_run"]:
             begin(held.enter_context(Lock()), ledger, jobs, requests[0].words)
-        say_plan(console, folder, jobs, waiting, foreseen, at_once, notes)
+        say_plan(console, folder, jobs, waiting, at_once, notes)
         if keys["dry_run"]:
             return 0
-        watcher = Watcher(console, ledger, waiting, foreseen, at_once, bool(keys["fail_fast"]))
+        watcher = Watcher(console, ledger, waiting, at_once, bool(keys["fail_fast"]))
         for job in waiting:
             if job.key in lacking:
                 watcher.started(job)
@@ -69,7 +73,7 @@ def run(requests: Sequence[Request]) -> int:
                 watcher.ended(job, Outcome(1, str(error)))
         with watcher.display.live():
             code = engine.run(todo, watcher)
-        watcher.say_end(foreseen)
+        watcher.say_end()
         as_expected = False
         with watcher.unsaved.attempt("the comparison", again=False):
             as_expected = bool(code) or conclude(console, ledger, jobs, watcher.errors)
@@ -93,6 +97,12 @@ def _engine(alone: bool, at_once: int) -> Engine:
     engine = Parallel(at_once)
     engine.warm_up()
     return engine
+
+
+def was_running(job: Job, ledger: Ledger) -> bool:
+    """Whether an earlier process of the sweep ended without a word while it ran this job, perhaps by this job."""
+    entry = ledger.entries.get(job.key)
+    return entry is not None and entry.status == "running"
 
 
 def _waiting(jobs: Sequence[Job], ledger: Ledger) -> list[Job]:
@@ -179,18 +189,9 @@ def conclude(console: Console, ledger: Ledger, jobs: Sequence[Job], errors: dict
 class Watcher:
     """Notes in the ledger, and says, what becomes of the jobs."""
 
-    def __init__(
-        self,
-        console: Console,
-        ledger: Ledger,
-        waiting: Sequence[Job],
-        foreseen: Forecast | None,
-        at_once: int,
-        fail_fast: bool,
-    ) -> None:
-        seconds = {} if foreseen is None else foreseen.seconds
+    def __init__(self, console: Console, ledger: Ledger, waiting: Sequence[Job], at_once: int, fail_fast: bool) -> None:
         self.console, self.ledger, self.fail_fast = console, ledger, fail_fast
-        self.display = Display(console, waiting, seconds, at_once)
+        self.display = Display(console, waiting, at_once)
         self.unsaved = Unsaved(console.say)
         self.errors: dict[str, str] = {}  # by key
         self.ends = False
@@ -214,21 +215,25 @@ class Watcher:
             self.ledger.note(job.key, status, outcome.error, round(seconds, 3))
         return not self.ends
 
-    def say_end(self, foreseen: Forecast | None) -> None:
-        """How many came to what, and how long it took beside the forecast."""
-        outcomes, took = [outcome for _, outcome, _ in self.display.ended], time.perf_counter() - self._began
+    def say_end(self) -> None:
+        """Print the summary line: finished, failed, duration, size."""
         if not self.display.jobs:
             return
-        finished_ones = sum(not outcome.error and not outcome.stopped for outcome in outcomes)
-        halted = sum(outcome.stopped for outcome in outcomes)
-        counts = f"{finished_ones} of {len(self.display.jobs)} runs finished{f', {halted} interrupted' * (halted > 0)}"
-        failed = f", {self.display.failed} failed" if self.display.failed else ""
-        stopped = " (sweep.fail_fast=true: the others were not begun)" if self.ends else ""
-        said = ""
-        if foreseen is not None and len(outcomes) == len(self.display.jobs) and not halted:
-            written = [path for job, *_ in self.display.ended for path in job.folder.rglob("*")]
-            used = sum(path.stat().st_size for path in written if path.is_file())
-            expected = spelled(sum(foreseen.seconds.values()) / self.display.at_once)
-            said = f" (forecast {expected}), {size(used)} (forecast {size(foreseen.size)})"
+        took = time.perf_counter() - self._began
+        outcomes = [outcome for _, outcome, _ in self.display.ended]
+        finished = sum(not outcome.error and not outcome.stopped for outcome in outcomes)
+        interrupted = sum(outcome.stopped for outcome in outcomes)
+
+        text = f"{finished} of {len(self.display.jobs)} runs finished"
+        if interrupted:
+            text += f", {interrupted} interrupted"
+        if self.display.failed:
+            text += f", {self.display.failed} failed"
+        if self.ends:
+            text += " (sweep.fail_fast=true: the others were not begun)"
+        text += f" in {spelled(took)}"
+        if finished == len(self.display.jobs):
+            paths = [path for job, *_ in self.display.ended for path in job.folder.rglob("*")]
+            text += f", {size(sum(path.stat().st_size for path in paths if path.is_file()))}"
         self.console.say()
-        self.console.say(f"{counts}{failed}{stopped} in {spelled(took)}{said}")
+        self.console.say(text)

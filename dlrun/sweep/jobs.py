@@ -101,9 +101,11 @@ def _common(lines: Iterable[Sequence[str]]) -> set[str]:
     return set.intersection(*sets) if len(sets) > 1 else set()
 
 
-def is_own(job: Job) -> bool:
-    """Whether the model is code of the user's own."""
-    return not str(job.request.config["model"].get("_target_")).startswith(("dlrun.", "torch.", "torchvision."))
+def has_own_code(job: Job) -> bool:
+    """Whether the job runs code of the user's own: a net, data, a loss, ..."""
+    from dlrun import targets
+
+    return bool(targets.own_modules(job.plain))
 
 
 def deduplicated(jobs: Sequence[Job]) -> tuple[list[Job], list[str]]:

@@ -5,8 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing import connection
 from multiprocessing.connection import Connection
@@ -21,7 +20,6 @@ from dlrun.runtime import cores
 from dlrun.sweep.engines import STOPPING, Outcome, Watcher
 from dlrun.sweep.jobs import Job
 
-_LATE = ("sklearn.datasets", "sklearn.metrics", "matplotlib.backends.backend_agg", "torchvision")  # by need
 _LOOK_SECONDS = 0.2  # how soon a Ctrl-C is passed on
 
 
@@ -53,19 +51,14 @@ class Parallel:
             with self._few_threads(), _held_back():
                 forkserver.ensure_running()
 
-    def process_seconds(self) -> float:
-        """What a process costs before its run begins, measured on one that imports what this process has imported."""
-        from dlrun.sweep.worker import load
-
-        took = 0.0
-        for _ in range(2):  # the first waits for the server
-            began = time.perf_counter()
-            with self._few_threads():
-                process = self._context.Process(target=load, args=([m for m in _LATE if m in sys.modules],))
-                process.start()
-            process.join()
-            took = time.perf_counter() - began
-        return took
+    def start_process(self, target: Callable[..., None], *arguments: Any) -> tuple[BaseProcess, Connection]:
+        """Start a process that runs `target(*arguments, connection)`, and the end of the connection to read from."""
+        mine, theirs = self._context.Pipe(duplex=False)
+        with self._few_threads():
+            process = self._context.Process(target=target, args=(*arguments, theirs), daemon=True)
+            process.start()
+        theirs.close()
+        return process, mine
 
     def run(self, jobs: Sequence[Job], watcher: Watcher) -> int:
         """See engines.Engine."""

@@ -1,8 +1,10 @@
 """What a sweep is going to do: every job checked, and said before the first one trains."""
 
 import contextlib
-import shutil
-from collections.abc import Sequence
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from dlrun import config
@@ -11,82 +13,107 @@ from dlrun.errors import RequestError, UnavailableError
 from dlrun.parts import prepare, session
 from dlrun.problems import Problems
 from dlrun.runtime import cores
-from dlrun.sweep.forecast import Forecast
 from dlrun.sweep.jobs import Job, key_of
+from dlrun.sweep.parallel import Parallel
 
 
-def check(jobs: Sequence[Job]) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
-    """Build every job once: (training, validation) rows by key, and why data cannot be had, by key.
+def check(jobs: Sequence[Job], begin: Callable[[Job], None] | None = None) -> dict[str, str]:
+    """Build every job once; returns why data cannot be had, by the key of the job.
 
-    RequestError with all that is wrong. Data that are not there cost their jobs only, unless nothing else is left.
+    begin: called with each job before it is built. RequestError with all that is wrong. Data that are not there cost
+    their jobs only, unless nothing else is left.
     """
-    found, rows, lacking = Problems(), dict[str, tuple[int, int]](), dict[str, str]()
-    wrong: dict[str, list[str]] = {}  # the labels of the jobs by what is wrong with them
+    problems = Problems()
+    lacking: dict[str, str] = {}
+    labels_of: dict[str, list[str]] = {}  # the jobs that have a problem, by its sentence
     for job in jobs:
-        one = Problems()
-        settings = config.read(job.request.config, job.request.choices, one)
+        if begin is not None:
+            begin(job)
+        own_problems = Problems()
+        settings = config.read(job.request.config, job.request.choices, own_problems)
         try:
             with contextlib.ExitStack() as held:
-                parts = prepare(settings, session(held, settings, one), job.request.trusted_modules, one)
-                rows[job.key] = (parts.training.train.rows, parts.training.val.rows if parts.training.val else 0)
+                process = session(held, settings, own_problems)
+                prepare(settings, process, job.request.trusted_modules, own_problems)
         except UnavailableError as error:
             lacking[job.key] = str(error)
+        except SystemExit:
+            # Code of the user's own. The job fails by itself when it runs, and says why.
+            continue
         except RequestError as error:
             for each in getattr(error, "found", [error]):
-                wrong.setdefault(str(each), []).append(job.label)
-    for said, labels in wrong.items():
-        more = f" (and {len(labels) - 1} more like it)" if len(labels) > 1 else ""
-        found.add(
-            RequestError(
-                said if len(jobs) == len(labels) or said.startswith(labels[0]) else f"{labels[0]}{more}: {said}"
-            )
-        )
-    found.settle()
-    if lacking and not rows:
+                labels_of.setdefault(str(each), []).append(job.label)
+
+    for message, labels in labels_of.items():
+        if len(labels) < len(jobs) and not message.startswith(labels[0]):
+            more = f" (and {len(labels) - 1} more like it)" if len(labels) > 1 else ""
+            message = f"{labels[0]}{more}: {message}"
+        problems.add(RequestError(message))
+    problems.settle()
+    if lacking and len(lacking) == len(jobs):
         raise RequestError(next(iter(lacking.values())))
-    return rows, lacking
+    return lacking
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What checking the jobs of a sweep in another process came to."""
+
+    lacking: dict[str, str] = field(default_factory=dict)  # why data cannot be had, by the key of the job
+    wrong: str | None = None
+    death: str | None = None  # which job ended the process, and how
+
+
+def check_apart(jobs: Sequence[Job], engine: Parallel) -> Checked:
+    """Check jobs in a process that their code may end without ending the sweep; RequestError with all that is wrong."""
+    process, answers = engine.start_process(_send_check, list(jobs))
+    tried = ""
+    try:
+        while True:
+            answer = answers.recv()
+            if isinstance(answer, Checked):
+                break
+            tried = str(answer)
+    except (EOFError, OSError):
+        process.join()
+        code = process.exitcode or 0
+        how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+        return Checked(death=f"{tried} ended the process that tried it ({how})")
+    finally:
+        answers.close()
+        process.kill()
+        process.join()
+    if answer.wrong is not None:
+        raise RequestError(answer.wrong)
+    return answer
+
+
+def _send_check(jobs: Sequence[Job], answers: Connection) -> None:
+    """Run in the other process: send the label of each job before it is built, and what all came to."""
+    try:
+        answers.send(Checked(check(jobs, lambda job: answers.send(job.label))))
+    except RequestError as error:
+        answers.send(Checked(wrong=str(error)))
 
 
 def say_plan(
-    console: Console,
-    folder: Path,
-    jobs: Sequence[Job],
-    waiting: Sequence[Job],
-    foreseen: Forecast | None,
-    at_once: int,
-    notes: Sequence[str],
+    console: Console, folder: Path, jobs: Sequence[Job], waiting: Sequence[Job], at_once: int, notes: Sequence[str]
 ) -> None:
-    """What will be run, how long that takes, and where it lies."""
+    """Print what will be run, and where it lies."""
     settings = {tuple(w for w in job.request.overrides if _tells_settings_apart(w)) for job in jobs}
     each, rest = divmod(len(jobs), len(settings))
     of_each = f" × {each} seeds" if not rest else ""
     seeds = f": {len(settings)} setting{'s' * (len(settings) > 1)}{of_each}" if each > 1 else ""
     done = len(jobs) - len(waiting)
-    kept = f", {done} of them finished before" if done else ""
+    finished = f", {done} of them finished before" if done else ""
     threads = max(1, cores() // at_once)
     how = "one at a time" if at_once == 1 else f"{at_once} at a time, {threads} thread{'s' * (threads > 1)} each"
-    expected = "not known: no trial worked"
     if not waiting:
-        expected = "nothing is left to do"
-    elif foreseen is not None:
-        some = "" if foreseen.timed == foreseen.models else f" of {foreseen.models}"
-        kinds = f"{foreseen.timed}{some} model{'s' * (foreseen.models > 1)}"
-        duration = spelled(sum(foreseen.seconds.values()) / at_once)
-        expected = f"about {duration} and {size(foreseen.size)} (by a trial of {kinds})"
-    named_folder = [("sweep folder", str(folder))]
-    console.say(facts([("sweep", f"{len(jobs)} runs{seeds}{kept}; {how}"), ("forecast", expected), *named_folder]))
-    for note in [*notes, *_room(folder, foreseen)]:
+        how = "nothing is left to do"
+    console.say(facts([("sweep", f"{len(jobs)} runs{seeds}{finished}; {how}"), ("sweep folder", str(folder))]))
+    for note in notes:
         console.say(f"note: {note}")
     console.say()
-
-
-def _room(folder: Path, foreseen: Forecast | None) -> list[str]:
-    """A note when the disk may not take the whole sweep."""
-    place = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(place).free
-    if foreseen is None or foreseen.size < free:
-        return []
-    return [f"{place} has {size(free)} free, and the sweep needs about {size(foreseen.size)}; type sweep.dir=<folder>"]
 
 
 def _tells_settings_apart(word: str) -> bool:

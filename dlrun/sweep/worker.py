@@ -1,6 +1,5 @@
 """A process of its own for one job; and what all of them have imported before they are forked."""
 
-import importlib
 import os
 import signal
 import sys
@@ -51,9 +50,3 @@ def _die_with_the_sweep() -> None:
     if parent is not None:
         connection.wait([parent.sentinel])
         os.kill(os.getpid(), signal.SIGKILL)
-
-
-def load(modules: list[str]) -> None:
-    """Import what a job would import, and end: to see what a process costs before its run begins."""
-    for name in modules:
-        importlib.import_module(name)

@@ -32,7 +32,7 @@ class Net(nn.Module):
 
     def forward(self, x):
         self.calls += self.training
-        if self.calls > 25 and not Path("mended").exists():  # after the trial's three epochs
+        if self.calls > 25 and not Path("mended").exists():
             if self.kind == "crash":
                 raise ValueError("broken on purpose")
             if self.kind == "memory":
@@ -67,7 +67,6 @@ def test_a_dry_run_says_the_plan_and_writes_nothing(dlrun: Callable, tmp_path: P
     done = dlrun("-m", *TINY, "optimizer.lr=0.1,0.2", "seed=0,1,2", "sweep.dry_run=true", "sweep.jobs=2")
     assert done.code == 0, done.err
     assert "6 runs: 2 settings × 3 seeds; 2 at a time" in done.out
-    assert "(by a trial of 1 model)" in done.out
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,11 +1,13 @@
 """What a command line says of a sweep, and what the plan says of it."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from dlrun.sweep.display import seconds_left
+from dlrun.sweep.ledger import Ledger
 
 TINY = ("data=line", "model=linear", "optimizer=sgd", "trainer.epochs=1", "figures=false", "tracking.graph=false")
 
@@ -46,10 +48,39 @@ def test_the_plan_counts_settings_and_seeds(dlrun: Callable[..., Any]) -> None:
     assert plan("optimizer.lr=0.1,0.2").endswith("2 runs; one at a time")
 
 
+def test_the_time_left_follows_the_jobs_that_have_finished() -> None:
+    assert seconds_left(10, [], 3, at_once=1) == 30
+    assert seconds_left(10, [4], 0, at_once=1) == 6
+    assert seconds_left(10, [4, 0], 0, at_once=2) == 10  # the last one alone, and not half of both
+    assert seconds_left(10, [4, 0], 3, at_once=2) == 26  # 6 + 10 + 10
+    assert seconds_left(10, [15], 1, at_once=1) == 10  # it takes longer than the others did
+
+
+NET = """
+import os, signal
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, spec, act: str = ""):
+        super().__init__()
+        exec(act)
+        self.layer = nn.Linear(spec.input_size, spec.output_size)
+
+    def forward(self, x):
+        return self.layer(x)
+"""
+
+
 @pytest.mark.slow
-def test_a_forecast_counts_the_processes(dlrun: Callable[..., Any]) -> None:
-    done = dlrun("-m", *TINY, "seed=range(8)", "sweep.jobs=2", "sweep.dir=s")
-    assert done.code == 0, done.err
-    found = re.search(r"in ([\d.]+) s \(forecast ([\d.]+) s\)", done.out)
-    assert found is not None
-    assert float(found[2]) > 0.2  # eight processes, two at a time; the training itself is a few milliseconds
+def test_a_net_that_ends_its_process_costs_its_own_job(command: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "ending.py").write_text(NET)
+    acts = ("os._exit(0)", "os.kill(os.getpid(), signal.SIGKILL)", "raise SystemExit(3)", "")
+    points = ",".join(f"'+model.act=\\'{act}\\''" for act in acts)
+    done = command("-m", *TINY[:1], "model._target_=ending.Net", *TINY[2:], f"sweep.points=[{points}]", "sweep.dir=s")
+    assert done.code == 1, done.err
+    assert "1 of 4 runs finished, 3 failed" in done.out
+    assert "ended the process that tried it (exit code 0); each run has a process of its own" in " ".join(
+        done.out.split()
+    )
+    ledger = Ledger.read(tmp_path / "s")
+    assert sorted(entry.status for entry in ledger.entries.values()) == ["completed", "failed", "failed", "failed"]
