@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
@@ -18,6 +18,7 @@ from dlrun.config import CONFIG_DIR, Block, DataKeys, ModelKeys, OptimizerKeys, 
 from dlrun.data import batches as batching
 from dlrun.data import rows as rows_of
 from dlrun.data.batches import Batches, LoaderBatches, MemoryBatches, Order, Place
+from dlrun.data.inspection import BatchCheck, Inspection, inspect_read, inspect_splits
 from dlrun.data.rows import Part
 from dlrun.data.spec import DataSpec, Split, Splits
 from dlrun.data.workers import Guarded
@@ -40,16 +41,17 @@ def data(settings: Settings, trusted_modules: Sequence[str] | None) -> Splits:
             f"data._target_={settings.data.target} must return dlrun.data.spec.Splits, not {type(made).__name__}; "
             "type data=<one of `dlrun ls data`>"
         )
+    made = inspect_splits(made, _inspection(settings, made.spec))
     train, val, test = made.train, made.val, made.test
-    if rows_of.row_count(train) == 0:
-        raise RequestError(f"data={settings.data.choice} has no training rows")
     if val is None and keys.val_fraction > 0:
         train, val = rows_of.carve(train, keys.val_fraction, int(settings.data.arguments.get("seed") or 0))
     if keys.train_rows is not None:
-        train = _limited(train, keys.train_rows)
+        train = _limited(train, keys.train_rows, "train")
     if keys.limit_batches is not None:
         rows = keys.limit_batches * keys.batch_size
-        train, val, test = _limited(train, rows), val and _limited(val, rows), test and _limited(test, rows)
+        train = _limited(train, rows, "train")
+        val = val and _limited(val, rows, "val")
+        test = test and _limited(test, rows, "test")
     if keys.drop_last and rows_of.row_count(train) < keys.batch_size:
         raise RequestError(
             f"data.drop_last=true leaves no batch: there are {rows_of.row_count(train)} training rows and "
@@ -58,11 +60,35 @@ def data(settings: Settings, trusted_modules: Sequence[str] | None) -> Splits:
     return dataclasses.replace(made, train=train, val=val, test=test)
 
 
-def _limited(part: Part, rows: int) -> Part:
+def without_splitting(settings: Settings, overrides: Sequence[str]) -> Settings:
+    """The settings by which a file is read whole, in its order: nothing is held out, left out or drawn.
+
+    overrides: of this command line, whose limits hold.
+    """
+    arguments = dict(settings.data.arguments)
+    if "test_fraction" in arguments:
+        arguments["test_fraction"] = 0.0
+    asked = {word.lstrip("+").partition("=")[0] for word in overrides}
+    keys = dataclasses.replace(settings.data_keys, val_fraction=0.0, drop_last=False)
+    if "data.train_rows" not in asked:
+        keys.train_rows = None
+    if "data.limit_batches" not in asked:
+        keys.limit_batches = None
+    return dataclasses.replace(settings, data=dataclasses.replace(settings.data, arguments=arguments), data_keys=keys)
+
+
+def _inspection(settings: Settings, spec: DataSpec) -> Inspection:
+    """How data are held against their description."""
+    own_net = not str(settings.model.target).startswith(("dlrun.", "torch.nn."))
+    own_loss = "." in (settings.rest.task.loss or "")
+    return Inspection(f"data={settings.data.choice}", spec, keeps_integers=own_net, masks_targets=own_loss)
+
+
+def _limited(part: Part, rows: int, name: str) -> Part:
     """At most `rows` rows, spread over the part so that sorted classes stay mixed."""
     if rows_of.row_count(part) <= rows:
         return part
-    return rows_of.take(part, torch.linspace(0, rows_of.row_count(part) - 1, rows).long())
+    return rows_of.take(part, torch.linspace(0, rows_of.row_count(part) - 1, rows).long(), name)
 
 
 def model(settings: Settings, spec: DataSpec, runtime: Runtime, trusted_modules: Sequence[str] | None) -> nn.Module:
@@ -125,20 +151,24 @@ def batches(settings: Settings, splits: Splits, model: nn.Module, runtime: Runti
     room = int(keys.memory_share * batching.free_memory(runtime.device)) // on_device
     size = keys.batch_size * runtime.batches_a_step
     made: list[Batches | None] = []
-    for part, train in ((splits.train, True), (splits.val, False), (splits.test, False)):
+    look = _inspection(settings, splits.spec)
+    for name, part in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
         if part is None:
             made.append(None)
             continue
         rows = rows_of.row_count(part)
         order = Order(rows, size, keys.shuffle, keys.drop_last, settings.rest.seed)
-        order = order if train else Order(rows, big)
+        order = order if name == "train" else Order(rows, big)
         readable = part if isinstance(part, Split) else Guarded(part)
         split = rows_of.in_memory(readable, keys.loader, runtime.dtype, room)
         if split is not None:
+            if split is not part:
+                split = inspect_read(dataclasses.replace(split, origin=rows_of.origin_of(part, name)), look)
             room -= rows_of.size_in_bytes(split, runtime.dtype)
             made.append(MemoryBatches(split, order, place))
         else:
-            made.append(LoaderBatches(_as_dataset(part), order, place, _workers(keys)))
+            check = None if isinstance(part, Split) else BatchCheck(look, rows_of.origin_of(part, name))
+            made.append(LoaderBatches(_as_dataset(part), order, place, _workers(keys), check))
     return made
 
 
@@ -149,12 +179,6 @@ def _as_dataset(part: Part) -> Dataset[Any]:
 def _workers(keys: DataKeys) -> int:
     """As asked for; else one core is left to the training."""
     return min(max(cores() - 1, 1), 4) if keys.num_workers is None else keys.num_workers
-
-
-def targets_of(part: Part | None) -> Tensor | None:
-    """All targets of a part, for the baseline; null where a dataset does not say."""
-    found = part.targets if isinstance(part, Split) else getattr(part, "targets", None)
-    return None if found is None else torch.as_tensor(found)
 
 
 def task(settings: Settings, spec: DataSpec, trusted_modules: Sequence[str] | None) -> Task:

@@ -103,23 +103,40 @@ def about(found: "Evaluation") -> dict[str, Any]:
 
 
 def predictions(found: "Evaluation") -> str:
-    """A line a row of the split, in its order: what is true, what was said, and the probability of a class."""
+    """A line a row: its number in its file, what is true, what was said, the probability of a class, and the file.
+
+    row counts from 0, as x[row] and pandas' iloc do; line, of a text file, from 1 with the header, as an editor does.
+    """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    if found.probability is None or found.classes is None:
-        count = found.targets.shape[1]
-        ends = [""] if count == 1 else [f"_{i}" for i in range(count)]
-        writer.writerow(["row", *(f"true{end}" for end in ends), *(f"predicted{end}" for end in ends)])
-        columns = zip(found.targets.tolist(), found.predicted.tolist(), strict=True)
-        writer.writerows([row, *true, *said] for row, (true, said) in enumerate(columns))
-        return file.getvalue()
-    names, binary = found.classes.names, found.saved.spec.task == "binary"
-    writer.writerow(["row", "true", "predicted", "probability"])
-    of_one = found.probability.tolist()
-    rows = zip(found.targets.tolist(), found.predicted.tolist(), of_one, strict=True)
-    for row, (true, said, p) in enumerate(rows):
-        writer.writerow([row, names[true], names[said], f"{1 - p if binary and said == 0 else p:.6f}"])
+    origin = found.origin.columns()
+    numbers = origin.pop("row")
+    rows = zip(numbers, _answers(found), zip(*origin.values(), strict=True), strict=True)
+    writer.writerow(["row", *_heads(found), *origin])
+    writer.writerows([row, *answer, *place] for row, answer, place in rows)
     return file.getvalue()
+
+
+def _heads(found: "Evaluation") -> list[str]:
+    if found.probability is not None:
+        return ["true", "predicted", "probability"]
+    count = found.targets.shape[1]
+    ends = [""] if count == 1 else [f"_{i}" for i in range(count)]
+    return [f"{kind}{end}" for kind in ("true", "predicted") for end in ends]
+
+
+def _answers(found: "Evaluation") -> Iterator[list[Any]]:
+    """What is true and what was said of each row, under `_heads`."""
+    pairs = zip(found.targets.tolist(), found.predicted.tolist(), strict=True)
+    if found.probability is None or found.classes is None:
+        for true, said in pairs:
+            yield [*true, *said]
+        return
+    names = found.classes.names
+    is_binary = found.saved.spec.task == "binary"
+    for (true, said), p in zip(pairs, found.probability.tolist(), strict=True):
+        shown = 1 - p if is_binary and said == 0 else p
+        yield [names[true], names[said], f"{shown:.6f}"]
 
 
 def _pictures(found: "Evaluation") -> Iterator[tuple[str, "Figure"]]:

@@ -1,6 +1,7 @@
 """`dlrun eval RUN_OR_CHECKPOINT [split=...] [key=value ...]`: what saved weights are worth, on the test split."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,7 +10,10 @@ from torch import Tensor
 from dlrun import build, loop, results, run_folder
 from dlrun.calibration import Calibration, calibration
 from dlrun.console import Console, facts, number, table
-from dlrun.errors import RequestError, RunError, did_you_mean
+from dlrun.data.inspection import known_targets
+from dlrun.data.origin import Origin
+from dlrun.data.rows import row_count
+from dlrun.errors import DataError, RequestError, RunError, did_you_mean
 from dlrun.eval_folder import write
 from dlrun.metrics import PADDING
 from dlrun.per_class import PerClass, per_class
@@ -17,7 +21,8 @@ from dlrun.saved_model import SavedModel, load_weights, opened, run_named
 from dlrun.task import Task
 
 SPLITS = ("train", "val", "test", "all")
-_OF_FILES = ("dlrun.data.tabular.csv", "dlrun.data.folders.image_folder")  # which part tests was drawn here
+# Files of the user's own: what the run has not seen of such is evaluated whole.
+_OF_FILES = ("dlrun.data.tabular.csv", "dlrun.data.folders.image_folder", "dlrun.data.arrays.arrays")
 _MOST_LINES = 20
 
 
@@ -66,6 +71,7 @@ class Evaluation:
     targets: Tensor
     predicted: Tensor
     probability: Tensor | None  # null for quantities
+    origin: Origin  # where the rows are from
     classes: PerClass | None = None
     calibration: Calibration | None = None
 
@@ -95,9 +101,10 @@ def evaluate(words: list[str]) -> dict[str, float]:
 
 def evaluated(saved: SavedModel, split: str | None = None) -> Evaluation:
     """Send a split through the model: the test part where null, or every row of a file that the run has not seen."""
-    if split is None and str(saved.settings.data.target) in _OF_FILES and not saved.trained_on_these:
-        split = "all"
-    name, batches = saved.held_out() if split is None else saved.part(split)
+    unseen = _unseen(saved) if split is None else None
+    if unseen is not None:
+        saved, split = unseen, "all"
+    name, batches, origin = saved.held_out() if split is None else saved.part(split)
     seen, process = Seen(saved.task), saved.process
     metrics = loop.evaluate(saved.model, batches, saved.task, process.autocast, seen=seen.add)
     found = {f"{name}/{k}": v for k, v in metrics.items()}
@@ -106,11 +113,49 @@ def evaluated(saved: SavedModel, split: str | None = None) -> Evaluation:
         averaged = loop.evaluate(saved.model, batches, saved.task, process.autocast)
         found |= {f"{name}/ema_{k}": v for k, v in averaged.items()}
         load_weights(saved.model, saved.state["model"], saved.path)
-    made = Evaluation(saved, name, batches.rows, found, _baseline(saved, name), _recorded(saved, name), *seen.columns())
+    baseline, recorded = _baseline(saved, name), _recorded(saved, name)
+    made = Evaluation(saved, name, batches.rows, found, baseline, recorded, *seen.columns(), origin)
     if made.probability is not None:
         made.classes = per_class(made.targets, made.predicted, saved.class_names)
         made.calibration = _calibration(made, made.probability)
     return made
+
+
+def _unseen(saved: SavedModel) -> SavedModel | None:
+    """The same with its files read whole, where the run has not seen them; None where it was trained on them.
+
+    Those of the training are known again in another place too: parts are drawn of them as then, and compared.
+    """
+    if str(saved.settings.data.target) not in _OF_FILES:
+        return None
+    overrides = saved.request.overrides
+    whole = replace(saved, settings=build.without_splitting(saved.settings, overrides))
+    if not saved.state:  # a full model does not say what it was trained on
+        names_data = any(word.lstrip("+").startswith("data") for word in overrides)
+        return whole if names_data else None
+    trained_path = saved.state["config"].get("data", {}).get("path")
+    path = saved.settings.data.arguments.get("path")
+    is_elsewhere = trained_path is None or Path(str(path)).resolve() != Path(str(trained_path)).resolve()
+    if is_elsewhere and not _may_be_seen(saved, whole):
+        return whole
+    try:
+        return None if saved.trained_on_these else whole
+    except DataError:  # no parts can be drawn of them as for the training
+        return whole
+
+
+def _may_be_seen(saved: SavedModel, whole: SavedModel) -> bool:
+    """Whether there are about as many rows as in training, so that drawing the parts as then is worth the time."""
+    keys = saved.settings.data_keys
+    if keys.train_rows is not None or keys.limit_batches is not None:
+        return True
+    rows = row_count(whole.read.train)
+    test_fraction = float(saved.settings.data.arguments.get("test_fraction") or 0)
+    expected = rows * (1 - test_fraction) * (1 - keys.val_fraction)
+    # The share is rounded class by class, and once more for the validation part; parts in files of their own take none.
+    slack = 2 + len(whole.read.spec.class_names)
+    trained_rows = int(saved.state.get("rows", rows))
+    return expected - slack <= trained_rows <= rows
 
 
 def _calibration(found: Evaluation, probability: Tensor) -> Calibration:
@@ -124,7 +169,7 @@ def _baseline(saved: SavedModel, name: str) -> dict[str, float]:
     if name != "all":
         return {k: v for k, v in results.baseline(saved.task, saved.splits).items() if k.startswith(f"{name}/")}
     parts = (saved.splits.train, saved.splits.val, saved.splits.test)
-    targets = [build.targets_of(part) for part in parts if part is not None]
+    targets = [known_targets(part, saved.splits.spec) for part in parts if part is not None]
     there = [t for t in targets if t is not None]
     if len(there) < len(targets):
         return {}

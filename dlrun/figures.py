@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dlrun import runtime, tracking
+from dlrun.data.rows import origin_of
 from dlrun.outputs import MOST_ROWS, answers, evaluating, outputs_of, rows_of, shown_split
 from dlrun.plots import (
     activations,
@@ -86,16 +87,18 @@ def _classification(parts: "Parts", tracker: FileTracker) -> Iterator[Named]:
     spec, task = parts.splits.spec, parts.task
     split, batches = shown_split(parts)
     inputs, outputs, targets = outputs_of(parts, batches)
+    # Batches of the training part come in the order of epoch 1.
+    origin = origin_of(getattr(parts.splits, split), split).take(batches.order.permutation(1)[: len(targets)])
     if spec.task == "tagging":
-        yield "mistakes", mistakes.tagging_mistakes(inputs, task.predictions(outputs), targets, spec, split)
+        yield "mistakes", mistakes.tagging_mistakes(inputs, task.predictions(outputs), targets, spec, split, origin)
         return
     yield "confusion", confusion.confusion_matrix(targets, task.predictions(outputs), spec, split)
     probabilities = task.probabilities(outputs)
     tracker.log_pr_curves(targets, probabilities, spec.class_names, parts.training.progress.step)
     if spec.kind == "tokens" and spec.vocabulary:
-        yield "mistakes", mistakes.text_mistakes(inputs, probabilities, targets, spec, split)
+        yield "mistakes", mistakes.text_mistakes(inputs, probabilities, targets, spec, split, origin)
     elif spec.kind == "image":
-        yield "mistakes", mistakes.image_mistakes(inputs[0], probabilities, targets, spec, split)
+        yield "mistakes", mistakes.image_mistakes(inputs[0], probabilities, targets, spec, split, origin)
         if parts.settings.rest.tracking.samples:
             yield "samples", samples.image_grid(inputs[0], targets, spec)
     elif spec.input_size <= 2:

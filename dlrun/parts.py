@@ -20,7 +20,7 @@ from dlrun.data import download, workers
 from dlrun.data.batches import Batch, Batches, MemoryBatches, Order, Place
 from dlrun.data.spec import DataSpec, Split, Splits
 from dlrun.disk import Unsaved
-from dlrun.errors import RequestError
+from dlrun.errors import DataError, RequestError
 from dlrun.optim.schedule import Schedule
 from dlrun.plots import evolution
 from dlrun.probes import Answer
@@ -116,9 +116,13 @@ def _data(settings: Settings, trusted_modules: list[str] | None, found: Problems
     """The data; null when it cannot be had. Nothing is downloaded for a request that is wrong anyway."""
     with download.held_back() if found.found else contextlib.nullcontext():
         try:
-            return found.attempt(sharing.shared, settings, lambda: build.data(settings, trusted_modules))
+            splits = found.attempt(sharing.shared, settings, lambda: build.data(settings, trusted_modules))
         except download.HeldBackError:
             return None
+    if splits is not None and splits.nothing_to_learn:
+        found.add(DataError(splits.nothing_to_learn))
+        return None
+    return splits
 
 
 def _asked_of(settings: Settings, splits: Splits, model: nn.Module, found: Problems) -> list[str]:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import hydra.utils
 
-from dlrun import build, config, loop, outputs, preflight, probes
+from dlrun import config, loop, outputs, preflight, probes
 from dlrun import diagnose as diagnosis
+from dlrun.data.inspection import known_targets
 from dlrun.data.spec import Splits
 from dlrun.expectations import Value
 from dlrun.task import Task
@@ -24,10 +25,10 @@ def baseline(task: Task, splits: Splits) -> dict[str, float]:
 
     Empty where a dataset of the user's own has no `targets`.
     """
-    train = build.targets_of(splits.train)
+    train = known_targets(splits.train, splits.spec)
     found: dict[str, float] = {}
     for name, part in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
-        targets = build.targets_of(part)
+        targets = known_targets(part, splits.spec)
         if train is not None and targets is not None:
             found |= {f"{name}/{k}": v for k, v in task.baseline(train, targets).items()}
     return found

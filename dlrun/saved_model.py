@@ -14,7 +14,8 @@ from dlrun import build, checkpoint, config, runtime, saved
 from dlrun.config import Settings
 from dlrun.data.aligned import aligned
 from dlrun.data.batches import Batches
-from dlrun.data.rows import Part, joined, row_count, take
+from dlrun.data.origin import Origin
+from dlrun.data.rows import Part, join_parts, origin_of, row_count, take
 from dlrun.data.spec import DataSpec, Splits
 from dlrun.errors import RequestError
 from dlrun.models.pretrained import weights_follow
@@ -94,22 +95,22 @@ class SavedModel:
         found: dict[str, Any] | None = self.state["ema"]["model"] if "ema" in self.state else None
         return found
 
-    def held_out(self) -> tuple[str, Batches]:
-        """Name and batches of the test part; of the validation or the training part where there is no test."""
+    def held_out(self) -> tuple[str, Batches, Origin]:
+        """The test part as `part` gives it; the validation or the training part where there is no test."""
         return self.part(next(name for name in ("test", "val", "train") if getattr(self.splits, name) is not None))
 
-    def part(self, name: str) -> tuple[str, Batches]:
-        """`name` and the batches of that part, or of "all" of them, in the order of the rows; RequestError if none."""
+    def part(self, name: str) -> tuple[str, Batches, Origin]:
+        """`name`, the batches of that part, or of "all" of them, and where its rows are from; RequestError if none."""
         splits = self.splits
         named: dict[str, Part | None] = {"train": splits.train, "val": splits.val, "test": splits.test}
         parts = {k: part for k, part in named.items() if part is not None}
         if name not in (*parts, "all"):
             raise RequestError(f"there is no {name} part; type split={' or split='.join([*parts, 'all'])}")
-        chosen = joined(list(parts.values())) if name == "all" else parts[name]
+        chosen = join_parts(parts) if name == "all" else parts[name]
         alone = replace(splits, train=take(chosen, torch.zeros(1).long()), val=None, test=chosen)
         batches = build.batches(self.settings, alone, self.model, self.process)[-1]
         assert batches is not None
-        return name, batches
+        return name, batches, origin_of(chosen, name)
 
 
 @contextlib.contextmanager

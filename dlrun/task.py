@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dlrun import metrics
 from dlrun.data.spec import DataSpec, TaskName
-from dlrun.errors import RequestError, did_you_mean
+from dlrun.errors import RequestError, RunError, did_you_mean
 from dlrun.metrics import PADDING, Sums
 from dlrun.models import backward
 
@@ -113,7 +113,13 @@ class Task:
         if not targets.numel():
             return 0.0 * outputs.sum()
         if self.spec.task == "binary":
-            return self.loss_function(outputs.squeeze(-1), targets.to(outputs.dtype), reduction=self.reduction)
+            outputs, targets = outputs.squeeze(-1), targets.to(outputs.dtype)
+        if self.spec.task in ("binary", "regression") and outputs.shape != targets.shape:
+            # torch would stretch one to the other, and compare every number with every other.
+            raise RunError(
+                f"the model's outputs {tuple(outputs.shape)} and the targets {tuple(targets.shape)} of a batch differ "
+                f"in shape; return spec.output_size={self.spec.output_size} numbers a row"
+            )
         if self.spec.task == "tagging":
             outputs, targets = outputs.flatten(0, 1), targets.flatten()
         return self.loss_function(outputs, targets, reduction=self.reduction)

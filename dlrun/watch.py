@@ -146,7 +146,9 @@ class Watch:
 def _some_rows(train: Batches, most: int) -> tuple[tuple[Tensor, ...], Tensor]:
     """Training rows where they lie; from files the fewest, which are read here before workers would have started."""
     if isinstance(train, LoaderBatches):
-        return rows_of(LoaderBatches(train.dataset, train.order, train.place, workers=0), _FEWEST_ROWS)
+        return rows_of(
+            LoaderBatches(train.dataset, train.order, train.place, workers=0, check=train.check), _FEWEST_ROWS
+        )
     return rows_of(train, most)
 
 

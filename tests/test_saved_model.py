@@ -40,7 +40,7 @@ def test_everything_that_belongs_to_a_checkpoint(run: Path) -> None:
         assert all(torch.equal(v, state["model"][k]) for k, v in found.model.state_dict().items())
         assert found.average is not None
         assert any(not torch.equal(v, state["model"][k]) for k, v in found.average.items())
-        name, batches = found.held_out()
+        name, batches, _ = found.held_out()
         assert (name, batches.rows) == ("test", 8)
         assert "accuracy" in found.task.metric_names
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dlrun.data.rows import Part
+from dlrun.data.rows import Part, stated_targets
 from dlrun.data.spec import DataSpec, Split, Splits
 from dlrun.errors import MisfitError, listed
 
@@ -42,9 +42,10 @@ class AlignedRows(Dataset[Any]):
 
     def __init__(self, dataset: Dataset[Any], alignment: Alignment) -> None:
         self.dataset, self.alignment = dataset, alignment
-        targets = getattr(dataset, "targets", None)
+        self.origin = getattr(dataset, "origin", None)
+        targets = stated_targets(dataset)
         if targets is not None:
-            self.targets = alignment.targets(torch.as_tensor(targets))
+            self.targets = alignment.targets(targets)
 
     def __len__(self) -> int:
         return len(cast(Sequence[Any], self.dataset))
@@ -75,7 +76,7 @@ def _part(part: Part, alignment: Alignment) -> Part:
     if not isinstance(part, Split):
         return AlignedRows(part, alignment)
     x, *others = part.inputs
-    return Split((alignment.inputs(x), *others), alignment.targets(part.targets))
+    return Split((alignment.inputs(x), *others), alignment.targets(part.targets), part.origin)
 
 
 def _refuse_other_kind(trained: DataSpec, given: DataSpec, data: str | None, same_shape: bool) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dlrun.data.hints import missing
+from dlrun.data.origin import Origin
 from dlrun.data.partition import partition
 from dlrun.data.rows import Rows
 from dlrun.data.spec import DataSpec, Kind, Splits, TaskName
@@ -30,8 +32,10 @@ class Mapped(Dataset[Any]):
 
     draws_random_numbers = False
 
-    def __init__(self, x: Numbers, targets: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, x: Numbers, targets: Tensor, mean: Sequence[float], std: Sequence[float], path: Path) -> None:
+        """path: of the file that x is mapped from."""
         self.x, self.targets = x, targets
+        self.origin = Origin.from_position(str(path), len(x))
         shape = (-1, *[1] * (x.ndim - 2))
         self.mean, self.std = (torch.tensor(list(values)).view(shape) for values in (mean, std))
         self.bytes_a_row = 4 * int(np.prod(x.shape[1:]))
@@ -70,20 +74,26 @@ def arrays(
     x, y = _opened(folder / "x.npy"), _opened(folder / "y.npy")
     kind = _kind(x, folder / "x.npy")
     found = _task(y, folder / "y.npy", task)
-    targets = _targets(x, y, folder / "y.npy", found)
+    targets, notes = _targets(x, y, folder / "y.npy", found)
     if kind == "image" and x.ndim == 3:
         x = x[:, None]
     classes = () if found == "regression" else _class_names(targets, folder / "y.npy", found, class_names)
     has_test = any((folder / f"test_{name}.npy").exists() for name in "xy")
+    nothing_to_learn = ""
+    if classes and bool((targets == targets[0]).all()):
+        nothing_to_learn = (
+            f"{folder / 'y.npy'} holds class {int(targets[0])} in every row, so there is nothing to tell apart"
+        )
     train, held_out = partition(len(x), 0.0 if has_test else test_fraction, seed)
     mean, std = _constants(x, train, folder / "x.npy") if normalize else ([0.0] * x.shape[1], [1.0] * x.shape[1])
-    whole = Mapped(x, targets, mean, std)
+    whole = Mapped(x, targets, mean, std, folder / "x.npy")
     val, test = (_further_part(folder, name, whole, found, len(classes)) for name in ("val", "test"))
     outputs = targets.shape[1] if found == "regression" else 1 if found == "binary" else len(classes)
     spec = DataSpec(kind, tuple(x.shape[1:]), found, outputs, classes, mean=tuple(mean), std=tuple(std))
+    splits = Splits(whole, val, test, spec, notes, nothing_to_learn=nothing_to_learn)
     if not len(held_out):
-        return Splits(whole, val, test, spec)
-    return Splits(_rows(whole, train), val, _rows(whole, held_out), spec)
+        return splits
+    return replace(splits, train=_rows(whole, train), test=_rows(whole, held_out))
 
 
 def _rows(whole: Mapped, index: Numbers) -> Dataset[Any]:
@@ -102,14 +112,14 @@ def _further_part(folder: Path, name: str, train: Mapped, task: TaskName, classe
             f"{paths[0]} has rows of {x.shape[1:]} {x.dtype}, and x.npy of {train.x.shape[1:]} "
             f"{train.x.dtype}; write both alike"
         )
-    targets = _targets(x, y, paths[1], task)
+    targets, _ = _targets(x, y, paths[1], task)
     if task == "regression" and targets.shape[1:] != train.targets.shape[1:]:
         raise DataError(f"{paths[1]} has {targets.shape[1]} columns, and y.npy {train.targets.shape[1]}; write as many")
     if task != "regression" and int(targets.max()) >= classes:
         raise DataError(
             f"{paths[1]} holds class {int(targets.max())}, which y.npy does not have; name all in data.class_names"
         )
-    made = Mapped(x, targets, [0.0], [1.0])
+    made = Mapped(x, targets, [0.0], [1.0], paths[0])
     made.mean, made.std = train.mean, train.std
     return made
 
@@ -143,37 +153,62 @@ def _task(y: Numbers, path: Path, asked: TaskName | None) -> TaskName:
     whole = np.issubdtype(y.dtype, np.integer) or y.dtype == np.bool_
     if not whole and not np.issubdtype(y.dtype, np.floating):
         raise DataError(f"{path} holds {y.dtype}; write whole numbers for classes, floats for regression")
-    if asked not in (None, "regression") and not whole:
-        raise DataError(f"{path} holds {y.dtype}, and data.task={asked} takes whole numbers; write those")
     return asked or ("binary" if y.dtype == np.bool_ else "multiclass" if whole else "regression")
 
 
-def _targets(x: Numbers, y: Numbers, path: Path, task: TaskName) -> Tensor:
-    """y as DataSpec wants it: one target a row, in memory."""
+def _targets(x: Numbers, y: Numbers, path: Path, task: TaskName) -> tuple[Tensor, tuple[str, ...]]:
+    """y as DataSpec wants it, one target a row, in memory; and notes of how it was taken."""
     if len(x) != len(y):
         raise DataError(
             f"{path} has {len(y):,} rows, and {path.name.replace('y.npy', 'x.npy')} {len(x):,}; write as many"
         )
     if y.ndim > 2:
         raise DataError(f"{path} has shape {y.shape}; write (rows,), or (rows, columns) for regression")
-    if task == "regression":
-        values = torch.from_numpy(np.array(y, dtype=np.float32)).view(len(y), -1)
-        if not bool(values.isfinite().all()):
-            raise DataError(f"{path} holds values that are not finite; remove those rows")
-        return values
-    labels = torch.from_numpy(np.array(y, dtype=np.int64).reshape(len(y), -1))
-    if labels.shape[1] != 1:
-        raise DataError(f"{path} has {labels.shape[1]} columns; write one class a row, or data.task=regression")
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= (2 if task == "binary" else _MOST_CLASSES):
+    if task != "regression":
+        return _labels(y, path, task)
+    values = torch.from_numpy(np.array(y, dtype=np.float32)).view(len(y), -1)
+    bad = ~values.isfinite().all(1)
+    if bool(bad.any()):
+        raise DataError(
+            f"{path} holds values that are not finite, the first in row {int(bad.nonzero()[0]):,} (counted from 0); "
+            "remove those rows"
+        )
+    return values, ()
+
+
+def _labels(y: Numbers, path: Path, task: TaskName) -> tuple[Tensor, tuple[str, ...]]:
+    """Class numbers int64 (rows,). Whole floats and one-hot rows are taken for them, which a note says."""
+    notes = []
+    columns = np.asarray(y).reshape(len(y), -1)
+    if np.issubdtype(y.dtype, np.floating):
+        with np.errstate(invalid="ignore"):
+            bad = ~(np.isfinite(columns) & (columns == np.round(columns))).all(axis=1)
+        if bad.any():
+            row = int(np.flatnonzero(bad)[0])
+            raise DataError(
+                f"{path} holds {y.dtype}, and data.task={task} takes whole numbers; write those "
+                f"(row {row:,}, counted from 0, holds {columns[row].tolist()})"
+            )
+        notes.append(f"{path} holds {y.dtype}, which were taken as class numbers.")
+    if columns.shape[1] > 1:
+        is_one_hot = ((columns == 0) | (columns == 1)).all() and (columns.sum(axis=1) == 1).all()
+        if not is_one_hot:
+            raise DataError(f"{path} has {columns.shape[1]} columns; write one class a row, or data.task=regression")
+        notes.append(f"{path} holds one-hot rows, which were taken as class numbers.")
+        columns = columns.argmax(axis=1)[:, None]
+    low, high = int(columns.min()), int(columns.max())  # exact, where int64 would wrap
+    most = 1 if task == "binary" else _MOST_CLASSES - 1
+    if low < 0 or high > most:
         wanted = "0 and 1" if task == "binary" else f"whole numbers from 0 to {_MOST_CLASSES - 1:,}"
-        raise DataError(f"{path} holds classes from {low} to {high}, and data.task={task} takes {wanted}")
-    return labels.squeeze(1)
+        row = int(np.flatnonzero((columns[:, 0] < 0) | (columns[:, 0] > most))[0])
+        raise DataError(
+            f"{path} holds classes from {low} to {high}, and data.task={task} takes {wanted} "
+            f"(row {row:,}, counted from 0, holds {int(columns[row, 0])})"
+        )
+    return torch.from_numpy(columns[:, 0].astype(np.int64)), tuple(notes)
 
 
 def _class_names(targets: Tensor, path: Path, task: TaskName, named: list[str] | None) -> tuple[str, ...]:
-    if bool((targets == targets[0]).all()):
-        raise DataError(f"{path} holds class {int(targets[0])} in every row, so there is nothing to tell apart")
     count = 2 if task == "binary" else int(targets.max()) + 1
     if named is not None and (len(named) < count or (task == "binary" and len(named) > 2)):
         raise DataError(f"data.class_names has {len(named)} names, and y.npy {count} classes; name each")
@@ -191,7 +226,11 @@ def _constants(x: Numbers, rows: Numbers, path: Path) -> tuple[list[float], list
         count, total, squares = count + values.shape[1], total + values.sum(1), squares + values.square().sum(1)
     centre = total / count
     if not bool(centre.isfinite().all()):
-        raise DataError(f"{path} holds values that are not finite; remove those rows, or put numbers in their place")
+        row = next(int(row) for row in chosen if not _columns(x, np.array([row])).isfinite().all())
+        raise DataError(
+            f"{path} holds values that are not finite, in row {row:,} (counted from 0) for one; "
+            "remove those rows, or put numbers in their place"
+        )
     spread = (squares / count - centre.square()).clamp_min(0).sqrt().tolist()
     return (shift + centre).tolist(), [s if s > 1e-12 else 1.0 for s in spread]
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from dlrun.data.inspection import BatchCheck
 from dlrun.data.rows import Seeded
 from dlrun.data.spec import DataSpec, Split
 from dlrun.data.workers import Guarded, fetch, prepare_worker
@@ -120,9 +121,13 @@ class MemoryBatches:
 class LoaderBatches:
     """The same batches through torch's DataLoader, with worker processes and pinned memory."""
 
-    def __init__(self, dataset: Dataset[Any], order: Order, place: "Place", workers: int) -> None:
+    def __init__(
+        self, dataset: Dataset[Any], order: Order, place: "Place", workers: int, check: BatchCheck | None = None
+    ) -> None:
+        """check: looks at every batch; None for a dataset that was looked at as a whole."""
         self.rows, self.order, self.dataset, self.place = order.rows, order, dataset, place
         self.workers = workers
+        self.check = check
 
     def __len__(self) -> int:
         return len(self.order)
@@ -151,6 +156,10 @@ class LoaderBatches:
 
     def _moved(self, picked: list[Tensor], fetched: Iterator[Any]) -> Iterator[Batch]:
         for rows, (*inputs, targets) in zip(picked, fetched, strict=True):
+            if self.check is not None:
+                # A process without a row of a batch has fetched row 0.
+                read = rows if len(rows) else torch.zeros(1, dtype=torch.int64)
+                inputs, targets = self.check.conform(tuple(inputs), targets, read)
             moved = tuple(self.place.inputs(tuple(inputs)))
             yield self.place.view(moved), self.place.targets(targets[: len(rows)])
 

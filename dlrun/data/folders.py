@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from dlrun.data.augmentation import Augment, build_augment, seeded
 from dlrun.data.hints import missing
+from dlrun.data.origin import Origin
 from dlrun.data.partition import stratified_partition
 from dlrun.data.pictures import EXTENSIONS, check_picture, read_picture
 from dlrun.data.pixels import (
@@ -44,6 +45,11 @@ class Files:
 
     paths: NDArray[np.bytes_]
     targets: Tensor
+    origin: Origin
+
+    def take(self, rows: NDArray[np.int64]) -> "Files":
+        """Some of them."""
+        return Files(self.paths[rows], self.targets[rows], self.origin.take(torch.from_numpy(rows)))
 
 
 class ImageFiles(Dataset[tuple[Tensor, int]]):
@@ -63,7 +69,7 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         grayscale: bool = False,
         augment: Augment | None = None,
     ) -> None:
-        self.paths, self.targets = files.paths, files.targets
+        self.paths, self.targets, self.origin = files.paths, files.targets, files.origin
         self.image_size, self.grayscale, self.augment = image_size, grayscale, augment
         self.mean, self.std = mean, std
         self.augments = augment is not None
@@ -104,13 +110,19 @@ def image_folder(
         raise RequestError("data.augment needs images read anew each epoch: leave out data.in_memory=true")
     folder = Path(path).expanduser()
     files, class_names, notes = _find(folder, test_fraction, seed)
-    if task == "binary" and len(class_names) != 2:
+    nothing_to_learn = ""
+    if len(class_names) == 1:
+        base = folder / "train" if _is_parted(folder) else folder
+        nothing_to_learn = f"{base} has only one class folder, '{class_names[0]}', so there is nothing to tell apart"
+    if task == "binary" and len(class_names) > 2:
         raise RequestError(f"data.task=binary: {folder} holds {len(class_names)} classes; type data.task=multiclass")
     shape = (1 if grayscale else 3, image_size, image_size)
     needed = 4 * sum(len(part.paths) for part in files.values()) * shape[0] * image_size**2
     if in_memory or (in_memory is None and not augment and needed < SHARE_OF_MEMORY * _memory_bytes()):
         parts = {name: _decode(part, image_size, grayscale) for name, part in files.items()}
-        return _for_task(image_splits(parts, class_names, None, mean, std, notes), task)
+        origins = {name: part.origin for name, part in files.items()}
+        splits = image_splits(parts, class_names, None, mean, std, notes, origins)
+        return _for_task(splits, task, nothing_to_learn)
     half = [0.5] * shape[0]
     constants = channel_constants(torch.empty(1, *shape), mean or half, std or half)
     transform = build_augment(augment, shape) if augment else None
@@ -120,11 +132,13 @@ def image_folder(
         changed = transform if name == "train" else None
         streamed[name] = ImageFiles(part, image_size, *constants, grayscale, changed)
     spec = image_spec(shape, class_names, *constants)
-    return _for_task(Splits(streamed["train"], streamed.get("val"), streamed.get("test"), spec, notes), task)
+    splits = Splits(streamed["train"], streamed.get("val"), streamed.get("test"), spec, notes)
+    return _for_task(splits, task, nothing_to_learn)
 
 
-def _for_task(splits: Splits, task: Literal["multiclass", "binary"]) -> Splits:
+def _for_task(splits: Splits, task: Literal["multiclass", "binary"], nothing_to_learn: str) -> Splits:
     """Two classes as one output: the probability of the second."""
+    splits = replace(splits, nothing_to_learn=nothing_to_learn)
     if task == "multiclass":
         return splits
     return replace(splits, spec=replace(splits.spec, task=task, output_size=1))
@@ -138,23 +152,26 @@ def _find(folder: Path, test_fraction: float, seed: int) -> tuple[dict[str, File
             if folder.exists()
             else missing(folder, "data.path")
         )
-    parted = (folder / "train").is_dir() and any((folder / part).is_dir() for part in ("test", "val"))
+    parted = _is_parted(folder)
     base = folder / "train" if parted else folder
     class_names = [p.name for p in _visible(base) if p.is_dir()]
     if not class_names:
         raise DataError(f"{base} has no class folders: put the images of each class into a folder named after it")
-    if len(class_names) == 1:
-        raise DataError(f"{base} has only one class folder, '{class_names[0]}', so there is nothing to tell apart")
     train = _files(base, class_names)
     notes = _ignored(base)
     if parted:
         rest = [part for part in ("val", "test") if (folder / part).is_dir()]
         return {"train": train} | {p: _files(folder / p, class_names) for p in rest}, class_names, notes
+    if len(class_names) == 1:
+        return {"train": train}, class_names, notes
     rows = stratified_partition(train.targets.numpy(), class_names, test_fraction, seed, str(folder))
-    parts = {
-        name: Files(train.paths[r], train.targets[r]) for name, r in zip(("train", "test"), rows, strict=True) if len(r)
-    }
+    parts = {name: train.take(part) for name, part in zip(("train", "test"), rows, strict=True) if len(part)}
     return parts, class_names, notes
+
+
+def _is_parted(folder: Path) -> bool:
+    """Whether folders named after the parts lie above those of the classes."""
+    return (folder / "train").is_dir() and any((folder / part).is_dir() for part in ("test", "val"))
 
 
 def _files(base: Path, class_names: list[str]) -> Files:
@@ -173,7 +190,8 @@ def _files(base: Path, class_names: list[str]) -> Files:
         targets += [class_names.index(folder.name)] * len(found)
     if not paths:
         raise DataError(f"{base} has no class folders: put the images of each class into a folder named after it")
-    return Files(np.array(paths), torch.tensor(targets))
+    names = np.array(paths)
+    return Files(names, torch.tensor(targets), Origin.from_files(names))
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from dlrun.data.cifar import read_batch, read_class_names
 from dlrun.data.download import fetch_images
 from dlrun.data.idx import idx_path, read_labelled
+from dlrun.data.origin import Origin
 from dlrun.data.partition import stratified_partition
 from dlrun.data.pixels import Part, image_splits
 from dlrun.data.spec import Splits
@@ -64,11 +65,17 @@ def digits(
     images = torch.from_numpy(pixels).float().div_(16).view(-1, 1, 8, 8).repeat(1, channels, 1, 1)
     targets = torch.from_numpy(labels.astype(np.int64))
     rows = stratified_partition(labels, DIGITS, test_fraction, seed, "data=digits")
-    parts = {name: (images[r], targets[r]) for name, r in zip(("train", "test"), rows, strict=True) if len(r)}
+    whole = Origin.from_position("sklearn.datasets.load_digits", len(images))
+    parts, origins = {}, {}
+    for name, part in zip(("train", "test"), rows, strict=True):
+        if len(part):
+            parts[name] = images[part], targets[part]
+            origins[name] = whole.take(torch.from_numpy(part))
+    constants = _each(mean, channels), _each(std, channels)
     if positive is None:
-        return image_splits(parts, DIGITS, image_size, _each(mean, channels), _each(std, channels))
+        return image_splits(parts, DIGITS, image_size, *constants, origins=origins)
     parts = {name: (x, (y == positive).long()) for name, (x, y) in parts.items()}
-    splits = image_splits(parts, ("rest", str(positive)), image_size, _each(mean, channels), _each(std, channels))
+    splits = image_splits(parts, ("rest", str(positive)), image_size, *constants, origins=origins)
     return dataclasses.replace(splits, spec=dataclasses.replace(splits.spec, task="binary", output_size=1))
 
 
@@ -104,11 +111,8 @@ def cifar10(
     train = [f"data_batch_{i}" for i in range(1, 6)]
     folder = _present("cifar10", "CIFAR10", root, "cifar-10-batches-py", [*train, "test_batch", "batches.meta"])
     names = read_class_names(folder / "batches.meta", "label_names", 10)
-    parts = {
-        "train": _batches([folder / name for name in train], "labels", 10),
-        "test": _batches([folder / "test_batch"], "labels", 10),
-    }
-    return image_splits(parts, names, image_size, mean, std)
+    files = {"train": [folder / name for name in train], "test": [folder / "test_batch"]}
+    return _cifar_splits(files, "labels", names, image_size, mean, std)
 
 
 def cifar100(
@@ -120,8 +124,8 @@ def cifar100(
     """As `cifar10` with 100 classes (the fine labels), read from root/cifar-100-python."""
     folder = _present("cifar100", "CIFAR100", root, "cifar-100-python", ["train", "test", "meta"])
     names = read_class_names(folder / "meta", "fine_label_names", 100)
-    parts = {part: _batches([folder / part], "fine_labels", 100) for part in ("train", "test")}
-    return image_splits(parts, names, image_size, mean, std)
+    files = {part: [folder / part] for part in ("train", "test")}
+    return _cifar_splits(files, "fine_labels", names, image_size, mean, std)
 
 
 def _idx_splits(
@@ -142,7 +146,11 @@ def _idx_splits(
     if train[0].shape[1:] != test[0].shape[1:]:
         raise DataError(f"{folder} has training and test images of different sizes: delete it and run again")
     parts = {part: _part(x[:, None], y) for part, (x, y) in (("train", train), ("test", test))}
-    return image_splits(parts, names, image_size, [mean], [std])
+    origins = {
+        "train": Origin.from_position(str(paths[0]), len(train[0])),
+        "test": Origin.from_position(str(paths[2]), len(test[0])),
+    }
+    return image_splits(parts, names, image_size, [mean], [std], origins=origins)
 
 
 def _present(data: str, dataset: str, root: str, folder: str, files: list[str]) -> Path:
@@ -153,9 +161,22 @@ def _present(data: str, dataset: str, root: str, folder: str, files: list[str]) 
     return base / folder
 
 
-def _batches(paths: list[Path], label_key: str, classes: int) -> Part:
-    batches = [read_batch(path, label_key, classes) for path in paths]
-    return _part(np.concatenate([x for x, _ in batches]), np.concatenate([y for _, y in batches]))
+def _cifar_splits(
+    files: dict[str, list[Path]],
+    label_key: str,
+    names: tuple[str, ...],
+    image_size: int | None,
+    mean: list[float],
+    std: list[float],
+) -> Splits:
+    parts, origins = {}, {}
+    for part, paths in files.items():
+        batches = [read_batch(path, label_key, len(names)) for path in paths]
+        parts[part] = _part(np.concatenate([x for x, _ in batches]), np.concatenate([y for _, y in batches]))
+        origins[part] = Origin.join(
+            [Origin.from_position(str(path), len(x)) for path, (x, _) in zip(paths, batches, strict=True)]
+        )
+    return image_splits(parts, names, image_size, mean, std, origins=origins)
 
 
 def _part(images: NDArray[np.uint8], labels: NDArray[np.uint8] | NDArray[np.int64]) -> Part:

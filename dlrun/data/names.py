@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dlrun.data.download import course_table
+from dlrun.data.origin import Origin
 from dlrun.data.spec import DataSpec, Split, Splits
 from dlrun.data.table import Table, read_table
 from dlrun.errors import DataError, RequestError
@@ -94,4 +95,4 @@ def _split(table: Table, countries: tuple[str, ...], longest: int) -> Split:
         if country not in label:
             raise DataError(f"{table.path}, line {line}: country '{country}' does not occur in the training names")
     targets = torch.tensor([label[country] for country in table.columns[1]])
-    return Split(encode(table.columns[0], longest), targets)
+    return Split(encode(table.columns[0], longest), targets, Origin.from_lines(str(table.path), table.lines))

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dlrun.data.figure import framing
+from dlrun.data.origin import Origin
 from dlrun.data.spec import DataSpec, Split, Splits
 from dlrun.errors import RequestError
 
@@ -21,16 +22,18 @@ def image_splits(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     notes: tuple[str, ...] = (),
+    origins: Mapping[str, Origin] | None = None,
 ) -> Splits:
     """Splits of parts named "train", "val", "test": resized, then (x - mean) / std, in place to save memory.
 
-    mean, std: one value a channel, None for those of the training images (after resizing).
+    mean, std: one value a channel, None for those of the training images (after resizing). origins: of each part.
     Raises RequestError for an image_size < 1, a std <= 0 or a wrong number of values.
     """
     sized = {name: (resize(images, image_size), labels) for name, (images, labels) in parts.items()}
     train = sized["train"][0]
     constants, frame = channel_constants(train, mean, std), framing(train)
-    splits = {name: Split((normalize_(x, *constants),), labels) for name, (x, labels) in sized.items()}
+    known = origins or {}
+    splits = {name: Split((normalize_(x, *constants),), labels, known.get(name)) for name, (x, labels) in sized.items()}
     spec = image_spec(tuple(train.shape[1:]), class_names, *constants, frame)
     return Splits(splits["train"], splits.get("val"), splits.get("test"), spec, notes)
 

@@ -1,7 +1,8 @@
 """Parts of a data set as what a DataLoader reads: rows of it, a part held out, tensors row by row."""
 
+import dataclasses
 import random
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any, cast
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, default_collate
 
+from dlrun.data.origin import Origin
 from dlrun.data.spec import Split
 
 
@@ -20,6 +22,7 @@ class Pairs(Dataset[Any]):
     def __init__(self, split: Split) -> None:
         self.split = split
         self.targets = split.targets
+        self.origin = split.origin
 
     def __len__(self) -> int:
         return len(self.split)
@@ -49,16 +52,20 @@ class Seeded(Dataset[Any]):
 
 
 class Rows(Dataset[Any]):
-    """Some rows of a map-style dataset (torch's Subset hides `targets`)."""
+    """Some rows of a map-style dataset (torch's Subset hides `targets`).
 
-    def __init__(self, dataset: Dataset[Any], index: Tensor) -> None:
+    name: what the dataset is called where it does not know where its rows are from.
+    """
+
+    def __init__(self, dataset: Dataset[Any], index: Tensor, name: str = "") -> None:
         self.dataset, self.index = dataset, index
+        self.origin = origin_of(dataset, name).take(index)
         self.augments = getattr(dataset, "augments", False)
         self.draws_random_numbers = getattr(dataset, "draws_random_numbers", True)
         self.bytes_a_row = getattr(dataset, "bytes_a_row", None)
-        targets = getattr(dataset, "targets", None)
+        targets = stated_targets(dataset)
         if targets is not None:
-            self.targets = torch.as_tensor(targets)[index]
+            self.targets = targets[index]
 
     def __len__(self) -> int:
         return len(self.index)
@@ -72,17 +79,19 @@ class Rows(Dataset[Any]):
         """A batch, by one read where the dataset has such."""
         if hasattr(self.dataset, "__getitems__") and not isinstance(keys[0], tuple):
             return self.dataset.__getitems__(self.index[keys].tolist())
-        return default_collate([self[key] for key in keys])
+        return tuple(default_collate([self[key] for key in keys]))
 
 
 class Joined(ConcatDataset[Any]):
     """Datasets one after the other, with all their targets where each says them."""
 
-    def __init__(self, datasets: Sequence[Dataset[Any]]) -> None:
+    def __init__(self, datasets: Sequence[Dataset[Any]], origins: Sequence[Origin]) -> None:
         super().__init__(datasets)
-        targets = [getattr(dataset, "targets", None) for dataset in datasets]
-        if all(t is not None for t in targets):
-            self.targets = torch.cat([torch.as_tensor(t) for t in targets])
+        self.origin = Origin.join(origins)
+        targets = [stated_targets(dataset) for dataset in datasets]
+        known = [t for t in targets if t is not None]
+        if len(known) == len(datasets):
+            self.targets = torch.cat(known)
 
 
 Part = Split | Dataset[Any]
@@ -94,20 +103,42 @@ def row_count(part: Part) -> int:
     return len(cast(Sized, part))
 
 
-def take(part: Part, index: Tensor) -> Part:
-    """The rows of `part` that `index` names, in its order."""
-    return part.rows(index) if isinstance(part, Split) else Rows(part, index)
+def origin_of(part: Part, name: str = "") -> Origin:
+    """Where the rows of a part are from; their positions in `name` where it does not say."""
+    origin = getattr(part, "origin", None)
+    return origin if isinstance(origin, Origin) else Origin.from_position(name, row_count(part))
 
 
-def joined(parts: Sequence[Part]) -> Part:
-    """The rows of several parts, one after the other."""
+def stated_targets(part: Part) -> Tensor | None:
+    """All targets that a part states without a sample being read; None where it has none, or no numbers."""
+    targets = getattr(part, "targets", None)
+    if targets is None:
+        return None
+    try:
+        known = torch.as_tensor(targets)
+    except (TypeError, ValueError, RuntimeError):  # a dataset of the user's may call anything so
+        return None
+    return known if len(known.shape) and len(known) == row_count(part) else None
+
+
+def take(part: Part, index: Tensor, name: str = "") -> Part:
+    """The rows of `part` that `index` names, in its order; name: what the part is called."""
+    if isinstance(part, Split):
+        return dataclasses.replace(part, origin=origin_of(part, name)).rows(index)
+    return Rows(part, index, name)
+
+
+def join_parts(parts: Mapping[str, Part]) -> Part:
+    """The rows of several parts, by name, one after the other."""
     if len(parts) == 1:
-        return parts[0]
-    splits = [part for part in parts if isinstance(part, Split)]
+        return next(iter(parts.values()))
+    origins = [origin_of(part, name) for name, part in parts.items()]
+    splits = [part for part in parts.values() if isinstance(part, Split)]
     if len(splits) == len(parts):
         columns = zip(*(split.inputs for split in splits), strict=True)
-        return Split(tuple(torch.cat(column) for column in columns), torch.cat([split.targets for split in splits]))
-    return Joined([Pairs(part) if isinstance(part, Split) else part for part in parts])
+        inputs = tuple(torch.cat(column) for column in columns)
+        return Split(inputs, torch.cat([split.targets for split in splits]), Origin.join(origins))
+    return Joined([Pairs(part) if isinstance(part, Split) else part for part in parts.values()], origins)
 
 
 def carve(part: Part, fraction: float, seed: int) -> tuple[Part, Part | None]:
@@ -117,7 +148,8 @@ def carve(part: Part, fraction: float, seed: int) -> tuple[Part, Part | None]:
     if held_out == 0:
         return part, None
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
-    return take(part, order[held_out:].sort().values), take(part, order[:held_out].sort().values)
+    train = take(part, order[held_out:].sort().values, "train")
+    return train, take(part, order[:held_out].sort().values, "train")
 
 
 def size_in_bytes(split: Split, dtype: torch.dtype) -> int:
@@ -140,13 +172,19 @@ def in_memory(part: Part, loader: str, dtype: torch.dtype, room: int) -> Split |
     if not (fits or loader == "memory"):
         return None
     if hasattr(part, "__getitems__"):
-        return _read(part, rows)
-    columns = zip(*(part[row] for row in range(rows)), strict=True)
-    *inputs, targets = (torch.stack([torch.as_tensor(x) for x in column]) for column in columns)
-    return Split(tuple(inputs), targets)
+        columns = _read(part, rows)
+    else:
+        samples = zip(*(part[row] for row in range(rows)), strict=True)
+        columns = [torch.stack([torch.as_tensor(x) for x in column]) for column in samples]
+    return Split(tuple(columns[:-1]), columns[-1], origin_of(part))
 
 
-def _read(part: Any, rows: int) -> Split:
+def is_list_of_samples(batch: Any) -> bool:
+    """Whether a dataset's `__getitems__` gave samples one by one, as torch's Subset does, and not a batch."""
+    return isinstance(batch, list) and bool(batch) and isinstance(batch[0], tuple | list)
+
+
+def _read(part: Any, rows: int) -> list[Tensor]:
     """All rows, some at a time: read in one go they would be there twice."""
     held: list[Tensor] = []
     for start in range(0, rows, _AT_ONCE):
@@ -154,5 +192,4 @@ def _read(part: Any, rows: int) -> Split:
         held = held or [column.new_empty(rows, *column.shape[1:]) for column in columns]
         for whole, piece in zip(held, columns, strict=True):
             whole[start : start + len(piece)] = piece
-    *inputs, targets = held
-    return Split(tuple(inputs), targets)
+    return held

@@ -8,6 +8,8 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dlrun.data.origin import Origin
+
 Kind = Literal["vector", "image", "tokens"]
 TaskName = Literal["regression", "binary", "multiclass", "tagging"]
 
@@ -62,17 +64,20 @@ class Split:
     """One part of the data, held in memory: every tensor has the samples along its first dimension.
 
     inputs: (x,) for vectors and images, (codes, lengths) for tokens: what the model is called with.
+    origin: where the rows are from; None: they are called by their position.
     """
 
     inputs: tuple[Tensor, ...]
     targets: Tensor
+    origin: Origin | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def rows(self, index: Tensor) -> "Split":
         """The part that `index` (int64) selects, in its order."""
-        return Split(tuple(x[index] for x in self.inputs), self.targets[index])
+        origin = self.origin or Origin.from_position("", len(self))
+        return Split(tuple(x[index] for x in self.inputs), self.targets[index], origin.take(index))
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,8 @@ class Splits:
     val=None: the runner takes `data.val_fraction` of the training part. test=None: there is no test.
     notes: what the user should be told about how the data was read, one sentence each.
     truth: the function that the targets were drawn from, without noise: (N, features) -> (N, outputs), for pictures.
+    nothing_to_learn: why no training can be made of these rows, all of one class say, as a sentence; they can be
+    evaluated all the same.
     """
 
     train: "Split | Dataset[Any]"
@@ -91,3 +98,4 @@ class Splits:
     spec: DataSpec
     notes: tuple[str, ...] = ()
     truth: Callable[[Tensor], Tensor] | None = None
+    nothing_to_learn: str = ""

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from dlrun.data.download import course_table
+from dlrun.data.origin import Origin
 from dlrun.data.partition import Rows, partition, stratified_partition
 from dlrun.data.spec import DataSpec, Split, Splits
 from dlrun.data.table import Numbers, Table, parse, read_table
@@ -66,11 +67,21 @@ def csv(
             f"{path} has one column only, so nothing to learn from: is it separated by something else than "
             f"'{delimiter}', as in data.delimiter=';'?"
         )
-    if len(table.lines) < 2:
-        raise DataError(f"{path} has one row only, at least two are needed: one to train on and one to test")
     found = _target(table, column, task)
     notes = () if task else (_inferred(table.names[column], found),)
     return _splits(table, column, found, test_fraction, normalize, seed, notes)
+
+
+def _nothing_to_learn(table: Table, column: int, target: Target) -> str:
+    """Why the table cannot be trained on; empty if it can."""
+    if len(table.lines) < 2:
+        return f"{table.path} has one row only, at least two are needed: one to train on and one to test"
+    if len(target.class_names) == 1:
+        return (
+            f"{table.path}: the target, column '{table.names[column]}', is '{target.class_names[0]}' in every row, "
+            "so there is only one class and nothing to learn"
+        )
+    return ""
 
 
 def _inferred(name: str, target: Target) -> str:
@@ -99,7 +110,7 @@ def _guess(table: Table, column: int) -> TableTask:
         values = table.numbers(column)
         if (values != np.round(values)).any():
             return "regression"
-        distinct = len(np.unique(values))
+        distinct = len(set(_class_of_cells(table, column).values()))
         if distinct > MOST_INTEGER_CLASSES:
             return "regression"
     return "binary" if distinct <= 2 else "multiclass"
@@ -107,24 +118,47 @@ def _guess(table: Table, column: int) -> TableTask:
 
 def _classes(table: Table, column: int, task: TableTask) -> Target:
     """The target as classes: numbers in ascending order, text in alphabetical order."""
-    cells = table.columns[column]
-    names: list[str]
-    values: Rows
-    if parse(cells) is not None:
-        distinct, values = np.unique(table.numbers(column), return_inverse=True)
-        names = [str(int(v)) if v == int(v) else str(v) for v in distinct.tolist()]
-    else:
-        stripped = [cell.strip() for cell in cells]
-        if "" in stripped:
-            raise table.complaint(column, stripped.index(""))
-        texts, values = np.unique(np.array(stripped), return_inverse=True)
-        names = texts.tolist()
-    where = f"{table.path}: the target, column '{table.names[column]}',"
-    if len(names) == 1:
-        raise DataError(f"{where} is '{names[0]}' in every row, so there is only one class and nothing to learn")
-    if task == "binary" and len(names) != 2:
+    named = _class_of_cells(table, column)
+    names = sorted(set(named.values()))
+    if parse(names) is not None:
+        names.sort(key=_exact_number)
+    if task == "binary" and len(names) > 2:
+        where = f"{table.path}: the target, column '{table.names[column]}',"
         raise DataError(f"{where} has {len(names)} distinct values: type data.task=multiclass, or regression")
-    return Target(task, values.astype(np.int64), tuple(names))
+    codes = {name: code for code, name in enumerate(names)}
+    values = np.array([codes[named[cell]] for cell in table.columns[column]], dtype=np.int64)
+    return Target(task, values, tuple(names))
+
+
+def _class_of_cells(table: Table, column: int) -> dict[str, str]:
+    """The name of the class of every distinct cell."""
+    cells = table.columns[column]
+    distinct = dict.fromkeys(cells)
+    if parse(list(distinct)) is not None:
+        table.numbers(column)  # refuses cells that are infinite or nan
+        return {cell: _class_name(cell.strip()) for cell in distinct}
+    empty = next((cell for cell in distinct if not cell.strip()), None)
+    if empty is not None:
+        raise table.complaint(column, cells.index(empty))
+    return {cell: cell.strip() for cell in distinct}
+
+
+def _class_name(number: str) -> str:
+    """A class that is written as a number: 1.0 and 1 are one class; 007 and 7 are two, so are numbers of 20 digits."""
+    digits = number.removeprefix("-")
+    if digits.isascii() and digits.isdigit():
+        has_leading_zeros = len(digits) > 1 and digits.startswith("0")
+        return number if has_leading_zeros else str(int(number))
+    value = float(number)
+    if abs(value) >= 2**53:  # neighbours are one number as a float
+        return number
+    return str(int(value)) if value.is_integer() else str(value)
+
+
+def _exact_number(name: str) -> int | float:
+    """The value of a class name that is a number; Python compares integers and floats exactly."""
+    digits = name.removeprefix("-")
+    return int(name) if digits.isascii() and digits.isdigit() else float(name)
 
 
 def _splits(
@@ -138,7 +172,10 @@ def _splits(
 ) -> Splits:
     features = [i for i in range(len(table.names)) if i != column]
     inputs = np.stack([table.numbers(i) for i in features], axis=1)  # (N, features)
-    if target.class_names:
+    nothing_to_learn = _nothing_to_learn(table, column, target)
+    if nothing_to_learn:
+        rows = partition(len(inputs), 0.0, seed)
+    elif target.class_names:
         labels = target.values.astype(np.int64)
         rows = stratified_partition(labels, target.class_names, test_fraction, seed, str(table.path))
     else:
@@ -148,7 +185,12 @@ def _splits(
     if normalize:
         mean, std = _constants(inputs[rows[0]])
         inputs = (inputs - np.array(mean)) / np.array(std)
-    train, test = (Split((torch.from_numpy(inputs[r]),), torch.from_numpy(target.values[r])) for r in rows)
+    origin = Origin.from_lines(str(table.path), table.lines)
+    parts = []
+    for part in rows:
+        x, y = torch.from_numpy(inputs[part]), torch.from_numpy(target.values[part])
+        parts.append(Split((x,), y, origin.take(torch.from_numpy(part))))
+    train, test = parts
     spec = DataSpec(
         "vector",
         (len(features),),
@@ -159,7 +201,7 @@ def _splits(
         mean=mean,
         std=std,
     )
-    return Splits(train, None, test if len(test) else None, spec, notes)
+    return Splits(train, None, test if len(test) else None, spec, notes, nothing_to_learn=nothing_to_learn)
 
 
 def _constants(train: NDArray[np.float64]) -> tuple[tuple[float, ...], tuple[float, ...]]:

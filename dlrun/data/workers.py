@@ -21,7 +21,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
-from dlrun.data.rows import Rows, Seeded
+from dlrun.data.rows import Rows, Seeded, is_list_of_samples
 from dlrun.errors import DataError, DlrunError, RunError, chain
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
@@ -82,6 +82,7 @@ class Guarded(Dataset[Any]):
         dataset: Any = self.dataset
         if hasattr(dataset, "__getitems__"):
             batch = dataset.__getitems__(keys)
+            batch = collate(batch) if is_list_of_samples(batch) else batch
         else:
             batch = collate([dataset[key] for key in keys])
 

@@ -33,7 +33,7 @@ def rows_to_check(saved: SavedModel) -> tuple[str, Batches]:
     """What they are called, and the batches: the held-out part, or made-up rows where the data are not here."""
     asked = any(word.lstrip("+").startswith("data") for word in saved.request.overrides)
     try:
-        name, batches = saved.held_out()
+        name, batches, _ = saved.held_out()
     except DataError:
         if asked or not saved.state:  # a full model is described by its data alone
             raise

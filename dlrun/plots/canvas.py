@@ -49,6 +49,11 @@ def plain(text: object) -> str:
     return escape_line(str(text)).replace("$", r"\$")
 
 
+def plain_lines(text: str) -> str:
+    """The same for text of several lines."""
+    return "\n".join(plain(line) for line in text.split("\n"))
+
+
 def log_where_wide(axes: "Axes", values: ArrayLike) -> None:
     """A logarithmic y axis when positive values differ by more than a factor of 30."""
     shown = np.asarray(values, dtype=float)

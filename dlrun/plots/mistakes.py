@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dlrun.data.origin import Origin
 from dlrun.data.spec import DataSpec
 from dlrun.metrics import PADDING
 from dlrun.plots import canvas, samples
@@ -30,17 +31,24 @@ def worst(probabilities: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tenso
 
 
 def image_mistakes(
-    images: Tensor, probabilities: Tensor, targets: Tensor, spec: DataSpec, split: str
+    images: Tensor, probabilities: Tensor, targets: Tensor, spec: DataSpec, split: str, origin: Origin
 ) -> "Figure | None":
-    """The wrong images (N, C, H, W) that the model was surest of; None when all are right."""
+    """The wrong images (N, C, H, W) that the model was surest of, with their files or rows; None when all are right."""
     rows, predicted, sure = worst(probabilities, targets)
     if len(rows) == 0:
         return None
     shown = rows[: samples.MOST_TILES]
-    pairs = zip(targets[shown].tolist(), predicted.tolist(), sure.tolist(), strict=False)
-    titles = [f"{_name(spec, true)} → {_name(spec, said)}\n{100 * p:.1f} %" for true, said, p in pairs]
+    titles = []
+    for row, said, p in zip(shown.tolist(), predicted.tolist(), sure.tolist(), strict=False):
+        classes = f"{_name(spec, int(targets[row]))} → {_name(spec, said)}"
+        titles.append(f"{classes}\n{100 * p:.1f} %\n{_shortened(origin.short_label(row))}")
     heading = _title(len(shown), len(rows), split) + "\ntrue → predicted, probability"
     return samples.tiles(samples.shown_pixels(images[shown], spec), titles, _width(titles), heading)
+
+
+def _shortened(label: str, most: int = 18) -> str:
+    """The end of a long file name, which tells it from its neighbours."""
+    return label if len(label) <= most else f"…{label[1 - most :]}"
 
 
 def _width(titles: Sequence[str]) -> float:
@@ -49,21 +57,23 @@ def _width(titles: Sequence[str]) -> float:
 
 
 def text_mistakes(
-    inputs: tuple[Tensor, ...], probabilities: Tensor, targets: Tensor, spec: DataSpec, split: str
+    inputs: tuple[Tensor, ...], probabilities: Tensor, targets: Tensor, spec: DataSpec, split: str, origin: Origin
 ) -> "Figure | None":
     """The wrong texts (codes (N, T), lengths (N,)) as a table; None when all are right."""
     rows, predicted, sure = worst(probabilities, targets)
     if len(rows) == 0:
         return None
-    cells = [
-        (text(spec, inputs[0][row], int(inputs[1][row])), _name(spec, int(targets[row])), _name(spec, said), f"{p:.4f}")
-        for row, said, p in zip(rows[:_LINES].tolist(), predicted.tolist(), sure.tolist(), strict=False)
-    ]
-    return _table(("text", "true", "predicted", "probability"), cells, _title(len(cells), len(rows), split))
+    cells = []
+    for row, said, p in zip(rows[:_LINES].tolist(), predicted.tolist(), sure.tolist(), strict=False):
+        words = text(spec, inputs[0][row], int(inputs[1][row]))
+        true = _name(spec, int(targets[row]))
+        cells.append((origin.short_label(row), words, true, _name(spec, said), f"{p:.4f}"))
+    heads = ("where", "text", "true", "predicted", "probability")
+    return _table(heads, cells, _title(len(cells), len(rows), split))
 
 
 def tagging_mistakes(
-    inputs: tuple[Tensor, ...], predicted: Tensor, targets: Tensor, spec: DataSpec, split: str
+    inputs: tuple[Tensor, ...], predicted: Tensor, targets: Tensor, spec: DataSpec, split: str, origin: Origin
 ) -> "Figure | None":
     """The words (codes (N, T), lengths (N,)) with a wrong tag (tags (N, T)) as a table; None when all are right."""
     rows = ((predicted != targets) & (targets != PADDING)).any(1).nonzero().flatten()
@@ -73,8 +83,8 @@ def tagging_mistakes(
     for row in rows[:_LINES].tolist():
         length = int(inputs[1][row])
         said, true = (tags(spec, found[row, :length]) for found in (predicted, targets))
-        cells.append((text(spec, inputs[0][row], length), true, said))
-    return _table(("text", "true", "predicted"), cells, _title(len(cells), len(rows), split))
+        cells.append((origin.short_label(row), text(spec, inputs[0][row], length), true, said))
+    return _table(("where", "text", "true", "predicted"), cells, _title(len(cells), len(rows), split))
 
 
 def text(spec: DataSpec, codes: Tensor, length: int) -> str:

@@ -56,7 +56,7 @@ def tiles(pixels: NDArray[np.float32], titles: Sequence[str], width: float = 1.1
         y = (number // columns) * (tall + words + _GAP) + words + top
         shown = image if image.shape[-1] in (3, 4) else image[..., 0]
         axes.imshow(shown, cmap="gray", vmin=0, vmax=1, extent=(x, x + wide, y + tall, y))
-        axes.text(x + wide / 2, y - 0.03, canvas.plain(title), fontsize=8, ha="center", va="bottom")
+        axes.text(x + wide / 2, y - 0.03, canvas.plain_lines(title), fontsize=8, ha="center", va="bottom")
     axes.set(xlim=(0, right), ylim=(bottom, 0))
-    figure.suptitle(canvas.plain(heading), fontsize=10, y=1 - 0.05 / bottom)
+    figure.suptitle(canvas.plain_lines(heading), fontsize=10, y=1 - 0.05 / bottom)
     return figure

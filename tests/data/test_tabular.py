@@ -96,11 +96,8 @@ def test_a_said_task_is_taken(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "settings", "words"),
     [
-        ([(1, 2)], {}, "one row only"),
         ([(1,), (2,)], {}, "one column only"),
         ([("1;2",), ("3;4",)], {}, "data.delimiter=';'"),
-        (numbered(lambda i: 3), {}, "'3' in every row, so there is only one class"),
-        (numbered(lambda i: "a"), {}, "only one class"),
         (numbered(lambda i: i % 3), {"task": "binary"}, "3 distinct values: type data.task=multiclass"),
         (numbered(lambda i: "ab"[i == 4]), {}, "class 'b' has one row only"),
         (numbered(lambda i: i, 5), {}, "data.task=regression"),

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from dlrun.data.origin import Origin
 from dlrun.data.spec import DataSpec
 from dlrun.plots import mistakes
 
 LETTERS = ("_", *"abcdefg")  # the padding must not be seen
 NAMES = DataSpec("tokens", (4,), "multiclass", 3, class_names=("X", "Y", "Z$"), vocabulary=LETTERS)
+ORIGIN = Origin.from_lines("t.csv", range(2, 1502))
 
 
 def cells(figure: Any) -> list[list[str]]:
@@ -42,10 +44,14 @@ def test_wrong_images_are_tiles_with_both_classes() -> None:
     p = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.05, 0.95], [1.0, 0.0], [0.4, 0.6]])
     targets = torch.tensor([0, 0, 0, 0, 0])  # wrong: 2 (0.95), 1 (0.8), 4 (0.6)
     spec = DataSpec("image", (1, 3, 3), "multiclass", 2, class_names=("cat", "dog"))
-    figure = mistakes.image_mistakes(images, p, targets, spec, "test")
+    figure = mistakes.image_mistakes(images, p, targets, spec, "test", ORIGIN)
     assert figure is not None
     axes = figure.axes[0]
-    assert [text.get_text() for text in axes.texts] == [f"cat → dog\n{s} %" for s in ("95.0", "80.0", "60.0")]
+    assert [text.get_text() for text in axes.texts] == [
+        "cat → dog\n95.0 %\nline 4",
+        "cat → dog\n80.0 %\nline 3",
+        "cat → dog\n60.0 %\nline 6",
+    ]
     assert [float(np.asarray(image.get_array())[0, 0]) for image in axes.images] == pytest.approx([0.2, 0.1, 0.4])
     assert figure.get_suptitle().startswith("All 3 mistakes on test")
 
@@ -53,7 +59,7 @@ def test_wrong_images_are_tiles_with_both_classes() -> None:
 def test_at_most_24_mistakes_are_shown_and_all_are_counted() -> None:
     p = torch.linspace(0.6, 0.99, 1500)
     spec = DataSpec("image", (1, 2, 2), "binary", 1)
-    figure = mistakes.image_mistakes(torch.zeros(1500, 1, 2, 2), p, torch.zeros(1500).long(), spec, "val")
+    figure = mistakes.image_mistakes(torch.zeros(1500, 1, 2, 2), p, torch.zeros(1500).long(), spec, "val", ORIGIN)
     assert figure is not None
     assert len(figure.axes[0].images) == 24
     assert figure.get_suptitle().startswith("The 24 surest of 1,500 mistakes on val")
@@ -62,11 +68,11 @@ def test_at_most_24_mistakes_are_shown_and_all_are_counted() -> None:
 def test_wrong_texts_are_a_table() -> None:
     codes = torch.tensor([[1, 2, 0, 0], [3, 3, 3, 0], [7, 0, 0, 0]])
     p = torch.tensor([[0.1, 0.7, 0.2], [0.8, 0.1, 0.1], [0.02, 0.96, 0.02]])
-    figure = mistakes.text_mistakes((codes, torch.tensor([2, 3, 1])), p, torch.tensor([2, 0, 0]), NAMES, "test")
+    figure = mistakes.text_mistakes((codes, torch.tensor([2, 3, 1])), p, torch.tensor([2, 0, 0]), NAMES, "test", ORIGIN)
     assert cells(figure) == [
-        ["text", "true", "predicted", "probability"],
-        ["g", "X", "Y", "0.9600"],
-        ["ab", r"Z\$", "Y", "0.7000"],  # the backslash keeps it from being read as a formula
+        ["where", "text", "true", "predicted", "probability"],
+        ["line 4", "g", "X", "Y", "0.9600"],
+        ["line 2", "ab", r"Z\$", "Y", "0.7000"],  # the backslash keeps it from being read as a formula
     ]
     assert figure is not None
     assert figure.axes[0].get_title() == "All 2 mistakes on test"
@@ -77,20 +83,30 @@ def test_wrong_words_are_a_table() -> None:
     codes, lengths = torch.tensor([[1, 2, 3], [4, 5, 0]]), torch.tensor([3, 2])
     targets = torch.tensor([[0, 1, 2], [2, 1, -100]])
     right = torch.tensor([[0, 1, 2], [2, 1, 0]])  # what stands at the padding is not looked at
-    assert mistakes.tagging_mistakes((codes, lengths), right, targets, spec, "train") is None
+    assert mistakes.tagging_mistakes((codes, lengths), right, targets, spec, "train", ORIGIN) is None
     wrong = torch.tensor([[0, 1, 2], [2, 0, 0]])
-    figure = mistakes.tagging_mistakes((codes, lengths), wrong, targets, spec, "train")
-    assert cells(figure) == [["text", "true", "predicted"], ["de", "rq", "rp"]]
+    figure = mistakes.tagging_mistakes((codes, lengths), wrong, targets, spec, "train", ORIGIN)
+    assert cells(figure) == [["where", "text", "true", "predicted"], ["line 3", "de", "rq", "rp"]]
     assert figure is not None
     assert figure.axes[0].get_title() == "The only mistake on train"
+
+
+def test_a_long_file_name_ends_where_it_differs() -> None:
+    files = Origin.from_files(np.array([b"cats/a_picture_with_a_long_name_1.jpg"]))
+    spec = DataSpec("image", (1, 2, 2), "multiclass", 2)
+    figure = mistakes.image_mistakes(
+        torch.zeros(1, 1, 2, 2), torch.tensor([[0.1, 0.9]]), torch.tensor([0]), spec, "val", files
+    )
+    assert figure is not None
+    assert figure.axes[0].texts[0].get_text() == "0 → 1\n90.0 %\n…a_long_name_1.jpg"
 
 
 def test_nothing_is_drawn_without_a_mistake() -> None:
     p, targets = torch.eye(3), torch.arange(3)
     codes = (torch.ones(3, 2).long(), torch.ones(3).long())
     spec = DataSpec("image", (1, 2, 2), "multiclass", 3)
-    assert mistakes.text_mistakes(codes, p, targets, NAMES, "test") is None
-    assert mistakes.image_mistakes(torch.zeros(3, 1, 2, 2), p, targets, spec, "test") is None
+    assert mistakes.text_mistakes(codes, p, targets, NAMES, "test", ORIGIN) is None
+    assert mistakes.image_mistakes(torch.zeros(3, 1, 2, 2), p, targets, spec, "test", ORIGIN) is None
 
 
 def test_tags_with_long_names_have_spaces() -> None:
