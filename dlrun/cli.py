@@ -5,23 +5,20 @@ import contextlib
 import gc
 import importlib
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from itertools import dropwhile
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from dlrun import config, listing, ranks
+from dlrun import config, listing, ranks, signals
 from dlrun.errors import DlrunError, RequestError, RunError
 from dlrun.terminal import write_error, write_out
 
 if TYPE_CHECKING:
     from dlrun.request import Request
 
-INTERRUPTED = {"SIGINT": 130, "SIGTERM": 143}
 COMMANDS = {  # what answers a command, called with the words behind it; it is imported when it is asked for
     "check": "dlrun.cli:check",
     "clean": "dlrun.cleaning:clean",
@@ -47,42 +44,22 @@ CHECKS = {  # what answers `dlrun check WORD`, and what is said when what was ch
 OF_SAVED_RUNS = ("eval", "export", "predict", "resume")  # their first word is a run
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM while there is nothing to save: it stops dlrun as Ctrl-C does."""
-
-
-@contextlib.contextmanager
-def terminable() -> Iterator[None]:
-    """SIGTERM raises Terminated while this lasts, but where a run catches it (in the main thread only)."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Terminated
-
-    before: Any = None
-    with contextlib.suppress(ValueError):
-        before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
-
-
-@terminable()
+@signals.terminable()
 def main() -> int:
-    """Run one command line; returns the exit code: 0 done, 1 a run failed, 2 a wrong request, 130 or 143 stopped."""
+    """Run one command line; returns the exit code: 0 done, 1 a run failed, 2 a wrong request, above 128 stopped."""
     words = [word for word in sys.argv[1:] if word != "-v"]
     verbose = len(words) < len(sys.argv) - 1 or os.environ.get("HYDRA_FULL_ERROR") == "1"
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # the user's own modules, however dlrun was started
-    if ranks.follows():
-        with garbage_left():
-            from dlrun import following
-
-            importlib.import_module(OF_OPTIMIZERS)
-        return following.main(verbose)
     requests: list[Request] = []
     try:
+        if ranks.follows():
+            with garbage_left():
+                from dlrun import following
+
+                importlib.import_module(OF_OPTIMIZERS)
+            return following.main(verbose)
+
         try:
             requests = answer(words)
         finally:
@@ -113,7 +90,7 @@ def main() -> int:
             raise
         return complain(death, verbose)
     except KeyboardInterrupt as stopped:
-        return INTERRUPTED["SIGTERM" if isinstance(stopped, Terminated) else "SIGINT"]
+        return signals.code_of(stopped)
     except BrokenPipeError:  # `dlrun ls | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -1,5 +1,6 @@
 """What the terminal says: Rich tables and a live bar on a terminal, plain lines elsewhere and in run.log."""
 
+import errno
 import io
 import os
 import sys
@@ -38,7 +39,15 @@ class _Escaping(RichConsole):
 
 
 class _Terminal(_Escaping):
-    """A terminal, or a pipe whose reader may go away: the run goes on without it."""
+    """A terminal that may be lost, or a pipe whose reader may go away: the run goes on without it."""
+
+    def _check_buffer(self) -> None:
+        try:
+            super()._check_buffer()
+        except OSError as error:
+            if error.errno != errno.EIO:  # of a terminal whose window or connection was closed
+                raise
+            self.on_broken_pipe()
 
     def on_broken_pipe(self) -> None:
         """Say nothing more; rich would end the process."""

@@ -28,6 +28,7 @@ from dlrun import (
     run_report,
     runtime,
     saved,
+    signals,
     thread_choice,
     tracking,
 )
@@ -67,7 +68,7 @@ def run(request: Request, console: Console | None = None) -> int:
             importlib.import_module("dlrun.step_graph").use(parts)
         if parts.runtime.compile:
             compilation.compile_model(parts)
-        stop = held.enter_context(runtime.interruptible())  # from here on there is something to save
+        stop = held.enter_context(signals.interruptible())  # from here on there is something to save
         folder = open_folder(request, parts, earlier, own)
         console.open_log(folder / "run.log", parts.unsaved)
         report.opening(console, parts, folder, request.overrides if request.sweep else ())
@@ -128,13 +129,13 @@ def prepare_without_start(
     return parts
 
 
-def exit_code(parts: Parts, folder: Path, result: dict[str, Any], stop: runtime.Interrupt) -> int:
+def exit_code(parts: Parts, folder: Path, result: dict[str, Any], stop: signals.Interrupt) -> int:
     """0, 128 and the signal's number, or 1 for a missed expectation if `strict`. RunError for what was lost."""
     lost = parts.unsaved.summary()
     if stop():  # in its last figures perhaps, and complete; but whoever says stop wants no next job
         if lost:
             write_error(escape_line(f"dlrun: {folder} lacks what could not be saved: {lost}"))
-        return 128 + stop.signal_number
+        return signals.exit_code(stop.signal_number)
     if lost:
         raise RunError(f"the run {folder} is {result['status']}, but not all of it could be saved: {lost}")
     return int(parts.settings.rest.strict and not all(line["ok"] for line in result["expected"]))

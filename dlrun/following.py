@@ -6,7 +6,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from dlrun import compilation, experiment, lock, loop, runtime
+from dlrun import compilation, experiment, lock, loop, runtime, signals
 from dlrun.data import workers
 from dlrun.errors import DlrunError
 from dlrun.parts import Parts
@@ -80,13 +80,13 @@ def follow(request: Request, parts: Parts, held: contextlib.ExitStack) -> int:
     take_generators(ranks, parts.settings.rest.seed, earlier)
     if parts.runtime.compile:
         compilation.compile_model(parts)
-    stop = held.enter_context(runtime.interruptible(quiet=True))
+    stop = held.enter_context(signals.interruptible(quiet=True))
     saver = Silent(Path(), {}, keys.every_epochs, keys.every_steps, keys.keep)
     silence = Silence()
     status = loop.fit(parts.training, silence, silence, saver, ranks.together(stop))
     if status != "interrupted":
         experiment.tested(parts, None)
-    return 128 + stop.signal_number if stop() else 0
+    return signals.exit_code(stop.signal_number) if stop() else 0
 
 
 def take_generators(ranks: Ranks, seed: int, earlier: dict[str, Any] | None) -> None:

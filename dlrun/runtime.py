@@ -1,14 +1,12 @@
-"""Process state: device, precision, threads, seeds, signals."""
+"""Process state: device, precision, threads, seeds."""
 
 import contextlib
 import ctypes
 import os
 import platform
 import random
-import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -17,7 +15,6 @@ import torch
 from dlrun.config import DeviceConfig
 from dlrun.errors import RequestError
 from dlrun.ranks import ALONE, Ranks
-from dlrun.terminal import write_error
 
 _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -188,44 +185,6 @@ def set_rng_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if len(state.get("cuda", [])) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state.get("cuda", []))
-
-
-class Interrupt:
-    """What the first Ctrl-C or SIGTERM leaves behind: the number of the signal, or 0."""
-
-    signal_number = 0
-
-    def __init__(self, quiet: bool = False) -> None:
-        """quiet: another process says it."""
-        self.process, self.quiet = os.getpid(), quiet
-
-    def __call__(self) -> bool:
-        return self.signal_number != 0
-
-    def handle(self, number: int, frame: FrameType | None) -> None:
-        """The first signal is kept for the loop to see after its step; the second ends the process now."""
-        if self.signal_number:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        self.signal_number = number
-        if self.quiet or os.getpid() != self.process:
-            return  # or a data worker that was forked this moment, and leaves signals to the run
-        write_error("\ninterrupted: finishing what is under way and saving (once more to stop at once)")
-
-
-@contextlib.contextmanager
-def interruptible(quiet: bool = False) -> Iterator[Interrupt]:
-    """SIGINT and SIGTERM set a flag while this lasts (in the main thread; Python allows it nowhere else)."""
-    interrupt = Interrupt(quiet)
-    before: dict[int, Any] = {}
-    with contextlib.suppress(ValueError):
-        for caught in (signal.SIGINT, signal.SIGTERM):
-            before[caught] = signal.signal(caught, interrupt.handle)
-    try:
-        yield interrupt
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def synchronizer(device: torch.device) -> Callable[[], None]:

@@ -1,5 +1,6 @@
 """Text for people: control characters in it are shown, never obeyed by a terminal."""
 
+import contextlib
 import re
 import sys
 
@@ -39,5 +40,7 @@ def write_out(text: str = "") -> None:
 
 
 def write_error(text: str) -> None:
-    """Print text to stderr, with a line end behind it."""
-    sys.stderr.write(f"{escape_text(text)}\n")
+    """Print text to stderr, with a line end behind it; nothing where the terminal is gone."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"{escape_text(text)}\n")
+        sys.stderr.flush()

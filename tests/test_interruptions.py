@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -76,7 +77,15 @@ def left(folder: Path) -> tuple[Any, bytes]:
     return {k: v for k, v in result.items() if k not in timed}, (folder / "metrics.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize(("name", "phase"), [("SIGTERM", "save"), *SLOW])
+@pytest.mark.parametrize(
+    ("name", "phase"),
+    [
+        ("SIGTERM", "save"),
+        ("SIGHUP", "step"),
+        pytest.param("SIGUSR1", "between epochs", marks=pytest.mark.slow),
+        *SLOW,
+    ],
+)
 def test_the_first_signal_saves_and_resume_ends_in_the_same_run(
     name: str, phase: str, dlrun: Callable[..., Any], at_call: Callable[..., None]
 ) -> None:
@@ -84,7 +93,7 @@ def test_the_first_signal_saves_and_resume_ends_in_the_same_run(
     assert dlrun(*words, "hydra.run.dir=whole").code == 0
     at_call(module, function, nth, lambda: signal.raise_signal(signal.Signals[name]))
     stopped = dlrun(*words, "hydra.run.dir=run")
-    assert stopped.code == {"SIGINT": 130, "SIGTERM": 143}[name], stopped.err
+    assert stopped.code == 128 + signal.Signals[name], stopped.err
     assert "once more to stop at once" in stopped.err
     status = json.loads(Path("run/result.json").read_text())["status"]
     assert status == ("completed" if phase == "figures" else "interrupted")
@@ -95,14 +104,14 @@ def test_the_first_signal_saves_and_resume_ends_in_the_same_run(
     assert not list(Path("run").rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
 def test_before_the_run_has_begun_it_stops_at_once_and_leaves_nothing(
     name: str, dlrun: Callable[..., Any], at_call: Callable[..., None]
 ) -> None:
     at_call("dlrun.build", "data", 1, lambda: signal.raise_signal(signal.Signals[name]))
     before = signal.getsignal(signal.SIGTERM)
     stopped = dlrun(*WORDS)
-    assert stopped.code == {"SIGINT": 130, "SIGTERM": 143}[name]
+    assert stopped.code == 128 + signal.Signals[name]
     assert "Traceback" not in stopped.err
     assert not Path("outputs").exists()
     assert signal.getsignal(signal.SIGTERM) == before
@@ -135,7 +144,7 @@ def test_the_second_signal_stops_now_and_resume_makes_the_rest(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
 def test_a_signal_to_the_whole_process_group_leaves_the_workers_at_work(
     name: str, dlrun: Callable[..., Any], warm: Any, tmp_path: Path
 ) -> None:
@@ -144,11 +153,48 @@ def test_a_signal_to_the_whole_process_group_leaves_the_workers_at_work(
     wait_for(Path("run/checkpoints/last.pt"))
     os.killpg(process.pid, signal.Signals[name])
     code = process.wait(timeout=60)
-    assert code == {"SIGINT": 130, "SIGTERM": 143}[name], process.out + process.err
+    assert code == 128 + signal.Signals[name], process.out + process.err
     assert process.err.count("interrupted") == 1, process.err
     assert dlrun("resume", "run").code == 0
     assert dlrun(*words, "hydra.run.dir=whole").code == 0
     assert left(Path("run")) == left(Path("whole"))
+
+
+@pytest.mark.slow
+def test_a_lost_terminal_saves(dlrun: Callable[..., Any], tmp_path: Path) -> None:
+    words = (*WORDS, "trainer.epochs=100000", "checkpoint.every_epochs=100000", "hydra.run.dir=run")
+    pid, terminal = os.forkpty()
+    if not pid:  # the first process of a session of its own, with a terminal of its own, as a shell's is
+        os.execv(sys.executable, [sys.executable, "-m", "dlrun", *words])
+    try:
+        wait_for(tmp_path / "run" / "metrics.jsonl")
+        os.set_blocking(terminal, False)
+        time.sleep(1)
+    finally:
+        os.close(terminal)  # the kernel sends SIGHUP, and what is written to the terminal fails from here on
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 129
+    assert json.loads(Path("run/result.json").read_text())["status"] == "interrupted"
+    assert list(Path("run/checkpoints").glob("step_*.pt"))
+
+
+@pytest.mark.slow
+def test_under_nohup_a_lost_terminal_is_nothing(dlrun: Callable[..., Any], tmp_path: Path) -> None:
+    words = (*WORDS, "trainer.epochs=50", "hydra.run.dir=run")
+    command = ["nohup", sys.executable, "-m", "dlrun", *words]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(tmp_path / "run" / "metrics.jsonl")
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=60) == 0
+    assert json.loads(Path("run/result.json").read_text())["status"] == "completed"
+
+
+def test_what_only_looks_ends_without_a_word(dlrun: Callable[..., Any], at_call: Callable[..., None]) -> None:
+    assert dlrun(*WORDS, "hydra.run.dir=run").code == 0
+    at_call("dlrun.loop", "evaluate", 1, lambda: signal.raise_signal(signal.SIGUSR1))
+    done = dlrun("eval", "run")
+    assert (done.code, done.err) == (138, "")
+    assert not Path("run/eval").exists()
 
 
 def wait_for(path: Path, seconds: float = 60) -> None:
@@ -170,7 +216,7 @@ def test_a_crash_in_the_model_keeps_the_last_checkpoint(
 ) -> None:
     (tmp_path / "crashing.py").write_text(NET)
     words = ("data=line", "model._target_=crashing.Net", "data.batch_size=16", f"+model.on_call={json.dumps(act)}")
-    done = dlrun(*words, "checkpoint.every_steps=1", "trainer.epochs=9", "hydra.run.dir=run", *QUIET)
+    done = dlrun(*words, "checkpoint.every_steps=1", "trainer.epochs=9", "preflight=false", "hydra.run.dir=run", *QUIET)
     del sys.modules["crashing"]
     assert done.code == 1
     assert said in done.err

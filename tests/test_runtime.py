@@ -1,10 +1,7 @@
 """Process state: which device there is, what is set for a run and put back, what a signal leaves."""
 
 import io
-import os
 import random
-import signal
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -161,45 +158,6 @@ def test_a_precision_is_a_dtype_an_autocast_and_a_scaler(
     assert scaler.is_enabled() == scales
     loss = torch.ones((), requires_grad=True)
     assert (scaler.scale(loss) is loss) == (not scales)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_sets_a_flag_and_the_second_ends_the_process(
-    number: signal.Signals, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
-    with runtime.interruptible() as stop:
-        assert not stop()
-        os.kill(os.getpid(), number)
-        assert stop()
-        assert stop.signal_number == number
-        assert "once more to stop at once" in capsys.readouterr().err
-        ended: list[int] = []
-        monkeypatch.setattr(signal, "raise_signal", ended.append)
-        os.kill(os.getpid(), number)
-        assert ended == [number]
-        assert signal.getsignal(number) is signal.SIG_DFL
-    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
-
-
-def test_handlers_come_back_after_an_exception() -> None:
-    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
-    with pytest.raises(KeyError), runtime.interruptible():
-        raise KeyError
-    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
-
-
-def test_outside_the_main_thread_there_is_only_the_flag() -> None:
-    seen: list[bool] = []
-
-    def work() -> None:
-        with runtime.interruptible() as stop:
-            seen.append(stop())
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert seen == [False]
 
 
 def test_versions_are_those_of_the_modules() -> None:

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_in
 
 from dlrun.data.rows import Rows, Seeded, is_list_of_samples
 from dlrun.errors import DataError, DlrunError, RunError, chain
+from dlrun.signals import STOPPING
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 SIGNAL_SECONDS = 1.0  # so long after a broken pipe the signal that says why may take
@@ -233,9 +234,8 @@ def prepare_worker(number: int) -> None:
     Ctrl-C reaches all of a terminal's processes, and SIGTERM often all of a job's: the run that then finishes its
     step and saves still needs its workers.
     """
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
     sys.excepthook = say_nothing
     if sys.platform == "linux":
         # Elsewhere torch looks every five seconds whether the run is still there.

@@ -1,21 +1,17 @@
 """What runs the jobs of a sweep: one interface, and the engine that runs them one after the other."""
 
 import contextlib
-import signal
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from dlrun import experiment
+from dlrun import experiment, signals
 from dlrun.console import Console
 from dlrun.errors import DlrunError
 from dlrun.request import Request
 from dlrun.sweep.jobs import Job
 from dlrun.terminal import escape_text
-
-STOPPING = (signal.SIGINT, signal.SIGTERM)
-_STOPPED = tuple(128 + number for number in STOPPING)
 
 
 @dataclass(frozen=True)
@@ -28,7 +24,7 @@ class Outcome:
     @property
     def stopped(self) -> bool:
         """It was interrupted, and the sweep with it."""
-        return self.code in _STOPPED
+        return signals.is_stopped(self.code)
 
 
 class Watcher(Protocol):
@@ -69,14 +65,12 @@ class Serial:
 
 def run_one(request: Request) -> Outcome:
     """One run without a terminal; whatever goes wrong in it stays in it."""
-    from dlrun.cli import INTERRUPTED, Terminated
-
     try:
         return Outcome(experiment.run(request, Console(quiet=True)))
     except DlrunError as error:
         return Outcome(error.exit_code, str(error))
     except KeyboardInterrupt as stopped:  # before there was anything to save
-        return Outcome(INTERRUPTED["SIGTERM" if isinstance(stopped, Terminated) else "SIGINT"], None)
+        return Outcome(signals.code_of(stopped))
     except (Exception, SystemExit) as error:  # of the user's own code, before the run began
         if request.folder is not None:
             with contextlib.suppress(OSError):

@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 
-from dlrun import runtime
+from dlrun import signals
 from dlrun.request import Request
 from dlrun.runtime import cores
-from dlrun.sweep.engines import STOPPING, Outcome, Watcher
+from dlrun.sweep.engines import Outcome, Watcher
 from dlrun.sweep.jobs import Job
 
+_ALWAYS_BLOCKED = tuple(n for n in signals.STOPPING if n not in (signal.SIGINT, signal.SIGTERM))
 _LOOK_SECONDS = 0.2  # how soon a Ctrl-C is passed on
 
 
@@ -47,8 +48,10 @@ class Parallel:
             from multiprocessing import forkserver, resource_tracker
 
             self._context.set_forkserver_preload(["dlrun.sweep.worker"])
-            resource_tracker.ensure_running()  # the server's start would, and let signals through again
-            with self._few_threads(), _held_back():
+            with signals.held_back(*_ALWAYS_BLOCKED):
+                resource_tracker.ensure_running()  # the server's start would, and let Ctrl-C and SIGTERM through again
+            with self._few_threads(), signals.held_back(*signals.STOPPING):
+                # a signal to the whole group would end the server, and with it all that is known of the jobs
                 forkserver.ensure_running()
 
     def start_process(self, target: Callable[..., None], *arguments: Any) -> tuple[BaseProcess, Connection]:
@@ -64,7 +67,7 @@ class Parallel:
         """See engines.Engine."""
         waiting, running = list(reversed(jobs)), list[_Running]()
         told = 0
-        with runtime.interruptible() as stop:
+        with signals.interruptible() as stop:
             try:
                 while running or (waiting and not stop()):
                     while waiting and len(running) < self.count and not stop():
@@ -85,7 +88,7 @@ class Parallel:
                 for one in running:
                     one.process.kill()
                     one.process.join()
-        return 128 + told if told else 0
+        return signals.exit_code(told) if told else 0
 
     def _start(self, job: Job) -> _Running:
         gpu = self._gpus.pop()
@@ -134,22 +137,6 @@ def _tell(one: _Running, number: int) -> None:
             os.kill(one.process.pid, number)
 
 
-@contextlib.contextmanager
-def _held_back() -> Iterator[None]:
-    """A process started inside never sees Ctrl-C or SIGTERM, nor do its children before they ask for it.
-
-    A signal to the whole group would end the server, and with it all that is known of the jobs.
-    """
-    if sys.platform == "win32":
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _outcome(one: _Running, told: int) -> Outcome:
     """What a process that has ended sent, or what its death says; told: the signal that it was sent, or 0."""
     one.process.join()
@@ -159,7 +146,7 @@ def _outcome(one: _Running, told: int) -> Outcome:
             assert isinstance(found, Outcome)
             return found
     if told:  # it had not begun, or was signalled twice
-        return Outcome(128 + told)
+        return Outcome(signals.exit_code(told))
     code = one.process.exitcode or 0
     if code < 0:
         name = signal.Signals(-code).name

@@ -9,9 +9,9 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from dlrun.cli import INTERRUPTED, Terminated, terminable
+from dlrun import signals
 from dlrun.request import Request
-from dlrun.sweep.engines import STOPPING, Outcome, run_one
+from dlrun.sweep.engines import Outcome, run_one
 
 torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)  # it imports for a second: once, not once a job
 
@@ -30,18 +30,18 @@ def work(request: Request, answers: Connection, threads: int) -> None:
 
 
 def _stoppable(request: Request) -> Outcome:
-    """Run it; SIGINT and SIGTERM, which the server holds back, are let through meanwhile."""
+    """Run it; the signals that end a run, which the server holds back, are let through meanwhile."""
     mask = getattr(signal, "pthread_sigmask", None)  # not on Windows
     try:
-        with terminable():
+        with signals.terminable():
             if mask:
-                mask(signal.SIG_UNBLOCK, STOPPING)
+                mask(signal.SIG_UNBLOCK, signals.STOPPING)
             return run_one(request)
     except KeyboardInterrupt as stopped:  # before it began
-        return Outcome(INTERRUPTED["SIGTERM" if isinstance(stopped, Terminated) else "SIGINT"])
+        return Outcome(signals.code_of(stopped))
     finally:
         if mask:
-            mask(signal.SIG_BLOCK, STOPPING)
+            mask(signal.SIG_BLOCK, signals.STOPPING)
 
 
 def _die_with_the_sweep() -> None:

@@ -65,9 +65,15 @@ def trains(sweep: Path, jobs: int) -> bool:
     return len(lengths) > 1 and sum(3 <= length < 190 for length in lengths) >= jobs
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-@pytest.mark.parametrize("group", [False, True], ids=["parent", "group"])
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize(
+    ("name", "group", "jobs"),
+    [
+        *((name, group, jobs) for name in ("SIGINT", "SIGTERM") for group in (False, True) for jobs in (1, 2)),
+        ("SIGHUP", True, 1),
+        ("SIGUSR1", False, 2),
+        ("SIGUSR1", True, 2),  # as Slurm sends it, to each process of a step
+    ],
+)
 def test_a_stopped_sweep_is_gone_on_with(
     name: str, group: bool, jobs: int, dlrun: Callable, tmp_path: Path, whole: dict[str, Any]
 ) -> None:
@@ -78,7 +84,7 @@ def test_a_stopped_sweep_is_gone_on_with(
         (os.killpg if group else os.kill)(process.pid, signal.Signals[name])
         code = process.wait(timeout=30)
     text = (tmp_path / "said.txt").read_text()
-    assert code == {"SIGINT": 130, "SIGTERM": 143}[name], text
+    assert code == 128 + signal.Signals[name], text
     assert "go on with it: dlrun resume s" in text
     assert "FAILED" not in text
     assert "Traceback" not in text
@@ -108,7 +114,7 @@ def test_a_signal_while_the_jobs_start_is_not_lost(name: str, moment: float, tmp
         time.sleep(moment)
         os.killpg(process.pid, signal.Signals[name])
         code = process.wait(timeout=30)
-    assert code == {"SIGINT": 130, "SIGTERM": 143}[name], (tmp_path / "said.txt").read_text()
+    assert code == 128 + signal.Signals[name], (tmp_path / "said.txt").read_text()
     assert "FAILED" not in (tmp_path / "said.txt").read_text()
     wait_for(lambda: not list(members(process.pid)), 5)
     found = Ledger.read(tmp_path / "s")
