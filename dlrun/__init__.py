@@ -10,10 +10,11 @@
 What is wrong with a request raises RequestError, a run that fails RunError: the sentences of the command line.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+# Nothing is imported here: `python -m dlrun` has the working directory in front until __main__ takes it away.
+TYPE_CHECKING = False
 if TYPE_CHECKING:  # torch is imported when something is trained or loaded, not before
+    from typing import Any
+
     from dlrun.api import Run, load, train
     from dlrun.errors import RequestError, RunError
     from dlrun.predictions import Predictions
@@ -22,10 +23,21 @@ __all__ = ["Predictions", "RequestError", "Run", "RunError", "load", "train"]
 _HOMES = {"Predictions": "dlrun.predictions", "RequestError": "dlrun.errors", "RunError": "dlrun.errors"}
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name not in __all__:
         raise AttributeError(f"module dlrun has no {name}; it has {', '.join(__all__)}")
-    return getattr(import_module(_HOMES.get(name, "dlrun.api")), name)
+
+    import sys
+
+    from dlrun.search_path import put_own_last
+
+    before = put_own_last()
+    try:
+        from importlib import import_module
+
+        return getattr(import_module(_HOMES.get(name, "dlrun.api")), name)
+    finally:
+        sys.path[:] = before
 
 
 def __dir__() -> list[str]:

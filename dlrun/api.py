@@ -21,6 +21,7 @@ from dlrun.errors import RequestError, RunError
 from dlrun.predictions import Predictions, predicted
 from dlrun.request import Request, UnknownKey
 from dlrun.saved_model import SavedModel, opened
+from dlrun.search_path import put_own_last
 from dlrun.terminal import escape_line
 
 
@@ -202,13 +203,8 @@ def _checked(words: Sequence[str]) -> list[str]:
 @contextlib.contextmanager
 def _as_it_was() -> Iterator[None]:
     """Modules in the working directory can be imported meanwhile, as by the command line."""
-    here = str(Path.cwd())
-    known = here in sys.path
-    if not known:
-        sys.path.insert(0, here)
+    before = put_own_last()
     try:
         yield
     finally:
-        if not known:
-            with contextlib.suppress(ValueError):
-                sys.path.remove(here)
+        sys.path[:] = before

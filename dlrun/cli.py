@@ -9,11 +9,11 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from itertools import dropwhile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlrun import config, listing, ranks, signals
 from dlrun.errors import DlrunError, RequestError, RunError
+from dlrun.search_path import put_own_last
 from dlrun.terminal import write_error, write_out
 
 if TYPE_CHECKING:
@@ -49,8 +49,7 @@ def main() -> int:
     """Run one command line; returns the exit code: 0 done, 1 a run failed, 2 a wrong request, above 128 stopped."""
     words = [word for word in sys.argv[1:] if word != "-v"]
     verbose = len(words) < len(sys.argv) - 1 or os.environ.get("HYDRA_FULL_ERROR") == "1"
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # the user's own modules, however dlrun was started
+    put_own_last()
     requests: list[Request] = []
     try:
         if ranks.follows():

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from dlrun.config import CONFIG_DIR, Block
 from dlrun.data.spec import Splits
 from dlrun.errors import RequestError, did_you_mean, listed
+from dlrun.search_path import hidden_file
 from dlrun.validation import in_words, shown
 
 _PACKAGES = ("dlrun", "torch.nn", "torch.optim", "torchvision")
@@ -80,6 +81,8 @@ def _why(target: str, error: Exception) -> str:
         return f"there is no module {top} {where}; type module.Class, as in mynet.Net for class Net in mynet.py"
     module, _, name = target.rpartition(".")
     if module in sys.modules:
+        if (hidden := hidden_file(top)) is not None:
+            return f"the installed {top} has no {name}, and hides {hidden} of the working directory; rename that file"
         hint = did_you_mean(name, [other for other in dir(sys.modules[module]) if other[0] != "_"], f"{module}.")
         return f"{module} has no {name}; {hint}type the name of a class in it"
     cause = error.__cause__ or error

@@ -17,6 +17,7 @@ import torch
 from dlrun import signals
 from dlrun.request import Request
 from dlrun.runtime import cores
+from dlrun.search_path import SAFE, SAFE_FOR_CHILD
 from dlrun.sweep.engines import Outcome, Watcher
 from dlrun.sweep.jobs import Job
 
@@ -48,9 +49,9 @@ class Parallel:
             from multiprocessing import forkserver, resource_tracker
 
             self._context.set_forkserver_preload(["dlrun.sweep.worker"])
-            with signals.held_back(*_ALWAYS_BLOCKED):
+            with safe_path(), signals.held_back(*_ALWAYS_BLOCKED):
                 resource_tracker.ensure_running()  # the server's start would, and let Ctrl-C and SIGTERM through again
-            with self._few_threads(), signals.held_back(*signals.STOPPING):
+            with self._few_threads(), safe_path(), signals.held_back(*signals.STOPPING):
                 # a signal to the whole group would end the server, and with it all that is known of the jobs
                 forkserver.ensure_running()
 
@@ -135,6 +136,18 @@ def _tell(one: _Running, number: int) -> None:
     if one.process.pid is not None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(one.process.pid, number)
+
+
+@contextlib.contextmanager
+def safe_path() -> Iterator[None]:
+    """A process started inside does not look for its first modules in the working directory."""
+    before = os.environ.get(SAFE)
+    os.environ[SAFE] = before or SAFE_FOR_CHILD
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(SAFE)
 
 
 def _outcome(one: _Running, told: int) -> Outcome:

@@ -11,6 +11,7 @@ import torch
 
 from dlrun import signals
 from dlrun.request import Request
+from dlrun.search_path import SAFE, SAFE_FOR_CHILD
 from dlrun.sweep.engines import Outcome, run_one
 
 torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)  # it imports for a second: once, not once a job
@@ -19,6 +20,8 @@ torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)  # it imports for 
 def work(request: Request, answers: Connection, threads: int) -> None:
     """Run one job and send its Outcome."""
     os.setpgid(0, 0)  # Ctrl-C reaches the sweep, which tells each job once
+    if os.environ.get(SAFE) == SAFE_FOR_CHILD:
+        del os.environ[SAFE]  # it was meant for this process, and not for those that it may start
     threading.Thread(target=_die_with_the_sweep, daemon=True).start()
     null = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):  # what it says is in its run.log
