@@ -137,7 +137,7 @@ def train(*overrides: str, quiet: bool = False) -> Run:
     if not asked:
         return _finished_already(words)
     if code > 1:
-        raise KeyboardInterrupt(f"the run is saved: dlrun.train('resume={console.folder}') goes on with it")
+        raise KeyboardInterrupt(f"the run is saved: dlrun.train({f'resume={console.folder}'!r}) goes on with it")
     run = _load(str(console.folder), [], asked[0])
     if code:
         missed = [

@@ -74,7 +74,7 @@ def of_line(shell: str, line: str) -> list[str]:
     now = "" if line[-1:].isspace() else words.pop()
     found = [word for word in dict.fromkeys(candidates(words[1:], now)) if word.startswith(now)]
     done = max(now.rfind("="), now.rfind(":")) + 1 if shell == "bash" else 0
-    return [shlex.quote(word[done:]) if " " in word else word[done:] for word in found]
+    return [shlex.quote(word[done:]) for word in found]
 
 
 def candidates(before: Sequence[str], now: str) -> Iterator[str]:

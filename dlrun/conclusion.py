@@ -7,12 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlrun import expectations, report, run_folder, tracking
+from dlrun import expectations, markdown_text, report, run_folder, tracking
 from dlrun.console import Console
 from dlrun.errors import RequestError
 from dlrun.expectations import Checked, Outcome
 from dlrun.request import Request
-from dlrun.terminal import escape_text
 
 if TYPE_CHECKING:
     from dlrun.parts import Parts
@@ -108,8 +107,11 @@ def _read(request: Request, error: str | None) -> Outcome:
 
 
 def _markdown(lines: Sequence[tuple[str, Checked]]) -> str:
-    rows = [f"| {name} | `{x.expected}` | {x.measured} | {'yes' if x.ok else 'NO'} |" for name, x in lines]
-    return escape_text("\n".join(["| lesson | expected | measured | ok |", "| --- | --- | --- | --- |", *rows, ""]))
+    rows = ["| lesson | expected | measured | ok |\n", "| --- | --- | --- | --- |\n"]
+    for name, checked in lines:
+        cells = [name, checked.expected, checked.measured, "yes" if checked.ok else "NO"]
+        rows.append(f"| {' | '.join(markdown_text.inline(cell) for cell in cells)} |\n")
+    return "".join(rows)
 
 
 def _is_readable(folder: Path) -> bool:

@@ -30,7 +30,10 @@ _MOST_LINES = 50  # for the epochs of a run: a thousand would hide the tables be
 
 
 class _Escaping(RichConsole):
-    """Shows control characters of names and messages, however they came into what is printed."""
+    """Shows text as it stands: control characters are escaped, brackets and colons are no markup and no emoji."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **settings)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """As Rich does; its own control codes, which move the cursor, are segments of another kind."""
@@ -65,9 +68,9 @@ class Console:
 
     def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
         """quiet: nothing on the terminal, as for a job of a sweep."""
-        self.terminal = _Terminal(file=stream, highlight=False, soft_wrap=False, quiet=quiet, **_plain())
+        self.terminal = _Terminal(file=stream, soft_wrap=False, quiet=quiet, **_plain())
         self._held = io.StringIO()  # what was said before there was a run folder
-        self.log = _Escaping(file=self._held, width=_LOG_WIDTH, no_color=True, highlight=False, **_plain())
+        self.log = _Escaping(file=self._held, width=_LOG_WIDTH, no_color=True, **_plain())
         self._training: Training | None = None
         self._last: dict[str, float] = {}
         self._unsaid: str | None = None  # the line of the last epoch, where it was left out
@@ -77,7 +80,7 @@ class Console:
         """Write run.log from here on, beginning with what was said already."""
         file: Any = GrowingFile(path, "run.log", unsaved or Unsaved())
         file.write(self._held.getvalue())
-        self.log = _Escaping(file=file, width=_LOG_WIDTH, no_color=True, highlight=False, **_plain())
+        self.log = _Escaping(file=file, width=_LOG_WIDTH, no_color=True, **_plain())
 
     def close(self) -> None:
         """The log is on the disk after this."""

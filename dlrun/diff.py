@@ -9,6 +9,7 @@ from typing import Any
 from dlrun import events, run_folder
 from dlrun.console import Console, facts, number, table
 from dlrun.errors import RequestError
+from dlrun.shell import quote
 from dlrun.yaml_text import flatten, read_yaml
 
 _NOT_COMPARED = ("paths.", "data.root", "hydra.", "resume", "trust")  # where things lie, and leave to read them
@@ -59,7 +60,7 @@ def read(folder: Path) -> Run:
     """What is known of the run in `folder`; RequestError when there is none."""
     if (folder / "sweep.jsonl").is_file():
         raise RequestError(
-            f"{folder} is a sweep; dlrun diff takes two runs, and dlrun compare {folder} shows all of it"
+            f"{folder} is a sweep; dlrun diff takes two runs, and dlrun compare {quote(folder)} shows all of it"
         )
     config = folder / ".hydra" / "config.yaml"
     if not config.is_file():

@@ -1,6 +1,5 @@
 """RUN/eval/<time>/: what an evaluation leaves behind, never over an earlier one."""
 
-import csv
 import io
 import itertools
 import os
@@ -15,6 +14,7 @@ import torch
 
 from dlrun import run_folder
 from dlrun.config import recorded_words
+from dlrun.csv_text import CsvWriter
 from dlrun.disk import write_atomically
 from dlrun.plots import canvas, confusion, reliability, residuals
 
@@ -108,12 +108,12 @@ def predictions(found: "Evaluation") -> str:
     row counts from 0, as x[row] and pandas' iloc do; line, of a text file, from 1 with the header, as an editor does.
     """
     file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
+    writer = CsvWriter(file)
     origin = found.origin.columns()
     numbers = origin.pop("row")
     rows = zip(numbers, _answers(found), zip(*origin.values(), strict=True), strict=True)
-    writer.writerow(["row", *_heads(found), *origin])
-    writer.writerows([row, *answer, *place] for row, answer, place in rows)
+    writer.write_row(["row", *_heads(found), *origin])
+    writer.write_rows([row, *answer, *place] for row, answer, place in rows)
     return file.getvalue()
 
 

@@ -1,12 +1,13 @@
 """How well each class is told from the others."""
 
-import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from dlrun.csv_text import CsvWriter
 
 HEADS = ("class", "precision", "recall", "f1", "support", "predicted")
 
@@ -40,9 +41,9 @@ class PerClass:
     def as_csv(self) -> str:
         """The rows under HEADS; empty cells for null."""
         file = io.StringIO()
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(HEADS)
-        writer.writerows([["" if cell is None else cell for cell in row] for row in self.rows()])
+        writer = CsvWriter(file)
+        writer.write_row(HEADS)
+        writer.write_rows([["" if cell is None else cell for cell in row] for row in self.rows()])
         return file.getvalue()
 
 

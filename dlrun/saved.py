@@ -11,6 +11,7 @@ from dlrun.errors import CheckpointError, DlrunError, RequestError
 from dlrun.inside import refuse_outside
 from dlrun.optim.schedule import OF_THE_WHOLE
 from dlrun.request import Request, from_saved
+from dlrun.shell import quote, requote
 from dlrun.terminal import escape_line, write_error, write_out
 from dlrun.yaml_text import flatten, read_yaml
 
@@ -71,11 +72,13 @@ def state_to_go_on(folder: Path) -> dict[str, Any] | None:
 def _how_to_begin(folder: Path) -> str:
     description = folder / "environment.json"
     if not description.is_file() and any(folder.glob("*/result.json")):
-        return f"{folder} holds runs but no sweep.jsonl, so it cannot be gone on with; type dlrun compare {folder}"
+        return (
+            f"{folder} holds runs but no sweep.jsonl, so it cannot be gone on with; type dlrun compare {quote(folder)}"
+        )
     if not description.is_file():
         return f"{folder} is not a run folder with checkpoints; the runs are in outputs/<date>/"
-    command = str(run_folder.read_json(description).get("command", "dlrun ..."))
-    again = f"delete {folder} and type" if "hydra.run.dir=" in command else "start it again:"
+    command = requote(str(run_folder.read_json(description).get("command")))
+    again = f"delete {quote(folder)} and type" if "hydra.run.dir=" in command else "start it again:"
     return f"{folder} ended before its first checkpoint, so there is nothing to go on from; {again} {command}"
 
 
@@ -142,7 +145,7 @@ def where_they_stood(requests: list[Request]) -> list[Request]:
 def say_finished(folder: Path, status: str, key: str) -> None:
     """Say that a run is finished, and how it is made longer."""
     ended = status.replace("_", " ")
-    write_out(escape_line(f"{folder} is {ended}; to train longer type dlrun resume {folder} {key}=..."))
+    write_out(escape_line(f"{folder} is {ended}; to train longer type dlrun resume {quote(folder)} {key}=..."))
 
 
 def going_on(request: Request, folder: Path, state: dict[str, Any]) -> Request:
@@ -222,7 +225,7 @@ def refuse_changes(before: dict[str, Any], now: dict[str, Any], folder: Path) ->
         listed = ", ".join(f"{k} ({a.get(k)} -> {b.get(k)})" for k in changed)
         raise RequestError(
             f"a resumed run stays the same run, and this would change {listed}; "
-            f"leave that out, or start a new run from its weights: dlrun init_from={folder} ..."
+            f"leave that out, or start a new run from its weights: dlrun init_from={quote(folder)} ..."
         )
 
 
@@ -236,7 +239,7 @@ def refuse_shorter(state: dict[str, Any], now: dict[str, Any], folder: Path) -> 
             was, done = "null, no limit," if a.get(key) is None else str(a[key]), made.get(key, "")
             raise RequestError(
                 f"trainer.{key}={b[key]} is below the {was} of this run{done}, and a resumed run only gets longer; "
-                f"leave that out, or start a new run from its weights: dlrun init_from={folder} ..."
+                f"leave that out, or start a new run from its weights: dlrun init_from={quote(folder)} ..."
             )
 
 
@@ -249,7 +252,7 @@ def refuse_other_curve(state: dict[str, Any], now: dict[str, Any], folder: Path)
         asked = " ".join(f"trainer.{k}={now['trainer'][k]}" for k in longer)
         raise RequestError(
             f"scheduler={state['choices'].get('scheduler')} spans the whole training, so with {asked} every step until "
-            f"now would have had another learning rate; start a new run: dlrun init_from={folder} {asked} ... "
+            f"now would have had another learning rate; start a new run: dlrun init_from={quote(folder)} {asked} ... "
             f"(a run that is to be made longer later needs scheduler.{spans[0]}=<its length> from its start)"
         )
 

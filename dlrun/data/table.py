@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dlrun.csv_text import unguarded
 from dlrun.data.hints import did_you_mean, missing
 from dlrun.errors import DataError, RequestError
 
@@ -126,6 +127,8 @@ def _rows(path: Path, text: str, delimiter: str) -> tuple[list[int], list[list[s
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
     try:
         numbered = [(reader.line_num, row) for row in reader if row]
+        if "'" in text:  # a file of ours may hold guarded cells
+            numbered = [(line, unguarded(row)) for line, row in numbered]
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num}: {error}; correct the line") from error
     if not numbered:

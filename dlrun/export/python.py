@@ -1,5 +1,6 @@
 """`format=python`: the training of a run as one plain file of PyTorch, which comes to the same weights."""
 
+import re
 from pathlib import Path
 
 import torch
@@ -8,7 +9,7 @@ from dlrun import listing
 from dlrun.config import CONFIG_DIR
 from dlrun.disk import write_atomically
 from dlrun.export.plain import data, evaluation, losses, nets, refusal, training
-from dlrun.export.plain.source import Constant, filled, script
+from dlrun.export.plain.source import Constant, docstring, filled, script
 from dlrun.export.plain.training_run import TrainingRun
 from dlrun.saved_model import SavedModel
 
@@ -67,8 +68,9 @@ def source(run: TrainingRun) -> str:
 
 def result(run: TrainingRun) -> str:
     """Source that tells what the training came to."""
-    known = bool(run.result.get("weights_sha256")) and run.device == "cpu"
-    ended = filled(_RESULT, {"known": known}, known=run.result.get("weights_sha256"))
+    sha256 = str(run.result.get("weights_sha256"))
+    known = re.fullmatch(r"[0-9a-f]{64}", sha256) is not None and run.device == "cpu"
+    ended = filled(_RESULT, {"known": known}, known=sha256)
     if run.simple:
         return f"{ended}\n{evaluation.at_once(run)}"
     part = "test" if run.has_test else "val" if run.has_val else "train"
@@ -83,8 +85,8 @@ def title(run: TrainingRun) -> str:
     return filled(
         _TITLE,
         {"same": run.device == "cpu"},
-        what=(what[:1].upper() + what[1:]).replace('"', "'"),
-        choices=" ".join(f"{group}={choices.get(group)}" for group in ("data", "model", "optimizer")),
-        torch=run.saved.state.get("torch", torch.__version__),
-        device=run.device,
+        what=docstring(what[:1].upper() + what[1:]),
+        choices=docstring(" ".join(f"{group}={choices.get(group)}" for group in ("data", "model", "optimizer"))),
+        torch=docstring(str(run.saved.state.get("torch", torch.__version__))),
+        device=docstring(run.device),
     )

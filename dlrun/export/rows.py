@@ -1,6 +1,5 @@
 """The rows that an export is checked on, and the few that go with it as an example of raw input."""
 
-import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dlrun.csv_text import CsvWriter
 from dlrun.data.batches import Batches, MemoryBatches, Order, Place
 from dlrun.data.pixels import normalize_
 from dlrun.data.spec import DataSpec, Split
@@ -94,9 +94,9 @@ def _table(spec: DataSpec, x: Tensor) -> Example:
     digits = (6 - (mean.abs() + std).log10()).floor().int().expand(x.shape[1]).tolist()  # 32 bits hold no more
     cells = [[f"{round(value, n):.7g}" for value, n in zip(row, digits, strict=True)] for row in raw.tolist()]
     file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(spec.feature_names or [f"column_{i}" for i in range(x.shape[1])])
-    writer.writerows(cells)
+    writer = CsvWriter(file)
+    writer.write_row(spec.feature_names or [f"column_{i}" for i in range(x.shape[1])])
+    writer.write_rows(cells)
     read = torch.tensor([[float(cell) for cell in row] for row in cells], dtype=torch.float64)
     return Example("table", "example.csv", file.getvalue().encode(), (((read - mean) / std).to(x.dtype),))
 

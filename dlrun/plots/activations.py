@@ -64,7 +64,7 @@ def activation_curves(activations: dict[str, nn.Module]) -> "Figure":
         y, slope = curve(module, x)
         place.plot(x, y, "-", color="tab:blue", linewidth=2, label="value")
         place.plot(x, slope, "--", color="tab:orange", linewidth=2, label="derivative")
-        place.set(xlabel="input", ylabel="output", title=name)
+        place.set(xlabel="input", ylabel="output", title=canvas.plain(name))
         place.grid(alpha=0.3)
         place.legend()
     return figure

@@ -78,9 +78,10 @@ def curves(ranking: Ranking) -> "Figure":
         axes.plot(epochs, values.mean(0), "-", color="0.75", linewidth=0.8, zorder=1)
     axes.set_ylim(limits)
     several = any(len(values) > 1 for *_, values in shown)
-    title = f"{ranking.metric}: mean and range over the seeds" if several else ranking.metric
+    metric = canvas.plain(ranking.metric)
+    title = f"{metric}: mean and range over the seeds" if several else metric
     title += f"\nthe {len(best)} best of {len(shown)} settings, the others grey" if rest else ""
-    axes.set(xlabel="epoch", ylabel=ranking.metric, title=title)
+    axes.set(xlabel="epoch", ylabel=canvas.plain(ranking.metric), title=title)
     axes.locator_params(axis="x", integer=True)
     _finish(axes, len(best) + 1)
     return figure
@@ -115,8 +116,8 @@ def over(ranking: Ranking, key: str) -> "Figure":
     canvas.log_where_wide(axes, [value for setting in ranking.counted for value in setting.by_seed.values()])
     _baseline(axes, ranking)
     dropped = f"\nthe {MOST_LINES} best of {len(lines)} lines" if len(lines) > MOST_LINES else ""
-    title = f"{ranking.metric} over {canvas.plain(key)}\nmean ± std over the seeds, a dot a run{dropped}"
-    axes.set(xlabel=canvas.plain(key), ylabel=ranking.metric, title=title)
+    title = f"{canvas.plain(ranking.metric)} over {canvas.plain(key)}\nmean ± std over the seeds, a dot a run{dropped}"
+    axes.set(xlabel=canvas.plain(key), ylabel=canvas.plain(ranking.metric), title=title)
     _finish(axes, min(len(lines), MOST_LINES) + 1)
     return figure
 
@@ -137,7 +138,7 @@ def heat_map(ranking: Ranking, a: str, b: str) -> "Figure":
     figure, axes = canvas.single(width, height)
     norm: Any = "log" if _is_wide(cells) else "linear"
     image = axes.imshow(cells, cmap="viridis" if ranking.mode == "max" else "viridis_r", norm=norm, aspect="auto")
-    figure.colorbar(image, ax=axes, label=f"{ranking.metric} (yellow: better)")
+    figure.colorbar(image, ax=axes, label=f"{canvas.plain(ranking.metric)} (yellow: better)")
     for axis, key, values in ((axes.yaxis, a, down), (axes.xaxis, b, across)):
         axis.set_ticks(range(len(values)), [canvas.plain(cut(text(value), _LONGEST_TICK)) for value in values])
         axis.set_label_text(canvas.plain(key))
@@ -152,7 +153,7 @@ def heat_map(ranking: Ranking, a: str, b: str) -> "Figure":
     _frame_best(axes, cells, ranking.mode)
     others = [name for key, name in short_names(ranking.keys).items() if key not in (a, b)]
     best_of = f"\nthe best over {canvas.plain(', '.join(others))}" if others else ""
-    axes.set_title(f"{ranking.metric}: mean over the seeds, best framed{best_of}")
+    axes.set_title(f"{canvas.plain(ranking.metric)}: mean over the seeds, best framed{best_of}")
     return figure
 
 

@@ -39,7 +39,8 @@ def trained(model: nn.Module) -> list[str]:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             size = parameter.numel()
-            names += [name] if size == 1 else [f"{name}[{i}]" for i in range(size)]
+            shown = canvas.plain(name)
+            names += [shown] if size == 1 else [f"{shown}[{i}]" for i in range(size)]
     return names
 
 

@@ -15,6 +15,7 @@ from dlrun.predict.answering import predictions, reader_of
 from dlrun.predict.items import STDIN
 from dlrun.predict.written import FORMATS, Writer
 from dlrun.saved_model import SavedModel, opened, run_named
+from dlrun.shell import quote
 from dlrun.terminal import escape_line, write_error
 
 _FLAGS = ("--format", "--top", "--")
@@ -39,7 +40,7 @@ def predict(words: list[str]) -> None:
     with opened(asked.run, asked.overrides) as saved:
         takes = reader_of(saved).takes
         if not asked.inputs:
-            raise RequestError(f"what is to be predicted? type dlrun predict {asked.run} INPUT ...: {takes}")
+            raise RequestError(f"what is to be predicted? type dlrun predict {quote(asked.run)} INPUT ...: {takes}")
         if asked.top > 1 and saved.spec.task in ("regression", "tagging"):
             raise RequestError(f"--top {asked.top} is for classes, and this model's task is {saved.spec.task}")
         console = Console()

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dlrun.csv_text import unguarded
 from dlrun.data.spec import DataSpec
 from dlrun.data.table import parse
 from dlrun.errors import DataError, did_you_mean, listed
@@ -84,6 +85,7 @@ class Rows:
         for cells in reader:
             if not cells:
                 continue
+            cells = unguarded(cells)
             if layout is None:
                 layout = self.layout(cells)
                 if layout.has_header:

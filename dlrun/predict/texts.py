@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dlrun.csv_text import unguarded
 from dlrun.data import names
 from dlrun.data.spec import DataSpec
 from dlrun.errors import DataError, RequestError
@@ -87,6 +88,7 @@ def _of_line(word: str, where: str, line: str) -> Item:
     ending = word.lower().removesuffix(".gz")
     if ending.endswith((".csv", ".tsv")):
         cells = next(csv.reader([line], delimiter="\t" if ending.endswith(".tsv") else ",", skipinitialspace=True))
+        cells = unguarded(cells)
         line, label = cells[0], cells[1].strip() if len(cells) > 1 else None
         return Item(line.strip() or where, line, label)
     return Item(line.strip()[: 10 * _SHOWN] or where, line)

@@ -1,6 +1,5 @@
 """Answers as they are printed: a table for people, CSV and JSON lines for programs; as they come, none is kept."""
 
-import csv
 import json
 import sys
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from dlrun import csv_text
 from dlrun.console import Console, number
 from dlrun.data.spec import DataSpec
 from dlrun.predict.answer import Answer
@@ -93,7 +93,7 @@ class CsvWriter:
     """input, prediction and probability (prediction_2 and so on with --top), label, note, error: always all of them."""
 
     def __init__(self, spec: DataSpec, top: int) -> None:
-        self.writer = csv.writer(_Shown() if sys.stdout.isatty() else sys.stdout, lineterminator="\n")
+        self.writer = csv_text.CsvWriter(_Shown() if sys.stdout.isatty() else sys.stdout)
         self.of_values = spec.task == "regression"
         count = (
             spec.output_size if self.of_values else 1 if spec.task == "tagging" else min(top, max(spec.output_size, 2))
@@ -102,7 +102,7 @@ class CsvWriter:
         each = ("prediction",) if self.of_values else ("prediction", "probability")
         self.heads = ["input", *(f"{name}{end}" for end in ends for name in each), "label", "note", "error"]
         self.cells = len(self.heads) - 4
-        self.writer.writerow(self.heads)
+        self.writer.write_row(self.heads)
 
     def add(self, answer: Answer) -> None:
         """See Writer."""
@@ -110,7 +110,7 @@ class CsvWriter:
         for name, p in answer.choices:
             found += [name, rounded(p)]
         found += [""] * (self.cells - len(found))
-        self.writer.writerow([answer.input, *found, answer.label or "", answer.note, answer.error])
+        self.writer.write_row([answer.input, *found, answer.label or "", answer.note, answer.error])
 
     def close(self) -> None:
         """See Writer."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from dlrun import run_folder
+from dlrun import markdown_text, run_folder
 from dlrun.console import Console, facts
 from dlrun.disk import write_atomically
 from dlrun.errors import RequestError
@@ -14,7 +14,6 @@ from dlrun.sweep import finished, html, table, verdicts
 from dlrun.sweep.comparison import Comparison, compare
 from dlrun.sweep.finished import Finished, Lost
 from dlrun.sweep.ledger import Ledger
-from dlrun.terminal import escape_line
 
 _OUTPUTS = "paths.outputs="
 _MOST_FAILURES = 10  # on the terminal
@@ -123,17 +122,20 @@ def markdown(comparison: Comparison, command: str = "") -> str:
     """What `say` says, with whole tables, as Markdown."""
     parts = []
     for ranking in comparison.rankings:
-        title = [f"## {ranking.metric} on {ranking.data}\n"] if len(comparison.rankings) > 1 else []
+        title = []
+        if len(comparison.rankings) > 1:
+            named = markdown_text.inline(f"{ranking.metric} on {ranking.data}")
+            title = [f"## {named}\n"]
         parts += [*title, table.markdown(ranking), _bullets(verdicts.sentences(ranking))]
     said = [f"no result: {name} ({why})" for name, why in comparison.failures]
     said += [f"note: {note}" for note in comparison.notes]
     parts += [_bullets(said)] if said else []
-    parts += [f"    {escape_line(command)}\n"] if command else []  # indented: code, whatever it holds
+    parts += [markdown_text.code(command)] if command else []
     return "\n".join(parts)
 
 
 def _bullets(sentences: Sequence[str]) -> str:
-    return "".join(f"- {table.as_text(said)}\n" for said in sentences)
+    return "".join(f"- {markdown_text.line(said)}\n" for said in sentences)
 
 
 def about(runs: Sequence[Finished], command: str = "") -> list[tuple[str, str]]:

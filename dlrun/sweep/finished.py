@@ -10,6 +10,7 @@ from typing import Any
 
 from dlrun import config, run_folder, tracking
 from dlrun.errors import RequestError
+from dlrun.shell import quote
 from dlrun.yaml_text import flatten, read_yaml
 
 _WHOLE = {"status": str, "metrics": dict, "baseline": dict, "best": dict, "config_hash": str}
@@ -64,7 +65,7 @@ class Finished:
         if status == "failed":
             return f"failed: {self.result.get('error') or 'no message'}"
         if status == "interrupted":
-            return f"interrupted: dlrun resume {self.folder} ends it"
+            return f"interrupted: dlrun resume {quote(self.folder)} ends it"
         return "" if math.isfinite(self.value) else f"{self.metric} is not finite"
 
     def metric_value(self, name: str) -> float:

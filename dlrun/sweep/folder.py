@@ -10,6 +10,7 @@ from dlrun import request, run_folder
 from dlrun.config import NOT_IDENTITY, recorded_words
 from dlrun.errors import RequestError
 from dlrun.request import Request
+from dlrun.shell import quote
 from dlrun.sweep.jobs import key_of
 from dlrun.sweep.ledger import NAME, Ledger
 
@@ -46,7 +47,7 @@ def _ledger(folder: Path, words: Sequence[str]) -> Ledger:
     if different := _difference(found.words, words):
         raise RequestError(
             f"{folder} holds another sweep ({different}); type another sweep.dir, or add points to that one: "
-            f"dlrun resume {folder} <key>=<values>"
+            f"dlrun resume {quote(folder)} <key>=<values>"
         )
     return found
 

@@ -20,6 +20,7 @@ from dlrun.errors import RequestError
 from dlrun.inside import refuse_elsewhere, refuse_outside
 from dlrun.request import Request, from_saved
 from dlrun.run_folder import read_json
+from dlrun.shell import quote
 from dlrun.sweep.jobs import Job
 
 NAME = "sweep.jsonl"
@@ -108,7 +109,8 @@ class Ledger:
             )
         return RequestError(
             f"{self.path} is cut short or damaged in line {number}, where it names the jobs, so the sweep cannot be "
-            f"gone on with; type it again with another sweep.dir (dlrun compare {self.folder} shows what is finished)"
+            f"gone on with; type it again with another sweep.dir (dlrun compare {quote(self.folder)} shows what "
+            "is finished)"
         )
 
     def refuse_changed(self) -> None:

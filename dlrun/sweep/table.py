@@ -1,15 +1,15 @@
 """A ranking as a table: the same cells on the terminal, in comparison.md and in report.html; numbers for the CSV."""
 
-import csv
 import io
 import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dlrun import markdown_text
+from dlrun.csv_text import CsvWriter
 from dlrun.sweep.comparison import Comparison, Ranking, Setting
 from dlrun.sweep.variation import cut, short_names, text
 from dlrun.sweep.written import spread, written
-from dlrun.terminal import escape_line
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -96,14 +96,7 @@ def markdown(ranking: Ranking) -> str:
     """The whole table, in which nothing of a value is read as markup."""
     names, left = headers(ranking), max(len(ranking.keys), 1)
     lines = [names, ["---"] * left + ["---:"] * (len(names) - left), *rows(ranking)]
-    return "".join(f"| {' | '.join(as_text(cell) for cell in line)} |\n" for line in lines)
-
-
-def as_text(cell: str) -> str:
-    """Markdown that shows the cell as it stands."""
-    for mark, instead in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("\n", " ")):
-        cell = cell.replace(mark, instead)
-    return escape_line(cell)
+    return "".join(f"| {' | '.join(markdown_text.inline(cell) for cell in line)} |\n" for line in lines)
 
 
 def comma_separated(comparison: Comparison) -> str:
@@ -112,10 +105,10 @@ def comma_separated(comparison: Comparison) -> str:
     keys = list(dict.fromkeys([*several, *(key for r in comparison.rankings for key in r.keys)]))
     tests = list(dict.fromkeys(name for r in comparison.rankings for name in r.tests))
     file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["row", *keys, "metric", *_CSV, *(name.replace("/", "_") for name in tests), "failed"])
+    writer = CsvWriter(file)
+    writer.write_row(["row", *keys, "metric", *_CSV, *(name.replace("/", "_") for name in tests), "failed"])
     for ranking in comparison.rankings:
-        writer.writerows(_numbers(ranking, keys, tests))
+        writer.write_rows(_numbers(ranking, keys, tests))
     return file.getvalue()
 
 

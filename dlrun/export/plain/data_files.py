@@ -9,7 +9,7 @@ from dlrun.data.tabular import DIABETES_SHA256
 from dlrun.errors import RequestError
 from dlrun.export.plain import data_rows
 from dlrun.export.plain.data_formulas import column
-from dlrun.export.plain.source import Constant, Piece, filled
+from dlrun.export.plain.source import Constant, Piece, filled, literal
 from dlrun.export.plain.training_run import TrainingRun
 
 _DIABETES = """\
@@ -81,16 +81,17 @@ def csv(
     code = filled(
         _CSV,
         open=_open("TABLE", file),
-        delimiter=""
-        if delimiter == ","
-        else ', delimiter="\\t"'
-        if delimiter == "\\t"
-        else f', delimiter="{delimiter}"',
+        delimiter="" if delimiter == "," else f", delimiter={_delimiter(delimiter)}",
         body="[1:]  # behind the header" if table.has_header else "",
         others=others,
         target=_target(run, cell, parse(table.columns[index]) is not None),
     )
     return _parted(run, code, {"TABLE": Constant(file.resolve())}, "len(rows)", True)
+
+
+def _delimiter(text: str) -> str:
+    """The delimiter as source; a tab is typed as a backslash and a t."""
+    return '"\\t"' if text == "\\t" else literal(text)
 
 
 def _open(name: str, path: Path) -> str:

@@ -8,7 +8,7 @@ from torch import nn
 
 from dlrun.export.plain import recurrent, scratch
 from dlrun.export.plain.refusal import cannot, only_known
-from dlrun.export.plain.source import Piece, filled, literal, stack
+from dlrun.export.plain.source import Piece, filled, literal, named, stack
 from dlrun.export.plain.training_run import TrainingRun
 from dlrun.models.mlp import ACTIVATIONS
 
@@ -142,7 +142,7 @@ def _layer(run: TrainingRun, entry: Any) -> str:
         return literal(words.get(value, value) if isinstance(value, str) else value)
 
     if isinstance(settings, dict):
-        return f"nn.{name}({', '.join(f'{key}={shown(value)}' for key, value in settings.items())})"
+        return f"nn.{name}({', '.join(named(key, shown(value)) for key, value in settings.items())})"
     given = settings if isinstance(settings, list) else [settings]
     return f"nn.{name}({', '.join(shown(value) for value in given)})"
 

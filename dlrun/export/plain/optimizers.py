@@ -6,7 +6,7 @@ from typing import Any
 from torch import optim
 
 from dlrun.export.plain.refusal import cannot
-from dlrun.export.plain.source import Constant, Piece, call, literal
+from dlrun.export.plain.source import Constant, Piece, call, literal, named
 from dlrun.export.plain.training_run import TrainingRun
 from dlrun.optim.exhaustive import Exhaustive
 from dlrun.optim.manual_sgd import ManualSGD
@@ -56,7 +56,7 @@ def optimizer(run: TrainingRun) -> Piece:
         constants["GROUPS"] = Constant({g["match"]: {k: v for k, v in g.items() if k != "match"} for g in groups})
         code, first = _GROUPED + (_REST if len(made.param_groups) > len(groups) else ""), "groups"
     lr = ["lr=LR"] if constants["LR"].value is not None else []
-    arguments = [first, *lr, *(f"{key}={literal(value)}" for key, value in given.items())]
+    arguments = [first, *lr, *(named(key, literal(value)) for key, value in given.items())]
     return Piece(code + call(f"optimizer = torch.optim.{name}", arguments) + "\n", constants)
 
 
@@ -85,7 +85,7 @@ def scheduler(run: TrainingRun) -> Piece:
         filled.setdefault("mode", run.mode)
     parameters = inspect.signature(type(made)).parameters
     own = {k: v for k, v in filled.items() if v != parameters[k].default or isinstance(v, bool)}
-    arguments = ["optimizer", *(f"{key}={literal(value)}" for key, value in own.items())]
+    arguments = ["optimizer", *(named(key, literal(value)) for key, value in own.items())]
     return Piece(call(f"scheduler = torch.optim.lr_scheduler.{name}", arguments) + "\n")
 
 

@@ -1,6 +1,7 @@
 """Python source from templates: the lines that are needed, the constants and imports that are used."""
 
 import json
+import keyword
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from dlrun.errors import RequestError
 
 WIDTH = 120
 _CONDITION = re.compile(r"  #\? (.+)$")
@@ -84,9 +87,9 @@ def _holds(condition: str, flags: Mapping[str, bool]) -> bool:
 
 
 def literal(value: Any) -> str:
-    """A plain value as source."""
+    """A plain value as source, on one line: whatever text holds, it stays within its quotes."""
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
+        return json.dumps(value, ensure_ascii=False) if value.isprintable() else repr(value)
     if isinstance(value, list):
         return f"[{', '.join(literal(item) for item in value)}]"
     if isinstance(value, tuple):
@@ -96,6 +99,19 @@ def literal(value: Any) -> str:
     if isinstance(value, Path):
         return f"Path({literal(str(value))})"
     return f'float("{value}")' if isinstance(value, float) and value - value != 0 else repr(value)
+
+
+def docstring(text: str) -> str:
+    """Text that may stand in a docstring: without quotes, backslashes and line ends, nothing in it ends the string."""
+    text = text.replace('"', "'").replace("\\", "/")
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def named(name: str, value: str) -> str:
+    """`name=value`, an argument of a call; RequestError for a name that is none in Python."""
+    if not name.isidentifier() or keyword.iskeyword(name):
+        raise RequestError(f"format=python cannot write an argument called {name!r}; format=onnx takes the model")
+    return f"{name}={value}"
 
 
 def call(head: str, arguments: Sequence[str], tail: str = "") -> str:
@@ -130,7 +146,7 @@ def _assigned(name: str, constant: Constant) -> str:
     remark = f"  # {constant.comment}" if constant.comment else ""
     if len(line + remark) <= WIDTH:
         return f"{line}{remark}\n"
-    if len(line) > WIDTH:
+    if len(line) > WIDTH and not re.search("[\"']", line):  # text would be cut where it has a space
         line = "\n    ".join(textwrap.wrap(line, WIDTH - 4)) + "  # fmt: skip"
     return f"# {constant.comment}\n{line}\n" if constant.comment else f"{line}\n"
 

@@ -169,8 +169,8 @@ class TrainingRun:
     @property
     def shapes(self) -> str:
         """Of a batch of inputs and of outputs, as a comment."""
-        inside = ", ".join(str(n) for n in self.spec.input_shape)
-        return f"(B, {inside}) -> (B, {self.spec.output_size})"
+        inside = ", ".join(str(int(n)) for n in self.spec.input_shape)
+        return f"(B, {inside}) -> (B, {int(self.spec.output_size)})"
 
     @property
     def result(self) -> dict[str, Any]:
