@@ -23,6 +23,8 @@ from dlrun.validation import typed
 _PACKAGE = Path(__file__).resolve().parent
 CONFIG_DIR = next(p for p in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if p.is_dir())
 
+DATA_FOLDER = "data"  # below the working directory, where $DLRUN_DATA_DIR names no other
+
 T = TypeVar("T")
 
 
@@ -165,7 +167,7 @@ class SweepConfig:
 class PathsConfig:
     """Where data are looked for and runs are written."""
 
-    data: str = "${oc.env:DLRUN_DATA_DIR,data}"
+    data: str = f"${{oc.env:DLRUN_DATA_DIR,{DATA_FOLDER}}}"
     outputs: str = "outputs"
 
 

@@ -273,8 +273,10 @@ def from_saved(saved: dict[str, Any], choices: dict[str, str], overrides: list[s
     plain = literals.hide(config.recorded(saved))
     merged = OmegaConf.create({**plain, **{key: getattr(defaults, key) for key in config.PERMISSIONS}})
     trusted: list[str] = []
+    named: list[str] = []
     for override in OverridesParser.create().parse_overrides(overrides):
         key, value = override.key_or_group, override.value()
+        named.append(key)
         if override.is_sweep_override():
             raise RequestError(f"{override.input_line} names several values; only one can be used here")
         if key in GROUPS:
@@ -289,7 +291,7 @@ def from_saved(saved: dict[str, Any], choices: dict[str, str], overrides: list[s
             trusted += [str(v) for v in value] if isinstance(value, list) else [str(value)]
         elif key.endswith("._target_") or key == "task.loss":
             trusted.append(str(value))  # this command line names it, and nothing else in its module
-    _find_data(merged, str(plain["paths"]["data"]))
+    _find_data(merged, str(plain["paths"]["data"]), named)
     notes = [
         f"{key} in the saved config is ignored; only this command can give it"
         for key in config.PERMISSIONS
@@ -322,12 +324,17 @@ class UnknownKey(Exception):
         self.key, self.known = key, known
 
 
-def _find_data(merged: DictConfig, before: str) -> None:
-    """Data that lay elsewhere when the run was saved are looked for where this machine has them."""
-    here = os.environ.get("DLRUN_DATA_DIR")
-    if here and not Path(merged.paths.data).exists():
-        merged.paths.data = here
-    if merged.data.get("root") == before:
+def _find_data(merged: DictConfig, before: str, named: Sequence[str]) -> None:
+    """Data that lay elsewhere when the run was saved are looked for where this machine has them.
+
+    named: the keys of this command line. No folder that only the saved run names is made for a download.
+    """
+    if "paths.data" not in named and not Path(merged.paths.data).expanduser().exists():
+        merged.paths.data = os.environ.get("DLRUN_DATA_DIR") or config.DATA_FOLDER
+
+    root = merged.data.get("root")
+    is_gone = isinstance(root, str) and "data.root" not in named and not Path(root).expanduser().exists()
+    if root == before or is_gone:
         merged.data.root = merged.paths.data
 
 

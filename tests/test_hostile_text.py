@@ -68,7 +68,7 @@ def craft(run: Path, text: str, classes: bool = True) -> None:
     plain["model"]["note"] = safe
     (hidden / "config.yaml").write_text(as_yaml(plain))
     for path, changes in (
-        (run / "environment.json", {"device": text, "command": f"dlrun {text}", "git_commit": text}),
+        (run / "environment.json", {"device": text, "command": f"dlrun {shlex.quote(text)}", "git_commit": text}),
         (run / "result.json", {"weights_sha256": text, "warnings": [text], "error": text, "code_hash": text}),
     ):
         path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))

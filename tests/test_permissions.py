@@ -138,6 +138,26 @@ def test_a_permission_of_an_older_run_is_ignored_with_a_note(dlrun: Callable[...
     assert "note: trust in the saved config is ignored" in done.out
 
 
+def test_no_folder_that_only_a_saved_run_names_is_made_for_its_data(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DLRUN_DATA_DIR", raising=False)
+    state = checkpoint.load(trained / "checkpoints" / "last.pt")
+    strangers, mine = str(tmp_path / "strangers"), str(tmp_path / "mine")
+    state["config"]["paths"]["data"] = strangers
+    state["config"]["data"]["root"] = f"{strangers}/2"
+
+    def places(*words: str) -> tuple[str, str]:
+        plain = request.from_saved(state["config"], state["choices"], list(words), None).config
+        return plain["paths"]["data"], plain["data"]["root"]
+
+    assert places() == ("data", "data")
+    assert places(f"paths.data={mine}") == (mine, mine)
+    assert places(f"data.root={mine}") == ("data", mine)
+    (tmp_path / "strangers" / "2").mkdir(parents=True)
+    assert places() == (strangers, f"{strangers}/2")
+
+
 def test_a_target_that_is_typed_is_no_trust_in_its_module(run: Path) -> None:
     state = checkpoint.load(run / "checkpoints" / "last.pt")
     words = ["model._target_=torch.nn.Identity", "task.loss=mine.loss"]
