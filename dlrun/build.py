@@ -25,7 +25,7 @@ from dlrun.data.workers import Guarded
 from dlrun.errors import DlrunError, MisfitError, RequestError
 from dlrun.loop import requires_closure
 from dlrun.optim.groups import parameter_groups
-from dlrun.optim.schedule import OF_THE_WHOLE, Schedule
+from dlrun.optim.schedule import OF_THE_WHOLE, Schedule, moves_after_warmup
 from dlrun.runtime import Runtime, cores
 from dlrun.start_values import start_values
 from dlrun.task import Task
@@ -253,7 +253,7 @@ def schedule(
     trainer = settings.rest.trainer
     per_epoch = math.ceil(len(train) / trainer.accumulate_steps)
     steps = min(trainer.epochs * per_epoch, trainer.max_steps or trainer.epochs * per_epoch)
-    length = max(steps - keys.warmup_steps, 1) if keys.interval == "step" else math.ceil(steps / per_epoch)
+    length = max(moves_after_warmup(steps, per_epoch, keys.interval, keys.warmup_steps), 1)
     lr = float(settings.optimizer.arguments.get("lr") or optimizer.param_groups[0]["lr"])
     whole = {"max_lr": 10 * lr, **dict.fromkeys(OF_THE_WHOLE, length)}
     filled = {k: whole[k] if v is None and k in whole else v for k, v in block.arguments.items()}

@@ -1,18 +1,36 @@
 """The learning rate over time: any of torch's schedulers, with a linear warm-up in front."""
 
+import math
 from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-OF_THE_WHOLE = ("T_max", "total_steps")  # a scheduler's arguments that null makes the length of the whole training
+# A scheduler's arguments that null makes the length of the whole training.
+OF_THE_WHOLE = ("T_max", "total_steps", "total_iters")
+
+
+def moves_after_warmup(steps: int, steps_per_epoch: int, interval: str, warmup_steps: int) -> int:
+    """How often a scheduler moves in a training of `steps` optimizer steps: once a step or epoch that ends after the
+    warm-up.
+
+    steps_per_epoch: of whole epochs; `steps` may end inside one. 0 where the warm-up takes the whole training.
+    """
+    if steps <= warmup_steps:
+        return 0
+    if interval == "step":
+        return steps - warmup_steps
+    epochs = math.ceil(steps / steps_per_epoch)
+    epochs_in_warmup = warmup_steps // steps_per_epoch
+    return epochs - epochs_in_warmup
 
 
 class Schedule:
     """Moves a torch scheduler every epoch or every step, once the warm-up is over.
 
     scheduler: null keeps the learning rate. interval: "epoch" or "step". warmup_steps: in optimizer step k of
-    the first warmup_steps the learning rate is k / warmup_steps of what it will be (Goyal et al. 2017, 2.2).
+    the first warmup_steps the learning rate is k / warmup_steps of what it will be (Goyal et al. 2017, 2.2). The step
+    or epoch that follows the warm-up has the scheduler's first rate: the warm-up delays the scheduler by its length.
     """
 
     def __init__(
@@ -44,7 +62,7 @@ class Schedule:
 
     def epoch_end(self, monitored: float) -> None:
         """After every epoch, with the monitored metric (which only plateau looks at)."""
-        if self.scheduler is None or self.interval != "epoch" or self.steps < self.warmup_steps:
+        if self.scheduler is None or self.interval != "epoch" or self.steps <= self.warmup_steps:
             return
         if isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step(monitored)

@@ -112,10 +112,10 @@ if $value $better:  #? best
 else:  #? stop
     waited += 1  #? stop
 scheduler.step()  #? epochwise & !warmup
-if step >= WARMUP_STEPS:  #? epochwise & warmup
+if step > WARMUP_STEPS:  #? epochwise & warmup
     scheduler.step()  #? epochwise & warmup
 scheduler.step($value)  #? plateau & !warmup
-if step >= WARMUP_STEPS:  #? plateau & warmup
+if step > WARMUP_STEPS:  #? plateau & warmup
     scheduler.step($value)  #? plateau & warmup
 if epoch % $often == 0:  #? seldom
     print($shown)  #? seldom
