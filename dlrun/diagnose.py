@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dlrun.data.spec import DataSpec
 from dlrun.metrics import PADDING, regression_metrics, regression_sums
+from dlrun.runtime import START_SCALE
 
 Rows = Sequence[Mapping[str, float]]  # those of metrics.jsonl, from epoch 1 on
 Said = dict[str, str]  # a sentence by its kind
@@ -31,8 +32,10 @@ _OVERFIT_RISE, _VISIBLE, _PATIENCE = 0.1, 0.01, 3
 # Training is far above validation where a loss is four times the other, and a twelfth of the trivial answer's apart:
 # an MLP on all digits ends a fortieth apart and on 200 of them a tenth, a GRU on names a tenth too but 1.5 times.
 _FAR_TIMES, _FAR_SHARE = 4.0, 1 / 12
+# A healthy loss scale stays within 2^0 and 2^16; this one was halved 26 times from its start.
+_LOWEST_SCALE = 2.0**-10
 # Why nothing was learnt: after these, that the result is no better than the trivial answer is no news.
-_REASONS = {"diverging", "stuck", "one class", "vanishing", "dead"}
+_REASONS = {"diverging", "stuck", "one class", "vanishing", "dead", "overflowing"}
 
 
 def at_end(
@@ -96,6 +99,21 @@ def stuck(rows: Rows, baseline: Mapping[str, float]) -> Said:
         "stuck": f"stuck: the training loss stayed at {losses[-1]:.4g} for all {len(rows)} epochs, as on a saddle or "
         "with dead units; try another seed, a smaller data.batch_size (its noise leaves a saddle), or a larger "
         "optimizer.lr"
+    }
+
+
+def overflowing(scale: float, steps: int, at_end: bool = False) -> Said:
+    """fp16 gradients that overflow however small the loss is scaled, so that no step is made.
+
+    scale: of the loss, after `steps` tries to make a step. at_end: that all were skipped is said of few steps too.
+    """
+    all_skipped = scale <= START_SCALE * 0.5**steps
+    if not (scale < _LOWEST_SCALE or (at_end and steps and all_skipped)):
+        return {}
+    skipped = f"all {steps} steps were skipped" if all_skipped else "most steps are skipped"
+    return {
+        "overflowing": f"the gradients overflow in fp16 even with a loss scale of {scale:.2g}, so {skipped}; "
+        "try device.precision=bf16, or a smaller loss"
     }
 
 

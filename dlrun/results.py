@@ -92,6 +92,11 @@ def diagnose(parts: "Parts", rows: list[dict[str, float]], metrics: dict[str, fl
     notes = [summary()] if summary else []
     if not parts.settings.rest.tracking.diagnose:
         return notes
+    scaler, progress = parts.training.scaler, parts.training.progress
+    if scaler.is_enabled() and "overflowing" not in progress.troubles:
+        overflowing = diagnosis.overflowing(scaler.get_scale(), progress.step, at_end=True)
+        progress.troubles.update(overflowing)
+        notes += overflowing.values()
     split, batches = outputs.shown_split(parts)
     _, answers, targets = outputs.outputs_of(parts, batches)
     lr = float(parts.settings.optimizer.arguments.get("lr") or 0.0)

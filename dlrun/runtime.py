@@ -17,6 +17,7 @@ from dlrun.errors import RequestError
 from dlrun.ranks import ALONE, Ranks
 
 _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+START_SCALE = 2.0**16  # of the loss in fp16; it is halved at every step whose gradients overflow
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -47,7 +48,8 @@ class Runtime:
 
     def scaler(self) -> torch.amp.GradScaler:
         """Loss scaling for fp16, whose gradients underflow otherwise; passes everything through else."""
-        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        enabled = self.precision == "fp16"
+        return torch.amp.GradScaler(self.device.type, init_scale=START_SCALE, enabled=enabled)
 
 
 def available_devices() -> list[str]:

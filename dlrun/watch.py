@@ -72,7 +72,11 @@ class Watch:
     def troubles(self) -> Said:
         """All that shows now, said before or not."""
         parts = self.parts
-        found = not_finite(self.rows[-1], parts.training.progress.bad_gradient_step, parts.model)
+        progress, scaler = parts.training.progress, parts.training.scaler
+        # Under a loss scaler gradients that overflow are ordinary: the step is skipped, and the scale halved.
+        model = None if scaler.is_enabled() else parts.model
+        found = not_finite(self.rows[-1], progress.bad_gradient_step, model)
+        found |= diagnose.overflowing(scaler.get_scale(), progress.step) if scaler.is_enabled() else {}
         rng = runtime.rng_state()
         outputs, awake = self.look(self.inputs)
         if len(self.rows) == 1:
@@ -160,13 +164,15 @@ def _idle(rows: Rows) -> Rows:
     return []
 
 
-def not_finite(row: Mapping[str, float], gradient_step: int | None, model: nn.Module) -> Said:
+def not_finite(row: Mapping[str, float], gradient_step: int | None, model: nn.Module | None) -> Said:
     """A gradient or a validation loss of nan or inf, where the training loss did not tell.
 
-    gradient_step: the first log point at which the gradient was not finite.
+    gradient_step: the first log point at which the gradient was not finite. model: None leaves the gradients of the
+    last step alone.
     """
     step, what = gradient_step, "gradient"
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    parameters = [] if model is None else list(model.parameters())
+    gradients = [p.grad for p in parameters if p.grad is not None]
     if step is None and gradients and not nn.utils.get_total_norm(gradients).isfinite():
         step = int(row["step"])
     if step is None and not math.isfinite(row.get("val/loss", 0.0)):
@@ -218,6 +224,8 @@ def vanishing(model: nn.Module) -> Said:
         return {}
     sizes = torch.stack([nn.utils.get_total_norm([g]) / math.sqrt(g.numel()) for g in weights.values()]).tolist()
     least, most = min(sizes), max(sizes)
+    if not math.isfinite(most):  # of a step that the loss scaler skipped
+        return {}
     if not 0 < least < _VANISHED * most:  # none at all is a saddle, or dead units
         return {}
     names = list(weights)

@@ -60,6 +60,7 @@ def watching(model: nn.Module, spec: DataSpec, baseline: dict[str, float] | None
             train=train if workers is None else LoaderBatches(Pairs(split), order, place, workers),
             val=None,
             progress=Progress(troubles=other.pop("troubles", {})),
+            scaler=other.pop("scaler", torch.amp.GradScaler(enabled=False)),
         ),
         layers=[SimpleNamespace(multiply_adds=100)],
         baseline=baseline or {},
