@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dlrun import plain
 from dlrun.disk import write_atomically
 from dlrun.errors import CheckpointError, RunError, UnreadableError
 from dlrun.run_folder import finished_files
@@ -32,9 +33,17 @@ _COMMENT_BYTES = len(_MARK) + 64
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` (plain Python and tensors) atomically, with its checksum inside."""
+    """Write `state` (plain Python, tensors, and NumPy's values) atomically, with its checksum inside.
+
+    RunError names what else it holds: `load` would refuse the file.
+    """
+    try:
+        encoded = plain.encode(state)
+    except plain.NotPlainError as error:
+        raise RunError(f"{path} cannot be written: {error}") from error
+
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save(encoded, buffer)
     buffer.seek(-2, io.SEEK_END)
     buffer.write(_COMMENT_BYTES.to_bytes(2, "little"))  # the archive's last field: the comment's length
     digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
@@ -71,7 +80,10 @@ def load(path: Path) -> dict[str, Any]:
     owner = _owner(path)
     if owner is not None and state.get("run_id") != owner:
         raise CheckpointError(f"{path} is a checkpoint of another run than the one whose folder it lies in")
-    return dict(state)
+    try:
+        return plain.decode(dict(state))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
 def _owner(path: Path) -> str | None:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from dlrun import build, expectations, memory, preflight, probes, results, runtime, sharing, transfer
+from dlrun import build, expectations, loop, memory, plain, preflight, probes, results, runtime, sharing, transfer
 from dlrun.average import Average
 from dlrun.config import DeviceConfig, ModelKeys, OptimizerKeys, Settings
 from dlrun.data import download, workers
@@ -101,6 +101,8 @@ def _built(settings: Settings, process: Runtime, trusted_modules: list[str] | No
     train, val, test = build.batches(settings, splits, model, process)
     assert train is not None
     training = _training(settings, process, task, model, train, val, trusted_modules, found)
+    if not found.found:
+        attempt(_refuse_unsaveable, settings, splits, training, trusted_modules)
     baseline = results.baseline(task, splits)
     parts = Parts(settings, process, splits, task, model, training, test, [], baseline, notes)
     parts.start_parameters = training.parameter_values()
@@ -171,6 +173,39 @@ def _training(
     )
 
 
+def _refuse_unsaveable(
+    settings: Settings, splits: Splits, training: Training, trusted_modules: list[str] | None
+) -> None:
+    """RequestError for what the run would hold and no checkpoint can: it could not be gone on with."""
+    states = training.state_dict() | {"spec": splits.spec.to_dict(), "config": settings.plain}
+    states["optimizer after a step"] = _state_of_own_optimizer(settings, trusted_modules)
+    for owner, state in states.items():
+        refusal = plain.refusal(owner.split()[0], state)
+        if refusal:
+            raise RequestError(refusal)
+
+
+def _state_of_own_optimizer(settings: Settings, trusted_modules: list[str] | None) -> Any:
+    """What a user's own optimizer keeps after a step, tried on one number; None where it cannot be tried."""
+    if str(settings.optimizer.target).startswith(("torch.optim.", "dlrun.")):
+        return None
+    generators = runtime.rng_state()
+    try:
+        model = nn.Linear(1, 1)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer: Any = build.optimizer(settings, model, trusted_modules)
+        if loop.requires_closure(optimizer):
+            optimizer.step(lambda: torch.zeros(()))
+        else:
+            optimizer.step()
+        return optimizer.state_dict()
+    except Exception:  # it may want a net of another kind; the first save says what this cannot
+        return None
+    finally:
+        runtime.set_rng_state(generators)
+
+
 def _schedule(
     settings: Settings, optimizer: Optimizer, train: Batches, mode: str, trusted_modules: list[str] | None
 ) -> Schedule:
@@ -187,6 +222,9 @@ def _schedule(
         zero = [key for key, value in arguments.items() if type(value) is int and value == 0]
         where = f"scheduler.{zero[0]}=0" if zero else f"scheduler={settings.scheduler.choice}"
         raise RequestError(f"{where} does not work: {error}; type another value, or scheduler=none") from error
+    refusal = "" if trial is None else plain.refusal("scheduler", trial.state_dict())
+    if refusal:
+        raise RequestError(refusal)
     return build.schedule(settings, optimizer, train, mode, trusted_modules)
 
 

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import itertools
 import json
+import math
 import os
 import shlex
 import shutil
@@ -170,16 +171,18 @@ def _git(place: Path, *words: str) -> str | None:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Indented JSON, written atomically; NaN and infinities become null, which every reader takes."""
+    """Indented JSON, written atomically; NumPy's values and tensors as plain ones, NaN and infinities as null."""
     write_atomically(path, (json.dumps(_finite(values), indent=2) + "\n").encode())
 
 
 def _finite(value: Any) -> Any:
+    if hasattr(value, "tolist"):  # a NumPy scalar or array, or a tensor
+        value = value.tolist()
     if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
-    if isinstance(value, float) and value - value != 0:
+        return {key.tolist() if hasattr(key, "tolist") else key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
 

@@ -1,5 +1,6 @@
 """When a run is saved, which of its checkpoints are kept, and which are called last and best."""
 
+import copy
 import time
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from dlrun.checkpoint import FORMAT_VERSION, load, save
 from dlrun.disk import Unsaved, link
-from dlrun.errors import CheckpointError
+from dlrun.errors import CheckpointError, RunError
 from dlrun.runtime import rng_state
 from dlrun.training import Training
 
@@ -35,6 +36,7 @@ class Saver:
         self.every_epochs, self.every_steps, self.keep = every_epochs, every_steps, keep
         self.best: dict[str, Any] | None = None  # what best.pt still lacks
         self.row: dict[str, float] = {}  # of the last epoch that has ended
+        self.is_proved = False  # a checkpoint of this process has been read back
         self.left_open = False  # the newest state is to go on from in mid-epoch
         self.seconds = 0.0
 
@@ -111,12 +113,28 @@ class Saver:
         if self._is_passed(newest) and not (self.folder / "last.pt").exists():
             self._save_best()  # first, as nothing from before it is there to go on from
         save(newest, self.identity | state | {"format_version": FORMAT_VERSION})
+        if not self.is_proved:
+            self._prove(newest)
         try:
             self._name(newest)
         except OSError:
             newest.unlink()  # or every try would leave one more
             raise
         self._forget_old()
+
+    def _prove(self, newest: Path) -> None:
+        """Read the first checkpoint of this process back before anything relies on it; RunError where it cannot be.
+
+        It takes about as long as writing it, once.
+        """
+        try:
+            load(newest)
+        except CheckpointError as error:
+            newest.unlink(missing_ok=True)
+            if isinstance(error.__cause__, OSError):
+                raise error.__cause__ from error  # the disk, which the run goes on without
+            raise RunError(f"the first checkpoint was written, and cannot be read back: {error}") from error
+        self.is_proved = True
 
     def _name(self, newest: Path) -> None:
         """best.pt where there is a new one, and then last.pt: a run goes on from before a best that it lacks."""
@@ -174,7 +192,12 @@ def states_of_all(training: Training) -> list[dict[str, Any]]:
 
 def _copied(state: dict[str, Any]) -> dict[str, Any]:
     """A state that later steps do not change."""
-    return {
-        k: _copied(v) if isinstance(v, dict) else v.detach().clone() if isinstance(v, Tensor) else v
-        for k, v in state.items()
-    }
+    copies: dict[str, Any] = {}
+    for key, value in state.items():
+        if isinstance(value, dict):
+            copies[key] = _copied(value)
+        elif isinstance(value, Tensor):
+            copies[key] = value.detach().clone()
+        else:
+            copies[key] = copy.deepcopy(value)
+    return copies

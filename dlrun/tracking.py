@@ -243,6 +243,7 @@ def read_rows(folder: Path) -> list[dict[str, float]]:
     return [{k: math.nan if v is None else v for k, v in json.loads(line).items()} for line in lines]
 
 
-def _json_value(value: float) -> float | None:
-    """Strict JSON has no NaN."""
-    return value if math.isfinite(value) else None
+def _json_value(value: Any) -> float | None:
+    """A plain number, also of a NumPy scalar or a tensor; None where it is not finite: strict JSON has no NaN."""
+    number: float = value.tolist() if hasattr(value, "tolist") else value
+    return number if math.isfinite(number) else None

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -178,7 +179,7 @@ class Training:
 
     def _load(self, state: dict[str, Any], device: torch.device) -> None:
         self.use_weights({"model": state["model"]} if self.average is None else {k: state[k] for k in ("model", "ema")})
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         self.schedule.load_state_dict(state["scheduler"])
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
@@ -193,3 +194,24 @@ class Training:
         if len(states) == self.ranks.count:
             return [states[self.ranks.number]]
         return [] if self.ranks.number else states
+
+
+def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Load a saved state, also where an optimizer keeps NumPy arrays: torch would take them apart into numbers."""
+    kept_back: dict[tuple[int, str], Any] = {}
+    for number, values in state["state"].items():
+        for key, value in values.items():
+            if isinstance(value, np.ndarray):
+                kept_back[number, key] = value
+    if not kept_back:
+        optimizer.load_state_dict(state)
+        return
+
+    others = {
+        number: {key: value for key, value in values.items() if (number, key) not in kept_back}
+        for number, values in state["state"].items()
+    }
+    optimizer.load_state_dict(state | {"state": others})
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for (number, key), value in kept_back.items():
+        optimizer.state[parameters[number]][key] = value

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from dlrun import checkpoint
+from dlrun import checkpoint, plain
 from dlrun.checkpoint import load, save, weights_sha256
 from dlrun.errors import CheckpointError, RunError
 
@@ -113,9 +113,11 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_reading_runs_no_code(path: Path, tmp_path: Path) -> None:
+def test_reading_runs_no_code(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     marker = tmp_path / "bomb"
-    save(path, STATE | {"config": Bomb(marker)})  # with the right checksum
+    with monkeypatch.context() as patched:
+        patched.setattr(plain, "encode", lambda state: state)  # which refuses to write it
+        save(path, STATE | {"config": Bomb(marker)})  # with the right checksum
     with pytest.raises(CheckpointError, match="holds more than tensors and plain values"):
         load(path)
     assert not marker.exists()

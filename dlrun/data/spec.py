@@ -1,7 +1,7 @@
 """The contract between data and model: what goes in, what comes out."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dlrun.data.origin import Origin
+from dlrun.errors import DataError
 
 Kind = Literal["vector", "image", "tokens"]
 TaskName = Literal["regression", "binary", "multiclass", "tagging"]
@@ -40,6 +41,21 @@ class DataSpec:
     std: tuple[float, ...] = ()  # then the inputs were divided by it
     framing: tuple[float, ...] = ()  # of images of a light figure on a dark ground: see figure.py
 
+    def __post_init__(self) -> None:
+        """Take NumPy's numbers, arrays and texts, and tensors, as plain values: a checkpoint holds nothing else."""
+        plain: dict[str, Any] = {
+            "kind": _plain_text(self.kind),
+            "task": _plain_text(self.task),
+            "input_shape": tuple(_whole_number("input_shape", v) for v in _values("input_shape", self.input_shape)),
+            "output_size": _whole_number("output_size", self.output_size),
+        }
+        for name in ("class_names", "vocabulary", "feature_names"):
+            plain[name] = tuple(_name(name, value) for value in _values(name, getattr(self, name)))
+        for name in ("mean", "std", "framing"):
+            plain[name] = tuple(_number(name, value) for value in _values(name, getattr(self, name)))
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
+
     @property
     def input_size(self) -> int:
         """How many numbers one sample holds when it is flattened."""
@@ -57,6 +73,45 @@ class DataSpec:
         """The inverse of `to_dict`."""
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**plain)
+
+
+def _plain_text(value: Any) -> Any:
+    return str(value) if isinstance(value, str) else value  # numpy.str_ is one
+
+
+def _values(field: str, values: Any) -> Sequence[Any]:
+    """A field's values, of a tuple, list, array, tensor, or one alone."""
+    if values is None:
+        return ()
+    plain = values.tolist() if hasattr(values, "tolist") else values
+    if isinstance(plain, list | tuple | range):
+        return plain
+    if isinstance(plain, int | float):
+        return (plain,)
+    raise DataError(f"DataSpec.{field} is a {type(values).__name__}; write a tuple of values")
+
+
+def _whole_number(field: str, value: Any) -> int:
+    plain = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(plain, float) and plain.is_integer():
+        return int(plain)
+    if not isinstance(plain, int):
+        raise DataError(f"DataSpec.{field} holds {plain!r}; write whole numbers")
+    return int(plain)
+
+
+def _number(field: str, value: Any) -> float:
+    plain = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(plain, int | float):
+        raise DataError(f"DataSpec.{field} holds {plain!r}; write one number a channel or feature")
+    return float(plain)
+
+
+def _name(field: str, value: Any) -> str:
+    plain = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(plain, str | int | float):
+        raise DataError(f"DataSpec.{field} holds {plain!r}; write texts")
+    return str(plain)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,190 @@
+"""What a checkpoint can hold: plain Python values and tensors. NumPy's are written so, and come back as they were."""
+
+import copy
+from collections import Counter, OrderedDict
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+NUMPY = "numpy"  # the key of a checkpoint that says which of its values were NumPy's
+_VALUES = (
+    type(None), bool, int, float, complex, str, bytes, bytearray,
+    torch.Size, torch.dtype, torch.device, torch.layout, Tensor, nn.Parameter,
+)  # fmt: skip
+_KEYS = (type(None), bool, int, float, complex, str, bytes)
+_DEEPEST = 50  # dictionaries and lists in each other
+_OWNERS = {
+    "model": "the model's state",
+    "ema": "the averaged model's state",
+    "optimizer": "the optimizer's state",
+    "scheduler": "the scheduler's state",
+    "spec": "the data's description",
+    "config": "the config",
+}
+
+Path = tuple[Any, ...]  # the keys and positions that lead to a value
+Mark = list[Any]  # [path, "scalar" or "array", the dtype as NumPy writes it]
+
+
+class NotPlainError(Exception):
+    """A value that no checkpoint can hold; the message says where it is, and what."""
+
+
+def encode(state: dict[str, Any]) -> dict[str, Any]:
+    """The state with NumPy's scalars as plain values and its arrays as tensors, and a note of which these were.
+
+    What needs no change is not copied. NotPlainError for anything that `torch.load(weights_only=True)` would refuse.
+    """
+    marks: list[Mark] = []
+    plain: dict[str, Any] = _encode(state, (), marks, [])
+    return plain | {NUMPY: marks} if marks else plain
+
+
+def decode(state: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `encode`, in place. ValueError where the note does not fit the state."""
+    marks = state.pop(NUMPY, [])
+    try:
+        for path, kind, dtype in marks:
+            *outer, last = path
+            _restore(state, outer, last, kind, np.dtype(str(dtype)))
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise ValueError("its note on NumPy values does not fit what it holds") from error
+    return state
+
+
+def refusal(owner: str, values: Any) -> str:
+    """A sentence about what of `values` no checkpoint can hold; "" where there is nothing."""
+    try:
+        encode({owner: values})
+    except NotPlainError as error:
+        return str(error)
+    return ""
+
+
+def _encode(value: Any, path: Path, marks: list[Mark], outer: list[int]) -> Any:
+    kind = type(value)
+    if kind in _VALUES:
+        return value
+    if isinstance(value, np.generic):
+        return _plain_scalar(value, path, marks)
+    if kind is np.ndarray:
+        return _plain_array(value, path, marks)
+
+    if id(value) in outer:
+        raise NotPlainError(f"{_place(path)}, which holds itself; checkpoints cannot hold that")
+    if len(outer) >= _DEEPEST:
+        raise NotPlainError(f"{_place(path)}, which lies deeper than {_DEEPEST} levels; make it flatter")
+    within = [*outer, id(value)]
+
+    if kind in (dict, OrderedDict, Counter):
+        return _encode_mapping(value, path, marks, within)
+    if kind in (list, tuple):
+        items = [_encode(item, (*path, i), marks, within) for i, item in enumerate(value)]
+        changed = any(new is not old for new, old in zip(items, value, strict=True))
+        return kind(items) if changed else value
+    if kind is set:
+        elements = {_encode(item, (*path, "an element"), [], within) for item in value}
+        changed = {type(item) for item in elements} != {type(item) for item in value}
+        return elements if changed else value
+
+    name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
+    raise NotPlainError(
+        f"{_place(path)}, a {name}, and checkpoints hold plain values (numbers, text, lists, dictionaries) and tensors "
+        "alone; make it one of these, or leave it out"
+    )
+
+
+def _encode_mapping(value: Any, path: Path, marks: list[Mark], outer: list[int]) -> Any:
+    pairs = []
+    changed = False
+    for key, item in value.items():
+        new_key = _plain_key(key, path)
+        new_item = _encode(item, (*path, new_key), marks, outer)
+        changed = changed or new_key is not key or new_item is not item
+        pairs.append((new_key, new_item))
+    if not changed:
+        return value
+
+    changed_copy = copy.copy(value)  # with what torch writes beside a model's state: the versions of its layers
+    changed_copy.clear()
+    changed_copy.update(dict(pairs))
+    return changed_copy
+
+
+def _plain_key(key: Any, path: Path) -> Any:
+    if isinstance(key, np.generic):
+        key = key.item()
+    if type(key) is tuple:
+        parts = tuple(_plain_key(part, path) for part in key)
+        changed = any(new is not old for new, old in zip(parts, key, strict=True))
+        return parts if changed else key
+    if type(key) not in _KEYS:
+        raise NotPlainError(f"{_place(path)}, with a key that is a {type(key).__name__}; make it text or a number")
+    return key
+
+
+def _plain_scalar(value: np.generic, path: Path, marks: list[Mark]) -> Any:
+    plain = value.item()
+    if type(plain) not in _VALUES:  # dates, objects, long doubles
+        raise NotPlainError(f"{_place(path)}, a NumPy {value.dtype}; make it a number or text")
+    marks.append([list(path), "scalar", value.dtype.str])
+    return plain
+
+
+def _plain_array(value: np.ndarray[Any, Any], path: Path, marks: list[Mark]) -> Any:
+    plain: Any
+    if value.dtype.kind in "US":
+        plain = value.tolist()
+    else:
+        native = np.dtype(value.dtype.newbyteorder("=").str)
+        try:
+            plain = torch.from_numpy(np.array(value, dtype=native, order="C").view(native))
+        except TypeError as error:
+            raise NotPlainError(f"{_place(path)}, a NumPy array of {value.dtype}; make it numbers or text") from error
+    marks.append([list(path), "array", value.dtype.str])
+    return plain
+
+
+def _place(path: Path) -> str:
+    """ "the scheduler's state holds table[3]" """
+    owner, *keys = path or ("state",)
+    if owner == "scheduler" and keys[:1] == ["scheduler"]:  # the user's own, within what dlrun counts for it
+        keys = keys[1:]
+    inner = ""
+    for key in keys:
+        if isinstance(key, int):
+            inner += f"[{key}]"
+        else:
+            inner += f".{key}" if inner else str(key)
+    whose = _OWNERS.get(owner, f"the run's {owner}")
+    return f"{whose} holds {inner}" if inner else f"{whose} is a value"
+
+
+def _restore(value: Any, outer: list[Any], last: Any, kind: str, dtype: np.dtype[Any]) -> Any:
+    """Make the value at a path NumPy's again; returns `value`, or a new tuple in its place."""
+    if outer:
+        key, *rest = outer
+        old = value[key]
+        new = _restore(old, rest, last, kind, dtype)
+    else:
+        key = last
+        old = value[key]
+        new = _numpy_value(old, kind, dtype)
+
+    if isinstance(value, tuple):
+        return tuple(new if i == key else item for i, item in enumerate(value))
+    if new is not old:
+        value[key] = new
+    return value
+
+
+def _numpy_value(plain: Any, kind: str, dtype: np.dtype[Any]) -> Any:
+    if dtype.kind not in "biufcUS":
+        raise ValueError(f"no values of {dtype} are written")
+    if kind == "scalar":
+        return dtype.type(plain)
+    if isinstance(plain, Tensor):
+        return plain.numpy().astype(dtype)
+    return np.array(plain, dtype=dtype)
