@@ -5,7 +5,7 @@ A difference that loses nothing is mended and said in a note; every other one is
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, cast, get_args
@@ -22,6 +22,7 @@ from dlrun.errors import DataError
 from dlrun.metrics import PADDING
 
 PARTS = ("train", "val", "test")
+Label = Callable[[int], str]  # what a sentence calls a row of those looked at
 _WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64)
 _NEVER_CODES = (torch.uint8, torch.int8, torch.int16, torch.uint16, torch.bool)  # torch's Embedding takes none of them
 
@@ -140,14 +141,14 @@ def _inspect_split(look: Inspection, name: str, part: Split) -> Split:
             )
     origin = part.origin or Origin.from_position(name, len(targets))
     if len(targets):
-        inputs, targets = conform(look, name, inputs, targets, origin)
+        inputs, targets = conform(look, name, inputs, targets, origin.label)
     return Split(inputs, targets, origin)
 
 
 def inspect_read(split: Split, look: Inspection) -> Split:
     """The same for a dataset that was read as a whole; what is mended was said of its first sample."""
     origin = split.origin or Origin.from_position("", len(split))
-    inputs, targets = conform(look, "", split.inputs, split.targets, origin)
+    inputs, targets = conform(look, "", split.inputs, split.targets, origin.label)
     return Split(inputs, targets, origin)
 
 
@@ -160,7 +161,7 @@ class BatchCheck:
 
     def conform(self, inputs: tuple[Tensor, ...], targets: Tensor, rows: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         """The batch as DataSpec wants it; DataError names the row that is not so. rows: int64, their numbers."""
-        return conform(self.look, "", inputs, targets, self.origin.take(rows))
+        return conform(self.look, "", inputs, targets, lambda i: self.origin.label(int(rows[i])))
 
 
 def _as_tensor(look: Inspection, name: str, what: str, value: Any) -> Tensor:
@@ -217,7 +218,7 @@ def _inspect_samples(look: Inspection, name: str, part: Part) -> None:
             odd = next(column for column in columns if not isinstance(column, Tensor))
             value = odd[0] if isinstance(odd, list | tuple) and odd else odd
             raise look.error(f"{where} holds a {type(value).__name__}; return tensors and numbers")
-        conform(look, name, tuple(inputs), targets, origin_of(part, name).take(torch.tensor([row])))
+        conform(look, name, tuple(inputs), targets, origin_of(part, name).take(torch.tensor([row])).label)
 
 
 @contextmanager
@@ -233,18 +234,18 @@ def _generators_restored() -> Iterator[None]:
 
 
 def conform(
-    look: Inspection, name: str, inputs: tuple[Tensor, ...], targets: Tensor, origin: Origin
+    look: Inspection, name: str, inputs: tuple[Tensor, ...], targets: Tensor, label: Label
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """Some rows as DataSpec wants them; DataError names the first that is not so. name: of the part, for notes."""
-    first = _conform_codes(look, name, inputs, origin) if look.spec.kind == "tokens" else None
+    first = _conform_codes(look, name, inputs, label) if look.spec.kind == "tokens" else None
     if first is None:
-        first = tuple(_conform_floats(look, name, x, i, origin) for i, x in enumerate(inputs))
+        first = tuple(_conform_floats(look, name, x, i, label) for i, x in enumerate(inputs))
     if look.spec.task == "regression":
-        return first, _conform_values(look, name, targets, origin)
-    return first, _conform_classes(look, name, targets, origin)
+        return first, _conform_values(look, name, targets, label)
+    return first, _conform_classes(look, name, targets, label)
 
 
-def _conform_floats(look: Inspection, name: str, x: Tensor, number: int, origin: Origin) -> Tensor:
+def _conform_floats(look: Inspection, name: str, x: Tensor, number: int, label: Label) -> Tensor:
     """Inputs of vectors and images; the first of them has the shape that the spec says."""
     spec = look.spec
     if number == 0:
@@ -259,7 +260,7 @@ def _conform_floats(look: Inspection, name: str, x: Tensor, number: int, origin:
         row, *place = position
         value = float(x[tuple(position)])
         raise look.error(
-            f"{origin.label(row)} holds {value} in the inputs{_place(spec, place)}; "
+            f"{label(row)} holds {value} in the inputs{_place(spec, place)}; "
             "remove the row, or put a number in its place"
         )
     return x
@@ -283,7 +284,7 @@ def _conform_shape(look: Inspection, name: str, x: Tensor) -> Tensor:
     )
 
 
-def _conform_codes(look: Inspection, name: str, inputs: tuple[Tensor, ...], origin: Origin) -> tuple[Tensor, ...]:
+def _conform_codes(look: Inspection, name: str, inputs: tuple[Tensor, ...], label: Label) -> tuple[Tensor, ...]:
     """Codes and lengths of tokens."""
     spec = look.spec
     found = []
@@ -296,18 +297,18 @@ def _conform_codes(look: Inspection, name: str, inputs: tuple[Tensor, ...], orig
             fraction = None if not x.is_floating_point() else _first_false(x == x.floor())
             if fraction is not None:
                 value = float(x.flatten(1)[fraction] if i == 0 else x[fraction[0]])
-                raise look.error(f"{origin.label(fraction[0])} holds {value} among its {what}, which are whole numbers")
+                raise look.error(f"{label(fraction[0])} holds {value} among its {what}, which are whole numbers")
             look.note(name, f"{what} were {_dtype(x)} and were taken as int64")
             x = x.long()
         found.append(x)
     low, high = (0, len(spec.vocabulary) - 1) if spec.vocabulary else (0, None)
-    _check_range(look, found[0], low, high, "code", origin)
+    _check_range(look, found[0], low, high, "code", label)
     if len(found) > 1:
-        _check_range(look, found[1], 1, found[0].shape[1], "length", origin)
+        _check_range(look, found[1], 1, found[0].shape[1], "length", label)
     return (*found, *inputs[2:])
 
 
-def _check_range(look: Inspection, x: Tensor, low: int, high: int | None, what: str, origin: Origin) -> None:
+def _check_range(look: Inspection, x: Tensor, low: int, high: int | None, what: str, label: Label) -> None:
     least, most = (int(value) for value in torch.aminmax(x))
     if least >= low and (high is None or most <= high):
         return
@@ -315,10 +316,10 @@ def _check_range(look: Inspection, x: Tensor, low: int, high: int | None, what: 
     assert position is not None
     value = int(x.reshape(len(x), -1)[position])
     wanted = f"{low} and more" if high is None else f"{low} to {high}"
-    raise look.error(f"{origin.label(position[0])} has a {what} of {value}, and there are {wanted}")
+    raise look.error(f"{label(position[0])} has a {what} of {value}, and there are {wanted}")
 
 
-def _conform_values(look: Inspection, name: str, y: Tensor, origin: Origin) -> Tensor:
+def _conform_values(look: Inspection, name: str, y: Tensor, label: Label) -> Tensor:
     """Targets of a regression: floats (N, output_size)."""
     size = look.spec.output_size
     if y.dim() == 1 and size == 1:
@@ -335,7 +336,7 @@ def _conform_values(look: Inspection, name: str, y: Tensor, origin: Origin) -> T
     position = _first_not_finite(y)
     if position is None:
         return y
-    where = f"{origin.label(position[0])} has a target of {float(y[tuple(position)])}"
+    where = f"{label(position[0])} has a target of {float(y[tuple(position)])}"
     column = f" in column {position[1]}" if size > 1 else ""
     if look.masks_targets:
         look.note(name, f"targets are not all finite ({where}{column}, say): that is left to the loss of your own")
@@ -343,7 +344,7 @@ def _conform_values(look: Inspection, name: str, y: Tensor, origin: Origin) -> T
     raise look.error(f"{where}{column}; remove the row, or put a number in its place")
 
 
-def _conform_classes(look: Inspection, name: str, y: Tensor, origin: Origin) -> Tensor:
+def _conform_classes(look: Inspection, name: str, y: Tensor, label: Label) -> Tensor:
     """Class numbers: int64 (N,), or (N, length) with -100 where padded."""
     spec = look.spec
     count, dimensions = class_count(spec), 2 if spec.task == "tagging" else 1
@@ -351,7 +352,7 @@ def _conform_classes(look: Inspection, name: str, y: Tensor, origin: Origin) -> 
         position = _first_not_finite(y)
         if position is not None:
             value = float(y[tuple(position)])
-            raise look.error(f"{origin.label(position[0])} has a target of {value}; remove the row, or name its class")
+            raise look.error(f"{label(position[0])} has a target of {value}; remove the row, or name its class")
     if dimensions == 1 and y.dim() == 2 and y.shape[1] == 1:
         look.note(name, "targets of shape (rows, 1) were taken as (rows,)")
         y = y.squeeze(1)
@@ -368,16 +369,16 @@ def _conform_classes(look: Inspection, name: str, y: Tensor, origin: Origin) -> 
         if fraction is not None:
             value = float(y.reshape(len(y), -1)[fraction])
             raise look.error(
-                f"{origin.label(fraction[0])} has a target of {value:g}, and {spec.task} takes whole class numbers "
+                f"{label(fraction[0])} has a target of {value:g}, and {spec.task} takes whole class numbers "
                 f"from 0 to {count - 1}"
             )
         look.note(name, f"targets were {_dtype(y)} and were taken as class numbers (int64)")
         y = _as_int64(y)
-    _check_classes(look, name, y, origin)
+    _check_classes(look, name, y, label)
     return y
 
 
-def _check_classes(look: Inspection, name: str, y: Tensor, origin: Origin) -> None:
+def _check_classes(look: Inspection, name: str, y: Tensor, label: Label) -> None:
     spec, count = look.spec, class_count(look.spec)
     if not y.numel():
         return
@@ -399,7 +400,7 @@ def _check_classes(look: Inspection, name: str, y: Tensor, origin: Origin) -> No
     elif spec.task == "multiclass" and least >= 0:
         hint = "; correct it, or make spec.output_size larger"
     raise look.error(
-        f"{origin.label(position[0])} has a target of {value}, and {spec.task} with {count} classes takes 0 to "
+        f"{label(position[0])} has a target of {value}, and {spec.task} with {count} classes takes 0 to "
         f"{count - 1}{f', or {PADDING} where padded' if padded else ''}{hint}"
     )
 
@@ -423,7 +424,7 @@ def _first_not_finite(x: Tensor) -> list[int] | None:
 
     One pass over the numbers: a sum is finite only if all of them are, and where it overflows they are looked at.
     """
-    if not x.numel() or bool(x.sum().isfinite()):
+    if not x.numel() or math.isfinite(float(x.sum())):
         return None
     for start in range(0, len(x), 4096):
         bad = ~x[start : start + 4096].isfinite()
@@ -465,7 +466,7 @@ def known_targets(part: Part | None, spec: DataSpec) -> Tensor | None:
     look = Inspection("", spec)
     try:
         if spec.task == "regression":
-            return _conform_values(look, "", targets, origin_of(part))
-        return _conform_classes(look, "", targets, origin_of(part))
+            return _conform_values(look, "", targets, origin_of(part).label)
+        return _conform_classes(look, "", targets, origin_of(part).label)
     except DataError:
         return None
