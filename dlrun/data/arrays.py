@@ -16,12 +16,11 @@ from dlrun.data.hints import missing
 from dlrun.data.origin import Origin
 from dlrun.data.partition import partition
 from dlrun.data.rows import Rows
-from dlrun.data.spec import DataSpec, Kind, Splits, TaskName
+from dlrun.data.spec import MOST_CLASSES, DataSpec, Kind, Splits, TaskName
 from dlrun.errors import DataError
 
 Numbers = NDArray[Any]
 _LOOKED_AT = 4096  # training rows that mean and deviation are taken of
-_MOST_CLASSES = 100_000  # a higher number is taken for a mistake, such as years or identifiers
 
 
 class Mapped(Dataset[Any]):
@@ -197,9 +196,9 @@ def _labels(y: Numbers, path: Path, task: TaskName) -> tuple[Tensor, tuple[str, 
         notes.append(f"{path} holds one-hot rows, which were taken as class numbers.")
         columns = columns.argmax(axis=1)[:, None]
     low, high = int(columns.min()), int(columns.max())  # exact, where int64 would wrap
-    most = 1 if task == "binary" else _MOST_CLASSES - 1
+    most = 1 if task == "binary" else MOST_CLASSES - 1
     if low < 0 or high > most:
-        wanted = "0 and 1" if task == "binary" else f"whole numbers from 0 to {_MOST_CLASSES - 1:,}"
+        wanted = "0 and 1" if task == "binary" else f"whole numbers from 0 to {MOST_CLASSES - 1:,}"
         row = int(np.flatnonzero((columns[:, 0] < 0) | (columns[:, 0] > most))[0])
         raise DataError(
             f"{path} holds classes from {low} to {high}, and data.task={task} takes {wanted} "

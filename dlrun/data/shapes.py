@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dlrun.data.spec import DataSpec, Split, Splits, TaskName
+from dlrun.data.spec import MOST_CLASSES, DataSpec, Split, Splits, TaskName
 from dlrun.errors import RequestError
 
 Classes = Literal["binary", "multiclass"]
@@ -40,6 +40,10 @@ def points(
         spec = DataSpec("vector", (features,), task, values.shape[1], feature_names=named)
         return Splits(Split((inputs,), values), None, None, spec)
     labels = _labels(values, task)
+    if int(labels.max()) >= MOST_CLASSES:
+        raise RequestError(
+            f"data.y holds class {int(labels.max())}, and classes are counted from 0, up to {MOST_CLASSES - 1:,}"
+        )
     names = tuple(class_names or (str(i) for i in range(2 if task == "binary" else int(labels.max()) + 1)))
     if len(names) <= int(labels.max()) or (task == "binary" and len(names) != 2):
         wanted = 2 if task == "binary" else int(labels.max()) + 1

@@ -13,6 +13,7 @@ from dlrun.errors import DataError
 
 Kind = Literal["vector", "image", "tokens"]
 TaskName = Literal["regression", "binary", "multiclass", "tagging"]
+MOST_CLASSES = 100_000  # a higher class number is taken for a mistake, such as a year or an identifier
 
 
 @dataclass(frozen=True)

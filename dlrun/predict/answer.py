@@ -25,6 +25,7 @@ class Answer:
     label: str | None = None  # what the input itself says is true
     note: str = ""  # what was done to the input
     error: str = ""
+    where: str = ""  # file and line of an input that is called by its text
 
 
 def choices(task: Task, outputs: Tensor, names: Sequence[str], top: int) -> list[tuple[Choice, ...]]:

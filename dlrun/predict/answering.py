@@ -86,11 +86,11 @@ def _answered(
     found = iter(_asked(saved, reader, rows, top))
     for item, prepared in looked:
         if isinstance(prepared, str):
-            yield Answer(item.name, label=item.label, error=prepared)
+            yield Answer(item.name, label=item.label, error=prepared, where=item.where)
             continue
         said = next(found)
         about: dict[str, Any] = {"error": said} if isinstance(said, str) else said
-        yield Answer(item.name, label=item.label, note=prepared.note, **about)
+        yield Answer(item.name, label=item.label, note=prepared.note, where=item.where, **about)
 
 
 def _asked(saved: SavedModel, reader: Reader, rows: list[Prepared], top: int) -> list[dict[str, Any] | str]:

@@ -23,6 +23,7 @@ class Item:
     content: Any  # what the reader that made it takes
     label: str | None = None  # what the input itself says is true
     error: str = ""  # why there is nothing to look at
+    where: str = ""  # its file and line, where the name does not say it
 
 
 @dataclass(frozen=True)

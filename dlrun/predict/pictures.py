@@ -53,6 +53,8 @@ class Pictures:
             pixels, note = self._opened(item.content)
         else:
             array = np.asarray(item.content)
+            if not np.isfinite(array).all():
+                raise DataError("it holds what is not a finite number")
             pixels, note = torch.from_numpy(array.astype(np.float32) / (255 if array.dtype == np.uint8 else 1)), ""
         return Prepared((normalize_(pixels, self.spec.mean, self.spec.std) if self.spec.mean else pixels,), note)
 

@@ -90,5 +90,5 @@ def _of_line(word: str, where: str, line: str) -> Item:
         cells = next(csv.reader([line], delimiter="\t" if ending.endswith(".tsv") else ",", skipinitialspace=True))
         cells = unguarded(cells)
         line, label = cells[0], cells[1].strip() if len(cells) > 1 else None
-        return Item(line.strip() or where, line, label)
-    return Item(line.strip()[: 10 * _SHOWN] or where, line)
+        return Item(line.strip() or where, line, label, where=where)
+    return Item(line.strip()[: 10 * _SHOWN] or where, line, where=where)

@@ -54,6 +54,7 @@ class TableWriter:
         first = not self.columns
         if first:
             used = {
+                "where": any(a.where for a in self.block),
                 "label": any(a.label is not None for a in self.block),
                 "note": any(a.note or a.error for a in self.block),
             }
@@ -80,17 +81,21 @@ class TableWriter:
                 cells |= {"prediction": Text("error", style="red"), "note": Text(error)}
             else:  # the first answers had no note
                 cells["prediction"] = Text(f"error: {error}", style="red")
-            return cells | {"input": Text(escape_line(answer.input))}
+            names = {"input": Text(escape_line(answer.input)), "where": Text(escape_line(answer.where))}
+            return cells | names
         sure = number(answer.choices[0][1]) if answer.choices else ""
         said = answer.choices[0][0] if answer.choices else ", ".join(number(value) for value in answer.values)
         then = ", ".join(f"{name} {number(p)}" for name, p in answer.choices[1:])
         plain = {"input": answer.input, "prediction": said, "probability": sure, "then": then}
-        plain |= {"label": answer.label or "", "note": answer.note}
+        plain |= {"label": answer.label or "", "note": answer.note, "where": answer.where}
         return {name: Text(escape_line(cell)) for name, cell in plain.items()}
 
 
 class CsvWriter:
-    """input, prediction and probability (prediction_2 and so on with --top), label, note, error: always all of them."""
+    """input, prediction and probability (prediction_2 and so on with --top), label, note, error: always all of them.
+
+    Of a model that takes texts, which are called by what they say, also where: their file and line.
+    """
 
     def __init__(self, spec: DataSpec, top: int) -> None:
         self.writer = csv_text.CsvWriter(_Shown() if sys.stdout.isatty() else sys.stdout)
@@ -102,6 +107,8 @@ class CsvWriter:
         each = ("prediction",) if self.of_values else ("prediction", "probability")
         self.heads = ["input", *(f"{name}{end}" for end in ends for name in each), "label", "note", "error"]
         self.cells = len(self.heads) - 4
+        self.names_place = spec.kind == "tokens"
+        self.heads += ["where"] if self.names_place else []
         self.writer.write_row(self.heads)
 
     def add(self, answer: Answer) -> None:
@@ -110,7 +117,8 @@ class CsvWriter:
         for name, p in answer.choices:
             found += [name, rounded(p)]
         found += [""] * (self.cells - len(found))
-        self.writer.write_row([answer.input, *found, answer.label or "", answer.note, answer.error])
+        place = [answer.where] if self.names_place else []
+        self.writer.write_row([answer.input, *found, answer.label or "", answer.note, answer.error, *place])
 
     def close(self) -> None:
         """See Writer."""
@@ -118,7 +126,7 @@ class CsvWriter:
 
 
 class JsonWriter:
-    """An object a line: input, prediction, probability; top with --top; label, note and error where there are any."""
+    """An object a line: input, prediction, probability; top with --top; label, note, error, where if there are any."""
 
     def __init__(self, spec: DataSpec, top: int) -> None:
         self.top = top if spec.task not in ("regression", "tagging") else 1
@@ -133,7 +141,8 @@ class JsonWriter:
             if self.top > 1:
                 about["top"] = [{"class": name, "probability": rounded(p)} for name, p in answer.choices]
         about |= {} if answer.label is None else {"label": answer.label}
-        about |= {key: text for key, text in (("note", answer.note), ("error", answer.error)) if text}
+        further = {"note": answer.note, "error": answer.error, "where": answer.where}
+        about |= {key: text for key, text in further.items() if text}
         write_out(as_json(about))
 
     def close(self) -> None:

@@ -45,6 +45,7 @@ def test_points_for_classes(task, y, names, outputs):
         ({"task": "binary", "y": [0, 2]}, r"takes 0 and 1"),
         ({"task": "multiclass", "y": [0, 1.5]}, r"whole numbers from 0"),
         ({"task": "multiclass", "y": [0, -1]}, r"whole numbers from 0"),
+        ({"task": "multiclass", "y": [0, 10**15]}, r"holds class 1000000000000000, .* up to 99,999"),
         ({"task": "multiclass", "y": [[0, 1], [1, 0]]}, r"takes one class a row"),
         ({"task": "binary", "class_names": ["no"]}, r"data\.class_names has 1 names, and data\.y 2 classes"),
         ({"task": "multiclass", "y": [0, 3], "class_names": ["a", "b", "c"]}, r"has 3 names, and data\.y 4"),

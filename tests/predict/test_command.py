@@ -159,6 +159,7 @@ def test_texts_come_from_words_files_and_standard_input(command: Callable, train
     assert done.code == 1, done.err
     rows = list(csv.DictReader(done.out.splitlines()))
     assert [row["input"] for row in rows] == ["hello", "help", "olleh", "hell", "hello"]
+    assert [row["where"] for row in rows] == ["words.txt:1", "words.txt:2", "", "line 1", "line 2"]
     assert rows[0]["prediction"] == rows[-1]["prediction"] == "ohlol"
     assert len(rows[3]["prediction"]) == 4
     assert "have no 'p'" in rows[1]["error"]

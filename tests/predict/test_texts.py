@@ -57,9 +57,10 @@ def test_a_batch_is_padded_as_in_training_or_more() -> None:
 def test_files_of_texts(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("Kim\n\nO'Neil, Shaq\r\n")
     found = list(NAMES.items(str(tmp_path / "list.txt")))
-    assert [(item.name, item.content, item.label) for item in found] == [
-        ("Kim", "Kim", None),
-        ("O'Neil, Shaq", "O'Neil, Shaq", None),
+    path = tmp_path / "list.txt"
+    assert [(item.name, item.content, item.label, item.where) for item in found] == [
+        ("Kim", "Kim", None, f"{path}:1"),
+        ("O'Neil, Shaq", "O'Neil, Shaq", None, f"{path}:3"),
     ]
     (tmp_path / "table.csv").write_text('Kim,Korean\n"O\'Neil, Shaq",Irish\n')
     found = list(NAMES.items(str(tmp_path / "table.csv")))

@@ -104,6 +104,10 @@ def _open(name: str, path: Path) -> str:
 def _target(run: TrainingRun, cell: str, numeric: bool) -> str:
     if run.spec.task == "regression":
         return f"targets = np.array([[float({cell})] for row in rows])"
+    names = run.spec.class_names
+    if numeric and any(str(float(name)) != name and str(int(float(name))) != name for name in names):
+        # 007 and 7, or numbers of twenty digits, are classes that a float would merge.
+        return f"classes = {list(names)!r}\nlabels = np.array([classes.index({cell}.strip()) for row in rows])"
     value = f"float({cell})" if numeric else f"{cell}.strip()"
     return f"classes, labels = np.unique([{value} for row in rows], return_inverse=True)"
 
