@@ -1,6 +1,6 @@
 # Two commands do everything on a fresh machine: `make run` and `make test`. Each target sets up what it needs.
 .DEFAULT_GOAL := help
-.PHONY: help run course test test-slow test-all check format bench torture clean
+.PHONY: help run course test test-slow test-newest test-all check format bench torture clean
 
 PYTHON ?= python3
 BENCH  ?=
@@ -33,13 +33,16 @@ course: $(VENV)/.installed  ## run every lesson of the course and print what it 
 	$(BIN)/dlrun -m 'lesson=glob(*)' strict=true
 
 test: $(VENV)/.installed-dev  ## the fast tests (under 90 s on two cores)
-	OMP_NUM_THREADS=$(OMP_NUM_THREADS_TESTS) $(BIN)/python -m pytest -n auto -m "not slow and not browser and not gpu"
+	OMP_NUM_THREADS=$(OMP_NUM_THREADS_TESTS) $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not browser and not gpu"
 
 test-slow: $(VENV)/.installed-dev  ## the other tests (20 minutes on two cores)
-	OMP_NUM_THREADS=$(OMP_NUM_THREADS_TESTS) $(BIN)/python -m pytest -n auto -m "(slow or browser) and not gpu"
+	OMP_NUM_THREADS=$(OMP_NUM_THREADS_TESTS) $(BIN)/python -m pytest -n auto --dist worksteal -m "(slow or browser) and not gpu"
+
+test-newest: $(VENV)/.installed-dev  ## the fast tests with the newest versions that pyproject.toml allows
+	OMP_NUM_THREADS=$(OMP_NUM_THREADS_TESTS) $(BIN)/python tests/newest.py $(VENV)-newest -n auto --dist worksteal -m "not slow and not browser and not gpu"
 
 test-all: $(VENV)/.installed-dev  ## every test but those that need a GPU
-	OMP_NUM_THREADS=$(OMP_NUM_THREADS_TESTS) $(BIN)/python -m pytest -n auto -m "not gpu"
+	OMP_NUM_THREADS=$(OMP_NUM_THREADS_TESTS) $(BIN)/python -m pytest -n auto --dist worksteal -m "not gpu"
 
 check: $(VENV)/.installed-dev  ## format, lint, types
 	$(BIN)/ruff format --check dlrun tests
@@ -62,4 +65,4 @@ torture: $(VENV)/.installed-dev  ## kill 100 runs and 20 sweeps hard, go on, com
 	$(BIN)/python tests/torture/sweep_torture.py
 
 clean:  ## remove the environment and caches; runs stay
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist
+	rm -rf $(VENV) $(VENV)-newest .pytest_cache .mypy_cache .ruff_cache build dist

@@ -19,8 +19,10 @@ import os
 import signal
 import sys
 import tempfile
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,6 +32,13 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two-threaded torch beside another process is ten times slower
 
 QUIET = ("tracking.graph=false", "figures=false")  # what costs time and is not what most tests look at
+
+
+def pytest_report_header() -> str:
+    """Name what is tested with: there are two environments, one of them with the newest versions."""
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    names = [need.split(">")[0] for need in project["dependencies"]]
+    return "with " + ", ".join(f"{name} {version(name)}" for name in names)
 
 
 @dataclass(frozen=True)

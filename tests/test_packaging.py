@@ -1,9 +1,12 @@
 """A wheel holds everything: installed elsewhere, it finds its configs from any directory."""
 
+import importlib.util
+import re
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -53,6 +56,48 @@ def test_wheel_runs_from_another_directory(wheel: Path, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "outputs").glob("*/*/result.json"))
+
+
+@pytest.fixture
+def newest() -> ModuleType:
+    """The script that tests with the newest versions."""
+    spec = importlib.util.spec_from_file_location("newest", ROOT / "tests" / "newest.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_where_nothing_is_newer_nothing_is_tested_and_that_is_said(
+    newest: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["newest.py", str(tmp_path / "newest")])
+    monkeypatch.setattr(newest, "newer", dict)
+    assert newest.main() == 0
+    assert capsys.readouterr().out.startswith("nothing to test: the newest versions")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_with_the_newest_versions_a_failing_test_fails_it(
+    code: int,
+    newest: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    """A stand-in for the environment's Python: it says the versions that it has, and how its tests ended."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\n[ "$1" = -c ] && echo pooch 99.1 && exit\necho "$@"\nexit {code}\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "argv", ["newest.py", str(tmp_path / "newest"), "-n", "2"])
+    monkeypatch.setattr(newest, "newer", lambda: {"pooch": "99.1"})
+    monkeypatch.setattr(newest, "overlay", lambda folder, packages: python)
+    assert newest.main() == code
+    out = capfd.readouterr().out
+    assert re.search(r"pooch \d\S+ -> 99\.1", out)
+    assert "-m pytest -n 2" in out
 
 
 def test_constraints_name_no_address_and_cover_the_dependencies() -> None:

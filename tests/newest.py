@@ -1,0 +1,86 @@
+"""The fast tests once more, with the newest versions that pyproject.toml allows: `make test-newest`.
+
+Takes the environment that it runs in, which holds the pinned set of constraints.txt, and lays another over it that has
+only those packages which differ, so that torch is not installed twice. Where none differs there is nothing to test.
+
+python tests/newest.py FOLDER [ARGUMENTS OF PYTEST]      FOLDER: where the environment is made
+"""
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import tomllib
+import venv
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+EXTRAS = ("export",)  # with what users install; the tools of the tests stay as they are pinned
+PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
+
+
+def requirements() -> list[str]:
+    """What pyproject.toml asks for, with the extras that the tests need."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    found: list[str] = list(project["dependencies"])
+    for extra in EXTRAS:
+        found += project["optional-dependencies"][extra]
+    return found
+
+
+def newer() -> dict[str, str]:
+    """Name and version of each package that pip would install now, those that the named ones need with them."""
+    with tempfile.TemporaryDirectory() as place:
+        report = Path(place) / "report.json"
+        words = [*PIP, "--dry-run", "--upgrade", "--upgrade-strategy", "eager", "--report", str(report)]
+        subprocess.run([*words, *requirements()], check=True)
+        installs = json.loads(report.read_text())["install"]
+    named = {install["metadata"]["name"]: install["metadata"]["version"] for install in installs}
+    return dict(sorted(named.items()))
+
+
+def overlay(folder: Path, packages: dict[str, str]) -> Path:
+    """Make an environment of these packages above the one that runs this; returns its Python."""
+    venv.create(folder, clear=True)
+    python = folder / "bin" / "python"
+    asked = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    libraries = Path(subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip())
+    # addsitedir, and not a bare path, so that the .pth files there count too: dlrun itself is one
+    below = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
+    (libraries / "below.pth").write_text(below)
+    exact = [f"{name}=={number}" for name, number in packages.items()]
+    subprocess.run([*PIP, "--no-deps", "--target", str(libraries), *exact], check=True)
+    return python
+
+
+def main() -> int:
+    """Say what differs, and test with it; returns pytest's exit code."""
+    folder, *arguments = sys.argv[1:]
+    packages = newer()
+    if not packages:
+        print("nothing to test: the newest versions that pyproject.toml allows are those of tests/constraints.txt")
+        return 0
+    print("newer than in tests/constraints.txt:")
+    for name, number in packages.items():
+        print(f"  {name} {_installed(name)} -> {number}")
+    sys.stdout.flush()
+    python = overlay(Path(folder), packages)
+    code = "import sys; from importlib.metadata import version; print(*(f'{n} {version(n)}' for n in sys.argv[1:]))"
+    tested = subprocess.run([str(python), "-c", code, *packages], capture_output=True, text=True, check=True)
+    assert tested.stdout.split() == [word for item in packages.items() for word in item], tested.stdout
+    environment = {**os.environ, "VIRTUAL_ENV": folder}
+    return subprocess.run([str(python), "-m", "pytest", *arguments], cwd=ROOT, env=environment).returncode
+
+
+def _installed(name: str) -> str:
+    try:
+        return version(name)
+    except ModuleNotFoundError:
+        return "(none)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
