@@ -3,8 +3,10 @@
 import importlib
 import importlib.util
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -36,6 +38,62 @@ def test_every_side_trains_in_turn_or_says_why_not(bench: dict[str, ModuleType])
             assert len(side["seconds"]) == 2
             assert min(side["seconds"]) > 0
     assert not any(found[name].get("skipped") for name in ("dlrun", "hand-written", "pure compute"))
+
+
+class Sides:
+    """Stand-ins for the processes of sides: a step of `side` takes so many seconds, and a clock that they move."""
+
+    def __init__(self, cost: dict[str, float]) -> None:
+        self.cost, self.now, self.words = cost, 0.0, []
+
+    def __call__(self, name: str, row: Any, folder: Path) -> "Sides":
+        return Sides.One(self, name)  # type: ignore[return-value]
+
+    class One:
+        def __init__(self, sides: "Sides", name: str) -> None:
+            self.sides, self.name = sides, name
+
+        def answer(self) -> dict[str, float]:
+            self.sides.now += 5.0  # the start
+            return {"seconds": 1.0}
+
+        def tell(self, word: str) -> dict[str, float]:
+            self.sides.words.append((self.name, word))
+            if word == "end":
+                return {"peak_mb": 1.0}
+            seconds = self.sides.cost[self.name] * int(word.split()[1])
+            self.sides.now += seconds
+            return {"seconds": seconds}
+
+        def close(self) -> None:
+            pass
+
+
+@pytest.mark.parametrize(
+    ("scale", "steps", "rounds"),
+    [
+        (1, 100, 25),  # so quick that whole epochs fit, as often as is of use
+        (100, 97, 9),  # a part of an epoch, so that nine rounds fit
+        (100_000, 5, 3),  # so slow that nothing fits
+    ],
+)
+def test_a_row_takes_its_time_and_no_more(
+    bench: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, scale: int, steps: int, rounds: int
+) -> None:
+    harness = bench["harness"]
+    sides = Sides({"dlrun": 1e-4 * scale, "hand-written": 2e-4 * scale, "pure compute": 7e-4 * scale})
+    monkeypatch.setattr(harness, "Side", sides)
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: sides.now)
+    row = bench["rows"].Row("tiny", "mlp", "vectors", 800, 8, {"hidden_sizes": [4]}, features=3)
+    found, chunk = harness.within(row, list(sides.cost), seconds=104)
+    assert chunk == steps
+    assert all(len(side["seconds"]) == rounds for side in found.values())
+    assert sides.now <= 104 or rounds == 3
+    assert len(sides.words) == 3 * (1 + rounds + 1)
+    reached = bench["core"].reached({"row": asdict(row), "steps": chunk, "sides": found})
+    assert reached.startswith(f"{rounds} rounds of ")
+    assert ("whole epochs" in reached) == (chunk == 100)
+    assert ("give it more --seconds" in reached) == (rounds == 3)
 
 
 def test_rows_of_real_data_are_skipped_without_them(bench: dict[str, ModuleType]) -> None:

@@ -1,6 +1,6 @@
 """`make bench`: every side of every row in turn, into tests/bench/results/<date>.json, .md and .png.
 
-python tests/bench/bench.py [WHAT ...] [--rounds 9]      WHAT: core, rows of it (resnet cnn), scale, accuracy,
+python tests/bench/bench.py [WHAT ...] [--seconds 100]      WHAT: core, rows of it (resnet cnn), scale, accuracy,
 processes, start, memory, checkpoints, sweeps; all where it is left out. DLRUN_DATA_DIR names the folder with the data.
 What is finished is written at once, so a bench that is stopped keeps what it has.
 """
@@ -52,7 +52,8 @@ def main() -> None:
     """Measure what is asked for."""
     parser = argparse.ArgumentParser()
     parser.add_argument("what", nargs="*", metavar="WHAT", help=f"{', '.join((*PARTS, *core.WHAT))}; all if left out")
-    parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds; the bars ask for 7 or more")
+    parser.add_argument("--seconds", type=float, default=100, help="for a row of `core`, starts included")
+    parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds in `scale` and `processes`")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each side in `accuracy`")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     asked = parser.parse_args()
@@ -79,7 +80,7 @@ def measure(record: Record, asked: argparse.Namespace, root: str) -> None:
     rows = [word for word in asked.what if word in core.WHAT]
     if wanted("core") or rows:
         table: list[Any] = []
-        for found in core.measure(root, [] if wanted("core") else rows, asked.rounds, say):
+        for found in core.measure(root, [] if wanted("core") else rows, asked.seconds, say):
             table.append(found)
             record.add("core", table, core.markdown(table))
             pictures.core(table, record.found["machine"], record.path.with_suffix(".png"))

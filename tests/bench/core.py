@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from harness import Measured, interleaved, interval, ratios
-from rows import in_core
+from harness import SURE, Measured, interval, ratios, within
+from rows import Row, in_core
 from side import SIDES
 
 Found = dict[str, Any]  # row and sides
@@ -25,20 +25,31 @@ WHAT = {
 }
 
 
-def measure(root: str, chosen: Sequence[str], rounds: int, say: Callable[[str], None]) -> Iterator[Found]:
-    """Row by row; chosen: names of rows, all where it is empty."""
+def measure(root: str, chosen: Sequence[str], seconds: float, say: Callable[[str], None]) -> Iterator[Found]:
+    """Row by row, each within so many seconds; chosen: names of rows, all where it is empty."""
     for row in in_core(root):
         if not chosen or row.name in chosen:
             say(f"{row.name}: {WHAT[row.name]}")
             names = [name for name in SIDES if name != "dlrun bf16" or row.name == "resnet"]
-            found = {"row": asdict(row) | {"root": ""}, "steps": row.steps, "sides": interleaved(row, names, rounds)}
+            sides, steps = within(row, names, seconds)
+            found = {"row": asdict(row) | {"root": ""}, "steps": steps, "sides": sides}
             for line in lines(found):
                 say(line)
             yield found
 
 
+def reached(found: Found) -> str:
+    """How much was measured in a row's time."""
+    rounds = max((len(side["seconds"]) for side in found["sides"].values() if "seconds" in side), default=0)
+    row = Row(**found["row"])
+    chunk = f"{found['steps']:,} of a chunk's {row.steps:,} steps" if found["steps"] < row.steps else "whole epochs"
+    sure = "" if rounds >= SURE else f"; fewer than {SURE}: the interval is the range, give it more --seconds"
+    return f"{rounds} rounds of {chunk}{sure}"
+
+
 def lines(found: Found) -> Iterator[str]:
     """A row in words, for the terminal."""
+    yield f"  {reached(found)}"
     for name, side in found["sides"].items():
         if side.get("skipped"):
             yield f"  {name:<14} skipped: {side['skipped']}"
@@ -119,6 +130,7 @@ def markdown(table: Sequence[Found]) -> str:
             text += f"| {found['row']['name']}: {WHAT[found['row']['name']]} | " + " | ".join(cells) + " |\n"
     judged = [bar.judged(measured[bar.row]) for bar in BARS if bar.side in measured.get(bar.row, {}).get("sides", ())]
     skipped = {s["skipped"] for found in table for s in found["sides"].values() if s.get("skipped")}
+    text += "\nReached:\n\n" + "".join(f"- {found['row']['name']}: {reached(found)}\n" for found in table)
     text += "\nBars:\n\n" + "".join(f"- {line}\n" for line in judged)
     return text + "".join(f"\nSkipped: {reason}.\n" for reason in sorted(skipped))
 

@@ -8,8 +8,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,11 @@ from typing import Any
 from rows import HERE, Row
 from side import SIDES
 
+ROUNDS = 9  # that a row's time should be enough for: the bars ask for 7 or more
+SURE = 6  # rounds from which on an interval holds the true median with 95 %
+_LEAST_ROUNDS = 3  # however slow it is
+_MOST_ROUNDS = 25
+_PROBED = 5  # steps by which the length of a chunk is chosen, and its least
 Measured = dict[str, Any]  # of a side: seconds (of each chunk) and peak_mb, or skipped: the reason
 
 
@@ -81,25 +87,62 @@ def why_not(name: str, row: Row) -> str | None:
 
 def interleaved(row: Row, names: Sequence[str], rounds: int) -> dict[str, Measured]:
     """Seconds of each side's chunks, side by side in each of the rounds; one that cannot run says why."""
+    with warm_sides(row, names) as (sides, found):
+        for number in range(rounds):
+            make_round(number, sides, found, "go")
+    return found
+
+
+def within(row: Row, names: Sequence[str], seconds: float) -> tuple[dict[str, Measured], int]:
+    """The same within so many seconds of wall time, starts included; and the steps of a chunk.
+
+    A chunk is a part of the row's where ROUNDS of those would take too long: the end of an epoch is then in few of the
+    rounds, and not in their median.
+    """
+    end = time.perf_counter() + seconds
+    with warm_sides(row, names) as (sides, found):
+        a_step = sum(side.tell(f"go {_PROBED}")["seconds"] for side in sides.values()) / _PROBED  # of all sides
+        left = end - time.perf_counter()
+        fitting = int(left / ROUNDS / a_step) if sides else 0
+        steps = min(row.steps, max(fitting, _PROBED))
+        longest = 0.0
+        for number in range(_MOST_ROUNDS):
+            began = time.perf_counter()
+            if number >= _LEAST_ROUNDS and began + longest > end:
+                break
+            make_round(number, sides, found, f"go {steps}")
+            longest = max(longest, time.perf_counter() - began)
+    return found, steps
+
+
+@contextmanager
+def warm_sides(row: Row, names: Sequence[str]) -> Iterator[tuple[dict[str, Side], dict[str, Measured]]]:
+    """The sides that can run, started together and warm; at the end each says how much memory it took."""
     found: dict[str, Measured] = {name: {"skipped": why_not(name, row)} for name in names}
     with tempfile.TemporaryDirectory() as place, ExitStack() as held:
-        sides: dict[str, Side] = {}
+        started: dict[str, Side] = {}
         for number, name in enumerate(names):
-            if found[name]["skipped"]:
-                continue
-            side = Side(name, row, Path(place) / str(number))
-            held.callback(side.close)
+            if not found[name]["skipped"]:
+                started[name] = Side(name, row, Path(place) / str(number))
+                held.callback(started[name].close)
+        sides: dict[str, Side] = {}
+        for name, side in started.items():
             try:
-                side.answer()  # warm
-                sides[name], found[name] = side, {"seconds": []}
+                side.answer()
             except Failed as failed:
                 found[name] = {"skipped": f"failed: {failed}"}
-        for number in range(rounds):
-            for name in random.Random(number).sample(list(sides), len(sides)):
-                found[name]["seconds"].append(sides[name].tell("go")["seconds"])
+            else:
+                sides[name] = side
+                found[name] = {"seconds": []}
+        yield sides, found
         for name, side in sides.items():
             found[name] |= side.tell("end")
-    return found
+
+
+def make_round(number: int, sides: dict[str, Side], found: dict[str, Measured], word: str) -> None:
+    """One chunk of each side, in an order of this round's own."""
+    for name in random.Random(number).sample(list(sides), len(sides)):
+        found[name]["seconds"].append(sides[name].tell(word)["seconds"])
 
 
 def ratios(over: Measured, under: Measured) -> list[float]:

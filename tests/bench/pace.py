@@ -6,26 +6,42 @@ import sys
 import time
 from typing import IO, Any
 
+_WARM_SECONDS = 2.0
+
 
 class Pace:
     """`step()` after each optimizer step: at a chunk's end it says how long it took, and waits for the next word.
 
-    The words on `commands` are lines: "go" trains one more chunk; an end of file, or anything else, ends the process.
+    The words on `commands` are lines: "go" trains one more chunk, "go 20" so many steps; an end of file, or anything
+    else, ends the process. The first chunk is for warming up: `warm_up` steps, fewer where they take long.
     """
 
     def __init__(self, steps: int, commands: IO[str], answers: IO[str], warm_up: int = 100) -> None:
         self.steps, self.commands, self.answers = steps, commands, answers
         self.left = min(warm_up, steps)
         self.started = time.perf_counter()
+        self.warming = True
+        self.warm_until: float | None = None
 
     def step(self) -> None:
         """Count one."""
         self.left -= 1
+        if self.warming and self._is_warm():
+            self.left = 0
         if self.left == 0:
             self._say(seconds=time.perf_counter() - self.started)
-            if self.commands.readline().strip() != "go":
+            word, *steps = self.commands.readline().split() or [""]
+            if word != "go":
                 self._end()
-            self.left, self.started = self.steps, time.perf_counter()
+            self.warming = False
+            self.left = int(steps[0]) if steps else self.steps
+            self.started = time.perf_counter()
+
+    def _is_warm(self) -> bool:
+        """Whether the first chunk has taken long enough; its time counts from its first step."""
+        if self.warm_until is None:
+            self.warm_until = time.perf_counter() + _WARM_SECONDS
+        return time.perf_counter() > self.warm_until
 
     def _say(self, **values: Any) -> None:
         self.answers.write(json.dumps(values) + "\n")
