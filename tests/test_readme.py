@@ -5,7 +5,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,13 +35,17 @@ def shortened(command: str) -> str:
     return f"{command} {QUICK}"
 
 
-def places(tmp_path: Path) -> dict[str, str]:
-    """An environment in which `dlrun` is this checkout's."""
+def places(tmp_path: Path, warm: Any) -> dict[str, str]:
+    """An environment in which `dlrun` is this checkout's, and starts as a warm process; without `warm` as a new one."""
     bin_folder = tmp_path / "bin"
     bin_folder.mkdir()
     script = bin_folder / "dlrun"
-    script.write_text(f'#!/bin/sh\nexec {sys.executable} -m dlrun "$@"\n')
-    script.chmod(0o755)
+    if warm is None:
+        script.write_text(f'#!/bin/sh\nexec {sys.executable} -m dlrun "$@"\n')
+        script.chmod(0o755)
+    else:
+        warm.write_command(script, "-m", "dlrun")
+        warm.write_command(bin_folder / "python")
     return {**os.environ, "PATH": f"{bin_folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
@@ -97,30 +103,42 @@ def test_the_readme_has_commands() -> None:
     assert len([c for c in commands() if c.startswith("dlrun")]) >= 15
 
 
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where what several commands need is made once: for each a folder."""
+    return tmp_path_factory.mktemp("shelf")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", dict.fromkeys(commands()))
-def test_command(command: str, tmp_path: Path) -> None:
+def test_command(command: str, tmp_path: Path, warm: Any, shelf: Path) -> None:
+    """The plain `dlrun` and torchrun start new interpreters."""
     if reason := skip_reason(command):
         pytest.skip(reason)
-    environment, work = places(tmp_path), tmp_path / "work"
+    is_new = command == "dlrun" or command.startswith("torchrun")
+    environment, work = places(tmp_path, None if is_new else warm), tmp_path / "work"
     work.mkdir()
     prepare(work)
     if os.environ.get("DLRUN_DATA_DIR"):
         environment["DLRUN_DATA_DIR"] = str(Path(os.environ["DLRUN_DATA_DIR"]).resolve())
     for needed, (made_by, first) in FIRST.items():
         if needed in command and made_by not in command:
-            subprocess.run(["bash", "-c", first], cwd=work, env=environment, check=True, capture_output=True)
+            kept = shelf / needed.replace("/", "_")
+            if not kept.exists():
+                kept.mkdir()
+                subprocess.run(["bash", "-c", first], cwd=kept, env=environment, check=True, capture_output=True)
+            shutil.copytree(kept, work, dirs_exist_ok=True)
     done = subprocess.run(["bash", "-c", shortened(command)], cwd=work, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.slow
-def test_python_in_the_readme_runs(tmp_path: Path) -> None:
+def test_python_in_the_readme_runs(python: Callable[..., Any]) -> None:
     scripts = [text for text in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL) if "import dlrun\n" in text]
     assert scripts
     for script in scripts:
-        done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        done = python("-c", script)
+        assert done.code == 0, done.err
 
 
 def test_the_tree_in_the_readme_is_the_tree() -> None:

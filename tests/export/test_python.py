@@ -14,15 +14,9 @@ from omegaconf import OmegaConf
 
 from dlrun.config import CONFIG_DIR
 
-PLAIN = """
-import runpy, sys
+FILES = """
+import runpy
 
-class Refusing:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("dlrun", "hydra", "omegaconf"):
-            raise ImportError(f"{name} is imported")
-
-sys.meta_path.insert(0, Refusing())
 for path in sys.argv[1:]:
     print("file", path)
     runpy.run_path(path, run_name="__main__")
@@ -40,7 +34,7 @@ NEEDS_DATA = {"mnist", "names", "diabetes"}
 
 
 @pytest.fixture
-def ejected(dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+def ejected(dlrun: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., list[str]]:
     """`ejected(*words)`: train what the words ask for, eject every run, and hold each file against its run.
 
     Returns the texts of the files.
@@ -55,7 +49,7 @@ def ejected(dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Calla
             done = dlrun("export", str(folder), "format=python")
             assert done.code == 0, done.err
         files = [folder / "export" / "python" / "train.py" for folder in folders]
-        outputs = printed(files, before)
+        outputs = printed(plain(before + FILES, *map(str, files)))
         for folder, file in zip(folders, files, strict=True):
             compare(json.loads((folder / "result.json").read_text()), outputs[str(file)])
         look(files)
@@ -66,14 +60,11 @@ def ejected(dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Calla
     return run
 
 
-def printed(files: list[Path], before: str = "") -> dict[str, list[str]]:
-    """What each file prints, run by a Python that finds neither dlrun nor Hydra."""
-    done = subprocess.run(
-        [sys.executable, "-c", before + PLAIN, *map(str, files)], capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    assert not [line for line in done.stderr.splitlines() if "Lazy modules" not in line and "warnings.warn" not in line]
-    parts = re.split(r"^file (.*)\n", done.stdout, flags=re.MULTILINE)[1:]
+def printed(done: Any) -> dict[str, list[str]]:
+    """What each file printed, run by a Python that finds neither dlrun nor Hydra."""
+    assert done.code == 0, done.out[-2000:] + done.err[-3000:]
+    assert not [line for line in done.err.splitlines() if "Lazy modules" not in line and "warnings.warn" not in line]
+    parts = re.split(r"^file (.*)\n", done.out, flags=re.MULTILINE)[1:]
     return {path: text.splitlines() for path, text in zip(parts[::2], parts[1::2], strict=True)}
 
 
