@@ -73,7 +73,7 @@ class Sides:
     ("scale", "steps", "rounds"),
     [
         (1, 100, 25),  # so quick that whole epochs fit, as often as is of use
-        (100, 97, 9),  # a part of an epoch, so that nine rounds fit
+        (100, 98, 9),  # a part of an epoch, so that nine rounds fit
         (100_000, 5, 3),  # so slow that nothing fits
     ],
 )
