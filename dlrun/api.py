@@ -13,12 +13,13 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from dlrun import cli, experiment, mistakes, request, run_folder, runtime, saved, tracking
+from dlrun import cli, experiment, mistakes, request, runtime, saved
 from dlrun.console import Console
 from dlrun.data.spec import DataSpec, Splits
 from dlrun.disk import Unsaved
 from dlrun.errors import RequestError, RunError
 from dlrun.predictions import Predictions, predicted
+from dlrun.record import RunRecord, with_nan
 from dlrun.request import Request, UnknownKey
 from dlrun.saved_model import SavedModel, opened
 from dlrun.search_path import put_own_last
@@ -33,6 +34,7 @@ class Run:
 
     def __init__(self, saved: SavedModel) -> None:
         self._saved = saved
+        self._record = RunRecord(saved.folder) if saved.folder else None
 
     def __repr__(self) -> str:
         shown = [f"{name} {value:.4g}" for name, value in self.metrics.items() if name.startswith("test/")]
@@ -61,8 +63,7 @@ class Run:
     @cached_property
     def result(self) -> dict[str, Any]:
         """result.json; empty while there is none."""
-        path = self.folder and self.folder / "result.json"
-        return run_folder.read_json(path) if path and path.is_file() else {}
+        return {} if self._record is None else self._read("result")
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -72,7 +73,15 @@ class Run:
     @cached_property
     def history(self) -> list[dict[str, float]]:
         """metrics.jsonl: a row an epoch, with `epoch` and `step`; NaN for what was not finite."""
-        return tracking.read_rows(self.folder) if self.folder else []
+        return [] if self._record is None else with_nan(self._read("rows"))
+
+    def _read(self, name: str) -> Any:
+        """A file of the run folder; RequestError where it is damaged."""
+        assert self._record is not None
+        values = getattr(self._record, name)
+        if self._record.damage:
+            raise RequestError(self._record.damage[0])
+        return values
 
     @property
     def model(self) -> nn.Module:

@@ -8,7 +8,6 @@ import contextlib
 import copy
 import hashlib
 import io
-import json
 import os
 import pickle
 import sys
@@ -23,13 +22,16 @@ import torch
 from torch import Tensor, nn
 
 from dlrun import plain
+from dlrun.bounded import read_bytes
 from dlrun.disk import write_atomically
-from dlrun.errors import CheckpointError, RunError, UnreadableError
+from dlrun.errors import CheckpointError, DamageError, RunError, UnreadableError
+from dlrun.record import RunRecord
 from dlrun.run_folder import finished_files
 
 FORMAT_VERSION = 1
 _MARK = b"dlrun sha256 "
 _COMMENT_BYTES = len(_MARK) + 64
+_LARGEST = 2**40  # bytes
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -54,12 +56,12 @@ def save(path: Path, state: dict[str, Any]) -> None:
 def load(path: Path) -> dict[str, Any]:
     """A verified checkpoint, on the CPU. CheckpointError says what is wrong with the file; nothing in it is run."""
     try:
-        content = path.read_bytes()
+        content = read_bytes(path, _LARGEST)
     except FileNotFoundError:
         raise CheckpointError(f"there is no checkpoint {path}") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    head, comment = content[:-_COMMENT_BYTES], content[-_COMMENT_BYTES:]
+    except DamageError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.reason}") from error
+    head, comment = memoryview(content)[:-_COMMENT_BYTES], content[-_COMMENT_BYTES:]
     if not comment.startswith(_MARK):
         raise CheckpointError(f"{path} is not a checkpoint of dlrun, or was cut short ({len(content):,} bytes)")
     if hashlib.sha256(head).hexdigest().encode() != comment[len(_MARK) :]:
@@ -88,11 +90,8 @@ def load(path: Path) -> dict[str, Any]:
 
 def _owner(path: Path) -> str | None:
     """The run_id of the run folder that a checkpoint lies in, if it lies in one that says so."""
-    try:
-        said = json.loads((path.absolute().parent.parent / "environment.json").read_text()).get("run_id")
-    except (OSError, ValueError, AttributeError):
-        return None
-    return said if isinstance(said, str) else None
+    run_id = RunRecord(path.absolute().parent.parent).environment.get("run_id")
+    return None if run_id is None else str(run_id)
 
 
 def load_full_model(path: Path, trust: bool) -> nn.Module:

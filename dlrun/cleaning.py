@@ -13,8 +13,9 @@ from pathlib import Path
 from dlrun import lock
 from dlrun.errors import RequestError, RunError, listed
 from dlrun.inside import OF_A_RUN
+from dlrun.record import RunRecord
 from dlrun.run_list import cells, layout, size
-from dlrun.runs import Found, Query, bytes_of, query
+from dlrun.runs import Query, bytes_of, query
 from dlrun.terminal import escape_line, write_out
 
 _DEFAULT = ["failed", "empty"]
@@ -51,7 +52,7 @@ def clean(words: Sequence[str]) -> None:
         remove_all(going, asked.outputs)
 
 
-def _counted(runs: Sequence[Found]) -> str:
+def _counted(runs: Sequence[RunRecord]) -> str:
     return f"{len(runs)} run{'s' if len(runs) != 1 else ''}"
 
 
@@ -66,7 +67,7 @@ def refuse(asked: Query) -> None:
         raise RequestError("a run under way is not removed; stop it first, and leave status=running out")
 
 
-def why_not(run: Found, outputs: Path) -> str:
+def why_not(run: RunRecord, outputs: Path) -> str:
     """Why a run stays where it is; "" for one that may go."""
     root = outputs.resolve()
     if not run.folder.resolve().is_relative_to(root) or run.folder.resolve() == root:
@@ -75,22 +76,28 @@ def why_not(run: Found, outputs: Path) -> str:
         return "it is under way" if run.status == "running" else "its sweep is under way"
     if run.status == "empty" and time.time() - _changed(run.folder) < _YOUNG:  # also where there are no locks
         return f"it has changed less than {_YOUNG} seconds ago, so it may only just have begun"
-    others = [p.name for p in sorted(run.folder.iterdir()) if not any(fnmatchcase(p.name, own) for own in OF_A_RUN)]
+    if run.status == "damaged" and run.has_checkpoints:
+        return f"it holds checkpoints, which may be whole: {run.damage[0]}"
+    try:
+        names = sorted(path.name for path in run.folder.iterdir())
+    except OSError as error:
+        return f"it cannot be listed: {error.strerror}"
+    others = [name for name in names if not any(fnmatchcase(name, own) for own in OF_A_RUN)]
     return f"it holds more than a run: {listed(others, most=3)}" if others else ""
 
 
 def _changed(folder: Path) -> float:
     """When anything in a folder was written last, in seconds since 1970."""
-    found = [folder.stat().st_mtime]
-    for path in folder.rglob("*"):
+    found = [0.0]
+    for path in (folder, *folder.rglob("*")):
         with contextlib.suppress(OSError):
             found.append(path.lstat().st_mtime)
     return max(found)
 
 
-def remove_all(runs: Sequence[Found], outputs: Path) -> None:
+def remove_all(runs: Sequence[RunRecord], outputs: Path) -> None:
     """Remove runs, each held meanwhile so that nobody goes on with it; says what room that made."""
-    gone, room, lost = list[Found](), 0, list[str]()
+    gone, room, lost = list[RunRecord](), 0, list[str]()
     for run in runs:
         held = bytes_of(run.folder)
         try:
@@ -108,7 +115,7 @@ def remove_all(runs: Sequence[Found], outputs: Path) -> None:
         raise RunError(f"not everything is removed: {'; '.join(lost)}")
 
 
-def remove(run: Found, outputs: Path) -> None:
+def remove(run: RunRecord, outputs: Path) -> None:
     """Remove a run's folder, and those above it in `outputs` that are empty then. RequestError for one in use."""
     with lock.Lock() as own:
         own.take(run.folder, to_remove=True)

@@ -15,6 +15,7 @@ from typing import Any
 from dlrun import config, runs
 from dlrun.cli import CHECKS, COMMANDS, OF_SAVED_RUNS
 from dlrun.errors import RequestError
+from dlrun.record import STATUSES
 from dlrun.request import GROUPS
 from dlrun.terminal import escape_line, write_out
 from dlrun.yaml_text import read_yaml
@@ -104,7 +105,7 @@ def verbs() -> list[str]:
 
 def filters(now: str) -> Iterator[str]:
     """What `ls runs` and `clean` look for."""
-    yield from values(now, [f"status={status}" for status in runs.STATUSES])
+    yield from values(now, [f"status={status}" for status in STATUSES])
     for group in ("model", "data", "optimizer"):
         yield from values(now, [f"{group}={name}" for name in options(group, [])])
     yield "seed="

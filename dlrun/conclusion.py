@@ -7,16 +7,28 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlrun import expectations, markdown_text, report, run_folder, tracking
+from dlrun import expectations, markdown_text, report, tracking
 from dlrun.console import Console
-from dlrun.errors import RequestError
 from dlrun.expectations import Checked, Outcome
+from dlrun.record import RESULT, RunRecord
 from dlrun.request import Request
 
 if TYPE_CHECKING:
     from dlrun.parts import Parts
 
 
+_NEEDED = (
+    "status",
+    "metrics",
+    "baseline",
+    "best",
+    "epochs",
+    "steps",
+    "parameters",
+    "weights_sha256",
+    "warnings",
+    "error",
+)
 _MOST_CURVES = 20  # runs in one picture: the optimizers' race has 15; more would be a thicket
 
 
@@ -32,7 +44,8 @@ def _outcome(label: str, result: dict[str, Any], rows: list[dict[str, float]]) -
     values = {k: v for k, v in (result["metrics"] | result.get("measured", {})).items() if v is not None}
     values |= {k: result[k] for k in ("status", "epochs", "steps", "parameters", "weights_sha256")}
     values |= {f"baseline/{k}": v for k, v in result["baseline"].items()}
-    values |= {"best_epoch": result["best"]["epoch"]} if result["best"]["epoch"] is not None else {}
+    best_epoch = result["best"].get("epoch")
+    values |= {"best_epoch": best_epoch} if best_epoch is not None else {}
     curves = {key: [row[key] for row in rows if key in row] for key in rows[0]} if rows else {}
     return Outcome(label, values, result["warnings"], curves, result["error"])
 
@@ -66,7 +79,7 @@ def draw(finished: Sequence[tuple[Request, str | None]]) -> None:
     together: dict[tuple[Path | None, str], list[Request]] = {}
     for request, _ in finished:
         folder = request.folder
-        if request.config["figures"] and folder is not None and _is_readable(folder):
+        if request.config["figures"] and folder is not None and not _why_unreadable(RunRecord(folder)):
             key = (request.group or request.sweep, request.choices.get("data", "") if request.group is None else "")
             together.setdefault(key, []).append(request)
     for (place, _), requests in together.items():
@@ -99,11 +112,11 @@ def _labels(overrides: Sequence[Sequence[str]]) -> list[str]:
 def _read(request: Request, error: str | None) -> Outcome:
     """What a run left behind."""
     label, folder = " ".join(request.overrides), request.folder
-    if error or folder is None or not (folder / "result.json").is_file():
+    if error or folder is None:
         return Outcome(label, error=error or "no result")
-    if not _is_readable(folder):
-        return Outcome(label, error=f"{folder} cannot be read: result.json or metrics.jsonl is damaged")
-    return _outcome(label, run_folder.read_json(folder / "result.json"), tracking.read_rows(folder))
+    run = RunRecord(folder)
+    reason = _why_unreadable(run)
+    return Outcome(label, error=reason) if reason else _outcome(label, run.result, run.history)
 
 
 def _markdown(lines: Sequence[tuple[str, Checked]]) -> str:
@@ -114,11 +127,13 @@ def _markdown(lines: Sequence[tuple[str, Checked]]) -> str:
     return "".join(rows)
 
 
-def _is_readable(folder: Path) -> bool:
-    """Whether a run's result and rows are there and whole."""
-    try:
-        result, rows = run_folder.read_json(folder / "result.json"), tracking.read_rows(folder)
-        _outcome("", result, rows)
-    except (RequestError, OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-    return True
+def _why_unreadable(run: RunRecord) -> str:
+    """What is missing or damaged of a run's result and rows; "" where nothing is."""
+    for name in ("result", "rows"):
+        getattr(run, name)
+    if run.damage:
+        return run.damage[0]
+    if not run.result:
+        return "no result"
+    lacking = [key for key in _NEEDED if key not in run.result]
+    return f"{run.folder / RESULT} has no {lacking[0]}" if lacking else ""

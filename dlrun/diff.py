@@ -2,38 +2,20 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dlrun import events, run_folder
+from dlrun import events
 from dlrun.console import Console, facts, number, table
 from dlrun.errors import RequestError
+from dlrun.record import RunRecord
 from dlrun.shell import quote
-from dlrun.yaml_text import flatten, read_yaml
+from dlrun.yaml_text import flatten
 
 _NOT_COMPARED = ("paths.", "data.root", "hydra.", "resume", "trust")  # where things lie, and leave to read them
 _MACHINE = ("device", "precision", "threads", "git_commit", "git_dirty", "versions.")  # of environment.json
 _FACTS = ("status", "epochs", "steps", "parameters", "train_seconds", "samples_per_second")  # of result.json
 _LOGGED = ("train/loss_step", "train/grad_norm")
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a run folder says, of one that has ended or not."""
-
-    folder: Path
-    config: dict[str, Any]  # with dotted keys
-    made_with: dict[str, Any]  # machine, versions and code, likewise
-    result: dict[str, Any]  # empty while the run is under way, or was killed
-    rows: list[dict[str, Any]]  # of metrics.jsonl
-    fingerprints: list[dict[str, Any]]
-
-    @property
-    def metrics(self) -> dict[str, Any]:
-        """Those of its end, else of its last epoch."""
-        last = self.rows[-1] if self.rows else {}
-        return self.result.get("metrics") or {k: v for k, v in last.items() if k.startswith(("train/", "val/"))}
 
 
 def diff_runs(words: Sequence[str]) -> None:
@@ -45,7 +27,7 @@ def diff_runs(words: Sequence[str]) -> None:
     a, b = (read(Path(word)) for word in words)
     console = Console()
     console.say(facts([("A", str(a.folder)), ("B", str(b.folder))]))
-    for title, one, two in (("config", a.config, b.config), ("made with", a.made_with, b.made_with)):
+    for title, one, two in (("config", a.flat_config, b.flat_config), ("made with", made_with(a), made_with(b))):
         console.say()
         rows = different(one, two)
         console.say(table((title, "A", "B"), rows, left=3) if rows else f"{title}: no difference")
@@ -56,30 +38,32 @@ def diff_runs(words: Sequence[str]) -> None:
     console.say(table(("result", "A", "B", "B - A"), side_by_side(a, b)))
 
 
-def read(folder: Path) -> Run:
-    """What is known of the run in `folder`; RequestError when there is none."""
+def read(folder: Path) -> RunRecord:
+    """What is known of the run in `folder`; RequestError when there is none, or a file of it is damaged.
+
+    A run that was killed lacks some files, and is compared by what there is.
+    """
     if (folder / "sweep.jsonl").is_file():
         raise RequestError(
             f"{folder} is a sweep; dlrun diff takes two runs, and dlrun compare {quote(folder)} shows all of it"
         )
-    config = folder / ".hydra" / "config.yaml"
-    if not config.is_file():
-        kind = "is a file" if folder.is_file() else "holds no run" if folder.is_dir() else "does not exist"
-        raise RequestError(f"{folder} {kind}; dlrun diff takes run folders, those of `dlrun ls runs`")
-    try:
-        plain = dict(read_yaml(config.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise RequestError(f"{config} cannot be read: {str(error).splitlines()[0]}") from error
-    environment, result = (_whole(folder / name) for name in ("environment.json", "result.json"))
-    rows, fingerprints = (run_folder.json_lines(folder / n) for n in ("metrics.jsonl", run_folder.FINGERPRINTS))
-    code = {"code_hash": result["code_hash"][:12]} if isinstance(result.get("code_hash"), str) else {}
-    made_with = {k: v for k, v in flatten(environment).items() if k.startswith(_MACHINE)} | code
-    return Run(folder, flatten(plain), made_with, result, rows, fingerprints)
+    run = RunRecord(folder)
+    if folder.is_dir():
+        for name in ("config", "environment", "result", "rows", "fingerprints"):
+            getattr(run, name)
+        if run.damage:
+            raise RequestError(run.damage[0])
+        if run.config:
+            return run
+    kind = "is a file" if folder.is_file() else "holds no run" if folder.is_dir() else "does not exist"
+    raise RequestError(f"{folder} {kind}; dlrun diff takes run folders, those of `dlrun ls runs`")
 
 
-def _whole(path: Path) -> dict[str, Any]:
-    """A JSON file of a run, or nothing: a run that was killed lacks some, and is compared by what there is."""
-    return run_folder.read_json(path) if path.is_file() else {}
+def made_with(run: RunRecord) -> dict[str, Any]:
+    """Machine, versions and code, with dotted keys."""
+    noted = {key: value for key, value in flatten(run.environment).items() if key.startswith(_MACHINE)}
+    code = {"code_hash": run.result["code_hash"][:12]} if "code_hash" in run.result else {}
+    return noted | code
 
 
 def different(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -98,7 +82,7 @@ def _shown(values: dict[str, Any], key: str) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def parting(a: Run, b: Run) -> list[str]:
+def parting(a: RunRecord, b: RunRecord) -> list[str]:
     """Sentences: the first epoch after which the weights differ, and the first logged step that does."""
     if not (a.fingerprints and b.fingerprints):
         return [*_by_losses(a, b), _of_the_end(a, b)]
@@ -117,14 +101,14 @@ def parting(a: Run, b: Run) -> list[str]:
     return said + _by_steps(a, b, since, until)
 
 
-def _as_far(a: Run, b: Run, last_a: int, last_b: int) -> str:
+def _as_far(a: RunRecord, b: RunRecord, last_a: int, last_b: int) -> str:
     if last_a == last_b:
         return f"after every one of {last_a} epochs"
     longer, last = ("A", last_a) if last_a > last_b else ("B", last_b)
     return f"until epoch {min(last_a, last_b)}, where one ends; {longer} goes on to epoch {last}"
 
 
-def _by_steps(a: Run, b: Run, since: int, until: int) -> list[str]:
+def _by_steps(a: RunRecord, b: RunRecord, since: int, until: int) -> list[str]:
     """The first step of (since, until] that both have logged and that differs."""
     one, two = (events.scalars(run.folder) for run in (a, b))
     for step in range(since + 1, until + 1):
@@ -135,7 +119,7 @@ def _by_steps(a: Run, b: Run, since: int, until: int) -> list[str]:
     return []
 
 
-def _by_losses(a: Run, b: Run) -> list[str]:
+def _by_losses(a: RunRecord, b: RunRecord) -> list[str]:
     """For runs without fingerprints: the first epoch whose row differs."""
     one, two = ({row["epoch"]: row for row in run.rows if "epoch" in row} for run in (a, b))
     common = sorted(one.keys() & two.keys())
@@ -150,14 +134,14 @@ def _by_losses(a: Run, b: Run) -> list[str]:
     return [f"{what}: they part in epoch {apart} ({names[0]} {values})"]
 
 
-def _of_the_end(a: Run, b: Run) -> str:
+def _of_the_end(a: RunRecord, b: RunRecord) -> str:
     one, two = (run.result.get("weights_sha256") for run in (a, b))
     if one is None or two is None:
         return "final weights: not known of both, as one has not ended"
     return f"final weights: {'equal to the last bit' if one == two else 'different'}"
 
 
-def side_by_side(a: Run, b: Run) -> list[tuple[str, str, str, str]]:
+def side_by_side(a: RunRecord, b: RunRecord) -> list[tuple[str, str, str, str]]:
     """Status, sizes and times, the best epoch, and every metric that one of them has."""
     rows = [(name.replace("_", " "), a.result.get(name), b.result.get(name)) for name in _FACTS]
     best = [run.result.get("best") or {} for run in (a, b)]

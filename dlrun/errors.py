@@ -1,6 +1,7 @@
 """What can go wrong, as one small tree: a user's mistake, or a run that failed; and what was perhaps meant."""
 
 from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
 
 from dlrun.terminal import escape_line, escape_text
 
@@ -30,6 +31,23 @@ class ListedError(RequestError):
 
 class DataError(RequestError):
     """A data file is missing, unreadable or holds what it may not hold."""
+
+
+class DamageError(RequestError):
+    """A file of a run cannot be read, or holds what it cannot hold."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        super().__init__(f"damaged: {path}: {what}")
+        self.path = path
+        self.what = what
+
+    @property
+    def reason(self) -> str:
+        """What the system says of a file that it does not give, else what is wrong with it."""
+        return getattr(self.__cause__, "strerror", None) or self.what
+
+    def __reduce__(self) -> tuple[type, tuple[Path, str]]:
+        return type(self), (self.path, self.what)
 
 
 class UnavailableError(DataError):

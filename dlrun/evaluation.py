@@ -17,6 +17,7 @@ from dlrun.errors import DataError, RequestError, RunError, did_you_mean
 from dlrun.eval_folder import write
 from dlrun.metrics import PADDING
 from dlrun.per_class import PerClass, per_class
+from dlrun.record import RunRecord
 from dlrun.saved_model import SavedModel, load_weights, opened, run_named
 from dlrun.task import Task
 
@@ -180,10 +181,10 @@ def _recorded(saved: SavedModel, name: str) -> dict[str, Any]:
     """What training wrote down: of the test part result.json, of the validation part the checkpoint itself."""
     if name == "val":
         return {k: v for k, v in saved.state.get("metrics", {}).items() if k.startswith("val/")}
-    result = None if saved.folder is None else saved.folder / "result.json"
-    if result is None or not result.exists() or name != "test":
+    if saved.folder is None or name != "test":
         return {}
-    return {k: v for k, v in run_folder.read_json(result).get("metrics", {}).items() if k.startswith("test/")}
+    metrics = RunRecord(saved.folder).result.get("metrics", {})
+    return {k: v for k, v in metrics.items() if k.startswith("test/")}
 
 
 def show(console: Console, found: Evaluation) -> None:
@@ -224,8 +225,7 @@ def beside_recorded(found: Evaluation) -> list[str]:
     saved, shared = found.saved, [k for k in found.metrics if found.recorded.get(k) is not None]
     if not shared or not saved.trained_on_these or not saved.state or saved.folder is None:
         return []
-    result = saved.folder / "result.json"
-    best = run_folder.read_json(result)["best"]["epoch"] if result.exists() else None
+    best = RunRecord(saved.folder).best_epoch
     if found.split == "test" and saved.state["epoch"] != best:
         return [f"recorded: of the best weights, those of epoch {best}"]
     apart = max(abs(found.metrics[k] - found.recorded[k]) for k in shared)

@@ -42,6 +42,7 @@ from dlrun.parts import Parts, prepare, session
 from dlrun.plots import evolution
 from dlrun.problems import Problems
 from dlrun.ranks import Ranks, joined
+from dlrun.record import RESULT, RunRecord
 from dlrun.request import Request
 from dlrun.saver import Saver
 from dlrun.terminal import escape_line, write_error
@@ -190,7 +191,7 @@ def open_folder(request: Request, parts: Parts, earlier: dict[str, Any] | None, 
         parts.notes += notes
         try:
             forget_halves(request.folder, request.folder / "checkpoints")
-            for name in ("result.json", "report.html"):  # it is finished no more
+            for name in (RESULT, "report.html"):  # it is finished no more
                 (request.folder / name).unlink(missing_ok=True)
             tracking.cut_back(request.folder, rows)
         except OSError as error:
@@ -220,7 +221,7 @@ def identity(parts: Parts) -> dict[str, Any]:
 def make_saver(folder: Path, parts: Parts, request: Request, earlier: dict[str, Any] | None) -> Saver:
     """What writes this run's checkpoints, each with all that is needed to load it alone."""
     repeated = identity(parts) | {
-        "run_id": earlier["run_id"] if earlier else run_folder.read_json(folder / "environment.json")["run_id"],
+        "run_id": earlier["run_id"] if earlier else RunRecord(folder).environment["run_id"],
         "config": config.recorded(parts.settings.plain),
         "choices": request.choices,
     }
@@ -276,8 +277,8 @@ def finish(
     if parts.settings.rest.figures and status != "interrupted":
         with parts.unsaved.attempt("report.html", again=False):
             run_report.write(parts, folder, result, rows)
-    with parts.unsaved.attempt("result.json", again=False):
-        run_folder.write_json(folder / "result.json", result)
+    with parts.unsaved.attempt(RESULT, again=False):
+        run_folder.write_json(folder / RESULT, result)
     return result
 
 
@@ -314,7 +315,7 @@ def failure(error: Exception | SystemExit, parts: Parts, folder: Path, console: 
         said = f"{type(error).__name__}: {said.splitlines()[0]} (traceback in {folder / 'run.log'}; -v shows it here)"
     said = parts.runtime.ranks.blame(error, said)
     result = results.collect(parts, "failed", {}, checkpoint.weights_sha256(parts.model), error=said)
-    with parts.unsaved.attempt("result.json", again=False):
-        run_folder.write_json(folder / "result.json", result)
+    with parts.unsaved.attempt(RESULT, again=False):
+        run_folder.write_json(folder / RESULT, result)
     console.close()
     return RunError(f"the run {folder} failed: {said}")

@@ -7,7 +7,7 @@ from torch import nn
 
 from dlrun.checkpoint import weights_sha256
 from dlrun.disk import GrowingFile, Unsaved
-from dlrun.run_folder import FINGERPRINTS
+from dlrun.record import FINGERPRINTS
 from dlrun.tracking import FileTracker
 
 

@@ -1,6 +1,5 @@
 """`dlrun check resume`: a run that is killed and resumed, against the same run left alone, on the user's own choice."""
 
-import json
 import math
 import random
 import re
@@ -19,8 +18,8 @@ from dlrun.errors import RequestError, RunError
 from dlrun.events import scalars
 from dlrun.gradient_check import one_run
 from dlrun.parts import prepare
+from dlrun.record import FINGERPRINTS, METRICS, RESULT, read_result
 from dlrun.request import Request
-from dlrun.run_folder import FINGERPRINTS
 from dlrun.runtime import session
 
 KILLS = 3
@@ -154,15 +153,15 @@ def kill(process: subprocess.Popen[bytes], checkpoints: Path, step: int, wait: f
 
 def compared(whole: Path, found: Path) -> dict[str, bool]:
     """Whether each part of what two runs left behind is equal."""
-    results = [json.loads((run / "result.json").read_text()) for run in (whole, found)]
+    results = [read_result(run / RESULT) for run in (whole, found)]
     one, two = ({k: v for k, v in result.items() if k not in _TIMED} for result in results)
     return {
         "weights (sha256)": one["weights_sha256"] == two["weights_sha256"],
-        "metrics.jsonl (bytes)": (whole / "metrics.jsonl").read_bytes() == (found / "metrics.jsonl").read_bytes(),
+        f"{METRICS} (bytes)": (whole / METRICS).read_bytes() == (found / METRICS).read_bytes(),
         f"{FINGERPRINTS} (bytes)": (whole / FINGERPRINTS).read_bytes() == (found / FINGERPRINTS).read_bytes(),
         "TensorBoard scalars (without time/)": scalars(whole) == scalars(found),
         "best checkpoint (weights)": _same_weights(_best(whole), _best(found)),
-        "result.json (without timings)": one == two,
+        f"{RESULT} (without timings)": one == two,
     }
 
 

@@ -1,6 +1,5 @@
 """The run folder: where everything that a run leaves behind lies."""
 
-import contextlib
 import functools
 import itertools
 import json
@@ -19,6 +18,7 @@ from dlrun.disk import is_half, is_there, write_atomically
 from dlrun.errors import RequestError, UnreadableError
 from dlrun.inside import refuse_outside
 from dlrun.lock import Lock
+from dlrun.record import ENVIRONMENT, FINGERPRINTS, METRICS, RESULT
 from dlrun.request import Request
 from dlrun.run_names import folder_name
 from dlrun.shell import quote
@@ -26,8 +26,6 @@ from dlrun.yaml_text import as_yaml
 
 if TYPE_CHECKING:
     from dlrun.runtime import Runtime
-
-FINGERPRINTS = "fingerprints.jsonl"
 
 
 def create(outputs: Path, name: str) -> Path:
@@ -56,7 +54,7 @@ def free(folder: Path) -> Path:
 def claim(folder: Path) -> Path:
     """A folder that somebody else chose (a sweep, or hydra.run.dir): it may exist, but hold no run."""
     try:
-        recorded = is_there(folder / "metrics.jsonl") or is_there(folder / "result.json")
+        recorded = is_there(folder / METRICS) or is_there(folder / RESULT)
     except OSError as error:
         raise RequestError(f"{folder} cannot be read ({error.strerror}); choose another folder") from error
     if recorded or saved_files(folder):
@@ -103,7 +101,7 @@ def begin_again(folder: Path) -> None:
         for name in (".hydra", "checkpoints", "figures"):
             shutil.rmtree(folder / name, ignore_errors=True)
 
-        own = ("environment.json", "run.log", "metrics.jsonl", FINGERPRINTS, "result.json", "report.html")
+        own = (ENVIRONMENT, "run.log", METRICS, FINGERPRINTS, RESULT, "report.html")
         for file in [*(folder / name for name in own), *folder.glob("events.out.tfevents.*")]:
             file.unlink(missing_ok=True)
 
@@ -120,7 +118,7 @@ def describe(folder: Path, request: Request, runtime: "Runtime") -> None:
         (hidden / "overrides.yaml").write_text(as_yaml(recorded_words(request.overrides)))
         known = request.hydra or {"runtime": {"choices": request.choices}}
         (hidden / "hydra.yaml").write_text(as_yaml({"hydra": known}))
-        write_json(folder / "environment.json", {"run_id": uuid.uuid4().hex, **environment(request, runtime)})
+        write_json(folder / ENVIRONMENT, {"run_id": uuid.uuid4().hex, **environment(request, runtime)})
     except OSError as error:
         raise RequestError(f"cannot write to {folder} ({error.strerror}); type paths.outputs=<folder>") from error
 
@@ -145,19 +143,6 @@ def environment(request: Request, runtime: "Runtime") -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "versions": describe_versions(),
     }
-
-
-def machine(folder: Path) -> dict[str, str]:
-    """What environment.json says of machine, versions and commit, in words; empty where it is missing or damaged."""
-    try:
-        noted = json.loads((folder / "environment.json").read_text())
-        versions = noted["versions"]
-        listed = ", ".join(f"{name} {version}" for name, version in versions.items() if name != "platform")
-        machine = f"{noted['device']}, {noted['precision']}, {noted['threads']} of {noted['cpu_count']} threads"
-        commit = {"commit": str(noted["git_commit"])} if noted["git_commit"] else {}
-        return {"machine": f"{versions['platform']}; {machine}", "versions": listed} | commit
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
 
 
 @functools.cache  # not once a job of a sweep: it costs 10 ms
@@ -185,23 +170,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of a run; RequestError when it is missing or damaged."""
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise RequestError(f"{path} cannot be read: {error}") from error
-
-
-def json_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a .jsonl file up to one that a crash cut short; none where there is no such file."""
-    rows: list[dict[str, Any]] = []
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        for line in path.read_text().splitlines():
-            rows.append(dict(json.loads(line)))
-    return rows
 
 
 def from_here(path: Path) -> str:

@@ -10,9 +10,10 @@ from pathlib import Path
 from dlrun import lock
 from dlrun.console import number
 from dlrun.errors import RequestError
-from dlrun.runs import Found, Query, bytes_of, query
+from dlrun.record import RunRecord
+from dlrun.runs import Query, bytes_of, is_stamped, query, started, typed_words
 from dlrun.sweep.ledger import DONE, Ledger
-from dlrun.terminal import escape_line, write_out
+from dlrun.terminal import escape_line, write_error, write_out
 
 HEADERS = ("run", "status", "epochs", "best", "size", "choice")
 _LEAST = 8  # columns that the choice is worth showing in
@@ -22,6 +23,8 @@ def list_runs(words: Sequence[str]) -> None:
     """Print a line a run, or a sweep. On a terminal the folders that they lie in are headings, in a pipe part of it."""
     asked = query(words, "dlrun ls runs")
     units = grouped(asked)[: asked.last]
+    for damage in asked.unreadable:
+        write_error(f"note: {damage}")
     if not units:
         none = "no run matches" if asked.filters else "there is no run"
         write_out(f"{none} in {escape_line(', '.join(map(str, asked.places or [asked.outputs])))}")
@@ -35,7 +38,7 @@ def list_runs(words: Sequence[str]) -> None:
 class Unit:
     """A run, or a sweep with its jobs."""
 
-    runs: list[Found]
+    runs: list[RunRecord]
     sweep: Path | None = None
 
     def line(self) -> tuple[Path, list[str]]:
@@ -46,7 +49,7 @@ class Unit:
 def grouped(asked: Query) -> list[Unit]:
     """The runs that are asked for, newest first; the jobs of a sweep as one, unless a filter or its folder is named."""
     runs = asked.runs()
-    jobs: dict[Path, list[Found]] = {}
+    jobs: dict[Path, list[RunRecord]] = {}
     units = []
     for run in runs:
         if run.sweep is None or asked.filters or any(p == run.sweep or run.sweep in p.parents for p in asked.places):
@@ -59,30 +62,35 @@ def grouped(asked: Query) -> list[Unit]:
     return units
 
 
-def cells(run: Found) -> list[str]:
+def cells(run: RunRecord) -> list[str]:
     """Status, epochs, best metric, size and choice of one run."""
     best = f"{run.best[0]} {number(run.best[1])}" if run.best else "-"
     return [run.status, str(run.epochs), best, size(bytes_of(run.folder)), choice(run)]
 
 
-def choice(run: Found) -> str:
-    """Time, model, data and optimizer, and what else was typed; without what the folder's own name tells."""
+def choice(run: RunRecord) -> str:
+    """Time, model, data and optimizer, and what else was typed; without what the folder's own name tells.
+
+    Of a damaged run what is wrong with it.
+    """
+    if run.left == "damaged":
+        return run.damage[0]
     model, data, optimizer = (run.choices.get(group, "") for group in ("model", "data", "optimizer"))
     if run.sweep is not None:
         return f"{model} {data} {optimizer}".strip()
-    when = [] if run.is_stamped else [f"{datetime.fromtimestamp(run.started[0]):%Y-%m-%d %H:%M}"]
+    when = [] if is_stamped(run.folder) else [f"{datetime.fromtimestamp(started(run)[0]):%Y-%m-%d %H:%M}"]
     named = [] if f"{model}_{data}" in run.folder.name else [model, data]
-    return " ".join([*when, *named, optimizer, *run.asked]).strip()
+    return " ".join([*when, *named, optimizer, *typed_words(run)]).strip()
 
 
-def sweep_line(folder: Path, runs: list[Found]) -> tuple[Path, list[str]]:
+def sweep_line(folder: Path, runs: list[RunRecord]) -> tuple[Path, list[str]]:
     """A sweep: how many of its runs are done, and the command that began it."""
     statuses, words = [run.status for run in runs], list[str]()
     try:
         ledger = Ledger.read(folder)
         statuses, words = [ledger.status_of(entry) for entry in ledger.entries.values()], ledger.words
-    except RequestError:
-        pass  # damaged; the folders say what they say
+    except RequestError as error:
+        return folder, ["damaged", "-", "-", size(bytes_of(folder)), str(error)]
     done, failed = sum(s in DONE for s in statuses), statuses.count("failed")
     said = f"sweep, {failed} failed:" if failed else "sweep:"
     state = f"{'running, ' if lock.is_held(folder) else ''}{done}/{len(statuses)} done"

@@ -1,16 +1,15 @@
 """report.html of one run: metrics beside the baseline, curves, pictures, settings and machine, on one page."""
 
-import contextlib
 import html
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlrun import page, report, run_folder
+from dlrun import page, report
 from dlrun.console import number
 from dlrun.disk import write_atomically
-from dlrun.errors import RequestError
+from dlrun.record import RunRecord
 from dlrun.yaml_text import as_yaml
 
 if TYPE_CHECKING:
@@ -71,14 +70,14 @@ def _metrics(parts: "Parts", result: dict[str, Any]) -> str:
 
 
 def _facts(parts: "Parts", folder: Path, result: dict[str, Any]) -> list[tuple[str, str]]:
-    noted: dict[str, Any] = {}
-    with contextlib.suppress(RequestError):  # whoever removed it has a page without it
-        noted = run_folder.read_json(folder / "environment.json")
+    # Whoever removed environment.json has a page without it.
+    run = RunRecord(folder)
+    noted = run.environment
     return [
         *((key, str(noted[key])) for key in ("command", "started") if key in noted),
         *{**dict(report.description(parts)), "optimizer": _optimizer(parts)}.items(),
         ("seed", str(parts.settings.rest.seed)),
-        *run_folder.machine(folder).items(),
+        *run.machine.items(),
         ("weights", f"sha256 {result['weights_sha256']}"),
     ]
 

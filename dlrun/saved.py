@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from dlrun import checkpoint, config, lock, run_folder, runtime
-from dlrun.errors import CheckpointError, DlrunError, RequestError
+from dlrun.errors import CheckpointError, DamageError, DlrunError, RequestError
 from dlrun.inside import refuse_outside
 from dlrun.optim.schedule import OF_THE_WHOLE
+from dlrun.record import RESULT, RunRecord, read_choices, read_config
 from dlrun.request import Request, from_saved
 from dlrun.shell import quote, requote
 from dlrun.terminal import escape_line, write_error, write_out
-from dlrun.yaml_text import flatten, read_yaml
+from dlrun.yaml_text import flatten
 
 MAY_CHANGE = (
     "trainer.epochs", "trainer.max_steps", "trainer.early_stopping.patience", "trainer.log_every_steps",
@@ -23,7 +24,7 @@ MAY_CHANGE = (
     "data.num_workers", "data.root",
 )  # fmt: skip
 FINISHED = ("completed", "early_stopped")
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)  # a config that is missing or damaged
+_UNREADABLE = (OSError, DamageError, KeyError, TypeError, AttributeError)  # a config that is missing or damaged
 TO_EVALUATE = ("config", "choices", "spec", "model")
 TO_GO_ON = (
     *TO_EVALUATE, "run_id", "epoch", "step", "metrics", "rng", "optimizer", "scheduler", "scaler", "progress",
@@ -71,13 +72,13 @@ def state_to_go_on(folder: Path) -> dict[str, Any] | None:
 
 def _how_to_begin(folder: Path) -> str:
     description = folder / "environment.json"
-    if not description.is_file() and any(folder.glob("*/result.json")):
+    if not description.is_file() and any(folder.glob(f"*/{RESULT}")):
         return (
             f"{folder} holds runs but no sweep.jsonl, so it cannot be gone on with; type dlrun compare {quote(folder)}"
         )
     if not description.is_file():
         return f"{folder} is not a run folder with checkpoints; the runs are in outputs/<date>/"
-    command = requote(str(run_folder.read_json(description).get("command")))
+    command = requote(str(RunRecord(folder).environment.get("command")))
     again = f"delete {quote(folder)} and type" if "hydra.run.dir=" in command else "start it again:"
     return f"{folder} ended before its first checkpoint, so there is nothing to go on from; {again} {command}"
 
@@ -186,10 +187,7 @@ def run_of_the_same_config(request: Request) -> Path | None:
 
 def result_of(folder: Path) -> dict[str, Any]:
     """result.json; empty where it is missing or cannot be read: the end of a run can be made again."""
-    try:
-        return run_folder.read_json(folder / "result.json")
-    except RequestError:
-        return {}
+    return RunRecord(folder).result
 
 
 def _is_of_config(folder: Path, wanted: str) -> bool:
@@ -200,7 +198,7 @@ def _is_of_config(folder: Path, wanted: str) -> bool:
     if result_of(folder).get("config_hash") == wanted:
         return True
     try:
-        return config.config_hash(read_yaml((folder / ".hydra" / "config.yaml").read_text())) == wanted
+        return config.config_hash(read_config(folder / ".hydra" / "config.yaml")) == wanted
     except _UNREADABLE:
         state = state_to_go_on(folder)
     return state is not None and config.config_hash(state["config"]) == wanted
@@ -291,8 +289,6 @@ def load_run_config(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     if not (hidden / "config.yaml").is_file():
         raise CheckpointError(f"{path} does not lie in a run folder, so there is nothing that says which data it takes")
     try:
-        plain = dict(read_yaml((hidden / "config.yaml").read_text()))
-        choices = read_yaml((hidden / "hydra.yaml").read_text())["hydra"]["runtime"]["choices"]
-        return plain, {str(k): str(v) for k, v in choices.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{hidden} is damaged, so nothing says which data {path} takes") from error
+        return read_config(hidden / "config.yaml"), read_choices(hidden / "hydra.yaml")
+    except (OSError, DamageError) as error:
+        raise CheckpointError(f"{hidden} is damaged, so nothing says which data {path} takes ({error})") from error

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import FileWriter, SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from dlrun.bounded import LARGEST_LOG, read_bytes
 from dlrun.disk import GrowingFile, Unsaved, write_atomically
-from dlrun.errors import UnreadableError
+from dlrun.errors import DamageError, UnreadableError
 from dlrun.outputs import evaluating
-from dlrun.run_folder import FINGERPRINTS
+from dlrun.record import FINGERPRINTS, METRICS, RunRecord, parse_line
 from dlrun.yaml_text import flatten
 
 _END = ".end"
@@ -91,7 +92,7 @@ class FileTracker:
             events.add_event(Event(wall_time=time.time(), step=purge_step, session_log=status))
         self.writer = _SummaryWriter(events)
         self.rows = read_rows(folder)  # all of them, also those that the disk did not take
-        self.file = GrowingFile(folder / "metrics.jsonl", "metrics.jsonl", self.unsaved)
+        self.file = GrowingFile(folder / METRICS, METRICS, self.unsaved)
         self.each_epoch: list[Callable[[FileTracker, dict[str, float]], None]] = []  # what else to record of an epoch
         self.at_end = False
 
@@ -204,26 +205,25 @@ def rows_until(folder: Path, epoch: int) -> tuple[dict[str, list[str]], list[str
     """
     lines: dict[str, list[str]] = {}
     notes: list[str] = []
-    for name in ("metrics.jsonl", FINGERPRINTS):
+    for name in (METRICS, FINGERPRINTS):
         try:
-            text = (folder / name).read_text(errors="replace")
+            content = read_bytes(folder / name, LARGEST_LOG)
         except FileNotFoundError:
             continue
-        except OSError as error:
-            reason = error.strerror or error
-            raise UnreadableError(f"{folder / name} cannot be read ({reason}); everything is left as it was") from error
+        except DamageError as error:
+            said = f"{folder / name} cannot be read ({error.reason}); everything is left as it was"
+            raise UnreadableError(said) from error
 
-        written = text.splitlines()
+        written = content.splitlines()
         lines[name] = []
         for number, line in enumerate(written, 1):
             try:
-                row = dict(json.loads(line))
-                belongs = row["epoch"] <= epoch
-            except (ValueError, TypeError, KeyError, RecursionError):
+                row = parse_line(name, line)
+            except ValueError:
                 if number < len(written):  # the last one is cut short where a process was killed
                     notes.append(f"{folder / name} was damaged in line {number}, which is left out")
                 continue
-            if belongs:
+            if row["epoch"] <= epoch:
                 lines[name].append(json.dumps(row) + "\n")
     return lines, notes
 
@@ -238,9 +238,7 @@ def cut_back(folder: Path, rows: dict[str, list[str]]) -> None:
 
 def read_rows(folder: Path) -> list[dict[str, float]]:
     """metrics.jsonl as dictionaries; null, which stands for what is not finite, as NaN."""
-    path = folder / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [{k: math.nan if v is None else v for k, v in json.loads(line).items()} for line in lines]
+    return RunRecord(folder).history
 
 
 def _json_value(value: Any) -> float | None:

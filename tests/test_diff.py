@@ -100,8 +100,8 @@ def test_a_killed_run_is_compared_by_what_there_is(runs: Callable[..., Any]) -> 
         (["a/config", "a"], "a/config is a file"),
         ([".", "a"], ". holds no run"),
         (["a", "sweep"], "sweep is a sweep; dlrun diff takes two runs, and dlrun compare sweep"),
-        (["a", "broken"], "broken/.hydra/config.yaml cannot be read"),
-        (["a", "half"], "half/result.json cannot be read"),
+        (["a", "broken"], "damaged: broken/.hydra/config.yaml: "),
+        (["a", "half"], "damaged: half/result.json: it is no JSON"),
     ],
 )
 def test_what_is_no_run_is_refused(dlrun: Callable[..., Any], words: list[str], said: str) -> None:

@@ -13,7 +13,8 @@ import pytest
 
 from dlrun.errors import RequestError
 from dlrun.lock import Lock
-from dlrun.runs import Found, bytes_of, find, query
+from dlrun.record import RunRecord
+from dlrun.runs import bytes_of, find, is_stamped, query, started, typed_words
 
 QUICK = ("data=blobs", "model=mlp", "trainer.epochs=2", "tracking.graph=false", "figures=false")
 Make = Callable[..., Path]
@@ -50,26 +51,26 @@ def test_what_a_real_run_says(dlrun: Callable[..., Any]) -> None:
     assert (run.folder, run.status, run.epochs) == (done.folder, "completed", 2)
     assert run.best == ("train/loss", result["best"]["value"])
     assert (run.choices["model"], run.choices["data"], run.config["seed"]) == ("mlp", "blobs", 3)
-    assert run.asked == ["trainer.epochs=2", "tracking.graph=false", "figures=false", "seed=3"]
-    assert run.is_stamped
+    assert typed_words(run) == ["trainer.epochs=2", "tracking.graph=false", "figures=false", "seed=3"]
+    assert is_stamped(run.folder)
     (run.folder / "environment.json").unlink()  # an older dlrun's did not name the choices
-    assert Found(run.folder).choices["optimizer"] == "adam"
+    assert RunRecord(run.folder).choices["optimizer"] == "adam"
 
 
 def test_the_statuses(make: Make) -> None:
     for status in ("completed", "early_stopped", "interrupted", "failed"):
-        assert Found(make(status, status)).status == status
+        assert RunRecord(make(status, status)).status == status
     killed = make("killed", None)
-    assert Found(killed).status == "empty"
+    assert RunRecord(killed).status == "empty"
     (killed / "metrics.jsonl").write_text('{"epoch": 1, "step": 4}\n{"epo')
-    assert (Found(killed).status, Found(killed).epochs) == ("interrupted", 1)
+    assert (RunRecord(killed).status, RunRecord(killed).epochs) == ("interrupted", 1)
     saved = make("saved", None)
     (saved / "checkpoints").mkdir()
     (saved / "checkpoints/step_00000004.pt").touch()
-    assert Found(saved).status == "interrupted"
+    assert RunRecord(saved).status == "interrupted"
     for text in ("", "[]", "{}", '{"status": "odd"}', '{"status": 3}'):
         (saved / "result.json").write_text(text)
-        assert Found(saved).status == "damaged", text
+        assert RunRecord(saved).status == "damaged", text
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ def held(make: Make) -> Iterator[Path]:
 
 
 def test_a_run_under_way(held: Path) -> None:
-    assert Found(held).status == "running"
+    assert RunRecord(held).status == "running"
 
 
 def test_what_is_a_run_and_what_is_not(make: Make, tmp_path: Path) -> None:
@@ -161,16 +162,16 @@ def test_size_counts_a_file_with_two_names_once(make: Make) -> None:
 
 
 def test_a_run_that_goes_away_meanwhile_is_no_error(make: Make) -> None:
-    run = Found(make("outputs/d/a"))
+    run = RunRecord(make("outputs/d/a"))
     shutil.rmtree(run.folder)
-    assert (run.status, run.started, run.epochs, run.best, run.asked) == ("empty", (0.0, 0.0), 0, None, [])
+    assert (run.status, started(run), run.epochs, run.best, typed_words(run)) == ("empty", (0.0, 0.0), 0, None, [])
 
 
 def test_the_lock_of_this_process_survives_a_look(make: Make) -> None:
     folder = make("outputs/d/a", None)
     with Lock() as own:
         own.take(folder)
-        assert Found(folder).left == "empty"
+        assert RunRecord(folder).left == "empty"
         code = "import sys; from pathlib import Path; from dlrun.lock import is_held; print(is_held(Path(sys.argv[1])))"
         asked = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True)
         assert asked.stdout == "True\n"

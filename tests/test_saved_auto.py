@@ -93,15 +93,20 @@ def best_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "checkpoints" / "last.pt").unlink()
 
 
+def fail_to_open(monkeypatch: pytest.MonkeyPatch, end: str, error: OSError) -> None:
+    """Files with such a name cannot be opened any more."""
+    real = os.open
+
+    def open_file(path: Any, *arguments: Any, **named: Any) -> int:
+        if str(path).endswith(end):
+            raise error
+        return real(path, *arguments, **named)
+
+    monkeypatch.setattr(os, "open", open_file)
+
+
 def stale_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Path.read_bytes
-
-    def read(path: Path) -> bytes:
-        if path.suffix == ".pt":
-            raise OSError(errno.ESTALE, "Stale file handle")
-        return real(path)
-
-    monkeypatch.setattr(Path, "read_bytes", read)
+    fail_to_open(monkeypatch, ".pt", OSError(errno.ESTALE, "Stale file handle"))
 
 
 def stale_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +156,7 @@ def test_a_finished_run_says_so_and_stays(name: str, dlrun: Callable[..., Any], 
     [
         (take_bytes, "was cut short", "failed"),
         (newer_format, "checkpoint format 99", None),
-        (folders_instead, "Is a directory", "interrupted"),
+        (folders_instead, "it is a folder", "interrupted"),
         (best_alone, "holds best.pt alone", None),
         (stale_files, "Stale file handle", "failed"),
         (stale_folder, "Stale file handle", None),
@@ -202,15 +207,9 @@ def test_rows_that_cannot_be_read_are_not_written_over(
     dlrun: Callable[..., Any], runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(runs / "parts", "run")
-    before, real = content(Path("run")), Path.read_text
-
-    def read(path: Path, *arguments: Any, **named: Any) -> str:
-        if path.name == "metrics.jsonl":
-            raise OSError(errno.EIO, "Input/output error")
-        return real(path, *arguments, **named)
-
+    before = content(Path("run"))
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "read_text", read)
+        fail_to_open(patched, "metrics.jsonl", OSError(errno.EIO, "Input/output error"))
         done = dlrun("resume", "run")
     assert done.code == 1
     assert "run/metrics.jsonl cannot be read (Input/output error); everything is left as it was" in done.err

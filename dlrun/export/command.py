@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dlrun import run_folder
+from dlrun.bounded import read_json
 from dlrun.console import Console, facts
 from dlrun.errors import RequestError, did_you_mean
 from dlrun.export.folder import new_folder
@@ -80,7 +81,7 @@ def show(saved: SavedModel, name: str, folder: Path, files: Sequence[str]) -> No
     lines = [("checkpoint", f"{saved.path}{epoch}"), ("format", name), ("folder", run_folder.from_here(folder))]
     lines += [("files", ", ".join(f"{file} ({_size(folder / file)})" for file in files))]
     if (folder / "model.json").is_file():
-        checked = run_folder.read_json(folder / "model.json")["checked"]
+        checked = read_json(folder / "model.json")["checked"]
         lines += [("checked", str(checked["said"]))]
     loader = next((file for file in files if file.startswith(("load_", "train.py"))), None)
     if loader:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlrun import tracking
 from dlrun.plots import canvas
 from dlrun.plots.loss import FAINT, smoothed
+from dlrun.record import RunRecord
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,7 +62,7 @@ def per_step(folder: Path) -> Curve | None:
 
 def per_epoch(folder: Path) -> Curve:
     """Epochs and training losses of metrics.jsonl."""
-    rows = tracking.read_rows(folder)
+    rows = RunRecord(folder).history
     return np.array([row["epoch"] for row in rows]), np.array([row.get("train/loss", np.nan) for row in rows])
 
 

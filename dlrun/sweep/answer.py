@@ -10,9 +10,10 @@ from dlrun.console import Console, facts
 from dlrun.disk import write_atomically
 from dlrun.errors import RequestError
 from dlrun.inside import refuse_outside
+from dlrun.record import RunRecord
 from dlrun.sweep import finished, html, table, verdicts
 from dlrun.sweep.comparison import Comparison, compare
-from dlrun.sweep.finished import Finished, Lost
+from dlrun.sweep.finished import Lost
 from dlrun.sweep.ledger import Ledger
 
 _OUTPUTS = "paths.outputs="
@@ -42,12 +43,12 @@ def compare_runs(words: Sequence[str]) -> int:
     return 0
 
 
-def gathered(ledger: Ledger, labels: dict[str, str]) -> tuple[list[Finished], Lost, int]:
+def gathered(ledger: Ledger, labels: dict[str, str]) -> tuple[list[RunRecord], Lost, int]:
     """The runs of a sweep, why those that cannot be read are lost, and how many were not begun.
 
     A job that failed without a result (its process was killed) counts as a failed run of its setting.
     """
-    runs, failures, waiting = list[Finished](), Lost(), 0
+    runs, failures, waiting = list[RunRecord](), Lost(), 0
     dead = []
     for entry in ledger.entries.values():
         status, damaged = ledger.status_of(entry), Lost()
@@ -138,12 +139,12 @@ def _bullets(sentences: Sequence[str]) -> str:
     return "".join(f"- {markdown_text.line(said)}\n" for said in sentences)
 
 
-def about(runs: Sequence[Finished], command: str = "") -> list[tuple[str, str]]:
+def about(runs: Sequence[RunRecord], command: str = "") -> list[tuple[str, str]]:
     """What the report says of its making: the command, the day, and where the runs were made."""
     rows = [("command", command)] if command else []
     rows += [("compared", datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")), ("runs", str(len(runs)))]
     found: dict[str, dict[str, None]] = {}
     for run in runs:
-        for key, value in run_folder.machine(run.folder).items():
+        for key, value in run.machine.items():
             found.setdefault(key, {})[value] = None
     return rows + [(key, "; ".join(values)) for key, values in found.items()]

@@ -1,4 +1,4 @@
-"""Finished runs side by side: settings, each repeated over seeds, ranked by what they monitored."""
+"""RunRecord runs side by side: settings, each repeated over seeds, ranked by what they monitored."""
 
 import math
 import statistics
@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from dlrun.errors import RequestError
-from dlrun.sweep.finished import Finished, number
+from dlrun.record import RESULT, RunRecord, to_number
 from dlrun.sweep.statistics import Estimate, estimate
 from dlrun.sweep.variation import grouped, short_names, text, value_of, varying
 
@@ -22,8 +22,8 @@ class Setting:
     """The runs that differ in nothing but their seed."""
 
     values: dict[str, Any]  # by key, of the keys that vary
-    runs: list[Finished]  # those that count, by seed
-    lost: list[Finished]  # failed, interrupted, or not finite
+    runs: list[RunRecord]  # those that count, by seed
+    lost: list[RunRecord]  # failed, interrupted, or not finite
 
     @property
     def label(self) -> str:
@@ -44,12 +44,12 @@ class Setting:
     @property
     def best_epochs(self) -> list[int]:
         """Of each run, in the order of the seeds."""
-        return [int(run.result["best"]["epoch"]) for run in self.runs if run.result["best"].get("epoch") is not None]
+        return [run.best_epoch for run in self.runs if run.best_epoch is not None]
 
     @property
     def seconds(self) -> float:
         """Of training, a run on average."""
-        return _mean([number(run.result.get("train_seconds")) for run in self.runs])
+        return _mean([to_number(run.result.get("train_seconds")) for run in self.runs])
 
     def mean_of(self, name: str) -> float:
         """A metric of the last epoch, or of the test split (by the weights of the best epoch), over the seeds."""
@@ -67,7 +67,7 @@ class Ranking:
     settings: list[Setting]
 
     @property
-    def runs(self) -> list[Finished]:
+    def runs(self) -> list[RunRecord]:
         """All of them, by setting and seed."""
         return [run for setting in self.settings for run in sorted([*setting.runs, *setting.lost], key=_by_seed)]
 
@@ -85,7 +85,7 @@ class Ranking:
 
     def baseline(self, name: str) -> float:
         """The trivial answer's metric (majority class or mean), over the runs; NaN where there is none."""
-        found = (number(run.result["baseline"].get(name)) for run in self.runs)
+        found = (to_number(run.result["baseline"].get(name)) for run in self.runs)
         return _mean([value for value in found if math.isfinite(value)])
 
     def is_better(self, a: float, b: float) -> bool:
@@ -102,12 +102,12 @@ class Comparison:
     notes: list[str] = field(default_factory=list)
 
     @property
-    def runs(self) -> list[Finished]:
+    def runs(self) -> list[RunRecord]:
         """All that were compared."""
         return [run for ranking in self.rankings for run in ranking.runs]
 
 
-def compare(runs: Sequence[Finished], failures: Sequence[tuple[str, str]] = ()) -> Comparison:
+def compare(runs: Sequence[RunRecord], failures: Sequence[tuple[str, str]] = ()) -> Comparison:
     """Group the runs over their seeds, and rank the settings by the monitored metric at the best epoch.
 
     failures: the name and the error of what left no usable result. RequestError where a run monitors the test
@@ -125,12 +125,12 @@ def compare(runs: Sequence[Finished], failures: Sequence[tuple[str, str]] = ()) 
     if len(rankings) > 1:
         named = ", ".join(f"{r.metric} on {r.data}" for r in rankings)
         notes.append(f"{len(rankings)} tables: what is not of the same data, task and metric has no order ({named})")
-    return Comparison(rankings, list(failures), notes + _changed_code(kept))
+    return Comparison(rankings, list(failures), notes + _changed_code(kept) + _damage(kept))
 
 
-def _newest(runs: Sequence[Finished]) -> tuple[list[Finished], list[str]]:
+def _newest(runs: Sequence[RunRecord]) -> tuple[list[RunRecord], list[str]]:
     """Of runs of the same experiment the newest that counts, else the newest; and a note where there were several."""
-    same_as: dict[tuple[str, ...], list[Finished]] = {}
+    same_as: dict[tuple[str, ...], list[RunRecord]] = {}
     for run in runs:
         presets = [f"{preset}={run.choices.get(preset)}" for preset in _PRESETS]
         devices = sorted(word for word in run.overrides if word.lstrip("+").startswith("device"))
@@ -141,16 +141,16 @@ def _newest(runs: Sequence[Finished]) -> tuple[list[Finished], list[str]]:
     return kept, [said] if more else []
 
 
-def _by_worth(run: Finished) -> tuple[bool, int]:
-    return not run.trouble, (run.folder / "result.json").stat().st_mtime_ns
+def _by_worth(run: RunRecord) -> tuple[bool, int]:
+    return not run.trouble, (run.folder / RESULT).stat().st_mtime_ns
 
 
-def _alike(runs: Sequence[Finished]) -> list[list[Finished]]:
+def _alike(runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
     """The runs of the same data, task, metric and direction.
 
     A run that failed before it knew its task goes with the first of its metric and data.
     """
-    places: dict[tuple[str, ...], dict[str, list[Finished]]] = {}
+    places: dict[tuple[str, ...], dict[str, list[RunRecord]]] = {}
     for run in runs:
         kinds = places.setdefault((run.metric, _mode(run), run.target("data")), {})
         kinds.setdefault(_task(run), []).append(run)
@@ -161,18 +161,18 @@ def _alike(runs: Sequence[Finished]) -> list[list[Finished]]:
     return [group for kinds in places.values() for group in kinds.values()]
 
 
-def _mode(run: Finished) -> str:
+def _mode(run: RunRecord) -> str:
     asked = (run.config.get("checkpoint") or {}).get("mode")
     return str(asked) if asked else "max" if run.metric.endswith(_UP) else "min"
 
 
-def _task(run: Finished) -> str:
+def _task(run: RunRecord) -> str:
     """The task that a run's metrics tell of; "" where it has none."""
     names = {key.partition("/")[2] for key in (*run.result["metrics"], *run.result["baseline"])}
     return next((task for name, task in _MARKS.items() if name in names), "")
 
 
-def _ranking(runs: list[Finished]) -> Ranking:
+def _ranking(runs: list[RunRecord]) -> Ranking:
     keys = varying(runs)
     settings = [_setting(group, keys) for group in grouped(runs, keys)]
     mode = _mode(runs[0])
@@ -182,17 +182,17 @@ def _ranking(runs: list[Finished]) -> Ranking:
     return Ranking(runs[0].metric, mode, "+".join(data), keys, settings)
 
 
-def _setting(runs: Sequence[Finished], keys: Sequence[str]) -> Setting:
+def _setting(runs: Sequence[RunRecord], keys: Sequence[str]) -> Setting:
     inside = sorted(runs, key=_by_seed)
     values = {key: value_of(runs[0], key) for key in keys}
     return Setting(values, [run for run in inside if not run.trouble], [run for run in inside if run.trouble])
 
 
-def _by_seed(run: Finished) -> int:
+def _by_seed(run: RunRecord) -> int:
     return run.seed
 
 
-def _changed_code(runs: Sequence[Finished]) -> list[str]:
+def _changed_code(runs: Sequence[RunRecord]) -> list[str]:
     """A warning for each model and data whose source was not the same in all runs."""
     hashes: dict[tuple[str, str], set[str]] = {}
     for run in runs:
@@ -204,6 +204,14 @@ def _changed_code(runs: Sequence[Finished]) -> list[str]:
         for (model, data), found in hashes.items()
         if len(found) > 1
     ]
+
+
+def _damage(runs: Sequence[RunRecord]) -> list[str]:
+    """What is damaged of runs that are compared all the same: their curves, or what they were made on."""
+    for run in runs:
+        for name in ("environment", "rows"):
+            getattr(run, name)
+    return [damage for run in runs for damage in run.damage]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -2,7 +2,6 @@
 
 import contextlib
 import heapq
-import json
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dlrun.console import Console, clock, number, table
-from dlrun.run_folder import read_json
+from dlrun.record import METRICS, RunRecord, parse_line
 from dlrun.sweep.engines import Outcome
 from dlrun.sweep.jobs import Job
 
@@ -54,7 +53,7 @@ class Display:
         elif outcome.stopped:
             self.console.say(f"{position}  {job.label}: interrupted, {seconds:.1f} s")
         elif not self.console.terminal.is_terminal:
-            status, metric = _came_to(job.folder)
+            status, metric = _outcome(job.folder)
             self.console.say(f"{position}  {job.label}: {status}{metric}, {seconds:.1f} s, {self._left()}".rstrip(", "))
         return seconds
 
@@ -79,7 +78,7 @@ class Display:
 
     def _table(self) -> RenderableType:
         now = time.perf_counter()
-        rows = [self._row(job, "failed" if o.error else _came_to(job.folder)[0], s) for job, o, s in self.ended]
+        rows = [self._row(job, "failed" if o.error else _outcome(job.folder)[0], s) for job, o, s in self.ended]
         rows += [self._row(job, "running", now - began) for job, began in list(self.running.values())]
         done = len(self.ended)
         head = Table.grid(padding=(0, 1))
@@ -111,23 +110,21 @@ def seconds_left(mean: float, running: Sequence[float], waiting: int, at_once: i
 
 
 def last_row(folder: Path) -> dict[str, Any]:
-    """The newest whole row of a run's metrics.jsonl; empty when there is none."""
+    """The newest whole row of the metrics of a run under way; empty when there is none."""
     try:
-        with (folder / "metrics.jsonl").open("rb") as file:
+        with (folder / METRICS).open("rb") as file:
             file.seek(0, 2)
             file.seek(max(0, file.tell() - _TAIL))
             lines = file.read().split(b"\n")[:-1]
-        return dict(json.loads(lines[-1])) if lines else {}
+        return parse_line(METRICS, lines[-1]) if lines else {}
     except (OSError, ValueError):
         return {}
 
 
-def _came_to(folder: Path) -> tuple[str, str]:
+def _outcome(folder: Path) -> tuple[str, str]:
     """Status and best value of a run that has ended, for people."""
-    try:
-        result = read_json(folder / "result.json")
-        best = result["best"]
-    except Exception:
+    run = RunRecord(folder)
+    if not run.result:
         return "ended", ""
-    value = "" if best["value"] is None else f", {best['metric']} {number(best['value'])} (epoch {best['epoch']})"
-    return str(result["status"]).replace("_", " "), value
+    value = f", {run.best[0]} {number(run.best[1])} (epoch {run.best_epoch})" if run.best else ""
+    return str(run.result["status"]).replace("_", " "), value

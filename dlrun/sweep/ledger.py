@@ -14,18 +14,49 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from dlrun.bounded import MEGABYTE, parse_line, read_bytes
 from dlrun.config import recorded, recorded_words
 from dlrun.disk import write_atomically
-from dlrun.errors import RequestError
+from dlrun.errors import DamageError, RequestError
 from dlrun.inside import refuse_elsewhere, refuse_outside
+from dlrun.record import (
+    CONFIG_MAPPING,
+    COUNT,
+    ENDED,
+    NAMED_TEXTS,
+    NUMBER,
+    PLACE,
+    TEXT,
+    TEXTS,
+    Check,
+    RunRecord,
+    or_none,
+    refuse_wrong_types,
+)
 from dlrun.request import Request, from_saved
-from dlrun.run_folder import read_json
 from dlrun.shell import quote
 from dlrun.sweep.jobs import Job
 
 NAME = "sweep.jsonl"
 VERSION = 1
 DONE = ("completed", "early_stopped")
+_LARGEST = 1000 * MEGABYTE
+_STATUSES = ("pending", "running", *ENDED)
+_KEYS: dict[str, Check] = {
+    "words": TEXTS,
+    "jobs": COUNT,
+    "number": COUNT,
+    "key": TEXT,
+    "folder": PLACE,
+    "overrides": TEXTS,
+    "choices": NAMED_TEXTS,
+    "config": CONFIG_MAPPING,
+    "group": or_none(PLACE),
+    "extra": TEXTS,
+    "status": (lambda value: value in _STATUSES, f"one of {', '.join(_STATUSES)}"),
+    "error": or_none(TEXT),
+    "seconds": or_none(NUMBER),
+}
 
 
 @dataclass
@@ -61,34 +92,38 @@ class Ledger:
         made = cls(folder)
         refuse_outside(folder)
         try:
-            text = made.path.read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise RequestError(f"{made.path} cannot be read ({error}); type another sweep.dir") from error
-        made._size = len(text.encode())
-        lines = text.split("\n")
+            content = read_bytes(made.path, _LARGEST)
+        except (OSError, DamageError) as error:
+            reason = error.reason if isinstance(error, DamageError) else error
+            raise RequestError(f"{made.path} cannot be read ({reason}); type another sweep.dir") from error
+        made._size = len(content)
+        lines = content.split(b"\n")
         for number, line in enumerate(lines[:-1], 1):
             made._take(line, number)
         if lines[-1] or not made._count or made._count != len(made.entries):
             raise made._damaged(len(lines))
         return made
 
-    def _take(self, line: str, number: int) -> None:
+    def _take(self, line: bytes, number: int) -> None:
         try:
-            values = json.loads(line)
+            values = parse_line(line)
+            refuse_wrong_types(self.path, values, _KEYS)
             if number == 1:
                 if values["version"] != VERSION:
                     raise RequestError(f"{self.path} has version {values['version']}; use the dlrun that wrote it")
-                self.words = [str(word) for word in values["words"]]
+                self.words = values["words"]
             elif "jobs" in values:
-                self._count = int(values["jobs"])
+                self._count = values["jobs"]
             elif "config" in values:
                 entry = Entry(**{k: v for k, v in values.items() if k != "time"})
                 self._refuse_outside(entry.folder, entry.group)
                 self.entries[entry.key] = entry
             else:
                 entry = self.entries[values["key"]]
-                entry.status, entry.error, entry.seconds = (values.get(k) for k in ("status", "error", "seconds"))
-        except (ValueError, KeyError, TypeError) as error:
+                entry.status = values["status"]
+                entry.error = values.get("error")
+                entry.seconds = values.get("seconds")
+        except (ValueError, KeyError, TypeError, DamageError) as error:
             raise self._damaged(number) from error
 
     def _refuse_outside(self, *folders: str | None) -> None:
@@ -168,14 +203,11 @@ class Ledger:
 
     def status_of(self, entry: Entry) -> str:
         """What a job has come to: its own result.json says more than the ledger, which may have been cut off."""
-        result = self.folder / entry.folder / "result.json"
-        if not result.is_file():
+        run = RunRecord(self.folder / entry.folder)
+        status = run.result.get("status")
+        if status is None and not run.damage:
             return "interrupted" if entry.status in ("running", *DONE) else entry.status
-        try:
-            status = str(read_json(result).get("status"))
-        except RequestError:
-            return "interrupted"
-        return status if status in DONE else ("failed" if status == "failed" else "interrupted")
+        return str(status) if status in (*DONE, "failed") else "interrupted"
 
     def request(self, entry: Entry, settings: list[str], words: list[str]) -> Request:
         """A job as it was asked for, with settings of this command line that all jobs take (device, figures, ...)."""

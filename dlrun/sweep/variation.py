@@ -7,14 +7,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dlrun.config import NOT_IDENTITY
-from dlrun.sweep.finished import Finished
+from dlrun.record import RunRecord
 
 _CHOICES = ("data", "model", "optimizer", "scheduler")
 _NO_RESULT = {*NOT_IDENTITY, "seed"} - {"device"}  # a device may change the numbers: who names one wants to see it
 ABSENT = "–"  # a run that has no such key
 
 
-def value_of(run: Finished, key: str) -> Any:
+def value_of(run: RunRecord, key: str) -> Any:
     """The option for a group, else what the config holds at the dotted key; ABSENT where there is neither."""
     if key in run.choices:
         return run.choices[key]
@@ -26,7 +26,7 @@ def value_of(run: Finished, key: str) -> Any:
     return ABSENT if isinstance(found, dict) and key in _CHOICES else found
 
 
-def varying(runs: Sequence[Finished]) -> list[str]:
+def varying(runs: Sequence[RunRecord]) -> list[str]:
     """The keys in which the runs differ, as far as somebody asked for it; never the seed, or what follows it.
 
     Where these do not tell two experiments apart (runs of different days, or of changed defaults), the choices that
@@ -41,9 +41,9 @@ def varying(runs: Sequence[Finished]) -> list[str]:
     return keys
 
 
-def grouped(runs: Iterable[Finished], keys: Sequence[str]) -> list[list[Finished]]:
+def grouped(runs: Iterable[RunRecord], keys: Sequence[str]) -> list[list[RunRecord]]:
     """The runs that have the same values at the keys, in the order of their first."""
-    groups: dict[str, list[Finished]] = {}
+    groups: dict[str, list[RunRecord]] = {}
     for run in runs:
         groups.setdefault(as_key([value_of(run, key) for key in keys]), []).append(run)
     return list(groups.values())
@@ -57,7 +57,7 @@ def _key(word: str) -> str:
     return "" if "=" not in word or no_result else key  # ~key=value names what no config has: it never differs
 
 
-def _comes_with_its_option(runs: Sequence[Finished], key: str, keys: Sequence[str]) -> bool:
+def _comes_with_its_option(runs: Sequence[RunRecord], key: str, keys: Sequence[str]) -> bool:
     """Whether a setting of one option only (the momentum of one of four optimizers) says no more than the option."""
     group = key.split(".")[0]
     if group == key or group not in _CHOICES or group not in keys:
@@ -67,7 +67,7 @@ def _comes_with_its_option(runs: Sequence[Finished], key: str, keys: Sequence[st
     return all(len({as_key(value_of(run, key)) for run in alike}) == 1 for alike in grouped(runs, [group]))
 
 
-def _differs(runs: Sequence[Finished], key: str) -> bool:
+def _differs(runs: Sequence[RunRecord], key: str) -> bool:
     values = [value_of(run, key) for run in runs]
     follows = all(value == run.seed and not isinstance(value, bool) for value, run in zip(values, runs, strict=True))
     return not follows and len({as_key(value) for value in values}) > 1

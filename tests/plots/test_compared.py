@@ -11,18 +11,18 @@ import pytest
 from matplotlib.image import imread
 
 from dlrun.plots import compared
+from dlrun.record import RunRecord
 from dlrun.sweep.comparison import Comparison, Ranking, Setting
-from dlrun.sweep.finished import Finished
 
 
-def run(folder: Path, seed: int, curve: list[float], metric: str = "val/loss") -> Finished:
+def run(folder: Path, seed: int, curve: list[float], metric: str = "val/loss") -> RunRecord:
     """A run with a curve, the lowest value of which is its best."""
     folder.mkdir(parents=True)
     rows = [{"epoch": i, "step": i, metric: y} for i, y in enumerate(curve, 1)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     best = {"metric": metric, "value": min(curve, default=0.5), "epoch": 1}
     result = {"status": "completed", "metrics": {}, "baseline": {metric: 0.9}, "best": best}
-    return Finished(folder, [], {"seed": seed}, {}, result)
+    return RunRecord.of_parts(folder, [], {"seed": seed}, {}, result)
 
 
 def ranked(tmp_path: Path, settings: list[tuple[dict[str, Any], list[list[float]]]], mode: str = "min") -> Ranking:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dlrun.sweep.finished import Finished
+from dlrun.record import RunRecord
 
 GROUPS = {"data": "digits", "model": "mlp", "optimizer": "sgd", "lesson": None}
 
@@ -21,7 +21,7 @@ class Runs:
 
     def __call__(
         self, *words: str, value: float | None = 0.5, seed: int = 0, metric: str = "val/loss", **changed: Any
-    ) -> Finished:
+    ) -> RunRecord:
         """changed: entries of result.json, and `config` for values that no override names."""
         choices = dict(GROUPS)
         config: dict[str, Any] = {"seed": seed, "data": {"_target_": "d.digits", "root": "x"}, "model": {}}
@@ -51,14 +51,14 @@ class Runs:
             "error": None,
         } | changed
         named = {group: choice for group, choice in choices.items() if choice is not None}
-        return Finished(self.next_folder(), [*words, f"seed={seed}"], config, named, result)
+        return RunRecord.of_parts(self.next_folder(), [*words, f"seed={seed}"], config, named, result)
 
     def next_folder(self) -> Path:
         """A name of its own for each run."""
         self.count += 1
         return self.folder / f"{self.count}_run"
 
-    def write(self, run: Finished, curve: tuple[float, ...] = ()) -> Finished:
+    def write(self, run: RunRecord, curve: tuple[float, ...] = ()) -> RunRecord:
         """The same as a run folder."""
         hidden = run.folder / ".hydra"
         hidden.mkdir(parents=True)

@@ -14,7 +14,8 @@ from dlrun.sweep.finished import find, read
 def test_a_run_is_read_as_it_was_written(runs: Any) -> None:
     written = runs.write(runs("optimizer.lr=0.1", value=0.25, seed=3), curve=(1.0, 0.25))
     found = read(written.folder)
-    assert found == written
+    for name in ("config", "overrides", "choices", "result"):
+        assert getattr(found, name) == getattr(written, name)
     assert (found.seed, found.metric, found.value, found.trouble) == (3, "val/loss", 0.25, "")
     assert [row["val/loss"] for row in found.rows] == [1.0, 0.25]
     assert found.choices == {"data": "digits", "model": "mlp", "optimizer": "sgd"}
@@ -51,8 +52,8 @@ def test_a_damaged_run_is_left_out_with_the_reason(
 
 def test_missing_or_damaged_curves_cost_the_curve_only(runs: Any) -> None:
     written = runs.write(runs(), curve=(1.0,))
-    (written.folder / "metrics.jsonl").write_text('{"epoch": 1}\n{"ep')
-    assert read(written.folder).rows == []
+    (written.folder / "metrics.jsonl").write_text('{"epoch": 1}\n{"ep')  # as a kill leaves it
+    assert read(written.folder).rows == [{"epoch": 1}]
     (written.folder / "metrics.jsonl").write_text("3\n")
     assert read(written.folder).rows == []
 

@@ -8,6 +8,7 @@ from typing import Any
 from dlrun import config
 from dlrun.config import Block
 from dlrun.errors import RequestError
+from dlrun.record import RunRecord
 from dlrun.saved_model import SavedModel
 from dlrun.shell import quote
 
@@ -59,12 +60,10 @@ def refuse(saved: SavedModel) -> None:
 def _refuse_unfinished(saved: SavedModel) -> None:
     if saved.folder is None:
         return  # a checkpoint alone does not say
-    path = saved.folder / "result.json"
-    status = "interrupted"
-    if path.is_file():
-        from dlrun.run_folder import read_json
-
-        status = str(read_json(path).get("status"))
+    run = RunRecord(saved.folder)
+    status = str(run.result.get("status", "interrupted"))
+    if run.damage:
+        raise RequestError(run.damage[0])
     if status not in ("completed", "early_stopped"):
         raise RequestError(
             f"{saved.folder} is {status}, so there are no final weights to come to; "

@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -11,11 +10,12 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
 
-from dlrun import build, loop, preflight, run_folder
+from dlrun import build, loop, preflight
 from dlrun.config import Block, DataKeys, Settings
 from dlrun.data.rows import row_count
 from dlrun.data.spec import DataSpec
 from dlrun.optim.schedule import Schedule
+from dlrun.record import RunRecord
 from dlrun.saved_model import SavedModel
 from dlrun.task import FLUSH_BATCHES
 
@@ -175,14 +175,13 @@ class TrainingRun:
     @property
     def result(self) -> dict[str, Any]:
         """result.json; empty where the checkpoint lies in no run folder."""
-        path = None if self.saved.folder is None else self.saved.folder / "result.json"
-        return run_folder.read_json(path) if path is not None and path.is_file() else {}
+        return {} if self.saved.folder is None else RunRecord(self.saved.folder).result
 
     @property
     def device(self) -> str:
         """Where it was trained; the CPU where nothing says otherwise."""
-        path = Path() if self.saved.folder is None else self.saved.folder / "environment.json"
-        return str(run_folder.read_json(path).get("device", "cpu")) if path.is_file() else "cpu"
+        noted = {} if self.saved.folder is None else RunRecord(self.saved.folder).environment
+        return str(noted.get("device", "cpu"))
 
 
 PUBLISHED = ("mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "names")  # with a test part of their own
