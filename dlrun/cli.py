@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from itertools import dropwhile
 from typing import TYPE_CHECKING, Any
 
-from dlrun import config, listing, ranks, signals
-from dlrun.errors import DlrunError, RequestError, RunError
+from dlrun import command_help, config, listing, ranks, signals
+from dlrun.errors import DlrunError, RequestError, RunError, own_place
 from dlrun.search_path import put_own_last
 from dlrun.terminal import write_error, write_out
 
@@ -123,8 +123,9 @@ def refuse_sweep_settings(words: list[str]) -> None:
 def answer(words: list[str]) -> list["Request"]:
     """What is to be trained; empty when the command has been answered on the spot."""
     first = words[0] if words else ""
-    if first in ("-h", "--help"):
-        write_out(listing.HELP.format(groups=", ".join(listing.groups(config.CONFIG_DIR))).removesuffix("\n"))
+    helped = help_text(words)
+    if helped:
+        write_out(helped)
         return []
     if first == "ls":
         list_choices(words[1:])
@@ -133,6 +134,17 @@ def answer(words: list[str]) -> list["Request"]:
     if resumed and resumed != ["auto"]:
         words = ["resume", *resumed, *(word for word in words if not word.startswith("resume="))]
     return compose(words)
+
+
+def help_text(words: list[str]) -> str:
+    """What --help or --version anywhere in a command line asks for; "" where neither is there."""
+    flags = words[: words.index("--")] if "--" in words else words  # what follows are inputs of `dlrun predict`
+    if "-h" in flags or "--help" in flags:
+        for name in (" ".join(words[:2]), words[0]):  # `check lr` before `check`
+            if name in command_help.COMMAND_HELP:
+                return command_help.of_command(name)
+        return command_help.overview(listing.groups(config.CONFIG_DIR))
+    return command_help.versions() if "--version" in flags else ""
 
 
 def compose(words: list[str]) -> list["Request"]:
@@ -203,7 +215,12 @@ def explain_worker_death(error: RuntimeError) -> DlrunError | None:
 
 def own_exit(error: SystemExit) -> RequestError:
     """What to say of a sys.exit before training; in training it is a failure of the run, and comes as a DlrunError."""
-    return RequestError(f"code of your own called sys.exit({error.code}) before the run began; raise an error there")
+    place = own_place(error)
+    if place:
+        culprit = f"code of your own called sys.exit({error.code}) before the run began ({place}); raise an error there"
+        return RequestError(culprit)
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return RequestError(f"{last.filename}, line {last.lineno}, called sys.exit({error.code}) before the run began")
 
 
 def list_choices(words: list[str]) -> None:

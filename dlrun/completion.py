@@ -46,7 +46,7 @@ _dlrun() {
 compdef _dlrun dlrun
 """,
 }
-_FLAGS = ("-m", "--multirun", "--cfg", "--config-dir", "--help", "--hydra-help", "-v")
+_FLAGS = ("-m", "--multirun", "--cfg", "--config-dir", "--help", "--version", "--hydra-help", "-v")
 _OF_RUNS = ("eval", "predict", "export", "diff")  # their first words are runs, jobs of sweeps among them
 _OF_SWEEPS = ("resume", "compare")  # or whole sweeps
 _SEVERAL = ("diff", "compare")

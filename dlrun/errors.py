@@ -1,5 +1,6 @@
 """What can go wrong, as one small tree: a user's mistake, or a run that failed; and what was perhaps meant."""
 
+import traceback
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
@@ -77,6 +78,26 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
         seen.append(error)
         yield error
         error = error.__cause__ or error.__context__
+
+
+def own_place(error: BaseException) -> str:
+    """The innermost line of the user's own code that an exception came through, as "mynet.py, line 4"; "" for none."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if is_own_code(frame.filename):
+            return f"{Path(frame.filename).name}, line {frame.lineno}"
+    return ""
+
+
+def is_own_code(filename: str) -> bool:
+    """Whether a file, or a cell of a notebook, is the user's own: neither dlrun's nor installed."""
+    if filename in ("<stdin>", "<string>") or filename.startswith("<ipython-input"):
+        return True
+    path = Path(filename)
+    package = Path(__file__).resolve().parent
+    installed = {"site-packages", "dist-packages", Path(traceback.__file__).parent.name}
+    if package in path.parents or not installed.isdisjoint(path.parts):
+        return False
+    return path.is_file() or path.parent.name.startswith("ipykernel_")
 
 
 def distance(a: str, b: str) -> int:

@@ -75,7 +75,11 @@ def from_command_line(words: Sequence[str]) -> list[Request]:
         with _argv(words), _composed_once(asked), contextlib.redirect_stderr(said):
             register()
             main = hydra.main(version_base="1.3", config_path=str(config.CONFIG_DIR), config_name="config")
-            main(capture)()
+            try:
+                main(capture)()
+            except SystemExit as left:  # --hydra-help exits once it is printed
+                if left.code or not answered(asked):
+                    raise
         if said.getvalue():
             write_error(said.getvalue().removesuffix("\n"))
     except Exception as error:

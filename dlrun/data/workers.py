@@ -13,7 +13,6 @@ import traceback
 from collections.abc import Iterator, Sized
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any, cast
 from weakref import WeakSet
 
@@ -22,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from dlrun.data.rows import Rows, Seeded, is_list_of_samples
-from dlrun.errors import DataError, DlrunError, RunError, chain
+from dlrun.errors import DataError, DlrunError, RunError, chain, own_place
 from dlrun.signals import STOPPING
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
@@ -156,16 +155,8 @@ def describe(error: BaseException) -> str:
     said = f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
     if isinstance(error, MemoryError):
         return f"{said}; there is no memory left, try fewer data.num_workers or a smaller data.batch_size"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_own_code(frame.filename)]
-    return f"{said} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else said
-
-
-def is_own_code(filename: str) -> bool:
-    """Whether a file is the user's own: neither dlrun's nor installed."""
-    path = Path(filename)
-    package = Path(__file__).resolve().parent.parent
-    installed = {"site-packages", "dist-packages", Path(traceback.__file__).parent.name}
-    return package not in path.parents and installed.isdisjoint(path.parts) and path.is_file()
+    place = own_place(error)
+    return f"{said} ({place})" if place else said
 
 
 def traceback_of(error: BaseException) -> str:

@@ -1,0 +1,271 @@
+"""The texts of `dlrun --help` and `dlrun COMMAND --help`, and of --version; imports no torch."""
+
+import textwrap
+from dataclasses import dataclass
+from importlib import metadata
+
+_WIDTH = 80
+_RUN = ("RUN", "a run folder, as `dlrun ls runs` lists them")
+_RUN_OR_CHECKPOINT = ("RUN_OR_CHECKPOINT", "a run folder, for its best weights; or one of its .pt files")
+_KEYS = ("key=value", "keys to train with (default: an mlp on the digits); `dlrun --help` and `dlrun ls` list them")
+_TRUST = [
+    ("trust=false", "true: open a pickled full model, which can run code"),
+    ("trusted_modules=[]", "modules of your own that the run may use, as in '[mynet]'"),
+]
+_SAVED = [
+    ("data=", "other data of the same kind, or data.path=FILE (default: the run's)"),
+    ("device=", "cpu, cuda, mps or auto (default: the run's)"),
+    *_TRUST,
+]
+
+
+@dataclass(frozen=True)
+class CommandHelp:
+    """What `dlrun COMMAND --help` says."""
+
+    usage: str  # the words behind `dlrun`
+    about: str
+    words: list[tuple[str, str]]  # what stands at a place, and what it is
+    options: list[tuple[str, str]]  # option=default, and what it does
+    examples: list[str]
+    overview: list[tuple[str, str]]  # the lines of `dlrun --help`: usage, and a few words
+
+
+COMMAND_HELP = {
+    "resume": CommandHelp(
+        usage="resume RUN|SWEEP [key=value ...]",
+        about="Go on with an interrupted run as if it had never been stopped, or train a finished one longer. "
+        "A sweep trains what is not finished, and points that the words add.",
+        words=[_RUN, ("SWEEP", "a sweep's folder, the one that holds sweep.jsonl")],
+        options=[
+            ("trainer.epochs=", "train until this epoch (default: as the run was begun)"),
+            ("key=values", "more points of a sweep, as in seed=5,6"),
+            *_TRUST,
+        ],
+        examples=["dlrun resume runs/mine", "dlrun resume runs/mine trainer.epochs=4"],
+        overview=[
+            ("resume RUN [key=value ...]", "go on, or longer: trainer.epochs=40"),
+            ("resume SWEEP [key=values ...]", "go on, or add points: seed=5,6"),
+        ],
+    ),
+    "eval": CommandHelp(
+        usage="eval RUN_OR_CHECKPOINT [key=value ...]",
+        about="Say what saved weights are worth: metrics beside those of the training and of the trivial answer, "
+        "classes and calibration. They are written to RUN/eval/, with a row for each prediction.",
+        words=[_RUN_OR_CHECKPOINT],
+        options=[
+            ("split=test", "train, val, test or all"),
+            ("figures=true", "false: no pictures"),
+            *_SAVED,
+        ],
+        examples=["dlrun eval runs/mine", "dlrun eval runs/mine split=val figures=false"],
+        overview=[("eval RUN_OR_CHECKPOINT", "metrics, classes, calibration")],
+    ),
+    "predict": CommandHelp(
+        usage="predict RUN_OR_CHECKPOINT INPUT ... [--format F] [--top K] [key=value ...]",
+        about="Answer inputs, a row each: class and probability, or value. An input that cannot be read gets a row "
+        "with its error.",
+        words=[
+            _RUN_OR_CHECKPOINT,
+            ("INPUT", "a picture, a folder, a .csv, .txt or .npy file, a row of numbers, a name, or - for stdin"),
+        ],
+        options=[
+            ("--format table", "table, csv or jsonl"),
+            ("--top 1", "so many of the likeliest classes"),
+            ("--", "what follows is an input, even if it begins with a dash"),
+            *_SAVED[1:],
+        ],
+        examples=["dlrun predict runs/mine 0.5,-1.5", "dlrun predict runs/mine rows.csv --top 2 --format csv"],
+        overview=[("predict RUN_OR_CHECKPOINT INPUT ...", "images, folders, names, CSV rows")],
+    ),
+    "export": CommandHelp(
+        usage="export RUN_OR_CHECKPOINT [format=F] [key=value ...]",
+        about="Write the model for use elsewhere, checked against torch, into RUN/export/; or the whole training as "
+        "one plain PyTorch file.",
+        words=[_RUN_OR_CHECKPOINT],
+        options=[
+            ("format=onnx", "onnx, safetensors or python"),
+            ("weights=trained", "ema: the averaged weights of trainer.ema_decay"),
+            *_TRUST,
+        ],
+        examples=["dlrun export runs/mine", "dlrun export runs/mine format=python"],
+        overview=[("export RUN_OR_CHECKPOINT", "ONNX, or format=safetensors, python")],
+    ),
+    "compare": CommandHelp(
+        usage="compare DIR ... [paths.outputs=DIR]",
+        about="Put finished runs side by side: a table with mean and spread over seeds beside the trivial answer, "
+        "verdicts, pictures and a page. Of one sweep it is written into the sweep's folder.",
+        words=[("DIR", "a run, a sweep, or a folder of them")],
+        options=[("paths.outputs=outputs", "where comparisons/ is made")],
+        examples=["dlrun compare outputs", "dlrun compare runs/mine runs/other"],
+        overview=[("compare DIR ...", "table and pictures of finished runs")],
+    ),
+    "diff": CommandHelp(
+        usage="diff RUN RUN",
+        about="Say how two runs differ: config, machine, versions, the epoch at which their weights part, results.",
+        words=[_RUN],
+        options=[],
+        examples=["dlrun diff runs/mine runs/other", "dlrun diff runs/other runs/mine"],
+        overview=[("diff RUN RUN", "what differs, and where they part")],
+    ),
+    "check": CommandHelp(
+        usage="check [resume|lr|gradients] [key=value ...]",
+        about="Say all that is wrong with a choice, and what memory and disk it takes, without training; or measure "
+        "something about it: `dlrun check lr --help` and so on.",
+        words=[
+            ("resume", "kill it, resume it, compare"),
+            ("lr", "a learning rate to begin with"),
+            ("gradients", "hand-written gradients against autograd"),
+            _KEYS,
+        ],
+        options=[("-m", "all runs of a sweep")],
+        examples=["dlrun check model=cnn", "dlrun check -m optimizer=sgd,adam data=blobs"],
+        overview=[("check [key=value ...]", "all that is wrong, without training")],
+    ),
+    "check resume": CommandHelp(
+        usage="check resume [key=value ...]",
+        about="Train the choice twice for a few epochs, once left alone and once killed three times and resumed, and "
+        "compare weights, metrics and events. Nothing of it stays.",
+        words=[_KEYS],
+        options=[],
+        examples=["dlrun check resume data=blobs", "dlrun check resume data=blobs optimizer=momentum"],
+        overview=[("check resume [key=value ...]", "kill it, resume it, compare")],
+    ),
+    "check lr": CommandHelp(
+        usage="check lr [key=value ...]",
+        about="Raise the learning rate from step to step, look at the loss and suggest a rate. Only a picture of it "
+        "stays, in outputs/check_lr/.",
+        words=[_KEYS],
+        options=[("paths.outputs=outputs", "where check_lr/ is made")],
+        examples=["dlrun check lr data=blobs", "dlrun check lr data=blobs optimizer=sgd"],
+        overview=[("check lr [key=value ...]", "a learning rate to begin with")],
+    ),
+    "check gradients": CommandHelp(
+        usage="check gradients [key=value ...]",
+        about="Hold the backward passes that are written by hand against autograd and the central difference, layer "
+        "by layer, in fp64.",
+        words=[_KEYS],
+        options=[],
+        examples=["dlrun check gradients model=scratch_mlp", "dlrun check gradients model=scratch_mlp data=blobs"],
+        overview=[("check gradients model=scratch_mlp", "hand-written gradients")],
+    ),
+    "ls": CommandHelp(
+        usage="ls [GROUP ...] | ls runs [FOLDER ...] [key=value ...] [--last N]",
+        about="List what can be chosen, a line each; or what was run, newest first.",
+        words=[
+            ("GROUP", "data, model, optimizer, ... (default: all of them)"),
+            ("FOLDER", "where the runs are (default: paths.outputs)"),
+        ],
+        options=[
+            ("status=", "runs of this status: completed, early_stopped, interrupted, failed, running, empty"),
+            ("key=value", "runs with this value, as in model=resnet,cnn or seed=0"),
+            ("--last N", "the newest N (default: all)"),
+            ("paths.outputs=outputs", "where the runs are, if no FOLDER is named"),
+        ],
+        examples=["dlrun ls model", "dlrun ls runs status=completed --last 5"],
+        overview=[
+            ("ls [GROUP]", "what can be chosen"),
+            ("ls runs [status=failed ...]", "what was run, newest first"),
+        ],
+    ),
+    "clean": CommandHelp(
+        usage="clean [FOLDER ...] [key=value ...] [--last N] [--yes]",
+        about="Show the failed and empty runs, and remove them with --yes. Nothing outside of paths.outputs goes, and "
+        "no run under way.",
+        words=[("FOLDER", "where to look (default: all of paths.outputs)")],
+        options=[
+            ("--yes", "remove what is shown (default: only show it)"),
+            ("status=failed,empty", "runs of which status"),
+            ("key=value", "runs with this value, as in model=resnet"),
+            ("--last N", "the newest N (default: all)"),
+            ("paths.outputs=outputs", "where the runs are"),
+        ],
+        examples=["dlrun clean", "dlrun clean status=failed --yes"],
+        overview=[("clean [--yes]", "remove failed and empty runs")],
+    ),
+    "completion": CommandHelp(
+        usage="completion bash|zsh",
+        about="Print what makes the Tab key know commands, options, keys and runs.",
+        words=[("bash|zsh", "your shell")],
+        options=[],
+        examples=['eval "$(dlrun completion bash)"', "dlrun completion zsh"],
+        overview=[],
+    ),
+}
+
+_TRAINING = [
+    ("dlrun", "an mlp on scikit-learn's digits"),
+    ("dlrun model=resnet data=mnist device=cuda", "choose from the groups"),
+    ("dlrun optimizer.lr=0.1 trainer.epochs=5", "change any key"),
+    ("dlrun -m optimizer=sgd,momentum,adam", "a run for each choice"),
+    ("dlrun -m 'seed=range(5)' sweep.jobs=2", "brackets are quoted for the shell"),
+    ("dlrun lesson=gradient_descent", "a lesson of the course"),
+    ("dlrun debug=one_batch", "one batch through everything"),
+]
+_BESIDES = [
+    ("tensorboard --logdir outputs", "look at the runs"),
+    ('eval "$(dlrun completion bash)"', "the Tab key, or zsh, from now on"),
+]
+_FLAGS = [
+    ("COMMAND --help", "a command's words, options and examples"),
+    ("--version", "versions of dlrun, torch and Hydra"),
+    ("--cfg job", "show the composed config"),
+    ("--config-dir DIR", "add options of your own, in DIR/<group>/<option>.yaml"),
+    ("-v", "show tracebacks"),
+    ("--hydra-help", "Hydra's other flags"),
+]
+
+
+def overview(groups: list[str]) -> str:
+    """What `dlrun --help` says."""
+    commands = list(_TRAINING)
+    for command in COMMAND_HELP.values():
+        for usage, text in command.overview:
+            commands.append((f"dlrun {usage}", text))
+    commands += _BESIDES
+
+    lines = ["dlrun: train a choice of data × model × optimizer × device, and record it", ""]
+    for i, (usage, text) in enumerate(commands):
+        if i == len(_TRAINING):
+            lines.append("")
+        lines.append(f"  {usage:<41}  {text}")
+    lines.append("")
+    lines += [f"  {flag:<17}  {text}" for flag, text in _FLAGS]
+    lines += ["", f"groups: {', '.join(groups)}"]
+    return "\n".join(lines)
+
+
+def of_command(name: str) -> str:
+    """What `dlrun NAME --help` says; NAME is a key of COMMAND_HELP."""
+    command = COMMAND_HELP[name]
+    blocks = [f"dlrun {command.usage}", textwrap.fill(command.about, _WIDTH)]
+
+    width = max((len(word) for word, _ in [*command.words, *command.options]), default=0)
+    if command.words:
+        blocks.append(_listed("words", command.words, width))
+    if command.options:
+        blocks.append(_listed("options, with their defaults", command.options, width))
+
+    blocks.append("\n".join(["examples", *(f"  {example}" for example in command.examples)]))
+    return "\n\n".join(blocks)
+
+
+def _listed(title: str, rows: list[tuple[str, str]], width: int) -> str:
+    """A title, and names with what they mean beside them."""
+    lines = [title]
+    for name, text in rows:
+        head = f"  {name:<{width}}  "
+        lines.append(textwrap.fill(text, _WIDTH, initial_indent=head, subsequent_indent=" " * len(head)))
+    return "\n".join(lines)
+
+
+def versions() -> str:
+    """What `dlrun --version` says, from the packages' metadata."""
+    lines = []
+    for name, package in (("dlrun", "dlrun"), ("torch", "torch"), ("Hydra", "hydra-core")):
+        try:
+            version = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            version = "not installed as a package"
+        lines.append(f"{name} {version}")
+    return "\n".join(lines)
