@@ -18,6 +18,7 @@ from dlrun.console import Console
 from dlrun.data.spec import DataSpec, Splits
 from dlrun.disk import Unsaved
 from dlrun.errors import RequestError, RunError
+from dlrun.library_warnings import diverted
 from dlrun.predictions import Predictions, predicted
 from dlrun.record import RunRecord, with_nan
 from dlrun.request import Request, UnknownKey
@@ -101,7 +102,7 @@ class Run:
         `spec.std`; (codes, lengths), int64 (N, length) and (N,), for sequences, or names as text. A tensor, an array or
         nested lists. RequestError for another shape. Mode and weights of the model stay as they are.
         """
-        with self._session():
+        with diverted(), self._session():
             return predicted(self._saved, x)
 
     def _session(self) -> contextlib.AbstractContextManager[runtime.Runtime]:
@@ -211,9 +212,10 @@ def _checked(words: Sequence[str]) -> list[str]:
 
 @contextlib.contextmanager
 def _as_it_was() -> Iterator[None]:
-    """Modules in the working directory can be imported meanwhile, as by the command line."""
+    """As on the command line, modules in the working directory can be imported, and libraries warn no terminal."""
     before = put_own_last()
     try:
-        yield
+        with diverted():
+            yield
     finally:
         sys.path[:] = before

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from itertools import dropwhile
 from typing import TYPE_CHECKING, Any
 
-from dlrun import command_help, config, listing, ranks, signals
+from dlrun import command_help, config, library_warnings, listing, ranks, signals
 from dlrun.errors import DlrunError, RequestError, RunError, own_place
 from dlrun.search_path import put_own_last
 from dlrun.terminal import write_error, write_out
@@ -44,11 +44,13 @@ CHECKS = {  # what answers `dlrun check WORD`, and what is said when what was ch
 OF_SAVED_RUNS = ("eval", "export", "predict", "resume")  # their first word is a run
 
 
+@library_warnings.diverted()
 @signals.terminable()
 def main() -> int:
     """Run one command line; returns the exit code: 0 done, 1 a run failed, 2 a wrong request, above 128 stopped."""
     words = [word for word in sys.argv[1:] if word != "-v"]
     verbose = len(words) < len(sys.argv) - 1 or os.environ.get("HYDRA_FULL_ERROR") == "1"
+    library_warnings.show(verbose)
     put_own_last()
     requests: list[Request] = []
     try:

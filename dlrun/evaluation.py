@@ -17,6 +17,7 @@ from dlrun.errors import DataError, RequestError, RunError, did_you_mean
 from dlrun.eval_folder import write
 from dlrun.metrics import PADDING
 from dlrun.per_class import PerClass, per_class
+from dlrun.plots import fonts
 from dlrun.record import RunRecord
 from dlrun.saved_model import SavedModel, load_weights, opened, run_named
 from dlrun.task import Task
@@ -96,6 +97,8 @@ def evaluate(words: list[str]) -> dict[str, float]:
         except OSError as error:
             said = f"{saved.folder}/eval cannot be written ({error.strerror}); the metrics above are whole"
             raise RunError(said) from error
+        for line in fonts.note():
+            console.say(f"note: {line}")
         console.say(facts([("written to", run_folder.from_here(folder))]))
     return found.metrics
 

@@ -37,9 +37,10 @@ from dlrun.data import workers
 from dlrun.disk import forget_halves
 from dlrun.errors import DlrunError, RequestError, RunError
 from dlrun.fingerprints import Fingerprints
+from dlrun.library_warnings import diverted
 from dlrun.models.pretrained import weights_follow
 from dlrun.parts import Parts, prepare, session
-from dlrun.plots import evolution
+from dlrun.plots import evolution, fonts
 from dlrun.problems import Problems
 from dlrun.ranks import Ranks, joined
 from dlrun.record import RESULT, RunRecord
@@ -57,6 +58,7 @@ def run(request: Request, console: Console | None = None) -> int:
     """
     console = console or Console()
     with contextlib.ExitStack() as held:
+        warned = held.enter_context(diverted(console.log_only))
         ranks = held.enter_context(joined())
         held.callback(workers.end_workers)
         own = held.enter_context(lock.Lock())
@@ -81,6 +83,7 @@ def run(request: Request, console: Console | None = None) -> int:
                 with console.following(parts.training), profiling_of(parts, tracker, saver, folder) as profile:
                     status = loop.fit(parts.training, tracker, console, saver, ranks.together(stop))
                 said = len(parts.notes)
+                parts.notes += warned.note()
                 result = finish(parts, folder, status, tracker, saver, profile)
                 if profile is not None:
                     profile.mark("other")
@@ -245,6 +248,9 @@ def start(parts: Parts, folder: Path, tracker: FileTracker, earlier: dict[str, A
     tracker.each_epoch.insert(0, noted)  # before pictures, which may fail
     if earlier is None:
         noted.note(epoch=0, step=0)
+        classes = parts.splits.spec.class_names
+        if classes:  # as text: no font of this machine need have their letters
+            tracker.log_text("classes", report.indented([f"{i}: {name}" for i, name in enumerate(classes)]))
         tracker.log_text("config", report.config_as_markdown(config.recorded(parts.settings.plain)))
     else:
         runtime.set_rng_state(earlier["rng"])
@@ -271,6 +277,7 @@ def finish(
         if parts.settings.rest.figures:
             with parts.unsaved.attempt("figures", again=False), stopped("figures"):
                 figures.draw_all(parts, folder, tracker)
+            parts.notes += fonts.note()
         parts.notes += results.record_end(parts, metrics, tracker)
     result = results.collect(parts, status, metrics, sha256, error=None) | {"measured": measured}
     result["expected"] = conclusion.of_one(parts, result, folder) if status != "interrupted" else []

@@ -17,6 +17,7 @@ from dlrun.expectations import Checked
 from dlrun.optim.schedule import OF_THE_WHOLE
 from dlrun.preflight import checkpoint_bytes
 from dlrun.probes import Answer
+from dlrun.terminal import escape_line
 from dlrun.training import Training
 from dlrun.yaml_text import as_yaml
 
@@ -228,4 +229,9 @@ def end(result: dict[str, Any]) -> str:
 
 def config_as_markdown(plain: dict[str, Any]) -> str:
     """The config as TensorBoard's text tab shows it."""
-    return "\n".join("    " + line for line in as_yaml(plain).splitlines())
+    return indented(as_yaml(plain).splitlines())
+
+
+def indented(lines: Sequence[str]) -> str:
+    """Lines that Markdown shows as they are; control characters are escaped."""
+    return "\n".join("    " + escape_line(line) for line in lines)

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import importlib
 import io
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -67,7 +68,8 @@ def from_command_line(words: Sequence[str]) -> list[Request]:
             raise RequestError(f"the sweep has {len(found):,} points and more; type sweep.max_jobs=<as many as it has>")
 
     asked = flags(words)
-    words = [*_without(words, asked.overrides), *asked.overrides]  # Hydra wants them together
+    # Hydra wants them together.
+    words = [*_without(words, asked.overrides), *(quote_letters(word) for word in asked.overrides)]
     capture.__module__ = "dlrun.request"
     said = io.StringIO()
     try:
@@ -90,6 +92,14 @@ def from_command_line(words: Sequence[str]) -> list[Request]:
         named = " ".join(word for word in words if "=" in word)
         raise RequestError(f"the sweep has no jobs: a choice is empty, or handed to other processes; change {named}")
     return found
+
+
+def quote_letters(word: str) -> str:
+    """key=value with quotes around a plain value of other letters than ASCII, which Hydra takes only so."""
+    key, equals, value = word.partition("=")
+    if not equals or value.isascii() or not key.isascii() or set(value) & set("'\"[]{}(),$\\"):
+        return word
+    return f'{key}="{value}"'
 
 
 def _without(words: Sequence[str], overrides: Sequence[str]) -> list[str]:
@@ -143,6 +153,7 @@ def _argv(words: Sequence[str]) -> Iterator[None]:
     before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     theirs: Any = (GlobalHydra.instance(), HydraConfig.instance())
     was = theirs[0].hydra, theirs[1].cfg
+    handlers, level = list(logging.root.handlers), logging.root.level  # --info adds a handler
     sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["dlrun", *words], "1"
     theirs[0].clear()
     try:
@@ -153,6 +164,8 @@ def _argv(words: Sequence[str]) -> Iterator[None]:
         if full is not None:
             os.environ["HYDRA_FULL_ERROR"] = full
         theirs[0].hydra, theirs[1].cfg = was
+        logging.root.handlers[:] = handlers
+        logging.root.setLevel(level)
 
 
 @contextlib.contextmanager
@@ -278,7 +291,7 @@ def from_saved(saved: dict[str, Any], choices: dict[str, str], overrides: list[s
     merged = OmegaConf.create({**plain, **{key: getattr(defaults, key) for key in config.PERMISSIONS}})
     trusted: list[str] = []
     named: list[str] = []
-    for override in OverridesParser.create().parse_overrides(overrides):
+    for override in OverridesParser.create().parse_overrides([quote_letters(word) for word in overrides]):
         key, value = override.key_or_group, override.value()
         named.append(key)
         if override.is_sweep_override():

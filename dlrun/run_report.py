@@ -76,6 +76,7 @@ def _facts(parts: "Parts", folder: Path, result: dict[str, Any]) -> list[tuple[s
     return [
         *((key, str(noted[key])) for key in ("command", "started") if key in noted),
         *{**dict(report.description(parts)), "optimizer": _optimizer(parts)}.items(),
+        *([("classes", ", ".join(parts.splits.spec.class_names))] if parts.splits.spec.class_names else []),
         ("seed", str(parts.settings.rest.seed)),
         *run.machine.items(),
         ("weights", f"sha256 {result['weights_sha256']}"),

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_in
 
 from dlrun.data.rows import Rows, Seeded, is_list_of_samples
 from dlrun.errors import DataError, DlrunError, RunError, chain, own_place
+from dlrun.library_warnings import divert_for_good
 from dlrun.signals import STOPPING
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
@@ -228,6 +229,7 @@ def prepare_worker(number: int) -> None:
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
     sys.excepthook = say_nothing
+    divert_for_good()
     if sys.platform == "linux":
         # Elsewhere torch looks every five seconds whether the run is still there.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,11 +1,13 @@
 """The sheet that pictures are drawn on: no pyplot, which keeps every figure alive and looks for a screen."""
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dlrun.plots import fonts
 from dlrun.terminal import escape_line
 
 if TYPE_CHECKING:
@@ -32,8 +34,11 @@ def pixels(figure: "Figure") -> NDArray[np.uint8]:
     """The drawn figure (H, W, 3)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+    fonts.choose(figure)
     canvas: Any = FigureCanvasAgg(figure)
-    canvas.draw()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from")  # fonts.note says it in a sentence
+        canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 

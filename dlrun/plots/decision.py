@@ -58,8 +58,9 @@ def draw_regions(
     corners = features.measured(grid[[0, -1]], spec)
     (left, bottom), (right, top) = corners
     colors = _colors(shares.shape[-1])
+    shades = 0.5 + 0.5 * shares @ colors
     axes.imshow(
-        0.5 + 0.5 * shares @ colors,
+        shades.clip(0, 1),  # shares that sum to 1 but for rounding may go beyond
         origin="lower",
         extent=(left, right, bottom, top),
         aspect="auto",

@@ -10,6 +10,7 @@ from dlrun.console import Console, facts
 from dlrun.disk import write_atomically
 from dlrun.errors import RequestError
 from dlrun.inside import refuse_outside
+from dlrun.plots import fonts
 from dlrun.record import RunRecord
 from dlrun.sweep import finished, html, table, verdicts
 from dlrun.sweep.comparison import Comparison, compare
@@ -38,6 +39,8 @@ def compare_runs(words: Sequence[str]) -> int:
         written = write(comparison, folder, shlex.join(["dlrun", "compare", *words]))
     except OSError as error:
         raise RequestError(f"cannot write to {folder} ({error.strerror}); type paths.outputs=<folder>") from error
+    for line in fonts.note():
+        console.say(f"note: {line}")
     console.say()
     console.say(facts([("comparison", str(folder)), ("open", str(written))]))
     return 0

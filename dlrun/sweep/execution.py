@@ -13,6 +13,7 @@ from dlrun.console import Console, facts
 from dlrun.disk import Unsaved, forget_halves
 from dlrun.errors import RequestError, UnreadableError
 from dlrun.lock import Lock
+from dlrun.plots import fonts
 from dlrun.request import Request
 from dlrun.sweep import answer
 from dlrun.sweep.comparison import compare
@@ -179,6 +180,8 @@ def conclude(console: Console, ledger: Ledger, jobs: Sequence[Job], errors: dict
         else:
             console.say()
         page = answer.write(comparison, ledger.folder, shlex.join(["dlrun", *ledger.words]))
+        for line in fonts.note():
+            console.say(f"note: {line}")
         outputs = shlex.quote(str(ledger.folder))
         console.say(facts([("report", str(page)), ("view", f"tensorboard --logdir {outputs}")]))
     if waiting:

@@ -10,6 +10,7 @@ from pathlib import Path
 from dlrun import config
 from dlrun.console import Console, clock, facts
 from dlrun.errors import RequestError, UnavailableError
+from dlrun.library_warnings import diverted
 from dlrun.parts import prepare, session
 from dlrun.problems import Problems
 from dlrun.runtime import cores
@@ -91,7 +92,8 @@ def check_apart(jobs: Sequence[Job], engine: Parallel) -> Checked:
 def _send_check(jobs: Sequence[Job], answers: Connection) -> None:
     """Run in the other process: send the label of each job before it is built, and what all came to."""
     try:
-        answers.send(Checked(check(jobs, lambda job: answers.send(job.label))))
+        with diverted(lambda text: None):  # the job says it in its own log
+            answers.send(Checked(check(jobs, lambda job: answers.send(job.label))))
     except RequestError as error:
         answers.send(Checked(wrong=str(error)))
 
