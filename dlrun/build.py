@@ -188,11 +188,11 @@ def task(settings: Settings, spec: DataSpec, trusted_modules: Sequence[str] | No
     return Task(spec, keys.loss, keys.reduction, own)
 
 
-def limits(settings: Settings) -> Limits:
+def limits(settings: Settings, train: Batches) -> Limits:
     """When training ends and how a step is made."""
     trainer = settings.rest.trainer
     return Limits(
-        epochs=trainer.epochs,
+        epochs=trainer.limit_epochs(math.ceil(len(train) / trainer.accumulate_steps)),
         max_steps=trainer.max_steps,
         accumulate_steps=trainer.accumulate_steps,
         grad_clip_norm=trainer.grad_clip_norm,
@@ -252,7 +252,8 @@ def schedule(
         return Schedule(optimizer, None, keys.interval, keys.warmup_steps)
     trainer = settings.rest.trainer
     per_epoch = math.ceil(len(train) / trainer.accumulate_steps)
-    steps = min(trainer.epochs * per_epoch, trainer.max_steps or trainer.epochs * per_epoch)
+    epochs = trainer.limit_epochs(per_epoch)
+    steps = min(epochs * per_epoch, trainer.max_steps or epochs * per_epoch)
     length = max(moves_after_warmup(steps, per_epoch, keys.interval, keys.warmup_steps), 1)
     lr = float(settings.optimizer.arguments.get("lr") or optimizer.param_groups[0]["lr"])
     whole = {"max_lr": 10 * lr, **dict.fromkeys(OF_THE_WHOLE, length)}

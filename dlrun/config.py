@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,7 +103,7 @@ class EarlyStoppingConfig:
 class TrainerConfig:
     """How long, and how a step is made."""
 
-    epochs: int = _positive(20)
+    epochs: int | None = _positive(20)  # null: until max_steps, as where that alone is typed
     max_steps: int | None = _positive(None)  # optimizer steps
     accumulate_steps: int = _positive(1)  # batches an optimizer step
     grad_clip_norm: float | None = _positive(None)
@@ -110,6 +111,12 @@ class TrainerConfig:
     profile: bool = False  # a trace of a few steps, and a table of where the time went
     ema_decay: float | None = field(default=None, metadata={"above": 0, "below": 1})  # average the weights, by step
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
+
+    def limit_epochs(self, steps_per_epoch: int) -> int:
+        """How many epochs may begin: those asked for, or as many as max_steps takes."""
+        if self.epochs is not None:
+            return self.epochs
+        return math.ceil((self.max_steps or 1) / steps_per_epoch)
 
 
 @dataclass
@@ -250,7 +257,12 @@ def read(plain: dict[str, Any], choices: dict[str, str], problems: Problems | No
     model, model_keys = _block("model", choices, plain, ModelKeys, found)
     optimizer, optimizer_keys = _block("optimizer", choices, plain, OptimizerKeys, found)
     scheduler, scheduler_keys = _block("scheduler", choices, plain, SchedulerKeys, found)
-    rest = typed(Config, given({k: v for k, v in plain.items() if k not in blocks}), "", found)
+    rest: Config = typed(Config, given({k: v for k, v in plain.items() if k not in blocks}), "", found)
+    if rest.trainer.epochs is None and rest.trainer.max_steps is None:
+        found.add(
+            RequestError("trainer.epochs=null never ends; type trainer.max_steps=<steps> too, or trainer.epochs=20")
+        )
+        rest.trainer.epochs = 1
     if problems is None:
         found.settle()
     return Settings(

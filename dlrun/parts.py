@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -105,6 +106,7 @@ def _built(settings: Settings, process: Runtime, trusted_modules: list[str] | No
         attempt(_refuse_unsaveable, settings, splits, training, trusted_modules)
     baseline = results.baseline(task, splits)
     parts = Parts(settings, process, splits, task, model, training, test, [], baseline, notes)
+    parts.notes += note_early_end(training)
     parts.start_parameters = training.parameter_values()
     if settings.rest.preflight:
         attempt(_look, parts)
@@ -164,7 +166,7 @@ def _training(
         scaler=process.scaler(),
         train=train,
         val=val,
-        limits=build.limits(settings),
+        limits=build.limits(settings, train),
         monitor=monitor,
         mode=mode,
         autocast=process.autocast,
@@ -283,6 +285,18 @@ def _check_batch_sizes(parts: Parts, first: Batch) -> None:
     sizes = preflight.batch_sizes(order, parts.runtime.ranks.count, most_batches)
     work = sum(layer.multiply_adds for layer in parts.layers)
     preflight.check_batch_sizes(parts.model, first, parts.task, training.autocast, sizes, order, work)
+
+
+def note_early_end(training: Training) -> list[str]:
+    """A note where the epochs end the training before trainer.max_steps."""
+    limits = training.limits
+    steps = limits.epochs * math.ceil(len(training.train) / limits.accumulate_steps)
+    if limits.max_steps is None or limits.max_steps <= steps:
+        return []
+    return [
+        f"trainer.epochs={limits.epochs} ends the training after {steps:,} steps, before "
+        f"trainer.max_steps={limits.max_steps}; type trainer.epochs=null to make them all"
+    ]
 
 
 def remark(model: nn.Module) -> list[str]:

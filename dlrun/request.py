@@ -205,6 +205,7 @@ def _resolved(
             raise RequestError(f"{group} takes one choice; type {group}=<one of `dlrun ls {group}`>")
         own_target(composed, group, overrides, choices)
     plain = resolved(composed)
+    end_by_steps(plain["trainer"], overrides)
     multirun = settings.mode is not None and settings.mode.name == "MULTIRUN"
     return Request(
         config=plain,
@@ -215,6 +216,15 @@ def _resolved(
         sweep=Path(settings.sweep.dir) if multirun else None,
         words=words,
     )
+
+
+def end_by_steps(trainer: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Where trainer.max_steps is typed, and the epochs are those by default, the steps alone end the training."""
+    keys = [word.partition("=")[0].lstrip("+") for word in overrides]
+    if "trainer.max_steps" not in keys or "trainer.epochs" in keys:
+        return
+    if trainer["max_steps"] is not None and trainer["epochs"] == config.TrainerConfig().epochs:
+        trainer["epochs"] = None
 
 
 def _recorded_settings(settings: DictConfig) -> dict[str, Any]:

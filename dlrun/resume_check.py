@@ -75,7 +75,7 @@ def planned(words: list[str], asked: Request) -> Plan:
     with session(settings.rest.device, settings.rest.seed) as process:
         batches = len(prepare(settings, process, asked.trusted_modules).training.train)
     per_epoch = math.ceil(batches / trainer.accumulate_steps)
-    epochs = min(trainer.epochs, max(_MOST_EPOCHS, math.ceil(_FEW_STEPS / per_epoch)))
+    epochs = min(trainer.limit_epochs(per_epoch), max(_MOST_EPOCHS, math.ceil(_FEW_STEPS / per_epoch)))
     short = [f"trainer.epochs={epochs}", "figures=false", "tracking.graph=false", "expect=[]", "strict=false"]
     if epochs * per_epoch > _MOST_STEPS:
         per_epoch = _MOST_STEPS // epochs

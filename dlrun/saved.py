@@ -207,7 +207,7 @@ def _is_of_config(folder: Path, wanted: str) -> bool:
 def ended_by(state: dict[str, Any], plain: dict[str, Any]) -> str | None:
     """The key whose limit a saved state has reached; null where there is more to do."""
     trainer, patience = plain["trainer"], plain["trainer"]["early_stopping"]["patience"]
-    if state["epoch"] >= trainer["epochs"]:
+    if trainer["epochs"] is not None and state["epoch"] >= trainer["epochs"]:
         return "trainer.epochs"
     if trainer["max_steps"] is not None and state["step"] >= trainer["max_steps"]:
         return "trainer.max_steps"

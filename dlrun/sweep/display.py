@@ -89,7 +89,8 @@ class Display:
 
     def _row(self, job: Job, status: str, seconds: float) -> tuple[str, ...]:
         row = last_row(job.folder)
-        epoch = f"{int(row['epoch'])}/{job.request.config['trainer']['epochs']}" if row else ""
+        epochs = job.request.config["trainer"]["epochs"]
+        epoch = f"{int(row['epoch'])}{'' if epochs is None else f'/{epochs}'}" if row else ""
         monitor = job.request.config["checkpoint"]["monitor"] or ("val/loss" if "val/loss" in row else "train/loss")
         metric = f"{monitor} {number(row[monitor])}" if monitor in row else ""
         short = " ".join(re.sub(r"^[\w.]*\.(?=\w+=)", "", word) for word in job.label.split(" "))

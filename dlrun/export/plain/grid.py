@@ -80,7 +80,8 @@ def training(run: TrainingRun) -> Piece:
 def _grids(run: TrainingRun) -> int:
     """How many grids there were: one a step, until the spacing is fine enough."""
     group, trainer = run.optimizer.param_groups[0], run.settings.rest.trainer
-    steps = min(trainer.epochs, trainer.max_steps or trainer.epochs)
+    epochs = trainer.limit_epochs(1)
+    steps = min(epochs, trainer.max_steps or epochs)
     if group["refine"] <= 1:
         return 1
     spacing, grids = group["step"], 1

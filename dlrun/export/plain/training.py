@@ -174,8 +174,9 @@ def length(run: TrainingRun) -> tuple[int, bool]:
     """How many epochs begin, and whether the last of them ends before its time."""
     trainer = run.settings.rest.trainer
     steps = -(-run.batches // trainer.accumulate_steps)  # of an epoch
-    if trainer.max_steps is None or trainer.max_steps >= trainer.epochs * steps:
-        return trainer.epochs, False
+    epochs = trainer.limit_epochs(steps)
+    if trainer.max_steps is None or trainer.max_steps >= epochs * steps:
+        return epochs, False
     return -(-trainer.max_steps // steps), trainer.max_steps % steps != 0
 
 
