@@ -169,7 +169,6 @@ def test_the_edge_of_a_range_is_allowed(key: str, value: Any) -> None:
         ("trainer.epochs", "abc"),
         ("trainer.epochs", 2.5),
         ("trainer.epochs", True),
-        ("trainer.epochs", None),
         ("trainer.epochs", [1]),
         ("trainer.grad_clip_norm", "much"),
         ("trainer.early_stopping", 3),
