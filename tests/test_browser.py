@@ -107,13 +107,11 @@ def watched(browser: Any) -> Iterator[Callable[[int, int], Watched]]:
 
 
 @pytest.fixture(scope="module")
-def sweep(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sweep(browser: Any, warm: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small sweep over optimizers and learning rates, with pictures and graphs."""
     folder = tmp_path_factory.mktemp("browser")
-    done = subprocess.run(
-        [sys.executable, "-m", "dlrun", "-m", *SWEEP], cwd=folder, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stderr
+    process = warm.start("-m", "dlrun", "-m", *SWEEP, cwd=folder)
+    assert process.wait(600) == 0, process.err
     return folder / "sweep"
 
 

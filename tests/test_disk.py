@@ -239,19 +239,16 @@ sys.exit(main())
 
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", [5_000, 60_000])
-def test_a_limit_on_file_size_is_survived_by_a_real_process(limit: int, tmp_path: Path) -> None:
+def test_a_limit_on_file_size_is_survived_by_a_real_process(
+    limit: int, tmp_path: Path, python: Callable[..., Any]
+) -> None:
     words = ["data.limit_batches=5", "trainer.epochs=3", "trainer.log_every_steps=1", "tracking.graph=false"]
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED.format(limit=limit), *words, "hydra.run.dir=run"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 1, done.stderr
-    assert len(done.stderr.splitlines()) == 1
-    assert "the checkpoint (File too large)" in done.stderr
-    assert "Traceback" not in done.stdout
-    assert "completed after 3 epochs" in done.stdout
+    done = python("-c", LIMITED.format(limit=limit), *words, "hydra.run.dir=run")
+    assert done.code == 1, done.err
+    assert len(done.err.splitlines()) == 1
+    assert "the checkpoint (File too large)" in done.err
+    assert "Traceback" not in done.out
+    assert "completed after 3 epochs" in done.out
     assert (tmp_path / "run/result.json").exists()
     assert not list((tmp_path / "run").rglob("*.tmp"))
     assert max(file.stat().st_size for file in (tmp_path / "run").rglob("*") if file.is_file()) <= limit

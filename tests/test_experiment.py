@@ -4,7 +4,6 @@ import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -140,31 +139,6 @@ def test_no_validation_part_makes_the_monitor_fall_back(dlrun: Callable) -> None
     refused = dlrun("data=regression", "model=linear", "checkpoint.monitor=val/loss")
     assert refused.code == 2
     assert "train/loss" in refused.err
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("signal_name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
-def test_interruption_saves_and_resume_ends_in_the_same_run(
-    dlrun: Callable, warm: Any, tmp_path: Path, signal_name: str, code: int
-) -> None:
-    import signal
-    import time
-
-    words = ["data=digits", "model=mlp", "model.dropout=0.2", "trainer.epochs=25", "hydra.run.dir=run", *QUICK]
-    whole = dlrun(*[w.replace("dir=run", "dir=whole") for w in words])
-    process = warm.start("-m", "dlrun", *words, cwd=tmp_path)
-    while not (tmp_path / "run" / "metrics.jsonl").exists() or not (tmp_path / "run" / "metrics.jsonl").read_text():
-        time.sleep(0.02)
-    process.send_signal(getattr(signal, signal_name))
-    assert process.wait(timeout=60) == code, process.out + process.err
-    assert "dlrun resume run" in process.out
-    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "interrupted"
-    resumed = dlrun("resume", "run")
-    assert resumed.code == 0, resumed.err
-    timed = ("train_seconds", "samples_per_second")
-    same = {k: v for k, v in whole.result.items() if k not in timed}
-    assert {k: v for k, v in resumed.result.items() if k not in timed} == same
-    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -148,13 +148,15 @@ def test_the_second_signal_stops_now_and_resume_makes_the_rest(
 def test_a_signal_to_the_whole_process_group_leaves_the_workers_at_work(
     name: str, dlrun: Callable[..., Any], warm: Any, tmp_path: Path
 ) -> None:
-    words = (*WORDS, "trainer.epochs=30", "data.loader=workers", "data.num_workers=2", "checkpoint.every_steps=1")
+    words = (*WORDS, "trainer.epochs=8", "data.loader=workers", "data.num_workers=2", "checkpoint.every_steps=1")
     process = warm.start("-m", "dlrun", *words, "hydra.run.dir=run", cwd=tmp_path, start_new_session=True)
     wait_for(Path("run/checkpoints/last.pt"))
     os.killpg(process.pid, signal.Signals[name])
     code = process.wait(timeout=60)
     assert code == 128 + signal.Signals[name], process.out + process.err
     assert process.err.count("interrupted") == 1, process.err
+    assert "dlrun resume run" in process.out
+    assert json.loads(Path("run/result.json").read_text())["status"] == "interrupted"
     assert dlrun("resume", "run").code == 0
     assert dlrun(*words, "hydra.run.dir=whole").code == 0
     assert left(Path("run")) == left(Path("whole"))

@@ -16,7 +16,7 @@ code = main()
 peak = next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
 sys.stderr.write(f"{code} {peak}")
 """
-FEW, MANY = 1_000, 1_000_000
+FEW, MANY = 1_000, 200_000
 
 
 def peak_megabytes(folder: Path, *words: str) -> float:
@@ -42,7 +42,7 @@ def lines(path: Path) -> int:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 @pytest.mark.parametrize("kind", ["rows", "names"])
-def test_a_million_inputs_take_no_more_memory_than_a_thousand(
+def test_many_inputs_take_no_more_memory_than_a_thousand(
     trained: Callable[..., Path], tmp_path: Path, kind: str
 ) -> None:
     if kind == "rows":
@@ -59,4 +59,4 @@ def test_a_million_inputs_take_no_more_memory_than_a_thousand(
         path.write_text("".join(f"{line.format(i % 40, i % 7)}\n" for i in range(count)))
         peaks.append(peak_megabytes(tmp_path, str(run), str(path)))
         assert lines(tmp_path / "answers.csv") == count + 1
-    assert peaks[1] - peaks[0] < 30
+    assert peaks[1] - peaks[0] < 15
