@@ -318,11 +318,11 @@ print(hydra.compose("config").a, "epoch 2/2" in said)
 
 
 @pytest.mark.slow
-def test_classes_of_a_notebook_behind_a_stdout_that_is_no_file(here: Path) -> None:
+def test_classes_of_a_notebook_behind_a_stdout_that_is_no_file(here: Path, warm: Any) -> None:
     (here / "config.yaml").write_text("a: 1\n")
     (here / "notebook.py").write_text(NOTEBOOK)
-    done = subprocess.run([sys.executable, "notebook.py", str(here)], capture_output=True, text=True, cwd=here)
-    assert done.returncode == 0, done.stderr
-    refused, last = done.stdout.splitlines()
+    process = warm.start("notebook.py", str(here), cwd=here)
+    assert process.wait(300) == 0, process.err
+    refused, last = process.out.splitlines()
     assert "trusted_modules='[__main__]'" in refused
     assert last == "1 True"

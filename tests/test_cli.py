@@ -91,13 +91,6 @@ def test_the_command_runs_from_another_directory(tmp_path: Path) -> None:
     assert len(list((tmp_path / "outputs").glob("*/*/result.json"))) == 1
 
 
-def test_torchrun_is_refused_with_a_sentence(dlrun: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    done = dlrun(*QUICK)
-    assert done.code == 2
-    assert "torchrun" in done.err
-
-
 def test_multirun_makes_a_folder_a_job_under_one_sweep_folder(dlrun: Callable, tmp_path: Path) -> None:
     done = dlrun("-m", "optimizer=sgd,adam", *QUICK)
     assert done.code == 0

@@ -66,8 +66,9 @@ def test_a_process_without_rows_has_an_input_and_no_target() -> None:
     assert found == [(1, 1), (1, 0)]
 
 
-def test_a_single_process_is_said_how_to_be_started(command: Callable[..., Any]) -> None:
-    done = command(*WORDS, env=os.environ | {"WORLD_SIZE": "2"})
+def test_a_single_process_is_said_how_to_be_started(dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = dlrun(*WORDS)
     assert (done.code, done.out) == (2, "")
     assert (
         done.err == "dlrun: WORLD_SIZE is set but RANK, MASTER_ADDR, MASTER_PORT is not; type torchrun -m dlrun ...\n"
