@@ -7,7 +7,7 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import dropwhile
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ COMMANDS = {  # what answers a command, called with the words behind it; it is i
     "export": "dlrun.export.command:export",
     "predict": "dlrun.predict.command:predict",
 }
+MOST_ECHOED = 200  # letters of a word that a message shows
 OF_OPTIMIZERS = "torch._dynamo"  # what the first of torch's optimizers imports
 CHECKS = {  # what answers `dlrun check WORD`, and what is said when what was checked does not hold
     "gradients": (
@@ -177,7 +178,8 @@ def compose(words: list[str]) -> list["Request"]:
         asked = list(dropwhile(lambda word: word in ("check", *CHECKS), words))
         raise mistakes.request_error(error, asked) from error
     except OSError as error:
-        raise RequestError(f"cannot make the run's folder: {error.strerror} ({error.filename})") from error
+        named = "" if error.filename is None else f"{error.filename}: "
+        raise RequestError(f"{named}{error.strerror or error}") from error
 
 
 def check(words: list[str]) -> None:
@@ -202,8 +204,19 @@ def complain(error: DlrunError | SystemExit, verbose: bool) -> int:
         error = own_exit(error)
     if verbose:
         write_error("".join(traceback.format_exception(error)).rstrip("\n"))
-    write_error(f"dlrun: {error}")
+    write_error(f"dlrun: {shorten_words(str(error), sys.argv[1:])}")
     return error.exit_code
+
+
+def shorten_words(message: str, words: Sequence[str]) -> str:
+    """The message with each long word of the command line, and each of several lines, cut to a short line."""
+    for word in sorted(words, key=len, reverse=True):
+        for text in (word, word.partition("=")[2]):
+            if len(text) <= MOST_ECHOED and "\n" not in text:
+                continue
+            short = " ".join(text[:MOST_ECHOED].split()) + "…"
+            message = message.replace(text, short).replace(repr(text)[1:-1], short)
+    return message
 
 
 def explain_worker_death(error: RuntimeError) -> DlrunError | None:

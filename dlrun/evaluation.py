@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dlrun import build, loop, results, run_folder
+from dlrun import build, ignored, loop, results, run_folder
 from dlrun.calibration import Calibration, calibration
 from dlrun.console import Console, facts, number, table
 from dlrun.data.inspection import known_targets
@@ -84,6 +84,7 @@ def evaluate(words: list[str]) -> dict[str, float]:
     asked = next((word.removeprefix("split=") for word in words[1:] if word.startswith("split=")), None)
     if asked is not None and asked not in SPLITS:
         raise RequestError(f"split={asked} is none; {did_you_mean(asked, SPLITS)}type split={', '.join(SPLITS)}")
+    ignored.refuse_of_training(words[1:], "dlrun eval")
     console = Console()
     with opened(place, [word for word in words[1:] if not word.startswith("split=")]) as saved:
         found = evaluated(saved, asked)

@@ -17,6 +17,7 @@ from dlrun import (
     conclusion,
     config,
     figures,
+    ignored,
     lock,
     loop,
     memory,
@@ -111,6 +112,7 @@ def begin(request: Request, held: contextlib.ExitStack, ranks: Ranks, own: lock.
         parts = prepare(settings, process, request.trusted_modules, problems)
     parts.alone = request.group is None
     parts.notes += request.notes
+    parts.notes += ignored.find_without_effect(parts, request.overrides)
     if settings.rest.device.tf32 is not None and process.device.type != "cuda":
         parts.notes.append(f"device.tf32 is for cuda, and changes nothing on {process.device}")
     if together > 1 or ranks.count > 1:

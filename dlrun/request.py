@@ -24,7 +24,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dlrun import config, points, run_names
+from dlrun import config, ignored, points, run_names
 from dlrun.composition import Composer
 from dlrun.errors import DlrunError, RequestError, did_you_mean
 from dlrun.literals import Literals
@@ -68,6 +68,8 @@ def from_command_line(words: Sequence[str]) -> list[Request]:
             raise RequestError(f"the sweep has {len(found):,} points and more; type sweep.max_jobs=<as many as it has>")
 
     asked = flags(words)
+    if not answered(asked):
+        ignored.refuse_hydra(asked.overrides)
     # Hydra wants them together.
     words = [*_without(words, asked.overrides), *(quote_letters(word) for word in asked.overrides)]
     capture.__module__ = "dlrun.request"
@@ -115,7 +117,7 @@ def overrides_of(words: Sequence[str]) -> list[str]:
 
 def answered(asked: argparse.Namespace) -> bool:
     """Whether Hydra itself has answered a command line: it was asked for a config, not for a run."""
-    return bool(asked.cfg or asked.info or asked.shell_completion or asked.hydra_help or asked.version)
+    return bool(asked.cfg or asked.info or asked.shell_completion or asked.hydra_help)
 
 
 def flags(words: Sequence[str]) -> argparse.Namespace:

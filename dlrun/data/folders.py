@@ -33,6 +33,7 @@ from dlrun.errors import DataError, RequestError
 T = TypeVar("T")
 _AT_ONCE = 1024  # files
 _ENDINGS = tuple(ending.encode() for ending in sorted(EXTENSIONS))
+_NAMES_OF_PARTS = {"val": ("val", "valid", "validation", "dev", "eval"), "test": ("test",)}
 SHARE_OF_MEMORY = 0.25  # images that need less of the machine's memory than this are kept there
 
 
@@ -160,8 +161,20 @@ def _find(folder: Path, test_fraction: float, seed: int) -> tuple[dict[str, File
     train = _files(base, class_names)
     notes = _ignored(base)
     if parted:
-        rest = [part for part in ("val", "test") if (folder / part).is_dir()]
-        return {"train": train} | {p: _files(folder / p, class_names) for p in rest}, class_names, notes
+        parts = {"train": train}
+        for part, names in _NAMES_OF_PARTS.items():
+            found = [name for name in names if (folder / name).is_dir()]
+            if len(found) > 1:
+                raise DataError(
+                    f"{folder} holds {' and '.join(found)}, of which one is the {part} part; rename the other"
+                )
+            if found:
+                parts[part] = _files(folder / found[0], class_names)
+        known = {"train", *(name for names in _NAMES_OF_PARTS.values() for name in names)}
+        unread = [path.name for path in _visible(folder) if path.is_dir() and path.name not in known]
+        if unread:
+            notes = (*notes, f"{', '.join(unread)} in {folder} was not read: the parts are train, val and test.")
+        return parts, class_names, notes
     if len(class_names) == 1:
         return {"train": train}, class_names, notes
     rows = stratified_partition(train.targets.numpy(), class_names, test_fraction, seed, str(folder))
@@ -171,7 +184,9 @@ def _find(folder: Path, test_fraction: float, seed: int) -> tuple[dict[str, File
 
 def _is_parted(folder: Path) -> bool:
     """Whether folders named after the parts lie above those of the classes."""
-    return (folder / "train").is_dir() and any((folder / part).is_dir() for part in ("test", "val"))
+    return (folder / "train").is_dir() and any(
+        (folder / name).is_dir() for names in _NAMES_OF_PARTS.values() for name in names
+    )
 
 
 def _files(base: Path, class_names: list[str]) -> Files:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from dlrun import run_folder
+from dlrun import ignored, run_folder
 from dlrun.bounded import read_json
 from dlrun.console import Console, facts
 from dlrun.errors import RequestError, did_you_mean
@@ -38,6 +38,7 @@ def export(words: list[str]) -> None:
     name, rest = _taken("format", rest, DEFAULT, tuple(FORMATS))
     which, rest = _taken("weights", rest, "trained", ("trained", "ema"))
     writer = _writer(name)
+    ignored.refuse_of_training(rest, "dlrun export")
     with opened(place, [*rest, *ON_THE_CPU]) as saved:
         if which == "ema":
             _take_average(saved)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
-from dlrun import config
+from dlrun import config, ignored
 from dlrun.console import Console, facts
 from dlrun.data.pictures import EXTENSIONS
 from dlrun.data.table import parse
@@ -37,6 +37,7 @@ class Asked:
 def predict(words: list[str]) -> None:
     """Print an answer an input; RunError where some have none, RequestError where all have none."""
     asked = read(words)
+    ignored.refuse_of_training(asked.overrides, "dlrun predict")
     with opened(asked.run, asked.overrides) as saved:
         takes = reader_of(saved).takes
         if not asked.inputs:

@@ -1,5 +1,6 @@
 """Image files, as the training images were: in size and colours, and figures on a ground as figures lay there."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from dlrun.data.figure import Framing
 from dlrun.data.pictures import EXTENSIONS, fitted, open_picture
 from dlrun.data.pixels import normalize_
 from dlrun.data.spec import DataSpec
+from dlrun.data.table import parse
 from dlrun.errors import DataError, MisfitError
 from dlrun.predict.arrays import array_rows
 from dlrun.predict.framed import framed
@@ -20,6 +22,7 @@ from dlrun.predict.items import STDIN, Item, Prepared, files_in, lines, missing
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_LONGEST_PATH = 4096
 _LISTS = (".txt", ".lst")  # a path a line
 
 
@@ -41,11 +44,32 @@ class Pictures:
         if path.suffix == ".npy":
             yield from array_rows(path, self.spec.input_shape)
         elif word == STDIN or path.suffix.lower() in _LISTS:
-            yield from (Item(line, Path(line)) for _, line in lines(word))
+            for place, line in lines(word):
+                yield self._of_line(place, line)
         elif path.is_dir():
             yield from (Item(str(file), file) for file in files_in(path, tuple(sorted(EXTENSIONS))))
         else:
             yield Item(word, path)
+
+    def _of_line(self, place: str, line: str) -> Item:
+        """A line of text: the path of an image, or the numbers of its pixels."""
+        cells = line.replace(",", " ").split()
+        numbers = parse(cells) if len(cells) > 1 else None
+        if numbers is None:
+            if len(line) > _LONGEST_PATH:
+                return Item(place, None, error=f"the line of {len(line):,} letters is neither a path nor numbers")
+            return Item(line, Path(line))
+
+        shape = self.spec.input_shape
+        if len(cells) != math.prod(shape):
+            sizes = "×".join(map(str, shape))
+            return Item(
+                place, None, error=f"the row holds {len(cells)} numbers, and an image {math.prod(shape)} ({sizes})"
+            )
+        pixels = np.array(numbers, dtype=np.float64).reshape(shape)
+        if pixels.min() < 0 or pixels.max() > 1:
+            return Item(place, None, error="pixels as numbers are from 0 to 1: divide them by the largest there can be")
+        return Item(place, pixels)
 
     def prepare(self, item: Item) -> Prepared:
         """See Reader."""

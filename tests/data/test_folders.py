@@ -217,3 +217,15 @@ def test_a_folder_that_cannot_be_read_is_said(tmp_path):
     gone = tmp_path / "gone"
     with pytest.raises(DataError, match="gone cannot be read: No such file or directory"):
         list(folders.files_below(os.fsencode(gone)))
+
+
+@pytest.mark.parametrize("name", ["valid", "validation", "dev", "eval"])
+def test_a_validation_folder_may_have_other_names(photos, name):
+    for part in ("train", name, "extra"):
+        shutil.copytree(photos, photos.parent / "named" / part)
+    splits = image_folder(path=str(photos.parent / "named"), image_size=8)
+    assert splits.val is not None
+    assert any("extra in" in note and "was not read" in note for note in splits.notes)
+    shutil.copytree(photos, photos.parent / "named" / "val")
+    with pytest.raises(DataError, match="of which one is the val part"):
+        image_folder(path=str(photos.parent / "named"), image_size=8)
