@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from dlrun.models.tensor_files import load_weights
+
 
 class Average:
     """average ← decay · average + (1 − decay) · weights, after every optimizer step; it begins at the first step's.
@@ -43,4 +45,4 @@ class Average:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`, in place."""
         self.steps = int(state["steps"])
-        self.model.load_state_dict(state["model"])
+        load_weights(self.model, state["model"])

@@ -11,7 +11,6 @@ import io
 import os
 import pickle
 import sys
-import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -23,8 +22,10 @@ from torch import Tensor, nn
 
 from dlrun import plain
 from dlrun.bounded import read_bytes
+from dlrun.checkpoint_types import lacking_in_state, wrong_in_state
 from dlrun.disk import write_atomically
 from dlrun.errors import CheckpointError, DamageError, RunError, UnreadableError
+from dlrun.models.tensor_files import unpickle
 from dlrun.record import RunRecord
 from dlrun.run_folder import finished_files
 
@@ -67,9 +68,9 @@ def load(path: Path) -> dict[str, Any]:
     if hashlib.sha256(head).hexdigest().encode() != comment[len(_MARK) :]:
         raise CheckpointError(f"{path} is damaged: its content does not have the checksum it was written with")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch remarks on odd pickles, and then refuses them
-            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        state = unpickle(content)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not opened: {error}") from error
     except Exception as error:  # whatever a hostile or foreign archive makes torch raise
         raise CheckpointError(f"{path} holds more than tensors and plain values; it is not opened") from error
     version = state.get("format_version") if isinstance(state, dict) else None
@@ -82,6 +83,9 @@ def load(path: Path) -> dict[str, Any]:
     owner = _owner(path)
     if owner is not None and state.get("run_id") != owner:
         raise CheckpointError(f"{path} is a checkpoint of another run than the one whose folder it lies in")
+    wrong = wrong_in_state(state)
+    if wrong:
+        raise CheckpointError(f"{path} is not opened: {wrong}")
     try:
         return plain.decode(dict(state))
     except ValueError as error:
@@ -178,6 +182,8 @@ def export_full_model(model: nn.Module, path: Path) -> None:
 
 def is_full_model(path: Path) -> bool:
     """Whether a file is a torch archive without our checksum: a pickled model, or a foreign file."""
+    if not path.is_file():  # a pipe would be waited for
+        return False
     with contextlib.suppress(OSError), path.open("rb") as file:
         start = file.read(4)
         file.seek(-_COMMENT_BYTES, os.SEEK_END)
@@ -233,7 +239,7 @@ def newest_whole(folder: Path, needed: Sequence[str] = ("optimizer",)) -> tuple[
 
 def lacking_keys(state: dict[str, Any], needed: Sequence[str], path: Path) -> str:
     """A sentence about the keys that a checkpoint lacks; "" where it has them all."""
-    lacking = [key for key in needed if key not in state]
+    lacking = lacking_in_state(state, needed)
     if not lacking:
         return ""
     return f"{path} lacks {', '.join(lacking)}: it was written by another dlrun, which alone can read it"

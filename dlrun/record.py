@@ -117,9 +117,9 @@ _BLOCKS = (*_OF_TARGETS, "task", "trainer", "checkpoint", "device", "tracking", 
 CONFIG_KEYS: dict[str, Check] = {"seed": COUNT, **dict.fromkeys(_BLOCKS, or_none(MAPPING))}
 BLOCK_KEYS: dict[str, dict[str, Check]] = {  # what is looked at before the whole config is checked by its schema
     **{group: {"_target_": or_none(TEXT)} for group in _OF_TARGETS},
-    "trainer": {"epochs": COUNT, "max_steps": or_none(COUNT), "early_stopping": MAPPING},
+    "trainer": {"epochs": or_none(COUNT), "max_steps": or_none(COUNT), "early_stopping": or_none(MAPPING)},
     "checkpoint": {"monitor": or_none(TEXT), "mode": or_none(TEXT)},
-    "paths": {"data": TEXT, "outputs": TEXT},
+    "paths": {"data": or_none(TEXT), "outputs": or_none(TEXT)},
 }
 
 
@@ -128,8 +128,8 @@ def wrong_in_config(values: dict[str, Any]) -> str:
     wrong = wrong_value(values, CONFIG_KEYS)
     for block, keys in BLOCK_KEYS.items():
         wrong = wrong or wrong_value(values.get(block) or {}, keys, f"{block}.")
-    stopping = (values.get("trainer") or {}).get("early_stopping", {}) if not wrong else {}
-    return wrong or wrong_value(stopping, {"patience": or_none(COUNT)}, "trainer.early_stopping.")
+    stopping = (values.get("trainer") or {}).get("early_stopping") if not wrong else None
+    return wrong or wrong_value(stopping or {}, {"patience": or_none(COUNT)}, "trainer.early_stopping.")
 
 
 def wrong_value(values: dict[str, Any], keys: dict[str, Check], place: str = "") -> str:

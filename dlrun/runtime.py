@@ -180,13 +180,32 @@ def rng_state() -> dict[str, Any]:
 
 def set_rng_state(state: dict[str, Any]) -> None:
     """The inverse of `rng_state`; CUDA states are set when there are as many devices."""
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(map(int, numbers)), gauss))  # older checkpoints have plain numbers
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    random.setstate(_python_state(state))
+    np.random.set_state(_numpy_state(state))
     torch.set_rng_state(state["torch"])
     if len(state.get("cuda", [])) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state.get("cuda", []))
+
+
+def _python_state(state: dict[str, Any]) -> tuple[Any, ...]:
+    version, numbers, gauss = state["python"]
+    return version, tuple(map(int, numbers)), gauss  # older checkpoints have plain numbers
+
+
+def _numpy_state(state: dict[str, Any]) -> tuple[Any, ...]:
+    name, keys, *rest = state["numpy"]
+    return name, keys.numpy().astype(np.uint32), *rest
+
+
+def is_rng_state(state: Any) -> bool:
+    """Whether `set_rng_state` would take it; generators of its own try it."""
+    try:
+        random.Random().setstate(_python_state(state))
+        np.random.RandomState().set_state(_numpy_state(state))
+        torch.Generator().set_state(state["torch"])
+        return all(isinstance(device, torch.Tensor) for device in state.get("cuda", []))
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError, RuntimeError, OverflowError):
+        return False
 
 
 def synchronizer(device: torch.device) -> Callable[[], None]:

@@ -18,6 +18,7 @@ from dlrun.data.origin import Origin
 from dlrun.data.rows import Part, join_parts, origin_of, row_count, take
 from dlrun.data.spec import DataSpec, Splits
 from dlrun.errors import RequestError
+from dlrun.models import tensor_files
 from dlrun.models.pretrained import weights_follow
 from dlrun.request import Request, from_saved
 from dlrun.runtime import Runtime
@@ -53,7 +54,7 @@ class SavedModel:
     @property
     def class_names(self) -> list[str]:
         """What each class is called; its number where the data give no names."""
-        return list(self.spec.class_names) or [str(i) for i in range(max(self.spec.output_size, 2))]
+        return [str(name) for name in self.spec.class_names] or [str(i) for i in range(max(self.spec.output_size, 2))]
 
     @cached_property
     def task(self) -> Task:
@@ -159,7 +160,7 @@ def run_named(words: Sequence[str], command: str) -> str:
 def load_weights(model: nn.Module, weights: dict[str, Any], path: Path) -> None:
     """Put saved weights into a model; RequestError when they are another model's."""
     try:
-        model.load_state_dict(weights)
+        tensor_files.load_weights(model, weights)
     except RuntimeError as error:
         said = " ".join(str(error).split())
         raise RequestError(f"{path} holds the weights of another model: {said}") from error

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 from dlrun.average import Average
 from dlrun.data.batches import Batches
 from dlrun.errors import CheckpointError, RunError
+from dlrun.models.tensor_files import load_weights
 from dlrun.optim.schedule import Schedule
 from dlrun.ranks import ALONE, Ranks
 from dlrun.task import Task, Totals
@@ -163,7 +165,7 @@ class Training:
 
     def use_weights(self, state: dict[str, Any]) -> None:
         """Take over `model`, and `ema` where there is one, of a saved state."""
-        self.model.load_state_dict(state["model"])
+        load_weights(self.model, state["model"])
         if self.average is not None and "ema" in state:
             self.average.load_state_dict(state["ema"])
 
@@ -173,13 +175,19 @@ class Training:
             self._load(state, device)
         except KeyError as error:
             raise CheckpointError(f"the checkpoint lacks {error}: it is of an older or newer dlrun or torch") from error
-        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+        except Exception as error:
+            # What is damaged or of another dlrun can make torch raise anything.
             said = " ".join(str(error).split())
             raise CheckpointError(f"the checkpoint does not fit this model, optimizer and dlrun: {said}") from error
 
     def _load(self, state: dict[str, Any], device: torch.device) -> None:
         self.use_weights({"model": state["model"]} if self.average is None else {k: state[k] for k in ("model", "ema")})
+        kinds = [_kinds_of(group) for group in self.optimizer.param_groups]
         load_optimizer(self.optimizer, state["optimizer"])
+        for expected, group in zip(kinds, self.optimizer.param_groups, strict=True):
+            for key, kind in _kinds_of(group).items():
+                if kind != expected.get(key, kind):
+                    raise TypeError(f"{key} of the optimizer is {group[key]!r}")
         self.schedule.load_state_dict(state["scheduler"])
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
@@ -215,3 +223,16 @@ def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for (number, key), value in kept_back.items():
         optimizer.state[parameters[number]][key] = value
+
+
+def _kinds_of(group: dict[str, Any]) -> dict[str, str]:
+    """What the settings of a parameter group are; a setting that is off says nothing."""
+    kinds = {}
+    for key, value in group.items():
+        if isinstance(value, list | tuple):
+            kinds[key] = "several"
+        elif isinstance(value, bool | str):
+            kinds[key] = type(value).__name__
+        elif value is not None:
+            kinds[key] = "number" if isinstance(value, Number | Tensor) else "other"
+    return kinds

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from dlrun import checkpoint
 from dlrun.errors import RequestError, listed
-from dlrun.saved import checkpoint_file
+from dlrun.models.tensor_files import kind_of
+from dlrun.saved import checkpoint_file, refuse_incomplete
 
 _MOST = 6  # names in a sentence
 
@@ -17,9 +18,12 @@ def take_weights(model: nn.Module, place: Path) -> list[str]:
 
     RequestError when nothing fits.
     """
-    theirs: dict[str, Tensor] = checkpoint.load(checkpoint_file(str(place)))["model"]
-    ours = model.state_dict()
-    fitting = {k: v for k, v in theirs.items() if k in ours and v.shape == ours[k].shape}
+    path = checkpoint_file(str(place))
+    state = checkpoint.load(path)
+    refuse_incomplete(state, ("model",), path)
+    theirs = {key: value for key, value in state["model"].items() if isinstance(value, Tensor)}
+    ours = {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
+    fitting = {key: value for key, value in theirs.items() if key in ours and _fits(value, ours[key])}
     if not fitting:
         raise RequestError(
             f"init_from={place}: none of its weights fit this model; here {shapes(ours, list(ours))}, "
@@ -35,6 +39,10 @@ def take_weights(model: nn.Module, place: Path) -> list[str]:
         )
         if said
     ]
+
+
+def _fits(theirs: Tensor, ours: Tensor) -> bool:
+    return theirs.shape == ours.shape and kind_of(theirs) == kind_of(ours)
 
 
 def _differing(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> str:

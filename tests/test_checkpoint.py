@@ -4,9 +4,11 @@ import contextlib
 import hashlib
 import importlib
 import io
+import math
 import pickle
 import shutil
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from torch import nn
 from dlrun import checkpoint, plain
 from dlrun.checkpoint import load, save, weights_sha256
 from dlrun.errors import CheckpointError, RunError
+from dlrun.models.tensor_files import load_weights
 
 STATE = {"format_version": 1, "model": {"w": torch.arange(6.0).view(2, 3)}, "optimizer": {}, "config": {"a": [1, "b"]}}
 
@@ -283,3 +286,105 @@ def test_the_fingerprint_sees_every_change(change: Callable[[Any], Any]) -> None
     with torch.no_grad():
         change(model)
     assert weights_sha256(model) != weights_sha256(net())
+
+
+def expanded() -> torch.Tensor:
+    return torch.ones(1).expand(10**12)
+
+
+WRONG: dict[str, Any] = {
+    "model a list": {"model": [1]},
+    "model of numbers": {"model": {"w": 3}},
+    "model by number": {"model": {math.nan: torch.ones(1)}},
+    "sparse": {"model": {"w": torch.eye(3).to_sparse()}},
+    "meta": {"model": {"w": torch.ones(3, device="meta")}},
+    "expanded": {"model": {"w": expanded()}},
+    "expanded elsewhere": {"optimizer": {"state": {0: {"m": expanded()}}, "param_groups": []}},
+    "epoch -1": {"epoch": -1},
+    "epoch true": {"epoch": True},
+    "epoch text": {"epoch": "3"},
+    "step half": {"step": 1.5},
+    "config a list": {"config": [1]},
+    "config of lists": {"config": {"data": [1]}},
+    "config epochs": {"config": {"trainer": {"epochs": "many"}}},
+    "config patience": {"config": {"trainer": {"epochs": 1, "early_stopping": {"patience": "x"}}}},
+    "choices": {"choices": {"model": 5}},
+    "choices a number": {"choices": 5},
+    "spec": {"spec": 5},
+    "spec kind": {"spec": {"kind": "odd"}},
+    "spec shape": {"spec": {"input_shape": [2**40]}},
+    "spec size": {"spec": {"output_size": -1}},
+    "spec names": {"spec": {"task": "multiclass", "output_size": 5, "class_names": ["a"]}},
+    "spec other": {"spec": {"odd": 1}},
+    "ema": {"ema": {"steps": "x", "model": {}}},
+    "progress": {"progress": {"step": [1]}},
+    "progress apart": {"step": 3, "progress": {"step": 4}},
+    "early_stopping": {"early_stopping": {"best_epoch": "x"}},
+    "metrics": {"metrics": {"val/loss": "low"}},
+    "rng": {"rng": {"python": [3, [1], None]}},
+    "optimizer": {"optimizer": {"state": [], "param_groups": 3}},
+    "scheduler": {"scheduler": {"steps": -2}},
+    "totals": {"totals": {"sums": {"n": 3}}},
+    "others": {"others": [{"rng": 3}]},
+    "run_id": {"run_id": 5},
+    "rows": {"rows": "x"},
+    "processes": {"processes": -1},
+    "numpy": {"numpy": [[["config", "seed"], "scalar", "<i8"]]},
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+def test_whatever_is_not_of_its_type_is_refused(wrong: dict[str, Any], path: Path) -> None:
+    file = io.BytesIO()
+    torch.save(STATE | wrong, file)
+    path.write_bytes(signed(file.getvalue()))
+    with pytest.raises(CheckpointError) as caught:
+        load(path)
+    assert str(caught.value).startswith(f"{path} ")
+    assert len(str(caught.value)) < 400
+
+
+def signed(archive: bytes) -> bytes:
+    """An archive with the comment and the checksum that dlrun asks for."""
+    head = archive[:-2] + checkpoint._COMMENT_BYTES.to_bytes(2, "little")
+    return head + checkpoint._MARK + hashlib.sha256(head).hexdigest().encode()
+
+
+def nested(levels: int) -> list[Any]:
+    inside: list[Any] = []
+    for _ in range(levels):
+        inside = [inside]
+    return inside
+
+
+def doubled(levels: int) -> list[Any]:
+    inside: list[Any] = []
+    for _ in range(levels):
+        inside = [inside, inside]
+    return inside
+
+
+@pytest.mark.parametrize("thing", [nested(150), doubled(60)], ids=["deep", "wide"])
+def test_a_small_file_does_not_stand_for_much(thing: Any, path: Path) -> None:
+    path.write_bytes(signed(pickled(STATE | {"scheduler": {"scheduler": {"x": thing}}})))
+    with pytest.raises(CheckpointError, match=r"is not opened: it (is nested|holds) more than"):
+        load(path)
+
+
+def test_a_compressed_archive_is_not_unpacked(path: Path) -> None:
+    stored, packed = io.BytesIO(pickled(STATE | {"model": {"w": torch.zeros(10**6)}})), io.BytesIO()
+    with zipfile.ZipFile(stored) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
+        for entry in old.infolist():
+            new.writestr(entry.filename, old.read(entry))
+    path.write_bytes(signed(packed.getvalue()))
+    with pytest.raises(CheckpointError, match=r"is not opened: its [\d,]+ bytes stand for 4,"):
+        load(path)
+
+
+@pytest.mark.parametrize("kind", [torch.complex64, torch.int8, torch.bool])
+def test_weights_of_another_kind_are_not_converted(kind: torch.dtype) -> None:
+    net = nn.Linear(2, 1)
+    weights = {"weight": torch.ones(1, 2, dtype=kind), "bias": torch.ones(1)}
+    with pytest.raises(RuntimeError, match=f"weight is {kind} there, and torch.float32 in this model"):
+        load_weights(net, weights)
+    load_weights(net, {"weight": torch.ones(1, 2, dtype=torch.bfloat16), "bias": torch.ones(1)})

@@ -381,6 +381,16 @@ def test_yaml_that_nobody_writes_is_refused(text: str, words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_run_by_steps_alone_is_whole(whole: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(whole, tmp_path / "run")
+    config = yaml.safe_load((run / ".hydra/config.yaml").read_text())
+    config["trainer"] |= {"epochs": None, "max_steps": 5}
+    (run / ".hydra/config.yaml").write_text(yaml.safe_dump(config))
+    record = RunRecord(run)
+    assert record.config["trainer"]["max_steps"] == 5
+    assert record.damage == []
+
+
 def test_a_damage_error_crosses_processes() -> None:
     import pickle
 
