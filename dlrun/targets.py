@@ -22,6 +22,7 @@ from dlrun.search_path import hidden_file
 from dlrun.validation import in_words, shown
 
 _PACKAGES = ("dlrun", "torch.nn", "torch.optim", "torchvision")
+_OURS = ("dlrun", "torch", "torchvision")
 _CLASSES = (nn.Module, Optimizer, LRScheduler)
 
 
@@ -43,7 +44,7 @@ def own_modules(plain: dict[str, Any]) -> list[str]:
     loss = plain["task"]["loss"]
     if loss and "." in loss:
         named.add(loss)
-    return sorted({name.split(".")[0] for name in named} - {"dlrun", "torch", "torchvision", "None"})
+    return sorted({name.split(".")[0] for name in named} - {*_OURS, "None"})
 
 
 def resolve(target: str, where: str, trusted_modules: Sequence[str] | None) -> Callable[..., Any]:
@@ -111,6 +112,9 @@ def _refuse(target: str, where: str, trusted_modules: Sequence[str], allowed: bo
     said = f"{where}={target} comes from a saved run and would run code that is not dlrun's"
     if not top.isidentifier():
         raise RequestError(f"{said}; it names no module")
+    if _inside(top, _OURS):  # to trust all of torch would be to trust what fetches and opens files there
+        instead = f"if you trust it type {where}={target}" if " " not in where else "a saved run cannot use that"
+        raise RequestError(f"{where}={target} comes from a saved run and is no model, data or optimizer; {instead}")
     raise RequestError(f"{said}; if you trust it add trusted_modules='[{', '.join((*trusted_modules, top))}]'")
 
 

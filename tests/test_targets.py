@@ -319,3 +319,14 @@ def test_arguments_that_fit_pass(target: Callable[..., Any], arguments: dict[str
 def test_what_dlrun_passes_itself_is_not_a_setting() -> None:
     with pytest.raises(RequestError, match=r"no setting model\.width; .*it has depth, rate, shape$"):
         targets.check_arguments(block(width=1), build, [], 1)
+
+
+@pytest.mark.parametrize(
+    "target", ["torch.hub.load", "dlrun.data.download.fetch", "torchvision.datasets.utils.download_url"]
+)
+def test_nobody_is_told_to_trust_all_of_torch(target: str) -> None:
+    with pytest.raises(RequestError, match=rf"if you trust it type task\.loss={target}"):
+        targets.resolve(target, "task.loss", [])
+    with pytest.raises(RequestError, match="a saved run cannot use that"):
+        targets.resolve(target, "scheduler: _target_", [])
+    assert callable(targets.resolve("torch.hub.load", "task.loss", ["torch.hub.load"]))

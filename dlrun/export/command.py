@@ -12,6 +12,7 @@ from dlrun.console import Console, facts
 from dlrun.errors import RequestError, did_you_mean
 from dlrun.export.folder import new_folder
 from dlrun.saved_model import SavedModel, load_weights, opened, run_named
+from dlrun.shell import quote
 
 Writer = Callable[[SavedModel, Path], list[Path]]  # writes its files into an empty folder and returns them
 ON_THE_CPU = ("device.name=cpu", "device.index=null", "device.compile=false")
@@ -86,7 +87,7 @@ def show(saved: SavedModel, name: str, folder: Path, files: Sequence[str]) -> No
         lines += [("checked", str(checked["said"]))]
     loader = next((file for file in files if file.startswith(("load_", "train.py"))), None)
     if loader:
-        lines += [("try it", f"python {run_folder.from_here(folder / loader)}")]
+        lines += [("try it", f"python {quote(run_folder.from_here(folder / loader))}")]
     Console().say(facts(lines))
 
 
