@@ -27,6 +27,11 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
     _sync_folder(path.parent)
 
 
+def write_text(path: Path, text: str) -> None:
+    """The same with text as UTF-8; what a file of somebody else holds of half characters is written as an escape."""
+    write_atomically(path, text.encode(errors="backslashreplace"))
+
+
 def link(file: Path, name: Path) -> None:
     """`name` becomes another name of `file`, at once; a copy where the file system has no hard links."""
     temporary = name.with_name(f".{name.name}.{os.getpid()}.tmp")

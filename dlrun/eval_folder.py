@@ -15,7 +15,7 @@ import torch
 from dlrun import run_folder
 from dlrun.config import recorded_words
 from dlrun.csv_text import CsvWriter
-from dlrun.disk import write_atomically
+from dlrun.disk import write_text
 from dlrun.plots import canvas, confusion, reliability, residuals
 
 if TYPE_CHECKING:
@@ -56,9 +56,9 @@ def _named(hidden: Path, wanted: Path) -> Path:
 def _fill(folder: Path, found: "Evaluation", figures: bool) -> None:
     run_folder.write_json(folder / "metrics.json", about(found))
     if found.classes is not None:
-        write_atomically(folder / "per_class.csv", found.classes.as_csv().encode())
+        write_text(folder / "per_class.csv", found.classes.as_csv())
     if found.saved.spec.task != "tagging":
-        write_atomically(folder / "predictions.csv", predictions(found).encode())
+        write_text(folder / "predictions.csv", predictions(found))
     if figures:
         (folder / "figures").mkdir()
         for name, figure in _pictures(found):

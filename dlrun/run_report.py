@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlrun import page, report
 from dlrun.console import number
-from dlrun.disk import write_atomically
+from dlrun.disk import write_text
 from dlrun.record import RunRecord
 from dlrun.yaml_text import as_yaml
 
@@ -41,7 +41,7 @@ def write(parts: "Parts", folder: Path, result: dict[str, Any], rows: Sequence[d
     body.append(page.folded("All settings", f"<pre>{settings}</pre>\n"))
     body.append(f"<h2>Facts</h2>\n{page.facts(_facts(parts, folder, result))}")
     path = folder / "report.html"
-    write_atomically(path, page.page(_headline(chosen, parts, result), "".join(body)).encode())
+    write_text(path, page.page(_headline(chosen, parts, result), "".join(body)))
     return path
 
 

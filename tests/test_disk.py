@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dlrun.disk import GrowingFile, Unsaved, forget_halves, link, write_atomically
+from dlrun.disk import GrowingFile, Unsaved, forget_halves, link, write_atomically, write_text
 from dlrun.tracking import read_rows
 
 QUIET = ("tracking.graph=false", "figures=false", "data=blobs", "model=linear", "device.name=cpu")
@@ -278,3 +278,8 @@ def test_a_small_file_system_that_fills_up_keeps_what_it_holds(tmp_path: Path, c
         assert [row["epoch"] for row in read_rows(small / "run")] == [1, 2, 3, 4]
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+def test_half_a_character_is_written_as_an_escape(tmp_path: Path) -> None:
+    write_text(tmp_path / "x.html", "a\ud800é")
+    assert (tmp_path / "x.html").read_text(encoding="utf-8") == "a\\ud800é"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dlrun import markdown_text, run_folder
 from dlrun.console import Console, facts
-from dlrun.disk import write_atomically
+from dlrun.disk import write_text
 from dlrun.errors import RequestError
 from dlrun.inside import refuse_outside
 from dlrun.plots import fonts
@@ -114,11 +114,11 @@ def write(comparison: Comparison, folder: Path, command: str = "") -> Path:
     """
     from dlrun.plots import compared
 
-    write_atomically(folder / "comparison.csv", table.comma_separated(comparison).encode())
-    write_atomically(folder / "comparison.md", markdown(comparison, command).encode())
+    write_text(folder / "comparison.csv", table.comma_separated(comparison))
+    write_text(folder / "comparison.md", markdown(comparison, command))
     pictures = compared.draw_all(comparison, folder / "figures")
     page = html.report(comparison, pictures, about(comparison.runs, command), folder)
-    write_atomically(folder / "report.html", page.encode())
+    write_text(folder / "report.html", page)
     return folder / "report.html"
 
 
