@@ -120,20 +120,21 @@ def test_a_training_that_fails_is_said(tmp_path: Path) -> None:
 
 def test_every_difference_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
+    ended = {"status": "completed", "weights_sha256": "a", "steps": 3}
     (one / "checkpoints").mkdir(parents=True)
     (one / "metrics.jsonl").write_text('{"epoch": 1}\n')
     (one / "fingerprints.jsonl").write_text("a")
-    (one / "result.json").write_text(json.dumps({"weights_sha256": "a", "steps": 3, "train_seconds": 1.0}))
+    (one / "result.json").write_text(json.dumps({**ended, "train_seconds": 1.0}))
     checkpoint.save(one / "checkpoints/best.pt", {"format_version": 1, "model": {"w": torch.ones(2)}})
     shutil.copytree(one, two)
     monkeypatch.setattr(resume_check, "scalars", lambda folder: (folder / "events").exists())
-    (two / "result.json").write_text(json.dumps({"weights_sha256": "a", "steps": 3, "train_seconds": 2.0}))
+    (two / "result.json").write_text(json.dumps({**ended, "train_seconds": 2.0}))
     assert set(compared(one, two).values()) == {True}
     (two / "events").touch()
     (two / "metrics.jsonl").write_text('{"epoch": 1} \n')
     (two / "fingerprints.jsonl").write_text("b")
     checkpoint.save(two / "checkpoints/best.pt", {"format_version": 1, "model": {"w": torch.tensor([1.0, 1.0000001])}})
-    (two / "result.json").write_text(json.dumps({"weights_sha256": "b", "steps": 3, "train_seconds": 2.0}))
+    (two / "result.json").write_text(json.dumps({**ended, "weights_sha256": "b", "train_seconds": 2.0}))
     assert list(compared(one, two).values()) == [False] * 6
 
 

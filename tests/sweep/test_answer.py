@@ -78,7 +78,7 @@ def test_a_folder_that_takes_nothing_is_a_sentence(sweep: Path, monkeypatch: pyt
     def full(path: Path, content: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(answer, "write_atomically", full)
+    monkeypatch.setattr(answer, "write_text", full)
     with pytest.raises(RequestError, match=r"\(No space left on device\); type paths.outputs=<folder>"):
         compare_runs([str(sweep)])
 
