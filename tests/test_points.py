@@ -50,8 +50,8 @@ def test_one_request_with_points_makes_a_folder_a_run(dlrun: Callable[..., Any],
     assert "2 of 2: 4" in done.out
     (table,) = tmp_path.rglob("expectations.md")
     assert table.read_text().splitlines()[2:] == [
-        "| linear_blobs | `same epochs` | largest difference 0 | yes |",
-        "| linear_blobs | `steps = 4` | 2 of 2: 4 | yes |",
+        "| linear_blobs | same epochs | largest difference 0 | yes |",
+        "| linear_blobs | steps = 4 | 2 of 2: 4 | yes |",
     ]
 
 
