@@ -61,7 +61,7 @@ def value(made: Plan, key: str) -> str | None:
         (("trainer.epochs=5",), "5", None, 20),
         (("data.batch_size=5",), "3", "20", 60),
         (("data.batch_size=2", "trainer.accumulate_steps=2", "trainer.epochs=2"), "2", "60", 60),
-        (("trainer.max_steps=10",), "8", None, 10),
+        (("trainer.max_steps=10",), "3", None, 10),
         (("data.batch_size=200",), "20", None, 20),
     ],
 )
