@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
-from dlrun import memory, targets
+from dlrun import memory, targets, user_code
 from dlrun.config import CONFIG_DIR, Block, DataKeys, ModelKeys, OptimizerKeys, SchedulerKeys, Settings
 from dlrun.data import batches as batching
 from dlrun.data import rows as rows_of
@@ -285,7 +285,7 @@ def _instantiate(block: Block, trusted_modules: Sequence[str] | None, keys: type
         kind = "" if isinstance(cause, ValueError) else f"{type(cause).__name__}: "
         key = _key(block, str(cause))
         where = f"{block.group}.{key}={block.arguments[key]}" if key else f"{block.group}={block.choice}"
-        said = f"{where}: {kind}{cause}".splitlines()[0]
+        said = user_code.with_place(f"{where}: {kind}{user_code.first_line(cause)}", cause)
         raise RequestError(said + (targets.advice(block, key) if key and "; type" not in said else "")) from cause
 
 

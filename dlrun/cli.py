@@ -86,16 +86,16 @@ def main() -> int:
         return experiment.run(requests[0])
     except (DlrunError, SystemExit) as error:
         return complain(error, verbose)
-    except RuntimeError as error:
-        death = explain_worker_death(error)
-        if death is None:
-            raise
-        return complain(death, verbose)
     except KeyboardInterrupt as stopped:
         return signals.code_of(stopped)
     except BrokenPipeError:  # `dlrun ls | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        explained = explain(error)
+        if explained is None:
+            raise
+        return complain(explained, verbose)
 
 
 @contextlib.contextmanager
@@ -196,6 +196,22 @@ def answering(place: str) -> Callable[[list[str]], Any]:
     with garbage_left():
         function: Callable[[list[str]], Any] = getattr(importlib.import_module(module), name)
     return function
+
+
+def explain(error: Exception) -> DlrunError | None:
+    """What to say of a data worker's death, or of an exception of the user's own code; None for any other."""
+    death = explain_worker_death(error) if isinstance(error, RuntimeError) else None
+    if death is not None:
+        return death
+
+    from dlrun import user_code
+
+    said = user_code.explain(error)
+    if said is None:
+        return None
+    request = RequestError(said)
+    request.__cause__ = error
+    return request
 
 
 def complain(error: DlrunError | SystemExit, verbose: bool) -> int:

@@ -32,6 +32,7 @@ from dlrun import (
     signals,
     thread_choice,
     tracking,
+    user_code,
 )
 from dlrun.console import Console
 from dlrun.data import workers
@@ -321,7 +322,8 @@ def failure(error: Exception | SystemExit, parts: Parts, folder: Path, console: 
     elif memory.ran_out(error):
         said = memory.sentence(parts.settings, str(parts.runtime.device)) + f" (traceback in {folder / 'run.log'})"
     elif not isinstance(error, DlrunError):
-        said = f"{type(error).__name__}: {said.splitlines()[0]} (traceback in {folder / 'run.log'}; -v shows it here)"
+        said = user_code.explain(error) or f"{type(error).__name__}: {said.splitlines()[0]}"
+        said += f" (traceback in {folder / 'run.log'}; -v shows it here)"
     said = parts.runtime.ranks.blame(error, said)
     result = results.collect(parts, "failed", {}, checkpoint.weights_sha256(parts.model), error=said)
     with parts.unsaved.attempt(RESULT, again=False):

@@ -14,7 +14,20 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from dlrun import build, expectations, loop, memory, plain, preflight, probes, results, runtime, sharing, transfer
+from dlrun import (
+    build,
+    expectations,
+    loop,
+    memory,
+    plain,
+    preflight,
+    probes,
+    results,
+    runtime,
+    sharing,
+    transfer,
+    user_code,
+)
 from dlrun.average import Average
 from dlrun.config import DeviceConfig, ModelKeys, OptimizerKeys, Settings
 from dlrun.data import download, workers
@@ -79,9 +92,12 @@ def prepare(
         death = workers.explain_death(error)
         if death is not None:
             raise death from error
-        if not memory.ran_out(error):
+        if memory.ran_out(error):
+            raise RequestError(memory.sentence(settings, str(process.device))) from error
+        said = user_code.explain(error)
+        if said is None:
             raise
-        raise RequestError(memory.sentence(settings, str(process.device))) from error
+        raise RequestError(said) from error
 
 
 def _built(settings: Settings, process: Runtime, trusted_modules: list[str] | None, found: Problems) -> Parts:
@@ -223,7 +239,8 @@ def _schedule(
         arguments = settings.scheduler.arguments
         zero = [key for key, value in arguments.items() if type(value) is int and value == 0]
         where = f"scheduler.{zero[0]}=0" if zero else f"scheduler={settings.scheduler.choice}"
-        raise RequestError(f"{where} does not work: {error}; type another value, or scheduler=none") from error
+        said = user_code.with_place(str(error), error)
+        raise RequestError(f"{where} does not work: {said}; type another value, or scheduler=none") from error
     refusal = "" if trial is None else plain.refusal("scheduler", trial.state_dict())
     if refusal:
         raise RequestError(refusal)

@@ -23,6 +23,7 @@ from dlrun.errors import RequestError, did_you_mean, listed
 from dlrun.memory import ran_out
 from dlrun.runtime import rng_state, set_rng_state
 from dlrun.task import Task
+from dlrun.user_code import first_line, with_place
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def _undo_attributes(module: nn.Module) -> Callable[[], None]:
         if type(module) is not kind:  # a lazy layer has met its input and become another class
             return
         for name, before in registered.items():
-            if module.__dict__[name] != before and not any(map(_is_lazy_value, before.values())):
+            if _differs(module.__dict__[name], before) and not any(map(_is_lazy_value, before.values())):
                 module.__dict__[name].clear()
                 module.__dict__[name].update(before)
         for name in [name for name in module.__dict__ if name not in _OF_TORCH and name not in own]:
@@ -107,6 +108,11 @@ def _undo_attributes(module: nn.Module) -> Callable[[], None]:
             restore_value()
 
     return restore
+
+
+def _differs(now: dict[str, Any], before: dict[str, Any]) -> bool:
+    """Whether a registry holds other things; tensors are not compared by value."""
+    return now.keys() != before.keys() or any(now[name] is not before[name] for name in before)
 
 
 def _is_lazy_value(value: Any) -> bool:
@@ -200,7 +206,7 @@ def _check_loss(outputs: Tensor, targets: Tensor, task: Task) -> None:
         )
     try:
         loss = task.loss(outputs, targets)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except Exception as error:  # the loss may be the user's own
         if ran_out(error):
             raise
         instead = "bce_with_logits" if task.spec.task == "binary" else "null"
@@ -213,8 +219,9 @@ def _check_loss(outputs: Tensor, targets: Tensor, task: Task) -> None:
 
 def _reason(error: Exception) -> str:
     """What an exception of torch or of a user's model says, in one line."""
-    said = (str(error).strip() or "no message").splitlines()[0].rstrip(".: ")
-    return said if isinstance(error, RuntimeError | ValueError | TypeError) else f"{type(error).__name__}: {said}"
+    said = first_line(error).rstrip(".: ")
+    kind = "" if isinstance(error, RuntimeError | ValueError | TypeError) else f"{type(error).__name__}: "
+    return with_place(kind + said, error)
 
 
 def doubled(model: nn.Module, batch: Batch, task: Task, autocast: Any) -> str | None:

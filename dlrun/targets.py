@@ -19,6 +19,7 @@ from dlrun.config import CONFIG_DIR, Block
 from dlrun.data.spec import Splits
 from dlrun.errors import RequestError, did_you_mean, listed
 from dlrun.search_path import hidden_file
+from dlrun.user_code import with_place
 from dlrun.validation import in_words, shown
 
 _PACKAGES = ("dlrun", "torch.nn", "torch.optim", "torchvision")
@@ -88,7 +89,7 @@ def _why(target: str, error: Exception) -> str:
         return f"{module} has no {name}; {hint}type the name of a class in it"
     cause = error.__cause__ or error
     lines = [line for line in str(cause).splitlines() if line.strip()]
-    return f"{type(cause).__name__}: {lines[-1].strip() if lines else 'no message'}"
+    return with_place(f"{type(cause).__name__}: {lines[-1].strip() if lines else 'no message'}", cause)
 
 
 def _inside(name: str, packages: Sequence[str]) -> bool:

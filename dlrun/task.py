@@ -185,8 +185,11 @@ class Task:
         if self.spec.task != "tagging":
             outputs = self.constant_outputs(train_targets).expand(len(targets), -1)
         wide = targets.double() if targets.is_floating_point() else targets
+        loss = self.loss(outputs, wide)
+        if not isinstance(loss, Tensor):  # of a function of the user's, which is called here first
+            raise RequestError(f"task.loss={self.loss_name} must return a tensor, not {type(loss).__name__}")
         totals = self.totals()
-        totals.add(outputs, wide, self.loss(outputs, wide))
+        totals.add(outputs, wide, loss)
         return totals.metrics()
 
 
