@@ -15,7 +15,8 @@ from torch import nn
 
 from dlrun import cli, experiment, mistakes, request, runtime, saved
 from dlrun.console import Console
-from dlrun.data.spec import DataSpec, Splits
+from dlrun.data.batches import Place
+from dlrun.data.spec import DataSpec, Split, Splits
 from dlrun.disk import Unsaved
 from dlrun.errors import RequestError, RunError
 from dlrun.library_warnings import diverted
@@ -24,6 +25,7 @@ from dlrun.record import RunRecord, with_nan
 from dlrun.request import Request, UnknownKey
 from dlrun.saved_model import SavedModel, opened
 from dlrun.search_path import put_own_last
+from dlrun.shell import python_calls
 from dlrun.terminal import escape_line
 
 
@@ -91,9 +93,15 @@ class Run:
 
     @cached_property
     def splits(self) -> Splits:
-        """The data as the run had them: `splits.test.inputs[0]` is what `predict` takes. Read when first asked for."""
-        with _as_it_was(), self._session():
-            return self._saved.splits
+        """The data as the run had them, as `model` and `predict` take them: `model(*splits.test.inputs)`.
+
+        Floats are in the precision of the training, and tensors on its device. Read when first asked for.
+        """
+        with _as_it_was(), self._session() as process:
+            splits = self._saved.splits
+            place = Place(process.device, process.dtype, splits.spec)
+            parts = {name: _placed(getattr(splits, name), place) for name in ("train", "val", "test")}
+            return replace(splits, **parts)
 
     def predict(self, x: Any) -> Predictions:
         """The answers for rows in the form that the model was trained on, or for one such row.
@@ -132,7 +140,7 @@ def train(*overrides: str, quiet: bool = False) -> Run:
     """
     words = _checked(overrides)
     console = _Noting(quiet=quiet)
-    with _as_it_was():
+    with _as_it_was("train"):
         try:
             asked = cli.answer(words)
             if len(asked) > 1 or (asked and asked[0].sweep is not None):
@@ -159,7 +167,7 @@ def train(*overrides: str, quiet: bool = False) -> Run:
     return run
 
 
-def load(place: str | Path, *overrides: str, trusted_modules: Sequence[str] = (), trust: bool = False) -> Run:
+def load(place: str | Path, *overrides: str, trusted_modules: str | Sequence[str] = (), trust: bool = False) -> Run:
     """A saved run: its folder (the best weights), or one of its checkpoint files.
 
     overrides: changes to the saved config, as for `dlrun eval`: "device=cpu", "data.root=elsewhere". trusted_modules:
@@ -167,6 +175,8 @@ def load(place: str | Path, *overrides: str, trusted_modules: Sequence[str] = ()
     full model, which can run code. RequestError for what is no run, a damaged file, and what is not trusted.
     """
     words = [*_checked(overrides), *(["trust=true"] if trust else [])]
+    if isinstance(trusted_modules, str):
+        trusted_modules = [trusted_modules]
     if trusted_modules:
         words.append(f"trusted_modules=[{','.join(trusted_modules)}]")
     return _load(str(place), words)
@@ -210,12 +220,19 @@ def _checked(words: Sequence[str]) -> list[str]:
     return list(words)
 
 
+def _placed(part: Any, place: Place) -> Any:
+    """A part in memory where the model is; one that is read from files stays as it is."""
+    if not isinstance(part, Split):
+        return part
+    return replace(part, inputs=tuple(place.inputs(part.inputs)), targets=place.targets(part.targets))
+
+
 @contextlib.contextmanager
-def _as_it_was() -> Iterator[None]:
+def _as_it_was(function: str = "load") -> Iterator[None]:
     """As on the command line, modules in the working directory can be imported, and libraries warn no terminal."""
     before = put_own_last()
     try:
-        with diverted():
+        with diverted(), python_calls(function):
             yield
     finally:
         sys.path[:] = before

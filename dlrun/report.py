@@ -17,6 +17,7 @@ from dlrun.expectations import Checked
 from dlrun.optim.schedule import OF_THE_WHOLE
 from dlrun.preflight import checkpoint_bytes
 from dlrun.probes import Answer
+from dlrun.shell import advice
 from dlrun.terminal import escape_line
 from dlrun.training import Training
 from dlrun.yaml_text import as_yaml
@@ -148,20 +149,19 @@ def closing(console: Console, parts: "Parts", folder: Path, result: dict[str, An
     if result["expected"]:
         console.say(expectations([("", Checked(**line)) for line in result["expected"]]))
         console.say()
-    quoted = shlex.quote(str(folder))
     outputs = Path(parts.settings.rest.paths.outputs)
     watched = shlex.quote(str(outputs if folder.is_relative_to(outputs) else folder.parent))
-    trust = trust_needed(parts.settings.plain)
+    modules = targets.own_modules(parts.settings.plain)
     finished = result["status"] != "interrupted"
     commands = [
         ("run folder", str(folder)),
         ("view", f"tensorboard --logdir {watched}"),
-        ("evaluate", f"dlrun eval {quoted}{trust}"),
+        ("evaluate", advice("eval", folder, modules=modules)),
     ]
     if not finished:
-        commands.append(("resume", f"dlrun resume {quoted}{trust}"))
+        commands.append(("resume", advice("resume", folder, modules=modules)))
     elif not any(parts.settings.scheduler.arguments.get(key, 0) is None for key in OF_THE_WHOLE):
-        commands.append(("go on", f"dlrun resume {quoted} {_longer(parts.training)}{trust}"))
+        commands.append(("go on", advice("resume", folder, _longer(parts.training), modules=modules)))
     console.say(facts(commands))
 
 
@@ -206,11 +206,6 @@ def expectations(lines: Sequence[tuple[str, Checked]]) -> Table:
         rows.append((name if name != before else "", *cells) if named else cells)
         before = name
     return table(headers, rows, left=len(headers))
-
-
-def trust_needed(plain: dict[str, Any]) -> str:
-    """What must be added to a command that loads a run with code of the user's own."""
-    return trust_for(targets.own_modules(plain))
 
 
 def trust_for(modules: Sequence[str]) -> str:

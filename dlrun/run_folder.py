@@ -21,7 +21,7 @@ from dlrun.lock import Lock
 from dlrun.record import ENVIRONMENT, FINGERPRINTS, METRICS, RESULT
 from dlrun.request import Request
 from dlrun.run_names import folder_name
-from dlrun.shell import quote
+from dlrun.shell import advice
 from dlrun.yaml_text import as_yaml
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def claim(folder: Path) -> Path:
     except OSError as error:
         raise RequestError(f"{folder} cannot be read ({error.strerror}); choose another folder") from error
     if recorded or saved_files(folder):
-        raise RequestError(f"{folder} already holds a run; choose another folder, or dlrun resume {quote(folder)}")
+        raise RequestError(f"{folder} already holds a run; choose another folder, or {advice('resume', folder)}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -150,6 +150,8 @@ def query(words: Sequence[str], command: str) -> Query:
             asked.places.append(Path(word))
         elif key == "last":
             asked.last = _count(value)
+        elif "=" not in word and word[:1] != "-":
+            raise RequestError(f"there is no folder {word}; {command} takes folders and filters, as in status=failed")
         elif "=" not in word or not value:
             raise RequestError(f"{command} takes folders and filters, as in status=failed or model=resnet; not {word}")
         else:

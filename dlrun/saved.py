@@ -12,7 +12,7 @@ from dlrun.inside import refuse_outside
 from dlrun.optim.schedule import OF_THE_WHOLE
 from dlrun.record import RESULT, RunRecord, read_choices, read_config
 from dlrun.request import Request, from_saved
-from dlrun.shell import quote, requote
+from dlrun.shell import advice, quote, requote
 from dlrun.terminal import escape_line, write_error, write_out
 from dlrun.yaml_text import flatten
 
@@ -146,7 +146,7 @@ def where_they_stood(requests: list[Request]) -> list[Request]:
 def say_finished(folder: Path, status: str, key: str) -> None:
     """Say that a run is finished, and how it is made longer."""
     ended = status.replace("_", " ")
-    write_out(escape_line(f"{folder} is {ended}; to train longer type dlrun resume {quote(folder)} {key}=..."))
+    write_out(escape_line(f"{folder} is {ended}; to train longer type {advice('resume', folder, f'{key}=...')}"))
 
 
 def going_on(request: Request, folder: Path, state: dict[str, Any]) -> Request:

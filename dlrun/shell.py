@@ -1,6 +1,9 @@
 """Commands that dlrun tells its user to type: names in them are quoted, so that a shell takes them as they stand."""
 
+import contextlib
 import shlex
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 
 
@@ -16,3 +19,39 @@ def requote(command: str) -> str:
     except ValueError:
         words = []
     return shlex.join(words) if words[:1] == ["dlrun"] else "dlrun ..."
+
+
+@contextlib.contextmanager
+def python_calls(function: str) -> Iterator[None]:
+    """Advice is given as calls while this lasts: whoever called dlrun.train or dlrun.load goes on in Python."""
+    token = _called.set(function)
+    try:
+        yield
+    finally:
+        _called.reset(token)
+
+
+def advice(command: str, place: str | Path, *words: str, modules: Sequence[str] = ()) -> str:
+    """What to type for `dlrun eval` or `dlrun resume` of a saved run, here: a line of the shell, or a call.
+
+    words: key=value; modules: those of the user's own that the run needs.
+    """
+    if not _called.get():
+        trust = [f"trusted_modules=[{','.join(modules)}]"] if modules else []
+        return " ".join(["dlrun", command, quote(place), *words, *(quote(word) for word in trust)])
+    if command == "eval":
+        trusted = f", trusted_modules={list(modules)!r}" if modules else ""
+        return f"dlrun.load({str(place)!r}{trusted})"
+    trust = [f"trusted_modules=[{','.join(modules)}]"] if modules else []
+    return f"dlrun.train({', '.join(map(repr, [f'resume={place}', *words, *trust]))})"
+
+
+def trust_advice(modules: Sequence[str]) -> str:
+    """What to add to the command, or to the call, that loads a run, so that it may use these modules."""
+    if _called.get() == "load":
+        return f"trusted_modules={list(modules)!r}"
+    word = f"trusted_modules=[{', '.join(modules)}]"
+    return repr(word) if _called.get() else f"trusted_modules='[{', '.join(modules)}]'"
+
+
+_called = ContextVar("called", default="")  # the function of dlrun's that Python has called; none on a command line

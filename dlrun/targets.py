@@ -19,6 +19,7 @@ from dlrun.config import CONFIG_DIR, Block
 from dlrun.data.spec import Splits
 from dlrun.errors import RequestError, did_you_mean, listed
 from dlrun.search_path import hidden_file
+from dlrun.shell import trust_advice
 from dlrun.user_code import with_place
 from dlrun.validation import in_words, shown
 
@@ -37,6 +38,12 @@ def names(block: Any) -> Iterator[str]:
     elif isinstance(block, list | tuple):
         for value in block:
             yield from names(value)
+
+
+_OF_A_SCRIPT = (
+    "{name} is defined in a script or a notebook; load the run there, with dlrun.load(..., "
+    "trusted_modules='__main__'), or move {name} into a module, as in mynet.{name}, and train again"
+)
 
 
 def own_modules(plain: dict[str, Any]) -> list[str]:
@@ -78,6 +85,8 @@ def resolve(target: str, where: str, trusted_modules: Sequence[str] | None) -> C
 def _why(target: str, error: Exception) -> str:
     """Hydra's message holds a traceback; a missing top-level module has a plain reason."""
     top = target.split(".")[0]
+    if top == "__main__":
+        return _OF_A_SCRIPT.format(name=target.partition(".")[2])
     if importlib.util.find_spec(top) is None:
         where = "in the working directory or among the installed ones"
         return f"there is no module {top} {where}; type module.Class, as in mynet.Net for class Net in mynet.py"
@@ -111,12 +120,14 @@ def _refuse(target: str, where: str, trusted_modules: Sequence[str], allowed: bo
         return
     top = target.split(".")[0]
     said = f"{where}={target} comes from a saved run and would run code that is not dlrun's"
+    if top == "__main__" and not hasattr(sys.modules["__main__"], target.split(".")[1]):
+        raise RequestError(f"{where}={target}: {_OF_A_SCRIPT.format(name=target.partition('.')[2])}")
     if not top.isidentifier():
         raise RequestError(f"{said}; it names no module")
     if _inside(top, _OURS):  # to trust all of torch would be to trust what fetches and opens files there
         instead = f"if you trust it type {where}={target}" if " " not in where else "a saved run cannot use that"
         raise RequestError(f"{where}={target} comes from a saved run and is no model, data or optimizer; {instead}")
-    raise RequestError(f"{said}; if you trust it add trusted_modules='[{', '.join((*trusted_modules, top))}]'")
+    raise RequestError(f"{said}; if you trust it add {trust_advice((*trusted_modules, top))}")
 
 
 def check_arguments(block: Block, target: Callable[..., Any], ours: Sequence[str], given: int) -> None:

@@ -324,5 +324,5 @@ def test_classes_of_a_notebook_behind_a_stdout_that_is_no_file(here: Path, warm:
     process = warm.start("notebook.py", str(here), cwd=here)
     assert process.wait(300) == 0, process.err
     refused, last = process.out.splitlines()
-    assert "trusted_modules='[__main__]'" in refused
+    assert "add trusted_modules=['__main__']" in refused
     assert last == "1 True"

@@ -74,6 +74,7 @@ FIRST = {  # what a command needs: the words that name it, those that make it, a
         f"dlrun data=blobs model=mlp hydra.run.dir=runs/one {QUICK} && "
         f"dlrun data=blobs model=mlp optimizer.lr=0.1 hydra.run.dir=runs/two {QUICK}",
     ),
+    "runs runs": ("hydra.run.dir", f"dlrun data=blobs model=mlp hydra.run.dir=runs/one {QUICK}"),
     "runs/sweep": (
         "sweep.dir",
         f"dlrun -m data=blobs model=mlp optimizer=sgd,adam 'seed=range(2)' sweep.dir=runs/sweep {QUICK}",

@@ -136,7 +136,7 @@ def test_newest_first_and_filters(make: Make) -> None:
     [
         (["status=fail"], r"status=fail is none; did you mean status=failed\? type one of running, "),
         (["optimzer=sgd"], r"no run has a key optimzer; did you mean optimizer\?"),
-        (["nowhere"], "takes folders and filters, as in status=failed .*; not nowhere"),
+        (["nowhere"], "there is no folder nowhere; .* takes folders and filters, as in status=failed"),
         (["model="], "not model="),
         (["--lst"], "not --lst"),
         (["--last"], "last= must be a whole number above 0"),

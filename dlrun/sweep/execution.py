@@ -179,7 +179,7 @@ def conclude(console: Console, ledger: Ledger, jobs: Sequence[Job], errors: dict
             answer.say(comparison, console)
         else:
             console.say()
-        page = answer.write(comparison, ledger.folder, shlex.join(["dlrun", *ledger.words]))
+        page = answer.write(comparison, ledger.folder, ledger.command)
         for line in fonts.note():
             console.say(f"note: {line}")
         outputs = shlex.quote(str(ledger.folder))

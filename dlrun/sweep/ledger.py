@@ -8,6 +8,7 @@ The job's own result.json has the last word.
 import errno
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -44,6 +45,7 @@ _LARGEST = 1000 * MEGABYTE
 _STATUSES = ("pending", "running", *ENDED)
 _KEYS: dict[str, Check] = {
     "words": TEXTS,
+    "added_by": TEXTS,
     "jobs": COUNT,
     "number": COUNT,
     "key": TEXT,
@@ -82,6 +84,7 @@ class Ledger:
     def __init__(self, folder: Path) -> None:
         self.folder, self.path = folder, folder / NAME
         self.words: list[str] = []  # the command line that began the sweep
+        self.extensions: list[list[str]] = []  # those that added jobs to it
         self.entries: dict[str, Entry] = {}  # by key
         self._count = 0  # how many there should be
         self._size = 0  # bytes that were read
@@ -112,6 +115,8 @@ class Ledger:
                 if values["version"] != VERSION:
                     raise RequestError(f"{self.path} has version {values['version']}; use the dlrun that wrote it")
                 self.words = values["words"]
+            elif "added_by" in values:
+                self.extensions.append(values["added_by"])
             elif "jobs" in values:
                 self._count = values["jobs"]
             elif "config" in values:
@@ -125,6 +130,11 @@ class Ledger:
                 entry.seconds = values.get("seconds")
         except (ValueError, KeyError, TypeError, DamageError) as error:
             raise self._damaged(number) from error
+
+    @property
+    def command(self) -> str:
+        """What makes the sweep as it is now, as a line for the shell."""
+        return " && ".join(shlex.join(["dlrun", *words]) for words in (self.words, *self.extensions))
 
     def _refuse_outside(self, *folders: str | None) -> None:
         """RequestError for a job that is said to lie elsewhere: a ledger is a file like any other."""
@@ -163,6 +173,9 @@ class Ledger:
         if not self.words:
             self.words = recorded_words(words)
             lines.insert(0, {"version": VERSION, "words": self.words, "working_directory": str(Path.cwd())})
+        else:
+            self.extensions.append(recorded_words(words))
+            lines.insert(0, {"added_by": self.extensions[-1]})
         self._count = len(self.entries)
         before = self.path.read_bytes() if self.path.exists() else b""
         write_atomically(self.path, before + _lines(*lines, {"jobs": self._count}))
