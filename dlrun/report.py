@@ -208,11 +208,6 @@ def expectations(lines: Sequence[tuple[str, Checked]]) -> Table:
     return table(headers, rows, left=len(headers))
 
 
-def trust_for(modules: Sequence[str]) -> str:
-    """The word that lets a loaded run use modules of the user's own, with the space before it; nothing for none."""
-    return f" trusted_modules={shlex.quote('[' + ','.join(modules) + ']')}" if modules else ""
-
-
 def end(result: dict[str, Any]) -> str:
     """The status, and how much was trained how fast."""
     rate = result["samples_per_second"]

@@ -1,5 +1,6 @@
 """From a command line to requests: how often Hydra composes for it."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +49,13 @@ def test_no_config_of_ours_makes_a_sweep_of_a_run() -> None:
 def test_the_mode_can_be_typed(compositions: list[Any]) -> None:
     found = request.from_command_line(["hydra.mode=MULTIRUN", "seed=1,2"])
     assert [one.config["seed"] for one in found] == [1, 2]
+
+
+def test_values_in_letters_of_any_language_need_no_quotes(dlrun: Callable, tmp_path: Path) -> None:
+    lines = [f"{i % 7},{i % 5},{'红蓝'[i % 2]}色" for i in range(40)]
+    (tmp_path / "花.csv").write_text("\n".join(["长度,宽度,种类", *lines]), encoding="utf-8")
+    words = ("data=csv", "data.path=花.csv", "data.target=种类", "trainer.max_steps=2", "tracking.graph=false")
+    done = dlrun(*words, "figures=false", "hydra.run.dir=结果")
+    assert done.code == 0, done.err
+    assert dlrun("eval", "结果", "data.path=花.csv", "figures=false").code == 0
+    assert dlrun("resume", "结果", "trainer.max_steps=4").code == 0

@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dlrun import conclusion, report, run_folder, saved, sharing, targets
+from dlrun import conclusion, run_folder, saved, sharing, targets
 from dlrun.console import Console, facts
 from dlrun.disk import Unsaved, forget_halves
 from dlrun.errors import RequestError, UnreadableError
 from dlrun.lock import Lock
 from dlrun.plots import fonts
 from dlrun.request import Request
+from dlrun.shell import advice
 from dlrun.sweep import answer
 from dlrun.sweep.comparison import compare
 from dlrun.sweep.display import Display
@@ -164,7 +165,7 @@ def ready(job: Job) -> Job:
 def to_resume(folder: Path, jobs: Sequence[Job]) -> str:
     """The command that goes on with a sweep."""
     modules = {module for job in jobs for module in targets.own_modules(job.request.config)}
-    return f"dlrun resume {shlex.quote(str(folder))}{report.trust_for(sorted(modules))}"
+    return advice("resume", folder, modules=sorted(modules))
 
 
 def conclude(console: Console, ledger: Ledger, jobs: Sequence[Job], errors: dict[str, str]) -> bool:

@@ -87,3 +87,18 @@ def test_more_than_two_features_are_refused() -> None:
     spec = DataSpec("vector", (8,), "binary", 1)
     with pytest.raises(RequestError, match="needs 2 features, and this data has 8; take data with two"):
         decision_regions(lambda x: x[:, 0], torch.zeros(3, 8), torch.zeros(3).long(), spec, "train")
+
+
+def test_probabilities_that_sum_to_more_than_1_by_rounding_warn_of_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    def sure(x: Tensor) -> Tensor:
+        return torch.tensor([0.0, 1.0 + 2**-22, 0.0]).repeat(len(x), 1)
+
+    x, y = torch.randn(20, 2), torch.arange(20) % 3
+    for color in range(3):
+        figure = decision_regions(
+            lambda x, k=color: sure(x).roll(k, 1), x, y, DataSpec("vector", (2,), "multiclass", 3), "train"
+        )
+        image = figure.axes[0].images[0].get_array()
+        assert image is not None
+        assert image.max() <= 1
+    assert "Clipping" not in caplog.text

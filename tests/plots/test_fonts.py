@@ -91,3 +91,12 @@ def test_no_font_is_looked_for_where_the_own_has_all(installed: list[str], monke
     monkeypatch.setattr(fonts, "_installed", refuse)
     assert fonts.families_for("Größe − αβγ\n×") == ["DejaVu Sans"]
     picture("plain")
+
+
+def test_a_font_of_this_machine_draws_chinese() -> None:
+    """Where one is installed, as .ci/run sees to."""
+    if fonts.families_for(CAT) == ["DejaVu Sans"]:
+        fonts.note()
+        pytest.skip("no font with Chinese letters here")
+    assert (picture(CAT) != picture("狗")).any()
+    assert fonts.note() == []
