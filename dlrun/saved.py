@@ -12,7 +12,7 @@ from dlrun.inside import refuse_outside
 from dlrun.optim.schedule import OF_THE_WHOLE
 from dlrun.record import RESULT, RunRecord, read_choices, read_config
 from dlrun.request import Request, from_saved
-from dlrun.shell import advice, quote, requote
+from dlrun.shell import advice, quote, requote, start_from
 from dlrun.terminal import escape_line, write_error, write_out
 from dlrun.yaml_text import flatten
 
@@ -223,7 +223,7 @@ def refuse_changes(before: dict[str, Any], now: dict[str, Any], folder: Path) ->
         listed = ", ".join(f"{k} ({a.get(k)} -> {b.get(k)})" for k in changed)
         raise RequestError(
             f"a resumed run stays the same run, and this would change {listed}; "
-            f"leave that out, or start a new run from its weights: dlrun init_from={quote(folder)} ..."
+            f"leave that out, or start a new run from its weights: {start_from(folder)}"
         )
 
 
@@ -237,7 +237,7 @@ def refuse_shorter(state: dict[str, Any], now: dict[str, Any], folder: Path) -> 
             was, done = "null, no limit," if a.get(key) is None else str(a[key]), made.get(key, "")
             raise RequestError(
                 f"trainer.{key}={b[key]} is below the {was} of this run{done}, and a resumed run only gets longer; "
-                f"leave that out, or start a new run from its weights: dlrun init_from={quote(folder)} ..."
+                f"leave that out, or start a new run from its weights: {start_from(folder)}"
             )
 
 
@@ -247,10 +247,11 @@ def refuse_other_curve(state: dict[str, Any], now: dict[str, Any], folder: Path)
     longer = [k for k in ("epochs", "max_steps") if before["trainer"][k] != now["trainer"][k]]
     spans = [k for k in OF_THE_WHOLE if k in before["scheduler"] and before["scheduler"][k] is None]
     if longer and spans:
-        asked = " ".join(f"trainer.{k}={now['trainer'][k]}" for k in longer)
+        longer_words = [f"trainer.{k}={now['trainer'][k]}" for k in longer]
+        asked = " ".join(longer_words)
         raise RequestError(
             f"scheduler={state['choices'].get('scheduler')} spans the whole training, so with {asked} every step until "
-            f"now would have had another learning rate; start a new run: dlrun init_from={quote(folder)} {asked} ... "
+            f"now would have had another learning rate; start a new run: {start_from(folder, *longer_words)} "
             f"(a run that is to be made longer later needs scheduler.{spans[0]}=<its length> from its start)"
         )
 

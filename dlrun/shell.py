@@ -46,6 +46,18 @@ def advice(command: str, place: str | Path, *words: str, modules: Sequence[str] 
     return f"dlrun.train({', '.join(map(repr, [f'resume={place}', *words, *trust]))})"
 
 
+def start_from(folder: str | Path, *words: str) -> str:
+    """What to type, here, for a new run from the weights of another; `...` stands for what the user knows."""
+    name = str(folder)
+    if set(name) & set("=,[]{}()'\"\\:") or name != name.strip():  # Hydra takes such values in quotes only
+        escaped = name.replace('"', r"\"")
+        name = f'"{escaped}"'
+    word = f"init_from={name}"
+    if _called.get():
+        return f"dlrun.train({', '.join(map(repr, [word, *words]))}, ...)"
+    return " ".join(["dlrun", quote(word), *words, "..."])
+
+
 def trust_advice(modules: Sequence[str]) -> str:
     """What to add to the command, or to the call, that loads a run, so that it may use these modules."""
     if _called.get() == "load":

@@ -42,6 +42,19 @@ def test_what_a_run_ends_with_can_be_typed(dlrun: Callable, folder: str) -> None
     take(dlrun, finished.out.partition("type ")[2].strip().replace("=...", "=3"))
 
 
+@pytest.mark.parametrize("folder", ["runs/plain", ODD])
+def test_a_change_that_resume_refuses_can_be_made_by_a_new_run(dlrun: Callable, folder: str) -> None:
+    assert dlrun(*QUICK, f'hydra.run.dir="{folder}"').code == 0
+    refused = dlrun("resume", folder, "seed=3")
+    assert refused.code == 2
+    line = refused.err[refused.err.index("dlrun ", 6) :].strip()
+    take(dlrun, line.replace(" ...", f" {' '.join(QUICK)} seed=3"))
+    with pytest.raises(library.RequestError) as caught:
+        library.train(f"resume={folder}", "seed=3", quiet=True)
+    call = str(caught.value).partition("from its weights: ")[2].replace(", ...", ", *QUICK, quiet=True")
+    assert eval(call, {"dlrun": library, "QUICK": QUICK}).folder is not None
+
+
 def test_a_folder_in_use_names_a_resume_that_works(dlrun: Callable) -> None:
     assert dlrun(*QUICK, "hydra.run.dir=run").code == 0
     refused = dlrun(*QUICK, "hydra.run.dir=run")
