@@ -227,7 +227,7 @@ def test_own_code_of_a_loaded_run_must_be_trusted(here: Path, same_process: None
     run = package.train(*BLOBS, "model._target_=my_own_net.Net", "checkpoint.format=full", quiet=True)
     x = run.splits.train.inputs[0][:4]
     found = run.predict(x).values
-    with pytest.raises(package.RequestError, match=r"trusted_modules='\[my_own_net\]'"):
+    with pytest.raises(package.RequestError, match=r"trusted_modules=\['my_own_net'\]"):
         package.load(run.folder)
     assert torch.equal(package.load(run.folder, trusted_modules=["my_own_net"]).predict(x).values, found)
     full = run.folder / "checkpoints" / "model.pt"

@@ -115,10 +115,10 @@ class Ledger:
                 if values["version"] != VERSION:
                     raise RequestError(f"{self.path} has version {values['version']}; use the dlrun that wrote it")
                 self.words = values["words"]
-            elif "added_by" in values:
-                self.extensions.append(values["added_by"])
             elif "jobs" in values:
                 self._count = values["jobs"]
+                if "added_by" in values:
+                    self.extensions.append(values["added_by"])
             elif "config" in values:
                 entry = Entry(**{k: v for k, v in values.items() if k != "time"})
                 self._refuse_outside(entry.folder, entry.group)
@@ -170,15 +170,16 @@ class Ledger:
             return
         self.entries |= {entry.key: entry for entry in made}
         lines: list[dict[str, Any]] = [{"time": _now(), **vars(entry)} for entry in made]
+        self._count = len(self.entries)
+        end: dict[str, Any] = {"jobs": self._count}
         if not self.words:
             self.words = recorded_words(words)
             lines.insert(0, {"version": VERSION, "words": self.words, "working_directory": str(Path.cwd())})
         else:
             self.extensions.append(recorded_words(words))
-            lines.insert(0, {"added_by": self.extensions[-1]})
-        self._count = len(self.entries)
+            end["added_by"] = self.extensions[-1]
         before = self.path.read_bytes() if self.path.exists() else b""
-        write_atomically(self.path, before + _lines(*lines, {"jobs": self._count}))
+        write_atomically(self.path, before + _lines(*lines, end))
 
     def _entry(self, job: Job) -> Entry:
         request = job.request
