@@ -113,13 +113,20 @@ def begin(request: Request, held: contextlib.ExitStack, ranks: Ranks, own: lock.
         parts = prepare(settings, process, request.trusted_modules, problems)
     parts.alone = request.group is None
     parts.notes += request.notes
-    parts.notes += ignored.find_without_effect(parts, request.overrides)
+    parts.notes += ignored.find_without_effect(parts, typed_words(request))
     if settings.rest.device.tf32 is not None and process.device.type != "cuda":
         parts.notes.append(f"device.tf32 is for cuda, and changes nothing on {process.device}")
     if together > 1 or ranks.count > 1:
         rows, several = settings.data_keys.batch_size, "1 process" if ranks.count == 1 else f"{ranks.count} processes"
         parts.notes.append(f"{several}: a batch is of {together} × {rows} = {together * rows} rows")
     return parts
+
+
+def typed_words(request: Request) -> list[str]:
+    """The overrides of a run: a resumed one notes what the run that was never interrupted notes."""
+    if not request.going_on or request.folder is None:
+        return request.overrides
+    return [*RunRecord(request.folder).overrides, *request.overrides]
 
 
 def prepare_without_start(

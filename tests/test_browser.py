@@ -198,7 +198,7 @@ def test_pictures_graph_and_text(tensorboard: str, watched: Callable[..., Watche
     assert "CNN" in " ".join(labels.all_text_contents())
     text = shown.open(f"{tensorboard}#text", "tf-text-loader")
     shown.page.locator("tf-text-loader", has_text="batch_size: 64").first.wait_for(timeout=WAIT)
-    assert text.count() == RUNS
+    assert text.count() == 2 * RUNS  # the config and the classes of each
 
 
 def whole(shown: Watched) -> None:

@@ -95,7 +95,6 @@ WRONG = [
     ["~nothing"],
     ["~seed=5"],
     ["trainer.epochs=many"],
-    ["trainer.epochs=null"],
     ["seed=[1"],
     ["optimizer=1"],
     ["lesson=null"],
