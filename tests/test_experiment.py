@@ -189,7 +189,7 @@ def test_a_loss_of_ones_own(dlrun: Callable, tmp_path: Path) -> None:
     own, known = dlrun(*words, "task.loss=losses.mine"), dlrun(*words, "task.loss=mse")
     assert own.code == 0, own.err
     assert own.result["weights_sha256"] == known.result["weights_sha256"]
-    assert "trusted_modules='[losses]'" in own.out
+    assert "'trusted_modules=[losses]'" in own.out
     assert "trusted_modules='[losses]'" in dlrun("eval", str(own.folder)).err
     assert dlrun("eval", str(own.folder), "trusted_modules=[losses]").code == 0
     refused = dlrun("export", str(own.folder), "format=python", "trusted_modules=[losses]")
@@ -220,7 +220,7 @@ def test_own_model_and_data_through_config_alone(dlrun: Callable, tmp_path: Path
     done = dlrun("--config-dir", "conf", "model=own", "data=own", "model.width=9", "trainer.epochs=2", *QUICK)
     assert done.code == 0, done.err
     assert done.result["parameters"] == 9 + 9 + 9 + 1
-    assert "trusted_modules='[mine]'" in done.out
+    assert "'trusted_modules=[mine]'" in done.out
     refused = dlrun("eval", str(done.folder))
     assert refused.code == 2
     assert "trusted_modules" in refused.err
