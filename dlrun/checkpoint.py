@@ -193,10 +193,16 @@ def is_full_model(path: Path) -> bool:
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """Fingerprint of the weights: key, dtype, shape and little-endian bytes of every tensor, by sorted key."""
+    """Fingerprint of the weights: key, dtype, shape and little-endian bytes of every tensor, by sorted key.
+
+    The extra state of a module (`get_extra_state`) that is no tensor counts as it is written.
+    """
     digest = hashlib.sha256()
     state = model.state_dict()
     for key in sorted(state):
+        if not isinstance(state[key], Tensor):
+            digest.update(f"{key}|{state[key]!r}".encode())
+            continue
         tensor: Tensor = state[key].detach().cpu().contiguous()
         digest.update(f"{key}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         raw = tensor.reshape(-1).view(torch.uint8).numpy()

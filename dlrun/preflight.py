@@ -165,7 +165,9 @@ def layers(model: nn.Module, batch: Batch, task: Task, autocast: Any) -> list[La
     handles = [module.register_forward_hook(partial(record, name)) for name, module in model.named_modules()]
     try:
         with untouched(model), attributes_restored(model), torch.no_grad(), autocast():
+            names = parameter_names(model)
             outputs = _outputs(model, batch)
+            refuse_late_parameters(model, names)
             _check_outputs(outputs, batch[1], task)
             _check_loss(outputs, batch[1], task)
     finally:
@@ -196,6 +198,21 @@ def _outputs(model: nn.Module, batch: Batch) -> Any:
             raise
         sizes = ", ".join(str(tuple(x.shape)) for x in batch[0])
         raise RequestError(f"the model does not take this data (inputs of shape {sizes}): {_reason(error)}") from error
+
+
+def parameter_names(model: nn.Module) -> set[str]:
+    """Names of all parameters that the model has now."""
+    return {name for name, _ in model.named_parameters()}
+
+
+def refuse_late_parameters(model: nn.Module, names: set[str]) -> None:
+    """RequestError for parameters made in `forward`: the optimizer has been built and would never train them."""
+    late = sorted(parameter_names(model) - names)
+    if late:
+        raise RequestError(
+            f"the model makes {listed(late)} in forward, where the optimizer does not see them and they would never "
+            "be trained; make them in __init__"
+        )
 
 
 def _check_loss(outputs: Tensor, targets: Tensor, task: Task) -> None:
@@ -352,7 +369,9 @@ def check_batch_sizes(
                 torch.no_grad(),
                 autocast(),
             ):
+                names = parameter_names(model)
                 outputs = model.train()(*inputs)
+                refuse_late_parameters(model, names)
                 _check_outputs(outputs, targets, task)
                 _check_loss(outputs, targets, task)
         except Exception as error:  # the model may be the user's own
@@ -439,7 +458,7 @@ def monitored(
 
 def check_disk(outputs: Path, model: nn.Module, optimizer: Optimizer, keep: int, full: bool = False) -> None:
     """Room for the newest `keep` checkpoints, the best, one being written, and model.pt where it is asked for."""
-    weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    weights = sum(t.numel() * t.element_size() for t in _tensors(model))
     needed = (keep + 2) * checkpoint_bytes(model, optimizer) + full * weights + 2**22
     place = outputs
     while not place.exists() and place != place.parent:
@@ -454,12 +473,17 @@ def check_disk(outputs: Path, model: nn.Module, optimizer: Optimizer, keep: int,
 
 def checkpoint_bytes(model: nn.Module, optimizer: Optimizer) -> int:
     """About what one checkpoint of this choice takes on the disk."""
-    states = model.state_dict().values()
+    states = _tensors(model)
     weights = sum(t.numel() * t.element_size() for t in states)
     trained = sum(p.numel() * p.element_size() for group in optimizer.param_groups for p in group["params"])
     per_tensor = 400  # name, shape and alignment of each in the archive
     fixed = 18_000  # generators and config
     return int(weights + trained * moments(optimizer) + per_tensor * len(states) * 2 + fixed)
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    """What a state dict holds besides the extra state of modules, which may be anything."""
+    return [value for value in model.state_dict().values() if isinstance(value, Tensor)]
 
 
 def moments(optimizer: Optimizer) -> float:
