@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
@@ -22,7 +23,7 @@ from dlrun.data.inspection import BatchCheck, Inspection, inspect_read, inspect_
 from dlrun.data.rows import Part
 from dlrun.data.spec import DataSpec, Split, Splits
 from dlrun.data.workers import Guarded
-from dlrun.errors import DlrunError, MisfitError, RequestError
+from dlrun.errors import DlrunError, MisfitError, RequestError, listed
 from dlrun.loop import requires_closure
 from dlrun.optim.groups import parameter_groups
 from dlrun.optim.schedule import OF_THE_WHOLE, Schedule, moves_after_warmup
@@ -104,11 +105,40 @@ def model(settings: Settings, spec: DataSpec, runtime: Runtime, trusted_modules:
     if not isinstance(made, nn.Module):
         raise RequestError(f"model._target_={block.target} must be a torch.nn.Module, not {type(made).__name__}")
     made = made.to(runtime.dtype)
+    initialize_lazy_layers(made, spec, runtime.dtype)
     start_values(made, settings.model_keys.init or {})
     made = made.to(runtime.device)
     if wants_channels_last(made, spec, runtime):
         made = made.to(memory_format=torch.channels_last)
     return made
+
+
+def initialize_lazy_layers(net: nn.Module, spec: DataSpec, dtype: torch.dtype) -> None:
+    """Give lazy layers (nn.LazyLinear and its kin) their sizes, by two rows of zeros such as `spec` describes.
+
+    The optimizer and start values need the parameters. RequestError where the rows do not get through.
+    """
+    lazy = [name for name, tensor in (*net.named_parameters(), *net.named_buffers()) if is_lazy(tensor)]
+    if not lazy:
+        return
+
+    if spec.kind == "tokens":
+        inputs = (torch.zeros(2, 4, dtype=torch.int64), torch.full((2,), 4))
+    else:
+        inputs = (torch.zeros(2, *spec.input_shape, dtype=dtype),)
+
+    training = net.training
+    try:
+        with torch.no_grad():
+            net.eval()(*inputs)
+    except Exception as error:  # the model may be the user's own
+        sentence = (
+            f"the sizes of {listed(lazy)} are not known, and rows of zeros of this data do not get through the model "
+            f"to tell them: {user_code.first_line(error)}; give the sizes in __init__"
+        )
+        raise RequestError(user_code.with_place(sentence, error)) from error
+    finally:
+        net.train(training)
 
 
 def _fits(target: Any, spec: DataSpec) -> bool:

@@ -1,4 +1,4 @@
-"""Nets that are not like dlrun's own: parameters made in `forward` are refused, extra state is saved and comes back."""
+"""Nets that are not like dlrun's own: extra state, lazy layers, and parameters made in `forward`."""
 
 import json
 from collections.abc import Callable
@@ -38,6 +38,20 @@ class Counting(nn.Module):
 
     def set_extra_state(self, state):
         self.steps = state["steps"]
+
+class Lazy(nn.Module):
+    def __init__(self, spec):
+        super().__init__()
+        self.first = nn.LazyLinear(5)
+        self.norm = nn.LazyBatchNorm1d()
+        self.last = nn.LazyLinear(spec.output_size)
+
+    def forward(self, x):
+        return self.last(torch.relu(self.norm(self.first(x))))
+
+class Unknowable(Lazy):
+    def forward(self, x, y):
+        return super().forward(x)
 """
 
 
@@ -69,6 +83,25 @@ def test_extra_state_is_saved_and_comes_back(nets: Path, dlrun: Callable[..., An
     assert Path("whole/metrics.jsonl").read_text() == Path("half/metrics.jsonl").read_text()
     assert dlrun("eval", "half", own).code == 0
     assert dlrun("init_from=half", *QUIET, net).code == 0
+
+
+def test_lazy_layers_train_as_those_whose_sizes_are_given(nets: Path, dlrun: Callable[..., Any]) -> None:
+    net = "model._target_=user_nets.Lazy"
+    own = "trusted_modules=[user_nets]"
+    words = (*QUIET, net, "trainer.ema_decay=0.9", "hydra.run.dir=lazy")
+    trained = dlrun(*words)
+    assert trained.code == 0, trained.err
+    assert trained.rows[-1]["train/loss"] < trained.rows[0]["train/loss"]
+    assert dlrun("resume", "lazy", own, "trainer.epochs=3").code == 0
+    evaluation = dlrun("eval", "lazy", own)
+    assert evaluation.code == 0, evaluation.err
+
+
+def test_lazy_layers_that_cannot_be_known_are_a_sentence(nets: Path, dlrun: Callable[..., Any]) -> None:
+    done = dlrun(*QUIET, "model._target_=user_nets.Unknowable")
+    assert done.code == 2
+    assert "the sizes of first.weight" in done.err
+    assert "missing 1 required positional argument" in done.err
 
 
 @pytest.mark.slow
