@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
@@ -123,7 +123,7 @@ def initialize_lazy_layers(net: nn.Module, spec: DataSpec, dtype: torch.dtype) -
         return
 
     if spec.kind == "tokens":
-        inputs = (torch.zeros(2, 4, dtype=torch.int64), torch.full((2,), 4))
+        inputs: tuple[Tensor, ...] = (torch.zeros(2, 4, dtype=torch.int64), torch.full((2,), 4))
     else:
         inputs = (torch.zeros(2, *spec.input_shape, dtype=dtype),)
 
