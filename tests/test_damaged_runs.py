@@ -368,7 +368,7 @@ def test_what_cannot_be_listed_is_not_empty(whole: Path, tmp_path: Path, monkeyp
     ("text", "words"),
     [
         ("a: &a [1]\nb: *a\n", "line 2 holds an alias"),
-        ("[" * 100_000, "nested more than 100 levels"),
+        ("[" * 100_000, "nested more than 100 levels|maximum nesting depth"),  # newer libyaml has a bound of its own
         ("a: {b: 1, b: 2}", "holds a key twice"),
         ("a: " + "1:" * 5000 + "1", "a number of 10,001 digits"),
         ("a: [", "line 2: did not find"),
