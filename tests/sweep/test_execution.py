@@ -132,7 +132,7 @@ def test_a_full_disk_is_a_sentence(
     def full(*args: Any) -> Any:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    names = {"ledger": "ledger.write_atomically", "comparison": "answer.write_atomically", "states": "ledger.os.fsync"}
+    names = {"ledger": "ledger.write_atomically", "comparison": "answer.write_text", "states": "ledger.os.fsync"}
     if where == "states":
         monkeypatch.setattr(Ledger, "_append", full)
     else:
