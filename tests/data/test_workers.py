@@ -166,7 +166,9 @@ def test_a_run_with_a_failing_worker_ends(act: str, said: str, ranks: int, tmp_p
     assert said in lines[0]
     assert ranks == 2 or "Traceback" not in err  # torchrun has a page of its own to show
     assert time.monotonic() - began < 90
-    assert "Traceback" in (tmp_path / "run/run.log").read_text()
+    # A killed worker may be noticed at the first batches, before there is a run folder.
+    if "SIGKILL" not in act or (tmp_path / "run").exists():
+        assert "Traceback" in (tmp_path / "run/run.log").read_text()
 
 
 @pytest.mark.slow
