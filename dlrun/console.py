@@ -69,6 +69,7 @@ class Console:
     def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
         """quiet: nothing on the terminal, as for a job of a sweep."""
         self.terminal = _Terminal(file=stream, soft_wrap=False, quiet=quiet, **_plain())
+        self.is_logged = False  # there is a run.log
         self._held = io.StringIO()  # what was said before there was a run folder
         self.log = _Escaping(file=self._held, width=_LOG_WIDTH, no_color=True, **_plain())
         self._training: Training | None = None
@@ -81,6 +82,7 @@ class Console:
         file: Any = GrowingFile(path, "run.log", unsaved or Unsaved())
         file.write(self._held.getvalue())
         self.log = _Escaping(file=file, width=_LOG_WIDTH, no_color=True, **_plain())
+        self.is_logged = True
 
     def close(self) -> None:
         """The log is on the disk after this."""

@@ -66,21 +66,22 @@ def run(request: Request, console: Console | None = None) -> int:
         own = held.enter_context(lock.Lock())
         parts = ranks.in_turn(partial(begin, ranks.share(request), held, ranks, own))
         parts.unsaved.say = noting(parts, console)
-        earlier = earlier_state(request, parts)
-        if parts.settings.rest.device.num_threads == "auto":
-            choose_threads(parts)
-        if parts.runtime.device.type == "cuda" and parts.settings.rest.device.cuda_graph != "off":
-            importlib.import_module("dlrun.step_graph").use(parts)
-        if parts.runtime.compile:
-            compilation.compile_model(parts)
-        stop = held.enter_context(signals.interruptible())  # from here on there is something to save
-        folder = open_folder(request, parts, earlier, own)
-        console.open_log(folder / "run.log", parts.unsaved)
-        report.opening(console, parts, folder, request.overrides if request.sweep else ())
-        saver = make_saver(folder, parts, request, earlier)
-        purge_step = earlier["step"] + 1 if earlier else None
-        with tracking.tracked(folder, purge_step, parts.unsaved) as tracker:
-            try:
+        folder: Path | None = None
+        try:
+            earlier = earlier_state(request, parts)
+            if parts.settings.rest.device.num_threads == "auto":
+                choose_threads(parts)
+            if parts.runtime.device.type == "cuda" and parts.settings.rest.device.cuda_graph != "off":
+                importlib.import_module("dlrun.step_graph").use(parts)
+            if parts.runtime.compile:
+                compilation.compile_model(parts)
+            stop = held.enter_context(signals.interruptible())  # from here on there is something to save
+            folder = open_folder(request, parts, earlier, own)
+            console.open_log(folder / "run.log", parts.unsaved)
+            report.opening(console, parts, folder, request.overrides if request.sweep else ())
+            saver = make_saver(folder, parts, request, earlier)
+            purge_step = earlier["step"] + 1 if earlier else None
+            with tracking.tracked(folder, purge_step, parts.unsaved) as tracker:
                 start(parts, folder, tracker, earlier, console)
                 with console.following(parts.training), profiling_of(parts, tracker, saver, folder) as profile:
                     status = loop.fit(parts.training, tracker, console, saver, ranks.together(stop))
@@ -90,8 +91,14 @@ def run(request: Request, console: Console | None = None) -> int:
                 if profile is not None:
                     profile.mark("other")
                     console.say(profile.shown())
-            except (Exception, SystemExit) as error:
+        except (Exception, SystemExit) as error:
+            if ranks.count > 1:
+                signals.ignore_termination()
+            if folder is not None:
                 raise failure(error, parts, folder, console) from error
+            if ranks.count > 1 and not isinstance(error, DlrunError):
+                raise RunError(ranks.blame(error, explain_failure(error, parts))) from error
+            raise
         report.closing(console, parts, folder, result, parts.notes[said:])
         console.close()
     return exit_code(parts, folder, result, stop)
@@ -210,13 +217,20 @@ def open_folder(request: Request, parts: Parts, earlier: dict[str, Any] | None, 
         except OSError as error:
             raise RequestError(f"cannot write to {request.folder} ({error.strerror}); make room there") from error
         return request.folder
+    is_new = request.folder is None or not request.folder.exists()
     if request.folder is not None:
         folder = run_folder.claim(request.folder)
     else:
         names = f"{request.choices.get('model', 'model')}_{request.choices.get('data', 'data')}"
         folder = run_folder.create(Path(parts.settings.rest.paths.outputs), names)
-    own.take(folder)
-    run_folder.describe(folder, request, parts.runtime)
+    try:
+        own.take(folder)
+        run_folder.describe(folder, request, parts.runtime)
+    except Exception:  # also the death of a data worker, which torch raises wherever this process is
+        is_ours = own.folder == folder
+        own.release()
+        run_folder.abandon(folder, is_ours, is_new)
+        raise
     return folder
 
 
@@ -321,19 +335,28 @@ def export(parts: Parts, saver: Saver) -> dict[str, float]:
 
 def failure(error: Exception | SystemExit, parts: Parts, folder: Path, console: Console) -> DlrunError:
     """Leave result.json and the traceback behind; returns the sentence to raise."""
+    if not console.is_logged:
+        console.open_log(folder / "run.log", parts.unsaved)
     console.log_only("".join(traceback.format_exception(error)))
-    said = str(error).strip() or "no message"
-    death = workers.explain_death(error)
-    if death is not None:
-        said = f"{death} (traceback in {folder / 'run.log'})"
-    elif memory.ran_out(error):
-        said = memory.sentence(parts.settings, str(parts.runtime.device)) + f" (traceback in {folder / 'run.log'})"
-    elif not isinstance(error, DlrunError):
-        said = user_code.explain(error) or f"{type(error).__name__}: {said.splitlines()[0]}"
-        said += f" (traceback in {folder / 'run.log'}; -v shows it here)"
+    said = explain_failure(error, parts, folder / "run.log")
     said = parts.runtime.ranks.blame(error, said)
     result = results.collect(parts, "failed", {}, checkpoint.weights_sha256(parts.model), error=said)
     with parts.unsaved.attempt(RESULT, again=False):
         run_folder.write_json(folder / RESULT, result)
     console.close()
     return RunError(f"the run {folder} failed: {said}")
+
+
+def explain_failure(error: BaseException, parts: Parts, log: Path | None = None) -> str:
+    """What is said of an error that ends a run; log: where its traceback is."""
+    said = str(error).strip() or "no message"
+    death = workers.explain_death(error)
+    if death is not None:
+        return f"{death} (traceback in {log})" if log else str(death)
+    if memory.ran_out(error):
+        sentence = memory.sentence(parts.settings, str(parts.runtime.device))
+        return f"{sentence} (traceback in {log})" if log else sentence
+    if isinstance(error, DlrunError):
+        return said
+    said = user_code.explain(error) or f"{type(error).__name__}: {said.splitlines()[0]}"
+    return f"{said} (traceback in {log}; -v shows it here)" if log else f"{said} (-v shows the traceback)"

@@ -1,7 +1,6 @@
 """A process that trains along with process 0 and records nothing: what torchrun starts besides the first."""
 
 import contextlib
-import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,11 @@ from dlrun import compilation, experiment, lock, loop, runtime, signals
 from dlrun.data import workers
 from dlrun.errors import DlrunError
 from dlrun.parts import Parts
-from dlrun.ranks import Ranks, joined
+from dlrun.ranks import Ranks, joined, wait_for_last_word
 from dlrun.request import Request
 from dlrun.saver import Saver, states_of_all
 from dlrun.terminal import write_error
 from dlrun.training import Training
-
-_SPEAK_SECONDS = 1.0  # torchrun stops all when one process ends: process 0 says before what was wrong
 
 
 class Silence:
@@ -69,7 +66,7 @@ def main(verbose: bool) -> int:
     except (Exception, SystemExit) as error:
         if verbose:
             write_error("".join(traceback.format_exception(error)).rstrip("\n"))
-        time.sleep(_SPEAK_SECONDS)
+        wait_for_last_word()
         return error.exit_code if isinstance(error, DlrunError) else 1
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _START_SECONDS = 1800  # so long may process 0 read or download data before the others begin
 _ANSWER_SECONDS = 3.0  # so long a process may take to say what has befallen it
+_LAST_WORD_SECONDS = 30.0  # so long the other processes wait for process 0 to say what was wrong
+_SAID = "process 0 has said all"  # a key of the store
 _OF_THE_TRANSPORT = (
     "/gloo/",
     "Application timeout",
@@ -96,6 +98,7 @@ class Ranks:
 
 
 ALONE = Ranks()
+_stores: list[Any] = []  # of the run that this process takes part in; it outlives the group
 
 
 class Group(Ranks):
@@ -112,6 +115,7 @@ class Group(Ranks):
         self.local_count = int(os.environ.get("LOCAL_WORLD_SIZE", self.count))
         self.first_here = self.local_number == 0
         self.store, *_ = next(rendezvous("env://", self.number, self.count))
+        _stores.append(self.store)
         backend = "cpu:gloo,cuda:nccl" if _has_cuda() else "gloo"
         wait = timedelta(seconds=_START_SECONDS)
         dist.init_process_group(backend, store=self.store, rank=self.number, world_size=self.count, timeout=wait)
@@ -269,6 +273,27 @@ def joined() -> Iterator[Ranks]:
         yield Group()
     finally:
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def last_word() -> Iterator[None]:
+    """Process 0 has said what there is to say when this ends, and the others need wait no longer."""
+    try:
+        yield
+    finally:
+        while _stores:
+            store = _stores.pop()
+            if not follows():
+                with contextlib.suppress(Exception):  # of a launcher that is gone already
+                    store.set(_SAID, "yes")
+
+
+def wait_for_last_word() -> None:
+    """Wait until process 0 has said what was wrong: torchrun stops all processes as soon as one of them ends."""
+    until = time.monotonic() + _LAST_WORD_SECONDS
+    with contextlib.suppress(Exception):  # process 0 may hold the store, and is gone then
+        while _stores and time.monotonic() < until and not _stores[-1].check([_SAID]):
+            time.sleep(0.05)
 
 
 def dismiss() -> None:

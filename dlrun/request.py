@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import hydra
+import hydra.core.utils
 from hydra._internal.config_loader_impl import get_overrides_dirname
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import get_args_parser
@@ -76,7 +77,7 @@ def from_command_line(words: Sequence[str]) -> list[Request]:
     said = io.StringIO()
     try:
         # Hydra tells of an exception on stderr, besides raising it.
-        with _argv(words), _composed_once(asked), contextlib.redirect_stderr(said):
+        with _argv(words), _composed_once(asked), _no_folder_made(), contextlib.redirect_stderr(said):
             register()
             main = hydra.main(version_base="1.3", config_path=str(config.CONFIG_DIR), config_name="config")
             try:
@@ -182,6 +183,25 @@ def _composed_once(asked: argparse.Namespace) -> Iterator[None]:
         yield
     finally:
         Hydra.get_mode = before  # type: ignore[method-assign]
+
+
+class _UnmadePath(type(Path())):  # type: ignore[misc]
+    """A path at which no folder is made."""
+
+    def mkdir(self, *_: Any, **__: Any) -> None:
+        """Leave the disk as it is."""
+
+
+@contextlib.contextmanager
+def _no_folder_made() -> Iterator[None]:
+    """Hydra makes a job's folder before anything is known to be right: a run makes its own when it begins."""
+    names: Any = hydra.core.utils
+    before = names.Path
+    names.Path = _UnmadePath
+    try:
+        yield
+    finally:
+        names.Path = before
 
 
 def _captured(composed: DictConfig, words: list[str]) -> Request:

@@ -1,5 +1,6 @@
 """The run folder: where everything that a run leaves behind lies."""
 
+import contextlib
 import functools
 import itertools
 import json
@@ -121,6 +122,16 @@ def describe(folder: Path, request: Request, runtime: "Runtime") -> None:
         write_json(folder / ENVIRONMENT, {"run_id": uuid.uuid4().hex, **environment(request, runtime)})
     except OSError as error:
         raise RequestError(f"cannot write to {folder} ({error.strerror}); type paths.outputs=<folder>") from error
+
+
+def abandon(folder: Path, is_described: bool, is_new: bool) -> None:
+    """Remove what `describe` has written for a run that does not begin after all, and the folder if it is new."""
+    with contextlib.suppress(OSError):
+        if is_described:
+            shutil.rmtree(folder / ".hydra", ignore_errors=True)
+            (folder / ENVIRONMENT).unlink(missing_ok=True)
+        if is_new:
+            folder.rmdir()
 
 
 def environment(request: Request, runtime: "Runtime") -> dict[str, Any]:

@@ -53,8 +53,11 @@ def terminable() -> Iterator[None]:
     """All of STOPPING but Ctrl-C raise Stopped while this lasts, but where a run catches them (main thread only)."""
 
     def stop(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGTERM and _failure.is_near:
+            return
         raise Stopped(number)
 
+    _failure.is_near = False
     before: dict[int, Any] = {}
     with contextlib.suppress(ValueError):
         for number in _caught():
@@ -64,6 +67,23 @@ def terminable() -> Iterator[None]:
         yield
     finally:
         _restore(before)
+
+
+class _Failure:
+    """Whether this process has failed, and ends as soon as it has said why."""
+
+    is_near = False
+
+
+_failure = _Failure()
+
+
+def ignore_termination() -> None:
+    """SIGTERM changes nothing from here on: a launcher that ends a failed run's processes must not end this one's say.
+
+    It holds until `terminable` is entered anew.
+    """
+    _failure.is_near = True
 
 
 class Interrupt:

@@ -4,9 +4,12 @@ import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+
+from dlrun import run_folder
 
 QUICK = ("tracking.graph=false", "figures=false")
 
@@ -230,3 +233,55 @@ def test_own_model_and_data_through_config_alone(dlrun: Callable, tmp_path: Path
     assert named.code == 0, named.err
     assert named.result["parameters"] == 3 + 3 + 3 + 1
     assert named.folder.name.endswith("_Net_line")
+
+
+WORKER_DEATH = "DataLoader worker (pid 7) is killed by signal: Killed. "
+
+
+def raise_worker_death(*_: Any, **__: Any) -> None:
+    """As torch's handler of SIGCHLD does, wherever the process is."""
+    raise RuntimeError(WORKER_DEATH)
+
+
+@pytest.mark.parametrize("was_there", [False, True])
+def test_a_run_that_fails_before_its_folder_is_described_leaves_none(
+    was_there: bool, dlrun: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if was_there:
+        (tmp_path / "run").mkdir()
+    describe = run_folder.describe
+
+    def fail(*arguments: Any) -> None:
+        describe(*arguments)
+        raise_worker_death()
+
+    monkeypatch.setattr(run_folder, "describe", fail)
+    done = dlrun("data=blobs", "trainer.max_steps=2", "hydra.run.dir=run", *QUICK)
+    assert done.code == 2
+    assert "a worker process that reads data was killed (Killed)" in done.err
+    left = list(tmp_path.rglob("*"))
+    assert left == [tmp_path / "run"] * was_there
+
+
+@pytest.mark.parametrize(
+    "where", ["console.Console.open_log", "report.opening", "tracking.FileTracker", "experiment.make_saver"]
+)
+def test_every_run_folder_has_a_log_and_a_result(where: str, dlrun: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+
+        def fail_once(*_: Any, **__: Any) -> None:
+            patch.undo()
+            raise_worker_death()
+
+        patch.setattr(f"dlrun.{where}", fail_once)
+        done = dlrun("data=blobs", "trainer.max_steps=2", "hydra.run.dir=run", *QUICK)
+    assert done.code == 1
+    assert done.err.startswith("dlrun: the run run failed: a worker process that reads data was killed")
+    assert WORKER_DEATH in Path("run/run.log").read_text()
+    assert json.loads(Path("run/result.json").read_text())["status"] == "failed"
+
+
+def test_a_wrong_request_makes_no_folder(dlrun: Callable, tmp_path: Path) -> None:
+    done = dlrun("data=blobs", "optimizer.lr=-1", "hydra.run.dir=run")
+    assert done.code == 2
+    assert list(tmp_path.iterdir()) == []

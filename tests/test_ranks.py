@@ -269,6 +269,15 @@ class Net(nn.Module):
                 raise ArithmeticError("the third card fell out")
             os.kill(os.getpid(), signal.SIGKILL if self.how == "kill" else signal.SIGSTOP)
         return self.layer(x)
+
+def end_slowly():
+    # As on a busy machine: process 0 takes long to end what it has begun before it says what was wrong.
+    time.sleep(3)
+    destroy()
+
+destroy = torch.distributed.destroy_process_group
+if os.environ["RANK"] == "0":
+    torch.distributed.destroy_process_group = end_slowly
 """
 
 

@@ -1,5 +1,6 @@
 """Whatever fails in a process that reads data ends in one sentence, soon, and with no process left."""
 
+import json
 import os
 import signal
 import subprocess
@@ -166,8 +167,9 @@ def test_a_run_with_a_failing_worker_ends(act: str, said: str, ranks: int, tmp_p
     assert said in lines[0]
     assert ranks == 2 or "Traceback" not in err  # torchrun has a page of its own to show
     assert time.monotonic() - began < 90
-    # A killed worker may be noticed at the first batches, before there is a run folder.
+    # A killed worker may be noticed at the first batches, before there is a run folder: then there is none.
     if "SIGKILL" not in act or (tmp_path / "run").exists():
+        assert json.loads((tmp_path / "run/result.json").read_text())["status"] == "failed"
         assert "Traceback" in (tmp_path / "run/run.log").read_text()
 
 
