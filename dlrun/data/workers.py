@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_in
 from dlrun.data.rows import Rows, Seeded, is_list_of_samples
 from dlrun.errors import DataError, DlrunError, RunError, chain, own_place
 from dlrun.library_warnings import divert_for_good
-from dlrun.signals import STOPPING
+from dlrun.signals import STOPPING, held_back
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 SIGNAL_SECONDS = 1.0  # so long after a broken pipe the signal that says why may take
@@ -169,7 +169,9 @@ def fetch(loader: DataLoader[Any]) -> Iterator[tuple[Tensor, ...]]:
     """The loader's batches, each as `Guarded` reads it. DataError for what a worker could not read."""
     before = set(multiprocessing.active_children())
     try:
-        batches = iter(loader)
+        # A worker that starts holds them back until `prepare_worker` ignores them: before that, they would end it.
+        with held_back(*STOPPING):
+            batches = iter(loader)
     except Exception as error:  # a data set that cannot be pickled where processes are spawned; no memory to fork
         raise DataError(
             f"worker processes cannot be started: {describe(error)}; type data.num_workers=0 to read in this process"

@@ -109,6 +109,16 @@ def test_workers_that_are_left_can_be_ended() -> None:
     assert not worker.is_alive()
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_to_a_worker_that_starts_is_held_back(name: str) -> None:
+    def start(number: int) -> None:
+        os.kill(os.getpid(), signal.Signals[name])
+        workers.prepare_worker(number)
+
+    loader = DataLoader(workers.Guarded(Failing(lambda: None)), num_workers=1, worker_init_fn=start)
+    assert len(list(workers.fetch(loader))) == 8
+
+
 NET = """\
 import os, signal, sys, time, torch
 from torch.utils.data import Dataset, get_worker_info
@@ -130,19 +140,16 @@ WORDS = (
 )  # fmt: skip
 
 
-def run_in_group(words: list[str], folder: Path, seconds: float) -> tuple[int, str]:
-    """The exit code and stderr of a process, after which no process of its session is there."""
-    process = subprocess.Popen(
-        words, cwd=folder, start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+def end_of(process: Any, seconds: float) -> tuple[int, str]:
+    """The exit code and stderr of a process with a session of its own, after which no process of that is there."""
     try:
-        _, err = process.communicate(timeout=seconds)
+        code = process.wait(seconds)
     finally:
         left = subprocess.run(["pgrep", "-s", str(process.pid)], capture_output=True, text=True).stdout.split()
         for pid in left:
             os.kill(int(pid), signal.SIGKILL)
     assert not left, f"processes are left: {left}"
-    return process.returncode, err
+    return code, process.err
 
 
 @pytest.mark.slow
@@ -154,13 +161,16 @@ def run_in_group(words: list[str], folder: Path, seconds: float) -> tuple[int, s
         ("os.kill(os.getpid(), signal.SIGKILL)", "a worker process that reads data was killed"),
     ],
 )
-def test_a_run_with_a_failing_worker_ends(act: str, said: str, ranks: int, tmp_path: Path) -> None:
+def test_a_run_with_a_failing_worker_ends(act: str, said: str, ranks: int, warm: Any, tmp_path: Path) -> None:
     (tmp_path / "failing.py").write_text(NET)
-    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if ranks == 2 else []
+    words = ("-m", "dlrun", *WORDS, f'+data.act="{act}"', "+data.part=train")
     began = time.monotonic()
-    code, err = run_in_group(
-        [sys.executable, *start, "-m", "dlrun", *WORDS, f'+data.act="{act}"', "+data.part=train"], tmp_path, 120
-    )
+    if ranks == 2:
+        launch = ("--standalone", "--nproc-per-node=2", *words)
+        process = warm.start_torchrun(*launch, cwd=tmp_path, start_new_session=True)
+    else:
+        process = warm.start(*words, cwd=tmp_path, start_new_session=True)
+    code, err = end_of(process, 120)
     assert code == 1, err
     lines = [line for line in err.splitlines() if line.startswith("dlrun: ")]
     assert len(lines) == 1
@@ -174,18 +184,19 @@ def test_a_run_with_a_failing_worker_ends(act: str, said: str, ranks: int, tmp_p
 
 
 @pytest.mark.slow
-def test_eval_with_a_failing_worker_ends(dlrun: Callable[..., Any], tmp_path: Path) -> None:
+def test_eval_with_a_failing_worker_ends(dlrun: Callable[..., Any], warm: Any, tmp_path: Path) -> None:
     (tmp_path / "failing.py").write_text(NET)
     assert dlrun(*WORDS, "+data.act=''", "+data.part=test").code == 0
     trusted = ["trusted_modules=[failing]", 'data.act="raise ValueError(1)"']
-    code, err = run_in_group([sys.executable, "-m", "dlrun", "eval", "run", *trusted], tmp_path, 120)
+    process = warm.start("-m", "dlrun", "eval", "run", *trusted, cwd=tmp_path, start_new_session=True)
+    code, err = end_of(process, 120)
     assert code == 2
     assert err.startswith("dlrun: row 63 of the data (Rows) cannot be read: ValueError: 1")
     assert len(err.splitlines()) == 1
 
 
 @pytest.mark.slow
-def test_a_damaged_picture_is_named_by_every_command(dlrun: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_damaged_picture_is_named_by_every_command(dlrun: Callable[..., Any], warm: Any, tmp_path: Path) -> None:
     from PIL import Image
 
     for name in ("cat", "dog"):
@@ -197,9 +208,9 @@ def test_a_damaged_picture_is_named_by_every_command(dlrun: Callable[..., Any], 
     assert dlrun(*words, "data.image_size=16", "model=mlp").code == 0
     for picture in (tmp_path / "photos").glob("*/*.jpg"):
         picture.write_bytes(picture.read_bytes()[:900])
-    command = [sys.executable, "-m", "dlrun"]
     for line in (["eval", "run"], [*words, "model=mlp", "data.image_size=16", "hydra.run.dir=other"]):
-        code, err = run_in_group([*command, *line], tmp_path, 120)
+        process = warm.start("-m", "dlrun", *line, cwd=tmp_path, start_new_session=True)
+        code, err = end_of(process, 120)
         assert code == 2, err
         assert "cannot be read as an image" in err
         assert len(err.splitlines()) == 1
