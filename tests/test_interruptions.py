@@ -4,7 +4,6 @@ import importlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -26,7 +25,15 @@ PHASES = {  # what is called when, the how-manieth call gets the signal, and a r
     "between epochs": ("dlrun.experiment", "tracking.FileTracker.log_epoch", 2, WORDS),
     "figures": ("dlrun.figures", "draw_all", 1, FIGURES),
 }
-SLOW = [pytest.param(n, p, marks=pytest.mark.slow) for p in PHASES for n in ("SIGTERM", "SIGINT") if p != "save"]
+# One handler takes every signal, so each phase meets one of them, and each signal at least one phase.
+SLOW = {
+    "opening": "SIGINT",
+    "step": "SIGTERM",
+    "lbfgs": "SIGINT",
+    "evaluation": "SIGTERM",
+    "between epochs": "SIGUSR1",
+    "figures": "SIGINT",
+}
 NET = """
 import os, signal, sys, time
 import torch
@@ -82,8 +89,7 @@ def left(folder: Path) -> tuple[Any, bytes]:
     [
         ("SIGTERM", "save"),
         ("SIGHUP", "step"),
-        pytest.param("SIGUSR1", "between epochs", marks=pytest.mark.slow),
-        *SLOW,
+        *(pytest.param(name, phase, marks=pytest.mark.slow) for phase, name in SLOW.items()),
     ],
 )
 def test_the_first_signal_saves_and_resume_ends_in_the_same_run(
@@ -148,7 +154,7 @@ def test_the_second_signal_stops_now_and_resume_makes_the_rest(
 def test_a_signal_to_the_whole_process_group_leaves_the_workers_at_work(
     name: str, dlrun: Callable[..., Any], warm: Any, tmp_path: Path
 ) -> None:
-    words = (*WORDS, "trainer.epochs=8", "data.loader=workers", "data.num_workers=2", "checkpoint.every_steps=1")
+    words = (*WORDS, "trainer.epochs=5", "data.loader=workers", "data.num_workers=2", "checkpoint.every_steps=1")
     process = warm.start("-m", "dlrun", *words, "hydra.run.dir=run", cwd=tmp_path, start_new_session=True)
     wait_for(Path("run/checkpoints/last.pt"))
     os.killpg(process.pid, signal.Signals[name])
@@ -162,29 +168,33 @@ def test_a_signal_to_the_whole_process_group_leaves_the_workers_at_work(
     assert left(Path("run")) == left(Path("whole"))
 
 
+# The first process of a session of its own, with a terminal of its own, as a shell's is.
+IN_A_TERMINAL = "import os, sys; os.login_tty(0); from dlrun.cli import main; sys.exit(main())"
+UNDER_NOHUP = (
+    "import signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); from dlrun.cli import main; sys.exit(main())"
+)
+
+
 @pytest.mark.slow
-def test_a_lost_terminal_saves(dlrun: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_lost_terminal_saves(dlrun: Callable[..., Any], warm: Any, tmp_path: Path) -> None:
     words = (*WORDS, "trainer.epochs=100000", "checkpoint.every_epochs=100000", "hydra.run.dir=run")
-    pid, terminal = os.forkpty()
-    if not pid:  # the first process of a session of its own, with a terminal of its own, as a shell's is
-        os.execv(sys.executable, [sys.executable, "-m", "dlrun", *words])
+    terminal, inside = os.openpty()
+    process = warm.start("-c", IN_A_TERMINAL, *words, cwd=tmp_path, stdin=inside)
+    os.close(inside)
     try:
         wait_for(tmp_path / "run" / "metrics.jsonl")
         os.set_blocking(terminal, False)
-        time.sleep(1)
     finally:
         os.close(terminal)  # the kernel sends SIGHUP, and what is written to the terminal fails from here on
-    _, status = os.waitpid(pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 129
+    assert process.wait(timeout=60) == 129
     assert json.loads(Path("run/result.json").read_text())["status"] == "interrupted"
     assert list(Path("run/checkpoints").glob("step_*.pt"))
 
 
 @pytest.mark.slow
-def test_under_nohup_a_lost_terminal_is_nothing(dlrun: Callable[..., Any], tmp_path: Path) -> None:
+def test_under_nohup_a_lost_terminal_is_nothing(dlrun: Callable[..., Any], warm: Any, tmp_path: Path) -> None:
     words = (*WORDS, "trainer.epochs=50", "hydra.run.dir=run")
-    command = ["nohup", sys.executable, "-m", "dlrun", *words]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = warm.start("-c", UNDER_NOHUP, *words, cwd=tmp_path)
     wait_for(tmp_path / "run" / "metrics.jsonl")
     process.send_signal(signal.SIGHUP)
     assert process.wait(timeout=60) == 0

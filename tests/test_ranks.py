@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -76,11 +75,16 @@ def test_a_single_process_is_said_how_to_be_started(dlrun: Callable[..., Any], m
 
 
 @pytest.fixture
-def torchrun(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
-    """`torchrun(count, *words)`: `torchrun --nproc-per-node=count -m dlrun *words` from an empty working directory."""
+def torchrun(tmp_path: Path, warm: Any) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """`torchrun(count, *words)`: `torchrun --nproc-per-node=count -m dlrun *words` from an empty working directory.
+
+    Its processes are warm; tests/test_readme.py and tests/test_search_path.py start it as users do.
+    """
 
     def run(count: int, *words: str, wait: float = 120.0) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(started(count, *words), capture_output=True, text=True, cwd=tmp_path, timeout=wait)
+        process = warm.start_torchrun(*started(count, *words), cwd=tmp_path)
+        code = process.wait(wait)
+        return subprocess.CompletedProcess(words, code, process.out, process.err)
 
     return run
 
@@ -89,16 +93,17 @@ def torchrun(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"
 def ranks(warm: Any, tmp_path: Path) -> Callable[..., Any]:
     """`ranks(count, *words)`: so many warm processes with the variables of torchrun; what process 0 said.
 
-    The exit code is the first that is not 0. A process that is left when the others have failed is killed.
+    `start` is what Python is told to run. The exit code is the first that is not 0. A process that is left when the
+    others have failed is killed.
     """
 
-    def run(count: int, *words: str) -> Any:
+    def run(count: int, *words: str, start: tuple[str, ...] = ("-m", "dlrun")) -> Any:
         port = str(free_port())
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count)}
         processes = []
         for number in range(count):
             own = {"RANK": str(number), "LOCAL_RANK": str(number), "LOCAL_WORLD_SIZE": str(count)}
-            processes.append(warm.start("-m", "dlrun", *words, cwd=tmp_path, env={**os.environ, **where, **own}))
+            processes.append(warm.start(*start, *words, cwd=tmp_path, env={**os.environ, **where, **own}))
         try:
             while all(process.poll() in (None, 0) for process in processes):
                 if all(process.poll() == 0 for process in processes):
@@ -123,8 +128,8 @@ def free_port() -> int:
 
 
 def started(count: int, *words: str) -> list[str]:
-    start = ["-m", "torch.distributed.run", f"--nproc-per-node={count}", "--standalone", "-m", "dlrun"]
-    return [sys.executable, *start, *words]
+    """The words behind torchrun."""
+    return [f"--nproc-per-node={count}", "--standalone", "-m", "dlrun", *words]
 
 
 def rows_in(folder: Path) -> list[dict[str, float]]:
@@ -186,15 +191,22 @@ def test_two_processes_train_as_one_with_twice_the_batch(
     assert done.stdout.count("completed after 3 epochs") == 1
 
 
+WITHOUT_COMPILER = """
+import sys
+import torch._dynamo.config
+from dlrun.cli import main
+
+torch._dynamo.config.disable = True
+sys.exit(main())
+"""
+
+
 @pytest.mark.slow
-def test_what_is_compiled_before_the_training_takes_no_part_in_it(
-    tmp_path: Path, torchrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Gradients of the batches that are thrown away are summed up over the processes too."""
-    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")  # all but the compiling itself
+def test_what_is_compiled_before_the_training_takes_no_part_in_it(tmp_path: Path, ranks: Callable[..., Any]) -> None:
+    """Gradients of the batches that are thrown away are summed up over the processes too; nothing is compiled here."""
     words = (*WORDS, "model.dropout=0.2", "data.batch_size=13", "trainer.epochs=2")
     for folder, more in (("plain", ()), ("compiled", ("device.compile=true",))):
-        done = torchrun(2, *words, *more, f"hydra.run.dir={folder}")
+        done = ranks(2, *words, *more, f"hydra.run.dir={folder}", start=("-c", WITHOUT_COMPILER))
         assert done.returncode == 0, done.stderr
     assert result_in(tmp_path / "compiled")["compile_seconds"] > 0
     assert rows_in(tmp_path / "compiled") == rows_in(tmp_path / "plain")
@@ -297,7 +309,7 @@ def test_a_failing_process_ends_all_and_is_named(
     launch = torchrun if how == "raise" else ranks
     (tmp_path / "failing.py").write_text(FAILING)
     began = time.monotonic()
-    own = ("model._target_=failing.Net", f"+model.how={how}", "device.timeout_seconds=5", "preflight=false")
+    own = ("model._target_=failing.Net", f"+model.how={how}", "device.timeout_seconds=3", "preflight=false")
     done = launch(2, *WORDS, *own, "hydra.run.dir=run")
     assert done.returncode != 0
     assert time.monotonic() - began < 90
@@ -329,18 +341,19 @@ def test_a_wrong_request_is_said_once_and_writes_nothing(
 
 
 @pytest.mark.slow
-def test_a_signal_stops_all_in_the_same_step(tmp_path: Path, ranks: Callable[..., Any]) -> None:
+def test_a_signal_stops_all_in_the_same_step(tmp_path: Path, ranks: Callable[..., Any], warm: Any) -> None:
     """Sent to the second process alone, then to torchrun, which hands it on; the run goes on to the same weights."""
-    words = (*WORDS, "data.batch_size=2", "trainer.epochs=60", "trainer.ema_decay=0.5")
+    words = (*WORDS, "data.batch_size=4", "trainer.epochs=20", "trainer.ema_decay=0.5")
     assert ranks(2, *words, "hydra.run.dir=whole").returncode == 0
     last = tmp_path / "run" / "checkpoints" / "last.pt"
     for who in ("one", "all"):
-        before = load(last)["step"] if last.exists() else 0
-        with subprocess.Popen(started(2, *words, "resume=auto", "hydra.run.dir=run"), cwd=tmp_path) as process:
-            while not last.exists() or load(last)["step"] == before:
-                time.sleep(0.02)
-            os.kill(second_of(process.pid) if who == "one" else process.pid, signal.SIGTERM)
-            assert process.wait(timeout=120) != 0
+        before = last.stat().st_mtime_ns if last.exists() else 0
+        process = warm.start_torchrun(*started(2, *words, "resume=auto", "hydra.run.dir=run"), cwd=tmp_path)
+        while not last.exists() or last.stat().st_mtime_ns == before:
+            assert process.poll() is None, process.err
+            time.sleep(0.02)
+        os.kill(second_of(process.pid) if who == "one" else process.pid, signal.SIGTERM)
+        assert process.wait(timeout=120) != 0
         assert result_in(tmp_path / "run")["status"] == "interrupted"
     assert ranks(2, *words, "resume=auto", "hydra.run.dir=run").returncode == 0
     assert result_in(tmp_path / "run")["weights_sha256"] == result_in(tmp_path / "whole")["weights_sha256"]
@@ -356,23 +369,19 @@ def second_of(parent: int) -> int:
 
 
 @pytest.mark.slow
-def test_two_machines_make_one_run_in_the_folder_of_the_first(tmp_path: Path, dlrun: Callable[..., Any]) -> None:
+def test_two_machines_make_one_run_in_the_folder_of_the_first(
+    tmp_path: Path, dlrun: Callable[..., Any], warm: Any
+) -> None:
     """Two launchers on this machine, each in a working directory of its own."""
     port = free_port()
-    start = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1"]
+    start = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}"]
     words = [*WORDS, "trainer.epochs=3", "hydra.run.dir=run"]
     launchers = []
     for number in (0, 1):
-        (tmp_path / str(number)).mkdir()
-        command = [*start, f"--master-port={port}", f"--node-rank={number}", "-m", "dlrun", *words]
-        launchers.append(
-            subprocess.Popen(
-                [sys.executable, *command, "data.batch_size=16"],
-                cwd=tmp_path / str(number),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-        )
+        place = tmp_path / str(number)
+        place.mkdir()
+        command = [*start, f"--node-rank={number}", "-m", "dlrun", *words, "data.batch_size=16"]
+        launchers.append(warm.start_torchrun(*command, cwd=place))
     assert [launcher.wait(timeout=180) for launcher in launchers] == [0, 0]
     assert list((tmp_path / "1").iterdir()) == []
     assert dlrun(*words, "data.batch_size=32").code == 0

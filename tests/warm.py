@@ -34,6 +34,7 @@ IMPORTS = (
     "torch",
     "torch._dynamo",
     "torch.distributed",
+    "torch.distributed.launcher.api",
     "torchvision",
     "scipy.stats",
     "sklearn.datasets",
@@ -70,6 +71,8 @@ class Server:
             )
         assert self.process.stdout is not None
         self.process.stdout.readline()
+        self.interpreter = str(folder / "python")
+        self.write_command(Path(self.interpreter))
 
     def close(self) -> None:
         """End it; what was forked lives on."""
@@ -85,6 +88,11 @@ class Server:
     ) -> "Process":
         """Start `python *words`; what it prints is kept."""
         return Process(self.address, words, cwd, os.environ if env is None else env, stdin, start_new_session)
+
+    def start_torchrun(self, *words: str, cwd: Path, start_new_session: bool = False) -> "Process":
+        """Start `torchrun *words`, which starts its processes warm too."""
+        env = {**os.environ, "PYTHON_EXEC": self.interpreter}
+        return self.start("-m", "torch.distributed.run", *words, cwd=cwd, env=env, start_new_session=start_new_session)
 
     def write_command(self, path: Path, *words: str) -> None:
         """Write an executable file that runs `python *words` and what it is called with, for the lines of a shell."""
@@ -273,7 +281,9 @@ def warm_up() -> None:
 def run(words: list[str]) -> None:
     """What `python *words` does: `-m module`, `-c code` or a script."""
     option, *rest = words
-    if option == "-m":
+    if option == "-u":  # as torchrun starts its processes
+        run(rest)
+    elif option == "-m":
         sys.argv = rest
         sys.path.insert(0, os.getcwd())  # noqa: PTH109
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
