@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from dlrun import cli, experiment, mistakes, request, runtime, saved
+from dlrun import cli, experiment, ignored, mistakes, request, runtime, saved
 from dlrun.console import Console
 from dlrun.data.batches import Place
 from dlrun.data.spec import DataSpec, Split, Splits
@@ -175,6 +175,7 @@ def load(place: str | Path, *overrides: str, trusted_modules: str | Sequence[str
     full model, which can run code. RequestError for what is no run, a damaged file, and what is not trusted.
     """
     words = [*_checked(overrides), *(["trust=true"] if trust else [])]
+    ignored.refuse_unheeded(words, "dlrun.load")
     if isinstance(trusted_modules, str):
         trusted_modules = [trusted_modules]
     if trusted_modules:

@@ -44,6 +44,7 @@ def data(settings: Settings, trusted_modules: Sequence[str] | None) -> Splits:
         )
     made = inspect_splits(made, _inspection(settings, made.spec))
     train, val, test = made.train, made.val, made.test
+    unheeded = _find_unheeded(made, settings)
     if val is None and keys.val_fraction > 0:
         train, val = rows_of.carve(train, keys.val_fraction, int(settings.data.arguments.get("seed") or 0))
     if keys.train_rows is not None:
@@ -58,7 +59,27 @@ def data(settings: Settings, trusted_modules: Sequence[str] | None) -> Splits:
             f"data.drop_last=true leaves no batch: there are {rows_of.row_count(train)} training rows and "
             f"data.batch_size={keys.batch_size}; type data.drop_last=false or a smaller data.batch_size"
         )
-    return dataclasses.replace(made, train=train, val=val, test=test)
+    return dataclasses.replace(made, train=train, val=val, test=test, unheeded=unheeded)
+
+
+def _find_unheeded(made: Splits, settings: Settings) -> dict[str, str]:
+    """By name, the settings of `data` that have no effect on these parts, and why."""
+    keys, arguments = settings.data_keys, settings.data.arguments
+    reasons = dict(made.unheeded)
+    if made.val is not None:
+        reasons["val_fraction"] = "the data bring a validation part of their own"
+
+    # Where the data have a test_fraction, their seed is for drawing parts alone.
+    draws_test = "test_fraction" not in reasons and bool(arguments.get("test_fraction"))
+    draws_val = made.val is None and keys.val_fraction > 0
+    is_shipped = str(settings.data.target).startswith("dlrun.data.")
+    if is_shipped and "test_fraction" in arguments and not draws_test and not draws_val:
+        reasons["seed"] = "no part is drawn at random"
+
+    rows = rows_of.row_count(made.train)
+    if keys.train_rows is not None and keys.train_rows >= rows:
+        reasons["train_rows"] = f"there are {rows:,} training rows"
+    return reasons
 
 
 def without_splitting(settings: Settings, overrides: Sequence[str]) -> Settings:

@@ -21,9 +21,16 @@ class Composer:
     Hydra itself reads the defaults list anew for every point: 75 ms a point, this takes 3.
     """
 
-    def __init__(self, loader: ConfigLoader, fixed: Sequence[str] = (), master: DictConfig | None = None) -> None:
+    def __init__(
+        self,
+        loader: ConfigLoader,
+        fixed: Sequence[str] = (),
+        master: DictConfig | None = None,
+        config_name: str = "config",
+    ) -> None:
         """fixed: words of Hydra's own; master: the sweep's config, whose time stamps all points share."""
         self._loader, self._fixed, self._master = loader, list(fixed), master
+        self._config_name = config_name
         self._parser = OverridesParser.create(config_loader=loader)
         self._groups: dict[str, bool] = {}  # whether a key is one: Hydra needs 13 ms to tell
         self._bases: dict[tuple[str, ...], tuple[DictConfig, DictConfig]] = {}
@@ -56,7 +63,7 @@ class Composer:
     def _base(self, choosing: tuple[str, ...]) -> tuple[DictConfig, DictConfig]:
         """The config with these choices and without other values, and Hydra's own part of it."""
         if choosing not in self._bases:
-            whole = self._loader.load_configuration("config", [*self._fixed, *choosing], RunMode.RUN)
+            whole = self._loader.load_configuration(self._config_name, [*self._fixed, *choosing], RunMode.RUN)
             if self._master is not None:
                 OmegaConf.copy_cache(from_config=self._master, to_config=whole)
                 whole.hydra.sweep.dir = str(self._master.hydra.sweep.dir)  # one time stamp, and the words' own paths

@@ -84,7 +84,7 @@ def evaluate(words: list[str]) -> dict[str, float]:
     asked = next((word.removeprefix("split=") for word in words[1:] if word.startswith("split=")), None)
     if asked is not None and asked not in SPLITS:
         raise RequestError(f"split={asked} is none; {did_you_mean(asked, SPLITS)}type split={', '.join(SPLITS)}")
-    ignored.refuse_of_training(words[1:], "dlrun eval")
+    ignored.refuse_unheeded(words[1:], "dlrun eval")
     console = Console()
     with opened(place, [word for word in words[1:] if not word.startswith("split=")]) as saved:
         found = evaluated(saved, asked)
@@ -201,6 +201,8 @@ def show(console: Console, found: Evaluation) -> None:
         ("data", f"{saved.request.choices.get('data')}: {_split_name(found)}, {found.rows:,} rows"),
     ]
     lines += [("note", note) for note in saved.splits.notes]
+    unheeded = ignored.find_unheeded_data(saved.read, saved.settings.data.target, saved.request.overrides)
+    lines += [("note", note) for note in unheeded]
     console.say(facts(lines))
     console.say()
     rows = []

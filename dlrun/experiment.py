@@ -120,7 +120,7 @@ def begin(request: Request, held: contextlib.ExitStack, ranks: Ranks, own: lock.
         parts = prepare(settings, process, request.trusted_modules, problems)
     parts.alone = request.group is None
     parts.notes += request.notes
-    parts.notes += ignored.find_without_effect(parts, typed_words(request))
+    parts.notes += ignored.find_without_effect(parts, request, typed_words(request), keys_in_files(request))
     if settings.rest.device.tf32 is not None and process.device.type != "cuda":
         parts.notes.append(f"device.tf32 is for cuda, and changes nothing on {process.device}")
     if together > 1 or ranks.count > 1:
@@ -134,6 +134,13 @@ def typed_words(request: Request) -> list[str]:
     if not request.going_on or request.folder is None:
         return request.overrides
     return [*RunRecord(request.folder).overrides, *request.overrides]
+
+
+def keys_in_files(request: Request) -> dict[str, str]:
+    """The keys that config files of the user's own set, with the file; those of a resumed run when it began."""
+    if not request.going_on or request.folder is None:
+        return request.keys_in_files
+    return dict(RunRecord(request.folder).environment.get("keys_in_files", {}))
 
 
 def prepare_without_start(

@@ -102,6 +102,7 @@ ENVIRONMENT_KEYS: dict[str, Check] = {
     "command": TEXT,
     "working_directory": TEXT,
     "choices": NAMED_TEXTS,
+    "keys_in_files": NAMED_TEXTS,
     "started": TEXT,
     "git_commit": or_none(TEXT),
     "git_dirty": FLAG,

@@ -7,7 +7,7 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -22,11 +22,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dlrun import config, ignored, points, run_names
 from dlrun.composition import Composer
+from dlrun.config_files import ConfigFile, ConfigFiles, has_own_files
 from dlrun.errors import DlrunError, RequestError, did_you_mean
 from dlrun.literals import Literals
 from dlrun.terminal import write_error
@@ -54,6 +56,7 @@ class Request:
     words: list[str] = field(default_factory=list)  # this command line
     processes: int | None = None  # that the run in `folder` began with
     notes: list[str] = field(default_factory=list)  # what the user should know
+    keys_in_files: dict[str, str] = field(default_factory=dict)  # key -> config file of the user's own that sets it
 
 
 def from_command_line(words: Sequence[str]) -> list[Request]:
@@ -62,9 +65,10 @@ def from_command_line(words: Sequence[str]) -> list[Request]:
     Empty when Hydra itself answered (--cfg, --info, shell completion). Hydra's exceptions pass through.
     """
     found: list[Request] = []
+    files = ConfigFiles()
 
     def capture(composed: DictConfig) -> None:
-        found.extend(_expanded(_captured(composed, list(words))))
+        found.extend(_expanded(_captured(composed, list(words), files), files))
         if len(found) > found[0].config["sweep"]["max_jobs"]:
             raise RequestError(f"the sweep has {len(found):,} points and more; type sweep.max_jobs=<as many as it has>")
 
@@ -174,15 +178,20 @@ def _argv(words: Sequence[str]) -> Iterator[None]:
 @contextlib.contextmanager
 def _composed_once(asked: argparse.Namespace) -> Iterator[None]:
     """Hydra composes everything twice, first to look for hydra.mode: not where only our own configs could set it."""
-    named = [asked.config_dir, asked.config_path, asked.config_name]
+    has_own = any([asked.config_dir, asked.config_path, asked.config_name])
     ours = ("hydra.mode", "hydra.searchpath", "hydra/")
-    before = Hydra.get_mode
-    if not any(named) and not any(word.lstrip("+~").startswith(ours) for word in asked.overrides):
-        Hydra.get_mode = lambda *_, **__: None  # type: ignore[method-assign]
+    hydra_class: Any = Hydra
+    before = {name: getattr(Hydra, name) for name in ("get_mode", "run", "multirun")}
+    if has_own:
+        hydra_class.run = _refusing(Hydra.run, RunMode.RUN)
+        hydra_class.multirun = _refusing(Hydra.multirun, RunMode.MULTIRUN)
+    elif not any(word.lstrip("+~").startswith(ours) for word in asked.overrides):
+        hydra_class.get_mode = lambda *_, **__: None
     try:
         yield
     finally:
-        Hydra.get_mode = before  # type: ignore[method-assign]
+        for name, function in before.items():
+            setattr(Hydra, name, function)
 
 
 class _UnmadePath(type(Path())):  # type: ignore[misc]
@@ -204,7 +213,21 @@ def _no_folder_made() -> Iterator[None]:
         names.Path = before
 
 
-def _captured(composed: DictConfig, words: list[str]) -> Request:
+def _refusing(run: Callable[..., Any], mode: RunMode) -> Callable[..., Any]:
+    """Hydra's `run` or `multirun`, which refuses what dlrun does before a callback or sweeper of Hydra's is made."""
+
+    def check_and_run(hydra_itself: Hydra, config_name: str, *arguments: Any, **keywords: Any) -> Any:
+        overrides = keywords["overrides"]
+        composed = hydra_itself.compose_config(config_name, overrides, mode, with_log_configuration=False)
+        refuse_partial(composed, config_name)
+        files = ConfigFiles().of(hydra_itself.config_loader, composed.hydra, overrides)
+        ignored.refuse_hydra_in_files([file for file in files if file.is_own])
+        return run(hydra_itself, config_name, *arguments, **keywords)
+
+    return check_and_run
+
+
+def _captured(composed: DictConfig, words: list[str], files: ConfigFiles) -> Request:
     """A composed job with all that Hydra knows of it, resolved while Hydra's resolvers still answer."""
     settings = cast(DictConfig, HydraConfig.get())
     multirun = settings.mode is not None and settings.mode.name == "MULTIRUN"
@@ -215,19 +238,40 @@ def _captured(composed: DictConfig, words: list[str]) -> Request:
         folder = Path(settings.run.dir)
     typed = cast(list[str], OmegaConf.to_container(settings.overrides.task))  # as they are: list() would interpolate
     overrides = config.recorded_words(typed)
-    return _resolved(composed, settings, overrides, folder, words)
+    request = _resolved(composed, settings, overrides, folder, words, files)
+    ignored.refuse_other_folder(flags(words).overrides, multirun, bool(request.config["sweep"]["points"]))
+    return request
+
+
+def refuse_partial(composed: DictConfig, name: str) -> None:
+    """RequestError for a config of the user's own that does not build on dlrun's."""
+    if any(block.name not in composed for block in fields(config.Config)):
+        raise RequestError(
+            f"--config-name {name} is no whole config; begin that file with defaults: [config, _self_], so that it "
+            "changes dlrun's own"
+        )
 
 
 def _resolved(
-    composed: DictConfig, settings: DictConfig, overrides: list[str], folder: Path | None, words: list[str]
+    composed: DictConfig,
+    settings: DictConfig,
+    overrides: list[str],
+    folder: Path | None,
+    words: list[str],
+    files: ConfigFiles,
 ) -> Request:
     choices = {k: str(v) for k, v in settings.runtime.choices.items() if v is not None and not k.startswith("hydra")}
     for group in ("data", "model", "optimizer", "scheduler"):
         if group not in choices:
             raise RequestError(f"{group} takes one choice; type {group}=<one of `dlrun ls {group}`>")
         own_target(composed, group, overrides, choices)
+    all_files = _files_of(settings, overrides, files) if has_own_files(settings) else []
+    own = [file for file in all_files if file.is_own]
+    ignored.refuse_hydra_in_files(own)
+
     plain = resolved(composed)
-    end_by_steps(plain["trainer"], overrides)
+    if _ends_by_steps(plain["trainer"], settings, overrides, files):
+        plain["trainer"]["epochs"] = None
     multirun = settings.mode is not None and settings.mode.name == "MULTIRUN"
     return Request(
         config=plain,
@@ -237,16 +281,28 @@ def _resolved(
         folder=folder,
         sweep=Path(settings.sweep.dir) if multirun else None,
         words=words,
+        keys_in_files={key: str(file.path) for file in own for key in sorted(file.keys)},
     )
 
 
-def end_by_steps(trainer: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Where trainer.max_steps is typed, and the epochs are those by default, the steps alone end the training."""
-    keys = [word.partition("=")[0].lstrip("+") for word in overrides]
-    if "trainer.max_steps" not in keys or "trainer.epochs" in keys:
-        return
-    if trainer["max_steps"] is not None and trainer["epochs"] == config.TrainerConfig().epochs:
-        trainer["epochs"] = None
+def _files_of(settings: DictConfig, overrides: Sequence[str], files: ConfigFiles) -> list[ConfigFile]:
+    """The config files behind a composed config."""
+    of_hydra = cast(list[str], OmegaConf.to_container(settings.overrides.hydra))
+    return files.of(GlobalHydra.instance().config_loader(), settings, [*of_hydra, *overrides])
+
+
+def _ends_by_steps(trainer: dict[str, Any], settings: DictConfig, overrides: Sequence[str], files: ConfigFiles) -> bool:
+    """Whether the steps alone end a training: trainer.max_steps is given, and the epochs by nobody."""
+    if trainer["max_steps"] is None or trainer["epochs"] != config.TrainerConfig().epochs:
+        return False
+    if "trainer.epochs" in map(ignored.key_of, overrides):
+        return False
+
+    # Only a lesson, an overlay or a file of the user's own may name as many epochs as there are by default.
+    is_plain = not any(settings.runtime.choices.get(group) for group in ("lesson", "experiment", "debug"))
+    if is_plain and not has_own_files(settings):
+        return True
+    return not any("trainer.epochs" in file.keys for file in _files_of(settings, overrides, files))
 
 
 def _recorded_settings(settings: DictConfig) -> dict[str, Any]:
@@ -263,7 +319,7 @@ def _recorded_settings(settings: DictConfig) -> dict[str, Any]:
     return plain
 
 
-def _expanded(request: Request) -> list[Request]:
+def _expanded(request: Request, files: ConfigFiles) -> list[Request]:
     """The runs that the request names in sweep.points, each in a folder under the request's own."""
     loader, given = GlobalHydra.instance().config_loader(), request.overrides
     asked = request.config["sweep"]
@@ -277,7 +333,7 @@ def _expanded(request: Request) -> list[Request]:
     if named in ([], [[]]):
         return [request]
     group, made = request.folder or Path(HydraConfig.get().sweep.dir), []
-    composer = Composer(loader)
+    composer = Composer(loader, config_name=str(HydraConfig.get().job.config_name))
     for i, extra in enumerate(named):
         words = [*(word for word in request.overrides if not word.startswith("sweep.points=")), *extra]
         try:
@@ -286,7 +342,7 @@ def _expanded(request: Request) -> list[Request]:
             error.add_note(IN_POINTS)
             raise
         folder = group / f"{i}_{run_names.folder_name(','.join(extra))}"
-        one = _resolved(composed, cast(DictConfig, HydraConfig.get()), words, folder, request.words)
+        one = _resolved(composed, cast(DictConfig, HydraConfig.get()), words, folder, request.words, files)
         made.append(replace(one, sweep=request.sweep or group, group=group, extra=extra))
     return made
 

@@ -144,6 +144,7 @@ def environment(request: Request, runtime: "Runtime") -> dict[str, Any]:
         "command": shlex.join(["dlrun", *recorded_words(request.words)]),
         "working_directory": str(Path.cwd()),
         "choices": request.choices,
+        "keys_in_files": request.keys_in_files,
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "git_commit": _git(Path.cwd(), "rev-parse", "HEAD"),
         "git_dirty": bool(_git(Path.cwd(), "status", "--porcelain", "--untracked-files=no")),

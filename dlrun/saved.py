@@ -152,6 +152,8 @@ def say_finished(folder: Path, status: str, key: str) -> None:
 def going_on(request: Request, folder: Path, state: dict[str, Any]) -> Request:
     """The request as the continuation of the run in `folder`, which was composed alike, with as many threads."""
     request.config["device"]["num_threads"] = as_many_threads(state, request.config)
+    # A run of an older dlrun ends where it was to end, see hashes_of; so its schedule stays as long.
+    request.config["trainer"]["epochs"] = state["config"]["trainer"]["epochs"]
     return replace(request, folder=folder, going_on=True, processes=state.get("processes", 1))
 
 
@@ -161,7 +163,7 @@ def run_of_the_same_config(request: Request) -> Path | None:
     None where there is no such run. Of those below paths.outputs it is one that is finished or has saved something.
     A run that another process is at is left alone.
     """
-    wanted = config.config_hash(request.config)
+    wanted = hashes_of(request.config)
     if request.folder is not None:
         taken = lock.is_held(request.folder)
         return request.folder if not taken and _is_of_config(request.folder, wanted) else None
@@ -172,7 +174,7 @@ def run_of_the_same_config(request: Request) -> Path | None:
         if lock.is_held(folder):
             continue
         known = result_of(folder).get("config_hash")
-        if known is not None and known != wanted:  # spares reading its config, which takes milliseconds
+        if known is not None and known not in wanted:  # spares reading its config, which takes milliseconds
             continue
         try:
             same = _is_of_config(folder, wanted)
@@ -190,18 +192,30 @@ def result_of(folder: Path) -> dict[str, Any]:
     return RunRecord(folder).result
 
 
-def _is_of_config(folder: Path, wanted: str) -> bool:
-    """Whether a run has this config_hash, by what it began with or what it came to.
+def hashes_of(plain: dict[str, Any]) -> set[str]:
+    """The config_hash of a run, and that which an older dlrun gave it.
+
+    There the epochs by default ended a training as well where only trainer.max_steps was typed.
+    """
+    hashes = {config.config_hash(plain)}
+    if plain["trainer"]["epochs"] is None:
+        trainer = {**plain["trainer"], "epochs": config.TrainerConfig().epochs}
+        hashes.add(config.config_hash({**plain, "trainer": trainer}))
+    return hashes
+
+
+def _is_of_config(folder: Path, wanted: set[str]) -> bool:
+    """Whether a run has one of these config_hashes, by what it began with or what it came to.
 
     Its newest checkpoint is asked where neither can be read: UnreadableError where that cannot be opened either.
     """
-    if result_of(folder).get("config_hash") == wanted:
+    if result_of(folder).get("config_hash") in wanted:
         return True
     try:
-        return config.config_hash(read_config(folder / ".hydra" / "config.yaml")) == wanted
+        return config.config_hash(read_config(folder / ".hydra" / "config.yaml")) in wanted
     except _UNREADABLE:
         state = state_to_go_on(folder)
-    return state is not None and config.config_hash(state["config"]) == wanted
+    return state is not None and config.config_hash(state["config"]) in wanted
 
 
 def ended_by(state: dict[str, Any], plain: dict[str, Any]) -> str | None:

@@ -121,3 +121,147 @@ def test_numbers_for_a_run_on_pictures_are_answered(
     assert "of 5,000 letters is neither" in said
     assert "3 of 4 inputs have no answer" in done.err
     assert max(map(len, done.out.splitlines())) < 300
+
+
+FILES = {
+    "named.yaml": "defaults: [config, _self_]\ntrainer: {epochs: 2}\n",
+    "partial.yaml": "defaults:\n  - data: line\n  - model: linear\n",
+    "chdir.yaml": "defaults: [config, _self_]\nhydra: {job: {chdir: true}}\n",
+    "launcher.yaml": "defaults: [config, override hydra/launcher: basic, _self_]\n",
+    "experiment/name.yaml": "# @package _global_\nhydra: {job: {name: mine}}\n",
+    "experiment/callbacks.yaml": "# @package _global_\nhydra: {callbacks: {mine: {_target_: a.B}}}\n",
+    "experiment/twenty.yaml": "# @package _global_\ntrainer: {epochs: 20}\n",
+    "experiment/steps.yaml": "# @package _global_\ntrainer: {max_steps: 30}\ndata: {num_workers: 2}\n",
+}
+
+
+@pytest.fixture
+def conf(dlrun: Callable[..., Any], tmp_path: Path) -> Path:
+    """A folder of config files of the user's own."""
+    for name, text in FILES.items():
+        path = tmp_path / "conf" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--config-name", "chdir"], "hydra.job.chdir in {conf}/chdir.yaml has no effect in dlrun: a run stays in"),
+        (["-m", "seed=0,1", "--config-name", "chdir"], "hydra.job.chdir in {conf}/chdir.yaml has no effect in dlrun"),
+        (["--config-name", "launcher"], "hydra/launcher in {conf}/launcher.yaml has no effect in dlrun: type sweep.jo"),
+        (["experiment=name"], "hydra.job.name in {conf}/experiment/name.yaml has no effect in dlrun: a run is called"),
+        (["experiment=callbacks"], "hydra.callbacks.mine._target_ in {conf}/experiment/callbacks.yaml has no effect"),
+        (["--config-name", "partial"], "partial is no whole config; begin that file with defaults: [config, _self_]"),
+        (["-m", "seed=0,1", "--config-name", "partial"], "partial is no whole config; begin that file with"),
+        (["-m", "seed=0,1", "hydra.run.dir=x"], "is for a single run; type sweep.dir=x for the folder of a sweep"),
+        (["hydra.sweep.dir=x"], "hydra.sweep.dir=x is for a sweep; add -m, or leave it out"),
+    ],
+)
+def test_what_has_no_effect_in_own_files_or_folders_is_refused(
+    words: list[str], said: str, conf: Path, dlrun: Callable[..., Any]
+) -> None:
+    done = dlrun("--config-dir", "conf", *words)
+    assert done.code == 2
+    assert said.format(conf=conf / "conf") in done.err
+    assert [path.name for path in conf.iterdir()] == ["conf"]
+
+
+@pytest.mark.slow
+def test_a_sweep_heeds_a_config_of_ones_own(conf: Path, dlrun: Callable[..., Any]) -> None:
+    words = ("--config-dir", "conf", "--config-name", "named", *QUIET, "data.batch_size=1000", "sweep.dir=sweep")
+    assert dlrun("-m", *words, "seed=0,1").code == 0
+    results = [json.loads(path.read_text()) for path in conf.glob("sweep/*/result.json")]
+    assert [result["epochs"] for result in results] == [2, 2]
+    refused = dlrun("resume", "sweep", "seed=2")
+    assert refused.code == 2
+    assert "the sweep was begun with --config-dir conf; add that to this command" in refused.err
+    named = dlrun("resume", "sweep", "seed=2", "--config-dir", "conf")
+    assert "the sweep was begun with --config-name named; add that to this command" in named.err
+
+
+@pytest.mark.slow
+def test_epochs_of_an_overlay_are_not_those_by_default(conf: Path, dlrun: Callable[..., Any]) -> None:
+    words = ("--config-dir", "conf", *QUIET, "data.batch_size=1000", "checkpoint.every_epochs=50")
+    kept = dlrun(*words, "experiment=twenty", "trainer.max_steps=30")
+    assert kept.result["steps"] == 20
+    assert "trainer.epochs=20 ends the training after 20 steps" in kept.out
+    assert dlrun(*words, "experiment=twenty", "trainer.max_steps=30", "trainer.epochs=null").result["steps"] == 30
+    by_overlay = dlrun(*words, "experiment=steps")
+    assert by_overlay.result["steps"] == 30
+    note = f"data.num_workers in {conf}/conf/experiment/steps.yaml has no effect here: all data are in memory"
+    assert note in by_overlay.out
+    longer = dlrun("resume", str(by_overlay.folder), "trainer.max_steps=31")
+    assert note in longer.out
+
+
+def test_parts_of_the_data_make_fractions_needless(dlrun: Callable[..., Any], tmp_path: Path) -> None:
+    import numpy as np
+
+    rows = np.random.default_rng(0).normal(size=(40, 2)).astype("float32")
+    for name in ("", "val_", "test_"):
+        np.save(tmp_path / f"{name}x.npy", rows)
+        np.save(tmp_path / f"{name}y.npy", (rows[:, 0] > 0).astype("int64"))
+    words = ("data.val_fraction=0.3", "data.test_fraction=0.3", "data.seed=5", "data.train_rows=99")
+    more = ("paths.data=elsewhere", "hydra.run.dir=run", "paths.outputs=there", "tracking.samples=true")
+    net = ("model=mlp", "model.hidden_sizes=[]", "model.activation=tanh", "optimizer=sgd", "optimizer.dampening=0.5")
+    rate = ("optimizer.lr=0.5", "scheduler=one_cycle", "scheduler.max_lr=0.1")
+    data = ("data=arrays", "data.path=.", "trainer.max_steps=1", *QUIET[:2])
+    done = dlrun(*data, *words, *more, *net, *rate)
+    assert done.code == 0, done.err
+    named = [line.split()[1] for line in done.out.splitlines() if "has no effect here" in line]
+    assert sorted(named) == sorted(
+        [
+            "data.val_fraction", "data.test_fraction", "data.seed", "data.train_rows", "paths.data", "paths.outputs",
+            "tracking.samples", "model.activation", "optimizer.dampening", "optimizer.lr",
+        ]
+    )  # fmt: skip
+    assert "data.val_fraction has no effect here: the data bring a validation part of their own" in done.out
+    evaluated = dlrun("eval", "run", "data.val_fraction=0.2", "seed=3")
+    assert evaluated.code == 0, evaluated.err
+    assert "data.val_fraction has no effect here" in evaluated.out
+    assert "seed has no effect here" in evaluated.out
+
+
+@pytest.mark.parametrize(
+    ("command", "word", "said"),
+    [
+        ("eval", "data.shuffle=false", "is for training, and has no effect on dlrun eval"),
+        ("eval", "task.reduction=sum", "has no effect on dlrun eval: the metrics are means over the rows"),
+        ("predict", "data.path=x.csv", "has no effect on dlrun predict: of the data only the inputs that are named"),
+        ("predict", "task.loss=mae", "has no effect on dlrun predict: it measures nothing"),
+        ("export", "device=cuda", "has no effect on dlrun export: an export is made on the CPU"),
+        ("export", "paths.outputs=x", "has no effect on dlrun export: what is written lies in the run's folder"),
+    ],
+)
+def test_words_that_a_command_over_a_run_does_not_heed(
+    command: str, word: str, said: str, dlrun: Callable[..., Any]
+) -> None:
+    done = dlrun(command, "run", *(["1"] if command == "predict" else []), word)
+    assert done.code == 2
+    assert f"{word} {said}" in done.err
+
+
+@pytest.mark.parametrize("word", ["trainer.epochs=5", "optimizer.lr=1", "figures=false"])
+def test_overrides_that_load_does_not_heed(word: str) -> None:
+    import dlrun as library
+
+    with pytest.raises(library.RequestError, match=r"no effect on dlrun\.load"):
+        library.load("run", word)
+
+
+@pytest.mark.slow
+def test_auto_finds_a_run_of_an_older_dlrun_with_steps_alone(dlrun: Callable[..., Any], tmp_path: Path) -> None:
+    """An older dlrun left epochs at 20 where only max_steps was typed; the hash of such a run is another."""
+    words = (*QUIET, "trainer.max_steps=30", "data.batch_size=1000", "checkpoint.every_epochs=20")
+    older = dlrun(*words, "trainer.epochs=20")
+    result = older.folder / "result.json"
+    cut = json.loads(result.read_text()) | {"status": "interrupted"}
+    result.write_text(json.dumps(cut))
+    again = dlrun(*words, "resume=auto")
+    assert again.code == 0, again.err
+    assert again.folder.resolve() == older.folder.resolve()
+    assert again.result["config_hash"] == older.result["config_hash"]
+    finished = dlrun(*words, "resume=auto")
+    assert "is completed" in finished.out

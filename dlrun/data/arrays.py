@@ -89,7 +89,12 @@ def arrays(
     val, test = (_further_part(folder, name, whole, found, len(classes)) for name in ("val", "test"))
     outputs = targets.shape[1] if found == "regression" else 1 if found == "binary" else len(classes)
     spec = DataSpec(kind, tuple(x.shape[1:]), found, outputs, classes, mean=tuple(mean), std=tuple(std))
-    splits = Splits(whole, val, test, spec, notes, nothing_to_learn=nothing_to_learn)
+    unheeded = {}
+    if has_test:
+        unheeded["test_fraction"] = f"test_x.npy in {folder} is the test part"
+    if found == "regression" and class_names is not None:
+        unheeded["class_names"] = "they are for classes, and this is regression; type data.task=multiclass"
+    splits = Splits(whole, val, test, spec, notes, nothing_to_learn=nothing_to_learn, unheeded=unheeded)
     if not len(held_out):
         return splits
     return replace(splits, train=_rows(whole, train), test=_rows(whole, held_out))

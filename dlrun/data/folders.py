@@ -33,7 +33,11 @@ from dlrun.errors import DataError, RequestError
 T = TypeVar("T")
 _AT_ONCE = 1024  # files
 _ENDINGS = tuple(ending.encode() for ending in sorted(EXTENSIONS))
-_NAMES_OF_PARTS = {"val": ("val", "valid", "validation", "dev", "eval"), "test": ("test",)}
+_NAMES_OF_PARTS = {  # in small letters
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev", "eval"),
+    "test": ("test", "testing"),
+}
 SHARE_OF_MEMORY = 0.25  # images that need less of the machine's memory than this are kept there
 
 
@@ -111,9 +115,11 @@ def image_folder(
         raise RequestError("data.augment needs images read anew each epoch: leave out data.in_memory=true")
     folder = Path(path).expanduser()
     files, class_names, notes = _find(folder, test_fraction, seed)
+    parted = _folders_of_parts(folder)
+    unheeded = {"test_fraction": f"the folders in {folder} are the parts"} if parted else {}
     nothing_to_learn = ""
     if len(class_names) == 1:
-        base = folder / "train" if _is_parted(folder) else folder
+        base = parted["train"][0] if parted else folder
         nothing_to_learn = f"{base} has only one class folder, '{class_names[0]}', so there is nothing to tell apart"
     if task == "binary" and len(class_names) > 2:
         raise RequestError(f"data.task=binary: {folder} holds {len(class_names)} classes; type data.task=multiclass")
@@ -123,7 +129,7 @@ def image_folder(
         parts = {name: _decode(part, image_size, grayscale) for name, part in files.items()}
         origins = {name: part.origin for name, part in files.items()}
         splits = image_splits(parts, class_names, None, mean, std, notes, origins)
-        return _for_task(splits, task, nothing_to_learn)
+        return _for_task(replace(splits, unheeded=unheeded), task, nothing_to_learn)
     half = [0.5] * shape[0]
     constants = channel_constants(torch.empty(1, *shape), mean or half, std or half)
     transform = build_augment(augment, shape) if augment else None
@@ -133,7 +139,7 @@ def image_folder(
         changed = transform if name == "train" else None
         streamed[name] = ImageFiles(part, image_size, *constants, grayscale, changed)
     spec = image_spec(shape, class_names, *constants)
-    splits = Splits(streamed["train"], streamed.get("val"), streamed.get("test"), spec, notes)
+    splits = Splits(streamed["train"], streamed.get("val"), streamed.get("test"), spec, notes, unheeded=unheeded)
     return _for_task(splits, task, nothing_to_learn)
 
 
@@ -153,8 +159,12 @@ def _find(folder: Path, test_fraction: float, seed: int) -> tuple[dict[str, File
             if folder.exists()
             else missing(folder, "data.path")
         )
-    parted = _is_parted(folder)
-    base = folder / "train" if parted else folder
+    parted = _folders_of_parts(folder)
+    for part, folders in parted.items():
+        if len(folders) > 1:
+            listed = " and ".join(path.name for path in folders)
+            raise DataError(f"{folder} holds {listed}, of which one is the {part} part; rename the other")
+    base = parted["train"][0] if parted else folder
     class_names = [p.name for p in _visible(base) if p.is_dir()]
     if not class_names:
         raise DataError(f"{base} has no class folders: put the images of each class into a folder named after it")
@@ -162,16 +172,11 @@ def _find(folder: Path, test_fraction: float, seed: int) -> tuple[dict[str, File
     notes = _ignored(base)
     if parted:
         parts = {"train": train}
-        for part, names in _NAMES_OF_PARTS.items():
-            found = [name for name in names if (folder / name).is_dir()]
-            if len(found) > 1:
-                raise DataError(
-                    f"{folder} holds {' and '.join(found)}, of which one is the {part} part; rename the other"
-                )
-            if found:
-                parts[part] = _files(folder / found[0], class_names)
-        known = {"train", *(name for names in _NAMES_OF_PARTS.values() for name in names)}
-        unread = [path.name for path in _visible(folder) if path.is_dir() and path.name not in known]
+        for part in ("val", "test"):
+            if parted[part]:
+                parts[part] = _files(parted[part][0], class_names)
+        known = [path for folders in parted.values() for path in folders]
+        unread = [path.name for path in _visible(folder) if path.is_dir() and path not in known]
         if unread:
             notes = (*notes, f"{', '.join(unread)} in {folder} was not read: the parts are train, val and test.")
         return parts, class_names, notes
@@ -182,11 +187,22 @@ def _find(folder: Path, test_fraction: float, seed: int) -> tuple[dict[str, File
     return parts, class_names, notes
 
 
-def _is_parted(folder: Path) -> bool:
-    """Whether folders named after the parts lie above those of the classes."""
-    return (folder / "train").is_dir() and any(
-        (folder / name).is_dir() for names in _NAMES_OF_PARTS.values() for name in names
-    )
+def _folders_of_parts(folder: Path) -> dict[str, list[Path]]:
+    """By part, the folders named after it; empty where the classes lie in `folder` itself.
+
+    A folder called train that holds folders, and no image itself, is a part, whatever lies beside it.
+    """
+    folders = [path for path in _visible(folder) if path.is_dir()]
+    parts = {part: [p for p in folders if p.name.lower() in names] for part, names in _NAMES_OF_PARTS.items()}
+    if not parts["train"]:
+        return {}
+    if parts["val"] or parts["test"]:
+        return parts
+
+    inside = [path for train in parts["train"] for path in _visible(train)]
+    holds_folders = any(path.is_dir() for path in inside)
+    holds_images = any(_is_image(os.fsencode(path)) for path in inside)
+    return parts if holds_folders and not holds_images else {}
 
 
 def _files(base: Path, class_names: list[str]) -> Files:

@@ -1,8 +1,8 @@
 """The contract between data and model: what goes in, what comes out."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor
@@ -146,6 +146,7 @@ class Splits:
     truth: the function that the targets were drawn from, without noise: (N, features) -> (N, outputs), for pictures.
     nothing_to_learn: why no training can be made of these rows, all of one class say, as a sentence; they can be
     evaluated all the same.
+    unheeded: by their name, settings of `data` that had no effect on these rows, and why: a note where one was typed.
     """
 
     train: "Split | Dataset[Any]"
@@ -155,3 +156,4 @@ class Splits:
     notes: tuple[str, ...] = ()
     truth: Callable[[Tensor], Tensor] | None = None
     nothing_to_learn: str = ""
+    unheeded: Mapping[str, str] = field(default_factory=dict)

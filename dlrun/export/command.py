@@ -39,7 +39,7 @@ def export(words: list[str]) -> None:
     name, rest = _taken("format", rest, DEFAULT, tuple(FORMATS))
     which, rest = _taken("weights", rest, "trained", ("trained", "ema"))
     writer = _writer(name)
-    ignored.refuse_of_training(rest, "dlrun export")
+    ignored.refuse_unheeded(rest, "dlrun export")
     with opened(place, [*rest, *ON_THE_CPU]) as saved:
         if which == "ema":
             _take_average(saved)

@@ -37,7 +37,7 @@ class Asked:
 def predict(words: list[str]) -> None:
     """Print an answer an input; RunError where some have none, RequestError where all have none."""
     asked = read(words)
-    ignored.refuse_of_training(asked.overrides, "dlrun predict")
+    ignored.refuse_unheeded(asked.overrides, "dlrun predict")
     with opened(asked.run, asked.overrides) as saved:
         takes = reader_of(saved).takes
         if not asked.inputs:

@@ -99,10 +99,13 @@ def resumed(folder: Path, words: Sequence[str]) -> list[Request]:
     known = [ledger.request(entry, of_all, line) for entry in ledger.entries.values()]
     if not new:
         return known
-    for flag in ("--config-dir", "-cd"):
-        if flag in ledger.words and flag not in flags:
-            place = ledger.words[ledger.words.index(flag) + 1]
-            raise RequestError(f"the sweep was begun with {flag} {place}; add that to this command, for the new points")
+    before = request.flags(ledger.words)
+    now = request.flags(words)
+    for flag in ("config_dir", "config_name", "config_path"):
+        value = getattr(before, flag)
+        if value and not getattr(now, flag):
+            place = f"--{flag.replace('_', '-')} {quote(value)}"
+            raise RequestError(f"the sweep was begun with {place}; add that to this command, for the new points")
     kept = merged(ledger.words, new)
     for word in kept:
         if "${" in word and word not in new:

@@ -229,3 +229,29 @@ def test_a_validation_folder_may_have_other_names(photos, name):
     shutil.copytree(photos, photos.parent / "named" / "val")
     with pytest.raises(DataError, match="of which one is the val part"):
         image_folder(path=str(photos.parent / "named"), image_size=8)
+
+
+@pytest.mark.parametrize(
+    ("names", "parts", "unread"),
+    [
+        (("train", "valid", "extra", "notes"), {"val"}, "extra, notes"),
+        (("train", "holdout"), set(), "holdout"),
+        (("train",), set(), ""),
+        (("Train", "Val", "TEST"), {"val", "test"}, ""),
+        (("training", "testing"), {"test"}, ""),
+    ],
+)
+def test_a_folder_of_parts_is_known_by_its_training_part(photos, names, parts, unread):
+    for name in names:
+        shutil.copytree(photos, photos.parent / "named" / name)
+    splits = image_folder(path=str(photos.parent / "named"), image_size=8)
+    assert splits.spec.class_names == image_folder(path=str(photos), image_size=8).spec.class_names
+    assert {name for name in ("val", "test") if getattr(splits, name) is not None} == parts
+    assert any(note.startswith(f"{unread} in") for note in splits.notes) is bool(unread)
+    assert "test_fraction" in splits.unheeded
+
+
+def test_a_class_may_be_called_train(photos):
+    shutil.copytree(photos / "cat", photos / "train")
+    splits = image_folder(path=str(photos), image_size=8)
+    assert "train" in splits.spec.class_names

@@ -51,7 +51,8 @@ class DlrunLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Call the task function, which remembers what is to be run."""
         fixed = cast(list[str], OmegaConf.to_container(self.config.hydra.overrides.hydra))  # list() would interpolate
-        composer = Composer(self.hydra_context.config_loader, fixed, self.config)
+        config_name = str(self.config.hydra.job.config_name)
+        composer = Composer(self.hydra_context.config_loader, fixed, self.config, config_name)
         for number, words in enumerate(job_overrides, initial_job_idx):
             self.task_function(composer.compose(words, number))
         return []
