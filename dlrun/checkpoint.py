@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dlrun import plain
+from dlrun import plain, user_code
 from dlrun.bounded import read_bytes
 from dlrun.checkpoint_types import lacking_in_state, wrong_in_state
 from dlrun.disk import write_atomically
@@ -107,7 +107,9 @@ def load_full_model(path: Path, trust: bool) -> nn.Module:
     except _NoSuchClass as error:
         raise CheckpointError(f"{path} {error}") from error
     except Exception as error:
-        raise CheckpointError(f"{path} cannot be opened: {type(error).__name__}: {error}") from error
+        # The classes of a pickle are the user's own, and run while it is read.
+        message = f"{path} cannot be opened: {type(error).__name__}: {error}"
+        raise CheckpointError(user_code.with_place(message, error)) from error
     if not isinstance(model, nn.Module):
         raise CheckpointError(f"{path} holds a {type(model).__name__}, not a model")
     return model

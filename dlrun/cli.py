@@ -12,7 +12,7 @@ from itertools import dropwhile
 from typing import TYPE_CHECKING, Any
 
 from dlrun import command_help, config, library_warnings, listing, ranks, signals
-from dlrun.errors import DlrunError, RequestError, RunError, own_place
+from dlrun.errors import DlrunError, RequestError, RunError, describe_os_error, own_place
 from dlrun.search_path import put_own_last
 from dlrun.terminal import write_error, write_out
 
@@ -92,7 +92,7 @@ def main() -> int:
     except BrokenPipeError:  # `dlrun ls | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:
+    except Exception as error:  # code of the user's own and the system raise anything; the rest is a fault of dlrun's
         explained = explain(error)
         if explained is None:
             raise
@@ -178,9 +178,6 @@ def compose(words: list[str]) -> list["Request"]:
             raise RequestError(mistakes.sentence(error, words[2:])) from error
         asked = list(dropwhile(lambda word: word in ("check", *CHECKS), words))
         raise mistakes.request_error(error, asked) from error
-    except OSError as error:
-        named = "" if error.filename is None else f"{error.filename}: "
-        raise RequestError(f"{named}{error.strerror or error}") from error
 
 
 def check(words: list[str]) -> None:
@@ -200,7 +197,7 @@ def answering(place: str) -> Callable[[list[str]], Any]:
 
 
 def explain(error: Exception) -> DlrunError | None:
-    """What to say of a data worker's death, or of an exception of the user's own code; None for any other."""
+    """What to say of a data worker's death, an exception of the user's own code, or of the system; None for others."""
     death = explain_worker_death(error) if isinstance(error, RuntimeError) else None
     if death is not None:
         return death
@@ -208,6 +205,8 @@ def explain(error: Exception) -> DlrunError | None:
     from dlrun import user_code
 
     said = user_code.explain(error)
+    if said is None and isinstance(error, OSError):
+        said = describe_os_error(error)
     if said is None:
         return None
     request = RequestError(said)

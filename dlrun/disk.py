@@ -8,9 +8,36 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from dlrun import user_code
+from dlrun.errors import RequestError
 from dlrun.terminal import escape_line, write_error
 
 _HALF = re.compile(r"\..+\.\d+\.tmp")
+
+
+def is_about(error: OSError, folder: Path) -> bool:
+    """Whether an error is of writing into a folder: not of a file elsewhere, nor of the user's own code."""
+    if user_code.place_of(error):
+        return False
+    if error.filename is None:  # writing to an open file does not name it
+        return True
+    place = Path(os.path.abspath(os.fsdecode(error.filename)))  # noqa: PTH100  (links are not followed)
+    inside = Path(os.path.abspath(folder))  # noqa: PTH100
+    return place.is_relative_to(inside) or inside.is_relative_to(place)
+
+
+@contextlib.contextmanager
+def writing_to(folder: Path, instead: str) -> Iterator[None]:
+    """RequestError, with what to do instead, where the disk does not take what is written into a folder.
+
+    Errors of other files, and of the user's own code, pass as they are.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not is_about(error, folder):
+            raise
+        raise RequestError(f"cannot write to {folder} ({error.strerror or error}); {instead}") from error
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
@@ -102,7 +129,7 @@ class Unsaved:
         try:
             yield
         except OSError as error:
-            self.reasons[what] = error.strerror or str(error)
+            self.reasons[what] = user_code.explain(error) or error.strerror or str(error)
             if what not in self._said:
                 self._said.add(what)
                 more = ", and the next save tries again" if again else ""

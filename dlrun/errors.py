@@ -1,5 +1,6 @@
 """What can go wrong, as one small tree: a user's mistake, or a run that failed; and what was perhaps meant."""
 
+import os
 import traceback
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -49,6 +50,21 @@ class DamageError(RequestError):
 
     def __reduce__(self) -> tuple[type, tuple[Path, str]]:
         return type(self), (self.path, self.what)
+
+
+def describe_os_error(error: OSError) -> str:
+    """ "table.csv: Permission denied": the file, where the error names one, and what the system says."""
+    named = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+    return f"{named}{error.strerror or error}"
+
+
+def unreadable(path: Path, error: Exception) -> DataError | None:
+    """What to say where the system does not give a file, whatever lies in it; None for an error of its content."""
+    if isinstance(error, MemoryError):
+        return DataError(f"{path} cannot be read: there is no memory left")
+    if isinstance(error, OSError) and error.errno is not None:
+        return DataError(f"{path} cannot be read: {error.strerror or error}")
+    return None
 
 
 class UnavailableError(DataError):

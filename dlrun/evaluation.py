@@ -13,6 +13,7 @@ from dlrun.console import Console, facts, number, table
 from dlrun.data.inspection import known_targets
 from dlrun.data.origin import Origin
 from dlrun.data.rows import row_count
+from dlrun.disk import is_about
 from dlrun.errors import DataError, RequestError, RunError, did_you_mean
 from dlrun.eval_folder import write
 from dlrun.metrics import PADDING
@@ -96,6 +97,8 @@ def evaluate(words: list[str]) -> dict[str, float]:
         try:
             folder = write(found, saved.folder, figures)
         except OSError as error:
+            if not is_about(error, saved.folder):
+                raise
             said = f"{saved.folder}/eval cannot be written ({error.strerror}); the metrics above are whole"
             raise RunError(said) from error
         for line in fonts.note():

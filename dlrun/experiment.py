@@ -36,7 +36,7 @@ from dlrun import (
 )
 from dlrun.console import Console
 from dlrun.data import workers
-from dlrun.disk import forget_halves
+from dlrun.disk import forget_halves, writing_to
 from dlrun.errors import DlrunError, RequestError, RunError
 from dlrun.fingerprints import Fingerprints
 from dlrun.library_warnings import diverted
@@ -91,7 +91,7 @@ def run(request: Request, console: Console | None = None) -> int:
                 if profile is not None:
                     profile.mark("other")
                     console.say(profile.shown())
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit) as error:  # training runs code of the user's own
             if ranks.count > 1:
                 signals.ignore_termination()
             if folder is not None:
@@ -216,13 +216,11 @@ def open_folder(request: Request, parts: Parts, earlier: dict[str, Any] | None, 
     if earlier is not None and request.folder is not None:
         rows, notes = tracking.rows_until(request.folder, earlier["epoch"])  # before anything is removed
         parts.notes += notes
-        try:
+        with writing_to(request.folder, "make room there, or see who may write there"):
             forget_halves(request.folder, request.folder / "checkpoints")
             for name in (RESULT, "report.html"):  # it is finished no more
                 (request.folder / name).unlink(missing_ok=True)
             tracking.cut_back(request.folder, rows)
-        except OSError as error:
-            raise RequestError(f"cannot write to {request.folder} ({error.strerror}); make room there") from error
         return request.folder
     is_new = request.folder is None or not request.folder.exists()
     if request.folder is not None:

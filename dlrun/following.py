@@ -56,14 +56,14 @@ def main(verbose: bool) -> int:
             parts = ranks.in_turn(lambda: experiment.begin(request, held, ranks, own))
             try:
                 return follow(request, parts, held)
-            except (Exception, SystemExit) as error:
+            except (Exception, SystemExit) as error:  # training runs code of the user's own
                 explained = workers.explain_death(error) or error
                 said = str(explained)
                 if not isinstance(explained, DlrunError):
                     said = f"{type(error).__name__}: {error}"
                 ranks.blame(error, said)
                 raise
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # whatever it was, the first process says it
         if verbose:
             write_error("".join(traceback.format_exception(error)).rstrip("\n"))
         wait_for_last_word()

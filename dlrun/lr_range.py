@@ -30,7 +30,7 @@ from dlrun import build, config, loop, runtime
 from dlrun.config import Settings
 from dlrun.console import Console, number, table
 from dlrun.data.batches import Batch
-from dlrun.disk import write_atomically
+from dlrun.disk import write_atomically, writing_to
 from dlrun.errors import RequestError, RunError
 from dlrun.gradient_check import one_run
 from dlrun.parts import prepare
@@ -278,10 +278,8 @@ def draw(curve: Curve, top: float | None, settings: Settings, title: str) -> Pat
     Image.fromarray(canvas.pixels(figure)).save(made, "png")
     folder = Path(settings.rest.paths.outputs) / "check_lr"
     name = folder_name(f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{settings.model.choice}_{settings.data.choice}")
-    try:
+    with writing_to(folder, "type paths.outputs=<folder>"):
         folder.mkdir(parents=True, exist_ok=True)
         path = next(p for i in count(1) if not (p := folder / f"{name}{f'_{i}' * (i > 1)}.png").exists())
         write_atomically(path, made.getvalue())
-    except OSError as error:
-        raise RequestError(f"cannot write to {folder} ({error.strerror}); type paths.outputs=<folder>") from error
     return path

@@ -88,7 +88,7 @@ def prepare(
     found = Problems() if problems is None else problems
     try:
         return _built(settings, process, trusted_modules, found)
-    except Exception as error:
+    except Exception as error:  # code of the user's own, and memory that runs out anywhere
         death = workers.explain_death(error)
         if death is not None:
             raise death from error
@@ -235,7 +235,7 @@ def _schedule(
             trial.optimizer.step()
             advance: Callable[..., None] = trial.step
             advance(*([0.0] if isinstance(trial, ReduceLROnPlateau) else []))
-    except Exception as error:
+    except Exception as error:  # schedulers divide by settings, and may be the user's own
         arguments = settings.scheduler.arguments
         zero = [key for key, value in arguments.items() if type(value) is int and value == 0]
         where = f"scheduler.{zero[0]}=0" if zero else f"scheduler={settings.scheduler.choice}"

@@ -191,7 +191,7 @@ class Group(Ranks):
             if self.first_here == first:
                 try:
                     made = make()
-                except Exception as failed:
+                except Exception as failed:  # it is told to the other processes, and raised again
                     error = failed
             said = self._gathered(None if error is None else str(error), self.everyone)
             if error is not None:

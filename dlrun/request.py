@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dlrun import config, ignored, points, run_names
 from dlrun.composition import Composer
 from dlrun.config_files import ConfigFile, ConfigFiles, has_own_files
-from dlrun.errors import DlrunError, RequestError, did_you_mean
+from dlrun.errors import DlrunError, RequestError, describe_os_error, did_you_mean
 from dlrun.literals import Literals
 from dlrun.terminal import write_error
 
@@ -91,14 +92,24 @@ def from_command_line(words: Sequence[str]) -> list[Request]:
                     raise
         if said.getvalue():
             write_error(said.getvalue().removesuffix("\n"))
-    except Exception as error:
-        if isinstance(error, HydraException | OmegaConfBaseException | OSError | DlrunError):
+    except Exception as error:  # what Hydra, its parser and PyYAML raise, see below
+        if isinstance(error, HydraException | OmegaConfBaseException | DlrunError):
+            raise
+        if isinstance(error, OSError):
+            raise RequestError(describe_os_error(error)) from error
+        if _is_raised_here(error):
             raise
         raise HydraException(str(error)) from error  # its parser and PyYAML have errors of their own
     if asked.multirun and not found and not answered(asked):
         named = " ".join(word for word in words if "=" in word)
         raise RequestError(f"the sweep has no jobs: a choice is empty, or handed to other processes; change {named}")
     return found
+
+
+def _is_raised_here(error: Exception) -> bool:
+    """Whether an exception is a fault of dlrun's own lines, and not of a library that looks at what was typed."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return Path(__file__).parent in Path(last.filename).resolve().parents
 
 
 def quote_letters(word: str) -> str:
@@ -327,7 +338,7 @@ def _expanded(request: Request, files: ConfigFiles) -> list[Request]:
         given = [word for word in given if word.partition("=")[0] not in GROUPS]
     try:
         named = points.overrides(asked["points"], given, loader, asked["max_jobs"])
-    except Exception as error:
+    except Exception as error:  # it is raised again
         error.add_note(IN_POINTS)
         raise
     if named in ([], [[]]):
@@ -338,7 +349,7 @@ def _expanded(request: Request, files: ConfigFiles) -> list[Request]:
         words = [*(word for word in request.overrides if not word.startswith("sweep.points=")), *extra]
         try:
             composed = composer.compose(words)
-        except Exception as error:
+        except Exception as error:  # it is raised again
             error.add_note(IN_POINTS)
             raise
         folder = group / f"{i}_{run_names.folder_name(','.join(extra))}"

@@ -107,7 +107,7 @@ def finished(process: subprocess.Popen[bytes], folder: Path) -> None:
     """Wait for the end of a training; RunError with its last words when it failed."""
     try:
         code = process.wait()
-    except BaseException:
+    except BaseException:  # it is raised again
         process.kill()
         raise
     if code:
@@ -146,7 +146,7 @@ def kill(process: subprocess.Popen[bytes], checkpoints: Path, step: int, wait: f
                 return process.wait() < 0
             time.sleep(0.0002)
         return False
-    except BaseException:
+    except BaseException:  # it is raised again
         process.kill()
         raise
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlrun.config import recorded, recorded_words
-from dlrun.disk import is_half, is_there, write_atomically
+from dlrun.disk import is_half, is_there, write_atomically, writing_to
 from dlrun.errors import RequestError, UnreadableError
 from dlrun.inside import refuse_outside
 from dlrun.lock import Lock
@@ -35,13 +35,12 @@ def create(outputs: Path, name: str) -> Path:
     parent = outputs / now.strftime("%Y-%m-%d")
     for suffix in ("", *(f"_{i}" for i in range(2, 1000))):
         folder = parent / f"{now.strftime('%H-%M-%S')}_{folder_name(name)}{suffix}"
-        try:
+        with writing_to(outputs, "type paths.outputs=<folder>"):
             parent.mkdir(parents=True, exist_ok=True)
-            folder.mkdir()
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise RequestError(f"cannot write to {outputs} ({error.strerror}); type paths.outputs=<folder>") from error
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                continue
         return folder
     raise RequestError(f"{parent} holds a thousand runs of this second; type paths.outputs=<folder>")
 
@@ -60,10 +59,8 @@ def claim(folder: Path) -> Path:
         raise RequestError(f"{folder} cannot be read ({error.strerror}); choose another folder") from error
     if recorded or saved_files(folder):
         raise RequestError(f"{folder} already holds a run; choose another folder, or {advice('resume', folder)}")
-    try:
+    with writing_to(folder, "choose another folder"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RequestError(f"cannot write to {folder} ({error.strerror}); choose another folder") from error
     refuse_outside(folder)
     return folder
 
@@ -113,15 +110,14 @@ def describe(folder: Path, request: Request, runtime: "Runtime") -> None:
     RequestError when the disk does not take even these.
     """
     hidden = folder / ".hydra"
-    try:
+    about = {"run_id": uuid.uuid4().hex, **environment(request, runtime)}
+    known = request.hydra or {"runtime": {"choices": request.choices}}
+    with writing_to(folder, "type paths.outputs=<folder>"):
         hidden.mkdir(exist_ok=True)
         (hidden / "config.yaml").write_text(as_yaml(recorded(request.config)))
         (hidden / "overrides.yaml").write_text(as_yaml(recorded_words(request.overrides)))
-        known = request.hydra or {"runtime": {"choices": request.choices}}
         (hidden / "hydra.yaml").write_text(as_yaml({"hydra": known}))
-        write_json(folder / ENVIRONMENT, {"run_id": uuid.uuid4().hex, **environment(request, runtime)})
-    except OSError as error:
-        raise RequestError(f"cannot write to {folder} ({error.strerror}); type paths.outputs=<folder>") from error
+        write_json(folder / ENVIRONMENT, about)
 
 
 def abandon(folder: Path, is_described: bool, is_new: bool) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dlrun import build, checkpoint, config, runtime, saved
+from dlrun import build, checkpoint, config, runtime, saved, user_code
 from dlrun.config import Settings
 from dlrun.data.aligned import aligned
 from dlrun.data.batches import Batches
@@ -162,5 +162,8 @@ def load_weights(model: nn.Module, weights: dict[str, Any], path: Path) -> None:
     try:
         tensor_files.load_weights(model, weights)
     except RuntimeError as error:
+        own = user_code.explain(error)
+        if own is not None:
+            raise RequestError(f"the weights of {path} cannot be loaded: {own}") from error
         said = " ".join(str(error).split())
         raise RequestError(f"{path} holds the weights of another model: {said}") from error

@@ -173,7 +173,7 @@ def _signature(target: Callable[..., Any]) -> inspect.Signature:
     hidden = {"Iterable": Iterable, "Sequence": Sequence, "Callable": Callable}
     try:
         return inspect.signature(target, eval_str=True, locals=hidden)
-    except NameError:
+    except Exception:  # annotations are code of whoever wrote the target
         return inspect.signature(target)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dlrun import user_code
 from dlrun.average import Average
 from dlrun.data.batches import Batches
 from dlrun.errors import CheckpointError, RunError
@@ -173,10 +174,14 @@ class Training:
         """The inverse of `state_dict`, in place; CheckpointError when it is not of such a run."""
         try:
             self._load(state, device)
-        except KeyError as error:
-            raise CheckpointError(f"the checkpoint lacks {error}: it is of an older or newer dlrun or torch") from error
         except Exception as error:
-            # What is damaged or of another dlrun can make torch raise anything.
+            # What is damaged or of another dlrun can make torch raise anything, and a model may load states itself.
+            own = user_code.explain(error)
+            if own is not None:
+                raise CheckpointError(f"the checkpoint cannot be loaded: {own}") from error
+            if isinstance(error, KeyError):
+                message = f"the checkpoint lacks {error}: it is of an older or newer dlrun or torch"
+                raise CheckpointError(message) from error
             said = " ".join(str(error).split())
             raise CheckpointError(f"the checkpoint does not fit this model, optimizer and dlrun: {said}") from error
 

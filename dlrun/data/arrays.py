@@ -17,7 +17,7 @@ from dlrun.data.origin import Origin
 from dlrun.data.partition import partition
 from dlrun.data.rows import Rows
 from dlrun.data.spec import MOST_CLASSES, DataSpec, Kind, Splits, TaskName
-from dlrun.errors import DataError
+from dlrun.errors import DataError, unreadable
 
 Numbers = NDArray[Any]
 _LOOKED_AT = 4096  # training rows that mean and deviation are taken of
@@ -135,7 +135,8 @@ def _opened(path: Path) -> Numbers:
     try:
         found = np.load(path, mmap_mode="c", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"{path} is not a whole .npy file of numbers ({error}); write it with numpy.save") from error
+        damage = DataError(f"{path} is not a whole .npy file of numbers ({error}); write it with numpy.save")
+        raise unreadable(path, error) or damage from error
     if len(getattr(found, "shape", ())) == 0 or len(found) == 0:
         raise DataError(f"{path} holds no rows; write an array with a row a sample")
     if not found.dtype.isnative:

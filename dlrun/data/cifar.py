@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlrun.errors import DataError
+from dlrun.errors import DataError, unreadable
 
 
 def read_batch(path: Path, label_key: str, classes: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -69,7 +69,8 @@ def _read_dict(path: Path) -> dict[str, Any]:
         # latin1: the published files are from Python 2, whose strings are bytes.
         content = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="latin1").load()
     except Exception as error:  # damaged pickles fail in a dozen ways
-        raise _damaged(path, f"cannot be read as a CIFAR file ({type(error).__name__}: {error})") from error
+        damage = _damaged(path, f"cannot be read as a CIFAR file ({type(error).__name__}: {error})")
+        raise unreadable(path, error) or damage from error
     if not isinstance(content, dict):
         raise _damaged(path, "does not hold a dict")
     return {_as_text(key): value for key, value in content.items()}

@@ -1,6 +1,7 @@
 """Files that come over the network, and what is said when it does not bring them."""
 
 import contextlib
+import errno
 import gzip
 import os
 import shutil
@@ -63,6 +64,8 @@ _PUBLISHED: dict[str, tuple[str, dict[str, str]]] = {  # address, and the files 
 }
 
 
+_OF_THE_DISK = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR)
+
 _held_back = ContextVar("held_back", default=False)
 
 
@@ -82,6 +85,11 @@ def held_back() -> Iterator[None]:
 
 def unavailable(data: str, folder: Path, files: Sequence[str], reason: Exception) -> UnavailableError:
     """The error for files that are neither in `folder` nor to be had over the network."""
+    if isinstance(reason, OSError) and reason.errno in _OF_THE_DISK:
+        return UnavailableError(
+            f"data={data} is not in {folder}, and nothing can be written there ({reason.strerror}); make room "
+            "there, or type paths.data=<folder>"
+        )
     why = " ".join(f"{type(reason).__name__}: {reason}".split())
     return UnavailableError(
         f"data={data} is not in {folder} and could not be downloaded ({why[:160]}): "

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dlrun.errors import DataError
+from dlrun.errors import DataError, unreadable
 
 UNSIGNED_BYTE = 8  # the type code of every file read here
 
@@ -29,7 +29,7 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
         if path.suffix == ".gz":
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
-        raise _damaged(path, f"cannot be read ({error})") from error
+        raise unreadable(path, error) or _damaged(path, f"cannot be read ({error})") from error
     start = 4 + 4 * dimensions
     if len(content) < start or content[:4] != bytes((0, 0, UNSIGNED_BYTE, dimensions)):
         raise _damaged(path, f"does not start like an IDX file of bytes in {dimensions} dimensions")

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dlrun.errors import DataError
+from dlrun.errors import DataError, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,4 +80,6 @@ def _flat(image: "Image", ground: "Callable[[Image], str]") -> "Image":
 
 def _broken(path: Path, error: Exception) -> DataError:
     why = " ".join(str(error).split()) or type(error).__name__
-    return DataError(f"{path} cannot be read as an image ({why[:160]}): replace it or remove it")
+    return unreadable(path, error) or DataError(
+        f"{path} cannot be read as an image ({why[:160]}): replace it or remove it"
+    )

@@ -119,7 +119,7 @@ def collate(samples: list[Any]) -> Any:
     """A batch of samples; TypeError where one holds what makes no tensor."""
     try:
         return default_collate(samples)
-    except Exception as error:
+    except Exception as error:  # torch says it in many ways
         for sample in samples:
             columns = sample if isinstance(sample, tuple | list) else [sample]
             if not all(isinstance(x, Tensor | np.ndarray | np.generic | int | float) for x in columns):

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from dlrun.disk import is_about
 from dlrun.errors import RequestError
 
 
@@ -31,7 +32,9 @@ def new_folder(parent: Path, name: str) -> Iterator[NewFolder]:
         try:
             yield made
             _sync(made.temporary)
-        except OSError as error:  # a full disk
+        except OSError as error:
+            if not is_about(error, made.temporary):  # of the data, or of the model that is exported
+                raise
             raise _unwritable(parent, error) from error
         made.final = _renamed(made.temporary, parent, name)
     finally:

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from dlrun.disk import write_atomically
-from dlrun.errors import RequestError
+from dlrun.errors import RequestError, listed
 from dlrun.export import graph, source
 from dlrun.export.description import accompany, compared, origin, subject
 from dlrun.saved_model import SavedModel
@@ -26,6 +26,12 @@ def write(saved: SavedModel, folder: Path) -> list[Path]:
     from safetensors.torch import save
 
     exported = subject(saved)
+    others = [name for name, value in exported.model.state_dict().items() if not isinstance(value, Tensor)]
+    if others:
+        raise RequestError(
+            f"format=safetensors holds tensors alone, and the state of {type(exported.model).__name__} holds "
+            f"{listed(others)}; type format=onnx"
+        )
     weights = {name: value.detach().contiguous().clone() for name, value in exported.model.state_dict().items()}
     facts = {"spec": saved.spec.to_dict(), **origin(saved)}
     metadata = {"format": "pt", **{k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}}

@@ -57,7 +57,7 @@ def _build(key: str, entry: Any, spec: DataSpec) -> nn.Module:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Lazy modules are a new feature")
             return LAYERS[name](*args, **kwargs)
-    except Exception as error:
+    except Exception as error:  # torch's layers object in many ways
         raise RequestError(
             f"{key} cannot build {name} from {kwargs or args} ({first_line(error)}): change its arguments."
         ) from error
@@ -96,7 +96,7 @@ def _dry_run(layers: list[nn.Module], spec: DataSpec) -> None:
         try:
             with torch.no_grad():
                 x = layer(x)
-        except Exception as error:
+        except Exception as error:  # the same of what they are given
             raise MisfitError(
                 f"model.layers[{i}] ({type(layer).__name__}) cannot take samples of shape {shape} "
                 f"({first_line(error)}): change its arguments or put Flatten before it."

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from dlrun import user_code
 from dlrun.errors import DataError, RequestError
 from dlrun.predict import tensors
 from dlrun.predict.answer import Answer, Choice, choices, tag_sequences
@@ -103,7 +104,8 @@ def _asked(saved: SavedModel, reader: Reader, rows: list[Prepared], top: int) ->
     except (RuntimeError, IndexError, ValueError, TypeError) as error:  # a model of the user's, an unusual row
         if len(rows) == 1:
             lines = [line for line in str(error).splitlines() if line.strip()]
-            return [f"the model does not take it: {lines[0] if lines else type(error).__name__}"]
+            message = f"the model does not take it: {lines[0] if lines else type(error).__name__}"
+            return [user_code.with_place(message, error)]
         return [said for row in rows for said in _asked(saved, reader, [row], top)]
 
 

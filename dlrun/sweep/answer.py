@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dlrun import markdown_text, run_folder
 from dlrun.console import Console, facts
-from dlrun.disk import write_text
+from dlrun.disk import write_text, writing_to
 from dlrun.errors import RequestError
 from dlrun.inside import refuse_outside
 from dlrun.plots import fonts
@@ -35,10 +35,8 @@ def compare_runs(words: Sequence[str]) -> int:
     name = f"{len(comparison.runs)}_runs"
     folder = places[0] if whole_sweep else run_folder.create(outputs / "comparisons", name)
     refuse_outside(folder)
-    try:
+    with writing_to(folder, "type paths.outputs=<folder>"):
         written = write(comparison, folder, shlex.join(["dlrun", "compare", *words]))
-    except OSError as error:
-        raise RequestError(f"cannot write to {folder} ({error.strerror}); type paths.outputs=<folder>") from error
     for line in fonts.note():
         console.say(f"note: {line}")
     console.say()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from dlrun import experiment, signals
+from dlrun import experiment, signals, user_code
 from dlrun.console import Console
 from dlrun.errors import DlrunError
 from dlrun.request import Request
@@ -77,4 +77,5 @@ def run_one(request: Request) -> Outcome:
                 request.folder.mkdir(parents=True, exist_ok=True)
                 with (request.folder / "run.log").open("a") as log:
                     log.write(escape_text("".join(traceback.format_exception(error))))
-        return Outcome(1, f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}")
+        message = f"{type(error).__name__}: {user_code.first_line(error)}"
+        return Outcome(1, user_code.explain(error) or message)

@@ -10,7 +10,7 @@ from typing import Any
 
 from dlrun import conclusion, run_folder, saved, sharing, targets
 from dlrun.console import Console, facts
-from dlrun.disk import Unsaved, forget_halves
+from dlrun.disk import Unsaved, forget_halves, writing_to
 from dlrun.errors import RequestError, UnreadableError
 from dlrun.lock import Lock
 from dlrun.plots import fonts
@@ -138,14 +138,12 @@ def in_folder(job: Job, sweep: Path) -> Job:
 
 def begin(own: Lock, ledger: Ledger, jobs: Sequence[Job], words: Sequence[str]) -> None:
     """Take the sweep's folder, which one process writes at a time, and note the jobs; RequestError when it cannot."""
-    try:
+    with writing_to(ledger.folder, "type sweep.dir=<folder>"):
         ledger.folder.mkdir(parents=True, exist_ok=True)
         own.take(ledger.folder)
         ledger.refuse_changed()
         forget_halves(ledger.folder)
         ledger.add(jobs, words)
-    except OSError as error:
-        raise RequestError(f"cannot write to {ledger.folder} ({error.strerror}); type sweep.dir=<folder>") from error
 
 
 def ready(job: Job) -> Job:
