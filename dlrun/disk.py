@@ -1,6 +1,7 @@
 """Writing to a disk that may fill up, be taken away, or lose its power: files are whole, old, or not there."""
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -12,12 +13,13 @@ from dlrun import user_code
 from dlrun.errors import RequestError
 from dlrun.terminal import escape_line, write_error
 
+_OF_A_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # it is full, or takes nothing
 _HALF = re.compile(r"\..+\.\d+\.tmp")
 
 
 def is_about(error: OSError, folder: Path) -> bool:
     """Whether an error is of writing into a folder: not of a file elsewhere, nor of the user's own code."""
-    if user_code.place_of(error):
+    if error.errno not in _OF_A_DISK and user_code.place_of(error):
         return False
     if error.filename is None:  # writing to an open file does not name it
         return True
@@ -129,7 +131,8 @@ class Unsaved:
         try:
             yield
         except OSError as error:
-            self.reasons[what] = user_code.explain(error) or error.strerror or str(error)
+            own = None if error.errno in _OF_A_DISK else user_code.explain(error)
+            self.reasons[what] = own or error.strerror or str(error)
             if what not in self._said:
                 self._said.add(what)
                 more = ", and the next save tries again" if again else ""

@@ -36,10 +36,12 @@ def create(outputs: Path, name: str) -> Path:
     for suffix in ("", *(f"_{i}" for i in range(2, 1000))):
         folder = parent / f"{now.strftime('%H-%M-%S')}_{folder_name(name)}{suffix}"
         with writing_to(outputs, "type paths.outputs=<folder>"):
-            parent.mkdir(parents=True, exist_ok=True)
             try:
+                parent.mkdir(parents=True, exist_ok=True)
                 folder.mkdir()
             except FileExistsError:
+                if not parent.is_dir():
+                    raise
                 continue
         return folder
     raise RequestError(f"{parent} holds a thousand runs of this second; type paths.outputs=<folder>")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dlrun import disk, request, user_code
+from dlrun import disk, request
 from dlrun.data import arrays, cifar, idx, pictures
 from dlrun.errors import DataError, RequestError
 from dlrun.export.folder import new_folder
@@ -71,8 +71,7 @@ def test_a_block_that_others_fill_is_not_blamed_for_what_they_do() -> None:
     assert found <= LOOK_AT_WHOSE, found - LOOK_AT_WHOSE
 
 
-def test_writing_is_blamed_for_its_own_folder_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(user_code, "place_of", lambda _: "")  # this test is not dlrun's code
+def test_writing_is_blamed_for_its_own_folder_alone(tmp_path: Path) -> None:
     run = tmp_path / "outputs" / "run"
     for path in (run / "metrics.jsonl", run, tmp_path / "outputs", None):
         with pytest.raises(RequestError, match=r"cannot write to .*run .No space left"), disk.writing_to(run, "go"):
