@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
 
 from dlrun.errors import RequestError
 from dlrun.problems import Problems
@@ -214,7 +215,11 @@ class Config:
 
 def register() -> None:
     """Make the schema known to Hydra under the name that config.yaml's defaults list uses."""
-    ConfigStore.instance().store(name="schema", node=Config)
+    # Looking at every key takes 10 ms, and another program may have a schema of this name.
+    store = ConfigStore.instance()
+    entry = store.repo.get("schema.yaml")
+    if entry is None or OmegaConf.get_type(entry.node) is not Config:
+        store.store(name="schema", node=Config)
 
 
 @dataclass(frozen=True)

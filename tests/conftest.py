@@ -66,6 +66,13 @@ class Done:
         return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def composed() -> Iterator[Any]:
+    """Config files of dlrun's own are read and merged once for each choice of groups: see tests/composed.py."""
+    with module_of("composed").use_memory() as memory:
+        yield memory
+
+
 @pytest.fixture(autouse=True)
 def ctrl_c() -> Iterator[None]:
     """SIGINT as a terminal's user knows it: a shell that starts the tests in the background has it ignored."""

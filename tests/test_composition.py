@@ -177,3 +177,33 @@ def test_a_folder_of_the_users_own_is_swept_over(dlrun: Callable, tmp_path: Path
     found = request.from_command_line(["-m", "--config-dir", "mine", "optimizer=mine,sgd", "seed=1,2"])
     assert [one.config["optimizer"]["lr"] for one in found] == [1, 2, 0.01, 0.01]
     assert [one.hydra["job"]["num"] for one in found if one.hydra] == [0, 1, 2, 3]
+
+
+REMEMBERED = [
+    ["data=blobs", "model=linear", "seed=3"],
+    ["lesson=linear_regression"],
+    ["+optimizer/mine=x"],
+    ["experiment=nothing"],
+]
+
+
+def test_what_the_tests_remember_is_what_hydra_makes(composed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The words' values differ between the two times: nothing of them may be remembered."""
+    request.register()
+    with hydra.initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
+        hydra_main = GlobalHydra.instance().hydra
+        assert hydra_main is not None
+        own = hydra_main.config_loader
+
+    def outcome(words: list[str]) -> object:
+        try:
+            return hydras_own(own, words, 0)
+        except (HydraException, OmegaConfBaseException) as error:
+            return type(error), str(error)
+
+    for words in REMEMBERED:
+        outcome([*words, "trainer.epochs=7", "+model.new=1"])
+        later = outcome([*words, "trainer.log_every=5"])
+        with monkeypatch.context() as patch:
+            patch.setattr(composed, "knows", lambda key, repo: False)
+            assert outcome([*words, "trainer.log_every=5"]) == later

@@ -1,0 +1,116 @@
+"""What Hydra makes of dlrun's own config files, remembered: it reads all of them anew for every command line.
+
+Three steps of a composition depend on the choices of groups and on these files alone, and take most of its 0.1 s: a
+file read, the defaults list, and the merged config before any value is set. Each is taken once for each choice. A
+composition that any other folder takes part in is Hydra's alone.
+"""
+
+import copy
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from hydra._internal import config_loader_impl
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
+from hydra._internal.defaults_list import DefaultsList, Overrides
+from hydra.core.config_store import ConfigStore
+
+from dlrun.config import CONFIG_DIR
+
+OWN_SOURCES = [("pkg", "hydra.conf"), ("file", str(CONFIG_DIR)), ("structured", "")]
+
+
+class Memory:
+    """Stands in for the three steps; a copy of each result is pickled, so that nobody can change it."""
+
+    def __init__(self) -> None:
+        self.results: dict[Any, bytes] = {}
+        self.schema: Any = None
+        self.load = ConfigRepository.load_config
+        self.create_defaults_list = config_loader_impl.create_defaults_list
+        self.merge = ConfigLoaderImpl._compose_config_from_defaults_list
+
+    def load_config(self, repo: ConfigRepository, config_path: str) -> Any:
+        """ConfigRepository.load_config."""
+        key = ("file", config_path)
+        if self.knows(key, repo):
+            return self.recall(key)
+        return self.keep(key, repo, self.load(repo, config_path))
+
+    def defaults_list(
+        self, repo: Any, config_name: str | None, overrides_list: list[Any], prepend_hydra: bool, skip_missing: bool
+    ) -> Any:
+        """create_defaults_list."""
+        overrides = Overrides(repo=repo, overrides_list=overrides_list)
+        additions = [vars(default) for default in overrides.append_group_defaults]
+        choices = repr((overrides.override_choices, additions, overrides.deletions))
+        key = ("list", config_name, prepend_hydra, skip_missing, choices)
+        if self.knows(key, repo):
+            defaults, tree, overrides.known_choices = self.recall(key)
+            return DefaultsList(defaults, tree, overrides.config_overrides, overrides)
+
+        result = self.create_defaults_list(repo, config_name, overrides_list, prepend_hydra, skip_missing)
+        self.keep(key, repo, (result.defaults, result.defaults_tree, result.overrides.known_choices))
+        return result
+
+    def merged(self, loader: ConfigLoaderImpl, defaults: list[Any], repo: Any) -> Any:
+        """ConfigLoaderImpl._compose_config_from_defaults_list."""
+        key = ("config", repr([vars(entry) for entry in defaults]))
+        if self.knows(key, repo):
+            return self.recall(key)
+        return self.keep(key, repo, self.merge(loader, defaults=defaults, repo=repo))
+
+    def knows(self, key: Any, repo: Any) -> bool:
+        """Whether a step was taken before with the same schema, and nothing but dlrun's own and Hydra's files."""
+        schema = ConfigStore.instance().repo.get("schema.yaml")
+        if schema is not self.schema:
+            self.schema = schema
+            self.results.clear()
+        return key in self.results and is_own(repo)
+
+    def recall(self, key: Any) -> Any:
+        """What a step came to."""
+        return pickle.loads(self.results[key])
+
+    def keep(self, key: Any, repo: Any, result: Any) -> Any:
+        """Remember what a step has come to."""
+        if is_own(repo):
+            self.results[key] = pickle.dumps(result)
+        return result
+
+
+def is_own(repo: Any) -> bool:
+    """Whether nothing but dlrun's own and Hydra's files are looked at."""
+    return [(source.scheme(), source.path) for source in repo.get_sources()] == OWN_SOURCES
+
+
+def initialize(repo: CachingConfigRepository, delegate: Any) -> None:
+    """CachingConfigRepository.__init__, which copies the sources, the whole store of configs among them."""
+    repo.delegate = copy.copy(delegate)
+    repo.cache = {}
+
+
+@contextmanager
+def use_memory() -> Iterator[Memory]:
+    """Compose with a memory."""
+    memory = Memory()
+    stand_ins: list[tuple[Any, str, Any]] = [
+        (CachingConfigRepository, "__init__", initialize),
+        (ConfigRepository, "load_config", lambda repo, config_path: memory.load_config(repo, config_path)),
+        (config_loader_impl, "create_defaults_list", memory.defaults_list),
+        (
+            ConfigLoaderImpl,
+            "_compose_config_from_defaults_list",
+            lambda loader, defaults, repo: memory.merged(loader, defaults, repo),
+        ),
+    ]
+    originals = [(owner, name, getattr(owner, name)) for owner, name, _ in stand_ins]
+    for owner, name, stand_in in stand_ins:
+        setattr(owner, name, stand_in)
+    try:
+        yield memory
+    finally:
+        for owner, name, original in originals:
+            setattr(owner, name, original)
