@@ -17,6 +17,7 @@ from dlrun import (
     conclusion,
     config,
     figures,
+    hidden_state,
     ignored,
     lock,
     loop,
@@ -80,6 +81,7 @@ def run(request: Request, console: Console | None = None) -> int:
             console.open_log(folder / "run.log", parts.unsaved)
             report.opening(console, parts, folder, request.overrides if request.sweep else ())
             saver = make_saver(folder, parts, request, earlier)
+            saver.examine = reload_check(parts, request, noting(parts, console))
             purge_step = earlier["step"] + 1 if earlier else None
             with tracking.tracked(folder, purge_step, parts.unsaved) as tracker:
                 start(parts, folder, tracker, earlier, console)
@@ -264,6 +266,17 @@ def make_saver(folder: Path, parts: Parts, request: Request, earlier: dict[str, 
         with parts.unsaved.attempt("what follows on the earlier checkpoints", again=False):
             saver.go_on(earlier)
     return saver
+
+
+def reload_check(parts: Parts, request: Request, say: Callable[[str], None]) -> Callable[[dict[str, Any]], None] | None:
+    """What looks for state that resume cannot see, once a run; None where there is no code of the user's own."""
+    troubles = parts.training.progress.troubles
+    if any(kind.startswith(hidden_state.KIND) for kind in troubles):
+        parts.notes += [text for text in troubles.values() if text not in parts.notes]
+        return None
+    if not hidden_state.is_needed(parts.settings, parts.model):
+        return None
+    return hidden_state.ReloadCheck(parts, request.trusted_modules, say)
 
 
 def start(parts: Parts, folder: Path, tracker: FileTracker, earlier: dict[str, Any] | None, console: Console) -> None:

@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from dlrun import (
     build,
     expectations,
+    hidden_state,
     loop,
     memory,
     plain,
@@ -67,6 +68,7 @@ class Parts:
     unsaved: Unsaved = field(default_factory=Unsaved)  # what the disk did not take
     needs: memory.Estimate | None = None  # memory of a step
     compile_seconds: float | None = None  # what torch.compile took before the first step
+    sample: Batch | None = None  # some training rows, where state that resume cannot see is looked for
 
 
 def session(
@@ -283,6 +285,8 @@ def _look(parts: Parts) -> None:
     batch = preflight.head(first)
     parts.layers = preflight.layers(model, batch, parts.task, training.autocast)
     _check_batch_sizes(parts, first)
+    if hidden_state.is_needed(settings, model):
+        parts.sample = hidden_state.take_sample(first, sum(layer.multiply_adds for layer in parts.layers))
     said = preflight.doubled(model, batch, parts.task, training.autocast)
     if said:
         parts.notes.append(said)

@@ -2,6 +2,7 @@
 
 import copy
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ class Saver:
         self.best: dict[str, Any] | None = None  # what best.pt still lacks
         self.row: dict[str, float] = {}  # of the last epoch that has ended
         self.is_proved = False  # a checkpoint of this process has been read back
+        self.examine: Callable[[dict[str, Any]], None] | None = None  # looks once at what was read back
         self.left_open = False  # the newest state is to go on from in mid-epoch
         self.seconds = 0.0
 
@@ -113,28 +115,30 @@ class Saver:
         if self._is_passed(newest) and not (self.folder / "last.pt").exists():
             self._save_best()  # first, as nothing from before it is there to go on from
         save(newest, self.identity | state | {"format_version": FORMAT_VERSION})
-        if not self.is_proved:
-            self._prove(newest)
+        first = None if self.is_proved else self._prove(newest)
         try:
             self._name(newest)
         except OSError:
             newest.unlink()  # or every try would leave one more
             raise
         self._forget_old()
+        if first is not None and self.examine is not None:
+            self.examine(first)
 
-    def _prove(self, newest: Path) -> None:
+    def _prove(self, newest: Path) -> dict[str, Any]:
         """Read the first checkpoint of this process back before anything relies on it; RunError where it cannot be.
 
         It takes about as long as writing it, once.
         """
         try:
-            load(newest)
+            state = load(newest)
         except CheckpointError as error:
             newest.unlink(missing_ok=True)
             if isinstance(error.__cause__, OSError):
                 raise error.__cause__ from error  # the disk, which the run goes on without
             raise RunError(f"the first checkpoint was written, and cannot be read back: {error}") from error
         self.is_proved = True
+        return state
 
     def _name(self, newest: Path) -> None:
         """best.pt where there is a new one, and then last.pt: a run goes on from before a best that it lacks."""
