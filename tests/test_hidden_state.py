@@ -106,7 +106,6 @@ def test_each_kind_is_named(net: str, said: str, train: Callable[..., Any]) -> N
     "words",
     [
         (),
-        ("trainer.ema_decay=0.9",),
         ("device.precision=bf16",),
         ("device.precision=fp64", "trainer.accumulate_steps=2"),
         ("preflight=false",),
@@ -120,6 +119,14 @@ def test_each_kind_is_named(net: str, said: str, train: Callable[..., Any]) -> N
 )
 def test_no_false_alarm(net: str, words: tuple[str, ...], train: Callable[..., Any]) -> None:
     done = train(net, *words)
+    assert done.code == 0, done.err
+    assert not any("resume" in text for text in done.result["warnings"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("net", ["BN", "Extra", "Recurrent"])
+def test_no_false_alarm_beside_an_average_of_the_weights(net: str, train: Callable[..., Any]) -> None:
+    done = train(net, "trainer.ema_decay=0.9")
     assert done.code == 0, done.err
     assert not any("resume" in text for text in done.result["warnings"])
 
