@@ -103,7 +103,10 @@ def dlrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
 @pytest.fixture(scope="session")
 def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The waiting process of tests/warm.py; `warm.start(*words, cwd=)` starts `python *words`, for tests of signals."""
-    server = module_of("warm").Server(tmp_path_factory.mktemp("warm"))
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    server = module_of("warm").Server(folder)
     yield server
     server.close()
 

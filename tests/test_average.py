@@ -67,7 +67,7 @@ def test_it_is_evaluated_and_saved_beside_the_weights(dlrun: Callable[..., Any])
     assert best["ema"]["model"].keys() == best["model"].keys()
     values = [row["val/ema_accuracy"] for row in done.rows]
     assert done.result["best"]["value"] == max(values)
-    evaluated = dlrun("eval", "run")
+    evaluated = dlrun("eval", "run", "figures=false")
     line = next(line for line in evaluated.out.splitlines() if "test/ema_loss" in line)
     now, recorded = line.split()[1:3]
     assert now == recorded

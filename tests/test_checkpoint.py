@@ -183,7 +183,7 @@ def test_a_class_that_has_gone_is_named_and_the_weights_still_serve(
     def gone() -> str:
         monkeypatch.delitem(sys.modules, "net_that_goes")
         importlib.invalidate_caches()
-        answered = dlrun("eval", str(full), "trust=true")
+        answered = dlrun("eval", str(full), "trust=true", "figures=false")
         assert answered.code == 2
         assert answered.err.startswith(f"dlrun: {full} needs the class Net of the module net_that_goes, which cannot")
         assert answered.err.count("\n") == 1
@@ -192,7 +192,9 @@ def test_a_class_that_has_gone_is_named_and_the_weights_still_serve(
 
     code.write_text(MYNET.format(name="Renamed"))
     assert "Can't get attribute 'Net' on <module 'net_that_goes'" in gone()
-    renamed = dlrun("eval", str(done.folder), "model._target_=net_that_goes.Renamed")  # as the sentence says
+    renamed = dlrun(
+        "eval", str(done.folder), "model._target_=net_that_goes.Renamed", "figures=false"
+    )  # as the sentence says
     assert renamed.code == 0, renamed.err
     code.unlink()
     shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)

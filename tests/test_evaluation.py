@@ -78,18 +78,20 @@ def test_eval_of_the_full_model_needs_trust_and_gives_the_same(dlrun: Callable, 
     refused = dlrun("eval", model)
     assert refused.code == 2
     assert "trust=true" in refused.err
-    trusted = dlrun("eval", model, "trust=true")
+    trusted = dlrun("eval", model, "trust=true", "figures=false")
     assert trusted.code == 0, trusted.err
-    assert table(trusted.out) == table(dlrun("eval", str(trained)).out)
+    assert table(trusted.out) == table(dlrun("eval", str(trained), "figures=false").out)
 
 
 def test_eval_of_one_checkpoint_file(dlrun: Callable, trained: Path) -> None:
-    best, last = (table(dlrun("eval", str(trained / "checkpoints" / f"{n}.pt")).out) for n in ("best", "last"))
+    best, last = (
+        table(dlrun("eval", str(trained / "checkpoints" / f"{n}.pt"), "figures=false").out) for n in ("best", "last")
+    )
     assert best["test/accuracy"] != last["test/accuracy"]
 
 
 def test_eval_on_other_data_of_the_same_kind(dlrun: Callable, trained: Path) -> None:
-    done = dlrun("eval", str(trained), "data.seed=3")
+    done = dlrun("eval", str(trained), "data.seed=3", "figures=false")
     assert done.code == 0, done.err
     refused = dlrun("eval", str(trained), "data=blobs")
     assert refused.code == 2
@@ -136,7 +138,7 @@ def test_a_wrong_word_behind_a_run_is_a_sentence(
 
 
 def test_the_device_can_be_chosen_anew_and_its_precision_stays(dlrun: Callable, trained: Path) -> None:
-    done = dlrun("eval", str(trained), "device=cpu", "device.precision=fp64")
+    done = dlrun("eval", str(trained), "device=cpu", "device.precision=fp64", "figures=false")
     assert done.code == 0, done.err
     assert "fp64" in done.out
     refused = dlrun("eval", str(trained), "device.index=99")
@@ -152,9 +154,9 @@ def test_data_that_have_moved_are_found(dlrun: Callable, tmp_path: Path, monkeyp
     done = dlrun("data=diabetes", "paths.data=old", "hydra.run.dir=run", *QUICK)
     assert done.code == 0, done.err
     (tmp_path / "old").rename(tmp_path / "new")
-    assert dlrun("eval", "run", "paths.data=new").code == 0
+    assert dlrun("eval", "run", "paths.data=new", "figures=false").code == 0
     monkeypatch.setenv("DLRUN_DATA_DIR", "new")
-    assert dlrun("eval", "run").code == 0
+    assert dlrun("eval", "run", "figures=false").code == 0
 
 
 def test_a_damaged_checkpoint_is_named(dlrun: Callable, trained: Path) -> None:
@@ -223,7 +225,7 @@ def test_what_cannot_be_written_leaves_nothing(dlrun: Callable, trained: Path, m
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("dlrun.run_folder.write_json", full)
-    done = dlrun("eval", str(trained))
+    done = dlrun("eval", str(trained), "figures=false")
     assert done.code == 1
     assert "test/accuracy" in done.out
     assert "eval cannot be written (No space left on device); the metrics above are whole" in done.err
@@ -237,7 +239,7 @@ def test_every_row_of_another_table_counts_with_the_constants_of_the_training(dl
     ]  # far from the training: its own constants would hide it
     (tmp_path / "other.csv").write_text("y,kind,x\n" + "".join(f"{y},{kind},{x}\n" for x, y, kind in other))
     assert dlrun(*CSV, "data.path=t.csv", "data.target=kind", "hydra.run.dir=run", "device.precision=fp64").code == 0
-    done = dlrun("eval", "run", "data.path=other.csv")
+    done = dlrun("eval", "run", "data.path=other.csv", "figures=false")
     assert done.code == 0, done.err
     assert "all, as the run has not seen them, 30 rows" in done.out
     predicted = dlrun("predict", "run", "other.csv", "--format", "jsonl")
@@ -284,7 +286,7 @@ def test_tags_are_evaluated_by_the_letter(dlrun: Callable, tmp_path: Path) -> No
 
 def test_a_checkpoint_away_from_its_run_is_only_printed(dlrun: Callable, trained: Path, tmp_path: Path) -> None:
     shutil.copy(trained / "checkpoints" / "best.pt", tmp_path / "away.pt")
-    done = dlrun("eval", "away.pt")
+    done = dlrun("eval", "away.pt", "figures=false")
     assert done.code == 0, done.err
     assert "nothing was written" in done.out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["away.pt", "run"]

@@ -218,7 +218,7 @@ def test_parts_of_the_data_make_fractions_needless(dlrun: Callable[..., Any], tm
         ]
     )  # fmt: skip
     assert "data.val_fraction has no effect here: the data bring a validation part of their own" in done.out
-    evaluated = dlrun("eval", "run", "data.val_fraction=0.2", "seed=3")
+    evaluated = dlrun("eval", "run", "data.val_fraction=0.2", "seed=3", "figures=false")
     assert evaluated.code == 0, evaluated.err
     assert "data.val_fraction has no effect here" in evaluated.out
     assert "seed has no effect here" in evaluated.out

@@ -204,7 +204,7 @@ def test_under_nohup_a_lost_terminal_is_nothing(dlrun: Callable[..., Any], warm:
 def test_what_only_looks_ends_without_a_word(dlrun: Callable[..., Any], at_call: Callable[..., None]) -> None:
     assert dlrun(*WORDS, "hydra.run.dir=run").code == 0
     at_call("dlrun.loop", "evaluate", 1, lambda: signal.raise_signal(signal.SIGUSR1))
-    done = dlrun("eval", "run")
+    done = dlrun("eval", "run", "figures=false")
     assert (done.code, done.err) == (138, "")
     assert not Path("run/eval").exists()
 

@@ -1,15 +1,18 @@
 """Warnings of libraries go to run.log; those of the user's own code are counted in a note."""
 
+import contextlib
+import importlib
 import io
 import logging
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from dlrun.library_warnings import diverted, show
+from dlrun.models.mlp import MLP
 
 QUICK = ("data=blobs", "model=mlp", "trainer.max_steps=3", "tracking.graph=false", "figures=false")
 LIBRARY = """
@@ -58,6 +61,14 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "model._target_=warner.Net"
 
 
+@contextlib.contextmanager
+def shown_warnings() -> Iterator[list[warnings.WarningMessage]]:
+    """What Python itself is left to show: without this, pytest lists it at the end of the test run."""
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("default")
+        yield shown
+
+
 @pytest.mark.filterwarnings("default")
 def test_a_run_writes_what_libraries_warn_of_into_its_log(dlrun: Callable, own: str) -> None:
     done = dlrun(*QUICK, own)
@@ -76,21 +87,30 @@ def test_warnings_of_own_code_are_a_note(dlrun: Callable, own: str) -> None:
     assert note in done.result["warnings"]
 
 
-@pytest.mark.filterwarnings("default")
 def test_commands_without_a_log_hold_them_back_unless_v_is_given(dlrun: Callable, own: str) -> None:
-    assert dlrun(*QUICK, own, "hydra.run.dir=run").code == 0
-    for words in (("eval", "run"), ("predict", "run", "1,2"), ("check", *QUICK, own)):
-        trust = ("trusted_modules=[warner]",) if words[0] != "check" else ()
-        done = dlrun(*words, *trust)
+    with shown_warnings():
+        assert dlrun(*QUICK, own, "hydra.run.dir=run").code == 0
+    trust = ("trusted_modules=[warner]",)
+    for words in (("eval", "run", *trust, "figures=false"), ("predict", "run", "1,2", *trust), ("check", *QUICK, own)):
+        with shown_warnings() as shown:
+            done = dlrun(*words)
         assert done.code == 0, done.err
         assert "somelib" not in done.out + done.err
         assert "old way" not in done.out + done.err
-    assert "clipping input" in dlrun("-v", "eval", "run", "trusted_modules=[warner]").err
+        assert {str(warning.message) for warning in shown} == {"x is large"}
+    with shown_warnings() as shown:
+        assert "clipping input" in dlrun("-v", "eval", "run", *trust, "figures=false").err
+    assert {str(warning.message) for warning in shown} == {"x is large", "old way 0"}
 
 
 @pytest.mark.filterwarnings("default")
-def test_a_sweep_writes_them_into_the_logs_of_its_jobs(dlrun: Callable, own: str, tmp_path: Path) -> None:
-    done = dlrun("-m", "seed=0,1", *QUICK, own)
+def test_a_sweep_writes_them_into_the_logs_of_its_jobs(
+    dlrun: Callable, own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = importlib.import_module("somelib")
+    forward = MLP.forward
+    monkeypatch.setattr(MLP, "forward", lambda net, x: (library.complain(), forward(net, x))[1])
+    done = dlrun("-m", "seed=0,1", *QUICK)
     assert done.code == 0
     assert "somelib" not in done.out + done.err
     logs = [path.read_text() for path in tmp_path.glob("outputs/multirun/*/*/*/run.log")]
@@ -144,11 +164,12 @@ def test_files_and_buffers_of_loggers_are_left_alone() -> None:
     assert buffer.getvalue() == "text\n"
 
 
-@pytest.mark.filterwarnings("default")
 def test_from_python_too(dlrun: Callable, own: str, capfd: pytest.CaptureFixture[str]) -> None:
     import dlrun as library
 
-    run = library.train(*QUICK, own, quiet=True)
-    run.predict([[1.0, 2.0]])
+    with shown_warnings() as shown:
+        run = library.train(*QUICK, own, quiet=True)
+        run.predict([[1.0, 2.0]])
+    assert {str(warning.message) for warning in shown} == {"x is large"}
     said = capfd.readouterr()
     assert "somelib" not in said.out + said.err

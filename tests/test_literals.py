@@ -169,5 +169,5 @@ def test_a_setting_of_the_users_own_may_hold_a_dollar_and_a_brace(dlrun: Callabl
     words = ("trainer.max_steps=2", "tracking.graph=false", "figures=false", "hydra.run.dir=run")
     done = dlrun("--config-dir", "conf", "data=dollar", *words)
     assert done.code == 0, done.err
-    done = dlrun("eval", "run", "trusted_modules=[dollar]")
+    done = dlrun("eval", "run", "trusted_modules=[dollar]", "figures=false")
     assert done.code == 0, done.err

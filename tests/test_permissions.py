@@ -78,7 +78,7 @@ def test_no_file_of_a_sweep_holds_one(dlrun: Callable[..., Any], tmp_path: Path)
 
 
 def test_no_evaluation_holds_one(dlrun: Callable[..., Any], run: Path) -> None:
-    assert dlrun("eval", str(run), *GIVEN).code == 0
+    assert dlrun("eval", str(run), *GIVEN, "figures=false").code == 0
     assert dlrun("resume", str(run), "trainer.max_steps=6", *GIVEN).code == 0
     assert bytes_with(b"trust", run) == []
 
@@ -130,7 +130,7 @@ def test_a_run_cannot_trust_its_own_modules(
 
 def test_a_permission_of_an_older_run_is_ignored_with_a_note(dlrun: Callable[..., Any], run: Path) -> None:
     give_itself(run, trusted_modules=["mine"], trust=True)
-    done = dlrun("eval", str(run))
+    done = dlrun("eval", str(run), "figures=false")
     assert done.code == 0
     assert "note: trusted_modules in the saved config is ignored" in done.err
     done = dlrun("resume", str(run), "trainer.max_steps=6")

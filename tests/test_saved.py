@@ -228,10 +228,10 @@ def test_a_state_of_another_dlrun_gets_a_verdict(dlrun: Callable, tmp_path: Path
     assert done.code == 0, done.err
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert [w[:30] for w in result["warnings"]] == ["until now CPU threads 9999, fr", "until now torch 1.0, from here"]
-    done = dlrun("eval", "run/checkpoints/last.pt")
+    done = dlrun("eval", "run/checkpoints/last.pt", "figures=false")
     assert done.code == 0
     save(path, {k: v for k, v in whole.items() if k != "choices"})
-    done = dlrun("eval", "run/checkpoints/last.pt")
+    done = dlrun("eval", "run/checkpoints/last.pt", "figures=false")
     assert (done.code, "lacks choices" in done.err) == (2, True)
 
 

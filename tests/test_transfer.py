@@ -79,7 +79,7 @@ def test_transfer_from_a_file_of_weights(dlrun: Callable[..., Any], monkeypatch:
     same = [key for key in trained if torch.equal(held.get(f"net.{key}", torch.zeros(0)), trained[key])]
     assert set(trained) - set(same) == {"fc.weight", "fc.bias", "conv1.weight"}  # gray images: the mean filter
     Path("resnet18.pth").unlink()
-    evaluated = dlrun("eval", "run")  # its own weights are all that this takes
+    evaluated = dlrun("eval", "run", "figures=false")  # its own weights are all that this takes
     assert evaluated.code == 0, evaluated.err
     assert dlrun(*words, "model.weights=resnet18.pth").code == 2
     onwards = dlrun(*words, "init_from=run", "trainer.epochs=1")

@@ -5,11 +5,13 @@ runs `-m module`, `-c code` or a script as a new interpreter would. What it shar
 imported already, so a variable that one reads at its import (OMP_NUM_THREADS, TORCHDYNAMO_DISABLE) comes too late.
 Tests of start-up, of what is imported, and of how dlrun is launched need `subprocess` and `sys.executable`.
 
-The waiting process is this file, run as `python tests/warm.py SOCKET`; it ends with its stdin.
+The waiting process is this file, run as `python tests/warm.py SOCKET`. Its start takes 5 s, so all workers of a test
+run share one: its stdin is a named pipe that each of them holds open, and it ends when the last has closed it.
 """
 
 import atexit
 import contextlib
+import fcntl
 import functools
 import gc
 import importlib
@@ -58,25 +60,38 @@ warm.stand_in({address!r}, [*{words!r}, *sys.argv[1:]])
 
 
 class Server:
-    """The waiting process, seen from the tests."""
+    """The waiting process, seen from the tests; it is started in a folder where there is none."""
 
     def __init__(self, folder: Path) -> None:
         self.address = str(folder / "warm.socket")
+        pipe = folder / "warm.pipe"
+        with (folder / "warm.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not pipe.exists():
+                os.mkfifo(pipe)
+            try:
+                self._pipe = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+            except OSError:  # nobody reads it: there is none yet, or it has ended with another worker
+                self._pipe = self._start(folder, pipe)
+
+    def _start(self, folder: Path, pipe: Path) -> int:
+        """Start it; returns the pipe's end that keeps it alive."""
+        Path(self.address).unlink(missing_ok=True)
+        reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+        writer = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
         with (folder / "warm.log").open("w") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, __file__, self.address],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-            )
-        assert self.process.stdout is not None
-        self.process.stdout.readline()
-        self.interpreter = str(folder / "python")
-        self.write_command(Path(self.interpreter))
+            words = [sys.executable, __file__, self.address]
+            process = subprocess.Popen(words, stdin=reader, stdout=subprocess.PIPE, stderr=log)
+        os.close(reader)
+        assert process.stdout is not None
+        with process.stdout as said:
+            said.readline()
+        process.returncode = 0  # it may serve other workers for longer than this one lives, so nobody waits for it
+        return writer
 
     def close(self) -> None:
-        """End it; what was forked lives on."""
-        self.process.communicate()
+        """Let go of it; what was forked lives on."""
+        os.close(self._pipe)
 
     def start(
         self,
