@@ -183,6 +183,7 @@ STATE_KEYS: dict[str, Check] = {
     "threads": COUNT,
     "processes": COUNT,
     "torch": TEXT,
+    "sources": NAMED_TEXTS,
 }
 NEEDED_INSIDE = {
     "spec": ("kind", "input_shape", "task", "output_size"),

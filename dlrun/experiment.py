@@ -31,6 +31,7 @@ from dlrun import (
     runtime,
     saved,
     signals,
+    sources,
     thread_choice,
     tracking,
     user_code,
@@ -243,13 +244,14 @@ def open_folder(request: Request, parts: Parts, earlier: dict[str, Any] | None, 
 
 def identity(parts: Parts) -> dict[str, Any]:
     """What a checkpoint says of the process that wrote it: a resumed run compares it with its own."""
+    hashes = sources.hash_sources(parts)
     return {
         "spec": parts.splits.spec.to_dict(),
         "rows": parts.training.train.rows,
         "threads": torch.get_num_threads(),
         "processes": parts.runtime.batches_a_step,
         "torch": str(torch.__version__),  # a plain string: its own class would be foreign code in a checkpoint
-    }
+    } | ({"sources": hashes} if hashes else {})
 
 
 def make_saver(folder: Path, parts: Parts, request: Request, earlier: dict[str, Any] | None) -> Saver:

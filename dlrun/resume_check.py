@@ -17,6 +17,7 @@ from dlrun.console import Console, table
 from dlrun.errors import RequestError, RunError
 from dlrun.events import scalars
 from dlrun.gradient_check import one_run
+from dlrun.hidden_state import NOT_SAVED
 from dlrun.parts import prepare
 from dlrun.record import FINGERPRINTS, METRICS, RESULT, read_result
 from dlrun.request import Request
@@ -56,6 +57,7 @@ def check_resume(words: list[str], seed: int | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="dlrun-check-resume-") as place:
         whole, same = Path(place) / "whole", dict[str, bool]()
         finished(started(plan, whole), whole)
+        unsaved = [note for note in read_result(whole / RESULT)["warnings"] if NOT_SAVED in note]
         for i in range(_ROUNDS):
             folder = Path(place) / f"killed_{i}"
             kills = interrupted(plan, folder, draw)
@@ -63,9 +65,11 @@ def check_resume(words: list[str], seed: int | None = None) -> int:
             same = {k: equal and same.get(k, True) for k, equal in compared(whole, folder).items()}
             if killed >= KILLS:
                 break
-    return show(
-        console, same, plan, f"{killed} kills, {inside} of them inside a save; seed of the moments: {seed}", killed
-    )
+    kills_line = f"{killed} kills, {inside} of them inside a save; seed of the moments: {seed}"
+    code = show(console, same, plan, kills_line, killed)
+    for note in unsaved:
+        console.say(f"note: {note}")
+    return code
 
 
 def planned(words: list[str], asked: Request) -> Plan:

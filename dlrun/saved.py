@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dlrun import checkpoint, config, lock, run_folder, runtime
+from dlrun import checkpoint, config, lock, run_folder, runtime, sources
 from dlrun.errors import CheckpointError, DamageError, DlrunError, RequestError
 from dlrun.inside import refuse_outside
 from dlrun.optim.schedule import OF_THE_WHOLE
@@ -288,7 +288,7 @@ def what_differs(state: dict[str, Any], now: dict[str, Any]) -> list[str]:
     for key, name in (("threads", "CPU threads"), ("torch", "torch")):
         if key in state and state[key] != now[key]:
             said.append(f"until now {name} {state[key]}, from here on {now[key]}: results may differ in the last bits")
-    return said
+    return said + sources.find_changes(state.get("sources", {}), now.get("sources", {}))
 
 
 def _agree(before: Any, now: Any) -> bool:

@@ -55,6 +55,11 @@ def own_modules(plain: dict[str, Any]) -> list[str]:
     return sorted({name.split(".")[0] for name in named} - {*_OURS, "None"})
 
 
+def is_ours(name: str) -> bool:
+    """Whether a dotted name is of dlrun, torch or torchvision."""
+    return name.split(".")[0] in _OURS
+
+
 def resolve(target: str, where: str, trusted_modules: Sequence[str] | None) -> Callable[..., Any]:
     """The object that `target` names.
 

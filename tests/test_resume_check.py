@@ -156,4 +156,5 @@ def test_a_run_that_is_another_one_is_seen(place: Path, capfd: pytest.CaptureFix
     out = capfd.readouterr().out
     assert out.count("DIFFERENT") == 6
     assert "a resumed run is not the same run" in out
+    assert "the model (Net): attribute 'calls' is not in the checkpoint" in " ".join(out.split())
     assert list(place.glob("dlrun*")) == []
