@@ -189,7 +189,9 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 def _python_state(state: dict[str, Any]) -> tuple[Any, ...]:
     version, numbers, gauss = state["python"]
-    return version, tuple(map(int, numbers)), gauss  # older checkpoints have plain numbers
+    if isinstance(numbers, torch.Tensor):  # older checkpoints have plain numbers
+        numbers = numbers.tolist()
+    return version, tuple(map(int, numbers)), gauss
 
 
 def _numpy_state(state: dict[str, Any]) -> tuple[Any, ...]:

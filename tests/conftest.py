@@ -31,7 +31,22 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two-threaded torch beside another process is ten times slower
 
+BYTECODE = pytest.StashKey[bool]()
 QUIET = ("tracking.graph=false", "figures=false")  # what costs time and is not what most tests look at
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the bytecode of what is collected: compiling tests and package anew takes each process 3 s.
+
+    Not of what the tests write: a module that is written twice within a second would stay as it was.
+    """
+    config.stash[BYTECODE] = sys.dont_write_bytecode
+    sys.dont_write_bytecode = False
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Write bytecode again only where the environment wants it."""
+    sys.dont_write_bytecode = session.config.stash[BYTECODE]
 
 
 def pytest_report_header() -> str:

@@ -168,14 +168,18 @@ def test_a_target_that_is_typed_is_no_trust_in_its_module(run: Path) -> None:
             targets.resolve(target, "x", asked.trusted_modules)
 
 
-def test_a_sweep_needs_them_again_and_hands_them_to_its_jobs(dlrun: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_sweep_needs_them_again_and_hands_them_to_its_jobs(
+    dlrun: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "swept_mine.py").write_text(
         "from torch import nn\n"
         "class Net(nn.Sequential):\n"
         "    def __init__(self, spec):\n        super().__init__(nn.Linear(2, spec.output_size))\n"
     )
     words = ("model._target_=swept_mine.Net", "seed=1,2", "sweep.dir=sweep")
-    assert dlrun("-m", *QUICK, *words).code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("dlrun.sweep.execution.has_own_code", lambda job: False)  # no other process: what counts is below
+        assert dlrun("-m", *QUICK, *words).code == 0
     ledger = tmp_path / "sweep" / "sweep.jsonl"
     lines = [json.loads(line) for line in ledger.read_text().splitlines()]
     lines[1]["config"]["trusted_modules"] = ["swept_mine"]
