@@ -175,6 +175,7 @@ STATE_KEYS: dict[str, Check] = {
     "optimizer": (_is_optimizer, "the state of an optimizer"),
     "scheduler": MAPPING,
     "scaler": MAPPING,
+    "loss": MAPPING,
     "progress": MAPPING,
     "early_stopping": MAPPING,
     "totals": (_are_totals, "sums of metrics"),

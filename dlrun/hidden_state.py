@@ -220,6 +220,8 @@ class ReloadCheck:
         task = self.parts.task
         owner = _owner_of(task.own_loss)
         at_start = _owner_of(self.loss_at_start)
+        if isinstance(at_start, nn.Module) and "loss" in state:
+            load_weights(at_start, state["loss"])
         where = f"task.loss={task.loss_name}" + ("" if owner is None else f" ({type(owner).__name__})")
         inputs, targets = self.sample
         with now.put_in_place(), torch.no_grad():

@@ -20,6 +20,7 @@ _OWNERS = {
     "ema": "the averaged model's state",
     "optimizer": "the optimizer's state",
     "scheduler": "the scheduler's state",
+    "loss": "the loss's state",
     "spec": "the data's description",
     "config": "the config",
 }

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from dlrun import metrics
 from dlrun.data.spec import DataSpec, TaskName
@@ -97,6 +97,12 @@ class Task:
             )
         object.__setattr__(self, "loss_name", name)
         object.__setattr__(self, "loss_function", known[name])
+
+    @property
+    def loss_module(self) -> nn.Module | None:
+        """The module that the user's own loss is, or is a method of: checkpoints hold its state."""
+        owner = getattr(self.own_loss, "__self__", self.own_loss)
+        return owner if isinstance(owner, nn.Module) else None
 
     @property
     def metric_names(self) -> tuple[str, ...]:

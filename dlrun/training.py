@@ -154,15 +154,21 @@ class Training:
         """All of it, as tensors and plain Python; RunError rather than the state after a loss that is not finite."""
         self.check_finite()  # first_loss is part of the state
         averaged = {} if self.average is None else {"ema": self.average.state_dict()}
-        return averaged | {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.schedule.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "progress": {k: v for k, v in asdict(self.progress).items() if k not in _STOPPING},
-            "early_stopping": {k: v for k, v in asdict(self.progress).items() if k in _STOPPING},
-            "totals": self.totals.state_dict(),
-        }
+        loss_state = {} if self.task.loss_module is None else self.task.loss_module.state_dict()
+        of_loss = {"loss": loss_state} if loss_state else {}
+        return (
+            averaged
+            | of_loss
+            | {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.schedule.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "progress": {k: v for k, v in asdict(self.progress).items() if k not in _STOPPING},
+                "early_stopping": {k: v for k, v in asdict(self.progress).items() if k in _STOPPING},
+                "totals": self.totals.state_dict(),
+            }
+        )
 
     def use_weights(self, state: dict[str, Any]) -> None:
         """Take over `model`, and `ema` where there is one, of a saved state."""
@@ -194,6 +200,8 @@ class Training:
                 if kind != expected.get(key, kind):
                     raise TypeError(f"{key} of the optimizer is {group[key]!r}")
         self.schedule.load_state_dict(state["scheduler"])
+        if self.task.loss_module is not None and "loss" in state:
+            load_weights(self.task.loss_module, state["loss"])
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"], **state["early_stopping"])

@@ -61,6 +61,26 @@ def test_state_of_a_loss_is_said(loss: str, train: Callable[..., Any]) -> None:
     ]
 
 
+def test_a_tensor_in_a_module_that_is_the_loss_is_said(train: Callable[..., Any]) -> None:
+    found = train("BN", "task.loss=hidden_nets.module_loss").result["warnings"]
+    assert [text for text in found if NOT_SAVED in text] == [
+        f"task.loss=hidden_nets.module_loss (Smoothed): attribute 'mean' {NOT_SAVED}; "
+        "register it as a buffer, or return it from get_extra_state"
+    ]
+
+
+def test_buffers_of_a_loss_are_saved_and_come_back(train: Callable[..., Any], dlrun: Callable[..., Any]) -> None:
+    words = ("task.loss=hidden_nets.buffered_loss", "trainer.epochs=9")
+    whole = train("BN", *words, "trainer.max_steps=12")
+    assert not any("resume" in text for text in whole.result["warnings"])
+    sys.modules.pop("hidden_nets", None)
+    assert train("BN", *words, "hydra.run.dir=half").code == 0
+    sys.modules.pop("hidden_nets", None)
+    resumed = dlrun("resume", "half", "trainer.max_steps=12", "trusted_modules=[hidden_nets]")
+    assert resumed.code == 0, resumed.err
+    assert resumed.result["weights_sha256"] == whole.result["weights_sha256"]
+
+
 def test_a_second_net_that_cannot_be_built_is_a_note(train: Callable[..., Any]) -> None:
     done = train("Twice")
     assert done.code == 0
