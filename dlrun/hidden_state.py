@@ -28,6 +28,7 @@ from dlrun.object_state import (
     count_bytes,
     duplicate,
     find_difference,
+    find_enclosing_function,
     name_modules,
     state_of_generator,
 )
@@ -111,6 +112,13 @@ class ReloadCheck:
         if self.sample is None:
             return []
         self._refuse_large()
+        enclosing = find_enclosing_function([parts.model, parts.task.own_loss])
+        if enclosing is not None:
+            # A call of any copy would reach, and perhaps change, the net in training.
+            return [
+                f"{_NOT_CHECKED}: {enclosing.__qualname__} holds a module, so that no copy can stand for the net; "
+                "make it a method"
+            ]
         now = Surroundings(find_variables([parts.model, parts.task.own_loss]))
         notes = self._check_model(state, now) if _has_own_code(parts.settings, parts.model) else []
         if parts.task.own_loss is not None:

@@ -18,7 +18,8 @@ _LOCKS = (type(threading.Lock()), type(threading.RLock()))
 _WITHOUT_STATE = (
     type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, types.CodeType, *_LOCKS,
 )  # fmt: skip
-OF_TORCH = frozenset(nn.Module().__dict__)  # attributes that every module has: flags, hooks, what it registers
+_COMPILED = "_compiled_call_impl"  # of a module: calls that very module, whoever holds it; no copy takes it along
+OF_TORCH = frozenset((*nn.Module().__dict__, _COMPILED))  # what every module may have: flags, hooks, its registers
 
 
 def iterate_parts(value: Any) -> Iterator[tuple[str, Any]]:
@@ -40,7 +41,9 @@ def iterate_parts(value: Any) -> Iterator[tuple[str, Any]]:
 
 def iterate_attributes(value: Any) -> Iterator[tuple[str, Any]]:
     """An object's own attributes, those in slots too."""
-    yield from list(getattr(value, "__dict__", {}).items())
+    for name, item in list(getattr(value, "__dict__", {}).items()):
+        if name != _COMPILED:
+            yield name, item
     for kind in type(value).__mro__:
         slots = kind.__dict__.get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else slots:
@@ -59,6 +62,26 @@ def iterate_reachable(value: Any) -> Iterator[Any]:
         seen.add(id(thing))
         yield thing
         waiting += [part for _, part in iterate_parts(thing)]
+
+
+def find_enclosing_function(value: Any) -> types.FunctionType | None:
+    """A function that holds a module in a closure, as `lambda x: self.scale * x` does: copies share it, and it."""
+    seen: set[int] = set()
+    waiting = [value]
+    while waiting:
+        for thing in iterate_reachable(waiting.pop()):
+            if not isinstance(thing, types.FunctionType) or id(thing) in seen:
+                continue
+            seen.add(id(thing))
+            for cell in thing.__closure__ or ():
+                try:
+                    content = cell.cell_contents
+                except ValueError:  # nothing has been put there yet
+                    continue
+                if any(isinstance(inner, nn.Module) for inner in iterate_reachable(content)):
+                    return thing
+                waiting.append(content)
+    return None
 
 
 def count_bytes(value: Any) -> int:

@@ -384,6 +384,20 @@ class Twice(G):
 LOCK = threading.Lock()
 
 
+class Enclosed(G):
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+        self.scaled = lambda x: x * self.count()
+
+    def count(self):
+        self.calls += 1
+        return 1 + 0.01 * self.calls
+
+    def forward(self, x):
+        return self.scaled(x)
+
+
 class Locking(G):
     def __init__(self):
         super().__init__()

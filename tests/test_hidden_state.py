@@ -143,6 +143,23 @@ def test_no_false_alarm(net: str, words: tuple[str, ...], train: Callable[..., A
     assert not any("resume" in text for text in done.result["warnings"])
 
 
+def test_a_net_whose_copies_would_call_it_is_left_alone(
+    train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = train("Enclosed")
+    assert any("lambda> holds a module" in text for text in looked.result["warnings"])
+    sys.modules.pop("hidden_nets", None)
+    monkeypatch.setattr(experiment, "reload_check", lambda *_: None)
+    assert train("Enclosed").result["weights_sha256"] == looked.result["weights_sha256"]
+
+
+@pytest.mark.slow
+def test_a_compiled_net_is_named_as_any_other(train: Callable[..., Any]) -> None:
+    found = [text for text in train("Count", "device.compile=true").result["warnings"] if NOT_SAVED in text]
+    assert len(found) == 1
+    assert found[0].startswith("gate (Count): attribute 'calls'")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("net", ["BN", "Extra", "Recurrent"])
 def test_no_false_alarm_beside_an_average_of_the_weights(net: str, train: Callable[..., Any]) -> None:
