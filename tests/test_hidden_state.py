@@ -178,6 +178,7 @@ def test_a_constructor_that_waits_for_ever_is_a_note(
     assert any("took more than" in text for text in done.result["warnings"])
 
 
+@pytest.mark.slow
 def test_a_resumed_run_says_it_again_and_once(train: Callable[..., Any], dlrun: Callable[..., Any]) -> None:
     folder = train("Count", "hydra.run.dir=r", "trainer.epochs=9").folder
     resumed = dlrun("resume", str(folder), "trainer.max_steps=12", "trusted_modules=[hidden_nets]")

@@ -60,6 +60,7 @@ def test_each_part_whose_source_changed_is_named(folder: Path, dlrun: Callable[.
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler:UserWarning")  # no step was left to make
 def test_resume_auto_says_it_too(folder: Path, dlrun: Callable[..., Any]) -> None:
     (folder / "r" / "result.json").unlink()  # as of a run that was killed
@@ -68,5 +69,6 @@ def test_resume_auto_says_it_too(folder: Path, dlrun: Callable[..., Any]) -> Non
     assert changes(done) == ["the source of source_loss.loss (source_loss.py) changed since this checkpoint was saved"]
 
 
+@pytest.mark.slow
 def test_nothing_is_said_where_nothing_changed(folder: Path, dlrun: Callable[..., Any]) -> None:
     assert changes(dlrun("resume", "r", TRUST, "trainer.max_steps=6")) == []
