@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -124,6 +124,17 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     server = module_of("warm").Server(folder)
     yield server
     server.close()
+
+
+@pytest.fixture
+def warm_check_resume(warm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trainings of `dlrun check resume` are warm processes; test_readme runs it with new interpreters."""
+    from dlrun import resume_check
+
+    def start(words: list[str], **_: Any) -> Any:
+        return warm.start(*words[1:], cwd=Path.cwd())
+
+    monkeypatch.setattr(resume_check, "subprocess", SimpleNamespace(Popen=start, DEVNULL=None))
 
 
 @pytest.fixture

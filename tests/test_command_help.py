@@ -85,14 +85,18 @@ def with_runs(dlrun: Callable, tmp_path: Path) -> Path:
     return tmp_path
 
 
+README = (Path(__file__).parent.parent / "README.md").read_text().splitlines()
 EXAMPLES = [example for command in COMMAND_HELP.values() for example in command.examples]
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm_check_resume")
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_examples_run(dlrun: Callable, with_runs: Path, example: str) -> None:
     if example.startswith("eval"):
         pytest.skip("a line for a shell; test_completion runs it")
+    if example in README:
+        pytest.skip("the README has this line; test_readme runs it")
     if example == "dlrun compare outputs":
         assert dlrun("data=blobs", *QUIET).code == 0
     if example == "dlrun export runs/mine":

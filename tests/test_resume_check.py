@@ -139,6 +139,7 @@ def test_every_difference_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm_check_resume")
 def test_a_run_is_the_same_run(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert check_resume(["data=digits", "model.dropout=0.2", "scheduler=one_cycle"], seed=1) == 0
     out = capfd.readouterr().out
@@ -150,6 +151,7 @@ def test_a_run_is_the_same_run(place: Path, capfd: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm_check_resume")
 def test_a_run_that_is_another_one_is_seen(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     Path("forgetful.py").write_text(FORGETFUL)
     assert check_resume([*SMALL, "model._target_=forgetful.Net"], seed=1) == 1
