@@ -125,13 +125,25 @@ def model(settings: Settings, spec: DataSpec, runtime: Runtime, trusted_modules:
     made = _instantiate(block, trusted_modules, ModelKeys, spec)
     if not isinstance(made, nn.Module):
         raise RequestError(f"model._target_={block.target} must be a torch.nn.Module, not {type(made).__name__}")
-    made = made.to(runtime.dtype)
+    made = set_precision(made, runtime.dtype)
     initialize_lazy_layers(made, spec, runtime.dtype)
     start_values(made, settings.model_keys.init or {})
     made = made.to(runtime.device)
     if wants_channels_last(made, spec, runtime):
-        made = made.to(memory_format=torch.channels_last)
+        set_channels_last(made)
     return made
+
+
+def set_precision(net: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Floats in the precision of the training; `nn.Module.to` would make complex numbers real."""
+    return net.double() if dtype == torch.float64 else net.float()
+
+
+def set_channels_last(net: nn.Module) -> None:
+    """Lay the four-dimensional weights and buffers out with channels last; `nn.Module.to` fails at five dimensions."""
+    for tensor in (*net.parameters(), *net.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
 
 
 def initialize_lazy_layers(net: nn.Module, spec: DataSpec, dtype: torch.dtype) -> None:

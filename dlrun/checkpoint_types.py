@@ -165,6 +165,7 @@ STATE_KEYS: dict[str, Check] = {
     "run_id": TEXT,
     "model": WEIGHTS,
     "ema": (_is_average, "an average of the weights"),
+    "made_buffers": (_is_sequence_of(lambda value: isinstance(value, str)), "a list of names"),
     "config": MAPPING,
     "choices": NAMED_TEXTS,
     "spec": MAPPING,

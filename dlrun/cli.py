@@ -53,6 +53,9 @@ def main() -> int:
     words = [word for word in sys.argv[1:] if word != "-v"]
     verbose = len(words) < len(sys.argv) - 1 or os.environ.get("HYDRA_FULL_ERROR") == "1"
     library_warnings.show(verbose)
+    if ranks.several() and not verbose:
+        # torch's C++ code warns on stderr, past Python, that a user's net might need no search for unused layers.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     put_own_last()
     requests: list[Request] = []
     try:

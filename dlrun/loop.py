@@ -94,6 +94,8 @@ def end_epoch(t: Training) -> dict[str, float]:
     row |= {f"train/{k}": v for k, v in t.totals.metrics(t.ranks.in_order).items()}
     t.totals = t.task.totals()
     t.ranks.level(t.model)
+    if t.average is not None:
+        t.ranks.level(t.average.model)
     if t.val is not None:
         row |= measured(t, t.val, "val")
     return row | t.schedule.learning_rates() | t.parameter_values()

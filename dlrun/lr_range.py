@@ -154,6 +154,7 @@ def diverging_rate(t: Training, make: Callable[[], Optimizer], groups: Sequence[
     rate = curve.rates[curve.lowest]
     while rate <= HIGHEST * 1.01:
         losses = list(trained(t, make(), groups, [rate] * _TRIAL_STEPS))
+        t.built.fit(start)
         t.model.load_state_dict(start)
         if not math.isfinite(losses[-1]) or np.mean(losses[-5:]) > curve.level + curve.noise:
             return rate
@@ -190,6 +191,7 @@ def check_lr(words: Sequence[str]) -> int:
             curve = measured(parts.training, make(), groups)
             if not curve.first:
                 raise RunError("the loss is not finite before the first step; try inputs of a size around 1")
+            parts.training.built.fit(start)
             parts.model.load_state_dict(start)
             top = diverging_rate(parts.training, make, groups, curve)
     finally:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
 from torch.optim import Optimizer
 
 from dlrun.data.batches import Batch, Batches, Order
@@ -517,6 +518,11 @@ def check_export(model: nn.Module) -> list[str]:
     except Exception as error:  # whatever the attributes of a user's model make pickle raise
         if ran_out(error):
             raise
+        if any(is_parametrized(module) for module in model.modules()):
+            raise RequestError(
+                "checkpoint.format=full: torch does not pickle a model with parametrizations (weight_norm, "
+                "spectral_norm); type checkpoint.format=state_dict"
+            ) from error
         raise RequestError(
             f"checkpoint.format=full: this model cannot be pickled ({error}); define its class in a module "
             "that can be imported, or type checkpoint.format=state_dict"

@@ -20,6 +20,7 @@ _START_SECONDS = 1800  # so long may process 0 read or download data before the 
 _ANSWER_SECONDS = 3.0  # so long a process may take to say what has befallen it
 _LAST_WORD_SECONDS = 30.0  # so long the other processes wait for process 0 to say what was wrong
 _SAID = "process 0 has said all"  # a key of the store
+_USING_ALL = ("torch.nn.", "dlrun.")  # modules whose layers all take part in every forward pass
 _OF_THE_TRANSPORT = (
     "/gloo/",
     "Application timeout",
@@ -163,17 +164,36 @@ class Group(Ranks):
 
     def level(self, model: "nn.Module") -> None:
         """See Ranks."""
+        import torch
         import torch.distributed as dist
 
+        from dlrun.models import made_buffers
+
+        # The forward passes may have made other buffers there than here, or have given them other shapes.
+        layout, extra = self.share((made_buffers.layout_of(model), made_buffers.extra_states(model)))
+        if self.number:
+            made_buffers.take_layout(model, layout)
+            for name, state in extra.items():
+                model.get_submodule(name).set_extra_state(state)
         for buffer in model.buffers():
-            dist.broadcast(buffer, src=0, group=self.group)
+            numbers = torch.view_as_real(buffer) if buffer.is_complex() else buffer
+            sent = numbers.contiguous()
+            dist.broadcast(sent, src=0, group=self.group)
+            if sent is not numbers:
+                numbers.copy_(sent)
 
     def parallel(self, model: "nn.Module") -> "Callable[..., Tensor]":
-        """torch's DistributedDataParallel; a model without anything to train is as it is."""
+        """torch's DistributedDataParallel; a model without anything to train is as it is.
+
+        A net of the user's own may leave layers out of its loss, now these and now those in each process: it is
+        looked through at every step. Gradients that no process has stay None.
+        """
         from torch.nn.parallel import DistributedDataParallel
 
-        trained = [p for p in model.parameters() if p.requires_grad]
-        return DistributedDataParallel(model, process_group=self.group) if trained else model
+        if not any(p.requires_grad for p in model.parameters()):
+            return model
+        may_leave_out = not all(type(module).__module__.startswith(_USING_ALL) for module in model.modules())
+        return DistributedDataParallel(model, process_group=self.group, find_unused_parameters=may_leave_out)
 
     def hold(self, forward: Any, until_last: bool) -> None:
         """See Ranks; what DistributedDataParallel.no_sync sets, without a context around both passes."""

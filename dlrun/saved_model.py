@@ -19,11 +19,13 @@ from dlrun.data.rows import Part, join_parts, origin_of, row_count, take
 from dlrun.data.spec import DataSpec, Splits
 from dlrun.errors import RequestError
 from dlrun.models import tensor_files
+from dlrun.models.made_buffers import BuiltBuffers
 from dlrun.models.pretrained import weights_follow
 from dlrun.request import Request, from_saved
 from dlrun.runtime import Runtime
 from dlrun.task import Task
 from dlrun.terminal import write_error
+from dlrun.training import MADE_BUFFERS
 
 
 @dataclass
@@ -87,6 +89,7 @@ class SavedModel:
             return self.full.to(self.process.device)
         with weights_follow():
             model = build.model(self.settings, self.spec, self.process, self.request.trusted_modules)
+        BuiltBuffers(model).fit(self.state["model"], self.state.get(MADE_BUFFERS, []))
         load_weights(model, self.state["model"], self.path)
         return model
 

@@ -71,9 +71,8 @@ class Saver:
         """Remember the row and the best weights; save where `every_epochs` says so, and at the end."""
         self.row = row
         if is_best:
-            averaged = {} if training.average is None else {"ema": _copied(training.average.state_dict())}
-            weights = _copied(training.model.state_dict())
-            self.best = averaged | {"model": weights, "epoch": row["epoch"], "step": row["step"], "metrics": dict(row)}
+            weights = _copied(training.weights())
+            self.best = weights | {"epoch": row["epoch"], "step": row["step"], "metrics": dict(row)}
         ended = training.done or training.out_of_patience
         if self.left_open:
             with self.unsaved.attempt("the checkpoint"):

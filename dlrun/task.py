@@ -213,7 +213,8 @@ class Totals:
 
     def add(self, outputs: Tensor, targets: Tensor, loss: Tensor) -> None:
         """One batch: detached outputs, targets, and the scalar that `Task.loss` gave."""
-        self.waiting.append((outputs, targets, loss))
+        # A net may answer with a tensor of a class of its own, which checkpoints do not hold.
+        self.waiting.append((_plain(outputs), targets, _plain(loss)))
         if len(self.waiting) >= self.flush_batches:
             self._flush()
 
@@ -241,6 +242,10 @@ class Totals:
         """Add what `state_dict` of this or another process gave."""
         self.waiting += [(o.to(device), t.to(device), x.to(device)) for o, t, x in state["waiting"]]
         self.blocks += [{k: v.to(device) for k, v in state["sums"].items()}] if state["sums"] else []
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)
 
 
 def _folded(blocks: list[Sums]) -> Sums:

@@ -1,6 +1,5 @@
 """`device.num_threads=auto`: how many CPU threads are fastest for this model, by a few timed steps."""
 
-import copy
 import statistics
 import time
 from dataclasses import replace
@@ -9,6 +8,7 @@ import torch
 
 from dlrun import loop
 from dlrun.data.batches import Batch
+from dlrun.models.made_buffers import copy_net
 from dlrun.preflight import untouched
 from dlrun.training import Training
 
@@ -25,7 +25,7 @@ def fastest(training: Training, cores: int) -> tuple[int, dict[int, float]]:
     before, times = torch.get_num_threads(), dict[int, float]()
     batch = next(training.train.epoch(1))
     with untouched(training.model):
-        model = copy.deepcopy(training.model).train()
+        model = copy_net(training.model).train()
         trial = replace(training, model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.0), average=None)
         try:
             for count in counts:

@@ -16,6 +16,7 @@ from dlrun import user_code
 from dlrun.average import Average
 from dlrun.data.batches import Batches
 from dlrun.errors import CheckpointError, RunError
+from dlrun.models.made_buffers import BuiltBuffers
 from dlrun.models.tensor_files import load_weights
 from dlrun.optim.schedule import Schedule
 from dlrun.ranks import ALONE, Ranks
@@ -61,6 +62,7 @@ class Progress:
         return {"epoch_seconds": seconds, "samples_per_second": samples / seconds}
 
 
+MADE_BUFFERS = "made_buffers"  # the key of a state that names buffers which the model made in its forward pass
 MOST_SHOWN = 4  # trained numbers of a model small enough for people to watch each of them move
 _STOPPING = ("best_value", "best_epoch", "best_step", "epochs_without_improvement")
 
@@ -85,6 +87,7 @@ class Training:
     progress: Progress = field(default_factory=Progress)
     graph: Callable[..., bool] | None = field(default=None, init=False)  # makes steps, or says that it does not
     totals: Totals = field(init=False)
+    built: BuiltBuffers = field(init=False)  # the model's buffers before it has met any data
     ranks: Ranks = field(default=ALONE, init=False)  # the processes that train together
     forward: Callable[..., Tensor] = field(init=False)  # the model in training; its gradients are of all processes
     recent: list[tuple[int, Tensor]] = field(default_factory=list)  # step and loss, since they were last looked at
@@ -93,6 +96,7 @@ class Training:
     def __post_init__(self) -> None:
         self.totals = self.task.totals()
         self.forward = self.model
+        self.built = BuiltBuffers(self.model)
 
     def join(self, ranks: Ranks) -> None:
         """Train together with other processes, which do the same at this moment."""
@@ -153,14 +157,12 @@ class Training:
     def state_dict(self) -> dict[str, Any]:
         """All of it, as tensors and plain Python; RunError rather than the state after a loss that is not finite."""
         self.check_finite()  # first_loss is part of the state
-        averaged = {} if self.average is None else {"ema": self.average.state_dict()}
         loss_state = {} if self.task.loss_module is None else self.task.loss_module.state_dict()
         of_loss = {"loss": loss_state} if loss_state else {}
         return (
-            averaged
+            self.weights()
             | of_loss
             | {
-                "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.schedule.state_dict(),
                 "scaler": self.scaler.state_dict(),
@@ -170,11 +172,20 @@ class Training:
             }
         )
 
+    def weights(self) -> dict[str, Any]:
+        """The part of the state that `use_weights` takes: of the model, and of the average where there is one."""
+        state: dict[str, Any] = {} if self.average is None else {"ema": self.average.state_dict()}
+        state["model"] = self.model.state_dict()
+        made = self.built.made()
+        return state | {MADE_BUFFERS: made} if made else state
+
     def use_weights(self, state: dict[str, Any]) -> None:
         """Take over `model`, and `ema` where there is one, of a saved state."""
+        made = state.get(MADE_BUFFERS, [])
+        self.built.fit(state["model"], made)
         load_weights(self.model, state["model"])
         if self.average is not None and "ema" in state:
-            self.average.load_state_dict(state["ema"])
+            self.average.load_state_dict(state["ema"], made)
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """The inverse of `state_dict`, in place; CheckpointError when it is not of such a run."""
@@ -192,7 +203,9 @@ class Training:
             raise CheckpointError(f"the checkpoint does not fit this model, optimizer and dlrun: {said}") from error
 
     def _load(self, state: dict[str, Any], device: torch.device) -> None:
-        self.use_weights({"model": state["model"]} if self.average is None else {k: state[k] for k in ("model", "ema")})
+        if self.average is not None and "ema" not in state:
+            raise KeyError("ema")
+        self.use_weights(state)
         kinds = [_kinds_of(group) for group in self.optimizer.param_groups]
         load_optimizer(self.optimizer, state["optimizer"])
         for expected, group in zip(kinds, self.optimizer.param_groups, strict=True):

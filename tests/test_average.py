@@ -54,6 +54,31 @@ def test_it_is_what_torch_averages(decay: float) -> None:
     assert all(torch.equal(v, expected[k]) for k, v in again.model.state_dict().items())
 
 
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("skipped", [{0, 1}, {2}, {0, 3}])
+def test_a_step_that_the_scaler_skips_does_not_move_it(fused: bool, skipped: set[int]) -> None:
+    """A fused optimizer is called for such a step too, and leaves the weights alone by itself."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    average = Average(model, optimizer, 0.75)
+    expected: torch.Tensor | None = None
+    for step in range(5):
+        optimizer.zero_grad()
+        factor = float("inf") if step in skipped else 1.0
+        scaler.scale(factor * model(torch.randn(4, 3)).square().mean()).backward()
+        before = model.weight.detach().clone()
+        scaler.step(optimizer)
+        scaler.update()
+        assert torch.equal(before, model.weight) == (step in skipped)
+        if step not in skipped:
+            now = model.weight.detach().clone()
+            expected = now if expected is None else 0.75 * expected + 0.25 * now
+    assert average.steps == 5 - len(skipped)
+    torch.testing.assert_close(average.model.state_dict()["weight"], expected)
+
+
 @pytest.mark.slow
 def test_it_is_evaluated_and_saved_beside_the_weights(dlrun: Callable[..., Any]) -> None:
     plain = dlrun(*WORDS, "hydra.run.dir=plain")

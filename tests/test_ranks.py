@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -199,6 +200,35 @@ from dlrun.cli import main
 torch._dynamo.config.disable = True
 sys.exit(main())
 """
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [(), ("trainer.accumulate_steps=3", "trainer.grad_clip_norm=0.5")])
+def test_layers_that_are_not_always_used_train_as_in_one_process(
+    more: tuple[str, ...], tmp_path: Path, ranks: Callable[..., Any], dlrun: Callable[..., Any]
+) -> None:
+    """Which of them take part depends on the rows, so on step and process; one takes part in none."""
+    shutil.copy(Path(__file__).parent / "nets_of_users.py", tmp_path / "user_nets.py")
+    words = (*WORDS, "model._target_=user_nets.Unused", "optimizer=momentum", "trainer.epochs=2", *more)
+    assert dlrun(*words, "data.batch_size=4", "hydra.run.dir=one").code == 0
+    done = ranks(2, *words, "data.batch_size=2", "hydra.run.dir=two")
+    assert done.returncode == 0, done.stderr
+    assert apart(tmp_path / "one", tmp_path / "two") < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["GrownBuffer", "ComplexBuffer", "Counting"])
+def test_what_a_net_keeps_is_that_of_process_0_in_all(
+    name: str, tmp_path: Path, ranks: Callable[..., Any], dlrun: Callable[..., Any]
+) -> None:
+    shutil.copy(Path(__file__).parent / "nets_of_users.py", tmp_path / "user_nets.py")
+    words = (*WORDS, f"model._target_=user_nets.{name}", "trainer.epochs=3", "trainer.ema_decay=0.5")
+    done = ranks(2, *words, "hydra.run.dir=run")
+    assert done.returncode == 0, done.stderr
+    assert dlrun("eval", "run", "trusted_modules=[user_nets]").code == 0
+    evaluated = json.loads(next((tmp_path / "run" / "eval").rglob("metrics.json")).read_text())
+    best = rows_in(tmp_path / "run")[result_in(tmp_path / "run")["best"]["epoch"] - 1]
+    assert evaluated["metrics"]["val/ema_loss"] == best["val/ema_loss"]
 
 
 @pytest.mark.slow

@@ -216,20 +216,24 @@ class Place:
     channels_last: bool = False
 
     def inputs(self, inputs: tuple[Tensor, ...]) -> Iterator[Tensor]:
-        """Floats in the training precision; images with channels last when asked for; lengths stay on the CPU.
+        """Floats in the training precision; pictures with channels last when asked for; lengths stay on the CPU.
 
         Packing a sequence needs its lengths on the CPU: on the device they would cost a sync every step.
         """
         for i, x in enumerate(inputs):
             if x.is_floating_point():
                 x = x.to(self.dtype)
-            if self.channels_last:
+            if self._is_picture(x):
                 x = x.permute(0, 2, 3, 1).contiguous()  # (B, H, W, C), so that a row gather keeps the layout
             yield x if self.spec.kind == "tokens" and i > 0 else x.to(self.device, non_blocking=True)
 
     def view(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Rows as stored to what the model takes: (B, C, H, W) images, whatever the memory layout."""
-        return tuple(x.permute(0, 3, 1, 2) for x in inputs) if self.channels_last else inputs
+        return tuple(x.permute(0, 3, 1, 2) if self._is_picture(x) else x for x in inputs)
+
+    def _is_picture(self, x: Tensor) -> bool:
+        """Whether an input lies with its channels last: a table beside the pictures, say, has none."""
+        return self.channels_last and x.dim() == 4 and x.is_floating_point()
 
     def targets(self, targets: Tensor) -> Tensor:
         """Targets on the device; floats in the training precision."""

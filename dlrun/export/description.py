@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dlrun import user_code
 from dlrun.data.batches import Batches
 from dlrun.disk import write_atomically
-from dlrun.errors import RunError
+from dlrun.errors import RequestError, RunError
 from dlrun.export import loaders
 from dlrun.export.rows import Example, example, has_words, rows_to_check
 from dlrun.saved_model import SavedModel
@@ -37,7 +38,9 @@ class Subject:
     @property
     def names(self) -> tuple[str, ...]:
         """Of the inputs."""
-        return INPUT_NAMES.get(self.saved.spec.kind, ("x",))
+        named = INPUT_NAMES.get(self.saved.spec.kind, ("x",))
+        more = range(len(named), len(next(self.inputs())))  # of a net of the user's own
+        return (*named, *(f"x{number + 1}" for number in more))
 
     def inputs(self) -> Iterator[tuple[Tensor, ...]]:
         """Batches in the precision of the model, laid out plainly."""
@@ -57,7 +60,14 @@ def subject(saved: SavedModel) -> Subject:
     """What is to be exported; the saved model itself is brought into its shape."""
     rows, batches = rows_to_check(saved)
     model = saved.model.eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
-    return Subject(saved, model, rows, batches)
+    exported = Subject(saved, model, rows, batches)
+    try:
+        with torch.inference_mode():
+            model(*exported.sample())
+    except Exception as error:  # the model may be the user's own
+        sentence = f"the model does not take {rows}: {user_code.first_line(error)}"
+        raise RequestError(user_code.with_place(sentence, error)) from error
+    return exported
 
 
 @torch.inference_mode()
@@ -96,6 +106,8 @@ def accompany(
     saved, spec = subject.saved, subject.saved.spec
     pictures = str(saved.settings.data.target).startswith(_PICTURES)
     shown = example(spec, pictures, next(subject.inputs()))
+    if shown.kind == "arrays":
+        loader = False  # none knows how somebody's own data become several inputs
     with torch.inference_mode():
         outputs = subject.model(*shown.inputs)
     dtypes = [str(x.dtype).removeprefix("torch.") for x in (*shown.inputs, outputs)]

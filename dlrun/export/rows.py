@@ -23,7 +23,7 @@ _SHOWN = 3  # rows of an example that is text
 class Example:
     """Raw input as a user has it, and what the model takes when the loader has prepared it."""
 
-    kind: str  # picture, table, text, array: how a loader reads the file
+    kind: str  # picture, table, text, array, arrays: how a loader reads the file
     file: str
     content: bytes
     inputs: tuple[Tensor, ...]
@@ -65,6 +65,8 @@ def example(spec: DataSpec, pictures: bool, inputs: Sequence[Tensor]) -> Example
 
     pictures: whether images were pixels from 0 to 255 before (x / 255 - mean) / std.
     """
+    if len(inputs) > (2 if spec.kind == "tokens" else 1):
+        return _arrays([x[:_SHOWN] for x in inputs])
     if spec.kind == "tokens":
         return _text(spec, inputs[0][:_SHOWN], inputs[1][:_SHOWN])
     if spec.kind == "vector" and inputs[0].dim() == 2:
@@ -74,6 +76,13 @@ def example(spec: DataSpec, pictures: bool, inputs: Sequence[Tensor]) -> Example
     file = io.BytesIO()
     np.save(file, inputs[0][:_SHOWN].contiguous().numpy())
     return Example("array", "example.npy", file.getvalue(), (inputs[0][:_SHOWN],))
+
+
+def _arrays(inputs: Sequence[Tensor]) -> Example:
+    """Several inputs, as a net of the user's own takes them."""
+    file = io.BytesIO()
+    np.savez(file, *(x.contiguous().numpy() for x in inputs))
+    return Example("arrays", "example.npz", file.getvalue(), tuple(inputs))
 
 
 def _text(spec: DataSpec, codes: Tensor, lengths: Tensor) -> Example:
