@@ -141,15 +141,19 @@ def _write_attribute(kind: type, name: str, value: Any) -> None:
 
 def _variables_of_closure(function: types.FunctionType) -> Iterator[Variable]:
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        with contextlib.suppress(ValueError):  # nothing has been put there yet
-            if name != "__class__" and _can_change(cell.cell_contents):
-                yield Variable(
-                    f"the variable {name} of {function.__qualname__}",
-                    (id(cell), name),
-                    lambda cell=cell: cell.cell_contents,  # type: ignore[misc]
-                    lambda value, cell=cell: setattr(cell, "cell_contents", value),  # type: ignore[misc]
-                    is_enclosed=True,
-                )
+        try:
+            value = cell.cell_contents
+        except ValueError:  # nothing has been put there yet
+            continue
+
+        if name != "__class__" and _can_change(value):
+            yield Variable(
+                f"the variable {name} of {function.__qualname__}",
+                (id(cell), name),
+                lambda cell=cell: cell.cell_contents,  # type: ignore[misc]
+                lambda value, cell=cell: setattr(cell, "cell_contents", value),  # type: ignore[misc]
+                is_enclosed=True,
+            )
 
 
 def _can_change(value: Any) -> bool:

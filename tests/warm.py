@@ -73,6 +73,9 @@ class Server:
                 self._pipe = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
             except OSError:  # nobody reads it: there is none yet, or it has ended with another worker
                 self._pipe = self._start(folder, pipe)
+            self.interpreter = str(folder / "python")  # stands for `python`, and starts a warm process
+            if not Path(self.interpreter).exists():
+                self.write_command(Path(self.interpreter))
 
     def _start(self, folder: Path, pipe: Path) -> int:
         """Start it; returns the pipe's end that keeps it alive."""
