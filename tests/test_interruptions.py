@@ -169,7 +169,10 @@ def test_a_signal_to_the_whole_process_group_leaves_the_workers_at_work(
 
 
 # The first process of a session of its own, with a terminal of its own, as a shell's is.
-IN_A_TERMINAL = "import os, sys; os.login_tty(0); from dlrun.cli import main; sys.exit(main())"
+IN_A_TERMINAL = (
+    "import os, signal, sys; os.login_tty(0); signal.signal(signal.SIGHUP, signal.SIG_DFL); "
+    "from dlrun.cli import main; sys.exit(main())"
+)
 UNDER_NOHUP = (
     "import signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); from dlrun.cli import main; sys.exit(main())"
 )

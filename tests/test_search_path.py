@@ -29,8 +29,7 @@ WORDS = (
 SCRIPT = f"import dlrun\nif __name__ == '__main__': dlrun.train(*{WORDS!r}, quiet=True)\n"
 MODULE = (sys.executable, "-m", "dlrun")
 STYLES = {
-    "module": (*MODULE, *WORDS),
-    "workers": (*MODULE, *WORDS, "data.loader=workers", "data.num_workers=1"),
+    "module with workers": (*MODULE, *WORDS, "data.loader=workers", "data.num_workers=1"),
     "sweep": (*MODULE, "-m", *WORDS, "seed=0,1", "sweep.jobs=2"),
     "script": (sys.executable, "train_mine.py"),
     "torchrun": (
