@@ -18,14 +18,15 @@ from dlrun.console import Console
 from dlrun.data.batches import Place
 from dlrun.data.spec import DataSpec, Split, Splits
 from dlrun.disk import Unsaved
-from dlrun.errors import RequestError, RunError
+from dlrun.errors import DlrunError, RequestError, RunError
 from dlrun.library_warnings import diverted
+from dlrun.own_code import own_modules
 from dlrun.predictions import Predictions, predicted
 from dlrun.record import RunRecord, with_nan
 from dlrun.request import Request, UnknownKey
 from dlrun.saved_model import SavedModel, opened
 from dlrun.search_path import put_own_last
-from dlrun.shell import python_calls
+from dlrun.shell import advice, in_a_terminal, python_calls
 from dlrun.terminal import escape_line
 
 
@@ -155,7 +156,9 @@ def train(*overrides: str, quiet: bool = False) -> Run:
     if not asked:
         return _finished_already(words)
     if code > 1:
-        raise KeyboardInterrupt(f"the run is saved: dlrun.train({f'resume={console.folder}'!r}) goes on with it")
+        with python_calls("train"):
+            call = advice("resume", console.folder, modules=own_modules(asked[0].config))
+        raise KeyboardInterrupt(f"the run is saved: {call} goes on with it")
     run = _load(str(console.folder), [], asked[0])
     if code:
         missed = [
@@ -175,6 +178,8 @@ def load(place: str | Path, *overrides: str, trusted_modules: str | Sequence[str
     full model, which can run code. RequestError for what is no run, a damaged file, and what is not trusted.
     """
     words = [*_checked(overrides), *(["trust=true"] if trust else [])]
+    if not str(place):
+        raise RequestError("which run? type dlrun.load('outputs/<date>/<run>')")
     ignored.refuse_unheeded(words, "dlrun.load")
     if isinstance(trusted_modules, str):
         trusted_modules = [trusted_modules]
@@ -234,6 +239,10 @@ def _as_it_was(function: str = "load") -> Iterator[None]:
     before = put_own_last()
     try:
         with diverted(), python_calls(function):
-            yield
+            try:
+                yield
+            except DlrunError as error:
+                error.args = (in_a_terminal(str(error.args[0])), *error.args[1:]) if error.args else ()
+                raise
     finally:
         sys.path[:] = before

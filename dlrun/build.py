@@ -27,6 +27,7 @@ from dlrun.errors import DlrunError, MisfitError, RequestError, listed
 from dlrun.loop import requires_closure
 from dlrun.optim.groups import parameter_groups
 from dlrun.optim.schedule import OF_THE_WHOLE, Schedule, moves_after_warmup
+from dlrun.own_code import target_names
 from dlrun.runtime import Runtime, cores
 from dlrun.start_values import start_values
 from dlrun.task import Task
@@ -287,6 +288,8 @@ def _fused(block: Block, model: nn.Module, trusted_modules: Sequence[str] | None
 
     Measured on a CPU for an MLP 784-128-10: Adam 185 -> 75 microseconds a step, SGD with momentum 60 -> 36.
     """
+    if not block.target:
+        return block  # which is refused where it is built
     where = next(model.parameters()).device.type
     target = targets.resolve(str(block.target), "optimizer._target_", trusted_modules)
     takes_it = target in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
@@ -399,7 +402,7 @@ def check(block: Block, trusted_modules: Sequence[str] | None, keys: type, given
     empty = [key for key, value in block.arguments.items() if value == "???"]
     if empty:
         raise RequestError(f"{block.group}.{empty[0]} has no value yet; type {block.group}.{empty[0]}=...")
-    for name in targets.names(block.arguments):
+    for name in target_names(block.arguments):
         targets.resolve(name, f"{block.group}: _target_", trusted_modules)
     ours = [f.name for f in dataclasses.fields(keys)]
     targets.check_arguments(block, target_of(block, trusted_modules), ours, given)

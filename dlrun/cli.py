@@ -122,9 +122,12 @@ def garbage_left() -> Iterator[None]:
 
 def refuse_sweep_settings(words: list[str]) -> None:
     """RequestError for a setting of sweeps on the command line of a single run, which would not heed it."""
+    from dlrun import ignored
+
+    resumes = words[:1] == ["resume"] or any(word.startswith("resume=") for word in words)
     for word in words:
         if word.startswith("sweep.") and not word.startswith("sweep.points="):
-            raise RequestError(f"{word} is for a sweep; add -m, or leave it out")
+            raise ignored.of_a_sweep(word, resumes)
 
 
 def answer(words: list[str]) -> list["Request"]:

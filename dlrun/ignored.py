@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlrun.errors import RequestError
+from dlrun.shell import called_from_python
 
 if TYPE_CHECKING:
     from dlrun.config_files import ConfigFile
@@ -97,10 +98,17 @@ def refuse_other_folder(words: Sequence[str], is_sweep: bool, has_points: bool) 
     for word in words:
         key = key_of(word)
         if key.startswith("hydra.sweep.") and not is_sweep and not has_points:
-            raise RequestError(f"{word} is for a sweep; add -m, or leave it out")
+            raise of_a_sweep(word)
         if key == "hydra.run.dir" and is_sweep:
             folder = word.partition("=")[2]
             raise RequestError(f"{word} is for a single run; type sweep.dir={folder} for the folder of a sweep")
+
+
+def of_a_sweep(word: str, resumes: bool = False) -> RequestError:
+    """The refusal of a word that only sweeps heed; resumes: whether the command goes on with a run."""
+    if resumes or called_from_python():
+        return RequestError(f"{word} is for a sweep, and this is one run; leave it out")
+    return RequestError(f"{word} is for a sweep; add -m, or leave it out")
 
 
 def refuse_unheeded(words: Sequence[str], command: str) -> None:

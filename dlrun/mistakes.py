@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from dlrun import config, request
@@ -15,12 +15,12 @@ from dlrun.errors import RequestError, chain, did_you_mean, distance, listed, ne
 from dlrun.problems import Problems
 from dlrun.validation import field_at, wrong_type
 
-VERBS = ("resume", "eval", "compare", "export", "clean", "completion", "diff", "ls", "check")
+VERBS = ("resume", "eval", "compare", "export", "predict", "clean", "completion", "diff", "ls", "check")
 
 # What Hydra says, and what a user can do about it.
 _SAID = (
     (r"Ambiguous value for argument '([^=]+)=(.*)'", "{0}={1} names several values; for a run of each type "
-     "dlrun -m {0}={1}, for a list {0}=[{1}]"),
+     "dlrun -m {0}={1}"),
     (r"Multiple values for (\S+)\. To override", "{0} is chosen already; leave out the + and type {0}=..."),
     (r"force-add of config groups is not supported: '\+*([^']+)'", "leave out the ++ and type {0}"),
     (r"Could not append to config\. An item is already at '([^']+)'", "{0} is there already; leave out the + and "
@@ -80,7 +80,8 @@ def _sentence(error: Exception, words: list[str]) -> str:
         return _unparsable(error)
     for pattern, advice in _SAID:
         if match := re.search(pattern, str(error)):
-            return advice.format(*match.groups())
+            said = advice.format(*match.groups())
+            return said + _as_list(*match.groups(), words) if "names several values" in said else said
     for word in words:
         if placed := re.match(r"[+~]*([\w/]+)@", word):
             return f"{placed[1]} stands in one place only; leave out the @ and what follows: type {placed[1]}=..."
@@ -205,6 +206,12 @@ def _plain(path: Path) -> Any:
 
 def _have(owners: list[str]) -> str:
     return "has" if len(owners) == 1 else "have"
+
+
+def _as_list(key: str, values: str, words: list[str]) -> str:
+    """How several values are typed for a key that may hold a list; "" for one that may not."""
+    value = OmegaConf.select(_known(words), key, throw_on_missing=False)
+    return f", for a list {key}=[{values}]" if value is None or isinstance(value, ListConfig) else ""
 
 
 def _known(words: list[str]) -> DictConfig:

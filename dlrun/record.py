@@ -15,8 +15,9 @@ from dlrun.bounded import LARGEST_LOG, describe, is_number, read_bytes, read_jso
 from dlrun.config import NOT_IDENTITY
 from dlrun.errors import DamageError
 from dlrun.inside import is_within
+from dlrun.own_code import own_modules
 from dlrun.request import GROUPS
-from dlrun.shell import quote
+from dlrun.shell import advice
 from dlrun.yaml_text import flatten
 
 ENDED = ("completed", "early_stopped", "interrupted", "failed")  # what result.json can say
@@ -434,8 +435,12 @@ class RunRecord:
         if status == "failed":
             return f"failed: {self.result.get('error') or 'no message'}"
         if status == "interrupted":
-            return f"interrupted: dlrun resume {quote(self.folder)} ends it"
+            return f"interrupted: {self.how_to_resume()} ends it"
         return "" if math.isfinite(self.value) else f"{self.metric} is not finite"
+
+    def how_to_resume(self, *words: str) -> str:
+        """What to type, or to call, to go on with the run; words: key=value."""
+        return advice("resume", self.folder, *words, modules=own_modules(self.config))
 
     @cached_property
     def identity(self) -> dict[str, Any]:

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.table import Table
 
-from dlrun import targets
 from dlrun.console import Console, facts, number, table
 from dlrun.data.batches import MemoryBatches
 from dlrun.data.rows import row_count
 from dlrun.data.spec import DataSpec, Splits
 from dlrun.expectations import Checked
 from dlrun.optim.schedule import OF_THE_WHOLE
+from dlrun.own_code import own_modules
 from dlrun.preflight import checkpoint_bytes
 from dlrun.probes import Answer
-from dlrun.shell import advice
+from dlrun.shell import advice, called_from_python
 from dlrun.terminal import escape_line
 from dlrun.training import Training
 from dlrun.yaml_text import as_yaml
@@ -151,11 +151,11 @@ def closing(console: Console, parts: "Parts", folder: Path, result: dict[str, An
         console.say()
     outputs = Path(parts.settings.rest.paths.outputs)
     watched = shlex.quote(str(outputs if folder.is_relative_to(outputs) else folder.parent))
-    modules = targets.own_modules(parts.settings.plain)
+    modules = own_modules(parts.settings.plain)
     finished = result["status"] != "interrupted"
     commands = [
         ("run folder", str(folder)),
-        ("view", f"tensorboard --logdir {watched}"),
+        ("view", f"tensorboard --logdir {watched}" + (" (in a terminal)" if called_from_python() else "")),
         ("evaluate", advice("eval", folder, modules=modules)),
     ]
     if not finished:

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import torch
 
-from dlrun import checkpoint, config, targets
+from dlrun import checkpoint, config
 from dlrun.console import Console, table
 from dlrun.errors import RequestError, RunError
 from dlrun.events import scalars
 from dlrun.gradient_check import one_run
 from dlrun.hidden_state import NOT_SAVED
+from dlrun.own_code import own_modules
 from dlrun.parts import prepare
 from dlrun.record import FINGERPRINTS, METRICS, RESULT, read_result
 from dlrun.request import Request
@@ -90,7 +91,7 @@ def planned(words: list[str], asked: Request) -> Plan:
             f"a training of {steps} step{'s' if steps > 1 else ''} is too short to be killed in between; "
             f"type trainer.epochs={math.ceil(_LEAST_STEPS / per_epoch)} or more"
         )
-    own = targets.own_modules(settings.plain)
+    own = own_modules(settings.plain)
     trust = [f"trusted_modules=[{','.join(own)}]"] if own else []
     short += [f"checkpoint.every_steps={max(steps // _SAVES, 1)}", "checkpoint.every_epochs=1"]
     return Plan([*words, *short], trust, steps)

@@ -19,10 +19,9 @@ from dlrun.disk import is_half, is_there, write_atomically, writing_to
 from dlrun.errors import RequestError, UnreadableError
 from dlrun.inside import refuse_outside
 from dlrun.lock import Lock
-from dlrun.record import ENVIRONMENT, FINGERPRINTS, METRICS, RESULT
+from dlrun.record import ENVIRONMENT, FINGERPRINTS, METRICS, RESULT, RunRecord
 from dlrun.request import Request
 from dlrun.run_names import folder_name
-from dlrun.shell import advice
 from dlrun.yaml_text import as_yaml
 
 if TYPE_CHECKING:
@@ -60,7 +59,9 @@ def claim(folder: Path) -> Path:
     except OSError as error:
         raise RequestError(f"{folder} cannot be read ({error.strerror}); choose another folder") from error
     if recorded or saved_files(folder):
-        raise RequestError(f"{folder} already holds a run; choose another folder, or {advice('resume', folder)}")
+        raise RequestError(
+            f"{folder} already holds a run; choose another folder, or {RunRecord(folder).how_to_resume()}"
+        )
     with writing_to(folder, "choose another folder"):
         folder.mkdir(parents=True, exist_ok=True)
     refuse_outside(folder)

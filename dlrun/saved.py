@@ -12,7 +12,7 @@ from dlrun.inside import refuse_outside
 from dlrun.optim.schedule import OF_THE_WHOLE
 from dlrun.record import RESULT, RunRecord, read_choices, read_config
 from dlrun.request import Request, from_saved
-from dlrun.shell import advice, quote, requote, start_from
+from dlrun.shell import again, called_from_python, example, quote, start_from
 from dlrun.terminal import escape_line, write_error, write_out
 from dlrun.yaml_text import flatten
 
@@ -78,9 +78,11 @@ def _how_to_begin(folder: Path) -> str:
         )
     if not description.is_file():
         return f"{folder} is not a run folder with checkpoints; the runs are in outputs/<date>/"
-    command = requote(str(RunRecord(folder).environment.get("command")))
-    again = f"delete {quote(folder)} and type" if "hydra.run.dir=" in command else "start it again:"
-    return f"{folder} ended before its first checkpoint, so there is nothing to go on from; {again} {command}"
+    command = str(RunRecord(folder).environment.get("command"))
+    start = "start it again:"
+    if "hydra.run.dir=" in command:
+        start = f"delete {quote(folder)} and {'call' if called_from_python() else 'type'}"
+    return f"{folder} ended before its first checkpoint, so there is nothing to go on from; {start} {again(command)}"
 
 
 def refuse_incomplete(state: dict[str, Any], keys: Sequence[str], path: Path) -> None:
@@ -93,7 +95,7 @@ def refuse_incomplete(state: dict[str, Any], keys: Sequence[str], path: Path) ->
 def resume_requests(words: list[str]) -> list[Request]:
     """`dlrun resume RUN [key=value ...]`: empty when the run has nothing left to do."""
     if not words or not words[0]:
-        raise RequestError("which run? type dlrun resume outputs/<date>/<run>")
+        raise RequestError(f"which run? type {example('resume')}")
     folder = Path(words[0])
     if (folder / "sweep.jsonl").exists():
         from dlrun.sweep.folder import resumed
@@ -146,7 +148,7 @@ def where_they_stood(requests: list[Request]) -> list[Request]:
 def say_finished(folder: Path, status: str, key: str) -> None:
     """Say that a run is finished, and how it is made longer."""
     ended = status.replace("_", " ")
-    write_out(escape_line(f"{folder} is {ended}; to train longer type {advice('resume', folder, f'{key}=...')}"))
+    write_out(escape_line(f"{folder} is {ended}; to train longer type {RunRecord(folder).how_to_resume(f'{key}=...')}"))
 
 
 def going_on(request: Request, folder: Path, state: dict[str, Any]) -> Request:

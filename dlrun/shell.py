@@ -1,6 +1,10 @@
-"""Commands that dlrun tells its user to type: names in them are quoted, so that a shell takes them as they stand."""
+"""What dlrun tells its user to do next: a line of the shell, or a call where Python has called.
+
+Names in a line are quoted, so that a shell takes them as they stand.
+"""
 
 import contextlib
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
@@ -44,6 +48,39 @@ def advice(command: str, place: str | Path, *words: str, modules: Sequence[str] 
         return f"dlrun.load({str(place)!r}{trusted})"
     trust = [f"trusted_modules=[{','.join(modules)}]"] if modules else []
     return f"dlrun.train({', '.join(map(repr, [f'resume={place}', *words, *trust]))})"
+
+
+def called_from_python() -> bool:
+    """Whether whoever is advised goes on in Python."""
+    return bool(_called.get())
+
+
+def example(command: str) -> str:
+    """What `dlrun resume`, `eval` and so on look like, for who has named no run."""
+    if not called_from_python():
+        return f"dlrun {command} outputs/<date>/<run>"
+    return "dlrun.train('resume=outputs/<date>/<run>')" if command == "resume" else "dlrun.load('outputs/<date>/<run>')"
+
+
+def again(command: str) -> str:
+    """A command of dlrun that was read from a file, to be given again here."""
+    words = shlex.split(requote(command))[1:]
+    if not called_from_python() or words[:1] == ["..."]:
+        return requote(command)
+    return f"dlrun.train({', '.join(map(repr, words))})"
+
+
+# Commands that Python has no call for, up to what follows them in a sentence.
+_OF_A_TERMINAL = re.compile(
+    r"\bdlrun (?:ls|compare|check|clean|diff|eval|predict|export|-m|--\w+)\b(?:(?![,;] |[)`]| shows?\b).)*"
+)
+
+
+def in_a_terminal(message: str) -> str:
+    """The message, with where the commands in it are typed, for who has called from Python."""
+    if not called_from_python() or "in a terminal" in message:
+        return message
+    return _OF_A_TERMINAL.sub(lambda match: f"{match[0]} in a terminal", message)
 
 
 def start_from(folder: str | Path, *words: str) -> str:

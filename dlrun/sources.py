@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import hydra.utils
 
-from dlrun import targets
+from dlrun import own_code, targets
 from dlrun.errors import is_own_code
 from dlrun.object_state import name_modules
 
@@ -55,7 +55,7 @@ def find_changes(before: dict[str, str], now: dict[str, str]) -> list[str]:
 
 def _own_parts(parts: "Parts") -> Iterator[tuple[str, Any]]:
     """What the config names, and the classes of the net's modules, each with its name."""
-    named = dict.fromkeys(targets.names(parts.settings.plain))
+    named = dict.fromkeys(own_code.target_names(parts.settings.plain))
     loss = parts.settings.rest.task.loss
     if loss and "." in loss:
         named[loss] = None

@@ -6,7 +6,7 @@ import logging
 import math
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
 import hydra.utils
@@ -18,26 +18,14 @@ from torch.optim.lr_scheduler import LRScheduler
 from dlrun.config import CONFIG_DIR, Block
 from dlrun.data.spec import Splits
 from dlrun.errors import RequestError, did_you_mean, listed
+from dlrun.own_code import OURS
 from dlrun.search_path import hidden_file
 from dlrun.shell import trust_advice
 from dlrun.user_code import with_place
 from dlrun.validation import in_words, shown
 
 _PACKAGES = ("dlrun", "torch.nn", "torch.optim", "torchvision")
-_OURS = ("dlrun", "torch", "torchvision")
 _CLASSES = (nn.Module, Optimizer, LRScheduler)
-
-
-def names(block: Any) -> Iterator[str]:
-    """Every `_target_` in a block, nested ones too."""
-    if isinstance(block, dict):
-        if "_target_" in block:
-            yield str(block["_target_"])
-        for value in block.values():
-            yield from names(value)
-    elif isinstance(block, list | tuple):
-        for value in block:
-            yield from names(value)
 
 
 _OF_A_SCRIPT = (
@@ -46,18 +34,9 @@ _OF_A_SCRIPT = (
 )
 
 
-def own_modules(plain: dict[str, Any]) -> list[str]:
-    """The modules of the user's own that a config names, by their first name."""
-    named = set(names(plain))
-    loss = plain["task"]["loss"]
-    if loss and "." in loss:
-        named.add(loss)
-    return sorted({name.split(".")[0] for name in named} - {*_OURS, "None"})
-
-
 def is_ours(name: str) -> bool:
     """Whether a dotted name is of dlrun, torch or torchvision."""
-    return name.split(".")[0] in _OURS
+    return name.split(".")[0] in OURS
 
 
 def resolve(target: str, where: str, trusted_modules: Sequence[str] | None) -> Callable[..., Any]:
@@ -129,7 +108,7 @@ def _refuse(target: str, where: str, trusted_modules: Sequence[str], allowed: bo
         raise RequestError(f"{where}={target}: {_OF_A_SCRIPT.format(name=target.partition('.')[2])}")
     if not top.isidentifier():
         raise RequestError(f"{said}; it names no module")
-    if _inside(top, _OURS):  # to trust all of torch would be to trust what fetches and opens files there
+    if _inside(top, OURS):  # to trust all of torch would be to trust what fetches and opens files there
         instead = f"if you trust it type {where}={target}" if " " not in where else "a saved run cannot use that"
         raise RequestError(f"{where}={target} comes from a saved run and is no model, data or optimizer; {instead}")
     raise RequestError(f"{said}; if you trust it add {trust_advice((*trusted_modules, top))}")
@@ -160,7 +139,8 @@ def check_arguments(block: Block, target: Callable[..., Any], ours: Sequence[str
             inspect.Parameter.VAR_POSITIONAL,
         )
         if required and key not in block.arguments:
-            raise RequestError(f"{block.group}.{key} has no value yet; type {block.group}.{key}=...")
+            # Hydra takes a key that no config has with a + alone.
+            raise RequestError(f"{block.group}.{key} has no value yet; type +{block.group}.{key}=...")
 
 
 def advice(block: Block, key: str, default: Any = inspect.Parameter.empty) -> str:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dlrun import targets
+from dlrun import own_code, targets
 from dlrun.config import Block
 from dlrun.errors import RequestError
 
@@ -224,7 +224,7 @@ def test_targets_are_found_however_deep_they_lie() -> None:
         "_target_": "torch.nn.Linear",
         "e": "_target_",
     }
-    assert sorted(targets.names(block)) == ["builtins.eval", "os.system", "torch.nn.Linear", "x.y"]
+    assert sorted(own_code.target_names(block)) == ["builtins.eval", "os.system", "torch.nn.Linear", "x.y"]
 
 
 class Anything:
@@ -287,7 +287,7 @@ def block(**arguments: Any) -> Block:
         ({"width": 3, "rat": 0.1}, "model=mine has no setting model.rat; did you mean model.rate? it has"),
         ({"width": 3, "xyz": 0}, "model=mine has no setting model.xyz; it has depth, init, rate, shape, width"),
         ({"width": 3, "ini": {}}, "did you mean model.init?"),
-        ({}, "model.width has no value yet; type model.width=..."),
+        ({}, "model.width has no value yet; type +model.width=..."),
         ({"width": "a"}, "model.width='a' must be a whole number"),
         ({"width": 3, "rate": "fast"}, "model.rate='fast' must be a number"),
         ({"width": 3, "shape": 4}, "model.shape=4 must be a list like [number] or null"),

@@ -63,9 +63,9 @@ class Exhaustive(Optimizer):
     def _check_grid(self) -> None:
         group = self.param_groups[0]
         step, refine, finest = (group[key] for key in ("step", "refine", "finest"))
-        for key, value, least in (("step", step, 0), ("finest", finest, 0)):
-            if not (math.isfinite(value) and value > least):
-                raise RequestError(f"optimizer.{key}={value} must be above 0, as in optimizer.{key}=0.01")
+        for key, value, instead in (("step", step, 0.1), ("finest", finest, 0.001)):
+            if not (math.isfinite(value) and value > 0):
+                raise RequestError(f"optimizer.{key}={value} must be above 0, as in optimizer.{key}={instead}")
         points = 1
         for end, (low, high) in zip(("", "2"), group["ranges"], strict=False):
             if not (math.isfinite(low) and math.isfinite(high) and high - low >= step):

@@ -25,7 +25,7 @@ class NumericGradient(Optimizer):
         if not lr >= 0:
             raise RequestError(f"optimizer.lr={lr} must be at least 0, as in optimizer.lr=0.01")
         if not epsilon > 0:
-            raise RequestError(f"optimizer.epsilon={epsilon} must be above 0, as in optimizer.epsilon=1e-6")
+            raise RequestError(f"optimizer.epsilon={epsilon} must be above 0, as in optimizer.epsilon=1e-3")
         super().__init__(params, {"lr": lr, "epsilon": epsilon})
         weights = [p for group in self.param_groups for p in group["params"]]
         count = sum(p.numel() for p in weights)

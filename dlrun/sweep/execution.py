@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dlrun import conclusion, run_folder, saved, sharing, targets
+from dlrun import conclusion, run_folder, saved, sharing
 from dlrun.console import Console, facts
 from dlrun.disk import Unsaved, forget_halves, writing_to
 from dlrun.errors import RequestError, UnreadableError
 from dlrun.lock import Lock
+from dlrun.own_code import own_modules
 from dlrun.plots import fonts
 from dlrun.request import Request
 from dlrun.shell import advice
@@ -162,7 +163,7 @@ def ready(job: Job) -> Job:
 
 def to_resume(folder: Path, jobs: Sequence[Job]) -> str:
     """The command that goes on with a sweep."""
-    modules = {module for job in jobs for module in targets.own_modules(job.request.config)}
+    modules = {module for job in jobs for module in own_modules(job.request.config)}
     return advice("resume", folder, modules=sorted(modules))
 
 

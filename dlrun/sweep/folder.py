@@ -9,8 +9,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from dlrun import request, run_folder
 from dlrun.config import NOT_IDENTITY, recorded_words
 from dlrun.errors import RequestError
+from dlrun.own_code import own_modules
 from dlrun.request import Request
-from dlrun.shell import quote
+from dlrun.shell import advice, quote
 from dlrun.sweep.jobs import key_of
 from dlrun.sweep.ledger import NAME, Ledger
 
@@ -45,9 +46,10 @@ def _ledger(folder: Path, words: Sequence[str]) -> Ledger:
         raise RequestError(f"{folder} holds something, but no sweep ({NAME}); type sweep.dir=<a new folder>")
     found = Ledger.read(folder)
     if different := _difference(found.words, words):
+        modules = {module for entry in found.entries.values() for module in own_modules(entry.config)}
         raise RequestError(
             f"{folder} holds another sweep ({different}); type another sweep.dir, or add points to that one: "
-            f"dlrun resume {quote(folder)} <key>=<values>"
+            f"{advice('resume', folder, '<key>=<values>', modules=sorted(modules))}"
         )
     return found
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from dlrun.config import config_hash
 from dlrun.errors import RequestError
+from dlrun.own_code import own_modules
 from dlrun.request import Request
 from dlrun.run_names import folder_name
 
@@ -103,9 +104,8 @@ def _common(lines: Iterable[Sequence[str]]) -> set[str]:
 
 def has_own_code(job: Job) -> bool:
     """Whether the job runs code of the user's own: a net, data, a loss, ..."""
-    from dlrun import targets
 
-    return bool(targets.own_modules(job.plain))
+    return bool(own_modules(job.plain))
 
 
 def deduplicated(jobs: Sequence[Job]) -> tuple[list[Job], list[str]]:

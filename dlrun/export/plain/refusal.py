@@ -10,7 +10,6 @@ from dlrun.config import Block
 from dlrun.errors import RequestError
 from dlrun.record import RunRecord
 from dlrun.saved_model import SavedModel
-from dlrun.shell import quote
 
 _WRITTEN = {  # of each group of keys those that the file takes account of, and those that change nothing in it
     config.DataKeys: (
@@ -67,7 +66,7 @@ def _refuse_unfinished(saved: SavedModel) -> None:
     if status not in ("completed", "early_stopped"):
         raise RequestError(
             f"{saved.folder} is {status}, so there are no final weights to come to; "
-            + ("start it again" if status == "failed" else f"type dlrun resume {quote(saved.folder)}")
+            + ("start it again" if status == "failed" else f"type {run.how_to_resume()}")
         )
 
 
