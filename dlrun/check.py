@@ -2,7 +2,7 @@
 
 import contextlib
 
-from dlrun import config, report, request
+from dlrun import config, ignored, report, request
 from dlrun.console import Console
 from dlrun.parts import prepare, session
 from dlrun.problems import Problems
@@ -35,4 +35,6 @@ def _check_one(asked: Request, console: Console, is_one_of_many: bool) -> None:
         if is_one_of_many:
             console.say(f"run {' '.join(asked.overrides)}: no problem")
         else:
+            parts.notes += asked.notes
+            parts.notes += ignored.find_without_effect(parts, asked, asked.overrides, asked.keys_in_files)
             report.opening(console, parts, asked.folder)

@@ -80,8 +80,10 @@ def _sentence(error: Exception, words: list[str]) -> str:
         return _unparsable(error)
     for pattern, advice in _SAID:
         if match := re.search(pattern, str(error)):
-            said = advice.format(*match.groups())
-            return said + _as_list(*match.groups(), words) if "names several values" in said else said
+            sentence = advice.format(*match.groups())
+            if "names several values" in sentence:
+                sentence += _as_list(match[1], match[2], words)
+            return sentence
     for word in words:
         if placed := re.match(r"[+~]*([\w/]+)@", word):
             return f"{placed[1]} stands in one place only; leave out the @ and what follows: type {placed[1]}=..."

@@ -22,7 +22,7 @@ from dlrun.own_code import OURS
 from dlrun.search_path import hidden_file
 from dlrun.shell import trust_advice
 from dlrun.user_code import with_place
-from dlrun.validation import in_words, shown
+from dlrun.validation import as_word, in_words
 
 _PACKAGES = ("dlrun", "torch.nn", "torch.optim", "torchvision")
 _CLASSES = (nn.Module, Optimizer, LRScheduler)
@@ -150,7 +150,7 @@ def advice(block: Block, key: str, default: Any = inspect.Parameter.empty) -> st
     value = option.get(key, default) if isinstance(option, dict) else default
     value = list(value) if isinstance(value, tuple) else value
     known = isinstance(value, int | float | str | list | None) and value != "???"
-    return f"; type {block.group}.{key}={shown(value)}" if known else ""
+    return f"; type {block.group}.{key}={as_word(value)}" if known else ""
 
 
 def _signature(target: Callable[..., Any]) -> inspect.Signature:

@@ -14,6 +14,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from dlrun.errors import RequestError, did_you_mean, listed
 from dlrun.literals import Literals
 from dlrun.problems import Problems
+from dlrun.shell import quote
 
 T = TypeVar("T")
 
@@ -103,12 +104,26 @@ def wrong_type(schema: Any, name: str, value: Any, where: str) -> RequestError:
 def _advice(key: str, field: Any) -> str:
     """What to type instead: the default."""
     default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
-    return f"type {key}={shown(default)}"
+    return f"type {key}={as_word(default)}"
 
 
 def shown(value: Any) -> str:
     """A value as it is typed on a command line."""
     return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
+
+
+def as_word(value: Any) -> str:
+    """The same as one word of a shell: without blanks, and in quotes where the shell would look inside."""
+    text = _compact(value)
+    return quote(text) if set(text) & set("{}$ ()'\"") else text
+
+
+def _compact(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_compact, value))}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_compact(item)}" for key, item in value.items()) + "}"
+    return shown(value)
 
 
 def _dotted(where: str, name: str) -> str:
