@@ -9,6 +9,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,6 +19,7 @@ from dlrun.errors import RequestError, RunError
 from dlrun.events import scalars
 from dlrun.gradient_check import one_run
 from dlrun.hidden_state import NOT_SAVED
+from dlrun.object_state import find_difference
 from dlrun.own_code import own_modules
 from dlrun.parts import prepare
 from dlrun.record import FINGERPRINTS, METRICS, RESULT, read_result
@@ -165,18 +167,14 @@ def compared(whole: Path, found: Path) -> dict[str, bool]:
         f"{METRICS} (bytes)": (whole / METRICS).read_bytes() == (found / METRICS).read_bytes(),
         f"{FINGERPRINTS} (bytes)": (whole / FINGERPRINTS).read_bytes() == (found / FINGERPRINTS).read_bytes(),
         "TensorBoard scalars (without time/)": scalars(whole) == scalars(found),
-        "best checkpoint (weights)": _same_weights(_best(whole), _best(found)),
+        "best checkpoint (weights)": find_difference(_best(whole), _best(found)) is None,
         f"{RESULT} (without timings)": one == two,
     }
 
 
-def _best(folder: Path) -> dict[str, torch.Tensor]:
+def _best(folder: Path) -> dict[str, Any]:
     path = folder / "checkpoints" / "best.pt"
     return dict(checkpoint.load(path)["model"]) if path.exists() else {}
-
-
-def _same_weights(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
 
 
 def show(console: Console, same: dict[str, bool], plan: Plan, kills: str, killed: int) -> int:

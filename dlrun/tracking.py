@@ -25,6 +25,7 @@ from dlrun.disk import GrowingFile, Unsaved, write_atomically
 from dlrun.errors import DamageError, UnreadableError
 from dlrun.outputs import evaluating
 from dlrun.record import FINGERPRINTS, METRICS, RunRecord, parse_line
+from dlrun.user_code import first_line, with_place
 from dlrun.yaml_text import flatten
 
 _END = ".end"
@@ -149,7 +150,7 @@ class FileTracker:
                 warnings.simplefilter("ignore")  # tracing is deprecated in torch, but TensorBoard has no other way
                 self.writer.add_graph(model, inputs)
         except Exception as error:  # tracing user code can raise anything; a missing picture must not end a run
-            return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+            return with_place(f"{type(error).__name__}: {first_line(error)}", error)
         finally:
             torch.set_rng_state(state)
         return None

@@ -232,3 +232,27 @@ def test_inputs_of_several_kinds_go_through_all_that_is_done_with_a_run(
     refused = dlrun("predict", "run", own, "pictures.npy")
     assert refused.code != 0
     assert "the model does not take it: " in refused.out + refused.err
+
+
+def test_a_net_that_cannot_be_traced_is_named_where_it_fails(tmp_path: Path, dlrun: Callable[..., Any]) -> None:
+    (tmp_path / "untraceable.py").write_text(
+        "import torch\n"
+        "class Net(torch.nn.Linear):\n"
+        "    def __init__(self, spec): super().__init__(spec.input_size, spec.output_size)\n"
+        "    def forward(self, x):\n"
+        "        if torch.jit.is_tracing():\n"
+        "            raise ValueError('odd')\n"
+        "        return super().forward(x)\n"
+    )
+    words = ("data=blobs", "model._target_=untraceable.Net", "trainer.max_steps=1", "figures=false")
+    done = dlrun(*words, "tracking.graph=true")
+    assert done.code == 0
+    assert "TensorBoard shows no graph: ValueError: odd (untraceable.py, line 6)" in done.out
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("warm_check_resume")
+def test_check_resume_takes_extra_state(nets: Path, dlrun: Callable[..., Any]) -> None:
+    done = dlrun("check", "resume", "data=blobs", "model._target_=user_nets.Counting")
+    assert done.code == 0, done.err
+    assert "the same run, to the last bit" in done.out
