@@ -26,7 +26,7 @@ from dlrun.record import RunRecord, with_nan
 from dlrun.request import Request, UnknownKey
 from dlrun.saved_model import SavedModel, opened
 from dlrun.search_path import put_own_last
-from dlrun.shell import advice, in_a_terminal, python_calls
+from dlrun.shell import advice, mark_terminal_commands, python_calls
 from dlrun.terminal import escape_line
 
 
@@ -242,7 +242,7 @@ def _as_it_was(function: str = "load") -> Iterator[None]:
             try:
                 yield
             except DlrunError as error:
-                error.args = (in_a_terminal(str(error.args[0])), *error.args[1:]) if error.args else ()
+                error.args = (mark_terminal_commands(str(error.args[0])), *error.args[1:]) if error.args else ()
                 raise
     finally:
         sys.path[:] = before

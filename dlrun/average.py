@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from dlrun.models.made_buffers import BuiltBuffers, copy_net
+from dlrun.models.made_buffers import BuiltBuffers
 from dlrun.models.tensor_files import load_weights
+from dlrun.object_state import duplicate
 
 
 class Average:
@@ -22,7 +23,7 @@ class Average:
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, decay: float) -> None:
         """Follows `model` from now on; a step that the gradient scaler skips does not count."""
-        self._model = copy_net(model).requires_grad_(False)
+        self._model: nn.Module = duplicate(model).requires_grad_(False)
         self.built = BuiltBuffers(self._model)
         self.followed, self.decay = model, decay
         self._made: int | Tensor = 0  # steps; a tensor on the device where a scaler decides there which are skipped

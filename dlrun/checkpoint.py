@@ -24,8 +24,8 @@ from dlrun.bounded import read_bytes
 from dlrun.checkpoint_types import lacking_in_state, wrong_in_state
 from dlrun.disk import write_atomically
 from dlrun.errors import CheckpointError, DamageError, RunError, UnreadableError
-from dlrun.models.made_buffers import copy_net
 from dlrun.models.tensor_files import unpickle
+from dlrun.object_state import duplicate
 from dlrun.record import RunRecord
 from dlrun.run_folder import finished_files
 
@@ -157,7 +157,7 @@ def reload_difference(
     model_path: its export, just written by this process and so trusted; state_path: the checkpoint with the same
     weights, which go into a fresh copy of `model`. inputs: one batch on the model's device. Nothing is changed.
     """
-    from_state = copy_net(model)
+    from_state = duplicate(model)
     from_state.load_state_dict(load(state_path)["model"])
     outputs = []
     for loaded in (load_full_model(model_path, trust=True), from_state):

@@ -47,7 +47,7 @@ OF_SAVED_RUNS = ("eval", "export", "predict", "resume")  # their first word is a
 
 @library_warnings.diverted()
 @signals.terminable()
-@ranks.last_word()
+@ranks.release_ranks_after_report()
 def main() -> int:
     """Run one command line; returns the exit code: 0 done, 1 a run failed, 2 a wrong request, above 128 stopped."""
     words = [word for word in sys.argv[1:] if word != "-v"]

@@ -9,7 +9,7 @@ from dlrun import compilation, experiment, lock, loop, runtime, signals
 from dlrun.data import workers
 from dlrun.errors import DlrunError
 from dlrun.parts import Parts
-from dlrun.ranks import Ranks, joined, wait_for_last_word
+from dlrun.ranks import Ranks, joined, wait_for_report_of_rank_zero
 from dlrun.request import Request
 from dlrun.saver import Saver, states_of_all
 from dlrun.terminal import write_error
@@ -66,7 +66,7 @@ def main(verbose: bool) -> int:
     except (Exception, SystemExit) as error:  # whatever it was, the first process says it
         if verbose:
             write_error("".join(traceback.format_exception(error)).rstrip("\n"))
-        wait_for_last_word()
+        wait_for_report_of_rank_zero()
         return error.exit_code if isinstance(error, DlrunError) else 1
 
 

@@ -32,6 +32,7 @@ from dlrun.object_state import (
     name_modules,
     state_of_generator,
 )
+from dlrun.own_code import is_ours
 from dlrun.surroundings import MISSING, Surroundings, find_variables, is_own_class
 from dlrun.task import Task
 from dlrun.user_code import first_line
@@ -159,7 +160,7 @@ class ReloadCheck:
             left = {difference.variable for difference in given if difference.variable is not None}
             return _distance(expected, self._answer(trial, self.start.mix(now, left))) <= _TOLERANCE
 
-        culprits = _reduce(differences, is_mended)
+        culprits = _find_culprits(differences, is_mended)
         if culprits:
             return [difference.sentence for difference in culprits]
         if _distance(expected, found) <= _CLEAR:
@@ -255,7 +256,7 @@ class ReloadCheck:
             left = {difference.variable for difference in given if difference.variable is not None}
             return _distance(expected, answer(trial, self.start.mix(now, left))) <= _TOLERANCE
 
-        culprits = _reduce(differences[:_MOST_TRIALS], is_mended)
+        culprits = _find_culprits(differences[:_MOST_TRIALS], is_mended)
         if culprits:
             return [difference.sentence for difference in culprits]
         return [f"{where}: a part of its state that dlrun cannot name {NOT_SAVED}; keep it in the model, as a buffer"]
@@ -272,7 +273,7 @@ def is_needed(settings: Settings, model: nn.Module) -> bool:
 
 
 def _has_own_code(settings: Settings, model: nn.Module) -> bool:
-    own_target = not str(settings.model.target).startswith(("dlrun.", "torch.", "torchvision."))
+    own_target = not is_ours(str(settings.model.target))
     return own_target or any(is_own_class(type(module)) for module in name_modules(model).values())
 
 
@@ -296,8 +297,11 @@ def _copy_or_none(value: Any) -> Any:
         return value
 
 
-def _reduce(differences: list[Difference], is_mended: Callable[[list[Difference]], bool]) -> list[Difference]:
-    """As few of some differences as make the loaded net answer like the one in training; none where all do not."""
+def _find_culprits(differences: list[Difference], is_mended: Callable[[list[Difference]], bool]) -> list[Difference]:
+    """The smallest set of differences that, given to the loaded net, makes it answer like the live one.
+
+    Empty if even all of them together do not.
+    """
     if not differences or not is_mended(differences):
         return []
     needed = list(differences)

@@ -1,9 +1,23 @@
-"""Which modules of the user's own a config names: what loads it must be allowed to use them."""
+"""Which code is the user's own, and which of it a config names: what loads a run must be allowed to use it."""
 
+import types
 from collections.abc import Iterator
 from typing import Any
 
+from dlrun.errors import is_own_code
+
 OURS = ("dlrun", "torch", "torchvision")
+
+
+def is_ours(name: str) -> bool:
+    """Whether a dotted name is of dlrun, torch or torchvision."""
+    return name.split(".")[0] in OURS
+
+
+def has_own_file(module: types.ModuleType) -> bool:
+    """Whether a module was imported from a file of the user's own."""
+    file = getattr(module, "__file__", None)
+    return file is not None and is_own_code(file)
 
 
 def target_names(block: Any) -> Iterator[str]:

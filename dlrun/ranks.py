@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _START_SECONDS = 1800  # so long may process 0 read or download data before the others begin
 _ANSWER_SECONDS = 3.0  # so long a process may take to say what has befallen it
-_LAST_WORD_SECONDS = 30.0  # so long the other processes wait for process 0 to say what was wrong
-_SAID = "process 0 has said all"  # a key of the store
+_REPORT_SECONDS = 30.0  # longest time that the other ranks wait for rank 0 to report a failure
+_REPORTED = "rank 0 has reported"  # key in the store
 _USING_ALL = ("torch.nn.", "dlrun.")  # modules whose layers all take part in every forward pass
 _OF_THE_TRANSPORT = (
     "/gloo/",
@@ -296,8 +296,8 @@ def joined() -> Iterator[Ranks]:
 
 
 @contextlib.contextmanager
-def last_word() -> Iterator[None]:
-    """Process 0 has said what there is to say when this ends, and the others need wait no longer."""
+def release_ranks_after_report() -> Iterator[None]:
+    """On exit, rank 0 tells the others that it has reported the failure, so that they stop waiting."""
     try:
         yield
     finally:
@@ -305,14 +305,14 @@ def last_word() -> Iterator[None]:
             store = _stores.pop()
             if not follows():
                 with contextlib.suppress(Exception):  # of a launcher that is gone already
-                    store.set(_SAID, "yes")
+                    store.set(_REPORTED, "yes")
 
 
-def wait_for_last_word() -> None:
-    """Wait until process 0 has said what was wrong: torchrun stops all processes as soon as one of them ends."""
-    until = time.monotonic() + _LAST_WORD_SECONDS
+def wait_for_report_of_rank_zero() -> None:
+    """Block until rank 0 has reported the failure: torchrun kills every rank as soon as one of them exits."""
+    until = time.monotonic() + _REPORT_SECONDS
     with contextlib.suppress(Exception):  # process 0 may hold the store, and is gone then
-        while _stores and time.monotonic() < until and not _stores[-1].check([_SAID]):
+        while _stores and time.monotonic() < until and not _stores[-1].check([_REPORTED]):
             time.sleep(0.05)
 
 

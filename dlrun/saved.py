@@ -12,7 +12,7 @@ from dlrun.inside import refuse_outside
 from dlrun.optim.schedule import OF_THE_WHOLE
 from dlrun.record import RESULT, RunRecord, read_choices, read_config
 from dlrun.request import Request, from_saved
-from dlrun.shell import again, called_from_python, example, quote, start_from
+from dlrun.shell import called_from_python, example_command, quote, repeat_command, start_from
 from dlrun.terminal import escape_line, write_error, write_out
 from dlrun.yaml_text import flatten
 
@@ -82,7 +82,8 @@ def _how_to_begin(folder: Path) -> str:
     start = "start it again:"
     if "hydra.run.dir=" in command:
         start = f"delete {quote(folder)} and {'call' if called_from_python() else 'type'}"
-    return f"{folder} ended before its first checkpoint, so there is nothing to go on from; {start} {again(command)}"
+    again = repeat_command(command)
+    return f"{folder} ended before its first checkpoint, so there is nothing to go on from; {start} {again}"
 
 
 def refuse_incomplete(state: dict[str, Any], keys: Sequence[str], path: Path) -> None:
@@ -95,7 +96,7 @@ def refuse_incomplete(state: dict[str, Any], keys: Sequence[str], path: Path) ->
 def resume_requests(words: list[str]) -> list[Request]:
     """`dlrun resume RUN [key=value ...]`: empty when the run has nothing left to do."""
     if not words or not words[0]:
-        raise RequestError(f"which run? type {example('resume')}")
+        raise RequestError(f"which run? type {example_command('resume')}")
     folder = Path(words[0])
     if (folder / "sweep.jsonl").exists():
         from dlrun.sweep.folder import resumed

@@ -23,7 +23,7 @@ from dlrun.models.made_buffers import BuiltBuffers
 from dlrun.models.pretrained import weights_follow
 from dlrun.request import Request, from_saved
 from dlrun.runtime import Runtime
-from dlrun.shell import example
+from dlrun.shell import example_command
 from dlrun.task import Task
 from dlrun.terminal import write_error
 from dlrun.training import MADE_BUFFERS
@@ -157,7 +157,7 @@ def as_in_training(request: Request, state: dict[str, Any], plain: dict[str, Any
 def run_named(words: Sequence[str], command: str) -> str:
     """The first word behind a command, which names a run; RequestError where there is none."""
     if not words or not words[0] or ("=" in words[0] and not Path(words[0]).exists()):  # a sweep's run has an =
-        raise RequestError(f"which run? type {example(command)}, or a checkpoint file of one")
+        raise RequestError(f"which run? type {example_command(command)}, or a checkpoint file of one")
     return words[0]
 
 

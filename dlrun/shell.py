@@ -51,19 +51,19 @@ def advice(command: str, place: str | Path, *words: str, modules: Sequence[str] 
 
 
 def called_from_python() -> bool:
-    """Whether whoever is advised goes on in Python."""
+    """Whether dlrun was called from Python rather than from a shell."""
     return bool(_called.get())
 
 
-def example(command: str) -> str:
-    """What `dlrun resume`, `eval` and so on look like, for who has named no run."""
+def example_command(command: str) -> str:
+    """An example of a command, or of its Python call, for a user who named no run."""
     if not called_from_python():
         return f"dlrun {command} outputs/<date>/<run>"
     return "dlrun.train('resume=outputs/<date>/<run>')" if command == "resume" else "dlrun.load('outputs/<date>/<run>')"
 
 
-def again(command: str) -> str:
-    """A command of dlrun that was read from a file, to be given again here."""
+def repeat_command(command: str) -> str:
+    """The recorded command of a run, quoted for the shell or as a Python call, to start the run again."""
     words = shlex.split(requote(command))[1:]
     if not called_from_python() or words[:1] == ["..."]:
         return requote(command)
@@ -76,8 +76,8 @@ _OF_A_TERMINAL = re.compile(
 )
 
 
-def in_a_terminal(message: str) -> str:
-    """The message, with where the commands in it are typed, for who has called from Python."""
+def mark_terminal_commands(message: str) -> str:
+    """Add "in a terminal" to each command in a message that has no Python call, if the caller is Python."""
     if not called_from_python() or "in a terminal" in message:
         return message
     return _OF_A_TERMINAL.sub(lambda match: f"{match[0]} in a terminal", message)

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import hydra.utils
 
-from dlrun import own_code, targets
-from dlrun.errors import is_own_code
 from dlrun.object_state import name_modules
+from dlrun.own_code import has_own_file, is_ours, target_names
 
 if TYPE_CHECKING:
     from dlrun.parts import Parts
@@ -26,7 +25,7 @@ def hash_sources(parts: "Parts") -> dict[str, str]:
     modules: dict[str, types.ModuleType] = {}
     for name, owner in _own_parts(parts):
         module = sys.modules.get(_module_name(owner))
-        if module is not None and _has_own_file(module):
+        if module is not None and has_own_file(module):
             modules[module.__name__] = module
             _note(name, module, hashes)
 
@@ -55,26 +54,21 @@ def find_changes(before: dict[str, str], now: dict[str, str]) -> list[str]:
 
 def _own_parts(parts: "Parts") -> Iterator[tuple[str, Any]]:
     """What the config names, and the classes of the net's modules, each with its name."""
-    named = dict.fromkeys(own_code.target_names(parts.settings.plain))
+    named = dict.fromkeys(target_names(parts.settings.plain))
     loss = parts.settings.rest.task.loss
     if loss and "." in loss:
         named[loss] = None
     for name in named:
-        if name != "None" and not targets.is_ours(name):
+        if name != "None" and not is_ours(name):
             yield name, hydra.utils.get_object(name)
     for module in name_modules(parts.model).values():
         kind = type(module)
-        if not targets.is_ours(kind.__module__):
+        if not is_ours(kind.__module__):
             yield f"{kind.__module__}.{kind.__qualname__}", kind
 
 
 def _module_name(owner: Any) -> str:
     return str(getattr(owner, "__module__", None) or type(owner).__module__)
-
-
-def _has_own_file(module: types.ModuleType) -> bool:
-    file = getattr(module, "__file__", None)
-    return file is not None and is_own_code(file)
 
 
 def _note(name: str, module: types.ModuleType, hashes: dict[str, str]) -> None:
@@ -89,7 +83,7 @@ def _imports_of(module: types.ModuleType) -> Iterator[types.ModuleType]:
     """Modules of the user's own whose contents a module uses."""
     for value in list(vars(module).values()):
         other = value if isinstance(value, types.ModuleType) else sys.modules.get(str(_defining_module(value)))
-        if other is not None and _has_own_file(other):
+        if other is not None and has_own_file(other):
             yield other
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from dlrun.errors import is_own_code
 from dlrun.object_state import PLAIN, count_bytes, duplicate, iterate_reachable
+from dlrun.own_code import has_own_file, is_ours
 
 _MOST_BYTES = 2**26  # of one variable: data that a module holds are not copied
 
@@ -40,7 +40,7 @@ class Variable:
 
 def is_own_class(kind: type) -> bool:
     """Whether a class is neither dlrun's nor torch's nor torchvision's."""
-    return kind.__module__.split(".")[0] not in ("dlrun", "torch", "torchvision", "builtins")
+    return kind.__module__ != "builtins" and not is_ours(kind.__module__)
 
 
 def find_variables(objects: Iterable[Any]) -> dict[tuple[int, str], Variable]:
@@ -74,10 +74,7 @@ def find_variables(objects: Iterable[Any]) -> dict[tuple[int, str], Variable]:
 
 
 def _is_own_module(module: types.ModuleType) -> bool:
-    if module.__name__ == "__main__":
-        return True
-    file = getattr(module, "__file__", None)
-    return file is not None and is_own_code(file)
+    return module.__name__ == "__main__" or has_own_file(module)
 
 
 def _variables_of_module(module: types.ModuleType) -> Iterator[Variable]:

@@ -34,11 +34,6 @@ _OF_A_SCRIPT = (
 )
 
 
-def is_ours(name: str) -> bool:
-    """Whether a dotted name is of dlrun, torch or torchvision."""
-    return name.split(".")[0] in OURS
-
-
 def resolve(target: str, where: str, trusted_modules: Sequence[str] | None) -> Callable[..., Any]:
     """The object that `target` names.
 

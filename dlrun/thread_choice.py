@@ -8,7 +8,7 @@ import torch
 
 from dlrun import loop
 from dlrun.data.batches import Batch
-from dlrun.models.made_buffers import copy_net
+from dlrun.object_state import duplicate
 from dlrun.preflight import untouched
 from dlrun.training import Training
 
@@ -25,7 +25,7 @@ def fastest(training: Training, cores: int) -> tuple[int, dict[int, float]]:
     before, times = torch.get_num_threads(), dict[int, float]()
     batch = next(training.train.epoch(1))
     with untouched(training.model):
-        model = copy_net(training.model).train()
+        model = duplicate(training.model).train()
         trial = replace(training, model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.0), average=None)
         try:
             for count in counts:

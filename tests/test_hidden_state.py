@@ -161,7 +161,7 @@ def test_a_compiled_net_is_named_as_any_other(train: Callable[..., Any]) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("net", ["BN", "Extra", "Recurrent"])
+@pytest.mark.parametrize("net", ["BN", "Extra", "Recurrent", "Spec"])
 def test_no_false_alarm_beside_an_average_of_the_weights(net: str, train: Callable[..., Any]) -> None:
     done = train(net, "trainer.ema_decay=0.9")
     assert done.code == 0, done.err

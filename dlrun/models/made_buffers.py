@@ -1,6 +1,5 @@
 """Buffers that a net makes, or gives another shape, in its forward pass: a net that is built afresh lacks them."""
 
-import copy
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -116,28 +115,3 @@ def _give(owner: nn.Module, name: str, like: Tensor) -> None:
 def _device_of(module: nn.Module) -> torch.device:
     tensors = [*module.parameters(), *module.buffers()]
     return tensors[0].device if tensors else torch.device("cpu")
-
-
-def copy_net(net: nn.Module) -> nn.Module:
-    """A deep copy, also of a net that keeps a tensor it has computed, which torch does not copy with its history.
-
-    The older torch.nn.utils.weight_norm and spectral_norm keep such a weight, and compute it anew at every call.
-    """
-    computed: dict[int, Any] = {}
-    for module in net.modules():
-        for value in vars(module).values():
-            _note_computed(value, computed)
-    return copy.deepcopy(net, computed)
-
-
-def _note_computed(value: Any, computed: dict[int, Any]) -> None:
-    """Note a copy of each computed tensor in an attribute, or in the containers that it holds, for deepcopy."""
-    if isinstance(value, Tensor):
-        if not value.is_leaf:
-            computed[id(value)] = value.detach().clone()
-    elif isinstance(value, dict):
-        for part in value.values():
-            _note_computed(part, computed)
-    elif isinstance(value, list | tuple | set):
-        for part in value:
-            _note_computed(part, computed)
