@@ -45,9 +45,9 @@ def data(settings: Settings, trusted_modules: Sequence[str] | None) -> Splits:
         )
     made = inspect_splits(made, _inspection(settings, made.spec))
     train, val, test = made.train, made.val, made.test
-    unheeded = _find_unheeded(made, settings)
     if val is None and keys.val_fraction > 0:
         train, val = rows_of.carve(train, keys.val_fraction, int(settings.data.arguments.get("seed") or 0))
+    unheeded = _find_unheeded(made, train, val, settings)
     if keys.train_rows is not None:
         train = _limited(train, keys.train_rows, "train")
     if keys.limit_batches is not None:
@@ -63,8 +63,11 @@ def data(settings: Settings, trusted_modules: Sequence[str] | None) -> Splits:
     return dataclasses.replace(made, train=train, val=val, test=test, unheeded=unheeded)
 
 
-def _find_unheeded(made: Splits, settings: Settings) -> dict[str, str]:
-    """By name, the settings of `data` that have no effect on these parts, and why."""
+def _find_unheeded(made: Splits, train: Part, val: Part | None, settings: Settings) -> dict[str, str]:
+    """By name, the settings of `data` that have no effect on these parts, and why.
+
+    train, val: after a validation part has been drawn, and before rows are left out.
+    """
     keys, arguments = settings.data_keys, settings.data.arguments
     reasons = dict(made.unheeded)
     if made.val is not None:
@@ -77,9 +80,17 @@ def _find_unheeded(made: Splits, settings: Settings) -> dict[str, str]:
     if is_shipped and "test_fraction" in arguments and not draws_test and not draws_val:
         reasons["seed"] = "no part is drawn at random"
 
-    rows = rows_of.row_count(made.train)
+    rows = rows_of.row_count(train)
+    limit = None if keys.limit_batches is None else keys.limit_batches * keys.batch_size
+    most = max(rows_of.row_count(part) for part in (train, val, made.test) if part is not None)
     if keys.train_rows is not None and keys.train_rows >= rows:
         reasons["train_rows"] = f"there are {rows:,} training rows"
+    elif keys.train_rows is not None and limit is not None and limit <= keys.train_rows:
+        reasons["train_rows"] = f"data.limit_batches={keys.limit_batches} leaves {limit:,} rows"
+    if limit is not None and limit >= most:
+        reasons["limit_batches"] = (
+            f"{keys.limit_batches:,} batches are {limit:,} rows, and no part has more than {most:,}"
+        )
     return reasons
 
 

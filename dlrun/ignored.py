@@ -1,10 +1,12 @@
 """What a user asks for that has no effect: it is refused, or said, but never passed over in silence."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlrun.errors import RequestError
+from dlrun.config import PERMISSIONS
+from dlrun.errors import RequestError, listed
 from dlrun.shell import called_from_python
 
 if TYPE_CHECKING:
@@ -166,6 +168,24 @@ def _note(key: str, reason: str) -> str:
     return f"{key} has no effect here: {reason}"
 
 
+def find_repeated(words: Sequence[str]) -> list[str]:
+    """A note for each word of one command line whose key a later word names with another value."""
+    last = {key_of(word): word for word in words if "=" in word}
+    notes = []
+    for word in dict.fromkeys(words):
+        key = key_of(word)
+        later = last.get(key, word)
+        # A target of the user's own replaces the option, with all its settings.
+        own = last.get(f"{key}._target_")
+        if "=" not in word or key in PERMISSIONS:
+            continue
+        if own is not None:
+            notes.append(_note(word, f"{own} stands in its place"))
+        elif later != word:
+            notes.append(_note(word, f"{later} comes after it"))
+    return notes
+
+
 def _reasons_of_data(parts: "Parts") -> dict[str, str]:
     """By key, why these data do not read a setting."""
     from dlrun.data.batches import MemoryBatches
@@ -185,12 +205,34 @@ def _reasons_of_data(parts: "Parts") -> dict[str, str]:
 def _reasons_of_model(parts: "Parts") -> dict[str, str]:
     """By key, why this model does not read a setting."""
     arguments = parts.settings.model.arguments
-    reasons = {}
+    reasons = _reasons_of_init(parts)
     if str(parts.settings.model.target).startswith("dlrun.") and arguments.get("hidden_sizes") == []:
         reasons["model.activation"] = "there are no hidden layers"
         if arguments.get("dropout"):
             reasons["model.dropout"] = "there are no hidden layers"
     return reasons
+
+
+def _reasons_of_init(parts: "Parts") -> dict[str, str]:
+    """By key, why start values are not those that the training begins with."""
+    init = parts.settings.model_keys.init or {}
+    if _is_exhaustive(parts):
+        reason = f"optimizer={parts.settings.optimizer.choice} begins by trying every value"
+        return dict.fromkeys(("model.init", *(f"model.init.{name}" for name in init)), reason)
+
+    from dlrun.start_values import find_replaced
+
+    place = parts.settings.rest.init_from
+    replaced = find_replaced(parts.model, init) if place is not None else []
+    reasons = {f"model.init.{name}": f"init_from={place} brings {name}" for name in replaced}
+    if replaced:
+        reasons["model.init"] = f"init_from={place} brings {listed(replaced)}"
+    return reasons
+
+
+def _is_exhaustive(parts: "Parts") -> bool:
+    """Whether the optimizer tries every value of the parameters, and looks at no gradient."""
+    return str(parts.settings.optimizer.target) == "dlrun.optim.exhaustive.Exhaustive"
 
 
 def _reasons_of_training(parts: "Parts") -> dict[str, str]:
@@ -218,7 +260,75 @@ def _reasons_of_training(parts: "Parts") -> dict[str, str]:
         reasons["strict"] = "nothing is expected; type expect=[...] too"
     if rest.tracking.samples and parts.splits.spec.kind != "image":
         reasons["tracking.samples"] = "it is for images"
+    if _is_exhaustive(parts):
+        moves_nothing = f"optimizer={settings.optimizer.choice} has no gradient and no learning rate"
+        reasons |= dict.fromkeys(("scheduler", "scheduler.warmup_steps", "trainer.grad_clip_norm"), moves_nothing)
+    return reasons | _reasons_of_groups(parts) | _reasons_of_length(parts)
+
+
+def _reasons_of_groups(parts: "Parts") -> dict[str, str]:
+    """By key, which settings of the optimizer every group of parameters has of its own."""
+    groups = parts.settings.optimizer_keys.groups or []
+    if not groups or len(parts.training.optimizer.param_groups) > len(groups):
+        return {}
+    shared = set.intersection(*(set(group) for group in groups))
+    return {f"optimizer.{key}": "each of optimizer.groups has its own" for key in sorted(shared - {"match"})}
+
+
+def _reasons_of_length(parts: "Parts") -> dict[str, str]:
+    """By key, what this training ends before."""
+    from dlrun.optim.schedule import moves_after_warmup
+
+    limits = parts.training.limits
+    steps_per_epoch = math.ceil(len(parts.training.train) / limits.accumulate_steps)
+    steps = limits.epochs * steps_per_epoch
+    if limits.max_steps is not None:
+        steps = min(steps, limits.max_steps)
+    epochs = math.ceil(steps / steps_per_epoch)
+
+    rest = parts.settings.rest
+    in_steps = f"the training has {_count(steps, 'step')}"
+    in_epochs = f"the training has {_count(epochs, 'epoch')}"
+    reasons: dict[str, str] = {}
+    if limits.log_every_steps > steps:
+        reasons["trainer.log_every_steps"] = in_steps
+    if rest.trainer.epochs is not None and limits.epochs > epochs:
+        reasons["trainer.epochs"] = f"trainer.max_steps={limits.max_steps} ends the training in epoch {epochs}"
+    if limits.patience is not None and limits.patience + 1 >= epochs:
+        reasons["trainer.early_stopping.patience"] = in_epochs
+    if rest.checkpoint.every_epochs > epochs:
+        reasons["checkpoint.every_epochs"] = f"{in_epochs}, and is saved at its end"
+    if rest.checkpoint.every_steps is not None and rest.checkpoint.every_steps > steps:
+        reasons["checkpoint.every_steps"] = in_steps
+    if (rest.tracking.evolution_every_epochs or 0) > epochs:
+        reasons["tracking.evolution_every_epochs"] = f"{in_epochs}, of which the first is always shown"
+
+    scheduler, keys = parts.settings.scheduler, parts.settings.scheduler_keys
+    length = moves_after_warmup(steps, steps_per_epoch, keys.interval, keys.warmup_steps)
+    if scheduler.target is not None and keys.warmup_steps >= steps:
+        reasons["scheduler"] = f"scheduler.warmup_steps={keys.warmup_steps} takes the whole training"
+    elif scheduler.target is not None:
+        first = _first_change(scheduler.arguments, str(scheduler.target))
+        if first is not None and first[1] >= length:
+            reasons["scheduler"] = f"it changes nothing in {_count(length, keys.interval)}; type a smaller {first[0]}"
     return reasons
+
+
+def _first_change(arguments: Mapping[str, Any], target: str) -> tuple[str, int] | None:
+    """Which setting of a scheduler of torch's puts its first change off, and for how many moves; None where none."""
+    match target.rpartition(".")[2], arguments:
+        case "StepLR", {"step_size": int(size)}:
+            return "scheduler.step_size", size
+        case "MultiStepLR", {"milestones": [int(), *_] as milestones}:
+            return "scheduler.milestones", min(milestones)
+        case "ReduceLROnPlateau", {"patience": int(patience)}:
+            # The first epoch is always better than none; the rate falls after one more than the patience.
+            return "scheduler.patience", patience + 2
+    return None
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _reasons_of_device(parts: "Parts") -> dict[str, str]:
@@ -242,6 +352,8 @@ def _reasons_of_paths(parts: "Parts", request: "Request") -> dict[str, str]:
         reasons["paths.outputs"] = "the run goes on in its folder"
     elif request.folder is not None and request.sweep is None:
         reasons["paths.outputs"] = f"the run lies in {request.folder}"
+    elif request.sweep is not None and request.config["sweep"]["dir"] is not None:
+        reasons["paths.outputs"] = f"the sweep lies in {request.config['sweep']['dir']}"
 
     # Downloads and files of a data set lie below its root; data of the user's own may name the folder anywhere.
     if not any(_is_below(value, paths.data) for value in parts.settings.data.arguments.values()):

@@ -124,7 +124,7 @@ def _built(settings: Settings, process: Runtime, trusted_modules: list[str] | No
         attempt(_refuse_unsaveable, settings, splits, training, trusted_modules)
     baseline = results.baseline(task, splits)
     parts = Parts(settings, process, splits, task, model, training, test, [], baseline, notes)
-    parts.notes += note_early_end(training)
+    parts.notes += note_limits(training)
     parts.start_parameters = training.parameter_values()
     if settings.rest.preflight:
         attempt(_look, parts)
@@ -308,16 +308,23 @@ def _check_batch_sizes(parts: Parts, first: Batch) -> None:
     preflight.check_batch_sizes(parts.model, first, parts.task, training.autocast, sizes, order, work)
 
 
-def note_early_end(training: Training) -> list[str]:
-    """A note where the epochs end the training before trainer.max_steps."""
+def note_limits(training: Training) -> list[str]:
+    """A note where the epochs end the training before trainer.max_steps, or an epoch ends before a whole step."""
     limits = training.limits
-    steps = limits.epochs * math.ceil(len(training.train) / limits.accumulate_steps)
-    if limits.max_steps is None or limits.max_steps <= steps:
-        return []
-    return [
-        f"trainer.epochs={limits.epochs} ends the training after {steps:,} steps, before "
-        f"trainer.max_steps={limits.max_steps}; type trainer.epochs=null to make them all"
-    ]
+    batches = len(training.train)
+    notes = []
+    steps = limits.epochs * math.ceil(batches / limits.accumulate_steps)
+    if limits.max_steps is not None and limits.max_steps > steps:
+        notes.append(
+            f"trainer.epochs={limits.epochs} ends the training after {steps:,} steps, before "
+            f"trainer.max_steps={limits.max_steps}; type trainer.epochs=null to make them all"
+        )
+    if limits.accumulate_steps > max(batches, 1):
+        notes.append(
+            f"trainer.accumulate_steps={limits.accumulate_steps}: an epoch has {batches:,} batches, so that a step is "
+            "of no more than these"
+        )
+    return notes
 
 
 def remark(model: nn.Module) -> list[str]:

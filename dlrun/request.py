@@ -103,7 +103,8 @@ def from_command_line(words: Sequence[str]) -> list[Request]:
     if asked.multirun and not found and not answered(asked):
         named = " ".join(word for word in words if "=" in word)
         raise RequestError(f"the sweep has no jobs: a choice is empty, or handed to other processes; change {named}")
-    return found
+    repeated = ignored.find_repeated(asked.overrides)
+    return [replace(request, notes=[*request.notes, *repeated]) for request in found]
 
 
 def _is_raised_here(error: Exception) -> bool:
@@ -413,6 +414,7 @@ def from_saved(saved: dict[str, Any], choices: dict[str, str], overrides: list[s
         for key in config.PERMISSIONS
         if saved.get(key)
     ]
+    notes += ignored.find_repeated(overrides)
     return Request(
         literals.restore(resolved(merged)), chosen, overrides, folder=run, trusted_modules=trusted, notes=notes
     )

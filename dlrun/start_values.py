@@ -4,7 +4,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dlrun.errors import RequestError, did_you_mean, listed
 
@@ -28,6 +28,19 @@ def start_values(model: nn.Module, init: dict[str, Any]) -> None:
             _fill(named[name], name, value)
 
 
+def find_replaced(model: nn.Module, init: dict[str, Any]) -> list[str]:
+    """The keys of `model.init` whose parameters have other values by now."""
+    named = dict(model.named_parameters())
+    replaced = []
+    for key, value in init.items():
+        for name in meant(key, list(named)):
+            wanted = named[name].detach().clone()
+            _fill(wanted, name, value)
+            if key not in replaced and not torch.equal(wanted, named[name]):
+                replaced.append(key)
+    return replaced
+
+
 def meant(key: str, names: list[str]) -> list[str]:
     """The parameters that a key names: those that match it, or the one that `w` or `b` can mean, if there is one."""
     matching = [n for n in names if fnmatchcase(n, key)]
@@ -38,7 +51,7 @@ def meant(key: str, names: list[str]) -> list[str]:
     return ending if len(ending) == 1 else [n for n in ending if n == word]
 
 
-def _fill(parameter: nn.Parameter, name: str, value: Any) -> None:
+def _fill(parameter: Tensor, name: str, value: Any) -> None:
     try:
         wanted = torch.as_tensor(value, dtype=parameter.dtype)
         parameter.copy_(wanted.expand_as(parameter) if wanted.dim() == 0 else wanted.reshape(parameter.shape))

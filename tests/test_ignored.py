@@ -99,6 +99,117 @@ def test_keys_without_effect_are_named(dlrun: Callable[..., Any]) -> None:
         assert f"trainer.epochs=5 is for training, and has no effect on dlrun {command}" in refused.err
 
 
+def _noted(done: Any) -> list[str]:
+    """What is said to have no effect, once each."""
+    return [line.split(" has no effect")[0] for line in done.out.splitlines() if "has no effect here" in line]
+
+
+def test_what_lies_beyond_the_end_of_the_training_is_named(dlrun: Callable[..., Any]) -> None:
+    words = (
+        "trainer.epochs=3",
+        "data.batch_size=250",
+        "data.limit_batches=500",
+        "trainer.log_every_steps=7",
+        "trainer.early_stopping.patience=2",
+        "checkpoint.every_epochs=4",
+        "checkpoint.every_steps=7",
+        "tracking.evolution_every_epochs=4",
+        "scheduler=step",
+        "scheduler.step_size=3",
+    )
+    done = dlrun("check", *QUIET, *words, "trainer.accumulate_steps=5")
+    assert done.code == 0, done.err
+    assert _noted(done) == [
+        "note: data.limit_batches", "note: trainer.log_every_steps", "note: trainer.early_stopping.patience",
+        "note: checkpoint.every_epochs", "note: checkpoint.every_steps", "note: tracking.evolution_every_epochs",
+        "note: scheduler",
+    ]  # fmt: skip
+    assert "500 batches are 125,000 rows, and no part has more than 500" in done.out
+    assert "trainer.accumulate_steps=5: an epoch has 2 batches" in done.out
+    assert (
+        "scheduler has no effect here: it changes nothing in 3 epochs; type a smaller scheduler.step_size" in done.out
+    )
+
+
+def test_what_comes_before_the_end_of_the_training_is_not_named(dlrun: Callable[..., Any]) -> None:
+    words = (
+        "trainer.epochs=4",
+        "data.batch_size=250",
+        "data.limit_batches=1",
+        "trainer.log_every_steps=4",
+        "trainer.early_stopping.patience=2",
+        "checkpoint.every_epochs=4",
+        "checkpoint.every_steps=4",
+        "tracking.evolution_every_epochs=4",
+        "scheduler=step",
+        "scheduler.step_size=3",
+        "trainer.max_steps=4",
+        "data.train_rows=100",
+        "optimizer.groups=[{match: w*, lr: 0.1}]",
+        "optimizer.lr=0.5",
+    )
+    assert _noted(dlrun("check", *QUIET, *words)) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["scheduler=multistep", "scheduler.milestones=[9]"],
+            "scheduler has no effect here: it changes nothing in 3 ep",
+        ),
+        (
+            ["scheduler=plateau", "scheduler.patience=1"],
+            "scheduler has no effect here: it changes nothing in 3 epochs;",
+        ),
+        (["scheduler=cosine", "scheduler.warmup_steps=99"], "scheduler.warmup_steps=99 takes the whole training"),
+        (
+            ["trainer.max_steps=2"],
+            "trainer.epochs has no effect here: trainer.max_steps=2 ends the training in epoch 1",
+        ),
+        (
+            ["optimizer.groups=[{match: '*', lr: 1}]", "optimizer.lr=5"],
+            "optimizer.lr has no effect here: each of optim",
+        ),
+        (
+            ["data.train_rows=300", "data.limit_batches=1"],
+            "data.train_rows has no effect here: data.limit_batches=1 le",
+        ),
+        (
+            ["data.val_fraction=0.5", "data.train_rows=400"],
+            "data.train_rows has no effect here: there are 250 training",
+        ),
+    ],
+)
+def test_wishes_that_others_overrule_are_named(words: list[str], said: str, dlrun: Callable[..., Any]) -> None:
+    assert said in dlrun("check", *QUIET, "trainer.epochs=3", "data.batch_size=250", *words).out
+
+
+def test_start_values_that_others_replace_are_named(dlrun: Callable[..., Any]) -> None:
+    assert dlrun(*QUIET, "trainer.max_steps=1", "hydra.run.dir=first").code == 0
+    check = ("check", *QUIET, "trainer.max_steps=1")
+    replaced = dlrun(*check, "init_from=first", "+model.init.w=1.0")
+    assert "note: model.init.w has no effect here: init_from=first brings w" in replaced.out
+    assert _noted(dlrun(*check, "model.init={w: 1.0}")) == []
+    searched = dlrun(*check, "optimizer=exhaustive", "model.bias=false", "model.init={w: 1.0}", "scheduler=cosine")
+    assert _noted(searched) == ["note: optimizer=sgd", "note: model.init", "note: scheduler"]
+
+
+def test_a_word_that_a_later_one_replaces_is_named(dlrun: Callable[..., Any]) -> None:
+    done = dlrun("check", "model=mlp", *QUIET, "trainer.epochs=2", "trainer.epochs=3", "seed=0")
+    assert "note: model=mlp has no effect here: model=linear comes after it" in done.out
+    assert "note: trainer.epochs=2 has no effect here: trainer.epochs=3 comes after it" in done.out
+    assert _noted(done)[:2] == ["note: model=mlp", "note: trainer.epochs=2"]
+    own = dlrun("check", "data=blobs", "model=cnn", "model._target_=dlrun.models.mlp.MLP")
+    assert "note: model=cnn has no effect here: model._target_=dlrun.models.mlp.MLP stands in its place" in own.out
+
+
+def test_a_sweep_names_words_that_later_ones_replace_once(dlrun: Callable[..., Any]) -> None:
+    done = dlrun("-m", *QUIET, "trainer.max_steps=1", "seed=0,1", "seed=2,3", "sweep.dry_run=true")
+    assert done.code == 0, done.err
+    assert done.out.count("note: seed=0,1 has no effect here: seed=2,3 comes after it") == 1
+
+
 def test_long_words_are_cut_in_messages(dlrun: Callable[..., Any]) -> None:
     for word in ("x" * 10_000, "trainer.epochs=" + "y" * 10_000, "trainer.epochs=" + "7\n" * 3000):
         done = dlrun(word)

@@ -35,6 +35,7 @@ def run(requests: Sequence[Request]) -> int:
     at_once = _at_once(keys["jobs"])
     folder, ledger = place(requests)
     jobs, notes = deduplicated(named(requests, folder))
+    notes += [note for note in requests[0].notes if all(note in request.notes for request in requests)]
     waiting = _waiting(jobs, ledger)
     alone = at_once == 1
     at_once = max(1, min(at_once, len(waiting)))
