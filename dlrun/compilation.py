@@ -10,7 +10,7 @@ import torch
 from dlrun import errors, loop, memory
 from dlrun.data.batches import Batch, Batches, Pick
 from dlrun.errors import RequestError
-from dlrun.preflight import untouched
+from dlrun.preflight import attributes_restored, untouched
 
 if TYPE_CHECKING:
     from dlrun.parts import Parts
@@ -41,7 +41,7 @@ def _try_all(parts: "Parts") -> None:
     t, scaler = parts.training, parts.training.scaler
     t.scaler = torch.amp.GradScaler(enabled=False)  # the real one counts what it is asked for
     try:
-        with untouched(t.model):
+        with untouched(t.model), attributes_restored(t.model):
             t.model.train()
             for batch in _shapes(t.train, t.ranks.cut):
                 loop.backward(t, [batch], [])

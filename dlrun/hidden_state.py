@@ -1,7 +1,8 @@
-"""State that resume cannot see: does a net that is loaded from the first checkpoint do what the one in training does?
+"""State that resume cannot see: does what is loaded from a checkpoint do what the objects in training do?
 
-Looked at once a run, and only where the net or its loss is of a class of the user's own: dlrun's and torch's keep all
-that they need in the checkpoint. Copies alone are called, so that the training goes on as if nothing had happened.
+Looked at for a few checkpoints of a run until a difference is found, and only where net, loss, optimizer or schedule
+are of a class of the user's own: dlrun's and torch's keep all that they need in the checkpoint. Copies alone are
+called, so that the training goes on as if nothing had happened.
 """
 
 import contextlib
@@ -11,16 +12,19 @@ import inspect
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from dlrun import build, preflight, runtime
 from dlrun.config import Settings
-from dlrun.data.batches import Batch, MemoryBatches, free_memory
+from dlrun.data.batches import Batch, free_memory
+from dlrun.loop import requires_closure
 from dlrun.models.pretrained import weights_follow
 from dlrun.models.tensor_files import load_weights
 from dlrun.object_state import (
@@ -32,6 +36,7 @@ from dlrun.object_state import (
     name_modules,
     state_of_generator,
 )
+from dlrun.optim.schedule import Schedule
 from dlrun.own_code import is_ours
 from dlrun.surroundings import MISSING, Surroundings, find_variables, is_own_class
 from dlrun.task import Task
@@ -41,6 +46,7 @@ if TYPE_CHECKING:
     from dlrun.parts import Parts
 
 KIND = "hidden state"  # of what is noted, in Progress.troubles
+_OF_STEPS = "return it from state_dict"
 NOT_SAVED = "is not in the checkpoint: resume will not end in the same weights"
 _NOT_CHECKED = "whether a resumed run ends in the same weights could not be checked"
 
@@ -49,6 +55,9 @@ _TOLERANCE = 1e-5
 # A larger difference than rounding makes in a deep net is spoken of also where nothing shows what it comes from.
 _CLEAR = 1e-3
 _MOST_NAMED = 3
+# What a net counts may act every few calls only: so many calls in training are compared where they take little time.
+_MOST_CALLS = 24
+_FEW_BYTES = 2**24
 _MOST_TRIALS = 20
 _SECONDS = 60.0  # a constructor may wait for a lock that this very process holds
 
@@ -60,7 +69,7 @@ class Difference:
     """A value that the net in training holds and the loaded one does not."""
 
     sentence: str
-    give: Callable[[nn.Module], None] | None = None  # hands the value on to a copy of the loaded net
+    give: Callable[[Any], None] | None = None  # hands the value on to a copy of what was loaded
     variable: tuple[int, str] | None = None  # or the variable outside, which is left as it is
     is_enclosed: bool = False  # a closure's
 
@@ -78,18 +87,22 @@ class ReloadCheck:
         self.trusted_modules = trusted_modules
         self.say = say
         self.sample = parts.sample
-        if self.sample is None and isinstance(parts.training.train, MemoryBatches):
-            self.sample = take_sample(next(parts.training.train.epoch(1)), 0)
+        self.autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+        self.is_done = False
         self.loss_at_start = _copy_or_none(parts.task.own_loss)
         self.start = Surroundings({})
         self.obstacle: Exception | None = None
         try:
-            self.start = Surroundings(find_variables([parts.model, parts.task.own_loss]))
+            if self.sample is None:  # nothing was to be looked at before the first step
+                self.sample = _read_sample(parts)
+            self.start = Surroundings(find_variables(self._find_roots()))
         except Exception as error:  # a user's own class may answer anything when it is looked at
             self.obstacle = error
 
     def __call__(self, state: dict[str, Any]) -> None:
-        """state: of the checkpoint, as it was read back. Whatever goes wrong here is a note, never the run's end."""
+        """state: of a checkpoint, as it was read back. Whatever goes wrong here is a note, never the run's end."""
+        if self.is_done:
+            return
         generators = runtime.rng_state()
         try:
             if self.obstacle is not None:
@@ -103,27 +116,36 @@ class ReloadCheck:
         finally:
             runtime.set_rng_state(generators)
 
+        self.is_done = bool(notes)
         troubles = self.parts.training.progress.troubles
         for number, note in enumerate(notes, 1):
             troubles[f"{KIND} {number}"] = note
             self.say(note)
 
+    def _find_roots(self) -> list[Any]:
+        """The objects that the user's own code is reached from."""
+        training = self.parts.training
+        roots: list[Any] = [self.parts.model, self.parts.task.own_loss]
+        if has_own_steps(self.parts.settings):
+            roots += [training.optimizer, training.schedule.scheduler]
+        return roots
+
     def _find_notes(self, state: dict[str, Any]) -> list[str]:
         parts = self.parts
-        if self.sample is None:
-            return []
         self._refuse_large()
-        enclosing = find_enclosing_function([parts.model, parts.task.own_loss])
+        enclosing = find_enclosing_function(self._find_roots())
         if enclosing is not None:
             # A call of any copy would reach, and perhaps change, the net in training.
             return [
                 f"{_NOT_CHECKED}: {enclosing.__qualname__} holds a module, so that no copy can stand for the net; "
                 "make it a method"
             ]
-        now = Surroundings(find_variables([parts.model, parts.task.own_loss]))
+        now = Surroundings(find_variables(self._find_roots()))
         notes = self._check_model(state, now) if _has_own_code(parts.settings, parts.model) else []
         if parts.task.own_loss is not None:
             notes += [note for note in self._check_loss(state, now) if note not in notes]
+        if has_own_steps(parts.settings):
+            notes += [note for note in self._check_steps(state, now) if note not in notes]
         if len(notes) > _MOST_NAMED:
             notes = [*notes[:_MOST_NAMED], f"{len(notes) - _MOST_NAMED} more attributes are not in the checkpoint"]
         return notes
@@ -131,7 +153,7 @@ class ReloadCheck:
     def _refuse_large(self) -> None:
         """MemoryError where two more copies of the net would not fit beside it."""
         device = self.parts.runtime.device
-        needed = 3 * count_bytes([self.parts.model, self.parts.task.own_loss])
+        needed = 3 * count_bytes(self._find_roots())
         if needed > free_memory(device):
             raise MemoryError(f"a copy of the net takes {needed / 3 / 2**20:,.0f} MB, and there is too little left")
 
@@ -145,7 +167,12 @@ class ReloadCheck:
         def answer(net: nn.Module, surroundings: Surroundings) -> Answers:
             return self._answer(duplicate(net), surroundings)
 
-        expected = answer(live, now)
+        try:
+            expected = answer(live, now)
+        except Exception:
+            # It may rely on the precision of the training, in which rounding would hide small differences.
+            self.autocast = self.parts.training.autocast
+            expected = answer(live, now)
         found = answer(loaded, self.start)
         if _distance(expected, found) <= _TOLERANCE:
             return []
@@ -197,15 +224,62 @@ class ReloadCheck:
         assert self.sample is not None
         inputs, _ = self.sample
         runtime.seed_everything(0)
-        with surroundings.put_in_place():
+        with surroundings.put_in_place(), self.autocast():
             with torch.no_grad():
                 evaluated = net.eval()(*inputs).detach().clone()
             net.train()
             with torch.enable_grad():
                 trained = net(*inputs)
                 gradients = _gradients(net, trained)
-        rates = [torch.tensor([float(p.requires_grad) for p in net.parameters()])]
-        return {"evaluated": [evaluated], "trained": [trained.detach().clone()], "gradients": gradients, "on": rates}
+                rates = [torch.tensor([float(p.requires_grad) for p in net.parameters()])]
+                later = [net(*inputs).detach().clone() for _ in range(self._count_calls())]
+        return {
+            "evaluated": [evaluated],
+            "trained": [trained.detach().clone()],
+            "gradients": gradients,
+            "on": rates,
+            "later": later,
+        }
+
+    def _count_calls(self) -> int:
+        """How many more calls of the net are compared: as many as take little time."""
+        assert self.sample is not None
+        work = sum(layer.multiply_adds for layer in self.parts.layers) * len(self.sample[1])
+        return min(_MOST_CALLS, int(_MOST_WORK / work / 4)) if work else 0
+
+    def _check_steps(self, state: dict[str, Any], now: Surroundings) -> list[str]:
+        """The optimizer and its schedule as they are against those that a resumed run would begin with."""
+        parts = self.parts
+        training = parts.training
+        try:
+            loaded = self._load(state)
+        except _LoadError as error:
+            return [str(error)]
+        with self.start.put_in_place():
+            optimizer = build.optimizer(parts.settings, loaded, self.trusted_modules)
+            schedule = build.schedule(parts.settings, optimizer, training.train, training.mode, self.trusted_modules)
+            optimizer.load_state_dict(state["optimizer"])
+            schedule.load_state_dict(state["scheduler"])
+
+        expected = _make_steps(*_copy_steps(training.optimizer, training.schedule), now)
+        if _distance(expected, _make_steps(*_copy_steps(optimizer, schedule), self.start)) <= _TOLERANCE:
+            return []
+
+        differences = _differing_steps(parts.settings, training.schedule, schedule)
+        differences += _differing_variables(self.start, now)
+
+        def is_mended(given: list[Difference]) -> bool:
+            trial = _copy_steps(optimizer, schedule)
+            for difference in given:
+                if difference.give is not None:
+                    difference.give(trial)
+            left = {difference.variable for difference in given if difference.variable is not None}
+            return _distance(expected, _make_steps(*trial, self.start.mix(now, left))) <= _TOLERANCE
+
+        culprits = _find_culprits(differences[:_MOST_TRIALS], is_mended)
+        if culprits:
+            return [difference.sentence for difference in culprits]
+        return [f"optimizer or scheduler: a part of their state that dlrun cannot name {NOT_SAVED}; {_OF_STEPS}"]
 
     def _find_module(self, live: nn.Module, loaded: nn.Module, now: Surroundings) -> tuple[str, nn.Module]:
         """The innermost module whose output is the first to differ."""
@@ -233,13 +307,13 @@ class ReloadCheck:
             load_weights(at_start, state["loss"])
         where = f"task.loss={task.loss_name}" + ("" if owner is None else f" ({type(owner).__name__})")
         inputs, targets = self.sample
-        with now.put_in_place(), torch.no_grad():
+        with now.put_in_place(), torch.no_grad(), self.autocast():
             outputs = duplicate(self.parts.model).eval()(*inputs).detach().clone()
 
         def answer(loss: Any, surroundings: Surroundings) -> Answers:
             trial = dataclasses.replace(task, own_loss=duplicate(loss))
-            with surroundings.put_in_place():
-                return _answer_of_loss(trial, outputs, targets)
+            with surroundings.put_in_place(), self.autocast():
+                return _answer_of_loss(trial, outputs, targets, _MOST_CALLS)
 
         expected = answer(task.own_loss, now)
         if _distance(expected, answer(self.loss_at_start, self.start)) <= _TOLERANCE:
@@ -269,7 +343,71 @@ class _LoadError(Exception):
 def is_needed(settings: Settings, model: nn.Module) -> bool:
     """Whether a run has code of the user's own that could hold state outside the checkpoint."""
     own_loss = "." in (settings.rest.task.loss or "")
-    return own_loss or _has_own_code(settings, model)
+    return own_loss or has_own_steps(settings) or _has_own_code(settings, model)
+
+
+def has_own_steps(settings: Settings) -> bool:
+    """Whether the optimizer or its schedule is of the user's own."""
+    targets = [str(block.target) for block in (settings.optimizer, settings.scheduler) if block.target is not None]
+    return not all(map(is_ours, targets))
+
+
+def _copy_steps(optimizer: Optimizer, schedule: Schedule) -> tuple[Optimizer, Schedule]:
+    """Copies with all attributes, of which torch's own copies of optimizers lack some."""
+    twin = type(optimizer).__new__(type(optimizer))
+    # A scheduler puts a `step` into its optimizer that moves that very one, whoever holds it.
+    attributes = {name: value for name, value in vars(optimizer).items() if name != "step"}
+    memo: dict[int, Any] = {id(optimizer): twin}
+    twin.__dict__.update(duplicate(attributes, memo))
+    return twin, duplicate(schedule, memo)
+
+
+def _differing_steps(settings: Settings, live: Schedule, loaded: Schedule) -> list[Difference]:
+    """Attributes of an optimizer and a scheduler of the user's own that differ from those of loaded ones."""
+    differences = []
+    for block, one, two in (
+        (settings.optimizer, live.optimizer, loaded.optimizer),
+        (settings.scheduler, live.scheduler, loaded.scheduler),
+    ):
+        if one is None or two is None or is_ours(str(block.target)):
+            continue
+        for key, value in vars(one).items():
+            suffix = find_difference(value, vars(two).get(key, MISSING))
+            if suffix is None or isinstance(value, Optimizer) or inspect.isroutine(value):
+                continue
+            differences.append(
+                Difference(
+                    f"{block.group}={block.choice} ({type(one).__name__}): attribute '{key}{suffix}' {NOT_SAVED}; "
+                    f"{_OF_STEPS}",
+                    lambda steps, group=block.group, key=key, value=value: setattr(  # type: ignore[misc]
+                        steps[0] if group == "optimizer" else steps[1].scheduler, key, duplicate(value)
+                    ),
+                )
+            )
+    return differences
+
+
+def _make_steps(optimizer: Optimizer, schedule: Schedule, surroundings: Surroundings) -> Answers:
+    """What an optimizer and its schedule, which are changed by this, make of the same gradients."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    needs_closure = requires_closure(optimizer)
+    runtime.seed_everything(0)
+    rates: list[float] = []
+    calls = _MOST_CALLS if count_bytes(parameters) < _FEW_BYTES else 2
+    with surroundings.put_in_place(), warnings.catch_warnings():
+        # The copy of a scheduler does not see the steps of its optimizer's copy.
+        warnings.simplefilter("ignore")
+        for _ in range(calls):
+            for parameter in parameters:
+                parameter.grad = torch.ones_like(parameter)
+            if needs_closure:
+                optimizer.step(lambda: 0.0)
+            else:
+                optimizer.step()
+            schedule.step_end()
+            schedule.epoch_end(0.0)
+            rates += [float(rate) for rate in schedule.learning_rates().values()]
+    return {"parameters": [parameter.detach() for parameter in parameters], "rates": [torch.tensor(rates)]}
 
 
 def _has_own_code(settings: Settings, model: nn.Module) -> bool:
@@ -287,6 +425,15 @@ def take_sample(batch: Batch, work: int) -> Batch:
     rows = min(_MOST_ROWS, max(2, int(_MOST_WORK / max(work, 1))))
     inputs, targets = preflight.head(batch, rows)
     return tuple(x.clone() for x in inputs), targets.clone()
+
+
+def _read_sample(parts: "Parts") -> Batch:
+    """Some rows of the first batch; the generators are afterwards as they were."""
+    generators = runtime.rng_state()
+    try:
+        return take_sample(next(parts.training.train.epoch(1)), 0)
+    finally:
+        runtime.set_rng_state(generators)
 
 
 def _copy_or_none(value: Any) -> Any:
@@ -429,17 +576,21 @@ def _weighted_sum(outputs: Tensor) -> Tensor:
     return (outputs * weights.reshape(outputs.shape)).sum()
 
 
-def _answer_of_loss(task: Task, outputs: Tensor, targets: Tensor) -> Answers:
-    """What a loss, which is changed by this, says to outputs: its value, as in training and as in evaluation."""
+def _answer_of_loss(task: Task, outputs: Tensor, targets: Tensor, calls: int) -> Answers:
+    """What a loss, which is changed by this, says to outputs: its value, as in training and as in evaluation.
+
+    calls: how many more values, as in training, are asked for.
+    """
     runtime.seed_everything(0)
     with torch.enable_grad():
         answered = outputs.clone().requires_grad_(True)
         value = task.loss(answered, targets)
         gradients = torch.autograd.grad(value, [answered], allow_unused=True)
+        later = [task.loss(answered, targets).detach() for _ in range(calls)]
     with torch.no_grad():
         evaluated = task.loss(outputs, targets)
     present = [gradient for gradient in gradients if gradient is not None]
-    return {"value": [value.detach()], "gradients": present, "evaluated": [evaluated]}
+    return {"value": [value.detach()], "gradients": present, "evaluated": [evaluated], "later": later}
 
 
 def _recorder(name: str, seen: list[tuple[str, list[Tensor]]]) -> Callable[..., None]:

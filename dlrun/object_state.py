@@ -93,12 +93,13 @@ def count_bytes(value: Any) -> int:
     return total
 
 
-def duplicate(value: Any) -> Any:
+def duplicate(value: Any, memo: dict[int, Any] | None = None) -> Any:
     """A deep copy that shares nothing which a call could change; an exception of any kind where there can be none.
 
     Tensors amid a graph, which torch does not copy, are copied without it. Locks are shared: they hold no numbers.
+    memo: copies by the id of their original, as copy.deepcopy takes them; those made here are added.
     """
-    memo: dict[int, Any] = {}
+    memo = {} if memo is None else memo
     for thing in iterate_reachable(value):
         if isinstance(thing, _LOCKS):
             memo[id(thing)] = thing

@@ -12,7 +12,7 @@ from dlrun.data import names
 from dlrun.data.spec import DataSpec
 from dlrun.errors import RequestError
 from dlrun.plots.mistakes import tags
-from dlrun.predict.tensors import outputs
+from dlrun.predict.tensors import outputs, refuse_several_inputs
 from dlrun.saved_model import SavedModel
 
 
@@ -35,6 +35,7 @@ class Predictions:
 
 def predicted(saved: SavedModel, x: Any) -> Predictions:
     """The answers for rows in the form that the model was trained on, or for one such row: see api.Run.predict."""
+    refuse_several_inputs(saved)
     inputs, spec, task = rows(x, saved.spec), saved.spec, saved.task
     answers = outputs(saved, inputs)
     values = task.predictions(answers)

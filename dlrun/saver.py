@@ -38,7 +38,8 @@ class Saver:
         self.best: dict[str, Any] | None = None  # what best.pt still lacks
         self.row: dict[str, float] = {}  # of the last epoch that has ended
         self.is_proved = False  # a checkpoint of this process has been read back
-        self.examine: Callable[[dict[str, Any]], None] | None = None  # looks once at what was read back
+        self.examine: Callable[[dict[str, Any]], None] | None = None  # looks at what was read back
+        self.saves = 0
         self.left_open = False  # the newest state is to go on from in mid-epoch
         self.seconds = 0.0
 
@@ -121,8 +122,14 @@ class Saver:
             newest.unlink()  # or every try would leave one more
             raise
         self._forget_old()
-        if first is not None and self.examine is not None:
-            self.examine(first)
+        self.saves += 1
+        if self.examine is not None and self._is_examined(training):
+            self.examine(load(newest) if first is None else first)
+
+    def _is_examined(self, training: Training) -> bool:
+        """Whether to look at a save: the first, second, fourth and so on, and the last; state may act late."""
+        is_power_of_two = self.saves & (self.saves - 1) == 0
+        return is_power_of_two or training.done or training.out_of_patience
 
     def _prove(self, newest: Path) -> dict[str, Any]:
         """Read the first checkpoint of this process back before anything relies on it; RunError where it cannot be.

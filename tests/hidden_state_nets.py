@@ -242,6 +242,44 @@ class Iter(G):
         return x * (1 + 0.01 * next(self.n))
 
 
+class EveryTenth(G):
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x):
+        if self.training and torch.is_grad_enabled():
+            self.calls += 1
+        return x * 2 if self.training and self.calls % 10 == 0 else x
+
+
+class FromLater(G):
+    """Its count acts in a part of the run that no look at the first checkpoint reaches."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x):
+        if self.training and torch.is_grad_enabled():
+            self.calls += 1
+        return x * 2 if self.calls > 60 else x
+
+
+class HalfCache(G):
+    """Works in the precision of the training only."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+        self.scale = nn.Parameter(torch.eye(8))
+
+    def forward(self, x):
+        self.calls += 1
+        assert torch.is_autocast_enabled("cpu")
+        return (x @ self.scale) * (1 + 0.1 * self.calls)
+
+
 class PosCache(G):
     def __init__(self):
         super().__init__()
@@ -470,6 +508,42 @@ method_loss = Loss().__call__
 
 def plain_loss(outputs, targets):
     return nn.functional.cross_entropy(outputs, targets)
+
+
+class CountingSGD(torch.optim.SGD):
+    def __init__(self, params, lr=0.01):
+        super().__init__(params, lr=lr)
+        self.steps = 0
+
+    def step(self, closure=None):
+        self.steps += 1
+        if self.steps % 5 == 0:
+            return None
+        return super().step(closure)
+
+
+class SavingSGD(CountingSGD):
+    def state_dict(self):
+        return super().state_dict() | {"steps": self.steps}
+
+    def load_state_dict(self, state):
+        self.steps = state["steps"]
+        super().load_state_dict({key: value for key, value in state.items() if key != "steps"})
+
+
+class CountingSchedule(torch.optim.lr_scheduler.LRScheduler):
+    """Halves the rate after the third epoch; its own state is not saved."""
+
+    def __init__(self, optimizer):
+        self.seen = []
+        super().__init__(optimizer)
+
+    def get_lr(self):
+        self.seen.append(0)
+        return [group["lr"] * (0.5 if len(self.seen) % 3 == 0 else 1.0) for group in self.optimizer.param_groups]
+
+    def state_dict(self):
+        return {"last_epoch": self.last_epoch}
 
 
 def with_gate(kind):

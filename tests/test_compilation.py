@@ -1,5 +1,6 @@
 """torch.compile's work before the clock starts: nothing of the training changes by it."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,19 @@ def test_warming_up_changes_nothing(dlrun: Callable[..., Any], monkeypatch: pyte
     assert plain.result["compile_seconds"] is None
     assert warmed.result["compile_seconds"] > 0
     assert "note: device.compile: the model was compiled in" in warmed.out
+
+
+@pytest.mark.parametrize("net", ["MadeBuffer", "GrownBuffer", "SetBuffer"])
+def test_warming_up_leaves_no_buffers_behind(
+    net: str, tmp_path: Path, dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(Path(__file__).parent / "nets_of_users.py", tmp_path / "buffered_nets.py")
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: None)
+    words = ("data=blobs", f"model._target_=buffered_nets.{net}", "trainer.max_steps=3", *QUIET)
+    plain = dlrun(*words)
+    warmed = dlrun(*words, "device.compile=true")
+    assert warmed.code == 0, warmed.err
+    assert warmed.result["weights_sha256"] == plain.result["weights_sha256"]
 
 
 def test_what_cannot_be_compiled_is_said_before_anything_is_written(

@@ -81,6 +81,84 @@ def test_buffers_of_a_loss_are_saved_and_come_back(train: Callable[..., Any], dl
     assert resumed.result["weights_sha256"] == whole.result["weights_sha256"]
 
 
+@pytest.mark.parametrize(
+    ("net", "words"),
+    [
+        ("EveryTenth", ()),
+        ("FromLater", ("data.batch_size=400", "trainer.max_steps=null", "trainer.epochs=70")),
+        ("Count", ("preflight=false", "data.loader=workers", "data.num_workers=0")),
+        ("HalfCache", ("device.precision=bf16",)),
+    ],
+)
+def test_what_acts_late_or_elsewhere_is_said(net: str, words: tuple[str, ...], train: Callable[..., Any]) -> None:
+    done = train(net, *words)
+    assert done.code == 0, done.err
+    assert [text for text in done.result["warnings"] if "resume" in text] == [
+        f"gate ({net}): attribute 'calls' {NOT_SAVED}; register it as a buffer, or return it from get_extra_state"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("optimizer._target_=hidden_nets.CountingSGD",), "optimizer=CountingSGD (CountingSGD): attribute 'steps'"),
+        (("scheduler._target_=hidden_nets.CountingSchedule", "scheduler.interval=step"),
+         "scheduler=CountingSchedule (CountingSchedule): attribute 'seen'"),
+        (("optimizer._target_=hidden_nets.SavingSGD", "scheduler=step", "scheduler.step_size=1"), ""),
+    ],
+)  # fmt: skip
+def test_state_of_an_optimizer_or_a_schedule_is_said(
+    words: tuple[str, ...], said: str, train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = train("BN", *words)
+    assert looked.code == 0, looked.err
+    found = [text for text in looked.result["warnings"] if "resume" in text]
+    assert found == ([f"{said} {NOT_SAVED}; return it from state_dict"] if said else [])
+    monkeypatch.setattr(experiment, "reload_check", lambda *_: None)
+    sys.modules.pop("hidden_nets", None)
+    assert train("BN", *words).result["weights_sha256"] == looked.result["weights_sha256"]
+
+
+SCRIPT = """
+import sys
+import torch
+import dlrun
+
+CALLS = 0
+
+
+class Net(torch.nn.Linear):
+    def __init__(self, spec):
+        super().__init__(spec.input_size, spec.output_size)
+        self.calls = 0
+
+    def forward(self, x):
+        global CALLS
+        CALLS += 1
+        self.calls += 1
+        return super().forward(x) * (1 + 0.1 * self.calls + 0.2 * CALLS)
+
+
+for warning in dlrun.train(*sys.argv[1:], quiet=True).result["warnings"]:
+    print(warning)
+"""
+
+
+def test_a_net_of_a_script_is_looked_at_as_any_other(tmp_path: Path, python: Callable[..., Any]) -> None:
+    script = tmp_path / "mine.py"
+    script.write_text(SCRIPT)
+    began = python("mine.py", "model._target_=__main__.Net", *QUIET, "trainer.epochs=9", "hydra.run.dir=run")
+    assert began.code == 0, began.err
+    assert [line for line in began.out.splitlines() if "resume" in line] == [
+        f"the model (Net): attribute 'calls' {NOT_SAVED}; register it as a buffer, or return it from get_extra_state",
+        f"the global CALLS of mine.py {NOT_SAVED}; keep it in a module, as a buffer",
+    ]
+    script.write_text(f"{SCRIPT}# changed\n")
+    resumed = python("mine.py", "resume=run", "trainer.max_steps=12", "trusted_modules=[__main__]")
+    assert resumed.code == 0, resumed.err
+    assert "the source of __main__.Net (mine.py) changed since this checkpoint was saved" in resumed.out
+
+
 def test_a_second_net_that_cannot_be_built_is_a_note(train: Callable[..., Any]) -> None:
     done = train("Twice")
     assert done.code == 0

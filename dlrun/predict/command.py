@@ -13,6 +13,7 @@ from dlrun.errors import ListedError, RequestError, RunError, did_you_mean
 from dlrun.predict.answer import Answer
 from dlrun.predict.answering import predictions, reader_of
 from dlrun.predict.items import STDIN
+from dlrun.predict.tensors import refuse_several_inputs
 from dlrun.predict.written import FORMATS, Writer
 from dlrun.saved_model import SavedModel, opened, run_named
 from dlrun.shell import quote
@@ -39,6 +40,7 @@ def predict(words: list[str]) -> None:
     asked = read(words)
     ignored.refuse_unheeded(asked.overrides, "dlrun predict")
     with opened(asked.run, asked.overrides) as saved:
+        refuse_several_inputs(saved)
         takes = reader_of(saved).takes
         if not asked.inputs:
             raise RequestError(f"what is to be predicted? type dlrun predict {quote(asked.run)} INPUT ...: {takes}")

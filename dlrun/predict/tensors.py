@@ -1,12 +1,37 @@
 """What a saved model answers to prepared inputs: tensors in, tensors out."""
 
+import inspect
+
 import torch
 from torch import Tensor
 
 from dlrun import build
 from dlrun.data.batches import Place
+from dlrun.errors import RequestError
 from dlrun.outputs import evaluating
+from dlrun.own_code import own_modules
 from dlrun.saved_model import SavedModel
+from dlrun.shell import advice, python_calls
+
+
+def refuse_several_inputs(saved: SavedModel) -> None:
+    """RequestError for a net of the user's own that takes more tensors than are read for its kind of data."""
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = []
+    for name, parameter in inspect.signature(saved.model.forward).parameters.items():
+        if parameter.kind in positional and parameter.default is inspect.Parameter.empty:
+            names.append(name)
+    if len(names) <= (2 if saved.spec.kind == "tokens" else 1):
+        return
+
+    place = saved.folder or saved.path
+    with python_calls("load"):
+        call = advice("eval", place, modules=own_modules(saved.settings.plain))
+    listed = ", ".join(names)
+    raise RequestError(
+        f"the model takes {len(names)} inputs ({listed}), and predict reads one; give it tensors of rows in Python: "
+        f"{call}.model({listed})"
+    )
 
 
 def rows_at_once(saved: SavedModel) -> int:
