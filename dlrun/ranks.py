@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _START_SECONDS = 1800  # so long may process 0 read or download data before the others begin
 _ANSWER_SECONDS = 3.0  # so long a process may take to say what has befallen it
-_REPORT_SECONDS = 30.0  # longest time that the other ranks wait for rank 0 to report a failure
+_NOTICE_SECONDS = 5.0  # longest time that a rank that failed waits for rank 0 to fail, too
+_REPORT_SECONDS = 30.0  # longest time that it waits for rank 0, which has failed, to report it
 _REPORTED = "rank 0 has reported"  # key in the store
 _USING_ALL = ("torch.nn.", "dlrun.")  # modules whose layers all take part in every forward pass
 _OF_THE_TRANSPORT = (
@@ -309,10 +310,16 @@ def release_ranks_after_report() -> Iterator[None]:
 
 
 def wait_for_report_of_rank_zero() -> None:
-    """Block until rank 0 has reported the failure: torchrun kills every rank as soon as one of them exits."""
-    until = time.monotonic() + _REPORT_SECONDS
+    """Block until rank 0 has reported the failure: torchrun kills every rank as soon as one of them exits.
+
+    A rank 0 that knows of no failure may be waiting for this process's gradients: only its end releases it.
+    """
+    start = time.monotonic()
     with contextlib.suppress(Exception):  # process 0 may hold the store, and is gone then
-        while _stores and time.monotonic() < until and not _stores[-1].check([_REPORTED]):
+        while _stores and not _stores[-1].check([_REPORTED]):
+            knows = _stores[-1].check(["answered/0"])
+            if time.monotonic() - start > (_REPORT_SECONDS if knows else _NOTICE_SECONDS):
+                return
             time.sleep(0.05)
 
 

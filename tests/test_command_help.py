@@ -1,6 +1,7 @@
 """`--help` of every command, `--version`, and what Hydra answers itself."""
 
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -76,11 +77,19 @@ def test_options_in_the_help_exist(name: str) -> None:
             assert word in keys, option
 
 
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the runs are kept that each example takes a copy of."""
+    return tmp_path_factory.mktemp("shelf")
+
+
 @pytest.fixture
-def with_runs(dlrun: Callable, tmp_path: Path) -> Path:
+def with_runs(dlrun: Callable, tmp_path: Path, shelf: Path) -> Path:
     """runs/mine and runs/other, and a table to ask the first of them about."""
     for folder, seed in (("runs/mine", 0), ("runs/other", 1)):
-        assert dlrun("data=blobs", f"seed={seed}", f"hydra.run.dir={folder}", *QUIET).code == 0
+        if not (shelf / folder).exists():
+            assert dlrun("data=blobs", f"seed={seed}", f"hydra.run.dir={shelf / folder}", *QUIET).code == 0
+    shutil.copytree(shelf / "runs", tmp_path / "runs")
     np.savetxt(tmp_path / "rows.csv", np.zeros((3, 2)), delimiter=",", header="x0,x1", comments="")
     return tmp_path
 

@@ -9,12 +9,14 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import dlrun.ranks
 from dlrun.checkpoint import load
 from dlrun.data.batches import MemoryBatches, Order, Place
 from dlrun.data.spec import DataSpec, Split
@@ -416,3 +418,25 @@ def test_two_machines_make_one_run_in_the_folder_of_the_first(
     assert list((tmp_path / "1").iterdir()) == []
     assert dlrun(*words, "data.batch_size=32").code == 0
     assert apart(tmp_path / "0" / "run", tmp_path / "run") < 1e-6
+
+
+class Store(dict[str, str]):
+    """Of torch's stores, what is asked here."""
+
+    def check(self, keys: list[str]) -> bool:
+        return all(key in self for key in keys)
+
+
+@pytest.mark.parametrize(
+    ("keys", "seconds"),
+    [([], dlrun.ranks._NOTICE_SECONDS), (["answered/0"], dlrun.ranks._REPORT_SECONDS), ([dlrun.ranks._REPORTED], 0)],
+)
+def test_a_failed_rank_waits_long_only_for_a_rank_zero_that_has_failed_too(
+    keys: list[str], seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    naps: list[float] = []
+    clock = SimpleNamespace(monotonic=lambda: sum(naps), sleep=naps.append)
+    monkeypatch.setattr(dlrun.ranks, "time", clock)
+    monkeypatch.setattr(dlrun.ranks, "_stores", [Store.fromkeys(keys, "yes")])
+    dlrun.ranks.wait_for_report_of_rank_zero()
+    assert sum(naps) == pytest.approx(seconds, abs=0.1)

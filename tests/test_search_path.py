@@ -26,10 +26,12 @@ class Net(nn.Module):
 WORDS = (
     "data=line", "model._target_=mynet.Net", "trainer.max_steps=3", "tracking.graph=false", "figures=false",
 )  # fmt: skip
-SCRIPT = f"import dlrun\nif __name__ == '__main__': dlrun.train(*{WORDS!r}, quiet=True)\n"
+WORKERS = ("data.loader=workers", "data.num_workers=1")
+SCRIPT = f"import dlrun\nif __name__ == '__main__': dlrun.train(*{(*WORDS, *WORKERS)!r}, quiet=True)\n"
 MODULE = (sys.executable, "-m", "dlrun")
+# Each start of an interpreter takes seconds. The sweep is the training of `python -m dlrun`, its jobs are processes of
+# another server; the script has workers; torchrun's one process is a rank like any other.
 STYLES = {
-    "module with workers": (*MODULE, *WORDS, "data.loader=workers", "data.num_workers=1"),
     "sweep": (*MODULE, "-m", *WORDS, "seed=0,1", "sweep.jobs=2"),
     "script": (sys.executable, "train_mine.py"),
     "torchrun": (
@@ -38,7 +40,7 @@ STYLES = {
         "-m",
         "torch.distributed.run",
         "--standalone",
-        "--nproc-per-node=2",
+        "--nproc-per-node=1",
         *MODULE[1:],
         *WORDS,
     ),
