@@ -58,7 +58,8 @@ def called_from_python() -> bool:
 def example_command(command: str) -> str:
     """An example of a command, or of its Python call, for a user who named no run."""
     if not called_from_python():
-        return f"dlrun {command} outputs/<date>/<run>"
+        more = " INPUT ..." if command == "predict" else ""
+        return f"dlrun {command} outputs/<date>/<run>{more}"
     return "dlrun.train('resume=outputs/<date>/<run>')" if command == "resume" else "dlrun.load('outputs/<date>/<run>')"
 
 

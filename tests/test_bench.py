@@ -43,8 +43,17 @@ def test_every_side_trains_in_turn_or_says_why_not(bench: dict[str, ModuleType])
 class Sides:
     """Stand-ins for the processes of sides: a step of `side` takes so many seconds, and a clock that they move."""
 
-    def __init__(self, cost: dict[str, float]) -> None:
+    def __init__(self, cost: dict[str, float], late: type[Exception], slower: float = 1.0) -> None:
         self.cost, self.now, self.words = cost, 0.0, []
+        self.late, self.slower = late, slower  # slower: how many times, in rounds, than the probe said
+        self.closed: list[str] = []
+
+    def take(self, seconds: float, until: float | None) -> None:
+        """Let the clock go on, up to the end of what is granted."""
+        if until is not None and self.now + seconds > until:
+            self.now = max(self.now, until)
+            raise self.late
+        self.now += seconds
 
     def __call__(self, name: str, row: Any, folder: Path) -> "Sides":
         return Sides.One(self, name)  # type: ignore[return-value]
@@ -53,47 +62,77 @@ class Sides:
         def __init__(self, sides: "Sides", name: str) -> None:
             self.sides, self.name = sides, name
 
-        def answer(self) -> dict[str, float]:
-            self.sides.now += 5.0  # the start
+        def answer(self, until: float | None = None) -> dict[str, float]:
+            self.sides.take(5.0, until)  # the start
             return {"seconds": 1.0}
 
-        def tell(self, word: str) -> dict[str, float]:
+        def tell(self, word: str, until: float | None = None) -> dict[str, float]:
             self.sides.words.append((self.name, word))
             if word == "end":
                 return {"peak_mb": 1.0}
             seconds = self.sides.cost[self.name] * int(word.split()[1])
-            self.sides.now += seconds
+            if (self.name, word) in self.sides.words[:-1] or word != "go 5":
+                seconds *= self.sides.slower
+            self.sides.take(seconds, until)
             return {"seconds": seconds}
 
         def close(self) -> None:
-            pass
+            self.sides.closed.append(self.name)
 
 
 @pytest.mark.parametrize(
-    ("scale", "steps", "rounds"),
+    ("scale", "slower", "steps", "rounds"),
     [
-        (1, 100, 25),  # so quick that whole epochs fit, as often as is of use
-        (100, 98, 9),  # a part of an epoch, so that nine rounds fit
-        (100_000, 5, 3),  # so slow that nothing fits
+        (1, 1, 100, 25),  # so quick that whole epochs fit, as often as is of use
+        (100, 1, 98, 9),  # a part of an epoch, so that nine rounds fit
+        (100, 3, 98, 3),  # the machine became slower: what fits
+        (2_000, 1, 5, 7),  # so slow that rounds are as short as the probe
+        (5_000, 1, 5, 2),
+        (5_000, 4, 5, 1),  # not even one round fits: the probe is what there is
     ],
 )
 def test_a_row_takes_its_time_and_no_more(
-    bench: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, scale: int, steps: int, rounds: int
+    bench: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, scale: int, slower: int, steps: int, rounds: int
 ) -> None:
     harness = bench["harness"]
-    sides = Sides({"dlrun": 1e-4 * scale, "hand-written": 2e-4 * scale, "pure compute": 7e-4 * scale})
+    cost = {"dlrun": 1e-4 * scale, "hand-written": 2e-4 * scale, "pure compute": 7e-4 * scale}
+    sides = Sides(cost, harness.Late, slower)
     monkeypatch.setattr(harness, "Side", sides)
     monkeypatch.setattr(harness.time, "perf_counter", lambda: sides.now)
     row = bench["rows"].Row("tiny", "mlp", "vectors", 800, 8, {"hidden_sizes": [4]}, features=3)
     found, chunk = harness.within(row, list(sides.cost), seconds=104)
     assert chunk == steps
     assert all(len(side["seconds"]) == rounds for side in found.values())
-    assert sides.now <= 104 or rounds == 3
-    assert len(sides.words) == 3 * (1 + rounds + 1)
+    assert sides.now <= 104
+    assert all("peak_mb" in side for side in found.values())
     reached = bench["core"].reached({"row": asdict(row), "steps": chunk, "sides": found})
-    assert reached.startswith(f"{rounds} rounds of ")
+    assert reached.startswith("1 round of " if rounds == 1 else f"{rounds} rounds of ")
     assert ("whole epochs" in reached) == (chunk == 100)
-    assert ("give it more --seconds" in reached) == (rounds == 3)
+    assert ("give it more --seconds" in reached) == (rounds < 6)
+
+
+def test_a_side_that_takes_too_long_is_given_up_and_the_others_go_on(
+    bench: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness = bench["harness"]
+    sides = Sides({"dlrun": 1e-2, "hand-written": 1e-2, "pure compute": 99.0}, harness.Late)
+    monkeypatch.setattr(harness, "Side", sides)
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: sides.now)
+    row = bench["rows"].Row("tiny", "mlp", "vectors", 800, 8, {"hidden_sizes": [4]}, features=3)
+    found, _ = harness.within(row, list(sides.cost), seconds=400)
+    assert found["pure compute"]["skipped"].startswith("too slow: 5 steps take more than ")
+    assert "pure compute" in sides.closed
+    assert len(found["dlrun"]["seconds"]) == len(found["hand-written"]["seconds"]) == 25
+    found, _ = harness.within(row, list(sides.cost), seconds=12)  # one start fits into the share of starts
+    assert found["hand-written"]["skipped"].startswith("too slow: not warm after ")
+    assert len(found["dlrun"]["seconds"]) > 6
+
+
+@pytest.mark.slow
+def test_a_real_side_is_late(bench: dict[str, ModuleType], tmp_path: Path) -> None:
+    row = bench["rows"].Row("tiny", "mlp", "vectors", 80, 8, {"hidden_sizes": [4]}, features=3, classes=1)
+    found, _ = bench["harness"].within(row, ["pure compute"], seconds=0.01)
+    assert found["pure compute"]["skipped"].startswith("too slow: not warm after ")
 
 
 def test_rows_of_real_data_are_skipped_without_them(bench: dict[str, ModuleType]) -> None:

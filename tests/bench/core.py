@@ -44,7 +44,7 @@ def reached(found: Found) -> str:
     row = Row(**found["row"])
     chunk = f"{found['steps']:,} of a chunk's {row.steps:,} steps" if found["steps"] < row.steps else "whole epochs"
     sure = "" if rounds >= SURE else f"; fewer than {SURE}: the interval is the range, give it more --seconds"
-    return f"{rounds} rounds of {chunk}{sure}"
+    return f"{rounds} round{'s' if rounds != 1 else ''} of {chunk}{sure}"
 
 
 def lines(found: Found) -> Iterator[str]:

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import random
+import select
 import statistics
 import subprocess
 import sys
@@ -20,14 +21,19 @@ from side import SIDES
 
 ROUNDS = 9  # that a row's time should be enough for: the bars ask for 7 or more
 SURE = 6  # rounds from which on an interval holds the true median with 95 %
-_LEAST_ROUNDS = 3  # however slow it is
 _MOST_ROUNDS = 25
+_START_SHARE = 0.6  # of a row's time, in which every side must be warm
+_PROBE_SHARE = 0.5  # of the time that is left then, in which the length of a chunk is chosen
 _PROBED = 5  # steps by which the length of a chunk is chosen, and its least
 Measured = dict[str, Any]  # of a side: seconds (of each chunk) and peak_mb, or skipped: the reason
 
 
 class Failed(Exception):
     """A side's process ended, with what it said last."""
+
+
+class Late(Exception):
+    """A side has not answered in time."""
 
 
 class Side:
@@ -48,9 +54,14 @@ class Side:
                 env=environment,
             )
 
-    def answer(self) -> Measured:
-        """What it says next."""
+    def answer(self, until: float | None = None) -> Measured:
+        """What it says next; Late where it has not by the time `until` of time.perf_counter."""
         assert self.process.stdout is not None
+        if until is not None:
+            seconds = max(until - time.perf_counter(), 0)
+            readable, _, _ = select.select([self.process.stdout], [], [], seconds)
+            if not readable:
+                raise Late
         line = self.process.stdout.readline()
         if not line:
             said = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
@@ -58,12 +69,12 @@ class Side:
         found: Measured = json.loads(line)
         return found
 
-    def tell(self, word: str) -> Measured:
+    def tell(self, word: str, until: float | None = None) -> Measured:
         """Say a word, and what it answers."""
         assert self.process.stdin is not None
         self.process.stdin.write(word + "\n")
         self.process.stdin.flush()
-        return self.answer()
+        return self.answer(until)
 
     def close(self) -> None:
         """End it, however it stands."""
@@ -97,52 +108,100 @@ def within(row: Row, names: Sequence[str], seconds: float) -> tuple[dict[str, Me
     """The same within so many seconds of wall time, starts included; and the steps of a chunk.
 
     A chunk is a part of the row's where ROUNDS of those would take too long: the end of an epoch is then in few of the
-    rounds, and not in their median.
+    rounds, and not in their median. A side that is not ready in its share of the time is skipped, and a round that is
+    cut off counts for none. Where no round is whole, the steps by which the chunk was to be chosen are the only one.
     """
     end = time.perf_counter() + seconds
-    with warm_sides(row, names) as (sides, found):
-        a_step = sum(side.tell(f"go {_PROBED}")["seconds"] for side in sides.values()) / _PROBED  # of all sides
+    with warm_sides(row, names, time.perf_counter() + _START_SHARE * seconds) as (sides, found):
+        now = time.perf_counter()
+        probes = probe(sides, found, now + _PROBE_SHARE * (end - now))
+        step_seconds = sum(probes.values()) / _PROBED  # of all sides
         left = end - time.perf_counter()
-        fitting = int(left / ROUNDS / a_step) if sides else 0
+        fitting = int(left / ROUNDS / step_seconds) if sides else 0
         steps = min(row.steps, max(fitting, _PROBED))
         longest = 0.0
         for number in range(_MOST_ROUNDS):
             began = time.perf_counter()
-            if number >= _LEAST_ROUNDS and began + longest > end:
+            if not sides or began + longest > end:
                 break
-            make_round(number, sides, found, f"go {steps}")
+            try:
+                make_round(number, sides, found, f"go {steps}", end)
+            except Late:
+                break
             longest = max(longest, time.perf_counter() - began)
-    return found, steps
+
+        whole_rounds = min((len(found[name]["seconds"]) for name in probes), default=0)
+        for name, taken in probes.items():
+            found[name]["seconds"] = found[name]["seconds"][:whole_rounds] or [taken]
+    return found, steps if whole_rounds else _PROBED
+
+
+def probe(sides: dict[str, Side], found: dict[str, Measured], end: float) -> dict[str, float]:
+    """Seconds that a few steps of each side take; one that needs more than its share of the time is given up."""
+    probes: dict[str, float] = {}
+    waiting = list(sides)
+    for number, name in enumerate(waiting):
+        now = time.perf_counter()
+        share = (end - now) / (len(waiting) - number)
+        try:
+            probes[name] = sides[name].tell(f"go {_PROBED}", now + share)["seconds"]
+        except Late:
+            sides.pop(name).close()
+            found[name] = {"skipped": f"too slow: {_PROBED} steps take more than {share:.0f} s, give it more --seconds"}
+    return probes
 
 
 @contextmanager
-def warm_sides(row: Row, names: Sequence[str]) -> Iterator[tuple[dict[str, Side], dict[str, Measured]]]:
-    """The sides that can run, started together and warm; at the end each says how much memory it took."""
+def warm_sides(
+    row: Row, names: Sequence[str], until: float | None = None
+) -> Iterator[tuple[dict[str, Side], dict[str, Measured]]]:
+    """The sides that can run, warm; at the end each says how much memory it took.
+
+    Together they start as many as there are cores, in their order, so that on a slow machine some are warm in time.
+    until: the time of time.perf_counter at which those that are not warm are given up.
+    """
     found: dict[str, Measured] = {name: {"skipped": why_not(name, row)} for name in names}
+    waiting = [name for name in names if not found[name]["skipped"]]
+    cores = os.cpu_count() or 1
+    began = time.perf_counter()
     with tempfile.TemporaryDirectory() as place, ExitStack() as held:
         started: dict[str, Side] = {}
-        for number, name in enumerate(names):
-            if not found[name]["skipped"]:
-                started[name] = Side(name, row, Path(place) / str(number))
-                held.callback(started[name].close)
         sides: dict[str, Side] = {}
-        for name, side in started.items():
+        for number, name in enumerate(waiting):
+            for other in waiting[len(started) : number + cores]:
+                started[other] = Side(other, row, Path(place) / str(len(started)))
+                held.callback(started[other].close)
             try:
-                side.answer()
+                started[name].answer(until)
             except Failed as failed:
                 found[name] = {"skipped": f"failed: {failed}"}
+            except Late:
+                for late in waiting[number:]:
+                    waited = time.perf_counter() - began
+                    found[late] = {"skipped": f"too slow: not warm after {waited:.0f} s, give it more --seconds"}
+                    if late in started:
+                        started[late].close()
+                break
             else:
-                sides[name] = side
+                sides[name] = started[name]
                 found[name] = {"seconds": []}
         yield sides, found
         for name, side in sides.items():
             found[name] |= side.tell("end")
 
 
-def make_round(number: int, sides: dict[str, Side], found: dict[str, Measured], word: str) -> None:
-    """One chunk of each side, in an order of this round's own."""
+def make_round(
+    number: int, sides: dict[str, Side], found: dict[str, Measured], word: str, until: float | None = None
+) -> None:
+    """One chunk of each side, in an order of this round's own; a side that is late is stopped."""
     for name in random.Random(number).sample(list(sides), len(sides)):
-        found[name]["seconds"].append(sides[name].tell(word)["seconds"])
+        try:
+            taken = sides[name].tell(word, until)
+        except Late:
+            sides.pop(name).close()
+            found[name]["peak_mb"] = None
+            raise
+        found[name]["seconds"].append(taken["seconds"])
 
 
 def ratios(over: Measured, under: Measured) -> list[float]:
