@@ -6,7 +6,6 @@ import re
 import shlex
 import shutil
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ import torch
 
 import dlrun as library
 from dlrun import config, diagnose, mistakes, watch
-from dlrun.cli import main
 from dlrun.config import CONFIG_DIR
 from dlrun.data.spec import DataSpec
 from dlrun.request import compose
@@ -30,21 +28,19 @@ Take = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run and a sweep of two, which tests copy."""
-    place = tmp_path_factory.mktemp("shelf")
-    sweep = ["dlrun", "-m", "seed=0,1", *TINY, "sweep.dir=runs/sweep"]
-    with pytest.MonkeyPatch.context() as patched:
-        patched.chdir(place)
-        library.train(*TINY, "hydra.run.dir=runs/one", quiet=True)
-        patched.setattr(sys, "argv", sweep)
-        assert main() == 0
-    return place
+    """Where a run and a sweep of two lie as soon as a test has made them."""
+    return tmp_path_factory.mktemp("shelf") / "runs"
 
 
 @pytest.fixture
 def saved(dlrun: Take, shelf: Path) -> Take:
     """The command line, where runs/one is a run and runs/sweep a sweep."""
-    shutil.copytree(shelf / "runs", "runs")
+    if not shelf.exists():
+        assert dlrun(*TINY, "hydra.run.dir=runs/one").code == 0
+        assert dlrun("-m", "seed=0,1", *TINY, "sweep.dir=runs/sweep").code == 0
+        shutil.copytree("runs", shelf)
+    else:
+        shutil.copytree(shelf, "runs")
     return dlrun
 
 
