@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,7 @@ def _with(group: str, owners: list[str]) -> str:
     return " and ".join(owners[:4]) + f" (type {group}={owners[0]})"
 
 
+@cache
 def _plain(path: Path) -> Any:
     return OmegaConf.to_container(OmegaConf.load(path))
 

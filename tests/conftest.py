@@ -12,6 +12,7 @@ Which runner a test takes, the first that will do:
 A finished run that several tests only read is made once, in a fixture of their module.
 """
 
+import ast
 import functools
 import importlib.util
 import json
@@ -176,6 +177,23 @@ def module_of(name: str, folder: str = "") -> ModuleType:
 def formats() -> ModuleType:
     """tests/data/published_formats.py, which writes small data sets in their published byte formats."""
     return module_of("published_formats", "data")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of the package; its name is the path below dlrun/."""
+
+    name: str
+    text: str
+    tree: ast.Module
+
+
+@pytest.fixture(scope="session")
+def sources() -> list[Source]:
+    """The files of the package, parsed once: for tests of how the code is written."""
+    package = Path(__file__).parent.parent / "dlrun"
+    files = [(path.relative_to(package).as_posix(), path.read_text()) for path in sorted(package.rglob("*.py"))]
+    return [Source(name, text, ast.parse(text)) for name, text in files]
 
 
 @pytest.fixture
