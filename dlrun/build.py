@@ -199,12 +199,14 @@ def _described(spec: DataSpec) -> str:
 
 def fitting_models(spec: DataSpec) -> list[str]:
     """The shipped models that take such data."""
-    found = []
-    for path in sorted((CONFIG_DIR / "model").glob("*.yaml")):
-        target = str(OmegaConf.select(OmegaConf.load(path), "_target_"))
-        if _fits(targets.resolve(target, "model._target_", None), spec):
-            found.append(path.stem)
-    return found
+    return [name for name, target in _shipped_models() if _fits(targets.resolve(target, "model._target_", None), spec)]
+
+
+@functools.cache
+def _shipped_models() -> list[tuple[str, str]]:
+    """The options of model= with their targets."""
+    paths = sorted((CONFIG_DIR / "model").glob("*.yaml"))
+    return [(path.stem, str(OmegaConf.select(OmegaConf.load(path), "_target_"))) for path in paths]
 
 
 def wants_channels_last(model: nn.Module, spec: DataSpec, runtime: Runtime) -> bool:

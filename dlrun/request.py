@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import copy
 import importlib
 import io
 import logging
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import hydra
-import hydra.core.utils
+import hydra._internal.hydra
 from hydra._internal.config_loader_impl import get_overrides_dirname
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import get_args_parser
@@ -22,9 +23,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from dlrun import config, ignored, points, run_names
@@ -82,7 +84,7 @@ def from_command_line(words: Sequence[str]) -> list[Request]:
     said = io.StringIO()
     try:
         # Hydra tells of an exception on stderr, besides raising it.
-        with _argv(words), _composed_once(asked), _no_folder_made(), contextlib.redirect_stderr(said):
+        with _argv(words), _composed_once(asked), _no_job_begun(), contextlib.redirect_stderr(said):
             register()
             main = hydra.main(version_base="1.3", config_path=str(config.CONFIG_DIR), config_name="config")
             try:
@@ -206,23 +208,30 @@ def _composed_once(asked: argparse.Namespace) -> Iterator[None]:
             setattr(Hydra, name, function)
 
 
-class _UnmadePath(type(Path())):  # type: ignore[misc]
-    """A path at which no folder is made."""
-
-    def mkdir(self, *_: Any, **__: Any) -> None:
-        """Leave the disk as it is."""
-
-
 @contextlib.contextmanager
-def _no_folder_made() -> Iterator[None]:
-    """Hydra makes a job's folder before anything is known to be right: a run makes its own when it begins."""
-    names: Any = hydra.core.utils
-    before = names.Path
-    names.Path = _UnmadePath
+def _no_job_begun() -> Iterator[None]:
+    """Hydra hands on what it has composed, and begins no job with it: a run makes its own folder and log."""
+    module: Any = hydra._internal.hydra
+    before = module.run_job
+    module.run_job = _hand_on
     try:
         yield
     finally:
-        names.Path = before
+        module.run_job = before
+
+
+def _hand_on(task_function: Callable[[DictConfig], None], config: DictConfig, **_: Any) -> JobReturn:
+    """Stand in for Hydra's run_job, which makes a folder, sets up logging, and copies all of the config four times."""
+    folder = os.path.abspath(str(OmegaConf.select(config, "hydra.run.dir")))  # noqa: PTH100  # as Hydra writes it
+    settings = copy.deepcopy(config)
+    with read_write(settings.hydra.runtime), open_dict(settings.hydra.runtime):
+        settings.hydra.runtime.output_dir = folder
+    cast(Any, HydraConfig.instance()).cfg = settings  # its own setter copies all of it
+
+    with read_write(config), open_dict(config):
+        del config["hydra"]
+    task_function(config)
+    return JobReturn(status=JobStatus.COMPLETED)
 
 
 def _refusing(run: Callable[..., Any], mode: RunMode) -> Callable[..., Any]:

@@ -289,10 +289,12 @@ def check(command: str, case: tuple[str, str, Damage], whole: Path, dlrun: Calla
 
 
 def test_a_command_on_one_damaged_run_ends_well(whole: Path, dlrun: Callable[..., Any]) -> None:
+    """Over many runs each of these damages is met above; the slow test below has every damage."""
     shutil.copytree(whole, "good")
     commands = ("predict", "eval", "resume", "auto", "load", "export")
     for number, case in enumerate(sample()):
-        check("diff", case, whole, dlrun)
+        if number % 3 == 0:
+            check("diff", case, whole, dlrun)
         if number % 16 == 0:
             check(commands[number // 16 % len(commands)], case, whole, dlrun)
 
