@@ -101,6 +101,8 @@ def stroke(image: Grey) -> float:
 
     The outline is the total variation, so that grey edges count right at any size.
     """
-    padded = np.pad(image, 1)
+    height, width = image.shape
+    padded = np.zeros((height + 2, width + 2))
+    padded[1:-1, 1:-1] = image  # np.pad takes longer than all the rest
     outline = np.abs(np.diff(padded, axis=0)).sum() + np.abs(np.diff(padded, axis=1)).sum()
     return float(2 * image.sum() / outline) if outline else 0.0
