@@ -14,6 +14,8 @@ from dlrun.data.pictures import read_picture
 from dlrun.export import loaders
 from dlrun.saved_model import opened
 
+pytestmark = pytest.mark.usefixtures("operators")
+
 QUICK = ("tracking.graph=false", "figures=false", "trainer.epochs=1", "data.limit_batches=2", "hydra.run.dir=run")
 
 

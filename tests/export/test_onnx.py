@@ -13,6 +13,8 @@ import torch
 from dlrun.export import onnx
 from dlrun.saved_model import SavedModel, opened
 
+pytestmark = pytest.mark.usefixtures("operators")
+
 QUICK = ("tracking.graph=false", "figures=false", "trainer.epochs=1", "data.limit_batches=2", "hydra.run.dir=run")
 PAIRS = [  # data, model, settings
     ("regression", "linear", ()),
@@ -59,6 +61,7 @@ def some_inputs(saved: SavedModel, rows: int, longer: int = 0) -> tuple[torch.Te
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize(("data", "model", "settings"), PAIRS)
 def test_every_model_answers_as_in_torch(
     dlrun: Callable, real_data: Path, tmp_path: Path, loaded: Callable, data: str, model: str, settings: tuple[str, ...]

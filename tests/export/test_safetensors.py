@@ -52,6 +52,7 @@ def is_as_in_the_run(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize(("data", "model", "settings"), PAIRS)
 def test_every_model_is_written_out(
     dlrun: Callable, real_data: Path, tmp_path: Path, loaded: Callable, data: str, model: str, settings: tuple[str, ...]
