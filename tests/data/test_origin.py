@@ -1,8 +1,6 @@
 """Every row knows its place in the user's files, through every split, shuffle and limit."""
 
 import csv
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -252,15 +250,18 @@ def test_classes_are_what_is_written(tmp_path: Path, cells: list[str], names: tu
     assert splits.train.targets.tolist() == [wanted[i % len(cells)] for i in range(30)]
 
 
-@pytest.mark.slow  # a script of its own imports torch
-def test_an_exported_script_reads_the_same_classes(dlrun: Callable[..., Any], tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_an_exported_script_reads_the_same_classes(
+    dlrun: Callable[..., Any], python: Callable[..., Any], tmp_path: Path
+) -> None:
     cells = ["7", "007", "9007199254740993", "9007199254740992"]
     (tmp_path / "t.csv").write_text("a,b,kind\n" + "".join(f"{i},{i % 7},{cells[i % 4]}\n" for i in range(60)))
     words = ("data=csv", "data.path=t.csv", "data.task=multiclass", "model=linear", "hydra.run.dir=run", *QUIET)
     made = dlrun(*words)
     assert dlrun("export", "run", "format=python").code == 0
-    script = subprocess.run([sys.executable, "run/export/python/train.py"], capture_output=True, text=True, check=True)
-    assert f"weights {made.result['weights_sha256']} as in the run" in script.stdout
+    script = python("run/export/python/train.py")
+    assert script.code == 0, script.err
+    assert f"weights {made.result['weights_sha256']} as in the run" in script.out
 
 
 @pytest.mark.parametrize("kind", ["table", "arrays", "folder"])

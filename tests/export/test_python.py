@@ -24,11 +24,18 @@ for path in sys.argv[1:]:
 QUIET = ("tracking.graph=false", "tracking.evolution_every_epochs=null", "figures=false")
 LESSONS = {path.stem: path for path in sorted((CONFIG_DIR / "lesson").glob("*.yaml"))}
 IN_FAST_SUITE = ("gradient_descent",)
+FEW = ("trainer.epochs=3", "data.limit_batches=4")  # where softmax_mnist and names_rnn read the same data as a whole
 CUT = {  # so that a lesson takes seconds; the others are cut to three epochs
+    "cnn_mnist": FEW,
     "coarse_to_fine": (),
     "exhaustive_search": (),
     "exhaustive_surface": (),
-    "save_two_ways": (),
+    "inception_mnist": FEW,
+    "names_gru": FEW,
+    "optimizer_race_all": ("trainer.epochs=3", "data.rows=200"),
+    "overfitting": FEW,
+    "resnet_mnist": FEW,
+    "save_two_ways": ("model.name=vgg11", "data.batch_size=8"),
 }
 NEEDS_DATA = {"mnist", "names", "diabetes"}
 

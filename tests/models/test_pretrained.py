@@ -1,5 +1,6 @@
 """Nets of torchvision; its downloads are replaced by files made here."""
 
+import functools
 import io
 import pickle
 import urllib.error
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from dlrun.data.spec import DataSpec
 from dlrun.errors import MisfitError, RequestError
+from dlrun.models import pretrained
 from dlrun.models.pretrained import Torchvision, weights_follow
 
 pytestmark = pytest.mark.slow
@@ -60,6 +62,29 @@ SMALLEST = {  # of each family the side that is advised, or one that is known to
 }
 
 
+@functools.cache
+def source_net(name: str) -> Any:
+    """A net as torchvision makes it, for tests that only read its weights."""
+    return models.get_model(name, **({"init_weights": True} if name in ("googlenet", "inception_v3") else {}))
+
+
+@pytest.fixture
+def narrow_vgg(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A vgg whose hidden layers behind the features have 8 units: 4,096 are 120 million weights for every net."""
+    from torchvision.models import vgg
+
+    class Narrow(vgg.VGG):  # type: ignore[misc]
+        def __init__(self, features: nn.Module, num_classes: int = 1000, **settings: Any) -> None:
+            # The wide layers are thrown away, so they get no memory.
+            with torch.device("meta"):
+                super().__init__(nn.Identity(), num_classes, **settings)
+            self.features = features
+            for i, inputs, outputs in ((0, 512 * 7 * 7, 8), (3, 8, 8), (6, 8, num_classes)):
+                self.classifier[i] = nn.Linear(inputs, outputs)
+
+    monkeypatch.setattr(vgg, "VGG", Narrow)
+
+
 @pytest.fixture
 def published(monkeypatch: pytest.MonkeyPatch) -> Callable[[nn.Module], list[dict[str, Any]]]:
     """Make torchvision's download yield the weights of a net; the list collects how it was asked for."""
@@ -93,7 +118,11 @@ def test_each_family_trains_saves_and_loads(name: str, side: int, image_spec: Ma
 
 
 def test_every_name_is_built(image_spec: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A net of each family answers above; of all the last layer is looked at, without values in the weights."""
+    """A net of each family answers above; of all the last layer is looked at, without values in the weights.
+
+    Whether the images fit depends on the family; of a vit also on the patches that its name stands for.
+    """
+    check_image = pretrained._check_image
     for name in vars(nn.init):
         if name.endswith("_") and not name.startswith("_"):
             monkeypatch.setattr(nn.init, name, lambda tensor, *_, **__: tensor)
@@ -102,6 +131,7 @@ def test_every_name_is_built(image_spec: Make, monkeypatch: pytest.MonkeyPatch) 
     for name in names:
         if name == "regnet_y_128gf":  # takes 3 GB, which a test machine may not have
             continue
+        monkeypatch.setattr(pretrained, "_check_image", check_image if "vit" in name else lambda *_: None)
         with torch.device("meta"):
             net = Torchvision(image_spec(3, 224, 224, outputs=7), name)
         heads = [layer for layer in net.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
@@ -198,12 +228,12 @@ def test_trained_first_layer_answers_gray_as_before(channels: int, published: An
     [("squeezenet1_1", 32), ("googlenet", 32), pytest.param("inception_v3", 75, marks=pytest.mark.slow)],
 )
 def test_trained_nets_of_other_makes(name: str, side: int, published: Any, image_spec: Make) -> None:
-    settings = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
-    published(models.get_model(name, **settings))
+    published(source_net(name))
     net = Torchvision(image_spec(1, side, side, outputs=7), name, "DEFAULT")
     assert net(torch.randn(2, 1, side, side)).shape == (2, 7)
 
 
+@pytest.mark.usefixtures("narrow_vgg")
 @pytest.mark.parametrize("side", [32, 64, 96])
 def test_a_trained_vgg_takes_images_of_any_size(side: int, published: Any, image_spec: Make) -> None:
     published(models.vgg11())
@@ -261,13 +291,14 @@ def saved(tmp_path: Path) -> Callable[..., str]:
     return save
 
 
+@pytest.mark.usefixtures("narrow_vgg")
 @pytest.mark.parametrize(
     ("name", "side"), [("resnet18", 32), ("densenet121", 32), ("googlenet", 32), ("vgg11", 32), ("mobilenet_v2", 32)]
 )
 def test_a_file_of_weights_gives_the_net_that_their_name_gives(
     name: str, side: int, published: Any, saved: Any, image_spec: Make
 ) -> None:
-    source = models.get_model(name, **({"init_weights": True} if name == "googlenet" else {}))
+    source = models.vgg11() if name == "vgg11" else source_net(name)
     published(source)
     by_name = Torchvision(image_spec(1, side, side, outputs=7), name, "DEFAULT")
     by_file = Torchvision(image_spec(1, side, side, outputs=7), name, saved(source))
@@ -294,13 +325,13 @@ def test_files_of_other_makes(saved: Any, image_spec: Make) -> None:
         .replace("conv1", "conv.1")
         .replace("norm2", "norm.2")
         .replace("conv2", "conv.2"): v
-        for key, v in models.densenet121().state_dict().items()
+        for key, v in source_net("densenet121").state_dict().items()
     }
     assert Torchvision(image_spec(3, 32, 32), "densenet121", saved(old))
 
 
 def test_a_file_that_is_not_of_the_net_is_refused(saved: Any, tmp_path: Path, image_spec: Make) -> None:
-    resnet = models.resnet18().state_dict()
+    resnet = source_net("resnet18").state_dict()
     lacking = {key: value for key, value in resnet.items() if not key.startswith("layer3.0")}
     (tmp_path / "junk.pth").write_bytes(b"junk")
     for weights, said in (
@@ -336,6 +367,7 @@ def test_a_frozen_backbone_stays_as_it_is_while_the_head_learns(saved: Any, imag
     assert torch.equal(net.train()(x), net.eval()(x))
 
 
+@pytest.mark.usefixtures("narrow_vgg")
 def test_nothing_frozen_is_dropped_out_and_the_head_is(saved: Any, image_spec: Make) -> None:
     net = Torchvision(image_spec(3, 64, 64), "vgg11", saved(models.vgg11()), freeze="backbone").train()
     dropouts = [m for m in net.modules() if isinstance(m, nn.Dropout)]
@@ -353,9 +385,10 @@ def test_freeze_takes_one_word_and_random_weights_are_remarked_on(image_spec: Ma
     assert not hasattr(Torchvision(image_spec(3, 32, 32)), "note")
 
 
+@pytest.mark.usefixtures("narrow_vgg")
 @pytest.mark.parametrize("name", ["resnet18", "vgg11", "googlenet"])
 def test_weights_that_a_checkpoint_brings_are_not_read(name: str, published: Any, saved: Any, image_spec: Make) -> None:
-    source = models.get_model(name, **({"init_weights": True} if name == "googlenet" else {}))
+    source = models.vgg11() if name == "vgg11" else source_net(name)
     calls = published(source)
     trained = Torchvision(image_spec(1, 32, 32), name, "DEFAULT")
     assert calls
