@@ -164,12 +164,15 @@ class GrowingFile:
         if not self._held:
             return
         with self.unsaved.attempt(self.what):
-            before = self.path.stat().st_size if is_there(self.path) else 0
+            before = None
             try:
                 with self.path.open("ab") as file:
+                    before = file.tell()
                     file.write(self._held)
             except OSError:
-                with contextlib.suppress(OSError):
-                    os.truncate(self.path, before)  # half a line is worse than none
+                # Half a line is worse than none.
+                if before is not None:
+                    with contextlib.suppress(OSError):
+                        os.truncate(self.path, before)
                 raise
             self._held.clear()

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from typing import Any, Protocol
 
@@ -247,5 +247,11 @@ def evaluation_block(batches: int) -> int:
 
 def requires_closure(optimizer: Optimizer) -> bool:
     """Whether the optimizer evaluates the loss itself, as LBFGS does."""
-    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    kind: Any = type(optimizer)  # torch's types deny that it has a hash
+    return _step_requires_closure(kind)
+
+
+@cache  # reading a signature takes 0.1 ms, at each start of an epoch
+def _step_requires_closure(kind: type[Optimizer]) -> bool:
+    closure = inspect.signature(kind.step).parameters.get("closure")
     return closure is not None and closure.default is inspect.Parameter.empty

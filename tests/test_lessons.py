@@ -16,7 +16,24 @@ QUIET = ("figures=false", "tracking.evolution_every_epochs=null", "strict=true")
 WHOLE_DATA = {"softmax_mnist", "cnn_mnist", "inception_mnist", "resnet_mnist", "names_rnn", "names_gru"}
 NEEDS_DATA = {"diabetes", "diabetes_relu", "overfitting", *WHOLE_DATA}
 NEEDS_DOWNLOAD = {"resnet_cifar10"}
-CUT = {"planar_scratch": ("trainer.epochs=2000", "checkpoint.every_epochs=2000")}  # as far as its expectation needs
+# As far as the expectations of a lesson need; `make course` runs all of each.
+CUT = {
+    "diabetes": ("trainer.epochs=20",),
+    "diabetes_relu": ("trainer.epochs=40",),
+    "logistic_regression": ("sweep.points=['seed=range(2)']",),
+    "optimizer_race_all": (
+        "trainer.log_every_steps=50",
+        # A step of its line search with 20 iterations takes as long as 50 steps of another optimizer.
+        "sweep.points=["
+        "'optimizer=glob(*,exclude=[exhaustive,numeric_gradient,lbfgs])',"
+        "'optimizer=lbfgs optimizer.line_search_fn=strong_wolfe optimizer.max_iter=2']",
+    ),
+    "overfitting": ("trainer.epochs=20", "checkpoint.every_epochs=20"),
+    "planar_hidden_sizes": ("trainer.epochs=300",),
+    "planar_scratch": ("trainer.epochs=300",),
+    "save_two_ways": ("model.name=mobilenet_v3_small",),  # with 2 million weights, of 134 million
+    "two_layer_scratch": ("trainer.epochs=20",),
+}
 QUICK = ("gradient_descent", "backpropagation", "diverging")
 OTHERS = sorted(set(FILES) - NEEDS_DATA - NEEDS_DOWNLOAD - set(QUICK))
 
@@ -46,7 +63,7 @@ def test_a_lesson_opens_with_what_it_is_and_its_expectations_can_be_read(name: s
     "name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS if "planar" not in name)]
 )
 def test_a_lesson_comes_to_what_it_says(name: str, dlrun: Callable[..., Any]) -> None:
-    done = dlrun(f"lesson={name}", *QUIET)
+    done = dlrun(f"lesson={name}", *QUIET, *CUT.get(name, ()))
     assert done.code == 0, done.out[-3000:] + done.err
     assert "NO" not in re.findall(r"\s(yes|NO)\s*$", done.out, re.MULTILINE)
     assert "yes" in re.findall(r"\s(yes|NO)\s*$", done.out, re.MULTILINE)
