@@ -15,7 +15,7 @@ from dlrun.sweep.ledger import Ledger
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")]
 WORDS = ("-m", "data=blobs", "model=mlp", "model.dropout=0.3", "optimizer=sgd,adam", "seed=0,1", "sweep.dir=s")
-QUIET = ("trainer.epochs=200", "figures=false", "tracking.graph=false", "device.num_threads=1")
+QUIET = ("trainer.epochs=120", "figures=false", "tracking.graph=false", "device.num_threads=1")
 
 
 @pytest.fixture(scope="module")
@@ -61,19 +61,19 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
 def trains(sweep: Path, jobs: int) -> bool:
     """Whether as many jobs as run at a time are some epochs on, one of them not the very first."""
     lengths = [path.read_bytes().count(b"\n") for path in sweep.glob("*/metrics.jsonl")]
-    return len(lengths) > 1 and sum(3 <= length < 190 for length in lengths) >= jobs
+    return len(lengths) > 1 and sum(3 <= length < 110 for length in lengths) >= jobs
 
 
 @pytest.mark.parametrize(
     ("name", "group", "jobs"),
     [
-        ("SIGINT", False, 1),  # each of the first four has a pair of choices that no other has
+        # One handler takes every signal: each of them once, and each pair of choices, that of SIGUSR1 as Slurm sends
+        # it to each process of a step.
+        ("SIGINT", False, 1),
         ("SIGINT", True, 2),
         ("SIGTERM", False, 2),
-        ("SIGTERM", True, 1),
         ("SIGHUP", True, 1),
-        ("SIGUSR1", False, 2),
-        ("SIGUSR1", True, 2),  # as Slurm sends it, to each process of a step
+        ("SIGUSR1", True, 2),
     ],
 )
 def test_a_stopped_sweep_is_gone_on_with(
