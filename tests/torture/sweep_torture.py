@@ -4,7 +4,7 @@ Half of the kills hit the sweep's own process only, half of them all of its proc
 this process, which has imported torch (an import costs seconds), and calls dlrun's command line; the first one of each
 engine is started as `python -m dlrun`.
 
-python tests/torture/sweep_torture.py [--rounds 10] [--epochs 80] [--seed 0]
+python tests/torture/sweep_torture.py [--rounds 10] [--seed 0]
 """
 
 import argparse
@@ -27,7 +27,7 @@ from torture import ended, prepare  # sets OMP_NUM_THREADS before it imports tor
 import dlrun.cli
 
 WORDS = ("-m", "data=blobs", "data.val_fraction=0.2", "model=mlp", "model.dropout=0.3", "optimizer=sgd,adam")
-WORDS += ("seed=0,1,2", "checkpoint.every_steps=2", "scheduler=cosine", "device.num_threads=1")
+WORDS += ("seed=0,1,2", "trainer.epochs=80", "checkpoint.every_steps=2", "scheduler=cosine", "device.num_threads=1")
 WORDS += ("figures=false", "tracking.graph=false", "sweep.dir=s")
 PATIENCE = 5.0  # seconds in which all processes of a killed sweep are to be gone
 
@@ -109,12 +109,10 @@ def survivors(session: int) -> int:
     return len(left)
 
 
-def one_round(
-    words: list[str], place: Path, jobs: int, seconds: float, chance: random.Random, counts: Counts, real: bool
-) -> list[str]:
+def one_round(place: Path, jobs: int, seconds: float, chance: random.Random, counts: Counts, real: bool) -> list[str]:
     """Kill a sweep once, or now and then twice, go on with it to its end; what differs from whole/s then."""
     place.mkdir()
-    command = words
+    command = [*WORDS, f"sweep.jobs={jobs}"]
     ledger = place / "s" / "sweep.jsonl"
     for _ in range(chance.choice([1, 1, 2])):
         group = counts.kills % 2 == 1
@@ -152,7 +150,6 @@ def main() -> int:
     """Torture both engines and print the counts; 1 when something is not equal, or a process was left."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=10, help="sweeps an engine")
-    parser.add_argument("--epochs", type=int, default=80, help="of each of the six jobs")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     root, chance = Path(tempfile.mkdtemp(prefix="sweep_torture_")), random.Random(asked.seed)
@@ -162,15 +159,13 @@ def main() -> int:
         counts, began = Counts(), time.perf_counter()
         whole = root / f"whole_{jobs}"
         whole.mkdir()
-        words = [*WORDS, f"trainer.epochs={asked.epochs}", f"sweep.jobs={jobs}"]
-        if finished(launch(words, whole, real=False)):
+        if finished(launch([*WORDS, f"sweep.jobs={jobs}"], whole, real=False)):
             print((whole / "said.txt").read_text())
             return 1
         seconds = time.perf_counter() - began
         for number in range(asked.rounds):
             place = root / f"jobs_{jobs}_round_{number}"
-            longest = seconds * (2 if number == 0 else 1)
-            found = one_round(words, place, jobs, longest, chance, counts, real=number == 0)
+            found = one_round(place, jobs, seconds * (2 if number == 0 else 1), chance, counts, real=number == 0)
             counts.differences += bool(found)
             for line in found[:6]:
                 print(f"  {place}: {line}", flush=True)
