@@ -129,7 +129,7 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture
 def warm_check_resume(warm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The trainings of `dlrun check resume` are warm processes; test_readme runs it with new interpreters."""
+    """The trainings of `dlrun check resume` are warm processes; test_readme starts them as the product does."""
     from dlrun import resume_check
 
     def start(words: list[str], **_: Any) -> Any:

@@ -28,6 +28,8 @@ def commands() -> list[str]:
 
 def shortened(command: str) -> str:
     """The same command for fewer steps; what only looks, or loads a run, stays as it is."""
+    if command == "dlrun resume runs/mine trainer.epochs=40":
+        return f"{command} trainer.epochs=3"  # of a run that has ended after one
     verbs = "eval|resume|ls|check|compare|predict|export|diff|clean|completion|--help|--cfg"
     only_looks = re.match(rf"dlrun ({verbs})\b", command)
     if only_looks or not command.startswith(("dlrun", "torchrun")):
@@ -35,22 +37,30 @@ def shortened(command: str) -> str:
     return f"{command} {QUICK}"
 
 
-def places(tmp_path: Path, warm: Any) -> dict[str, str]:
-    """An environment in which `dlrun` is this checkout's, and starts as a warm process; without `warm` as a new one."""
-    bin_folder = tmp_path / "bin"
-    bin_folder.mkdir()
-    script = bin_folder / "dlrun"
-    if warm is None:
-        script.write_text(f'#!/bin/sh\nexec {sys.executable} -m dlrun "$@"\n')
-        script.chmod(0o755)
-    else:
-        warm.write_command(script, "-m", "dlrun")
-        warm.write_command(bin_folder / "python")
-    return {**os.environ, "PATH": f"{bin_folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory, warm: Any) -> dict[str, str]:
+    """An environment in which `dlrun` is this checkout's; it, `python` and `torchrun` start as warm processes.
+
+    So do the trainings of `dlrun check resume`. New interpreters are test_cli's, test_start_up's, test_search_path's.
+    """
+    bin_folder = tmp_path_factory.mktemp("bin")
+    launch = (
+        f"import runpy, sys; sys.executable = {warm.interpreter!r}; runpy.run_module('dlrun', None, '__main__', True)"
+    )
+    warm.write_command(bin_folder / "dlrun", "-c", launch)
+    warm.write_command(bin_folder / "python")
+    warm.write_command(bin_folder / "torchrun", "-m", "torch.distributed.run")
+    path = f"{bin_folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    variables = {**os.environ, "PATH": path, "PYTHON_EXEC": warm.interpreter}
+    if os.environ.get("DLRUN_DATA_DIR"):
+        variables["DLRUN_DATA_DIR"] = str(Path(os.environ["DLRUN_DATA_DIR"]).resolve())
+    return variables
 
 
-def prepare(work: Path) -> None:
-    """What the README's reader has: its own module and config folder (shown there), a table, a run."""
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the README's reader has: its own module and config folder (shown there), a table, pictures."""
+    work = tmp_path_factory.mktemp("reader")
     for name, body in re.findall(r"```(?:python|yaml)\n# ([\w./]+)\n(.*?)```", TEXT, re.DOTALL):
         (work / name).parent.mkdir(parents=True, exist_ok=True)
         (work / name).write_text(body)
@@ -65,6 +75,7 @@ def prepare(work: Path) -> None:
         picture = Image.new("L", (40, 40), "white")
         ImageDraw.Draw(picture).text((12, 4), "7" if "seven" in path else "3", fill="black", font_size=28)
         picture.save(work / path)
+    return work
 
 
 FIRST = {  # what a command needs: the words that name it, those that make it, and what makes it
@@ -112,16 +123,10 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", dict.fromkeys(commands()))
-def test_command(command: str, tmp_path: Path, warm: Any, shelf: Path) -> None:
-    """The plain `dlrun` and torchrun start new interpreters."""
+def test_command(command: str, tmp_path: Path, environment: dict[str, str], reader: Path, shelf: Path) -> None:
     if reason := skip_reason(command):
         pytest.skip(reason)
-    is_new = command == "dlrun" or command.startswith("torchrun")
-    environment, work = places(tmp_path, None if is_new else warm), tmp_path / "work"
-    work.mkdir()
-    prepare(work)
-    if os.environ.get("DLRUN_DATA_DIR"):
-        environment["DLRUN_DATA_DIR"] = str(Path(os.environ["DLRUN_DATA_DIR"]).resolve())
+    work = shutil.copytree(reader, tmp_path / "work")
     for needed, (made_by, first) in FIRST.items():
         if needed in command and made_by not in command:
             kept = shelf / needed.replace("/", "_")
@@ -138,7 +143,9 @@ def test_python_in_the_readme_runs(python: Callable[..., Any]) -> None:
     scripts = [text for text in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL) if "import dlrun\n" in text]
     assert scripts
     for script in scripts:
-        done = python("-c", script)
+        short = script.replace('"data=digits")', '"data=digits", "trainer.epochs=2")')
+        assert short != script
+        done = python("-c", short)
         assert done.code == 0, done.err
 
 

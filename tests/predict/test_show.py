@@ -30,9 +30,9 @@ def draw_all(draw: Callable, folder: Path) -> int:
 def test_digits_of_fonts_are_read_by_a_net_trained_on_mnist(
     dlrun: Callable, draw: Callable, real_data: Path, tmp_path: Path
 ) -> None:
-    """One seed and two epochs, so below the figures that the README reports for ten."""
+    """One seed and one epoch, so below the figures that the README reports for ten."""
     assert draw_all(draw, tmp_path / "digits") == 720
-    quick = ("trainer.epochs=2", "tracking.graph=false", "figures=false", "expect=[]", "hydra.run.dir=run")
+    quick = ("trainer.epochs=1", "tracking.graph=false", "figures=false", "expect=[]", "hydra.run.dir=run")
     assert dlrun("lesson=resnet_mnist", *quick).code == 0
     done = dlrun("predict", "run", "digits", "--format", "jsonl")
     assert done.code == 0, done.err
