@@ -1,8 +1,8 @@
 """State that resume cannot see: does what is loaded from a checkpoint do what the objects in training do?
 
-Looked at for a few checkpoints of a run until a difference is found, and only where net, loss, optimizer or schedule
-are of a class of the user's own: dlrun's and torch's keep all that they need in the checkpoint. Copies alone are
-called, so that the training goes on as if nothing had happened.
+Looked at for a few checkpoints of a run until a difference is found, and only where the data, net, loss, optimizer or
+schedule are of the user's own: dlrun's and torch's keep all that they need in the checkpoint. Copies alone are called,
+so that the training goes on as if nothing had happened.
 """
 
 import contextlib
@@ -23,8 +23,9 @@ from torch.optim import Optimizer
 
 from dlrun import build, preflight, runtime
 from dlrun.config import Settings
-from dlrun.data.batches import Batch, free_memory
+from dlrun.data.batches import Batch, LoaderBatches, free_memory
 from dlrun.loop import requires_closure
+from dlrun.models.made_buffers import BuiltBuffers
 from dlrun.models.pretrained import weights_follow
 from dlrun.models.tensor_files import load_weights
 from dlrun.object_state import (
@@ -40,6 +41,7 @@ from dlrun.optim.schedule import Schedule
 from dlrun.own_code import is_ours
 from dlrun.surroundings import MISSING, Surroundings, find_variables, is_own_class
 from dlrun.task import Task
+from dlrun.training import MADE_BUFFERS
 from dlrun.user_code import first_line
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ _MOST_NAMED = 3
 # What a net counts may act every few calls only: so many calls in training are compared where they take little time.
 _MOST_CALLS = 24
 _FEW_BYTES = 2**24
+_MOST_ROWS_READ = 8
 _MOST_TRIALS = 20
 _SECONDS = 60.0  # a constructor may wait for a lock that this very process holds
 
@@ -93,7 +96,8 @@ class ReloadCheck:
         self.start = Surroundings({})
         self.obstacle: Exception | None = None
         try:
-            if self.sample is None:  # nothing was to be looked at before the first step
+            if self.sample is None and _trains_own_code(parts.settings, parts.model):
+                # Nothing was to be looked at before the first step.
                 self.sample = _read_sample(parts)
             self.start = Surroundings(find_variables(self._find_roots()))
         except Exception as error:  # a user's own class may answer anything when it is looked at
@@ -132,16 +136,21 @@ class ReloadCheck:
 
     def _find_notes(self, state: dict[str, Any]) -> list[str]:
         parts = self.parts
+        notes = [] if is_ours(str(parts.settings.data.target)) else self._check_rows()
+        if not _trains_own_code(parts.settings, parts.model):
+            return notes
         self._refuse_large()
         enclosing = find_enclosing_function(self._find_roots())
         if enclosing is not None:
             # A call of any copy would reach, and perhaps change, the net in training.
             return [
+                *notes,
                 f"{_NOT_CHECKED}: {enclosing.__qualname__} holds a module, so that no copy can stand for the net; "
-                "make it a method"
+                "make it a method",
             ]
         now = Surroundings(find_variables(self._find_roots()))
-        notes = self._check_model(state, now) if _has_own_code(parts.settings, parts.model) else []
+        if _has_own_code(parts.settings, parts.model):
+            notes += self._check_model(state, now)
         if parts.task.own_loss is not None:
             notes += [note for note in self._check_loss(state, now) if note not in notes]
         if has_own_steps(parts.settings):
@@ -211,6 +220,7 @@ class ReloadCheck:
         with weights_follow(), self.start.put_in_place():
             loaded = build.model(settings, self.parts.splits.spec, self.parts.runtime, self.trusted_modules)
             try:
+                BuiltBuffers(loaded).fit(state["model"], state.get(MADE_BUFFERS, []))
                 load_weights(loaded, state["model"])
             except Exception as error:  # set_extra_state is the user's own
                 raise _LoadError(
@@ -335,6 +345,26 @@ class ReloadCheck:
             return [difference.sentence for difference in culprits]
         return [f"{where}: a part of its state that dlrun cannot name {NOT_SAVED}; keep it in the model, as a buffer"]
 
+    def _check_rows(self) -> list[str]:
+        """Whether a data set of the user's own gives the same rows when it is read twice, with the same generators."""
+        train = self.parts.training.train
+        if not isinstance(train, LoaderBatches) or count_bytes(train.dataset) > _FEW_BYTES:
+            return []
+        try:
+            dataset = duplicate(train.dataset)
+            reads = []
+            for _ in range(2):
+                runtime.seed_everything(0)
+                reads.append([dataset[row] for row in range(min(_MOST_ROWS_READ, train.rows))])
+        except Exception:  # an open file cannot be copied, and what cannot be read ends the run by itself
+            return []
+        if find_difference(reads[0], reads[1]) is None:
+            return []
+        return [
+            f"data={self.parts.settings.data.choice}: a row that is read again with the same random numbers is another "
+            "one: a resumed run will not end in the same weights; keep no count or generator in the data set"
+        ]
+
 
 class _LoadError(Exception):
     """A checkpoint does not fit the net that is built anew."""
@@ -342,6 +372,11 @@ class _LoadError(Exception):
 
 def is_needed(settings: Settings, model: nn.Module) -> bool:
     """Whether a run has code of the user's own that could hold state outside the checkpoint."""
+    return not is_ours(str(settings.data.target)) or _trains_own_code(settings, model)
+
+
+def _trains_own_code(settings: Settings, model: nn.Module) -> bool:
+    """Whether net, loss, optimizer or schedule are of the user's own."""
     own_loss = "." in (settings.rest.task.loss or "")
     return own_loss or has_own_steps(settings) or _has_own_code(settings, model)
 

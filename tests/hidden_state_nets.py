@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from dlrun.data.spec import DataSpec, Splits
+
 
 class Base(nn.Module):
     def __init__(self, spec):
@@ -544,6 +546,25 @@ class CountingSchedule(torch.optim.lr_scheduler.LRScheduler):
 
     def state_dict(self):
         return {"last_epoch": self.last_epoch}
+
+
+class Rows(torch.utils.data.Dataset):
+    """Noise that is of no generator of this data set, or of its own."""
+
+    def __init__(self, own):
+        self.generator = torch.Generator() if own else None
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, i):
+        x = torch.tensor([float(i), 1.0])
+        return x + torch.randn(2, generator=self.generator), i % 2
+
+
+def rows(own=True):
+    spec = DataSpec("vector", (2,), "multiclass", 2)
+    return Splits(Rows(own), None, None, spec)
 
 
 def with_gate(kind):

@@ -46,6 +46,7 @@ def test_warming_up_leaves_no_buffers_behind(
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: None)
     words = ("data=blobs", f"model._target_=buffered_nets.{net}", "trainer.max_steps=3", *QUIET)
     plain = dlrun(*words)
+    assert not any("resume" in text for text in plain.result["warnings"])
     warmed = dlrun(*words, "device.compile=true")
     assert warmed.code == 0, warmed.err
     assert warmed.result["weights_sha256"] == plain.result["weights_sha256"]

@@ -119,6 +119,17 @@ def test_state_of_an_optimizer_or_a_schedule_is_said(
     assert train("BN", *words).result["weights_sha256"] == looked.result["weights_sha256"]
 
 
+@pytest.mark.parametrize("own", ["true", "false"])
+def test_a_data_set_with_a_generator_of_its_own_is_said(own: str, train: Callable[..., Any]) -> None:
+    data = ("data._target_=hidden_nets.rows", f"+data.own={own}", "data.loader=workers", "data.num_workers=0")
+    done = train("BN", *data, "data.val_fraction=0")
+    assert done.code == 0, done.err
+    assert [text for text in done.result["warnings"] if "resume" in text] == [
+        "data=rows: a row that is read again with the same random numbers is another one: a resumed run will not end "
+        "in the same weights; keep no count or generator in the data set"
+    ] * (own == "true")
+
+
 SCRIPT = """
 import sys
 import torch

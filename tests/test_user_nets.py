@@ -106,6 +106,7 @@ def test_a_net_goes_through_all_that_is_done_with_nets(name: str, nets: Path, dl
     results = [json.loads(Path(folder, "result.json").read_text()) for folder in ("whole", "half")]
     assert results[0]["weights_sha256"] == results[1]["weights_sha256"]
     assert results[0]["metrics"] == results[1]["metrics"]
+    assert not any("resume" in text for result in results for text in result["warnings"])
     assert Path("whole/metrics.jsonl").read_text() == Path("half/metrics.jsonl").read_text()
     assert is_parametrized or results[0]["measured"]["reload_difference"] == 0
 

@@ -10,6 +10,7 @@ from dlrun.data.batches import Place
 from dlrun.errors import RequestError
 from dlrun.outputs import evaluating
 from dlrun.own_code import own_modules
+from dlrun.run_folder import from_here
 from dlrun.saved_model import SavedModel
 from dlrun.shell import advice, python_calls
 
@@ -24,7 +25,7 @@ def refuse_several_inputs(saved: SavedModel) -> None:
     if len(names) <= (2 if saved.spec.kind == "tokens" else 1):
         return
 
-    place = saved.folder or saved.path
+    place = from_here(saved.folder or saved.path)
     with python_calls("load"):
         call = advice("eval", place, modules=own_modules(saved.settings.plain))
     listed = ", ".join(names)
