@@ -102,6 +102,30 @@ def test_an_example_of_predict_without_input(saved: Take) -> None:
     take(saved, line.replace("INPUT ...", "0.5,-1.5"))
 
 
+WRONG = [  # what stays of the command, what is wrong with it, and what stands in place of a blank
+    (("predict", "runs/one", "0.5,-1.5"), ("--top", "0"), {}),
+    (("predict", "runs/one", "0.5,-1.5"), ("--top",), {}),
+    (("predict", "runs/one", "0.5,-1.5"), ("--format",), {}),
+    (("ls", "runs", "runs"), ("--last", "none"), {}),
+    (("ls", "runs", "runs"), ("status=",), {" or model=resnet; not status=": ""}),
+    (("clean", "runs"), (), {"...": "."}),
+    (("-m", "seed=0", *TINY), ("sweep.jobs=0",), {}),
+    (("-m", "seed=0", *TINY), ("resume=auto",), {"<folder>": "new"}),
+]
+
+
+@pytest.mark.parametrize(("stays", "wrong", "blanks"), WRONG, ids=lambda words: " ".join(words)[-20:])
+def test_what_is_to_be_typed_in_place_of_a_wrong_word(
+    stays: tuple[str, ...], wrong: tuple[str, ...], blanks: dict[str, str], saved: Take
+) -> None:
+    message = refusal(saved(*stays, *wrong))
+    advice = re.split(r"\b(?:type|as in) ", message)[-1]
+    for blank, value in blanks.items():
+        advice = advice.replace(blank, value)
+    done = saved(*stays, *shlex.split(advice))
+    assert done.code == 0, done.err
+
+
 def test_another_sweep_can_be_added_to_the_one_that_is_there(saved: Take) -> None:
     message = refusal(saved("-m", "optimizer.lr=0.1,0.2", *TINY, "sweep.dir=runs/sweep"))
     line = message[message.index("dlrun resume") :]
