@@ -15,12 +15,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # torch is imported when something is trained or loaded, not before
     from typing import Any
 
-    from dlrun.api import Run, load, train
-    from dlrun.errors import RequestError, RunError
-    from dlrun.predictions import Predictions
+    from dlrun.core.errors import RequestError, RunError
+    from dlrun.inference.api import Run, load, train
+    from dlrun.inference.predictions import Predictions
 
 __all__ = ["Predictions", "RequestError", "Run", "RunError", "load", "train"]
-_HOMES = {"Predictions": "dlrun.predictions", "RequestError": "dlrun.errors", "RunError": "dlrun.errors"}
+_HOMES = {
+    "Predictions": "dlrun.inference.predictions",
+    "RequestError": "dlrun.core.errors",
+    "RunError": "dlrun.core.errors",
+}
 
 
 def __getattr__(name: str) -> "Any":
@@ -29,13 +33,13 @@ def __getattr__(name: str) -> "Any":
 
     import sys
 
-    from dlrun.search_path import put_own_last
+    from dlrun.core.search_path import put_own_last
 
     before = put_own_last()
     try:
         from importlib import import_module
 
-        return getattr(import_module(_HOMES.get(name, "dlrun.api")), name)
+        return getattr(import_module(_HOMES.get(name, "dlrun.inference.api")), name)
     finally:
         sys.path[:] = before
 

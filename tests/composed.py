@@ -17,7 +17,7 @@ from hydra._internal.config_repository import CachingConfigRepository, ConfigRep
 from hydra._internal.defaults_list import DefaultsList, Overrides
 from hydra.core.config_store import ConfigStore
 
-from dlrun.config import CONFIG_DIR
+from dlrun.config.schema import CONFIG_DIR
 
 OWN_SOURCES = [("pkg", "hydra.conf"), ("file", str(CONFIG_DIR)), ("structured", "")]
 

@@ -105,7 +105,7 @@ def dlrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
     monkeypatch.setattr(sys, "path", list(sys.path))
 
     def run(*words: str) -> Done:
-        from dlrun.cli import main
+        from dlrun.cli.main import main
 
         monkeypatch.setattr(sys, "argv", ["dlrun", *words])
         capfd.readouterr()
@@ -130,12 +130,12 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 @pytest.fixture
 def warm_check_resume(warm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The trainings of `dlrun check resume` are warm processes; test_readme starts them as the product does."""
-    from dlrun import resume_check
+    from dlrun.experiment.checks import resume
 
     def start(words: list[str], **_: Any) -> Any:
         return warm.start(*words[1:], cwd=Path.cwd())
 
-    monkeypatch.setattr(resume_check, "subprocess", SimpleNamespace(Popen=start, DEVNULL=None))
+    monkeypatch.setattr(resume, "subprocess", SimpleNamespace(Popen=start, DEVNULL=None))
 
 
 @pytest.fixture

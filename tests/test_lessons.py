@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from dlrun import expectations
-from dlrun.config import CONFIG_DIR
+from dlrun.config.schema import CONFIG_DIR
+from dlrun.runs import expectations
 
 FILES = {path.stem: path for path in sorted((CONFIG_DIR / "lesson").glob("*.yaml"))}
 QUIET = ("figures=false", "tracking.evolution_every_epochs=null", "strict=true")

@@ -50,7 +50,7 @@ def test_wheel_runs_from_another_directory(wheel: Path, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", str(place), str(wheel)]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    code = f"import sys; sys.path.insert(0, {str(place)!r}); import dlrun; from dlrun.cli import main; "
+    code = f"import sys; sys.path.insert(0, {str(place)!r}); import dlrun; from dlrun.cli.main import main; "
     code += "assert dlrun.__file__.startswith(sys.path[0]); sys.exit(main())"
     words = ["data=line", "model=linear", "trainer.epochs=1", "tracking.graph=false"]
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=tmp_path)

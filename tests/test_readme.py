@@ -158,8 +158,8 @@ def test_the_tree_in_the_readme_is_the_tree() -> None:
 
 
 def test_the_keys_in_the_readme_exist() -> None:
-    from dlrun.mistakes import dotted
-    from dlrun.request import compose
+    from dlrun.config.explain import dotted
+    from dlrun.config.request import compose
 
     known = set(dotted(compose([])))
     rows = re.findall(r"^\| `([a-z_.]+)` \|", TEXT, re.MULTILINE)

@@ -43,11 +43,11 @@ IMPORTS = (
     "sklearn.metrics",
     "matplotlib.pyplot",
     "tensorboard.summary.writer.event_file_writer",
-    "dlrun.cli",
-    "dlrun.experiment",
-    "dlrun.evaluation",
-    "dlrun.request",
-    "dlrun.sweep.execution",
+    "dlrun.cli.main",
+    "dlrun.experiment.run",
+    "dlrun.inference.evaluate",
+    "dlrun.config.request",
+    "dlrun.sweep.runner",
 )
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

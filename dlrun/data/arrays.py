@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dlrun.data.hints import missing
+from dlrun.core.errors import DataError, unreadable
+from dlrun.core.suggest import missing
+from dlrun.data.datasets import Rows
 from dlrun.data.origin import Origin
 from dlrun.data.partition import partition
-from dlrun.data.rows import Rows
 from dlrun.data.spec import MOST_CLASSES, DataSpec, Kind, Splits, TaskName
-from dlrun.errors import DataError, unreadable
 
 Numbers = NDArray[Any]
 _LOOKED_AT = 4096  # training rows that mean and deviation are taken of

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dlrun.data.hints import did_you_mean
-from dlrun.errors import RequestError
+from dlrun.core.errors import RequestError
+from dlrun.core.suggest import did_you_mean
 
 Augment = Callable[[Tensor], Tensor]
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from dlrun.data.datasets import Seeded
 from dlrun.data.inspection import BatchCheck
-from dlrun.data.rows import Seeded
 from dlrun.data.spec import DataSpec, Split
 from dlrun.data.workers import Guarded, fetch, prepare_worker
 

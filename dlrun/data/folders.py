@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dlrun.core.errors import DataError, RequestError
+from dlrun.core.suggest import missing
 from dlrun.data.augmentation import Augment, build_augment, seeded
-from dlrun.data.hints import missing
-from dlrun.data.origin import Origin
-from dlrun.data.partition import stratified_partition
-from dlrun.data.pictures import EXTENSIONS, check_picture, read_picture
-from dlrun.data.pixels import (
+from dlrun.data.files.picture import EXTENSIONS, check_picture, read_picture
+from dlrun.data.files.pixels import (
     Constants,
     Part,
     channel_constants,
@@ -27,8 +26,9 @@ from dlrun.data.pixels import (
     image_splits,
     normalize_,
 )
+from dlrun.data.origin import Origin
+from dlrun.data.partition import stratified_partition
 from dlrun.data.spec import Splits
-from dlrun.errors import DataError, RequestError
 
 T = TypeVar("T")
 _AT_ONCE = 1024  # files

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dlrun.data.cifar import read_batch, read_class_names
-from dlrun.data.download import fetch_images
-from dlrun.data.idx import idx_path, read_labelled
+from dlrun.core.errors import DataError, RequestError
+from dlrun.data.files.cifar import read_batch, read_class_names
+from dlrun.data.files.download import fetch_images
+from dlrun.data.files.idx import idx_path, read_labelled
+from dlrun.data.files.pixels import Part, image_splits
 from dlrun.data.origin import Origin
 from dlrun.data.partition import stratified_partition
-from dlrun.data.pixels import Part, image_splits
 from dlrun.data.spec import Splits
-from dlrun.errors import DataError, RequestError
 
 IDX_FILES = (
     "train-images-idx3-ubyte",

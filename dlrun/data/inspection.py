@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
+from dlrun.core.errors import DataError
+from dlrun.data.datasets import Part, origin_of, row_count, stated_targets
 from dlrun.data.origin import Origin
-from dlrun.data.rows import Part, origin_of, row_count, stated_targets
 from dlrun.data.spec import DataSpec, Kind, Split, Splits, TaskName
-from dlrun.errors import DataError
-from dlrun.metrics import PADDING
+from dlrun.engine.metrics import PADDING
 
 PARTS = ("train", "val", "test")
 Label = Callable[[int], str]  # what a sentence calls a row of those looked at

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dlrun.data.download import course_table
+from dlrun.core.errors import DataError, RequestError
+from dlrun.data.files.download import course_table
+from dlrun.data.files.table import Table, read_table
 from dlrun.data.origin import Origin
 from dlrun.data.spec import DataSpec, Split, Splits
-from dlrun.data.table import Table, read_table
-from dlrun.errors import DataError, RequestError
 
 TRAIN_SHA256 = "49b4bf41dce5bfeac989b46ca37cf7baccd9a0d2a855df82f86de67a9376268f"
 TEST_SHA256 = "57d7758db533a42c99d513b2341a7e7b0f55c1e0e7d233b1ef6a4fa2f1adf753"

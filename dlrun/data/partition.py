@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dlrun.errors import DataError, RequestError
+from dlrun.core.errors import DataError, RequestError
 
 Rows = NDArray[np.int64]
 

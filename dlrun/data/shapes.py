@@ -6,8 +6,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dlrun.core.errors import RequestError
 from dlrun.data.spec import MOST_CLASSES, DataSpec, Split, Splits, TaskName
-from dlrun.errors import RequestError
 
 Classes = Literal["binary", "multiclass"]
 

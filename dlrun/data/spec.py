@@ -8,8 +8,8 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dlrun.core.errors import DataError
 from dlrun.data.origin import Origin
-from dlrun.errors import DataError
 
 Kind = Literal["vector", "image", "tokens"]
 TaskName = Literal["regression", "binary", "multiclass", "tagging"]

@@ -6,8 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dlrun.core.errors import RequestError
 from dlrun.data.spec import DataSpec, Split, Splits
-from dlrun.errors import RequestError
 
 
 def line(rows: int = 500, slope: float = 3.0, intercept: float = 0.8, noise: float = 0.0, seed: int = 0) -> Splits:

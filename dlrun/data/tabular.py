@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dlrun.data.download import course_table
+from dlrun.core.errors import DataError, RequestError
+from dlrun.data.files.download import course_table
+from dlrun.data.files.table import Numbers, Table, parse, read_table
 from dlrun.data.origin import Origin
 from dlrun.data.partition import Rows, partition, stratified_partition
 from dlrun.data.spec import DataSpec, Split, Splits
-from dlrun.data.table import Numbers, Table, parse, read_table
-from dlrun.errors import DataError, RequestError
 
 TableTask = Literal["regression", "binary", "multiclass"]
 MOST_INTEGER_CLASSES = 20  # an integer target with more distinct values is taken for a quantity

@@ -2,8 +2,8 @@
 
 import torch
 
+from dlrun.core.errors import RequestError
 from dlrun.data.spec import DataSpec, Split, Splits
-from dlrun.errors import RequestError
 
 
 def words(source: str = "hello", target: str = "ohlol") -> Splits:

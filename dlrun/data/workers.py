@@ -20,10 +20,10 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
-from dlrun.data.rows import Rows, Seeded, is_list_of_samples
-from dlrun.errors import DataError, DlrunError, RunError, chain, own_place
-from dlrun.library_warnings import divert_for_good
-from dlrun.signals import STOPPING, held_back
+from dlrun.core.errors import DataError, DlrunError, RunError, chain, own_place
+from dlrun.core.library_warnings import divert_for_good
+from dlrun.core.signals import STOPPING, held_back
+from dlrun.data.datasets import Rows, Seeded, is_list_of_samples
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 SIGNAL_SECONDS = 1.0  # so long after a broken pipe the signal that says why may take

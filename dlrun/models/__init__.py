@@ -1,0 +1,1 @@
+"""Plain nn.Modules: a DataSpec in, outputs out."""

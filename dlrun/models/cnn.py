@@ -5,9 +5,9 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from dlrun.core.errors import RequestError
 from dlrun.data.spec import DataSpec
-from dlrun.errors import RequestError
-from dlrun.models.settings import check_counts, check_image
+from dlrun.models.checks import check_counts, check_image
 
 
 class CNN(nn.Module):

@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from dlrun.data.spec import DataSpec
-from dlrun.models.settings import check_counts, check_dropout, unknown
+from dlrun.models.checks import check_counts, check_dropout, unknown
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dlrun.core.errors import MisfitError
 from dlrun.data.spec import DataSpec
-from dlrun.errors import MisfitError
 
 
 class OneHotRNN(nn.Module):

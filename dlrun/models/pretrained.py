@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from dlrun.core.errors import MisfitError, RequestError, listed
 from dlrun.data.spec import DataSpec
-from dlrun.errors import MisfitError, RequestError, listed
-from dlrun.models.settings import first_line, unknown
+from dlrun.models.checks import first_line, unknown
 from dlrun.models.weights_file import put_weights
 
 _SMALL = 64  # pixels a side, below which an untrained vgg gets a head of one linear layer, as is usual for CIFAR

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from dlrun.core.errors import MisfitError, RequestError
 from dlrun.data.spec import DataSpec
-from dlrun.errors import MisfitError, RequestError
-from dlrun.models.settings import check_counts, check_dropout
+from dlrun.models.checks import check_counts, check_dropout
 
 
 class RNN(nn.Module):

@@ -8,11 +8,11 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from dlrun.core.errors import RequestError
 from dlrun.data.spec import DataSpec
-from dlrun.errors import RequestError
-from dlrun.models import backward
-from dlrun.models.backward import applied
-from dlrun.models.settings import check_counts, unknown
+from dlrun.models import scratch_autograd
+from dlrun.models.checks import check_counts, unknown
+from dlrun.models.scratch_autograd import applied
 
 
 class ScratchLinear(nn.Linear):
@@ -20,7 +20,7 @@ class ScratchLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        return applied(backward.Linear, x, self.weight, self.bias)
+        return applied(scratch_autograd.Linear, x, self.weight, self.bias)
 
     def reference(self, x: Tensor) -> Tensor:
         """The same by torch."""
@@ -32,7 +32,7 @@ class ScratchSigmoid(nn.Sigmoid):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape."""
-        return applied(backward.Sigmoid, x)
+        return applied(scratch_autograd.Sigmoid, x)
 
     def reference(self, x: Tensor) -> Tensor:
         """The same by torch."""
@@ -44,7 +44,7 @@ class ScratchTanh(nn.Tanh):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape."""
-        return applied(backward.Tanh, x)
+        return applied(scratch_autograd.Tanh, x)
 
     def reference(self, x: Tensor) -> Tensor:
         """The same by torch."""
@@ -58,7 +58,7 @@ class ScratchReLU(nn.ReLU):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape."""
-        return applied(backward.ReLU, x)
+        return applied(scratch_autograd.ReLU, x)
 
     def reference(self, x: Tensor) -> Tensor:
         """The same by torch."""
@@ -72,7 +72,7 @@ class ScratchELU(nn.ELU):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape."""
-        return applied(backward.ELU, x, self.alpha)
+        return applied(scratch_autograd.ELU, x, self.alpha)
 
     def reference(self, x: Tensor) -> Tensor:
         """The same by torch."""

@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from dlrun.core.errors import MisfitError, RequestError
 from dlrun.data.spec import DataSpec
-from dlrun.errors import MisfitError, RequestError
-from dlrun.models.settings import first_line, unknown
+from dlrun.models.checks import first_line, unknown
 
 LAYERS: dict[str, type[nn.Module]] = {
     name: value

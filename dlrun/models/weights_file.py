@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dlrun.errors import RequestError, listed
-from dlrun.models.settings import first_line
-from dlrun.models.tensor_files import load_weights, unpickle
+from dlrun.core.errors import RequestError, listed
+from dlrun.data.files.tensors import load_weights, unpickle
+from dlrun.models.checks import first_line
 
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")  # names of before torch 0.4
 

@@ -1,0 +1,1 @@
+"""Many runs as one experiment: the plan, the ledger, the engines that run jobs, one honest comparison."""

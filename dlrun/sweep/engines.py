@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from dlrun import experiment, signals, user_code
-from dlrun.console import Console
-from dlrun.errors import DlrunError
-from dlrun.request import Request
+from dlrun.config.request import Request
+from dlrun.core import signals, user_code
+from dlrun.core.errors import DlrunError
+from dlrun.core.terminal import escape_text
+from dlrun.experiment import run as experiment
+from dlrun.runs.reports.console import Console
 from dlrun.sweep.jobs import Job
-from dlrun.terminal import escape_text
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dlrun.config import config_hash
-from dlrun.errors import RequestError
-from dlrun.own_code import own_modules
-from dlrun.request import Request
-from dlrun.run_names import folder_name
+from dlrun.config.request import Request
+from dlrun.config.schema import config_hash
+from dlrun.core.errors import RequestError
+from dlrun.core.own_code import own_modules
+from dlrun.core.run_names import folder_name
 
 _PRESETS = ("lesson", "experiment", "debug")  # they may differ in what config_hash leaves out
 

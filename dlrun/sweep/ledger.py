@@ -15,12 +15,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from dlrun.bounded import MEGABYTE, parse_line, read_bytes
-from dlrun.config import recorded, recorded_words
-from dlrun.disk import write_atomically
-from dlrun.errors import DamageError, RequestError
-from dlrun.inside import refuse_elsewhere, refuse_outside
-from dlrun.record import (
+from dlrun.config.request import Request, from_saved
+from dlrun.config.schema import recorded, recorded_words
+from dlrun.core.bounded import MEGABYTE, parse_line, read_bytes
+from dlrun.core.errors import DamageError, RequestError
+from dlrun.core.files import write_atomically
+from dlrun.core.inside import refuse_elsewhere, refuse_outside
+from dlrun.core.shell import quote
+from dlrun.runs.record import (
     CONFIG_MAPPING,
     COUNT,
     ENDED,
@@ -34,8 +36,6 @@ from dlrun.record import (
     or_none,
     refuse_wrong_types,
 )
-from dlrun.request import Request, from_saved
-from dlrun.shell import quote
 from dlrun.sweep.jobs import Job
 
 NAME = "sweep.jsonl"

@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from dlrun import config
-from dlrun.console import Console, clock, facts
-from dlrun.errors import RequestError, UnavailableError
-from dlrun.library_warnings import diverted
-from dlrun.parts import prepare, session
-from dlrun.problems import Problems
-from dlrun.runtime import cores
+from dlrun.config import schema
+from dlrun.core.errors import RequestError, UnavailableError
+from dlrun.core.library_warnings import diverted
+from dlrun.core.problems import Problems
+from dlrun.engine.device import cores
+from dlrun.experiment.setup import prepare, session
+from dlrun.runs.reports.console import Console, clock, facts
 from dlrun.sweep.jobs import Job, key_of
-from dlrun.sweep.parallel import Parallel
+from dlrun.sweep.process_engine import Parallel
 
 
 def check(jobs: Sequence[Job], begin: Callable[[Job], None] | None = None) -> dict[str, str]:
@@ -31,7 +31,7 @@ def check(jobs: Sequence[Job], begin: Callable[[Job], None] | None = None) -> di
         if begin is not None:
             begin(job)
         own_problems = Problems()
-        settings = config.read(job.request.config, job.request.choices, own_problems)
+        settings = schema.read(job.request.config, job.request.choices, own_problems)
         try:
             with contextlib.ExitStack() as held:
                 process = session(held, settings, own_problems)
@@ -121,7 +121,7 @@ def say_plan(
 def _tells_settings_apart(word: str) -> bool:
     """Whether a word is part of a setting, which seeds and what config_hash leaves out are not."""
     key = key_of(word)
-    return key != "seed" and (key.split(".")[0] not in config.NOT_IDENTITY or key.startswith("device"))
+    return key != "seed" and (key.split(".")[0] not in schema.NOT_IDENTITY or key.startswith("device"))
 
 
 def spelled(seconds: float) -> str:

@@ -9,9 +9,9 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from dlrun import signals
-from dlrun.request import Request
-from dlrun.search_path import SAFE, SAFE_FOR_CHILD
+from dlrun.config.request import Request
+from dlrun.core import signals
+from dlrun.core.search_path import SAFE, SAFE_FOR_CHILD
 from dlrun.sweep.engines import Outcome, run_one
 
 torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)  # it imports for a second: once, not once a job

@@ -10,8 +10,12 @@ from pathlib import Path
 
 from machine import described, row
 
-from dlrun import config, experiment, loop, run_folder, runtime, tracking
-from dlrun.request import Request, compose, resolved
+from dlrun.config import schema
+from dlrun.config.request import Request, compose, resolved
+from dlrun.engine import device, trainer
+from dlrun.experiment import run
+from dlrun.runs import folder as run_folder
+from dlrun.runs import logger
 
 
 def measured(root: str, epochs: int) -> tuple[float, float, int]:
@@ -19,14 +23,14 @@ def measured(root: str, epochs: int) -> tuple[float, float, int]:
     choices = {"data": "mnist", "model": "resnet", "optimizer": "sgd", "scheduler": "none"}
     words = ["data=mnist", "model=resnet", "optimizer=sgd", f"trainer.epochs={epochs}", f"paths.data={root}"]
     request = Request(resolved(compose(words)), choices, words)
-    settings = config.read(request.config, choices)
-    with tempfile.TemporaryDirectory() as place, runtime.session(settings.rest.device, 0) as process:
+    settings = schema.read(request.config, choices)
+    with tempfile.TemporaryDirectory() as place, device.session(settings.rest.device, 0) as process:
         folder = Path(place)
-        parts = experiment.prepare(settings, process, None)
+        parts = run.prepare(settings, process, None)
         run_folder.describe(folder, request, process)
-        saver = experiment.make_saver(folder, parts, request, None)
-        with tracking.tracked(folder) as tracker:
-            loop.fit(parts.training, tracker, _Silent(), saver, lambda: False)
+        saver = run.make_saver(folder, parts, request, None)
+        with logger.tracked(folder) as tracker:
+            trainer.fit(parts.training, tracker, _Silent(), saver, lambda: False)
         size = (folder / "checkpoints" / "last.pt").stat().st_size
         return saver.seconds, parts.training.progress.train_seconds, size
 

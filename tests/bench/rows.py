@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from dlrun.data import images, names
-from dlrun.data.idx import read_labelled
+from dlrun.data.files.idx import read_labelled
 from dlrun.data.spec import DataSpec, Split, Splits
 
 HERE = Path(__file__).resolve().parent

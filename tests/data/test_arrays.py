@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from dlrun.data import rows
+from dlrun.core.errors import DataError
+from dlrun.data import datasets as rows
 from dlrun.data.arrays import Mapped, arrays
-from dlrun.data.rows import Rows, in_memory
-from dlrun.errors import DataError
+from dlrun.data.datasets import Rows, in_memory
 
 RANDOM = np.random.default_rng(0)
 QUIET = ("tracking.graph=false", "figures=false", "trainer.epochs=2")

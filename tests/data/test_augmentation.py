@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from dlrun.core.errors import RequestError
 from dlrun.data.augmentation import build_augment, seeded
-from dlrun.errors import RequestError
 
 SHAPE = (3, 16, 16)
 IMAGE = torch.arange(3 * 16 * 16).remainder(256).to(torch.uint8).view(SHAPE)

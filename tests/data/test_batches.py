@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dlrun.data.batches import Batch, Batches, LoaderBatches, MemoryBatches, Order, Place
-from dlrun.data.rows import Pairs, Rows, carve, row_count, size_in_bytes, take
+from dlrun.data.datasets import Pairs, Rows, carve, row_count, size_in_bytes, take
 from dlrun.data.spec import DataSpec, Split
 
 CPU = torch.device("cpu")

@@ -7,11 +7,11 @@ import torch
 from published_formats import write_folder
 from torch.utils.data import DataLoader
 
+from dlrun.core.errors import DataError, DlrunError, RequestError
 from dlrun.data import folders
+from dlrun.data.files.picture import read_picture
 from dlrun.data.folders import ImageFiles, image_folder
-from dlrun.data.pictures import read_picture
 from dlrun.data.spec import Split
-from dlrun.errors import DataError, DlrunError, RequestError
 
 AUGMENT = ["RandomHorizontalFlip", {"RandomCrop": {"size": 8, "padding": 2}}]
 

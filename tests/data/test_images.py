@@ -3,8 +3,8 @@ import pytest
 import torch
 from published_formats import write_cifar10, write_cifar100, write_mnist
 
+from dlrun.core.errors import DataError, RequestError
 from dlrun.data import images
-from dlrun.errors import DataError, RequestError
 
 GREY = [(images.mnist, "MNIST"), (images.fashion_mnist, "FashionMNIST"), (images.kmnist, "KMNIST")]
 PUBLISHED_CONSTANTS = {
@@ -19,7 +19,7 @@ def no_network(monkeypatch):
     def unreachable(url, checksum, path):
         raise OSError("Error downloading it")
 
-    monkeypatch.setattr("dlrun.data.download.fetch", unreachable)
+    monkeypatch.setattr("dlrun.data.files.download.fetch", unreachable)
 
 
 @pytest.mark.parametrize(("read", "folder"), GREY)

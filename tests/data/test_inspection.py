@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
+from dlrun.core.errors import DataError
 from dlrun.data.inspection import Inspection, inspect_splits, known_targets
 from dlrun.data.origin import Origin
 from dlrun.data.spec import DataSpec, Split, Splits
-from dlrun.errors import DataError
 
 QUIET = ("tracking.graph=false", "figures=false", "trainer.max_steps=3")
 VALUES = DataSpec("vector", (3,), "regression", 1)
@@ -457,6 +457,6 @@ def test_built_in_data_go_through_it_too(dlrun: Callable[..., Any], monkeypatch:
         looked.append(inspection.data)
         return inspect_splits(splits, inspection)
 
-    monkeypatch.setattr("dlrun.build.inspect_splits", look)
+    monkeypatch.setattr("dlrun.experiment.build.build.inspect_splits", look)
     assert dlrun("check", "data=digits", "model=linear").code == 0
     assert looked == ["data=digits"]

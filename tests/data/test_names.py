@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from dlrun.core.errors import DataError, RequestError
 from dlrun.data.names import VOCABULARY, encode, names
-from dlrun.errors import DataError, RequestError
 
 
 def write(folder, train, test):
@@ -100,7 +100,7 @@ def test_no_network(tmp_path, monkeypatch):
     def unreachable(*_):
         raise OSError("unreachable")
 
-    monkeypatch.setattr("dlrun.data.download.fetch", unreachable)
+    monkeypatch.setattr("dlrun.data.files.download.fetch", unreachable)
     with pytest.raises(DataError, match=r"data=names .* put names_train\.csv\.gz there"):
         names(str(tmp_path))
 

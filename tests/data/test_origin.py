@@ -11,10 +11,10 @@ import torch
 from published_formats import write_folder
 
 from dlrun.data.arrays import arrays
+from dlrun.data.datasets import carve, join_parts, origin_of, row_count, take
 from dlrun.data.folders import image_folder
 from dlrun.data.images import digits
 from dlrun.data.origin import Origin
-from dlrun.data.rows import carve, join_parts, origin_of, row_count, take
 from dlrun.data.spec import Split, Splits
 from dlrun.data.tabular import csv as read_csv
 
@@ -114,7 +114,7 @@ def test_arrays_name_their_index(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_pictures_name_their_files(tmp_path: Path, in_memory: bool) -> None:
-    from dlrun.data.pictures import read_picture
+    from dlrun.data.files.picture import read_picture
 
     write_folder(tmp_path / "photos", {"dog": 5, "cat": 10})
     splits = image_folder(str(tmp_path / "photos"), 8, [0.0] * 3, [1.0] * 3, in_memory=in_memory)

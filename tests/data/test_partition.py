@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from dlrun.core.errors import DataError, RequestError
 from dlrun.data.partition import partition, stratified_partition
-from dlrun.errors import DataError, RequestError
 
 
 @pytest.mark.parametrize(

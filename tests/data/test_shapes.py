@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dlrun.core.errors import RequestError
 from dlrun.data.shapes import flower, points
-from dlrun.errors import RequestError
 
 
 def test_points_for_regression():

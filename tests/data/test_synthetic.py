@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from dlrun.core.errors import RequestError
 from dlrun.data.synthetic import blobs, line, parabola, regression
-from dlrun.errors import RequestError
 
 
 def test_line_without_noise_lies_on_the_line():

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from dlrun.data.download import COURSE_URL
+from dlrun.core.errors import DataError, DlrunError, RequestError
+from dlrun.data.files.download import COURSE_URL
 from dlrun.data.tabular import csv, diabetes
-from dlrun.errors import DataError, DlrunError, RequestError
 
 
 def table(folder, rows, header=None, name="t.csv"):
@@ -168,7 +168,7 @@ def test_diabetes_is_downloaded_when_missing(tmp_path, monkeypatch):
         asked.append((url, path))
         raise ConnectionError("unreachable")
 
-    monkeypatch.setattr("dlrun.data.download.fetch", no_network)
+    monkeypatch.setattr("dlrun.data.files.download.fetch", no_network)
     with pytest.raises(DataError, match=r"put diabetes\.csv\.gz there.*digits, line"):
         diabetes(str(tmp_path))
     assert asked == [(COURSE_URL + "diabetes.csv.gz", tmp_path / "diabetes.csv.gz")]

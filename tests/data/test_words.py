@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from dlrun.core.errors import RequestError
 from dlrun.data.words import words
-from dlrun.errors import RequestError
 
 
 @pytest.mark.parametrize(("source", "target"), [("hello", "ohlol"), ("abba", "noon"), ("été", "ici"), ("aa", "ab")])

@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from dlrun.core.errors import DataError, RunError
 from dlrun.data import workers
 from dlrun.data.batches import LoaderBatches, Order, Place
-from dlrun.data.rows import Rows
+from dlrun.data.datasets import Rows
 from dlrun.data.spec import DataSpec
-from dlrun.errors import DataError, RunError
 
 PLACE = Place(torch.device("cpu"), torch.float32, DataSpec("vector", (1,), "regression", 1))
 

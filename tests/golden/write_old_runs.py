@@ -83,8 +83,8 @@ def train(words: tuple[str, ...], killed_after_epochs: int | None = None) -> Non
         os.waitpid(process, 0)
         return
 
-    from dlrun.cli import main
-    from dlrun.saver import Saver
+    from dlrun.cli.main import main
+    from dlrun.runs.checkpoint_manager import Saver
 
     after_epoch = Saver.after_epoch
     epochs = 0

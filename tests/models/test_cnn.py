@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from dlrun.core.errors import MisfitError, RequestError
 from dlrun.data.spec import DataSpec
-from dlrun.errors import MisfitError, RequestError
 from dlrun.models.cnn import CNN
 
 Make = Callable[..., DataSpec]

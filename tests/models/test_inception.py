@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from dlrun.core.errors import MisfitError
 from dlrun.data.spec import DataSpec
-from dlrun.errors import MisfitError
 from dlrun.models.inception import Inception, InceptionA
 
 Make = Callable[..., DataSpec]

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from dlrun.core.errors import RequestError
 from dlrun.data.spec import DataSpec
-from dlrun.errors import RequestError
 from dlrun.models.mlp import ACTIVATIONS, MLP
 
 Make = Callable[..., DataSpec]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from dlrun.core.errors import MisfitError
 from dlrun.data.spec import DataSpec
-from dlrun.errors import MisfitError
 from dlrun.models.one_hot import OneHotRNN, OneHotRNNCell
 
 Make = Callable[..., DataSpec]

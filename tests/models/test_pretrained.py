@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dlrun.core.errors import MisfitError, RequestError
 from dlrun.data.spec import DataSpec
-from dlrun.errors import MisfitError, RequestError
 from dlrun.models import pretrained
 from dlrun.models.pretrained import Torchvision, weights_follow
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from dlrun.core.errors import MisfitError, RequestError
 from dlrun.data.spec import DataSpec
-from dlrun.errors import MisfitError, RequestError
 from dlrun.models.recurrent import GRU, LSTM, RNN
 
 Make = Callable[..., DataSpec]

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dlrun.core.errors import RequestError
 from dlrun.data.spec import DataSpec
-from dlrun.errors import RequestError
 from dlrun.models.mlp import MLP
 from dlrun.models.scratch import ACTIVATIONS, ScratchELU, ScratchLinear, ScratchMLP, ScratchSigmoid
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
+from dlrun.core.errors import MisfitError, RequestError
 from dlrun.data.spec import DataSpec
-from dlrun.errors import MisfitError, RequestError
 from dlrun.models.sequential import Sequential
 
 Make = Callable[..., DataSpec]

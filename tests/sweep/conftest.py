@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dlrun.record import RunRecord
+from dlrun.runs.record import RunRecord
 
 GROUPS = {"data": "digits", "model": "mlp", "optimizer": "sgd", "lesson": None}
 

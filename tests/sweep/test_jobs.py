@@ -10,10 +10,10 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
-from dlrun import request
-from dlrun.composition import Composer
-from dlrun.config import CONFIG_DIR, config_hash
-from dlrun.request import Request
+from dlrun.config import request
+from dlrun.config.composer import Composer
+from dlrun.config.request import Request
+from dlrun.config.schema import CONFIG_DIR, config_hash
 from dlrun.sweep.jobs import Job, deduplicated, identity, key_of, named
 
 SWEEP = Path("sweep")

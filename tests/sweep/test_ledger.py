@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from dlrun.errors import RequestError
-from dlrun.request import Request
+from dlrun.config.request import Request
+from dlrun.core.errors import RequestError
 from dlrun.sweep.jobs import Job
 from dlrun.sweep.ledger import NAME, Ledger
 

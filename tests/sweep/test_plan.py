@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from dlrun.sweep.display import seconds_left
 from dlrun.sweep.ledger import Ledger
+from dlrun.sweep.progress import seconds_left
 
 TINY = ("data=line", "model=linear", "optimizer=sgd", "trainer.epochs=1", "figures=false", "tracking.graph=false")
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from comparison import differences
 from torture import ended, prepare  # sets OMP_NUM_THREADS before it imports torch
 
-import dlrun.cli
+import dlrun.cli.main
 
 WORDS = ("-m", "data=blobs", "data.val_fraction=0.2", "model=mlp", "model.dropout=0.3", "optimizer=sgd,adam")
 WORDS += ("seed=0,1,2", "trainer.epochs=80", "checkpoint.every_steps=2", "scheduler=cosine", "device.num_threads=1")
@@ -59,7 +59,7 @@ def launch(words: list[str], place: Path, real: bool) -> int:
             os.execv(sys.executable, [sys.executable, "-m", "dlrun", *words])
         sys.argv = ["dlrun", *words]
         sys.modules["__main__"] = types.ModuleType("__main__")  # the jobs' processes would import this script
-        code = dlrun.cli.main()
+        code = dlrun.cli.main.main()
     finally:
         sys.stdout.flush(), sys.stderr.flush()
         os._exit(code)

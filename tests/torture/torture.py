@@ -34,9 +34,9 @@ import torch._inductor  # noqa: F401  (torch imports it at the first optimizer; 
 from cases import draw, write_names
 from comparison import differences
 
-import dlrun.cli
-import dlrun.experiment
-from dlrun import request
+import dlrun.cli.main
+import dlrun.experiment.run
+from dlrun.config import request
 
 LEAST_KILLS = 3  # of a run that counts
 LEAST_INSIDE = 0.2  # of all kills
@@ -87,7 +87,7 @@ def launch(words: list[str], place: Path, real: bool) -> int:
         if real:
             os.execv(sys.executable, [sys.executable, "-m", "dlrun", *words])
         sys.argv = ["dlrun", *words]
-        code = dlrun.cli.main()
+        code = dlrun.cli.main.main()
     except BaseException:
         traceback.print_exc()
     finally:

@@ -6,9 +6,9 @@ from pathlib import Path
 from pace import Pace
 from rows import Row
 
-from dlrun import cli
-from dlrun.saver import Saver
-from dlrun.training import Training
+from dlrun.cli import main
+from dlrun.engine.state import Training
+from dlrun.runs.checkpoint_manager import Saver
 
 
 def train(row: Row, pace: Pace, *more: str) -> None:
@@ -21,7 +21,7 @@ def train(row: Row, pace: Pace, *more: str) -> None:
 
     Saver.after_step = counted  # type: ignore[method-assign]
     sys.argv = ["dlrun", *row.command_line(Path.cwd()), *more]
-    raise SystemExit(cli.main())
+    raise SystemExit(main.main())
 
 
 def train_bf16(row: Row, pace: Pace) -> None:

@@ -1,0 +1,1 @@
+"""From words to checked settings: the only room that knows Hydra. No torch."""

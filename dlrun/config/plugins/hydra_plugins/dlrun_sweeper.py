@@ -1,0 +1,64 @@
+"""What Hydra calls for `-m`: dlrun's sweeper names the points, its launcher composes them; the runs come later.
+
+Hydra finds this file by the folder's name, which it insists on. Nothing is written here and no job is started, so
+that all points can be looked at before the first one trains.
+"""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from dlrun.config import sweep_points
+from dlrun.config.composer import Composer
+
+
+class DlrunSweeper(Sweeper):
+    """All combinations of the values, in the order of the words; the last one varies fastest."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """See hydra.plugins.sweeper.Sweeper."""
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Hand every point to the launcher."""
+        assert self.config is not None
+        assert self.hydra_context is not None
+        assert self.launcher is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        overrides = parser.parse_overrides(arguments)
+        sweep_points.refuse_many(overrides, self.config.sweep.max_jobs)
+        return [self.launcher.launch(sweep_points.combinations(overrides), 0)]
+
+
+class DlrunLauncher(Launcher):
+    """Composes each point and hands it over."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """See hydra.plugins.launcher.Launcher."""
+        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Call the task function, which remembers what is to be run."""
+        fixed = cast(list[str], OmegaConf.to_container(self.config.hydra.overrides.hydra))  # list() would interpolate
+        config_name = str(self.config.hydra.job.config_name)
+        composer = Composer(self.hydra_context.config_loader, fixed, self.config, config_name)
+        for number, words in enumerate(job_overrides, initial_job_idx):
+            self.task_function(composer.compose(words, number))
+        return []
+
+
+for kind, target in (("sweeper", DlrunSweeper), ("launcher", DlrunLauncher)):
+    ConfigStore.instance().store(
+        group=f"hydra/{kind}", name="dlrun", node={"_target_": f"{target.__module__}.{target.__name__}"}
+    )

@@ -1,0 +1,181 @@
+"""What can go wrong, as one small tree: a user's mistake, or a run that failed; and what was perhaps meant."""
+
+import os
+import traceback
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+
+from dlrun.core.terminal import escape_line, escape_text
+
+
+class DlrunError(Exception):
+    """Something went wrong that one sentence explains; `exit_code` is what the command ends with."""
+
+    exit_code = 1
+    is_list = False  # a message of several lines; any other is one line, whatever the names in it hold
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        return escape_text(message) if self.is_list else escape_line(message)
+
+
+class RequestError(DlrunError):
+    """The request was wrong (exit code 2): the message says what, where, and what to type instead."""
+
+    exit_code = 2
+
+
+class ListedError(RequestError):
+    """Several mistakes, a line each."""
+
+    is_list = True
+
+
+class DataError(RequestError):
+    """A data file is missing, unreadable or holds what it may not hold."""
+
+
+class DamageError(RequestError):
+    """A file of a run cannot be read, or holds what it cannot hold."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        super().__init__(f"damaged: {path}: {what}")
+        self.path = path
+        self.what = what
+
+    @property
+    def reason(self) -> str:
+        """What the system says of a file that it does not give, else what is wrong with it."""
+        return getattr(self.__cause__, "strerror", None) or self.what
+
+    def __reduce__(self) -> tuple[type, tuple[Path, str]]:
+        return type(self), (self.path, self.what)
+
+
+def describe_os_error(error: OSError) -> str:
+    """ "table.csv: Permission denied": the file, where the error names one, and what the system says."""
+    named = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+    return f"{named}{error.strerror or error}"
+
+
+def unreadable(path: Path, error: Exception) -> DataError | None:
+    """What to say where the system does not give a file, whatever lies in it; None for an error of its content."""
+    if isinstance(error, MemoryError):
+        return DataError(f"{path} cannot be read: there is no memory left")
+    if isinstance(error, OSError) and error.errno is not None:
+        return DataError(f"{path} cannot be read: {error.strerror or error}")
+    return None
+
+
+class UnavailableError(DataError):
+    """Data are neither here nor to be had over the network."""
+
+
+class MisfitError(RequestError):
+    """This model cannot take this data."""
+
+
+class CheckpointError(RequestError):
+    """A checkpoint file is missing, damaged, foreign or not allowed to be opened."""
+
+
+class RunError(DlrunError):
+    """The run failed after it had started (exit code 1)."""
+
+
+class UnreadableError(RunError):
+    """What a run has saved is there but cannot be read (exit code 1): everything is left as it was."""
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and those that it came from, each once: an error that is raised again comes from itself."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        seen.append(error)
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def own_place(error: BaseException) -> str:
+    """The innermost line of the user's own code that an exception came through, as "mynet.py, line 4"; "" for none."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if is_own_code(frame.filename):
+            return f"{Path(frame.filename).name}, line {frame.lineno}"
+    return ""
+
+
+def is_own_code(filename: str) -> bool:
+    """Whether a file, or a cell of a notebook, is the user's own: neither dlrun's nor installed."""
+    if filename in ("<stdin>", "<string>") or filename.startswith("<ipython-input"):
+        return True
+    path = Path(filename)
+    package = Path(__file__).resolve().parent.parent
+    installed = {"site-packages", "dist-packages", Path(traceback.__file__).parent.name}
+    if package in path.parents or not installed.isdisjoint(path.parts):
+        return False
+    return path.is_file() or path.parent.name.startswith("ipykernel_")
+
+
+def distance(a: str, b: str) -> int:
+    """How many letters inserted, left out, changed or swapped with their neighbour make `a` into `b`.
+
+    The Damerau-Levenshtein distance by the algorithm of Lowrance and Wagner (1975): O(len(a) · len(b)).
+    """
+    far = len(a) + len(b)
+    table: list[list[int]] = [
+        [far] * (len(b) + 2),
+        [far, *range(len(b) + 1)],
+    ]  # table[i + 1][j + 1]: of the first i and j letters
+    met: dict[str, int] = {}  # where in `a` a letter was last met
+    for i, x in enumerate(a, 1):
+        row, same = [far, i], 0  # same: where in `b` x was last met
+        for j, y in enumerate(b, 1):
+            above, left = met.get(y, 0), same
+            swapped = table[above][left] + (i - above - 1) + 1 + (j - left - 1)
+            row.append(min(table[i][j] + (x != y), row[j] + 1, table[i][j + 1] + 1, swapped))
+            same = j if x == y else same
+        met[x] = i
+        table.append(row)
+    return table[-1][-1]
+
+
+def nearest(word: str, known: Iterable[str], most: int = 3) -> list[str]:
+    """At most so many names that `word` was perhaps meant to be, nearest first.
+
+    Those within 2 edits (up to 4 of a longer word; another case counts one), then those that hold the word or
+    that it holds.
+    """
+    reach = min(max(2, len(word) // 3), 4)
+    near: list[tuple[int, bool, str]] = []
+    related: list[tuple[bool, int, str]] = []
+    for name in dict.fromkeys(known):
+        edits = _edits(word, name, reach)
+        if edits < min(reach + 1, max(len(word), len(name))):
+            near.append((edits, word[:1] != name[:1], name))
+        elif min(len(word), len(name)) >= 3 and (word.lower() in name.lower() or name.lower() in word.lower()):
+            related.append((not name.startswith(word), len(name), name))
+    return [*(name for *_, name in sorted(near)), *(name for *_, name in sorted(related))][:most]
+
+
+def _edits(word: str, name: str, reach: int) -> int:
+    """The distance, or anything above `reach` where it is longer."""
+    if abs(len(word) - len(name)) > reach:
+        return reach + 1
+    edits = distance(word, name)
+    if word.lower() != word or name.lower() != name:
+        edits = min(edits, 1 + distance(word.lower(), name.lower()))
+    return edits
+
+
+def did_you_mean(word: str, known: Iterable[str], before: str = "") -> str:
+    """ "did you mean sgd or asgd? " with what is nearest, each with `before` in front; "" when nothing is near."""
+    close = nearest(word, known)
+    return f"did you mean {' or '.join(before + name for name in close)}? " if close else ""
+
+
+def listed(names: Collection[str], rest: str = "", most: int = 12) -> str:
+    """ "a, b, c", and of more than `most` only the first: "a, b, … (dlrun ls data)", where `rest` shows the others."""
+    few = ", ".join(list(names)[:most])
+    if len(names) <= most:
+        return few
+    return f"{few}, … ({rest})" if rest else f"{few} and {len(names) - most} more"

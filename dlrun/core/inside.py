@@ -1,0 +1,65 @@
+"""The border of a run folder: nothing that dlrun reads, writes or removes for a run lies outside of it.
+
+The folder itself may be a link to another disk, and so may any folder above it. What lies inside it is files of its
+own: a link out of it could show any file of the machine in a report, or have it overwritten.
+"""
+
+import os
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from dlrun.core.errors import RequestError
+
+OF_A_RUN = (  # what dlrun leaves in the folder of a run; the rest is the user's own
+    ".hydra", "checkpoints", "figures", "profile", "eval*", "export*", "environment.json", "result.json", "run.log",
+    "metrics.jsonl", "fingerprints.jsonl", "report.html", "events.out.tfevents.*", ".lock", ".*.tmp",
+)  # fmt: skip
+_OWN = (*OF_A_RUN, "sweep.jsonl", "comparison.csv", "comparison.md", "expectations.md", "*.pt")
+
+
+def refuse_outside(folder: Path) -> None:
+    """RequestError when something of a run's or sweep's own in `folder` is a link out of it, or no ordinary file.
+
+    Nothing is followed and nothing is opened. A folder that does not exist has nothing to refuse.
+    """
+    border = os.path.realpath(folder)
+    waiting = [str(folder)]
+    while waiting:
+        place = waiting.pop()
+        try:
+            entries = list(os.scandir(place))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise RequestError(f"{place} cannot be read: {error.strerror}") from error
+        for entry in entries:
+            if place == str(folder) and not any(fnmatchcase(entry.name, name) for name in _OWN):
+                continue
+            _refuse_entry(entry, border, folder)
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append(entry.path)
+
+
+def _refuse_entry(entry: os.DirEntry[str], border: str, folder: Path) -> None:
+    target = Path(os.path.realpath(entry.path))
+    if entry.is_symlink() and not is_within(str(target), border):
+        raise RequestError(
+            f"{entry.path} is a link to {target}, outside of {folder}, and dlrun follows no link out of a run; "
+            "put the file itself there, or remove the link"
+        )
+    if target.exists() and not target.is_file() and not target.is_dir():
+        raise RequestError(f"{entry.path} is no ordinary file; remove it")
+
+
+def refuse_elsewhere(folder: Path, place: Path) -> None:
+    """RequestError when `place`, by its name a folder in `folder`, lies elsewhere as one of its parts is a link."""
+    if not is_within(os.path.realpath(place), os.path.realpath(folder)):
+        raise RequestError(
+            f"{place} is a link out of {folder}, and dlrun follows no link out of a sweep; put the folder itself "
+            "there, or remove the link"
+        )
+
+
+def is_within(path: str, border: str) -> bool:
+    """Whether a resolved path is that of the border, or lies below it."""
+    return path == border or path.startswith(border.rstrip(os.sep) + os.sep)

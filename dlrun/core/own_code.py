@@ -1,0 +1,41 @@
+"""Which code is the user's own, and which of it a config names: what loads a run must be allowed to use it."""
+
+import types
+from collections.abc import Iterator
+from typing import Any
+
+from dlrun.core.errors import is_own_code
+
+OURS = ("dlrun", "torch", "torchvision")
+
+
+def is_ours(name: str) -> bool:
+    """Whether a dotted name is of dlrun, torch or torchvision."""
+    return name.split(".")[0] in OURS
+
+
+def has_own_file(module: types.ModuleType) -> bool:
+    """Whether a module was imported from a file of the user's own."""
+    file = getattr(module, "__file__", None)
+    return file is not None and is_own_code(file)
+
+
+def target_names(block: Any) -> Iterator[str]:
+    """Every `_target_` in a block, nested ones too."""
+    if isinstance(block, dict):
+        if "_target_" in block:
+            yield str(block["_target_"])
+        for value in block.values():
+            yield from target_names(value)
+    elif isinstance(block, list | tuple):
+        for value in block:
+            yield from target_names(value)
+
+
+def own_modules(plain: dict[str, Any]) -> list[str]:
+    """The modules of the user's own that a config names, by their first name; none where it could not be read."""
+    named = set(target_names(plain))
+    loss = (plain.get("task") or {}).get("loss")
+    if isinstance(loss, str) and "." in loss:
+        named.add(loss)
+    return sorted({name.split(".")[0] for name in named} - {*OURS, "None"})

@@ -1,0 +1,84 @@
+"""The Python version of CIFAR-10 and CIFAR-100, described at cs.toronto.edu/~kriz/cifar.html.
+
+Its files are pickles, which could run any code when opened: the reader here builds arrays and nothing else.
+"""
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlrun.core.errors import DataError, unreadable
+
+
+def read_batch(path: Path, label_key: str, classes: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images (N, 3, 32, 32) and labels (N,) of one file.
+
+    Raises DataError for a file that is damaged, asks for code, or holds something else.
+    """
+    batch = _read_dict(path)
+    data, labels = batch.get("data"), batch.get(label_key)
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
+        raise _damaged(path, "has no 'data' of bytes, 3072 an image")
+    if not isinstance(labels, list) or len(labels) != len(data) or not all(type(y) is int for y in labels):
+        raise _damaged(path, f"has no '{label_key}', one whole number an image")
+    if not labels or min(labels) < 0 or max(labels) >= classes:
+        raise _damaged(path, f"has no images, or labels outside 0 to {classes - 1}")
+    return data.reshape(-1, 3, 32, 32), np.array(labels, np.int64)
+
+
+def read_class_names(path: Path, key: str, classes: int) -> tuple[str, ...]:
+    """The names in a meta file; DataError as in `read_batch`."""
+    names = _read_dict(path).get(key)
+    if not isinstance(names, list) or len(names) != classes:
+        raise _damaged(path, f"has no '{key}', {classes} names")
+    return tuple(_as_text(name) for name in names)
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Builds numbers, text, lists, dicts and arrays; refuses every other global name."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """What numpy's arrays are rebuilt with, whether old numpy (numpy.core) or new wrote them."""
+        module = module.replace("numpy.core", "numpy._core")
+        if (module, name) not in _ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return _ALLOWED[module, name]
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """What Python 3 writes for bytes in protocol 2 is a call to encode; only this one is needed."""
+    return text.encode("latin1")
+
+
+_ALLOWED = {
+    # Asked for by way of an array, as numpy keeps moving the modules these live in.
+    ("numpy._core.multiarray", "_reconstruct"): np.empty(1).__reduce__()[0],
+    ("numpy._core.numeric", "_frombuffer"): np.empty(1).__reduce_ex__(5)[0],
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("_codecs", "encode"): _latin1,
+}
+
+
+def _read_dict(path: Path) -> dict[str, Any]:
+    try:
+        # latin1: the published files are from Python 2, whose strings are bytes.
+        content = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+    except Exception as error:  # damaged pickles fail in a dozen ways
+        damage = _damaged(path, f"cannot be read as a CIFAR file ({type(error).__name__}: {error})")
+        raise unreadable(path, error) or damage from error
+    if not isinstance(content, dict):
+        raise _damaged(path, "does not hold a dict")
+    return {_as_text(key): value for key, value in content.items()}
+
+
+def _as_text(value: Any) -> str:
+    return value.decode("latin1") if isinstance(value, bytes) else str(value)
+
+
+def _damaged(path: Path, what: str) -> DataError:
+    return DataError(f"{path} {what}: delete it and run again to download it anew")

@@ -1,0 +1,153 @@
+"""Reading comma-separated text, plain or gzipped, with errors that name the line and the column."""
+
+import csv
+import gzip
+import io
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlrun.core.csv_text import unguarded
+from dlrun.core.errors import DataError, RequestError
+from dlrun.core.suggest import did_you_mean, missing
+
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Table:
+    """The cells of a file as text, column by column, all of the same length.
+
+    names: from the header, or "column_0", "column_1", …; lines: where each row ends in the file, from 1.
+    """
+
+    path: Path
+    has_header: bool
+    names: tuple[str, ...]
+    columns: list[tuple[str, ...]]
+    lines: list[int]
+
+    def index(self, column: str | int) -> int:
+        """The position of a column given by name or by number (-1 is the last); RequestError if none."""
+        count = len(self.names)
+        if isinstance(column, int):
+            if not -count <= column < count:
+                raise RequestError(
+                    f"data.target={column} is no column of {self.path}, "
+                    f"which has {count}: type a number from 0 to {count - 1}, or -1 for the last"
+                )
+            return column % count
+        if not self.has_header:
+            raise RequestError(
+                f"data.target={column} is a name but {self.path} has no header line: type its number "
+                "(0 is the first, -1 the last), or data.header=true if its first line holds the names"
+            )
+        if column not in self.names:
+            hint = did_you_mean(column, self.names) or f"; there are {', '.join(self.names)}"
+            raise RequestError(f"data.target={column} is no column of {self.path}{hint}")
+        return self.names.index(column)
+
+    def numbers(self, column: int) -> Numbers:
+        """A column as float64 of shape (rows,); DataError for the first cell that is not a finite number."""
+        values = parse(self.columns[column])
+        if values is None or not np.isfinite(values).all():
+            raise self.complaint(column, next(i for i, cell in enumerate(self.columns[column]) if not _is_finite(cell)))
+        return values
+
+    def complaint(self, column: int, row: int) -> DataError:
+        """The error for a cell that should have been a finite number."""
+        cell = self.columns[column][row]
+        what = f"holds '{cell[:40]}', which is not a finite number" if cell.strip() else "is empty"
+        return DataError(
+            f"{self.path}, line {self.lines[row]}: column '{self.names[column]}' {what}; correct the line or remove it"
+        )
+
+
+def read_table(path: Path, header: bool | None = None, delimiter: str = ",") -> Table:
+    """Read a .csv or .csv.gz file in UTF-8; lines without a character are skipped.
+
+    header=None: the first line holds names if it has text in each column whose following cells are numbers.
+    Raises DataError (missing, unreadable, empty, ragged, duplicate names), RequestError (delimiter).
+    """
+    lines, rows = _rows(path, _text(path), "\t" if delimiter == "\\t" else delimiter)
+    has_header = _starts_with_names(rows) if header is None else header
+    names = [f"column_{i}" for i in range(len(rows[0]))]
+    if has_header:
+        names = [cell.strip() or name for cell, name in zip(rows[0], names, strict=True)]
+        lines, rows = lines[1:], rows[1:]
+    repeated = [name for name in names if names.count(name) > 1]
+    if repeated:
+        raise DataError(f"{path}: two columns are named '{repeated[0]}' in the header, rename one of them")
+    if not rows:
+        raise DataError(f"{path} holds a header line only: add rows, or type data.header=false")
+    return Table(path, has_header, tuple(names), list(zip(*rows, strict=True)), lines)
+
+
+def parse(cells: Sequence[str]) -> Numbers | None:
+    """float64 of shape (len(cells),), infinite and NaN included; None if a cell is not a number."""
+    if "_" in "".join(cells):  # float() takes 1_000 and 2024_01_01 for numbers
+        return None
+    try:
+        return np.fromiter(map(float, cells), np.float64, len(cells))
+    except ValueError:
+        return None
+
+
+def _text(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+        return content.decode("utf-8-sig")
+    except FileNotFoundError:
+        raise missing(path, "data.path") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}, line {line}: not UTF-8 text, save the file as UTF-8") from error
+    except gzip.BadGzipFile as error:
+        raise DataError(
+            f"{path} is named .gz but is not gzipped: rename it, or delete it if it was downloaded"
+        ) from error
+    except (EOFError, zlib.error) as error:
+        raise DataError(f"{path} is damaged, its gzip stream does not end: delete it and get it anew") from error
+    except IsADirectoryError:
+        raise DataError(f"data.path={path} is a folder: type data.path=<a file>") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _rows(path: Path, text: str, delimiter: str) -> tuple[list[int], list[list[str]]]:
+    """Line numbers and rows, all with as many cells as the first."""
+    if len(delimiter) != 1 or delimiter in '\r\n"':
+        raise RequestError(f"data.delimiter='{delimiter}' must be one character, such as ',' or ';' or '\\t'")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
+    try:
+        numbered = [(reader.line_num, row) for row in reader if row]
+        if "'" in text:  # a file of ours may hold guarded cells
+            numbered = [(line, unguarded(row)) for line, row in numbered]
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: {error}; correct the line") from error
+    if not numbered:
+        raise DataError(f"{path} is empty: it needs a row a sample")
+    lines, rows = [line for line, _ in numbered], [row for _, row in numbered]
+    width = len(rows[0])
+    for line, row in numbered:
+        if len(row) != width:
+            raise DataError(f"{path}, line {line}: {len(row)} fields, where line {lines[0]} has {width}")
+    return lines, rows
+
+
+def _starts_with_names(rows: list[list[str]]) -> bool:
+    """Whether the first row has text in each column whose next 20 cells are numbers (and there is one)."""
+    below = list(zip(*rows[1:21], strict=True))
+    numeric = [first for first, cells in zip(rows[0], below, strict=False) if parse(cells) is not None]
+    return bool(numeric) and all(parse([first]) is None for first in numeric)
+
+
+def _is_finite(cell: str) -> bool:
+    value = parse([cell])
+    return value is not None and bool(np.isfinite(value[0]))

@@ -1,0 +1,1 @@
+"""The pieces that such a script is put together from."""

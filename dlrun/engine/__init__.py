@@ -1,0 +1,1 @@
+"""The loop: how a step is made and measured. Plain torch; config, terminal and files are unknown here."""

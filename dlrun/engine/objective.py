@@ -1,0 +1,266 @@
+"""What is learned: loss, predictions and metrics for regression, binary, multiclass and tagging.
+
+Metrics are sums on the device, reduced once at the end: a short last batch weighs what it holds.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dlrun.core.errors import RequestError, RunError, did_you_mean
+from dlrun.data.spec import DataSpec, TaskName
+from dlrun.engine import metrics
+from dlrun.engine.metrics import PADDING, Sums
+from dlrun.models import scratch_autograd
+
+
+def perceptron_loss(outputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+    """(step(z) - y) z for logits z (N,) and targets y of 0 or 1, where step(z) is 1 if z > 0, else 0.
+
+    The step counts as a constant, so the gradient for z = w·x is (step(z) - y) x: the perceptron's update rule, at
+    z = 0 too (Rosenblatt 1958).
+    """
+    rows = ((outputs > 0).to(targets.dtype) - targets) * outputs
+    return rows.mean() if reduction == "mean" else rows.sum()
+
+
+_LOSSES: dict[TaskName, dict[str, Callable[..., Tensor]]] = {
+    "regression": {
+        "mse": F.mse_loss,
+        "mae": F.l1_loss,
+        "huber": F.huber_loss,
+        "smooth_l1": F.smooth_l1_loss,
+        "scratch_mse": scratch_autograd.mse_loss,
+    },
+    "binary": {
+        "bce_with_logits": F.binary_cross_entropy_with_logits,
+        "bce": F.binary_cross_entropy,
+        "scratch_bce": scratch_autograd.bce_loss,
+        "scratch_bce_with_logits": scratch_autograd.bce_with_logits_loss,
+        "perceptron": perceptron_loss,
+    },
+    "multiclass": {
+        "cross_entropy": F.cross_entropy,
+        "nll": F.nll_loss,
+        "multi_margin": F.multi_margin_loss,
+        "scratch_cross_entropy": scratch_autograd.cross_entropy_loss,
+    },
+    "tagging": {"cross_entropy": F.cross_entropy, "nll": F.nll_loss},
+}
+_ON_PROBABILITIES = ("bce", "scratch_bce")  # the other binary losses take a logit
+FLUSH_BATCHES = 64  # outputs are kept as they come and reduced in one go: 64 small reductions cost more
+
+
+def _called(function: Callable[..., Tensor], name: str, reduction: str) -> Callable[..., Tensor]:
+    """A loss of the user's as torch's are called; RequestError for a class, and where it cannot do the reduction."""
+    if inspect.isclass(function):
+        raise RequestError(f"task.loss={name} is a class; name a function of outputs and targets")
+    if "reduction" in inspect.signature(function).parameters:
+        return function
+    if reduction != "mean":
+        raise RequestError(f"task.loss={name} has no parameter reduction; give it one, or leave out task.reduction")
+    return lambda outputs, targets, reduction: function(outputs, targets)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Loss and metrics for one kind of target.
+
+    loss_name: null for the task's own (mse, bce_with_logits, cross_entropy); `bce` and `scratch_bce` take
+    probabilities, `nll` log-probabilities as the model's output; `scratch_*` have a hand-written backward.
+    reduction: `mean` or `sum` over a batch is minimized; the metric `loss` is the mean over samples either way.
+    own_loss: a function of the user's that loss_name names, of outputs and targets as torch's losses take them (logits,
+    (N,) for binary), and of `reduction` if it has it; it returns the mean over the batch, or what reduction says.
+    """
+
+    spec: DataSpec
+    loss_name: str | None = None
+    reduction: str = "mean"
+    own_loss: Callable[..., Tensor] | None = None
+    loss_function: Callable[..., Tensor] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        known = _LOSSES[self.spec.task]
+        name = self.loss_name or next(iter(known))
+        if self.own_loss is not None:
+            known = {name: _called(self.own_loss, name, self.reduction)}
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise RequestError(
+                f"task.loss={name} is no loss for {self.spec.task}; {hint}type one of {', '.join(known)}, "
+                "or module.function for one of yours"
+            )
+        object.__setattr__(self, "loss_name", name)
+        object.__setattr__(self, "loss_function", known[name])
+
+    @property
+    def loss_module(self) -> nn.Module | None:
+        """The module that the user's own loss is, or is a method of: checkpoints hold its state."""
+        owner = getattr(self.own_loss, "__self__", self.own_loss)
+        return owner if isinstance(owner, nn.Module) else None
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Without the split's name in front; top-5 accuracy says something from 10 classes on."""
+        names = metrics.NAMES[self.spec.task]
+        few = self.spec.output_size < 10
+        return tuple(n for n in names if not (few and n == "top5_accuracy"))
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The scalar to minimize over one batch: outputs as the model gives them, targets as in DataSpec.
+
+        Without any targets it is 0: see MemoryBatches.
+        """
+        if not targets.numel():
+            return 0.0 * outputs.sum()
+        if self.spec.task == "binary":
+            outputs, targets = outputs.squeeze(-1), targets.to(outputs.dtype)
+        if self.spec.task in ("binary", "regression") and outputs.shape != targets.shape:
+            # torch would stretch one to the other, and compare every number with every other.
+            raise RunError(
+                f"the model's outputs {tuple(outputs.shape)} and the targets {tuple(targets.shape)} of a batch differ "
+                f"in shape; return spec.output_size={self.spec.output_size} numbers a row"
+            )
+        if self.spec.task == "tagging":
+            outputs, targets = outputs.flatten(0, 1), targets.flatten()
+        return self.loss_function(outputs, targets, reduction=self.reduction)
+
+    def weight(self, targets: Tensor) -> Tensor | int:
+        """What a batch counts in a mean: its values, or its tags that are not padding (a tensor: no sync)."""
+        return (targets != PADDING).sum() if self.spec.task == "tagging" else targets.numel()
+
+    def weights(self, batches: Sequence[Tensor]) -> Tensor:
+        """The weight of each of several batches' targets."""
+        if self.spec.task == "tagging":
+            return torch.stack([(targets != PADDING).sum() for targets in batches])
+        return torch.tensor([targets.numel() for targets in batches])
+
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """Class probabilities (N, ..., classes); for binary (N,) of class 1."""
+        if self.spec.task == "binary":
+            outputs = outputs.squeeze(-1)
+            return outputs if self.loss_name in _ON_PROBABILITIES else outputs.sigmoid()
+        return outputs.exp() if self.loss_name == "nll" else outputs.softmax(-1)
+
+    def predictions(self, outputs: Tensor) -> Tensor:
+        """Values for regression, class numbers otherwise."""
+        if self.spec.task == "regression":
+            return outputs
+        if self.spec.task == "binary":
+            return (outputs.squeeze(-1) > (0.5 if self.loss_name in _ON_PROBABILITIES else 0.0)).long()
+        return outputs.argmax(-1)
+
+    def sums(self, outputs: Tensor, targets: Tensor) -> Sums:
+        """What the metrics need of some rows; adds up over batches (keys in `all_*` are concatenated)."""
+        if self.spec.task == "binary":
+            return metrics.binary_sums(outputs, self.predictions(outputs), targets)
+        return metrics.SUMS[self.spec.task](outputs, targets)
+
+    def metrics(self, sums: Sums) -> dict[str, float]:
+        """The metrics of everything that was summed."""
+        host = {k: v.cpu() for k, v in sums.items()}  # the one sync
+        return {"loss": metrics.ratio(host["loss"], host["weight"])} | metrics.METRICS[self.spec.task](host)
+
+    def totals(self, flush_batches: int = FLUSH_BATCHES) -> "Totals":
+        """A fresh sum, reduced every so many batches."""
+        return Totals(self, flush_batches)
+
+    def constant_outputs(self, targets: Tensor) -> Tensor:
+        """The trivial baseline, learnt from training targets: outputs (1, ...) that ignore the input.
+
+        The mean for regression; the classes' frequencies otherwise, so that the majority class is
+        predicted and the loss is the entropy of guessing by frequency.
+        """
+        if self.spec.task == "regression":
+            return metrics.wide(targets).mean(0, keepdim=True)
+        flat = targets[targets != PADDING].flatten()
+        counts = torch.bincount(flat, minlength=max(self.spec.output_size, 2)).double() + 1e-9
+        shares = counts / counts.sum()
+        if self.spec.task == "binary":
+            return shares[1:] if self.loss_name in _ON_PROBABILITIES else shares[1:].logit()
+        return shares.log().unsqueeze(0)
+
+    def baseline(self, train_targets: Tensor, targets: Tensor) -> dict[str, float]:
+        """The metrics on `targets` of the constant learnt from `train_targets`."""
+        outputs = self.constant_outputs(train_targets).expand(*targets.shape[:2], -1)
+        if self.spec.task != "tagging":
+            outputs = self.constant_outputs(train_targets).expand(len(targets), -1)
+        wide = targets.double() if targets.is_floating_point() else targets
+        loss = self.loss(outputs, wide)
+        if not isinstance(loss, Tensor):  # of a function of the user's, which is called here first
+            raise RequestError(f"task.loss={self.loss_name} must return a tensor, not {type(loss).__name__}")
+        totals = self.totals()
+        totals.add(outputs, wide, loss)
+        return totals.metrics()
+
+
+class Totals:
+    """Loss and metric sums of an epoch so far.
+
+    Outputs are kept by reference and reduced every so many batches, a block, so a step costs a list append. The
+    state holds the unreduced ones too: a resumed epoch adds up in the same order, to the same bits.
+    """
+
+    def __init__(self, task: Task, flush_batches: int = FLUSH_BATCHES) -> None:
+        self.task, self.flush_batches = task, flush_batches
+        self.waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.blocks: list[Sums] = []
+
+    def add(self, outputs: Tensor, targets: Tensor, loss: Tensor) -> None:
+        """One batch: detached outputs, targets, and the scalar that `Task.loss` gave."""
+        # A net may answer with a tensor of a class of its own, which checkpoints do not hold.
+        self.waiting.append((_plain(outputs), targets, _plain(loss)))
+        if len(self.waiting) >= self.flush_batches:
+            self._flush()
+
+    def _flush(self) -> None:
+        outputs, targets, losses = zip(*self.waiting, strict=True)
+        self.waiting = []
+        loss = metrics.wide(torch.stack(losses))
+        weights = self.task.weights(targets).to(loss)
+        loss = loss if self.task.reduction == "sum" else loss * weights
+        new = self.task.sums(_joined(outputs), _joined(targets))
+        self.blocks.append(new | {"loss": loss.sum(), "weight": weights.sum()})
+
+    def metrics(self, gathered: Callable[[list[Sums]], list[Sums]] = list) -> dict[str, float]:
+        """Every metric of the task over all that was added; gathered: the blocks of all processes for one's own."""
+        if self.waiting:
+            self._flush()
+        return self.task.metrics(_folded(gathered(self.blocks)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain tensors, for a checkpoint in the middle of an epoch."""
+        self.blocks = [_folded(self.blocks)] if self.blocks else []
+        return {"waiting": [list(entry) for entry in self.waiting], "sums": dict(*self.blocks)}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Add what `state_dict` of this or another process gave."""
+        self.waiting += [(o.to(device), t.to(device), x.to(device)) for o, t, x in state["waiting"]]
+        self.blocks += [{k: v.to(device) for k, v in state["sums"].items()}] if state["sums"] else []
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)
+
+
+def _folded(blocks: list[Sums]) -> Sums:
+    """Blocks added up in their order; what `all_*` names is put one behind the other."""
+    return {
+        key: torch.cat([b[key] for b in blocks]) if key.startswith("all_") else sum((b[key] for b in blocks[1:]), first)
+        for key, first in blocks[0].items()
+    }
+
+
+def _joined(parts: tuple[Tensor, ...]) -> Tensor:
+    """Batches one after the other; sequences of another length are padded to the longest."""
+    if len({p.shape[1:] for p in parts}) == 1:
+        return torch.cat(parts)
+    length = max(p.shape[1] for p in parts)
+    fill = 0.0 if parts[0].is_floating_point() else PADDING
+    grown = [F.pad(p, (*[0, 0] * (p.dim() - 2), 0, length - p.shape[1]), value=fill) for p in parts]
+    return torch.cat(grown)

@@ -1,0 +1,1 @@
+"""Optimizers, schedules and averages of weights beside those of torch."""

@@ -1,0 +1,257 @@
+"""The one loop that trains everything: plain torch; no config, terminal or TensorBoard in it."""
+
+import inspect
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import cache, partial
+from itertools import islice
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dlrun.data.batches import Batch, Batches
+from dlrun.engine import metrics
+from dlrun.engine.distributed import ALONE, Ranks
+from dlrun.engine.objective import FLUSH_BATCHES, Task
+from dlrun.engine.state import Training
+
+
+class Tracker(Protocol):
+    """Where numbers go."""
+
+    def log_step(self, step: int, values: dict[str, float]) -> None:
+        """Values of one optimizer step."""
+        ...
+
+    def log_epoch(self, row: dict[str, float], timings: dict[str, float]) -> None:
+        """The row of one epoch: epoch, step, metrics and learning rates; timings apart."""
+        ...
+
+    def begin_end(self) -> None:
+        """What follows is of the run's end: a resumed run drops it."""
+        ...
+
+
+class Display(Protocol):
+    """What the user sees meanwhile."""
+
+    def epoch(self, row: dict[str, float], timings: dict[str, float], is_best: bool) -> None:
+        """An epoch has ended."""
+        ...
+
+
+class Checkpointer(Protocol):
+    """What keeps the state."""
+
+    def after_step(self, training: Training) -> None:
+        """An optimizer step has been made."""
+        ...
+
+    def after_epoch(self, training: Training, row: dict[str, float], is_best: bool) -> None:
+        """An epoch has ended."""
+        ...
+
+    def interrupted(self, training: Training) -> None:
+        """The run stops, in the middle of an epoch or after one; `after_epoch` may follow for what there is of it."""
+        ...
+
+
+def fit(t: Training, tracker: Tracker, display: Display, saver: Checkpointer, stop: Callable[[], bool]) -> str:
+    """Train until the epochs, the steps or the patience are used up, or until `stop()` says so.
+
+    Returns the status: "completed", "early_stopped" or "interrupted". RunError when the loss is not finite.
+    """
+    while t.progress.batch or not (t.done or t.out_of_patience):
+        started, first_batch = time.perf_counter(), t.progress.batch
+        finished = train_epoch(t, tracker, saver, stop)
+        t.synchronize()  # once an epoch, so that the device's time is counted
+        timings = t.progress.count(time.perf_counter() - started, t.train, first_batch)
+        if t.progress.batch < len(t.train):  # where it may go on: the row of half an epoch is not of what goes on
+            saver.interrupted(t)
+            if not finished:
+                return "interrupted"
+            tracker.begin_end()
+        row = end_epoch(t)
+        is_best = t.improved(row[t.monitor])
+        t.schedule.epoch_end(row[t.monitor])
+        tracker.log_epoch(row, timings)
+        saver.after_epoch(t, row, is_best)
+        display.epoch(row, timings, is_best)
+        if stop() and not (t.done or t.out_of_patience):
+            saver.interrupted(t)
+            return "interrupted"
+    return "completed" if t.done else "early_stopped"
+
+
+def end_epoch(t: Training) -> dict[str, float]:
+    """Count the epoch under way as ended; returns its row: what training summed up, and the validation part."""
+    t.progress.epoch, t.progress.batch = t.progress.epoch + 1, 0
+    row: dict[str, float] = {"epoch": t.progress.epoch, "step": t.progress.step}
+    row |= {f"train/{k}": v for k, v in t.totals.metrics(t.ranks.in_order).items()}
+    t.totals = t.task.totals()
+    t.ranks.level(t.model)
+    if t.average is not None:
+        t.ranks.level(t.average.model)
+    if t.val is not None:
+        row |= measured(t, t.val, "val")
+    return row | t.schedule.learning_rates() | t.parameter_values()
+
+
+def measured(t: Training, batches: Batches, split: str) -> dict[str, float]:
+    """Metrics of a split, <split>/loss and so on, and <split>/ema_loss and so on with the averaged weights."""
+    found = {f"{split}/{k}": v for k, v in evaluate(t.model, batches, t.task, t.autocast, t.ranks).items()}
+    if t.average is not None:
+        averaged = evaluate(t.average.model, batches, t.task, t.autocast, t.ranks)
+        found |= {f"{split}/ema_{k}": v for k, v in averaged.items()}
+    return found
+
+
+def train_epoch(t: Training, tracker: Tracker, saver: Checkpointer, stop: Callable[[], bool]) -> bool:
+    """Train the rest of the epoch under way, or of the steps; False when `stop()` ended it before.
+
+    Nothing in a step waits for the device but the report at log points.
+    """
+    t.model.train()
+    needs_closure = requires_closure(t.optimizer)
+    batches = t.train.epoch(t.progress.epoch + 1, start=t.progress.batch, pick=t.ranks.cut)
+    while not t.done and (group := list(islice(batches, t.limits.accumulate_steps))):
+        seen: list[tuple[Tensor, Tensor, Tensor]] = []  # outputs, targets, loss of each batch, as trained on
+        if needs_closure:
+            t.optimizer.step(partial(loss_of_all, t, group, seen))  # type: ignore[arg-type]
+        elif t.graph is None or not t.graph(t, group, seen):  # it made the step, or leaves it
+            backward(t, group, seen)
+            t.scaler.step(t.optimizer)
+            t.scaler.update()
+        for outputs, targets, loss in seen:
+            t.totals.add(outputs, targets, loss)
+            t.recent.append((t.progress.step + 1, loss))
+        t.progress.step += 1
+        t.progress.batch += len(group)
+        if t.progress.step % t.limits.log_every_steps == 0:
+            tracker.log_step(t.progress.step, report(t, seen))
+        t.schedule.step_end()
+        saver.after_step(t)
+        if stop():
+            break
+    t.check_finite()
+    return t.done or t.progress.batch >= len(t.train)
+
+
+def backward(t: Training, group: list[Batch], seen: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    """Gradients of one optimizer step: the mean over all rows of its batches, ragged or not, then clipped.
+
+    Returns the loss (a scalar on the device). An optimizer with a closure may call this several times: the
+    first pass is what `seen` keeps.
+    """
+    t.optimizer.zero_grad()
+    record, losses = not seen, []
+    for left, (inputs, targets), share in zip(range(len(group))[::-1], group, batch_shares(t, group), strict=True):
+        t.ranks.hold(t.forward, until_last=left > 0)
+        with t.autocast():
+            outputs = t.forward(*inputs)
+            loss = t.task.loss(outputs, targets)
+        part = scaled(loss, share)
+        t.scaler.scale(part).backward()  # type: ignore[no-untyped-call]
+        losses.append(part.detach())
+        if record:
+            outputs = outputs if targets.numel() else outputs[:0]  # this process has no row of the batch
+            seen.append((outputs.detach(), targets, losses[-1] if part is loss else loss.detach()))
+    if t.limits.grad_clip_norm is not None:
+        t.scaler.unscale_(t.optimizer)
+        t.grad_norm = nn.utils.clip_grad_norm_(t.model.parameters(), t.limits.grad_clip_norm)
+    return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+
+def loss_of_all(t: Training, group: list[Batch], seen: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    """`backward` as a closure for an optimizer that looks at the loss: it is that of all processes."""
+    loss = backward(t, group, seen)
+    return t.ranks.total(loss) / t.ranks.count if t.ranks.count > 1 else loss
+
+
+def batch_shares(t: Training, group: list[Batch]) -> Sequence[Tensor | float | None]:
+    """What each batch's mean loss counts in the mean over the group; None where the loss is taken as it is.
+
+    Of several processes each has its rows of the batches, and gradients are averaged over the processes: hence the
+    factor. Rows are counted without asking the others, but for tags, of which each row has its own number.
+    """
+    count = t.ranks.count
+    if t.task.reduction == "sum" or len(group) * count == 1:
+        return [None if count == 1 else float(count)] * len(group)
+    weights = [t.task.weight(targets) for _, targets in group]
+    if isinstance(weights[0], Tensor):
+        whole = t.ranks.total(torch.stack(weights).sum())  # type: ignore[arg-type]
+        return [count * metrics.wide(w) / whole for w in weights]  # type: ignore[arg-type]
+    rows = t.train.rows_before(t.progress.batch + len(group)) - t.train.rows_before(t.progress.batch)
+    return [count * len(targets) / rows for _, targets in group]
+
+
+def scaled(loss: Tensor, share: Tensor | float | None) -> Tensor:
+    """The loss times its share, in the loss's own type."""
+    if share is None:
+        return loss
+    return loss * (share.to(loss.dtype) if isinstance(share, Tensor) else share)
+
+
+def report(t: Training, seen: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, float]:
+    """What is logged of a step: this waits for the device, once every log_every_steps."""
+    t.check_finite()
+    if t.limits.grad_clip_norm is None:
+        gradients = [p.grad for p in t.model.parameters() if p.grad is not None]
+        t.grad_norm = nn.utils.get_total_norm(gradients)
+    weights = [float(t.task.weight(targets)) for _, targets, _ in seen]
+    parts = [
+        float(loss) * (1.0 if t.task.reduction == "sum" else w) for (*_, loss), w in zip(seen, weights, strict=True)
+    ]
+    norm = float(t.grad_norm)
+    if t.progress.bad_gradient_step is None and not (math.isfinite(norm) or t.scaler.is_enabled()):
+        t.progress.bad_gradient_step = t.progress.step  # with fp16 inf is ordinary: the scaler skips the step
+    whole = t.ranks.total(torch.tensor([sum(parts), sum(weights)], dtype=torch.float64)).tolist()
+    values = {"train/loss_step": whole[0] / whole[1], "train/grad_norm": norm}
+    return values | t.schedule.learning_rates()
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    batches: Batches,
+    task: Task,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    ranks: Ranks = ALONE,
+    seen: Callable[[Tensor, Tensor], None] | None = None,
+) -> dict[str, float]:
+    """Metrics of the whole split, each sample weighing the same; to the bit, however many processes share it.
+
+    seen: is handed each batch's outputs and targets.
+    """
+    model.eval()
+    block = evaluation_block(len(batches))
+    totals = task.totals(block)
+    for inputs, targets in batches.epoch(1, pick=partial(ranks.deal, block=block)):
+        with autocast():
+            outputs = model(*inputs)
+            loss = task.loss(outputs, targets)
+        totals.add(outputs, targets, loss)
+        if seen is not None:
+            seen(outputs, targets)
+    return totals.metrics(ranks.in_order)
+
+
+def evaluation_block(batches: int) -> int:
+    """How many batches of an evaluation are summed up at a time, and dealt to one process: a few blocks for each."""
+    return max(1, min(FLUSH_BATCHES, batches // 16))
+
+
+def requires_closure(optimizer: Optimizer) -> bool:
+    """Whether the optimizer evaluates the loss itself, as LBFGS does."""
+    kind: Any = type(optimizer)  # torch's types deny that it has a hash
+    return _step_requires_closure(kind)
+
+
+@cache  # reading a signature takes 0.1 ms, at each start of an epoch
+def _step_requires_closure(kind: type[Optimizer]) -> bool:
+    closure = inspect.signature(kind.step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty

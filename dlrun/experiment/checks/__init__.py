@@ -1,0 +1,1 @@
+"""The special checks: learning rate, gradients, exact resume."""

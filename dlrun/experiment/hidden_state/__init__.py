@@ -1,0 +1,1 @@
+"""State that a checkpoint does not carry and a resumed run would lack."""

@@ -1,0 +1,371 @@
+"""One run from start to end; reads like a table of contents."""
+
+import contextlib
+import importlib
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dlrun.config import schema
+from dlrun.config.request import Request
+from dlrun.core import lock, signals, user_code
+from dlrun.core.errors import DlrunError, RequestError, RunError
+from dlrun.core.files import forget_halves, writing_to
+from dlrun.core.library_warnings import diverted
+from dlrun.core.problems import Problems
+from dlrun.core.terminal import escape_line, write_error
+from dlrun.data import workers
+from dlrun.engine import device, trainer
+from dlrun.engine.acceleration import compile
+from dlrun.engine.acceleration import threads as thread_choice
+from dlrun.engine.distributed import Ranks, joined
+from dlrun.experiment import ignored, resume, sources
+from dlrun.experiment import result as results
+from dlrun.experiment.callbacks import evolution, profiler
+from dlrun.experiment.callbacks.diagnostics import Watch
+from dlrun.experiment.callbacks.fingerprints import Fingerprints
+from dlrun.experiment.hidden_state import comparison
+from dlrun.experiment.preflight import checks, memory
+from dlrun.experiment.reports import figures, html, terminal
+from dlrun.experiment.setup import Parts, prepare, session
+from dlrun.models.pretrained import weights_follow
+from dlrun.runs import checkpoint, logger
+from dlrun.runs import folder as run_folder
+from dlrun.runs.checkpoint_manager import Saver
+from dlrun.runs.logger import FileTracker
+from dlrun.runs.record import RESULT, RunRecord
+from dlrun.runs.reports.console import Console
+from dlrun.runs.reports.plots import fonts
+from dlrun.sweep.comparison import expectations
+
+
+def run(request: Request, console: Console | None = None) -> int:
+    """Train what is asked for; returns the exit code. A DlrunError says what was wrong, or what failed.
+
+    console: where it is told besides run.log; the terminal where that is left out.
+    """
+    console = console or Console()
+    with contextlib.ExitStack() as held:
+        warned = held.enter_context(diverted(console.log_only))
+        ranks = held.enter_context(joined())
+        held.callback(workers.end_workers)
+        own = held.enter_context(lock.Lock())
+        parts = ranks.in_turn(partial(begin, ranks.share(request), held, ranks, own))
+        parts.unsaved.say = noting(parts, console)
+        folder: Path | None = None
+        try:
+            earlier = earlier_state(request, parts)
+            if parts.settings.rest.device.num_threads == "auto":
+                choose_threads(parts)
+            if parts.runtime.device.type == "cuda" and parts.settings.rest.device.cuda_graph != "off":
+                importlib.import_module("dlrun.engine.acceleration.cuda_graph").use(parts)
+            if parts.runtime.compile:
+                compile.compile_model(parts)
+            stop = held.enter_context(signals.interruptible())  # from here on there is something to save
+            folder = open_folder(request, parts, earlier, own)
+            console.open_log(folder / "run.log", parts.unsaved)
+            terminal.opening(console, parts, folder, request.overrides if request.sweep else ())
+            saver = make_saver(folder, parts, request, earlier)
+            saver.examine = reload_check(parts, request, noting(parts, console))
+            purge_step = earlier["step"] + 1 if earlier else None
+            with logger.tracked(folder, purge_step, parts.unsaved) as tracker:
+                start(parts, folder, tracker, earlier, console)
+                with console.following(parts.training), profiling_of(parts, tracker, saver, folder) as profile:
+                    status = trainer.fit(parts.training, tracker, console, saver, ranks.together(stop))
+                said = len(parts.notes)
+                parts.notes += warned.note()
+                result = finish(parts, folder, status, tracker, saver, profile)
+                if profile is not None:
+                    profile.mark("other")
+                    console.say(profile.shown())
+        except (Exception, SystemExit) as error:  # training runs code of the user's own
+            if ranks.count > 1:
+                signals.ignore_termination()
+            if folder is not None:
+                raise failure(error, parts, folder, console) from error
+            if ranks.count > 1 and not isinstance(error, DlrunError):
+                raise RunError(ranks.blame(error, explain_failure(error, parts))) from error
+            raise
+        terminal.closing(console, parts, folder, result, parts.notes[said:])
+        console.close()
+    return exit_code(parts, folder, result, stop)
+
+
+def begin(request: Request, held: contextlib.ExitStack, ranks: Ranks, own: lock.Lock) -> Parts:
+    """Build and check everything, with nothing written; a RequestError lists all that is wrong."""
+    problems = Problems()
+    settings = schema.read(request.config, request.choices, problems)
+    threads, together = settings.rest.device.num_threads, request.processes or ranks.count
+    if ranks.count > 1 and threads == "auto":
+        problems.add(RequestError("device.num_threads=auto times one process alone; type a number under torchrun"))
+    process = session(held, settings, problems, ranks, together)
+    if request.folder is not None and request.folder.is_dir() and not ranks.number:
+        own.take(request.folder)  # before anything in it is read
+    if request.going_on:
+        parts = prepare_without_start(settings, process, request, problems)
+    else:
+        parts = prepare(settings, process, request.trusted_modules, problems)
+    parts.alone = request.group is None
+    parts.notes += request.notes
+    parts.notes += ignored.find_without_effect(parts, request, typed_words(request), keys_in_files(request))
+    if settings.rest.device.tf32 is not None and process.device.type != "cuda":
+        parts.notes.append(f"device.tf32 is for cuda, and changes nothing on {process.device}")
+    if together > 1 or ranks.count > 1:
+        rows, several = settings.data_keys.batch_size, "1 process" if ranks.count == 1 else f"{ranks.count} processes"
+        parts.notes.append(f"{several}: a batch is of {together} × {rows} = {together * rows} rows")
+    return parts
+
+
+def typed_words(request: Request) -> list[str]:
+    """The overrides of a run: a resumed one notes what the run that was never interrupted notes."""
+    if not request.going_on or request.folder is None:
+        return request.overrides
+    return [*RunRecord(request.folder).overrides, *request.overrides]
+
+
+def keys_in_files(request: Request) -> dict[str, str]:
+    """The keys that config files of the user's own set, with the file; those of a resumed run when it began."""
+    if not request.going_on or request.folder is None:
+        return request.keys_in_files
+    return dict(RunRecord(request.folder).environment.get("keys_in_files", {}))
+
+
+def prepare_without_start(
+    settings: schema.Settings, process: device.Runtime, request: Request, problems: Problems
+) -> Parts:
+    """`prepare` for a run that goes on: its checkpoint holds the weights, so no file that it began from is read."""
+    began_elsewhere = settings.rest.init_from is not None or settings.model.arguments.get("weights") is not None
+    fresh = replace(settings, rest=replace(settings.rest, init_from=None))
+
+    with weights_follow():
+        parts = prepare(fresh, process, request.trusted_modules, problems)
+    if began_elsewhere:
+        parts.first_answers = {}  # they were given by weights that are not here
+    return parts
+
+
+def exit_code(parts: Parts, folder: Path, result: dict[str, Any], stop: signals.Interrupt) -> int:
+    """0, 128 and the signal's number, or 1 for a missed expectation if `strict`. RunError for what was lost."""
+    lost = parts.unsaved.summary()
+    if stop():  # in its last figures perhaps, and complete; but whoever says stop wants no next job
+        if lost:
+            write_error(escape_line(f"dlrun: {folder} lacks what could not be saved: {lost}"))
+        return signals.exit_code(stop.signal_number)
+    if lost:
+        raise RunError(f"the run {folder} is {result['status']}, but not all of it could be saved: {lost}")
+    return int(parts.settings.rest.strict and not all(line["ok"] for line in result["expected"]))
+
+
+def profiling_of(
+    parts: Parts, tracker: FileTracker, saver: Saver, folder: Path
+) -> contextlib.AbstractContextManager[profiler.Profile | None]:
+    """Stops the training where trainer.profile asks for it."""
+    if not parts.settings.rest.trainer.profile:
+        return contextlib.nullcontext()
+    return profiler.profiled(parts.training, tracker, saver, folder)
+
+
+def choose_threads(parts: Parts) -> None:
+    """Take the number of CPU threads that a few steps show to be fastest; a resumed run takes what it had."""
+    count, times = thread_choice.fastest(parts.training, device.cores())
+    torch.set_num_threads(count)
+    listed = ", ".join(f"{took:.2f} ms with {n}" for n, took in times.items())
+    parts.notes.append(f"device.num_threads=auto: {count} (a step takes {listed})")
+
+
+def noting(parts: Parts, console: Console) -> Callable[[str], None]:
+    """What says a remark when it is due, and keeps it for result.json."""
+
+    def note(text: str) -> None:
+        parts.notes.append(text)
+        console.say(f"note: {text}")
+
+    return note
+
+
+def earlier_state(request: Request, parts: Parts) -> dict[str, Any] | None:
+    """The newest whole checkpoint of the run to go on with, taken over by all; notes name those that are damaged."""
+    ranks, state = parts.runtime.ranks, None
+    ranks.limit(parts.settings.rest.device.timeout_seconds)
+    parts.training.join(ranks)
+    if request.going_on and request.folder is not None and not ranks.number:
+        _, state, skipped = checkpoint.newest_whole(request.folder / "checkpoints", resume.TO_GO_ON)
+        parts.notes += [f"{said}; going on from step {state['step']} instead" for said in skipped]
+        parts.notes += resume.what_differs(state, identity(parts))
+    state = ranks.share(state)
+    if state is not None:
+        parts.training.load_state_dict(state, parts.runtime.device)
+    return state
+
+
+def open_folder(request: Request, parts: Parts, earlier: dict[str, Any] | None, own: lock.Lock) -> Path:
+    """The run's folder, locked: the earlier one with its rows cut back, the one asked for, or a new one."""
+    if earlier is not None and request.folder is not None:
+        rows, notes = logger.rows_until(request.folder, earlier["epoch"])  # before anything is removed
+        parts.notes += notes
+        with writing_to(request.folder, "make room there, or see who may write there"):
+            forget_halves(request.folder, request.folder / "checkpoints")
+            for name in (RESULT, "report.html"):  # it is finished no more
+                (request.folder / name).unlink(missing_ok=True)
+            logger.cut_back(request.folder, rows)
+        return request.folder
+    is_new = request.folder is None or not request.folder.exists()
+    if request.folder is not None:
+        folder = run_folder.claim(request.folder)
+    else:
+        names = f"{request.choices.get('model', 'model')}_{request.choices.get('data', 'data')}"
+        folder = run_folder.create(Path(parts.settings.rest.paths.outputs), names)
+    try:
+        own.take(folder)
+        run_folder.describe(folder, request, parts.runtime)
+    except Exception:  # also the death of a data worker, which torch raises wherever this process is
+        is_ours = own.folder == folder
+        own.release()
+        run_folder.abandon(folder, is_ours, is_new)
+        raise
+    return folder
+
+
+def identity(parts: Parts) -> dict[str, Any]:
+    """What a checkpoint says of the process that wrote it: a resumed run compares it with its own."""
+    hashes = sources.hash_sources(parts)
+    return {
+        "spec": parts.splits.spec.to_dict(),
+        "rows": parts.training.train.rows,
+        "threads": torch.get_num_threads(),
+        "processes": parts.runtime.batches_a_step,
+        "torch": str(torch.__version__),  # a plain string: its own class would be foreign code in a checkpoint
+    } | ({"sources": hashes} if hashes else {})
+
+
+def make_saver(folder: Path, parts: Parts, request: Request, earlier: dict[str, Any] | None) -> Saver:
+    """What writes this run's checkpoints, each with all that is needed to load it alone."""
+    repeated = identity(parts) | {
+        "run_id": earlier["run_id"] if earlier else RunRecord(folder).environment["run_id"],
+        "config": schema.recorded(parts.settings.plain),
+        "choices": request.choices,
+    }
+    keys = parts.settings.rest.checkpoint
+    where = folder / "checkpoints"
+    saver = Saver(where, repeated, keys.every_epochs, keys.every_steps, keys.keep, parts.unsaved)
+    if earlier is not None:
+        with parts.unsaved.attempt("what follows on the earlier checkpoints", again=False):
+            saver.go_on(earlier)
+    return saver
+
+
+def reload_check(parts: Parts, request: Request, say: Callable[[str], None]) -> Callable[[dict[str, Any]], None] | None:
+    """What looks for state that resume cannot see, once a run; None where there is no code of the user's own."""
+    troubles = parts.training.progress.troubles
+    if any(kind.startswith(comparison.KIND) for kind in troubles):
+        parts.notes += [text for text in troubles.values() if text not in parts.notes]
+        return None
+    if not comparison.is_needed(parts.settings, parts.model):
+        return None
+    return comparison.ReloadCheck(parts, request.trusted_modules, say)
+
+
+def start(parts: Parts, folder: Path, tracker: FileTracker, earlier: dict[str, Any] | None, console: Console) -> None:
+    """Go on exactly where an earlier process stood, or note down what begins."""
+    every_epochs = parts.settings.rest.tracking.evolution_every_epochs
+    if every_epochs or parts.splits.spec.task == "tagging":
+        tracker.each_epoch.append(evolution.Evolution(parts, folder, every_epochs or 1))
+    if parts.settings.rest.tracking.weight_histograms:
+        tracker.each_epoch.append(lambda t, row: t.log_histograms(parts.model, int(row["step"])))
+    noted = Fingerprints(parts.model, folder, parts.unsaved)
+    tracker.each_epoch.insert(0, noted)  # before pictures, which may fail
+    if earlier is None:
+        noted.note(epoch=0, step=0)
+        classes = parts.splits.spec.class_names
+        if classes:  # as text: no font of this machine need have their letters
+            tracker.log_text("classes", terminal.indented([f"{i}: {name}" for i, name in enumerate(classes)]))
+        tracker.log_text("config", terminal.config_as_markdown(schema.recorded(parts.settings.plain)))
+    else:
+        device.set_rng_state(earlier["rng"])
+    if parts.settings.rest.tracking.diagnose:
+        tracker.each_epoch.append(Watch(parts, logger.read_rows(folder), console.say))
+
+
+def finish(
+    parts: Parts, folder: Path, status: str, tracker: FileTracker, saver: Saver, profile: profiler.Profile | None
+) -> dict[str, Any]:
+    """Test the best weights, draw, export, and write result.json last."""
+    tracker.begin_end()
+    sha256 = checkpoint.weights_sha256(parts.model)
+    rows = tracker.rows
+    metrics = {k: v for k, v in (rows[-1] if rows else {}).items() if k.startswith(("train/", "val/"))}
+    measured, stopped = results.measure(parts), contextlib.nullcontext if profile is None else profile.around
+    if status != "interrupted":
+        with stopped("evaluation"):
+            metrics |= tested(parts, saver.best_weights(parts.training))
+        if parts.settings.rest.checkpoint.format == "full":
+            with parts.unsaved.attempt("model.pt", again=False):
+                measured |= export(parts, saver)
+        parts.notes += results.diagnose(parts, rows, metrics)
+        if parts.settings.rest.figures:
+            with parts.unsaved.attempt("figures", again=False), stopped("figures"):
+                figures.draw_all(parts, folder, tracker)
+            parts.notes += fonts.note()
+        parts.notes += results.record_end(parts, metrics, tracker)
+    result = results.collect(parts, status, metrics, sha256, error=None) | {"measured": measured}
+    result["expected"] = expectations.of_one(parts, result, folder) if status != "interrupted" else []
+    if parts.settings.rest.figures and status != "interrupted":
+        with parts.unsaved.attempt("report.html", again=False):
+            html.write(parts, folder, result, rows)
+    with parts.unsaved.attempt(RESULT, again=False):
+        run_folder.write_json(folder / RESULT, result)
+    return result
+
+
+def tested(parts: Parts, best: dict[str, Any] | None) -> dict[str, float]:
+    """The best weights taken over by all processes, if there are such, and their metrics on the test split."""
+    best = parts.runtime.ranks.share(best)
+    if best is not None:
+        parts.training.use_weights(best)
+    return {} if parts.test is None else trainer.measured(parts.training, parts.test, "test")
+
+
+def export(parts: Parts, saver: Saver) -> dict[str, float]:
+    """Write model.pt and open it and best.pt, if that is saved, again; how far their outputs are apart."""
+    files = (saver.folder / "model.pt", saver.folder / "best.pt")
+    checkpoint.export_full_model(parts.model, files[0])
+    if saver.best is not None or not files[1].exists():
+        return {}
+    inputs, _ = checks.small_batch(parts.training.train)
+    difference = checkpoint.reload_difference(*files, parts.model, inputs, parts.runtime.autocast)
+    parts.notes.append(f"model.pt and best.pt, opened again, give outputs {difference:g} apart")
+    return {"reload_difference": difference}
+
+
+def failure(error: Exception | SystemExit, parts: Parts, folder: Path, console: Console) -> DlrunError:
+    """Leave result.json and the traceback behind; returns the sentence to raise."""
+    if not console.is_logged:
+        console.open_log(folder / "run.log", parts.unsaved)
+    console.log_only("".join(traceback.format_exception(error)))
+    said = explain_failure(error, parts, folder / "run.log")
+    said = parts.runtime.ranks.blame(error, said)
+    result = results.collect(parts, "failed", {}, checkpoint.weights_sha256(parts.model), error=said)
+    with parts.unsaved.attempt(RESULT, again=False):
+        run_folder.write_json(folder / RESULT, result)
+    console.close()
+    return RunError(f"the run {folder} failed: {said}")
+
+
+def explain_failure(error: BaseException, parts: Parts, log: Path | None = None) -> str:
+    """What is said of an error that ends a run; log: where its traceback is."""
+    said = str(error).strip() or "no message"
+    death = workers.explain_death(error)
+    if death is not None:
+        return f"{death} (traceback in {log})" if log else str(death)
+    if memory.ran_out(error):
+        sentence = memory.sentence(parts.settings, str(parts.runtime.device))
+        return f"{sentence} (traceback in {log})" if log else sentence
+    if isinstance(error, DlrunError):
+        return said
+    said = user_code.explain(error) or f"{type(error).__name__}: {said.splitlines()[0]}"
+    return f"{said} (traceback in {log}; -v shows it here)" if log else f"{said} (-v shows the traceback)"

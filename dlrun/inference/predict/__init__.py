@@ -1,0 +1,1 @@
+"""Predictions for what a user has at hand: tables, pictures, text, arrays."""

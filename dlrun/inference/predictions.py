@@ -1,0 +1,108 @@
+"""What a saved model answers for tensors, arrays and lists: inputs checked against its spec, answers by name."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dlrun.core.errors import RequestError
+from dlrun.data import names
+from dlrun.data.spec import DataSpec
+from dlrun.inference.predict.forward import outputs, refuse_several_inputs
+from dlrun.inference.saved_model import SavedModel
+from dlrun.runs.reports.plots.errors import tags
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What a model answers, a row for each input, on the CPU.
+
+    values: float (N, outputs) for regression; the classes' numbers int64 (N,), (N, length) for tagging, otherwise.
+    probabilities: float (N, classes), (N, length, classes) for tagging, each row summing to 1; null for regression.
+    labels: the classes' names, the tags of a sequence joined; empty for regression.
+    """
+
+    values: Tensor
+    probabilities: Tensor | None
+    labels: list[str]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+def predicted(saved: SavedModel, x: Any) -> Predictions:
+    """The answers for rows in the form that the model was trained on, or for one such row: see api.Run.predict."""
+    refuse_several_inputs(saved)
+    inputs, spec, task = rows(x, saved.spec), saved.spec, saved.task
+    answers = outputs(saved, inputs)
+    values = task.predictions(answers)
+    if spec.task == "regression":
+        return Predictions(values, None, [])
+    probabilities = task.probabilities(answers)
+    if spec.task == "binary":
+        probabilities = torch.stack((1 - probabilities, probabilities), -1)
+    ends = inputs[1].tolist() if spec.task == "tagging" else [1] * len(values)
+    labels = [tags(spec, row.reshape(-1)[:end]) for row, end in zip(values, ends, strict=True)]
+    return Predictions(values, probabilities, labels)
+
+
+def rows(x: Any, spec: DataSpec) -> tuple[Tensor, ...]:
+    """What the model is called with, on the CPU, with the rows along the first dimension."""
+    if spec.kind == "tokens":
+        return _sequences(x, spec)
+    rows = _tensor(x)
+    if rows.shape == spec.input_shape:
+        rows = rows.unsqueeze(0)
+    if rows.shape[1:] != spec.input_shape or not len(rows):
+        raise RequestError(
+            f"the input is of shape {_shape(rows.shape)}; the model takes (rows, {_listed(spec)}), or one row"
+        )
+    if spec.kind == "image" and not rows.is_floating_point():
+        raise RequestError(
+            "the images hold whole numbers, and the model takes floats: x / 255, minus spec.mean, divided by spec.std; "
+            "dlrun predict reads picture files"
+        )
+    return (rows if rows.is_floating_point() else rows.float(),)
+
+
+def _sequences(x: Any, spec: DataSpec) -> tuple[Tensor, ...]:
+    """Codes (N, length) and lengths (N,), also from names where the vocabulary is theirs."""
+    texts = [x] if isinstance(x, str) else x
+    if isinstance(texts, list | tuple) and texts and all(isinstance(text, str) for text in texts):
+        if spec.vocabulary != names.VOCABULARY:
+            raise RequestError("this model has a vocabulary of its own (spec.vocabulary); give (codes, lengths)")
+        return names.encode(list(texts), spec.input_shape[0])
+    if not isinstance(x, list | tuple) or len(x) != 2:
+        raise RequestError(
+            "the model takes sequences: give (codes, lengths), int64 of shapes (rows, length) and (rows,)"
+        )
+    codes, lengths = (_tensor(part).long() for part in x)
+    codes, lengths = (codes.unsqueeze(0), lengths.reshape(1)) if codes.dim() == 1 else (codes, lengths)
+    if codes.dim() != 2 or lengths.shape != codes.shape[:1] or not len(codes):
+        raise RequestError(
+            f"codes of shape {_shape(codes.shape)} and lengths of {_shape(lengths.shape)} do not belong together"
+        )
+    last = len(spec.vocabulary) - 1 if spec.vocabulary else int(codes.max())
+    if lengths.min() < 1 or lengths.max() > codes.shape[1] or codes.min() < 0 or codes.max() > last:
+        raise RequestError(f"lengths must be 1 to {codes.shape[1]}, and codes 0 to {last}")
+    return codes, lengths
+
+
+def _tensor(x: Any) -> Tensor:
+    if isinstance(x, Tensor):
+        return x.detach().cpu()
+    try:
+        return torch.from_numpy(np.array(x))
+    except (TypeError, ValueError) as error:
+        raise RequestError(f"the input is no tensor, array or nested list of numbers: {error}") from error
+
+
+def _listed(spec: DataSpec) -> str:
+    return ", ".join(map(str, spec.input_shape))
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return str(tuple(shape))

@@ -1,0 +1,228 @@
+"""What a checkpoint holds: the type of what stands under each key, looked at once, when the file is read."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from dlrun.core.bounded import check_plain, describe, is_number
+from dlrun.engine.device import is_rng_state
+from dlrun.runs.record import (
+    COUNT,
+    MAPPING,
+    NAMED_TEXTS,
+    NUMBER,
+    NUMBERS,
+    TEXT,
+    Check,
+    or_none,
+    wrong_in_config,
+    wrong_value,
+)
+
+_LARGEST_LAYER = 2**31
+_LONGEST_KIND = 5  # letters of a NumPy type: text of a million letters each would fill the memory
+EXTRA_STATE = "_extra_state"  # the end of the key under which a module keeps what is no tensor
+
+
+def wrong_in_state(state: dict[str, Any]) -> str:
+    """The first thing in a checkpoint that is not of its type, in words; "" where all is well."""
+    try:
+        for key in ("config", "choices", "spec"):
+            check_plain(_with_lists(state.get(key)))
+    except ValueError as error:
+        return f"{key}: {error}"
+    wrong = wrong_value(state, STATE_KEYS)
+    for key, inside in INNER_KEYS.items():
+        wrong = wrong or wrong_value(state.get(key, {}), inside, f"{key}.")
+    if wrong:
+        return wrong
+    if "config" in state and (wrong := wrong_in_config(state["config"])):
+        return f"config.{wrong}"
+    if "spec" in state and (wrong := wrong_in_spec(state["spec"])):
+        return f"spec.{wrong}"
+    if not _are_marks(state.get("numpy", [])):
+        return f"numpy is {describe(state['numpy'])}, and says of no value what it was"
+    for key in ("epoch", "step"):
+        if key in state.get("progress", {}) and key in state and state["progress"][key] != state[key]:
+            return f"{key} is {state[key]}, and progress.{key} is {state['progress'][key]}"
+    return ""
+
+
+def _with_lists(value: Any) -> Any:
+    """The same with lists for tuples, for a look at it."""
+    if isinstance(value, dict):
+        return {key: list(part) if isinstance(part, tuple) else part for key, part in value.items()}
+    return value
+
+
+def wrong_in_spec(spec: dict[str, Any]) -> str:
+    """What is not as a DataSpec has it; "" where nothing is."""
+    other = [key for key in spec if key not in SPEC_KEYS]
+    if other:
+        return f"{other[0]} is no key of a data's description"
+    wrong = wrong_value(spec, SPEC_KEYS)
+    if wrong:
+        return wrong
+    names = len(spec.get("class_names", ()))
+    classes = max(spec.get("output_size", 0), 2)
+    if names and spec.get("task") != "regression" and names < classes:
+        return f"class_names has {names} names for {classes} classes"
+    return ""
+
+
+def lacking_in_state(state: dict[str, Any], needed: Sequence[str]) -> list[str]:
+    """Which of the keys a checkpoint lacks, with those inside of its config and of its data's description."""
+    lacking = [key for key in needed if key not in state]
+    for key, inside in NEEDED_INSIDE.items():
+        if key in needed and key not in lacking:
+            lacking += [f"{key}.{name}" for name in inside if state[key].get(name) is None]
+    return lacking
+
+
+def _are_marks(value: Any) -> bool:
+    """Whether this says which values were NumPy's; none of those that dlrun itself looks at can have been."""
+    if not isinstance(value, list):
+        return False
+    for mark in value:
+        if not isinstance(mark, list) or len(mark) != 3 or not isinstance(mark[0], list) or not mark[0]:
+            return False
+        owner = mark[0][0]
+        is_of_user = owner in ("model", "ema", "optimizer", "scheduler", "scaler", "totals", "others", "metrics")
+        if not is_of_user and not (owner == "spec" and mark[1] == "scalar"):
+            return False
+        if not isinstance(mark[2], str) or len(mark[2]) > _LONGEST_KIND:
+            return False
+    return True
+
+
+def _are_weights(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    return all(
+        isinstance(key, str) and (isinstance(part, Tensor) or key.endswith(EXTRA_STATE)) for key, part in value.items()
+    )
+
+
+def _is_average(value: Any) -> bool:
+    return isinstance(value, dict) and COUNT[0](value.get("steps")) and _are_weights(value.get("model"))
+
+
+def _is_optimizer(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    if not value:
+        return True
+    groups = value.get("param_groups")
+    is_list = isinstance(groups, list) and all(isinstance(group, dict) for group in groups)
+    return is_list and isinstance(value.get("state"), dict)
+
+
+def _are_totals(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    waiting = value.get("waiting", [])
+    sums = value.get("sums", {})
+    if not isinstance(waiting, list) or not isinstance(sums, dict):
+        return False
+    for entry in waiting:
+        if not isinstance(entry, list | tuple) or not all(isinstance(part, Tensor) for part in entry):
+            return False
+    return all(isinstance(part, Tensor) for part in sums.values())
+
+
+def _are_others(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(part, dict) and is_rng_state(part.get("rng")) and _are_totals(part.get("totals")) for part in value
+    )
+
+
+def _is_sequence_of(accepts: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list | tuple) and all(accepts(part) for part in value)
+
+
+def _is_length(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _LARGEST_LAYER
+
+
+def _is_shape(value: Any) -> bool:
+    is_sequence = isinstance(value, list | tuple) and all(_is_length(length) for length in value)
+    return is_sequence and len(value) > 0 and math.prod(value) <= _LARGEST_LAYER
+
+
+def _is_finite(value: Any) -> bool:
+    return is_number(value) and math.isfinite(value)
+
+
+SHAPE: Check = (_is_shape, "a shape")
+LENGTH: Check = (_is_length, "a whole number above 0")
+NAMES: Check = (_is_sequence_of(lambda value: isinstance(value, str) or is_number(value)), "a list of names")
+CONSTANTS: Check = (_is_sequence_of(_is_finite), "a list of numbers")
+WEIGHTS: Check = (_are_weights, "tensors by name")
+
+STATE_KEYS: dict[str, Check] = {
+    "run_id": TEXT,
+    "model": WEIGHTS,
+    "ema": (_is_average, "an average of the weights"),
+    "made_buffers": (_is_sequence_of(lambda value: isinstance(value, str)), "a list of names"),
+    "config": MAPPING,
+    "choices": NAMED_TEXTS,
+    "spec": MAPPING,
+    "epoch": COUNT,
+    "step": COUNT,
+    "metrics": NUMBERS,
+    "rng": (is_rng_state, "the state of the random generators"),
+    "optimizer": (_is_optimizer, "the state of an optimizer"),
+    "scheduler": MAPPING,
+    "scaler": MAPPING,
+    "loss": MAPPING,
+    "progress": MAPPING,
+    "early_stopping": MAPPING,
+    "totals": (_are_totals, "sums of metrics"),
+    "others": (_are_others, "what other processes have of their own"),
+    "rows": COUNT,
+    "threads": COUNT,
+    "processes": COUNT,
+    "torch": TEXT,
+    "sources": NAMED_TEXTS,
+}
+NEEDED_INSIDE = {
+    "spec": ("kind", "input_shape", "task", "output_size"),
+    "config": ("data", "model", "optimizer", "scheduler", "trainer", "device", "paths"),
+}
+INNER_KEYS: dict[str, dict[str, Check]] = {
+    "scheduler": {"steps": COUNT, "scheduler": MAPPING},
+    "progress": {
+        "epoch": COUNT,
+        "batch": COUNT,
+        "step": COUNT,
+        "first_loss": or_none(NUMBER),
+        "last_finite_loss": NUMBER,
+        "bad_gradient_step": or_none(COUNT),
+        "troubles": NAMED_TEXTS,
+        "train_seconds": NUMBER,
+        "samples": COUNT,
+    },
+    "early_stopping": {
+        "best_value": or_none(NUMBER),
+        "best_epoch": or_none(COUNT),
+        "best_step": or_none(COUNT),
+        "epochs_without_improvement": COUNT,
+    },
+}
+SPEC_KEYS: dict[str, Check] = {
+    "kind": (lambda value: value in ("vector", "image", "tokens"), "vector, image or tokens"),
+    "input_shape": SHAPE,
+    "task": (
+        lambda value: value in ("regression", "binary", "multiclass", "tagging"),
+        "regression, binary, multiclass or tagging",
+    ),
+    "output_size": LENGTH,
+    "class_names": NAMES,
+    "vocabulary": NAMES,
+    "feature_names": NAMES,
+    "mean": CONSTANTS,
+    "std": CONSTANTS,
+    "framing": CONSTANTS,
+}

@@ -1,0 +1,1 @@
+"""Parts that every report is made of: the console, the HTML page, plots."""

@@ -1,0 +1,79 @@
+"""One page for any browser that needs nothing else and loads nothing: the frame of every report.html, and its parts."""
+
+import base64
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+from dlrun.core.terminal import escape_text
+
+# A policy that lets the browser fetch nothing and run nothing, whatever an override holds.
+_HEAD = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark; --line: #8884; --soft: #8881; --mark: #2a72; }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; padding: 1rem; }}
+h1 {{ font-size: 1.35rem; line-height: 1.3; overflow-wrap: anywhere; }}
+h2 {{ font-size: 1.1rem; margin-top: 2rem; }}
+.wide {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }}
+th, td {{ padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }}
+th.left, td.left {{ text-align: left; }}
+tr.best td {{ background: var(--mark); font-weight: 600; }}
+tr.baseline td {{ background: var(--soft); font-style: italic; }}
+img {{ max-width: 100%; height: auto; background: #fff; border-radius: 4px; margin: .5rem 0; }}
+li, dd {{ overflow-wrap: anywhere; }}
+summary {{ cursor: pointer; font-weight: 600; margin: 1rem 0 .5rem; }}
+dl {{ display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; font-size: .9rem; }}
+pre {{ overflow-x: auto; font-size: .8rem; }}
+.curves {{ display: flex; flex-wrap: wrap; gap: .5rem 1.5rem; }}
+svg {{ font-size: 11px; fill: currentColor; max-width: 100%; }}
+dt {{ opacity: .7; }} dd {{ margin: 0; }}
+</style>
+</head>
+<body>
+"""
+
+
+def page(title: str, body: str) -> str:
+    """The whole page: the title, which is text, as its heading, above a body that is HTML."""
+    heading = html.escape(title)
+    return escape_text(f"{_HEAD.format(title=heading)}<h1>{heading}</h1>\n{body}</body>\n</html>\n")
+
+
+def table(names: Sequence[str], rows: Sequence[Sequence[str]], left: int, kinds: Sequence[str] = ()) -> str:
+    """Cells are HTML already; the first `left` columns stand to the left. kinds: "best", "baseline" or "" by row."""
+    sides = [' class="left"' if i < left else "" for i in range(len(names))]
+    head = "".join(f"<th{side}>{html.escape(name)}</th>" for side, name in zip(sides, names, strict=True))
+    lines = [f"<tr>{head}</tr>"]
+    for i, row in enumerate(rows):
+        kind = f' class="{kinds[i]}"' if i < len(kinds) and kinds[i] else ""
+        lines.append(f"<tr{kind}>{''.join(f'<td{s}>{c}</td>' for s, c in zip(sides, row, strict=True))}</tr>")
+    return '<div class="wide"><table>\n' + "\n".join(lines) + "\n</table></div>\n"
+
+
+def picture(path: Path) -> str:
+    """A PNG or GIF, in the page itself."""
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<img alt="{html.escape(path.stem)}" src="data:image/{path.suffix[1:]};base64,{data}">\n'
+
+
+def bullets(sentences: Sequence[str]) -> str:
+    """Sentences, which are text, as a list; nothing where there are none."""
+    return f"<ul>{''.join(f'<li>{html.escape(said)}</li>' for said in sentences)}</ul>\n" if sentences else ""
+
+
+def facts(pairs: Sequence[tuple[str, str]]) -> str:
+    """Names and values, which are text, side by side."""
+    named = "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>\n" for k, v in pairs)
+    return f"<dl>{named}</dl>\n"
+
+
+def folded(summary: str, body: str) -> str:
+    """A body that is HTML, shown on a click."""
+    return f"<details><summary>{html.escape(summary)}</summary>\n{body}</details>\n"

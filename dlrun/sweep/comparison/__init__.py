@@ -1,0 +1,1 @@
+"""What a sweep shows: ranking, statistics, tables, verdicts, plots."""

@@ -1,0 +1,135 @@
+"""`dlrun check`: what a training would be, or everything that is wrong with it at once; nothing is written."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlrun.core.errors import RequestError
+from dlrun.core.problems import Problems, Several
+
+QUIET = ("tracking.graph=false", "figures=false")
+WRONG = {
+    "trainer.epochs=0": "trainer.epochs=0 must be above 0; type trainer.epochs=20",
+    "data.val_fraction=2": "data.val_fraction=2.0 must be below 1; type data.val_fraction=0.1",
+    "device=mps": "device mps is not on this machine",
+    "expect=[nonsense]": "expect: 'nonsense' is not understood",
+    "task.loss=mse": "task.loss=mse is no loss for multiclass",
+    "model.activation=rellu": "model.activation=rellu is unknown (did you mean relu",
+    "optimizer.lr=-1": "optimizer.lr=-1: Invalid learning rate",
+    "scheduler.gamma=x": "scheduler.gamma='x' must be a number; type scheduler.gamma=0.1",
+}
+
+
+def test_all_that_is_wrong_is_said_at_once_in_a_numbered_list(dlrun: Callable[..., Any], tmp_path: Path) -> None:
+    done = dlrun("check", "scheduler=step", *WRONG)
+    lines = done.err.splitlines()
+    assert (done.code, done.out, lines[0]) == (2, "", f"dlrun: {len(WRONG)} things are wrong:")
+    for i, said in enumerate(WRONG.values(), 1):
+        (line,) = [line for line in lines if said in line]
+        assert line.split(".")[0].strip().isdigit(), (i, line)
+    assert [int(line.split(".")[0]) for line in lines[1:]] == list(range(1, len(WRONG) + 1))
+    assert not list(tmp_path.iterdir())
+
+
+def test_training_is_refused_with_the_same_list(dlrun: Callable[..., Any]) -> None:
+    words = ("scheduler=step", "scheduler.step_size=0", "optimizer.eps=-1", "checkpoint.monitor=val/acc", "probes=[1]")
+    trained = dlrun(*words)
+    assert (trained.code, len(trained.err.splitlines())) == (2, 4)  # an image is no probe, once the rest is right
+    assert dlrun("check", *words).err == trained.err
+
+
+def test_composing_does_not_stop_at_its_first_complaint(dlrun: Callable[..., Any]) -> None:
+    done = dlrun("check", "modle=mlp", "optimizer=adm", "trainer.epochs=abc", "seed=-1", "data.bach_size=3")
+    said = done.err.splitlines()
+    assert (done.code, said[0]) == (2, "dlrun: 5 things are wrong:")
+    for word in (
+        "did you mean model",
+        "did you mean optimizer=adam",
+        "trainer.epochs=abc",
+        "seed=-1",
+        "data.batch_size",
+    ):
+        assert sum(word in line for line in said) == 1, done.err
+
+
+def test_without_the_data_the_rest_is_still_looked_at(dlrun: Callable[..., Any]) -> None:
+    done = dlrun("check", "data=csv", "optimizer.lr=-1", "+model.depth=3", "scheduler=cosine", "scheduler.T_max=0")
+    said = ("data.path has no value yet; type data.path=", "model.depth", "optimizer.lr=-1", "scheduler.T_max=0")
+    assert done.code == 2
+    assert [line for line in done.err.splitlines()[1:] if not any(word in line for word in said)] == []
+    assert len(done.err.splitlines()) == 1 + len(said)
+
+
+def test_with_nothing_wrong_it_says_what_would_run(dlrun: Callable[..., Any], tmp_path: Path) -> None:
+    done = dlrun("check", "model=mlp", "data=digits", "data.image_size=8", "optimizer.lr=0.01")
+    assert (done.code, done.err, done.out.splitlines()[-1]) == (0, "", "ready")
+    starts = ("data ", "model ", "optimizer ", "device ", "memory ", "disk ", " layers.1 ", " total ")
+    assert all(any(line.startswith(word) for line in done.out.splitlines()) for word in starts), done.out
+    assert "run folder" not in done.out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_runs_of_a_sweep_are_all_looked_at(dlrun: Callable[..., Any], tmp_path: Path) -> None:
+    good = dlrun("check", "-m", "data=blobs", "model=linear,mlp")
+    assert (good.code, good.out.count(": no problem"), good.out.splitlines()[-1]) == (0, 2, "ready: 2 runs")
+    bad = dlrun("check", "-m", "data=blobs", "model=linear,cnn,gru")
+    assert bad.code == 2
+    assert all(f"model={name} does not take data=blobs" in bad.err for name in ("cnn", "gru"))
+    assert not [path for path in tmp_path.rglob("*") if path.name != "outputs"]
+
+
+def test_preflight_can_be_switched_off(dlrun: Callable[..., Any]) -> None:
+    words = ("data=blobs", "model=linear", "trainer.max_steps=1", *QUIET)
+    assert "linear" in dlrun(*words).out
+    done = dlrun(*words, "preflight=false")
+    assert done.code == 0
+    assert " Linear " not in done.out  # no layer table
+
+
+@pytest.mark.parametrize("words", [(), ("model.output_activation=sigmoid", "task.loss=bce")])
+def test_a_fitting_last_layer_is_not_remarked_upon(dlrun: Callable[..., Any], words: tuple[str, ...]) -> None:
+    assert "note: " not in dlrun("check", "data=pass_fail", "model=scratch_mlp", *words).out
+
+
+def test_a_sigmoid_before_a_loss_with_its_own_is_said_once(dlrun: Callable[..., Any]) -> None:
+    words = ("data=pass_fail", "model=scratch_mlp", "model.output_activation=sigmoid")
+    said = "note: the model ends in ScratchSigmoid, and task.loss=bce_with_logits takes logits and has its own sigmoid"
+    assert dlrun("check", *words).out.count(said) == 1
+    run = dlrun(*words, "trainer.epochs=2", *QUIET)
+    assert run.out.count("takes logits") == 1
+    assert len([said for said in run.result["warnings"] if "takes logits" in said]) == 1
+
+
+def test_one_problem_is_raised_as_it_is_and_several_as_a_list() -> None:
+    problems = Problems()
+    problems.settle()
+    assert problems.attempt(int, "3") == 3
+    first, second = RequestError("first"), RequestError("second")
+    problems.add(first)
+    with pytest.raises(RequestError) as caught:
+        problems.settle()
+    assert caught.value is first
+    problems.add(Several([first, second]))
+    with pytest.raises(Several, match=r"^2 things are wrong:\n  1\. first\n  2\. second$"):
+        problems.settle()
+
+
+def test_an_error_that_is_no_request_is_not_collected() -> None:
+    with pytest.raises(ValueError, match="invalid literal"):
+        Problems().attempt(int, "x")
+
+
+def test_nothing_is_downloaded_for_a_request_that_is_wrong(
+    dlrun: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("pooch.retrieve", lambda url, *_, **__: asked.append(url))
+    done = dlrun("data=mnist", "data.val_fraction=2", "optimizer.lr=-1", "model=cnn", "model.channels=[a]")
+    assert (done.code, asked, list(tmp_path.iterdir())) == (2, [], [])
+    for key in ("data.val_fraction=2.0", "optimizer.lr=-1", "model.channels="):
+        assert key in done.err
+    dlrun("data=mnist")
+    assert asked

@@ -1,0 +1,124 @@
+"""`dlrun diff A B`: what two runs were asked for, where their weights part, what they came to."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+QUICK = ("data=blobs", "model=mlp", "trainer.log_every_steps=1", "tracking.graph=false", "figures=false")
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture
+def runs(dlrun: Callable[..., Any], kept: Path) -> Callable[..., Any]:
+    """Runs a and b, which part after epoch 1: their rates go down at different epochs. Trained once for all tests."""
+    for name, step in (("a", 1), ("b", 3)):
+        words = ("scheduler=step", f"scheduler.step_size={step}", "trainer.epochs=3", f"hydra.run.dir={kept / name}")
+        if not (kept / name).exists():
+            assert dlrun(*QUICK, *words).code == 0
+        shutil.copytree(kept / name, name)
+    return dlrun
+
+
+def cells(out: str, name: str) -> list[str]:
+    """The row of a table that begins with `name`."""
+    line = next(line for line in out.splitlines() if line.strip().startswith(name + "  "))
+    return re.split(r"\s{2,}", line.strip())[1:]
+
+
+def test_where_two_runs_part(runs: Callable[..., Any]) -> None:
+    done = runs("diff", "a", "b")
+    assert (done.code, done.err) == (0, "")
+    assert cells(done.out, "scheduler.step_size") == ["1", "3"]
+    assert "trainer.epochs" not in done.out
+    assert "hydra.run.dir" not in done.out
+    assert "made with: no difference" in done.out
+    assert "weights: equal to the last bit until epoch 1, and apart after epoch 2\n" in done.out
+    # The first step with another rate is the 5th; the first loss after it is that of the 6th.
+    one, two = re.findall(r"the first logged step that differs is 6: train/loss_step (\S+) in A, (\S+) in B", done.out)[
+        0
+    ]
+    assert one != two
+    rows = [[json.loads(x) for x in Path(f"{n}/metrics.jsonl").read_text().splitlines()] for n in "ab"]
+    shown = cells(done.out, "train/loss")
+    assert [float(x) for x in shown[:2]] == pytest.approx([r[-1]["train/loss"] for r in rows], rel=1e-3)
+    assert float(shown[2]) == pytest.approx(rows[1][-1]["train/loss"] - rows[0][-1]["train/loss"], rel=1e-2)
+    assert max(map(len, done.out.splitlines())) <= 110
+
+
+def test_runs_that_are_equal_as_far_as_both_go(runs: Callable[..., Any]) -> None:
+    assert "weights: equal to the last bit after every one of 3 epochs" in runs("diff", "a", "a").out
+    shutil.copytree("a", "longer")
+    runs("resume", "longer", "trainer.epochs=5")
+    said = runs("diff", "longer", "a").out
+    assert "weights: equal to the last bit until epoch 3, where one ends; A goes on to epoch 5" in said
+    assert cells(said, "epochs") == ["5", "3", "-2"]
+
+
+def test_another_seed_or_model_differs_from_the_start(runs: Callable[..., Any]) -> None:
+    runs(*QUICK, "model.hidden_sizes=[8]", "trainer.epochs=1", "seed=1", "hydra.run.dir=c")
+    said = runs("diff", "a", "c").out
+    assert "weights: they differ before the first step" in said
+    assert cells(said, "seed") == ["0", "1"]
+    assert cells(said, "scheduler.step_size") == ["1", "-"]
+    assert "the first logged step" not in said
+
+
+def test_runs_without_fingerprints_are_judged_by_their_losses(runs: Callable[..., Any]) -> None:
+    Path("a/fingerprints.jsonl").unlink()
+    said = runs("diff", "a", "b").out
+    assert "judged by metrics.jsonl: they part in epoch 2 (train/loss " in said
+    assert "final weights: different" in said
+    assert "equal in all 3 epochs that both have\nfinal weights: equal to the last bit" in runs("diff", "a", "a").out
+
+
+def test_a_killed_run_is_compared_by_what_there_is(runs: Callable[..., Any]) -> None:
+    for name in ("result.json", "metrics.jsonl", "environment.json", "fingerprints.jsonl"):
+        Path("a", name).unlink()
+    done = runs("diff", "a", "b")
+    assert done.code == 0
+    assert "no epoch was recorded by both runs\nfinal weights: not known of both" in done.out
+    assert cells(done.out, "status") == ["-", "completed"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["a"], "takes two run folders"),
+        (["a", "b", "b"], "takes two run folders"),
+        (["a", "nowhere"], "nowhere does not exist; dlrun diff takes run folders"),
+        (["a/config", "a"], "a/config is a file"),
+        ([".", "a"], ". holds no run"),
+        (["a", "sweep"], "sweep is a sweep; dlrun diff takes two runs, and dlrun compare sweep"),
+        (["a", "broken"], "damaged: broken/.hydra/config.yaml: "),
+        (["a", "half"], "damaged: half/result.json: it is no JSON"),
+    ],
+)
+def test_what_is_no_run_is_refused(dlrun: Callable[..., Any], words: list[str], said: str) -> None:
+    for name, text in (("a", "seed: 0"), ("broken", "[:"), ("half", "seed: 0")):
+        Path(name, ".hydra").mkdir(parents=True)
+        Path(name, ".hydra/config.yaml").write_text(text)
+    Path("a/config").touch()
+    Path("half/result.json").write_text('{"status": ')
+    Path("sweep").mkdir()
+    Path("sweep/sweep.jsonl").touch()
+    done = dlrun("diff", *words)
+    assert (done.code, done.out) == (2, "")
+    assert said in done.err
+    assert len(done.err.splitlines()) == 1
+
+
+def test_torch_is_not_imported(runs: Callable[..., Any]) -> None:
+    code = "import sys; from dlrun.cli.main import main; c = main(); assert 'torch' not in sys.modules; sys.exit(c)"
+    done = subprocess.run([sys.executable, "-c", code, "diff", "a", "b"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,154 @@
+"""The command line as users meet it: help, lists, exit codes, launch styles."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dlrun.config.request import GROUPS
+from dlrun.config.schema import CONFIG_DIR
+
+QUICK = ("data=line", "model=linear", "trainer.epochs=1", "tracking.graph=false", "figures=false")
+
+
+def test_help_names_every_group_and_command(dlrun: Callable) -> None:
+    done = dlrun("--help")
+    assert done.code == 0
+    assert all(word in done.out for word in (*GROUPS, "resume", "eval", "ls", "-m", "--config-dir"))
+    assert max(map(len, done.out.splitlines())) <= 80
+
+
+def test_ls_lists_every_option_with_a_few_words(dlrun: Callable) -> None:
+    done = dlrun("ls")
+    for path in CONFIG_DIR.glob("*/*.yaml"):
+        line = next(line for line in done.out.splitlines() if line.split()[:1] == [path.stem])
+        assert len(line.split()) > 2, path
+
+
+def test_ls_of_one_group(dlrun: Callable) -> None:
+    done = dlrun("ls", "scheduler")
+    assert [line.split()[0] for line in done.out.splitlines()] == [
+        "cosine", "exponential", "multistep", "none", "one_cycle", "plateau", "step",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["ls"], ["--cfg", "job"], ["--cfg", "job", "model=resnet", "lesson=resnet_mnist"]]
+)
+def test_answers_without_torch(words: list[str], tmp_path: Path) -> None:
+    code = "import sys; from dlrun.cli.main import main; c = main(); assert 'torch' not in sys.modules; sys.exit(c)"
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_cfg_shows_the_contract_keys(dlrun: Callable) -> None:
+    done = dlrun("--cfg", "job", "--package", "trainer")
+    assert done.code == 0
+    assert "accumulate_steps: 1" in done.out
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (QUICK, 0),
+        (("modle=linear",), 2),
+        ((*QUICK, "optimizer=sgd", "optimizer.lr=1e20"), 1),
+        pytest.param(("-m", "optimizer.lr=0.1,1e30", "optimizer=sgd", *QUICK), 1, marks=pytest.mark.slow),
+        (("resume",), 2),
+        (("eval", "nothing"), 2),
+    ],
+)
+def test_exit_codes(dlrun: Callable, words: tuple[str, ...], code: int) -> None:
+    done = dlrun(*words)
+    assert done.code == code, done.err
+    assert "Traceback" not in done.out + done.err
+
+
+def test_traceback_on_request_only(dlrun: Callable) -> None:
+    assert "Traceback" not in dlrun("modle=linear").err
+    assert "Traceback" in dlrun("-v", "modle=linear").err
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+    line = f"{sys.executable} -m dlrun ls | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.slow
+def test_the_command_runs_from_another_directory(tmp_path: Path) -> None:
+    script = Path(sys.executable).with_name("dlrun")
+    if not script.exists():
+        pytest.skip("dlrun is not installed as a command here")
+    done = subprocess.run([script, *QUICK], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "outputs").glob("*/*/result.json"))) == 1
+
+
+def test_multirun_makes_a_folder_a_job_under_one_sweep_folder(dlrun: Callable, tmp_path: Path) -> None:
+    done = dlrun("-m", "optimizer=sgd,adam", *QUICK)
+    assert done.code == 0
+    (sweep,) = (tmp_path / "outputs" / "multirun").glob("*/*")
+    jobs = sorted(p.name for p in sweep.iterdir() if p.is_dir())
+    assert [job.split("_")[0] for job in jobs] == ["0", "1"]
+    assert all((sweep / job / "result.json").exists() for job in jobs)
+    assert all(f"optimizer={name}" in job for name, job in zip(["sgd", "adam"], jobs, strict=True))
+
+
+def test_a_failing_job_is_said_at_once_and_the_others_go_on(dlrun: Callable, tmp_path: Path) -> None:
+    done = dlrun("-m", "optimizer=sgd", "optimizer.lr=1e30,0.1", *QUICK)
+    assert done.code == 1
+    assert re.search(r"1/2  optimizer.lr=1e\+30: FAILED: the loss is", done.out)
+    assert "log: " in done.out or "run.log" in done.out
+    statuses = [p.read_text().split('"status": "')[1].split('"')[0] for p in sorted(tmp_path.rglob("result.json"))]
+    assert statuses == ["failed", "completed"]
+
+
+@pytest.mark.slow
+def test_job_k_of_a_sweep_equals_the_job_alone(dlrun: Callable, tmp_path: Path) -> None:
+    words = (
+        "data=blobs",
+        "model=mlp",
+        "model.dropout=0.3",
+        "trainer.epochs=2",
+        "figures=false",
+        "tracking.graph=false",
+    )
+    alone = dlrun("optimizer=adam", *words).result["weights_sha256"]
+    dlrun("-m", "optimizer=sgd,adam", *words)
+    (job,) = (tmp_path / "outputs" / "multirun").glob("*/*/1_*/result.json")
+    assert alone in job.read_text()
+
+
+@pytest.mark.slow
+def test_piped_output_of_python_m_fits_and_is_plain(command: Callable) -> None:
+    words = ("data=blobs", "trainer.epochs=2", "figures=false", "tracking.graph=false")
+    done = command(*words, env={**os.environ, "COLUMNS": "80"})
+    assert "\x1b[" not in done.out
+    assert [line for line in done.out.splitlines() if line.startswith("epoch")] != []
+    tables = [line for line in done.out.splitlines() if line.startswith(" ")]
+    assert max(map(len, tables)) <= 80
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("check", "gradients", "model=scratch_mlp", "data=blobs"), 0, "all gradients agree"),
+        (("check", "gradients", "model=mlp", "data=blobs"), 2, "scratch_mlp"),
+        (("check", "gradient"), 2, "'gradient' is neither a command nor key=value"),
+        (("check", "data=blobs"), 0, "ready"),
+        (("check", "data=blobs", "optimizer.lr=-1"), 2, "optimizer.lr=-1"),
+        (("optimizer=exhaustive", "data=blobs"), 2, "at most 2 parameters"),
+    ],
+)
+def test_checks_and_what_they_refuse(dlrun: Callable, words: tuple[str, ...], code: int, said: str) -> None:
+    done = dlrun(*words)
+    assert done.code == code
+    assert said in done.out + done.err
+    assert "Traceback" not in done.err

@@ -1,0 +1,120 @@
+"""Every data × model pair: those that fit train a step, every other one is refused with its sentence.
+
+The data are small files in the byte formats that the real sets are published in, read by the real readers.
+"""
+
+import gzip
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dlrun.config import schema
+from dlrun.config.request import compose, resolved
+from dlrun.config.schema import CONFIG_DIR, Settings
+from dlrun.core.errors import MisfitError
+from dlrun.engine import device, trainer
+from dlrun.experiment import run
+
+DATA = sorted(path.stem for path in (CONFIG_DIR / "data").glob("*.yaml"))
+MODELS = sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml"))
+IMAGES = {"digits", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "image_folder"}
+REGRESSIONS = {"line", "regression", "parabola", "points", "three_points", "saddle"}
+TAGGED = {"hello"}
+SEQUENCES = {"names", *TAGGED}
+TAKES = {
+    "linear": set(DATA) - SEQUENCES,
+    "mlp": set(DATA) - SEQUENCES,
+    "scratch_mlp": set(DATA) - SEQUENCES,
+    "sequential": set(DATA) - SEQUENCES,
+    "logistic": set(DATA) - SEQUENCES - REGRESSIONS,
+    **dict.fromkeys(("cnn", "inception", "resnet", "torchvision"), IMAGES),
+    **dict.fromkeys(("rnn", "lstm", "gru"), SEQUENCES),
+    **dict.fromkeys(("rnn_onehot", "rnn_cell"), TAGGED),
+}
+IN_FAST_SUITE = ("line", "pass_fail", "blobs", "digits", "names", "hello", "csv")  # one of each kind
+SLOW = [pytest.param("torchvision", marks=pytest.mark.slow)]  # importing torchvision takes seconds
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory, formats: ModuleType) -> Path:
+    """A folder with every data set that is read from files."""
+    made = tmp_path_factory.mktemp("data")
+    for name in ("MNIST", "FashionMNIST", "KMNIST"):
+        formats.write_mnist(made, name)
+    formats.write_cifar10(made)
+    formats.write_cifar100(made)
+    formats.write_folder(made / "photos", {"cat": 6, "dog": 6})
+    rng = np.random.default_rng(0)
+    rows = np.column_stack([rng.normal(size=(40, 8)).round(3), np.arange(40) % 2])
+    text = "\n".join(",".join(f"{cell:g}" for cell in row) for row in rows)
+    (made / "diabetes.csv.gz").write_bytes(gzip.compress(text.encode()))
+    (made / "table.csv").write_text(text)
+    (made / "arrays").mkdir()
+    np.save(made / "arrays" / "x.npy", rows[:, :-1])
+    np.save(made / "arrays" / "y.npy", np.arange(40) % 3)
+    for part in ("train", "test"):
+        (made / f"names_{part}.csv").write_text(
+            "".join(f"Name{c},{'AB'[i % 2]}land\n" for i, c in enumerate("abcdefgh"))
+        )
+    return made
+
+
+@cache
+def read(root: Path, group: str, option: str) -> Settings:
+    """The settings for one choice; composing and reading each pair anew would take nine tenths of this file's time."""
+    composed = compose([f"{group}={option}", "device=cpu"])
+    composed.trainer.max_steps = 1
+    composed.paths.data = str(root)
+    if option == "csv":
+        composed.data.path = str(root / "table.csv")
+    if option == "arrays":
+        composed.data.path = str(root / "arrays")
+    if option == "points":
+        composed.data.x, composed.data.y = [1, 2], [[2], [4]]
+    if option == "image_folder":
+        composed.data.path, composed.data.image_size = str(root / "photos"), 32
+    choices = {"data": "digits", "model": "mlp", "optimizer": "adam", "scheduler": "none", group: option}
+    return schema.read(resolved(composed), choices)
+
+
+class Nowhere:
+    """Takes what the loop tells and forgets it."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *values: None
+
+
+def trained(data: str, model: str, root: Path) -> trainer.Training:
+    """One optimizer step of a pair, the way a run makes it."""
+    of_model = read(root, "model", model)
+    settings = replace(read(root, "data", data), model=of_model.model, model_keys=of_model.model_keys)
+    with device.session(settings.rest.device, 0) as process:
+        parts = run.prepare(settings, process, None)
+        trainer.fit(parts.training, Nowhere(), Nowhere(), Nowhere(), lambda: False)
+    return parts.training
+
+
+@pytest.mark.parametrize("data", [d if d in IN_FAST_SUITE else pytest.param(d, marks=pytest.mark.slow) for d in DATA])
+@pytest.mark.parametrize("model", [*(m for m in MODELS if m != "torchvision"), *SLOW])
+def test_pair(data: str, model: str, root: Path) -> None:
+    if data in TAKES[model]:
+        training = trained(data, model, root)
+        assert training.progress.step == 1
+        assert np.isfinite(training.progress.last_finite_loss)
+        return
+    with pytest.raises(MisfitError) as refused:
+        trained(data, model, root)
+    sentence = str(refused.value)
+    assert f"model={model} does not take data={data}" in sentence
+    listed = sentence.split("models that do: ")[1].split(", ")
+    assert listed == sorted(m for m in MODELS if data in TAKES[m])
+
+
+def test_every_model_is_in_the_table() -> None:
+    assert set(TAKES) == set(MODELS)
+    assert set(DATA) >= IMAGES | REGRESSIONS | SEQUENCES

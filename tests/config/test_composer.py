@@ -1,0 +1,209 @@
+"""The quick composing of a sweep's points gives what Hydra's own gives, and complains where it complains."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dlrun.config import request
+from dlrun.config.composer import Composer
+from dlrun.config.schema import CONFIG_DIR
+
+OWN = {"optimizer/mine.yaml": "_target_: torch.optim.SGD\nlr: ${seed}\n"}
+OWN["experiment/mine.yaml"] = "# @package _global_\nseed: 9\n"
+OWN["experiment/deep.yaml"] = "# @package _global_\ndefaults:\n  - override /model: linear\ntrainer: {epochs: 3}\n"
+
+
+@pytest.fixture(scope="module")
+def loader(tmp_path_factory: pytest.TempPathFactory) -> ConfigLoader:
+    """Hydra's loader of our configs, and of a folder of the user's own."""
+    folder = tmp_path_factory.mktemp("configs")
+    for name, text in OWN.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    request.register()
+    with hydra.initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
+        hydra_main = GlobalHydra.instance().hydra
+        assert hydra_main is not None
+        places = hydra_main.config_loader.get_search_path()
+    places.prepend("command-line", str(folder), "schema")
+    return ConfigLoaderImpl(places)
+
+
+@pytest.fixture(scope="module")
+def composer(loader: ConfigLoader) -> Composer:
+    """One for all lines, as in a sweep: nothing of a point may stay for the next one."""
+    return Composer(loader)
+
+
+LINES = [
+    [],
+    ["seed=3"],
+    ["data=blobs", "model=linear", "optimizer=sgd", "scheduler=cosine", "device=cpu"],
+    ["model=cnn", "model.channels=[8,16]"],
+    ["model.hidden_sizes=[]"],
+    ["optimizer.lr=1e-3"],
+    ["optimizer.lr=1", "optimizer.lr=2"],
+    ["optimizer=sgd", "optimizer=adam"],
+    ["optimizer=sgd", "+optimizer.fused=true"],
+    ["++optimizer.lr=3", "++optimizer.new=x"],
+    ["~optimizer.weight_decay"],
+    ["~optimizer.lr=0.001"],
+    ["~scheduler"],
+    ["+optimizer.groups=[{match: '*.bias', lr: 0.1}]"],
+    ["optimizer.groups=[{match: w, lr: 0.1},{match: b}]"],
+    ["model.init={w: 1.0, b: {c: [1, 2]}}"],
+    ["+model.init={w: 1.0}"],
+    ["optimizer={lr: 5}"],
+    ["optimizer.lr=0.5", "optimizer={lr: 5}", "optimizer=sgd"],
+    ["model.dropout=${seed}"],
+    ["seed=${trainer.epochs}", "trainer.epochs=4"],
+    ["seed=${hydra:job.num}"],
+    ["paths.outputs=${hydra:runtime.choices.model}"],
+    ["checkpoint.monitor='${hydra:overrides.task.0}'", "seed=1"][::-1],
+    ["optimizer=[sgd,adam]"],
+    ["lesson=linear_regression"],
+    ["lesson=linear_regression", "optimizer.lr=0.5", "trainer.epochs=2"],
+    ["lesson=optimizer_race"],
+    ["debug=overfit", "model=mlp"],
+    ["experiment=example"],
+    ["experiment=deep"],
+    ["experiment=mine", "seed=1"],
+    ["optimizer=mine", "seed=2"],
+    ["trusted_modules=[a,b]", "expect=['steps = 4']", "probes=[1,[2,3]]"],
+    ["checkpoint.monitor=null", "trainer.max_steps=10", "figures=False"],
+    ["sweep.points=['seed=1','seed=2']"],
+    ["trainer.early_stopping.patience=3", "trainer.early_stopping={min_delta: 0.5}"],
+    ["paths.data='/a=b'", "paths.outputs='with space, and comma'"],
+]
+WRONG = [
+    ["sedd=1"],
+    ["optimizer.nesterov=true"],
+    ["optimizer=nothing"],
+    ["nothing=sgd"],
+    ["+seed=1"],
+    ["~nothing"],
+    ["~seed=5"],
+    ["trainer.epochs=many"],
+    ["seed=[1"],
+    ["optimizer=1"],
+    ["lesson=null"],
+    ["~trainer.epochs"],
+    ["++optimizer=sgd"],
+    ["+optimizer=sgd"],
+    ["~optimizer=sgd"],
+    ["optimizer@other=sgd"],
+    ["nothing@seed=1"],
+    ["seed.x=1"],
+    ["lesson=optimizer_race", "lesson=linear_regression", "lesson=nothing"],
+    ["=1"],
+]
+
+
+def hydras_own(loader: ConfigLoader, words: list[str], number: int) -> tuple[object, object]:
+    """What Hydra makes of it, and what it knows of the job."""
+    whole = loader.load_configuration("config", words, RunMode.RUN)
+    whole.hydra.job.num, whole.hydra.job.id = number, number
+    HydraConfig.instance().set_config(whole)
+    known = OmegaConf.to_container(whole.hydra, resolve=False)
+    del whole._content["hydra"]  # type: ignore[union-attr]
+    return plain(whole), known
+
+
+def plain(config: object) -> object:
+    return [OmegaConf.to_container(config, resolve=resolve) for resolve in (False, True)]  # type: ignore[call-overload]
+
+
+def some_fast(lines: list[list[str]]) -> list[Any]:
+    """Hydra's own way takes 75 ms a line."""
+    return [line if i % 5 == 2 else pytest.param(line, marks=pytest.mark.slow) for i, line in enumerate(lines)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", some_fast(LINES), ids=" ".join)
+def test_the_config_and_what_hydra_knows_of_it_are_hydras_own(
+    words: list[str], composer: Composer, loader: ConfigLoader
+) -> None:
+    composed = composer.compose(words, 7)
+    found, known = plain(composed), OmegaConf.to_container(HydraConfig.get(), resolve=False)
+    expected, truly_known = hydras_own(loader, words, 7)
+    assert found == expected
+    assert OmegaConf.is_struct(composed)
+    assert known == truly_known
+
+
+@pytest.mark.parametrize("words", some_fast(WRONG), ids=" ".join)
+def test_it_complains_as_hydra_does(words: list[str], composer: Composer, loader: ConfigLoader) -> None:
+    known = (HydraException, OmegaConfBaseException, ValueError)
+    with pytest.raises(known) as expected:
+        hydras_own(loader, words, 0)
+    with pytest.raises(known) as found:
+        composer.compose(words)
+    assert found.type is expected.type
+    assert str(found.value) == str(expected.value)
+
+
+def test_a_point_leaves_nothing_for_the_next(composer: Composer, loader: ConfigLoader) -> None:
+    composer.compose(["optimizer.lr=7", "+model.new=1"])["optimizer"]["lr"] = 8
+    assert plain(composer.compose([])) == hydras_own(loader, [], 0)[0]
+
+
+def test_hydra_reads_the_defaults_list_once_for_equal_choices(
+    loader: ConfigLoader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    for name in ("load_configuration", "get_group_options"):
+        original = getattr(loader, name)
+        monkeypatch.setattr(loader, name, lambda *a, o=original, n=name: (asked.append(n), o(*a))[1])
+    composer = Composer(loader)
+    for i in range(20):
+        composer.compose(["optimizer=sgd", "optimizer.lr=0.1", f"seed={i}"], i)
+    assert sorted(asked) == ["get_group_options"] * 2 + ["load_configuration"]  # of optimizer, of seed
+
+
+def test_a_folder_of_the_users_own_is_swept_over(dlrun: Callable, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "optimizer").mkdir(parents=True)
+    (tmp_path / "mine" / "optimizer" / "mine.yaml").write_text(OWN["optimizer/mine.yaml"])
+    found = request.from_command_line(["-m", "--config-dir", "mine", "optimizer=mine,sgd", "seed=1,2"])
+    assert [one.config["optimizer"]["lr"] for one in found] == [1, 2, 0.01, 0.01]
+    assert [one.hydra["job"]["num"] for one in found if one.hydra] == [0, 1, 2, 3]
+
+
+REMEMBERED = [
+    ["data=blobs", "model=linear", "seed=3"],
+    ["lesson=linear_regression"],
+    ["+optimizer/mine=x"],
+    ["experiment=nothing"],
+]
+
+
+def test_what_the_tests_remember_is_what_hydra_makes(composed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The words' values differ between the two times: nothing of them may be remembered."""
+    request.register()
+    with hydra.initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
+        hydra_main = GlobalHydra.instance().hydra
+        assert hydra_main is not None
+        own = hydra_main.config_loader
+
+    def outcome(words: list[str]) -> object:
+        try:
+            return hydras_own(own, words, 0)
+        except (HydraException, OmegaConfBaseException) as error:
+            return type(error), str(error)
+
+    for words in REMEMBERED:
+        outcome([*words, "trainer.epochs=7", "+model.new=1"])
+        later = outcome([*words, "trainer.log_every=5"])
+        with monkeypatch.context() as patch:
+            patch.setattr(composed, "knows", lambda key, repo: False)
+            assert outcome([*words, "trainer.log_every=5"]) == later

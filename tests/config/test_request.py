@@ -1,0 +1,61 @@
+"""From a command line to requests: how often Hydra composes for it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+
+from dlrun.config import request
+from dlrun.config.schema import CONFIG_DIR
+
+SWEPT = """# @package _global_
+hydra: {mode: MULTIRUN}
+"""
+
+
+@pytest.fixture
+def compositions(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The overrides of each composition that Hydra makes."""
+    made: list[Any] = []
+    compose = ConfigLoaderImpl.load_configuration
+
+    def counted(self: Any, config_name: str, overrides: list[str], *more: Any, **named: Any) -> Any:
+        made.append(list(overrides))
+        return compose(self, config_name, overrides, *more, **named)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", counted)
+    return made
+
+
+def test_a_run_is_composed_once(compositions: list[Any]) -> None:
+    (found,) = request.from_command_line(["data=blobs", "seed=3"])
+    assert (found.config["seed"], found.choices["data"]) == (3, "blobs")
+    assert len(compositions) == 1
+
+
+def test_a_config_of_the_users_own_may_make_a_sweep_of_it(tmp_path: Path, compositions: list[Any]) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "swept.yaml").write_text(SWEPT)
+    found = request.from_command_line(["--config-dir", str(tmp_path), "experiment=swept", "seed=3,4"])
+    assert [one.config["seed"] for one in found] == [3, 4]
+
+
+def test_no_config_of_ours_makes_a_sweep_of_a_run() -> None:
+    assert not [path for path in CONFIG_DIR.rglob("*.yaml") if "mode: MULTIRUN" in path.read_text()]
+
+
+def test_the_mode_can_be_typed(compositions: list[Any]) -> None:
+    found = request.from_command_line(["hydra.mode=MULTIRUN", "seed=1,2"])
+    assert [one.config["seed"] for one in found] == [1, 2]
+
+
+def test_values_in_letters_of_any_language_need_no_quotes(dlrun: Callable, tmp_path: Path) -> None:
+    lines = [f"{i % 7},{i % 5},{'红蓝'[i % 2]}色" for i in range(40)]
+    (tmp_path / "花.csv").write_text("\n".join(["长度,宽度,种类", *lines]), encoding="utf-8")
+    words = ("data=csv", "data.path=花.csv", "data.target=种类", "trainer.max_steps=2", "tracking.graph=false")
+    done = dlrun(*words, "figures=false", "hydra.run.dir=结果")
+    assert done.code == 0, done.err
+    assert dlrun("eval", "结果", "data.path=花.csv", "figures=false").code == 0
+    assert dlrun("resume", "结果", "trainer.max_steps=4").code == 0

@@ -1,0 +1,298 @@
+"""The typed schema: names, types, ranges, and what makes two runs the same run."""
+
+import copy
+import functools
+import math
+import re
+from typing import Any
+
+import pytest
+
+from dlrun.config import request
+from dlrun.config import schema as config
+from dlrun.config.schema import config_hash, typed
+from dlrun.core.errors import RequestError
+
+NAN = math.nan
+SECTIONS: dict[str, type] = {
+    "": config.Config,
+    "data": config.DataKeys,
+    "model": config.ModelKeys,
+    "optimizer": config.OptimizerKeys,
+    "scheduler": config.SchedulerKeys,
+    "task": config.TaskConfig,
+    "trainer": config.TrainerConfig,
+    "trainer.early_stopping": config.EarlyStoppingConfig,
+    "checkpoint": config.CheckpointConfig,
+    "device": config.DeviceConfig,
+    "tracking": config.TrackingConfig,
+    "paths": config.PathsConfig,
+}
+KEYS = {
+    "": "seed resume init_from trust trusted_modules figures preflight",
+    "data": "batch_size val_fraction shuffle drop_last loader num_workers",
+    "model": "init",
+    "task": "loss reduction",
+    "optimizer": "groups",
+    "trainer": "epochs max_steps log_every_steps accumulate_steps grad_clip_norm",
+    "trainer.early_stopping": "patience",
+    "checkpoint": "format monitor mode every_epochs every_steps keep",
+    "device": "name index precision compile channels_last deterministic num_threads",
+    "tracking": "graph",
+    "paths": "data outputs",
+}
+PUBLIC = [f"{group}.{name}".lstrip(".") for group, names in KEYS.items() for name in names.split()]
+TARGETS_OWN = {
+    "digits": ["data.image_size", "optimizer.lr"],
+    "csv": ["data.path", "data.target", "data.task", "data.header", "data.delimiter"],
+}
+ABSENT = object()
+
+
+def parts(key: str) -> tuple[type, str, str]:
+    """The schema, section and name of a dotted key."""
+    section, _, name = key.rpartition(".")
+    return SECTIONS[section], section, name
+
+
+def one(key: str, value: Any) -> Any:
+    """What `value` becomes under `key`."""
+    schema, section, name = parts(key)
+    return getattr(typed(schema, {name: value}, section), name)
+
+
+def at(plain: dict[str, Any], key: str) -> Any:
+    found: Any = plain
+    for name in key.split("."):
+        found = found.get(name, ABSENT) if isinstance(found, dict) else ABSENT
+    return found
+
+
+@functools.cache
+def composed(*words: str) -> dict[str, Any]:
+    return config.read(request.resolved(request.compose([*words])), {}).plain
+
+
+@pytest.mark.parametrize("key", PUBLIC)
+def test_public_keys_keep_their_names(key: str) -> None:
+    schema, _, name = parts(key)
+    assert name in {f.name for f in schema.__dataclass_fields__.values()}  # type: ignore[attr-defined]
+    assert at(composed(), key) is not ABSENT
+
+
+@pytest.mark.parametrize("data", TARGETS_OWN)
+def test_public_keys_of_shipped_targets_keep_their_names(data: str) -> None:
+    plain = composed(f"data={data}", *(["data.path=x.csv"] if data == "csv" else []))
+    assert [key for key in TARGETS_OWN[data] if at(plain, key) is ABSENT] == []
+
+
+def test_defaults_are_those_of_the_design() -> None:
+    plain = composed()
+    wanted = {
+        "seed": 0,
+        "data.batch_size": 64,
+        "data.val_fraction": 0.1,
+        "data.shuffle": True,
+        "data.drop_last": False,
+        "data.loader": "auto",
+        "task.reduction": "mean",
+        "trainer.epochs": 20,
+        "optimizer.lr": 1e-3,
+        "optimizer._target_": "torch.optim.Adam",
+        "model._target_": "dlrun.models.mlp.MLP",
+        "data._target_": "dlrun.data.images.digits",
+        "checkpoint.format": "state_dict",
+        "checkpoint.mode": None,
+        "device.name": "auto",
+        "device.precision": "fp32",
+        "paths.outputs": "outputs",
+    }
+    assert {key: at(plain, key) for key in wanted} == wanted
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *((key, 0) for key in ("data.batch_size", "data.eval_batch_size", "data.limit_batches")),
+        *((f"trainer.{key}", 0) for key in ("epochs", "max_steps", "accumulate_steps", "log_every_steps")),
+        *(("trainer.grad_clip_norm", value) for value in (0.0, -1.0, NAN)),
+        ("trainer.early_stopping.patience", 0),
+        ("trainer.early_stopping.min_delta", -0.1),
+        ("trainer.early_stopping.min_delta", NAN),
+        *((f"checkpoint.{key}", 0) for key in ("every_epochs", "every_steps", "keep")),
+        *(("data.val_fraction", value) for value in (-0.1, 1.0, NAN)),
+        *(("data.memory_share", value) for value in (0.0, 1.1, NAN)),
+        ("data.num_workers", -1),
+        ("scheduler.warmup_steps", -1),
+        ("device.num_threads", 0),
+        ("device.index", -1),
+        ("seed", -1),
+        ("data.loader", "disk"),
+        ("scheduler.interval", "batch"),
+        ("task.reduction", "none"),
+        ("checkpoint.format", "onnx"),
+        ("checkpoint.mode", "least"),
+        ("device.name", "gpu"),
+        ("device.precision", "fp8"),
+    ],
+)
+def test_a_value_out_of_range_names_its_key(key: str, value: Any) -> None:
+    with pytest.raises(RequestError) as caught:
+        one(key, value)
+    said = str(caught.value)
+    assert said.startswith(f"{key}={value} ")
+    assert " must be " in said or " is not a choice; " in said
+    assert f"; type {key}=" in said or "type one of " in said
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data.val_fraction", 0.0),
+        ("data.memory_share", 1.0),
+        ("data.num_workers", 0),
+        ("device.index", 0),
+        ("seed", 0),
+        ("trainer.early_stopping.min_delta", 0.0),
+        ("scheduler.warmup_steps", 0),
+        ("data.eval_batch_size", None),
+        ("trainer.max_steps", None),
+        ("device.channels_last", None),
+    ],
+)
+def test_the_edge_of_a_range_is_allowed(key: str, value: Any) -> None:
+    assert one(key, value) == value
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("trainer.epochs", "abc"),
+        ("trainer.epochs", 2.5),
+        ("trainer.epochs", True),
+        ("trainer.epochs", [1]),
+        ("trainer.grad_clip_norm", "much"),
+        ("trainer.early_stopping", 3),
+        ("data.shuffle", "maybe"),
+        ("data.shuffle", None),
+        ("data.batch_size", {"a": 1}),
+        ("data.val_fraction", "half"),
+        ("model.init", 3),
+        ("model.init", [3]),
+        ("optimizer.groups", "weight"),
+        ("optimizer.groups", {"match": "weight"}),
+        ("device.num_threads", "all"),
+        ("device.deterministic", "sometimes"),
+        ("checkpoint.every_steps", "often"),
+        ("checkpoint.monitor", ["val/loss"]),
+        ("seed", "now"),
+        ("trust", "yes, please"),
+        ("trusted_modules", "mynet"),
+        ("figures", "few"),
+        ("tracking.graph", 2.5),
+    ],
+)
+def test_a_value_of_another_type_names_its_key(key: str, value: Any) -> None:
+    with pytest.raises(RequestError) as caught:
+        one(key, value)
+    said = str(caught.value)
+    assert re.fullmatch(rf"{re.escape(key)}=.* (must be .*|names none of its keys); type {re.escape(key)}.*=.*", said)
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("trainer.epoch", "did you mean trainer.epochs?"),
+        ("trainer.early_stopping.patienc", "did you mean trainer.early_stopping.patience?"),
+        ("device.presicion", "did you mean device.precision?"),
+        ("sed", "did you mean seed?"),
+        ("checkpoint.xyzzy", "dlrun --cfg job shows all keys"),
+    ],
+)
+def test_an_unknown_key_is_answered_by_the_nearest(key: str, hint: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        one(key, 1)
+    assert str(caught.value) == f"there is no key {key}; {hint}"
+
+
+def test_a_key_without_a_value_is_asked_for() -> None:
+    with pytest.raises(RequestError, match=r"^data\.path has no value yet; type data\.path=\.\.\.$"):
+        config.read(request.resolved(request.compose(["data=csv"])), {})
+
+
+def test_a_block_is_split_into_the_targets_arguments_and_our_keys() -> None:
+    words = ["data=blobs", "data.batch_size=5", "data.rows_per_class=7", "scheduler=none"]
+    settings = config.read(request.resolved(request.compose(words)), {"data": "blobs"})
+    assert (settings.data.group, settings.data.choice) == ("data", "blobs")
+    assert settings.data.target == "dlrun.data.synthetic.blobs"
+    assert settings.data.arguments == {"rows_per_class": 7, "spread": 1.0, "task": "multiclass", "seed": 0}
+    assert (settings.data_keys.batch_size, settings.data_keys.val_fraction) == (5, 0.0)
+    assert (settings.scheduler.target, settings.scheduler.arguments) == (None, {})
+    assert type(settings.model.arguments["hidden_sizes"]) is list
+    assert type(settings.plain["model"]["hidden_sizes"]) is list
+
+
+SAME = [
+    "paths.data=elsewhere",
+    "paths.outputs=elsewhere",
+    "device.name=cpu",
+    "device.precision=bf16",
+    "device.num_threads=7",
+    "tracking.graph=false",
+    "tracking.weight_histograms=true",
+    "figures=false",
+    "trainer.log_every_steps=3",
+    "trust=true",
+    "preflight=false",
+    "trusted_modules=[mynet]",
+    "hydra.verbose=true",
+    "data.root=elsewhere",
+]
+OTHER = [
+    "optimizer.lr=0.1001",
+    "seed=1",
+    "data.batch_size=63",
+    "data.shuffle=false",
+    "model.rate=3",
+    "trainer.epochs=21",
+    "trainer.grad_clip_norm=1.0",
+    "task.reduction=sum",
+    "checkpoint.monitor=train/loss",
+    "scheduler.warmup_steps=1",
+    "optimizer.groups=[{match: a}]",
+]
+
+
+def plain() -> dict[str, Any]:
+    """A small config in plain Python."""
+    return copy.deepcopy(composed("data=blobs", "optimizer=sgd")) | {"hydra": {"verbose": False}}
+
+
+def changed(assignment: str) -> dict[str, Any]:
+    key, _, value = assignment.partition("=")
+    made = plain()
+    *above, last = key.split(".")
+    inner = made
+    for name in above:
+        inner = inner[name]
+    inner[last] = value
+    return made
+
+
+@pytest.mark.parametrize("assignment", SAME)
+def test_where_and_how_it_runs_is_not_what_a_run_is(assignment: str) -> None:
+    assert config_hash(changed(assignment)) == config_hash(plain())
+
+
+@pytest.mark.parametrize("assignment", OTHER)
+def test_what_changes_the_result_changes_the_hash(assignment: str) -> None:
+    assert config_hash(changed(assignment)) != config_hash(plain())
+
+
+def test_the_hash_does_not_depend_on_the_order_of_keys() -> None:
+    def turned(values: dict[str, Any]) -> dict[str, Any]:
+        return {k: turned(v) if isinstance(v, dict) else v for k, v in reversed(values.items())}
+
+    assert list(turned(plain())) != list(plain())
+    assert config_hash(turned(plain())) == config_hash(plain())
+    assert len(config_hash(plain())) == 64

@@ -1,0 +1,46 @@
+"""YAML that OmegaConf reads back as it was written."""
+
+import math
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from dlrun.config.schema import CONFIG_DIR
+from dlrun.core.yaml import as_yaml
+
+
+def back(value: Any) -> Any:
+    return OmegaConf.to_container(OmegaConf.create(as_yaml({"x": value})), resolve=False)["x"]  # type: ignore[index,call-overload]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(1, -3, 0.1, 1e-5, 1e30, 10.0, True, None, 2**70),
+        *("1e3", "1_000", "0x1F", "true", "yes", "off", "null", "~", "", " a ", "a: b", "# no", "é×", "${x}", "1:30"),
+        *("nan", ".inf", "[1]", "{a}", "- a", "a\nb", "'q'", '"', "\t", "0o7", "12e03", "=", "2026-11-21", "a" * 300),
+        [1, "2", [], {}, {"k": None}],
+        {"b": 1, "a": {"1": "1"}},
+    ],
+)
+def test_what_was_written_is_read(value: Any) -> None:
+    assert back(value) == value
+    assert type(back(value)) is type(value)
+
+
+def test_infinities_and_nan_are_read() -> None:
+    assert back(math.inf) == math.inf
+    assert math.isnan(back(math.nan))
+
+
+def test_every_config_of_ours_is_read_back() -> None:
+    for path in CONFIG_DIR.rglob("*.yaml"):
+        plain = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        if plain:
+            assert back(plain) == plain, path
+
+
+def test_keys_keep_their_order_and_equal_parts_are_written_out() -> None:
+    part = {"z": 1, "a": 2}
+    assert as_yaml({"q": part, "b": part}) == "q:\n  z: 1\n  a: 2\nb:\n  z: 1\n  a: 2\n"

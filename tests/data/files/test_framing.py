@@ -1,0 +1,58 @@
+"""How figures lie in images, by figures that were drawn so."""
+
+import numpy as np
+import pytest
+import torch
+
+from dlrun.data.files import framing
+from dlrun.data.files.framing import Framing
+
+
+def bars(size: int = 28, count: int = 20) -> torch.Tensor:
+    """Light bars 3 wide and 20 high on black, whose boxes lie in the middle to a pixel."""
+    images = torch.zeros(count, 1, size, size)
+    for i in range(count):
+        left = size // 2 - 2 + i % 2
+        images[i, 0, 4:24, left : left + 3] = 1
+    return images
+
+
+def test_a_framing_is_measured() -> None:
+    found = Framing(*framing.framing(bars()))
+    assert found.smallest == found.extent == found.largest == pytest.approx(20 / 28)
+    assert found.stroke == pytest.approx(2 * 60 / (2 * 20 + 2 * 3) / 28)
+    assert found.mass == found.box == pytest.approx(0.5 / 28)
+    assert all(found.holds(image.numpy()) for image in bars()[:2, 0].double())
+    assert not found.holds(bars()[0, 0].double().roll(3, dims=1).numpy())
+    assert not found.holds(1 - bars()[0, 0].double().numpy())
+    assert framing.framing(bars().repeat(1, 3, 1, 1)) == framing.framing(bars())
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        1 - bars(),
+        torch.rand(20, 1, 28, 28, generator=torch.Generator().manual_seed(0)),
+        torch.zeros(20, 1, 28, 28),
+        bars().repeat(1, 3, 1, 1) * torch.tensor([1.0, 0.5, 0.2]).view(3, 1, 1),
+        bars()[..., 2:26],
+    ],
+    ids=["dark on light", "photographs", "nothing there", "colours", "not square"],
+)
+def test_other_images_have_none(images: torch.Tensor) -> None:
+    assert framing.framing(images) == ()
+
+
+def test_the_centre_of_mass_is_scipys() -> None:
+    from scipy import ndimage
+
+    image = np.random.default_rng(0).random((9, 13))
+    assert np.allclose(framing.centre_of_mass(image), ndimage.center_of_mass(image))
+
+
+def test_a_grey_edge_does_not_change_the_stroke() -> None:
+    sharp, soft = np.zeros((40, 40)), np.zeros((40, 40))
+    sharp[5:35, 10:16] = 1
+    soft[5:35, 10:15] = 1
+    soft[5:35, [9, 15]] = 0.5
+    assert framing.stroke(soft) == pytest.approx(framing.stroke(sharp), rel=0.02)

@@ -1,0 +1,120 @@
+"""`dlrun export format=python`: the written file comes to the weights of the run, to the last bit, without dlrun."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from dlrun.config.schema import CONFIG_DIR
+
+FILES = """
+import runpy
+
+for path in sys.argv[1:]:
+    print("file", path)
+    runpy.run_path(path, run_name="__main__")
+"""
+QUIET = ("tracking.graph=false", "tracking.evolution_every_epochs=null", "figures=false")
+LESSONS = {path.stem: path for path in sorted((CONFIG_DIR / "lesson").glob("*.yaml"))}
+IN_FAST_SUITE = ("gradient_descent",)
+FEW = ("trainer.epochs=3", "data.limit_batches=4")  # where softmax_mnist and names_rnn read the same data as a whole
+CUT = {  # so that a lesson takes seconds; the others are cut to three epochs
+    "cnn_mnist": FEW,
+    "coarse_to_fine": (),
+    "exhaustive_search": (),
+    "exhaustive_surface": (),
+    "inception_mnist": FEW,
+    "names_gru": FEW,
+    "optimizer_race_all": ("trainer.epochs=3", "data.rows=200"),
+    "overfitting": FEW,
+    "resnet_mnist": FEW,
+    "save_two_ways": ("model.name=vgg11", "data.batch_size=8"),
+}
+NEEDS_DATA = {"mnist", "names", "diabetes"}
+
+
+@pytest.fixture
+def ejected(dlrun: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., list[str]]:
+    """`ejected(*words)`: train what the words ask for, eject every run, and hold each file against its run.
+
+    Returns the texts of the files.
+    """
+
+    def run(*words: str, before: str = "") -> list[str]:
+        trained = dlrun(*words, *QUIET, "paths.outputs=trained")
+        assert trained.code == 0, trained.out[-2000:] + trained.err
+        folders = sorted(path.parent for path in Path("trained").rglob("result.json"))
+        assert folders
+        for folder in folders:
+            done = dlrun("export", str(folder), "format=python")
+            assert done.code == 0, done.err
+        files = [folder / "export" / "python" / "train.py" for folder in folders]
+        outputs = printed(plain(before + FILES, *map(str, files)))
+        for folder, file in zip(folders, files, strict=True):
+            compare(json.loads((folder / "result.json").read_text()), outputs[str(file)])
+        look(files)
+        texts = [file.read_text() for file in files]
+        shutil.rmtree("trained")
+        return texts
+
+    return run
+
+
+def printed(done: Any) -> dict[str, list[str]]:
+    """What each file printed, run by a Python that finds neither dlrun nor Hydra."""
+    assert done.code == 0, done.out[-2000:] + done.err[-3000:]
+    assert not [line for line in done.err.splitlines() if "Lazy modules" not in line and "warnings.warn" not in line]
+    parts = re.split(r"^file (.*)\n", done.out, flags=re.MULTILINE)[1:]
+    return {path: text.splitlines() for path, text in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def compare(result: dict[str, Any], lines: list[str]) -> None:
+    """The weights of the file's end are those of the run's end, and its test metrics those of the run."""
+    assert f"weights {result['weights_sha256']} as in the run" in lines, lines[-5:]
+    told = {key: float(value) for key, value in re.findall(r"^(test \w+) (\S+)$", "\n".join(lines), re.MULTILINE)}
+    expected = {key.replace("/", " "): value for key, value in result["metrics"].items() if key.startswith("test/")}
+    assert bool(told) == bool(expected)
+    for key, value in told.items():
+        assert value == pytest.approx(expected[key], rel=1e-5, abs=1e-12), key
+
+
+def look(files: list[Path]) -> None:
+    """A file is a page, and as ruff would have it."""
+    config = ("--config", str(Path(__file__).parents[2] / "pyproject.toml"), "--no-cache")
+    for words in (("check", *config), ("format", "--diff", *config)):
+        done = subprocess.run([sys.executable, "-m", "ruff", *words, *map(str, files)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    for file in files:
+        text = file.read_text()
+        assert len(text.splitlines()) <= 170, text
+        assert "$" not in text
+        assert "#?" not in text
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in IN_FAST_SUITE else pytest.mark.slow) for n in LESSONS]
+)
+def test_every_lesson_can_be_taken_away(name: str, ejected: Callable, formats: Any, request: Any) -> None:
+    data = next(
+        entry["override /data"] for entry in OmegaConf.load(LESSONS[name]).defaults if "override /data" in entry
+    )
+    words, before = [f"lesson={name}", *CUT.get(name, ("trainer.epochs=3",))], ""
+    if data in NEEDS_DATA:
+        request.getfixturevalue("real_data")
+    if data in ("mnist", "names"):
+        words.append("trainer.max_steps=12")
+    if data == "cifar10":
+        formats.write_cifar10(Path("data"))
+        before = (
+            "from torchvision.datasets import CIFAR10\n"
+            "CIFAR10._check_integrity = lambda self: True\n"
+            "import torchvision.datasets.cifar as c\nc.check_integrity = lambda *a: True\n"
+        )
+    ejected(*words, before=before)

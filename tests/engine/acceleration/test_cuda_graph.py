@@ -1,0 +1,222 @@
+"""The step graph against the loop without it, on a stand-in for the GPU that keeps memory as a CUDA graph does."""
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR
+
+from dlrun.data.batches import MemoryBatches, Order, Place
+from dlrun.data.spec import DataSpec, Split
+from dlrun.engine import trainer
+from dlrun.engine.acceleration import cuda_graph
+from dlrun.engine.acceleration.cuda_graph import StepGraph, why_not
+from dlrun.engine.objective import Task
+from dlrun.engine.optim.ema import Average
+from dlrun.engine.optim.schedule import Schedule
+from dlrun.engine.state import Limits, Training
+
+SPEC = DataSpec("vector", (5,), "multiclass", 3)
+CPU = torch.device("cpu")
+
+
+class Net(nn.Module):
+    """Dropout draws, batch norm keeps statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(7)
+        self.layers = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class Pretence:
+    """Recording computes nothing; each replay computes anew, into the memory of what was recorded."""
+
+    def __init__(self, training: Training) -> None:
+        self.training, self.records, self.replays = training, 0, 0
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        yield
+
+    def record(self, make: Callable[[], None]) -> Callable[[], None]:
+        t, before, rng = self.training, self.state(), torch.get_rng_state()
+        make()
+        self.records += 1
+        made: Any = next(c.cell_contents for c in make.__closure__ or () if hasattr(c.cell_contents, "seen"))
+        seen, gradients, norm = list(made.seen), [p.grad for p in t.model.parameters()], t.grad_norm
+        for tensor, value in zip(self.tensors(), before, strict=True):
+            tensor.data.copy_(value)
+        torch.set_rng_state(rng)
+
+        def replay() -> None:
+            self.replays += 1
+            held, held_norm = [p.grad for p in t.model.parameters()], t.grad_norm
+            make()
+            for (o, _, loss), (o2, _, loss2) in zip(seen, made.seen, strict=True):
+                o.copy_(o2), loss.copy_(loss2)
+            made.seen[:] = seen
+            for p, static, old in zip(t.model.parameters(), gradients, held, strict=True):
+                static.copy_(p.grad)
+                p.grad = old
+            norm.copy_(t.grad_norm)
+            t.grad_norm = held_norm
+
+        return replay
+
+    def tensors(self) -> list[Tensor]:
+        kept = [v for s in self.training.optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]
+        return [*self.training.model.state_dict().values(), *kept]
+
+    def state(self) -> list[Tensor]:
+        return [x.detach().clone() for x in self.tensors()]
+
+
+class Quiet:
+    """Keeps the logged steps and the rows."""
+
+    def __init__(self) -> None:
+        self.logged: list[Any] = []
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *what: self.logged.append(what) if name in ("log_step", "log_epoch") else None
+
+
+def prepared(optimizer: Any, schedule: Any = None, ema: float | None = None, **limits: Any) -> Training:
+    generator = torch.Generator().manual_seed(1)
+    data = Split((torch.randn(46, 5, generator=generator),), torch.randint(3, (46,), generator=generator))
+    train = MemoryBatches(data, Order(46, 8, shuffle=True), Place(CPU, torch.float32, SPEC))
+    model = Net()
+    made = optimizer(model.parameters())
+    average = None if ema is None else Average(model, made, ema)
+    kind, per = (None, "epoch") if schedule is None else (schedule[0](made), schedule[1])
+    return Training(
+        model, Task(SPEC), made, Schedule(made, kind, per), torch.amp.GradScaler("cpu", enabled=False), train, None,
+        Limits(epochs=6, log_every_steps=1) if not limits else Limits(epochs=6, log_every_steps=1, **limits),
+        "train/loss", "min", contextlib.nullcontext, lambda: None, average,
+    )  # fmt: skip
+
+
+def trained(t: Training) -> tuple[list[Any], list[Tensor]]:
+    torch.manual_seed(3)
+    quiet: Any = Quiet()
+    trainer.fit(t, quiet, quiet, quiet, lambda: False)
+    logged = [entry[:1] if isinstance(entry[0], dict) else entry for entry in quiet.logged]
+    averaged = [] if t.average is None else list(t.average.model.state_dict().values())
+    return logged, [*t.model.state_dict().values(), *averaged]
+
+
+def fused(kind: Any, **settings: Any) -> Callable[..., Any]:
+    return lambda parameters: kind(parameters, fused=True, **settings)
+
+
+CASES: dict[str, tuple[Any, ...]] = {
+    "sgd": (fused(torch.optim.SGD, lr=0.1, momentum=0.9), None, None, {}),
+    "adam": (fused(torch.optim.Adam, lr=0.01), None, None, {"grad_clip_norm": 0.5}),
+    "accumulated": (fused(torch.optim.AdamW, lr=0.01), None, None, {"accumulate_steps": 2}),
+    "a rate an epoch": (fused(torch.optim.SGD, lr=0.1), (lambda o: ExponentialLR(o, 0.9), "epoch"), None, {}),
+    "a rate a step": (fused(torch.optim.SGD, lr=0.1), (lambda o: ExponentialLR(o, 0.9), "step"), None, {}),
+    "cycled momentum": (fused(torch.optim.Adam, lr=0.01), (lambda o: OneCycleLR(o, 0.1, 36), "step"), None, {}),
+    "no fused kernel": (lambda p: torch.optim.RMSprop(p, lr=0.01), None, None, {"grad_clip_norm": 0.1}),
+    "averaged": (fused(torch.optim.SGD, lr=0.1), None, 0.9, {}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_step_is_the_one_without_a_graph(case: str) -> None:
+    optimizer, schedule, ema, limits = CASES[case]
+    wanted, weights = trained(prepared(optimizer, schedule, ema, **limits))
+    t = prepared(optimizer, schedule, ema, **limits)
+    recorder = Pretence(t)
+    t.graph = StepGraph(recorder, pytest.fail)  # type: ignore[arg-type]
+    found, ours = trained(t)
+    assert found == wanted
+    assert all(torch.equal(a, b) for a, b in zip(ours, weights, strict=True))
+    # Full batches, and the last one of an epoch from its fourth time on; both anew in an epoch with another rate.
+    assert recorder.records == (6 + 3 if case == "a rate an epoch" else 2)
+    assert recorder.replays == t.progress.step - 6
+
+
+def test_settings_that_change_are_recorded_anew() -> None:
+    t = prepared(fused(torch.optim.SGD, lr=0.1, momentum=0.5))
+    recorder = Pretence(t)
+    t.graph = StepGraph(recorder, pytest.fail)  # type: ignore[arg-type]
+    trained(t)
+    t.optimizer.param_groups[0]["momentum"] = 0.9
+    t.limits.epochs += 1
+    trained(t)
+    assert recorder.records == 4
+    assert t.optimizer.param_groups[0].keys().isdisjoint({"capturable"})
+    assert isinstance(t.optimizer.param_groups[0]["lr"], float)
+
+
+def test_what_cannot_be_recorded_is_said_once_and_trained_all_the_same() -> None:
+    wanted, weights = trained(prepared(fused(torch.optim.SGD, lr=0.1)))
+    t, said = prepared(fused(torch.optim.SGD, lr=0.1)), []
+
+    class Refusing(Pretence):
+        def record(self, make: Callable[[], None]) -> Callable[[], None]:
+            raise RuntimeError("operation not permitted when stream is capturing\nCompile with ...")
+
+    t.graph = StepGraph(Refusing(t), said.append)  # type: ignore[arg-type]
+    found, ours = trained(t)
+    assert found == wanted
+    assert all(torch.equal(a, b) for a, b in zip(ours, weights, strict=True))
+    assert said == [
+        "no CUDA graph: the step cannot be recorded (operation not permitted when stream is capturing); "
+        "device.cuda_graph=off saves the try"
+    ]
+
+
+def test_only_so_many_shapes_get_a_graph() -> None:
+    t = prepared(fused(torch.optim.SGD, lr=0.1))
+    graph: Any = StepGraph(Pretence(t), pytest.fail)  # type: ignore[arg-type]
+    x, y = torch.randn(9, 5), torch.zeros(9, dtype=torch.long)
+    made = [graph(t, [((x[:rows],), y[:rows])], []) for rows in range(2, 9)]
+    assert made == [True] * cuda_graph._MOST_SHAPES + [False] * 3
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ({"kind": "tokens"}, "packed sequences"),
+        ({"compiled": True}, r"device\.compile"),
+        ({"profiled": True}, r"trainer\.profile"),
+        ({"count": 2}, "several processes"),
+        ({"fp16": True}, "fp16"),
+        ({"optimizer": torch.optim.LBFGS}, "evaluates the loss itself"),
+    ],
+)
+def test_a_reason_is_given_where_there_is_no_graph(what: dict[str, Any], reason: str) -> None:
+    t: Any = prepared(what.pop("optimizer", None) or fused(torch.optim.SGD))
+    fp16 = what.pop("fp16", False)
+    t.scaler = SimpleNamespace(is_enabled=lambda: fp16)
+    t.ranks = SimpleNamespace(count=what.pop("count", 1))
+    said = why_not(t, **{"kind": "image", "compiled": False, "profiled": False} | what)
+    assert said is not None
+    assert re.search(reason, said)
+
+
+def test_a_plain_training_has_no_reason_against_it() -> None:
+    assert why_not(prepared(fused(torch.optim.SGD)), "image", compiled=False, profiled=False) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+@pytest.mark.parametrize("model", ["mlp", "cnn", "resnet"])
+def test_on_a_gpu_the_losses_are_those_without_a_graph(model: str, dlrun: Callable[..., Any]) -> None:
+    words = ("data=digits", f"model={model}", "device=cuda", "device.deterministic=true", "trainer.epochs=5")
+    more = ("tracking.graph=false", "figures=false", "trainer.log_every_steps=1")
+    found = [dlrun(*words, *more, f"device.cuda_graph={how}") for how in ("auto", "off")]
+    assert [done.code for done in found] == [0, 0]
+    assert "no CUDA graph" not in found[0].out
+    assert found[0].rows == found[1].rows
+    assert found[0].result["weights_sha256"] == found[1].result["weights_sha256"]

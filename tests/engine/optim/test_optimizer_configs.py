@@ -1,0 +1,27 @@
+"""The files of our own optimizers hold the defaults of their targets, and open with what they are."""
+
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+import yaml
+
+CONFIGS = Path(__file__).parents[3] / "configs" / "optimizer"
+OURS = [path for path in sorted(CONFIGS.glob("*.yaml")) if "_target_: dlrun" in path.read_text()]
+
+
+def test_there_are_three() -> None:
+    assert [path.stem for path in OURS] == ["exhaustive", "manual_sgd", "numeric_gradient"]
+
+
+@pytest.mark.parametrize("path", OURS, ids=lambda path: path.stem)
+def test_file_says_what_its_target_takes(path: Path) -> None:
+    said = yaml.safe_load(path.read_text())
+    module, _, name = said.pop("_target_").rpartition(".")
+    parameters = list(inspect.signature(getattr(importlib.import_module(module), name)).parameters.values())
+    assert said == {p.name: p.default for p in parameters[1:]}
+    first, second = path.read_text().splitlines()[:2]
+    assert first.startswith("# ")
+    assert second.startswith("# dlrun ")
+    assert f"optimizer={path.stem}" in second

@@ -1,0 +1,442 @@
+"""Several processes train one run: the same rows, the same weights, one folder; and when one of them fails."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from dlrun.engine import distributed
+import pytest
+import torch
+from torch import Tensor
+
+from dlrun.data.batches import MemoryBatches, Order, Place
+from dlrun.data.spec import DataSpec, Split
+from dlrun.engine.distributed import Ranks
+from dlrun.runs.checkpoint import load
+
+WORDS = ("data=blobs", "model=mlp", "data.val_fraction=0.2", "tracking.graph=false", "figures=false")
+DOTS = DataSpec("vector", (1,), "regression", 1)
+
+
+def one_of(number: int, count: int) -> Ranks:
+    """A process that asks the others nothing."""
+    ranks = Ranks()
+    ranks.number, ranks.count = number, count
+    return ranks
+
+
+def rows_of(batches: list[Tensor]) -> list[list[int]]:
+    return [rows.tolist() for rows in batches]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_the_parts_of_a_batch_are_the_batch(count: int) -> None:
+    whole = Order(22, 6, shuffle=True).batches(3, start=1)
+    parts = [one_of(number, count).cut(whole) for number in range(count)]
+    for batch, *pieces in zip(whole, *parts, strict=True):
+        assert torch.cat(pieces).tolist() == batch.tolist()
+        assert max(map(len, pieces)) - min(map(len, pieces)) <= 1
+
+
+def test_two_processes_with_half_the_batch_see_the_rows_of_one() -> None:
+    whole = Order(24, 8, shuffle=True).batches(1, start=0)
+    halves = [one_of(number, 2).cut(whole) for number in (0, 1)]
+    for batch, first, second in zip(whole, *halves, strict=True):
+        assert (first.tolist(), second.tolist()) == (batch[:4].tolist(), batch[4:].tolist())
+
+
+@pytest.mark.parametrize(("count", "block"), [(1, 2), (2, 1), (2, 3), (4, 2)])
+def test_an_evaluation_is_dealt_out_whole_batch_by_whole_batch(count: int, block: int) -> None:
+    whole = Order(22, 3).batches(1, start=0)
+    parts = [rows_of(one_of(number, count).deal(whole, block)) for number in range(count)]
+    assert sorted(batch for part in parts for batch in part) == sorted(rows_of(whole))
+    assert parts[0][:block] == rows_of(whole)[:block]
+
+
+def test_a_process_without_rows_has_an_input_and_no_target() -> None:
+    x = torch.arange(5.0).unsqueeze(1)
+    batches = MemoryBatches(Split((x,), x), Order(5, 4), Place(torch.device("cpu"), torch.float32, DOTS))
+    found = [(len(inputs[0]), len(y)) for inputs, y in batches.epoch(1, pick=one_of(2, 3).cut)]
+    assert found == [(1, 1), (1, 0)]
+
+
+def test_a_single_process_is_said_how_to_be_started(dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = dlrun(*WORDS)
+    assert (done.code, done.out) == (2, "")
+    assert (
+        done.err == "dlrun: WORLD_SIZE is set but RANK, MASTER_ADDR, MASTER_PORT is not; type torchrun -m dlrun ...\n"
+    )
+
+
+@pytest.fixture
+def torchrun(tmp_path: Path, warm: Any) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """`torchrun(count, *words)`: `torchrun --nproc-per-node=count -m dlrun *words` from an empty working directory.
+
+    Its processes are warm; tests/test_readme.py and tests/test_search_path.py start it as users do.
+    """
+
+    def run(count: int, *words: str, wait: float = 120.0) -> "subprocess.CompletedProcess[str]":
+        process = warm.start_torchrun(*started(count, *words), cwd=tmp_path)
+        code = process.wait(wait)
+        return subprocess.CompletedProcess(words, code, process.out, process.err)
+
+    return run
+
+
+@pytest.fixture
+def ranks(warm: Any, tmp_path: Path) -> Callable[..., Any]:
+    """`ranks(count, *words)`: so many warm processes with the variables of torchrun; what process 0 said.
+
+    `start` is what Python is told to run. The exit code is the first that is not 0. A process that is left when the
+    others have failed is killed.
+    """
+
+    def run(count: int, *words: str, start: tuple[str, ...] = ("-m", "dlrun")) -> Any:
+        port = str(free_port())
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count)}
+        processes = []
+        for number in range(count):
+            own = {"RANK": str(number), "LOCAL_RANK": str(number), "LOCAL_WORLD_SIZE": str(count)}
+            processes.append(warm.start(*start, *words, cwd=tmp_path, env={**os.environ, **where, **own}))
+        try:
+            while all(process.poll() in (None, 0) for process in processes):
+                if all(process.poll() == 0 for process in processes):
+                    break
+                time.sleep(0.01)
+            if processes[0].poll() is None:
+                processes[0].wait(60)
+        finally:
+            for process in processes:
+                process.kill()
+        codes = [process.wait(10) for process in processes]
+        code = next((code for code in codes if code), 0)
+        return subprocess.CompletedProcess(words, code, processes[0].out, "".join(p.err for p in processes))
+
+    return run
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def started(count: int, *words: str) -> list[str]:
+    """The words behind torchrun."""
+    return [f"--nproc-per-node={count}", "--standalone", "-m", "dlrun", *words]
+
+
+def rows_in(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def result_in(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "result.json").read_text()))
+
+
+def apart(one: Path, two: Path) -> float:
+    """The largest difference between the final weights of two runs."""
+    a, b = (load(folder / "checkpoints" / "last.pt")["model"] for folder in (one, two))
+    return max(float((a[key] - b[key]).abs().max()) for key in a)
+
+
+def said(done: "subprocess.CompletedProcess[str]") -> list[str]:
+    """What dlrun said on stderr, without torchrun's own lines."""
+    return [line for line in done.stderr.splitlines() if line.startswith("dlrun: ")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("data.batch_size=%d",),  # 160 rows: a ragged last batch
+        ("data.batch_size=%d", "trainer.accumulate_steps=3", "trainer.grad_clip_norm=0.5", "optimizer=adam"),
+        (
+            "data.batch_size=%d",
+            "task.reduction=sum",
+            "optimizer.lr=0.0001",
+            "data.loader=workers",
+            "data.num_workers=1",
+        ),
+        ("data.batch_size=%d", "data.train_rows=27", "trainer.ema_decay=0.9"),  # the last batch has a single row
+    ],
+    ids=["plain", "accumulated", "workers", "one_row"],
+)
+def test_two_processes_train_as_one_with_twice_the_batch(
+    words: tuple[str, ...],
+    tmp_path: Path,
+    ranks: Callable[..., Any],
+    torchrun: Callable[..., Any],
+    dlrun: Callable[..., Any],
+    request: pytest.FixtureRequest,
+) -> None:
+    """The first of them as it is documented, by torchrun."""
+    launch = torchrun if request.node.callspec.id == "plain" else ranks
+    more = ("optimizer=sgd", "optimizer.lr=0.05", "trainer.epochs=3", "checkpoint.every_steps=4")
+    one, two = ((*WORDS, *more, *(w % size if "%d" in w else w for w in words)) for size in (26, 13))
+    assert dlrun(*one, "hydra.run.dir=one").code == 0
+    done = launch(2, *two, "hydra.run.dir=two")
+    assert done.returncode == 0, done.stderr
+    assert apart(tmp_path / "one", tmp_path / "two") < 1e-5
+    for a, b in zip(rows_in(tmp_path / "one"), rows_in(tmp_path / "two"), strict=True):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "two"]
+    assert len(list((tmp_path / "two").glob("events.out.tfevents.*[0-9]"))) == 1
+    assert done.stdout.count("completed after 3 epochs") == 1
+
+
+WITHOUT_COMPILER = """
+import sys
+import torch._dynamo.config
+from dlrun.cli.main import main
+
+torch._dynamo.config.disable = True
+sys.exit(main())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [(), ("trainer.accumulate_steps=3", "trainer.grad_clip_norm=0.5")])
+def test_layers_that_are_not_always_used_train_as_in_one_process(
+    more: tuple[str, ...], tmp_path: Path, ranks: Callable[..., Any], dlrun: Callable[..., Any]
+) -> None:
+    """Which of them take part depends on the rows, so on step and process; one takes part in none."""
+    shutil.copy(Path(__file__).parents[1] / "nets_of_users.py", tmp_path / "user_nets.py")
+    words = (*WORDS, "model._target_=user_nets.Unused", "optimizer=momentum", "trainer.epochs=2", *more)
+    assert dlrun(*words, "data.batch_size=4", "hydra.run.dir=one").code == 0
+    done = ranks(2, *words, "data.batch_size=2", "hydra.run.dir=two")
+    assert done.returncode == 0, done.stderr
+    assert apart(tmp_path / "one", tmp_path / "two") < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["GrownBuffer", "ComplexBuffer", "Counting"])
+def test_what_a_net_keeps_is_that_of_process_0_in_all(
+    name: str, tmp_path: Path, ranks: Callable[..., Any], dlrun: Callable[..., Any]
+) -> None:
+    shutil.copy(Path(__file__).parents[1] / "nets_of_users.py", tmp_path / "user_nets.py")
+    words = (*WORDS, f"model._target_=user_nets.{name}", "trainer.epochs=3", "trainer.ema_decay=0.5")
+    done = ranks(2, *words, "hydra.run.dir=run")
+    assert done.returncode == 0, done.stderr
+    assert dlrun("eval", "run", "trusted_modules=[user_nets]").code == 0
+    evaluated = json.loads(next((tmp_path / "run" / "eval").rglob("metrics.json")).read_text())
+    best = rows_in(tmp_path / "run")[result_in(tmp_path / "run")["best"]["epoch"] - 1]
+    assert evaluated["metrics"]["val/ema_loss"] == best["val/ema_loss"]
+
+
+@pytest.mark.slow
+def test_what_is_compiled_before_the_training_takes_no_part_in_it(tmp_path: Path, ranks: Callable[..., Any]) -> None:
+    """Gradients of the batches that are thrown away are summed up over the processes too; nothing is compiled here."""
+    words = (*WORDS, "model.dropout=0.2", "data.batch_size=13", "trainer.epochs=2")
+    for folder, more in (("plain", ()), ("compiled", ("device.compile=true",))):
+        done = ranks(2, *words, *more, f"hydra.run.dir={folder}", start=("-c", WITHOUT_COMPILER))
+        assert done.returncode == 0, done.stderr
+    assert result_in(tmp_path / "compiled")["compile_seconds"] > 0
+    assert rows_in(tmp_path / "compiled") == rows_in(tmp_path / "plain")
+    assert apart(tmp_path / "compiled", tmp_path / "plain") == 0
+
+
+@pytest.mark.slow
+def test_a_shared_evaluation_is_that_of_one_process_to_the_bit(
+    tmp_path: Path, ranks: Callable[..., Any], python: Callable[..., Any]
+) -> None:
+    words = ("data=digits", "data.eval_batch_size=7", "model=mlp", "trainer.epochs=2", "tracking.graph=false")
+    assert ranks(2, *words, "figures=false", "hydra.run.dir=run").returncode == 0
+    assert result_in(tmp_path / "run")["metrics"]["test/accuracy"] > 0.5
+    script = (
+        "import json, sys\nfrom pathlib import Path\nfrom dlrun import evaluation\n"
+        "print(json.dumps(evaluation.evaluate(['run'])), file=Path('found').open('w'))"
+    )
+    assert python("-c", script).code == 0
+    alone = json.loads((tmp_path / "found").read_text())
+    shared = result_in(tmp_path / "run")["metrics"]
+    assert {k: v for k, v in alone.items() if k.startswith("test/")} == {
+        k: v for k, v in shared.items() if k.startswith("test/")
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_a_run_goes_on_with_another_number_of_processes(
+    before: int, after: int, tmp_path: Path, ranks: Callable[..., Any], dlrun: Callable[..., Any]
+) -> None:
+    words = (*WORDS, "optimizer=momentum", "data.batch_size=%d", "hydra.run.dir=%s")
+
+    def train(count: int, *more: str) -> int:
+        return int(dlrun(*more).code if count == 1 else ranks(count, *more).returncode)
+
+    size = 20 // before
+    assert train(1, *words[:-2], "data.batch_size=20", "hydra.run.dir=whole", "trainer.epochs=4") == 0
+    first = (*words[:-2], f"data.batch_size={size}", "hydra.run.dir=run", "trainer.epochs=4", "trainer.max_steps=11")
+    assert train(before, *first) == 0
+    assert train(after, "resume", "run", "trainer.max_steps=null") == 0
+    assert apart(tmp_path / "whole", tmp_path / "run") < 1e-5
+    assert [row["step"] for row in rows_in(tmp_path / "run")] == [row["step"] for row in rows_in(tmp_path / "whole")]
+
+
+@pytest.mark.slow
+def test_dropout_differs_between_processes_and_is_the_same_after_a_stop(
+    tmp_path: Path, ranks: Callable[..., Any]
+) -> None:
+    words = (*WORDS, "model.dropout=0.5", "trainer.epochs=4")
+    for name, more in (("whole", ()), ("run", ("trainer.max_steps=4",))):
+        assert ranks(2, *words, f"hydra.run.dir={name}", *more).returncode == 0
+    assert ranks(2, "resume", "run", "trainer.max_steps=null").returncode == 0
+    assert result_in(tmp_path / "run")["weights_sha256"] == result_in(tmp_path / "whole")["weights_sha256"]
+    state = load(tmp_path / "run" / "checkpoints" / "last.pt")
+    assert not torch.equal(state["rng"]["torch"], state["others"][0]["rng"]["torch"])
+
+
+FAILING = """
+import os, signal, time
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, spec, how="raise"):
+        super().__init__()
+        self.layer, self.how, self.calls = nn.Linear(spec.input_size, spec.output_size), how, 0
+
+    def forward(self, x):
+        self.calls += self.training and torch.is_grad_enabled()
+        if os.environ["RANK"] == "1" and self.calls > 5:
+            if self.how == "raise":
+                raise ArithmeticError("the third card fell out")
+            os.kill(os.getpid(), signal.SIGKILL if self.how == "kill" else signal.SIGSTOP)
+        return self.layer(x)
+
+def end_slowly():
+    # As on a busy machine: process 0 takes long to end what it has begun before it says what was wrong.
+    time.sleep(3)
+    destroy()
+
+destroy = torch.distributed.destroy_process_group
+if os.environ["RANK"] == "0":
+    torch.distributed.destroy_process_group = end_slowly
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "sentence"),
+    [
+        ("raise", "process 1 of 2 failed: ArithmeticError: the third card fell out"),
+        ("kill", "process 1 of 2 does not answer: it was killed, or hangs"),
+        ("stop", "process 1 of 2 does not answer: it was killed, or hangs"),
+    ],
+)
+def test_a_failing_process_ends_all_and_is_named(
+    how: str, sentence: str, tmp_path: Path, ranks: Callable[..., Any], torchrun: Callable[..., Any]
+) -> None:
+    """One that raises by torchrun, which then ends the others."""
+    launch = torchrun if how == "raise" else ranks
+    (tmp_path / "failing.py").write_text(FAILING)
+    began = time.monotonic()
+    own = ("model._target_=failing.Net", f"+model.how={how}", "device.timeout_seconds=3", "preflight=false")
+    done = launch(2, *WORDS, *own, "hydra.run.dir=run")
+    assert done.returncode != 0
+    assert time.monotonic() - began < 90
+    assert [line for line in said(done) if sentence in line], said(done)
+    assert result_in(tmp_path / "run")["status"] == "failed"
+    assert sentence in result_in(tmp_path / "run")["error"]
+    assert len(said(done)) == 1
+
+
+@pytest.mark.slow
+def test_a_wrong_request_is_said_once_and_writes_nothing(
+    tmp_path: Path, ranks: Callable[..., Any], torchrun: Callable[..., Any]
+) -> None:
+    """The first and the last by torchrun."""
+    for words, sentence in (
+        (("model=resnett",), "model=resnett is not a choice"),
+        (("optimizer.lr=-1",), "optimizer.lr=-1"),
+        (("-m", "seed=1,2"), "a sweep is done by one process; start it without torchrun"),
+        (("eval", "outputs"), "dlrun eval is done by one process"),
+        (("device.num_threads=auto",), "times one process alone"),
+    ):
+        done = torchrun(2, *words) if words == ("model=resnett",) else ranks(2, *words)
+        assert done.returncode != 0
+        assert len(said(done)) == 1, done.stderr
+        assert sentence in said(done)[0]
+        assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+    assert torchrun(2, "--help").stdout.startswith("dlrun: train a choice")
+
+
+@pytest.mark.slow
+def test_a_signal_stops_all_in_the_same_step(tmp_path: Path, ranks: Callable[..., Any], warm: Any) -> None:
+    """Sent to the second process alone, then to torchrun, which hands it on; the run goes on to the same weights."""
+    words = (*WORDS, "data.batch_size=4", "trainer.epochs=20", "trainer.ema_decay=0.5")
+    assert ranks(2, *words, "hydra.run.dir=whole").returncode == 0
+    last = tmp_path / "run" / "checkpoints" / "last.pt"
+    for who in ("one", "all"):
+        before = last.stat().st_mtime_ns if last.exists() else 0
+        process = warm.start_torchrun(*started(2, *words, "resume=auto", "hydra.run.dir=run"), cwd=tmp_path)
+        while not last.exists() or last.stat().st_mtime_ns == before:
+            assert process.poll() is None, process.err
+            time.sleep(0.02)
+        os.kill(second_of(process.pid) if who == "one" else process.pid, signal.SIGTERM)
+        assert process.wait(timeout=120) != 0
+        assert result_in(tmp_path / "run")["status"] == "interrupted"
+    assert ranks(2, *words, "resume=auto", "hydra.run.dir=run").returncode == 0
+    assert result_in(tmp_path / "run")["weights_sha256"] == result_in(tmp_path / "whole")["weights_sha256"]
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+
+
+def second_of(parent: int) -> int:
+    """The process of torchrun `parent` that has rank 1."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return next(
+        int(c) for c in children if b"RANK=1\0" in Path(f"/proc/{c}/environ").read_bytes().replace(b"_RANK", b"")
+    )
+
+
+@pytest.mark.slow
+def test_two_machines_make_one_run_in_the_folder_of_the_first(
+    tmp_path: Path, dlrun: Callable[..., Any], warm: Any
+) -> None:
+    """Two launchers on this machine, each in a working directory of its own."""
+    port = free_port()
+    start = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}"]
+    words = [*WORDS, "trainer.epochs=3", "hydra.run.dir=run"]
+    launchers = []
+    for number in (0, 1):
+        place = tmp_path / str(number)
+        place.mkdir()
+        command = [*start, f"--node-rank={number}", "-m", "dlrun", *words, "data.batch_size=16"]
+        launchers.append(warm.start_torchrun(*command, cwd=place))
+    assert [launcher.wait(timeout=180) for launcher in launchers] == [0, 0]
+    assert list((tmp_path / "1").iterdir()) == []
+    assert dlrun(*words, "data.batch_size=32").code == 0
+    assert apart(tmp_path / "0" / "run", tmp_path / "run") < 1e-6
+
+
+class Store(dict[str, str]):
+    """Of torch's stores, what is asked here."""
+
+    def check(self, keys: list[str]) -> bool:
+        return all(key in self for key in keys)
+
+
+@pytest.mark.parametrize(
+    ("keys", "seconds"),
+    [([], distributed._NOTICE_SECONDS), (["answered/0"], distributed._REPORT_SECONDS), ([distributed._REPORTED], 0)],
+)
+def test_a_failed_rank_waits_long_only_for_a_rank_zero_that_has_failed_too(
+    keys: list[str], seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    naps: list[float] = []
+    clock = SimpleNamespace(monotonic=lambda: sum(naps), sleep=naps.append)
+    monkeypatch.setattr(distributed, "time", clock)
+    monkeypatch.setattr(distributed, "_stores", [Store.fromkeys(keys, "yes")])
+    distributed.wait_for_report_of_rank_zero()
+    assert sum(naps) == pytest.approx(seconds, abs=0.1)

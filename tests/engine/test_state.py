@@ -1,0 +1,265 @@
+"""The state of a run: half of it saved and loaded ends in the bits of a run that was never stopped."""
+
+import contextlib
+import io
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import Adam, Optimizer
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
+
+from dlrun.core.errors import CheckpointError, RunError
+from dlrun.data.batches import MemoryBatches, Order, Place
+from dlrun.data.spec import DataSpec, Split
+from dlrun.engine import trainer
+from dlrun.engine.device import rng_state, set_rng_state
+from dlrun.engine.objective import Task
+from dlrun.engine.optim.schedule import Schedule
+from dlrun.engine.state import Limits, Progress, Training
+
+CPU = torch.device("cpu")
+SPEC = DataSpec("vector", (5,), "multiclass", 3)
+EPOCHS, PER_EPOCH = 3, 6
+
+
+class Nowhere:
+    """Tracker, display and checkpointer that keep the rows alone."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def log_step(self, step: int, values: dict[str, float]) -> None: ...
+
+    def log_epoch(self, row: dict[str, float], timings: dict[str, float]) -> None:
+        self.rows.append(row)
+
+    def begin_end(self) -> None:
+        self.rows.append({"end": 1.0})
+
+    def epoch(self, row: dict[str, float], timings: dict[str, float], is_best: bool) -> None: ...
+
+    def after_step(self, training: Training) -> None: ...
+
+    def after_epoch(self, training: Training, row: dict[str, float], is_best: bool) -> None: ...
+
+    def interrupted(self, training: Training) -> None: ...
+
+
+def batches(rows: int, **order: Any) -> MemoryBatches:
+    generator = torch.Generator().manual_seed(rows)
+    x, y = torch.randn(rows, 5, generator=generator), torch.randint(0, 3, (rows,), generator=generator)
+    return MemoryBatches(Split((x,), y), Order(rows, 4, **order), Place(CPU, torch.float32, SPEC))
+
+
+def made(scheduler: str = "one_cycle", mode: str = "min", **limits: Any) -> Training:
+    """A run with everything that has a state: dropout, batch norm, Adam, a scheduler, a validation part."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(0.4), nn.Linear(8, 3))
+    optimizer: Optimizer = Adam(model.parameters(), lr=0.01)
+    if scheduler == "one_cycle":
+        schedule = Schedule(optimizer, OneCycleLR(optimizer, 0.1, EPOCHS * PER_EPOCH), "step", warmup_steps=4)
+    else:
+        schedule = Schedule(optimizer, ReduceLROnPlateau(optimizer, patience=0, threshold=0.5))
+    return Training(
+        model=model,
+        task=Task(SPEC),
+        optimizer=optimizer,
+        schedule=schedule,
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        train=batches(22, shuffle=True),
+        val=batches(9),
+        limits=Limits(**{"epochs": EPOCHS, "patience": 2} | limits),
+        monitor="val/loss",
+        mode=mode,
+        autocast=contextlib.nullcontext,
+        synchronize=lambda: None,
+    )
+
+
+def through_a_file(state: dict[str, Any]) -> Any:
+    """As a checkpoint does it: plain values and tensors only."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def fit(training: Training, stop_at: int = 10**9) -> list[dict[str, float]]:
+    nowhere = Nowhere()
+    trainer.fit(training, nowhere, nowhere, nowhere, lambda: training.progress.step >= stop_at)
+    return nowhere.rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("scheduler", ["one_cycle", "plateau"])
+@pytest.mark.parametrize("stop_at", [1, 5, 6, 8, 15])
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(stop_at: int, scheduler: str, accumulate: int) -> None:
+    settings: dict[str, Any] = {"scheduler": scheduler, "accumulate_steps": accumulate}
+    whole = made(**settings)
+    rows = fit(whole)
+    first = made(**settings)
+    begun = fit(first, stop_at)
+    state = through_a_file(first.state_dict() | {"rng": rng_state()})
+    second = made(**settings)
+    fit(made(**settings))  # whatever other runs did to the generators meanwhile
+    second.load_state_dict(state, CPU)
+    set_rng_state(state["rng"])
+    assert begun + fit(second) == rows
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(second.model.state_dict()[name], tensor), name
+    left, right = second.optimizer.state_dict(), whole.optimizer.state_dict()
+    assert left["param_groups"] == right["param_groups"]
+    assert all(torch.equal(left["state"][i][k], v) for i, s in right["state"].items() for k, v in s.items())
+    one, two = second.progress, whole.progress
+    one.train_seconds = two.train_seconds = 0.0
+    assert one == two
+
+
+@pytest.mark.parametrize("missing", ["model", "optimizer", "scheduler", "progress", "totals", "rng"])
+def test_every_part_of_the_state_is_needed(missing: str) -> None:
+    """Were one of them left out, the test above would see it."""
+    whole, first, second = made(), made(), made()
+    rows = fit(whole)
+    begun = fit(first, 8)
+    state = first.state_dict() | {"rng": rng_state()}
+    fresh = made().state_dict() | {"rng": rng_state()}
+    state[missing] = fresh[missing]
+    second.load_state_dict(through_a_file(state), CPU)
+    set_rng_state(state["rng"])
+    assert begun + fit(second) != rows
+
+
+class Keeping(Nowhere):
+    """Keeps the state that a run out of steps leaves."""
+
+    state: Any = None
+
+    def interrupted(self, training: Training) -> None:
+        self.state = through_a_file(training.state_dict() | {"rng": rng_state()})
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("steps", [1, 5, 8])
+def test_a_run_out_of_steps_goes_on_in_the_middle_of_the_epoch(steps: int, accumulate: int) -> None:
+    whole, kept = made("plateau", accumulate_steps=accumulate), Keeping()
+    rows = fit(whole)
+    trainer.fit(made("plateau", accumulate_steps=accumulate, max_steps=steps), kept, kept, kept, lambda: False)
+    second = made("plateau", accumulate_steps=accumulate)
+    end = kept.rows.index({"end": 1.0})
+    assert kept.rows[end + 1]["step"] == steps
+    second.load_state_dict(kept.state, CPU)
+    set_rng_state(kept.state["rng"])
+    assert kept.rows[:end] + fit(second) == rows
+    assert all(torch.equal(v, second.model.state_dict()[k]) for k, v in whole.model.state_dict().items())
+    assert second.progress.best_value == whole.progress.best_value
+
+
+def test_the_first_and_the_last_finite_loss_are_part_of_the_state() -> None:
+    whole, state = made(), {}
+    fit(whole)
+    first, second = made(), made()
+
+    class Saves(Nowhere):
+        def after_step(self, training: Training) -> None:
+            if training.progress.step == 2:  # before anybody has looked at a loss
+                state.update(through_a_file(training.state_dict()))
+
+    nowhere = Saves()
+    trainer.fit(first, nowhere, nowhere, nowhere, lambda: first.progress.step >= 2)
+    second.load_state_dict(state, CPU)
+    assert second.progress.first_loss == whole.progress.first_loss
+    assert math.isfinite(second.progress.last_finite_loss)
+
+
+def test_no_state_is_given_after_a_loss_that_is_not_finite() -> None:
+    training = made()
+    fit(training, 2)
+    training.recent.append((3, torch.tensor(math.nan)))
+    with pytest.raises(RunError, match=r"the loss is nan at step 3 .*; the last finite loss was \d"):
+        training.state_dict()
+
+
+@pytest.mark.parametrize("lost", ["model", "optimizer", "scheduler", "scaler", "progress", "early_stopping", "totals"])
+def test_a_state_that_lacks_something_is_refused(lost: str) -> None:
+    state = made().state_dict()
+    del state[lost]
+    with pytest.raises(CheckpointError, match=f"the checkpoint lacks '{lost}'"):
+        made().load_state_dict(state, CPU)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model", {"0.weight": torch.ones(1)}),
+        ("optimizer", {"state": {}, "param_groups": []}),
+        ("progress", {"epochs_of_the_future": 3}),
+        ("totals", {"waiting": [1], "sums": {}}),
+        ("scheduler", None),
+    ],
+)
+def test_a_state_of_something_else_is_refused(key: str, value: Any) -> None:
+    with pytest.raises(CheckpointError, match="does not fit this model, optimizer and dlrun"):
+        made().load_state_dict(made().state_dict() | {key: value}, CPU)
+
+
+def test_a_loaded_state_shares_nothing_with_the_run_it_is_of() -> None:
+    first, second = made(), made()
+    fit(first, 3)
+    second.load_state_dict(through_a_file(first.state_dict()), CPU)
+    fit(second)
+    assert (first.progress.step, second.progress.step) == (3, EPOCHS * PER_EPOCH)
+
+
+@pytest.mark.parametrize(
+    ("mode", "min_delta", "values", "best"),
+    [
+        ("min", 0.0, [3.0, 2.0, 2.0, 1.0], [True, True, False, True]),
+        ("max", 0.0, [3.0, 2.0, 4.0, 4.0], [True, False, True, False]),
+        ("min", 0.5, [3.0, 2.6, 2.4, 2.0], [True, False, True, False]),
+        ("max", 0.5, [-3.0, -2.6, -2.4, -2.0], [True, False, True, False]),
+        ("min", 0.0, [math.nan, 5.0, math.nan, 4.0], [False, True, False, True]),
+        ("max", 0.0, [math.nan, -5.0, math.inf, 4.0], [False, True, True, False]),
+    ],
+)
+def test_what_counts_as_better(mode: str, min_delta: float, values: list[float], best: list[bool]) -> None:
+    training = made(mode=mode, min_delta=min_delta)
+    found, waited = [], []
+    for epoch, value in enumerate(values, start=1):
+        training.progress.epoch, training.progress.step = epoch, 10 * epoch
+        found.append(training.improved(value))
+        waited.append(training.progress.epochs_without_improvement)
+    assert found == best
+    last = max(i for i, better in enumerate(best) if better)
+    assert training.progress.best_value == values[last]
+    assert (training.progress.best_epoch, training.progress.best_step) == (last + 1, 10 * (last + 1))
+    assert waited == [next((k for k in range(i + 1) if best[i - k]), i + 1) for i in range(len(best))]
+
+
+@pytest.mark.parametrize(
+    ("progress", "limits", "done", "tired"),
+    [
+        (Progress(epoch=2), {"epochs": 3}, False, False),
+        (Progress(epoch=3), {"epochs": 3}, True, False),
+        (Progress(epoch=1, step=7), {"epochs": 3, "max_steps": 7}, True, False),
+        (Progress(epoch=1, step=6), {"epochs": 3, "max_steps": 7}, False, False),
+        (Progress(epochs_without_improvement=2), {"patience": 2}, False, True),
+        (Progress(epochs_without_improvement=1), {"patience": 2}, False, False),
+        (Progress(epochs_without_improvement=99), {"patience": None}, False, False),
+    ],
+)
+def test_when_training_ends(progress: Progress, limits: dict[str, Any], done: bool, tired: bool) -> None:
+    training = made(**limits)
+    training.progress = progress
+    assert (training.done, training.out_of_patience) == (done, tired)
+
+
+def test_samples_and_seconds_add_up_over_interruptions() -> None:
+    train, progress = batches(22), Progress(batch=2)
+    assert progress.count(0.5, train, 0) == {"epoch_seconds": 0.5, "samples_per_second": 16.0}
+    progress.batch = 6
+    assert progress.count(0.25, train, 2) == {"epoch_seconds": 0.25, "samples_per_second": 56.0}
+    assert (progress.samples, progress.train_seconds) == (22, 0.75)

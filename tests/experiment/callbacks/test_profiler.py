@@ -1,0 +1,92 @@
+"""trainer.profile: a trace and a table, and the very same run."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlrun.experiment.callbacks import profiler
+from dlrun.experiment.callbacks.profiler import Profile
+
+WORDS = ("data=blobs", "model=mlp", "model.dropout=0.2", "trainer.epochs=5", "figures=false", "tracking.graph=false")
+
+
+def test_the_run_is_the_same_and_where_its_time_went_is_said(dlrun: Callable[..., Any]) -> None:
+    plain = dlrun(*WORDS, "hydra.run.dir=plain")
+    done = dlrun(*WORDS, "trainer.profile=true", "hydra.run.dir=run")
+    assert done.code == 0, done.err
+    assert done.rows == plain.rows
+    assert done.result["weights_sha256"] == plain.result["weights_sha256"]
+    assert done.result["config_hash"] == plain.result["config_hash"]
+    shares = re.findall(r"^ (\w+) +([\d.]+) +([\d.]+) % +[\d,]+", done.out, re.MULTILINE)
+    assert [name for name, *_ in shares] == list(profiler._PHASES)
+    assert sum(float(share) for *_, share in shares) == pytest.approx(100, abs=0.5)
+    assert all(float(seconds) > 0 for name, seconds, _ in shares if name in ("forward", "backward", "log"))
+    (trace,) = Path("run/profile").glob("*.pt.trace.json")
+    names = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
+    assert {"aten::addmm", "Optimizer.step#Adam.step"} <= names
+    assert sum(str(name).startswith("ProfilerStep#") for name in names) == profiler._TRACED["active"]
+    assert not Path("plain/profile").exists()
+
+
+def test_pictures_are_stopped_whenever_they_are_drawn(dlrun: Callable[..., Any]) -> None:
+    words = ("data=parabola", "model=mlp", "trainer.epochs=2", "tracking.evolution_every_epochs=1")
+    done = dlrun(*words, "trainer.profile=true", "tracking.graph=false")
+    assert done.code == 0, done.err
+    shares = dict(re.findall(r"^ (\w+) +([\d.]+) +[\d.]+ % +[\d,]+", done.out, re.MULTILINE))
+    assert float(shares["figures"]) > 0.1 > float(shares["log"])
+
+
+def test_what_is_inside_something_counts_as_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    profile = Profile(lambda: None)
+
+    def spend(seconds: float) -> None:
+        now[0] += seconds
+
+    def log() -> None:
+        spend(1)
+        profile.wrapped(spend, "figures")(2)
+        spend(4)
+
+    spend(8)
+    profile.wrapped(log, "log")()
+    assert {k: v for k, v in profile.seconds.items() if v} == {"log": 5, "figures": 2, "other": 8}
+
+
+def test_each_stretch_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    waited: list[float] = []
+    profile = Profile(lambda: waited.append(now[0]))
+
+    def spend(seconds: float, result: str = "") -> str:
+        now[0] += seconds
+        return result
+
+    assert profile.wrapped(spend, "data")(1, "x") == "x"
+    profile.begin()
+    spend(2)
+    profile.mark("forward")
+    spend(4)
+    profile.begin()  # another forward pass: what was before it was a backward one
+    spend(8)
+    profile.mark("forward")
+    spend(16)
+    profile.mark("backward")
+    spend(32)
+    with pytest.raises(TypeError):
+        profile.wrapped(spend, "log")("no number")
+    assert profile.seconds == {
+        **dict.fromkeys(profiler._PHASES, 0.0),
+        "data": 1,
+        "forward": 10,
+        "backward": 20,
+        "other": 32,
+    }
+    assert sum(profile.seconds.values()) == now[0]
+    assert len(waited) == 9

@@ -1,0 +1,153 @@
+"""How much memory a training takes, and what is said when there is not enough."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dlrun.config import request, schema
+from dlrun.experiment.preflight import memory
+from dlrun.experiment.preflight.memory import Estimate
+
+QUIET = ("tracking.graph=false", "figures=false")
+HUNGRY = """
+import torch
+from torch import nn
+
+class Hungry(nn.Module):
+    def __init__(self, spec, gigabytes=0):
+        super().__init__()
+        self.layer, self.gigabytes, self.calls = nn.Linear(spec.input_size, spec.output_size), gigabytes, 0
+
+    def forward(self, x):
+        self.calls += self.training
+        if self.calls > 3:
+            if self.gigabytes == 0:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            x = x + torch.ones(self.gigabytes * 2**28).sum() * 0
+        return self.layer(x.flatten(1))
+"""
+
+
+def settings(*words: str) -> schema.Settings:
+    return schema.read(request.resolved(request.compose([*words])), {})
+
+
+def raised(make: Callable[[], Any]) -> BaseException:
+    with pytest.raises((RuntimeError, MemoryError)) as caught:
+        make()
+    return caught.value
+
+
+def test_what_torch_and_numpy_raise_without_memory_is_known() -> None:
+    assert memory.ran_out(raised(lambda: torch.empty(2**50)))
+    assert memory.ran_out(raised(lambda: np.empty(2**50)))
+    assert memory.ran_out(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    assert not memory.ran_out(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def test_an_error_that_came_from_another_is_known_too_and_a_circle_of_them_ends() -> None:
+    error = ValueError("could not be built")
+    error.__cause__ = MemoryError()
+    assert memory.ran_out(error)
+    first, second = ValueError("a"), ValueError("b")
+    first.__cause__, second.__cause__ = second, first
+    assert not memory.ran_out(first)
+
+
+@pytest.mark.parametrize(("precision", "wide"), [("fp32", 4), ("fp64", 8), ("bf16", 2)])
+def test_the_estimate_is_the_sum_by_hand(precision: str, wide: int) -> None:
+    model = nn.Sequential(nn.Linear(10, 5), nn.BatchNorm1d(5))
+    model[0].bias.requires_grad_(False)
+    found = memory.estimate(model, 2, 30, settings("data.batch_size=7", f"device.precision={precision}"))
+    weights = 4 * (50 + 5) + 4 * (5 + 5)  # of both layers
+    buffers = 4 * (5 + 5) + 8  # running mean and variance, and how many batches there were
+    assert found == Estimate(weights + buffers, 4 * 60, 8 * 60, 30 * 7 * wide)
+    assert found.total == sum((found.weights, found.gradients, found.optimizer, found.activations))
+
+
+def test_the_activations_are_what_the_layers_put_out(dlrun: Callable[..., Any]) -> None:
+    done = dlrun("check", "model=mlp", "model.activation=sigmoid", "data.batch_size=1000", "data.image_size=8")
+    kept = 1000 * (64 + 128 + 128 + 10) * 4  # flattened, hidden before and after the sigmoid, output
+    assert f"activations of 1000 rows {kept / 2**20:.1f} MB" in done.out
+
+
+def test_a_step_that_may_not_fit_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = Estimate(2**20, 2**20, 2**20, 2**20)
+    chosen, cpu = settings("data.batch_size=64"), torch.device("cpu")
+    monkeypatch.setattr(memory, "free_memory", lambda device: 4 * 2**20)
+    assert memory.remark(needed, chosen, cpu) == []
+    monkeypatch.setattr(memory, "free_memory", lambda device: 4 * 2**20 - 1)
+    (note,) = memory.remark(needed, chosen, cpu)
+    assert note.startswith(
+        "a step takes about 4 MB, and cpu has 4 MB left; if it runs out of memory try data.batch_size="
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["data.batch_size=64"],
+            "try data.batch_size=32 trainer.accumulate_steps=2 (the same steps), device.precision=",
+        ),
+        (["data.batch_size=9", "trainer.accumulate_steps=3"], "try data.batch_size=4 trainer.accumulate_steps=6"),
+        (
+            ["data.batch_size=1", "device.precision=bf16", "data=line"],
+            "=1; try data.loader=workers, or a smaller model",
+        ),
+    ],
+)
+def test_the_sentence_says_what_to_type(words: list[str], said: str) -> None:
+    assert said in memory.sentence(settings(*words), "cuda:0")
+
+
+@pytest.mark.parametrize("word", ["model.hidden_sizes=[1000000000,1000000000]", "data.image_size=100000"])
+def test_too_large_to_be_built_is_a_sentence_before_anything_is_written(
+    dlrun: Callable[..., Any], tmp_path: Path, word: str
+) -> None:
+    done = dlrun(word)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert done.err.startswith("dlrun: out of memory on cpu with data.batch_size=64; try data.batch_size=32 ")
+    assert not list(tmp_path.iterdir())
+
+
+def check_failed(done: Any, tmp_path: Path, said: str) -> None:
+    """A run that ran out of memory in its fourth step, with a checkpoint a step."""
+    assert (done.code, done.err.count("Traceback")) == (1, 0)
+    assert "out of memory on cpu with data.batch_size=64; try data.batch_size=32 trainer.accumulate_steps=2" in done.err
+    assert done.result["status"] == "failed"
+    assert "data.batch_size=64" in done.result["error"]
+    log = (tmp_path / done.folder / "run.log").read_text()
+    assert "Traceback" in log
+    assert said in log
+    assert (tmp_path / done.folder / "checkpoints" / "step_00000003.pt").exists()
+
+
+WORDS = ("model._target_=hungry_net.Hungry", "checkpoint.every_steps=1", "device=cpu", *QUIET)
+
+
+def test_out_of_memory_in_training_keeps_what_was_saved(dlrun: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "hungry_net.py").write_text(HUNGRY)
+    try:
+        check_failed(dlrun(*WORDS), tmp_path, "OutOfMemoryError: CUDA out of memory")
+    finally:
+        sys.modules.pop("hungry_net", None)
+
+
+@pytest.mark.slow
+def test_a_model_that_really_takes_too_much(
+    python: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hungry_net.py").write_text(HUNGRY)
+    limit = 24 * 2**30  # of addresses: torch alone reserves several GB
+    code = f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit}))\n"
+    code += "import sys; from dlrun.cli.main import main; sys.exit(main())"
+    done = python("-c", code, *WORDS, "+model.gigabytes=32")
+    monkeypatch.chdir(tmp_path)
+    check_failed(done, tmp_path, "DefaultCPUAllocator: can't allocate memory")

@@ -1,0 +1,292 @@
+"""`dlrun eval`: the recorded test metrics again, in a new process, from weights and from a full model."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+QUICK = ("tracking.graph=false", "figures=false", "trainer.epochs=2")
+
+
+def table(out: str) -> dict[str, list[str]]:
+    """Metric -> cells, from the printed table."""
+    lines = [line.split() for line in out.splitlines() if re.match(r" (test|val|train)/", line)]
+    return {cells[0]: cells[1:] for cells in lines}
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the run that all tests here look at is kept."""
+    return tmp_path_factory.mktemp("kept") / "run"
+
+
+@pytest.fixture
+def trained(dlrun: Callable, tmp_path: Path, kept: Path) -> Path:
+    """A run with a full model beside its checkpoints, whose last epoch is not its best: a copy to do anything with."""
+    if not kept.exists():
+        train(dlrun, kept)
+    shutil.copytree(kept, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def train(dlrun: Callable, folder: Path) -> None:
+    done = dlrun(
+        "data=digits",
+        "data.limit_batches=8",
+        "model=cnn",
+        "checkpoint.format=full",
+        "checkpoint.monitor=train/loss",
+        "checkpoint.mode=max",
+        *QUICK,
+    )
+    assert done.result["best"]["epoch"] == 1
+    shutil.copytree(done.folder, folder)
+
+
+@pytest.mark.slow
+def test_a_new_process_opens_the_full_model_without_dlrun_and_eval_reproduces_the_recorded_metrics(
+    trained: Path, tmp_path: Path
+) -> None:
+    code = (
+        "import json, sys, torch\n"
+        "model = torch.load(sys.argv[1] + '/checkpoints/model.pt', weights_only=False)\n"
+        "assert model(torch.zeros(3, 1, 28, 28)).shape == (3, 10)\n"
+        "best = torch.load(sys.argv[1] + '/checkpoints/best.pt', weights_only=True)['model']\n"
+        "assert all(torch.equal(v, best[k]) for k, v in model.state_dict().items())\n"
+        "assert 'hydra' not in sys.modules and 'omegaconf' not in sys.modules\n"
+        "from dlrun import evaluation\n"
+        "found = evaluation.evaluate([*sys.argv[1:], 'figures=false'])\n"
+        "recorded = json.load(open(sys.argv[1] + '/result.json'))['metrics']\n"
+        "assert len(found) == 4 and all(recorded[k] == v for k, v in found.items()), (found, recorded)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(trained)], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    cells = table(done.stdout)
+    assert all(now == recorded for now, recorded, _ in cells.values())
+
+
+@pytest.mark.slow
+def test_eval_of_the_full_model_needs_trust_and_gives_the_same(dlrun: Callable, trained: Path) -> None:
+    model = str(trained / "checkpoints" / "model.pt")
+    refused = dlrun("eval", model)
+    assert refused.code == 2
+    assert "trust=true" in refused.err
+    trusted = dlrun("eval", model, "trust=true", "figures=false")
+    assert trusted.code == 0, trusted.err
+    assert table(trusted.out) == table(dlrun("eval", str(trained), "figures=false").out)
+
+
+def test_eval_of_one_checkpoint_file(dlrun: Callable, trained: Path) -> None:
+    best, last = (
+        table(dlrun("eval", str(trained / "checkpoints" / f"{n}.pt"), "figures=false").out) for n in ("best", "last")
+    )
+    assert best["test/accuracy"] != last["test/accuracy"]
+
+
+def test_eval_on_other_data_of_the_same_kind(dlrun: Callable, trained: Path) -> None:
+    done = dlrun("eval", str(trained), "data.seed=3", "figures=false")
+    assert done.code == 0, done.err
+    refused = dlrun("eval", str(trained), "data=blobs")
+    assert refused.code == 2
+    assert "does not take data=blobs" in refused.err or "was trained for" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nowhere"], "there is no run or checkpoint nowhere"),
+        ([], "which run?"),
+        (["."], "holds no checkpoint"),
+        (["junk.pt"], "junk.pt"),
+    ],
+)
+def test_eval_of_what_is_no_run(dlrun: Callable, tmp_path: Path, words: list[str], said: str) -> None:
+    (tmp_path / "junk.pt").write_bytes(b"junk")
+    done = dlrun("eval", *words)
+    assert done.code == 2
+    assert said in done.err
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("data.batchsize=3", "data.batch_size"),
+        ("data=mnst", "did you mean data=mnist"),
+        ("data.batch_size=abc", "data.batch_size"),
+        ("data.batch_size=1,2", "several values"),
+        ("data.batch_size=[1", "cannot be read"),
+        ("nonsense", "neither a command nor key=value"),
+        ("lesson=resnet_mnist", "makes a new run"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["eval", "resume"])
+def test_a_wrong_word_behind_a_run_is_a_sentence(
+    dlrun: Callable, trained: Path, verb: str, word: str, said: str
+) -> None:
+    done = dlrun(verb, str(trained), word)
+    assert done.code == 2
+    assert said in done.err
+    assert "Traceback" not in done.err
+    assert len(done.err.splitlines()) == 1
+
+
+def test_the_device_can_be_chosen_anew_and_its_precision_stays(dlrun: Callable, trained: Path) -> None:
+    done = dlrun("eval", str(trained), "device=cpu", "device.precision=fp64", "figures=false")
+    assert done.code == 0, done.err
+    assert "fp64" in done.out
+    refused = dlrun("eval", str(trained), "device.index=99")
+    assert refused.code == 2
+    assert "99" in refused.err
+
+
+@pytest.mark.slow
+def test_data_that_have_moved_are_found(dlrun: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = "".join(f"{i % 7},{i % 3},1,1,1,1,1,1,{i % 2}\n" for i in range(40))
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "diabetes.csv").write_text(rows)
+    done = dlrun("data=diabetes", "paths.data=old", "hydra.run.dir=run", *QUICK)
+    assert done.code == 0, done.err
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert dlrun("eval", "run", "paths.data=new", "figures=false").code == 0
+    monkeypatch.setenv("DLRUN_DATA_DIR", "new")
+    assert dlrun("eval", "run", "figures=false").code == 0
+
+
+def test_a_damaged_checkpoint_is_named(dlrun: Callable, trained: Path) -> None:
+    best = trained / "checkpoints" / "best.pt"
+    content = bytearray(best.read_bytes())
+    content[len(content) // 2] ^= 1
+    best.write_bytes(content)
+    done = dlrun("eval", str(trained))
+    assert done.code == 2
+    assert "best.pt is damaged" in done.err
+
+
+CSV = ("data=csv", "data.batch_size=8", "model=mlp", *QUICK)
+
+
+def written(folder: Path) -> dict[str, Any]:
+    """metrics.json of the only evaluation of a run."""
+    (only,) = (folder / "eval").iterdir()
+    return dict(json.loads((only / "metrics.json").read_text()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+def test_every_task_is_evaluated_as_in_training(dlrun: Callable, tmp_path: Path, task: str) -> None:
+    last = {"binary": "i % 2", "multiclass": "i % 3", "regression": "i * 0.7"}[task]
+    rows = "".join(f"{i},{i % 7},{eval(last, {'i': i})}\n" for i in range(60))
+    (tmp_path / "t.csv").write_text(rows)
+    made = dlrun(*CSV, "data.path=t.csv", f"data.task={task}", "hydra.run.dir=run", "trainer.ema_decay=0.9")
+    done = dlrun("eval", "run")
+    assert done.code == 0, done.err
+    recorded = {k: v for k, v in made.result["metrics"].items() if k.startswith("test/")}
+    found = written(tmp_path / "run")
+    assert found["metrics"] == recorded == found["recorded"]
+    assert {k for k in recorded if "ema_" in k}
+    assert found["baseline"] == {k: v for k, v in made.result["baseline"].items() if k.startswith("test/")}
+    assert "the same as recorded in training, to the last bit" in done.out
+    (folder,) = (tmp_path / "run" / "eval").iterdir()
+    pictures = {path.stem for path in (folder / "figures").iterdir()}
+    assert pictures == ({"residuals"} if task == "regression" else {"confusion", "reliability"})
+    lines = list(csv.DictReader((folder / "predictions.csv").read_text().splitlines()))
+    assert len(lines) == 12
+    if task == "regression":
+        error = sum((float(row["true"]) - float(row["predicted"])) ** 2 for row in lines) / 12
+        assert error == pytest.approx(recorded["test/mse"], rel=1e-4)
+        return
+    right = [row["true"] == row["predicted"] for row in lines]
+    assert sum(right) / 12 == pytest.approx(recorded["test/accuracy"])
+    classes = list(csv.DictReader((folder / "per_class.csv").read_text().splitlines()))
+    assert sum(int(row["support"]) for row in classes) == 12
+    assert found["calibration"]["ece"] >= 0
+
+
+def test_an_evaluation_is_never_written_over_another(dlrun: Callable, trained: Path) -> None:
+    for _ in range(3):
+        assert dlrun("eval", str(trained), "figures=false").code == 0
+    found = sorted((trained / "eval").iterdir())
+    assert len(found) == 3
+    assert all({path.name for path in folder.iterdir()} == FILES for folder in found)
+
+
+FILES = {"metrics.json", "per_class.csv", "predictions.csv"}
+
+
+def test_what_cannot_be_written_leaves_nothing(dlrun: Callable, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dlrun.runs.folder.write_json", full)
+    done = dlrun("eval", str(trained), "figures=false")
+    assert done.code == 1
+    assert "test/accuracy" in done.out
+    assert "eval cannot be written (No space left on device); the metrics above are whole" in done.err
+    assert not (trained / "eval").exists()
+
+
+def test_every_row_of_another_table_counts_with_the_constants_of_the_training(dlrun: Callable, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("x,y,kind\n" + "".join(f"{i},{i % 7},{'abc'[i // 20]}\n" for i in range(60)))
+    other = [
+        (1000 + i, i % 5, "ac"[i % 2]) for i in range(30)
+    ]  # far from the training: its own constants would hide it
+    (tmp_path / "other.csv").write_text("y,kind,x\n" + "".join(f"{y},{kind},{x}\n" for x, y, kind in other))
+    assert dlrun(*CSV, "data.path=t.csv", "data.target=kind", "hydra.run.dir=run", "device.precision=fp64").code == 0
+    done = dlrun("eval", "run", "data.path=other.csv", "figures=false")
+    assert done.code == 0, done.err
+    assert "all, as the run has not seen them, 30 rows" in done.out
+    predicted = dlrun("predict", "run", "other.csv", "--format", "jsonl")
+    answers = [json.loads(line) for line in predicted.out.splitlines()]
+    assert [a["label"] for a in answers] == [kind for *_, kind in other]
+    right = sum(a["label"] == a["prediction"] for a in answers) / 30
+    assert written(tmp_path / "run")["metrics"]["all/accuracy"] == pytest.approx(right)
+    (tmp_path / "wrong.csv").write_text("y,kind,x\n1,a,2\n1,d,2\n2,a,1\n2,d,1\n")
+    refused = dlrun("eval", "run", "data.path=wrong.csv")
+    assert (refused.code, refused.out) == (2, "")
+    assert "has d besides" in refused.err
+    assert len(list((tmp_path / "run" / "eval").iterdir())) == 1
+
+
+def test_any_part_can_be_asked_for(dlrun: Callable, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("".join(f"{i},{i % 7},{i % 2}\n" for i in range(60)))
+    made = dlrun(*CSV, "data.path=t.csv", "hydra.run.dir=run")
+    rows = {}
+    for split in ("train", "val", "test", "all"):
+        done = dlrun("eval", "run", f"split={split}", "figures=false")
+        assert done.code == 0, done.err
+        rows[split] = table(done.out)[f"{split}/loss"] if split != "all" else None
+        assert f"{split}, " in done.out
+    assert made.result["best"]["metric"] == "val/loss"
+    best = float(rows["val"][0])  # type: ignore[index]
+    assert best == pytest.approx(made.result["best"]["value"], abs=1e-4)
+    refused = dlrun("eval", "run", "split=tets")
+    assert refused.code == 2
+    assert "did you mean test?" in refused.err
+    assert dlrun("data=blobs", "model=linear", "data.val_fraction=0", "hydra.run.dir=two", *QUICK).code == 0
+    assert "there is no test part; type split=train or split=all" in dlrun("eval", "two", "split=test").err
+
+
+def test_tags_are_evaluated_by_the_letter(dlrun: Callable, tmp_path: Path) -> None:
+    assert dlrun("data=hello", "model=rnn", "hydra.run.dir=run", *QUICK).code == 0
+    done = dlrun("eval", "run")
+    assert done.code == 0, done.err
+    (folder,) = (tmp_path / "run" / "eval").iterdir()
+    rows = csv.DictReader((folder / "per_class.csv").read_text().splitlines())
+    support = {row["class"]: int(row["support"]) for row in rows}
+    assert support == {"e": 0, "h": 1, "l": 2, "o": 2}
+    assert {path.name for path in (folder / "figures").iterdir()} == {"confusion.png", "reliability.png"}
+
+
+def test_a_checkpoint_away_from_its_run_is_only_printed(dlrun: Callable, trained: Path, tmp_path: Path) -> None:
+    shutil.copy(trained / "checkpoints" / "best.pt", tmp_path / "away.pt")
+    done = dlrun("eval", "away.pt", "figures=false")
+    assert done.code == 0, done.err
+    assert "nothing was written" in done.out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["away.pt", "run"]

@@ -1,0 +1,43 @@
+"""What a regression has learnt."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from dlrun.data.spec import DataSpec
+from dlrun.runs.reports.plots import fit
+
+
+def test_a_fit_of_one_feature_is_an_even_curve_through_the_data(lines: Any) -> None:
+    x, y = torch.tensor([[3.0], [1.0], [2.0]]), torch.tensor([[9.0], [1.0], [4.0]])
+    spec = DataSpec("vector", (1,), "regression", 1, feature_names=("weight",))
+    held_out = (torch.tensor([[5.0]]), torch.tensor([[20.0]]))
+    rows = {"train": (x, y), "val": held_out}
+    axes = fit.curve_fit(rows, lambda x: 2 * x, spec, lambda x: x**2).axes[0]
+    found = lines(axes)
+    assert list(found) == ["train", "val", "true", "model"]
+    assert found["train"] == [[3, 1, 2], [9, 1, 4]]
+    assert found["val"] == [[5], [20]]
+    grid = np.linspace(1, 5, 400)  # over the range of all rows, not at the rows
+    assert np.allclose(found["model"], [grid, 2 * grid])
+    assert np.allclose(found["true"], [grid, grid**2])
+    assert axes.get_xlabel() == "weight"
+    assert list(lines(fit.curve_fit(rows, lambda x: x, spec).axes[0])) == ["train", "val", "model"]
+
+
+def test_the_curve_is_asked_in_the_models_units_and_shown_in_the_measured_ones(lines: Any) -> None:
+    spec = DataSpec("vector", (1,), "regression", 1, mean=(100.0,), std=(10.0,))
+    rows = {"train": (torch.tensor([[-1.0], [1.0]]), torch.zeros(2, 1))}
+    found = lines(fit.curve_fit(rows, lambda x: x, spec).axes[0])
+    assert found["train"][0] == [90, 110]
+    assert np.allclose(found["model"], [np.linspace(90, 110, 400), np.linspace(-1, 1, 400)])
+
+
+def test_a_fit_of_several_features_is_prediction_over_truth_with_residuals(lines: Any) -> None:
+    y = torch.tensor([[9.0], [1.0], [4.0]])
+    outputs = y + torch.tensor([[1.0], [-2.0], [2.0]])
+    left, right = fit.predictions(outputs, y, "test").axes
+    assert lines(left) == {"exact": [[1, 9], [1, 9]], "test": [[9, 1, 4], [10, -1, 6]]}
+    assert np.asarray(right.lines[-1].get_xydata()).T.tolist() == [[10, -1, 6], [1, -2, 2]]
+    assert right.get_title() == f"Residuals (root mean square {np.sqrt(3):.4g})"

@@ -1,0 +1,255 @@
+"""Which of a run's checkpoints are kept, which are best and last, and which one is gone on with."""
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dlrun.core.errors import CheckpointError, UnreadableError
+from dlrun.core.files import Unsaved
+from dlrun.data.batches import MemoryBatches, Order, Place
+from dlrun.data.spec import DataSpec, Split
+from dlrun.engine import trainer
+from dlrun.engine.objective import Task
+from dlrun.engine.optim.schedule import Schedule
+from dlrun.engine.state import Limits, Training
+from dlrun.runs import checkpoint, checkpoint_manager
+from dlrun.runs.checkpoint import load, save
+from dlrun.runs.checkpoint_manager import Saver
+
+STATE = {"format_version": 1, "model": {}, "optimizer": {}}
+
+
+def training(**limits: Any) -> Training:
+    """Four steps an epoch; the validation loss of a model that is not trained is the same every epoch."""
+    torch.manual_seed(0)
+    spec, model = DataSpec("vector", (2,), "regression", 1), nn.Linear(2, 1)
+    split = Split((torch.randn(16, 2),), torch.randn(16, 1))
+    order = Order(16, 4, shuffle=True)
+    train = MemoryBatches(split, order, Place(torch.device("cpu"), torch.float32, spec))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    schedule, ends = Schedule(optimizer, None), Limits(**{"epochs": 5} | limits)
+    nothing = contextlib.nullcontext
+    return Training(
+        model, Task(spec), optimizer, schedule, scaler, train, None, ends, "train/loss", "min", nothing, lambda: None
+    )
+
+
+class Silent:
+    """Tracker and display."""
+
+    def log_step(self, step: int, values: dict[str, float]) -> None: ...
+
+    def log_epoch(self, row: dict[str, float], timings: dict[str, float]) -> None: ...
+
+    def epoch(self, row: dict[str, float], timings: dict[str, float], is_best: bool) -> None: ...
+
+
+def kept(
+    folder: Path,
+    stop_at: int = 10**6,
+    every_epochs: int = 1,
+    every_steps: int | None = None,
+    keep: int = 2,
+    **limits: Any,
+) -> Training:
+    t = training(**limits)
+    saver = Saver(folder / "checkpoints", {"run_id": "r", "spec": {}}, every_epochs, every_steps, keep)
+    trainer.fit(t, Silent(), Silent(), saver, lambda: t.progress.step >= stop_at)
+    return t
+
+
+def steps(folder: Path) -> list[int]:
+    return sorted(int(file.stem.removeprefix("step_")) for file in (folder / "checkpoints").glob("step_*.pt"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "files"),
+    [
+        ({"keep": 2}, [16, 20]),
+        ({"keep": 1}, [20]),
+        ({"keep": 9}, [4, 8, 12, 16, 20]),
+        ({"keep": 9, "every_epochs": 2}, [8, 16, 20]),
+        ({"keep": 9, "every_steps": 3, "epochs": 2}, [3, 4, 6, 8]),
+        ({"keep": 9, "every_steps": 2, "stop_at": 7}, [2, 4, 6, 7]),
+    ],
+)
+def test_the_newest_files_stay(settings: dict[str, Any], files: list[int], tmp_path: Path) -> None:
+    kept(tmp_path, **settings)
+    assert steps(tmp_path) == files
+    folder = tmp_path / "checkpoints"
+    assert (folder / "last.pt").samefile(folder / f"step_{files[-1]:08d}.pt")
+    assert not list(folder.glob(".*"))
+
+
+def test_the_best_stays_besides_the_newest(tmp_path: Path) -> None:
+    t = training()
+    saver = Saver(tmp_path / "checkpoints", {"run_id": "r"}, 1, None, 2)
+    weights: dict[int, Tensor] = {}
+    for epoch in range(1, 6):
+        t.progress.epoch, t.progress.step = epoch, 4 * epoch
+        with torch.no_grad():
+            t.model.state_dict()["weight"].fill_(epoch)
+        weights[epoch] = t.model.state_dict()["weight"].clone()
+        saver.after_epoch(t, {"epoch": epoch, "step": 4 * epoch, "train/loss": 1.0}, is_best=epoch in (1, 2))
+    folder = tmp_path / "checkpoints"
+    assert steps(tmp_path) == [8, 16, 20]
+    assert (folder / "best.pt").samefile(folder / "step_00000008.pt")
+    best, last = load(folder / "best.pt"), load(folder / "last.pt")
+    assert (best["epoch"], best["step"], best["metrics"]["epoch"]) == (2, 8, 2)
+    assert torch.equal(best["model"]["weight"], weights[2])
+    assert torch.equal(last["model"]["weight"], weights[5])
+    assert {"optimizer", "scheduler", "scaler", "rng", "progress", "totals"} <= last.keys()
+    assert all(link.stat().st_nlink == 2 for link in (folder / "best.pt", folder / "last.pt"))
+
+
+@pytest.mark.parametrize("stop_at", [4, 6, 12])
+def test_a_stopped_run_is_saved_where_it_stands(stop_at: int, tmp_path: Path) -> None:
+    t = kept(tmp_path, stop_at=stop_at, every_epochs=100)
+    state = load(tmp_path / "checkpoints" / "last.pt")
+    assert (state["step"], state["epoch"]) == (stop_at, stop_at // 4)
+    assert torch.equal(state["model"]["weight"], t.model.state_dict()["weight"])
+    best = load(tmp_path / "checkpoints" / "best.pt") if stop_at >= 4 else None
+    assert best is None or best["epoch"] == t.progress.best_epoch
+
+
+def test_where_there_are_no_hard_links_there_are_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", refused)
+    kept(tmp_path)
+    folder = tmp_path / "checkpoints"
+    assert (folder / "last.pt").read_bytes() == (folder / "step_00000020.pt").read_bytes()
+
+
+def saved(saver: Saver, t: Training, epoch: int, is_best: bool) -> None:
+    t.progress.epoch, t.progress.step = epoch, 4 * epoch
+    t.progress.best_epoch = epoch if is_best else t.progress.best_epoch
+    with torch.no_grad():
+        t.model.state_dict()["weight"].fill_(epoch)
+    saver.after_epoch(t, {"epoch": epoch, "step": 4 * epoch, "train/loss": 1.0}, is_best)
+
+
+@pytest.mark.parametrize("dies_at", ["write", "link", "best"])
+def test_a_save_that_fails_leaves_what_was_and_the_next_one_brings_all(
+    dies_at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    t, saver = training(), Saver(tmp_path / "checkpoints", {"run_id": "r"}, 2, None, 2, Unsaved(said.append))
+    folder = tmp_path / "checkpoints"
+    saved(saver, t, 2, is_best=True)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+
+    def full(path: Path, *_: Any) -> None:
+        if dies_at == "write" or path.name == "best.pt":
+            raise OSError(28, "No space left on device")
+        save(path, *_)
+
+    def no_link(file: Path, name: Path) -> None:
+        raise OSError(122, "Disk quota exceeded")
+
+    if dies_at == "link":
+        monkeypatch.setattr(checkpoint_manager, "link", no_link)
+    else:
+        monkeypatch.setattr(checkpoint_manager, "save", full)
+    saved(saver, t, 3, is_best=True)
+    for epoch in (4, 6):  # the best one has passed, and is held in memory
+        saved(saver, t, epoch, is_best=False)
+    after = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert {name for name in before | after if before.get(name) != after.get(name)} == (
+        {"best.pt"} if dies_at == "link" else set()  # written in one piece before last.pt could not be
+    )
+    assert len(said) == 1
+    assert "Disk quota" in said[0] if dies_at == "link" else "No space" in said[0]
+    best = (saver.best_weights(t) or {})["model"]
+    assert best is not None
+    assert best["weight"].unique().item() == 3
+    monkeypatch.undo()
+    saved(saver, t, 8, is_best=False)
+    assert saver.unsaved.summary() == ""
+    assert (load(folder / "last.pt")["epoch"], load(folder / "best.pt")["epoch"], len(said)) == (8, 3, 1)
+    assert torch.equal(load(folder / "best.pt")["model"]["weight"], best["weight"])
+
+
+def test_best_weights_that_have_gone_are_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    t, saver = training(), Saver(tmp_path / "checkpoints", {"run_id": "r"}, 1, None, 2, Unsaved(said.append))
+    assert saver.best_weights(t) is None  # no epoch was best: nothing to say
+    saved(saver, t, 1, is_best=True)
+    assert saver.best_weights(t) is not None
+    assert not said
+    (tmp_path / "checkpoints" / "best.pt").unlink()
+    assert saver.best_weights(t) is None
+    assert "there is no checkpoint" in said[0]
+    assert "of the last weights, not the best" in said[0]
+
+
+@pytest.mark.parametrize(("broken", "step"), [([], 20), ([20], 16), ([20, 16], 12)])
+def test_the_one_before_is_used_when_the_newest_is_damaged(broken: list[int], step: int, tmp_path: Path) -> None:
+    kept(tmp_path, keep=3)
+    folder = tmp_path / "checkpoints"
+    for number in broken:
+        file = folder / f"step_{number:08d}.pt"
+        content = file.read_bytes()
+        file.write_bytes(content[: len(content) // 2])  # last.pt is the same file
+    found, state, skipped = checkpoint.newest_whole(folder)
+    assert (state["step"], load(found)["step"]) == (step, step)
+    assert len(skipped) == (len(broken) + 1 if broken else 0)
+    assert all("cut short" in said for said in skipped)
+
+
+def test_weights_alone_are_not_gone_on_with(tmp_path: Path) -> None:
+    save(tmp_path / "step_00000009.pt", {k: v for k, v in STATE.items() if k != "optimizer"})
+    save(tmp_path / "step_00000005.pt", STATE)
+    assert checkpoint.newest_whole(tmp_path)[0].name == "step_00000005.pt"
+
+
+def test_nothing_whole_is_said(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds no checkpoint; start the run again"):
+        checkpoint.newest_whole(tmp_path)
+    (tmp_path / "last.pt").write_bytes(b"")
+    with pytest.raises(UnreadableError, match=r"last\.pt is not a checkpoint of dlrun, or was cut short \(0 bytes\)"):
+        checkpoint.newest_whole(tmp_path)
+
+
+class Killed(BaseException):
+    """Here the process dies."""
+
+
+@pytest.mark.parametrize("every_epochs", [1, 3])
+@pytest.mark.parametrize("dies_at", range(4))
+def test_killed_anywhere_in_the_first_save_it_has_the_best_or_nothing_to_go_on_from(
+    every_epochs: int, dies_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+
+    def dying(real: Any) -> Any:
+        def call(*arguments: Any) -> None:
+            nonlocal calls
+            calls += 1
+            if calls > dies_at:
+                raise Killed
+            real(*arguments)
+
+        return call
+
+    for name in ("save", "link"):
+        monkeypatch.setattr(checkpoint_manager, name, dying(getattr(checkpoint_manager, name)))
+    t, folder = training(), tmp_path / "checkpoints"
+    saver = Saver(folder, {"run_id": "r"}, every_epochs, None, 2)
+    with contextlib.suppress(Killed):
+        for epoch in range(1, every_epochs + 1):
+            saved(saver, t, epoch, is_best=epoch == 1)
+    monkeypatch.undo()
+    if not any(folder.glob("step_*.pt")):
+        assert dies_at < (1 if every_epochs == 1 else 2)
+        return
+    _, state, _ = checkpoint.newest_whole(folder)
+    Saver(folder, {"run_id": "r"}, every_epochs, None, 2).go_on(state)
+    assert load(folder / "best.pt")["epoch"] == 1

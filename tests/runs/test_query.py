@@ -1,0 +1,180 @@
+"""Runs as their folders tell of them, and which of them a command line asks for."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlrun.core.errors import RequestError
+from dlrun.core.lock import Lock
+from dlrun.runs.query import bytes_of, find, is_stamped, query, started, typed_words
+from dlrun.runs.record import RunRecord
+
+QUICK = ("data=blobs", "model=mlp", "trainer.epochs=2", "tracking.graph=false", "figures=false")
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """`make(name, status, ...)`: a run folder as dlrun leaves it, written by hand."""
+    monkeypatch.chdir(tmp_path)
+
+    def made(name: str, status: str | None = "completed", model: str = "mlp", hour: int = 3, **more: Any) -> Path:
+        folder = Path(name)
+        (folder / ".hydra").mkdir(parents=True)
+        choices = {"model": model, "data": "blobs", "optimizer": "adam"}
+        environment = {"run_id": "x", "started": f"2026-11-20T{hour:02d}:00:00+00:00", "choices": choices}
+        (folder / "environment.json").write_text(json.dumps(environment | more))
+        (folder / ".hydra/config.yaml").write_text(f"seed: {hour}\noptimizer: {{lr: 0.001}}\nfigures: false\n")
+        if status:
+            result = {"status": status, "epochs": 2, "best": {"metric": "val/loss", "value": 0.25, "epoch": 1}}
+            (folder / "result.json").write_text(json.dumps(result))
+        return folder
+
+    return made
+
+
+def names(words: list[str]) -> list[str]:
+    return [run.folder.name for run in query(words, "dlrun ls runs").runs()]
+
+
+def test_what_a_real_run_says(dlrun: Callable[..., Any]) -> None:
+    done = dlrun(*QUICK, "seed=3")
+    (run,) = find([Path("outputs")])
+    result = done.result
+    assert (run.folder, run.status, run.epochs) == (done.folder, "completed", 2)
+    assert run.best == ("train/loss", result["best"]["value"])
+    assert (run.choices["model"], run.choices["data"], run.config["seed"]) == ("mlp", "blobs", 3)
+    assert typed_words(run) == ["trainer.epochs=2", "tracking.graph=false", "figures=false", "seed=3"]
+    assert is_stamped(run.folder)
+    (run.folder / "environment.json").unlink()  # an older dlrun's did not name the choices
+    assert RunRecord(run.folder).choices["optimizer"] == "adam"
+
+
+def test_the_statuses(make: Make) -> None:
+    for status in ("completed", "early_stopped", "interrupted", "failed"):
+        assert RunRecord(make(status, status)).status == status
+    killed = make("killed", None)
+    assert RunRecord(killed).status == "empty"
+    (killed / "metrics.jsonl").write_text('{"epoch": 1, "step": 4}\n{"epo')
+    assert (RunRecord(killed).status, RunRecord(killed).epochs) == ("interrupted", 1)
+    saved = make("saved", None)
+    (saved / "checkpoints").mkdir()
+    (saved / "checkpoints/step_00000004.pt").touch()
+    assert RunRecord(saved).status == "interrupted"
+    for text in ("", "[]", "{}", '{"status": "odd"}', '{"status": 3}'):
+        (saved / "result.json").write_text(text)
+        assert RunRecord(saved).status == "damaged", text
+
+
+@pytest.fixture
+def held(make: Make) -> Iterator[Path]:
+    """A run folder that another process holds."""
+    folder = make("outputs/2026-11-20/held", None)
+    code = "import sys; from pathlib import Path; from dlrun.core.lock import Lock\n"
+    code += "with Lock() as own: own.take(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == "held\n"
+        yield folder
+        process.stdin.close()
+
+
+def test_a_run_under_way(held: Path) -> None:
+    assert RunRecord(held).status == "running"
+
+
+def test_what_is_a_run_and_what_is_not(make: Make, tmp_path: Path) -> None:
+    day = Path("outputs/2026-11-20")
+    make(f"{day}/03-00-00_mlp_blobs")
+    (day / "04-00-00_mlp_blobs").mkdir()  # killed before it wrote anything
+    (day / "notes").mkdir()
+    (Path("outputs") / "check_lr").mkdir()
+    make("elsewhere/run")
+    (day / "linked").symlink_to(tmp_path / "elsewhere")
+    sweep = Path("outputs/multirun/2026-11-20/05-00-00")
+    make(f"{sweep}/0_seed=0", hour=5)
+    (sweep / "1_seed=1").mkdir()
+    (sweep / "sweep.jsonl").touch()
+    make(f"{day}/03-00-00_mlp_blobs/eval/inner")  # what lies in a run is its own business
+    found = {str(run.folder): run.sweep for run in find([Path("outputs")])}
+    assert found == {
+        f"{day}/03-00-00_mlp_blobs": None,
+        f"{day}/04-00-00_mlp_blobs": None,
+        f"{sweep}/0_seed=0": sweep,
+        f"{sweep}/1_seed=1": sweep,
+    }
+
+
+def test_newest_first_and_filters(make: Make) -> None:
+    make("outputs/d/a", "failed", "resnet", 9)
+    make("outputs/d/b", "completed", "mlp", 11)
+    make("outputs/e/c", "completed", "resnet18", 10)
+    assert names([]) == ["b", "c", "a"]
+    assert names(["status=failed"]) == ["a"]
+    assert names(["status=failed,completed", "model=resnet*"]) == ["c", "a"]
+    assert names(["--last", "2"]) == names(["last=2"]) == names(["--last=2"]) == ["b", "c", "a"]  # cut when shown
+    assert query(["--last", "2"], "x").last == 2
+    assert names(["seed=10"]) == ["c"]
+    assert names(["optimizer.lr=1e-3", "figures=false"]) == ["b", "c", "a"]
+    assert names(["outputs/e"]) == ["c"]
+    assert names(["paths.outputs=outputs/d", "model=mlp"]) == ["b"]
+    assert names(["data=mnist"]) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["status=fail"], r"status=fail is none; did you mean status=failed\? type one of running, "),
+        (["optimzer=sgd"], r"no run has a key optimzer; did you mean optimizer\?"),
+        (["nowhere"], "there is no folder nowhere; .* takes folders and filters, as in status=failed"),
+        (["model="], "not model="),
+        (["--lst"], "not --lst"),
+        (["--last"], "last= must be a whole number above 0"),
+        (["last=0"], "last=0 must be"),
+    ],
+)
+def test_wrong_questions(make: Make, words: list[str], said: str) -> None:
+    make("outputs/d/a")
+    with pytest.raises(RequestError, match=said):
+        query(words, "dlrun ls runs").runs()
+
+
+def test_size_counts_a_file_with_two_names_once(make: Make) -> None:
+    folder = make("outputs/d/a")
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints/step.pt").write_bytes(b"x" * 100_000)
+    os.link(folder / "checkpoints/step.pt", folder / "checkpoints/last.pt")
+    (folder / "elsewhere").symlink_to("/usr")
+    du = subprocess.run(["du", "-sb", folder], capture_output=True, text=True)
+    folders = sum(p.lstat().st_size for p in (folder, *folder.rglob("*")) if p.is_dir() and not p.is_symlink())
+    assert bytes_of(folder) == int(du.stdout.split()[0]) - folders
+    assert bytes_of(Path("nowhere")) == 0
+
+
+def test_a_run_that_goes_away_meanwhile_is_no_error(make: Make) -> None:
+    run = RunRecord(make("outputs/d/a"))
+    shutil.rmtree(run.folder)
+    assert (run.status, started(run), run.epochs, run.best, typed_words(run)) == ("empty", (0.0, 0.0), 0, None, [])
+
+
+def test_the_lock_of_this_process_survives_a_look(make: Make) -> None:
+    folder = make("outputs/d/a", None)
+    with Lock() as own:
+        own.take(folder)
+        assert RunRecord(folder).left == "empty"
+        code = (
+            "import sys; from pathlib import Path; "
+            "from dlrun.core.lock import is_held; print(is_held(Path(sys.argv[1])))"
+        )
+        asked = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True)
+        assert asked.stdout == "True\n"
