@@ -26,9 +26,15 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from torch import nn
+
+    from dlrun.data.spec import Splits
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two-threaded torch beside another process is ten times slower
 
@@ -162,6 +168,34 @@ def command(python: Callable[..., Done]) -> Callable[..., Done]:
     return functools.partial(python, "-m", "dlrun")
 
 
+WITHOUT_DLRUN = """
+import sys
+
+OURS = ("dlrun", "hydra", "omegaconf")
+
+
+class Refusing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in OURS:
+            raise ImportError(f"{name} is imported")
+
+
+for name in [name for name in sys.modules if name.partition(".")[0] in OURS]:
+    del sys.modules[name]
+sys.meta_path.insert(0, Refusing())
+"""
+
+
+@pytest.fixture
+def plain(python: Callable[..., Any]) -> Callable[..., Any]:
+    """`plain(code, *words)`: run code as a process in which neither dlrun nor Hydra can be imported."""
+
+    def run(code: str, *words: str) -> Any:
+        return python("-c", WITHOUT_DLRUN + code, *words, timeout=600)
+
+    return run
+
+
 def module_of(name: str, folder: str = "") -> ModuleType:
     """A module that lies among the tests."""
     path = Path(__file__).parent / folder / f"{name}.py"
@@ -171,6 +205,47 @@ def module_of(name: str, folder: str = "") -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def lines() -> Callable[["Axes"], dict[str, list[list[float]]]]:
+    """What axes show as lines with a label: x and y."""
+    import numpy as np
+
+    def read(axes: "Axes") -> dict[str, list[list[float]]]:
+        labelled = [line for line in axes.lines if not str(line.get_label()).startswith("_")]
+        return {str(line.get_label()): np.asarray(line.get_xydata()).T.tolist() for line in labelled}
+
+    return read
+
+
+@pytest.fixture
+def parts_of() -> Callable[["nn.Module", "Splits"], Any]:
+    """As much of a run's parts as a picture looks at, with all training rows in one batch."""
+    import torch
+
+    from dlrun.data.batches import MemoryBatches, Order, Place
+    from dlrun.data.spec import Split
+    from dlrun.engine.device import Runtime
+    from dlrun.engine.objective import Task
+
+    def make(model: "nn.Module", splits: "Splits") -> Any:
+        assert isinstance(splits.train, Split)
+        device = torch.device("cpu")
+        order = Order(len(splits.train), len(splits.train))
+        batches = MemoryBatches(splits.train, order, Place(device, torch.float32, splits.spec))
+        training = SimpleNamespace(train=batches, val=None, progress=SimpleNamespace(epoch=0, step=0))
+        return SimpleNamespace(
+            model=model,
+            splits=splits,
+            task=Task(splits.spec),
+            runtime=Runtime(device, "fp32", None, False, ""),
+            training=training,
+            test=None,
+            start_parameters={},
+        )
+
+    return make
 
 
 @pytest.fixture(scope="session")

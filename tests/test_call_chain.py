@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dlrun.engine import trainer
+import dlrun as package
 
 SPY = """
 import traceback
@@ -29,7 +29,7 @@ def test_four_frames_lead_from_the_command_to_the_step(
     assert dlrun(*words, "tracking.graph=false", "figures=false").code == 0
     spy = sys.modules["stack_spy"]
     monkeypatch.delitem(sys.modules, "stack_spy")
-    package = str(Path(trainer.__file__).parent)
-    chains = {tuple(name for file, name in stack if file.startswith(package)) for stack in spy.Spy.stacks}
+    folder = str(Path(str(package.__file__)).parent)
+    chains = {tuple(name for file, name in stack if file.startswith(folder)) for stack in spy.Spy.stacks}
     chains = {chain for chain in chains if "fit" in chain}  # the look before training makes a step of its own
     assert chains == {("main", "run", "fit", "train_epoch")}

@@ -41,7 +41,7 @@ from dlrun.experiment import ignored
 
 GROUPS = ("data", "model", "optimizer", "scheduler", "device", "lesson", "experiment", "debug")
 _PLUGINS = str(Path(__file__).parent / "plugins")  # Hydra looks for a package hydra_plugins on sys.path
-IN_POINTS = "sweep.points"  # a note on exceptions, for the sentences that mistakes.py makes of them
+IN_POINTS = "sweep.points"  # a note on exceptions, for the sentences that explain.py makes of them
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,9 @@ class Request:
     group: Path | None = None  # the folder of those runs that one request named in sweep.points
     extra: list[str] = field(default_factory=list)  # those of the overrides that sweep.points added
     key: str = ""  # of a job that a sweep's ledger knows
-    trusted_modules: list[str] | None = None  # a list when the config comes from a saved run: see targets.py
+    trusted_modules: list[str] | None = (
+        None  # a list when the config comes from a saved run: see experiment/build/targets.py
+    )
     going_on: bool = False  # continue the run in `folder`
     words: list[str] = field(default_factory=list)  # this command line
     processes: int | None = None  # that the run in `folder` began with
@@ -447,7 +449,7 @@ _ABSENT = object()
 
 
 class UnknownKey(Exception):
-    """A key that a saved config does not have; mistakes.py makes a sentence of it."""
+    """A key that a saved config does not have; explain.py makes a sentence of it."""
 
     def __init__(self, key: str, known: DictConfig) -> None:
         super().__init__(key)

@@ -196,7 +196,7 @@ class Config:
     trust: bool = False  # open a pickled full model: it can run code
     trusted_modules: list[str] = field(default_factory=list)  # own modules that a loaded run may use
     probes: list[Any] = field(default_factory=list)  # inputs to ask the model before and after training
-    expect: list[str] = field(default_factory=list)  # what the run should come to: see expectations.py
+    expect: list[str] = field(default_factory=list)  # what the run should come to: see runs/expectations.py
     strict: bool = False  # exit code 1 when that is missed
     preflight: bool = True  # look at shapes, memory and disk before the first step
     data: dict[str, Any] = _defaults(DataKeys)

@@ -40,7 +40,7 @@ class DataSpec:
     feature_names: tuple[str, ...] = ()
     mean: tuple[float, ...] = ()  # was subtracted from the inputs, a value a channel or feature
     std: tuple[float, ...] = ()  # then the inputs were divided by it
-    framing: tuple[float, ...] = ()  # of images of a light figure on a dark ground: see figure.py
+    framing: tuple[float, ...] = ()  # of images of a light figure on a dark ground: see files/framing.py
 
     def __post_init__(self) -> None:
         """Take NumPy's numbers, arrays and texts, and tensors, as plain values: a checkpoint holds nothing else."""

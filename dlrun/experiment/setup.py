@@ -284,7 +284,7 @@ def _look(parts: Parts) -> None:
     said = checks.doubled(model, batch, parts.task, training.autocast)
     if said:
         parts.notes.append(said)
-        training.progress.troubles["squashed"] = said  # as watch.py calls it, which need not say it again
+        training.progress.troubles["squashed"] = said  # as diagnostics.py calls it, which need not say it again
     values = sum(layer.values for layer in parts.layers)
     parts.needs = memory.estimate(model, checks.moments(training.optimizer), values, settings)
     parts.notes += memory.remark(parts.needs, settings, parts.runtime.device)

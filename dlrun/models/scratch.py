@@ -1,4 +1,4 @@
-"""Nets from scratch: torch's parameters, and forward and backward passes of our own (see backward.py).
+"""Nets from scratch: torch's parameters, and forward and backward passes of our own (see scratch_autograd.py).
 
 Each layer has `reference`, which computes the same with torch's operations: what `dlrun check gradients` compares.
 """

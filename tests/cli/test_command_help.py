@@ -19,16 +19,16 @@ from dlrun.config.request import compose
 QUIET = ("figures=false", "tracking.graph=false", "trainer.epochs=1", "data.limit_batches=2", "data.val_fraction=0.2")
 # What a command takes itself, besides keys of the config.
 OWN = {
-    "split": "dlrun/evaluation.py",
-    "format": "dlrun/export/command.py",
-    "weights": "dlrun/export/command.py",
-    "status": "dlrun/runs.py",
-    "--format": "dlrun/predict/command.py",
-    "--top": "dlrun/predict/command.py",
-    "--": "dlrun/predict/command.py",
-    "--last": "dlrun/runs.py",
-    "--yes": "dlrun/cleaning.py",
-    "-m": "dlrun/gradient_check.py",
+    "split": "dlrun/inference/evaluate.py",
+    "format": "dlrun/inference/export/command.py",
+    "weights": "dlrun/inference/export/command.py",
+    "status": "dlrun/runs/query.py",
+    "--format": "dlrun/inference/predict/command.py",
+    "--top": "dlrun/inference/predict/command.py",
+    "--": "dlrun/inference/predict/command.py",
+    "--last": "dlrun/runs/query.py",
+    "--yes": "dlrun/cli/clean.py",
+    "-m": "dlrun/experiment/checks/gradients.py",
 }
 
 

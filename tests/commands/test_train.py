@@ -264,7 +264,13 @@ def test_a_run_that_fails_before_its_folder_is_described_leaves_none(
 
 
 @pytest.mark.parametrize(
-    "where", ["console.Console.open_log", "report.opening", "tracking.FileTracker", "experiment.make_saver"]
+    "where",
+    [
+        "runs.reports.console.Console.open_log",
+        "experiment.reports.terminal.opening",
+        "runs.logger.FileTracker",
+        "experiment.run.make_saver",
+    ],
 )
 def test_every_run_folder_has_a_log_and_a_result(where: str, dlrun: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:

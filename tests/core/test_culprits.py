@@ -24,9 +24,14 @@ QUIET = ("tracking.graph=false", "figures=false")
 WIDE = {"Exception", "BaseException"}
 
 # A handler of OSError around a `yield` catches what the block of a `with` raises: these look at whose error it is.
-LOOK_AT_WHOSE = {"disk.py: writing_to", "disk.py: attempt", "export/folder.py: new_folder"}
+LOOK_AT_WHOSE = {"core/files.py: writing_to", "core/files.py: attempt", "core/new_folder.py: new_folder"}
 # In these a `yield` hands on a row of a file that is being read; nothing else runs inside.
-READ_ON = {"predict/items.py", "predict/rows.py", "predict/answering.py", "plots/fonts.py"}
+READ_ON = {
+    "inference/predict/reader.py",
+    "inference/predict/read_table.py",
+    "inference/predict/predictor.py",
+    "runs/reports/plots/fonts.py",
+}
 
 
 def handlers(tree: ast.AST) -> Iterator[tuple[ast.AST, set[str], list[ast.stmt], int]]:

@@ -1,7 +1,7 @@
 """Learning trouble: what a run's curves and answers say about how it learns, and what to try.
 
-Each trouble has a kind, such as `diverging`, and one sentence. Curves are judged at every epoch that watch.py looks
-at, and once more at the end, with the answers on the split that is shown.
+Each trouble has a kind, such as `diverging`, and one sentence. Curves are judged at every epoch that
+diagnostics.py looks at, and once more at the end, with the answers on the split that is shown.
 """
 
 import math

@@ -32,7 +32,7 @@ class Pictures:
     takes = "image files, folders of them, a .txt file or - with a path a line, and .npy arrays"
 
     def __init__(self, spec: DataSpec, framing: tuple[float, ...], crops: bool) -> None:
-        """framing: see figure.py; crops: whether training cut the centre out of images that are not square."""
+        """framing: see framing.py; crops: whether training cut the centre out of images that are not square."""
         if spec.input_shape[0] not in (1, 3):
             self.takes = "a .npy array of images"
         self.spec, self.crops = spec, crops

@@ -1,11 +1,12 @@
 """The files of our own optimizers hold the defaults of their targets, and open with what they are."""
 
-import importlib
 import inspect
 from pathlib import Path
 
 import pytest
 import yaml
+
+from dlrun.experiment.build.targets import resolve
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "optimizer"
 OURS = [path for path in sorted(CONFIGS.glob("*.yaml")) if "_target_: dlrun" in path.read_text()]
@@ -18,8 +19,7 @@ def test_there_are_three() -> None:
 @pytest.mark.parametrize("path", OURS, ids=lambda path: path.stem)
 def test_file_says_what_its_target_takes(path: Path) -> None:
     said = yaml.safe_load(path.read_text())
-    module, _, name = said.pop("_target_").rpartition(".")
-    parameters = list(inspect.signature(getattr(importlib.import_module(module), name)).parameters.values())
+    parameters = list(inspect.signature(resolve(said.pop("_target_"), "optimizer._target_", None)).parameters.values())
     assert said == {p.name: p.default for p in parameters[1:]}
     first, second = path.read_text().splitlines()[:2]
     assert first.startswith("# ")

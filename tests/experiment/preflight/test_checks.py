@@ -479,7 +479,7 @@ def test_whatever_a_users_model_raises_is_a_sentence(error: Exception, said: str
     with pytest.raises(RequestError) as caught:
         looked_at(Raises())
     assert f": {said} (" in str(caught.value)
-    assert "test_preflight.py, line " in str(caught.value)
+    assert "test_checks.py, line " in str(caught.value)
 
 
 def test_no_memory_for_two_rows_is_left_to_who_knows_what_to_type() -> None:

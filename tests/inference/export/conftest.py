@@ -9,22 +9,6 @@ from typing import Any
 
 import pytest
 
-PLAIN = """
-import sys
-
-OURS = ("dlrun", "hydra", "omegaconf")
-
-
-class Refusing:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in OURS:
-            raise ImportError(f"{name} is imported")
-
-
-for name in [name for name in sys.modules if name.partition(".")[0] in OURS]:
-    del sys.modules[name]
-sys.meta_path.insert(0, Refusing())
-"""
 WATCHED = """
 import json, pathlib, runpy, warnings
 warnings.simplefilter("error")
@@ -33,16 +17,6 @@ sys.path.insert(0, str(pathlib.Path(sys.argv[0]).parent))
 outputs = runpy.run_path(sys.argv[0])["outputs"]
 print(json.dumps(outputs.tolist()))
 """
-
-
-@pytest.fixture
-def plain(python: Callable[..., Any]) -> Callable[..., Any]:
-    """`plain(code, *words)`: run code as a process in which neither dlrun nor Hydra can be imported."""
-
-    def run(code: str, *words: str) -> Any:
-        return python("-c", PLAIN + code, *words, timeout=600)
-
-    return run
 
 
 @pytest.fixture
