@@ -18,8 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 from dlrun.core.errors import DataError
 from dlrun.data.datasets import Part, origin_of, row_count, stated_targets
 from dlrun.data.origin import Origin
-from dlrun.data.spec import DataSpec, Kind, Split, Splits, TaskName
-from dlrun.engine.metrics import PADDING
+from dlrun.data.spec import PADDING, DataSpec, Kind, Split, Splits, TaskName
 
 PARTS = ("train", "val", "test")
 Label = Callable[[int], str]  # what a sentence calls a row of those looked at

@@ -13,6 +13,7 @@ from dlrun.data.origin import Origin
 
 Kind = Literal["vector", "image", "tokens"]
 TaskName = Literal["regression", "binary", "multiclass", "tagging"]
+PADDING = -100  # tags where a sequence has ended
 MOST_CLASSES = 100_000  # a higher class number is taken for a mistake, such as a year or an identifier
 
 

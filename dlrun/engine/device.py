@@ -13,8 +13,10 @@ import numpy as np
 import torch
 
 from dlrun.config.schema import DeviceConfig
-from dlrun.core.errors import RequestError
+from dlrun.core.errors import RequestError, chain
 from dlrun.engine.distributed import ALONE, Ranks
+
+_SAID_BY_TORCH = ("out of memory", "can't allocate memory", "not enough memory")
 
 _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 START_SCALE = 2.0**16  # of the loss in fp16; it is halved at every step whose gradients overflow
@@ -229,3 +231,12 @@ def describe_versions() -> dict[str, str]:
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an exception, or one that it came from, says that there is no memory left."""
+    return any(
+        isinstance(cause, MemoryError | torch.OutOfMemoryError)
+        or (isinstance(cause, RuntimeError) and any(words in str(cause) for words in _SAID_BY_TORCH))
+        for cause in chain(error)
+    )

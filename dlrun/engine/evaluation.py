@@ -1,27 +1,26 @@
-"""What the model answers on a split, for pictures and diagnoses."""
+"""Outputs of a model outside training: on a split, for rows of any kind, with nothing of the model changed."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dlrun.data.batches import Batches
-
-if TYPE_CHECKING:
-    from dlrun.experiment.setup import Parts
+from dlrun.data.batches import Batch, Batches
+from dlrun.engine.device import Runtime
+from dlrun.engine.state import Training
 
 MOST_ROWS = 20_000  # for scatter plots and matrices: more cannot be seen, and would cost memory
 _AT_ONCE = 8192  # rows of a grid in one forward pass
 
 
-def shown_split(parts: "Parts") -> tuple[str, Batches]:
+def shown_split(training: Training, test: Batches | None) -> tuple[str, Batches]:
     """The split that pictures show: test, else validation, else training."""
-    for name, batches in (("test", parts.test), ("val", parts.training.val)):
+    for name, batches in (("test", test), ("val", training.val)):
         if batches is not None:
             return name, batches
-    return "train", parts.training.train
+    return "train", training.train
 
 
 @contextmanager
@@ -41,14 +40,27 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def small_batch(batches: Batches, rows: int = 2) -> Batch:
+    """The first rows of an epoch, as the model gets them."""
+    return head(next(batches.epoch(1)), rows)
+
+
+def head(batch: Batch, rows: int = 2) -> Batch:
+    """The first rows of a batch."""
+    inputs, targets = batch
+    return tuple(x[:rows] for x in inputs), targets[:rows]
+
+
 @torch.inference_mode()
-def outputs_of(parts: "Parts", batches: Batches) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+def outputs_of(
+    model: nn.Module, batches: Batches, autocast: Callable[[], AbstractContextManager[Any]]
+) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
     """Inputs, outputs and targets on the CPU, of the first MOST_ROWS rows in the order of epoch 1."""
     kept: list[tuple[tuple[Tensor, ...], Tensor, Tensor]] = []
-    with evaluating(parts.model):
+    with evaluating(model):
         for inputs, targets in batches.epoch(1):
-            with parts.runtime.autocast():
-                outputs = parts.model(*inputs)
+            with autocast():
+                outputs = model(*inputs)
             kept.append((tuple(x.cpu() for x in inputs), outputs.float().cpu(), targets.cpu()))
             if sum(len(k[2]) for k in kept) >= MOST_ROWS:
                 break
@@ -68,10 +80,10 @@ def rows_of(batches: Batches, most: int = MOST_ROWS) -> tuple[tuple[Tensor, ...]
 
 
 @torch.inference_mode()
-def answers(parts: "Parts", x: Tensor) -> Tensor:
+def answers(model: nn.Module, x: Tensor, runtime: Runtime) -> Tensor:
     """Outputs on the CPU for input rows (N, ...) of any float type, on any device; 8,192 rows at a time."""
     found = []
-    with evaluating(parts.model), parts.runtime.autocast():
-        for rows in torch.split(x.to(parts.runtime.device, parts.runtime.dtype), _AT_ONCE):
-            found.append(parts.model(rows).float().cpu())
+    with evaluating(model), runtime.autocast():
+        for rows in torch.split(x.to(runtime.device, runtime.dtype), _AT_ONCE):
+            found.append(model(rows).float().cpu())
     return torch.cat(found)

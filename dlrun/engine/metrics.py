@@ -5,9 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dlrun.data.spec import TaskName
+from dlrun.data.spec import PADDING, TaskName
 
-PADDING = -100  # tags where a sequence has ended
 Sums = dict[str, Tensor]
 
 NAMES: dict[TaskName, tuple[str, ...]] = {

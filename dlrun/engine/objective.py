@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dlrun.core.errors import RequestError, RunError, did_you_mean
-from dlrun.data.spec import DataSpec, TaskName
+from dlrun.data.spec import PADDING, DataSpec, TaskName
 from dlrun.engine import metrics
-from dlrun.engine.metrics import PADDING, Sums
+from dlrun.engine.metrics import Sums
 from dlrun.models import scratch_autograd
 
 

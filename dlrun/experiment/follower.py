@@ -11,7 +11,6 @@ from dlrun.core.errors import DlrunError
 from dlrun.core.terminal import write_error
 from dlrun.data import workers
 from dlrun.engine import device, trainer
-from dlrun.engine.acceleration import compile
 from dlrun.engine.distributed import Ranks, joined, wait_for_report_of_rank_zero
 from dlrun.engine.state import Training
 from dlrun.experiment import run
@@ -79,7 +78,7 @@ def follow(request: Request, parts: Parts, held: contextlib.ExitStack) -> int:
     earlier = run.earlier_state(request, parts)
     take_generators(ranks, parts.settings.rest.seed, earlier)
     if parts.runtime.compile:
-        compile.compile_model(parts)
+        run.compile_model(parts)
     stop = held.enter_context(signals.interruptible(quiet=True))
     saver = Silent(Path(), {}, keys.every_epochs, keys.every_steps, keys.keep)
     silence = Silence()

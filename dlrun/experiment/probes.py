@@ -9,7 +9,7 @@ from torch import Tensor
 from dlrun.core.errors import RequestError
 from dlrun.data.spec import DataSpec
 from dlrun.engine.evaluation import evaluating
-from dlrun.experiment.preflight.checks import untouched
+from dlrun.engine.untouched import untouched
 
 if TYPE_CHECKING:
     from dlrun.experiment.setup import Parts

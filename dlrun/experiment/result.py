@@ -15,7 +15,6 @@ from dlrun.engine import evaluation, trainer
 from dlrun.engine.objective import Task
 from dlrun.experiment import probes
 from dlrun.experiment.callbacks import diagnose as diagnosis
-from dlrun.experiment.preflight import checks
 from dlrun.runs.expectations import Value
 from dlrun.runs.logger import FileTracker
 
@@ -100,8 +99,8 @@ def diagnose(parts: "Parts", rows: list[dict[str, float]], metrics: dict[str, fl
         overflowing = diagnosis.overflowing(scaler.get_scale(), progress.step, at_end=True)
         progress.troubles.update(overflowing)
         notes += overflowing.values()
-    split, batches = evaluation.shown_split(parts)
-    _, answers, targets = evaluation.outputs_of(parts, batches)
+    split, batches = evaluation.shown_split(parts.training, parts.test)
+    _, answers, targets = evaluation.outputs_of(parts.model, batches, parts.runtime.autocast)
     lr = float(parts.settings.optimizer.arguments.get("lr") or 0.0)
     predicted, said = parts.task.predictions(answers), parts.training.progress.troubles
     spec, trivial = parts.splits.spec, parts.baseline
@@ -130,6 +129,6 @@ def record_end(parts: "Parts", metrics: dict[str, float], tracker: FileTracker) 
     shown = {k: v for k, v in settings.items() if not k.endswith("_target_") and v is not None}
     tracker.log_hparams(choices | shown, metrics, step)
     if parts.settings.rest.tracking.graph:
-        why = tracker.log_graph(parts.model, checks.small_batch(parts.training.train)[0])
+        why = tracker.log_graph(parts.model, evaluation.small_batch(parts.training.train)[0])
         return [f"TensorBoard shows no graph: {why}"] if why else []
     return []

@@ -1,7 +1,6 @@
 """One run from start to end; reads like a table of contents."""
 
 import contextlib
-import importlib
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,9 +19,10 @@ from dlrun.core.library_warnings import diverted
 from dlrun.core.problems import Problems
 from dlrun.core.terminal import escape_line, write_error
 from dlrun.data import workers
-from dlrun.engine import device, trainer
+from dlrun.engine import device, evaluation, trainer
 from dlrun.engine.acceleration import compile
 from dlrun.engine.acceleration import threads as thread_choice
+from dlrun.engine.device import ran_out
 from dlrun.engine.distributed import Ranks, joined
 from dlrun.experiment import ignored, resume, sources
 from dlrun.experiment import result as results
@@ -30,7 +30,7 @@ from dlrun.experiment.callbacks import evolution, profiler
 from dlrun.experiment.callbacks.diagnostics import Watch
 from dlrun.experiment.callbacks.fingerprints import Fingerprints
 from dlrun.experiment.hidden_state import comparison
-from dlrun.experiment.preflight import checks, memory
+from dlrun.experiment.preflight import memory
 from dlrun.experiment.reports import figures, html, terminal
 from dlrun.experiment.setup import Parts, prepare, session
 from dlrun.models.pretrained import weights_follow
@@ -63,9 +63,9 @@ def run(request: Request, console: Console | None = None) -> int:
             if parts.settings.rest.device.num_threads == "auto":
                 choose_threads(parts)
             if parts.runtime.device.type == "cuda" and parts.settings.rest.device.cuda_graph != "off":
-                importlib.import_module("dlrun.engine.acceleration.cuda_graph").use(parts)
+                use_cuda_graph(parts)
             if parts.runtime.compile:
-                compile.compile_model(parts)
+                compile_model(parts)
             stop = held.enter_context(signals.interruptible())  # from here on there is something to save
             folder = open_folder(request, parts, earlier, own)
             console.open_log(folder / "run.log", parts.unsaved)
@@ -94,6 +94,30 @@ def run(request: Request, console: Console | None = None) -> int:
         terminal.closing(console, parts, folder, result, parts.notes[said:])
         console.close()
     return exit_code(parts, folder, result, stop)
+
+
+def use_cuda_graph(parts: Parts) -> None:
+    """Start the kernels of a step as one from now on, or note why not."""
+    from dlrun.engine.acceleration import cuda_graph
+
+    rest = parts.settings.rest
+    reason = cuda_graph.why_not(parts.training, parts.splits.spec.kind, rest.device.compile, rest.trainer.profile)
+    if reason is None:
+        parts.training.graph = cuda_graph.StepGraph(cuda_graph.Recorder(), parts.unsaved.say)
+    else:
+        parts.notes.append(f"no CUDA graph: {reason}")
+
+
+def compile_model(parts: Parts) -> None:
+    """Compile the model before the clock starts; RequestError where that fails or memory runs out."""
+    try:
+        parts.compile_seconds = compile.compile_model(parts.training, parts.test)
+    except Exception as error:  # compile_model explains all but memory, as it does not know the settings
+        if not ran_out(error):
+            raise
+        raise RequestError(memory.sentence(parts.settings, str(parts.runtime.device))) from error
+
+    parts.notes.append(f"device.compile: the model was compiled in {parts.compile_seconds:.1f} s")
 
 
 def begin(request: Request, held: contextlib.ExitStack, ranks: Ranks, own: lock.Lock) -> Parts:
@@ -336,7 +360,7 @@ def export(parts: Parts, saver: Saver) -> dict[str, float]:
     checkpoint.export_full_model(parts.model, files[0])
     if saver.best is not None or not files[1].exists():
         return {}
-    inputs, _ = checks.small_batch(parts.training.train)
+    inputs, _ = evaluation.small_batch(parts.training.train)
     difference = checkpoint.reload_difference(*files, parts.model, inputs, parts.runtime.autocast)
     parts.notes.append(f"model.pt and best.pt, opened again, give outputs {difference:g} apart")
     return {"reload_difference": difference}
@@ -362,7 +386,7 @@ def explain_failure(error: BaseException, parts: Parts, log: Path | None = None)
     death = workers.explain_death(error)
     if death is not None:
         return f"{death} (traceback in {log})" if log else str(death)
-    if memory.ran_out(error):
+    if ran_out(error):
         sentence = memory.sentence(parts.settings, str(parts.runtime.device))
         return f"{sentence} (traceback in {log})" if log else sentence
     if isinstance(error, DlrunError):

@@ -24,6 +24,7 @@ from dlrun.data.batches import Batch, Batches, MemoryBatches, Order, Place
 from dlrun.data.files import download
 from dlrun.data.spec import DataSpec, Split, Splits
 from dlrun.engine import device as runtime
+from dlrun.engine import evaluation
 from dlrun.engine import trainer as loop
 from dlrun.engine.device import Runtime
 from dlrun.engine.distributed import ALONE, Ranks
@@ -88,7 +89,7 @@ def prepare(
         death = workers.explain_death(error)
         if death is not None:
             raise death from error
-        if memory.ran_out(error):
+        if runtime.ran_out(error):
             raise RequestError(memory.sentence(settings, str(process.device))) from error
         said = user_code.explain(error)
         if said is None:
@@ -276,7 +277,7 @@ def _look(parts: Parts) -> None:
     settings, model, training = parts.settings, parts.model, parts.training
     keys = settings.rest.checkpoint
     first = next(training.train.epoch(1))
-    batch = checks.head(first)
+    batch = evaluation.head(first)
     parts.layers = checks.layers(model, batch, parts.task, training.autocast)
     _check_batch_sizes(parts, first)
     if comparison.is_needed(settings, model):

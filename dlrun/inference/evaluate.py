@@ -12,9 +12,9 @@ from dlrun.core.files import is_about
 from dlrun.data.datasets import row_count
 from dlrun.data.inspection import known_targets
 from dlrun.data.origin import Origin
+from dlrun.data.spec import PADDING
 from dlrun.engine import trainer
 from dlrun.engine.calibration import Calibration, calibration
-from dlrun.engine.metrics import PADDING
 from dlrun.engine.objective import Task
 from dlrun.engine.per_class import PerClass, per_class
 from dlrun.experiment import ignored, result

@@ -12,13 +12,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from dlrun.engine import distributed
 import pytest
 import torch
 from torch import Tensor
 
 from dlrun.data.batches import MemoryBatches, Order, Place
 from dlrun.data.spec import DataSpec, Split
+from dlrun.engine import distributed
 from dlrun.engine.distributed import Ranks
 from dlrun.runs.checkpoint import load
 

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from itertools import chain
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,36 +10,34 @@ from dlrun.core import errors
 from dlrun.core.errors import RequestError
 from dlrun.data.batches import Batch, Batches, Pick
 from dlrun.engine import trainer
-from dlrun.experiment.preflight import memory
-from dlrun.experiment.preflight.checks import attributes_restored, untouched
-
-if TYPE_CHECKING:
-    from dlrun.experiment.setup import Parts
+from dlrun.engine.device import ran_out
+from dlrun.engine.state import Training
+from dlrun.engine.untouched import attributes_restored, untouched
 
 
-def compile_model(parts: "Parts") -> None:
-    """Compile the model for all the shapes of a run, first and last batches, trained and evaluated; note the seconds.
+def compile_model(t: Training, test: Batches | None) -> float:
+    """Compile the model for all the shapes of a run, first and last batches, trained and evaluated; returns seconds.
 
     The weights, what the model keeps besides, the generators, the scaler and the optimizer are as before. Of several
-    processes each must do it, as their gradients are summed up. RequestError where it fails.
+    processes each must do it, as their gradients are summed up. RequestError where it fails,
+    and the error itself where memory runs out.
     """
-    t, began = parts.training, time.perf_counter()
+    began = time.perf_counter()
     t.model.compile()  # in place: the keys of the state_dict stay as they are
     try:
-        _try_all(parts)
+        _try_all(t, test)
     except Exception as error:  # its many parts raise what they like
-        if memory.ran_out(error):
-            raise RequestError(memory.sentence(parts.settings, str(parts.runtime.device))) from error
+        if ran_out(error):
+            raise
         first = list(errors.chain(error))[-1]
         said = (str(first).strip() or type(first).__name__).splitlines()[0]
         raise RequestError(f"device.compile=true: {said}; type device.compile=false") from error
     t.synchronize()
-    parts.compile_seconds = time.perf_counter() - began
-    parts.notes.append(f"device.compile: the model was compiled in {parts.compile_seconds:.1f} s")
+    return time.perf_counter() - began
 
 
-def _try_all(parts: "Parts") -> None:
-    t, scaler = parts.training, parts.training.scaler
+def _try_all(t: Training, test: Batches | None) -> None:
+    scaler = t.scaler
     t.scaler = torch.amp.GradScaler(enabled=False)  # the real one counts what it is asked for
     try:
         with untouched(t.model), attributes_restored(t.model):
@@ -49,7 +46,7 @@ def _try_all(parts: "Parts") -> None:
                 trainer.backward(t, [batch], [])
             t.optimizer.zero_grad()
             t.model.eval()
-            evaluated = [batches for batches in (t.val, parts.test) if batches is not None]
+            evaluated = [batches for batches in (t.val, test) if batches is not None]
             with torch.inference_mode(), t.autocast():
                 for batch in chain.from_iterable(map(_shapes, evaluated)):
                     t.model(*batch[0])

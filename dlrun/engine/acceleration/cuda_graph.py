@@ -6,7 +6,7 @@ The kernels of a small net take less time on a GPU than Python does to start the
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,9 +15,6 @@ from torch.optim import SGD, Adam, AdamW
 from dlrun.data.batches import Batch
 from dlrun.engine.state import Training
 from dlrun.engine.trainer import backward, requires_closure
-
-if TYPE_CHECKING:
-    from dlrun.experiment.setup import Parts
 
 Seen = list[tuple[Tensor, Tensor, Tensor]]  # outputs, targets and loss of each batch of a step
 _WARM_STEPS = 3  # are made as ever, while the kernels are chosen and the optimizer makes its state
@@ -177,13 +174,3 @@ def why_not(t: Training, kind: str, compiled: bool, profiled: bool) -> str | Non
         "trainer.profile stops the time inside a step": profiled,
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
-
-
-def use(parts: "Parts") -> None:
-    """Start a step's kernels as one from now on; why it cannot be done is noted."""
-    rest = parts.settings.rest
-    reason = why_not(parts.training, parts.splits.spec.kind, rest.device.compile, rest.trainer.profile)
-    if reason is None:
-        parts.training.graph = StepGraph(Recorder(), parts.unsaved.say)
-    else:
-        parts.notes.append(f"no CUDA graph: {reason}")

@@ -10,7 +10,7 @@ from dlrun.data.batches import Batch
 from dlrun.engine import trainer
 from dlrun.engine.object_state import duplicate
 from dlrun.engine.state import Training
-from dlrun.experiment.preflight.checks import untouched
+from dlrun.engine.untouched import untouched
 
 _TIMED, _WARM = 5, 2  # steps
 

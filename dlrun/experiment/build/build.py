@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
+from dlrun.engine.device import ran_out
 from dlrun.core import user_code
 from dlrun.experiment.build import targets
 from dlrun.experiment.preflight import memory
@@ -361,7 +362,7 @@ def _instantiate(block: Block, trusted_modules: Sequence[str] | None, keys: type
     try:
         return _called(target_of(block, trusted_modules), block.arguments, trusted_modules, given)
     except Exception as cause:  # whatever the target raises
-        if isinstance(cause, DlrunError) or memory.ran_out(cause):
+        if isinstance(cause, DlrunError) or ran_out(cause):
             raise
         kind = "" if isinstance(cause, ValueError) else f"{type(cause).__name__}: "
         key = _key(block, str(cause))

@@ -10,9 +10,9 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from dlrun.data.spec import DataSpec
+from dlrun.data.spec import PADDING, DataSpec
 from dlrun.engine.device import START_SCALE
-from dlrun.engine.metrics import PADDING, regression_metrics, regression_sums
+from dlrun.engine.metrics import regression_metrics, regression_sums
 
 Rows = Sequence[Mapping[str, float]]  # those of metrics.jsonl, from epoch 1 on
 Said = dict[str, str]  # a sentence by its kind

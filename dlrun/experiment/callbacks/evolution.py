@@ -84,7 +84,8 @@ class Evolution:
             decision.draw_regions(axes, _probabilities(parts), x, self.targets, spec, side=60)
             axes.legend(title="true class", loc="upper right", framealpha=0.9)
             return
-        fit.draw_curve(axes, {"train": (x, self.targets)}, lambda rows: answers(parts, rows), spec, parts.splits.truth)
+        rows = {"train": (x, self.targets)}
+        fit.draw_curve(axes, rows, lambda x: answers(parts.model, x, parts.runtime), spec, parts.splits.truth)
         low, high = float(self.targets.min()), float(self.targets.max())
         margin = 0.15 * (high - low) or 1.0
         axes.set_ylim(low - margin, high + margin)
@@ -112,4 +113,4 @@ def movie(figures: Path, last_epoch: int) -> None:
 
 
 def _probabilities(parts: "Parts") -> "Callable[[torch.Tensor], torch.Tensor]":
-    return lambda rows: parts.task.probabilities(answers(parts, rows))
+    return lambda rows: parts.task.probabilities(answers(parts.model, rows, parts.runtime))

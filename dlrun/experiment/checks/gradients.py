@@ -12,9 +12,8 @@ from dlrun.config import request, schema
 from dlrun.config.request import Request
 from dlrun.config.schema import CONFIG_DIR
 from dlrun.core.errors import RequestError
-from dlrun.engine import device
+from dlrun.engine import device, evaluation, untouched
 from dlrun.engine.objective import Task
-from dlrun.experiment.preflight import checks
 from dlrun.experiment.setup import prepare
 from dlrun.runs.reports.console import Console, table
 
@@ -73,7 +72,7 @@ def check_gradients(words: list[str]) -> int:
     settings = schema.read(composed, asked.choices)
     with device.session(settings.rest.device, settings.rest.seed) as process:
         parts = prepare(settings, process, asked.trusted_modules)
-        with checks.untouched(parts.model):
+        with untouched.untouched(parts.model):
             found = [row for subject in subjects(parts) for row in checked(subject)]
     if not found:
         raise RequestError(
@@ -105,7 +104,7 @@ def handwritten_models() -> list[str]:
 
 def subjects(parts: "Parts") -> Iterator[Subject]:
     """Every layer that has a `reference`, with what it gets from one training batch, and the loss if it is ours."""
-    batch, targets = checks.small_batch(parts.training.train, _ROWS)
+    batch, targets = evaluation.small_batch(parts.training.train, _ROWS)
     layers = {n: m for n, m in parts.model.named_modules() if callable(getattr(m, "reference", None))}
     got: dict[str, Tensor] = {}
     handles = [m.register_forward_pre_hook(_keep(got, name)) for name, m in layers.items()]

@@ -27,6 +27,7 @@ from dlrun.core.user_code import first_line
 from dlrun.data.batches import Batch, LoaderBatches, free_memory
 from dlrun.data.files.tensors import load_weights
 from dlrun.engine import device as runtime
+from dlrun.engine import evaluation
 from dlrun.engine.made_buffers import BuiltBuffers
 from dlrun.engine.object_state import (
     OF_TORCH,
@@ -43,7 +44,6 @@ from dlrun.engine.state import MADE_BUFFERS
 from dlrun.engine.trainer import requires_closure
 from dlrun.experiment.build import build
 from dlrun.experiment.hidden_state.surroundings import MISSING, Surroundings, find_variables, is_own_class
-from dlrun.experiment.preflight import checks
 from dlrun.models.pretrained import weights_follow
 
 if TYPE_CHECKING:
@@ -460,7 +460,7 @@ _MOST_ROWS = 32
 def take_sample(batch: Batch, work: int) -> Batch:
     """A copy of some rows of a batch. work: multiply-adds for one row."""
     rows = min(_MOST_ROWS, max(2, int(_MOST_WORK / max(work, 1))))
-    inputs, targets = checks.head(batch, rows)
+    inputs, targets = evaluation.head(batch, rows)
     return tuple(x.clone() for x in inputs), targets.clone()
 
 

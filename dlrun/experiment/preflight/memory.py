@@ -6,10 +6,8 @@ import torch
 from torch import nn
 
 from dlrun.config.schema import Settings
-from dlrun.core.errors import chain
 from dlrun.data.batches import free_memory
 
-_SAID_BY_TORCH = ("out of memory", "can't allocate memory", "not enough memory")
 _NARROW = ("bf16", "fp16")
 
 
@@ -55,15 +53,6 @@ def remark(needed: Estimate, settings: Settings, device: torch.device) -> list[s
         f"a step takes about {needed.total / 2**20:,.0f} MB, and {device} has {free / 2**20:,.0f} MB left; "
         f"if it runs out of memory try {_smaller(settings)}"
     ]
-
-
-def ran_out(error: BaseException) -> bool:
-    """Whether an exception, or one that it came from, says that there is no memory left."""
-    return any(
-        isinstance(cause, MemoryError | torch.OutOfMemoryError)
-        or (isinstance(cause, RuntimeError) and any(words in str(cause) for words in _SAID_BY_TORCH))
-        for cause in chain(error)
-    )
 
 
 def sentence(settings: Settings, device: str) -> str:

@@ -72,12 +72,12 @@ def _pictures(parts: "Parts", folder: Path, tracker: FileTracker) -> Iterator[Na
 
 def _regression(parts: "Parts") -> Iterator[Named]:
     spec = parts.splits.spec
-    split, batches = shown_split(parts)
-    inputs, outputs, targets = outputs_of(parts, batches)
+    split, batches = shown_split(parts.training, parts.test)
+    inputs, outputs, targets = outputs_of(parts.model, batches, parts.runtime.autocast)
     if spec.output_size == 1 and spec.kind == "vector" and spec.input_size == 1:
         train_inputs, train_targets = rows_of(parts.training.train)
         rows = {"train": (train_inputs[0], train_targets), split: (inputs[0], targets)}
-        yield "fit", fit.curve_fit(rows, lambda x: answers(parts, x), spec, parts.splits.truth)
+        yield "fit", fit.curve_fit(rows, lambda x: answers(parts.model, x, parts.runtime), spec, parts.splits.truth)
     elif spec.output_size == 1:
         yield "fit", fit.predictions(outputs, targets, split)
     if spec.kind == "image" and parts.settings.rest.tracking.samples:
@@ -86,8 +86,8 @@ def _regression(parts: "Parts") -> Iterator[Named]:
 
 def _classification(parts: "Parts", tracker: FileTracker) -> Iterator[Named]:
     spec, task = parts.splits.spec, parts.task
-    split, batches = shown_split(parts)
-    inputs, outputs, targets = outputs_of(parts, batches)
+    split, batches = shown_split(parts.training, parts.test)
+    inputs, outputs, targets = outputs_of(parts.model, batches, parts.runtime.autocast)
     # Batches of the training part come in the order of epoch 1.
     origin = origin_of(getattr(parts.splits, split), split).take(batches.order.permutation(1)[: len(targets)])
     if spec.task == "tagging":
@@ -112,7 +112,7 @@ def _boundaries(parts: "Parts") -> Iterator[Named]:
     (x,), y = rows_of(parts.training.train)
 
     def probabilities(rows: Tensor) -> Tensor:
-        return parts.task.probabilities(answers(parts, rows))
+        return parts.task.probabilities(answers(parts.model, rows, parts.runtime))
 
     if spec.input_size == 2:
         yield "decision", decision.decision_regions(probabilities, x, y, spec, "train")

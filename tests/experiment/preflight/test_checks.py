@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from dlrun.core.errors import RequestError
 from dlrun.data.batches import Batch, MemoryBatches, Order, Place
 from dlrun.data.spec import DataSpec, Split, TaskName
+from dlrun.engine import evaluation, untouched
 from dlrun.engine.device import rng_state
 from dlrun.engine.objective import Task
 from dlrun.experiment.preflight import checks
@@ -230,7 +231,7 @@ def test_untouched_restores_what_a_training_pass_changes() -> None:
     torch.manual_seed(3)
 
     def fails() -> None:
-        with checks.untouched(model):
+        with untouched.untouched(model):
             model.train()(*batch()[0])  # draws dropout's mask, too
             assert not torch.equal(model.state_dict()["body.1.running_mean"], before["body.1.running_mean"])
             raise KeyError
@@ -296,7 +297,7 @@ def test_the_small_batch_is_the_head_of_the_first_epoch() -> None:
     split = Split((torch.arange(10.0).view(10, 1), torch.arange(10)), torch.arange(10))
     place = Place(torch.device("cpu"), torch.float32, DataSpec("tokens", (1,), "multiclass", 10))
     batches = MemoryBatches(split, Order(10, 4, shuffle=True), place)
-    inputs, targets = checks.small_batch(batches)
+    inputs, targets = evaluation.small_batch(batches)
     wanted = Order(10, 4, shuffle=True).permutation(1)[:2]
     assert torch.equal(targets, wanted)
     assert [len(x) for x in inputs] == [2, 2]

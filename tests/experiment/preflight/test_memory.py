@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from dlrun.config import request, schema
+from dlrun.engine import device
 from dlrun.experiment.preflight import memory
 from dlrun.experiment.preflight.memory import Estimate
 
@@ -45,19 +46,19 @@ def raised(make: Callable[[], Any]) -> BaseException:
 
 
 def test_what_torch_and_numpy_raise_without_memory_is_known() -> None:
-    assert memory.ran_out(raised(lambda: torch.empty(2**50)))
-    assert memory.ran_out(raised(lambda: np.empty(2**50)))
-    assert memory.ran_out(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
-    assert not memory.ran_out(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert device.ran_out(raised(lambda: torch.empty(2**50)))
+    assert device.ran_out(raised(lambda: np.empty(2**50)))
+    assert device.ran_out(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    assert not device.ran_out(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
 def test_an_error_that_came_from_another_is_known_too_and_a_circle_of_them_ends() -> None:
     error = ValueError("could not be built")
     error.__cause__ = MemoryError()
-    assert memory.ran_out(error)
+    assert device.ran_out(error)
     first, second = ValueError("a"), ValueError("b")
     first.__cause__, second.__cause__ = second, first
-    assert not memory.ran_out(first)
+    assert not device.ran_out(first)
 
 
 @pytest.mark.parametrize(("precision", "wide"), [("fp32", 4), ("fp64", 8), ("bf16", 2)])

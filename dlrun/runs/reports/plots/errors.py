@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from dlrun.data.origin import Origin
-from dlrun.data.spec import DataSpec
-from dlrun.engine.metrics import PADDING
+from dlrun.data.spec import PADDING, DataSpec
 from dlrun.runs.reports.plots import canvas, samples
 
 if TYPE_CHECKING:
