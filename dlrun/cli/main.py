@@ -9,12 +9,13 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from itertools import dropwhile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlrun.cli import command_help
 from dlrun.config import listing, schema
 from dlrun.core import library_warnings, signals
-from dlrun.core.errors import DlrunError, RequestError, RunError, describe_os_error, own_place
+from dlrun.core.errors import DlrunError, RequestError, RunError, describe_os_error, explain_exit
 from dlrun.core.search_path import put_own_last
 from dlrun.core.terminal import write_error, write_out
 from dlrun.engine import distributed
@@ -85,11 +86,11 @@ def main() -> int:
             distributed.refuse("a sweep")
             return runner.run(requests)
         with garbage_left():
-            from dlrun.experiment import run
+            from dlrun.experiment import ignored, run
 
             importlib.import_module(OF_OPTIMIZERS)
 
-        refuse_sweep_settings(words)
+        ignored.refuse_sweep_settings(words)
         return run.run(requests[0])
     except (DlrunError, SystemExit) as error:
         return complain(error, verbose)
@@ -123,16 +124,6 @@ def garbage_left() -> Iterator[None]:
         atexit.register(gc.unfreeze)  # libraries would complain that something of theirs is left
 
 
-def refuse_sweep_settings(words: list[str]) -> None:
-    """RequestError for a setting of sweeps on the command line of a single run, which would not heed it."""
-    from dlrun.experiment import ignored
-
-    resumes = words[:1] == ["resume"] or any(word.startswith("resume=") for word in words)
-    for word in words:
-        if word.startswith("sweep.") and not word.startswith("sweep.points="):
-            raise ignored.of_a_sweep(word, resumes)
-
-
 def answer(words: list[str]) -> list["Request"]:
     """What is to be trained; empty when the command has been answered on the spot."""
     first = words[0] if words else ""
@@ -143,9 +134,6 @@ def answer(words: list[str]) -> list["Request"]:
     if first == "ls":
         list_choices(words[1:])
         return []
-    resumed = [word.removeprefix("resume=") for word in words if word.startswith("resume=")]
-    if resumed and resumed != ["auto"]:
-        words = ["resume", *resumed, *(word for word in words if not word.startswith("resume="))]
     return compose(words)
 
 
@@ -162,32 +150,33 @@ def help_text(words: list[str]) -> str:
 
 def compose(words: list[str]) -> list["Request"]:
     """The requests of a command line that trains or loads; Hydra's complaints become sentences."""
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
+    from dlrun.experiment import requests
+
+    words = requests.put_resume_first(words)
+    if words[:1] == ["resume"] and is_sweep(words[1:2]):
+        from dlrun.sweep import continuation
+
+        return continuation.read_requests(words[1:])
+
+    if not words[:1] or words[0] not in COMMANDS:
+        return requests.read_requests(words)
 
     from dlrun.config import explain as mistakes
-    from dlrun.config import request
 
     try:
-        if words[:1] and words[0] in COMMANDS:
-            distributed.refuse(f"dlrun {words[0]}")
-            answering(COMMANDS[words[0]])(words[1:])
-            return []
-        if words[:1] == ["resume"]:
-            from dlrun.experiment import resume
-
-            return resume.resume_requests(words[1:])
-        found = request.from_command_line(words)
-        if "resume=auto" in words:
-            from dlrun.experiment import resume
-
-            return resume.where_they_stood(found)
-        return found
-    except (HydraException, OmegaConfBaseException, request.UnknownKey) as error:
-        if words[:1] and words[0] in OF_SAVED_RUNS:  # a saved config, and what is to be changed of it
+        distributed.refuse(f"dlrun {words[0]}")
+        answering(COMMANDS[words[0]])(words[1:])
+    except mistakes.COMPOSITION_ERRORS as error:
+        if words[0] in OF_SAVED_RUNS:  # a saved config, and what is to be changed of it
             raise RequestError(mistakes.sentence(error, words[2:])) from error
         asked = list(dropwhile(lambda word: word in ("check", *CHECKS), words))
         raise mistakes.request_error(error, asked) from error
+    return []
+
+
+def is_sweep(folders: Sequence[str]) -> bool:
+    """Whether a folder to go on with is that of a sweep."""
+    return any(folder and (Path(folder) / "sweep.jsonl").exists() for folder in folders)
 
 
 def check(words: list[str]) -> None:
@@ -227,7 +216,7 @@ def explain(error: Exception) -> DlrunError | None:
 def complain(error: DlrunError | SystemExit, verbose: bool) -> int:
     """Say what is wrong, with the traceback where it was asked for; returns the exit code."""
     if isinstance(error, SystemExit):
-        error = own_exit(error)
+        error = explain_exit(error)
     if verbose:
         write_error("".join(traceback.format_exception(error)).rstrip("\n"))
     write_error(f"dlrun: {shorten_words(str(error), sys.argv[1:])}")
@@ -252,16 +241,6 @@ def explain_worker_death(error: RuntimeError) -> DlrunError | None:
     from dlrun.data import workers
 
     return workers.explain_death(error)
-
-
-def own_exit(error: SystemExit) -> RequestError:
-    """What to say of a sys.exit before training; in training it is a failure of the run, and comes as a DlrunError."""
-    place = own_place(error)
-    if place:
-        culprit = f"code of your own called sys.exit({error.code}) before the run began ({place}); raise an error there"
-        return RequestError(culprit)
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return RequestError(f"{last.filename}, line {last.lineno}, called sys.exit({error.code}) before the run began")
 
 
 def list_choices(words: list[str]) -> None:

@@ -16,6 +16,9 @@ from dlrun.config.validation import field_at, wrong_type
 from dlrun.core.errors import RequestError, chain, did_you_mean, distance, listed, nearest
 from dlrun.core.problems import Problems
 
+# What Hydra and OmegaConf raise where a command line or a saved config does not fit.
+COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, request.UnknownKey)
+
 VERBS = ("resume", "eval", "compare", "export", "predict", "clean", "completion", "diff", "ls", "check")
 
 # What Hydra says, and what a user can do about it.

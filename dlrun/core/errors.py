@@ -104,6 +104,16 @@ def own_place(error: BaseException) -> str:
     return ""
 
 
+def explain_exit(error: SystemExit) -> RequestError:
+    """What to say of a sys.exit before training; in training it is a failure of the run, and comes as a DlrunError."""
+    place = own_place(error)
+    if place:
+        culprit = f"code of your own called sys.exit({error.code}) before the run began ({place}); raise an error there"
+        return RequestError(culprit)
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return RequestError(f"{last.filename}, line {last.lineno}, called sys.exit({error.code}) before the run began")
+
+
 def is_own_code(filename: str) -> bool:
     """Whether a file, or a cell of a notebook, is the user's own: neither dlrun's nor installed."""
     if filename in ("<stdin>", "<string>") or filename.startswith("<ipython-input"):

@@ -13,45 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dlrun.core.errors import RequestError, RunError, did_you_mean
-from dlrun.data.spec import PADDING, DataSpec, TaskName
+from dlrun.data.spec import PADDING, DataSpec
 from dlrun.engine import metrics
+from dlrun.engine.losses import LOSSES
 from dlrun.engine.metrics import Sums
-from dlrun.models import scratch_autograd
 
-
-def perceptron_loss(outputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-    """(step(z) - y) z for logits z (N,) and targets y of 0 or 1, where step(z) is 1 if z > 0, else 0.
-
-    The step counts as a constant, so the gradient for z = w·x is (step(z) - y) x: the perceptron's update rule, at
-    z = 0 too (Rosenblatt 1958).
-    """
-    rows = ((outputs > 0).to(targets.dtype) - targets) * outputs
-    return rows.mean() if reduction == "mean" else rows.sum()
-
-
-_LOSSES: dict[TaskName, dict[str, Callable[..., Tensor]]] = {
-    "regression": {
-        "mse": F.mse_loss,
-        "mae": F.l1_loss,
-        "huber": F.huber_loss,
-        "smooth_l1": F.smooth_l1_loss,
-        "scratch_mse": scratch_autograd.mse_loss,
-    },
-    "binary": {
-        "bce_with_logits": F.binary_cross_entropy_with_logits,
-        "bce": F.binary_cross_entropy,
-        "scratch_bce": scratch_autograd.bce_loss,
-        "scratch_bce_with_logits": scratch_autograd.bce_with_logits_loss,
-        "perceptron": perceptron_loss,
-    },
-    "multiclass": {
-        "cross_entropy": F.cross_entropy,
-        "nll": F.nll_loss,
-        "multi_margin": F.multi_margin_loss,
-        "scratch_cross_entropy": scratch_autograd.cross_entropy_loss,
-    },
-    "tagging": {"cross_entropy": F.cross_entropy, "nll": F.nll_loss},
-}
 _ON_PROBABILITIES = ("bce", "scratch_bce")  # the other binary losses take a logit
 FLUSH_BATCHES = 64  # outputs are kept as they come and reduced in one go: 64 small reductions cost more
 
@@ -85,7 +51,7 @@ class Task:
     loss_function: Callable[..., Tensor] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        known = _LOSSES[self.spec.task]
+        known = LOSSES[self.spec.task]
         name = self.loss_name or next(iter(known))
         if self.own_loss is not None:
             known = {name: _called(self.own_loss, name, self.reduction)}

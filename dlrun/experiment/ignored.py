@@ -113,6 +113,14 @@ def of_a_sweep(word: str, resumes: bool = False) -> RequestError:
     return RequestError(f"{word} is for a sweep; add -m, or leave it out")
 
 
+def refuse_sweep_settings(words: Sequence[str]) -> None:
+    """RequestError for a setting of sweeps on the command line of a single run, which would not heed it."""
+    resumes = list(words[:1]) == ["resume"] or any(word.startswith("resume=") for word in words)
+    for word in words:
+        if word.startswith("sweep.") and not word.startswith("sweep.points="):
+            raise of_a_sweep(word, resumes)
+
+
 def refuse_unheeded(words: Sequence[str], command: str) -> None:
     """RequestError for a key that is typed for a saved run and that the command does not heed.
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from dlrun.engine import evaluation, trainer
 from dlrun.engine.objective import Task
 from dlrun.experiment import probes
 from dlrun.experiment.callbacks import diagnose as diagnosis
+from dlrun.runs import expectations, logger
 from dlrun.runs.expectations import Value
 from dlrun.runs.logger import FileTracker
 
@@ -86,6 +88,14 @@ def measure(parts: "Parts") -> dict[str, Value]:
         final = trainer.evaluate(parts.model, training.train, parts.task, parts.runtime.autocast)
         values |= {f"final/{k}": v for k, v in final.items()}
     return values
+
+
+def check_expectations(parts: "Parts", result: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """The expectations of a run that stands alone, as result.json keeps them."""
+    if not parts.alone:
+        return []
+    outcome = expectations.outcome_of("", result, logger.read_rows(folder))
+    return [asdict(line) for line in expectations.check(parts.settings.rest.expect, [outcome])]
 
 
 def diagnose(parts: "Parts", rows: list[dict[str, float]], metrics: dict[str, float]) -> list[str]:

@@ -103,10 +103,6 @@ def resume_requests(words: list[str]) -> list[Request]:
     if not words or not words[0]:
         raise RequestError(f"which run? type {example_command('resume')}")
     folder = Path(words[0])
-    if (folder / "sweep.jsonl").exists():
-        from dlrun.sweep.continuation import resumed
-
-        return resumed(folder, words[1:])
     state = newest_state(folder)
     request = from_saved(state["config"], state["choices"], words[1:], folder)
     plain = request.config

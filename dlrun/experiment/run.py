@@ -41,7 +41,6 @@ from dlrun.runs.logger import FileTracker
 from dlrun.runs.record import RESULT, RunRecord
 from dlrun.runs.reports.console import Console
 from dlrun.runs.reports.plots import fonts
-from dlrun.sweep.comparison import expectations
 
 
 def run(request: Request, console: Console | None = None) -> int:
@@ -337,7 +336,7 @@ def finish(
             parts.notes += fonts.note()
         parts.notes += results.record_end(parts, metrics, tracker)
     result = results.collect(parts, status, metrics, sha256, error=None) | {"measured": measured}
-    result["expected"] = expectations.of_one(parts, result, folder) if status != "interrupted" else []
+    result["expected"] = results.check_expectations(parts, result, folder) if status != "interrupted" else []
     if parts.settings.rest.figures and status != "interrupted":
         with parts.unsaved.attempt("report.html", again=False):
             html.write(parts, folder, result, rows)

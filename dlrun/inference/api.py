@@ -9,14 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from dlrun.cli import main
 from dlrun.config import explain, request
-from dlrun.config.request import Request, UnknownKey
-from dlrun.core.errors import DlrunError, RequestError, RunError
+from dlrun.config.request import Request
+from dlrun.core.errors import DlrunError, RequestError, RunError, explain_exit
 from dlrun.core.files import Unsaved
 from dlrun.core.library_warnings import diverted
 from dlrun.core.own_code import own_modules
@@ -26,7 +23,7 @@ from dlrun.core.terminal import escape_line
 from dlrun.data.batches import Place
 from dlrun.data.spec import DataSpec, Split, Splits
 from dlrun.engine import device
-from dlrun.experiment import ignored
+from dlrun.experiment import ignored, requests
 from dlrun.experiment import resume as saved
 from dlrun.experiment import run as experiment
 from dlrun.inference.predictions import Predictions, predicted
@@ -148,16 +145,17 @@ def train(*overrides: str, quiet: bool = False) -> Run:
     console = _Noting(quiet=quiet)
     with _as_it_was("train"):
         try:
-            asked = main.answer(words)
+            refuse_sweep_folder(words)
+            asked = requests.read_requests(words)
             if len(asked) > 1 or (asked and asked[0].sweep is not None):
                 raise RequestError(
                     f"dlrun.train makes one run, and this names {len(asked)}; call it for each of them, or type "
                     f"{shlex.join(['dlrun', *words])} in a terminal"
                 )
-            main.refuse_sweep_settings(words)
+            ignored.refuse_sweep_settings(words)
             code = experiment.run(asked[0], console) if asked else 0
         except SystemExit as error:
-            raise main.own_exit(error) from error
+            raise explain_exit(error) from error
     if not asked:
         return _finished_already(words)
     if code > 1:
@@ -201,11 +199,21 @@ def _load(place: str, words: list[str], made_by: Request | None = None) -> Run:
                 if made_by is not None:
                     saved.request = replace(saved.request, trusted_modules=made_by.trusted_modules)
                 saved.model.eval()
-        except (HydraException, OmegaConfBaseException, UnknownKey) as error:
+        except explain.COMPOSITION_ERRORS as error:
             raise RequestError(explain.sentence(error, words)) from error
         except SystemExit as error:
-            raise main.own_exit(error) from error
+            raise explain_exit(error) from error
     return Run(saved)
+
+
+def refuse_sweep_folder(words: Sequence[str]) -> None:
+    """RequestError for `resume=SWEEP`: that is many runs."""
+    first, *folders = requests.put_resume_first(words)[:2] or [""]
+    if first == "resume" and (Path(folders[0]) / "sweep.jsonl").exists():
+        raise RequestError(
+            f"{folders[0]} is a sweep, and dlrun.train makes one run; type {shlex.join(['dlrun', 'resume', *folders])} "
+            "in a terminal"
+        )
 
 
 def _finished_already(words: Sequence[str]) -> Run:

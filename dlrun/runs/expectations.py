@@ -18,6 +18,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 from dlrun.core.errors import RequestError
 
@@ -78,6 +79,17 @@ _SIGNS: dict[str, Callable[[float, float], bool]] = {
     "<=": lambda a, b: a <= b,
     ">=": lambda a, b: a >= b,
 }
+
+
+def outcome_of(label: str, result: dict[str, Any], rows: list[dict[str, float]]) -> Outcome:
+    """What a run came to, as its result.json and the rows of its metrics.jsonl tell."""
+    values = {k: v for k, v in (result["metrics"] | result.get("measured", {})).items() if v is not None}
+    values |= {k: result[k] for k in ("status", "epochs", "steps", "parameters", "weights_sha256")}
+    values |= {f"baseline/{k}": v for k, v in result["baseline"].items()}
+    best_epoch = result["best"].get("epoch")
+    values |= {"best_epoch": best_epoch} if best_epoch is not None else {}
+    curves = {key: [row[key] for row in rows if key in row] for key in rows[0]} if rows else {}
+    return Outcome(label, values, result["warnings"], curves, result["error"])
 
 
 def parse(text: str) -> Expectation:

@@ -88,11 +88,12 @@ def merged(before: Sequence[str], more: Sequence[str]) -> list[str]:
     return [*(word for word in kept if not key_of(word).startswith("hydra")), *more]
 
 
-def resumed(folder: Path, words: Sequence[str]) -> list[Request]:
+def read_requests(words: Sequence[str]) -> list[Request]:
     """`dlrun resume SWEEP [new points]`: the jobs that the ledger knows, and those that the words add.
 
     The ledger is a loaded file: its jobs run modules of the user's own only where trusted_modules says so.
     """
+    folder, words = Path(words[0]), words[1:]
     ledger = Ledger.read(folder)
     flags = [word for word in words if word not in request.overrides_of(words)]
     asked = request.overrides_of(words)

@@ -5,6 +5,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dlrun.core.errors import RequestError
+from dlrun.engine import scratch_losses
 from dlrun.models import scratch_autograd
 from dlrun.models.scratch_autograd import applied
 
@@ -27,10 +29,10 @@ ACTIVATIONS: dict[str, Case] = {
     "elu with alpha 0.3": (lambda z: applied(scratch_autograd.ELU, z, 0.3), lambda z: F.elu(z, 0.3)),
 }
 LOSSES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
-    "mse": (scratch_autograd.mse_loss, F.mse_loss),
-    "bce": (scratch_autograd.bce_loss, F.binary_cross_entropy),
-    "bce_with_logits": (scratch_autograd.bce_with_logits_loss, F.binary_cross_entropy_with_logits),
-    "cross_entropy": (scratch_autograd.cross_entropy_loss, F.cross_entropy),
+    "mse": (scratch_losses.mse_loss, F.mse_loss),
+    "bce": (scratch_losses.bce_loss, F.binary_cross_entropy),
+    "bce_with_logits": (scratch_losses.bce_with_logits_loss, F.binary_cross_entropy_with_logits),
+    "cross_entropy": (scratch_losses.cross_entropy_loss, F.cross_entropy),
 }
 SHAPES: dict[str, list[tuple[int, ...]]] = {
     "mse": [(5, 1), (4, 3), (2, 3, 4)],
@@ -114,7 +116,7 @@ def test_small_values_keep_their_digits() -> None:
     for name in ("tanh", "elu"):
         torch.testing.assert_close(ACTIVATIONS[name][0](z), z, rtol=1e-9, atol=0)
     certain = torch.tensor([50.0, -50.0], dtype=torch.float64)
-    loss = scratch_autograd.bce_with_logits_loss(certain, torch.tensor([1.0, 0.0]))
+    loss = scratch_losses.bce_with_logits_loss(certain, torch.tensor([1.0, 0.0]))
     assert loss.item() == pytest.approx(math.exp(-50), rel=1e-12, abs=0)
 
 
@@ -135,13 +137,13 @@ def test_binary_losses_of_a_certain_answer(target: float, dtype: torch.dtype) ->
     targets = torch.full((len(SATURATED),), target, dtype=dtype)
     z = torch.tensor(SATURATED, dtype=dtype, requires_grad=True)
     same(
-        lambda x: scratch_autograd.bce_with_logits_loss(x, targets),
+        lambda x: scratch_losses.bce_with_logits_loss(x, targets),
         lambda x: LOSSES["bce_with_logits"][1](x, targets),
         z,
     )
     p = torch.tensor([0.0, 1e-30, 1e-7, 0.5, 1 - 1e-6, 1.0], dtype=dtype, requires_grad=True)
     same(
-        lambda x: scratch_autograd.bce_loss(x, targets[:6]),
+        lambda x: scratch_losses.bce_loss(x, targets[:6]),
         lambda x: F.binary_cross_entropy(x, targets[:6]),
         p,
         exact=exact,
@@ -153,9 +155,7 @@ def test_cross_entropy_of_a_certain_answer(dtype: torch.dtype) -> None:
     z = torch.tensor([[50.0, -50.0, 0.0], [-50.0, 50.0, 50.0], [800.0, -800.0, 1.0]], dtype=dtype, requires_grad=True)
     targets = torch.tensor([0, 0, 1])
     exact = 1e-6 if dtype == torch.float32 else 1e-14
-    same(
-        lambda x: scratch_autograd.cross_entropy_loss(x, targets), lambda x: F.cross_entropy(x, targets), z, exact=exact
-    )
+    same(lambda x: scratch_losses.cross_entropy_loss(x, targets), lambda x: F.cross_entropy(x, targets), z, exact=exact)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -164,7 +164,7 @@ def test_under_autocast_the_gradients_keep_the_type_of_the_parameters(bias: bool
     with torch.autocast("cpu", dtype=torch.bfloat16):
         hidden = applied(scratch_autograd.Linear, x, weight, b if bias else None)
         outputs = applied(scratch_autograd.Linear, hidden, weight.T[:, :2].contiguous(), None)
-        loss = scratch_autograd.cross_entropy_loss(outputs, torch.tensor([0, 1, 2, 0]))
+        loss = scratch_losses.cross_entropy_loss(outputs, torch.tensor([0, 1, 2, 0]))
     loss.backward()
     assert loss.dtype == torch.float32
     assert weight.grad is not None
@@ -183,7 +183,7 @@ def test_shapes_that_would_broadcast_are_refused(name: str) -> None:
 @pytest.mark.parametrize("value", [-0.1, 1.1])
 def test_a_logit_is_no_probability(value: float) -> None:
     with pytest.raises(RequestError, match=r"type model\.output_activation=sigmoid or task\.loss=scratch_bce_with"):
-        scratch_autograd.bce_loss(torch.tensor([0.5, value]), torch.tensor([1.0, 0.0]))
+        scratch_losses.bce_loss(torch.tensor([0.5, value]), torch.tensor([1.0, 0.0]))
 
 
 ALLOWED = {
@@ -229,8 +229,9 @@ def test_nothing_of_torch_nn_functional_or_autograd_runs(monkeypatch: pytest.Mon
             forward().backward(gradient)
 
 
-def test_the_source_names_neither() -> None:
-    tree = ast.parse(inspect.getsource(scratch_autograd))
+@pytest.mark.parametrize("module", [scratch_autograd, scratch_losses])
+def test_the_source_names_neither(module: ModuleType) -> None:
+    tree = ast.parse(inspect.getsource(module))
     imported = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
     imported |= {f"{n.module}.{a.name}" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) for a in n.names}
     assert {name for name in imported if name.startswith("torch")} == {

@@ -1,23 +1,17 @@
-"""What one run, or the runs of a sweep, came to, beside what was expected of them."""
+"""What the runs of a sweep came to, beside what was expected of them."""
 
 import re
 import textwrap
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from dlrun.config.request import Request
 from dlrun.core import markdown
 from dlrun.experiment.reports import terminal
-from dlrun.runs import expectations, logger
-from dlrun.runs.expectations import Checked, Outcome
+from dlrun.runs import expectations
+from dlrun.runs.expectations import Checked, Outcome, outcome_of
 from dlrun.runs.record import RESULT, RunRecord
 from dlrun.runs.reports.console import Console
-
-if TYPE_CHECKING:
-    from dlrun.experiment.setup import Parts
-
 
 _NEEDED = (
     "status",
@@ -32,24 +26,6 @@ _NEEDED = (
     "error",
 )
 _MOST_CURVES = 20  # runs in one picture: the optimizers' race has 15; more would be a thicket
-
-
-def of_one(parts: "Parts", result: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
-    """The expectations of a run that stands alone, as result.json keeps them."""
-    if not parts.alone:
-        return []
-    outcome = _outcome("", result, logger.read_rows(folder))
-    return [asdict(line) for line in expectations.check(parts.settings.rest.expect, [outcome])]
-
-
-def _outcome(label: str, result: dict[str, Any], rows: list[dict[str, float]]) -> Outcome:
-    values = {k: v for k, v in (result["metrics"] | result.get("measured", {})).items() if v is not None}
-    values |= {k: result[k] for k in ("status", "epochs", "steps", "parameters", "weights_sha256")}
-    values |= {f"baseline/{k}": v for k, v in result["baseline"].items()}
-    best_epoch = result["best"].get("epoch")
-    values |= {"best_epoch": best_epoch} if best_epoch is not None else {}
-    curves = {key: [row[key] for row in rows if key in row] for key in rows[0]} if rows else {}
-    return Outcome(label, values, result["warnings"], curves, result["error"])
 
 
 def of_sweep(finished: Sequence[tuple[Request, str | None]], sweep: Path) -> bool:
@@ -118,7 +94,7 @@ def _read(request: Request, error: str | None) -> Outcome:
         return Outcome(label, error=error or "no result")
     run = RunRecord(folder)
     reason = _why_unreadable(run)
-    return Outcome(label, error=reason) if reason else _outcome(label, run.result, run.history)
+    return Outcome(label, error=reason) if reason else outcome_of(label, run.result, run.history)
 
 
 def _markdown(lines: Sequence[tuple[str, Checked]]) -> str:
