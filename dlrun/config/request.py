@@ -139,6 +139,11 @@ def overrides_of(words: Sequence[str]) -> list[str]:
     return list(flags(words).overrides)
 
 
+def names_several_values(word: str) -> bool:
+    """Whether a word of a command line makes a sweep: key=1,2 or key=range(3)."""
+    return OverridesParser.create().parse_override(word).is_sweep_override()
+
+
 def answered(asked: argparse.Namespace) -> bool:
     """Whether Hydra itself has answered a command line: it was asked for a config, not for a run."""
     return bool(asked.cfg or asked.info or asked.shell_completion or asked.hydra_help)

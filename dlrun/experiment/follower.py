@@ -14,7 +14,7 @@ from dlrun.engine import device, trainer
 from dlrun.engine.distributed import Ranks, joined, wait_for_report_of_rank_zero
 from dlrun.engine.state import Training
 from dlrun.experiment import run
-from dlrun.experiment.setup import Parts
+from dlrun.experiment.context import Parts
 from dlrun.runs.checkpoint_manager import Saver, states_of_all
 
 

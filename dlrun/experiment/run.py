@@ -29,10 +29,11 @@ from dlrun.experiment import result as results
 from dlrun.experiment.callbacks import evolution, profiler
 from dlrun.experiment.callbacks.diagnostics import Watch
 from dlrun.experiment.callbacks.fingerprints import Fingerprints
+from dlrun.experiment.context import Parts
 from dlrun.experiment.hidden_state import comparison
 from dlrun.experiment.preflight import memory
 from dlrun.experiment.reports import figures, html, terminal
-from dlrun.experiment.setup import Parts, prepare, session
+from dlrun.experiment.setup import prepare, session
 from dlrun.models.pretrained import weights_follow
 from dlrun.runs import checkpoint, logger
 from dlrun.runs import folder as run_folder

@@ -5,7 +5,6 @@ import dataclasses
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from dlrun.config.schema import DeviceConfig, ModelKeys, OptimizerKeys, Settings
 from dlrun.core import user_code
 from dlrun.core.errors import DataError, RequestError
-from dlrun.core.files import Unsaved
 from dlrun.core.problems import Problems
 from dlrun.data import workers
 from dlrun.data.batches import Batch, Batches, MemoryBatches, Order, Place
@@ -35,35 +33,12 @@ from dlrun.engine.state import Training
 from dlrun.experiment import probes, result
 from dlrun.experiment.build import build, data_cache, transfer
 from dlrun.experiment.callbacks import evolution
+from dlrun.experiment.context import Parts
 from dlrun.experiment.hidden_state import comparison
 from dlrun.experiment.preflight import checks, memory
-from dlrun.experiment.probes import Answer
 from dlrun.runs import expectations, plain
 
 _ANYWHERE = Place(torch.device("cpu"), torch.float32, DataSpec("vector", (1,), "regression", 1))
-
-
-@dataclass
-class Parts:
-    """What one run is made of."""
-
-    settings: Settings
-    runtime: Runtime
-    splits: Splits
-    task: Task
-    model: nn.Module
-    training: Training
-    test: Batches | None
-    layers: list[checks.Layer]  # none where `preflight` is off
-    baseline: dict[str, float]  # the trivial answer's metrics, by split
-    notes: list[str]  # what the user should know
-    start_parameters: dict[str, float] = field(default_factory=dict)  # of a model small enough to watch them move
-    first_answers: dict[str, Answer] = field(default_factory=dict)  # to `probes`, before training
-    alone: bool = True  # not one of several runs whose expectations are checked together
-    unsaved: Unsaved = field(default_factory=Unsaved)  # what the disk did not take
-    needs: memory.Estimate | None = None  # memory of a step
-    compile_seconds: float | None = None  # what torch.compile took before the first step
-    sample: Batch | None = None  # some training rows, where state that resume cannot see is looked for
 
 
 def session(

@@ -5,26 +5,48 @@ import itertools
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from dlrun.config.schema import recorded_words
 from dlrun.core.csv_text import CsvWriter
 from dlrun.core.files import write_text
+from dlrun.data.origin import Origin
+from dlrun.engine.calibration import Calibration
+from dlrun.engine.per_class import PerClass
+from dlrun.inference.saved_model import SavedModel
 from dlrun.runs import folder as run_folder
 from dlrun.runs.reports.plots import canvas, confusion, reliability, residuals
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from dlrun.inference.evaluate import Evaluation
+
+@dataclass
+class Evaluation:
+    """What became of one split."""
+
+    saved: SavedModel
+    split: str
+    rows: int
+    metrics: dict[str, float]  # test/loss and so on
+    baseline: dict[str, float]
+    recorded: dict[str, Any]  # what training wrote down of the same
+    targets: Tensor
+    predicted: Tensor
+    probability: Tensor | None  # null for quantities
+    origin: Origin  # where the rows are from
+    classes: PerClass | None = None
+    calibration: Calibration | None = None
 
 
-def write(found: "Evaluation", run: Path, figures: bool) -> Path:
+def write(found: Evaluation, run: Path, figures: bool) -> Path:
     """A new folder in RUN/eval, which appears whole; returns it. OSError where it cannot be written."""
     parent = run / "eval"
     fresh = not parent.exists()
@@ -53,7 +75,7 @@ def _named(hidden: Path, wanted: Path) -> Path:
     raise AssertionError("there is no end of numbers")
 
 
-def _fill(folder: Path, found: "Evaluation", figures: bool) -> None:
+def _fill(folder: Path, found: Evaluation, figures: bool) -> None:
     run_folder.write_json(folder / "metrics.json", about(found))
     if found.classes is not None:
         write_text(folder / "per_class.csv", found.classes.as_csv())
@@ -65,7 +87,7 @@ def _fill(folder: Path, found: "Evaluation", figures: bool) -> None:
             canvas.save_png(canvas.pixels(figure), folder / "figures" / f"{name}.png")
 
 
-def about(found: "Evaluation") -> dict[str, Any]:
+def about(found: Evaluation) -> dict[str, Any]:
     """What metrics.json holds."""
     saved, calibration = found.saved, found.calibration
     return {
@@ -102,7 +124,7 @@ def about(found: "Evaluation") -> dict[str, Any]:
     }
 
 
-def predictions(found: "Evaluation") -> str:
+def predictions(found: Evaluation) -> str:
     """A line a row: its number in its file, what is true, what was said, the probability of a class, and the file.
 
     row counts from 0, as x[row] and pandas' iloc do; line, of a text file, from 1 with the header, as an editor does.
@@ -117,7 +139,7 @@ def predictions(found: "Evaluation") -> str:
     return file.getvalue()
 
 
-def _heads(found: "Evaluation") -> list[str]:
+def _heads(found: Evaluation) -> list[str]:
     if found.probability is not None:
         return ["true", "predicted", "probability"]
     count = found.targets.shape[1]
@@ -125,7 +147,7 @@ def _heads(found: "Evaluation") -> list[str]:
     return [f"{kind}{end}" for kind in ("true", "predicted") for end in ends]
 
 
-def _answers(found: "Evaluation") -> Iterator[list[Any]]:
+def _answers(found: Evaluation) -> Iterator[list[Any]]:
     """What is true and what was said of each row, under `_heads`."""
     pairs = zip(found.targets.tolist(), found.predicted.tolist(), strict=True)
     if found.probability is None or found.classes is None:
@@ -139,7 +161,7 @@ def _answers(found: "Evaluation") -> Iterator[list[Any]]:
         yield [names[true], names[said], f"{shown:.6f}"]
 
 
-def _pictures(found: "Evaluation") -> Iterator[tuple[str, "Figure"]]:
+def _pictures(found: Evaluation) -> Iterator[tuple[str, "Figure"]]:
     spec = found.saved.spec
     if found.probability is None:
         names = [str(i) for i in range(found.targets.shape[1])]

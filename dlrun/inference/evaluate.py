@@ -11,7 +11,6 @@ from dlrun.core.errors import DataError, RequestError, RunError, did_you_mean
 from dlrun.core.files import is_about
 from dlrun.data.datasets import row_count
 from dlrun.data.inspection import known_targets
-from dlrun.data.origin import Origin
 from dlrun.data.spec import PADDING
 from dlrun.engine import trainer
 from dlrun.engine.calibration import Calibration, calibration
@@ -19,7 +18,7 @@ from dlrun.engine.objective import Task
 from dlrun.engine.per_class import PerClass, per_class
 from dlrun.experiment import ignored, result
 from dlrun.experiment.build import build
-from dlrun.inference.eval_folder import write
+from dlrun.inference.eval_folder import Evaluation, write
 from dlrun.inference.saved_model import SavedModel, load_weights, opened, run_named
 from dlrun.runs import folder as run_folder
 from dlrun.runs.record import RunRecord
@@ -62,24 +61,6 @@ class Seen:
             torch.cat(self.predicted),
             torch.cat(self.probability) if self.probability else None,
         )
-
-
-@dataclass
-class Evaluation:
-    """What became of one split."""
-
-    saved: SavedModel
-    split: str
-    rows: int
-    metrics: dict[str, float]  # test/loss and so on
-    baseline: dict[str, float]
-    recorded: dict[str, Any]  # what training wrote down of the same
-    targets: Tensor
-    predicted: Tensor
-    probability: Tensor | None  # null for quantities
-    origin: Origin  # where the rows are from
-    classes: PerClass | None = None
-    calibration: Calibration | None = None
 
 
 def evaluate(words: list[str]) -> dict[str, float]:

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-
 from dlrun.config import request
 from dlrun.config.request import Request
 from dlrun.config.schema import NOT_IDENTITY, recorded_words
@@ -72,12 +70,11 @@ def _difference(before: Sequence[str], now: Sequence[str]) -> str:
 
 def fixed(words: Sequence[str]) -> dict[str, str]:
     """By key, each word that can tell sweeps apart; an empty text where it names several values."""
-    parser = OverridesParser.create()
     found = {}
     for word in request.overrides_of(words):
         top = key_of(word).split(".")[0]
         if top not in NOT_IDENTITY or key_of(word) == "sweep.points":
-            found[key_of(word)] = "" if parser.parse_override(word).is_sweep_override() else word
+            found[key_of(word)] = "" if request.names_several_values(word) else word
     return found
 
 

@@ -4,7 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,8 @@ from dlrun.engine import device
 from dlrun.engine.evaluation import evaluating, rows_of
 from dlrun.experiment.callbacks import diagnose
 from dlrun.experiment.callbacks.diagnose import Rows, Said
+from dlrun.experiment.context import Parts
 from dlrun.runs.logger import FileTracker
-
-if TYPE_CHECKING:
-    from dlrun.experiment.setup import Parts
 
 # Enough that a unit which 2 % of the rows wake is seen awake; fewer for a net that would need a second for them.
 _ROWS, _FEWEST_ROWS, _MULTIPLY_ADDS = 256, 32, 2e9
@@ -47,7 +45,7 @@ class Watch:
 
     phase = "evaluation"  # in the table of where the time went
 
-    def __init__(self, parts: "Parts", rows: list[dict[str, float]], say: Callable[[str], None]) -> None:
+    def __init__(self, parts: Parts, rows: list[dict[str, float]], say: Callable[[str], None]) -> None:
         self.parts, self.rows, self.say = parts, rows, say
         self.lr = float(parts.settings.optimizer.arguments.get("lr") or 0.0)
         work = max(sum(layer.multiply_adds for layer in parts.layers), 1)  # for one row

@@ -12,13 +12,13 @@ from dlrun.core.errors import RequestError
 from dlrun.data.spec import DataSpec
 from dlrun.engine import device
 from dlrun.engine.evaluation import answers, evaluating, rows_of
+from dlrun.experiment.context import Parts
 from dlrun.runs.logger import FileTracker
 from dlrun.runs.reports.plots import canvas, decision, errors, fit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from dlrun.experiment.setup import Parts
 
 _MOST_DOTS = 1000  # rows shown in a frame
 _FRAME_MS, _LAST_MS = 120, 1500  # how long the animation shows a frame, and the last one
@@ -48,7 +48,7 @@ class Evolution:
 
     phase = "figures"  # in the table of where the time went
 
-    def __init__(self, parts: "Parts", folder: Path, every_epochs: int) -> None:
+    def __init__(self, parts: Parts, folder: Path, every_epochs: int) -> None:
         self.parts, self.every_epochs = parts, every_epochs
         self.kind = kind_of(parts.splits.spec)
         self.frames = folder / "figures" / "evolution"
@@ -112,5 +112,5 @@ def movie(figures: Path, last_epoch: int) -> None:
     first.save(figures / "evolution.gif", save_all=True, append_images=rest, duration=times, loop=0)
 
 
-def _probabilities(parts: "Parts") -> "Callable[[torch.Tensor], torch.Tensor]":
+def _probabilities(parts: Parts) -> "Callable[[torch.Tensor], torch.Tensor]":
     return lambda rows: parts.task.probabilities(answers(parts.model, rows, parts.runtime))

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from omegaconf import OmegaConf
@@ -14,11 +13,9 @@ from dlrun.config.schema import CONFIG_DIR
 from dlrun.core.errors import RequestError
 from dlrun.engine import device, evaluation, untouched
 from dlrun.engine.objective import Task
+from dlrun.experiment.context import Parts
 from dlrun.experiment.setup import prepare
 from dlrun.runs.reports.console import Console, table
-
-if TYPE_CHECKING:
-    from dlrun.experiment.setup import Parts
 
 TOLERANCE = 1e-6
 _ROWS = 16  # of the batch: every entry costs six forward passes
@@ -102,7 +99,7 @@ def handwritten_models() -> list[str]:
     return sorted(name for name, target in targets.items() if target.startswith("dlrun.models.scratch."))
 
 
-def subjects(parts: "Parts") -> Iterator[Subject]:
+def subjects(parts: Parts) -> Iterator[Subject]:
     """Every layer that has a `reference`, with what it gets from one training batch, and the loss if it is ours."""
     batch, targets = evaluation.small_batch(parts.training.train, _ROWS)
     layers = {n: m for n, m in parts.model.named_modules() if callable(getattr(m, "reference", None))}

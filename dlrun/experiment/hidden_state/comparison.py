@@ -15,7 +15,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,11 +43,9 @@ from dlrun.engine.optim.schedule import Schedule
 from dlrun.engine.state import MADE_BUFFERS
 from dlrun.engine.trainer import requires_closure
 from dlrun.experiment.build import build
+from dlrun.experiment.context import Parts
 from dlrun.experiment.hidden_state.surroundings import MISSING, Surroundings, find_variables, is_own_class
 from dlrun.models.pretrained import weights_follow
-
-if TYPE_CHECKING:
-    from dlrun.experiment.setup import Parts
 
 KIND = "hidden state"  # of what is noted, in Progress.troubles
 _OF_STEPS = "return it from state_dict"
@@ -86,7 +84,7 @@ class _TooLong(BaseException):
 class ReloadCheck:
     """Compares the net in training with one that is loaded from a checkpoint; each difference is said once."""
 
-    def __init__(self, parts: "Parts", trusted_modules: Sequence[str] | None, say: Callable[[str], None]) -> None:
+    def __init__(self, parts: Parts, trusted_modules: Sequence[str] | None, say: Callable[[str], None]) -> None:
         """parts: before the first step, or where an earlier process stood."""
         self.parts = parts
         self.trusted_modules = trusted_modules

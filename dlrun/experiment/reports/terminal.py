@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from rich.table import Table
@@ -17,16 +17,13 @@ from dlrun.data.datasets import row_count
 from dlrun.data.spec import DataSpec, Splits
 from dlrun.engine.optim.schedule import OF_THE_WHOLE
 from dlrun.engine.state import Training
+from dlrun.experiment.context import Answer, Parts
 from dlrun.experiment.preflight.checks import checkpoint_bytes
-from dlrun.experiment.probes import Answer
 from dlrun.runs.expectations import Checked
 from dlrun.runs.reports.console import Console, facts, number, table
 
-if TYPE_CHECKING:
-    from dlrun.experiment.setup import Parts
 
-
-def opening(console: Console, parts: "Parts", folder: Path | None, overrides: Sequence[str] = ()) -> None:
+def opening(console: Console, parts: Parts, folder: Path | None, overrides: Sequence[str] = ()) -> None:
     """What runs: the overrides of a sweep's job, data, model with its layers, optimizer, device, run folder.
 
     folder: null where nothing is to be run, to show what memory and disk it would take instead.
@@ -43,7 +40,7 @@ def opening(console: Console, parts: "Parts", folder: Path | None, overrides: Se
     console.say()
 
 
-def description(parts: "Parts") -> list[tuple[str, str]]:
+def description(parts: Parts) -> list[tuple[str, str]]:
     """Data, model, optimizer and device, a few words on each."""
     settings, spec = parts.settings, parts.splits.spec
     where = "in memory" if isinstance(parts.training.train, MemoryBatches) else "read by workers"
@@ -55,7 +52,7 @@ def description(parts: "Parts") -> list[tuple[str, str]]:
     ]
 
 
-def _needs(parts: "Parts") -> list[tuple[str, str]]:
+def _needs(parts: Parts) -> list[tuple[str, str]]:
     """What a step takes of the memory, and what the checkpoints take of the disk."""
     needed, keys = parts.needs, parts.settings.rest.checkpoint
     if needed is None:
@@ -81,7 +78,7 @@ def _size(count: int) -> str:
     return f"{count / 2**20:,.1f} MB" if count < 2**30 else f"{count / 2**30:,.1f} GB"
 
 
-def _layer_table(parts: "Parts") -> Table:
+def _layer_table(parts: Parts) -> Table:
     """What each layer gives, holds and costs; the whole in the last row."""
     rows = [
         (x.name, x.kind, "×".join(map(str, x.output_shape)), number(x.parameters), number(x.multiply_adds))
@@ -109,28 +106,28 @@ def _threads() -> str:
     return f"{count} thread{'s' if count > 1 else ''}"
 
 
-def _parameters(parts: "Parts") -> int:
+def _parameters(parts: Parts) -> int:
     return sum(p.numel() for p in parts.model.parameters())
 
 
-def _trained(parts: "Parts") -> str:
+def _trained(parts: Parts) -> str:
     """How many of them learn, where some are frozen."""
     count = sum(p.numel() for p in parts.model.parameters() if p.requires_grad)
     return "" if count == _parameters(parts) else f", of which {number(count)} are trained"
 
 
-def _learning_rates(parts: "Parts") -> str:
+def _learning_rates(parts: Parts) -> str:
     return ", ".join(f"{k} {v:g}" for k, v in parts.training.schedule.learning_rates().items())
 
 
-def _schedule(parts: "Parts") -> str:
+def _schedule(parts: Parts) -> str:
     keys = parts.settings.scheduler_keys
     warm = f", warm-up {keys.warmup_steps} steps" if keys.warmup_steps else ""
     choice = parts.settings.scheduler.choice
     return ("" if choice == "none" else f", scheduler {choice}") + warm
 
 
-def closing(console: Console, parts: "Parts", folder: Path, result: dict[str, Any], notes: Sequence[str] = ()) -> None:
+def closing(console: Console, parts: Parts, folder: Path, result: dict[str, Any], notes: Sequence[str] = ()) -> None:
     """The final table with the baseline, what was noticed meanwhile, and the commands that come next."""
     headers, rows = metric_table(parts, result)
     console.say()
@@ -165,7 +162,7 @@ def closing(console: Console, parts: "Parts", folder: Path, result: dict[str, An
     console.say(facts(commands))
 
 
-def metric_table(parts: "Parts", result: dict[str, Any]) -> tuple[list[str], list[tuple[str, ...]]]:
+def metric_table(parts: Parts, result: dict[str, Any]) -> tuple[list[str], list[tuple[str, ...]]]:
     """Headers and rows: each metric on each split, and the trivial answer's on the last of them."""
     metrics, baseline = result["metrics"], result["baseline"]
     splits = [s for s in ("train", "val", "test") if any(k.startswith(s + "/") for k in metrics)]
@@ -177,7 +174,7 @@ def metric_table(parts: "Parts", result: dict[str, Any]) -> tuple[list[str], lis
     return ["metric", *splits, f"{trivial(parts)} ({shown})"], rows
 
 
-def trivial(parts: "Parts") -> str:
+def trivial(parts: Parts) -> str:
     """What the baseline answers whatever it is asked."""
     return "mean" if parts.splits.spec.task == "regression" else "majority"
 
