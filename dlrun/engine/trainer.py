@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import cache, partial
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,76 +15,103 @@ from torch.optim import Optimizer
 
 from dlrun.data.batches import Batch, Batches
 from dlrun.engine import metrics
+from dlrun.engine.callback import Callback, EpochSummary, collect_hooks
 from dlrun.engine.distributed import ALONE, Ranks
 from dlrun.engine.objective import FLUSH_BATCHES, Task
 from dlrun.engine.state import Training
 
-
-class Tracker(Protocol):
-    """Where numbers go."""
-
-    def log_step(self, step: int, values: dict[str, float]) -> None:
-        """Values of one optimizer step."""
-        ...
-
-    def log_epoch(self, row: dict[str, float], timings: dict[str, float]) -> None:
-        """The row of one epoch: epoch, step, metrics and learning rates; timings apart."""
-        ...
-
-    def begin_end(self) -> None:
-        """What follows is of the run's end: a resumed run drops it."""
-        ...
+Seen = list[tuple[Tensor, Tensor, Tensor]]
 
 
-class Display(Protocol):
-    """What the user sees meanwhile."""
+class Trainer:
+    """Trains a state to its end, an epoch at a time, and tells callbacks what happened."""
 
-    def epoch(self, row: dict[str, float], timings: dict[str, float], is_best: bool) -> None:
-        """An epoch has ended."""
-        ...
+    def __init__(self, state: Training, callbacks: Sequence[Callback], stop_requested: Callable[[], bool]) -> None:
+        self.state = state
+        self.callbacks = callbacks
+        self.stop_requested = stop_requested
+        self.hooks = collect_hooks(callbacks)
 
+    def fit(self) -> str:
+        """Train until the epochs, the steps or the patience are used up, or until a stop is requested.
 
-class Checkpointer(Protocol):
-    """What keeps the state."""
+        Returns the status: "completed", "early_stopped" or "interrupted". RunError when the loss is not finite.
+        """
+        state = self.state
+        while state.progress.batch or not (state.done or state.out_of_patience):
+            started = time.perf_counter()
+            first_batch = state.progress.batch
+            is_complete = self.train_epoch()
 
-    def after_step(self, training: Training) -> None:
-        """An optimizer step has been made."""
-        ...
+            # Once an epoch, so that the device's time is counted.
+            state.synchronize()
+            timings = state.progress.count(time.perf_counter() - started, state.train, first_batch)
 
-    def after_epoch(self, training: Training, row: dict[str, float], is_best: bool) -> None:
-        """An epoch has ended."""
-        ...
+            if state.progress.batch < len(state.train):
+                # Save first: a resumed run must not contain the row of a partial epoch.
+                self.call("on_interrupt", state)
+                if not is_complete:
+                    return "interrupted"
+                self.call("on_partial_epoch")
 
-    def interrupted(self, training: Training) -> None:
-        """The run stops, in the middle of an epoch or after one; `after_epoch` may follow for what there is of it."""
-        ...
+            row = end_epoch(state)
+            is_best = state.improved(row[state.monitor])
+            state.schedule.epoch_end(row[state.monitor])
+            self.call("on_epoch_end", state, EpochSummary(row, timings, is_best))
 
-
-def fit(t: Training, tracker: Tracker, display: Display, saver: Checkpointer, stop: Callable[[], bool]) -> str:
-    """Train until the epochs, the steps or the patience are used up, or until `stop()` says so.
-
-    Returns the status: "completed", "early_stopped" or "interrupted". RunError when the loss is not finite.
-    """
-    while t.progress.batch or not (t.done or t.out_of_patience):
-        started, first_batch = time.perf_counter(), t.progress.batch
-        finished = train_epoch(t, tracker, saver, stop)
-        t.synchronize()  # once an epoch, so that the device's time is counted
-        timings = t.progress.count(time.perf_counter() - started, t.train, first_batch)
-        if t.progress.batch < len(t.train):  # where it may go on: the row of half an epoch is not of what goes on
-            saver.interrupted(t)
-            if not finished:
+            if self.stop_requested() and not (state.done or state.out_of_patience):
+                self.call("on_interrupt", state)
                 return "interrupted"
-            tracker.begin_end()
-        row = end_epoch(t)
-        is_best = t.improved(row[t.monitor])
-        t.schedule.epoch_end(row[t.monitor])
-        tracker.log_epoch(row, timings)
-        saver.after_epoch(t, row, is_best)
-        display.epoch(row, timings, is_best)
-        if stop() and not (t.done or t.out_of_patience):
-            saver.interrupted(t)
-            return "interrupted"
-    return "completed" if t.done else "early_stopped"
+
+        return "completed" if state.done else "early_stopped"
+
+    def train_epoch(self) -> bool:
+        """Train the rest of the epoch under way, or of the steps; False when a stop ended it before.
+
+        Nothing in a step waits for the device but the report at log points.
+        """
+        state = self.state
+        state.model.train()
+        needs_closure = requires_closure(state.optimizer)
+        batches = state.train.epoch(state.progress.epoch + 1, start=state.progress.batch, pick=state.ranks.cut)
+
+        while not state.done:
+            group = list(islice(batches, state.limits.accumulate_steps))
+            if not group:
+                break
+
+            # Outputs, targets and loss of each batch, as trained on.
+            seen: Seen = []
+            if needs_closure:
+                state.optimizer.step(partial(loss_of_all, state, group, seen))  # type: ignore[arg-type]
+            else:
+                is_stepped_by_graph = state.graph is not None and state.graph(state, group, seen)
+                if not is_stepped_by_graph:
+                    backward(state, group, seen)
+                    state.scaler.step(state.optimizer)
+                    state.scaler.update()
+
+            for outputs, targets, loss in seen:
+                state.totals.add(outputs, targets, loss)
+                state.recent.append((state.progress.step + 1, loss))
+            state.progress.step += 1
+            state.progress.batch += len(group)
+            if state.progress.step % state.limits.log_every_steps == 0:
+                self.call("on_log", state.progress.step, report(state, seen))
+            state.schedule.step_end()
+
+            for on_step_end in self.hooks["on_step_end"]:
+                on_step_end(state)
+            if self.stop_requested():
+                break
+
+        state.check_finite()
+        return state.done or state.progress.batch >= len(state.train)
+
+    def call(self, hook: str, *arguments: Any) -> None:
+        """Call a hook of all callbacks that have it, in their order."""
+        for function in self.hooks[hook]:
+            function(*arguments)
 
 
 def end_epoch(t: Training) -> dict[str, float]:
@@ -97,11 +124,11 @@ def end_epoch(t: Training) -> dict[str, float]:
     if t.average is not None:
         t.ranks.level(t.average.model)
     if t.val is not None:
-        row |= measured(t, t.val, "val")
+        row |= evaluate_split(t, t.val, "val")
     return row | t.schedule.learning_rates() | t.parameter_values()
 
 
-def measured(t: Training, batches: Batches, split: str) -> dict[str, float]:
+def evaluate_split(t: Training, batches: Batches, split: str) -> dict[str, float]:
     """Metrics of a split, <split>/loss and so on, and <split>/ema_loss and so on with the averaged weights."""
     found = {f"{split}/{k}": v for k, v in evaluate(t.model, batches, t.task, t.autocast, t.ranks).items()}
     if t.average is not None:
@@ -110,38 +137,7 @@ def measured(t: Training, batches: Batches, split: str) -> dict[str, float]:
     return found
 
 
-def train_epoch(t: Training, tracker: Tracker, saver: Checkpointer, stop: Callable[[], bool]) -> bool:
-    """Train the rest of the epoch under way, or of the steps; False when `stop()` ended it before.
-
-    Nothing in a step waits for the device but the report at log points.
-    """
-    t.model.train()
-    needs_closure = requires_closure(t.optimizer)
-    batches = t.train.epoch(t.progress.epoch + 1, start=t.progress.batch, pick=t.ranks.cut)
-    while not t.done and (group := list(islice(batches, t.limits.accumulate_steps))):
-        seen: list[tuple[Tensor, Tensor, Tensor]] = []  # outputs, targets, loss of each batch, as trained on
-        if needs_closure:
-            t.optimizer.step(partial(loss_of_all, t, group, seen))  # type: ignore[arg-type]
-        elif t.graph is None or not t.graph(t, group, seen):  # it made the step, or leaves it
-            backward(t, group, seen)
-            t.scaler.step(t.optimizer)
-            t.scaler.update()
-        for outputs, targets, loss in seen:
-            t.totals.add(outputs, targets, loss)
-            t.recent.append((t.progress.step + 1, loss))
-        t.progress.step += 1
-        t.progress.batch += len(group)
-        if t.progress.step % t.limits.log_every_steps == 0:
-            tracker.log_step(t.progress.step, report(t, seen))
-        t.schedule.step_end()
-        saver.after_step(t)
-        if stop():
-            break
-    t.check_finite()
-    return t.done or t.progress.batch >= len(t.train)
-
-
-def backward(t: Training, group: list[Batch], seen: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+def backward(t: Training, group: list[Batch], seen: Seen) -> Tensor:
     """Gradients of one optimizer step: the mean over all rows of its batches, ragged or not, then clipped.
 
     Returns the loss (a scalar on the device). An optimizer with a closure may call this several times: the
@@ -166,7 +162,7 @@ def backward(t: Training, group: list[Batch], seen: list[tuple[Tensor, Tensor, T
     return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
 
-def loss_of_all(t: Training, group: list[Batch], seen: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+def loss_of_all(t: Training, group: list[Batch], seen: Seen) -> Tensor:
     """`backward` as a closure for an optimizer that looks at the loss: it is that of all processes."""
     loss = backward(t, group, seen)
     return t.ranks.total(loss) / t.ranks.count if t.ranks.count > 1 else loss
@@ -196,7 +192,7 @@ def scaled(loss: Tensor, share: Tensor | float | None) -> Tensor:
     return loss * (share.to(loss.dtype) if isinstance(share, Tensor) else share)
 
 
-def report(t: Training, seen: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, float]:
+def report(t: Training, seen: Seen) -> dict[str, float]:
     """What is logged of a step: this waits for the device, once every log_every_steps."""
     t.check_finite()
     if t.limits.grad_clip_norm is None:

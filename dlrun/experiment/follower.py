@@ -10,28 +10,13 @@ from dlrun.core import lock, signals
 from dlrun.core.errors import DlrunError
 from dlrun.core.terminal import write_error
 from dlrun.data import workers
-from dlrun.engine import device, trainer
+from dlrun.engine import device
 from dlrun.engine.distributed import Ranks, joined, wait_for_report_of_rank_zero
 from dlrun.engine.state import Training
+from dlrun.engine.trainer import Trainer
 from dlrun.experiment import run
 from dlrun.experiment.context import Parts
 from dlrun.runs.checkpoint_manager import Saver, states_of_all
-
-
-class Silence:
-    """Tracker and display that keep nothing."""
-
-    def log_step(self, step: int, values: dict[str, float]) -> None:
-        """See loop.Tracker."""
-
-    def log_epoch(self, row: dict[str, float], timings: dict[str, float]) -> None:
-        """See loop.Tracker."""
-
-    def begin_end(self) -> None:
-        """See loop.Tracker."""
-
-    def epoch(self, row: dict[str, float], timings: dict[str, float], is_best: bool) -> None:
-        """See loop.Display."""
 
 
 class Silent(Saver):
@@ -81,8 +66,7 @@ def follow(request: Request, parts: Parts, held: contextlib.ExitStack) -> int:
         run.compile_model(parts)
     stop = held.enter_context(signals.interruptible(quiet=True))
     saver = Silent(Path(), {}, keys.every_epochs, keys.every_steps, keys.keep)
-    silence = Silence()
-    status = trainer.fit(parts.training, silence, silence, saver, ranks.together(stop))
+    status = Trainer(parts.training, [saver], ranks.together(stop)).fit()
     if status != "interrupted":
         run.tested(parts, None)
     return signals.exit_code(stop.signal_number) if stop() else 0

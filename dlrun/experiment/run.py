@@ -19,16 +19,21 @@ from dlrun.core.library_warnings import diverted
 from dlrun.core.problems import Problems
 from dlrun.core.terminal import escape_line, write_error
 from dlrun.data import workers
-from dlrun.engine import device, evaluation, trainer
+from dlrun.engine import device, evaluation
 from dlrun.engine.acceleration import compile
 from dlrun.engine.acceleration import threads as thread_choice
+from dlrun.engine.callback import Callback
 from dlrun.engine.device import ran_out
 from dlrun.engine.distributed import Ranks, joined
+from dlrun.engine.trainer import Trainer, evaluate_split
 from dlrun.experiment import ignored, resume, sources
 from dlrun.experiment import result as results
 from dlrun.experiment.callbacks import evolution, profiler
 from dlrun.experiment.callbacks.diagnostics import Watch
 from dlrun.experiment.callbacks.fingerprints import Fingerprints
+from dlrun.experiment.callbacks.histograms import WeightHistograms
+from dlrun.experiment.callbacks.progress import ProgressDisplay
+from dlrun.experiment.callbacks.tolerant import Tolerant
 from dlrun.experiment.context import Parts
 from dlrun.experiment.hidden_state import comparison
 from dlrun.experiment.preflight import memory
@@ -74,9 +79,13 @@ def run(request: Request, console: Console | None = None) -> int:
             saver.examine = reload_check(parts, request, noting(parts, console))
             purge_step = earlier["step"] + 1 if earlier else None
             with logger.tracked(folder, purge_step, parts.unsaved) as tracker:
-                start(parts, folder, tracker, earlier, console)
-                with console.following(parts.training), profiling_of(parts, tracker, saver, folder) as profile:
-                    status = trainer.fit(parts.training, tracker, console, saver, ranks.together(stop))
+                recorders = start(parts, folder, tracker, earlier, console)
+                progress = ProgressDisplay(console, parts.training)
+                # A row and its pictures are on the disk before the checkpoint that a resumed run begins from.
+                callbacks = [tracker, *recorders, saver, progress]
+                trainer = Trainer(parts.training, callbacks, ranks.together(stop))
+                with progress.shown(), profiling_of(parts, trainer, folder) as profile:
+                    status = trainer.fit()
                 said = len(parts.notes)
                 parts.notes += warned.note()
                 result = finish(parts, folder, status, tracker, saver, profile)
@@ -186,12 +195,12 @@ def exit_code(parts: Parts, folder: Path, result: dict[str, Any], stop: signals.
 
 
 def profiling_of(
-    parts: Parts, tracker: FileTracker, saver: Saver, folder: Path
+    parts: Parts, trainer: Trainer, folder: Path
 ) -> contextlib.AbstractContextManager[profiler.Profile | None]:
     """Stops the training where trainer.profile asks for it."""
     if not parts.settings.rest.trainer.profile:
         return contextlib.nullcontext()
-    return profiler.profiled(parts.training, tracker, saver, folder)
+    return profiler.profiled(trainer, folder)
 
 
 def choose_threads(parts: Parts) -> None:
@@ -294,17 +303,19 @@ def reload_check(parts: Parts, request: Request, say: Callable[[str], None]) -> 
     return comparison.ReloadCheck(parts, request.trusted_modules, say)
 
 
-def start(parts: Parts, folder: Path, tracker: FileTracker, earlier: dict[str, Any] | None, console: Console) -> None:
-    """Go on exactly where an earlier process stood, or note down what begins."""
+def start(
+    parts: Parts, folder: Path, tracker: FileTracker, earlier: dict[str, Any] | None, console: Console
+) -> list[Callback]:
+    """Go on exactly where an earlier process stood, or note down what begins; returns what records each epoch."""
+    hashes = Fingerprints(parts.model, folder, parts.unsaved)
+    callbacks: list[Callback] = [hashes]  # before pictures, which may fail
     every_epochs = parts.settings.rest.tracking.evolution_every_epochs
     if every_epochs or parts.splits.spec.task == "tagging":
-        tracker.each_epoch.append(evolution.Evolution(parts, folder, every_epochs or 1))
+        callbacks.append(evolution.Evolution(parts, folder, every_epochs or 1, tracker))
     if parts.settings.rest.tracking.weight_histograms:
-        tracker.each_epoch.append(lambda t, row: t.log_histograms(parts.model, int(row["step"])))
-    noted = Fingerprints(parts.model, folder, parts.unsaved)
-    tracker.each_epoch.insert(0, noted)  # before pictures, which may fail
+        callbacks.append(WeightHistograms(parts.model, tracker))
     if earlier is None:
-        noted.note(epoch=0, step=0)
+        hashes.note(epoch=0, step=0)
         classes = parts.splits.spec.class_names
         if classes:  # as text: no font of this machine need have their letters
             tracker.log_text("classes", terminal.indented([f"{i}: {name}" for i, name in enumerate(classes)]))
@@ -312,7 +323,8 @@ def start(parts: Parts, folder: Path, tracker: FileTracker, earlier: dict[str, A
     else:
         device.set_rng_state(earlier["rng"])
     if parts.settings.rest.tracking.diagnose:
-        tracker.each_epoch.append(Watch(parts, logger.read_rows(folder), console.say))
+        callbacks.append(Watch(parts, logger.read_rows(folder), console.say))
+    return [Tolerant(callback, parts.unsaved) for callback in callbacks]
 
 
 def finish(
@@ -351,7 +363,7 @@ def tested(parts: Parts, best: dict[str, Any] | None) -> dict[str, float]:
     best = parts.runtime.ranks.share(best)
     if best is not None:
         parts.training.use_weights(best)
-    return {} if parts.test is None else trainer.measured(parts.training, parts.test, "test")
+    return {} if parts.test is None else evaluate_split(parts.training, parts.test, "test")
 
 
 def export(parts: Parts, saver: Saver) -> dict[str, float]:

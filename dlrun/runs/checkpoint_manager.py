@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dlrun.core.errors import CheckpointError, RunError
 from dlrun.core.files import Unsaved, link
+from dlrun.engine.callback import Callback, EpochSummary
 from dlrun.engine.device import rng_state
 from dlrun.engine.state import Training
 from dlrun.runs.checkpoint import FORMAT_VERSION, load, save
@@ -17,11 +18,13 @@ from dlrun.runs.checkpoint import FORMAT_VERSION, load, save
 _ASIDE = ".newer"  # of a checkpoint newer than the one that the run goes on from
 
 
-class Saver:
+class Saver(Callback):
     """Keeps a run's checkpoints: the newest `keep` step_*.pt files, and last.pt and best.pt as links to such.
 
     The best weights are held in memory from one save to the next, so a save costs one file an epoch.
     """
+
+    phase = "checkpoint"
 
     def __init__(
         self,
@@ -60,18 +63,18 @@ class Saver:
                 file.replace(file.with_suffix(_ASIDE))
         self._forget_old()
 
-    def after_step(self, training: Training) -> None:
+    def on_step_end(self, training: Training) -> None:
         """Save in the middle of an epoch where `every_steps` says so."""
         if self._is_due(training.progress.step) and training.progress.batch < len(training.train):
-            self.write(training, self.row)  # else `after_epoch` does, when the epoch has its row
+            self.write(training, self.row)  # else `on_epoch_end` does, when the epoch has its row
 
     def _is_due(self, step: int) -> bool:
         return self.every_steps is not None and step % self.every_steps == 0
 
-    def after_epoch(self, training: Training, row: dict[str, float], is_best: bool) -> None:
+    def on_epoch_end(self, training: Training, epoch: EpochSummary) -> None:
         """Remember the row and the best weights; save where `every_epochs` says so, and at the end."""
-        self.row = row
-        if is_best:
+        self.row = row = epoch.row
+        if epoch.is_best:
             weights = _copied(training.weights())
             self.best = weights | {"epoch": row["epoch"], "step": row["step"], "metrics": dict(row)}
         ended = training.done or training.out_of_patience
@@ -81,8 +84,8 @@ class Saver:
         elif ended or training.progress.epoch % self.every_epochs == 0 or self._is_due(training.progress.step):
             self.write(training, row)
 
-    def interrupted(self, training: Training) -> None:
-        """Save where the run stands; an `after_epoch` that follows is of an unfinished epoch, and saves its best."""
+    def on_interrupt(self, training: Training) -> None:
+        """Save where the run stands; an `on_epoch_end` that follows is of an unfinished epoch, and saves its best."""
         self.write(training, self.row)
         self.left_open = True
 

@@ -7,7 +7,7 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,9 @@ from dlrun.core.errors import DamageError, UnreadableError
 from dlrun.core.files import GrowingFile, Unsaved, write_atomically
 from dlrun.core.user_code import first_line, with_place
 from dlrun.core.yaml import flatten
+from dlrun.engine.callback import Callback, EpochSummary
 from dlrun.engine.evaluation import evaluating
+from dlrun.engine.state import Training
 from dlrun.runs.record import FINGERPRINTS, METRICS, RunRecord, parse_line
 
 _END = ".end"
@@ -80,7 +82,7 @@ class _SummaryWriter(SummaryWriter):
         return writer
 
 
-class FileTracker:
+class FileTracker(Callback):
     """Scalars, text and pictures into TensorBoard events; a row an epoch into metrics.jsonl."""
 
     def __init__(self, folder: Path, purge_step: int | None = None, unsaved: Unsaved | None = None) -> None:
@@ -94,8 +96,19 @@ class FileTracker:
         self.writer = _SummaryWriter(events)
         self.rows = read_rows(folder)  # all of them, also those that the disk did not take
         self.file = GrowingFile(folder / METRICS, METRICS, self.unsaved)
-        self.each_epoch: list[Callable[[FileTracker, dict[str, float]], None]] = []  # what else to record of an epoch
         self.at_end = False
+
+    def on_log(self, step: int, values: dict[str, float]) -> None:
+        """Values of one optimizer step."""
+        self.log_step(step, values)
+
+    def on_epoch_end(self, training: Training, epoch: EpochSummary) -> None:
+        """The row of an epoch, with its timings."""
+        self.log_epoch(epoch.row, epoch.timings)
+
+    def on_partial_epoch(self) -> None:
+        """What follows is dropped by a resumed run."""
+        self.begin_end()
 
     def log_step(self, step: int, values: dict[str, float]) -> None:
         """Values of one optimizer step, as one event: writing each by itself takes three times as long."""
@@ -112,10 +125,6 @@ class FileTracker:
         step = int(row["step"])
         scalars = {k: v for k, v in row.items() if k not in ("epoch", "step")}
         self.log_step(step, scalars | {f"time/{k}": v for k, v in timings.items()})
-        for record in self.each_epoch:
-            with self.unsaved.attempt("an epoch's picture", again=False):
-                record(self, row)
-        self.writer.flush()
 
     def log_text(self, tag: str, text: str, step: int = 0) -> None:
         """Markdown."""
@@ -126,10 +135,12 @@ class FileTracker:
         """The distribution of every parameter's values."""
         for name, parameter in model.named_parameters():
             self.writer.add_histogram(f"weights/{name}", parameter.detach(), step)
+        self.writer.flush()
 
     def log_image(self, tag: str, image: Tensor, step: int) -> None:
         """An image (3, H, W) of uint8 or of floats in 0..1."""
         self.writer.add_image(tag, image, step)
+        self.writer.flush()
 
     def log_pr_curves(self, targets: Tensor, probabilities: Tensor, names: Sequence[str], step: int) -> None:
         """Precision over recall, of class 1 for probabilities (N,), of every class against the rest for (N, classes).

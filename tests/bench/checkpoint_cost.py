@@ -12,7 +12,8 @@ from machine import described, row
 
 from dlrun.config import schema
 from dlrun.config.request import Request, compose, resolved
-from dlrun.engine import device, trainer
+from dlrun.engine import device
+from dlrun.engine.trainer import Trainer
 from dlrun.experiment import run
 from dlrun.runs import folder as run_folder
 from dlrun.runs import logger
@@ -30,14 +31,9 @@ def measured(root: str, epochs: int) -> tuple[float, float, int]:
         run_folder.describe(folder, request, process)
         saver = run.make_saver(folder, parts, request, None)
         with logger.tracked(folder) as tracker:
-            trainer.fit(parts.training, tracker, _Silent(), saver, lambda: False)
+            Trainer(parts.training, [tracker, saver], lambda: False).fit()
         size = (folder / "checkpoints" / "last.pt").stat().st_size
         return saver.seconds, parts.training.progress.train_seconds, size
-
-
-class _Silent:
-    def epoch(self, row: dict[str, float], timings: dict[str, float], is_best: bool) -> None:
-        """Nothing is shown."""
 
 
 def main() -> None:

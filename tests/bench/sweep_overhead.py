@@ -18,7 +18,7 @@ from pathlib import Path
 from machine import described, row
 
 from dlrun.cli import main as cli
-from dlrun.engine import trainer
+from dlrun.engine.trainer import Trainer
 from dlrun.experiment import run as experiment
 
 HERE = Path(__file__).parent
@@ -57,10 +57,10 @@ def resnet(root: str, jobs: int, epochs: int) -> float:
 
 
 def around_training(root: str, *more: str) -> list[float]:
-    """Milliseconds of each job of a sweep in this process that are not spent in loop.fit."""
+    """Milliseconds of each job of a sweep in this process that are not spent in Trainer.fit."""
     inside: list[float] = []
     whole: list[float] = []
-    fit, run = trainer.fit, experiment.run
+    fit, run = Trainer.fit, experiment.run
 
     def timed(real: object, seconds: list[float]) -> object:
         def call(*arguments: object) -> object:
@@ -72,14 +72,14 @@ def around_training(root: str, *more: str) -> list[float]:
 
         return call
 
-    trainer.fit, experiment.run = timed(fit, inside), timed(run, whole)  # type: ignore[assignment]
+    Trainer.fit, experiment.run = timed(fit, inside), timed(run, whole)  # type: ignore[assignment]
     words = ["-m", "data=diabetes", "model=mlp", "optimizer.lr=0.1,0.01", "seed=range(8)", "trainer.epochs=5"]
     with tempfile.TemporaryDirectory() as place, Path(os.devnull).open("w") as null:
         sys.argv, sys.stdout = ["dlrun", *words, f"paths.data={root}", f"sweep.dir={place}/sweep", *more], null
         try:
             cli.main()
         finally:
-            sys.stdout, trainer.fit, experiment.run = sys.__stdout__, fit, run
+            sys.stdout, Trainer.fit, experiment.run = sys.__stdout__, fit, run
     return [1e3 * (a - b) for a, b in zip(whole, inside, strict=True)]
 
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +16,9 @@ from dlrun.config import schema
 from dlrun.config.request import compose, resolved
 from dlrun.config.schema import CONFIG_DIR, Settings
 from dlrun.core.errors import MisfitError
-from dlrun.engine import device, trainer
+from dlrun.engine import device
+from dlrun.engine.state import Training
+from dlrun.engine.trainer import Trainer
 from dlrun.experiment import run
 
 DATA = sorted(path.stem for path in (CONFIG_DIR / "data").glob("*.yaml"))
@@ -82,20 +83,13 @@ def read(root: Path, group: str, option: str) -> Settings:
     return schema.read(resolved(composed), choices)
 
 
-class Nowhere:
-    """Takes what the loop tells and forgets it."""
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *values: None
-
-
-def trained(data: str, model: str, root: Path) -> trainer.Training:
+def trained(data: str, model: str, root: Path) -> Training:
     """One optimizer step of a pair, the way a run makes it."""
     of_model = read(root, "model", model)
     settings = replace(read(root, "data", data), model=of_model.model, model_keys=of_model.model_keys)
     with device.session(settings.rest.device, 0) as process:
         parts = run.prepare(settings, process, None)
-        trainer.fit(parts.training, Nowhere(), Nowhere(), Nowhere(), lambda: False)
+        Trainer(parts.training, [], lambda: False).fit()
     return parts.training
 
 

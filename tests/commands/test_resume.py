@@ -22,6 +22,7 @@ from torch.optim import SGD
 
 from dlrun.data.batches import MemoryBatches, Order, Place
 from dlrun.data.spec import DataSpec, Split
+from dlrun.engine.callback import EpochSummary
 from dlrun.engine.objective import Task
 from dlrun.engine.optim.schedule import Schedule
 from dlrun.engine.state import Limits, Progress, Training
@@ -221,9 +222,9 @@ def test_the_best_of_half_an_epoch_counts_no_more_when_it_goes_on(tmp_path: Path
     if best_epoch is None:
         half.progress.epoch = 0
     else:
-        saver.after_epoch(first, row, True)
-    saver.interrupted(half)
-    saver.after_epoch(half, row | {"epoch": 2, "step": 6}, True)
+        saver.on_epoch_end(first, EpochSummary(row, is_best=True))
+    saver.on_interrupt(half)
+    saver.on_epoch_end(half, EpochSummary(row | {"epoch": 2, "step": 6}, is_best=True))
     assert torch.equal(load(best)["model"]["weight"], half.model.state_dict()["weight"])
     state = load(tmp_path / "checkpoints/last.pt")
     assert (state["step"], state["progress"]["batch"]) == (6, 2)

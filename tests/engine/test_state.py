@@ -14,38 +14,29 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from dlrun.core.errors import CheckpointError, RunError
 from dlrun.data.batches import MemoryBatches, Order, Place
 from dlrun.data.spec import DataSpec, Split
-from dlrun.engine import trainer
+from dlrun.engine.callback import Callback, EpochSummary
 from dlrun.engine.device import rng_state, set_rng_state
 from dlrun.engine.objective import Task
 from dlrun.engine.optim.schedule import Schedule
 from dlrun.engine.state import Limits, Progress, Training
+from dlrun.engine.trainer import Trainer
 
 CPU = torch.device("cpu")
 SPEC = DataSpec("vector", (5,), "multiclass", 3)
 EPOCHS, PER_EPOCH = 3, 6
 
 
-class Nowhere:
-    """Tracker, display and checkpointer that keep the rows alone."""
+class Rows(Callback):
+    """Keeps the rows."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
 
-    def log_step(self, step: int, values: dict[str, float]) -> None: ...
+    def on_epoch_end(self, training: Training, epoch: EpochSummary) -> None:
+        self.rows.append(epoch.row)
 
-    def log_epoch(self, row: dict[str, float], timings: dict[str, float]) -> None:
-        self.rows.append(row)
-
-    def begin_end(self) -> None:
+    def on_partial_epoch(self) -> None:
         self.rows.append({"end": 1.0})
-
-    def epoch(self, row: dict[str, float], timings: dict[str, float], is_best: bool) -> None: ...
-
-    def after_step(self, training: Training) -> None: ...
-
-    def after_epoch(self, training: Training, row: dict[str, float], is_best: bool) -> None: ...
-
-    def interrupted(self, training: Training) -> None: ...
 
 
 def batches(rows: int, **order: Any) -> MemoryBatches:
@@ -88,9 +79,9 @@ def through_a_file(state: dict[str, Any]) -> Any:
 
 
 def fit(training: Training, stop_at: int = 10**9) -> list[dict[str, float]]:
-    nowhere = Nowhere()
-    trainer.fit(training, nowhere, nowhere, nowhere, lambda: training.progress.step >= stop_at)
-    return nowhere.rows
+    rows = Rows()
+    Trainer(training, [rows], lambda: training.progress.step >= stop_at).fit()
+    return rows.rows
 
 
 @pytest.mark.slow
@@ -133,12 +124,12 @@ def test_every_part_of_the_state_is_needed(missing: str) -> None:
     assert begun + fit(second) != rows
 
 
-class Keeping(Nowhere):
+class Keeping(Rows):
     """Keeps the state that a run out of steps leaves."""
 
     state: Any = None
 
-    def interrupted(self, training: Training) -> None:
+    def on_interrupt(self, training: Training) -> None:
         self.state = through_a_file(training.state_dict() | {"rng": rng_state()})
 
 
@@ -147,7 +138,8 @@ class Keeping(Nowhere):
 def test_a_run_out_of_steps_goes_on_in_the_middle_of_the_epoch(steps: int, accumulate: int) -> None:
     whole, kept = made("plateau", accumulate_steps=accumulate), Keeping()
     rows = fit(whole)
-    trainer.fit(made("plateau", accumulate_steps=accumulate, max_steps=steps), kept, kept, kept, lambda: False)
+    short = made("plateau", accumulate_steps=accumulate, max_steps=steps)
+    Trainer(short, [kept], lambda: False).fit()
     second = made("plateau", accumulate_steps=accumulate)
     end = kept.rows.index({"end": 1.0})
     assert kept.rows[end + 1]["step"] == steps
@@ -163,13 +155,12 @@ def test_the_first_and_the_last_finite_loss_are_part_of_the_state() -> None:
     fit(whole)
     first, second = made(), made()
 
-    class Saves(Nowhere):
-        def after_step(self, training: Training) -> None:
+    class Saves(Callback):
+        def on_step_end(self, training: Training) -> None:
             if training.progress.step == 2:  # before anybody has looked at a loss
                 state.update(through_a_file(training.state_dict()))
 
-    nowhere = Saves()
-    trainer.fit(first, nowhere, nowhere, nowhere, lambda: first.progress.step >= 2)
+    Trainer(first, [Saves()], lambda: first.progress.step >= 2).fit()
     second.load_state_dict(state, CPU)
     assert second.progress.first_loss == whole.progress.first_loss
     assert math.isfinite(second.progress.last_finite_loss)

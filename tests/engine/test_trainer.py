@@ -15,16 +15,18 @@ from dlrun.core.errors import RunError
 from dlrun.data.batches import Batches, MemoryBatches, Order, Place
 from dlrun.data.spec import DataSpec, Split, TaskName
 from dlrun.engine import trainer
+from dlrun.engine.callback import Callback, EpochSummary
 from dlrun.engine.objective import Task
 from dlrun.engine.optim.schedule import Schedule
 from dlrun.engine.state import Limits, Training
+from dlrun.engine.trainer import Trainer
 
 ROWS, FEATURES, CLASSES = 22, 5, 3
 Make = Callable[[Iterable[Any]], Optimizer]
 
 
-class Recorder:
-    """Tracker, display and checkpointer in one: keeps what it is told."""
+class Recorder(Callback):
+    """Keeps what it is told."""
 
     def __init__(self) -> None:
         self.steps: dict[int, dict[str, float]] = {}
@@ -32,25 +34,21 @@ class Recorder:
         self.best: list[bool] = []
         self.saved: list[tuple[str, int]] = []
 
-    def log_step(self, step: int, values: dict[str, float]) -> None:
+    def on_log(self, step: int, values: dict[str, float]) -> None:
         self.steps[step] = values
 
-    def log_epoch(self, row: dict[str, float], timings: dict[str, float]) -> None:
-        self.rows.append(row)
-
-    def begin_end(self) -> None:
+    def on_partial_epoch(self) -> None:
         self.saved.append(("end", -1))
 
-    def epoch(self, row: dict[str, float], timings: dict[str, float], is_best: bool) -> None:
-        self.best.append(is_best)
-
-    def after_step(self, training: Training) -> None:
+    def on_step_end(self, training: Training) -> None:
         self.saved.append(("step", training.progress.step))
 
-    def after_epoch(self, training: Training, row: dict[str, float], is_best: bool) -> None:
+    def on_epoch_end(self, training: Training, epoch: EpochSummary) -> None:
+        self.rows.append(epoch.row)
+        self.best.append(epoch.is_best)
         self.saved.append(("epoch", training.progress.step))
 
-    def interrupted(self, training: Training) -> None:
+    def on_interrupt(self, training: Training) -> None:
         self.saved.append(("interrupted", training.progress.step))
 
 
@@ -108,7 +106,7 @@ def sgd(train: Batches, lr: float = 0.1, **settings: Any) -> Training:
 
 def fit(training: Training, stop: Callable[[], bool] = lambda: False) -> tuple[str, Recorder]:
     recorder = Recorder()
-    return trainer.fit(training, recorder, recorder, recorder, stop), recorder
+    return Trainer(training, [recorder], stop).fit(), recorder
 
 
 def by_hand(make: Make, epochs: int, size: int, clip: float | None = None) -> tuple[nn.Module, list[float]]:
@@ -224,7 +222,7 @@ def test_half_an_epoch_that_is_out_of_steps_gets_its_row_without_another_step() 
     wanted = fit(training)[1].rows[-1]
     killed = sgd(batches(drawn(), 5), epochs=3, max_steps=7)
     fit(killed, lambda: killed.progress.step >= 6)
-    assert trainer.train_epoch(killed, Recorder(), Recorder(), lambda: False)
+    assert Trainer(killed, [], lambda: False).train_epoch()
     assert (killed.progress.step, killed.progress.batch) == (7, 2)
     status, recorder = fit(killed)
     assert (status, recorder.rows) == ("completed", [wanted])
@@ -319,7 +317,7 @@ def test_a_step_does_not_wait_for_the_device(
         training = sgd(train, log_every_steps=log_every, **settings)
         recorder = Recorder()
         calls.clear()
-        assert trainer.train_epoch(training, recorder, recorder, lambda: False)
+        assert Trainer(training, [recorder], lambda: False).train_epoch()
         return list(calls)
 
     assert waits(rows=6, log_every=1000) == waits(rows=60, log_every=1000) == ["tolist"]  # the look at the end

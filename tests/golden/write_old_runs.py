@@ -86,18 +86,18 @@ def train(words: tuple[str, ...], killed_after_epochs: int | None = None) -> Non
     from dlrun.cli.main import main
     from dlrun.runs.checkpoint_manager import Saver
 
-    after_epoch = Saver.after_epoch
+    on_epoch_end = Saver.on_epoch_end
     epochs = 0
 
     def save_and_die(saver: Saver, *arguments: Any) -> None:
         nonlocal epochs
-        after_epoch(saver, *arguments)
+        on_epoch_end(saver, *arguments)
         epochs += 1
         if epochs == killed_after_epochs:
             os._exit(137)
 
     sys.argv = ["dlrun", *words]
-    with mock.patch.object(Saver, "after_epoch", save_and_die):
+    with mock.patch.object(Saver, "on_epoch_end", save_and_die):
         code = main()
     os._exit(code)
 

@@ -13,10 +13,11 @@ from dlrun.core.errors import CheckpointError, UnreadableError
 from dlrun.core.files import Unsaved
 from dlrun.data.batches import MemoryBatches, Order, Place
 from dlrun.data.spec import DataSpec, Split
-from dlrun.engine import trainer
+from dlrun.engine.callback import EpochSummary
 from dlrun.engine.objective import Task
 from dlrun.engine.optim.schedule import Schedule
 from dlrun.engine.state import Limits, Training
+from dlrun.engine.trainer import Trainer
 from dlrun.runs import checkpoint, checkpoint_manager
 from dlrun.runs.checkpoint import load, save
 from dlrun.runs.checkpoint_manager import Saver
@@ -40,16 +41,6 @@ def training(**limits: Any) -> Training:
     )
 
 
-class Silent:
-    """Tracker and display."""
-
-    def log_step(self, step: int, values: dict[str, float]) -> None: ...
-
-    def log_epoch(self, row: dict[str, float], timings: dict[str, float]) -> None: ...
-
-    def epoch(self, row: dict[str, float], timings: dict[str, float], is_best: bool) -> None: ...
-
-
 def kept(
     folder: Path,
     stop_at: int = 10**6,
@@ -60,8 +51,12 @@ def kept(
 ) -> Training:
     t = training(**limits)
     saver = Saver(folder / "checkpoints", {"run_id": "r", "spec": {}}, every_epochs, every_steps, keep)
-    trainer.fit(t, Silent(), Silent(), saver, lambda: t.progress.step >= stop_at)
+    Trainer(t, [saver], lambda: t.progress.step >= stop_at).fit()
     return t
+
+
+def summary(epoch: int, is_best: bool) -> EpochSummary:
+    return EpochSummary({"epoch": epoch, "step": 4 * epoch, "train/loss": 1.0}, is_best=is_best)
 
 
 def steps(folder: Path) -> list[int]:
@@ -96,7 +91,7 @@ def test_the_best_stays_besides_the_newest(tmp_path: Path) -> None:
         with torch.no_grad():
             t.model.state_dict()["weight"].fill_(epoch)
         weights[epoch] = t.model.state_dict()["weight"].clone()
-        saver.after_epoch(t, {"epoch": epoch, "step": 4 * epoch, "train/loss": 1.0}, is_best=epoch in (1, 2))
+        saver.on_epoch_end(t, summary(epoch, is_best=epoch in (1, 2)))
     folder = tmp_path / "checkpoints"
     assert steps(tmp_path) == [8, 16, 20]
     assert (folder / "best.pt").samefile(folder / "step_00000008.pt")
@@ -133,7 +128,7 @@ def saved(saver: Saver, t: Training, epoch: int, is_best: bool) -> None:
     t.progress.best_epoch = epoch if is_best else t.progress.best_epoch
     with torch.no_grad():
         t.model.state_dict()["weight"].fill_(epoch)
-    saver.after_epoch(t, {"epoch": epoch, "step": 4 * epoch, "train/loss": 1.0}, is_best)
+    saver.on_epoch_end(t, summary(epoch, is_best))
 
 
 @pytest.mark.parametrize("dies_at", ["write", "link", "best"])

@@ -226,8 +226,7 @@ def test_a_graph_that_cannot_be_drawn_is_a_sentence(tmp_path: Path) -> None:
 def test_histograms_are_of_every_parameter(tmp_path: Path) -> None:
     model = nn.Linear(2, 1)
     with tracked(tmp_path) as tracker:
-        tracker.each_epoch.append(lambda t, row: t.log_histograms(model, int(row["step"])))
-        tracker.log_epoch(row(1, train_loss=0.5), {})
+        tracker.log_histograms(model, 1)
     assert sorted(events(tmp_path).Tags()["histograms"]) == ["weights/bias", "weights/weight"]
 
 
@@ -267,18 +266,6 @@ def test_a_full_disk_ends_neither_rows_nor_events_and_both_are_made_good(tmp_pat
     assert len(said) == 2
     assert read_rows(tmp_path) == tracker.rows
     assert [step for step, _ in scalars(tmp_path)["train/loss"]] == [10 * epoch for epoch in range(1, 31)]
-
-
-def test_a_picture_of_an_epoch_that_cannot_be_written_is_said(tmp_path: Path) -> None:
-    def fails(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    said: list[str] = []
-    with tracked(tmp_path, unsaved=Unsaved(said.append)) as tracker:
-        tracker.each_epoch.append(fails)
-        for epoch in (1, 2):
-            tracker.log_epoch(row(epoch, train_loss=0.5), {})
-    assert said == ["an epoch's picture could not be saved (No space left on device); the run goes on"]
 
 
 def test_rows_in_memory_are_what_would_be_read(tmp_path: Path) -> None:

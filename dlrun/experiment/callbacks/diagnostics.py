@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from dlrun.data.batches import Batches, LoaderBatches
 from dlrun.data.spec import DataSpec
 from dlrun.engine import device
+from dlrun.engine.callback import Callback, EpochSummary
 from dlrun.engine.evaluation import evaluating, rows_of
+from dlrun.engine.state import Training
 from dlrun.experiment.callbacks import diagnose
 from dlrun.experiment.callbacks.diagnose import Rows, Said
 from dlrun.experiment.context import Parts
-from dlrun.runs.logger import FileTracker
 
 # Enough that a unit which 2 % of the rows wake is seen awake; fewer for a net that would need a second for them.
 _ROWS, _FEWEST_ROWS, _MULTIPLY_ADDS = 256, 32, 2e9
@@ -35,7 +36,7 @@ _OWN_SIGMOID = ("bce_with_logits", "scratch_bce_with_logits")
 _RESHAPING = ("View", "Reshape", "Squeeze", "Unsqueeze", "ToCopy")
 
 
-class Watch:
+class Watch(Callback):
     """For every epoch of a run: looks at the curves, the gradients of the last step and what some training rows come
     to, and says each kind of trouble once, through `say` and among the run's notes.
 
@@ -55,8 +56,9 @@ class Watch:
         device.set_rng_state(rng)
         parts.notes += [said for said in parts.training.progress.troubles.values() if said not in parts.notes]
 
-    def __call__(self, _tracker: FileTracker, row: dict[str, float]) -> None:
-        """Look at the epoch that `row` of metrics.jsonl tells of, when it is one of those to look at."""
+    def on_epoch_end(self, training: Training, summary: EpochSummary) -> None:
+        """Look at an epoch, when it is one of those to look at."""
+        row = summary.row
         self.rows.append({k: v if math.isfinite(v) else math.nan for k, v in row.items()})  # as they are read again
         epoch = int(row["epoch"])
         if epoch % (1 + epoch // _EVERY_UP_TO):

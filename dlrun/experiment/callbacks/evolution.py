@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from dlrun.core.errors import RequestError
 from dlrun.data.spec import DataSpec
 from dlrun.engine import device
+from dlrun.engine.callback import Callback, EpochSummary
 from dlrun.engine.evaluation import answers, evaluating, rows_of
+from dlrun.engine.state import Training
 from dlrun.experiment.context import Parts
 from dlrun.runs.logger import FileTracker
 from dlrun.runs.reports.plots import canvas, decision, errors, fit
@@ -39,7 +41,7 @@ def kind_of(spec: DataSpec) -> str:
     )
 
 
-class Evolution:
+class Evolution(Callback):
     """For every epoch of a run: a frame at the first one and every `every_epochs`, into TensorBoard and
     figures/evolution/epoch_00005.png, or for tagging the first training word and its tags as text.
 
@@ -48,25 +50,27 @@ class Evolution:
 
     phase = "figures"  # in the table of where the time went
 
-    def __init__(self, parts: Parts, folder: Path, every_epochs: int) -> None:
+    def __init__(self, parts: Parts, folder: Path, every_epochs: int, tracker: FileTracker) -> None:
         self.parts, self.every_epochs = parts, every_epochs
+        self.tracker = tracker
         self.kind = kind_of(parts.splits.spec)
         self.frames = folder / "figures" / "evolution"
         self.inputs, self.targets = rows_of(parts.training.train, 1 if self.kind == "word" else _MOST_DOTS)
 
-    def __call__(self, tracker: FileTracker, row: dict[str, float]) -> None:
-        """Show the epoch that `row` of metrics.jsonl tells of, when it is one of those to show."""
+    def on_epoch_end(self, training: Training, summary: EpochSummary) -> None:
+        """Show an epoch, when it is one of those to show."""
+        row = summary.row
         epoch, step = int(row["epoch"]), int(row["step"])
         if epoch != 1 and epoch % self.every_epochs:
             return
         before = device.rng_state()
         if self.kind == "word":
-            tracker.log_text("tagging/train", self.word(), step)
+            self.tracker.log_text("tagging/train", self.word(), step)
         else:
             image = self.frame(f"epoch {epoch}, loss {row['train/loss']:.4g}")
             self.frames.mkdir(parents=True, exist_ok=True)
             canvas.save_png(image, self.frames / f"epoch_{epoch:05d}.png")
-            tracker.log_image(f"evolution/{self.kind}", torch.from_numpy(image).permute(2, 0, 1), step)
+            self.tracker.log_image(f"evolution/{self.kind}", torch.from_numpy(image).permute(2, 0, 1), step)
         device.set_rng_state(before)
 
     def frame(self, title: str) -> NDArray[np.uint8]:

@@ -13,9 +13,9 @@ from rich.table import Table
 from torch.profiler import record_function
 
 from dlrun.data.batches import Batch, Batches, Pick
+from dlrun.engine.callback import overriding
 from dlrun.engine.state import Training
-from dlrun.runs.checkpoint_manager import Saver
-from dlrun.runs.logger import FileTracker
+from dlrun.engine.trainer import Trainer
 from dlrun.runs.reports.console import table
 
 FOLDER = "profile"
@@ -107,20 +107,17 @@ class _Timed:
 
 
 @contextlib.contextmanager
-def profiled(t: Training, tracker: FileTracker, saver: Saver, folder: Path) -> Iterator[Profile]:
-    """Inside it `t` is stopped, and a few of its steps traced into `folder`/profile, for Perfetto and TensorBoard."""
+def profiled(trainer: Trainer, folder: Path) -> Iterator[Profile]:
+    """Time a training, and trace a few of its steps into `folder`/profile, for Perfetto and TensorBoard."""
+    t = trainer.state
     profile, before = Profile(t.synchronize), (t.train, t.val, t.autocast)
     t.train, t.val = _Timed(t.train, profile, "data"), t.val and _Timed(t.val, profile, "evaluation")
     t.autocast = partial(_forward, t, profile, t.autocast)  # around the model and its loss; hooks would be compiled
     hooks = [t.optimizer.register_step_post_hook(lambda *_: profile.mark("optimizer"))]  # one with a closure alone
-    for thing, names, phase in (
-        (t.scaler, ("step",), "optimizer"),
-        (tracker, ("log_step", "log_epoch"), "log"),
-        (saver, ("after_step", "after_epoch", "interrupted"), "checkpoint"),
-    ):
-        for name in names:
-            setattr(thing, name, profile.wrapped(getattr(thing, name), phase))
-    tracker.each_epoch[:] = [profile.wrapped(call, getattr(call, "phase", "log")) for call in tracker.each_epoch]
+    t.scaler.step = profile.wrapped(t.scaler.step, "optimizer")  # type: ignore[method-assign]
+    for name in trainer.hooks:
+        timed = overriding(trainer.callbacks, name)
+        trainer.hooks[name] = [profile.wrapped(getattr(callback, name), callback.phase) for callback in timed]
     with _traced(folder / FOLDER) as trace:
 
         def count(*_: Any) -> None:

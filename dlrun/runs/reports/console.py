@@ -4,17 +4,13 @@ import errno
 import io
 import os
 import sys
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console as RichConsole
-from rich.console import ConsoleOptions, Group, RenderableType
-from rich.live import Live
-from rich.progress_bar import ProgressBar
+from rich.console import ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
@@ -23,10 +19,9 @@ from dlrun.core.files import GrowingFile, Unsaved
 from dlrun.core.terminal import escape_line, escape_text
 
 if TYPE_CHECKING:
-    from dlrun.engine.state import Training
+    pass
 
 _LOG_WIDTH = 100
-_MOST_LINES = 50  # for the epochs of a run: a thousand would hide the tables before and after them
 
 
 class _Escaping(RichConsole):
@@ -72,10 +67,6 @@ class Console:
         self.is_logged = False  # there is a run.log
         self._held = io.StringIO()  # what was said before there was a run folder
         self.log = _Escaping(file=self._held, width=_LOG_WIDTH, no_color=True, **_plain())
-        self._training: Training | None = None
-        self._last: dict[str, float] = {}
-        self._unsaid: str | None = None  # the line of the last epoch, where it was left out
-        self._started = 0.0
 
     def open_log(self, path: Path, unsaved: Unsaved | None = None) -> None:
         """Write run.log from here on, beginning with what was said already."""
@@ -101,58 +92,8 @@ class Console:
         self.log.print(escape_text(text), markup=False, soft_wrap=True)
         self.log.file.flush()
 
-    @contextmanager
-    def following(self, training: "Training") -> Iterator[None]:
-        """Follow a training run; on a terminal by a bar that looks at its counters four times a second.
 
-        The bar asks, the loop does not tell: a step costs nothing for it.
-        """
-        self._training, self._started = training, time.perf_counter()
-        self._first_step = training.progress.step
-        try:
-            if self.terminal.is_terminal and not self.terminal.quiet:
-                with Live(get_renderable=self._bar, console=self.terminal, refresh_per_second=4, transient=True):
-                    yield
-            else:
-                yield
-        finally:
-            if self._unsaid is not None:  # however the run ended
-                self._say_epoch(self._unsaid)
-
-    def _bar(self) -> RenderableType:
-        assert self._training is not None
-        p, limits = self._training.progress, self._training.limits
-        per_epoch = -(-len(self._training.train) // limits.accumulate_steps)
-        total = min(limits.epochs * per_epoch, limits.max_steps or limits.epochs * per_epoch)
-        elapsed, made = time.perf_counter() - self._started, p.step - self._first_step
-        left = f"{clock(elapsed / made * (total - p.step))} left" if made else ""
-        line = Table.grid(padding=(0, 1))
-        head = Text(f"epoch {min(p.epoch + 1, limits.epochs)}/{limits.epochs}", style="bold")
-        line.add_row(head, ProgressBar(total=total, completed=p.step, width=24), Text(f"{p.step}/{total}"), Text(left))
-        return Group(line, Text(_metrics_line(self._last), style="dim", no_wrap=True, overflow="ellipsis"))
-
-    def epoch(self, row: dict[str, float], timings: dict[str, float], is_best: bool) -> None:
-        """One line an epoch, or every so many epochs of a long run; on a terminal the bar shows it instead."""
-        assert self._training is not None
-        is_first, self._last = not self._last, row
-        epochs = self._training.limits.epochs
-        rate = f"{timings['samples_per_second']:,.0f} samples/s"
-        best = "  best" if is_best else ""
-        text = f"epoch {int(row['epoch']):>{len(str(epochs))}}/{epochs}  {_metrics_line(row)}  {rate}{best}"
-        if is_first or row["epoch"] % -(-epochs // _MOST_LINES) == 0:
-            self._say_epoch(text)
-        else:
-            self._unsaid = text
-
-    def _say_epoch(self, text: str) -> None:
-        self._unsaid = None
-        if self.terminal.is_terminal:
-            self.log_only(text)
-        else:
-            self.say(text)
-
-
-def _metrics_line(row: dict[str, float]) -> str:
+def metrics_line(row: dict[str, float]) -> str:
     """The losses and the first other metric: what fits on a line of 80 columns."""
     wanted = ["train/loss", "val/loss"]
     other = [k for k in row if "/" in k and not k.endswith("/loss") and not k.startswith("lr/")]

@@ -13,13 +13,13 @@ from dlrun.runs.checkpoint_manager import Saver
 
 def train(row: Row, pace: Pace, *more: str) -> None:
     """See above; more: further words of the command line."""
-    after_step = Saver.after_step
+    on_step_end = Saver.on_step_end
 
     def counted(saver: Saver, training: Training) -> None:
-        after_step(saver, training)
+        on_step_end(saver, training)
         pace.step()
 
-    Saver.after_step = counted  # type: ignore[method-assign]
+    Saver.on_step_end = counted  # type: ignore[method-assign]
     sys.argv = ["dlrun", *row.command_line(Path.cwd()), *more]
     raise SystemExit(main.main())
 

@@ -13,13 +13,14 @@ from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR
 
 from dlrun.data.batches import MemoryBatches, Order, Place
 from dlrun.data.spec import DataSpec, Split
-from dlrun.engine import trainer
 from dlrun.engine.acceleration import cuda_graph
 from dlrun.engine.acceleration.cuda_graph import StepGraph, why_not
+from dlrun.engine.callback import Callback, EpochSummary
 from dlrun.engine.objective import Task
 from dlrun.engine.optim.ema import Average
 from dlrun.engine.optim.schedule import Schedule
 from dlrun.engine.state import Limits, Training
+from dlrun.engine.trainer import Trainer
 
 SPEC = DataSpec("vector", (5,), "multiclass", 3)
 CPU = torch.device("cpu")
@@ -80,14 +81,17 @@ class Pretence:
         return [x.detach().clone() for x in self.tensors()]
 
 
-class Quiet:
+class Log(Callback):
     """Keeps the logged steps and the rows."""
 
     def __init__(self) -> None:
         self.logged: list[Any] = []
 
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *what: self.logged.append(what) if name in ("log_step", "log_epoch") else None
+    def on_log(self, step: int, values: dict[str, float]) -> None:
+        self.logged.append((step, values))
+
+    def on_epoch_end(self, training: Training, epoch: EpochSummary) -> None:
+        self.logged.append((epoch.row, epoch.timings))
 
 
 def prepared(optimizer: Any, schedule: Any = None, ema: float | None = None, **limits: Any) -> Training:
@@ -107,9 +111,9 @@ def prepared(optimizer: Any, schedule: Any = None, ema: float | None = None, **l
 
 def trained(t: Training) -> tuple[list[Any], list[Tensor]]:
     torch.manual_seed(3)
-    quiet: Any = Quiet()
-    trainer.fit(t, quiet, quiet, quiet, lambda: False)
-    logged = [entry[:1] if isinstance(entry[0], dict) else entry for entry in quiet.logged]
+    log = Log()
+    Trainer(t, [log], lambda: False).fit()
+    logged = [entry[:1] if isinstance(entry[0], dict) else entry for entry in log.logged]
     averaged = [] if t.average is None else list(t.average.model.state_dict().values())
     return logged, [*t.model.state_dict().values(), *averaged]
 

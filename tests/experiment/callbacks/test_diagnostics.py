@@ -16,6 +16,7 @@ from dlrun.data.batches import LoaderBatches, MemoryBatches, Order, Place
 from dlrun.data.datasets import Pairs
 from dlrun.data.spec import DataSpec, Split
 from dlrun.engine import trainer
+from dlrun.engine.callback import EpochSummary
 from dlrun.engine.distributed import ALONE
 from dlrun.engine.objective import Task
 from dlrun.engine.state import Progress
@@ -75,7 +76,8 @@ def watching(model: nn.Module, spec: DataSpec, baseline: dict[str, float] | None
 def epochs(watch: Watch, losses: list[float], steps: int = 100, **values: float) -> None:
     for loss in losses:
         epoch = len(watch.rows) + 1
-        watch(None, {"epoch": epoch, "step": steps * epoch, "train/loss": loss} | values)  # type: ignore[arg-type]
+        row = {"epoch": epoch, "step": steps * epoch, "train/loss": loss} | values
+        watch.on_epoch_end(watch.parts.training, EpochSummary(row))
 
 
 def test_a_trouble_is_said_once_with_its_epoch_and_noted() -> None:

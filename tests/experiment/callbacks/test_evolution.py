@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dlrun.core.errors import RequestError
 from dlrun.data.spec import DataSpec, Split, Splits
 from dlrun.data.synthetic import blobs, line
+from dlrun.engine.callback import EpochSummary
 from dlrun.experiment.callbacks.evolution import Evolution, kind_of, movie
 
 
@@ -30,11 +31,16 @@ class Recorder:
         self.texts.append((tag, text, step))
 
 
+UNUSED: Any = None  # `follow` gives each a recorder
+
+
 def follow(evolution: Evolution, epochs: range) -> Recorder:
     tracker: Any = Recorder()
+    evolution.tracker = tracker
+    training = evolution.parts.training
     for epoch in epochs:
-        evolution.parts.training.progress.epoch = epoch
-        evolution(tracker, {"epoch": epoch, "step": 3 * epoch, "train/loss": 1 / epoch})
+        training.progress.epoch = epoch
+        evolution.on_epoch_end(training, EpochSummary({"epoch": epoch, "step": 3 * epoch, "train/loss": 1 / epoch}))
     assert isinstance(tracker, Recorder)
     return tracker
 
@@ -53,7 +59,7 @@ class Noisy(nn.Linear):
 
 def test_a_frame_comes_at_the_first_epoch_and_every_so_often(parts_of: Any, tmp_path: Path) -> None:
     model = Noisy(1, 1).train()
-    evolution = Evolution(parts_of(model, line(rows=20)), tmp_path, 5)
+    evolution = Evolution(parts_of(model, line(rows=20)), tmp_path, 5, UNUSED)
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     tracker = follow(evolution, range(1, 12))
     assert frames(tmp_path) == [1, 5, 10]
@@ -73,7 +79,7 @@ def test_a_frame_shows_what_the_model_holds_on_axes_that_stay(
     from dlrun.runs.reports.plots import canvas
 
     model, kept = nn.Linear(1, 1), []
-    evolution = Evolution(parts_of(model, line(rows=20)), tmp_path, 1)
+    evolution = Evolution(parts_of(model, line(rows=20)), tmp_path, 1, UNUSED)
     monkeypatch.setattr(canvas, "pixels", lambda figure: kept.append(figure) or np.zeros((2, 2, 3), np.uint8))
     for slope in (0.0, 100.0):
         nn.init.constant_(model.weight, slope)
@@ -90,8 +96,8 @@ def test_a_frame_shows_what_the_model_holds_on_axes_that_stay(
 def test_the_animation_ends_with_the_run(parts_of: Any, tmp_path: Path) -> None:
     """Frames of later epochs are of a run since cut back."""
     parts = parts_of(nn.Linear(1, 1), line(rows=20))
-    follow(Evolution(parts, tmp_path, 1), range(1, 5))
-    resumed = Evolution(parts, tmp_path, 1)
+    follow(Evolution(parts, tmp_path, 1, UNUSED), range(1, 5))
+    resumed = Evolution(parts, tmp_path, 1, UNUSED)
     follow(resumed, range(3, 4))
     movie(tmp_path / "figures", 3)
     with Image.open(tmp_path / "figures" / "evolution.gif") as made:
@@ -99,7 +105,7 @@ def test_the_animation_ends_with_the_run(parts_of: Any, tmp_path: Path) -> None:
 
 
 def test_classes_over_two_features_are_shown_as_regions(parts_of: Any, tmp_path: Path) -> None:
-    evolution = Evolution(parts_of(nn.Linear(2, 2), blobs(rows_per_class=10)), tmp_path, 10)
+    evolution = Evolution(parts_of(nn.Linear(2, 2), blobs(rows_per_class=10)), tmp_path, 10, UNUSED)
     assert follow(evolution, range(1, 3)).images == [("evolution/decision", 3, (3, 320, 416))]
 
 
@@ -113,7 +119,7 @@ class Shift(nn.Module):
 def test_a_tagged_word_is_logged_as_text(parts_of: Any, tmp_path: Path) -> None:
     spec = DataSpec("tokens", (4,), "tagging", 4, class_names=tuple("wxyz"), vocabulary=("_", *"abcd"))
     train = Split((torch.tensor([[2, 1, 4, 1]]), torch.tensor([3])), torch.tensor([[0, 0, 0, -100]]))
-    evolution = Evolution(parts_of(Shift(), Splits(train, None, None, spec)), tmp_path, 2)
+    evolution = Evolution(parts_of(Shift(), Splits(train, None, None, spec)), tmp_path, 2, UNUSED)
     tracker = follow(evolution, range(1, 4))
     assert tracker.texts == [("tagging/train", "bad → xwz", step) for step in (3, 6)]
     movie(tmp_path / "figures", 3)

@@ -3,23 +3,11 @@
 import io
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from rich.console import Console as RichConsole
 
-from dlrun.engine.state import Progress
 from dlrun.runs.reports.console import Console, facts, number, table
-
-ROW = {"epoch": 2.0, "step": 42.0, "train/loss": 0.5, "train/accuracy": 0.25, "val/loss": 0.75, "val/accuracy": 0.125}
-TIMINGS = {"epoch_seconds": 0.5, "samples_per_second": 12345.6}
-
-
-def training(**progress: Any) -> Any:
-    """As much of a run as the console looks at."""
-    limits = SimpleNamespace(epochs=10, accumulate_steps=2, max_steps=None)
-    return SimpleNamespace(progress=Progress(**progress), limits=limits, train=range(5))
 
 
 @pytest.mark.parametrize(
@@ -81,117 +69,6 @@ def test_a_resumed_run_goes_on_in_the_same_log(tmp_path: Path) -> None:
         console.say(word)
         console.close()
     assert (tmp_path / "run.log").read_text() == "first\nsecond\n"
-
-
-@pytest.mark.parametrize("is_best", [True, False])
-def test_an_epoch_is_a_line_where_there_is_no_terminal(is_best: bool) -> None:
-    stream = io.StringIO()
-    console = Console(stream)
-    with console.following(training()):
-        console.epoch(ROW, TIMINGS, is_best)
-    best = "  best" if is_best else ""
-    line = f"epoch  2/10  train/loss 0.5000  val/loss 0.7500  val/accuracy 0.1250  12,346 samples/s{best}\n"
-    assert stream.getvalue() == line
-
-
-def epochs_said(run: Any, epochs: range, tmp_path: Path, terminal: bool = False) -> list[int]:
-    """The epochs that have a line, of a run that goes through `epochs`; the same in run.log."""
-    stream = io.StringIO()
-    console = Console(stream)
-    console.terminal = RichConsole(file=stream, force_terminal=terminal, width=80)
-    console.open_log(tmp_path / "run.log")
-    with console.following(run):
-        for epoch in epochs:
-            console.epoch(ROW | {"epoch": float(epoch)}, TIMINGS, False)
-    console.close()
-    said = (tmp_path / "run.log").read_text()
-    assert terminal or said == stream.getvalue()
-    return [int(line.split("/")[0].removeprefix("epoch")) for line in said.splitlines()]
-
-
-@pytest.mark.parametrize(
-    ("planned", "made", "said"),
-    [
-        (20, range(1, 21), [*range(1, 21)]),
-        (50, range(1, 51), [*range(1, 51)]),
-        (51, range(1, 52), [1, *range(2, 51, 2), 51]),
-        (1000, range(1, 1001), [1, *range(20, 1001, 20)]),
-        (1000, range(1, 48), [1, 20, 40, 47]),  # patience or a signal ended it
-        (1000, range(333, 390), [333, 340, 360, 380, 389]),  # resumed
-        (1000, range(1, 1), []),
-    ],
-)
-@pytest.mark.parametrize("terminal", [False, True])
-def test_a_long_run_has_about_fifty_lines(
-    planned: int, made: range, said: list[int], terminal: bool, tmp_path: Path
-) -> None:
-    run = training()
-    run.limits.epochs = planned
-    assert epochs_said(run, made, tmp_path, terminal) == said
-
-
-def test_the_last_epoch_is_said_when_the_run_fails() -> None:
-    stream, run = io.StringIO(), training()
-    run.limits.epochs = 1000
-    console = Console(stream)
-
-    def fails() -> None:
-        with console.following(run):
-            for epoch in range(1, 8):
-                console.epoch(ROW | {"epoch": float(epoch), "train/loss": 10.0 ** (44 * epoch)}, TIMINGS, False)
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        fails()
-    first, last = stream.getvalue().splitlines()
-    assert first.startswith("epoch    1/1000  train/loss 1.000e+44  val/loss")
-    assert last.startswith("epoch    7/1000  train/loss 1.000e+308  val/loss")
-
-
-def test_without_a_validation_part_the_line_shows_training_metrics() -> None:
-    stream = io.StringIO()
-    console = Console(stream)
-    with console.following(training()):
-        console.epoch({k: v for k, v in ROW.items() if not k.startswith("val/")}, TIMINGS, False)
-    assert "train/loss 0.5000  train/accuracy 0.2500  12,346" in stream.getvalue()
-
-
-def rendered(console: Console, thing: Any) -> str:
-    console.terminal = RichConsole(file=io.StringIO(), width=100, force_terminal=False)
-    console.terminal.print(thing)
-    text: str = console.terminal.file.getvalue()  # type: ignore[attr-defined]
-    return text
-
-
-@pytest.mark.parametrize(
-    ("progress", "max_steps", "shown"),
-    [
-        ({"epoch": 0, "step": 0}, None, ["epoch 1/10", "0/30"]),
-        ({"epoch": 3, "step": 10}, None, ["epoch 4/10", "10/30", " left"]),  # 5 batches, 2 a step: 3 steps an epoch
-        ({"epoch": 3, "step": 10}, 12, ["epoch 4/10", "10/12"]),
-        ({"epoch": 10, "step": 30}, None, ["epoch 10/10", "30/30", "0:00 left"]),
-    ],
-)
-def test_the_bar_reads_the_counters(progress: dict[str, int], max_steps: int | None, shown: list[str]) -> None:
-    run = training()
-    console = Console(io.StringIO())
-    with console.following(run):
-        run.progress, run.limits.max_steps = Progress(**progress), max_steps
-        text = rendered(console, console._bar())
-    assert all(part in text for part in shown), text
-
-
-def test_on_a_terminal_the_epochs_go_to_the_log_alone(tmp_path: Path) -> None:
-    stream = io.StringIO()
-    console = Console(stream)
-    console.terminal = RichConsole(file=stream, force_terminal=True, width=100)
-    console.open_log(tmp_path / "run.log")
-    with console.following(training()):
-        console.epoch(ROW, TIMINGS, True)
-    console.close()
-    assert "samples/s" in (tmp_path / "run.log").read_text()
-    assert "samples/s" not in stream.getvalue()
-    assert "epoch 1/10" in stream.getvalue()
 
 
 def test_a_notebook_gets_plain_lines_once(

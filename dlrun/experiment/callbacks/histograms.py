@@ -1,0 +1,19 @@
+"""`tracking.weight_histograms`: the distribution of every parameter, epoch by epoch."""
+
+from torch import nn
+
+from dlrun.engine.callback import Callback, EpochSummary
+from dlrun.engine.state import Training
+from dlrun.runs.logger import FileTracker
+
+
+class WeightHistograms(Callback):
+    """Logs a histogram of each parameter at every epoch's end."""
+
+    def __init__(self, model: nn.Module, tracker: FileTracker) -> None:
+        self.model = model
+        self.tracker = tracker
+
+    def on_epoch_end(self, training: Training, epoch: EpochSummary) -> None:
+        """The histograms of an epoch."""
+        self.tracker.log_histograms(self.model, int(epoch.row["step"]))

@@ -1,0 +1,34 @@
+"""A record of an epoch that the disk does not take."""
+
+from typing import Any
+
+import pytest
+
+from dlrun.core.files import Unsaved
+from dlrun.engine.callback import Callback, EpochSummary
+from dlrun.engine.state import Training
+from dlrun.experiment.callbacks.tolerant import Tolerant
+
+UNUSED: Any = None
+
+
+class Failing(Callback):
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def on_epoch_end(self, training: Training, epoch: EpochSummary) -> None:
+        raise self.error
+
+
+def test_a_picture_of_an_epoch_that_cannot_be_written_is_said() -> None:
+    said: list[str] = []
+    callback = Tolerant(Failing(OSError(28, "No space left on device")), Unsaved(said.append))
+    for epoch in (1, 2):
+        callback.on_epoch_end(UNUSED, EpochSummary({"epoch": epoch, "step": epoch}))
+    assert said == ["an epoch's picture could not be saved (No space left on device); the run goes on"]
+
+
+def test_what_is_no_fault_of_the_disk_ends_the_run() -> None:
+    callback = Tolerant(Failing(ZeroDivisionError("a mistake")), Unsaved())
+    with pytest.raises(ZeroDivisionError):
+        callback.on_epoch_end(UNUSED, EpochSummary({"epoch": 1, "step": 1}))
