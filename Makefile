@@ -44,10 +44,11 @@ test-newest: $(VENV)/.installed-dev  ## the fast tests with the newest versions 
 test-all: $(VENV)/.installed-dev  ## every test but those that need a GPU
 	OMP_NUM_THREADS=$(OMP_NUM_THREADS_TESTS) $(BIN)/python -m pytest -n auto --dist worksteal -m "not gpu"
 
-check: $(VENV)/.installed-dev  ## format, lint, types
+check: $(VENV)/.installed-dev  ## format, lint, types, who imports whom
 	$(BIN)/ruff format --check dlrun tests
 	$(BIN)/ruff check dlrun tests
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 format: $(VENV)/.installed-dev  ## write the format that check asks for
 	$(BIN)/ruff format dlrun tests
@@ -65,4 +66,4 @@ torture: $(VENV)/.installed-dev  ## kill 100 runs and 20 sweeps hard, go on, com
 	$(BIN)/python tests/torture/sweep_torture.py
 
 clean:  ## remove the environment and caches; runs stay
-	rm -rf $(VENV) $(VENV)-newest .pytest_cache .mypy_cache .ruff_cache build dist
+	rm -rf $(VENV) $(VENV)-newest .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build dist

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlrun.cli import command_help
-from dlrun.config import listing, schema
+from dlrun.config import listing, schema, unheeded
 from dlrun.core import library_warnings, signals
 from dlrun.core.errors import DlrunError, RequestError, RunError, describe_os_error, explain_exit
 from dlrun.core.search_path import put_own_last
@@ -86,11 +86,11 @@ def main() -> int:
             distributed.refuse("a sweep")
             return runner.run(requests)
         with garbage_left():
-            from dlrun.experiment import ignored, run
+            from dlrun.experiment import run
 
             importlib.import_module(OF_OPTIMIZERS)
 
-        ignored.refuse_sweep_settings(words)
+        unheeded.refuse_sweep_settings(words)
         return run.run(requests[0])
     except (DlrunError, SystemExit) as error:
         return complain(error, verbose)

@@ -30,14 +30,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from dlrun.config import schema as config
-from dlrun.config import sweep_points
+from dlrun.config import sweep_points, unheeded
 from dlrun.config.composer import Composer
 from dlrun.config.files import ConfigFile, ConfigFiles, has_own_files
 from dlrun.core import run_names
 from dlrun.core.errors import DlrunError, RequestError, describe_os_error, did_you_mean
 from dlrun.core.literals import Literals
 from dlrun.core.terminal import write_error
-from dlrun.experiment import ignored
 
 GROUPS = ("data", "model", "optimizer", "scheduler", "device", "lesson", "experiment", "debug")
 _PLUGINS = str(Path(__file__).parent / "plugins")  # Hydra looks for a package hydra_plugins on sys.path
@@ -82,7 +81,7 @@ def from_command_line(words: Sequence[str]) -> list[Request]:
 
     asked = flags(words)
     if not answered(asked):
-        ignored.refuse_hydra(asked.overrides)
+        unheeded.refuse_hydra(asked.overrides)
     # Hydra wants them together.
     words = [*_without(words, asked.overrides), *(quote_letters(word) for word in asked.overrides)]
     capture.__module__ = "dlrun.config.request"
@@ -110,7 +109,7 @@ def from_command_line(words: Sequence[str]) -> list[Request]:
     if asked.multirun and not found and not answered(asked):
         named = " ".join(word for word in words if "=" in word)
         raise RequestError(f"the sweep has no jobs: a choice is empty, or handed to other processes; change {named}")
-    repeated = ignored.find_repeated(asked.overrides)
+    repeated = unheeded.find_repeated(asked.overrides)
     return [replace(request, notes=[*request.notes, *repeated]) for request in found]
 
 
@@ -252,7 +251,7 @@ def _refusing(run: Callable[..., Any], mode: RunMode) -> Callable[..., Any]:
         composed = hydra_itself.compose_config(config_name, overrides, mode, with_log_configuration=False)
         refuse_partial(composed, config_name)
         files = ConfigFiles().of(hydra_itself.config_loader, composed.hydra, overrides)
-        ignored.refuse_hydra_in_files([file for file in files if file.is_own])
+        unheeded.refuse_hydra_in_files([file for file in files if file.is_own])
         return run(hydra_itself, config_name, *arguments, **keywords)
 
     return check_and_run
@@ -270,7 +269,7 @@ def _captured(composed: DictConfig, words: list[str], files: ConfigFiles) -> Req
     typed = cast(list[str], OmegaConf.to_container(settings.overrides.task))  # as they are: list() would interpolate
     overrides = config.recorded_words(typed)
     request = _resolved(composed, settings, overrides, folder, words, files)
-    ignored.refuse_other_folder(flags(words).overrides, multirun, bool(request.config["sweep"]["points"]))
+    unheeded.refuse_other_folder(flags(words).overrides, multirun, bool(request.config["sweep"]["points"]))
     return request
 
 
@@ -298,7 +297,7 @@ def _resolved(
         own_target(composed, group, overrides, choices)
     all_files = _files_of(settings, overrides, files) if has_own_files(settings) else []
     own = [file for file in all_files if file.is_own]
-    ignored.refuse_hydra_in_files(own)
+    unheeded.refuse_hydra_in_files(own)
 
     plain = resolved(composed)
     if _ends_by_steps(plain["trainer"], settings, overrides, files):
@@ -326,7 +325,7 @@ def _ends_by_steps(trainer: dict[str, Any], settings: DictConfig, overrides: Seq
     """Whether the steps alone end a training: trainer.max_steps is given, and the epochs by nobody."""
     if trainer["max_steps"] is None or trainer["epochs"] != config.TrainerConfig().epochs:
         return False
-    if "trainer.epochs" in map(ignored.key_of, overrides):
+    if "trainer.epochs" in map(unheeded.key_of, overrides):
         return False
 
     # Only a lesson, an overlay or a file of the user's own may name as many epochs as there are by default.
@@ -433,7 +432,7 @@ def from_saved(saved: dict[str, Any], choices: dict[str, str], overrides: list[s
         for key in config.PERMISSIONS
         if saved.get(key)
     ]
-    notes += ignored.find_repeated(overrides)
+    notes += unheeded.find_repeated(overrides)
     return Request(
         literals.restore(resolved(merged)), chosen, overrides, folder=run, trusted_modules=trusted, notes=notes
     )

@@ -3,154 +3,27 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from dlrun.config.schema import PERMISSIONS
-from dlrun.core.errors import RequestError, listed
-from dlrun.core.shell import called_from_python
+from dlrun.config.request import Request
+from dlrun.config.unheeded import key_of, note_of
+from dlrun.core.errors import listed
+from dlrun.data.spec import Splits
 from dlrun.experiment.context import Parts
 
-if TYPE_CHECKING:
-    from dlrun.config.files import ConfigFile
-    from dlrun.config.request import Request
-    from dlrun.data.spec import Splits
-
-# Hydra's own keys that dlrun does not heed, and what to type instead. Others are heeded, or do not exist.
-_HYDRA = {
-    "hydra.job.chdir": "a run stays in the working directory; leave it out",
-    "hydra.job.name": "a run is called after its model and data; type hydra.run.dir=<folder> to choose its folder",
-    "hydra.job.id": "leave it out",
-    "hydra.job.num": "leave it out",
-    "hydra.job.config_name": "type --config-name <file>",
-    "hydra.job.override_dirname": "leave it out",
-    "hydra.job.env_set": "type it in front of the command, as in NAME=value dlrun ...",
-    "hydra.job.env_copy": "leave it out",
-    "hydra.env": "leave it out",
-    "hydra.output": "leave it out",
-    "hydra.output_subdir": "the config always lies in .hydra of the run's folder; leave it out",
-    "hydra.overrides": "type key=value words",
-    "hydra.runtime": "leave it out",
-    "hydra.verbose": "type -v for tracebacks",
-    "hydra.job_logging": "run.log in the run's folder has what was said; leave it out",
-    "hydra.hydra_logging": "run.log in the run's folder has what was said; leave it out",
-    "hydra.callbacks": "leave it out",
-    "hydra.launcher": "type sweep.jobs=<runs at a time>",
-    "hydra.sweeper": "the values of a sweep are typed as key=a,b or in sweep.points",
-    "hydra.help": "dlrun --help shows dlrun's own",
-    "hydra.hydra_help": "dlrun --help shows dlrun's own",
-}  # fmt: skip
-
-_TRAINING = "it is for training"
-
-# Keys, with all below them, that a command over a saved run does not heed, and why.
-_OF_TRAINING = dict.fromkeys(
-    ("trainer", "optimizer", "scheduler", "checkpoint", "tracking", "sweep", "expect", "strict", "probes",
-     "preflight", "init_from", "resume", "model.init", "data.shuffle", "data.drop_last", "device.cuda_graph",
-     "device.compile", "device.timeout_seconds"),
-    _TRAINING,
-)  # fmt: skip
-_OF_SAVED_RUNS = {**_OF_TRAINING, "paths.outputs": "what is written lies in the run's folder"}
-_WITHOUT_METRICS = {"figures": "it draws none", "task": "it measures nothing"}
-_UNHEEDED = {
-    "dlrun eval": {**_OF_SAVED_RUNS, "task.reduction": "the metrics are means over the rows"},
-    "dlrun predict": {**_OF_SAVED_RUNS, **_WITHOUT_METRICS},
-    "dlrun export": {
-        **_OF_SAVED_RUNS,
-        "figures": "it draws none",
-        "device.name": "an export is made on the CPU",
-        "device.index": "an export is made on the CPU",
-    },
-    "dlrun.load": {**_OF_SAVED_RUNS, **_WITHOUT_METRICS},
-}
-_DATA_OF_PREDICT = ("target", "delimiter", "batch_size", "eval_batch_size", "root", "_target_")
 _SCHEDULES_WITH_RATES = ("OneCycleLR", "CyclicLR")  # optimizer.lr is overwritten by their max_lr
 
 
-def refuse_hydra(words: Sequence[str]) -> None:
-    """RequestError for a key of Hydra's own that is typed and that dlrun does not heed."""
-    for word in words:
-        instead = _instead_of(key_of(word))
-        if instead:
-            raise RequestError(f"{word} has no effect in dlrun: {instead}")
-
-
-def refuse_hydra_in_files(files: "Sequence[ConfigFile]") -> None:
-    """RequestError for such a key in a config file of the user's own."""
-    for file in files:
-        for key in (*sorted(file.keys), *sorted(file.groups)):
-            instead = _instead_of(key)
-            if instead:
-                raise RequestError(f"{key} in {file.path} has no effect in dlrun: {instead}")
-
-
-def _instead_of(key: str) -> str:
-    """What to do instead of setting a key of Hydra's; "" for one that dlrun heeds."""
-    dotted = key.replace("/", ".").partition("@")[0]
-    for unheeded, instead in _HYDRA.items():
-        if dotted == unheeded or dotted.startswith(f"{unheeded}."):
-            return instead
-    return ""
-
-
-def refuse_other_folder(words: Sequence[str], is_sweep: bool, has_points: bool) -> None:
-    """RequestError for the folder of a sweep that is typed for a single run, and the other way round.
-
-    has_points: whether sweep.points names the runs, which lie in a folder of either kind.
-    """
-    for word in words:
-        key = key_of(word)
-        if key.startswith("hydra.sweep.") and not is_sweep and not has_points:
-            raise of_a_sweep(word)
-        if key == "hydra.run.dir" and is_sweep:
-            folder = word.partition("=")[2]
-            raise RequestError(f"{word} is for a single run; type sweep.dir={folder} for the folder of a sweep")
-
-
-def of_a_sweep(word: str, resumes: bool = False) -> RequestError:
-    """The refusal of a word that only sweeps heed; resumes: whether the command goes on with a run."""
-    if resumes or called_from_python():
-        return RequestError(f"{word} is for a sweep, and this is one run; leave it out")
-    return RequestError(f"{word} is for a sweep; add -m, or leave it out")
-
-
-def refuse_sweep_settings(words: Sequence[str]) -> None:
-    """RequestError for a setting of sweeps on the command line of a single run, which would not heed it."""
-    resumes = list(words[:1]) == ["resume"] or any(word.startswith("resume=") for word in words)
-    for word in words:
-        if word.startswith("sweep.") and not word.startswith("sweep.points="):
-            raise of_a_sweep(word, resumes)
-
-
-def refuse_unheeded(words: Sequence[str], command: str) -> None:
-    """RequestError for a key that is typed for a saved run and that the command does not heed.
-
-    command: "dlrun eval", "dlrun predict", "dlrun export" or "dlrun.load".
-    """
-    for word in words:
-        key = key_of(word)
-        if key == "device":
-            key = "device.name"
-        reasons = dict(_UNHEEDED[command])
-        if command == "dlrun predict" and key.startswith("data.") and key.split(".")[1] not in _DATA_OF_PREDICT:
-            reasons[key] = "of the data only the inputs that are named are read"
-        for unheeded, reason in reasons.items():
-            if key != unheeded and not key.startswith(f"{unheeded}."):
-                continue
-            if reason == _TRAINING:
-                raise RequestError(f"{word} is for training, and has no effect on {command}; leave it out")
-            raise RequestError(f"{word} has no effect on {command}: {reason}; leave it out")
-
-
-def find_unheeded_data(splits: "Splits", data_target: str | None, words: Sequence[str]) -> list[str]:
+def find_unheeded_data(splits: Splits, data_target: str | None, words: Sequence[str]) -> list[str]:
     """A note for each typed key that the data of an evaluation have no use for."""
     keys = {key_of(word) for word in words}
     reasons = {f"data.{name}": reason for name, reason in splits.unheeded.items()}
     if str(data_target).startswith("dlrun."):  # data of the user's own may draw from the global generators
         reasons["seed"] = "it is for training"
-    return [_note(key, reason) for key, reason in reasons.items() if key in keys]
+    return [note_of(key, reason) for key, reason in reasons.items() if key in keys]
 
 
-def find_without_effect(parts: Parts, request: "Request", words: Iterable[str], files: Mapping[str, str]) -> list[str]:
+def find_without_effect(parts: Parts, request: Request, words: Iterable[str], files: Mapping[str, str]) -> list[str]:
     """A note for each key that the user sets and that this choice of data, model and device does not read.
 
     words: those of the command lines; files: the config files of the user's own, by the key that they set.
@@ -163,32 +36,10 @@ def find_without_effect(parts: Parts, request: "Request", words: Iterable[str], 
         **_reasons_of_device(parts),
         **_reasons_of_paths(parts, request),
     }
-    notes = [_note(key, reason) for key, reason in reasons.items() if key in typed]
+    notes = [note_of(key, reason) for key, reason in reasons.items() if key in typed]
     for key, reason in reasons.items():
         if key in files and key not in typed:
-            notes.append(_note(f"{key} in {files[key]}", reason))
-    return notes
-
-
-def _note(key: str, reason: str) -> str:
-    return f"{key} has no effect here: {reason}"
-
-
-def find_repeated(words: Sequence[str]) -> list[str]:
-    """A note for each word of one command line whose key a later word names with another value."""
-    last = {key_of(word): word for word in words if "=" in word}
-    notes = []
-    for word in dict.fromkeys(words):
-        key = key_of(word)
-        later = last.get(key, word)
-        # A target of the user's own replaces the option, with all its settings.
-        own = last.get(f"{key}._target_")
-        if "=" not in word or key in PERMISSIONS:
-            continue
-        if own is not None:
-            notes.append(_note(word, f"{own} stands in its place"))
-        elif later != word:
-            notes.append(_note(word, f"{later} comes after it"))
+            notes.append(note_of(f"{key} in {files[key]}", reason))
     return notes
 
 
@@ -350,7 +201,7 @@ def _reasons_of_device(parts: Parts) -> dict[str, str]:
     return reasons
 
 
-def _reasons_of_paths(parts: Parts, request: "Request") -> dict[str, str]:
+def _reasons_of_paths(parts: Parts, request: Request) -> dict[str, str]:
     """By key, why a folder that was named is not used."""
     paths = parts.settings.rest.paths
     reasons: dict[str, str] = {}
@@ -370,8 +221,3 @@ def _reasons_of_paths(parts: Parts, request: "Request") -> dict[str, str]:
 def _is_below(value: Any, folder: str) -> bool:
     """Whether a setting names a place in a folder."""
     return isinstance(value, str) and (value == folder or Path(folder) in Path(value).parents)
-
-
-def key_of(word: str) -> str:
-    """The key that a word of a command line is about."""
-    return word.partition("=")[0].lstrip("+~")

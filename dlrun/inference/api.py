@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from dlrun.config import explain, request
+from dlrun.config import explain, request, unheeded
 from dlrun.config.request import Request
 from dlrun.core.errors import DlrunError, RequestError, RunError, explain_exit
 from dlrun.core.files import Unsaved
@@ -23,7 +23,7 @@ from dlrun.core.terminal import escape_line
 from dlrun.data.batches import Place
 from dlrun.data.spec import DataSpec, Split, Splits
 from dlrun.engine import device
-from dlrun.experiment import ignored, requests
+from dlrun.experiment import requests
 from dlrun.experiment import resume as saved
 from dlrun.experiment import run as experiment
 from dlrun.inference.predictions import Predictions, predicted
@@ -152,7 +152,7 @@ def train(*overrides: str, quiet: bool = False) -> Run:
                     f"dlrun.train makes one run, and this names {len(asked)}; call it for each of them, or type "
                     f"{shlex.join(['dlrun', *words])} in a terminal"
                 )
-            ignored.refuse_sweep_settings(words)
+            unheeded.refuse_sweep_settings(words)
             code = experiment.run(asked[0], console) if asked else 0
         except SystemExit as error:
             raise explain_exit(error) from error
@@ -183,7 +183,7 @@ def load(place: str | Path, *overrides: str, trusted_modules: str | Sequence[str
     words = [*_checked(overrides), *(["trust=true"] if trust else [])]
     if not str(place):
         raise RequestError("which run? type dlrun.load('outputs/<date>/<run>')")
-    ignored.refuse_unheeded(words, "dlrun.load")
+    unheeded.refuse_unheeded(words, "dlrun.load")
     if isinstance(trusted_modules, str):
         trusted_modules = [trusted_modules]
     if trusted_modules:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dlrun.config import unheeded
 from dlrun.core.errors import DataError, RequestError, RunError, did_you_mean
 from dlrun.core.files import is_about
 from dlrun.data.datasets import row_count
@@ -69,7 +70,7 @@ def evaluate(words: list[str]) -> dict[str, float]:
     asked = next((word.removeprefix("split=") for word in words[1:] if word.startswith("split=")), None)
     if asked is not None and asked not in SPLITS:
         raise RequestError(f"split={asked} is none; {did_you_mean(asked, SPLITS)}type split={', '.join(SPLITS)}")
-    ignored.refuse_unheeded(words[1:], "dlrun eval")
+    unheeded.refuse_unheeded(words[1:], "dlrun eval")
     console = Console()
     with opened(place, [word for word in words[1:] if not word.startswith("split=")]) as saved:
         found = evaluated(saved, asked)
@@ -188,8 +189,8 @@ def show(console: Console, found: Evaluation) -> None:
         ("data", f"{saved.request.choices.get('data')}: {_split_name(found)}, {found.rows:,} rows"),
     ]
     lines += [("note", note) for note in saved.splits.notes]
-    unheeded = ignored.find_unheeded_data(saved.read, saved.settings.data.target, saved.request.overrides)
-    lines += [("note", note) for note in unheeded]
+    notes = ignored.find_unheeded_data(saved.read, saved.settings.data.target, saved.request.overrides)
+    lines += [("note", note) for note in notes]
     console.say(facts(lines))
     console.say()
     rows = []

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from dlrun.config import unheeded
 from dlrun.core.bounded import read_json
 from dlrun.core.errors import RequestError, did_you_mean
 from dlrun.core.new_folder import new_folder
 from dlrun.core.shell import quote
-from dlrun.experiment import ignored
 from dlrun.inference.saved_model import SavedModel, load_weights, opened, run_named
 from dlrun.runs import folder as run_folder
 from dlrun.runs.reports.console import Console, facts
@@ -40,7 +40,7 @@ def export(words: list[str]) -> None:
     name, rest = _taken("format", rest, DEFAULT, tuple(FORMATS))
     which, rest = _taken("weights", rest, "trained", ("trained", "ema"))
     writer = _writer(name)
-    ignored.refuse_unheeded(rest, "dlrun export")
+    unheeded.refuse_unheeded(rest, "dlrun export")
     with opened(place, [*rest, *ON_THE_CPU]) as saved:
         if which == "ema":
             _take_average(saved)

@@ -5,13 +5,12 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
-from dlrun.config import schema
+from dlrun.config import schema, unheeded
 from dlrun.core.errors import ListedError, RequestError, RunError, did_you_mean
 from dlrun.core.shell import quote
 from dlrun.core.terminal import escape_line, write_error
 from dlrun.data.files.picture import EXTENSIONS
 from dlrun.data.files.table import parse
-from dlrun.experiment import ignored
 from dlrun.inference.predict.answer import Answer
 from dlrun.inference.predict.forward import refuse_several_inputs
 from dlrun.inference.predict.predictor import predictions, reader_of
@@ -39,7 +38,7 @@ class Asked:
 def predict(words: list[str]) -> None:
     """Print an answer an input; RunError where some have none, RequestError where all have none."""
     asked = read(words)
-    ignored.refuse_unheeded(asked.overrides, "dlrun predict")
+    unheeded.refuse_unheeded(asked.overrides, "dlrun predict")
     with opened(asked.run, asked.overrides) as saved:
         refuse_several_inputs(saved)
         takes = reader_of(saved).takes
