@@ -190,10 +190,10 @@ SENTENCES = [
 
 
 def test_every_trouble_that_names_words_is_among_those_tried() -> None:
-    """Each `try key=value` of diagnose.py and watch.py stands in one of the sentences above."""
+    """Each `try key=value` of diagnose.py and diagnostics.py stands in one of the sentences above."""
     named = set()
-    for name in ("diagnose.py", "watch.py"):
-        for _, text in sentences(PACKAGE / name):
+    for name in ("diagnose.py", "diagnostics.py"):
+        for _, text in sentences(PACKAGE / "experiment" / "callbacks" / name):
             named |= {key for key, _ in keys_of(text) if advises(text)}
     shown = " ".join(SENTENCES)
     others = {"optimizer": "adam", "model": "resnet"}  # of sentences that take a net to be seen
@@ -262,14 +262,15 @@ def test_a_run_that_misses_what_it_should_come_to_is_had_without_strict(saved: T
 def test_what_an_interrupted_call_says_goes_on_with_it(saved: Take, monkeypatch: pytest.MonkeyPatch) -> None:
     from dlrun.runs.checkpoint_manager import Saver
 
-    after_step = Saver.after_step
+    on_step_end = Saver.on_step_end
+    signals = iter([signal.SIGINT])
 
     def interrupted(saver: Any, training: Any) -> None:
-        after_step(saver, training)
-        monkeypatch.setattr(Saver, "after_step", after_step)
-        signal.raise_signal(signal.SIGINT)
+        on_step_end(saver, training)
+        for number in signals:
+            signal.raise_signal(number)
 
-    monkeypatch.setattr(Saver, "after_step", interrupted)
+    monkeypatch.setattr(Saver, "on_step_end", interrupted)
     with pytest.raises(KeyboardInterrupt) as caught:
         library.train(*TINY, quiet=True)
     call = re.findall(r"dlrun\.train\(.*?\)", str(caught.value))[0]
