@@ -224,21 +224,21 @@ def parts_of() -> Callable[["nn.Module", "Splits"], Any]:
     """As much of a run's parts as a picture looks at, with all training rows in one batch."""
     import torch
 
-    from dlrun.data.batches import MemoryBatches, Order, Place
+    from dlrun.data.batches import EpochOrder, MemoryBatches, Placement
     from dlrun.data.spec import Split
     from dlrun.engine.device import Runtime
-    from dlrun.engine.objective import Task
+    from dlrun.engine.objective import Objective
 
     def make(model: "nn.Module", splits: "Splits") -> Any:
         assert isinstance(splits.train, Split)
         device = torch.device("cpu")
-        order = Order(len(splits.train), len(splits.train))
-        batches = MemoryBatches(splits.train, order, Place(device, torch.float32, splits.spec))
+        order = EpochOrder(len(splits.train), len(splits.train))
+        batches = MemoryBatches(splits.train, order, Placement(device, torch.float32, splits.spec))
         training = SimpleNamespace(train=batches, val=None, progress=SimpleNamespace(epoch=0, step=0))
         return SimpleNamespace(
             model=model,
             splits=splits,
-            task=Task(splits.spec),
+            task=Objective(splits.spec),
             runtime=Runtime(device, "fp32", None, False, ""),
             training=training,
             test=None,

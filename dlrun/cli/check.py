@@ -4,7 +4,7 @@ import contextlib
 
 from dlrun.config import request, schema
 from dlrun.config.request import Request
-from dlrun.core.problems import Problems
+from dlrun.core.problems import ErrorList
 from dlrun.experiment import ignored
 from dlrun.experiment.reports import terminal
 from dlrun.experiment.setup import prepare, session
@@ -17,7 +17,7 @@ def check(words: list[str]) -> int:
     A RequestError lists all that is wrong; of the runs of a sweep too.
     """
     asked = request.from_command_line(words)
-    console, problems = Console(), Problems()
+    console, problems = Console(), ErrorList()
     for one in asked:
         problems.attempt(_check_one, one, console, len(asked) > 1)
     problems.settle()
@@ -28,7 +28,7 @@ def check(words: list[str]) -> int:
 
 def _check_one(asked: Request, console: Console, is_one_of_many: bool) -> None:
     """Build one run and say what it is; of many only its overrides."""
-    problems = Problems()
+    problems = ErrorList()
     asked.config["preflight"] = True
     settings = schema.read(asked.config, asked.choices, problems)
     with contextlib.ExitStack() as held:

@@ -14,7 +14,7 @@ from dlrun.config import request, schema
 from dlrun.config.schema import CONFIG_DIR
 from dlrun.config.validation import field_at, wrong_type
 from dlrun.core.errors import RequestError, chain, did_you_mean, distance, listed, nearest
-from dlrun.core.problems import Problems
+from dlrun.core.problems import ErrorList
 
 # What Hydra and OmegaConf raise where a command line or a saved config does not fit.
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, request.UnknownKey)
@@ -45,7 +45,7 @@ def request_error(error: Exception, words: list[str]) -> RequestError:
 
     Each word is tried on its own after those that were right, choices before values, and what is left is typed.
     """
-    found = Problems()
+    found = ErrorList()
     flags = request.flags(words)
     if len(flags.overrides) > 1 and not flags.multirun and not flags.config_dir:
         kept: list[str] = []

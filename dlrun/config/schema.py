@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 from dlrun.config.validation import typed
 from dlrun.core.errors import RequestError
-from dlrun.core.problems import Problems
+from dlrun.core.problems import ErrorList
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 CONFIG_DIR = next(p for p in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if p.is_dir())
@@ -248,12 +248,12 @@ class Settings:
     plain: dict[str, Any]  # the whole config as plain Python
 
 
-def read(plain: dict[str, Any], choices: dict[str, str], problems: Problems | None = None) -> Settings:
+def read(plain: dict[str, Any], choices: dict[str, str], problems: ErrorList | None = None) -> Settings:
     """Check types and ranges of a composed config and return plain objects.
 
     What is off is noted in `problems`, with the default in its place; raised where that is left out.
     """
-    found = Problems() if problems is None else problems
+    found = ErrorList() if problems is None else problems
     plain = copy.deepcopy(plain)
     for key in sorted(missing(plain)):
         found.add(RequestError(f"{key} has no value yet; type {key}=..."))
@@ -276,7 +276,7 @@ def read(plain: dict[str, Any], choices: dict[str, str], problems: Problems | No
 
 
 def _block(
-    group: str, choices: dict[str, str], plain: dict[str, Any], keys: type[T], problems: Problems
+    group: str, choices: dict[str, str], plain: dict[str, Any], keys: type[T], problems: ErrorList
 ) -> tuple[Block, T]:
     values = plain[group]
     ours = {f.name for f in dataclasses.fields(cast(Any, keys))}

@@ -13,18 +13,18 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from dlrun.core.errors import RequestError, did_you_mean, listed
 from dlrun.core.literals import Literals
-from dlrun.core.problems import Problems
+from dlrun.core.problems import ErrorList
 from dlrun.core.shell import quote
 
 T = TypeVar("T")
 
 
-def typed(schema: type[T], values: dict[str, Any], where: str, problems: Problems | None = None) -> T:
+def typed(schema: type[T], values: dict[str, Any], where: str, problems: ErrorList | None = None) -> T:
     """`values` as an instance of the dataclass `schema`; `where` is the key that they stand under.
 
     What is wrong is noted in `problems`, and the default taken in its place; raised where that is left out.
     """
-    found, known = Problems() if problems is None else problems, cast(Any, schema)
+    found, known = ErrorList() if problems is None else problems, cast(Any, schema)
     text = json.dumps(values, default=str)
     if (known, text) in _seen:
         return cast(T, copy.deepcopy(_seen[known, text]))
@@ -64,7 +64,7 @@ def _structured(schema: Any) -> Any:
     return OmegaConf.structured(schema)
 
 
-def _accepted(schema: Any, values: dict[str, Any], where: str, problems: Problems) -> dict[str, Any]:
+def _accepted(schema: Any, values: dict[str, Any], where: str, problems: ErrorList) -> dict[str, Any]:
     """The values that the schema takes; the others are noted, the innermost key of each."""
     inner = {f.name: f.default_factory for f in dataclasses.fields(schema)}
     kept = {}
@@ -174,7 +174,7 @@ def in_words(annotation: Any) -> str:
     return plain.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 
-def _check_ranges(instance: Any, where: str, problems: Problems) -> None:
+def _check_ranges(instance: Any, where: str, problems: ErrorList) -> None:
     """Note every value that is out of its range, and put the default in its place."""
     for f in dataclasses.fields(instance):
         key, value = _dotted(where, f.name), getattr(instance, f.name)

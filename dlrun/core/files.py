@@ -114,7 +114,7 @@ def _complain(text: str) -> None:
     write_error(escape_line(text))
 
 
-class Unsaved:
+class DiskProblems:
     """What a run has not been able to write: said once each when it happens, and there to be said at the end."""
 
     def __init__(self, say: Callable[[str], None] = _complain) -> None:
@@ -149,7 +149,7 @@ class Unsaved:
 class GrowingFile:
     """A file that is only added to. What the disk does not take is held, and tried again at the next flush."""
 
-    def __init__(self, path: Path, what: str, unsaved: Unsaved) -> None:
+    def __init__(self, path: Path, what: str, unsaved: DiskProblems) -> None:
         self.path, self.what, self.unsaved = path, what, unsaved
         self._held = bytearray()
         with unsaved.attempt(what), path.open("ab"):  # it is there from the start, if empty

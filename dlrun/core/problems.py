@@ -18,7 +18,7 @@ class Several(ListedError):
         super().__init__("\n".join([f"{len(found)} things are wrong:", *lines]))
 
 
-class Problems:
+class ErrorList:
     """What was wrong so far."""
 
     def __init__(self) -> None:

@@ -21,7 +21,7 @@ from dlrun.data.spec import DataSpec, Split
 from dlrun.data.workers import Guarded, fetch, prepare_worker
 
 Batch = tuple[tuple[Tensor, ...], Tensor]  # what the model is called with, and the targets
-Pick = Callable[[list[Tensor]], list[Tensor]]  # one process's part of what every batch's rows are
+Shard = Callable[[list[Tensor]], list[Tensor]]  # one process's part of what every batch's rows are
 
 
 GATHERED_BYTES = 2**16  # of several batches at once: they stay in a core's cache until they are used
@@ -31,7 +31,7 @@ class Batches(Protocol):
     """What the loop sees of the data."""
 
     rows: int
-    order: "Order"
+    order: "EpochOrder"
 
     def __len__(self) -> int: ...
 
@@ -39,7 +39,7 @@ class Batches(Protocol):
         """How many samples the first `batch` batches of an epoch hold."""
         ...
 
-    def epoch(self, number: int, start: int = 0, pick: Pick = list) -> Iterator[Batch]:
+    def epoch(self, number: int, start: int = 0, pick: Shard = list) -> Iterator[Batch]:
         """The batches of epoch `number` (from 1 on), from batch `start` (from 0 on), or what `pick` leaves of them.
 
         Where it leaves no row of a batch there is one input, as a forward pass takes at least one, and no target.
@@ -48,7 +48,7 @@ class Batches(Protocol):
 
 
 @dataclass(frozen=True)
-class Order:
+class EpochOrder:
     """Which rows come in which batch of which epoch."""
 
     rows: int
@@ -76,7 +76,7 @@ class Order:
 class MemoryBatches:
     """Batches gathered from tensors that live on the device: nothing is copied there per step."""
 
-    def __init__(self, split: Split, order: Order, place: "Place") -> None:
+    def __init__(self, split: Split, order: EpochOrder, place: "Placement") -> None:
         self.rows, self.order = order.rows, order
         self.inputs = tuple(place.inputs(split.inputs))
         self.targets = place.targets(split.targets)
@@ -89,7 +89,7 @@ class MemoryBatches:
         """See Batches."""
         return min(batch * self.order.batch_size, self.rows)
 
-    def epoch(self, number: int, start: int = 0, pick: Pick = list) -> Iterator[Batch]:
+    def epoch(self, number: int, start: int = 0, pick: Shard = list) -> Iterator[Batch]:
         """See Batches; the order is copied to the device once an epoch."""
         host = pick(self.order.batches(number, start))
         filled = [rows if rows.numel() else rows.new_zeros(1) for rows in host]
@@ -122,7 +122,12 @@ class LoaderBatches:
     """The same batches through torch's DataLoader, with worker processes and pinned memory."""
 
     def __init__(
-        self, dataset: Dataset[Any], order: Order, place: "Place", workers: int, check: BatchCheck | None = None
+        self,
+        dataset: Dataset[Any],
+        order: EpochOrder,
+        place: "Placement",
+        workers: int,
+        check: BatchCheck | None = None,
     ) -> None:
         """check: looks at every batch; None for a dataset that was looked at as a whole."""
         self.rows, self.order, self.dataset, self.place = order.rows, order, dataset, place
@@ -136,7 +141,7 @@ class LoaderBatches:
         """See Batches."""
         return min(batch * self.order.batch_size, self.rows)
 
-    def epoch(self, number: int, start: int = 0, pick: Pick = list) -> Iterator[Batch]:
+    def epoch(self, number: int, start: int = 0, pick: Shard = list) -> Iterator[Batch]:
         """See Batches; a new loader an epoch, because its order starts at any batch."""
         augmented = self.order.shuffle and getattr(self.dataset, "augments", False)
         key = self.order.seed * 1_000_003 + number
@@ -207,7 +212,7 @@ def _as_fetched(batch: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Place:
+class Placement:
     """Where tensors go and how they lie there."""
 
     device: torch.device

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from dlrun.engine.state import Training
+from dlrun.engine.state import TrainState
 
 
 @dataclass(frozen=True)
@@ -23,16 +23,16 @@ class Callback:
 
     phase = "log"  # what trainer.profile counts the time of these hooks as
 
-    def on_step_end(self, training: Training) -> None:
+    def on_step_end(self, training: TrainState) -> None:
         """An optimizer step has been made. Nothing here may wait for the device."""
 
     def on_log(self, step: int, values: dict[str, float]) -> None:
         """Loss, gradient norm and learning rates of one step, every log_every_steps steps."""
 
-    def on_epoch_end(self, training: Training, epoch: EpochSummary) -> None:
+    def on_epoch_end(self, training: TrainState, epoch: EpochSummary) -> None:
         """An epoch has ended, or what there was of the last one."""
 
-    def on_interrupt(self, training: Training) -> None:
+    def on_interrupt(self, training: TrainState) -> None:
         """The run stops here and may be resumed, in the middle of an epoch or after one."""
 
     def on_partial_epoch(self) -> None:

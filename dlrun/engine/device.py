@@ -14,7 +14,7 @@ import torch
 
 from dlrun.config.schema import DeviceConfig
 from dlrun.core.errors import RequestError, chain
-from dlrun.engine.distributed import ALONE, Ranks
+from dlrun.engine.distributed import SINGLE_PROCESS, Distributed
 
 _SAID_BY_TORCH = ("out of memory", "can't allocate memory", "not enough memory")
 
@@ -32,7 +32,7 @@ class Runtime:
     channels_last: bool | None
     compile: bool
     took: str  # what the terminal says about the choice
-    ranks: Ranks = ALONE  # the processes of the run
+    ranks: Distributed = SINGLE_PROCESS  # the processes of the run
     batches_a_step: int = (
         1  # of data.batch_size rows that make one of the run's batches: as many as it began with processes
     )
@@ -62,7 +62,7 @@ def available_devices() -> list[str]:
     return [*names, "cpu"]
 
 
-def choose_device(config: DeviceConfig, ranks: Ranks = ALONE) -> tuple[torch.device, str]:
+def choose_device(config: DeviceConfig, ranks: Distributed = SINGLE_PROCESS) -> tuple[torch.device, str]:
     """The device asked for, of a machine's processes each its own, and a few words on it; RequestError if not there."""
     there = available_devices()
     name = there[0].split(":")[0] if config.name == "auto" else config.name
@@ -86,7 +86,9 @@ def _existing(device: torch.device, there: list[str]) -> torch.device:
 
 
 @contextlib.contextmanager
-def session(config: DeviceConfig, seed: int, ranks: Ranks = ALONE, batches_a_step: int = 1) -> Iterator[Runtime]:
+def session(
+    config: DeviceConfig, seed: int, ranks: Distributed = SINGLE_PROCESS, batches_a_step: int = 1
+) -> Iterator[Runtime]:
     """Set the process up for one run and put it back afterwards, so that job k of a sweep equals job k alone."""
     device, took = choose_device(config, ranks)
     if device.type == "cuda":

@@ -38,7 +38,7 @@ class Stop(Protocol):
     def __call__(self) -> bool: ...
 
 
-class Ranks:
+class Distributed:
     """This process among those that train one run; here it is alone, and everything is as it is."""
 
     number = 0  # of this process
@@ -99,11 +99,11 @@ class Ranks:
         return said
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = Distributed()
 _stores: list[Any] = []  # of the run that this process takes part in; it outlives the group
 
 
-class Group(Ranks):
+class Group(Distributed):
     """One of several processes."""
 
     def __init__(self) -> None:
@@ -280,10 +280,10 @@ def follows() -> bool:
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[Ranks]:
+def joined() -> Iterator[Distributed]:
     """All the processes of the run, until this ends; alone where there is one."""
     if not several():
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     import torch.distributed as dist
 

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from dlrun.data.batches import Batch, Batches
 from dlrun.engine.device import Runtime
-from dlrun.engine.state import Training
+from dlrun.engine.state import TrainState
 
 MOST_ROWS = 20_000  # for scatter plots and matrices: more cannot be seen, and would cost memory
 _AT_ONCE = 8192  # rows of a grid in one forward pass
 
 
-def shown_split(training: Training, test: Batches | None) -> tuple[str, Batches]:
+def shown_split(training: TrainState, test: Batches | None) -> tuple[str, Batches]:
     """The split that pictures show: test, else validation, else training."""
     for name, batches in (("test", test), ("val", training.val)):
         if batches is not None:

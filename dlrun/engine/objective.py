@@ -34,7 +34,7 @@ def _called(function: Callable[..., Tensor], name: str, reduction: str) -> Calla
 
 
 @dataclass(frozen=True)
-class Task:
+class Objective:
     """Loss and metrics for one kind of target.
 
     loss_name: null for the task's own (mse, bce_with_logits, cross_entropy); `bce` and `scratch_bce` take
@@ -132,9 +132,9 @@ class Task:
         host = {k: v.cpu() for k, v in sums.items()}  # the one sync
         return {"loss": metrics.ratio(host["loss"], host["weight"])} | metrics.METRICS[self.spec.task](host)
 
-    def totals(self, flush_batches: int = FLUSH_BATCHES) -> "Totals":
+    def totals(self, flush_batches: int = FLUSH_BATCHES) -> "MetricAccumulator":
         """A fresh sum, reduced every so many batches."""
-        return Totals(self, flush_batches)
+        return MetricAccumulator(self, flush_batches)
 
     def constant_outputs(self, targets: Tensor) -> Tensor:
         """The trivial baseline, learnt from training targets: outputs (1, ...) that ignore the input.
@@ -165,14 +165,14 @@ class Task:
         return totals.metrics()
 
 
-class Totals:
+class MetricAccumulator:
     """Loss and metric sums of an epoch so far.
 
     Outputs are kept by reference and reduced every so many batches, a block, so a step costs a list append. The
     state holds the unreduced ones too: a resumed epoch adds up in the same order, to the same bits.
     """
 
-    def __init__(self, task: Task, flush_batches: int = FLUSH_BATCHES) -> None:
+    def __init__(self, task: Objective, flush_batches: int = FLUSH_BATCHES) -> None:
         self.task, self.flush_batches = task, flush_batches
         self.waiting: list[tuple[Tensor, Tensor, Tensor]] = []
         self.blocks: list[Sums] = []

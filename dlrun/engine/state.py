@@ -16,15 +16,15 @@ from dlrun.core import user_code
 from dlrun.core.errors import CheckpointError, RunError
 from dlrun.data.batches import Batches
 from dlrun.data.files.tensors import load_weights
-from dlrun.engine.distributed import ALONE, Ranks
+from dlrun.engine.distributed import SINGLE_PROCESS, Distributed
 from dlrun.engine.made_buffers import BuiltBuffers
-from dlrun.engine.objective import Task, Totals
-from dlrun.engine.optim.ema import Average
+from dlrun.engine.objective import MetricAccumulator, Objective
+from dlrun.engine.optim.ema import ExponentialMovingAverage
 from dlrun.engine.optim.schedule import Schedule
 
 
 @dataclass
-class Limits:
+class StopRules:
     """When training ends and how a step is made; null switches off."""
 
     epochs: int = 1
@@ -68,27 +68,27 @@ _STOPPING = ("best_value", "best_epoch", "best_step", "epochs_without_improvemen
 
 
 @dataclass
-class Training:
+class TrainState:
     """Everything one run trains with."""
 
     model: nn.Module
-    task: Task
+    task: Objective
     optimizer: Optimizer
     schedule: Schedule
     scaler: torch.amp.GradScaler
     train: Batches
     val: Batches | None
-    limits: Limits
+    limits: StopRules
     monitor: str
     mode: str
     autocast: Callable[[], AbstractContextManager[Any]]
     synchronize: Callable[[], None]
-    average: Average | None = None  # of the weights, where trainer.ema_decay asks for one
+    average: ExponentialMovingAverage | None = None  # of the weights, where trainer.ema_decay asks for one
     progress: Progress = field(default_factory=Progress)
     graph: Callable[..., bool] | None = field(default=None, init=False)  # makes steps, or says that it does not
-    totals: Totals = field(init=False)
+    totals: MetricAccumulator = field(init=False)
     built: BuiltBuffers = field(init=False)  # the model's buffers before it has met any data
-    ranks: Ranks = field(default=ALONE, init=False)  # the processes that train together
+    ranks: Distributed = field(default=SINGLE_PROCESS, init=False)  # the processes that train together
     forward: Callable[..., Tensor] = field(init=False)  # the model in training; its gradients are of all processes
     recent: list[tuple[int, Tensor]] = field(default_factory=list)  # step and loss, since they were last looked at
     grad_norm: Tensor = field(default_factory=lambda: torch.tensor(math.nan))
@@ -98,7 +98,7 @@ class Training:
         self.forward = self.model
         self.built = BuiltBuffers(self.model)
 
-    def join(self, ranks: Ranks) -> None:
+    def join(self, ranks: Distributed) -> None:
         """Train together with other processes, which do the same at this moment."""
         self.ranks, self.forward = ranks, ranks.parallel(self.model)
 

@@ -16,9 +16,9 @@ from torch.optim import Optimizer
 from dlrun.data.batches import Batch, Batches
 from dlrun.engine import metrics
 from dlrun.engine.callback import Callback, EpochSummary, collect_hooks
-from dlrun.engine.distributed import ALONE, Ranks
-from dlrun.engine.objective import FLUSH_BATCHES, Task
-from dlrun.engine.state import Training
+from dlrun.engine.distributed import SINGLE_PROCESS, Distributed
+from dlrun.engine.objective import FLUSH_BATCHES, Objective
+from dlrun.engine.state import TrainState
 
 Seen = list[tuple[Tensor, Tensor, Tensor]]
 
@@ -26,7 +26,7 @@ Seen = list[tuple[Tensor, Tensor, Tensor]]
 class Trainer:
     """Trains a state to its end, an epoch at a time, and tells callbacks what happened."""
 
-    def __init__(self, state: Training, callbacks: Sequence[Callback], stop_requested: Callable[[], bool]) -> None:
+    def __init__(self, state: TrainState, callbacks: Sequence[Callback], stop_requested: Callable[[], bool]) -> None:
         self.state = state
         self.callbacks = callbacks
         self.stop_requested = stop_requested
@@ -114,7 +114,7 @@ class Trainer:
             function(*arguments)
 
 
-def end_epoch(t: Training) -> dict[str, float]:
+def end_epoch(t: TrainState) -> dict[str, float]:
     """Count the epoch under way as ended; returns its row: what training summed up, and the validation part."""
     t.progress.epoch, t.progress.batch = t.progress.epoch + 1, 0
     row: dict[str, float] = {"epoch": t.progress.epoch, "step": t.progress.step}
@@ -128,7 +128,7 @@ def end_epoch(t: Training) -> dict[str, float]:
     return row | t.schedule.learning_rates() | t.parameter_values()
 
 
-def evaluate_split(t: Training, batches: Batches, split: str) -> dict[str, float]:
+def evaluate_split(t: TrainState, batches: Batches, split: str) -> dict[str, float]:
     """Metrics of a split, <split>/loss and so on, and <split>/ema_loss and so on with the averaged weights."""
     found = {f"{split}/{k}": v for k, v in evaluate(t.model, batches, t.task, t.autocast, t.ranks).items()}
     if t.average is not None:
@@ -137,7 +137,7 @@ def evaluate_split(t: Training, batches: Batches, split: str) -> dict[str, float
     return found
 
 
-def backward(t: Training, group: list[Batch], seen: Seen) -> Tensor:
+def backward(t: TrainState, group: list[Batch], seen: Seen) -> Tensor:
     """Gradients of one optimizer step: the mean over all rows of its batches, ragged or not, then clipped.
 
     Returns the loss (a scalar on the device). An optimizer with a closure may call this several times: the
@@ -162,13 +162,13 @@ def backward(t: Training, group: list[Batch], seen: Seen) -> Tensor:
     return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
 
-def loss_of_all(t: Training, group: list[Batch], seen: Seen) -> Tensor:
+def loss_of_all(t: TrainState, group: list[Batch], seen: Seen) -> Tensor:
     """`backward` as a closure for an optimizer that looks at the loss: it is that of all processes."""
     loss = backward(t, group, seen)
     return t.ranks.total(loss) / t.ranks.count if t.ranks.count > 1 else loss
 
 
-def batch_shares(t: Training, group: list[Batch]) -> Sequence[Tensor | float | None]:
+def batch_shares(t: TrainState, group: list[Batch]) -> Sequence[Tensor | float | None]:
     """What each batch's mean loss counts in the mean over the group; None where the loss is taken as it is.
 
     Of several processes each has its rows of the batches, and gradients are averaged over the processes: hence the
@@ -192,7 +192,7 @@ def scaled(loss: Tensor, share: Tensor | float | None) -> Tensor:
     return loss * (share.to(loss.dtype) if isinstance(share, Tensor) else share)
 
 
-def report(t: Training, seen: Seen) -> dict[str, float]:
+def report(t: TrainState, seen: Seen) -> dict[str, float]:
     """What is logged of a step: this waits for the device, once every log_every_steps."""
     t.check_finite()
     if t.limits.grad_clip_norm is None:
@@ -214,9 +214,9 @@ def report(t: Training, seen: Seen) -> dict[str, float]:
 def evaluate(
     model: nn.Module,
     batches: Batches,
-    task: Task,
+    task: Objective,
     autocast: Callable[[], AbstractContextManager[Any]],
-    ranks: Ranks = ALONE,
+    ranks: Distributed = SINGLE_PROCESS,
     seen: Callable[[Tensor, Tensor], None] | None = None,
 ) -> dict[str, float]:
     """Metrics of the whole split, each sample weighing the same; to the bit, however many processes share it.

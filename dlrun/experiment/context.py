@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from dlrun.config.schema import Settings
-from dlrun.core.files import Unsaved
+from dlrun.core.files import DiskProblems
 from dlrun.data.batches import Batch, Batches
 from dlrun.data.spec import Splits
 from dlrun.engine.device import Runtime
-from dlrun.engine.objective import Task
-from dlrun.engine.state import Training
+from dlrun.engine.objective import Objective
+from dlrun.engine.state import TrainState
 from dlrun.experiment.preflight import memory
 from dlrun.experiment.preflight.checks import Layer
 
@@ -18,15 +18,15 @@ Answer = float | str
 
 
 @dataclass
-class Parts:
+class RunContext:
     """What one run is made of."""
 
     settings: Settings
     runtime: Runtime
     splits: Splits
-    task: Task
+    task: Objective
     model: nn.Module
-    training: Training
+    training: TrainState
     test: Batches | None
     layers: list[Layer]  # none where `preflight` is off
     baseline: dict[str, float]  # the trivial answer's metrics, by split
@@ -34,7 +34,7 @@ class Parts:
     start_parameters: dict[str, float] = field(default_factory=dict)  # of a model small enough to watch them move
     first_answers: dict[str, Answer] = field(default_factory=dict)  # to `probes`, before training
     alone: bool = True  # not one of several runs whose expectations are checked together
-    unsaved: Unsaved = field(default_factory=Unsaved)  # what the disk did not take
+    unsaved: DiskProblems = field(default_factory=DiskProblems)  # what the disk did not take
     needs: memory.Estimate | None = None  # memory of a step
     compile_seconds: float | None = None  # what torch.compile took before the first step
     sample: Batch | None = None  # some training rows, where state that resume cannot see is looked for

@@ -11,19 +11,19 @@ from dlrun.core.errors import DlrunError
 from dlrun.core.terminal import write_error
 from dlrun.data import workers
 from dlrun.engine import device
-from dlrun.engine.distributed import Ranks, joined, wait_for_report_of_rank_zero
-from dlrun.engine.state import Training
+from dlrun.engine.distributed import Distributed, joined, wait_for_report_of_rank_zero
+from dlrun.engine.state import TrainState
 from dlrun.engine.trainer import Trainer
 from dlrun.experiment import run
-from dlrun.experiment.context import Parts
-from dlrun.runs.checkpoint_manager import Saver, states_of_all
+from dlrun.experiment.context import RunContext
+from dlrun.runs.checkpoint_manager import CheckpointManager, states_of_all
 
 
-class Silent(Saver):
+class Silent(CheckpointManager):
     """Saves nothing, but hands its own state over whenever process 0 saves."""
 
-    def write(self, training: Training, row: dict[str, float]) -> None:
-        """See Saver."""
+    def write(self, training: TrainState, row: dict[str, float]) -> None:
+        """See CheckpointManager."""
         states_of_all(training)
 
     def _keep_best_of_part(self) -> None:
@@ -57,7 +57,7 @@ def main(verbose: bool) -> int:
         return error.exit_code if isinstance(error, DlrunError) else 1
 
 
-def follow(request: Request, parts: Parts, held: contextlib.ExitStack) -> int:
+def follow(request: Request, parts: RunContext, held: contextlib.ExitStack) -> int:
     """The training and the test, in step with process 0."""
     ranks, keys = parts.runtime.ranks, parts.settings.rest.checkpoint
     earlier = run.earlier_state(request, parts)
@@ -72,7 +72,7 @@ def follow(request: Request, parts: Parts, held: contextlib.ExitStack) -> int:
     return signals.exit_code(stop.signal_number) if stop() else 0
 
 
-def take_generators(ranks: Ranks, seed: int, earlier: dict[str, Any] | None) -> None:
+def take_generators(ranks: Distributed, seed: int, earlier: dict[str, Any] | None) -> None:
     """Random numbers of its own (dropout, say), or those that it had before where there were as many processes."""
     others = earlier.get("others", []) if earlier else []
     if len(others) == ranks.count - 1:

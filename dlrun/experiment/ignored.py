@@ -9,7 +9,7 @@ from dlrun.config.request import Request
 from dlrun.config.unheeded import key_of, note_of
 from dlrun.core.errors import listed
 from dlrun.data.spec import Splits
-from dlrun.experiment.context import Parts
+from dlrun.experiment.context import RunContext
 
 _SCHEDULES_WITH_RATES = ("OneCycleLR", "CyclicLR")  # optimizer.lr is overwritten by their max_lr
 
@@ -23,7 +23,9 @@ def find_unheeded_data(splits: Splits, data_target: str | None, words: Sequence[
     return [note_of(key, reason) for key, reason in reasons.items() if key in keys]
 
 
-def find_without_effect(parts: Parts, request: Request, words: Iterable[str], files: Mapping[str, str]) -> list[str]:
+def find_without_effect(
+    parts: RunContext, request: Request, words: Iterable[str], files: Mapping[str, str]
+) -> list[str]:
     """A note for each key that the user sets and that this choice of data, model and device does not read.
 
     words: those of the command lines; files: the config files of the user's own, by the key that they set.
@@ -43,7 +45,7 @@ def find_without_effect(parts: Parts, request: Request, words: Iterable[str], fi
     return notes
 
 
-def _reasons_of_data(parts: Parts) -> dict[str, str]:
+def _reasons_of_data(parts: RunContext) -> dict[str, str]:
     """By key, why these data do not read a setting."""
     from dlrun.data.batches import MemoryBatches
 
@@ -59,7 +61,7 @@ def _reasons_of_data(parts: Parts) -> dict[str, str]:
     return reasons
 
 
-def _reasons_of_model(parts: Parts) -> dict[str, str]:
+def _reasons_of_model(parts: RunContext) -> dict[str, str]:
     """By key, why this model does not read a setting."""
     arguments = parts.settings.model.arguments
     reasons = _reasons_of_init(parts)
@@ -70,7 +72,7 @@ def _reasons_of_model(parts: Parts) -> dict[str, str]:
     return reasons
 
 
-def _reasons_of_init(parts: Parts) -> dict[str, str]:
+def _reasons_of_init(parts: RunContext) -> dict[str, str]:
     """By key, why start values are not those that the training begins with."""
     init = parts.settings.model_keys.init or {}
     if _is_exhaustive(parts):
@@ -87,12 +89,12 @@ def _reasons_of_init(parts: Parts) -> dict[str, str]:
     return reasons
 
 
-def _is_exhaustive(parts: Parts) -> bool:
+def _is_exhaustive(parts: RunContext) -> bool:
     """Whether the optimizer tries every value of the parameters, and looks at no gradient."""
     return str(parts.settings.optimizer.target) == "dlrun.optim.exhaustive.Exhaustive"
 
 
-def _reasons_of_training(parts: Parts) -> dict[str, str]:
+def _reasons_of_training(parts: RunContext) -> dict[str, str]:
     """By key, why this training does not read a setting."""
     settings = parts.settings
     rest, optimizer, scheduler = settings.rest, settings.optimizer.arguments, settings.scheduler
@@ -123,7 +125,7 @@ def _reasons_of_training(parts: Parts) -> dict[str, str]:
     return reasons | _reasons_of_groups(parts) | _reasons_of_length(parts)
 
 
-def _reasons_of_groups(parts: Parts) -> dict[str, str]:
+def _reasons_of_groups(parts: RunContext) -> dict[str, str]:
     """By key, which settings of the optimizer every group of parameters has of its own."""
     groups = parts.settings.optimizer_keys.groups or []
     if not groups or len(parts.training.optimizer.param_groups) > len(groups):
@@ -132,7 +134,7 @@ def _reasons_of_groups(parts: Parts) -> dict[str, str]:
     return {f"optimizer.{key}": "each of optimizer.groups has its own" for key in sorted(shared - {"match"})}
 
 
-def _reasons_of_length(parts: Parts) -> dict[str, str]:
+def _reasons_of_length(parts: RunContext) -> dict[str, str]:
     """By key, what this training ends before."""
     from dlrun.engine.optim.schedule import moves_after_warmup
 
@@ -188,7 +190,7 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
-def _reasons_of_device(parts: Parts) -> dict[str, str]:
+def _reasons_of_device(parts: RunContext) -> dict[str, str]:
     """By key, why this device does not read a setting."""
     device = parts.runtime.device.type
     reasons: dict[str, str] = {}
@@ -201,7 +203,7 @@ def _reasons_of_device(parts: Parts) -> dict[str, str]:
     return reasons
 
 
-def _reasons_of_paths(parts: Parts, request: Request) -> dict[str, str]:
+def _reasons_of_paths(parts: RunContext, request: Request) -> dict[str, str]:
     """By key, why a folder that was named is not used."""
     paths = parts.settings.rest.paths
     reasons: dict[str, str] = {}

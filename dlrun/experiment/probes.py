@@ -10,11 +10,11 @@ from dlrun.core.errors import RequestError
 from dlrun.data.spec import DataSpec
 from dlrun.engine.evaluation import evaluating
 from dlrun.engine.untouched import untouched
-from dlrun.experiment.context import Answer, Parts
+from dlrun.experiment.context import Answer, RunContext
 
 
 @torch.inference_mode()
-def ask(parts: Parts, probes: Sequence[Any]) -> dict[str, Answer]:
+def ask(parts: RunContext, probes: Sequence[Any]) -> dict[str, Answer]:
     """The answer to each probe: a value, the probability of class 1, the class's name, or a tagged word.
 
     A probe is a number, a list of numbers (one a feature, in the data's own units) or a text (token data).
@@ -59,7 +59,7 @@ def _inputs(probe: Any, spec: DataSpec, key: str) -> tuple[Tensor, ...]:
     raise RequestError(f"{key}: data of kind {spec.kind} cannot be written in a config; type probes=[]")
 
 
-def _answer(parts: Parts, outputs: Tensor) -> Answer:
+def _answer(parts: RunContext, outputs: Tensor) -> Answer:
     spec, task = parts.splits.spec, parts.task
     if spec.task == "regression":
         return float(outputs.flatten()[0])

@@ -13,16 +13,16 @@ from dlrun.core.yaml import flatten
 from dlrun.data.inspection import known_targets
 from dlrun.data.spec import Splits
 from dlrun.engine import evaluation, trainer
-from dlrun.engine.objective import Task
+from dlrun.engine.objective import Objective
 from dlrun.experiment import probes
 from dlrun.experiment.callbacks import diagnose as diagnosis
-from dlrun.experiment.context import Parts
+from dlrun.experiment.context import RunContext
 from dlrun.runs import expectations, logger
 from dlrun.runs.expectations import Value
-from dlrun.runs.logger import FileTracker
+from dlrun.runs.logger import Logger
 
 
-def baseline(task: Task, splits: Splits) -> dict[str, float]:
+def baseline(task: Objective, splits: Splits) -> dict[str, float]:
     """Every split's metrics for the mean or the majority class of the training split.
 
     Empty where a dataset of the user's own has no `targets`.
@@ -37,7 +37,7 @@ def baseline(task: Task, splits: Splits) -> dict[str, float]:
 
 
 def collect(
-    parts: Parts, status: str, metrics: dict[str, float], weights_sha256: str, error: str | None
+    parts: RunContext, status: str, metrics: dict[str, float], weights_sha256: str, error: str | None
 ) -> dict[str, Any]:
     """What result.json holds."""
     progress = parts.training.progress
@@ -67,7 +67,7 @@ def collect(
     }
 
 
-def measure(parts: Parts) -> dict[str, Value]:
+def measure(parts: RunContext) -> dict[str, Value]:
     """What `expect` can name besides the metrics, with the weights of the last step, not the best ones.
 
     Each number of a small model, the answers to `probes`, the first loss, the evaluations that a search made,
@@ -88,7 +88,7 @@ def measure(parts: Parts) -> dict[str, Value]:
     return values
 
 
-def check_expectations(parts: Parts, result: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+def check_expectations(parts: RunContext, result: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     """The expectations of a run that stands alone, as result.json keeps them."""
     if not parts.alone:
         return []
@@ -96,7 +96,7 @@ def check_expectations(parts: Parts, result: dict[str, Any], folder: Path) -> li
     return [asdict(line) for line in expectations.check(parts.settings.rest.expect, [outcome])]
 
 
-def diagnose(parts: Parts, rows: list[dict[str, float]], metrics: dict[str, float]) -> list[str]:
+def diagnose(parts: RunContext, rows: list[dict[str, float]], metrics: dict[str, float]) -> list[str]:
     """What a search did, and what went wrong in learning that was not said before: see diagnose.py."""
     summary = getattr(parts.training.optimizer, "summary", None)
     notes = [summary()] if summary else []
@@ -116,7 +116,7 @@ def diagnose(parts: Parts, rows: list[dict[str, float]], metrics: dict[str, floa
     return notes + list(found.values())
 
 
-def code_hash(parts: Parts) -> str:
+def code_hash(parts: RunContext) -> str:
     """sha256 of the source files that define the model and the data."""
     digest = hashlib.sha256()
     for found in (type(parts.model), hydra.utils.get_object(str(parts.settings.data.target))):
@@ -127,7 +127,7 @@ def code_hash(parts: Parts) -> str:
     return digest.hexdigest()
 
 
-def record_end(parts: Parts, metrics: dict[str, float], tracker: FileTracker) -> list[str]:
+def record_end(parts: RunContext, metrics: dict[str, float], tracker: Logger) -> list[str]:
     """The last entries in TensorBoard: test metrics, hyperparameters, the graph; returns what did not work."""
     step = parts.training.progress.step
     tracker.log_step(step, {k: v for k, v in metrics.items() if k.startswith("test/")})

@@ -16,7 +16,7 @@ from dlrun.core import lock, signals, user_code
 from dlrun.core.errors import DlrunError, RequestError, RunError
 from dlrun.core.files import forget_halves, writing_to
 from dlrun.core.library_warnings import diverted
-from dlrun.core.problems import Problems
+from dlrun.core.problems import ErrorList
 from dlrun.core.terminal import escape_line, write_error
 from dlrun.data import workers
 from dlrun.engine import device, evaluation
@@ -24,17 +24,17 @@ from dlrun.engine.acceleration import compile
 from dlrun.engine.acceleration import threads as thread_choice
 from dlrun.engine.callback import Callback
 from dlrun.engine.device import ran_out
-from dlrun.engine.distributed import Ranks, joined
+from dlrun.engine.distributed import Distributed, joined
 from dlrun.engine.trainer import Trainer, evaluate_split
 from dlrun.experiment import ignored, resume, sources
 from dlrun.experiment import result as results
 from dlrun.experiment.callbacks import evolution, profiler
-from dlrun.experiment.callbacks.diagnostics import Watch
-from dlrun.experiment.callbacks.fingerprints import Fingerprints
+from dlrun.experiment.callbacks.diagnostics import Diagnostics
+from dlrun.experiment.callbacks.fingerprints import WeightHashes
 from dlrun.experiment.callbacks.histograms import WeightHistograms
 from dlrun.experiment.callbacks.progress import ProgressDisplay
 from dlrun.experiment.callbacks.tolerant import Tolerant
-from dlrun.experiment.context import Parts
+from dlrun.experiment.context import RunContext
 from dlrun.experiment.hidden_state import comparison
 from dlrun.experiment.preflight import memory
 from dlrun.experiment.reports import figures, html, terminal
@@ -42,8 +42,8 @@ from dlrun.experiment.setup import prepare, session
 from dlrun.models.pretrained import weights_follow
 from dlrun.runs import checkpoint, logger
 from dlrun.runs import folder as run_folder
-from dlrun.runs.checkpoint_manager import Saver
-from dlrun.runs.logger import FileTracker
+from dlrun.runs.checkpoint_manager import CheckpointManager
+from dlrun.runs.logger import Logger
 from dlrun.runs.record import RESULT, RunRecord
 from dlrun.runs.reports.console import Console
 from dlrun.runs.reports.plots import fonts
@@ -78,7 +78,7 @@ def run(request: Request, console: Console | None = None) -> int:
             saver = make_saver(folder, parts, request, earlier)
             saver.examine = reload_check(parts, request, noting(parts, console))
             purge_step = earlier["step"] + 1 if earlier else None
-            with logger.tracked(folder, purge_step, parts.unsaved) as tracker:
+            with logger.open_logger(folder, purge_step, parts.unsaved) as tracker:
                 recorders = start(parts, folder, tracker, earlier, console)
                 progress = ProgressDisplay(console, parts.training)
                 # A row and its pictures are on the disk before the checkpoint that a resumed run begins from.
@@ -105,19 +105,19 @@ def run(request: Request, console: Console | None = None) -> int:
     return exit_code(parts, folder, result, stop)
 
 
-def use_cuda_graph(parts: Parts) -> None:
+def use_cuda_graph(parts: RunContext) -> None:
     """Start the kernels of a step as one from now on, or note why not."""
     from dlrun.engine.acceleration import cuda_graph
 
     rest = parts.settings.rest
     reason = cuda_graph.why_not(parts.training, parts.splits.spec.kind, rest.device.compile, rest.trainer.profile)
     if reason is None:
-        parts.training.graph = cuda_graph.StepGraph(cuda_graph.Recorder(), parts.unsaved.say)
+        parts.training.graph = cuda_graph.CudaGraphStep(cuda_graph.GraphRecorder(), parts.unsaved.say)
     else:
         parts.notes.append(f"no CUDA graph: {reason}")
 
 
-def compile_model(parts: Parts) -> None:
+def compile_model(parts: RunContext) -> None:
     """Compile the model before the clock starts; RequestError where that fails or memory runs out."""
     try:
         parts.compile_seconds = compile.compile_model(parts.training, parts.test)
@@ -129,9 +129,9 @@ def compile_model(parts: Parts) -> None:
     parts.notes.append(f"device.compile: the model was compiled in {parts.compile_seconds:.1f} s")
 
 
-def begin(request: Request, held: contextlib.ExitStack, ranks: Ranks, own: lock.Lock) -> Parts:
+def begin(request: Request, held: contextlib.ExitStack, ranks: Distributed, own: lock.Lock) -> RunContext:
     """Build and check everything, with nothing written; a RequestError lists all that is wrong."""
-    problems = Problems()
+    problems = ErrorList()
     settings = schema.read(request.config, request.choices, problems)
     threads, together = settings.rest.device.num_threads, request.processes or ranks.count
     if ranks.count > 1 and threads == "auto":
@@ -169,8 +169,8 @@ def keys_in_files(request: Request) -> dict[str, str]:
 
 
 def prepare_without_start(
-    settings: schema.Settings, process: device.Runtime, request: Request, problems: Problems
-) -> Parts:
+    settings: schema.Settings, process: device.Runtime, request: Request, problems: ErrorList
+) -> RunContext:
     """`prepare` for a run that goes on: its checkpoint holds the weights, so no file that it began from is read."""
     began_elsewhere = settings.rest.init_from is not None or settings.model.arguments.get("weights") is not None
     fresh = replace(settings, rest=replace(settings.rest, init_from=None))
@@ -182,7 +182,7 @@ def prepare_without_start(
     return parts
 
 
-def exit_code(parts: Parts, folder: Path, result: dict[str, Any], stop: signals.Interrupt) -> int:
+def exit_code(parts: RunContext, folder: Path, result: dict[str, Any], stop: signals.Interrupt) -> int:
     """0, 128 and the signal's number, or 1 for a missed expectation if `strict`. RunError for what was lost."""
     lost = parts.unsaved.summary()
     if stop():  # in its last figures perhaps, and complete; but whoever says stop wants no next job
@@ -195,7 +195,7 @@ def exit_code(parts: Parts, folder: Path, result: dict[str, Any], stop: signals.
 
 
 def profiling_of(
-    parts: Parts, trainer: Trainer, folder: Path
+    parts: RunContext, trainer: Trainer, folder: Path
 ) -> contextlib.AbstractContextManager[profiler.Profile | None]:
     """Stops the training where trainer.profile asks for it."""
     if not parts.settings.rest.trainer.profile:
@@ -203,7 +203,7 @@ def profiling_of(
     return profiler.profiled(trainer, folder)
 
 
-def choose_threads(parts: Parts) -> None:
+def choose_threads(parts: RunContext) -> None:
     """Take the number of CPU threads that a few steps show to be fastest; a resumed run takes what it had."""
     count, times = thread_choice.fastest(parts.training, device.cores())
     torch.set_num_threads(count)
@@ -211,7 +211,7 @@ def choose_threads(parts: Parts) -> None:
     parts.notes.append(f"device.num_threads=auto: {count} (a step takes {listed})")
 
 
-def noting(parts: Parts, console: Console) -> Callable[[str], None]:
+def noting(parts: RunContext, console: Console) -> Callable[[str], None]:
     """What says a remark when it is due, and keeps it for result.json."""
 
     def note(text: str) -> None:
@@ -221,7 +221,7 @@ def noting(parts: Parts, console: Console) -> Callable[[str], None]:
     return note
 
 
-def earlier_state(request: Request, parts: Parts) -> dict[str, Any] | None:
+def earlier_state(request: Request, parts: RunContext) -> dict[str, Any] | None:
     """The newest whole checkpoint of the run to go on with, taken over by all; notes name those that are damaged."""
     ranks, state = parts.runtime.ranks, None
     ranks.limit(parts.settings.rest.device.timeout_seconds)
@@ -236,7 +236,7 @@ def earlier_state(request: Request, parts: Parts) -> dict[str, Any] | None:
     return state
 
 
-def open_folder(request: Request, parts: Parts, earlier: dict[str, Any] | None, own: lock.Lock) -> Path:
+def open_folder(request: Request, parts: RunContext, earlier: dict[str, Any] | None, own: lock.Lock) -> Path:
     """The run's folder, locked: the earlier one with its rows cut back, the one asked for, or a new one."""
     if earlier is not None and request.folder is not None:
         rows, notes = logger.rows_until(request.folder, earlier["epoch"])  # before anything is removed
@@ -264,7 +264,7 @@ def open_folder(request: Request, parts: Parts, earlier: dict[str, Any] | None, 
     return folder
 
 
-def identity(parts: Parts) -> dict[str, Any]:
+def identity(parts: RunContext) -> dict[str, Any]:
     """What a checkpoint says of the process that wrote it: a resumed run compares it with its own."""
     hashes = sources.hash_sources(parts)
     return {
@@ -276,7 +276,7 @@ def identity(parts: Parts) -> dict[str, Any]:
     } | ({"sources": hashes} if hashes else {})
 
 
-def make_saver(folder: Path, parts: Parts, request: Request, earlier: dict[str, Any] | None) -> Saver:
+def make_saver(folder: Path, parts: RunContext, request: Request, earlier: dict[str, Any] | None) -> CheckpointManager:
     """What writes this run's checkpoints, each with all that is needed to load it alone."""
     repeated = identity(parts) | {
         "run_id": earlier["run_id"] if earlier else RunRecord(folder).environment["run_id"],
@@ -285,14 +285,16 @@ def make_saver(folder: Path, parts: Parts, request: Request, earlier: dict[str, 
     }
     keys = parts.settings.rest.checkpoint
     where = folder / "checkpoints"
-    saver = Saver(where, repeated, keys.every_epochs, keys.every_steps, keys.keep, parts.unsaved)
+    saver = CheckpointManager(where, repeated, keys.every_epochs, keys.every_steps, keys.keep, parts.unsaved)
     if earlier is not None:
         with parts.unsaved.attempt("what follows on the earlier checkpoints", again=False):
             saver.go_on(earlier)
     return saver
 
 
-def reload_check(parts: Parts, request: Request, say: Callable[[str], None]) -> Callable[[dict[str, Any]], None] | None:
+def reload_check(
+    parts: RunContext, request: Request, say: Callable[[str], None]
+) -> Callable[[dict[str, Any]], None] | None:
     """What looks for state that resume cannot see, once a run; None where there is no code of the user's own."""
     troubles = parts.training.progress.troubles
     if any(kind.startswith(comparison.KIND) for kind in troubles):
@@ -304,10 +306,10 @@ def reload_check(parts: Parts, request: Request, say: Callable[[str], None]) -> 
 
 
 def start(
-    parts: Parts, folder: Path, tracker: FileTracker, earlier: dict[str, Any] | None, console: Console
+    parts: RunContext, folder: Path, tracker: Logger, earlier: dict[str, Any] | None, console: Console
 ) -> list[Callback]:
     """Go on exactly where an earlier process stood, or note down what begins; returns what records each epoch."""
-    hashes = Fingerprints(parts.model, folder, parts.unsaved)
+    hashes = WeightHashes(parts.model, folder, parts.unsaved)
     callbacks: list[Callback] = [hashes]  # before pictures, which may fail
     every_epochs = parts.settings.rest.tracking.evolution_every_epochs
     if every_epochs or parts.splits.spec.task == "tagging":
@@ -323,12 +325,17 @@ def start(
     else:
         device.set_rng_state(earlier["rng"])
     if parts.settings.rest.tracking.diagnose:
-        callbacks.append(Watch(parts, logger.read_rows(folder), console.say))
+        callbacks.append(Diagnostics(parts, logger.read_rows(folder), console.say))
     return [Tolerant(callback, parts.unsaved) for callback in callbacks]
 
 
 def finish(
-    parts: Parts, folder: Path, status: str, tracker: FileTracker, saver: Saver, profile: profiler.Profile | None
+    parts: RunContext,
+    folder: Path,
+    status: str,
+    tracker: Logger,
+    saver: CheckpointManager,
+    profile: profiler.Profile | None,
 ) -> dict[str, Any]:
     """Test the best weights, draw, export, and write result.json last."""
     tracker.begin_end()
@@ -358,7 +365,7 @@ def finish(
     return result
 
 
-def tested(parts: Parts, best: dict[str, Any] | None) -> dict[str, float]:
+def tested(parts: RunContext, best: dict[str, Any] | None) -> dict[str, float]:
     """The best weights taken over by all processes, if there are such, and their metrics on the test split."""
     best = parts.runtime.ranks.share(best)
     if best is not None:
@@ -366,7 +373,7 @@ def tested(parts: Parts, best: dict[str, Any] | None) -> dict[str, float]:
     return {} if parts.test is None else evaluate_split(parts.training, parts.test, "test")
 
 
-def export(parts: Parts, saver: Saver) -> dict[str, float]:
+def export(parts: RunContext, saver: CheckpointManager) -> dict[str, float]:
     """Write model.pt and open it and best.pt, if that is saved, again; how far their outputs are apart."""
     files = (saver.folder / "model.pt", saver.folder / "best.pt")
     checkpoint.export_full_model(parts.model, files[0])
@@ -378,7 +385,7 @@ def export(parts: Parts, saver: Saver) -> dict[str, float]:
     return {"reload_difference": difference}
 
 
-def failure(error: Exception | SystemExit, parts: Parts, folder: Path, console: Console) -> DlrunError:
+def failure(error: Exception | SystemExit, parts: RunContext, folder: Path, console: Console) -> DlrunError:
     """Leave result.json and the traceback behind; returns the sentence to raise."""
     if not console.is_logged:
         console.open_log(folder / "run.log", parts.unsaved)
@@ -392,7 +399,7 @@ def failure(error: Exception | SystemExit, parts: Parts, folder: Path, console: 
     return RunError(f"the run {folder} failed: {said}")
 
 
-def explain_failure(error: BaseException, parts: Parts, log: Path | None = None) -> str:
+def explain_failure(error: BaseException, parts: RunContext, log: Path | None = None) -> str:
     """What is said of an error that ends a run; log: where its traceback is."""
     said = str(error).strip() or "no message"
     death = workers.explain_death(error)

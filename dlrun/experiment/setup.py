@@ -16,33 +16,37 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from dlrun.config.schema import DeviceConfig, ModelKeys, OptimizerKeys, Settings
 from dlrun.core import user_code
 from dlrun.core.errors import DataError, RequestError
-from dlrun.core.problems import Problems
+from dlrun.core.problems import ErrorList
 from dlrun.data import workers
-from dlrun.data.batches import Batch, Batches, MemoryBatches, Order, Place
+from dlrun.data.batches import Batch, Batches, EpochOrder, MemoryBatches, Placement
 from dlrun.data.files import download
 from dlrun.data.spec import DataSpec, Split, Splits
 from dlrun.engine import device as runtime
 from dlrun.engine import evaluation
 from dlrun.engine import trainer as loop
 from dlrun.engine.device import Runtime
-from dlrun.engine.distributed import ALONE, Ranks
-from dlrun.engine.objective import Task
-from dlrun.engine.optim.ema import Average
+from dlrun.engine.distributed import SINGLE_PROCESS, Distributed
+from dlrun.engine.objective import Objective
+from dlrun.engine.optim.ema import ExponentialMovingAverage
 from dlrun.engine.optim.schedule import Schedule
-from dlrun.engine.state import Training
+from dlrun.engine.state import TrainState
 from dlrun.experiment import probes, result
 from dlrun.experiment.build import build, data_cache, transfer
 from dlrun.experiment.callbacks import evolution
-from dlrun.experiment.context import Parts
+from dlrun.experiment.context import RunContext
 from dlrun.experiment.hidden_state import comparison
 from dlrun.experiment.preflight import checks, memory
 from dlrun.runs import expectations, plain
 
-_ANYWHERE = Place(torch.device("cpu"), torch.float32, DataSpec("vector", (1,), "regression", 1))
+_ANYWHERE = Placement(torch.device("cpu"), torch.float32, DataSpec("vector", (1,), "regression", 1))
 
 
 def session(
-    held: ExitStack, settings: Settings, problems: Problems, ranks: Ranks = ALONE, batches_a_step: int = 1
+    held: ExitStack,
+    settings: Settings,
+    problems: ErrorList,
+    ranks: Distributed = SINGLE_PROCESS,
+    batches_a_step: int = 1,
 ) -> Runtime:
     """The device asked for, until `held` ends; a CPU to check the rest on, when that is a problem."""
     seed, several = settings.rest.seed, (ranks, batches_a_step)
@@ -51,13 +55,13 @@ def session(
 
 
 def prepare(
-    settings: Settings, process: Runtime, trusted_modules: list[str] | None, problems: Problems | None = None
-) -> Parts:
+    settings: Settings, process: Runtime, trusted_modules: list[str] | None, problems: ErrorList | None = None
+) -> RunContext:
     """Build everything and send one small batch through; a RequestError lists all that does not fit.
 
     problems: what was found wrong before, to be listed too.
     """
-    found = Problems() if problems is None else problems
+    found = ErrorList() if problems is None else problems
     try:
         return _built(settings, process, trusted_modules, found)
     except Exception as error:  # code of the user's own, and memory that runs out anywhere
@@ -72,7 +76,7 @@ def prepare(
         raise RequestError(said) from error
 
 
-def _built(settings: Settings, process: Runtime, trusted_modules: list[str] | None, found: Problems) -> Parts:
+def _built(settings: Settings, process: Runtime, trusted_modules: list[str] | None, found: ErrorList) -> RunContext:
     attempt = found.attempt
     for line in settings.rest.expect:
         attempt(expectations.parse, line)
@@ -93,7 +97,7 @@ def _built(settings: Settings, process: Runtime, trusted_modules: list[str] | No
     if not found.found:
         attempt(_refuse_unsaveable, settings, splits, training, trusted_modules)
     baseline = result.baseline(task, splits)
-    parts = Parts(settings, process, splits, task, model, training, test, [], baseline, notes)
+    parts = RunContext(settings, process, splits, task, model, training, test, [], baseline, notes)
     parts.notes += note_limits(training)
     parts.start_parameters = training.parameter_values()
     if settings.rest.preflight:
@@ -104,7 +108,7 @@ def _built(settings: Settings, process: Runtime, trusted_modules: list[str] | No
     return parts
 
 
-def _data(settings: Settings, trusted_modules: list[str] | None, found: Problems) -> Splits | None:
+def _data(settings: Settings, trusted_modules: list[str] | None, found: ErrorList) -> Splits | None:
     """The data; null when it cannot be had. Nothing is downloaded for a request that is wrong anyway."""
     with download.held_back() if found.found else contextlib.nullcontext():
         try:
@@ -117,7 +121,7 @@ def _data(settings: Settings, trusted_modules: list[str] | None, found: Problems
     return splits
 
 
-def _asked_of(settings: Settings, splits: Splits, model: nn.Module, found: Problems) -> list[str]:
+def _asked_of(settings: Settings, splits: Splits, model: nn.Module, found: ErrorList) -> list[str]:
     """What was asked for besides, checked; returns notes."""
     rest, notes = settings.rest, []
     if rest.tracking.evolution_every_epochs:
@@ -132,13 +136,13 @@ def _asked_of(settings: Settings, splits: Splits, model: nn.Module, found: Probl
 def _training(
     settings: Settings,
     process: Runtime,
-    task: Task,
+    task: Objective,
     model: nn.Module,
     train: Batches,
     val: Batches | None,
     trusted_modules: list[str] | None,
-    found: Problems,
-) -> Training:
+    found: ErrorList,
+) -> TrainState:
     """All that trains; with stand-ins for what could not be built, so that the rest is looked at too."""
     keys = settings.rest.checkpoint
     decay = settings.rest.trainer.ema_decay
@@ -146,7 +150,7 @@ def _training(
     monitor, mode = best or ("train/loss", "min")
     optimizer = found.attempt(build.optimizer, settings, model, trusted_modules) or _like([0.1])
     schedule = found.attempt(_schedule, settings, optimizer, train, mode, trusted_modules)
-    return Training(
+    return TrainState(
         model=model,
         task=task,
         optimizer=optimizer,
@@ -159,12 +163,12 @@ def _training(
         mode=mode,
         autocast=process.autocast,
         synchronize=runtime.synchronizer(process.device),
-        average=None if decay is None else Average(model, optimizer, decay),
+        average=None if decay is None else ExponentialMovingAverage(model, optimizer, decay),
     )
 
 
 def _refuse_unsaveable(
-    settings: Settings, splits: Splits, training: Training, trusted_modules: list[str] | None
+    settings: Settings, splits: Splits, training: TrainState, trusted_modules: list[str] | None
 ) -> None:
     """RequestError for what the run would hold and no checkpoint can: it could not be gone on with."""
     states = training.state_dict() | {"spec": splits.spec.to_dict(), "config": settings.plain}
@@ -228,10 +232,10 @@ def _like(rates: list[float]) -> Optimizer:
 def _try_the_rest(
     settings: Settings,
     splits: Splits | None,
-    task: Task | None,
+    task: Objective | None,
     model: nn.Module | None,
     trusted_modules: list[str] | None,
-    found: Problems,
+    found: ErrorList,
 ) -> None:
     """Note the mistakes that show without the data or the model that could not be had."""
     keys = settings.rest.checkpoint
@@ -243,11 +247,11 @@ def _try_the_rest(
     if model is not None or str(settings.optimizer.target).startswith("torch.optim."):  # ours know parameters by name
         tried = settings if model is not None else dataclasses.replace(settings, optimizer_keys=OptimizerKeys())
         found.attempt(build.optimizer, tried, model or nn.Linear(1, 1), trusted_modules)
-    one_batch = MemoryBatches(Split((torch.zeros(1, 1),), torch.zeros(1)), Order(1, 1), _ANYWHERE)
+    one_batch = MemoryBatches(Split((torch.zeros(1, 1),), torch.zeros(1)), EpochOrder(1, 1), _ANYWHERE)
     found.attempt(_schedule, settings, _like([0.1]), one_batch, "min", trusted_modules)
 
 
-def _look(parts: Parts) -> None:
+def _look(parts: RunContext) -> None:
     """Send two rows and batches of every size through, and see whether memory and disk will do."""
     settings, model, training = parts.settings, parts.model, parts.training
     keys = settings.rest.checkpoint
@@ -268,7 +272,7 @@ def _look(parts: Parts) -> None:
     checks.check_disk(outputs, model, training.optimizer, keys.keep, keys.format == "full")
 
 
-def _check_batch_sizes(parts: Parts, first: Batch) -> None:
+def _check_batch_sizes(parts: RunContext, first: Batch) -> None:
     """Send a batch of every size that an epoch holds through the model, as in training."""
     training, trainer = parts.training, parts.settings.rest.trainer
     order = training.train.order
@@ -278,7 +282,7 @@ def _check_batch_sizes(parts: Parts, first: Batch) -> None:
     checks.check_batch_sizes(parts.model, first, parts.task, training.autocast, sizes, order, work)
 
 
-def note_limits(training: Training) -> list[str]:
+def note_limits(training: TrainState) -> list[str]:
     """A note where the epochs end the training before trainer.max_steps, or an epoch ends before a whole step."""
     limits = training.limits
     batches = len(training.train)

@@ -11,10 +11,10 @@ import hydra.utils
 
 from dlrun.core.own_code import has_own_file, is_ours, target_names
 from dlrun.engine.object_state import name_modules
-from dlrun.experiment.context import Parts
+from dlrun.experiment.context import RunContext
 
 
-def hash_sources(parts: Parts) -> dict[str, str]:
+def hash_sources(parts: RunContext) -> dict[str, str]:
     """{"own.Loss (own.py)": sha256 of the file} of all that the config names and the net consists of.
 
     Modules of the user's own that those import stand there by their own name: {"helpers (helpers.py)": ...}.
@@ -50,7 +50,7 @@ def find_changes(before: dict[str, str], now: dict[str, str]) -> list[str]:
     ]
 
 
-def _own_parts(parts: Parts) -> Iterator[tuple[str, Any]]:
+def _own_parts(parts: RunContext) -> Iterator[tuple[str, Any]]:
     """What the config names, and the classes of the net's modules, each with its name."""
     named = dict.fromkeys(target_names(parts.settings.plain))
     loss = parts.settings.rest.task.loss

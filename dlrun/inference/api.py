@@ -14,13 +14,13 @@ from torch import nn
 from dlrun.config import explain, request, unheeded
 from dlrun.config.request import Request
 from dlrun.core.errors import DlrunError, RequestError, RunError, explain_exit
-from dlrun.core.files import Unsaved
+from dlrun.core.files import DiskProblems
 from dlrun.core.library_warnings import diverted
 from dlrun.core.own_code import own_modules
 from dlrun.core.search_path import put_own_last
 from dlrun.core.shell import advice, mark_terminal_commands, python_calls
 from dlrun.core.terminal import escape_line
-from dlrun.data.batches import Place
+from dlrun.data.batches import Placement
 from dlrun.data.spec import DataSpec, Split, Splits
 from dlrun.engine import device
 from dlrun.experiment import requests
@@ -102,7 +102,7 @@ class Run:
         """
         with _as_it_was(), self._session() as process:
             splits = self._saved.splits
-            place = Place(process.device, process.dtype, splits.spec)
+            place = Placement(process.device, process.dtype, splits.spec)
             parts = {name: _placed(getattr(splits, name), place) for name in ("train", "val", "test")}
             return replace(splits, **parts)
 
@@ -127,7 +127,7 @@ class _Noting(Console):
 
     folder = Path()
 
-    def open_log(self, path: Path, unsaved: Unsaved | None = None) -> None:
+    def open_log(self, path: Path, unsaved: DiskProblems | None = None) -> None:
         """See Console."""
         self.folder = path.parent
         super().open_log(path, unsaved)
@@ -239,7 +239,7 @@ def _checked(words: Sequence[str]) -> list[str]:
     return list(words)
 
 
-def _placed(part: Any, place: Place) -> Any:
+def _placed(part: Any, place: Placement) -> Any:
     """A part in memory where the model is; one that is read from files stays as it is."""
     if not isinstance(part, Split):
         return part

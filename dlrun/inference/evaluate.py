@@ -15,7 +15,7 @@ from dlrun.data.inspection import known_targets
 from dlrun.data.spec import PADDING
 from dlrun.engine import trainer
 from dlrun.engine.calibration import Calibration, calibration
-from dlrun.engine.objective import Task
+from dlrun.engine.objective import Objective
 from dlrun.engine.per_class import PerClass, per_class
 from dlrun.experiment import ignored, result
 from dlrun.experiment.build import build
@@ -36,7 +36,7 @@ _MOST_LINES = 20
 class Seen:
     """What the model said of each row, collected batch by batch on the CPU; sequences count by their tags."""
 
-    task: Task
+    task: Objective
     targets: list[Tensor] = field(default_factory=list)  # (N,) classes, or (N, columns) values
     predicted: list[Tensor] = field(default_factory=list)  # the same
     probability: list[Tensor] = field(default_factory=list)  # (N,) of the predicted class; in a binary task of class 1

@@ -25,7 +25,7 @@ from dlrun.data.spec import DataSpec, Splits
 from dlrun.engine import device
 from dlrun.engine.device import Runtime
 from dlrun.engine.made_buffers import BuiltBuffers
-from dlrun.engine.objective import Task
+from dlrun.engine.objective import Objective
 from dlrun.engine.state import MADE_BUFFERS
 from dlrun.experiment import resume
 from dlrun.experiment.build import build
@@ -65,7 +65,7 @@ class SavedModel:
         return [str(name) for name in self.spec.class_names] or [str(i) for i in range(max(self.spec.output_size, 2))]
 
     @cached_property
-    def task(self) -> Task:
+    def task(self) -> Objective:
         """Loss, predictions and metrics."""
         return build.task(self.settings, self.spec, self.request.trusted_modules)
 

@@ -9,16 +9,16 @@ from typing import Any
 from torch import Tensor
 
 from dlrun.core.errors import CheckpointError, RunError
-from dlrun.core.files import Unsaved, link
+from dlrun.core.files import DiskProblems, link
 from dlrun.engine.callback import Callback, EpochSummary
 from dlrun.engine.device import rng_state
-from dlrun.engine.state import Training
+from dlrun.engine.state import TrainState
 from dlrun.runs.checkpoint import FORMAT_VERSION, load, save
 
 _ASIDE = ".newer"  # of a checkpoint newer than the one that the run goes on from
 
 
-class Saver(Callback):
+class CheckpointManager(Callback):
     """Keeps a run's checkpoints: the newest `keep` step_*.pt files, and last.pt and best.pt as links to such.
 
     The best weights are held in memory from one save to the next, so a save costs one file an epoch.
@@ -33,10 +33,10 @@ class Saver(Callback):
         every_epochs: int,
         every_steps: int | None,
         keep: int,
-        unsaved: Unsaved | None = None,
+        unsaved: DiskProblems | None = None,
     ) -> None:
         self.folder, self.identity = folder, identity
-        self.unsaved = unsaved or Unsaved()  # where a save that fails is noted
+        self.unsaved = unsaved or DiskProblems()  # where a save that fails is noted
         self.every_epochs, self.every_steps, self.keep = every_epochs, every_steps, keep
         self.best: dict[str, Any] | None = None  # what best.pt still lacks
         self.row: dict[str, float] = {}  # of the last epoch that has ended
@@ -63,7 +63,7 @@ class Saver(Callback):
                 file.replace(file.with_suffix(_ASIDE))
         self._forget_old()
 
-    def on_step_end(self, training: Training) -> None:
+    def on_step_end(self, training: TrainState) -> None:
         """Save in the middle of an epoch where `every_steps` says so."""
         if self._is_due(training.progress.step) and training.progress.batch < len(training.train):
             self.write(training, self.row)  # else `on_epoch_end` does, when the epoch has its row
@@ -71,7 +71,7 @@ class Saver(Callback):
     def _is_due(self, step: int) -> bool:
         return self.every_steps is not None and step % self.every_steps == 0
 
-    def on_epoch_end(self, training: Training, epoch: EpochSummary) -> None:
+    def on_epoch_end(self, training: TrainState, epoch: EpochSummary) -> None:
         """Remember the row and the best weights; save where `every_epochs` says so, and at the end."""
         self.row = row = epoch.row
         if epoch.is_best:
@@ -84,7 +84,7 @@ class Saver(Callback):
         elif ended or training.progress.epoch % self.every_epochs == 0 or self._is_due(training.progress.step):
             self.write(training, row)
 
-    def on_interrupt(self, training: Training) -> None:
+    def on_interrupt(self, training: TrainState) -> None:
         """Save where the run stands; an `on_epoch_end` that follows is of an unfinished epoch, and saves its best."""
         self.write(training, self.row)
         self.left_open = True
@@ -97,14 +97,14 @@ class Saver(Callback):
                 link(best, self.folder / "best_before.pt")
             self._save_best()
 
-    def write(self, training: Training, row: dict[str, float]) -> None:
+    def write(self, training: TrainState, row: dict[str, float]) -> None:
         """Save, if the disk lets us: the files of before stay whole where it does not."""
         started, states = time.perf_counter(), states_of_all(training)
         with self.unsaved.attempt("the checkpoint"):
             self._write(training, row, states)
         self.seconds += time.perf_counter() - started
 
-    def _write(self, training: Training, row: dict[str, float], states: list[dict[str, Any]]) -> None:
+    def _write(self, training: TrainState, row: dict[str, float], states: list[dict[str, Any]]) -> None:
         """step_*.pt with all the state; then the links, then the files that are no longer kept."""
         p = training.progress
         self.folder.mkdir(exist_ok=True)
@@ -129,7 +129,7 @@ class Saver(Callback):
         if self.examine is not None and self._is_examined(training):
             self.examine(load(newest) if first is None else first)
 
-    def _is_examined(self, training: Training) -> bool:
+    def _is_examined(self, training: TrainState) -> bool:
         """Whether to look at a save: the first, second, fourth and so on, and the last; state may act late."""
         is_power_of_two = self.saves & (self.saves - 1) == 0
         return is_power_of_two or training.done or training.out_of_patience
@@ -168,7 +168,7 @@ class Saver(Callback):
         save(self.folder / "best.pt", self.identity | self.best | {"format_version": FORMAT_VERSION})
         self.best = None
 
-    def best_weights(self, training: Training) -> dict[str, Any] | None:
+    def best_weights(self, training: TrainState) -> dict[str, Any] | None:
         """The best epoch's `model`, and `ema` where weights are averaged, also where they could not be saved.
 
         Null where no epoch was best.
@@ -198,7 +198,7 @@ class Saver(Callback):
                 file.unlink()
 
 
-def states_of_all(training: Training) -> list[dict[str, Any]]:
+def states_of_all(training: TrainState) -> list[dict[str, Any]]:
     """What each process has of its own: its generators, and what it has summed up of the epoch."""
     return training.ranks.gather({"rng": rng_state(), "totals": training.totals.state_dict()})
 

@@ -22,12 +22,12 @@ from torch.utils.tensorboard.summary import hparams
 
 from dlrun.core.bounded import LARGEST_LOG, read_bytes
 from dlrun.core.errors import DamageError, UnreadableError
-from dlrun.core.files import GrowingFile, Unsaved, write_atomically
+from dlrun.core.files import DiskProblems, GrowingFile, write_atomically
 from dlrun.core.user_code import first_line, with_place
 from dlrun.core.yaml import flatten
 from dlrun.engine.callback import Callback, EpochSummary
 from dlrun.engine.evaluation import evaluating
-from dlrun.engine.state import Training
+from dlrun.engine.state import TrainState
 from dlrun.runs.record import FINGERPRINTS, METRICS, RunRecord, parse_line
 
 _END = ".end"
@@ -42,7 +42,7 @@ class Events:
     Its name sorts by age, as the readers of a folder with several files expect.
     """
 
-    def __init__(self, folder: Path, suffix: str, unsaved: Unsaved) -> None:
+    def __init__(self, folder: Path, suffix: str, unsaved: DiskProblems) -> None:
         started = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_count):06d}"
         path = folder / f"events.out.tfevents.{started}{suffix}"
         self.file = GrowingFile(path, "TensorBoard's events", unsaved)
@@ -82,11 +82,11 @@ class _SummaryWriter(SummaryWriter):
         return writer
 
 
-class FileTracker(Callback):
+class Logger(Callback):
     """Scalars, text and pictures into TensorBoard events; a row an epoch into metrics.jsonl."""
 
-    def __init__(self, folder: Path, purge_step: int | None = None, unsaved: Unsaved | None = None) -> None:
-        self.folder, self.unsaved = folder, unsaved or Unsaved()
+    def __init__(self, folder: Path, purge_step: int | None = None, unsaved: DiskProblems | None = None) -> None:
+        self.folder, self.unsaved = folder, unsaved or DiskProblems()
         if purge_step is not None:
             _wait_for_a_later_name(folder)
         events = Events(folder, "", self.unsaved)
@@ -102,7 +102,7 @@ class FileTracker(Callback):
         """Values of one optimizer step."""
         self.log_step(step, values)
 
-    def on_epoch_end(self, training: Training, epoch: EpochSummary) -> None:
+    def on_epoch_end(self, training: TrainState, epoch: EpochSummary) -> None:
         """The row of an epoch, with its timings."""
         self.log_epoch(epoch.row, epoch.timings)
 
@@ -200,9 +200,9 @@ def _wait_for_a_later_name(folder: Path) -> None:
 
 
 @contextmanager
-def tracked(folder: Path, purge_step: int | None = None, unsaved: Unsaved | None = None) -> Iterator[FileTracker]:
+def open_logger(folder: Path, purge_step: int | None = None, unsaved: DiskProblems | None = None) -> Iterator[Logger]:
     """A tracker that is closed however the run ends: TensorBoard loses its last scalars otherwise."""
-    tracker = FileTracker(folder, purge_step, unsaved)
+    tracker = Logger(folder, purge_step, unsaved)
     try:
         yield tracker
     finally:

@@ -10,7 +10,7 @@ from pathlib import Path
 from dlrun.config import schema
 from dlrun.core.errors import RequestError, UnavailableError
 from dlrun.core.library_warnings import diverted
-from dlrun.core.problems import Problems
+from dlrun.core.problems import ErrorList
 from dlrun.engine.device import cores
 from dlrun.experiment.setup import prepare, session
 from dlrun.runs.reports.console import Console, clock, facts
@@ -24,13 +24,13 @@ def check(jobs: Sequence[Job], begin: Callable[[Job], None] | None = None) -> di
     begin: called with each job before it is built. RequestError with all that is wrong. Data that are not there cost
     their jobs only, unless nothing else is left.
     """
-    problems = Problems()
+    problems = ErrorList()
     lacking: dict[str, str] = {}
     labels_of: dict[str, list[str]] = {}  # the jobs that have a problem, by its sentence
     for job in jobs:
         if begin is not None:
             begin(job)
-        own_problems = Problems()
+        own_problems = ErrorList()
         settings = schema.read(job.request.config, job.request.choices, own_problems)
         try:
             with contextlib.ExitStack() as held:

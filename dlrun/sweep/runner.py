@@ -10,7 +10,7 @@ from typing import Any
 
 from dlrun.config.request import Request
 from dlrun.core.errors import RequestError, UnreadableError
-from dlrun.core.files import Unsaved, forget_halves, writing_to
+from dlrun.core.files import DiskProblems, forget_halves, writing_to
 from dlrun.core.lock import Lock
 from dlrun.core.own_code import own_modules
 from dlrun.core.shell import advice
@@ -198,7 +198,7 @@ class Watcher:
     def __init__(self, console: Console, ledger: Ledger, waiting: Sequence[Job], at_once: int, fail_fast: bool) -> None:
         self.console, self.ledger, self.fail_fast = console, ledger, fail_fast
         self.display = Display(console, waiting, at_once)
-        self.unsaved = Unsaved(console.say)
+        self.unsaved = DiskProblems(console.say)
         self.errors: dict[str, str] = {}  # by key
         self.ends = False
         self._began = time.perf_counter()

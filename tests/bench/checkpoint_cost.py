@@ -30,7 +30,7 @@ def measured(root: str, epochs: int) -> tuple[float, float, int]:
         parts = run.prepare(settings, process, None)
         run_folder.describe(folder, request, process)
         saver = run.make_saver(folder, parts, request, None)
-        with logger.tracked(folder) as tracker:
+        with logger.open_logger(folder) as tracker:
             Trainer(parts.training, [tracker, saver], lambda: False).fit()
         size = (folder / "checkpoints" / "last.pt").stat().st_size
         return saver.seconds, parts.training.progress.train_seconds, size

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dlrun.core.errors import RequestError
-from dlrun.core.problems import Problems, Several
+from dlrun.core.problems import ErrorList, Several
 
 QUIET = ("tracking.graph=false", "figures=false")
 WRONG = {
@@ -104,7 +104,7 @@ def test_a_sigmoid_before_a_loss_with_its_own_is_said_once(dlrun: Callable[..., 
 
 
 def test_one_problem_is_raised_as_it_is_and_several_as_a_list() -> None:
-    problems = Problems()
+    problems = ErrorList()
     problems.settle()
     assert problems.attempt(int, "3") == 3
     first, second = RequestError("first"), RequestError("second")
@@ -119,7 +119,7 @@ def test_one_problem_is_raised_as_it_is_and_several_as_a_list() -> None:
 
 def test_an_error_that_is_no_request_is_not_collected() -> None:
     with pytest.raises(ValueError, match="invalid literal"):
-        Problems().attempt(int, "x")
+        ErrorList().attempt(int, "x")
 
 
 def test_nothing_is_downloaded_for_a_request_that_is_wrong(

@@ -260,9 +260,9 @@ def test_a_run_that_misses_what_it_should_come_to_is_had_without_strict(saved: T
 
 
 def test_what_an_interrupted_call_says_goes_on_with_it(saved: Take, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dlrun.runs.checkpoint_manager import Saver
+    from dlrun.runs.checkpoint_manager import CheckpointManager
 
-    on_step_end = Saver.on_step_end
+    on_step_end = CheckpointManager.on_step_end
     signals = iter([signal.SIGINT])
 
     def interrupted(saver: Any, training: Any) -> None:
@@ -270,7 +270,7 @@ def test_what_an_interrupted_call_says_goes_on_with_it(saved: Take, monkeypatch:
         for number in signals:
             signal.raise_signal(number)
 
-    monkeypatch.setattr(Saver, "on_step_end", interrupted)
+    monkeypatch.setattr(CheckpointManager, "on_step_end", interrupted)
     with pytest.raises(KeyboardInterrupt) as caught:
         library.train(*TINY, quiet=True)
     call = re.findall(r"dlrun\.train\(.*?\)", str(caught.value))[0]

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from dlrun.core.errors import RequestError
-from dlrun.data.batches import Order
+from dlrun.data.batches import EpochOrder
 from dlrun.data.spec import DataSpec
 from dlrun.engine.device import rng_state
-from dlrun.engine.objective import Task
+from dlrun.engine.objective import Objective
 from dlrun.experiment.preflight import checks
 from dlrun.experiment.preflight.checks import BatchSize, batch_sizes
 
@@ -25,18 +25,18 @@ NORMED = ("model=sequential", "model.layers=[{Linear:[in,8]},{BatchNorm1d:8},ReL
 @pytest.mark.parametrize(
     ("order", "processes", "most_batches", "wanted"),
     [
-        (Order(64, 16), 1, None, [BatchSize(16, 16, False)]),
-        (Order(65, 16), 1, None, [BatchSize(16, 16, False), BatchSize(1, 1, True)]),
-        (Order(65, 16, drop_last=True), 1, None, [BatchSize(16, 16, False)]),
-        (Order(65, 16), 1, 4, [BatchSize(16, 16, False)]),  # the training ends before the last batch
-        (Order(65, 16), 1, 5, [BatchSize(16, 16, False), BatchSize(1, 1, True)]),
-        (Order(5, 16), 1, None, [BatchSize(5, 5, False)]),
-        (Order(35, 16), 2, None, [BatchSize(8, 16, False), BatchSize(2, 3, True), BatchSize(1, 3, True)]),
-        (Order(33, 16), 2, None, [BatchSize(8, 16, False), BatchSize(1, 1, True), BatchSize(1, 1, True)]),
+        (EpochOrder(64, 16), 1, None, [BatchSize(16, 16, False)]),
+        (EpochOrder(65, 16), 1, None, [BatchSize(16, 16, False), BatchSize(1, 1, True)]),
+        (EpochOrder(65, 16, drop_last=True), 1, None, [BatchSize(16, 16, False)]),
+        (EpochOrder(65, 16), 1, 4, [BatchSize(16, 16, False)]),  # the training ends before the last batch
+        (EpochOrder(65, 16), 1, 5, [BatchSize(16, 16, False), BatchSize(1, 1, True)]),
+        (EpochOrder(5, 16), 1, None, [BatchSize(5, 5, False)]),
+        (EpochOrder(35, 16), 2, None, [BatchSize(8, 16, False), BatchSize(2, 3, True), BatchSize(1, 3, True)]),
+        (EpochOrder(33, 16), 2, None, [BatchSize(8, 16, False), BatchSize(1, 1, True), BatchSize(1, 1, True)]),
     ],
 )
 def test_the_sizes_that_an_epoch_holds(
-    order: Order, processes: int, most_batches: int | None, wanted: list[BatchSize]
+    order: EpochOrder, processes: int, most_batches: int | None, wanted: list[BatchSize]
 ) -> None:
     assert batch_sizes(order, processes, most_batches) == wanted
 
@@ -116,14 +116,14 @@ def everything(model: Net) -> list[Any]:
     return [str(own), str(dict(model.named_buffers())), str(dict(model.named_parameters())), modes, str(rng_state())]
 
 
-def look(model: nn.Module, sizes: list[BatchSize], order: Order, work: int = 1) -> None:
+def look(model: nn.Module, sizes: list[BatchSize], order: EpochOrder, work: int = 1) -> None:
     batch = ((torch.rand(8, 4),), torch.rand(8, 4))
-    task = Task(DataSpec("vector", (4,), "regression", 4))
+    task = Objective(DataSpec("vector", (4,), "regression", 4))
     checks.check_batch_sizes(model, batch, task, contextlib.nullcontext, sizes, order, work)
 
 
 def test_all_that_a_module_keeps_is_put_back() -> None:
-    model, order = Net(), Order(11, 8)
+    model, order = Net(), EpochOrder(11, 8)
     before = everything(model)
     look(model, batch_sizes(order), order)
     assert everything(model) == before
@@ -143,7 +143,7 @@ def test_all_that_a_module_keeps_is_put_back() -> None:
     ],
 )
 def test_what_training_alone_shows_of_a_net(answer: Callable[[Tensor], Any], said: str) -> None:
-    order = Order(11, 8)
+    order = EpochOrder(11, 8)
     model = Net(answer)
     before = everything(model)
     with pytest.raises(RequestError) as caught:
@@ -160,7 +160,7 @@ def test_a_large_net_is_shown_fewer_rows() -> None:
         rows.append(len(y))
         return y
 
-    order = Order(9, 8)
+    order = EpochOrder(9, 8)
     with pytest.raises(RequestError, match="BatchNorm1d"):
         look(Net(note), batch_sizes(order), order, work=10**12)
     assert rows == [2]

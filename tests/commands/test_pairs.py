@@ -17,7 +17,7 @@ from dlrun.config.request import compose, resolved
 from dlrun.config.schema import CONFIG_DIR, Settings
 from dlrun.core.errors import MisfitError
 from dlrun.engine import device
-from dlrun.engine.state import Training
+from dlrun.engine.state import TrainState
 from dlrun.engine.trainer import Trainer
 from dlrun.experiment import run
 
@@ -83,7 +83,7 @@ def read(root: Path, group: str, option: str) -> Settings:
     return schema.read(resolved(composed), choices)
 
 
-def trained(data: str, model: str, root: Path) -> Training:
+def trained(data: str, model: str, root: Path) -> TrainState:
     """One optimizer step of a pair, the way a run makes it."""
     of_model = read(root, "model", model)
     settings = replace(read(root, "data", data), model=of_model.model, model_keys=of_model.model_keys)

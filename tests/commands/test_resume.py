@@ -20,15 +20,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from torch.optim import SGD
 
-from dlrun.data.batches import MemoryBatches, Order, Place
+from dlrun.data.batches import EpochOrder, MemoryBatches, Placement
 from dlrun.data.spec import DataSpec, Split
 from dlrun.engine.callback import EpochSummary
-from dlrun.engine.objective import Task
+from dlrun.engine.objective import Objective
 from dlrun.engine.optim.schedule import Schedule
-from dlrun.engine.state import Limits, Progress, Training
+from dlrun.engine.state import Progress, StopRules, TrainState
 from dlrun.runs.checkpoint import load
-from dlrun.runs.checkpoint_manager import Saver
-from dlrun.runs.logger import FileTracker
+from dlrun.runs.checkpoint_manager import CheckpointManager
+from dlrun.runs.logger import Logger
 
 QUIET = ("tracking.graph=false", "figures=false", "trainer.log_every_steps=2", "checkpoint.every_steps=1")
 DIGITS = ("data=digits", "data.limit_batches=4", "trainer.epochs=3")
@@ -135,8 +135,8 @@ def copies(monkeypatch: pytest.MonkeyPatch, run: Path, target: Path) -> dict[str
         monkeypatch.setattr(owner, name, method)
 
     around(Path, "replace", lambda file, to: re.sub(r"\d+", "N", Path(to).name))
-    around(FileTracker, "log_step", lambda *_: "a step's values")
-    around(FileTracker, "log_epoch", lambda *_: "an epoch's row")
+    around(Logger, "log_step", lambda *_: "a step's values")
+    around(Logger, "log_epoch", lambda *_: "an epoch's row")
     return made
 
 
@@ -199,15 +199,17 @@ def test_every_kind_of_run_that_is_killed_ends_as_the_run_itself(
     check(dlrun, tmp_path, RUNS[name], 5, "before last.pt", "before result.json")
 
 
-def small(step: int, best_epoch: int | None) -> Training:
+def small(step: int, best_epoch: int | None) -> TrainState:
     """A run of four steps an epoch that stands after `step` of them, in the middle of its second epoch if that is 6."""
     spec, model = DataSpec("vector", (2,), "regression", 1), nn.Linear(2, 1)
     train = MemoryBatches(
-        Split((torch.ones(16, 2),), torch.ones(16, 1)), Order(16, 4), Place(torch.device("cpu"), torch.float32, spec)
+        Split((torch.ones(16, 2),), torch.ones(16, 1)),
+        EpochOrder(16, 4),
+        Placement(torch.device("cpu"), torch.float32, spec),
     )
     optimizer, scaler = SGD(model.parameters(), lr=0.1), torch.amp.GradScaler("cpu", enabled=False)
-    made = Training(
-        *(model, Task(spec), optimizer, Schedule(optimizer, None), scaler, train, None, Limits(max_steps=6)),
+    made = TrainState(
+        *(model, Objective(spec), optimizer, Schedule(optimizer, None), scaler, train, None, StopRules(max_steps=6)),
         *("train/loss", "min", contextlib.nullcontext, lambda: None),
     )
     made.progress = Progress(epoch=step // 4, batch=step % 4, step=step, best_epoch=best_epoch)
@@ -216,7 +218,7 @@ def small(step: int, best_epoch: int | None) -> Training:
 
 @pytest.mark.parametrize("best_epoch", [1, None])
 def test_the_best_of_half_an_epoch_counts_no_more_when_it_goes_on(tmp_path: Path, best_epoch: int | None) -> None:
-    saver = Saver(tmp_path / "checkpoints", {"run_id": "r"}, 1, None, 2)
+    saver = CheckpointManager(tmp_path / "checkpoints", {"run_id": "r"}, 1, None, 2)
     best, row = tmp_path / "checkpoints/best.pt", {"epoch": 1, "step": 4, "train/loss": 1.0}
     first, half = small(4, best_epoch), small(6, best_epoch)
     if best_epoch is None:
@@ -230,7 +232,7 @@ def test_the_best_of_half_an_epoch_counts_no_more_when_it_goes_on(tmp_path: Path
     assert (state["step"], state["progress"]["batch"]) == (6, 2)
     for name in ("step_00000002.pt", "step_00000003.pt", "step_00000008.pt"):  # of a kill before they were forgotten
         shutil.copy(tmp_path / "checkpoints/last.pt", tmp_path / "checkpoints" / name)
-    later = Saver(tmp_path / "checkpoints", {"run_id": "r"}, 1, None, 2)
+    later = CheckpointManager(tmp_path / "checkpoints", {"run_id": "r"}, 1, None, 2)
     later.go_on(state)
     if best_epoch is None:
         assert not best.exists()

@@ -268,7 +268,7 @@ def test_a_run_that_fails_before_its_folder_is_described_leaves_none(
     [
         "runs.reports.console.Console.open_log",
         "experiment.reports.terminal.opening",
-        "runs.logger.FileTracker",
+        "runs.logger.Logger",
         "experiment.run.make_saver",
     ],
 )

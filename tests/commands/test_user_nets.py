@@ -15,7 +15,7 @@ from dlrun.core.errors import RequestError
 from dlrun.data.files.tensors import load_weights
 from dlrun.data.spec import DataSpec
 from dlrun.engine.made_buffers import BuiltBuffers
-from dlrun.engine.optim.ema import Average
+from dlrun.engine.optim.ema import ExponentialMovingAverage
 from dlrun.experiment.build.build import set_precision
 from dlrun.inference import api
 
@@ -177,7 +177,7 @@ def test_an_average_is_that_written_by_hand(name: str) -> None:
     net = getattr(nets_of_users, name)(DataSpec("vector", (2,), "multiclass", 2))
     net(torch.randn(5, 2))  # it keeps what it has computed, as in a run that goes on
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    average = Average(net, optimizer, 0.8)
+    average = ExponentialMovingAverage(net, optimizer, 0.8)
     expected: dict[str, torch.Tensor] = {}
     for step in range(4):
         net.zero_grad()

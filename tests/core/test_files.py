@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dlrun.core.files import GrowingFile, Unsaved, forget_halves, link, write_atomically, write_text
+from dlrun.core.files import DiskProblems, GrowingFile, forget_halves, link, write_atomically, write_text
 from dlrun.runs.logger import read_rows
 
 QUIET = ("tracking.graph=false", "figures=false", "data=blobs", "model=linear", "device.name=cpu")
@@ -94,7 +94,7 @@ def test_halves_of_a_killed_process_are_forgotten(path: Path) -> None:
 
 def test_what_fails_is_said_once_and_forgotten_when_it_is_made_good() -> None:
     said: list[str] = []
-    unsaved = Unsaved(said.append)
+    unsaved = DiskProblems(said.append)
 
     def try_to_save(*, again: bool = True, error: Exception | None = FULL) -> None:
         with unsaved.attempt("it", again):
@@ -117,7 +117,7 @@ def test_what_fails_is_said_once_and_forgotten_when_it_is_made_good() -> None:
 def test_what_a_file_could_not_take_is_added_later_and_no_line_is_torn(tmp_path: Path) -> None:
     import resource
 
-    unsaved, path = Unsaved(lambda _: None), tmp_path / "rows"
+    unsaved, path = DiskProblems(lambda _: None), tmp_path / "rows"
     file = GrowingFile(path, "rows", unsaved)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     for line in range(100):
@@ -134,7 +134,7 @@ def test_what_a_file_could_not_take_is_added_later_and_no_line_is_torn(tmp_path:
 
 def test_a_file_in_a_folder_that_has_gone_is_not_made_anew(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    unsaved = Unsaved(lambda _: None)
+    unsaved = DiskProblems(lambda _: None)
     file = GrowingFile(tmp_path / "run" / "rows", "rows", unsaved)
     shutil.rmtree(tmp_path / "run")
     file.write("x")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dlrun.data.batches import Batch, Batches, LoaderBatches, MemoryBatches, Order, Place
+from dlrun.data.batches import Batch, Batches, EpochOrder, LoaderBatches, MemoryBatches, Placement
 from dlrun.data.datasets import Pairs, Rows, carve, row_count, size_in_bytes, take
 from dlrun.data.spec import DataSpec, Split
 
@@ -25,9 +25,11 @@ def split(spec: DataSpec, rows: int = 22) -> Split:
     return Split((number.view(-1, 1, 1, 1) + pixels,), number % 5)
 
 
-def made(workers: int | None, spec: DataSpec, order: Order, wide: bool = False, dtype: Any = torch.float32) -> Batches:
+def made(
+    workers: int | None, spec: DataSpec, order: EpochOrder, wide: bool = False, dtype: Any = torch.float32
+) -> Batches:
     """Batches from memory (workers=None) or through a loader."""
-    place = Place(CPU, dtype, spec, wide)
+    place = Placement(CPU, dtype, spec, wide)
     if workers is None:
         return MemoryBatches(split(spec, order.rows), order, place)
     return LoaderBatches(Pairs(split(spec, order.rows)), order, place, workers)
@@ -49,21 +51,21 @@ def rows_of(batches: list[Batch]) -> list[int]:
 
 def test_the_order_is_a_function_of_seed_and_epoch() -> None:
     orders = {
-        (seed, epoch): tuple(Order(50, 8, shuffle=True, seed=seed).permutation(epoch).tolist())
+        (seed, epoch): tuple(EpochOrder(50, 8, shuffle=True, seed=seed).permutation(epoch).tolist())
         for seed in (0, 1, 2, 10**12)
         for epoch in (1, 2, 3)
     }
     assert len(set(orders.values())) == len(orders)
     assert all(sorted(order) == list(range(50)) for order in orders.values())
     torch.manual_seed(99)  # whatever the global generator did
-    again = Order(50, 16, shuffle=True, seed=2).permutation(3)
+    again = EpochOrder(50, 16, shuffle=True, seed=2).permutation(3)
     assert tuple(again.tolist()) == orders[2, 3]
-    assert Order(50, 8).permutation(7).tolist() == list(range(50))
+    assert EpochOrder(50, 8).permutation(7).tolist() == list(range(50))
 
 
 def test_drawing_an_order_leaves_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
-    order = Order(22, 5, shuffle=True)
+    order = EpochOrder(22, 5, shuffle=True)
     for workers in (None, 0):
         list(made(workers, IMAGES, order).epoch(1))
     assert torch.equal(torch.get_rng_state(), before)
@@ -72,7 +74,7 @@ def test_drawing_an_order_leaves_the_global_generator_alone() -> None:
 @pytest.mark.parametrize("workers", [None, 0])
 @pytest.mark.parametrize("start", [0, 1, 4, 5])
 def test_an_epoch_can_be_entered_at_any_batch(workers: int | None, start: int) -> None:
-    batches = made(workers, IMAGES, Order(22, 5, shuffle=True, seed=4))
+    batches = made(workers, IMAGES, EpochOrder(22, 5, shuffle=True, seed=4))
     whole, tail = list(batches.epoch(3)), list(batches.epoch(3, start=start))
     assert sorted(rows_of(whole)) == list(range(22))
     assert rows_of(tail) == rows_of(whole)[5 * start :]
@@ -82,7 +84,7 @@ def test_an_epoch_can_be_entered_at_any_batch(workers: int | None, start: int) -
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_memory_and_workers_give_the_same_batches(spec: DataSpec, workers: int, drop_last: bool) -> None:
-    order = Order(22, 5, shuffle=True, drop_last=drop_last, seed=1)
+    order = EpochOrder(22, 5, shuffle=True, drop_last=drop_last, seed=1)
     memory, loader = made(None, spec, order), made(workers, spec, order)
     same(list(memory.epoch(2)), list(loader.epoch(2)))
     assert len(memory) == len(loader) == (4 if drop_last else 5)
@@ -92,7 +94,7 @@ def test_memory_and_workers_give_the_same_batches(spec: DataSpec, workers: int, 
 @pytest.mark.parametrize("workers", [None, 0])
 @pytest.mark.parametrize(("drop_last", "sizes"), [(False, [8, 2]), (True, [8])])
 def test_the_last_batch_is_ragged_or_dropped(workers: int | None, drop_last: bool, sizes: list[int]) -> None:
-    batches = made(workers, IMAGES, Order(10, 8, drop_last=drop_last))
+    batches = made(workers, IMAGES, EpochOrder(10, 8, drop_last=drop_last))
     assert type(batches) is (MemoryBatches if workers is None else LoaderBatches)
     assert [len(targets) for _, targets in batches.epoch(1)] == sizes
     assert [batches.rows_before(b) for b in range(len(sizes) + 1)] == [sum(sizes[:b]) for b in range(len(sizes) + 1)]
@@ -100,7 +102,7 @@ def test_the_last_batch_is_ragged_or_dropped(workers: int | None, drop_last: boo
 
 @pytest.mark.parametrize("workers", [None, 0])
 def test_channels_last_changes_the_layout_and_no_value(workers: int | None) -> None:
-    order = Order(22, 5, shuffle=True)
+    order = EpochOrder(22, 5, shuffle=True)
     plain, wide = made(None, IMAGES, order), made(workers, IMAGES, order, wide=True)
     for (one, _), (two, _) in zip(plain.epoch(1), wide.epoch(1), strict=True):
         assert torch.equal(one[0], two[0])
@@ -110,7 +112,7 @@ def test_channels_last_changes_the_layout_and_no_value(workers: int | None) -> N
 
 
 def test_floats_take_the_training_precision_and_codes_do_not() -> None:
-    order = Order(4, 2)
+    order = EpochOrder(4, 2)
     (x,), y = next(made(None, IMAGES, order, dtype=torch.float64).epoch(1))
     assert (x.dtype, y.dtype) == (torch.float64, torch.int64)
     (codes, lengths), _ = next(made(None, TOKENS, order, dtype=torch.float64).epoch(1))
@@ -119,11 +121,11 @@ def test_floats_take_the_training_precision_and_codes_do_not() -> None:
 
 def test_lengths_stay_on_the_cpu() -> None:
     meta = torch.device("meta")  # a device that every machine has
-    order = Order(22, 5, shuffle=True, seed=1)
-    place = Place(meta, torch.float32, TOKENS)
+    order = EpochOrder(22, 5, shuffle=True, seed=1)
+    place = Placement(meta, torch.float32, TOKENS)
     codes, lengths = place.inputs(split(TOKENS).inputs)
     assert (codes.device, lengths.device, place.targets(split(TOKENS).targets).device) == (meta, CPU, meta)
-    moved = MemoryBatches(split(TOKENS), order, Place(CPU, torch.float32, TOKENS))
+    moved = MemoryBatches(split(TOKENS), order, Placement(CPU, torch.float32, TOKENS))
     moved.inputs = (moved.inputs[0].to(meta), moved.inputs[1])
     moved.targets = moved.targets.to(meta)
     wanted = list(made(None, TOKENS, order).epoch(2))
@@ -191,7 +193,7 @@ def test_the_size_counts_floats_in_the_training_precision() -> None:
 
 
 def test_a_batch_is_a_copy_of_the_rows() -> None:
-    batches = made(None, IMAGES, Order(4, 4))
+    batches = made(None, IMAGES, EpochOrder(4, 4))
     (x,), _ = next(batches.epoch(1))
     x.zero_()
     (again,), _ = next(batches.epoch(1))
@@ -205,7 +207,7 @@ def test_small_batches_gathered_together_are_those_gathered_alone(
 ) -> None:
     spec, rows = DataSpec("vector", (3,), "multiclass", 5), 1100
     part = Split((torch.arange(3.0 * rows).view(rows, 3),), torch.arange(rows) % 5)
-    batches = MemoryBatches(part, Order(rows, size, shuffle=True, seed=1), Place(CPU, torch.float32, spec))
+    batches = MemoryBatches(part, EpochOrder(rows, size, shuffle=True, seed=1), Placement(CPU, torch.float32, spec))
     gathers: list[int] = []
     select = Tensor.index_select
     monkeypatch.setattr(Tensor, "index_select", lambda x, *a: gathers.append(1) or select(x, *a))

@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from dlrun.core.errors import DataError, RunError
 from dlrun.data import workers
-from dlrun.data.batches import LoaderBatches, Order, Place
+from dlrun.data.batches import EpochOrder, LoaderBatches, Placement
 from dlrun.data.datasets import Rows
 from dlrun.data.spec import DataSpec
 
-PLACE = Place(torch.device("cpu"), torch.float32, DataSpec("vector", (1,), "regression", 1))
+PLACE = Placement(torch.device("cpu"), torch.float32, DataSpec("vector", (1,), "regression", 1))
 
 
 class TwoArguments(Exception):
@@ -70,7 +70,7 @@ class Failing(Dataset[Any]):
 def read(act: Callable[[], Any]) -> None:
     """Read an epoch with one worker process; row 5 of the data set is row 2 of the part that is read."""
     part = Rows(Failing(act), torch.tensor([0, 1, 5, 3]))
-    list(LoaderBatches(part, Order(4, 4), PLACE, 1).epoch(1))
+    list(LoaderBatches(part, EpochOrder(4, 4), PLACE, 1).epoch(1))
 
 
 @pytest.mark.parametrize("name", ACTS)

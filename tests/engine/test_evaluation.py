@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dlrun.data.batches import MemoryBatches, Order, Place
+from dlrun.data.batches import EpochOrder, MemoryBatches, Placement
 from dlrun.data.spec import DataSpec, Split
 from dlrun.engine import evaluation
 from dlrun.engine.device import Runtime
@@ -33,7 +33,7 @@ class Doubled(nn.Module):
 
 def rows(count: int, size: int) -> MemoryBatches:
     x = torch.arange(2.0 * count).view(count, 2)
-    return MemoryBatches(Split((x,), x[:, :1]), Order(count, size), Place(CPU, torch.float32, SPEC))
+    return MemoryBatches(Split((x,), x[:, :1]), EpochOrder(count, size), Placement(CPU, torch.float32, SPEC))
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dlrun.core.errors import RequestError
 from dlrun.data.spec import DataSpec, TaskName
 from dlrun.engine.metrics import auroc
-from dlrun.engine.objective import FLUSH_BATCHES, Task
+from dlrun.engine.objective import FLUSH_BATCHES, Objective
 
 ROWS = 150
 CPU = torch.device("cpu")
@@ -47,7 +47,7 @@ def drawn(task: TaskName) -> tuple[Tensor, Tensor]:
     return outputs, targets.masked_fill(torch.arange(5) >= lengths, -100)
 
 
-def measured(task: Task, outputs: Tensor, targets: Tensor, sizes: list[int]) -> dict[str, float]:
+def measured(task: Objective, outputs: Tensor, targets: Tensor, sizes: list[int]) -> dict[str, float]:
     totals = task.totals()
     for o, t in zip(torch.split(outputs, sizes), torch.split(targets, sizes), strict=True):
         totals.add(o, t, task.loss(o, t))
@@ -113,7 +113,7 @@ TRUTHS: dict[TaskName, Any] = {
 @pytest.mark.parametrize("name", TRUTHS)
 def test_metrics_are_those_of_scikit_learn_however_the_rows_are_batched(name: TaskName, sizes: list[int]) -> None:
     outputs, targets = drawn(name)
-    task = Task(spec(name))
+    task = Objective(spec(name))
     found = measured(task, outputs, targets, sizes)
     assert tuple(found) == task.metric_names
     assert found == pytest.approx(TRUTHS[name](outputs, targets), rel=2e-6)
@@ -123,7 +123,7 @@ def test_the_mean_of_batch_means_would_have_failed() -> None:
     assert len(SPLITS["more than are kept waiting"]) > 2 * FLUSH_BATCHES
     for name in TRUTHS:
         outputs, targets = drawn(name)
-        task, sizes = Task(spec(name)), SPLITS["very unequal"]
+        task, sizes = Objective(spec(name)), SPLITS["very unequal"]
         pairs = zip(torch.split(outputs, sizes), torch.split(targets, sizes), strict=True)
         naive = sum(float(task.loss(o, t)) for o, t in pairs) / len(sizes)
         assert abs(naive - TRUTHS[name](outputs, targets)["loss"]) > 1e-3
@@ -132,7 +132,7 @@ def test_the_mean_of_batch_means_would_have_failed() -> None:
 @pytest.mark.parametrize("name", TRUTHS)
 def test_reduction_sum_minimizes_the_sum_and_reports_the_mean(name: TaskName) -> None:
     outputs, targets = drawn(name)
-    task = Task(spec(name), reduction="sum")
+    task = Objective(spec(name), reduction="sum")
     count = targets.numel() if name == "regression" else int((targets != -100).sum())
     mean = TRUTHS[name](outputs, targets)["loss"]
     assert float(task.loss(outputs, targets)) == pytest.approx(mean * count, rel=1e-5)
@@ -166,7 +166,7 @@ def test_each_loss_is_the_one_of_torch(name: TaskName, loss: str, truth: Any, re
     outputs = (
         outputs.sigmoid() if loss in ("bce", "scratch_bce") else outputs.log_softmax(-1) if loss == "nll" else outputs
     )
-    found = Task(spec(name), loss, reduction).loss(outputs, targets)
+    found = Objective(spec(name), loss, reduction).loss(outputs, targets)
     if name == "binary":
         outputs, targets = outputs.squeeze(-1), targets.float()
     if name == "tagging":
@@ -185,7 +185,7 @@ def test_each_loss_is_the_one_of_torch(name: TaskName, loss: str, truth: Any, re
 def test_a_loss_on_probabilities_answers_as_the_one_on_logits(name: TaskName, default: str, other: str) -> None:
     logits, targets = drawn(name)
     linked = logits.sigmoid() if name == "binary" else logits.log_softmax(-1)
-    one, two = Task(spec(name)), Task(spec(name), other)
+    one, two = Objective(spec(name)), Objective(spec(name), other)
     assert one.loss_name == default
     truth = torch.cat([1 - logits.sigmoid(), logits.sigmoid()], 1) if name == "binary" else logits.softmax(-1)
     wanted = truth[:, 1] if name == "binary" else truth
@@ -201,7 +201,7 @@ def test_a_loss_on_probabilities_answers_as_the_one_on_logits(name: TaskName, de
 def test_the_perceptrons_gradient_is_its_update_rule(reduction: str) -> None:
     logits = torch.tensor([[2.0], [2.0], [-1.0], [-1.0], [0.0], [0.0]], requires_grad=True)
     targets = torch.tensor([1, 0, 1, 0, 1, 0])
-    loss = Task(spec("binary"), "perceptron", reduction).loss(logits, targets)
+    loss = Objective(spec("binary"), "perceptron", reduction).loss(logits, targets)
     loss.backward()
     rows = 6 if reduction == "mean" else 1
     assert logits.grad is not None
@@ -217,7 +217,7 @@ def test_the_perceptron_learns_blobs_by_rosenblatts_steps() -> None:
     for row, target in zip(x, targets, strict=True):
         by_hand -= ((by_hand @ row > 0).float() - target) * row
         z = (learned @ row).reshape(1, 1)
-        (step,) = torch.autograd.grad(Task(spec("binary"), "perceptron").loss(z, target.reshape(1)), [learned])
+        (step,) = torch.autograd.grad(Objective(spec("binary"), "perceptron").loss(z, target.reshape(1)), [learned])
         learned = (learned - step).detach().requires_grad_()
     assert torch.equal(learned.detach(), by_hand)
     assert ((x @ by_hand > 0) == targets.bool()).float().mean() > 0.95
@@ -230,7 +230,7 @@ def test_the_baseline_is_scikit_learns_dummy(name: TaskName) -> None:
 
     _, targets = drawn(name)
     train, y = targets[:100], targets[100:].numpy()
-    found = Task(spec(name)).baseline(train, targets[100:])
+    found = Objective(spec(name)).baseline(train, targets[100:])
     if name == "regression":
         mean = DummyRegressor().fit(train, train.double().numpy()).predict(y)
         assert found["mse"] == pytest.approx(metrics.mean_squared_error(y, mean))
@@ -252,13 +252,13 @@ def test_the_baseline_is_scikit_learns_dummy(name: TaskName) -> None:
 
 def test_the_tagging_baseline_is_the_most_frequent_tag() -> None:
     targets = torch.tensor([[2, 2, 1], [2, -100, -100], [1, 2, -100]])  # tag 2: 4 of 6, tag 1: 2 of 6
-    found = Task(spec("tagging", 3)).baseline(targets, targets)
+    found = Objective(spec("tagging", 3)).baseline(targets, targets)
     entropy = -(4 / 6 * math.log(4 / 6) + 2 / 6 * math.log(2 / 6))
     assert found == pytest.approx({"loss": entropy, "accuracy": 4 / 6, "exact_match": 1 / 3}, rel=1e-6)
 
 
 def test_sequences_of_other_lengths_join_in_one_sum() -> None:
-    task, totals = Task(spec("tagging", 2)), Task(spec("tagging", 2)).totals()
+    task, totals = Objective(spec("tagging", 2)), Objective(spec("tagging", 2)).totals()
     for tags, said in (([[0, 1, 1]], [[0, 1, 0]]), ([[1]], [[1]]), ([[0, -100]], [[0, 1]])):
         targets, outputs = torch.tensor(tags), F.one_hot(torch.tensor(said), 2).float()
         totals.add(outputs, targets, task.loss(outputs, targets))
@@ -270,7 +270,7 @@ def test_sequences_of_other_lengths_join_in_one_sum() -> None:
 @pytest.mark.parametrize("name", TRUTHS)
 def test_a_sum_that_was_saved_half_way_ends_in_the_same_bits(name: TaskName, stop: int) -> None:
     outputs, targets = drawn(name)
-    task = Task(spec(name))
+    task = Objective(spec(name))
     pairs = list(zip(torch.split(outputs, 2), torch.split(targets, 2), strict=True))
     whole, first, second = task.totals(), task.totals(), task.totals()
     for i, (o, t) in enumerate(pairs):
@@ -285,8 +285,8 @@ def test_a_sum_that_was_saved_half_way_ends_in_the_same_bits(name: TaskName, sto
 
 
 def test_top_5_is_told_from_ten_classes_on() -> None:
-    assert "top5_accuracy" in Task(spec("multiclass", 10)).metric_names
-    assert "top5_accuracy" not in Task(spec("multiclass", 9)).metric_names
+    assert "top5_accuracy" in Objective(spec("multiclass", 10)).metric_names
+    assert "top5_accuracy" not in Objective(spec("multiclass", 9)).metric_names
 
 
 def test_the_area_under_the_curve_at_its_edges() -> None:
@@ -298,7 +298,7 @@ def test_the_area_under_the_curve_at_its_edges() -> None:
 
 def test_a_constant_target_has_no_r2() -> None:
     outputs, targets = torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [1.0]])
-    assert measured(Task(spec("regression", 1)), outputs, targets, [2])["r2"] == 0
+    assert measured(Objective(spec("regression", 1)), outputs, targets, [2])["r2"] == 0
 
 
 @pytest.mark.parametrize(
@@ -310,7 +310,7 @@ def test_a_constant_target_has_no_r2() -> None:
 )
 def test_an_unknown_loss_is_answered_by_the_known_ones(name: TaskName, loss: str, said: str) -> None:
     with pytest.raises(RequestError) as caught:
-        Task(spec(name), loss)
+        Objective(spec(name), loss)
     assert said in str(caught.value)
     assert f"task.loss={loss}" in str(caught.value)
 
@@ -326,9 +326,9 @@ def test_a_loss_of_ones_own_is_called_as_torchs_are() -> None:
         return getattr((z - y) ** 4, reduction)()
 
     powers = (outputs[:, 0] - targets) ** 4
-    assert torch.equal(Task(spec("binary"), "mine.plain", own_loss=plain).loss(outputs, targets), powers.mean())
-    assert torch.equal(Task(spec("binary"), "mine.reduced", "sum", reduced).loss(outputs, targets), powers.sum())
+    assert torch.equal(Objective(spec("binary"), "mine.plain", own_loss=plain).loss(outputs, targets), powers.mean())
+    assert torch.equal(Objective(spec("binary"), "mine.reduced", "sum", reduced).loss(outputs, targets), powers.sum())
     with pytest.raises(RequestError, match=r"mine\.plain has no parameter reduction; give it one, or leave out"):
-        Task(spec("binary"), "mine.plain", "sum", plain)
+        Objective(spec("binary"), "mine.plain", "sum", plain)
     with pytest.raises(RequestError, match="is a class; name a function"):
-        Task(spec("binary"), "torch.nn.MSELoss", own_loss=torch.nn.MSELoss)
+        Objective(spec("binary"), "torch.nn.MSELoss", own_loss=torch.nn.MSELoss)

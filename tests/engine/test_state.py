@@ -12,13 +12,13 @@ from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from dlrun.core.errors import CheckpointError, RunError
-from dlrun.data.batches import MemoryBatches, Order, Place
+from dlrun.data.batches import EpochOrder, MemoryBatches, Placement
 from dlrun.data.spec import DataSpec, Split
 from dlrun.engine.callback import Callback, EpochSummary
 from dlrun.engine.device import rng_state, set_rng_state
-from dlrun.engine.objective import Task
+from dlrun.engine.objective import Objective
 from dlrun.engine.optim.schedule import Schedule
-from dlrun.engine.state import Limits, Progress, Training
+from dlrun.engine.state import Progress, StopRules, TrainState
 from dlrun.engine.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -32,7 +32,7 @@ class Rows(Callback):
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
 
-    def on_epoch_end(self, training: Training, epoch: EpochSummary) -> None:
+    def on_epoch_end(self, training: TrainState, epoch: EpochSummary) -> None:
         self.rows.append(epoch.row)
 
     def on_partial_epoch(self) -> None:
@@ -42,10 +42,10 @@ class Rows(Callback):
 def batches(rows: int, **order: Any) -> MemoryBatches:
     generator = torch.Generator().manual_seed(rows)
     x, y = torch.randn(rows, 5, generator=generator), torch.randint(0, 3, (rows,), generator=generator)
-    return MemoryBatches(Split((x,), y), Order(rows, 4, **order), Place(CPU, torch.float32, SPEC))
+    return MemoryBatches(Split((x,), y), EpochOrder(rows, 4, **order), Placement(CPU, torch.float32, SPEC))
 
 
-def made(scheduler: str = "one_cycle", mode: str = "min", **limits: Any) -> Training:
+def made(scheduler: str = "one_cycle", mode: str = "min", **limits: Any) -> TrainState:
     """A run with everything that has a state: dropout, batch norm, Adam, a scheduler, a validation part."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(0.4), nn.Linear(8, 3))
@@ -54,15 +54,15 @@ def made(scheduler: str = "one_cycle", mode: str = "min", **limits: Any) -> Trai
         schedule = Schedule(optimizer, OneCycleLR(optimizer, 0.1, EPOCHS * PER_EPOCH), "step", warmup_steps=4)
     else:
         schedule = Schedule(optimizer, ReduceLROnPlateau(optimizer, patience=0, threshold=0.5))
-    return Training(
+    return TrainState(
         model=model,
-        task=Task(SPEC),
+        task=Objective(SPEC),
         optimizer=optimizer,
         schedule=schedule,
         scaler=torch.amp.GradScaler("cpu", enabled=False),
         train=batches(22, shuffle=True),
         val=batches(9),
-        limits=Limits(**{"epochs": EPOCHS, "patience": 2} | limits),
+        limits=StopRules(**{"epochs": EPOCHS, "patience": 2} | limits),
         monitor="val/loss",
         mode=mode,
         autocast=contextlib.nullcontext,
@@ -78,7 +78,7 @@ def through_a_file(state: dict[str, Any]) -> Any:
     return torch.load(file, weights_only=True)
 
 
-def fit(training: Training, stop_at: int = 10**9) -> list[dict[str, float]]:
+def fit(training: TrainState, stop_at: int = 10**9) -> list[dict[str, float]]:
     rows = Rows()
     Trainer(training, [rows], lambda: training.progress.step >= stop_at).fit()
     return rows.rows
@@ -129,7 +129,7 @@ class Keeping(Rows):
 
     state: Any = None
 
-    def on_interrupt(self, training: Training) -> None:
+    def on_interrupt(self, training: TrainState) -> None:
         self.state = through_a_file(training.state_dict() | {"rng": rng_state()})
 
 
@@ -156,7 +156,7 @@ def test_the_first_and_the_last_finite_loss_are_part_of_the_state() -> None:
     first, second = made(), made()
 
     class Saves(Callback):
-        def on_step_end(self, training: Training) -> None:
+        def on_step_end(self, training: TrainState) -> None:
             if training.progress.step == 2:  # before anybody has looked at a loss
                 state.update(through_a_file(training.state_dict()))
 

@@ -12,20 +12,20 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
 from dlrun.core.errors import RunError
-from dlrun.data.batches import Batches, MemoryBatches, Order, Place
+from dlrun.data.batches import Batches, EpochOrder, MemoryBatches, Placement
 from dlrun.data.spec import DataSpec, Split, TaskName
 from dlrun.engine import trainer
 from dlrun.engine.callback import Callback, EpochSummary
-from dlrun.engine.objective import Task
+from dlrun.engine.objective import Objective
 from dlrun.engine.optim.schedule import Schedule
-from dlrun.engine.state import Limits, Training
+from dlrun.engine.state import StopRules, TrainState
 from dlrun.engine.trainer import Trainer
 
 ROWS, FEATURES, CLASSES = 22, 5, 3
 Make = Callable[[Iterable[Any]], Optimizer]
 
 
-class Recorder(Callback):
+class GraphRecorder(Callback):
     """Keeps what it is told."""
 
     def __init__(self) -> None:
@@ -40,15 +40,15 @@ class Recorder(Callback):
     def on_partial_epoch(self) -> None:
         self.saved.append(("end", -1))
 
-    def on_step_end(self, training: Training) -> None:
+    def on_step_end(self, training: TrainState) -> None:
         self.saved.append(("step", training.progress.step))
 
-    def on_epoch_end(self, training: Training, epoch: EpochSummary) -> None:
+    def on_epoch_end(self, training: TrainState, epoch: EpochSummary) -> None:
         self.rows.append(epoch.row)
         self.best.append(epoch.is_best)
         self.saved.append(("epoch", training.progress.step))
 
-    def on_interrupt(self, training: Training) -> None:
+    def on_interrupt(self, training: TrainState) -> None:
         self.saved.append(("interrupted", training.progress.step))
 
 
@@ -77,8 +77,8 @@ def drawn(task: TaskName = "multiclass", rows: int = ROWS) -> Split:
 
 
 def batches(split: Split, size: int, task: TaskName = "multiclass", dtype: Any = None, **order: Any) -> Batches:
-    place = Place(torch.device("cpu"), dtype or torch.float32, DataSpec("vector", (FEATURES,), task, CLASSES))
-    return MemoryBatches(split, Order(len(split), size, **order), place)
+    place = Placement(torch.device("cpu"), dtype or torch.float32, DataSpec("vector", (FEATURES,), task, CLASSES))
+    return MemoryBatches(split, EpochOrder(len(split), size, **order), place)
 
 
 def net(dropout: float = 0.0) -> nn.Module:
@@ -86,26 +86,26 @@ def net(dropout: float = 0.0) -> nn.Module:
     return nn.Sequential(nn.Linear(FEATURES, 8), nn.Tanh(), nn.Dropout(dropout), nn.Linear(8, CLASSES))
 
 
-def prepared(model: nn.Module, optimizer: Optimizer, train: Batches, **settings: Any) -> Training:
+def prepared(model: nn.Module, optimizer: Optimizer, train: Batches, **settings: Any) -> TrainState:
     """settings: the fields of Limits, or val, task, reduction, monitor, mode."""
-    limits = {k: settings.pop(k) for k in list(settings) if k in Limits.__dataclass_fields__}
+    limits = {k: settings.pop(k) for k in list(settings) if k in StopRules.__dataclass_fields__}
     spec = DataSpec("vector", (FEATURES,), settings.get("task", "multiclass"), CLASSES)
-    task = Task(spec, reduction=settings.get("reduction", "mean"))
+    task = Objective(spec, reduction=settings.get("reduction", "mean"))
     schedule, scaler = Schedule(optimizer, None), torch.amp.GradScaler("cpu", enabled=False)
     monitor, mode, val = settings.get("monitor", "train/loss"), settings.get("mode", "min"), settings.get("val")
-    ends, plain = Limits(**{"log_every_steps": 1} | limits), contextlib.nullcontext
-    return Training(
+    ends, plain = StopRules(**{"log_every_steps": 1} | limits), contextlib.nullcontext
+    return TrainState(
         model, task, optimizer, schedule, scaler, train, val, ends, monitor, mode, plain, synchronize=lambda: None
     )
 
 
-def sgd(train: Batches, lr: float = 0.1, **settings: Any) -> Training:
+def sgd(train: Batches, lr: float = 0.1, **settings: Any) -> TrainState:
     model = net()
     return prepared(model, SGD(model.parameters(), lr=lr), train, **settings)
 
 
-def fit(training: Training, stop: Callable[[], bool] = lambda: False) -> tuple[str, Recorder]:
-    recorder = Recorder()
+def fit(training: TrainState, stop: Callable[[], bool] = lambda: False) -> tuple[str, GraphRecorder]:
+    recorder = GraphRecorder()
     return Trainer(training, [recorder], stop).fit(), recorder
 
 
@@ -114,7 +114,7 @@ def by_hand(make: Make, epochs: int, size: int, clip: float | None = None) -> tu
     model, losses, data = net(), [], drawn()
     optimizer = make(model.parameters())
     for epoch in range(1, epochs + 1):
-        order = Order(ROWS, size, shuffle=True).permutation(epoch)
+        order = EpochOrder(ROWS, size, shuffle=True).permutation(epoch)
         for start in range(0, ROWS, size):
             chosen = order[start : start + size]
             optimizer.zero_grad()
@@ -265,7 +265,7 @@ def test_the_best_epoch_is_the_first_of_the_best_values(monitor: str, mode: str,
 @pytest.mark.parametrize("accumulate", [1, 2, 3])
 @pytest.mark.parametrize("bad", [1, 2, 3, 5, 6, 7])  # of the batches 0..7, so that groups of three end ragged
 def test_a_loss_that_is_not_finite_names_its_step(bad: int, accumulate: int, log_every: int) -> None:
-    data, order = drawn(), Order(ROWS, 3, shuffle=True).permutation(1)
+    data, order = drawn(), EpochOrder(ROWS, 3, shuffle=True).permutation(1)
     data.inputs[0][order[3 * bad], 2] = math.nan
     train = batches(data, 3, shuffle=True)
     training = sgd(train, accumulate_steps=accumulate, log_every_steps=log_every, epochs=2)
@@ -315,7 +315,7 @@ def test_a_step_does_not_wait_for_the_device(
         settings: dict[str, Any] = {"task": task, "grad_clip_norm": clip, "accumulate_steps": accumulate}
         train = batches(drawn(task, rows), 2, task, shuffle=True)
         training = sgd(train, log_every_steps=log_every, **settings)
-        recorder = Recorder()
+        recorder = GraphRecorder()
         calls.clear()
         assert Trainer(training, [recorder], lambda: False).train_epoch()
         return list(calls)

@@ -84,12 +84,12 @@ def train(words: tuple[str, ...], killed_after_epochs: int | None = None) -> Non
         return
 
     from dlrun.cli.main import main
-    from dlrun.runs.checkpoint_manager import Saver
+    from dlrun.runs.checkpoint_manager import CheckpointManager
 
-    on_epoch_end = Saver.on_epoch_end
+    on_epoch_end = CheckpointManager.on_epoch_end
     epochs = 0
 
-    def save_and_die(saver: Saver, *arguments: Any) -> None:
+    def save_and_die(saver: CheckpointManager, *arguments: Any) -> None:
         nonlocal epochs
         on_epoch_end(saver, *arguments)
         epochs += 1
@@ -97,7 +97,7 @@ def train(words: tuple[str, ...], killed_after_epochs: int | None = None) -> Non
             os._exit(137)
 
     sys.argv = ["dlrun", *words]
-    with mock.patch.object(Saver, "on_epoch_end", save_and_die):
+    with mock.patch.object(CheckpointManager, "on_epoch_end", save_and_die):
         code = main()
     os._exit(code)
 

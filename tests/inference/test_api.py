@@ -261,7 +261,7 @@ def test_ctrl_c_saves_and_resume_goes_on_to_the_same_weights(here: Path) -> None
         "import pathlib, signal, torch\n\nclass Net(torch.nn.Linear):\n    calls = 0\n"
         "    def __init__(self, spec):\n        super().__init__(spec.input_size, spec.output_size)\n"
         "    def forward(self, x):\n        Net.calls += 1\n"
-        "        if Net.calls == 8 and not pathlib.Path('sent').exists():\n"  # copies count anew where state is compared
+        "        if Net.calls == 8 and not pathlib.Path('sent').exists():\n"  # copies count anew
         "            pathlib.Path('sent').touch()\n            signal.raise_signal(signal.SIGINT)\n"
         "        return super().forward(x)\n"
     )

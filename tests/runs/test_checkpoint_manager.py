@@ -10,34 +10,45 @@ import torch
 from torch import Tensor, nn
 
 from dlrun.core.errors import CheckpointError, UnreadableError
-from dlrun.core.files import Unsaved
-from dlrun.data.batches import MemoryBatches, Order, Place
+from dlrun.core.files import DiskProblems
+from dlrun.data.batches import EpochOrder, MemoryBatches, Placement
 from dlrun.data.spec import DataSpec, Split
 from dlrun.engine.callback import EpochSummary
-from dlrun.engine.objective import Task
+from dlrun.engine.objective import Objective
 from dlrun.engine.optim.schedule import Schedule
-from dlrun.engine.state import Limits, Training
+from dlrun.engine.state import StopRules, TrainState
 from dlrun.engine.trainer import Trainer
 from dlrun.runs import checkpoint, checkpoint_manager
 from dlrun.runs.checkpoint import load, save
-from dlrun.runs.checkpoint_manager import Saver
+from dlrun.runs.checkpoint_manager import CheckpointManager
 
 STATE = {"format_version": 1, "model": {}, "optimizer": {}}
 
 
-def training(**limits: Any) -> Training:
+def training(**limits: Any) -> TrainState:
     """Four steps an epoch; the validation loss of a model that is not trained is the same every epoch."""
     torch.manual_seed(0)
     spec, model = DataSpec("vector", (2,), "regression", 1), nn.Linear(2, 1)
     split = Split((torch.randn(16, 2),), torch.randn(16, 1))
-    order = Order(16, 4, shuffle=True)
-    train = MemoryBatches(split, order, Place(torch.device("cpu"), torch.float32, spec))
+    order = EpochOrder(16, 4, shuffle=True)
+    train = MemoryBatches(split, order, Placement(torch.device("cpu"), torch.float32, spec))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    schedule, ends = Schedule(optimizer, None), Limits(**{"epochs": 5} | limits)
+    schedule, ends = Schedule(optimizer, None), StopRules(**{"epochs": 5} | limits)
     nothing = contextlib.nullcontext
-    return Training(
-        model, Task(spec), optimizer, schedule, scaler, train, None, ends, "train/loss", "min", nothing, lambda: None
+    return TrainState(
+        model,
+        Objective(spec),
+        optimizer,
+        schedule,
+        scaler,
+        train,
+        None,
+        ends,
+        "train/loss",
+        "min",
+        nothing,
+        lambda: None,
     )
 
 
@@ -48,9 +59,9 @@ def kept(
     every_steps: int | None = None,
     keep: int = 2,
     **limits: Any,
-) -> Training:
+) -> TrainState:
     t = training(**limits)
-    saver = Saver(folder / "checkpoints", {"run_id": "r", "spec": {}}, every_epochs, every_steps, keep)
+    saver = CheckpointManager(folder / "checkpoints", {"run_id": "r", "spec": {}}, every_epochs, every_steps, keep)
     Trainer(t, [saver], lambda: t.progress.step >= stop_at).fit()
     return t
 
@@ -84,7 +95,7 @@ def test_the_newest_files_stay(settings: dict[str, Any], files: list[int], tmp_p
 
 def test_the_best_stays_besides_the_newest(tmp_path: Path) -> None:
     t = training()
-    saver = Saver(tmp_path / "checkpoints", {"run_id": "r"}, 1, None, 2)
+    saver = CheckpointManager(tmp_path / "checkpoints", {"run_id": "r"}, 1, None, 2)
     weights: dict[int, Tensor] = {}
     for epoch in range(1, 6):
         t.progress.epoch, t.progress.step = epoch, 4 * epoch
@@ -123,7 +134,7 @@ def test_where_there_are_no_hard_links_there_are_copies(tmp_path: Path, monkeypa
     assert (folder / "last.pt").read_bytes() == (folder / "step_00000020.pt").read_bytes()
 
 
-def saved(saver: Saver, t: Training, epoch: int, is_best: bool) -> None:
+def saved(saver: CheckpointManager, t: TrainState, epoch: int, is_best: bool) -> None:
     t.progress.epoch, t.progress.step = epoch, 4 * epoch
     t.progress.best_epoch = epoch if is_best else t.progress.best_epoch
     with torch.no_grad():
@@ -136,7 +147,10 @@ def test_a_save_that_fails_leaves_what_was_and_the_next_one_brings_all(
     dies_at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    t, saver = training(), Saver(tmp_path / "checkpoints", {"run_id": "r"}, 2, None, 2, Unsaved(said.append))
+    t, saver = (
+        training(),
+        CheckpointManager(tmp_path / "checkpoints", {"run_id": "r"}, 2, None, 2, DiskProblems(said.append)),
+    )
     folder = tmp_path / "checkpoints"
     saved(saver, t, 2, is_best=True)
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
@@ -174,7 +188,10 @@ def test_a_save_that_fails_leaves_what_was_and_the_next_one_brings_all(
 
 def test_best_weights_that_have_gone_are_said(tmp_path: Path) -> None:
     said: list[str] = []
-    t, saver = training(), Saver(tmp_path / "checkpoints", {"run_id": "r"}, 1, None, 2, Unsaved(said.append))
+    t, saver = (
+        training(),
+        CheckpointManager(tmp_path / "checkpoints", {"run_id": "r"}, 1, None, 2, DiskProblems(said.append)),
+    )
     assert saver.best_weights(t) is None  # no epoch was best: nothing to say
     saved(saver, t, 1, is_best=True)
     assert saver.best_weights(t) is not None
@@ -237,7 +254,7 @@ def test_killed_anywhere_in_the_first_save_it_has_the_best_or_nothing_to_go_on_f
     for name in ("save", "link"):
         monkeypatch.setattr(checkpoint_manager, name, dying(getattr(checkpoint_manager, name)))
     t, folder = training(), tmp_path / "checkpoints"
-    saver = Saver(folder, {"run_id": "r"}, every_epochs, None, 2)
+    saver = CheckpointManager(folder, {"run_id": "r"}, every_epochs, None, 2)
     with contextlib.suppress(Killed):
         for epoch in range(1, every_epochs + 1):
             saved(saver, t, epoch, is_best=epoch == 1)
@@ -246,5 +263,5 @@ def test_killed_anywhere_in_the_first_save_it_has_the_best_or_nothing_to_go_on_f
         assert dies_at < (1 if every_epochs == 1 else 2)
         return
     _, state, _ = checkpoint.newest_whole(folder)
-    Saver(folder, {"run_id": "r"}, every_epochs, None, 2).go_on(state)
+    CheckpointManager(folder, {"run_id": "r"}, every_epochs, None, 2).go_on(state)
     assert load(folder / "best.pt")["epoch"] == 1

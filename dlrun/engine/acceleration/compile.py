@@ -8,14 +8,14 @@ import torch
 
 from dlrun.core import errors
 from dlrun.core.errors import RequestError
-from dlrun.data.batches import Batch, Batches, Pick
+from dlrun.data.batches import Batch, Batches, Shard
 from dlrun.engine import trainer
 from dlrun.engine.device import ran_out
-from dlrun.engine.state import Training
+from dlrun.engine.state import TrainState
 from dlrun.engine.untouched import attributes_restored, untouched
 
 
-def compile_model(t: Training, test: Batches | None) -> float:
+def compile_model(t: TrainState, test: Batches | None) -> float:
     """Compile the model for all the shapes of a run, first and last batches, trained and evaluated; returns seconds.
 
     The weights, what the model keeps besides, the generators, the scaler and the optimizer are as before. Of several
@@ -36,7 +36,7 @@ def compile_model(t: Training, test: Batches | None) -> float:
     return time.perf_counter() - began
 
 
-def _try_all(t: Training, test: Batches | None) -> None:
+def _try_all(t: TrainState, test: Batches | None) -> None:
     scaler = t.scaler
     t.scaler = torch.amp.GradScaler(enabled=False)  # the real one counts what it is asked for
     try:
@@ -54,7 +54,7 @@ def _try_all(t: Training, test: Batches | None) -> None:
         t.scaler = scaler
 
 
-def _shapes(batches: Batches, pick: Pick = list) -> Iterator[Batch]:
+def _shapes(batches: Batches, pick: Shard = list) -> Iterator[Batch]:
     """The first batch of an epoch, and the last, which may have fewer rows."""
     for start in dict.fromkeys((0, len(batches) - 1)):
         yield next(iter(batches.epoch(1, start, pick)))

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW
 
 from dlrun.data.batches import Batch
-from dlrun.engine.state import Training
+from dlrun.engine.state import TrainState
 from dlrun.engine.trainer import backward, requires_closure
 
 Seen = list[tuple[Tensor, Tensor, Tensor]]  # outputs, targets and loss of each batch of a step
@@ -22,7 +22,7 @@ _MOST_SHAPES = 4  # that get a graph of their own: full batches, the last one of
 _WHOLE = (SGD, Adam, AdamW)  # whose fused step can be recorded
 
 
-class Recorder:
+class GraphRecorder:
     """The GPU: see torch's notes on CUDA graphs for why a stream aside warms up, and one pool serves all graphs."""
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class Recorder:
 
 
 @dataclass
-class Recorded:
+class RecordedStep:
     """A step for one shape of batches: memory for what goes in, and what comes out."""
 
     group: list[Batch]
@@ -57,7 +57,7 @@ class Recorded:
     replay: Callable[[], None] = lambda: None
 
 
-class StepGraph:
+class CudaGraphStep:
     """Makes a training's steps where their shapes come again, as without it to the bit.
 
     A call answers whether it made the step; the loop makes those that it leaves. Generators go on as ever. A learning
@@ -66,13 +66,13 @@ class StepGraph:
     recorded (it waits for the device, say) is said once, and all goes on without a graph.
     """
 
-    def __init__(self, recorder: Recorder, say: Callable[[str], None]) -> None:
+    def __init__(self, recorder: GraphRecorder, say: Callable[[str], None]) -> None:
         self.recorder, self.say, self.usable = recorder, say, True
         self.warmed: dict[tuple[Any, ...], int] = {}
-        self.recorded: dict[tuple[Any, ...], Recorded] = {}
-        self.current: Recorded | None = None  # whose gradients the parameters hold
+        self.recorded: dict[tuple[Any, ...], RecordedStep] = {}
+        self.current: RecordedStep | None = None  # whose gradients the parameters hold
 
-    def __call__(self, t: Training, group: list[Batch], seen: Seen) -> bool:
+    def __call__(self, t: TrainState, group: list[Batch], seen: Seen) -> bool:
         """Make the step of `group`, if it can be made here; `seen` as `loop.backward` fills it."""
         shape = _shape(group)
         made = self.warmed.get(shape, 0)
@@ -93,9 +93,9 @@ class StepGraph:
         self._make(t, found, group, seen)
         return True
 
-    def _record(self, t: Training, shape: tuple[Any, ...], group: list[Batch]) -> Recorded | None:
+    def _record(self, t: TrainState, shape: tuple[Any, ...], group: list[Batch]) -> RecordedStep | None:
         copies = [(tuple(x.clone() for x in inputs), targets.clone()) for inputs, targets in group]
-        made = Recorded(copies, _settings(t))
+        made = RecordedStep(copies, _settings(t))
 
         def step() -> None:
             made.seen.clear()
@@ -116,7 +116,7 @@ class StepGraph:
         self.recorded[shape] = self.current = made
         return made
 
-    def _make(self, t: Training, made: Recorded, group: list[Batch], seen: Seen) -> None:
+    def _make(self, t: TrainState, made: RecordedStep, group: list[Batch], seen: Seen) -> None:
         """Fill the memory, start the graph, and keep what the next step would write over."""
         for (inputs, targets), (x, y) in zip(made.group, group, strict=True):
             for place, value in zip((*inputs, targets), (*x, y), strict=True):
@@ -133,7 +133,7 @@ class StepGraph:
         seen += [(o.clone(), y, loss.clone()) for (o, _, loss), (_, y) in zip(made.seen, group, strict=True)]
 
 
-def _settings(t: Training) -> list[dict[str, Any]] | None:
+def _settings(t: TrainState) -> list[dict[str, Any]] | None:
     """The optimizer's numbers, which a graph holds as they are; null where its step cannot be part of one."""
     groups, schedule = t.optimizer.param_groups, t.schedule
     by_step = schedule.steps < schedule.warmup_steps or (schedule.interval == "step" and schedule.scheduler is not None)
@@ -144,7 +144,7 @@ def _settings(t: Training) -> list[dict[str, Any]] | None:
 
 
 @contextlib.contextmanager
-def _recordable(t: Training) -> Iterator[None]:
+def _recordable(t: TrainState) -> Iterator[None]:
     """Adam asks for the word before its step is recorded; fused, it has all that it takes."""
     asked = [group for group in t.optimizer.param_groups if group.get("capturable") is False]
     for group in asked:
@@ -160,7 +160,7 @@ def _shape(group: list[Batch]) -> tuple[Any, ...]:
     return tuple((x.shape, x.dtype, x.stride()) for inputs, targets in group for x in (*inputs, targets))
 
 
-def why_not(t: Training, kind: str, compiled: bool, profiled: bool) -> str | None:
+def why_not(t: TrainState, kind: str, compiled: bool, profiled: bool) -> str | None:
     """Why a training on a GPU has no graph; null where it can have one.
 
     kind: of the data, as in DataSpec; compiled, profiled: device.compile and trainer.profile.

@@ -9,13 +9,13 @@ import torch
 from dlrun.data.batches import Batch
 from dlrun.engine import trainer
 from dlrun.engine.object_state import duplicate
-from dlrun.engine.state import Training
+from dlrun.engine.state import TrainState
 from dlrun.engine.untouched import untouched
 
 _TIMED, _WARM = 5, 2  # steps
 
 
-def fastest(training: Training, cores: int) -> tuple[int, dict[int, float]]:
+def fastest(training: TrainState, cores: int) -> tuple[int, dict[int, float]]:
     """The number of threads with the least median time of a step, and milliseconds a step by number of threads.
 
     Tried are 1, 2, 4, ... and all cores; of those within 3 % of the best the fewest are taken. The model, the
@@ -38,7 +38,7 @@ def fastest(training: Training, cores: int) -> tuple[int, dict[int, float]]:
     return next(count for count, took in times.items() if took <= 1.03 * least), times
 
 
-def _step(trial: Training, batch: Batch) -> float:
+def _step(trial: TrainState, batch: Batch) -> float:
     """Seconds of a forward and a backward pass."""
     began = time.perf_counter()
     trainer.backward(trial, [batch], [])

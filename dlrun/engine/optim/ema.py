@@ -14,7 +14,7 @@ from dlrun.engine.made_buffers import BuiltBuffers
 from dlrun.engine.object_state import duplicate
 
 
-class Average:
+class ExponentialMovingAverage:
     """average ← decay · average + (1 − decay) · weights, after every optimizer step; it begins at the first step's.
 
     What is no parameter (the statistics of batch norm) is taken over as it is. The same as

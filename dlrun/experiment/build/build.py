@@ -21,7 +21,7 @@ from dlrun.experiment.preflight import memory
 from dlrun.config.schema import Block, CONFIG_DIR, DataKeys, ModelKeys, OptimizerKeys, SchedulerKeys, Settings
 from dlrun.data import batches as batching
 from dlrun.data import datasets as rows_of
-from dlrun.data.batches import Batches, LoaderBatches, MemoryBatches, Order, Place
+from dlrun.data.batches import Batches, LoaderBatches, MemoryBatches, EpochOrder, Placement
 from dlrun.data.inspection import BatchCheck, Inspection, inspect_read, inspect_splits
 from dlrun.data.datasets import Part
 from dlrun.data.spec import DataSpec, Split, Splits
@@ -33,8 +33,8 @@ from dlrun.engine.optim.schedule import OF_THE_WHOLE, Schedule, moves_after_warm
 from dlrun.core.own_code import target_names
 from dlrun.engine.device import Runtime, cores
 from dlrun.experiment.build.start_values import start_values
-from dlrun.engine.objective import Task
-from dlrun.engine.state import Limits
+from dlrun.engine.objective import Objective
+from dlrun.engine.state import StopRules
 
 
 def data(settings: Settings, trusted_modules: Sequence[str] | None) -> Splits:
@@ -225,7 +225,7 @@ def batches(settings: Settings, splits: Splits, model: nn.Module, runtime: Runti
     """Training, validation and test batches, in memory on the device where they fit."""
     keys = settings.data_keys
     wide = wants_channels_last(model, splits.spec, runtime)
-    place = Place(runtime.device, runtime.dtype, splits.spec, wide)
+    place = Placement(runtime.device, runtime.dtype, splits.spec, wide)
     big = keys.eval_batch_size or max(keys.batch_size, 256)
     on_device = 1 if runtime.device.type == "cuda" else runtime.ranks.local_count  # processes that hold the data there
     room = int(keys.memory_share * batching.free_memory(runtime.device)) // on_device
@@ -237,8 +237,8 @@ def batches(settings: Settings, splits: Splits, model: nn.Module, runtime: Runti
             made.append(None)
             continue
         rows = rows_of.row_count(part)
-        order = Order(rows, size, keys.shuffle, keys.drop_last, settings.rest.seed)
-        order = order if name == "train" else Order(rows, big)
+        order = EpochOrder(rows, size, keys.shuffle, keys.drop_last, settings.rest.seed)
+        order = order if name == "train" else EpochOrder(rows, big)
         readable = part if isinstance(part, Split) else Guarded(part)
         split = rows_of.in_memory(readable, keys.loader, runtime.dtype, room)
         if split is not None:
@@ -261,17 +261,17 @@ def _workers(keys: DataKeys) -> int:
     return min(max(cores() - 1, 1), 4) if keys.num_workers is None else keys.num_workers
 
 
-def task(settings: Settings, spec: DataSpec, trusted_modules: Sequence[str] | None) -> Task:
+def task(settings: Settings, spec: DataSpec, trusted_modules: Sequence[str] | None) -> Objective:
     """Loss and metrics; a loss with a dot in its name is a function of the user's."""
     keys = settings.rest.task
     own = targets.resolve(keys.loss, "task.loss", trusted_modules) if keys.loss and "." in keys.loss else None
-    return Task(spec, keys.loss, keys.reduction, own)
+    return Objective(spec, keys.loss, keys.reduction, own)
 
 
-def limits(settings: Settings, train: Batches) -> Limits:
+def limits(settings: Settings, train: Batches) -> StopRules:
     """When training ends and how a step is made."""
     trainer = settings.rest.trainer
-    return Limits(
+    return StopRules(
         epochs=trainer.limit_epochs(math.ceil(len(train) / trainer.accumulate_steps)),
         max_steps=trainer.max_steps,
         accumulate_steps=trainer.accumulate_steps,

@@ -14,10 +14,10 @@ from dlrun.data.spec import DataSpec
 from dlrun.engine import device
 from dlrun.engine.callback import Callback, EpochSummary
 from dlrun.engine.evaluation import evaluating, rows_of
-from dlrun.engine.state import Training
+from dlrun.engine.state import TrainState
 from dlrun.experiment.callbacks import diagnose
 from dlrun.experiment.callbacks.diagnose import Rows, Said
-from dlrun.experiment.context import Parts
+from dlrun.experiment.context import RunContext
 
 # Enough that a unit which 2 % of the rows wake is seen awake; fewer for a net that would need a second for them.
 _ROWS, _FEWEST_ROWS, _MULTIPLY_ADDS = 256, 32, 2e9
@@ -36,7 +36,7 @@ _OWN_SIGMOID = ("bce_with_logits", "scratch_bce_with_logits")
 _RESHAPING = ("View", "Reshape", "Squeeze", "Unsqueeze", "ToCopy")
 
 
-class Watch(Callback):
+class Diagnostics(Callback):
     """For every epoch of a run: looks at the curves, the gradients of the last step and what some training rows come
     to, and says each kind of trouble once, through `say` and among the run's notes.
 
@@ -46,7 +46,7 @@ class Watch(Callback):
 
     phase = "evaluation"  # in the table of where the time went
 
-    def __init__(self, parts: Parts, rows: list[dict[str, float]], say: Callable[[str], None]) -> None:
+    def __init__(self, parts: RunContext, rows: list[dict[str, float]], say: Callable[[str], None]) -> None:
         self.parts, self.rows, self.say = parts, rows, say
         self.lr = float(parts.settings.optimizer.arguments.get("lr") or 0.0)
         work = max(sum(layer.multiply_adds for layer in parts.layers), 1)  # for one row
@@ -56,7 +56,7 @@ class Watch(Callback):
         device.set_rng_state(rng)
         parts.notes += [said for said in parts.training.progress.troubles.values() if said not in parts.notes]
 
-    def on_epoch_end(self, training: Training, summary: EpochSummary) -> None:
+    def on_epoch_end(self, training: TrainState, summary: EpochSummary) -> None:
         """Look at an epoch, when it is one of those to look at."""
         row = summary.row
         self.rows.append({k: v if math.isfinite(v) else math.nan for k, v in row.items()})  # as they are read again

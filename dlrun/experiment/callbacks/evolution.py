@@ -13,9 +13,9 @@ from dlrun.data.spec import DataSpec
 from dlrun.engine import device
 from dlrun.engine.callback import Callback, EpochSummary
 from dlrun.engine.evaluation import answers, evaluating, rows_of
-from dlrun.engine.state import Training
-from dlrun.experiment.context import Parts
-from dlrun.runs.logger import FileTracker
+from dlrun.engine.state import TrainState
+from dlrun.experiment.context import RunContext
+from dlrun.runs.logger import Logger
 from dlrun.runs.reports.plots import canvas, decision, errors, fit
 
 if TYPE_CHECKING:
@@ -50,14 +50,14 @@ class Evolution(Callback):
 
     phase = "figures"  # in the table of where the time went
 
-    def __init__(self, parts: Parts, folder: Path, every_epochs: int, tracker: FileTracker) -> None:
+    def __init__(self, parts: RunContext, folder: Path, every_epochs: int, tracker: Logger) -> None:
         self.parts, self.every_epochs = parts, every_epochs
         self.tracker = tracker
         self.kind = kind_of(parts.splits.spec)
         self.frames = folder / "figures" / "evolution"
         self.inputs, self.targets = rows_of(parts.training.train, 1 if self.kind == "word" else _MOST_DOTS)
 
-    def on_epoch_end(self, training: Training, summary: EpochSummary) -> None:
+    def on_epoch_end(self, training: TrainState, summary: EpochSummary) -> None:
         """Show an epoch, when it is one of those to show."""
         row = summary.row
         epoch, step = int(row["epoch"]), int(row["step"])
@@ -116,5 +116,5 @@ def movie(figures: Path, last_epoch: int) -> None:
     first.save(figures / "evolution.gif", save_all=True, append_images=rest, duration=times, loop=0)
 
 
-def _probabilities(parts: Parts) -> "Callable[[torch.Tensor], torch.Tensor]":
+def _probabilities(parts: RunContext) -> "Callable[[torch.Tensor], torch.Tensor]":
     return lambda rows: parts.task.probabilities(answers(parts.model, rows, parts.runtime))

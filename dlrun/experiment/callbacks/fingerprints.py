@@ -5,21 +5,21 @@ from pathlib import Path
 
 from torch import nn
 
-from dlrun.core.files import GrowingFile, Unsaved
+from dlrun.core.files import DiskProblems, GrowingFile
 from dlrun.engine.callback import Callback, EpochSummary
-from dlrun.engine.state import Training
+from dlrun.engine.state import TrainState
 from dlrun.runs.checkpoint import weights_sha256
 from dlrun.runs.record import FINGERPRINTS
 
 
-class Fingerprints(Callback):
+class WeightHashes(Callback):
     """Notes what the weights were: {"epoch": 3, "step": 63, "weights_sha256": ...}; epoch 0 is before the first step.
 
     An epoch's costs 0.05 ms for 10,000 parameters and 0.3 ms for 100,000 (one core); for 25 million 0.17 s, a part
     of what a checkpoint of them takes.
     """
 
-    def __init__(self, model: nn.Module, folder: Path, unsaved: Unsaved) -> None:
+    def __init__(self, model: nn.Module, folder: Path, unsaved: DiskProblems) -> None:
         self.model = model
         self.file = GrowingFile(folder / FINGERPRINTS, FINGERPRINTS, unsaved)
 
@@ -29,6 +29,6 @@ class Fingerprints(Callback):
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()
 
-    def on_epoch_end(self, training: Training, epoch: EpochSummary) -> None:
+    def on_epoch_end(self, training: TrainState, epoch: EpochSummary) -> None:
         """The line of an epoch."""
         self.note(int(epoch.row["epoch"]), int(epoch.row["step"]))

@@ -3,17 +3,17 @@
 from torch import nn
 
 from dlrun.engine.callback import Callback, EpochSummary
-from dlrun.engine.state import Training
-from dlrun.runs.logger import FileTracker
+from dlrun.engine.state import TrainState
+from dlrun.runs.logger import Logger
 
 
 class WeightHistograms(Callback):
     """Logs a histogram of each parameter at every epoch's end."""
 
-    def __init__(self, model: nn.Module, tracker: FileTracker) -> None:
+    def __init__(self, model: nn.Module, tracker: Logger) -> None:
         self.model = model
         self.tracker = tracker
 
-    def on_epoch_end(self, training: Training, epoch: EpochSummary) -> None:
+    def on_epoch_end(self, training: TrainState, epoch: EpochSummary) -> None:
         """The histograms of an epoch."""
         self.tracker.log_histograms(self.model, int(epoch.row["step"]))

@@ -12,9 +12,9 @@ import torch
 from rich.table import Table
 from torch.profiler import record_function
 
-from dlrun.data.batches import Batch, Batches, Pick
+from dlrun.data.batches import Batch, Batches, Shard
 from dlrun.engine.callback import overriding
-from dlrun.engine.state import Training
+from dlrun.engine.state import TrainState
 from dlrun.engine.trainer import Trainer
 from dlrun.runs.reports.console import table
 
@@ -98,7 +98,7 @@ class _Timed:
         """See Batches."""
         return self.batches.rows_before(batch)
 
-    def epoch(self, number: int, start: int = 0, pick: Pick = list) -> Iterator[Batch]:
+    def epoch(self, number: int, start: int = 0, pick: Shard = list) -> Iterator[Batch]:
         """See Batches."""
         batches = iter(self.batches.epoch(number, start, pick))
         following = self.profile.wrapped(lambda: next(batches, None), self.phase)
@@ -136,7 +136,7 @@ def profiled(trainer: Trainer, folder: Path) -> Iterator[Profile]:
 
 
 @contextlib.contextmanager
-def _forward(t: Training, profile: Profile, autocast: Callable[[], Any]) -> Iterator[None]:
+def _forward(t: TrainState, profile: Profile, autocast: Callable[[], Any]) -> Iterator[None]:
     """What a forward pass is made in, stopped."""
     with profile.around("forward" if t.model.training else "evaluation"), autocast():
         yield

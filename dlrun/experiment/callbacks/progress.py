@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dlrun.engine.callback import Callback, EpochSummary
-from dlrun.engine.state import Training
+from dlrun.engine.state import TrainState
 from dlrun.runs.reports.console import Console, clock, metrics_line
 
 _MOST_LINES = 50  # for the epochs of a run: a thousand would hide the tables before and after them
@@ -25,7 +25,7 @@ class ProgressDisplay(Callback):
 
     phase = "other"
 
-    def __init__(self, console: Console, training: Training) -> None:
+    def __init__(self, console: Console, training: TrainState) -> None:
         self._console = console
         self._training = training
         self._last_row: dict[str, float] = {}
@@ -61,7 +61,7 @@ class ProgressDisplay(Callback):
         line.add_row(head, bar, Text(f"{progress.step}/{total}"), Text(time_left))
         return Group(line, Text(metrics_line(self._last_row), style="dim", no_wrap=True, overflow="ellipsis"))
 
-    def on_epoch_end(self, training: Training, epoch: EpochSummary) -> None:
+    def on_epoch_end(self, training: TrainState, epoch: EpochSummary) -> None:
         """One line an epoch, or every so many epochs of a long run; on a terminal the bar shows it instead."""
         row = epoch.row
         is_first = not self._last_row

@@ -12,8 +12,8 @@ from dlrun.config.request import Request
 from dlrun.config.schema import CONFIG_DIR
 from dlrun.core.errors import RequestError
 from dlrun.engine import device, evaluation, untouched
-from dlrun.engine.objective import Task
-from dlrun.experiment.context import Parts
+from dlrun.engine.objective import Objective
+from dlrun.experiment.context import RunContext
 from dlrun.experiment.setup import prepare
 from dlrun.runs.reports.console import Console, table
 
@@ -99,7 +99,7 @@ def handwritten_models() -> list[str]:
     return sorted(name for name, target in targets.items() if target.startswith("dlrun.models.scratch."))
 
 
-def subjects(parts: Parts) -> Iterator[Subject]:
+def subjects(parts: RunContext) -> Iterator[Subject]:
     """Every layer that has a `reference`, with what it gets from one training batch, and the loss if it is ours."""
     batch, targets = evaluation.small_batch(parts.training.train, _ROWS)
     layers = {n: m for n, m in parts.model.named_modules() if callable(getattr(m, "reference", None))}
@@ -125,9 +125,9 @@ def _keep(got: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[Tenso
     return hook
 
 
-def _loss(task: Task, outputs: Tensor, targets: Tensor) -> Subject:
+def _loss(task: Objective, outputs: Tensor, targets: Tensor) -> Subject:
     name = str(task.loss_name)
-    by_torch = Task(task.spec, name.removeprefix(_SCRATCH), task.reduction)
+    by_torch = Objective(task.spec, name.removeprefix(_SCRATCH), task.reduction)
     room = torch.minimum(outputs, 1 - outputs).clamp(min=0)  # a step must not lead out of [0, 1]
     unit = room if name == "scratch_bce" else outputs.abs().clamp(min=1)
     return Subject(

@@ -33,7 +33,7 @@ from dlrun.core.files import write_atomically, writing_to
 from dlrun.core.run_names import folder_name
 from dlrun.data.batches import Batch
 from dlrun.engine import device, trainer
-from dlrun.engine.state import Training
+from dlrun.engine.state import TrainState
 from dlrun.experiment.build import build
 from dlrun.experiment.checks.gradients import one_run
 from dlrun.experiment.setup import prepare
@@ -109,7 +109,7 @@ class Curve:
         return None if math.isfinite(self.losses[-1]) else len(self.losses) - 1
 
 
-def measured(t: Training, optimizer: Optimizer, groups: Sequence[int]) -> Curve:
+def measured(t: TrainState, optimizer: Optimizer, groups: Sequence[int]) -> Curve:
     """Train with growing rates until the loss is far above its start, not finite, or the rates are used up.
 
     It also ends where there is nothing left to learn: a problem without noise stays solved at any rate then.
@@ -126,7 +126,7 @@ def measured(t: Training, optimizer: Optimizer, groups: Sequence[int]) -> Curve:
     return Curve(rates[: len(losses)], losses)
 
 
-def trained(t: Training, optimizer: Optimizer, groups: Sequence[int], rates: Iterable[float]) -> Iterator[float]:
+def trained(t: TrainState, optimizer: Optimizer, groups: Sequence[int], rates: Iterable[float]) -> Iterator[float]:
     """Make a step with each rate; yields the loss per sample before it. The last one is the first that is not finite.
 
     Each loss is waited for.
@@ -144,7 +144,7 @@ def trained(t: Training, optimizer: Optimizer, groups: Sequence[int], rates: Ite
         t.scaler.update()
 
 
-def diverging_rate(t: Training, make: Callable[[], Optimizer], groups: Sequence[int], curve: Curve) -> float | None:
+def diverging_rate(t: TrainState, make: Callable[[], Optimizer], groups: Sequence[int], curve: Curve) -> float | None:
     """The rate from which on the loss rises above its start; null where that does not happen up to HIGHEST.
 
     Read off the curve, or, where that ends before, found by short trainings at growing rates. The model is as it was
@@ -164,7 +164,7 @@ def diverging_rate(t: Training, make: Callable[[], Optimizer], groups: Sequence[
     return None
 
 
-def batches(t: Training) -> Iterator[list[Batch]]:
+def batches(t: TrainState) -> Iterator[list[Batch]]:
     """The batches of one optimizer step after another, epoch after epoch."""
     for epoch in count(1):
         made = t.train.epoch(epoch)

@@ -38,12 +38,12 @@ from dlrun.engine.object_state import (
     name_modules,
     state_of_generator,
 )
-from dlrun.engine.objective import Task
+from dlrun.engine.objective import Objective
 from dlrun.engine.optim.schedule import Schedule
 from dlrun.engine.state import MADE_BUFFERS
 from dlrun.engine.trainer import requires_closure
 from dlrun.experiment.build import build
-from dlrun.experiment.context import Parts
+from dlrun.experiment.context import RunContext
 from dlrun.experiment.hidden_state.surroundings import MISSING, Surroundings, find_variables, is_own_class
 from dlrun.models.pretrained import weights_follow
 
@@ -84,7 +84,7 @@ class _TooLong(BaseException):
 class ReloadCheck:
     """Compares the net in training with one that is loaded from a checkpoint; each difference is said once."""
 
-    def __init__(self, parts: Parts, trusted_modules: Sequence[str] | None, say: Callable[[str], None]) -> None:
+    def __init__(self, parts: RunContext, trusted_modules: Sequence[str] | None, say: Callable[[str], None]) -> None:
         """parts: before the first step, or where an earlier process stood."""
         self.parts = parts
         self.trusted_modules = trusted_modules
@@ -462,7 +462,7 @@ def take_sample(batch: Batch, work: int) -> Batch:
     return tuple(x.clone() for x in inputs), targets.clone()
 
 
-def _read_sample(parts: "Parts") -> Batch:
+def _read_sample(parts: "RunContext") -> Batch:
     """Some rows of the first batch; the generators are afterwards as they were."""
     generators = runtime.rng_state()
     try:
@@ -611,7 +611,7 @@ def _weighted_sum(outputs: Tensor) -> Tensor:
     return (outputs * weights.reshape(outputs.shape)).sum()
 
 
-def _answer_of_loss(task: Task, outputs: Tensor, targets: Tensor, calls: int) -> Answers:
+def _answer_of_loss(task: Objective, outputs: Tensor, targets: Tensor, calls: int) -> Answers:
     """What a loss, which is changed by this, says to outputs: its value, as in training and as in evaluation.
 
     calls: how many more values, as in training, are asked for.

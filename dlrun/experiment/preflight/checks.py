@@ -19,9 +19,9 @@ from torch.optim import Optimizer
 
 from dlrun.core.errors import RequestError, did_you_mean, listed
 from dlrun.core.user_code import first_line, with_place
-from dlrun.data.batches import Batch, Order
+from dlrun.data.batches import Batch, EpochOrder
 from dlrun.engine.device import ran_out
-from dlrun.engine.objective import Task
+from dlrun.engine.objective import Objective
 from dlrun.engine.untouched import attributes_restored, untouched
 
 
@@ -37,7 +37,7 @@ class Layer:
     values: int = 0  # that its own layers put out, of one sample, over all calls
 
 
-def layers(model: nn.Module, batch: Batch, task: Task, autocast: Any) -> list[Layer]:
+def layers(model: nn.Module, batch: Batch, task: Objective, autocast: Any) -> list[Layer]:
     """Send `batch` through model and loss; RequestError when it does not get through. Returns the layer table."""
     shapes: dict[str, tuple[int, ...]] = {}  # in the order in which the layers answer
     work: Counter[str] = Counter()
@@ -101,7 +101,7 @@ def refuse_late_parameters(model: nn.Module, names: set[str]) -> None:
         )
 
 
-def _check_loss(outputs: Tensor, targets: Tensor, task: Task) -> None:
+def _check_loss(outputs: Tensor, targets: Tensor, task: Objective) -> None:
     if task.loss_name == "nll" and (outputs > 1e-3).any():  # the smallest excess is rounding
         raise RequestError(
             "task.loss=nll takes logarithms of probabilities, which are not above 0 as this model's outputs are; "
@@ -127,7 +127,7 @@ def _reason(error: Exception) -> str:
     return with_place(kind + said, error)
 
 
-def doubled(model: nn.Module, batch: Batch, task: Task, autocast: Any) -> str | None:
+def doubled(model: nn.Module, batch: Batch, task: Objective, autocast: Any) -> str | None:
     """What to say of a model whose last layer does what the loss does again; null for all others."""
     own = {"binary": (nn.Sigmoid,), "multiclass": (nn.Softmax, nn.LogSoftmax), "tagging": (nn.Softmax, nn.LogSoftmax)}
     kinds = own.get(task.spec.task, ())
@@ -189,7 +189,7 @@ def _shown(model: nn.Module, most: int = 30) -> dict[str, nn.Module]:
     return inner if len(inner) <= most else dict(model.named_children())
 
 
-def _check_outputs(outputs: Any, targets: Tensor, task: Task) -> None:
+def _check_outputs(outputs: Any, targets: Tensor, task: Objective) -> None:
     if not isinstance(outputs, Tensor):
         raise RequestError(f"the model must return a tensor, not {type(outputs).__name__}")
     needed: tuple[int, ...] = (len(targets), task.spec.output_size)
@@ -211,7 +211,7 @@ class BatchSize:
     is_ragged: bool  # the last batch of an epoch, with fewer rows than the others
 
 
-def batch_sizes(order: Order, processes: int = 1, most_batches: int | None = None) -> list[BatchSize]:
+def batch_sizes(order: EpochOrder, processes: int = 1, most_batches: int | None = None) -> list[BatchSize]:
     """All the sizes that an epoch holds. most_batches: how many of them the whole training takes, None for all."""
     full = min(order.batch_size, order.rows)
     ragged = order.rows % order.batch_size if order.rows > order.batch_size and not order.drop_last else 0
@@ -232,7 +232,7 @@ _MOST_WORK = 4e9
 
 
 def check_batch_sizes(
-    model: nn.Module, batch: Batch, task: Task, autocast: Any, sizes: list[BatchSize], order: Order, work: int
+    model: nn.Module, batch: Batch, task: Objective, autocast: Any, sizes: list[BatchSize], order: EpochOrder, work: int
 ) -> None:
     """Send batches of each size through model and loss as in training; RequestError for one that does not get through.
 
@@ -289,7 +289,7 @@ def _layers_running(model: nn.Module, running: list[tuple[str, nn.Module]]) -> I
 
 
 def _batch_refused(
-    size: BatchSize, order: Order, running: list[tuple[str, nn.Module]], model: nn.Module, error: Exception
+    size: BatchSize, order: EpochOrder, running: list[tuple[str, nn.Module]], model: nn.Module, error: Exception
 ) -> str:
     name, layer = running[-1] if running else ("", model)
     who = f"layer {name} ({type(layer).__name__})" if name else f"the model ({type(model).__name__})"
@@ -320,7 +320,7 @@ _FALLING = ("loss", "mse", "mae")
 
 
 def monitored(
-    monitor: str | None, mode: str | None, task: Task, has_val: bool, averages: bool = False
+    monitor: str | None, mode: str | None, task: Objective, has_val: bool, averages: bool = False
 ) -> tuple[str, str]:
     """The metric that decides which epoch is best, and its direction; RequestError when there is no such metric."""
     split = "val" if has_val else "train"

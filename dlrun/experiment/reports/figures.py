@@ -12,9 +12,9 @@ from dlrun.data.datasets import origin_of
 from dlrun.engine import device
 from dlrun.engine.evaluation import MOST_ROWS, answers, evaluating, outputs_of, rows_of, shown_split
 from dlrun.experiment.callbacks import evolution
-from dlrun.experiment.context import Parts
+from dlrun.experiment.context import RunContext
 from dlrun.runs import logger
-from dlrun.runs.logger import FileTracker
+from dlrun.runs.logger import Logger
 from dlrun.runs.reports.plots import (
     activations,
     canvas,
@@ -36,7 +36,7 @@ Named = tuple[str, "Figure | None"]
 _PARAMETER = "parameter/"  # in front of a trained number's name in metrics.jsonl
 
 
-def draw_all(parts: Parts, folder: Path, tracker: FileTracker) -> None:
+def draw_all(parts: RunContext, folder: Path, tracker: Logger) -> None:
     """Every picture that makes sense for the run, and curves of precision over recall, from the weights it holds now.
 
     The model's mode and the generators are afterwards as they were.
@@ -56,7 +56,7 @@ def draw_all(parts: Parts, folder: Path, tracker: FileTracker) -> None:
     evolution.movie(target, parts.training.progress.epoch)
 
 
-def _pictures(parts: Parts, folder: Path, tracker: FileTracker) -> Iterator[Named]:
+def _pictures(parts: RunContext, folder: Path, tracker: Logger) -> Iterator[Named]:
     rows = logger.read_rows(folder)
     if len(rows) > 1:
         yield "loss", loss.loss_curves(rows)
@@ -70,7 +70,7 @@ def _pictures(parts: Parts, folder: Path, tracker: FileTracker) -> Iterator[Name
         yield from _classification(parts, tracker)
 
 
-def _regression(parts: Parts) -> Iterator[Named]:
+def _regression(parts: RunContext) -> Iterator[Named]:
     spec = parts.splits.spec
     split, batches = shown_split(parts.training, parts.test)
     inputs, outputs, targets = outputs_of(parts.model, batches, parts.runtime.autocast)
@@ -84,7 +84,7 @@ def _regression(parts: Parts) -> Iterator[Named]:
         yield "samples", samples.image_grid(inputs[0], targets, spec)
 
 
-def _classification(parts: Parts, tracker: FileTracker) -> Iterator[Named]:
+def _classification(parts: RunContext, tracker: Logger) -> Iterator[Named]:
     spec, task = parts.splits.spec, parts.task
     split, batches = shown_split(parts.training, parts.test)
     inputs, outputs, targets = outputs_of(parts.model, batches, parts.runtime.autocast)
@@ -106,7 +106,7 @@ def _classification(parts: Parts, tracker: FileTracker) -> Iterator[Named]:
         yield from _boundaries(parts)
 
 
-def _boundaries(parts: Parts) -> Iterator[Named]:
+def _boundaries(parts: RunContext) -> Iterator[Named]:
     """Classes over one feature or two, with the training rows."""
     spec = parts.splits.spec
     (x,), y = rows_of(parts.training.train)
@@ -120,7 +120,7 @@ def _boundaries(parts: Parts) -> Iterator[Named]:
         yield "probability", probability.probability_curve(probabilities, x, y, spec, "train")
 
 
-def _landscape(parts: Parts, rows: list[dict[str, float]]) -> "Figure":
+def _landscape(parts: RunContext, rows: list[dict[str, float]]) -> "Figure":
     names = landscape.trained(parts.model)
     started = {k.removeprefix(_PARAMETER): v for k, v in parts.start_parameters.items()}
     followed = [[row[_PARAMETER + name] for name in names] for row in rows if _PARAMETER + names[0] in row]

@@ -8,7 +8,7 @@ from typing import Any
 
 from dlrun.core.files import write_text
 from dlrun.core.yaml import as_yaml
-from dlrun.experiment.context import Parts
+from dlrun.experiment.context import RunContext
 from dlrun.experiment.reports import terminal
 from dlrun.runs.record import RunRecord
 from dlrun.runs.reports import page
@@ -19,7 +19,7 @@ _COLORS = {"train": "#1f77b4", "val": "#ff7f0e", "lr": "#888"}  # as in figures/
 _MOST_POINTS = 400  # of a line: more cannot be seen, and would make the page large
 
 
-def write(parts: Parts, folder: Path, result: dict[str, Any], rows: Sequence[dict[str, float]]) -> Path:
+def write(parts: RunContext, folder: Path, result: dict[str, Any], rows: Sequence[dict[str, float]]) -> Path:
     """Write the page of a finished run into its folder, atomically; returns its path. It takes some milliseconds."""
     chosen = f"{parts.settings.model.choice} on {parts.settings.data.choice}"
     body = [page.bullets(_said(result)), _metrics(parts, result)]
@@ -44,7 +44,7 @@ def write(parts: Parts, folder: Path, result: dict[str, Any], rows: Sequence[dic
     return path
 
 
-def _headline(chosen: str, parts: Parts, result: dict[str, Any]) -> str:
+def _headline(chosen: str, parts: RunContext, result: dict[str, Any]) -> str:
     """The choice, and its second metric (accuracy, mse) on the last split there is beside the trivial answer's."""
     name = parts.task.metric_names[min(1, len(parts.task.metric_names) - 1)]
     keys = [f"{split}/{name}" for split in ("test", "val", "train") if f"{split}/{name}" in result["metrics"]]
@@ -63,12 +63,12 @@ def _said(result: dict[str, Any]) -> list[str]:
     return said
 
 
-def _metrics(parts: Parts, result: dict[str, Any]) -> str:
+def _metrics(parts: RunContext, result: dict[str, Any]) -> str:
     headers, rows = terminal.metric_table(parts, result)
     return page.table(headers, [[html.escape(cell) for cell in row] for row in rows], left=1)
 
 
-def _facts(parts: Parts, folder: Path, result: dict[str, Any]) -> list[tuple[str, str]]:
+def _facts(parts: RunContext, folder: Path, result: dict[str, Any]) -> list[tuple[str, str]]:
     # Whoever removed environment.json has a page without it.
     run = RunRecord(folder)
     noted = run.environment
@@ -82,7 +82,7 @@ def _facts(parts: Parts, folder: Path, result: dict[str, Any]) -> list[tuple[str
     ]
 
 
-def _optimizer(parts: Parts) -> str:
+def _optimizer(parts: RunContext) -> str:
     """With its settings as they were given: the learning rate may have been moved since."""
     block, schedule = parts.settings.optimizer, parts.settings.scheduler.choice
     given = ", ".join(f"{key} {value}" for key, value in block.arguments.items())

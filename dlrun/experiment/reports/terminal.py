@@ -16,14 +16,14 @@ from dlrun.data.batches import MemoryBatches
 from dlrun.data.datasets import row_count
 from dlrun.data.spec import DataSpec, Splits
 from dlrun.engine.optim.schedule import OF_THE_WHOLE
-from dlrun.engine.state import Training
-from dlrun.experiment.context import Answer, Parts
+from dlrun.engine.state import TrainState
+from dlrun.experiment.context import Answer, RunContext
 from dlrun.experiment.preflight.checks import checkpoint_bytes
 from dlrun.runs.expectations import Checked
 from dlrun.runs.reports.console import Console, facts, number, table
 
 
-def opening(console: Console, parts: Parts, folder: Path | None, overrides: Sequence[str] = ()) -> None:
+def opening(console: Console, parts: RunContext, folder: Path | None, overrides: Sequence[str] = ()) -> None:
     """What runs: the overrides of a sweep's job, data, model with its layers, optimizer, device, run folder.
 
     folder: null where nothing is to be run, to show what memory and disk it would take instead.
@@ -40,7 +40,7 @@ def opening(console: Console, parts: Parts, folder: Path | None, overrides: Sequ
     console.say()
 
 
-def description(parts: Parts) -> list[tuple[str, str]]:
+def description(parts: RunContext) -> list[tuple[str, str]]:
     """Data, model, optimizer and device, a few words on each."""
     settings, spec = parts.settings, parts.splits.spec
     where = "in memory" if isinstance(parts.training.train, MemoryBatches) else "read by workers"
@@ -52,7 +52,7 @@ def description(parts: Parts) -> list[tuple[str, str]]:
     ]
 
 
-def _needs(parts: Parts) -> list[tuple[str, str]]:
+def _needs(parts: RunContext) -> list[tuple[str, str]]:
     """What a step takes of the memory, and what the checkpoints take of the disk."""
     needed, keys = parts.needs, parts.settings.rest.checkpoint
     if needed is None:
@@ -78,7 +78,7 @@ def _size(count: int) -> str:
     return f"{count / 2**20:,.1f} MB" if count < 2**30 else f"{count / 2**30:,.1f} GB"
 
 
-def _layer_table(parts: Parts) -> Table:
+def _layer_table(parts: RunContext) -> Table:
     """What each layer gives, holds and costs; the whole in the last row."""
     rows = [
         (x.name, x.kind, "×".join(map(str, x.output_shape)), number(x.parameters), number(x.multiply_adds))
@@ -106,28 +106,30 @@ def _threads() -> str:
     return f"{count} thread{'s' if count > 1 else ''}"
 
 
-def _parameters(parts: Parts) -> int:
+def _parameters(parts: RunContext) -> int:
     return sum(p.numel() for p in parts.model.parameters())
 
 
-def _trained(parts: Parts) -> str:
+def _trained(parts: RunContext) -> str:
     """How many of them learn, where some are frozen."""
     count = sum(p.numel() for p in parts.model.parameters() if p.requires_grad)
     return "" if count == _parameters(parts) else f", of which {number(count)} are trained"
 
 
-def _learning_rates(parts: Parts) -> str:
+def _learning_rates(parts: RunContext) -> str:
     return ", ".join(f"{k} {v:g}" for k, v in parts.training.schedule.learning_rates().items())
 
 
-def _schedule(parts: Parts) -> str:
+def _schedule(parts: RunContext) -> str:
     keys = parts.settings.scheduler_keys
     warm = f", warm-up {keys.warmup_steps} steps" if keys.warmup_steps else ""
     choice = parts.settings.scheduler.choice
     return ("" if choice == "none" else f", scheduler {choice}") + warm
 
 
-def closing(console: Console, parts: Parts, folder: Path, result: dict[str, Any], notes: Sequence[str] = ()) -> None:
+def closing(
+    console: Console, parts: RunContext, folder: Path, result: dict[str, Any], notes: Sequence[str] = ()
+) -> None:
     """The final table with the baseline, what was noticed meanwhile, and the commands that come next."""
     headers, rows = metric_table(parts, result)
     console.say()
@@ -162,7 +164,7 @@ def closing(console: Console, parts: Parts, folder: Path, result: dict[str, Any]
     console.say(facts(commands))
 
 
-def metric_table(parts: Parts, result: dict[str, Any]) -> tuple[list[str], list[tuple[str, ...]]]:
+def metric_table(parts: RunContext, result: dict[str, Any]) -> tuple[list[str], list[tuple[str, ...]]]:
     """Headers and rows: each metric on each split, and the trivial answer's on the last of them."""
     metrics, baseline = result["metrics"], result["baseline"]
     splits = [s for s in ("train", "val", "test") if any(k.startswith(s + "/") for k in metrics)]
@@ -174,12 +176,12 @@ def metric_table(parts: Parts, result: dict[str, Any]) -> tuple[list[str], list[
     return ["metric", *splits, f"{trivial(parts)} ({shown})"], rows
 
 
-def trivial(parts: Parts) -> str:
+def trivial(parts: RunContext) -> str:
     """What the baseline answers whatever it is asked."""
     return "mean" if parts.splits.spec.task == "regression" else "majority"
 
 
-def _longer(training: Training) -> str:
+def _longer(training: TrainState) -> str:
     """What gives a finished run more to do."""
     limits = training.limits
     if not training.done:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dlrun.core.csv_text import CsvWriter
 from dlrun.core.errors import DataError
-from dlrun.data.batches import Batches, MemoryBatches, Order, Place
+from dlrun.data.batches import Batches, EpochOrder, MemoryBatches, Placement
 from dlrun.data.files.pixels import normalize_
 from dlrun.data.spec import DataSpec, Split
 from dlrun.inference.saved_model import SavedModel
@@ -56,8 +56,8 @@ def made_up(spec: DataSpec) -> Batches:
         inputs = (normalize_(x, spec.mean, spec.std) if spec.mean else x,)
     else:
         inputs = (torch.randn(_MADE_UP, *spec.input_shape, generator=generator),)
-    place = Place(torch.device("cpu"), torch.float32, spec)
-    return MemoryBatches(Split(inputs, torch.zeros(_MADE_UP)), Order(_MADE_UP, _MADE_UP), place)
+    place = Placement(torch.device("cpu"), torch.float32, spec)
+    return MemoryBatches(Split(inputs, torch.zeros(_MADE_UP)), EpochOrder(_MADE_UP, _MADE_UP), place)
 
 
 def example(spec: DataSpec, pictures: bool, inputs: Sequence[Tensor]) -> Example:

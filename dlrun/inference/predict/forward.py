@@ -8,7 +8,7 @@ from torch import Tensor
 from dlrun.core.errors import RequestError
 from dlrun.core.own_code import own_modules
 from dlrun.core.shell import advice, python_calls
-from dlrun.data.batches import Place
+from dlrun.data.batches import Placement
 from dlrun.engine.evaluation import evaluating
 from dlrun.experiment.build import build
 from dlrun.inference.saved_model import SavedModel
@@ -50,7 +50,7 @@ def outputs(saved: SavedModel, inputs: tuple[Tensor, ...]) -> Tensor:
     """
     process, model = saved.process, saved.model
     wide = build.wants_channels_last(model, saved.spec, process)
-    place = Place(process.device, process.dtype, saved.spec, wide)
+    place = Placement(process.device, process.dtype, saved.spec, wide)
     found = []
     for part in zip(*(torch.split(x, rows_at_once(saved)) for x in inputs), strict=True):
         with evaluating(model), process.autocast():

@@ -15,7 +15,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from dlrun.core.files import GrowingFile, Unsaved
+from dlrun.core.files import DiskProblems, GrowingFile
 from dlrun.core.terminal import escape_line, escape_text
 
 if TYPE_CHECKING:
@@ -68,9 +68,9 @@ class Console:
         self._held = io.StringIO()  # what was said before there was a run folder
         self.log = _Escaping(file=self._held, width=_LOG_WIDTH, no_color=True, **_plain())
 
-    def open_log(self, path: Path, unsaved: Unsaved | None = None) -> None:
+    def open_log(self, path: Path, unsaved: DiskProblems | None = None) -> None:
         """Write run.log from here on, beginning with what was said already."""
-        file: Any = GrowingFile(path, "run.log", unsaved or Unsaved())
+        file: Any = GrowingFile(path, "run.log", unsaved or DiskProblems())
         file.write(self._held.getvalue())
         self.log = _Escaping(file=file, width=_LOG_WIDTH, no_color=True, **_plain())
         self.is_logged = True

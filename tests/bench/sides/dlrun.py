@@ -7,19 +7,19 @@ from pace import Pace
 from rows import Row
 
 from dlrun.cli import main
-from dlrun.engine.state import Training
-from dlrun.runs.checkpoint_manager import Saver
+from dlrun.engine.state import TrainState
+from dlrun.runs.checkpoint_manager import CheckpointManager
 
 
 def train(row: Row, pace: Pace, *more: str) -> None:
     """See above; more: further words of the command line."""
-    on_step_end = Saver.on_step_end
+    on_step_end = CheckpointManager.on_step_end
 
-    def counted(saver: Saver, training: Training) -> None:
+    def counted(saver: CheckpointManager, training: TrainState) -> None:
         on_step_end(saver, training)
         pace.step()
 
-    Saver.on_step_end = counted  # type: ignore[method-assign]
+    CheckpointManager.on_step_end = counted  # type: ignore[method-assign]
     sys.argv = ["dlrun", *row.command_line(Path.cwd()), *more]
     raise SystemExit(main.main())
 

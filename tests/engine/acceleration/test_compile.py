@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from dlrun.data.batches import MemoryBatches, Order, Place
+from dlrun.data.batches import EpochOrder, MemoryBatches, Placement
 from dlrun.data.spec import DataSpec, Split
 from dlrun.engine.acceleration import compile
 from dlrun.engine.evaluation import evaluating
@@ -18,9 +18,9 @@ QUIET = ("tracking.graph=false", "figures=false")
 
 def test_the_shapes_of_an_epoch_are_its_full_and_its_last_batch() -> None:
     x = torch.arange(22.0).unsqueeze(1)
-    place = Place(torch.device("cpu"), torch.float32, DataSpec("vector", (1,), "regression", 1))
+    place = Placement(torch.device("cpu"), torch.float32, DataSpec("vector", (1,), "regression", 1))
     for size, sizes in ((8, [8, 6]), (11, [11, 11]), (64, [22])):
-        batches = MemoryBatches(Split((x,), x), Order(22, size), place)
+        batches = MemoryBatches(Split((x,), x), EpochOrder(22, size), place)
         assert [len(targets) for _, targets in compile._shapes(batches)] == sizes
 
 

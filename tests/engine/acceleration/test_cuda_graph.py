@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR
 
-from dlrun.data.batches import MemoryBatches, Order, Place
+from dlrun.data.batches import EpochOrder, MemoryBatches, Placement
 from dlrun.data.spec import DataSpec, Split
 from dlrun.engine.acceleration import cuda_graph
-from dlrun.engine.acceleration.cuda_graph import StepGraph, why_not
+from dlrun.engine.acceleration.cuda_graph import CudaGraphStep, why_not
 from dlrun.engine.callback import Callback, EpochSummary
-from dlrun.engine.objective import Task
-from dlrun.engine.optim.ema import Average
+from dlrun.engine.objective import Objective
+from dlrun.engine.optim.ema import ExponentialMovingAverage
 from dlrun.engine.optim.schedule import Schedule
-from dlrun.engine.state import Limits, Training
+from dlrun.engine.state import StopRules, TrainState
 from dlrun.engine.trainer import Trainer
 
 SPEC = DataSpec("vector", (5,), "multiclass", 3)
@@ -41,7 +41,7 @@ class Net(nn.Module):
 class Pretence:
     """Recording computes nothing; each replay computes anew, into the memory of what was recorded."""
 
-    def __init__(self, training: Training) -> None:
+    def __init__(self, training: TrainState) -> None:
         self.training, self.records, self.replays = training, 0, 0
 
     @contextlib.contextmanager
@@ -90,26 +90,27 @@ class Log(Callback):
     def on_log(self, step: int, values: dict[str, float]) -> None:
         self.logged.append((step, values))
 
-    def on_epoch_end(self, training: Training, epoch: EpochSummary) -> None:
+    def on_epoch_end(self, training: TrainState, epoch: EpochSummary) -> None:
         self.logged.append((epoch.row, epoch.timings))
 
 
-def prepared(optimizer: Any, schedule: Any = None, ema: float | None = None, **limits: Any) -> Training:
+def prepared(optimizer: Any, schedule: Any = None, ema: float | None = None, **limits: Any) -> TrainState:
     generator = torch.Generator().manual_seed(1)
     data = Split((torch.randn(46, 5, generator=generator),), torch.randint(3, (46,), generator=generator))
-    train = MemoryBatches(data, Order(46, 8, shuffle=True), Place(CPU, torch.float32, SPEC))
+    train = MemoryBatches(data, EpochOrder(46, 8, shuffle=True), Placement(CPU, torch.float32, SPEC))
     model = Net()
     made = optimizer(model.parameters())
-    average = None if ema is None else Average(model, made, ema)
+    average = None if ema is None else ExponentialMovingAverage(model, made, ema)
     kind, per = (None, "epoch") if schedule is None else (schedule[0](made), schedule[1])
-    return Training(
-        model, Task(SPEC), made, Schedule(made, kind, per), torch.amp.GradScaler("cpu", enabled=False), train, None,
-        Limits(epochs=6, log_every_steps=1) if not limits else Limits(epochs=6, log_every_steps=1, **limits),
+    return TrainState(
+        model, Objective(SPEC), made, Schedule(made, kind, per), torch.amp.GradScaler("cpu", enabled=False),
+        train, None,
+        StopRules(epochs=6, log_every_steps=1) if not limits else StopRules(epochs=6, log_every_steps=1, **limits),
         "train/loss", "min", contextlib.nullcontext, lambda: None, average,
     )  # fmt: skip
 
 
-def trained(t: Training) -> tuple[list[Any], list[Tensor]]:
+def trained(t: TrainState) -> tuple[list[Any], list[Tensor]]:
     torch.manual_seed(3)
     log = Log()
     Trainer(t, [log], lambda: False).fit()
@@ -140,7 +141,7 @@ def test_every_step_is_the_one_without_a_graph(case: str) -> None:
     wanted, weights = trained(prepared(optimizer, schedule, ema, **limits))
     t = prepared(optimizer, schedule, ema, **limits)
     recorder = Pretence(t)
-    t.graph = StepGraph(recorder, pytest.fail)  # type: ignore[arg-type]
+    t.graph = CudaGraphStep(recorder, pytest.fail)  # type: ignore[arg-type]
     found, ours = trained(t)
     assert found == wanted
     assert all(torch.equal(a, b) for a, b in zip(ours, weights, strict=True))
@@ -152,7 +153,7 @@ def test_every_step_is_the_one_without_a_graph(case: str) -> None:
 def test_settings_that_change_are_recorded_anew() -> None:
     t = prepared(fused(torch.optim.SGD, lr=0.1, momentum=0.5))
     recorder = Pretence(t)
-    t.graph = StepGraph(recorder, pytest.fail)  # type: ignore[arg-type]
+    t.graph = CudaGraphStep(recorder, pytest.fail)  # type: ignore[arg-type]
     trained(t)
     t.optimizer.param_groups[0]["momentum"] = 0.9
     t.limits.epochs += 1
@@ -170,7 +171,7 @@ def test_what_cannot_be_recorded_is_said_once_and_trained_all_the_same() -> None
         def record(self, make: Callable[[], None]) -> Callable[[], None]:
             raise RuntimeError("operation not permitted when stream is capturing\nCompile with ...")
 
-    t.graph = StepGraph(Refusing(t), said.append)  # type: ignore[arg-type]
+    t.graph = CudaGraphStep(Refusing(t), said.append)  # type: ignore[arg-type]
     found, ours = trained(t)
     assert found == wanted
     assert all(torch.equal(a, b) for a, b in zip(ours, weights, strict=True))
@@ -182,7 +183,7 @@ def test_what_cannot_be_recorded_is_said_once_and_trained_all_the_same() -> None
 
 def test_only_so_many_shapes_get_a_graph() -> None:
     t = prepared(fused(torch.optim.SGD, lr=0.1))
-    graph: Any = StepGraph(Pretence(t), pytest.fail)  # type: ignore[arg-type]
+    graph: Any = CudaGraphStep(Pretence(t), pytest.fail)  # type: ignore[arg-type]
     x, y = torch.randn(9, 5), torch.zeros(9, dtype=torch.long)
     made = [graph(t, [((x[:rows],), y[:rows])], []) for rows in range(2, 9)]
     assert made == [True] * cuda_graph._MOST_SHAPES + [False] * 3

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dlrun.engine.optim.ema import Average
+from dlrun.engine.optim.ema import ExponentialMovingAverage
 from dlrun.runs import checkpoint
 
 WORDS = (
@@ -37,7 +37,7 @@ def test_it_is_what_torch_averages(decay: float) -> None:
     torch.manual_seed(0)
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    ours = Average(model, optimizer, decay)
+    ours = ExponentialMovingAverage(model, optimizer, decay)
     theirs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
     for _ in range(7):
         optimizer.zero_grad()
@@ -48,7 +48,7 @@ def test_it_is_what_torch_averages(decay: float) -> None:
     assert ours.steps == 7
     assert all(torch.equal(v, expected[k]) for k, v in ours.model.state_dict().items())
     assert not all(torch.equal(a, b) for a, b in zip(ours.model.parameters(), model.parameters(), strict=True))
-    again = Average(Net(), torch.optim.SGD(model.parameters()), decay)
+    again = ExponentialMovingAverage(Net(), torch.optim.SGD(model.parameters()), decay)
     again.load_state_dict(ours.state_dict())
     assert again.steps == 7
     assert all(torch.equal(v, expected[k]) for k, v in again.model.state_dict().items())
@@ -62,7 +62,7 @@ def test_a_step_that_the_scaler_skips_does_not_move_it(fused: bool, skipped: set
     model = nn.Linear(3, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=fused)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
-    average = Average(model, optimizer, 0.75)
+    average = ExponentialMovingAverage(model, optimizer, 0.75)
     expected: torch.Tensor | None = None
     for step in range(5):
         optimizer.zero_grad()

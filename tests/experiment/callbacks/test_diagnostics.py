@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dlrun.data.batches import LoaderBatches, MemoryBatches, Order, Place
+from dlrun.data.batches import EpochOrder, LoaderBatches, MemoryBatches, Placement
 from dlrun.data.datasets import Pairs
 from dlrun.data.spec import DataSpec, Split
 from dlrun.engine import trainer
 from dlrun.engine.callback import EpochSummary
-from dlrun.engine.distributed import ALONE
-from dlrun.engine.objective import Task
+from dlrun.engine.distributed import SINGLE_PROCESS
+from dlrun.engine.objective import Objective
 from dlrun.engine.state import Progress
-from dlrun.experiment.callbacks.diagnostics import Watch, dead, far_inputs, not_finite, vanishing
+from dlrun.experiment.callbacks.diagnostics import Diagnostics, dead, far_inputs, not_finite, vanishing
 
 YES_NO = DataSpec("vector", (4,), "binary", 1, class_names=("no", "yes"))
 THREE = DataSpec("vector", (4,), "multiclass", 3)
@@ -39,17 +39,17 @@ class Functional(nn.Module):
         return self.function(self.linear(x))
 
 
-def watching(model: nn.Module, spec: DataSpec, baseline: dict[str, float] | None = None, **other: Any) -> Watch:
+def watching(model: nn.Module, spec: DataSpec, baseline: dict[str, float] | None = None, **other: Any) -> Diagnostics:
     """A watch over a run of 40 random rows that has not begun; `said` and `parts.notes` hold what it says."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(40, *spec.input_shape, generator=generator)
     split = Split((x,), torch.arange(40) % max(spec.output_size, 2))
-    order, place = Order(40, 8), Place(torch.device("cpu"), torch.float32, spec)
+    order, place = EpochOrder(40, 8), Placement(torch.device("cpu"), torch.float32, spec)
     workers = other.pop("workers", None)
     train = MemoryBatches(split, order, place)
     parts: Any = SimpleNamespace(
         model=model,
-        task=Task(spec, other.pop("loss", None)),
+        task=Objective(spec, other.pop("loss", None)),
         splits=SimpleNamespace(spec=spec),
         runtime=SimpleNamespace(autocast=contextlib.nullcontext),
         settings=SimpleNamespace(
@@ -68,12 +68,12 @@ def watching(model: nn.Module, spec: DataSpec, baseline: dict[str, float] | None
         notes=["before"],
     )
     said: list[str] = []
-    watch = Watch(parts, [], said.append)
+    watch = Diagnostics(parts, [], said.append)
     watch.said = said  # type: ignore[attr-defined]
     return watch
 
 
-def epochs(watch: Watch, losses: list[float], steps: int = 100, **values: float) -> None:
+def epochs(watch: Diagnostics, losses: list[float], steps: int = 100, **values: float) -> None:
     for loss in losses:
         epoch = len(watch.rows) + 1
         row = {"epoch": epoch, "step": steps * epoch, "train/loss": loss} | values
@@ -337,11 +337,11 @@ def test_the_log_point_whose_gradient_is_not_finite_is_kept(norm: float, fp16: b
         check_finite=lambda: None,
         limits=SimpleNamespace(grad_clip_norm=1.0),
         grad_norm=torch.tensor(norm),
-        task=Task(YES_NO),
+        task=Objective(YES_NO),
         progress=Progress(step=5),
         scaler=SimpleNamespace(is_enabled=lambda: fp16),
         schedule=SimpleNamespace(learning_rates=dict),
-        ranks=ALONE,
+        ranks=SINGLE_PROCESS,
     )
     trainer.report(t, [(torch.zeros(2, 1), torch.ones(2), torch.tensor(0.7))])
     assert t.progress.bad_gradient_step == step

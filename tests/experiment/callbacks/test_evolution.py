@@ -17,7 +17,7 @@ from dlrun.engine.callback import EpochSummary
 from dlrun.experiment.callbacks.evolution import Evolution, kind_of, movie
 
 
-class Recorder:
+class GraphRecorder:
     """A tracker that keeps what it is given."""
 
     def __init__(self) -> None:
@@ -34,14 +34,14 @@ class Recorder:
 UNUSED: Any = None  # `follow` gives each a recorder
 
 
-def follow(evolution: Evolution, epochs: range) -> Recorder:
-    tracker: Any = Recorder()
+def follow(evolution: Evolution, epochs: range) -> GraphRecorder:
+    tracker: Any = GraphRecorder()
     evolution.tracker = tracker
     training = evolution.parts.training
     for epoch in epochs:
         training.progress.epoch = epoch
         evolution.on_epoch_end(training, EpochSummary({"epoch": epoch, "step": 3 * epoch, "train/loss": 1 / epoch}))
-    assert isinstance(tracker, Recorder)
+    assert isinstance(tracker, GraphRecorder)
     return tracker
 
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from dlrun.core.files import Unsaved
+from dlrun.core.files import DiskProblems
 from dlrun.engine.callback import Callback, EpochSummary
-from dlrun.engine.state import Training
+from dlrun.engine.state import TrainState
 from dlrun.experiment.callbacks.tolerant import Tolerant
 
 UNUSED: Any = None
@@ -16,19 +16,19 @@ class Failing(Callback):
     def __init__(self, error: Exception) -> None:
         self.error = error
 
-    def on_epoch_end(self, training: Training, epoch: EpochSummary) -> None:
+    def on_epoch_end(self, training: TrainState, epoch: EpochSummary) -> None:
         raise self.error
 
 
 def test_a_picture_of_an_epoch_that_cannot_be_written_is_said() -> None:
     said: list[str] = []
-    callback = Tolerant(Failing(OSError(28, "No space left on device")), Unsaved(said.append))
+    callback = Tolerant(Failing(OSError(28, "No space left on device")), DiskProblems(said.append))
     for epoch in (1, 2):
         callback.on_epoch_end(UNUSED, EpochSummary({"epoch": epoch, "step": epoch}))
     assert said == ["an epoch's picture could not be saved (No space left on device); the run goes on"]
 
 
 def test_what_is_no_fault_of_the_disk_ends_the_run() -> None:
-    callback = Tolerant(Failing(ZeroDivisionError("a mistake")), Unsaved())
+    callback = Tolerant(Failing(ZeroDivisionError("a mistake")), DiskProblems())
     with pytest.raises(ZeroDivisionError):
         callback.on_epoch_end(UNUSED, EpochSummary({"epoch": 1, "step": 1}))

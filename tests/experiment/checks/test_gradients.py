@@ -106,7 +106,7 @@ def test_one_wrong_entry_is_seen(entry: str, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("loss", ["mse", "bce", "bce_with_logits", "cross_entropy"])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_losses_agree_far_out_too(loss: str, reduction: str) -> None:
-    from dlrun.engine.objective import Task
+    from dlrun.engine.objective import Objective
     from dlrun.experiment.checks.gradients import _loss
 
     torch.manual_seed(0)
@@ -116,7 +116,7 @@ def test_losses_agree_far_out_too(loss: str, reduction: str) -> None:
         outputs, targets = 100 * outputs, torch.randn(16, 2, dtype=torch.float64)
     if loss == "bce":
         outputs = torch.cat([(outputs / 5).sigmoid()[:-2], torch.tensor([[0.0], [1.0]], dtype=torch.float64)])
-    task = Task(DataSpec("vector", (3,), name, size), f"scratch_{loss}", reduction)  # type: ignore[arg-type]
+    task = Objective(DataSpec("vector", (3,), name, size), f"scratch_{loss}", reduction)  # type: ignore[arg-type]
     (row,) = checked(_loss(task, outputs, targets))
     assert row.agrees, row
     assert row.central is not None

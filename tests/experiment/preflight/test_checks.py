@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from dlrun.core.errors import RequestError
-from dlrun.data.batches import Batch, MemoryBatches, Order, Place
+from dlrun.data.batches import Batch, EpochOrder, MemoryBatches, Placement
 from dlrun.data.spec import DataSpec, Split, TaskName
 from dlrun.engine import evaluation, untouched
 from dlrun.engine.device import rng_state
-from dlrun.engine.objective import Task
+from dlrun.engine.objective import Objective
 from dlrun.experiment.preflight import checks
 from dlrun.experiment.preflight.checks import Layer, layers, monitored
 from dlrun.models.cnn import CNN
@@ -50,8 +50,8 @@ def batch(rows: int = 2) -> Batch:
     return (torch.rand(rows, 1, 8, 8),), torch.tensor([0, 2])[:rows]
 
 
-def looked_at(model: nn.Module, task: Task | None = None, given: Batch | None = None) -> list[Layer]:
-    return layers(model, given or batch(), task or Task(SPEC), contextlib.nullcontext)
+def looked_at(model: nn.Module, task: Objective | None = None, given: Batch | None = None) -> list[Layer]:
+    return layers(model, given or batch(), task or Objective(SPEC), contextlib.nullcontext)
 
 
 def test_the_layer_table_holds_shapes_and_parameters() -> None:
@@ -64,7 +64,7 @@ def test_the_layer_table_holds_shapes_and_parameters() -> None:
 
 
 def test_a_model_without_parts_is_one_row() -> None:
-    task = Task(DataSpec("vector", (4,), "regression", 2))
+    task = Objective(DataSpec("vector", (4,), "regression", 2))
     found = looked_at(nn.Linear(4, 2), task, ((torch.ones(2, 4),), torch.ones(2, 2)))
     assert found == [Layer("Linear", "Linear", (2,), 10, 8, 2)]
 
@@ -126,7 +126,7 @@ class Twice(nn.Module):
 
 def test_a_layer_called_twice_works_twice_and_is_one_row() -> None:
     spec = DataSpec("vector", (8,), "regression", 1)
-    found = looked_at(Twice(), Task(spec), ((torch.ones(2, 8),), torch.ones(2, 1)))
+    found = looked_at(Twice(), Objective(spec), ((torch.ones(2, 8),), torch.ones(2, 1)))
     assert [(row.name, row.parameters, row.multiply_adds) for row in found] == [
         ("shared", 72, 2 * 64),
         ("outer.0.0", 40, 40),
@@ -152,7 +152,7 @@ def test_the_total_is_half_of_torchs_count_of_flops(make: Callable[[DataSpec], n
     model, given = make(spec), ((torch.rand(3, 1, 28, 28),), torch.arange(3))
     with FlopCounterMode(display=False) as counter:
         model.eval()(*given[0])
-    found = looked_at(model, Task(spec), given)
+    found = looked_at(model, Objective(spec), given)
     assert 2 * 3 * sum(row.multiply_adds for row in found) == counter.get_total_flops() > 0
 
 
@@ -161,7 +161,7 @@ def test_a_bottleneck_pays_where_many_channels_reach_it() -> None:
     given = ((torch.rand(2, 1, 28, 28),), torch.arange(2))
 
     def work(bottleneck: bool, branch: str) -> int:
-        found = looked_at(Inception(spec, bottleneck), Task(spec), given)
+        found = looked_at(Inception(spec, bottleneck), Objective(spec), given)
         return sum(row.multiply_adds for row in found if row.name.startswith(branch))
 
     assert work(True, "features.7.branch5x5") == 16 * 16 * (20 + 24 * 25) < work(False, "features.7.branch5x5")
@@ -268,7 +268,7 @@ def test_an_output_that_does_not_fit_is_a_sentence(answer: Any, said: str) -> No
 
 
 def test_tagging_needs_an_output_at_every_position() -> None:
-    task = Task(DataSpec("tokens", (5,), "tagging", 3))
+    task = Objective(DataSpec("tokens", (5,), "tagging", 3))
     given = ((torch.ones(2, 5),), torch.zeros(2, 5, dtype=torch.int64))
     assert looked_at(Says(torch.ones(2, 5, 3)), task, given)
     with pytest.raises(RequestError, match=r"needs \(2, 5, 3\)"):
@@ -295,10 +295,10 @@ def test_a_model_that_does_not_take_the_data_is_a_sentence(model: nn.Module, why
 
 def test_the_small_batch_is_the_head_of_the_first_epoch() -> None:
     split = Split((torch.arange(10.0).view(10, 1), torch.arange(10)), torch.arange(10))
-    place = Place(torch.device("cpu"), torch.float32, DataSpec("tokens", (1,), "multiclass", 10))
-    batches = MemoryBatches(split, Order(10, 4, shuffle=True), place)
+    place = Placement(torch.device("cpu"), torch.float32, DataSpec("tokens", (1,), "multiclass", 10))
+    batches = MemoryBatches(split, EpochOrder(10, 4, shuffle=True), place)
     inputs, targets = evaluation.small_batch(batches)
-    wanted = Order(10, 4, shuffle=True).permutation(1)[:2]
+    wanted = EpochOrder(10, 4, shuffle=True).permutation(1)[:2]
     assert torch.equal(targets, wanted)
     assert [len(x) for x in inputs] == [2, 2]
 
@@ -314,7 +314,7 @@ def test_the_small_batch_is_the_head_of_the_first_epoch() -> None:
     ],
 )
 def test_what_decides_on_the_best_epoch(monitor: str | None, mode: str, has_val: bool, found: tuple[str, str]) -> None:
-    assert monitored(monitor, mode, Task(SPEC), has_val) == found
+    assert monitored(monitor, mode, Objective(SPEC), has_val) == found
 
 
 @pytest.mark.parametrize(
@@ -332,7 +332,7 @@ def test_a_metric_that_is_not_there_is_answered_by_those_that_are(
     monitor: str, has_val: bool, task: TaskName, said: str
 ) -> None:
     with pytest.raises(RequestError, match=said):
-        monitored(monitor, "min", Task(DataSpec("vector", (2,), task, 3)), has_val)
+        monitored(monitor, "min", Objective(DataSpec("vector", (2,), task, 3)), has_val)
 
 
 Usage = namedtuple("Usage", "total used free")
@@ -418,7 +418,7 @@ def ending_in(*last: nn.Module, task: TaskName = "multiclass") -> nn.Module:
 def doubled(model: nn.Module, loss: str | None, task: TaskName = "multiclass") -> str | None:
     spec = DataSpec("image", (1, 8, 8), task, 1 if task == "binary" else 3)
     given = (batch()[0], torch.tensor([0, 1]))
-    return checks.doubled(model, given, Task(spec, loss), contextlib.nullcontext)
+    return checks.doubled(model, given, Objective(spec, loss), contextlib.nullcontext)
 
 
 @pytest.mark.parametrize(
@@ -458,10 +458,10 @@ def test_a_last_layer_that_fits_is_not(model: nn.Module, loss: str | None, task:
 def test_a_loss_that_cannot_take_the_output_is_named_with_what_to_type() -> None:
     spec, given = DataSpec("image", (1, 8, 8), "binary", 1), (batch()[0], torch.tensor([0, 1]))
     with pytest.raises(RequestError, match=r"^task\.loss=bce does not take .*; type task\.loss=bce_with_logits$"):
-        looked_at(Says(torch.tensor([[3.0], [-2.0]])), Task(spec, "bce"), given)
+        looked_at(Says(torch.tensor([[3.0], [-2.0]])), Objective(spec, "bce"), given)
     with pytest.raises(RequestError, match=r"^task\.loss=nll takes log.* type task\.loss=cross_entropy"):
-        looked_at(Says(torch.ones(2, 3)), Task(SPEC, "nll"))
-    assert looked_at(Says(torch.ones(2, 3).log_softmax(-1)), Task(SPEC, "nll"))
+        looked_at(Says(torch.ones(2, 3)), Objective(SPEC, "nll"))
+    assert looked_at(Says(torch.ones(2, 3).log_softmax(-1)), Objective(SPEC, "nll"))
 
 
 @pytest.mark.parametrize(

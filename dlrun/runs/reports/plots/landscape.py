@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dlrun.engine.evaluation import evaluating
-from dlrun.engine.objective import Task
+from dlrun.engine.objective import Objective
 from dlrun.runs.reports.plots import canvas
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def trained(model: nn.Module) -> list[str]:
     return names
 
 
-def loss_at(model: nn.Module, task: Task, inputs: tuple[Tensor, ...], targets: Tensor) -> Callable[[Array], Array]:
+def loss_at(model: nn.Module, task: Objective, inputs: tuple[Tensor, ...], targets: Tensor) -> Callable[[Array], Array]:
     """The mean loss per sample on these rows for given trained numbers; the model itself keeps its weights."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     share = float(task.weight(targets)) if task.reduction == "sum" else 1.0

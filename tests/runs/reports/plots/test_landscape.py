@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dlrun.data.spec import DataSpec
-from dlrun.engine.objective import Task
+from dlrun.engine.objective import Objective
 from dlrun.runs.reports.plots.landscape import Landscape, loss_at, loss_landscape, trained
 
 X, Y = torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([[2.0], [4.0], [6.0]])
@@ -38,17 +38,17 @@ def test_the_loss_at_a_point_is_the_mean_over_rows_and_the_model_stays(reduction
     model = nn.Linear(1, 1)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     points = np.array([[2.0, 0.0], [1.0, 0.5], [-3.0, 2.0]])
-    found = loss_at(model, Task(LINE, reduction=reduction), (X,), Y)(points)
+    found = loss_at(model, Objective(LINE, reduction=reduction), (X,), Y)(points)
     assert np.allclose(found, squares(points), rtol=1e-6)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert model.training
-    assert loss_at(model, Task(LINE), (X,), Y)(empty(2)).shape == (0,)
+    assert loss_at(model, Objective(LINE), (X,), Y)(empty(2)).shape == (0,)
 
 
 def test_a_binary_models_loss_is_its_cross_entropy() -> None:
     spec = DataSpec("vector", (1,), "binary", 1)
     points = np.array([[0.7, -1.0]])
-    found = loss_at(nn.Linear(1, 1), Task(spec), (X,), torch.tensor([0, 0, 1]))(points)
+    found = loss_at(nn.Linear(1, 1), Objective(spec), (X,), torch.tensor([0, 0, 1]))(points)
     p = 1 / (1 + np.exp(-(0.7 * BOWL_X - 1)))
     assert found[0] == pytest.approx(-np.log(np.array([1 - p[0], 1 - p[1], p[2]])).mean(), rel=1e-6)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from dlrun.runs.logger import FileTracker
+from dlrun.runs.logger import Logger
 from dlrun.runs.reports.plots import canvas
 from dlrun.runs.reports.plots.loss import smoothed
 from dlrun.runs.reports.plots.overlay import curves, side_by_side
@@ -17,7 +17,7 @@ from dlrun.runs.reports.plots.overlay import curves, side_by_side
 def run(folder: Path, losses: list[float], every: int = 0) -> Path:
     """A run folder with these losses, an epoch each; every > 0: steps are logged that often, ten an epoch."""
     folder.mkdir()
-    tracker = FileTracker(folder)
+    tracker = Logger(folder)
     for epoch, loss in enumerate(losses, 1):
         for step in range(10 * epoch - 9, 10 * epoch + 1):
             if every and step % every == 0:
