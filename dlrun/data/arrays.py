@@ -14,9 +14,8 @@ from torch.utils.data import Dataset
 
 from dlrun.core.errors import DataError, unreadable
 from dlrun.core.suggest import missing
-from dlrun.data.datasets import Rows
+from dlrun.data.datasets import Rows, partition
 from dlrun.data.origin import Origin
-from dlrun.data.partition import partition
 from dlrun.data.spec import MOST_CLASSES, DataSpec, Kind, Splits, TaskName
 
 Numbers = NDArray[Any]

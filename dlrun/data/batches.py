@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dlrun.data.datasets import Seeded
+from dlrun.data.datasets import SeededDataset
 from dlrun.data.inspection import BatchCheck
 from dlrun.data.spec import DataSpec, Split
-from dlrun.data.workers import Guarded, fetch, prepare_worker
+from dlrun.data.workers import GuardedDataset, fetch, prepare_worker
 
 Batch = tuple[tuple[Tensor, ...], Tensor]  # what the model is called with, and the targets
 Shard = Callable[[list[Tensor]], list[Tensor]]  # one process's part of what every batch's rows are
@@ -35,7 +35,7 @@ class Batches(Protocol):
 
     def __len__(self) -> int: ...
 
-    def rows_before(self, batch: int) -> int:
+    def count_rows_before(self, batch: int) -> int:
         """How many samples the first `batch` batches of an epoch hold."""
         ...
 
@@ -78,14 +78,14 @@ class MemoryBatches:
 
     def __init__(self, split: Split, order: EpochOrder, place: "Placement") -> None:
         self.rows, self.order = order.rows, order
-        self.inputs = tuple(place.inputs(split.inputs))
-        self.targets = place.targets(split.targets)
+        self.inputs = tuple(place.move_inputs(split.inputs))
+        self.targets = place.move_targets(split.targets)
         self.place = place
 
     def __len__(self) -> int:
         return len(self.order)
 
-    def rows_before(self, batch: int) -> int:
+    def count_rows_before(self, batch: int) -> int:
         """See Batches."""
         return min(batch * self.order.batch_size, self.rows)
 
@@ -99,7 +99,7 @@ class MemoryBatches:
         index = torch.split(torch.cat(filled).to(self.targets.device), sizes) if host else ()
         for first, group, rows in zip(range(0, len(host), together), groups, index, strict=True):
             for batch, (*inputs, targets) in enumerate(self._gathered(rows, group), first):
-                yield self.place.view(tuple(inputs)), targets if host[batch].numel() else targets[:0]
+                yield self.place.view_channels_first(tuple(inputs)), targets if host[batch].numel() else targets[:0]
 
     def _together(self, rows: int) -> int:
         """How many batches of so many rows to gather at once: amid a step a gather costs about 15 µs, a view of one 1.
@@ -137,7 +137,7 @@ class LoaderBatches:
     def __len__(self) -> int:
         return len(self.order)
 
-    def rows_before(self, batch: int) -> int:
+    def count_rows_before(self, batch: int) -> int:
         """See Batches."""
         return min(batch * self.order.batch_size, self.rows)
 
@@ -147,7 +147,7 @@ class LoaderBatches:
         key = self.order.seed * 1_000_003 + number
         picked = pick(self.order.batches(number, start))
         own = self.workers > 0 and not augmented and getattr(self.dataset, "draws_random_numbers", True)
-        dataset = Guarded(Seeded(self.dataset, key) if own else self.dataset)
+        dataset = GuardedDataset(SeededDataset(self.dataset, key) if own else self.dataset)
         loader = DataLoader(
             dataset,
             batch_sampler=_Keys(picked, key if augmented else None),
@@ -165,8 +165,8 @@ class LoaderBatches:
                 # A process without a row of a batch has fetched row 0.
                 read = rows if len(rows) else torch.zeros(1, dtype=torch.int64)
                 inputs, targets = self.check.conform(tuple(inputs), targets, read)
-            moved = tuple(self.place.inputs(tuple(inputs)))
-            yield self.place.view(moved), self.place.targets(targets[: len(rows)])
+            moved = tuple(self.place.move_inputs(tuple(inputs)))
+            yield self.place.view_channels_first(moved), self.place.move_targets(targets[: len(rows)])
 
 
 def _ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
@@ -220,7 +220,7 @@ class Placement:
     spec: DataSpec
     channels_last: bool = False
 
-    def inputs(self, inputs: tuple[Tensor, ...]) -> Iterator[Tensor]:
+    def move_inputs(self, inputs: tuple[Tensor, ...]) -> Iterator[Tensor]:
         """Floats in the training precision; pictures with channels last when asked for; lengths stay on the CPU.
 
         Packing a sequence needs its lengths on the CPU: on the device they would cost a sync every step.
@@ -232,7 +232,7 @@ class Placement:
                 x = x.permute(0, 2, 3, 1).contiguous()  # (B, H, W, C), so that a row gather keeps the layout
             yield x if self.spec.kind == "tokens" and i > 0 else x.to(self.device, non_blocking=True)
 
-    def view(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def view_channels_first(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Rows as stored to what the model takes: (B, C, H, W) images, whatever the memory layout."""
         return tuple(x.permute(0, 3, 1, 2) if self._is_picture(x) else x for x in inputs)
 
@@ -240,13 +240,13 @@ class Placement:
         """Whether an input lies with its channels last: a table beside the pictures, say, has none."""
         return self.channels_last and x.dim() == 4 and x.is_floating_point()
 
-    def targets(self, targets: Tensor) -> Tensor:
+    def move_targets(self, targets: Tensor) -> Tensor:
         """Targets on the device; floats in the training precision."""
         targets = targets.to(self.dtype) if targets.is_floating_point() else targets
         return targets.to(self.device, non_blocking=True)
 
 
-def free_memory(device: torch.device) -> int:
+def measure_free_memory(device: torch.device) -> int:
     """Bytes that can still be taken on the device."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])

@@ -1,5 +1,6 @@
 """Images of the user's, in a folder a class."""
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,23 +15,23 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dlrun.core.errors import DataError, RequestError
-from dlrun.core.suggest import missing
-from dlrun.data.augmentation import Augment, build_augment, seeded
+from dlrun.core.suggest import did_you_mean, missing
+from dlrun.data.datasets import partition_by_class
 from dlrun.data.files.picture import EXTENSIONS, check_picture, read_picture
 from dlrun.data.files.pixels import (
     Constants,
     Part,
-    channel_constants,
+    build_image_spec,
+    build_image_splits,
     check_image_size,
-    image_spec,
-    image_splits,
+    choose_channel_constants,
     normalize_,
 )
 from dlrun.data.origin import Origin
-from dlrun.data.partition import stratified_partition
 from dlrun.data.spec import Splits
 
 T = TypeVar("T")
+Augment = Callable[[Tensor], Tensor]
 _AT_ONCE = 1024  # files
 _ENDINGS = tuple(ending.encode() for ending in sorted(EXTENSIONS))
 _NAMES_OF_PARTS = {  # in small letters
@@ -86,7 +87,7 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         epoch_seed, row = index if isinstance(index, tuple) else (None, index)
         image = read_picture(_path(self.paths[row]), self.image_size, self.grayscale)
         if self.augment is not None and epoch_seed is not None:
-            image = seeded(self.augment, image, epoch_seed, row)
+            image = apply_seeded(self.augment, image, epoch_seed, row)
         scaled = image.float().div_(255) if image.dtype == torch.uint8 else image.float()
         return normalize_(scaled, self.mean, self.std), int(self.targets[row])
 
@@ -128,17 +129,17 @@ def image_folder(
     if in_memory or (in_memory is None and not augment and needed < SHARE_OF_MEMORY * _memory_bytes()):
         parts = {name: _decode(part, image_size, grayscale) for name, part in files.items()}
         origins = {name: part.origin for name, part in files.items()}
-        splits = image_splits(parts, class_names, None, mean, std, notes, origins)
+        splits = build_image_splits(parts, class_names, None, mean, std, notes, origins)
         return _for_task(replace(splits, unheeded=unheeded), task, nothing_to_learn)
     half = [0.5] * shape[0]
-    constants = channel_constants(torch.empty(1, *shape), mean or half, std or half)
+    constants = choose_channel_constants(torch.empty(1, *shape), mean or half, std or half)
     transform = build_augment(augment, shape) if augment else None
     streamed: dict[str, ImageFiles] = {}
     for name, part in files.items():
         _each(check_picture, part.paths)
         changed = transform if name == "train" else None
         streamed[name] = ImageFiles(part, image_size, *constants, grayscale, changed)
-    spec = image_spec(shape, class_names, *constants)
+    spec = build_image_spec(shape, class_names, *constants)
     splits = Splits(streamed["train"], streamed.get("val"), streamed.get("test"), spec, notes, unheeded=unheeded)
     return _for_task(splits, task, nothing_to_learn)
 
@@ -182,7 +183,7 @@ def _find(folder: Path, test_fraction: float, seed: int) -> tuple[dict[str, File
         return parts, class_names, notes
     if len(class_names) == 1:
         return {"train": train}, class_names, notes
-    rows = stratified_partition(train.targets.numpy(), class_names, test_fraction, seed, str(folder))
+    rows = partition_by_class(train.targets.numpy(), class_names, test_fraction, seed, str(folder))
     parts = {name: train.take(part) for name, part in zip(("train", "test"), rows, strict=True) if len(part)}
     return parts, class_names, notes
 
@@ -278,3 +279,56 @@ def _each(function: Callable[[Path], T], paths: NDArray[np.bytes_]) -> list[T]:
 def _memory_bytes() -> int:
     """All memory of this machine: unlike what is free right now, the same for a run and its resumption."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def build_augment(steps: list[Any], shape: tuple[int, int, int]) -> Augment:
+    """The steps as one function on uint8 images of that shape (C, H, W), which it must keep.
+
+    A step is a name of torchvision.transforms.v2, or {name: {argument: value}}.
+    Raises RequestError for an unknown name, unsuitable arguments or another shape.
+    """
+    from torchvision.transforms import v2
+
+    augment: Augment = v2.Compose([_build_transform(step) for step in steps])
+    try:
+        result = apply_seeded(augment, torch.zeros(shape, dtype=torch.uint8), 0, 0)
+    except Exception as error:  # whatever the transform raises when its arguments do not suit the images
+        raise _augment_error(f"fails on an image of shape {shape}", error) from error
+    if tuple(result.shape) != shape:
+        raise RequestError(
+            f"data.augment turns images of shape {shape} into {tuple(result.shape)}, but test images stay as "
+            f"they are: set data.image_size={result.shape[-1]} or let it end with the size {shape[-1]}"
+        )
+    return augment
+
+
+def apply_seeded(augment: Augment, image: Tensor, epoch_seed: int, index: int) -> Tensor:
+    """The augmented image, a function of (epoch_seed, index) alone; the global generator is left alone."""
+    digest = hashlib.blake2b(f"{epoch_seed},{index}".encode(), digest_size=7).digest()
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed, which would seed the generators of all GPUs as well.
+        torch.default_generator.manual_seed(int.from_bytes(digest, "big"))
+        return augment(image)
+
+
+def _build_transform(step: Any) -> Any:
+    from torchvision.transforms import v2
+
+    name, arguments = next(iter(step.items())) if isinstance(step, dict) and len(step) == 1 else (step, {})
+    if not isinstance(name, str) or not isinstance(arguments, dict | None):
+        raise RequestError(
+            f"data.augment: {step!r} is neither a name nor name and arguments, "
+            "as in [RandomHorizontalFlip, {RandomCrop: {size: 28, padding: 4}}]"
+        )
+    known = [n for n, v in vars(v2).items() if isinstance(v, type) and issubclass(v, v2.Transform)]
+    if name not in known:
+        hint = did_you_mean(name, known) or " such as RandomHorizontalFlip"
+        raise RequestError(f"data.augment: '{name}' is no transform of torchvision.transforms.v2{hint}")
+    try:
+        return getattr(v2, name)(**(arguments or {}))
+    except Exception as error:  # its constructors raise what they like
+        raise _augment_error(f"{name} does not take {arguments}", error) from error
+
+
+def _augment_error(what: str, error: Exception) -> RequestError:
+    return RequestError(f"data.augment: {what} ({' '.join(str(error).split())[:160]})")

@@ -9,12 +9,12 @@ import torch
 from numpy.typing import NDArray
 
 from dlrun.core.errors import DataError, RequestError
+from dlrun.data.datasets import partition_by_class
 from dlrun.data.files.cifar import read_batch, read_class_names
 from dlrun.data.files.download import fetch_images
-from dlrun.data.files.idx import idx_path, read_labelled
-from dlrun.data.files.pixels import Part, image_splits
+from dlrun.data.files.idx import find_idx, read_labelled
+from dlrun.data.files.pixels import Part, build_image_splits
 from dlrun.data.origin import Origin
-from dlrun.data.partition import stratified_partition
 from dlrun.data.spec import Splits
 
 IDX_FILES = (
@@ -64,7 +64,7 @@ def digits(
     pixels, labels = load_digits(return_X_y=True)
     images = torch.from_numpy(pixels).float().div_(16).view(-1, 1, 8, 8).repeat(1, channels, 1, 1)
     targets = torch.from_numpy(labels.astype(np.int64))
-    rows = stratified_partition(labels, DIGITS, test_fraction, seed, "data=digits")
+    rows = partition_by_class(labels, DIGITS, test_fraction, seed, "data=digits")
     whole = Origin.from_position("sklearn.datasets.load_digits", len(images))
     parts, origins = {}, {}
     for name, part in zip(("train", "test"), rows, strict=True):
@@ -73,9 +73,9 @@ def digits(
             origins[name] = whole.take(torch.from_numpy(part))
     constants = _each(mean, channels), _each(std, channels)
     if positive is None:
-        return image_splits(parts, DIGITS, image_size, *constants, origins=origins)
+        return build_image_splits(parts, DIGITS, image_size, *constants, origins=origins)
     parts = {name: (x, (y == positive).long()) for name, (x, y) in parts.items()}
-    splits = image_splits(parts, ("rest", str(positive)), image_size, *constants, origins=origins)
+    splits = build_image_splits(parts, ("rest", str(positive)), image_size, *constants, origins=origins)
     return dataclasses.replace(splits, spec=dataclasses.replace(splits.spec, task="binary", output_size=1))
 
 
@@ -138,9 +138,9 @@ def _idx_splits(
     std: float,
 ) -> Splits:
     folder = Path(root).expanduser() / dataset / "raw"
-    if any(idx_path(folder, name) is None for name in IDX_FILES):
+    if any(find_idx(folder, name) is None for name in IDX_FILES):
         fetch_images(data, dataset, folder, IDX_FILES)
-    paths = [idx_path(folder, name) or folder / name for name in IDX_FILES]
+    paths = [find_idx(folder, name) or folder / name for name in IDX_FILES]
     train = read_labelled(paths[0], paths[1], len(names))
     test = read_labelled(paths[2], paths[3], len(names))
     if train[0].shape[1:] != test[0].shape[1:]:
@@ -150,7 +150,7 @@ def _idx_splits(
         "train": Origin.from_position(str(paths[0]), len(train[0])),
         "test": Origin.from_position(str(paths[2]), len(test[0])),
     }
-    return image_splits(parts, names, image_size, [mean], [std], origins=origins)
+    return build_image_splits(parts, names, image_size, [mean], [std], origins=origins)
 
 
 def _present(data: str, dataset: str, root: str, folder: str, files: list[str]) -> Path:
@@ -176,7 +176,7 @@ def _cifar_splits(
         origins[part] = Origin.join(
             [Origin.from_position(str(path), len(x)) for path, (x, _) in zip(paths, batches, strict=True)]
         )
-    return image_splits(parts, names, image_size, mean, std, origins=origins)
+    return build_image_splits(parts, names, image_size, mean, std, origins=origins)
 
 
 def _part(images: NDArray[np.uint8], labels: NDArray[np.uint8] | NDArray[np.int64]) -> Part:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from dlrun.core.errors import DataError
-from dlrun.data.datasets import Part, origin_of, row_count, stated_targets
+from dlrun.data.datasets import Part, count_rows, get_origin, get_targets
 from dlrun.data.origin import Origin
 from dlrun.data.spec import PADDING, DataSpec, Kind, Split, Splits, TaskName
 
@@ -67,11 +67,11 @@ def inspect_splits(splits: Splits, look: Inspection) -> Splits:
         part = getattr(splits, name)
         parts[name] = None if part is None else _inspect_part(look, name, part)
     train = parts["train"]
-    if train is None or row_count(train) == 0:
+    if train is None or count_rows(train) == 0:
         raise DataError(f"{look.data} has no training rows")
     for name in ("val", "test"):
         part = parts[name]
-        if part is not None and row_count(part) == 0:
+        if part is not None and count_rows(part) == 0:
             look.note(name, "left out, as there is no row")
             parts[name] = None
     notes = (*splits.notes, *look.sentences())
@@ -90,14 +90,14 @@ def check_spec(look: Inspection) -> None:
         wanted = "1, the logit of class 1" if spec.task == "binary" else "at least 1"
         raise look.error(f"spec.output_size={spec.output_size}, and for {spec.task} it is {wanted}")
     # A table of one class alone has one name: see Splits.nothing_to_learn.
-    if spec.task != "regression" and len(spec.class_names) not in (0, 1, class_count(spec)):
+    if spec.task != "regression" and len(spec.class_names) not in (0, 1, count_classes(spec)):
         raise look.error(
             f"spec.class_names has {len(spec.class_names)} names, and {spec.task} with spec.output_size="
-            f"{spec.output_size} has {class_count(spec)} classes; name each"
+            f"{spec.output_size} has {count_classes(spec)} classes; name each"
         )
 
 
-def class_count(spec: DataSpec) -> int:
+def count_classes(spec: DataSpec) -> int:
     """How many classes a target can be of."""
     return 2 if spec.task == "binary" else spec.output_size
 
@@ -140,14 +140,14 @@ def _inspect_split(look: Inspection, name: str, part: Split) -> Split:
             )
     origin = part.origin or Origin.from_position(name, len(targets))
     if len(targets):
-        inputs, targets = conform(look, name, inputs, targets, origin.label)
+        inputs, targets = conform(look, name, inputs, targets, origin.format_label)
     return Split(inputs, targets, origin)
 
 
-def inspect_read(split: Split, look: Inspection) -> Split:
+def inspect_loaded(split: Split, look: Inspection) -> Split:
     """The same for a dataset that was read as a whole; what is mended was said of its first sample."""
     origin = split.origin or Origin.from_position("", len(split))
-    inputs, targets = conform(look, "", split.inputs, split.targets, origin.label)
+    inputs, targets = conform(look, "", split.inputs, split.targets, origin.format_label)
     return Split(inputs, targets, origin)
 
 
@@ -160,7 +160,7 @@ class BatchCheck:
 
     def conform(self, inputs: tuple[Tensor, ...], targets: Tensor, rows: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         """The batch as DataSpec wants it; DataError names the row that is not so. rows: int64, their numbers."""
-        return conform(self.look, "", inputs, targets, lambda i: self.origin.label(int(rows[i])))
+        return conform(self.look, "", inputs, targets, lambda i: self.origin.format_label(int(rows[i])))
 
 
 def _as_tensor(look: Inspection, name: str, what: str, value: Any) -> Tensor:
@@ -193,10 +193,10 @@ def _kind_of(value: Any) -> str:
 
 def _inspect_samples(look: Inspection, name: str, part: Part) -> None:
     """Read the first and the last sample of a dataset and look at both."""
-    rows = row_count(part)
+    rows = count_rows(part)
     dataset: Any = part
     for row in dict.fromkeys([0, rows - 1] if rows else []):
-        where = origin_of(part, name).label(row)
+        where = get_origin(part, name).format_label(row)
         try:
             with _generators_restored():
                 sample = dataset[row]
@@ -217,7 +217,7 @@ def _inspect_samples(look: Inspection, name: str, part: Part) -> None:
             odd = next(column for column in columns if not isinstance(column, Tensor))
             value = odd[0] if isinstance(odd, list | tuple) and odd else odd
             raise look.error(f"{where} holds a {type(value).__name__}; return tensors and numbers")
-        conform(look, name, tuple(inputs), targets, origin_of(part, name).take(torch.tensor([row])).label)
+        conform(look, name, tuple(inputs), targets, get_origin(part, name).take(torch.tensor([row])).format_label)
 
 
 @contextmanager
@@ -346,7 +346,7 @@ def _conform_values(look: Inspection, name: str, y: Tensor, label: Label) -> Ten
 def _conform_classes(look: Inspection, name: str, y: Tensor, label: Label) -> Tensor:
     """Class numbers: int64 (N,), or (N, length) with -100 where padded."""
     spec = look.spec
-    count, dimensions = class_count(spec), 2 if spec.task == "tagging" else 1
+    count, dimensions = count_classes(spec), 2 if spec.task == "tagging" else 1
     if y.is_floating_point():
         position = _first_not_finite(y)
         if position is not None:
@@ -378,7 +378,7 @@ def _conform_classes(look: Inspection, name: str, y: Tensor, label: Label) -> Te
 
 
 def _check_classes(look: Inspection, name: str, y: Tensor, label: Label) -> None:
-    spec, count = look.spec, class_count(look.spec)
+    spec, count = look.spec, count_classes(look.spec)
     if not y.numel():
         return
     least, most = (int(value) for value in torch.aminmax(y))
@@ -457,15 +457,15 @@ def _dtype(x: Tensor) -> str:
     return str(x.dtype).removeprefix("torch.")
 
 
-def known_targets(part: Part | None, spec: DataSpec) -> Tensor | None:
+def get_valid_targets(part: Part | None, spec: DataSpec) -> Tensor | None:
     """All targets of a part without a sample being read; None where a dataset states none, or others than it yields."""
-    targets = None if part is None else stated_targets(part)
+    targets = None if part is None else get_targets(part)
     if targets is None or part is None or isinstance(part, Split):
         return targets
     look = Inspection("", spec)
     try:
         if spec.task == "regression":
-            return _conform_values(look, "", targets, origin_of(part).label)
-        return _conform_classes(look, "", targets, origin_of(part).label)
+            return _conform_values(look, "", targets, get_origin(part).format_label)
+        return _conform_classes(look, "", targets, get_origin(part).format_label)
     except DataError:
         return None

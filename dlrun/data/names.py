@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dlrun.core.errors import DataError, RequestError
-from dlrun.data.files.download import course_table
+from dlrun.data.files.download import fetch_course_table
 from dlrun.data.files.table import Table, read_table
 from dlrun.data.origin import Origin
 from dlrun.data.spec import DataSpec, Split, Splits
@@ -77,7 +77,7 @@ def _ascii(name: str) -> str:
 
 def _read(root: str, file: str, sha256: str) -> Table:
     """A table of two columns, name and country, without an empty cell."""
-    table = read_table(course_table("names", root, file, sha256), header=False)
+    table = read_table(fetch_course_table("names", root, file, sha256), header=False)
     if len(table.names) != 2:
         raise DataError(
             f"{table.path}, line {table.lines[0]}: {len(table.names)} columns, where a name and a country are expected"

@@ -94,29 +94,29 @@ class Origin:
             self.has_file_each,
         )
 
-    def label(self, index: int) -> str:
+    def format_label(self, index: int) -> str:
         """How a sentence calls a row: "line 5 of table.csv", "row 7,001 of x.npy", "photos/cat/3.png"."""
-        source = self.source_of(index)
+        source = self.get_source(index)
         if self.has_file_each:
             return source
-        number = f"row {self.row_of(index):,}" if self.line is None else f"line {int(self.line[index])}"
+        number = f"row {self.get_row(index):,}" if self.line is None else f"line {int(self.line[index])}"
         return f"{number} of {source}" if source else number
 
-    def short_label(self, index: int) -> str:
+    def format_short_label(self, index: int) -> str:
         """The same for the title of a picture, without folders."""
         if self.has_file_each:
-            return Path(self.source_of(index)).name
-        return f"row {self.row_of(index)}" if self.line is None else f"line {int(self.line[index])}"
+            return Path(self.get_source(index)).name
+        return f"row {self.get_row(index)}" if self.line is None else f"line {int(self.line[index])}"
 
-    def source_of(self, index: int) -> str:
+    def get_source(self, index: int) -> str:
         """The file or part of a row."""
         return self.sources[0 if self.source is None else int(self.source[index])]
 
-    def row_of(self, index: int) -> int:
+    def get_row(self, index: int) -> int:
         """The number of a row in its source, from 0 on."""
         return index if self.row is None else int(self.row[index])
 
-    def columns(self) -> dict[str, list[Any]]:
+    def to_columns(self) -> dict[str, list[Any]]:
         """Of all rows, for a table: row, source, and line where there are lines."""
         names = [self.sources[i] for i in self._sources().tolist()]
         columns: dict[str, list[Any]] = {"row": self._rows().tolist(), "source": names}

@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 
 from dlrun.core.errors import DataError, RequestError
-from dlrun.data.files.download import course_table
-from dlrun.data.files.table import Numbers, Table, parse, read_table
+from dlrun.data.datasets import RowIndices, partition, partition_by_class
+from dlrun.data.files.download import fetch_course_table
+from dlrun.data.files.table import Numbers, Table, parse_numbers, read_table
 from dlrun.data.origin import Origin
-from dlrun.data.partition import Rows, partition, stratified_partition
 from dlrun.data.spec import DataSpec, Split, Splits
 
 TableTask = Literal["regression", "binary", "multiclass"]
@@ -25,7 +25,7 @@ class Target:
     """values: float64 (N, 1) for regression, else int64 (N,) indices into class_names."""
 
     task: TableTask
-    values: Numbers | Rows
+    values: Numbers | RowIndices
     class_names: tuple[str, ...] = ()
 
 
@@ -35,7 +35,7 @@ def diabetes(root: str, test_fraction: float = 0.2, normalize: bool = False, see
     Source: github.com/hunkim/PyTorchZeroToAll, data/diabetes.csv.gz, looked for in the folder `root`.
     Raises DataError when the file is damaged, or missing and not to be downloaded.
     """
-    path = course_table("diabetes", root, "diabetes", DIABETES_SHA256)
+    path = fetch_course_table("diabetes", root, "diabetes", DIABETES_SHA256)
     table = read_table(path, header=False)
     if len(table.names) != 9:
         raise DataError(
@@ -61,7 +61,7 @@ def csv(
     for a constant column. Raises DataError or RequestError, naming file, line and column.
     """
     table = read_table(Path(path).expanduser(), header, delimiter)
-    column = table.index(target)
+    column = table.find_column(target)
     if len(table.names) == 1:
         raise DataError(
             f"{path} has one column only, so nothing to learn from: is it separated by something else than "
@@ -94,20 +94,20 @@ def _target(table: Table, column: int, task: TableTask | None) -> Target:
         raise RequestError(f"data.task={task} is not known: type regression, binary or multiclass")
     task = task or _guess(table, column)
     if task == "regression":
-        return Target("regression", table.numbers(column)[:, None])
+        return Target("regression", table.read_numbers(column)[:, None])
     return _classes(table, column, task)
 
 
 def _guess(table: Table, column: int) -> TableTask:
     cells = table.columns[column]
-    if parse(cells) is None:
-        readable = [i for i, cell in enumerate(cells) if parse([cell]) is None]
+    if parse_numbers(cells) is None:
+        readable = [i for i, cell in enumerate(cells) if parse_numbers([cell]) is None]
         if len(readable) < len(cells):  # "NA" among numbers is a gap, not a class
-            error = table.complaint(column, readable[0])
+            error = table.cell_error(column, readable[0])
             raise DataError(f"{error} (or type data.task=multiclass if these are names of classes)")
         distinct = len({cell.strip() for cell in cells})
     else:
-        values = table.numbers(column)
+        values = table.read_numbers(column)
         if (values != np.round(values)).any():
             return "regression"
         distinct = len(set(_class_of_cells(table, column).values()))
@@ -120,7 +120,7 @@ def _classes(table: Table, column: int, task: TableTask) -> Target:
     """The target as classes: numbers in ascending order, text in alphabetical order."""
     named = _class_of_cells(table, column)
     names = sorted(set(named.values()))
-    if parse(names) is not None:
+    if parse_numbers(names) is not None:
         names.sort(key=_exact_number)
     if task == "binary" and len(names) > 2:
         where = f"{table.path}: the target, column '{table.names[column]}',"
@@ -134,12 +134,12 @@ def _class_of_cells(table: Table, column: int) -> dict[str, str]:
     """The name of the class of every distinct cell."""
     cells = table.columns[column]
     distinct = dict.fromkeys(cells)
-    if parse(list(distinct)) is not None:
-        table.numbers(column)  # refuses cells that are infinite or nan
+    if parse_numbers(list(distinct)) is not None:
+        table.read_numbers(column)  # refuses cells that are infinite or nan
         return {cell: _class_name(cell.strip()) for cell in distinct}
     empty = next((cell for cell in distinct if not cell.strip()), None)
     if empty is not None:
-        raise table.complaint(column, cells.index(empty))
+        raise table.cell_error(column, cells.index(empty))
     return {cell: cell.strip() for cell in distinct}
 
 
@@ -171,13 +171,13 @@ def _splits(
     notes: tuple[str, ...] = (),
 ) -> Splits:
     features = [i for i in range(len(table.names)) if i != column]
-    inputs = np.stack([table.numbers(i) for i in features], axis=1)  # (N, features)
+    inputs = np.stack([table.read_numbers(i) for i in features], axis=1)  # (N, features)
     nothing_to_learn = _nothing_to_learn(table, column, target)
     if nothing_to_learn:
         rows = partition(len(inputs), 0.0, seed)
     elif target.class_names:
         labels = target.values.astype(np.int64)
-        rows = stratified_partition(labels, target.class_names, test_fraction, seed, str(table.path))
+        rows = partition_by_class(labels, target.class_names, test_fraction, seed, str(table.path))
     else:
         rows = partition(len(inputs), test_fraction, seed)
     mean: tuple[float, ...] = ()

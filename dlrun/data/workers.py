@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_in
 from dlrun.core.errors import DataError, DlrunError, RunError, chain, own_place
 from dlrun.core.library_warnings import divert_for_good
 from dlrun.core.signals import STOPPING, held_back
-from dlrun.data.datasets import Rows, Seeded, is_list_of_samples
+from dlrun.data.datasets import Rows, SeededDataset, is_list_of_samples
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 SIGNAL_SECONDS = 1.0  # so long after a broken pipe the signal that says why may take
@@ -46,7 +46,7 @@ class Failure:
         raise error
 
 
-class Guarded(Dataset[Any]):
+class GuardedDataset(Dataset[Any]):
     """A data set whose batches are tensors ready to be sent, or a Failure in place of what could not be read.
 
     No exception leaves a worker process: torch would answer with a page of its own, and would wait for ever for a
@@ -73,7 +73,9 @@ class Guarded(Dataset[Any]):
         except BaseException as error:  # sys.exit in a worker is a failure like any other
             if in_worker:
                 return Failure(
-                    self._explain(error, keys), traceback_of(error).rstrip(), is_run_error=isinstance(error, RunError)
+                    self._explain(error, keys),
+                    format_traceback(error).rstrip(),
+                    is_run_error=isinstance(error, RunError),
                 )
             if isinstance(error, DlrunError) or not isinstance(error, Exception):
                 raise
@@ -89,7 +91,7 @@ class Guarded(Dataset[Any]):
 
         is_sequence = isinstance(batch, tuple | list)
         if not is_sequence or not all(isinstance(column, Tensor) for column in batch):
-            raise TypeError(f"a row must be a tuple of tensors (input, target), and not {kind_of(batch)}")
+            raise TypeError(f"a row must be a tuple of tensors (input, target), and not {describe_shapes(batch)}")
         return tuple(batch)
 
     def _explain(self, error: BaseException, keys: list[Any]) -> str:
@@ -97,18 +99,18 @@ class Guarded(Dataset[Any]):
             return str(error)
         shapes: dict[int, str] = {}  # by row, of those that can be read
         for key in keys:
-            dataset, row = source_row(self.dataset, key)
+            dataset, row = find_source_row(self.dataset, key)
             try:
-                shapes[row] = kind_of(self._read([key]))
+                shapes[row] = describe_shapes(self._read([key]))
             except BaseException:  # whatever it was that failed before
-                return f"row {row} of the data ({type(dataset).__qualname__}) cannot be read: {describe(error)}"
+                return f"row {row} of the data ({type(dataset).__qualname__}) cannot be read: {describe_error(error)}"
 
         # Each row can be read alone, so together they do not make a batch.
-        name = type(source_row(self.dataset, keys[0])[0]).__qualname__
+        name = type(find_source_row(self.dataset, keys[0])[0]).__qualname__
         first = next(iter(shapes))
         other = next((row for row in shapes if shapes[row] != shapes[first]), None)
         if other is None:
-            return f"a batch of {len(keys)} rows of the data ({name}) cannot be read: {describe(error)}"
+            return f"a batch of {len(keys)} rows of the data ({name}) cannot be read: {describe_error(error)}"
         return (
             f"row {first} of the data ({name}) is {shapes[first]} and row {other} is {shapes[other]}: rows of one "
             "shape make a batch; pad or cut them to one shape"
@@ -124,22 +126,22 @@ def collate(samples: list[Any]) -> Any:
             columns = sample if isinstance(sample, tuple | list) else [sample]
             if not all(isinstance(x, Tensor | np.ndarray | np.generic | int | float) for x in columns):
                 raise TypeError(
-                    f"a row must be a tuple of tensors (input, target), and not {kind_of(sample)}"
+                    f"a row must be a tuple of tensors (input, target), and not {describe_shapes(sample)}"
                 ) from error
         raise
 
 
-def source_row(dataset: Any, key: Any) -> tuple[Any, int]:
+def find_source_row(dataset: Any, key: Any) -> tuple[Any, int]:
     """The data set below dlrun's own wrappers, and the row of it that `key` stands for."""
     row = int(key[1]) if isinstance(key, tuple) else int(key)
-    while isinstance(dataset, Seeded | Rows):
+    while isinstance(dataset, SeededDataset | Rows):
         if isinstance(dataset, Rows):
             row = int(dataset.index[row])
         dataset = dataset.dataset
     return dataset, row
 
 
-def kind_of(batch: Any) -> str:
+def describe_shapes(batch: Any) -> str:
     """What a batch consists of, in a word or two: the shape of each tensor without its rows, or another type."""
     if not isinstance(batch, tuple | list):
         return type(batch).__name__
@@ -147,7 +149,7 @@ def kind_of(batch: Any) -> str:
     return f"({', '.join(kinds)})"
 
 
-def describe(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """The kind of an exception, the first line of what it says, and the line of code that raised it."""
     try:
         text = " ".join(str(error).split())
@@ -160,7 +162,7 @@ def describe(error: BaseException) -> str:
     return f"{said} ({place})" if place else said
 
 
-def traceback_of(error: BaseException) -> str:
+def format_traceback(error: BaseException) -> str:
     """The traceback as text."""
     return "".join(traceback.format_exception(error))
 
@@ -174,7 +176,8 @@ def fetch(loader: DataLoader[Any]) -> Iterator[tuple[Tensor, ...]]:
             batches = iter(loader)
     except Exception as error:  # a data set that cannot be pickled where processes are spawned; no memory to fork
         raise DataError(
-            f"worker processes cannot be started: {describe(error)}; type data.num_workers=0 to read in this process"
+            f"worker processes cannot be started: {describe_error(error)}; "
+            "type data.num_workers=0 to read in this process"
         ) from error
     _workers.update(set(multiprocessing.active_children()) - before)
 
@@ -230,14 +233,14 @@ def prepare_worker(number: int) -> None:
     """
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
-    sys.excepthook = say_nothing
+    sys.excepthook = ignore_exception
     divert_for_good()
     if sys.platform == "linux":
         # Elsewhere torch looks every five seconds whether the run is still there.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def say_nothing(*exception: Any) -> None:
+def ignore_exception(*exception: Any) -> None:
     """Replace `sys.excepthook` in a worker.
 
     Only the thread that hands tensors over reaches it, with a traceback when the run goes away: what `Guarded`
@@ -250,7 +253,7 @@ def end_workers() -> None:
     alive = [worker for worker in _workers if worker.is_alive()]
     if not alive:
         return
-    with unwatched_children():
+    with suspend_child_watch():
         for worker in alive:
             worker.kill()
         for worker in alive:
@@ -258,7 +261,7 @@ def end_workers() -> None:
 
 
 @contextlib.contextmanager
-def unwatched_children() -> Iterator[None]:
+def suspend_child_watch() -> Iterator[None]:
     """Child processes may be killed inside: torch's handler of SIGCHLD would raise an exception for each."""
     if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
         yield

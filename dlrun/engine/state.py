@@ -56,7 +56,7 @@ class Progress:
 
     def count(self, seconds: float, train: Batches, first_batch: int) -> dict[str, float]:
         """Add training time and samples up; returns the timings since `first_batch` of the epoch."""
-        samples = train.rows_before(self.batch) - train.rows_before(first_batch)
+        samples = train.count_rows_before(self.batch) - train.count_rows_before(first_batch)
         self.train_seconds += seconds
         self.samples += samples
         return {"epoch_seconds": seconds, "samples_per_second": samples / seconds}

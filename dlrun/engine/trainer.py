@@ -181,7 +181,7 @@ def batch_shares(t: TrainState, group: list[Batch]) -> Sequence[Tensor | float |
     if isinstance(weights[0], Tensor):
         whole = t.ranks.total(torch.stack(weights).sum())  # type: ignore[arg-type]
         return [count * metrics.wide(w) / whole for w in weights]  # type: ignore[arg-type]
-    rows = t.train.rows_before(t.progress.batch + len(group)) - t.train.rows_before(t.progress.batch)
+    rows = t.train.count_rows_before(t.progress.batch + len(group)) - t.train.count_rows_before(t.progress.batch)
     return [count * len(targets) / rows for _, targets in group]
 
 

@@ -10,7 +10,7 @@ import hydra.utils
 
 from dlrun.config import schema
 from dlrun.core.yaml import flatten
-from dlrun.data.inspection import known_targets
+from dlrun.data.inspection import get_valid_targets
 from dlrun.data.spec import Splits
 from dlrun.engine import evaluation, trainer
 from dlrun.engine.objective import Objective
@@ -27,10 +27,10 @@ def baseline(task: Objective, splits: Splits) -> dict[str, float]:
 
     Empty where a dataset of the user's own has no `targets`.
     """
-    train = known_targets(splits.train, splits.spec)
+    train = get_valid_targets(splits.train, splits.spec)
     found: dict[str, float] = {}
     for name, part in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
-        targets = known_targets(part, splits.spec)
+        targets = get_valid_targets(part, splits.spec)
         if train is not None and targets is not None:
             found |= {f"{name}/{k}": v for k, v in task.baseline(train, targets).items()}
     return found

@@ -110,10 +110,10 @@ def _built(settings: Settings, process: Runtime, trusted_modules: list[str] | No
 
 def _data(settings: Settings, trusted_modules: list[str] | None, found: ErrorList) -> Splits | None:
     """The data; null when it cannot be had. Nothing is downloaded for a request that is wrong anyway."""
-    with download.held_back() if found.found else contextlib.nullcontext():
+    with download.forbid_downloads() if found.found else contextlib.nullcontext():
         try:
             splits = found.attempt(data_cache.shared, settings, lambda: build.data(settings, trusted_modules))
-        except download.HeldBackError:
+        except download.DownloadForbiddenError:
             return None
     if splits is not None and splits.nothing_to_learn:
         found.add(DataError(splits.nothing_to_learn))

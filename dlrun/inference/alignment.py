@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dlrun.core.errors import MisfitError, listed
-from dlrun.data.datasets import Part, stated_targets
+from dlrun.data.datasets import Part, get_targets
 from dlrun.data.spec import DataSpec, Split, Splits
 
 
@@ -43,7 +43,7 @@ class AlignedRows(Dataset[Any]):
     def __init__(self, dataset: Dataset[Any], alignment: Alignment) -> None:
         self.dataset, self.alignment = dataset, alignment
         self.origin = getattr(dataset, "origin", None)
-        targets = stated_targets(dataset)
+        targets = get_targets(dataset)
         if targets is not None:
             self.targets = alignment.targets(targets)
 

@@ -243,7 +243,7 @@ def _placed(part: Any, place: Placement) -> Any:
     """A part in memory where the model is; one that is read from files stays as it is."""
     if not isinstance(part, Split):
         return part
-    return replace(part, inputs=tuple(place.inputs(part.inputs)), targets=place.targets(part.targets))
+    return replace(part, inputs=tuple(place.move_inputs(part.inputs)), targets=place.move_targets(part.targets))
 
 
 @contextlib.contextmanager

@@ -131,7 +131,7 @@ def predictions(found: Evaluation) -> str:
     """
     file = io.StringIO()
     writer = CsvWriter(file)
-    origin = found.origin.columns()
+    origin = found.origin.to_columns()
     numbers = origin.pop("row")
     rows = zip(numbers, _answers(found), zip(*origin.values(), strict=True), strict=True)
     writer.write_row(["row", *_heads(found), *origin])

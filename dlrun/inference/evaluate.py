@@ -10,8 +10,8 @@ from torch import Tensor
 from dlrun.config import unheeded
 from dlrun.core.errors import DataError, RequestError, RunError, did_you_mean
 from dlrun.core.files import is_about
-from dlrun.data.datasets import row_count
-from dlrun.data.inspection import known_targets
+from dlrun.data.datasets import count_rows
+from dlrun.data.inspection import get_valid_targets
 from dlrun.data.spec import PADDING
 from dlrun.engine import trainer
 from dlrun.engine.calibration import Calibration, calibration
@@ -142,7 +142,7 @@ def _may_be_seen(saved: SavedModel, whole: SavedModel) -> bool:
     keys = saved.settings.data_keys
     if keys.train_rows is not None or keys.limit_batches is not None:
         return True
-    rows = row_count(whole.read.train)
+    rows = count_rows(whole.read.train)
     test_fraction = float(saved.settings.data.arguments.get("test_fraction") or 0)
     expected = rows * (1 - test_fraction) * (1 - keys.val_fraction)
     # The share is rounded class by class, and once more for the validation part; parts in files of their own take none.
@@ -162,7 +162,7 @@ def _baseline(saved: SavedModel, name: str) -> dict[str, float]:
     if name != "all":
         return {k: v for k, v in result.baseline(saved.task, saved.splits).items() if k.startswith(f"{name}/")}
     parts = (saved.splits.train, saved.splits.val, saved.splits.test)
-    targets = [known_targets(part, saved.splits.spec) for part in parts if part is not None]
+    targets = [get_valid_targets(part, saved.splits.spec) for part in parts if part is not None]
     there = [t for t in targets if t is not None]
     if len(there) < len(targets):
         return {}

@@ -18,7 +18,7 @@ from dlrun.core.errors import RequestError
 from dlrun.core.shell import example_command
 from dlrun.core.terminal import write_error
 from dlrun.data.batches import Batches
-from dlrun.data.datasets import Part, join_parts, origin_of, row_count, take
+from dlrun.data.datasets import Part, count_rows, get_origin, join_parts, take
 from dlrun.data.files import tensors
 from dlrun.data.origin import Origin
 from dlrun.data.spec import DataSpec, Splits
@@ -85,8 +85,8 @@ class SavedModel:
     def trained_on_these(self) -> bool:
         """Whether the data look like those of the training: their description and the number of training rows."""
         said, now = self.state.get("spec", {}), self.read.spec.to_dict()
-        rows = self.state.get("rows", row_count(self.read.train))
-        return all(now[k] == v for k, v in said.items()) and row_count(self.read.train) == rows
+        rows = self.state.get("rows", count_rows(self.read.train))
+        return all(now[k] == v for k, v in said.items()) and count_rows(self.read.train) == rows
 
     @cached_property
     def model(self) -> nn.Module:
@@ -120,7 +120,7 @@ class SavedModel:
         alone = replace(splits, train=take(chosen, torch.zeros(1).long()), val=None, test=chosen)
         batches = build.batches(self.settings, alone, self.model, self.process)[-1]
         assert batches is not None
-        return name, batches, origin_of(chosen, name)
+        return name, batches, get_origin(chosen, name)
 
 
 @contextlib.contextmanager

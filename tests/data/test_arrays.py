@@ -13,7 +13,7 @@ import torch
 from dlrun.core.errors import DataError
 from dlrun.data import datasets as rows
 from dlrun.data.arrays import Mapped, arrays
-from dlrun.data.datasets import Rows, in_memory
+from dlrun.data.datasets import Rows, load_in_memory
 
 RANDOM = np.random.default_rng(0)
 QUIET = ("tracking.graph=false", "figures=false", "trainer.epochs=2")
@@ -54,7 +54,7 @@ def test_tables_of_floats_have_features_and_values(tmp_path: Path) -> None:
     assert isinstance(splits.train, Rows)
     assert isinstance(splits.test, Rows)
     assert (len(splits.train), len(splits.test)) == (32, 8)
-    whole = in_memory(splits.train, "memory", torch.float32, 0)
+    whole = load_in_memory(splits.train, "memory", torch.float32, 0)
     assert whole is not None
     assert whole.inputs[0].mean(0).tolist() == pytest.approx([0, 0, 0], abs=1e-6)
     assert whole.targets.shape == (32, 1)
@@ -89,10 +89,10 @@ def test_a_file_instead_of_its_folder(dlrun: Callable[..., Any], tmp_path: Path)
 
 def test_what_fits_is_held_in_memory_and_the_rest_is_not(tmp_path: Path) -> None:
     train = arrays(written(tmp_path, pictures(), np.arange(50)), test_fraction=0).train
-    assert in_memory(train, "auto", torch.float32, 50 * 64 * 4) is not None
-    assert in_memory(train, "auto", torch.float32, 50 * 64 * 4 - 1) is None
-    assert in_memory(train, "auto", torch.float64, 50 * 64 * 8 - 1) is None
-    assert in_memory(train, "workers", torch.float32, 10**9) is None
+    assert load_in_memory(train, "auto", torch.float32, 50 * 64 * 4) is not None
+    assert load_in_memory(train, "auto", torch.float32, 50 * 64 * 4 - 1) is None
+    assert load_in_memory(train, "auto", torch.float64, 50 * 64 * 8 - 1) is None
+    assert load_in_memory(train, "workers", torch.float32, 10**9) is None
 
 
 def test_all_rows_are_read_some_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +100,7 @@ def test_all_rows_are_read_some_at_a_time(tmp_path: Path, monkeypatch: pytest.Mo
     assert isinstance(train, Mapped)
     whole = train.__getitems__(list(range(50)))
     monkeypatch.setattr(rows, "_AT_ONCE", 16)
-    held = rows.in_memory(train, "memory", torch.float32, 0)
+    held = rows.load_in_memory(train, "memory", torch.float32, 0)
     assert held is not None
     assert torch.equal(held.inputs[0], whole[0])
     assert torch.equal(held.targets, whole[1])

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dlrun.core.errors import RequestError
-from dlrun.data.augmentation import build_augment, seeded
+from dlrun.data.folders import apply_seeded, build_augment
 
 SHAPE = (3, 16, 16)
 IMAGE = torch.arange(3 * 16 * 16).remainder(256).to(torch.uint8).view(SHAPE)
@@ -16,17 +16,17 @@ def test_steps_do_what_they_are_named_for():
 
 def test_a_function_of_seed_and_index():
     augment = build_augment(STEPS, SHAPE)
-    forwards = {i: seeded(augment, IMAGE, 5, i) for i in range(20)}
-    backwards = {i: seeded(augment, IMAGE, 5, i) for i in reversed(range(20))}
+    forwards = {i: apply_seeded(augment, IMAGE, 5, i) for i in range(20)}
+    backwards = {i: apply_seeded(augment, IMAGE, 5, i) for i in reversed(range(20))}
     assert all(torch.equal(forwards[i], backwards[i]) for i in range(20))
     assert len({image.numpy().tobytes() for image in forwards.values()}) > 10
-    assert any(not torch.equal(forwards[i], seeded(augment, IMAGE, 6, i)) for i in range(20))
+    assert any(not torch.equal(forwards[i], apply_seeded(augment, IMAGE, 6, i)) for i in range(20))
 
 
 def test_global_generator_is_left_alone():
     before = torch.get_rng_state()
     augment = build_augment(STEPS, SHAPE)
-    seeded(augment, IMAGE, 0, 0)
+    apply_seeded(augment, IMAGE, 0, 0)
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dlrun.data.batches import Batch, Batches, EpochOrder, LoaderBatches, MemoryBatches, Placement
-from dlrun.data.datasets import Pairs, Rows, carve, row_count, size_in_bytes, take
+from dlrun.data.datasets import Pairs, Rows, count_bytes, count_rows, hold_out, take
 from dlrun.data.spec import DataSpec, Split
 
 CPU = torch.device("cpu")
@@ -88,7 +88,7 @@ def test_memory_and_workers_give_the_same_batches(spec: DataSpec, workers: int, 
     memory, loader = made(None, spec, order), made(workers, spec, order)
     same(list(memory.epoch(2)), list(loader.epoch(2)))
     assert len(memory) == len(loader) == (4 if drop_last else 5)
-    assert [memory.rows_before(b) for b in range(6)] == [loader.rows_before(b) for b in range(6)]
+    assert [memory.count_rows_before(b) for b in range(6)] == [loader.count_rows_before(b) for b in range(6)]
 
 
 @pytest.mark.parametrize("workers", [None, 0])
@@ -97,7 +97,9 @@ def test_the_last_batch_is_ragged_or_dropped(workers: int | None, drop_last: boo
     batches = made(workers, IMAGES, EpochOrder(10, 8, drop_last=drop_last))
     assert type(batches) is (MemoryBatches if workers is None else LoaderBatches)
     assert [len(targets) for _, targets in batches.epoch(1)] == sizes
-    assert [batches.rows_before(b) for b in range(len(sizes) + 1)] == [sum(sizes[:b]) for b in range(len(sizes) + 1)]
+    assert [batches.count_rows_before(b) for b in range(len(sizes) + 1)] == [
+        sum(sizes[:b]) for b in range(len(sizes) + 1)
+    ]
 
 
 @pytest.mark.parametrize("workers", [None, 0])
@@ -123,8 +125,8 @@ def test_lengths_stay_on_the_cpu() -> None:
     meta = torch.device("meta")  # a device that every machine has
     order = EpochOrder(22, 5, shuffle=True, seed=1)
     place = Placement(meta, torch.float32, TOKENS)
-    codes, lengths = place.inputs(split(TOKENS).inputs)
-    assert (codes.device, lengths.device, place.targets(split(TOKENS).targets).device) == (meta, CPU, meta)
+    codes, lengths = place.move_inputs(split(TOKENS).inputs)
+    assert (codes.device, lengths.device, place.move_targets(split(TOKENS).targets).device) == (meta, CPU, meta)
     moved = MemoryBatches(split(TOKENS), order, Placement(CPU, torch.float32, TOKENS))
     moved.inputs = (moved.inputs[0].to(meta), moved.inputs[1])
     moved.targets = moved.targets.to(meta)
@@ -139,7 +141,7 @@ def test_lengths_stay_on_the_cpu() -> None:
 )
 def test_carving_takes_the_rounded_fraction(rows: int, fraction: float, held_out: int) -> None:
     number = torch.arange(rows)
-    train, val = carve(Split((number.unsqueeze(1),), number), fraction, seed=0)
+    train, val = hold_out(Split((number.unsqueeze(1),), number), fraction, seed=0)
     assert isinstance(train, Split)
     if held_out == 0:
         assert val is None
@@ -156,7 +158,7 @@ def test_carving_follows_its_seed_and_nothing_else() -> None:
     part = split(IMAGES, 100)
 
     def held_out(seed: int) -> list[int]:
-        val = carve(part, 0.2, seed)[1]
+        val = hold_out(part, 0.2, seed)[1]
         assert isinstance(val, Split)
         return val.inputs[0][:, 0, 0, 0].tolist()
 
@@ -180,7 +182,7 @@ class Doubled(Dataset[Any]):
 def test_rows_of_a_dataset_keep_its_targets_and_hand_keys_on() -> None:
     part = take(Doubled(), torch.tensor([3, 1]))
     assert isinstance(part, Rows)
-    assert row_count(part) == 2
+    assert count_rows(part) == 2
     assert part.targets.tolist() == [40, 20]
     assert part[0] == (3, 40)
     assert part[(7, 1)] == ((7, 1), 20)  # (epoch's seed, row) for what augments
@@ -188,8 +190,8 @@ def test_rows_of_a_dataset_keep_its_targets_and_hand_keys_on() -> None:
 
 def test_the_size_counts_floats_in_the_training_precision() -> None:
     part = split(IMAGES, 10)
-    assert size_in_bytes(part, torch.float64) == 10 * 24 * 8 + 10 * 8
-    assert size_in_bytes(part, torch.float32) == 10 * 24 * 4 + 10 * 8
+    assert count_bytes(part, torch.float64) == 10 * 24 * 8 + 10 * 8
+    assert count_bytes(part, torch.float32) == 10 * 24 * 4 + 10 * 8
 
 
 def test_a_batch_is_a_copy_of_the_rows() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from dlrun.core.errors import DataError
-from dlrun.data.inspection import Inspection, inspect_splits, known_targets
+from dlrun.data.inspection import Inspection, get_valid_targets, inspect_splits
 from dlrun.data.origin import Origin
 from dlrun.data.spec import DataSpec, Split, Splits
 
@@ -308,7 +308,7 @@ def test_looking_at_a_dataset_draws_no_random_number() -> None:
     ],
 )
 def test_targets_that_a_dataset_states_count_only_if_they_are_such(stated: Any, wanted: Tensor | None) -> None:
-    found = known_targets(Samples(lambda i: (X[i], 1), stated), CLASSES)
+    found = get_valid_targets(Samples(lambda i: (X[i], 1), stated), CLASSES)
     assert (found is None) == (wanted is None)
     if found is not None and wanted is not None:
         assert torch.equal(found, wanted)

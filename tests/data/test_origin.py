@@ -11,7 +11,7 @@ import torch
 from published_formats import write_folder
 
 from dlrun.data.arrays import arrays
-from dlrun.data.datasets import carve, join_parts, origin_of, row_count, take
+from dlrun.data.datasets import count_rows, get_origin, hold_out, join_parts, take
 from dlrun.data.folders import image_folder
 from dlrun.data.images import digits
 from dlrun.data.origin import Origin
@@ -23,34 +23,34 @@ QUIET = ("tracking.graph=false", "figures=false", "trainer.max_steps=2")
 
 def test_rows_of_one_source() -> None:
     origin = Origin.from_position("x.npy", 7002)
-    assert (origin.label(7001), origin.short_label(7001)) == ("row 7,001 of x.npy", "row 7001")
+    assert (origin.format_label(7001), origin.format_short_label(7001)) == ("row 7,001 of x.npy", "row 7001")
     some = origin.take(torch.tensor([5, 3]))
-    assert [some.label(i) for i in range(2)] == ["row 5 of x.npy", "row 3 of x.npy"]
-    assert some.take(torch.tensor([1])).columns() == {"row": [3], "source": ["x.npy"]}
-    assert Origin.from_position("", 3).label(1) == "row 1"
+    assert [some.format_label(i) for i in range(2)] == ["row 5 of x.npy", "row 3 of x.npy"]
+    assert some.take(torch.tensor([1])).to_columns() == {"row": [3], "source": ["x.npy"]}
+    assert Origin.from_position("", 3).format_label(1) == "row 1"
 
 
 def test_lines_of_a_text_file() -> None:
     origin = Origin.from_lines("t.csv", [2, 3, 6]).take(torch.tensor([2, 0]))
-    assert [origin.label(i) for i in range(2)] == ["line 6 of t.csv", "line 2 of t.csv"]
-    assert origin.columns() == {"row": [2, 0], "source": ["t.csv", "t.csv"], "line": [6, 2]}
+    assert [origin.format_label(i) for i in range(2)] == ["line 6 of t.csv", "line 2 of t.csv"]
+    assert origin.to_columns() == {"row": [2, 0], "source": ["t.csv", "t.csv"], "line": [6, 2]}
 
 
 def test_a_file_each() -> None:
     origin = Origin.from_files(np.array([b"cat/1.png", b"dog/2.png"])).take(torch.tensor([1]))
-    assert (origin.label(0), origin.short_label(0)) == ("dog/2.png", "2.png")
-    assert origin.columns() == {"row": [1], "source": ["dog/2.png"]}
+    assert (origin.format_label(0), origin.format_short_label(0)) == ("dog/2.png", "2.png")
+    assert origin.to_columns() == {"row": [1], "source": ["dog/2.png"]}
 
 
 def test_several_joined() -> None:
     files = Origin.from_files(np.array([b"a", b"b", b"c"]))
     halves = [files.take(torch.tensor([2])), files.take(torch.tensor([0, 1]))]
     assert Origin.join(halves).sources is files.sources  # however many, they are not copied
-    assert Origin.join(halves).columns() == {"row": [2, 0, 1], "source": ["c", "a", "b"]}
+    assert Origin.join(halves).to_columns() == {"row": [2, 0, 1], "source": ["c", "a", "b"]}
     mixed = Origin.join([Origin.from_lines("t.csv", [1, 2]), Origin.from_position("test", 2).take(torch.tensor([1]))])
-    assert mixed.columns() == {"row": [0, 1, 1], "source": ["t.csv", "t.csv", "test"]}
+    assert mixed.to_columns() == {"row": [0, 1, 1], "source": ["t.csv", "t.csv", "test"]}
     lines = Origin.join([Origin.from_lines("a.csv", [1]), Origin.from_lines("b.csv", [4])])
-    assert lines.columns() == {"row": [0, 0], "source": ["a.csv", "b.csv"], "line": [1, 4]}
+    assert lines.to_columns() == {"row": [0, 0], "source": ["a.csv", "b.csv"], "line": [1, 4]}
 
 
 class Numbers(torch.utils.data.Dataset[Any]):
@@ -67,11 +67,11 @@ class Numbers(torch.utils.data.Dataset[Any]):
 def test_rows_are_numbered_through_validation_limits_and_joining(lazy: bool) -> None:
     number = torch.arange(10)
     part: Any = Numbers() if lazy else Split((number.float()[:, None],), number)
-    train, val = carve(part, 0.3, seed=1)
+    train, val = hold_out(part, 0.3, seed=1)
     assert val is not None
     few = take(train, torch.tensor([6, 1]))
     joined = join_parts({"train": few, "val": val, "test": part})
-    columns = origin_of(joined).columns()
+    columns = get_origin(joined).to_columns()
     assert columns["source"] == ["train"] * 5 + ["test"] * 10
     samples: Any = joined
     values = [int(samples[i][1]) for i in range(15)] if lazy else joined.targets.tolist()  # type: ignore[union-attr]
@@ -84,8 +84,8 @@ def agree_with_file(splits: Splits, value_of: Callable[[str, int, int | None], f
     for part in (splits.train, splits.val, splits.test):
         if part is None:
             continue
-        columns = origin_of(part).columns()
-        lines = columns.get("line", [None] * row_count(part))
+        columns = get_origin(part).to_columns()
+        lines = columns.get("line", [None] * count_rows(part))
         rows: Any = part
         for i, place in enumerate(zip(columns["source"], columns["row"], lines, strict=True)):
             x = part.inputs[0][i] if isinstance(part, Split) else rows[i][0]

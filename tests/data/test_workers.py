@@ -99,7 +99,9 @@ def test_errors_of_ours_keep_their_sentence() -> None:
 
 
 def test_workers_that_are_left_can_be_ended() -> None:
-    loader = DataLoader(workers.Guarded(Failing(lambda: None)), num_workers=1, worker_init_fn=workers.prepare_worker)
+    loader = DataLoader(
+        workers.GuardedDataset(Failing(lambda: None)), num_workers=1, worker_init_fn=workers.prepare_worker
+    )
     batches = workers.fetch(loader)
     next(batches)
     (worker,) = [each for each in workers._workers if each.is_alive()]
@@ -115,7 +117,7 @@ def test_a_signal_to_a_worker_that_starts_is_held_back(name: str) -> None:
         os.kill(os.getpid(), signal.Signals[name])
         workers.prepare_worker(number)
 
-    loader = DataLoader(workers.Guarded(Failing(lambda: None)), num_workers=1, worker_init_fn=start)
+    loader = DataLoader(workers.GuardedDataset(Failing(lambda: None)), num_workers=1, worker_init_fn=start)
     assert len(list(workers.fetch(loader))) == 8
 
 

@@ -66,24 +66,24 @@ _PUBLISHED: dict[str, tuple[str, dict[str, str]]] = {  # address, and the files 
 
 _OF_THE_DISK = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR)
 
-_held_back = ContextVar("held_back", default=False)
+_is_forbidden = ContextVar("is_forbidden", default=False)
 
 
-class HeldBackError(DlrunError):
+class DownloadForbiddenError(DlrunError):
     """A download that was not begun."""
 
 
 @contextlib.contextmanager
-def held_back() -> Iterator[None]:
-    """Inside it nothing is downloaded: HeldBackError instead."""
-    token = _held_back.set(True)
+def forbid_downloads() -> Iterator[None]:
+    """Inside it nothing is downloaded: DownloadForbiddenError instead."""
+    token = _is_forbidden.set(True)
     try:
         yield
     finally:
-        _held_back.reset(token)
+        _is_forbidden.reset(token)
 
 
-def unavailable(data: str, folder: Path, files: Sequence[str], reason: Exception) -> UnavailableError:
+def build_unavailable_error(data: str, folder: Path, files: Sequence[str], reason: Exception) -> UnavailableError:
     """The error for files that are neither in `folder` nor to be had over the network."""
     if isinstance(reason, OSError) and reason.errno in _OF_THE_DISK:
         return UnavailableError(
@@ -103,12 +103,12 @@ def fetch(url: str, checksum: str, path: Path, schemes: Sequence[str] = ("https"
 
     checksum: `sha256:` or `md5:` and hex digits. What an interrupted download brought lies in `<path>.part`, and
     the next one goes on from there. Raises OSError (no connection, no permission) or ValueError (another checksum,
-    or an address that is not https), HeldBackError inside `held_back`.
+    or an address that is not https), DownloadForbiddenError inside `forbid_downloads`.
     """
     import pooch
 
-    if _held_back.get():
-        raise HeldBackError(url)
+    if _is_forbidden.get():
+        raise DownloadForbiddenError(url)
     if url.partition("://")[0] not in schemes:
         raise ValueError(f"{url} is not https")
     pooch.get_logger().setLevel("ERROR")  # by default it tells every download on stderr
@@ -137,7 +137,7 @@ def _go_on(part: Path, url: str, target: str, _: object) -> None:
         part.replace(target)
 
 
-def course_table(data: str, root: str, name: str, sha256: str) -> Path:
+def fetch_course_table(data: str, root: str, name: str, sha256: str) -> Path:
     """Where `<name>.csv.gz` or `<name>.csv` lies in the folder `root`; downloaded when neither does.
 
     sha256 is that of the published .csv.gz. Raises DataError when there is no way to get it.
@@ -150,7 +150,7 @@ def course_table(data: str, root: str, name: str, sha256: str) -> Path:
     try:
         fetch(COURSE_URL + packed.name, f"sha256:{sha256}", packed)
     except (OSError, ValueError) as error:
-        raise unavailable(data, folder, [packed.name], error) from error
+        raise build_unavailable_error(data, folder, [packed.name], error) from error
     return packed
 
 
@@ -163,7 +163,7 @@ def fetch_images(data: str, dataset: str, folder: Path, files: Sequence[str]) ->
             unpack(folder / name, files)
             (folder / name).unlink()
     except (OSError, ValueError, EOFError, tarfile.TarError, zlib.error) as error:
-        raise unavailable(data, folder, files, error) from error
+        raise build_unavailable_error(data, folder, files, error) from error
 
 
 def unpack(archive: Path, files: Sequence[str]) -> None:

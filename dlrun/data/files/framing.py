@@ -30,21 +30,21 @@ class Framing:
     stroke: float
 
     @property
-    def by_mass(self) -> bool:
+    def is_centred_by_mass(self) -> bool:
         """Whether figures were centred by their mass, as MNIST's were, and not by their box."""
         return self.mass <= self.box
 
-    def holds(self, image: Grey) -> bool:
+    def matches(self, image: Grey) -> bool:
         """Whether a square image lies as those of the training did."""
         if not is_light_on_dark(image):
             return False
-        extent, mass, box, _ = measured(image)
-        offset, most = (mass, self.mass) if self.by_mass else (box, self.box)
+        extent, mass, box, _ = measure_figure(image)
+        offset, most = (mass, self.mass) if self.is_centred_by_mass else (box, self.box)
         pixel = 1 / len(image)
         return self.smallest - pixel <= extent <= self.largest + pixel and max(map(abs, offset)) <= most + pixel / 2
 
 
-def framing(images: Tensor) -> tuple[float, ...]:
+def measure_framing(images: Tensor) -> tuple[float, ...]:
     """The numbers of a Framing for images float (N, C, H, W) in 0..1; empty where they are of another kind.
 
     They are of this kind when they are square and grey, and 9 of 10 have a dark border and something light within.
@@ -52,7 +52,7 @@ def framing(images: Tensor) -> tuple[float, ...]:
     shown = images[torch.linspace(0, len(images) - 1, min(len(images), _SAMPLE)).long()].double()
     if shown.shape[2] != shown.shape[3] or shown.shape[2] < 4 or not bool((shown == shown[:, :1]).all()):
         return ()
-    found = [measured(image) for image in shown[:, 0].numpy() if is_light_on_dark(image)]
+    found = [measure_figure(image) for image in shown[:, 0].numpy() if is_light_on_dark(image)]
     if len(found) < 0.9 * len(shown):
         return ()
     extents, mass, box, strokes = (np.array(column) for column in zip(*found, strict=True))
@@ -62,26 +62,26 @@ def framing(images: Tensor) -> tuple[float, ...]:
 
 def is_light_on_dark(image: Grey) -> bool:
     """Whether the border is dark and something within is light."""
-    return bool(np.median(border(image)) <= DARK and image.max() >= 0.5)
+    return bool(np.median(get_border(image)) <= DARK and image.max() >= 0.5)
 
 
-def border(image: Grey) -> Grey:
+def get_border(image: Grey) -> Grey:
     """The outermost pixels (n,)."""
     return np.concatenate([image[0], image[-1], image[1:-1, 0], image[1:-1, -1]])
 
 
-def measured(image: Grey) -> tuple[float, tuple[float, float], tuple[float, float], float]:
+def measure_figure(image: Grey) -> tuple[float, tuple[float, float], tuple[float, float], float]:
     """Of one light figure on dark ground: extent, offsets (y, x) of its mass and its box, stroke; see Framing."""
     side = max(image.shape)
-    (top, bottom), (left, right) = bounds(image >= LIT)
+    (top, bottom), (left, right) = find_bounds(image >= LIT)
     middle = (np.array(image.shape) - 1) / 2
-    mass = (centre_of_mass(image) - middle) / side
+    mass = (find_centre_of_mass(image) - middle) / side
     box = (np.array([top + bottom - 1, left + right - 1]) / 2 - middle) / side
     extent = max(bottom - top, right - left) / side
-    return extent, (mass[0], mass[1]), (box[0], box[1]), stroke(image) / side
+    return extent, (mass[0], mass[1]), (box[0], box[1]), measure_stroke(image) / side
 
 
-def bounds(mask: NDArray[np.bool_]) -> tuple[tuple[int, int], tuple[int, int]]:
+def find_bounds(mask: NDArray[np.bool_]) -> tuple[tuple[int, int], tuple[int, int]]:
     """Rows and columns, first and one past the last, that hold what is true."""
     spans = []
     for axis in (1, 0):
@@ -90,13 +90,13 @@ def bounds(mask: NDArray[np.bool_]) -> tuple[tuple[int, int], tuple[int, int]]:
     return spans[0], spans[1]
 
 
-def centre_of_mass(image: Grey) -> NDArray[np.float64]:
+def find_centre_of_mass(image: Grey) -> NDArray[np.float64]:
     """(y, x), weighted by brightness."""
     weight = image.sum()
     return np.array([(image.sum(axis=1 - axis) * np.arange(n)).sum() / weight for axis, n in enumerate(image.shape)])
 
 
-def stroke(image: Grey) -> float:
+def measure_stroke(image: Grey) -> float:
     """How thick its lines are in pixels: a line of width w and length l has the area w l and an outline of 2 l.
 
     The outline is the total variation, so that grey edges count right at any size.

@@ -14,7 +14,7 @@ from dlrun.core.errors import DataError, unreadable
 UNSIGNED_BYTE = 8  # the type code of every file read here
 
 
-def idx_path(folder: Path, name: str) -> Path | None:
+def find_idx(folder: Path, name: str) -> Path | None:
     """Where the file lies, plain or gzipped; None if it does not."""
     return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 

@@ -33,10 +33,10 @@ def read_picture(path: Path, image_size: int | tuple[int, int], grayscale: bool)
 
     image_size: one number for a square, or (height, width). Else as `open_picture`.
     """
-    return fitted(open_picture(path, lambda _: "white"), image_size, grayscale)
+    return fit_image(open_picture(path, lambda _: "white"), image_size, grayscale)
 
 
-def fitted(image: "Image", image_size: int | tuple[int, int], grayscale: bool) -> Tensor:
+def fit_image(image: "Image", image_size: int | tuple[int, int], grayscale: bool) -> Tensor:
     """The same of an image that is open."""
     from PIL import Image, ImageOps
 

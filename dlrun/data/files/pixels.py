@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dlrun.core.errors import RequestError
-from dlrun.data.files.framing import framing
+from dlrun.data.files.framing import measure_framing
 from dlrun.data.origin import Origin
 from dlrun.data.spec import DataSpec, Split, Splits
 
@@ -15,7 +15,7 @@ Part = tuple[Tensor, Tensor]  # images float32 (N, C, H, W) in [0, 1], labels in
 Constants = tuple[float, ...]  # one value a channel
 
 
-def image_splits(
+def build_image_splits(
     parts: Mapping[str, Part],
     class_names: Sequence[str],
     image_size: int | None = None,
@@ -31,14 +31,14 @@ def image_splits(
     """
     sized = {name: (resize(images, image_size), labels) for name, (images, labels) in parts.items()}
     train = sized["train"][0]
-    constants, frame = channel_constants(train, mean, std), framing(train)
+    constants, frame = choose_channel_constants(train, mean, std), measure_framing(train)
     known = origins or {}
     splits = {name: Split((normalize_(x, *constants),), labels, known.get(name)) for name, (x, labels) in sized.items()}
-    spec = image_spec(tuple(train.shape[1:]), class_names, *constants, frame)
+    spec = build_image_spec(tuple(train.shape[1:]), class_names, *constants, frame)
     return Splits(splits["train"], splits.get("val"), splits.get("test"), spec, notes)
 
 
-def image_spec(
+def build_image_spec(
     shape: tuple[int, ...], class_names: Sequence[str], mean: Constants, std: Constants, frame: Constants = ()
 ) -> DataSpec:
     """The spec of images of one shape (C, H, W), each of one class."""
@@ -63,7 +63,7 @@ def check_image_size(image_size: int) -> None:
         raise RequestError(f"data.image_size={image_size} must be at least 1 pixel, as in data.image_size=28")
 
 
-def channel_constants(
+def choose_channel_constants(
     images: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> tuple[Constants, Constants]:
     """The given constants, or those of the images (N, C, H, W); std 1 for a channel of one colour."""

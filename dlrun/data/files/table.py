@@ -31,7 +31,7 @@ class Table:
     columns: list[tuple[str, ...]]
     lines: list[int]
 
-    def index(self, column: str | int) -> int:
+    def find_column(self, column: str | int) -> int:
         """The position of a column given by name or by number (-1 is the last); RequestError if none."""
         count = len(self.names)
         if isinstance(column, int):
@@ -51,14 +51,16 @@ class Table:
             raise RequestError(f"data.target={column} is no column of {self.path}{hint}")
         return self.names.index(column)
 
-    def numbers(self, column: int) -> Numbers:
+    def read_numbers(self, column: int) -> Numbers:
         """A column as float64 of shape (rows,); DataError for the first cell that is not a finite number."""
-        values = parse(self.columns[column])
+        values = parse_numbers(self.columns[column])
         if values is None or not np.isfinite(values).all():
-            raise self.complaint(column, next(i for i, cell in enumerate(self.columns[column]) if not _is_finite(cell)))
+            raise self.cell_error(
+                column, next(i for i, cell in enumerate(self.columns[column]) if not _is_finite(cell))
+            )
         return values
 
-    def complaint(self, column: int, row: int) -> DataError:
+    def cell_error(self, column: int, row: int) -> DataError:
         """The error for a cell that should have been a finite number."""
         cell = self.columns[column][row]
         what = f"holds '{cell[:40]}', which is not a finite number" if cell.strip() else "is empty"
@@ -87,7 +89,7 @@ def read_table(path: Path, header: bool | None = None, delimiter: str = ",") -> 
     return Table(path, has_header, tuple(names), list(zip(*rows, strict=True)), lines)
 
 
-def parse(cells: Sequence[str]) -> Numbers | None:
+def parse_numbers(cells: Sequence[str]) -> Numbers | None:
     """float64 of shape (len(cells),), infinite and NaN included; None if a cell is not a number."""
     if "_" in "".join(cells):  # float() takes 1_000 and 2024_01_01 for numbers
         return None
@@ -144,10 +146,10 @@ def _rows(path: Path, text: str, delimiter: str) -> tuple[list[int], list[list[s
 def _starts_with_names(rows: list[list[str]]) -> bool:
     """Whether the first row has text in each column whose next 20 cells are numbers (and there is one)."""
     below = list(zip(*rows[1:21], strict=True))
-    numeric = [first for first, cells in zip(rows[0], below, strict=False) if parse(cells) is not None]
-    return bool(numeric) and all(parse([first]) is None for first in numeric)
+    numeric = [first for first, cells in zip(rows[0], below, strict=False) if parse_numbers(cells) is not None]
+    return bool(numeric) and all(parse_numbers([first]) is None for first in numeric)
 
 
 def _is_finite(cell: str) -> bool:
-    value = parse([cell])
+    value = parse_numbers([cell])
     return value is not None and bool(np.isfinite(value[0]))

@@ -82,12 +82,12 @@ def load_weights(net: nn.Module, weights: Mapping[str, Any], strict: bool = True
     ours = net.state_dict()
     for key, tensor in weights.items():
         mine = ours.get(key)
-        if isinstance(tensor, Tensor) and isinstance(mine, Tensor) and kind_of(mine) != kind_of(tensor):
+        if isinstance(tensor, Tensor) and isinstance(mine, Tensor) and get_number_kind(mine) != get_number_kind(tensor):
             raise RuntimeError(f"{key} is {tensor.dtype} there, and {mine.dtype} in this model")
     return net.load_state_dict(weights, strict=strict)
 
 
-def kind_of(tensor: Tensor) -> str:
+def get_number_kind(tensor: Tensor) -> str:
     """Complex numbers, floats, or whole numbers."""
     if tensor.is_complex():
         return "complex"

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from dlrun.core.errors import RequestError
-from dlrun.data.files.download import course_table
-from dlrun.data.files.table import parse, read_table
+from dlrun.data.files.download import fetch_course_table
+from dlrun.data.files.table import parse_numbers, read_table
 from dlrun.data.names import TEST_SHA256, TRAIN_SHA256
 from dlrun.data.tabular import DIABETES_SHA256
 from dlrun.eject.plain import data_rows
@@ -54,7 +54,7 @@ test = encoded(test_names, test_countries)
 
 def diabetes(run: TrainingRun, root: str, test_fraction: float, normalize: bool, seed: int) -> Piece:
     """See data/tabular.py."""
-    path = course_table("diabetes", root, "diabetes", DIABETES_SHA256)
+    path = fetch_course_table("diabetes", root, "diabetes", DIABETES_SHA256)
     if run.spec.class_names != ("0", "1") or path.suffix not in (".gz", ".csv"):
         raise RequestError(f"{path} is not the published table, so format=python cannot write how it is read")
     constants = {"TABLE": Constant(path.resolve())}
@@ -75,7 +75,7 @@ def csv(
     """See data/tabular.py; DataError where the file is not there."""
     file = Path(path).expanduser()
     table = read_table(file, header, delimiter)
-    index, last = table.index(target), len(table.names) - 1
+    index, last = table.find_column(target), len(table.names) - 1
     cell = "row[-1]" if index == last else f"row[{index}]"
     others = "row[:-1]" if index == last else "row[1:]" if index == 0 else f"row[:{index}] + row[{index + 1}:]"
     code = filled(
@@ -84,7 +84,7 @@ def csv(
         delimiter="" if delimiter == "," else f", delimiter={_delimiter(delimiter)}",
         body="[1:]  # behind the header" if table.has_header else "",
         others=others,
-        target=_target(run, cell, parse(table.columns[index]) is not None),
+        target=_target(run, cell, parse_numbers(table.columns[index]) is not None),
     )
     return _parted(run, code, {"TABLE": Constant(file.resolve())}, "len(rows)", True)
 
@@ -130,7 +130,7 @@ def _parted(run: TrainingRun, code: str, constants: dict[str, Constant], count: 
 
 def names(run: TrainingRun, root: str) -> Piece:
     """See data/names.py."""
-    paths = [course_table("names", root, f"names_{part}", sha) for part, sha in _NAMES_FILES]
+    paths = [fetch_course_table("names", root, f"names_{part}", sha) for part, sha in _NAMES_FILES]
     for path in paths:
         with_accents = [cell for cells in read_table(path, header=False).columns for cell in cells if _is_odd(cell)]
         if with_accents:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dlrun.core.errors import RequestError
-from dlrun.data.files.idx import idx_path
+from dlrun.data.files.idx import find_idx
 from dlrun.data.images import IDX_FILES
 from dlrun.eject.plain import data_rows
 from dlrun.eject.plain.source import Constant, Piece, filled
@@ -94,7 +94,7 @@ def digits(
 def idx(run: TrainingRun, dataset: str, root: str, image_size: int | None) -> Piece:
     """MNIST and what was published in its format."""
     folder = Path(root).expanduser() / dataset / "raw"
-    packed = [(idx_path(folder, name) or folder / name).suffix == ".gz" for name in IDX_FILES]
+    packed = [(find_idx(folder, name) or folder / name).suffix == ".gz" for name in IDX_FILES]
     if len(set(packed)) > 1:
         raise RequestError(f"the files in {folder} are not packed alike; unpack them all")
     lines, constants = prepared(run, 28, image_size)

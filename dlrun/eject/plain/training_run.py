@@ -11,7 +11,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
 
 from dlrun.config.schema import Block, DataKeys, Settings
-from dlrun.data.datasets import row_count
+from dlrun.data.datasets import count_rows
 from dlrun.data.spec import DataSpec
 from dlrun.engine import trainer
 from dlrun.engine.objective import FLUSH_BATCHES
@@ -130,7 +130,7 @@ class TrainingRun:
         if self.rows * share / (1 - share) < _FEW * size:
             return 1
         val = self.saved.splits.val
-        return 1 if val is None else trainer.evaluation_block(math.ceil(row_count(val) / size))
+        return 1 if val is None else trainer.evaluation_block(math.ceil(count_rows(val) / size))
 
     @property
     def channels_last(self) -> bool:

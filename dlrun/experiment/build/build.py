@@ -22,10 +22,10 @@ from dlrun.config.schema import Block, CONFIG_DIR, DataKeys, ModelKeys, Optimize
 from dlrun.data import batches as batching
 from dlrun.data import datasets as rows_of
 from dlrun.data.batches import Batches, LoaderBatches, MemoryBatches, EpochOrder, Placement
-from dlrun.data.inspection import BatchCheck, Inspection, inspect_read, inspect_splits
+from dlrun.data.inspection import BatchCheck, Inspection, inspect_loaded, inspect_splits
 from dlrun.data.datasets import Part
 from dlrun.data.spec import DataSpec, Split, Splits
-from dlrun.data.workers import Guarded
+from dlrun.data.workers import GuardedDataset
 from dlrun.core.errors import DlrunError, MisfitError, RequestError, listed
 from dlrun.engine.trainer import requires_closure
 from dlrun.engine.optim.groups import parameter_groups
@@ -49,7 +49,7 @@ def data(settings: Settings, trusted_modules: Sequence[str] | None) -> Splits:
     made = inspect_splits(made, _inspection(settings, made.spec))
     train, val, test = made.train, made.val, made.test
     if val is None and keys.val_fraction > 0:
-        train, val = rows_of.carve(train, keys.val_fraction, int(settings.data.arguments.get("seed") or 0))
+        train, val = rows_of.hold_out(train, keys.val_fraction, int(settings.data.arguments.get("seed") or 0))
     unheeded = _find_unheeded(made, train, val, settings)
     if keys.train_rows is not None:
         train = _limited(train, keys.train_rows, "train")
@@ -58,9 +58,9 @@ def data(settings: Settings, trusted_modules: Sequence[str] | None) -> Splits:
         train = _limited(train, rows, "train")
         val = val and _limited(val, rows, "val")
         test = test and _limited(test, rows, "test")
-    if keys.drop_last and rows_of.row_count(train) < keys.batch_size:
+    if keys.drop_last and rows_of.count_rows(train) < keys.batch_size:
         raise RequestError(
-            f"data.drop_last=true leaves no batch: there are {rows_of.row_count(train)} training rows and "
+            f"data.drop_last=true leaves no batch: there are {rows_of.count_rows(train)} training rows and "
             f"data.batch_size={keys.batch_size}; type data.drop_last=false or a smaller data.batch_size"
         )
     return dataclasses.replace(made, train=train, val=val, test=test, unheeded=unheeded)
@@ -83,9 +83,9 @@ def _find_unheeded(made: Splits, train: Part, val: Part | None, settings: Settin
     if is_shipped and "test_fraction" in arguments and not draws_test and not draws_val:
         reasons["seed"] = "no part is drawn at random"
 
-    rows = rows_of.row_count(train)
+    rows = rows_of.count_rows(train)
     limit = None if keys.limit_batches is None else keys.limit_batches * keys.batch_size
-    most = max(rows_of.row_count(part) for part in (train, val, made.test) if part is not None)
+    most = max(rows_of.count_rows(part) for part in (train, val, made.test) if part is not None)
     if keys.train_rows is not None and keys.train_rows >= rows:
         reasons["train_rows"] = f"there are {rows:,} training rows"
     elif keys.train_rows is not None and limit is not None and limit <= keys.train_rows:
@@ -123,9 +123,9 @@ def _inspection(settings: Settings, spec: DataSpec) -> Inspection:
 
 def _limited(part: Part, rows: int, name: str) -> Part:
     """At most `rows` rows, spread over the part so that sorted classes stay mixed."""
-    if rows_of.row_count(part) <= rows:
+    if rows_of.count_rows(part) <= rows:
         return part
-    return rows_of.take(part, torch.linspace(0, rows_of.row_count(part) - 1, rows).long(), name)
+    return rows_of.take(part, torch.linspace(0, rows_of.count_rows(part) - 1, rows).long(), name)
 
 
 def model(settings: Settings, spec: DataSpec, runtime: Runtime, trusted_modules: Sequence[str] | None) -> nn.Module:
@@ -228,7 +228,7 @@ def batches(settings: Settings, splits: Splits, model: nn.Module, runtime: Runti
     place = Placement(runtime.device, runtime.dtype, splits.spec, wide)
     big = keys.eval_batch_size or max(keys.batch_size, 256)
     on_device = 1 if runtime.device.type == "cuda" else runtime.ranks.local_count  # processes that hold the data there
-    room = int(keys.memory_share * batching.free_memory(runtime.device)) // on_device
+    room = int(keys.memory_share * batching.measure_free_memory(runtime.device)) // on_device
     size = keys.batch_size * runtime.batches_a_step
     made: list[Batches | None] = []
     look = _inspection(settings, splits.spec)
@@ -236,18 +236,18 @@ def batches(settings: Settings, splits: Splits, model: nn.Module, runtime: Runti
         if part is None:
             made.append(None)
             continue
-        rows = rows_of.row_count(part)
+        rows = rows_of.count_rows(part)
         order = EpochOrder(rows, size, keys.shuffle, keys.drop_last, settings.rest.seed)
         order = order if name == "train" else EpochOrder(rows, big)
-        readable = part if isinstance(part, Split) else Guarded(part)
-        split = rows_of.in_memory(readable, keys.loader, runtime.dtype, room)
+        readable = part if isinstance(part, Split) else GuardedDataset(part)
+        split = rows_of.load_in_memory(readable, keys.loader, runtime.dtype, room)
         if split is not None:
             if split is not part:
-                split = inspect_read(dataclasses.replace(split, origin=rows_of.origin_of(part, name)), look)
-            room -= rows_of.size_in_bytes(split, runtime.dtype)
+                split = inspect_loaded(dataclasses.replace(split, origin=rows_of.get_origin(part, name)), look)
+            room -= rows_of.count_bytes(split, runtime.dtype)
             made.append(MemoryBatches(split, order, place))
         else:
-            check = None if isinstance(part, Split) else BatchCheck(look, rows_of.origin_of(part, name))
+            check = None if isinstance(part, Split) else BatchCheck(look, rows_of.get_origin(part, name))
             made.append(LoaderBatches(_as_dataset(part), order, place, _workers(keys), check))
     return made
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from dlrun.runs import checkpoint
 from dlrun.core.errors import RequestError, listed
-from dlrun.data.files.tensors import kind_of
+from dlrun.data.files.tensors import get_number_kind
 from dlrun.experiment.resume import checkpoint_file, refuse_incomplete
 
 _MOST = 6  # names in a sentence
@@ -42,7 +42,7 @@ def take_weights(model: nn.Module, place: Path) -> list[str]:
 
 
 def _fits(theirs: Tensor, ours: Tensor) -> bool:
-    return theirs.shape == ours.shape and kind_of(theirs) == kind_of(ours)
+    return theirs.shape == ours.shape and get_number_kind(theirs) == get_number_kind(ours)
 
 
 def _differing(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> str:

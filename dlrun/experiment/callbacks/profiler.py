@@ -94,9 +94,9 @@ class _Timed:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def rows_before(self, batch: int) -> int:
+    def count_rows_before(self, batch: int) -> int:
         """See Batches."""
-        return self.batches.rows_before(batch)
+        return self.batches.count_rows_before(batch)
 
     def epoch(self, number: int, start: int = 0, pick: Shard = list) -> Iterator[Batch]:
         """See Batches."""

@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from dlrun.config.schema import Settings
 from dlrun.core.own_code import is_ours
 from dlrun.core.user_code import first_line
-from dlrun.data.batches import Batch, LoaderBatches, free_memory
+from dlrun.data.batches import Batch, LoaderBatches, measure_free_memory
 from dlrun.data.files.tensors import load_weights
 from dlrun.engine import device as runtime
 from dlrun.engine import evaluation
@@ -163,7 +163,7 @@ class ReloadCheck:
         """MemoryError where two more copies of the net would not fit beside it."""
         device = self.parts.runtime.device
         needed = 3 * count_bytes(self._find_roots())
-        if needed > free_memory(device):
+        if needed > measure_free_memory(device):
             raise MemoryError(f"a copy of the net takes {needed / 3 / 2**20:,.0f} MB, and there is too little left")
 
     def _check_model(self, state: dict[str, Any], now: Surroundings) -> list[str]:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from dlrun.config.schema import Settings
-from dlrun.data.batches import free_memory
+from dlrun.data.batches import measure_free_memory
 
 _NARROW = ("bf16", "fp16")
 
@@ -46,7 +46,7 @@ def estimate(model: nn.Module, moments: float, values: int, settings: Settings) 
 
 def remark(needed: Estimate, settings: Settings, device: torch.device) -> list[str]:
     """A note when a step may take more than the device has left."""
-    free = free_memory(device)
+    free = measure_free_memory(device)
     if needed.total <= free:
         return []
     return [

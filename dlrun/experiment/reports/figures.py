@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dlrun.data.datasets import origin_of
+from dlrun.data.datasets import get_origin
 from dlrun.engine import device
 from dlrun.engine.evaluation import MOST_ROWS, answers, evaluating, outputs_of, rows_of, shown_split
 from dlrun.experiment.callbacks import evolution
@@ -89,7 +89,7 @@ def _classification(parts: RunContext, tracker: Logger) -> Iterator[Named]:
     split, batches = shown_split(parts.training, parts.test)
     inputs, outputs, targets = outputs_of(parts.model, batches, parts.runtime.autocast)
     # Batches of the training part come in the order of epoch 1.
-    origin = origin_of(getattr(parts.splits, split), split).take(batches.order.permutation(1)[: len(targets)])
+    origin = get_origin(getattr(parts.splits, split), split).take(batches.order.permutation(1)[: len(targets)])
     if spec.task == "tagging":
         yield "mistakes", errors.tagging_mistakes(inputs, task.predictions(outputs), targets, spec, split, origin)
         return

@@ -13,7 +13,7 @@ from dlrun.core.shell import advice, called_from_python
 from dlrun.core.terminal import escape_line
 from dlrun.core.yaml import as_yaml
 from dlrun.data.batches import MemoryBatches
-from dlrun.data.datasets import row_count
+from dlrun.data.datasets import count_rows
 from dlrun.data.spec import DataSpec, Splits
 from dlrun.engine.optim.schedule import OF_THE_WHOLE
 from dlrun.engine.state import TrainState
@@ -91,7 +91,7 @@ def _layer_table(parts: RunContext) -> Table:
 
 def _row_counts(splits: Splits) -> str:
     named = (("train", splits.train), ("val", splits.val), ("test", splits.test))
-    return ", ".join(f"{number(row_count(part))} {name}" for name, part in named if part is not None)
+    return ", ".join(f"{number(count_rows(part))} {name}" for name, part in named if part is not None)
 
 
 def _described(spec: DataSpec) -> str:

@@ -10,7 +10,7 @@ from dlrun.core.errors import ListedError, RequestError, RunError, did_you_mean
 from dlrun.core.shell import quote
 from dlrun.core.terminal import escape_line, write_error
 from dlrun.data.files.picture import EXTENSIONS
-from dlrun.data.files.table import parse
+from dlrun.data.files.table import parse_numbers
 from dlrun.inference.predict.answer import Answer
 from dlrun.inference.predict.forward import refuse_several_inputs
 from dlrun.inference.predict.predictor import predictions, reader_of
@@ -124,7 +124,7 @@ def _without_flags(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
             flags[name] = value if equals else next(left, "")
             if not flags[name]:
                 raise RequestError(f"{name} has no value; type {name} {'csv' if name == '--format' else '3'}")
-        elif word.startswith("-") and word != STDIN and parse(word.split(",")) is None:
+        elif word.startswith("-") and word != STDIN and parse_numbers(word.split(",")) is None:
             hint = did_you_mean(name, _FLAGS[:2])
             raise RequestError(f"there is no flag {word}; {hint}type -- before inputs that begin with a dash")
         else:

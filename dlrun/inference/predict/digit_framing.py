@@ -26,7 +26,7 @@ def framed(image: "Image", side: int, frame: Framing) -> tuple[Grey, str]:
     """
     light, inverted = _lifted(_reduced(image))
     kept = light * _largest_parts(light >= framing.LIT)
-    (top, bottom), (left, right) = framing.bounds(kept >= framing.LIT)
+    (top, bottom), (left, right) = framing.find_bounds(kept >= framing.LIT)
     cut = kept[top:bottom, left:right]
     cut, thickened = _thickened(cut, frame.stroke * max(cut.shape) / frame.extent)
     scale = frame.extent * side / max(cut.shape)
@@ -35,7 +35,7 @@ def framed(image: "Image", side: int, frame: Framing) -> tuple[Grey, str]:
     of = image.width / light.shape[1]  # in pixels of the picture as it was given
     said = f"figure {round((right - left) * of)}×{round((bottom - top) * of)} of {image.width}×{image.height}"
     done = ["inverted"] * inverted + ["lines thickened"] * thickened
-    placed = _placed(small / max(small.max(), 1e-6), side, frame.by_mass)
+    placed = _placed(small / max(small.max(), 1e-6), side, frame.is_centred_by_mass)
     return placed, ", ".join([*done, f"{said} scaled to {width}×{height} and centred"])
 
 
@@ -70,8 +70,8 @@ def _ground(grey: Grey) -> tuple[Grey, float]:
     """The brightness of the ground everywhere, and the standard deviation of its grain."""
     rows, columns = np.indices(grey.shape, dtype=np.float64)
     terms = np.stack([np.ones_like(grey), rows / grey.shape[0], columns / grey.shape[1]], axis=-1)
-    points = np.stack([framing.border(terms[..., i]) for i in range(3)], axis=1)
-    values = framing.border(grey)
+    points = np.stack([framing.get_border(terms[..., i]) for i in range(3)], axis=1)
+    values = framing.get_border(grey)
     near = np.abs(values - np.median(values)) <= 0.25  # a figure that touches the border is no ground
     for _ in range(2):
         plane, *_rest = np.linalg.lstsq(points[near], values[near], rcond=None)
@@ -97,7 +97,7 @@ def _thickened(cut: Grey, wanted: float) -> tuple[Grey, bool]:
     """With lines `wanted` pixels thick where they are much thinner: a pen is, on a large sheet."""
     from scipy import ndimage
 
-    has = framing.stroke(cut)
+    has = framing.measure_stroke(cut)
     if has >= _THIN * wanted:
         return cut, False
     by = max(round((_THICK * wanted - has) / 2), 1)
@@ -115,7 +115,7 @@ def _resized(image: Grey, height: int, width: int) -> Grey:
 
 def _placed(small: Grey, side: int, by_mass: bool) -> Grey:
     """On a dark square with its centre of mass, or its middle, in the middle; moved back where it would stick out."""
-    at = framing.centre_of_mass(small) if by_mass else (np.array(small.shape) - 1) / 2
+    at = framing.find_centre_of_mass(small) if by_mass else (np.array(small.shape) - 1) / 2
     corner = [round((side - 1) / 2 - c) for c in at]
     top, left = (min(max(c, 0), side - n) for c, n in zip(corner, small.shape, strict=True))
     square = np.zeros((side, side))

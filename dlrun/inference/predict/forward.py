@@ -54,6 +54,6 @@ def outputs(saved: SavedModel, inputs: tuple[Tensor, ...]) -> Tensor:
     found = []
     for part in zip(*(torch.split(x, rows_at_once(saved)) for x in inputs), strict=True):
         with evaluating(model), process.autocast():
-            answers = model(*place.view(tuple(place.inputs(part))))
+            answers = model(*place.view_channels_first(tuple(place.move_inputs(part))))
         found.append((answers.float() if answers.dtype.itemsize < 4 else answers).cpu())
     return torch.cat(found)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from dlrun.core.errors import DataError, MisfitError
 from dlrun.data.files.framing import Framing
-from dlrun.data.files.picture import EXTENSIONS, fitted, open_picture
+from dlrun.data.files.picture import EXTENSIONS, fit_image, open_picture
 from dlrun.data.files.pixels import normalize_
-from dlrun.data.files.table import parse
+from dlrun.data.files.table import parse_numbers
 from dlrun.data.spec import DataSpec
 from dlrun.inference.predict.digit_framing import framed
 from dlrun.inference.predict.read_array import array_rows
@@ -54,7 +54,7 @@ class Pictures:
     def _of_line(self, place: str, line: str) -> Item:
         """A line of text: the path of an image, or the numbers of its pixels."""
         cells = line.replace(",", " ").split()
-        numbers = parse(cells) if len(cells) > 1 else None
+        numbers = parse_numbers(cells) if len(cells) > 1 else None
         if numbers is None:
             if len(line) > _LONGEST_PATH:
                 return Item(place, None, error=f"the line of {len(line):,} letters is neither a path nor numbers")
@@ -90,13 +90,13 @@ class Pictures:
         if channels not in (1, 3):
             raise MisfitError(f"this model takes images of {channels} channels, which no image file holds")
         image = open_picture(path, contrasting if self.frame else lambda _: "white")
-        pixels = fitted(image, (height, width), channels == 1)
+        pixels = fit_image(image, (height, width), channels == 1)
         resized = _resized(image, height, width)
         if self.frame is None:
             return pixels.float().div_(255), resized
         if self.crops or image.width == image.height:  # else a figure at the side would be cut
             for tried, said in ((pixels, ""), (255 - pixels, "inverted")):
-                if self.frame.holds(tried.double().mean(0).div(255).numpy()):
+                if self.frame.matches(tried.double().mean(0).div(255).numpy()):
                     return tried.float().div_(255), ", ".join(filter(None, [said, resized]))
         grey, note = framed(image, height, self.frame)
         return torch.from_numpy(grey.astype(np.float32)).repeat(channels, 1, 1), note

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dlrun.core.csv_text import unguarded
 from dlrun.core.errors import DataError, did_you_mean, listed
-from dlrun.data.files.table import parse
+from dlrun.data.files.table import parse_numbers
 from dlrun.data.spec import DataSpec
 from dlrun.inference.predict.read_array import array_rows
 from dlrun.inference.predict.reader import STDIN, Item, Prepared, files_in, missing, text, where
@@ -63,7 +63,7 @@ class Rows:
         elif path.is_dir():
             for file in files_in(path, _FILES):
                 yield from self._of_table(str(file))
-        elif parse(word.split(",")) is not None:
+        elif parse_numbers(word.split(",")) is not None:
             yield Item(word, Cells(word.split(",")))
         else:
             raise missing(word, self.takes)
@@ -106,7 +106,7 @@ class Rows:
             places = tuple(cells.index(name) for name in self.spec.feature_names)
             label = cells.index(self.target) if isinstance(self.target, str) and self.target in cells else None
             return Layout(places, label, len(cells), True)
-        has_header = all(parse([cell]) is None for cell in cells)
+        has_header = all(parse_numbers([cell]) is None for cell in cells)
         if has_header and self.named:
             lacking = [name for name in self.spec.feature_names if name not in cells]
             hint = did_you_mean(lacking[0], cells)
@@ -134,12 +134,14 @@ class Rows:
         return Prepared((torch.from_numpy((values - self.mean) / self.std),))
 
     def _numbers(self, cells: list[str]) -> "np.ndarray[tuple[int, ...], np.dtype[np.float64]]":
-        values = parse(cells)
+        values = parse_numbers(cells)
         if len(cells) != self.spec.input_size:
             raise DataError(f"{len(cells)} numbers, where the model takes {self._described(self.spec.input_size)}")
         if values is None or not np.isfinite(values).all():
             names = self.spec.feature_names or _numbered(len(cells))
-            bad = next(i for i, cell in enumerate(cells) if (one := parse([cell])) is None or not np.isfinite(one[0]))
+            bad = next(
+                i for i, cell in enumerate(cells) if (one := parse_numbers([cell])) is None or not np.isfinite(one[0])
+            )
             what = f"holds '{cells[bad][:40]}', which is no finite number" if cells[bad].strip() else "is empty"
             raise DataError(f"column '{names[bad]}' {what}")
         return values

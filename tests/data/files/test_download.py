@@ -14,7 +14,7 @@ import pytest
 
 from dlrun.core.errors import DataError
 from dlrun.data.files import download
-from dlrun.data.files.download import course_table, fetch_images, unpack
+from dlrun.data.files.download import fetch_course_table, fetch_images, unpack
 
 CONTENT = bytes(range(256)) * 4000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -134,9 +134,9 @@ def test_two_at_once_do_not_share_a_half(server: str, tmp_path: Path, monkeypatc
 def test_course_table_prefers_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dlrun.data.files.download.fetch", lambda *_: pytest.fail("asked the network"))
     (tmp_path / "t.csv").touch()
-    assert course_table("t", str(tmp_path), "t", SHA256) == tmp_path / "t.csv"
+    assert fetch_course_table("t", str(tmp_path), "t", SHA256) == tmp_path / "t.csv"
     (tmp_path / "t.csv.gz").touch()
-    assert course_table("t", str(tmp_path), "t", SHA256) == tmp_path / "t.csv.gz"
+    assert fetch_course_table("t", str(tmp_path), "t", SHA256) == tmp_path / "t.csv.gz"
 
 
 @pytest.mark.parametrize("error", [OSError("no\nroute"), ValueError("checksum")])
@@ -146,7 +146,7 @@ def test_course_table_without_network(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("dlrun.data.files.download.fetch", fail)
     with pytest.raises(DataError) as caught:
-        course_table("names", str(tmp_path), "t", SHA256)
+        fetch_course_table("names", str(tmp_path), "t", SHA256)
     message = str(caught.value)
     assert type(error).__name__ in message
     assert "\n" not in message

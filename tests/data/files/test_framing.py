@@ -18,14 +18,14 @@ def bars(size: int = 28, count: int = 20) -> torch.Tensor:
 
 
 def test_a_framing_is_measured() -> None:
-    found = Framing(*framing.framing(bars()))
+    found = Framing(*framing.measure_framing(bars()))
     assert found.smallest == found.extent == found.largest == pytest.approx(20 / 28)
     assert found.stroke == pytest.approx(2 * 60 / (2 * 20 + 2 * 3) / 28)
     assert found.mass == found.box == pytest.approx(0.5 / 28)
-    assert all(found.holds(image.numpy()) for image in bars()[:2, 0].double())
-    assert not found.holds(bars()[0, 0].double().roll(3, dims=1).numpy())
-    assert not found.holds(1 - bars()[0, 0].double().numpy())
-    assert framing.framing(bars().repeat(1, 3, 1, 1)) == framing.framing(bars())
+    assert all(found.matches(image.numpy()) for image in bars()[:2, 0].double())
+    assert not found.matches(bars()[0, 0].double().roll(3, dims=1).numpy())
+    assert not found.matches(1 - bars()[0, 0].double().numpy())
+    assert framing.measure_framing(bars().repeat(1, 3, 1, 1)) == framing.measure_framing(bars())
 
 
 @pytest.mark.parametrize(
@@ -40,14 +40,14 @@ def test_a_framing_is_measured() -> None:
     ids=["dark on light", "photographs", "nothing there", "colours", "not square"],
 )
 def test_other_images_have_none(images: torch.Tensor) -> None:
-    assert framing.framing(images) == ()
+    assert framing.measure_framing(images) == ()
 
 
 def test_the_centre_of_mass_is_scipys() -> None:
     from scipy import ndimage
 
     image = np.random.default_rng(0).random((9, 13))
-    assert np.allclose(framing.centre_of_mass(image), ndimage.center_of_mass(image))
+    assert np.allclose(framing.find_centre_of_mass(image), ndimage.center_of_mass(image))
 
 
 def test_a_grey_edge_does_not_change_the_stroke() -> None:
@@ -55,4 +55,4 @@ def test_a_grey_edge_does_not_change_the_stroke() -> None:
     sharp[5:35, 10:16] = 1
     soft[5:35, 10:15] = 1
     soft[5:35, [9, 15]] = 0.5
-    assert framing.stroke(soft) == pytest.approx(framing.stroke(sharp), rel=0.02)
+    assert framing.measure_stroke(soft) == pytest.approx(framing.measure_stroke(sharp), rel=0.02)

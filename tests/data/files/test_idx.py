@@ -5,7 +5,7 @@ import pytest
 from published_formats import idx_bytes
 
 from dlrun.core.errors import DataError
-from dlrun.data.files.idx import idx_path, read_idx, read_labelled
+from dlrun.data.files.idx import find_idx, read_idx, read_labelled
 
 ARRAY = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
 
@@ -15,9 +15,9 @@ def test_reads_what_was_written(tmp_path):
     (tmp_path / "y.gz").write_bytes(gzip.compress(idx_bytes(ARRAY), mtime=0))
     assert np.array_equal(read_idx(tmp_path / "x", 3), ARRAY)
     assert np.array_equal(read_idx(tmp_path / "y.gz", 3), ARRAY)
-    assert idx_path(tmp_path, "x") == tmp_path / "x"
-    assert idx_path(tmp_path, "y") == tmp_path / "y.gz"
-    assert idx_path(tmp_path, "z") is None
+    assert find_idx(tmp_path, "x") == tmp_path / "x"
+    assert find_idx(tmp_path, "y") == tmp_path / "y.gz"
+    assert find_idx(tmp_path, "z") is None
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from dlrun.core.errors import RequestError
-from dlrun.data.files.pixels import channel_constants, image_splits, normalize_, resize
+from dlrun.data.files.pixels import build_image_splits, choose_channel_constants, normalize_, resize
 
 
 def noise(*shape):
@@ -31,11 +31,11 @@ def test_same_size_is_left_alone():
 
 def test_constants_are_numpys():
     images = noise(6, 3, 5, 5)
-    mean, std = channel_constants(images, None, None)
+    mean, std = choose_channel_constants(images, None, None)
     np.testing.assert_allclose(mean, images.numpy().mean((0, 2, 3)), rtol=1e-5)
     np.testing.assert_allclose(std, images.numpy().std((0, 2, 3)), rtol=1e-5)
-    assert channel_constants(images, [0, 0, 0], None) == ((0, 0, 0), std)
-    assert channel_constants(torch.zeros(2, 1, 3, 3), None, None) == ((0,), (1,))
+    assert choose_channel_constants(images, [0, 0, 0], None) == ((0, 0, 0), std)
+    assert choose_channel_constants(torch.zeros(2, 1, 3, 3), None, None) == ((0,), (1,))
 
 
 def test_normalize_is_in_place_and_undone_by_the_constants():
@@ -50,7 +50,7 @@ def test_normalize_is_in_place_and_undone_by_the_constants():
 def test_splits_share_the_constants_of_training():
     train, test = noise(8, 1, 6, 6), noise(4, 1, 6, 6) * 0.1
     parts = {"train": (train.clone(), torch.zeros(8).long()), "test": (test.clone(), torch.ones(4).long())}
-    splits = image_splits(parts, ["a", "b"])
+    splits = build_image_splits(parts, ["a", "b"])
     (m,), (s,) = splits.spec.mean, splits.spec.std
     torch.testing.assert_close(splits.test.inputs[0], (test - m) / s)
     assert m == pytest.approx(train.mean().item())
@@ -69,4 +69,4 @@ def test_splits_share_the_constants_of_training():
 )
 def test_impossible_settings(settings, words):
     with pytest.raises(RequestError, match=words):
-        image_splits({"train": (noise(2, 1, 4, 4), torch.zeros(2).long())}, ["a"], **settings)
+        build_image_splits({"train": (noise(2, 1, 4, 4), torch.zeros(2).long())}, ["a"], **settings)

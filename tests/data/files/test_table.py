@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dlrun.core.errors import DataError, DlrunError, RequestError
-from dlrun.data.files.table import parse, read_table
+from dlrun.data.files.table import parse_numbers, read_table
 
 
 def write(folder, text, name="t.csv"):
@@ -18,8 +18,8 @@ def test_reads_quotes_blank_lines_bom_and_crlf(tmp_path):
     table = read_table(write(tmp_path, text))
     assert table.names == ("a", "b, c")
     assert table.lines == [2, 4]
-    assert table.numbers(0).tolist() == [1, 3]
-    assert table.numbers(1).tolist() == [2, 4]
+    assert table.read_numbers(0).tolist() == [1, 3]
+    assert table.read_numbers(1).tolist() == [2, 4]
 
 
 def test_gzipped_equals_plain(tmp_path):
@@ -99,7 +99,7 @@ def test_header_without_rows(tmp_path):
 def test_cells_that_are_no_numbers(tmp_path, cell, words):
     table = read_table(write(tmp_path, f"a,b\n1,2\n3,{cell}\n5,6\n"), header=True)
     with pytest.raises(DataError, match=rf"t\.csv, line 3: column 'b' {words}"):
-        table.numbers(1)
+        table.read_numbers(1)
 
 
 def test_missing_file_names_a_close_one(tmp_path):
@@ -120,7 +120,7 @@ def test_impossible_delimiter(tmp_path, delimiter):
 
 def test_columns_by_name_and_number(tmp_path):
     table = read_table(write(tmp_path, "size,price\n1,2\n"))
-    assert [table.index(i) for i in ("size", "price", 0, 1, -1, -2)] == [0, 1, 0, 1, 1, 0]
+    assert [table.find_column(i) for i in ("size", "price", 0, 1, -1, -2)] == [0, 1, 0, 1, 1, 0]
 
 
 @pytest.mark.parametrize(
@@ -140,6 +140,6 @@ def test_column_that_does_not_exist(tmp_path, text, column, words):
 
 
 def test_parse_tells_numbers_from_text():
-    assert np.array_equal(parse(["1", " 2.5 ", "-3e2"]), [1, 2.5, -300])
-    assert parse(["1", "x"]) is None
-    assert parse([]).shape == (0,)
+    assert np.array_equal(parse_numbers(["1", " 2.5 ", "-3e2"]), [1, 2.5, -300])
+    assert parse_numbers(["1", "x"]) is None
+    assert parse_numbers([]).shape == (0,)

@@ -26,11 +26,11 @@ def likeness(a: np.ndarray, b: np.ndarray) -> float:
 
 def test_the_figure_lies_as_in_training(draw: Draw) -> None:
     found, note = framed(draw("7"), 28, MNIST)
-    extent, mass, _, _ = framing.measured(found)
+    extent, mass, _, _ = framing.measure_figure(found)
     assert extent == pytest.approx(20 / 28, abs=1 / 28)
     assert np.abs(mass).max() <= 0.5 / 28 + 1e-9
     assert found.max() == 1
-    assert np.median(framing.border(found)) == 0
+    assert np.median(framing.get_border(found)) == 0
     assert note == "inverted, figure 19×29 of 80×80 scaled to 13×20 and centred"
 
 
@@ -63,7 +63,7 @@ def test_a_thin_pen_gets_lines_as_thick_as_the_training(draw: Draw) -> None:
     pixels[100:104, 200:400] = 0
     found, note = framed(Image.fromarray(pixels), 28, MNIST)
     assert "lines thickened" in note
-    assert framing.stroke(found) / 28 == pytest.approx(MNIST.stroke, rel=0.35)
+    assert framing.measure_stroke(found) / 28 == pytest.approx(MNIST.stroke, rel=0.35)
 
 
 def test_what_lies_as_in_training_is_not_touched(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_large_figures_are_not_cut() -> None:
     pixels = np.zeros((40, 40), np.uint8)
     pixels[:, 2] = pixels[0, 2:30] = 255  # its mass is far from the middle of its box
     found, _ = framed(Image.fromarray(pixels), 28, Framing(1.0, 1.0, 1.0, mass=0.01, box=0.05, stroke=0.04))
-    (top, bottom), (left, right) = framing.bounds(found >= framing.LIT)
+    (top, bottom), (left, right) = framing.find_bounds(found >= framing.LIT)
     assert (top, bottom, right - left) == (0, 28, 20)
 
 

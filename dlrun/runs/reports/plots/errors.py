@@ -40,7 +40,7 @@ def image_mistakes(
     titles = []
     for row, said, p in zip(shown.tolist(), predicted.tolist(), sure.tolist(), strict=False):
         classes = f"{_name(spec, int(targets[row]))} → {_name(spec, said)}"
-        titles.append(f"{classes}\n{100 * p:.1f} %\n{_shortened(origin.short_label(row))}")
+        titles.append(f"{classes}\n{100 * p:.1f} %\n{_shortened(origin.format_short_label(row))}")
     heading = _title(len(shown), len(rows), split) + "\ntrue → predicted, probability"
     return samples.tiles(samples.shown_pixels(images[shown], spec), titles, _width(titles), heading)
 
@@ -66,7 +66,7 @@ def text_mistakes(
     for row, said, p in zip(rows[:_LINES].tolist(), predicted.tolist(), sure.tolist(), strict=False):
         words = text(spec, inputs[0][row], int(inputs[1][row]))
         true = _name(spec, int(targets[row]))
-        cells.append((origin.short_label(row), words, true, _name(spec, said), f"{p:.4f}"))
+        cells.append((origin.format_short_label(row), words, true, _name(spec, said), f"{p:.4f}"))
     heads = ("where", "text", "true", "predicted", "probability")
     return _table(heads, cells, _title(len(cells), len(rows), split))
 
@@ -82,7 +82,7 @@ def tagging_mistakes(
     for row in rows[:_LINES].tolist():
         length = int(inputs[1][row])
         said, true = (tags(spec, found[row, :length]) for found in (predicted, targets))
-        cells.append((origin.short_label(row), text(spec, inputs[0][row], length), true, said))
+        cells.append((origin.format_short_label(row), text(spec, inputs[0][row], length), true, said))
     return _table(("where", "text", "true", "predicted"), cells, _title(len(cells), len(rows), split))
 
 

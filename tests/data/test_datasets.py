@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from dlrun.core.errors import DataError, RequestError
-from dlrun.data.partition import partition, stratified_partition
+from dlrun.data.datasets import partition, partition_by_class
 
 
 @pytest.mark.parametrize(
@@ -22,17 +22,17 @@ def test_seed_draws_the_part():
 
 def test_stratified_keeps_the_mix():
     labels = np.repeat([0, 1, 2], [500, 100, 5])
-    train, test = stratified_partition(labels, "abc", 0.2, 0, "x")
+    train, test = partition_by_class(labels, "abc", 0.2, 0, "x")
     assert np.bincount(labels[test]).tolist() == [100, 20, 1]
     assert sorted([*train, *test]) == list(range(605))
-    other = stratified_partition(labels, "abc", 0.2, 1, "x")[1]
+    other = partition_by_class(labels, "abc", 0.2, 1, "x")[1]
     assert not np.array_equal(test, other)
 
 
 def test_class_of_one_row():
     with pytest.raises(DataError, match=r"t.csv: class 'b' has one row only"):
-        stratified_partition(np.array([0, 0, 1]), "ab", 0.2, 0, "t.csv")
-    train, test = stratified_partition(np.array([0, 0, 1]), "ab", 0, 0, "t.csv")
+        partition_by_class(np.array([0, 0, 1]), "ab", 0.2, 0, "t.csv")
+    train, test = partition_by_class(np.array([0, 0, 1]), "ab", 0, 0, "t.csv")
     assert (train.tolist(), test.tolist()) == ([0, 1, 2], [])
 
 
@@ -41,4 +41,4 @@ def test_fraction_outside_its_range(fraction):
     with pytest.raises(RequestError, match=r"data.test_fraction"):
         partition(10, fraction, 0)
     with pytest.raises(RequestError, match=r"data.test_fraction"):
-        stratified_partition(np.zeros(4, np.int64), "a", fraction, 0, "x")
+        partition_by_class(np.zeros(4, np.int64), "a", fraction, 0, "x")
