@@ -1,0 +1,1 @@
+"""From settings to objects: data, model, optimizer, initial weights."""
