@@ -14,27 +14,25 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
-from dlrun.engine.device import ran_out
+from dlrun.config.schema import CONFIG_DIR, Block, DataKeys, ModelKeys, OptimizerKeys, SchedulerKeys, Settings
 from dlrun.core import user_code
-from dlrun.experiment.build import targets
-from dlrun.experiment.preflight import memory
-from dlrun.config.schema import Block, CONFIG_DIR, DataKeys, ModelKeys, OptimizerKeys, SchedulerKeys, Settings
+from dlrun.core.errors import DlrunError, MisfitError, RequestError, listed
+from dlrun.core.own_code import target_names
 from dlrun.data import batches as batching
 from dlrun.data import datasets as rows_of
-from dlrun.data.batches import Batches, LoaderBatches, MemoryBatches, EpochOrder, Placement
-from dlrun.data.inspection import BatchCheck, Inspection, inspect_loaded, inspect_splits
+from dlrun.data.batches import Batches, EpochOrder, LoaderBatches, MemoryBatches, Placement
 from dlrun.data.datasets import Part
+from dlrun.data.inspection import BatchCheck, Inspection, inspect_loaded, inspect_splits
 from dlrun.data.spec import DataSpec, Split, Splits
 from dlrun.data.workers import GuardedDataset
-from dlrun.core.errors import DlrunError, MisfitError, RequestError, listed
-from dlrun.engine.trainer import requires_closure
+from dlrun.engine.device import Runtime, cores, ran_out
+from dlrun.engine.objective import Objective
 from dlrun.engine.optim.groups import parameter_groups
 from dlrun.engine.optim.schedule import OF_THE_WHOLE, Schedule, moves_after_warmup
-from dlrun.core.own_code import target_names
-from dlrun.engine.device import Runtime, cores
-from dlrun.experiment.build.start_values import start_values
-from dlrun.engine.objective import Objective
 from dlrun.engine.state import StopRules
+from dlrun.engine.trainer import requires_closure
+from dlrun.experiment.build import targets
+from dlrun.experiment.build.start_values import start_values
 
 
 def data(settings: Settings, trusted_modules: Sequence[str] | None) -> Splits:

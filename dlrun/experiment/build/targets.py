@@ -15,14 +15,14 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from dlrun.config.schema import Block, CONFIG_DIR
-from dlrun.data.spec import Splits
+from dlrun.config.schema import CONFIG_DIR, Block
+from dlrun.config.validation import as_word, in_words
 from dlrun.core.errors import RequestError, did_you_mean, listed
 from dlrun.core.own_code import OURS
 from dlrun.core.search_path import hidden_file
 from dlrun.core.shell import trust_advice
 from dlrun.core.user_code import with_place
-from dlrun.config.validation import as_word, in_words
+from dlrun.data.spec import Splits
 
 _PACKAGES = ("dlrun", "torch.nn", "torch.optim", "torchvision")
 _CLASSES = (nn.Module, Optimizer, LRScheduler)

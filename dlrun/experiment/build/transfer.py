@@ -5,10 +5,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from dlrun.runs import checkpoint
 from dlrun.core.errors import RequestError, listed
 from dlrun.data.files.tensors import get_number_kind
 from dlrun.experiment.resume import checkpoint_file, refuse_incomplete
+from dlrun.runs import checkpoint
 
 _MOST = 6  # names in a sentence
 
