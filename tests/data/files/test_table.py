@@ -55,7 +55,7 @@ def test_header_can_be_said(tmp_path):
 @pytest.mark.parametrize("delimiter", [";", "\t", "\\t"])
 def test_delimiter(tmp_path, delimiter):
     text = "1{0}2\n3{0}4\n".format("\t" if "t" in delimiter else delimiter)
-    assert read_table(write(tmp_path, text), delimiter=delimiter).numbers(1).tolist() == [2, 4]
+    assert read_table(write(tmp_path, text), delimiter=delimiter).read_numbers(1).tolist() == [2, 4]
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_delimiter(tmp_path, delimiter):
 )
 def test_damaged_files(tmp_path, content, name, words):
     with pytest.raises(DataError, match=words) as caught:
-        read_table(write(tmp_path, content, name)).numbers(0)
+        read_table(write(tmp_path, content, name)).read_numbers(0)
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -135,7 +135,7 @@ def test_columns_by_name_and_number(tmp_path):
 )
 def test_column_that_does_not_exist(tmp_path, text, column, words):
     with pytest.raises(DlrunError) as caught:
-        read_table(write(tmp_path, text)).index(column)
+        read_table(write(tmp_path, text)).find_column(column)
     assert words in str(caught.value)
 
 

@@ -81,9 +81,9 @@ def test_the_activations_are_what_the_layers_put_out(dlrun: Callable[..., Any]) 
 def test_a_step_that_may_not_fit_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     needed = Estimate(2**20, 2**20, 2**20, 2**20)
     chosen, cpu = settings("data.batch_size=64"), torch.device("cpu")
-    monkeypatch.setattr(memory, "free_memory", lambda device: 4 * 2**20)
+    monkeypatch.setattr(memory, "measure_free_memory", lambda device: 4 * 2**20)
     assert memory.remark(needed, chosen, cpu) == []
-    monkeypatch.setattr(memory, "free_memory", lambda device: 4 * 2**20 - 1)
+    monkeypatch.setattr(memory, "measure_free_memory", lambda device: 4 * 2**20 - 1)
     (note,) = memory.remark(needed, chosen, cpu)
     assert note.startswith(
         "a step takes about 4 MB, and cpu has 4 MB left; if it runs out of memory try data.batch_size="
