@@ -7,7 +7,7 @@ from dlrun.config.request import Request
 from dlrun.core.problems import ErrorList
 from dlrun.experiment import ignored
 from dlrun.experiment.reports import terminal
-from dlrun.experiment.setup import prepare, session
+from dlrun.experiment.setup import enter_device_session, prepare
 from dlrun.runs.reports.console import Console
 
 
@@ -32,7 +32,7 @@ def _check_one(asked: Request, console: Console, is_one_of_many: bool) -> None:
     asked.config["preflight"] = True
     settings = schema.read(asked.config, asked.choices, problems)
     with contextlib.ExitStack() as held:
-        process = session(held, settings, problems)
+        process = enter_device_session(held, settings, problems)
         parts = prepare(settings, process, asked.trusted_modules, problems)
         if is_one_of_many:
             console.say(f"run {' '.join(asked.overrides)}: no problem")

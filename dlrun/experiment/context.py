@@ -32,9 +32,9 @@ class RunContext:
     baseline: dict[str, float]  # the trivial answer's metrics, by split
     notes: list[str]  # what the user should know
     start_parameters: dict[str, float] = field(default_factory=dict)  # of a model small enough to watch them move
-    first_answers: dict[str, Answer] = field(default_factory=dict)  # to `probes`, before training
-    alone: bool = True  # not one of several runs whose expectations are checked together
+    first_predictions: dict[str, Answer] = field(default_factory=dict)  # to `probes`, before training
+    is_alone: bool = True  # not one of several runs whose expectations are checked together
     unsaved: DiskProblems = field(default_factory=DiskProblems)  # what the disk did not take
-    needs: memory.Estimate | None = None  # memory of a step
+    memory_estimate: memory.Estimate | None = None  # memory of a step
     compile_seconds: float | None = None  # what torch.compile took before the first step
     sample: Batch | None = None  # some training rows, where state that resume cannot see is looked for

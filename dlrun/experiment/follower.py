@@ -40,7 +40,7 @@ def main(verbose: bool) -> int:
             if request is None:
                 return 0
             own = held.enter_context(lock.Lock())
-            parts = ranks.in_turn(lambda: run.begin(request, held, ranks, own))
+            parts = ranks.in_turn(lambda: run.prepare_run(request, held, ranks, own))
             try:
                 return follow(request, parts, held)
             except (Exception, SystemExit) as error:  # training runs code of the user's own
@@ -60,19 +60,19 @@ def main(verbose: bool) -> int:
 def follow(request: Request, parts: RunContext, held: contextlib.ExitStack) -> int:
     """The training and the test, in step with process 0."""
     ranks, keys = parts.runtime.ranks, parts.settings.rest.checkpoint
-    earlier = run.earlier_state(request, parts)
-    take_generators(ranks, parts.settings.rest.seed, earlier)
+    earlier = run.restore_checkpoint(request, parts)
+    seed_or_restore_generators(ranks, parts.settings.rest.seed, earlier)
     if parts.runtime.compile:
         run.compile_model(parts)
     stop = held.enter_context(signals.interruptible(quiet=True))
     saver = Silent(Path(), {}, keys.every_epochs, keys.every_steps, keys.keep)
     status = Trainer(parts.training, [saver], ranks.together(stop)).fit()
     if status != "interrupted":
-        run.tested(parts, None)
+        run.evaluate_best_weights(parts, None)
     return signals.exit_code(stop.signal_number) if stop() else 0
 
 
-def take_generators(ranks: Distributed, seed: int, earlier: dict[str, Any] | None) -> None:
+def seed_or_restore_generators(ranks: Distributed, seed: int, earlier: dict[str, Any] | None) -> None:
     """Random numbers of its own (dropout, say), or those that it had before where there were as many processes."""
     others = earlier.get("others", []) if earlier else []
     if len(others) == ranks.count - 1:

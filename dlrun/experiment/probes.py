@@ -14,7 +14,7 @@ from dlrun.experiment.context import Answer, RunContext
 
 
 @torch.inference_mode()
-def ask(parts: RunContext, probes: Sequence[Any]) -> dict[str, Answer]:
+def predict_probes(parts: RunContext, probes: Sequence[Any]) -> dict[str, Answer]:
     """The answer to each probe: a value, the probability of class 1, the class's name, or a tagged word.
 
     A probe is a number, a list of numbers (one a feature, in the data's own units) or a text (token data).

@@ -29,7 +29,7 @@ def read_requests(words: Sequence[str]) -> list[Request]:
         if "resume=auto" in words:
             from dlrun.experiment import resume
 
-            return resume.where_they_stood(requests)
+            return resume.find_interrupted(requests)
         return requests
     except explain.COMPOSITION_ERRORS as error:
         if resumes:

@@ -22,7 +22,7 @@ from dlrun.runs.expectations import Value
 from dlrun.runs.logger import Logger
 
 
-def baseline(task: Objective, splits: Splits) -> dict[str, float]:
+def compute_baseline(task: Objective, splits: Splits) -> dict[str, float]:
     """Every split's metrics for the mean or the majority class of the training split.
 
     Empty where a dataset of the user's own has no `targets`.
@@ -36,7 +36,7 @@ def baseline(task: Objective, splits: Splits) -> dict[str, float]:
     return found
 
 
-def collect(
+def collect_result(
     parts: RunContext, status: str, metrics: dict[str, float], weights_sha256: str, error: str | None
 ) -> dict[str, Any]:
     """What result.json holds."""
@@ -58,7 +58,7 @@ def collect(
         "samples_per_second": progress.samples / seconds if seconds else None,
         "parameters": sum(p.numel() for p in parts.model.parameters()),
         "config_hash": schema.config_hash(parts.settings.plain),
-        "code_hash": code_hash(parts),
+        "code_hash": compute_code_hash(parts),
         "weights_sha256": weights_sha256,
         "warnings": parts.notes,
         "error": error,
@@ -75,7 +75,7 @@ def measure(parts: RunContext) -> dict[str, Value]:
     """
     training = parts.training
     values: dict[str, Value] = {k.removeprefix("parameter/"): v for k, v in training.parameter_values().items()}
-    answers = probes.ask(parts, parts.settings.rest.probes)
+    answers = probes.predict_probes(parts, parts.settings.rest.probes)
     values |= {f"answer({name})": answer for name, answer in answers.items()}
     if training.progress.first_loss is not None:
         values["first_loss"] = training.progress.first_loss
@@ -90,7 +90,7 @@ def measure(parts: RunContext) -> dict[str, Value]:
 
 def check_expectations(parts: RunContext, result: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     """The expectations of a run that stands alone, as result.json keeps them."""
-    if not parts.alone:
+    if not parts.is_alone:
         return []
     outcome = expectations.outcome_of("", result, logger.read_rows(folder))
     return [asdict(line) for line in expectations.check(parts.settings.rest.expect, [outcome])]
@@ -116,7 +116,7 @@ def diagnose(parts: RunContext, rows: list[dict[str, float]], metrics: dict[str,
     return notes + list(found.values())
 
 
-def code_hash(parts: RunContext) -> str:
+def compute_code_hash(parts: RunContext) -> str:
     """sha256 of the source files that define the model and the data."""
     digest = hashlib.sha256()
     for found in (type(parts.model), hydra.utils.get_object(str(parts.settings.data.target))):
@@ -127,7 +127,7 @@ def code_hash(parts: RunContext) -> str:
     return digest.hexdigest()
 
 
-def record_end(parts: RunContext, metrics: dict[str, float], tracker: Logger) -> list[str]:
+def log_end(parts: RunContext, metrics: dict[str, float], tracker: Logger) -> list[str]:
     """The last entries in TensorBoard: test metrics, hyperparameters, the graph; returns what did not work."""
     step = parts.training.progress.step
     tracker.log_step(step, {k: v for k, v in metrics.items() if k.startswith("test/")})

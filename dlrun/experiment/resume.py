@@ -37,7 +37,7 @@ TO_GO_ON = (
 )  # fmt: skip
 
 
-def checkpoint_file(place: str) -> Path:
+def find_checkpoint_file(place: str) -> Path:
     """The file that RUN_OR_CHECKPOINT names: best.pt of a run folder, or the file itself."""
     path = Path(place)
     if path.is_file():
@@ -55,15 +55,15 @@ def checkpoint_file(place: str) -> Path:
     raise RequestError(f"{place} holds no checkpoint: it is not a run folder, or the run ended before its first save")
 
 
-def newest_state(folder: Path) -> dict[str, Any]:
+def load_newest_state(folder: Path) -> dict[str, Any]:
     """The newest checkpoint of a run that is whole; RequestError says how to begin where there is none."""
-    state = state_to_go_on(folder)
+    state = find_newest_state(folder)
     if state is None:
         raise RequestError(_how_to_begin(folder))
     return state
 
 
-def state_to_go_on(folder: Path) -> dict[str, Any] | None:
+def find_newest_state(folder: Path) -> dict[str, Any] | None:
     """The newest whole checkpoint of a run, with all that is needed to go on; None where it has saved none.
 
     UnreadableError, with the reason of each, where there are checkpoints and none of them can be opened.
@@ -103,24 +103,24 @@ def resume_requests(words: list[str]) -> list[Request]:
     if not words or not words[0]:
         raise RequestError(f"which run? type {example_command('resume')}")
     folder = Path(words[0])
-    state = newest_state(folder)
+    state = load_newest_state(folder)
     request = from_saved(state["config"], state["choices"], words[1:], folder)
     plain = request.config
     refuse_changes(state["config"], plain, folder)
     refuse_shorter(state, plain, folder)
     refuse_other_curve(state, plain, folder)
-    status = result_of(folder).get("status")
+    status = read_result(folder).get("status")
     if status in FINISHED:
-        key = ended_by(state, plain)
+        key = find_reached_limit(state, plain)
         if key is not None:
-            say_finished(folder, str(status), key)
+            print_finished(folder, str(status), key)
             return []
     if not any(word.startswith("device.num_threads=") for word in words):
-        plain["device"]["num_threads"] = as_many_threads(state, plain)
+        plain["device"]["num_threads"] = choose_threads(state, plain)
     return [replace(request, going_on=True, words=["resume", *words], processes=state.get("processes", 1))]
 
 
-def where_they_stood(requests: list[Request]) -> list[Request]:
+def find_interrupted(requests: list[Request]) -> list[Request]:
     """`resume=auto`: the run of the same config that goes on, or the request as it is where there is none yet.
 
     Empty, after saying so, where that run is finished. UnreadableError where it has checkpoints and none can be opened.
@@ -131,43 +131,43 @@ def where_they_stood(requests: list[Request]) -> list[Request]:
     if request.sweep is not None:
         raise RequestError("resume=auto is for one run; a sweep goes on by its folder: type sweep.dir=<folder>")
 
-    folder = run_of_the_same_config(request)
+    folder = find_run_of_same_config(request)
     if folder is None:
         return requests
 
-    status = result_of(folder).get("status")
+    status = read_result(folder).get("status")
     if status in FINISHED:
-        say_finished(folder, str(status), "trainer.epochs")
+        print_finished(folder, str(status), "trainer.epochs")
         return []
 
-    state = state_to_go_on(folder)
+    state = find_newest_state(folder)
     if state is not None:
-        return [going_on(request, folder, state)]
+        return [continue_run(request, folder, state)]
     run_folder.begin_again(folder)
     return requests
 
 
-def say_finished(folder: Path, status: str, key: str) -> None:
+def print_finished(folder: Path, status: str, key: str) -> None:
     """Say that a run is finished, and how it is made longer."""
     ended = status.replace("_", " ")
     write_out(escape_line(f"{folder} is {ended}; to train longer type {RunRecord(folder).how_to_resume(f'{key}=...')}"))
 
 
-def going_on(request: Request, folder: Path, state: dict[str, Any]) -> Request:
+def continue_run(request: Request, folder: Path, state: dict[str, Any]) -> Request:
     """The request as the continuation of the run in `folder`, which was composed alike, with as many threads."""
-    request.config["device"]["num_threads"] = as_many_threads(state, request.config)
+    request.config["device"]["num_threads"] = choose_threads(state, request.config)
     # A run of an older dlrun ends where it was to end, see hashes_of; so its schedule stays as long.
     request.config["trainer"]["epochs"] = state["config"]["trainer"]["epochs"]
     return replace(request, folder=folder, going_on=True, processes=state.get("processes", 1))
 
 
-def run_of_the_same_config(request: Request) -> Path | None:
+def find_run_of_same_config(request: Request) -> Path | None:
     """The run that `resume=auto` is about: in the folder asked for, or the newest below paths.outputs.
 
     None where there is no such run. Of those below paths.outputs it is one that is finished or has saved something.
     A run that another process is at is left alone.
     """
-    wanted = hashes_of(request.config)
+    wanted = compute_config_hashes(request.config)
     if request.folder is not None:
         taken = lock.is_held(request.folder)
         return request.folder if not taken and _is_of_config(request.folder, wanted) else None
@@ -177,12 +177,12 @@ def run_of_the_same_config(request: Request) -> Path | None:
     for folder in folders:
         if lock.is_held(folder):
             continue
-        known = result_of(folder).get("config_hash")
+        known = read_result(folder).get("config_hash")
         if known is not None and known not in wanted:  # spares reading its config, which takes milliseconds
             continue
         try:
             same = _is_of_config(folder, wanted)
-            begun = result_of(folder).get("status") in FINISHED or bool(run_folder.saved_files(folder))
+            begun = read_result(folder).get("status") in FINISHED or bool(run_folder.saved_files(folder))
         except DlrunError as error:
             write_error(escape_line(f"note: whether {folder} is this run cannot be told: {error}"))
             continue
@@ -191,12 +191,12 @@ def run_of_the_same_config(request: Request) -> Path | None:
     return None
 
 
-def result_of(folder: Path) -> dict[str, Any]:
+def read_result(folder: Path) -> dict[str, Any]:
     """result.json; empty where it is missing or cannot be read: the end of a run can be made again."""
     return RunRecord(folder).result
 
 
-def hashes_of(plain: dict[str, Any]) -> set[str]:
+def compute_config_hashes(plain: dict[str, Any]) -> set[str]:
     """The config_hash of a run, and that which an older dlrun gave it.
 
     There the epochs by default ended a training as well where only trainer.max_steps was typed.
@@ -213,16 +213,16 @@ def _is_of_config(folder: Path, wanted: set[str]) -> bool:
 
     Its newest checkpoint is asked where neither can be read: UnreadableError where that cannot be opened either.
     """
-    if result_of(folder).get("config_hash") in wanted:
+    if read_result(folder).get("config_hash") in wanted:
         return True
     try:
         return schema.config_hash(read_config(folder / ".hydra" / "config.yaml")) in wanted
     except _UNREADABLE:
-        state = state_to_go_on(folder)
+        state = find_newest_state(folder)
     return state is not None and schema.config_hash(state["config"]) in wanted
 
 
-def ended_by(state: dict[str, Any], plain: dict[str, Any]) -> str | None:
+def find_reached_limit(state: dict[str, Any], plain: dict[str, Any]) -> str | None:
     """The key whose limit a saved state has reached; null where there is more to do."""
     trainer, patience = plain["trainer"], plain["trainer"]["early_stopping"]["patience"]
     if trainer["epochs"] is not None and state["epoch"] >= trainer["epochs"]:
@@ -274,13 +274,13 @@ def refuse_other_curve(state: dict[str, Any], now: dict[str, Any], folder: Path)
         )
 
 
-def as_many_threads(state: dict[str, Any], plain: dict[str, Any]) -> int | None:
+def choose_threads(state: dict[str, Any], plain: dict[str, Any]) -> int | None:
     """The CPU threads that a run was trained with, as sums round by their number; the config's on a smaller machine."""
     threads, configured = state.get("threads"), plain["device"].get("num_threads")
     return threads if isinstance(threads, int) and threads <= device.cores() else configured
 
 
-def what_differs(state: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def find_environment_changes(state: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What may make a resumed run differ in the last bits, a sentence each; RequestError for other data.
 
     now: what this process would write about itself into a checkpoint.

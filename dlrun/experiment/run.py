@@ -38,7 +38,7 @@ from dlrun.experiment.context import RunContext
 from dlrun.experiment.hidden_state import comparison
 from dlrun.experiment.preflight import memory
 from dlrun.experiment.reports import figures, html, terminal
-from dlrun.experiment.setup import prepare, session
+from dlrun.experiment.setup import enter_device_session, prepare
 from dlrun.models.pretrained import weights_follow
 from dlrun.runs import checkpoint, logger
 from dlrun.runs import folder as run_folder
@@ -60,11 +60,11 @@ def run(request: Request, console: Console | None = None) -> int:
         ranks = held.enter_context(joined())
         held.callback(workers.end_workers)
         own = held.enter_context(lock.Lock())
-        parts = ranks.in_turn(partial(begin, ranks.share(request), held, ranks, own))
-        parts.unsaved.say = noting(parts, console)
+        parts = ranks.in_turn(partial(prepare_run, ranks.share(request), held, ranks, own))
+        parts.unsaved.say = make_note_writer(parts, console)
         folder: Path | None = None
         try:
-            earlier = earlier_state(request, parts)
+            earlier = restore_checkpoint(request, parts)
             if parts.settings.rest.device.num_threads == "auto":
                 choose_threads(parts)
             if parts.runtime.device.type == "cuda" and parts.settings.rest.device.cuda_graph != "off":
@@ -75,16 +75,16 @@ def run(request: Request, console: Console | None = None) -> int:
             folder = open_folder(request, parts, earlier, own)
             console.open_log(folder / "run.log", parts.unsaved)
             terminal.opening(console, parts, folder, request.overrides if request.sweep else ())
-            saver = make_saver(folder, parts, request, earlier)
-            saver.examine = reload_check(parts, request, noting(parts, console))
+            saver = make_checkpoint_manager(folder, parts, request, earlier)
+            saver.examine = make_reload_check(parts, request, make_note_writer(parts, console))
             purge_step = earlier["step"] + 1 if earlier else None
             with logger.open_logger(folder, purge_step, parts.unsaved) as tracker:
-                recorders = start(parts, folder, tracker, earlier, console)
+                recorders = start_recording(parts, folder, tracker, earlier, console)
                 progress = ProgressDisplay(console, parts.training)
                 # A row and its pictures are on the disk before the checkpoint that a resumed run begins from.
                 callbacks = [tracker, *recorders, saver, progress]
                 trainer = Trainer(parts.training, callbacks, ranks.together(stop))
-                with progress.shown(), profiling_of(parts, trainer, folder) as profile:
+                with progress.shown(), start_profile(parts, trainer, folder) as profile:
                     status = trainer.fit()
                 said = len(parts.notes)
                 parts.notes += warned.note()
@@ -96,13 +96,13 @@ def run(request: Request, console: Console | None = None) -> int:
             if ranks.count > 1:
                 signals.ignore_termination()
             if folder is not None:
-                raise failure(error, parts, folder, console) from error
+                raise record_failure(error, parts, folder, console) from error
             if ranks.count > 1 and not isinstance(error, DlrunError):
                 raise RunError(ranks.blame(error, explain_failure(error, parts))) from error
             raise
         terminal.closing(console, parts, folder, result, parts.notes[said:])
         console.close()
-    return exit_code(parts, folder, result, stop)
+    return choose_exit_code(parts, folder, result, stop)
 
 
 def use_cuda_graph(parts: RunContext) -> None:
@@ -129,21 +129,21 @@ def compile_model(parts: RunContext) -> None:
     parts.notes.append(f"device.compile: the model was compiled in {parts.compile_seconds:.1f} s")
 
 
-def begin(request: Request, held: contextlib.ExitStack, ranks: Distributed, own: lock.Lock) -> RunContext:
+def prepare_run(request: Request, held: contextlib.ExitStack, ranks: Distributed, own: lock.Lock) -> RunContext:
     """Build and check everything, with nothing written; a RequestError lists all that is wrong."""
     problems = ErrorList()
     settings = schema.read(request.config, request.choices, problems)
     threads, together = settings.rest.device.num_threads, request.processes or ranks.count
     if ranks.count > 1 and threads == "auto":
         problems.add(RequestError("device.num_threads=auto times one process alone; type a number under torchrun"))
-    process = session(held, settings, problems, ranks, together)
+    process = enter_device_session(held, settings, problems, ranks, together)
     if request.folder is not None and request.folder.is_dir() and not ranks.number:
         own.take(request.folder)  # before anything in it is read
     if request.going_on:
         parts = prepare_without_start(settings, process, request, problems)
     else:
         parts = prepare(settings, process, request.trusted_modules, problems)
-    parts.alone = request.group is None
+    parts.is_alone = request.group is None
     parts.notes += request.notes
     parts.notes += ignored.find_without_effect(parts, request, typed_words(request), keys_in_files(request))
     if settings.rest.device.tf32 is not None and process.device.type != "cuda":
@@ -178,11 +178,11 @@ def prepare_without_start(
     with weights_follow():
         parts = prepare(fresh, process, request.trusted_modules, problems)
     if began_elsewhere:
-        parts.first_answers = {}  # they were given by weights that are not here
+        parts.first_predictions = {}  # they were given by weights that are not here
     return parts
 
 
-def exit_code(parts: RunContext, folder: Path, result: dict[str, Any], stop: signals.Interrupt) -> int:
+def choose_exit_code(parts: RunContext, folder: Path, result: dict[str, Any], stop: signals.Interrupt) -> int:
     """0, 128 and the signal's number, or 1 for a missed expectation if `strict`. RunError for what was lost."""
     lost = parts.unsaved.summary()
     if stop():  # in its last figures perhaps, and complete; but whoever says stop wants no next job
@@ -194,7 +194,7 @@ def exit_code(parts: RunContext, folder: Path, result: dict[str, Any], stop: sig
     return int(parts.settings.rest.strict and not all(line["ok"] for line in result["expected"]))
 
 
-def profiling_of(
+def start_profile(
     parts: RunContext, trainer: Trainer, folder: Path
 ) -> contextlib.AbstractContextManager[profiler.Profile | None]:
     """Stops the training where trainer.profile asks for it."""
@@ -211,7 +211,7 @@ def choose_threads(parts: RunContext) -> None:
     parts.notes.append(f"device.num_threads=auto: {count} (a step takes {listed})")
 
 
-def noting(parts: RunContext, console: Console) -> Callable[[str], None]:
+def make_note_writer(parts: RunContext, console: Console) -> Callable[[str], None]:
     """What says a remark when it is due, and keeps it for result.json."""
 
     def note(text: str) -> None:
@@ -221,7 +221,7 @@ def noting(parts: RunContext, console: Console) -> Callable[[str], None]:
     return note
 
 
-def earlier_state(request: Request, parts: RunContext) -> dict[str, Any] | None:
+def restore_checkpoint(request: Request, parts: RunContext) -> dict[str, Any] | None:
     """The newest whole checkpoint of the run to go on with, taken over by all; notes name those that are damaged."""
     ranks, state = parts.runtime.ranks, None
     ranks.limit(parts.settings.rest.device.timeout_seconds)
@@ -229,7 +229,7 @@ def earlier_state(request: Request, parts: RunContext) -> dict[str, Any] | None:
     if request.going_on and request.folder is not None and not ranks.number:
         _, state, skipped = checkpoint.newest_whole(request.folder / "checkpoints", resume.TO_GO_ON)
         parts.notes += [f"{said}; going on from step {state['step']} instead" for said in skipped]
-        parts.notes += resume.what_differs(state, identity(parts))
+        parts.notes += resume.find_environment_changes(state, describe_process(parts))
     state = ranks.share(state)
     if state is not None:
         parts.training.load_state_dict(state, parts.runtime.device)
@@ -264,7 +264,7 @@ def open_folder(request: Request, parts: RunContext, earlier: dict[str, Any] | N
     return folder
 
 
-def identity(parts: RunContext) -> dict[str, Any]:
+def describe_process(parts: RunContext) -> dict[str, Any]:
     """What a checkpoint says of the process that wrote it: a resumed run compares it with its own."""
     hashes = sources.hash_sources(parts)
     return {
@@ -276,9 +276,11 @@ def identity(parts: RunContext) -> dict[str, Any]:
     } | ({"sources": hashes} if hashes else {})
 
 
-def make_saver(folder: Path, parts: RunContext, request: Request, earlier: dict[str, Any] | None) -> CheckpointManager:
+def make_checkpoint_manager(
+    folder: Path, parts: RunContext, request: Request, earlier: dict[str, Any] | None
+) -> CheckpointManager:
     """What writes this run's checkpoints, each with all that is needed to load it alone."""
-    repeated = identity(parts) | {
+    repeated = describe_process(parts) | {
         "run_id": earlier["run_id"] if earlier else RunRecord(folder).environment["run_id"],
         "config": schema.recorded(parts.settings.plain),
         "choices": request.choices,
@@ -292,7 +294,7 @@ def make_saver(folder: Path, parts: RunContext, request: Request, earlier: dict[
     return saver
 
 
-def reload_check(
+def make_reload_check(
     parts: RunContext, request: Request, say: Callable[[str], None]
 ) -> Callable[[dict[str, Any]], None] | None:
     """What looks for state that resume cannot see, once a run; None where there is no code of the user's own."""
@@ -305,7 +307,7 @@ def reload_check(
     return comparison.ReloadCheck(parts, request.trusted_modules, say)
 
 
-def start(
+def start_recording(
     parts: RunContext, folder: Path, tracker: Logger, earlier: dict[str, Any] | None, console: Console
 ) -> list[Callback]:
     """Go on exactly where an earlier process stood, or note down what begins; returns what records each epoch."""
@@ -345,7 +347,7 @@ def finish(
     measured, stopped = results.measure(parts), contextlib.nullcontext if profile is None else profile.around
     if status != "interrupted":
         with stopped("evaluation"):
-            metrics |= tested(parts, saver.best_weights(parts.training))
+            metrics |= evaluate_best_weights(parts, saver.best_weights(parts.training))
         if parts.settings.rest.checkpoint.format == "full":
             with parts.unsaved.attempt("model.pt", again=False):
                 measured |= export(parts, saver)
@@ -354,8 +356,8 @@ def finish(
             with parts.unsaved.attempt("figures", again=False), stopped("figures"):
                 figures.draw_all(parts, folder, tracker)
             parts.notes += fonts.note()
-        parts.notes += results.record_end(parts, metrics, tracker)
-    result = results.collect(parts, status, metrics, sha256, error=None) | {"measured": measured}
+        parts.notes += results.log_end(parts, metrics, tracker)
+    result = results.collect_result(parts, status, metrics, sha256, error=None) | {"measured": measured}
     result["expected"] = results.check_expectations(parts, result, folder) if status != "interrupted" else []
     if parts.settings.rest.figures and status != "interrupted":
         with parts.unsaved.attempt("report.html", again=False):
@@ -365,7 +367,7 @@ def finish(
     return result
 
 
-def tested(parts: RunContext, best: dict[str, Any] | None) -> dict[str, float]:
+def evaluate_best_weights(parts: RunContext, best: dict[str, Any] | None) -> dict[str, float]:
     """The best weights taken over by all processes, if there are such, and their metrics on the test split."""
     best = parts.runtime.ranks.share(best)
     if best is not None:
@@ -385,14 +387,14 @@ def export(parts: RunContext, saver: CheckpointManager) -> dict[str, float]:
     return {"reload_difference": difference}
 
 
-def failure(error: Exception | SystemExit, parts: RunContext, folder: Path, console: Console) -> DlrunError:
+def record_failure(error: Exception | SystemExit, parts: RunContext, folder: Path, console: Console) -> DlrunError:
     """Leave result.json and the traceback behind; returns the sentence to raise."""
     if not console.is_logged:
         console.open_log(folder / "run.log", parts.unsaved)
     console.log_only("".join(traceback.format_exception(error)))
     said = explain_failure(error, parts, folder / "run.log")
     said = parts.runtime.ranks.blame(error, said)
-    result = results.collect(parts, "failed", {}, checkpoint.weights_sha256(parts.model), error=said)
+    result = results.collect_result(parts, "failed", {}, checkpoint.weights_sha256(parts.model), error=said)
     with parts.unsaved.attempt(RESULT, again=False):
         run_folder.write_json(folder / RESULT, result)
     console.close()

@@ -41,7 +41,7 @@ from dlrun.runs import expectations, plain
 _ANYWHERE = Placement(torch.device("cpu"), torch.float32, DataSpec("vector", (1,), "regression", 1))
 
 
-def session(
+def enter_device_session(
     held: ExitStack,
     settings: Settings,
     problems: ErrorList,
@@ -81,29 +81,29 @@ def _built(settings: Settings, process: Runtime, trusted_modules: list[str] | No
     for line in settings.rest.expect:
         attempt(expectations.parse, line)
     splits = _data(settings, trusted_modules, found)
-    task = attempt(build.task, settings, splits.spec, trusted_modules) if splits else None
+    task = attempt(build.build_objective, settings, splits.spec, trusted_modules) if splits else None
     runtime.seed_everything(settings.rest.seed)  # the weights depend on the seed, not on how the data was read
-    model = attempt(build.model, settings, splits.spec, process, trusted_modules) if splits else None
+    model = attempt(build.build_model, settings, splits.spec, process, trusted_modules) if splits else None
     if splits is None or task is None or model is None:
         _try_the_rest(settings, splits, task, model, trusted_modules, found)
         found.settle()
     assert splits is not None
     assert task is not None
     assert model is not None
-    notes = [*splits.notes, *remark(model), *_asked_of(settings, splits, model, found)]
-    train, val, test = build.batches(settings, splits, model, process)
+    notes = [*splits.notes, *find_model_notes(model), *_asked_of(settings, splits, model, found)]
+    train, val, test = build.build_batches(settings, splits, model, process)
     assert train is not None
     training = _training(settings, process, task, model, train, val, trusted_modules, found)
     if not found.found:
         attempt(_refuse_unsaveable, settings, splits, training, trusted_modules)
-    baseline = result.baseline(task, splits)
+    baseline = result.compute_baseline(task, splits)
     parts = RunContext(settings, process, splits, task, model, training, test, [], baseline, notes)
-    parts.notes += note_limits(training)
+    parts.notes += find_limit_notes(training)
     parts.start_parameters = training.parameter_values()
     if settings.rest.preflight:
         attempt(_look, parts)
     if not found.found:  # a model that fails there has no answers
-        parts.first_answers = attempt(probes.ask, parts, settings.rest.probes) or {}
+        parts.first_predictions = attempt(probes.predict_probes, parts, settings.rest.probes) or {}
     found.settle()
     return parts
 
@@ -112,7 +112,9 @@ def _data(settings: Settings, trusted_modules: list[str] | None, found: ErrorLis
     """The data; null when it cannot be had. Nothing is downloaded for a request that is wrong anyway."""
     with download.forbid_downloads() if found.found else contextlib.nullcontext():
         try:
-            splits = found.attempt(data_cache.shared, settings, lambda: build.data(settings, trusted_modules))
+            splits = found.attempt(
+                data_cache.get_or_build, settings, lambda: build.build_data(settings, trusted_modules)
+            )
         except download.DownloadForbiddenError:
             return None
     if splits is not None and splits.nothing_to_learn:
@@ -148,7 +150,7 @@ def _training(
     decay = settings.rest.trainer.ema_decay
     best = found.attempt(checks.monitored, keys.monitor, keys.mode, task, val is not None, decay is not None)
     monitor, mode = best or ("train/loss", "min")
-    optimizer = found.attempt(build.optimizer, settings, model, trusted_modules) or _like([0.1])
+    optimizer = found.attempt(build.build_optimizer, settings, model, trusted_modules) or _like([0.1])
     schedule = found.attempt(_schedule, settings, optimizer, train, mode, trusted_modules)
     return TrainState(
         model=model,
@@ -158,7 +160,7 @@ def _training(
         scaler=process.scaler(),
         train=train,
         val=val,
-        limits=build.limits(settings, train),
+        limits=build.build_stop_rules(settings, train),
         monitor=monitor,
         mode=mode,
         autocast=process.autocast,
@@ -188,7 +190,7 @@ def _state_of_own_optimizer(settings: Settings, trusted_modules: list[str] | Non
         model = nn.Linear(1, 1)
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        optimizer: Any = build.optimizer(settings, model, trusted_modules)
+        optimizer: Any = build.build_optimizer(settings, model, trusted_modules)
         if loop.requires_closure(optimizer):
             optimizer.step(lambda: torch.zeros(()))
         else:
@@ -205,7 +207,7 @@ def _schedule(
 ) -> Schedule:
     """The schedule; RequestError when it cannot make a step: torch divides by settings that it has not looked at."""
     rates = [group["lr"] for group in optimizer.param_groups]
-    trial = build.schedule(settings, _like(rates), train, mode, trusted_modules).scheduler
+    trial = build.build_schedule(settings, _like(rates), train, mode, trusted_modules).scheduler
     try:
         if trial is not None:
             trial.optimizer.step()
@@ -220,7 +222,7 @@ def _schedule(
     refusal = "" if trial is None else plain.refusal("scheduler", trial.state_dict())
     if refusal:
         raise RequestError(refusal)
-    return build.schedule(settings, optimizer, train, mode, trusted_modules)
+    return build.build_schedule(settings, optimizer, train, mode, trusted_modules)
 
 
 def _like(rates: list[float]) -> Optimizer:
@@ -240,13 +242,13 @@ def _try_the_rest(
     """Note the mistakes that show without the data or the model that could not be had."""
     keys = settings.rest.checkpoint
     if model is None:
-        found.attempt(build.check, settings.model, trusted_modules, ModelKeys, 1)
+        found.attempt(build.check_block, settings.model, trusted_modules, ModelKeys, 1)
     if splits is not None and task is not None:
         found.attempt(checks.monitored, keys.monitor, keys.mode, task, splits.val is not None)
-    found.attempt(build.check, settings.optimizer, trusted_modules, OptimizerKeys, 1)
+    found.attempt(build.check_block, settings.optimizer, trusted_modules, OptimizerKeys, 1)
     if model is not None or str(settings.optimizer.target).startswith("torch.optim."):  # ours know parameters by name
         tried = settings if model is not None else dataclasses.replace(settings, optimizer_keys=OptimizerKeys())
-        found.attempt(build.optimizer, tried, model or nn.Linear(1, 1), trusted_modules)
+        found.attempt(build.build_optimizer, tried, model or nn.Linear(1, 1), trusted_modules)
     one_batch = MemoryBatches(Split((torch.zeros(1, 1),), torch.zeros(1)), EpochOrder(1, 1), _ANYWHERE)
     found.attempt(_schedule, settings, _like([0.1]), one_batch, "min", trusted_modules)
 
@@ -266,8 +268,8 @@ def _look(parts: RunContext) -> None:
         parts.notes.append(said)
         training.progress.troubles["squashed"] = said  # as diagnostics.py calls it, which need not say it again
     values = sum(layer.values for layer in parts.layers)
-    parts.needs = memory.estimate(model, checks.moments(training.optimizer), values, settings)
-    parts.notes += memory.remark(parts.needs, settings, parts.runtime.device)
+    parts.memory_estimate = memory.estimate(model, checks.moments(training.optimizer), values, settings)
+    parts.notes += memory.remark(parts.memory_estimate, settings, parts.runtime.device)
     outputs = Path(settings.rest.paths.outputs)
     checks.check_disk(outputs, model, training.optimizer, keys.keep, keys.format == "full")
 
@@ -282,7 +284,7 @@ def _check_batch_sizes(parts: RunContext, first: Batch) -> None:
     checks.check_batch_sizes(parts.model, first, parts.task, training.autocast, sizes, order, work)
 
 
-def note_limits(training: TrainState) -> list[str]:
+def find_limit_notes(training: TrainState) -> list[str]:
     """A note where the epochs end the training before trainer.max_steps, or an epoch ends before a whole step."""
     limits = training.limits
     batches = len(training.train)
@@ -301,7 +303,7 @@ def note_limits(training: TrainState) -> list[str]:
     return notes
 
 
-def remark(model: nn.Module) -> list[str]:
+def find_model_notes(model: nn.Module) -> list[str]:
     """What a model class says of itself that its user should know."""
     note: Any = getattr(model, "note", None)
     return [note] if isinstance(note, str) else []

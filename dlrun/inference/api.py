@@ -220,7 +220,7 @@ def _finished_already(words: Sequence[str]) -> Run:
     """The run that `resume=RUN` names, which has said that there is nothing left to do."""
     resumed = [word.removeprefix("resume=") for word in words if word.startswith("resume=")]
     if resumed == ["auto"]:
-        found = saved.run_of_the_same_config(request.from_command_line(words)[0])
+        found = saved.find_run_of_same_config(request.from_command_line(words)[0])
         resumed = [] if found is None else [str(found)]
     if not resumed:
         raise RequestError(f"{shlex.join(words)} trains nothing; type it behind dlrun in a terminal")

@@ -122,7 +122,7 @@ def _unseen(saved: SavedModel) -> SavedModel | None:
     if str(saved.settings.data.target) not in _OF_FILES:
         return None
     overrides = saved.request.overrides
-    whole = replace(saved, settings=build.without_splitting(saved.settings, overrides))
+    whole = replace(saved, settings=build.disable_splitting(saved.settings, overrides))
     if not saved.state:  # a full model does not say what it was trained on
         names_data = any(word.lstrip("+").startswith("data") for word in overrides)
         return whole if names_data else None
@@ -160,7 +160,7 @@ def _calibration(found: Evaluation, probability: Tensor) -> Calibration:
 def _baseline(saved: SavedModel, name: str) -> dict[str, float]:
     """The metrics of the mean or the majority class of the training part; of the rows themselves for all of them."""
     if name != "all":
-        return {k: v for k, v in result.baseline(saved.task, saved.splits).items() if k.startswith(f"{name}/")}
+        return {k: v for k, v in result.compute_baseline(saved.task, saved.splits).items() if k.startswith(f"{name}/")}
     parts = (saved.splits.train, saved.splits.val, saved.splits.test)
     targets = [get_valid_targets(part, saved.splits.spec) for part in parts if part is not None]
     there = [t for t in targets if t is not None]

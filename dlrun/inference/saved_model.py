@@ -67,12 +67,12 @@ class SavedModel:
     @cached_property
     def task(self) -> Objective:
         """Loss, predictions and metrics."""
-        return build.task(self.settings, self.spec, self.request.trusted_modules)
+        return build.build_objective(self.settings, self.spec, self.request.trusted_modules)
 
     @cached_property
     def read(self) -> Splits:
         """The data of the run, or those that the command line names, as they are."""
-        return build.data(self.settings, self.request.trusted_modules)
+        return build.build_data(self.settings, self.request.trusted_modules)
 
     @cached_property
     def splits(self) -> Splits:
@@ -94,7 +94,7 @@ class SavedModel:
         if self.full is not None:
             return self.full.to(self.process.device)
         with weights_follow():
-            model = build.model(self.settings, self.spec, self.process, self.request.trusted_modules)
+            model = build.build_model(self.settings, self.spec, self.process, self.request.trusted_modules)
         BuiltBuffers(model).fit(self.state["model"], self.state.get(MADE_BUFFERS, []))
         load_weights(model, self.state["model"], self.path)
         return model
@@ -118,7 +118,7 @@ class SavedModel:
             raise RequestError(f"there is no {name} part; type split={' or split='.join([*parts, 'all'])}")
         chosen = join_parts(parts) if name == "all" else parts[name]
         alone = replace(splits, train=take(chosen, torch.zeros(1).long()), val=None, test=chosen)
-        batches = build.batches(self.settings, alone, self.model, self.process)[-1]
+        batches = build.build_batches(self.settings, alone, self.model, self.process)[-1]
         assert batches is not None
         return name, batches, get_origin(chosen, name)
 
@@ -131,7 +131,7 @@ def opened(place: str, overrides: Sequence[str] = ()) -> Iterator[SavedModel]:
     model, `trusted_modules=[...]` lets the run use modules of the user's. RequestError or CheckpointError for what
     is no run, a damaged file, and keys that do not exist; Hydra's exceptions pass through.
     """
-    path = resume.checkpoint_file(place)
+    path = resume.find_checkpoint_file(place)
     full = checkpoint.is_full_model(path)
     state = {} if full else checkpoint.load(path)
     if not full:
@@ -153,7 +153,7 @@ def as_in_training(request: Request, state: dict[str, Any], plain: dict[str, Any
     """
     asked = [word.partition("=")[0] for word in request.overrides]
     if "device.num_threads" not in asked:
-        request.config["device"]["num_threads"] = resume.as_many_threads(state, plain)
+        request.config["device"]["num_threads"] = resume.choose_threads(state, plain)
     data = request.config["data"]
     if state and "task" in data and data["task"] is None:
         data["task"] = state["spec"]["task"]

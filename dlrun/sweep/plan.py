@@ -12,7 +12,7 @@ from dlrun.core.errors import RequestError, UnavailableError
 from dlrun.core.library_warnings import diverted
 from dlrun.core.problems import ErrorList
 from dlrun.engine.device import cores
-from dlrun.experiment.setup import prepare, session
+from dlrun.experiment.setup import enter_device_session, prepare
 from dlrun.runs.reports.console import Console, clock, facts
 from dlrun.sweep.jobs import Job, key_of
 from dlrun.sweep.process_engine import Parallel
@@ -34,7 +34,7 @@ def check(jobs: Sequence[Job], begin: Callable[[Job], None] | None = None) -> di
         settings = schema.read(job.request.config, job.request.choices, own_problems)
         try:
             with contextlib.ExitStack() as held:
-                process = session(held, settings, own_problems)
+                process = enter_device_session(held, settings, own_problems)
                 prepare(settings, process, job.request.trusted_modules, own_problems)
         except UnavailableError as error:
             lacking[job.key] = str(error)

@@ -43,7 +43,7 @@ def run(requests: Sequence[Request]) -> int:
     at_once = max(1, min(at_once, len(waiting)))
     own = [job for job in waiting if has_own_code(job)]
     engine = _engine(alone and not own, at_once)
-    with data_cache.sharing(), contextlib.ExitStack() as held:
+    with data_cache.share_data(), contextlib.ExitStack() as held:
         if own and isinstance(engine, Parallel):
             # Code of the user's own may end the process that runs it.
             checked = check_apart(waiting, engine)
@@ -157,9 +157,9 @@ def ready(job: Job) -> Job:
     """
     if not job.folder.is_dir():
         return job
-    state = resume.state_to_go_on(job.folder)
+    state = resume.find_newest_state(job.folder)
     if state is not None:
-        return replace(job, request=resume.going_on(job.request, job.folder, state))
+        return replace(job, request=resume.continue_run(job.request, job.folder, state))
     run_folder.begin_again(job.folder)  # what was wrong with it is in the ledger
     return job
 

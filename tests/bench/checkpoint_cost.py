@@ -29,7 +29,7 @@ def measured(root: str, epochs: int) -> tuple[float, float, int]:
         folder = Path(place)
         parts = run.prepare(settings, process, None)
         run_folder.describe(folder, request, process)
-        saver = run.make_saver(folder, parts, request, None)
+        saver = run.make_checkpoint_manager(folder, parts, request, None)
         with logger.open_logger(folder) as tracker:
             Trainer(parts.training, [tracker, saver], lambda: False).fit()
         size = (folder / "checkpoints" / "last.pt").stat().st_size

@@ -200,7 +200,7 @@ def test_words_for_every_setting_of_a_choice_are_taken() -> None:
                     with pytest.MonkeyPatch.context() as patched:
                         patched.setitem(arguments, key, wrong)
                         try:
-                            build.check(block, None, keys, given)
+                            build.check_block(block, None, keys, given)
                         except RequestError as error:
                             message = str(error)
                         else:
@@ -209,7 +209,7 @@ def test_words_for_every_setting_of_a_choice_are_taken() -> None:
                         seen += 1
                         value = OverridesParser.create().parse_override(word).value()
                         again = schema.Block(group, path.stem, target, {**arguments, key_of(word).split(".")[1]: value})
-                        build.check(again, None, keys, given)
+                        build.check_block(again, None, keys, given)
     assert seen > 60
 
 

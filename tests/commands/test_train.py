@@ -269,7 +269,7 @@ def test_a_run_that_fails_before_its_folder_is_described_leaves_none(
         "runs.reports.console.Console.open_log",
         "experiment.reports.terminal.opening",
         "runs.logger.Logger",
-        "experiment.run.make_saver",
+        "experiment.run.make_checkpoint_manager",
     ],
 )
 def test_every_run_folder_has_a_log_and_a_result(where: str, dlrun: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,13 @@ import torch
 from dlrun.config.request import from_command_line
 from dlrun.core.errors import RequestError
 from dlrun.experiment import run
-from dlrun.experiment.resume import as_many_threads, ended_by, refuse_other_curve, refuse_shorter, what_differs
+from dlrun.experiment.resume import (
+    choose_threads,
+    find_environment_changes,
+    find_reached_limit,
+    refuse_other_curve,
+    refuse_shorter,
+)
 from dlrun.runs.checkpoint import load, save
 
 QUICK = ("tracking.graph=false", "figures=false")
@@ -179,28 +185,28 @@ def test_a_run_only_gets_longer(key: str, was: Any, asked: Any, said: str) -> No
     ],
 )
 def test_what_ended_a_run(trainer: dict[str, Any], key: str | None) -> None:
-    assert ended_by(state(), longer(state(), **trainer)) == key
+    assert find_reached_limit(state(), longer(state(), **trainer)) == key
 
 
 def test_as_many_threads_as_before_where_there_are_so_many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1}, raising=False)
     plain: dict[str, Any] = {"device": {"num_threads": None}}
-    assert as_many_threads({"threads": 2}, plain) == 2
-    assert as_many_threads({"threads": 3}, plain) is None
-    assert as_many_threads({"threads": 3}, {"device": {"num_threads": 3}}) == 3
-    assert as_many_threads({}, plain) is None
+    assert choose_threads({"threads": 2}, plain) == 2
+    assert choose_threads({"threads": 3}, plain) is None
+    assert choose_threads({"threads": 3}, {"device": {"num_threads": 3}}) == 3
+    assert choose_threads({}, plain) is None
 
 
 def test_what_differs_is_said_and_other_data_are_refused() -> None:
     before = {"spec": {"task": "binary"}, "rows": 10, "threads": 4, "torch": "1.0"}
-    assert what_differs(before, before) == what_differs({}, before) == []
-    threads, torch = what_differs(before, before | {"threads": 2, "torch": "2.0"})
+    assert find_environment_changes(before, before) == find_environment_changes({}, before) == []
+    threads, torch = find_environment_changes(before, before | {"threads": 2, "torch": "2.0"})
     assert threads == "until now CPU threads 4, from here on 2: results may differ in the last bits"
     assert torch.startswith("until now torch 1.0, from here on 2.0")
     with pytest.raises(RequestError, match="the number of training rows is 11, and was 10 when the run began"):
-        what_differs(before, before | {"rows": 11})
+        find_environment_changes(before, before | {"rows": 11})
     with pytest.raises(RequestError, match="the data's description is"):
-        what_differs(before, before | {"spec": {}})
+        find_environment_changes(before, before | {"spec": {}})
 
 
 def test_a_state_of_another_dlrun_gets_a_verdict(dlrun: Callable, tmp_path: Path, finished: Path) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dlrun.data.spec import DataSpec
 from dlrun.engine.objective import Objective
-from dlrun.experiment.build.start_values import start_values
+from dlrun.experiment.build.start_values import set_start_values
 from dlrun.experiment.preflight.checks import Layer, layers
 from dlrun.models.sequential import Sequential
 
@@ -47,7 +47,7 @@ def test_five_by_five_by_three_by_three(stride: int, padding: int, size: int) ->
     wanted = by_hand(stride, padding)
     assert [len(row) for row in wanted] == [size] * size
     net = convolution(1, 5, size * size, out_channels=1, kernel_size=3, stride=stride, padding=padding)
-    start_values(net, {"w": [[KERNEL]], "b": 0.5})
+    set_start_values(net, {"w": [[KERNEL]], "b": 0.5})
     image = torch.tensor(IMAGE, dtype=torch.float32).view(1, 1, 5, 5)
     assert net(image).view(size, size).tolist() == [[x + 0.5 for x in row] for row in wanted]
 
@@ -84,7 +84,7 @@ def test_zeros_around_an_image_keep_its_size_and_its_middle() -> None:
     def answered(padding: int) -> Tensor:
         size = 3 + 2 * padding
         net = convolution(1, 5, size * size, out_channels=1, kernel_size=3, padding=padding)
-        start_values(net, {"w": [[KERNEL]], "b": 0.0})
+        set_start_values(net, {"w": [[KERNEL]], "b": 0.0})
         answer: Tensor = net(torch.tensor(IMAGE, dtype=torch.float32).view(1, 1, 5, 5)).view(size, size)
         return answer
 

@@ -97,7 +97,7 @@ def test_data_that_are_not_there_cost_their_job_only(
         return build(settings, *args)
 
     build = setup.build.data
-    monkeypatch.setattr(setup.build, "data", lacking)
+    monkeypatch.setattr(setup.build, "build_data", lacking)
     words = ("-m", *TINY, "sweep.dir=s")
     done = dlrun(*words, "data.rows=20,30,40")
     assert done.code == 1, done.err

@@ -5,7 +5,7 @@ import torch
 from dlrun.eject.plain.nets import attribute, made
 from dlrun.eject.plain.source import filled, literal
 from dlrun.eject.plain.training_run import TrainingRun
-from dlrun.experiment.build.start_values import meant
+from dlrun.experiment.build.start_values import find_parameters
 
 _NET = """\
 torch.set_num_threads(THREADS)
@@ -30,7 +30,7 @@ def start_values(run: TrainingRun) -> str:
     """Lines that fill the parameters of model.init."""
     named, lines = dict(run.model.named_parameters()), []
     for key, value in (run.settings.model_keys.init or {}).items():
-        for name in meant(key, list(named)):
+        for name in find_parameters(key, list(named)):
             target = f"net.{attribute(name)}"
             if isinstance(value, list):
                 rows = torch.as_tensor(value, dtype=torch.float64).reshape(named[name].shape).tolist()

@@ -60,14 +60,14 @@ class TrainingRun:
     @cached_property
     def optimizer(self) -> Optimizer:
         """As the run had it at its start, for its settings."""
-        return build.optimizer(self.settings, self.model, self.saved.request.trusted_modules)
+        return build.build_optimizer(self.settings, self.model, self.saved.request.trusted_modules)
 
     @cached_property
     def schedule(self) -> Schedule:
         """The schedule of a fresh optimizer, with all lengths filled in."""
-        optimizer = build.optimizer(self.settings, self.model, self.saved.request.trusted_modules)
+        optimizer = build.build_optimizer(self.settings, self.model, self.saved.request.trusted_modules)
         trusted = self.saved.request.trusted_modules
-        return build.schedule(self.settings, optimizer, _Length(self.batches), self.mode, trusted)  # type: ignore[arg-type]
+        return build.build_schedule(self.settings, optimizer, _Length(self.batches), self.mode, trusted)  # type: ignore[arg-type]
 
     @property
     def batches(self) -> int:

@@ -32,10 +32,10 @@ from dlrun.engine.optim.schedule import OF_THE_WHOLE, Schedule, moves_after_warm
 from dlrun.engine.state import StopRules
 from dlrun.engine.trainer import requires_closure
 from dlrun.experiment.build import targets
-from dlrun.experiment.build.start_values import start_values
+from dlrun.experiment.build.start_values import set_start_values
 
 
-def data(settings: Settings, trusted_modules: Sequence[str] | None) -> Splits:
+def build_data(settings: Settings, trusted_modules: Sequence[str] | None) -> Splits:
     """The data, with a validation part carved off where there is none, and cut to `data.limit_batches`."""
     keys = settings.data_keys
     made = _instantiate(settings.data, trusted_modules, DataKeys)
@@ -95,7 +95,7 @@ def _find_unheeded(made: Splits, train: Part, val: Part | None, settings: Settin
     return reasons
 
 
-def without_splitting(settings: Settings, overrides: Sequence[str]) -> Settings:
+def disable_splitting(settings: Settings, overrides: Sequence[str]) -> Settings:
     """The settings by which a file is read whole, in its order: nothing is held out, left out or drawn.
 
     overrides: of this command line, whose limits hold.
@@ -126,21 +126,21 @@ def _limited(part: Part, rows: int, name: str) -> Part:
     return rows_of.take(part, torch.linspace(0, rows_of.count_rows(part) - 1, rows).long(), name)
 
 
-def model(settings: Settings, spec: DataSpec, runtime: Runtime, trusted_modules: Sequence[str] | None) -> nn.Module:
+def build_model(settings: Settings, spec: DataSpec, runtime: Runtime, trusted_modules: Sequence[str] | None) -> nn.Module:
     """The model on its device, with its start values; MisfitError when it cannot take the data."""
     block = settings.model
-    target = target_of(block, trusted_modules)
+    target = resolve_target(block, trusted_modules)
     if not _fits(target, spec):
         raise MisfitError(
             f"model={block.choice} does not take data={settings.data.choice} ({_described(spec)}); "
-            f"models that do: {', '.join(fitting_models(spec))}"
+            f"models that do: {', '.join(find_fitting_models(spec))}"
         )
     made = _instantiate(block, trusted_modules, ModelKeys, spec)
     if not isinstance(made, nn.Module):
         raise RequestError(f"model._target_={block.target} must be a torch.nn.Module, not {type(made).__name__}")
     made = set_precision(made, runtime.dtype)
     initialize_lazy_layers(made, spec, runtime.dtype)
-    start_values(made, settings.model_keys.init or {})
+    set_start_values(made, settings.model_keys.init or {})
     made = made.to(runtime.device)
     if wants_channels_last(made, spec, runtime):
         set_channels_last(made)
@@ -198,7 +198,7 @@ def _described(spec: DataSpec) -> str:
     return f"{spec.task} on {spec.kind}s of {shape}" if spec.kind != "tokens" else f"{spec.task} on sequences"
 
 
-def fitting_models(spec: DataSpec) -> list[str]:
+def find_fitting_models(spec: DataSpec) -> list[str]:
     """The shipped models that take such data."""
     return [name for name, target in _shipped_models() if _fits(targets.resolve(target, "model._target_", None), spec)]
 
@@ -219,7 +219,7 @@ def wants_channels_last(model: nn.Module, spec: DataSpec, runtime: Runtime) -> b
     return runtime.device.type != "mps" and any(isinstance(m, nn.Conv2d) for m in model.modules())
 
 
-def batches(settings: Settings, splits: Splits, model: nn.Module, runtime: Runtime) -> list[Batches | None]:
+def build_batches(settings: Settings, splits: Splits, model: nn.Module, runtime: Runtime) -> list[Batches | None]:
     """Training, validation and test batches, in memory on the device where they fit."""
     keys = settings.data_keys
     wide = wants_channels_last(model, splits.spec, runtime)
@@ -259,14 +259,14 @@ def _workers(keys: DataKeys) -> int:
     return min(max(cores() - 1, 1), 4) if keys.num_workers is None else keys.num_workers
 
 
-def task(settings: Settings, spec: DataSpec, trusted_modules: Sequence[str] | None) -> Objective:
+def build_objective(settings: Settings, spec: DataSpec, trusted_modules: Sequence[str] | None) -> Objective:
     """Loss and metrics; a loss with a dot in its name is a function of the user's."""
     keys = settings.rest.task
     own = targets.resolve(keys.loss, "task.loss", trusted_modules) if keys.loss and "." in keys.loss else None
     return Objective(spec, keys.loss, keys.reduction, own)
 
 
-def limits(settings: Settings, train: Batches) -> StopRules:
+def build_stop_rules(settings: Settings, train: Batches) -> StopRules:
     """When training ends and how a step is made."""
     trainer = settings.rest.trainer
     return StopRules(
@@ -280,7 +280,7 @@ def limits(settings: Settings, train: Batches) -> StopRules:
     )
 
 
-def optimizer(settings: Settings, model: nn.Module, trusted_modules: Sequence[str] | None) -> Optimizer:
+def build_optimizer(settings: Settings, model: nn.Module, trusted_modules: Sequence[str] | None) -> Optimizer:
     """The optimizer over the model's parameters, in the groups asked for."""
     asked = settings.optimizer_keys.groups or []
     groups = parameter_groups(model, asked)
@@ -323,7 +323,7 @@ def _try_group(block: Block, entry: dict[str, Any], where: str, trusted_modules:
         raise RequestError(f"{where}: {error}") from error
 
 
-def schedule(
+def build_schedule(
     settings: Settings, optimizer: Optimizer, train: Batches, mode: str, trusted_modules: Sequence[str] | None
 ) -> Schedule:
     """The learning rate over time; lengths left null become those of the whole training."""
@@ -356,9 +356,9 @@ def schedule(
 
 def _instantiate(block: Block, trusted_modules: Sequence[str] | None, keys: type, *given: Any) -> Any:
     """Build what a block names; whatever its constructor objects to becomes one sentence."""
-    check(block, trusted_modules, keys, len(given))
+    check_block(block, trusted_modules, keys, len(given))
     try:
-        return _called(target_of(block, trusted_modules), block.arguments, trusted_modules, given)
+        return _called(resolve_target(block, trusted_modules), block.arguments, trusted_modules, given)
     except Exception as cause:  # whatever the target raises
         if isinstance(cause, DlrunError) or ran_out(cause):
             raise
@@ -366,7 +366,7 @@ def _instantiate(block: Block, trusted_modules: Sequence[str] | None, keys: type
         key = _key(block, str(cause))
         where = f"{block.group}.{key}={block.arguments[key]}" if key else f"{block.group}={block.choice}"
         said = user_code.with_place(f"{where}: {kind}{user_code.first_line(cause)}", cause)
-        raise RequestError(said + (targets.advice(block, key) if key and "; type" not in said else "")) from cause
+        raise RequestError(said + (targets.suggest_value(block, key) if key and "; type" not in said else "")) from cause
 
 
 def _called(
@@ -403,7 +403,7 @@ def _built(value: Any, trusted_modules: Sequence[str] | None) -> Any:
     return {key: _built(item, trusted_modules) for key, item in value.items()}
 
 
-def target_of(block: Block, trusted_modules: Sequence[str] | None) -> Callable[..., Any]:
+def resolve_target(block: Block, trusted_modules: Sequence[str] | None) -> Callable[..., Any]:
     """The object that a block names; RequestError when it names none."""
     where = f"{block.group}._target_"
     if not block.target:
@@ -411,7 +411,7 @@ def target_of(block: Block, trusted_modules: Sequence[str] | None) -> Callable[.
     return targets.resolve(str(block.target), where, trusted_modules)
 
 
-def check(block: Block, trusted_modules: Sequence[str] | None, keys: type, given: int) -> None:
+def check_block(block: Block, trusted_modules: Sequence[str] | None, keys: type, given: int) -> None:
     """RequestError for a target or an argument that does not exist; given: positional arguments that dlrun passes."""
     empty = [key for key, value in block.arguments.items() if value == "???"]
     if empty:
@@ -419,7 +419,7 @@ def check(block: Block, trusted_modules: Sequence[str] | None, keys: type, given
     for name in target_names(block.arguments):
         targets.resolve(name, f"{block.group}: _target_", trusted_modules)
     ours = [f.name for f in dataclasses.fields(keys)]
-    targets.check_arguments(block, target_of(block, trusted_modules), ours, given)
+    targets.check_arguments(block, resolve_target(block, trusted_modules), ours, given)
 
 
 def _key(block: Block, message: str) -> str | None:

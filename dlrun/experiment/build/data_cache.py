@@ -14,7 +14,7 @@ _kept: ContextVar[dict[str, Splits] | None] = ContextVar("kept", default=None)
 
 
 @contextlib.contextmanager
-def sharing() -> Iterator[None]:
+def share_data() -> Iterator[None]:
     """Inside it runs with the same data settings get the same tensors, which nothing of dlrun writes to."""
     token = _kept.set({})
     try:
@@ -23,7 +23,7 @@ def sharing() -> Iterator[None]:
         _kept.reset(token)
 
 
-def shared(settings: Settings, make: Callable[[], Splits]) -> Splits:
+def get_or_build(settings: Settings, make: Callable[[], Splits]) -> Splits:
     """What `make` returns, or what it did for a run before; data of the user's own are always made anew."""
     kept = _kept.get()
     if kept is None or not str(settings.data.target).startswith("dlrun.data."):

@@ -12,7 +12,7 @@ _SHORT = {"w": "weight", "b": "bias"}
 
 
 @torch.no_grad()
-def start_values(model: nn.Module, init: dict[str, Any]) -> None:
+def set_start_values(model: nn.Module, init: dict[str, Any]) -> None:
     """Fill parameters by name or pattern with a number, or with nested lists of their shape.
 
     `w` and `b`, where no parameter has that name, stand for `weight` and `bias`, or for the only parameter whose
@@ -20,7 +20,7 @@ def start_values(model: nn.Module, init: dict[str, Any]) -> None:
     """
     named = dict(model.named_parameters())
     for key, value in init.items():
-        wanted = meant(key, list(named))
+        wanted = find_parameters(key, list(named))
         if not wanted:
             hint = did_you_mean(key, named)
             raise RequestError(f"model.init.{key}: there is no such parameter; {hint}there are {listed(named)}")
@@ -33,7 +33,7 @@ def find_replaced(model: nn.Module, init: dict[str, Any]) -> list[str]:
     named = dict(model.named_parameters())
     replaced = []
     for key, value in init.items():
-        for name in meant(key, list(named)):
+        for name in find_parameters(key, list(named)):
             wanted = named[name].detach().clone()
             _fill(wanted, name, value)
             if key not in replaced and not torch.equal(wanted, named[name]):
@@ -41,7 +41,7 @@ def find_replaced(model: nn.Module, init: dict[str, Any]) -> list[str]:
     return replaced
 
 
-def meant(key: str, names: list[str]) -> list[str]:
+def find_parameters(key: str, names: list[str]) -> list[str]:
     """The parameters that a key names: those that match it, or the one that `w` or `b` can mean, if there is one."""
     matching = [n for n in names if fnmatchcase(n, key)]
     if matching:

@@ -136,8 +136,8 @@ def check_arguments(block: Block, target: Callable[..., Any], ours: Sequence[str
             continue
         if key not in own and not open_ended:
             raise RequestError(_unknown(block, key, [*own, *ours]))
-        if key in own and not accepts(own[key].annotation, value):
-            kind, instead = in_words(own[key].annotation), advice(block, key, own[key].default)
+        if key in own and not is_accepted(own[key].annotation, value):
+            kind, instead = in_words(own[key].annotation), suggest_value(block, key, own[key].default)
             raise RequestError(f"{block.group}.{key}={value!r} must be {kind}{instead}")
     for key, parameter in own.items():
         required = parameter.default is inspect.Parameter.empty and parameter.kind not in (
@@ -149,7 +149,7 @@ def check_arguments(block: Block, target: Callable[..., Any], ours: Sequence[str
             raise RequestError(f"{block.group}.{key} has no value yet; type +{block.group}.{key}=...")
 
 
-def advice(block: Block, key: str, default: Any = inspect.Parameter.empty) -> str:
+def suggest_value(block: Block, key: str, default: Any = inspect.Parameter.empty) -> str:
     """What to type for a key instead: what the option's own file says, or else the target's default."""
     path = CONFIG_DIR / block.group / f"{block.choice}.yaml"
     option = OmegaConf.to_container(OmegaConf.load(path), resolve=False) if path.is_file() else {}
@@ -174,11 +174,11 @@ def _unknown(block: Block, key: str, known: Sequence[str]) -> str:
     return f"{block.group}={block.choice} has no setting {block.group}.{key}; {hint}it has {there}"
 
 
-def accepts(annotation: Any, value: Any) -> bool:
+def is_accepted(annotation: Any, value: Any) -> bool:
     """Whether a plain value fits an annotation; what the annotation says beyond plain types is not looked at."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
-        return any(accepts(a, value) for a in inner)
+        return any(is_accepted(a, value) for a in inner)
     if origin is Literal:
         return value in inner
     if annotation in (None, type(None)):
@@ -193,7 +193,7 @@ def accepts(annotation: Any, value: Any) -> bool:
         items = [a for a in inner if a is not Ellipsis]
         if origin is tuple and Ellipsis not in inner and isinstance(value, list) and len(value) != len(inner):
             return False
-        return isinstance(value, list) and all(any(accepts(a, v) for a in items) for v in value if items)
+        return isinstance(value, list) and all(any(is_accepted(a, v) for a in items) for v in value if items)
     if origin is dict or annotation is dict:
         return isinstance(value, dict)
     return getattr(annotation, "__module__", None) != "torch"  # a Tensor is never written in a config

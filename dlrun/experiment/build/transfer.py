@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from dlrun.core.errors import RequestError, listed
 from dlrun.data.files.tensors import get_number_kind
-from dlrun.experiment.resume import checkpoint_file, refuse_incomplete
+from dlrun.experiment.resume import find_checkpoint_file, refuse_incomplete
 from dlrun.runs import checkpoint
 
 _MOST = 6  # names in a sentence
@@ -18,7 +18,7 @@ def take_weights(model: nn.Module, place: Path) -> list[str]:
 
     RequestError when nothing fits.
     """
-    path = checkpoint_file(str(place))
+    path = find_checkpoint_file(str(place))
     state = checkpoint.load(path)
     refuse_incomplete(state, ("model",), path)
     theirs = {key: value for key, value in state["model"].items() if isinstance(value, Tensor)}
@@ -26,16 +26,16 @@ def take_weights(model: nn.Module, place: Path) -> list[str]:
     fitting = {key: value for key, value in theirs.items() if key in ours and _fits(value, ours[key])}
     if not fitting:
         raise RequestError(
-            f"init_from={place}: none of its weights fit this model; here {shapes(ours, list(ours))}, "
-            f"there {shapes(theirs, list(theirs))}"
+            f"init_from={place}: none of its weights fit this model; here {format_shapes(ours, list(ours))}, "
+            f"there {format_shapes(theirs, list(theirs))}"
         )
     model.load_state_dict(fitting, strict=False)
-    return [f"{len(fitting)} of {len(ours)} tensors taken from {place}: {names(list(fitting))}"] + [
+    return [f"{len(fitting)} of {len(ours)} tensors taken from {place}: {format_names(list(fitting))}"] + [
         f"not taken, as {why}: {said}"
         for why, said in (
             ("their shapes differ", _differing(ours, theirs)),
-            (f"{place} lacks them", shapes(ours, [k for k in ours if k not in theirs])),
-            ("this model has none such", shapes(theirs, [k for k in theirs if k not in ours])),
+            (f"{place} lacks them", format_shapes(ours, [k for k in ours if k not in theirs])),
+            ("this model has none such", format_shapes(theirs, [k for k in theirs if k not in ours])),
         )
         if said
     ]
@@ -50,12 +50,12 @@ def _differing(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> str:
     return listed([f"{k} ({_shape(ours[k])} here, {_shape(theirs[k])} there)" for k in both], most=_MOST)
 
 
-def shapes(state: dict[str, Tensor], keys: Sequence[str]) -> str:
+def format_shapes(state: dict[str, Tensor], keys: Sequence[str]) -> str:
     """ "fc.weight (10×64), fc.bias (10)"; of many the layers that they are in."""
-    return listed([f"{k} ({_shape(state[k])})" for k in keys]) if len(keys) <= _MOST else names(keys)
+    return listed([f"{k} ({_shape(state[k])})" for k in keys]) if len(keys) <= _MOST else format_names(keys)
 
 
-def names(keys: Sequence[str]) -> str:
+def format_names(keys: Sequence[str]) -> str:
     """The names; of many the parts of the net that they are in, with how many: "net.layer1 (30), net.fc (2)"."""
     if len(keys) <= _MOST:
         return listed(keys)

@@ -188,7 +188,7 @@ def check_lr(words: Sequence[str]) -> int:
             parts = prepare(settings, process, asked.trusted_modules)
             refuse(parts.training.optimizer, settings)
             start = copy.deepcopy(parts.model.state_dict())
-            make = partial(build.optimizer, settings, parts.model, asked.trusted_modules)  # without a schedule
+            make = partial(build.build_optimizer, settings, parts.model, asked.trusted_modules)  # without a schedule
             groups = growing(settings, make())
             curve = measured(parts.training, make(), groups)
             if not curve.first:

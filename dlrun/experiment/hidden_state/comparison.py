@@ -218,7 +218,7 @@ class ReloadCheck:
         settings = self.parts.settings
         runtime.seed_everything(settings.rest.seed)
         with weights_follow(), self.start.put_in_place():
-            loaded = build.model(settings, self.parts.splits.spec, self.parts.runtime, self.trusted_modules)
+            loaded = build.build_model(settings, self.parts.splits.spec, self.parts.runtime, self.trusted_modules)
             try:
                 BuiltBuffers(loaded).fit(state["model"], state.get(MADE_BUFFERS, []))
                 load_weights(loaded, state["model"])
@@ -266,8 +266,10 @@ class ReloadCheck:
         except _LoadError as error:
             return [str(error)]
         with self.start.put_in_place():
-            optimizer = build.optimizer(parts.settings, loaded, self.trusted_modules)
-            schedule = build.schedule(parts.settings, optimizer, training.train, training.mode, self.trusted_modules)
+            optimizer = build.build_optimizer(parts.settings, loaded, self.trusted_modules)
+            schedule = build.build_schedule(
+                parts.settings, optimizer, training.train, training.mode, self.trusted_modules
+            )
             optimizer.load_state_dict(state["optimizer"])
             schedule.load_state_dict(state["scheduler"])
 

@@ -54,7 +54,7 @@ def description(parts: RunContext) -> list[tuple[str, str]]:
 
 def _needs(parts: RunContext) -> list[tuple[str, str]]:
     """What a step takes of the memory, and what the checkpoints take of the disk."""
-    needed, keys = parts.needs, parts.settings.rest.checkpoint
+    needed, keys = parts.memory_estimate, parts.settings.rest.checkpoint
     if needed is None:
         return []
     each = checkpoint_bytes(parts.model, parts.training.optimizer)
@@ -139,7 +139,7 @@ def closing(
         tested = "; test is of these weights" if "test" in headers else ""
         console.say(f"best: epoch {best['epoch']}, {best['metric']} {number(best['value'])}{tested}")
     console.say(end(result))
-    for name, answer in parts.first_answers.items():
+    for name, answer in parts.first_predictions.items():
         after = result["measured"][f"answer({name})"]
         console.say(f"answer for {name}: {_answer(answer)} before training, {_answer(after)} after")
     for note in notes:

@@ -56,7 +56,7 @@ def settings(scheduler: str, interval: str, warmup: int, trainer: dict[str, int]
 @functools.cache
 def train_batches() -> Batches:
     chosen = composed("none")
-    train = build.batches(chosen, build.data(chosen, None), nn.Linear(1, 1), CPU)[0]
+    train = build.build_batches(chosen, build.build_data(chosen, None), nn.Linear(1, 1), CPU)[0]
     assert train is not None
     assert len(train) == 13
     return train
@@ -64,7 +64,7 @@ def train_batches() -> Batches:
 
 def built(chosen: schema.Settings) -> tuple[Optimizer, Schedule]:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=LR)
-    return optimizer, build.schedule(chosen, optimizer, train_batches(), "min", None)
+    return optimizer, build.build_schedule(chosen, optimizer, train_batches(), "min", None)
 
 
 def walk(optimizer: Optimizer, schedule: Schedule, ends: tuple[int, ...], first: int, last: int) -> list[float]:

@@ -45,7 +45,7 @@ def settings(*words: str) -> Settings:
 
 
 def model(*words: str, spec: DataSpec = VECTOR, precision: str = "fp32") -> nn.Module:
-    return build.model(settings(*words), spec, process(precision), None)
+    return build.build_model(settings(*words), spec, process(precision), None)
 
 
 def numbers(splits: Splits) -> list[list[float]]:
@@ -56,7 +56,7 @@ def numbers(splits: Splits) -> list[list[float]]:
 
 def test_the_validation_part_is_carved_off_the_training_rows_only() -> None:
     whole, (kept, held_out) = (
-        numbers(build.data(settings("data=line", *w), None)) for w in ([], ["data.val_fraction=0.2"])
+        numbers(build.build_data(settings("data=line", *w), None)) for w in ([], ["data.val_fraction=0.2"])
     )
     assert [len(part) for part in whole] == [500]
     assert (len(kept), len(held_out)) == (400, 100)
@@ -65,14 +65,14 @@ def test_the_validation_part_is_carved_off_the_training_rows_only() -> None:
 
 def test_what_is_held_out_does_not_depend_on_the_seed_of_the_training() -> None:
     words = ("data=line", "data.val_fraction=0.2")
-    first, second = (numbers(build.data(settings(*words, f"seed={seed}"), None)) for seed in (0, 1))
+    first, second = (numbers(build.build_data(settings(*words, f"seed={seed}"), None)) for seed in (0, 1))
     assert first == second
-    assert numbers(build.data(settings(*words, "data.seed=1"), None)) != first
+    assert numbers(build.build_data(settings(*words, "data.seed=1"), None)) != first
 
 
 @pytest.mark.parametrize(("batches", "sizes"), [(1, [64, 64, 64]), (3, [192, 144, 192]), (99, [1294, 144, 359])])
 def test_limit_batches_cuts_every_part(batches: int, sizes: list[int]) -> None:
-    made = build.data(settings(f"data.limit_batches={batches}"), None)
+    made = build.build_data(settings(f"data.limit_batches={batches}"), None)
     parts = [part for part in (made.train, made.val, made.test) if isinstance(part, Split)]
     assert [len(part) for part in parts] == sizes
     assert all(len(torch.unique(part.inputs[0], dim=0)) > 0.95 * len(part) for part in parts)  # spread, not repeated
@@ -92,7 +92,7 @@ def test_limit_batches_cuts_every_part(batches: int, sizes: list[int]) -> None:
 )
 def test_data_that_cannot_be_made_is_a_sentence(words: tuple[str, ...], said: str) -> None:
     with pytest.raises(RequestError) as caught:
-        build.data(settings(*words), None)
+        build.build_data(settings(*words), None)
     assert said in str(caught.value)
 
 
@@ -155,9 +155,9 @@ def test_an_own_object_of_another_kind_is_a_sentence(
 ) -> None:
     chosen = own(group, name)
     calls: dict[str, Callable[[], Any]] = {
-        "data": lambda: build.data(chosen, None),
-        "model": lambda: build.model(chosen, VECTOR, process(), None),
-        "optimizer": lambda: build.optimizer(chosen, nn.Linear(2, 1), None),
+        "data": lambda: build.build_data(chosen, None),
+        "model": lambda: build.build_model(chosen, VECTOR, process(), None),
+        "optimizer": lambda: build.build_optimizer(chosen, nn.Linear(2, 1), None),
     }
     with pytest.raises(RequestError) as caught:
         calls[group]()
@@ -166,9 +166,9 @@ def test_an_own_object_of_another_kind_is_a_sentence(
 
 def test_an_own_object_of_a_saved_run_needs_trust(own: Callable[..., Settings]) -> None:
     with pytest.raises(RequestError, match="comes from a saved run"):
-        build.model(own("model", "Net"), VECTOR, process(), [])
+        build.build_model(own("model", "Net"), VECTOR, process(), [])
     assert "builds" not in sys.modules
-    assert type(build.model(own("model", "Net"), VECTOR, process(), ["builds"])).__name__ == "Net"
+    assert type(build.build_model(own("model", "Net"), VECTOR, process(), ["builds"])).__name__ == "Net"
 
 
 @pytest.mark.parametrize(
@@ -193,9 +193,9 @@ def test_a_model_that_does_not_fit_names_those_that_do(name: str, spec: DataSpec
 )
 def test_fp64_gives_float64_parameters_and_inputs(precision: str, dtype: torch.dtype) -> None:
     chosen = settings("data=line", "model=linear")
-    splits = build.data(chosen, None)
-    made = build.model(chosen, splits.spec, process(precision), None)
-    train = build.batches(chosen, splits, made, process(precision))[0]
+    splits = build.build_data(chosen, None)
+    made = build.build_model(chosen, splits.spec, process(precision), None)
+    train = build.build_batches(chosen, splits, made, process(precision))[0]
     assert train is not None
     (x,), y = next(train.epoch(1))
     assert {p.dtype for p in made.parameters()} == {x.dtype} == {y.dtype} == {made(x).dtype} == {dtype}
@@ -237,9 +237,9 @@ def test_start_values_that_do_not_fit_are_sentences(init: str, said: str) -> Non
 
 def batches(*words: str, wide: bool | None = None) -> tuple[Batches | None, ...]:
     chosen = settings(*words)
-    splits = build.data(chosen, None)
-    made = build.model(chosen, splits.spec, process(channels_last=wide), None)
-    return tuple(build.batches(chosen, splits, made, process(channels_last=wide)))
+    splits = build.build_data(chosen, None)
+    made = build.build_model(chosen, splits.spec, process(channels_last=wide), None)
+    return tuple(build.build_batches(chosen, splits, made, process(channels_last=wide)))
 
 
 @pytest.mark.parametrize(
@@ -277,6 +277,6 @@ def test_images_have_channels_last_for_convolutions(name: str, asked: bool | Non
     train = batches(f"model={name}", wide=asked)[0]
     assert isinstance(train, MemoryBatches)
     assert train.place.channels_last == wide
-    made = build.model(settings(f"model={name}"), IMAGES, process(channels_last=asked), None)
+    made = build.build_model(settings(f"model={name}"), IMAGES, process(channels_last=asked), None)
     kernels = [m.weight for m in made.modules() if isinstance(m, nn.Conv2d)]
     assert all(k.is_contiguous(memory_format=torch.channels_last) or not wide for k in kernels)

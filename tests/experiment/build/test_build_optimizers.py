@@ -50,7 +50,7 @@ def settings(*words: str) -> Settings:
 )
 def test_an_optimizer_that_cannot_be_built_is_a_sentence(words: tuple[str, ...], said: str) -> None:
     with pytest.raises(RequestError) as caught:
-        build.optimizer(settings(*words), nn.Linear(2, 1), None)
+        build.build_optimizer(settings(*words), nn.Linear(2, 1), None)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -58,11 +58,11 @@ def test_an_optimizer_that_cannot_be_built_is_a_sentence(words: tuple[str, ...],
 def schedule(*words: str) -> Any:
     """The schedule of 100 rows in batches of 8: 13 batches an epoch."""
     chosen = settings("data=regression", "data.batch_size=8", "trainer.epochs=6", "optimizer=sgd", *words)
-    splits = build.data(chosen, None)
+    splits = build.build_data(chosen, None)
     net = nn.Linear(1, 1)
-    train = build.batches(chosen, splits, net, CPU)[0]
+    train = build.build_batches(chosen, splits, net, CPU)[0]
     assert train is not None
-    return build.schedule(chosen, build.optimizer(chosen, net, None), train, "max", None)
+    return build.build_schedule(chosen, build.build_optimizer(chosen, net, None), train, "max", None)
 
 
 @pytest.mark.parametrize(

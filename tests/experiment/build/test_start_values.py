@@ -8,21 +8,21 @@ from dlrun.data.spec import DataSpec
 from dlrun.core.errors import RequestError
 from dlrun.models.linear import Linear
 from dlrun.models.scratch import ScratchMLP
-from dlrun.experiment.build.start_values import start_values
+from dlrun.experiment.build.start_values import set_start_values
 
 SPEC = DataSpec("vector", (1,), "regression", 1)
 
 
 @pytest.mark.parametrize("net", [ScratchMLP(SPEC, hidden_sizes=[]), Linear(SPEC)])
 def test_w_and_b_mean_the_only_weight_and_bias(net: nn.Module) -> None:
-    start_values(net, {"w": 1.0, "b": -2.0})
+    set_start_values(net, {"w": 1.0, "b": -2.0})
     assert net(torch.tensor([[4.0]])).item() == 2.0
 
 
 def test_w_means_nothing_where_there_are_several_weights() -> None:
     net = ScratchMLP(SPEC, hidden_sizes=[2])
     with pytest.raises(RequestError, match=r"model\.init\.w: there is no such parameter.*layers\.0\.weight"):
-        start_values(net, {"w": 1.0})
+        set_start_values(net, {"w": 1.0})
 
 
 def test_a_parameter_called_weight_comes_before_deeper_ones() -> None:
@@ -33,5 +33,5 @@ def test_a_parameter_called_weight_comes_before_deeper_ones() -> None:
 
     net = Net()
     before = net.inner.weight.item()
-    start_values(net, {"w": 3.0})
+    set_start_values(net, {"w": 3.0})
     assert (net.weight.item(), net.inner.weight.item()) == (3.0, before)

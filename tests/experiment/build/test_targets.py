@@ -267,7 +267,7 @@ FITS: list[tuple[Any, list[Any], list[Any]]] = [  # annotation, what fits, what 
     ],
 )
 def test_a_plain_value_fits_its_annotation(annotation: Any, value: Any, wanted: bool) -> None:
-    assert targets.accepts(annotation, value) is wanted
+    assert targets.is_accepted(annotation, value) is wanted
 
 
 def build(width: int, depth: int = 2, shape: list[int] | None = None, *, rate: float = 0.1) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from dlrun.experiment.build.transfer import names, shapes
+from dlrun.experiment.build.transfer import format_names, format_shapes
 
 QUICK = ("data=digits", "trainer.epochs=1", "tracking.graph=false", "figures=false")
 
@@ -55,12 +55,12 @@ def test_nothing_that_fits_is_refused_with_both_sides(dlrun: Callable[..., Any])
 
 def test_many_names_become_the_parts_of_the_net() -> None:
     keys = [f"net.layer{i}.{j}.conv{k}.weight" for i in (1, 2) for j in range(2) for k in (1, 2)] + ["net.fc.bias"]
-    assert names(keys) == "net.layer1.0 (2), net.layer1.1 (2), net.layer2.0 (2), net.layer2.1 (2), net.fc (1)"
+    assert format_names(keys) == "net.layer1.0 (2), net.layer1.1 (2), net.layer2.0 (2), net.layer2.1 (2), net.fc (1)"
     many = [f"net.layer{i}.{j}.weight" for i in range(4) for j in range(9)]
-    assert names(many) == "net.layer0 (9), net.layer1 (9), net.layer2 (9), net.layer3 (9)"
+    assert format_names(many) == "net.layer0 (9), net.layer1 (9), net.layer2 (9), net.layer3 (9)"
     wide = [f"part{i}.weight" for i in range(40)]
-    assert names(wide).endswith(" and 34 more")
-    assert shapes({"a": torch.zeros(()), "b": torch.zeros(2, 3)}, ["a", "b"]) == "a (scalar), b (2×3)"
+    assert format_names(wide).endswith(" and 34 more")
+    assert format_shapes({"a": torch.zeros(()), "b": torch.zeros(2, 3)}, ["a", "b"]) == "a (scalar), b (2×3)"
 
 
 @pytest.mark.slow

@@ -149,13 +149,13 @@ def test_the_schedule_is_left_out_and_the_loss_is_per_sample(dlrun: Callable[...
 @pytest.mark.slow
 def test_groups_with_a_rate_of_their_own_keep_it(dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Optimizer] = []
-    before = build.optimizer
+    before = build.build_optimizer
 
     def kept(*arguments: Any) -> Optimizer:
         made.append(before(*arguments))
         return made[-1]
 
-    monkeypatch.setattr(build, "optimizer", kept)
+    monkeypatch.setattr(build, "build_optimizer", kept)
     dlrun(*BLOBS, "optimizer.groups=[{match: '*.bias', lr: 0.01},{match: '*.0.weight', weight_decay: 0.1}]")
     own, *others = made[-1].param_groups
     assert own["lr"] == 0.01

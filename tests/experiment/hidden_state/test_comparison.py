@@ -42,7 +42,7 @@ def test_looking_changes_no_bit_of_the_training(train: Callable[..., Any], monke
     looked = train("Everything")
     assert any(NOT_SAVED in text for text in looked.result["warnings"])
     sys.modules.pop("hidden_nets", None)
-    monkeypatch.setattr(run, "reload_check", lambda *_: None)
+    monkeypatch.setattr(run, "make_reload_check", lambda *_: None)
     alone = train("Everything", "seed=0")
     assert not any(NOT_SAVED in text for text in alone.result["warnings"])
     assert looked.result["weights_sha256"] == alone.result["weights_sha256"]
@@ -115,7 +115,7 @@ def test_state_of_an_optimizer_or_a_schedule_is_said(
     assert looked.code == 0, looked.err
     found = [text for text in looked.result["warnings"] if "resume" in text]
     assert found == ([f"{said} {NOT_SAVED}; return it from state_dict"] if said else [])
-    monkeypatch.setattr(run, "reload_check", lambda *_: None)
+    monkeypatch.setattr(run, "make_reload_check", lambda *_: None)
     sys.modules.pop("hidden_nets", None)
     assert train("BN", *words).result["weights_sha256"] == looked.result["weights_sha256"]
 
@@ -239,7 +239,7 @@ def test_a_net_whose_copies_would_call_it_is_left_alone(
     looked = train("Enclosed")
     assert any("lambda> holds a module" in text for text in looked.result["warnings"])
     sys.modules.pop("hidden_nets", None)
-    monkeypatch.setattr(run, "reload_check", lambda *_: None)
+    monkeypatch.setattr(run, "make_reload_check", lambda *_: None)
     assert train("Enclosed").result["weights_sha256"] == looked.result["weights_sha256"]
 
 
