@@ -126,7 +126,9 @@ def _limited(part: Part, rows: int, name: str) -> Part:
     return rows_of.take(part, torch.linspace(0, rows_of.count_rows(part) - 1, rows).long(), name)
 
 
-def build_model(settings: Settings, spec: DataSpec, runtime: Runtime, trusted_modules: Sequence[str] | None) -> nn.Module:
+def build_model(
+    settings: Settings, spec: DataSpec, runtime: Runtime, trusted_modules: Sequence[str] | None
+) -> nn.Module:
     """The model on its device, with its start values; MisfitError when it cannot take the data."""
     block = settings.model
     target = resolve_target(block, trusted_modules)
@@ -366,7 +368,9 @@ def _instantiate(block: Block, trusted_modules: Sequence[str] | None, keys: type
         key = _key(block, str(cause))
         where = f"{block.group}.{key}={block.arguments[key]}" if key else f"{block.group}={block.choice}"
         said = user_code.with_place(f"{where}: {kind}{user_code.first_line(cause)}", cause)
-        raise RequestError(said + (targets.suggest_value(block, key) if key and "; type" not in said else "")) from cause
+        raise RequestError(
+            said + (targets.suggest_value(block, key) if key and "; type" not in said else "")
+        ) from cause
 
 
 def _called(
