@@ -1,6 +1,6 @@
 """TensorBoard's pages and the reports, in a real browser: what a user sees of a sweep, without error or network.
 
-DLRUN_SCREENSHOTS=.readme writes the pictures that the README shows.
+DLRUN_SCREENSHOTS=dlrun/docs/images writes the pictures that README and pages show.
 """
 
 import io

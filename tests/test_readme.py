@@ -1,5 +1,6 @@
-"""Every command in the README runs, through bash, as a reader would type it."""
+"""Every command in the README and on the pages runs, through bash, as a reader would type it."""
 
+import importlib.util
 import os
 import re
 import shutil
@@ -14,14 +15,17 @@ import pytest
 from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).parent.parent
-TEXT = (ROOT / "README.md").read_text()
-COURSE = (ROOT / ".readme" / "course.md").read_text()
+DOCS = ROOT / "dlrun" / "docs"
+README = (ROOT / "README.md").read_text()
+PAGES = {path.stem: path.read_text() for path in sorted(DOCS.glob("*.md"))}
+TEXT = "\n".join([README, *PAGES.values()])
+LINK = r"\[[^]]*\]\(([^)#]+)\)"
 QUICK = "trainer.epochs=1 data.limit_batches=2 tracking.graph=false figures=false"
 
 
 def commands() -> list[str]:
     """Lines of the ```bash blocks, without comments; \\ joins lines."""
-    blocks = re.findall(r"```bash\n(.*?)```", TEXT + COURSE, re.DOTALL)
+    blocks = re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [line.split("  #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
 
@@ -150,31 +154,58 @@ def test_python_in_the_readme_runs(python: Callable[..., Any]) -> None:
 
 
 def test_the_tree_in_the_readme_is_the_tree() -> None:
-    shown = re.search(r"```text\ndlrun/\n(.*?)```", TEXT, re.DOTALL)
+    shown = re.search(r"```text\ndlrun/\n(.*?)```", README, re.DOTALL)
     assert shown is not None
     named = {line.split()[0].rstrip("/") for line in shown.group(1).splitlines() if line.startswith("  ")}
     there = {p.name for p in (ROOT / "dlrun").iterdir() if p.name not in ("__pycache__", "__init__.py", "__main__.py")}
     assert named == there
 
 
-def test_the_keys_in_the_readme_exist() -> None:
+def test_the_readme_is_a_first_impression() -> None:
+    assert len(README.splitlines()) <= 200
+
+
+def test_the_page_of_keys_is_what_the_schema_says() -> None:
     from dlrun.config.explain import dotted
+    from dlrun.config.reference import MEANINGS, list_keys, write_page
     from dlrun.config.request import compose
 
-    known = set(dotted(compose([])))
-    rows = re.findall(r"^\| `([a-z_.]+)` \|", TEXT, re.MULTILINE)
-    assert len(rows) > 30
-    assert [key for key in rows if key not in known] == []
+    assert PAGES["configuration"] == write_page(), "python -m dlrun.config.reference > dlrun/docs/configuration.md"
+    keys = [key for key, _ in list_keys()]
+    assert len(keys) > 50
+    assert MEANINGS.keys() == set(keys)
+    assert set(keys) <= set(dotted(compose([])))
 
 
-def test_pictures_exist() -> None:
-    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", TEXT)
-    pictures += [f".readme/{name}" for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", COURSE)]
-    assert len(pictures) > 15
-    assert [name for name in pictures if not (ROOT / name).is_file()] == []
+def test_the_graph_of_rooms_is_drawn_from_the_imports() -> None:
+    spec = importlib.util.spec_from_file_location("draw_rooms", ROOT / "tests" / "draw_rooms.py")
+    assert spec is not None
+    assert spec.loader is not None
+    rooms = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(rooms)
+    assert PAGES["architecture"] == rooms.write(PAGES["architecture"]), "python tests/draw_rooms.py"
+    assert "experiment --> runs" in rooms.draw()
+
+
+def test_links_and_pictures_lead_somewhere() -> None:
+    count = 0
+    for folder, text in [(ROOT, README), *((DOCS, page) for page in PAGES.values())]:
+        for target in re.findall(LINK, text):
+            if not target.startswith("http"):
+                assert (folder / target).exists(), target
+                count += 1
+    assert count > 50
+
+
+def test_every_page_is_in_the_table_and_a_topic() -> None:
+    from dlrun.cli.pages import TOPICS
+
+    assert sorted(TOPICS) == sorted(PAGES)
+    for topic in TOPICS:
+        assert f"(dlrun/docs/{topic}.md)" in README
 
 
 def test_the_course_page_shows_every_lesson() -> None:
-    shown = re.findall(r"^\| `(\w+)`: ", COURSE, re.MULTILINE)
+    shown = re.findall(r"^\| `(\w+)`: ", PAGES["course"], re.MULTILINE)
     assert sorted(shown) == sorted(path.stem for path in (ROOT / "configs" / "lesson").glob("*.yaml"))
     assert shutil.which("bash")

@@ -168,6 +168,14 @@ COMMAND_HELP = {
             ("ls runs [status=failed ...]", "what was run, newest first"),
         ],
     ),
+    "help": CommandHelp(
+        usage="help [TOPIC]",
+        about="Show a page of the documentation that belongs to this version, or list the pages.",
+        words=[("TOPIC", "a page, such as quickstart, sweeps or configuration (default: the list)")],
+        options=[],
+        examples=["dlrun help", "dlrun help configuration"],
+        overview=[("help [TOPIC]", "pages: quickstart, sweeps, configuration ...")],
+    ),
     "clean": CommandHelp(
         usage="clean [FOLDER ...] [key=value ...] [--last N] [--yes]",
         about="Show the failed and empty runs, and remove them with --yes. Nothing outside of paths.outputs goes, and "

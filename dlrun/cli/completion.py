@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dlrun.cli.main import CHECKS, COMMANDS, OF_SAVED_RUNS
+from dlrun.cli.pages import TOPICS
 from dlrun.config import schema as config
 from dlrun.config.request import GROUPS
 from dlrun.core.errors import RequestError
@@ -86,6 +87,8 @@ def candidates(before: Sequence[str], now: str) -> Iterator[str]:
         yield from ("--yes", "--last") if verb == "clean" else ("--last",) if verb == "ls" else _FLAGS
     elif verb == "completion":
         yield from SCRIPTS
+    elif verb == "help":
+        yield from () if len(before) > 1 else TOPICS
     elif verb in _LISTS and (verb == "clean" or "runs" in before):
         yield from filters(now)
     elif verb == "ls":
@@ -101,7 +104,7 @@ def candidates(before: Sequence[str], now: str) -> Iterator[str]:
 
 def verbs() -> list[str]:
     """The commands."""
-    return sorted({*COMMANDS, *OF_SAVED_RUNS, *_LISTS})
+    return sorted({*COMMANDS, *OF_SAVED_RUNS, *_LISTS, "help"})
 
 
 def filters(now: str) -> Iterator[str]:

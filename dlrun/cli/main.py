@@ -134,6 +134,11 @@ def answer(words: list[str]) -> list["Request"]:
     if first == "ls":
         list_choices(words[1:])
         return []
+    if first == "help":
+        from dlrun.cli import pages
+
+        pages.show_page(words[1:])
+        return []
     return compose(words)
 
 

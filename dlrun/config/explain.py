@@ -19,7 +19,7 @@ from dlrun.core.problems import ErrorList
 # What Hydra and OmegaConf raise where a command line or a saved config does not fit.
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, request.UnknownKey)
 
-VERBS = ("resume", "eval", "compare", "export", "predict", "clean", "completion", "diff", "ls", "check")
+VERBS = ("resume", "eval", "compare", "export", "predict", "clean", "completion", "diff", "ls", "check", "help")
 
 # What Hydra says, and what a user can do about it.
 _SAID = (

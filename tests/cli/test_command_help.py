@@ -33,7 +33,7 @@ OWN = {
 
 
 def test_every_command_has_help() -> None:
-    known = {*COMMANDS, *OF_SAVED_RUNS, "ls", *(f"check {check}" for check in CHECKS)}
+    known = {*COMMANDS, *OF_SAVED_RUNS, "ls", "help", *(f"check {check}" for check in CHECKS)}
     assert set(COMMAND_HELP) == known
 
 
@@ -94,7 +94,9 @@ def with_runs(dlrun: Callable, tmp_path: Path, shelf: Path) -> Path:
     return tmp_path
 
 
-README = (Path(__file__).parents[2] / "README.md").read_text().splitlines()
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "dlrun" / "docs").glob("*.md"))]
+README = [line for page in PAGES for line in page.read_text().splitlines()]
 EXAMPLES = [example for command in COMMAND_HELP.values() for example in command.examples]
 
 
