@@ -47,6 +47,8 @@ def list_topics() -> str:
 def _print_markdown(text: str) -> None:
     from rich.console import Console
     from rich.markdown import Markdown
+    from rich.theme import Theme
 
-    console = Console()
-    console.print(Markdown(text), width=min(console.width, 120))
+    # On the background that the terminal has, light or dark.
+    console = Console(theme=Theme({"markdown.code": "bold cyan"}))
+    console.print(Markdown(text, code_theme="ansi_dark"), width=min(console.width, 120))
