@@ -174,7 +174,7 @@ COMMAND_HELP = {
         words=[("TOPIC", "a page, such as quickstart, sweeps or configuration (default: the list)")],
         options=[],
         examples=["dlrun help", "dlrun help configuration"],
-        overview=[("help [TOPIC]", "pages: quickstart, sweeps, configuration ...")],
+        overview=[("help [TOPIC]", "pages on a topic, or their list")],
     ),
     "clean": CommandHelp(
         usage="clean [FOLDER ...] [key=value ...] [--last N] [--yes]",
