@@ -55,7 +55,7 @@ class AlignedRows(Dataset[Any]):
         return (self.alignment.inputs(x), *others, self.alignment.targets(torch.as_tensor(y)))
 
 
-def aligned(splits: Splits, trained: DataSpec, data: str | None) -> Splits:
+def align_splits(splits: Splits, trained: DataSpec, data: str | None) -> Splits:
     """The splits as data of a model's that was trained for `trained`; as they are where nothing differs.
 
     data: what they are called. MisfitError where they are of another kind, lack a feature, or have a class that the

@@ -26,8 +26,8 @@ from dlrun.engine import device
 from dlrun.experiment import requests
 from dlrun.experiment import resume as saved
 from dlrun.experiment import run as experiment
-from dlrun.inference.predictions import Predictions, predicted
-from dlrun.inference.saved_model import SavedModel, opened
+from dlrun.inference.predictions import Predictions, predict_rows
+from dlrun.inference.saved_model import SavedModel, open_saved_model
 from dlrun.runs.record import RunRecord, with_nan
 from dlrun.runs.reports.console import Console
 
@@ -114,7 +114,7 @@ class Run:
         nested lists. RequestError for another shape. Mode and weights of the model stay as they are.
         """
         with diverted(), self._session():
-            return predicted(self._saved, x)
+            return predict_rows(self._saved, x)
 
     def _session(self) -> contextlib.AbstractContextManager[device.Runtime]:
         """Threads and switches of torch as the run asks for them."""
@@ -195,7 +195,7 @@ def _load(place: str, words: list[str], made_by: Request | None = None) -> Run:
     """made_by: the request that this process has just run, which may use the modules that it has used already."""
     with _as_it_was():
         try:
-            with opened(place, words) as saved:
+            with open_saved_model(place, words) as saved:
                 if made_by is not None:
                     saved.request = replace(saved.request, trusted_modules=made_by.trusted_modules)
                 saved.model.eval()

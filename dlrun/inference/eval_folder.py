@@ -46,7 +46,7 @@ class Evaluation:
     calibration: Calibration | None = None
 
 
-def write(found: Evaluation, run: Path, figures: bool) -> Path:
+def write_evaluation(found: Evaluation, run: Path, figures: bool) -> Path:
     """A new folder in RUN/eval, which appears whole; returns it. OSError where it cannot be written."""
     parent = run / "eval"
     fresh = not parent.exists()
@@ -76,18 +76,18 @@ def _named(hidden: Path, wanted: Path) -> Path:
 
 
 def _fill(folder: Path, found: Evaluation, figures: bool) -> None:
-    run_folder.write_json(folder / "metrics.json", about(found))
+    run_folder.write_json(folder / "metrics.json", describe_evaluation(found))
     if found.classes is not None:
         write_text(folder / "per_class.csv", found.classes.as_csv())
     if found.saved.spec.task != "tagging":
-        write_text(folder / "predictions.csv", predictions(found))
+        write_text(folder / "predictions.csv", format_predictions(found))
     if figures:
         (folder / "figures").mkdir()
         for name, figure in _pictures(found):
             canvas.save_png(canvas.pixels(figure), folder / "figures" / f"{name}.png")
 
 
-def about(found: Evaluation) -> dict[str, Any]:
+def describe_evaluation(found: Evaluation) -> dict[str, Any]:
     """What metrics.json holds."""
     saved, calibration = found.saved, found.calibration
     return {
@@ -124,7 +124,7 @@ def about(found: Evaluation) -> dict[str, Any]:
     }
 
 
-def predictions(found: Evaluation) -> str:
+def format_predictions(found: Evaluation) -> str:
     """A line a row: its number in its file, what is true, what was said, the probability of a class, and the file.
 
     row counts from 0, as x[row] and pandas' iloc do; line, of a text file, from 1 with the header, as an editor does.

@@ -19,8 +19,8 @@ from dlrun.engine.objective import Objective
 from dlrun.engine.per_class import PerClass, per_class
 from dlrun.experiment import ignored, result
 from dlrun.experiment.build import build
-from dlrun.inference.eval_folder import Evaluation, write
-from dlrun.inference.saved_model import SavedModel, load_weights, opened, run_named
+from dlrun.inference.eval_folder import Evaluation, write_evaluation
+from dlrun.inference.saved_model import SavedModel, load_weights, open_saved_model, read_run_name
 from dlrun.runs import folder as run_folder
 from dlrun.runs.record import RunRecord
 from dlrun.runs.reports.console import Console, facts, number, table
@@ -33,7 +33,7 @@ _MOST_LINES = 20
 
 
 @dataclass
-class Seen:
+class PredictionCollector:
     """What the model said of each row, collected batch by batch on the CPU; sequences count by their tags."""
 
     task: Objective
@@ -66,21 +66,21 @@ class Seen:
 
 def evaluate(words: list[str]) -> dict[str, float]:
     """Print and write what the best checkpoint of a run, or the file named, is worth; returns the metrics."""
-    place = run_named(words, "eval")
+    place = read_run_name(words, "eval")
     asked = next((word.removeprefix("split=") for word in words[1:] if word.startswith("split=")), None)
     if asked is not None and asked not in SPLITS:
         raise RequestError(f"split={asked} is none; {did_you_mean(asked, SPLITS)}type split={', '.join(SPLITS)}")
     unheeded.refuse_unheeded(words[1:], "dlrun eval")
     console = Console()
-    with opened(place, [word for word in words[1:] if not word.startswith("split=")]) as saved:
-        found = evaluated(saved, asked)
-        show(console, found)
+    with open_saved_model(place, [word for word in words[1:] if not word.startswith("split=")]) as saved:
+        found = evaluate_split(saved, asked)
+        print_evaluation(console, found)
         figures = "figures=false" not in words
         if saved.folder is None:
             console.say("nothing was written: the checkpoint lies in no run folder")
             return found.metrics
         try:
-            folder = write(found, saved.folder, figures)
+            folder = write_evaluation(found, saved.folder, figures)
         except OSError as error:
             if not is_about(error, saved.folder):
                 raise
@@ -92,17 +92,17 @@ def evaluate(words: list[str]) -> dict[str, float]:
     return found.metrics
 
 
-def evaluated(saved: SavedModel, split: str | None = None) -> Evaluation:
+def evaluate_split(saved: SavedModel, split: str | None = None) -> Evaluation:
     """Send a split through the model: the test part where null, or every row of a file that the run has not seen."""
     unseen = _unseen(saved) if split is None else None
     if unseen is not None:
         saved, split = unseen, "all"
-    name, batches, origin = saved.held_out() if split is None else saved.part(split)
-    seen, process = Seen(saved.task), saved.process
+    name, batches, origin = saved.load_held_out() if split is None else saved.load_part(split)
+    seen, process = PredictionCollector(saved.task), saved.process
     metrics = trainer.evaluate(saved.model, batches, saved.task, process.autocast, seen=seen.add)
     found = {f"{name}/{k}": v for k, v in metrics.items()}
-    if saved.average is not None:
-        load_weights(saved.model, saved.average, saved.path)
+    if saved.averaged_weights is not None:
+        load_weights(saved.model, saved.averaged_weights, saved.path)
         averaged = trainer.evaluate(saved.model, batches, saved.task, process.autocast)
         found |= {f"{name}/ema_{k}": v for k, v in averaged.items()}
         load_weights(saved.model, saved.state["model"], saved.path)
@@ -132,7 +132,7 @@ def _unseen(saved: SavedModel) -> SavedModel | None:
     if is_elsewhere and not _may_be_seen(saved, whole):
         return whole
     try:
-        return None if saved.trained_on_these else whole
+        return None if saved.is_training_data else whole
     except DataError:  # no parts can be drawn of them as for the training
         return whole
 
@@ -142,11 +142,11 @@ def _may_be_seen(saved: SavedModel, whole: SavedModel) -> bool:
     keys = saved.settings.data_keys
     if keys.train_rows is not None or keys.limit_batches is not None:
         return True
-    rows = count_rows(whole.read.train)
+    rows = count_rows(whole.raw_splits.train)
     test_fraction = float(saved.settings.data.arguments.get("test_fraction") or 0)
     expected = rows * (1 - test_fraction) * (1 - keys.val_fraction)
     # The share is rounded class by class, and once more for the validation part; parts in files of their own take none.
-    slack = 2 + len(whole.read.spec.class_names)
+    slack = 2 + len(whole.raw_splits.spec.class_names)
     trained_rows = int(saved.state.get("rows", rows))
     return expected - slack <= trained_rows <= rows
 
@@ -179,7 +179,7 @@ def _recorded(saved: SavedModel, name: str) -> dict[str, Any]:
     return {k: v for k, v in metrics.items() if k.startswith("test/")}
 
 
-def show(console: Console, found: Evaluation) -> None:
+def print_evaluation(console: Console, found: Evaluation) -> None:
     """Metrics beside those recorded and the baseline, the classes, and the calibration."""
     saved, process = found.saved, found.saved.process
     epoch = f" (epoch {saved.state['epoch']})" if "epoch" in saved.state else ""
@@ -189,7 +189,7 @@ def show(console: Console, found: Evaluation) -> None:
         ("data", f"{saved.request.choices.get('data')}: {_split_name(found)}, {found.rows:,} rows"),
     ]
     lines += [("note", note) for note in saved.splits.notes]
-    notes = ignored.find_unheeded_data(saved.read, saved.settings.data.target, saved.request.overrides)
+    notes = ignored.find_unheeded_data(saved.raw_splits, saved.settings.data.target, saved.request.overrides)
     lines += [("note", note) for note in notes]
     console.say(facts(lines))
     console.say()
@@ -198,26 +198,26 @@ def show(console: Console, found: Evaluation) -> None:
         cells = [found.recorded.get(key), found.baseline.get(key)]
         rows.append((key, number(value), *("-" if cell is None else number(cell) for cell in cells)))
     console.say(table(("metric", "now", "recorded", "baseline"), rows))
-    for line in beside_recorded(found):
+    for line in compare_with_recorded(found):
         console.say(line)
     if found.classes is not None:
         console.say()
         _show_classes(console, found.classes)
     if found.calibration is not None:
-        console.say(calibration_line(found.calibration))
+        console.say(format_calibration(found.calibration))
     console.say()
 
 
 def _split_name(found: Evaluation) -> str:
     if found.split != "all":
         return found.split
-    return "all" if found.saved.trained_on_these else "all, as the run has not seen them"
+    return "all" if found.saved.is_training_data else "all, as the run has not seen them"
 
 
-def beside_recorded(found: Evaluation) -> list[str]:
+def compare_with_recorded(found: Evaluation) -> list[str]:
     """Whether the metrics are those of the training, where they should be; empty where they need not."""
     saved, shared = found.saved, [k for k in found.metrics if found.recorded.get(k) is not None]
-    if not shared or not saved.trained_on_these or not saved.state or saved.folder is None:
+    if not shared or not saved.is_training_data or not saved.state or saved.folder is None:
         return []
     best = RunRecord(saved.folder).best_epoch
     if found.split == "test" and saved.state["epoch"] != best:
@@ -241,7 +241,7 @@ def _show_classes(console: Console, classes: PerClass) -> None:
         console.say("most confused: " + ", ".join(f"{true} taken for {said} ({n:,})" for true, said, n in confused))
 
 
-def calibration_line(found: Calibration) -> str:
+def format_calibration(found: Calibration) -> str:
     """The error, and on which side it lies on the whole."""
     said, came = found.mean_confidence, found.mean_frequency
     rate = "accuracy" if found.of.startswith("the predicted") else "its share"

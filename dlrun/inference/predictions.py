@@ -11,7 +11,7 @@ from torch import Tensor
 from dlrun.core.errors import RequestError
 from dlrun.data import names
 from dlrun.data.spec import DataSpec
-from dlrun.inference.predict.forward import outputs, refuse_several_inputs
+from dlrun.inference.predict.forward import compute_outputs, refuse_several_inputs
 from dlrun.inference.saved_model import SavedModel
 from dlrun.runs.reports.plots.errors import tags
 
@@ -33,11 +33,11 @@ class Predictions:
         return len(self.values)
 
 
-def predicted(saved: SavedModel, x: Any) -> Predictions:
+def predict_rows(saved: SavedModel, x: Any) -> Predictions:
     """The answers for rows in the form that the model was trained on, or for one such row: see api.Run.predict."""
     refuse_several_inputs(saved)
-    inputs, spec, task = rows(x, saved.spec), saved.spec, saved.task
-    answers = outputs(saved, inputs)
+    inputs, spec, task = prepare_inputs(x, saved.spec), saved.spec, saved.task
+    answers = compute_outputs(saved, inputs)
     values = task.predictions(answers)
     if spec.task == "regression":
         return Predictions(values, None, [])
@@ -49,7 +49,7 @@ def predicted(saved: SavedModel, x: Any) -> Predictions:
     return Predictions(values, probabilities, labels)
 
 
-def rows(x: Any, spec: DataSpec) -> tuple[Tensor, ...]:
+def prepare_inputs(x: Any, spec: DataSpec) -> tuple[Tensor, ...]:
     """What the model is called with, on the CPU, with the rows along the first dimension."""
     if spec.kind == "tokens":
         return _sequences(x, spec)

@@ -29,7 +29,7 @@ from dlrun.engine.objective import Objective
 from dlrun.engine.state import MADE_BUFFERS
 from dlrun.experiment import resume
 from dlrun.experiment.build import build
-from dlrun.inference.alignment import aligned
+from dlrun.inference.alignment import align_splits
 from dlrun.models.pretrained import weights_follow
 from dlrun.runs import checkpoint
 
@@ -46,7 +46,7 @@ class SavedModel:
     settings: Settings  # the same config, checked
     state: dict[str, Any]  # the checkpoint as it was read; empty for a full model
     process: Runtime  # device and precision
-    full: nn.Module | None = None  # the pickled model, where the file holds one
+    full_model: nn.Module | None = None  # the pickled model, where the file holds one
 
     @property
     def folder(self) -> Path | None:
@@ -70,7 +70,7 @@ class SavedModel:
         return build.build_objective(self.settings, self.spec, self.request.trusted_modules)
 
     @cached_property
-    def read(self) -> Splits:
+    def raw_splits(self) -> Splits:
         """The data of the run, or those that the command line names, as they are."""
         return build.build_data(self.settings, self.request.trusted_modules)
 
@@ -79,20 +79,24 @@ class SavedModel:
         """The same as the model knows them: columns, constants and classes of its training; MisfitError if they differ
         otherwise.
         """
-        return aligned(self.read, self.spec, self.request.choices.get("data")) if self.state else self.read
+        return (
+            align_splits(self.raw_splits, self.spec, self.request.choices.get("data"))
+            if self.state
+            else self.raw_splits
+        )
 
     @property
-    def trained_on_these(self) -> bool:
+    def is_training_data(self) -> bool:
         """Whether the data look like those of the training: their description and the number of training rows."""
-        said, now = self.state.get("spec", {}), self.read.spec.to_dict()
-        rows = self.state.get("rows", count_rows(self.read.train))
-        return all(now[k] == v for k, v in said.items()) and count_rows(self.read.train) == rows
+        said, now = self.state.get("spec", {}), self.raw_splits.spec.to_dict()
+        rows = self.state.get("rows", count_rows(self.raw_splits.train))
+        return all(now[k] == v for k, v in said.items()) and count_rows(self.raw_splits.train) == rows
 
     @cached_property
     def model(self) -> nn.Module:
         """The model with its saved weights, on the device; no data are needed but for a full model."""
-        if self.full is not None:
-            return self.full.to(self.process.device)
+        if self.full_model is not None:
+            return self.full_model.to(self.process.device)
         with weights_follow():
             model = build.build_model(self.settings, self.spec, self.process, self.request.trusted_modules)
         BuiltBuffers(model).fit(self.state["model"], self.state.get(MADE_BUFFERS, []))
@@ -100,16 +104,16 @@ class SavedModel:
         return model
 
     @property
-    def average(self) -> dict[str, Any] | None:
+    def averaged_weights(self) -> dict[str, Any] | None:
         """The weights that trainer.ema_decay averaged, for `load_weights`; null where there are none."""
         found: dict[str, Any] | None = self.state["ema"]["model"] if "ema" in self.state else None
         return found
 
-    def held_out(self) -> tuple[str, Batches, Origin]:
-        """The test part as `part` gives it; the validation or the training part where there is no test."""
-        return self.part(next(name for name in ("test", "val", "train") if getattr(self.splits, name) is not None))
+    def load_held_out(self) -> tuple[str, Batches, Origin]:
+        """The test part as `load_part` gives it; the validation or the training part where there is no test."""
+        return self.load_part(next(name for name in ("test", "val", "train") if getattr(self.splits, name) is not None))
 
-    def part(self, name: str) -> tuple[str, Batches, Origin]:
+    def load_part(self, name: str) -> tuple[str, Batches, Origin]:
         """`name`, the batches of that part, or of "all" of them, and where its rows are from; RequestError if none."""
         splits = self.splits
         named: dict[str, Part | None] = {"train": splits.train, "val": splits.val, "test": splits.test}
@@ -124,7 +128,7 @@ class SavedModel:
 
 
 @contextlib.contextmanager
-def opened(place: str, overrides: Sequence[str] = ()) -> Iterator[SavedModel]:
+def open_saved_model(place: str, overrides: Sequence[str] = ()) -> Iterator[SavedModel]:
     """The best checkpoint of a run folder, or the file named; the process is set up for it until this ends.
 
     overrides: key=value words of this command line, on top of the saved config; `trust=true` opens a pickled full
@@ -140,14 +144,14 @@ def opened(place: str, overrides: Sequence[str] = ()) -> Iterator[SavedModel]:
     request = from_saved(plain, choices, list(overrides), None)
     for note in request.notes:
         write_error(f"dlrun: note: {note}")
-    as_in_training(request, state, plain)
+    restore_training_defaults(request, state, plain)
     settings = schema.read(request.config, request.choices)
     model = checkpoint.load_full_model(path, settings.rest.trust) if full else None
     with device.session(settings.rest.device, settings.rest.seed) as process:
         yield SavedModel(path, request, settings, state, process, model)
 
 
-def as_in_training(request: Request, state: dict[str, Any], plain: dict[str, Any]) -> None:
+def restore_training_defaults(request: Request, state: dict[str, Any], plain: dict[str, Any]) -> None:
     """What the command line leaves open is as it was: sums round by the number of threads, and another table's target
     is of the same kind even if its values look otherwise.
     """
@@ -159,7 +163,7 @@ def as_in_training(request: Request, state: dict[str, Any], plain: dict[str, Any
         data["task"] = state["spec"]["task"]
 
 
-def run_named(words: Sequence[str], command: str) -> str:
+def read_run_name(words: Sequence[str], command: str) -> str:
     """The first word behind a command, which names a run; RequestError where there is none."""
     if not words or not words[0] or ("=" in words[0] and not Path(words[0]).exists()):  # a sweep's run has an =
         raise RequestError(f"which run? type {example_command(command)}, or a checkpoint file of one")

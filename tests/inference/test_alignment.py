@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from dlrun.core.errors import MisfitError
 from dlrun.data.spec import DataSpec, Split, Splits
-from dlrun.inference.alignment import aligned
+from dlrun.inference.alignment import align_splits
 
 TRAINED = DataSpec(
     "vector",
@@ -30,7 +30,7 @@ def splits(spec: DataSpec, x: Tensor, y: Tensor) -> Splits:
 
 def test_the_same_data_stay_as_they_are() -> None:
     given = splits(TRAINED, torch.ones(2, 2), torch.tensor([0, 2]))
-    assert aligned(given, TRAINED, "csv") is given
+    assert align_splits(given, TRAINED, "csv") is given
 
 
 def test_columns_constants_and_classes_by_name() -> None:
@@ -45,7 +45,7 @@ def test_columns_constants_and_classes_by_name() -> None:
         mean=tuple(mean.tolist()),
         std=tuple(std.tolist()),
     )
-    found = aligned(splits(other, (raw - mean) / std, torch.tensor([0, 1])), TRAINED, "csv")
+    found = align_splits(splits(other, (raw - mean) / std, torch.tensor([0, 1])), TRAINED, "csv")
     expected = (raw[:, [2, 0]] - torch.tensor(TRAINED.mean)) / torch.tensor(TRAINED.std)
     assert isinstance(found.test, Split)
     assert torch.allclose(found.test.inputs[0], expected)
@@ -67,7 +67,7 @@ def test_images_from_disk_and_their_constants() -> None:
         "image", (3, 4, 4), "multiclass", 2, class_names=("a", "b"), mean=(0.1, 0.2, 0.3), std=(0.5, 0.5, 2.0)
     )
     given = replace(spec, mean=(0.5,) * 3, std=(0.5,) * 3, class_names=("b", "a"))
-    found: Any = aligned(Splits(Files(), None, Files(), given), spec, "image_folder").test
+    found: Any = align_splits(Splits(Files(), None, Files(), given), spec, "image_folder").test
     assert found.targets.tolist() == [0, 1]
     x, y = found[0]
     assert int(y) == 0
@@ -77,7 +77,7 @@ def test_images_from_disk_and_their_constants() -> None:
 def test_padding_of_tags_is_no_class() -> None:
     spec = DataSpec("tokens", (3,), "tagging", 2, class_names=("h", "o"), vocabulary=("", "h", "o"))
     given = replace(spec, class_names=("o", "h"), input_shape=(5,))
-    found = aligned(splits(given, torch.ones(1, 3).long(), torch.tensor([[0, 1, -100]])), spec, "words")
+    found = align_splits(splits(given, torch.ones(1, 3).long(), torch.tensor([[0, 1, -100]])), spec, "words")
     assert isinstance(found.train, Split)
     assert found.train.targets.tolist() == [[1, 0, -100]]
 
@@ -96,4 +96,4 @@ def test_padding_of_tags_is_no_class() -> None:
 def test_what_is_of_another_kind(change: dict[str, Any], said: str) -> None:
     given = replace(TRAINED, **change)
     with pytest.raises(MisfitError, match=said):
-        aligned(splits(given, torch.ones(1, 2), torch.zeros(1).long()), TRAINED, "csv")
+        align_splits(splits(given, torch.ones(1, 2), torch.zeros(1).long()), TRAINED, "csv")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dlrun.core.errors import CheckpointError, MisfitError, RequestError
-from dlrun.inference.saved_model import opened, run_named
+from dlrun.inference.saved_model import open_saved_model, read_run_name
 from dlrun.runs import checkpoint
 
 QUICK = ("tracking.graph=false", "figures=false", "trainer.epochs=1", "hydra.run.dir=run")
@@ -33,21 +33,21 @@ def run(dlrun: Callable, tmp_path: Path) -> Path:
 
 def test_everything_that_belongs_to_a_checkpoint(run: Path) -> None:
     state = checkpoint.load(run / "checkpoints" / "best.pt")
-    with opened("run") as found:
+    with open_saved_model("run") as found:
         assert found.folder == run
         assert found.spec == found.splits.spec
         assert found.spec.class_names == ("0", "1")
         assert all(torch.equal(v, state["model"][k]) for k, v in found.model.state_dict().items())
-        assert found.average is not None
-        assert any(not torch.equal(v, state["model"][k]) for k, v in found.average.items())
-        name, batches, _ = found.held_out()
+        assert found.averaged_weights is not None
+        assert any(not torch.equal(v, state["model"][k]) for k, v in found.averaged_weights.items())
+        name, batches, _ = found.load_held_out()
         assert (name, batches.rows) == ("test", 8)
         assert "accuracy" in found.task.metric_names
 
 
 def test_the_model_needs_no_data(run: Path, tmp_path: Path) -> None:
     (tmp_path / "table.csv").unlink()
-    with opened("run") as found:
+    with open_saved_model("run") as found:
         assert found.model(torch.zeros(3, 2)).shape == (3, 1)
         with pytest.raises(RequestError, match=r"table\.csv"):
             _ = found.splits
@@ -55,9 +55,9 @@ def test_the_model_needs_no_data(run: Path, tmp_path: Path) -> None:
 
 def test_a_full_model_is_the_same(run: Path) -> None:
     model = "run/checkpoints/model.pt"
-    with pytest.raises(CheckpointError, match="trust=true"), opened(model):
+    with pytest.raises(CheckpointError, match="trust=true"), open_saved_model(model):
         pass
-    with opened(model, ["trust=true"]) as full, opened("run") as weights:
+    with open_saved_model(model, ["trust=true"]) as full, open_saved_model("run") as weights:
         assert full.spec == weights.spec
         x = torch.ones(3, 2)
         assert torch.equal(full.model(x), weights.model(x))
@@ -65,21 +65,24 @@ def test_a_full_model_is_the_same(run: Path) -> None:
 
 def test_a_checkpoint_outside_a_run_has_no_folder(run: Path, tmp_path: Path) -> None:
     shutil.copy(run / "checkpoints" / "best.pt", tmp_path / "elsewhere.pt")
-    with opened("elsewhere.pt") as found:
+    with open_saved_model("elsewhere.pt") as found:
         assert found.folder is None
         assert found.model(torch.zeros(1, 2)).shape == (1, 1)
 
 
 def test_weights_and_data_of_another_kind_are_refused(run: Path, tmp_path: Path) -> None:
-    with opened("run", ["model.hidden_sizes=[3]"]) as found, pytest.raises(RequestError, match="of another model"):
+    with (
+        open_saved_model("run", ["model.hidden_sizes=[3]"]) as found,
+        pytest.raises(RequestError, match="of another model"),
+    ):
         _ = found.model
     (tmp_path / "wide.csv").write_text("".join(f"1,2,{i},{i % 2}\n" for i in range(20)))
-    with opened("run", ["data.path=wide.csv"]) as found, pytest.raises(MisfitError, match="input_shape"):
+    with open_saved_model("run", ["data.path=wide.csv"]) as found, pytest.raises(MisfitError, match="input_shape"):
         _ = found.splits
 
 
 @pytest.mark.parametrize("words", [[], [""], ["format=onnx"]])
 def test_a_command_without_a_run(words: list[str]) -> None:
     with pytest.raises(RequestError, match=r"which run\? type dlrun export"):
-        run_named(words, "export")
-    assert run_named(["here", *words], "export") == "here"
+        read_run_name(words, "export")
+    assert read_run_name(["here", *words], "export") == "here"

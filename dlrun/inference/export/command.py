@@ -11,7 +11,7 @@ from dlrun.core.bounded import read_json
 from dlrun.core.errors import RequestError, did_you_mean
 from dlrun.core.new_folder import new_folder
 from dlrun.core.shell import quote
-from dlrun.inference.saved_model import SavedModel, load_weights, opened, run_named
+from dlrun.inference.saved_model import SavedModel, load_weights, open_saved_model, read_run_name
 from dlrun.runs import folder as run_folder
 from dlrun.runs.reports.console import Console, facts
 
@@ -36,18 +36,18 @@ DEFAULT = "onnx"
 
 def export(words: list[str]) -> None:
     """Write the best weights of a run, or those of the file named, and say where they are."""
-    place, rest = run_named(words, "export"), words[1:]
+    place, rest = read_run_name(words, "export"), words[1:]
     name, rest = _taken("format", rest, DEFAULT, tuple(FORMATS))
     which, rest = _taken("weights", rest, "trained", ("trained", "ema"))
     writer = _writer(name)
     unheeded.refuse_unheeded(rest, "dlrun export")
-    with opened(place, [*rest, *ON_THE_CPU]) as saved:
+    with open_saved_model(place, [*rest, *ON_THE_CPU]) as saved:
         if which == "ema":
             _take_average(saved)
         target = (saved.folder or saved.path.absolute().parent) / "export"
         with new_folder(target, name) as folder:
             files = [path.name for path in writer(saved, folder.temporary)]
-        show(saved, name, folder.final, files)
+        print_export(saved, name, folder.final, files)
 
 
 def _taken(key: str, words: Sequence[str], default: str, known: tuple[str, ...]) -> tuple[str, list[str]]:
@@ -71,14 +71,14 @@ def _writer(name: str) -> Writer:
 
 
 def _take_average(saved: SavedModel) -> None:
-    if saved.average is None:
+    if saved.averaged_weights is None:
         raise RequestError(
             f"{saved.path} holds no averaged weights, as the run had no trainer.ema_decay; leave out weights=ema"
         )
-    load_weights(saved.model, saved.average, saved.path)
+    load_weights(saved.model, saved.averaged_weights, saved.path)
 
 
-def show(saved: SavedModel, name: str, folder: Path, files: Sequence[str]) -> None:
+def print_export(saved: SavedModel, name: str, folder: Path, files: Sequence[str]) -> None:
     """What was written where, and how it compares with the model."""
     epoch = f" (epoch {saved.state['epoch']})" if "epoch" in saved.state else ""
     lines = [("checkpoint", f"{saved.path}{epoch}"), ("format", name), ("folder", run_folder.from_here(folder))]

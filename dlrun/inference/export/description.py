@@ -17,7 +17,7 @@ from dlrun.core.errors import RequestError, RunError
 from dlrun.core.files import write_atomically
 from dlrun.data.batches import Batches
 from dlrun.inference.export import loaders
-from dlrun.inference.export.example_input import Example, example, has_words, rows_to_check
+from dlrun.inference.export.example_input import Example, choose_rows, has_words, make_example
 from dlrun.inference.saved_model import SavedModel
 
 INPUT_NAMES = {"tokens": ("codes", "lengths")}  # of other kinds: x
@@ -27,7 +27,7 @@ _ALLOWED = 1e-3  # of the largest answer, or of 1: rounding stays far below it
 
 
 @dataclass
-class Subject:
+class ExportSubject:
     """The model that is exported, in evaluation mode on the CPU, and rows to try it on."""
 
     saved: SavedModel
@@ -56,11 +56,11 @@ class Subject:
         return tuple(inputs)
 
 
-def subject(saved: SavedModel) -> Subject:
+def prepare_subject(saved: SavedModel) -> ExportSubject:
     """What is to be exported; the saved model itself is brought into its shape."""
-    rows, batches = rows_to_check(saved)
+    rows, batches = choose_rows(saved)
     model = saved.model.eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
-    exported = Subject(saved, model, rows, batches)
+    exported = ExportSubject(saved, model, rows, batches)
     try:
         with torch.inference_mode():
             model(*exported.sample())
@@ -71,7 +71,7 @@ def subject(saved: SavedModel) -> Subject:
 
 
 @torch.inference_mode()
-def compared(subject: Subject, answers: Callable[..., Tensor]) -> dict[str, Any]:
+def compare_outputs(subject: ExportSubject, answers: Callable[..., Tensor]) -> dict[str, Any]:
     """How far the answers of the exported file are from the model's, on all rows; RunError where it is too far.
 
     answers: called as the model is, with tensors on the CPU.
@@ -90,8 +90,8 @@ def compared(subject: Subject, answers: Callable[..., Tensor]) -> dict[str, Any]
     return {"rows": count, "on": subject.rows, "max_difference": difference, "largest_output": largest, "said": said}
 
 
-def accompany(
-    subject: Subject,
+def write_companions(
+    subject: ExportSubject,
     folder: Path,
     file: str,
     checked: dict[str, Any],
@@ -105,7 +105,7 @@ def accompany(
     """
     saved, spec = subject.saved, subject.saved.spec
     pictures = str(saved.settings.data.target).startswith(_PICTURES)
-    shown = example(spec, pictures, next(subject.inputs()))
+    shown = make_example(spec, pictures, next(subject.inputs()))
     if shown.kind == "arrays":
         loader = False  # none knows how somebody's own data become several inputs
     with torch.inference_mode():
@@ -116,13 +116,13 @@ def accompany(
     about = {
         "model_file": file,
         **extra,
-        "from": origin(saved),
+        "from": describe_origin(saved),
         "task": spec.task,
         "inputs": [{"name": name, "dtype": dtype, "shape": list(shape)} for name, dtype, shape in named],
         "outputs": [{"name": "output", "dtype": dtypes[-1], "shape": ["batch", *length, spec.output_size]}],
-        "output_to_probability": to_probability(saved),
-        "class_names": class_names(saved),
-        "preprocessing": preprocessing(saved, shown, shapes[0]),
+        "output_to_probability": name_probability_function(saved),
+        "class_names": list_class_names(saved),
+        "preprocessing": describe_preprocessing(saved, shown, shapes[0]),
         "example": {"file": shown.file, "outputs": outputs.tolist()},
         "checked": checked,
     }
@@ -131,7 +131,7 @@ def accompany(
     files = [folder / "model.json", folder / shown.file]
     if loader:
         files.append(folder / f"load_{extra['format']}.py")
-        write_atomically(files[-1], loaders.source(extra["format"], shown.kind, spec.task).encode())
+        write_atomically(files[-1], loaders.render_loader(extra["format"], shown.kind, spec.task).encode())
     return files
 
 
@@ -140,7 +140,7 @@ def _one_line(found: re.Match[str]) -> str:
     return f"[{' '.join(values)}]"
 
 
-def origin(saved: SavedModel) -> dict[str, Any]:
+def describe_origin(saved: SavedModel) -> dict[str, Any]:
     """Where the weights come from."""
     plain, choices = saved.settings, saved.request.choices
     return {
@@ -155,7 +155,7 @@ def origin(saved: SavedModel) -> dict[str, Any]:
     }
 
 
-def to_probability(saved: SavedModel) -> str | None:
+def name_probability_function(saved: SavedModel) -> str | None:
     """The function that makes probabilities of the outputs; null for quantities."""
     task = saved.task
     if task.spec.task == "regression":
@@ -166,14 +166,14 @@ def to_probability(saved: SavedModel) -> str | None:
     return "exp" if task.loss_name == "nll" else "softmax"
 
 
-def class_names(saved: SavedModel) -> list[str]:
+def list_class_names(saved: SavedModel) -> list[str]:
     """What each class is called; its number where the data give no names."""
     spec = saved.spec
     count = {"regression": 0, "binary": 2}.get(spec.task, spec.output_size)
     return list(spec.class_names) or [str(i) for i in range(count)]
 
 
-def preprocessing(saved: SavedModel, shown: Example, shape: Sequence[int | str]) -> dict[str, Any]:
+def describe_preprocessing(saved: SavedModel, shown: Example, shape: Sequence[int | str]) -> dict[str, Any]:
     """What becomes of raw input before the model sees it. shape: of the first input."""
     spec = saved.spec
     about: dict[str, Any] = {"raw_input": shown.kind}

@@ -29,19 +29,19 @@ class Example:
     inputs: tuple[Tensor, ...]
 
 
-def rows_to_check(saved: SavedModel) -> tuple[str, Batches]:
+def choose_rows(saved: SavedModel) -> tuple[str, Batches]:
     """What they are called, and the batches: the held-out part, or made-up rows where the data are not here."""
     asked = any(word.lstrip("+").startswith("data") for word in saved.request.overrides)
     try:
-        name, batches, _ = saved.held_out()
+        name, batches, _ = saved.load_held_out()
     except DataError:
         if asked or not saved.state:  # a full model is described by its data alone
             raise
-        return "made-up rows, as the data are not here", made_up(saved.spec)
+        return "made-up rows, as the data are not here", draw_random_rows(saved.spec)
     return f"rows of {name}", batches
 
 
-def made_up(spec: DataSpec) -> Batches:
+def draw_random_rows(spec: DataSpec) -> Batches:
     """Random rows of the shape that the model takes, always the same."""
     generator = torch.Generator().manual_seed(0)
     inputs: tuple[Tensor, ...]
@@ -60,7 +60,7 @@ def made_up(spec: DataSpec) -> Batches:
     return MemoryBatches(Split(inputs, torch.zeros(_MADE_UP)), EpochOrder(_MADE_UP, _MADE_UP), place)
 
 
-def example(spec: DataSpec, pictures: bool, inputs: Sequence[Tensor]) -> Example:
+def make_example(spec: DataSpec, pictures: bool, inputs: Sequence[Tensor]) -> Example:
     """The first rows of a batch turned back into raw input.
 
     pictures: whether images were pixels from 0 to 255 before (x / 255 - mean) / std.

@@ -16,7 +16,7 @@ from dlrun.core.errors import RequestError, listed
 Shape = list[int | str]
 
 
-def traced(
+def trace(
     model: nn.Module, inputs: Sequence[Tensor], names: Sequence[str], any_length: bool = False
 ) -> ExportedProgram:
     """The graph, with the first dimension of all inputs free, and with any_length the second of `codes`.
@@ -27,7 +27,7 @@ def traced(
     if any_length:
         free[0][1] = Dim.DYNAMIC
     try:
-        with torch.no_grad(), silent():
+        with torch.no_grad(), silence():
             return torch.export.export(model, tuple(inputs), dynamic_shapes=tuple(free))
     except Exception as error:  # whatever the user's own model does not allow
         said = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
@@ -38,7 +38,7 @@ def traced(
 
 
 @contextlib.contextmanager
-def silent() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """torch's remarks on its own insides, and the graphs that it prints when it fails, are not for the terminal."""
     heard = io.StringIO()
     before = logging.root.manager.disable
@@ -51,7 +51,7 @@ def silent() -> Iterator[None]:
         logging.disable(before)
 
 
-def shapes(inputs: Sequence[Tensor], any_length: bool = False) -> list[Shape]:
+def describe_shapes(inputs: Sequence[Tensor], any_length: bool = False) -> list[Shape]:
     """Of the inputs, with a name where any number will do."""
     found: list[Shape] = [["batch", *x.shape[1:]] for x in inputs]
     if any_length:

@@ -80,7 +80,7 @@ for row, length in zip(outputs, inputs[1]):
 _IMPORTS = {"onnx": ["import onnxruntime"], "safetensors": ["import torch", "from safetensors.torch import load_file"]}
 
 
-def source(format_name: str, kind: str, task: str) -> str:
+def render_loader(format_name: str, kind: str, task: str) -> str:
     """The text of load_<format>.py for one kind of raw input (see rows.Example) and one task."""
     found = ["import numpy as np", *_IMPORTS[format_name]]
     if kind == "picture":

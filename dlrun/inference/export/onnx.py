@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dlrun.core.errors import RequestError, RunError
 from dlrun.inference.export import graph, onnx_recurrent
-from dlrun.inference.export.description import Subject, accompany, compared, subject
+from dlrun.inference.export.description import ExportSubject, compare_outputs, prepare_subject, write_companions
 from dlrun.inference.saved_model import SavedModel
 
 FILE = "model.onnx"
@@ -20,30 +20,30 @@ def write(saved: SavedModel, folder: Path) -> list[Path]:
 
     RequestError for a model that is no fixed graph, RunError where ONNX Runtime answers something else than torch.
     """
-    exported = subject(saved)
+    exported = prepare_subject(saved)
     exported.model.float()
     opset, shapes = _save(exported, folder / FILE)
-    checked = compared(exported, _Session(folder / FILE))
+    checked = compare_outputs(exported, _Session(folder / FILE))
     extra = {"format": "onnx", "opset": opset}
-    return [folder / FILE, *accompany(exported, folder, FILE, checked, extra, shapes)]
+    return [folder / FILE, *write_companions(exported, folder, FILE, checked, extra, shapes)]
 
 
-def _save(exported: Subject, path: Path) -> tuple[int, list[graph.Shape]]:
+def _save(exported: ExportSubject, path: Path) -> tuple[int, list[graph.Shape]]:
     """Write the file; returns its opset and the shapes of the inputs."""
     inputs = exported.sample()
-    rebuilt = onnx_recurrent.rebuilt(exported.model)
+    rebuilt = onnx_recurrent.rebuild(exported.model)
     free = rebuilt is not None
-    program = graph.traced(rebuilt or exported.model, inputs, exported.names, free)
+    program = graph.trace(rebuilt or exported.model, inputs, exported.names, free)
     named: dict[str, Any] = {"input_names": list(exported.names), "output_names": ["output"]}
     try:
-        with graph.silent():
+        with graph.silence():
             made: Any = torch.onnx.export(program, dynamo=True, verbose=False, **named)
     except torch.onnx.OnnxExporterError as error:
         said = str(error.__cause__ or error).strip().splitlines()[0]
         raise RequestError(
             f"{type(exported.model).__name__} uses what ONNX does not have ({said[:200]}); type format=safetensors"
         ) from error
-    shapes = graph.shapes(inputs, free)
+    shapes = graph.describe_shapes(inputs, free)
     _name_dimensions(made.model.graph, shapes)
     made.save(path)
     return int(made.model.opset_imports[""]), shapes

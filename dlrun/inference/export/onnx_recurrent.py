@@ -19,7 +19,7 @@ from dlrun.models.recurrent import RNN
 _GATES: dict[str, tuple[int, ...]] = {"RNN": (0,), "GRU": (1, 0, 2), "LSTM": (0, 3, 1, 2)}
 
 
-def rebuilt(model: nn.Module) -> nn.Module | None:
+def rebuild(model: nn.Module) -> nn.Module | None:
     """A net of the same answers for torch.onnx.export alone; null where the model is none of our recurrent ones."""
     if isinstance(model, RNN) and is_recurrent(model):
         return Classifier(model)

@@ -11,7 +11,7 @@ from torch import Tensor
 from dlrun.core.errors import RequestError, listed
 from dlrun.core.files import write_atomically
 from dlrun.inference.export import graph, source
-from dlrun.inference.export.description import accompany, compared, origin, subject
+from dlrun.inference.export.description import compare_outputs, describe_origin, prepare_subject, write_companions
 from dlrun.inference.saved_model import SavedModel
 
 FILE, NETWORK = "model.safetensors", "network.py"
@@ -25,7 +25,7 @@ def write(saved: SavedModel, folder: Path) -> list[Path]:
     """
     from safetensors.torch import save
 
-    exported = subject(saved)
+    exported = prepare_subject(saved)
     others = [name for name, value in exported.model.state_dict().items() if not isinstance(value, Tensor)]
     if others:
         raise RequestError(
@@ -33,21 +33,21 @@ def write(saved: SavedModel, folder: Path) -> list[Path]:
             f"{listed(others)}; type format=onnx"
         )
     weights = {name: value.detach().contiguous().clone() for name, value in exported.model.state_dict().items()}
-    facts = {"spec": saved.spec.to_dict(), **origin(saved)}
+    facts = {"spec": saved.spec.to_dict(), **describe_origin(saved)}
     metadata = {"format": "pt", **{k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}}
     write_atomically(folder / FILE, save(weights, metadata))
     inputs, recurrent = exported.sample(), source.is_recurrent(exported.model)
-    shapes, files = graph.shapes(inputs, recurrent), [folder / FILE]
+    shapes, files = graph.describe_shapes(inputs, recurrent), [folder / FILE]
     extra: dict[str, str | None] = {"format": "safetensors", "network_file": NETWORK}
     try:
         write_atomically(folder / NETWORK, source.of(exported.model, inputs, exported.names).encode())
-        checked = compared(exported, _Written(folder))
+        checked = compare_outputs(exported, _Written(folder))
         files.append(folder / NETWORK)
     except RequestError as error:
         (folder / NETWORK).unlink(missing_ok=True)
         extra["network_file"] = None
         checked = {"said": f"weights alone, as the network cannot be written out: {error}"}
-    return [*files, *accompany(exported, folder, FILE, checked, extra, shapes, loader=len(files) > 1)]
+    return [*files, *write_companions(exported, folder, FILE, checked, extra, shapes, loader=len(files) > 1)]
 
 
 class _Written:

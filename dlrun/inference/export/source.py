@@ -58,7 +58,7 @@ def of(model: nn.Module, inputs: Sequence[Tensor], names: Sequence[str]) -> str:
         return _written(model, _packed(model))
     if isinstance(model, OneHotRNN) and is_recurrent(model):
         return _written(model, _one_hot(model))
-    return _of_graph(graph.traced(model, inputs, names))
+    return _of_graph(graph.trace(model, inputs, names))
 
 
 def is_recurrent(model: nn.Module) -> bool:

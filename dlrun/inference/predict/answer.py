@@ -28,7 +28,7 @@ class Answer:
     where: str = ""  # file and line of an input that is called by its text
 
 
-def choices(task: Objective, outputs: Tensor, names: Sequence[str], top: int) -> list[tuple[Choice, ...]]:
+def rank_classes(task: Objective, outputs: Tensor, names: Sequence[str], top: int) -> list[tuple[Choice, ...]]:
     """Of each row of outputs (N, ...): the `top` likeliest classes."""
     probabilities = task.probabilities(outputs.float())
     if task.spec.task == "binary":
@@ -38,7 +38,7 @@ def choices(task: Objective, outputs: Tensor, names: Sequence[str], top: int) ->
     return [tuple((names[i], p) for i, p in zip(*row, strict=True)) for row in rows]
 
 
-def tag_sequences(task: Objective, outputs: Tensor, lengths: Tensor, names: Sequence[str]) -> list[tuple[Choice, ...]]:
+def join_tags(task: Objective, outputs: Tensor, lengths: Tensor, names: Sequence[str]) -> list[tuple[Choice, ...]]:
     """Of each row of outputs (N, length, tags): its tags, letters as a word, longer names with spaces between."""
     sure, tags = task.probabilities(outputs.float()).max(-1)
     between = "" if all(len(name) == 1 for name in names) else " "

@@ -13,10 +13,10 @@ from dlrun.data.files.picture import EXTENSIONS
 from dlrun.data.files.table import parse_numbers
 from dlrun.inference.predict.answer import Answer
 from dlrun.inference.predict.forward import refuse_several_inputs
-from dlrun.inference.predict.predictor import predictions, reader_of
+from dlrun.inference.predict.predictor import make_reader, predict_inputs
 from dlrun.inference.predict.reader import STDIN
 from dlrun.inference.predict.writers import FORMATS, Writer
-from dlrun.inference.saved_model import SavedModel, opened, run_named
+from dlrun.inference.saved_model import SavedModel, open_saved_model, read_run_name
 from dlrun.runs.reports.console import Console, facts
 
 _FLAGS = ("--format", "--top", "--")
@@ -25,7 +25,7 @@ _MOST_HELD = 20  # answers that are all errors, before they are printed
 
 
 @dataclass
-class Asked:
+class PredictRequest:
     """What the command line says."""
 
     run: str
@@ -37,17 +37,17 @@ class Asked:
 
 def predict(words: list[str]) -> None:
     """Print an answer an input; RunError where some have none, RequestError where all have none."""
-    asked = read(words)
+    asked = parse_words(words)
     unheeded.refuse_unheeded(asked.overrides, "dlrun predict")
-    with opened(asked.run, asked.overrides) as saved:
+    with open_saved_model(asked.run, asked.overrides) as saved:
         refuse_several_inputs(saved)
-        takes = reader_of(saved).takes
+        takes = make_reader(saved).takes
         if not asked.inputs:
             raise RequestError(f"what is to be predicted? type dlrun predict {quote(asked.run)} INPUT ...: {takes}")
         if asked.top > 1 and saved.spec.task in ("regression", "tagging"):
             raise RequestError(f"--top {asked.top} is for classes, and this model's task is {saved.spec.task}")
         console = Console()
-        for remark in remarks(saved):
+        for remark in list_remarks(saved):
             write_error(escape_line(f"note: {remark}"))
 
         def writer() -> Writer:
@@ -56,7 +56,7 @@ def predict(words: list[str]) -> None:
                 console.say()
             return FORMATS[asked.format](console, saved.spec, asked.top)
 
-        _write(predictions(saved, asked.inputs, asked.top), writer)
+        _write(predict_inputs(saved, asked.inputs, asked.top), writer)
 
 
 def _write(answers: Iterator[Answer], make: Callable[[], Writer]) -> None:
@@ -91,10 +91,10 @@ def _none_answered(said: list[str], count: int = 0) -> str:
     return "\n".join([f"none of the {count:,} inputs could be read:", *lines, *more])
 
 
-def read(words: Sequence[str]) -> Asked:
+def parse_words(words: Sequence[str]) -> PredictRequest:
     """The words behind `predict`; RequestError for a flag that is none."""
     flags, rest = _without_flags(words)
-    asked = Asked(run_named(rest, "predict"))
+    asked = PredictRequest(read_run_name(rest, "predict"))
     for i, word in enumerate(rest[1:], 1):
         if word == "--":
             asked.inputs += rest[i + 1 :]
@@ -144,7 +144,7 @@ def is_override(word: str) -> bool:
 _KEYS = {"device", "paths", "task", "trainer", "checkpoint", "tracking", "trust", "trusted_modules", "seed"}
 
 
-def remarks(saved: SavedModel) -> list[str]:
+def list_remarks(saved: SavedModel) -> list[str]:
     """What is not known of the data of the user's own."""
     target = str(saved.settings.data.target)
     if target.startswith("dlrun."):

@@ -19,7 +19,7 @@ _SPECK = 0.05  # of the largest part: what is smaller does not belong to the fig
 _THIN, _THICK = 0.6, 1.0  # of the training's stroke: lines thinner than that become so thick
 
 
-def framed(image: "Image", side: int, frame: Framing) -> tuple[Grey, str]:
+def frame_digit(image: "Image", side: int, frame: Framing) -> tuple[Grey, str]:
     """Pixels (side, side) in 0..1 with the figure as the training's lie, and what was done, in words.
 
     image: grey or colour, 8 bits a channel. DataError where nothing stands out from its ground.

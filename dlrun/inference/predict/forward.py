@@ -35,14 +35,14 @@ def refuse_several_inputs(saved: SavedModel) -> None:
     )
 
 
-def rows_at_once(saved: SavedModel) -> int:
+def choose_batch_size(saved: SavedModel) -> int:
     """How many rows an evaluation sends through at a time."""
     keys = saved.settings.data_keys
     return keys.eval_batch_size or max(keys.batch_size, 256)
 
 
 @torch.inference_mode()
-def outputs(saved: SavedModel, inputs: tuple[Tensor, ...]) -> Tensor:
+def compute_outputs(saved: SavedModel, inputs: tuple[Tensor, ...]) -> Tensor:
     """The model's outputs on the CPU, float32 or wider, for inputs as it takes them, a row along the first dimension.
 
     inputs: (x,), normalized, or (codes, lengths), as in a Split; of any float type, on any device. Sent through in
@@ -52,7 +52,7 @@ def outputs(saved: SavedModel, inputs: tuple[Tensor, ...]) -> Tensor:
     wide = build.wants_channels_last(model, saved.spec, process)
     place = Placement(process.device, process.dtype, saved.spec, wide)
     found = []
-    for part in zip(*(torch.split(x, rows_at_once(saved)) for x in inputs), strict=True):
+    for part in zip(*(torch.split(x, choose_batch_size(saved)) for x in inputs), strict=True):
         with evaluating(model), process.autocast():
             answers = model(*place.view_channels_first(tuple(place.move_inputs(part))))
         found.append((answers.float() if answers.dtype.itemsize < 4 else answers).cpu())

@@ -11,10 +11,10 @@ from torch import Tensor
 from dlrun.core import user_code
 from dlrun.core.errors import DataError, RequestError
 from dlrun.inference.predict import forward
-from dlrun.inference.predict.answer import Answer, Choice, choices, tag_sequences
-from dlrun.inference.predict.read_image import Pictures
-from dlrun.inference.predict.read_table import Rows
-from dlrun.inference.predict.read_text import Texts
+from dlrun.inference.predict.answer import Answer, Choice, join_tags, rank_classes
+from dlrun.inference.predict.read_image import ImageReader
+from dlrun.inference.predict.read_table import TableReader
+from dlrun.inference.predict.read_text import TextReader
 from dlrun.inference.predict.reader import Item, Prepared, Reader
 from dlrun.inference.saved_model import SavedModel
 
@@ -22,39 +22,39 @@ _DECODERS = 4  # pictures that are open at a time
 _Look = Callable[[Item], Prepared | str]  # a row, or what is wrong with it
 
 
-def predictions(saved: SavedModel, inputs: Iterable[str], top: int = 1) -> Iterator[Answer]:
+def predict_inputs(saved: SavedModel, inputs: Iterable[str], top: int = 1) -> Iterator[Answer]:
     """An answer to every input that the words name, in their order; of classes the `top` likeliest.
 
     inputs: files, folders, texts, rows, or "-": what `reader_of(saved).takes` says. What cannot be read, and what the
     model cannot take, has an answer with an error; the others are answered.
     """
-    reader = reader_of(saved)
+    reader = make_reader(saved)
     items = _items(reader, inputs)
     with ThreadPoolExecutor(_DECODERS) as pool:
-        each = pool.map if isinstance(reader, Pictures) else map  # Pillow decodes outside the interpreter lock
-        while chunk := list(islice(items, forward.rows_at_once(saved))):
+        each = pool.map if isinstance(reader, ImageReader) else map  # Pillow decodes outside the interpreter lock
+        while chunk := list(islice(items, forward.choose_batch_size(saved))):
             looked: Iterable[Prepared | str] = each(_looking(reader), chunk)
             yield from _answered(saved, reader, list(zip(chunk, looked, strict=True)), top)
 
 
-def reader_of(saved: SavedModel) -> Reader:
+def make_reader(saved: SavedModel) -> Reader:
     """What reads inputs for a model."""
     spec, data = saved.spec, saved.settings.data
     if spec.kind == "image":
-        return Pictures(spec, framing_of(saved), crops=data.target == "dlrun.data.folders.image_folder")
+        return ImageReader(spec, find_framing(saved), crops=data.target == "dlrun.data.folders.image_folder")
     if spec.kind == "tokens":
-        return Texts(spec)
+        return TextReader(spec)
     if data.target != "dlrun.data.tabular.csv":
-        return Rows(spec, None)
-    return Rows(spec, data.arguments.get("target", -1), str(data.arguments.get("delimiter", ",")))
+        return TableReader(spec, None)
+    return TableReader(spec, data.arguments.get("target", -1), str(data.arguments.get("delimiter", ",")))
 
 
-def framing_of(saved: SavedModel) -> tuple[float, ...]:
+def find_framing(saved: SavedModel) -> tuple[float, ...]:
     """How figures lay in the training images; where an older checkpoint does not say it, as its data do."""
     if "framing" in saved.state.get("spec", {}):
         return saved.spec.framing
     try:
-        return saved.read.spec.framing
+        return saved.raw_splits.spec.framing
     except DataError:
         return ()
 
@@ -62,7 +62,7 @@ def framing_of(saved: SavedModel) -> tuple[float, ...]:
 def _items(reader: Reader, words: Iterable[str]) -> Iterator[Item]:
     for word in words:
         try:
-            yield from reader.items(word)
+            yield from reader.read_items(word)
         except DataError as error:
             yield Item(word, None, error=str(error))
 
@@ -98,9 +98,9 @@ def _asked(saved: SavedModel, reader: Reader, rows: list[Prepared], top: int) ->
     """Choices or values of each row, or why the model does not take it: then each is asked alone."""
     if not rows:
         return []
-    inputs = reader.batch(rows)
+    inputs = reader.collate(rows)
     try:
-        return [*_read_off(saved, inputs, forward.outputs(saved, inputs), top)]
+        return [*_read_off(saved, inputs, forward.compute_outputs(saved, inputs), top)]
     except (RuntimeError, IndexError, ValueError, TypeError) as error:  # a model of the user's, an unusual row
         if len(rows) == 1:
             lines = [line for line in str(error).splitlines() if line.strip()]
@@ -118,9 +118,9 @@ def _read_off(saved: SavedModel, inputs: tuple[Tensor, ...], outputs: Tensor, to
         ]
     found: list[tuple[Choice, ...]]
     if task.spec.task == "tagging":
-        found = tag_sequences(task, outputs, inputs[1], names)
+        found = join_tags(task, outputs, inputs[1], names)
     else:
-        found = choices(task, outputs, names, top)
+        found = rank_classes(task, outputs, names, top)
     return [{"choices": said} for said in found]
 
 

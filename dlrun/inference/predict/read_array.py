@@ -9,7 +9,7 @@ from dlrun.core.errors import DataError
 from dlrun.inference.predict.reader import Item
 
 
-def array_rows(path: Path, shape: tuple[int, ...]) -> Iterator[Item]:
+def read_array_rows(path: Path, shape: tuple[int, ...]) -> Iterator[Item]:
     """The rows of a .npy file (N, *shape) of numbers, read as they are needed; DataError for another shape.
 
     A file that would run code is refused.

@@ -15,9 +15,9 @@ from dlrun.data.files.picture import EXTENSIONS, fit_image, open_picture
 from dlrun.data.files.pixels import normalize_
 from dlrun.data.files.table import parse_numbers
 from dlrun.data.spec import DataSpec
-from dlrun.inference.predict.digit_framing import framed
-from dlrun.inference.predict.read_array import array_rows
-from dlrun.inference.predict.reader import STDIN, Item, Prepared, files_in, lines, missing
+from dlrun.inference.predict.digit_framing import frame_digit
+from dlrun.inference.predict.read_array import read_array_rows
+from dlrun.inference.predict.reader import STDIN, Item, Prepared, explain_missing, list_files, read_lines
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,7 +26,7 @@ _LONGEST_PATH = 4096
 _LISTS = (".txt", ".lst")  # a path a line
 
 
-class Pictures:
+class ImageReader:
     """A reader of images: (C, H, W) as `spec` says, pixels / 255, normalized as in training."""
 
     takes = "image files, folders of them, a .txt file or - with a path a line, and .npy arrays"
@@ -38,16 +38,16 @@ class Pictures:
         self.spec, self.crops = spec, crops
         self.frame = Framing(*framing) if framing else None
 
-    def items(self, word: str) -> Iterator[Item]:
+    def read_items(self, word: str) -> Iterator[Item]:
         """See Reader."""
         path = Path(word)
         if path.suffix == ".npy":
-            yield from array_rows(path, self.spec.input_shape)
+            yield from read_array_rows(path, self.spec.input_shape)
         elif word == STDIN or path.suffix.lower() in _LISTS:
-            for place, line in lines(word):
+            for place, line in read_lines(word):
                 yield self._of_line(place, line)
         elif path.is_dir():
-            yield from (Item(str(file), file) for file in files_in(path, tuple(sorted(EXTENSIONS))))
+            yield from (Item(str(file), file) for file in list_files(path, tuple(sorted(EXTENSIONS))))
         else:
             yield Item(word, path)
 
@@ -85,11 +85,11 @@ class Pictures:
     def _opened(self, path: Path) -> tuple[Tensor, str]:
         """Pixels float32 (C, H, W) in 0..1, and what was done."""
         if not path.is_file():
-            raise missing(str(path), self.takes)
+            raise explain_missing(str(path), self.takes)
         channels, height, width = self.spec.input_shape
         if channels not in (1, 3):
             raise MisfitError(f"this model takes images of {channels} channels, which no image file holds")
-        image = open_picture(path, contrasting if self.frame else lambda _: "white")
+        image = open_picture(path, choose_background if self.frame else lambda _: "white")
         pixels = fit_image(image, (height, width), channels == 1)
         resized = _resized(image, height, width)
         if self.frame is None:
@@ -98,10 +98,10 @@ class Pictures:
             for tried, said in ((pixels, ""), (255 - pixels, "inverted")):
                 if self.frame.matches(tried.double().mean(0).div(255).numpy()):
                     return tried.float().div_(255), ", ".join(filter(None, [said, resized]))
-        grey, note = framed(image, height, self.frame)
+        grey, note = frame_digit(image, height, self.frame)
         return torch.from_numpy(grey.astype(np.float32)).repeat(channels, 1, 1), note
 
-    def batch(self, rows: list[Prepared]) -> tuple[Tensor, ...]:
+    def collate(self, rows: list[Prepared]) -> tuple[Tensor, ...]:
         """See Reader."""
         return (torch.stack([row.inputs[0] for row in rows]),)
 
@@ -114,7 +114,7 @@ def _resized(image: "Image", height: int, width: int) -> str:
     return f"{image.width}×{image.height} to {width}×{height}{cut}"
 
 
-def contrasting(image: "Image") -> str:
+def choose_background(image: "Image") -> str:
     """The ground on which what is seen of a transparent image (RGBA) stands out."""
     pixels = np.asarray(image.convert("RGBA"), dtype=np.float64)
     opacity = pixels[..., 3]

@@ -14,8 +14,8 @@ from dlrun.core.csv_text import unguarded
 from dlrun.core.errors import DataError, did_you_mean, listed
 from dlrun.data.files.table import parse_numbers
 from dlrun.data.spec import DataSpec
-from dlrun.inference.predict.read_array import array_rows
-from dlrun.inference.predict.reader import STDIN, Item, Prepared, files_in, missing, text, where
+from dlrun.inference.predict.read_array import read_array_rows
+from dlrun.inference.predict.reader import STDIN, Item, Prepared, explain_missing, line_prefix, list_files, open_text
 
 if TYPE_CHECKING:
     from _csv import Reader as CsvReader
@@ -40,7 +40,7 @@ class Cells:
     features: list[str]
 
 
-class Rows:
+class TableReader:
     """A reader of tables: float64 (features,), (x - mean) / std with the constants of the training rows."""
 
     takes = "a table (.csv or .csv.gz), - for one on standard input, rows as 1.5,2,3, and .npy arrays"
@@ -53,28 +53,28 @@ class Rows:
         self.mean = np.array(spec.mean or (0.0,))
         self.std = np.array(spec.std or (1.0,))
 
-    def items(self, word: str) -> Iterator[Item]:
+    def read_items(self, word: str) -> Iterator[Item]:
         """See Reader: a word that is no file is a row itself where it consists of numbers."""
         path = Path(word)
         if word == STDIN or (path.is_file() and path.suffix != ".npy"):
             yield from self._of_table(word)
         elif path.suffix == ".npy" and path.exists():
-            yield from array_rows(path, self.spec.input_shape)
+            yield from read_array_rows(path, self.spec.input_shape)
         elif path.is_dir():
-            for file in files_in(path, _FILES):
+            for file in list_files(path, _FILES):
                 yield from self._of_table(str(file))
         elif parse_numbers(word.split(",")) is not None:
             yield Item(word, Cells(word.split(",")))
         else:
-            raise missing(word, self.takes)
+            raise explain_missing(word, self.takes)
 
     def _of_table(self, word: str) -> Iterator[Item]:
-        with text(word) as file:
+        with open_text(word) as file:
             reader = csv.reader(file, delimiter=self.delimiter, skipinitialspace=True, strict=True)
             try:
                 yield from self._of_rows(word, reader)
             except csv.Error as error:
-                raise DataError(f"{where(word)}{reader.line_num}: {error}; what follows was not read") from error
+                raise DataError(f"{line_prefix(word)}{reader.line_num}: {error}; what follows was not read") from error
             except UnicodeDecodeError as error:
                 raise DataError(f"{word} is not UTF-8 text; save it as UTF-8") from error
             except (OSError, EOFError) as error:
@@ -90,7 +90,7 @@ class Rows:
                 layout = self.layout(cells)
                 if layout.has_header:
                     continue
-            name = f"{where(word)}{reader.line_num}"
+            name = f"{line_prefix(word)}{reader.line_num}"
             if len(cells) != layout.count:
                 yield Item(name, None, error=f"{len(cells)} fields, where the table has {layout.count}")
                 continue
@@ -146,7 +146,7 @@ class Rows:
             raise DataError(f"column '{names[bad]}' {what}")
         return values
 
-    def batch(self, rows: list[Prepared]) -> tuple[Tensor, ...]:
+    def collate(self, rows: list[Prepared]) -> tuple[Tensor, ...]:
         """See Reader."""
         return (torch.stack([row.inputs[0] for row in rows]),)
 

@@ -11,13 +11,13 @@ from dlrun.core.csv_text import unguarded
 from dlrun.core.errors import DataError, RequestError
 from dlrun.data import names
 from dlrun.data.spec import DataSpec
-from dlrun.inference.predict.reader import STDIN, Item, Prepared, files_in, lines, missing
+from dlrun.inference.predict.reader import STDIN, Item, Prepared, explain_missing, list_files, read_lines
 
 _FILES = (".txt", ".csv", ".tsv", ".txt.gz", ".csv.gz", ".tsv.gz")
 _SHOWN = 40  # letters of a text in a table
 
 
-class Texts:
+class TextReader:
     """A reader of texts: codes padded with 0, and lengths."""
 
     takes = "texts, and files or - with one a line"
@@ -31,16 +31,16 @@ class Texts:
         if not self.codes:
             self.takes = "nothing that can be written: its data do not say what their codes stand for"
 
-    def items(self, word: str) -> Iterator[Item]:
+    def read_items(self, word: str) -> Iterator[Item]:
         """See Reader: a word that is no file is a text itself."""
         path, is_file = Path(word), word.lower().endswith(_FILES) or "/" in word
         if word == STDIN or (is_file and path.is_file()):
-            yield from (_of_line(word, *line) for line in lines(word))
+            yield from (_of_line(word, *line) for line in read_lines(word))
         elif is_file and path.is_dir():
-            for file in files_in(path, _FILES):
-                yield from (_of_line(str(file), *line) for line in lines(str(file)))
+            for file in list_files(path, _FILES):
+                yield from (_of_line(str(file), *line) for line in read_lines(str(file)))
         elif is_file and word.lower().endswith(_FILES):
-            raise missing(word, self.takes)
+            raise explain_missing(word, self.takes)
         else:
             yield Item(word, word)
 
@@ -74,7 +74,7 @@ class Texts:
             raise DataError(f"the training data have no {unknown!r}; they have {', '.join(self.codes)}")
         return torch.tensor([self.codes[token] for token in tokens])
 
-    def batch(self, rows: list[Prepared]) -> tuple[Tensor, ...]:
+    def collate(self, rows: list[Prepared]) -> tuple[Tensor, ...]:
         """See Reader: as wide as in training, or as the longest."""
         lengths = [len(row.inputs[0]) for row in rows]
         codes = torch.zeros(len(rows), max(self.longest, *lengths), dtype=torch.int64)

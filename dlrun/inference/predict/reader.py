@@ -39,7 +39,7 @@ class Reader(Protocol):
 
     takes: str  # what can be named, for sentences
 
-    def items(self, word: str) -> Iterator[Item]:
+    def read_items(self, word: str) -> Iterator[Item]:
         """What a word of the command line names; DataError ends it where it cannot be read on."""
         ...
 
@@ -47,12 +47,12 @@ class Reader(Protocol):
         """One item; DataError says what is wrong with it."""
         ...
 
-    def batch(self, rows: list[Prepared]) -> tuple[Tensor, ...]:
+    def collate(self, rows: list[Prepared]) -> tuple[Tensor, ...]:
         """Several as the model takes them."""
         ...
 
 
-def files_in(folder: Path, endings: tuple[str, ...]) -> Iterator[Path]:
+def list_files(folder: Path, endings: tuple[str, ...]) -> Iterator[Path]:
     """The files with one of the endings, at any depth, by name; hidden ones left out. DataError where there is none."""
     none = True
     for path in (Path(os.fsdecode(name)) for name in files_below(os.fsencode(folder))):
@@ -63,32 +63,32 @@ def files_in(folder: Path, endings: tuple[str, ...]) -> Iterator[Path]:
         raise DataError(f"the folder holds no {', '.join(endings)}")
 
 
-def missing(word: str, takes: str) -> DataError:
+def explain_missing(word: str, takes: str) -> DataError:
     """The error for a word that names nothing."""
     path = Path(word)
     siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     return DataError(f"there is no such file; {did_you_mean(path.name, siblings)}this model takes {takes}")
 
 
-def lines(word: str) -> Iterator[tuple[str, str]]:
+def read_lines(word: str) -> Iterator[tuple[str, str]]:
     """The lines of a text file, or of standard input, with a name each; empty ones left out."""
-    with text(word) as file:
+    with open_text(word) as file:
         try:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    yield f"{where(word)}{number}", line.rstrip("\r\n")
+                    yield f"{line_prefix(word)}{number}", line.rstrip("\r\n")
         except UnicodeDecodeError as error:
             raise DataError(f"{word} is not UTF-8 text; save it as UTF-8") from error
         except (OSError, EOFError) as error:
             raise DataError(f"{word} cannot be read: {error}") from error
 
 
-def where(word: str) -> str:
+def line_prefix(word: str) -> str:
     """What stands in front of a line's number."""
     return "line " if word == STDIN else f"{word}:"
 
 
-def text(word: str) -> IO[str]:
+def open_text(word: str) -> IO[str]:
     """A text file, plain or gzipped, or standard input, opened to be read once; DataError where it cannot be."""
     import gzip
 

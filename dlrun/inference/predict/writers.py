@@ -115,7 +115,7 @@ class CsvWriter:
         """See Writer."""
         found: list[Any] = list(answer.values)
         for name, p in answer.choices:
-            found += [name, rounded(p)]
+            found += [name, round_probability(p)]
         found += [""] * (self.cells - len(found))
         place = [answer.where] if self.names_place else []
         self.writer.write_row([answer.input, *found, answer.label or "", answer.note, answer.error, *place])
@@ -137,13 +137,13 @@ class JsonWriter:
         if answer.values:
             about["prediction"] = answer.values[0] if len(answer.values) == 1 else list(answer.values)
         if answer.choices:
-            about |= {"prediction": answer.choices[0][0], "probability": rounded(answer.choices[0][1])}
+            about |= {"prediction": answer.choices[0][0], "probability": round_probability(answer.choices[0][1])}
             if self.top > 1:
-                about["top"] = [{"class": name, "probability": rounded(p)} for name, p in answer.choices]
+                about["top"] = [{"class": name, "probability": round_probability(p)} for name, p in answer.choices]
         about |= {} if answer.label is None else {"label": answer.label}
         further = {"note": answer.note, "error": answer.error, "where": answer.where}
         about |= {key: text for key, text in further.items() if text}
-        write_out(as_json(about))
+        write_out(format_json(about))
 
     def close(self) -> None:
         """See Writer."""
@@ -158,12 +158,12 @@ class _Shown:
         write_out(line.removesuffix("\n"))
 
 
-def as_json(values: dict[str, Any]) -> str:
+def format_json(values: dict[str, Any]) -> str:
     """JSON on one line, readable in any language, with each control character as \\uXXXX."""
     return escape_json(json.dumps(values, ensure_ascii=False))
 
 
-def rounded(p: float) -> float:
+def round_probability(p: float) -> float:
     """A probability with the six digits that single precision gives."""
     return float(f"{p:.6g}")
 

@@ -12,7 +12,7 @@ import torch
 from dlrun.data.files.picture import read_picture
 from dlrun.data.names import encode
 from dlrun.inference.export import loaders
-from dlrun.inference.saved_model import opened
+from dlrun.inference.saved_model import open_saved_model
 
 pytestmark = pytest.mark.usefixtures("operators")
 
@@ -27,7 +27,7 @@ def about(folder: Path) -> Any:
 @pytest.mark.parametrize("task", ["regression", "binary", "multiclass", "tagging"])
 def test_a_loader_is_short_and_compiles(kind: str, task: str) -> None:
     for name in ("onnx", "safetensors"):
-        text = loaders.source(name, kind, task)
+        text = loaders.render_loader(name, kind, task)
         compile(text, f"load_{name}.py", "exec")
         code = [line for line in text.splitlines() if line and not line.startswith(("import ", "from ", '"""'))]
         assert len(code) <= 23
@@ -48,7 +48,7 @@ def test_a_table_is_read_as_it_was(dlrun: Callable, tmp_path: Path, loaded: Call
     assert all(any(row.startswith(f"{line},") for row in rows) for line in shown)  # raw, as in the user's table
     (tmp_path / "mine.csv").write_text("w,d\n3,104\n50,101\n")
     lines, outputs = loaded(folder, str(tmp_path / "mine.csv"))
-    with opened("run") as saved:
+    with open_saved_model("run") as saved:
         spec = saved.spec
         x = (torch.tensor([[3.0, 104.0], [50.0, 101.0]]) - torch.tensor(spec.mean)) / torch.tensor(spec.std)
         with torch.inference_mode():
@@ -65,8 +65,8 @@ def test_a_picture_is_read_as_it_was(dlrun: Callable, real_data: Path, tmp_path:
     assert dlrun("data=mnist", "model=cnn", *QUICK).code == 0
     assert dlrun("export", "run", "format=onnx").code == 0
     folder = tmp_path / "run" / "export" / "onnx"
-    with opened("run") as saved, torch.inference_mode():
-        inputs, _ = next(saved.held_out()[1].epoch(1))
+    with open_saved_model("run") as saved, torch.inference_mode():
+        inputs, _ = next(saved.load_held_out()[1].epoch(1))
         expected = saved.model.eval()(inputs[0][:1])
     _, outputs = loaded(folder)
     np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)  # 8 bits hold all that MNIST has
@@ -76,7 +76,7 @@ def test_a_picture_is_read_as_it_was(dlrun: Callable, real_data: Path, tmp_path:
         image.resize((70, 56)).convert("RGB").save(tmp_path / "large.png")
     _, larger = loaded(folder, str(tmp_path / "large.png"))
     pixels = read_picture(tmp_path / "large.png", 28, grayscale=True).float() / 255
-    with opened("run") as saved, torch.inference_mode():
+    with open_saved_model("run") as saved, torch.inference_mode():
         expected = saved.model.eval()(((pixels - 0.1307) / 0.3081).unsqueeze(0))
     np.testing.assert_allclose(larger, expected, rtol=1e-4, atol=1e-5)
 
@@ -89,7 +89,7 @@ def test_names_are_spelt_as_they_were(dlrun: Callable, real_data: Path, tmp_path
     names = ["O'Neill", "Šimić", "Nuñez Łukasz", "Wolfeschlegelsteinhausenbergerdorff"]
     (tmp_path / "names.txt").write_text("\n".join(names), encoding="utf-8")
     lines, outputs = loaded(folder, str(tmp_path / "names.txt"))
-    with opened("run") as saved, torch.inference_mode():
+    with open_saved_model("run") as saved, torch.inference_mode():
         expected = saved.model.eval()(*encode(names))
         countries = [saved.spec.class_names[i] for i in expected.argmax(1)]
     np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)

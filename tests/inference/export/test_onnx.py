@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dlrun.inference.export import onnx
-from dlrun.inference.saved_model import SavedModel, opened
+from dlrun.inference.saved_model import SavedModel, open_saved_model
 
 pytestmark = pytest.mark.usefixtures("operators")
 
@@ -74,7 +74,7 @@ def test_every_model_answers_as_in_torch(
     lines, outputs = loaded(folder)
     np.testing.assert_allclose(outputs, about["example"]["outputs"], rtol=1e-4, atol=1e-5)
     assert len(lines) == len(outputs)
-    with opened("run") as saved:
+    with open_saved_model("run") as saved:
         network = saved.model.float().eval()
         for rows, longer in ((1, 0), (2, 0), (37, 9)):
             inputs = some_inputs(saved, rows, longer)
@@ -101,7 +101,7 @@ def test_numbers_of_rows_are_free_and_the_file_says_what_it_takes(
         assert [(e["name"], e["shape"]) for e in about[said]] == [(e.name, e.shape) for e in there]
     assert about["checked"]["max_difference"] < 1e-5
     assert about["inputs"][0]["shape"] == (["batch", 2] if model == "mlp" else ["batch", "length"])
-    with opened("run") as saved:
+    with open_saved_model("run") as saved:
         for rows, longer in ((1, 0), (7, 4)):
             inputs = some_inputs(saved, rows, longer)
             with torch.inference_mode():

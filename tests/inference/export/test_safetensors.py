@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from dlrun.inference.saved_model import opened
+from dlrun.inference.saved_model import open_saved_model
 from dlrun.runs import checkpoint
 
 QUICK = ("tracking.graph=false", "figures=false", "trainer.epochs=1", "data.limit_batches=2", "hydra.run.dir=run")
@@ -42,10 +42,10 @@ def is_as_in_the_run(folder: Path) -> None:
     assert tensors.keys() == saved_weights.keys()
     assert all(torch.equal(v, saved_weights[k]) and v.dtype == saved_weights[k].dtype for k, v in tensors.items())
     network = runpy.run_path(str(folder / "network.py"))["network"]
-    with opened("run") as saved:
+    with open_saved_model("run") as saved:
         model = saved.model.eval()
         for rows in (1, 5):
-            inputs, _ = next(saved.held_out()[1].epoch(1))
+            inputs, _ = next(saved.load_held_out()[1].epoch(1))
             few = tuple(x[:rows].contiguous() for x in inputs)
             with torch.inference_mode():
                 torch.testing.assert_close(network(tensors, *few), model(*few), rtol=1e-5, atol=1e-6)

@@ -12,9 +12,9 @@ from PIL import Image
 
 from dlrun.core.errors import RequestError
 from dlrun.inference.predict import forward
-from dlrun.inference.predict.command import is_override, read
-from dlrun.inference.predict.predictor import predictions
-from dlrun.inference.saved_model import opened
+from dlrun.inference.predict.command import is_override, parse_words
+from dlrun.inference.predict.predictor import predict_inputs
+from dlrun.inference.saved_model import open_saved_model
 from dlrun.runs import checkpoint
 
 HOUSES = ("data=csv", "data.target=price", "data.batch_size=8", "model=linear", "optimizer.lr=0.1", "trainer.epochs=3")
@@ -136,14 +136,14 @@ def test_images_of_any_kind_beside_what_is_none(
 
 def test_an_image_of_the_data_is_answered_as_eval_does(dlrun: Callable, trained: Callable, tmp_path: Path) -> None:
     trained("digits", *DIGITS)
-    with opened("digits") as saved:
+    with open_saved_model("digits") as saved:
         test = saved.splits.test
         pixels = (test.inputs[0][:40] * saved.spec.std[0] + saved.spec.mean[0]).mul(255).round().to(torch.uint8)  # type: ignore[union-attr]
         for i, image in enumerate(pixels[:, 0].numpy()):
             Image.fromarray(image).save(tmp_path / f"{i:02}.png")
         exact = (pixels / 255 - saved.spec.mean[0]) / saved.spec.std[0]
-        truth = saved.task.probabilities(forward.outputs(saved, (exact,))).max(1)
-        answers = list(predictions(saved, sorted(str(p) for p in tmp_path.glob("*.png"))))
+        truth = saved.task.probabilities(forward.compute_outputs(saved, (exact,))).max(1)
+        answers = list(predict_inputs(saved, sorted(str(p) for p in tmp_path.glob("*.png"))))
     untouched = [not a.note for a in answers]
     assert sum(untouched) >= 36
     for answer, p, label in zip(answers, truth.values, truth.indices, strict=True):
@@ -186,7 +186,7 @@ def test_the_users_own_data_are_said_to_be_unknown(dlrun: Callable, tmp_path: Pa
 
 
 def test_a_model_that_takes_no_such_row_costs_that_row_only(trained: Callable, groups: Path) -> None:
-    with opened("groups") as saved:
+    with open_saved_model("groups") as saved:
         whole = saved.model.forward
 
         def picky(x: torch.Tensor) -> torch.Tensor:
@@ -195,7 +195,7 @@ def test_a_model_that_takes_no_such_row_costs_that_row_only(trained: Callable, g
             return whole(x)  # type: ignore[no-any-return]
 
         saved.model.forward = picky  # type: ignore[method-assign]
-        found = list(predictions(saved, ["1,2", "9999,1", "3,4"]))
+        found = list(predict_inputs(saved, ["1,2", "9999,1", "3,4"]))
     first, refused, last = (answer.error for answer in found)
     assert (first, last) == ("", "")
     assert refused.startswith("the model does not take it: too large for me (")  # and where it was raised
@@ -221,8 +221,8 @@ def test_what_is_a_key_and_what_a_file(word: str, expected: bool) -> None:
 def test_a_file_with_an_equals_sign_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "seed=1").touch()
-    asked = read(["run", "seed=1", "seed=2", "-", "--", "seed=3", "--top"])
+    asked = parse_words(["run", "seed=1", "seed=2", "-", "--", "seed=3", "--top"])
     assert (asked.inputs, asked.overrides) == (["seed=1", "-", "seed=3", "--top"], ["seed=2"])
     with pytest.raises(RequestError, match="no flag -x"):
-        read(["run", "-x"])
-    assert read(["run", "-1.5,2"]).inputs == ["-1.5,2"]
+        parse_words(["run", "-x"])
+    assert parse_words(["run", "-1.5,2"]).inputs == ["-1.5,2"]

@@ -13,8 +13,8 @@ from dlrun.data.files import framing
 from dlrun.data.files.framing import Framing
 from dlrun.data.files.picture import open_picture
 from dlrun.data.spec import DataSpec
-from dlrun.inference.predict.digit_framing import framed
-from dlrun.inference.predict.read_image import Pictures, contrasting
+from dlrun.inference.predict.digit_framing import frame_digit
+from dlrun.inference.predict.read_image import ImageReader, choose_background
 
 MNIST = Framing(smallest=19 / 28, extent=20 / 28, largest=20 / 28, mass=0.02, box=0.1, stroke=0.08)
 Draw = Callable[..., Image.Image]
@@ -25,7 +25,7 @@ def likeness(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def test_the_figure_lies_as_in_training(draw: Draw) -> None:
-    found, note = framed(draw("7"), 28, MNIST)
+    found, note = frame_digit(draw("7"), 28, MNIST)
     extent, mass, _, _ = framing.measure_figure(found)
     assert extent == pytest.approx(20 / 28, abs=1 / 28)
     assert np.abs(mass).max() <= 0.5 / 28 + 1e-9
@@ -36,14 +36,14 @@ def test_the_figure_lies_as_in_training(draw: Draw) -> None:
 
 @pytest.mark.parametrize("size", [(28, 28), (33, 57), (800, 600)])
 def test_size_place_and_background_make_no_difference(draw: Draw, size: tuple[int, int]) -> None:
-    plain = framed(draw("4"), 28, MNIST)[0]
-    light, note = framed(draw("4", dark=False), 28, MNIST)
+    plain = frame_digit(draw("4"), 28, MNIST)[0]
+    light, note = frame_digit(draw("4", dark=False), 28, MNIST)
     assert likeness(light, plain) > 0.99
     assert "inverted" not in note
     points = min(size) * 2 // 3
     placed = Image.new("L", size, 255)
     placed.paste(draw("4", points=points, at=(0, 0), side=min(size)), (size[0] - min(size), 0))
-    assert likeness(framed(placed, 28, MNIST)[0], plain) > (0.9 if min(size) > 28 else 0.75)
+    assert likeness(frame_digit(placed, 28, MNIST)[0], plain) > (0.9 if min(size) > 28 else 0.75)
 
 
 def test_paper_that_is_grey_grainy_and_unevenly_lit(draw: Draw) -> None:
@@ -53,7 +53,7 @@ def test_paper_that_is_grey_grainy_and_unevenly_lit(draw: Draw) -> None:
     photo = light * (1 - 0.7 * ink) + generator.normal(0, 0.02, ink.shape)
     photo[40:44, 40:44] = 0.05  # a speck
     image = Image.fromarray((photo.clip(0, 1) * 255).astype(np.uint8))
-    assert likeness(framed(image, 28, MNIST)[0], framed(draw("3"), 28, MNIST)[0]) > 0.95
+    assert likeness(frame_digit(image, 28, MNIST)[0], frame_digit(draw("3"), 28, MNIST)[0]) > 0.95
 
 
 def test_a_thin_pen_gets_lines_as_thick_as_the_training(draw: Draw) -> None:
@@ -61,14 +61,14 @@ def test_a_thin_pen_gets_lines_as_thick_as_the_training(draw: Draw) -> None:
     pixels = np.array(image)
     pixels[100:500, 300:304] = 0
     pixels[100:104, 200:400] = 0
-    found, note = framed(Image.fromarray(pixels), 28, MNIST)
+    found, note = frame_digit(Image.fromarray(pixels), 28, MNIST)
     assert "lines thickened" in note
     assert framing.measure_stroke(found) / 28 == pytest.approx(MNIST.stroke, rel=0.35)
 
 
 def test_what_lies_as_in_training_is_not_touched(tmp_path: Path) -> None:
     spec = DataSpec("image", (1, 28, 28), "multiclass", 10, mean=(0.5,), std=(2.0,))
-    reader = Pictures(spec, dataclasses.astuple(MNIST), crops=False)
+    reader = ImageReader(spec, dataclasses.astuple(MNIST), crops=False)
     pixels = np.zeros((28, 28), np.uint8)
     pixels[4:24, 13:15] = 250
 
@@ -93,7 +93,7 @@ def test_what_lies_as_in_training_is_not_touched(tmp_path: Path) -> None:
 def test_large_figures_are_not_cut() -> None:
     pixels = np.zeros((40, 40), np.uint8)
     pixels[:, 2] = pixels[0, 2:30] = 255  # its mass is far from the middle of its box
-    found, _ = framed(Image.fromarray(pixels), 28, Framing(1.0, 1.0, 1.0, mass=0.01, box=0.05, stroke=0.04))
+    found, _ = frame_digit(Image.fromarray(pixels), 28, Framing(1.0, 1.0, 1.0, mass=0.01, box=0.05, stroke=0.04))
     (top, bottom), (left, right) = framing.find_bounds(found >= framing.LIT)
     assert (top, bottom, right - left) == (0, 28, 20)
 
@@ -101,7 +101,7 @@ def test_large_figures_are_not_cut() -> None:
 @pytest.mark.parametrize("value", [0, 128, 255])
 def test_nothing_there(value: int) -> None:
     with pytest.raises(DataError, match="nothing stands out"):
-        framed(Image.new("L", (50, 40), value), 28, MNIST)
+        frame_digit(Image.new("L", (50, 40), value), 28, MNIST)
 
 
 MODES = ["RGB", "RGBA", "LA", "P", "1", "CMYK", "I;16"]
@@ -119,8 +119,8 @@ def test_every_mode_is_the_same_picture(draw: Draw, tmp_path: Path, mode: str) -
         ink.save(path)
     else:
         grey.convert(mode).save(path)
-    found, note = framed(open_picture(path, contrasting), 28, MNIST)
-    assert likeness(found, framed(grey, 28, MNIST)[0]) > 0.97
+    found, note = frame_digit(open_picture(path, choose_background), 28, MNIST)
+    assert likeness(found, frame_digit(grey, 28, MNIST)[0]) > 0.97
     assert "inverted" in note
 
 
@@ -129,9 +129,9 @@ def test_light_ink_on_nothing_is_seen(draw: Draw, tmp_path: Path) -> None:
     ink = Image.new("RGBA", grey.size, (255, 255, 255, 0))
     ink.putalpha(grey)
     ink.save(tmp_path / "ink.png")
-    found, note = framed(open_picture(tmp_path / "ink.png", contrasting), 28, MNIST)
-    assert likeness(found, framed(grey, 28, MNIST)[0]) > 0.97
+    found, note = frame_digit(open_picture(tmp_path / "ink.png", choose_background), 28, MNIST)
+    assert likeness(found, frame_digit(grey, 28, MNIST)[0]) > 0.97
     assert "inverted" not in note
     Image.new("RGBA", (9, 9), (5, 5, 5, 0)).save(tmp_path / "nothing.png")
     with pytest.raises(DataError, match="transparent everywhere"):
-        open_picture(tmp_path / "nothing.png", contrasting)
+        open_picture(tmp_path / "nothing.png", choose_background)

@@ -8,17 +8,17 @@ import pytest
 
 from dlrun.core.errors import DataError
 from dlrun.data.spec import DataSpec
-from dlrun.inference.predict.read_table import Rows
+from dlrun.inference.predict.read_table import TableReader
 from dlrun.inference.predict.reader import Prepared
 
 SPEC = DataSpec("vector", (2,), "regression", 1, feature_names=("area", "rooms"), mean=(10.0, 2.0), std=(5.0, 1.0))
 BARE = DataSpec("vector", (2,), "regression", 1, feature_names=("column_0", "column_1"))
 
 
-def read(reader: Rows, word: str) -> list[tuple[str, list[float] | str, str | None]]:
+def read(reader: TableReader, word: str) -> list[tuple[str, list[float] | str, str | None]]:
     """Name, inputs or error, and label of each item."""
     found: list[tuple[str, list[float] | str, str | None]] = []
-    for item in reader.items(word):
+    for item in reader.read_items(word):
         try:
             said = Prepared(()) if item.error else reader.prepare(item)
             found.append((item.name, item.error or said.inputs[0].tolist(), item.label))
@@ -43,14 +43,14 @@ def test_columns_are_found_by_name_or_by_count(tmp_path: Path, text: str, label:
     (tmp_path / "t.csv.gz").write_bytes(gzip.compress(text.encode()))
     target = "price" if "price" in text else -1
     for path in (tmp_path / "t.csv", tmp_path / "t.csv.gz"):
-        ((_, inputs, said),) = read(Rows(SPEC, target), str(path))
+        ((_, inputs, said),) = read(TableReader(SPEC, target), str(path))
         assert inputs == [(20 - 10) / 5, (3 - 2) / 1]
         assert said == label
 
 
 def test_the_label_stands_where_the_training_had_it(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("7,20,3\n")
-    assert read(Rows(SPEC, 0), str(tmp_path / "t.csv"))[0][1:] == ([2.0, 1.0], "7")
+    assert read(TableReader(SPEC, 0), str(tmp_path / "t.csv"))[0][1:] == ([2.0, 1.0], "7")
 
 
 @pytest.mark.parametrize(
@@ -67,18 +67,18 @@ def test_the_label_stands_where_the_training_had_it(tmp_path: Path) -> None:
 def test_a_table_that_does_not_fit(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(DataError, match=said):
-        read(Rows(SPEC, -1), str(tmp_path / "t.csv"))
+        read(TableReader(SPEC, -1), str(tmp_path / "t.csv"))
 
 
 def test_a_target_known_by_name_is_not_guessed(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("1,2,3\n")
     with pytest.raises(DataError, match="3 columns"):
-        read(Rows(SPEC, "price"), str(tmp_path / "t.csv"))
+        read(TableReader(SPEC, "price"), str(tmp_path / "t.csv"))
 
 
 def test_a_bad_row_costs_itself_only(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("a,b\n1,2\n3\n4,x\n5,\n6,nan\n7,1_000\n\n8,9\n")
-    found = read(Rows(BARE, -1), str(tmp_path / "t.csv"))
+    found = read(TableReader(BARE, -1), str(tmp_path / "t.csv"))
     assert [name.rpartition(":")[2] for name, *_ in found] == ["2", "3", "4", "5", "6", "7", "9"]
     assert [said for _, said, _ in found] == [
         [1.0, 2.0],
@@ -92,27 +92,30 @@ def test_a_bad_row_costs_itself_only(tmp_path: Path) -> None:
 
 
 def test_rows_of_the_command_line_and_arrays(tmp_path: Path) -> None:
-    assert read(Rows(SPEC, -1), "20,3") == [("20,3", [2.0, 1.0], None)]
-    assert "1 numbers, where the model takes 2" in str(read(Rows(SPEC, -1), "-4"))
+    assert read(TableReader(SPEC, -1), "20,3") == [("20,3", [2.0, 1.0], None)]
+    assert "1 numbers, where the model takes 2" in str(read(TableReader(SPEC, -1), "-4"))
     np.save(tmp_path / "x.npy", np.array([[20, 3], [10, np.inf]]))
-    (_, first, _), (name, second, _) = read(Rows(SPEC, -1), str(tmp_path / "x.npy"))
+    (_, first, _), (name, second, _) = read(TableReader(SPEC, -1), str(tmp_path / "x.npy"))
     assert (first, second) == ([2.0, 1.0], "it holds what is not a finite number")
     assert name.endswith("x.npy[1]")
     np.save(tmp_path / "wide.npy", np.zeros((4, 3)))
     np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
     for word, said in (("wide.npy", "shape 4×3"), ("objects.npy", "array"), ("none.npy", "no such file")):
         with pytest.raises(DataError, match=said):
-            read(Rows(SPEC, -1), str(tmp_path / word))
+            read(TableReader(SPEC, -1), str(tmp_path / word))
 
 
 def test_a_folder_and_what_is_nowhere(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no"):
-        read(Rows(SPEC, -1), str(tmp_path))
+        read(TableReader(SPEC, -1), str(tmp_path))
     (tmp_path / "b.csv").write_text("1,2\n")
     (tmp_path / "a.csv").write_text("3,4\n")
-    assert [name.rpartition("/")[2] for name, *_ in read(Rows(BARE, -1), str(tmp_path))] == ["a.csv:1", "b.csv:1"]
+    assert [name.rpartition("/")[2] for name, *_ in read(TableReader(BARE, -1), str(tmp_path))] == [
+        "a.csv:1",
+        "b.csv:1",
+    ]
     with pytest.raises(DataError, match=r"no such file; did you mean a\.csv"):
-        read(Rows(BARE, -1), str(tmp_path / "aa.csv"))
+        read(TableReader(BARE, -1), str(tmp_path / "aa.csv"))
     (tmp_path / "latin.csv").write_bytes(b"1,2\n3,\xe9\n")
     with pytest.raises(DataError, match="UTF-8"):
-        read(Rows(BARE, -1), str(tmp_path / "latin.csv"))
+        read(TableReader(BARE, -1), str(tmp_path / "latin.csv"))

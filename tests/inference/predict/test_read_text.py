@@ -7,15 +7,15 @@ import pytest
 from dlrun.core.errors import DataError
 from dlrun.data import names
 from dlrun.data.spec import DataSpec
-from dlrun.inference.predict.read_text import Texts
+from dlrun.inference.predict.read_text import TextReader
 
-NAMES = Texts(DataSpec("tokens", (8,), "multiclass", 2, class_names=("x", "y"), vocabulary=names.VOCABULARY))
-LETTERS = Texts(DataSpec("tokens", (5,), "tagging", 4, vocabulary=("", "e", "h", "l", "o")))
-WORDS = Texts(DataSpec("tokens", (5,), "tagging", 2, vocabulary=("", "the", "cat")))
+NAMES = TextReader(DataSpec("tokens", (8,), "multiclass", 2, class_names=("x", "y"), vocabulary=names.VOCABULARY))
+LETTERS = TextReader(DataSpec("tokens", (5,), "tagging", 4, vocabulary=("", "e", "h", "l", "o")))
+WORDS = TextReader(DataSpec("tokens", (5,), "tagging", 2, vocabulary=("", "the", "cat")))
 
 
-def codes(reader: Texts, word: str) -> tuple[list[int], str]:
-    (item,) = reader.items(word)
+def codes(reader: TextReader, word: str) -> tuple[list[int], str]:
+    (item,) = reader.read_items(word)
     prepared = reader.prepare(item)
     return prepared.inputs[0].tolist(), prepared.note
 
@@ -41,33 +41,33 @@ def test_what_was_read_otherwise_is_said() -> None:
         (NAMES, "x" * 1001, "1,001 letters, and the longest in training 8"),
     ],
 )
-def test_what_cannot_be_read(reader: Texts, word: str, said: str) -> None:
+def test_what_cannot_be_read(reader: TextReader, word: str, said: str) -> None:
     with pytest.raises(DataError, match=said):
         codes(reader, word)
 
 
 def test_a_batch_is_padded_as_in_training_or_more() -> None:
-    rows = [NAMES.prepare(item) for word in ("Kim", "Schwarzenegger") for item in NAMES.items(word)]
-    padded, lengths = NAMES.batch(rows)
+    rows = [NAMES.prepare(item) for word in ("Kim", "Schwarzenegger") for item in NAMES.read_items(word)]
+    padded, lengths = NAMES.collate(rows)
     assert (padded.shape, lengths.tolist()) == ((2, 14), [3, 14])
     assert padded[0, 3:].sum() == 0
-    assert NAMES.batch(rows[:1])[0].shape == (1, 8)
+    assert NAMES.collate(rows[:1])[0].shape == (1, 8)
 
 
 def test_files_of_texts(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("Kim\n\nO'Neil, Shaq\r\n")
-    found = list(NAMES.items(str(tmp_path / "list.txt")))
+    found = list(NAMES.read_items(str(tmp_path / "list.txt")))
     path = tmp_path / "list.txt"
     assert [(item.name, item.content, item.label, item.where) for item in found] == [
         ("Kim", "Kim", None, f"{path}:1"),
         ("O'Neil, Shaq", "O'Neil, Shaq", None, f"{path}:3"),
     ]
     (tmp_path / "table.csv").write_text('Kim,Korean\n"O\'Neil, Shaq",Irish\n')
-    found = list(NAMES.items(str(tmp_path / "table.csv")))
+    found = list(NAMES.read_items(str(tmp_path / "table.csv")))
     assert [(item.content, item.label) for item in found] == [("Kim", "Korean"), ("O'Neil, Shaq", "Irish")]
-    assert [item.content for item in NAMES.items(str(tmp_path))] == ["Kim", "O'Neil, Shaq"] * 2
+    assert [item.content for item in NAMES.read_items(str(tmp_path))] == ["Kim", "O'Neil, Shaq"] * 2
     with pytest.raises(DataError, match=r"did you mean list\.txt"):
-        list(NAMES.items(str(tmp_path / "lists.txt")))
+        list(NAMES.read_items(str(tmp_path / "lists.txt")))
     (tmp_path / "latin.txt").write_bytes(b"M\xfcller\n")
     with pytest.raises(DataError, match="UTF-8"):
-        list(NAMES.items(str(tmp_path / "latin.txt")))
+        list(NAMES.read_items(str(tmp_path / "latin.txt")))
