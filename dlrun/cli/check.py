@@ -39,4 +39,4 @@ def _check_one(asked: Request, console: Console, is_one_of_many: bool) -> None:
         else:
             parts.notes += asked.notes
             parts.notes += ignored.find_without_effect(parts, asked, asked.overrides, asked.keys_in_files)
-            terminal.opening(console, parts, asked.folder)
+            terminal.print_opening(console, parts, asked.folder)

@@ -15,7 +15,7 @@ from dlrun.data.spec import Splits
 from dlrun.engine import evaluation, trainer
 from dlrun.engine.objective import Objective
 from dlrun.experiment import probes
-from dlrun.experiment.callbacks import diagnose as diagnosis
+from dlrun.experiment.callbacks import diagnostics
 from dlrun.experiment.context import RunContext
 from dlrun.runs import expectations, logger
 from dlrun.runs.expectations import Value
@@ -97,14 +97,14 @@ def check_expectations(parts: RunContext, result: dict[str, Any], folder: Path) 
 
 
 def diagnose(parts: RunContext, rows: list[dict[str, float]], metrics: dict[str, float]) -> list[str]:
-    """What a search did, and what went wrong in learning that was not said before: see diagnose.py."""
+    """What a search did, and what went wrong in learning that was not said before: see diagnostics.py."""
     summary = getattr(parts.training.optimizer, "summary", None)
     notes = [summary()] if summary else []
     if not parts.settings.rest.tracking.diagnose:
         return notes
     scaler, progress = parts.training.scaler, parts.training.progress
     if scaler.is_enabled() and "overflowing" not in progress.troubles:
-        overflowing = diagnosis.overflowing(scaler.get_scale(), progress.step, at_end=True)
+        overflowing = diagnostics.find_overflow(scaler.get_scale(), progress.step, at_end=True)
         progress.troubles.update(overflowing)
         notes += overflowing.values()
     split, batches = evaluation.shown_split(parts.training, parts.test)
@@ -112,7 +112,7 @@ def diagnose(parts: RunContext, rows: list[dict[str, float]], metrics: dict[str,
     lr = float(parts.settings.optimizer.arguments.get("lr") or 0.0)
     predicted, said = parts.task.predictions(answers), parts.training.progress.troubles
     spec, trivial = parts.splits.spec, parts.baseline
-    found = diagnosis.at_end(rows, split, predicted, targets, spec, lr, metrics, trivial, said)
+    found = diagnostics.diagnose_run(rows, split, predicted, targets, spec, lr, metrics, trivial, said)
     return notes + list(found.values())
 
 

@@ -74,7 +74,7 @@ def run(request: Request, console: Console | None = None) -> int:
             stop = held.enter_context(signals.interruptible())  # from here on there is something to save
             folder = open_folder(request, parts, earlier, own)
             console.open_log(folder / "run.log", parts.unsaved)
-            terminal.opening(console, parts, folder, request.overrides if request.sweep else ())
+            terminal.print_opening(console, parts, folder, request.overrides if request.sweep else ())
             saver = make_checkpoint_manager(folder, parts, request, earlier)
             saver.examine = make_reload_check(parts, request, make_note_writer(parts, console))
             purge_step = earlier["step"] + 1 if earlier else None
@@ -84,14 +84,14 @@ def run(request: Request, console: Console | None = None) -> int:
                 # A row and its pictures are on the disk before the checkpoint that a resumed run begins from.
                 callbacks = [tracker, *recorders, saver, progress]
                 trainer = Trainer(parts.training, callbacks, ranks.together(stop))
-                with progress.shown(), start_profile(parts, trainer, folder) as profile:
+                with progress.show(), start_profile(parts, trainer, folder) as profile:
                     status = trainer.fit()
                 said = len(parts.notes)
                 parts.notes += warned.note()
                 result = finish(parts, folder, status, tracker, saver, profile)
                 if profile is not None:
-                    profile.mark("other")
-                    console.say(profile.shown())
+                    profile.charge("other")
+                    console.say(profile.make_table())
         except (Exception, SystemExit) as error:  # training runs code of the user's own
             if ranks.count > 1:
                 signals.ignore_termination()
@@ -100,7 +100,7 @@ def run(request: Request, console: Console | None = None) -> int:
             if ranks.count > 1 and not isinstance(error, DlrunError):
                 raise RunError(ranks.blame(error, explain_failure(error, parts))) from error
             raise
-        terminal.closing(console, parts, folder, result, parts.notes[said:])
+        terminal.print_closing(console, parts, folder, result, parts.notes[said:])
         console.close()
     return choose_exit_code(parts, folder, result, stop)
 
@@ -124,7 +124,7 @@ def compile_model(parts: RunContext) -> None:
     except Exception as error:  # compile_model explains all but memory, as it does not know the settings
         if not ran_out(error):
             raise
-        raise RequestError(memory.sentence(parts.settings, str(parts.runtime.device))) from error
+        raise RequestError(memory.explain_out_of_memory(parts.settings, str(parts.runtime.device))) from error
 
     parts.notes.append(f"device.compile: the model was compiled in {parts.compile_seconds:.1f} s")
 
@@ -200,7 +200,7 @@ def start_profile(
     """Stops the training where trainer.profile asks for it."""
     if not parts.settings.rest.trainer.profile:
         return contextlib.nullcontext()
-    return profiler.profiled(trainer, folder)
+    return profiler.profile_training(trainer, folder)
 
 
 def choose_threads(parts: RunContext) -> None:
@@ -319,11 +319,11 @@ def start_recording(
     if parts.settings.rest.tracking.weight_histograms:
         callbacks.append(WeightHistograms(parts.model, tracker))
     if earlier is None:
-        hashes.note(epoch=0, step=0)
+        hashes.record(epoch=0, step=0)
         classes = parts.splits.spec.class_names
         if classes:  # as text: no font of this machine need have their letters
-            tracker.log_text("classes", terminal.indented([f"{i}: {name}" for i, name in enumerate(classes)]))
-        tracker.log_text("config", terminal.config_as_markdown(schema.recorded(parts.settings.plain)))
+            tracker.log_text("classes", terminal.indent_as_code([f"{i}: {name}" for i, name in enumerate(classes)]))
+        tracker.log_text("config", terminal.format_config(schema.recorded(parts.settings.plain)))
     else:
         device.set_rng_state(earlier["rng"])
     if parts.settings.rest.tracking.diagnose:
@@ -344,7 +344,7 @@ def finish(
     sha256 = checkpoint.weights_sha256(parts.model)
     rows = tracker.rows
     metrics = {k: v for k, v in (rows[-1] if rows else {}).items() if k.startswith(("train/", "val/"))}
-    measured, stopped = results.measure(parts), contextlib.nullcontext if profile is None else profile.around
+    measured, stopped = results.measure(parts), contextlib.nullcontext if profile is None else profile.time_phase
     if status != "interrupted":
         with stopped("evaluation"):
             metrics |= evaluate_best_weights(parts, saver.best_weights(parts.training))
@@ -361,7 +361,7 @@ def finish(
     result["expected"] = results.check_expectations(parts, result, folder) if status != "interrupted" else []
     if parts.settings.rest.figures and status != "interrupted":
         with parts.unsaved.attempt("report.html", again=False):
-            html.write(parts, folder, result, rows)
+            html.write_report(parts, folder, result, rows)
     with parts.unsaved.attempt(RESULT, again=False):
         run_folder.write_json(folder / RESULT, result)
     return result
@@ -408,7 +408,7 @@ def explain_failure(error: BaseException, parts: RunContext, log: Path | None = 
     if death is not None:
         return f"{death} (traceback in {log})" if log else str(death)
     if ran_out(error):
-        sentence = memory.sentence(parts.settings, str(parts.runtime.device))
+        sentence = memory.explain_out_of_memory(parts.settings, str(parts.runtime.device))
         return f"{sentence} (traceback in {log})" if log else sentence
     if isinstance(error, DlrunError):
         return said

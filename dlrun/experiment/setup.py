@@ -35,7 +35,7 @@ from dlrun.experiment.build import build, data_cache, transfer
 from dlrun.experiment.callbacks import evolution
 from dlrun.experiment.context import RunContext
 from dlrun.experiment.hidden_state import comparison
-from dlrun.experiment.preflight import checks, memory
+from dlrun.experiment.preflight import checks, final_activation, memory
 from dlrun.runs import expectations, plain
 
 _ANYWHERE = Placement(torch.device("cpu"), torch.float32, DataSpec("vector", (1,), "regression", 1))
@@ -69,7 +69,7 @@ def prepare(
         if death is not None:
             raise death from error
         if runtime.ran_out(error):
-            raise RequestError(memory.sentence(settings, str(process.device))) from error
+            raise RequestError(memory.explain_out_of_memory(settings, str(process.device))) from error
         said = user_code.explain(error)
         if said is None:
             raise
@@ -127,7 +127,7 @@ def _asked_of(settings: Settings, splits: Splits, model: nn.Module, found: Error
     """What was asked for besides, checked; returns notes."""
     rest, notes = settings.rest, []
     if rest.tracking.evolution_every_epochs:
-        found.attempt(evolution.kind_of, splits.spec)
+        found.attempt(evolution.choose_kind, splits.spec)
     if rest.init_from:
         notes += found.attempt(transfer.take_weights, model, Path(rest.init_from)) or []
     if rest.checkpoint.format == "full":
@@ -148,7 +148,7 @@ def _training(
     """All that trains; with stand-ins for what could not be built, so that the rest is looked at too."""
     keys = settings.rest.checkpoint
     decay = settings.rest.trainer.ema_decay
-    best = found.attempt(checks.monitored, keys.monitor, keys.mode, task, val is not None, decay is not None)
+    best = found.attempt(checks.resolve_monitor, keys.monitor, keys.mode, task, val is not None, decay is not None)
     monitor, mode = best or ("train/loss", "min")
     optimizer = found.attempt(build.build_optimizer, settings, model, trusted_modules) or _like([0.1])
     schedule = found.attempt(_schedule, settings, optimizer, train, mode, trusted_modules)
@@ -244,7 +244,7 @@ def _try_the_rest(
     if model is None:
         found.attempt(build.check_block, settings.model, trusted_modules, ModelKeys, 1)
     if splits is not None and task is not None:
-        found.attempt(checks.monitored, keys.monitor, keys.mode, task, splits.val is not None)
+        found.attempt(checks.resolve_monitor, keys.monitor, keys.mode, task, splits.val is not None)
     found.attempt(build.check_block, settings.optimizer, trusted_modules, OptimizerKeys, 1)
     if model is not None or str(settings.optimizer.target).startswith("torch.optim."):  # ours know parameters by name
         tried = settings if model is not None else dataclasses.replace(settings, optimizer_keys=OptimizerKeys())
@@ -259,17 +259,18 @@ def _look(parts: RunContext) -> None:
     keys = settings.rest.checkpoint
     first = next(training.train.epoch(1))
     batch = evaluation.head(first)
-    parts.layers = checks.layers(model, batch, parts.task, training.autocast)
+    parts.layers = checks.inspect_layers(model, batch, parts.task, training.autocast)
     _check_batch_sizes(parts, first)
     if comparison.is_needed(settings, model):
         parts.sample = comparison.take_sample(first, sum(layer.multiply_adds for layer in parts.layers))
-    said = checks.doubled(model, batch, parts.task, training.autocast)
-    if said:
-        parts.notes.append(said)
-        training.progress.troubles["squashed"] = said  # as diagnostics.py calls it, which need not say it again
+    note = final_activation.find_redundant_layer(model, batch, parts.task, training.autocast)
+    if note is not None:
+        parts.notes.append(note)
+        # The diagnostics need not report it again.
+        training.progress.troubles[final_activation.TROUBLE] = note
     values = sum(layer.values for layer in parts.layers)
-    parts.memory_estimate = memory.estimate(model, checks.moments(training.optimizer), values, settings)
-    parts.notes += memory.remark(parts.memory_estimate, settings, parts.runtime.device)
+    parts.memory_estimate = memory.estimate_memory(model, checks.count_moments(training.optimizer), values, settings)
+    parts.notes += memory.note_shortage(parts.memory_estimate, settings, parts.runtime.device)
     outputs = Path(settings.rest.paths.outputs)
     checks.check_disk(outputs, model, training.optimizer, keys.keep, keys.format == "full")
 
@@ -279,7 +280,7 @@ def _check_batch_sizes(parts: RunContext, first: Batch) -> None:
     training, trainer = parts.training, parts.settings.rest.trainer
     order = training.train.order
     most_batches = None if trainer.max_steps is None else trainer.max_steps * trainer.accumulate_steps
-    sizes = checks.batch_sizes(order, parts.runtime.ranks.count, most_batches)
+    sizes = checks.list_batch_sizes(order, parts.runtime.ranks.count, most_batches)
     work = sum(layer.multiply_adds for layer in parts.layers)
     checks.check_batch_sizes(parts.model, first, parts.task, training.autocast, sizes, order, work)
 

@@ -20,7 +20,8 @@ from dlrun.config import schema as config
 from dlrun.config.request import compose
 from dlrun.config.schema import CONFIG_DIR
 from dlrun.data.spec import DataSpec
-from dlrun.experiment.callbacks import diagnose, diagnostics
+from dlrun.experiment.callbacks import diagnostics
+from dlrun.experiment.preflight import final_activation
 
 PACKAGE = Path(library.__file__).parent
 QUICK = ("trainer.epochs=1", "data.limit_batches=2", "tracking.graph=false", "figures=false")
@@ -178,22 +179,22 @@ def test_a_setting_beyond_the_best_is_added_to_the_sweep(dlrun: Take) -> None:
 
 
 SENTENCES = [
-    *diagnose.diverging([{"epoch": i, "train/loss": 4.0**i} for i in range(1, 6)], 0.5, {}).values(),
-    *diagnose.overflowing(2.0**-12, 40).values(),
-    *diagnose.overfitting(
+    *diagnostics.find_divergence([{"epoch": i, "train/loss": 4.0**i} for i in range(1, 6)], 0.5, {}).values(),
+    *diagnostics.find_overflow(2.0**-12, 40).values(),
+    *diagnostics.find_overfitting(
         [{"epoch": i, "train/loss": 1.0 / i, "val/loss": 1.0 + 0.5 * (i - 1)} for i in range(1, 9)], {}
     ).values(),
-    *diagnostics.not_finite({"step": 3, "val/loss": float("nan")}, None, None).values(),
-    *diagnostics.far_inputs(torch.full((8, 2), 500.0), DataSpec("vector", (2,), "binary", 1), True).values(),
-    *diagnostics._squashed("a softmax", "cross_entropy", "LogSoftmax", "nll").values(),
+    *diagnostics.find_nonfinite({"step": 3, "val/loss": float("nan")}, None, None).values(),
+    *diagnostics.find_far_inputs(torch.full((8, 2), 500.0), DataSpec("vector", (2,), "binary", 1), True).values(),
+    final_activation._explain_function("a softmax", "cross_entropy", "LogSoftmax", "nll"),
 ]
 
 
 def test_every_trouble_that_names_words_is_among_those_tried() -> None:
-    """Each `try key=value` of diagnose.py and diagnostics.py stands in one of the sentences above."""
+    """Each `try key=value` of diagnostics.py and final_activation.py stands in one of the sentences above."""
     named = set()
-    for name in ("diagnose.py", "diagnostics.py"):
-        for _, text in sentences(PACKAGE / "experiment" / "callbacks" / name):
+    for name in ("callbacks/diagnostics.py", "preflight/final_activation.py"):
+        for _, text in sentences(PACKAGE / "experiment" / name):
             named |= {key for key, _ in keys_of(text) if advises(text)}
     shown = " ".join(SENTENCES)
     others = {"optimizer": "adam", "model": "resnet"}  # of sentences that take a net to be seen

@@ -16,7 +16,7 @@ from dlrun.data.spec import DataSpec
 from dlrun.engine.device import rng_state
 from dlrun.engine.objective import Objective
 from dlrun.experiment.preflight import checks
-from dlrun.experiment.preflight.checks import BatchSize, batch_sizes
+from dlrun.experiment.preflight.checks import BatchSize, list_batch_sizes
 
 QUIET = ("tracking.graph=false", "figures=false")
 NORMED = ("model=sequential", "model.layers=[{Linear:[in,8]},{BatchNorm1d:8},ReLU,{Linear:[8,out]}]")
@@ -38,7 +38,7 @@ NORMED = ("model=sequential", "model.layers=[{Linear:[in,8]},{BatchNorm1d:8},ReL
 def test_the_sizes_that_an_epoch_holds(
     order: EpochOrder, processes: int, most_batches: int | None, wanted: list[BatchSize]
 ) -> None:
-    assert batch_sizes(order, processes, most_batches) == wanted
+    assert list_batch_sizes(order, processes, most_batches) == wanted
 
 
 @pytest.mark.parametrize("command", [("check",), ()])
@@ -125,7 +125,7 @@ def look(model: nn.Module, sizes: list[BatchSize], order: EpochOrder, work: int 
 def test_all_that_a_module_keeps_is_put_back() -> None:
     model, order = Net(), EpochOrder(11, 8)
     before = everything(model)
-    look(model, batch_sizes(order), order)
+    look(model, list_batch_sizes(order), order)
     assert everything(model) == before
     model(torch.rand(3, 4))
     assert everything(model) != before
@@ -147,7 +147,7 @@ def test_what_training_alone_shows_of_a_net(answer: Callable[[Tensor], Any], sai
     model = Net(answer)
     before = everything(model)
     with pytest.raises(RequestError) as caught:
-        look(model, batch_sizes(order), order)
+        look(model, list_batch_sizes(order), order)
     assert said in str(caught.value)
     assert everything(model) == before
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
@@ -162,5 +162,5 @@ def test_a_large_net_is_shown_fewer_rows() -> None:
 
     order = EpochOrder(9, 8)
     with pytest.raises(RequestError, match="BatchNorm1d"):
-        look(Net(note), batch_sizes(order), order, work=10**12)
+        look(Net(note), list_batch_sizes(order), order, work=10**12)
     assert rows == [2]

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from dlrun.experiment.callbacks.diagnose import overflowing
-from dlrun.experiment.callbacks.diagnostics import vanishing
+from dlrun.experiment.callbacks.diagnostics import find_overflow, find_vanishing_gradients
 from dlrun.runs.events import scalars
 
 FEW = ("data=blobs", "device.precision=fp16", "tracking.graph=false", "figures=false", "data.val_fraction=0")
@@ -57,13 +56,13 @@ def test_a_run_whose_steps_are_all_skipped_is_told(dlrun: Callable, tmp_path: Pa
 
 
 def test_a_scale_that_falls_to_nothing_is_told_in_the_middle_of_a_run() -> None:
-    assert overflowing(2.0**16, 0, at_end=True) == {}
-    assert overflowing(2.0**14, 40) == {}
-    assert overflowing(2.0**14, 2) == {}
-    assert "all 2 steps" in overflowing(2.0**14, 2, at_end=True)["overflowing"]
-    assert "all 27 steps" in overflowing(2.0**-11, 27)["overflowing"]
-    assert "most steps are skipped" in overflowing(2.0**-11, 500)["overflowing"]
-    assert "all 400 steps" in overflowing(0.0, 400)["overflowing"]
+    assert find_overflow(2.0**16, 0, at_end=True) == {}
+    assert find_overflow(2.0**14, 40) == {}
+    assert find_overflow(2.0**14, 2) == {}
+    assert "all 2 steps" in find_overflow(2.0**14, 2, at_end=True)["overflowing"]
+    assert "all 27 steps" in find_overflow(2.0**-11, 27)["overflowing"]
+    assert "most steps are skipped" in find_overflow(2.0**-11, 500)["overflowing"]
+    assert "all 400 steps" in find_overflow(0.0, 400)["overflowing"]
 
 
 @pytest.mark.parametrize("clip", ["null", "1000"])
@@ -88,4 +87,4 @@ def test_a_gradient_of_a_skipped_step_is_no_sign_of_vanishing() -> None:
     for weight in net.parameters():
         weight.grad = torch.ones_like(weight)
     net[2].weight.grad = torch.full((2, 2), math.inf)
-    assert vanishing(net) == {}
+    assert find_vanishing_gradients(net) == {}

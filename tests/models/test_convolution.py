@@ -11,7 +11,7 @@ from torch import Tensor
 from dlrun.data.spec import DataSpec
 from dlrun.engine.objective import Objective
 from dlrun.experiment.build.start_values import set_start_values
-from dlrun.experiment.preflight.checks import Layer, layers
+from dlrun.experiment.preflight.checks import Layer, inspect_layers
 from dlrun.models.sequential import Sequential
 
 IMAGE = [[2, 0, 1, 5, 3], [4, 1, 0, 2, 6], [7, 3, 2, 1, 0], [1, 5, 4, 0, 2], [3, 2, 6, 1, 4]]
@@ -54,7 +54,7 @@ def test_five_by_five_by_three_by_three(stride: int, padding: int, size: int) ->
 
 def rows_of(net: Sequential, spec: DataSpec) -> list[Layer]:
     given = ((torch.zeros(2, *spec.input_shape),), torch.zeros(2, spec.output_size))
-    return layers(net, given, Objective(spec), contextlib.nullcontext)
+    return inspect_layers(net, given, Objective(spec), contextlib.nullcontext)
 
 
 @pytest.mark.parametrize(("padding", "stride"), [*product((0, 1, 2), (1, 2, 3))])

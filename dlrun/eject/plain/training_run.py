@@ -99,7 +99,7 @@ class TrainingRun:
     @cached_property
     def _monitored(self) -> tuple[str, str]:
         keys = self.settings.rest.checkpoint
-        return checks.monitored(keys.monitor, keys.mode, self.saved.task, self.has_val)
+        return checks.resolve_monitor(keys.monitor, keys.mode, self.saved.task, self.has_val)
 
     @property
     def whole(self) -> bool:

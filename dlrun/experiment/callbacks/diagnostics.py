@@ -1,183 +1,477 @@
-"""Learning trouble, said aloud at the epoch where it shows."""
+"""Learning trouble: what curves, gradients and predictions say about how a run learns, and what to try.
+
+Each trouble has a kind, such as `diverging`, and one sentence. `Diagnostics` looks at the epochs of a run;
+`diagnose_run` judges the curves once more at the end, with the predictions on the split that is shown.
+"""
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dlrun.data.batches import Batches, LoaderBatches
-from dlrun.data.spec import DataSpec
+from dlrun.data.spec import PADDING, DataSpec
 from dlrun.engine import device
 from dlrun.engine.callback import Callback, EpochSummary
+from dlrun.engine.device import START_SCALE
 from dlrun.engine.evaluation import evaluating, rows_of
+from dlrun.engine.metrics import regression_metrics, regression_sums
 from dlrun.engine.state import TrainState
-from dlrun.experiment.callbacks import diagnose
-from dlrun.experiment.callbacks.diagnose import Rows, Said
 from dlrun.experiment.context import RunContext
+from dlrun.experiment.preflight import final_activation
+
+# Rows of metrics.jsonl, from epoch 1 on.
+Rows = Sequence[Mapping[str, float]]
+# A sentence by its kind.
+Troubles = dict[str, str]
+
+# Why nothing was learnt: after these, that the result is no better than the trivial answer is no news.
+_REASONS = {"diverging", "stuck", "one class", "vanishing", "dead", "overflowing"}
+
+# --- Which epochs and rows the callback looks at ---
 
 # Enough that a unit which 2 % of the rows wake is seen awake; fewer for a net that would need a second for them.
-_ROWS, _FEWEST_ROWS, _MULTIPLY_ADDS = 256, 32, 2e9
+_ROWS = 256
+_FEWEST_ROWS = 32
+_MULTIPLY_ADDS = 2e9
 # Every epoch is looked at up to this one, then ever fewer: a look takes a millisecond, and so may an epoch.
 _EVERY_UP_TO = 50
-# So long must learning have come to nothing: three epochs may be three steps of gradient descent.
-_IDLE_EPOCHS, _IDLE_STEPS = 3, 200
+# Learning must have stood still for this long: three epochs may be three steps of gradient descent.
+_IDLE_EPOCHS = 3
+_IDLE_STEPS = 200
+
+# --- Thresholds of the curves ---
+
+# A loss within this share of the trivial answer's is 0 for all purposes: below it there is rounding alone.
+_NEGLIGIBLE = 1e-6
+# Noise of mini-batches makes a loss wander by some percent; twice the first one is another thing.
+_GREW = 2.0
+# Still growing is judged over this many epochs, so that one bad epoch at the end is not a trend.
+_TREND_EPOCHS = 3
+# Ten epochs of any gradient at all move a fp32 loss (24 bits, 6e-8) by more than this share.
+_STUCK_EPOCHS = 10
+_STUCK_CHANGE = 1e-6
+# The validation loss must stay this share of its best above it, over more epochs than the patience that is proposed,
+# so that a run which that patience has ended is not told again.
+_OVERFIT_RISE = 0.1
+_PATIENCE = 3
+# A change by 1 % of the trivial answer's loss can be seen in the other metrics, a smaller one not.
+_VISIBLE = 0.01
+# Training is far above validation where a loss is four times the other, and a twelfth of the trivial answer's apart:
+# an MLP on all digits ends a fortieth apart and on 200 of them a tenth, a GRU on names a tenth too but 1.5 times.
+_FAR_TIMES = 4.0
+_FAR_SHARE = 1 / 12
+# A healthy loss scale stays within 2^0 and 2^16; this one was halved 26 times from its start.
+_LOWEST_SCALE = 2.0**-10
+
+# --- Thresholds of inputs, activations and gradients ---
+
 # A sigmoid at least quarters a gradient: this is what five of them leave of it.
 _VANISHED = 1e-3
 # Small layers learn well with two ReLUs of four dead; healthy wide ones were seen with a fifth dead.
 _DEAD_SHARE = 0.8
 # Normalized inputs have mean 0 and standard deviation 1; ten to thirty times that is no matter of taste.
-_FAR_MEAN, _FAR_STD = 10.0, 30.0
-_OWN_SOFTMAX = ("cross_entropy", "scratch_cross_entropy")
-_OWN_SIGMOID = ("bce_with_logits", "scratch_bce_with_logits")
+_FAR_MEAN = 10.0
+_FAR_STD = 30.0
+# What autograd calls operations that move numbers and leave them as they are.
 _RESHAPING = ("View", "Reshape", "Squeeze", "Unsqueeze", "ToCopy")
 
 
 class Diagnostics(Callback):
-    """For every epoch of a run: looks at the curves, the gradients of the last step and what some training rows come
-    to, and says each kind of trouble once, through `say` and among the run's notes.
+    """Looks at curves, gradients and some training rows after an epoch, and reports each kind of trouble once.
 
-    rows: of the epochs that have ended. What was said is part of the training's progress, so that a resumed run says
-    what the uninterrupted one does. Model, modes and generators stay as they were.
+    A trouble is printed by `say` and added to the run's notes. Reported troubles are part of the training's progress,
+    so that a resumed run reports what the uninterrupted one does. Model, modes and generators stay as they were.
+
+    rows: rows of the epochs that have ended, to which this appends.
     """
 
-    phase = "evaluation"  # in the table of where the time went
+    # In the table of trainer.profile.
+    phase = "evaluation"
 
-    def __init__(self, parts: RunContext, rows: list[dict[str, float]], say: Callable[[str], None]) -> None:
-        self.parts, self.rows, self.say = parts, rows, say
-        self.lr = float(parts.settings.optimizer.arguments.get("lr") or 0.0)
-        work = max(sum(layer.multiply_adds for layer in parts.layers), 1)  # for one row
+    def __init__(self, context: RunContext, rows: list[dict[str, float]], say: Callable[[str], None]) -> None:
+        self.context = context
+        self.rows = rows
+        self.say = say
+        self.lr = float(context.settings.optimizer.arguments.get("lr") or 0.0)
+
+        work_per_row = max(sum(layer.multiply_adds for layer in context.layers), 1)
+        row_count = min(max(int(_MULTIPLY_ADDS / work_per_row), _FEWEST_ROWS), _ROWS)
         rng = device.rng_state()
-        rows_to_ask = min(max(int(_MULTIPLY_ADDS / work), _FEWEST_ROWS), _ROWS)
-        self.inputs, self.targets = _some_rows(parts.training.train, rows_to_ask)
+        self.inputs, self.targets = _read_rows(context.training.train, row_count)
         device.set_rng_state(rng)
-        parts.notes += [said for said in parts.training.progress.troubles.values() if said not in parts.notes]
 
-    def on_epoch_end(self, training: TrainState, summary: EpochSummary) -> None:
-        """Look at an epoch, when it is one of those to look at."""
-        row = summary.row
-        self.rows.append({k: v if math.isfinite(v) else math.nan for k, v in row.items()})  # as they are read again
-        epoch = int(row["epoch"])
-        if epoch % (1 + epoch // _EVERY_UP_TO):
+        troubles = context.training.progress.troubles
+        context.notes += [note for note in troubles.values() if note not in context.notes]
+
+    def on_epoch_end(self, training: TrainState, epoch: EpochSummary) -> None:
+        """Look at the epoch, if it is one of those to look at."""
+        # As metrics.jsonl gives them when it is read again: without infinite values.
+        row = {key: value if math.isfinite(value) else math.nan for key, value in epoch.row.items()}
+        self.rows.append(row)
+        number = int(epoch.row["epoch"])
+        if number % (1 + number // _EVERY_UP_TO):
             return
-        said = self.parts.training.progress.troubles
-        for kind, sentence in self.troubles().items():
-            if kind not in said:
-                said[kind] = f"epoch {epoch}: {sentence}"
-                self.parts.notes.append(said[kind])
-                self.say(f"note: {said[kind]}")
 
-    def troubles(self) -> Said:
-        """All that shows now, said before or not."""
-        parts = self.parts
-        progress, scaler = parts.training.progress, parts.training.scaler
-        # Under a loss scaler gradients that overflow are ordinary: the step is skipped, and the scale halved.
-        model = None if scaler.is_enabled() else parts.model
-        found = not_finite(self.rows[-1], progress.bad_gradient_step, model)
-        found |= diagnose.overflowing(scaler.get_scale(), progress.step) if scaler.is_enabled() else {}
+        reported = self.context.training.progress.troubles
+        for kind, sentence in self.find_troubles().items():
+            if kind not in reported:
+                note = f"epoch {number}: {sentence}"
+                reported[kind] = note
+                self.context.notes.append(note)
+                self.say(f"note: {note}")
+
+    def find_troubles(self) -> Troubles:
+        """All troubles that show now, reported before or not."""
+        context = self.context
+        progress = context.training.progress
+        scaler = context.training.scaler
+
+        troubles: Troubles = {}
+        if scaler.is_enabled():
+            # Under a loss scaler gradients that overflow are ordinary: the step is skipped, and the scale halved.
+            troubles |= find_nonfinite(self.rows[-1], progress.bad_gradient_step, None)
+            troubles |= find_overflow(scaler.get_scale(), progress.step)
+        else:
+            troubles |= find_nonfinite(self.rows[-1], progress.bad_gradient_step, context.model)
+
         rng = device.rng_state()
-        outputs, awake = self.look(self.inputs)
+        outputs, awake = self.probe(self.inputs)
         if len(self.rows) == 1:
-            found |= far_inputs(self.inputs[0], parts.splits.spec, "normalize" in parts.settings.data.arguments)
-            found |= self.squashed(outputs)
+            can_normalize = "normalize" in context.settings.data.arguments
+            troubles |= find_far_inputs(self.inputs[0], context.splits.spec, can_normalize)
+            loss = context.task.loss_name
+            note = final_activation.find_redundant_function(outputs, loss, self.name_last_operation)
+            if note is not None:
+                troubles[final_activation.TROUBLE] = note
         device.set_rng_state(rng)
-        found |= dead(awake) | diagnose.at_epoch(self.rows, self.lr, parts.baseline)
-        idle = _idle(self.rows)
-        if idle and diagnose.flat(idle, parts.baseline):
-            found |= {} if {"dead", "stuck"} & found.keys() else vanishing(parts.model)
-            found |= self.one_class(outputs, idle)
-        return found
+
+        troubles |= find_dead_units(awake)
+        troubles |= diagnose_epoch(self.rows, self.lr, context.baseline)
+
+        idle = _take_idle_rows(self.rows)
+        if idle and is_flat(idle, context.baseline):
+            if not {"dead", "stuck"} & troubles.keys():
+                troubles |= find_vanishing_gradients(context.model)
+            troubles |= self.find_single_class(outputs, idle)
+        return troubles
 
     @torch.no_grad()
-    def look(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Outputs for some rows, and for each layer of ReLUs which units any of the rows wakes: bool (units,)."""
-        model, spec, keys = self.parts.model, self.parts.splits.spec, self.parts.settings.data_keys
-        seen: dict[str, list[Tensor]] = defaultdict(list)
+    def probe(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Send rows through the model in evaluation mode.
+
+        Returns its outputs, and for each ReLU layer by name which units any of the rows wakes: bool (units,).
+        """
+        model = self.context.model
+        spec = self.context.splits.spec
+        uses: dict[str, list[Tensor]] = defaultdict(list)
 
         def record(name: str, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            last = spec.kind == "tokens" or output.dim() == 2
-            units = output if last else output.movedim(1, -1)  # (B, C, H, W) -> (B, H, W, C)
-            seen[name].append((units > 0).flatten(0, -2).any(0))
+            units_are_last = spec.kind == "tokens" or output.dim() == 2
+            # (B, C, H, W) -> (B, H, W, C)
+            units = output if units_are_last else output.movedim(1, -1)
+            uses[name].append((units > 0).flatten(0, -2).any(0))
 
         layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.ReLU | nn.ReLU6)]
         handles = [layer.register_forward_hook(partial(record, name)) for name, layer in layers]
-        pieces = zip(*(torch.split(x, keys.eval_batch_size or _ROWS) for x in inputs), strict=True)
+        batch_size = self.context.settings.data_keys.eval_batch_size or _ROWS
+        batches = zip(*(torch.split(x, batch_size) for x in inputs), strict=True)
         try:
-            with evaluating(model), self.parts.runtime.autocast():
-                outputs = [model.forward(*rows).float() for rows in pieces]  # what compile has made knows no hooks
+            with evaluating(model), self.context.runtime.autocast():
+                # A compiled model knows no hooks, so its forward is called.
+                outputs = [model.forward(*batch).float() for batch in batches]
         finally:
             for handle in handles:
                 handle.remove()
-        # A layer used twice with as many units is awake where one of its uses is; with others it is not judged.
-        same = {name: uses for name, uses in seen.items() if len({len(units) for units in uses}) == 1}
-        return torch.cat(outputs), {name: torch.stack(uses).any(0) for name, uses in same.items()}
 
-    def squashed(self, outputs: Tensor) -> Said:
-        """A softmax or a sigmoid at the end, though the loss has its own."""
-        loss = self.parts.task.loss_name
-        inside = bool(((outputs >= 0) & (outputs <= 1)).all())
-        if loss in _OWN_SOFTMAX and inside and torch.allclose(outputs.sum(-1), torch.ones(()).to(outputs), atol=1e-2):
-            return _squashed("a softmax", loss, "LogSoftmax", "nll")
-        if loss in _OWN_SIGMOID and inside and self.last_operation().startswith("Sigmoid"):
-            return _squashed("a sigmoid", loss, "Sigmoid", "bce")
-        return {}
+        # A layer used twice with as many units is awake where one of its uses is; with others it is not judged.
+        awake: dict[str, Tensor] = {}
+        for name, masks in uses.items():
+            if len({len(mask) for mask in masks}) == 1:
+                awake[name] = torch.stack(masks).any(0)
+        return torch.cat(outputs), awake
 
     @torch.enable_grad()
-    def last_operation(self) -> str:
-        """What autograd calls the last thing that the model does to its numbers, reshaping aside."""
-        model = self.parts.model
-        with evaluating(model), self.parts.runtime.autocast():
+    def name_last_operation(self) -> str:
+        """Autograd's name of the model's last operation, reshaping aside; empty if no gradient flows."""
+        model = self.context.model
+        with evaluating(model), self.context.runtime.autocast():
             node = model.forward(*(x[:2] for x in self.inputs)).grad_fn
         while node is not None and node.name().startswith(_RESHAPING):
             node = node.next_functions[0][0]
         return "" if node is None else str(node.name())
 
-    def one_class(self, outputs: Tensor, idle: Rows) -> Said:
-        """The same answer to every row, for as long as the accuracy has not moved."""
-        parts = self.parts
-        split = "train" if parts.training.val is None else "val"
-        code = diagnose.only_answer(parts.task.predictions(outputs), self.targets, parts.splits.spec)
-        if code is None or len({row[f"{split}/accuracy"] for row in idle}) > 1:
+    def find_single_class(self, outputs: Tensor, idle: Rows) -> Troubles:
+        """Find one class predicted for every row while the accuracy of the `idle` epochs has not moved."""
+        context = self.context
+        spec = context.splits.spec
+        split = "train" if context.training.val is None else "val"
+        accuracy = f"{split}/accuracy"
+
+        code = find_only_class(context.task.predictions(outputs), self.targets, spec)
+        if code is None or len({row[accuracy] for row in idle}) > 1:
             return {}
-        share = idle[-1][f"{split}/accuracy"]
-        since = next(row for row in self.rows if row[f"{split}/accuracy"] == share)
-        where = f"all {split} rows since epoch {int(since['epoch'])}"
-        return diagnose.one_class(code, where, share, parts.baseline.get(f"{split}/accuracy"), parts.splits.spec)
+
+        share = idle[-1][accuracy]
+        first = next(row for row in self.rows if row[accuracy] == share)
+        where = f"all {split} rows since epoch {int(first['epoch'])}"
+        return describe_single_class(code, where, share, context.baseline.get(accuracy), spec)
 
 
-def _some_rows(train: Batches, most: int) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Training rows where they lie; from files the fewest, which are read here before workers would have started."""
+def _read_rows(train: Batches, most: int) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Up to `most` training rows; of a data set read from files the fewest, in this process, without workers."""
     if isinstance(train, LoaderBatches):
-        return rows_of(
-            LoaderBatches(train.dataset, train.order, train.place, workers=0, check=train.check), _FEWEST_ROWS
-        )
+        batches = LoaderBatches(train.dataset, train.order, train.place, workers=0, check=train.check)
+        return rows_of(batches, _FEWEST_ROWS)
     return rows_of(train, most)
 
 
-def _idle(rows: Rows) -> Rows:
-    """The last rows that span _IDLE_EPOCHS and _IDLE_STEPS; none where the run is too young."""
+def _take_idle_rows(rows: Rows) -> Rows:
+    """The last rows that span _IDLE_EPOCHS and _IDLE_STEPS; empty if the run is too young."""
     for i in range(len(rows) - 1 - _IDLE_EPOCHS, -1, -1):
         if rows[-1]["step"] - rows[i]["step"] >= _IDLE_STEPS:
             return rows[i:]
     return []
 
 
-def not_finite(row: Mapping[str, float], gradient_step: int | None, model: nn.Module | None) -> Said:
-    """A gradient or a validation loss of nan or inf, where the training loss did not tell.
+def diagnose_run(
+    rows: Rows,
+    split: str,
+    predicted: Tensor | None,
+    targets: Tensor | None,
+    spec: DataSpec,
+    lr: float,
+    metrics: Mapping[str, float],
+    baseline: Mapping[str, float],
+    reported: Collection[str] = (),
+) -> Troubles:
+    """The troubles that a whole run shows, without the kinds `reported` while it learnt; empty if all looks well.
 
-    gradient_step: the first log point at which the gradient was not finite. model: None leaves the gradients of the
-    last step alone.
+    predicted and targets: of `split`, the one that is shown, by the best weights; class numbers (N,), for tagging
+    (N, T), and for regression values (N, columns). metrics and baseline: of the model and of the trivial answer,
+    with keys such as "test/accuracy"; metrics count where `predicted` is None, for those of the training split were
+    taken while it learnt.
     """
-    step, what = gradient_step, "gradient"
-    parameters = [] if model is None else list(model.parameters())
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    if step is None and gradients and not nn.utils.get_total_norm(gradients).isfinite():
-        step = int(row["step"])
+    troubles = find_divergence(rows, lr, baseline) | find_stuck_loss(rows, baseline)
+    troubles |= _find_single_class(split, predicted, targets, spec, baseline)
+    if not _REASONS & {*troubles, *reported}:
+        troubles |= _find_trivial_result(split, predicted, targets, spec, metrics, baseline)
+    troubles |= find_overfitting(rows, baseline)
+    return {kind: sentence for kind, sentence in troubles.items() if kind not in reported}
+
+
+def diagnose_epoch(rows: Rows, lr: float, baseline: Mapping[str, float]) -> Troubles:
+    """The troubles that the curves show in the middle of a run."""
+    troubles: Troubles = {}
+    # Two rising epochs are no trend yet.
+    if len(rows) > _TREND_EPOCHS:
+        troubles |= find_divergence(rows, lr, baseline)
+    return troubles | find_stuck_loss(rows, baseline) | find_overfitting(rows, baseline)
+
+
+def find_divergence(rows: Rows, lr: float, baseline: Mapping[str, float]) -> Troubles:
+    """Find a training loss that is twice the first one and has grown in each of the last epochs."""
+    losses = [row["train/loss"] for row in (*rows[:1], *rows[1:][-1 - _TREND_EPOCHS :])]
+    if len(losses) < 2 or not losses[-1] > max(_GREW * losses[0], _negligible_loss(baseline)):
+        return {}
+    if not all(before < after for before, after in pairwise(losses[-1 - _TREND_EPOCHS :])):
+        return {}
+    return {
+        "diverging": f"diverging: the training loss grew from {losses[0]:.4g} to {losses[-1]:.4g} in {len(rows)} "
+        f"epochs, so optimizer.lr={lr:g} is too large; try a tenth of it, optimizer.lr={lr / 10:g}"
+    }
+
+
+def find_stuck_loss(rows: Rows, baseline: Mapping[str, float]) -> Troubles:
+    """Find a training loss that has not moved since the first epoch."""
+    losses = [row["train/loss"] for row in rows]
+    if len(losses) < _STUCK_EPOCHS or abs(losses[-1]) <= _negligible_loss(baseline):
+        return {}
+    if not max(losses) - min(losses) < _STUCK_CHANGE * abs(losses[-1]):
+        return {}
+    return {
+        "stuck": f"stuck: the training loss stayed at {losses[-1]:.4g} for all {len(rows)} epochs, as on a saddle or "
+        "with dead units; try another seed, a smaller data.batch_size (its noise leaves a saddle), or a larger "
+        "optimizer.lr"
+    }
+
+
+def _negligible_loss(baseline: Mapping[str, float]) -> float:
+    return _NEGLIGIBLE * abs(baseline.get("train/loss", 1.0))
+
+
+def find_overflow(scale: float, steps: int, at_end: bool = False) -> Troubles:
+    """Find fp16 gradients that overflow however small the loss is scaled, so that no step is made.
+
+    scale: of the loss, after `steps` attempts to make a step. at_end: report it of a few steps too, if all were
+    skipped.
+    """
+    all_skipped = scale <= START_SCALE * 0.5**steps
+    is_hopeless = scale < _LOWEST_SCALE or (at_end and steps and all_skipped)
+    if not is_hopeless:
+        return {}
+
+    skipped = f"all {steps} steps were skipped" if all_skipped else "most steps are skipped"
+    return {
+        "overflowing": f"the gradients overflow in fp16 even with a loss scale of {scale:.2g}, so {skipped}; "
+        "try device.precision=bf16, or a smaller loss"
+    }
+
+
+def find_overfitting(rows: Rows, baseline: Mapping[str, float]) -> Troubles:
+    """Find a validation loss that rises, or stands still far above the training loss, while the latter falls."""
+    losses = [row["val/loss"] for row in rows if "val/loss" in row]
+    if len(losses) != len(rows) or len(losses) <= _PATIENCE + 1:
+        return {}
+    lowest = min(losses)
+    visible = _VISIBLE * abs(baseline.get("val/loss", 0.0))
+
+    # It rises: for longer than the patience it has been well above its best.
+    best = losses.index(lowest)
+    fell = rows[-1]["train/loss"] < rows[best]["train/loss"]
+    if fell and min(losses[-_PATIENCE - 1 :]) > lowest + max(_OVERFIT_RISE * lowest, visible):
+        how = f"the validation loss rose from {lowest:.4g} to {losses[-1]:.4g} while the training loss kept falling"
+        return _describe_overfitting(int(rows[best]["epoch"]), how)
+
+    # It stands still: since it came near its best, training alone has improved.
+    since = next((i for i, loss in enumerate(losses) if loss <= lowest + visible), best)
+    before = rows[since]["train/loss"]
+    now = rows[-1]["train/loss"]
+    far = max(_FAR_SHARE * abs(baseline.get("val/loss", math.inf)), (_FAR_TIMES - 1) * now)
+    is_long = len(losses) - 1 - since > _PATIENCE
+    if is_long and before - now > visible and losses[-1] - now > far:
+        how = (
+            f"the validation loss stays at {losses[-1]:.4g} while the training loss fell from {before:.4g} to {now:.4g}"
+        )
+        return _describe_overfitting(int(rows[since]["epoch"]), how)
+    return {}
+
+
+def _describe_overfitting(epoch: int, how: str) -> Troubles:
+    return {
+        "overfitting": f"overfitting since epoch {epoch}: {how}; the best weights are kept; try "
+        f"trainer.early_stopping.patience={_PATIENCE}, more data, a smaller model, or dropout"
+    }
+
+
+def is_flat(rows: Rows, baseline: Mapping[str, float]) -> bool:
+    """Whether the training loss hardly moves, and is no better than the trivial answer's (if that is known)."""
+    losses = [row["train/loss"] for row in rows]
+    trivial = baseline.get("train/loss", losses[0])
+    visible = _VISIBLE * abs(trivial)
+    return max(losses) - min(losses) < visible and min(losses) > trivial - visible
+
+
+def _find_single_class(
+    split: str, predicted: Tensor | None, targets: Tensor | None, spec: DataSpec, baseline: Mapping[str, float]
+) -> Troubles:
+    """Find one class predicted for every row, where more than one would be right."""
+    if predicted is None or targets is None:
+        return {}
+    code = find_only_class(predicted, targets, spec)
+    if code is None:
+        return {}
+
+    real_targets = targets[targets != PADDING]
+    things = "positions" if spec.task == "tagging" else "rows"
+    where = f"all {len(real_targets):,} {split} {things}"
+    share = float((real_targets == code).double().mean())
+    return describe_single_class(code, where, share, baseline.get(f"{split}/accuracy"), spec)
+
+
+def find_only_class(predicted: Tensor, targets: Tensor, spec: DataSpec) -> int | None:
+    """The one class that is predicted for all rows, where more than one would be right; None if they differ.
+
+    predicted and targets: class numbers (N,), for tagging (N, T) with padding.
+    """
+    if spec.task == "regression":
+        return None
+    is_real = targets != PADDING
+    classes = predicted[is_real]
+    real_targets = targets[is_real]
+    if len(real_targets) == 0 or (classes != classes[0]).any() or (real_targets == real_targets[0]).all():
+        return None
+    return int(classes[0])
+
+
+def describe_single_class(code: int, where: str, share: float, majority: float | None, spec: DataSpec) -> Troubles:
+    """The trouble of one predicted class.
+
+    share: of right predictions. majority: of the most frequent class, if that is known.
+    """
+    name = repr(spec.class_names[code]) if code < len(spec.class_names) else f"class {code}"
+    comparison = ""
+    if majority is not None:
+        comparison = f", and the majority class gives {100 * majority:.1f} %"
+        if math.isclose(share, majority, abs_tol=1e-9):
+            comparison = ", what the majority class gives"
+    return {
+        "one class": f"predicts {name} for {where}: {100 * share:.1f} % are right{comparison}; "
+        "try optimizer=adam, a larger optimizer.lr, more trainer.epochs, or relu in place of sigmoid"
+    }
+
+
+def _find_trivial_result(
+    split: str,
+    predicted: Tensor | None,
+    targets: Tensor | None,
+    spec: DataSpec,
+    metrics: Mapping[str, float],
+    baseline: Mapping[str, float],
+) -> Troubles:
+    """Find a result no better than that of an answer which never looks at the input."""
+    if spec.task == "regression":
+        name = "r2"
+        who = "the mean"
+    else:
+        name = "accuracy"
+        who = "the majority class"
+
+    value = metrics.get(f"{split}/{name}")
+    trivial = baseline.get(f"{split}/{name}")
+    if predicted is not None and targets is not None:
+        value = _score(predicted, targets, spec)
+    if value is None or trivial is None or targets is None:
+        return {}
+    # Where all targets are the same the trivial answer is right, and r2 says nothing.
+    if (targets == targets[:1]).all():
+        return {}
+    if value > (0.0 if spec.task == "regression" else trivial):
+        return {}
+    return {
+        "trivial": f"no better than the trivial answer: {split}/{name} is {value:.4f}, and {who} gives {trivial:.4f}; "
+        "try more trainer.epochs, another optimizer.lr, or another model"
+    }
+
+
+def _score(predicted: Tensor, targets: Tensor, spec: DataSpec) -> float:
+    """R² for regression, accuracy otherwise."""
+    if spec.task == "regression":
+        return regression_metrics(regression_sums(predicted, targets))["r2"]
+    is_real = targets != PADDING
+    return float((predicted[is_real] == targets[is_real]).double().mean())
+
+
+def find_nonfinite(row: Mapping[str, float], gradient_step: int | None, model: nn.Module | None) -> Troubles:
+    """Find a gradient or a validation loss of nan or inf, where the training loss did not tell.
+
+    row: of the epoch that has ended. gradient_step: the first log point at which the gradient was not finite.
+    model: None leaves the gradients of the last step alone.
+    """
+    what = "gradient"
+    step = gradient_step
+    if step is None and model is not None:
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        if gradients and not nn.utils.get_total_norm(gradients).isfinite():
+            step = int(row["step"])
     if step is None and not math.isfinite(row.get("val/loss", 0.0)):
-        step, what = int(row["step"]), "validation loss"
+        what = "validation loss"
+        step = int(row["step"])
     if step is None:
         return {}
     return {
@@ -186,28 +480,42 @@ def not_finite(row: Mapping[str, float], gradient_step: int | None, model: nn.Mo
     }
 
 
-def far_inputs(x: Tensor, spec: DataSpec, can_normalize: bool) -> Said:
-    """Inputs (N, features) or (N, C, H, W) of which a feature or channel is far from mean 0 and deviation 1."""
+def find_far_inputs(x: Tensor, spec: DataSpec, can_normalize: bool) -> Troubles:
+    """Find inputs of which a feature or channel is far from mean 0 and standard deviation 1.
+
+    x: (N, features) or (N, C, H, W). can_normalize: whether the data set has a key `normalize`.
+    """
     if spec.kind == "tokens":
         return {}
-    values = x.float().movedim(1, -1).flatten(0, -2)  # (rows, features or channels)
-    mean, std = values.mean(0), values.std(0, correction=0)
-    far = (mean.abs() / _FAR_MEAN).maximum(std / _FAR_STD)
-    worst, count = int(far.argmax()), int((far > 1).sum())
+
+    # (rows, features or channels)
+    values = x.float().movedim(1, -1).flatten(0, -2)
+    mean = values.mean(0)
+    std = values.std(0, correction=0)
+    # Above 1 is far.
+    distance = (mean.abs() / _FAR_MEAN).maximum(std / _FAR_STD)
+    worst = int(distance.argmax())
+    count = int((distance > 1).sum())
     if count == 0:
         return {}
-    things = "channel" if spec.kind == "image" else "feature"
-    name = f"{things} {spec.feature_names[worst] if worst < len(spec.feature_names) else worst}"
-    all_of_them = f"{count} of {len(far)} {things}s are" if count > 1 else f"{name} is"
-    what = "type data.normalize=true" if can_normalize else "subtract its mean and divide by its deviation in the data"
+
+    thing = "channel" if spec.kind == "image" else "feature"
+    name = f"{thing} {spec.feature_names[worst] if worst < len(spec.feature_names) else worst}"
+    subject = f"{count} of {len(distance)} {thing}s are" if count > 1 else f"{name} is"
+    advice = "type data.normalize=true"
+    if not can_normalize:
+        advice = "subtract its mean and divide by its deviation in the data"
     return {
-        "inputs": f"{all_of_them} far from normalized: {name} has mean {mean[worst]:.4g} and standard deviation "
-        f"{std[worst]:.4g}, and optimizers expect about 0 and 1; {what}"
+        "inputs": f"{subject} far from normalized: {name} has mean {mean[worst]:.4g} and standard deviation "
+        f"{std[worst]:.4g}, and optimizers expect about 0 and 1; {advice}"
     }
 
 
-def dead(awake: Mapping[str, Tensor]) -> Said:
-    """The layer with the largest share of ReLUs that no row wakes, when that is a large one."""
+def find_dead_units(awake: Mapping[str, Tensor]) -> Troubles:
+    """Find the layer with the largest share of ReLUs that no row wakes, if that share is large.
+
+    awake: by layer, which units any row wakes, bool (units,).
+    """
     silent = {name: int((~units).sum()) for name, units in awake.items()}
     worst = max(silent, key=lambda name: silent[name] / len(awake[name]), default=None)
     if worst is None or silent[worst] < _DEAD_SHARE * len(awake[worst]):
@@ -218,27 +526,25 @@ def dead(awake: Mapping[str, Tensor]) -> Said:
     }
 
 
-def vanishing(model: nn.Module) -> Said:
-    """The weights with the smallest gradients (root mean square), when the largest are a thousand times theirs."""
-    weights = {n: p.grad for n, p in model.named_parameters() if p.grad is not None and p.dim() > 1}
-    if len(weights) < 3:  # what passes one activation cannot vanish on its way: that is a saddle
+def find_vanishing_gradients(model: nn.Module) -> Troubles:
+    """Find weights whose gradients (root mean square) are a thousandth of the largest ones."""
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None and p.dim() > 1}
+    # What passes one activation cannot vanish on its way: that is a saddle.
+    if len(gradients) < 3:
         return {}
-    sizes = torch.stack([nn.utils.get_total_norm([g]) / math.sqrt(g.numel()) for g in weights.values()]).tolist()
-    least, most = min(sizes), max(sizes)
-    if not math.isfinite(most):  # of a step that the loss scaler skipped
-        return {}
-    if not 0 < least < _VANISHED * most:  # none at all is a saddle, or dead units
-        return {}
-    names = list(weights)
-    where, beside = names[sizes.index(least)], names[sizes.index(most)]
-    return {
-        "vanishing": f"vanishing gradients: the training loss stands still, and {where} gets gradients of {least:.2g} "
-        f"where {beside} gets {most:.2g}; try relu in place of sigmoid, fewer layers, or model=resnet"
-    }
 
+    norms = [nn.utils.get_total_norm([grad]) / math.sqrt(grad.numel()) for grad in gradients.values()]
+    sizes = torch.stack(norms).tolist()
+    least = min(sizes)
+    most = max(sizes)
+    # Not finite: the loss scaler skipped the step. 0: a saddle, or dead units.
+    if not math.isfinite(most) or not 0 < least < _VANISHED * most:
+        return {}
 
-def _squashed(what: str, loss: str, layer: str, other: str) -> Said:
+    names = list(gradients)
+    smallest = names[sizes.index(least)]
+    largest = names[sizes.index(most)]
     return {
-        "squashed": f"the model ends in {what}, but task.loss={loss} takes logits and has its own; "
-        f"leave it out, or end in {layer} and type task.loss={other}"
+        "vanishing": f"vanishing gradients: the training loss stands still, and {smallest} gets gradients of "
+        f"{least:.2g} where {largest} gets {most:.2g}; try relu in place of sigmoid, fewer layers, or model=resnet"
     }

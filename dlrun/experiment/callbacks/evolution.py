@@ -26,7 +26,7 @@ _MOST_DOTS = 1000  # rows shown in a frame
 _FRAME_MS, _LAST_MS = 120, 1500  # how long the animation shows a frame, and the last one
 
 
-def kind_of(spec: DataSpec) -> str:
+def choose_kind(spec: DataSpec) -> str:
     """What is drawn of such data: `fit`, `decision`, or `word` (logged as text). RequestError where nothing is."""
     features = spec.input_size if spec.kind == "vector" else None
     if spec.task == "regression" and features == 1 and spec.output_size == 1:
@@ -50,12 +50,12 @@ class Evolution(Callback):
 
     phase = "figures"  # in the table of where the time went
 
-    def __init__(self, parts: RunContext, folder: Path, every_epochs: int, tracker: Logger) -> None:
-        self.parts, self.every_epochs = parts, every_epochs
+    def __init__(self, context: RunContext, folder: Path, every_epochs: int, tracker: Logger) -> None:
+        self.context, self.every_epochs = context, every_epochs
         self.tracker = tracker
-        self.kind = kind_of(parts.splits.spec)
+        self.kind = choose_kind(context.splits.spec)
         self.frames = folder / "figures" / "evolution"
-        self.inputs, self.targets = rows_of(parts.training.train, 1 if self.kind == "word" else _MOST_DOTS)
+        self.inputs, self.targets = rows_of(context.training.train, 1 if self.kind == "word" else _MOST_DOTS)
 
     def on_epoch_end(self, training: TrainState, summary: EpochSummary) -> None:
         """Show an epoch, when it is one of those to show."""
@@ -65,15 +65,15 @@ class Evolution(Callback):
             return
         before = device.rng_state()
         if self.kind == "word":
-            self.tracker.log_text("tagging/train", self.word(), step)
+            self.tracker.log_text("tagging/train", self.tag_first_word(), step)
         else:
-            image = self.frame(f"epoch {epoch}, loss {row['train/loss']:.4g}")
+            image = self.draw_frame(f"epoch {epoch}, loss {row['train/loss']:.4g}")
             self.frames.mkdir(parents=True, exist_ok=True)
             canvas.save_png(image, self.frames / f"epoch_{epoch:05d}.png")
             self.tracker.log_image(f"evolution/{self.kind}", torch.from_numpy(image).permute(2, 0, 1), step)
         device.set_rng_state(before)
 
-    def frame(self, title: str) -> NDArray[np.uint8]:
+    def draw_frame(self, title: str) -> NDArray[np.uint8]:
         """Pixels (H, W, 3); axes and margins are those of every other frame."""
         figure = canvas.sheet(5.2, 4.0, dpi=80)
         figure.set_layout_engine("none")  # it would move the axes with the width of the numbers, at twice the time
@@ -83,28 +83,28 @@ class Evolution(Callback):
         return canvas.pixels(figure)
 
     def _draw(self, axes: "Axes") -> None:
-        parts, spec, x = self.parts, self.parts.splits.spec, self.inputs[0]
+        context, spec, x = self.context, self.context.splits.spec, self.inputs[0]
         if self.kind == "decision":
-            decision.draw_regions(axes, _probabilities(parts), x, self.targets, spec, side=60)
+            decision.draw_regions(axes, _probabilities(context), x, self.targets, spec, side=60)
             axes.legend(title="true class", loc="upper right", framealpha=0.9)
             return
         rows = {"train": (x, self.targets)}
-        fit.draw_curve(axes, rows, lambda x: answers(parts.model, x, parts.runtime), spec, parts.splits.truth)
+        fit.draw_curve(axes, rows, lambda x: answers(context.model, x, context.runtime), spec, context.splits.truth)
         low, high = float(self.targets.min()), float(self.targets.max())
         margin = 0.15 * (high - low) or 1.0
         axes.set_ylim(low - margin, high + margin)
         axes.legend(loc="upper left", framealpha=0.9)
 
     @torch.inference_mode()
-    def word(self) -> str:
+    def tag_first_word(self) -> str:
         """The first training word and the tags that the model gives it now."""
-        spec, length = self.parts.splits.spec, int(self.inputs[1][0])
-        with evaluating(self.parts.model), self.parts.runtime.autocast():
-            predicted = self.parts.task.predictions(self.parts.model(*self.inputs))
+        spec, length = self.context.splits.spec, int(self.inputs[1][0])
+        with evaluating(self.context.model), self.context.runtime.autocast():
+            predicted = self.context.task.predictions(self.context.model(*self.inputs))
         return f"{errors.text(spec, self.inputs[0][0], length)} → {errors.tags(spec, predicted[0, :length])}"
 
 
-def movie(figures: Path, last_epoch: int) -> None:
+def write_animation(figures: Path, last_epoch: int) -> None:
     """Make evolution.gif of the frames up to the last epoch, if there are any: later ones are of a run cut back."""
     from PIL import Image
 
@@ -116,5 +116,5 @@ def movie(figures: Path, last_epoch: int) -> None:
     first.save(figures / "evolution.gif", save_all=True, append_images=rest, duration=times, loop=0)
 
 
-def _probabilities(parts: RunContext) -> "Callable[[torch.Tensor], torch.Tensor]":
-    return lambda rows: parts.task.probabilities(answers(parts.model, rows, parts.runtime))
+def _probabilities(context: RunContext) -> "Callable[[torch.Tensor], torch.Tensor]":
+    return lambda rows: context.task.probabilities(answers(context.model, rows, context.runtime))

@@ -23,7 +23,7 @@ class WeightHashes(Callback):
         self.model = model
         self.file = GrowingFile(folder / FINGERPRINTS, FINGERPRINTS, unsaved)
 
-    def note(self, epoch: int, step: int) -> None:
+    def record(self, epoch: int, step: int) -> None:
         """One line, on the disk before this returns."""
         line = {"epoch": epoch, "step": step, "weights_sha256": weights_sha256(self.model)}
         self.file.write(json.dumps(line) + "\n")
@@ -31,4 +31,4 @@ class WeightHashes(Callback):
 
     def on_epoch_end(self, training: TrainState, epoch: EpochSummary) -> None:
         """The line of an epoch."""
-        self.note(int(epoch.row["epoch"]), int(epoch.row["step"]))
+        self.record(int(epoch.row["epoch"]), int(epoch.row["step"]))

@@ -34,7 +34,7 @@ class Profile:
         self._range: Any = None  # the backward pass, in the trace: it has no call of its own to be around
         self._last = ("other", time.perf_counter())
 
-    def mark(self, phase: str) -> None:
+    def charge(self, phase: str) -> None:
         """What has passed since the last mark was spent on `phase`."""
         self._synchronize()
         if self._range is not None:
@@ -44,36 +44,36 @@ class Profile:
         self.seconds[phase] += now - self._last[1]
         self._last = (phase, now)
 
-    def begin(self) -> None:
+    def start_phase(self) -> None:
         """Something begins: what has passed was what is around it, else the backward pass, after a forward one."""
         around = self._within[-1] if self._within else "backward" if self._last[0] == "forward" else "other"
-        self.mark(around)
+        self.charge(around)
 
     @contextlib.contextmanager
-    def around(self, phase: str) -> Iterator[None]:
+    def time_phase(self, phase: str) -> Iterator[None]:
         """What is done inside is `phase`, and called so in the trace."""
-        self.begin()
+        self.start_phase()
         self._within.append(phase)
         try:
             with record_function(phase):
                 yield
         finally:
             self._within.pop()
-            self.mark(phase)
+            self.charge(phase)
             if phase == "forward":
                 self._range = record_function("backward")
                 self._range.__enter__()
 
-    def wrapped(self, call: Callable[..., Any], phase: str) -> Callable[..., Any]:
+    def wrap(self, call: Callable[..., Any], phase: str) -> Callable[..., Any]:
         """The same call, stopped."""
 
         def stopped(*arguments: Any, **named: Any) -> Any:
-            with self.around(phase):
+            with self.time_phase(phase):
                 return call(*arguments, **named)
 
         return stopped
 
-    def shown(self) -> Table:
+    def make_table(self) -> Table:
         """Seconds, share, and microseconds a step of each phase."""
         whole = sum(self.seconds.values())
         rows = [
@@ -101,23 +101,23 @@ class _Timed:
     def epoch(self, number: int, start: int = 0, pick: Shard = list) -> Iterator[Batch]:
         """See Batches."""
         batches = iter(self.batches.epoch(number, start, pick))
-        following = self.profile.wrapped(lambda: next(batches, None), self.phase)
+        following = self.profile.wrap(lambda: next(batches, None), self.phase)
         while (batch := following()) is not None:
             yield batch
 
 
 @contextlib.contextmanager
-def profiled(trainer: Trainer, folder: Path) -> Iterator[Profile]:
+def profile_training(trainer: Trainer, folder: Path) -> Iterator[Profile]:
     """Time a training, and trace a few of its steps into `folder`/profile, for Perfetto and TensorBoard."""
     t = trainer.state
     profile, before = Profile(t.synchronize), (t.train, t.val, t.autocast)
     t.train, t.val = _Timed(t.train, profile, "data"), t.val and _Timed(t.val, profile, "evaluation")
     t.autocast = partial(_forward, t, profile, t.autocast)  # around the model and its loss; hooks would be compiled
-    hooks = [t.optimizer.register_step_post_hook(lambda *_: profile.mark("optimizer"))]  # one with a closure alone
-    t.scaler.step = profile.wrapped(t.scaler.step, "optimizer")  # type: ignore[method-assign]
+    hooks = [t.optimizer.register_step_post_hook(lambda *_: profile.charge("optimizer"))]  # one with a closure alone
+    t.scaler.step = profile.wrap(t.scaler.step, "optimizer")  # type: ignore[method-assign]
     for name in trainer.hooks:
         timed = overriding(trainer.callbacks, name)
-        trainer.hooks[name] = [profile.wrapped(getattr(callback, name), callback.phase) for callback in timed]
+        trainer.hooks[name] = [profile.wrap(getattr(callback, name), callback.phase) for callback in timed]
     with _traced(folder / FOLDER) as trace:
 
         def count(*_: Any) -> None:
@@ -128,7 +128,7 @@ def profiled(trainer: Trainer, folder: Path) -> Iterator[Profile]:
         try:
             yield profile
         finally:
-            profile.mark("other")
+            profile.charge("other")
             t.train, t.val, t.autocast = before
             del t.scaler.step  # its class's comes through again
             for hook in hooks:
@@ -138,7 +138,7 @@ def profiled(trainer: Trainer, folder: Path) -> Iterator[Profile]:
 @contextlib.contextmanager
 def _forward(t: TrainState, profile: Profile, autocast: Callable[[], Any]) -> Iterator[None]:
     """What a forward pass is made in, stopped."""
-    with profile.around("forward" if t.model.training else "evaluation"), autocast():
+    with profile.time_phase("forward" if t.model.training else "evaluation"), autocast():
         yield
 
 

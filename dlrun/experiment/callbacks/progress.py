@@ -34,7 +34,7 @@ class ProgressDisplay(Callback):
         self._first_step = training.progress.step
 
     @contextmanager
-    def shown(self) -> Iterator[None]:
+    def show(self) -> Iterator[None]:
         """The bar, while the training lasts; the line of the last epoch however it ends."""
         terminal = self._console.terminal
         try:

@@ -27,7 +27,7 @@ Function = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Checked:
+class GradientErrors:
     """The largest relative errors of one gradient of one layer; central is null where no entry could be looked at."""
 
     layer: str
@@ -61,7 +61,7 @@ def check_gradients(words: list[str]) -> int:
 
     Prints one table. RequestError for a sweep, and where neither the model nor the loss is hand-written.
     """
-    asked = one_run(words)
+    asked = parse_one_run(words)
     if asked is None:
         return 0
     composed = asked.config
@@ -70,16 +70,16 @@ def check_gradients(words: list[str]) -> int:
     with device.session(settings.rest.device, settings.rest.seed) as process:
         parts = prepare(settings, process, asked.trusted_modules)
         with untouched.untouched(parts.model):
-            found = [row for subject in subjects(parts) for row in checked(subject)]
+            found = [row for subject in find_subjects(parts) for row in check_subject(subject)]
     if not found:
         raise RequestError(
             f"model={settings.model.choice} has no hand-written layers, so there is no backward of ours to check; "
-            f"type {' or '.join(f'model={name}' for name in handwritten_models())}"
+            f"type {' or '.join(f'model={name}' for name in list_handwritten_models())}"
         )
-    return show(found)
+    return print_verdict(found)
 
 
-def one_run(words: list[str], check: str = "gradients") -> Request | None:
+def parse_one_run(words: list[str], check: str = "gradients") -> Request | None:
     """What the command line asks for; null when Hydra itself has answered (--cfg). RequestError for several runs."""
     several = RequestError(
         f"check {check} looks at one run; leave out -m, name one value for each key, "
@@ -93,13 +93,13 @@ def one_run(words: list[str], check: str = "gradients") -> Request | None:
     return asked[0] if asked else None
 
 
-def handwritten_models() -> list[str]:
+def list_handwritten_models() -> list[str]:
     """The shipped models of hand-written layers."""
     targets = {p.stem: OmegaConf.select(OmegaConf.load(p), "_target_") for p in (CONFIG_DIR / "model").glob("*.yaml")}
     return sorted(name for name, target in targets.items() if target.startswith("dlrun.models.scratch."))
 
 
-def subjects(parts: RunContext) -> Iterator[Subject]:
+def find_subjects(parts: RunContext) -> Iterator[Subject]:
     """Every layer that has a `reference`, with what it gets from one training batch, and the loss if it is ours."""
     batch, targets = evaluation.small_batch(parts.training.train, _ROWS)
     layers = {n: m for n, m in parts.model.named_modules() if callable(getattr(m, "reference", None))}
@@ -135,7 +135,7 @@ def _loss(task: Objective, outputs: Tensor, targets: Tensor) -> Subject:
     )
 
 
-def checked(subject: Subject) -> Iterator[Checked]:
+def check_subject(subject: Subject) -> Iterator[GradientErrors]:
     """One row for the input and each parameter, for a random dL/d(output)."""
     x = subject.x.clone(memory_format=torch.contiguous_format).requires_grad_()  # entries are set through a flat view
     tensors = {"input": x, **subject.parameters}
@@ -147,7 +147,7 @@ def checked(subject: Subject) -> Iterator[Checked]:
         unit = subject.unit if tensor is x else tensor.detach().abs().clamp(min=1)
         bends = subject.bends_at_zero and tensor is x
         central = _central_error(lambda: subject.function(x), tensor, unit, direction, gradient, bends)
-        yield Checked(subject.layer, subject.kind, name, relative_error(gradient, truth), central)
+        yield GradientErrors(subject.layer, subject.kind, name, relative_error(gradient, truth), central)
 
 
 def relative_error(ours: Tensor, truth: Tensor) -> float:
@@ -190,7 +190,7 @@ def _at(function: Callable[[], Tensor], values: Tensor, entry: int, value: float
     return function()
 
 
-def show(found: list[Checked]) -> int:
+def print_verdict(found: list[GradientErrors]) -> int:
     """The table and the verdict; returns the exit code."""
     console = Console()
     rows = [

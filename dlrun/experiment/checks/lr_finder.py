@@ -35,7 +35,7 @@ from dlrun.data.batches import Batch
 from dlrun.engine import device, trainer
 from dlrun.engine.state import TrainState
 from dlrun.experiment.build import build
-from dlrun.experiment.checks.gradients import one_run
+from dlrun.experiment.checks.gradients import parse_one_run
 from dlrun.experiment.setup import prepare
 from dlrun.runs.reports.console import Console, number, table
 
@@ -109,7 +109,7 @@ class Curve:
         return None if math.isfinite(self.losses[-1]) else len(self.losses) - 1
 
 
-def measured(t: TrainState, optimizer: Optimizer, groups: Sequence[int]) -> Curve:
+def measure_curve(t: TrainState, optimizer: Optimizer, groups: Sequence[int]) -> Curve:
     """Train with growing rates until the loss is far above its start, not finite, or the rates are used up.
 
     It also ends where there is nothing left to learn: a problem without noise stays solved at any rate then.
@@ -118,7 +118,7 @@ def measured(t: TrainState, optimizer: Optimizer, groups: Sequence[int]) -> Curv
     most = round(math.log10(HIGHEST / LOWEST) * STEPS_PER_DECADE) + 1
     rates = [LOWEST * 10 ** (i / STEPS_PER_DECADE) for i in range(most)]
     losses: list[float] = []
-    for loss in trained(t, optimizer, groups, rates):
+    for loss in train_at_rates(t, optimizer, groups, rates):
         losses.append(loss)
         curve, newest = Curve(rates[: len(losses)], losses), losses[-3:]
         if len(losses) > _FLAT and (min(newest) > curve.ceiling or max(newest) < _LEARNT * curve.level):
@@ -126,14 +126,16 @@ def measured(t: TrainState, optimizer: Optimizer, groups: Sequence[int]) -> Curv
     return Curve(rates[: len(losses)], losses)
 
 
-def trained(t: TrainState, optimizer: Optimizer, groups: Sequence[int], rates: Iterable[float]) -> Iterator[float]:
+def train_at_rates(
+    t: TrainState, optimizer: Optimizer, groups: Sequence[int], rates: Iterable[float]
+) -> Iterator[float]:
     """Make a step with each rate; yields the loss per sample before it. The last one is the first that is not finite.
 
     Each loss is waited for.
     """
     t.optimizer = optimizer
     t.model.train()
-    for rate, group in zip(rates, batches(t), strict=False):
+    for rate, group in zip(rates, iterate_steps(t), strict=False):
         for i in groups:
             optimizer.param_groups[i]["lr"] = rate
         loss = float(trainer.backward(t, group, []))
@@ -144,7 +146,9 @@ def trained(t: TrainState, optimizer: Optimizer, groups: Sequence[int], rates: I
         t.scaler.update()
 
 
-def diverging_rate(t: TrainState, make: Callable[[], Optimizer], groups: Sequence[int], curve: Curve) -> float | None:
+def find_diverging_rate(
+    t: TrainState, make: Callable[[], Optimizer], groups: Sequence[int], curve: Curve
+) -> float | None:
     """The rate from which on the loss rises above its start; null where that does not happen up to HIGHEST.
 
     Read off the curve, or, where that ends before, found by short trainings at growing rates. The model is as it was
@@ -155,7 +159,7 @@ def diverging_rate(t: TrainState, make: Callable[[], Optimizer], groups: Sequenc
     start = copy.deepcopy(t.model.state_dict())
     rate = curve.rates[curve.lowest]
     while rate <= HIGHEST * 1.01:
-        losses = list(trained(t, make(), groups, [rate] * _TRIAL_STEPS))
+        losses = list(train_at_rates(t, make(), groups, [rate] * _TRIAL_STEPS))
         t.built.fit(start)
         t.model.load_state_dict(start)
         if not math.isfinite(losses[-1]) or np.mean(losses[-5:]) > curve.level + curve.noise:
@@ -164,7 +168,7 @@ def diverging_rate(t: TrainState, make: Callable[[], Optimizer], groups: Sequenc
     return None
 
 
-def batches(t: TrainState) -> Iterator[list[Batch]]:
+def iterate_steps(t: TrainState) -> Iterator[list[Batch]]:
     """The batches of one optimizer step after another, epoch after epoch."""
     for epoch in count(1):
         made = t.train.epoch(epoch)
@@ -178,7 +182,7 @@ def check_lr(words: Sequence[str]) -> int:
     Nothing else is written, and generators are as before. RequestError for several runs, and for optimizers without
     one rate that can grow.
     """
-    asked = one_run(list(words), "lr")
+    asked = parse_one_run(list(words), "lr")
     if asked is None:
         return 0
     settings = schema.read(asked.config, asked.choices)
@@ -186,30 +190,32 @@ def check_lr(words: Sequence[str]) -> int:
     try:
         with device.session(settings.rest.device, settings.rest.seed) as process:
             parts = prepare(settings, process, asked.trusted_modules)
-            refuse(parts.training.optimizer, settings)
+            refuse_optimizer(parts.training.optimizer, settings)
             start = copy.deepcopy(parts.model.state_dict())
             make = partial(build.build_optimizer, settings, parts.model, asked.trusted_modules)  # without a schedule
-            groups = growing(settings, make())
-            curve = measured(parts.training, make(), groups)
+            groups = find_growing_groups(settings, make())
+            curve = measure_curve(parts.training, make(), groups)
             if not curve.first:
                 raise RunError("the loss is not finite before the first step; try inputs of a size around 1")
             parts.training.built.fit(start)
             parts.model.load_state_dict(start)
-            top = diverging_rate(parts.training, make, groups, curve)
+            top = find_diverging_rate(parts.training, make, groups, curve)
     finally:
         device.set_rng_state(generators)
     console = Console()
     names = f"{settings.model.choice} on {settings.data.choice}, {settings.optimizer.choice}"
     console.say(f"learning-rate range test of {names}: {len(curve.rates)} steps, one for each rate")
-    console.say(table(("optimizer.lr", "loss", "", ""), rows(curve, settings.optimizer.arguments.get("lr")), left=4))
-    for said in sentences(curve, top):
+    console.say(
+        table(("optimizer.lr", "loss", "", ""), make_rows(curve, settings.optimizer.arguments.get("lr")), left=4)
+    )
+    for said in describe_curve(curve, top):
         console.say(said)
     if settings.rest.figures:
-        console.say(f"picture: {draw(curve, top, settings, names)}")
+        console.say(f"picture: {draw_picture(curve, top, settings, names)}")
     return 0
 
 
-def refuse(optimizer: Optimizer, settings: Settings) -> None:
+def refuse_optimizer(optimizer: Optimizer, settings: Settings) -> None:
     """RequestError for an optimizer whose steps are not made with one learning rate each."""
     choice = settings.optimizer.choice
     if trainer.requires_closure(optimizer):
@@ -223,7 +229,7 @@ def refuse(optimizer: Optimizer, settings: Settings) -> None:
         )
 
 
-def growing(settings: Settings, optimizer: Optimizer) -> list[int]:
+def find_growing_groups(settings: Settings, optimizer: Optimizer) -> list[int]:
     """The parameter groups that optimizer.lr is the rate of; RequestError where each has one of its own."""
     own = [i for i, entry in enumerate(settings.optimizer_keys.groups or []) if "lr" in entry]
     left = [i for i in range(len(optimizer.param_groups)) if i not in own]
@@ -235,14 +241,14 @@ def growing(settings: Settings, optimizer: Optimizer) -> list[int]:
     return left
 
 
-def suggestion(curve: Curve) -> float | None:
+def suggest_rate(curve: Curve) -> float | None:
     """A third of the rate at which the smoothed loss is lowest, to two digits; null where it never falls."""
     return None if curve.steepest is None else float(f"{curve.rates[curve.lowest] / 3:.1e}")
 
 
-def rows(curve: Curve, configured: Any) -> list[tuple[str, ...]]:
+def make_rows(curve: Curve, configured: Any) -> list[tuple[str, ...]]:
     """Rate, smoothed loss, the loss as a bar, and a remark."""
-    rates, smooth, suggested = curve.rates, curve.smooth, suggestion(curve)
+    rates, smooth, suggested = curve.rates, curve.smooth, suggest_rate(curve)
     marks: dict[int, list[str]] = {i: [] for i in range(0, len(rates), _ROW_STEPS)}
     for said, at in (
         ("falls fastest", curve.steepest),
@@ -259,9 +265,9 @@ def rows(curve: Curve, configured: Any) -> list[tuple[str, ...]]:
     return [(f"{rates[i]:.1e}", number(float(smooth[i])), bars[i], ", ".join(marks[i])) for i in sorted(marks)]
 
 
-def sentences(curve: Curve, top: float | None) -> list[str]:
+def describe_curve(curve: Curve, top: float | None) -> list[str]:
     """What the curve says. top: the rate from which on the loss diverges."""
-    suggested = suggestion(curve)
+    suggested = suggest_rate(curve)
     end = f"does not diverge up to {HIGHEST:g}" if top is None else f"diverges from optimizer.lr={top:.2g} on"
     if suggested is None:
         return ["the loss never falls by more than its noise: nothing is suggested", f"the loss {end}"]
@@ -271,14 +277,14 @@ def sentences(curve: Curve, top: float | None) -> list[str]:
     ]
 
 
-def draw(curve: Curve, top: float | None, settings: Settings, title: str) -> Path:
+def draw_picture(curve: Curve, top: float | None, settings: Settings, title: str) -> Path:
     """The picture, in a file of its own; RequestError when it cannot be written."""
     from PIL import Image
 
     from dlrun.runs.reports.plots import canvas
     from dlrun.runs.reports.plots import lr_finder as rates
 
-    figure = rates.range_test(curve.rates, curve.losses, curve.smooth, curve.lowest, suggestion(curve), top, title)
+    figure = rates.range_test(curve.rates, curve.losses, curve.smooth, curve.lowest, suggest_rate(curve), top, title)
     made = io.BytesIO()
     Image.fromarray(canvas.pixels(figure)).save(made, "png")
     folder = Path(settings.rest.paths.outputs) / "check_lr"

@@ -19,7 +19,7 @@ from dlrun.core.errors import RequestError, RunError
 from dlrun.core.own_code import own_modules
 from dlrun.engine.device import session
 from dlrun.engine.object_state import find_difference
-from dlrun.experiment.checks.gradients import one_run
+from dlrun.experiment.checks.gradients import parse_one_run
 from dlrun.experiment.hidden_state.comparison import NOT_SAVED
 from dlrun.experiment.setup import prepare
 from dlrun.runs import checkpoint
@@ -52,31 +52,31 @@ def check_resume(words: list[str], seed: int | None = None) -> int:
     Each is a process of its own, shortened to a few epochs, in a temporary folder. seed: of the moments of the kills.
     Prints one table. RequestError for several runs, or too short a one; RunError when the training itself fails.
     """
-    asked = one_run(words, "resume")
+    asked = parse_one_run(words, "resume")
     if asked is None:
         return 0
-    plan, console = planned(words, asked), Console()
+    plan, console = plan_training(words, asked), Console()
     seed = random.SystemRandom().randrange(10**6) if seed is None else seed
     draw, killed, inside = random.Random(seed), 0, 0
     with tempfile.TemporaryDirectory(prefix="dlrun-check-resume-") as place:
         whole, same = Path(place) / "whole", dict[str, bool]()
-        finished(started(plan, whole), whole)
+        wait_for_end(start_process(plan, whole), whole)
         unsaved = [note for note in read_result(whole / RESULT)["warnings"] if NOT_SAVED in note]
         for i in range(_ROUNDS):
             folder = Path(place) / f"killed_{i}"
-            kills = interrupted(plan, folder, draw)
+            kills = train_with_kills(plan, folder, draw)
             killed, inside = killed + len(kills), inside + sum(kills)
-            same = {k: equal and same.get(k, True) for k, equal in compared(whole, folder).items()}
+            same = {k: equal and same.get(k, True) for k, equal in compare_folders(whole, folder).items()}
             if killed >= KILLS:
                 break
     kills_line = f"{killed} kills, {inside} of them inside a save; seed of the moments: {seed}"
-    code = show(console, same, plan, kills_line, killed)
+    code = print_verdict(console, same, plan, kills_line, killed)
     for note in unsaved:
         console.say(f"note: {note}")
     return code
 
 
-def planned(words: list[str], asked: Request) -> Plan:
+def plan_training(words: list[str], asked: Request) -> Plan:
     """The user's choice, shortened, saving often, and without what takes time and is not compared."""
     settings = schema.read(asked.config, asked.choices)
     trainer = settings.rest.trainer
@@ -100,7 +100,7 @@ def planned(words: list[str], asked: Request) -> Plan:
     return Plan([*words, *short], trust, steps)
 
 
-def started(plan: Plan, folder: Path) -> subprocess.Popen[bytes]:
+def start_process(plan: Plan, folder: Path) -> subprocess.Popen[bytes]:
     """A process that trains in `folder`, or goes on there; what it complains of goes into a file beside it."""
     words = [*plan.words, f"hydra.run.dir={folder}"] if not folder.exists() else ["resume", str(folder), *plan.trust]
     with _complaints(folder).open("wb") as file:
@@ -111,7 +111,7 @@ def _complaints(folder: Path) -> Path:
     return folder.with_suffix(".stderr")
 
 
-def finished(process: subprocess.Popen[bytes], folder: Path) -> None:
+def wait_for_end(process: subprocess.Popen[bytes], folder: Path) -> None:
     """Wait for the end of a training; RunError with its last words when it failed."""
     try:
         code = process.wait()
@@ -123,18 +123,18 @@ def finished(process: subprocess.Popen[bytes], folder: Path) -> None:
         raise RunError(f"a training that was to be compared ended with exit code {code}: {said[-1]}")
 
 
-def interrupted(plan: Plan, folder: Path, draw: random.Random) -> list[bool]:
+def train_with_kills(plan: Plan, folder: Path, draw: random.Random) -> list[bool]:
     """Train in `folder` to the end, killed once in each quarter but the last; says of each kill if it hit a save."""
     kills: list[bool] = []
     for quarter in range(KILLS):
         step = draw.randint(plan.steps * quarter // (KILLS + 1) + 1, plan.steps * (quarter + 1) // (KILLS + 1))
-        process = started(plan, folder)
+        process = start_process(plan, folder)
         wait = draw.uniform(0, _LONGEST_WAIT) if quarter % 2 else None
         if not kill(process, folder / "checkpoints", step, wait):
-            finished(process, folder)
+            wait_for_end(process, folder)
             return kills
         kills.append(any((folder / "checkpoints").glob(".*.tmp")))
-    finished(started(plan, folder), folder)
+    wait_for_end(start_process(plan, folder), folder)
     return kills
 
 
@@ -159,7 +159,7 @@ def kill(process: subprocess.Popen[bytes], checkpoints: Path, step: int, wait: f
         raise
 
 
-def compared(whole: Path, found: Path) -> dict[str, bool]:
+def compare_folders(whole: Path, found: Path) -> dict[str, bool]:
     """Whether each part of what two runs left behind is equal."""
     results = [read_result(run / RESULT) for run in (whole, found)]
     one, two = ({k: v for k, v in result.items() if k not in _TIMED} for result in results)
@@ -178,7 +178,7 @@ def _best(folder: Path) -> dict[str, Any]:
     return dict(checkpoint.load(path)["model"]) if path.exists() else {}
 
 
-def show(console: Console, same: dict[str, bool], plan: Plan, kills: str, killed: int) -> int:
+def print_verdict(console: Console, same: dict[str, bool], plan: Plan, kills: str, killed: int) -> int:
     """The table and the verdict; returns the exit code."""
     console.say(f"one training of {plan.steps} steps left alone, and one killed and resumed: {kills}")
     console.say(table(("compared", "verdict"), [(k, "equal" if v else "DIFFERENT") for k, v in same.items()], left=2))

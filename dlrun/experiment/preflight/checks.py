@@ -37,7 +37,7 @@ class Layer:
     values: int = 0  # that its own layers put out, of one sample, over all calls
 
 
-def layers(model: nn.Module, batch: Batch, task: Objective, autocast: Any) -> list[Layer]:
+def inspect_layers(model: nn.Module, batch: Batch, task: Objective, autocast: Any) -> list[Layer]:
     """Send `batch` through model and loss; RequestError when it does not get through. Returns the layer table."""
     shapes: dict[str, tuple[int, ...]] = {}  # in the order in which the layers answer
     work: Counter[str] = Counter()
@@ -45,13 +45,13 @@ def layers(model: nn.Module, batch: Batch, task: Objective, autocast: Any) -> li
 
     def record(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
         shapes[name] = tuple(output.shape[1:]) if isinstance(output, Tensor) else ()
-        work[name] += multiply_adds(module, inputs, output)
+        work[name] += count_multiply_adds(module, inputs, output)
         values[name] += 0 if any(module.children()) or not isinstance(output, Tensor) else output.numel()
 
     handles = [module.register_forward_hook(partial(record, name)) for name, module in model.named_modules()]
     try:
         with untouched(model), attributes_restored(model), torch.no_grad(), autocast():
-            names = parameter_names(model)
+            names = collect_parameter_names(model)
             outputs = _outputs(model, batch)
             refuse_late_parameters(model, names)
             _check_outputs(outputs, batch[1], task)
@@ -86,14 +86,14 @@ def _outputs(model: nn.Module, batch: Batch) -> Any:
         raise RequestError(f"the model does not take this data (inputs of shape {sizes}): {_reason(error)}") from error
 
 
-def parameter_names(model: nn.Module) -> set[str]:
+def collect_parameter_names(model: nn.Module) -> set[str]:
     """Names of all parameters that the model has now."""
     return {name for name, _ in model.named_parameters()}
 
 
 def refuse_late_parameters(model: nn.Module, names: set[str]) -> None:
     """RequestError for parameters made in `forward`: the optimizer has been built and would never train them."""
-    late = sorted(parameter_names(model) - names)
+    late = sorted(collect_parameter_names(model) - names)
     if late:
         raise RequestError(
             f"the model makes {listed(late)} in forward, where the optimizer does not see them and they would never "
@@ -127,41 +127,7 @@ def _reason(error: Exception) -> str:
     return with_place(kind + said, error)
 
 
-def doubled(model: nn.Module, batch: Batch, task: Objective, autocast: Any) -> str | None:
-    """What to say of a model whose last layer does what the loss does again; null for all others."""
-    own = {"binary": (nn.Sigmoid,), "multiclass": (nn.Softmax, nn.LogSoftmax), "tagging": (nn.Softmax, nn.LogSoftmax)}
-    kinds = own.get(task.spec.task, ())
-    suspects = [m for m in model.modules() if isinstance(m, kinds)]
-    if not suspects or not any(words in str(task.loss_name) for words in ("logits", "cross_entropy")):
-        return None
-    said: list[tuple[nn.Module, Any]] = []
-    handles = [m.register_forward_hook(lambda module, _, output: said.append((module, output))) for m in suspects]
-    try:
-        with untouched(model), attributes_restored(model), torch.no_grad(), autocast():
-            outputs = model.eval()(*batch[0])
-    finally:
-        for handle in handles:
-            handle.remove()
-    last = [m for m, output in said if output.data_ptr() == outputs.data_ptr() and output.numel() == outputs.numel()]
-    return _doubled(type(last[-1]).__name__, str(task.loss_name)) if last else None
-
-
-def _doubled(layer: str, loss: str) -> str:
-    if layer == "LogSoftmax":
-        return f"the model ends in LogSoftmax, and task.loss={loss} takes it once more, for nothing; type task.loss=nll"
-    if layer == "Softmax":
-        return (
-            f"the model ends in Softmax, and task.loss={loss} takes logits and has its own, so it learns slowly; "
-            "leave Softmax out, or end in LogSoftmax and type task.loss=nll"
-        )
-    other = "scratch_bce" if loss.startswith("scratch") else "bce"
-    return (
-        f"the model ends in {layer}, and task.loss={loss} takes logits and has its own sigmoid, so it learns slowly; "
-        f"type task.loss={other}"
-    )
-
-
-def multiply_adds(layer: nn.Module, inputs: Any, output: Any) -> int:
+def count_multiply_adds(layer: nn.Module, inputs: Any, output: Any) -> int:
     """The multiplications of one call that a sum follows, over the whole batch; 0 where there are none to speak of.
 
     Convolution: output elements x input channels / groups x kernel area (for a transposed one, input elements x
@@ -211,7 +177,7 @@ class BatchSize:
     is_ragged: bool  # the last batch of an epoch, with fewer rows than the others
 
 
-def batch_sizes(order: EpochOrder, processes: int = 1, most_batches: int | None = None) -> list[BatchSize]:
+def list_batch_sizes(order: EpochOrder, processes: int = 1, most_batches: int | None = None) -> list[BatchSize]:
     """All the sizes that an epoch holds. most_batches: how many of them the whole training takes, None for all."""
     full = min(order.batch_size, order.rows)
     ragged = order.rows % order.batch_size if order.rows > order.batch_size and not order.drop_last else 0
@@ -255,7 +221,7 @@ def check_batch_sizes(
                 torch.no_grad(),
                 autocast(),
             ):
-                names = parameter_names(model)
+                names = collect_parameter_names(model)
                 outputs = model.train()(*inputs)
                 refuse_late_parameters(model, names)
                 _check_outputs(outputs, targets, task)
@@ -319,7 +285,7 @@ def _count(rows: int) -> str:
 _FALLING = ("loss", "mse", "mae")
 
 
-def monitored(
+def resolve_monitor(
     monitor: str | None, mode: str | None, task: Objective, has_val: bool, averages: bool = False
 ) -> tuple[str, str]:
     """The metric that decides which epoch is best, and its direction; RequestError when there is no such metric."""
@@ -345,7 +311,7 @@ def monitored(
 def check_disk(outputs: Path, model: nn.Module, optimizer: Optimizer, keep: int, full: bool = False) -> None:
     """Room for the newest `keep` checkpoints, the best, one being written, and model.pt where it is asked for."""
     weights = sum(t.numel() * t.element_size() for t in _tensors(model))
-    needed = (keep + 2) * checkpoint_bytes(model, optimizer) + full * weights + 2**22
+    needed = (keep + 2) * estimate_checkpoint_bytes(model, optimizer) + full * weights + 2**22
     place = outputs
     while not place.exists() and place != place.parent:
         place = place.parent
@@ -357,14 +323,14 @@ def check_disk(outputs: Path, model: nn.Module, optimizer: Optimizer, keep: int,
         )
 
 
-def checkpoint_bytes(model: nn.Module, optimizer: Optimizer) -> int:
+def estimate_checkpoint_bytes(model: nn.Module, optimizer: Optimizer) -> int:
     """About what one checkpoint of this choice takes on the disk."""
     states = _tensors(model)
     weights = sum(t.numel() * t.element_size() for t in states)
     trained = sum(p.numel() * p.element_size() for group in optimizer.param_groups for p in group["params"])
     per_tensor = 400  # name, shape and alignment of each in the archive
     fixed = 18_000  # generators and config
-    return int(weights + trained * moments(optimizer) + per_tensor * len(states) * 2 + fixed)
+    return int(weights + trained * count_moments(optimizer) + per_tensor * len(states) * 2 + fixed)
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:
@@ -372,7 +338,7 @@ def _tensors(model: nn.Module) -> list[Tensor]:
     return [value for value in model.state_dict().values() if isinstance(value, Tensor)]
 
 
-def moments(optimizer: Optimizer) -> float:
+def count_moments(optimizer: Optimizer) -> float:
     """How many numbers an optimizer keeps for each that it trains: 0 for plain SGD, 2 for Adam.
 
     Found by one step of its own on a parameter of a thousand zeros; 2 where that does not work.

@@ -26,7 +26,7 @@ class Estimate:
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
-def estimate(model: nn.Module, moments: float, values: int, settings: Settings) -> Estimate:
+def estimate_memory(model: nn.Module, moments: float, values: int, settings: Settings) -> Estimate:
     """What training `model` takes.
 
     moments: numbers that the optimizer keeps for each trained one; values: numbers that the layers put out for one
@@ -44,7 +44,7 @@ def estimate(model: nn.Module, moments: float, values: int, settings: Settings) 
     )
 
 
-def remark(needed: Estimate, settings: Settings, device: torch.device) -> list[str]:
+def note_shortage(needed: Estimate, settings: Settings, device: torch.device) -> list[str]:
     """A note when a step may take more than the device has left."""
     free = measure_free_memory(device)
     if needed.total <= free:
@@ -55,7 +55,7 @@ def remark(needed: Estimate, settings: Settings, device: torch.device) -> list[s
     ]
 
 
-def sentence(settings: Settings, device: str) -> str:
+def explain_out_of_memory(settings: Settings, device: str) -> str:
     """What to type where memory ran out."""
     return f"out of memory on {device} with data.batch_size={settings.data_keys.batch_size}; try {_smaller(settings)}"
 

@@ -53,7 +53,7 @@ def draw_all(parts: RunContext, folder: Path, tracker: Logger) -> None:
             shown = torch.from_numpy(image).permute(2, 0, 1)
             tracker.log_image(f"figures/{name}", shown, parts.training.progress.step)
     device.set_rng_state(before)
-    evolution.movie(target, parts.training.progress.epoch)
+    evolution.write_animation(target, parts.training.progress.epoch)
 
 
 def _pictures(parts: RunContext, folder: Path, tracker: Logger) -> Iterator[Named]:

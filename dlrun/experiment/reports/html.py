@@ -19,7 +19,7 @@ _COLORS = {"train": "#1f77b4", "val": "#ff7f0e", "lr": "#888"}  # as in figures/
 _MOST_POINTS = 400  # of a line: more cannot be seen, and would make the page large
 
 
-def write(parts: RunContext, folder: Path, result: dict[str, Any], rows: Sequence[dict[str, float]]) -> Path:
+def write_report(parts: RunContext, folder: Path, result: dict[str, Any], rows: Sequence[dict[str, float]]) -> Path:
     """Write the page of a finished run into its folder, atomically; returns its path. It takes some milliseconds."""
     chosen = f"{parts.settings.model.choice} on {parts.settings.data.choice}"
     body = [page.bullets(_said(result)), _metrics(parts, result)]
@@ -51,20 +51,20 @@ def _headline(chosen: str, parts: RunContext, result: dict[str, Any]) -> str:
     if not keys:
         return f"{chosen}: {result['status']}"
     trivial = result["baseline"].get(keys[0])
-    beside = "" if trivial is None else f" ({terminal.trivial(parts)}: {number(trivial)})"
+    beside = "" if trivial is None else f" ({terminal.name_baseline(parts)}: {number(trivial)})"
     return f"{chosen}: {keys[0]} {number(result['metrics'][keys[0]])}{beside}"
 
 
 def _said(result: dict[str, Any]) -> list[str]:
     best = result["best"]
-    said = [terminal.end(result)]
+    said = [terminal.describe_end(result)]
     if best["epoch"] is not None:
         said.append(f"best: epoch {best['epoch']}, {best['metric']} {number(best['value'])}")
     return said
 
 
 def _metrics(parts: RunContext, result: dict[str, Any]) -> str:
-    headers, rows = terminal.metric_table(parts, result)
+    headers, rows = terminal.make_metric_table(parts, result)
     return page.table(headers, [[html.escape(cell) for cell in row] for row in rows], left=1)
 
 
@@ -74,7 +74,7 @@ def _facts(parts: RunContext, folder: Path, result: dict[str, Any]) -> list[tupl
     noted = run.environment
     return [
         *((key, str(noted[key])) for key in ("command", "started") if key in noted),
-        *{**dict(terminal.description(parts)), "optimizer": _optimizer(parts)}.items(),
+        *{**dict(terminal.describe_run(parts)), "optimizer": _optimizer(parts)}.items(),
         *([("classes", ", ".join(parts.splits.spec.class_names))] if parts.splits.spec.class_names else []),
         ("seed", str(parts.settings.rest.seed)),
         *run.machine.items(),

@@ -18,19 +18,19 @@ from dlrun.data.spec import DataSpec, Splits
 from dlrun.engine.optim.schedule import OF_THE_WHOLE
 from dlrun.engine.state import TrainState
 from dlrun.experiment.context import Answer, RunContext
-from dlrun.experiment.preflight.checks import checkpoint_bytes
+from dlrun.experiment.preflight.checks import estimate_checkpoint_bytes
 from dlrun.runs.expectations import Checked
 from dlrun.runs.reports.console import Console, facts, number, table
 
 
-def opening(console: Console, parts: RunContext, folder: Path | None, overrides: Sequence[str] = ()) -> None:
+def print_opening(console: Console, parts: RunContext, folder: Path | None, overrides: Sequence[str] = ()) -> None:
     """What runs: the overrides of a sweep's job, data, model with its layers, optimizer, device, run folder.
 
     folder: null where nothing is to be run, to show what memory and disk it would take instead.
     """
     progress = parts.training.progress
     job = [("job", " ".join(overrides))] if overrides else []
-    console.say(facts([*job, *description(parts), *([("run folder", str(folder))] if folder else _needs(parts))]))
+    console.say(facts([*job, *describe_run(parts), *([("run folder", str(folder))] if folder else _needs(parts))]))
     console.say()
     console.say(_layer_table(parts))
     for note in parts.notes:
@@ -40,7 +40,7 @@ def opening(console: Console, parts: RunContext, folder: Path | None, overrides:
     console.say()
 
 
-def description(parts: RunContext) -> list[tuple[str, str]]:
+def describe_run(parts: RunContext) -> list[tuple[str, str]]:
     """Data, model, optimizer and device, a few words on each."""
     settings, spec = parts.settings, parts.splits.spec
     where = "in memory" if isinstance(parts.training.train, MemoryBatches) else "read by workers"
@@ -57,7 +57,7 @@ def _needs(parts: RunContext) -> list[tuple[str, str]]:
     needed, keys = parts.memory_estimate, parts.settings.rest.checkpoint
     if needed is None:
         return []
-    each = checkpoint_bytes(parts.model, parts.training.optimizer)
+    each = estimate_checkpoint_bytes(parts.model, parts.training.optimizer)
     named = {
         "weights": needed.weights,
         "gradients": needed.gradients,
@@ -127,18 +127,18 @@ def _schedule(parts: RunContext) -> str:
     return ("" if choice == "none" else f", scheduler {choice}") + warm
 
 
-def closing(
+def print_closing(
     console: Console, parts: RunContext, folder: Path, result: dict[str, Any], notes: Sequence[str] = ()
 ) -> None:
     """The final table with the baseline, what was noticed meanwhile, and the commands that come next."""
-    headers, rows = metric_table(parts, result)
+    headers, rows = make_metric_table(parts, result)
     console.say()
     console.say(table(headers, rows))
     best = result["best"]
     if best["epoch"] is not None:
         tested = "; test is of these weights" if "test" in headers else ""
         console.say(f"best: epoch {best['epoch']}, {best['metric']} {number(best['value'])}{tested}")
-    console.say(end(result))
+    console.say(describe_end(result))
     for name, answer in parts.first_predictions.items():
         after = result["measured"][f"answer({name})"]
         console.say(f"answer for {name}: {_answer(answer)} before training, {_answer(after)} after")
@@ -146,7 +146,7 @@ def closing(
         console.say(f"note: {note}")
     console.say()
     if result["expected"]:
-        console.say(expectations([("", Checked(**line)) for line in result["expected"]]))
+        console.say(make_expectations_table([("", Checked(**line)) for line in result["expected"]]))
         console.say()
     outputs = Path(parts.settings.rest.paths.outputs)
     watched = shlex.quote(str(outputs if folder.is_relative_to(outputs) else folder.parent))
@@ -164,7 +164,7 @@ def closing(
     console.say(facts(commands))
 
 
-def metric_table(parts: RunContext, result: dict[str, Any]) -> tuple[list[str], list[tuple[str, ...]]]:
+def make_metric_table(parts: RunContext, result: dict[str, Any]) -> tuple[list[str], list[tuple[str, ...]]]:
     """Headers and rows: each metric on each split, and the trivial answer's on the last of them."""
     metrics, baseline = result["metrics"], result["baseline"]
     splits = [s for s in ("train", "val", "test") if any(k.startswith(s + "/") for k in metrics)]
@@ -173,10 +173,10 @@ def metric_table(parts: RunContext, result: dict[str, Any]) -> tuple[list[str], 
     for name in parts.task.metric_names:
         cells = [number(metrics.get(f"{s}/{name}", float("nan"))) for s in splits]
         rows.append((name, *cells, number(baseline.get(f"{shown}/{name}", float("nan")))))
-    return ["metric", *splits, f"{trivial(parts)} ({shown})"], rows
+    return ["metric", *splits, f"{name_baseline(parts)} ({shown})"], rows
 
 
-def trivial(parts: RunContext) -> str:
+def name_baseline(parts: RunContext) -> str:
     """What the baseline answers whatever it is asked."""
     return "mean" if parts.splits.spec.task == "regression" else "majority"
 
@@ -195,7 +195,7 @@ def _answer(value: Answer) -> str:
     return value if isinstance(value, str) else f"{value:.10g}"
 
 
-def expectations(lines: Sequence[tuple[str, Checked]]) -> Table:
+def make_expectations_table(lines: Sequence[tuple[str, Checked]]) -> Table:
     """What was expected and what was measured, with the name of what it is about in front where there is one."""
     named = any(name for name, _ in lines)
     headers = ("lesson", "expected", "measured", "ok") if named else ("expected", "measured", "ok")
@@ -207,7 +207,7 @@ def expectations(lines: Sequence[tuple[str, Checked]]) -> Table:
     return table(headers, rows, left=len(headers))
 
 
-def end(result: dict[str, Any]) -> str:
+def describe_end(result: dict[str, Any]) -> str:
     """The status, and how much was trained how fast."""
     rate = result["samples_per_second"]
     speed = f", {rate:,.0f} samples/s" if rate else ""
@@ -216,11 +216,11 @@ def end(result: dict[str, Any]) -> str:
     return f"{said} after {result['epochs']} epochs, {result['steps']:,} steps, {seconds}{speed}"
 
 
-def config_as_markdown(plain: dict[str, Any]) -> str:
+def format_config(plain: dict[str, Any]) -> str:
     """The config as TensorBoard's text tab shows it."""
-    return indented(as_yaml(plain).splitlines())
+    return indent_as_code(as_yaml(plain).splitlines())
 
 
-def indented(lines: Sequence[str]) -> str:
+def indent_as_code(lines: Sequence[str]) -> str:
     """Lines that Markdown shows as they are; control characters are escaped."""
     return "\n".join("    " + escape_line(line) for line in lines)

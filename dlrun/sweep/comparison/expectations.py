@@ -46,7 +46,7 @@ def of_sweep(finished: Sequence[tuple[Request, str | None]], sweep: Path) -> boo
     if lines:
         console = Console()
         console.say()
-        console.say(terminal.expectations(lines))
+        console.say(terminal.make_expectations_table(lines))
         if sweep.is_dir():
             (sweep / "expectations.md").write_text(_markdown(lines))
     return all(line.ok for _, line in lines)

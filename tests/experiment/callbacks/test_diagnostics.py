@@ -20,7 +20,13 @@ from dlrun.engine.callback import EpochSummary
 from dlrun.engine.distributed import SINGLE_PROCESS
 from dlrun.engine.objective import Objective
 from dlrun.engine.state import Progress
-from dlrun.experiment.callbacks.diagnostics import Diagnostics, dead, far_inputs, not_finite, vanishing
+from dlrun.experiment.callbacks.diagnostics import (
+    Diagnostics,
+    find_dead_units,
+    find_far_inputs,
+    find_nonfinite,
+    find_vanishing_gradients,
+)
 
 YES_NO = DataSpec("vector", (4,), "binary", 1, class_names=("no", "yes"))
 THREE = DataSpec("vector", (4,), "multiclass", 3)
@@ -77,7 +83,7 @@ def epochs(watch: Diagnostics, losses: list[float], steps: int = 100, **values: 
     for loss in losses:
         epoch = len(watch.rows) + 1
         row = {"epoch": epoch, "step": steps * epoch, "train/loss": loss} | values
-        watch.on_epoch_end(watch.parts.training, EpochSummary(row))
+        watch.on_epoch_end(watch.context.training, EpochSummary(row))
 
 
 def test_a_trouble_is_said_once_with_its_epoch_and_noted() -> None:
@@ -87,21 +93,21 @@ def test_a_trouble_is_said_once_with_its_epoch_and_noted() -> None:
     epochs(watch, [8.0, 16.0, 32.0])
     (sentence,) = watch.said
     assert sentence.startswith("note: epoch 4: diverging: the training loss grew from 1 to 8 in 4 epochs")
-    assert watch.parts.notes == ["before", sentence.removeprefix("note: ")]
-    assert watch.parts.training.progress.troubles == {"diverging": watch.parts.notes[1]}
+    assert watch.context.notes == ["before", sentence.removeprefix("note: ")]
+    assert watch.context.training.progress.troubles == {"diverging": watch.context.notes[1]}
 
 
 def test_a_resumed_watch_notes_what_was_said_and_says_it_no_more() -> None:
     watch = watching(nn.Linear(4, 1), YES_NO, troubles={"diverging": "epoch 4: diverging: so"})
     epochs(watch, [1.0, 2.0, 4.0, 8.0, 16.0])
     assert watch.said == []
-    assert watch.parts.notes == ["before", "epoch 4: diverging: so"]
+    assert watch.context.notes == ["before", "epoch 4: diverging: so"]
 
 
 def test_late_epochs_are_looked_at_now_and_then() -> None:
     watch = watching(nn.Linear(4, 1), YES_NO)
     looked: list[int] = []
-    watch.troubles = lambda: looked.append(len(watch.rows)) or {}  # type: ignore[func-returns-value,method-assign]
+    watch.find_troubles = lambda: looked.append(len(watch.rows)) or {}  # type: ignore[func-returns-value,method-assign]
     epochs(watch, [1.0] * 1000)
     assert looked[:51] == [*range(1, 50), 50, 52]
     assert len(looked) < 200
@@ -130,7 +136,7 @@ def test_a_look_sees_which_units_of_which_layer_are_awake() -> None:
         model[3].bias[:] = 1e6 * torch.tensor([-1.0, 1.0, -1.0, -1.0, -1.0, -1.0])
     for eval_batch_size in (None, 7):
         watch = watching(model, IMAGES, eval_batch_size=eval_batch_size)
-        outputs, awake = watch.look(watch.inputs)
+        outputs, awake = watch.probe(watch.inputs)
         assert torch.equal(outputs, model(watch.inputs[0]))
         assert awake["1"].tolist() == [True, False, True, False, False]
         assert awake["4"].tolist() == [False, True, False, False, False, False]
@@ -147,7 +153,7 @@ def test_a_unit_that_one_row_wakes_is_awake_whatever_the_batches() -> None:
         with torch.no_grad():
             top = watch.inputs[0][:, 0].sort().values
             model[0].bias.fill_(-float(top[-2:].mean()))
-        assert watch.look(watch.inputs)[1]["1"].tolist() == [True]
+        assert watch.probe(watch.inputs)[1]["1"].tolist() == [True]
 
 
 def test_a_layer_used_twice_is_awake_where_one_use_is() -> None:
@@ -164,20 +170,20 @@ def test_a_layer_used_twice_is_awake_where_one_use_is() -> None:
         model.first.bias.fill_(100.0)
         model.then.weight.fill_(1.0)
     watch = watching(model, THREE)
-    assert watch.look(watch.inputs)[1]["relu"].all()
+    assert watch.probe(watch.inputs)[1]["relu"].all()
     watch = watching(Twice(3), THREE)
-    assert watch.look(watch.inputs)[1] == {}
+    assert watch.probe(watch.inputs)[1] == {}
 
 
 @pytest.mark.parametrize(("silent", "units", "said"), [(7, 10, 0), (8, 10, 1), (2, 4, 0), (4, 4, 1), (0, 4, 0)])
 def test_most_of_a_layer_must_be_dead(silent: int, units: int, said: int) -> None:
-    found = dead({"a": torch.ones(3, dtype=torch.bool), "b": torch.arange(units) >= silent})
+    found = find_dead_units({"a": torch.ones(3, dtype=torch.bool), "b": torch.arange(units) >= silent})
     assert len(found) == said
     assert all(f"{silent} of {units} in layer b" in s for s in found.values())
 
 
 def test_no_relu_is_no_dead_relu() -> None:
-    assert dead({}) == {}
+    assert find_dead_units({}) == {}
 
 
 @pytest.mark.parametrize(
@@ -224,19 +230,19 @@ X = torch.linspace(-1, 1, 50)[:, None].expand(50, 3)
 def test_inputs_far_from_normalized(scale: tuple[float, ...], shift: tuple[float, ...], said: str | None) -> None:
     spec = DataSpec("vector", (3,), "regression", 1, feature_names=("a", "b", "c"))
     x = (X * torch.tensor(scale) + torch.tensor(shift)).round(decimals=4)
-    found = far_inputs(x, spec, True)
+    found = find_far_inputs(x, spec, True)
     assert len(found) == (said is not None)
     if said is not None:
         assert said in found["inputs"]
         assert found["inputs"].endswith("; type data.normalize=true")
-        assert "data.normalize" not in far_inputs(x, spec, False)["inputs"]
+        assert "data.normalize" not in find_far_inputs(x, spec, False)["inputs"]
     spec = DataSpec("image", (3, 5, 5), "multiclass", 3)
     images = (x[:, :, None, None] + 0.0).expand(50, 3, 5, 5)
-    assert len(far_inputs(images, spec, False)) == len(found)
+    assert len(find_far_inputs(images, spec, False)) == len(found)
 
 
 def test_token_codes_need_no_normalizing() -> None:
-    assert far_inputs(torch.full((9, 5), 1000), DataSpec("tokens", (5,), "multiclass", 3), False) == {}
+    assert find_far_inputs(torch.full((9, 5), 1000), DataSpec("tokens", (5,), "multiclass", 3), False) == {}
 
 
 def deep(activation: type[nn.Module], layers: int = 8) -> nn.Sequential:
@@ -257,7 +263,7 @@ def test_vanishing_gradients_name_the_layer_and_need_a_loss_that_stands_still() 
     ):
         model = deep(activation, layers)
         watch = watching(model, THREE, trivial)
-        watch.parts.task.loss(model(watch.inputs[0]), watch.targets).backward()
+        watch.context.task.loss(model(watch.inputs[0]), watch.targets).backward()
         epochs(watch, losses, **{"train/accuracy": 0.4})
         vanished = [s for s in watch.said if "vanishing" in s]
         assert len(vanished) == said, (activation, layers, losses)
@@ -268,14 +274,14 @@ def test_vanishing_compares_the_root_mean_square() -> None:
     model = nn.Sequential(nn.Linear(100, 2), nn.Linear(2, 2), nn.Linear(2, 2))
     model[2].weight.grad = torch.full((2, 2), 0.1)
     model[0].weight.grad, model[1].weight.grad = torch.full((2, 100), 3e-4), torch.full((2, 2), 0.2)
-    assert vanishing(model) == {}  # 1 : 667, though the norms are 1 : 94
+    assert find_vanishing_gradients(model) == {}  # 1 : 667, though the norms are 1 : 94
     model[1].weight.grad = torch.full((2, 2), 0.5)
-    assert "0.weight gets gradients of 0.0003 where 1.weight gets 0.5" in vanishing(model)["vanishing"]
+    assert "0.weight gets gradients of 0.0003 where 1.weight gets 0.5" in find_vanishing_gradients(model)["vanishing"]
     model[0].weight.grad = torch.zeros(2, 100)
-    assert vanishing(model) == {}
+    assert find_vanishing_gradients(model) == {}
     model[0].weight.grad = torch.full((2, 100), 3e-4)
     model[2].weight.grad = None
-    assert vanishing(model) == {}  # two layers have a saddle, no long way
+    assert find_vanishing_gradients(model) == {}  # two layers have a saddle, no long way
 
 
 def constant(model: nn.Linear, *bias: float) -> nn.Linear:
@@ -321,14 +327,14 @@ def test_different_answers_are_not_one_class() -> None:
 
 def test_not_finite() -> None:
     model = nn.Linear(2, 1)
-    assert not_finite({"step": 9}, None, model) == {}
-    assert "the gradient is not finite since step 7;" in not_finite({"step": 9}, 7, model)["not finite"]
+    assert find_nonfinite({"step": 9}, None, model) == {}
+    assert "the gradient is not finite since step 7;" in find_nonfinite({"step": 9}, 7, model)["not finite"]
     model.weight.grad = torch.tensor([[1.0, math.inf]])
-    assert "the gradient is not finite since step 9;" in not_finite({"step": 9}, None, model)["not finite"]
+    assert "the gradient is not finite since step 9;" in find_nonfinite({"step": 9}, None, model)["not finite"]
     model.weight.grad = torch.ones(1, 2)
-    found = not_finite({"step": 9, "val/loss": math.nan}, None, model)
+    found = find_nonfinite({"step": 9, "val/loss": math.nan}, None, model)
     assert "the validation loss is not finite since step 9;" in found["not finite"]
-    assert not_finite({"step": 9, "val/loss": 1.0}, None, model) == {}
+    assert find_nonfinite({"step": 9, "val/loss": 1.0}, None, model) == {}
 
 
 @pytest.mark.parametrize(("norm", "fp16", "step"), [(math.inf, False, 5), (1.0, False, None), (math.nan, True, None)])

@@ -14,7 +14,7 @@ from dlrun.core.errors import RequestError
 from dlrun.data.spec import DataSpec, Split, Splits
 from dlrun.data.synthetic import blobs, line
 from dlrun.engine.callback import EpochSummary
-from dlrun.experiment.callbacks.evolution import Evolution, kind_of, movie
+from dlrun.experiment.callbacks.evolution import Evolution, choose_kind, write_animation
 
 
 class GraphRecorder:
@@ -37,7 +37,7 @@ UNUSED: Any = None  # `follow` gives each a recorder
 def follow(evolution: Evolution, epochs: range) -> GraphRecorder:
     tracker: Any = GraphRecorder()
     evolution.tracker = tracker
-    training = evolution.parts.training
+    training = evolution.context.training
     for epoch in epochs:
         training.progress.epoch = epoch
         evolution.on_epoch_end(training, EpochSummary({"epoch": epoch, "step": 3 * epoch, "train/loss": 1 / epoch}))
@@ -68,7 +68,7 @@ def test_a_frame_comes_at_the_first_epoch_and_every_so_often(parts_of: Any, tmp_
     assert random.getstate() == states[0]
     assert np.random.get_state()[1].tolist() == states[1]
     assert torch.equal(torch.get_rng_state(), states[2])
-    movie(tmp_path / "figures", 11)
+    write_animation(tmp_path / "figures", 11)
     with Image.open(tmp_path / "figures" / "evolution.gif") as made:
         assert (made.n_frames, made.size) == (3, (416, 320))  # type: ignore[attr-defined]
 
@@ -84,7 +84,7 @@ def test_a_frame_shows_what_the_model_holds_on_axes_that_stay(
     for slope in (0.0, 100.0):
         nn.init.constant_(model.weight, slope)
         nn.init.constant_(model.bias, 1.0)
-        evolution.frame(f"slope {slope}")
+        evolution.draw_frame(f"slope {slope}")
     first, second = (figure.axes[0] for figure in kept)
     assert (first.get_xlim(), first.get_ylim()) == (second.get_xlim(), second.get_ylim())
     x, y = lines(second)["model"]
@@ -99,7 +99,7 @@ def test_the_animation_ends_with_the_run(parts_of: Any, tmp_path: Path) -> None:
     follow(Evolution(parts, tmp_path, 1, UNUSED), range(1, 5))
     resumed = Evolution(parts, tmp_path, 1, UNUSED)
     follow(resumed, range(3, 4))
-    movie(tmp_path / "figures", 3)
+    write_animation(tmp_path / "figures", 3)
     with Image.open(tmp_path / "figures" / "evolution.gif") as made:
         assert made.n_frames == 3  # type: ignore[attr-defined]
 
@@ -122,7 +122,7 @@ def test_a_tagged_word_is_logged_as_text(parts_of: Any, tmp_path: Path) -> None:
     evolution = Evolution(parts_of(Shift(), Splits(train, None, None, spec)), tmp_path, 2, UNUSED)
     tracker = follow(evolution, range(1, 4))
     assert tracker.texts == [("tagging/train", "bad → xwz", step) for step in (3, 6)]
-    movie(tmp_path / "figures", 3)
+    write_animation(tmp_path / "figures", 3)
     assert not (tmp_path / "figures").exists()
 
 
@@ -137,4 +137,4 @@ def test_a_tagged_word_is_logged_as_text(parts_of: Any, tmp_path: Path) -> None:
 )
 def test_what_cannot_be_shown_is_refused(spec: DataSpec) -> None:
     with pytest.raises(RequestError, match=r"type tracking\.evolution_every_epochs=null$"):
-        kind_of(spec)
+        choose_kind(spec)

@@ -50,11 +50,11 @@ def test_what_is_inside_something_counts_as_its_own(monkeypatch: pytest.MonkeyPa
 
     def log() -> None:
         spend(1)
-        profile.wrapped(spend, "figures")(2)
+        profile.wrap(spend, "figures")(2)
         spend(4)
 
     spend(8)
-    profile.wrapped(log, "log")()
+    profile.wrap(log, "log")()
     assert {k: v for k, v in profile.seconds.items() if v} == {"log": 5, "figures": 2, "other": 8}
 
 
@@ -68,19 +68,19 @@ def test_each_stretch_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
         now[0] += seconds
         return result
 
-    assert profile.wrapped(spend, "data")(1, "x") == "x"
-    profile.begin()
+    assert profile.wrap(spend, "data")(1, "x") == "x"
+    profile.start_phase()
     spend(2)
-    profile.mark("forward")
+    profile.charge("forward")
     spend(4)
-    profile.begin()  # another forward pass: what was before it was a backward one
+    profile.start_phase()  # another forward pass: what was before it was a backward one
     spend(8)
-    profile.mark("forward")
+    profile.charge("forward")
     spend(16)
-    profile.mark("backward")
+    profile.charge("backward")
     spend(32)
     with pytest.raises(TypeError):
-        profile.wrapped(spend, "log")("no number")
+        profile.wrap(spend, "log")("no number")
     assert profile.seconds == {
         **dict.fromkeys(profiler._PHASES, 0.0),
         "data": 1,

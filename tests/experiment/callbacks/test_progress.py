@@ -28,7 +28,7 @@ def training(**progress: Any) -> Any:
 @contextlib.contextmanager
 def following(console: Console, run: Any) -> Iterator[ProgressDisplay]:
     display = ProgressDisplay(console, run)
-    with display.shown():
+    with display.show():
         yield display
 
 

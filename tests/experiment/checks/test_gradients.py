@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dlrun.core.errors import RequestError
 from dlrun.data.spec import DataSpec
-from dlrun.experiment.checks.gradients import Checked, Subject, check_gradients, checked, relative_error
+from dlrun.experiment.checks.gradients import GradientErrors, Subject, check_gradients, check_subject, relative_error
 from dlrun.models import scratch, scratch_autograd
 
 HERE = ["data=blobs", "model=scratch_mlp"]
@@ -22,12 +22,12 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     assert list(tmp_path.iterdir()) == []  # whatever it was: nothing is written
 
 
-def of(layer: torch.nn.Module, x: Tensor) -> list[Checked]:
+def of(layer: torch.nn.Module, x: Tensor) -> list[GradientErrors]:
     parameters: dict[str, Tensor] = dict(layer.named_parameters())
     bends = hasattr(layer, "bends_at_zero")
     unit = x.abs().clamp(min=1)
     torch.manual_seed(0)
-    return list(checked(Subject("it", type(layer).__name__, layer, layer.reference, x, parameters, unit, bends)))
+    return list(check_subject(Subject("it", type(layer).__name__, layer, layer.reference, x, parameters, unit, bends)))
 
 
 def test_right_gradients_agree(capfd: pytest.CaptureFixture[str]) -> None:
@@ -117,7 +117,7 @@ def test_losses_agree_far_out_too(loss: str, reduction: str) -> None:
     if loss == "bce":
         outputs = torch.cat([(outputs / 5).sigmoid()[:-2], torch.tensor([[0.0], [1.0]], dtype=torch.float64)])
     task = Objective(DataSpec("vector", (3,), name, size), f"scratch_{loss}", reduction)  # type: ignore[arg-type]
-    (row,) = checked(_loss(task, outputs, targets))
+    (row,) = check_subject(_loss(task, outputs, targets))
     assert row.agrees, row
     assert row.central is not None
 
@@ -127,7 +127,7 @@ def test_losses_agree_far_out_too(loss: str, reduction: str) -> None:
     [(1e-6, 1e-6, True), (0, None, True), (1.1e-6, 0, False), (0, 1.1e-6, False), (float("nan"), 0, False)],
 )
 def test_both_errors_count(autograd: float, central: float | None, agrees: bool) -> None:
-    assert Checked("layers.0", "ScratchLinear", "weight", autograd, central).agrees is agrees
+    assert GradientErrors("layers.0", "ScratchLinear", "weight", autograd, central).agrees is agrees
 
 
 def test_relative_error_is_the_largest_of_the_entries() -> None:

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from dlrun.experiment.build import build
 from dlrun.experiment.checks import lr_finder
-from dlrun.experiment.checks.lr_finder import HIGHEST, LOWEST, STEPS_PER_DECADE, Curve, sentences, suggestion
+from dlrun.experiment.checks.lr_finder import HIGHEST, LOWEST, STEPS_PER_DECADE, Curve, describe_curve, suggest_rate
 
 CURVES: list[Curve] = []
 BLOBS = ("check", "lr", "data=blobs", "model=mlp")
@@ -24,13 +24,13 @@ BLOBS = ("check", "lr", "data=blobs", "model=mlp")
 def curves(monkeypatch: pytest.MonkeyPatch) -> list[Curve]:
     """What `dlrun check lr` has measured."""
     found: list[Curve] = []
-    before = lr_finder.measured
+    before = lr_finder.measure_curve
 
     def kept(*arguments: Any) -> Curve:
         found.append(before(*arguments))
         return found[-1]
 
-    monkeypatch.setattr(lr_finder, "measured", kept)
+    monkeypatch.setattr(lr_finder, "measure_curve", kept)
     return found
 
 
@@ -50,7 +50,7 @@ def test_a_curve_is_read_without_lag(noise: float) -> None:
     assert curve.steepest is not None
     assert curve.rates[curve.steepest] == pytest.approx(1e-3, rel=0.5)
     assert 5e-3 < curve.rates[curve.lowest] < 0.6
-    assert suggestion(curve) == pytest.approx(curve.rates[curve.lowest] / 3, rel=0.05)
+    assert suggest_rate(curve) == pytest.approx(curve.rates[curve.lowest] / 3, rel=0.05)
     assert curve.diverging is not None
     assert curve.rates[curve.diverging] == pytest.approx(1.0, rel=0.3)
 
@@ -59,12 +59,12 @@ def test_a_flat_curve_suggests_nothing() -> None:
     noise = np.random.default_rng(0).standard_normal(141)
     for losses in (2 + 0.1 * noise, np.full(141, 2.0), np.zeros(141)):
         curve = Curve(drawn(1, 1).rates, list(losses))
-        assert (curve.steepest, suggestion(curve), curve.diverging) == (None, None, None)
+        assert (curve.steepest, suggest_rate(curve), curve.diverging) == (None, None, None)
         said = [
             "the loss never falls by more than its noise: nothing is suggested",
             "the loss does not diverge up to 10",
         ]
-        assert sentences(curve, None) == said
+        assert describe_curve(curve, None) == said
 
 
 def test_losses_that_are_not_finite_diverge() -> None:
@@ -83,8 +83,8 @@ def test_a_quadratic_diverges_from_two_over_its_curvature_on(dlrun: Callable[...
     (curve,) = curves
     limit = 2 / (2 * (1 + 4 + 9) / 3)  # the loss is the mean of (w x - 2 x)^2 over x = 1, 2, 3
     assert curve.rates[curve.lowest] < limit
-    assert limit / 20 < (suggestion(curve) or 0) < limit / 2
-    assert f"suggestion: optimizer.lr={suggestion(curve):g}, " in done.out
+    assert limit / 20 < (suggest_rate(curve) or 0) < limit / 2
+    assert f"suggestion: optimizer.lr={suggest_rate(curve):g}, " in done.out
     assert curve.diverging is None  # what is learned without noise stays learned for long
     (found,) = re.findall(r"the loss diverges from optimizer.lr=(\S+) on", done.out)
     assert limit < float(found) < 1.6 * limit
@@ -220,7 +220,7 @@ def test_every_task_gets_a_rate_that_trains(
     dlrun: Callable[..., Any], curves: list[Curve], words: tuple[str, ...], epochs: int
 ) -> None:
     assert dlrun("check", "lr", *words, "figures=false").code == 0
-    suggested = suggestion(curves[0])
+    suggested = suggest_rate(curves[0])
     assert suggested is not None
     more = (f"trainer.epochs={epochs}", "tracking.graph=false", "figures=false", f"optimizer.lr={suggested}")
     rows = dlrun(*words, *more).rows

@@ -11,8 +11,8 @@ import torch
 
 from dlrun.core.errors import RequestError, RunError
 from dlrun.experiment.checks import resume
-from dlrun.experiment.checks.gradients import one_run
-from dlrun.experiment.checks.resume import Plan, check_resume, compared, finished, kill, planned
+from dlrun.experiment.checks.gradients import parse_one_run
+from dlrun.experiment.checks.resume import Plan, check_resume, compare_folders, kill, plan_training, wait_for_end
 from dlrun.runs import checkpoint
 
 SMALL = ["data=blobs", "model=linear"]  # 4 batches an epoch
@@ -45,9 +45,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def plan(*words: str) -> Plan:
-    asked = one_run([*SMALL, *words], "resume")
+    asked = parse_one_run([*SMALL, *words], "resume")
     assert asked is not None
-    return planned([*SMALL, *words], asked)
+    return plan_training([*SMALL, *words], asked)
 
 
 def value(made: Plan, key: str) -> str | None:
@@ -116,7 +116,7 @@ def test_a_kill_comes_inside_a_save_or_after_one_and_never_before_the_first(tmp_
 def test_a_training_that_fails_is_said(tmp_path: Path) -> None:
     failing = saving(tmp_path / "run", then="raise SystemExit('no such luck')")
     with pytest.raises(RunError, match="ended with exit code 1: no such luck"):
-        finished(failing, tmp_path / "run")
+        wait_for_end(failing, tmp_path / "run")
 
 
 def test_every_difference_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,13 +130,13 @@ def test_every_difference_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     shutil.copytree(one, two)
     monkeypatch.setattr(resume, "scalars", lambda folder: (folder / "events").exists())
     (two / "result.json").write_text(json.dumps({**ended, "train_seconds": 2.0}))
-    assert set(compared(one, two).values()) == {True}
+    assert set(compare_folders(one, two).values()) == {True}
     (two / "events").touch()
     (two / "metrics.jsonl").write_text('{"epoch": 1} \n')
     (two / "fingerprints.jsonl").write_text("b")
     checkpoint.save(two / "checkpoints/best.pt", {"format_version": 1, "model": {"w": torch.tensor([1.0, 1.0000001])}})
     (two / "result.json").write_text(json.dumps({**ended, "weights_sha256": "b", "train_seconds": 2.0}))
-    assert list(compared(one, two).values()) == [False] * 6
+    assert list(compare_folders(one, two).values()) == [False] * 6
 
 
 @pytest.mark.slow

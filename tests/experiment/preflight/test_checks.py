@@ -21,8 +21,8 @@ from dlrun.data.spec import DataSpec, Split, TaskName
 from dlrun.engine import evaluation, untouched
 from dlrun.engine.device import rng_state
 from dlrun.engine.objective import Objective
-from dlrun.experiment.preflight import checks
-from dlrun.experiment.preflight.checks import Layer, layers, monitored
+from dlrun.experiment.preflight import checks, final_activation
+from dlrun.experiment.preflight.checks import Layer, inspect_layers, resolve_monitor
 from dlrun.models.cnn import CNN
 from dlrun.models.inception import Inception
 from dlrun.models.mlp import MLP
@@ -51,7 +51,7 @@ def batch(rows: int = 2) -> Batch:
 
 
 def looked_at(model: nn.Module, task: Objective | None = None, given: Batch | None = None) -> list[Layer]:
-    return layers(model, given or batch(), task or Objective(SPEC), contextlib.nullcontext)
+    return inspect_layers(model, given or batch(), task or Objective(SPEC), contextlib.nullcontext)
 
 
 def test_the_layer_table_holds_shapes_and_parameters() -> None:
@@ -108,7 +108,7 @@ PACKED = pack_padded_sequence(torch.rand(2, 7, 4), torch.tensor([7, 3]), batch_f
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
 def test_multiply_adds_are_those_counted_by_hand(layer: nn.Module, inputs: Any, wanted: int) -> None:
-    assert checks.multiply_adds(layer, (inputs,), layer(inputs)) == wanted
+    assert checks.count_multiply_adds(layer, (inputs,), layer(inputs)) == wanted
 
 
 class Twice(nn.Module):
@@ -314,7 +314,7 @@ def test_the_small_batch_is_the_head_of_the_first_epoch() -> None:
     ],
 )
 def test_what_decides_on_the_best_epoch(monitor: str | None, mode: str, has_val: bool, found: tuple[str, str]) -> None:
-    assert monitored(monitor, mode, Objective(SPEC), has_val) == found
+    assert resolve_monitor(monitor, mode, Objective(SPEC), has_val) == found
 
 
 @pytest.mark.parametrize(
@@ -332,7 +332,7 @@ def test_a_metric_that_is_not_there_is_answered_by_those_that_are(
     monitor: str, has_val: bool, task: TaskName, said: str
 ) -> None:
     with pytest.raises(RequestError, match=said):
-        monitored(monitor, "min", Objective(DataSpec("vector", (2,), task, 3)), has_val)
+        resolve_monitor(monitor, "min", Objective(DataSpec("vector", (2,), task, 3)), has_val)
 
 
 Usage = namedtuple("Usage", "total used free")
@@ -395,8 +395,8 @@ def test_the_size_of_a_checkpoint_is_foreseen(
     spec = DataSpec("image", (1, 16, 16), "multiclass", 10)
     model: nn.Module = MLP(spec, hidden_sizes=[64]) if net == "mlp" else ResNet(spec)
     optimizer, inputs = make(model.parameters()), torch.rand(4, 1, 16, 16)
-    foreseen = checks.checkpoint_bytes(model, optimizer)
-    assert checks.moments(optimizer) == pytest.approx(moments, abs=0.01)
+    foreseen = checks.estimate_checkpoint_bytes(model, optimizer)
+    assert checks.count_moments(optimizer) == pytest.approx(moments, abs=0.01)
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -418,7 +418,7 @@ def ending_in(*last: nn.Module, task: TaskName = "multiclass") -> nn.Module:
 def doubled(model: nn.Module, loss: str | None, task: TaskName = "multiclass") -> str | None:
     spec = DataSpec("image", (1, 8, 8), task, 1 if task == "binary" else 3)
     given = (batch()[0], torch.tensor([0, 1]))
-    return checks.doubled(model, given, Objective(spec, loss), contextlib.nullcontext)
+    return final_activation.find_redundant_layer(model, given, Objective(spec, loss), contextlib.nullcontext)
 
 
 @pytest.mark.parametrize(

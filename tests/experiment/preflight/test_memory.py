@@ -65,7 +65,7 @@ def test_an_error_that_came_from_another_is_known_too_and_a_circle_of_them_ends(
 def test_the_estimate_is_the_sum_by_hand(precision: str, wide: int) -> None:
     model = nn.Sequential(nn.Linear(10, 5), nn.BatchNorm1d(5))
     model[0].bias.requires_grad_(False)
-    found = memory.estimate(model, 2, 30, settings("data.batch_size=7", f"device.precision={precision}"))
+    found = memory.estimate_memory(model, 2, 30, settings("data.batch_size=7", f"device.precision={precision}"))
     weights = 4 * (50 + 5) + 4 * (5 + 5)  # of both layers
     buffers = 4 * (5 + 5) + 8  # running mean and variance, and how many batches there were
     assert found == Estimate(weights + buffers, 4 * 60, 8 * 60, 30 * 7 * wide)
@@ -82,9 +82,9 @@ def test_a_step_that_may_not_fit_is_a_note(monkeypatch: pytest.MonkeyPatch) -> N
     needed = Estimate(2**20, 2**20, 2**20, 2**20)
     chosen, cpu = settings("data.batch_size=64"), torch.device("cpu")
     monkeypatch.setattr(memory, "measure_free_memory", lambda device: 4 * 2**20)
-    assert memory.remark(needed, chosen, cpu) == []
+    assert memory.note_shortage(needed, chosen, cpu) == []
     monkeypatch.setattr(memory, "measure_free_memory", lambda device: 4 * 2**20 - 1)
-    (note,) = memory.remark(needed, chosen, cpu)
+    (note,) = memory.note_shortage(needed, chosen, cpu)
     assert note.startswith(
         "a step takes about 4 MB, and cpu has 4 MB left; if it runs out of memory try data.batch_size="
     )
@@ -105,7 +105,7 @@ def test_a_step_that_may_not_fit_is_a_note(monkeypatch: pytest.MonkeyPatch) -> N
     ],
 )
 def test_the_sentence_says_what_to_type(words: list[str], said: str) -> None:
-    assert said in memory.sentence(settings(*words), "cuda:0")
+    assert said in memory.explain_out_of_memory(settings(*words), "cuda:0")
 
 
 @pytest.mark.parametrize("word", ["model.hidden_sizes=[1000000000,1000000000]", "data.image_size=100000"])

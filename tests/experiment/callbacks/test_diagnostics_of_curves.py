@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dlrun.data.spec import DataSpec
-from dlrun.experiment.callbacks.diagnose import at_end, at_epoch, flat
+from dlrun.experiment.callbacks.diagnostics import diagnose_epoch, diagnose_run, is_flat
 
 VALUES = DataSpec("vector", (1,), "regression", 1)
 YES_NO = DataSpec("vector", (2,), "binary", 1, class_names=("no", "yes"))
@@ -31,7 +31,7 @@ def said_of(
     metrics: dict[str, float] | None = None,
     baseline: dict[str, float] | None = None,
 ) -> list[str]:
-    found = at_end(rows(train, val), "test", predicted, targets, spec, lr, metrics or {}, baseline or {})
+    found = diagnose_run(rows(train, val), "test", predicted, targets, spec, lr, metrics or {}, baseline or {})
     return list(found.values())
 
 
@@ -163,31 +163,31 @@ def test_training_that_stands_still_too_is_not_overfitting() -> None:
 
 
 def test_in_the_middle_two_rising_epochs_are_no_trend() -> None:
-    assert at_epoch(rows([1.0, 3.0]), 0.1, {}) == {}
-    assert at_epoch(rows([1.0, 3.0, 5.0, 9.0]), 0.1, {}).keys() == {"diverging"}
-    assert at_epoch(rows([1.0] * 10), 0.1, {}).keys() == {"stuck"}
-    assert at_epoch(rows(FALLING, BEST_AT_7), 0.1, {"val/loss": 2.3}).keys() == {"overfitting"}
+    assert diagnose_epoch(rows([1.0, 3.0]), 0.1, {}) == {}
+    assert diagnose_epoch(rows([1.0, 3.0, 5.0, 9.0]), 0.1, {}).keys() == {"diverging"}
+    assert diagnose_epoch(rows([1.0] * 10), 0.1, {}).keys() == {"stuck"}
+    assert diagnose_epoch(rows(FALLING, BEST_AT_7), 0.1, {"val/loss": 2.3}).keys() == {"overfitting"}
 
 
 def test_what_was_said_is_not_said_again() -> None:
     same = torch.zeros(3, dtype=torch.long), torch.tensor([0, 0, 1])
     baseline = {"test/accuracy": 2 / 3}
     run = (rows([1.0, 3.0]), "test", *same, YES_NO, 0.5, {}, baseline)
-    assert at_end(*run).keys() == {"diverging", "one class"}
-    assert at_end(*run, said={"diverging"}).keys() == {"one class"}
+    assert diagnose_run(*run).keys() == {"diverging", "one class"}
+    assert diagnose_run(*run, reported={"diverging"}).keys() == {"one class"}
     mixed = (rows([1.0]), "test", torch.tensor([0, 1, 0]), same[1], YES_NO, 0.5, {}, baseline)
-    assert at_end(*mixed).keys() == {"trivial"}
-    assert at_end(*mixed, said={"vanishing"}) == {}  # why it is no better has been said
+    assert diagnose_run(*mixed).keys() == {"trivial"}
+    assert diagnose_run(*mixed, said={"vanishing"}) == {}  # why it is no better has been said
 
 
 def test_flat_is_a_loss_that_hardly_moves_and_is_no_better_than_the_trivial_answer() -> None:
     trivial = {"train/loss": 2.3}
-    assert flat(rows([2.31, 2.3, 2.302]), trivial)
-    assert flat(rows([9.0, 9.01]), trivial)
-    assert not flat(rows([2.31, 2.25]), trivial)
-    assert not flat(rows([2.5, 2.31]), trivial)
-    assert not flat(rows([0.1, 0.1]), trivial)  # it has arrived
-    assert flat(rows([5.0, 5.01]), {})
+    assert is_flat(rows([2.31, 2.3, 2.302]), trivial)
+    assert is_flat(rows([9.0, 9.01]), trivial)
+    assert not is_flat(rows([2.31, 2.25]), trivial)
+    assert not is_flat(rows([2.5, 2.31]), trivial)
+    assert not is_flat(rows([0.1, 0.1]), trivial)  # it has arrived
+    assert is_flat(rows([5.0, 5.01]), {})
 
 
 NEAR = [0.4 + x / 2 for x in FALLING]  # falls too, and is never far below validation
