@@ -267,7 +267,7 @@ def test_a_run_that_fails_before_its_folder_is_described_leaves_none(
     "where",
     [
         "runs.reports.console.Console.open_log",
-        "experiment.reports.terminal.opening",
+        "experiment.reports.terminal.print_opening",
         "runs.logger.Logger",
         "experiment.run.make_checkpoint_manager",
     ],
