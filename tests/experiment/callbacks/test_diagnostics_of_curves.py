@@ -177,7 +177,7 @@ def test_what_was_said_is_not_said_again() -> None:
     assert diagnose_run(*run, reported={"diverging"}).keys() == {"one class"}
     mixed = (rows([1.0]), "test", torch.tensor([0, 1, 0]), same[1], YES_NO, 0.5, {}, baseline)
     assert diagnose_run(*mixed).keys() == {"trivial"}
-    assert diagnose_run(*mixed, said={"vanishing"}) == {}  # why it is no better has been said
+    assert diagnose_run(*mixed, reported={"vanishing"}) == {}  # why it is no better has been said
 
 
 def test_flat_is_a_loss_that_hardly_moves_and_is_no_better_than_the_trivial_answer() -> None:
