@@ -1,4 +1,4 @@
-"""Other data of the same kind, brought to what a trained model knows: its columns, its constants, its class numbers."""
+"""Other data of the same kind, mapped to what a trained model expects: its columns, normalization, class numbers."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ from dlrun.data.spec import DataSpec, Split, Splits
 
 @dataclass(frozen=True)
 class Alignment:
-    """What is done to rows of the other data; null where they are as they were in training.
+    """Transform from rows of the other data to those of training; None for a step that is not needed.
 
-    columns: int64 (features,), where each of the model's features lies; scale and shift: x becomes x * scale + shift,
-    shaped to go with one row; classes: int64 (their classes,), the model's number of each of theirs.
+    columns: int64 (features,), position of each feature of the model. scale and shift: x becomes x * scale + shift,
+    broadcastable to one row. classes: int64 (other classes,), the model's number of each class of the other data.
     """
 
     columns: Tensor | None
@@ -28,21 +28,30 @@ class Alignment:
     classes: Tensor | None
 
     def inputs(self, x: Tensor) -> Tensor:
-        """Of one row, or of many along the first dimension."""
-        x = x if self.columns is None else x[..., self.columns]
-        return x if self.scale is None or self.shift is None else x * self.scale.to(x.dtype) + self.shift.to(x.dtype)
+        """Align the inputs of one row, or of many along the first dimension."""
+        if self.columns is not None:
+            x = x[..., self.columns]
+        if self.scale is None or self.shift is None:
+            return x
+        return x * self.scale.to(x.dtype) + self.shift.to(x.dtype)
 
     def targets(self, y: Tensor) -> Tensor:
-        """Class numbers of any shape, as the model counts."""
-        return y if self.classes is None else torch.where(y < 0, y, self.classes[y.clamp_min(0)])  # below 0: padding
+        """Map class numbers, of any shape, to those of the model."""
+        if self.classes is None:
+            return y
+        # Negative targets are padding and stay as they are.
+        return torch.where(y < 0, y, self.classes[y.clamp_min(0)])
 
 
 class AlignedRows(Dataset[Any]):
     """A map-style dataset, aligned row by row."""
 
     def __init__(self, dataset: Dataset[Any], alignment: Alignment) -> None:
-        self.dataset, self.alignment = dataset, alignment
+        self.dataset = dataset
+        self.alignment = alignment
         self.origin = getattr(dataset, "origin", None)
+
+        # Whoever counts classes reads `targets` in place of every row, so it must exist only if the dataset has it.
         targets = get_targets(dataset)
         if targets is not None:
             self.targets = alignment.targets(targets)
@@ -56,81 +65,114 @@ class AlignedRows(Dataset[Any]):
 
 
 def align_splits(splits: Splits, trained: DataSpec, data: str | None) -> Splits:
-    """The splits as data of a model's that was trained for `trained`; as they are where nothing differs.
+    """Return the splits as data for a model trained on `trained`; the same object if nothing differs.
 
-    data: what they are called. MisfitError where they are of another kind, lack a feature, or have a class that the
-    model does not know.
+    data: name of the splits, for messages. MisfitError if they are of another kind, lack a feature, or have a class
+    that the model does not know.
     """
-    given = splits.spec
-    columns = _columns(trained, given, data)
-    _refuse_other_kind(trained, given, data, same_shape=columns is None)
-    scale, shift = _rescaled(trained, given, columns)
-    found = Alignment(columns, scale, shift, _classes(trained, given, data))
-    if all(what is None for what in (found.columns, found.scale, found.classes)):
+    other = splits.spec
+    columns = _match_columns(trained, other, data)
+    _refuse_other_kind(trained, other, data, same_shape=columns is None)
+    scale, shift = _match_normalization(trained, other, columns)
+    classes = _match_classes(trained, other, data)
+    if columns is None and scale is None and classes is None:
         return splits
-    val, test = (None if part is None else _part(part, found) for part in (splits.val, splits.test))
-    return dataclasses.replace(splits, train=_part(splits.train, found), val=val, test=test, spec=trained)
+
+    alignment = Alignment(columns, scale, shift, classes)
+    return dataclasses.replace(
+        splits,
+        train=_align_part(splits.train, alignment),
+        val=None if splits.val is None else _align_part(splits.val, alignment),
+        test=None if splits.test is None else _align_part(splits.test, alignment),
+        spec=trained,
+    )
 
 
-def _part(part: Part, alignment: Alignment) -> Part:
+def _align_part(part: Part, alignment: Alignment) -> Part:
     if not isinstance(part, Split):
         return AlignedRows(part, alignment)
+
     x, *others = part.inputs
-    return Split((alignment.inputs(x), *others), alignment.targets(part.targets), part.origin)
+    inputs = (alignment.inputs(x), *others)
+    return Split(inputs, alignment.targets(part.targets), part.origin)
 
 
-def _refuse_other_kind(trained: DataSpec, given: DataSpec, data: str | None, same_shape: bool) -> None:
-    names = ["kind", "task", *(["input_shape"] if same_shape else [])]
-    if trained.kind == "tokens":  # a longer sequence is no other kind
-        names = ["kind", "task", "vocabulary"]
-    names += [] if trained.class_names and given.class_names else ["output_size"]
+def _refuse_other_kind(trained: DataSpec, other: DataSpec, data: str | None, same_shape: bool) -> None:
+    names = ["kind", "task"]
+    if trained.kind == "tokens":
+        # A longer sequence is still the same kind of data, so the shape is not compared.
+        names.append("vocabulary")
+    elif same_shape:
+        names.append("input_shape")
+    # Classes with names are compared by name, later.
+    if not (trained.class_names and other.class_names):
+        names.append("output_size")
+
     for name in names:
-        was, now = getattr(trained, name), getattr(given, name)
-        if was != now:
-            raise MisfitError(f"the model was trained for {name} {was}, and data={data} has {now}")
+        expected = getattr(trained, name)
+        actual = getattr(other, name)
+        if expected != actual:
+            raise MisfitError(f"the model was trained for {name} {expected}, and data={data} has {actual}")
 
 
-def _columns(trained: DataSpec, given: DataSpec, data: str | None) -> Tensor | None:
-    """By name, where both sides have names."""
-    ours, theirs = trained.feature_names, given.feature_names
-    if ours == theirs or not ours or not theirs:
+def _match_columns(trained: DataSpec, other: DataSpec, data: str | None) -> Tensor | None:
+    """Find the position of each of the model's features by name, if both tables have names."""
+    if trained.feature_names == other.feature_names or not trained.feature_names or not other.feature_names:
         return None
-    if any(names == tuple(f"column_{i}" for i in range(len(names))) for names in (ours, theirs)):
-        return None  # a table without a header line: by position
-    lacking = [name for name in ours if name not in theirs]
-    if lacking:
+
+    # A table without a header line has numbered names: there columns match by position.
+    for names in (trained.feature_names, other.feature_names):
+        if names == tuple(f"column_{number}" for number in range(len(names))):
+            return None
+
+    missing = [name for name in trained.feature_names if name not in other.feature_names]
+    if missing:
         raise MisfitError(
-            f"the model was trained on the columns {listed(ours)}, and data={data} has no {listed(lacking)}"
+            f"the model was trained on the columns {listed(trained.feature_names)}, "
+            f"and data={data} has no {listed(missing)}"
         )
-    return torch.tensor([theirs.index(name) for name in ours])
+    return torch.tensor([other.feature_names.index(name) for name in trained.feature_names])
 
 
-def _rescaled(trained: DataSpec, given: DataSpec, columns: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """(x * theirs + their mean - our mean) / ours as one scale and one shift, a value a channel or feature."""
-    if (trained.mean, trained.std) == (given.mean, given.std) and columns is None:
+def _match_normalization(
+    trained: DataSpec, other: DataSpec, columns: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return (x * other std + other mean - trained mean) / trained std as scale and shift, per channel or feature."""
+    if (trained.mean, trained.std) == (other.mean, other.std) and columns is None:
         return None, None
-    our_mean, our_std = _constants(trained)
-    mean, std = _constants(given)
+
+    trained_mean, trained_std = _read_constants(trained)
+    mean, std = _read_constants(other)
     if columns is not None and len(mean) > 1:
-        mean, std = mean[columns], std[columns]
+        mean = mean[columns]
+        std = std[columns]
+
     shape = (-1, 1, 1) if trained.kind == "image" else (-1,)
-    return (std / our_std).view(shape), ((mean - our_mean) / our_std).view(shape)
+    scale = (std / trained_std).view(shape)
+    shift = ((mean - trained_mean) / trained_std).view(shape)
+    return scale, shift
 
 
-def _constants(spec: DataSpec) -> tuple[Tensor, Tensor]:
-    return torch.tensor(spec.mean or (0.0,)).double(), torch.tensor(spec.std or (1.0,)).double()
+def _read_constants(spec: DataSpec) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation as float64 tensors; 0 and 1 for data that are not normalized."""
+    mean = torch.tensor(spec.mean or (0.0,)).double()
+    std = torch.tensor(spec.std or (1.0,)).double()
+    return mean, std
 
 
-def _classes(trained: DataSpec, given: DataSpec, data: str | None) -> Tensor | None:
-    """By name, where both sides have names; theirs may be fewer."""
-    ours, theirs = trained.class_names, given.class_names
-    if ours == theirs:
+def _match_classes(trained: DataSpec, other: DataSpec, data: str | None) -> Tensor | None:
+    """Find the model's number of each class by name; the other data may have fewer classes."""
+    if trained.class_names == other.class_names:
         return None
-    if not ours or not theirs:
-        raise MisfitError(f"the model was trained for class_names {ours}, and data={data} has {theirs}")
-    unknown = [name for name in theirs if name not in ours]
+    if not trained.class_names or not other.class_names:
+        raise MisfitError(
+            f"the model was trained for class_names {trained.class_names}, and data={data} has {other.class_names}"
+        )
+
+    unknown = [name for name in other.class_names if name not in trained.class_names]
     if unknown:
         raise MisfitError(
-            f"the model was trained for class_names {listed(ours)}, and data={data} has {listed(unknown)} besides"
+            f"the model was trained for class_names {listed(trained.class_names)}, "
+            f"and data={data} has {listed(unknown)} besides"
         )
-    return torch.tensor([ours.index(name) for name in theirs])
+    return torch.tensor([trained.class_names.index(name) for name in other.class_names])

@@ -1,7 +1,6 @@
-"""RUN/eval/<time>/: what an evaluation leaves behind, never over an earlier one."""
+"""RUN/eval/<time>/: the files that an evaluation writes, never over an earlier one."""
 
 import io
-import itertools
 import os
 import shutil
 from collections.abc import Iterator
@@ -30,143 +29,161 @@ if TYPE_CHECKING:
 
 @dataclass
 class Evaluation:
-    """What became of one split."""
+    """Results of one split: metrics, and targets and predictions row by row."""
 
     saved: SavedModel
     split: str
     rows: int
-    metrics: dict[str, float]  # test/loss and so on
+    metrics: dict[str, float]  # with the split's name in front, as in test/loss
     baseline: dict[str, float]
-    recorded: dict[str, Any]  # what training wrote down of the same
-    targets: Tensor
-    predicted: Tensor
-    probability: Tensor | None  # null for quantities
-    origin: Origin  # where the rows are from
+    recorded: dict[str, Any]  # the same metrics as training recorded them
+    targets: Tensor  # (N,) classes, or (N, columns) values
+    predictions: Tensor
+    probability: Tensor | None  # (N,); None for regression
+    origin: Origin  # file and line of each row
     classes: PerClass | None = None
     calibration: Calibration | None = None
 
 
-def write_evaluation(found: Evaluation, run: Path, figures: bool) -> Path:
-    """A new folder in RUN/eval, which appears whole; returns it. OSError where it cannot be written."""
+def write_evaluation(evaluation: Evaluation, run: Path, figures: bool) -> Path:
+    """Write a new folder in RUN/eval, which appears complete or not at all; OSError if it cannot be written."""
     parent = run / "eval"
-    fresh = not parent.exists()
+    is_first = not parent.exists()
     hidden = parent / f".{os.getpid()}.tmp"
     try:
         hidden.mkdir(parents=True)
-        _fill(hidden, found, figures)
-        return _named(hidden, parent / f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
+        _write_files(hidden, evaluation, figures)
+        return _rename_to_free_name(hidden, parent / f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
-        if fresh and parent.exists() and not any(parent.iterdir()):
+        # A failed first evaluation leaves the run folder as it was.
+        if is_first and parent.exists() and not any(parent.iterdir()):
             parent.rmdir()
 
 
-def _named(hidden: Path, wanted: Path) -> Path:
-    """Give the folder its name, with a number behind it where there is one already."""
-    for suffix in itertools.chain([""], (f"_{i}" for i in itertools.count(2))):
-        folder = wanted.with_name(wanted.name + suffix)
+def _rename_to_free_name(hidden: Path, target: Path) -> Path:
+    """Rename the folder to `target`, with a number appended if that name is taken."""
+    number = 1
+    while True:
+        suffix = "" if number == 1 else f"_{number}"
+        folder = target.with_name(target.name + suffix)
+        number += 1
         if folder.exists():
             continue
         try:
             return hidden.rename(folder)
-        except OSError:  # another evaluation of this second was faster: a folder that holds something is not replaced
+        except OSError:
+            # Another evaluation took the name within this second: rename does not replace a folder with content.
             if not folder.exists():
                 raise
-    raise AssertionError("there is no end of numbers")
 
 
-def _fill(folder: Path, found: Evaluation, figures: bool) -> None:
-    run_folder.write_json(folder / "metrics.json", describe_evaluation(found))
-    if found.classes is not None:
-        write_text(folder / "per_class.csv", found.classes.as_csv())
-    if found.saved.spec.task != "tagging":
-        write_text(folder / "predictions.csv", format_predictions(found))
+def _write_files(folder: Path, evaluation: Evaluation, figures: bool) -> None:
+    run_folder.write_json(folder / "metrics.json", describe_evaluation(evaluation))
+    if evaluation.classes is not None:
+        write_text(folder / "per_class.csv", evaluation.classes.as_csv())
+    # A tag is no row of a file.
+    if evaluation.saved.spec.task != "tagging":
+        write_text(folder / "predictions.csv", format_predictions(evaluation))
     if figures:
         (folder / "figures").mkdir()
-        for name, figure in _pictures(found):
+        for name, figure in _draw_figures(evaluation):
             canvas.save_png(canvas.pixels(figure), folder / "figures" / f"{name}.png")
 
 
-def describe_evaluation(found: Evaluation) -> dict[str, Any]:
-    """What metrics.json holds."""
-    saved, calibration = found.saved, found.calibration
+def describe_evaluation(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the content of metrics.json."""
+    saved = evaluation.saved
+    calibration = evaluation.calibration
     return {
         "checkpoint": str(saved.path),
         "epoch": saved.state.get("epoch"),
         "run_id": saved.state.get("run_id"),
         "data": saved.request.choices.get("data"),
         "overrides": recorded_words(saved.request.overrides),
-        "split": found.split,
-        "rows": found.rows,
-        "metrics": found.metrics,
-        "recorded": found.recorded,
-        "baseline": found.baseline,
-        "calibration": None
-        if calibration is None
-        else {
-            "of": calibration.of,
-            "ece": calibration.ece,
-            "mean_probability": calibration.mean_confidence,
-            "share_that_came_true": calibration.mean_frequency,
-            "bins": [
-                {"rows": rows, "probability": said, "share_that_came_true": came}
-                for rows, said, came in zip(
-                    calibration.counts.tolist(),
-                    calibration.confidence.tolist(),
-                    calibration.frequency.tolist(),
-                    strict=True,
-                )
-            ],
-        },
+        "split": evaluation.split,
+        "rows": evaluation.rows,
+        "metrics": evaluation.metrics,
+        "recorded": evaluation.recorded,
+        "baseline": evaluation.baseline,
+        "calibration": None if calibration is None else _describe_calibration(calibration),
         "device": f"{saved.process.device}, {saved.process.precision}, {torch.get_num_threads()} threads",
         "evaluated": datetime.now().astimezone().isoformat(timespec="seconds"),
         "versions": {"dlrun": version("dlrun"), "torch": str(torch.__version__)},
     }
 
 
-def format_predictions(found: Evaluation) -> str:
-    """A line a row: its number in its file, what is true, what was said, the probability of a class, and the file.
+def _describe_calibration(calibration: Calibration) -> dict[str, Any]:
+    counts = calibration.counts.tolist()
+    confidences = calibration.confidence.tolist()
+    frequencies = calibration.frequency.tolist()
+    bins = []
+    for rows, confidence, frequency in zip(counts, confidences, frequencies, strict=True):
+        bins.append({"rows": rows, "probability": confidence, "share_that_came_true": frequency})
 
-    row counts from 0, as x[row] and pandas' iloc do; line, of a text file, from 1 with the header, as an editor does.
+    return {
+        "of": calibration.of,
+        "ece": calibration.ece,
+        "mean_probability": calibration.mean_confidence,
+        "share_that_came_true": calibration.mean_frequency,
+        "bins": bins,
+    }
+
+
+def format_predictions(evaluation: Evaluation) -> str:
+    """Return predictions.csv: row number, target, prediction, for classes its probability, and the file of each row.
+
+    row counts from 0, like x[row] and pandas' iloc; line, for text files, from 1 with the header, like an editor.
     """
+    columns = evaluation.origin.to_columns()
+    numbers = columns.pop("row")
+    places = zip(*columns.values(), strict=True)
+
     file = io.StringIO()
     writer = CsvWriter(file)
-    origin = found.origin.to_columns()
-    numbers = origin.pop("row")
-    rows = zip(numbers, _answers(found), zip(*origin.values(), strict=True), strict=True)
-    writer.write_row(["row", *_heads(found), *origin])
-    writer.write_rows([row, *answer, *place] for row, answer, place in rows)
+    writer.write_row(["row", *_name_columns(evaluation), *columns])
+    rows = zip(numbers, _iterate_cells(evaluation), places, strict=True)
+    writer.write_rows([number, *cells, *place] for number, cells, place in rows)
     return file.getvalue()
 
 
-def _heads(found: Evaluation) -> list[str]:
-    if found.probability is not None:
+def _name_columns(evaluation: Evaluation) -> list[str]:
+    if evaluation.probability is not None:
         return ["true", "predicted", "probability"]
-    count = found.targets.shape[1]
-    ends = [""] if count == 1 else [f"_{i}" for i in range(count)]
-    return [f"{kind}{end}" for kind in ("true", "predicted") for end in ends]
+    count = evaluation.targets.shape[1]
+    if count == 1:
+        return ["true", "predicted"]
+    return [*(f"true_{i}" for i in range(count)), *(f"predicted_{i}" for i in range(count))]
 
 
-def _answers(found: Evaluation) -> Iterator[list[Any]]:
-    """What is true and what was said of each row, under `_heads`."""
-    pairs = zip(found.targets.tolist(), found.predicted.tolist(), strict=True)
-    if found.probability is None or found.classes is None:
-        for true, said in pairs:
-            yield [*true, *said]
+def _iterate_cells(evaluation: Evaluation) -> Iterator[list[Any]]:
+    """Yield target and prediction of each row, in the order of `_name_columns`."""
+    targets = evaluation.targets.tolist()
+    predictions = evaluation.predictions.tolist()
+    if evaluation.probability is None or evaluation.classes is None:
+        for target, prediction in zip(targets, predictions, strict=True):
+            yield [*target, *prediction]
         return
-    names = found.classes.names
-    is_binary = found.saved.spec.task == "binary"
-    for (true, said), p in zip(pairs, found.probability.tolist(), strict=True):
-        shown = 1 - p if is_binary and said == 0 else p
-        yield [names[true], names[said], f"{shown:.6f}"]
+
+    names = evaluation.classes.names
+    is_binary = evaluation.saved.spec.task == "binary"
+    probabilities = evaluation.probability.tolist()
+    for target, prediction, probability in zip(targets, predictions, probabilities, strict=True):
+        # Of a binary task the probability is that of class 1, whichever class was predicted.
+        if is_binary and prediction == 0:
+            probability = 1 - probability
+        yield [names[target], names[prediction], f"{probability:.6f}"]
 
 
-def _pictures(found: Evaluation) -> Iterator[tuple[str, "Figure"]]:
-    spec = found.saved.spec
-    if found.probability is None:
-        names = [str(i) for i in range(found.targets.shape[1])]
-        yield "residuals", residuals.residual_plot(found.predicted, found.targets, names, found.split)
+def _draw_figures(evaluation: Evaluation) -> Iterator[tuple[str, "Figure"]]:
+    targets = evaluation.targets
+    predictions = evaluation.predictions
+    if evaluation.probability is None:
+        names = [str(i) for i in range(targets.shape[1])]
+        yield "residuals", residuals.residual_plot(predictions, targets, names, evaluation.split)
         return
-    yield "confusion", confusion.confusion_matrix(found.targets, found.predicted, spec, found.split)
-    if found.calibration is not None:
-        yield "reliability", reliability.reliability_diagram(found.calibration, found.split)
+
+    spec = evaluation.saved.spec
+    yield "confusion", confusion.confusion_matrix(targets, predictions, spec, evaluation.split)
+    if evaluation.calibration is not None:
+        yield "reliability", reliability.reliability_diagram(evaluation.calibration, evaluation.split)

@@ -1,4 +1,4 @@
-"""What a saved model answers for tensors, arrays and lists: inputs checked against its spec, answers by name."""
+"""Predictions of a saved model for tensors, arrays and lists: inputs checked against its spec, classes by name."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ from dlrun.runs.reports.plots.errors import tags
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What a model answers, a row for each input, on the CPU.
+    """Predictions of a model, a row for each input, on the CPU.
 
-    values: float (N, outputs) for regression; the classes' numbers int64 (N,), (N, length) for tagging, otherwise.
-    probabilities: float (N, classes), (N, length, classes) for tagging, each row summing to 1; null for regression.
-    labels: the classes' names, the tags of a sequence joined; empty for regression.
+    values: float (N, outputs) for regression; class numbers int64 (N,), (N, length) for tagging, otherwise.
+    probabilities: float (N, classes), (N, length, classes) for tagging, each row summing to 1; None for regression.
+    labels: names of the classes, the tags of a sequence joined; empty for regression.
     """
 
     values: Tensor
@@ -34,32 +34,44 @@ class Predictions:
 
 
 def predict_rows(saved: SavedModel, x: Any) -> Predictions:
-    """The answers for rows in the form that the model was trained on, or for one such row: see api.Run.predict."""
+    """Predict rows in the form that the model was trained on, or one such row, as api.Run.predict describes."""
     refuse_several_inputs(saved)
-    inputs, spec, task = prepare_inputs(x, saved.spec), saved.spec, saved.task
-    answers = compute_outputs(saved, inputs)
-    values = task.predictions(answers)
+    spec = saved.spec
+    task = saved.task
+    inputs = prepare_inputs(x, spec)
+    outputs = compute_outputs(saved, inputs)
+    values = task.predictions(outputs)
     if spec.task == "regression":
         return Predictions(values, None, [])
-    probabilities = task.probabilities(answers)
+
+    probabilities = task.probabilities(outputs)
     if spec.task == "binary":
         probabilities = torch.stack((1 - probabilities, probabilities), -1)
-    ends = inputs[1].tolist() if spec.task == "tagging" else [1] * len(values)
-    labels = [tags(spec, row.reshape(-1)[:end]) for row, end in zip(values, ends, strict=True)]
+
+    # A label joins the tags of a sequence up to its length; a class counts as one tag.
+    lengths = inputs[1].tolist() if spec.task == "tagging" else [1] * len(values)
+    labels = [tags(spec, row.reshape(-1)[:length]) for row, length in zip(values, lengths, strict=True)]
     return Predictions(values, probabilities, labels)
 
 
 def prepare_inputs(x: Any, spec: DataSpec) -> tuple[Tensor, ...]:
-    """What the model is called with, on the CPU, with the rows along the first dimension."""
+    """Convert user input to the tensors that the model is called with, on the CPU, rows along the first dimension.
+
+    RequestError for other shapes and types.
+    """
     if spec.kind == "tokens":
-        return _sequences(x, spec)
-    rows = _tensor(x)
+        return _prepare_sequences(x, spec)
+
+    rows = _to_tensor(x)
     if rows.shape == spec.input_shape:
         rows = rows.unsqueeze(0)
     if rows.shape[1:] != spec.input_shape or not len(rows):
+        row_shape = ", ".join(map(str, spec.input_shape))
         raise RequestError(
-            f"the input is of shape {_shape(rows.shape)}; the model takes (rows, {_listed(spec)}), or one row"
+            f"the input is of shape {_format_shape(rows.shape)}; the model takes (rows, {row_shape}), or one row"
         )
+
+    # Pixels from 0 to 255 would pass every check above and give nonsense.
     if spec.kind == "image" and not rows.is_floating_point():
         raise RequestError(
             "the images hold whole numbers, and the model takes floats: x / 255, minus spec.mean, divided by spec.std; "
@@ -68,30 +80,37 @@ def prepare_inputs(x: Any, spec: DataSpec) -> tuple[Tensor, ...]:
     return (rows if rows.is_floating_point() else rows.float(),)
 
 
-def _sequences(x: Any, spec: DataSpec) -> tuple[Tensor, ...]:
-    """Codes (N, length) and lengths (N,), also from names where the vocabulary is theirs."""
+def _prepare_sequences(x: Any, spec: DataSpec) -> tuple[Tensor, ...]:
+    """Return codes (N, length) and lengths (N,); names as text are encoded if the model has their vocabulary."""
     texts = [x] if isinstance(x, str) else x
     if isinstance(texts, list | tuple) and texts and all(isinstance(text, str) for text in texts):
         if spec.vocabulary != names.VOCABULARY:
             raise RequestError("this model has a vocabulary of its own (spec.vocabulary); give (codes, lengths)")
         return names.encode(list(texts), spec.input_shape[0])
+
     if not isinstance(x, list | tuple) or len(x) != 2:
         raise RequestError(
             "the model takes sequences: give (codes, lengths), int64 of shapes (rows, length) and (rows,)"
         )
-    codes, lengths = (_tensor(part).long() for part in x)
-    codes, lengths = (codes.unsqueeze(0), lengths.reshape(1)) if codes.dim() == 1 else (codes, lengths)
+    codes = _to_tensor(x[0]).long()
+    lengths = _to_tensor(x[1]).long()
+    if codes.dim() == 1:
+        codes = codes.unsqueeze(0)
+        lengths = lengths.reshape(1)
     if codes.dim() != 2 or lengths.shape != codes.shape[:1] or not len(codes):
         raise RequestError(
-            f"codes of shape {_shape(codes.shape)} and lengths of {_shape(lengths.shape)} do not belong together"
+            f"codes of shape {_format_shape(codes.shape)} and lengths of {_format_shape(lengths.shape)} "
+            "do not belong together"
         )
+
+    # Without a vocabulary any code is taken: only the model's embedding knows its size.
     last = len(spec.vocabulary) - 1 if spec.vocabulary else int(codes.max())
     if lengths.min() < 1 or lengths.max() > codes.shape[1] or codes.min() < 0 or codes.max() > last:
         raise RequestError(f"lengths must be 1 to {codes.shape[1]}, and codes 0 to {last}")
     return codes, lengths
 
 
-def _tensor(x: Any) -> Tensor:
+def _to_tensor(x: Any) -> Tensor:
     if isinstance(x, Tensor):
         return x.detach().cpu()
     try:
@@ -100,9 +119,5 @@ def _tensor(x: Any) -> Tensor:
         raise RequestError(f"the input is no tensor, array or nested list of numbers: {error}") from error
 
 
-def _listed(spec: DataSpec) -> str:
-    return ", ".join(map(str, spec.input_shape))
-
-
-def _shape(shape: Sequence[int]) -> str:
+def _format_shape(shape: Sequence[int]) -> str:
     return str(tuple(shape))

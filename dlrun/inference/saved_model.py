@@ -1,4 +1,4 @@
-"""A saved model opened again: its weights, settings, task and data, for what is done after training."""
+"""A saved model opened again: its weights, settings, objective and data, for all that happens after training."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -36,33 +36,38 @@ from dlrun.runs import checkpoint
 
 @dataclass
 class SavedModel:
-    """A checkpoint, or a pickled full model, with all that belongs to it.
+    """A checkpoint or a pickled full model, with everything needed to use it.
 
-    The data are read and the model is built when they are first asked for; both stay until the object goes.
+    The data are read and the model is built on first access; both are then held as long as this object.
     """
 
-    path: Path  # the file
-    request: Request  # the saved config with this command line's overrides, the choices, the trusted modules
-    settings: Settings  # the same config, checked
-    state: dict[str, Any]  # the checkpoint as it was read; empty for a full model
+    path: Path  # checkpoint file, or the pickled model
+    request: Request  # saved config with the overrides of this command line, config choices, trusted modules
+    settings: Settings  # the same config, validated
+    state: dict[str, Any]  # the loaded checkpoint; empty for a full model
     process: Runtime  # device and precision
-    full_model: nn.Module | None = None  # the pickled model, where the file holds one
+    full_model: nn.Module | None = None  # the unpickled model, if `path` holds one
 
     @property
     def folder(self) -> Path | None:
-        """The run folder that the file lies in; null where it lies elsewhere."""
+        """Run folder that contains the file; None for a file elsewhere."""
         folder = self.path.absolute().parent.parent
         return folder if (folder / ".hydra").is_dir() else None
 
     @property
     def spec(self) -> DataSpec:
-        """What the model was trained for. A full model does not say: there it is read off the data."""
+        """Data that the model was trained for. A full model does not record it, so there it is that of the data."""
         return DataSpec.from_dict(self.state["spec"]) if self.state else self.splits.spec
 
     @property
     def class_names(self) -> list[str]:
-        """What each class is called; its number where the data give no names."""
-        return [str(name) for name in self.spec.class_names] or [str(i) for i in range(max(self.spec.output_size, 2))]
+        """Name of each class; its number if the data have no names."""
+        if self.spec.class_names:
+            return [str(name) for name in self.spec.class_names]
+
+        # A binary model has one output and two classes.
+        count = max(self.spec.output_size, 2)
+        return [str(number) for number in range(count)]
 
     @cached_property
     def task(self) -> Objective:
@@ -71,32 +76,32 @@ class SavedModel:
 
     @cached_property
     def raw_splits(self) -> Splits:
-        """The data of the run, or those that the command line names, as they are."""
+        """The data of the run, or those named by the command line, before alignment."""
         return build.build_data(self.settings, self.request.trusted_modules)
 
     @cached_property
     def splits(self) -> Splits:
-        """The same as the model knows them: columns, constants and classes of its training; MisfitError if they differ
-        otherwise.
-        """
-        return (
-            align_splits(self.raw_splits, self.spec, self.request.choices.get("data"))
-            if self.state
-            else self.raw_splits
-        )
+        """The data with the columns, normalization and class numbers of training; MisfitError if they cannot be."""
+        if not self.state:
+            return self.raw_splits
+        return align_splits(self.raw_splits, self.spec, self.request.choices.get("data"))
 
     @property
     def is_training_data(self) -> bool:
-        """Whether the data look like those of the training: their description and the number of training rows."""
-        said, now = self.state.get("spec", {}), self.raw_splits.spec.to_dict()
-        rows = self.state.get("rows", count_rows(self.raw_splits.train))
-        return all(now[k] == v for k, v in said.items()) and count_rows(self.raw_splits.train) == rows
+        """Whether the data look like those of training: same spec, same number of training rows."""
+        recorded_spec = self.state.get("spec", {})
+        spec = self.raw_splits.spec.to_dict()
+        rows = count_rows(self.raw_splits.train)
+        has_same_spec = all(spec[key] == value for key, value in recorded_spec.items())
+        return has_same_spec and rows == self.state.get("rows", rows)
 
     @cached_property
     def model(self) -> nn.Module:
-        """The model with its saved weights, on the device; no data are needed but for a full model."""
+        """The model with its saved weights, on the device. Only a full model needs the data for it."""
         if self.full_model is not None:
             return self.full_model.to(self.process.device)
+
+        # Pretrained weights are not downloaded: the checkpoint replaces them.
         with weights_follow():
             model = build.build_model(self.settings, self.spec, self.process, self.request.trusted_modules)
         BuiltBuffers(model).fit(self.state["model"], self.state.get(MADE_BUFFERS, []))
@@ -105,78 +110,101 @@ class SavedModel:
 
     @property
     def averaged_weights(self) -> dict[str, Any] | None:
-        """The weights that trainer.ema_decay averaged, for `load_weights`; null where there are none."""
-        found: dict[str, Any] | None = self.state["ema"]["model"] if "ema" in self.state else None
-        return found
+        """Weights averaged by trainer.ema_decay, for `load_weights`; None without averaging."""
+        if "ema" not in self.state:
+            return None
+        weights: dict[str, Any] = self.state["ema"]["model"]
+        return weights
 
     def load_held_out(self) -> tuple[str, Batches, Origin]:
-        """The test part as `load_part` gives it; the validation or the training part where there is no test."""
-        return self.load_part(next(name for name in ("test", "val", "train") if getattr(self.splits, name) is not None))
+        """Load the test part as `load_part` does; the validation or training part if there is no test part."""
+        splits = self.splits
+        if splits.test is not None:
+            return self.load_part("test")
+        if splits.val is not None:
+            return self.load_part("val")
+        return self.load_part("train")
 
     def load_part(self, name: str) -> tuple[str, Batches, Origin]:
-        """`name`, the batches of that part, or of "all" of them, and where its rows are from; RequestError if none."""
+        """Return `name`, the batches of that part (of every part for "all") and the origin of its rows.
+
+        RequestError if there is no such part.
+        """
         splits = self.splits
-        named: dict[str, Part | None] = {"train": splits.train, "val": splits.val, "test": splits.test}
-        parts = {k: part for k, part in named.items() if part is not None}
+        candidates: dict[str, Part | None] = {"train": splits.train, "val": splits.val, "test": splits.test}
+        parts = {key: part for key, part in candidates.items() if part is not None}
         if name not in (*parts, "all"):
             raise RequestError(f"there is no {name} part; type split={' or split='.join([*parts, 'all'])}")
         chosen = join_parts(parts) if name == "all" else parts[name]
-        alone = replace(splits, train=take(chosen, torch.zeros(1).long()), val=None, test=chosen)
-        batches = build.build_batches(self.settings, alone, self.model, self.process)[-1]
+
+        # The builder makes batches of three splits: the chosen rows stand for the test split, and the train split,
+        # which is required but not used, shrinks to one row.
+        first_row = take(chosen, torch.zeros(1).long())
+        only_test = replace(splits, train=first_row, val=None, test=chosen)
+        batches = build.build_batches(self.settings, only_test, self.model, self.process)[-1]
         assert batches is not None
         return name, batches, get_origin(chosen, name)
 
 
 @contextlib.contextmanager
 def open_saved_model(place: str, overrides: Sequence[str] = ()) -> Iterator[SavedModel]:
-    """The best checkpoint of a run folder, or the file named; the process is set up for it until this ends.
+    """Open the best checkpoint of a run folder, or the named file; the process is set up for it until this exits.
 
-    overrides: key=value words of this command line, on top of the saved config; `trust=true` opens a pickled full
-    model, `trusted_modules=[...]` lets the run use modules of the user's. RequestError or CheckpointError for what
-    is no run, a damaged file, and keys that do not exist; Hydra's exceptions pass through.
+    overrides: key=value words of this command line, on top of the saved config. `trust=true` opens a pickled full
+    model, `trusted_modules=[...]` lets the run use the user's own modules. Raises RequestError or CheckpointError for
+    a place without a run, a damaged file and unknown keys; Hydra's exceptions pass through.
     """
     path = resume.find_checkpoint_file(place)
-    full = checkpoint.is_full_model(path)
-    state = {} if full else checkpoint.load(path)
-    if not full:
+    is_full_model = checkpoint.is_full_model(path)
+    state: dict[str, Any] = {}
+    if is_full_model:
+        plain, choices = resume.load_run_config(path)
+    else:
+        state = checkpoint.load(path)
         resume.refuse_incomplete(state, resume.TO_EVALUATE, path)
-    plain, choices = resume.load_run_config(path) if full else (state["config"], state["choices"])
+        plain = state["config"]
+        choices = state["choices"]
+
     request = from_saved(plain, choices, list(overrides), None)
     for note in request.notes:
         write_error(f"dlrun: note: {note}")
     restore_training_defaults(request, state, plain)
     settings = schema.read(request.config, request.choices)
-    model = checkpoint.load_full_model(path, settings.rest.trust) if full else None
+
+    full_model = checkpoint.load_full_model(path, settings.rest.trust) if is_full_model else None
     with device.session(settings.rest.device, settings.rest.seed) as process:
-        yield SavedModel(path, request, settings, state, process, model)
+        yield SavedModel(path, request, settings, state, process, full_model)
 
 
 def restore_training_defaults(request: Request, state: dict[str, Any], plain: dict[str, Any]) -> None:
-    """What the command line leaves open is as it was: sums round by the number of threads, and another table's target
-    is of the same kind even if its values look otherwise.
-    """
-    asked = [word.partition("=")[0] for word in request.overrides]
-    if "device.num_threads" not in asked:
+    """Set in the request's config what training had and this command line leaves open: threads and kind of target."""
+    # The number of threads decides how sums round.
+    overridden_keys = [word.partition("=")[0] for word in request.overrides]
+    if "device.num_threads" not in overridden_keys:
         request.config["device"]["num_threads"] = resume.choose_threads(state, plain)
+
+    # Another table's target is of the same kind, even if its values alone suggest a different one.
     data = request.config["data"]
     if state and "task" in data and data["task"] is None:
         data["task"] = state["spec"]["task"]
 
 
 def read_run_name(words: Sequence[str], command: str) -> str:
-    """The first word behind a command, which names a run; RequestError where there is none."""
-    if not words or not words[0] or ("=" in words[0] and not Path(words[0]).exists()):  # a sweep's run has an =
+    """Return the first word after a command, which names a run; RequestError if there is none."""
+    # The folder of a sweep's run has an = in its name: an existing path is no override.
+    if not words or not words[0] or ("=" in words[0] and not Path(words[0]).exists()):
         raise RequestError(f"which run? type {example_command(command)}, or a checkpoint file of one")
     return words[0]
 
 
 def load_weights(model: nn.Module, weights: dict[str, Any], path: Path) -> None:
-    """Put saved weights into a model; RequestError when they are another model's."""
+    """Load saved weights into a model; RequestError if they belong to another model."""
     try:
         tensors.load_weights(model, weights)
     except RuntimeError as error:
+        # The user's own load hooks may have failed, which says nothing about the weights.
         own = user_code.explain(error)
         if own is not None:
             raise RequestError(f"the weights of {path} cannot be loaded: {own}") from error
-        said = " ".join(str(error).split())
-        raise RequestError(f"{path} holds the weights of another model: {said}") from error
+        message = " ".join(str(error).split())
+        raise RequestError(f"{path} holds the weights of another model: {message}") from error

@@ -1,4 +1,4 @@
-"""What is answered to one input."""
+"""The prediction for one input."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,37 +13,45 @@ Choice = tuple[str, float]  # a class, or a sequence of tags, and its probabilit
 
 @dataclass(frozen=True)
 class Answer:
-    """A prediction, or why there is none.
+    """A prediction, or the reason why there is none.
 
-    choices: classes with their probabilities, the likeliest first; for tags one, their sequence with the product of
-    their probabilities. values: of a regression, one a target column. Both are empty where there is an error.
+    choices: classes with their probabilities, most likely first; for tagging one choice, the sequence of tags with
+    the product of their probabilities. values: for regression, one per target column. Both are empty on error.
     """
 
     input: str
     choices: tuple[Choice, ...] = ()
     values: tuple[float, ...] = ()
-    label: str | None = None  # what the input itself says is true
-    note: str = ""  # what was done to the input
+    label: str | None = None  # the true value, if the input contains it
+    note: str = ""  # how the input was changed
     error: str = ""
-    where: str = ""  # file and line of an input that is called by its text
+    where: str = ""  # file and line of an input that is displayed as its text
 
 
 def rank_classes(task: Objective, outputs: Tensor, names: Sequence[str], top: int) -> list[tuple[Choice, ...]]:
-    """Of each row of outputs (N, ...): the `top` likeliest classes."""
+    """Return the `top` most likely classes of each row of outputs (N, ...)."""
     probabilities = task.probabilities(outputs.float())
     if task.spec.task == "binary":
         probabilities = torch.stack([1 - probabilities, probabilities], dim=1)
+
+    # Stable: of equally likely classes the first comes first, on any device.
     values, indices = probabilities.sort(dim=1, descending=True, stable=True)
-    rows = zip(indices[:, :top].tolist(), values[:, :top].tolist(), strict=True)
-    return [tuple((names[i], p) for i, p in zip(*row, strict=True)) for row in rows]
+    ranked: list[tuple[Choice, ...]] = []
+    for classes, likelihoods in zip(indices[:, :top].tolist(), values[:, :top].tolist(), strict=True):
+        row_names = [names[index] for index in classes]
+        ranked.append(tuple(zip(row_names, likelihoods, strict=True)))
+    return ranked
 
 
 def join_tags(task: Objective, outputs: Tensor, lengths: Tensor, names: Sequence[str]) -> list[tuple[Choice, ...]]:
-    """Of each row of outputs (N, length, tags): its tags, letters as a word, longer names with spaces between."""
-    sure, tags = task.probabilities(outputs.float()).max(-1)
-    between = "" if all(len(name) == 1 for name in names) else " "
-    found: list[tuple[Choice, ...]] = []
-    for row, p, length in zip(tags, sure, lengths.tolist(), strict=True):
-        said = between.join(names[tag] for tag in row[:length].tolist())
-        found.append(((said, float(p[:length].prod())),))
-    return found
+    """Return the tags of each row of outputs (N, length, tags): letters joined to a word, longer names by spaces."""
+    probabilities, tags = task.probabilities(outputs.float()).max(-1)
+    has_letters_only = all(len(name) == 1 for name in names)
+    separator = "" if has_letters_only else " "
+
+    sequences: list[tuple[Choice, ...]] = []
+    for row_tags, row_probabilities, length in zip(tags, probabilities, lengths.tolist(), strict=True):
+        sequence = separator.join(names[tag] for tag in row_tags[:length].tolist())
+        probability = float(row_probabilities[:length].prod())
+        sequences.append(((sequence, probability),))
+    return sequences

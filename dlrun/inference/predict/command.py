@@ -21,12 +21,12 @@ from dlrun.runs.reports.console import Console, facts
 
 _FLAGS = ("--format", "--top", "--")
 _ENDINGS = (*sorted(EXTENSIONS), ".csv", ".csv.gz", ".tsv", ".txt", ".npy")
-_MOST_HELD = 20  # answers that are all errors, before they are printed
+_MAX_LEADING_ERRORS = 20  # answers held back while all of them are errors
 
 
 @dataclass
 class PredictRequest:
-    """What the command line says."""
+    """The parsed command line."""
 
     run: str
     inputs: list[str] = field(default_factory=list)
@@ -36,116 +36,140 @@ class PredictRequest:
 
 
 def predict(words: list[str]) -> None:
-    """Print an answer an input; RunError where some have none, RequestError where all have none."""
-    asked = parse_words(words)
-    unheeded.refuse_unheeded(asked.overrides, "dlrun predict")
-    with open_saved_model(asked.run, asked.overrides) as saved:
+    """Print an answer for each input; RunError if some have none, RequestError if none has one."""
+    request = parse_words(words)
+    unheeded.refuse_unheeded(request.overrides, "dlrun predict")
+    with open_saved_model(request.run, request.overrides) as saved:
         refuse_several_inputs(saved)
         takes = make_reader(saved).takes
-        if not asked.inputs:
-            raise RequestError(f"what is to be predicted? type dlrun predict {quote(asked.run)} INPUT ...: {takes}")
-        if asked.top > 1 and saved.spec.task in ("regression", "tagging"):
-            raise RequestError(f"--top {asked.top} is for classes, and this model's task is {saved.spec.task}")
+        if not request.inputs:
+            raise RequestError(f"what is to be predicted? type dlrun predict {quote(request.run)} INPUT ...: {takes}")
+        if request.top > 1 and saved.spec.task in ("regression", "tagging"):
+            raise RequestError(f"--top {request.top} is for classes, and this model's task is {saved.spec.task}")
+
         console = Console()
         for remark in list_remarks(saved):
             write_error(escape_line(f"note: {remark}"))
 
-        def writer() -> Writer:
-            if asked.format == "table":
+        def start_writer() -> Writer:
+            if request.format == "table":
                 console.say(facts([("checkpoint", str(saved.path))]))
                 console.say()
-            return FORMATS[asked.format](console, saved.spec, asked.top)
+            return FORMATS[request.format](console, saved.spec, request.top)
 
-        _write(predict_inputs(saved, asked.inputs, asked.top), writer)
+        _write_answers(predict_inputs(saved, request.inputs, request.top), start_writer)
 
 
-def _write(answers: Iterator[Answer], make: Callable[[], Writer]) -> None:
-    """Print the answers as they come."""
-    held: list[Answer] = []
+def _write_answers(answers: Iterator[Answer], start_writer: Callable[[], Writer]) -> None:
+    """Print the answers as they arrive, but no header before the first success: all may turn out to be errors."""
+    leading: list[Answer] = []
     for answer in answers:
-        held.append(answer)
-        if not answer.error or len(held) > _MOST_HELD:
+        leading.append(answer)
+        if not answer.error or len(leading) > _MAX_LEADING_ERRORS:
             break
-    if not held:
+
+    if not leading:
         raise RequestError("the inputs hold nothing to predict")
-    if len(held) <= _MOST_HELD and all(answer.error for answer in held):
-        raise ListedError(_none_answered([f"{a.input}: {a.error}" for a in held]))
-    out, answered, failed = make(), 0, 0
-    for answer in chain(held, answers):
-        out.add(answer)
-        failed += bool(answer.error)
-        answered += not answer.error
-    out.close()
-    if not answered:
-        raise ListedError(_none_answered([f"{a.input}: {a.error}" for a in held], failed))
+    if len(leading) <= _MAX_LEADING_ERRORS and all(answer.error for answer in leading):
+        raise ListedError(_describe_failure(leading, len(leading)))
+
+    writer = start_writer()
+    succeeded = 0
+    failed = 0
+    for answer in chain(leading, answers):
+        writer.add(answer)
+        if answer.error:
+            failed += 1
+        else:
+            succeeded += 1
+    writer.close()
+
+    if not succeeded:
+        raise ListedError(_describe_failure(leading, failed))
     if failed:
-        raise RunError(f"{failed:,} of {answered + failed:,} inputs have no answer; their rows say why")
+        raise RunError(f"{failed:,} of {succeeded + failed:,} inputs have no answer; their rows say why")
 
 
-def _none_answered(said: list[str], count: int = 0) -> str:
-    if len(said) == 1:
-        return escape_line(said[0])
-    count = count or len(said)
-    lines = [f"  {i}. {escape_line(line)}" for i, line in enumerate(said[:3], 1)]
-    more = [f"  and {count - 3:,} more"] if count > 3 else []
-    return "\n".join([f"none of the {count:,} inputs could be read:", *lines, *more])
+def _describe_failure(leading: list[Answer], count: int) -> str:
+    """Message for inputs of which none could be read: the first three errors, and how many there are."""
+    messages = [escape_line(f"{answer.input}: {answer.error}") for answer in leading]
+    if len(messages) == 1:
+        return messages[0]
+
+    lines = [f"none of the {count:,} inputs could be read:"]
+    for number, message in enumerate(messages[:3], 1):
+        lines.append(f"  {number}. {message}")
+    if count > 3:
+        lines.append(f"  and {count - 3:,} more")
+    return "\n".join(lines)
 
 
 def parse_words(words: Sequence[str]) -> PredictRequest:
-    """The words behind `predict`; RequestError for a flag that is none."""
-    flags, rest = _without_flags(words)
-    asked = PredictRequest(read_run_name(rest, "predict"))
-    for i, word in enumerate(rest[1:], 1):
+    """Parse the words after `predict`; RequestError for unknown flags and values."""
+    flags, others = _split_off_flags(words)
+    request = PredictRequest(read_run_name(others, "predict"))
+    for position, word in enumerate(others[1:], 1):
         if word == "--":
-            asked.inputs += rest[i + 1 :]
+            # Everything after it is an input, whatever it looks like.
+            request.inputs += others[position + 1 :]
             break
-        (asked.overrides if is_override(word) else asked.inputs).append(word)
-    asked.format = flags.get("--format", "table")
-    if asked.format not in FORMATS:
-        hint = did_you_mean(asked.format, FORMATS, "--format ")
-        raise RequestError(f"--format {asked.format} is none; {hint}type one of {', '.join(FORMATS)}")
+        if is_override(word):
+            request.overrides.append(word)
+        else:
+            request.inputs.append(word)
+
+    request.format = flags.get("--format", "table")
+    if request.format not in FORMATS:
+        hint = did_you_mean(request.format, FORMATS, "--format ")
+        raise RequestError(f"--format {request.format} is none; {hint}type one of {', '.join(FORMATS)}")
     top = flags.get("--top", "1")
     if not top.isdecimal() or int(top) < 1:
         raise RequestError(f"--top {top} must be a number from 1 on, as in --top 3")
-    asked.top = int(top)
-    return asked
+    request.top = int(top)
+    return request
 
 
-def _without_flags(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """The values of our flags (`--top 3` or `--top=3`), and the other words."""
+def _split_off_flags(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Return the values of the flags (`--top 3` or `--top=3`), and the other words."""
     flags: dict[str, str] = {}
-    rest: list[str] = []
-    left = iter(words)
-    for word in left:
+    others: list[str] = []
+    remaining = iter(words)
+    for word in remaining:
         name, equals, value = word.partition("=")
         if word == "--":
-            return flags, [*rest, word, *left]
+            return flags, [*others, word, *remaining]
+
         if name in _FLAGS:
-            flags[name] = value if equals else next(left, "")
+            flags[name] = value if equals else next(remaining, "")
             if not flags[name]:
-                raise RequestError(f"{name} has no value; type {name} {'csv' if name == '--format' else '3'}")
+                example = "csv" if name == "--format" else "3"
+                raise RequestError(f"{name} has no value; type {name} {example}")
         elif word.startswith("-") and word != STDIN and parse_numbers(word.split(",")) is None:
+            # A row of numbers may begin with a minus.
             hint = did_you_mean(name, _FLAGS[:2])
             raise RequestError(f"there is no flag {word}; {hint}type -- before inputs that begin with a dash")
         else:
-            rest.append(word)
-    return flags, rest
+            others.append(word)
+    return flags, others
 
 
 def is_override(word: str) -> bool:
-    """Whether a word is key=value: an = that is in a file's name, or behind a slash, makes none."""
+    """Whether a word is key=value. An = within the name of an existing file, or after a slash, does not count."""
     key, equals, _ = word.partition("=")
     if not equals or not key or "/" in key or Path(word).exists():
         return False
-    known = {path.name for path in schema.CONFIG_DIR.iterdir() if path.is_dir()} | set(schema.KEYS) | _KEYS
-    return key.lstrip("+~").split(".")[0] in known or not word.lower().endswith(_ENDINGS)
+
+    # A word that ends like a file may be a misspelled file, unless its key exists.
+    groups = {path.name for path in schema.CONFIG_DIR.iterdir() if path.is_dir()}
+    known_keys = groups | set(schema.KEYS) | _KEYS
+    return key.lstrip("+~").split(".")[0] in known_keys or not word.lower().endswith(_ENDINGS)
 
 
 _KEYS = {"device", "paths", "task", "trainer", "checkpoint", "tracking", "trust", "trusted_modules", "seed"}
 
 
 def list_remarks(saved: SavedModel) -> list[str]:
-    """What is not known of the data of the user's own."""
+    """Warn that preprocessing inside the user's own data code is not repeated for the inputs."""
     target = str(saved.settings.data.target)
     if target.startswith("dlrun."):
         return []

@@ -1,4 +1,4 @@
-"""What a saved model answers to prepared inputs: tensors in, tensors out."""
+"""Forward pass of a saved model on prepared inputs: tensors in, tensors out."""
 
 import inspect
 
@@ -16,44 +16,53 @@ from dlrun.runs.folder import from_here
 
 
 def refuse_several_inputs(saved: SavedModel) -> None:
-    """RequestError for a net of the user's own that takes more tensors than are read for its kind of data."""
+    """Raise RequestError for a user's model that takes more tensors than are read for its kind of data."""
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     names = []
     for name, parameter in inspect.signature(saved.model.forward).parameters.items():
         if parameter.kind in positional and parameter.default is inspect.Parameter.empty:
             names.append(name)
+    # Sequences come as codes and lengths.
     if len(names) <= (2 if saved.spec.kind == "tokens" else 1):
         return
 
     place = from_here(saved.folder or saved.path)
     with python_calls("load"):
         call = advice("eval", place, modules=own_modules(saved.settings.plain))
-    listed = ", ".join(names)
+    arguments = ", ".join(names)
     raise RequestError(
-        f"the model takes {len(names)} inputs ({listed}), and predict reads one; give it tensors of rows in Python: "
-        f"{call}.model({listed})"
+        f"the model takes {len(names)} inputs ({arguments}), and predict reads one; give it tensors of rows in Python: "
+        f"{call}.model({arguments})"
     )
 
 
 def choose_batch_size(saved: SavedModel) -> int:
-    """How many rows an evaluation sends through at a time."""
+    """Return the number of rows of an evaluation batch."""
     keys = saved.settings.data_keys
     return keys.eval_batch_size or max(keys.batch_size, 256)
 
 
 @torch.inference_mode()
 def compute_outputs(saved: SavedModel, inputs: tuple[Tensor, ...]) -> Tensor:
-    """The model's outputs on the CPU, float32 or wider, for inputs as it takes them, a row along the first dimension.
+    """Return the model's outputs on the CPU, float32 or wider, for a row along the first dimension of each input.
 
-    inputs: (x,), normalized, or (codes, lengths), as in a Split; of any float type, on any device. Sent through in
-    batches, in evaluation mode, laid out and in the precision of the run; the model's mode is afterwards as it was.
+    inputs: (x,), normalized, or (codes, lengths), as in a Split; of any float type, on any device. They pass through
+    the model in batches, in evaluation mode, with the memory format and precision of the run; the mode of the model is
+    restored afterwards.
     """
-    process, model = saved.process, saved.model
-    wide = build.wants_channels_last(model, saved.spec, process)
-    place = Placement(process.device, process.dtype, saved.spec, wide)
-    found = []
-    for part in zip(*(torch.split(x, choose_batch_size(saved)) for x in inputs), strict=True):
+    process = saved.process
+    model = saved.model
+    is_channels_last = build.wants_channels_last(model, saved.spec, process)
+    placement = Placement(process.device, process.dtype, saved.spec, is_channels_last)
+
+    batch_size = choose_batch_size(saved)
+    batches = zip(*(torch.split(x, batch_size) for x in inputs), strict=True)
+    blocks = []
+    for batch in batches:
         with evaluating(model), process.autocast():
-            answers = model(*place.view_channels_first(tuple(place.move_inputs(part))))
-        found.append((answers.float() if answers.dtype.itemsize < 4 else answers).cpu())
-    return torch.cat(found)
+            outputs = model(*placement.view_channels_first(tuple(placement.move_inputs(batch))))
+        # Half precision ends here: probabilities are computed in float32 at least.
+        if outputs.dtype.itemsize < 4:
+            outputs = outputs.float()
+        blocks.append(outputs.cpu())
+    return torch.cat(blocks)

@@ -1,4 +1,4 @@
-"""From words that name inputs to answers, in batches and in order: however many there are, a batch is in memory."""
+"""From words that name inputs to answers, in order, batch by batch: memory holds one batch of any number of inputs."""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,35 +11,40 @@ from torch import Tensor
 from dlrun.core import user_code
 from dlrun.core.errors import DataError, RequestError
 from dlrun.inference.predict import forward
-from dlrun.inference.predict.answer import Answer, Choice, join_tags, rank_classes
+from dlrun.inference.predict.answer import Answer, join_tags, rank_classes
 from dlrun.inference.predict.read_image import ImageReader
 from dlrun.inference.predict.read_table import TableReader
 from dlrun.inference.predict.read_text import TextReader
 from dlrun.inference.predict.reader import Item, Prepared, Reader
 from dlrun.inference.saved_model import SavedModel
 
-_DECODERS = 4  # pictures that are open at a time
-_Look = Callable[[Item], Prepared | str]  # a row, or what is wrong with it
+_DECODER_THREADS = 4
+_Row = Prepared | str  # a row, or what is wrong with it
+_Prediction = dict[str, Any] | str  # fields of an Answer, or why the model does not take the row
 
 
 def predict_inputs(saved: SavedModel, inputs: Iterable[str], top: int = 1) -> Iterator[Answer]:
-    """An answer to every input that the words name, in their order; of classes the `top` likeliest.
+    """Yield an answer for each input that the words name, in their order; with the `top` most likely classes.
 
-    inputs: files, folders, texts, rows, or "-": what `reader_of(saved).takes` says. What cannot be read, and what the
-    model cannot take, has an answer with an error; the others are answered.
+    inputs: files, folders, texts, rows, or "-", as `make_reader(saved).takes` describes. An input that cannot be read
+    or that the model does not take gets an answer with an error; the others are unaffected.
     """
     reader = make_reader(saved)
-    items = _items(reader, inputs)
-    with ThreadPoolExecutor(_DECODERS) as pool:
-        each = pool.map if isinstance(reader, ImageReader) else map  # Pillow decodes outside the interpreter lock
-        while chunk := list(islice(items, forward.choose_batch_size(saved))):
-            looked: Iterable[Prepared | str] = each(_looking(reader), chunk)
-            yield from _answered(saved, reader, list(zip(chunk, looked, strict=True)), top)
+    prepare = _make_prepare(reader)
+    batch_size = forward.choose_batch_size(saved)
+    items = _read_items(reader, inputs)
+    with ThreadPoolExecutor(_DECODER_THREADS) as pool:
+        # Pillow decodes outside the interpreter lock, so threads help; the other readers only compute.
+        map_rows = pool.map if isinstance(reader, ImageReader) else map
+        while batch := list(islice(items, batch_size)):
+            rows = list(map_rows(prepare, batch))
+            yield from _answer_batch(saved, reader, batch, rows, top)
 
 
 def make_reader(saved: SavedModel) -> Reader:
-    """What reads inputs for a model."""
-    spec, data = saved.spec, saved.settings.data
+    """Return the reader of inputs for the model's kind of data."""
+    spec = saved.spec
+    data = saved.settings.data
     if spec.kind == "image":
         return ImageReader(spec, find_framing(saved), crops=data.target == "dlrun.data.folders.image_folder")
     if spec.kind == "tokens":
@@ -50,16 +55,18 @@ def make_reader(saved: SavedModel) -> Reader:
 
 
 def find_framing(saved: SavedModel) -> tuple[float, ...]:
-    """How figures lay in the training images; where an older checkpoint does not say it, as its data do."""
+    """Return how figures are framed in the training images; empty if they hold none or that is not known."""
     if "framing" in saved.state.get("spec", {}):
         return saved.spec.framing
+
+    # Older checkpoints and full models do not record it.
     try:
         return saved.raw_splits.spec.framing
     except DataError:
         return ()
 
 
-def _items(reader: Reader, words: Iterable[str]) -> Iterator[Item]:
+def _read_items(reader: Reader, words: Iterable[str]) -> Iterator[Item]:
     for word in words:
         try:
             yield from reader.read_items(word)
@@ -67,8 +74,8 @@ def _items(reader: Reader, words: Iterable[str]) -> Iterator[Item]:
             yield Item(word, None, error=str(error))
 
 
-def _looking(reader: Reader) -> _Look:
-    def look(item: Item) -> Prepared | str:
+def _make_prepare(reader: Reader) -> Callable[[Item], _Row]:
+    def prepare(item: Item) -> _Row:
         if item.error:
             return item.error
         try:
@@ -76,54 +83,60 @@ def _looking(reader: Reader) -> _Look:
         except RequestError as error:
             return str(error)
 
-    return look
+    return prepare
 
 
-def _answered(
-    saved: SavedModel, reader: Reader, looked: list[tuple[Item, Prepared | str]], top: int
-) -> Iterator[Answer]:
-    """The answers of one batch."""
-    rows = [prepared for _, prepared in looked if isinstance(prepared, Prepared)]
-    found = iter(_asked(saved, reader, rows, top))
-    for item, prepared in looked:
-        if isinstance(prepared, str):
-            yield Answer(item.name, label=item.label, error=prepared, where=item.where)
+def _answer_batch(saved: SavedModel, reader: Reader, items: list[Item], rows: list[_Row], top: int) -> Iterator[Answer]:
+    """Yield an answer for each item of a batch, in order."""
+    readable_rows = [row for row in rows if isinstance(row, Prepared)]
+    predictions = iter(_predict_rows(saved, reader, readable_rows, top))
+    for item, row in zip(items, rows, strict=True):
+        if isinstance(row, str):
+            yield Answer(item.name, label=item.label, error=row, where=item.where)
             continue
-        said = next(found)
-        about: dict[str, Any] = {"error": said} if isinstance(said, str) else said
-        yield Answer(item.name, label=item.label, note=prepared.note, where=item.where, **about)
+
+        prediction = next(predictions)
+        fields: dict[str, Any] = {"error": prediction} if isinstance(prediction, str) else prediction
+        yield Answer(item.name, label=item.label, note=row.note, where=item.where, **fields)
 
 
-def _asked(saved: SavedModel, reader: Reader, rows: list[Prepared], top: int) -> list[dict[str, Any] | str]:
-    """Choices or values of each row, or why the model does not take it: then each is asked alone."""
+def _predict_rows(saved: SavedModel, reader: Reader, rows: list[Prepared], top: int) -> list[_Prediction]:
+    """Predict the rows together; if the model fails, one by one, to find those that it does not take."""
     if not rows:
         return []
     inputs = reader.collate(rows)
     try:
-        return [*_read_off(saved, inputs, forward.compute_outputs(saved, inputs), top)]
-    except (RuntimeError, IndexError, ValueError, TypeError) as error:  # a model of the user's, an unusual row
+        outputs = forward.compute_outputs(saved, inputs)
+        return [*_interpret_outputs(saved, inputs, outputs, top)]
+    except (RuntimeError, IndexError, ValueError, TypeError) as error:
+        # The model may be the user's own, and a row unlike those of training.
         if len(rows) == 1:
             lines = [line for line in str(error).splitlines() if line.strip()]
             message = f"the model does not take it: {lines[0] if lines else type(error).__name__}"
             return [user_code.with_place(message, error)]
-        return [said for row in rows for said in _asked(saved, reader, [row], top)]
+
+        predictions: list[_Prediction] = []
+        for row in rows:
+            predictions += _predict_rows(saved, reader, [row], top)
+        return predictions
 
 
-def _read_off(saved: SavedModel, inputs: tuple[Tensor, ...], outputs: Tensor, top: int) -> list[dict[str, Any]]:
-    """What the outputs of a batch mean."""
-    task, names = saved.task, saved.class_names
+def _interpret_outputs(
+    saved: SavedModel, inputs: tuple[Tensor, ...], outputs: Tensor, top: int
+) -> list[dict[str, Any]]:
+    """Return the fields of an Answer that each row of outputs stands for: values or choices."""
+    task = saved.task
     if task.spec.task == "regression":
-        return [
-            {"values": tuple(_shortest(value) for value in row)} for row in outputs.numpy().reshape(len(outputs), -1)
-        ]
-    found: list[tuple[Choice, ...]]
+        table = outputs.numpy().reshape(len(outputs), -1)
+        return [{"values": tuple(map(_to_shortest_float, row))} for row in table]
+
     if task.spec.task == "tagging":
-        found = join_tags(task, outputs, inputs[1], names)
+        choices = join_tags(task, outputs, inputs[1], saved.class_names)
     else:
-        found = rank_classes(task, outputs, names, top)
-    return [{"choices": said} for said in found]
+        choices = rank_classes(task, outputs, saved.class_names, top)
+    return [{"choices": row} for row in choices]
 
 
-def _shortest(value: np.floating[Any]) -> float:
-    """The shortest decimal number that is the same in the precision of the model."""
+def _to_shortest_float(value: np.floating[Any]) -> float:
+    """Return the float of the shortest decimal number that equals the value in the precision of the model."""
     return float(str(value))

@@ -10,7 +10,7 @@ from dlrun.inference.predict.reader import Item
 
 
 def read_array_rows(path: Path, shape: tuple[int, ...]) -> Iterator[Item]:
-    """The rows of a .npy file (N, *shape) of numbers, read as they are needed; DataError for another shape.
+    """Yield the rows of a .npy file (N, *shape) of numbers, read when they are needed; DataError for another shape.
 
     A file that would run code is refused.
     """
@@ -20,9 +20,13 @@ def read_array_rows(path: Path, shape: tuple[int, ...]) -> Iterator[Item]:
         raise DataError("there is no such file") from None
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"it cannot be read as an array: {' '.join(str(error).split())[:160]}") from error
-    squeezed = tuple(n for n in shape if n != 1)
+
+    # Grey images are often saved without their one channel.
+    squeezed = tuple(size for size in shape if size != 1)
     if array.dtype.kind not in "fiub" or array.shape[1:] not in (shape, squeezed) or array.ndim == 0:
-        said = f"it holds {array.dtype} of shape {'×'.join(map(str, array.shape))}"
-        raise DataError(f"{said}, and the model takes numbers of N×{'×'.join(map(str, shape))}")
-    for i, row in enumerate(array):
-        yield Item(f"{path}[{i}]", np.array(row).reshape(shape))
+        array_shape = "×".join(map(str, array.shape))
+        row_shape = "×".join(map(str, shape))
+        raise DataError(f"it holds {array.dtype} of shape {array_shape}, and the model takes numbers of N×{row_shape}")
+
+    for number, row in enumerate(array):
+        yield Item(f"{path}[{number}]", np.array(row).reshape(shape))

@@ -1,4 +1,4 @@
-"""Image files, as the training images were: in size and colours, and figures on a ground as figures lay there."""
+"""Image files, converted to the size and colours of the training images; figures are framed as in training."""
 
 import math
 from collections.abc import Iterator
@@ -22,8 +22,8 @@ from dlrun.inference.predict.reader import STDIN, Item, Prepared, explain_missin
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_LONGEST_PATH = 4096
-_LISTS = (".txt", ".lst")  # a path a line
+_MAX_PATH_LENGTH = 4096
+_LIST_ENDINGS = (".txt", ".lst")  # text files with a path per line
 
 
 class ImageReader:
@@ -32,93 +32,116 @@ class ImageReader:
     takes = "image files, folders of them, a .txt file or - with a path a line, and .npy arrays"
 
     def __init__(self, spec: DataSpec, framing: tuple[float, ...], crops: bool) -> None:
-        """framing: see framing.py; crops: whether training cut the centre out of images that are not square."""
+        """framing: fields of a Framing; empty if the images hold no figures.
+
+        crops: whether training cut the centre out of images that are not square.
+        """
         if spec.input_shape[0] not in (1, 3):
             self.takes = "a .npy array of images"
-        self.spec, self.crops = spec, crops
+        self.spec = spec
+        self.crops = crops
         self.frame = Framing(*framing) if framing else None
 
     def read_items(self, word: str) -> Iterator[Item]:
-        """See Reader."""
+        """Yield the images that a word names: an array, a list of paths, a folder or an image file."""
         path = Path(word)
         if path.suffix == ".npy":
             yield from read_array_rows(path, self.spec.input_shape)
-        elif word == STDIN or path.suffix.lower() in _LISTS:
+        elif word == STDIN or path.suffix.lower() in _LIST_ENDINGS:
             for place, line in read_lines(word):
-                yield self._of_line(place, line)
+                yield self._parse_line(place, line)
         elif path.is_dir():
-            yield from (Item(str(file), file) for file in list_files(path, tuple(sorted(EXTENSIONS))))
+            for file in list_files(path, tuple(sorted(EXTENSIONS))):
+                yield Item(str(file), file)
         else:
+            # A path without a file gets its error when it is prepared.
             yield Item(word, path)
 
-    def _of_line(self, place: str, line: str) -> Item:
-        """A line of text: the path of an image, or the numbers of its pixels."""
+    def _parse_line(self, place: str, line: str) -> Item:
+        """Parse a line of text: the path of an image, or the values of its pixels."""
         cells = line.replace(",", " ").split()
         numbers = parse_numbers(cells) if len(cells) > 1 else None
         if numbers is None:
-            if len(line) > _LONGEST_PATH:
+            if len(line) > _MAX_PATH_LENGTH:
                 return Item(place, None, error=f"the line of {len(line):,} letters is neither a path nor numbers")
             return Item(line, Path(line))
 
         shape = self.spec.input_shape
-        if len(cells) != math.prod(shape):
+        count = math.prod(shape)
+        if len(cells) != count:
             sizes = "×".join(map(str, shape))
-            return Item(
-                place, None, error=f"the row holds {len(cells)} numbers, and an image {math.prod(shape)} ({sizes})"
-            )
+            return Item(place, None, error=f"the row holds {len(cells)} numbers, and an image {count} ({sizes})")
+
         pixels = np.array(numbers, dtype=np.float64).reshape(shape)
         if pixels.min() < 0 or pixels.max() > 1:
             return Item(place, None, error="pixels as numbers are from 0 to 1: divide them by the largest there can be")
         return Item(place, pixels)
 
     def prepare(self, item: Item) -> Prepared:
-        """See Reader."""
+        """Open the image, or convert the array, and normalize its pixels."""
+        note = ""
         if isinstance(item.content, Path):
-            pixels, note = self._opened(item.content)
+            pixels, note = self._open_image(item.content)
         else:
             array = np.asarray(item.content)
             if not np.isfinite(array).all():
                 raise DataError("it holds what is not a finite number")
-            pixels, note = torch.from_numpy(array.astype(np.float32) / (255 if array.dtype == np.uint8 else 1)), ""
-        return Prepared((normalize_(pixels, self.spec.mean, self.spec.std) if self.spec.mean else pixels,), note)
+            # Only bytes are known to reach 255; other numbers are taken as they are.
+            largest = 255 if array.dtype == np.uint8 else 1
+            pixels = torch.from_numpy(array.astype(np.float32) / largest)
 
-    def _opened(self, path: Path) -> tuple[Tensor, str]:
-        """Pixels float32 (C, H, W) in 0..1, and what was done."""
+        if self.spec.mean:
+            pixels = normalize_(pixels, self.spec.mean, self.spec.std)
+        return Prepared((pixels,), note)
+
+    def _open_image(self, path: Path) -> tuple[Tensor, str]:
+        """Return float32 pixels (C, H, W) in 0..1, and a description of the changes."""
         if not path.is_file():
             raise explain_missing(str(path), self.takes)
         channels, height, width = self.spec.input_shape
         if channels not in (1, 3):
             raise MisfitError(f"this model takes images of {channels} channels, which no image file holds")
+
         image = open_picture(path, choose_background if self.frame else lambda _: "white")
         pixels = fit_image(image, (height, width), channels == 1)
-        resized = _resized(image, height, width)
+        resizing = _describe_resizing(image, height, width)
         if self.frame is None:
-            return pixels.float().div_(255), resized
-        if self.crops or image.width == image.height:  # else a figure at the side would be cut
-            for tried, said in ((pixels, ""), (255 - pixels, "inverted")):
-                if self.frame.matches(tried.double().mean(0).div(255).numpy()):
-                    return tried.float().div_(255), ", ".join(filter(None, [said, resized]))
+            return pixels.float().div_(255), resizing
+
+        # A figure that is already framed as in training is left alone. Of an image that is not square, fit_image cut
+        # the centre, and with it perhaps a figure at the side: there the figure is framed, unless training crops too.
+        if self.crops or image.width == image.height:
+            for candidate, change in ((pixels, ""), (255 - pixels, "inverted")):
+                if self.frame.matches(candidate.double().mean(0).div(255).numpy()):
+                    note = ", ".join(filter(None, [change, resizing]))
+                    return candidate.float().div_(255), note
+
         grey, note = frame_digit(image, height, self.frame)
         return torch.from_numpy(grey.astype(np.float32)).repeat(channels, 1, 1), note
 
     def collate(self, rows: list[Prepared]) -> tuple[Tensor, ...]:
-        """See Reader."""
+        """Stack images to (N, C, H, W)."""
         return (torch.stack([row.inputs[0] for row in rows]),)
 
 
-def _resized(image: "Image", height: int, width: int) -> str:
-    """What `fitted` does, in words."""
+def _describe_resizing(image: "Image", height: int, width: int) -> str:
+    """Describe the change that `fit_image` makes; empty for an image of the right size."""
     if image.size == (width, height):
         return ""
-    cut = ", its centre" if abs(image.width * height - image.height * width) > max(image.size) else ""
-    return f"{image.width}×{image.height} to {width}×{height}{cut}"
+    # Rounding to whole pixels counts as the same proportions.
+    is_cropped = abs(image.width * height - image.height * width) > max(image.size)
+    centre = ", its centre" if is_cropped else ""
+    return f"{image.width}×{image.height} to {width}×{height}{centre}"
 
 
 def choose_background(image: "Image") -> str:
-    """The ground on which what is seen of a transparent image (RGBA) stands out."""
+    """Return the background on which the visible part of a transparent image (RGBA) stands out, black or white."""
     pixels = np.asarray(image.convert("RGBA"), dtype=np.float64)
     opacity = pixels[..., 3]
     if not opacity.any():
         raise DataError("the image is transparent everywhere")
+
+    # Luma of ITU-R BT.601, which Pillow's "L" uses too.
     grey = pixels[..., :3] @ np.array([0.299, 0.587, 0.114])
-    return "black" if (grey * opacity).sum() / opacity.sum() > 127.5 else "white"
+    mean = (grey * opacity).sum() / opacity.sum()
+    return "black" if mean > 127.5 else "white"

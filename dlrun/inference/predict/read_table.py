@@ -1,4 +1,4 @@
-"""Rows of a table, by the names of their columns or by their number, normalized as in training."""
+"""Rows of a table, with columns matched by name or position, normalized as in training."""
 
 import csv
 from collections.abc import Iterator, Sequence
@@ -15,21 +15,21 @@ from dlrun.core.errors import DataError, did_you_mean, listed
 from dlrun.data.files.table import parse_numbers
 from dlrun.data.spec import DataSpec
 from dlrun.inference.predict.read_array import read_array_rows
-from dlrun.inference.predict.reader import STDIN, Item, Prepared, explain_missing, line_prefix, list_files, open_text
+from dlrun.inference.predict.reader import STDIN, Item, Prepared, explain_missing, list_files, name_line, open_text
 
 if TYPE_CHECKING:
     from _csv import Reader as CsvReader
 
-_FILES = (".csv", ".csv.gz", ".tsv", ".txt")
+_ENDINGS = (".csv", ".csv.gz", ".tsv", ".txt")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a table has what: the features' columns, the label's, and how many columns there are."""
+    """Positions of the features and the label among the columns of a table."""
 
     features: tuple[int, ...]
     label: int | None
-    count: int
+    count: int  # columns of the table
     has_header: bool
 
 
@@ -46,111 +46,129 @@ class TableReader:
     takes = "a table (.csv or .csv.gz), - for one on standard input, rows as 1.5,2,3, and .npy arrays"
 
     def __init__(self, spec: DataSpec, target: str | int | None, delimiter: str = ",") -> None:
-        """target: name or number of the training table's target; null where its table is not known."""
-        self.spec, self.target = spec, target
+        """target: name or position of the training table's target column; None if that table is not known."""
+        self.spec = spec
+        self.target = target
+        # A command line cannot hold a tab conveniently, so the config spells it \t.
         self.delimiter = "\t" if delimiter == "\\t" else delimiter
-        self.named = bool(spec.feature_names) and spec.feature_names != _numbered(len(spec.feature_names))
+        self.has_names = bool(spec.feature_names) and spec.feature_names != _number_columns(len(spec.feature_names))
         self.mean = np.array(spec.mean or (0.0,))
         self.std = np.array(spec.std or (1.0,))
 
     def read_items(self, word: str) -> Iterator[Item]:
-        """See Reader: a word that is no file is a row itself where it consists of numbers."""
+        """Yield the rows that a word names; a word that is no file is a row itself if it consists of numbers."""
         path = Path(word)
         if word == STDIN or (path.is_file() and path.suffix != ".npy"):
-            yield from self._of_table(word)
+            yield from self._read_table(word)
         elif path.suffix == ".npy" and path.exists():
             yield from read_array_rows(path, self.spec.input_shape)
         elif path.is_dir():
-            for file in list_files(path, _FILES):
-                yield from self._of_table(str(file))
+            for file in list_files(path, _ENDINGS):
+                yield from self._read_table(str(file))
         elif parse_numbers(word.split(",")) is not None:
             yield Item(word, Cells(word.split(",")))
         else:
             raise explain_missing(word, self.takes)
 
-    def _of_table(self, word: str) -> Iterator[Item]:
+    def _read_table(self, word: str) -> Iterator[Item]:
         with open_text(word) as file:
             reader = csv.reader(file, delimiter=self.delimiter, skipinitialspace=True, strict=True)
             try:
-                yield from self._of_rows(word, reader)
+                yield from self._read_rows(word, reader)
             except csv.Error as error:
-                raise DataError(f"{line_prefix(word)}{reader.line_num}: {error}; what follows was not read") from error
+                raise DataError(f"{name_line(word, reader.line_num)}: {error}; what follows was not read") from error
             except UnicodeDecodeError as error:
                 raise DataError(f"{word} is not UTF-8 text; save it as UTF-8") from error
             except (OSError, EOFError) as error:
                 raise DataError(f"{word} cannot be read: {error}") from error
 
-    def _of_rows(self, word: str, reader: "CsvReader") -> Iterator[Item]:
+    def _read_rows(self, word: str, reader: "CsvReader") -> Iterator[Item]:
         layout = None
         for cells in reader:
             if not cells:
                 continue
             cells = unguarded(cells)
+
+            # The first line with content decides what the columns are.
             if layout is None:
-                layout = self.layout(cells)
+                layout = self.detect_layout(cells)
                 if layout.has_header:
                     continue
-            name = f"{line_prefix(word)}{reader.line_num}"
+
+            name = name_line(word, reader.line_num)
             if len(cells) != layout.count:
                 yield Item(name, None, error=f"{len(cells)} fields, where the table has {layout.count}")
                 continue
             label = None if layout.label is None else cells[layout.label].strip()
-            yield Item(name, Cells([cells[i] for i in layout.features]), label)
+            yield Item(name, Cells([cells[position] for position in layout.features]), label)
         if layout is None:
             raise DataError(f"{word} is empty")
 
-    def layout(self, first: Sequence[str]) -> Layout:
-        """What the first line of a table says of its columns; DataError where they are not those of the training."""
-        cells, size = [cell.strip() for cell in first], self.spec.input_size
-        if self.named and set(self.spec.feature_names) <= set(cells):
-            places = tuple(cells.index(name) for name in self.spec.feature_names)
-            label = cells.index(self.target) if isinstance(self.target, str) and self.target in cells else None
-            return Layout(places, label, len(cells), True)
-        has_header = all(parse_numbers([cell]) is None for cell in cells)
-        if has_header and self.named:
-            lacking = [name for name in self.spec.feature_names if name not in cells]
-            hint = did_you_mean(lacking[0], cells)
-            raise DataError(f"there is no column {listed(lacking)}; {hint}the first line holds {listed(cells)}")
-        if len(cells) == size:
-            return Layout(tuple(range(size)), None, size, has_header)
-        if len(cells) == size + 1 and not isinstance(self.target, str):
-            label = (-1 if self.target is None else self.target) % len(cells)
-            places = tuple(i for i in range(len(cells)) if i != label)
-            return Layout(places, label, len(cells), has_header)
-        raise DataError(f"{len(cells)} columns, where the model takes {self._described(size)}")
+    def detect_layout(self, first: Sequence[str]) -> Layout:
+        """Detect the columns from the first line of a table; DataError if they are not those of training."""
+        cells = [cell.strip() for cell in first]
+        count = len(cells)
+        names = self.spec.feature_names
 
-    def _described(self, size: int) -> str:
-        columns = f"{size} ({listed(self.spec.feature_names)})" if self.named else f"{size}"
+        # A header with all names: columns by name, in any order, with others between.
+        if self.has_names and set(names) <= set(cells):
+            positions = tuple(cells.index(name) for name in names)
+            label = cells.index(self.target) if isinstance(self.target, str) and self.target in cells else None
+            return Layout(positions, label, count, True)
+
+        has_header = all(parse_numbers([cell]) is None for cell in cells)
+        if has_header and self.has_names:
+            missing = [name for name in names if name not in cells]
+            hint = did_you_mean(missing[0], cells)
+            raise DataError(f"there is no column {listed(missing)}; {hint}the first line holds {listed(cells)}")
+
+        # By position: the features alone, or with the target where the training table had it.
+        size = self.spec.input_size
+        if count == size:
+            return Layout(tuple(range(size)), None, size, has_header)
+        if count == size + 1 and not isinstance(self.target, str):
+            label = (-1 if self.target is None else self.target) % count
+            positions = tuple(position for position in range(count) if position != label)
+            return Layout(positions, label, count, has_header)
+        raise DataError(f"{count} columns, where the model takes {self._describe_columns()}")
+
+    def _describe_columns(self) -> str:
+        size = self.spec.input_size
+        columns = f"{size} ({listed(self.spec.feature_names)})" if self.has_names else f"{size}"
         return f"{columns}, by name if the first line has names"
 
     def prepare(self, item: Item) -> Prepared:
-        """See Reader."""
-        if not isinstance(item.content, Cells):
-            values = np.asarray(item.content, dtype=np.float64)
+        """Parse the cells of the row, or convert the array, and normalize the values."""
+        if isinstance(item.content, Cells):
+            values = self._parse_cells(item.content.features).reshape(self.spec.input_shape)
         else:
-            values = self._numbers(item.content.features).reshape(self.spec.input_shape)
+            values = np.asarray(item.content, dtype=np.float64)
         if not np.isfinite(values).all():
             raise DataError("it holds what is not a finite number")
         return Prepared((torch.from_numpy((values - self.mean) / self.std),))
 
-    def _numbers(self, cells: list[str]) -> "np.ndarray[tuple[int, ...], np.dtype[np.float64]]":
+    def _parse_cells(self, cells: list[str]) -> "np.ndarray[tuple[int, ...], np.dtype[np.float64]]":
         values = parse_numbers(cells)
         if len(cells) != self.spec.input_size:
-            raise DataError(f"{len(cells)} numbers, where the model takes {self._described(self.spec.input_size)}")
-        if values is None or not np.isfinite(values).all():
-            names = self.spec.feature_names or _numbered(len(cells))
-            bad = next(
-                i for i, cell in enumerate(cells) if (one := parse_numbers([cell])) is None or not np.isfinite(one[0])
-            )
-            what = f"holds '{cells[bad][:40]}', which is no finite number" if cells[bad].strip() else "is empty"
-            raise DataError(f"column '{names[bad]}' {what}")
-        return values
+            raise DataError(f"{len(cells)} numbers, where the model takes {self._describe_columns()}")
+        if values is not None and np.isfinite(values).all():
+            return values
+
+        # Find the first bad cell to name its column.
+        names = self.spec.feature_names or _number_columns(len(cells))
+        for name, cell in zip(names, cells, strict=False):
+            number = parse_numbers([cell])
+            if number is not None and np.isfinite(number[0]):
+                continue
+            problem = f"holds '{cell[:40]}', which is no finite number" if cell.strip() else "is empty"
+            raise DataError(f"column '{name}' {problem}")
+        raise AssertionError("every cell is a finite number")
 
     def collate(self, rows: list[Prepared]) -> tuple[Tensor, ...]:
-        """See Reader."""
+        """Stack rows to (N, features)."""
         return (torch.stack([row.inputs[0] for row in rows]),)
 
 
-def _numbered(count: int) -> tuple[str, ...]:
-    """The names that a table without a header line gets."""
-    return tuple(f"column_{i}" for i in range(count))
+def _number_columns(count: int) -> tuple[str, ...]:
+    """Return the names given to the columns of a table without a header line."""
+    return tuple(f"column_{number}" for number in range(count))

@@ -1,4 +1,4 @@
-"""Names and words, letter by letter, as a model that was trained on such takes them."""
+"""Names and words, letter by letter, encoded as the training texts were."""
 
 import csv
 from collections.abc import Iterator
@@ -13,8 +13,8 @@ from dlrun.data import names
 from dlrun.data.spec import DataSpec
 from dlrun.inference.predict.reader import STDIN, Item, Prepared, explain_missing, list_files, read_lines
 
-_FILES = (".txt", ".csv", ".tsv", ".txt.gz", ".csv.gz", ".tsv.gz")
-_SHOWN = 40  # letters of a text in a table
+_ENDINGS = (".txt", ".csv", ".tsv", ".txt.gz", ".csv.gz", ".tsv.gz")
+_MAX_NAME_LENGTH = 400  # letters of a line that name its answer
 
 
 class TextReader:
@@ -25,70 +25,81 @@ class TextReader:
     def __init__(self, spec: DataSpec) -> None:
         self.spec = spec
         self.longest = spec.input_shape[0]
-        self.as_names = spec.vocabulary == names.VOCABULARY
+        self.is_of_names = spec.vocabulary == names.VOCABULARY
         self.has_words = any(len(entry) > 1 for entry in spec.vocabulary)
         self.codes = {token: code for code, token in enumerate(spec.vocabulary) if token}
         if not self.codes:
             self.takes = "nothing that can be written: its data do not say what their codes stand for"
 
     def read_items(self, word: str) -> Iterator[Item]:
-        """See Reader: a word that is no file is a text itself."""
-        path, is_file = Path(word), word.lower().endswith(_FILES) or "/" in word
-        if word == STDIN or (is_file and path.is_file()):
-            yield from (_of_line(word, *line) for line in read_lines(word))
-        elif is_file and path.is_dir():
-            for file in list_files(path, _FILES):
-                yield from (_of_line(str(file), *line) for line in read_lines(str(file)))
-        elif is_file and word.lower().endswith(_FILES):
+        """Yield the texts that a word names; a word that is no file is a text itself."""
+        path = Path(word)
+        looks_like_file = word.lower().endswith(_ENDINGS) or "/" in word
+        if word == STDIN or (looks_like_file and path.is_file()):
+            yield from self._read_file(word)
+        elif looks_like_file and path.is_dir():
+            for file in list_files(path, _ENDINGS):
+                yield from self._read_file(str(file))
+        elif word.lower().endswith(_ENDINGS):
             raise explain_missing(word, self.takes)
         else:
             yield Item(word, word)
 
+    def _read_file(self, word: str) -> Iterator[Item]:
+        for place, line in read_lines(word):
+            yield _parse_line(word, place, line)
+
     def prepare(self, item: Item) -> Prepared:
-        """See Reader."""
+        """Encode a text, with a note if letters were replaced or if it is longer than any in training."""
         text: str = item.content
-        codes = self._names(text) if self.as_names else self._tokens(text)
-        most = max(10 * self.longest, 1000)
-        if len(codes) > most:
+        codes = self._encode_name(text) if self.is_of_names else self._encode_tokens(text)
+        limit = max(10 * self.longest, 1000)
+        if len(codes) > limit:
             raise DataError(f"it has {len(codes):,} letters, and the longest in training {self.longest}; shorten it")
+
         notes = []
-        if self.as_names and (read := "".join(map(chr, codes.tolist()))) != text.strip():
-            notes.append(f"read as {read}")
+        if self.is_of_names:
+            # The codes of names are ASCII.
+            encoded_text = "".join(map(chr, codes.tolist()))
+            if encoded_text != text.strip():
+                notes.append(f"read as {encoded_text}")
         if len(codes) > self.longest:
             notes.append(f"longer than any in training ({len(codes)} letters, {self.longest} there)")
         return Prepared((codes,), ", ".join(notes))
 
-    def _names(self, text: str) -> Tensor:
-        """ASCII, as data=names reads it."""
+    def _encode_name(self, text: str) -> Tensor:
         try:
-            return names.encode([text])[0][0]
+            codes, _ = names.encode([text])
         except RequestError as error:
             raise DataError("it is empty") from error
+        return codes[0]
 
-    def _tokens(self, text: str) -> Tensor:
+    def _encode_tokens(self, text: str) -> Tensor:
         tokens = text.split() if self.has_words else list(text.strip())
         if not tokens:
             raise DataError("it is empty")
-        unknown = next((token for token in tokens if token not in self.codes), None)
-        if unknown is not None:
-            raise DataError(f"the training data have no {unknown!r}; they have {', '.join(self.codes)}")
+        for token in tokens:
+            if token not in self.codes:
+                raise DataError(f"the training data have no {token!r}; they have {', '.join(self.codes)}")
         return torch.tensor([self.codes[token] for token in tokens])
 
     def collate(self, rows: list[Prepared]) -> tuple[Tensor, ...]:
-        """See Reader: as wide as in training, or as the longest."""
+        """Pad texts to (N, length), as wide as in training or as the longest, and return their lengths (N,)."""
         lengths = [len(row.inputs[0]) for row in rows]
         codes = torch.zeros(len(rows), max(self.longest, *lengths), dtype=torch.int64)
-        for i, row in enumerate(rows):
-            codes[i, : lengths[i]] = row.inputs[0]
+        for number, row in enumerate(rows):
+            codes[number, : lengths[number]] = row.inputs[0]
         return codes, torch.tensor(lengths)
 
 
-def _of_line(word: str, where: str, line: str) -> Item:
-    """A line is a text; of a table the first column, and the second what is true."""
+def _parse_line(word: str, place: str, line: str) -> Item:
+    """Take a line as a text; of a table's line the first column is the text, the second its label."""
     ending = word.lower().removesuffix(".gz")
-    if ending.endswith((".csv", ".tsv")):
-        cells = next(csv.reader([line], delimiter="\t" if ending.endswith(".tsv") else ",", skipinitialspace=True))
-        cells = unguarded(cells)
-        line, label = cells[0], cells[1].strip() if len(cells) > 1 else None
-        return Item(line.strip() or where, line, label, where=where)
-    return Item(line.strip()[: 10 * _SHOWN] or where, line, where=where)
+    if not ending.endswith((".csv", ".tsv")):
+        return Item(line.strip()[:_MAX_NAME_LENGTH] or place, line, where=place)
+
+    delimiter = "\t" if ending.endswith(".tsv") else ","
+    cells = unguarded(next(csv.reader([line], delimiter=delimiter, skipinitialspace=True)))
+    text = cells[0]
+    label = cells[1].strip() if len(cells) > 1 else None
+    return Item(text.strip() or place, text, label, where=place)

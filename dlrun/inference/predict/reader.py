@@ -1,4 +1,4 @@
-"""What is to be predicted, one by one: what every kind of input has in common."""
+"""Inputs to predict, one by one: what the readers of images, tables and texts share."""
 
 import os
 import sys
@@ -17,13 +17,13 @@ STDIN = "-"
 
 @dataclass(frozen=True)
 class Item:
-    """One input, not looked at yet."""
+    """One input, before it is opened."""
 
-    name: str  # how the answer calls it
-    content: Any  # what the reader that made it takes
-    label: str | None = None  # what the input itself says is true
-    error: str = ""  # why there is nothing to look at
-    where: str = ""  # its file and line, where the name does not say it
+    name: str  # shown with its answer
+    content: Any  # path, text or values, for the reader that yielded it
+    label: str | None = None  # the true value, if the input contains it
+    error: str = ""  # why there is nothing to open
+    where: str = ""  # file and line, if the name does not tell
 
 
 @dataclass(frozen=True)
@@ -31,69 +31,71 @@ class Prepared:
     """One input as the model takes it: tensors of one row, without the batch dimension."""
 
     inputs: tuple[Tensor, ...]
-    note: str = ""  # what was done to it
+    note: str = ""  # how the input was changed
 
 
 class Reader(Protocol):
-    """One kind of input."""
+    """Reader of one kind of input."""
 
-    takes: str  # what can be named, for sentences
+    takes: str  # what a word may name, for messages
 
     def read_items(self, word: str) -> Iterator[Item]:
-        """What a word of the command line names; DataError ends it where it cannot be read on."""
+        """Yield the inputs that a word of the command line names; DataError where it cannot be read any further."""
         ...
 
     def prepare(self, item: Item) -> Prepared:
-        """One item; DataError says what is wrong with it."""
+        """Convert one item to tensors; DataError says what is wrong with it. Several threads may call it."""
         ...
 
     def collate(self, rows: list[Prepared]) -> tuple[Tensor, ...]:
-        """Several as the model takes them."""
+        """Combine rows to a batch as the model takes it."""
         ...
 
 
 def list_files(folder: Path, endings: tuple[str, ...]) -> Iterator[Path]:
-    """The files with one of the endings, at any depth, by name; hidden ones left out. DataError where there is none."""
-    none = True
-    for path in (Path(os.fsdecode(name)) for name in files_below(os.fsencode(folder))):
+    """Yield the files at any depth that end so, by name and without hidden ones; DataError if there is none."""
+    is_empty = True
+    for name in files_below(os.fsencode(folder)):
+        path = Path(os.fsdecode(name))
         if path.name.lower().endswith(endings):
-            none = False
+            is_empty = False
             yield path
-    if none:
+    if is_empty:
         raise DataError(f"the folder holds no {', '.join(endings)}")
 
 
 def explain_missing(word: str, takes: str) -> DataError:
-    """The error for a word that names nothing."""
+    """Return the error for a word that names nothing, with the most similar file name."""
     path = Path(word)
-    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    siblings = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
     return DataError(f"there is no such file; {did_you_mean(path.name, siblings)}this model takes {takes}")
 
 
 def read_lines(word: str) -> Iterator[tuple[str, str]]:
-    """The lines of a text file, or of standard input, with a name each; empty ones left out."""
+    """Yield name and text of each line of a text file or standard input, without empty lines."""
     with open_text(word) as file:
         try:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    yield f"{line_prefix(word)}{number}", line.rstrip("\r\n")
+                    yield name_line(word, number), line.rstrip("\r\n")
         except UnicodeDecodeError as error:
             raise DataError(f"{word} is not UTF-8 text; save it as UTF-8") from error
         except (OSError, EOFError) as error:
             raise DataError(f"{word} cannot be read: {error}") from error
 
 
-def line_prefix(word: str) -> str:
-    """What stands in front of a line's number."""
-    return "line " if word == STDIN else f"{word}:"
+def name_line(word: str, number: int) -> str:
+    """Return the name of a line in answers and messages: FILE:NUMBER, or its number on standard input."""
+    return f"line {number}" if word == STDIN else f"{word}:{number}"
 
 
 def open_text(word: str) -> IO[str]:
-    """A text file, plain or gzipped, or standard input, opened to be read once; DataError where it cannot be."""
+    """Open a text file, plain or gzipped, or standard input, to be read once; DataError if it cannot be opened."""
     import gzip
 
     try:
         if word == STDIN:
+            # A file object of its own: bytes are decoded as UTF-8 whatever the locale, and stdin stays open.
             return os.fdopen(sys.stdin.fileno(), encoding="utf-8-sig", newline="", closefd=False)
         if word.endswith(".gz"):
             return gzip.open(word, "rt", encoding="utf-8-sig", newline="")

@@ -74,7 +74,7 @@ def test_what_lies_as_in_training_is_not_touched(tmp_path: Path) -> None:
 
     def read(values: np.ndarray) -> tuple[np.ndarray, str]:
         Image.fromarray(values).save(tmp_path / "i.png")
-        (item,) = reader.items(str(tmp_path / "i.png"))
+        (item,) = reader.read_items(str(tmp_path / "i.png"))
         prepared = reader.prepare(item)
         return prepared.inputs[0][0].numpy(), prepared.note
 
