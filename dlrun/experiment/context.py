@@ -1,4 +1,4 @@
-"""What one run is made of, handed to all that watch it, record it and show it."""
+"""The objects that one run is made of, for everything that watches, records and shows it."""
 
 from dataclasses import dataclass, field
 
@@ -19,7 +19,19 @@ Answer = float | str
 
 @dataclass
 class RunContext:
-    """What one run is made of."""
+    """Settings, data, model and training state of one run, and what has been noted about it.
+
+    layers: the model's layers, empty where `preflight` is off
+    baseline: metrics of the trivial answer (the mean or the majority class), by split
+    notes: what the user should know; result.json keeps them as warnings
+    start_parameters: initial parameters of a model small enough to watch them move
+    first_predictions: answers to `probes` before training
+    is_alone: False for one of several runs whose expectations are checked together
+    unsaved: files that the disk did not take
+    memory_estimate: memory that a step needs
+    compile_seconds: time of torch.compile before the first step
+    sample: some training rows, where state that resume would lose is looked for
+    """
 
     settings: Settings
     runtime: Runtime
@@ -28,13 +40,13 @@ class RunContext:
     model: nn.Module
     training: TrainState
     test: Batches | None
-    layers: list[Layer]  # none where `preflight` is off
-    baseline: dict[str, float]  # the trivial answer's metrics, by split
-    notes: list[str]  # what the user should know
-    start_parameters: dict[str, float] = field(default_factory=dict)  # of a model small enough to watch them move
-    first_predictions: dict[str, Answer] = field(default_factory=dict)  # to `probes`, before training
-    is_alone: bool = True  # not one of several runs whose expectations are checked together
-    unsaved: DiskProblems = field(default_factory=DiskProblems)  # what the disk did not take
-    memory_estimate: memory.Estimate | None = None  # memory of a step
-    compile_seconds: float | None = None  # what torch.compile took before the first step
-    sample: Batch | None = None  # some training rows, where state that resume cannot see is looked for
+    layers: list[Layer]
+    baseline: dict[str, float]
+    notes: list[str]
+    start_parameters: dict[str, float] = field(default_factory=dict)
+    first_predictions: dict[str, Answer] = field(default_factory=dict)
+    is_alone: bool = True
+    unsaved: DiskProblems = field(default_factory=DiskProblems)
+    memory_estimate: memory.Estimate | None = None
+    compile_seconds: float | None = None
+    sample: Batch | None = None

@@ -1,4 +1,4 @@
-"""A process that trains along with process 0 and records nothing: what torchrun starts besides the first."""
+"""The processes that torchrun starts besides the first: each trains along with rank 0 and records nothing."""
 
 import contextlib
 import traceback
@@ -19,62 +19,70 @@ from dlrun.experiment.context import RunContext
 from dlrun.runs.checkpoint_manager import CheckpointManager, states_of_all
 
 
-class Silent(CheckpointManager):
-    """Saves nothing, but hands its own state over whenever process 0 saves."""
+class StateSender(CheckpointManager):
+    """Writes no file, but sends the state of this rank whenever rank 0 saves."""
 
     def write(self, training: TrainState, row: dict[str, float]) -> None:
-        """See CheckpointManager."""
+        """Send the state to rank 0."""
         states_of_all(training)
 
     def _keep_best_of_part(self) -> None:
-        """Process 0 does."""
+        """Leave it to rank 0."""
 
 
 def main(verbose: bool) -> int:
-    """Follow process 0 until it has ended; returns the exit code. Process 0 says what went wrong, also here."""
+    """Follow rank 0 until it has ended, and return the exit code. Rank 0 reports the errors of all."""
     try:
-        with contextlib.ExitStack() as held:
-            ranks = held.enter_context(joined())
-            held.callback(workers.end_workers)
+        with contextlib.ExitStack() as stack:
+            ranks = stack.enter_context(joined())
+            stack.callback(workers.end_workers)
             request: Request | None = ranks.share(None)
             if request is None:
                 return 0
-            own = held.enter_context(lock.Lock())
-            parts = ranks.in_turn(lambda: run.prepare_run(request, held, ranks, own))
+
+            folder_lock = stack.enter_context(lock.Lock())
+            context = ranks.in_turn(lambda: run.prepare_run(request, stack, ranks, folder_lock))
             try:
-                return follow(request, parts, held)
-            except (Exception, SystemExit) as error:  # training runs code of the user's own
+                return follow(request, context, stack)
+            except (Exception, SystemExit) as error:
+                # Training runs the user's own code, so anything can come.
                 explained = workers.explain_death(error) or error
-                said = str(explained)
+                message = str(explained)
                 if not isinstance(explained, DlrunError):
-                    said = f"{type(error).__name__}: {error}"
-                ranks.blame(error, said)
+                    message = f"{type(error).__name__}: {error}"
+                ranks.blame(error, message)
                 raise
-    except (Exception, SystemExit) as error:  # whatever it was, the first process says it
+
+    except (Exception, SystemExit) as error:
         if verbose:
             write_error("".join(traceback.format_exception(error)).rstrip("\n"))
         wait_for_report_of_rank_zero()
         return error.exit_code if isinstance(error, DlrunError) else 1
 
 
-def follow(request: Request, parts: RunContext, held: contextlib.ExitStack) -> int:
-    """The training and the test, in step with process 0."""
-    ranks, keys = parts.runtime.ranks, parts.settings.rest.checkpoint
-    earlier = run.restore_checkpoint(request, parts)
-    seed_or_restore_generators(ranks, parts.settings.rest.seed, earlier)
-    if parts.runtime.compile:
-        run.compile_model(parts)
-    stop = held.enter_context(signals.interruptible(quiet=True))
-    saver = Silent(Path(), {}, keys.every_epochs, keys.every_steps, keys.keep)
-    status = Trainer(parts.training, [saver], ranks.together(stop)).fit()
+def follow(request: Request, context: RunContext, stack: contextlib.ExitStack) -> int:
+    """Train and evaluate in step with rank 0; returns the exit code."""
+    ranks = context.runtime.ranks
+    keys = context.settings.rest.checkpoint
+    resumed = run.restore_checkpoint(request, context)
+    seed_or_restore_generators(ranks, context.settings.rest.seed, resumed)
+    if context.runtime.compile:
+        run.compile_model(context)
+
+    stop_requested = stack.enter_context(signals.interruptible(quiet=True))
+    sender = StateSender(Path(), {}, keys.every_epochs, keys.every_steps, keys.keep)
+    status = Trainer(context.training, [sender], ranks.together(stop_requested)).fit()
     if status != "interrupted":
-        run.evaluate_best_weights(parts, None)
-    return signals.exit_code(stop.signal_number) if stop() else 0
+        run.evaluate_best_weights(context, None)
+    return signals.exit_code(stop_requested.signal_number) if stop_requested() else 0
 
 
-def seed_or_restore_generators(ranks: Distributed, seed: int, earlier: dict[str, Any] | None) -> None:
-    """Random numbers of its own (dropout, say), or those that it had before where there were as many processes."""
-    others = earlier.get("others", []) if earlier else []
+def seed_or_restore_generators(ranks: Distributed, seed: int, resumed: dict[str, Any] | None) -> None:
+    """Give this rank random numbers of its own, for dropout and the like.
+
+    A resumed run restores those of the checkpoint, if it was written by as many processes.
+    """
+    others = resumed.get("others", []) if resumed else []
     if len(others) == ranks.count - 1:
         device.set_rng_state(others[ranks.number - 1]["rng"])
     else:

@@ -1,4 +1,4 @@
-"""What a user asks for that has no effect: it is refused, or said, but never passed over in silence."""
+"""Settings that have no effect on the run at hand: each that a user sets is noted."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,32 +11,34 @@ from dlrun.core.errors import listed
 from dlrun.data.spec import Splits
 from dlrun.experiment.context import RunContext
 
-_SCHEDULES_WITH_RATES = ("OneCycleLR", "CyclicLR")  # optimizer.lr is overwritten by their max_lr
+# Schedules that overwrite optimizer.lr by their max_lr.
+_SCHEDULES_WITH_RATES = ("OneCycleLR", "CyclicLR")
 
 
 def find_unheeded_data(splits: Splits, data_target: str | None, words: Sequence[str]) -> list[str]:
-    """A note for each typed key that the data of an evaluation have no use for."""
+    """A note for each typed key that the data of an evaluation do not read."""
     keys = {key_of(word) for word in words}
     reasons = {f"data.{name}": reason for name, reason in splits.unheeded.items()}
-    if str(data_target).startswith("dlrun."):  # data of the user's own may draw from the global generators
+    # Data of the user's own may draw from the global generators.
+    if str(data_target).startswith("dlrun."):
         reasons["seed"] = "it is for training"
     return [note_of(key, reason) for key, reason in reasons.items() if key in keys]
 
 
 def find_without_effect(
-    parts: RunContext, request: Request, words: Iterable[str], files: Mapping[str, str]
+    context: RunContext, request: Request, words: Iterable[str], files: Mapping[str, str]
 ) -> list[str]:
     """A note for each key that the user sets and that this choice of data, model and device does not read.
 
-    words: those of the command lines; files: the config files of the user's own, by the key that they set.
+    words: overrides of the command line; files: the user's own config file that sets a key, by key
     """
     typed = {key_of(word) for word in words}
     reasons = {
-        **_reasons_of_data(parts),
-        **_reasons_of_model(parts),
-        **_reasons_of_training(parts),
-        **_reasons_of_device(parts),
-        **_reasons_of_paths(parts, request),
+        **_explain_data(context),
+        **_explain_model(context),
+        **_explain_training(context),
+        **_explain_device(context),
+        **_explain_paths(context, request),
     }
     notes = [note_of(key, reason) for key, reason in reasons.items() if key in typed]
     for key, reason in reasons.items():
@@ -45,109 +47,117 @@ def find_without_effect(
     return notes
 
 
-def _reasons_of_data(parts: RunContext) -> dict[str, str]:
-    """By key, why these data do not read a setting."""
+def _explain_data(context: RunContext) -> dict[str, str]:
+    """By key, the reason why these data do not read it."""
     from dlrun.data.batches import MemoryBatches
 
-    keys = parts.settings.data_keys
-    reasons = {f"data.{name}": reason for name, reason in parts.splits.unheeded.items()}
-    batches = (parts.training.train, parts.training.val, parts.test)
-    if all(isinstance(part, MemoryBatches) for part in batches if part is not None):
+    keys = context.settings.data_keys
+    reasons = {f"data.{name}": reason for name, reason in context.splits.unheeded.items()}
+    batches = (context.training.train, context.training.val, context.test)
+    present = [part for part in batches if part is not None]
+    if all(isinstance(part, MemoryBatches) for part in present):
         reasons["data.num_workers"] = "all data are in memory; type data.loader=workers to have them read by processes"
     if keys.loader != "auto":
         reasons["data.memory_share"] = f"data.loader={keys.loader} decides"
-    if parts.training.val is None and parts.test is None:
+    if context.training.val is None and context.test is None:
         reasons["data.eval_batch_size"] = "there is no validation or test part"
     return reasons
 
 
-def _reasons_of_model(parts: RunContext) -> dict[str, str]:
-    """By key, why this model does not read a setting."""
-    arguments = parts.settings.model.arguments
-    reasons = _reasons_of_init(parts)
-    if str(parts.settings.model.target).startswith("dlrun.") and arguments.get("hidden_sizes") == []:
+def _explain_model(context: RunContext) -> dict[str, str]:
+    """By key, the reason why this model does not read it."""
+    arguments = context.settings.model.arguments
+    reasons = _explain_init(context)
+    if str(context.settings.model.target).startswith("dlrun.") and arguments.get("hidden_sizes") == []:
         reasons["model.activation"] = "there are no hidden layers"
         if arguments.get("dropout"):
             reasons["model.dropout"] = "there are no hidden layers"
     return reasons
 
 
-def _reasons_of_init(parts: RunContext) -> dict[str, str]:
-    """By key, why start values are not those that the training begins with."""
-    init = parts.settings.model_keys.init or {}
-    if _is_exhaustive(parts):
-        reason = f"optimizer={parts.settings.optimizer.choice} begins by trying every value"
+def _explain_init(context: RunContext) -> dict[str, str]:
+    """By key, the reason why training does not begin with these start values."""
+    init = context.settings.model_keys.init or {}
+    if _is_exhaustive(context):
+        reason = f"optimizer={context.settings.optimizer.choice} begins by trying every value"
         return dict.fromkeys(("model.init", *(f"model.init.{name}" for name in init)), reason)
 
     from dlrun.experiment.build.start_values import find_replaced
 
-    place = parts.settings.rest.init_from
-    replaced = find_replaced(parts.model, init) if place is not None else []
-    reasons = {f"model.init.{name}": f"init_from={place} brings {name}" for name in replaced}
+    source = context.settings.rest.init_from
+    replaced = find_replaced(context.model, init) if source is not None else []
+    reasons = {f"model.init.{name}": f"init_from={source} brings {name}" for name in replaced}
     if replaced:
-        reasons["model.init"] = f"init_from={place} brings {listed(replaced)}"
+        reasons["model.init"] = f"init_from={source} brings {listed(replaced)}"
     return reasons
 
 
-def _is_exhaustive(parts: RunContext) -> bool:
-    """Whether the optimizer tries every value of the parameters, and looks at no gradient."""
-    return str(parts.settings.optimizer.target) == "dlrun.optim.exhaustive.Exhaustive"
+def _is_exhaustive(context: RunContext) -> bool:
+    """Whether the optimizer tries every value of the parameters and reads no gradient."""
+    return str(context.settings.optimizer.target) == "dlrun.optim.exhaustive.Exhaustive"
 
 
-def _reasons_of_training(parts: RunContext) -> dict[str, str]:
-    """By key, why this training does not read a setting."""
-    settings = parts.settings
-    rest, optimizer, scheduler = settings.rest, settings.optimizer.arguments, settings.scheduler
-    schedule_name = str(scheduler.target).rpartition(".")[2]
-    parameters = [p for p in parts.model.parameters() if p.requires_grad]
-
+def _explain_training(context: RunContext) -> dict[str, str]:
+    """By key, the reason why this training does not read it."""
+    settings = context.settings
+    rest = settings.rest
     reasons: dict[str, str] = {}
+
+    scheduler = settings.scheduler
+    schedule_name = str(scheduler.target).rpartition(".")[2]
     if scheduler.target is None:
         reasons["scheduler.interval"] = "there is no schedule; type scheduler=<one of `dlrun ls scheduler`>"
     if schedule_name in _SCHEDULES_WITH_RATES and scheduler.arguments.get("max_lr") is not None:
         reasons["optimizer.lr"] = f"scheduler={scheduler.choice} sets the learning rate by scheduler.max_lr"
+
+    optimizer = settings.optimizer.arguments
+    trainable = [parameter for parameter in context.model.parameters() if parameter.requires_grad]
     if optimizer.get("dampening") and not optimizer.get("momentum"):
         reasons["optimizer.dampening"] = "there is no momentum; type optimizer.momentum=0.9 too"
     if "refine" in optimizer and optimizer["refine"] == 1:
         reasons["optimizer.finest"] = "there is one grid; type optimizer.refine=10 too"
-    if "low2" in optimizer and sum(p.numel() for p in parameters) == 1:
+    if "low2" in optimizer and sum(parameter.numel() for parameter in trainable) == 1:
         reasons["optimizer.low2"] = "the model has one parameter"
         reasons["optimizer.high2"] = "the model has one parameter"
+
     if rest.trainer.early_stopping.patience is None:
         reasons["trainer.early_stopping.min_delta"] = "type trainer.early_stopping.patience=<epochs> too"
     if not rest.expect:
         reasons["strict"] = "nothing is expected; type expect=[...] too"
-    if rest.tracking.samples and parts.splits.spec.kind != "image":
+    if rest.tracking.samples and context.splits.spec.kind != "image":
         reasons["tracking.samples"] = "it is for images"
-    if _is_exhaustive(parts):
+
+    if _is_exhaustive(context):
         moves_nothing = f"optimizer={settings.optimizer.choice} has no gradient and no learning rate"
         reasons |= dict.fromkeys(("scheduler", "scheduler.warmup_steps", "trainer.grad_clip_norm"), moves_nothing)
-    return reasons | _reasons_of_groups(parts) | _reasons_of_length(parts)
+    return reasons | _explain_groups(context) | _explain_length(context)
 
 
-def _reasons_of_groups(parts: RunContext) -> dict[str, str]:
-    """By key, which settings of the optimizer every group of parameters has of its own."""
-    groups = parts.settings.optimizer_keys.groups or []
-    if not groups or len(parts.training.optimizer.param_groups) > len(groups):
+def _explain_groups(context: RunContext) -> dict[str, str]:
+    """By key, settings of the optimizer that every group of parameters overrides."""
+    groups = context.settings.optimizer_keys.groups or []
+    # With more groups in the optimizer, one of them takes the parameters that no entry matches.
+    if not groups or len(context.training.optimizer.param_groups) > len(groups):
         return {}
+
     shared = set.intersection(*(set(group) for group in groups))
     return {f"optimizer.{key}": "each of optimizer.groups has its own" for key in sorted(shared - {"match"})}
 
 
-def _reasons_of_length(parts: RunContext) -> dict[str, str]:
-    """By key, what this training ends before."""
+def _explain_length(context: RunContext) -> dict[str, str]:
+    """By key, settings that would take effect only after the end of this training."""
     from dlrun.engine.optim.schedule import moves_after_warmup
 
-    limits = parts.training.limits
-    steps_per_epoch = math.ceil(len(parts.training.train) / limits.accumulate_steps)
+    limits = context.training.limits
+    steps_per_epoch = math.ceil(len(context.training.train) / limits.accumulate_steps)
     steps = limits.epochs * steps_per_epoch
     if limits.max_steps is not None:
         steps = min(steps, limits.max_steps)
     epochs = math.ceil(steps / steps_per_epoch)
 
-    rest = parts.settings.rest
-    in_steps = f"the training has {_count(steps, 'step')}"
-    in_epochs = f"the training has {_count(epochs, 'epoch')}"
+    in_steps = f"the training has {_format_count(steps, 'step')}"
+    in_epochs = f"the training has {_format_count(epochs, 'epoch')}"
+    rest = context.settings.rest
     reasons: dict[str, str] = {}
     if limits.log_every_steps > steps:
         reasons["trainer.log_every_steps"] = in_steps
@@ -162,19 +172,24 @@ def _reasons_of_length(parts: RunContext) -> dict[str, str]:
     if (rest.tracking.evolution_every_epochs or 0) > epochs:
         reasons["tracking.evolution_every_epochs"] = f"{in_epochs}, of which the first is always shown"
 
-    scheduler, keys = parts.settings.scheduler, parts.settings.scheduler_keys
+    scheduler = context.settings.scheduler
+    keys = context.settings.scheduler_keys
     length = moves_after_warmup(steps, steps_per_epoch, keys.interval, keys.warmup_steps)
     if scheduler.target is not None and keys.warmup_steps >= steps:
         reasons["scheduler"] = f"scheduler.warmup_steps={keys.warmup_steps} takes the whole training"
     elif scheduler.target is not None:
-        first = _first_change(scheduler.arguments, str(scheduler.target))
-        if first is not None and first[1] >= length:
-            reasons["scheduler"] = f"it changes nothing in {_count(length, keys.interval)}; type a smaller {first[0]}"
+        delay = _find_delay(scheduler.arguments, str(scheduler.target))
+        if delay is not None:
+            key, moves = delay
+            if moves >= length:
+                reasons["scheduler"] = (
+                    f"it changes nothing in {_format_count(length, keys.interval)}; type a smaller {key}"
+                )
     return reasons
 
 
-def _first_change(arguments: Mapping[str, Any], target: str) -> tuple[str, int] | None:
-    """Which setting of a scheduler of torch's puts its first change off, and for how many moves; None where none."""
+def _find_delay(arguments: Mapping[str, Any], target: str) -> tuple[str, int] | None:
+    """The setting of a torch scheduler that delays its first change, and by how many moves; None without one."""
     match target.rpartition(".")[2], arguments:
         case "StepLR", {"step_size": int(size)}:
             return "scheduler.step_size", size
@@ -186,26 +201,26 @@ def _first_change(arguments: Mapping[str, Any], target: str) -> tuple[str, int] 
     return None
 
 
-def _count(number: int, noun: str) -> str:
+def _format_count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
-def _reasons_of_device(parts: RunContext) -> dict[str, str]:
-    """By key, why this device does not read a setting."""
-    device = parts.runtime.device.type
+def _explain_device(context: RunContext) -> dict[str, str]:
+    """By key, the reason why this device does not read it."""
+    device = context.runtime.device.type
     reasons: dict[str, str] = {}
     if device != "cuda":
         reasons["device.cuda_graph"] = f"it is for cuda, and this is {device}"
-    if parts.runtime.ranks.count == 1:
+    if context.runtime.ranks.count == 1:
         reasons["device.timeout_seconds"] = "there is one process only"
-    if parts.splits.spec.kind != "image":
+    if context.splits.spec.kind != "image":
         reasons["device.channels_last"] = "it is for images"
     return reasons
 
 
-def _reasons_of_paths(parts: RunContext, request: Request) -> dict[str, str]:
-    """By key, why a folder that was named is not used."""
-    paths = parts.settings.rest.paths
+def _explain_paths(context: RunContext, request: Request) -> dict[str, str]:
+    """By key, the reason why a named folder is not used."""
+    paths = context.settings.rest.paths
     reasons: dict[str, str] = {}
     if request.going_on:
         reasons["paths.outputs"] = "the run goes on in its folder"
@@ -215,11 +230,11 @@ def _reasons_of_paths(parts: RunContext, request: Request) -> dict[str, str]:
         reasons["paths.outputs"] = f"the sweep lies in {request.config['sweep']['dir']}"
 
     # Downloads and files of a data set lie below its root; data of the user's own may name the folder anywhere.
-    if not any(_is_below(value, paths.data) for value in parts.settings.data.arguments.values()):
-        reasons["paths.data"] = f"data={parts.settings.data.choice} reads nothing from there"
+    if not any(_is_below(value, paths.data) for value in context.settings.data.arguments.values()):
+        reasons["paths.data"] = f"data={context.settings.data.choice} reads nothing from there"
     return reasons
 
 
 def _is_below(value: Any, folder: str) -> bool:
-    """Whether a setting names a place in a folder."""
+    """Whether a setting names `folder` or a path below it."""
     return isinstance(value, str) and (value == folder or Path(folder) in Path(value).parents)

@@ -1,4 +1,4 @@
-"""What a command line asks to be trained: new runs, or one to go on with."""
+"""The runs that a command line asks for: new ones, or one to resume."""
 
 from collections.abc import Sequence
 
@@ -8,20 +8,23 @@ from dlrun.core.errors import RequestError
 
 
 def put_resume_first(words: Sequence[str]) -> list[str]:
-    """`resume=RUN` among the words is the command `resume RUN`; `resume=auto` stays a word."""
+    """Turn `resume=RUN` among the words into the command `resume RUN`; `resume=auto` stays a word."""
     runs = [word.removeprefix("resume=") for word in words if word.startswith("resume=") and word != "resume=auto"]
     if not runs:
         return list(words)
-    return ["resume", *runs, *(word for word in words if not word.startswith("resume="))]
+
+    others = [word for word in words if not word.startswith("resume=")]
+    return ["resume", *runs, *others]
 
 
 def read_requests(words: Sequence[str]) -> list[Request]:
-    """The runs to train; empty where nothing is left to do. RequestError says what is wrong with the words."""
+    """Return the runs to train, none where nothing is left to do. RequestError says what is wrong with the words."""
     words = put_resume_first(words)
-    resumes = words[:1] == ["resume"]
+    is_resume = words[:1] == ["resume"]
     try:
-        if resumes:
-            from dlrun.experiment import resume  # which imports torch
+        # The module resume imports torch.
+        if is_resume:
+            from dlrun.experiment import resume
 
             return resume.resume_requests(words[1:])
 
@@ -32,6 +35,6 @@ def read_requests(words: Sequence[str]) -> list[Request]:
             return resume.find_interrupted(requests)
         return requests
     except explain.COMPOSITION_ERRORS as error:
-        if resumes:
+        if is_resume:
             raise RequestError(explain.sentence(error, words[2:])) from error
         raise explain.request_error(error, words) from error

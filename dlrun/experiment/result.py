@@ -1,4 +1,4 @@
-"""result.json: what a run came to, next to the trivial answer."""
+"""result.json: metrics of a run beside those of the trivial answer, and what else was measured."""
 
 import hashlib
 import inspect
@@ -21,122 +21,146 @@ from dlrun.runs import expectations, logger
 from dlrun.runs.expectations import Value
 from dlrun.runs.logger import Logger
 
+# Blocks of the config that TensorBoard shows as hyperparameters.
+_HPARAM_BLOCKS = ("seed", "data", "model", "optimizer", "scheduler", "task", "trainer")
+
 
 def compute_baseline(task: Objective, splits: Splits) -> dict[str, float]:
-    """Every split's metrics for the mean or the majority class of the training split.
+    """Metrics of the trivial answer, the training split's mean or majority class, on every split.
 
     Empty where a dataset of the user's own has no `targets`.
     """
     train = get_valid_targets(splits.train, splits.spec)
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for name, part in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
         targets = get_valid_targets(part, splits.spec)
         if train is not None and targets is not None:
-            found |= {f"{name}/{k}": v for k, v in task.baseline(train, targets).items()}
-    return found
+            metrics |= {f"{name}/{key}": value for key, value in task.baseline(train, targets).items()}
+    return metrics
 
 
 def collect_result(
-    parts: RunContext, status: str, metrics: dict[str, float], weights_sha256: str, error: str | None
+    context: RunContext, status: str, metrics: dict[str, float], weights_sha256: str, error: str | None
 ) -> dict[str, Any]:
-    """What result.json holds."""
-    progress = parts.training.progress
+    """The content of result.json, with no measurements and no expectations yet."""
+    progress = context.training.progress
     seconds = progress.train_seconds
+    baseline = context.baseline
+    if metrics:
+        baseline = {key: value for key, value in baseline.items() if key in metrics}
     return {
         "status": status,
         "metrics": metrics,
-        "baseline": {k: v for k, v in parts.baseline.items() if not metrics or k in metrics},
+        "baseline": dict(baseline),
         "best": {
-            "metric": parts.training.monitor,
+            "metric": context.training.monitor,
             "value": progress.best_value,
             "epoch": progress.best_epoch,
         },
         "epochs": progress.epoch,
         "steps": progress.step,
         "train_seconds": seconds,
-        "compile_seconds": parts.compile_seconds,
+        "compile_seconds": context.compile_seconds,
         "samples_per_second": progress.samples / seconds if seconds else None,
-        "parameters": sum(p.numel() for p in parts.model.parameters()),
-        "config_hash": schema.config_hash(parts.settings.plain),
-        "code_hash": compute_code_hash(parts),
+        "parameters": sum(p.numel() for p in context.model.parameters()),
+        "config_hash": schema.config_hash(context.settings.plain),
+        "code_hash": compute_code_hash(context),
         "weights_sha256": weights_sha256,
-        "warnings": parts.notes,
+        "warnings": context.notes,
         "error": error,
-        "measured": {},  # what `expect` can name besides, and what came of it
+        "measured": {},
         "expected": [],
     }
 
 
-def measure(parts: RunContext) -> dict[str, Value]:
-    """What `expect` can name besides the metrics, with the weights of the last step, not the best ones.
+def measure(context: RunContext) -> dict[str, Value]:
+    """Measure what `expect` can name besides the metrics, with the weights of the last step, not the best ones.
 
-    Each number of a small model, the answers to `probes`, the first loss, the evaluations that a search made,
-    and the training split's metrics with these weights as final/<metric>, if an expectation names one.
+    Parameters of a small model by name, answers to `probes`, the first loss, the evaluations of a search, and
+    metrics of the training split as final/<metric>, if an expectation names one.
     """
-    training = parts.training
-    values: dict[str, Value] = {k.removeprefix("parameter/"): v for k, v in training.parameter_values().items()}
-    answers = probes.predict_probes(parts, parts.settings.rest.probes)
+    training = context.training
+    expected = context.settings.rest.expect
+    parameters = training.parameter_values()
+    values: dict[str, Value] = {name.removeprefix("parameter/"): value for name, value in parameters.items()}
+
+    answers = probes.predict_probes(context, context.settings.rest.probes)
     values |= {f"answer({name})": answer for name, answer in answers.items()}
     if training.progress.first_loss is not None:
         values["first_loss"] = training.progress.first_loss
     evaluations = getattr(training.optimizer, "evaluations", None)
     if evaluations is not None:
         values["evaluations"] = evaluations
-    if any("final/" in line for line in parts.settings.rest.expect):
-        final = trainer.evaluate(parts.model, training.train, parts.task, parts.runtime.autocast)
-        values |= {f"final/{k}": v for k, v in final.items()}
+
+    # This costs a pass over the training split.
+    if any("final/" in line for line in expected):
+        final = trainer.evaluate(context.model, training.train, context.task, context.runtime.autocast)
+        values |= {f"final/{key}": value for key, value in final.items()}
     return values
 
 
-def check_expectations(parts: RunContext, result: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
-    """The expectations of a run that stands alone, as result.json keeps them."""
-    if not parts.is_alone:
+def check_expectations(context: RunContext, result: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """Check the expectations of a run that stands alone; those of a sweep are checked over all its runs."""
+    if not context.is_alone:
         return []
     outcome = expectations.outcome_of("", result, logger.read_rows(folder))
-    return [asdict(line) for line in expectations.check(parts.settings.rest.expect, [outcome])]
+    checked = expectations.check(context.settings.rest.expect, [outcome])
+    return [asdict(line) for line in checked]
 
 
-def diagnose(parts: RunContext, rows: list[dict[str, float]], metrics: dict[str, float]) -> list[str]:
-    """What a search did, and what went wrong in learning that was not said before: see diagnostics.py."""
-    summary = getattr(parts.training.optimizer, "summary", None)
+def diagnose(context: RunContext, rows: list[dict[str, float]], metrics: dict[str, float]) -> list[str]:
+    """Notes on a search by the optimizer, and on learning trouble that was not noted during training."""
+    training = context.training
+    summary = getattr(training.optimizer, "summary", None)
     notes = [summary()] if summary else []
-    if not parts.settings.rest.tracking.diagnose:
+    if not context.settings.rest.tracking.diagnose:
         return notes
-    scaler, progress = parts.training.scaler, parts.training.progress
-    if scaler.is_enabled() and "overflowing" not in progress.troubles:
-        overflowing = diagnostics.find_overflow(scaler.get_scale(), progress.step, at_end=True)
-        progress.troubles.update(overflowing)
+
+    troubles = training.progress.troubles
+    if training.scaler.is_enabled() and "overflowing" not in troubles:
+        scale = training.scaler.get_scale()
+        overflowing = diagnostics.find_overflow(scale, training.progress.step, at_end=True)
+        troubles.update(overflowing)
         notes += overflowing.values()
-    split, batches = evaluation.shown_split(parts.training, parts.test)
-    _, answers, targets = evaluation.outputs_of(parts.model, batches, parts.runtime.autocast)
-    lr = float(parts.settings.optimizer.arguments.get("lr") or 0.0)
-    predicted, said = parts.task.predictions(answers), parts.training.progress.troubles
-    spec, trivial = parts.splits.spec, parts.baseline
-    found = diagnostics.diagnose_run(rows, split, predicted, targets, spec, lr, metrics, trivial, said)
-    return notes + list(found.values())
+
+    split, batches = evaluation.shown_split(training, context.test)
+    _, outputs, targets = evaluation.outputs_of(context.model, batches, context.runtime.autocast)
+    predicted = context.task.predictions(outputs)
+    lr = float(context.settings.optimizer.arguments.get("lr") or 0.0)
+    new_troubles = diagnostics.diagnose_run(
+        rows, split, predicted, targets, context.splits.spec, lr, metrics, context.baseline, troubles
+    )
+    return notes + list(new_troubles.values())
 
 
-def compute_code_hash(parts: RunContext) -> str:
+def compute_code_hash(context: RunContext) -> str:
     """sha256 of the source files that define the model and the data."""
     digest = hashlib.sha256()
-    for found in (type(parts.model), hydra.utils.get_object(str(parts.settings.data.target))):
+    data = hydra.utils.get_object(str(context.settings.data.target))
+    for definition in (type(context.model), data):
         try:
-            digest.update(Path(inspect.getfile(found)).read_bytes())
-        except (TypeError, OSError):  # written at a prompt, or compiled: its name is all there is
-            digest.update(f"{found.__module__}.{found.__qualname__}".encode())
+            digest.update(Path(inspect.getfile(definition)).read_bytes())
+        except (TypeError, OSError):
+            # Typed at a prompt, or compiled: the name is all there is.
+            digest.update(f"{definition.__module__}.{definition.__qualname__}".encode())
     return digest.hexdigest()
 
 
-def log_end(parts: RunContext, metrics: dict[str, float], tracker: Logger) -> list[str]:
-    """The last entries in TensorBoard: test metrics, hyperparameters, the graph; returns what did not work."""
-    step = parts.training.progress.step
-    tracker.log_step(step, {k: v for k, v in metrics.items() if k.startswith("test/")})
-    wanted = ("seed", "data", "model", "optimizer", "scheduler", "task", "trainer")
-    settings = flatten({k: parts.settings.plain[k] for k in wanted})
-    choices = {k: getattr(parts.settings, k).choice for k in ("data", "model", "optimizer", "scheduler")}
-    shown = {k: v for k, v in settings.items() if not k.endswith("_target_") and v is not None}
-    tracker.log_hparams(choices | shown, metrics, step)
-    if parts.settings.rest.tracking.graph:
-        why = tracker.log_graph(parts.model, evaluation.small_batch(parts.training.train)[0])
-        return [f"TensorBoard shows no graph: {why}"] if why else []
+def log_end(context: RunContext, metrics: dict[str, float], run_logger: Logger) -> list[str]:
+    """Log test metrics, hyperparameters and the graph to TensorBoard; returns notes on what did not work."""
+    settings = context.settings
+    step = context.training.progress.step
+    run_logger.log_step(step, {key: value for key, value in metrics.items() if key.startswith("test/")})
+
+    hparams = {group: getattr(settings, group).choice for group in ("data", "model", "optimizer", "scheduler")}
+    for key, value in flatten({block: settings.plain[block] for block in _HPARAM_BLOCKS}).items():
+        if not key.endswith("_target_") and value is not None:
+            hparams[key] = value
+    run_logger.log_hparams(hparams, metrics, step)
+
+    if settings.rest.tracking.graph:
+        inputs, _ = evaluation.small_batch(context.training.train)
+        reason = run_logger.log_graph(context.model, inputs)
+        if reason:
+            return [f"TensorBoard shows no graph: {reason}"]
     return []

@@ -1,4 +1,4 @@
-"""Saved runs and checkpoints: finding them, going on with them, taking their weights."""
+"""Saved runs and their checkpoints: how they are found, resumed, and refused."""
 
 import math
 from collections.abc import Sequence
@@ -21,6 +21,7 @@ from dlrun.runs import checkpoint
 from dlrun.runs import folder as run_folder
 from dlrun.runs.record import RESULT, RunRecord, read_choices, read_config
 
+# Keys, and beginnings of keys, that a resumed run may set anew.
 MAY_CHANGE = (
     "trainer.epochs", "trainer.max_steps", "trainer.early_stopping.patience", "trainer.log_every_steps",
     "trainer.profile",
@@ -29,7 +30,11 @@ MAY_CHANGE = (
     "data.num_workers", "data.root",
 )  # fmt: skip
 FINISHED = ("completed", "early_stopped")
-_UNREADABLE = (OSError, DamageError, KeyError, TypeError, AttributeError)  # a config that is missing or damaged
+
+# What reading a config raises if it is missing or damaged.
+_UNREADABLE = (OSError, DamageError, KeyError, TypeError, AttributeError)
+
+# Keys that a checkpoint must hold to be evaluated, and to be resumed.
 TO_EVALUATE = ("config", "choices", "spec", "model")
 TO_GO_ON = (
     *TO_EVALUATE, "run_id", "epoch", "step", "metrics", "rng", "optimizer", "scheduler", "scaler", "progress",
@@ -38,13 +43,14 @@ TO_GO_ON = (
 
 
 def find_checkpoint_file(place: str) -> Path:
-    """The file that RUN_OR_CHECKPOINT names: best.pt of a run folder, or the file itself."""
+    """Return the file that RUN_OR_CHECKPOINT names: best.pt of a run folder, else last.pt, or the file itself."""
     path = Path(place)
     if path.is_file():
         run = path.absolute().parent.parent
         if (run / ".hydra").is_dir():
             refuse_outside(run)
         return path
+
     refuse_outside(path)
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     for name in ("best.pt", "last.pt"):
@@ -56,15 +62,15 @@ def find_checkpoint_file(place: str) -> Path:
 
 
 def load_newest_state(folder: Path) -> dict[str, Any]:
-    """The newest checkpoint of a run that is whole; RequestError says how to begin where there is none."""
+    """Load the newest valid checkpoint of a run. Where it has saved none, a RequestError says how to start it."""
     state = find_newest_state(folder)
     if state is None:
-        raise RequestError(_how_to_begin(folder))
+        raise RequestError(_explain_missing_checkpoint(folder))
     return state
 
 
 def find_newest_state(folder: Path) -> dict[str, Any] | None:
-    """The newest whole checkpoint of a run, with all that is needed to go on; None where it has saved none.
+    """Load the newest valid checkpoint of a run, with all that resuming needs; None where it has saved none.
 
     UnreadableError, with the reason of each, where there are checkpoints and none of them can be opened.
     """
@@ -75,55 +81,61 @@ def find_newest_state(folder: Path) -> dict[str, Any] | None:
     return state
 
 
-def _how_to_begin(folder: Path) -> str:
-    description = folder / "environment.json"
-    if not description.is_file() and any(folder.glob(f"*/{RESULT}")):
+def _explain_missing_checkpoint(folder: Path) -> str:
+    is_run = (folder / "environment.json").is_file()
+    if not is_run and any(folder.glob(f"*/{RESULT}")):
         return (
             f"{folder} holds runs but no sweep.jsonl, so it cannot be gone on with; type dlrun compare {quote(folder)}"
         )
-    if not description.is_file():
+    if not is_run:
         return f"{folder} is not a run folder with checkpoints; the runs are in outputs/<date>/"
+
     command = str(RunRecord(folder).environment.get("command"))
     start = "start it again:"
     if "hydra.run.dir=" in command:
-        start = f"delete {quote(folder)} and {'call' if called_from_python() else 'type'}"
+        verb = "call" if called_from_python() else "type"
+        start = f"delete {quote(folder)} and {verb}"
     again = repeat_command(command)
     return f"{folder} ended before its first checkpoint, so there is nothing to go on from; {start} {again}"
 
 
 def refuse_incomplete(state: dict[str, Any], keys: Sequence[str], path: Path) -> None:
-    """CheckpointError for a checkpoint without some of `keys`."""
-    lacking = checkpoint.lacking_keys(state, keys, path)
-    if lacking:
-        raise CheckpointError(lacking)
+    """Raise CheckpointError for a checkpoint that lacks some of `keys`."""
+    message = checkpoint.lacking_keys(state, keys, path)
+    if message:
+        raise CheckpointError(message)
 
 
 def resume_requests(words: list[str]) -> list[Request]:
-    """`dlrun resume RUN [key=value ...]`: empty when the run has nothing left to do."""
+    """Read `dlrun resume RUN [key=value ...]`; empty where the run has nothing left to do."""
     if not words or not words[0]:
         raise RequestError(f"which run? type {example_command('resume')}")
     folder = Path(words[0])
     state = load_newest_state(folder)
     request = from_saved(state["config"], state["choices"], words[1:], folder)
-    plain = request.config
-    refuse_changes(state["config"], plain, folder)
-    refuse_shorter(state, plain, folder)
-    refuse_other_curve(state, plain, folder)
+    config = request.config
+
+    refuse_changes(state["config"], config, folder)
+    refuse_shorter(state, config, folder)
+    refuse_other_curve(state, config, folder)
+
     status = read_result(folder).get("status")
     if status in FINISHED:
-        key = find_reached_limit(state, plain)
-        if key is not None:
-            print_finished(folder, str(status), key)
+        limit = find_reached_limit(state, config)
+        if limit is not None:
+            print_finished(folder, str(status), limit)
             return []
+
     if not any(word.startswith("device.num_threads=") for word in words):
-        plain["device"]["num_threads"] = choose_threads(state, plain)
-    return [replace(request, going_on=True, words=["resume", *words], processes=state.get("processes", 1))]
+        config["device"]["num_threads"] = choose_threads(state, config)
+    resumed = replace(request, going_on=True, words=["resume", *words], processes=state.get("processes", 1))
+    return [resumed]
 
 
 def find_interrupted(requests: list[Request]) -> list[Request]:
-    """`resume=auto`: the run of the same config that goes on, or the request as it is where there is none yet.
+    """Apply `resume=auto`: continue the run of the same config, or start the request where there is none.
 
-    Empty, after saying so, where that run is finished. UnreadableError where it has checkpoints and none can be opened.
+    Empty, after a message, where that run is finished. UnreadableError where it has checkpoints and none can be opened.
     """
     if not requests:
         return requests
@@ -147,167 +159,191 @@ def find_interrupted(requests: list[Request]) -> list[Request]:
     return requests
 
 
-def print_finished(folder: Path, status: str, key: str) -> None:
-    """Say that a run is finished, and how it is made longer."""
-    ended = status.replace("_", " ")
-    write_out(escape_line(f"{folder} is {ended}; to train longer type {RunRecord(folder).how_to_resume(f'{key}=...')}"))
-
-
 def continue_run(request: Request, folder: Path, state: dict[str, Any]) -> Request:
-    """The request as the continuation of the run in `folder`, which was composed alike, with as many threads."""
+    """Make the request continue the run in `folder`, which has the same config, with as many threads."""
     request.config["device"]["num_threads"] = choose_threads(state, request.config)
-    # A run of an older dlrun ends where it was to end, see hashes_of; so its schedule stays as long.
+    # A run of an older dlrun keeps its number of epochs (see compute_config_hashes), so that its schedule
+    # stays as long.
     request.config["trainer"]["epochs"] = state["config"]["trainer"]["epochs"]
     return replace(request, folder=folder, going_on=True, processes=state.get("processes", 1))
 
 
-def find_run_of_same_config(request: Request) -> Path | None:
-    """The run that `resume=auto` is about: in the folder asked for, or the newest below paths.outputs.
+def print_finished(folder: Path, status: str, key: str) -> None:
+    """Print that a run is finished, and how to make it longer by `key`."""
+    ended = status.replace("_", " ")
+    command = RunRecord(folder).how_to_resume(f"{key}=...")
+    write_out(escape_line(f"{folder} is {ended}; to train longer type {command}"))
 
-    None where there is no such run. Of those below paths.outputs it is one that is finished or has saved something.
-    A run that another process is at is left alone.
+
+def find_run_of_same_config(request: Request) -> Path | None:
+    """Find the run that `resume=auto` means: in the requested folder, or the newest below paths.outputs.
+
+    Below paths.outputs only runs count that are finished or have saved a checkpoint. Runs that another process
+    is writing are left alone. None where there is no such run.
     """
-    wanted = compute_config_hashes(request.config)
+    hashes = compute_config_hashes(request.config)
     if request.folder is not None:
-        taken = lock.is_held(request.folder)
-        return request.folder if not taken and _is_of_config(request.folder, wanted) else None
+        is_running = lock.is_held(request.folder)
+        return request.folder if not is_running and _has_config(request.folder, hashes) else None
 
     outputs = Path(request.config["paths"]["outputs"])
     folders = sorted((path.parent for path in outputs.glob("*/*/environment.json")), reverse=True)
     for folder in folders:
         if lock.is_held(folder):
             continue
-        known = read_result(folder).get("config_hash")
-        if known is not None and known not in wanted:  # spares reading its config, which takes milliseconds
+        # Reading the result alone spares reading the config, which takes milliseconds.
+        known_hash = read_result(folder).get("config_hash")
+        if known_hash is not None and known_hash not in hashes:
             continue
         try:
-            same = _is_of_config(folder, wanted)
-            begun = read_result(folder).get("status") in FINISHED or bool(run_folder.saved_files(folder))
+            is_same = _has_config(folder, hashes)
+            has_progress = read_result(folder).get("status") in FINISHED or bool(run_folder.saved_files(folder))
         except DlrunError as error:
             write_error(escape_line(f"note: whether {folder} is this run cannot be told: {error}"))
             continue
-        if same and begun:
+        if is_same and has_progress:
             return folder
     return None
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """result.json; empty where it is missing or cannot be read: the end of a run can be made again."""
+    """Read result.json; empty where it is missing or damaged, as resuming a run writes it again."""
     return RunRecord(folder).result
 
 
-def compute_config_hashes(plain: dict[str, Any]) -> set[str]:
-    """The config_hash of a run, and that which an older dlrun gave it.
+def compute_config_hashes(config: dict[str, Any]) -> set[str]:
+    """The config_hash of a run, and the one that an older dlrun gave to it.
 
-    There the epochs by default ended a training as well where only trainer.max_steps was typed.
+    In an older dlrun the default number of epochs also ended a training that set trainer.max_steps alone.
     """
-    hashes = {schema.config_hash(plain)}
-    if plain["trainer"]["epochs"] is None:
-        trainer = {**plain["trainer"], "epochs": schema.TrainerConfig().epochs}
-        hashes.add(schema.config_hash({**plain, "trainer": trainer}))
+    hashes = {schema.config_hash(config)}
+    if config["trainer"]["epochs"] is None:
+        trainer = {**config["trainer"], "epochs": schema.TrainerConfig().epochs}
+        hashes.add(schema.config_hash({**config, "trainer": trainer}))
     return hashes
 
 
-def _is_of_config(folder: Path, wanted: set[str]) -> bool:
-    """Whether a run has one of these config_hashes, by what it began with or what it came to.
+def _has_config(folder: Path, hashes: set[str]) -> bool:
+    """Whether a run has one of these hashes, by its result, else by its config, else by its newest checkpoint.
 
-    Its newest checkpoint is asked where neither can be read: UnreadableError where that cannot be opened either.
+    UnreadableError where not even a checkpoint can be opened.
     """
-    if read_result(folder).get("config_hash") in wanted:
+    if read_result(folder).get("config_hash") in hashes:
         return True
     try:
-        return schema.config_hash(read_config(folder / ".hydra" / "config.yaml")) in wanted
+        return schema.config_hash(read_config(folder / ".hydra" / "config.yaml")) in hashes
     except _UNREADABLE:
         state = find_newest_state(folder)
-    return state is not None and schema.config_hash(state["config"]) in wanted
+    return state is not None and schema.config_hash(state["config"]) in hashes
 
 
-def find_reached_limit(state: dict[str, Any], plain: dict[str, Any]) -> str | None:
-    """The key whose limit a saved state has reached; null where there is more to do."""
-    trainer, patience = plain["trainer"], plain["trainer"]["early_stopping"]["patience"]
+def find_reached_limit(state: dict[str, Any], config: dict[str, Any]) -> str | None:
+    """The key of the limit that a saved state has reached; None where there is more to train."""
+    trainer = config["trainer"]
     if trainer["epochs"] is not None and state["epoch"] >= trainer["epochs"]:
         return "trainer.epochs"
     if trainer["max_steps"] is not None and state["step"] >= trainer["max_steps"]:
         return "trainer.max_steps"
-    waited = state["early_stopping"].get("epochs_without_improvement", 0)
-    return "trainer.early_stopping.patience" if patience is not None and waited >= patience else None
+
+    patience = trainer["early_stopping"]["patience"]
+    epochs_waited = state["early_stopping"].get("epochs_without_improvement", 0)
+    if patience is not None and epochs_waited >= patience:
+        return "trainer.early_stopping.patience"
+    return None
 
 
-def refuse_changes(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    """Going on under another data, model, optimizer or schedule would be another run."""
-    a, b = flatten(before), flatten(now)
-    changed = [k for k in sorted({*a, *b}) if a.get(k) != b.get(k) and not k.startswith(MAY_CHANGE)]
-    if changed:
-        listed = ", ".join(f"{k} ({a.get(k)} -> {b.get(k)})" for k in changed)
+def refuse_changes(saved_config: dict[str, Any], config: dict[str, Any], folder: Path) -> None:
+    """Raise RequestError for other data, another model, optimizer or schedule: that would be another run."""
+    before = flatten(saved_config)
+    now = flatten(config)
+    changes = []
+    for key in sorted({*before, *now}):
+        if before.get(key) != now.get(key) and not key.startswith(MAY_CHANGE):
+            changes.append(f"{key} ({before.get(key)} -> {now.get(key)})")
+    if changes:
         raise RequestError(
-            f"a resumed run stays the same run, and this would change {listed}; "
+            f"a resumed run stays the same run, and this would change {', '.join(changes)}; "
             f"leave that out, or start a new run from its weights: {start_from(folder)}"
         )
 
 
-def refuse_shorter(state: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    """RequestError when the run is to end earlier than it was asked to."""
-    a, b = flatten(state["config"]["trainer"]), flatten(now["trainer"])
-    made = {"epochs": f" ({state['epoch']} are done)", "max_steps": f" ({state['step']} are done)"}
+def refuse_shorter(state: dict[str, Any], config: dict[str, Any], folder: Path) -> None:
+    """Raise RequestError where the run would end earlier than it was to end."""
+    before = flatten(state["config"]["trainer"])
+    now = flatten(config["trainer"])
+    progress = {"epochs": f" ({state['epoch']} are done)", "max_steps": f" ({state['step']} are done)"}
+
     for key in ("epochs", "max_steps", "early_stopping.patience"):
-        least, value = (math.inf if x.get(key) is None else x[key] for x in (a, b))
-        if value < least:
-            was, done = "null, no limit," if a.get(key) is None else str(a[key]), made.get(key, "")
+        old_limit = math.inf if before.get(key) is None else before[key]
+        new_limit = math.inf if now.get(key) is None else now[key]
+        if new_limit < old_limit:
+            old = "null, no limit," if before.get(key) is None else str(before[key])
             raise RequestError(
-                f"trainer.{key}={b[key]} is below the {was} of this run{done}, and a resumed run only gets longer; "
-                f"leave that out, or start a new run from its weights: {start_from(folder)}"
+                f"trainer.{key}={now[key]} is below the {old} of this run{progress.get(key, '')}, and a resumed run "
+                f"only gets longer; leave that out, or start a new run from its weights: {start_from(folder)}"
             )
 
 
-def refuse_other_curve(state: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    """RequestError for a longer training whose learning rates would all have been others."""
+def refuse_other_curve(state: dict[str, Any], config: dict[str, Any], folder: Path) -> None:
+    """Raise RequestError for a longer training under a schedule that spans the whole of it.
+
+    The learning rates of the steps made so far would all have been others.
+    """
     before = state["config"]
-    longer = [k for k in ("epochs", "max_steps") if before["trainer"][k] != now["trainer"][k]]
-    spans = [k for k in OF_THE_WHOLE if k in before["scheduler"] and before["scheduler"][k] is None]
-    if longer and spans:
-        longer_words = [f"trainer.{k}={now['trainer'][k]}" for k in longer]
-        asked = " ".join(longer_words)
+    changed = [key for key in ("epochs", "max_steps") if before["trainer"][key] != config["trainer"][key]]
+    spans = [key for key in OF_THE_WHOLE if key in before["scheduler"] and before["scheduler"][key] is None]
+    if changed and spans:
+        words = [f"trainer.{key}={config['trainer'][key]}" for key in changed]
         raise RequestError(
-            f"scheduler={state['choices'].get('scheduler')} spans the whole training, so with {asked} every step until "
-            f"now would have had another learning rate; start a new run: {start_from(folder, *longer_words)} "
+            f"scheduler={state['choices'].get('scheduler')} spans the whole training, so with {' '.join(words)} every "
+            f"step until now would have had another learning rate; start a new run: {start_from(folder, *words)} "
             f"(a run that is to be made longer later needs scheduler.{spans[0]}=<its length> from its start)"
         )
 
 
-def choose_threads(state: dict[str, Any], plain: dict[str, Any]) -> int | None:
-    """The CPU threads that a run was trained with, as sums round by their number; the config's on a smaller machine."""
-    threads, configured = state.get("threads"), plain["device"].get("num_threads")
-    return threads if isinstance(threads, int) and threads <= device.cores() else configured
+def choose_threads(state: dict[str, Any], config: dict[str, Any]) -> int | None:
+    """The number of CPU threads a run was trained with, which decides how sums are rounded.
+
+    The config's number where the checkpoint names none, or more than this machine has cores.
+    """
+    threads = state.get("threads")
+    if isinstance(threads, int) and threads <= device.cores():
+        return threads
+    configured: int | None = config["device"].get("num_threads")
+    return configured
 
 
 def find_environment_changes(state: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What may make a resumed run differ in the last bits, a sentence each; RequestError for other data.
+    """A sentence for each difference that may change the last bits of a resumed run; RequestError for other data.
 
-    now: what this process would write about itself into a checkpoint.
+    now: the entries that this process would write about itself into a checkpoint.
     """
     for key, name in (("spec", "the data's description"), ("rows", "the number of training rows")):
-        if key in state and not _agree(state[key], now[key]):
+        if key in state and not _agrees(state[key], now[key]):
             raise RequestError(f"{name} is {now[key]}, and was {state[key]} when the run began; bring those data back")
-    said = []
+
+    changes = []
     for key, name in (("threads", "CPU threads"), ("torch", "torch")):
         if key in state and state[key] != now[key]:
-            said.append(f"until now {name} {state[key]}, from here on {now[key]}: results may differ in the last bits")
-    return said + sources.find_changes(state.get("sources", {}), now.get("sources", {}))
+            changes.append(
+                f"until now {name} {state[key]}, from here on {now[key]}: results may differ in the last bits"
+            )
+    return changes + sources.find_changes(state.get("sources", {}), now.get("sources", {}))
 
 
-def _agree(before: Any, now: Any) -> bool:
-    """Whether all that was said before is said now; an older dlrun said less."""
+def _agrees(before: Any, now: Any) -> bool:
+    """Whether every recorded entry is the same now. An older dlrun recorded fewer."""
     if isinstance(before, dict) and isinstance(now, dict):
         return all(key in now and now[key] == value for key, value in before.items())
     return bool(before == now)
 
 
 def load_run_config(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Config and choices from the run folder that a full model lies in."""
-    hidden = path.resolve().parent.parent / ".hydra"
-    if not (hidden / "config.yaml").is_file():
+    """Read config and choices of the run folder that holds the full model at `path`."""
+    hydra = path.resolve().parent.parent / ".hydra"
+    if not (hydra / "config.yaml").is_file():
         raise CheckpointError(f"{path} does not lie in a run folder, so there is nothing that says which data it takes")
     try:
-        return read_config(hidden / "config.yaml"), read_choices(hidden / "hydra.yaml")
+        return read_config(hydra / "config.yaml"), read_choices(hydra / "hydra.yaml")
     except (OSError, DamageError) as error:
-        raise CheckpointError(f"{hidden} is damaged, so nothing says which data {path} takes ({error})") from error
+        raise CheckpointError(f"{hydra} is damaged, so nothing says which data {path} takes ({error})") from error

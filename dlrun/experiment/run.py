@@ -1,4 +1,4 @@
-"""One run from start to end; reads like a table of contents."""
+"""One run from start to end, as process 0 makes it; reads like a table of contents."""
 
 import contextlib
 import traceback
@@ -50,367 +50,460 @@ from dlrun.runs.reports.plots import fonts
 
 
 def run(request: Request, console: Console | None = None) -> int:
-    """Train what is asked for; returns the exit code. A DlrunError says what was wrong, or what failed.
+    """Train the requested run and return the exit code. A DlrunError says what was wrong or what failed.
 
-    console: where it is told besides run.log; the terminal where that is left out.
+    console: shows the run, besides run.log; None for the terminal.
     """
     console = console or Console()
-    with contextlib.ExitStack() as held:
-        warned = held.enter_context(diverted(console.log_only))
-        ranks = held.enter_context(joined())
-        held.callback(workers.end_workers)
-        own = held.enter_context(lock.Lock())
-        parts = ranks.in_turn(partial(prepare_run, ranks.share(request), held, ranks, own))
-        parts.unsaved.say = make_note_writer(parts, console)
+    with contextlib.ExitStack() as stack:
+        library_warnings = stack.enter_context(diverted(console.log_only))
+        ranks = stack.enter_context(joined())
+        stack.callback(workers.end_workers)
+        folder_lock = stack.enter_context(lock.Lock())
+
+        shared_request = ranks.share(request)
+        context = ranks.in_turn(partial(prepare_run, shared_request, stack, ranks, folder_lock))
+        context.unsaved.say = make_note_writer(context, console)
         folder: Path | None = None
+
         try:
-            earlier = restore_checkpoint(request, parts)
-            if parts.settings.rest.device.num_threads == "auto":
-                choose_threads(parts)
-            if parts.runtime.device.type == "cuda" and parts.settings.rest.device.cuda_graph != "off":
-                use_cuda_graph(parts)
-            if parts.runtime.compile:
-                compile_model(parts)
-            stop = held.enter_context(signals.interruptible())  # from here on there is something to save
-            folder = open_folder(request, parts, earlier, own)
-            console.open_log(folder / "run.log", parts.unsaved)
-            terminal.print_opening(console, parts, folder, request.overrides if request.sweep else ())
-            saver = make_checkpoint_manager(folder, parts, request, earlier)
-            saver.examine = make_reload_check(parts, request, make_note_writer(parts, console))
-            purge_step = earlier["step"] + 1 if earlier else None
-            with logger.open_logger(folder, purge_step, parts.unsaved) as tracker:
-                recorders = start_recording(parts, folder, tracker, earlier, console)
-                progress = ProgressDisplay(console, parts.training)
+            resumed = restore_checkpoint(request, context)
+            accelerate(context)
+
+            # From here on there is something to save.
+            stop_requested = stack.enter_context(signals.interruptible())
+            folder = open_folder(request, context, resumed, folder_lock)
+            console.open_log(folder / "run.log", context.unsaved)
+            terminal.print_opening(console, context, folder, request.overrides if request.sweep else ())
+
+            checkpoints = make_checkpoint_manager(folder, context, request, resumed)
+            checkpoints.examine = make_reload_check(context, request, make_note_writer(context, console))
+            purge_step = resumed["step"] + 1 if resumed else None
+
+            with logger.open_logger(folder, purge_step, context.unsaved) as run_logger:
+                recorders = start_recording(context, folder, run_logger, resumed, console)
+                progress = ProgressDisplay(console, context.training)
                 # A row and its pictures are on the disk before the checkpoint that a resumed run begins from.
-                callbacks = [tracker, *recorders, saver, progress]
-                trainer = Trainer(parts.training, callbacks, ranks.together(stop))
-                with progress.show(), start_profile(parts, trainer, folder) as profile:
+                callbacks = [run_logger, *recorders, checkpoints, progress]
+                trainer = Trainer(context.training, callbacks, ranks.together(stop_requested))
+
+                with progress.show(), start_profile(context, trainer, folder) as profile:
                     status = trainer.fit()
-                said = len(parts.notes)
-                parts.notes += warned.note()
-                result = finish(parts, folder, status, tracker, saver, profile)
+                notes_before_end = len(context.notes)
+                context.notes += library_warnings.note()
+
+                result = finish(context, folder, status, run_logger, checkpoints, profile)
                 if profile is not None:
                     profile.charge("other")
                     console.say(profile.make_table())
-        except (Exception, SystemExit) as error:  # training runs code of the user's own
+
+        # Training runs code of the user's own, which may raise anything.
+        except (Exception, SystemExit) as error:
             if ranks.count > 1:
                 signals.ignore_termination()
             if folder is not None:
-                raise record_failure(error, parts, folder, console) from error
+                raise record_failure(error, context, folder, console) from error
             if ranks.count > 1 and not isinstance(error, DlrunError):
-                raise RunError(ranks.blame(error, explain_failure(error, parts))) from error
+                raise RunError(ranks.blame(error, explain_failure(error, context))) from error
             raise
-        terminal.print_closing(console, parts, folder, result, parts.notes[said:])
+
+        terminal.print_closing(console, context, folder, result, context.notes[notes_before_end:])
         console.close()
-    return choose_exit_code(parts, folder, result, stop)
+    return choose_exit_code(context, folder, result, stop_requested)
 
 
-def use_cuda_graph(parts: RunContext) -> None:
-    """Start the kernels of a step as one from now on, or note why not."""
-    from dlrun.engine.acceleration import cuda_graph
-
-    rest = parts.settings.rest
-    reason = cuda_graph.why_not(parts.training, parts.splits.spec.kind, rest.device.compile, rest.trainer.profile)
-    if reason is None:
-        parts.training.graph = cuda_graph.CudaGraphStep(cuda_graph.GraphRecorder(), parts.unsaved.say)
-    else:
-        parts.notes.append(f"no CUDA graph: {reason}")
-
-
-def compile_model(parts: RunContext) -> None:
-    """Compile the model before the clock starts; RequestError where that fails or memory runs out."""
-    try:
-        parts.compile_seconds = compile.compile_model(parts.training, parts.test)
-    except Exception as error:  # compile_model explains all but memory, as it does not know the settings
-        if not ran_out(error):
-            raise
-        raise RequestError(memory.explain_out_of_memory(parts.settings, str(parts.runtime.device))) from error
-
-    parts.notes.append(f"device.compile: the model was compiled in {parts.compile_seconds:.1f} s")
-
-
-def prepare_run(request: Request, held: contextlib.ExitStack, ranks: Distributed, own: lock.Lock) -> RunContext:
-    """Build and check everything, with nothing written; a RequestError lists all that is wrong."""
+def prepare_run(
+    request: Request, stack: contextlib.ExitStack, ranks: Distributed, folder_lock: lock.Lock
+) -> RunContext:
+    """Build and check everything without writing anything; a RequestError lists all that is wrong."""
     problems = ErrorList()
     settings = schema.read(request.config, request.choices, problems)
-    threads, together = settings.rest.device.num_threads, request.processes or ranks.count
-    if ranks.count > 1 and threads == "auto":
+    if ranks.count > 1 and settings.rest.device.num_threads == "auto":
         problems.add(RequestError("device.num_threads=auto times one process alone; type a number under torchrun"))
-    process = enter_device_session(held, settings, problems, ranks, together)
+
+    # A run that began with several processes is resumed by one with as many batches a step.
+    batches_a_step = request.processes or ranks.count
+    process = enter_device_session(stack, settings, problems, ranks, batches_a_step)
+
+    # Lock the folder before anything in it is read.
     if request.folder is not None and request.folder.is_dir() and not ranks.number:
-        own.take(request.folder)  # before anything in it is read
+        folder_lock.take(request.folder)
+
     if request.going_on:
-        parts = prepare_without_start(settings, process, request, problems)
+        context = prepare_resumed(settings, process, request, problems)
     else:
-        parts = prepare(settings, process, request.trusted_modules, problems)
-    parts.is_alone = request.group is None
-    parts.notes += request.notes
-    parts.notes += ignored.find_without_effect(parts, request, typed_words(request), keys_in_files(request))
+        context = prepare(settings, process, request.trusted_modules, problems)
+    context.is_alone = request.group is None
+
+    typed = read_typed_words(request)
+    in_files = read_keys_in_files(request)
+    context.notes += request.notes
+    context.notes += ignored.find_without_effect(context, request, typed, in_files)
     if settings.rest.device.tf32 is not None and process.device.type != "cuda":
-        parts.notes.append(f"device.tf32 is for cuda, and changes nothing on {process.device}")
-    if together > 1 or ranks.count > 1:
-        rows, several = settings.data_keys.batch_size, "1 process" if ranks.count == 1 else f"{ranks.count} processes"
-        parts.notes.append(f"{several}: a batch is of {together} × {rows} = {together * rows} rows")
-    return parts
+        context.notes.append(f"device.tf32 is for cuda, and changes nothing on {process.device}")
+    if batches_a_step > 1 or ranks.count > 1:
+        rows = settings.data_keys.batch_size
+        processes = "1 process" if ranks.count == 1 else f"{ranks.count} processes"
+        context.notes.append(f"{processes}: a batch is of {batches_a_step} × {rows} = {batches_a_step * rows} rows")
+    return context
 
 
-def typed_words(request: Request) -> list[str]:
-    """The overrides of a run: a resumed one notes what the run that was never interrupted notes."""
+def prepare_resumed(
+    settings: schema.Settings, process: device.Runtime, request: Request, problems: ErrorList
+) -> RunContext:
+    """Prepare a resumed run: its checkpoint holds the weights, so no file of initial weights is read."""
+    began_elsewhere = settings.rest.init_from is not None or settings.model.arguments.get("weights") is not None
+    without_init = replace(settings, rest=replace(settings.rest, init_from=None))
+
+    with weights_follow():
+        context = prepare(without_init, process, request.trusted_modules, problems)
+
+    # The weights that gave the first predictions are not here.
+    if began_elsewhere:
+        context.first_predictions = {}
+    return context
+
+
+def read_typed_words(request: Request) -> list[str]:
+    """The overrides of a run. A resumed one adds those it began with, so that it notes the same."""
     if not request.going_on or request.folder is None:
         return request.overrides
     return [*RunRecord(request.folder).overrides, *request.overrides]
 
 
-def keys_in_files(request: Request) -> dict[str, str]:
-    """The keys that config files of the user's own set, with the file; those of a resumed run when it began."""
+def read_keys_in_files(request: Request) -> dict[str, str]:
+    """Keys set by the user's own config files, with the file; of a resumed run those of its start."""
     if not request.going_on or request.folder is None:
         return request.keys_in_files
     return dict(RunRecord(request.folder).environment.get("keys_in_files", {}))
 
 
-def prepare_without_start(
-    settings: schema.Settings, process: device.Runtime, request: Request, problems: ErrorList
-) -> RunContext:
-    """`prepare` for a run that goes on: its checkpoint holds the weights, so no file that it began from is read."""
-    began_elsewhere = settings.rest.init_from is not None or settings.model.arguments.get("weights") is not None
-    fresh = replace(settings, rest=replace(settings.rest, init_from=None))
+def restore_checkpoint(request: Request, context: RunContext) -> dict[str, Any] | None:
+    """Load the newest valid checkpoint on rank 0 and broadcast it; None where the run is new.
 
-    with weights_follow():
-        parts = prepare(fresh, process, request.trusted_modules, problems)
-    if began_elsewhere:
-        parts.first_predictions = {}  # they were given by weights that are not here
-    return parts
+    Damaged checkpoints that were skipped, and differences in the environment, are noted.
+    """
+    ranks = context.runtime.ranks
+    ranks.limit(context.settings.rest.device.timeout_seconds)
+    context.training.join(ranks)
 
-
-def choose_exit_code(parts: RunContext, folder: Path, result: dict[str, Any], stop: signals.Interrupt) -> int:
-    """0, 128 and the signal's number, or 1 for a missed expectation if `strict`. RunError for what was lost."""
-    lost = parts.unsaved.summary()
-    if stop():  # in its last figures perhaps, and complete; but whoever says stop wants no next job
-        if lost:
-            write_error(escape_line(f"dlrun: {folder} lacks what could not be saved: {lost}"))
-        return signals.exit_code(stop.signal_number)
-    if lost:
-        raise RunError(f"the run {folder} is {result['status']}, but not all of it could be saved: {lost}")
-    return int(parts.settings.rest.strict and not all(line["ok"] for line in result["expected"]))
-
-
-def start_profile(
-    parts: RunContext, trainer: Trainer, folder: Path
-) -> contextlib.AbstractContextManager[profiler.Profile | None]:
-    """Stops the training where trainer.profile asks for it."""
-    if not parts.settings.rest.trainer.profile:
-        return contextlib.nullcontext()
-    return profiler.profile_training(trainer, folder)
-
-
-def choose_threads(parts: RunContext) -> None:
-    """Take the number of CPU threads that a few steps show to be fastest; a resumed run takes what it had."""
-    count, times = thread_choice.fastest(parts.training, device.cores())
-    torch.set_num_threads(count)
-    listed = ", ".join(f"{took:.2f} ms with {n}" for n, took in times.items())
-    parts.notes.append(f"device.num_threads=auto: {count} (a step takes {listed})")
-
-
-def make_note_writer(parts: RunContext, console: Console) -> Callable[[str], None]:
-    """What says a remark when it is due, and keeps it for result.json."""
-
-    def note(text: str) -> None:
-        parts.notes.append(text)
-        console.say(f"note: {text}")
-
-    return note
-
-
-def restore_checkpoint(request: Request, parts: RunContext) -> dict[str, Any] | None:
-    """The newest whole checkpoint of the run to go on with, taken over by all; notes name those that are damaged."""
-    ranks, state = parts.runtime.ranks, None
-    ranks.limit(parts.settings.rest.device.timeout_seconds)
-    parts.training.join(ranks)
+    state = None
     if request.going_on and request.folder is not None and not ranks.number:
         _, state, skipped = checkpoint.newest_whole(request.folder / "checkpoints", resume.TO_GO_ON)
-        parts.notes += [f"{said}; going on from step {state['step']} instead" for said in skipped]
-        parts.notes += resume.find_environment_changes(state, describe_process(parts))
+        for reason in skipped:
+            context.notes.append(f"{reason}; going on from step {state['step']} instead")
+        context.notes += resume.find_environment_changes(state, describe_process(context))
+
     state = ranks.share(state)
     if state is not None:
-        parts.training.load_state_dict(state, parts.runtime.device)
+        context.training.load_state_dict(state, context.runtime.device)
     return state
 
 
-def open_folder(request: Request, parts: RunContext, earlier: dict[str, Any] | None, own: lock.Lock) -> Path:
-    """The run's folder, locked: the earlier one with its rows cut back, the one asked for, or a new one."""
-    if earlier is not None and request.folder is not None:
-        rows, notes = logger.rows_until(request.folder, earlier["epoch"])  # before anything is removed
-        parts.notes += notes
-        with writing_to(request.folder, "make room there, or see who may write there"):
-            forget_halves(request.folder, request.folder / "checkpoints")
-            for name in (RESULT, "report.html"):  # it is finished no more
-                (request.folder / name).unlink(missing_ok=True)
-            logger.cut_back(request.folder, rows)
+def accelerate(context: RunContext) -> None:
+    """Choose the CPU threads, record the CUDA graph and compile the model, where the settings ask for it."""
+    keys = context.settings.rest.device
+    if keys.num_threads == "auto":
+        choose_threads(context)
+    if context.runtime.device.type == "cuda" and keys.cuda_graph != "off":
+        use_cuda_graph(context)
+    if context.runtime.compile:
+        compile_model(context)
+
+
+def choose_threads(context: RunContext) -> None:
+    """Set the number of CPU threads that makes a few steps fastest."""
+    count, milliseconds = thread_choice.fastest(context.training, device.cores())
+    torch.set_num_threads(count)
+    listed = ", ".join(f"{time:.2f} ms with {threads}" for threads, time in milliseconds.items())
+    context.notes.append(f"device.num_threads=auto: {count} (a step takes {listed})")
+
+
+def use_cuda_graph(context: RunContext) -> None:
+    """Launch the kernels of a step as one CUDA graph from now on, or note why not."""
+    from dlrun.engine.acceleration import cuda_graph
+
+    rest = context.settings.rest
+    reason = cuda_graph.why_not(context.training, context.splits.spec.kind, rest.device.compile, rest.trainer.profile)
+    if reason is None:
+        context.training.graph = cuda_graph.CudaGraphStep(cuda_graph.GraphRecorder(), context.unsaved.say)
+    else:
+        context.notes.append(f"no CUDA graph: {reason}")
+
+
+def compile_model(context: RunContext) -> None:
+    """Compile the model before the clock starts; RequestError if that fails or memory runs out."""
+    try:
+        context.compile_seconds = compile.compile_model(context.training, context.test)
+    except Exception as error:
+        # compile_model explains all but memory, as it does not know the settings.
+        if not ran_out(error):
+            raise
+        raise RequestError(memory.explain_out_of_memory(context.settings, str(context.runtime.device))) from error
+
+    context.notes.append(f"device.compile: the model was compiled in {context.compile_seconds:.1f} s")
+
+
+def open_folder(request: Request, context: RunContext, resumed: dict[str, Any] | None, folder_lock: lock.Lock) -> Path:
+    """Return the locked run folder: that of the resumed run, the requested one, or a new one."""
+    if resumed is not None and request.folder is not None:
+        reopen_folder(request.folder, resumed["epoch"], context)
         return request.folder
+
     is_new = request.folder is None or not request.folder.exists()
     if request.folder is not None:
         folder = run_folder.claim(request.folder)
     else:
         names = f"{request.choices.get('model', 'model')}_{request.choices.get('data', 'data')}"
-        folder = run_folder.create(Path(parts.settings.rest.paths.outputs), names)
+        folder = run_folder.create(Path(context.settings.rest.paths.outputs), names)
+
     try:
-        own.take(folder)
-        run_folder.describe(folder, request, parts.runtime)
-    except Exception:  # also the death of a data worker, which torch raises wherever this process is
-        is_ours = own.folder == folder
-        own.release()
+        folder_lock.take(folder)
+        run_folder.describe(folder, request, context.runtime)
+    except Exception:
+        # The death of a data worker comes here too: torch raises it wherever this process is.
+        is_ours = folder_lock.folder == folder
+        folder_lock.release()
         run_folder.abandon(folder, is_ours, is_new)
         raise
     return folder
 
 
-def describe_process(parts: RunContext) -> dict[str, Any]:
-    """What a checkpoint says of the process that wrote it: a resumed run compares it with its own."""
-    hashes = sources.hash_sources(parts)
-    return {
-        "spec": parts.splits.spec.to_dict(),
-        "rows": parts.training.train.rows,
+def reopen_folder(folder: Path, epoch: int, context: RunContext) -> None:
+    """Bring a run folder back to the state after `epoch`: later rows, half files and the result go."""
+    # Read the rows before anything is removed.
+    rows, notes = logger.rows_until(folder, epoch)
+    context.notes += notes
+
+    with writing_to(folder, "make room there, or see who may write there"):
+        forget_halves(folder, folder / "checkpoints")
+        for name in (RESULT, "report.html"):
+            (folder / name).unlink(missing_ok=True)
+        logger.cut_back(folder, rows)
+
+
+def describe_process(context: RunContext) -> dict[str, Any]:
+    """What a checkpoint records about the process that wrote it, for a resumed run to compare with its own."""
+    description = {
+        "spec": context.splits.spec.to_dict(),
+        "rows": context.training.train.rows,
         "threads": torch.get_num_threads(),
-        "processes": parts.runtime.batches_a_step,
-        "torch": str(torch.__version__),  # a plain string: its own class would be foreign code in a checkpoint
-    } | ({"sources": hashes} if hashes else {})
+        "processes": context.runtime.batches_a_step,
+        # A plain string: torch's own class would be foreign code in a checkpoint.
+        "torch": str(torch.__version__),
+    }
+    hashes = sources.hash_sources(context)
+    if hashes:
+        description["sources"] = hashes
+    return description
 
 
 def make_checkpoint_manager(
-    folder: Path, parts: RunContext, request: Request, earlier: dict[str, Any] | None
+    folder: Path, context: RunContext, request: Request, resumed: dict[str, Any] | None
 ) -> CheckpointManager:
-    """What writes this run's checkpoints, each with all that is needed to load it alone."""
-    repeated = describe_process(parts) | {
-        "run_id": earlier["run_id"] if earlier else RunRecord(folder).environment["run_id"],
-        "config": schema.recorded(parts.settings.plain),
+    """The manager of this run's checkpoints, each of which holds all that is needed to load it alone."""
+    run_id = resumed["run_id"] if resumed else RunRecord(folder).environment["run_id"]
+    repeated = describe_process(context) | {
+        "run_id": run_id,
+        "config": schema.recorded(context.settings.plain),
         "choices": request.choices,
     }
-    keys = parts.settings.rest.checkpoint
-    where = folder / "checkpoints"
-    saver = CheckpointManager(where, repeated, keys.every_epochs, keys.every_steps, keys.keep, parts.unsaved)
-    if earlier is not None:
-        with parts.unsaved.attempt("what follows on the earlier checkpoints", again=False):
-            saver.go_on(earlier)
-    return saver
+    keys = context.settings.rest.checkpoint
+    manager = CheckpointManager(
+        folder / "checkpoints", repeated, keys.every_epochs, keys.every_steps, keys.keep, context.unsaved
+    )
+    if resumed is not None:
+        with context.unsaved.attempt("what follows on the earlier checkpoints", again=False):
+            manager.go_on(resumed)
+    return manager
 
 
 def make_reload_check(
-    parts: RunContext, request: Request, say: Callable[[str], None]
+    context: RunContext, request: Request, say: Callable[[str], None]
 ) -> Callable[[dict[str, Any]], None] | None:
-    """What looks for state that resume cannot see, once a run; None where there is no code of the user's own."""
-    troubles = parts.training.progress.troubles
+    """The check for state that resume would lose, made once a run; None where no code is the user's own."""
+    troubles = context.training.progress.troubles
     if any(kind.startswith(comparison.KIND) for kind in troubles):
-        parts.notes += [text for text in troubles.values() if text not in parts.notes]
+        # An earlier process made the check.
+        context.notes += [text for text in troubles.values() if text not in context.notes]
         return None
-    if not comparison.is_needed(parts.settings, parts.model):
+    if not comparison.is_needed(context.settings, context.model):
         return None
-    return comparison.ReloadCheck(parts, request.trusted_modules, say)
+    return comparison.ReloadCheck(context, request.trusted_modules, say)
 
 
 def start_recording(
-    parts: RunContext, folder: Path, tracker: Logger, earlier: dict[str, Any] | None, console: Console
+    context: RunContext, folder: Path, run_logger: Logger, resumed: dict[str, Any] | None, console: Console
 ) -> list[Callback]:
-    """Go on exactly where an earlier process stood, or note down what begins; returns what records each epoch."""
-    hashes = WeightHashes(parts.model, folder, parts.unsaved)
-    callbacks: list[Callback] = [hashes]  # before pictures, which may fail
-    every_epochs = parts.settings.rest.tracking.evolution_every_epochs
-    if every_epochs or parts.splits.spec.task == "tagging":
-        callbacks.append(evolution.Evolution(parts, folder, every_epochs or 1, tracker))
-    if parts.settings.rest.tracking.weight_histograms:
-        callbacks.append(WeightHistograms(parts.model, tracker))
-    if earlier is None:
+    """Restore the generators of a resumed run, or log how a new one begins; returns the recording callbacks."""
+    tracking = context.settings.rest.tracking
+    spec = context.splits.spec
+
+    # Hashes come before pictures, which may fail.
+    hashes = WeightHashes(context.model, folder, context.unsaved)
+    callbacks: list[Callback] = [hashes]
+    if tracking.evolution_every_epochs or spec.task == "tagging":
+        callbacks.append(evolution.Evolution(context, folder, tracking.evolution_every_epochs or 1, run_logger))
+    if tracking.weight_histograms:
+        callbacks.append(WeightHistograms(context.model, run_logger))
+
+    if resumed is None:
         hashes.record(epoch=0, step=0)
-        classes = parts.splits.spec.class_names
-        if classes:  # as text: no font of this machine need have their letters
-            tracker.log_text("classes", terminal.indent_as_code([f"{i}: {name}" for i, name in enumerate(classes)]))
-        tracker.log_text("config", terminal.format_config(schema.recorded(parts.settings.plain)))
+        if spec.class_names:
+            # As text: no font of this machine need have their letters.
+            lines = [f"{number}: {name}" for number, name in enumerate(spec.class_names)]
+            run_logger.log_text("classes", terminal.indent_as_code(lines))
+        run_logger.log_text("config", terminal.format_config(schema.recorded(context.settings.plain)))
     else:
-        device.set_rng_state(earlier["rng"])
-    if parts.settings.rest.tracking.diagnose:
-        callbacks.append(Diagnostics(parts, logger.read_rows(folder), console.say))
-    return [Tolerant(callback, parts.unsaved) for callback in callbacks]
+        device.set_rng_state(resumed["rng"])
+
+    if tracking.diagnose:
+        callbacks.append(Diagnostics(context, logger.read_rows(folder), console.say))
+    return [Tolerant(callback, context.unsaved) for callback in callbacks]
+
+
+def start_profile(
+    context: RunContext, trainer: Trainer, folder: Path
+) -> contextlib.AbstractContextManager[profiler.Profile | None]:
+    """The profiler around the training, or a context without effect where trainer.profile is off."""
+    if not context.settings.rest.trainer.profile:
+        return contextlib.nullcontext()
+    return profiler.profile_training(trainer, folder)
+
+
+def make_note_writer(context: RunContext, console: Console) -> Callable[[str], None]:
+    """A function that shows a note at once and records it for result.json."""
+
+    def note(text: str) -> None:
+        context.notes.append(text)
+        console.say(f"note: {text}")
+
+    return note
 
 
 def finish(
-    parts: RunContext,
+    context: RunContext,
     folder: Path,
     status: str,
-    tracker: Logger,
-    saver: CheckpointManager,
+    run_logger: Logger,
+    checkpoints: CheckpointManager,
     profile: profiler.Profile | None,
 ) -> dict[str, Any]:
-    """Test the best weights, draw, export, and write result.json last."""
-    tracker.begin_end()
-    sha256 = checkpoint.weights_sha256(parts.model)
-    rows = tracker.rows
-    metrics = {k: v for k, v in (rows[-1] if rows else {}).items() if k.startswith(("train/", "val/"))}
-    measured, stopped = results.measure(parts), contextlib.nullcontext if profile is None else profile.time_phase
+    """Evaluate the best weights on the test split, export, draw, and write result.json last; returns its content."""
+    run_logger.begin_end()
+    weights_sha256 = checkpoint.weights_sha256(context.model)
+    rows = run_logger.rows
+    last_row = rows[-1] if rows else {}
+    metrics = {key: value for key, value in last_row.items() if key.startswith(("train/", "val/"))}
+    measured = results.measure(context)
+    time_as = contextlib.nullcontext if profile is None else profile.time_phase
+    has_figures = context.settings.rest.figures and status != "interrupted"
+
     if status != "interrupted":
-        with stopped("evaluation"):
-            metrics |= evaluate_best_weights(parts, saver.best_weights(parts.training))
-        if parts.settings.rest.checkpoint.format == "full":
-            with parts.unsaved.attempt("model.pt", again=False):
-                measured |= export(parts, saver)
-        parts.notes += results.diagnose(parts, rows, metrics)
-        if parts.settings.rest.figures:
-            with parts.unsaved.attempt("figures", again=False), stopped("figures"):
-                figures.draw_all(parts, folder, tracker)
-            parts.notes += fonts.note()
-        parts.notes += results.log_end(parts, metrics, tracker)
-    result = results.collect_result(parts, status, metrics, sha256, error=None) | {"measured": measured}
-    result["expected"] = results.check_expectations(parts, result, folder) if status != "interrupted" else []
-    if parts.settings.rest.figures and status != "interrupted":
-        with parts.unsaved.attempt("report.html", again=False):
-            html.write_report(parts, folder, result, rows)
-    with parts.unsaved.attempt(RESULT, again=False):
+        with time_as("evaluation"):
+            metrics |= evaluate_best_weights(context, checkpoints.best_weights(context.training))
+        if context.settings.rest.checkpoint.format == "full":
+            with context.unsaved.attempt("model.pt", again=False):
+                measured |= export_model(context, checkpoints)
+        context.notes += results.diagnose(context, rows, metrics)
+
+        if has_figures:
+            with context.unsaved.attempt("figures", again=False), time_as("figures"):
+                figures.draw_all(context, folder, run_logger)
+            context.notes += fonts.note()
+        context.notes += results.log_end(context, metrics, run_logger)
+
+    result = results.collect_result(context, status, metrics, weights_sha256, error=None)
+    result["measured"] = measured
+    result["expected"] = []
+    if status != "interrupted":
+        result["expected"] = results.check_expectations(context, result, folder)
+
+    if has_figures:
+        with context.unsaved.attempt("report.html", again=False):
+            html.write_report(context, folder, result, rows)
+    with context.unsaved.attempt(RESULT, again=False):
         run_folder.write_json(folder / RESULT, result)
     return result
 
 
-def evaluate_best_weights(parts: RunContext, best: dict[str, Any] | None) -> dict[str, float]:
-    """The best weights taken over by all processes, if there are such, and their metrics on the test split."""
-    best = parts.runtime.ranks.share(best)
+def evaluate_best_weights(context: RunContext, best: dict[str, Any] | None) -> dict[str, float]:
+    """Load the best weights in all processes, if there are any, and return their metrics on the test split.
+
+    best: on process 0, the weights or None to evaluate those that the model has; of the others it is ignored.
+    """
+    best = context.runtime.ranks.share(best)
     if best is not None:
-        parts.training.use_weights(best)
-    return {} if parts.test is None else evaluate_split(parts.training, parts.test, "test")
-
-
-def export(parts: RunContext, saver: CheckpointManager) -> dict[str, float]:
-    """Write model.pt and open it and best.pt, if that is saved, again; how far their outputs are apart."""
-    files = (saver.folder / "model.pt", saver.folder / "best.pt")
-    checkpoint.export_full_model(parts.model, files[0])
-    if saver.best is not None or not files[1].exists():
+        context.training.use_weights(best)
+    if context.test is None:
         return {}
-    inputs, _ = evaluation.small_batch(parts.training.train)
-    difference = checkpoint.reload_difference(*files, parts.model, inputs, parts.runtime.autocast)
-    parts.notes.append(f"model.pt and best.pt, opened again, give outputs {difference:g} apart")
+    return evaluate_split(context.training, context.test, "test")
+
+
+def export_model(context: RunContext, checkpoints: CheckpointManager) -> dict[str, float]:
+    """Write model.pt, open it again beside best.pt, if that is saved, and measure how far their outputs differ."""
+    model_path = checkpoints.folder / "model.pt"
+    best_path = checkpoints.folder / "best.pt"
+    checkpoint.export_full_model(context.model, model_path)
+    if checkpoints.best is not None or not best_path.exists():
+        return {}
+
+    inputs, _ = evaluation.small_batch(context.training.train)
+    difference = checkpoint.reload_difference(model_path, best_path, context.model, inputs, context.runtime.autocast)
+    context.notes.append(f"model.pt and best.pt, opened again, give outputs {difference:g} apart")
     return {"reload_difference": difference}
 
 
-def record_failure(error: Exception | SystemExit, parts: RunContext, folder: Path, console: Console) -> DlrunError:
-    """Leave result.json and the traceback behind; returns the sentence to raise."""
+def choose_exit_code(
+    context: RunContext, folder: Path, result: dict[str, Any], stop_requested: signals.Interrupt
+) -> int:
+    """0; 128 and the signal's number; or 1 for a missed expectation under `strict`.
+
+    RunError where files of the run could not be saved.
+    """
+    lost = context.unsaved.summary()
+
+    # A signal that came after the training still stops a sweep, so it decides the code of a complete run too.
+    if stop_requested():
+        if lost:
+            write_error(escape_line(f"dlrun: {folder} lacks what could not be saved: {lost}"))
+        return signals.exit_code(stop_requested.signal_number)
+
+    if lost:
+        raise RunError(f"the run {folder} is {result['status']}, but not all of it could be saved: {lost}")
+    is_as_expected = all(line["ok"] for line in result["expected"])
+    return int(context.settings.rest.strict and not is_as_expected)
+
+
+def record_failure(error: Exception | SystemExit, context: RunContext, folder: Path, console: Console) -> DlrunError:
+    """Write result.json and the traceback of a failed run; returns the error to raise."""
     if not console.is_logged:
-        console.open_log(folder / "run.log", parts.unsaved)
+        console.open_log(folder / "run.log", context.unsaved)
     console.log_only("".join(traceback.format_exception(error)))
-    said = explain_failure(error, parts, folder / "run.log")
-    said = parts.runtime.ranks.blame(error, said)
-    result = results.collect_result(parts, "failed", {}, checkpoint.weights_sha256(parts.model), error=said)
-    with parts.unsaved.attempt(RESULT, again=False):
+
+    message = explain_failure(error, context, folder / "run.log")
+    message = context.runtime.ranks.blame(error, message)
+    weights_sha256 = checkpoint.weights_sha256(context.model)
+    result = results.collect_result(context, "failed", {}, weights_sha256, error=message)
+    with context.unsaved.attempt(RESULT, again=False):
         run_folder.write_json(folder / RESULT, result)
     console.close()
-    return RunError(f"the run {folder} failed: {said}")
+    return RunError(f"the run {folder} failed: {message}")
 
 
-def explain_failure(error: BaseException, parts: RunContext, log: Path | None = None) -> str:
-    """What is said of an error that ends a run; log: where its traceback is."""
-    said = str(error).strip() or "no message"
+def explain_failure(error: BaseException, context: RunContext, log: Path | None = None) -> str:
+    """One sentence about the error that ended a run, with `log` as the place of its traceback."""
+    message = str(error).strip() or "no message"
     death = workers.explain_death(error)
     if death is not None:
         return f"{death} (traceback in {log})" if log else str(death)
     if ran_out(error):
-        sentence = memory.explain_out_of_memory(parts.settings, str(parts.runtime.device))
+        sentence = memory.explain_out_of_memory(context.settings, str(context.runtime.device))
         return f"{sentence} (traceback in {log})" if log else sentence
     if isinstance(error, DlrunError):
-        return said
-    said = user_code.explain(error) or f"{type(error).__name__}: {said.splitlines()[0]}"
-    return f"{said} (traceback in {log}; -v shows it here)" if log else f"{said} (-v shows the traceback)"
+        return message
+
+    explanation = user_code.explain(error) or f"{type(error).__name__}: {message.splitlines()[0]}"
+    if log is None:
+        return f"{explanation} (-v shows the traceback)"
+    return f"{explanation} (traceback in {log}; -v shows it here)"

@@ -1,4 +1,4 @@
-"""What one run is made of: built and checked before anything is written."""
+"""What one run is made of, built and checked before anything is written."""
 
 import contextlib
 import dataclasses
@@ -38,104 +38,136 @@ from dlrun.experiment.hidden_state import comparison
 from dlrun.experiment.preflight import checks, final_activation, memory
 from dlrun.runs import expectations, plain
 
-_ANYWHERE = Placement(torch.device("cpu"), torch.float32, DataSpec("vector", (1,), "regression", 1))
-
 
 def enter_device_session(
-    held: ExitStack,
+    stack: ExitStack,
     settings: Settings,
     problems: ErrorList,
     ranks: Distributed = SINGLE_PROCESS,
     batches_a_step: int = 1,
 ) -> Runtime:
-    """The device asked for, until `held` ends; a CPU to check the rest on, when that is a problem."""
-    seed, several = settings.rest.seed, (ranks, batches_a_step)
-    process = problems.attempt(held.enter_context, runtime.session(settings.rest.device, seed, *several))
-    return process or held.enter_context(runtime.session(DeviceConfig(name="cpu"), seed, *several))
+    """Open the requested device until `stack` closes.
+
+    Where that is not possible it is noted in `problems`, and a CPU is opened to check everything else on.
+    """
+    seed = settings.rest.seed
+    session = runtime.session(settings.rest.device, seed, ranks, batches_a_step)
+    process = problems.attempt(stack.enter_context, session)
+    if process is not None:
+        return process
+    return stack.enter_context(runtime.session(DeviceConfig(name="cpu"), seed, ranks, batches_a_step))
 
 
 def prepare(
     settings: Settings, process: Runtime, trusted_modules: list[str] | None, problems: ErrorList | None = None
 ) -> RunContext:
-    """Build everything and send one small batch through; a RequestError lists all that does not fit.
+    """Build everything and send one small batch through the model; a RequestError lists all that does not fit.
 
-    problems: what was found wrong before, to be listed too.
+    problems: errors found earlier, which are listed too.
     """
-    found = ErrorList() if problems is None else problems
+    problems = ErrorList() if problems is None else problems
     try:
-        return _built(settings, process, trusted_modules, found)
-    except Exception as error:  # code of the user's own, and memory that runs out anywhere
+        return _build_context(settings, process, trusted_modules, problems)
+    except Exception as error:
+        # The user's own code may raise anything, and memory may run out anywhere.
         death = workers.explain_death(error)
         if death is not None:
             raise death from error
         if runtime.ran_out(error):
             raise RequestError(memory.explain_out_of_memory(settings, str(process.device))) from error
-        said = user_code.explain(error)
-        if said is None:
+        explanation = user_code.explain(error)
+        if explanation is None:
             raise
-        raise RequestError(said) from error
+        raise RequestError(explanation) from error
 
 
-def _built(settings: Settings, process: Runtime, trusted_modules: list[str] | None, found: ErrorList) -> RunContext:
-    attempt = found.attempt
+def _build_context(
+    settings: Settings, process: Runtime, trusted_modules: list[str] | None, problems: ErrorList
+) -> RunContext:
     for line in settings.rest.expect:
-        attempt(expectations.parse, line)
-    splits = _data(settings, trusted_modules, found)
-    task = attempt(build.build_objective, settings, splits.spec, trusted_modules) if splits else None
-    runtime.seed_everything(settings.rest.seed)  # the weights depend on the seed, not on how the data was read
-    model = attempt(build.build_model, settings, splits.spec, process, trusted_modules) if splits else None
+        problems.attempt(expectations.parse, line)
+
+    task: Objective | None = None
+    model: nn.Module | None = None
+    splits = _build_splits(settings, trusted_modules, problems)
+    if splits is not None:
+        task = problems.attempt(build.build_objective, settings, splits.spec, trusted_modules)
+
+    # The weights depend on the seed, not on how the data was read.
+    runtime.seed_everything(settings.rest.seed)
+    if splits is not None:
+        model = problems.attempt(build.build_model, settings, splits.spec, process, trusted_modules)
+
     if splits is None or task is None or model is None:
-        _try_the_rest(settings, splits, task, model, trusted_modules, found)
-        found.settle()
+        _check_remaining(settings, splits, task, model, trusted_modules, problems)
+        problems.settle()
     assert splits is not None
     assert task is not None
     assert model is not None
-    notes = [*splits.notes, *find_model_notes(model), *_asked_of(settings, splits, model, found)]
+
+    notes = [*splits.notes, *find_model_notes(model), *_apply_options(settings, splits, model, problems)]
     train, val, test = build.build_batches(settings, splits, model, process)
     assert train is not None
-    training = _training(settings, process, task, model, train, val, trusted_modules, found)
-    if not found.found:
-        attempt(_refuse_unsaveable, settings, splits, training, trusted_modules)
-    baseline = result.compute_baseline(task, splits)
-    parts = RunContext(settings, process, splits, task, model, training, test, [], baseline, notes)
-    parts.notes += find_limit_notes(training)
-    parts.start_parameters = training.parameter_values()
+    training = _build_train_state(settings, process, task, model, train, val, trusted_modules, problems)
+    if not problems.found:
+        problems.attempt(_refuse_unsaveable, settings, splits, training, trusted_modules)
+
+    context = RunContext(
+        settings=settings,
+        runtime=process,
+        splits=splits,
+        task=task,
+        model=model,
+        training=training,
+        test=test,
+        layers=[],
+        baseline=result.compute_baseline(task, splits),
+        notes=notes,
+    )
+    context.notes += find_limit_notes(training)
+    context.start_parameters = training.parameter_values()
+
     if settings.rest.preflight:
-        attempt(_look, parts)
-    if not found.found:  # a model that fails there has no answers
-        parts.first_predictions = attempt(probes.predict_probes, parts, settings.rest.probes) or {}
-    found.settle()
-    return parts
+        problems.attempt(_run_preflight, context)
+    # A model that failed there predicts nothing.
+    if not problems.found:
+        context.first_predictions = problems.attempt(probes.predict_probes, context, settings.rest.probes) or {}
+    problems.settle()
+    return context
 
 
-def _data(settings: Settings, trusted_modules: list[str] | None, found: ErrorList) -> Splits | None:
-    """The data; null when it cannot be had. Nothing is downloaded for a request that is wrong anyway."""
-    with download.forbid_downloads() if found.found else contextlib.nullcontext():
+def _build_splits(settings: Settings, trusted_modules: list[str] | None, problems: ErrorList) -> Splits | None:
+    """The data, or None with the reason in `problems`."""
+    # Download nothing for a request that is wrong anyway.
+    downloads = download.forbid_downloads() if problems.found else contextlib.nullcontext()
+    with downloads:
         try:
-            splits = found.attempt(
+            splits = problems.attempt(
                 data_cache.get_or_build, settings, lambda: build.build_data(settings, trusted_modules)
             )
         except download.DownloadForbiddenError:
             return None
+
     if splits is not None and splits.nothing_to_learn:
-        found.add(DataError(splits.nothing_to_learn))
+        problems.add(DataError(splits.nothing_to_learn))
         return None
     return splits
 
 
-def _asked_of(settings: Settings, splits: Splits, model: nn.Module, found: ErrorList) -> list[str]:
-    """What was asked for besides, checked; returns notes."""
-    rest, notes = settings.rest, []
+def _apply_options(settings: Settings, splits: Splits, model: nn.Module, problems: ErrorList) -> list[str]:
+    """Check evolution pictures and the full export, and load the weights of init_from; returns notes."""
+    rest = settings.rest
+    notes: list[str] = []
     if rest.tracking.evolution_every_epochs:
-        found.attempt(evolution.choose_kind, splits.spec)
+        problems.attempt(evolution.choose_kind, splits.spec)
     if rest.init_from:
-        notes += found.attempt(transfer.take_weights, model, Path(rest.init_from)) or []
+        notes += problems.attempt(transfer.load_matching_weights, model, Path(rest.init_from)) or []
     if rest.checkpoint.format == "full":
-        notes += found.attempt(checks.check_export, model) or []
+        notes += problems.attempt(checks.check_export, model) or []
     return notes
 
 
-def _training(
+def _build_train_state(
     settings: Settings,
     process: Runtime,
     task: Objective,
@@ -143,15 +175,19 @@ def _training(
     train: Batches,
     val: Batches | None,
     trusted_modules: list[str] | None,
-    found: ErrorList,
+    problems: ErrorList,
 ) -> TrainState:
-    """All that trains; with stand-ins for what could not be built, so that the rest is looked at too."""
+    """The state that trains, with stand-ins for what cannot be built, so that the rest is checked too."""
     keys = settings.rest.checkpoint
     decay = settings.rest.trainer.ema_decay
-    best = found.attempt(checks.resolve_monitor, keys.monitor, keys.mode, task, val is not None, decay is not None)
-    monitor, mode = best or ("train/loss", "min")
-    optimizer = found.attempt(build.build_optimizer, settings, model, trusted_modules) or _like([0.1])
-    schedule = found.attempt(_schedule, settings, optimizer, train, mode, trusted_modules)
+    monitored = problems.attempt(
+        checks.resolve_monitor, keys.monitor, keys.mode, task, val is not None, decay is not None
+    )
+    monitor, mode = monitored or ("train/loss", "min")
+
+    optimizer = problems.attempt(build.build_optimizer, settings, model, trusted_modules)
+    optimizer = optimizer or _make_trial_optimizer([0.1])
+    schedule = problems.attempt(_build_schedule, settings, optimizer, train, mode, trusted_modules)
     return TrainState(
         model=model,
         task=task,
@@ -169,22 +205,61 @@ def _training(
     )
 
 
+def _build_schedule(
+    settings: Settings, optimizer: Optimizer, train: Batches, mode: str, trusted_modules: list[str] | None
+) -> Schedule:
+    """The schedule, after a trial step on another optimizer; RequestError where it cannot make that step.
+
+    torch's schedulers divide by settings that they do not check.
+    """
+    rates = [group["lr"] for group in optimizer.param_groups]
+    trial_optimizer = _make_trial_optimizer(rates)
+    trial = build.build_schedule(settings, trial_optimizer, train, mode, trusted_modules).scheduler
+    try:
+        if trial is not None:
+            trial.optimizer.step()
+            advance: Callable[..., None] = trial.step
+            if isinstance(trial, ReduceLROnPlateau):
+                advance(0.0)
+            else:
+                advance()
+    except Exception as error:
+        # The scheduler may be the user's own, so anything can come.
+        arguments = settings.scheduler.arguments
+        zeros = [key for key, value in arguments.items() if type(value) is int and value == 0]
+        culprit = f"scheduler.{zeros[0]}=0" if zeros else f"scheduler={settings.scheduler.choice}"
+        message = user_code.with_place(str(error), error)
+        raise RequestError(f"{culprit} does not work: {message}; type another value, or scheduler=none") from error
+
+    refusal = "" if trial is None else plain.refusal("scheduler", trial.state_dict())
+    if refusal:
+        raise RequestError(refusal)
+    return build.build_schedule(settings, optimizer, train, mode, trusted_modules)
+
+
+def _make_trial_optimizer(rates: list[float]) -> Optimizer:
+    """An optimizer of one number a group, with these learning rates, to try a scheduler on."""
+    groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": rate} for rate in rates]
+    return torch.optim.SGD(groups, lr=1.0, momentum=0.9)
+
+
 def _refuse_unsaveable(
     settings: Settings, splits: Splits, training: TrainState, trusted_modules: list[str] | None
 ) -> None:
-    """RequestError for what the run would hold and no checkpoint can: it could not be gone on with."""
+    """RequestError for state that no checkpoint can hold, so that the run could not be resumed."""
     states = training.state_dict() | {"spec": splits.spec.to_dict(), "config": settings.plain}
-    states["optimizer after a step"] = _state_of_own_optimizer(settings, trusted_modules)
+    states["optimizer after a step"] = _try_own_optimizer(settings, trusted_modules)
     for owner, state in states.items():
         refusal = plain.refusal(owner.split()[0], state)
         if refusal:
             raise RequestError(refusal)
 
 
-def _state_of_own_optimizer(settings: Settings, trusted_modules: list[str] | None) -> Any:
-    """What a user's own optimizer keeps after a step, tried on one number; None where it cannot be tried."""
+def _try_own_optimizer(settings: Settings, trusted_modules: list[str] | None) -> Any:
+    """The state of a user's own optimizer after a step on one number; None where it cannot be tried."""
     if str(settings.optimizer.target).startswith(("torch.optim.", "dlrun.")):
         return None
+
     generators = runtime.rng_state()
     try:
         model = nn.Linear(1, 1)
@@ -196,101 +271,90 @@ def _state_of_own_optimizer(settings: Settings, trusted_modules: list[str] | Non
         else:
             optimizer.step()
         return optimizer.state_dict()
-    except Exception:  # it may want a net of another kind; the first save says what this cannot
+    except Exception:
+        # It may need a model of another kind. Then the first save tells what it holds.
         return None
     finally:
         runtime.set_rng_state(generators)
 
 
-def _schedule(
-    settings: Settings, optimizer: Optimizer, train: Batches, mode: str, trusted_modules: list[str] | None
-) -> Schedule:
-    """The schedule; RequestError when it cannot make a step: torch divides by settings that it has not looked at."""
-    rates = [group["lr"] for group in optimizer.param_groups]
-    trial = build.build_schedule(settings, _like(rates), train, mode, trusted_modules).scheduler
-    try:
-        if trial is not None:
-            trial.optimizer.step()
-            advance: Callable[..., None] = trial.step
-            advance(*([0.0] if isinstance(trial, ReduceLROnPlateau) else []))
-    except Exception as error:  # schedulers divide by settings, and may be the user's own
-        arguments = settings.scheduler.arguments
-        zero = [key for key, value in arguments.items() if type(value) is int and value == 0]
-        where = f"scheduler.{zero[0]}=0" if zero else f"scheduler={settings.scheduler.choice}"
-        said = user_code.with_place(str(error), error)
-        raise RequestError(f"{where} does not work: {said}; type another value, or scheduler=none") from error
-    refusal = "" if trial is None else plain.refusal("scheduler", trial.state_dict())
-    if refusal:
-        raise RequestError(refusal)
-    return build.build_schedule(settings, optimizer, train, mode, trusted_modules)
-
-
-def _like(rates: list[float]) -> Optimizer:
-    """An optimizer of one number a group, to try things on."""
-    groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": rate} for rate in rates]
-    return torch.optim.SGD(groups, lr=1.0, momentum=0.9)
-
-
-def _try_the_rest(
+def _check_remaining(
     settings: Settings,
     splits: Splits | None,
     task: Objective | None,
     model: nn.Module | None,
     trusted_modules: list[str] | None,
-    found: ErrorList,
+    problems: ErrorList,
 ) -> None:
-    """Note the mistakes that show without the data or the model that could not be had."""
+    """Note the errors that show without the data or the model, one of which could not be built."""
     keys = settings.rest.checkpoint
     if model is None:
-        found.attempt(build.check_block, settings.model, trusted_modules, ModelKeys, 1)
+        problems.attempt(build.check_block, settings.model, trusted_modules, ModelKeys, 1)
     if splits is not None and task is not None:
-        found.attempt(checks.resolve_monitor, keys.monitor, keys.mode, task, splits.val is not None)
-    found.attempt(build.check_block, settings.optimizer, trusted_modules, OptimizerKeys, 1)
-    if model is not None or str(settings.optimizer.target).startswith("torch.optim."):  # ours know parameters by name
-        tried = settings if model is not None else dataclasses.replace(settings, optimizer_keys=OptimizerKeys())
-        found.attempt(build.build_optimizer, tried, model or nn.Linear(1, 1), trusted_modules)
-    one_batch = MemoryBatches(Split((torch.zeros(1, 1),), torch.zeros(1)), EpochOrder(1, 1), _ANYWHERE)
-    found.attempt(_schedule, settings, _like([0.1]), one_batch, "min", trusted_modules)
+        problems.attempt(checks.resolve_monitor, keys.monitor, keys.mode, task, splits.val is not None)
+    problems.attempt(build.check_block, settings.optimizer, trusted_modules, OptimizerKeys, 1)
+
+    # Groups, and dlrun's own optimizers, know parameters by their names, which a stand-in does not have.
+    if model is not None:
+        problems.attempt(build.build_optimizer, settings, model, trusted_modules)
+    elif str(settings.optimizer.target).startswith("torch.optim."):
+        without_groups = dataclasses.replace(settings, optimizer_keys=OptimizerKeys())
+        problems.attempt(build.build_optimizer, without_groups, nn.Linear(1, 1), trusted_modules)
+
+    one_row = Split((torch.zeros(1, 1),), torch.zeros(1))
+    spec = DataSpec("vector", (1,), "regression", 1)
+    one_batch = MemoryBatches(one_row, EpochOrder(1, 1), Placement(torch.device("cpu"), torch.float32, spec))
+    optimizer = _make_trial_optimizer([0.1])
+    problems.attempt(_build_schedule, settings, optimizer, one_batch, "min", trusted_modules)
 
 
-def _look(parts: RunContext) -> None:
-    """Send two rows and batches of every size through, and see whether memory and disk will do."""
-    settings, model, training = parts.settings, parts.model, parts.training
-    keys = settings.rest.checkpoint
-    first = next(training.train.epoch(1))
-    batch = evaluation.head(first)
-    parts.layers = checks.inspect_layers(model, batch, parts.task, training.autocast)
-    _check_batch_sizes(parts, first)
+def _run_preflight(context: RunContext) -> None:
+    """Send two rows and batches of every size through the model, and check that memory and disk suffice."""
+    settings = context.settings
+    model = context.model
+    training = context.training
+    first_batch = next(training.train.epoch(1))
+    two_rows = evaluation.head(first_batch)
+
+    context.layers = checks.inspect_layers(model, two_rows, context.task, training.autocast)
+    _check_batch_sizes(context, first_batch)
     if comparison.is_needed(settings, model):
-        parts.sample = comparison.take_sample(first, sum(layer.multiply_adds for layer in parts.layers))
-    note = final_activation.find_redundant_layer(model, batch, parts.task, training.autocast)
+        multiply_adds = sum(layer.multiply_adds for layer in context.layers)
+        context.sample = comparison.take_sample(first_batch, multiply_adds)
+
+    note = final_activation.find_redundant_layer(model, two_rows, context.task, training.autocast)
     if note is not None:
-        parts.notes.append(note)
+        context.notes.append(note)
         # The diagnostics need not report it again.
         training.progress.troubles[final_activation.TROUBLE] = note
-    values = sum(layer.values for layer in parts.layers)
-    parts.memory_estimate = memory.estimate_memory(model, checks.count_moments(training.optimizer), values, settings)
-    parts.notes += memory.note_shortage(parts.memory_estimate, settings, parts.runtime.device)
+
+    values = sum(layer.values for layer in context.layers)
+    moments = checks.count_moments(training.optimizer)
+    context.memory_estimate = memory.estimate_memory(model, moments, values, settings)
+    context.notes += memory.note_shortage(context.memory_estimate, settings, context.runtime.device)
+
     outputs = Path(settings.rest.paths.outputs)
+    keys = settings.rest.checkpoint
     checks.check_disk(outputs, model, training.optimizer, keys.keep, keys.format == "full")
 
 
-def _check_batch_sizes(parts: RunContext, first: Batch) -> None:
+def _check_batch_sizes(context: RunContext, first_batch: Batch) -> None:
     """Send a batch of every size that an epoch holds through the model, as in training."""
-    training, trainer = parts.training, parts.settings.rest.trainer
+    training = context.training
+    trainer = context.settings.rest.trainer
     order = training.train.order
     most_batches = None if trainer.max_steps is None else trainer.max_steps * trainer.accumulate_steps
-    sizes = checks.list_batch_sizes(order, parts.runtime.ranks.count, most_batches)
-    work = sum(layer.multiply_adds for layer in parts.layers)
-    checks.check_batch_sizes(parts.model, first, parts.task, training.autocast, sizes, order, work)
+    sizes = checks.list_batch_sizes(order, context.runtime.ranks.count, most_batches)
+    multiply_adds = sum(layer.multiply_adds for layer in context.layers)
+    checks.check_batch_sizes(context.model, first_batch, context.task, training.autocast, sizes, order, multiply_adds)
 
 
 def find_limit_notes(training: TrainState) -> list[str]:
-    """A note where the epochs end the training before trainer.max_steps, or an epoch ends before a whole step."""
+    """Notes on epochs that end the training before trainer.max_steps, and on epochs shorter than one step."""
     limits = training.limits
     batches = len(training.train)
-    notes = []
     steps = limits.epochs * math.ceil(batches / limits.accumulate_steps)
+    notes = []
     if limits.max_steps is not None and limits.max_steps > steps:
         notes.append(
             f"trainer.epochs={limits.epochs} ends the training after {steps:,} steps, before "
@@ -305,6 +369,6 @@ def find_limit_notes(training: TrainState) -> list[str]:
 
 
 def find_model_notes(model: nn.Module) -> list[str]:
-    """What a model class says of itself that its user should know."""
+    """The note that a model class has for its user, in the attribute `note`."""
     note: Any = getattr(model, "note", None)
     return [note] if isinstance(note, str) else []

@@ -1,4 +1,4 @@
-"""Data that several jobs of one process read once."""
+"""A cache of data sets, so that several runs of one process read the same data once."""
 
 import contextlib
 import json
@@ -9,32 +9,37 @@ from dataclasses import asdict
 from dlrun.config.schema import Settings
 from dlrun.data.spec import Split, Splits
 
-_MOST = 2  # data sets that are kept: MNIST takes 220 MB
-_kept: ContextVar[dict[str, Splits] | None] = ContextVar("kept", default=None)
+# Number of data sets in the cache. MNIST takes 220 MB.
+_CAPACITY = 2
+_cache: ContextVar[dict[str, Splits] | None] = ContextVar("cache", default=None)
 
 
 @contextlib.contextmanager
 def share_data() -> Iterator[None]:
-    """Inside it runs with the same data settings get the same tensors, which nothing of dlrun writes to."""
-    token = _kept.set({})
+    """Give runs with the same data settings the same tensors inside this block. Nothing of dlrun writes to them."""
+    token = _cache.set({})
     try:
         yield
     finally:
-        _kept.reset(token)
+        _cache.reset(token)
 
 
-def get_or_build(settings: Settings, make: Callable[[], Splits]) -> Splits:
-    """What `make` returns, or what it did for a run before; data of the user's own are always made anew."""
-    kept = _kept.get()
-    if kept is None or not str(settings.data.target).startswith("dlrun.data."):
-        return make()
+def get_or_build(settings: Settings, build: Callable[[], Splits]) -> Splits:
+    """Return the data of an earlier run with the same settings, or build them; a user's own data always anew."""
+    cache = _cache.get()
+    if cache is None or not str(settings.data.target).startswith("dlrun.data."):
+        return build()
+
     key = json.dumps([settings.data.target, settings.data.arguments, asdict(settings.data_keys)], default=str)
-    if key in kept:
-        kept[key] = kept.pop(key)  # the one used last stays longest
-        return kept[key]
-    made = make()
-    if all(part is None or isinstance(part, Split) for part in (made.train, made.val, made.test)):
-        kept[key] = made
-        while len(kept) > _MOST:
-            kept.pop(next(iter(kept)))
-    return made
+    if key in cache:
+        # Move it to the end: the least recently used goes first.
+        cache[key] = cache.pop(key)
+        return cache[key]
+
+    splits = build()
+    parts = (splits.train, splits.val, splits.test)
+    if all(part is None or isinstance(part, Split) for part in parts):
+        cache[key] = splits
+        while len(cache) > _CAPACITY:
+            cache.pop(next(iter(cache)))
+    return splits

@@ -15,46 +15,50 @@ _SHORT = {"w": "weight", "b": "bias"}
 def set_start_values(model: nn.Module, init: dict[str, Any]) -> None:
     """Fill parameters by name or pattern with a number, or with nested lists of their shape.
 
-    `w` and `b`, where no parameter has that name, stand for `weight` and `bias`, or for the only parameter whose
-    name ends so (`layers.0.weight`).
+    Where no parameter is called `w` or `b`, these stand for `weight` and `bias`, or for the only parameter whose
+    name ends so (`layers.0.weight`). RequestError for a key that names no parameter, or a value of another shape.
     """
-    named = dict(model.named_parameters())
+    parameters = dict(model.named_parameters())
     for key, value in init.items():
-        wanted = find_parameters(key, list(named))
-        if not wanted:
-            hint = did_you_mean(key, named)
-            raise RequestError(f"model.init.{key}: there is no such parameter; {hint}there are {listed(named)}")
-        for name in wanted:
-            _fill(named[name], name, value)
+        names = find_parameters(key, list(parameters))
+        if not names:
+            hint = did_you_mean(key, parameters)
+            raise RequestError(f"model.init.{key}: there is no such parameter; {hint}there are {listed(parameters)}")
+        for name in names:
+            _fill(parameters[name], name, value)
 
 
 def find_replaced(model: nn.Module, init: dict[str, Any]) -> list[str]:
     """The keys of `model.init` whose parameters have other values by now."""
-    named = dict(model.named_parameters())
+    parameters = dict(model.named_parameters())
     replaced = []
     for key, value in init.items():
-        for name in find_parameters(key, list(named)):
-            wanted = named[name].detach().clone()
-            _fill(wanted, name, value)
-            if key not in replaced and not torch.equal(wanted, named[name]):
+        for name in find_parameters(key, list(parameters)):
+            start = parameters[name].detach().clone()
+            _fill(start, name, value)
+            if key not in replaced and not torch.equal(start, parameters[name]):
                 replaced.append(key)
     return replaced
 
 
 def find_parameters(key: str, names: list[str]) -> list[str]:
-    """The parameters that a key names: those that match it, or the one that `w` or `b` can mean, if there is one."""
-    matching = [n for n in names if fnmatchcase(n, key)]
+    """The parameters that a key names: all that match it, or the one that `w` or `b` stands for; maybe none."""
+    matching = [name for name in names if fnmatchcase(name, key)]
     if matching:
         return matching
+
     word = _SHORT.get(key)
-    ending = [n for n in names if n.rpartition(".")[2] == word]
-    return ending if len(ending) == 1 else [n for n in ending if n == word]
+    ending = [name for name in names if name.rpartition(".")[2] == word]
+    if len(ending) == 1:
+        return ending
+    return [name for name in ending if name == word]
 
 
 def _fill(parameter: Tensor, name: str, value: Any) -> None:
     try:
-        wanted = torch.as_tensor(value, dtype=parameter.dtype)
-        parameter.copy_(wanted.expand_as(parameter) if wanted.dim() == 0 else wanted.reshape(parameter.shape))
+        start = torch.as_tensor(value, dtype=parameter.dtype)
+        start = start.expand_as(parameter) if start.dim() == 0 else start.reshape(parameter.shape)
+        parameter.copy_(start)
     except (RuntimeError, ValueError, TypeError) as error:
         shape = tuple(parameter.shape)
         raise RequestError(f"model.init.{name} must be a number or nested lists of shape {shape}") from error
