@@ -10,7 +10,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from dlrun.cli.list_runs import cells, layout, size
+from dlrun.cli.list_runs import list_cells, format_columns, format_size
 from dlrun.core import lock
 from dlrun.core.errors import RequestError, RunError, listed
 from dlrun.core.inside import OF_A_RUN
@@ -30,18 +30,18 @@ def clean(words: Sequence[str]) -> None:
     """
     sure = "--yes" in words
     asked = query([word for word in words if word != "--yes"], "dlrun clean")
-    refuse(asked)
+    refuse_query(asked)
     asked.filters.setdefault("status", _DEFAULT)
     runs = asked.runs()[: asked.last]
-    reasons = {run.folder: why_not(run, asked.outputs) for run in runs}
+    reasons = {run.folder: find_objection(run, asked.outputs) for run in runs}
     going = [run for run in runs if not reasons[run.folder]]
     if going:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        write_out("\n".join(layout([(run.folder, cells(run)) for run in going], width)))
+        write_out("\n".join(format_columns([(run.folder, list_cells(run)) for run in going], width)))
     for run in runs:
         if reasons[run.folder]:
             write_out(escape_line(f"stays: {run.folder} ({reasons[run.folder]})"))
-    room = size(sum(bytes_of(run.folder) for run in going))
+    room = format_size(sum(bytes_of(run.folder) for run in going))
     if not going:
         why = "" if runs else f": no run with status={','.join(asked.filters['status'])}"
         write_out(escape_line(f"nothing to remove in {asked.outputs}{why}"))
@@ -56,7 +56,7 @@ def _counted(runs: Sequence[RunRecord]) -> str:
     return f"{len(runs)} run{'s' if len(runs) != 1 else ''}"
 
 
-def refuse(asked: Query) -> None:
+def refuse_query(asked: Query) -> None:
     """RequestError for folders that do not lie in `outputs`, and for runs under way."""
     for place in asked.places:
         if not place.resolve().is_relative_to(asked.outputs.resolve()):
@@ -67,7 +67,7 @@ def refuse(asked: Query) -> None:
         raise RequestError("a run under way is not removed; stop it first, and leave status=running out")
 
 
-def why_not(run: RunRecord, outputs: Path) -> str:
+def find_objection(run: RunRecord, outputs: Path) -> str:
     """Why a run stays where it is; "" for one that may go."""
     root = outputs.resolve()
     if not run.folder.resolve().is_relative_to(root) or run.folder.resolve() == root:
@@ -109,7 +109,7 @@ def remove_all(runs: Sequence[RunRecord], outputs: Path) -> None:
         else:
             gone.append(run)
             room += held
-    write_out(f"removed {_counted(gone)}, {size(room)}")
+    write_out(f"removed {_counted(gone)}, {format_size(room)}")
     if lost:
         sys.stdout.flush()
         raise RunError(f"not everything is removed: {'; '.join(lost)}")

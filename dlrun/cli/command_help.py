@@ -28,7 +28,7 @@ class CommandHelp:
     words: list[tuple[str, str]]  # what stands at a place, and what it is
     options: list[tuple[str, str]]  # option=default, and what it does
     examples: list[str]
-    overview: list[tuple[str, str]]  # the lines of `dlrun --help`: usage, and a few words
+    format_overview: list[tuple[str, str]]  # the lines of `dlrun --help`: usage, and a few words
 
 
 COMMAND_HELP = {
@@ -224,7 +224,7 @@ _FLAGS = [
 ]
 
 
-def overview(groups: list[str]) -> str:
+def format_overview(groups: list[str]) -> str:
     """What `dlrun --help` says."""
     commands = list(_TRAINING)
     for command in COMMAND_HELP.values():
@@ -243,7 +243,7 @@ def overview(groups: list[str]) -> str:
     return "\n".join(lines)
 
 
-def of_command(name: str) -> str:
+def format_command_help(name: str) -> str:
     """What `dlrun NAME --help` says; NAME is a key of COMMAND_HELP."""
     command = COMMAND_HELP[name]
     blocks = [f"dlrun {command.usage}", textwrap.fill(command.about, _WIDTH)]
@@ -267,7 +267,7 @@ def _listed(title: str, rows: list[tuple[str, str]], width: int) -> str:
     return "\n".join(lines)
 
 
-def versions() -> str:
+def format_versions() -> str:
     """What `dlrun --version` says, from the packages' metadata."""
     lines = []
     for name, package in (("dlrun", "dlrun"), ("torch", "torch"), ("Hydra", "hydra-core")):

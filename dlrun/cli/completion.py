@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from dlrun.cli.main import CHECKS, COMMANDS, OF_SAVED_RUNS
+from dlrun.cli.main import CHECKS, COMMANDS, SAVED_RUN_COMMANDS
 from dlrun.cli.pages import TOPICS
 from dlrun.config import schema as config
 from dlrun.config.request import GROUPS
@@ -61,7 +61,7 @@ def answer(words: Sequence[str]) -> None:
     if len(words) == 3 and words[0] == "words" and words[1] in SCRIPTS:
         with contextlib.suppress(OSError, ValueError):  # whoever presses Tab wants no message
             # A name that cannot be typed as it is shown is left out.
-            for word in of_line(words[1], words[2]):
+            for word in complete_line(words[1], words[2]):
                 if escape_line(word) == word:
                     write_out(word)
     elif len(words) == 1 and words[0] in SCRIPTS:
@@ -71,18 +71,18 @@ def answer(words: Sequence[str]) -> None:
     sys.stdout.flush()
 
 
-def of_line(shell: str, line: str) -> list[str]:
+def complete_line(shell: str, line: str) -> list[str]:
     """How the last word of a command line may go on; for bash without what stands before its last = or colon."""
     words = shlex.split(line)
     now = "" if line[-1:].isspace() else words.pop()
-    found = [word for word in dict.fromkeys(candidates(words[1:], now)) if word.startswith(now)]
+    found = [word for word in dict.fromkeys(suggest_words(words[1:], now)) if word.startswith(now)]
     done = max(now.rfind("="), now.rfind(":")) + 1 if shell == "bash" else 0
     return [shlex.quote(word[done:]) for word in found]
 
 
-def candidates(before: Sequence[str], now: str) -> Iterator[str]:
+def suggest_words(before: Sequence[str], now: str) -> Iterator[str]:
     """What could stand in place of the word `now`, behind the words `before`; more than what begins like it."""
-    verb = before[0] if before and before[0] in verbs() else ""
+    verb = before[0] if before and before[0] in list_commands() else ""
     if now.startswith("-"):
         yield from ("--yes", "--last") if verb == "clean" else ("--last",) if verb == "ls" else _FLAGS
     elif verb == "completion":
@@ -90,32 +90,32 @@ def candidates(before: Sequence[str], now: str) -> Iterator[str]:
     elif verb == "help":
         yield from () if len(before) > 1 else TOPICS
     elif verb in _LISTS and (verb == "clean" or "runs" in before):
-        yield from filters(now)
+        yield from suggest_filters(now)
     elif verb == "ls":
         yield from (*GROUPS, "runs")
     elif verb in (*_OF_RUNS, *_OF_SWEEPS) and (len(before) == 1 or verb in _SEVERAL):
-        yield from places(now, verb in _OF_SWEEPS)
+        yield from suggest_folders(now, verb in _OF_SWEEPS)
     else:
-        yield from () if before else verbs()
+        yield from () if before else list_commands()
         yield from CHECKS if list(before) == ["check"] else ()
-        yield from values(now, [f"format={name}" for name in _FORMATS if verb == "export"])
-        yield from settings(before, now)
+        yield from suggest_values(now, [f"format={name}" for name in _FORMATS if verb == "export"])
+        yield from suggest_settings(before, now)
 
 
-def verbs() -> list[str]:
+def list_commands() -> list[str]:
     """The commands."""
-    return sorted({*COMMANDS, *OF_SAVED_RUNS, *_LISTS, "help"})
+    return sorted({*COMMANDS, *SAVED_RUN_COMMANDS, *_LISTS, "help"})
 
 
-def filters(now: str) -> Iterator[str]:
+def suggest_filters(now: str) -> Iterator[str]:
     """What `ls runs` and `clean` look for."""
-    yield from values(now, [f"status={status}" for status in STATUSES])
+    yield from suggest_values(now, [f"status={status}" for status in STATUSES])
     for group in ("model", "data", "optimizer"):
-        yield from values(now, [f"{group}={name}" for name in options(group, [])])
+        yield from suggest_values(now, [f"{group}={name}" for name in list_options(group, [])])
     yield "seed="
 
 
-def values(now: str, whole: Sequence[str]) -> list[str]:
+def suggest_values(now: str, whole: Sequence[str]) -> list[str]:
     """key=value words, of which only the key is shown before it is there; of a list of values the last goes on."""
     key, _, value = now.partition("=")
     if not whole or not whole[0].startswith(f"{key}=") or "=" not in now:
@@ -124,7 +124,7 @@ def values(now: str, whole: Sequence[str]) -> list[str]:
     return [f"{key}={others}{word.partition('=')[2]}" for word in whole]
 
 
-def places(now: str, with_sweeps: bool) -> Iterator[str]:
+def suggest_folders(now: str, with_sweeps: bool) -> Iterator[str]:
     """Run folders in `outputs`, newest first; the jobs of a sweep once its own folder is typed."""
     for run in sorted(query.folders([Path("outputs")]), key=lambda run: str(run.folder), reverse=True):
         if run.sweep is None or now.startswith(f"{run.sweep}/"):
@@ -133,27 +133,27 @@ def places(now: str, with_sweeps: bool) -> Iterator[str]:
             yield f"{run.sweep}" if with_sweeps else f"{run.sweep}/"
 
 
-def settings(before: Sequence[str], now: str) -> Iterator[str]:
+def suggest_settings(before: Sequence[str], now: str) -> Iterator[str]:
     """Choices and keys; of a section only its name, until the dot is typed."""
-    for group in groups(before):
-        yield from values(now, [f"{group}={name}" for name in options(group, before)])
+    for group in list_groups(before):
+        yield from suggest_values(now, [f"{group}={name}" for name in list_options(group, before)])
     if now.startswith(("init_from=", "resume=")):
         key = now.partition("=")[0]
-        yield from (f"{key}={place}" for place in places(now.partition("=")[2], with_sweeps=key == "resume"))
-    for key, known in keys(before).items():
+        yield from (f"{key}={place}" for place in suggest_folders(now.partition("=")[2], with_sweeps=key == "resume"))
+    for key, known in read_keys(before).items():
         if "=" in now and known:
-            yield from values(now, [f"{key}={value}" for value in known])
+            yield from suggest_values(now, [f"{key}={value}" for value in known])
         elif "=" not in now and key.startswith(now):
             dot = key.find(".", len(now))
             yield key[: dot + 1] if dot >= 0 else f"{key}="
 
 
-def groups(before: Sequence[str]) -> list[str]:
+def list_groups(before: Sequence[str]) -> list[str]:
     """Those of dlrun and of the user's own --config-dir."""
     return [group for group in GROUPS if any((folder / group).is_dir() for folder in _config_dirs(before))]
 
 
-def options(group: str, before: Sequence[str]) -> list[str]:
+def list_options(group: str, before: Sequence[str]) -> list[str]:
     """What can be chosen of a group."""
     return sorted({path.stem for folder in _config_dirs(before) for path in (folder / group).glob("*.yaml")})
 
@@ -163,7 +163,7 @@ def _config_dirs(before: Sequence[str]) -> list[Path]:
     return [config.CONFIG_DIR, *own]
 
 
-def keys(before: Sequence[str]) -> dict[str, list[str]]:
+def read_keys(before: Sequence[str]) -> dict[str, list[str]]:
     """Every key of the config with these choices, and its values where there are only a few."""
     found = dict(_of_schema(config.Config, ""))
     for group, schema in config.KEYS.items():

@@ -24,21 +24,24 @@ def diff_runs(words: Sequence[str]) -> None:
         raise RequestError(
             "dlrun diff takes two run folders; type dlrun diff outputs/<date>/<run> outputs/<date>/<run>"
         )
-    a, b = (read(Path(word)) for word in words)
+    a, b = (read_run(Path(word)) for word in words)
     console = Console()
     console.say(facts([("A", str(a.folder)), ("B", str(b.folder))]))
-    for title, one, two in (("config", a.flat_config, b.flat_config), ("made with", made_with(a), made_with(b))):
+    for title, one, two in (
+        ("config", a.flat_config, b.flat_config),
+        ("made with", describe_environment(a), describe_environment(b)),
+    ):
         console.say()
-        rows = different(one, two)
+        rows = list_differences(one, two)
         console.say(table((title, "A", "B"), rows, left=3) if rows else f"{title}: no difference")
     console.say()
-    for line in parting(a, b):
+    for line in describe_divergence(a, b):
         console.say(line)
     console.say()
-    console.say(table(("result", "A", "B", "B - A"), side_by_side(a, b)))
+    console.say(table(("result", "A", "B", "B - A"), compare_results(a, b)))
 
 
-def read(folder: Path) -> RunRecord:
+def read_run(folder: Path) -> RunRecord:
     """What is known of the run in `folder`; RequestError when there is none, or a file of it is damaged.
 
     A run that was killed lacks some files, and is compared by what there is.
@@ -59,14 +62,14 @@ def read(folder: Path) -> RunRecord:
     raise RequestError(f"{folder} {kind}; dlrun diff takes run folders, those of `dlrun ls runs`")
 
 
-def made_with(run: RunRecord) -> dict[str, Any]:
+def describe_environment(run: RunRecord) -> dict[str, Any]:
     """Machine, versions and code, with dotted keys."""
     noted = {key: value for key, value in flatten(run.environment).items() if key.startswith(_MACHINE)}
     code = {"code_hash": run.result["code_hash"][:12]} if "code_hash" in run.result else {}
     return noted | code
 
 
-def different(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, str, str]]:
+def list_differences(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Keys that differ and their values, "-" where there is no such key."""
     keys = [k for k in {**a, **b} if not k.startswith(_NOT_COMPARED)]
     return [(k, _shown(a, k), _shown(b, k)) for k in keys if a.get(k, _ABSENT) != b.get(k, _ABSENT)]
@@ -82,7 +85,7 @@ def _shown(values: dict[str, Any], key: str) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def parting(a: RunRecord, b: RunRecord) -> list[str]:
+def describe_divergence(a: RunRecord, b: RunRecord) -> list[str]:
     """Sentences: the first epoch after which the weights differ, and the first logged step that does."""
     if not (a.fingerprints and b.fingerprints):
         return [*_by_losses(a, b), _of_the_end(a, b)]
@@ -141,7 +144,7 @@ def _of_the_end(a: RunRecord, b: RunRecord) -> str:
     return f"final weights: {'equal to the last bit' if one == two else 'different'}"
 
 
-def side_by_side(a: RunRecord, b: RunRecord) -> list[tuple[str, str, str, str]]:
+def compare_results(a: RunRecord, b: RunRecord) -> list[tuple[str, str, str, str]]:
     """Status, sizes and times, the best epoch, and every metric that one of them has."""
     rows = [(name.replace("_", " "), a.result.get(name), b.result.get(name)) for name in _FACTS]
     best = [run.result.get("best") or {} for run in (a, b)]

@@ -22,7 +22,7 @@ _LEAST = 8  # columns that the choice is worth showing in
 def list_runs(words: Sequence[str]) -> None:
     """Print a line a run, or a sweep. On a terminal the folders that they lie in are headings, in a pipe part of it."""
     asked = query(words, "dlrun ls runs")
-    units = grouped(asked)[: asked.last]
+    units = group_runs(asked)[: asked.last]
     for damage in asked.unreadable:
         write_error(f"note: {damage}")
     if not units:
@@ -30,7 +30,7 @@ def list_runs(words: Sequence[str]) -> None:
         write_out(f"{none} in {escape_line(', '.join(map(str, asked.places or [asked.outputs])))}")
         return
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    write_out("\n".join(layout([unit.line() for unit in units], width)))
+    write_out("\n".join(format_columns([unit.line() for unit in units], width)))
     sys.stdout.flush()
 
 
@@ -43,10 +43,10 @@ class Unit:
 
     def line(self) -> tuple[Path, list[str]]:
         """Its folder, and the cells behind it."""
-        return sweep_line(self.sweep, self.runs) if self.sweep else (self.runs[0].folder, cells(self.runs[0]))
+        return describe_sweep(self.sweep, self.runs) if self.sweep else (self.runs[0].folder, list_cells(self.runs[0]))
 
 
-def grouped(asked: Query) -> list[Unit]:
+def group_runs(asked: Query) -> list[Unit]:
     """The runs that are asked for, newest first; the jobs of a sweep as one, unless a filter or its folder is named."""
     runs = asked.runs()
     jobs: dict[Path, list[RunRecord]] = {}
@@ -62,13 +62,13 @@ def grouped(asked: Query) -> list[Unit]:
     return units
 
 
-def cells(run: RunRecord) -> list[str]:
+def list_cells(run: RunRecord) -> list[str]:
     """Status, epochs, best metric, size and choice of one run."""
     best = f"{run.best[0]} {number(run.best[1])}" if run.best else "-"
-    return [run.status, str(run.epochs), best, size(bytes_of(run.folder)), choice(run)]
+    return [run.status, str(run.epochs), best, format_size(bytes_of(run.folder)), describe_choice(run)]
 
 
-def choice(run: RunRecord) -> str:
+def describe_choice(run: RunRecord) -> str:
     """Time, model, data and optimizer, and what else was typed; without what the folder's own name tells.
 
     Of a damaged run what is wrong with it.
@@ -83,27 +83,27 @@ def choice(run: RunRecord) -> str:
     return " ".join([*when, *named, optimizer, *typed_words(run)]).strip()
 
 
-def sweep_line(folder: Path, runs: list[RunRecord]) -> tuple[Path, list[str]]:
+def describe_sweep(folder: Path, runs: list[RunRecord]) -> tuple[Path, list[str]]:
     """A sweep: how many of its runs are done, and the command that began it."""
     statuses, words = [run.status for run in runs], list[str]()
     try:
         ledger = Ledger.read(folder)
-        statuses, words = [ledger.status_of(entry) for entry in ledger.entries.values()], ledger.words
+        statuses, words = [ledger.read_status(entry) for entry in ledger.entries.values()], ledger.words
     except RequestError as error:
-        return folder, ["damaged", "-", "-", size(bytes_of(folder)), str(error)]
+        return folder, ["damaged", "-", "-", format_size(bytes_of(folder)), str(error)]
     done, failed = sum(s in DONE for s in statuses), statuses.count("failed")
     said = f"sweep, {failed} failed:" if failed else "sweep:"
     state = f"{'running, ' if lock.is_held(folder) else ''}{done}/{len(statuses)} done"
-    return folder, [state, "-", "-", size(bytes_of(folder)), " ".join([said, *words])]
+    return folder, [state, "-", "-", format_size(bytes_of(folder)), " ".join([said, *words])]
 
 
-def size(count: float) -> str:
+def format_size(count: float) -> str:
     """Bytes for people."""
     scale, unit = next((s, u) for s, u in ((1e3, "kB"), (1e6, "MB"), (1e9, "GB")) if count < 999.95 * s or u == "GB")
     return f"{count / scale:,.1f} {unit}"
 
 
-def layout(lines: Sequence[tuple[Path, list[str]]], width: int | None) -> list[str]:
+def format_columns(lines: Sequence[tuple[Path, list[str]]], width: int | None) -> list[str]:
     """Columns under HEADERS. width: of a terminal, whose last column is cut; null for whole lines with whole paths."""
     rows = [list(HEADERS)]
     for folder, cells_of_run in lines:

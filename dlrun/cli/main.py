@@ -34,7 +34,7 @@ COMMANDS = {  # what answers a command, called with the words behind it; it is i
     "predict": "dlrun.inference.predict.command:predict",
 }
 MOST_ECHOED = 200  # letters of a word that a message shows
-OF_OPTIMIZERS = "torch._dynamo"  # what the first of torch's optimizers imports
+OPTIMIZER_IMPORTS = "torch._dynamo"  # what the first of torch's optimizers imports
 CHECKS = {  # what answers `dlrun check WORD`, and what is said when what was checked does not hold
     "gradients": (
         "dlrun.experiment.checks.gradients:check_gradients",
@@ -46,7 +46,7 @@ CHECKS = {  # what answers `dlrun check WORD`, and what is said when what was ch
         "the resumed run is not the run that was left alone; the table says where they differ",
     ),
 }
-OF_SAVED_RUNS = ("eval", "export", "predict", "resume")  # their first word is a run
+SAVED_RUN_COMMANDS = ("eval", "export", "predict", "resume")  # their first word is a run
 
 
 @library_warnings.diverted()
@@ -64,10 +64,10 @@ def main() -> int:
     requests: list[Request] = []
     try:
         if distributed.follows():
-            with garbage_left():
+            with skip_garbage_collection():
                 from dlrun.experiment import follower
 
-                importlib.import_module(OF_OPTIMIZERS)
+                importlib.import_module(OPTIMIZER_IMPORTS)
             return follower.main(verbose)
 
         try:
@@ -78,17 +78,17 @@ def main() -> int:
         if not requests:
             return 0
         if requests[0].sweep is not None:
-            with garbage_left():
+            with skip_garbage_collection():
                 from dlrun.sweep import runner
 
-                importlib.import_module(OF_OPTIMIZERS)
+                importlib.import_module(OPTIMIZER_IMPORTS)
 
             distributed.refuse("a sweep")
             return runner.run(requests)
-        with garbage_left():
+        with skip_garbage_collection():
             from dlrun.experiment import run
 
-            importlib.import_module(OF_OPTIMIZERS)
+            importlib.import_module(OPTIMIZER_IMPORTS)
 
         unheeded.refuse_sweep_settings(words)
         return run.run(requests[0])
@@ -107,7 +107,7 @@ def main() -> int:
 
 
 @contextlib.contextmanager
-def garbage_left() -> Iterator[None]:
+def skip_garbage_collection() -> Iterator[None]:
     """What training needs is imported inside without Python looking for garbage in it, then or later.
 
     These are a million objects that stay: to look through them again and again took a fifth of the time.
@@ -127,7 +127,7 @@ def garbage_left() -> Iterator[None]:
 def answer(words: list[str]) -> list["Request"]:
     """What is to be trained; empty when the command has been answered on the spot."""
     first = words[0] if words else ""
-    helped = help_text(words)
+    helped = find_help(words)
     if helped:
         write_out(helped)
         return []
@@ -142,15 +142,15 @@ def answer(words: list[str]) -> list["Request"]:
     return compose(words)
 
 
-def help_text(words: list[str]) -> str:
+def find_help(words: list[str]) -> str:
     """What --help or --version anywhere in a command line asks for; "" where neither is there."""
     flags = words[: words.index("--")] if "--" in words else words  # what follows are inputs of `dlrun predict`
     if "-h" in flags or "--help" in flags:
         for name in (" ".join(words[:2]), words[0]):  # `check lr` before `check`
             if name in command_help.COMMAND_HELP:
-                return command_help.of_command(name)
-        return command_help.overview(listing.groups(schema.CONFIG_DIR))
-    return command_help.versions() if "--version" in flags else ""
+                return command_help.format_command_help(name)
+        return command_help.format_overview(listing.groups(schema.CONFIG_DIR))
+    return command_help.format_versions() if "--version" in flags else ""
 
 
 def compose(words: list[str]) -> list["Request"]:
@@ -170,9 +170,9 @@ def compose(words: list[str]) -> list["Request"]:
 
     try:
         distributed.refuse(f"dlrun {words[0]}")
-        answering(COMMANDS[words[0]])(words[1:])
+        load_function(COMMANDS[words[0]])(words[1:])
     except mistakes.COMPOSITION_ERRORS as error:
-        if words[0] in OF_SAVED_RUNS:  # a saved config, and what is to be changed of it
+        if words[0] in SAVED_RUN_COMMANDS:  # a saved config, and what is to be changed of it
             raise RequestError(mistakes.sentence(error, words[2:])) from error
         asked = list(dropwhile(lambda word: word in ("check", *CHECKS), words))
         raise mistakes.request_error(error, asked) from error
@@ -188,14 +188,14 @@ def check(words: list[str]) -> None:
     """`dlrun check [gradients|lr|resume] ...`; RunError when what was checked does not hold."""
     special = words[:1] if words[:1] and words[0] in CHECKS else []
     place, fault = CHECKS[special[0]] if special else ("dlrun.cli.check:check", "")
-    if answering(place)(words[len(special) :]):
+    if load_function(place)(words[len(special) :]):
         raise RunError(fault)
 
 
-def answering(place: str) -> Callable[[list[str]], Any]:
+def load_function(place: str) -> Callable[[list[str]], Any]:
     """The function that "module:name" is."""
     module, _, name = place.partition(":")
-    with garbage_left():
+    with skip_garbage_collection():
         function: Callable[[list[str]], Any] = getattr(importlib.import_module(module), name)
     return function
 

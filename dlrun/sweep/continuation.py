@@ -11,11 +11,11 @@ from dlrun.core.errors import RequestError
 from dlrun.core.own_code import own_modules
 from dlrun.core.shell import advice, quote
 from dlrun.runs import folder as run_folder
-from dlrun.sweep.jobs import key_of
+from dlrun.sweep.jobs import parse_key
 from dlrun.sweep.ledger import NAME, Ledger
 
 
-def place(requests: Sequence[Request]) -> tuple[Path, Ledger]:
+def choose_folder(requests: Sequence[Request]) -> tuple[Path, Ledger]:
     """Where the sweep is to lie, and its ledger, an empty one for a new sweep; nothing is written.
 
     RequestError when the folder that was asked for holds something else.
@@ -24,14 +24,14 @@ def place(requests: Sequence[Request]) -> tuple[Path, Ledger]:
     assert first.sweep is not None
     if first.words[:1] == ["resume"]:  # where it was begun, its folder may have had another name
         return first.sweep, Ledger.read(first.sweep)
-    if is_chosen(first):
+    if has_chosen_folder(first):
         folder = Path(first.config["sweep"]["dir"] or first.sweep)
         return folder, _ledger(folder, first.words)
     folder = run_folder.free(first.sweep)
     return folder, Ledger(folder)
 
 
-def is_chosen(request: Request) -> bool:
+def has_chosen_folder(request: Request) -> bool:
     """Whether the command line names the sweep's folder; each start makes a new one else."""
     named = any(word.startswith(("hydra.sweep.dir=", "hydra.run.dir=")) for word in request.words)
     return named or bool(request.config["sweep"]["dir"]) or request.words[:1] == ["resume"]
@@ -58,7 +58,7 @@ def _difference(before: Sequence[str], now: Sequence[str]) -> str:
 
     More values of a key that is swept over are points to be added.
     """
-    ours, theirs = fixed(now), fixed(before)
+    ours, theirs = read_fixed_words(now), read_fixed_words(before)
     for key in sorted({*ours, *theirs}):
         one, other = theirs.get(key), ours.get(key)
         if key not in ours or key not in theirs:
@@ -68,21 +68,21 @@ def _difference(before: Sequence[str], now: Sequence[str]) -> str:
     return ""
 
 
-def fixed(words: Sequence[str]) -> dict[str, str]:
+def read_fixed_words(words: Sequence[str]) -> dict[str, str]:
     """By key, each word that can tell sweeps apart; an empty text where it names several values."""
     found = {}
     for word in request.overrides_of(words):
-        top = key_of(word).split(".")[0]
-        if top not in NOT_IDENTITY or key_of(word) == "sweep.points":
-            found[key_of(word)] = "" if request.names_several_values(word) else word
+        top = parse_key(word).split(".")[0]
+        if top not in NOT_IDENTITY or parse_key(word) == "sweep.points":
+            found[parse_key(word)] = "" if request.names_several_values(word) else word
     return found
 
 
-def merged(before: Sequence[str], more: Sequence[str]) -> list[str]:
+def merge_words(before: Sequence[str], more: Sequence[str]) -> list[str]:
     """The words of a command line with some replaced by others about the same key, or added."""
-    keys = {key_of(word) for word in more}
-    kept = [word for word in request.overrides_of(before) if key_of(word) not in keys]
-    return [*(word for word in kept if not key_of(word).startswith("hydra")), *more]
+    keys = {parse_key(word) for word in more}
+    kept = [word for word in request.overrides_of(before) if parse_key(word) not in keys]
+    return [*(word for word in kept if not parse_key(word).startswith("hydra")), *more]
 
 
 def read_requests(words: Sequence[str]) -> list[Request]:
@@ -94,7 +94,9 @@ def read_requests(words: Sequence[str]) -> list[Request]:
     ledger = Ledger.read(folder)
     flags = [word for word in words if word not in request.overrides_of(words)]
     asked = request.overrides_of(words)
-    of_all = [word for word in asked if key_of(word).split(".")[0] in NOT_IDENTITY and key_of(word) != "sweep.points"]
+    of_all = [
+        word for word in asked if parse_key(word).split(".")[0] in NOT_IDENTITY and parse_key(word) != "sweep.points"
+    ]
     new = [word for word in asked if word not in of_all]
     line = ["resume", str(folder), *words]
     known = [ledger.request(entry, of_all, line) for entry in ledger.entries.values()]
@@ -107,7 +109,7 @@ def read_requests(words: Sequence[str]) -> list[Request]:
         if value and not getattr(now, flag):
             place = f"--{flag.replace('_', '-')} {quote(value)}"
             raise RequestError(f"the sweep was begun with {place}; add that to this command, for the new points")
-    kept = merged(ledger.words, new)
+    kept = merge_words(ledger.words, new)
     for word in kept:
         if "${" in word and word not in new:
             raise RequestError(

@@ -55,7 +55,7 @@ class Serial:
         """See Engine."""
         for job in jobs:
             watcher.started(job)
-            outcome = run_one(job.request)
+            outcome = run_request(job.request)
             goes_on = watcher.ended(job, outcome)
             if outcome.stopped:
                 return outcome.code
@@ -64,7 +64,7 @@ class Serial:
         return 0
 
 
-def run_one(request: Request) -> Outcome:
+def run_request(request: Request) -> Outcome:
     """One run without a terminal; whatever goes wrong in it stays in it."""
     try:
         return Outcome(experiment.run(request, Console(quiet=True)))

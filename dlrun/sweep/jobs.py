@@ -39,26 +39,26 @@ class Job:
         return copy.deepcopy(self.request.config)
 
 
-def identity(job: Job, varying: set[str]) -> str:
+def compute_identity(job: Job, varying: set[str]) -> str:
     """config_hash, and what else tells two jobs apart: a preset, its line of sweep.points, a device swept over.
 
     varying: the words that not all jobs have.
     """
     request = job.request
     more = [f"{preset}={request.choices[preset]}" for preset in _PRESETS if preset in request.choices]
-    more += [word for word in request.overrides if word in varying and key_of(word).split(".")[0] == "device"]
+    more += [word for word in request.overrides if word in varying and parse_key(word).split(".")[0] == "device"]
     if request.group is not None:
         more.append(f"of {' '.join(word for word in request.overrides if word not in request.extra)}")
     found = config_hash(job.plain)
     return found if not more else hashlib.sha256(json.dumps([found, *more]).encode()).hexdigest()
 
 
-def key_of(word: str) -> str:
+def parse_key(word: str) -> str:
     """The key that a word of a command line is about."""
     return word.partition("=")[0].lstrip("+~")
 
 
-def named(requests: Sequence[Request], sweep: Path) -> list[Job]:
+def build_jobs(requests: Sequence[Request], sweep: Path) -> list[Job]:
     """A job for each request, numbered from 0, with a folder in `sweep` that is called after what varies."""
     asked = [_asked_for(request, sweep) for request in requests]
     requests = [replace(request, sweep=sweep) for request in requests]
@@ -83,7 +83,7 @@ def named(requests: Sequence[Request], sweep: Path) -> list[Job]:
         made.append(Job(number, request, label or "as it is", request.key))
     varying = {word for request in requests for word in request.overrides} - everywhere if len(requests) > 1 else set()
     for job in made:
-        job.key = job.key or identity(job, varying)
+        job.key = job.key or compute_identity(job, varying)
     return made
 
 
@@ -108,7 +108,7 @@ def has_own_code(job: Job) -> bool:
     return bool(own_modules(job.plain))
 
 
-def deduplicated(jobs: Sequence[Job]) -> tuple[list[Job], list[str]]:
+def drop_duplicates(jobs: Sequence[Job]) -> tuple[list[Job], list[str]]:
     """The first of equal jobs, numbered anew, and a sentence for those that are left out."""
     first: dict[str, Job] = {}
     notes = []

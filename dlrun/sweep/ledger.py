@@ -194,7 +194,7 @@ class Ledger:
             extra=recorded_words(request.extra),
         )
 
-    def note(self, key: str, status: str, error: str | None = None, seconds: float | None = None) -> None:
+    def record_status(self, key: str, status: str, error: str | None = None, seconds: float | None = None) -> None:
         """What became of a job; on the disk when this returns."""
         entry = self.entries[key]
         entry.status, entry.error, entry.seconds = status, error, seconds
@@ -215,7 +215,7 @@ class Ledger:
         finally:
             os.close(handle)
 
-    def status_of(self, entry: Entry) -> str:
+    def read_status(self, entry: Entry) -> str:
         """What a job has come to: its own result.json says more than the ledger, which may have been cut off."""
         run = RunRecord(self.folder / entry.folder)
         status = run.result.get("status")

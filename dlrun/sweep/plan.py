@@ -14,11 +14,11 @@ from dlrun.core.problems import ErrorList
 from dlrun.engine.device import cores
 from dlrun.experiment.setup import enter_device_session, prepare
 from dlrun.runs.reports.console import Console, clock, facts
-from dlrun.sweep.jobs import Job, key_of
+from dlrun.sweep.jobs import Job, parse_key
 from dlrun.sweep.process_engine import Parallel
 
 
-def check(jobs: Sequence[Job], begin: Callable[[Job], None] | None = None) -> dict[str, str]:
+def check_jobs(jobs: Sequence[Job], begin: Callable[[Job], None] | None = None) -> dict[str, str]:
     """Build every job once; returns why data cannot be had, by the key of the job.
 
     begin: called with each job before it is built. RequestError with all that is wrong. Data that are not there cost
@@ -65,7 +65,7 @@ class Checked:
     death: str | None = None  # which job ended the process, and how
 
 
-def check_apart(jobs: Sequence[Job], engine: Parallel) -> Checked:
+def check_in_process(jobs: Sequence[Job], engine: Parallel) -> Checked:
     """Check jobs in a process that their code may end without ending the sweep; RequestError with all that is wrong."""
     process, answers = engine.start_process(_send_check, list(jobs))
     tried = ""
@@ -93,12 +93,12 @@ def _send_check(jobs: Sequence[Job], answers: Connection) -> None:
     """Run in the other process: send the label of each job before it is built, and what all came to."""
     try:
         with diverted(lambda text: None):  # the job says it in its own log
-            answers.send(Checked(check(jobs, lambda job: answers.send(job.label))))
+            answers.send(Checked(check_jobs(jobs, lambda job: answers.send(job.label))))
     except RequestError as error:
         answers.send(Checked(wrong=str(error)))
 
 
-def say_plan(
+def print_plan(
     console: Console, folder: Path, jobs: Sequence[Job], waiting: Sequence[Job], at_once: int, notes: Sequence[str]
 ) -> None:
     """Print what will be run, and where it lies."""
@@ -120,15 +120,15 @@ def say_plan(
 
 def _tells_settings_apart(word: str) -> bool:
     """Whether a word is part of a setting, which seeds and what config_hash leaves out are not."""
-    key = key_of(word)
+    key = parse_key(word)
     return key != "seed" and (key.split(".")[0] not in schema.NOT_IDENTITY or key.startswith("device"))
 
 
-def spelled(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A duration for people."""
     return f"{seconds:.1f} s" if seconds < 60 else clock(seconds)
 
 
-def size(count: float) -> str:
+def format_size(count: float) -> str:
     """Bytes for people."""
     return f"{count / 1e6:,.1f} MB" if count < 1e9 else f"{count / 1e9:,.1f} GB"

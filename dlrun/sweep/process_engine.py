@@ -49,9 +49,9 @@ class Parallel:
             from multiprocessing import forkserver, resource_tracker
 
             self._context.set_forkserver_preload(["dlrun.sweep.worker"])
-            with safe_path(), signals.held_back(*_ALWAYS_BLOCKED):
+            with hide_working_directory(), signals.held_back(*_ALWAYS_BLOCKED):
                 resource_tracker.ensure_running()  # the server's start would, and let Ctrl-C and SIGTERM through again
-            with self._few_threads(), safe_path(), signals.held_back(*signals.STOPPING):
+            with self._few_threads(), hide_working_directory(), signals.held_back(*signals.STOPPING):
                 # a signal to the whole group would end the server, and with it all that is known of the jobs
                 forkserver.ensure_running()
 
@@ -79,11 +79,11 @@ class Parallel:
                     if stop() and not told:
                         told = stop.signal_number
                         for one in running:
-                            _tell(one, told)
+                            _send_signal(one, told)
                     for one in [one for one in running if not one.process.is_alive()]:
                         running.remove(one)
                         self._gpus.append(one.gpu)
-                        if not watcher.ended(one.job, _outcome(one, told)) and not told:
+                        if not watcher.ended(one.job, _receive_outcome(one, told)) and not told:
                             waiting.clear()
             finally:
                 for one in running:
@@ -94,13 +94,13 @@ class Parallel:
     def _start(self, job: Job) -> _Running:
         gpu = self._gpus.pop()
         mine, theirs = self._context.Pipe(duplex=False)
-        request = _placed(job.request, gpu)
+        request = _assign_gpu(job.request, gpu)
         asked = job.request.config["device"]["num_threads"]
         threads = asked if isinstance(asked, int) else self.threads
         with self._few_threads():
-            from dlrun.sweep.worker import work
+            from dlrun.sweep.worker import run_job
 
-            process = self._context.Process(target=work, args=(request, theirs, threads), name=f"job {job.number}")
+            process = self._context.Process(target=run_job, args=(request, theirs, threads), name=f"job {job.number}")
             process.start()
         theirs.close()
         return _Running(job, process, mine, gpu)
@@ -119,12 +119,12 @@ class Parallel:
                 os.environ["OMP_NUM_THREADS"] = before
 
 
-def as_many(jobs: Any) -> int:
+def resolve_job_count(jobs: Any) -> int:
     """`sweep.jobs` as a number: auto is one a GPU, or one a core where there is none."""
     return int(jobs) if jobs != "auto" else torch.cuda.device_count() or cores()
 
 
-def _placed(request: Request, gpu: int | None) -> Request:
+def _assign_gpu(request: Request, gpu: int | None) -> Request:
     """The request on a GPU of its own, where it did not ask for one by number."""
     device = request.config["device"]
     if gpu is None or device["index"] is not None or device["name"] not in ("auto", "cuda"):
@@ -132,14 +132,14 @@ def _placed(request: Request, gpu: int | None) -> Request:
     return replace(request, config={**request.config, "device": {**device, "index": gpu}})
 
 
-def _tell(one: _Running, number: int) -> None:
+def _send_signal(one: _Running, number: int) -> None:
     if one.process.pid is not None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(one.process.pid, number)
 
 
 @contextlib.contextmanager
-def safe_path() -> Iterator[None]:
+def hide_working_directory() -> Iterator[None]:
     """A process started inside does not look for its first modules in the working directory."""
     before = os.environ.get(SAFE)
     os.environ[SAFE] = before or SAFE_FOR_CHILD
@@ -150,7 +150,7 @@ def safe_path() -> Iterator[None]:
             os.environ.pop(SAFE)
 
 
-def _outcome(one: _Running, told: int) -> Outcome:
+def _receive_outcome(one: _Running, told: int) -> Outcome:
     """What a process that has ended sent, or what its death says; told: the signal that it was sent, or 0."""
     one.process.join()
     with one.answers, contextlib.suppress(EOFError, OSError):

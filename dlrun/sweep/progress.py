@@ -53,7 +53,7 @@ class Display:
         elif outcome.stopped:
             self.console.say(f"{position}  {job.label}: interrupted, {seconds:.1f} s")
         elif not self.console.terminal.is_terminal:
-            status, metric = _outcome(job.folder)
+            status, metric = _describe_result(job.folder)
             self.console.say(f"{position}  {job.label}: {status}{metric}, {seconds:.1f} s, {self._left()}".rstrip(", "))
         return seconds
 
@@ -65,7 +65,7 @@ class Display:
         now = time.perf_counter()
         running = [now - began for _, began in self.running.values()]
         waiting = len(self.jobs) - len(self.ended) - len(running)
-        return f"{clock(seconds_left(sum(seconds) / len(seconds), running, waiting, self.at_once))} left"
+        return f"{clock(estimate_seconds_left(sum(seconds) / len(seconds), running, waiting, self.at_once))} left"
 
     @contextlib.contextmanager
     def live(self) -> Iterator[None]:
@@ -78,7 +78,7 @@ class Display:
 
     def _table(self) -> RenderableType:
         now = time.perf_counter()
-        rows = [self._row(job, "failed" if o.error else _outcome(job.folder)[0], s) for job, o, s in self.ended]
+        rows = [self._row(job, "failed" if o.error else _describe_result(job.folder)[0], s) for job, o, s in self.ended]
         rows += [self._row(job, "running", now - began) for job, began in list(self.running.values())]
         done = len(self.ended)
         head = Table.grid(padding=(0, 1))
@@ -88,7 +88,7 @@ class Display:
         return Group(head, table(("job", "what varies", "status", "epoch", "metric", "time"), rows[-_LINES:], left=3))
 
     def _row(self, job: Job, status: str, seconds: float) -> tuple[str, ...]:
-        row = last_row(job.folder)
+        row = read_last_row(job.folder)
         epochs = job.request.config["trainer"]["epochs"]
         epoch = f"{int(row['epoch'])}{'' if epochs is None else f'/{epochs}'}" if row else ""
         monitor = job.request.config["checkpoint"]["monitor"] or ("val/loss" if "val/loss" in row else "train/loss")
@@ -97,7 +97,7 @@ class Display:
         return str(job.number), short, status, epoch, metric, clock(seconds)
 
 
-def seconds_left(mean: float, running: Sequence[float], waiting: int, at_once: int) -> float:
+def estimate_seconds_left(mean: float, running: Sequence[float], waiting: int, at_once: int) -> float:
     """How long jobs of `mean` seconds still take, of which some are running and each begins when a place is free.
 
     running: for how many seconds each has run already.
@@ -110,7 +110,7 @@ def seconds_left(mean: float, running: Sequence[float], waiting: int, at_once: i
     return max(ends)
 
 
-def last_row(folder: Path) -> dict[str, Any]:
+def read_last_row(folder: Path) -> dict[str, Any]:
     """The newest whole row of the metrics of a run under way; empty when there is none."""
     try:
         with (folder / METRICS).open("rb") as file:
@@ -122,7 +122,7 @@ def last_row(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def _outcome(folder: Path) -> tuple[str, str]:
+def _describe_result(folder: Path) -> tuple[str, str]:
     """Status and best value of a run that has ended, for people."""
     run = RunRecord(folder)
     if not run.result:

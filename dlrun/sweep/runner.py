@@ -21,12 +21,12 @@ from dlrun.runs.reports.console import Console, facts
 from dlrun.runs.reports.plots import fonts
 from dlrun.sweep.comparison import expectations, report
 from dlrun.sweep.comparison.ranking import compare
-from dlrun.sweep.continuation import is_chosen, place
+from dlrun.sweep.continuation import has_chosen_folder, choose_folder
 from dlrun.sweep.engines import Engine, Outcome, Serial
-from dlrun.sweep.jobs import Job, deduplicated, has_own_code, named
+from dlrun.sweep.jobs import Job, drop_duplicates, has_own_code, build_jobs
 from dlrun.sweep.ledger import DONE, Ledger
-from dlrun.sweep.plan import check, check_apart, say_plan, size, spelled
-from dlrun.sweep.process_engine import Parallel, as_many
+from dlrun.sweep.plan import check_jobs, check_in_process, print_plan, format_size, format_duration
+from dlrun.sweep.process_engine import Parallel, resolve_job_count
 from dlrun.sweep.progress import Display
 
 
@@ -34,33 +34,33 @@ def run(requests: Sequence[Request]) -> int:
     """Check, run and compare; returns the exit code. RequestError before anything is written."""
     console, settings = Console(), requests[0].config
     keys = settings["sweep"]
-    at_once = _at_once(keys["jobs"])
-    folder, ledger = place(requests)
-    jobs, notes = deduplicated(named(requests, folder))
+    at_once = _read_job_count(keys["jobs"])
+    folder, ledger = choose_folder(requests)
+    jobs, notes = drop_duplicates(build_jobs(requests, folder))
     notes += [note for note in requests[0].notes if all(note in request.notes for request in requests)]
-    waiting = _waiting(jobs, ledger)
+    waiting = _select_unfinished(jobs, ledger)
     alone = at_once == 1
     at_once = max(1, min(at_once, len(waiting)))
     own = [job for job in waiting if has_own_code(job)]
-    engine = _engine(alone and not own, at_once)
+    engine = _start_engine(alone and not own, at_once)
     with data_cache.share_data(), contextlib.ExitStack() as held:
         if own and isinstance(engine, Parallel):
             # Code of the user's own may end the process that runs it.
-            checked = check_apart(waiting, engine)
+            checked = check_in_process(waiting, engine)
             if checked.death is not None:
                 notes.append(f"{checked.death}; each run has a process of its own, and is checked when it begins")
-            elif alone and not any(was_running(job, ledger) for job in own):
+            elif alone and not any(is_left_running(job, ledger) for job in own):
                 engine = Serial()
             lacking = checked.lacking
         else:
-            lacking = check(waiting)
-        if not is_chosen(requests[0]) and folder.exists():  # another sweep of the same second
-            folder, ledger = place(requests)
-            jobs = [in_folder(job, folder) for job in jobs]
+            lacking = check_jobs(waiting)
+        if not has_chosen_folder(requests[0]) and folder.exists():  # another sweep of the same second
+            folder, ledger = choose_folder(requests)
+            jobs = [move_job(job, folder) for job in jobs]
             waiting = list(jobs)
         if not keys["dry_run"]:
-            begin(held.enter_context(Lock()), ledger, jobs, requests[0].words)
-        say_plan(console, folder, jobs, waiting, at_once, notes)
+            claim_folder(held.enter_context(Lock()), ledger, jobs, requests[0].words)
+        print_plan(console, folder, jobs, waiting, at_once, notes)
         if keys["dry_run"]:
             return 0
         watcher = Watcher(console, ledger, waiting, at_once, bool(keys["fail_fast"]))
@@ -73,7 +73,7 @@ def run(requests: Sequence[Request]) -> int:
             if job.key in lacking or watcher.ends:
                 continue
             try:
-                todo.append(ready(job))
+                todo.append(prepare_job(job))
             except (UnreadableError, OSError) as error:  # of this job alone: the others can be made
                 watcher.started(job)
                 watcher.ended(job, Outcome(1, str(error)))
@@ -84,20 +84,20 @@ def run(requests: Sequence[Request]) -> int:
         with watcher.unsaved.attempt("the comparison", again=False):
             as_expected = bool(code) or conclude(console, ledger, jobs, watcher.errors)
     if code:
-        console.say(f"go on with it: {to_resume(folder, jobs)}")
+        console.say(f"go on with it: {format_resume_command(folder, jobs)}")
         return code
     return int(
         watcher.display.failed > 0 or bool(watcher.unsaved.summary()) or (settings["strict"] and not as_expected)
     )
 
 
-def _at_once(jobs: Any) -> int:
+def _read_job_count(jobs: Any) -> int:
     if jobs != "auto" and not (isinstance(jobs, int) and not isinstance(jobs, bool) and jobs > 0):
         raise RequestError(f"sweep.jobs={jobs} must be a whole number above 0, or auto; type sweep.jobs=1")
-    return as_many(jobs)
+    return resolve_job_count(jobs)
 
 
-def _engine(alone: bool, at_once: int) -> Engine:
+def _start_engine(alone: bool, at_once: int) -> Engine:
     if alone:
         return Serial()
     engine = Parallel(at_once)
@@ -105,13 +105,13 @@ def _engine(alone: bool, at_once: int) -> Engine:
     return engine
 
 
-def was_running(job: Job, ledger: Ledger) -> bool:
+def is_left_running(job: Job, ledger: Ledger) -> bool:
     """Whether an earlier process of the sweep ended without a word while it ran this job, perhaps by this job."""
     entry = ledger.entries.get(job.key)
     return entry is not None and entry.status == "running"
 
 
-def _waiting(jobs: Sequence[Job], ledger: Ledger) -> list[Job]:
+def _select_unfinished(jobs: Sequence[Job], ledger: Ledger) -> list[Job]:
     """The jobs that are still to be made, in the folders that the ledger knows."""
     waiting, number = [], max((entry.number for entry in ledger.entries.values()), default=-1)
     for job in jobs:
@@ -120,7 +120,7 @@ def _waiting(jobs: Sequence[Job], ledger: Ledger) -> list[Job]:
             group = None if entry.group is None else ledger.folder / entry.group
             job.number = entry.number
             job.request = replace(job.request, folder=ledger.folder / entry.folder, group=group)
-            if ledger.status_of(entry) in DONE:
+            if ledger.read_status(entry) in DONE:
                 continue
         elif ledger.entries:
             number += 1
@@ -130,7 +130,7 @@ def _waiting(jobs: Sequence[Job], ledger: Ledger) -> list[Job]:
     return waiting
 
 
-def in_folder(job: Job, sweep: Path) -> Job:
+def move_job(job: Job, sweep: Path) -> Job:
     """The same job in another sweep's folder."""
     request, before = job.request, job.request.sweep
     assert before is not None
@@ -140,7 +140,7 @@ def in_folder(job: Job, sweep: Path) -> Job:
     )
 
 
-def begin(own: Lock, ledger: Ledger, jobs: Sequence[Job], words: Sequence[str]) -> None:
+def claim_folder(own: Lock, ledger: Ledger, jobs: Sequence[Job], words: Sequence[str]) -> None:
     """Take the sweep's folder, which one process writes at a time, and note the jobs; RequestError when it cannot."""
     with writing_to(ledger.folder, "type sweep.dir=<folder>"):
         ledger.folder.mkdir(parents=True, exist_ok=True)
@@ -150,7 +150,7 @@ def begin(own: Lock, ledger: Ledger, jobs: Sequence[Job], words: Sequence[str]) 
         ledger.add(jobs, words)
 
 
-def ready(job: Job) -> Job:
+def prepare_job(job: Job) -> Job:
     """The job as it is to be run now: from its newest checkpoint where it has saved one, else from the start.
 
     UnreadableError where it has checkpoints and none of them can be opened.
@@ -164,7 +164,7 @@ def ready(job: Job) -> Job:
     return job
 
 
-def to_resume(folder: Path, jobs: Sequence[Job]) -> str:
+def format_resume_command(folder: Path, jobs: Sequence[Job]) -> str:
     """The command that goes on with a sweep."""
     modules = {module for job in jobs for module in own_modules(job.request.config)}
     return advice("resume", folder, modules=sorted(modules))
@@ -172,23 +172,23 @@ def to_resume(folder: Path, jobs: Sequence[Job]) -> str:
 
 def conclude(console: Console, ledger: Ledger, jobs: Sequence[Job], errors: dict[str, str]) -> bool:
     """Compare what the whole sweep came to, in words, tables and pictures; whether it is what was expected."""
-    met = expectations.of_sweep([(job.request, errors.get(job.key)) for job in jobs], ledger.folder)
+    met = expectations.check_sweep([(job.request, errors.get(job.key)) for job in jobs], ledger.folder)
     labels = {job.key: job.label for job in jobs}
-    runs, failures, waiting = report.gathered(ledger, labels)
+    runs, failures, waiting = report.collect_runs(ledger, labels)
     if runs:
         comparison = compare(runs, failures)
         if len({run.choices.get("lesson") for run in runs}) == 1:  # else each has its own expectations
             console.say()
-            report.say(comparison, console)
+            report.print_comparison(comparison, console)
         else:
             console.say()
-        page = report.write(comparison, ledger.folder, ledger.command)
+        page = report.write_comparison(comparison, ledger.folder, ledger.command)
         for line in fonts.note():
             console.say(f"note: {line}")
         outputs = shlex.quote(str(ledger.folder))
         console.say(facts([("report", str(page)), ("view", f"tensorboard --logdir {outputs}")]))
     if waiting:
-        console.say(f"not begun: {waiting} of {len(ledger.entries)} runs; {to_resume(ledger.folder, jobs)}")
+        console.say(f"not begun: {waiting} of {len(ledger.entries)} runs; {format_resume_command(ledger.folder, jobs)}")
     return met
 
 
@@ -207,18 +207,18 @@ class Watcher:
         """See engines.Watcher."""
         self.display.started(job)
         with self.unsaved.attempt("sweep.jsonl", again=False):
-            self.ledger.note(job.key, "running")
+            self.ledger.record_status(job.key, "running")
 
     def ended(self, job: Job, outcome: Outcome) -> bool:
         """See engines.Watcher."""
         seconds = self.display.finished(job, outcome)
         entry = self.ledger.entries[job.key]
-        status = "interrupted" if outcome.stopped else "failed" if outcome.error else self.ledger.status_of(entry)
+        status = "interrupted" if outcome.stopped else "failed" if outcome.error else self.ledger.read_status(entry)
         if outcome.error is not None:
             self.errors[job.key] = outcome.error
             self.ends = self.fail_fast
         with self.unsaved.attempt("sweep.jsonl", again=False):
-            self.ledger.note(job.key, status, outcome.error, round(seconds, 3))
+            self.ledger.record_status(job.key, status, outcome.error, round(seconds, 3))
         return not self.ends
 
     def say_end(self) -> None:
@@ -237,9 +237,9 @@ class Watcher:
             text += f", {self.display.failed} failed"
         if self.ends:
             text += " (sweep.fail_fast=true: the others were not begun)"
-        text += f" in {spelled(took)}"
+        text += f" in {format_duration(took)}"
         if finished == len(self.display.jobs):
             paths = [path for job, *_ in self.display.ended for path in job.folder.rglob("*")]
-            text += f", {size(sum(path.stat().st_size for path in paths if path.is_file()))}"
+            text += f", {format_size(sum(path.stat().st_size for path in paths if path.is_file()))}"
         self.console.say()
         self.console.say(text)

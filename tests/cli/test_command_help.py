@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dlrun.cli.command_help import COMMAND_HELP
-from dlrun.cli.main import CHECKS, COMMANDS, OF_SAVED_RUNS
+from dlrun.cli.main import CHECKS, COMMANDS, SAVED_RUN_COMMANDS
 from dlrun.config.explain import dotted
 from dlrun.config.request import compose
 
@@ -33,7 +33,7 @@ OWN = {
 
 
 def test_every_command_has_help() -> None:
-    known = {*COMMANDS, *OF_SAVED_RUNS, "ls", "help", *(f"check {check}" for check in CHECKS)}
+    known = {*COMMANDS, *SAVED_RUN_COMMANDS, "ls", "help", *(f"check {check}" for check in CHECKS)}
     assert set(COMMAND_HELP) == known
 
 

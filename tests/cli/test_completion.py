@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from dlrun.cli.completion import keys, of_line
+from dlrun.cli.completion import read_keys, complete_line
 from dlrun.cli.main import COMMANDS
 from dlrun.config.explain import dotted
 from dlrun.config.request import GROUPS, compose
@@ -74,37 +74,37 @@ SWEEP = "outputs/multirun/2026-11-21/05-00-00"
     ],
 )  # fmt: skip
 def test_how_a_line_goes_on(place: Path, line: str, found: list[str]) -> None:
-    assert of_line("zsh", line) == found
+    assert complete_line("zsh", line) == found
 
 
 def test_every_command_group_and_key_is_offered(place: Path) -> None:
-    first = of_line("bash", "dlrun ")
+    first = complete_line("bash", "dlrun ")
     assert {*COMMANDS, "resume", "ls"} <= set(first)
     assert {f"{group}=" for group in GROUPS} <= set(first)
     for group in GROUPS:
         options = {path.stem for path in (CONFIG_DIR / group).glob("*.yaml")}
-        assert set(of_line("bash", f"dlrun {group}=")) == options
+        assert set(complete_line("bash", f"dlrun {group}=")) == options
     composed = [key for key in dotted(compose(["model=gru", "data=names", "scheduler=step"])) if "_target_" not in key]
     leaves = {key for key in composed if not any(other.startswith(f"{key}.") for other in composed)}
-    assert leaves - set(keys(["model=gru", "data=names", "scheduler=step"])) == set()
+    assert leaves - set(read_keys(["model=gru", "data=names", "scheduler=step"])) == set()
 
 
 def test_the_formats_of_export_are_offered(place: Path) -> None:
-    assert of_line("zsh", f"dlrun export {RUNS[0]} form") == ["format="]
-    assert of_line("bash", f"dlrun export {RUNS[0]} format=") == list(FORMATS)
+    assert complete_line("zsh", f"dlrun export {RUNS[0]} form") == ["format="]
+    assert complete_line("bash", f"dlrun export {RUNS[0]} format=") == list(FORMATS)
 
 
 def test_options_of_the_users_own_are_offered(place: Path) -> None:
     Path("my/model").mkdir(parents=True)
     Path("my/model/mine.yaml").write_text("_target_: mynet.Net\nwidth: 3\n")
-    assert of_line("bash", "dlrun --config-dir my model=mi") == ["mine"]
-    assert of_line("bash", "dlrun --config-dir my model=mine model.wi") == ["model.width="]
+    assert complete_line("bash", "dlrun --config-dir my model=mi") == ["mine"]
+    assert complete_line("bash", "dlrun --config-dir my model=mine model.wi") == ["model.width="]
 
 
 def test_bash_gets_what_stands_behind_its_word_break(place: Path) -> None:
-    assert of_line("bash", "dlrun model=re") == ["resnet"]
+    assert complete_line("bash", "dlrun model=re") == ["resnet"]
     Path("outputs/2026-11-20/03-00-00_mlp_blobs").rename("outputs/with space")
-    assert of_line("bash", "dlrun eval outputs/w") == ["'outputs/with space'"]
+    assert complete_line("bash", "dlrun eval outputs/w") == ["'outputs/with space'"]
 
 
 def test_wrong_questions(dlrun: Callable[..., Any]) -> None:

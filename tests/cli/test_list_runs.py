@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dlrun.cli.list_runs import layout, size
+from dlrun.cli.list_runs import format_columns, format_size
 
 QUICK = ("data=blobs", "trainer.epochs=1", "tracking.graph=false", "figures=false")
 
@@ -47,19 +47,19 @@ LINES = [
 
 
 def test_a_terminal_has_folders_as_headings_and_lines_that_fit() -> None:
-    text = layout(LINES, 80)
+    text = format_columns(LINES, 80)
     assert max(map(len, text)) <= 80
     assert [line for line in text if not line.startswith(" ")] == [
         text[0], "outputs/2026-11-21", "outputs/2026-11-20",
     ]  # fmt: skip
     assert [line.split()[0] for line in text if line.startswith("  ")] == [folder.name for folder, _ in LINES]
-    wide = layout(LINES, 100)
+    wide = format_columns(LINES, 100)
     assert max(map(len, wide)) <= 100
     assert wide[4].endswith("y…")
 
 
 def test_a_pipe_has_whole_lines() -> None:
-    text = layout(LINES, None)
+    text = format_columns(LINES, None)
     assert [line.split()[0] for line in text] == ["run", *(str(folder) for folder, _ in LINES)]
     assert all(line.endswith(cells[-1]) for line, (_, cells) in zip(text[1:], LINES, strict=True))
     assert len({line.index(cells[0]) for line, (_, cells) in zip(text[1:], LINES, strict=True)}) == 1
@@ -77,7 +77,7 @@ def test_a_pipe_has_whole_lines() -> None:
     ],
 )
 def test_sizes(count: float, said: str) -> None:
-    assert size(count) == said
+    assert format_size(count) == said
 
 
 def test_a_real_terminal(dlrun: Callable[..., Any], tmp_path: Path) -> None:

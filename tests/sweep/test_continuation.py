@@ -8,8 +8,8 @@ import pytest
 
 from dlrun.config.request import Request
 from dlrun.core.errors import RequestError
-from dlrun.sweep.continuation import fixed, merged, place
-from dlrun.sweep.jobs import named
+from dlrun.sweep.continuation import read_fixed_words, merge_words, choose_folder
+from dlrun.sweep.jobs import build_jobs
 from dlrun.sweep.ledger import NAME, Ledger
 
 BEGUN = ("-m", "data=blobs", "optimizer.lr=0.1,0.2", "seed=0,1")
@@ -26,17 +26,17 @@ def sweep(tmp_path: Path) -> Path:
     """A folder in which a sweep was begun."""
     folder = tmp_path / "sweep"
     folder.mkdir()
-    Ledger(folder).add(named([request(BEGUN, None, folder)], folder), BEGUN)
+    Ledger(folder).add(build_jobs([request(BEGUN, None, folder)], folder), BEGUN)
     return folder
 
 
 def test_every_start_is_a_new_sweep_unless_a_folder_is_named(sweep: Path) -> None:
-    folder, ledger = place([request(BEGUN, None, sweep)])
+    folder, ledger = choose_folder([request(BEGUN, None, sweep)])
     assert (folder, ledger.entries) == (sweep.with_name("sweep_2"), {})
     assert not folder.exists()
-    folder, ledger = place([request(BEGUN, sweep, sweep)])
+    folder, ledger = choose_folder([request(BEGUN, sweep, sweep)])
     assert (folder, len(ledger.entries)) == (sweep, 1)
-    folder, ledger = place([request([*BEGUN, f"hydra.sweep.dir={sweep}"], None, sweep)])
+    folder, ledger = choose_folder([request([*BEGUN, f"hydra.sweep.dir={sweep}"], None, sweep)])
     assert (folder, len(ledger.entries)) == (sweep, 1)
 
 
@@ -51,7 +51,7 @@ def test_every_start_is_a_new_sweep_unless_a_folder_is_named(sweep: Path) -> Non
     ],
 )
 def test_more_values_and_other_ways_to_run_are_the_same_sweep(words: Sequence[str], sweep: Path) -> None:
-    assert len(place([request(words, sweep, sweep)])[1].entries) == 1
+    assert len(choose_folder([request(words, sweep, sweep)])[1].entries) == 1
 
 
 @pytest.mark.parametrize(
@@ -69,10 +69,10 @@ def test_more_values_and_other_ways_to_run_are_the_same_sweep(words: Sequence[st
 def test_another_sweep_is_refused(words: Sequence[str], why: str | None, sweep: Path) -> None:
     before = (sweep / NAME).read_bytes()
     if why is None:
-        place([request(words, sweep, sweep)])
+        choose_folder([request(words, sweep, sweep)])
     else:
         with pytest.raises(RequestError, match=re.escape(f"holds another sweep ({why}); type another sweep.dir")):
-            place([request(words, sweep, sweep)])
+            choose_folder([request(words, sweep, sweep)])
     assert (sweep / NAME).read_bytes() == before
 
 
@@ -82,30 +82,30 @@ def test_a_folder_with_something_else_in_it_is_refused(name: str, tmp_path: Path
     path.parent.mkdir(parents=True)
     path.write_text("x")
     with pytest.raises(RequestError, match=r"full holds something, but no sweep \(sweep.jsonl\); type sweep.dir="):
-        place([request(BEGUN, tmp_path / "full", tmp_path)])
+        choose_folder([request(BEGUN, tmp_path / "full", tmp_path)])
 
 
 def test_an_empty_folder_is_taken_and_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name in (".lock", ".sweep.jsonl.123.tmp"):  # of one that was killed as it began
         (tmp_path / "empty" / name).touch()
-    assert place([request(BEGUN, tmp_path / "empty", tmp_path)])[1].entries == {}
+    assert choose_folder([request(BEGUN, tmp_path / "empty", tmp_path)])[1].entries == {}
     (tmp_path / "file").touch()
     with pytest.raises(RequestError, match="file holds something, but no sweep"):
-        place([request(BEGUN, tmp_path / "file", tmp_path)])
+        choose_folder([request(BEGUN, tmp_path / "file", tmp_path)])
 
 
 @pytest.mark.parametrize("words", [("resume", "x"), BEGUN])
 def test_a_ledger_that_is_damaged_is_refused(words: Sequence[str], sweep: Path) -> None:
     (sweep / NAME).write_bytes((sweep / NAME).read_bytes()[:-3])
     with pytest.raises(RequestError, match=r"sweep\.jsonl is cut short or damaged in line 3"):
-        place([request(words, None if words[0] == "resume" else sweep, sweep)])
+        choose_folder([request(words, None if words[0] == "resume" else sweep, sweep)])
 
 
 def test_words_that_replace_others_and_words_that_name_values() -> None:
-    assert merged(BEGUN, ["seed=2", "+a=1"]) == ["data=blobs", "optimizer.lr=0.1,0.2", "seed=2", "+a=1"]
-    assert merged(["-m", "hydra.sweep.dir=x", "~a", "seed=0"], ["a=3"]) == ["seed=0", "a=3"]
-    assert fixed([*BEGUN, "figures=false"]) == {"data": "data=blobs", "optimizer.lr": "", "seed": ""}
+    assert merge_words(BEGUN, ["seed=2", "+a=1"]) == ["data=blobs", "optimizer.lr=0.1,0.2", "seed=2", "+a=1"]
+    assert merge_words(["-m", "hydra.sweep.dir=x", "~a", "seed=0"], ["a=3"]) == ["seed=0", "a=3"]
+    assert read_fixed_words([*BEGUN, "figures=false"]) == {"data": "data=blobs", "optimizer.lr": "", "seed": ""}
 
 
 SWEEP = ("-m", "data=blobs", "model=linear", "optimizer=sgd", "trainer.epochs=1", "figures=false")

@@ -14,7 +14,7 @@ from dlrun.config import request
 from dlrun.config.composer import Composer
 from dlrun.config.request import Request
 from dlrun.config.schema import CONFIG_DIR, config_hash
-from dlrun.sweep.jobs import Job, deduplicated, identity, key_of, named
+from dlrun.sweep.jobs import Job, drop_duplicates, compute_identity, parse_key, build_jobs
 
 SWEEP = Path("sweep")
 EMPTY: dict[str, Any] = {"seed": 0, "data": {}, "trainer": {}}
@@ -39,7 +39,7 @@ def jobs(composer: Composer) -> Callable[..., list[Job]]:
             choices = {k: str(v) for k, v in HydraConfig.get().runtime.choices.items() if v and "hydra" not in k}
             folder = Path("hydras") / str(number)
             requests.append(Request(plain, choices, ["data=blobs", *line.split()], folder=folder))
-        return named(requests, SWEEP)
+        return build_jobs(requests, SWEEP)
 
     return make
 
@@ -58,7 +58,7 @@ def jobs(composer: Composer) -> Callable[..., list[Job]]:
 )
 def test_folders_are_called_after_what_varies(points: list[str], names: list[str], labels: list[str] | None) -> None:
     words = [line.split(" ") if "'" not in line else [line] for line in points]
-    found = named([Request(EMPTY, {}, one, folder=Path(f"{i}")) for i, one in enumerate(words)], SWEEP)
+    found = build_jobs([Request(EMPTY, {}, one, folder=Path(f"{i}")) for i, one in enumerate(words)], SWEEP)
     assert [str(job.folder.relative_to(SWEEP)) for job in found] == names
     assert [job.number for job in found] == list(range(len(names)))
     assert labels is None or [job.label for job in found] == labels
@@ -79,7 +79,7 @@ def test_folders_are_called_after_what_varies(points: list[str], names: list[str
     ],
 )
 def test_folders_of_command_lines(words: list[str], names: list[str]) -> None:
-    found = named(request.from_command_line(["-m", *words]), SWEEP)
+    found = build_jobs(request.from_command_line(["-m", *words]), SWEEP)
     assert [str(job.folder.relative_to(SWEEP)) for job in found] == names
     assert len({job.key for job in found}) == len(names)
 
@@ -127,7 +127,7 @@ def test_presets_that_compose_the_same_config_are_two_jobs(jobs: Callable) -> No
     one, two = jobs("lesson=blobs_classify", "seed=1")
     two.request = replace(two.request, config=one.request.config)
     assert one.plain == two.plain
-    assert identity(one, set()) != identity(two, set())
+    assert compute_identity(one, set()) != compute_identity(two, set())
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_presets_that_compose_the_same_config_are_two_jobs(jobs: Callable) -> No
 )
 def test_equal_jobs_are_made_once(lines: tuple[str, ...], kept: list[int], jobs: Callable[..., list[Job]]) -> None:
     found = jobs(*lines)
-    first, notes = deduplicated(found)
+    first, notes = drop_duplicates(found)
     assert first == [found[i] for i in kept]
     assert len(notes) == len(lines) - len(kept)
     assert all("is the same run as" in note and "is made once" in note for note in notes)
@@ -149,4 +149,4 @@ def test_equal_jobs_are_made_once(lines: tuple[str, ...], kept: list[int], jobs:
 
 @pytest.mark.parametrize("word", ["seed=1", "+seed=1", "++seed=1", "~seed=1", "~seed"])
 def test_the_key_of_a_word(word: str) -> None:
-    assert key_of(word) == "seed"
+    assert parse_key(word) == "seed"

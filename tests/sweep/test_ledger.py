@@ -27,10 +27,10 @@ def begun(tmp_path: Path) -> Ledger:
     """Two jobs, then a third; one is done, one failed."""
     made = Ledger(tmp_path)
     made.add([job(tmp_path, 0), job(tmp_path, 1)], WORDS)
-    made.note("key 0", "running")
-    made.note("key 0", "completed", seconds=1.5)
+    made.record_status("key 0", "running")
+    made.record_status("key 0", "completed", seconds=1.5)
     made.add([job(tmp_path, 0), job(tmp_path, 1), job(tmp_path, 2)], ["resume", "x", "seed=2"])
-    made.note("key 1", "failed", "ValueError: no\nsuch thing", 0.25)
+    made.record_status("key 1", "failed", "ValueError: no\nsuch thing", 0.25)
     return made
 
 
@@ -160,10 +160,10 @@ def test_a_full_disk_leaves_whole_lines(taken: int, begun: Ledger, monkeypatch: 
 
     monkeypatch.setattr(os, "write", little)
     with pytest.raises(OSError, match="No space"):
-        begun.note("key 2", "running")
+        begun.record_status("key 2", "running")
     monkeypatch.undo()
     assert begun.path.read_bytes() == before
-    begun.note("key 2", "completed", seconds=1.0)  # there is room again
+    begun.record_status("key 2", "completed", seconds=1.0)  # there is room again
     assert Ledger.read(begun.folder).entries["key 2"].status == "completed"
 
 
@@ -184,13 +184,13 @@ def test_a_full_disk_leaves_whole_lines(taken: int, begun: Ledger, monkeypatch: 
     ],
 )
 def test_the_result_of_a_job_has_the_last_word(noted: str, result: Any, status: str, begun: Ledger) -> None:
-    begun.note("key 2", noted)
+    begun.record_status("key 2", noted)
     entry = begun.entries["key 2"]
     if result is not None:
         folder = begun.folder / entry.folder
         folder.mkdir()
         (folder / "result.json").write_text(result if isinstance(result, str) else json.dumps(result))
-    assert begun.status_of(entry) == status
+    assert begun.read_status(entry) == status
 
 
 @pytest.mark.parametrize("place", ["../victim", "/tmp/victim", "a/../../victim"])

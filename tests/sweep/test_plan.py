@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dlrun.sweep.ledger import Ledger
-from dlrun.sweep.progress import seconds_left
+from dlrun.sweep.progress import estimate_seconds_left
 
 TINY = ("data=line", "model=linear", "optimizer=sgd", "trainer.epochs=1", "figures=false", "tracking.graph=false")
 
@@ -49,11 +49,11 @@ def test_the_plan_counts_settings_and_seeds(dlrun: Callable[..., Any]) -> None:
 
 
 def test_the_time_left_follows_the_jobs_that_have_finished() -> None:
-    assert seconds_left(10, [], 3, at_once=1) == 30
-    assert seconds_left(10, [4], 0, at_once=1) == 6
-    assert seconds_left(10, [4, 0], 0, at_once=2) == 10  # the last one alone, and not half of both
-    assert seconds_left(10, [4, 0], 3, at_once=2) == 26  # 6 + 10 + 10
-    assert seconds_left(10, [15], 1, at_once=1) == 10  # it takes longer than the others did
+    assert estimate_seconds_left(10, [], 3, at_once=1) == 30
+    assert estimate_seconds_left(10, [4], 0, at_once=1) == 6
+    assert estimate_seconds_left(10, [4, 0], 0, at_once=2) == 10  # the last one alone, and not half of both
+    assert estimate_seconds_left(10, [4, 0], 3, at_once=2) == 26  # 6 + 10 + 10
+    assert estimate_seconds_left(10, [15], 1, at_once=1) == 10  # it takes longer than the others did
 
 
 NET = """

@@ -132,7 +132,11 @@ def test_a_full_disk_is_a_sentence(
     def full(*args: Any) -> Any:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    names = {"ledger": "ledger.write_atomically", "comparison": "answer.write_text", "states": "ledger.os.fsync"}
+    names = {
+        "ledger": "ledger.write_atomically",
+        "comparison": "comparison.report.write_text",
+        "states": "ledger.os.fsync",
+    }
     if where == "states":
         monkeypatch.setattr(Ledger, "_append", full)
     else:
@@ -153,11 +157,11 @@ def test_what_another_process_has_done_meanwhile_is_not_undone(
 
     def meanwhile(jobs: Sequence[Any]) -> Any:
         found = before(jobs)
-        monkeypatch.setattr(runner, "check", before)
+        monkeypatch.setattr(runner, "check_jobs", before)
         assert dlrun(*words).code == 0
         return found
 
-    monkeypatch.setattr(runner, "check", meanwhile)
+    monkeypatch.setattr(runner, "check_jobs", meanwhile)
     done = dlrun(*words)
     assert done.code == 2
     assert "s was gone on with by another process meanwhile; type the command again" in done.err

@@ -91,7 +91,7 @@ def test_a_stopped_sweep_is_gone_on_with(
     assert "Traceback" not in text
     wait_for(lambda: not list(members(process.pid)), 5)
     ledger = Ledger.read(tmp_path / "s")
-    statuses = [ledger.status_of(entry) for entry in ledger.entries.values()]
+    statuses = [ledger.read_status(entry) for entry in ledger.entries.values()]
     assert statuses.count("interrupted") == jobs
     saved = [path.read_text() for path in (tmp_path / "s").glob("*/result.json")]
     assert sum('"status": "interrupted"' in text for text in saved) == jobs  # none was cut off
@@ -116,4 +116,4 @@ def test_a_signal_while_the_jobs_start_is_not_lost(name: str, moment: float, war
     assert "FAILED" not in process.out + process.err
     wait_for(lambda: not list(members(process.pid)), 5)
     found = Ledger.read(tmp_path / "s")
-    assert {found.status_of(entry) for entry in found.entries.values()} <= {"interrupted", "pending"}
+    assert {found.read_status(entry) for entry in found.entries.values()} <= {"interrupted", "pending"}

@@ -28,12 +28,12 @@ _NEEDED = (
 _MOST_CURVES = 20  # runs in one picture: the optimizers' race has 15; more would be a thicket
 
 
-def of_sweep(finished: Sequence[tuple[Request, str | None]], sweep: Path) -> bool:
+def check_sweep(finished: Sequence[tuple[Request, str | None]], sweep: Path) -> bool:
     """Draw together what belongs together, print what was expected of the runs; whether all of it was met.
 
     finished: the requests, each with why there is no result where there is none.
     """
-    draw(finished)
+    draw_groups(finished)
     groups: dict[Path | None, list[tuple[Request, str | None]]] = {}
     for request, error in finished:
         groups.setdefault(request.group or request.folder, []).append((request, error))
@@ -52,7 +52,7 @@ def of_sweep(finished: Sequence[tuple[Request, str | None]], sweep: Path) -> boo
     return all(line.ok for _, line in lines)
 
 
-def draw(finished: Sequence[tuple[Request, str | None]]) -> None:
+def draw_groups(finished: Sequence[tuple[Request, str | None]]) -> None:
     """One picture of all loss curves for the runs of one group, or of a sweep on one data set."""
     together: dict[tuple[Path | None, str], list[Request]] = {}
     for request, _ in finished:

@@ -14,10 +14,10 @@ _WHOLE = ("status", "metrics", "baseline", "best", "config_hash")
 Lost = list[tuple[str, str]]  # what could not be used: its name, and why
 
 
-def read(folder: Path, damaged: Lost | None = None) -> RunRecord | None:
+def read_run(folder: Path, damaged: Lost | None = None) -> RunRecord | None:
     """The run in `folder`; None where a file of it is missing or damaged, with the reason added to `damaged`."""
     run = RunRecord(folder)
-    reason = why_not_comparable(run)
+    reason = find_problem(run)
     if not reason:
         return run
     if damaged is not None:
@@ -25,7 +25,7 @@ def read(folder: Path, damaged: Lost | None = None) -> RunRecord | None:
     return None
 
 
-def why_not_comparable(run: RunRecord) -> str:
+def find_problem(run: RunRecord) -> str:
     """What is missing or damaged of all that a comparison looks at; "" where nothing is."""
     for name in ("result", "config", "choices", "overrides"):
         getattr(run, name)
@@ -46,7 +46,7 @@ def why_not_comparable(run: RunRecord) -> str:
     return ""
 
 
-def failed(
+def make_failed_run(
     plain: dict[str, Any], choices: dict[str, str], overrides: list[str], folder: Path, other: RunRecord
 ) -> RunRecord:
     """A run that left no result, beside `other`, one of the same data: it monitored the same metric."""
@@ -60,13 +60,13 @@ def failed(
     return RunRecord.of_parts(folder, overrides, plain, choices, result)
 
 
-def find(places: Sequence[Path], damaged: Lost | None = None) -> list[RunRecord]:
+def find_runs(places: Sequence[Path], damaged: Lost | None = None) -> list[RunRecord]:
     """Every run folder (one with a result) at or below the places, each once, in the order of their names.
 
     RequestError where a place is none, or holds no run that can be read.
     """
     lost: Lost = [] if damaged is None else damaged
-    found = [run for folder in _folders(places) if (run := read(folder, lost)) is not None]
+    found = [run for folder in _folders(places) if (run := read_run(folder, lost)) is not None]
     if not found:
         where = ", ".join(map(str, places)) or "nowhere"
         if lost:

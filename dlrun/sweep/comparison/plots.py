@@ -12,8 +12,16 @@ from numpy.typing import NDArray
 from dlrun.core.run_names import folder_name
 from dlrun.runs.reports.plots import canvas
 from dlrun.sweep.comparison.ranking import Comparison, Ranking, Setting
-from dlrun.sweep.comparison.settings import as_key, cut, in_order, is_logarithmic, is_number, short_names, text
-from dlrun.sweep.comparison.written import written
+from dlrun.sweep.comparison.settings import (
+    to_key,
+    truncate,
+    sort_values,
+    is_logarithmic,
+    is_number,
+    shorten_keys,
+    format_value,
+)
+from dlrun.sweep.comparison.written import format_metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,18 +53,18 @@ def draw_all(comparison: Comparison, folder: Path) -> list[Path]:
 def _pictures(ranking: Ranking) -> list[tuple[str, "Figure"]]:
     if not ranking.counted:
         return []
-    names = {key: folder_name(name, 30) for key, name in short_names(ranking.keys).items()}
+    names = {key: folder_name(name, 30) for key, name in shorten_keys(ranking.keys).items()}
     found = []
     if any(len(_curve(setting, ranking.metric)[0]) > 1 for setting in ranking.counted):
-        found.append(("curves", curves(ranking)))
+        found.append(("curves", draw_curves(ranking)))
     for key in ranking.keys:
         if sum(is_number(value) for value in _values(ranking.counted, key)) > 1:
-            found.append((names[key], over(ranking, key)))
+            found.append((names[key], draw_metric_over(ranking, key)))
     pairs = [pair for pair in combinations(ranking.keys, 2) if _is_grid(ranking, *pair)]
-    return found + [(f"{names[a]}_{names[b]}", heat_map(ranking, a, b)) for a, b in pairs[:_MOST_MAPS]]
+    return found + [(f"{names[a]}_{names[b]}", draw_heat_map(ranking, a, b)) for a, b in pairs[:_MOST_MAPS]]
 
 
-def curves(ranking: Ranking) -> "Figure":
+def draw_curves(ranking: Ranking) -> "Figure":
     """The monitored metric over epochs: the mean over the seeds, as far as all of them came, and their range.
 
     The ten best settings in colour and named, the others faint.
@@ -68,7 +76,12 @@ def curves(ranking: Ranking) -> "Figure":
     for number, (setting, epochs, values) in enumerate(best):
         color = _COLORS[number]
         axes.plot(
-            epochs, values.mean(0), "-", color=color, linewidth=1.8, label=canvas.plain(cut(setting.label, _LONGEST))
+            epochs,
+            values.mean(0),
+            "-",
+            color=color,
+            linewidth=1.8,
+            label=canvas.plain(truncate(setting.label, _LONGEST)),
         )
         axes.fill_between(epochs, values.min(0), values.max(0), color=color, alpha=0.15, linewidth=0)
     canvas.log_where_wide(axes, np.concatenate([values.ravel() for *_, values in best]))
@@ -87,7 +100,7 @@ def curves(ranking: Ranking) -> "Figure":
     return figure
 
 
-def over(ranking: Ranking, key: str) -> "Figure":
+def draw_metric_over(ranking: Ranking, key: str) -> "Figure":
     """The monitored metric over one swept number: the mean over the seeds ± std, a point a run.
 
     A line for each combination of the other keys, of which the ten that hold the best settings are shown.
@@ -96,18 +109,18 @@ def over(ranking: Ranking, key: str) -> "Figure":
     lines: dict[str, list[Setting]] = {}
     for setting in ranking.counted:  # best first, and so are the lines
         if is_number(setting.values[key]):
-            lines.setdefault(as_key([setting.values[other] for other in others]), []).append(setting)
+            lines.setdefault(to_key([setting.values[other] for other in others]), []).append(setting)
     figure, axes = _sheet(min(len(lines), MOST_LINES) + 1)
-    names = short_names(ranking.keys)
+    names = shorten_keys(ranking.keys)
     numbers = [value for value in _values(ranking.counted, key) if is_number(value)]
     is_log = is_logarithmic(numbers)
     for number, settings in enumerate(list(lines.values())[:MOST_LINES]):
         settings = sorted(settings, key=lambda setting: float(setting.values[key]))
         x = [setting.values[key] for setting in settings]
         scores, color = [setting.score for setting in settings], _COLORS[number]
-        label = " ".join(f"{names[other]}={text(settings[0].values[other])}" for other in others) or "mean"
+        label = " ".join(f"{names[other]}={format_value(settings[0].values[other])}" for other in others) or "mean"
         errors = [0 if math.isnan(score.std) else score.std for score in scores]
-        line = {"color": color, "capsize": 3, "linewidth": 1.6, "label": canvas.plain(cut(label, _LONGEST))}
+        line = {"color": color, "capsize": 3, "linewidth": 1.6, "label": canvas.plain(truncate(label, _LONGEST))}
         axes.errorbar(x, [score.mean for score in scores], yerr=errors, fmt="o-", **line)  # type: ignore[arg-type]
         points = [(_beside(s.values[key], numbers, is_log), y) for s in settings for y in s.by_seed.values()]
         axes.plot(*zip(*points, strict=True), ".", color=color, alpha=0.6, markersize=5)
@@ -128,42 +141,44 @@ def _beside(x: float, numbers: Sequence[float], is_log: bool) -> float:
     return x * (high / low) ** 0.015 if is_log else x + 0.015 * (high - low)
 
 
-def heat_map(ranking: Ranking, a: str, b: str) -> "Figure":
+def draw_heat_map(ranking: Ranking, a: str, b: str) -> "Figure":
     """The mean of the monitored metric over two swept keys, `a` down and `b` across; the best cell framed.
 
     Where there are other keys a cell is the best over them.
     """
-    down, across, cells = grid(ranking, a, b)
+    down, across, cells = build_grid(ranking, a, b)
     width, height = min(max(5.4, 0.85 * len(across) + 2.4), 14), min(max(2.8, 0.5 * len(down) + 1.8), 14)
     figure, axes = canvas.single(width, height)
     norm: Any = "log" if _is_wide(cells) else "linear"
     image = axes.imshow(cells, cmap="viridis" if ranking.mode == "max" else "viridis_r", norm=norm, aspect="auto")
     figure.colorbar(image, ax=axes, label=f"{canvas.plain(ranking.metric)} (yellow: better)")
     for axis, key, values in ((axes.yaxis, a, down), (axes.xaxis, b, across)):
-        axis.set_ticks(range(len(values)), [canvas.plain(cut(text(value), _LONGEST_TICK)) for value in values])
+        axis.set_ticks(
+            range(len(values)), [canvas.plain(truncate(format_value(value), _LONGEST_TICK)) for value in values]
+        )
         axis.set_label_text(canvas.plain(key))
-    if max(len(text(value)) for value in across) > 8:
+    if max(len(format_value(value)) for value in across) > 8:
         for label in axes.get_xticklabels():
             label.set(rotation=25, ha="right", rotation_mode="anchor")
     shades = np.asarray(image.norm(cells), dtype=float)
     for i, j in np.argwhere(np.isfinite(cells)) if cells.size <= _MOST_CELLS else ():
         bright = shades[i, j] if ranking.mode == "max" else 1 - shades[i, j]
         color = "black" if bright > 0.6 else "white"
-        axes.text(j, i, written(cells[i, j], ranking), ha="center", va="center", color=color, fontsize=9)
+        axes.text(j, i, format_metric(cells[i, j], ranking), ha="center", va="center", color=color, fontsize=9)
     _frame_best(axes, cells, ranking.mode)
-    others = [name for key, name in short_names(ranking.keys).items() if key not in (a, b)]
+    others = [name for key, name in shorten_keys(ranking.keys).items() if key not in (a, b)]
     best_of = f"\nthe best over {canvas.plain(', '.join(others))}" if others else ""
     axes.set_title(f"{canvas.plain(ranking.metric)}: mean over the seeds, best framed{best_of}")
     return figure
 
 
-def grid(ranking: Ranking, a: str, b: str) -> tuple[list[Any], list[Any], NDArray[np.float64]]:
+def build_grid(ranking: Ranking, a: str, b: str) -> tuple[list[Any], list[Any], NDArray[np.float64]]:
     """The values of two keys, and the best mean (a, b) of the settings there; NaN where there is none."""
     down, across = _values(ranking.settings, a), _values(ranking.settings, b)
-    rows, columns = ({as_key(v): i for i, v in enumerate(values)} for values in (down, across))
+    rows, columns = ({to_key(v): i for i, v in enumerate(values)} for values in (down, across))
     cells = np.full((len(down), len(across)), np.nan)
     for setting in reversed(ranking.counted):  # best last, so that it stays
-        cells[rows[as_key(setting.values[a])], columns[as_key(setting.values[b])]] = setting.score.mean
+        cells[rows[to_key(setting.values[a])], columns[to_key(setting.values[b])]] = setting.score.mean
     return down, across, cells
 
 
@@ -177,7 +192,7 @@ def _frame_best(axes: "Axes", cells: NDArray[np.float64], mode: str) -> None:
 
 def _is_grid(ranking: Ranking, a: str, b: str) -> bool:
     """Whether more than half of the combinations of two keys were made, and each key has two values at least."""
-    cells = grid(ranking, a, b)[2]
+    cells = build_grid(ranking, a, b)[2]
     return min(cells.shape) > 1 and bool(np.isfinite(cells).mean() > 0.5)
 
 
@@ -187,7 +202,7 @@ def _is_wide(cells: NDArray[np.float64]) -> bool:
 
 
 def _values(settings: Sequence[Setting], key: str) -> list[Any]:
-    return in_order(setting.values[key] for setting in settings)
+    return sort_values(setting.values[key] for setting in settings)
 
 
 def _curve(setting: Setting, metric: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -209,7 +224,7 @@ def _baseline(axes: "Axes", ranking: Ranking) -> None:
     if is_log:
         at, low, high = (math.log(x) if x > 0 else -math.inf for x in (value, low, high))
     far = at < 2 * low - high or at > 2 * high - low
-    shown = f"trivial baseline: {written(value, ranking)}, off the scale" if far else "trivial baseline"
+    shown = f"trivial baseline: {format_metric(value, ranking)}, off the scale" if far else "trivial baseline"
     axes.axhline(math.nan if far else value, color="0.4", linestyle="--", linewidth=1, label=shown)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from dlrun.core.errors import RequestError
 from dlrun.runs.record import RESULT, RunRecord, to_number
-from dlrun.sweep.comparison.settings import grouped, short_names, text, value_of, varying
+from dlrun.sweep.comparison.settings import group_runs, shorten_keys, format_value, get_value, find_varying_keys
 from dlrun.sweep.comparison.statistics import Estimate, estimate
 
 _UP = ("accuracy", "f1", "auroc", "r2", "precision", "recall", "exact_match")  # metrics that grow; the others fall
@@ -28,8 +28,10 @@ class Setting:
     @property
     def label(self) -> str:
         """The values with short names, "optimizer=sgd lr=0.1"."""
-        names = short_names(list(self.values))
-        return " ".join(f"{names[key]}={text(value)}" for key, value in self.values.items()) or "the only setting"
+        names = shorten_keys(list(self.values))
+        return (
+            " ".join(f"{names[key]}={format_value(value)}" for key, value in self.values.items()) or "the only setting"
+        )
 
     @cached_property
     def by_seed(self) -> dict[int, float]:
@@ -51,7 +53,7 @@ class Setting:
         """Of training, a run on average."""
         return _mean([to_number(run.result.get("train_seconds")) for run in self.runs])
 
-    def mean_of(self, name: str) -> float:
+    def average_metric(self, name: str) -> float:
         """A metric of the last epoch, or of the test split (by the weights of the best epoch), over the seeds."""
         return _mean([run.metric_value(name) for run in self.runs])
 
@@ -173,8 +175,8 @@ def _task(run: RunRecord) -> str:
 
 
 def _ranking(runs: list[RunRecord]) -> Ranking:
-    keys = varying(runs)
-    settings = [_setting(group, keys) for group in grouped(runs, keys)]
+    keys = find_varying_keys(runs)
+    settings = [_setting(group, keys) for group in group_runs(runs, keys)]
     mode = _mode(runs[0])
     sign = -1 if mode == "max" else 1
     settings.sort(key=lambda s: sign * s.score.mean if s.runs else math.inf)  # stable: ties stay as they came
@@ -184,7 +186,7 @@ def _ranking(runs: list[RunRecord]) -> Ranking:
 
 def _setting(runs: Sequence[RunRecord], keys: Sequence[str]) -> Setting:
     inside = sorted(runs, key=_by_seed)
-    values = {key: value_of(runs[0], key) for key in keys}
+    values = {key: get_value(runs[0], key) for key in keys}
     return Setting(values, [run for run in inside if not run.trouble], [run for run in inside if run.trouble])
 
 

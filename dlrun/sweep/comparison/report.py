@@ -29,15 +29,15 @@ def compare_runs(words: Sequence[str]) -> int:
     """
     places, outputs = _asked(words)
     damaged: Lost = []
-    comparison = compare(finished.find(places, damaged), damaged)
+    comparison = compare(finished.find_runs(places, damaged), damaged)
     whole_sweep = len(places) == 1 and (places[0] / "sweep.jsonl").is_file()
     console = Console()
-    say(comparison, console)
+    print_comparison(comparison, console)
     name = f"{len(comparison.runs)}_runs"
     folder = places[0] if whole_sweep else run_folder.create(outputs / "comparisons", name)
     refuse_outside(folder)
     with writing_to(folder, "type paths.outputs=<folder>"):
-        written = write(comparison, folder, shlex.join(["dlrun", "compare", *words]))
+        written = write_comparison(comparison, folder, shlex.join(["dlrun", "compare", *words]))
     for line in fonts.note():
         console.say(f"note: {line}")
     console.say()
@@ -45,7 +45,7 @@ def compare_runs(words: Sequence[str]) -> int:
     return 0
 
 
-def gathered(ledger: Ledger, labels: dict[str, str]) -> tuple[list[RunRecord], Lost, int]:
+def collect_runs(ledger: Ledger, labels: dict[str, str]) -> tuple[list[RunRecord], Lost, int]:
     """The runs of a sweep, why those that cannot be read are lost, and how many were not begun.
 
     A job that failed without a result (its process was killed) counts as a failed run of its setting.
@@ -53,8 +53,8 @@ def gathered(ledger: Ledger, labels: dict[str, str]) -> tuple[list[RunRecord], L
     runs, failures, waiting = list[RunRecord](), Lost(), 0
     dead = []
     for entry in ledger.entries.values():
-        status, damaged = ledger.status_of(entry), Lost()
-        run = finished.read(ledger.folder / entry.folder, damaged)
+        status, damaged = ledger.read_status(entry), Lost()
+        run = finished.read_run(ledger.folder / entry.folder, damaged)
         if run is not None:
             runs.append(run)
         elif status == "pending":
@@ -68,7 +68,9 @@ def gathered(ledger: Ledger, labels: dict[str, str]) -> tuple[list[RunRecord], L
         alike = [run for run in runs if run.choices.get("data") == entry.choices.get("data")]
         if alike:
             runs.append(
-                finished.failed(entry.config, entry.choices, entry.overrides, ledger.folder / entry.folder, alike[0])
+                finished.make_failed_run(
+                    entry.config, entry.choices, entry.overrides, ledger.folder / entry.folder, alike[0]
+                )
             )
     return runs, failures, waiting
 
@@ -88,13 +90,13 @@ def _asked(words: Sequence[str]) -> tuple[list[Path], Path]:
     return places, outputs
 
 
-def say(comparison: Comparison, console: Console) -> None:
+def print_comparison(comparison: Comparison, console: Console) -> None:
     """Each table with its verdicts; then what failed, and what else is to be known."""
     for ranking in comparison.rankings:
         if len(comparison.rankings) > 1:
             console.say(f"{ranking.metric} on {ranking.data}")
-        console.say(table.fitting(ranking, console.terminal))
-        for line in (table.left_out(ranking), *verdicts.sentences(ranking)):
+        console.say(table.build_terminal_table(ranking, console.terminal))
+        for line in (table.describe_hidden_rows(ranking), *verdicts.list_verdicts(ranking)):
             if line:
                 console.say(line)
         console.say()
@@ -106,22 +108,22 @@ def say(comparison: Comparison, console: Console) -> None:
         console.say(f"note: {note}")
 
 
-def write(comparison: Comparison, folder: Path, command: str = "") -> Path:
+def write_comparison(comparison: Comparison, folder: Path, command: str = "") -> Path:
     """comparison.csv, comparison.md, figures/ and, last, report.html, whose path is returned; each file atomically.
 
     command: how to make the comparison, or the sweep, again.
     """
     from dlrun.sweep.comparison import plots
 
-    write_text(folder / "comparison.csv", table.comma_separated(comparison))
-    write_text(folder / "comparison.md", markdown(comparison, command))
+    write_text(folder / "comparison.csv", table.render_csv(comparison))
+    write_text(folder / "comparison.md", render_markdown(comparison, command))
     pictures = plots.draw_all(comparison, folder / "figures")
-    page = html.report(comparison, pictures, about(comparison.runs, command), folder)
+    page = html.render_report(comparison, pictures, describe_origin(comparison.runs, command), folder)
     write_text(folder / "report.html", page)
     return folder / "report.html"
 
 
-def markdown(comparison: Comparison, command: str = "") -> str:
+def render_markdown(comparison: Comparison, command: str = "") -> str:
     """What `say` says, with whole tables, as Markdown."""
     parts = []
     for ranking in comparison.rankings:
@@ -129,7 +131,7 @@ def markdown(comparison: Comparison, command: str = "") -> str:
         if len(comparison.rankings) > 1:
             named = markdown_text.inline(f"{ranking.metric} on {ranking.data}")
             title = [f"## {named}\n"]
-        parts += [*title, table.markdown(ranking), _bullets(verdicts.sentences(ranking))]
+        parts += [*title, table.render_markdown(ranking), _bullets(verdicts.list_verdicts(ranking))]
     said = [f"no result: {name} ({why})" for name, why in comparison.failures]
     said += [f"note: {note}" for note in comparison.notes]
     parts += [_bullets(said)] if said else []
@@ -141,7 +143,7 @@ def _bullets(sentences: Sequence[str]) -> str:
     return "".join(f"- {markdown_text.line(said)}\n" for said in sentences)
 
 
-def about(runs: Sequence[RunRecord], command: str = "") -> list[tuple[str, str]]:
+def describe_origin(runs: Sequence[RunRecord], command: str = "") -> list[tuple[str, str]]:
     """What the report says of its making: the command, the day, and where the runs were made."""
     rows = [("command", command)] if command else []
     rows += [("compared", datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")), ("runs", str(len(runs)))]

@@ -14,7 +14,7 @@ _NO_RESULT = {*NOT_IDENTITY, "seed"} - {"device"}  # a device may change the num
 ABSENT = "–"  # a run that has no such key
 
 
-def value_of(run: RunRecord, key: str) -> Any:
+def get_value(run: RunRecord, key: str) -> Any:
     """The option for a group, else what the config holds at the dotted key; ABSENT where there is neither."""
     if key in run.choices:
         return run.choices[key]
@@ -26,7 +26,7 @@ def value_of(run: RunRecord, key: str) -> Any:
     return ABSENT if isinstance(found, dict) and key in _CHOICES else found
 
 
-def varying(runs: Sequence[RunRecord]) -> list[str]:
+def find_varying_keys(runs: Sequence[RunRecord]) -> list[str]:
     """The keys in which the runs differ, as far as somebody asked for it; never the seed, or what follows it.
 
     Where these do not tell two experiments apart (runs of different days, or of changed defaults), the choices that
@@ -36,16 +36,16 @@ def varying(runs: Sequence[RunRecord]) -> list[str]:
     keys = [key for key in named if _differs(runs, key)]
     keys = [key for key in keys if not _comes_with_its_option(runs, key, keys)]
     for more in (_CHOICES, dict.fromkeys(key for run in runs for key in run.identity)):
-        for group in grouped(runs, keys):
+        for group in group_runs(runs, keys):
             keys += [key for key in more if key not in keys and key != "seed" and _differs(group, key)]
     return keys
 
 
-def grouped(runs: Iterable[RunRecord], keys: Sequence[str]) -> list[list[RunRecord]]:
+def group_runs(runs: Iterable[RunRecord], keys: Sequence[str]) -> list[list[RunRecord]]:
     """The runs that have the same values at the keys, in the order of their first."""
     groups: dict[str, list[RunRecord]] = {}
     for run in runs:
-        groups.setdefault(as_key([value_of(run, key) for key in keys]), []).append(run)
+        groups.setdefault(to_key([get_value(run, key) for key in keys]), []).append(run)
     return list(groups.values())
 
 
@@ -64,43 +64,43 @@ def _comes_with_its_option(runs: Sequence[RunRecord], key: str, keys: Sequence[s
         return False
     if all(any(_key(word) == key for word in run.overrides) for run in runs):
         return False
-    return all(len({as_key(value_of(run, key)) for run in alike}) == 1 for alike in grouped(runs, [group]))
+    return all(len({to_key(get_value(run, key)) for run in alike}) == 1 for alike in group_runs(runs, [group]))
 
 
 def _differs(runs: Sequence[RunRecord], key: str) -> bool:
-    values = [value_of(run, key) for run in runs]
+    values = [get_value(run, key) for run in runs]
     follows = all(value == run.seed and not isinstance(value, bool) for value, run in zip(values, runs, strict=True))
-    return not follows and len({as_key(value) for value in values}) > 1
+    return not follows and len({to_key(value) for value in values}) > 1
 
 
-def as_key(value: Any) -> str:
+def to_key(value: Any) -> str:
     """A value of a config as something to compare and to count by: 1 and 1.0 are one, 1 and true are two."""
     if isinstance(value, list):
-        return f"[{','.join(map(as_key, value))}]"
+        return f"[{','.join(map(to_key, value))}]"
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return json.dumps(value, sort_keys=True, default=str)
 
 
-def short_names(keys: Sequence[str]) -> dict[str, str]:
+def shorten_keys(keys: Sequence[str]) -> dict[str, str]:
     """The last part of each key, or all of it where two would read alike."""
     last = {key: key.rpartition(".")[2] for key in keys}
     count = Counter(last.values())
     return {key: name if count[name] == 1 and not name.startswith("_") else key for key, name in last.items()}
 
 
-def text(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value as one would type it."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, float):
         return f"{value:g}" if float(f"{value:g}") == value else repr(value)
     if isinstance(value, list):
-        return f"[{','.join(text(item) for item in value)}]"
+        return f"[{','.join(format_value(item) for item in value)}]"
     return str(value)
 
 
-def cut(value: str, longest: int) -> str:
+def truncate(value: str, longest: int) -> str:
     """Not longer than that, for a place where there is no room."""
     return value if len(value) <= longest else f"{value[: longest - 1]}…"
 
@@ -110,9 +110,9 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def in_order(values: Iterable[Any]) -> list[Any]:
+def sort_values(values: Iterable[Any]) -> list[Any]:
     """The distinct values: numbers by size, then the others as they come."""
-    distinct = list({as_key(value): value for value in values}.values())
+    distinct = list({to_key(value): value for value in values}.values())
     return [*sorted(v for v in distinct if is_number(v)), *(v for v in distinct if not is_number(v))]
 
 

@@ -41,7 +41,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(n, mean, std, mean - half, mean + half)
 
 
-def paired_difference(a: Mapping[int, float], b: Mapping[int, float]) -> Estimate:
+def estimate_difference(a: Mapping[int, float], b: Mapping[int, float]) -> Estimate:
     """Of a - b over the seeds that both have: pairing takes out what a seed does to both alike."""
     return estimate([a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())])
 

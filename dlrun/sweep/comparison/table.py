@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from dlrun.core import markdown as markdown_text
 from dlrun.core.csv_text import CsvWriter
 from dlrun.sweep.comparison.ranking import Comparison, Ranking, Setting
-from dlrun.sweep.comparison.settings import cut, short_names, text
-from dlrun.sweep.comparison.written import spread, written
+from dlrun.sweep.comparison.settings import truncate, shorten_keys, format_value
+from dlrun.sweep.comparison.written import format_estimate, format_metric
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -22,31 +22,33 @@ _SHORT = {INTERVAL: "95 %", EPOCH: "epoch", SECONDS: "s"}  # on the terminal, wh
 _CSV = ("n", "mean", "std", "low", "high", "best_epoch", "last", "train_seconds")
 
 
-def headers(ranking: Ranking) -> list[str]:
+def list_headers(ranking: Ranking) -> list[str]:
     """The names of all columns; those of the keys that vary come first."""
-    names = list(short_names(ranking.keys).values()) or ["setting"]
+    names = list(shorten_keys(ranking.keys).values()) or ["setting"]
     lost = ["failed"] if any(setting.lost for setting in ranking.settings) else []
     return [*names, "n", ranking.metric, INTERVAL, EPOCH, LAST, *ranking.tests, SECONDS, *lost]
 
 
-def rows(ranking: Ranking) -> list[list[str]]:
+def list_rows(ranking: Ranking) -> list[list[str]]:
     """The cells of each setting, best first, and of the trivial baseline at last where there is one."""
     found = [_cells(ranking, setting) for setting in ranking.settings]
     trivial = ranking.baseline(ranking.metric)
     if math.isfinite(trivial):
-        tests = [written(ranking.baseline(name), ranking) for name in ranking.tests]
+        tests = [format_metric(ranking.baseline(name), ranking) for name in ranking.tests]
         blank = [""] * (max(len(ranking.keys), 1) - 1)
-        cells = ["baseline", *blank, "", written(trivial, ranking), "", "", "", *tests, ""]
-        found.append(cells + [""] * (len(headers(ranking)) - len(cells)))
+        cells = ["baseline", *blank, "", format_metric(trivial, ranking), "", "", "", *tests, ""]
+        found.append(cells + [""] * (len(list_headers(ranking)) - len(cells)))
     return found
 
 
 def _cells(ranking: Ranking, setting: Setting) -> list[str]:
     score = setting.score
-    interval = "–" if math.isnan(score.low) else f"{written(score.low, ranking)}…{written(score.high, ranking)}"
-    cells = [text(value) for value in setting.values.values()] or ["all runs"]
-    cells += [str(score.n), spread(score, ranking), interval, _range(setting.best_epochs)]
-    cells += [written(setting.mean_of(name), ranking) for name in (ranking.metric, *ranking.tests)]
+    interval = (
+        "–" if math.isnan(score.low) else f"{format_metric(score.low, ranking)}…{format_metric(score.high, ranking)}"
+    )
+    cells = [format_value(value) for value in setting.values.values()] or ["all runs"]
+    cells += [str(score.n), format_estimate(score, ranking), interval, _range(setting.best_epochs)]
+    cells += [format_metric(setting.average_metric(name), ranking) for name in (ranking.metric, *ranking.tests)]
     cells.append(_seconds(setting.seconds))
     return cells + ([str(len(setting.lost) or "")] if any(s.lost for s in ranking.settings) else [])
 
@@ -62,7 +64,7 @@ def _seconds(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.2f}" if value < 10 else f"{value:,.0f}"
 
 
-def fitting(ranking: Ranking, console: "RichConsole") -> "Table":
+def build_terminal_table(ranking: Ranking, console: "RichConsole") -> "Table":
     """The table for a terminal: its first rows, and without those columns that it has no room for.
 
     comparison.csv has them all.
@@ -71,14 +73,14 @@ def fitting(ranking: Ranking, console: "RichConsole") -> "Table":
 
     from dlrun.runs.reports.console import table
 
-    names, cells, left = headers(ranking), rows(ranking), max(len(ranking.keys), 1)
+    names, cells, left = list_headers(ranking), list_rows(ranking), max(len(ranking.keys), 1)
     trivial = cells[len(ranking.settings) :]
     cells = cells[: len(ranking.settings)][:MOST_ROWS] + trivial
     shown = list(range(len(names)))
     droppable = [names.index(name) for name in (*reversed(ranking.tests[1:]), SECONDS, LAST, EPOCH, INTERVAL)]
     while True:
         short = [_SHORT.get(names[i], names[i].replace("test/", "test\n")) for i in shown]
-        made = table(short, [[cut(row[i], _LONGEST) for i in shown] for row in cells], left=left)
+        made = table(short, [[truncate(row[i], _LONGEST) for i in shown] for row in cells], left=left)
         made.padding, made.pad_edge = (0, 0, 0, 1), False  # closer than console.table has it: room for more columns
         wide = Measurement.get(console, console.options.update(max_width=10_000), made).maximum
         if wide <= console.width or not droppable:
@@ -86,20 +88,20 @@ def fitting(ranking: Ranking, console: "RichConsole") -> "Table":
         shown.remove(droppable.pop(0))
 
 
-def left_out(ranking: Ranking) -> str:
+def describe_hidden_rows(ranking: Ranking) -> str:
     """What the terminal does not show of the settings; "" when it shows all."""
     more = len(ranking.settings) - MOST_ROWS
     return f"and {more} more setting{'s' if more > 1 else ''}: comparison.csv has all" if more > 0 else ""
 
 
-def markdown(ranking: Ranking) -> str:
+def render_markdown(ranking: Ranking) -> str:
     """The whole table, in which nothing of a value is read as markup."""
-    names, left = headers(ranking), max(len(ranking.keys), 1)
-    lines = [names, ["---"] * left + ["---:"] * (len(names) - left), *rows(ranking)]
+    names, left = list_headers(ranking), max(len(ranking.keys), 1)
+    lines = [names, ["---"] * left + ["---:"] * (len(names) - left), *list_rows(ranking)]
     return "".join(f"| {' | '.join(markdown_text.inline(cell) for cell in line)} |\n" for line in lines)
 
 
-def comma_separated(comparison: Comparison) -> str:
+def render_csv(comparison: Comparison) -> str:
     """A line a setting and one a baseline (`row` says which), with plain numbers; nothing where there is none."""
     several = ["data"] if len(comparison.rankings) > 1 else []
     keys = list(dict.fromkeys([*several, *(key for r in comparison.rankings for key in r.keys)]))
@@ -114,11 +116,19 @@ def comma_separated(comparison: Comparison) -> str:
 
 def _numbers(ranking: Ranking, keys: Sequence[str], tests: Sequence[str]) -> Iterator[list[Any]]:
     for setting in ranking.settings:
-        values = {"data": ranking.data} | {key: text(value) for key, value in setting.values.items()}
+        values = {"data": ranking.data} | {key: format_value(value) for key, value in setting.values.items()}
         score, epochs = setting.score, setting.best_epochs
         epoch = sum(epochs) / len(epochs) if epochs else math.nan
-        plain = [score.mean, score.std, score.low, score.high, epoch, setting.mean_of(ranking.metric), setting.seconds]
-        plain += [setting.mean_of(name) for name in tests]
+        plain = [
+            score.mean,
+            score.std,
+            score.low,
+            score.high,
+            epoch,
+            setting.average_metric(ranking.metric),
+            setting.seconds,
+        ]
+        plain += [setting.average_metric(name) for name in tests]
         known = [values.get(key, "") for key in keys]
         yield ["setting", *known, ranking.metric, score.n, *map(_finite, plain), len(setting.lost)]
     trivial = ranking.baseline(ranking.metric)

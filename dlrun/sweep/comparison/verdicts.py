@@ -4,28 +4,28 @@ import math
 from collections.abc import Sequence
 
 from dlrun.sweep.comparison.ranking import Comparison, Ranking, Setting
-from dlrun.sweep.comparison.settings import in_order, is_logarithmic, is_number, text
-from dlrun.sweep.comparison.statistics import FEWEST, paired_difference
-from dlrun.sweep.comparison.written import spread, written
+from dlrun.sweep.comparison.settings import sort_values, is_logarithmic, is_number, format_value
+from dlrun.sweep.comparison.statistics import FEWEST, estimate_difference
+from dlrun.sweep.comparison.written import format_estimate, format_metric
 
 _MOST_NAMED = 8
 
 
-def sentences(ranking: Ranking) -> list[str]:
+def list_verdicts(ranking: Ranking) -> list[str]:
     """The best setting first, then what it is to be taken with."""
     if not ranking.counted:
         return [f"no run came to a finite {ranking.metric}: nothing can be compared"]
     return [*_best(ranking), *_told_apart(ranking), *_baseline(ranking), *_edges(ranking), *_trouble(ranking)]
 
 
-def headline(comparison: Comparison) -> str:
+def summarize(comparison: Comparison) -> str:
     """The answer in one sentence."""
-    return sentences(comparison.rankings[0])[0]
+    return list_verdicts(comparison.rankings[0])[0]
 
 
 def _best(ranking: Ranking) -> list[str]:
     best = ranking.counted[0]
-    said = f"best: {best.label}, {ranking.metric} {spread(best.score, ranking)} (n = {best.score.n})"
+    said = f"best: {best.label}, {ranking.metric} {format_estimate(best.score, ranking)} (n = {best.score.n})"
     if ranking.metric.endswith("/loss") and {"task.loss", "task.reduction"} & set(ranking.keys):
         other = ranking.metric.replace("loss", "<a metric that all have>")
         return [said, f"the settings minimize different losses, which have no order: add checkpoint.monitor={other}"]
@@ -42,7 +42,7 @@ def _told_apart(ranking: Ranking) -> list[str]:
     best, *others = ranking.counted
     if not others:
         return []
-    differences = [(other, paired_difference(other.by_seed, best.by_seed)) for other in others]
+    differences = [(other, estimate_difference(other.by_seed, best.by_seed)) for other in others]
     few = [other for other, difference in differences if difference.n < FEWEST]
     enough = [(other, difference) for other, difference in differences if difference.n >= FEWEST]
     if not enough:
@@ -79,7 +79,7 @@ def _baseline(ranking: Ranking) -> list[str]:
     trivial, mean = ranking.baseline(ranking.metric), ranking.counted[0].score.mean
     if not math.isfinite(trivial) or ranking.is_better(mean, trivial):
         return []
-    shown = written(trivial, ranking)
+    shown = format_metric(trivial, ranking)
     return [f"even the best is no better than the trivial baseline ({ranking.metric} {shown}): nothing was learned"]
 
 
@@ -90,14 +90,14 @@ def _edges(ranking: Ranking) -> list[str]:
     """
     said = []
     for key in ranking.keys:
-        tried = [v for v in in_order(s.values[key] for s in ranking.settings) if is_number(v)]
+        tried = [v for v in sort_values(s.values[key] for s in ranking.settings) if is_number(v)]
         value = ranking.counted[0].values[key]
         if len(tried) < 3 or value not in (tried[0], tried[-1]) or not is_number(value):
             continue
         further = _beyond(tried, up=value == tried[-1])
         if further is not None:
             end = "largest" if value == tried[-1] else "smallest"
-            said.append(f"the best is at the {end} {key} tried: try {key}={text(further)} too")
+            said.append(f"the best is at the {end} {key} tried: try {key}={format_value(further)} too")
     return said
 
 

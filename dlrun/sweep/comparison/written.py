@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 _WIDE = 1e5  # from here on powers of ten
 
 
-def decimals(ranking: "Ranking") -> int:
+def count_decimals(ranking: "Ranking") -> int:
     """So many that the best setting's spread has two digits; four digits of its mean where there is no spread."""
     score = ranking.counted[0].score if ranking.counted else Estimate(0, *[math.nan] * 4)
     digits, of = (2, score.std) if score.std > 0 else (4, abs(score.mean))
@@ -20,17 +20,17 @@ def decimals(ranking: "Ranking") -> int:
     return min(max(digits - 1 - math.floor(math.log10(of)), 0), 6)
 
 
-def written(value: float, ranking: "Ranking") -> str:
+def format_metric(value: float, ranking: "Ranking") -> str:
     """One value of the monitored metric; "–" for NaN."""
     if not math.isfinite(value):
         return "–"
-    places = decimals(ranking)
+    places = count_decimals(ranking)
     if abs(value) >= _WIDE or 0 < abs(value) < 0.5 * 10.0**-places:
         return f"{value:.2e}"
     return f"{value:.{places}f}"
 
 
-def spread(score: Estimate, ranking: "Ranking") -> str:
+def format_estimate(score: Estimate, ranking: "Ranking") -> str:
     """The mean, with the standard deviation where there is one."""
-    mean = written(score.mean, ranking)
-    return mean if math.isnan(score.std) else f"{mean} ± {written(score.std, ranking)}"
+    mean = format_metric(score.mean, ranking)
+    return mean if math.isnan(score.std) else f"{mean} ± {format_metric(score.std, ranking)}"

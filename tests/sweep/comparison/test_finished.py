@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from dlrun.core.errors import RequestError
-from dlrun.sweep.comparison.finished import find, read
+from dlrun.sweep.comparison.finished import find_runs, read_run
 
 
 def test_a_run_is_read_as_it_was_written(runs: Any) -> None:
     written = runs.write(runs("optimizer.lr=0.1", value=0.25, seed=3), curve=(1.0, 0.25))
-    found = read(written.folder)
+    found = read_run(written.folder)
     for name in ("config", "overrides", "choices", "result"):
         assert getattr(found, name) == getattr(written, name)
     assert (found.seed, found.metric, found.value, found.trouble) == (3, "val/loss", 0.25, "")
@@ -40,22 +40,22 @@ def test_a_damaged_run_is_left_out_with_the_reason(
     good, bad = runs.write(runs(seed=0)), runs.write(runs(seed=1))
     (bad.folder / name).write_text(text)
     damaged: list[tuple[str, str]] = []
-    assert find([tmp_path], damaged) == [good]
+    assert find_runs([tmp_path], damaged) == [good]
     ((folder, reason),) = damaged
     assert folder == str(bad.folder)
     assert reason
     assert "\n" not in reason
     assert not (tmp_path / "pwned").exists()
     with pytest.raises(RequestError, match="can be read"):
-        find([bad.folder])
+        find_runs([bad.folder])
 
 
 def test_missing_or_damaged_curves_cost_the_curve_only(runs: Any) -> None:
     written = runs.write(runs(), curve=(1.0,))
     (written.folder / "metrics.jsonl").write_text('{"epoch": 1}\n{"ep')  # as a kill leaves it
-    assert read(written.folder).rows == [{"epoch": 1}]
+    assert read_run(written.folder).rows == [{"epoch": 1}]
     (written.folder / "metrics.jsonl").write_text("3\n")
-    assert read(written.folder).rows == []
+    assert read_run(written.folder).rows == []
 
 
 def test_runs_are_found_once_below_any_place(runs: Any, tmp_path: Path) -> None:
@@ -63,15 +63,15 @@ def test_runs_are_found_once_below_any_place(runs: Any, tmp_path: Path) -> None:
     (a.folder / "checkpoints").mkdir()
     (a.folder / "checkpoints" / "result.json").write_text("{}")  # inside a run, so none of its own
     damaged: list[tuple[str, str]] = []
-    assert find([tmp_path, a.folder, tmp_path / "sweep" / "..", b.folder], damaged) == [a, b]
+    assert find_runs([tmp_path, a.folder, tmp_path / "sweep" / "..", b.folder], damaged) == [a, b]
     assert damaged == []
 
 
 def test_where_nothing_is_the_sentence_says_what_to_type(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"there is no folder .*nowhere; type a run"):
-        find([tmp_path / "nowhere"])
+        find_runs([tmp_path / "nowhere"])
     with pytest.raises(RequestError, match=r"no finished run .* type a run, a sweep"):
-        find([tmp_path])
+        find_runs([tmp_path])
 
 
 def test_what_does_not_count_says_why(runs: Any) -> None:

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from dlrun.sweep.comparison.html import report
+from dlrun.sweep.comparison.html import render_report
 from dlrun.sweep.comparison.ranking import compare
 
 
@@ -35,7 +35,7 @@ def test_the_page_has_the_answer_and_needs_nothing_else(runs: Any, tmp_path: Pat
     made = [runs("optimizer=sgd", value=0.2), runs("optimizer=adam", value=0.3)]
     made.append(runs("optimizer=lion", value=None, status="failed", metrics={}, error="out of memory"))
     comparison = compare(made, [("optimizer=x", "killed by signal 9")])
-    page = Page(report(comparison, [picture], [("command", "dlrun -m")], tmp_path))
+    page = Page(render_report(comparison, [picture], [("command", "dlrun -m")], tmp_path))
     assert "best: optimizer=sgd, val/loss 0.2000 (n = 1)" in page.text
     for words in ("add 'seed=range(5)'", "baseline", "optimizer=x: killed by signal 9", "failed: out of memory"):
         assert words in page.text
@@ -50,7 +50,7 @@ def test_an_override_is_text_and_nothing_else(runs: Any, tmp_path: Path) -> None
     made = [runs("model.name=a"), runs("model.name=b", value=0.1), runs("model.name=c", value=None, error=evil)]
     made[1].config["model"]["name"] = evil
     object.__setattr__(made[1], "folder", tmp_path / evil.replace("/", "_"))
-    page = Page(report(compare(made, [(evil, evil)]), [], [(evil, evil)], tmp_path))
+    page = Page(render_report(compare(made, [(evil, evil)]), [], [(evil, evil)], tmp_path))
     assert not {"script", "img"} & set(page.tags)
     assert page.text.count("<script>alert(1)</script>") >= 5
     assert page.attributes <= {"lang", "charset", "name", "content", "http-equiv", "class", "href"}
@@ -58,7 +58,7 @@ def test_an_override_is_text_and_nothing_else(runs: Any, tmp_path: Path) -> None
 
 def test_several_tables_are_named(runs: Any) -> None:
     made = [runs(seed=0), runs(seed=1), runs(metric="val/accuracy")]
-    text = Page(report(compare(made), [], [])).text
+    text = Page(render_report(compare(made), [], [])).text
     assert "val/loss on digits" in text
     assert "val/accuracy on digits" in text
     assert "2 tables: " in text

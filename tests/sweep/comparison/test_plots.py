@@ -47,7 +47,7 @@ def test_curves_are_means_with_the_range_as_far_as_all_seeds_came(tmp_path: Path
     ranking = ranked(
         tmp_path, [({"model": "$a$"}, [[0.6, 0.4, 0.2], [0.8, 0.5]]), ({"model": "b"}, [[0.7, 0.6, 0.5], []])]
     )
-    axes = plots.curves(ranking).axes[0]
+    axes = plots.draw_curves(ranking).axes[0]
     found = lines(axes)
     assert list(found) == [r"model=\$a\$", "model=b", "trivial baseline"]
     assert np.allclose(found[r"model=\$a\$"], [[1, 2], [0.7, 0.45]])
@@ -60,7 +60,7 @@ def test_curves_are_means_with_the_range_as_far_as_all_seeds_came(tmp_path: Path
 def test_more_than_ten_settings_are_grey_and_do_not_set_the_scale(tmp_path: Path, lines: Any) -> None:
     settings = [({"model.depth": i}, [[1.0, 0.5 + i / 100]]) for i in range(10)]
     settings += [({"model.depth": 10 + i}, [[1e6, 1e5]]) for i in range(4)]
-    axes = plots.curves(ranked(tmp_path, settings)).axes[0]
+    axes = plots.draw_curves(ranked(tmp_path, settings)).axes[0]
     assert len(lines(axes)) == 10 + 1
     assert len(axes.lines) == 14 + 1
     assert axes.get_ylim()[1] < 2
@@ -68,13 +68,13 @@ def test_more_than_ten_settings_are_grey_and_do_not_set_the_scale(tmp_path: Path
 
 
 def test_a_baseline_far_off_is_a_word(tmp_path: Path, lines: Any) -> None:
-    axes = plots.curves(ranked(tmp_path, [({"model": "a"}, [[0.011, 0.010]])])).axes[0]
+    axes = plots.draw_curves(ranked(tmp_path, [({"model": "a"}, [[0.011, 0.010]])])).axes[0]
     assert "trivial baseline: 0.90000, off the scale" in lines(axes)
     assert axes.get_ylim()[1] < 0.02
 
 
 def test_the_metric_over_a_number_has_a_line_for_each_other_combination(tmp_path: Path) -> None:
-    axes = plots.over(grid(tmp_path), "optimizer.lr").axes[0]
+    axes = plots.draw_metric_over(grid(tmp_path), "optimizer.lr").axes[0]
     shown = {str(c.get_label()): c for c in axes.containers}
     assert list(shown) == [f"depth={d} optimizer={o}" for o in ("adam", "sgd") for d in (3, 5)]
     line, _, (bars,) = shown["depth=5 optimizer=sgd"].lines
@@ -91,7 +91,7 @@ def test_the_metric_over_a_number_has_a_line_for_each_other_combination(tmp_path
 
 def test_evenly_spaced_numbers_have_a_linear_axis_and_many_lines_are_cut(tmp_path: Path) -> None:
     settings = [({"model.depth": d, "model.name": str(n)}, [[0.5 + n / 100]]) for n in range(12) for d in (1, 2)]
-    axes = plots.over(ranked(tmp_path, settings), "model.depth").axes[0]
+    axes = plots.draw_metric_over(ranked(tmp_path, settings), "model.depth").axes[0]
     assert axes.get_xscale() == "linear"
     assert len(axes.containers) == 10
     assert axes.get_title().endswith("the 10 best of 12 lines")
@@ -102,10 +102,10 @@ def test_the_grid_holds_the_best_over_the_other_keys(mode: str, tmp_path: Path) 
     ranking = grid(tmp_path)
     if mode == "max":
         ranking = Ranking(ranking.metric, "max", ranking.data, ranking.keys, ranking.settings[::-1])
-    down, across, cells = plots.grid(ranking, "model.depth", "optimizer.lr")
+    down, across, cells = plots.build_grid(ranking, "model.depth", "optimizer.lr")
     assert (down, across) == ([3, 5], [0.01, 0.1, 0.4])
     assert np.allclose(cells, [[0.11 + d / 100 + lr + 0.3 * (mode == "max") for lr in across] for d in down])
-    axes = plots.heat_map(ranking, "model.depth", "optimizer.lr").axes[0]
+    axes = plots.draw_heat_map(ranking, "model.depth", "optimizer.lr").axes[0]
     (frame,) = axes.patches
     assert frame.get_xy() == pytest.approx((-0.47, -0.47) if mode == "min" else (1.53, 0.53))
     assert axes.texts[0].get_text() == f"{cells[0, 0]:.3f}"
@@ -115,10 +115,10 @@ def test_the_grid_holds_the_best_over_the_other_keys(mode: str, tmp_path: Path) 
 
 def test_a_cell_without_a_run_stays_empty_and_large_maps_have_no_numbers(tmp_path: Path) -> None:
     some = [({"a.x": i, "a.y": str(j)}, [[0.5 + i]]) for i in range(2) for j in range(2) if i + j < 2]
-    axes = plots.heat_map(ranked(tmp_path / "some", some), "a.x", "a.y").axes[0]
+    axes = plots.draw_heat_map(ranked(tmp_path / "some", some), "a.x", "a.y").axes[0]
     assert len(axes.texts) == 3
     many = [({"a.x": i, "a.y": j}, [[0.5 + i]]) for i in range(11) for j in range(10)]
-    assert not plots.heat_map(ranked(tmp_path / "many", many), "a.x", "a.y").axes[0].texts
+    assert not plots.draw_heat_map(ranked(tmp_path / "many", many), "a.x", "a.y").axes[0].texts
 
 
 def test_pictures_are_those_that_make_sense(tmp_path: Path) -> None:
@@ -140,4 +140,4 @@ def test_keys_that_go_together_make_no_map(tmp_path: Path) -> None:
     pairs = [({"optimizer": o, "optimizer.lr": lr}, [[]]) for o, lr in (("a", 0.1), ("b", 0.2), ("c", 0.3))]
     ranking = ranked(tmp_path, pairs)
     assert [path.name for path in plots.draw_all(Comparison([ranking]), tmp_path / "f")] == ["compared_lr.png"]
-    assert math.isnan(plots.grid(ranking, "optimizer", "optimizer.lr")[2][0, 1])
+    assert math.isnan(plots.build_grid(ranking, "optimizer", "optimizer.lr")[2][0, 1])

@@ -23,7 +23,11 @@ def test_settings_are_means_over_seeds_best_first(runs: Any) -> None:
     )  # fmt: skip
     assert adam.by_seed == {0: 0.2, 1: 0.4, 2: 0.9}
     assert (adam.label, adam.best_epochs, adam.seconds) == ("optimizer=adam", [3, 3, 3], 1.5)
-    assert (ranking.tests, adam.mean_of("test/loss"), ranking.baseline("test/loss")) == (["test/loss"], 0.75, 2.5)
+    assert (ranking.tests, adam.average_metric("test/loss"), ranking.baseline("test/loss")) == (
+        ["test/loss"],
+        0.75,
+        2.5,
+    )
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from dlrun.sweep.comparison import settings
-from dlrun.sweep.comparison.settings import ABSENT, grouped, value_of, varying
+from dlrun.sweep.comparison.settings import ABSENT, group_runs, get_value, find_varying_keys
 
 
 def test_keys_that_differ_are_columns_and_the_seed_never_is(runs: Any) -> None:
@@ -14,8 +14,8 @@ def test_keys_that_differ_are_columns_and_the_seed_never_is(runs: Any) -> None:
         runs("data=digits", "optimizer=adam", "optimizer.lr=0.1", seed=1),
         runs("data=digits", "optimizer=adam", "optimizer.lr=0.5", seed=2),
     ]
-    assert varying(made) == ["optimizer", "optimizer.lr"]
-    assert [value_of(run, "optimizer") for run in made] == ["sgd", "adam", "adam"]
+    assert find_varying_keys(made) == ["optimizer", "optimizer.lr"]
+    assert [get_value(run, "optimizer") for run in made] == ["sgd", "adam", "adam"]
 
 
 def test_a_run_without_the_override_has_the_default_or_nothing(runs: Any) -> None:
@@ -24,37 +24,37 @@ def test_a_run_without_the_override_has_the_default_or_nothing(runs: Any) -> Non
         runs("+model.x=3", "~trainer.y=1", config={"trainer": {"y": 2}}),
         runs("lesson=a", "paths.outputs=z"),
     ]
-    assert varying(made) == ["optimizer.lr", "model.x", "lesson"]
-    assert [value_of(run, "optimizer.lr") for run in made] == [0.1, 0.001, 0.001]
-    assert [value_of(run, "model.x") for run in made] == [ABSENT, 3, ABSENT]
-    assert [value_of(run, "lesson") for run in made] == [ABSENT, ABSENT, "a"]
+    assert find_varying_keys(made) == ["optimizer.lr", "model.x", "lesson"]
+    assert [get_value(run, "optimizer.lr") for run in made] == [0.1, 0.001, 0.001]
+    assert [get_value(run, "model.x") for run in made] == [ABSENT, 3, ABSENT]
+    assert [get_value(run, "lesson") for run in made] == [ABSENT, ABSENT, "a"]
 
 
 def test_what_is_no_part_of_the_experiment_is_no_column(runs: Any) -> None:
     made = [runs("paths.outputs=a", "figures=false"), runs("paths.outputs=b", "tracking.graph=true", seed=1)]
-    assert varying(made) == []
-    assert varying([runs("device=cpu"), runs("device.precision=bf16")]) == ["device", "device.precision"]
+    assert find_varying_keys(made) == []
+    assert find_varying_keys([runs("device=cpu"), runs("device.precision=bf16")]) == ["device", "device.precision"]
 
 
 def test_what_follows_the_seed_is_no_column(runs: Any) -> None:
     made = [runs(f"data.seed={seed}", seed=seed) for seed in range(3)]
-    assert varying(made) == []
-    assert varying([*made, runs("data.seed=9", seed=3)]) == ["data.seed"]
+    assert find_varying_keys(made) == []
+    assert find_varying_keys([*made, runs("data.seed=9", seed=3)]) == ["data.seed"]
 
 
 def test_runs_that_differ_without_a_word_get_the_choices_and_then_the_keys(runs: Any) -> None:
     a, b = runs(), runs()
     object.__setattr__(b, "choices", b.choices | {"model": "cnn"})
-    assert varying([a, b]) == ["model"]
+    assert find_varying_keys([a, b]) == ["model"]
     changed = [runs(seed=0), runs(seed=1, config={"optimizer": {"lr": 0.5}})]  # a default that was changed meanwhile
-    assert varying(changed) == ["optimizer.lr"]
-    assert varying([runs("optimizer.lr=0.1"), *changed]) == ["optimizer.lr"]
+    assert find_varying_keys(changed) == ["optimizer.lr"]
+    assert find_varying_keys([runs("optimizer.lr=0.1"), *changed]) == ["optimizer.lr"]
 
 
 def test_equal_values_are_one_however_they_are_written(runs: Any) -> None:
     same = [runs("optimizer.lr=1"), runs("optimizer.lr=1.0", seed=1)]
-    assert varying(same) == []
-    assert len(grouped([*same, runs("optimizer.lr=true")], ["optimizer.lr"])) == 2
+    assert find_varying_keys(same) == []
+    assert len(group_runs([*same, runs("optimizer.lr=true")], ["optimizer.lr"])) == 2
 
 
 @pytest.mark.parametrize(
@@ -65,12 +65,12 @@ def test_equal_values_are_one_however_they_are_written(runs: Any) -> None:
     ],
 )  # fmt: skip
 def test_values_are_shown_as_one_would_type_them(value: Any, shown: str) -> None:
-    assert settings.text(value) == shown
+    assert settings.format_value(value) == shown
 
 
 def test_names_are_short_where_they_stay_apart() -> None:
     keys = ["optimizer", "optimizer.lr", "scheduler.gamma", "model.gamma", "model._target_"]
-    assert list(settings.short_names(keys).values()) == [
+    assert list(settings.shorten_keys(keys).values()) == [
         "optimizer", "lr", "scheduler.gamma", "model.gamma", "model._target_"
     ]  # fmt: skip
 
@@ -92,7 +92,10 @@ def test_a_setting_of_one_option_only_is_no_column_of_its_own(runs: Any) -> None
         runs("optimizer=momentum", "optimizer.momentum=0.8"),
         runs("optimizer=adam", "optimizer.lr=0.1"),
     ]
-    assert varying(race) == ["optimizer"]
-    assert varying([*race, runs("optimizer=momentum", "optimizer.momentum=0.9")]) == ["optimizer", "optimizer.momentum"]
+    assert find_varying_keys(race) == ["optimizer"]
+    assert find_varying_keys([*race, runs("optimizer=momentum", "optimizer.momentum=0.9")]) == [
+        "optimizer",
+        "optimizer.momentum",
+    ]
     paired = [runs("optimizer=sgd", "optimizer.lr=0.1"), runs("optimizer=adam", "optimizer.lr=0.01")]
-    assert varying(paired) == ["optimizer", "optimizer.lr"]  # named for each: somebody wants to see it
+    assert find_varying_keys(paired) == ["optimizer", "optimizer.lr"]  # named for each: somebody wants to see it

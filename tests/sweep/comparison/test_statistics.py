@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dlrun.sweep.comparison.statistics import estimate, paired_difference
+from dlrun.sweep.comparison.statistics import estimate, estimate_difference
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 30])
@@ -32,7 +32,7 @@ def test_a_pair_is_told_apart_exactly_where_the_paired_t_test_does(shift: float)
     common, noise = generator.normal(0, 5, 6), generator.normal(0, 0.1, 6)
     a = dict(enumerate((common + noise + shift).tolist())) | {77: 1e9}
     b = dict(enumerate(common.tolist())) | {78: -1e9}
-    found = paired_difference(a, b)
+    found = estimate_difference(a, b)
     tested = stats.ttest_rel([a[i] for i in range(6)], [b[i] for i in range(6)])
     interval = tested.confidence_interval(0.95)
     assert (found.n, found.low, found.high) == (6, pytest.approx(interval.low), pytest.approx(interval.high))
@@ -40,4 +40,4 @@ def test_a_pair_is_told_apart_exactly_where_the_paired_t_test_does(shift: float)
 
 
 def test_no_common_seed_is_no_difference() -> None:
-    assert paired_difference({0: 1.0}, {1: 1.0}).n == 0
+    assert estimate_difference({0: 1.0}, {1: 1.0}).n == 0

@@ -11,12 +11,12 @@ from rich.console import Console as RichConsole
 
 from dlrun.sweep.comparison import table
 from dlrun.sweep.comparison.ranking import compare
-from dlrun.sweep.comparison.written import written
+from dlrun.sweep.comparison.written import format_metric
 
 
 def printed(ranking: Any, width: int = 80) -> list[str]:
     console = RichConsole(width=width, file=io.StringIO(), record=True)
-    console.print(table.fitting(ranking, console))
+    console.print(table.build_terminal_table(ranking, console))
     return [line.rstrip() for line in console.export_text().splitlines()]
 
 
@@ -57,15 +57,15 @@ def test_a_terminal_shows_30_settings_and_counts_the_rest(runs: Any) -> None:
     lines = printed(ranking)
     assert sum(line.split()[0].isdigit() for line in lines if line) == 30
     assert lines[-1].startswith("baseline")
-    assert table.left_out(ranking) == "and 5 more settings: comparison.csv has all"
-    assert table.left_out(grid(runs, 1)) == ""
-    assert table.markdown(ranking).count("\n") == 2 + 35 + 1
+    assert table.describe_hidden_rows(ranking) == "and 5 more settings: comparison.csv has all"
+    assert table.describe_hidden_rows(grid(runs, 1)) == ""
+    assert table.render_markdown(ranking).count("\n") == 2 + 35 + 1
 
 
 def test_numbers_are_written_as_finely_as_the_seeds_agree(runs: Any) -> None:
     def shown(*values: float) -> str:
         (ranking,) = compare([runs(value=value, seed=seed) for seed, value in enumerate(values)]).rankings
-        return table.rows(ranking)[0][2]
+        return table.list_rows(ranking)[0][2]
 
     assert shown(3011.0, 3057.0, 3101.0) == "3056 ± 45"
     assert shown(0.4551, 0.4572, 0.4611) == "0.4578 ± 0.0030"
@@ -73,28 +73,33 @@ def test_numbers_are_written_as_finely_as_the_seeds_agree(runs: Any) -> None:
     assert shown(4321.5) == "4322"
     assert shown(0.0) == "0.0000"
     (ranking,) = compare([runs(value=0.5)]).rankings
-    assert [written(x, ranking) for x in (2.5e7, 1e-9, math.nan, -0.25)] == ["2.50e+07", "1.00e-09", "–", "-0.2500"]
+    assert [format_metric(x, ranking) for x in (2.5e7, 1e-9, math.nan, -0.25)] == [
+        "2.50e+07",
+        "1.00e-09",
+        "–",
+        "-0.2500",
+    ]
 
 
 def test_failures_have_a_column_where_there_are_some(runs: Any) -> None:
     made = [runs("model=a"), runs("model=a", seed=1, value=None), runs("model=b", value=None)]
     (ranking,) = compare(made).rankings
-    assert table.headers(ranking)[-1] == "failed"
-    assert [row[-1] for row in table.rows(ranking)] == ["1", "1", ""]
-    assert table.rows(ranking)[1][1:6] == ["0", "–", "–", "–", "–"]
-    assert "failed" not in table.headers(grid(runs, 1))
+    assert table.list_headers(ranking)[-1] == "failed"
+    assert [row[-1] for row in table.list_rows(ranking)] == ["1", "1", ""]
+    assert table.list_rows(ranking)[1][1:6] == ["0", "–", "–", "–", "–"]
+    assert "failed" not in table.list_headers(grid(runs, 1))
 
 
 def test_nothing_of_a_value_is_markup(runs: Any) -> None:
     (ranking,) = compare([runs("model.name='a|<b>'"), runs("model.name='x'", value=0.6)]).rankings
-    assert r"| a\|&lt;b&gt; | 1 |" in table.markdown(ranking)
+    assert r"| a\|&lt;b&gt; | 1 |" in table.render_markdown(ranking)
 
 
 def test_the_csv_holds_plain_numbers(runs: Any) -> None:
     values = [0.3, 0.4, 0.8]
     made = [runs("model=a", "model.hidden_sizes=[64,32]", value=v, seed=i) for i, v in enumerate(values)]
     made.append(runs("model=b", "model.hidden_sizes=[8]", value=None))
-    found = list(csv.DictReader(io.StringIO(table.comma_separated(compare(made)))))
+    found = list(csv.DictReader(io.StringIO(table.render_csv(compare(made)))))
     a, b, baseline = found
     assert (a["row"], a["model"], a["model.hidden_sizes"], a["metric"]) == ("setting", "a", "[64,32]", "val/loss")
     assert [float(a[key]) for key in ("n", "mean", "std", "best_epoch", "last", "train_seconds", "test_loss")] == [
@@ -113,7 +118,7 @@ def test_the_csv_holds_plain_numbers(runs: Any) -> None:
 def test_two_tables_share_one_csv_that_names_the_data(runs: Any) -> None:
     names = {"data": {"_target_": "d.names"}}
     made = [runs("model=a"), runs("model=b"), runs("data=names", config=names)]
-    lines = list(csv.DictReader(io.StringIO(table.comma_separated(compare(made)))))
+    lines = list(csv.DictReader(io.StringIO(table.render_csv(compare(made)))))
     assert [(line["row"], line["data"], line["model"]) for line in lines] == [
         ("setting", "digits", "a"), ("setting", "digits", "b"), ("baseline", "digits", ""),
         ("setting", "names", ""), ("baseline", "names", ""),

@@ -7,13 +7,13 @@ import pytest
 from scipy import stats
 
 from dlrun.sweep.comparison.ranking import compare
-from dlrun.sweep.comparison.verdicts import headline, sentences
+from dlrun.sweep.comparison.verdicts import summarize, list_verdicts
 
 NOISE = (0.00, 0.05, -0.03, 0.02, -0.04)
 
 
 def said(made: list[Any]) -> list[str]:
-    return sentences(compare(made).rankings[0])
+    return list_verdicts(compare(made).rankings[0])
 
 
 def several(runs: Any, levels: dict[str, float], seeds: int = 5, **more: Any) -> list[Any]:
@@ -31,7 +31,7 @@ def test_the_best_is_named_first(runs: Any) -> None:
         "best: model=a, val/loss 0.500 ± 0.037 (n = 5)",
         "better than the other setting (paired over 5 seeds, 95 % t interval of the difference without 0)",
     ]
-    assert headline(compare(several(runs, {"model=a": 0.5}))).startswith("best: the only setting, val/loss 0.500")
+    assert summarize(compare(several(runs, {"model=a": 0.5}))).startswith("best: the only setting, val/loss 0.500")
 
 
 def test_what_cannot_be_told_apart_is_named_in_one_line(runs: Any) -> None:
