@@ -10,7 +10,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from dlrun.cli.list_runs import list_cells, format_columns, format_size
+from dlrun.cli.list_runs import format_columns, format_size, list_cells
 from dlrun.core import lock
 from dlrun.core.errors import RequestError, RunError, listed
 from dlrun.core.inside import OF_A_RUN

@@ -28,7 +28,7 @@ class CommandHelp:
     words: list[tuple[str, str]]  # what stands at a place, and what it is
     options: list[tuple[str, str]]  # option=default, and what it does
     examples: list[str]
-    format_overview: list[tuple[str, str]]  # the lines of `dlrun --help`: usage, and a few words
+    overview: list[tuple[str, str]]  # the lines of `dlrun --help`: usage, and a few words
 
 
 COMMAND_HELP = {

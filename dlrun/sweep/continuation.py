@@ -1,4 +1,4 @@
-"""The folder of a sweep: a new one, or the one to go on with."""
+"""The folder of a sweep, new or to be resumed, and the requests of `dlrun resume SWEEP`."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,106 +16,134 @@ from dlrun.sweep.ledger import NAME, Ledger
 
 
 def choose_folder(requests: Sequence[Request]) -> tuple[Path, Ledger]:
-    """Where the sweep is to lie, and its ledger, an empty one for a new sweep; nothing is written.
+    """The folder of the sweep and its ledger, an empty one for a new sweep; nothing is written.
 
-    RequestError when the folder that was asked for holds something else.
+    RequestError if the chosen folder holds something else.
     """
     first = requests[0]
     assert first.sweep is not None
-    if first.words[:1] == ["resume"]:  # where it was begun, its folder may have had another name
+
+    # The config still has the name that the folder had when the sweep was begun.
+    if first.words[:1] == ["resume"]:
         return first.sweep, Ledger.read(first.sweep)
+
     if has_chosen_folder(first):
         folder = Path(first.config["sweep"]["dir"] or first.sweep)
-        return folder, _ledger(folder, first.words)
+        return folder, _open_ledger(folder, first.words)
+
     folder = run_folder.free(first.sweep)
     return folder, Ledger(folder)
 
 
 def has_chosen_folder(request: Request) -> bool:
-    """Whether the command line names the sweep's folder; each start makes a new one else."""
-    named = any(word.startswith(("hydra.sweep.dir=", "hydra.run.dir=")) for word in request.words)
-    return named or bool(request.config["sweep"]["dir"]) or request.words[:1] == ["resume"]
+    """Whether the command line names the sweep's folder; otherwise each start makes a new one."""
+    is_named = any(word.startswith(("hydra.sweep.dir=", "hydra.run.dir=")) for word in request.words)
+    return is_named or bool(request.config["sweep"]["dir"]) or request.words[:1] == ["resume"]
 
 
-def _ledger(folder: Path, words: Sequence[str]) -> Ledger:
-    """The ledger in a folder that was asked for by name; RequestError for other people's files."""
+def _open_ledger(folder: Path, words: Sequence[str]) -> Ledger:
+    """The ledger in a folder that the user named; RequestError if other files or another sweep are there."""
+    # Hidden files are the lock, or half a file, of a sweep that was killed as it began.
     if not folder.exists() or (folder.is_dir() and all(path.match(".*") for path in folder.iterdir())):
-        return Ledger(folder)  # what is hidden there is a lock, or half a file, of a sweep killed as it began
+        return Ledger(folder)
     if not (folder / NAME).is_file():
         raise RequestError(f"{folder} holds something, but no sweep ({NAME}); type sweep.dir=<a new folder>")
-    found = Ledger.read(folder)
-    if different := _difference(found.words, words):
-        modules = {module for entry in found.entries.values() for module in own_modules(entry.config)}
+
+    ledger = Ledger.read(folder)
+    difference = _describe_difference(ledger.words, words)
+    if difference:
+        modules = set[str]()
+        for entry in ledger.entries.values():
+            modules.update(own_modules(entry.config))
         raise RequestError(
-            f"{folder} holds another sweep ({different}); type another sweep.dir, or add points to that one: "
+            f"{folder} holds another sweep ({difference}); type another sweep.dir, or add points to that one: "
             f"{advice('resume', folder, '<key>=<values>', modules=sorted(modules))}"
         )
-    return found
+    return ledger
 
 
-def _difference(before: Sequence[str], now: Sequence[str]) -> str:
-    """What makes one command line another sweep than the other: a key only one of them names, or another fixed value.
+def _describe_difference(before: Sequence[str], now: Sequence[str]) -> str:
+    """The first key that only one of two command lines names, or that they fix to different values; "" if none.
 
-    More values of a key that is swept over are points to be added.
+    More values of a swept key make no other sweep: they add points to it.
     """
-    ours, theirs = read_fixed_words(now), read_fixed_words(before)
-    for key in sorted({*ours, *theirs}):
-        one, other = theirs.get(key), ours.get(key)
-        if key not in ours or key not in theirs:
-            return f"{'it was' if key in theirs else 'it was not'} over {key}"
-        if one and other and one != other:
-            return f"with {one}, not {other}"
+    old_words = read_fixed_words(before)
+    new_words = read_fixed_words(now)
+    for key in sorted({*new_words, *old_words}):
+        if key not in new_words:
+            return f"it was over {key}"
+        if key not in old_words:
+            return f"it was not over {key}"
+
+        old_word = old_words[key]
+        new_word = new_words[key]
+        if old_word and new_word and old_word != new_word:
+            return f"with {old_word}, not {new_word}"
     return ""
 
 
 def read_fixed_words(words: Sequence[str]) -> dict[str, str]:
-    """By key, each word that can tell sweeps apart; an empty text where it names several values."""
-    found = {}
+    """By key, the overrides that distinguish sweeps; an empty text for a key that is swept over."""
+    fixed_words = {}
     for word in request.overrides_of(words):
-        top = parse_key(word).split(".")[0]
-        if top not in NOT_IDENTITY or parse_key(word) == "sweep.points":
-            found[parse_key(word)] = "" if request.names_several_values(word) else word
-    return found
+        key = parse_key(word)
+        if key.split(".")[0] not in NOT_IDENTITY or key == "sweep.points":
+            fixed_words[key] = "" if request.names_several_values(word) else word
+    return fixed_words
 
 
 def merge_words(before: Sequence[str], more: Sequence[str]) -> list[str]:
-    """The words of a command line with some replaced by others about the same key, or added."""
+    """The overrides of a command line, replaced or extended by `more`; without those of Hydra itself."""
     keys = {parse_key(word) for word in more}
-    kept = [word for word in request.overrides_of(before) if parse_key(word) not in keys]
-    return [*(word for word in kept if not parse_key(word).startswith("hydra")), *more]
+    merged = []
+    for word in request.overrides_of(before):
+        key = parse_key(word)
+        if key not in keys and not key.startswith("hydra"):
+            merged.append(word)
+    return [*merged, *more]
 
 
 def read_requests(words: Sequence[str]) -> list[Request]:
-    """`dlrun resume SWEEP [new points]`: the jobs that the ledger knows, and those that the words add.
+    """`dlrun resume SWEEP [new points]`: the jobs of the ledger, and those that the words add.
 
-    The ledger is a loaded file: its jobs run modules of the user's own only where trusted_modules says so.
+    A ledger is loaded, not trusted: its jobs run the user's own modules only if trusted_modules names them.
     """
-    folder, words = Path(words[0]), words[1:]
+    folder = Path(words[0])
+    words = words[1:]
     ledger = Ledger.read(folder)
-    flags = [word for word in words if word not in request.overrides_of(words)]
-    asked = request.overrides_of(words)
-    of_all = [
-        word for word in asked if parse_key(word).split(".")[0] in NOT_IDENTITY and parse_key(word) != "sweep.points"
-    ]
-    new = [word for word in asked if word not in of_all]
+
+    # Settings that are no part of an experiment (device, figures, ...) apply to all jobs; the rest adds points.
+    overrides = request.overrides_of(words)
+    flags = [word for word in words if word not in overrides]
+    settings = []
+    for word in overrides:
+        key = parse_key(word)
+        if key.split(".")[0] in NOT_IDENTITY and key != "sweep.points":
+            settings.append(word)
+    new_words = [word for word in overrides if word not in settings]
+
     line = ["resume", str(folder), *words]
-    known = [ledger.request(entry, of_all, line) for entry in ledger.entries.values()]
-    if not new:
-        return known
-    before = request.flags(ledger.words)
-    now = request.flags(words)
+    recorded = [ledger.make_request(entry, settings, line) for entry in ledger.entries.values()]
+    if not new_words:
+        return recorded
+
+    flags_before = request.flags(ledger.words)
+    flags_now = request.flags(words)
     for flag in ("config_dir", "config_name", "config_path"):
-        value = getattr(before, flag)
-        if value and not getattr(now, flag):
+        value = getattr(flags_before, flag)
+        if value and not getattr(flags_now, flag):
             place = f"--{flag.replace('_', '-')} {quote(value)}"
             raise RequestError(f"the sweep was begun with {place}; add that to this command, for the new points")
-    kept = merge_words(ledger.words, new)
-    for word in kept:
-        if "${" in word and word not in new:
+
+    merged = merge_words(ledger.words, new_words)
+    for word in merged:
+        if "${" in word and word not in new_words:
             raise RequestError(
                 f"the sweep was begun with {word}, and nothing that is read from a file is evaluated; type it again "
                 "behind this command, for the new points"
             )
-    points = request.from_command_line(["-m", *flags, *kept, *recorded_words(of_all)])
-    trusted = known[0].trusted_modules or []
-    return [*known, *(replace(point, trusted_modules=trusted, words=line, sweep=folder) for point in points)]
+
+    points = request.from_command_line(["-m", *flags, *merged, *recorded_words(settings)])
+    trusted = recorded[0].trusted_modules or []
+    new = [replace(point, trusted_modules=trusted, words=line, sweep=folder) for point in points]
+    return [*recorded, *new]

@@ -1,4 +1,4 @@
-"""What runs the jobs of a sweep: one interface, and the engine that runs them one after the other."""
+"""The interface of what runs the jobs of a sweep, and the engine that runs them one after the other."""
 
 import contextlib
 import traceback
@@ -17,66 +17,70 @@ from dlrun.sweep.jobs import Job
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job: the command's exit code, and what went wrong in a sentence."""
+    """Exit code of a job, and its error in a sentence."""
 
     code: int
     error: str | None = None
 
     @property
-    def stopped(self) -> bool:
-        """It was interrupted, and the sweep with it."""
+    def is_interrupted(self) -> bool:
+        """Whether a signal ended the job, and with it the sweep."""
         return signals.is_stopped(self.code)
 
 
 class Watcher(Protocol):
-    """Who is told how the jobs get on."""
+    """Callback of an engine."""
 
-    def started(self, job: Job) -> None:
-        """A job begins."""
+    def on_job_start(self, job: Job) -> None:
+        """Called before a job runs."""
         ...
 
-    def ended(self, job: Job, outcome: Outcome) -> bool:
-        """A job has ended; False ends the sweep."""
+    def on_job_end(self, job: Job, outcome: Outcome) -> bool:
+        """Called after a job has run; returns False to start no further job."""
         ...
 
 
 class Engine(Protocol):
-    """Runs jobs somewhere, in any order, each in a state of its own: job k equals the same job alone."""
+    """Runs jobs in any order and any place, so that job k of a sweep equals the same job alone."""
 
     def run(self, jobs: Sequence[Job], watcher: Watcher) -> int:
-        """0, or the exit code of who was interrupted."""
+        """Run the jobs; returns 0, or the exit code of an interruption."""
         ...
 
 
 class Serial:
-    """One after the other in this process, whose state runtime.session puts back after each."""
+    """Runs one job after the other in this process, whose state runtime.session restores after each."""
 
     def run(self, jobs: Sequence[Job], watcher: Watcher) -> int:
-        """See Engine."""
+        """Run the jobs in order; returns 0, or the exit code of an interruption."""
         for job in jobs:
-            watcher.started(job)
+            watcher.on_job_start(job)
             outcome = run_request(job.request)
-            goes_on = watcher.ended(job, outcome)
-            if outcome.stopped:
+            is_continuing = watcher.on_job_end(job, outcome)
+
+            if outcome.is_interrupted:
                 return outcome.code
-            if not goes_on:
+            if not is_continuing:
                 break
         return 0
 
 
 def run_request(request: Request) -> Outcome:
-    """One run without a terminal; whatever goes wrong in it stays in it."""
+    """Run one training without a terminal; whatever it raises becomes its outcome."""
     try:
         return Outcome(experiment.run(request, Console(quiet=True)))
     except DlrunError as error:
         return Outcome(error.exit_code, str(error))
-    except KeyboardInterrupt as stopped:  # before there was anything to save
-        return Outcome(signals.code_of(stopped))
-    except (Exception, SystemExit) as error:  # of the user's own code, before the run began
+    except KeyboardInterrupt as interrupt:
+        # It came before there was a state to save: later ones are handled by the run itself.
+        return Outcome(signals.code_of(interrupt))
+    except (Exception, SystemExit) as error:
+        # The user's own code may raise anything before the run has opened its log.
         if request.folder is not None:
             with contextlib.suppress(OSError):
                 request.folder.mkdir(parents=True, exist_ok=True)
                 with (request.folder / "run.log").open("a") as log:
                     log.write(escape_text("".join(traceback.format_exception(error))))
+
         message = f"{type(error).__name__}: {user_code.first_line(error)}"
         return Outcome(1, user_code.explain(error) or message)

@@ -1,4 +1,4 @@
-"""The jobs of a sweep: each a run with a number, a name, a folder, and an identity that it is known again by."""
+"""The jobs of a sweep: each a run with a number, a name, a folder, and a key that identifies it on resume."""
 
 import copy
 import hashlib
@@ -15,7 +15,8 @@ from dlrun.core.errors import RequestError
 from dlrun.core.own_code import own_modules
 from dlrun.core.run_names import folder_name
 
-_PRESETS = ("lesson", "experiment", "debug")  # they may differ in what config_hash leaves out
+# Jobs with different presets may differ in keys that config_hash leaves out.
+_PRESETS = ("lesson", "experiment", "debug")
 
 
 @dataclass
@@ -24,99 +25,120 @@ class Job:
 
     number: int
     request: Request  # with its folder
-    label: str  # what makes it differ from the others
-    key: str  # equal for equal jobs, today and when the sweep is gone on with
+    label: str  # the overrides that tell it from the other jobs
+    key: str  # equal for equal jobs, now and when the sweep is resumed
 
     @property
     def folder(self) -> Path:
-        """Where it leaves what it leaves."""
+        """Run folder of the job."""
         assert self.request.folder is not None
         return self.request.folder
 
     @property
     def plain(self) -> dict[str, Any]:
-        """Its config as plain Python."""
+        """Copy of the config as plain Python."""
         return copy.deepcopy(self.request.config)
 
 
 def compute_identity(job: Job, varying: set[str]) -> str:
-    """config_hash, and what else tells two jobs apart: a preset, its line of sweep.points, a device swept over.
+    """Hash the config with all else that tells jobs apart: presets, a swept device, a line of sweep.points.
 
-    varying: the words that not all jobs have.
+    varying: the overrides that not all jobs have.
     """
     request = job.request
-    more = [f"{preset}={request.choices[preset]}" for preset in _PRESETS if preset in request.choices]
-    more += [word for word in request.overrides if word in varying and parse_key(word).split(".")[0] == "device"]
+    extras = [f"{preset}={request.choices[preset]}" for preset in _PRESETS if preset in request.choices]
+    for word in request.overrides:
+        if word in varying and parse_key(word).split(".")[0] == "device":
+            extras.append(word)
     if request.group is not None:
-        more.append(f"of {' '.join(word for word in request.overrides if word not in request.extra)}")
-    found = config_hash(job.plain)
-    return found if not more else hashlib.sha256(json.dumps([found, *more]).encode()).hexdigest()
+        extras.append(f"of {' '.join(_drop_extra(request))}")
+
+    digest = config_hash(job.plain)
+    if not extras:
+        return digest
+    return hashlib.sha256(json.dumps([digest, *extras]).encode()).hexdigest()
 
 
 def parse_key(word: str) -> str:
-    """The key that a word of a command line is about."""
+    """The config key of an override: "optimizer.lr" of "+optimizer.lr=0.1"."""
     return word.partition("=")[0].lstrip("+~")
 
 
 def build_jobs(requests: Sequence[Request], sweep: Path) -> list[Job]:
-    """A job for each request, numbered from 0, with a folder in `sweep` that is called after what varies."""
-    asked = [_asked_for(request, sweep) for request in requests]
+    """A job for each request, numbered from 0, in a subfolder of `sweep` named after what varies."""
+    chosen_folders = [_find_chosen_folder(request, sweep) for request in requests]
     requests = [replace(request, sweep=sweep) for request in requests]
-    tops: dict[Path | None, list[str]] = {}
+
+    # The points of sweep.points share one folder per job: name it without the words that they add.
+    words_by_top: dict[Path | None, list[str]] = {}
     for request in requests:
-        tops.setdefault(request.group or request.folder, [w for w in request.overrides if w not in request.extra])
-    common = _common(tops.values())
-    places = {
-        top: sweep / f"{number}_{folder_name(','.join(w for w in words if w not in common))}"
-        for number, (top, words) in enumerate(tops.items())
-    }
-    everywhere = _common(request.overrides for request in requests)
-    made = []
+        words_by_top.setdefault(request.group or request.folder, _drop_extra(request))
+    shared_by_tops = _intersect(words_by_top.values())
+    places = {}
+    for number, (top, words) in enumerate(words_by_top.items()):
+        varying_words = [word for word in words if word not in shared_by_tops]
+        places[top] = sweep / f"{number}_{folder_name(','.join(varying_words))}"
+
+    shared = _intersect(request.overrides for request in requests)
+    jobs = []
     for number, request in enumerate(requests):
         if request.group is not None:
             assert request.folder is not None
-            group = places[request.group] if len(tops) > 1 else sweep
+            group = places[request.group] if len(words_by_top) > 1 else sweep
             request = replace(request, group=group, folder=group / request.folder.name)
         else:
-            request = replace(request, folder=asked[number] or places[request.folder])
-        label = " ".join(w for w in request.overrides if w not in everywhere and not w.startswith("sweep."))
-        made.append(Job(number, request, label or "as it is", request.key))
-    varying = {word for request in requests for word in request.overrides} - everywhere if len(requests) > 1 else set()
-    for job in made:
+            request = replace(request, folder=chosen_folders[number] or places[request.folder])
+
+        own_words = [word for word in request.overrides if word not in shared]
+        label = " ".join(word for word in own_words if not word.startswith("sweep."))
+        jobs.append(Job(number, request, label or "as it is", request.key))
+
+    varying = set[str]()
+    if len(requests) > 1:
+        varying = varying.union(*(request.overrides for request in requests)) - shared
+    for job in jobs:
         job.key = job.key or compute_identity(job, varying)
-    return made
+    return jobs
 
 
-def _asked_for(request: Request, sweep: Path) -> Path | None:
-    """The folder in `sweep` that the user named for each job by hydra.sweep.subdir; null where nothing was said."""
+def _drop_extra(request: Request) -> list[str]:
+    """The overrides without those that sweep.points added."""
+    return [word for word in request.overrides if word not in request.extra]
+
+
+def _find_chosen_folder(request: Request, sweep: Path) -> Path | None:
+    """The job's folder in `sweep` by the user's hydra.sweep.subdir; None if it is not set."""
     if request.key or not any(word.startswith("hydra.sweep.subdir=") for word in request.words):
         return None
+
     assert request.folder is not None
     assert request.sweep is not None
     return sweep / os.path.relpath(request.folder, request.sweep)
 
 
-def _common(lines: Iterable[Sequence[str]]) -> set[str]:
-    """The words that all have; of a single line all but those that a sweep could have varied are left to `named`."""
+def _intersect(lines: Iterable[Sequence[str]]) -> set[str]:
+    """The overrides common to all jobs; none for a single job, whose overrides could all have been swept."""
     sets = [set(line) for line in lines]
     return set.intersection(*sets) if len(sets) > 1 else set()
 
 
 def has_own_code(job: Job) -> bool:
-    """Whether the job runs code of the user's own: a net, data, a loss, ..."""
-
+    """Whether the job runs the user's own code: a net, data, a loss, ..."""
     return bool(own_modules(job.plain))
 
 
 def drop_duplicates(jobs: Sequence[Job]) -> tuple[list[Job], list[str]]:
-    """The first of equal jobs, numbered anew, and a sentence for those that are left out."""
-    first: dict[str, Job] = {}
+    """The first job of each key, and a note for each other one; RequestError if two share a folder."""
+    jobs_by_key: dict[str, Job] = {}
     notes = []
     for job in jobs:
-        if job.key in first and job.label != first[job.key].label:
-            notes.append(f"{job.label} is the same run as {first[job.key].label}, and is made once")
-        first.setdefault(job.key, job)
-    places = [job.folder for job in first.values()]
-    if twice := next((folder for i, folder in enumerate(places) if folder in places[:i]), None):
-        raise RequestError(f"hydra.sweep.subdir gives several jobs the folder {twice}; leave it out")
-    return list(first.values()), notes
+        first = jobs_by_key.setdefault(job.key, job)
+        if job.label != first.label:
+            notes.append(f"{job.label} is the same run as {first.label}, and is made once")
+
+    folders = set[Path]()
+    for job in jobs_by_key.values():
+        if job.folder in folders:
+            raise RequestError(f"hydra.sweep.subdir gives several jobs the folder {job.folder}; leave it out")
+        folders.add(job.folder)
+    return list(jobs_by_key.values()), notes

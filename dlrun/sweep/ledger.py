@@ -1,8 +1,8 @@
-"""sweep.jsonl: what the jobs of a sweep are and how far each has come, a line a change.
+"""sweep.jsonl: the jobs of a sweep and their status, one line per change.
 
-The first line says what the sweep is. A line with `config` is a job when it was added, and one with `jobs` how many
-there are then; the others say what became of one: pending, running, completed, early_stopped, interrupted or failed.
-The job's own result.json has the last word.
+The first line describes the sweep. A line with `config` adds a job, a line with `jobs` says how many there are by then,
+and any other line changes the status of one: pending, running, completed, early_stopped, interrupted or failed. A
+job's own result.json takes precedence over the ledger.
 """
 
 import errno
@@ -63,7 +63,7 @@ _KEYS: dict[str, Check] = {
 
 @dataclass
 class Entry:
-    """A job as the ledger knows it."""
+    """A job in the ledger."""
 
     number: int
     key: str
@@ -79,48 +79,53 @@ class Entry:
 
 
 class Ledger:
-    """The ledger of one sweep folder, read or begun."""
+    """The ledger of one sweep folder; a new one has no entries and no file."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.path = folder, folder / NAME
+        self.folder = folder
+        self.path = folder / NAME
         self.words: list[str] = []  # the command line that began the sweep
-        self.extensions: list[list[str]] = []  # those that added jobs to it
-        self.entries: dict[str, Entry] = {}  # by key
-        self._count = 0  # how many there should be
-        self._size = 0  # bytes that were read
+        self.extensions: list[list[str]] = []  # the command lines that added jobs
+        self.entries: dict[str, Entry] = {}  # by job key
+        self._count = 0  # number of entries by the file's own account
+        self._size = 0  # bytes of the file when it was read
 
     @classmethod
     def read(cls, folder: Path) -> "Ledger":
-        """The ledger of a sweep folder; RequestError when there is none, or it is damaged."""
-        made = cls(folder)
+        """Read the ledger of a sweep folder; RequestError if it is missing or damaged."""
+        ledger = cls(folder)
         refuse_outside(folder)
         try:
-            content = read_bytes(made.path, _LARGEST)
+            content = read_bytes(ledger.path, _LARGEST)
         except (OSError, DamageError) as error:
             reason = error.reason if isinstance(error, DamageError) else error
-            raise RequestError(f"{made.path} cannot be read ({reason}); type another sweep.dir") from error
-        made._size = len(content)
+            raise RequestError(f"{ledger.path} cannot be read ({reason}); type another sweep.dir") from error
+        ledger._size = len(content)
+
+        # A whole file ends with a newline, so that its last part is empty.
         lines = content.split(b"\n")
         for number, line in enumerate(lines[:-1], 1):
-            made._take(line, number)
-        if lines[-1] or not made._count or made._count != len(made.entries):
-            raise made._damaged(len(lines))
-        return made
+            ledger._apply_line(line, number)
+        if lines[-1] or not ledger._count or ledger._count != len(ledger.entries):
+            raise ledger._explain_damage(len(lines))
+        return ledger
 
-    def _take(self, line: bytes, number: int) -> None:
+    def _apply_line(self, line: bytes, number: int) -> None:
         try:
             values = parse_line(line)
             refuse_wrong_types(self.path, values, _KEYS)
             if number == 1:
-                if values["version"] != VERSION:
-                    raise RequestError(f"{self.path} has version {values['version']}; use the dlrun that wrote it")
+                version = values["version"]
+                if version != VERSION:
+                    raise RequestError(f"{self.path} has version {version}; use the dlrun that wrote it")
                 self.words = values["words"]
             elif "jobs" in values:
                 self._count = values["jobs"]
                 if "added_by" in values:
                     self.extensions.append(values["added_by"])
             elif "config" in values:
-                entry = Entry(**{k: v for k, v in values.items() if k != "time"})
+                values.pop("time", None)
+                entry = Entry(**values)
                 self._refuse_outside(entry.folder, entry.group)
                 self.entries[entry.key] = entry
             else:
@@ -129,25 +134,27 @@ class Ledger:
                 entry.error = values.get("error")
                 entry.seconds = values.get("seconds")
         except (ValueError, KeyError, TypeError, DamageError) as error:
-            raise self._damaged(number) from error
+            raise self._explain_damage(number) from error
 
     @property
     def command(self) -> str:
-        """What makes the sweep as it is now, as a line for the shell."""
+        """The shell command that makes the sweep with all points added since."""
         return " && ".join(shlex.join(["dlrun", *words]) for words in (self.words, *self.extensions))
 
     def _refuse_outside(self, *folders: str | None) -> None:
-        """RequestError for a job that is said to lie elsewhere: a ledger is a file like any other."""
+        """RequestError if a job's folder lies outside the sweep's: a ledger may come from anyone."""
         for name in folders:
-            if name is not None and (Path(name).is_absolute() or ".." in Path(name).parts):
+            if name is None:
+                continue
+            if Path(name).is_absolute() or ".." in Path(name).parts:
                 raise RequestError(
                     f"{self.path} names a folder outside of {self.folder}: {name}; choose another sweep.dir"
                 )
-            if name is not None:
-                refuse_elsewhere(self.folder, self.folder / name)
+            refuse_elsewhere(self.folder, self.folder / name)
 
-    def _damaged(self, number: int) -> RequestError:
-        if self._count and self._count == len(self.entries):  # all jobs are known: it is what became of one of them
+    def _explain_damage(self, number: int) -> RequestError:
+        # With all jobs known, the damaged line can only hold a status.
+        if self._count and self._count == len(self.entries):
             return RequestError(
                 f"{self.path} is cut short or damaged in line {number}, which says how a job got on; delete that "
                 "line and type the command again: what the jobs came to is in their own folders"
@@ -159,18 +166,19 @@ class Ledger:
         )
 
     def refuse_changed(self) -> None:
-        """RequestError when another process has written since this one has read; to be asked with the folder locked."""
+        """RequestError if another process has written since the ledger was read; the folder must be locked."""
         if self.path.exists() and self.path.stat().st_size != self._size:
             raise RequestError(f"{self.folder} was gone on with by another process meanwhile; type the command again")
 
     def add(self, jobs: Sequence[Job], words: Sequence[str]) -> None:
-        """Note jobs that are not in it yet, all in one go; a new ledger begins with the command's words."""
-        made = [self._entry(job) for job in jobs if job.key not in self.entries]
-        if not made:
+        """Add the jobs that are new, all or none; a new file begins with the words of the command."""
+        entries = [self._make_entry(job) for job in jobs if job.key not in self.entries]
+        if not entries:
             return
-        self.entries |= {entry.key: entry for entry in made}
-        lines: list[dict[str, Any]] = [{"time": _now(), **vars(entry)} for entry in made]
+
+        self.entries |= {entry.key: entry for entry in entries}
         self._count = len(self.entries)
+        lines: list[dict[str, Any]] = [{"time": _format_now(), **vars(entry)} for entry in entries]
         end: dict[str, Any] = {"jobs": self._count}
         if not self.words:
             self.words = recorded_words(words)
@@ -178,10 +186,11 @@ class Ledger:
         else:
             self.extensions.append(recorded_words(words))
             end["added_by"] = self.extensions[-1]
-        before = self.path.read_bytes() if self.path.exists() else b""
-        write_atomically(self.path, before + _lines(*lines, end))
 
-    def _entry(self, job: Job) -> Entry:
+        before = self.path.read_bytes() if self.path.exists() else b""
+        write_atomically(self.path, before + _encode_lines(*lines, end))
+
+    def _make_entry(self, job: Job) -> Entry:
         request = job.request
         return Entry(
             number=job.number,
@@ -195,40 +204,45 @@ class Ledger:
         )
 
     def record_status(self, key: str, status: str, error: str | None = None, seconds: float | None = None) -> None:
-        """What became of a job; on the disk when this returns."""
+        """Set the status of a job; it is on the disk when this returns."""
         entry = self.entries[key]
-        entry.status, entry.error, entry.seconds = status, error, seconds
-        self._append({"key": key, "status": status, "error": error, "seconds": seconds, "time": _now()})
+        entry.status = status
+        entry.error = error
+        entry.seconds = seconds
+        self._append({"key": key, "status": status, "error": error, "seconds": seconds, "time": _format_now()})
 
-    def _append(self, line: dict[str, Any]) -> None:
-        """All of the line or, when the disk does not take it, nothing."""
+    def _append(self, values: dict[str, Any]) -> None:
+        """Append a whole line or, on a full disk, nothing."""
+        line = _encode_lines(values)
         handle = os.open(self.path, os.O_WRONLY | os.O_APPEND)
         try:
-            before, content = os.fstat(handle).st_size, _lines(line)
+            size = os.fstat(handle).st_size
             try:
-                if os.write(handle, content) < len(content):
+                if os.write(handle, line) < len(line):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.fsync(handle)
             except OSError:
-                os.ftruncate(handle, before)
+                os.ftruncate(handle, size)
                 raise
         finally:
             os.close(handle)
 
     def read_status(self, entry: Entry) -> str:
-        """What a job has come to: its own result.json says more than the ledger, which may have been cut off."""
+        """Status of a job by its own result.json, which is newer than a ledger that was cut off."""
         run = RunRecord(self.folder / entry.folder)
         status = run.result.get("status")
         if status is None and not run.damage:
             return "interrupted" if entry.status in ("running", *DONE) else entry.status
         return str(status) if status in (*DONE, "failed") else "interrupted"
 
-    def request(self, entry: Entry, settings: list[str], words: list[str]) -> Request:
-        """A job as it was asked for, with settings of this command line that all jobs take (device, figures, ...)."""
-        folder = self.folder / entry.folder
-        asked = from_saved(entry.config, entry.choices, settings, folder)
+    def make_request(self, entry: Entry, settings: list[str], words: list[str]) -> Request:
+        """The request of a recorded job.
+
+        settings: overrides of this command line that apply to all jobs (device, figures, ...); words: all of it.
+        """
+        request = from_saved(entry.config, entry.choices, settings, self.folder / entry.folder)
         return replace(
-            asked,
+            request,
             overrides=entry.overrides,
             sweep=self.folder,
             group=None if entry.group is None else self.folder / entry.group,
@@ -238,9 +252,9 @@ class Ledger:
         )
 
 
-def _lines(*values: dict[str, Any]) -> bytes:
+def _encode_lines(*values: dict[str, Any]) -> bytes:
     return "".join(json.dumps(line) + "\n" for line in values).encode()
 
 
-def _now() -> str:
+def _format_now() -> str:
     return datetime.now().astimezone().isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""What a sweep is going to do: every job checked, and said before the first one trains."""
+"""Check all jobs of a sweep and print the plan, before the first one trains."""
 
 import contextlib
 import signal
@@ -10,7 +10,7 @@ from pathlib import Path
 from dlrun.config import schema
 from dlrun.core.errors import RequestError, UnavailableError
 from dlrun.core.library_warnings import diverted
-from dlrun.core.problems import ErrorList
+from dlrun.core.problems import ErrorList, Several
 from dlrun.engine.device import cores
 from dlrun.experiment.setup import enter_device_session, prepare
 from dlrun.runs.reports.console import Console, clock, facts
@@ -18,117 +18,140 @@ from dlrun.sweep.jobs import Job, parse_key
 from dlrun.sweep.process_engine import Parallel
 
 
-def check_jobs(jobs: Sequence[Job], begin: Callable[[Job], None] | None = None) -> dict[str, str]:
-    """Build every job once; returns why data cannot be had, by the key of the job.
+def check_jobs(jobs: Sequence[Job], on_start: Callable[[Job], None] | None = None) -> dict[str, str]:
+    """Build every job once; returns, by job key, why the data of a job cannot be had.
 
-    begin: called with each job before it is built. RequestError with all that is wrong. Data that are not there cost
-    their jobs only, unless nothing else is left.
+    on_start: called with each job before it is built. RequestError lists all that is wrong. Missing data cost their
+    own jobs only, unless all jobs miss theirs.
     """
-    problems = ErrorList()
-    lacking: dict[str, str] = {}
-    labels_of: dict[str, list[str]] = {}  # the jobs that have a problem, by its sentence
+    errors = ErrorList()
+    missing_data: dict[str, str] = {}
+    labels_by_message: dict[str, list[str]] = {}
     for job in jobs:
-        if begin is not None:
-            begin(job)
-        own_problems = ErrorList()
-        settings = schema.read(job.request.config, job.request.choices, own_problems)
+        if on_start is not None:
+            on_start(job)
+
+        job_errors = ErrorList()
+        settings = schema.read(job.request.config, job.request.choices, job_errors)
         try:
-            with contextlib.ExitStack() as held:
-                process = enter_device_session(held, settings, own_problems)
-                prepare(settings, process, job.request.trusted_modules, own_problems)
+            with contextlib.ExitStack() as resources:
+                process = enter_device_session(resources, settings, job_errors)
+                prepare(settings, process, job.request.trusted_modules, job_errors)
         except UnavailableError as error:
-            lacking[job.key] = str(error)
+            missing_data[job.key] = str(error)
         except SystemExit:
-            # Code of the user's own. The job fails by itself when it runs, and says why.
+            # The user's own code exits. The job will fail by itself when it runs, and say why.
             continue
         except RequestError as error:
-            for each in getattr(error, "found", [error]):
-                labels_of.setdefault(str(each), []).append(job.label)
+            for part in error.found if isinstance(error, Several) else [error]:
+                labels_by_message.setdefault(str(part), []).append(job.label)
 
-    for message, labels in labels_of.items():
+    # An error that not all jobs have says whose it is.
+    for message, labels in labels_by_message.items():
         if len(labels) < len(jobs) and not message.startswith(labels[0]):
             more = f" (and {len(labels) - 1} more like it)" if len(labels) > 1 else ""
             message = f"{labels[0]}{more}: {message}"
-        problems.add(RequestError(message))
-    problems.settle()
-    if lacking and len(lacking) == len(jobs):
-        raise RequestError(next(iter(lacking.values())))
-    return lacking
+        errors.add(RequestError(message))
+    errors.settle()
+
+    if missing_data and len(missing_data) == len(jobs):
+        raise RequestError(next(iter(missing_data.values())))
+    return missing_data
 
 
 @dataclass(frozen=True)
-class Checked:
-    """What checking the jobs of a sweep in another process came to."""
+class CheckResult:
+    """What `check_jobs` returned, raised or died of in another process."""
 
-    lacking: dict[str, str] = field(default_factory=dict)  # why data cannot be had, by the key of the job
-    wrong: str | None = None
+    missing_data: dict[str, str] = field(default_factory=dict)  # by job key
+    error: str | None = None
     death: str | None = None  # which job ended the process, and how
 
 
-def check_in_process(jobs: Sequence[Job], engine: Parallel) -> Checked:
-    """Check jobs in a process that their code may end without ending the sweep; RequestError with all that is wrong."""
-    process, answers = engine.start_process(_send_check, list(jobs))
-    tried = ""
+def check_in_process(jobs: Sequence[Job], engine: Parallel) -> CheckResult:
+    """Check jobs in a process of their own, which their code may end; RequestError lists all that is wrong."""
+    process, results = engine.start_process(_send_check, list(jobs))
+    label = ""
     try:
+        # The process sends the label of each job before it builds it, and the result at the end.
         while True:
-            answer = answers.recv()
-            if isinstance(answer, Checked):
+            message = results.recv()
+            if isinstance(message, CheckResult):
                 break
-            tried = str(answer)
+            label = str(message)
     except (EOFError, OSError):
         process.join()
         code = process.exitcode or 0
         how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
-        return Checked(death=f"{tried} ended the process that tried it ({how})")
+        return CheckResult(death=f"{label} ended the process that tried it ({how})")
     finally:
-        answers.close()
+        results.close()
         process.kill()
         process.join()
-    if answer.wrong is not None:
-        raise RequestError(answer.wrong)
-    return answer
+
+    if message.error is not None:
+        raise RequestError(message.error)
+    return message
 
 
-def _send_check(jobs: Sequence[Job], answers: Connection) -> None:
-    """Run in the other process: send the label of each job before it is built, and what all came to."""
+def _send_check(jobs: Sequence[Job], results: Connection) -> None:
     try:
-        with diverted(lambda text: None):  # the job says it in its own log
-            answers.send(Checked(check_jobs(jobs, lambda job: answers.send(job.label))))
+        # Warnings are dropped here: each job writes them to its own log when it runs.
+        with diverted(lambda text: None):
+            missing_data = check_jobs(jobs, lambda job: results.send(job.label))
+            results.send(CheckResult(missing_data))
     except RequestError as error:
-        answers.send(Checked(wrong=str(error)))
+        results.send(CheckResult(error=str(error)))
 
 
 def print_plan(
-    console: Console, folder: Path, jobs: Sequence[Job], waiting: Sequence[Job], at_once: int, notes: Sequence[str]
+    console: Console,
+    folder: Path,
+    jobs: Sequence[Job],
+    unfinished: Sequence[Job],
+    at_once: int,
+    notes: Sequence[str],
 ) -> None:
-    """Print what will be run, and where it lies."""
-    settings = {tuple(w for w in job.request.overrides if _tells_settings_apart(w)) for job in jobs}
-    each, rest = divmod(len(jobs), len(settings))
-    of_each = f" × {each} seeds" if not rest else ""
-    seeds = f": {len(settings)} setting{'s' * (len(settings) > 1)}{of_each}" if each > 1 else ""
-    done = len(jobs) - len(waiting)
-    finished = f", {done} of them finished before" if done else ""
-    threads = max(1, cores() // at_once)
-    how = "one at a time" if at_once == 1 else f"{at_once} at a time, {threads} thread{'s' * (threads > 1)} each"
-    if not waiting:
+    """Print what will be run, how many at a time and where, and the notes."""
+    settings = set[tuple[str, ...]]()
+    for job in jobs:
+        settings.add(tuple(word for word in job.request.overrides if _is_part_of_setting(word)))
+
+    text = f"{len(jobs)} runs"
+    seeds, rest = divmod(len(jobs), len(settings))
+    if seeds > 1:
+        text += f": {len(settings)} setting{'s' * (len(settings) > 1)}"
+        if not rest:
+            text += f" × {seeds} seeds"
+    if len(unfinished) < len(jobs):
+        text += f", {len(jobs) - len(unfinished)} of them finished before"
+
+    if not unfinished:
         how = "nothing is left to do"
-    console.say(facts([("sweep", f"{len(jobs)} runs{seeds}{finished}; {how}"), ("sweep folder", str(folder))]))
+    elif at_once == 1:
+        how = "one at a time"
+    else:
+        threads = max(1, cores() // at_once)
+        how = f"{at_once} at a time, {threads} thread{'s' * (threads > 1)} each"
+
+    console.say(facts([("sweep", f"{text}; {how}"), ("sweep folder", str(folder))]))
     for note in notes:
         console.say(f"note: {note}")
     console.say()
 
 
-def _tells_settings_apart(word: str) -> bool:
-    """Whether a word is part of a setting, which seeds and what config_hash leaves out are not."""
+def _is_part_of_setting(word: str) -> bool:
+    """Whether an override is part of a setting: not the seed, nor what config_hash leaves out except the device."""
     key = parse_key(word)
-    return key != "seed" and (key.split(".")[0] not in schema.NOT_IDENTITY or key.startswith("device"))
+    is_in_identity = key.split(".")[0] not in schema.NOT_IDENTITY
+    return key != "seed" and (is_in_identity or key.startswith("device"))
 
 
 def format_duration(seconds: float) -> str:
-    """A duration for people."""
+    """A duration as "12.3 s", or a clock from a minute on."""
     return f"{seconds:.1f} s" if seconds < 60 else clock(seconds)
 
 
 def format_size(count: float) -> str:
-    """Bytes for people."""
+    """A number of bytes in MB, or in GB from one on."""
     return f"{count / 1e6:,.1f} MB" if count < 1e9 else f"{count / 1e9:,.1f} GB"

@@ -22,92 +22,104 @@ from dlrun.sweep.engines import Outcome, Watcher
 from dlrun.sweep.jobs import Job
 
 _ALWAYS_BLOCKED = tuple(n for n in signals.STOPPING if n not in (signal.SIGINT, signal.SIGTERM))
-_LOOK_SECONDS = 0.2  # how soon a Ctrl-C is passed on
+_POLL_SECONDS = 0.2  # the longest that a Ctrl-C waits to be forwarded
 
 
 @dataclass
-class _Running:
+class _Child:
     job: Job
     process: BaseProcess
-    answers: Connection
+    results: Connection
     gpu: int | None
 
 
 class Parallel:
-    """`count` processes at a time, forked from a server that has imported torch; cores and GPUs are shared out."""
+    """Runs `count` processes at a time, forked from a server that has imported torch; they share cores and GPUs."""
 
     def __init__(self, count: int) -> None:
         self.count = count
         self.threads = max(1, cores() // count)
         gpus = torch.cuda.device_count()
         self._gpus: list[int | None] = [i % gpus if gpus else None for i in reversed(range(count))]
-        self._context: Any = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
+        start_method = "spawn" if sys.platform == "win32" else "forkserver"
+        self._context: Any = multiprocessing.get_context(start_method)
 
     def warm_up(self) -> None:
-        """Begin to import what the jobs need; it goes on beside what this process does meanwhile."""
+        """Start the fork server, which imports what jobs need while this process goes on."""
         if sys.platform != "win32":
             from multiprocessing import forkserver, resource_tracker
 
             self._context.set_forkserver_preload(["dlrun.sweep.worker"])
+
+            # The server's start would start the tracker too, and unblock Ctrl-C and SIGTERM afterwards.
             with hide_working_directory(), signals.held_back(*_ALWAYS_BLOCKED):
-                resource_tracker.ensure_running()  # the server's start would, and let Ctrl-C and SIGTERM through again
-            with self._few_threads(), hide_working_directory(), signals.held_back(*signals.STOPPING):
-                # a signal to the whole group would end the server, and with it all that is known of the jobs
+                resource_tracker.ensure_running()
+
+            # A signal to the whole process group must not end the server: it alone can wait for the jobs.
+            with self._limit_threads(), hide_working_directory(), signals.held_back(*signals.STOPPING):
                 forkserver.ensure_running()
 
     def start_process(self, target: Callable[..., None], *arguments: Any) -> tuple[BaseProcess, Connection]:
-        """Start a process that runs `target(*arguments, connection)`, and the end of the connection to read from."""
-        mine, theirs = self._context.Pipe(duplex=False)
-        with self._few_threads():
-            process = self._context.Process(target=target, args=(*arguments, theirs), daemon=True)
+        """Start a daemon that runs `target(*arguments, connection)`; returns it and the reading end."""
+        reader, writer = self._context.Pipe(duplex=False)
+        with self._limit_threads():
+            process = self._context.Process(target=target, args=(*arguments, writer), daemon=True)
             process.start()
-        theirs.close()
-        return process, mine
+        writer.close()
+        return process, reader
 
     def run(self, jobs: Sequence[Job], watcher: Watcher) -> int:
-        """See engines.Engine."""
-        waiting, running = list(reversed(jobs)), list[_Running]()
-        told = 0
+        """Run the jobs, `count` at a time; returns 0, or the exit code of an interruption."""
+        waiting = list(reversed(jobs))
+        running = list[_Child]()
+        sent_signal = 0
         with signals.interruptible() as stop:
             try:
                 while running or (waiting and not stop()):
                     while waiting and len(running) < self.count and not stop():
                         job = waiting.pop()
-                        watcher.started(job)
+                        watcher.on_job_start(job)
                         running.append(self._start(job))
-                    connection.wait([one.process.sentinel for one in running], timeout=_LOOK_SECONDS)
-                    if stop() and not told:
-                        told = stop.signal_number
-                        for one in running:
-                            _send_signal(one, told)
-                    for one in [one for one in running if not one.process.is_alive()]:
-                        running.remove(one)
-                        self._gpus.append(one.gpu)
-                        if not watcher.ended(one.job, _receive_outcome(one, told)) and not told:
+
+                    sentinels = [child.process.sentinel for child in running]
+                    connection.wait(sentinels, timeout=_POLL_SECONDS)
+
+                    if stop() and not sent_signal:
+                        sent_signal = stop.signal_number
+                        for child in running:
+                            _send_signal(child, sent_signal)
+
+                    for child in [child for child in running if not child.process.is_alive()]:
+                        running.remove(child)
+                        self._gpus.append(child.gpu)
+                        is_continuing = watcher.on_job_end(child.job, _receive_outcome(child, sent_signal))
+                        if not is_continuing and not sent_signal:
                             waiting.clear()
             finally:
-                for one in running:
-                    one.process.kill()
-                    one.process.join()
-        return signals.exit_code(told) if told else 0
+                for child in running:
+                    child.process.kill()
+                    child.process.join()
+        return signals.exit_code(sent_signal) if sent_signal else 0
 
-    def _start(self, job: Job) -> _Running:
+    def _start(self, job: Job) -> _Child:
         gpu = self._gpus.pop()
-        mine, theirs = self._context.Pipe(duplex=False)
+        reader, writer = self._context.Pipe(duplex=False)
         request = _assign_gpu(job.request, gpu)
-        asked = job.request.config["device"]["num_threads"]
-        threads = asked if isinstance(asked, int) else self.threads
-        with self._few_threads():
+        num_threads = job.request.config["device"]["num_threads"]
+        threads = num_threads if isinstance(num_threads, int) else self.threads
+
+        with self._limit_threads():
             from dlrun.sweep.worker import run_job
 
-            process = self._context.Process(target=run_job, args=(request, theirs, threads), name=f"job {job.number}")
+            arguments = (request, writer, threads)
+            process = self._context.Process(target=run_job, args=arguments, name=f"job {job.number}")
             process.start()
-        theirs.close()
-        return _Running(job, process, mine, gpu)
+        writer.close()
+        return _Child(job, process, reader, gpu)
 
     @contextlib.contextmanager
-    def _few_threads(self) -> Iterator[None]:
-        """What is started inside takes its share of the cores: torch reads this when it is imported."""
+    def _limit_threads(self) -> Iterator[None]:
+        """Give processes started inside their share of the cores: torch reads this on import."""
         before = os.environ.get("OMP_NUM_THREADS")
         os.environ["OMP_NUM_THREADS"] = str(self.threads)
         try:
@@ -120,27 +132,29 @@ class Parallel:
 
 
 def resolve_job_count(jobs: Any) -> int:
-    """`sweep.jobs` as a number: auto is one a GPU, or one a core where there is none."""
-    return int(jobs) if jobs != "auto" else torch.cuda.device_count() or cores()
+    """`sweep.jobs` as a number; auto is one a GPU, or one a core without GPUs."""
+    if jobs != "auto":
+        return int(jobs)
+    return torch.cuda.device_count() or cores()
 
 
 def _assign_gpu(request: Request, gpu: int | None) -> Request:
-    """The request on a GPU of its own, where it did not ask for one by number."""
+    """The request on the GPU, unless its config names a GPU by number or another device."""
     device = request.config["device"]
     if gpu is None or device["index"] is not None or device["name"] not in ("auto", "cuda"):
         return request
     return replace(request, config={**request.config, "device": {**device, "index": gpu}})
 
 
-def _send_signal(one: _Running, number: int) -> None:
-    if one.process.pid is not None:
+def _send_signal(child: _Child, number: int) -> None:
+    if child.process.pid is not None:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(one.process.pid, number)
+            os.kill(child.process.pid, number)
 
 
 @contextlib.contextmanager
 def hide_working_directory() -> Iterator[None]:
-    """A process started inside does not look for its first modules in the working directory."""
+    """Keep processes started inside from importing their first modules from the working directory."""
     before = os.environ.get(SAFE)
     os.environ[SAFE] = before or SAFE_FOR_CHILD
     try:
@@ -150,17 +164,23 @@ def hide_working_directory() -> Iterator[None]:
             os.environ.pop(SAFE)
 
 
-def _receive_outcome(one: _Running, told: int) -> Outcome:
-    """What a process that has ended sent, or what its death says; told: the signal that it was sent, or 0."""
-    one.process.join()
-    with one.answers, contextlib.suppress(EOFError, OSError):
-        if one.answers.poll():
-            found = one.answers.recv()
-            assert isinstance(found, Outcome)
-            return found
-    if told:  # it had not begun, or was signalled twice
-        return Outcome(signals.exit_code(told))
-    code = one.process.exitcode or 0
+def _receive_outcome(child: _Child, sent_signal: int) -> Outcome:
+    """The outcome that an ended process sent, or one that explains its death.
+
+    sent_signal: the signal that the sweep sent to it, or 0.
+    """
+    child.process.join()
+    with child.results, contextlib.suppress(EOFError, OSError):
+        if child.results.poll():
+            outcome = child.results.recv()
+            assert isinstance(outcome, Outcome)
+            return outcome
+
+    if sent_signal:
+        # The signal came before the job had begun, or twice.
+        return Outcome(signals.exit_code(sent_signal))
+
+    code = child.process.exitcode or 0
     if code < 0:
         name = signal.Signals(-code).name
         hint = "; perhaps memory ran out: try fewer sweep.jobs" if name == "SIGKILL" else ""

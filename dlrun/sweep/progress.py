@@ -1,4 +1,4 @@
-"""How a sweep gets on: one live table on a terminal, a line when a job ends elsewhere."""
+"""Progress of a sweep: one live table on a terminal; elsewhere a line for each job that ends."""
 
 import contextlib
 import heapq
@@ -19,103 +19,133 @@ from dlrun.runs.reports.console import Console, clock, number, table
 from dlrun.sweep.engines import Outcome
 from dlrun.sweep.jobs import Job
 
-_LINES = 12  # of ended and running jobs that the live table shows
-_TAIL = 4096  # bytes at the end of metrics.jsonl, which hold its last row
+_MOST_ROWS = 12  # of the live table
+_TAIL = 4096  # bytes at the end of metrics.jsonl that are sure to hold its last row
+_COLUMNS = ("job", "what varies", "status", "epoch", "metric", "time")
 
 
 class Display:
-    """Says what started and ended; between that it looks into the folders of the running jobs twice a second."""
+    """Shows which jobs run and how they ended; twice a second it reads the folders of those that run."""
 
     def __init__(self, console: Console, jobs: Sequence[Job], at_once: int) -> None:
-        """jobs: those to be run; at_once: how many run at a time."""
-        self.console, self.jobs, self.at_once = console, jobs, at_once
-        self.running: dict[str, tuple[Job, float]] = {}
-        self.ended: list[tuple[Job, Outcome, float]] = []
+        """jobs: all that are to be run; at_once: how many run at a time."""
+        self.console = console
+        self.jobs = jobs
+        self.at_once = at_once
+        self.running: dict[str, tuple[Job, float]] = {}  # by job key, with the start time
+        self.ended: list[tuple[Job, Outcome, float]] = []  # with the seconds that each took
         self.failed = 0
-        self._began = time.perf_counter()
 
-    def started(self, job: Job) -> None:
-        """A job begins."""
+    def add_running(self, job: Job) -> None:
+        """Start the clock of a job."""
         self.running[job.key] = (job, time.perf_counter())
 
-    def finished(self, job: Job, outcome: Outcome) -> float:
-        """A job has ended: a line where there is no live table, and always when it failed; returns its seconds."""
-        _, began = self.running.pop(job.key)
-        seconds = time.perf_counter() - began
+    def finish(self, job: Job, outcome: Outcome) -> float:
+        """Print how a job ended, a success only without a live table; returns its seconds."""
+        _, start_time = self.running.pop(job.key)
+        seconds = time.perf_counter() - start_time
         self.ended.append((job, outcome, seconds))
-        position = f"{len(self.ended):>{len(str(len(self.jobs)))}}/{len(self.jobs)}"
+
+        total = len(self.jobs)
+        position = f"{len(self.ended):>{len(str(total))}}/{total}"
         if outcome.error is not None:
             self.failed += 1
-            said = outcome.error.removeprefix(f"the run {job.folder} failed: ")
-            self.console.say(f"{position}  {job.label}: FAILED: {said}")
-            if (log := job.folder / "run.log").exists() and str(log) not in outcome.error:
+            message = outcome.error.removeprefix(f"the run {job.folder} failed: ")
+            self.console.say(f"{position}  {job.label}: FAILED: {message}")
+            log = job.folder / "run.log"
+            if log.exists() and str(log) not in outcome.error:
                 self.console.say(f"{'':>{len(position)}}  log: {log}")
-        elif outcome.stopped:
+        elif outcome.is_interrupted:
             self.console.say(f"{position}  {job.label}: interrupted, {seconds:.1f} s")
         elif not self.console.terminal.is_terminal:
             status, metric = _describe_result(job.folder)
-            self.console.say(f"{position}  {job.label}: {status}{metric}, {seconds:.1f} s, {self._left()}".rstrip(", "))
+            line = f"{position}  {job.label}: {status}{metric}, {seconds:.1f} s, {self._estimate_left()}"
+            self.console.say(line.rstrip(", "))
         return seconds
 
-    def _left(self) -> str:
-        """How long the rest will take, by the jobs that have finished so far."""
-        seconds = [took for _, outcome, took in self.ended if outcome.error is None and not outcome.stopped]
-        if not seconds:
+    def _estimate_left(self) -> str:
+        """The time that the rest will take, by the mean of the jobs that have finished; "" before the first."""
+        durations = []
+        for _, outcome, seconds in self.ended:
+            if outcome.error is None and not outcome.is_interrupted:
+                durations.append(seconds)
+        if not durations:
             return ""
+
         now = time.perf_counter()
-        running = [now - began for _, began in self.running.values()]
-        waiting = len(self.jobs) - len(self.ended) - len(running)
-        return f"{clock(estimate_seconds_left(sum(seconds) / len(seconds), running, waiting, self.at_once))} left"
+        elapsed = [now - start_time for _, start_time in self.running.values()]
+        waiting = len(self.jobs) - len(self.ended) - len(elapsed)
+        mean = sum(durations) / len(durations)
+        return f"{clock(estimate_seconds_left(mean, elapsed, waiting, self.at_once))} left"
 
     @contextlib.contextmanager
-    def live(self) -> Iterator[None]:
-        """The live table while this lasts, on a terminal."""
-        if not self.console.terminal.is_terminal:
+    def show_live(self) -> Iterator[None]:
+        """Show the live table while the block runs, on a terminal only."""
+        terminal = self.console.terminal
+        if not terminal.is_terminal:
             yield
             return
-        with Live(get_renderable=self._table, console=self.console.terminal, refresh_per_second=2, transient=True):
+        with Live(get_renderable=self._render, console=terminal, refresh_per_second=2, transient=True):
             yield
 
-    def _table(self) -> RenderableType:
+    def _render(self) -> RenderableType:
         now = time.perf_counter()
-        rows = [self._row(job, "failed" if o.error else _describe_result(job.folder)[0], s) for job, o, s in self.ended]
-        rows += [self._row(job, "running", now - began) for job, began in list(self.running.values())]
+        rows = []
+        for job, outcome, seconds in self.ended:
+            status = "failed" if outcome.error else _describe_result(job.folder)[0]
+            rows.append(self._make_row(job, status, seconds))
+        # Rich renders in a thread of its own: iterate over a copy.
+        for job, start_time in list(self.running.values()):
+            rows.append(self._make_row(job, "running", now - start_time))
+
         done = len(self.ended)
-        head = Table.grid(padding=(0, 1))
+        count = f"{done}/{len(self.jobs)}"
+        if self.failed:
+            count += f", {self.failed} failed"
         bar = ProgressBar(total=max(len(self.jobs), 1), completed=done, width=24)
-        failed = f", {self.failed} failed" if self.failed else ""
-        head.add_row(Text("sweep", style="bold"), bar, Text(f"{done}/{len(self.jobs)}{failed}"), Text(self._left()))
-        return Group(head, table(("job", "what varies", "status", "epoch", "metric", "time"), rows[-_LINES:], left=3))
 
-    def _row(self, job: Job, status: str, seconds: float) -> tuple[str, ...]:
+        head = Table.grid(padding=(0, 1))
+        head.add_row(Text("sweep", style="bold"), bar, Text(count), Text(self._estimate_left()))
+        return Group(head, table(_COLUMNS, rows[-_MOST_ROWS:], left=3))
+
+    def _make_row(self, job: Job, status: str, seconds: float) -> tuple[str, ...]:
         row = read_last_row(job.folder)
-        epochs = job.request.config["trainer"]["epochs"]
-        epoch = f"{int(row['epoch'])}{'' if epochs is None else f'/{epochs}'}" if row else ""
-        monitor = job.request.config["checkpoint"]["monitor"] or ("val/loss" if "val/loss" in row else "train/loss")
+
+        epoch = ""
+        if row:
+            epochs = job.request.config["trainer"]["epochs"]
+            epoch = f"{int(row['epoch'])}" if epochs is None else f"{int(row['epoch'])}/{epochs}"
+
+        monitor = job.request.config["checkpoint"]["monitor"]
+        if not monitor:
+            monitor = "val/loss" if "val/loss" in row else "train/loss"
         metric = f"{monitor} {number(row[monitor])}" if monitor in row else ""
-        short = " ".join(re.sub(r"^[\w.]*\.(?=\w+=)", "", word) for word in job.label.split(" "))
-        return str(job.number), short, status, epoch, metric, clock(seconds)
+
+        # "optimizer.lr=0.1" is shown as "lr=0.1".
+        words = [re.sub(r"^[\w.]*\.(?=\w+=)", "", word) for word in job.label.split(" ")]
+        return str(job.number), " ".join(words), status, epoch, metric, clock(seconds)
 
 
-def estimate_seconds_left(mean: float, running: Sequence[float], waiting: int, at_once: int) -> float:
-    """How long jobs of `mean` seconds still take, of which some are running and each begins when a place is free.
+def estimate_seconds_left(mean: float, elapsed: Sequence[float], waiting: int, at_once: int) -> float:
+    """Seconds until all jobs have ended, if each takes `mean` and starts as soon as a slot is free.
 
-    running: for how many seconds each has run already.
+    elapsed: for each running job the seconds since its start.
     """
-    ends = [max(0.0, mean - elapsed) for elapsed in running]
-    ends += [0.0] * (at_once - len(ends))
-    heapq.heapify(ends)
+    slot_ends = [max(0.0, mean - seconds) for seconds in elapsed]
+    slot_ends += [0.0] * (at_once - len(slot_ends))
+    heapq.heapify(slot_ends)
     for _ in range(waiting):
-        heapq.heapreplace(ends, ends[0] + mean)
-    return max(ends)
+        heapq.heapreplace(slot_ends, slot_ends[0] + mean)
+    return max(slot_ends)
 
 
 def read_last_row(folder: Path) -> dict[str, Any]:
-    """The newest whole row of the metrics of a run under way; empty when there is none."""
+    """The last whole row of a run's metrics; empty if there is none yet."""
     try:
         with (folder / METRICS).open("rb") as file:
             file.seek(0, 2)
             file.seek(max(0, file.tell() - _TAIL))
+            # What follows the last newline is a row that is just being written.
             lines = file.read().split(b"\n")[:-1]
         return parse_line(METRICS, lines[-1]) if lines else {}
     except (OSError, ValueError):
@@ -123,9 +153,12 @@ def read_last_row(folder: Path) -> dict[str, Any]:
 
 
 def _describe_result(folder: Path) -> tuple[str, str]:
-    """Status and best value of a run that has ended, for people."""
+    """Status and best value of a run that has ended."""
     run = RunRecord(folder)
     if not run.result:
         return "ended", ""
-    value = f", {run.best[0]} {number(run.best[1])} (epoch {run.best_epoch})" if run.best else ""
+
+    value = ""
+    if run.best:
+        value = f", {run.best[0]} {number(run.best[1])} (epoch {run.best_epoch})"
     return str(run.result["status"]).replace("_", " "), value

@@ -1,4 +1,4 @@
-"""One sweep from start to end; reads like a table of contents."""
+"""One sweep from start to end: choose the folder, check the jobs, run them, compare the runs."""
 
 import contextlib
 import shlex
@@ -21,99 +21,124 @@ from dlrun.runs.reports.console import Console, facts
 from dlrun.runs.reports.plots import fonts
 from dlrun.sweep.comparison import expectations, report
 from dlrun.sweep.comparison.ranking import compare
-from dlrun.sweep.continuation import has_chosen_folder, choose_folder
+from dlrun.sweep.continuation import choose_folder, has_chosen_folder
 from dlrun.sweep.engines import Engine, Outcome, Serial
-from dlrun.sweep.jobs import Job, drop_duplicates, has_own_code, build_jobs
+from dlrun.sweep.jobs import Job, build_jobs, drop_duplicates, has_own_code
 from dlrun.sweep.ledger import DONE, Ledger
-from dlrun.sweep.plan import check_jobs, check_in_process, print_plan, format_size, format_duration
+from dlrun.sweep.plan import check_in_process, check_jobs, format_duration, format_size, print_plan
 from dlrun.sweep.process_engine import Parallel, resolve_job_count
 from dlrun.sweep.progress import Display
 
 
 def run(requests: Sequence[Request]) -> int:
-    """Check, run and compare; returns the exit code. RequestError before anything is written."""
-    console, settings = Console(), requests[0].config
-    keys = settings["sweep"]
-    at_once = _read_job_count(keys["jobs"])
+    """Check, run and compare the jobs of a sweep; returns the exit code.
+
+    RequestError for anything that is wrong with the requests, before a file is written.
+    """
+    console = Console()
+    settings = requests[0].config
+    sweep_settings = settings["sweep"]
+    at_once = _read_job_count(sweep_settings["jobs"])
+
     folder, ledger = choose_folder(requests)
     jobs, notes = drop_duplicates(build_jobs(requests, folder))
-    notes += [note for note in requests[0].notes if all(note in request.notes for request in requests)]
-    waiting = _select_unfinished(jobs, ledger)
-    alone = at_once == 1
-    at_once = max(1, min(at_once, len(waiting)))
-    own = [job for job in waiting if has_own_code(job)]
-    engine = _start_engine(alone and not own, at_once)
-    with data_cache.share_data(), contextlib.ExitStack() as held:
-        if own and isinstance(engine, Parallel):
-            # Code of the user's own may end the process that runs it.
-            checked = check_in_process(waiting, engine)
-            if checked.death is not None:
-                notes.append(f"{checked.death}; each run has a process of its own, and is checked when it begins")
-            elif alone and not any(is_left_running(job, ledger) for job in own):
+    for note in requests[0].notes:
+        if all(note in request.notes for request in requests):
+            notes.append(note)
+
+    unfinished = _select_unfinished(jobs, ledger)
+    is_serial = at_once == 1
+    at_once = max(1, min(at_once, len(unfinished)))
+    own_code_jobs = [job for job in unfinished if has_own_code(job)]
+    engine = _start_engine(is_serial and not own_code_jobs, at_once)
+
+    with data_cache.share_data(), contextlib.ExitStack() as resources:
+        if own_code_jobs and isinstance(engine, Parallel):
+            # The user's own code may end the process that runs it, so it is not checked in this one.
+            check = check_in_process(unfinished, engine)
+            if check.death is not None:
+                notes.append(f"{check.death}; each run has a process of its own, and is checked when it begins")
+            elif is_serial and not any(is_left_running(job, ledger) for job in own_code_jobs):
                 engine = Serial()
-            lacking = checked.lacking
+            missing_data = check.missing_data
         else:
-            lacking = check_jobs(waiting)
-        if not has_chosen_folder(requests[0]) and folder.exists():  # another sweep of the same second
+            missing_data = check_jobs(unfinished)
+
+        if not has_chosen_folder(requests[0]) and folder.exists():
+            # Another sweep that started in the same second has taken the folder since.
             folder, ledger = choose_folder(requests)
             jobs = [move_job(job, folder) for job in jobs]
-            waiting = list(jobs)
-        if not keys["dry_run"]:
-            claim_folder(held.enter_context(Lock()), ledger, jobs, requests[0].words)
-        print_plan(console, folder, jobs, waiting, at_once, notes)
-        if keys["dry_run"]:
+            unfinished = list(jobs)
+
+        if not sweep_settings["dry_run"]:
+            claim_folder(resources.enter_context(Lock()), ledger, jobs, requests[0].words)
+        print_plan(console, folder, jobs, unfinished, at_once, notes)
+        if sweep_settings["dry_run"]:
             return 0
-        watcher = Watcher(console, ledger, waiting, at_once, bool(keys["fail_fast"]))
-        for job in waiting:
-            if job.key in lacking:
-                watcher.started(job)
-                watcher.ended(job, Outcome(1, lacking[job.key]))
-        todo = list[Job]()
-        for job in waiting:
-            if job.key in lacking or watcher.ends:
+
+        watcher = Watcher(console, ledger, unfinished, at_once, bool(sweep_settings["fail_fast"]))
+        for job in unfinished:
+            if job.key in missing_data:
+                watcher.on_job_start(job)
+                watcher.on_job_end(job, Outcome(1, missing_data[job.key]))
+
+        queue = list[Job]()
+        for job in unfinished:
+            if job.key in missing_data or watcher.is_stopping:
                 continue
             try:
-                todo.append(prepare_job(job))
-            except (UnreadableError, OSError) as error:  # of this job alone: the others can be made
-                watcher.started(job)
-                watcher.ended(job, Outcome(1, str(error)))
-        with watcher.display.live():
-            code = engine.run(todo, watcher)
-        watcher.say_end()
-        as_expected = False
-        with watcher.unsaved.attempt("the comparison", again=False):
-            as_expected = bool(code) or conclude(console, ledger, jobs, watcher.errors)
+                queue.append(prepare_job(job))
+            except (UnreadableError, OSError) as error:
+                # A damaged run folder costs its own job only.
+                watcher.on_job_start(job)
+                watcher.on_job_end(job, Outcome(1, str(error)))
+
+        with watcher.display.show_live():
+            code = engine.run(queue, watcher)
+        watcher.print_summary()
+
+        # Nothing is compared after an interruption: the sweep is to be resumed first.
+        is_as_expected = False
+        with watcher.disk_problems.attempt("the comparison", again=False):
+            is_as_expected = bool(code) or conclude(console, ledger, jobs, watcher.errors)
+
     if code:
         console.say(f"go on with it: {format_resume_command(folder, jobs)}")
         return code
-    return int(
-        watcher.display.failed > 0 or bool(watcher.unsaved.summary()) or (settings["strict"] and not as_expected)
-    )
+
+    has_failed = watcher.display.failed > 0 or bool(watcher.disk_problems.summary())
+    return int(has_failed or (settings["strict"] and not is_as_expected))
 
 
 def _read_job_count(jobs: Any) -> int:
-    if jobs != "auto" and not (isinstance(jobs, int) and not isinstance(jobs, bool) and jobs > 0):
+    is_count = isinstance(jobs, int) and not isinstance(jobs, bool) and jobs > 0
+    if jobs != "auto" and not is_count:
         raise RequestError(f"sweep.jobs={jobs} must be a whole number above 0, or auto; type sweep.jobs=1")
     return resolve_job_count(jobs)
 
 
-def _start_engine(alone: bool, at_once: int) -> Engine:
-    if alone:
+def _start_engine(is_serial: bool, at_once: int) -> Engine:
+    if is_serial:
         return Serial()
+
     engine = Parallel(at_once)
     engine.warm_up()
     return engine
 
 
 def is_left_running(job: Job, ledger: Ledger) -> bool:
-    """Whether an earlier process of the sweep ended without a word while it ran this job, perhaps by this job."""
+    """Whether an earlier process of the sweep died while it ran this job, perhaps because of it."""
     entry = ledger.entries.get(job.key)
     return entry is not None and entry.status == "running"
 
 
 def _select_unfinished(jobs: Sequence[Job], ledger: Ledger) -> list[Job]:
-    """The jobs that are still to be made, in the folders that the ledger knows."""
-    waiting, number = [], max((entry.number for entry in ledger.entries.values()), default=-1)
+    """The jobs that are not done, each with the number and the folder that the ledger has for it.
+
+    A job that is new to a resumed sweep is numbered after those of the ledger.
+    """
+    unfinished = []
+    last_number = max((entry.number for entry in ledger.entries.values()), default=-1)
     for job in jobs:
         entry = ledger.entries.get(job.key)
         if entry is not None:
@@ -123,123 +148,160 @@ def _select_unfinished(jobs: Sequence[Job], ledger: Ledger) -> list[Job]:
             if ledger.read_status(entry) in DONE:
                 continue
         elif ledger.entries:
-            number += 1
+            last_number += 1
             name = job.folder.name.removeprefix(f"{job.number}_")
-            job.number, job.request = number, replace(job.request, folder=job.folder.parent / f"{number}_{name}")
-        waiting.append(job)
-    return waiting
+            job.number = last_number
+            job.request = replace(job.request, folder=job.folder.parent / f"{last_number}_{name}")
+        unfinished.append(job)
+    return unfinished
 
 
 def move_job(job: Job, sweep: Path) -> Job:
-    """The same job in another sweep's folder."""
-    request, before = job.request, job.request.sweep
-    assert before is not None
-    group = None if request.group is None else sweep / request.group.relative_to(before)
-    return replace(
-        job, request=replace(request, sweep=sweep, group=group, folder=sweep / job.folder.relative_to(before))
-    )
+    """The same job in the folder of another sweep."""
+    request = job.request
+    old_sweep = request.sweep
+    assert old_sweep is not None
+
+    group = None if request.group is None else sweep / request.group.relative_to(old_sweep)
+    folder = sweep / job.folder.relative_to(old_sweep)
+    return replace(job, request=replace(request, sweep=sweep, group=group, folder=folder))
 
 
-def claim_folder(own: Lock, ledger: Ledger, jobs: Sequence[Job], words: Sequence[str]) -> None:
-    """Take the sweep's folder, which one process writes at a time, and note the jobs; RequestError when it cannot."""
+def claim_folder(lock: Lock, ledger: Ledger, jobs: Sequence[Job], words: Sequence[str]) -> None:
+    """Lock the sweep's folder and record the jobs in its ledger.
+
+    RequestError if the folder cannot be written or another process has it.
+    """
     with writing_to(ledger.folder, "type sweep.dir=<folder>"):
         ledger.folder.mkdir(parents=True, exist_ok=True)
-        own.take(ledger.folder)
+        lock.take(ledger.folder)
         ledger.refuse_changed()
         forget_halves(ledger.folder)
         ledger.add(jobs, words)
 
 
 def prepare_job(job: Job) -> Job:
-    """The job as it is to be run now: from its newest checkpoint where it has saved one, else from the start.
+    """The job with its newest checkpoint to resume from, or with an emptied folder if it has none.
 
-    UnreadableError where it has checkpoints and none of them can be opened.
+    UnreadableError if it has checkpoints and none of them can be opened.
     """
     if not job.folder.is_dir():
         return job
+
     state = resume.find_newest_state(job.folder)
     if state is not None:
         return replace(job, request=resume.continue_run(job.request, job.folder, state))
-    run_folder.begin_again(job.folder)  # what was wrong with it is in the ledger
+
+    # The error of the attempt that is thrown away stays in the ledger.
+    run_folder.begin_again(job.folder)
     return job
 
 
 def format_resume_command(folder: Path, jobs: Sequence[Job]) -> str:
-    """The command that goes on with a sweep."""
-    modules = {module for job in jobs for module in own_modules(job.request.config)}
+    """The command that resumes a sweep."""
+    modules = set[str]()
+    for job in jobs:
+        modules.update(own_modules(job.request.config))
     return advice("resume", folder, modules=sorted(modules))
 
 
 def conclude(console: Console, ledger: Ledger, jobs: Sequence[Job], errors: dict[str, str]) -> bool:
-    """Compare what the whole sweep came to, in words, tables and pictures; whether it is what was expected."""
-    met = expectations.check_sweep([(job.request, errors.get(job.key)) for job in jobs], ledger.folder)
+    """Compare the runs of the whole sweep: print, write and draw; returns whether expectations are met.
+
+    errors: by job key, of the jobs that failed just now.
+    """
+    requests = [(job.request, errors.get(job.key)) for job in jobs]
+    is_as_expected = expectations.check_sweep(requests, ledger.folder)
+
     labels = {job.key: job.label for job in jobs}
-    runs, failures, waiting = report.collect_runs(ledger, labels)
+    runs, failures, pending = report.collect_runs(ledger, labels)
     if runs:
         comparison = compare(runs, failures)
-        if len({run.choices.get("lesson") for run in runs}) == 1:  # else each has its own expectations
-            console.say()
+        console.say()
+        # Different lessons are not ranked against each other: each has its own expectations.
+        if len({run.choices.get("lesson") for run in runs}) == 1:
             report.print_comparison(comparison, console)
-        else:
-            console.say()
+
         page = report.write_comparison(comparison, ledger.folder, ledger.command)
         for line in fonts.note():
             console.say(f"note: {line}")
-        outputs = shlex.quote(str(ledger.folder))
-        console.say(facts([("report", str(page)), ("view", f"tensorboard --logdir {outputs}")]))
-    if waiting:
-        console.say(f"not begun: {waiting} of {len(ledger.entries)} runs; {format_resume_command(ledger.folder, jobs)}")
-    return met
+        view = f"tensorboard --logdir {shlex.quote(str(ledger.folder))}"
+        console.say(facts([("report", str(page)), ("view", view)]))
+
+    if pending:
+        command = format_resume_command(ledger.folder, jobs)
+        console.say(f"not begun: {pending} of {len(ledger.entries)} runs; {command}")
+    return is_as_expected
 
 
 class Watcher:
-    """Notes in the ledger, and says, what becomes of the jobs."""
+    """Records in the ledger, and shows on the terminal, how the jobs get on."""
 
-    def __init__(self, console: Console, ledger: Ledger, waiting: Sequence[Job], at_once: int, fail_fast: bool) -> None:
-        self.console, self.ledger, self.fail_fast = console, ledger, fail_fast
-        self.display = Display(console, waiting, at_once)
-        self.unsaved = DiskProblems(console.say)
-        self.errors: dict[str, str] = {}  # by key
-        self.ends = False
-        self._began = time.perf_counter()
+    def __init__(self, console: Console, ledger: Ledger, jobs: Sequence[Job], at_once: int, fail_fast: bool) -> None:
+        self.console = console
+        self.ledger = ledger
+        self.fail_fast = fail_fast
+        self.display = Display(console, jobs, at_once)
+        self.disk_problems = DiskProblems(console.say)
+        self.errors: dict[str, str] = {}  # by job key
+        self.is_stopping = False
+        self._start_time = time.perf_counter()
 
-    def started(self, job: Job) -> None:
-        """See engines.Watcher."""
-        self.display.started(job)
-        with self.unsaved.attempt("sweep.jsonl", again=False):
+    def on_job_start(self, job: Job) -> None:
+        """Show the job and record it as running."""
+        self.display.add_running(job)
+        with self.disk_problems.attempt("sweep.jsonl", again=False):
             self.ledger.record_status(job.key, "running")
 
-    def ended(self, job: Job, outcome: Outcome) -> bool:
-        """See engines.Watcher."""
-        seconds = self.display.finished(job, outcome)
-        entry = self.ledger.entries[job.key]
-        status = "interrupted" if outcome.stopped else "failed" if outcome.error else self.ledger.read_status(entry)
+    def on_job_end(self, job: Job, outcome: Outcome) -> bool:
+        """Show and record how the job ended; returns False if sweep.fail_fast ends the sweep."""
+        seconds = self.display.finish(job, outcome)
+
+        if outcome.is_interrupted:
+            status = "interrupted"
+        elif outcome.error:
+            status = "failed"
+        else:
+            status = self.ledger.read_status(self.ledger.entries[job.key])
+
         if outcome.error is not None:
             self.errors[job.key] = outcome.error
-            self.ends = self.fail_fast
-        with self.unsaved.attempt("sweep.jsonl", again=False):
+            self.is_stopping = self.fail_fast
+
+        with self.disk_problems.attempt("sweep.jsonl", again=False):
             self.ledger.record_status(job.key, status, outcome.error, round(seconds, 3))
-        return not self.ends
+        return not self.is_stopping
 
-    def say_end(self) -> None:
+    def print_summary(self) -> None:
         """Print the summary line: finished, failed, duration, size."""
-        if not self.display.jobs:
+        total = len(self.display.jobs)
+        if not total:
             return
-        took = time.perf_counter() - self._began
-        outcomes = [outcome for _, outcome, _ in self.display.ended]
-        finished = sum(not outcome.error and not outcome.stopped for outcome in outcomes)
-        interrupted = sum(outcome.stopped for outcome in outcomes)
 
-        text = f"{finished} of {len(self.display.jobs)} runs finished"
+        seconds = time.perf_counter() - self._start_time
+        outcomes = [outcome for _, outcome, _ in self.display.ended]
+        finished = sum(not outcome.error and not outcome.is_interrupted for outcome in outcomes)
+        interrupted = sum(outcome.is_interrupted for outcome in outcomes)
+
+        text = f"{finished} of {total} runs finished"
         if interrupted:
             text += f", {interrupted} interrupted"
         if self.display.failed:
             text += f", {self.display.failed} failed"
-        if self.ends:
+        if self.is_stopping:
             text += " (sweep.fail_fast=true: the others were not begun)"
-        text += f" in {format_duration(took)}"
-        if finished == len(self.display.jobs):
-            paths = [path for job, *_ in self.display.ended for path in job.folder.rglob("*")]
-            text += f", {format_size(sum(path.stat().st_size for path in paths if path.is_file()))}"
+        text += f" in {format_duration(seconds)}"
+        if finished == total:
+            text += f", {format_size(self._count_bytes())}"
+
         self.console.say()
         self.console.say(text)
+
+    def _count_bytes(self) -> int:
+        """Size of the run folders of all jobs that ended."""
+        count = 0
+        for job, *_ in self.display.ended:
+            for path in job.folder.rglob("*"):
+                if path.is_file():
+                    count += path.stat().st_size
+        return count

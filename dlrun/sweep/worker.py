@@ -1,4 +1,4 @@
-"""A process of its own for one job; and what all of them have imported before they are forked."""
+"""The process of one job. The fork server imports this module once, so that its forks need not."""
 
 import os
 import signal
@@ -14,41 +14,51 @@ from dlrun.core import signals
 from dlrun.core.search_path import SAFE, SAFE_FOR_CHILD
 from dlrun.sweep.engines import Outcome, run_request
 
-torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)  # it imports for a second: once, not once a job
+# The first optimizer imports torch._dynamo, which takes a second: pay for it once, not once a job.
+torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
 
 
-def run_job(request: Request, answers: Connection, threads: int) -> None:
-    """Run one job and send its Outcome."""
-    os.setpgid(0, 0)  # Ctrl-C reaches the sweep, which tells each job once
+def run_job(request: Request, results: Connection, threads: int) -> None:
+    """Run one job and send its Outcome to `results`."""
+    # Leave the terminal's process group: Ctrl-C reaches the sweep, which signals each job once.
+    os.setpgid(0, 0)
+
+    # The flag is for this process, not for processes that the job may start.
     if os.environ.get(SAFE) == SAFE_FOR_CHILD:
-        del os.environ[SAFE]  # it was meant for this process, and not for those that it may start
+        del os.environ[SAFE]
+
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    null = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):  # what it says is in its run.log
+
+    # All output of the job goes to its run.log.
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
         stream.flush()
-        os.dup2(null, stream.fileno() if hasattr(stream, "fileno") else 1)
+        os.dup2(devnull, stream.fileno() if hasattr(stream, "fileno") else 1)
+
     torch.set_num_threads(threads)
-    answers.send(_run_interruptibly(request))
-    answers.close()
+    results.send(_run_interruptibly(request))
+    results.close()
 
 
 def _run_interruptibly(request: Request) -> Outcome:
-    """Run it; the signals that end a run, which the server holds back, are let through meanwhile."""
-    mask = getattr(signal, "pthread_sigmask", None)  # not on Windows
+    """Run the job with the stop signals unblocked, which the fork server blocks."""
+    # Windows has no signal masks.
+    set_mask = getattr(signal, "pthread_sigmask", None)
     try:
         with signals.terminable():
-            if mask:
-                mask(signal.SIG_UNBLOCK, signals.STOPPING)
+            if set_mask:
+                set_mask(signal.SIG_UNBLOCK, signals.STOPPING)
             return run_request(request)
-    except KeyboardInterrupt as stopped:  # before it began
-        return Outcome(signals.code_of(stopped))
+    except KeyboardInterrupt as interrupt:
+        # The signal came before the run handled signals itself.
+        return Outcome(signals.code_of(interrupt))
     finally:
-        if mask:
-            mask(signal.SIG_BLOCK, signals.STOPPING)
+        if set_mask:
+            set_mask(signal.SIG_BLOCK, signals.STOPPING)
 
 
 def _exit_with_parent() -> None:
-    """A job that nobody waits for would write on into a folder that the next sweep goes on with."""
+    """Kill this process when the sweep's dies: an orphan would write into a folder that is resumed by then."""
     parent = parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])

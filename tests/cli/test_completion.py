@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from dlrun.cli.completion import read_keys, complete_line
+from dlrun.cli.completion import complete_line, read_keys
 from dlrun.cli.main import COMMANDS
 from dlrun.config.explain import dotted
 from dlrun.config.request import GROUPS, compose

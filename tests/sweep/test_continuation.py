@@ -8,7 +8,7 @@ import pytest
 
 from dlrun.config.request import Request
 from dlrun.core.errors import RequestError
-from dlrun.sweep.continuation import read_fixed_words, merge_words, choose_folder
+from dlrun.sweep.continuation import choose_folder, merge_words, read_fixed_words
 from dlrun.sweep.jobs import build_jobs
 from dlrun.sweep.ledger import NAME, Ledger
 

@@ -14,7 +14,7 @@ from dlrun.config import request
 from dlrun.config.composer import Composer
 from dlrun.config.request import Request
 from dlrun.config.schema import CONFIG_DIR, config_hash
-from dlrun.sweep.jobs import Job, drop_duplicates, compute_identity, parse_key, build_jobs
+from dlrun.sweep.jobs import Job, build_jobs, compute_identity, drop_duplicates, parse_key
 
 SWEEP = Path("sweep")
 EMPTY: dict[str, Any] = {"seed": 0, "data": {}, "trainer": {}}

@@ -1,1 +1,1 @@
-"""What a sweep shows: ranking, statistics, tables, verdicts, plots."""
+"""Comparison of the runs of a sweep: ranking, statistics, tables, verdicts, plots."""

@@ -1,4 +1,4 @@
-"""What the runs of a sweep came to, beside what was expected of them."""
+"""Check the runs of a sweep against what their configs expect of them."""
 
 import re
 import textwrap
@@ -29,89 +29,110 @@ _MOST_CURVES = 20  # runs in one picture: the optimizers' race has 15; more woul
 
 
 def check_sweep(finished: Sequence[tuple[Request, str | None]], sweep: Path) -> bool:
-    """Draw together what belongs together, print what was expected of the runs; whether all of it was met.
+    """Draw comparable runs together and print the expectations of all; returns whether they are met.
 
-    finished: the requests, each with why there is no result where there is none.
+    finished: requests of the runs, each with its error or None. Also writes expectations.md into `sweep`.
     """
     draw_groups(finished)
+
     groups: dict[Path | None, list[tuple[Request, str | None]]] = {}
     for request, error in finished:
         groups.setdefault(request.group or request.folder, []).append((request, error))
+
     lines: list[tuple[str, Checked]] = []
     for group in groups.values():
         request = group[0][0]
-        name = request.choices.get("lesson") or f"{request.choices.get('model')}_{request.choices.get('data')}"
-        checked = expectations.check(list(request.config["expect"]), [_read(*one) for one in group])
-        lines += [(name, line) for line in checked]
+        choices = request.choices
+        name = choices.get("lesson") or f"{choices.get('model')}_{choices.get('data')}"
+        outcomes = [_read_outcome(*run) for run in group]
+        for line in expectations.check(list(request.config["expect"]), outcomes):
+            lines.append((name, line))
+
     if lines:
         console = Console()
         console.say()
         console.say(terminal.make_expectations_table(lines))
         if sweep.is_dir():
-            (sweep / "expectations.md").write_text(_markdown(lines))
+            (sweep / "expectations.md").write_text(_render_markdown(lines))
     return all(line.ok for _, line in lines)
 
 
 def draw_groups(finished: Sequence[tuple[Request, str | None]]) -> None:
-    """One picture of all loss curves for the runs of one group, or of a sweep on one data set."""
-    together: dict[tuple[Path | None, str], list[Request]] = {}
+    """Draw all loss curves of a group in one picture, or of a whole sweep if it has a single data set."""
+    groups: dict[tuple[Path | None, str], list[Request]] = {}
     for request, _ in finished:
         folder = request.folder
-        if request.config["figures"] and folder is not None and not _why_unreadable(RunRecord(folder)):
-            key = (request.group or request.sweep, request.choices.get("data", "") if request.group is None else "")
-            together.setdefault(key, []).append(request)
-    for (place, _), requests in together.items():
-        alike = [r for r in together if r[0] == place]
-        if place is not None and 1 < len(requests) <= _MOST_CURVES and len(alike) == 1:
+        if request.config["figures"] and folder is not None and not _find_problem(RunRecord(folder)):
+            key = (request.group, "")
+            if request.group is None:
+                key = (request.sweep, request.choices.get("data", ""))
+            groups.setdefault(key, []).append(request)
+
+    for (place, _), requests in groups.items():
+        is_only_group = sum(other == place for other, _ in groups) == 1
+        if place is not None and 1 < len(requests) <= _MOST_CURVES and is_only_group:
             _draw(place / "figures", requests)
 
 
 def _draw(target: Path, requests: Sequence[Request]) -> None:
     from dlrun.runs.reports.plots import canvas, overlay
 
-    labels = _labels([request.overrides for request in requests])
+    labels = _make_labels([request.overrides for request in requests])
     folders = [request.folder for request in requests if request.folder is not None]
     target.mkdir(exist_ok=True)
-    canvas.save_png(canvas.pixels(overlay.curves(list(zip(labels, folders, strict=True)))), target / "loss_curves.png")
+    curves = overlay.curves(list(zip(labels, folders, strict=True)))
+    canvas.save_png(canvas.pixels(curves), target / "loss_curves.png")
+
     pictures = [folder / "figures" / "decision.png" for folder in folders]
     if all(picture.is_file() for picture in pictures):
         figure = overlay.side_by_side(list(zip(labels, pictures, strict=True)))
         canvas.save_png(canvas.pixels(figure), target / "decision.png")
 
 
-def _labels(overrides: Sequence[Sequence[str]]) -> list[str]:
-    """Of each run the overrides that not all runs have, with the last part of their keys, on short lines."""
+def _make_labels(overrides: Sequence[Sequence[str]]) -> list[str]:
+    """For each run the overrides that not all runs have, with the last part of their keys, on short lines."""
     common = set.intersection(*(set(words) for words in overrides))
-    own = [[word for word in words if word not in common] for words in overrides]
-    short = [" ".join(re.sub(r"^[\w.]*\.(?=\w+=)", "", word) for word in words) or "as it is" for words in own]
-    return [textwrap.fill(label, 34, break_long_words=False, break_on_hyphens=False) for label in short]
+    labels = []
+    for words in overrides:
+        short_words = [re.sub(r"^[\w.]*\.(?=\w+=)", "", word) for word in words if word not in common]
+        label = " ".join(short_words) or "as it is"
+        labels.append(textwrap.fill(label, 34, break_long_words=False, break_on_hyphens=False))
+    return labels
 
 
-def _read(request: Request, error: str | None) -> Outcome:
-    """What a run left behind."""
-    label, folder = " ".join(request.overrides), request.folder
+def _read_outcome(request: Request, error: str | None) -> Outcome:
+    """The result of a run, or why there is none."""
+    label = " ".join(request.overrides)
+    folder = request.folder
     if error or folder is None:
         return Outcome(label, error=error or "no result")
+
     run = RunRecord(folder)
-    reason = _why_unreadable(run)
-    return Outcome(label, error=reason) if reason else outcome_of(label, run.result, run.history)
+    problem = _find_problem(run)
+    if problem:
+        return Outcome(label, error=problem)
+    return outcome_of(label, run.result, run.history)
 
 
-def _markdown(lines: Sequence[tuple[str, Checked]]) -> str:
+def _render_markdown(lines: Sequence[tuple[str, Checked]]) -> str:
     rows = ["| lesson | expected | measured | ok |\n", "| --- | --- | --- | --- |\n"]
     for name, checked in lines:
         cells = [name, checked.expected, checked.measured, "yes" if checked.ok else "NO"]
-        rows.append(f"| {' | '.join(markdown.inline(cell) for cell in cells)} |\n")
+        rows.append(f"| {' | '.join(map(markdown.inline, cells))} |\n")
     return "".join(rows)
 
 
-def _why_unreadable(run: RunRecord) -> str:
-    """What is missing or damaged of a run's result and rows; "" where nothing is."""
+def _find_problem(run: RunRecord) -> str:
+    """What is missing or damaged of a run's result and metrics; "" if nothing is."""
+    # Reading a file notes its damage in the record.
     for name in ("result", "rows"):
         getattr(run, name)
+
     if run.damage:
         return run.damage[0]
     if not run.result:
         return "no result"
-    lacking = [key for key in _NEEDED if key not in run.result]
-    return f"{run.folder / RESULT} has no {lacking[0]}" if lacking else ""
+    for key in _NEEDED:
+        if key not in run.result:
+            return f"{run.folder / RESULT} has no {key}"
+    return ""

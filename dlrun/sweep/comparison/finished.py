@@ -1,4 +1,4 @@
-"""Finished runs, as their folders tell of them: plain data, nothing that is read can run code."""
+"""Find and check the finished runs that a comparison reads; nothing that is read can run code."""
 
 import os
 from collections.abc import Sequence
@@ -9,13 +9,13 @@ from dlrun.config import schema
 from dlrun.core.errors import RequestError
 from dlrun.runs.record import CONFIG, HYDRA, OVERRIDES, RESULT, RunRecord
 
-_WHOLE = ("status", "metrics", "baseline", "best", "config_hash")
+_NEEDED = ("status", "metrics", "baseline", "best", "config_hash")
 
-Lost = list[tuple[str, str]]  # what could not be used: its name, and why
+Lost = list[tuple[str, str]]  # names of runs that cannot be used, and why
 
 
 def read_run(folder: Path, damaged: Lost | None = None) -> RunRecord | None:
-    """The run in `folder`; None where a file of it is missing or damaged, with the reason added to `damaged`."""
+    """The run in `folder`; None if a file is missing or damaged, with the reason appended to `damaged`."""
     run = RunRecord(folder)
     reason = find_problem(run)
     if not reason:
@@ -26,17 +26,19 @@ def read_run(folder: Path, damaged: Lost | None = None) -> RunRecord | None:
 
 
 def find_problem(run: RunRecord) -> str:
-    """What is missing or damaged of all that a comparison looks at; "" where nothing is."""
+    """What is missing or damaged of the files that a comparison reads; "" if nothing is."""
+    # Reading a file notes its damage in the record.
     for name in ("result", "config", "choices", "overrides"):
         getattr(run, name)
+
     damage = run.damage_of((RESULT, CONFIG, OVERRIDES, HYDRA))
     if damage:
         return damage
     if not run.result:
         return f"{run.folder} has no {RESULT}"
-    lacking = [key for key in _WHOLE if key not in run.result]
-    if lacking:
-        return f"{run.folder / RESULT} has no {lacking[0]}"
+    for key in _NEEDED:
+        if key not in run.result:
+            return f"{run.folder / RESULT} has no {key}"
     if not run.metric:
         return f"{run.folder / RESULT} names no metric"
     if "seed" not in run.config:
@@ -49,7 +51,7 @@ def find_problem(run: RunRecord) -> str:
 def make_failed_run(
     plain: dict[str, Any], choices: dict[str, str], overrides: list[str], folder: Path, other: RunRecord
 ) -> RunRecord:
-    """A run that left no result, beside `other`, one of the same data: it monitored the same metric."""
+    """The record of a run that left no result; `other`, a run of the same data, gives the metric it monitored."""
     result = other.result | {
         "status": "failed",
         "metrics": {},
@@ -61,31 +63,37 @@ def make_failed_run(
 
 
 def find_runs(places: Sequence[Path], damaged: Lost | None = None) -> list[RunRecord]:
-    """Every run folder (one with a result) at or below the places, each once, in the order of their names.
+    """Every run folder (one with a result) at or below the places, each once, sorted by path.
 
-    RequestError where a place is none, or holds no run that can be read.
+    RequestError if a place is no folder, or if no run can be read. Runs that cannot be read are appended to `damaged`.
     """
     lost: Lost = [] if damaged is None else damaged
-    found = [run for folder in _folders(places) if (run := read_run(folder, lost)) is not None]
-    if not found:
+    runs = []
+    for folder in _find_folders(places):
+        run = read_run(folder, lost)
+        if run is not None:
+            runs.append(run)
+
+    if not runs:
         where = ", ".join(map(str, places)) or "nowhere"
         if lost:
-            raise RequestError(f"no run below {where} can be read ({lost[0][0]}: {lost[0][1]}); type another folder")
+            name, reason = lost[0]
+            raise RequestError(f"no run below {where} can be read ({name}: {reason}); type another folder")
         raise RequestError(
             f"no finished run (a folder with {RESULT}) below {where}; type a run, a sweep, or a folder of them: "
             "dlrun compare outputs"
         )
-    return found
+    return runs
 
 
-def _folders(places: Sequence[Path]) -> list[Path]:
-    """The run folders; what lies inside one is its own business."""
-    found: dict[Path, Path] = {}
+def _find_folders(places: Sequence[Path]) -> list[Path]:
+    """The run folders, by resolved path once each; folders inside a run are not searched."""
+    folders: dict[Path, Path] = {}
     for place in places:
         if not place.is_dir():
             raise RequestError(f"there is no folder {place}; type a run, a sweep, or a folder of them")
-        for name, below, files in os.walk(place):
-            if RESULT in (*files, *below):
-                below.clear()
-                found.setdefault(Path(name).resolve(), Path(name))
-    return sorted(found.values())
+        for name, subfolders, files in os.walk(place):
+            if RESULT in (*files, *subfolders):
+                subfolders.clear()
+                folders.setdefault(Path(name).resolve(), Path(name))
+    return sorted(folders.values())

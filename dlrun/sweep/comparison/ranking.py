@@ -1,4 +1,4 @@
-"""RunRecord runs side by side: settings, each repeated over seeds, ranked by what they monitored."""
+"""Runs side by side: settings, each repeated over seeds, ranked by the metric that they monitored."""
 
 import math
 import statistics
@@ -9,29 +9,31 @@ from typing import Any
 
 from dlrun.core.errors import RequestError
 from dlrun.runs.record import RESULT, RunRecord, to_number
-from dlrun.sweep.comparison.settings import group_runs, shorten_keys, format_value, get_value, find_varying_keys
+from dlrun.sweep.comparison.settings import find_varying_keys, format_value, get_value, group_runs, shorten_keys
 from dlrun.sweep.comparison.statistics import Estimate, estimate
 
-_UP = ("accuracy", "f1", "auroc", "r2", "precision", "recall", "exact_match")  # metrics that grow; the others fall
+# Metrics of which more is better; of all others less is.
+_UP = ("accuracy", "f1", "auroc", "r2", "precision", "recall", "exact_match")
 _PRESETS = ("lesson", "experiment", "debug")
-_MARKS = {"r2": "regression", "auroc": "binary", "macro_f1": "multiclass", "exact_match": "tagging"}
+
+# A metric that only runs of one task have.
+_TASK_BY_METRIC = {"r2": "regression", "auroc": "binary", "macro_f1": "multiclass", "exact_match": "tagging"}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """The runs that differ in nothing but their seed."""
+    """Runs that differ in their seed only."""
 
-    values: dict[str, Any]  # by key, of the keys that vary
+    values: dict[str, Any]  # by varying key
     runs: list[RunRecord]  # those that count, by seed
-    lost: list[RunRecord]  # failed, interrupted, or not finite
+    unusable: list[RunRecord]  # failed, interrupted, or not finite
 
     @property
     def label(self) -> str:
         """The values with short names, "optimizer=sgd lr=0.1"."""
         names = shorten_keys(list(self.values))
-        return (
-            " ".join(f"{names[key]}={format_value(value)}" for key, value in self.values.items()) or "the only setting"
-        )
+        words = [f"{names[key]}={format_value(value)}" for key, value in self.values.items()]
+        return " ".join(words) or "the only setting"
 
     @cached_property
     def by_seed(self) -> dict[int, float]:
@@ -40,55 +42,65 @@ class Setting:
 
     @cached_property
     def score(self) -> Estimate:
-        """The same over the seeds."""
+        """Mean and spread over seeds of the monitored metric at the best epoch."""
         return estimate(list(self.by_seed.values()))
 
     @property
     def best_epochs(self) -> list[int]:
-        """Of each run, in the order of the seeds."""
+        """Best epoch of each run, by seed."""
         return [run.best_epoch for run in self.runs if run.best_epoch is not None]
 
     @property
     def seconds(self) -> float:
-        """Of training, a run on average."""
+        """Mean training time of a run."""
         return _mean([to_number(run.result.get("train_seconds")) for run in self.runs])
 
+    @property
+    def all_runs(self) -> list[RunRecord]:
+        """Usable and unusable runs, by seed."""
+        return sorted([*self.runs, *self.unusable], key=_get_seed)
+
     def average_metric(self, name: str) -> float:
-        """A metric of the last epoch, or of the test split (by the weights of the best epoch), over the seeds."""
+        """Mean over seeds of a metric of the last epoch, or of the test split (with the best epoch's weights)."""
         return _mean([run.metric_value(name) for run in self.runs])
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Settings that can be ranked together: of the same data, task, and monitored metric; best first."""
+    """Settings of the same data, task and monitored metric, best first."""
 
     metric: str
     mode: str  # min | max
     data: str  # the choices of data, "digits"
-    keys: list[str]  # those that vary
+    keys: list[str]  # varying keys
     settings: list[Setting]
 
     @property
     def runs(self) -> list[RunRecord]:
-        """All of them, by setting and seed."""
-        return [run for setting in self.settings for run in sorted([*setting.runs, *setting.lost], key=_by_seed)]
+        """All runs, by setting and seed."""
+        runs = []
+        for setting in self.settings:
+            runs += setting.all_runs
+        return runs
 
     @property
-    def counted(self) -> list[Setting]:
-        """The settings with at least one run that counts."""
+    def ranked(self) -> list[Setting]:
+        """The settings with at least one usable run."""
         return [setting for setting in self.settings if setting.runs]
 
     @cached_property
     def tests(self) -> list[str]:
-        """What is shown of the test split, and never ranks: the monitored metric, and accuracy or R² besides."""
+        """Test metrics to show, which never rank: the monitored one, accuracy and R², as far as runs have them."""
         same = "test/" + self.metric.partition("/")[2]
-        there = {name for run in self.runs for name in run.result["metrics"]}
-        return [name for name in dict.fromkeys((same, "test/accuracy", "test/r2")) if name in there]
+        names = set[str]()
+        for run in self.runs:
+            names.update(run.result["metrics"])
+        return [name for name in dict.fromkeys((same, "test/accuracy", "test/r2")) if name in names]
 
     def baseline(self, name: str) -> float:
-        """The trivial answer's metric (majority class or mean), over the runs; NaN where there is none."""
-        found = (to_number(run.result["baseline"].get(name)) for run in self.runs)
-        return _mean([value for value in found if math.isfinite(value)])
+        """A metric of the trivial answer (majority class or mean), averaged over runs; NaN if no run has it."""
+        values = [to_number(run.result["baseline"].get(name)) for run in self.runs]
+        return _mean([value for value in values if math.isfinite(value)])
 
     def is_better(self, a: float, b: float) -> bool:
         """Whether `a` is strictly better than `b`."""
@@ -97,123 +109,148 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The answer of a sweep, or of any runs put side by side."""
+    """The result of a sweep, or of any runs put side by side."""
 
     rankings: list[Ranking]  # the largest first
-    failures: list[tuple[str, str]] = field(default_factory=list)  # what left no usable result: a name, and why
+    failures: list[tuple[str, str]] = field(default_factory=list)  # names and errors of runs without a usable result
     notes: list[str] = field(default_factory=list)
 
     @property
     def runs(self) -> list[RunRecord]:
-        """All that were compared."""
-        return [run for ranking in self.rankings for run in ranking.runs]
+        """All runs that are compared."""
+        runs = []
+        for ranking in self.rankings:
+            runs += ranking.runs
+        return runs
 
 
 def compare(runs: Sequence[RunRecord], failures: Sequence[tuple[str, str]] = ()) -> Comparison:
-    """Group the runs over their seeds, and rank the settings by the monitored metric at the best epoch.
+    """Group runs over their seeds, and rank the settings by the monitored metric at the best epoch.
 
-    failures: the name and the error of what left no usable result. RequestError where a run monitors the test
-    split: what is chosen by it has no honest test result.
+    failures: name and error of each run without a usable result. RequestError if a run monitors the test split: a
+    model that is selected on it has no honest test result.
     """
-    kept, notes = _newest(runs)
-    for run in kept:
+    newest, notes = _select_newest(runs)
+    for run in newest:
         if run.metric.startswith("test/"):
             raise RequestError(
                 f"{run.folder} monitors {run.metric}, and the test split must not choose; "
                 f"run it again with checkpoint.monitor=val/{run.metric.removeprefix('test/')}"
             )
-    rankings = [_ranking(group) for group in _alike(kept)]
-    rankings.sort(key=lambda r: -len(r.runs))
+
+    rankings = [_rank(group) for group in _group_comparable(newest)]
+    rankings.sort(key=lambda ranking: -len(ranking.runs))
     if len(rankings) > 1:
-        named = ", ".join(f"{r.metric} on {r.data}" for r in rankings)
-        notes.append(f"{len(rankings)} tables: what is not of the same data, task and metric has no order ({named})")
-    return Comparison(rankings, list(failures), notes + _changed_code(kept) + _damage(kept))
+        names = ", ".join(f"{ranking.metric} on {ranking.data}" for ranking in rankings)
+        notes.append(f"{len(rankings)} tables: what is not of the same data, task and metric has no order ({names})")
+    return Comparison(rankings, list(failures), notes + _list_code_changes(newest) + _list_damage(newest))
 
 
-def _newest(runs: Sequence[RunRecord]) -> tuple[list[RunRecord], list[str]]:
-    """Of runs of the same experiment the newest that counts, else the newest; and a note where there were several."""
-    same_as: dict[tuple[str, ...], list[RunRecord]] = {}
+def _select_newest(runs: Sequence[RunRecord]) -> tuple[list[RunRecord], list[str]]:
+    """Of each experiment the newest usable run, else the newest; and a note if others repeat it."""
+    repeats: dict[tuple[str, ...], list[RunRecord]] = {}
     for run in runs:
         presets = [f"{preset}={run.choices.get(preset)}" for preset in _PRESETS]
         devices = sorted(word for word in run.overrides if word.lstrip("+").startswith("device"))
-        same_as.setdefault((run.result["config_hash"], *presets, *devices), []).append(run)
-    kept = [max(same, key=_by_worth) if len(same) > 1 else same[0] for same in same_as.values()]
-    more = len(runs) - len(kept)
-    said = f"{more} {'runs repeat' if more > 1 else 'run repeats'} another (same config_hash); the newest counts"
-    return kept, [said] if more else []
+        repeats.setdefault((run.result["config_hash"], *presets, *devices), []).append(run)
+
+    newest = []
+    for group in repeats.values():
+        newest.append(max(group, key=_rate_run) if len(group) > 1 else group[0])
+
+    more = len(runs) - len(newest)
+    if not more:
+        return newest, []
+    repeat = "runs repeat" if more > 1 else "run repeats"
+    return newest, [f"{more} {repeat} another (same config_hash); the newest counts"]
 
 
-def _by_worth(run: RunRecord) -> tuple[bool, int]:
+def _rate_run(run: RunRecord) -> tuple[bool, int]:
     return not run.trouble, (run.folder / RESULT).stat().st_mtime_ns
 
 
-def _alike(runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
-    """The runs of the same data, task, metric and direction.
+def _group_comparable(runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
+    """Group runs by metric, direction, data and task.
 
-    A run that failed before it knew its task goes with the first of its metric and data.
+    A run that failed before its task was known joins the first task of its metric and data.
     """
-    places: dict[tuple[str, ...], dict[str, list[RunRecord]]] = {}
+    groups: dict[tuple[str, ...], dict[str, list[RunRecord]]] = {}
     for run in runs:
-        kinds = places.setdefault((run.metric, _mode(run), run.target("data")), {})
-        kinds.setdefault(_task(run), []).append(run)
-    for kinds in places.values():
-        if "" in kinds and len(kinds) > 1:
-            unknown = kinds.pop("")
-            next(iter(kinds.values())).extend(unknown)
-    return [group for kinds in places.values() for group in kinds.values()]
+        by_task = groups.setdefault((run.metric, _find_mode(run), run.target("data")), {})
+        by_task.setdefault(_find_task(run), []).append(run)
+
+    comparable = list[list[RunRecord]]()
+    for by_task in groups.values():
+        if "" in by_task and len(by_task) > 1:
+            unknown = by_task.pop("")
+            next(iter(by_task.values())).extend(unknown)
+        comparable += by_task.values()
+    return comparable
 
 
-def _mode(run: RunRecord) -> str:
-    asked = (run.config.get("checkpoint") or {}).get("mode")
-    return str(asked) if asked else "max" if run.metric.endswith(_UP) else "min"
+def _find_mode(run: RunRecord) -> str:
+    mode = (run.config.get("checkpoint") or {}).get("mode")
+    if mode:
+        return str(mode)
+    return "max" if run.metric.endswith(_UP) else "min"
 
 
-def _task(run: RunRecord) -> str:
-    """The task that a run's metrics tell of; "" where it has none."""
+def _find_task(run: RunRecord) -> str:
+    """The task, by the names of the run's metrics; "" if it has none."""
     names = {key.partition("/")[2] for key in (*run.result["metrics"], *run.result["baseline"])}
-    return next((task for name, task in _MARKS.items() if name in names), "")
+    return next((task for name, task in _TASK_BY_METRIC.items() if name in names), "")
 
 
-def _ranking(runs: list[RunRecord]) -> Ranking:
+def _rank(runs: list[RunRecord]) -> Ranking:
     keys = find_varying_keys(runs)
-    settings = [_setting(group, keys) for group in group_runs(runs, keys)]
-    mode = _mode(runs[0])
+    settings = [_make_setting(group, keys) for group in group_runs(runs, keys)]
+
+    # The sort is stable: equal settings stay in the order of their runs.
+    mode = _find_mode(runs[0])
     sign = -1 if mode == "max" else 1
-    settings.sort(key=lambda s: sign * s.score.mean if s.runs else math.inf)  # stable: ties stay as they came
+    settings.sort(key=lambda setting: sign * setting.score.mean if setting.runs else math.inf)
+
     data = dict.fromkeys(run.choices.get("data", run.target("data")) for run in runs)
     return Ranking(runs[0].metric, mode, "+".join(data), keys, settings)
 
 
-def _setting(runs: Sequence[RunRecord], keys: Sequence[str]) -> Setting:
-    inside = sorted(runs, key=_by_seed)
-    values = {key: get_value(runs[0], key) for key in keys}
-    return Setting(values, [run for run in inside if not run.trouble], [run for run in inside if run.trouble])
+def _make_setting(runs: Sequence[RunRecord], keys: Sequence[str]) -> Setting:
+    by_seed = sorted(runs, key=_get_seed)
+    return Setting(
+        values={key: get_value(runs[0], key) for key in keys},
+        runs=[run for run in by_seed if not run.trouble],
+        unusable=[run for run in by_seed if run.trouble],
+    )
 
 
-def _by_seed(run: RunRecord) -> int:
+def _get_seed(run: RunRecord) -> int:
     return run.seed
 
 
-def _changed_code(runs: Sequence[RunRecord]) -> list[str]:
-    """A warning for each model and data whose source was not the same in all runs."""
+def _list_code_changes(runs: Sequence[RunRecord]) -> list[str]:
+    """A warning for each model and data whose source differs between runs."""
     hashes: dict[tuple[str, str], set[str]] = {}
     for run in runs:
-        place = (run.target("model"), run.target("data"))
-        hashes.setdefault(place, set()).add(str(run.result.get("code_hash")))
+        targets = (run.target("model"), run.target("data"))
+        hashes.setdefault(targets, set()).add(str(run.result.get("code_hash")))
     return [
         f"the code of {model} or {data} was changed between the runs (their code_hash differs): "
         "what differs may come from that"
-        for (model, data), found in hashes.items()
-        if len(found) > 1
+        for (model, data), code_hashes in hashes.items()
+        if len(code_hashes) > 1
     ]
 
 
-def _damage(runs: Sequence[RunRecord]) -> list[str]:
-    """What is damaged of runs that are compared all the same: their curves, or what they were made on."""
+def _list_damage(runs: Sequence[RunRecord]) -> list[str]:
+    """Damage of optional files, which does not keep a run from being compared."""
+    damage = []
     for run in runs:
+        # Reading a file notes its damage in the record.
         for name in ("environment", "rows"):
             getattr(run, name)
-    return [damage for run in runs for damage in run.damage]
+    for run in runs:
+        damage += run.damage
+    return damage
 
 
 def _mean(values: Sequence[float]) -> float:

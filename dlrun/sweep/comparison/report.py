@@ -1,4 +1,4 @@
-"""The answer of a sweep, or of any runs put side by side: said, written and drawn."""
+"""The comparison of a sweep, or of any runs put side by side: printed, written and drawn."""
 
 import shlex
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from dlrun.runs.reports.console import Console, facts
 from dlrun.runs.reports.plots import fonts
 from dlrun.sweep.comparison import finished, html, table, verdicts
 from dlrun.sweep.comparison.finished import Lost
-from dlrun.sweep.comparison.ranking import Comparison, compare
+from dlrun.sweep.comparison.ranking import Comparison, Ranking, compare
 from dlrun.sweep.ledger import Ledger
 
 _OUTPUTS = "paths.outputs="
@@ -23,61 +23,67 @@ _MOST_FAILURES = 10  # on the terminal
 
 
 def compare_runs(words: Sequence[str]) -> int:
-    """`dlrun compare DIR... [paths.outputs=X]`; returns the exit code, 0. RequestError when there is nothing there.
+    """`dlrun compare DIR... [paths.outputs=X]`; returns the exit code, 0. RequestError if no run is found.
 
-    Writes into the DIR itself where it is one sweep, else into a new folder under paths.outputs.
+    Writes into the DIR itself if it is one sweep, else into a new folder under paths.outputs.
     """
-    places, outputs = _asked(words)
+    places, outputs = _parse_words(words)
     damaged: Lost = []
     comparison = compare(finished.find_runs(places, damaged), damaged)
-    whole_sweep = len(places) == 1 and (places[0] / "sweep.jsonl").is_file()
     console = Console()
     print_comparison(comparison, console)
-    name = f"{len(comparison.runs)}_runs"
-    folder = places[0] if whole_sweep else run_folder.create(outputs / "comparisons", name)
+
+    if len(places) == 1 and (places[0] / "sweep.jsonl").is_file():
+        folder = places[0]
+    else:
+        folder = run_folder.create(outputs / "comparisons", f"{len(comparison.runs)}_runs")
     refuse_outside(folder)
     with writing_to(folder, "type paths.outputs=<folder>"):
-        written = write_comparison(comparison, folder, shlex.join(["dlrun", "compare", *words]))
+        page = write_comparison(comparison, folder, shlex.join(["dlrun", "compare", *words]))
+
     for line in fonts.note():
         console.say(f"note: {line}")
     console.say()
-    console.say(facts([("comparison", str(folder)), ("open", str(written))]))
+    console.say(facts([("comparison", str(folder)), ("open", str(page))]))
     return 0
 
 
 def collect_runs(ledger: Ledger, labels: dict[str, str]) -> tuple[list[RunRecord], Lost, int]:
-    """The runs of a sweep, why those that cannot be read are lost, and how many were not begun.
+    """The runs of a sweep, why others cannot be read, and how many have not begun.
 
     A job that failed without a result (its process was killed) counts as a failed run of its setting.
     """
-    runs, failures, waiting = list[RunRecord](), Lost(), 0
-    dead = []
+    runs = list[RunRecord]()
+    failures = Lost()
+    pending = 0
+    failed_entries = []
     for entry in ledger.entries.values():
-        status, damaged = ledger.read_status(entry), Lost()
+        status = ledger.read_status(entry)
+        damaged = Lost()
         run = finished.read_run(ledger.folder / entry.folder, damaged)
         if run is not None:
             runs.append(run)
         elif status == "pending":
-            waiting += 1
+            pending += 1
         elif entry.error:
-            dead.append(entry)
+            failed_entries.append(entry)
             failures.append((labels.get(entry.key, entry.folder), entry.error))
         else:
             failures += damaged
-    for entry in dead:
+
+    for entry in failed_entries:
         alike = [run for run in runs if run.choices.get("data") == entry.choices.get("data")]
         if alike:
-            runs.append(
-                finished.make_failed_run(
-                    entry.config, entry.choices, entry.overrides, ledger.folder / entry.folder, alike[0]
-                )
-            )
-    return runs, failures, waiting
+            folder = ledger.folder / entry.folder
+            run = finished.make_failed_run(entry.config, entry.choices, entry.overrides, folder, alike[0])
+            runs.append(run)
+    return runs, failures, pending
 
 
-def _asked(words: Sequence[str]) -> tuple[list[Path], Path]:
-    """The folders, and where to write; a folder's name may hold a = too."""
-    places, outputs = [], Path("outputs")
+def _parse_words(words: Sequence[str]) -> tuple[list[Path], Path]:
+    """The folders to compare, and the one for outputs; names of folders may contain "="."""
+    places = []
+    outputs = Path("outputs")
     for word in words:
         if word.startswith(_OUTPUTS) and not Path(word).is_dir():
             outputs = Path(word.removeprefix(_OUTPUTS))
@@ -85,70 +91,84 @@ def _asked(words: Sequence[str]) -> tuple[list[Path], Path]:
             places.append(Path(word))
         else:
             raise RequestError(f"dlrun compare takes folders, and {_OUTPUTS}<folder>; leave out {word}")
+
     if not places:
         raise RequestError("dlrun compare needs a run, a sweep, or a folder of them; type dlrun compare outputs")
     return places, outputs
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
-    """Each table with its verdicts; then what failed, and what else is to be known."""
+    """Print each table with its verdicts, then failures and notes."""
     for ranking in comparison.rankings:
         if len(comparison.rankings) > 1:
-            console.say(f"{ranking.metric} on {ranking.data}")
+            console.say(_format_title(ranking))
         console.say(table.build_terminal_table(ranking, console.terminal))
         for line in (table.describe_hidden_rows(ranking), *verdicts.list_verdicts(ranking)):
             if line:
                 console.say(line)
         console.say()
-    for name, why in comparison.failures[:_MOST_FAILURES]:
-        console.say(f"no result: {name} ({why})")
+
+    for name, error in comparison.failures[:_MOST_FAILURES]:
+        console.say(f"no result: {name} ({error})")
     if len(comparison.failures) > _MOST_FAILURES:
         console.say(f"and {len(comparison.failures) - _MOST_FAILURES} more without a result")
     for note in comparison.notes:
         console.say(f"note: {note}")
 
 
-def write_comparison(comparison: Comparison, folder: Path, command: str = "") -> Path:
-    """comparison.csv, comparison.md, figures/ and, last, report.html, whose path is returned; each file atomically.
+def _format_title(ranking: Ranking) -> str:
+    return f"{ranking.metric} on {ranking.data}"
 
-    command: how to make the comparison, or the sweep, again.
+
+def write_comparison(comparison: Comparison, folder: Path, command: str = "") -> Path:
+    """Write comparison.csv, comparison.md, figures/ and, last, report.html, whose path is returned.
+
+    Each file is written atomically. command: what makes the comparison, or the sweep, again.
     """
     from dlrun.sweep.comparison import plots
 
     write_text(folder / "comparison.csv", table.render_csv(comparison))
     write_text(folder / "comparison.md", render_markdown(comparison, command))
     pictures = plots.draw_all(comparison, folder / "figures")
-    page = html.render_report(comparison, pictures, describe_origin(comparison.runs, command), folder)
+    origin = describe_origin(comparison.runs, command)
+    page = html.render_report(comparison, pictures, origin, folder)
     write_text(folder / "report.html", page)
     return folder / "report.html"
 
 
 def render_markdown(comparison: Comparison, command: str = "") -> str:
-    """What `say` says, with whole tables, as Markdown."""
+    """What `print_comparison` prints, with whole tables, as Markdown."""
     parts = []
     for ranking in comparison.rankings:
-        title = []
         if len(comparison.rankings) > 1:
-            named = markdown_text.inline(f"{ranking.metric} on {ranking.data}")
-            title = [f"## {named}\n"]
-        parts += [*title, table.render_markdown(ranking), _bullets(verdicts.list_verdicts(ranking))]
-    said = [f"no result: {name} ({why})" for name, why in comparison.failures]
-    said += [f"note: {note}" for note in comparison.notes]
-    parts += [_bullets(said)] if said else []
-    parts += [markdown_text.code(command)] if command else []
+            parts.append(f"## {markdown_text.inline(_format_title(ranking))}\n")
+        parts.append(table.render_markdown(ranking))
+        parts.append(_render_bullets(verdicts.list_verdicts(ranking)))
+
+    sentences = [f"no result: {name} ({error})" for name, error in comparison.failures]
+    sentences += [f"note: {note}" for note in comparison.notes]
+    if sentences:
+        parts.append(_render_bullets(sentences))
+    if command:
+        parts.append(markdown_text.code(command))
     return "\n".join(parts)
 
 
-def _bullets(sentences: Sequence[str]) -> str:
-    return "".join(f"- {markdown_text.line(said)}\n" for said in sentences)
+def _render_bullets(sentences: Sequence[str]) -> str:
+    return "".join(f"- {markdown_text.line(sentence)}\n" for sentence in sentences)
 
 
 def describe_origin(runs: Sequence[RunRecord], command: str = "") -> list[tuple[str, str]]:
-    """What the report says of its making: the command, the day, and where the runs were made."""
-    rows = [("command", command)] if command else []
-    rows += [("compared", datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")), ("runs", str(len(runs)))]
-    found: dict[str, dict[str, None]] = {}
+    """The facts of the report: the command, the date, and the machines and versions of the runs."""
+    rows = []
+    if command:
+        rows.append(("command", command))
+    rows.append(("compared", datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")))
+    rows.append(("runs", str(len(runs))))
+
+    # A dict keeps the distinct values in their order.
+    machines: dict[str, dict[str, None]] = {}
     for run in runs:
         for key, value in run.machine.items():
-            found.setdefault(key, {})[value] = None
-    return rows + [(key, "; ".join(values)) for key, values in found.items()]
+            machines.setdefault(key, {})[value] = None
+    return rows + [(key, "; ".join(values)) for key, values in machines.items()]

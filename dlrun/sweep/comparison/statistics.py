@@ -1,4 +1,4 @@
-"""What a few repetitions tell: mean, spread, and how sure one can be."""
+"""Statistics of a few repetitions: mean, spread, and confidence interval."""
 
 import math
 import statistics
@@ -11,9 +11,9 @@ FEWEST = 3  # seeds below which no interval is worth a verdict
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of n values: the mean, the sample standard deviation (n - 1), and the 95 % t interval of the mean.
+    """Mean of n values, sample standard deviation (n - 1), and 95 % t interval of the mean.
 
-    With one value the spread and the interval are NaN, with none the mean too.
+    With one value the deviation and the interval are NaN, with none the mean too.
     """
 
     n: int
@@ -33,21 +33,27 @@ def estimate(values: Sequence[float]) -> Estimate:
     n = len(values)
     if not n:
         return Estimate(0, *[math.nan] * 4)
+
     mean = statistics.fmean(values)
     if n == 1:
         return Estimate(1, mean, *[math.nan] * 3)
+
     std = statistics.stdev(values)
-    half = _t(n - 1) * std / math.sqrt(n)
+    half = _compute_quantile(n - 1) * std / math.sqrt(n)
     return Estimate(n, mean, std, mean - half, mean + half)
 
 
 def estimate_difference(a: Mapping[int, float], b: Mapping[int, float]) -> Estimate:
-    """Of a - b over the seeds that both have: pairing takes out what a seed does to both alike."""
+    """Estimate a - b, paired by seed: pairing cancels what a seed does to both alike.
+
+    a, b: values by seed; seeds that only one of them has are left out.
+    """
     return estimate([a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())])
 
 
-def _t(degrees: int) -> float:
-    """The quantile that leaves (1 - CONFIDENCE) / 2 above it."""
-    from scipy.special import stdtrit  # type: ignore[import-untyped]  # scipy.stats takes 0.5 s longer to import
+def _compute_quantile(degrees: int) -> float:
+    """The quantile of the t distribution that leaves (1 - CONFIDENCE) / 2 above it."""
+    # scipy.stats takes 0.5 s longer to import.
+    from scipy.special import stdtrit  # type: ignore[import-untyped]
 
     return float(stdtrit(degrees, (1 + CONFIDENCE) / 2))

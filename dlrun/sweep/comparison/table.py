@@ -8,64 +8,120 @@ from typing import TYPE_CHECKING, Any
 from dlrun.core import markdown as markdown_text
 from dlrun.core.csv_text import CsvWriter
 from dlrun.sweep.comparison.ranking import Comparison, Ranking, Setting
-from dlrun.sweep.comparison.settings import truncate, shorten_keys, format_value
-from dlrun.sweep.comparison.written import format_estimate, format_metric
+from dlrun.sweep.comparison.settings import format_value, shorten_keys, truncate
+from dlrun.sweep.comparison.statistics import Estimate
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
     from rich.table import Table
 
 MOST_ROWS = 30  # settings on the terminal
-_LONGEST = 20  # letters of a value there
-INTERVAL, EPOCH, LAST, SECONDS = "95 % interval", "best epoch", "last", "train s"
-_SHORT = {INTERVAL: "95 %", EPOCH: "epoch", SECONDS: "s"}  # on the terminal, where 80 columns are all there is
+_LONGEST = 20  # letters of a value on the terminal
+_SCIENTIFIC = 1e5  # values from here on are written with an exponent
+
+INTERVAL = "95 % interval"
+EPOCH = "best epoch"
+LAST = "last"
+SECONDS = "train s"
+
+# Headers on the terminal, which may have no more than 80 columns.
+_SHORT = {INTERVAL: "95 %", EPOCH: "epoch", SECONDS: "s"}
 _CSV = ("n", "mean", "std", "low", "high", "best_epoch", "last", "train_seconds")
 
 
+def count_decimals(ranking: Ranking) -> int:
+    """Decimals for two digits of the best setting's spread, or without spread for four digits of its mean."""
+    score = ranking.ranked[0].score if ranking.ranked else Estimate(0, *[math.nan] * 4)
+    if score.std > 0:
+        digits = 2
+        magnitude = score.std
+    else:
+        digits = 4
+        magnitude = abs(score.mean)
+
+    if not math.isfinite(magnitude) or magnitude == 0:
+        return 4
+    return min(max(digits - 1 - math.floor(math.log10(magnitude)), 0), 6)
+
+
+def format_metric(value: float, ranking: Ranking) -> str:
+    """A value of the monitored metric; "–" for NaN."""
+    if not math.isfinite(value):
+        return "–"
+
+    decimals = count_decimals(ranking)
+    if abs(value) >= _SCIENTIFIC or 0 < abs(value) < 0.5 * 10.0**-decimals:
+        return f"{value:.2e}"
+    return f"{value:.{decimals}f}"
+
+
+def format_estimate(score: Estimate, ranking: Ranking) -> str:
+    """The mean, and the standard deviation unless there is one value only."""
+    mean = format_metric(score.mean, ranking)
+    return mean if math.isnan(score.std) else f"{mean} ± {format_metric(score.std, ranking)}"
+
+
 def list_headers(ranking: Ranking) -> list[str]:
-    """The names of all columns; those of the keys that vary come first."""
+    """The names of all columns, those of the varying keys first."""
     names = list(shorten_keys(ranking.keys).values()) or ["setting"]
-    lost = ["failed"] if any(setting.lost for setting in ranking.settings) else []
-    return [*names, "n", ranking.metric, INTERVAL, EPOCH, LAST, *ranking.tests, SECONDS, *lost]
+    failed = ["failed"] if _has_unusable(ranking) else []
+    return [*names, "n", ranking.metric, INTERVAL, EPOCH, LAST, *ranking.tests, SECONDS, *failed]
 
 
 def list_rows(ranking: Ranking) -> list[list[str]]:
-    """The cells of each setting, best first, and of the trivial baseline at last where there is one."""
-    found = [_cells(ranking, setting) for setting in ranking.settings]
+    """The cells of each setting, best first, and of the trivial baseline last if there is one."""
+    rows = [_format_cells(ranking, setting) for setting in ranking.settings]
+
     trivial = ranking.baseline(ranking.metric)
     if math.isfinite(trivial):
         tests = [format_metric(ranking.baseline(name), ranking) for name in ranking.tests]
-        blank = [""] * (max(len(ranking.keys), 1) - 1)
+        blank = [""] * (_count_key_columns(ranking) - 1)
         cells = ["baseline", *blank, "", format_metric(trivial, ranking), "", "", "", *tests, ""]
-        found.append(cells + [""] * (len(list_headers(ranking)) - len(cells)))
-    return found
+        rows.append(cells + [""] * (len(list_headers(ranking)) - len(cells)))
+    return rows
 
 
-def _cells(ranking: Ranking, setting: Setting) -> list[str]:
+def _has_unusable(ranking: Ranking) -> bool:
+    return any(setting.unusable for setting in ranking.settings)
+
+
+def _count_key_columns(ranking: Ranking) -> int:
+    """The columns left of the numbers; one even if no key varies."""
+    return max(len(ranking.keys), 1)
+
+
+def _format_cells(ranking: Ranking, setting: Setting) -> list[str]:
     score = setting.score
-    interval = (
-        "–" if math.isnan(score.low) else f"{format_metric(score.low, ranking)}…{format_metric(score.high, ranking)}"
-    )
+    interval = "–"
+    if not math.isnan(score.low):
+        interval = f"{format_metric(score.low, ranking)}…{format_metric(score.high, ranking)}"
+
     cells = [format_value(value) for value in setting.values.values()] or ["all runs"]
-    cells += [str(score.n), format_estimate(score, ranking), interval, _range(setting.best_epochs)]
-    cells += [format_metric(setting.average_metric(name), ranking) for name in (ranking.metric, *ranking.tests)]
-    cells.append(_seconds(setting.seconds))
-    return cells + ([str(len(setting.lost) or "")] if any(s.lost for s in ranking.settings) else [])
+    cells += [str(score.n), format_estimate(score, ranking), interval, _format_range(setting.best_epochs)]
+    for name in (ranking.metric, *ranking.tests):
+        cells.append(format_metric(setting.average_metric(name), ranking))
+    cells.append(_format_seconds(setting.seconds))
+    if _has_unusable(ranking):
+        cells.append(str(len(setting.unusable) or ""))
+    return cells
 
 
-def _range(epochs: Sequence[int]) -> str:
+def _format_range(epochs: Sequence[int]) -> str:
     if not epochs:
         return "–"
-    low, high = min(epochs), max(epochs)
+    low = min(epochs)
+    high = max(epochs)
     return str(low) if low == high else f"{low}–{high}"
 
 
-def _seconds(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.2f}" if value < 10 else f"{value:,.0f}"
+def _format_seconds(value: float) -> str:
+    if math.isnan(value):
+        return "–"
+    return f"{value:.2f}" if value < 10 else f"{value:,.0f}"
 
 
 def build_terminal_table(ranking: Ranking, console: "RichConsole") -> "Table":
-    """The table for a terminal: its first rows, and without those columns that it has no room for.
+    """The table for a terminal: the first rows, without the columns that do not fit.
 
     comparison.csv has them all.
     """
@@ -73,71 +129,99 @@ def build_terminal_table(ranking: Ranking, console: "RichConsole") -> "Table":
 
     from dlrun.runs.reports.console import table
 
-    names, cells, left = list_headers(ranking), list_rows(ranking), max(len(ranking.keys), 1)
-    trivial = cells[len(ranking.settings) :]
-    cells = cells[: len(ranking.settings)][:MOST_ROWS] + trivial
+    names = list_headers(ranking)
+    cells = list_rows(ranking)
+    count = len(ranking.settings)
+    cells = cells[:count][:MOST_ROWS] + cells[count:]
+
+    # Drop one column after the other, the least important first, until the table fits.
     shown = list(range(len(names)))
     droppable = [names.index(name) for name in (*reversed(ranking.tests[1:]), SECONDS, LAST, EPOCH, INTERVAL)]
     while True:
-        short = [_SHORT.get(names[i], names[i].replace("test/", "test\n")) for i in shown]
-        made = table(short, [[truncate(row[i], _LONGEST) for i in shown] for row in cells], left=left)
-        made.padding, made.pad_edge = (0, 0, 0, 1), False  # closer than console.table has it: room for more columns
-        wide = Measurement.get(console, console.options.update(max_width=10_000), made).maximum
-        if wide <= console.width or not droppable:
-            return made
+        headers = [_SHORT.get(names[i], names[i].replace("test/", "test\n")) for i in shown]
+        rows = []
+        for row in cells:
+            rows.append([truncate(row[i], _LONGEST) for i in shown])
+        built = table(headers, rows, left=_count_key_columns(ranking))
+
+        # Less padding than console.table has leaves room for more columns.
+        built.padding = (0, 0, 0, 1)
+        built.pad_edge = False
+
+        width = Measurement.get(console, console.options.update(max_width=10_000), built).maximum
+        if width <= console.width or not droppable:
+            return built
         shown.remove(droppable.pop(0))
 
 
 def describe_hidden_rows(ranking: Ranking) -> str:
-    """What the terminal does not show of the settings; "" when it shows all."""
+    """A line about the settings that the terminal does not show; "" if it shows all."""
     more = len(ranking.settings) - MOST_ROWS
-    return f"and {more} more setting{'s' if more > 1 else ''}: comparison.csv has all" if more > 0 else ""
+    if more <= 0:
+        return ""
+    return f"and {more} more setting{'s' if more > 1 else ''}: comparison.csv has all"
 
 
 def render_markdown(ranking: Ranking) -> str:
-    """The whole table, in which nothing of a value is read as markup."""
-    names, left = list_headers(ranking), max(len(ranking.keys), 1)
-    lines = [names, ["---"] * left + ["---:"] * (len(names) - left), *list_rows(ranking)]
-    return "".join(f"| {' | '.join(markdown_text.inline(cell) for cell in line)} |\n" for line in lines)
+    """The whole table in Markdown, with all cells escaped."""
+    names = list_headers(ranking)
+    left = _count_key_columns(ranking)
+    rule = ["---"] * left + ["---:"] * (len(names) - left)
+
+    lines = []
+    for row in (names, rule, *list_rows(ranking)):
+        cells = " | ".join(map(markdown_text.inline, row))
+        lines.append(f"| {cells} |\n")
+    return "".join(lines)
 
 
 def render_csv(comparison: Comparison) -> str:
-    """A line a setting and one a baseline (`row` says which), with plain numbers; nothing where there is none."""
-    several = ["data"] if len(comparison.rankings) > 1 else []
-    keys = list(dict.fromkeys([*several, *(key for r in comparison.rankings for key in r.keys)]))
-    tests = list(dict.fromkeys(name for r in comparison.rankings for name in r.tests))
+    """A line for each setting and each baseline (`row` says which) with plain numbers, empty if not finite."""
+    # Several rankings are of different data: that is a column too.
+    keys = dict[str, None]()
+    if len(comparison.rankings) > 1:
+        keys["data"] = None
+    tests = dict[str, None]()
+    for ranking in comparison.rankings:
+        keys |= dict.fromkeys(ranking.keys)
+        tests |= dict.fromkeys(ranking.tests)
+
     file = io.StringIO()
     writer = CsvWriter(file)
-    writer.write_row(["row", *keys, "metric", *_CSV, *(name.replace("/", "_") for name in tests), "failed"])
+    test_columns = [name.replace("/", "_") for name in tests]
+    writer.write_row(["row", *keys, "metric", *_CSV, *test_columns, "failed"])
     for ranking in comparison.rankings:
-        writer.write_rows(_numbers(ranking, keys, tests))
+        writer.write_rows(_list_numbers(ranking, list(keys), list(tests)))
     return file.getvalue()
 
 
-def _numbers(ranking: Ranking, keys: Sequence[str], tests: Sequence[str]) -> Iterator[list[Any]]:
+def _list_numbers(ranking: Ranking, keys: Sequence[str], tests: Sequence[str]) -> Iterator[list[Any]]:
     for setting in ranking.settings:
-        values = {"data": ranking.data} | {key: format_value(value) for key, value in setting.values.items()}
-        score, epochs = setting.score, setting.best_epochs
-        epoch = sum(epochs) / len(epochs) if epochs else math.nan
-        plain = [
-            score.mean,
-            score.std,
-            score.low,
-            score.high,
-            epoch,
-            setting.average_metric(ranking.metric),
-            setting.seconds,
-        ]
-        plain += [setting.average_metric(name) for name in tests]
-        known = [values.get(key, "") for key in keys]
-        yield ["setting", *known, ranking.metric, score.n, *map(_finite, plain), len(setting.lost)]
+        values = {"data": ranking.data}
+        for key, value in setting.values.items():
+            values[key] = format_value(value)
+
+        score = setting.score
+        epochs = setting.best_epochs
+        numbers = [score.mean, score.std, score.low, score.high]
+        numbers.append(sum(epochs) / len(epochs) if epochs else math.nan)
+        numbers.append(setting.average_metric(ranking.metric))
+        numbers.append(setting.seconds)
+        numbers += [setting.average_metric(name) for name in tests]
+
+        columns = [values.get(key, "") for key in keys]
+        cells = map(_drop_infinite, numbers)
+        yield ["setting", *columns, ranking.metric, score.n, *cells, len(setting.unusable)]
+
     trivial = ranking.baseline(ranking.metric)
     if math.isfinite(trivial):
-        known = [ranking.data if key == "data" and "data" not in ranking.keys else "" for key in keys]
-        tested = [_finite(ranking.baseline(name)) for name in tests]
+        # The data of a baseline are known, the values of other keys are not.
+        is_data_fixed = "data" not in ranking.keys
+        columns = [ranking.data if key == "data" and is_data_fixed else "" for key in keys]
         blank = [""] * (len(_CSV) - 2)
-        yield ["baseline", *known, ranking.metric, "", trivial, *blank, *tested, ""]
+        test_values = [_drop_infinite(ranking.baseline(name)) for name in tests]
+        yield ["baseline", *columns, ranking.metric, "", trivial, *blank, *test_values, ""]
 
 
-def _finite(value: float) -> float | str:
+def _drop_infinite(value: float) -> float | str:
     return value if math.isfinite(value) else ""

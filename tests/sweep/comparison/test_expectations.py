@@ -31,7 +31,7 @@ def test_a_sweep_on_one_data_set_is_drawn_together_and_one_on_two_is_not(
 
 def test_labels_are_what_tells_the_runs_apart() -> None:
     runs = [["data=a", "optimizer=sgd"], ["data=a", "optimizer=adam", "optimizer.betas=[0.9,0.99]"], ["data=a"]]
-    assert expectations._labels(runs) == ["optimizer=sgd", "optimizer=adam betas=[0.9,0.99]", "as it is"]
+    assert expectations._make_labels(runs) == ["optimizer=sgd", "optimizer=adam betas=[0.9,0.99]", "as it is"]
     long = ["model=scratch_mlp", "model.hidden_sizes=[4]", "task.loss=scratch_bce_with_logits"]
-    (label, _) = expectations._labels([long, ["model=mlp"]])
+    (label, _) = expectations._make_labels([long, ["model=mlp"]])
     assert label == "model=scratch_mlp hidden_sizes=[4]\nloss=scratch_bce_with_logits"

@@ -69,9 +69,9 @@ def test_what_did_not_end_well_counts_as_lost_in_its_setting(runs: Any) -> None:
     ]
     (ranking,) = compare(made).rankings
     assert [s.values["model"] for s in ranking.settings] == ["a", "c", "b"]  # nothing that counts: last
-    assert [(s.score.n, len(s.lost)) for s in ranking.settings] == [(1, 3), (1, 0), (0, 1)]
+    assert [(s.score.n, len(s.unusable)) for s in ranking.settings] == [(1, 3), (1, 0), (0, 1)]
     assert ranking.settings[0].score.mean == 0.4
-    assert len(ranking.counted) == 2
+    assert len(ranking.ranked) == 2
 
 
 def test_an_experiment_made_twice_counts_once(runs: Any) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from dlrun.sweep.comparison import settings
-from dlrun.sweep.comparison.settings import ABSENT, group_runs, get_value, find_varying_keys
+from dlrun.sweep.comparison.settings import ABSENT, find_varying_keys, get_value, group_runs
 
 
 def test_keys_that_differ_are_columns_and_the_seed_never_is(runs: Any) -> None:

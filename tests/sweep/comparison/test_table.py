@@ -11,7 +11,7 @@ from rich.console import Console as RichConsole
 
 from dlrun.sweep.comparison import table
 from dlrun.sweep.comparison.ranking import compare
-from dlrun.sweep.comparison.written import format_metric
+from dlrun.sweep.comparison.table import format_metric
 
 
 def printed(ranking: Any, width: int = 80) -> list[str]:

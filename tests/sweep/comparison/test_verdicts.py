@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from dlrun.sweep.comparison.ranking import compare
-from dlrun.sweep.comparison.verdicts import summarize, list_verdicts
+from dlrun.sweep.comparison.verdicts import list_verdicts, summarize
 
 NOISE = (0.00, 0.05, -0.03, 0.02, -0.04)
 
