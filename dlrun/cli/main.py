@@ -57,13 +57,13 @@ def main() -> int:
     words = [word for word in sys.argv[1:] if word != "-v"]
     verbose = len(words) < len(sys.argv) - 1 or os.environ.get("HYDRA_FULL_ERROR") == "1"
     library_warnings.show(verbose)
-    if distributed.several() and not verbose:
+    if distributed.is_distributed() and not verbose:
         # torch's C++ code warns on stderr, past Python, that a user's net might need no search for unused layers.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     put_own_last()
     requests: list[Request] = []
     try:
-        if distributed.follows():
+        if distributed.is_follower():
             with skip_garbage_collection():
                 from dlrun.experiment import follower
 
@@ -74,7 +74,7 @@ def main() -> int:
             requests = answer(words)
         finally:
             if not requests:
-                distributed.dismiss()  # the other processes, which wait for something to train
+                distributed.dismiss_followers()  # the other processes, which wait for something to train
         if not requests:
             return 0
         if requests[0].sweep is not None:
@@ -83,7 +83,7 @@ def main() -> int:
 
                 importlib.import_module(OPTIMIZER_IMPORTS)
 
-            distributed.refuse("a sweep")
+            distributed.require_single_process("a sweep")
             return runner.run(requests)
         with skip_garbage_collection():
             from dlrun.experiment import run
@@ -169,7 +169,7 @@ def compose(words: list[str]) -> list["Request"]:
     from dlrun.config import explain as mistakes
 
     try:
-        distributed.refuse(f"dlrun {words[0]}")
+        distributed.require_single_process(f"dlrun {words[0]}")
         load_function(COMMANDS[words[0]])(words[1:])
     except mistakes.COMPOSITION_ERRORS as error:
         if words[0] in SAVED_RUN_COMMANDS:  # a saved config, and what is to be changed of it

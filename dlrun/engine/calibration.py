@@ -41,7 +41,7 @@ class Calibration:
         return float((self.frequency.nan_to_num(0.0) * self.counts).sum() / self.counts.sum().clamp_min(1))
 
 
-def calibration(probability: Tensor, happened: Tensor, of: str, bins: int = BINS) -> Calibration:
+def compute_calibration(probability: Tensor, happened: Tensor, of: str, bins: int = BINS) -> Calibration:
     """probability (N,) in 0..1 of an event, and whether it happened (N,).
 
     Source: Guo et al. 2017, "On calibration of modern neural networks", equations 2 to 5, for the predicted class; for

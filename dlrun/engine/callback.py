@@ -42,11 +42,11 @@ class Callback:
 HOOKS = ("on_step_end", "on_log", "on_epoch_end", "on_interrupt", "on_partial_epoch")
 
 
-def overriding(callbacks: Sequence[Callback], hook: str) -> list[Callback]:
+def find_overriding(callbacks: Sequence[Callback], hook: str) -> list[Callback]:
     """The callbacks that override a hook, in their order."""
     return [callback for callback in callbacks if getattr(type(callback), hook) is not getattr(Callback, hook)]
 
 
 def collect_hooks(callbacks: Sequence[Callback]) -> dict[str, list[Callable[..., None]]]:
     """By name, the hooks that callbacks override, in their order."""
-    return {name: [getattr(callback, name) for callback in overriding(callbacks, name)] for name in HOOKS}
+    return {name: [getattr(callback, name) for callback in find_overriding(callbacks, name)] for name in HOOKS}

@@ -31,9 +31,9 @@ class Runtime:
     precision: str
     channels_last: bool | None
     compile: bool
-    took: str  # what the terminal says about the choice
+    description: str  # what the terminal says about the choice
     ranks: Distributed = SINGLE_PROCESS  # the processes of the run
-    batches_a_step: int = (
+    batches_per_step: int = (
         1  # of data.batch_size rows that make one of the run's batches: as many as it began with processes
     )
 
@@ -48,13 +48,13 @@ class Runtime:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=_AUTOCAST[self.precision])
 
-    def scaler(self) -> torch.amp.GradScaler:
+    def make_scaler(self) -> torch.amp.GradScaler:
         """Loss scaling for fp16, whose gradients underflow otherwise; passes everything through else."""
         enabled = self.precision == "fp16"
         return torch.amp.GradScaler(self.device.type, init_scale=START_SCALE, enabled=enabled)
 
 
-def available_devices() -> list[str]:
+def list_devices() -> list[str]:
     """What this machine has, best first."""
     names = [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
@@ -64,18 +64,18 @@ def available_devices() -> list[str]:
 
 def choose_device(config: DeviceConfig, ranks: Distributed = SINGLE_PROCESS) -> tuple[torch.device, str]:
     """The device asked for, of a machine's processes each its own, and a few words on it; RequestError if not there."""
-    there = available_devices()
+    there = list_devices()
     name = there[0].split(":")[0] if config.name == "auto" else config.name
     if config.index is not None and name != "cuda":
         raise RequestError(f"device.index={config.index} is for cuda only, and this is {name}; leave it out")
-    if ranks.count > 1 and config.index is not None:
+    if ranks.world_size > 1 and config.index is not None:
         raise RequestError(f"device.index={config.index} would put all processes on one GPU; leave it out")
-    if ranks.count > 1 and name == "mps":
+    if ranks.world_size > 1 and name == "mps":
         raise RequestError("several processes cannot share an mps device; type device=cpu")
-    index = ranks.local_number if config.index is None else config.index
+    index = ranks.local_rank if config.index is None else config.index
     device = torch.device("cuda", index) if name == "cuda" else torch.device(name)
     why = "" if config.name != "auto" else " (auto)" if len(there) > 1 else " (auto; no GPU found)"
-    several = f", {ranks.count} processes" if ranks.count > 1 else ""
+    several = f", {ranks.world_size} processes" if ranks.world_size > 1 else ""
     return _existing(device, there), f"{device}{why}{several}"
 
 
@@ -86,8 +86,8 @@ def _existing(device: torch.device, there: list[str]) -> torch.device:
 
 
 @contextlib.contextmanager
-def session(
-    config: DeviceConfig, seed: int, ranks: Distributed = SINGLE_PROCESS, batches_a_step: int = 1
+def device_session(
+    config: DeviceConfig, seed: int, ranks: Distributed = SINGLE_PROCESS, batches_per_step: int = 1
 ) -> Iterator[Runtime]:
     """Set the process up for one run and put it back afterwards, so that job k of a sweep equals job k alone."""
     device, took = choose_device(config, ranks)
@@ -95,7 +95,7 @@ def session(
         torch.cuda.set_device(device)
     if device.type == "mps" and config.precision == "fp64":
         raise RequestError("device.precision=fp64 does not exist on mps; type device=cpu or device.precision=fp32")
-    with kept_switches():
+    with preserve_switches():
         keep_freed_memory()
         if config.num_threads not in (None, "auto"):
             torch.set_num_threads(config.num_threads)
@@ -107,13 +107,13 @@ def session(
         torch.use_deterministic_algorithms(config.deterministic)
         seed_everything(seed)
         wide, compiled = config.channels_last, config.compile
-        yield Runtime(device, config.precision, wide, compiled, took, ranks, batches_a_step)
+        yield Runtime(device, config.precision, wide, compiled, took, ranks, batches_per_step)
 
 
 @contextlib.contextmanager
-def kept_switches() -> Iterator[None]:
+def preserve_switches() -> Iterator[None]:
     """torch's threads and switches, and the global generators, are afterwards as they were."""
-    threads, cudnn, generators = torch.get_num_threads(), torch.backends.cudnn, rng_state()
+    threads, cudnn, generators = torch.get_num_threads(), torch.backends.cudnn, get_rng_state()
     before = (cudnn.benchmark, cudnn.deterministic, torch.are_deterministic_algorithms_enabled())
     workspace, fp32 = os.environ.get(_CUBLAS), _fp32_precision(None)
     try:
@@ -145,7 +145,7 @@ def _fp32_precision(tf32: bool | None) -> Callable[[], None]:
     return restore
 
 
-def cores() -> int:
+def count_cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -170,7 +170,7 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def rng_state() -> dict[str, Any]:
+def get_rng_state() -> dict[str, Any]:
     """Every global generator's state, as plain types and tensors: 600 numbers would each be pickled by themselves."""
     version, numbers, gauss = random.getstate()
     name, keys, *rest = np.random.get_state(legacy=True)
@@ -214,7 +214,7 @@ def is_rng_state(state: Any) -> bool:
         return False
 
 
-def synchronizer(device: torch.device) -> Callable[[], None]:
+def get_synchronizer(device: torch.device) -> Callable[[], None]:
     """What waits for the device's queue; needed before a clock is read, and only there."""
     if device.type == "cuda":
         return torch.cuda.synchronize
@@ -235,7 +235,7 @@ def describe_versions() -> dict[str, str]:
     return found
 
 
-def ran_out(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception, or one that it came from, says that there is no memory left."""
     return any(
         isinstance(cause, MemoryError | torch.OutOfMemoryError)

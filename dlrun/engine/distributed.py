@@ -41,34 +41,34 @@ class Stop(Protocol):
 class Distributed:
     """This process among those that train one run; here it is alone, and everything is as it is."""
 
-    number = 0  # of this process
-    count = 1  # processes
-    first_here = True  # on its machine
-    local_number = 0
-    local_count = 1
+    rank = 0  # of this process
+    world_size = 1  # processes
+    is_first_local = True  # on its machine
+    local_rank = 0
+    local_world_size = 1
 
-    def limit(self, seconds: float) -> None:
+    def set_timeout(self, seconds: float) -> None:
         """From here on a process that keeps the others waiting for longer ends the run."""
 
-    def cut(self, batches: "list[Tensor]") -> "list[Tensor]":
+    def shard_batch(self, batches: "list[Tensor]") -> "list[Tensor]":
         """This process's rows of every training batch; none where a batch has fewer rows than there are processes."""
-        if self.count == 1:
+        if self.world_size == 1:
             return batches
-        return [rows.tensor_split(self.count)[self.number] for rows in batches]
+        return [rows.tensor_split(self.world_size)[self.rank] for rows in batches]
 
-    def deal(self, batches: "list[Tensor]", block: int) -> "list[Tensor]":
+    def shard_evaluation(self, batches: "list[Tensor]", block: int) -> "list[Tensor]":
         """This process's batches of an evaluation: whole ones, by blocks, so that each sums what one alone would."""
-        return [rows for i, rows in enumerate(batches) if i // block % self.count == self.number]
+        return [rows for i, rows in enumerate(batches) if i // block % self.world_size == self.rank]
 
-    def in_order(self, blocks: list[T]) -> list[T]:
+    def gather_blocks(self, blocks: list[T]) -> list[T]:
         """What the blocks of all processes came to, in the order that one process alone has them."""
         return blocks
 
-    def total(self, value: "Tensor") -> "Tensor":
+    def sum_over_ranks(self, value: "Tensor") -> "Tensor":
         """The sum over all processes."""
         return value
 
-    def share(self, thing: T) -> T:
+    def broadcast(self, thing: T) -> T:
         """What process 0 has."""
         return thing
 
@@ -76,25 +76,25 @@ class Distributed:
         """What every process has."""
         return [thing]
 
-    def level(self, model: "nn.Module") -> None:
+    def broadcast_buffers(self, model: "nn.Module") -> None:
         """Process 0's statistics (of batch norm, say), which are no parameters, in all of them."""
 
-    def parallel(self, model: "nn.Module") -> "Callable[..., Tensor]":
+    def wrap_model(self, model: "nn.Module") -> "Callable[..., Tensor]":
         """The forward pass whose gradients are the mean over the processes."""
         return model
 
-    def hold(self, forward: Any, until_last: bool) -> None:
+    def sync_gradients(self, forward: Any, until_last: bool) -> None:
         """Whether the next backward pass keeps its gradients here: they are summed up once for a step."""
 
-    def together(self, stop: Stop) -> Callable[[], bool]:
+    def any_rank(self, stop: Stop) -> Callable[[], bool]:
         """`stop` for all: true in the same step everywhere, though signals arrive when they like."""
         return stop
 
-    def in_turn(self, make: Callable[[], T]) -> T:
+    def rank_zero_first(self, make: Callable[[], T]) -> T:
         """`make()`: on each machine first in one process, then in the others; in none of them when it fails."""
         return make()
 
-    def blame(self, error: BaseException, said: str) -> str:
+    def explain_failure(self, error: BaseException, said: str) -> str:
         """Which process failed, and how, when this one has ended in `error`, of which `said` tells."""
         return said
 
@@ -103,7 +103,7 @@ SINGLE_PROCESS = Distributed()
 _stores: list[Any] = []  # of the run that this process takes part in; it outlives the group
 
 
-class Group(Distributed):
+class ProcessGroup(Distributed):
     """One of several processes."""
 
     def __init__(self) -> None:
@@ -112,31 +112,31 @@ class Group(Distributed):
         from torch.distributed.rendezvous import rendezvous
 
         at = {name: int(os.environ[name]) for name in ("RANK", "WORLD_SIZE")}
-        self.number, self.count = at["RANK"], at["WORLD_SIZE"]
-        self.local_number = int(os.environ.get("LOCAL_RANK", self.number))
-        self.local_count = int(os.environ.get("LOCAL_WORLD_SIZE", self.count))
-        self.first_here = self.local_number == 0
-        self.store, *_ = next(rendezvous("env://", self.number, self.count))
+        self.rank, self.world_size = at["RANK"], at["WORLD_SIZE"]
+        self.local_rank = int(os.environ.get("LOCAL_RANK", self.rank))
+        self.local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size))
+        self.is_first_local = self.local_rank == 0
+        self.store, *_ = next(rendezvous("env://", self.rank, self.world_size))
         _stores.append(self.store)
         backend = "cpu:gloo,cuda:nccl" if _has_cuda() else "gloo"
         wait = timedelta(seconds=_START_SECONDS)
-        dist.init_process_group(backend, store=self.store, rank=self.number, world_size=self.count, timeout=wait)
+        dist.init_process_group(backend, store=self.store, rank=self.rank, world_size=self.world_size, timeout=wait)
         self.everyone: Any = dist.group.WORLD
         self.group: Any = self.everyone
 
-    def limit(self, seconds: float) -> None:
+    def set_timeout(self, seconds: float) -> None:
         """See Ranks."""
         import torch.distributed as dist
 
         self.group = dist.new_group(timeout=timedelta(seconds=seconds))
 
-    def in_order(self, blocks: list[T]) -> list[T]:
+    def gather_blocks(self, blocks: list[T]) -> list[T]:
         """See Ranks."""
         everyone = self.gather(blocks)
         most = max(map(len, everyone))
         return [mine[i] for i in range(most) for mine in everyone if i < len(mine)]
 
-    def total(self, value: "Tensor") -> "Tensor":
+    def sum_over_ranks(self, value: "Tensor") -> "Tensor":
         """See Ranks."""
         import torch.distributed as dist
 
@@ -144,7 +144,7 @@ class Group(Distributed):
         dist.all_reduce(value, group=self.group)
         return value
 
-    def share(self, thing: T) -> T:
+    def broadcast(self, thing: T) -> T:
         """See Ranks."""
         import torch.distributed as dist
 
@@ -159,11 +159,11 @@ class Group(Distributed):
     def _gathered(self, thing: T, group: Any) -> list[T]:
         import torch.distributed as dist
 
-        found: list[Any] = [None] * self.count
+        found: list[Any] = [None] * self.world_size
         dist.all_gather_object(found, thing, group=group)
         return found
 
-    def level(self, model: "nn.Module") -> None:
+    def broadcast_buffers(self, model: "nn.Module") -> None:
         """See Ranks."""
         import torch
         import torch.distributed as dist
@@ -171,9 +171,9 @@ class Group(Distributed):
         from dlrun.engine import made_buffers
 
         # The forward passes may have made other buffers there than here, or have given them other shapes.
-        layout, extra = self.share((made_buffers.layout_of(model), made_buffers.extra_states(model)))
-        if self.number:
-            made_buffers.take_layout(model, layout)
+        layout, extra = self.broadcast((made_buffers.get_layout(model), made_buffers.get_extra_states(model)))
+        if self.rank:
+            made_buffers.apply_layout(model, layout)
             for name, state in extra.items():
                 model.get_submodule(name).set_extra_state(state)
         for buffer in model.buffers():
@@ -183,7 +183,7 @@ class Group(Distributed):
             if sent is not numbers:
                 numbers.copy_(sent)
 
-    def parallel(self, model: "nn.Module") -> "Callable[..., Tensor]":
+    def wrap_model(self, model: "nn.Module") -> "Callable[..., Tensor]":
         """torch's DistributedDataParallel; a model without anything to train is as it is.
 
         A net of the user's own may leave layers out of its loss, now these and now those in each process: it is
@@ -196,20 +196,20 @@ class Group(Distributed):
         may_leave_out = not all(type(module).__module__.startswith(_USING_ALL) for module in model.modules())
         return DistributedDataParallel(model, process_group=self.group, find_unused_parameters=may_leave_out)
 
-    def hold(self, forward: Any, until_last: bool) -> None:
+    def sync_gradients(self, forward: Any, until_last: bool) -> None:
         """See Ranks; what DistributedDataParallel.no_sync sets, without a context around both passes."""
         forward.require_backward_grad_sync = not until_last
 
-    def together(self, stop: Stop) -> Callable[[], bool]:
+    def any_rank(self, stop: Stop) -> Callable[[], bool]:
         """See Ranks."""
         return _Agreed(stop, self.group)
 
-    def in_turn(self, make: Callable[[], T]) -> T:
+    def rank_zero_first(self, make: Callable[[], T]) -> T:
         """See Ranks. Raises what `make` did here, or a RequestError that names the process where it failed."""
         made: Any = None
         for first in (True, False):
             error: Exception | None = None
-            if self.first_here == first:
+            if self.is_first_local == first:
                 try:
                     made = make()
                 except Exception as failed:  # it is told to the other processes, and raised again
@@ -219,25 +219,25 @@ class Group(Distributed):
                 raise error
             for number, text in enumerate(said):
                 if text is not None:
-                    raise RequestError(f"process {number} of {self.count} cannot begin: {text}")
+                    raise RequestError(f"process {number} of {self.world_size} cannot begin: {text}")
         return made  # type: ignore[no-any-return]
 
-    def blame(self, error: BaseException, said: str) -> str:
+    def explain_failure(self, error: BaseException, said: str) -> str:
         """See Ranks. The first process that fails by itself says so; one that says nothing was killed, or hangs."""
         lost = not isinstance(error, DlrunError) and any(word in str(error) for word in _OF_THE_TRANSPORT)
         if not lost:
-            self.store.compare_set("failed", "", f"process {self.number} of {self.count} failed: {said}")
-        self.store.set(f"answered/{self.number}", "yes")
+            self.store.compare_set("failed", "", f"process {self.rank} of {self.world_size} failed: {said}")
+        self.store.set(f"answered/{self.rank}", "yes")
         until = time.monotonic() + _ANSWER_SECONDS
         while (silent := self._silent()) and time.monotonic() < until and not self.store.check(["failed"]):
             time.sleep(0.05)
         if self.store.check(["failed"]):
             return str(self.store.get("failed").decode())
         names = ", ".join(map(str, silent))
-        return f"process {names} of {self.count} does not answer: it was killed, or hangs" if names else said
+        return f"process {names} of {self.world_size} does not answer: it was killed, or hangs" if names else said
 
     def _silent(self) -> list[int]:
-        return [i for i in range(self.count) if not self.store.check([f"answered/{i}"])]
+        return [i for i in range(self.world_size) if not self.store.check([f"answered/{i}"])]
 
 
 class _Agreed:
@@ -269,20 +269,20 @@ def _has_cuda() -> bool:
     return torch.cuda.is_available() and torch.distributed.is_nccl_available()
 
 
-def several() -> bool:
+def is_distributed() -> bool:
     """Whether this is one of several processes that train one run."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def follows() -> bool:
+def is_follower() -> bool:
     """Whether this process follows another one's lead."""
-    return several() and int(os.environ.get("RANK", "0")) > 0
+    return is_distributed() and int(os.environ.get("RANK", "0")) > 0
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[Distributed]:
+def join_processes() -> Iterator[Distributed]:
     """All the processes of the run, until this ends; alone where there is one."""
-    if not several():
+    if not is_distributed():
         yield SINGLE_PROCESS
         return
     import torch.distributed as dist
@@ -291,7 +291,7 @@ def joined() -> Iterator[Distributed]:
     if missing:
         raise RequestError(f"WORLD_SIZE is set but {', '.join(missing)} is not; type torchrun -m dlrun ...")
     try:
-        yield Group()
+        yield ProcessGroup()
     finally:
         dist.destroy_process_group()
 
@@ -304,7 +304,7 @@ def release_ranks_after_report() -> Iterator[None]:
     finally:
         while _stores:
             store = _stores.pop()
-            if not follows():
+            if not is_follower():
                 with contextlib.suppress(Exception):  # of a launcher that is gone already
                     store.set(_REPORTED, "yes")
 
@@ -323,14 +323,14 @@ def wait_for_report_of_rank_zero() -> None:
             time.sleep(0.05)
 
 
-def dismiss() -> None:
+def dismiss_followers() -> None:
     """Tell the others that there is nothing to train."""
-    if several() and not follows():
-        with contextlib.suppress(RequestError), joined() as ranks:
-            ranks.share(None)
+    if is_distributed() and not is_follower():
+        with contextlib.suppress(RequestError), join_processes() as ranks:
+            ranks.broadcast(None)
 
 
-def refuse(what: str) -> None:
+def require_single_process(what: str) -> None:
     """RequestError under torchrun for what one process does."""
-    if several():
+    if is_distributed():
         raise RequestError(f"{what} is done by one process; start it without torchrun")

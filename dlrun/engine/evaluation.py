@@ -11,11 +11,11 @@ from dlrun.data.batches import Batch, Batches
 from dlrun.engine.device import Runtime
 from dlrun.engine.state import TrainState
 
-MOST_ROWS = 20_000  # for scatter plots and matrices: more cannot be seen, and would cost memory
+MAX_ROWS = 20_000  # for scatter plots and matrices: more cannot be seen, and would cost memory
 _AT_ONCE = 8192  # rows of a grid in one forward pass
 
 
-def shown_split(training: TrainState, test: Batches | None) -> tuple[str, Batches]:
+def choose_split(training: TrainState, test: Batches | None) -> tuple[str, Batches]:
     """The split that pictures show: test, else validation, else training."""
     for name, batches in (("test", test), ("val", training.val)):
         if batches is not None:
@@ -24,7 +24,7 @@ def shown_split(training: TrainState, test: Batches | None) -> tuple[str, Batche
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """The model in evaluation mode while this lasts; afterwards every module is in the mode it was in.
 
     What torch.compile has made of it is left alone meanwhile: other shapes than those of the batches would have it
@@ -40,35 +40,35 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def small_batch(batches: Batches, rows: int = 2) -> Batch:
+def take_small_batch(batches: Batches, rows: int = 2) -> Batch:
     """The first rows of an epoch, as the model gets them."""
-    return head(next(batches.epoch(1)), rows)
+    return take_rows(next(batches.epoch(1)), rows)
 
 
-def head(batch: Batch, rows: int = 2) -> Batch:
+def take_rows(batch: Batch, rows: int = 2) -> Batch:
     """The first rows of a batch."""
     inputs, targets = batch
     return tuple(x[:rows] for x in inputs), targets[:rows]
 
 
 @torch.inference_mode()
-def outputs_of(
+def collect_outputs(
     model: nn.Module, batches: Batches, autocast: Callable[[], AbstractContextManager[Any]]
 ) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
     """Inputs, outputs and targets on the CPU, of the first MOST_ROWS rows in the order of epoch 1."""
     kept: list[tuple[tuple[Tensor, ...], Tensor, Tensor]] = []
-    with evaluating(model):
+    with evaluation_mode(model):
         for inputs, targets in batches.epoch(1):
             with autocast():
                 outputs = model(*inputs)
             kept.append((tuple(x.cpu() for x in inputs), outputs.float().cpu(), targets.cpu()))
-            if sum(len(k[2]) for k in kept) >= MOST_ROWS:
+            if sum(len(k[2]) for k in kept) >= MAX_ROWS:
                 break
     columns = tuple(torch.cat(column) for column in zip(*(k[0] for k in kept), strict=True))
     return columns, torch.cat([k[1] for k in kept]), torch.cat([k[2] for k in kept])
 
 
-def rows_of(batches: Batches, most: int = MOST_ROWS) -> tuple[tuple[Tensor, ...], Tensor]:
+def collect_rows(batches: Batches, most: int = MAX_ROWS) -> tuple[tuple[Tensor, ...], Tensor]:
     """Inputs and targets where they lie, of the first `most` rows in the order of epoch 1; no model is asked."""
     kept: list[tuple[tuple[Tensor, ...], Tensor]] = []
     for inputs, targets in batches.epoch(1):
@@ -80,10 +80,10 @@ def rows_of(batches: Batches, most: int = MOST_ROWS) -> tuple[tuple[Tensor, ...]
 
 
 @torch.inference_mode()
-def answers(model: nn.Module, x: Tensor, runtime: Runtime) -> Tensor:
+def compute_outputs(model: nn.Module, x: Tensor, runtime: Runtime) -> Tensor:
     """Outputs on the CPU for input rows (N, ...) of any float type, on any device; 8,192 rows at a time."""
     found = []
-    with evaluating(model), runtime.autocast():
+    with evaluation_mode(model), runtime.autocast():
         for rows in torch.split(x.to(runtime.device, runtime.dtype), _AT_ONCE):
             found.append(model(rows).float().cpu())
     return torch.cat(found)

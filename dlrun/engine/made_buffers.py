@@ -45,7 +45,7 @@ class BuiltBuffers:
                 owner._buffers[attribute] = None
 
 
-def layout_of(net: nn.Module) -> dict[str, Layout | None]:
+def get_layout(net: nn.Module) -> dict[str, Layout | None]:
     """All buffers of a net by name; None for one that is registered and not there."""
     layout: dict[str, Layout | None] = {}
     for path, module in net.named_modules():
@@ -56,9 +56,9 @@ def layout_of(net: nn.Module) -> dict[str, Layout | None]:
     return layout
 
 
-def take_layout(net: nn.Module, layout: Mapping[str, Layout | None]) -> None:
+def apply_layout(net: nn.Module, layout: Mapping[str, Layout | None]) -> None:
     """Give a net the buffers that another process's copy of it has; their numbers are still to come."""
-    mine = layout_of(net)
+    mine = get_layout(net)
     for name in mine.keys() | layout.keys():
         if name in mine and name in layout and mine[name] == layout[name]:
             continue
@@ -77,7 +77,7 @@ def take_layout(net: nn.Module, layout: Mapping[str, Layout | None]) -> None:
             owner.register_buffer(attribute, empty, persistent=is_saved)
 
 
-def extra_states(net: nn.Module) -> dict[str, Any]:
+def get_extra_states(net: nn.Module) -> dict[str, Any]:
     """What modules keep as extra state, by their names."""
     states: dict[str, Any] = {}
     for name, module in net.named_modules():

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from dlrun.data.spec import PADDING, TaskName
 
-Sums = dict[str, Tensor]
+MetricSums = dict[str, Tensor]
 
-NAMES: dict[TaskName, tuple[str, ...]] = {
+METRIC_NAMES: dict[TaskName, tuple[str, ...]] = {
     "regression": ("loss", "mse", "mae", "r2"),
     "binary": ("loss", "accuracy", "precision", "recall", "f1", "auroc"),
     "multiclass": ("loss", "accuracy", "macro_f1", "top5_accuracy"),
@@ -17,13 +17,13 @@ NAMES: dict[TaskName, tuple[str, ...]] = {
 }
 
 
-def regression_sums(outputs: Tensor, targets: Tensor) -> Sums:
+def regression_sums(outputs: Tensor, targets: Tensor) -> MetricSums:
     """Outputs and targets (N, columns)."""
-    difference = wide(outputs - targets)
-    return {"squared": difference.square().sum(0), "absolute": difference.abs().sum(0), "all_y": wide(targets)}
+    difference = widen(outputs - targets)
+    return {"squared": difference.square().sum(0), "absolute": difference.abs().sum(0), "all_y": widen(targets)}
 
 
-def regression_metrics(s: Sums) -> dict[str, float]:
+def regression_metrics(s: MetricSums) -> dict[str, float]:
     """R² is the mean over target columns of 1 - SS_res / SS_tot; 0 for a constant target."""
     spread = (s["all_y"] - s["all_y"].mean(0)).square().sum(0)
     r2 = torch.where(spread > 0, 1 - s["squared"] / spread.clamp_min(1e-300), torch.zeros_like(spread))
@@ -31,13 +31,13 @@ def regression_metrics(s: Sums) -> dict[str, float]:
     return {"mse": float(s["squared"].sum()) / count, "mae": float(s["absolute"].sum()) / count, "r2": float(r2.mean())}
 
 
-def binary_sums(outputs: Tensor, predicted: Tensor, targets: Tensor) -> Sums:
+def binary_sums(outputs: Tensor, predicted: Tensor, targets: Tensor) -> MetricSums:
     """Outputs (N, 1), predicted and targets (N,) of 0 and 1."""
     cells = torch.bincount(targets * 2 + predicted, minlength=4)
     return {"confusion": cells.view(2, 2), "all_scores": outputs.squeeze(-1), "all_targets": targets}
 
 
-def binary_metrics(s: Sums) -> dict[str, float]:
+def binary_metrics(s: MetricSums) -> dict[str, float]:
     """Precision and recall are 0 where nothing was predicted, or nothing is there."""
     (tn, fp), (fn, tp) = s["confusion"].tolist()
     return {
@@ -45,11 +45,11 @@ def binary_metrics(s: Sums) -> dict[str, float]:
         "precision": tp / max(tp + fp, 1),
         "recall": tp / max(tp + fn, 1),
         "f1": 2 * tp / max(2 * tp + fp + fn, 1),
-        "auroc": auroc(s["all_scores"], s["all_targets"]),
+        "auroc": compute_auroc(s["all_scores"], s["all_targets"]),
     }
 
 
-def multiclass_sums(outputs: Tensor, targets: Tensor) -> Sums:
+def multiclass_sums(outputs: Tensor, targets: Tensor) -> MetricSums:
     """Outputs (N, classes), targets (N,)."""
     size = outputs.shape[-1]
     cells = torch.bincount(targets * size + outputs.argmax(-1), minlength=size * size)
@@ -60,18 +60,18 @@ def multiclass_sums(outputs: Tensor, targets: Tensor) -> Sums:
     return sums
 
 
-def multiclass_metrics(s: Sums) -> dict[str, float]:
+def multiclass_metrics(s: MetricSums) -> dict[str, float]:
     """Macro F1 is the mean over the classes that occur among targets or predictions."""
     table = s["confusion"].double()
     hits, both = table.diagonal(), table.sum(0) + table.sum(1)
     found = {
-        "accuracy": ratio(hits.sum(), table.sum()),
+        "accuracy": divide(hits.sum(), table.sum()),
         "macro_f1": float((2 * hits[both > 0] / both[both > 0]).mean()),
     }
-    return found | ({"top5_accuracy": ratio(s["top5"], table.sum())} if "top5" in s else {})
+    return found | ({"top5_accuracy": divide(s["top5"], table.sum())} if "top5" in s else {})
 
 
-def tagging_sums(outputs: Tensor, targets: Tensor) -> Sums:
+def tagging_sums(outputs: Tensor, targets: Tensor) -> MetricSums:
     """Outputs (N, length, tags), targets (N, length), PADDING where a sequence has ended."""
     real = targets != PADDING
     right = (outputs.argmax(-1) == targets) & real
@@ -79,17 +79,17 @@ def tagging_sums(outputs: Tensor, targets: Tensor) -> Sums:
     return {"right": right.sum(), "tags": real.sum(), "exact": (right | ~real).all(-1).sum(), "rows": rows}
 
 
-def tagging_metrics(s: Sums) -> dict[str, float]:
+def tagging_metrics(s: MetricSums) -> dict[str, float]:
     """Accuracy counts tags, exact_match whole sequences."""
-    return {"accuracy": ratio(s["right"], s["tags"]), "exact_match": ratio(s["exact"], s["rows"])}
+    return {"accuracy": divide(s["right"], s["tags"]), "exact_match": divide(s["exact"], s["rows"])}
 
 
-SUMS: dict[TaskName, Callable[[Tensor, Tensor], Sums]] = {
+SUMS: dict[TaskName, Callable[[Tensor, Tensor], MetricSums]] = {
     "regression": regression_sums,
     "multiclass": multiclass_sums,
     "tagging": tagging_sums,
 }
-METRICS: dict[TaskName, Callable[[Sums], dict[str, float]]] = {
+METRICS: dict[TaskName, Callable[[MetricSums], dict[str, float]]] = {
     "regression": regression_metrics,
     "binary": binary_metrics,
     "multiclass": multiclass_metrics,
@@ -97,17 +97,17 @@ METRICS: dict[TaskName, Callable[[Sums], dict[str, float]]] = {
 }
 
 
-def wide(x: Tensor) -> Tensor:
+def widen(x: Tensor) -> Tensor:
     """Sums are kept in float64, which mps does not have."""
     return x.float() if x.device.type == "mps" else x.double()
 
 
-def ratio(a: Tensor, b: Tensor) -> float:
+def divide(a: Tensor, b: Tensor) -> float:
     """a / b, NaN for an empty sum."""
     return float(a) / float(b) if float(b) else float("nan")
 
 
-def auroc(scores: Tensor, targets: Tensor) -> float:
+def compute_auroc(scores: Tensor, targets: Tensor) -> float:
     """Area under the ROC curve of scores (N,) for targets (N,) of 0 and 1; 0.5 when one class is missing.
 
     Mann and Whitney's U over n0 * n1, with the mean rank for ties. NaN when a score is NaN.

@@ -13,18 +13,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)
+PLAIN_TYPES = (type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)
 _LOCKS = (type(threading.Lock()), type(threading.RLock()))
 _WITHOUT_STATE = (
     type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, types.CodeType, *_LOCKS,
 )  # fmt: skip
 _COMPILED = "_compiled_call_impl"  # of a module: calls that very module, whoever holds it; no copy takes it along
-OF_TORCH = frozenset((*nn.Module().__dict__, _COMPILED))  # what every module may have: flags, hooks, its registers
+TORCH_ATTRIBUTES = frozenset(
+    (*nn.Module().__dict__, _COMPILED)
+)  # what every module may have: flags, hooks, its registers
 
 
 def iterate_parts(value: Any) -> Iterator[tuple[str, Any]]:
     """What a value holds, each with what is written behind the value's name to get it: `[0]`, `['key']`, `.name`."""
-    if isinstance(value, (*PLAIN, *_WITHOUT_STATE, Tensor, np.ndarray)):
+    if isinstance(value, (*PLAIN_TYPES, *_WITHOUT_STATE, Tensor, np.ndarray)):
         return
     if isinstance(value, dict):
         for key, item in list(value.items()):
@@ -57,7 +59,7 @@ def iterate_reachable(value: Any) -> Iterator[Any]:
     waiting = [value]
     while waiting:
         thing = waiting.pop()
-        if isinstance(thing, PLAIN) or id(thing) in seen:
+        if isinstance(thing, PLAIN_TYPES) or id(thing) in seen:
             continue
         seen.add(id(thing))
         yield thing
@@ -124,7 +126,7 @@ def find_difference(one: Any, two: Any, compared: set[tuple[int, int]] | None = 
         return None if _are_equal_tensors(one, two) else ""
     if type(one) is not type(two):
         return ""
-    if isinstance(one, PLAIN):
+    if isinstance(one, PLAIN_TYPES):
         both_nan = one != one and two != two
         return None if one == two or both_nan else ""
     if isinstance(one, np.ndarray):
@@ -134,9 +136,9 @@ def find_difference(one: Any, two: Any, compared: set[tuple[int, int]] | None = 
     if isinstance(one, np.generic):
         return None if one.tobytes() == two.tobytes() else ""
 
-    drawn = state_of_generator(one)
+    drawn = get_generator_state(one)
     if drawn is not None:
-        return None if find_difference(drawn, state_of_generator(two), compared) is None else ""
+        return None if find_difference(drawn, get_generator_state(two), compared) is None else ""
     if isinstance(one, Iterator):
         return None if repr(one) == repr(two) or " object at 0x" in repr(one) else ""
     if isinstance(one, set | frozenset):
@@ -155,7 +157,7 @@ def find_difference(one: Any, two: Any, compared: set[tuple[int, int]] | None = 
     return None
 
 
-def state_of_generator(value: Any) -> Any:
+def get_generator_state(value: Any) -> Any:
     """Where a generator of random numbers stands; None for anything else."""
     if isinstance(value, torch.Generator):
         return value.get_state()
@@ -190,7 +192,7 @@ def name_modules(model: nn.Module) -> dict[str, nn.Module]:
     while waiting:
         name, module = waiting.pop(0)
         for attribute, value in iterate_attributes(module):
-            if attribute in OF_TORCH:
+            if attribute in TORCH_ATTRIBUTES:
                 continue
             for suffix, inner in _modules_inside(value):
                 if id(inner) in known:
@@ -210,7 +212,7 @@ def _modules_inside(value: Any) -> Iterator[tuple[str, nn.Module]]:
     waiting = [("", value)]
     while waiting:
         suffix, thing = waiting.pop(0)
-        if isinstance(thing, PLAIN) or id(thing) in seen:
+        if isinstance(thing, PLAIN_TYPES) or id(thing) in seen:
             continue
         seen.add(id(thing))
         if isinstance(thing, nn.Module):

@@ -16,7 +16,7 @@ from dlrun.core.errors import RequestError, RunError, did_you_mean
 from dlrun.data.spec import PADDING, DataSpec
 from dlrun.engine import metrics
 from dlrun.engine.losses import LOSSES
-from dlrun.engine.metrics import Sums
+from dlrun.engine.metrics import MetricSums
 
 _ON_PROBABILITIES = ("bce", "scratch_bce")  # the other binary losses take a logit
 FLUSH_BATCHES = 64  # outputs are kept as they come and reduced in one go: 64 small reductions cost more
@@ -73,11 +73,11 @@ class Objective:
     @property
     def metric_names(self) -> tuple[str, ...]:
         """Without the split's name in front; top-5 accuracy says something from 10 classes on."""
-        names = metrics.NAMES[self.spec.task]
+        names = metrics.METRIC_NAMES[self.spec.task]
         few = self.spec.output_size < 10
         return tuple(n for n in names if not (few and n == "top5_accuracy"))
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def compute_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The scalar to minimize over one batch: outputs as the model gives them, targets as in DataSpec.
 
         Without any targets it is 0: see MemoryBatches.
@@ -96,24 +96,24 @@ class Objective:
             outputs, targets = outputs.flatten(0, 1), targets.flatten()
         return self.loss_function(outputs, targets, reduction=self.reduction)
 
-    def weight(self, targets: Tensor) -> Tensor | int:
+    def count_targets(self, targets: Tensor) -> Tensor | int:
         """What a batch counts in a mean: its values, or its tags that are not padding (a tensor: no sync)."""
         return (targets != PADDING).sum() if self.spec.task == "tagging" else targets.numel()
 
-    def weights(self, batches: Sequence[Tensor]) -> Tensor:
+    def count_targets_of_each(self, batches: Sequence[Tensor]) -> Tensor:
         """The weight of each of several batches' targets."""
         if self.spec.task == "tagging":
             return torch.stack([(targets != PADDING).sum() for targets in batches])
         return torch.tensor([targets.numel() for targets in batches])
 
-    def probabilities(self, outputs: Tensor) -> Tensor:
+    def compute_probabilities(self, outputs: Tensor) -> Tensor:
         """Class probabilities (N, ..., classes); for binary (N,) of class 1."""
         if self.spec.task == "binary":
             outputs = outputs.squeeze(-1)
             return outputs if self.loss_name in _ON_PROBABILITIES else outputs.sigmoid()
         return outputs.exp() if self.loss_name == "nll" else outputs.softmax(-1)
 
-    def predictions(self, outputs: Tensor) -> Tensor:
+    def predict(self, outputs: Tensor) -> Tensor:
         """Values for regression, class numbers otherwise."""
         if self.spec.task == "regression":
             return outputs
@@ -121,29 +121,29 @@ class Objective:
             return (outputs.squeeze(-1) > (0.5 if self.loss_name in _ON_PROBABILITIES else 0.0)).long()
         return outputs.argmax(-1)
 
-    def sums(self, outputs: Tensor, targets: Tensor) -> Sums:
+    def compute_sums(self, outputs: Tensor, targets: Tensor) -> MetricSums:
         """What the metrics need of some rows; adds up over batches (keys in `all_*` are concatenated)."""
         if self.spec.task == "binary":
-            return metrics.binary_sums(outputs, self.predictions(outputs), targets)
+            return metrics.binary_sums(outputs, self.predict(outputs), targets)
         return metrics.SUMS[self.spec.task](outputs, targets)
 
-    def metrics(self, sums: Sums) -> dict[str, float]:
+    def compute_metrics(self, sums: MetricSums) -> dict[str, float]:
         """The metrics of everything that was summed."""
         host = {k: v.cpu() for k, v in sums.items()}  # the one sync
-        return {"loss": metrics.ratio(host["loss"], host["weight"])} | metrics.METRICS[self.spec.task](host)
+        return {"loss": metrics.divide(host["loss"], host["weight"])} | metrics.METRICS[self.spec.task](host)
 
-    def totals(self, flush_batches: int = FLUSH_BATCHES) -> "MetricAccumulator":
+    def new_accumulator(self, flush_batches: int = FLUSH_BATCHES) -> "MetricAccumulator":
         """A fresh sum, reduced every so many batches."""
         return MetricAccumulator(self, flush_batches)
 
-    def constant_outputs(self, targets: Tensor) -> Tensor:
+    def fit_constant_outputs(self, targets: Tensor) -> Tensor:
         """The trivial baseline, learnt from training targets: outputs (1, ...) that ignore the input.
 
         The mean for regression; the classes' frequencies otherwise, so that the majority class is
         predicted and the loss is the entropy of guessing by frequency.
         """
         if self.spec.task == "regression":
-            return metrics.wide(targets).mean(0, keepdim=True)
+            return metrics.widen(targets).mean(0, keepdim=True)
         flat = targets[targets != PADDING].flatten()
         counts = torch.bincount(flat, minlength=max(self.spec.output_size, 2)).double() + 1e-9
         shares = counts / counts.sum()
@@ -151,18 +151,18 @@ class Objective:
             return shares[1:] if self.loss_name in _ON_PROBABILITIES else shares[1:].logit()
         return shares.log().unsqueeze(0)
 
-    def baseline(self, train_targets: Tensor, targets: Tensor) -> dict[str, float]:
+    def compute_baseline(self, train_targets: Tensor, targets: Tensor) -> dict[str, float]:
         """The metrics on `targets` of the constant learnt from `train_targets`."""
-        outputs = self.constant_outputs(train_targets).expand(*targets.shape[:2], -1)
+        outputs = self.fit_constant_outputs(train_targets).expand(*targets.shape[:2], -1)
         if self.spec.task != "tagging":
-            outputs = self.constant_outputs(train_targets).expand(len(targets), -1)
+            outputs = self.fit_constant_outputs(train_targets).expand(len(targets), -1)
         wide = targets.double() if targets.is_floating_point() else targets
-        loss = self.loss(outputs, wide)
+        loss = self.compute_loss(outputs, wide)
         if not isinstance(loss, Tensor):  # of a function of the user's, which is called here first
             raise RequestError(f"task.loss={self.loss_name} must return a tensor, not {type(loss).__name__}")
-        totals = self.totals()
+        totals = self.new_accumulator()
         totals.add(outputs, wide, loss)
-        return totals.metrics()
+        return totals.compute_metrics()
 
 
 class MetricAccumulator:
@@ -175,7 +175,7 @@ class MetricAccumulator:
     def __init__(self, task: Objective, flush_batches: int = FLUSH_BATCHES) -> None:
         self.task, self.flush_batches = task, flush_batches
         self.waiting: list[tuple[Tensor, Tensor, Tensor]] = []
-        self.blocks: list[Sums] = []
+        self.blocks: list[MetricSums] = []
 
     def add(self, outputs: Tensor, targets: Tensor, loss: Tensor) -> None:
         """One batch: detached outputs, targets, and the scalar that `Task.loss` gave."""
@@ -187,17 +187,17 @@ class MetricAccumulator:
     def _flush(self) -> None:
         outputs, targets, losses = zip(*self.waiting, strict=True)
         self.waiting = []
-        loss = metrics.wide(torch.stack(losses))
-        weights = self.task.weights(targets).to(loss)
+        loss = metrics.widen(torch.stack(losses))
+        weights = self.task.count_targets_of_each(targets).to(loss)
         loss = loss if self.task.reduction == "sum" else loss * weights
-        new = self.task.sums(_joined(outputs), _joined(targets))
+        new = self.task.compute_sums(_joined(outputs), _joined(targets))
         self.blocks.append(new | {"loss": loss.sum(), "weight": weights.sum()})
 
-    def metrics(self, gathered: Callable[[list[Sums]], list[Sums]] = list) -> dict[str, float]:
+    def compute_metrics(self, gathered: Callable[[list[MetricSums]], list[MetricSums]] = list) -> dict[str, float]:
         """Every metric of the task over all that was added; gathered: the blocks of all processes for one's own."""
         if self.waiting:
             self._flush()
-        return self.task.metrics(_folded(gathered(self.blocks)))
+        return self.task.compute_metrics(_folded(gathered(self.blocks)))
 
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors, for a checkpoint in the middle of an epoch."""
@@ -214,7 +214,7 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)
 
 
-def _folded(blocks: list[Sums]) -> Sums:
+def _folded(blocks: list[MetricSums]) -> MetricSums:
     """Blocks added up in their order; what `all_*` names is put one behind the other."""
     return {
         key: torch.cat([b[key] for b in blocks]) if key.startswith("all_") else sum((b[key] for b in blocks[1:]), first)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dlrun.core.csv_text import CsvWriter
 
-HEADS = ("class", "precision", "recall", "f1", "support", "predicted")
+COLUMNS = ("class", "precision", "recall", "f1", "support", "predicted")
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class PerClass:
         """The rows under HEADS; empty cells for null."""
         file = io.StringIO()
         writer = CsvWriter(file)
-        writer.write_row(HEADS)
+        writer.write_row(COLUMNS)
         writer.write_rows([["" if cell is None else cell for cell in row] for row in self.rows()])
         return file.getvalue()
 
 
-def per_class(targets: Tensor, predicted: Tensor, names: Sequence[str]) -> PerClass:
+def count_per_class(targets: Tensor, predicted: Tensor, names: Sequence[str]) -> PerClass:
     """targets, predicted: int64 (N,), numbers of the classes in `names`."""
     size = len(names)
     cells = torch.bincount(targets * size + predicted, minlength=size * size)

@@ -72,59 +72,61 @@ class TrainState:
     """Everything one run trains with."""
 
     model: nn.Module
-    task: Objective
+    objective: Objective
     optimizer: Optimizer
     schedule: Schedule
     scaler: torch.amp.GradScaler
     train: Batches
     val: Batches | None
-    limits: StopRules
+    stop_rules: StopRules
     monitor: str
     mode: str
     autocast: Callable[[], AbstractContextManager[Any]]
     synchronize: Callable[[], None]
-    average: ExponentialMovingAverage | None = None  # of the weights, where trainer.ema_decay asks for one
+    ema: ExponentialMovingAverage | None = None  # of the weights, where trainer.ema_decay asks for one
     progress: Progress = field(default_factory=Progress)
-    graph: Callable[..., bool] | None = field(default=None, init=False)  # makes steps, or says that it does not
+    graph_step: Callable[..., bool] | None = field(default=None, init=False)  # makes steps, or says that it does not
     totals: MetricAccumulator = field(init=False)
-    built: BuiltBuffers = field(init=False)  # the model's buffers before it has met any data
+    built_buffers: BuiltBuffers = field(init=False)  # the model's buffers before it has met any data
     ranks: Distributed = field(default=SINGLE_PROCESS, init=False)  # the processes that train together
     forward: Callable[..., Tensor] = field(init=False)  # the model in training; its gradients are of all processes
-    recent: list[tuple[int, Tensor]] = field(default_factory=list)  # step and loss, since they were last looked at
+    recent_losses: list[tuple[int, Tensor]] = field(
+        default_factory=list
+    )  # step and loss, since they were last looked at
     grad_norm: Tensor = field(default_factory=lambda: torch.tensor(math.nan))
 
     def __post_init__(self) -> None:
-        self.totals = self.task.totals()
+        self.totals = self.objective.new_accumulator()
         self.forward = self.model
-        self.built = BuiltBuffers(self.model)
+        self.built_buffers = BuiltBuffers(self.model)
 
     def join(self, ranks: Distributed) -> None:
         """Train together with other processes, which do the same at this moment."""
-        self.ranks, self.forward = ranks, ranks.parallel(self.model)
+        self.ranks, self.forward = ranks, ranks.wrap_model(self.model)
 
     @property
-    def done(self) -> bool:
+    def is_done(self) -> bool:
         """All epochs or steps are made."""
-        p, limits = self.progress, self.limits
+        p, limits = self.progress, self.stop_rules
         return p.epoch >= limits.epochs or (limits.max_steps is not None and p.step >= limits.max_steps)
 
     @property
-    def out_of_patience(self) -> bool:
+    def is_out_of_patience(self) -> bool:
         """The monitored metric has not improved for `patience` epochs."""
-        patience = self.limits.patience
+        patience = self.stop_rules.patience
         return patience is not None and self.progress.epochs_without_improvement >= patience
 
-    def improved(self, value: float) -> bool:
+    def update_best(self, value: float) -> bool:
         """Note the monitored value of the epoch that has just ended; NaN never improves."""
         p, sign = self.progress, 1 if self.mode == "max" else -1
         best = -math.inf if p.best_value is None else sign * p.best_value
-        better = sign * value > best + (self.limits.min_delta if p.best_value is not None else 0.0)
+        better = sign * value > best + (self.stop_rules.min_delta if p.best_value is not None else 0.0)
         if better:
             p.best_value, p.best_epoch, p.best_step = value, p.epoch, p.step
         p.epochs_without_improvement = 0 if better else p.epochs_without_improvement + 1
         return better
 
-    def parameter_values(self) -> dict[str, float]:
+    def get_parameter_values(self) -> dict[str, float]:
         """{"parameter/<name>": value} of every trained number, or nothing where there are more than MOST_SHOWN."""
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         if sum(p.numel() for p in trained.values()) > MOST_SHOWN:
@@ -138,10 +140,10 @@ class TrainState:
 
     def check_finite(self) -> None:
         """Look at the losses since the last look, in one transfer; RunError names the first step that is not finite."""
-        if not self.recent:
+        if not self.recent_losses:
             return
-        p, (steps, tensors) = self.progress, zip(*self.recent, strict=True)
-        self.recent = []
+        p, (steps, tensors) = self.progress, zip(*self.recent_losses, strict=True)
+        self.recent_losses = []
         for step, loss in zip(steps, torch.stack(tensors).tolist(), strict=True):
             if not math.isfinite(loss):
                 last = p.last_finite_loss
@@ -157,7 +159,7 @@ class TrainState:
     def state_dict(self) -> dict[str, Any]:
         """All of it, as tensors and plain Python; RunError rather than the state after a loss that is not finite."""
         self.check_finite()  # first_loss is part of the state
-        loss_state = {} if self.task.loss_module is None else self.task.loss_module.state_dict()
+        loss_state = {} if self.objective.loss_module is None else self.objective.loss_module.state_dict()
         of_loss = {"loss": loss_state} if loss_state else {}
         return (
             self.weights()
@@ -174,18 +176,18 @@ class TrainState:
 
     def weights(self) -> dict[str, Any]:
         """The part of the state that `use_weights` takes: of the model, and of the average where there is one."""
-        state: dict[str, Any] = {} if self.average is None else {"ema": self.average.state_dict()}
+        state: dict[str, Any] = {} if self.ema is None else {"ema": self.ema.state_dict()}
         state["model"] = self.model.state_dict()
-        made = self.built.made()
+        made = self.built_buffers.made()
         return state | {MADE_BUFFERS: made} if made else state
 
     def use_weights(self, state: dict[str, Any]) -> None:
         """Take over `model`, and `ema` where there is one, of a saved state."""
         made = state.get(MADE_BUFFERS, [])
-        self.built.fit(state["model"], made)
+        self.built_buffers.fit(state["model"], made)
         load_weights(self.model, state["model"])
-        if self.average is not None and "ema" in state:
-            self.average.load_state_dict(state["ema"], made)
+        if self.ema is not None and "ema" in state:
+            self.ema.load_state_dict(state["ema"], made)
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """The inverse of `state_dict`, in place; CheckpointError when it is not of such a run."""
@@ -203,34 +205,34 @@ class TrainState:
             raise CheckpointError(f"the checkpoint does not fit this model, optimizer and dlrun: {said}") from error
 
     def _load(self, state: dict[str, Any], device: torch.device) -> None:
-        if self.average is not None and "ema" not in state:
+        if self.ema is not None and "ema" not in state:
             raise KeyError("ema")
         self.use_weights(state)
         kinds = [_kinds_of(group) for group in self.optimizer.param_groups]
-        load_optimizer(self.optimizer, state["optimizer"])
+        load_optimizer_state(self.optimizer, state["optimizer"])
         for expected, group in zip(kinds, self.optimizer.param_groups, strict=True):
             for key, kind in _kinds_of(group).items():
                 if kind != expected.get(key, kind):
                     raise TypeError(f"{key} of the optimizer is {group[key]!r}")
         self.schedule.load_state_dict(state["scheduler"])
-        if self.task.loss_module is not None and "loss" in state:
-            load_weights(self.task.loss_module, state["loss"])
+        if self.objective.loss_module is not None and "loss" in state:
+            load_weights(self.objective.loss_module, state["loss"])
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"], **state["early_stopping"])
-        self.totals = self.task.totals()
+        self.totals = self.objective.new_accumulator()
         for part in self._parts(state):
             self.totals.load_state_dict(part["totals"], device)
 
     def _parts(self, state: dict[str, Any]) -> list[dict[str, Any]]:
         """Those of a checkpoint's processes that this one goes on for: its own, or of another number the first all."""
         states = [state, *state.get("others", [])]
-        if len(states) == self.ranks.count:
-            return [states[self.ranks.number]]
-        return [] if self.ranks.number else states
+        if len(states) == self.ranks.world_size:
+            return [states[self.ranks.rank]]
+        return [] if self.ranks.rank else states
 
 
-def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Load a saved state, also where an optimizer keeps NumPy arrays: torch would take them apart into numbers."""
     kept_back: dict[tuple[int, str], Any] = {}
     for number, values in state["state"].items():

@@ -20,7 +20,7 @@ from dlrun.engine.distributed import SINGLE_PROCESS, Distributed
 from dlrun.engine.objective import FLUSH_BATCHES, Objective
 from dlrun.engine.state import TrainState
 
-Seen = list[tuple[Tensor, Tensor, Tensor]]
+StepRecords = list[tuple[Tensor, Tensor, Tensor]]
 
 
 class Trainer:
@@ -38,7 +38,7 @@ class Trainer:
         Returns the status: "completed", "early_stopped" or "interrupted". RunError when the loss is not finite.
         """
         state = self.state
-        while state.progress.batch or not (state.done or state.out_of_patience):
+        while state.progress.batch or not (state.is_done or state.is_out_of_patience):
             started = time.perf_counter()
             first_batch = state.progress.batch
             is_complete = self.train_epoch()
@@ -55,15 +55,15 @@ class Trainer:
                 self.call("on_partial_epoch")
 
             row = end_epoch(state)
-            is_best = state.improved(row[state.monitor])
+            is_best = state.update_best(row[state.monitor])
             state.schedule.epoch_end(row[state.monitor])
             self.call("on_epoch_end", state, EpochSummary(row, timings, is_best))
 
-            if self.stop_requested() and not (state.done or state.out_of_patience):
+            if self.stop_requested() and not (state.is_done or state.is_out_of_patience):
                 self.call("on_interrupt", state)
                 return "interrupted"
 
-        return "completed" if state.done else "early_stopped"
+        return "completed" if state.is_done else "early_stopped"
 
     def train_epoch(self) -> bool:
         """Train the rest of the epoch under way, or of the steps; False when a stop ended it before.
@@ -73,19 +73,19 @@ class Trainer:
         state = self.state
         state.model.train()
         needs_closure = requires_closure(state.optimizer)
-        batches = state.train.epoch(state.progress.epoch + 1, start=state.progress.batch, pick=state.ranks.cut)
+        batches = state.train.epoch(state.progress.epoch + 1, start=state.progress.batch, pick=state.ranks.shard_batch)
 
-        while not state.done:
-            group = list(islice(batches, state.limits.accumulate_steps))
+        while not state.is_done:
+            group = list(islice(batches, state.stop_rules.accumulate_steps))
             if not group:
                 break
 
             # Outputs, targets and loss of each batch, as trained on.
-            seen: Seen = []
+            seen: StepRecords = []
             if needs_closure:
-                state.optimizer.step(partial(loss_of_all, state, group, seen))  # type: ignore[arg-type]
+                state.optimizer.step(partial(compute_closure_loss, state, group, seen))  # type: ignore[arg-type]
             else:
-                is_stepped_by_graph = state.graph is not None and state.graph(state, group, seen)
+                is_stepped_by_graph = state.graph_step is not None and state.graph_step(state, group, seen)
                 if not is_stepped_by_graph:
                     backward(state, group, seen)
                     state.scaler.step(state.optimizer)
@@ -93,11 +93,11 @@ class Trainer:
 
             for outputs, targets, loss in seen:
                 state.totals.add(outputs, targets, loss)
-                state.recent.append((state.progress.step + 1, loss))
+                state.recent_losses.append((state.progress.step + 1, loss))
             state.progress.step += 1
             state.progress.batch += len(group)
-            if state.progress.step % state.limits.log_every_steps == 0:
-                self.call("on_log", state.progress.step, report(state, seen))
+            if state.progress.step % state.stop_rules.log_every_steps == 0:
+                self.call("on_log", state.progress.step, measure_step(state, seen))
             state.schedule.step_end()
 
             for on_step_end in self.hooks["on_step_end"]:
@@ -106,7 +106,7 @@ class Trainer:
                 break
 
         state.check_finite()
-        return state.done or state.progress.batch >= len(state.train)
+        return state.is_done or state.progress.batch >= len(state.train)
 
     def call(self, hook: str, *arguments: Any) -> None:
         """Call a hook of all callbacks that have it, in their order."""
@@ -118,26 +118,26 @@ def end_epoch(t: TrainState) -> dict[str, float]:
     """Count the epoch under way as ended; returns its row: what training summed up, and the validation part."""
     t.progress.epoch, t.progress.batch = t.progress.epoch + 1, 0
     row: dict[str, float] = {"epoch": t.progress.epoch, "step": t.progress.step}
-    row |= {f"train/{k}": v for k, v in t.totals.metrics(t.ranks.in_order).items()}
-    t.totals = t.task.totals()
-    t.ranks.level(t.model)
-    if t.average is not None:
-        t.ranks.level(t.average.model)
+    row |= {f"train/{k}": v for k, v in t.totals.compute_metrics(t.ranks.gather_blocks).items()}
+    t.totals = t.objective.new_accumulator()
+    t.ranks.broadcast_buffers(t.model)
+    if t.ema is not None:
+        t.ranks.broadcast_buffers(t.ema.model)
     if t.val is not None:
         row |= evaluate_split(t, t.val, "val")
-    return row | t.schedule.learning_rates() | t.parameter_values()
+    return row | t.schedule.learning_rates() | t.get_parameter_values()
 
 
 def evaluate_split(t: TrainState, batches: Batches, split: str) -> dict[str, float]:
     """Metrics of a split, <split>/loss and so on, and <split>/ema_loss and so on with the averaged weights."""
-    found = {f"{split}/{k}": v for k, v in evaluate(t.model, batches, t.task, t.autocast, t.ranks).items()}
-    if t.average is not None:
-        averaged = evaluate(t.average.model, batches, t.task, t.autocast, t.ranks)
+    found = {f"{split}/{k}": v for k, v in evaluate(t.model, batches, t.objective, t.autocast, t.ranks).items()}
+    if t.ema is not None:
+        averaged = evaluate(t.ema.model, batches, t.objective, t.autocast, t.ranks)
         found |= {f"{split}/ema_{k}": v for k, v in averaged.items()}
     return found
 
 
-def backward(t: TrainState, group: list[Batch], seen: Seen) -> Tensor:
+def backward(t: TrainState, group: list[Batch], seen: StepRecords) -> Tensor:
     """Gradients of one optimizer step: the mean over all rows of its batches, ragged or not, then clipped.
 
     Returns the loss (a scalar on the device). An optimizer with a closure may call this several times: the
@@ -145,67 +145,70 @@ def backward(t: TrainState, group: list[Batch], seen: Seen) -> Tensor:
     """
     t.optimizer.zero_grad()
     record, losses = not seen, []
-    for left, (inputs, targets), share in zip(range(len(group))[::-1], group, batch_shares(t, group), strict=True):
-        t.ranks.hold(t.forward, until_last=left > 0)
+    for left, (inputs, targets), share in zip(
+        range(len(group))[::-1], group, compute_batch_shares(t, group), strict=True
+    ):
+        t.ranks.sync_gradients(t.forward, until_last=left > 0)
         with t.autocast():
             outputs = t.forward(*inputs)
-            loss = t.task.loss(outputs, targets)
-        part = scaled(loss, share)
+            loss = t.objective.compute_loss(outputs, targets)
+        part = scale_loss(loss, share)
         t.scaler.scale(part).backward()  # type: ignore[no-untyped-call]
         losses.append(part.detach())
         if record:
             outputs = outputs if targets.numel() else outputs[:0]  # this process has no row of the batch
             seen.append((outputs.detach(), targets, losses[-1] if part is loss else loss.detach()))
-    if t.limits.grad_clip_norm is not None:
+    if t.stop_rules.grad_clip_norm is not None:
         t.scaler.unscale_(t.optimizer)
-        t.grad_norm = nn.utils.clip_grad_norm_(t.model.parameters(), t.limits.grad_clip_norm)
+        t.grad_norm = nn.utils.clip_grad_norm_(t.model.parameters(), t.stop_rules.grad_clip_norm)
     return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
 
-def loss_of_all(t: TrainState, group: list[Batch], seen: Seen) -> Tensor:
+def compute_closure_loss(t: TrainState, group: list[Batch], seen: StepRecords) -> Tensor:
     """`backward` as a closure for an optimizer that looks at the loss: it is that of all processes."""
     loss = backward(t, group, seen)
-    return t.ranks.total(loss) / t.ranks.count if t.ranks.count > 1 else loss
+    return t.ranks.sum_over_ranks(loss) / t.ranks.world_size if t.ranks.world_size > 1 else loss
 
 
-def batch_shares(t: TrainState, group: list[Batch]) -> Sequence[Tensor | float | None]:
+def compute_batch_shares(t: TrainState, group: list[Batch]) -> Sequence[Tensor | float | None]:
     """What each batch's mean loss counts in the mean over the group; None where the loss is taken as it is.
 
     Of several processes each has its rows of the batches, and gradients are averaged over the processes: hence the
     factor. Rows are counted without asking the others, but for tags, of which each row has its own number.
     """
-    count = t.ranks.count
-    if t.task.reduction == "sum" or len(group) * count == 1:
+    count = t.ranks.world_size
+    if t.objective.reduction == "sum" or len(group) * count == 1:
         return [None if count == 1 else float(count)] * len(group)
-    weights = [t.task.weight(targets) for _, targets in group]
+    weights = [t.objective.count_targets(targets) for _, targets in group]
     if isinstance(weights[0], Tensor):
-        whole = t.ranks.total(torch.stack(weights).sum())  # type: ignore[arg-type]
-        return [count * metrics.wide(w) / whole for w in weights]  # type: ignore[arg-type]
+        whole = t.ranks.sum_over_ranks(torch.stack(weights).sum())  # type: ignore[arg-type]
+        return [count * metrics.widen(w) / whole for w in weights]  # type: ignore[arg-type]
     rows = t.train.count_rows_before(t.progress.batch + len(group)) - t.train.count_rows_before(t.progress.batch)
     return [count * len(targets) / rows for _, targets in group]
 
 
-def scaled(loss: Tensor, share: Tensor | float | None) -> Tensor:
+def scale_loss(loss: Tensor, share: Tensor | float | None) -> Tensor:
     """The loss times its share, in the loss's own type."""
     if share is None:
         return loss
     return loss * (share.to(loss.dtype) if isinstance(share, Tensor) else share)
 
 
-def report(t: TrainState, seen: Seen) -> dict[str, float]:
+def measure_step(t: TrainState, seen: StepRecords) -> dict[str, float]:
     """What is logged of a step: this waits for the device, once every log_every_steps."""
     t.check_finite()
-    if t.limits.grad_clip_norm is None:
+    if t.stop_rules.grad_clip_norm is None:
         gradients = [p.grad for p in t.model.parameters() if p.grad is not None]
         t.grad_norm = nn.utils.get_total_norm(gradients)
-    weights = [float(t.task.weight(targets)) for _, targets, _ in seen]
+    weights = [float(t.objective.count_targets(targets)) for _, targets, _ in seen]
     parts = [
-        float(loss) * (1.0 if t.task.reduction == "sum" else w) for (*_, loss), w in zip(seen, weights, strict=True)
+        float(loss) * (1.0 if t.objective.reduction == "sum" else w)
+        for (*_, loss), w in zip(seen, weights, strict=True)
     ]
     norm = float(t.grad_norm)
     if t.progress.bad_gradient_step is None and not (math.isfinite(norm) or t.scaler.is_enabled()):
         t.progress.bad_gradient_step = t.progress.step  # with fp16 inf is ordinary: the scaler skips the step
-    whole = t.ranks.total(torch.tensor([sum(parts), sum(weights)], dtype=torch.float64)).tolist()
+    whole = t.ranks.sum_over_ranks(torch.tensor([sum(parts), sum(weights)], dtype=torch.float64)).tolist()
     values = {"train/loss_step": whole[0] / whole[1], "train/grad_norm": norm}
     return values | t.schedule.learning_rates()
 
@@ -224,19 +227,19 @@ def evaluate(
     seen: is handed each batch's outputs and targets.
     """
     model.eval()
-    block = evaluation_block(len(batches))
-    totals = task.totals(block)
-    for inputs, targets in batches.epoch(1, pick=partial(ranks.deal, block=block)):
+    block = choose_block_size(len(batches))
+    totals = task.new_accumulator(block)
+    for inputs, targets in batches.epoch(1, pick=partial(ranks.shard_evaluation, block=block)):
         with autocast():
             outputs = model(*inputs)
-            loss = task.loss(outputs, targets)
+            loss = task.compute_loss(outputs, targets)
         totals.add(outputs, targets, loss)
         if seen is not None:
             seen(outputs, targets)
-    return totals.metrics(ranks.in_order)
+    return totals.compute_metrics(ranks.gather_blocks)
 
 
-def evaluation_block(batches: int) -> int:
+def choose_block_size(batches: int) -> int:
     """How many batches of an evaluation are summed up at a time, and dealt to one process: a few blocks for each."""
     return max(1, min(FLUSH_BATCHES, batches // 16))
 

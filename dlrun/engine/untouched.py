@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from dlrun.engine.device import rng_state, set_rng_state
+from dlrun.engine.device import get_rng_state, set_rng_state
 
 
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
+def preserve_state(model: nn.Module) -> Iterator[None]:
     """Whatever runs inside leaves generators, buffers and modes of the model as they were."""
-    rng = rng_state()
+    rng = get_rng_state()
     modes = [(module, module.training) for module in model.modules()]
     buffers = {name: b.detach().clone() for name, b in model.named_buffers() if not is_lazy(b)}
     try:
@@ -35,7 +35,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def attributes_restored(model: nn.Module) -> Iterator[None]:
+def restore_attributes(model: nn.Module) -> Iterator[None]:
     """Undo what a forward pass does to attributes of a user's modules: counters, hidden states, buffers it registers.
 
     Values are put back two containers deep; what a module holds besides plain values and tensors is left alone.

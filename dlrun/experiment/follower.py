@@ -11,7 +11,7 @@ from dlrun.core.errors import DlrunError
 from dlrun.core.terminal import write_error
 from dlrun.data import workers
 from dlrun.engine import device
-from dlrun.engine.distributed import Distributed, joined, wait_for_report_of_rank_zero
+from dlrun.engine.distributed import Distributed, join_processes, wait_for_report_of_rank_zero
 from dlrun.engine.state import TrainState
 from dlrun.engine.trainer import Trainer
 from dlrun.experiment import run
@@ -34,14 +34,14 @@ def main(verbose: bool) -> int:
     """Follow rank 0 until it has ended, and return the exit code. Rank 0 reports the errors of all."""
     try:
         with contextlib.ExitStack() as stack:
-            ranks = stack.enter_context(joined())
+            ranks = stack.enter_context(join_processes())
             stack.callback(workers.end_workers)
-            request: Request | None = ranks.share(None)
+            request: Request | None = ranks.broadcast(None)
             if request is None:
                 return 0
 
             folder_lock = stack.enter_context(lock.Lock())
-            context = ranks.in_turn(lambda: run.prepare_run(request, stack, ranks, folder_lock))
+            context = ranks.rank_zero_first(lambda: run.prepare_run(request, stack, ranks, folder_lock))
             try:
                 return follow(request, context, stack)
             except (Exception, SystemExit) as error:
@@ -50,7 +50,7 @@ def main(verbose: bool) -> int:
                 message = str(explained)
                 if not isinstance(explained, DlrunError):
                     message = f"{type(error).__name__}: {error}"
-                ranks.blame(error, message)
+                ranks.explain_failure(error, message)
                 raise
 
     except (Exception, SystemExit) as error:
@@ -71,7 +71,7 @@ def follow(request: Request, context: RunContext, stack: contextlib.ExitStack) -
 
     stop_requested = stack.enter_context(signals.interruptible(quiet=True))
     sender = StateSender(Path(), {}, keys.every_epochs, keys.every_steps, keys.keep)
-    status = Trainer(context.training, [sender], ranks.together(stop_requested)).fit()
+    status = Trainer(context.training, [sender], ranks.any_rank(stop_requested)).fit()
     if status != "interrupted":
         run.evaluate_best_weights(context, None)
     return signals.exit_code(stop_requested.signal_number) if stop_requested() else 0
@@ -83,7 +83,7 @@ def seed_or_restore_generators(ranks: Distributed, seed: int, resumed: dict[str,
     A resumed run restores those of the checkpoint, if it was written by as many processes.
     """
     others = resumed.get("others", []) if resumed else []
-    if len(others) == ranks.count - 1:
-        device.set_rng_state(others[ranks.number - 1]["rng"])
+    if len(others) == ranks.world_size - 1:
+        device.set_rng_state(others[ranks.rank - 1]["rng"])
     else:
-        device.seed_everything((seed + 1_000_003 * ranks.number) % 2**63)
+        device.seed_everything((seed + 1_000_003 * ranks.rank) % 2**63)

@@ -146,9 +146,9 @@ def _explain_groups(context: RunContext) -> dict[str, str]:
 
 def _explain_length(context: RunContext) -> dict[str, str]:
     """By key, settings that would take effect only after the end of this training."""
-    from dlrun.engine.optim.schedule import moves_after_warmup
+    from dlrun.engine.optim.schedule import count_scheduler_steps
 
-    limits = context.training.limits
+    limits = context.training.stop_rules
     steps_per_epoch = math.ceil(len(context.training.train) / limits.accumulate_steps)
     steps = limits.epochs * steps_per_epoch
     if limits.max_steps is not None:
@@ -174,7 +174,7 @@ def _explain_length(context: RunContext) -> dict[str, str]:
 
     scheduler = context.settings.scheduler
     keys = context.settings.scheduler_keys
-    length = moves_after_warmup(steps, steps_per_epoch, keys.interval, keys.warmup_steps)
+    length = count_scheduler_steps(steps, steps_per_epoch, keys.interval, keys.warmup_steps)
     if scheduler.target is not None and keys.warmup_steps >= steps:
         reasons["scheduler"] = f"scheduler.warmup_steps={keys.warmup_steps} takes the whole training"
     elif scheduler.target is not None:
@@ -211,7 +211,7 @@ def _explain_device(context: RunContext) -> dict[str, str]:
     reasons: dict[str, str] = {}
     if device != "cuda":
         reasons["device.cuda_graph"] = f"it is for cuda, and this is {device}"
-    if context.runtime.ranks.count == 1:
+    if context.runtime.ranks.world_size == 1:
         reasons["device.timeout_seconds"] = "there is one process only"
     if context.splits.spec.kind != "image":
         reasons["device.channels_last"] = "it is for images"

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from dlrun.core.errors import RequestError
 from dlrun.data.spec import DataSpec
-from dlrun.engine.evaluation import evaluating
-from dlrun.engine.untouched import untouched
+from dlrun.engine.evaluation import evaluation_mode
+from dlrun.engine.untouched import preserve_state
 from dlrun.experiment.context import Answer, RunContext
 
 
@@ -25,7 +25,7 @@ def predict_probes(context: RunContext, probes: Sequence[Any]) -> dict[str, Answ
         row, *lengths = _encode(probe, context.splits.spec, f"probes[{number}]")
         if row.is_floating_point():
             row = row.to(context.runtime.dtype)
-        with untouched(context.model), evaluating(context.model), context.runtime.autocast():
+        with preserve_state(context.model), evaluation_mode(context.model), context.runtime.autocast():
             outputs = context.model(row.to(context.runtime.device), *lengths)
         answers[_format_probe(probe)] = _decode(context, outputs)
     return answers
@@ -68,9 +68,9 @@ def _decode(context: RunContext, outputs: Tensor) -> Answer:
     if spec.task == "regression":
         return float(outputs.flatten()[0])
     if spec.task == "binary":
-        return float(context.task.probabilities(outputs).flatten()[0])
+        return float(context.task.compute_probabilities(outputs).flatten()[0])
 
     # One class, or for tagging one a token.
-    classes = context.task.predictions(outputs).flatten().tolist()
+    classes = context.task.predict(outputs).flatten().tolist()
     names = spec.class_names or [str(number) for number in range(spec.output_size)]
     return "".join(names[number] for number in classes)

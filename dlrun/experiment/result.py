@@ -35,7 +35,7 @@ def compute_baseline(task: Objective, splits: Splits) -> dict[str, float]:
     for name, part in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
         targets = get_valid_targets(part, splits.spec)
         if train is not None and targets is not None:
-            metrics |= {f"{name}/{key}": value for key, value in task.baseline(train, targets).items()}
+            metrics |= {f"{name}/{key}": value for key, value in task.compute_baseline(train, targets).items()}
     return metrics
 
 
@@ -81,7 +81,7 @@ def measure(context: RunContext) -> dict[str, Value]:
     """
     training = context.training
     expected = context.settings.rest.expect
-    parameters = training.parameter_values()
+    parameters = training.get_parameter_values()
     values: dict[str, Value] = {name.removeprefix("parameter/"): value for name, value in parameters.items()}
 
     answers = probes.predict_probes(context, context.settings.rest.probes)
@@ -123,9 +123,9 @@ def diagnose(context: RunContext, rows: list[dict[str, float]], metrics: dict[st
         troubles.update(overflowing)
         notes += overflowing.values()
 
-    split, batches = evaluation.shown_split(training, context.test)
-    _, outputs, targets = evaluation.outputs_of(context.model, batches, context.runtime.autocast)
-    predicted = context.task.predictions(outputs)
+    split, batches = evaluation.choose_split(training, context.test)
+    _, outputs, targets = evaluation.collect_outputs(context.model, batches, context.runtime.autocast)
+    predicted = context.task.predict(outputs)
     lr = float(context.settings.optimizer.arguments.get("lr") or 0.0)
     new_troubles = diagnostics.diagnose_run(
         rows, split, predicted, targets, context.splits.spec, lr, metrics, context.baseline, troubles
@@ -159,7 +159,7 @@ def log_end(context: RunContext, metrics: dict[str, float], run_logger: Logger) 
     run_logger.log_hparams(hparams, metrics, step)
 
     if settings.rest.tracking.graph:
-        inputs, _ = evaluation.small_batch(context.training.train)
+        inputs, _ = evaluation.take_small_batch(context.training.train)
         reason = run_logger.log_graph(context.model, inputs)
         if reason:
             return [f"TensorBoard shows no graph: {reason}"]

@@ -15,7 +15,7 @@ from dlrun.core.shell import called_from_python, example_command, quote, repeat_
 from dlrun.core.terminal import escape_line, write_error, write_out
 from dlrun.core.yaml import flatten
 from dlrun.engine import device
-from dlrun.engine.optim.schedule import OF_THE_WHOLE
+from dlrun.engine.optim.schedule import LENGTH_ARGUMENTS
 from dlrun.experiment import sources
 from dlrun.runs import checkpoint
 from dlrun.runs import folder as run_folder
@@ -291,7 +291,7 @@ def refuse_other_curve(state: dict[str, Any], config: dict[str, Any], folder: Pa
     """
     before = state["config"]
     changed = [key for key in ("epochs", "max_steps") if before["trainer"][key] != config["trainer"][key]]
-    spans = [key for key in OF_THE_WHOLE if key in before["scheduler"] and before["scheduler"][key] is None]
+    spans = [key for key in LENGTH_ARGUMENTS if key in before["scheduler"] and before["scheduler"][key] is None]
     if changed and spans:
         words = [f"trainer.{key}={config['trainer'][key]}" for key in changed]
         raise RequestError(
@@ -307,7 +307,7 @@ def choose_threads(state: dict[str, Any], config: dict[str, Any]) -> int | None:
     The config's number where the checkpoint names none, or more than this machine has cores.
     """
     threads = state.get("threads")
-    if isinstance(threads, int) and threads <= device.cores():
+    if isinstance(threads, int) and threads <= device.count_cores():
         return threads
     configured: int | None = config["device"].get("num_threads")
     return configured

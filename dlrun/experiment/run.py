@@ -23,8 +23,8 @@ from dlrun.engine import device, evaluation
 from dlrun.engine.acceleration import compile
 from dlrun.engine.acceleration import threads as thread_choice
 from dlrun.engine.callback import Callback
-from dlrun.engine.device import ran_out
-from dlrun.engine.distributed import Distributed, joined
+from dlrun.engine.device import is_out_of_memory
+from dlrun.engine.distributed import Distributed, join_processes
 from dlrun.engine.trainer import Trainer, evaluate_split
 from dlrun.experiment import ignored, resume, sources
 from dlrun.experiment import result as results
@@ -57,12 +57,12 @@ def run(request: Request, console: Console | None = None) -> int:
     console = console or Console()
     with contextlib.ExitStack() as stack:
         library_warnings = stack.enter_context(diverted(console.log_only))
-        ranks = stack.enter_context(joined())
+        ranks = stack.enter_context(join_processes())
         stack.callback(workers.end_workers)
         folder_lock = stack.enter_context(lock.Lock())
 
-        shared_request = ranks.share(request)
-        context = ranks.in_turn(partial(prepare_run, shared_request, stack, ranks, folder_lock))
+        shared_request = ranks.broadcast(request)
+        context = ranks.rank_zero_first(partial(prepare_run, shared_request, stack, ranks, folder_lock))
         context.unsaved.say = make_note_writer(context, console)
         folder: Path | None = None
 
@@ -85,7 +85,7 @@ def run(request: Request, console: Console | None = None) -> int:
                 progress = ProgressDisplay(console, context.training)
                 # A row and its pictures are on the disk before the checkpoint that a resumed run begins from.
                 callbacks = [run_logger, *recorders, checkpoints, progress]
-                trainer = Trainer(context.training, callbacks, ranks.together(stop_requested))
+                trainer = Trainer(context.training, callbacks, ranks.any_rank(stop_requested))
 
                 with progress.show(), start_profile(context, trainer, folder) as profile:
                     status = trainer.fit()
@@ -99,12 +99,12 @@ def run(request: Request, console: Console | None = None) -> int:
 
         # Training runs code of the user's own, which may raise anything.
         except (Exception, SystemExit) as error:
-            if ranks.count > 1:
+            if ranks.world_size > 1:
                 signals.ignore_termination()
             if folder is not None:
                 raise record_failure(error, context, folder, console) from error
-            if ranks.count > 1 and not isinstance(error, DlrunError):
-                raise RunError(ranks.blame(error, explain_failure(error, context))) from error
+            if ranks.world_size > 1 and not isinstance(error, DlrunError):
+                raise RunError(ranks.explain_failure(error, explain_failure(error, context))) from error
             raise
 
         terminal.print_closing(console, context, folder, result, context.notes[notes_before_end:])
@@ -118,15 +118,15 @@ def prepare_run(
     """Build and check everything without writing anything; a RequestError lists all that is wrong."""
     problems = ErrorList()
     settings = schema.read(request.config, request.choices, problems)
-    if ranks.count > 1 and settings.rest.device.num_threads == "auto":
+    if ranks.world_size > 1 and settings.rest.device.num_threads == "auto":
         problems.add(RequestError("device.num_threads=auto times one process alone; type a number under torchrun"))
 
     # A run that began with several processes is resumed by one with as many batches a step.
-    batches_a_step = request.processes or ranks.count
-    process = enter_device_session(stack, settings, problems, ranks, batches_a_step)
+    batches_per_step = request.processes or ranks.world_size
+    process = enter_device_session(stack, settings, problems, ranks, batches_per_step)
 
     # Lock the folder before anything in it is read.
-    if request.folder is not None and request.folder.is_dir() and not ranks.number:
+    if request.folder is not None and request.folder.is_dir() and not ranks.rank:
         folder_lock.take(request.folder)
 
     if request.going_on:
@@ -141,10 +141,10 @@ def prepare_run(
     context.notes += ignored.find_without_effect(context, request, typed, in_files)
     if settings.rest.device.tf32 is not None and process.device.type != "cuda":
         context.notes.append(f"device.tf32 is for cuda, and changes nothing on {process.device}")
-    if batches_a_step > 1 or ranks.count > 1:
+    if batches_per_step > 1 or ranks.world_size > 1:
         rows = settings.data_keys.batch_size
-        processes = "1 process" if ranks.count == 1 else f"{ranks.count} processes"
-        context.notes.append(f"{processes}: a batch is of {batches_a_step} × {rows} = {batches_a_step * rows} rows")
+        processes = "1 process" if ranks.world_size == 1 else f"{ranks.world_size} processes"
+        context.notes.append(f"{processes}: a batch is of {batches_per_step} × {rows} = {batches_per_step * rows} rows")
     return context
 
 
@@ -184,17 +184,17 @@ def restore_checkpoint(request: Request, context: RunContext) -> dict[str, Any] 
     Damaged checkpoints that were skipped, and differences in the environment, are noted.
     """
     ranks = context.runtime.ranks
-    ranks.limit(context.settings.rest.device.timeout_seconds)
+    ranks.set_timeout(context.settings.rest.device.timeout_seconds)
     context.training.join(ranks)
 
     state = None
-    if request.going_on and request.folder is not None and not ranks.number:
+    if request.going_on and request.folder is not None and not ranks.rank:
         _, state, skipped = checkpoint.newest_whole(request.folder / "checkpoints", resume.TO_GO_ON)
         for reason in skipped:
             context.notes.append(f"{reason}; going on from step {state['step']} instead")
         context.notes += resume.find_environment_changes(state, describe_process(context))
 
-    state = ranks.share(state)
+    state = ranks.broadcast(state)
     if state is not None:
         context.training.load_state_dict(state, context.runtime.device)
     return state
@@ -213,7 +213,7 @@ def accelerate(context: RunContext) -> None:
 
 def choose_threads(context: RunContext) -> None:
     """Set the number of CPU threads that makes a few steps fastest."""
-    count, milliseconds = thread_choice.fastest(context.training, device.cores())
+    count, milliseconds = thread_choice.find_fastest(context.training, device.count_cores())
     torch.set_num_threads(count)
     listed = ", ".join(f"{time:.2f} ms with {threads}" for threads, time in milliseconds.items())
     context.notes.append(f"device.num_threads=auto: {count} (a step takes {listed})")
@@ -224,9 +224,11 @@ def use_cuda_graph(context: RunContext) -> None:
     from dlrun.engine.acceleration import cuda_graph
 
     rest = context.settings.rest
-    reason = cuda_graph.why_not(context.training, context.splits.spec.kind, rest.device.compile, rest.trainer.profile)
+    reason = cuda_graph.find_obstacle(
+        context.training, context.splits.spec.kind, rest.device.compile, rest.trainer.profile
+    )
     if reason is None:
-        context.training.graph = cuda_graph.CudaGraphStep(cuda_graph.GraphRecorder(), context.unsaved.say)
+        context.training.graph_step = cuda_graph.CudaGraphStep(cuda_graph.GraphRecorder(), context.unsaved.say)
     else:
         context.notes.append(f"no CUDA graph: {reason}")
 
@@ -237,7 +239,7 @@ def compile_model(context: RunContext) -> None:
         context.compile_seconds = compile.compile_model(context.training, context.test)
     except Exception as error:
         # compile_model explains all but memory, as it does not know the settings.
-        if not ran_out(error):
+        if not is_out_of_memory(error):
             raise
         raise RequestError(memory.explain_out_of_memory(context.settings, str(context.runtime.device))) from error
 
@@ -288,7 +290,7 @@ def describe_process(context: RunContext) -> dict[str, Any]:
         "spec": context.splits.spec.to_dict(),
         "rows": context.training.train.rows,
         "threads": torch.get_num_threads(),
-        "processes": context.runtime.batches_a_step,
+        "processes": context.runtime.batches_per_step,
         # A plain string: torch's own class would be foreign code in a checkpoint.
         "torch": str(torch.__version__),
     }
@@ -432,7 +434,7 @@ def evaluate_best_weights(context: RunContext, best: dict[str, Any] | None) -> d
 
     best: on process 0, the weights or None to evaluate those that the model has; of the others it is ignored.
     """
-    best = context.runtime.ranks.share(best)
+    best = context.runtime.ranks.broadcast(best)
     if best is not None:
         context.training.use_weights(best)
     if context.test is None:
@@ -448,7 +450,7 @@ def export_model(context: RunContext, checkpoints: CheckpointManager) -> dict[st
     if checkpoints.best is not None or not best_path.exists():
         return {}
 
-    inputs, _ = evaluation.small_batch(context.training.train)
+    inputs, _ = evaluation.take_small_batch(context.training.train)
     difference = checkpoint.reload_difference(model_path, best_path, context.model, inputs, context.runtime.autocast)
     context.notes.append(f"model.pt and best.pt, opened again, give outputs {difference:g} apart")
     return {"reload_difference": difference}
@@ -482,7 +484,7 @@ def record_failure(error: Exception | SystemExit, context: RunContext, folder: P
     console.log_only("".join(traceback.format_exception(error)))
 
     message = explain_failure(error, context, folder / "run.log")
-    message = context.runtime.ranks.blame(error, message)
+    message = context.runtime.ranks.explain_failure(error, message)
     weights_sha256 = checkpoint.weights_sha256(context.model)
     result = results.collect_result(context, "failed", {}, weights_sha256, error=message)
     with context.unsaved.attempt(RESULT, again=False):
@@ -497,7 +499,7 @@ def explain_failure(error: BaseException, context: RunContext, log: Path | None 
     death = workers.explain_death(error)
     if death is not None:
         return f"{death} (traceback in {log})" if log else str(death)
-    if ran_out(error):
+    if is_out_of_memory(error):
         sentence = memory.explain_out_of_memory(context.settings, str(context.runtime.device))
         return f"{sentence} (traceback in {log})" if log else sentence
     if isinstance(error, DlrunError):

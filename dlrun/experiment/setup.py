@@ -44,18 +44,18 @@ def enter_device_session(
     settings: Settings,
     problems: ErrorList,
     ranks: Distributed = SINGLE_PROCESS,
-    batches_a_step: int = 1,
+    batches_per_step: int = 1,
 ) -> Runtime:
     """Open the requested device until `stack` closes.
 
     Where that is not possible it is noted in `problems`, and a CPU is opened to check everything else on.
     """
     seed = settings.rest.seed
-    session = runtime.session(settings.rest.device, seed, ranks, batches_a_step)
+    session = runtime.device_session(settings.rest.device, seed, ranks, batches_per_step)
     process = problems.attempt(stack.enter_context, session)
     if process is not None:
         return process
-    return stack.enter_context(runtime.session(DeviceConfig(name="cpu"), seed, ranks, batches_a_step))
+    return stack.enter_context(runtime.device_session(DeviceConfig(name="cpu"), seed, ranks, batches_per_step))
 
 
 def prepare(
@@ -73,7 +73,7 @@ def prepare(
         death = workers.explain_death(error)
         if death is not None:
             raise death from error
-        if runtime.ran_out(error):
+        if runtime.is_out_of_memory(error):
             raise RequestError(memory.explain_out_of_memory(settings, str(process.device))) from error
         explanation = user_code.explain(error)
         if explanation is None:
@@ -125,7 +125,7 @@ def _build_context(
         notes=notes,
     )
     context.notes += find_limit_notes(training)
-    context.start_parameters = training.parameter_values()
+    context.start_parameters = training.get_parameter_values()
 
     if settings.rest.preflight:
         problems.attempt(_run_preflight, context)
@@ -190,18 +190,18 @@ def _build_train_state(
     schedule = problems.attempt(_build_schedule, settings, optimizer, train, mode, trusted_modules)
     return TrainState(
         model=model,
-        task=task,
+        objective=task,
         optimizer=optimizer,
         schedule=schedule or Schedule(optimizer, None),
-        scaler=process.scaler(),
+        scaler=process.make_scaler(),
         train=train,
         val=val,
-        limits=build.build_stop_rules(settings, train),
+        stop_rules=build.build_stop_rules(settings, train),
         monitor=monitor,
         mode=mode,
         autocast=process.autocast,
-        synchronize=runtime.synchronizer(process.device),
-        average=None if decay is None else ExponentialMovingAverage(model, optimizer, decay),
+        synchronize=runtime.get_synchronizer(process.device),
+        ema=None if decay is None else ExponentialMovingAverage(model, optimizer, decay),
     )
 
 
@@ -260,7 +260,7 @@ def _try_own_optimizer(settings: Settings, trusted_modules: list[str] | None) ->
     if str(settings.optimizer.target).startswith(("torch.optim.", "dlrun.")):
         return None
 
-    generators = runtime.rng_state()
+    generators = runtime.get_rng_state()
     try:
         model = nn.Linear(1, 1)
         for parameter in model.parameters():
@@ -314,7 +314,7 @@ def _run_preflight(context: RunContext) -> None:
     model = context.model
     training = context.training
     first_batch = next(training.train.epoch(1))
-    two_rows = evaluation.head(first_batch)
+    two_rows = evaluation.take_rows(first_batch)
 
     context.layers = checks.inspect_layers(model, two_rows, context.task, training.autocast)
     _check_batch_sizes(context, first_batch)
@@ -344,14 +344,14 @@ def _check_batch_sizes(context: RunContext, first_batch: Batch) -> None:
     trainer = context.settings.rest.trainer
     order = training.train.order
     most_batches = None if trainer.max_steps is None else trainer.max_steps * trainer.accumulate_steps
-    sizes = checks.list_batch_sizes(order, context.runtime.ranks.count, most_batches)
+    sizes = checks.list_batch_sizes(order, context.runtime.ranks.world_size, most_batches)
     multiply_adds = sum(layer.multiply_adds for layer in context.layers)
     checks.check_batch_sizes(context.model, first_batch, context.task, training.autocast, sizes, order, multiply_adds)
 
 
 def find_limit_notes(training: TrainState) -> list[str]:
     """Notes on epochs that end the training before trainer.max_steps, and on epochs shorter than one step."""
-    limits = training.limits
+    limits = training.stop_rules
     batches = len(training.train)
     steps = limits.epochs * math.ceil(batches / limits.accumulate_steps)
     notes = []

@@ -122,7 +122,7 @@ class Run:
     def _open_session(self) -> contextlib.AbstractContextManager[device.Runtime]:
         """Set threads and backend flags of torch as the run's config has them."""
         rest = self._saved.settings.rest
-        return device.session(rest.device, rest.seed)
+        return device.device_session(rest.device, rest.seed)
 
 
 class _FolderConsole(Console):

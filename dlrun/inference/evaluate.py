@@ -14,9 +14,9 @@ from dlrun.data.datasets import count_rows
 from dlrun.data.inspection import get_valid_targets
 from dlrun.data.spec import PADDING
 from dlrun.engine import trainer
-from dlrun.engine.calibration import Calibration, calibration
+from dlrun.engine.calibration import Calibration, compute_calibration
 from dlrun.engine.objective import Objective
-from dlrun.engine.per_class import PerClass, per_class
+from dlrun.engine.per_class import PerClass, count_per_class
 from dlrun.experiment import ignored, result
 from dlrun.experiment.build import build
 from dlrun.inference.eval_folder import Evaluation, write_evaluation
@@ -45,13 +45,13 @@ class PredictionCollector:
 
     def add(self, outputs: Tensor, targets: Tensor) -> None:
         """Add one batch."""
-        predictions = self.task.predictions(outputs)
+        predictions = self.task.predict(outputs)
         if self.task.spec.task == "regression":
             self.targets.append(targets.double().cpu())
             self.predictions.append(predictions.double().cpu())
             return
 
-        probabilities = self.task.probabilities(outputs.float())
+        probabilities = self.task.compute_probabilities(outputs.float())
         if self.task.spec.task != "binary":
             probabilities = probabilities.max(-1).values
 
@@ -130,7 +130,7 @@ def evaluate_split(saved: SavedModel, split: str | None = None) -> Evaluation:
         saved, name, batches.rows, metrics, baseline, recorded, targets, predictions, probability, origin
     )
     if probability is not None:
-        evaluation.classes = per_class(targets, predictions, saved.class_names)
+        evaluation.classes = count_per_class(targets, predictions, saved.class_names)
         evaluation.calibration = _calibrate(evaluation, probability)
     return evaluation
 
@@ -180,9 +180,9 @@ def _has_row_count_of_training(saved: SavedModel, whole: SavedModel) -> bool:
 def _calibrate(evaluation: Evaluation, probability: Tensor) -> Calibration:
     if evaluation.saved.spec.task == "binary":
         is_positive = evaluation.targets == 1
-        return calibration(probability, is_positive, f"class {evaluation.saved.class_names[1]}")
+        return compute_calibration(probability, is_positive, f"class {evaluation.saved.class_names[1]}")
     is_correct = evaluation.predictions == evaluation.targets
-    return calibration(probability, is_correct, "the predicted class")
+    return compute_calibration(probability, is_correct, "the predicted class")
 
 
 def _compute_baseline(saved: SavedModel, name: str) -> dict[str, float]:
@@ -202,7 +202,7 @@ def _compute_baseline(saved: SavedModel, name: str) -> dict[str, float]:
         if targets is None:
             return {}
         part_targets.append(targets)
-    baseline = saved.task.baseline(torch.cat(part_targets), torch.cat(part_targets))
+    baseline = saved.task.compute_baseline(torch.cat(part_targets), torch.cat(part_targets))
     return {f"all/{key}": value for key, value in baseline.items()}
 
 
@@ -225,7 +225,7 @@ def print_evaluation(console: Console, evaluation: Evaluation) -> None:
     data = saved.request.choices.get("data")
     lines = [
         ("checkpoint", f"{saved.path}{epoch}"),
-        ("device", f"{process.took}, {process.precision}"),
+        ("device", f"{process.description}, {process.precision}"),
         ("data", f"{data}: {_describe_split(evaluation)}, {evaluation.rows:,} rows"),
     ]
     lines += [("note", note) for note in saved.splits.notes]

@@ -40,11 +40,11 @@ def predict_rows(saved: SavedModel, x: Any) -> Predictions:
     task = saved.task
     inputs = prepare_inputs(x, spec)
     outputs = compute_outputs(saved, inputs)
-    values = task.predictions(outputs)
+    values = task.predict(outputs)
     if spec.task == "regression":
         return Predictions(values, None, [])
 
-    probabilities = task.probabilities(outputs)
+    probabilities = task.compute_probabilities(outputs)
     if spec.task == "binary":
         probabilities = torch.stack((1 - probabilities, probabilities), -1)
 

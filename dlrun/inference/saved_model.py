@@ -172,7 +172,7 @@ def open_saved_model(place: str, overrides: Sequence[str] = ()) -> Iterator[Save
     settings = schema.read(request.config, request.choices)
 
     full_model = checkpoint.load_full_model(path, settings.rest.trust) if is_full_model else None
-    with device.session(settings.rest.device, settings.rest.seed) as process:
+    with device.device_session(settings.rest.device, settings.rest.seed) as process:
         yield SavedModel(path, request, settings, state, process, full_model)
 
 

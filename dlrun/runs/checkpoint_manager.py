@@ -11,7 +11,7 @@ from torch import Tensor
 from dlrun.core.errors import CheckpointError, RunError
 from dlrun.core.files import DiskProblems, link
 from dlrun.engine.callback import Callback, EpochSummary
-from dlrun.engine.device import rng_state
+from dlrun.engine.device import get_rng_state
 from dlrun.engine.state import TrainState
 from dlrun.runs.checkpoint import FORMAT_VERSION, load, save
 
@@ -77,7 +77,7 @@ class CheckpointManager(Callback):
         if epoch.is_best:
             weights = _copied(training.weights())
             self.best = weights | {"epoch": row["epoch"], "step": row["step"], "metrics": dict(row)}
-        ended = training.done or training.out_of_patience
+        ended = training.is_done or training.is_out_of_patience
         if self.left_open:
             with self.unsaved.attempt("the checkpoint"):
                 self._keep_best_of_part()
@@ -132,7 +132,7 @@ class CheckpointManager(Callback):
     def _is_examined(self, training: TrainState) -> bool:
         """Whether to look at a save: the first, second, fourth and so on, and the last; state may act late."""
         is_power_of_two = self.saves & (self.saves - 1) == 0
-        return is_power_of_two or training.done or training.out_of_patience
+        return is_power_of_two or training.is_done or training.is_out_of_patience
 
     def _prove(self, newest: Path) -> dict[str, Any]:
         """Read the first checkpoint of this process back before anything relies on it; RunError where it cannot be.
@@ -200,7 +200,7 @@ class CheckpointManager(Callback):
 
 def states_of_all(training: TrainState) -> list[dict[str, Any]]:
     """What each process has of its own: its generators, and what it has summed up of the epoch."""
-    return training.ranks.gather({"rng": rng_state(), "totals": training.totals.state_dict()})
+    return training.ranks.gather({"rng": get_rng_state(), "totals": training.totals.state_dict()})
 
 
 def _copied(state: dict[str, Any]) -> dict[str, Any]:

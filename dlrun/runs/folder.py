@@ -150,7 +150,7 @@ def environment(request: Request, runtime: "Runtime") -> dict[str, Any]:
         "device": str(runtime.device),
         "precision": runtime.precision,
         "threads": torch.get_num_threads(),
-        "processes": runtime.ranks.count,
+        "processes": runtime.ranks.world_size,
         "cpu_count": os.cpu_count(),
         "versions": describe_versions(),
     }

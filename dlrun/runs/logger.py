@@ -26,7 +26,7 @@ from dlrun.core.files import DiskProblems, GrowingFile, write_atomically
 from dlrun.core.user_code import first_line, with_place
 from dlrun.core.yaml import flatten
 from dlrun.engine.callback import Callback, EpochSummary
-from dlrun.engine.evaluation import evaluating
+from dlrun.engine.evaluation import evaluation_mode
 from dlrun.engine.state import TrainState
 from dlrun.runs.record import FINGERPRINTS, METRICS, RunRecord, parse_line
 
@@ -157,7 +157,7 @@ class Logger(Callback):
         """The model's graph; returns why there is none. Leaves model and generators as they were."""
         state = torch.get_rng_state()
         try:
-            with evaluating(model), warnings.catch_warnings(), torch.no_grad():
+            with evaluation_mode(model), warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")  # tracing is deprecated in torch, but TensorBoard has no other way
                 self.writer.add_graph(model, inputs)
         except Exception as error:  # tracing user code can raise anything; a missing picture must not end a run

@@ -11,7 +11,7 @@ from dlrun.config import schema
 from dlrun.core.errors import RequestError, UnavailableError
 from dlrun.core.library_warnings import diverted
 from dlrun.core.problems import ErrorList, Several
-from dlrun.engine.device import cores
+from dlrun.engine.device import count_cores
 from dlrun.experiment.setup import enter_device_session, prepare
 from dlrun.runs.reports.console import Console, clock, facts
 from dlrun.sweep.jobs import Job, parse_key
@@ -131,7 +131,7 @@ def print_plan(
     elif at_once == 1:
         how = "one at a time"
     else:
-        threads = max(1, cores() // at_once)
+        threads = max(1, count_cores() // at_once)
         how = f"{at_once} at a time, {threads} thread{'s' * (threads > 1)} each"
 
     console.say(facts([("sweep", f"{text}; {how}"), ("sweep folder", str(folder))]))

@@ -17,7 +17,7 @@ import torch
 from dlrun.config.request import Request
 from dlrun.core import signals
 from dlrun.core.search_path import SAFE, SAFE_FOR_CHILD
-from dlrun.engine.device import cores
+from dlrun.engine.device import count_cores
 from dlrun.sweep.engines import Outcome, Watcher
 from dlrun.sweep.jobs import Job
 
@@ -38,7 +38,7 @@ class Parallel:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self.threads = max(1, cores() // count)
+        self.threads = max(1, count_cores() // count)
         gpus = torch.cuda.device_count()
         self._gpus: list[int | None] = [i % gpus if gpus else None for i in reversed(range(count))]
         start_method = "spawn" if sys.platform == "win32" else "forkserver"
@@ -135,7 +135,7 @@ def resolve_job_count(jobs: Any) -> int:
     """`sweep.jobs` as a number; auto is one a GPU, or one a core without GPUs."""
     if jobs != "auto":
         return int(jobs)
-    return torch.cuda.device_count() or cores()
+    return torch.cuda.device_count() or count_cores()
 
 
 def _assign_gpu(request: Request, gpu: int | None) -> Request:

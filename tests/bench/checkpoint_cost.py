@@ -25,7 +25,7 @@ def measured(root: str, epochs: int) -> tuple[float, float, int]:
     words = ["data=mnist", "model=resnet", "optimizer=sgd", f"trainer.epochs={epochs}", f"paths.data={root}"]
     request = Request(resolved(compose(words)), choices, words)
     settings = schema.read(request.config, choices)
-    with tempfile.TemporaryDirectory() as place, device.session(settings.rest.device, 0) as process:
+    with tempfile.TemporaryDirectory() as place, device.device_session(settings.rest.device, 0) as process:
         folder = Path(place)
         parts = run.prepare(settings, process, None)
         run_folder.describe(folder, request, process)

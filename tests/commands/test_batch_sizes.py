@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dlrun.core.errors import RequestError
 from dlrun.data.batches import EpochOrder
 from dlrun.data.spec import DataSpec
-from dlrun.engine.device import rng_state
+from dlrun.engine.device import get_rng_state
 from dlrun.engine.objective import Objective
 from dlrun.experiment.preflight import checks
 from dlrun.experiment.preflight.checks import BatchSize, list_batch_sizes
@@ -113,7 +113,13 @@ class Net(nn.Module):
 def everything(model: Net) -> list[Any]:
     own = {k: v for k, v in vars(model).items() if not k.startswith("_")}
     modes = [module.training for module in model.modules()]
-    return [str(own), str(dict(model.named_buffers())), str(dict(model.named_parameters())), modes, str(rng_state())]
+    return [
+        str(own),
+        str(dict(model.named_buffers())),
+        str(dict(model.named_parameters())),
+        modes,
+        str(get_rng_state()),
+    ]
 
 
 def look(model: nn.Module, sizes: list[BatchSize], order: EpochOrder, work: int = 1) -> None:

@@ -87,7 +87,7 @@ def trained(data: str, model: str, root: Path) -> TrainState:
     """One optimizer step of a pair, the way a run makes it."""
     of_model = read(root, "model", model)
     settings = replace(read(root, "data", data), model=of_model.model, model_keys=of_model.model_keys)
-    with device.session(settings.rest.device, 0) as process:
+    with device.device_session(settings.rest.device, 0) as process:
         parts = run.prepare(settings, process, None)
         Trainer(parts.training, [], lambda: False).fit()
     return parts.training

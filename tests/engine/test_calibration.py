@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from dlrun.engine.calibration import BINS, calibration
+from dlrun.engine.calibration import BINS, compute_calibration
 
 
 def test_the_error_is_the_weighted_gap() -> None:
     generator = np.random.default_rng(0)
     p = generator.random(500)
     happened = generator.random(500) < p**2  # too sure
-    found = calibration(torch.from_numpy(p), torch.from_numpy(happened), "the predicted class")
+    found = compute_calibration(torch.from_numpy(p), torch.from_numpy(happened), "the predicted class")
     expected = 0.0
     for i in range(BINS):
         inside = (p > i / BINS) & (p <= (i + 1) / BINS)
@@ -31,7 +31,7 @@ def test_the_bins_are_scikit_learns() -> None:
     generator = np.random.default_rng(1)
     p = generator.random(300).astype(np.float32) * 0.5  # the upper bins are empty
     happened = generator.random(300) < 0.3
-    found = calibration(torch.from_numpy(p), torch.from_numpy(happened), "class 1", bins=10)
+    found = compute_calibration(torch.from_numpy(p), torch.from_numpy(happened), "class 1", bins=10)
     frequency, confidence = calibration_curve(happened, p, n_bins=10)
     filled = found.counts > 0
     assert filled.tolist() == [True] * 5 + [False] * 5
@@ -41,6 +41,6 @@ def test_the_bins_are_scikit_learns() -> None:
 
 
 def test_certainty_lies_in_the_outer_bins() -> None:
-    found = calibration(torch.tensor([0.0, 1.0, 1.0]), torch.tensor([False, True, False]), "class 1")
+    found = compute_calibration(torch.tensor([0.0, 1.0, 1.0]), torch.tensor([False, True, False]), "class 1")
     assert found.counts.tolist() == [1, *[0] * (BINS - 2), 2]
     assert found.ece == pytest.approx(2 / 3 * 0.5)

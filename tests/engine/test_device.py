@@ -87,7 +87,7 @@ def odd_flags(monkeypatch: Patch) -> Iterator[tuple[Any, ...]]:
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_session_sets_flags_and_puts_them_back(deterministic: bool, fails: bool, odd_flags: tuple[Any, ...]) -> None:
     config = DeviceConfig(name="cpu", num_threads=2, deterministic=deterministic)
-    with pytest.raises(KeyError) if fails else runtime.session(config, 0), runtime.session(config, 0):
+    with pytest.raises(KeyError) if fails else runtime.device_session(config, 0), runtime.device_session(config, 0):
         assert flags() == (2, not deterministic, deterministic, deterministic)
         if fails:
             raise KeyError
@@ -96,7 +96,7 @@ def test_a_session_sets_flags_and_puts_them_back(deterministic: bool, fails: boo
 
 def test_null_threads_leave_the_number_as_it_is() -> None:
     before = torch.get_num_threads()
-    with runtime.session(DeviceConfig(name="cpu"), 0) as process:
+    with runtime.device_session(DeviceConfig(name="cpu"), 0) as process:
         assert torch.get_num_threads() == before
         assert process == Runtime(torch.device("cpu"), "fp32", None, False, "cpu")
 
@@ -107,12 +107,12 @@ def draws() -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("seed", [0, 7, 2**32 + 7])
 def test_a_session_draws_the_same_whatever_was_drawn_before(seed: int) -> None:
-    with runtime.session(DeviceConfig(name="cpu"), seed):
+    with runtime.device_session(DeviceConfig(name="cpu"), seed):
         first = draws()
     draws()
-    with runtime.session(DeviceConfig(name="cpu"), seed):
+    with runtime.device_session(DeviceConfig(name="cpu"), seed):
         assert draws() == first
-    with runtime.session(DeviceConfig(name="cpu"), seed + 1):
+    with runtime.device_session(DeviceConfig(name="cpu"), seed + 1):
         assert draws()[3] != first[3]
 
 
@@ -121,7 +121,7 @@ def test_generators_go_on_from_a_state_that_was_in_a_file(warm: int) -> None:
     for _ in range(warm):
         draws()  # numpy keeps half of a pair of normal draws, torch a position in its block
     file = io.BytesIO()
-    torch.save(runtime.rng_state(), file)
+    torch.save(runtime.get_rng_state(), file)
     file.seek(0)
     wanted = [draws(), draws()]
     runtime.set_rng_state(torch.load(file, weights_only=True))
@@ -132,7 +132,10 @@ def test_generators_go_on_from_a_state_that_was_in_a_file(warm: int) -> None:
 def test_fp64_is_refused_on_mps(monkeypatch: Patch) -> None:
     pretend(monkeypatch, mps=True)
     config = DeviceConfig(name="mps", precision="fp64")
-    with pytest.raises(RequestError, match=r"device\.precision=fp64 does not exist on mps"), runtime.session(config, 0):
+    with (
+        pytest.raises(RequestError, match=r"device\.precision=fp64 does not exist on mps"),
+        runtime.device_session(config, 0),
+    ):
         pass
 
 
@@ -154,7 +157,7 @@ def test_a_precision_is_a_dtype_an_autocast_and_a_scaler(
     with process.autocast():
         assert (x @ x).dtype == product
     assert (x @ x).dtype == dtype
-    scaler = process.scaler()
+    scaler = process.make_scaler()
     assert scaler.is_enabled() == scales
     loss = torch.ones((), requires_grad=True)
     assert (scaler.scale(loss) is loss) == (not scales)
@@ -173,7 +176,7 @@ def test_tf32_is_switched_for_the_session_alone(tf32: bool | None, set_to: str |
     backends: Any = torch.backends
     places = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
     before = [place.fp32_precision for place in places]
-    with runtime.session(DeviceConfig(name="cpu", tf32=tf32), 0):
+    with runtime.device_session(DeviceConfig(name="cpu", tf32=tf32), 0):
         inside = [place.fp32_precision for place in places]
         assert inside == (before if set_to is None else [set_to] * 3)
     assert [place.fp32_precision for place in places] == before

@@ -29,7 +29,7 @@ DOTS = DataSpec("vector", (1,), "regression", 1)
 def one_of(number: int, count: int) -> Distributed:
     """A process that asks the others nothing."""
     ranks = Distributed()
-    ranks.number, ranks.count = number, count
+    ranks.rank, ranks.world_size = number, count
     return ranks
 
 
@@ -40,7 +40,7 @@ def rows_of(batches: list[Tensor]) -> list[list[int]]:
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_the_parts_of_a_batch_are_the_batch(count: int) -> None:
     whole = EpochOrder(22, 6, shuffle=True).batches(3, start=1)
-    parts = [one_of(number, count).cut(whole) for number in range(count)]
+    parts = [one_of(number, count).shard_batch(whole) for number in range(count)]
     for batch, *pieces in zip(whole, *parts, strict=True):
         assert torch.cat(pieces).tolist() == batch.tolist()
         assert max(map(len, pieces)) - min(map(len, pieces)) <= 1
@@ -48,7 +48,7 @@ def test_the_parts_of_a_batch_are_the_batch(count: int) -> None:
 
 def test_two_processes_with_half_the_batch_see_the_rows_of_one() -> None:
     whole = EpochOrder(24, 8, shuffle=True).batches(1, start=0)
-    halves = [one_of(number, 2).cut(whole) for number in (0, 1)]
+    halves = [one_of(number, 2).shard_batch(whole) for number in (0, 1)]
     for batch, first, second in zip(whole, *halves, strict=True):
         assert (first.tolist(), second.tolist()) == (batch[:4].tolist(), batch[4:].tolist())
 
@@ -56,7 +56,7 @@ def test_two_processes_with_half_the_batch_see_the_rows_of_one() -> None:
 @pytest.mark.parametrize(("count", "block"), [(1, 2), (2, 1), (2, 3), (4, 2)])
 def test_an_evaluation_is_dealt_out_whole_batch_by_whole_batch(count: int, block: int) -> None:
     whole = EpochOrder(22, 3).batches(1, start=0)
-    parts = [rows_of(one_of(number, count).deal(whole, block)) for number in range(count)]
+    parts = [rows_of(one_of(number, count).shard_evaluation(whole, block)) for number in range(count)]
     assert sorted(batch for part in parts for batch in part) == sorted(rows_of(whole))
     assert parts[0][:block] == rows_of(whole)[:block]
 
@@ -64,7 +64,7 @@ def test_an_evaluation_is_dealt_out_whole_batch_by_whole_batch(count: int, block
 def test_a_process_without_rows_has_an_input_and_no_target() -> None:
     x = torch.arange(5.0).unsqueeze(1)
     batches = MemoryBatches(Split((x,), x), EpochOrder(5, 4), Placement(torch.device("cpu"), torch.float32, DOTS))
-    found = [(len(inputs[0]), len(y)) for inputs, y in batches.epoch(1, pick=one_of(2, 3).cut)]
+    found = [(len(inputs[0]), len(y)) for inputs, y in batches.epoch(1, pick=one_of(2, 3).shard_batch)]
     assert found == [(1, 1), (1, 0)]
 
 

@@ -44,26 +44,26 @@ def parts() -> Any:
 
 
 def test_every_module_goes_back_to_its_own_mode(parts: Any) -> None:
-    with evaluation.evaluating(parts.model):
+    with evaluation.evaluation_mode(parts.model):
         assert not any(module.training for module in parts.model.modules())
     assert (parts.model.training, parts.model.dropout.training, parts.model.frozen.training) == (True, True, False)
 
 
 def test_outputs_are_those_of_evaluation(parts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.arange(20.0).view(10, 2)
-    (inputs,), answers, targets = evaluation.outputs_of(parts.model, parts.test, parts.runtime.autocast)
+    (inputs,), answers, targets = evaluation.collect_outputs(parts.model, parts.test, parts.runtime.autocast)
     assert torch.equal(inputs, x)
     assert torch.equal(answers, 2 * x)
     assert torch.equal(targets, x[:, :1])
     assert parts.model.dropout.training
-    monkeypatch.setattr(evaluation, "MOST_ROWS", 5)
+    monkeypatch.setattr(evaluation, "MAX_ROWS", 5)
     assert (
-        len(evaluation.outputs_of(parts.model, parts.test, parts.runtime.autocast)[1]) == 8
+        len(evaluation.collect_outputs(parts.model, parts.test, parts.runtime.autocast)[1]) == 8
     )  # whole batches, until there are enough
 
 
 def test_rows_are_given_without_asking_the_model(parts: Any) -> None:
-    (x,), targets = evaluation.rows_of(parts.training.train, 5)
+    (x,), targets = evaluation.collect_rows(parts.training.train, 5)
     assert torch.equal(x, torch.arange(10.0).view(5, 2))
     assert torch.equal(targets, x[:, :1])
     assert parts.model.asked == []
@@ -71,7 +71,7 @@ def test_rows_are_given_without_asking_the_model(parts: Any) -> None:
 
 def test_answers_come_in_pieces_and_in_the_models_precision(parts: Any) -> None:
     x = torch.rand(10_000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    answers = evaluation.answers(parts.model, x, parts.runtime)
+    answers = evaluation.compute_outputs(parts.model, x, parts.runtime)
     assert parts.model.asked == [(8192, torch.float32), (1808, torch.float32)]
     assert answers.dtype == torch.float32
     assert torch.equal(answers, 2 * x.float())
@@ -79,8 +79,8 @@ def test_answers_come_in_pieces_and_in_the_models_precision(parts: Any) -> None:
 
 
 def test_the_test_split_is_shown_before_the_others(parts: Any) -> None:
-    assert evaluation.shown_split(parts.training, parts.test) == ("test", parts.test)
+    assert evaluation.choose_split(parts.training, parts.test) == ("test", parts.test)
     parts.test = None
-    assert evaluation.shown_split(parts.training, parts.test) == ("val", parts.training.val)
+    assert evaluation.choose_split(parts.training, parts.test) == ("val", parts.training.val)
     parts.training.val = None
-    assert evaluation.shown_split(parts.training, parts.test) == ("train", parts.training.train)
+    assert evaluation.choose_split(parts.training, parts.test) == ("train", parts.training.train)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dlrun.core.errors import RequestError
 from dlrun.data.spec import DataSpec, TaskName
-from dlrun.engine.metrics import auroc
+from dlrun.engine.metrics import compute_auroc
 from dlrun.engine.objective import FLUSH_BATCHES, Objective
 
 ROWS = 150
@@ -48,10 +48,10 @@ def drawn(task: TaskName) -> tuple[Tensor, Tensor]:
 
 
 def measured(task: Objective, outputs: Tensor, targets: Tensor, sizes: list[int]) -> dict[str, float]:
-    totals = task.totals()
+    totals = task.new_accumulator()
     for o, t in zip(torch.split(outputs, sizes), torch.split(targets, sizes), strict=True):
-        totals.add(o, t, task.loss(o, t))
-    return totals.metrics()
+        totals.add(o, t, task.compute_loss(o, t))
+    return totals.compute_metrics()
 
 
 def regression_truth(outputs: Tensor, targets: Tensor) -> dict[str, float]:
@@ -125,7 +125,7 @@ def test_the_mean_of_batch_means_would_have_failed() -> None:
         outputs, targets = drawn(name)
         task, sizes = Objective(spec(name)), SPLITS["very unequal"]
         pairs = zip(torch.split(outputs, sizes), torch.split(targets, sizes), strict=True)
-        naive = sum(float(task.loss(o, t)) for o, t in pairs) / len(sizes)
+        naive = sum(float(task.compute_loss(o, t)) for o, t in pairs) / len(sizes)
         assert abs(naive - TRUTHS[name](outputs, targets)["loss"]) > 1e-3
 
 
@@ -135,7 +135,7 @@ def test_reduction_sum_minimizes_the_sum_and_reports_the_mean(name: TaskName) ->
     task = Objective(spec(name), reduction="sum")
     count = targets.numel() if name == "regression" else int((targets != -100).sum())
     mean = TRUTHS[name](outputs, targets)["loss"]
-    assert float(task.loss(outputs, targets)) == pytest.approx(mean * count, rel=1e-5)
+    assert float(task.compute_loss(outputs, targets)) == pytest.approx(mean * count, rel=1e-5)
     found = measured(task, outputs, targets, SPLITS["very unequal"])
     assert found["loss"] == pytest.approx(mean, rel=1e-5)
 
@@ -166,7 +166,7 @@ def test_each_loss_is_the_one_of_torch(name: TaskName, loss: str, truth: Any, re
     outputs = (
         outputs.sigmoid() if loss in ("bce", "scratch_bce") else outputs.log_softmax(-1) if loss == "nll" else outputs
     )
-    found = Objective(spec(name), loss, reduction).loss(outputs, targets)
+    found = Objective(spec(name), loss, reduction).compute_loss(outputs, targets)
     if name == "binary":
         outputs, targets = outputs.squeeze(-1), targets.float()
     if name == "tagging":
@@ -190,18 +190,18 @@ def test_a_loss_on_probabilities_answers_as_the_one_on_logits(name: TaskName, de
     truth = torch.cat([1 - logits.sigmoid(), logits.sigmoid()], 1) if name == "binary" else logits.softmax(-1)
     wanted = truth[:, 1] if name == "binary" else truth
     for task, outputs in ((one, logits), (two, linked)):
-        torch.testing.assert_close(task.probabilities(outputs), wanted)
-        assert torch.equal(task.predictions(outputs), truth.argmax(-1))
+        torch.testing.assert_close(task.compute_probabilities(outputs), wanted)
+        assert torch.equal(task.predict(outputs), truth.argmax(-1))
     first, second = (measured(t, o, targets, [ROWS]) for t, o in ((one, logits), (two, linked)))
     assert first == pytest.approx(second, rel=1e-5)
-    assert one.baseline(targets, targets) == pytest.approx(two.baseline(targets, targets), rel=1e-6)
+    assert one.compute_baseline(targets, targets) == pytest.approx(two.compute_baseline(targets, targets), rel=1e-6)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_the_perceptrons_gradient_is_its_update_rule(reduction: str) -> None:
     logits = torch.tensor([[2.0], [2.0], [-1.0], [-1.0], [0.0], [0.0]], requires_grad=True)
     targets = torch.tensor([1, 0, 1, 0, 1, 0])
-    loss = Objective(spec("binary"), "perceptron", reduction).loss(logits, targets)
+    loss = Objective(spec("binary"), "perceptron", reduction).compute_loss(logits, targets)
     loss.backward()
     rows = 6 if reduction == "mean" else 1
     assert logits.grad is not None
@@ -217,7 +217,9 @@ def test_the_perceptron_learns_blobs_by_rosenblatts_steps() -> None:
     for row, target in zip(x, targets, strict=True):
         by_hand -= ((by_hand @ row > 0).float() - target) * row
         z = (learned @ row).reshape(1, 1)
-        (step,) = torch.autograd.grad(Objective(spec("binary"), "perceptron").loss(z, target.reshape(1)), [learned])
+        (step,) = torch.autograd.grad(
+            Objective(spec("binary"), "perceptron").compute_loss(z, target.reshape(1)), [learned]
+        )
         learned = (learned - step).detach().requires_grad_()
     assert torch.equal(learned.detach(), by_hand)
     assert ((x @ by_hand > 0) == targets.bool()).float().mean() > 0.95
@@ -230,7 +232,7 @@ def test_the_baseline_is_scikit_learns_dummy(name: TaskName) -> None:
 
     _, targets = drawn(name)
     train, y = targets[:100], targets[100:].numpy()
-    found = Objective(spec(name)).baseline(train, targets[100:])
+    found = Objective(spec(name)).compute_baseline(train, targets[100:])
     if name == "regression":
         mean = DummyRegressor().fit(train, train.double().numpy()).predict(y)
         assert found["mse"] == pytest.approx(metrics.mean_squared_error(y, mean))
@@ -252,17 +254,17 @@ def test_the_baseline_is_scikit_learns_dummy(name: TaskName) -> None:
 
 def test_the_tagging_baseline_is_the_most_frequent_tag() -> None:
     targets = torch.tensor([[2, 2, 1], [2, -100, -100], [1, 2, -100]])  # tag 2: 4 of 6, tag 1: 2 of 6
-    found = Objective(spec("tagging", 3)).baseline(targets, targets)
+    found = Objective(spec("tagging", 3)).compute_baseline(targets, targets)
     entropy = -(4 / 6 * math.log(4 / 6) + 2 / 6 * math.log(2 / 6))
     assert found == pytest.approx({"loss": entropy, "accuracy": 4 / 6, "exact_match": 1 / 3}, rel=1e-6)
 
 
 def test_sequences_of_other_lengths_join_in_one_sum() -> None:
-    task, totals = Objective(spec("tagging", 2)), Objective(spec("tagging", 2)).totals()
+    task, totals = Objective(spec("tagging", 2)), Objective(spec("tagging", 2)).new_accumulator()
     for tags, said in (([[0, 1, 1]], [[0, 1, 0]]), ([[1]], [[1]]), ([[0, -100]], [[0, 1]])):
         targets, outputs = torch.tensor(tags), F.one_hot(torch.tensor(said), 2).float()
-        totals.add(outputs, targets, task.loss(outputs, targets))
-    found = totals.metrics()
+        totals.add(outputs, targets, task.compute_loss(outputs, targets))
+    found = totals.compute_metrics()
     assert (found["accuracy"], found["exact_match"]) == (4 / 5, 2 / 3)
 
 
@@ -272,16 +274,16 @@ def test_a_sum_that_was_saved_half_way_ends_in_the_same_bits(name: TaskName, sto
     outputs, targets = drawn(name)
     task = Objective(spec(name))
     pairs = list(zip(torch.split(outputs, 2), torch.split(targets, 2), strict=True))
-    whole, first, second = task.totals(), task.totals(), task.totals()
+    whole, first, second = task.new_accumulator(), task.new_accumulator(), task.new_accumulator()
     for i, (o, t) in enumerate(pairs):
-        whole.add(o, t, task.loss(o, t))
-        (first if i < stop else second).add(o, t, task.loss(o, t))
+        whole.add(o, t, task.compute_loss(o, t))
+        (first if i < stop else second).add(o, t, task.compute_loss(o, t))
         if i + 1 == stop:
             file = io.BytesIO()
             torch.save(first.state_dict(), file)
             file.seek(0)
             second.load_state_dict(torch.load(file, weights_only=True), CPU)
-    assert second.metrics() == whole.metrics()
+    assert second.compute_metrics() == whole.compute_metrics()
 
 
 def test_top_5_is_told_from_ten_classes_on() -> None:
@@ -290,10 +292,10 @@ def test_top_5_is_told_from_ten_classes_on() -> None:
 
 
 def test_the_area_under_the_curve_at_its_edges() -> None:
-    assert auroc(torch.tensor([0.1, 0.2]), torch.tensor([1, 1])) == 0.5
-    assert auroc(torch.tensor([0.1, 0.2]), torch.tensor([1, 0])) == 0.0
-    assert auroc(torch.tensor([0.3, 0.3]), torch.tensor([1, 0])) == 0.5
-    assert math.isnan(auroc(torch.tensor([math.nan, 0.2]), torch.tensor([1, 0])))
+    assert compute_auroc(torch.tensor([0.1, 0.2]), torch.tensor([1, 1])) == 0.5
+    assert compute_auroc(torch.tensor([0.1, 0.2]), torch.tensor([1, 0])) == 0.0
+    assert compute_auroc(torch.tensor([0.3, 0.3]), torch.tensor([1, 0])) == 0.5
+    assert math.isnan(compute_auroc(torch.tensor([math.nan, 0.2]), torch.tensor([1, 0])))
 
 
 def test_a_constant_target_has_no_r2() -> None:
@@ -326,8 +328,12 @@ def test_a_loss_of_ones_own_is_called_as_torchs_are() -> None:
         return getattr((z - y) ** 4, reduction)()
 
     powers = (outputs[:, 0] - targets) ** 4
-    assert torch.equal(Objective(spec("binary"), "mine.plain", own_loss=plain).loss(outputs, targets), powers.mean())
-    assert torch.equal(Objective(spec("binary"), "mine.reduced", "sum", reduced).loss(outputs, targets), powers.sum())
+    assert torch.equal(
+        Objective(spec("binary"), "mine.plain", own_loss=plain).compute_loss(outputs, targets), powers.mean()
+    )
+    assert torch.equal(
+        Objective(spec("binary"), "mine.reduced", "sum", reduced).compute_loss(outputs, targets), powers.sum()
+    )
     with pytest.raises(RequestError, match=r"mine\.plain has no parameter reduction; give it one, or leave out"):
         Objective(spec("binary"), "mine.plain", "sum", plain)
     with pytest.raises(RequestError, match="is a class; name a function"):

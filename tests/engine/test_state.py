@@ -15,7 +15,7 @@ from dlrun.core.errors import CheckpointError, RunError
 from dlrun.data.batches import EpochOrder, MemoryBatches, Placement
 from dlrun.data.spec import DataSpec, Split
 from dlrun.engine.callback import Callback, EpochSummary
-from dlrun.engine.device import rng_state, set_rng_state
+from dlrun.engine.device import get_rng_state, set_rng_state
 from dlrun.engine.objective import Objective
 from dlrun.engine.optim.schedule import Schedule
 from dlrun.engine.state import Progress, StopRules, TrainState
@@ -56,13 +56,13 @@ def made(scheduler: str = "one_cycle", mode: str = "min", **limits: Any) -> Trai
         schedule = Schedule(optimizer, ReduceLROnPlateau(optimizer, patience=0, threshold=0.5))
     return TrainState(
         model=model,
-        task=Objective(SPEC),
+        objective=Objective(SPEC),
         optimizer=optimizer,
         schedule=schedule,
         scaler=torch.amp.GradScaler("cpu", enabled=False),
         train=batches(22, shuffle=True),
         val=batches(9),
-        limits=StopRules(**{"epochs": EPOCHS, "patience": 2} | limits),
+        stop_rules=StopRules(**{"epochs": EPOCHS, "patience": 2} | limits),
         monitor="val/loss",
         mode=mode,
         autocast=contextlib.nullcontext,
@@ -94,7 +94,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(stop_at: int, scheduler
     rows = fit(whole)
     first = made(**settings)
     begun = fit(first, stop_at)
-    state = through_a_file(first.state_dict() | {"rng": rng_state()})
+    state = through_a_file(first.state_dict() | {"rng": get_rng_state()})
     second = made(**settings)
     fit(made(**settings))  # whatever other runs did to the generators meanwhile
     second.load_state_dict(state, CPU)
@@ -116,8 +116,8 @@ def test_every_part_of_the_state_is_needed(missing: str) -> None:
     whole, first, second = made(), made(), made()
     rows = fit(whole)
     begun = fit(first, 8)
-    state = first.state_dict() | {"rng": rng_state()}
-    fresh = made().state_dict() | {"rng": rng_state()}
+    state = first.state_dict() | {"rng": get_rng_state()}
+    fresh = made().state_dict() | {"rng": get_rng_state()}
     state[missing] = fresh[missing]
     second.load_state_dict(through_a_file(state), CPU)
     set_rng_state(state["rng"])
@@ -130,7 +130,7 @@ class Keeping(Rows):
     state: Any = None
 
     def on_interrupt(self, training: TrainState) -> None:
-        self.state = through_a_file(training.state_dict() | {"rng": rng_state()})
+        self.state = through_a_file(training.state_dict() | {"rng": get_rng_state()})
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -169,7 +169,7 @@ def test_the_first_and_the_last_finite_loss_are_part_of_the_state() -> None:
 def test_no_state_is_given_after_a_loss_that_is_not_finite() -> None:
     training = made()
     fit(training, 2)
-    training.recent.append((3, torch.tensor(math.nan)))
+    training.recent_losses.append((3, torch.tensor(math.nan)))
     with pytest.raises(RunError, match=r"the loss is nan at step 3 .*; the last finite loss was \d"):
         training.state_dict()
 
@@ -221,7 +221,7 @@ def test_what_counts_as_better(mode: str, min_delta: float, values: list[float],
     found, waited = [], []
     for epoch, value in enumerate(values, start=1):
         training.progress.epoch, training.progress.step = epoch, 10 * epoch
-        found.append(training.improved(value))
+        found.append(training.update_best(value))
         waited.append(training.progress.epochs_without_improvement)
     assert found == best
     last = max(i for i, better in enumerate(best) if better)
@@ -245,7 +245,7 @@ def test_what_counts_as_better(mode: str, min_delta: float, values: list[float],
 def test_when_training_ends(progress: Progress, limits: dict[str, Any], done: bool, tired: bool) -> None:
     training = made(**limits)
     training.progress = progress
-    assert (training.done, training.out_of_patience) == (done, tired)
+    assert (training.is_done, training.is_out_of_patience) == (done, tired)
 
 
 def test_samples_and_seconds_add_up_over_interruptions() -> None:

@@ -182,11 +182,11 @@ def test_accumulated_gradients_are_those_of_one_large_batch(
     x, y = data.inputs[0].double(), data.targets
     y = y.double() if y.is_floating_point() else y
     for i, (rows, targets) in enumerate(zip(torch.split(x, sizes), torch.split(y, sizes), strict=True)):
-        loss = training.task.loss(truth(rows), targets)
+        loss = training.objective.compute_loss(truth(rows), targets)
         wanted = torch.autograd.grad(loss, list(truth.parameters()))
         for found, right in zip(optimizer.seen[i], wanted, strict=True):
             torch.testing.assert_close(found, right, rtol=1e-10, atol=1e-12)
-        shown = loss.item() / (1 if reduction == "mean" else int(training.task.weight(targets)))
+        shown = loss.item() / (1 if reduction == "mean" else int(training.objective.count_targets(targets)))
         assert recorder.steps[i + 1]["train/loss_step"] == pytest.approx(shown)
         norm = torch.cat([g.flatten() for g in wanted]).norm()
         assert recorder.steps[i + 1]["train/grad_norm"] == pytest.approx(float(norm))
@@ -240,7 +240,7 @@ def test_training_stops_early_when_nothing_improves(patience: int, epochs: int) 
 def test_evaluation_weighs_every_row_the_same(size: int) -> None:
     model, data = net(dropout=0.5), drawn()
     training = prepared(model, SGD(model.parameters(), lr=0.1), batches(data, size))
-    found = trainer.evaluate(model, training.train, training.task, contextlib.nullcontext)
+    found = trainer.evaluate(model, training.train, training.objective, contextlib.nullcontext)
     with torch.no_grad():
         outputs = model.eval()(data.inputs[0])
     assert found["loss"] == pytest.approx(float(F.cross_entropy(outputs, data.targets)), rel=1e-6)

@@ -17,7 +17,7 @@ from torch import nn
 
 from dlrun.core.errors import CheckpointError, DataError, RunError
 from dlrun.data.spec import DataSpec
-from dlrun.engine.state import load_optimizer
+from dlrun.engine.state import load_optimizer_state
 from dlrun.runs import checkpoint, folder
 from dlrun.runs.plain import NotPlainError, decode, encode
 
@@ -217,7 +217,7 @@ def test_arrays_in_an_optimizer_come_back() -> None:
     first.grad = torch.ones_like(first)
     one.step()
     one.state[first]["trace"] = np.arange(2.0)
-    load_optimizer(two, decode(read_back(encode({"optimizer": one.state_dict()})))["optimizer"])
+    load_optimizer_state(two, decode(read_back(encode({"optimizer": one.state_dict()})))["optimizer"])
     found = two.state[two.param_groups[0]["params"][0]]
     assert np.array_equal(found["trace"], np.arange(2.0))
     assert torch.equal(found["momentum_buffer"], one.state[first]["momentum_buffer"])

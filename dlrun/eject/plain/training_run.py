@@ -130,7 +130,7 @@ class TrainingRun:
         if self.rows * share / (1 - share) < _FEW * size:
             return 1
         val = self.saved.splits.val
-        return 1 if val is None else trainer.evaluation_block(math.ceil(count_rows(val) / size))
+        return 1 if val is None else trainer.choose_block_size(math.ceil(count_rows(val) / size))
 
     @property
     def channels_last(self) -> bool:

@@ -10,9 +10,9 @@ from dlrun.core import errors
 from dlrun.core.errors import RequestError
 from dlrun.data.batches import Batch, Batches, Shard
 from dlrun.engine import trainer
-from dlrun.engine.device import ran_out
+from dlrun.engine.device import is_out_of_memory
 from dlrun.engine.state import TrainState
-from dlrun.engine.untouched import attributes_restored, untouched
+from dlrun.engine.untouched import preserve_state, restore_attributes
 
 
 def compile_model(t: TrainState, test: Batches | None) -> float:
@@ -27,7 +27,7 @@ def compile_model(t: TrainState, test: Batches | None) -> float:
     try:
         _try_all(t, test)
     except Exception as error:  # its many parts raise what they like
-        if ran_out(error):
+        if is_out_of_memory(error):
             raise
         first = list(errors.chain(error))[-1]
         said = (str(first).strip() or type(first).__name__).splitlines()[0]
@@ -40,9 +40,9 @@ def _try_all(t: TrainState, test: Batches | None) -> None:
     scaler = t.scaler
     t.scaler = torch.amp.GradScaler(enabled=False)  # the real one counts what it is asked for
     try:
-        with untouched(t.model), attributes_restored(t.model):
+        with preserve_state(t.model), restore_attributes(t.model):
             t.model.train()
-            for batch in _shapes(t.train, t.ranks.cut):
+            for batch in _shapes(t.train, t.ranks.shard_batch):
                 trainer.backward(t, [batch], [])
             t.optimizer.zero_grad()
             t.model.eval()

@@ -126,7 +126,7 @@ class CudaGraphStep:
             for p, gradient in zip(t.model.parameters(), made.gradients, strict=True):
                 p.grad = gradient
             self.current = made
-        if t.limits.grad_clip_norm is not None and made.norm is not None:
+        if t.stop_rules.grad_clip_norm is not None and made.norm is not None:
             t.grad_norm = made.norm
         if made.settings is None:
             t.optimizer.step()
@@ -138,7 +138,7 @@ def _settings(t: TrainState) -> list[dict[str, Any]] | None:
     groups, schedule = t.optimizer.param_groups, t.schedule
     by_step = schedule.steps < schedule.warmup_steps or (schedule.interval == "step" and schedule.scheduler is not None)
     fused = type(t.optimizer) in _WHOLE and all(group.get("fused") for group in groups)
-    if by_step or not fused or t.average is not None:
+    if by_step or not fused or t.ema is not None:
         return None
     return [{key: value for key, value in group.items() if key != "params"} for group in groups]
 
@@ -160,14 +160,14 @@ def _shape(group: list[Batch]) -> tuple[Any, ...]:
     return tuple((x.shape, x.dtype, x.stride()) for inputs, targets in group for x in (*inputs, targets))
 
 
-def why_not(t: TrainState, kind: str, compiled: bool, profiled: bool) -> str | None:
+def find_obstacle(t: TrainState, kind: str, compiled: bool, profiled: bool) -> str | None:
     """Why a training on a GPU has no graph; null where it can have one.
 
     kind: of the data, as in DataSpec; compiled, profiled: device.compile and trainer.profile.
     """
     reasons = {
         "packed sequences have another shape each batch": kind == "tokens",
-        "several processes send gradients to each other": t.ranks.count > 1,
+        "several processes send gradients to each other": t.ranks.world_size > 1,
         "fp16 scales its loss by what the last step gave": t.scaler.is_enabled(),
         "the optimizer evaluates the loss itself": requires_closure(t.optimizer),
         "device.compile records steps its own way": compiled,

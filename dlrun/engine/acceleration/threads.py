@@ -10,12 +10,12 @@ from dlrun.data.batches import Batch
 from dlrun.engine import trainer
 from dlrun.engine.object_state import duplicate
 from dlrun.engine.state import TrainState
-from dlrun.engine.untouched import untouched
+from dlrun.engine.untouched import preserve_state
 
 _TIMED, _WARM = 5, 2  # steps
 
 
-def fastest(training: TrainState, cores: int) -> tuple[int, dict[int, float]]:
+def find_fastest(training: TrainState, cores: int) -> tuple[int, dict[int, float]]:
     """The number of threads with the least median time of a step, and milliseconds a step by number of threads.
 
     Tried are 1, 2, 4, ... and all cores; of those within 3 % of the best the fewest are taken. The model, the
@@ -24,9 +24,9 @@ def fastest(training: TrainState, cores: int) -> tuple[int, dict[int, float]]:
     counts = sorted({min(2**i, cores) for i in range(cores.bit_length() + 1)})
     before, times = torch.get_num_threads(), dict[int, float]()
     batch = next(training.train.epoch(1))
-    with untouched(training.model):
+    with preserve_state(training.model):
         model = duplicate(training.model).train()
-        trial = replace(training, model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.0), average=None)
+        trial = replace(training, model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.0), ema=None)
         try:
             for count in counts:
                 torch.set_num_threads(count)

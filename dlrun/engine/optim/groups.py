@@ -9,7 +9,7 @@ from torch import nn
 from dlrun.core.errors import RequestError
 
 
-def parameter_groups(model: nn.Module, groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def make_parameter_groups(model: nn.Module, groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Parameter groups for a torch optimizer: one for each entry of `groups`, then one for the rest.
 
     An entry is {match: <shell pattern on parameter names>, lr: ..., ...}. The first match wins; an entry that

@@ -7,10 +7,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 # A scheduler's arguments that null makes the length of the whole training.
-OF_THE_WHOLE = ("T_max", "total_steps", "total_iters")
+LENGTH_ARGUMENTS = ("T_max", "total_steps", "total_iters")
 
 
-def moves_after_warmup(steps: int, steps_per_epoch: int, interval: str, warmup_steps: int) -> int:
+def count_scheduler_steps(steps: int, steps_per_epoch: int, interval: str, warmup_steps: int) -> int:
     """How often a scheduler moves in a training of `steps` optimizer steps: once a step or epoch that ends after the
     warm-up.
 

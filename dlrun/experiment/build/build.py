@@ -24,10 +24,10 @@ from dlrun.data.datasets import Part
 from dlrun.data.inspection import BatchCheck, Inspection, inspect_loaded, inspect_splits
 from dlrun.data.spec import DataSpec, Split, Splits
 from dlrun.data.workers import GuardedDataset
-from dlrun.engine.device import Runtime, cores, ran_out
+from dlrun.engine.device import Runtime, count_cores, is_out_of_memory
 from dlrun.engine.objective import Objective
-from dlrun.engine.optim.groups import parameter_groups
-from dlrun.engine.optim.schedule import OF_THE_WHOLE, Schedule, moves_after_warmup
+from dlrun.engine.optim.groups import make_parameter_groups
+from dlrun.engine.optim.schedule import LENGTH_ARGUMENTS, Schedule, count_scheduler_steps
 from dlrun.engine.state import StopRules
 from dlrun.engine.trainer import requires_closure
 from dlrun.experiment.build import targets
@@ -255,12 +255,12 @@ def build_batches(settings: Settings, splits: Splits, model: nn.Module, runtime:
     channels_last = wants_channels_last(model, splits.spec, runtime)
     placement = Placement(runtime.device, runtime.dtype, splits.spec, channels_last)
     inspection = _configure_inspection(settings, splits.spec)
-    batch_size = keys.batch_size * runtime.batches_a_step
+    batch_size = keys.batch_size * runtime.batches_per_step
     eval_batch_size = keys.eval_batch_size or max(keys.batch_size, 256)
-    workers = min(max(cores() - 1, 1), 4) if keys.num_workers is None else keys.num_workers
+    workers = min(max(count_cores() - 1, 1), 4) if keys.num_workers is None else keys.num_workers
 
     # On a CPU every local process holds the data in the same memory.
-    sharers = 1 if runtime.device.type == "cuda" else runtime.ranks.local_count
+    sharers = 1 if runtime.device.type == "cuda" else runtime.ranks.local_world_size
     free_bytes = int(keys.memory_share * batching.measure_free_memory(runtime.device)) // sharers
 
     batches: list[Batches | None] = []
@@ -317,7 +317,7 @@ def build_stop_rules(settings: Settings, train: Batches) -> StopRules:
 def build_optimizer(settings: Settings, model: nn.Module, trusted_modules: Sequence[str] | None) -> Optimizer:
     """Build the optimizer over the model's parameters, in the groups of `optimizer.groups`."""
     entries = settings.optimizer_keys.groups or []
-    groups = parameter_groups(model, entries)
+    groups = make_parameter_groups(model, entries)
     for number, entry in enumerate(entries):
         _try_group(settings.optimizer, entry, f"optimizer.groups[{number}]", trusted_modules)
 
@@ -381,10 +381,10 @@ def build_schedule(
     steps = trainer.limit_epochs(steps_per_epoch) * steps_per_epoch
     if trainer.max_steps:
         steps = min(steps, trainer.max_steps)
-    length = max(moves_after_warmup(steps, steps_per_epoch, keys.interval, keys.warmup_steps), 1)
+    length = max(count_scheduler_steps(steps, steps_per_epoch, keys.interval, keys.warmup_steps), 1)
 
     lr = float(settings.optimizer.arguments.get("lr") or optimizer.param_groups[0]["lr"])
-    defaults = {"max_lr": 10 * lr, **dict.fromkeys(OF_THE_WHOLE, length)}
+    defaults = {"max_lr": 10 * lr, **dict.fromkeys(LENGTH_ARGUMENTS, length)}
     arguments = dict(block.arguments)
     for key, value in block.arguments.items():
         if value is None and key in defaults:
@@ -417,7 +417,7 @@ def _instantiate(block: Block, trusted_modules: Sequence[str] | None, keys: type
         return _call(resolve_target(block, trusted_modules), block.arguments, trusted_modules, positional)
     except Exception as cause:
         # The target may be the user's own, so anything can come.
-        if isinstance(cause, DlrunError) or ran_out(cause):
+        if isinstance(cause, DlrunError) or is_out_of_memory(cause):
             raise
 
         kind = "" if isinstance(cause, ValueError) else f"{type(cause).__name__}: "

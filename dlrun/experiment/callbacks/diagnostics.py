@@ -19,7 +19,7 @@ from dlrun.data.spec import PADDING, DataSpec
 from dlrun.engine import device
 from dlrun.engine.callback import Callback, EpochSummary
 from dlrun.engine.device import START_SCALE
-from dlrun.engine.evaluation import evaluating, rows_of
+from dlrun.engine.evaluation import collect_rows, evaluation_mode
 from dlrun.engine.metrics import regression_metrics, regression_sums
 from dlrun.engine.state import TrainState
 from dlrun.experiment.context import RunContext
@@ -102,7 +102,7 @@ class Diagnostics(Callback):
 
         work_per_row = max(sum(layer.multiply_adds for layer in context.layers), 1)
         row_count = min(max(int(_MULTIPLY_ADDS / work_per_row), _FEWEST_ROWS), _ROWS)
-        rng = device.rng_state()
+        rng = device.get_rng_state()
         self.inputs, self.targets = _read_rows(context.training.train, row_count)
         device.set_rng_state(rng)
 
@@ -140,7 +140,7 @@ class Diagnostics(Callback):
         else:
             troubles |= find_nonfinite(self.rows[-1], progress.bad_gradient_step, context.model)
 
-        rng = device.rng_state()
+        rng = device.get_rng_state()
         outputs, awake = self.probe(self.inputs)
         if len(self.rows) == 1:
             can_normalize = "normalize" in context.settings.data.arguments
@@ -182,7 +182,7 @@ class Diagnostics(Callback):
         batch_size = self.context.settings.data_keys.eval_batch_size or _ROWS
         batches = zip(*(torch.split(x, batch_size) for x in inputs), strict=True)
         try:
-            with evaluating(model), self.context.runtime.autocast():
+            with evaluation_mode(model), self.context.runtime.autocast():
                 # A compiled model knows no hooks, so its forward is called.
                 outputs = [model.forward(*batch).float() for batch in batches]
         finally:
@@ -200,7 +200,7 @@ class Diagnostics(Callback):
     def name_last_operation(self) -> str:
         """Autograd's name of the model's last operation, reshaping aside; empty if no gradient flows."""
         model = self.context.model
-        with evaluating(model), self.context.runtime.autocast():
+        with evaluation_mode(model), self.context.runtime.autocast():
             node = model.forward(*(x[:2] for x in self.inputs)).grad_fn
         while node is not None and node.name().startswith(_RESHAPING):
             node = node.next_functions[0][0]
@@ -213,7 +213,7 @@ class Diagnostics(Callback):
         split = "train" if context.training.val is None else "val"
         accuracy = f"{split}/accuracy"
 
-        code = find_only_class(context.task.predictions(outputs), self.targets, spec)
+        code = find_only_class(context.task.predict(outputs), self.targets, spec)
         if code is None or len({row[accuracy] for row in idle}) > 1:
             return {}
 
@@ -227,8 +227,8 @@ def _read_rows(train: Batches, most: int) -> tuple[tuple[Tensor, ...], Tensor]:
     """Up to `most` training rows; of a data set read from files the fewest, in this process, without workers."""
     if isinstance(train, LoaderBatches):
         batches = LoaderBatches(train.dataset, train.order, train.place, workers=0, check=train.check)
-        return rows_of(batches, _FEWEST_ROWS)
-    return rows_of(train, most)
+        return collect_rows(batches, _FEWEST_ROWS)
+    return collect_rows(train, most)
 
 
 def _take_idle_rows(rows: Rows) -> Rows:

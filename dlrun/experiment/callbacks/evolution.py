@@ -12,7 +12,7 @@ from dlrun.core.errors import RequestError
 from dlrun.data.spec import DataSpec
 from dlrun.engine import device
 from dlrun.engine.callback import Callback, EpochSummary
-from dlrun.engine.evaluation import answers, evaluating, rows_of
+from dlrun.engine.evaluation import collect_rows, compute_outputs, evaluation_mode
 from dlrun.engine.state import TrainState
 from dlrun.experiment.context import RunContext
 from dlrun.runs.logger import Logger
@@ -55,7 +55,7 @@ class Evolution(Callback):
         self.tracker = tracker
         self.kind = choose_kind(context.splits.spec)
         self.frames = folder / "figures" / "evolution"
-        self.inputs, self.targets = rows_of(context.training.train, 1 if self.kind == "word" else _MOST_DOTS)
+        self.inputs, self.targets = collect_rows(context.training.train, 1 if self.kind == "word" else _MOST_DOTS)
 
     def on_epoch_end(self, training: TrainState, summary: EpochSummary) -> None:
         """Show an epoch, when it is one of those to show."""
@@ -63,7 +63,7 @@ class Evolution(Callback):
         epoch, step = int(row["epoch"]), int(row["step"])
         if epoch != 1 and epoch % self.every_epochs:
             return
-        before = device.rng_state()
+        before = device.get_rng_state()
         if self.kind == "word":
             self.tracker.log_text("tagging/train", self.tag_first_word(), step)
         else:
@@ -89,7 +89,9 @@ class Evolution(Callback):
             axes.legend(title="true class", loc="upper right", framealpha=0.9)
             return
         rows = {"train": (x, self.targets)}
-        fit.draw_curve(axes, rows, lambda x: answers(context.model, x, context.runtime), spec, context.splits.truth)
+        fit.draw_curve(
+            axes, rows, lambda x: compute_outputs(context.model, x, context.runtime), spec, context.splits.truth
+        )
         low, high = float(self.targets.min()), float(self.targets.max())
         margin = 0.15 * (high - low) or 1.0
         axes.set_ylim(low - margin, high + margin)
@@ -99,8 +101,8 @@ class Evolution(Callback):
     def tag_first_word(self) -> str:
         """The first training word and the tags that the model gives it now."""
         spec, length = self.context.splits.spec, int(self.inputs[1][0])
-        with evaluating(self.context.model), self.context.runtime.autocast():
-            predicted = self.context.task.predictions(self.context.model(*self.inputs))
+        with evaluation_mode(self.context.model), self.context.runtime.autocast():
+            predicted = self.context.task.predict(self.context.model(*self.inputs))
         return f"{errors.text(spec, self.inputs[0][0], length)} → {errors.tags(spec, predicted[0, :length])}"
 
 
@@ -117,4 +119,4 @@ def write_animation(figures: Path, last_epoch: int) -> None:
 
 
 def _probabilities(context: RunContext) -> "Callable[[torch.Tensor], torch.Tensor]":
-    return lambda rows: context.task.probabilities(answers(context.model, rows, context.runtime))
+    return lambda rows: context.task.compute_probabilities(compute_outputs(context.model, rows, context.runtime))

@@ -13,7 +13,7 @@ from rich.table import Table
 from torch.profiler import record_function
 
 from dlrun.data.batches import Batch, Batches, Shard
-from dlrun.engine.callback import overriding
+from dlrun.engine.callback import find_overriding
 from dlrun.engine.state import TrainState
 from dlrun.engine.trainer import Trainer
 from dlrun.runs.reports.console import table
@@ -116,7 +116,7 @@ def profile_training(trainer: Trainer, folder: Path) -> Iterator[Profile]:
     hooks = [t.optimizer.register_step_post_hook(lambda *_: profile.charge("optimizer"))]  # one with a closure alone
     t.scaler.step = profile.wrap(t.scaler.step, "optimizer")  # type: ignore[method-assign]
     for name in trainer.hooks:
-        timed = overriding(trainer.callbacks, name)
+        timed = find_overriding(trainer.callbacks, name)
         trainer.hooks[name] = [profile.wrap(getattr(callback, name), callback.phase) for callback in timed]
     with _traced(folder / FOLDER) as trace:
 

@@ -48,7 +48,7 @@ class ProgressDisplay(Callback):
                 self._say_epoch(self._line_left_out)
 
     def _bar(self) -> RenderableType:
-        progress, limits = self._training.progress, self._training.limits
+        progress, limits = self._training.progress, self._training.stop_rules
         steps_per_epoch = -(-len(self._training.train) // limits.accumulate_steps)
         total = min(limits.epochs * steps_per_epoch, limits.max_steps or limits.epochs * steps_per_epoch)
         seconds = time.perf_counter() - self._started
@@ -67,7 +67,7 @@ class ProgressDisplay(Callback):
         is_first = not self._last_row
         self._last_row = row
 
-        epochs = training.limits.epochs
+        epochs = training.stop_rules.epochs
         rate = f"{epoch.timings['samples_per_second']:,.0f} samples/s"
         best = "  best" if epoch.is_best else ""
         text = f"epoch {int(row['epoch']):>{len(str(epochs))}}/{epochs}  {metrics_line(row)}  {rate}{best}"

@@ -67,9 +67,9 @@ def check_gradients(words: list[str]) -> int:
     composed = asked.config
     composed["device"].update({"name": "cpu", "index": None, "precision": "fp64", "compile": False})
     settings = schema.read(composed, asked.choices)
-    with device.session(settings.rest.device, settings.rest.seed) as process:
+    with device.device_session(settings.rest.device, settings.rest.seed) as process:
         parts = prepare(settings, process, asked.trusted_modules)
-        with untouched.untouched(parts.model):
+        with untouched.preserve_state(parts.model):
             found = [row for subject in find_subjects(parts) for row in check_subject(subject)]
     if not found:
         raise RequestError(
@@ -101,7 +101,7 @@ def list_handwritten_models() -> list[str]:
 
 def find_subjects(parts: RunContext) -> Iterator[Subject]:
     """Every layer that has a `reference`, with what it gets from one training batch, and the loss if it is ours."""
-    batch, targets = evaluation.small_batch(parts.training.train, _ROWS)
+    batch, targets = evaluation.take_small_batch(parts.training.train, _ROWS)
     layers = {n: m for n, m in parts.model.named_modules() if callable(getattr(m, "reference", None))}
     got: dict[str, Tensor] = {}
     handles = [m.register_forward_pre_hook(_keep(got, name)) for name, m in layers.items()]
@@ -131,7 +131,13 @@ def _loss(task: Objective, outputs: Tensor, targets: Tensor) -> Subject:
     room = torch.minimum(outputs, 1 - outputs).clamp(min=0)  # a step must not lead out of [0, 1]
     unit = room if name == "scratch_bce" else outputs.abs().clamp(min=1)
     return Subject(
-        "loss", name, lambda x: task.loss(x, targets), lambda x: by_torch.loss(x, targets), outputs, {}, unit
+        "loss",
+        name,
+        lambda x: task.compute_loss(x, targets),
+        lambda x: by_torch.compute_loss(x, targets),
+        outputs,
+        {},
+        unit,
     )
 
 

@@ -139,7 +139,7 @@ def train_at_rates(
         for i in groups:
             optimizer.param_groups[i]["lr"] = rate
         loss = float(trainer.backward(t, group, []))
-        yield loss / (sum(len(targets) for _, targets in group) if t.task.reduction == "sum" else 1)
+        yield loss / (sum(len(targets) for _, targets in group) if t.objective.reduction == "sum" else 1)
         if not math.isfinite(loss):
             return
         t.scaler.step(optimizer)
@@ -160,7 +160,7 @@ def find_diverging_rate(
     rate = curve.rates[curve.lowest]
     while rate <= HIGHEST * 1.01:
         losses = list(train_at_rates(t, make(), groups, [rate] * _TRIAL_STEPS))
-        t.built.fit(start)
+        t.built_buffers.fit(start)
         t.model.load_state_dict(start)
         if not math.isfinite(losses[-1]) or np.mean(losses[-5:]) > curve.level + curve.noise:
             return rate
@@ -172,7 +172,7 @@ def iterate_steps(t: TrainState) -> Iterator[list[Batch]]:
     """The batches of one optimizer step after another, epoch after epoch."""
     for epoch in count(1):
         made = t.train.epoch(epoch)
-        while group := list(islice(made, t.limits.accumulate_steps)):
+        while group := list(islice(made, t.stop_rules.accumulate_steps)):
             yield group
 
 
@@ -186,9 +186,9 @@ def check_lr(words: Sequence[str]) -> int:
     if asked is None:
         return 0
     settings = schema.read(asked.config, asked.choices)
-    generators = device.rng_state()
+    generators = device.get_rng_state()
     try:
-        with device.session(settings.rest.device, settings.rest.seed) as process:
+        with device.device_session(settings.rest.device, settings.rest.seed) as process:
             parts = prepare(settings, process, asked.trusted_modules)
             refuse_optimizer(parts.training.optimizer, settings)
             start = copy.deepcopy(parts.model.state_dict())
@@ -197,7 +197,7 @@ def check_lr(words: Sequence[str]) -> int:
             curve = measure_curve(parts.training, make(), groups)
             if not curve.first:
                 raise RunError("the loss is not finite before the first step; try inputs of a size around 1")
-            parts.training.built.fit(start)
+            parts.training.built_buffers.fit(start)
             parts.model.load_state_dict(start)
             top = find_diverging_rate(parts.training, make, groups, curve)
     finally:

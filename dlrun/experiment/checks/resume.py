@@ -17,7 +17,7 @@ from dlrun.config import schema
 from dlrun.config.request import Request
 from dlrun.core.errors import RequestError, RunError
 from dlrun.core.own_code import own_modules
-from dlrun.engine.device import session
+from dlrun.engine.device import device_session
 from dlrun.engine.object_state import find_difference
 from dlrun.experiment.checks.gradients import parse_one_run
 from dlrun.experiment.hidden_state.comparison import NOT_SAVED
@@ -80,7 +80,7 @@ def plan_training(words: list[str], asked: Request) -> Plan:
     """The user's choice, shortened, saving often, and without what takes time and is not compared."""
     settings = schema.read(asked.config, asked.choices)
     trainer = settings.rest.trainer
-    with session(settings.rest.device, settings.rest.seed) as process:
+    with device_session(settings.rest.device, settings.rest.seed) as process:
         batches = len(prepare(settings, process, asked.trusted_modules).training.train)
     per_epoch = math.ceil(batches / trainer.accumulate_steps)
     epochs = min(trainer.limit_epochs(per_epoch), max(_MOST_EPOCHS, math.ceil(_FEW_STEPS / per_epoch)))

@@ -30,13 +30,13 @@ from dlrun.engine import device as runtime
 from dlrun.engine import evaluation
 from dlrun.engine.made_buffers import BuiltBuffers
 from dlrun.engine.object_state import (
-    OF_TORCH,
+    TORCH_ATTRIBUTES,
     count_bytes,
     duplicate,
     find_difference,
     find_enclosing_function,
+    get_generator_state,
     name_modules,
-    state_of_generator,
 )
 from dlrun.engine.objective import Objective
 from dlrun.engine.optim.schedule import Schedule
@@ -107,7 +107,7 @@ class ReloadCheck:
         """state: of a checkpoint, as it was read back. Whatever goes wrong here is a note, never the run's end."""
         if self.is_done:
             return
-        generators = runtime.rng_state()
+        generators = runtime.get_rng_state()
         try:
             if self.obstacle is not None:
                 raise self.obstacle
@@ -460,13 +460,13 @@ _MOST_ROWS = 32
 def take_sample(batch: Batch, work: int) -> Batch:
     """A copy of some rows of a batch. work: multiply-adds for one row."""
     rows = min(_MOST_ROWS, max(2, int(_MOST_WORK / max(work, 1))))
-    inputs, targets = evaluation.head(batch, rows)
+    inputs, targets = evaluation.take_rows(batch, rows)
     return tuple(x.clone() for x in inputs), targets.clone()
 
 
 def _read_sample(parts: "RunContext") -> Batch:
     """Some rows of the first batch; the generators are afterwards as they were."""
-    generators = runtime.rng_state()
+    generators = runtime.get_rng_state()
     try:
         return take_sample(next(parts.training.train.epoch(1)), 0)
     finally:
@@ -534,7 +534,7 @@ def _differing_attributes(live: nn.Module, loaded: nn.Module) -> Iterator[Differ
 
 def _differing_values(where: str, owner: Any, twin: Any, name: str = "", advice: str = "") -> list[Difference]:
     """Attributes of one object, a module or not, that differ from those of another of its class."""
-    left_out = OF_TORCH if isinstance(owner, nn.Module) else frozenset[str]()
+    left_out = TORCH_ATTRIBUTES if isinstance(owner, nn.Module) else frozenset[str]()
     differences = []
     for key in (*owner.__dict__, *(key for key in twin.__dict__ if key not in owner.__dict__)):
         if key in left_out:
@@ -585,7 +585,7 @@ def _describe(name: str, module: nn.Module) -> str:
 def _advice(owner: Any, value: Any = None) -> str:
     if not isinstance(owner, nn.Module):
         return "make its class an nn.Module, and register it as a buffer"
-    if state_of_generator(value) is not None:
+    if get_generator_state(value) is not None:
         return "return its state from get_extra_state"
     return "register it as a buffer, or return it from get_extra_state"
 
@@ -621,11 +621,11 @@ def _answer_of_loss(task: Objective, outputs: Tensor, targets: Tensor, calls: in
     runtime.seed_everything(0)
     with torch.enable_grad():
         answered = outputs.clone().requires_grad_(True)
-        value = task.loss(answered, targets)
+        value = task.compute_loss(answered, targets)
         gradients = torch.autograd.grad(value, [answered], allow_unused=True)
-        later = [task.loss(answered, targets).detach() for _ in range(calls)]
+        later = [task.compute_loss(answered, targets).detach() for _ in range(calls)]
     with torch.no_grad():
-        evaluated = task.loss(outputs, targets)
+        evaluated = task.compute_loss(outputs, targets)
     present = [gradient for gradient in gradients if gradient is not None]
     return {"value": [value.detach()], "gradients": present, "evaluated": [evaluated], "later": later}
 

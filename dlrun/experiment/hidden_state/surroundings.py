@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from dlrun.core.own_code import has_own_file, is_ours
-from dlrun.engine.object_state import PLAIN, count_bytes, duplicate, iterate_reachable
+from dlrun.engine.object_state import PLAIN_TYPES, count_bytes, duplicate, iterate_reachable
 
 _MOST_BYTES = 2**26  # of one variable: data that a module holds are not copied
 
@@ -155,7 +155,7 @@ def _variables_of_closure(function: types.FunctionType) -> Iterator[Variable]:
 
 def _can_change(value: Any) -> bool:
     """Whether a variable may hold state: no module, class or function, no net, and not too large."""
-    if isinstance(value, (*PLAIN, _Missing)):
+    if isinstance(value, (*PLAIN_TYPES, _Missing)):
         return True
     if isinstance(value, types.ModuleType | type | nn.Module) or inspect.isroutine(value):
         return False

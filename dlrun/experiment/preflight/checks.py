@@ -20,9 +20,9 @@ from torch.optim import Optimizer
 from dlrun.core.errors import RequestError, did_you_mean, listed
 from dlrun.core.user_code import first_line, with_place
 from dlrun.data.batches import Batch, EpochOrder
-from dlrun.engine.device import ran_out
+from dlrun.engine.device import is_out_of_memory
 from dlrun.engine.objective import Objective
-from dlrun.engine.untouched import attributes_restored, untouched
+from dlrun.engine.untouched import preserve_state, restore_attributes
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def inspect_layers(model: nn.Module, batch: Batch, task: Objective, autocast: An
 
     handles = [module.register_forward_hook(partial(record, name)) for name, module in model.named_modules()]
     try:
-        with untouched(model), attributes_restored(model), torch.no_grad(), autocast():
+        with preserve_state(model), restore_attributes(model), torch.no_grad(), autocast():
             names = collect_parameter_names(model)
             outputs = _outputs(model, batch)
             refuse_late_parameters(model, names)
@@ -80,7 +80,7 @@ def _outputs(model: nn.Module, batch: Batch) -> Any:
     try:
         return model.eval()(*batch[0])
     except Exception as error:  # the model may be the user's own
-        if ran_out(error) or isinstance(error, RequestError):
+        if is_out_of_memory(error) or isinstance(error, RequestError):
             raise
         sizes = ", ".join(str(tuple(x.shape)) for x in batch[0])
         raise RequestError(f"the model does not take this data (inputs of shape {sizes}): {_reason(error)}") from error
@@ -108,9 +108,9 @@ def _check_loss(outputs: Tensor, targets: Tensor, task: Objective) -> None:
             "type task.loss=cross_entropy, or end the model in LogSoftmax"
         )
     try:
-        loss = task.loss(outputs, targets)
+        loss = task.compute_loss(outputs, targets)
     except Exception as error:  # the loss may be the user's own
-        if ran_out(error):
+        if is_out_of_memory(error):
             raise
         instead = "bce_with_logits" if task.spec.task == "binary" else "null"
         raise RequestError(
@@ -215,8 +215,8 @@ def check_batch_sizes(
             inputs = tuple(x[:rows] for x in batch[0])
             targets = batch[1][:rows]
             with (
-                untouched(model),
-                attributes_restored(model),
+                preserve_state(model),
+                restore_attributes(model),
                 _layers_running(model, running),
                 torch.no_grad(),
                 autocast(),
@@ -227,7 +227,7 @@ def check_batch_sizes(
                 _check_outputs(outputs, targets, task)
                 _check_loss(outputs, targets, task)
         except Exception as error:  # the model may be the user's own
-            if ran_out(error):
+            if is_out_of_memory(error):
                 raise
             raise RequestError(_batch_refused(size, order, running, model, error)) from error
         passed.add(rows)
@@ -367,7 +367,7 @@ def check_export(model: nn.Module) -> list[str]:
         with Path(os.devnull).open("wb") as nowhere:  # half a second for a model of 500 MB
             torch.save(model, nowhere)
     except Exception as error:  # whatever the attributes of a user's model make pickle raise
-        if ran_out(error):
+        if is_out_of_memory(error):
             raise
         if any(is_parametrized(module) for module in model.modules()):
             raise RequestError(

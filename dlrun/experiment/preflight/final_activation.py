@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dlrun.data.batches import Batch
 from dlrun.engine.objective import Objective
-from dlrun.engine.untouched import attributes_restored, untouched
+from dlrun.engine.untouched import preserve_state, restore_attributes
 
 # Kind of this trouble in Progress.troubles: what preflight has said, the diagnostics do not repeat.
 TROUBLE = "squashed"
@@ -43,7 +43,7 @@ def find_redundant_layer(model: nn.Module, batch: Batch, task: Objective, autoca
 
     handles = [module.register_forward_hook(record) for module in suspects]
     try:
-        with untouched(model), attributes_restored(model), torch.no_grad(), autocast():
+        with preserve_state(model), restore_attributes(model), torch.no_grad(), autocast():
             outputs = model.eval()(*batch[0])
     finally:
         for handle in handles:

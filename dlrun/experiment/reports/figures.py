@@ -10,7 +10,14 @@ from torch import Tensor
 
 from dlrun.data.datasets import get_origin
 from dlrun.engine import device
-from dlrun.engine.evaluation import MOST_ROWS, answers, evaluating, outputs_of, rows_of, shown_split
+from dlrun.engine.evaluation import (
+    MAX_ROWS,
+    choose_split,
+    collect_outputs,
+    collect_rows,
+    compute_outputs,
+    evaluation_mode,
+)
 from dlrun.experiment.callbacks import evolution
 from dlrun.experiment.context import RunContext
 from dlrun.runs import logger
@@ -43,8 +50,8 @@ def draw_all(parts: RunContext, folder: Path, tracker: Logger) -> None:
     """
     target = folder / "figures"
     target.mkdir(exist_ok=True)
-    before = device.rng_state()
-    with evaluating(parts.model):
+    before = device.get_rng_state()
+    with evaluation_mode(parts.model):
         for name, figure in _pictures(parts, folder, tracker):
             if figure is None:
                 continue
@@ -72,12 +79,15 @@ def _pictures(parts: RunContext, folder: Path, tracker: Logger) -> Iterator[Name
 
 def _regression(parts: RunContext) -> Iterator[Named]:
     spec = parts.splits.spec
-    split, batches = shown_split(parts.training, parts.test)
-    inputs, outputs, targets = outputs_of(parts.model, batches, parts.runtime.autocast)
+    split, batches = choose_split(parts.training, parts.test)
+    inputs, outputs, targets = collect_outputs(parts.model, batches, parts.runtime.autocast)
     if spec.output_size == 1 and spec.kind == "vector" and spec.input_size == 1:
-        train_inputs, train_targets = rows_of(parts.training.train)
+        train_inputs, train_targets = collect_rows(parts.training.train)
         rows = {"train": (train_inputs[0], train_targets), split: (inputs[0], targets)}
-        yield "fit", fit.curve_fit(rows, lambda x: answers(parts.model, x, parts.runtime), spec, parts.splits.truth)
+        yield (
+            "fit",
+            fit.curve_fit(rows, lambda x: compute_outputs(parts.model, x, parts.runtime), spec, parts.splits.truth),
+        )
     elif spec.output_size == 1:
         yield "fit", fit.predictions(outputs, targets, split)
     if spec.kind == "image" and parts.settings.rest.tracking.samples:
@@ -86,15 +96,15 @@ def _regression(parts: RunContext) -> Iterator[Named]:
 
 def _classification(parts: RunContext, tracker: Logger) -> Iterator[Named]:
     spec, task = parts.splits.spec, parts.task
-    split, batches = shown_split(parts.training, parts.test)
-    inputs, outputs, targets = outputs_of(parts.model, batches, parts.runtime.autocast)
+    split, batches = choose_split(parts.training, parts.test)
+    inputs, outputs, targets = collect_outputs(parts.model, batches, parts.runtime.autocast)
     # Batches of the training part come in the order of epoch 1.
     origin = get_origin(getattr(parts.splits, split), split).take(batches.order.permutation(1)[: len(targets)])
     if spec.task == "tagging":
-        yield "mistakes", errors.tagging_mistakes(inputs, task.predictions(outputs), targets, spec, split, origin)
+        yield "mistakes", errors.tagging_mistakes(inputs, task.predict(outputs), targets, spec, split, origin)
         return
-    yield "confusion", confusion.confusion_matrix(targets, task.predictions(outputs), spec, split)
-    probabilities = task.probabilities(outputs)
+    yield "confusion", confusion.confusion_matrix(targets, task.predict(outputs), spec, split)
+    probabilities = task.compute_probabilities(outputs)
     tracker.log_pr_curves(targets, probabilities, spec.class_names, parts.training.progress.step)
     if spec.kind == "tokens" and spec.vocabulary:
         yield "mistakes", errors.text_mistakes(inputs, probabilities, targets, spec, split, origin)
@@ -109,10 +119,10 @@ def _classification(parts: RunContext, tracker: Logger) -> Iterator[Named]:
 def _boundaries(parts: RunContext) -> Iterator[Named]:
     """Classes over one feature or two, with the training rows."""
     spec = parts.splits.spec
-    (x,), y = rows_of(parts.training.train)
+    (x,), y = collect_rows(parts.training.train)
 
     def probabilities(rows: Tensor) -> Tensor:
-        return parts.task.probabilities(answers(parts.model, rows, parts.runtime))
+        return parts.task.compute_probabilities(compute_outputs(parts.model, rows, parts.runtime))
 
     if spec.input_size == 2:
         yield "decision", decision.decision_regions(probabilities, x, y, spec, "train")
@@ -126,7 +136,7 @@ def _landscape(parts: RunContext, rows: list[dict[str, float]]) -> "Figure":
     followed = [[row[_PARAMETER + name] for name in names] for row in rows if _PARAMETER + names[0] in row]
     way = ([[started[name] for name in names]] if started else []) + followed
     tried = [entry[: len(names)] for entry in getattr(parts.training.optimizer, "history", [])]
-    inputs, targets = rows_of(parts.training.train, MOST_ROWS)
+    inputs, targets = collect_rows(parts.training.train, MAX_ROWS)
     measured = landscape.loss_at(parts.model, parts.task, inputs, targets)
     points = (np.array(points, dtype=float).reshape(-1, len(names)) for points in (way, tried))
     return landscape.loss_landscape(landscape.Landscape(names, measured, *points))

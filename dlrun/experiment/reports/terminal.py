@@ -15,7 +15,7 @@ from dlrun.core.yaml import as_yaml
 from dlrun.data.batches import MemoryBatches
 from dlrun.data.datasets import count_rows
 from dlrun.data.spec import DataSpec, Splits
-from dlrun.engine.optim.schedule import OF_THE_WHOLE
+from dlrun.engine.optim.schedule import LENGTH_ARGUMENTS
 from dlrun.engine.state import TrainState
 from dlrun.experiment.context import Answer, RunContext
 from dlrun.experiment.preflight.checks import estimate_checkpoint_bytes
@@ -48,7 +48,7 @@ def describe_run(parts: RunContext) -> list[tuple[str, str]]:
         ("data", f"{settings.data.choice}: {_row_counts(parts.splits)}, {where}; {_described(spec)}"),
         ("model", f"{settings.model.choice}: {number(_parameters(parts))} parameters{_trained(parts)}"),
         ("optimizer", f"{settings.optimizer.choice}: {_learning_rates(parts)}{_schedule(parts)}"),
-        ("device", f"{parts.runtime.took}, {parts.runtime.precision}, {_threads()}"),
+        ("device", f"{parts.runtime.description}, {parts.runtime.precision}, {_threads()}"),
     ]
 
 
@@ -159,7 +159,7 @@ def print_closing(
     ]
     if not finished:
         commands.append(("resume", advice("resume", folder, modules=modules)))
-    elif not any(parts.settings.scheduler.arguments.get(key, 0) is None for key in OF_THE_WHOLE):
+    elif not any(parts.settings.scheduler.arguments.get(key, 0) is None for key in LENGTH_ARGUMENTS):
         commands.append(("go on", advice("resume", folder, _longer(parts.training), modules=modules)))
     console.say(facts(commands))
 
@@ -183,8 +183,8 @@ def name_baseline(parts: RunContext) -> str:
 
 def _longer(training: TrainState) -> str:
     """What gives a finished run more to do."""
-    limits = training.limits
-    if not training.done:
+    limits = training.stop_rules
+    if not training.is_done:
         return f"trainer.early_stopping.patience={2 * (limits.patience or 1)}"
     if limits.max_steps is not None and training.progress.step >= limits.max_steps:
         return f"trainer.max_steps={2 * limits.max_steps}"

@@ -162,7 +162,7 @@ def name_probability_function(saved: SavedModel) -> str | None:
         return None
     if task.spec.task == "binary":
         half = torch.full((1, 1), 0.5)
-        return "identity" if torch.equal(task.probabilities(half), half[0]) else "sigmoid"
+        return "identity" if torch.equal(task.compute_probabilities(half), half[0]) else "sigmoid"
     return "exp" if task.loss_name == "nll" else "softmax"
 
 

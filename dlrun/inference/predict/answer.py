@@ -30,7 +30,7 @@ class Answer:
 
 def rank_classes(task: Objective, outputs: Tensor, names: Sequence[str], top: int) -> list[tuple[Choice, ...]]:
     """Return the `top` most likely classes of each row of outputs (N, ...)."""
-    probabilities = task.probabilities(outputs.float())
+    probabilities = task.compute_probabilities(outputs.float())
     if task.spec.task == "binary":
         probabilities = torch.stack([1 - probabilities, probabilities], dim=1)
 
@@ -45,7 +45,7 @@ def rank_classes(task: Objective, outputs: Tensor, names: Sequence[str], top: in
 
 def join_tags(task: Objective, outputs: Tensor, lengths: Tensor, names: Sequence[str]) -> list[tuple[Choice, ...]]:
     """Return the tags of each row of outputs (N, length, tags): letters joined to a word, longer names by spaces."""
-    probabilities, tags = task.probabilities(outputs.float()).max(-1)
+    probabilities, tags = task.compute_probabilities(outputs.float()).max(-1)
     has_letters_only = all(len(name) == 1 for name in names)
     separator = "" if has_letters_only else " "
 

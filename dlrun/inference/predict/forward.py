@@ -9,7 +9,7 @@ from dlrun.core.errors import RequestError
 from dlrun.core.own_code import own_modules
 from dlrun.core.shell import advice, python_calls
 from dlrun.data.batches import Placement
-from dlrun.engine.evaluation import evaluating
+from dlrun.engine.evaluation import evaluation_mode
 from dlrun.experiment.build import build
 from dlrun.inference.saved_model import SavedModel
 from dlrun.runs.folder import from_here
@@ -59,7 +59,7 @@ def compute_outputs(saved: SavedModel, inputs: tuple[Tensor, ...]) -> Tensor:
     batches = zip(*(torch.split(x, batch_size) for x in inputs), strict=True)
     blocks = []
     for batch in batches:
-        with evaluating(model), process.autocast():
+        with evaluation_mode(model), process.autocast():
             outputs = model(*placement.view_channels_first(tuple(placement.move_inputs(batch))))
         # Half precision ends here: probabilities are computed in float32 at least.
         if outputs.dtype.itemsize < 4:

@@ -11,7 +11,7 @@ import torch
 from dlrun.data.batches import EpochOrder, MemoryBatches, Placement
 from dlrun.data.spec import DataSpec, Split
 from dlrun.engine.acceleration import compile
-from dlrun.engine.evaluation import evaluating
+from dlrun.engine.evaluation import evaluation_mode
 
 QUIET = ("tracking.graph=false", "figures=false")
 
@@ -73,7 +73,7 @@ def test_pictures_and_probes_take_the_model_as_it_is() -> None:
     model = torch.nn.Linear(1, 1)
     model._compiled_call_impl = compiled = lambda *_: "compiled"
     assert model(torch.ones(1, 1)) == "compiled"
-    with evaluating(model):
+    with evaluation_mode(model):
         assert isinstance(model(torch.ones(1, 1)), torch.Tensor)
     assert model._compiled_call_impl is compiled
     assert model.training

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR
 from dlrun.data.batches import EpochOrder, MemoryBatches, Placement
 from dlrun.data.spec import DataSpec, Split
 from dlrun.engine.acceleration import cuda_graph
-from dlrun.engine.acceleration.cuda_graph import CudaGraphStep, why_not
+from dlrun.engine.acceleration.cuda_graph import CudaGraphStep, find_obstacle
 from dlrun.engine.callback import Callback, EpochSummary
 from dlrun.engine.objective import Objective
 from dlrun.engine.optim.ema import ExponentialMovingAverage
@@ -115,7 +115,7 @@ def trained(t: TrainState) -> tuple[list[Any], list[Tensor]]:
     log = Log()
     Trainer(t, [log], lambda: False).fit()
     logged = [entry[:1] if isinstance(entry[0], dict) else entry for entry in log.logged]
-    averaged = [] if t.average is None else list(t.average.model.state_dict().values())
+    averaged = [] if t.ema is None else list(t.ema.model.state_dict().values())
     return logged, [*t.model.state_dict().values(), *averaged]
 
 
@@ -141,7 +141,7 @@ def test_every_step_is_the_one_without_a_graph(case: str) -> None:
     wanted, weights = trained(prepared(optimizer, schedule, ema, **limits))
     t = prepared(optimizer, schedule, ema, **limits)
     recorder = Pretence(t)
-    t.graph = CudaGraphStep(recorder, pytest.fail)  # type: ignore[arg-type]
+    t.graph_step = CudaGraphStep(recorder, pytest.fail)  # type: ignore[arg-type]
     found, ours = trained(t)
     assert found == wanted
     assert all(torch.equal(a, b) for a, b in zip(ours, weights, strict=True))
@@ -153,10 +153,10 @@ def test_every_step_is_the_one_without_a_graph(case: str) -> None:
 def test_settings_that_change_are_recorded_anew() -> None:
     t = prepared(fused(torch.optim.SGD, lr=0.1, momentum=0.5))
     recorder = Pretence(t)
-    t.graph = CudaGraphStep(recorder, pytest.fail)  # type: ignore[arg-type]
+    t.graph_step = CudaGraphStep(recorder, pytest.fail)  # type: ignore[arg-type]
     trained(t)
     t.optimizer.param_groups[0]["momentum"] = 0.9
-    t.limits.epochs += 1
+    t.stop_rules.epochs += 1
     trained(t)
     assert recorder.records == 4
     assert t.optimizer.param_groups[0].keys().isdisjoint({"capturable"})
@@ -171,7 +171,7 @@ def test_what_cannot_be_recorded_is_said_once_and_trained_all_the_same() -> None
         def record(self, make: Callable[[], None]) -> Callable[[], None]:
             raise RuntimeError("operation not permitted when stream is capturing\nCompile with ...")
 
-    t.graph = CudaGraphStep(Refusing(t), said.append)  # type: ignore[arg-type]
+    t.graph_step = CudaGraphStep(Refusing(t), said.append)  # type: ignore[arg-type]
     found, ours = trained(t)
     assert found == wanted
     assert all(torch.equal(a, b) for a, b in zip(ours, weights, strict=True))
@@ -204,14 +204,14 @@ def test_a_reason_is_given_where_there_is_no_graph(what: dict[str, Any], reason:
     t: Any = prepared(what.pop("optimizer", None) or fused(torch.optim.SGD))
     fp16 = what.pop("fp16", False)
     t.scaler = SimpleNamespace(is_enabled=lambda: fp16)
-    t.ranks = SimpleNamespace(count=what.pop("count", 1))
-    said = why_not(t, **{"kind": "image", "compiled": False, "profiled": False} | what)
+    t.ranks = SimpleNamespace(world_size=what.pop("count", 1))
+    said = find_obstacle(t, **{"kind": "image", "compiled": False, "profiled": False} | what)
     assert said is not None
     assert re.search(reason, said)
 
 
 def test_a_plain_training_has_no_reason_against_it() -> None:
-    assert why_not(prepared(fused(torch.optim.SGD)), "image", compiled=False, profiled=False) is None
+    assert find_obstacle(prepared(fused(torch.optim.SGD)), "image", compiled=False, profiled=False) is None
 
 
 @pytest.mark.gpu

@@ -29,7 +29,7 @@ def test_the_fastest_number_is_taken_and_said_and_the_run_is_the_same(
     best: int, dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(thread_choice, "_step", slow_but_with(best))
-    monkeypatch.setattr("dlrun.engine.device.cores", lambda: 3)
+    monkeypatch.setattr("dlrun.engine.device.count_cores", lambda: 3)
     done = dlrun(*WORDS, "device.num_threads=auto", "hydra.run.dir=run")
     assert done.code == 0, done.err
     assert f"device.num_threads=auto: {best} (a step takes " in done.out
@@ -45,7 +45,7 @@ def test_the_fastest_number_is_taken_and_said_and_the_run_is_the_same(
 
 def test_within_three_percent_the_fewest_are_taken(monkeypatch: pytest.MonkeyPatch, dlrun: Callable[..., Any]) -> None:
     monkeypatch.setattr(thread_choice, "_step", lambda *_: 1.0 - 0.01 * torch.get_num_threads())
-    monkeypatch.setattr("dlrun.engine.device.cores", lambda: 2)
+    monkeypatch.setattr("dlrun.engine.device.count_cores", lambda: 2)
     assert "device.num_threads=auto: 1 (" in dlrun(*WORDS, "device.num_threads=auto").out
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dlrun.core.errors import RequestError
-from dlrun.engine.optim.groups import parameter_groups
+from dlrun.engine.optim.groups import make_parameter_groups
 
 
 class Net(nn.Module):
@@ -27,13 +27,13 @@ def named(net: nn.Module, groups: list[dict[str, Any]]) -> dict[str, list[str]]:
 
 def test_without_groups_there_is_one_of_all() -> None:
     net = Net()
-    assert named(net, parameter_groups(net, [])) == {"all": [name for name, _ in net.named_parameters()]}
+    assert named(net, make_parameter_groups(net, [])) == {"all": [name for name, _ in net.named_parameters()]}
 
 
 def test_the_first_match_wins_and_nothing_is_lost_or_doubled() -> None:
     net = Net()
     asked = [{"match": "first.*", "lr": 0.5}, {"match": "*.bias", "lr": 0.1, "weight_decay": 0.0}]
-    made = parameter_groups(net, asked)
+    made = make_parameter_groups(net, asked)
     assert named(net, made) == {
         "first.*": ["first.weight", "first.bias"],
         "*.bias": ["second.bias"],
@@ -49,13 +49,13 @@ def test_the_first_match_wins_and_nothing_is_lost_or_doubled() -> None:
 
 def test_no_rest_where_everything_is_matched() -> None:
     net = Net()
-    assert named(net, parameter_groups(net, [{"match": "*"}])).keys() == {"*"}
+    assert named(net, make_parameter_groups(net, [{"match": "*"}])).keys() == {"*"}
 
 
 def test_frozen_parameters_are_left_out() -> None:
     net = Net()
     net.first.requires_grad_(False)
-    assert named(net, parameter_groups(net, [{"match": "*.weight"}])) == {
+    assert named(net, make_parameter_groups(net, [{"match": "*.weight"}])) == {
         "*.weight": ["second.weight"],
         "rest": ["scale", "second.bias"],
     }
@@ -74,16 +74,16 @@ def test_frozen_parameters_are_left_out() -> None:
 )
 def test_a_group_that_matches_nothing_is_refused(groups: list[Any], said: str) -> None:
     with pytest.raises(RequestError) as caught:
-        parameter_groups(Net(), groups)
+        make_parameter_groups(Net(), groups)
     assert said in str(caught.value)
 
 
 def test_a_model_without_parameters_is_refused() -> None:
     with pytest.raises(RequestError, match="no parameters to train"):
-        parameter_groups(nn.Flatten(), [])
+        make_parameter_groups(nn.Flatten(), [])
 
 
 def test_many_names_are_cut_short() -> None:
     net = nn.Sequential(*(nn.Linear(1, 1) for _ in range(10)))
     with pytest.raises(RequestError, match=r"5\.bias and 8 more$"):
-        parameter_groups(net, [{"match": "nothing"}])
+        make_parameter_groups(net, [{"match": "nothing"}])

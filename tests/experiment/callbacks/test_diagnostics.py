@@ -263,7 +263,7 @@ def test_vanishing_gradients_name_the_layer_and_need_a_loss_that_stands_still() 
     ):
         model = deep(activation, layers)
         watch = watching(model, THREE, trivial)
-        watch.context.task.loss(model(watch.inputs[0]), watch.targets).backward()
+        watch.context.task.compute_loss(model(watch.inputs[0]), watch.targets).backward()
         epochs(watch, losses, **{"train/accuracy": 0.4})
         vanished = [s for s in watch.said if "vanishing" in s]
         assert len(vanished) == said, (activation, layers, losses)
@@ -341,19 +341,19 @@ def test_not_finite() -> None:
 def test_the_log_point_whose_gradient_is_not_finite_is_kept(norm: float, fp16: bool, step: int | None) -> None:
     t: Any = SimpleNamespace(
         check_finite=lambda: None,
-        limits=SimpleNamespace(grad_clip_norm=1.0),
+        stop_rules=SimpleNamespace(grad_clip_norm=1.0),
         grad_norm=torch.tensor(norm),
-        task=Objective(YES_NO),
+        objective=Objective(YES_NO),
         progress=Progress(step=5),
         scaler=SimpleNamespace(is_enabled=lambda: fp16),
         schedule=SimpleNamespace(learning_rates=dict),
         ranks=SINGLE_PROCESS,
     )
-    trainer.report(t, [(torch.zeros(2, 1), torch.ones(2), torch.tensor(0.7))])
+    trainer.measure_step(t, [(torch.zeros(2, 1), torch.ones(2), torch.tensor(0.7))])
     assert t.progress.bad_gradient_step == step
     t.progress.step = 9
     t.grad_norm = torch.tensor(math.nan)
-    trainer.report(t, [(torch.zeros(2, 1), torch.ones(2), torch.tensor(0.7))])
+    trainer.measure_step(t, [(torch.zeros(2, 1), torch.ones(2), torch.tensor(0.7))])
     assert t.progress.bad_gradient_step == (None if fp16 else step or 9)
 
 

@@ -22,7 +22,7 @@ TIMINGS = {"epoch_seconds": 0.5, "samples_per_second": 12345.6}
 def training(**progress: Any) -> Any:
     """As much of a run as the console looks at."""
     limits = SimpleNamespace(epochs=10, accumulate_steps=2, max_steps=None)
-    return SimpleNamespace(progress=Progress(**progress), limits=limits, train=range(5))
+    return SimpleNamespace(progress=Progress(**progress), stop_rules=limits, train=range(5))
 
 
 @contextlib.contextmanager
@@ -79,13 +79,13 @@ def test_a_long_run_has_about_fifty_lines(
     planned: int, made: range, said: list[int], terminal: bool, tmp_path: Path
 ) -> None:
     run = training()
-    run.limits.epochs = planned
+    run.stop_rules.epochs = planned
     assert epochs_said(run, made, tmp_path, terminal) == said
 
 
 def test_the_last_epoch_is_said_when_the_run_fails() -> None:
     stream, run = io.StringIO(), training()
-    run.limits.epochs = 1000
+    run.stop_rules.epochs = 1000
     console = Console(stream)
 
     def fails() -> None:
@@ -129,7 +129,7 @@ def test_the_bar_reads_the_counters(progress: dict[str, int], max_steps: int | N
     run = training()
     console = Console(io.StringIO())
     with following(console, run) as display:
-        run.progress, run.limits.max_steps = Progress(**progress), max_steps
+        run.progress, run.stop_rules.max_steps = Progress(**progress), max_steps
         text = rendered(console, display._bar())
     assert all(part in text for part in shown), text
 

@@ -19,7 +19,7 @@ from dlrun.core.errors import RequestError
 from dlrun.data.batches import Batch, EpochOrder, MemoryBatches, Placement
 from dlrun.data.spec import DataSpec, Split, TaskName
 from dlrun.engine import evaluation, untouched
-from dlrun.engine.device import rng_state
+from dlrun.engine.device import get_rng_state
 from dlrun.engine.objective import Objective
 from dlrun.experiment.preflight import checks, final_activation
 from dlrun.experiment.preflight.checks import Layer, inspect_layers, resolve_monitor
@@ -231,7 +231,7 @@ def test_untouched_restores_what_a_training_pass_changes() -> None:
     torch.manual_seed(3)
 
     def fails() -> None:
-        with untouched.untouched(model):
+        with untouched.preserve_state(model):
             model.train()(*batch()[0])  # draws dropout's mask, too
             assert not torch.equal(model.state_dict()["body.1.running_mean"], before["body.1.running_mean"])
             raise KeyError
@@ -297,7 +297,7 @@ def test_the_small_batch_is_the_head_of_the_first_epoch() -> None:
     split = Split((torch.arange(10.0).view(10, 1), torch.arange(10)), torch.arange(10))
     place = Placement(torch.device("cpu"), torch.float32, DataSpec("tokens", (1,), "multiclass", 10))
     batches = MemoryBatches(split, EpochOrder(10, 4, shuffle=True), place)
-    inputs, targets = evaluation.small_batch(batches)
+    inputs, targets = evaluation.take_small_batch(batches)
     wanted = EpochOrder(10, 4, shuffle=True).permutation(1)[:2]
     assert torch.equal(targets, wanted)
     assert [len(x) for x in inputs] == [2, 2]
@@ -406,7 +406,7 @@ def test_the_size_of_a_checkpoint_is_foreseen(
 
     closure()
     optimizer.step(closure)  # type: ignore[arg-type]
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rng": rng_state()}
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rng": get_rng_state()}
     checkpoint.save(tmp_path / "x.pt", state | {"config": {f"key{i}": "value" * 3 for i in range(100)}})
     assert foreseen == pytest.approx((tmp_path / "x.pt").stat().st_size, rel=0.2)
 

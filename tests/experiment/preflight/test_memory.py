@@ -46,19 +46,19 @@ def raised(make: Callable[[], Any]) -> BaseException:
 
 
 def test_what_torch_and_numpy_raise_without_memory_is_known() -> None:
-    assert device.ran_out(raised(lambda: torch.empty(2**50)))
-    assert device.ran_out(raised(lambda: np.empty(2**50)))
-    assert device.ran_out(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
-    assert not device.ran_out(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert device.is_out_of_memory(raised(lambda: torch.empty(2**50)))
+    assert device.is_out_of_memory(raised(lambda: np.empty(2**50)))
+    assert device.is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    assert not device.is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
 def test_an_error_that_came_from_another_is_known_too_and_a_circle_of_them_ends() -> None:
     error = ValueError("could not be built")
     error.__cause__ = MemoryError()
-    assert device.ran_out(error)
+    assert device.is_out_of_memory(error)
     first, second = ValueError("a"), ValueError("b")
     first.__cause__, second.__cause__ = second, first
-    assert not device.ran_out(first)
+    assert not device.is_out_of_memory(first)
 
 
 @pytest.mark.parametrize(("precision", "wide"), [("fp32", 4), ("fp64", 8), ("bf16", 2)])

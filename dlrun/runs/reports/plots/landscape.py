@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dlrun.engine.evaluation import evaluating
+from dlrun.engine.evaluation import evaluation_mode
 from dlrun.engine.objective import Objective
 from dlrun.runs.reports.plots import canvas
 
@@ -47,18 +47,18 @@ def trained(model: nn.Module) -> list[str]:
 def loss_at(model: nn.Module, task: Objective, inputs: tuple[Tensor, ...], targets: Tensor) -> Callable[[Array], Array]:
     """The mean loss per sample on these rows for given trained numbers; the model itself keeps its weights."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    share = float(task.weight(targets)) if task.reduction == "sum" else 1.0
+    share = float(task.count_targets(targets)) if task.reduction == "sum" else 1.0
 
     @torch.no_grad()
     def losses(points: Array) -> Array:
         found = []
-        with evaluating(model):
+        with evaluation_mode(model):
             for point in torch.from_numpy(np.asarray(points, dtype=np.float64)):
                 pieces = point.split([p.numel() for p in parameters.values()])
                 state = {
                     name: piece.to(p).view_as(p) for (name, p), piece in zip(parameters.items(), pieces, strict=True)
                 }
-                found.append(task.loss(torch.func.functional_call(model, state, inputs), targets) / share)
+                found.append(task.compute_loss(torch.func.functional_call(model, state, inputs), targets) / share)
         return torch.stack(found).double().cpu().numpy() if found else np.empty(0)
 
     return losses

@@ -3,13 +3,13 @@
 import numpy as np
 import torch
 
-from dlrun.engine.calibration import calibration
+from dlrun.engine.calibration import compute_calibration
 from dlrun.runs.reports.plots.reliability import reliability_diagram
 
 
 def test_the_diagram_shows_the_bins() -> None:
     p = torch.tensor([0.1, 0.3, 0.3, 0.9, 0.9, 0.9, 0.9])
-    found = calibration(p, torch.tensor([0, 1, 0, 1, 1, 1, 0]), "class $x$", bins=5)
+    found = compute_calibration(p, torch.tensor([0, 1, 0, 1, 1, 1, 0]), "class $x$", bins=5)
     upper, lower = reliability_diagram(found, "test").axes
     heights = {round(bar.get_x() + bar.get_width() / 2, 3): bar.get_height() for bar in upper.containers[0]}
     assert heights == {0.1: 0.0, 0.3: 0.5, 0.9: 0.75}
