@@ -19,19 +19,7 @@ Answer = float | str
 
 @dataclass
 class RunContext:
-    """Settings, data, model and training state of one run, and what has been noted about it.
-
-    layers: the model's layers, empty where `preflight` is off
-    baseline: metrics of the trivial answer (the mean or the majority class), by split
-    notes: what the user should know; result.json keeps them as warnings
-    start_parameters: initial parameters of a model small enough to watch them move
-    first_predictions: answers to `probes` before training
-    is_alone: False for one of several runs whose expectations are checked together
-    unsaved: files that the disk did not take
-    memory_estimate: memory that a step needs
-    compile_seconds: time of torch.compile before the first step
-    sample: some training rows, where state that resume would lose is looked for
-    """
+    """Settings, data, model and training state of one run, and what has been noted about it."""
 
     settings: Settings
     runtime: Runtime
@@ -40,13 +28,23 @@ class RunContext:
     model: nn.Module
     training: TrainState
     test: Batches | None
+    # Empty where `preflight` is off.
     layers: list[Layer]
+    # Metrics of the trivial answer (the mean or the majority class), by split.
     baseline: dict[str, float]
+    # What the user should know; result.json keeps them as warnings.
     notes: list[str]
+    # Initial parameters of a model small enough to watch them move.
     start_parameters: dict[str, float] = field(default_factory=dict)
+    # Answers to `probes` before training.
     first_predictions: dict[str, Answer] = field(default_factory=dict)
+    # False for one of several runs whose expectations are checked together.
     is_alone: bool = True
+    # Files that the disk did not take.
     unsaved: DiskProblems = field(default_factory=DiskProblems)
+    # Memory that a step needs.
     memory_estimate: memory.Estimate | None = None
+    # Time of torch.compile before the first step.
     compile_seconds: float | None = None
+    # Some training rows, on which state that resume would lose is looked for.
     sample: Batch | None = None

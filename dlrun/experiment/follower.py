@@ -37,6 +37,7 @@ def main(verbose: bool) -> int:
             ranks = stack.enter_context(join_processes())
             stack.callback(workers.end_workers)
             request: Request | None = ranks.broadcast(None)
+            # Rank 0 has nothing to train.
             if request is None:
                 return 0
 
@@ -56,6 +57,7 @@ def main(verbose: bool) -> int:
     except (Exception, SystemExit) as error:
         if verbose:
             write_error("".join(traceback.format_exception(error)).rstrip("\n"))
+        # torchrun kills all ranks as soon as one of them exits, so rank 0 reports first.
         wait_for_report_of_rank_zero()
         return error.exit_code if isinstance(error, DlrunError) else 1
 

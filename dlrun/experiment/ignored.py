@@ -68,6 +68,7 @@ def _explain_model(context: RunContext) -> dict[str, str]:
     """By key, the reason why this model does not read it."""
     arguments = context.settings.model.arguments
     reasons = _explain_init(context)
+    # A model of the user's own may read its settings in another way.
     if str(context.settings.model.target).startswith("dlrun.") and arguments.get("hidden_sizes") == []:
         reasons["model.activation"] = "there are no hidden layers"
         if arguments.get("dropout"):
@@ -150,6 +151,7 @@ def _explain_length(context: RunContext) -> dict[str, str]:
 
     limits = context.training.stop_rules
     steps_per_epoch = math.ceil(len(context.training.train) / limits.accumulate_steps)
+    # The length of the training, which either limit may set.
     steps = limits.epochs * steps_per_epoch
     if limits.max_steps is not None:
         steps = min(steps, limits.max_steps)
@@ -174,6 +176,7 @@ def _explain_length(context: RunContext) -> dict[str, str]:
 
     scheduler = context.settings.scheduler
     keys = context.settings.scheduler_keys
+    # A scheduler moves once a step or epoch, and only after the warm-up.
     length = count_scheduler_steps(steps, steps_per_epoch, keys.interval, keys.warmup_steps)
     if scheduler.target is not None and keys.warmup_steps >= steps:
         reasons["scheduler"] = f"scheduler.warmup_steps={keys.warmup_steps} takes the whole training"

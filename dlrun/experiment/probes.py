@@ -47,6 +47,7 @@ def _encode(probe: Any, spec: DataSpec, key: str) -> tuple[Tensor, ...]:
             expected = "a number" if spec.input_size == 1 else f"{spec.input_size} numbers, [...]"
             raise RequestError(f"{key}={probe}: these data have {spec.input_size} feature(s); type {expected}")
         x = torch.tensor([values], dtype=torch.float64)
+        # Standardize as the training data were.
         if spec.mean:
             x = (x - torch.tensor(spec.mean)) / torch.tensor(spec.std)
         return (x,)

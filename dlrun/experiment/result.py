@@ -111,6 +111,7 @@ def check_expectations(context: RunContext, result: dict[str, Any], folder: Path
 def diagnose(context: RunContext, rows: list[dict[str, float]], metrics: dict[str, float]) -> list[str]:
     """Notes on a search by the optimizer, and on learning trouble that was not noted during training."""
     training = context.training
+    # An optimizer that searches has a summary of what it tried.
     summary = getattr(training.optimizer, "summary", None)
     notes = [summary()] if summary else []
     if not context.settings.rest.tracking.diagnose:
@@ -123,6 +124,7 @@ def diagnose(context: RunContext, rows: list[dict[str, float]], metrics: dict[st
         troubles.update(overflowing)
         notes += overflowing.values()
 
+    # The same rows that figures show.
     split, batches = evaluation.choose_split(training, context.test)
     _, outputs, targets = evaluation.collect_outputs(context.model, batches, context.runtime.autocast)
     predicted = context.task.predict(outputs)

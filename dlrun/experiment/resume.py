@@ -1,8 +1,9 @@
 """Saved runs and their checkpoints: how they are found, resumed, and refused."""
 
+import contextlib
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,26 @@ TO_GO_ON = (
 )  # fmt: skip
 
 
+@dataclass
+class NewestCheckpoint:
+    """The newest valid checkpoint of a run, and a sentence for each newer one that was skipped."""
+
+    folder: Path
+    state: dict[str, Any]
+    skipped: list[str]
+    # Name, inode, time and size of each file that it was chosen from.
+    files: list[tuple[str, int, int, int]]
+
+
+# The checkpoint of the run that is to be resumed: its request is made from it, and then its training.
+_opened: NewestCheckpoint | None = None
+
+
 def find_checkpoint_file(place: str) -> Path:
     """Return the file that RUN_OR_CHECKPOINT names: best.pt of a run folder, else last.pt, or the file itself."""
     path = Path(place)
     if path.is_file():
+        # Links inside a run folder must not lead out of it.
         run = path.absolute().parent.parent
         if (run / ".hydra").is_dir():
             refuse_outside(run)
@@ -61,24 +78,57 @@ def find_checkpoint_file(place: str) -> Path:
     raise RequestError(f"{place} holds no checkpoint: it is not a run folder, or the run ended before its first save")
 
 
-def load_newest_state(folder: Path) -> dict[str, Any]:
-    """Load the newest valid checkpoint of a run. Where it has saved none, a RequestError says how to start it."""
-    state = find_newest_state(folder)
-    if state is None:
-        raise RequestError(_explain_missing_checkpoint(folder))
-    return state
-
-
 def find_newest_state(folder: Path) -> dict[str, Any] | None:
     """Load the newest valid checkpoint of a run, with all that resuming needs; None where it has saved none.
 
     UnreadableError, with the reason of each, where there are checkpoints and none of them can be opened.
     """
+    newest = _find_newest(folder)
+    return None if newest is None else newest.state
+
+
+def _find_newest(folder: Path) -> NewestCheckpoint | None:
     refuse_outside(folder)
     if not run_folder.saved_files(folder):
         return None
-    _, state, _ = checkpoint.newest_whole(folder / "checkpoints", TO_GO_ON)
-    return state
+    return _load_newest(folder)
+
+
+def _load_newest(folder: Path) -> NewestCheckpoint:
+    files = _list_files(folder)
+    _, state, skipped = checkpoint.newest_whole(folder / "checkpoints", TO_GO_ON)
+    return NewestCheckpoint(folder, state, skipped, files)
+
+
+def _list_files(folder: Path) -> list[tuple[str, int, int, int]]:
+    """Name, inode, time of change (ns) and size of each file that a run has saved."""
+    files = []
+    for path in run_folder.saved_files(folder):
+        # A process that is still writing this run may have removed the file.
+        with contextlib.suppress(OSError):
+            status = path.lstat()
+            files.append((path.name, status.st_ino, status.st_mtime_ns, status.st_size))
+    return files
+
+
+def open_newest(folder: Path) -> NewestCheckpoint | None:
+    """Load the newest valid checkpoint of a run for `take_newest`; None where it has saved none."""
+    global _opened
+    _opened = _find_newest(folder)
+    return _opened
+
+
+def take_newest(folder: Path) -> NewestCheckpoint:
+    """The checkpoint that `open_newest` has loaded, or if its files have changed since, the newest of now.
+
+    A large checkpoint is read, hashed and unpickled once only. The folder must be locked.
+    """
+    global _opened
+    newest = _opened
+    _opened = None
+    if newest is not None and newest.folder == folder and newest.files == _list_files(folder):
+        return newest
+    return _load_newest(folder)
 
 
 def _explain_missing_checkpoint(folder: Path) -> str:
@@ -111,7 +161,10 @@ def resume_requests(words: list[str]) -> list[Request]:
     if not words or not words[0]:
         raise RequestError(f"which run? type {example_command('resume')}")
     folder = Path(words[0])
-    state = load_newest_state(folder)
+    newest = open_newest(folder)
+    if newest is None:
+        raise RequestError(_explain_missing_checkpoint(folder))
+    state = newest.state
     request = from_saved(state["config"], state["choices"], words[1:], folder)
     config = request.config
 
@@ -126,6 +179,7 @@ def resume_requests(words: list[str]) -> list[Request]:
             print_finished(folder, str(status), limit)
             return []
 
+    # Keep the number of threads, unless the user types another one.
     if not any(word.startswith("device.num_threads=") for word in words):
         config["device"]["num_threads"] = choose_threads(state, config)
     resumed = replace(request, going_on=True, words=["resume", *words], processes=state.get("processes", 1))
@@ -152,9 +206,10 @@ def find_interrupted(requests: list[Request]) -> list[Request]:
         print_finished(folder, str(status), "trainer.epochs")
         return []
 
-    state = find_newest_state(folder)
-    if state is not None:
-        return [continue_run(request, folder, state)]
+    newest = open_newest(folder)
+    if newest is not None:
+        return [continue_run(request, folder, newest.state)]
+    # There is no checkpoint: remove what the first attempt has left, and start anew.
     run_folder.begin_again(folder)
     return requests
 
@@ -187,6 +242,7 @@ def find_run_of_same_config(request: Request) -> Path | None:
         return request.folder if not is_running and _has_config(request.folder, hashes) else None
 
     outputs = Path(request.config["paths"]["outputs"])
+    # Folders are named by date and time, so the newest come first.
     folders = sorted((path.parent for path in outputs.glob("*/*/environment.json")), reverse=True)
     for folder in folders:
         if lock.is_held(folder):
@@ -274,6 +330,7 @@ def refuse_shorter(state: dict[str, Any], config: dict[str, Any], folder: Path) 
     progress = {"epochs": f" ({state['epoch']} are done)", "max_steps": f" ({state['step']} are done)"}
 
     for key in ("epochs", "max_steps", "early_stopping.patience"):
+        # None is no limit.
         old_limit = math.inf if before.get(key) is None else before[key]
         new_limit = math.inf if now.get(key) is None else now[key]
         if new_limit < old_limit:
@@ -291,6 +348,7 @@ def refuse_other_curve(state: dict[str, Any], config: dict[str, Any], folder: Pa
     """
     before = state["config"]
     changed = [key for key in ("epochs", "max_steps") if before["trainer"][key] != config["trainer"][key]]
+    # Lengths left null, which are those of the training.
     spans = [key for key in LENGTH_ARGUMENTS if key in before["scheduler"] and before["scheduler"][key] is None]
     if changed and spans:
         words = [f"trainer.{key}={config['trainer'][key]}" for key in changed]

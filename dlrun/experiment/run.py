@@ -56,11 +56,14 @@ def run(request: Request, console: Console | None = None) -> int:
     """
     console = console or Console()
     with contextlib.ExitStack() as stack:
+        # Warnings of libraries go to run.log, and one note sums them up.
         library_warnings = stack.enter_context(diverted(console.log_only))
         ranks = stack.enter_context(join_processes())
         stack.callback(workers.end_workers)
         folder_lock = stack.enter_context(lock.Lock())
 
+        # The other ranks read no command line, they take this request. The first rank of a machine prepares
+        # alone, so that the others find what it has downloaded.
         shared_request = ranks.broadcast(request)
         context = ranks.rank_zero_first(partial(prepare_run, shared_request, stack, ranks, folder_lock))
         context.unsaved.say = make_note_writer(context, console)
@@ -78,6 +81,7 @@ def run(request: Request, console: Console | None = None) -> int:
 
             checkpoints = make_checkpoint_manager(folder, context, request, resumed)
             checkpoints.examine = make_reload_check(context, request, make_note_writer(context, console))
+            # TensorBoard drops the events from this step on, which a resumed run writes anew.
             purge_step = resumed["step"] + 1 if resumed else None
 
             with logger.open_logger(folder, purge_step, context.unsaved) as run_logger:
@@ -89,6 +93,7 @@ def run(request: Request, console: Console | None = None) -> int:
 
                 with progress.show(), start_profile(context, trainer, folder) as profile:
                     status = trainer.fit()
+                # Notes up to here have been shown.
                 notes_before_end = len(context.notes)
                 context.notes += library_warnings.note()
 
@@ -184,13 +189,16 @@ def restore_checkpoint(request: Request, context: RunContext) -> dict[str, Any] 
     Damaged checkpoints that were skipped, and differences in the environment, are noted.
     """
     ranks = context.runtime.ranks
+    # From here on ranks wait for each other no longer than this.
     ranks.set_timeout(context.settings.rest.device.timeout_seconds)
     context.training.join(ranks)
 
+    # Only rank 0 reads the files; the others receive its state.
     state = None
     if request.going_on and request.folder is not None and not ranks.rank:
-        _, state, skipped = checkpoint.newest_whole(request.folder / "checkpoints", resume.TO_GO_ON)
-        for reason in skipped:
+        newest = resume.take_newest(request.folder)
+        state = newest.state
+        for reason in newest.skipped:
             context.notes.append(f"{reason}; going on from step {state['step']} instead")
         context.notes += resume.find_environment_changes(state, describe_process(context))
 
@@ -279,6 +287,7 @@ def reopen_folder(folder: Path, epoch: int, context: RunContext) -> None:
 
     with writing_to(folder, "make room there, or see who may write there"):
         forget_halves(folder, folder / "checkpoints")
+        # The run is no longer finished.
         for name in (RESULT, "report.html"):
             (folder / name).unlink(missing_ok=True)
         logger.cut_back(folder, rows)
@@ -392,7 +401,9 @@ def finish(
     profile: profiler.Profile | None,
 ) -> dict[str, Any]:
     """Evaluate the best weights on the test split, export, draw, and write result.json last; returns its content."""
+    # From here on events go into a file of their own, which a resumed run drops.
     run_logger.begin_end()
+    # Hash and measure the weights of the last step, before the best ones replace them.
     weights_sha256 = checkpoint.weights_sha256(context.model)
     rows = run_logger.rows
     last_row = rows[-1] if rows else {}
@@ -447,6 +458,7 @@ def export_model(context: RunContext, checkpoints: CheckpointManager) -> dict[st
     model_path = checkpoints.folder / "model.pt"
     best_path = checkpoints.folder / "best.pt"
     checkpoint.export_full_model(context.model, model_path)
+    # Best weights that could not be saved are still in memory, and best.pt holds older ones or is missing.
     if checkpoints.best is not None or not best_path.exists():
         return {}
 
@@ -479,11 +491,13 @@ def choose_exit_code(
 
 def record_failure(error: Exception | SystemExit, context: RunContext, folder: Path, console: Console) -> DlrunError:
     """Write result.json and the traceback of a failed run; returns the error to raise."""
+    # The error may have come before run.log was open.
     if not console.is_logged:
         console.open_log(folder / "run.log", context.unsaved)
     console.log_only("".join(traceback.format_exception(error)))
 
     message = explain_failure(error, context, folder / "run.log")
+    # Where another rank failed first, its message tells more.
     message = context.runtime.ranks.explain_failure(error, message)
     weights_sha256 = checkpoint.weights_sha256(context.model)
     result = results.collect_result(context, "failed", {}, weights_sha256, error=message)
@@ -502,6 +516,7 @@ def explain_failure(error: BaseException, context: RunContext, log: Path | None 
     if is_out_of_memory(error):
         sentence = memory.explain_out_of_memory(context.settings, str(context.runtime.device))
         return f"{sentence} (traceback in {log})" if log else sentence
+    # An error of dlrun's own is a sentence for the user already.
     if isinstance(error, DlrunError):
         return message
 

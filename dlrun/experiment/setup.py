@@ -84,6 +84,7 @@ def prepare(
 def _build_context(
     settings: Settings, process: Runtime, trusted_modules: list[str] | None, problems: ErrorList
 ) -> RunContext:
+    # Expectations are checked after the training; an error in one of them shows now.
     for line in settings.rest.expect:
         problems.attempt(expectations.parse, line)
 
@@ -213,6 +214,7 @@ def _build_schedule(
     torch's schedulers divide by settings that they do not check.
     """
     rates = [group["lr"] for group in optimizer.param_groups]
+    # A scheduler changes the rates of its optimizer, so the trial gets one of its own.
     trial_optimizer = _make_trial_optimizer(rates)
     trial = build.build_schedule(settings, trial_optimizer, train, mode, trusted_modules).scheduler
     try:
@@ -231,6 +233,7 @@ def _build_schedule(
         message = user_code.with_place(str(error), error)
         raise RequestError(f"{culprit} does not work: {message}; type another value, or scheduler=none") from error
 
+    # A scheduler of the user's own may hold state that no checkpoint can.
     refusal = "" if trial is None else plain.refusal("scheduler", trial.state_dict())
     if refusal:
         raise RequestError(refusal)
@@ -248,6 +251,7 @@ def _refuse_unsaveable(
 ) -> None:
     """RequestError for state that no checkpoint can hold, so that the run could not be resumed."""
     states = training.state_dict() | {"spec": splits.spec.to_dict(), "config": settings.plain}
+    # Many optimizers create their state in the first step only.
     states["optimizer after a step"] = _try_own_optimizer(settings, trusted_modules)
     for owner, state in states.items():
         refusal = plain.refusal(owner.split()[0], state)
@@ -257,9 +261,11 @@ def _refuse_unsaveable(
 
 def _try_own_optimizer(settings: Settings, trusted_modules: list[str] | None) -> Any:
     """The state of a user's own optimizer after a step on one number; None where it cannot be tried."""
+    # The state of torch's optimizers, and of ours, holds tensors and plain values alone.
     if str(settings.optimizer.target).startswith(("torch.optim.", "dlrun.")):
         return None
 
+    # The optimizer may draw random numbers, which the training must not notice.
     generators = runtime.get_rng_state()
     try:
         model = nn.Linear(1, 1)
@@ -288,6 +294,7 @@ def _check_remaining(
 ) -> None:
     """Note the errors that show without the data or the model, one of which could not be built."""
     keys = settings.rest.checkpoint
+    # Target and arguments of a block can be checked without building it.
     if model is None:
         problems.attempt(build.check_block, settings.model, trusted_modules, ModelKeys, 1)
     if splits is not None and task is not None:
@@ -313,6 +320,7 @@ def _run_preflight(context: RunContext) -> None:
     settings = context.settings
     model = context.model
     training = context.training
+    # One batch serves all checks, as reading it may be slow.
     first_batch = next(training.train.epoch(1))
     two_rows = evaluation.take_rows(first_batch)
 

@@ -57,6 +57,7 @@ def build_data(settings: Settings, trusted_modules: Sequence[str] | None) -> Spl
     if val is None and keys.val_fraction > 0:
         seed = int(settings.data.arguments.get("seed") or 0)
         train, val = rows_of.hold_out(train, keys.val_fraction, seed)
+    # Reasons compare the limits with all rows, so they are formed before rows are left out.
     unheeded = _find_unheeded(splits, train, val, settings)
 
     if keys.train_rows is not None:
@@ -158,6 +159,7 @@ def build_model(
         raise RequestError(f"model._target_={block.target} must be a torch.nn.Module, not {type(model).__name__}")
 
     model = set_precision(model, runtime.dtype)
+    # Lazy layers have no parameters yet that could be filled or moved.
     initialize_lazy_layers(model, spec, runtime.dtype)
     set_start_values(model, settings.model_keys.init or {})
     model = model.to(runtime.device)
@@ -275,8 +277,10 @@ def build_batches(settings: Settings, splits: Splits, model: nn.Module, runtime:
         else:
             order = EpochOrder(rows, eval_batch_size)
 
+        # Worker processes hand a failure over in the place of a batch, as no exception may leave them.
         readable = part if isinstance(part, Split) else GuardedDataset(part)
         split = rows_of.load_in_memory(readable, keys.loader, runtime.dtype, free_bytes)
+        # Rows that were read from a dataset have not been inspected yet.
         if split is not None:
             if split is not part:
                 split = dataclasses.replace(split, origin=rows_of.get_origin(part, name))
@@ -383,6 +387,7 @@ def build_schedule(
         steps = min(steps, trainer.max_steps)
     length = max(count_scheduler_steps(steps, steps_per_epoch, keys.interval, keys.warmup_steps), 1)
 
+    # The configured rate comes first: the first group may have one of its own.
     lr = float(settings.optimizer.arguments.get("lr") or optimizer.param_groups[0]["lr"])
     defaults = {"max_lr": 10 * lr, **dict.fromkeys(LENGTH_ARGUMENTS, length)}
     arguments = dict(block.arguments)
@@ -390,6 +395,7 @@ def build_schedule(
         if value is None and key in defaults:
             arguments[key] = defaults[key]
 
+    # Plateau watches the monitored metric, so it must know which way is better.
     if "plateau" in str(block.target).lower():
         arguments.setdefault("mode", mode)
         if keys.interval == "step":
@@ -479,6 +485,7 @@ def check_block(block: Block, trusted_modules: Sequence[str] | None, keys: type,
     empty = [key for key, value in block.arguments.items() if value == "???"]
     if empty:
         raise RequestError(f"{block.group}.{empty[0]} has no value yet; type {block.group}.{empty[0]}=...")
+    # Blocks inside the arguments name targets too.
     for name in target_names(block.arguments):
         targets.resolve(name, f"{block.group}: _target_", trusted_modules)
     own_keys = [field.name for field in dataclasses.fields(keys)]

@@ -151,6 +151,7 @@ def check_arguments(block: Block, target: Callable[..., Any], own_keys: Sequence
 
     parameters = signature.parameters
     takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    # Parameters that the config may set.
     open_parameters = dict(list(parameters.items())[positional:])
 
     for key, value in block.arguments.items():

@@ -31,6 +31,7 @@ def load_matching_weights(model: nn.Module, source: Path) -> list[str]:
             f"init_from={source}: none of its weights fit this model; here {format_shapes(ours, list(ours))}, "
             f"there {format_shapes(theirs, list(theirs))}"
         )
+    # Tensors that do not match keep their initial values.
     model.load_state_dict(matching, strict=False)
 
     notes = [f"{len(matching)} of {len(ours)} tensors taken from {source}: {format_names(list(matching))}"]
