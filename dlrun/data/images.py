@@ -13,7 +13,7 @@ from dlrun.data.datasets import partition_by_class
 from dlrun.data.files.cifar import read_batch, read_class_names
 from dlrun.data.files.download import fetch_images
 from dlrun.data.files.idx import find_idx, read_labelled
-from dlrun.data.files.pixels import Part, build_image_splits
+from dlrun.data.files.pixels import LabelledImages, build_image_splits
 from dlrun.data.origin import Origin
 from dlrun.data.spec import Splits
 
@@ -37,8 +37,12 @@ CLOTHES = (
     "ankle boot",
 )
 HIRAGANA = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
-CIFAR10_MEAN, CIFAR10_STD = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
-CIFAR100_MEAN, CIFAR100_STD = [0.5071, 0.4865, 0.4409], [0.2673, 0.2564, 0.2762]
+
+# Constants of the training images, one value a colour channel.
+CIFAR10_MEAN = [0.4914, 0.4822, 0.4465]
+CIFAR10_STD = [0.2470, 0.2435, 0.2616]
+CIFAR100_MEAN = [0.5071, 0.4865, 0.4409]
+CIFAR100_STD = [0.2673, 0.2564, 0.2762]
 
 
 def digits(
@@ -52,8 +56,8 @@ def digits(
 ) -> Splits:
     """scikit-learn's 1,797 handwritten digits, 8x8 with 17 shades, resized; float32 (N, channels, size, size).
 
-    mean, std: of the training images if None. positive: that digit (1) against the rest (0), a binary task on
-    the same rows. channels=3: the grey value three times, for nets made for colours. Raises RequestError for an
+    mean, std: None for those of the training images. positive: that digit (1) against the rest (0), a binary task
+    on the same rows. channels=3: the grey value three times, for nets made for colours. Raises RequestError for an
     impossible size, std, fraction or digit.
     """
     from sklearn.datasets import load_digits
@@ -64,37 +68,42 @@ def digits(
     pixels, labels = load_digits(return_X_y=True)
     images = torch.from_numpy(pixels).float().div_(16).view(-1, 1, 8, 8).repeat(1, channels, 1, 1)
     targets = torch.from_numpy(labels.astype(np.int64))
-    rows = partition_by_class(labels, DIGITS, test_fraction, seed, "data=digits")
-    whole = Origin.from_position("sklearn.datasets.load_digits", len(images))
-    parts, origins = {}, {}
-    for name, part in zip(("train", "test"), rows, strict=True):
-        if len(part):
-            parts[name] = images[part], targets[part]
-            origins[name] = whole.take(torch.from_numpy(part))
-    constants = _each(mean, channels), _each(std, channels)
+    rows_of_parts = partition_by_class(labels, DIGITS, test_fraction, seed, "data=digits")
+    origin = Origin.from_position("sklearn.datasets.load_digits", len(images))
+
+    parts = {}
+    origins = {}
+    for name, rows in zip(("train", "test"), rows_of_parts, strict=True):
+        if len(rows):
+            parts[name] = (images[rows], targets[rows])
+            origins[name] = origin.take(torch.from_numpy(rows))
+
+    means = _repeat_for_channels(mean, channels)
+    stds = _repeat_for_channels(std, channels)
     if positive is None:
-        return build_image_splits(parts, DIGITS, image_size, *constants, origins=origins)
+        return build_image_splits(parts, DIGITS, image_size, means, stds, origins=origins)
+
     parts = {name: (x, (y == positive).long()) for name, (x, y) in parts.items()}
-    splits = build_image_splits(parts, ("rest", str(positive)), image_size, *constants, origins=origins)
+    splits = build_image_splits(parts, ("rest", str(positive)), image_size, means, stds, origins=origins)
     return dataclasses.replace(splits, spec=dataclasses.replace(splits.spec, task="binary", output_size=1))
 
 
 def mnist(root: str, image_size: int | None = None, mean: float = 0.1307, std: float = 0.3081) -> Splits:
     """Handwritten digits, 60,000 + 10,000 grey images 28x28 (LeCun et al. 1998); float32 (N, 1, 28, 28).
 
-    Read from root/MNIST/raw. Raises DataError when a file is damaged, or missing and not to be downloaded.
+    Read from root/MNIST/raw. Raises DataError for a damaged file, or a missing one that cannot be downloaded.
     """
-    return _idx_splits("mnist", "MNIST", root, DIGITS, image_size, mean, std)
+    return _build_idx_splits("mnist", "MNIST", root, DIGITS, image_size, mean, std)
 
 
 def fashion_mnist(root: str, image_size: int | None = None, mean: float = 0.2860, std: float = 0.3530) -> Splits:
     """Clothes in MNIST's format (Xiao et al. 2017), read from root/FashionMNIST/raw; else as `mnist`."""
-    return _idx_splits("fashion_mnist", "FashionMNIST", root, CLOTHES, image_size, mean, std)
+    return _build_idx_splits("fashion_mnist", "FashionMNIST", root, CLOTHES, image_size, mean, std)
 
 
 def kmnist(root: str, image_size: int | None = None, mean: float = 0.1918, std: float = 0.3483) -> Splits:
     """Cursive Japanese in MNIST's format (Clanuwat et al. 2018), from root/KMNIST/raw; else as `mnist`."""
-    return _idx_splits("kmnist", "KMNIST", root, HIRAGANA, image_size, mean, std)
+    return _build_idx_splits("kmnist", "KMNIST", root, HIRAGANA, image_size, mean, std)
 
 
 def cifar10(
@@ -105,14 +114,14 @@ def cifar10(
 ) -> Splits:
     """50,000 + 10,000 colour images 32x32 of 10 classes (Krizhevsky 2009); float32 (N, 3, 32, 32).
 
-    Read from root/cifar-10-batches-py. Raises DataError when a file is damaged, or missing and not to be
-    downloaded; a file that would run code is damaged.
+    Read from root/cifar-10-batches-py. Raises DataError for a damaged file, or a missing one that cannot be
+    downloaded; a file that would run code counts as damaged.
     """
     train = [f"data_batch_{i}" for i in range(1, 6)]
-    folder = _present("cifar10", "CIFAR10", root, "cifar-10-batches-py", [*train, "test_batch", "batches.meta"])
-    names = read_class_names(folder / "batches.meta", "label_names", 10)
+    folder = _provide_files("cifar10", "CIFAR10", root, "cifar-10-batches-py", [*train, "test_batch", "batches.meta"])
+    class_names = read_class_names(folder / "batches.meta", "label_names", 10)
     files = {"train": [folder / name for name in train], "test": [folder / "test_batch"]}
-    return _cifar_splits(files, "labels", names, image_size, mean, std)
+    return _build_cifar_splits(files, "labels", class_names, image_size, mean, std)
 
 
 def cifar100(
@@ -122,17 +131,17 @@ def cifar100(
     std: list[float] = CIFAR100_STD,
 ) -> Splits:
     """As `cifar10` with 100 classes (the fine labels), read from root/cifar-100-python."""
-    folder = _present("cifar100", "CIFAR100", root, "cifar-100-python", ["train", "test", "meta"])
-    names = read_class_names(folder / "meta", "fine_label_names", 100)
-    files = {part: [folder / part] for part in ("train", "test")}
-    return _cifar_splits(files, "fine_labels", names, image_size, mean, std)
+    folder = _provide_files("cifar100", "CIFAR100", root, "cifar-100-python", ["train", "test", "meta"])
+    class_names = read_class_names(folder / "meta", "fine_label_names", 100)
+    files = {"train": [folder / "train"], "test": [folder / "test"]}
+    return _build_cifar_splits(files, "fine_labels", class_names, image_size, mean, std)
 
 
-def _idx_splits(
+def _build_idx_splits(
     data: str,
     dataset: str,
     root: str,
-    names: tuple[str, ...],
+    class_names: tuple[str, ...],
     image_size: int | None,
     mean: float,
     std: float,
@@ -140,51 +149,61 @@ def _idx_splits(
     folder = Path(root).expanduser() / dataset / "raw"
     if any(find_idx(folder, name) is None for name in IDX_FILES):
         fetch_images(data, dataset, folder, IDX_FILES)
+
     paths = [find_idx(folder, name) or folder / name for name in IDX_FILES]
-    train = read_labelled(paths[0], paths[1], len(names))
-    test = read_labelled(paths[2], paths[3], len(names))
+    train_images, train_labels, test_images, test_labels = paths
+    train = read_labelled(train_images, train_labels, len(class_names))
+    test = read_labelled(test_images, test_labels, len(class_names))
     if train[0].shape[1:] != test[0].shape[1:]:
         raise DataError(f"{folder} has training and test images of different sizes: delete it and run again")
-    parts = {part: _part(x[:, None], y) for part, (x, y) in (("train", train), ("test", test))}
-    origins = {
-        "train": Origin.from_position(str(paths[0]), len(train[0])),
-        "test": Origin.from_position(str(paths[2]), len(test[0])),
+
+    # Grey images (N, H, W) get a channel.
+    parts = {
+        "train": _to_tensors(train[0][:, None], train[1]),
+        "test": _to_tensors(test[0][:, None], test[1]),
     }
-    return build_image_splits(parts, names, image_size, [mean], [std], origins=origins)
+    origins = {
+        "train": Origin.from_position(str(train_images), len(train[0])),
+        "test": Origin.from_position(str(test_images), len(test[0])),
+    }
+    return build_image_splits(parts, class_names, image_size, [mean], [std], origins=origins)
 
 
-def _present(data: str, dataset: str, root: str, folder: str, files: list[str]) -> Path:
-    """root/folder with all `files` in it, downloaded when one is missing."""
-    base = Path(root).expanduser()
-    if not all((base / folder / name).is_file() for name in files):
-        fetch_images(data, dataset, base / folder, files)
-    return base / folder
+def _provide_files(data: str, dataset: str, root: str, folder: str, files: list[str]) -> Path:
+    """root/folder with all `files` in it, downloaded if one is missing."""
+    path = Path(root).expanduser() / folder
+    if not all((path / name).is_file() for name in files):
+        fetch_images(data, dataset, path, files)
+    return path
 
 
-def _cifar_splits(
+def _build_cifar_splits(
     files: dict[str, list[Path]],
     label_key: str,
-    names: tuple[str, ...],
+    class_names: tuple[str, ...],
     image_size: int | None,
     mean: list[float],
     std: list[float],
 ) -> Splits:
-    parts, origins = {}, {}
+    parts = {}
+    origins = {}
     for part, paths in files.items():
-        batches = [read_batch(path, label_key, len(names)) for path in paths]
-        parts[part] = _part(np.concatenate([x for x, _ in batches]), np.concatenate([y for _, y in batches]))
+        batches = [read_batch(path, label_key, len(class_names)) for path in paths]
+        parts[part] = _to_tensors(
+            np.concatenate([images for images, _ in batches]),
+            np.concatenate([labels for _, labels in batches]),
+        )
         origins[part] = Origin.join(
             [Origin.from_position(str(path), len(x)) for path, (x, _) in zip(paths, batches, strict=True)]
         )
-    return build_image_splits(parts, names, image_size, mean, std, origins=origins)
+    return build_image_splits(parts, class_names, image_size, mean, std, origins=origins)
 
 
-def _part(images: NDArray[np.uint8], labels: NDArray[np.uint8] | NDArray[np.int64]) -> Part:
+def _to_tensors(images: NDArray[np.uint8], labels: NDArray[np.uint8] | NDArray[np.int64]) -> LabelledImages:
     """Bytes (N, C, H, W) to float32 in [0, 1], labels to int64."""
     pixels = torch.from_numpy(images.astype(np.float32)).div_(255)
     return pixels, torch.from_numpy(labels.astype(np.int64))
 
 
-def _each(value: float | None, channels: int) -> list[float] | None:
-    """A constant of grey images as a value a channel."""
+def _repeat_for_channels(value: float | None, channels: int) -> list[float] | None:
     return None if value is None else [value] * channels

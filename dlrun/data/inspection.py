@@ -1,6 +1,6 @@
-"""Data held against their description: what DataSpec promises is true of every row before the first step.
+"""Data checked against their description: what DataSpec promises is true of every row before the first step.
 
-A difference that loses nothing is mended and said in a note; every other one is a sentence that names the row.
+A difference that loses nothing is corrected, with a note; any other one is an error that names the row.
 """
 
 import math
@@ -21,391 +21,456 @@ from dlrun.data.origin import Origin
 from dlrun.data.spec import PADDING, DataSpec, Kind, Split, Splits, TaskName
 
 PARTS = ("train", "val", "test")
-Label = Callable[[int], str]  # what a sentence calls a row of those looked at
-_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64)
-_NEVER_CODES = (torch.uint8, torch.int8, torch.int16, torch.uint16, torch.bool)  # torch's Embedding takes none of them
+
+# Formats the label of an inspected row for a sentence.
+Label = Callable[[int], str]
+
+# Integers that torch's Embedding does not take as codes.
+_NEVER_CODES = (torch.uint8, torch.int8, torch.int16, torch.uint16, torch.bool)
 
 
 @dataclass
 class Inspection:
-    """One look at data.
+    """One inspection of a data set.
 
-    data: what they are called in sentences; keeps_integers: leave whole numbers among the inputs to the net, which is
-    the user's own and may take them for codes; masks_targets: the loss is the user's own and may leave out targets
-    that are not finite.
+    data: name of the data in sentences.
+    keeps_integers: leave integer inputs to the net, which is the user's own and may take them for codes.
+    masks_targets: the loss is the user's own and may leave out targets that are not finite.
+    notes: by remark, the parts that it is about.
     """
 
     data: str
     spec: DataSpec
     keeps_integers: bool = False
     masks_targets: bool = False
-    notes: dict[str, list[str]] = field(default_factory=dict)  # the parts that a remark is about
+    notes: dict[str, list[str]] = field(default_factory=dict)
 
     def error(self, sentence: str) -> DataError:
-        """The error to raise."""
+        """Build the error to raise."""
         return DataError(f"{self.data}: {sentence}" if self.data else sentence)
 
     def note(self, part: str, remark: str) -> None:
-        """Remember a mended difference."""
+        """Record a corrected difference."""
         parts = self.notes.setdefault(remark, [])
         if part not in parts:
             parts.append(part)
 
-    def sentences(self) -> tuple[str, ...]:
-        """The remarks, each with the parts that it is about."""
+    def list_notes(self) -> tuple[str, ...]:
+        """The remarks as sentences, each with the parts that it is about."""
         return tuple(f"{self.data}: {' and '.join(parts)} {remark}" for remark, parts in self.notes.items())
 
 
-def inspect_splits(splits: Splits, look: Inspection) -> Splits:
-    """The same data, as DataSpec describes them; a Split is looked at as a whole, a dataset by two samples.
+def inspect_splits(splits: Splits, inspection: Inspection) -> Splits:
+    """The same data, conforming to its DataSpec; a Split is inspected in full, a dataset by two samples.
 
-    Raises DataError, naming the row, for what cannot be mended without a guess.
+    Raises DataError, naming the row, for what cannot be corrected without a guess.
     """
-    check_spec(look)
+    check_spec(inspection)
     parts: dict[str, Part | None] = {}
     for name in PARTS:
         part = getattr(splits, name)
-        parts[name] = None if part is None else _inspect_part(look, name, part)
+        parts[name] = None if part is None else _inspect_part(inspection, name, part)
+
     train = parts["train"]
     if train is None or count_rows(train) == 0:
-        raise DataError(f"{look.data} has no training rows")
+        raise DataError(f"{inspection.data} has no training rows")
     for name in ("val", "test"):
         part = parts[name]
         if part is not None and count_rows(part) == 0:
-            look.note(name, "left out, as there is no row")
+            inspection.note(name, "left out, as there is no row")
             parts[name] = None
-    notes = (*splits.notes, *look.sentences())
+
+    notes = (*splits.notes, *inspection.list_notes())
     return replace(splits, train=train, val=parts["val"], test=parts["test"], notes=notes)
 
 
-def check_spec(look: Inspection) -> None:
-    """DataError for a description that contradicts itself."""
-    spec = look.spec
+def check_spec(inspection: Inspection) -> None:
+    """Raise DataError for a spec that contradicts itself."""
+    spec = inspection.spec
     if not isinstance(spec, DataSpec):
-        raise look.error(f"spec is a {type(spec).__name__}; return a dlrun.data.spec.DataSpec")
-    for key, value, known in (("kind", spec.kind, get_args(Kind)), ("task", spec.task, get_args(TaskName))):
-        if value not in known:
-            raise look.error(f"spec.{key}={value!r} is none; write one of {', '.join(known)}")
+        raise inspection.error(f"spec is a {type(spec).__name__}; return a dlrun.data.spec.DataSpec")
+
+    for key, value, choices in (("kind", spec.kind, get_args(Kind)), ("task", spec.task, get_args(TaskName))):
+        if value not in choices:
+            raise inspection.error(f"spec.{key}={value!r} is none; write one of {', '.join(choices)}")
+
     if spec.output_size < 1 or (spec.task == "binary" and spec.output_size != 1):
-        wanted = "1, the logit of class 1" if spec.task == "binary" else "at least 1"
-        raise look.error(f"spec.output_size={spec.output_size}, and for {spec.task} it is {wanted}")
-    # A table of one class alone has one name: see Splits.nothing_to_learn.
+        expected = "1, the logit of class 1" if spec.task == "binary" else "at least 1"
+        raise inspection.error(f"spec.output_size={spec.output_size}, and for {spec.task} it is {expected}")
+
+    # A table with a single class has one name: see Splits.nothing_to_learn.
     if spec.task != "regression" and len(spec.class_names) not in (0, 1, count_classes(spec)):
-        raise look.error(
+        raise inspection.error(
             f"spec.class_names has {len(spec.class_names)} names, and {spec.task} with spec.output_size="
             f"{spec.output_size} has {count_classes(spec)} classes; name each"
         )
 
 
 def count_classes(spec: DataSpec) -> int:
-    """How many classes a target can be of."""
+    """Number of classes of a target; binary tasks have two and a single output."""
     return 2 if spec.task == "binary" else spec.output_size
 
 
-def _inspect_part(look: Inspection, name: str, part: Any) -> Part:
+def _inspect_part(inspection: Inspection, name: str, part: Any) -> Part:
     if isinstance(part, Split):
-        return _inspect_split(look, name, part)
+        return _inspect_split(inspection, name, part)
+
     kind = type(part).__name__
     if isinstance(part, IterableDataset):
-        raise look.error(
+        raise inspection.error(
             f"the {name} part is an IterableDataset ({kind}), whose rows can neither be counted nor be asked for by "
             "number; return a map-style Dataset, with __len__ and __getitem__, or a Split of tensors"
         )
     if isinstance(part, DataLoader):
-        raise look.error(f"the {name} part is a DataLoader; return its dataset, dlrun makes the batches")
+        raise inspection.error(f"the {name} part is a DataLoader; return its dataset, dlrun makes the batches")
+
     is_map_style = hasattr(part, "__len__") and hasattr(part, "__getitem__")
     if not is_map_style or isinstance(part, tuple | dict | str | Tensor | np.ndarray):
-        raise look.error(
+        raise inspection.error(
             f"the {name} part is a {kind}; return Split(inputs=(x,), targets=y), or a map-style Dataset of "
             "(input, target) pairs"
         )
-    _inspect_samples(look, name, cast(Part, part))
+    _inspect_samples(inspection, name, cast(Part, part))
     return cast(Part, part)
 
 
-def _inspect_split(look: Inspection, name: str, part: Split) -> Split:
-    given: Any = part.inputs
-    if not isinstance(given, tuple | list):
-        look.note(name, "inputs stood in no tuple and were taken for the only ones")
-        given = (given,)
-    if not given:
-        raise look.error(f"the {name} part has no inputs; return Split(inputs=(x,), targets=y)")
-    inputs = tuple(_as_tensor(look, name, "inputs", x) for x in given)
-    targets = _as_tensor(look, name, "targets", part.targets)
+def _inspect_split(inspection: Inspection, name: str, part: Split) -> Split:
+    columns: Any = part.inputs
+    if not isinstance(columns, tuple | list):
+        inspection.note(name, "inputs stood in no tuple and were taken for the only ones")
+        columns = (columns,)
+    if not columns:
+        raise inspection.error(f"the {name} part has no inputs; return Split(inputs=(x,), targets=y)")
+
+    inputs = tuple(_to_tensor(inspection, name, "inputs", column) for column in columns)
+    targets = _to_tensor(inspection, name, "targets", part.targets)
     for i, x in enumerate(inputs):
         if len(x) != len(targets):
             which = "inputs" if len(inputs) == 1 else f"inputs[{i}]"
-            raise look.error(
+            raise inspection.error(
                 f"the {name} part has {len(x):,} rows of {which} and {len(targets):,} of targets; give as many of each"
             )
+
     origin = part.origin or Origin.from_position(name, len(targets))
     if len(targets):
-        inputs, targets = conform(look, name, inputs, targets, origin.format_label)
+        inputs, targets = conform(inspection, name, inputs, targets, origin.format_label)
     return Split(inputs, targets, origin)
 
 
-def inspect_loaded(split: Split, look: Inspection) -> Split:
-    """The same for a dataset that was read as a whole; what is mended was said of its first sample."""
+def inspect_loaded(split: Split, inspection: Inspection) -> Split:
+    """Inspect a dataset that was loaded into memory; its corrections were noted at its first sample."""
     origin = split.origin or Origin.from_position("", len(split))
-    inputs, targets = conform(look, "", split.inputs, split.targets, origin.format_label)
+    inputs, targets = conform(inspection, "", split.inputs, split.targets, origin.format_label)
     return Split(inputs, targets, origin)
 
 
 @dataclass(frozen=True)
 class BatchCheck:
-    """Holds batches that are read from a dataset against its description, on the CPU, as they come."""
+    """Checks batches of a dataset against its spec on the CPU as they are read; origin: of all its rows."""
 
-    look: Inspection
-    origin: Origin  # of all rows of the dataset
+    inspection: Inspection
+    origin: Origin
 
     def conform(self, inputs: tuple[Tensor, ...], targets: Tensor, rows: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        """The batch as DataSpec wants it; DataError names the row that is not so. rows: int64, their numbers."""
-        return conform(self.look, "", inputs, targets, lambda i: self.origin.format_label(int(rows[i])))
+        """Correct the batch to its DataSpec; DataError names a row that cannot be. rows: int64, their numbers."""
+
+        def format_label(i: int) -> str:
+            return self.origin.format_label(int(rows[i]))
+
+        return conform(self.inspection, "", inputs, targets, format_label)
 
 
-def _as_tensor(look: Inspection, name: str, what: str, value: Any) -> Tensor:
-    """A tensor with the rows along its first dimension, of an array or a nested list too."""
+def _to_tensor(inspection: Inspection, name: str, what: str, value: Any) -> Tensor:
+    """A tensor with the rows along its first dimension; arrays and nested lists are converted."""
     if isinstance(value, Tensor):
         tensor = value.detach()
     else:
         try:
             array = np.asarray(value)
-        except ValueError as error:  # a ragged list
-            raise look.error(f"the {name} {what} are a {type(value).__name__} that is no array ({error})") from error
+        except ValueError as error:
+            # A ragged list.
+            raise inspection.error(
+                f"the {name} {what} are a {type(value).__name__} that is no array ({error})"
+            ) from error
         if array.dtype.kind not in "fiub":
-            raise look.error(
+            raise inspection.error(
                 f"the {name} {what} are a {type(value).__name__} of {array.dtype}; return a tensor of numbers"
             )
-        look.note(name, f"{what} were a {_kind_of(value)} and were taken as a tensor")
-        # torch knows neither another machine's byte order nor arrays that cannot be written to.
+
+        kind = "NumPy array" if isinstance(value, np.ndarray) else type(value).__name__
+        inspection.note(name, f"{what} were a {kind} and were taken as a tensor")
+        # torch supports neither another machine's byte order nor read-only arrays.
         tensor = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))
+
     if tensor.dim() == 0:
-        raise look.error(f"the {name} {what} are one number; give a row a sample")
+        raise inspection.error(f"the {name} {what} are one number; give a row a sample")
     if tensor.is_complex() or tensor.layout != torch.strided:
-        what_it_is = tensor.dtype if tensor.is_complex() else str(tensor.layout).removeprefix("torch.")
-        raise look.error(f"the {name} {what} are a tensor of {what_it_is}; return a dense one of real numbers")
+        kind_of_tensor = tensor.dtype if tensor.is_complex() else str(tensor.layout).removeprefix("torch.")
+        raise inspection.error(
+            f"the {name} {what} are a tensor of {kind_of_tensor}; return a dense one of real numbers"
+        )
     return tensor
 
 
-def _kind_of(value: Any) -> str:
-    return "NumPy array" if isinstance(value, np.ndarray) else type(value).__name__
-
-
-def _inspect_samples(look: Inspection, name: str, part: Part) -> None:
-    """Read the first and the last sample of a dataset and look at both."""
+def _inspect_samples(inspection: Inspection, name: str, part: Part) -> None:
+    """Read the first and the last sample of a dataset and inspect both."""
     rows = count_rows(part)
     dataset: Any = part
     for row in dict.fromkeys([0, rows - 1] if rows else []):
-        where = get_origin(part, name).format_label(row)
+        label = get_origin(part, name).format_label(row)
         try:
-            with _generators_restored():
+            with _preserve_rng_state():
                 sample = dataset[row]
         except DataError:
             raise
-        except Exception as error:  # the dataset may be the user's own
-            said = (str(error).strip() or "no message").splitlines()[0]
-            raise look.error(f"{where} cannot be read: {type(error).__name__}: {said}") from error
+        except Exception as error:
+            # The dataset may be the user's own and raise anything.
+            message = _first_line(error)
+            raise inspection.error(f"{label} cannot be read: {type(error).__name__}: {message}") from error
+
         if not isinstance(sample, tuple | list) or len(sample) < 2:
-            raise look.error(f"{where} is a {type(sample).__name__}; return a pair (input, target)")
+            raise inspection.error(f"{label} is a {type(sample).__name__}; return a pair (input, target)")
         try:
             columns = default_collate([tuple(sample)])
-        except Exception as error:  # torch names the type that it cannot make a batch of
-            said = (str(error).strip() or "no message").splitlines()[0]
-            raise look.error(f"{where} makes no batch: {said}; return tensors and numbers") from error
+        except Exception as error:
+            # torch names the type that it cannot collate.
+            message = _first_line(error)
+            raise inspection.error(f"{label} makes no batch: {message}; return tensors and numbers") from error
+
+        for column in columns:
+            if not isinstance(column, Tensor):
+                # Strings are collated to a list of them.
+                value = column[0] if isinstance(column, list | tuple) and column else column
+                raise inspection.error(f"{label} holds a {type(value).__name__}; return tensors and numbers")
+
         *inputs, targets = columns
-        if not all(isinstance(column, Tensor) for column in columns):
-            odd = next(column for column in columns if not isinstance(column, Tensor))
-            value = odd[0] if isinstance(odd, list | tuple) and odd else odd
-            raise look.error(f"{where} holds a {type(value).__name__}; return tensors and numbers")
-        conform(look, name, tuple(inputs), targets, get_origin(part, name).take(torch.tensor([row])).format_label)
+        origin = get_origin(part, name).take(torch.tensor([row]))
+        conform(inspection, name, tuple(inputs), targets, origin.format_label)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or "no message").splitlines()[0]
 
 
 @contextmanager
-def _generators_restored() -> Iterator[None]:
-    """A dataset that draws random numbers draws the same in training as if nobody had looked."""
-    python, numbers = random.getstate(), np.random.get_state()
+def _preserve_rng_state() -> Iterator[None]:
+    # A dataset that draws random numbers then draws the same in training as without an inspection.
+    python_state = random.getstate()
+    numpy_state = np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         try:
             yield
         finally:
-            random.setstate(python)
-            np.random.set_state(numbers)
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
 
 
 def conform(
-    look: Inspection, name: str, inputs: tuple[Tensor, ...], targets: Tensor, label: Label
+    inspection: Inspection, name: str, inputs: tuple[Tensor, ...], targets: Tensor, label: Label
 ) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Some rows as DataSpec wants them; DataError names the first that is not so. name: of the part, for notes."""
-    first = _conform_codes(look, name, inputs, label) if look.spec.kind == "tokens" else None
-    if first is None:
-        first = tuple(_conform_floats(look, name, x, i, label) for i, x in enumerate(inputs))
-    if look.spec.task == "regression":
-        return first, _conform_values(look, name, targets, label)
-    return first, _conform_classes(look, name, targets, label)
+    """Correct rows to their DataSpec; DataError names the first that cannot be. name: of the part, for notes."""
+    if inspection.spec.kind == "tokens":
+        inputs = _conform_codes(inspection, name, inputs, label)
+    else:
+        inputs = tuple(_conform_floats(inspection, name, x, i, label) for i, x in enumerate(inputs))
+
+    if inspection.spec.task == "regression":
+        return inputs, _conform_values(inspection, name, targets, label)
+    return inputs, _conform_classes(inspection, name, targets, label)
 
 
-def _conform_floats(look: Inspection, name: str, x: Tensor, number: int, label: Label) -> Tensor:
-    """Inputs of vectors and images; the first of them has the shape that the spec says."""
-    spec = look.spec
+def _conform_floats(inspection: Inspection, name: str, x: Tensor, number: int, label: Label) -> Tensor:
+    """Inputs of vectors and images; the spec gives the shape of the first of them."""
     if number == 0:
-        x = _conform_shape(look, name, x)
+        x = _conform_shape(inspection, name, x)
     if not x.is_floating_point():
-        if look.keeps_integers and x.dtype not in _NEVER_CODES:
+        if inspection.keeps_integers and x.dtype not in _NEVER_CODES:
             return x
-        look.note(name, f"inputs were {_dtype(x)} and were taken as float32, as they are")
+        inspection.note(name, f"inputs were {_format_dtype(x)} and were taken as float32, as they are")
         return x.float()
-    position = _first_not_finite(x)
+
+    position = _find_not_finite(x)
     if position is not None:
         row, *place = position
         value = float(x[tuple(position)])
-        raise look.error(
-            f"{label(row)} holds {value} in the inputs{_place(spec, place)}; "
+        raise inspection.error(
+            f"{label(row)} holds {value} in the inputs{_format_place(inspection.spec, place)}; "
             "remove the row, or put a number in its place"
         )
     return x
 
 
-def _conform_shape(look: Inspection, name: str, x: Tensor) -> Tensor:
-    spec = look.spec
-    wanted, shape = tuple(spec.input_shape), tuple(x.shape[1:])
-    if shape == wanted:
+def _conform_shape(inspection: Inspection, name: str, x: Tensor) -> Tensor:
+    expected = tuple(inspection.spec.input_shape)
+    shape = tuple(x.shape[1:])
+    if shape == expected:
         return x
-    if wanted == (1, *shape):
-        look.note(name, f"inputs of shape {_rows(shape)} were taken as {_rows(wanted)}")
+    if expected == (1, *shape):
+        # Grey images without a channel.
+        inspection.note(name, f"inputs of shape {_format_shape(shape)} were taken as {_format_shape(expected)}")
         return x.unsqueeze(1)
+
     hint = "write both alike"
-    if len(wanted) == 3 and len(shape) == 3 and (shape[2], shape[0], shape[1]) == wanted:
+    if len(expected) == 3 and len(shape) == 3 and (shape[2], shape[0], shape[1]) == expected:
         hint = "write x.permute(0, 3, 1, 2)"
-    elif math.prod(shape) == math.prod(wanted) and len(wanted) == 1:
+    elif math.prod(shape) == math.prod(expected) and len(expected) == 1:
         hint = "write x.flatten(1)"
-    raise look.error(
-        f"the {name} inputs have the shape {_rows(shape)}, and spec.input_shape={wanted} says {_rows(wanted)}; {hint}"
+    raise inspection.error(
+        f"the {name} inputs have the shape {_format_shape(shape)}, and spec.input_shape={expected} says "
+        f"{_format_shape(expected)}; {hint}"
     )
 
 
-def _conform_codes(look: Inspection, name: str, inputs: tuple[Tensor, ...], label: Label) -> tuple[Tensor, ...]:
-    """Codes and lengths of tokens."""
-    spec = look.spec
-    found = []
+def _conform_codes(inspection: Inspection, name: str, inputs: tuple[Tensor, ...], label: Label) -> tuple[Tensor, ...]:
+    """Codes int64 (N, length) and lengths int64 (N,) of tokens; further inputs are left as they are."""
+    tensors = []
     for i, x in enumerate(inputs[:2]):
-        what, dimensions = (("codes", 2), ("lengths", 1))[i]
-        if x.dim() != dimensions:
-            wanted = "(rows, length)" if i == 0 else "(rows,)"
-            raise look.error(f"the {name} {what} have the shape {tuple(x.shape)}; tokens are {what} {wanted}")
+        what = "codes" if i == 0 else "lengths"
+        shape = "(rows, length)" if i == 0 else "(rows,)"
+        if x.dim() != (2 if i == 0 else 1):
+            raise inspection.error(f"the {name} {what} have the shape {tuple(x.shape)}; tokens are {what} {shape}")
+
         if x.dtype != torch.int64:
-            fraction = None if not x.is_floating_point() else _first_false(x == x.floor())
-            if fraction is not None:
-                value = float(x.flatten(1)[fraction] if i == 0 else x[fraction[0]])
-                raise look.error(f"{label(fraction[0])} holds {value} among its {what}, which are whole numbers")
-            look.note(name, f"{what} were {_dtype(x)} and were taken as int64")
+            position = _find_fraction(x)
+            if position is not None:
+                value = float(x.flatten(1)[position] if i == 0 else x[position[0]])
+                raise inspection.error(f"{label(position[0])} holds {value} among its {what}, which are whole numbers")
+            inspection.note(name, f"{what} were {_format_dtype(x)} and were taken as int64")
             x = x.long()
-        found.append(x)
-    low, high = (0, len(spec.vocabulary) - 1) if spec.vocabulary else (0, None)
-    _check_range(look, found[0], low, high, "code", label)
-    if len(found) > 1:
-        _check_range(look, found[1], 1, found[0].shape[1], "length", label)
-    return (*found, *inputs[2:])
+        tensors.append(x)
+
+    vocabulary = inspection.spec.vocabulary
+    highest_code = len(vocabulary) - 1 if vocabulary else None
+    _check_range(inspection, tensors[0], 0, highest_code, "code", label)
+    if len(tensors) > 1:
+        _check_range(inspection, tensors[1], 1, tensors[0].shape[1], "length", label)
+    return (*tensors, *inputs[2:])
 
 
-def _check_range(look: Inspection, x: Tensor, low: int, high: int | None, what: str, label: Label) -> None:
-    least, most = (int(value) for value in torch.aminmax(x))
-    if least >= low and (high is None or most <= high):
+def _check_range(inspection: Inspection, x: Tensor, low: int, high: int | None, what: str, label: Label) -> None:
+    lowest, highest = (int(value) for value in torch.aminmax(x))
+    if lowest >= low and (high is None or highest <= high):
         return
-    position = _first_false((x >= low) & (x <= most if high is None else x <= high))
+
+    is_allowed = (x >= low) & (x <= (highest if high is None else high))
+    position = _find_false(is_allowed)
     assert position is not None
     value = int(x.reshape(len(x), -1)[position])
-    wanted = f"{low} and more" if high is None else f"{low} to {high}"
-    raise look.error(f"{label(position[0])} has a {what} of {value}, and there are {wanted}")
+    allowed = f"{low} and more" if high is None else f"{low} to {high}"
+    raise inspection.error(f"{label(position[0])} has a {what} of {value}, and there are {allowed}")
 
 
-def _conform_values(look: Inspection, name: str, y: Tensor, label: Label) -> Tensor:
+def _conform_values(inspection: Inspection, name: str, y: Tensor, label: Label) -> Tensor:
     """Targets of a regression: floats (N, output_size)."""
-    size = look.spec.output_size
+    size = inspection.spec.output_size
     if y.dim() == 1 and size == 1:
-        look.note(name, "targets of shape (rows,) were taken as (rows, 1)")
+        inspection.note(name, "targets of shape (rows,) were taken as (rows, 1)")
         y = y.unsqueeze(1)
     if tuple(y.shape[1:]) != (size,):
-        raise look.error(
-            f"the {name} targets have the shape {_rows(tuple(y.shape[1:]))}, and regression with spec.output_size="
-            f"{size} takes (rows, {size})"
+        raise inspection.error(
+            f"the {name} targets have the shape {_format_shape(tuple(y.shape[1:]))}, and regression with "
+            f"spec.output_size={size} takes (rows, {size})"
         )
+
     if not y.is_floating_point():
-        look.note(name, f"targets were {_dtype(y)} and were taken as floats")
-        return y.double() if y.dtype in (torch.int32, torch.int64, torch.uint32, torch.uint64) else y.float()
-    position = _first_not_finite(y)
+        inspection.note(name, f"targets were {_format_dtype(y)} and were taken as floats")
+        # float32 does not hold every number of 32 bits.
+        is_wide = y.dtype in (torch.int32, torch.int64, torch.uint32, torch.uint64)
+        return y.double() if is_wide else y.float()
+
+    position = _find_not_finite(y)
     if position is None:
         return y
     where = f"{label(position[0])} has a target of {float(y[tuple(position)])}"
     column = f" in column {position[1]}" if size > 1 else ""
-    if look.masks_targets:
-        look.note(name, f"targets are not all finite ({where}{column}, say): that is left to the loss of your own")
+    if inspection.masks_targets:
+        inspection.note(
+            name, f"targets are not all finite ({where}{column}, say): that is left to the loss of your own"
+        )
         return y
-    raise look.error(f"{where}{column}; remove the row, or put a number in its place")
+    raise inspection.error(f"{where}{column}; remove the row, or put a number in its place")
 
 
-def _conform_classes(look: Inspection, name: str, y: Tensor, label: Label) -> Tensor:
+def _conform_classes(inspection: Inspection, name: str, y: Tensor, label: Label) -> Tensor:
     """Class numbers: int64 (N,), or (N, length) with -100 where padded."""
-    spec = look.spec
-    count, dimensions = count_classes(spec), 2 if spec.task == "tagging" else 1
+    task = inspection.spec.task
+    classes = count_classes(inspection.spec)
+    dimensions = 2 if task == "tagging" else 1
+
     if y.is_floating_point():
-        position = _first_not_finite(y)
-        if position is not None:
-            value = float(y[tuple(position)])
-            raise look.error(f"{label(position[0])} has a target of {value}; remove the row, or name its class")
+        bad = _find_not_finite(y)
+        if bad is not None:
+            value = float(y[tuple(bad)])
+            raise inspection.error(f"{label(bad[0])} has a target of {value}; remove the row, or name its class")
+
+    # Columns of class numbers and one-hot rows mean the same as a vector.
     if dimensions == 1 and y.dim() == 2 and y.shape[1] == 1:
-        look.note(name, "targets of shape (rows, 1) were taken as (rows,)")
+        inspection.note(name, "targets of shape (rows, 1) were taken as (rows,)")
         y = y.squeeze(1)
-    if dimensions == 1 and y.dim() == 2 and y.shape[1] == count and _is_one_hot(y):
-        look.note(name, f"targets of shape (rows, {count}) were one-hot and were taken as class numbers")
+    if dimensions == 1 and y.dim() == 2 and y.shape[1] == classes and _is_one_hot(y):
+        inspection.note(name, f"targets of shape (rows, {classes}) were one-hot and were taken as class numbers")
         y = y.byte().argmax(1)
     if y.dim() != dimensions:
-        wanted = "(rows, length), a class a position" if dimensions == 2 else "(rows,), one class number a row"
-        raise look.error(
-            f"the {name} targets have the shape {_rows(tuple(y.shape[1:]))}, and {spec.task} takes {wanted}"
+        expected = "(rows, length), a class a position" if dimensions == 2 else "(rows,), one class number a row"
+        raise inspection.error(
+            f"the {name} targets have the shape {_format_shape(tuple(y.shape[1:]))}, and {task} takes {expected}"
         )
+
     if y.dtype != torch.int64:
-        fraction = _first_false(y == y.floor()) if y.is_floating_point() else None
+        fraction = _find_fraction(y)
         if fraction is not None:
             value = float(y.reshape(len(y), -1)[fraction])
-            raise look.error(
-                f"{label(fraction[0])} has a target of {value:g}, and {spec.task} takes whole class numbers "
-                f"from 0 to {count - 1}"
+            raise inspection.error(
+                f"{label(fraction[0])} has a target of {value:g}, and {task} takes whole class numbers "
+                f"from 0 to {classes - 1}"
             )
-        look.note(name, f"targets were {_dtype(y)} and were taken as class numbers (int64)")
-        y = _as_int64(y)
-    _check_classes(look, name, y, label)
+        inspection.note(name, f"targets were {_format_dtype(y)} and were taken as class numbers (int64)")
+        y = _to_int64(y)
+    _check_classes(inspection, y, label)
     return y
 
 
-def _check_classes(look: Inspection, name: str, y: Tensor, label: Label) -> None:
-    spec, count = look.spec, count_classes(look.spec)
+def _check_classes(inspection: Inspection, y: Tensor, label: Label) -> None:
+    """Raise an error for the first class number out of range, with a hint for the usual mistakes."""
     if not y.numel():
         return
-    least, most = (int(value) for value in torch.aminmax(y))
-    padded = spec.task == "tagging"
-    if most < count and (least >= 0 or (padded and bool(((y >= 0) | (y == PADDING)).all()))):
-        return
-    real = y >= 0
-    position = _first_false((real | (y == PADDING) if padded else real) & (y < count))
+
+    task = inspection.spec.task
+    classes = count_classes(inspection.spec)
+    lowest, highest = (int(value) for value in torch.aminmax(y))
+    is_padded = task == "tagging"
+    if highest < classes:
+        if lowest >= 0:
+            return
+        if is_padded and bool(((y >= 0) | (y == PADDING)).all()):
+            return
+
+    is_allowed = y >= 0
+    if is_padded:
+        is_allowed = is_allowed | (y == PADDING)
+    position = _find_false(is_allowed & (y < classes))
     assert position is not None
     value = int(y.reshape(len(y), -1)[position])
+
     hint = ""
-    if least == 1 and most == count:
+    if lowest == 1 and highest == classes:
         hint = "; write targets - 1, classes are counted from 0"
-    elif spec.task == "binary" and least == -1 and most == 1 and not bool((y == 0).any()):
+    elif task == "binary" and lowest == -1 and highest == 1 and not bool((y == 0).any()):
         hint = "; write (targets + 1) // 2"
     elif value == PADDING:
         hint = "; remove the row, only tags can be left out"
-    elif spec.task == "multiclass" and least >= 0:
+    elif task == "multiclass" and lowest >= 0:
         hint = "; correct it, or make spec.output_size larger"
-    raise look.error(
-        f"{label(position[0])} has a target of {value}, and {spec.task} with {count} classes takes 0 to "
-        f"{count - 1}{f', or {PADDING} where padded' if padded else ''}{hint}"
+
+    padding = f", or {PADDING} where padded" if is_padded else ""
+    raise inspection.error(
+        f"{label(position[0])} has a target of {value}, and {task} with {classes} classes takes 0 to "
+        f"{classes - 1}{padding}{hint}"
     )
 
 
-def _as_int64(y: Tensor) -> Tensor:
-    """Exact; what int64 cannot hold becomes the largest that it can, which is no class."""
+def _to_int64(y: Tensor) -> Tensor:
+    """Convert exactly; what int64 cannot hold becomes its largest number, or 2**62, neither of them a class."""
     if y.dtype == torch.uint64:
         wrapped = y.long()
         return torch.where(wrapped < 0, torch.full_like(wrapped, torch.iinfo(torch.int64).max), wrapped)
@@ -418,28 +483,34 @@ def _is_one_hot(y: Tensor) -> bool:
     return y.shape[1] > 1 and bool(((y == 0) | (y == 1)).all()) and bool(((y == 1).sum(1) == 1).all())
 
 
-def _first_not_finite(x: Tensor) -> list[int] | None:
-    """Where the first number lies that is nan or infinite; None if all are finite.
-
-    One pass over the numbers: a sum is finite only if all of them are, and where it overflows they are looked at.
-    """
+def _find_not_finite(x: Tensor) -> list[int] | None:
+    """Position of the first number that is nan or infinite; None if all are finite."""
+    # One pass: a sum is finite only if all numbers are. Where it overflows they are inspected.
     if not x.numel() or math.isfinite(float(x.sum())):
         return None
+
     for start in range(0, len(x), 4096):
-        bad = ~x[start : start + 4096].isfinite()
-        if bool(bad.any()):
-            row, *place = bad.nonzero()[0].tolist()
+        is_bad = ~x[start : start + 4096].isfinite()
+        if bool(is_bad.any()):
+            row, *place = is_bad.nonzero()[0].tolist()
             return [start + row, *place]
     return None
 
 
-def _first_false(holds: Tensor) -> tuple[int, int] | None:
+def _find_fraction(x: Tensor) -> tuple[int, int] | None:
+    """Row, and position in the flattened row, of the first number that is not whole."""
+    return _find_false(x == x.floor()) if x.is_floating_point() else None
+
+
+def _find_false(mask: Tensor) -> tuple[int, int] | None:
     """Row, and position in the flattened row, of the first False."""
-    wrong = (~holds.reshape(len(holds), -1)).nonzero()
-    return (int(wrong[0, 0]), int(wrong[0, 1])) if len(wrong) else None
+    positions = (~mask.reshape(len(mask), -1)).nonzero()
+    if not len(positions):
+        return None
+    return int(positions[0, 0]), int(positions[0, 1])
 
 
-def _place(spec: DataSpec, place: list[int]) -> str:
+def _format_place(spec: DataSpec, place: list[int]) -> str:
     if not place:
         return ""
     if len(place) > 1:
@@ -449,23 +520,28 @@ def _place(spec: DataSpec, place: list[int]) -> str:
     return f", column {place[0]} (counted from 0)"
 
 
-def _rows(shape: tuple[int, ...]) -> str:
-    return f"({', '.join(['rows', *map(str, shape)])}{',' if not shape else ''})"
+def _format_shape(shape: tuple[int, ...]) -> str:
+    # As Python writes tuples: (rows,) and (rows, 3).
+    comma = "" if shape else ","
+    return f"({', '.join(['rows', *map(str, shape)])}{comma})"
 
 
-def _dtype(x: Tensor) -> str:
+def _format_dtype(x: Tensor) -> str:
     return str(x.dtype).removeprefix("torch.")
 
 
 def get_valid_targets(part: Part | None, spec: DataSpec) -> Tensor | None:
-    """All targets of a part without a sample being read; None where a dataset states none, or others than it yields."""
-    targets = None if part is None else get_targets(part)
-    if targets is None or part is None or isinstance(part, Split):
+    """All targets of a part without a sample being read; None if a dataset states none, or not as in its spec."""
+    if part is None:
+        return None
+    targets = get_targets(part)
+    if targets is None or isinstance(part, Split):
         return targets
-    look = Inspection("", spec)
+
+    inspection = Inspection("", spec)
     try:
         if spec.task == "regression":
-            return _conform_values(look, "", targets, get_origin(part).format_label)
-        return _conform_classes(look, "", targets, get_origin(part).format_label)
+            return _conform_values(inspection, "", targets, get_origin(part).format_label)
+        return _conform_classes(inspection, "", targets, get_origin(part).format_label)
     except DataError:
         return None

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Paths(Sequence[str]):
-    """File names as the file system has them: Python strings would take ten times the memory."""
+    """File names as the bytes of the file system: Python strings would take ten times the memory."""
 
     def __init__(self, names: NDArray[np.bytes_]) -> None:
         self.names = names
@@ -28,19 +28,21 @@ class Paths(Sequence[str]):
     def __getitem__(self, index: slice) -> "Paths": ...
 
     def __getitem__(self, index: int | slice) -> "str | Paths":
-        """One path as text, or some of them."""
-        return Paths(self.names[index]) if isinstance(index, slice) else os.fsdecode(self.names[index])
+        """One path as text, or a slice of them."""
+        if isinstance(index, slice):
+            return Paths(self.names[index])
+        return os.fsdecode(self.names[index])
 
 
 @dataclass(frozen=True, eq=False)
 class Origin:
     """The origin of `count` rows.
 
-    sources: files, or what the rows' part is called.
-    source: int64 (count,), which of the sources a row is of; None if all are of the first.
-    row: int64 (count,), a row's number in its source, from 0 on; None if it is its position here.
-    line: int64 (count,), the line of a text file that a row ends in, from 1 on as an editor counts; None if there is
-    none. has_file_each: the sources are files that hold one row each, such as pictures.
+    sources: files, or the name of the part.
+    source: int64 (count,), index into sources of each row; None if all come from the first.
+    row: int64 (count,), number of each row in its source, counted from 0; None if it equals the position here.
+    line: int64 (count,), the line of a text file that each row ends in, counted from 1 as editors do, or None.
+    has_file_each: every source is a file with a single row, such as a picture.
     """
 
     sources: Sequence[str]
@@ -62,28 +64,35 @@ class Origin:
 
     @classmethod
     def from_files(cls, names: NDArray[np.bytes_]) -> "Origin":
-        """A file a row."""
+        """One file per row."""
         return cls(Paths(names), len(names), source=torch.arange(len(names)), has_file_each=True)
 
     @classmethod
     def join(cls, origins: Sequence["Origin"]) -> "Origin":
-        """The rows of several, one after the other."""
+        """Concatenate the rows of several origins."""
         first = origins[0]
         count = sum(origin.count for origin in origins)
-        sources: Sequence[str] = first.sources
-        starts = [0] * len(origins)
-        if any(origin.sources is not first.sources for origin in origins):
-            ends = np.cumsum([len(origin.sources) for origin in origins])
-            starts = [0, *ends[:-1].tolist()]
-            sources = [name for origin in origins for name in origin.sources]
-        source = torch.cat([origin._sources() + start for origin, start in zip(origins, starts, strict=True)])
-        row = torch.cat([origin._rows() for origin in origins])
+
+        # Parts of one data set usually share the list of sources, which is then not copied.
+        if all(origin.sources is first.sources for origin in origins):
+            sources = first.sources
+            offsets = [0] * len(origins)
+        else:
+            sources = []
+            offsets = []
+            for origin in origins:
+                offsets.append(len(sources))
+                sources.extend(origin.sources)
+
+        source = torch.cat([origin._get_sources() + offset for origin, offset in zip(origins, offsets, strict=True)])
+        row = torch.cat([origin._get_rows() for origin in origins])
         lines = [origin.line for origin in origins if origin.line is not None]
         line = torch.cat(lines) if len(lines) == len(origins) else None
-        return cls(sources, count, source, row, line, all(origin.has_file_each for origin in origins))
+        has_file_each = all(origin.has_file_each for origin in origins)
+        return cls(sources, count, source, row, line, has_file_each)
 
     def take(self, index: Tensor) -> "Origin":
-        """The rows that `index` (int64) selects, in its order."""
+        """Select rows by `index` (int64), in its order."""
         index = index.cpu()
         return Origin(
             self.sources,
@@ -95,37 +104,38 @@ class Origin:
         )
 
     def format_label(self, index: int) -> str:
-        """How a sentence calls a row: "line 5 of table.csv", "row 7,001 of x.npy", "photos/cat/3.png"."""
+        """Name a row in a sentence: "line 5 of table.csv", "row 7,001 of x.npy", "photos/cat/3.png"."""
         source = self.get_source(index)
         if self.has_file_each:
             return source
+
         number = f"row {self.get_row(index):,}" if self.line is None else f"line {int(self.line[index])}"
         return f"{number} of {source}" if source else number
 
     def format_short_label(self, index: int) -> str:
-        """The same for the title of a picture, without folders."""
+        """Name a row in the title of a picture, without folders."""
         if self.has_file_each:
             return Path(self.get_source(index)).name
         return f"row {self.get_row(index)}" if self.line is None else f"line {int(self.line[index])}"
 
     def get_source(self, index: int) -> str:
-        """The file or part of a row."""
+        """The file or part that a row comes from."""
         return self.sources[0 if self.source is None else int(self.source[index])]
 
     def get_row(self, index: int) -> int:
-        """The number of a row in its source, from 0 on."""
+        """The number of a row in its source, counted from 0."""
         return index if self.row is None else int(self.row[index])
 
     def to_columns(self) -> dict[str, list[Any]]:
-        """Of all rows, for a table: row, source, and line where there are lines."""
-        names = [self.sources[i] for i in self._sources().tolist()]
-        columns: dict[str, list[Any]] = {"row": self._rows().tolist(), "source": names}
+        """Table columns over all rows: row, source, and line for text files."""
+        sources = [self.sources[i] for i in self._get_sources().tolist()]
+        columns: dict[str, list[Any]] = {"row": self._get_rows().tolist(), "source": sources}
         if self.line is not None:
             columns["line"] = self.line.tolist()
         return columns
 
-    def _sources(self) -> Tensor:
+    def _get_sources(self) -> Tensor:
         return torch.zeros(self.count, dtype=torch.int64) if self.source is None else self.source
 
-    def _rows(self) -> Tensor:
+    def _get_rows(self) -> Tensor:
         return torch.arange(self.count) if self.row is None else self.row

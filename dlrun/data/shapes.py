@@ -1,4 +1,4 @@
-"""Points whose pattern a lesson chose: rows typed in the config, and the flower of two classes."""
+"""Points in a chosen pattern: rows typed in the config, and the flower of two classes."""
 
 import math
 from typing import Any, Literal
@@ -25,52 +25,64 @@ def points(
     no test part. Raises RequestError for no rows, unequal or ragged lists, values that are not finite numbers,
     classes that are not whole numbers from 0, and names that do not match.
     """
-    inputs, values = _columns("x", x), _columns("y", y)
+    inputs = _to_matrix("x", x)
+    values = _to_matrix("y", y)
     if len(inputs) != len(values):
         raise RequestError(f"data.x has {len(inputs)} rows and data.y {len(values)}: type as many of each")
     if task not in ("regression", "binary", "multiclass"):
         raise RequestError(f"data.task={task} is not known: type regression, binary or multiclass")
+
     features = inputs.shape[1]
     if feature_names is not None and len(feature_names) != features:
         raise RequestError(f"data.feature_names has {len(feature_names)} names, and data.x {features} columns")
-    named = tuple(feature_names or ())
+    named_features = tuple(feature_names or ())
+
     if task == "regression":
         if class_names is not None:
             raise RequestError("data.class_names are for classes: type data.task=binary or data.task=multiclass")
-        spec = DataSpec("vector", (features,), task, values.shape[1], feature_names=named)
+        spec = DataSpec("vector", (features,), task, values.shape[1], feature_names=named_features)
         return Splits(Split((inputs,), values), None, None, spec)
-    labels = _labels(values, task)
-    if int(labels.max()) >= MOST_CLASSES:
-        raise RequestError(
-            f"data.y holds class {int(labels.max())}, and classes are counted from 0, up to {MOST_CLASSES - 1:,}"
-        )
-    names = tuple(class_names or (str(i) for i in range(2 if task == "binary" else int(labels.max()) + 1)))
-    if len(names) <= int(labels.max()) or (task == "binary" and len(names) != 2):
-        wanted = 2 if task == "binary" else int(labels.max()) + 1
-        raise RequestError(f"data.class_names has {len(names)} names, and data.y {wanted} classes")
-    outputs = 1 if task == "binary" else len(names)
-    spec = DataSpec("vector", (features,), task, outputs, class_names=names, feature_names=named)
+
+    labels = _to_labels(values, task)
+    highest = int(labels.max())
+    if highest >= MOST_CLASSES:
+        raise RequestError(f"data.y holds class {highest}, and classes are counted from 0, up to {MOST_CLASSES - 1:,}")
+
+    # More names than classes are fine for multiclass: rows of a class may be missing.
+    classes = 2 if task == "binary" else highest + 1
+    names = tuple(class_names or (str(i) for i in range(classes)))
+    if len(names) <= highest or (task == "binary" and len(names) != 2):
+        raise RequestError(f"data.class_names has {len(names)} names, and data.y {classes} classes")
+
+    output_size = 1 if task == "binary" else len(names)
+    spec = DataSpec("vector", (features,), task, output_size, class_names=names, feature_names=named_features)
     return Splits(Split((inputs,), labels), None, None, spec)
 
 
-def _columns(key: str, rows: list[Any]) -> Tensor:
-    """float64 (N, columns) of a list of numbers or of equally long lists of numbers."""
+def _to_matrix(key: str, rows: list[Any]) -> Tensor:
+    """float64 (N, columns) from a list of numbers or of equally long lists of numbers."""
     if not rows:
         raise RequestError(f"data.{key} has no rows; type data.{key}='[1, 2, 3]'")
+
     lists = [row if isinstance(row, list) else [row] for row in rows]
     if len({len(row) for row in lists}) > 1 or not lists[0]:
         widths = ", ".join(str(len(row)) for row in lists[:8])
         raise RequestError(f"data.{key} has rows of different lengths or none ({widths}): give each as many numbers")
-    for i, value in ((i, value) for i, row in enumerate(lists) for value in row):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise RequestError(f"data.{key} holds {value!r} in row {i + 1}, where a number is needed")
+
+    for i, row in enumerate(lists):
+        for value in row:
+            # bool is an int in Python.
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not is_number or not math.isfinite(value):
+                raise RequestError(f"data.{key} holds {value!r} in row {i + 1}, where a number is needed")
     return torch.tensor(lists, dtype=torch.float64)
 
 
-def _labels(values: Tensor, task: TaskName) -> Tensor:
-    """int64 (N,) of the one column of classes."""
+def _to_labels(values: Tensor, task: TaskName) -> Tensor:
+    """int64 (N,) from the single column of classes."""
     if values.shape[1] != 1:
         raise RequestError(f"data.y has {values.shape[1]} columns, and data.task={task} takes one class a row")
+
     column = values[:, 0]
     if (column != column.round()).any() or column.min() < 0 or (task == "binary" and column.max() > 1):
         allowed = "0 and 1" if task == "binary" else "whole numbers from 0"
@@ -100,11 +112,15 @@ def flower(
         raise RequestError(f"data.petals={petals} must be even: with an odd number both classes share their petals")
     if task not in ("multiclass", "binary"):
         raise RequestError(f"data.task={task} does not fit data=flower: type data.task=multiclass or data.task=binary")
+
     generator = torch.Generator().manual_seed(seed)
     y = (torch.arange(rows) >= rows // 2).long()
     angle = 2 * math.pi * torch.arange(rows, dtype=torch.float64) / rows
     angle += noise * torch.randn(rows, generator=generator, dtype=torch.float64)
     reach = radius * (petals * angle).sin() + noise * torch.randn(rows, generator=generator, dtype=torch.float64)
+
+    # Polar to Cartesian coordinates.
     x = torch.stack([reach * angle.cos(), reach * angle.sin()], 1)
-    spec = DataSpec("vector", (2,), task, 1 if task == "binary" else 2, class_names=("0", "1"))
+    output_size = 1 if task == "binary" else 2
+    spec = DataSpec("vector", (2,), task, output_size, class_names=("0", "1"))
     return Splits(Split((x,), y), None, None, spec)

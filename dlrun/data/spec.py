@@ -13,23 +13,31 @@ from dlrun.data.origin import Origin
 
 Kind = Literal["vector", "image", "tokens"]
 TaskName = Literal["regression", "binary", "multiclass", "tagging"]
-PADDING = -100  # tags where a sequence has ended
-MOST_CLASSES = 100_000  # a higher class number is taken for a mistake, such as a year or an identifier
+
+# Tag of the positions after the end of a sequence.
+PADDING = -100
+
+# A higher class number is taken for a mistake, such as a year or an identifier.
+MOST_CLASSES = 100_000
 
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What a model must know of its data.
+    """Everything a model needs to know about its data.
 
     kind and input_shape (one sample, without the batch dimension):
         "vector"  (features,)                  float inputs
         "image"   (channels, height, width)    float inputs
         "tokens"  (longest length,)            int64 codes padded with 0, and int64 lengths
-    task and output_size (what the last dimension of the model's output holds):
+    task and output_size (the last dimension of the model's output):
         "regression"  number of target columns     targets float (N, output_size)
         "binary"      1 (one logit)                targets int64 (N,), 0 or 1
         "multiclass"  number of classes            targets int64 (N,)
         "tagging"     number of tags               targets int64 (N, length), -100 where padded
+
+    vocabulary: for tokens, the text of each code; code 0 is the padding.
+    mean, std: constants the inputs were normalized with, (x - mean) / std, one value a channel or feature.
+    framing: for images of a light figure on a dark ground, where the figures lie; see files/framing.py.
     """
 
     kind: Kind
@@ -37,55 +45,73 @@ class DataSpec:
     task: TaskName
     output_size: int
     class_names: tuple[str, ...] = ()
-    vocabulary: tuple[str, ...] = ()  # tokens: what code i stands for; code 0 is the padding
+    vocabulary: tuple[str, ...] = ()
     feature_names: tuple[str, ...] = ()
-    mean: tuple[float, ...] = ()  # was subtracted from the inputs, a value a channel or feature
-    std: tuple[float, ...] = ()  # then the inputs were divided by it
-    framing: tuple[float, ...] = ()  # of images of a light figure on a dark ground: see files/framing.py
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    framing: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        """Take NumPy's numbers, arrays and texts, and tensors, as plain values: a checkpoint holds nothing else."""
+        """Convert NumPy's numbers, arrays and strings, and tensors, to plain Python: checkpoints hold nothing else."""
+        input_shape = _to_sequence("input_shape", self.input_shape)
         plain: dict[str, Any] = {
-            "kind": _plain_text(self.kind),
-            "task": _plain_text(self.task),
-            "input_shape": tuple(_whole_number("input_shape", v) for v in _values("input_shape", self.input_shape)),
-            "output_size": _whole_number("output_size", self.output_size),
+            "kind": _to_plain_str(self.kind),
+            "task": _to_plain_str(self.task),
+            "input_shape": tuple(_to_int("input_shape", length) for length in input_shape),
+            "output_size": _to_int("output_size", self.output_size),
         }
         for name in ("class_names", "vocabulary", "feature_names"):
-            plain[name] = tuple(_name(name, value) for value in _values(name, getattr(self, name)))
+            texts = _to_sequence(name, getattr(self, name))
+            plain[name] = tuple(_to_str(name, text) for text in texts)
         for name in ("mean", "std", "framing"):
-            plain[name] = tuple(_number(name, value) for value in _values(name, getattr(self, name)))
+            numbers = _to_sequence(name, getattr(self, name))
+            plain[name] = tuple(_to_float(name, number) for number in numbers)
+
+        # The dataclass is frozen: fields can be set this way only.
         for name, value in plain.items():
             object.__setattr__(self, name, value)
 
     @property
     def input_size(self) -> int:
-        """How many numbers one sample holds when it is flattened."""
+        """Number of values in one flattened sample."""
         size = 1
         for length in self.input_shape:
             size *= length
         return size
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types only, as checkpoints need them."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        """Convert to plain types, as checkpoints need them."""
+        plain = dataclasses.asdict(self)
+        for name, value in plain.items():
+            if isinstance(value, tuple):
+                plain[name] = list(value)
+        return plain
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "DataSpec":
-        """The inverse of `to_dict`."""
-        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**plain)
+        """Invert `to_dict`."""
+        fields = dict(values)
+        for name, value in values.items():
+            if isinstance(value, list):
+                fields[name] = tuple(value)
+        return cls(**fields)
 
 
-def _plain_text(value: Any) -> Any:
-    return str(value) if isinstance(value, str) else value  # numpy.str_ is one
+def _to_plain_str(value: Any) -> Any:
+    # numpy.str_ is a str too, and would be pickled as a NumPy object.
+    return str(value) if isinstance(value, str) else value
 
 
-def _values(field: str, values: Any) -> Sequence[Any]:
-    """A field's values, of a tuple, list, array, tensor, or one alone."""
+def _to_plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _to_sequence(field: str, values: Any) -> Sequence[Any]:
+    """The values of a field given as a tuple, list, array or tensor, or as a single number."""
     if values is None:
         return ()
-    plain = values.tolist() if hasattr(values, "tolist") else values
+
+    plain = _to_plain(values)
     if isinstance(plain, list | tuple | range):
         return plain
     if isinstance(plain, int | float):
@@ -93,8 +119,8 @@ def _values(field: str, values: Any) -> Sequence[Any]:
     raise DataError(f"DataSpec.{field} is a {type(values).__name__}; write a tuple of values")
 
 
-def _whole_number(field: str, value: Any) -> int:
-    plain = value.tolist() if hasattr(value, "tolist") else value
+def _to_int(field: str, value: Any) -> int:
+    plain = _to_plain(value)
     if isinstance(plain, float) and plain.is_integer():
         return int(plain)
     if not isinstance(plain, int):
@@ -102,15 +128,15 @@ def _whole_number(field: str, value: Any) -> int:
     return int(plain)
 
 
-def _number(field: str, value: Any) -> float:
-    plain = value.tolist() if hasattr(value, "tolist") else value
+def _to_float(field: str, value: Any) -> float:
+    plain = _to_plain(value)
     if not isinstance(plain, int | float):
         raise DataError(f"DataSpec.{field} holds {plain!r}; write one number a channel or feature")
     return float(plain)
 
 
-def _name(field: str, value: Any) -> str:
-    plain = value.tolist() if hasattr(value, "tolist") else value
+def _to_str(field: str, value: Any) -> str:
+    plain = _to_plain(value)
     if not isinstance(plain, str | int | float):
         raise DataError(f"DataSpec.{field} holds {plain!r}; write texts")
     return str(plain)
@@ -118,10 +144,10 @@ def _name(field: str, value: Any) -> str:
 
 @dataclass(frozen=True)
 class Split:
-    """One part of the data, held in memory: every tensor has the samples along its first dimension.
+    """One part of the data, held in memory; the first dimension of every tensor counts the samples.
 
-    inputs: (x,) for vectors and images, (codes, lengths) for tokens: what the model is called with.
-    origin: where the rows are from; None: they are called by their position.
+    inputs: the arguments of the model, (x,) for vectors and images, (codes, lengths) for tokens.
+    origin: files and lines of the rows; None labels rows by their position.
     """
 
     inputs: tuple[Tensor, ...]
@@ -132,22 +158,23 @@ class Split:
         return len(self.targets)
 
     def rows(self, index: Tensor) -> "Split":
-        """The part that `index` (int64) selects, in its order."""
+        """Select rows by `index` (int64), in its order."""
         origin = self.origin or Origin.from_position("", len(self))
-        return Split(tuple(x[index] for x in self.inputs), self.targets[index], origin.take(index))
+        inputs = tuple(column[index] for column in self.inputs)
+        return Split(inputs, self.targets[index], origin.take(index))
 
 
 @dataclass(frozen=True)
 class Splits:
-    """What every data option yields; a part is a `Split`, or a map-style Dataset of (input, target)
-    pairs when it is to be read from disk sample by sample.
+    """Result of every data function.
 
-    val=None: the runner takes `data.val_fraction` of the training part. test=None: there is no test.
-    notes: what the user should be told about how the data was read, one sentence each.
-    truth: the function that the targets were drawn from, without noise: (N, features) -> (N, outputs), for pictures.
-    nothing_to_learn: why no training can be made of these rows, all of one class say, as a sentence; they can be
-    evaluated all the same.
-    unheeded: by their name, settings of `data` that had no effect on these rows, and why: a note where one was typed.
+    A part is a `Split`, or a map-style Dataset of (input, target) pairs that is read from disk sample by sample.
+    val=None: the runner holds out `data.val_fraction` of the training part. test=None: there is no test part.
+    notes: remarks for the user on how the data was read, one sentence each.
+    truth: noise-free function behind the targets, (N, features) -> (N, outputs), for plots.
+    nothing_to_learn: reason why these rows cannot be trained on, such as a single class, as a sentence; they can
+    still be evaluated.
+    unheeded: settings of `data` without effect on these rows, by name, with the reason; noted where one was typed.
     """
 
     train: "Split | Dataset[Any]"

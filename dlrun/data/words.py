@@ -7,11 +7,11 @@ from dlrun.data.spec import DataSpec, Split, Splits
 
 
 def words(source: str = "hello", target: str = "ohlol") -> Splits:
-    """One sequence whose tag at each position is the letter of `target` there.
+    """One sequence, the letters of `source`, tagged at each position with the letter of `target` there.
 
     Vocabulary and tags are the sorted letters of both words; code 0 is the padding, letter i has code i + 1 and
     tag i. Codes int64 (1, letters), lengths (1,), targets int64 (1, letters); no test part. Raises RequestError
-    for words of unequal length, empty ones, and a pair of one letter only.
+    for words of unequal length, empty words, and a pair with a single letter between them.
     """
     for key, word in (("source", source), ("target", target)):
         if not word:
@@ -21,15 +21,25 @@ def words(source: str = "hello", target: str = "ohlol") -> Splits:
             f"data.source={source} has {len(source)} letters and data.target={target} {len(target)}; "
             "type two words of the same length, as in data.source=hello data.target=ohlol"
         )
+
     letters = sorted({*source, *target})
     if len(letters) == 1:
         raise RequestError(
             f"data.source={source} and data.target={target} have one letter between them, so nothing to learn; "
             "type data.source=hello data.target=ohlol"
         )
-    codes = torch.tensor([[letters.index(c) + 1 for c in source]])
-    tags = torch.tensor([[letters.index(c) for c in target]])
+
+    # Code 0 is the padding, so codes are one higher than tags.
+    codes = torch.tensor([[letters.index(letter) + 1 for letter in source]])
+    tags = torch.tensor([[letters.index(letter) for letter in target]])
+    lengths = torch.tensor([len(source)])
+
     spec = DataSpec(
-        "tokens", (len(source),), "tagging", len(letters), class_names=tuple(letters), vocabulary=("", *letters)
+        "tokens",
+        (len(source),),
+        "tagging",
+        len(letters),
+        class_names=tuple(letters),
+        vocabulary=("", *letters),
     )
-    return Splits(Split((codes, torch.tensor([len(source)])), tags), None, None, spec)
+    return Splits(Split((codes, lengths), tags), None, None, spec)

@@ -1,9 +1,9 @@
-"""Worker processes that read data: what fails in one is one sentence here, and none of them outlives the run."""
+"""Worker processes that read data: a failure in one is a sentence of the run, and none outlives the run."""
 
 import atexit
 import contextlib
 import ctypes
-import multiprocessing.util  # ends child processes at exit; imported first, so that `end_workers` runs before it
+import multiprocessing.util  # registers its exit handler first, so that `end_workers` runs before it
 import re
 import signal
 import sys
@@ -25,15 +25,18 @@ from dlrun.core.library_warnings import divert_for_good
 from dlrun.core.signals import STOPPING, held_back
 from dlrun.data.datasets import Rows, SeededDataset, is_list_of_samples
 
-PR_SET_PDEATHSIG = 1  # of prctl(2)
-SIGNAL_SECONDS = 1.0  # so long after a broken pipe the signal that says why may take
+# An option of prctl(2).
+PR_SET_PDEATHSIG = 1
+
+# Time that the signal with the reason may take after a broken pipe.
+SIGNAL_SECONDS = 1.0
 
 _workers: WeakSet[BaseProcess] = WeakSet()
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What went wrong in a worker, as plain text: many an exception cannot be sent to another process."""
+    """An error in a worker as plain text: many exceptions cannot be sent to another process."""
 
     message: str
     traceback: str
@@ -47,9 +50,9 @@ class Failure:
 
 
 class GuardedDataset(Dataset[Any]):
-    """A data set whose batches are tensors ready to be sent, or a Failure in place of what could not be read.
+    """A dataset whose batches are tensors ready to be sent, or a Failure in place of rows that cannot be read.
 
-    No exception leaves a worker process: torch would answer with a page of its own, and would wait for ever for a
+    No exception leaves a worker process: torch would print a page of its own, and would wait for ever for a
     batch that its thread cannot pickle.
     """
 
@@ -61,22 +64,20 @@ class GuardedDataset(Dataset[Any]):
         return len(cast(Sized, self.dataset))
 
     def __getitems__(self, keys: list[Any]) -> Any:
-        """The batch of some rows, collated; a Failure in a worker, an exception in the process of the run."""
+        """Read and collate a batch; errors are a Failure in a worker, an exception in the run's own process."""
         in_worker = get_worker_info() is not None
         try:
             batch = self._read(keys)
             if in_worker:
-                # Sharing may fail too (no room in /dev/shm): here it is seen, in torch's thread it would not be.
+                # Sharing may fail too (no room in /dev/shm): in torch's thread the error would get lost.
                 for tensor in batch:
                     tensor.share_memory_()  # type: ignore[no-untyped-call]
             return batch
-        except BaseException as error:  # sys.exit in a worker is a failure like any other
+        except BaseException as error:
+            # sys.exit in a worker is a failure like any other.
             if in_worker:
-                return Failure(
-                    self._explain(error, keys),
-                    format_traceback(error).rstrip(),
-                    is_run_error=isinstance(error, RunError),
-                )
+                message = self._explain(error, keys)
+                return Failure(message, format_traceback(error).rstrip(), is_run_error=isinstance(error, RunError))
             if isinstance(error, DlrunError) or not isinstance(error, Exception):
                 raise
             raise DataError(self._explain(error, keys)) from error
@@ -85,7 +86,8 @@ class GuardedDataset(Dataset[Any]):
         dataset: Any = self.dataset
         if hasattr(dataset, "__getitems__"):
             batch = dataset.__getitems__(keys)
-            batch = collate(batch) if is_list_of_samples(batch) else batch
+            if is_list_of_samples(batch):
+                batch = collate(batch)
         else:
             batch = collate([dataset[key] for key in keys])
 
@@ -97,31 +99,36 @@ class GuardedDataset(Dataset[Any]):
     def _explain(self, error: BaseException, keys: list[Any]) -> str:
         if isinstance(error, DlrunError):
             return str(error)
-        shapes: dict[int, str] = {}  # by row, of those that can be read
+
+        # Read the rows one by one to find the one that fails.
+        shape_of_row: dict[int, str] = {}
         for key in keys:
             dataset, row = find_source_row(self.dataset, key)
             try:
-                shapes[row] = describe_shapes(self._read([key]))
-            except BaseException:  # whatever it was that failed before
+                shape_of_row[row] = describe_shapes(self._read([key]))
+            except BaseException:
+                # The error of the batch is the one to report.
                 return f"row {row} of the data ({type(dataset).__qualname__}) cannot be read: {describe_error(error)}"
 
         # Each row can be read alone, so together they do not make a batch.
-        name = type(find_source_row(self.dataset, keys[0])[0]).__qualname__
-        first = next(iter(shapes))
-        other = next((row for row in shapes if shapes[row] != shapes[first]), None)
+        dataset, _ = find_source_row(self.dataset, keys[0])
+        name = type(dataset).__qualname__
+        first = next(iter(shape_of_row))
+        other = next((row for row in shape_of_row if shape_of_row[row] != shape_of_row[first]), None)
         if other is None:
             return f"a batch of {len(keys)} rows of the data ({name}) cannot be read: {describe_error(error)}"
         return (
-            f"row {first} of the data ({name}) is {shapes[first]} and row {other} is {shapes[other]}: rows of one "
-            "shape make a batch; pad or cut them to one shape"
+            f"row {first} of the data ({name}) is {shape_of_row[first]} and row {other} is {shape_of_row[other]}: "
+            "rows of one shape make a batch; pad or cut them to one shape"
         )
 
 
 def collate(samples: list[Any]) -> Any:
-    """A batch of samples; TypeError where one holds what makes no tensor."""
+    """Collate samples to a batch; TypeError for a sample that holds something other than tensors and numbers."""
     try:
         return default_collate(samples)
-    except Exception as error:  # torch says it in many ways
+    except Exception as error:
+        # torch reports it in many ways.
         for sample in samples:
             columns = sample if isinstance(sample, tuple | list) else [sample]
             if not all(isinstance(x, Tensor | np.ndarray | np.generic | int | float) for x in columns):
@@ -132,7 +139,7 @@ def collate(samples: list[Any]) -> Any:
 
 
 def find_source_row(dataset: Any, key: Any) -> tuple[Any, int]:
-    """The data set below dlrun's own wrappers, and the row of it that `key` stands for."""
+    """Unwrap dlrun's own wrappers: the dataset below them, and its row that `key` stands for."""
     row = int(key[1]) if isinstance(key, tuple) else int(key)
     while isinstance(dataset, SeededDataset | Rows):
         if isinstance(dataset, Rows):
@@ -142,44 +149,51 @@ def find_source_row(dataset: Any, key: Any) -> tuple[Any, int]:
 
 
 def describe_shapes(batch: Any) -> str:
-    """What a batch consists of, in a word or two: the shape of each tensor without its rows, or another type."""
+    """Describe a batch in a word or two: the shape of each tensor without its rows, or another type."""
     if not isinstance(batch, tuple | list):
         return type(batch).__name__
-    kinds = [str(tuple(x.shape[1:])) if isinstance(x, Tensor) else type(x).__name__ for x in batch]
-    return f"({', '.join(kinds)})"
+
+    shapes = []
+    for column in batch:
+        is_tensor = isinstance(column, Tensor)
+        shapes.append(str(tuple(column.shape[1:])) if is_tensor else type(column).__name__)
+    return f"({', '.join(shapes)})"
 
 
 def describe_error(error: BaseException) -> str:
-    """The kind of an exception, the first line of what it says, and the line of code that raised it."""
+    """Describe an exception: its type, the first line of its message, and the line of code that raised it."""
     try:
         text = " ".join(str(error).split())
-    except Exception:  # an exception of the user's own may fail to say anything
+    except Exception:
+        # An exception of the user's own may fail to format itself.
         text = ""
-    said = f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+
+    message = f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
     if isinstance(error, MemoryError):
-        return f"{said}; there is no memory left, try fewer data.num_workers or a smaller data.batch_size"
+        return f"{message}; there is no memory left, try fewer data.num_workers or a smaller data.batch_size"
     place = own_place(error)
-    return f"{said} ({place})" if place else said
+    return f"{message} ({place})" if place else message
 
 
 def format_traceback(error: BaseException) -> str:
-    """The traceback as text."""
+    """Format the traceback as text."""
     return "".join(traceback.format_exception(error))
 
 
 def fetch(loader: DataLoader[Any]) -> Iterator[tuple[Tensor, ...]]:
-    """The loader's batches, each as `Guarded` reads it. DataError for what a worker could not read."""
-    before = set(multiprocessing.active_children())
+    """Yield the loader's batches as read by `GuardedDataset`; DataError for rows that a worker could not read."""
+    children_before = set(multiprocessing.active_children())
     try:
-        # A worker that starts holds them back until `prepare_worker` ignores them: before that, they would end it.
+        # A new worker holds signals back until `prepare_worker` ignores them: before that, they would end it.
         with held_back(*STOPPING):
             batches = iter(loader)
-    except Exception as error:  # a data set that cannot be pickled where processes are spawned; no memory to fork
+    except Exception as error:
+        # A dataset that cannot be pickled where processes are spawned, or no memory to fork.
         raise DataError(
             f"worker processes cannot be started: {describe_error(error)}; "
             "type data.num_workers=0 to read in this process"
         ) from error
-    _workers.update(set(multiprocessing.active_children()) - before)
+    _workers.update(set(multiprocessing.active_children()) - children_before)
 
     try:
         for batch in batches:
@@ -187,16 +201,17 @@ def fetch(loader: DataLoader[Any]) -> Iterator[tuple[Tensor, ...]]:
                 batch.raise_error()
             yield batch
     except (ConnectionError, EOFError):
-        # Of a worker killed while it hands a batch over, only the broken pipe is seen here. torch's handler of
+        # A worker that is killed while it sends a batch shows up as a broken pipe only. torch's handler of
         # SIGCHLD raises in this sleep, and names the worker.
         time.sleep(SIGNAL_SECONDS)
         raise
     finally:
-        del batches  # a traceback keeps this frame, and would keep the workers with it
+        # A traceback keeps this frame, and would keep the workers with it.
+        del batches
 
 
 def explain_death(error: BaseException) -> DataError | None:
-    """The sentence for an exception by which torch says that a worker has died; None for all others."""
+    """The sentence for torch's exception about a dead worker; None for all other exceptions."""
     messages = [str(cause) for cause in chain(error) if isinstance(cause, RuntimeError)]
     text = " ".join(message for message in messages if message.startswith("DataLoader worker (pid"))
     if not text:
@@ -217,8 +232,9 @@ def explain_death(error: BaseException) -> DataError | None:
             f"a worker process that reads data was killed ({killed[1]}); perhaps memory ran out: try fewer "
             "data.num_workers, or data.num_workers=0 to read in this process"
         )
-    code = re.search(r"with exit code (\d+)", text)
-    how = f" with exit code {code[1]}" if code else ""
+
+    exit_code = re.search(r"with exit code (\d+)", text)
+    how = f" with exit code {exit_code[1]}" if exit_code else ""
     return DataError(
         f"a worker process that reads data ended by itself{how}; code of the data ended it: type "
         "data.num_workers=0 to see where"
@@ -226,33 +242,34 @@ def explain_death(error: BaseException) -> DataError | None:
 
 
 def prepare_worker(number: int) -> None:
-    """Set up a new worker process: it ends when the run tells it, or with the run, and on no signal of its own.
+    """Set up a new worker process: it ends when the run tells it to, or with the run, and on no signal of its own.
 
-    Ctrl-C reaches all of a terminal's processes, and SIGTERM often all of a job's: the run that then finishes its
-    step and saves still needs its workers.
+    Ctrl-C reaches all processes of a terminal, and SIGTERM often all processes of a job: the run that then finishes
+    its step and saves still needs its workers.
     """
-    for number in STOPPING:
-        signal.signal(number, signal.SIG_IGN)
+    for stop_signal in STOPPING:
+        signal.signal(stop_signal, signal.SIG_IGN)
     sys.excepthook = ignore_exception
     divert_for_good()
     if sys.platform == "linux":
-        # Elsewhere torch looks every five seconds whether the run is still there.
+        # Elsewhere torch checks every five seconds whether the run is still there.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def ignore_exception(*exception: Any) -> None:
     """Replace `sys.excepthook` in a worker.
 
-    Only the thread that hands tensors over reaches it, with a traceback when the run goes away: what `Guarded`
-    meets comes to the run as a Failure.
+    Only the thread that sends tensors reaches it, with a traceback when the run goes away: errors that
+    `GuardedDataset` catches reach the run as a Failure.
     """
 
 
 def end_workers() -> None:
-    """Kill the workers that are still there, as those of a run that failed in the middle of an epoch may be."""
+    """Kill the remaining workers, such as those of a run that failed in the middle of an epoch."""
     alive = [worker for worker in _workers if worker.is_alive()]
     if not alive:
         return
+
     with suspend_child_watch():
         for worker in alive:
             worker.kill()
@@ -262,10 +279,12 @@ def end_workers() -> None:
 
 @contextlib.contextmanager
 def suspend_child_watch() -> Iterator[None]:
-    """Child processes may be killed inside: torch's handler of SIGCHLD would raise an exception for each."""
+    """Allow child processes to be killed inside: torch's handler of SIGCHLD would raise an exception for each."""
+    # Only the main thread may set handlers, and Windows has no SIGCHLD.
     if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
         yield
         return
+
     handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         yield

@@ -116,7 +116,7 @@ def test_a_file_that_the_system_does_not_give_is_not_called_damaged(
     reads: list[Callable[[], Any]] = [lambda: picture.check_picture(tmp_path / "a.png")]
     reads.append(lambda: cifar._read_dict(tmp_path / "data_batch_1"))
     if fail is refuse:
-        reads += [lambda: idx.read_idx(tmp_path / "a-idx3-ubyte", 3), lambda: arrays._opened(tmp_path / "x.npy")]
+        reads += [lambda: idx.read_idx(tmp_path / "a-idx3-ubyte", 3), lambda: arrays._open_array(tmp_path / "x.npy")]
     for read in reads:
         with pytest.raises(DataError) as caught:
             read()

@@ -99,7 +99,7 @@ def test_all_rows_are_read_some_at_a_time(tmp_path: Path, monkeypatch: pytest.Mo
     train = arrays(written(tmp_path, pictures(), np.arange(50)), test_fraction=0).train
     assert isinstance(train, Mapped)
     whole = train.__getitems__(list(range(50)))
-    monkeypatch.setattr(rows, "_AT_ONCE", 16)
+    monkeypatch.setattr(rows, "_ROWS_PER_READ", 16)
     held = rows.load_in_memory(train, "memory", torch.float32, 0)
     assert held is not None
     assert torch.equal(held.inputs[0], whole[0])

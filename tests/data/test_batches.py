@@ -216,5 +216,5 @@ def test_small_batches_gathered_together_are_those_gathered_alone(
     together = list(batches.epoch(2, start))
     assert len(gathers) == (2 if size == 16 else 2 * len(together))
     assert all(x.data_ptr() % 64 == 0 for inputs, y in together for x in (*inputs, y))
-    monkeypatch.setattr("dlrun.data.batches.GATHERED_BYTES", 1)
+    monkeypatch.setattr("dlrun.data.batches.GATHER_BYTES", 1)
     same(together, list(batches.epoch(2, start)))

@@ -216,7 +216,7 @@ def test_request_errors_are_requests(photos):
 def test_a_folder_that_cannot_be_read_is_said(tmp_path):
     gone = tmp_path / "gone"
     with pytest.raises(DataError, match="gone cannot be read: No such file or directory"):
-        list(folders.files_below(os.fsencode(gone)))
+        list(folders.list_files_below(os.fsencode(gone)))
 
 
 @pytest.mark.parametrize("name", ["valid", "validation", "dev", "eval"])

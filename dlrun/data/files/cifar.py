@@ -20,65 +20,69 @@ def read_batch(path: Path, label_key: str, classes: int) -> tuple[NDArray[np.uin
     Raises DataError for a file that is damaged, asks for code, or holds something else.
     """
     batch = _read_dict(path)
-    data, labels = batch.get("data"), batch.get(label_key)
+    data = batch.get("data")
+    labels = batch.get(label_key)
+
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
-        raise _damaged(path, "has no 'data' of bytes, 3072 an image")
-    if not isinstance(labels, list) or len(labels) != len(data) or not all(type(y) is int for y in labels):
-        raise _damaged(path, f"has no '{label_key}', one whole number an image")
+        raise _damage_error(path, "has no 'data' of bytes, 3072 an image")
+    if not isinstance(labels, list) or len(labels) != len(data) or not all(type(label) is int for label in labels):
+        raise _damage_error(path, f"has no '{label_key}', one whole number an image")
     if not labels or min(labels) < 0 or max(labels) >= classes:
-        raise _damaged(path, f"has no images, or labels outside 0 to {classes - 1}")
+        raise _damage_error(path, f"has no images, or labels outside 0 to {classes - 1}")
     return data.reshape(-1, 3, 32, 32), np.array(labels, np.int64)
 
 
 def read_class_names(path: Path, key: str, classes: int) -> tuple[str, ...]:
-    """The names in a meta file; DataError as in `read_batch`."""
+    """The class names in a meta file; raises DataError as `read_batch` does."""
     names = _read_dict(path).get(key)
     if not isinstance(names, list) or len(names) != classes:
-        raise _damaged(path, f"has no '{key}', {classes} names")
-    return tuple(_as_text(name) for name in names)
+        raise _damage_error(path, f"has no '{key}', {classes} names")
+    return tuple(_to_text(name) for name in names)
 
 
 class _ArraysOnly(pickle.Unpickler):
     """Builds numbers, text, lists, dicts and arrays; refuses every other global name."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """What numpy's arrays are rebuilt with, whether old numpy (numpy.core) or new wrote them."""
+        """Look up what numpy's arrays are rebuilt with, whether old numpy (numpy.core) or new wrote them."""
         module = module.replace("numpy.core", "numpy._core")
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
         return _ALLOWED[module, name]
 
 
-def _latin1(text: str, encoding: str) -> bytes:
-    """What Python 3 writes for bytes in protocol 2 is a call to encode; only this one is needed."""
+def _encode_latin1(text: str, encoding: str) -> bytes:
+    # In protocol 2 Python 3 writes bytes as a call to encode; only this encoding is needed.
     return text.encode("latin1")
 
 
 _ALLOWED = {
-    # Asked for by way of an array, as numpy keeps moving the modules these live in.
+    # Looked up by way of an array, as numpy keeps moving the modules these live in.
     ("numpy._core.multiarray", "_reconstruct"): np.empty(1).__reduce__()[0],
     ("numpy._core.numeric", "_frombuffer"): np.empty(1).__reduce_ex__(5)[0],
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): _latin1,
+    ("_codecs", "encode"): _encode_latin1,
 }
 
 
 def _read_dict(path: Path) -> dict[str, Any]:
     try:
-        # latin1: the published files are from Python 2, whose strings are bytes.
+        # The published files are from Python 2, whose strings are bytes: latin1 keeps them all.
         content = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="latin1").load()
-    except Exception as error:  # damaged pickles fail in a dozen ways
-        damage = _damaged(path, f"cannot be read as a CIFAR file ({type(error).__name__}: {error})")
+    except Exception as error:
+        # Damaged pickles fail in a dozen ways.
+        damage = _damage_error(path, f"cannot be read as a CIFAR file ({type(error).__name__}: {error})")
         raise unreadable(path, error) or damage from error
+
     if not isinstance(content, dict):
-        raise _damaged(path, "does not hold a dict")
-    return {_as_text(key): value for key, value in content.items()}
+        raise _damage_error(path, "does not hold a dict")
+    return {_to_text(key): value for key, value in content.items()}
 
 
-def _as_text(value: Any) -> str:
+def _to_text(value: Any) -> str:
     return value.decode("latin1") if isinstance(value, bytes) else str(value)
 
 
-def _damaged(path: Path, what: str) -> DataError:
+def _damage_error(path: Path, what: str) -> DataError:
     return DataError(f"{path} {what}: delete it and run again to download it anew")

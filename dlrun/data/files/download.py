@@ -1,4 +1,4 @@
-"""Files that come over the network, and what is said when it does not bring them."""
+"""Downloads of published files, and the error for those that cannot be downloaded."""
 
 import contextlib
 import errno
@@ -19,16 +19,17 @@ from dlrun.core.errors import DlrunError, UnavailableError
 COURSE_URL = "https://raw.githubusercontent.com/hunkim/PyTorchZeroToAll/master/data/"
 
 
-def _idx(*md5: str) -> dict[str, str]:
-    """The four files in which MNIST, and what was made after it, are published."""
+def _name_idx_files(*md5: str) -> dict[str, str]:
+    """The four files of MNIST and the data sets in its format, with their checksums."""
     parts = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
     return {f"{part}-ubyte.gz": digits for part, digits in zip(parts, md5, strict=True)}
 
 
-_PUBLISHED: dict[str, tuple[str, dict[str, str]]] = {  # address, and the files there with their md5
+# Address of each data set, and its files there with their md5.
+_PUBLISHED: dict[str, tuple[str, dict[str, str]]] = {
     "MNIST": (
         "https://ossci-datasets.s3.amazonaws.com/mnist/",
-        _idx(
+        _name_idx_files(
             "f68b3c2dcbeaaa9fbdd348bbdeb94873",
             "d53e105ee54ea40749a09fcbcd1e9432",
             "9fb629c4189551a2d022fa330f9573f3",
@@ -37,7 +38,7 @@ _PUBLISHED: dict[str, tuple[str, dict[str, str]]] = {  # address, and the files 
     ),
     "FashionMNIST": (
         "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
-        _idx(
+        _name_idx_files(
             "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
             "25c81989df183df01b3e8a0aad5dffbe",
             "bef4ecab320f06d8554ea6380940ec79",
@@ -46,7 +47,7 @@ _PUBLISHED: dict[str, tuple[str, dict[str, str]]] = {  # address, and the files 
     ),
     "KMNIST": (
         "https://codh.rois.ac.jp/kmnist/dataset/kmnist/",
-        _idx(
+        _name_idx_files(
             "bdb82020997e1d708af4cf47b453dcf7",
             "e144d726b3acfaa3e44228e80efcd344",
             "5c965bf0a639b31b8f53240b1b52f4d7",
@@ -64,7 +65,8 @@ _PUBLISHED: dict[str, tuple[str, dict[str, str]]] = {  # address, and the files 
 }
 
 
-_OF_THE_DISK = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR)
+# Errors of the disk, not of the network.
+_DISK_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR)
 
 _is_forbidden = ContextVar("is_forbidden", default=False)
 
@@ -75,7 +77,7 @@ class DownloadForbiddenError(DlrunError):
 
 @contextlib.contextmanager
 def forbid_downloads() -> Iterator[None]:
-    """Inside it nothing is downloaded: DownloadForbiddenError instead."""
+    """Raise DownloadForbiddenError for every download inside the block."""
     token = _is_forbidden.set(True)
     try:
         yield
@@ -84,12 +86,13 @@ def forbid_downloads() -> Iterator[None]:
 
 
 def build_unavailable_error(data: str, folder: Path, files: Sequence[str], reason: Exception) -> UnavailableError:
-    """The error for files that are neither in `folder` nor to be had over the network."""
-    if isinstance(reason, OSError) and reason.errno in _OF_THE_DISK:
+    """The error for files that are neither in `folder` nor can be downloaded."""
+    if isinstance(reason, OSError) and reason.errno in _DISK_ERRORS:
         return UnavailableError(
             f"data={data} is not in {folder}, and nothing can be written there ({reason.strerror}); make room "
             "there, or type paths.data=<folder>"
         )
+
     why = " ".join(f"{type(reason).__name__}: {reason}".split())
     return UnavailableError(
         f"data={data} is not in {folder} and could not be downloaded ({why[:160]}): "
@@ -99,11 +102,11 @@ def build_unavailable_error(data: str, folder: Path, files: Sequence[str], reaso
 
 
 def fetch(url: str, checksum: str, path: Path, schemes: Sequence[str] = ("https",)) -> None:
-    """Download `url` to `path`, which appears only when it is whole and its checksum is right.
+    """Download `url` to `path`, which appears only once it is complete and its checksum is right.
 
-    checksum: `sha256:` or `md5:` and hex digits. What an interrupted download brought lies in `<path>.part`, and
-    the next one goes on from there. Raises OSError (no connection, no permission) or ValueError (another checksum,
-    or an address that is not https), DownloadForbiddenError inside `forbid_downloads`.
+    checksum: `sha256:` or `md5:` and hex digits. An interrupted download leaves its bytes in `<path>.part`, and the
+    next one resumes there. Raises OSError (no connection, no permission) or ValueError (another checksum, or an
+    address that is not https), DownloadForbiddenError inside `forbid_downloads`.
     """
     import pooch
 
@@ -111,42 +114,51 @@ def fetch(url: str, checksum: str, path: Path, schemes: Sequence[str] = ("https"
         raise DownloadForbiddenError(url)
     if url.partition("://")[0] not in schemes:
         raise ValueError(f"{url} is not https")
-    pooch.get_logger().setLevel("ERROR")  # by default it tells every download on stderr
+
+    # By default pooch reports every download on stderr.
+    pooch.get_logger().setLevel("ERROR")
     part = path.with_name(path.name + ".part")
-    pooch.retrieve(url, checksum, fname=path.name, path=path.parent, downloader=partial(_go_on, part))
+    pooch.retrieve(url, checksum, fname=path.name, path=path.parent, downloader=partial(_resume_download, part))
 
 
-def _go_on(part: Path, url: str, target: str, _: object) -> None:
-    """Bring the bytes that `part` still lacks, then make it `target`."""
+def _resume_download(part: Path, url: str, target: str, _: object) -> None:
+    """Download the bytes that `part` still lacks, then rename it to `target`."""
     import pooch
     import requests
 
     with part.open("ab") as file:
-        if not lock.locked(file.fileno()):  # another process is at it: each its own
+        if not lock.locked(file.fileno()):
+            # Another process downloads the same file: this one starts a copy of its own.
             pooch.HTTPDownloader(progressbar=False)(url, target, None)
             return
-        asked = {"Range": f"bytes={file.tell()}-"} if file.tell() else {}
-        with requests.get(url, headers=asked | {"Accept-Encoding": "identity"}, stream=True, timeout=30) as answer:
-            if answer.status_code != requests.codes.requested_range_not_satisfiable:  # else it is all there
-                answer.raise_for_status()
-                if answer.status_code != requests.codes.partial_content:
-                    file.truncate(0)  # the server sends all of it
-                for chunk in answer.iter_content(2**16):
+
+        headers = {"Accept-Encoding": "identity"}
+        if file.tell():
+            headers = {"Range": f"bytes={file.tell()}-", **headers}
+        with requests.get(url, headers=headers, stream=True, timeout=30) as response:
+            # Status 416: the range is empty, so the file is complete.
+            if response.status_code != requests.codes.requested_range_not_satisfiable:
+                response.raise_for_status()
+                if response.status_code != requests.codes.partial_content:
+                    # The server ignores ranges and sends the file from its start.
+                    file.truncate(0)
+                for chunk in response.iter_content(2**16):
                     file.write(chunk)
         file.flush()
         part.replace(target)
 
 
 def fetch_course_table(data: str, root: str, name: str, sha256: str) -> Path:
-    """Where `<name>.csv.gz` or `<name>.csv` lies in the folder `root`; downloaded when neither does.
+    """Path of `<name>.csv.gz` or `<name>.csv` in the folder `root`; downloaded if there is neither.
 
-    sha256 is that of the published .csv.gz. Raises DataError when there is no way to get it.
+    sha256: of the published .csv.gz. Raises DataError if it cannot be downloaded.
     """
     folder = Path(root).expanduser()
     packed = folder / f"{name}.csv.gz"
     for path in (packed, folder / f"{name}.csv"):
         if path.is_file():
             return path
+
     try:
         fetch(COURSE_URL + packed.name, f"sha256:{sha256}", packed)
     except (OSError, ValueError) as error:
@@ -155,7 +167,7 @@ def fetch_course_table(data: str, root: str, name: str, sha256: str) -> Path:
 
 
 def fetch_images(data: str, dataset: str, folder: Path, files: Sequence[str]) -> None:
-    """Download an image set and put its `files` into `folder`, each in one move. Raises DataError, whatever happens."""
+    """Download an image set and move its `files` into `folder`, each at once. Raises DataError for any failure."""
     address, archives = _PUBLISHED[dataset]
     try:
         for name, md5 in archives.items():
@@ -167,29 +179,31 @@ def fetch_images(data: str, dataset: str, folder: Path, files: Sequence[str]) ->
 
 
 def unpack(archive: Path, files: Sequence[str]) -> None:
-    """Put what a .gz holds, or those of `files` that a .tar.gz holds under the folder's name, beside the archive.
+    """Unpack a .gz, or those `files` that a .tar.gz holds under its folder's name, beside the archive.
 
-    Nothing else of it is written, and no path in it is followed. Raises ValueError where a file is not in it.
+    Nothing else in it is written, and no path in it is followed. Raises ValueError for a file that it lacks.
     """
     if not archive.name.endswith(".tar.gz"):
         with gzip.open(archive) as stream:
-            _place(stream, archive.with_name(archive.stem))
+            _write_whole(stream, archive.with_name(archive.stem))
         return
+
     with tarfile.open(archive) as tar:
         members = {member.name: member for member in tar if member.isfile()}
         for name in files:
-            inside = members.get(f"{archive.parent.name}/{name}")
-            packed = inside and tar.extractfile(inside)
+            member = members.get(f"{archive.parent.name}/{name}")
+            packed = tar.extractfile(member) if member else None
             if not packed:
                 raise ValueError(f"{archive} holds no file {archive.parent.name}/{name}")
-            _place(packed, archive.with_name(name))
+            _write_whole(packed, archive.with_name(name))
 
 
-def _place(stream: IO[bytes] | gzip.GzipFile, path: Path) -> None:
-    half = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def _write_whole(stream: IO[bytes] | gzip.GzipFile, path: Path) -> None:
+    # A rename is atomic: no reader sees half a file.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with half.open("wb") as file:
+        with temporary.open("wb") as file:
             shutil.copyfileobj(stream, file)
-        half.replace(path)
+        temporary.replace(path)
     finally:
-        half.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

@@ -7,19 +7,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Grey = NDArray[np.float64]  # (H, W) in 0..1
-DARK = 0.1  # the median of an image's border, at most
-LIT = 0.2  # what belongs to the figure, at least
-_SAMPLE = 200  # images of a training set: it takes 0.1 ms each
+# (H, W) in 0..1.
+Grey = NDArray[np.float64]
+
+# Highest median of a dark border.
+DARK = 0.1
+
+# Lowest value of a pixel of the figure.
+LIT = 0.2
+
+# Training images that are measured, at 0.1 ms each.
+_SAMPLE = 200
 
 
 @dataclass(frozen=True)
 class Framing:
-    """Of a training set; all lengths are shares of the image's side.
+    """How figures lie in the images of a training set; all lengths are shares of the image's side.
 
-    smallest, extent, largest: the longer side of the figure's box, of which 1 in 100 is smaller, its median, and of
-    which 1 in 100 is larger; mass, box: how far the figure's centre of mass, and the middle of its box, lie at most
-    from the image's middle, along either side, in 99 of 100 images; stroke: how thick a line is (median).
+    smallest, extent, largest: the longer side of the figure's box: 1st percentile, median and 99th percentile.
+    mass, box: distance of the figure's centre of mass, and of the middle of its box, from the image's middle, along
+    either side, 99th percentile. stroke: width of a line, median.
     """
 
     smallest: float
@@ -35,27 +42,34 @@ class Framing:
         return self.mass <= self.box
 
     def matches(self, image: Grey) -> bool:
-        """Whether a square image lies as those of the training did."""
+        """Whether the figure of a square image lies as in the training images."""
         if not is_light_on_dark(image):
             return False
+
         extent, mass, box, _ = measure_figure(image)
-        offset, most = (mass, self.mass) if self.is_centred_by_mass else (box, self.box)
+        offset = mass if self.is_centred_by_mass else box
+        largest_offset = self.mass if self.is_centred_by_mass else self.box
+
+        # A pixel more or less is rounding.
         pixel = 1 / len(image)
-        return self.smallest - pixel <= extent <= self.largest + pixel and max(map(abs, offset)) <= most + pixel / 2
+        has_size = self.smallest - pixel <= extent <= self.largest + pixel
+        return has_size and max(map(abs, offset)) <= largest_offset + pixel / 2
 
 
 def measure_framing(images: Tensor) -> tuple[float, ...]:
-    """The numbers of a Framing for images float (N, C, H, W) in 0..1; empty where they are of another kind.
+    """The numbers of a Framing for images float (N, C, H, W) in 0..1; empty if they are of another kind.
 
-    They are of this kind when they are square and grey, and 9 of 10 have a dark border and something light within.
+    They are of this kind if they are square and grey, and 9 of 10 have a dark border and something light within.
     """
-    shown = images[torch.linspace(0, len(images) - 1, min(len(images), _SAMPLE)).long()].double()
-    if shown.shape[2] != shown.shape[3] or shown.shape[2] < 4 or not bool((shown == shown[:, :1]).all()):
+    sample = images[torch.linspace(0, len(images) - 1, min(len(images), _SAMPLE)).long()].double()
+    if sample.shape[2] != sample.shape[3] or sample.shape[2] < 4 or not bool((sample == sample[:, :1]).all()):
         return ()
-    found = [measure_figure(image) for image in shown[:, 0].numpy() if is_light_on_dark(image)]
-    if len(found) < 0.9 * len(shown):
+
+    figures = [measure_figure(image) for image in sample[:, 0].numpy() if is_light_on_dark(image)]
+    if len(figures) < 0.9 * len(sample):
         return ()
-    extents, mass, box, strokes = (np.array(column) for column in zip(*found, strict=True))
+
+    extents, mass, box, strokes = (np.array(column) for column in zip(*figures, strict=True))
     offsets = [float(np.quantile(np.abs(offset).max(axis=1), 0.99)) for offset in (mass, box)]
     return (*np.quantile(extents, [0.01, 0.5, 0.99]).tolist(), *offsets, float(np.median(strokes)))
 
@@ -71,7 +85,7 @@ def get_border(image: Grey) -> Grey:
 
 
 def measure_figure(image: Grey) -> tuple[float, tuple[float, float], tuple[float, float], float]:
-    """Of one light figure on dark ground: extent, offsets (y, x) of its mass and its box, stroke; see Framing."""
+    """Extent, offsets (y, x) of the mass and of the box, and stroke of a light figure on dark ground; see Framing."""
     side = max(image.shape)
     (top, bottom), (left, right) = find_bounds(image >= LIT)
     middle = (np.array(image.shape) - 1) / 2
@@ -82,7 +96,7 @@ def measure_figure(image: Grey) -> tuple[float, tuple[float, float], tuple[float
 
 
 def find_bounds(mask: NDArray[np.bool_]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Rows and columns, first and one past the last, that hold what is true."""
+    """Rows and columns that hold a True, each as the first and one past the last."""
     spans = []
     for axis in (1, 0):
         filled = np.flatnonzero(mask.any(axis=axis))
@@ -93,16 +107,22 @@ def find_bounds(mask: NDArray[np.bool_]) -> tuple[tuple[int, int], tuple[int, in
 def find_centre_of_mass(image: Grey) -> NDArray[np.float64]:
     """(y, x), weighted by brightness."""
     weight = image.sum()
-    return np.array([(image.sum(axis=1 - axis) * np.arange(n)).sum() / weight for axis, n in enumerate(image.shape)])
+    centre = []
+    for axis, length in enumerate(image.shape):
+        profile = image.sum(axis=1 - axis)
+        centre.append((profile * np.arange(length)).sum() / weight)
+    return np.array(centre)
 
 
 def measure_stroke(image: Grey) -> float:
-    """How thick its lines are in pixels: a line of width w and length l has the area w l and an outline of 2 l.
+    """Width of the lines in pixels: a line of width w and length l has the area w l and an outline of 2 l.
 
     The outline is the total variation, so that grey edges count right at any size.
     """
+    # np.pad takes longer than all the rest.
     height, width = image.shape
     padded = np.zeros((height + 2, width + 2))
-    padded[1:-1, 1:-1] = image  # np.pad takes longer than all the rest
+    padded[1:-1, 1:-1] = image
+
     outline = np.abs(np.diff(padded, axis=0)).sum() + np.abs(np.diff(padded, axis=1)).sum()
     return float(2 * image.sum() / outline) if outline else 0.0

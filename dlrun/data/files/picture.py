@@ -24,61 +24,70 @@ def check_picture(path: Path) -> None:
     try:
         with Image.open(path) as image:
             image.verify()
-    except Exception as error:  # each of Pillow's decoders fails in its own way
-        raise _broken(path, error) from error
+    except Exception as error:
+        # Each of Pillow's decoders fails in its own way.
+        raise _build_decode_error(path, error) from error
 
 
 def read_picture(path: Path, image_size: int | tuple[int, int], grayscale: bool) -> Tensor:
-    """uint8 (1 or 3, height, width): resized until both sides are filled, then the centre.
+    """Read an image as uint8 (1 or 3, height, width): resized until both sides are filled, then cut to the centre.
 
-    image_size: one number for a square, or (height, width). Else as `open_picture`.
+    image_size: one number for a square, or (height, width). Transparent images are laid on white.
+    Raises DataError for a file that cannot be decoded.
     """
     return fit_image(open_picture(path, lambda _: "white"), image_size, grayscale)
 
 
 def fit_image(image: "Image", image_size: int | tuple[int, int], grayscale: bool) -> Tensor:
-    """The same of an image that is open."""
+    """Convert an open image as `read_picture` does."""
     from PIL import Image, ImageOps
 
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     image = image.convert("L" if grayscale else "RGB")
-    pixels = torch.from_numpy(np.array(ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)))
+    resized = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+
+    # (H, W) or (H, W, C) to (C, H, W).
+    pixels = torch.from_numpy(np.array(resized))
     return pixels.unsqueeze(0) if grayscale else pixels.permute(2, 0, 1).contiguous()
 
 
 def open_picture(path: Path, ground: "Callable[[Image], str]") -> "Image":
-    """The image with 8 bits a channel and nothing transparent, upright as its EXIF data says.
+    """Open an image with 8 bits a channel, without transparency, turned upright as its EXIF data says.
 
-    16-bit grey is scaled to 8 bits; of an animation it is the first frame. ground: the colour to lay behind a
-    transparent image, which it is given as RGBA. Raises DataError for a file that cannot be decoded.
+    16-bit grey is scaled to 8 bits; of an animation it is the first frame. ground: chooses the colour to lay behind
+    a transparent image, which it is given as RGBA. Raises DataError for a file that cannot be decoded.
     """
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as opened:
-            return _flat(ImageOps.exif_transpose(opened), ground)
+        with Image.open(path) as image:
+            return _flatten(ImageOps.exif_transpose(image), ground)
     except DataError:
         raise
-    except Exception as error:  # as above
-        raise _broken(path, error) from error
+    except Exception as error:
+        # Each of Pillow's decoders fails in its own way.
+        raise _build_decode_error(path, error) from error
 
 
-def _flat(image: "Image", ground: "Callable[[Image], str]") -> "Image":
+def _flatten(image: "Image", ground: "Callable[[Image], str]") -> "Image":
     from PIL import Image
 
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip at 255
-        values = np.asarray(image).astype(np.float64) / 257  # 65535 = 257 * 255
+    if image.mode.startswith("I"):
+        # 16-bit grey, which Pillow's own conversion would clip at 255; 65535 = 257 * 255.
+        values = np.asarray(image).astype(np.float64) / 257
         return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown range, save it with 8 or 16 bits")
     if image.has_transparency_data:
-        seen = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, ground(seen)), seen)
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, ground(rgba)), rgba)
+
+    # Decode before the file is closed.
     image.load()
     return image
 
 
-def _broken(path: Path, error: Exception) -> DataError:
+def _build_decode_error(path: Path, error: Exception) -> DataError:
     why = " ".join(str(error).split()) or type(error).__name__
     return unreadable(path, error) or DataError(
         f"{path} cannot be read as an image ({why[:160]}): replace it or remove it"

@@ -22,7 +22,7 @@ Numbers = NDArray[np.float64]
 class Table:
     """The cells of a file as text, column by column, all of the same length.
 
-    names: from the header, or "column_0", "column_1", …; lines: where each row ends in the file, from 1.
+    names: from the header, or "column_0", "column_1", …; lines: the line of the file that each row ends in, from 1.
     """
 
     path: Path
@@ -32,7 +32,7 @@ class Table:
     lines: list[int]
 
     def find_column(self, column: str | int) -> int:
-        """The position of a column given by name or by number (-1 is the last); RequestError if none."""
+        """Position of a column given by name or by number (-1 is the last); RequestError if there is none."""
         count = len(self.names)
         if isinstance(column, int):
             if not -count <= column < count:
@@ -41,6 +41,7 @@ class Table:
                     f"which has {count}: type a number from 0 to {count - 1}, or -1 for the last"
                 )
             return column % count
+
         if not self.has_header:
             raise RequestError(
                 f"data.target={column} is a name but {self.path} has no header line: type its number "
@@ -53,11 +54,11 @@ class Table:
 
     def read_numbers(self, column: int) -> Numbers:
         """A column as float64 of shape (rows,); DataError for the first cell that is not a finite number."""
-        values = parse_numbers(self.columns[column])
+        cells = self.columns[column]
+        values = parse_numbers(cells)
         if values is None or not np.isfinite(values).all():
-            raise self.cell_error(
-                column, next(i for i, cell in enumerate(self.columns[column]) if not _is_finite(cell))
-            )
+            row = next(i for i, cell in enumerate(cells) if not _is_finite(cell))
+            raise self.cell_error(column, row)
         return values
 
     def cell_error(self, column: int, row: int) -> DataError:
@@ -70,17 +71,21 @@ class Table:
 
 
 def read_table(path: Path, header: bool | None = None, delimiter: str = ",") -> Table:
-    """Read a .csv or .csv.gz file in UTF-8; lines without a character are skipped.
+    """Read a .csv or .csv.gz file in UTF-8; empty lines are skipped.
 
     header=None: the first line holds names if it has text in each column whose following cells are numbers.
     Raises DataError (missing, unreadable, empty, ragged, duplicate names), RequestError (delimiter).
     """
-    lines, rows = _rows(path, _text(path), "\t" if delimiter == "\\t" else delimiter)
+    # A shell passes a tab as the two characters \t.
+    lines, rows = _parse_rows(path, _read_text(path), "\t" if delimiter == "\\t" else delimiter)
     has_header = _starts_with_names(rows) if header is None else header
+
     names = [f"column_{i}" for i in range(len(rows[0]))]
     if has_header:
         names = [cell.strip() or name for cell, name in zip(rows[0], names, strict=True)]
-        lines, rows = lines[1:], rows[1:]
+        lines = lines[1:]
+        rows = rows[1:]
+
     repeated = [name for name in names if names.count(name) > 1]
     if repeated:
         raise DataError(f"{path}: two columns are named '{repeated[0]}' in the header, rename one of them")
@@ -91,7 +96,8 @@ def read_table(path: Path, header: bool | None = None, delimiter: str = ",") -> 
 
 def parse_numbers(cells: Sequence[str]) -> Numbers | None:
     """float64 of shape (len(cells),), infinite and NaN included; None if a cell is not a number."""
-    if "_" in "".join(cells):  # float() takes 1_000 and 2024_01_01 for numbers
+    # float() takes 1_000 and 2024_01_01 for numbers.
+    if "_" in "".join(cells):
         return None
     try:
         return np.fromiter(map(float, cells), np.float64, len(cells))
@@ -99,7 +105,7 @@ def parse_numbers(cells: Sequence[str]) -> Numbers | None:
         return None
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         content = path.read_bytes()
         if path.suffix == ".gz":
@@ -122,22 +128,29 @@ def _text(path: Path) -> str:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _rows(path: Path, text: str, delimiter: str) -> tuple[list[int], list[list[str]]]:
+def _parse_rows(path: Path, text: str, delimiter: str) -> tuple[list[int], list[list[str]]]:
     """Line numbers and rows, all with as many cells as the first."""
     if len(delimiter) != 1 or delimiter in '\r\n"':
         raise RequestError(f"data.delimiter='{delimiter}' must be one character, such as ',' or ';' or '\\t'")
+
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
+    lines: list[int] = []
+    rows: list[list[str]] = []
     try:
-        numbered = [(reader.line_num, row) for row in reader if row]
-        if "'" in text:  # a file of ours may hold guarded cells
-            numbered = [(line, unguarded(row)) for line, row in numbered]
+        for row in reader:
+            if row:
+                lines.append(reader.line_num)
+                rows.append(row)
+        # A file that dlrun wrote may hold cells guarded against spreadsheets, by an apostrophe.
+        if "'" in text:
+            rows = [unguarded(row) for row in rows]
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num}: {error}; correct the line") from error
-    if not numbered:
+
+    if not rows:
         raise DataError(f"{path} is empty: it needs a row a sample")
-    lines, rows = [line for line, _ in numbered], [row for _, row in numbered]
     width = len(rows[0])
-    for line, row in numbered:
+    for line, row in zip(lines, rows, strict=True):
         if len(row) != width:
             raise DataError(f"{path}, line {line}: {len(row)} fields, where line {lines[0]} has {width}")
     return lines, rows

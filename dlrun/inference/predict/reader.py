@@ -10,7 +10,7 @@ from typing import IO, Any, Protocol
 from torch import Tensor
 
 from dlrun.core.errors import DataError, did_you_mean
-from dlrun.data.folders import files_below
+from dlrun.data.folders import list_files_below
 
 STDIN = "-"
 
@@ -55,7 +55,7 @@ class Reader(Protocol):
 def list_files(folder: Path, endings: tuple[str, ...]) -> Iterator[Path]:
     """Yield the files at any depth that end so, by name and without hidden ones; DataError if there is none."""
     is_empty = True
-    for name in files_below(os.fsencode(folder)):
+    for name in list_files_below(os.fsencode(folder)):
         path = Path(os.fsdecode(name))
         if path.name.lower().endswith(endings):
             is_empty = False
