@@ -111,8 +111,11 @@ class Diagnostics(Callback):
 
     def on_epoch_end(self, training: TrainState, epoch: EpochSummary) -> None:
         """Look at the epoch, if it is one of those to look at."""
-        # As metrics.jsonl gives them when it is read again: without infinite values.
-        row = {key: value if math.isfinite(value) else math.nan for key, value in epoch.row.items()}
+        row = dict(epoch.row)
+        for key, value in epoch.row.items():
+            # As metrics.jsonl gives it when it is read again: without infinite values.
+            if not math.isfinite(value):
+                row[key] = math.nan
         self.rows.append(row)
         number = int(epoch.row["epoch"])
         if number % (1 + number // _EVERY_UP_TO):
@@ -277,7 +280,7 @@ def diagnose_epoch(rows: Rows, lr: float, baseline: Mapping[str, float]) -> Trou
 def find_divergence(rows: Rows, lr: float, baseline: Mapping[str, float]) -> Troubles:
     """Find a training loss that is twice the first one and has grown in each of the last epochs."""
     losses = [row["train/loss"] for row in (*rows[:1], *rows[1:][-1 - _TREND_EPOCHS :])]
-    if len(losses) < 2 or not losses[-1] > max(_GREW * losses[0], _negligible_loss(baseline)):
+    if len(losses) < 2 or not losses[-1] > max(_GREW * losses[0], _compute_negligible_loss(baseline)):
         return {}
     if not all(before < after for before, after in pairwise(losses[-1 - _TREND_EPOCHS :])):
         return {}
@@ -290,7 +293,7 @@ def find_divergence(rows: Rows, lr: float, baseline: Mapping[str, float]) -> Tro
 def find_stuck_loss(rows: Rows, baseline: Mapping[str, float]) -> Troubles:
     """Find a training loss that has not moved since the first epoch."""
     losses = [row["train/loss"] for row in rows]
-    if len(losses) < _STUCK_EPOCHS or abs(losses[-1]) <= _negligible_loss(baseline):
+    if len(losses) < _STUCK_EPOCHS or abs(losses[-1]) <= _compute_negligible_loss(baseline):
         return {}
     if not max(losses) - min(losses) < _STUCK_CHANGE * abs(losses[-1]):
         return {}
@@ -301,7 +304,7 @@ def find_stuck_loss(rows: Rows, baseline: Mapping[str, float]) -> Troubles:
     }
 
 
-def _negligible_loss(baseline: Mapping[str, float]) -> float:
+def _compute_negligible_loss(baseline: Mapping[str, float]) -> float:
     return _NEGLIGIBLE * abs(baseline.get("train/loss", 1.0))
 
 

@@ -1,12 +1,12 @@
 """What a model has learnt, drawn every few epochs while it learns."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dlrun.core.errors import RequestError
 from dlrun.data.spec import DataSpec
@@ -22,12 +22,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-_MOST_DOTS = 1000  # rows shown in a frame
-_FRAME_MS, _LAST_MS = 120, 1500  # how long the animation shows a frame, and the last one
+# Rows shown in a frame.
+_MOST_DOTS = 1000
+
+# How long the animation shows a frame, and the last one.
+_FRAME_MS = 120
+_LAST_MS = 1500
 
 
 def choose_kind(spec: DataSpec) -> str:
-    """What is drawn of such data: `fit`, `decision`, or `word` (logged as text). RequestError where nothing is."""
+    """Return what is drawn of such data: `fit`, `decision`, or `word` (logged as text).
+
+    Raises RequestError if there is nothing to draw.
+    """
     features = spec.input_size if spec.kind == "vector" else None
     if spec.task == "regression" and features == 1 and spec.output_size == 1:
         return "fit"
@@ -42,81 +49,100 @@ def choose_kind(spec: DataSpec) -> str:
 
 
 class Evolution(Callback):
-    """For every epoch of a run: a frame at the first one and every `every_epochs`, into TensorBoard and
-    figures/evolution/epoch_00005.png, or for tagging the first training word and its tags as text.
+    """Draws a frame at the first epoch and every `every_epochs`.
 
-    Model mode and generators stay as they were. RequestError as `kind_of` says.
+    Frames go to TensorBoard and figures/evolution/epoch_00005.png; for tagging the first training word and its tags
+    are logged as text instead. Model mode and generators stay as they were. RequestError as `choose_kind` says.
     """
 
-    phase = "figures"  # in the table of where the time went
+    # In the table of trainer.profile.
+    phase = "figures"
 
     def __init__(self, context: RunContext, folder: Path, every_epochs: int, tracker: Logger) -> None:
-        self.context, self.every_epochs = context, every_epochs
+        self.context = context
+        self.every_epochs = every_epochs
         self.tracker = tracker
         self.kind = choose_kind(context.splits.spec)
         self.frames = folder / "figures" / "evolution"
-        self.inputs, self.targets = collect_rows(context.training.train, 1 if self.kind == "word" else _MOST_DOTS)
+        most_rows = 1 if self.kind == "word" else _MOST_DOTS
+        self.inputs, self.targets = collect_rows(context.training.train, most_rows)
 
-    def on_epoch_end(self, training: TrainState, summary: EpochSummary) -> None:
-        """Show an epoch, when it is one of those to show."""
-        row = summary.row
-        epoch, step = int(row["epoch"]), int(row["step"])
-        if epoch != 1 and epoch % self.every_epochs:
+    def on_epoch_end(self, training: TrainState, epoch: EpochSummary) -> None:
+        """Draw the epoch, if it is one of those to draw."""
+        number = int(epoch.row["epoch"])
+        step = int(epoch.row["step"])
+        if number != 1 and number % self.every_epochs:
             return
-        before = device.get_rng_state()
+
+        rng = device.get_rng_state()
         if self.kind == "word":
             self.tracker.log_text("tagging/train", self.tag_first_word(), step)
         else:
-            image = self.draw_frame(f"epoch {epoch}, loss {row['train/loss']:.4g}")
+            image = self.draw_frame(f"epoch {number}, loss {epoch.row['train/loss']:.4g}")
             self.frames.mkdir(parents=True, exist_ok=True)
-            canvas.save_png(image, self.frames / f"epoch_{epoch:05d}.png")
+            canvas.save_png(image, self.frames / f"epoch_{number:05d}.png")
+            # (H, W, 3) -> (3, H, W)
             self.tracker.log_image(f"evolution/{self.kind}", torch.from_numpy(image).permute(2, 0, 1), step)
-        device.set_rng_state(before)
+        device.set_rng_state(rng)
 
     def draw_frame(self, title: str) -> NDArray[np.uint8]:
-        """Pixels (H, W, 3); axes and margins are those of every other frame."""
+        """Return pixels (H, W, 3); axes and margins are those of every other frame."""
         figure = canvas.sheet(5.2, 4.0, dpi=80)
-        figure.set_layout_engine("none")  # it would move the axes with the width of the numbers, at twice the time
+        # A layout engine would move the axes with the width of the numbers, at twice the time.
+        figure.set_layout_engine("none")
         axes = figure.add_axes((0.13, 0.13, 0.84, 0.78))
-        self._draw(axes)
-        axes.set_title(title, y=1.0)  # a place of its own: looking for a free one takes a quarter of the time
+        if self.kind == "decision":
+            self._draw_decision(axes)
+        else:
+            self._draw_fit(axes)
+        # A fixed place: looking for a free one takes a quarter of the time.
+        axes.set_title(title, y=1.0)
         return canvas.pixels(figure)
 
-    def _draw(self, axes: "Axes") -> None:
-        context, spec, x = self.context, self.context.splits.spec, self.inputs[0]
-        if self.kind == "decision":
-            decision.draw_regions(axes, _probabilities(context), x, self.targets, spec, side=60)
-            axes.legend(title="true class", loc="upper right", framealpha=0.9)
-            return
-        rows = {"train": (x, self.targets)}
-        fit.draw_curve(
-            axes, rows, lambda x: compute_outputs(context.model, x, context.runtime), spec, context.splits.truth
-        )
-        low, high = float(self.targets.min()), float(self.targets.max())
+    def _draw_decision(self, axes: "Axes") -> None:
+        def predict(rows: Tensor) -> Tensor:
+            return self.context.task.compute_probabilities(self._run_model(rows))
+
+        decision.draw_regions(axes, predict, self.inputs[0], self.targets, self.context.splits.spec, side=60)
+        axes.legend(title="true class", loc="upper right", framealpha=0.9)
+
+    def _draw_fit(self, axes: "Axes") -> None:
+        splits = self.context.splits
+        rows = {"train": (self.inputs[0], self.targets)}
+        fit.draw_curve(axes, rows, self._run_model, splits.spec, splits.truth)
+
+        low = float(self.targets.min())
+        high = float(self.targets.max())
         margin = 0.15 * (high - low) or 1.0
         axes.set_ylim(low - margin, high + margin)
         axes.legend(loc="upper left", framealpha=0.9)
 
+    def _run_model(self, rows: Tensor) -> Tensor:
+        return compute_outputs(self.context.model, rows, self.context.runtime)
+
     @torch.inference_mode()
     def tag_first_word(self) -> str:
-        """The first training word and the tags that the model gives it now."""
-        spec, length = self.context.splits.spec, int(self.inputs[1][0])
-        with evaluation_mode(self.context.model), self.context.runtime.autocast():
-            predicted = self.context.task.predict(self.context.model(*self.inputs))
+        """Return the first training word and the tags that the model predicts for it now."""
+        context = self.context
+        spec = context.splits.spec
+        length = int(self.inputs[1][0])
+        with evaluation_mode(context.model), context.runtime.autocast():
+            predicted = context.task.predict(context.model(*self.inputs))
         return f"{errors.text(spec, self.inputs[0][0], length)} → {errors.tags(spec, predicted[0, :length])}"
 
 
 def write_animation(figures: Path, last_epoch: int) -> None:
-    """Make evolution.gif of the frames up to the last epoch, if there are any: later ones are of a run cut back."""
+    """Make evolution.gif of the frames up to the last epoch, if there are any.
+
+    Frames of later epochs are left from a run that was cut back.
+    """
     from PIL import Image
 
-    paths = [p for p in sorted((figures / "evolution").glob("epoch_*.png")) if int(p.stem[6:]) <= last_epoch]
-    if not paths:
+    frames = sorted((figures / "evolution").glob("epoch_*.png"))
+    frames = [path for path in frames if int(path.stem.removeprefix("epoch_")) <= last_epoch]
+    if not frames:
         return
-    first, *rest = [Image.open(path).quantize(64) for path in paths]
-    times = [_FRAME_MS] * len(rest) + [_LAST_MS]
-    first.save(figures / "evolution.gif", save_all=True, append_images=rest, duration=times, loop=0)
 
-
-def _probabilities(context: RunContext) -> "Callable[[torch.Tensor], torch.Tensor]":
-    return lambda rows: context.task.compute_probabilities(compute_outputs(context.model, rows, context.runtime))
+    first, *others = [Image.open(path).quantize(64) for path in frames]
+    durations = [_FRAME_MS] * len(others) + [_LAST_MS]
+    first.save(figures / "evolution.gif", save_all=True, append_images=others, duration=durations, loop=0)

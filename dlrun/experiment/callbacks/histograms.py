@@ -8,12 +8,12 @@ from dlrun.runs.logger import Logger
 
 
 class WeightHistograms(Callback):
-    """Logs a histogram of each parameter at every epoch's end."""
+    """Logs a histogram of each parameter after every epoch."""
 
     def __init__(self, model: nn.Module, tracker: Logger) -> None:
         self.model = model
         self.tracker = tracker
 
     def on_epoch_end(self, training: TrainState, epoch: EpochSummary) -> None:
-        """The histograms of an epoch."""
+        """Log the histograms at the epoch's last step."""
         self.tracker.log_histograms(self.model, int(epoch.row["step"]))

@@ -19,132 +19,163 @@ from dlrun.engine.trainer import Trainer
 from dlrun.runs.reports.console import table
 
 FOLDER = "profile"
-_TRACED = {"wait": 2, "warmup": 2, "active": 6, "repeat": 1}  # steps
+
+# Steps, as torch.profiler.schedule takes them.
+_TRACED = {"wait": 2, "warmup": 2, "active": 6, "repeat": 1}
 _PHASES = ("data", "forward", "backward", "optimizer", "evaluation", "log", "figures", "checkpoint", "other")
 
 
 class Profile:
-    """Stops the time between the things that a training does. Each stop waits for the device, so it is slower."""
+    """Seconds of each phase of a training. Each change of phase waits for the device, so that it is slower."""
 
     def __init__(self, synchronize: Callable[[], None]) -> None:
         self.seconds = dict.fromkeys(_PHASES, 0.0)
         self.steps = 0
         self._synchronize = synchronize
-        self._within: list[str] = []  # what is stopped around what is stopped
-        self._range: Any = None  # the backward pass, in the trace: it has no call of its own to be around
-        self._last = ("other", time.perf_counter())
+        # Stack of open phases.
+        self._open: list[str] = []
+        # The backward pass has no call that a range of the trace could be put around: it is open until the next phase.
+        self._backward_range: Any = None
+        self._last_phase = "other"
+        self._last_time = time.perf_counter()
 
     def charge(self, phase: str) -> None:
-        """What has passed since the last mark was spent on `phase`."""
+        """Charge the time since the last charge to `phase`."""
         self._synchronize()
-        if self._range is not None:
-            self._range.__exit__(None, None, None)
-            self._range = None
+        if self._backward_range is not None:
+            self._backward_range.__exit__(None, None, None)
+            self._backward_range = None
+
         now = time.perf_counter()
-        self.seconds[phase] += now - self._last[1]
-        self._last = (phase, now)
+        self.seconds[phase] += now - self._last_time
+        self._last_phase = phase
+        self._last_time = now
 
     def start_phase(self) -> None:
-        """Something begins: what has passed was what is around it, else the backward pass, after a forward one."""
-        around = self._within[-1] if self._within else "backward" if self._last[0] == "forward" else "other"
-        self.charge(around)
+        """Charge the time so far to the enclosing phase; outside of all, to the backward pass after a forward one."""
+        if self._open:
+            self.charge(self._open[-1])
+        elif self._last_phase == "forward":
+            self.charge("backward")
+        else:
+            self.charge("other")
 
     @contextlib.contextmanager
     def time_phase(self, phase: str) -> Iterator[None]:
-        """What is done inside is `phase`, and called so in the trace."""
+        """Charge the block to `phase`, which is its name in the trace too."""
         self.start_phase()
-        self._within.append(phase)
+        self._open.append(phase)
         try:
             with record_function(phase):
                 yield
         finally:
-            self._within.pop()
+            self._open.pop()
             self.charge(phase)
             if phase == "forward":
-                self._range = record_function("backward")
-                self._range.__enter__()
+                self._backward_range = record_function("backward")
+                self._backward_range.__enter__()
 
     def wrap(self, call: Callable[..., Any], phase: str) -> Callable[..., Any]:
-        """The same call, stopped."""
+        """Return a function that makes the same call as `phase`."""
 
-        def stopped(*arguments: Any, **named: Any) -> Any:
+        def call_timed(*arguments: Any, **named: Any) -> Any:
             with self.time_phase(phase):
                 return call(*arguments, **named)
 
-        return stopped
+        return call_timed
 
     def make_table(self) -> Table:
-        """Seconds, share, and microseconds a step of each phase."""
-        whole = sum(self.seconds.values())
+        """Return seconds, share, and microseconds a step of each phase."""
+        total = sum(self.seconds.values())
+        steps = max(self.steps, 1)
         rows = [
-            (phase, f"{took:.3f}", f"{100 * took / whole:.1f} %", f"{1e6 * took / max(self.steps, 1):,.0f}")
-            for phase, took in self.seconds.items()
+            (phase, f"{seconds:.3f}", f"{100 * seconds / total:.1f} %", f"{1e6 * seconds / steps:,.0f}")
+            for phase, seconds in self.seconds.items()
         ]
-        rows.append(("total", f"{whole:.3f}", "", f"{1e6 * whole / max(self.steps, 1):,.0f}"))
+        rows.append(("total", f"{total:.3f}", "", f"{1e6 * total / steps:,.0f}"))
         return table(("where the time went", "s", "share", "µs a step"), rows)
 
 
-class _Timed:
-    """Batches that are stopped as they come."""
+class _TimedBatches:
+    """Batches whose loading is charged to a phase."""
 
     def __init__(self, batches: Batches, profile: Profile, phase: str) -> None:
-        self.batches, self.profile, self.phase = batches, profile, phase
-        self.rows, self.order = batches.rows, batches.order
+        self.batches = batches
+        self.profile = profile
+        self.phase = phase
+        self.rows = batches.rows
+        self.order = batches.order
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def count_rows_before(self, batch: int) -> int:
-        """See Batches."""
+        """Rows of an epoch before a batch."""
         return self.batches.count_rows_before(batch)
 
     def epoch(self, number: int, start: int = 0, pick: Shard = list) -> Iterator[Batch]:
-        """See Batches."""
+        """Yield the batches of an epoch, each loaded within the phase."""
         batches = iter(self.batches.epoch(number, start, pick))
-        following = self.profile.wrap(lambda: next(batches, None), self.phase)
-        while (batch := following()) is not None:
+        load_next = self.profile.wrap(lambda: next(batches, None), self.phase)
+        batch = load_next()
+        while batch is not None:
             yield batch
+            batch = load_next()
 
 
 @contextlib.contextmanager
 def profile_training(trainer: Trainer, folder: Path) -> Iterator[Profile]:
-    """Time a training, and trace a few of its steps into `folder`/profile, for Perfetto and TensorBoard."""
-    t = trainer.state
-    profile, before = Profile(t.synchronize), (t.train, t.val, t.autocast)
-    t.train, t.val = _Timed(t.train, profile, "data"), t.val and _Timed(t.val, profile, "evaluation")
-    t.autocast = partial(_forward, t, profile, t.autocast)  # around the model and its loss; hooks would be compiled
-    hooks = [t.optimizer.register_step_post_hook(lambda *_: profile.charge("optimizer"))]  # one with a closure alone
-    t.scaler.step = profile.wrap(t.scaler.step, "optimizer")  # type: ignore[method-assign]
-    for name in trainer.hooks:
-        timed = find_overriding(trainer.callbacks, name)
-        trainer.hooks[name] = [profile.wrap(getattr(callback, name), callback.phase) for callback in timed]
-    with _traced(folder / FOLDER) as trace:
+    """Time the training inside, and trace a few of its steps into `folder`/profile, for Perfetto and TensorBoard."""
+    state = trainer.state
+    profile = Profile(state.synchronize)
 
-        def count(*_: Any) -> None:
+    train = state.train
+    val = state.val
+    autocast = state.autocast
+    state.train = _TimedBatches(train, profile, "data")
+    state.val = val and _TimedBatches(val, profile, "evaluation")
+    # Around the model and its loss: hooks of the model would be compiled with it.
+    state.autocast = partial(_time_forward, state, profile, autocast)
+
+    # A step with a closure does not pass through the scaler.
+    closure_hook = state.optimizer.register_step_post_hook(lambda *_: profile.charge("optimizer"))
+    state.scaler.step = profile.wrap(state.scaler.step, "optimizer")  # type: ignore[method-assign]
+
+    for name in trainer.hooks:
+        callbacks = find_overriding(trainer.callbacks, name)
+        trainer.hooks[name] = [profile.wrap(getattr(callback, name), callback.phase) for callback in callbacks]
+
+    with _trace(folder / FOLDER) as trace:
+
+        def count_step(*_: Any) -> None:
             profile.steps += 1
             trace.step()
 
-        hooks.append(t.optimizer.register_step_post_hook(count))
+        step_hook = state.optimizer.register_step_post_hook(count_step)
         try:
             yield profile
         finally:
             profile.charge("other")
-            t.train, t.val, t.autocast = before
-            del t.scaler.step  # its class's comes through again
-            for hook in hooks:
-                hook.remove()
+            state.train = train
+            state.val = val
+            state.autocast = autocast
+            # Uncovers the method of the scaler's class.
+            del state.scaler.step
+            closure_hook.remove()
+            step_hook.remove()
 
 
 @contextlib.contextmanager
-def _forward(t: TrainState, profile: Profile, autocast: Callable[[], Any]) -> Iterator[None]:
-    """What a forward pass is made in, stopped."""
-    with profile.time_phase("forward" if t.model.training else "evaluation"), autocast():
+def _time_forward(state: TrainState, profile: Profile, autocast: Callable[[], Any]) -> Iterator[None]:
+    """Autocast whose block is charged to the forward pass, or to evaluation."""
+    with profile.time_phase("forward" if state.model.training else "evaluation"), autocast():
         yield
 
 
-def _traced(folder: Path) -> Any:
-    """torch's profiler over a few steps; it writes one *.pt.trace.json."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it tells of a missing GPU on stderr
+def _trace(folder: Path) -> Any:
+    """Run torch's profiler over a few steps; it writes one *.pt.trace.json."""
+    # Kineto reports a missing GPU on stderr.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     activities = [torch.profiler.ProfilerActivity.CPU]
     if torch.cuda.is_available():
         activities.append(torch.profiler.ProfilerActivity.CUDA)

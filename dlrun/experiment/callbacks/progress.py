@@ -14,13 +14,14 @@ from dlrun.engine.callback import Callback, EpochSummary
 from dlrun.engine.state import TrainState
 from dlrun.runs.reports.console import Console, clock, metrics_line
 
-_MOST_LINES = 50  # for the epochs of a run: a thousand would hide the tables before and after them
+# Lines for the epochs of a run: a thousand would hide the tables before and after them.
+_MOST_LINES = 50
 
 
 class ProgressDisplay(Callback):
-    """Shows each epoch; on a terminal by a bar that looks at the counters four times a second.
+    """Shows each epoch; on a terminal by a bar that reads the counters four times a second.
 
-    The bar asks, the loop does not tell: a step costs nothing for it.
+    The bar polls, the loop does not notify it: a step costs nothing for it.
     """
 
     phase = "other"
@@ -29,31 +30,35 @@ class ProgressDisplay(Callback):
         self._console = console
         self._training = training
         self._last_row: dict[str, float] = {}
-        self._line_left_out: str | None = None  # of the last epoch
+        # The line of the last epoch, if it was not printed.
+        self._line_left_out: str | None = None
         self._started = time.perf_counter()
         self._first_step = training.progress.step
 
     @contextmanager
     def show(self) -> Iterator[None]:
-        """The bar, while the training lasts; the line of the last epoch however it ends."""
+        """Show the bar while the training lasts, and the line of the last epoch however it ends."""
         terminal = self._console.terminal
         try:
             if terminal.is_terminal and not terminal.quiet:
-                with Live(get_renderable=self._bar, console=terminal, refresh_per_second=4, transient=True):
+                with Live(get_renderable=self._make_bar, console=terminal, refresh_per_second=4, transient=True):
                     yield
             else:
                 yield
         finally:
             if self._line_left_out is not None:
-                self._say_epoch(self._line_left_out)
+                self._print_epoch(self._line_left_out)
 
-    def _bar(self) -> RenderableType:
-        progress, limits = self._training.progress, self._training.stop_rules
+    def _make_bar(self) -> RenderableType:
+        progress = self._training.progress
+        limits = self._training.stop_rules
         steps_per_epoch = -(-len(self._training.train) // limits.accumulate_steps)
         total = min(limits.epochs * steps_per_epoch, limits.max_steps or limits.epochs * steps_per_epoch)
+
+        # Of this process: a resumed run has made others before.
         seconds = time.perf_counter() - self._started
-        steps_here = progress.step - self._first_step
-        time_left = f"{clock(seconds / steps_here * (total - progress.step))} left" if steps_here else ""
+        steps = progress.step - self._first_step
+        time_left = f"{clock(seconds / steps * (total - progress.step))} left" if steps else ""
 
         line = Table.grid(padding=(0, 1))
         head = Text(f"epoch {min(progress.epoch + 1, limits.epochs)}/{limits.epochs}", style="bold")
@@ -62,7 +67,7 @@ class ProgressDisplay(Callback):
         return Group(line, Text(metrics_line(self._last_row), style="dim", no_wrap=True, overflow="ellipsis"))
 
     def on_epoch_end(self, training: TrainState, epoch: EpochSummary) -> None:
-        """One line an epoch, or every so many epochs of a long run; on a terminal the bar shows it instead."""
+        """Print one line an epoch, or every so many epochs of a long run; on a terminal the bar shows it instead."""
         row = epoch.row
         is_first = not self._last_row
         self._last_row = row
@@ -72,11 +77,11 @@ class ProgressDisplay(Callback):
         best = "  best" if epoch.is_best else ""
         text = f"epoch {int(row['epoch']):>{len(str(epochs))}}/{epochs}  {metrics_line(row)}  {rate}{best}"
         if is_first or row["epoch"] % -(-epochs // _MOST_LINES) == 0:
-            self._say_epoch(text)
+            self._print_epoch(text)
         else:
             self._line_left_out = text
 
-    def _say_epoch(self, text: str) -> None:
+    def _print_epoch(self, text: str) -> None:
         self._line_left_out = None
         if self._console.terminal.is_terminal:
             self._console.log_only(text)

@@ -6,7 +6,7 @@ from dlrun.engine.state import TrainState
 
 
 class Tolerant(Callback):
-    """A callback whose record of an epoch is left out, and said to be, where the disk does not take it."""
+    """Wraps a callback: where the disk does not take an epoch's record, it is left out and reported."""
 
     def __init__(self, callback: Callback, unsaved: DiskProblems) -> None:
         self.callback = callback
@@ -14,6 +14,6 @@ class Tolerant(Callback):
         self.phase = callback.phase
 
     def on_epoch_end(self, training: TrainState, epoch: EpochSummary) -> None:
-        """The record of an epoch, if the disk lets us."""
+        """Let the callback record the epoch; an error of the disk does not end the run."""
         with self.unsaved.attempt("an epoch's picture", again=False):
             self.callback.on_epoch_end(training, epoch)

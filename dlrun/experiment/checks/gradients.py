@@ -18,9 +18,16 @@ from dlrun.experiment.setup import prepare
 from dlrun.runs.reports.console import Console, table
 
 TOLERANCE = 1e-6
-_ROWS = 16  # of the batch: every entry costs six forward passes
-_ENTRIES = 200  # of a tensor, for the central difference
-_STEPS = (1e-3, 1e-4, 1e-5)  # the first for large smooth functions, the last for strongly curved ones
+
+# Rows of the batch: every entry costs six forward passes.
+_ROWS = 16
+
+# Entries of a tensor that the central difference is taken for.
+_ENTRIES = 200
+
+# The first for large smooth functions, the last for strongly curved ones.
+_STEPS = (1e-3, 1e-4, 1e-5)
+
 _SCRATCH = "scratch_"
 
 Function = Callable[[Tensor], Tensor]
@@ -28,16 +35,21 @@ Function = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class GradientErrors:
-    """The largest relative errors of one gradient of one layer; central is null where no entry could be looked at."""
+    """The largest relative errors of one gradient of one layer."""
 
     layer: str
     kind: str
-    of: str  # input, or the parameter's name
+
+    # "input", or the parameter's name.
+    of: str
+
     autograd: float
+
+    # None where no entry has a difference quotient.
     central: float | None
 
     @property
-    def agrees(self) -> bool:
+    def is_right(self) -> bool:
         """Whether both are within the tolerance; NaN is not."""
         return self.autograd <= TOLERANCE and (self.central is None or self.central <= TOLERANCE)
 
@@ -49,115 +61,148 @@ class Subject:
     layer: str
     kind: str
     function: Function
-    reference: Function  # the same by torch's operations
+
+    # The same function made of torch's operations.
+    reference: Function
+
     x: Tensor
     parameters: dict[str, Tensor]
-    unit: Tensor  # of the step for each entry of x
+
+    # What a step of the difference quotient is a multiple of, for each entry of x.
+    unit: Tensor
+
     bends_at_zero: bool = False
 
 
 def check_gradients(words: list[str]) -> int:
     """Check what a command line chooses, in fp64 on the CPU; returns 0 if all gradients agree, else 1.
 
-    Prints one table. RequestError for a sweep, and where neither the model nor the loss is hand-written.
+    Prints one table. Raises RequestError for a sweep, and if neither the model nor the loss is hand-written.
     """
-    asked = parse_one_run(words)
-    if asked is None:
+    run_request = parse_one_run(words)
+    if run_request is None:
         return 0
-    composed = asked.config
+
+    composed = run_request.config
     composed["device"].update({"name": "cpu", "index": None, "precision": "fp64", "compile": False})
-    settings = schema.read(composed, asked.choices)
+    settings = schema.read(composed, run_request.choices)
     with device.device_session(settings.rest.device, settings.rest.seed) as process:
-        parts = prepare(settings, process, asked.trusted_modules)
-        with untouched.preserve_state(parts.model):
-            found = [row for subject in find_subjects(parts) for row in check_subject(subject)]
-    if not found:
+        context = prepare(settings, process, run_request.trusted_modules)
+        results: list[GradientErrors] = []
+        with untouched.preserve_state(context.model):
+            for subject in find_subjects(context):
+                results += check_subject(subject)
+
+    if not results:
         raise RequestError(
             f"model={settings.model.choice} has no hand-written layers, so there is no backward of ours to check; "
             f"type {' or '.join(f'model={name}' for name in list_handwritten_models())}"
         )
-    return print_verdict(found)
+    return print_verdict(results)
 
 
 def parse_one_run(words: list[str], check: str = "gradients") -> Request | None:
-    """What the command line asks for; null when Hydra itself has answered (--cfg). RequestError for several runs."""
+    """Return the request of a command line; None if Hydra itself has answered (--cfg).
+
+    Raises RequestError for several runs.
+    """
     several = RequestError(
         f"check {check} looks at one run; leave out -m, name one value for each key, "
         "and type sweep.points=[] where a lesson names several runs"
     )
     if {"-m", "--multirun"} & set(words):
         raise several
-    asked = request.from_command_line(words)
-    if any(one.sweep is not None for one in asked):
+    requests = request.from_command_line(words)
+    if any(one.sweep is not None for one in requests):
         raise several
-    return asked[0] if asked else None
+    return requests[0] if requests else None
 
 
 def list_handwritten_models() -> list[str]:
-    """The shipped models of hand-written layers."""
-    targets = {p.stem: OmegaConf.select(OmegaConf.load(p), "_target_") for p in (CONFIG_DIR / "model").glob("*.yaml")}
-    return sorted(name for name, target in targets.items() if target.startswith("dlrun.models.scratch."))
+    """List the shipped models of hand-written layers."""
+    names = []
+    for path in (CONFIG_DIR / "model").glob("*.yaml"):
+        target = OmegaConf.select(OmegaConf.load(path), "_target_")
+        if target.startswith("dlrun.models.scratch."):
+            names.append(path.stem)
+    return sorted(names)
 
 
-def find_subjects(parts: RunContext) -> Iterator[Subject]:
-    """Every layer that has a `reference`, with what it gets from one training batch, and the loss if it is ours."""
-    batch, targets = evaluation.take_small_batch(parts.training.train, _ROWS)
-    layers = {n: m for n, m in parts.model.named_modules() if callable(getattr(m, "reference", None))}
-    got: dict[str, Tensor] = {}
-    handles = [m.register_forward_pre_hook(_keep(got, name)) for name, m in layers.items()]
+def find_subjects(context: RunContext) -> Iterator[Subject]:
+    """Yield every layer that has a `reference`, with its input for one training batch, and the loss if it is ours."""
+    batch, targets = evaluation.take_small_batch(context.training.train, _ROWS)
+    layers = {}
+    for name, module in context.model.named_modules():
+        if callable(getattr(module, "reference", None)):
+            layers[name] = module
+
+    inputs: dict[str, Tensor] = {}
+    handles = [layer.register_forward_pre_hook(_keep_input(inputs, name)) for name, layer in layers.items()]
     with torch.no_grad():
-        outputs = parts.model.train()(*batch)
+        outputs = context.model.train()(*batch)
     for handle in handles:
         handle.remove()
-    for name, x in got.items():
+
+    for name, x in inputs.items():
         layer = layers[name]
-        parameters: dict[str, Tensor] = {n: p for n, p in layer.named_parameters() if p.requires_grad}
+        parameters = {key: p for key, p in layer.named_parameters() if p.requires_grad}
+        # Steps grow with the entry, so that they are not lost in its rounding.
+        unit = x.abs().clamp(min=1)
         bends = bool(getattr(layer, "bends_at_zero", False))
-        yield Subject(name, type(layer).__name__, layer, layer.reference, x, parameters, x.abs().clamp(min=1), bends)
-    if parts.task.loss_name is not None and parts.task.loss_name.startswith(_SCRATCH):
-        yield _loss(parts.task, outputs, targets)
+        yield Subject(name, type(layer).__name__, layer, layer.reference, x, parameters, unit, bends)
+
+    loss_name = context.task.loss_name
+    if loss_name is not None and loss_name.startswith(_SCRATCH):
+        yield make_loss_subject(context.task, outputs, targets)
 
 
-def _keep(got: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        got.setdefault(name, inputs[0].detach().clone())
+def _keep_input(inputs: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def keep(layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        inputs.setdefault(name, arguments[0].detach().clone())
 
-    return hook
+    return keep
 
 
-def _loss(task: Objective, outputs: Tensor, targets: Tensor) -> Subject:
+def make_loss_subject(task: Objective, outputs: Tensor, targets: Tensor) -> Subject:
+    """Return the hand-written loss as a function of the outputs, beside torch's loss of the same name."""
     name = str(task.loss_name)
-    by_torch = Objective(task.spec, name.removeprefix(_SCRATCH), task.reduction)
-    room = torch.minimum(outputs, 1 - outputs).clamp(min=0)  # a step must not lead out of [0, 1]
-    unit = room if name == "scratch_bce" else outputs.abs().clamp(min=1)
+    reference = Objective(task.spec, name.removeprefix(_SCRATCH), task.reduction)
+    unit = outputs.abs().clamp(min=1)
+    if name == "scratch_bce":
+        # A step must not lead out of [0, 1].
+        unit = torch.minimum(outputs, 1 - outputs).clamp(min=0)
     return Subject(
-        "loss",
-        name,
-        lambda x: task.compute_loss(x, targets),
-        lambda x: by_torch.compute_loss(x, targets),
-        outputs,
-        {},
-        unit,
+        layer="loss",
+        kind=name,
+        function=lambda x: task.compute_loss(x, targets),
+        reference=lambda x: reference.compute_loss(x, targets),
+        x=outputs,
+        parameters={},
+        unit=unit,
     )
 
 
 def check_subject(subject: Subject) -> Iterator[GradientErrors]:
-    """One row for the input and each parameter, for a random dL/d(output)."""
-    x = subject.x.clone(memory_format=torch.contiguous_format).requires_grad_()  # entries are set through a flat view
+    """Yield the errors for the input and each parameter, for a random dL/d(output)."""
+    # Entries are set through a flat view, which needs contiguous memory.
+    x = subject.x.clone(memory_format=torch.contiguous_format).requires_grad_()
     tensors = {"input": x, **subject.parameters}
+
+    # A random direction: an error in any entry shows.
     direction = torch.randn_like(subject.function(x))
-    ours, torchs = (
-        torch.autograd.grad(f(x), list(tensors.values()), direction) for f in (subject.function, subject.reference)
-    )
-    for (name, tensor), gradient, truth in zip(tensors.items(), ours, torchs, strict=True):
-        unit = subject.unit if tensor is x else tensor.detach().abs().clamp(min=1)
-        bends = subject.bends_at_zero and tensor is x
-        central = _central_error(lambda: subject.function(x), tensor, unit, direction, gradient, bends)
-        yield GradientErrors(subject.layer, subject.kind, name, relative_error(gradient, truth), central)
+    ours = torch.autograd.grad(subject.function(x), list(tensors.values()), direction)
+    references = torch.autograd.grad(subject.reference(x), list(tensors.values()), direction)
+
+    for (name, tensor), gradient, reference in zip(tensors.items(), ours, references, strict=True):
+        is_input = tensor is x
+        unit = subject.unit if is_input else tensor.detach().abs().clamp(min=1)
+        bends = subject.bends_at_zero and is_input
+        central = _measure_central_error(lambda: subject.function(x), tensor, unit, direction, gradient, bends)
+        yield GradientErrors(subject.layer, subject.kind, name, measure_relative_error(gradient, reference), central)
 
 
-def relative_error(ours: Tensor, truth: Tensor) -> float:
-    """The largest |a - b| / (|a| + |b|) of corresponding entries.
+def measure_relative_error(ours: Tensor, truth: Tensor) -> float:
+    """Return the largest |a - b| / (|a| + |b|) of corresponding entries.
 
     The divisor is at least a thousandth of the largest gradient and 1e-6: a difference quotient cannot tell
     smaller numbers from its own rounding, which is about 1e-13.
@@ -167,46 +212,55 @@ def relative_error(ours: Tensor, truth: Tensor) -> float:
 
 
 @torch.no_grad()
-def _central_error(
+def _measure_central_error(
     function: Callable[[], Tensor], tensor: Tensor, unit: Tensor, direction: Tensor, gradient: Tensor, bends: bool
 ) -> float | None:
-    """`relative_error` against (f(w + h) - f(w - h)) / 2h, for each of some entries w at its best step h."""
-    values, units = tensor.view(-1), unit.reshape(-1)
+    """`measure_relative_error` against (f(w + h) - f(w - h)) / 2h, for each of some entries w at its best step h."""
+    values = tensor.view(-1)
+    units = unit.reshape(-1)
+
+    def call_with(entry: int, value: float) -> Tensor:
+        values[entry] = value
+        return function()
+
     entries = torch.randperm(len(values))[:_ENTRIES]
+    # (entries, steps)
     quotients = torch.full((len(entries), len(_STEPS)), torch.nan, dtype=tensor.dtype)
     for row, entry in enumerate(entries.tolist()):
         before = values[entry].item()
         for column, step in enumerate(_STEPS):
             h = step * float(units[entry])
+            # The step would reach across the kink.
             if bends and abs(before) <= h:
                 continue
-            above, below = (_at(function, values, entry, v) for v in (before + h, before - h))
+            above = call_with(entry, before + h)
+            below = call_with(entry, before - h)
             quotients[row, column] = ((above - below) * direction).sum() / ((before + h) - (before - h))
         values[entry] = before
-    seen = ~quotients.isnan().all(1)  # NaN: left out, or 0 / 0 for a step of 0
-    if not seen.any():
+
+    # Each entry is judged by the step that comes nearest: which one that is depends on its curvature.
+    # NaN: left out, or 0 / 0 for a step of 0.
+    measured = ~quotients.isnan().all(1)
+    if not measured.any():
         return None
-    ours = gradient.reshape(-1)[entries][seen]
-    best = (quotients[seen] - ours.unsqueeze(1)).abs().nan_to_num(torch.inf).argmin(1, keepdim=True)
-    return relative_error(ours, quotients[seen].gather(1, best).squeeze(1))
+    ours = gradient.reshape(-1)[entries][measured]
+    best = (quotients[measured] - ours.unsqueeze(1)).abs().nan_to_num(torch.inf).argmin(1, keepdim=True)
+    return measure_relative_error(ours, quotients[measured].gather(1, best).squeeze(1))
 
 
-def _at(function: Callable[[], Tensor], values: Tensor, entry: int, value: float) -> Tensor:
-    values[entry] = value
-    return function()
-
-
-def print_verdict(found: list[GradientErrors]) -> int:
-    """The table and the verdict; returns the exit code."""
+def print_verdict(results: list[GradientErrors]) -> int:
+    """Print the table and the verdict; returns the exit code."""
     console = Console()
-    rows = [
-        (c.layer, c.kind, c.of, f"{c.autograd:.1e}", "-" if c.central is None else f"{c.central:.1e}") for c in found
-    ]
+    rows = []
+    for result in results:
+        central = "-" if result.central is None else f"{result.central:.1e}"
+        rows.append((result.layer, result.kind, result.of, f"{result.autograd:.1e}", central))
     console.say(
         "hand-written gradients in fp64: the largest relative error against autograd and the central difference"
     )
     console.say(table(("layer", "kind", "of", "autograd", "central"), rows, left=3))
-    wrong = [f"{c.layer} ({c.kind}, {c.of})" for c in found if not c.agrees]
+
+    wrong = [f"{result.layer} ({result.kind}, {result.of})" for result in results if not result.is_right]
     if wrong:
         console.say(f"gradients that do not agree (tolerance {TOLERANCE:.0e}): {', '.join(wrong)}")
         return 1

@@ -39,15 +39,34 @@ from dlrun.experiment.checks.gradients import parse_one_run
 from dlrun.experiment.setup import prepare
 from dlrun.runs.reports.console import Console, number, table
 
-LOWEST, HIGHEST, STEPS_PER_DECADE = 1e-6, 10.0, 20
-_FLAT = 20  # the first steps, a decade: what they show is noise
-_WIDTH = 4.0  # steps: the standard deviation of the window that smooths
-_TOO_HIGH = 4  # times the loss at the start: there is nothing to be seen above it
-_AS_GOOD = 0.02  # of the way down
-_LEARNT = 1e-3  # times the loss at the start: what is learned cannot be seen to get worse for long
-_TRIAL_STEPS, _TRIAL_FACTOR = 30, 10**0.2
-_ROW_STEPS = 10  # between rows of the table, which has those that are named besides
-_BAR = 24  # characters
+LOWEST = 1e-6
+HIGHEST = 10.0
+STEPS_PER_DECADE = 20
+
+# The first steps, a decade: what they show is noise.
+_FLAT = 20
+
+# Standard deviation, in steps, of the window that smooths.
+_WIDTH = 4.0
+
+# Multiples of the loss at the start: there is nothing to be seen above this one ...
+_TOO_HIGH = 4
+
+# ... and a model that gets below this one has learned all: it cannot be seen to get worse for long.
+_LEARNT = 1e-3
+
+# Share of the way down by which a loss may miss the lowest and is as good.
+_AS_GOOD = 0.02
+
+# Short trainings that look for the diverging rate.
+_TRIAL_STEPS = 30
+_TRIAL_FACTOR = 10**0.2
+
+# Steps between rows of the table, which lists steps with a remark besides.
+_ROW_STEPS = 10
+
+# Characters of the longest bar.
+_BAR = 24
 
 
 @dataclass(frozen=True)
@@ -59,7 +78,7 @@ class Curve:
 
     @cached_property
     def first(self) -> list[float]:
-        """The losses of the first steps, which are too small to change them."""
+        """The finite losses of the first steps, whose rates are too small to change them."""
         return [loss for loss in self.losses[:_FLAT] if math.isfinite(loss)]
 
     @cached_property
@@ -69,7 +88,7 @@ class Curve:
 
     @cached_property
     def ceiling(self) -> float:
-        """Higher losses count as this."""
+        """The limit that higher losses are cut to."""
         return self.level + (_TOO_HIGH - 1) * max(abs(self.level), 1e-12)
 
     @cached_property
@@ -83,8 +102,9 @@ class Curve:
 
     @cached_property
     def noise(self) -> float:
-        """What the smoothed loss may differ by for no reason: four deviations of such a mean, and a hundredth."""
-        averaged = 2 * math.sqrt(math.pi) * _WIDTH  # as many values as the window comes to
+        """The largest meaningless difference of smoothed losses: four deviations of such a mean, and a hundredth."""
+        # The number of values that the window amounts to.
+        averaged = 2 * math.sqrt(math.pi) * _WIDTH
         return 4 * float(np.std(self.first)) / math.sqrt(averaged) + 0.01 * abs(self.level)
 
     @cached_property
@@ -95,128 +115,140 @@ class Curve:
 
     @cached_property
     def steepest(self) -> int | None:
-        """The step up to there where it falls fastest over log(rate); null where it never falls beyond the noise."""
+        """The step up to `lowest` where the loss falls fastest over log(rate); None if it never falls beyond noise."""
         if self.lowest < 2 or self.level - self.smooth[self.lowest] <= self.noise:
             return None
         return int(np.gradient(self.smooth[: self.lowest + 1]).argmin())
 
     @cached_property
     def diverging(self) -> int | None:
-        """The first step behind the lowest where the smoothed loss is above the start's; null where there is none."""
+        """The first step behind the lowest where the smoothed loss is above the start's; None if there is none."""
         above = np.flatnonzero(self.smooth[self.lowest :] > self.level + self.noise)
         if len(above):
             return self.lowest + int(above[0])
         return None if math.isfinite(self.losses[-1]) else len(self.losses) - 1
 
 
-def measure_curve(t: TrainState, optimizer: Optimizer, groups: Sequence[int]) -> Curve:
+def measure_curve(state: TrainState, optimizer: Optimizer, groups: Sequence[int]) -> Curve:
     """Train with growing rates until the loss is far above its start, not finite, or the rates are used up.
 
     It also ends where there is nothing left to learn: a problem without noise stays solved at any rate then.
-    optimizer: a fresh one, without a schedule; groups: those of its parameter groups whose rate grows.
+    optimizer: a fresh one, without a schedule. groups: indices of its parameter groups whose rate grows.
     """
     most = round(math.log10(HIGHEST / LOWEST) * STEPS_PER_DECADE) + 1
     rates = [LOWEST * 10 ** (i / STEPS_PER_DECADE) for i in range(most)]
     losses: list[float] = []
-    for loss in train_at_rates(t, optimizer, groups, rates):
+    for loss in train_at_rates(state, optimizer, groups, rates):
         losses.append(loss)
-        curve, newest = Curve(rates[: len(losses)], losses), losses[-3:]
+        curve = Curve(rates[: len(losses)], losses)
+        # Of three steps: a single one may be noise.
+        newest = losses[-3:]
         if len(losses) > _FLAT and (min(newest) > curve.ceiling or max(newest) < _LEARNT * curve.level):
             break
     return Curve(rates[: len(losses)], losses)
 
 
 def train_at_rates(
-    t: TrainState, optimizer: Optimizer, groups: Sequence[int], rates: Iterable[float]
+    state: TrainState, optimizer: Optimizer, groups: Sequence[int], rates: Iterable[float]
 ) -> Iterator[float]:
-    """Make a step with each rate; yields the loss per sample before it. The last one is the first that is not finite.
+    """Make a step with each rate, and yield the loss per sample before it; the first that is not finite is the last.
 
-    Each loss is waited for.
+    Each loss is a synchronization with the device.
     """
-    t.optimizer = optimizer
-    t.model.train()
-    for rate, group in zip(rates, iterate_steps(t), strict=False):
+    state.optimizer = optimizer
+    state.model.train()
+    for rate, batches in zip(rates, iterate_steps(state), strict=False):
         for i in groups:
             optimizer.param_groups[i]["lr"] = rate
-        loss = float(trainer.backward(t, group, []))
-        yield loss / (sum(len(targets) for _, targets in group) if t.objective.reduction == "sum" else 1)
+
+        loss = float(trainer.backward(state, batches, []))
+        samples = sum(len(targets) for _, targets in batches)
+        yield loss / (samples if state.objective.reduction == "sum" else 1)
         if not math.isfinite(loss):
             return
-        t.scaler.step(optimizer)
-        t.scaler.update()
+
+        state.scaler.step(optimizer)
+        state.scaler.update()
 
 
 def find_diverging_rate(
-    t: TrainState, make: Callable[[], Optimizer], groups: Sequence[int], curve: Curve
+    state: TrainState, make_optimizer: Callable[[], Optimizer], groups: Sequence[int], curve: Curve
 ) -> float | None:
-    """The rate from which on the loss rises above its start; null where that does not happen up to HIGHEST.
+    """Find the rate from which on the loss rises above its start; None if it does not up to HIGHEST.
 
     Read off the curve, or, where that ends before, found by short trainings at growing rates. The model is as it was
     before the first step, and will be.
     """
     if curve.diverging is not None:
         return curve.rates[curve.diverging]
-    start = copy.deepcopy(t.model.state_dict())
+
+    start = copy.deepcopy(state.model.state_dict())
     rate = curve.rates[curve.lowest]
+    # A little above, for the rounding of the factors.
     while rate <= HIGHEST * 1.01:
-        losses = list(train_at_rates(t, make(), groups, [rate] * _TRIAL_STEPS))
-        t.built_buffers.fit(start)
-        t.model.load_state_dict(start)
+        losses = list(train_at_rates(state, make_optimizer(), groups, [rate] * _TRIAL_STEPS))
+        state.built_buffers.fit(start)
+        state.model.load_state_dict(start)
         if not math.isfinite(losses[-1]) or np.mean(losses[-5:]) > curve.level + curve.noise:
             return rate
         rate *= _TRIAL_FACTOR
     return None
 
 
-def iterate_steps(t: TrainState) -> Iterator[list[Batch]]:
-    """The batches of one optimizer step after another, epoch after epoch."""
+def iterate_steps(state: TrainState) -> Iterator[list[Batch]]:
+    """Yield the batches of one optimizer step after another, epoch after epoch, without end."""
     for epoch in count(1):
-        made = t.train.epoch(epoch)
-        while group := list(islice(made, t.stop_rules.accumulate_steps)):
-            yield group
+        batches = state.train.epoch(epoch)
+        while step := list(islice(batches, state.stop_rules.accumulate_steps)):
+            yield step
 
 
 def check_lr(words: Sequence[str]) -> int:
     """Print the curve and what it says, and draw it into paths.outputs/check_lr; returns 0.
 
-    Nothing else is written, and generators are as before. RequestError for several runs, and for optimizers without
-    one rate that can grow.
+    Nothing else is written, and generators are as before. Raises RequestError for several runs, and for optimizers
+    without one rate that can grow.
     """
-    asked = parse_one_run(list(words), "lr")
-    if asked is None:
+    request = parse_one_run(list(words), "lr")
+    if request is None:
         return 0
-    settings = schema.read(asked.config, asked.choices)
+
+    settings = schema.read(request.config, request.choices)
     generators = device.get_rng_state()
     try:
         with device.device_session(settings.rest.device, settings.rest.seed) as process:
-            parts = prepare(settings, process, asked.trusted_modules)
-            refuse_optimizer(parts.training.optimizer, settings)
-            start = copy.deepcopy(parts.model.state_dict())
-            make = partial(build.build_optimizer, settings, parts.model, asked.trusted_modules)  # without a schedule
-            groups = find_growing_groups(settings, make())
-            curve = measure_curve(parts.training, make(), groups)
+            context = prepare(settings, process, request.trusted_modules)
+            state = context.training
+            refuse_optimizer(state.optimizer, settings)
+            start = copy.deepcopy(context.model.state_dict())
+            # Without a schedule, which would change the rates.
+            make_optimizer = partial(build.build_optimizer, settings, context.model, request.trusted_modules)
+            groups = find_growing_groups(settings, make_optimizer())
+
+            curve = measure_curve(state, make_optimizer(), groups)
+            # Without a finite loss the curve has no level to be compared with.
             if not curve.first:
                 raise RunError("the loss is not finite before the first step; try inputs of a size around 1")
-            parts.training.built_buffers.fit(start)
-            parts.model.load_state_dict(start)
-            top = find_diverging_rate(parts.training, make, groups, curve)
+            state.built_buffers.fit(start)
+            context.model.load_state_dict(start)
+            top = find_diverging_rate(state, make_optimizer, groups, curve)
     finally:
         device.set_rng_state(generators)
+
     console = Console()
     names = f"{settings.model.choice} on {settings.data.choice}, {settings.optimizer.choice}"
+    rows = make_rows(curve, settings.optimizer.arguments.get("lr"))
     console.say(f"learning-rate range test of {names}: {len(curve.rates)} steps, one for each rate")
-    console.say(
-        table(("optimizer.lr", "loss", "", ""), make_rows(curve, settings.optimizer.arguments.get("lr")), left=4)
-    )
-    for said in describe_curve(curve, top):
-        console.say(said)
+    console.say(table(("optimizer.lr", "loss", "", ""), rows, left=4))
+    for sentence in describe_curve(curve, top):
+        console.say(sentence)
     if settings.rest.figures:
         console.say(f"picture: {draw_picture(curve, top, settings, names)}")
     return 0
 
 
 def refuse_optimizer(optimizer: Optimizer, settings: Settings) -> None:
-    """RequestError for an optimizer whose steps are not made with one learning rate each."""
+    """Raise RequestError for an optimizer whose steps are not made with one learning rate each."""
     choice = settings.optimizer.choice
     if trainer.requires_closure(optimizer):
         raise RequestError(
@@ -230,43 +262,62 @@ def refuse_optimizer(optimizer: Optimizer, settings: Settings) -> None:
 
 
 def find_growing_groups(settings: Settings, optimizer: Optimizer) -> list[int]:
-    """The parameter groups that optimizer.lr is the rate of; RequestError where each has one of its own."""
-    own = [i for i, entry in enumerate(settings.optimizer_keys.groups or []) if "lr" in entry]
-    left = [i for i in range(len(optimizer.param_groups)) if i not in own]
-    if not left:
+    """Return the indices of the parameter groups that optimizer.lr is the rate of.
+
+    Raises RequestError if each has one of its own.
+    """
+    with_own_rate = [i for i, entry in enumerate(settings.optimizer_keys.groups or []) if "lr" in entry]
+    groups = [i for i in range(len(optimizer.param_groups)) if i not in with_own_rate]
+    if not groups:
         raise RequestError(
             "check lr: every parameter has a rate of its own in optimizer.groups, and optimizer.lr is that of none; "
             "leave the lr of one group out"
         )
-    return left
+    return groups
 
 
 def suggest_rate(curve: Curve) -> float | None:
-    """A third of the rate at which the smoothed loss is lowest, to two digits; null where it never falls."""
+    """Return a third of the rate at which the smoothed loss is lowest, to two digits; None if it never falls."""
     return None if curve.steepest is None else float(f"{curve.rates[curve.lowest] / 3:.1e}")
 
 
 def make_rows(curve: Curve, configured: Any) -> list[tuple[str, ...]]:
-    """Rate, smoothed loss, the loss as a bar, and a remark."""
-    rates, smooth, suggested = curve.rates, curve.smooth, suggest_rate(curve)
-    marks: dict[int, list[str]] = {i: [] for i in range(0, len(rates), _ROW_STEPS)}
-    for said, at in (
+    """Rows of the table: rate, smoothed loss, the loss as a bar, and a remark.
+
+    configured: optimizer.lr of the config.
+    """
+    rates = curve.rates
+    smooth = curve.smooth
+    suggested = suggest_rate(curve)
+
+    # By step. Every so many have a row, and those with a remark.
+    remarks: dict[int, list[str]] = {i: [] for i in range(0, len(rates), _ROW_STEPS)}
+    steps = (
         ("falls fastest", curve.steepest),
         (f"lowest (to {_AS_GOOD:.0%})", curve.lowest),
         ("diverges", curve.diverging),
-    ):
-        if at is not None and suggested is not None:
-            marks.setdefault(at, []).append(said)
-    for said, rate in (("suggested", suggested), ("configured", configured)):
+    )
+    for remark, step in steps:
+        if step is not None and suggested is not None:
+            remarks.setdefault(step, []).append(remark)
+    for remark, rate in (("suggested", suggested), ("configured", configured)):
         if isinstance(rate, float) and rates[0] <= rate <= rates[-1]:
-            marks.setdefault(round(math.log10(rate / LOWEST) * STEPS_PER_DECADE), []).append(f"{said} ({rate:g})")
-    low, span = smooth.min(), max(smooth.max() - smooth.min(), 1e-300)
-    bars = ["█" * round(_BAR * float((y - low) / span)) for y in smooth]
-    return [(f"{rates[i]:.1e}", number(float(smooth[i])), bars[i], ", ".join(marks[i])) for i in sorted(marks)]
+            step = round(math.log10(rate / LOWEST) * STEPS_PER_DECADE)
+            remarks.setdefault(step, []).append(f"{remark} ({rate:g})")
+
+    low = smooth.min()
+    # Above 0, for a curve that is flat.
+    span = max(smooth.max() - smooth.min(), 1e-300)
+    rows: list[tuple[str, ...]] = []
+    for i in sorted(remarks):
+        loss = number(float(smooth[i]))
+        bar = "█" * round(_BAR * float((smooth[i] - low) / span))
+        rows.append((f"{rates[i]:.1e}", loss, bar, ", ".join(remarks[i])))
+    return rows
 
 
 def describe_curve(curve: Curve, top: float | None) -> list[str]:
-    """What the curve says. top: the rate from which on the loss diverges."""
+    """Sentences on the curve. top: the rate from which on the loss diverges."""
     suggested = suggest_rate(curve)
     end = f"does not diverge up to {HIGHEST:g}" if top is None else f"diverges from optimizer.lr={top:.2g} on"
     if suggested is None:
@@ -278,19 +329,26 @@ def describe_curve(curve: Curve, top: float | None) -> list[str]:
 
 
 def draw_picture(curve: Curve, top: float | None, settings: Settings, title: str) -> Path:
-    """The picture, in a file of its own; RequestError when it cannot be written."""
+    """Draw the curve into a file of its own, and return its path; RequestError if it cannot be written."""
     from PIL import Image
 
     from dlrun.runs.reports.plots import canvas
-    from dlrun.runs.reports.plots import lr_finder as rates
+    from dlrun.runs.reports.plots import lr_finder as plot
 
-    figure = rates.range_test(curve.rates, curve.losses, curve.smooth, curve.lowest, suggest_rate(curve), top, title)
-    made = io.BytesIO()
-    Image.fromarray(canvas.pixels(figure)).save(made, "png")
+    figure = plot.range_test(curve.rates, curve.losses, curve.smooth, curve.lowest, suggest_rate(curve), top, title)
+    png = io.BytesIO()
+    Image.fromarray(canvas.pixels(figure)).save(png, "png")
+
     folder = Path(settings.rest.paths.outputs) / "check_lr"
-    name = folder_name(f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{settings.model.choice}_{settings.data.choice}")
+    time = f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    name = folder_name(f"{time}_{settings.model.choice}_{settings.data.choice}")
     with writing_to(folder, "type paths.outputs=<folder>"):
         folder.mkdir(parents=True, exist_ok=True)
-        path = next(p for i in count(1) if not (p := folder / f"{name}{f'_{i}' * (i > 1)}.png").exists())
-        write_atomically(path, made.getvalue())
+        # Two pictures of one second get different names.
+        path = folder / f"{name}.png"
+        for i in count(2):
+            if not path.exists():
+                break
+            path = folder / f"{name}_{i}.png"
+        write_atomically(path, png.getvalue())
     return path

@@ -28,21 +28,41 @@ from dlrun.runs.record import FINGERPRINTS, METRICS, RESULT, read_result
 from dlrun.runs.reports.console import Console, table
 
 KILLS = 3
-_MOST_EPOCHS, _MOST_STEPS, _FEW_STEPS = 3, 60, 30  # more than _MOST_EPOCHS only to come to _FEW_STEPS
-_LEAST_STEPS = 4  # a kill in each quarter but the last
-_SAVES = 10  # in the middle of epochs, over the whole training
-_LONGEST_WAIT = 0.02  # seconds from a save to a kill that is not meant to hit one
-_ROUNDS = 3  # a training of milliseconds may end before it is killed: then it is begun again
+
+# More than _MOST_EPOCHS only to come to _FEW_STEPS.
+_MOST_EPOCHS = 3
+_MOST_STEPS = 60
+_FEW_STEPS = 30
+
+# A kill in each quarter but the last.
+_LEAST_STEPS = 4
+
+# Saves in the middle of epochs, over the whole training.
+_SAVES = 10
+
+# Seconds from a save to a kill that is not meant to hit one.
+_LONGEST_WAIT = 0.02
+
+# A training of milliseconds may end before it is killed: then it is begun again.
+_ROUNDS = 3
+
+# Keys of result.json that differ between equal runs.
 _TIMED = ("train_seconds", "samples_per_second")
-_STEP = re.compile(r"(\.?)step_(\d+)\.pt")
+
+# A checkpoint, or with a dot in front the temporary file of one that is being written.
+_STEP_FILE = re.compile(r"(\.?)step_(\d+)\.pt")
 
 
 @dataclass(frozen=True)
 class Plan:
     """The training that is made twice."""
 
-    words: list[str]  # of its command line, but for the folder
-    trust: list[str]  # what `dlrun resume` needs besides
+    # Of its command line, without the folder.
+    words: list[str]
+
+    # Arguments that `dlrun resume` needs besides.
+    trust: list[str]
+
     steps: int
 
 
@@ -50,50 +70,69 @@ def check_resume(words: list[str], seed: int | None = None) -> int:
     """Train what a command line chooses twice, once killed and resumed; returns 0 if all is equal, else 1.
 
     Each is a process of its own, shortened to a few epochs, in a temporary folder. seed: of the moments of the kills.
-    Prints one table. RequestError for several runs, or too short a one; RunError when the training itself fails.
+    Prints one table. Raises RequestError for several runs, or too short a one; RunError when the training itself
+    fails.
     """
-    asked = parse_one_run(words, "resume")
-    if asked is None:
+    request = parse_one_run(words, "resume")
+    if request is None:
         return 0
-    plan, console = plan_training(words, asked), Console()
-    seed = random.SystemRandom().randrange(10**6) if seed is None else seed
-    draw, killed, inside = random.Random(seed), 0, 0
+
+    plan = plan_training(words, request)
+    console = Console()
+    if seed is None:
+        seed = random.SystemRandom().randrange(10**6)
+    draw = random.Random(seed)
+    # All kills so far, and those that hit a save.
+    killed = 0
+    inside = 0
+    verdicts: dict[str, bool] = {}
     with tempfile.TemporaryDirectory(prefix="dlrun-check-resume-") as place:
-        whole, same = Path(place) / "whole", dict[str, bool]()
-        wait_for_end(start_process(plan, whole), whole)
-        unsaved = [note for note in read_result(whole / RESULT)["warnings"] if NOT_SAVED in note]
+        alone = Path(place) / "whole"
+        wait_for_end(start_process(plan, alone), alone)
+        unsaved = [note for note in read_result(alone / RESULT)["warnings"] if NOT_SAVED in note]
+
         for i in range(_ROUNDS):
             folder = Path(place) / f"killed_{i}"
             kills = train_with_kills(plan, folder, draw)
-            killed, inside = killed + len(kills), inside + sum(kills)
-            same = {k: equal and same.get(k, True) for k, equal in compare_folders(whole, folder).items()}
+            killed += len(kills)
+            inside += sum(kills)
+            for name, is_equal in compare_folders(alone, folder).items():
+                verdicts[name] = is_equal and verdicts.get(name, True)
             if killed >= KILLS:
                 break
+
     kills_line = f"{killed} kills, {inside} of them inside a save; seed of the moments: {seed}"
-    code = print_verdict(console, same, plan, kills_line, killed)
+    code = print_verdict(console, verdicts, plan, kills_line, killed)
     for note in unsaved:
         console.say(f"note: {note}")
     return code
 
 
-def plan_training(words: list[str], asked: Request) -> Plan:
-    """The user's choice, shortened, saving often, and without what takes time and is not compared."""
-    settings = schema.read(asked.config, asked.choices)
+def plan_training(words: list[str], request: Request) -> Plan:
+    """Shorten the user's choice: it saves often, and leaves out what takes time and is not compared."""
+    settings = schema.read(request.config, request.choices)
     trainer = settings.rest.trainer
     with device_session(settings.rest.device, settings.rest.seed) as process:
-        batches = len(prepare(settings, process, asked.trusted_modules).training.train)
-    per_epoch = math.ceil(batches / trainer.accumulate_steps)
-    epochs = min(trainer.limit_epochs(per_epoch), max(_MOST_EPOCHS, math.ceil(_FEW_STEPS / per_epoch)))
+        batches = len(prepare(settings, process, request.trusted_modules).training.train)
+
+    steps_per_epoch = math.ceil(batches / trainer.accumulate_steps)
+    most_epochs = max(_MOST_EPOCHS, math.ceil(_FEW_STEPS / steps_per_epoch))
+    epochs = min(trainer.limit_epochs(steps_per_epoch), most_epochs)
+
+    # A few epochs, of a few steps each.
     short = [f"trainer.epochs={epochs}", "figures=false", "tracking.graph=false", "expect=[]", "strict=false"]
-    if epochs * per_epoch > _MOST_STEPS:
-        per_epoch = _MOST_STEPS // epochs
-        short.append(f"data.limit_batches={per_epoch * trainer.accumulate_steps}")
-    steps = min(epochs * per_epoch, trainer.max_steps or epochs * per_epoch)
+    if epochs * steps_per_epoch > _MOST_STEPS:
+        steps_per_epoch = _MOST_STEPS // epochs
+        short.append(f"data.limit_batches={steps_per_epoch * trainer.accumulate_steps}")
+
+    steps = min(epochs * steps_per_epoch, trainer.max_steps or epochs * steps_per_epoch)
     if steps < _LEAST_STEPS:
         raise RequestError(
             f"a training of {steps} step{'s' if steps > 1 else ''} is too short to be killed in between; "
-            f"type trainer.epochs={math.ceil(_LEAST_STEPS / per_epoch)} or more"
+            f"type trainer.epochs={math.ceil(_LEAST_STEPS / steps_per_epoch)} or more"
         )
+
+    # `dlrun resume` trusts no module of the user's that its command line does not name.
     own = own_modules(settings.plain)
     trust = [f"trusted_modules=[{','.join(own)}]"] if own else []
     short += [f"checkpoint.every_steps={max(steps // _SAVES, 1)}", "checkpoint.every_epochs=1"]
@@ -101,13 +140,15 @@ def plan_training(words: list[str], asked: Request) -> Plan:
 
 
 def start_process(plan: Plan, folder: Path) -> subprocess.Popen[bytes]:
-    """A process that trains in `folder`, or goes on there; what it complains of goes into a file beside it."""
-    words = [*plan.words, f"hydra.run.dir={folder}"] if not folder.exists() else ["resume", str(folder), *plan.trust]
-    with _complaints(folder).open("wb") as file:
+    """Start a process that trains in `folder`, or resumes there; its stderr goes into a file beside the folder."""
+    words = [*plan.words, f"hydra.run.dir={folder}"]
+    if folder.exists():
+        words = ["resume", str(folder), *plan.trust]
+    with _get_stderr_file(folder).open("wb") as file:
         return subprocess.Popen([sys.executable, "-m", "dlrun", *words], stdout=subprocess.DEVNULL, stderr=file)
 
 
-def _complaints(folder: Path) -> Path:
+def _get_stderr_file(folder: Path) -> Path:
     return folder.with_suffix(".stderr")
 
 
@@ -119,21 +160,30 @@ def wait_for_end(process: subprocess.Popen[bytes], folder: Path) -> None:
         process.kill()
         raise
     if code:
-        said = _complaints(folder).read_text().strip().splitlines() or ["no message"]
-        raise RunError(f"a training that was to be compared ended with exit code {code}: {said[-1]}")
+        lines = _get_stderr_file(folder).read_text().strip().splitlines() or ["no message"]
+        raise RunError(f"a training that was to be compared ended with exit code {code}: {lines[-1]}")
 
 
 def train_with_kills(plan: Plan, folder: Path, draw: random.Random) -> list[bool]:
-    """Train in `folder` to the end, killed once in each quarter but the last; says of each kill if it hit a save."""
+    """Train in `folder` to the end, killed once in each quarter but the last.
+
+    Returns for each kill whether it hit a save.
+    """
     kills: list[bool] = []
     for quarter in range(KILLS):
-        step = draw.randint(plan.steps * quarter // (KILLS + 1) + 1, plan.steps * (quarter + 1) // (KILLS + 1))
+        first_step = plan.steps * quarter // (KILLS + 1) + 1
+        last_step = plan.steps * (quarter + 1) // (KILLS + 1)
+        step = draw.randint(first_step, last_step)
+
         process = start_process(plan, folder)
+        # In the second quarter the kill comes between two saves, in the others inside one.
         wait = draw.uniform(0, _LONGEST_WAIT) if quarter % 2 else None
         if not kill(process, folder / "checkpoints", step, wait):
             wait_for_end(process, folder)
             return kills
+        # A save that was hit leaves its temporary file.
         kills.append(any((folder / "checkpoints").glob(".*.tmp")))
+
     wait_for_end(start_process(plan, folder), folder)
     return kills
 
@@ -145,10 +195,7 @@ def kill(process: subprocess.Popen[bytes], checkpoints: Path, step: int, wait: f
     """
     try:
         while process.poll() is None:
-            found = [_STEP.match(path.name) for path in checkpoints.iterdir()] if checkpoints.exists() else []
-            files = [(m[1] == ".", int(m[2])) for m in found if m]
-            whole = any(not half for half, _ in files)
-            if whole and any(number >= step and (half or wait is not None) for half, number in files):
+            if _is_time_to_kill(checkpoints, step, after_save=wait is not None):
                 time.sleep(wait or 0.0)
                 process.kill()
                 return process.wait() < 0
@@ -159,30 +206,53 @@ def kill(process: subprocess.Popen[bytes], checkpoints: Path, step: int, wait: f
         raise
 
 
-def compare_folders(whole: Path, found: Path) -> dict[str, bool]:
-    """Whether each part of what two runs left behind is equal."""
-    results = [read_result(run / RESULT) for run in (whole, found)]
-    one, two = ({k: v for k, v in result.items() if k not in _TIMED} for result in results)
-    return {
-        "weights (sha256)": one["weights_sha256"] == two["weights_sha256"],
-        f"{METRICS} (bytes)": (whole / METRICS).read_bytes() == (found / METRICS).read_bytes(),
-        f"{FINGERPRINTS} (bytes)": (whole / FINGERPRINTS).read_bytes() == (found / FINGERPRINTS).read_bytes(),
-        "TensorBoard scalars (without time/)": scalars(whole) == scalars(found),
-        "best checkpoint (weights)": find_difference(_best(whole), _best(found)) is None,
-        f"{RESULT} (without timings)": one == two,
-    }
+def _is_time_to_kill(checkpoints: Path, step: int, after_save: bool) -> bool:
+    """Whether a save of `step` or a later one is under way (or made, with `after_save`), and an earlier one made."""
+    paths = checkpoints.iterdir() if checkpoints.exists() else []
+    has_checkpoint = False
+    is_reached = False
+    for path in paths:
+        match = _STEP_FILE.match(path.name)
+        if match is None:
+            continue
+        is_partial = match[1] == "."
+        has_checkpoint = has_checkpoint or not is_partial
+        if int(match[2]) >= step and (is_partial or after_save):
+            is_reached = True
+    return has_checkpoint and is_reached
 
 
-def _best(folder: Path) -> dict[str, Any]:
+def compare_folders(alone: Path, killed: Path) -> dict[str, bool]:
+    """Compare what two runs left behind: for each part by name whether it is equal."""
+    results = []
+    for folder in (alone, killed):
+        result = read_result(folder / RESULT)
+        results.append({key: value for key, value in result.items() if key not in _TIMED})
+    one, two = results
+
+    verdicts = {"weights (sha256)": one["weights_sha256"] == two["weights_sha256"]}
+    for name in (METRICS, FINGERPRINTS):
+        verdicts[f"{name} (bytes)"] = (alone / name).read_bytes() == (killed / name).read_bytes()
+    verdicts["TensorBoard scalars (without time/)"] = scalars(alone) == scalars(killed)
+    verdicts["best checkpoint (weights)"] = find_difference(_load_best(alone), _load_best(killed)) is None
+    verdicts[f"{RESULT} (without timings)"] = one == two
+    return verdicts
+
+
+def _load_best(folder: Path) -> dict[str, Any]:
     path = folder / "checkpoints" / "best.pt"
     return dict(checkpoint.load(path)["model"]) if path.exists() else {}
 
 
-def print_verdict(console: Console, same: dict[str, bool], plan: Plan, kills: str, killed: int) -> int:
-    """The table and the verdict; returns the exit code."""
+def print_verdict(console: Console, verdicts: dict[str, bool], plan: Plan, kills: str, killed: int) -> int:
+    """Print the table and the verdict; returns the exit code."""
     console.say(f"one training of {plan.steps} steps left alone, and one killed and resumed: {kills}")
-    console.say(table(("compared", "verdict"), [(k, "equal" if v else "DIFFERENT") for k, v in same.items()], left=2))
-    if not all(same.values()):
+    rows = []
+    for name, is_equal in verdicts.items():
+        rows.append((name, "equal" if is_equal else "DIFFERENT"))
+    console.say(table(("compared", "verdict"), rows, left=2))
+
+    if not all(verdicts.values()):
         hint = " (on CUDA type device.deterministic=true)" if torch.cuda.is_available() else ""
         console.say(f"a resumed run is not the same run{hint}")
         return 1

@@ -1,6 +1,6 @@
 """State that resume cannot see: does what is loaded from a checkpoint do what the objects in training do?
 
-Looked at for a few checkpoints of a run until a difference is found, and only where the data, net, loss, optimizer or
+Checked at a few checkpoints of a run until a difference is found, and only where the data, net, loss, optimizer or
 schedule are of the user's own: dlrun's and torch's keep all that they need in the checkpoint. Copies alone are called,
 so that the training goes on as if nothing had happened.
 """
@@ -44,27 +44,36 @@ from dlrun.engine.state import MADE_BUFFERS
 from dlrun.engine.trainer import requires_closure
 from dlrun.experiment.build import build
 from dlrun.experiment.context import RunContext
-from dlrun.experiment.hidden_state.surroundings import MISSING, Surroundings, find_variables, is_own_class
+from dlrun.experiment.hidden_state.surroundings import MISSING, Key, Surroundings, find_variables, is_own_class
 from dlrun.models.pretrained import weights_follow
 
-KIND = "hidden state"  # of what is noted, in Progress.troubles
-_OF_STEPS = "return it from state_dict"
+# In front of the kinds of these notes in Progress.troubles.
+KIND = "hidden state"
+
 NOT_SAVED = "is not in the checkpoint: resume will not end in the same weights"
 _NOT_CHECKED = "whether a resumed run ends in the same weights could not be checked"
+_OF_STEPS = "return it from state_dict"
 
 # Relative to the largest number. Matrix products round by the address of their operands.
 _TOLERANCE = 1e-5
-# A larger difference than rounding makes in a deep net is spoken of also where nothing shows what it comes from.
+# A larger difference than rounding makes in a deep net is reported also where nothing shows what it comes from.
 _CLEAR = 1e-3
+
 _MOST_NAMED = 3
+_MOST_TRIALS = 20
 # What a net counts may act every few calls only: so many calls in training are compared where they take little time.
 _MOST_CALLS = 24
-_FEW_BYTES = 2**24
+# A forward pass of so many multiply-adds takes about a tenth of a second.
+_MOST_WORK = 4e9
+_MOST_ROWS = 32
 _MOST_ROWS_READ = 8
-_MOST_TRIALS = 20
-_SECONDS = 60.0  # a constructor may wait for a lock that this very process holds
+# Objects up to this size are copied or stepped often.
+_FEW_BYTES = 2**24
+# A constructor may wait for a lock that this very process holds.
+_SECONDS = 60.0
 
-Answers = dict[str, list[Tensor]]
+# What an object computes from the same inputs, by kind: what is compared.
+Responses = dict[str, list[Tensor]]
 
 
 @dataclass
@@ -72,46 +81,60 @@ class Difference:
     """A value that the net in training holds and the loaded one does not."""
 
     sentence: str
-    give: Callable[[Any], None] | None = None  # hands the value on to a copy of what was loaded
-    variable: tuple[int, str] | None = None  # or the variable outside, which is left as it is
-    is_enclosed: bool = False  # a closure's
+
+    # Hands the value on to a copy of what was loaded ...
+    give: Callable[[Any], None] | None = None
+
+    # ... or the variable outside, which is left as it is.
+    variable: Key | None = None
+
+    # Whether the variable belongs to a closure.
+    is_enclosed: bool = False
 
 
 class _TooLong(BaseException):
     """The check has taken as long as it may. No Exception: a user's own `except Exception` must not swallow it."""
 
 
-class ReloadCheck:
-    """Compares the net in training with one that is loaded from a checkpoint; each difference is said once."""
+class _LoadError(Exception):
+    """A checkpoint does not fit the net that is built anew."""
 
-    def __init__(self, parts: RunContext, trusted_modules: Sequence[str] | None, say: Callable[[str], None]) -> None:
-        """parts: before the first step, or where an earlier process stood."""
-        self.parts = parts
+
+class ReloadCheck:
+    """Compares the net in training with one that is loaded from a checkpoint, and reports each difference once."""
+
+    def __init__(self, context: RunContext, trusted_modules: Sequence[str] | None, say: Callable[[str], None]) -> None:
+        """context: before the first step, or as an interrupted process left it."""
+        self.context = context
         self.trusted_modules = trusted_modules
         self.say = say
-        self.sample = parts.sample
+        self.sample = context.sample
         self.autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
         self.is_done = False
-        self.loss_at_start = _copy_or_none(parts.task.own_loss)
+        self.loss_at_start = _copy_or_share(context.task.own_loss)
         self.start = Surroundings({})
         self.obstacle: Exception | None = None
         try:
-            if self.sample is None and _trains_own_code(parts.settings, parts.model):
-                # Nothing was to be looked at before the first step.
-                self.sample = _read_sample(parts)
-            self.start = Surroundings(find_variables(self._find_roots()))
-        except Exception as error:  # a user's own class may answer anything when it is looked at
+            if self.sample is None and _has_own_training_code(context.settings, context.model):
+                # Preflight is off.
+                self.sample = _read_sample(context)
+            self.start = Surroundings(find_variables(self._list_roots()))
+        except Exception as error:  # a user's own class may do anything when it is looked at
             self.obstacle = error
 
     def __call__(self, state: dict[str, Any]) -> None:
-        """state: of a checkpoint, as it was read back. Whatever goes wrong here is a note, never the run's end."""
+        """Check a checkpoint. An error in here is a note, never the run's end.
+
+        state: of the checkpoint, as it was read back.
+        """
         if self.is_done:
             return
+
         generators = runtime.get_rng_state()
         try:
             if self.obstacle is not None:
                 raise self.obstacle
-            with _time_limit(_SECONDS), _eagerly():
+            with _limit_time(_SECONDS), _disable_compilation():
                 notes = self._find_notes(state)
         except _TooLong:
             notes = [f"{_NOT_CHECKED}: it took more than {_SECONDS:.0f} seconds"]
@@ -121,26 +144,28 @@ class ReloadCheck:
             runtime.set_rng_state(generators)
 
         self.is_done = bool(notes)
-        troubles = self.parts.training.progress.troubles
+        troubles = self.context.training.progress.troubles
         for number, note in enumerate(notes, 1):
             troubles[f"{KIND} {number}"] = note
             self.say(note)
 
-    def _find_roots(self) -> list[Any]:
+    def _list_roots(self) -> list[Any]:
         """The objects that the user's own code is reached from."""
-        training = self.parts.training
-        roots: list[Any] = [self.parts.model, self.parts.task.own_loss]
-        if has_own_steps(self.parts.settings):
+        training = self.context.training
+        roots: list[Any] = [self.context.model, self.context.task.own_loss]
+        if has_own_steps(self.context.settings):
             roots += [training.optimizer, training.schedule.scheduler]
         return roots
 
     def _find_notes(self, state: dict[str, Any]) -> list[str]:
-        parts = self.parts
-        notes = [] if is_ours(str(parts.settings.data.target)) else self._check_rows()
-        if not _trains_own_code(parts.settings, parts.model):
+        context = self.context
+        settings = context.settings
+        notes = [] if is_ours(str(settings.data.target)) else self._check_rows()
+        if not _has_own_training_code(settings, context.model):
             return notes
+
         self._refuse_large()
-        enclosing = find_enclosing_function(self._find_roots())
+        enclosing = find_enclosing_function(self._list_roots())
         if enclosing is not None:
             # A call of any copy would reach, and perhaps change, the net in training.
             return [
@@ -148,77 +173,82 @@ class ReloadCheck:
                 f"{_NOT_CHECKED}: {enclosing.__qualname__} holds a module, so that no copy can stand for the net; "
                 "make it a method",
             ]
-        now = Surroundings(find_variables(self._find_roots()))
-        if _has_own_code(parts.settings, parts.model):
+
+        now = Surroundings(find_variables(self._list_roots()))
+        if _has_own_code(settings, context.model):
             notes += self._check_model(state, now)
-        if parts.task.own_loss is not None:
+        if context.task.own_loss is not None:
             notes += [note for note in self._check_loss(state, now) if note not in notes]
-        if has_own_steps(parts.settings):
+        if has_own_steps(settings):
             notes += [note for note in self._check_steps(state, now) if note not in notes]
+
         if len(notes) > _MOST_NAMED:
             notes = [*notes[:_MOST_NAMED], f"{len(notes) - _MOST_NAMED} more attributes are not in the checkpoint"]
         return notes
 
     def _refuse_large(self) -> None:
-        """MemoryError where two more copies of the net would not fit beside it."""
-        device = self.parts.runtime.device
-        needed = 3 * count_bytes(self._find_roots())
+        """Raise MemoryError where two more copies of the net would not fit beside it."""
+        device = self.context.runtime.device
+        needed = 3 * count_bytes(self._list_roots())
         if needed > measure_free_memory(device):
             raise MemoryError(f"a copy of the net takes {needed / 3 / 2**20:,.0f} MB, and there is too little left")
 
     def _check_model(self, state: dict[str, Any], now: Surroundings) -> list[str]:
-        live = self.parts.model
+        """Compare the net in training with one that is loaded, on the sample."""
+        live = self.context.model
         try:
             loaded = self._load(state)
         except _LoadError as error:
             return [str(error)]
 
-        def answer(net: nn.Module, surroundings: Surroundings) -> Answers:
-            return self._answer(duplicate(net), surroundings)
+        def respond(net: nn.Module, surroundings: Surroundings) -> Responses:
+            return self._respond(duplicate(net), surroundings)
 
+        # Without autocast first: full precision shows small differences.
         try:
-            expected = answer(live, now)
+            expected = respond(live, now)
         except Exception:
-            # It may rely on the precision of the training, in which rounding would hide small differences.
-            self.autocast = self.parts.training.autocast
-            expected = answer(live, now)
-        found = answer(loaded, self.start)
-        if _distance(expected, found) <= _TOLERANCE:
+            # The net may rely on the precision of the training, in which rounding hides them.
+            self.autocast = self.context.training.autocast
+            expected = respond(live, now)
+        actual = respond(loaded, self.start)
+        if _measure_distance(expected, actual) <= _TOLERANCE:
             return []
 
-        differences = [*_differing_attributes(live, loaded), *_differing_variables(self.start, now)][:_MOST_TRIALS]
+        differences = [*_find_attribute_differences(live, loaded), *_find_variable_differences(self.start, now)]
+        differences = differences[:_MOST_TRIALS]
 
-        def is_mended(given: list[Difference]) -> bool:
+        def is_mended(trial_differences: list[Difference]) -> bool:
             trial = duplicate(loaded)
-            for difference in given:
-                if difference.give is not None:
-                    difference.give(trial)
-            left = {difference.variable for difference in given if difference.variable is not None}
-            return _distance(expected, self._answer(trial, self.start.mix(now, left))) <= _TOLERANCE
+            variables = _apply(trial_differences, trial)
+            mended = self._respond(trial, self.start.mix(now, variables))
+            return _measure_distance(expected, mended) <= _TOLERANCE
 
         culprits = _find_culprits(differences, is_mended)
         if culprits:
             return [difference.sentence for difference in culprits]
-        if _distance(expected, found) <= _CLEAR:
+        if _measure_distance(expected, actual) <= _CLEAR:
             return []
+
         # A closure of the loaded net holds variables of its own, which no trial can exchange.
         enclosed = [difference.sentence for difference in differences if difference.is_enclosed]
         if enclosed:
             return enclosed
-        if _distance(found, answer(loaded, self.start)) > _CLEAR:
+        if _measure_distance(actual, respond(loaded, self.start)) > _CLEAR:
             return [
                 f"{_describe('', live)} gives other outputs when it is called again with the same inputs and the same "
                 "random numbers: a resumed run will not end in the same weights"
             ]
         name, module = self._find_module(live, loaded, now)
-        return [f"{_describe(name, module)}: a part of its state that dlrun cannot name {NOT_SAVED}; {_advice(module)}"]
+        return [f"{_describe(name, module)}: a part of its state that dlrun cannot name {NOT_SAVED}; {_advise(module)}"]
 
     def _load(self, state: dict[str, Any]) -> nn.Module:
-        """The net that a resumed run would begin with; _LoadError where the checkpoint does not fit it."""
-        settings = self.parts.settings
+        """Build the net that a resumed run would begin with; _LoadError if the checkpoint does not fit it."""
+        settings = self.context.settings
         runtime.seed_everything(settings.rest.seed)
         with weights_follow(), self.start.put_in_place():
-            loaded = build.build_model(settings, self.parts.splits.spec, self.parts.runtime, self.trusted_modules)
+            loaded = build.build_model(settings, self.context.splits.spec, self.context.runtime, self.trusted_modules)
+
             try:
                 BuiltBuffers(loaded).fit(state["model"], state.get(MADE_BUFFERS, []))
                 load_weights(loaded, state["model"])
@@ -229,129 +259,137 @@ class ReloadCheck:
                 ) from error
         return loaded
 
-    def _answer(self, net: nn.Module, surroundings: Surroundings) -> Answers:
-        """What a net, which is changed by this, says to the sample: evaluated, trained, and its gradients."""
+    def _respond(self, net: nn.Module, surroundings: Surroundings) -> Responses:
+        """Outputs of a net for the sample, evaluated and in training, and its gradients. Changes the net."""
         assert self.sample is not None
         inputs, _ = self.sample
         runtime.seed_everything(0)
         with surroundings.put_in_place(), self.autocast():
             with torch.no_grad():
                 evaluated = net.eval()(*inputs).detach().clone()
+
             net.train()
             with torch.enable_grad():
                 trained = net(*inputs)
-                gradients = _gradients(net, trained)
-                rates = [torch.tensor([float(p.requires_grad) for p in net.parameters()])]
+                gradients = _compute_gradients(net, trained)
+                requires_grad = torch.tensor([float(p.requires_grad) for p in net.parameters()])
                 later = [net(*inputs).detach().clone() for _ in range(self._count_calls())]
+
         return {
             "evaluated": [evaluated],
             "trained": [trained.detach().clone()],
             "gradients": gradients,
-            "on": rates,
+            "on": [requires_grad],
             "later": later,
         }
 
     def _count_calls(self) -> int:
-        """How many more calls of the net are compared: as many as take little time."""
+        """Number of further calls of the net to compare: as many as take little time."""
         assert self.sample is not None
-        work = sum(layer.multiply_adds for layer in self.parts.layers) * len(self.sample[1])
+        work = sum(layer.multiply_adds for layer in self.context.layers) * len(self.sample[1])
         return min(_MOST_CALLS, int(_MOST_WORK / work / 4)) if work else 0
 
-    def _check_steps(self, state: dict[str, Any], now: Surroundings) -> list[str]:
-        """The optimizer and its schedule as they are against those that a resumed run would begin with."""
-        parts = self.parts
-        training = parts.training
-        try:
-            loaded = self._load(state)
-        except _LoadError as error:
-            return [str(error)]
-        with self.start.put_in_place():
-            optimizer = build.build_optimizer(parts.settings, loaded, self.trusted_modules)
-            schedule = build.build_schedule(
-                parts.settings, optimizer, training.train, training.mode, self.trusted_modules
-            )
-            optimizer.load_state_dict(state["optimizer"])
-            schedule.load_state_dict(state["scheduler"])
-
-        expected = _make_steps(*_copy_steps(training.optimizer, training.schedule), now)
-        if _distance(expected, _make_steps(*_copy_steps(optimizer, schedule), self.start)) <= _TOLERANCE:
-            return []
-
-        differences = _differing_steps(parts.settings, training.schedule, schedule)
-        differences += _differing_variables(self.start, now)
-
-        def is_mended(given: list[Difference]) -> bool:
-            trial = _copy_steps(optimizer, schedule)
-            for difference in given:
-                if difference.give is not None:
-                    difference.give(trial)
-            left = {difference.variable for difference in given if difference.variable is not None}
-            return _distance(expected, _make_steps(*trial, self.start.mix(now, left))) <= _TOLERANCE
-
-        culprits = _find_culprits(differences[:_MOST_TRIALS], is_mended)
-        if culprits:
-            return [difference.sentence for difference in culprits]
-        return [f"optimizer or scheduler: a part of their state that dlrun cannot name {NOT_SAVED}; {_OF_STEPS}"]
-
     def _find_module(self, live: nn.Module, loaded: nn.Module, now: Surroundings) -> tuple[str, nn.Module]:
-        """The innermost module whose output is the first to differ."""
-        outputs = []
-        for net, surroundings in ((live, now), (loaded, self.start)):
-            copy = duplicate(net)
-            seen: list[tuple[str, list[Tensor]]] = []
-            for name, module in copy.named_modules():
-                module.register_forward_hook(_recorder(name, seen))
-            self._answer(copy, surroundings)
-            outputs.append(seen)
+        """Find the innermost module whose output is the first to differ."""
+        live_calls = self._record_calls(live, now)
+        loaded_calls = self._record_calls(loaded, self.start)
         modules = dict(live.named_modules())
-        for (name, one), (other, two) in zip(*outputs, strict=False):
-            if name != other or _distance({"": one}, {"": two}) > _TOLERANCE:
+        for (name, expected), (other, actual) in zip(live_calls, loaded_calls, strict=False):
+            if name != other or _measure_distance({"": expected}, {"": actual}) > _TOLERANCE:
                 return name, modules.get(name, live)
         return "", live
 
+    def _record_calls(self, net: nn.Module, surroundings: Surroundings) -> list[tuple[str, list[Tensor]]]:
+        """Module name and output of each call inside a copy of the net, innermost first."""
+        copy = duplicate(net)
+        calls: list[tuple[str, list[Tensor]]] = []
+
+        def record(name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
+            calls.append((name, [output.detach().clone()] if isinstance(output, Tensor) else []))
+
+        for name, module in copy.named_modules():
+            module.register_forward_hook(functools.partial(record, name))
+        self._respond(copy, surroundings)
+        return calls
+
     def _check_loss(self, state: dict[str, Any], now: Surroundings) -> list[str]:
-        """The loss as it is now against the one that the run began with, on the same outputs."""
+        """Compare the loss as it is now with the one that the run began with, on the same outputs."""
         assert self.sample is not None
-        task = self.parts.task
-        owner = _owner_of(task.own_loss)
-        at_start = _owner_of(self.loss_at_start)
-        if isinstance(at_start, nn.Module) and "loss" in state:
-            load_weights(at_start, state["loss"])
+        task = self.context.task
+        owner = _find_owner(task.own_loss)
+        owner_at_start = _find_owner(self.loss_at_start)
+        # A loss that is a module has weights and buffers in the checkpoint.
+        if isinstance(owner_at_start, nn.Module) and "loss" in state:
+            load_weights(owner_at_start, state["loss"])
+
         where = f"task.loss={task.loss_name}" + ("" if owner is None else f" ({type(owner).__name__})")
+
         inputs, targets = self.sample
         with now.put_in_place(), torch.no_grad(), self.autocast():
-            outputs = duplicate(self.parts.model).eval()(*inputs).detach().clone()
+            outputs = duplicate(self.context.model).eval()(*inputs).detach().clone()
 
-        def answer(loss: Any, surroundings: Surroundings) -> Answers:
+        def respond(loss: Any, surroundings: Surroundings) -> Responses:
             trial = dataclasses.replace(task, own_loss=duplicate(loss))
             with surroundings.put_in_place(), self.autocast():
-                return _answer_of_loss(trial, outputs, targets, _MOST_CALLS)
+                return _respond_as_loss(trial, outputs, targets, _MOST_CALLS)
 
-        expected = answer(task.own_loss, now)
-        if _distance(expected, answer(self.loss_at_start, self.start)) <= _TOLERANCE:
+        expected = respond(task.own_loss, now)
+        if _measure_distance(expected, respond(self.loss_at_start, self.start)) <= _TOLERANCE:
             return []
 
-        differences = [] if owner is None else _differing_values(where, owner, at_start)
-        differences += _differing_variables(self.start, now)
+        differences = [] if owner is None else _find_value_differences(where, owner, owner_at_start)
+        differences += _find_variable_differences(self.start, now)
 
-        def is_mended(given: list[Difference]) -> bool:
+        def is_mended(trial_differences: list[Difference]) -> bool:
             trial = duplicate(self.loss_at_start)
-            for difference in given:
-                if difference.give is not None:
-                    difference.give(_owner_of(trial))
-            left = {difference.variable for difference in given if difference.variable is not None}
-            return _distance(expected, answer(trial, self.start.mix(now, left))) <= _TOLERANCE
+            variables = _apply(trial_differences, _find_owner(trial))
+            return _measure_distance(expected, respond(trial, self.start.mix(now, variables))) <= _TOLERANCE
 
         culprits = _find_culprits(differences[:_MOST_TRIALS], is_mended)
         if culprits:
             return [difference.sentence for difference in culprits]
         return [f"{where}: a part of its state that dlrun cannot name {NOT_SAVED}; keep it in the model, as a buffer"]
 
+    def _check_steps(self, state: dict[str, Any], now: Surroundings) -> list[str]:
+        """Compare the optimizer and its schedule with those that a resumed run would begin with."""
+        settings = self.context.settings
+        training = self.context.training
+        try:
+            loaded = self._load(state)
+        except _LoadError as error:
+            return [str(error)]
+
+        with self.start.put_in_place():
+            optimizer = build.build_optimizer(settings, loaded, self.trusted_modules)
+            schedule = build.build_schedule(settings, optimizer, training.train, training.mode, self.trusted_modules)
+            optimizer.load_state_dict(state["optimizer"])
+            schedule.load_state_dict(state["scheduler"])
+
+        expected = _respond_with_steps(*_copy_steps(training.optimizer, training.schedule), now)
+        actual = _respond_with_steps(*_copy_steps(optimizer, schedule), self.start)
+        if _measure_distance(expected, actual) <= _TOLERANCE:
+            return []
+
+        differences = _find_step_differences(settings, training.schedule, schedule)
+        differences += _find_variable_differences(self.start, now)
+
+        def is_mended(trial_differences: list[Difference]) -> bool:
+            trial = _copy_steps(optimizer, schedule)
+            variables = _apply(trial_differences, trial)
+            mended = _respond_with_steps(*trial, self.start.mix(now, variables))
+            return _measure_distance(expected, mended) <= _TOLERANCE
+
+        culprits = _find_culprits(differences[:_MOST_TRIALS], is_mended)
+        if culprits:
+            return [difference.sentence for difference in culprits]
+        return [f"optimizer or scheduler: a part of their state that dlrun cannot name {NOT_SAVED}; {_OF_STEPS}"]
+
     def _check_rows(self) -> list[str]:
-        """Whether a data set of the user's own gives the same rows when it is read twice, with the same generators."""
-        train = self.parts.training.train
+        """Check that a data set of the user's own gives the same rows when it is read twice with the same seed."""
+        train = self.context.training.train
         if not isinstance(train, LoaderBatches) or count_bytes(train.dataset) > _FEW_BYTES:
             return []
+
         try:
             dataset = duplicate(train.dataset)
             reads = []
@@ -363,21 +401,17 @@ class ReloadCheck:
         if find_difference(reads[0], reads[1]) is None:
             return []
         return [
-            f"data={self.parts.settings.data.choice}: a row that is read again with the same random numbers is another "
-            "one: a resumed run will not end in the same weights; keep no count or generator in the data set"
+            f"data={self.context.settings.data.choice}: a row that is read again with the same random numbers is "
+            "another one: a resumed run will not end in the same weights; keep no count or generator in the data set"
         ]
-
-
-class _LoadError(Exception):
-    """A checkpoint does not fit the net that is built anew."""
 
 
 def is_needed(settings: Settings, model: nn.Module) -> bool:
     """Whether a run has code of the user's own that could hold state outside the checkpoint."""
-    return not is_ours(str(settings.data.target)) or _trains_own_code(settings, model)
+    return not is_ours(str(settings.data.target)) or _has_own_training_code(settings, model)
 
 
-def _trains_own_code(settings: Settings, model: nn.Module) -> bool:
+def _has_own_training_code(settings: Settings, model: nn.Module) -> bool:
     """Whether net, loss, optimizer or schedule are of the user's own."""
     own_loss = "." in (settings.rest.task.loss or "")
     return own_loss or has_own_steps(settings) or _has_own_code(settings, model)
@@ -385,8 +419,95 @@ def _trains_own_code(settings: Settings, model: nn.Module) -> bool:
 
 def has_own_steps(settings: Settings) -> bool:
     """Whether the optimizer or its schedule is of the user's own."""
-    targets = [str(block.target) for block in (settings.optimizer, settings.scheduler) if block.target is not None]
-    return not all(map(is_ours, targets))
+    targets = [block.target for block in (settings.optimizer, settings.scheduler)]
+    return not all(is_ours(str(target)) for target in targets if target is not None)
+
+
+def _has_own_code(settings: Settings, model: nn.Module) -> bool:
+    own_target = not is_ours(str(settings.model.target))
+    return own_target or any(is_own_class(type(module)) for module in name_modules(model).values())
+
+
+def take_sample(batch: Batch, work: int) -> Batch:
+    """Return a copy of some rows of a batch. work: multiply-adds for one row."""
+    rows = min(_MOST_ROWS, max(2, int(_MOST_WORK / max(work, 1))))
+    inputs, targets = evaluation.take_rows(batch, rows)
+    return tuple(x.clone() for x in inputs), targets.clone()
+
+
+def _read_sample(context: RunContext) -> Batch:
+    """Some rows of the first batch; the generators are afterwards as they were."""
+    generators = runtime.get_rng_state()
+    try:
+        return take_sample(next(context.training.train.epoch(1)), 0)
+    finally:
+        runtime.set_rng_state(generators)
+
+
+def _copy_or_share(value: Any) -> Any:
+    """A deep copy; the value itself where there can be none: its state is then compared with itself."""
+    try:
+        return duplicate(value)
+    except Exception:  # the loss is the user's own
+        return value
+
+
+# --- What nets, losses and optimizers compute ---
+
+
+def _compute_gradients(net: nn.Module, outputs: Tensor) -> list[Tensor]:
+    """Gradients of a sum of the outputs in which each counts differently."""
+    if not outputs.requires_grad:
+        return []
+    net.zero_grad(set_to_none=True)
+    weights = torch.linspace(0.5, 1.5, outputs.numel(), device=outputs.device, dtype=outputs.dtype)
+    (outputs * weights.reshape(outputs.shape)).sum().backward()  # type: ignore[no-untyped-call]
+    return [p.grad.detach().clone() for p in net.parameters() if p.grad is not None]
+
+
+def _respond_as_loss(task: Objective, outputs: Tensor, targets: Tensor, calls: int) -> Responses:
+    """The loss of outputs, as in training and as in evaluation, and its gradients. Changes the loss.
+
+    calls: number of further values, as in training.
+    """
+    runtime.seed_everything(0)
+    with torch.enable_grad():
+        leaf = outputs.clone().requires_grad_(True)
+        value = task.compute_loss(leaf, targets)
+        gradients = torch.autograd.grad(value, [leaf], allow_unused=True)
+        later = [task.compute_loss(leaf, targets).detach() for _ in range(calls)]
+    with torch.no_grad():
+        evaluated = task.compute_loss(outputs, targets)
+    present = [gradient for gradient in gradients if gradient is not None]
+    return {"value": [value.detach()], "gradients": present, "evaluated": [evaluated], "later": later}
+
+
+def _respond_with_steps(optimizer: Optimizer, schedule: Schedule, surroundings: Surroundings) -> Responses:
+    """Parameters and rates after some steps with the same gradients. Changes optimizer and schedule."""
+    parameters = []
+    for group in optimizer.param_groups:
+        parameters += group["params"]
+    needs_closure = requires_closure(optimizer)
+
+    runtime.seed_everything(0)
+    rates: list[float] = []
+    calls = _MOST_CALLS if count_bytes(parameters) < _FEW_BYTES else 2
+    with surroundings.put_in_place(), warnings.catch_warnings():
+        # The copy of a scheduler does not see the steps of its optimizer's copy.
+        warnings.simplefilter("ignore")
+        for _ in range(calls):
+            for parameter in parameters:
+                parameter.grad = torch.ones_like(parameter)
+
+            if needs_closure:
+                optimizer.step(lambda: 0.0)
+            else:
+                optimizer.step()
+
+            schedule.step_end()
+            schedule.epoch_end(0.0)
+            rates += [float(rate) for rate in schedule.learning_rates().values()]
+    return {"parameters": [parameter.detach() for parameter in parameters], "rates": [torch.tensor(rates)]}
 
 
 def _copy_steps(optimizer: Optimizer, schedule: Schedule) -> tuple[Optimizer, Schedule]:
@@ -399,95 +520,47 @@ def _copy_steps(optimizer: Optimizer, schedule: Schedule) -> tuple[Optimizer, Sc
     return twin, duplicate(schedule, memo)
 
 
-def _differing_steps(settings: Settings, live: Schedule, loaded: Schedule) -> list[Difference]:
-    """Attributes of an optimizer and a scheduler of the user's own that differ from those of loaded ones."""
-    differences = []
-    for block, one, two in (
-        (settings.optimizer, live.optimizer, loaded.optimizer),
-        (settings.scheduler, live.scheduler, loaded.scheduler),
-    ):
-        if one is None or two is None or is_ours(str(block.target)):
+def _measure_distance(expected: Responses, actual: Responses) -> float:
+    """The largest difference between two sets of responses, relative to the largest number of its kind."""
+    largest = 0.0
+    for kind, ours in expected.items():
+        theirs = actual[kind]
+        if [x.shape for x in ours] != [x.shape for x in theirs]:
+            return float("inf")
+        if not ours:
             continue
-        for key, value in vars(one).items():
-            suffix = find_difference(value, vars(two).get(key, MISSING))
-            if suffix is None or isinstance(value, Optimizer) or inspect.isroutine(value):
-                continue
-            differences.append(
-                Difference(
-                    f"{block.group}={block.choice} ({type(one).__name__}): attribute '{key}{suffix}' {NOT_SAVED}; "
-                    f"{_OF_STEPS}",
-                    lambda steps, group=block.group, key=key, value=value: setattr(  # type: ignore[misc]
-                        steps[0] if group == "optimizer" else steps[1].scheduler, key, duplicate(value)
-                    ),
-                )
-            )
-    return differences
+
+        one = torch.cat([_flatten(x) for x in ours])
+        two = torch.cat([_flatten(x) for x in theirs])
+        same = (one == two) | (one.isnan() & two.isnan())
+        if same.all():
+            continue
+
+        difference = (one - two)[~same].abs()
+        if not difference.isfinite().all():
+            return float("inf")
+        scale = one[one.isfinite()].abs().max().clamp_min(torch.finfo(one.dtype).tiny)
+        largest = max(largest, float(difference.max() / scale))
+    return largest
 
 
-def _make_steps(optimizer: Optimizer, schedule: Schedule, surroundings: Surroundings) -> Answers:
-    """What an optimizer and its schedule, which are changed by this, make of the same gradients."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    needs_closure = requires_closure(optimizer)
-    runtime.seed_everything(0)
-    rates: list[float] = []
-    calls = _MOST_CALLS if count_bytes(parameters) < _FEW_BYTES else 2
-    with surroundings.put_in_place(), warnings.catch_warnings():
-        # The copy of a scheduler does not see the steps of its optimizer's copy.
-        warnings.simplefilter("ignore")
-        for _ in range(calls):
-            for parameter in parameters:
-                parameter.grad = torch.ones_like(parameter)
-            if needs_closure:
-                optimizer.step(lambda: 0.0)
-            else:
-                optimizer.step()
-            schedule.step_end()
-            schedule.epoch_end(0.0)
-            rates += [float(rate) for rate in schedule.learning_rates().values()]
-    return {"parameters": [parameter.detach() for parameter in parameters], "rates": [torch.tensor(rates)]}
+def _flatten(tensor: Tensor) -> Tensor:
+    dense = tensor.to_dense() if tensor.layout != torch.strided else tensor
+    return dense.flatten().double().cpu()
 
 
-def _has_own_code(settings: Settings, model: nn.Module) -> bool:
-    own_target = not is_ours(str(settings.model.target))
-    return own_target or any(is_own_class(type(module)) for module in name_modules(model).values())
-
-
-# A forward pass of so many multiply-adds takes about a tenth of a second.
-_MOST_WORK = 4e9
-_MOST_ROWS = 32
-
-
-def take_sample(batch: Batch, work: int) -> Batch:
-    """A copy of some rows of a batch. work: multiply-adds for one row."""
-    rows = min(_MOST_ROWS, max(2, int(_MOST_WORK / max(work, 1))))
-    inputs, targets = evaluation.take_rows(batch, rows)
-    return tuple(x.clone() for x in inputs), targets.clone()
-
-
-def _read_sample(parts: "RunContext") -> Batch:
-    """Some rows of the first batch; the generators are afterwards as they were."""
-    generators = runtime.get_rng_state()
-    try:
-        return take_sample(next(parts.training.train.epoch(1)), 0)
-    finally:
-        runtime.set_rng_state(generators)
-
-
-def _copy_or_none(value: Any) -> Any:
-    """A deep copy; the value itself where there can be none: its state is then compared with itself."""
-    try:
-        return duplicate(value)
-    except Exception:  # the loss is the user's own
-        return value
+# --- What differs between them, and which difference matters ---
 
 
 def _find_culprits(differences: list[Difference], is_mended: Callable[[list[Difference]], bool]) -> list[Difference]:
-    """The smallest set of differences that, given to the loaded net, makes it answer like the live one.
+    """Find a smallest set of differences that, given to the loaded object, make it respond like the live one.
 
     Empty if even all of them together do not.
     """
     if not differences or not is_mended(differences):
         return []
+
+    # Leave out one after another; those without which it fails are needed.
     needed = list(differences)
     for difference in differences:
         others = [other for other in needed if other is not difference]
@@ -496,58 +569,85 @@ def _find_culprits(differences: list[Difference], is_mended: Callable[[list[Diff
     return needed
 
 
-def _differing_attributes(live: nn.Module, loaded: nn.Module) -> Iterator[Difference]:
-    """What the modules of two nets hold that is not the same, in the order of the modules."""
+def _apply(differences: list[Difference], target: Any) -> set[Key]:
+    """Give values to a copy of what was loaded; returns the keys of the variables outside it that differ."""
+    for difference in differences:
+        if difference.give is not None:
+            difference.give(target)
+
+    return {difference.variable for difference in differences if difference.variable is not None}
+
+
+def _find_attribute_differences(live: nn.Module, loaded: nn.Module) -> Iterator[Difference]:
+    """Yield what the modules of two nets hold that is not the same, in the order of the modules."""
     registered = {name for name, _ in live.named_modules()}
     twins = name_modules(loaded)
     for name, module in name_modules(live).items():
         twin = twins.get(name)
         if twin is None:
             continue
+
         where = _describe(name, module)
         advice = "" if name in registered else "hold its module in an nn.ModuleList or nn.ModuleDict"
-        yield from _differing_values(where, module, twin, name, advice)
-        for kind, ours, theirs in (
-            ("parameter", module._parameters, twin._parameters),
-            ("buffer", module._buffers, twin._buffers),
-        ):
-            for key, value in ours.items():
-                if find_difference(value, theirs.get(key)) is None:
-                    continue
-                how = advice or ("register it with persistent=True" if kind == "buffer" else _advice(module))
-                yield Difference(
-                    f"{where}: {kind} '{key}' {NOT_SAVED}; {how}",
-                    lambda net, name=name, registry=f"_{kind}s", key=key, value=value: (  # type: ignore[misc]
-                        name_modules(net)[name].__dict__[registry].update({key: duplicate(value)})
-                    ),
-                )
-        for key, parameter in module._parameters.items():
-            other = twin._parameters.get(key)
-            if parameter is not None and other is not None and parameter.requires_grad != other.requires_grad:
-                yield Difference(
-                    f"{where}: requires_grad of '{key}' {NOT_SAVED}; set it in forward, from a number that is a buffer",
-                    lambda net, name=name, key=key, on=parameter.requires_grad: (  # type: ignore[misc]
-                        name_modules(net)[name].__dict__["_parameters"][key].requires_grad_(on)
-                    ),
-                )
+        yield from _find_value_differences(where, module, twin, name, advice)
+
+        parameter_advice = advice or _advise(module)
+        buffer_advice = advice or "register it with persistent=True"
+        yield from _find_tensor_differences(where, name, module, twin, "parameter", parameter_advice)
+        yield from _find_tensor_differences(where, name, module, twin, "buffer", buffer_advice)
+        yield from _find_frozen_differences(where, name, module, twin)
 
 
-def _differing_values(where: str, owner: Any, twin: Any, name: str = "", advice: str = "") -> list[Difference]:
-    """Attributes of one object, a module or not, that differ from those of another of its class."""
-    left_out = TORCH_ATTRIBUTES if isinstance(owner, nn.Module) else frozenset[str]()
+def _find_tensor_differences(
+    where: str, name: str, module: nn.Module, twin: nn.Module, kind: str, advice: str
+) -> Iterator[Difference]:
+    """Yield the parameters or buffers of one module that differ. kind: parameter or buffer."""
+    registry = f"_{kind}s"
+    theirs = getattr(twin, registry)
+    for key, value in getattr(module, registry).items():
+        if find_difference(value, theirs.get(key)) is None:
+            continue
+        yield Difference(
+            f"{where}: {kind} '{key}' {NOT_SAVED}; {advice}",
+            lambda net, key=key, value=value: (  # type: ignore[misc]
+                name_modules(net)[name].__dict__[registry].update({key: duplicate(value)})
+            ),
+        )
+
+
+def _find_frozen_differences(where: str, name: str, module: nn.Module, twin: nn.Module) -> Iterator[Difference]:
+    """Yield the parameters that only one of two modules has frozen."""
+    for key, parameter in module._parameters.items():
+        other = twin._parameters.get(key)
+        if parameter is not None and other is not None and parameter.requires_grad != other.requires_grad:
+            yield Difference(
+                f"{where}: requires_grad of '{key}' {NOT_SAVED}; set it in forward, from a number that is a buffer",
+                lambda net, key=key, on=parameter.requires_grad: (  # type: ignore[misc]
+                    name_modules(net)[name].__dict__["_parameters"][key].requires_grad_(on)
+                ),
+            )
+
+
+def _find_value_differences(where: str, owner: Any, twin: Any, name: str = "", advice: str = "") -> list[Difference]:
+    """List the attributes of one object, a module or not, that differ from those of another of its class.
+
+    name: of the module inside its net. advice: what to do; by default by the kind of the value.
+    """
+    of_torch = TORCH_ATTRIBUTES if isinstance(owner, nn.Module) else frozenset[str]()
+    only_of_twin = [key for key in twin.__dict__ if key not in owner.__dict__]
     differences = []
-    for key in (*owner.__dict__, *(key for key in twin.__dict__ if key not in owner.__dict__)):
-        if key in left_out:
+    for key in (*owner.__dict__, *only_of_twin):
+        if key in of_torch:
             continue
         value = owner.__dict__.get(key, getattr(type(owner), key, MISSING))
         other = twin.__dict__.get(key, getattr(type(twin), key, MISSING))
         suffix = find_difference(value, other)
         if suffix is None:
             continue
-        how = advice or _advice(owner, value)
+
         differences.append(
             Difference(
-                f"{where}: attribute '{key}{suffix}' {NOT_SAVED}; {how}",
+                f"{where}: attribute '{key}{suffix}' {NOT_SAVED}; {advice or _advise(owner, value)}",
                 lambda net, key=key, value=value: _give_attribute(net, name, key, value),  # type: ignore[misc]
             )
         )
@@ -562,8 +662,34 @@ def _give_attribute(net: Any, name: str, key: str, value: Any) -> None:
         owner.__dict__[key] = duplicate(value)
 
 
-def _differing_variables(start: Surroundings, now: Surroundings) -> list[Difference]:
-    """Variables outside the net whose values are no longer those of the start."""
+def _find_step_differences(settings: Settings, live: Schedule, loaded: Schedule) -> list[Difference]:
+    """List the attributes of an own optimizer and an own scheduler that differ from those of loaded ones."""
+    differences = []
+    for block, one, two in (
+        (settings.optimizer, live.optimizer, loaded.optimizer),
+        (settings.scheduler, live.scheduler, loaded.scheduler),
+    ):
+        if one is None or two is None or is_ours(str(block.target)):
+            continue
+        for key, value in vars(one).items():
+            suffix = find_difference(value, vars(two).get(key, MISSING))
+            if suffix is None or isinstance(value, Optimizer) or inspect.isroutine(value):
+                continue
+
+            where = f"{block.group}={block.choice} ({type(one).__name__})"
+            differences.append(
+                Difference(
+                    f"{where}: attribute '{key}{suffix}' {NOT_SAVED}; {_OF_STEPS}",
+                    lambda steps, group=block.group, key=key, value=value: setattr(  # type: ignore[misc]
+                        steps[0] if group == "optimizer" else steps[1].scheduler, key, duplicate(value)
+                    ),
+                )
+            )
+    return differences
+
+
+def _find_variable_differences(start: Surroundings, now: Surroundings) -> list[Difference]:
+    """List the variables outside the net whose values are no longer those of the start."""
     differences = []
     for key, variable in (start.variables | now.variables).items():
         suffix = find_difference(start.values.get(key, MISSING), now.values.get(key, MISSING))
@@ -582,7 +708,8 @@ def _describe(name: str, module: nn.Module) -> str:
     return f"{name or 'the model'} ({type(module).__name__})"
 
 
-def _advice(owner: Any, value: Any = None) -> str:
+def _advise(owner: Any, value: Any = None) -> str:
+    """What to do with an attribute of `owner`."""
     if not isinstance(owner, nn.Module):
         return "make its class an nn.Module, and register it as a buffer"
     if get_generator_state(value) is not None:
@@ -590,83 +717,21 @@ def _advice(owner: Any, value: Any = None) -> str:
     return "register it as a buffer, or return it from get_extra_state"
 
 
-def _owner_of(loss: Any) -> Any:
+def _find_owner(loss: Any) -> Any:
     """The object whose state a loss may keep; None for a plain function."""
     if isinstance(loss, functools.partial):
-        return _owner_of(loss.func)
+        return _find_owner(loss.func)
     if inspect.ismethod(loss):
         return loss.__self__
     return None if inspect.isroutine(loss) or not hasattr(loss, "__dict__") else loss
 
 
-def _gradients(net: nn.Module, outputs: Tensor) -> list[Tensor]:
-    """Of a sum of the outputs in which each counts differently."""
-    if not outputs.requires_grad:
-        return []
-    net.zero_grad(set_to_none=True)
-    _weighted_sum(outputs).backward()  # type: ignore[no-untyped-call]
-    return [p.grad.detach().clone() for p in net.parameters() if p.grad is not None]
-
-
-def _weighted_sum(outputs: Tensor) -> Tensor:
-    weights = torch.linspace(0.5, 1.5, outputs.numel(), device=outputs.device, dtype=outputs.dtype)
-    return (outputs * weights.reshape(outputs.shape)).sum()
-
-
-def _answer_of_loss(task: Objective, outputs: Tensor, targets: Tensor, calls: int) -> Answers:
-    """What a loss, which is changed by this, says to outputs: its value, as in training and as in evaluation.
-
-    calls: how many more values, as in training, are asked for.
-    """
-    runtime.seed_everything(0)
-    with torch.enable_grad():
-        answered = outputs.clone().requires_grad_(True)
-        value = task.compute_loss(answered, targets)
-        gradients = torch.autograd.grad(value, [answered], allow_unused=True)
-        later = [task.compute_loss(answered, targets).detach() for _ in range(calls)]
-    with torch.no_grad():
-        evaluated = task.compute_loss(outputs, targets)
-    present = [gradient for gradient in gradients if gradient is not None]
-    return {"value": [value.detach()], "gradients": present, "evaluated": [evaluated], "later": later}
-
-
-def _recorder(name: str, seen: list[tuple[str, list[Tensor]]]) -> Callable[..., None]:
-    def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        seen.append((name, [output.detach().clone()] if isinstance(output, Tensor) else []))
-
-    return record
-
-
-def _distance(expected: Answers, found: Answers) -> float:
-    """The largest difference between two sets of answers, relative to the largest number of its kind."""
-    largest = 0.0
-    for kind, ours in expected.items():
-        theirs = found[kind]
-        if [x.shape for x in ours] != [x.shape for x in theirs]:
-            return float("inf")
-        if not ours:
-            continue
-        one = torch.cat([_flatten(x) for x in ours])
-        two = torch.cat([_flatten(x) for x in theirs])
-        same = (one == two) | (one.isnan() & two.isnan())
-        if same.all():
-            continue
-        difference = (one - two)[~same].abs()
-        if not difference.isfinite().all():
-            return float("inf")
-        scale = one[one.isfinite()].abs().max().clamp_min(torch.finfo(one.dtype).tiny)
-        largest = max(largest, float(difference.max() / scale))
-    return largest
-
-
-def _flatten(tensor: Tensor) -> Tensor:
-    dense = tensor.to_dense() if tensor.layout != torch.strided else tensor
-    return dense.flatten().double().cpu()
+# --- Around the check ---
 
 
 @contextlib.contextmanager
-def _eagerly() -> Iterator[None]:
-    """What has been compiled is called as it was written: other shapes and modes would be compiled anew."""
+def _disable_compilation() -> Iterator[None]:
+    """Call compiled functions as they were written: other shapes and modes would be compiled anew."""
     if "torch._dynamo" not in sys.modules:
         yield
         return
@@ -675,8 +740,8 @@ def _eagerly() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """_TooLong inside after so long, where signals reach this thread and nobody else has set an alarm."""
+def _limit_time(seconds: float) -> Iterator[None]:
+    """Raise _TooLong inside after so long, if signals reach this thread and nobody else has set an alarm."""
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or not hasattr(signal, "setitimer") or signal.getitimer(signal.ITIMER_REAL) != (0.0, 0.0):
         yield

@@ -1,4 +1,4 @@
-"""State of a user's code that lies outside its objects: globals, class attributes, variables that closures hold."""
+"""State of a user's code that lies outside its objects: globals, class attributes, variables of closures."""
 
 import contextlib
 import inspect
@@ -14,7 +14,8 @@ from torch import nn
 from dlrun.core.own_code import has_own_file, is_ours
 from dlrun.engine.object_state import PLAIN_TYPES, count_bytes, duplicate, iterate_reachable
 
-_MOST_BYTES = 2**26  # of one variable: data that a module holds are not copied
+# Of one variable: data that a module holds are not copied.
+_MOST_BYTES = 2**26
 
 
 class _Missing:
@@ -26,16 +27,24 @@ class _Missing:
 
 MISSING = _Missing()
 
+# Tells a variable from all others: id of what holds it, and its name.
+Key = tuple[int, str]
+
 
 @dataclass(frozen=True)
 class Variable:
-    """Where one value lies."""
+    """The place of one value."""
 
-    label: str  # "the global CALLS of mynet.py"
-    key: tuple[int, str]  # tells it from all others
-    read: Callable[[], Any]  # MISSING where it is not there
+    # For people: "the global CALLS of mynet.py".
+    label: str
+    key: Key
+
+    # Returns MISSING if the variable is not there.
+    read: Callable[[], Any]
     write: Callable[[Any], None]
-    is_enclosed: bool = False  # a closure's
+
+    # Whether it belongs to a closure.
+    is_enclosed: bool = False
 
 
 def is_own_class(kind: type) -> bool:
@@ -43,45 +52,46 @@ def is_own_class(kind: type) -> bool:
     return kind.__module__ != "builtins" and not is_ours(kind.__module__)
 
 
-def find_variables(objects: Iterable[Any]) -> dict[tuple[int, str], Variable]:
-    """The variables that the user's own code behind some objects may change: plain values, tensors, small objects."""
-    found: dict[tuple[int, str], Variable] = {}
-    modules: dict[str, types.ModuleType] = {}
-    kinds: dict[type, None] = {}
-    functions: list[types.FunctionType] = []
-    for thing in iterate_reachable(list(objects)):
-        if isinstance(thing, types.FunctionType):
-            functions.append(thing)
-        kinds |= dict.fromkeys(type(thing).__mro__)
+def find_variables(objects: Iterable[Any]) -> dict[Key, Variable]:
+    """Find the variables that the user's own code behind some objects may change.
 
+    These are plain values, tensors and small objects in globals, class attributes and closures.
+    """
+    functions: list[types.FunctionType] = []
+    # In order, as all that is derived from it.
+    kinds: dict[type, None] = {}
+    for reachable in iterate_reachable(list(objects)):
+        if isinstance(reachable, types.FunctionType):
+            functions.append(reachable)
+        kinds |= dict.fromkeys(type(reachable).__mro__)
+
+    modules: dict[str, types.ModuleType] = {}
     for owner in (*kinds, *functions):
         module = sys.modules.get(str(owner.__module__))
         if module is not None and _is_own_module(module):
             modules[module.__name__] = module
 
+    variables: list[Variable] = []
     for module in modules.values():
-        for variable in _variables_of_module(module):
-            found[variable.key] = variable
+        variables += _list_globals(module)
     for kind in kinds:
         if kind.__module__ in modules:
-            for variable in _variables_of_class(kind):
-                found[variable.key] = variable
+            variables += _list_class_attributes(kind)
     for function in functions:
         if function.__module__ in modules:
-            for variable in _variables_of_closure(function):
-                found[variable.key] = variable
-    return found
+            variables += _list_closure_variables(function)
+    return {variable.key: variable for variable in variables}
 
 
 def _is_own_module(module: types.ModuleType) -> bool:
     return module.__name__ == "__main__" or has_own_file(module)
 
 
-def _variables_of_module(module: types.ModuleType) -> Iterator[Variable]:
-    """Globals that some function of the module names."""
+def _list_globals(module: types.ModuleType) -> Iterator[Variable]:
+    """Yield the globals that some function of the module names."""
     space = module.__dict__
     place = Path(str(getattr(module, "__file__", "") or module.__name__)).name
-    for name in sorted(_names_in_functions(module)):
+    for name in sorted(_collect_names(module)):
         if name.startswith("__") or not _can_change(space.get(name, MISSING)):
             continue
         yield Variable(
@@ -99,25 +109,32 @@ def _write_item(space: dict[str, Any], name: str, value: Any) -> None:
         space[name] = value
 
 
-def _names_in_functions(module: types.ModuleType) -> set[str]:
-    """Globals that the functions and methods defined in a module read or write."""
-    names: set[str] = set()
+def _collect_names(module: types.ModuleType) -> set[str]:
+    """Names that the functions and methods defined in a module read or write."""
     codes: list[types.CodeType] = []
     for value in list(module.__dict__.values()):
         if getattr(value, "__module__", None) != module.__name__:
             continue
-        for member in (value, *(vars(value).values() if inspect.isclass(value) else ())):
-            function = inspect.unwrap(getattr(member, "__func__", getattr(member, "fget", None) or member))
+        members = [value]
+        if inspect.isclass(value):
+            members += vars(value).values()
+        for member in members:
+            # A class method, static method or property holds its function.
+            holder = getattr(member, "fget", None) or member
+            function = inspect.unwrap(getattr(member, "__func__", holder))
             if isinstance(function, types.FunctionType):
                 codes.append(function.__code__)
+
+    names: set[str] = set()
     while codes:
         code = codes.pop()
         names |= set(code.co_names)
+        # Functions inside functions.
         codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
     return names
 
 
-def _variables_of_class(kind: type) -> Iterator[Variable]:
+def _list_class_attributes(kind: type) -> Iterator[Variable]:
     for name, value in list(vars(kind).items()):
         if name.startswith("__") or callable(value) or hasattr(value, "__get__") or not _can_change(value):
             continue
@@ -136,7 +153,7 @@ def _write_attribute(kind: type, name: str, value: Any) -> None:
         delattr(kind, name)
 
 
-def _variables_of_closure(function: types.FunctionType) -> Iterator[Variable]:
+def _list_closure_variables(function: types.FunctionType) -> Iterator[Variable]:
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
             value = cell.cell_contents
@@ -165,10 +182,10 @@ def _can_change(value: Any) -> bool:
 class Surroundings:
     """The values of some variables, at one moment."""
 
-    def __init__(self, variables: dict[tuple[int, str], Variable]) -> None:
-        """Copies all values; a variable whose value cannot be copied is left out."""
-        self.variables: dict[tuple[int, str], Variable] = {}
-        self.values: dict[tuple[int, str], Any] = {}
+    def __init__(self, variables: dict[Key, Variable]) -> None:
+        """Copy all values; a variable whose value cannot be copied is left out."""
+        self.variables: dict[Key, Variable] = {}
+        self.values: dict[Key, Any] = {}
         for key, variable in variables.items():
             try:
                 self.values[key] = duplicate(variable.read())
@@ -178,7 +195,7 @@ class Surroundings:
 
     @contextlib.contextmanager
     def put_in_place(self) -> Iterator[None]:
-        """Inside, copies of these values are in the variables; afterwards what was there before, untouched."""
+        """Put copies of these values into the variables inside; restore afterwards the very objects of before."""
         before = {key: variable.read() for key, variable in self.variables.items()}
         copies = {key: duplicate(value) for key, value in self.values.items()}
         try:
@@ -189,8 +206,8 @@ class Surroundings:
             for key, variable in self.variables.items():
                 variable.write(before[key])
 
-    def mix(self, other: "Surroundings", keys: set[tuple[int, str]]) -> "Surroundings":
-        """These values, with those of `keys` taken from another moment."""
+    def mix(self, other: "Surroundings", keys: set[Key]) -> "Surroundings":
+        """Return these values, with those of `keys` taken from another moment."""
         mixed = Surroundings({})
         mixed.variables = self.variables | other.variables
         mixed.values = {key: self.values.get(key, MISSING) for key in mixed.variables}

@@ -1,4 +1,4 @@
-"""What is checked before the first step: a small batch through model and loss, the monitored metric, the disk."""
+"""Checks before the first step: a small batch through model and loss, the monitored metric, the disk."""
 
 import inspect
 import os
@@ -24,75 +24,138 @@ from dlrun.engine.device import is_out_of_memory
 from dlrun.engine.objective import Objective
 from dlrun.engine.untouched import preserve_state, restore_attributes
 
+# The layer table has no more rows than this, unless the model has more children.
+_MOST_LAYERS = 30
+
+# A forward pass of so many multiply-adds takes about a tenth of a second; of larger ones fewer rows are checked.
+_MOST_WORK = 4e9
+
+# Metrics that are better when they are smaller.
+_FALLING = ("loss", "mse", "mae")
+
 
 @dataclass(frozen=True)
 class Layer:
-    """One row of the layer table."""
+    """One row of the layer table; a block counts its layers. Sizes and work are of one sample."""
 
     name: str
     kind: str
-    output_shape: tuple[int, ...]  # of one sample, at its last call
+
+    # At its last call.
+    output_shape: tuple[int, ...]
     parameters: int
-    multiply_adds: int  # of one sample, over all calls
-    values: int = 0  # that its own layers put out, of one sample, over all calls
+
+    # Over all calls: multiplications, and numbers that its leaf layers put out.
+    multiply_adds: int
+    values: int = 0
 
 
 def inspect_layers(model: nn.Module, batch: Batch, task: Objective, autocast: Any) -> list[Layer]:
-    """Send `batch` through model and loss; RequestError when it does not get through. Returns the layer table."""
-    shapes: dict[str, tuple[int, ...]] = {}  # in the order in which the layers answer
+    """Send `batch` through model and loss, and return the layer table.
+
+    Everything that the model keeps is afterwards as it was. Raises RequestError if the batch does not get through.
+    """
+    # By layer name, in the order in which the layers return.
+    shapes: dict[str, tuple[int, ...]] = {}
     work: Counter[str] = Counter()
     values: Counter[str] = Counter()
 
     def record(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
-        shapes[name] = tuple(output.shape[1:]) if isinstance(output, Tensor) else ()
+        is_tensor = isinstance(output, Tensor)
+        is_block = any(module.children())
+        shapes[name] = tuple(output.shape[1:]) if is_tensor else ()
         work[name] += count_multiply_adds(module, inputs, output)
-        values[name] += 0 if any(module.children()) or not isinstance(output, Tensor) else output.numel()
+        values[name] += output.numel() if is_tensor and not is_block else 0
 
     handles = [module.register_forward_hook(partial(record, name)) for name, module in model.named_modules()]
     try:
         with preserve_state(model), restore_attributes(model), torch.no_grad(), autocast():
             names = collect_parameter_names(model)
-            outputs = _outputs(model, batch)
+            outputs = _run_model(model, batch)
             refuse_late_parameters(model, names)
             _check_outputs(outputs, batch[1], task)
             _check_loss(outputs, batch[1], task)
     finally:
         for handle in handles:
             handle.remove()
-    shown, samples = _shown(model), len(batch[1])
-    return [_row(name, shown[name], shapes[name], work, values, samples) for name in shapes if name in shown]
+
+    # Counts are over the batch, the table is of one sample.
+    samples = len(batch[1])
+    modules = _select_modules(model)
+    table = []
+    for name, shape in shapes.items():
+        if name in modules:
+            module = modules[name]
+            kind = type(module).__name__
+            parameters = sum(p.numel() for p in module.parameters())
+            layer_work = _sum_below(name, work) // samples
+            layer_values = _sum_below(name, values) // samples
+            table.append(Layer(name or kind, kind, shape, parameters, layer_work, layer_values))
+    return table
 
 
-def _row(
-    name: str, module: nn.Module, shape: tuple[int, ...], work: Counter[str], values: Counter[str], samples: int
-) -> Layer:
-    """A layer, or a block with what its layers come to; work and values were counted over `samples`."""
+def _select_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules to list: the leaves, or the blocks when there are too many leaves."""
+    leaves = {name: module for name, module in model.named_modules() if name and not any(module.children())}
+    if len(leaves) <= _MOST_LAYERS:
+        # A model that is one layer has no names.
+        return leaves or {"": model}
 
-    def below(counts: Counter[str]) -> int:
-        inside = (n for other, n in counts.items() if not name or other == name or other.startswith(name + "."))
-        return sum(inside) // samples
+    # Blocks of the second level, and those of the first that have none.
+    blocks = {name: module for name, module in model.named_modules() if name and name.count(".") <= 1}
+    parents = {name.partition(".")[0] for name in blocks if "." in name}
+    inner = {name: module for name, module in blocks.items() if name not in parents}
+    return inner if len(inner) <= _MOST_LAYERS else dict(model.named_children())
 
-    kind, parameters = type(module).__name__, sum(p.numel() for p in module.parameters())
-    return Layer(name or kind, kind, shape, parameters, below(work), below(values))
+
+def _sum_below(name: str, counts: Counter[str]) -> int:
+    """Sum the counts of a module and of all inside it; the root's name is empty."""
+    if not name:
+        return sum(counts.values())
+    return sum(count for other, count in counts.items() if other == name or other.startswith(name + "."))
 
 
-def _outputs(model: nn.Module, batch: Batch) -> Any:
+def count_multiply_adds(layer: nn.Module, inputs: Any, output: Any) -> int:
+    """Count the multiplications of one call that a sum follows, over the whole batch.
+
+    Convolution: output elements x input channels / groups x kernel area (for a transposed one, input elements x
+    output channels / groups x kernel area). Linear: weight size x positions. Recurrent: weight sizes x steps,
+    those of packed sequences without their padding. Biases, normalization, pooling and activations count 0, and
+    so does what a forward computes without a layer of torch.nn.
+    """
+    if isinstance(layer, _ConvNd):
+        elements: int = (inputs[0] if layer.transposed else output).numel()
+        return elements * layer.weight[0].numel()
+    if isinstance(layer, nn.Linear | nn.RNNBase | nn.RNNCellBase):
+        # `data` of a packed sequence: (steps of all samples, features).
+        rows: Tensor = inputs[0].data
+        weights = sum(p.numel() for p in layer.parameters() if p.dim() > 1)
+        return weights * (rows.numel() // rows.shape[-1])
+    return 0
+
+
+def _run_model(model: nn.Module, batch: Batch) -> Any:
     try:
         return model.eval()(*batch[0])
     except Exception as error:  # the model may be the user's own
         if is_out_of_memory(error) or isinstance(error, RequestError):
             raise
         sizes = ", ".join(str(tuple(x.shape)) for x in batch[0])
-        raise RequestError(f"the model does not take this data (inputs of shape {sizes}): {_reason(error)}") from error
+        raise RequestError(
+            f"the model does not take this data (inputs of shape {sizes}): {_format_error(error)}"
+        ) from error
 
 
 def collect_parameter_names(model: nn.Module) -> set[str]:
-    """Names of all parameters that the model has now."""
+    """Return the names of all parameters that the model has now."""
     return {name for name, _ in model.named_parameters()}
 
 
 def refuse_late_parameters(model: nn.Module, names: set[str]) -> None:
-    """RequestError for parameters made in `forward`: the optimizer has been built and would never train them."""
+    """Raise RequestError for parameters made in `forward`: the optimizer was built before and would not train them.
+
+    names: of the parameters before the first forward pass.
+    """
     late = sorted(collect_parameter_names(model) - names)
     if late:
         raise RequestError(
@@ -101,8 +164,24 @@ def refuse_late_parameters(model: nn.Module, names: set[str]) -> None:
         )
 
 
+def _check_outputs(outputs: Any, targets: Tensor, task: Objective) -> None:
+    if not isinstance(outputs, Tensor):
+        raise RequestError(f"the model must return a tensor, not {type(outputs).__name__}")
+
+    # (B, C), for tagging (B, T, C)
+    needed: tuple[int, ...] = (len(targets), task.spec.output_size)
+    if task.spec.task == "tagging":
+        needed = (len(targets), targets.shape[1], task.spec.output_size)
+    if tuple(outputs.shape) != needed:
+        raise RequestError(
+            f"the model's output has the shape {tuple(outputs.shape)}, and {task.spec.task} with "
+            f"{task.spec.output_size} outputs needs {needed}: use spec.output_size for its last layer"
+        )
+
+
 def _check_loss(outputs: Tensor, targets: Tensor, task: Objective) -> None:
-    if task.loss_name == "nll" and (outputs > 1e-3).any():  # the smallest excess is rounding
+    # Rounding may lift a logarithm of 1 a little above 0.
+    if task.loss_name == "nll" and (outputs > 1e-3).any():
         raise RequestError(
             "task.loss=nll takes logarithms of probabilities, which are not above 0 as this model's outputs are; "
             "type task.loss=cross_entropy, or end the model in LogSoftmax"
@@ -114,75 +193,46 @@ def _check_loss(outputs: Tensor, targets: Tensor, task: Objective) -> None:
             raise
         instead = "bce_with_logits" if task.spec.task == "binary" else "null"
         raise RequestError(
-            f"task.loss={task.loss_name} does not take the model's output: {_reason(error)}; type task.loss={instead}"
+            f"task.loss={task.loss_name} does not take the model's output: {_format_error(error)}; "
+            f"type task.loss={instead}"
         ) from error
     if loss.dim():
         raise RequestError(f"task.loss={task.loss_name} gives numbers {tuple(loss.shape)}, not one; return their mean")
 
 
-def _reason(error: Exception) -> str:
-    """What an exception of torch or of a user's model says, in one line."""
-    said = first_line(error).rstrip(".: ")
-    kind = "" if isinstance(error, RuntimeError | ValueError | TypeError) else f"{type(error).__name__}: "
-    return with_place(kind + said, error)
-
-
-def count_multiply_adds(layer: nn.Module, inputs: Any, output: Any) -> int:
-    """The multiplications of one call that a sum follows, over the whole batch; 0 where there are none to speak of.
-
-    Convolution: output elements x input channels / groups x kernel area (for a transposed one, input elements x
-    output channels / groups x kernel area). Linear: weight size x positions. Recurrent: weight sizes x steps,
-    those of packed sequences without their padding. Biases, normalization, pooling and activations count 0, and
-    so does what a forward computes without a layer of torch.nn.
-    """
-    if isinstance(layer, _ConvNd):
-        elements: int = (inputs[0] if layer.transposed else output).numel()
-        return elements * layer.weight[0].numel()
-    if isinstance(layer, nn.Linear | nn.RNNBase | nn.RNNCellBase):
-        given: Tensor = inputs[0].data  # of a packed sequence: (steps of all samples, features)
-        weights = sum(p.numel() for p in layer.parameters() if p.dim() > 1)
-        return weights * (given.numel() // given.shape[-1])
-    return 0
-
-
-def _shown(model: nn.Module, most: int = 30) -> dict[str, nn.Module]:
-    """The layers that the table lists: the leaves, or the blocks when there are too many leaves."""
-    leaves = {name: m for name, m in model.named_modules() if name and not any(m.children())}
-    if len(leaves) <= most:
-        return leaves or {"": model}
-    blocks = {n: m for n, m in model.named_modules() if n and n.count(".") <= 1}
-    inner = {n: m for n, m in blocks.items() if "." in n or not any(k.startswith(n + ".") for k in blocks)}
-    return inner if len(inner) <= most else dict(model.named_children())
-
-
-def _check_outputs(outputs: Any, targets: Tensor, task: Objective) -> None:
-    if not isinstance(outputs, Tensor):
-        raise RequestError(f"the model must return a tensor, not {type(outputs).__name__}")
-    needed: tuple[int, ...] = (len(targets), task.spec.output_size)
-    if task.spec.task == "tagging":
-        needed = (len(targets), targets.shape[1], task.spec.output_size)
-    if tuple(outputs.shape) != needed:
-        raise RequestError(
-            f"the model's output has the shape {tuple(outputs.shape)}, and {task.spec.task} with "
-            f"{task.spec.output_size} outputs needs {needed}: use spec.output_size for its last layer"
-        )
+def _format_error(error: Exception) -> str:
+    """An error of torch or of a user's model, in one line."""
+    # The kind says nothing where torch raises it for any argument that does not fit.
+    message = first_line(error).rstrip(".: ")
+    is_plain = isinstance(error, RuntimeError | ValueError | TypeError)
+    kind = "" if is_plain else f"{type(error).__name__}: "
+    return with_place(kind + message, error)
 
 
 @dataclass(frozen=True)
 class BatchSize:
-    """How many rows one process sends through the model at once, and the batch that they are of."""
+    """Rows that one process sends through the model at once, and the rows of the whole batch."""
 
     rows: int
     batch_rows: int
-    is_ragged: bool  # the last batch of an epoch, with fewer rows than the others
+
+    # The last batch of an epoch, with fewer rows than the others.
+    is_ragged: bool
 
 
 def list_batch_sizes(order: EpochOrder, processes: int = 1, most_batches: int | None = None) -> list[BatchSize]:
-    """All the sizes that an epoch holds. most_batches: how many of them the whole training takes, None for all."""
+    """List all batch sizes of an epoch, largest first.
+
+    most_batches: how many of the epoch's batches the whole training takes, None for all.
+    """
     full = min(order.batch_size, order.rows)
-    ragged = order.rows % order.batch_size if order.rows > order.batch_size and not order.drop_last else 0
+    ragged = 0
+    if order.rows > order.batch_size and not order.drop_last:
+        ragged = order.rows % order.batch_size
+    # The training ends before it comes to the last batch.
     if most_batches is not None and most_batches < len(order):
         ragged = 0
+
     sizes = []
     for batch_rows, is_ragged in ((full, False), (ragged, True)):
         if batch_rows == 0:
@@ -193,23 +243,21 @@ def list_batch_sizes(order: EpochOrder, processes: int = 1, most_batches: int | 
     return sizes
 
 
-# A forward pass of so many multiply-adds takes about a tenth of a second; of more, fewer rows are looked at.
-_MOST_WORK = 4e9
-
-
 def check_batch_sizes(
     model: nn.Module, batch: Batch, task: Objective, autocast: Any, sizes: list[BatchSize], order: EpochOrder, work: int
 ) -> None:
     """Send batches of each size through model and loss as in training; RequestError for one that does not get through.
 
-    batch: a full one; work: multiply-adds for one row. Everything that the model keeps is afterwards as it was.
+    batch: a full one. work: multiply-adds for one row. Everything that the model keeps is afterwards as it was.
     """
     affordable = max(2, int(_MOST_WORK / max(work, 1)))
+    # Sizes that are equal after the cut need one pass only.
     passed: set[int] = set()
     for size in sizes:
         rows = min(size.rows, affordable, len(batch[1]))
         if rows in passed:
             continue
+
         running: list[tuple[str, nn.Module]] = []
         try:
             inputs = tuple(x[:rows] for x in batch[0])
@@ -217,7 +265,7 @@ def check_batch_sizes(
             with (
                 preserve_state(model),
                 restore_attributes(model),
-                _layers_running(model, running),
+                _track_running_layers(model, running),
                 torch.no_grad(),
                 autocast(),
             ):
@@ -229,13 +277,13 @@ def check_batch_sizes(
         except Exception as error:  # the model may be the user's own
             if is_out_of_memory(error):
                 raise
-            raise RequestError(_batch_refused(size, order, running, model, error)) from error
+            raise RequestError(_explain_batch_size(size, order, running, model, error)) from error
         passed.add(rows)
 
 
 @contextmanager
-def _layers_running(model: nn.Module, running: list[tuple[str, nn.Module]]) -> Iterator[None]:
-    """Keep `running` up to date: the innermost layer last, also where it fails."""
+def _track_running_layers(model: nn.Module, running: list[tuple[str, nn.Module]]) -> Iterator[None]:
+    """Keep `running` up to date, innermost layer last; after an error it names the layer that failed."""
 
     def enter(name: str, module: nn.Module, _inputs: Any) -> None:
         running.append((name, module))
@@ -254,117 +302,146 @@ def _layers_running(model: nn.Module, running: list[tuple[str, nn.Module]]) -> I
             handle.remove()
 
 
-def _batch_refused(
+def _explain_batch_size(
     size: BatchSize, order: EpochOrder, running: list[tuple[str, nn.Module]], model: nn.Module, error: Exception
 ) -> str:
+    """Why a batch of this size does not get through, and what to type."""
     name, layer = running[-1] if running else ("", model)
-    who = f"layer {name} ({type(layer).__name__})" if name else f"the model ({type(model).__name__})"
-    many = _count(size.rows)
-    of_all = "" if size.rows == size.batch_rows else f", of which a process gets {size.rows:,}"
+    rows = _format_rows(size.rows)
+    batch = _format_rows(size.batch_rows)
+    share = "" if size.rows == size.batch_rows else f", of which a process gets {size.rows:,}"
+
     if isinstance(error, RequestError):
-        why = f"with {many} in training {error}"
+        why = f"with {rows} in training {error}"
     else:
-        why = f"{who} does not take {many} in training: {_reason(error)}"
+        who = f"layer {name} ({type(layer).__name__})" if name else f"the model ({type(model).__name__})"
+        why = f"{who} does not take {rows} in training: {_format_error(error)}"
+
     if size.is_ragged:
         return (
-            f"the last batch of an epoch has {_count(size.batch_rows)}{of_all} ({order.rows:,} training rows in "
+            f"the last batch of an epoch has {batch}{share} ({order.rows:,} training rows in "
             f"batches of {order.batch_size:,}), and {why}; type data.drop_last=true"
         )
     if size.rows == 1 and order.rows == 1:
         return f"there is one training row only, and {why}; give more rows, or take another layer"
     if size.rows == 1:
-        batch = _count(size.batch_rows)
-        return f"a batch has {batch}{of_all}, and {why}; type a larger data.batch_size, or take another layer"
+        return f"a batch has {batch}{share}, and {why}; type a larger data.batch_size, or take another layer"
     return why
 
 
-def _count(rows: int) -> str:
-    return f"{rows:,} row" if rows == 1 else f"{rows:,} rows"
-
-
-_FALLING = ("loss", "mse", "mae")
+def _format_rows(count: int) -> str:
+    return f"{count:,} row" if count == 1 else f"{count:,} rows"
 
 
 def resolve_monitor(
     monitor: str | None, mode: str | None, task: Objective, has_val: bool, averages: bool = False
 ) -> tuple[str, str]:
-    """The metric that decides which epoch is best, and its direction; RequestError when there is no such metric."""
-    split = "val" if has_val else "train"
-    known = [f"{s}/{m}" for s in (("train", "val") if has_val else ("train",)) for m in task.metric_names]
+    """Return the metric that decides which epoch is best, and its direction, "min" or "max".
+
+    averages: whether averaged weights are evaluated too. Raises RequestError if there is no such metric.
+    """
+    splits = ("train", "val") if has_val else ("train",)
+    known = []
+    for split in splits:
+        known += [f"{split}/{metric}" for metric in task.metric_names]
     if averages and has_val:
-        known += [f"val/ema_{m}" for m in task.metric_names]
+        known += [f"val/ema_{metric}" for metric in task.metric_names]
+
     if monitor is None:
         if mode == "max":
             raise RequestError("checkpoint.mode=max needs a metric that grows; type checkpoint.monitor=... too")
-        return f"{split}/loss", "min"
+        return f"{splits[-1]}/loss", "min"
     if monitor in known:
-        return monitor, mode or ("min" if monitor.split("/")[-1].removeprefix("ema_") in _FALLING else "max")
+        metric = monitor.split("/")[-1].removeprefix("ema_")
+        return monitor, mode or ("min" if metric in _FALLING else "max")
+
     if monitor.startswith("val/") and not has_val:
         raise RequestError(
             f"checkpoint.monitor={monitor}: there is no validation part; "
             f"type data.val_fraction=0.1 or checkpoint.monitor=train/{monitor.removeprefix('val/')}"
         )
+
     hint = did_you_mean(monitor, known)
     raise RequestError(f"checkpoint.monitor={monitor} is no metric of this run; {hint}type one of {listed(known)}")
 
 
 def check_disk(outputs: Path, model: nn.Module, optimizer: Optimizer, keep: int, full: bool = False) -> None:
-    """Room for the newest `keep` checkpoints, the best, one being written, and model.pt where it is asked for."""
-    weights = sum(t.numel() * t.element_size() for t in _tensors(model))
-    needed = (keep + 2) * estimate_checkpoint_bytes(model, optimizer) + full * weights + 2**22
+    """Raise RequestError unless the disk has room for the checkpoints of a run.
+
+    These are the newest `keep`, the best, one being written, and with `full` model.pt.
+    """
+    # 4 MiB besides, for the small files of a run.
+    needed = (keep + 2) * estimate_checkpoint_bytes(model, optimizer) + 2**22
+    if full:
+        needed += _count_bytes(_list_tensors(model))
+
+    # The folder may have to be made: what counts is the disk of its nearest parent.
     place = outputs
     while not place.exists() and place != place.parent:
         place = place.parent
     free = shutil.disk_usage(place).free
     if free < needed:
+        free_mb = free / 2**20
+        needed_mb = needed / 2**20
         raise RequestError(
-            f"{outputs} has {free / 2**20:,.0f} MB free, and the checkpoints need about {needed / 2**20:,.0f} MB; "
+            f"{outputs} has {free_mb:,.0f} MB free, and the checkpoints need about {needed_mb:,.0f} MB; "
             "make room, or type paths.outputs=<folder> or checkpoint.keep=1"
         )
 
 
 def estimate_checkpoint_bytes(model: nn.Module, optimizer: Optimizer) -> int:
-    """About what one checkpoint of this choice takes on the disk."""
-    states = _tensors(model)
-    weights = sum(t.numel() * t.element_size() for t in states)
-    trained = sum(p.numel() * p.element_size() for group in optimizer.param_groups for p in group["params"])
-    per_tensor = 400  # name, shape and alignment of each in the archive
-    fixed = 18_000  # generators and config
-    return int(weights + trained * count_moments(optimizer) + per_tensor * len(states) * 2 + fixed)
+    """Estimate the size of one checkpoint on the disk."""
+    tensors = _list_tensors(model)
+    weights = _count_bytes(tensors)
+    trained = sum(_count_bytes(group["params"]) for group in optimizer.param_groups)
+    moments = trained * count_moments(optimizer)
+    # Name, shape and alignment of each tensor in the archive.
+    per_tensor = 400
+    # Generators and config.
+    fixed = 18_000
+    return int(weights + moments + per_tensor * len(tensors) * 2 + fixed)
 
 
-def _tensors(model: nn.Module) -> list[Tensor]:
-    """What a state dict holds besides the extra state of modules, which may be anything."""
+def _list_tensors(model: nn.Module) -> list[Tensor]:
+    """The tensors of a state dict, without the extra state of modules, which may be anything."""
     return [value for value in model.state_dict().values() if isinstance(value, Tensor)]
 
 
-def count_moments(optimizer: Optimizer) -> float:
-    """How many numbers an optimizer keeps for each that it trains: 0 for plain SGD, 2 for Adam.
+def _count_bytes(tensors: list[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
-    Found by one step of its own on a parameter of a thousand zeros; 2 where that does not work.
+
+def count_moments(optimizer: Optimizer) -> float:
+    """Count the numbers that an optimizer keeps for each that it trains: 0 for plain SGD, 2 for Adam.
+
+    Measured by one step of a twin on a parameter of a thousand zeros; 2 where that does not work.
     """
+    # LBFGS: two vectors a remembered step, and the direction and gradient of the last one.
     history = optimizer.defaults.get("history_size")
-    if history is not None:  # LBFGS: two vectors a remembered step, and the direction and gradient of the last one
+    if history is not None:
         return 2.0 * int(history) + 2
+
     probe = nn.Parameter(torch.zeros(1000))
-    takes = inspect.signature(type(optimizer)).parameters
+    accepted = inspect.signature(type(optimizer)).parameters
+    arguments = {key: value for key, value in optimizer.defaults.items() if key in accepted}
     try:
-        twin = type(optimizer)([probe], **{k: v for k, v in optimizer.defaults.items() if k in takes})
+        twin = type(optimizer)([probe], **arguments)
         probe.grad = torch.zeros_like(probe)
         twin.step()
     except Exception:  # a class of the user's own may want anything
         return 2.0
-    kept = [value for value in twin.state[probe].values() if isinstance(value, Tensor)]
-    return sum(t.numel() * t.element_size() for t in kept) / (probe.numel() * probe.element_size())
+    state = [value for value in twin.state[probe].values() if isinstance(value, Tensor)]
+    return _count_bytes(state) / (probe.numel() * probe.element_size())
 
 
 def check_export(model: nn.Module) -> list[str]:
-    """For checkpoint.format=full: RequestError when the model cannot be pickled, now and not after the training.
+    """For checkpoint.format=full: raise RequestError if the model cannot be pickled, now and not after the training.
 
     Returns notes: which classes can be found again in this very process only.
     """
     try:
-        with Path(os.devnull).open("wb") as nowhere:  # half a second for a model of 500 MB
+        # Half a second for a model of 500 MB.
+        with Path(os.devnull).open("wb") as nowhere:
             torch.save(model, nowhere)
     except Exception as error:  # whatever the attributes of a user's model make pickle raise
         if is_out_of_memory(error):
@@ -378,7 +455,9 @@ def check_export(model: nn.Module) -> list[str]:
             f"checkpoint.format=full: this model cannot be pickled ({error}); define its class in a module "
             "that can be imported, or type checkpoint.format=state_dict"
         ) from error
-    names = sorted({type(m).__qualname__ for m in model.modules() if type(m).__module__ == "__main__"})
+
+    in_main = [type(module) for module in model.modules() if type(module).__module__ == "__main__"]
+    names = sorted({kind.__qualname__ for kind in in_main})
     if not names:
         return []
     return [

@@ -36,6 +36,7 @@ def find_redundant_layer(model: nn.Module, batch: Batch, task: Objective, autoca
     if not suspects or not takes_logits:
         return None
 
+    # A suspect may be called inside the model too: the outputs tell which call was the last operation.
     calls: list[tuple[nn.Module, Any]] = []
 
     def record(module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -50,14 +51,13 @@ def find_redundant_layer(model: nn.Module, batch: Batch, task: Objective, autoca
             handle.remove()
 
     # A layer that follows and only reshapes hands on the same memory.
-    last = [
-        module
-        for module, output in calls
-        if output.data_ptr() == outputs.data_ptr() and output.numel() == outputs.numel()
-    ]
-    if not last:
+    last = None
+    for module, output in calls:
+        if output.data_ptr() == outputs.data_ptr() and output.numel() == outputs.numel():
+            last = module
+    if last is None:
         return None
-    return _explain_layer(type(last[-1]).__name__, str(task.loss_name))
+    return _explain_layer(type(last).__name__, str(task.loss_name))
 
 
 def _explain_layer(layer: str, loss: str) -> str:

@@ -1,9 +1,10 @@
-"""How much memory a training takes, and what to say when there is not enough."""
+"""How much memory a training takes, and what to type when there is not enough."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dlrun.config.schema import Settings
 from dlrun.data.batches import measure_free_memory
@@ -18,51 +19,74 @@ class Estimate:
     weights: int
     gradients: int
     optimizer: int
-    activations: int  # of one batch
+
+    # Of one batch.
+    activations: int
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Sum of all four."""
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
 def estimate_memory(model: nn.Module, moments: float, values: int, settings: Settings) -> Estimate:
-    """What training `model` takes.
+    """Estimate the bytes that a training step holds.
 
-    moments: numbers that the optimizer keeps for each trained one; values: numbers that the layers put out for one
+    moments: numbers that the optimizer keeps for each trained one. values: numbers that the layers put out for one
     sample, each kept for the backward pass, in the precision of the forward pass.
     """
-    held = [*model.parameters(), *model.buffers()]
-    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    weights = _count_bytes([*model.parameters(), *model.buffers()])
+    trained = _count_bytes(p for p in model.parameters() if p.requires_grad)
+
+    # Activations are kept in the precision of the forward pass, weights and gradients in their own.
     precision = settings.rest.device.precision
-    wide = 2 if precision in _NARROW else 8 if precision == "fp64" else 4
+    if precision in _NARROW:
+        bytes_per_value = 2
+    elif precision == "fp64":
+        bytes_per_value = 8
+    else:
+        bytes_per_value = 4
+
     return Estimate(
-        weights=sum(t.numel() * t.element_size() for t in held),
+        weights=weights,
         gradients=trained,
         optimizer=int(trained * moments),
-        activations=values * settings.data_keys.batch_size * wide,
+        activations=values * settings.data_keys.batch_size * bytes_per_value,
     )
 
 
-def note_shortage(needed: Estimate, settings: Settings, device: torch.device) -> list[str]:
-    """A note when a step may take more than the device has left."""
+def _count_bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def note_shortage(estimate: Estimate, settings: Settings, device: torch.device) -> list[str]:
+    """Return a note if a step may take more memory than the device has left."""
     free = measure_free_memory(device)
-    if needed.total <= free:
+    if estimate.total <= free:
         return []
+    needed_mb = estimate.total / 2**20
+    free_mb = free / 2**20
     return [
-        f"a step takes about {needed.total / 2**20:,.0f} MB, and {device} has {free / 2**20:,.0f} MB left; "
-        f"if it runs out of memory try {_smaller(settings)}"
+        f"a step takes about {needed_mb:,.0f} MB, and {device} has {free_mb:,.0f} MB left; "
+        f"if it runs out of memory try {_list_remedies(settings)}"
     ]
 
 
 def explain_out_of_memory(settings: Settings, device: str) -> str:
-    """What to type where memory ran out."""
-    return f"out of memory on {device} with data.batch_size={settings.data_keys.batch_size}; try {_smaller(settings)}"
+    """The message where memory ran out, with what to type."""
+    rows = settings.data_keys.batch_size
+    return f"out of memory on {device} with data.batch_size={rows}; try {_list_remedies(settings)}"
 
 
-def _smaller(settings: Settings) -> str:
-    rows, steps = settings.data_keys.batch_size, settings.rest.trainer.accumulate_steps
-    words = [f"data.batch_size={rows // 2} trainer.accumulate_steps={2 * steps} (the same steps)"] if rows > 1 else []
-    words += [] if settings.rest.device.precision in _NARROW else ["device.precision=bf16"]
-    words += ["a smaller data.image_size"] if settings.data.arguments.get("image_size") else []
-    return ", ".join([*words, "data.loader=workers, or a smaller model"])
+def _list_remedies(settings: Settings) -> str:
+    rows = settings.data_keys.batch_size
+    steps = settings.rest.trainer.accumulate_steps
+
+    remedies = []
+    if rows > 1:
+        remedies.append(f"data.batch_size={rows // 2} trainer.accumulate_steps={2 * steps} (the same steps)")
+    if settings.rest.device.precision not in _NARROW:
+        remedies.append("device.precision=bf16")
+    if settings.data.arguments.get("image_size"):
+        remedies.append("a smaller data.image_size")
+    return ", ".join([*remedies, "data.loader=workers, or a smaller model"])

@@ -40,103 +40,131 @@ if TYPE_CHECKING:
 
 
 Named = tuple[str, "Figure | None"]
-_PARAMETER = "parameter/"  # in front of a trained number's name in metrics.jsonl
+
+# In front of a trained number's name in metrics.jsonl.
+_PARAMETER = "parameter/"
 
 
-def draw_all(parts: RunContext, folder: Path, tracker: Logger) -> None:
-    """Every picture that makes sense for the run, and curves of precision over recall, from the weights it holds now.
+def draw_all(context: RunContext, folder: Path, tracker: Logger) -> None:
+    """Draw every picture that makes sense for the run, and precision-recall curves, from the weights it holds now.
 
     The model's mode and the generators are afterwards as they were.
     """
     target = folder / "figures"
     target.mkdir(exist_ok=True)
-    before = device.get_rng_state()
-    with evaluation_mode(parts.model):
-        for name, figure in _pictures(parts, folder, tracker):
+    rng = device.get_rng_state()
+    with evaluation_mode(context.model):
+        for name, figure in _draw_pictures(context, folder, tracker):
             if figure is None:
                 continue
             image = canvas.pixels(figure)
             canvas.save_png(image, target / f"{name}.png")
-            shown = torch.from_numpy(image).permute(2, 0, 1)
-            tracker.log_image(f"figures/{name}", shown, parts.training.progress.step)
-    device.set_rng_state(before)
-    evolution.write_animation(target, parts.training.progress.epoch)
+            # (H, W, 3) -> (3, H, W)
+            channels_first = torch.from_numpy(image).permute(2, 0, 1)
+            tracker.log_image(f"figures/{name}", channels_first, context.training.progress.step)
+    device.set_rng_state(rng)
+    evolution.write_animation(target, context.training.progress.epoch)
 
 
-def _pictures(parts: RunContext, folder: Path, tracker: Logger) -> Iterator[Named]:
+def _draw_pictures(context: RunContext, folder: Path, tracker: Logger) -> Iterator[Named]:
     rows = logger.read_rows(folder)
     if len(rows) > 1:
         yield "loss", loss.loss_curves(rows)
-    if found := activations.activations_of(parts.model):
-        yield "activations", activations.activation_curves(found)
-    if len(landscape.trained(parts.model)) in (1, 2) and parts.splits.spec.task in ("regression", "binary"):
-        yield "landscape", _landscape(parts, rows)
-    if parts.splits.spec.task == "regression":
-        yield from _regression(parts)
+
+    functions = activations.activations_of(context.model)
+    if functions:
+        yield "activations", activations.activation_curves(functions)
+
+    # A landscape has one axis or two.
+    task = context.splits.spec.task
+    if len(landscape.trained(context.model)) in (1, 2) and task in ("regression", "binary"):
+        yield "landscape", _draw_landscape(context, rows)
+
+    if task == "regression":
+        yield from _draw_regression(context)
     else:
-        yield from _classification(parts, tracker)
+        yield from _draw_classification(context, tracker)
 
 
-def _regression(parts: RunContext) -> Iterator[Named]:
-    spec = parts.splits.spec
-    split, batches = choose_split(parts.training, parts.test)
-    inputs, outputs, targets = collect_outputs(parts.model, batches, parts.runtime.autocast)
+def _draw_regression(context: RunContext) -> Iterator[Named]:
+    spec = context.splits.spec
+    split, batches = choose_split(context.training, context.test)
+    inputs, outputs, targets = collect_outputs(context.model, batches, context.runtime.autocast)
+
     if spec.output_size == 1 and spec.kind == "vector" and spec.input_size == 1:
-        train_inputs, train_targets = collect_rows(parts.training.train)
+        train_inputs, train_targets = collect_rows(context.training.train)
         rows = {"train": (train_inputs[0], train_targets), split: (inputs[0], targets)}
-        yield (
-            "fit",
-            fit.curve_fit(rows, lambda x: compute_outputs(parts.model, x, parts.runtime), spec, parts.splits.truth),
-        )
+
+        def predict(x: Tensor) -> Tensor:
+            return compute_outputs(context.model, x, context.runtime)
+
+        yield "fit", fit.curve_fit(rows, predict, spec, context.splits.truth)
     elif spec.output_size == 1:
         yield "fit", fit.predictions(outputs, targets, split)
-    if spec.kind == "image" and parts.settings.rest.tracking.samples:
+
+    if spec.kind == "image" and context.settings.rest.tracking.samples:
         yield "samples", samples.image_grid(inputs[0], targets, spec)
 
 
-def _classification(parts: RunContext, tracker: Logger) -> Iterator[Named]:
-    spec, task = parts.splits.spec, parts.task
-    split, batches = choose_split(parts.training, parts.test)
-    inputs, outputs, targets = collect_outputs(parts.model, batches, parts.runtime.autocast)
+def _draw_classification(context: RunContext, tracker: Logger) -> Iterator[Named]:
+    spec = context.splits.spec
+    task = context.task
+    split, batches = choose_split(context.training, context.test)
+    inputs, outputs, targets = collect_outputs(context.model, batches, context.runtime.autocast)
     # Batches of the training part come in the order of epoch 1.
-    origin = get_origin(getattr(parts.splits, split), split).take(batches.order.permutation(1)[: len(targets)])
+    order = batches.order.permutation(1)[: len(targets)]
+    origin = get_origin(getattr(context.splits, split), split).take(order)
     if spec.task == "tagging":
         yield "mistakes", errors.tagging_mistakes(inputs, task.predict(outputs), targets, spec, split, origin)
         return
+
     yield "confusion", confusion.confusion_matrix(targets, task.predict(outputs), spec, split)
     probabilities = task.compute_probabilities(outputs)
-    tracker.log_pr_curves(targets, probabilities, spec.class_names, parts.training.progress.step)
+    tracker.log_pr_curves(targets, probabilities, spec.class_names, context.training.progress.step)
+
     if spec.kind == "tokens" and spec.vocabulary:
         yield "mistakes", errors.text_mistakes(inputs, probabilities, targets, spec, split, origin)
     elif spec.kind == "image":
         yield "mistakes", errors.image_mistakes(inputs[0], probabilities, targets, spec, split, origin)
-        if parts.settings.rest.tracking.samples:
+        if context.settings.rest.tracking.samples:
             yield "samples", samples.image_grid(inputs[0], targets, spec)
     elif spec.input_size <= 2:
-        yield from _boundaries(parts)
+        yield from _draw_boundaries(context)
 
 
-def _boundaries(parts: RunContext) -> Iterator[Named]:
+def _draw_boundaries(context: RunContext) -> Iterator[Named]:
     """Classes over one feature or two, with the training rows."""
-    spec = parts.splits.spec
-    (x,), y = collect_rows(parts.training.train)
+    spec = context.splits.spec
+    (x,), y = collect_rows(context.training.train)
 
-    def probabilities(rows: Tensor) -> Tensor:
-        return parts.task.compute_probabilities(compute_outputs(parts.model, rows, parts.runtime))
+    def predict(rows: Tensor) -> Tensor:
+        return context.task.compute_probabilities(compute_outputs(context.model, rows, context.runtime))
 
     if spec.input_size == 2:
-        yield "decision", decision.decision_regions(probabilities, x, y, spec, "train")
+        yield "decision", decision.decision_regions(predict, x, y, spec, "train")
     elif spec.task == "binary":
-        yield "probability", probability.probability_curve(probabilities, x, y, spec, "train")
+        yield "probability", probability.probability_curve(predict, x, y, spec, "train")
 
 
-def _landscape(parts: RunContext, rows: list[dict[str, float]]) -> "Figure":
-    names = landscape.trained(parts.model)
-    started = {k.removeprefix(_PARAMETER): v for k, v in parts.start_parameters.items()}
-    followed = [[row[_PARAMETER + name] for name in names] for row in rows if _PARAMETER + names[0] in row]
-    way = ([[started[name] for name in names]] if started else []) + followed
-    tried = [entry[: len(names)] for entry in getattr(parts.training.optimizer, "history", [])]
-    inputs, targets = collect_rows(parts.training.train, MAX_ROWS)
-    measured = landscape.loss_at(parts.model, parts.task, inputs, targets)
-    points = (np.array(points, dtype=float).reshape(-1, len(names)) for points in (way, tried))
-    return landscape.loss_landscape(landscape.Landscape(names, measured, *points))
+def _draw_landscape(context: RunContext, rows: list[dict[str, float]]) -> "Figure":
+    """The loss over the one or two trained numbers, with the way of the training and the points that a search tried."""
+    names = landscape.trained(context.model)
+    start = {key.removeprefix(_PARAMETER): value for key, value in context.start_parameters.items()}
+
+    # From the start, through the end of each epoch that recorded the numbers.
+    way = []
+    if start:
+        way.append([start[name] for name in names])
+    for row in rows:
+        if _PARAMETER + names[0] in row:
+            way.append([row[_PARAMETER + name] for name in names])
+    # Of optimizers that search instead of descending.
+    history = getattr(context.training.optimizer, "history", [])
+    tried = [entry[: len(names)] for entry in history]
+
+    inputs, targets = collect_rows(context.training.train, MAX_ROWS)
+    loss_at = landscape.loss_at(context.model, context.task, inputs, targets)
+    # (points, numbers)
+    way_points = np.array(way, dtype=float).reshape(-1, len(names))
+    tried_points = np.array(tried, dtype=float).reshape(-1, len(names))
+    return landscape.loss_landscape(landscape.Landscape(names, loss_at, way_points, tried_points))

@@ -1,4 +1,4 @@
-"""What the terminal says of a run: before it starts, and when it has ended."""
+"""What the terminal shows of a run: before it starts, and when it has ended."""
 
 import shlex
 from collections.abc import Sequence
@@ -23,115 +23,145 @@ from dlrun.runs.expectations import Checked
 from dlrun.runs.reports.console import Console, facts, number, table
 
 
-def print_opening(console: Console, parts: RunContext, folder: Path | None, overrides: Sequence[str] = ()) -> None:
-    """What runs: the overrides of a sweep's job, data, model with its layers, optimizer, device, run folder.
+def print_opening(console: Console, context: RunContext, folder: Path | None, overrides: Sequence[str] = ()) -> None:
+    """Print what runs: data, model with its layers, optimizer, device, run folder.
 
-    folder: null where nothing is to be run, to show what memory and disk it would take instead.
+    folder: None if nothing is to be run, to show the memory and disk that a run would take instead.
+    overrides: of a sweep's job.
     """
-    progress = parts.training.progress
-    job = [("job", " ".join(overrides))] if overrides else []
-    console.say(facts([*job, *describe_run(parts), *([("run folder", str(folder))] if folder else _needs(parts))]))
+    rows: list[tuple[str, str]] = []
+    if overrides:
+        rows.append(("job", " ".join(overrides)))
+    rows += describe_run(context)
+    if folder:
+        rows.append(("run folder", str(folder)))
+    else:
+        rows += _describe_needs(context)
+
+    console.say(facts(rows))
     console.say()
-    console.say(_layer_table(parts))
-    for note in parts.notes:
+    console.say(_make_layer_table(context))
+    for note in context.notes:
         console.say(f"note: {note}")
+    progress = context.training.progress
     if progress.step:
         console.say(f"going on from epoch {progress.epoch}, step {progress.step}")
     console.say()
 
 
-def describe_run(parts: RunContext) -> list[tuple[str, str]]:
-    """Data, model, optimizer and device, a few words on each."""
-    settings, spec = parts.settings, parts.splits.spec
-    where = "in memory" if isinstance(parts.training.train, MemoryBatches) else "read by workers"
+def describe_run(context: RunContext) -> list[tuple[str, str]]:
+    """Return a few words each on data, model, optimizer and device."""
+    settings = context.settings
+    rows = _describe_row_counts(context.splits)
+    where = "in memory" if isinstance(context.training.train, MemoryBatches) else "read by workers"
+    data = f"{rows}, {where}; {_describe_spec(context.splits.spec)}"
+
+    model = f"{number(_count_parameters(context))} parameters{_describe_frozen(context)}"
+    # Of each parameter group, by the name that metrics.jsonl has for it.
+    rates = context.training.schedule.learning_rates()
+    optimizer = ", ".join(f"{name} {rate:g}" for name, rate in rates.items()) + _describe_schedule(context)
+    device = f"{context.runtime.description}, {context.runtime.precision}, {_describe_threads()}"
     return [
-        ("data", f"{settings.data.choice}: {_row_counts(parts.splits)}, {where}; {_described(spec)}"),
-        ("model", f"{settings.model.choice}: {number(_parameters(parts))} parameters{_trained(parts)}"),
-        ("optimizer", f"{settings.optimizer.choice}: {_learning_rates(parts)}{_schedule(parts)}"),
-        ("device", f"{parts.runtime.description}, {parts.runtime.precision}, {_threads()}"),
+        ("data", f"{settings.data.choice}: {data}"),
+        ("model", f"{settings.model.choice}: {model}"),
+        ("optimizer", f"{settings.optimizer.choice}: {optimizer}"),
+        ("device", device),
     ]
 
 
-def _needs(parts: RunContext) -> list[tuple[str, str]]:
-    """What a step takes of the memory, and what the checkpoints take of the disk."""
-    needed, keys = parts.memory_estimate, parts.settings.rest.checkpoint
-    if needed is None:
-        return []
-    each = estimate_checkpoint_bytes(parts.model, parts.training.optimizer)
-    named = {
-        "weights": needed.weights,
-        "gradients": needed.gradients,
-        "optimizer": needed.optimizer,
-        f"activations of {parts.settings.data_keys.batch_size} rows": needed.activations,
-    }
-    listed = ", ".join(f"{name} {_size(size)}" for name, size in named.items())
-    return [
-        ("memory", f"about {_size(needed.total)} a step: {listed}"),
-        ("disk", f"up to {keys.keep + 1} checkpoints of about {_size(each)} in {parts.settings.rest.paths.outputs}"),
-    ]
+def _describe_row_counts(splits: Splits) -> str:
+    counts = []
+    for name, split in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
+        if split is not None:
+            counts.append(f"{number(count_rows(split))} {name}")
+    return ", ".join(counts)
 
 
-def _size(count: int) -> str:
-    """Bytes for people."""
-    if count < 2**20:
-        return f"{count / 2**10:,.1f} kB"
-    return f"{count / 2**20:,.1f} MB" if count < 2**30 else f"{count / 2**30:,.1f} GB"
-
-
-def _layer_table(parts: RunContext) -> Table:
-    """What each layer gives, holds and costs; the whole in the last row."""
-    rows = [
-        (x.name, x.kind, "×".join(map(str, x.output_shape)), number(x.parameters), number(x.multiply_adds))
-        for x in parts.layers
-    ]
-    work = sum(x.multiply_adds for x in parts.layers)
-    rows.append(("total", "", "", number(_parameters(parts)), number(work)))
-    return table(("layer", "kind", "output", "parameters", "multiply-adds"), rows, left=2)
-
-
-def _row_counts(splits: Splits) -> str:
-    named = (("train", splits.train), ("val", splits.val), ("test", splits.test))
-    return ", ".join(f"{number(count_rows(part))} {name}" for name, part in named if part is not None)
-
-
-def _described(spec: DataSpec) -> str:
+def _describe_spec(spec: DataSpec) -> str:
     shape = "×".join(map(str, spec.input_shape))
+    # A binary task has one output and two classes.
+    targets = f"{max(spec.output_size, 2)} classes"
     if spec.task == "regression":
-        return f"{spec.kind} {shape} -> {spec.output_size} value{'s' if spec.output_size > 1 else ''}"
-    return f"{spec.kind} {shape} -> {max(spec.output_size, 2)} classes"
+        plural = "s" if spec.output_size > 1 else ""
+        targets = f"{spec.output_size} value{plural}"
+    return f"{spec.kind} {shape} -> {targets}"
 
 
-def _threads() -> str:
+def _count_parameters(context: RunContext) -> int:
+    return sum(p.numel() for p in context.model.parameters())
+
+
+def _describe_frozen(context: RunContext) -> str:
+    """How many of the parameters are trained, if some are frozen."""
+    count = sum(p.numel() for p in context.model.parameters() if p.requires_grad)
+    return "" if count == _count_parameters(context) else f", of which {number(count)} are trained"
+
+
+def _describe_schedule(context: RunContext) -> str:
+    keys = context.settings.scheduler_keys
+    choice = context.settings.scheduler.choice
+    scheduler = "" if choice == "none" else f", scheduler {choice}"
+    warmup = f", warm-up {keys.warmup_steps} steps" if keys.warmup_steps else ""
+    return scheduler + warmup
+
+
+def _describe_threads() -> str:
     count = torch.get_num_threads()
     return f"{count} thread{'s' if count > 1 else ''}"
 
 
-def _parameters(parts: RunContext) -> int:
-    return sum(p.numel() for p in parts.model.parameters())
+def _describe_needs(context: RunContext) -> list[tuple[str, str]]:
+    """The memory that a step takes, and the disk that the checkpoints take."""
+    estimate = context.memory_estimate
+    if estimate is None:
+        return []
+
+    settings = context.settings
+    sizes = {
+        "weights": estimate.weights,
+        "gradients": estimate.gradients,
+        "optimizer": estimate.optimizer,
+        f"activations of {settings.data_keys.batch_size} rows": estimate.activations,
+    }
+    memory = ", ".join(f"{name} {_format_size(size)}" for name, size in sizes.items())
+    checkpoint = _format_size(estimate_checkpoint_bytes(context.model, context.training.optimizer))
+    # The newest `keep`, and the best.
+    count = settings.rest.checkpoint.keep + 1
+    outputs = settings.rest.paths.outputs
+    return [
+        ("memory", f"about {_format_size(estimate.total)} a step: {memory}"),
+        ("disk", f"up to {count} checkpoints of about {checkpoint} in {outputs}"),
+    ]
 
 
-def _trained(parts: RunContext) -> str:
-    """How many of them learn, where some are frozen."""
-    count = sum(p.numel() for p in parts.model.parameters() if p.requires_grad)
-    return "" if count == _parameters(parts) else f", of which {number(count)} are trained"
+def _format_size(count: int) -> str:
+    """Bytes for people."""
+    if count < 2**20:
+        return f"{count / 2**10:,.1f} kB"
+    if count < 2**30:
+        return f"{count / 2**20:,.1f} MB"
+    return f"{count / 2**30:,.1f} GB"
 
 
-def _learning_rates(parts: RunContext) -> str:
-    return ", ".join(f"{k} {v:g}" for k, v in parts.training.schedule.learning_rates().items())
-
-
-def _schedule(parts: RunContext) -> str:
-    keys = parts.settings.scheduler_keys
-    warm = f", warm-up {keys.warmup_steps} steps" if keys.warmup_steps else ""
-    choice = parts.settings.scheduler.choice
-    return ("" if choice == "none" else f", scheduler {choice}") + warm
+def _make_layer_table(context: RunContext) -> Table:
+    """Output shape, parameters and work of each layer; the sums in the last row."""
+    rows = []
+    for layer in context.layers:
+        shape = "×".join(map(str, layer.output_shape))
+        rows.append((layer.name, layer.kind, shape, number(layer.parameters), number(layer.multiply_adds)))
+    work = sum(layer.multiply_adds for layer in context.layers)
+    rows.append(("total", "", "", number(_count_parameters(context)), number(work)))
+    return table(("layer", "kind", "output", "parameters", "multiply-adds"), rows, left=2)
 
 
 def print_closing(
-    console: Console, parts: RunContext, folder: Path, result: dict[str, Any], notes: Sequence[str] = ()
+    console: Console, context: RunContext, folder: Path, result: dict[str, Any], notes: Sequence[str] = ()
 ) -> None:
-    """The final table with the baseline, what was noticed meanwhile, and the commands that come next."""
-    headers, rows = make_metric_table(parts, result)
+    """Print the final table with the baseline, the notes, and the commands that come next.
+
+    notes: those since the opening.
+    """
+    headers, rows = make_metric_table(context, result)
     console.say()
     console.say(table(headers, rows))
     best = result["best"]
@@ -139,51 +169,48 @@ def print_closing(
         tested = "; test is of these weights" if "test" in headers else ""
         console.say(f"best: epoch {best['epoch']}, {best['metric']} {number(best['value'])}{tested}")
     console.say(describe_end(result))
-    for name, answer in parts.first_predictions.items():
+
+    # The probes of the config, before and after the training.
+    for name, before in context.first_predictions.items():
         after = result["measured"][f"answer({name})"]
-        console.say(f"answer for {name}: {_answer(answer)} before training, {_answer(after)} after")
+        console.say(f"answer for {name}: {_format_answer(before)} before training, {_format_answer(after)} after")
     for note in notes:
         console.say(f"note: {note}")
     console.say()
     if result["expected"]:
-        console.say(make_expectations_table([("", Checked(**line)) for line in result["expected"]]))
+        lines = [("", Checked(**line)) for line in result["expected"]]
+        console.say(make_expectations_table(lines))
         console.say()
-    outputs = Path(parts.settings.rest.paths.outputs)
+    console.say(facts(_list_next_commands(context, folder, result)))
+
+
+def _list_next_commands(context: RunContext, folder: Path, result: dict[str, Any]) -> list[tuple[str, str]]:
+    settings = context.settings
+    # TensorBoard compares all runs of the outputs folder; a run that lies elsewhere is shown with its neighbours.
+    outputs = Path(settings.rest.paths.outputs)
     watched = shlex.quote(str(outputs if folder.is_relative_to(outputs) else folder.parent))
-    modules = own_modules(parts.settings.plain)
-    finished = result["status"] != "interrupted"
+    # A notebook has no shell to type this in.
+    where = " (in a terminal)" if called_from_python() else ""
+    modules = own_modules(settings.plain)
+
     commands = [
         ("run folder", str(folder)),
-        ("view", f"tensorboard --logdir {watched}" + (" (in a terminal)" if called_from_python() else "")),
+        ("view", f"tensorboard --logdir {watched}{where}"),
         ("evaluate", advice("eval", folder, modules=modules)),
     ]
-    if not finished:
+    # A schedule over the whole training ends with it: more epochs would stretch it.
+    spans_training = any(settings.scheduler.arguments.get(key, 0) is None for key in LENGTH_ARGUMENTS)
+    if result["status"] == "interrupted":
         commands.append(("resume", advice("resume", folder, modules=modules)))
-    elif not any(parts.settings.scheduler.arguments.get(key, 0) is None for key in LENGTH_ARGUMENTS):
-        commands.append(("go on", advice("resume", folder, _longer(parts.training), modules=modules)))
-    console.say(facts(commands))
+    elif not spans_training:
+        commands.append(("go on", advice("resume", folder, _choose_override(context.training), modules=modules)))
+    return commands
 
 
-def make_metric_table(parts: RunContext, result: dict[str, Any]) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Headers and rows: each metric on each split, and the trivial answer's on the last of them."""
-    metrics, baseline = result["metrics"], result["baseline"]
-    splits = [s for s in ("train", "val", "test") if any(k.startswith(s + "/") for k in metrics)]
-    shown = splits[-1] if splits else "train"
-    rows = []
-    for name in parts.task.metric_names:
-        cells = [number(metrics.get(f"{s}/{name}", float("nan"))) for s in splits]
-        rows.append((name, *cells, number(baseline.get(f"{shown}/{name}", float("nan")))))
-    return ["metric", *splits, f"{name_baseline(parts)} ({shown})"], rows
-
-
-def name_baseline(parts: RunContext) -> str:
-    """What the baseline answers whatever it is asked."""
-    return "mean" if parts.splits.spec.task == "regression" else "majority"
-
-
-def _longer(training: TrainState) -> str:
-    """What gives a finished run more to do."""
+def _choose_override(training: TrainState) -> str:
+    """The override with which a finished run trains on."""
     limits = training.stop_rules
+    # Early stopping ended it.
     if not training.is_done:
         return f"trainer.early_stopping.patience={2 * (limits.patience or 1)}"
     if limits.max_steps is not None and training.progress.step >= limits.max_steps:
@@ -191,36 +218,72 @@ def _longer(training: TrainState) -> str:
     return f"trainer.epochs={2 * limits.epochs}"
 
 
-def _answer(value: Answer) -> str:
+def _format_answer(value: Answer) -> str:
     return value if isinstance(value, str) else f"{value:.10g}"
 
 
+def make_metric_table(context: RunContext, result: dict[str, Any]) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Return headers and rows: each metric on each split, and the baseline's on the last of them."""
+    metrics = result["metrics"]
+    baseline = result["baseline"]
+    missing = float("nan")
+    splits = []
+    for split in ("train", "val", "test"):
+        if any(key.startswith(split + "/") for key in metrics):
+            splits.append(split)
+    last = splits[-1] if splits else "train"
+
+    rows = []
+    for name in context.task.metric_names:
+        # A metric that a split has not is shown as nan.
+        cells = [number(metrics.get(f"{split}/{name}", missing)) for split in splits]
+        rows.append((name, *cells, number(baseline.get(f"{last}/{name}", missing))))
+    return ["metric", *splits, f"{name_baseline(context)} ({last})"], rows
+
+
+def name_baseline(context: RunContext) -> str:
+    """Return the name of the trivial answer."""
+    return "mean" if context.splits.spec.task == "regression" else "majority"
+
+
 def make_expectations_table(lines: Sequence[tuple[str, Checked]]) -> Table:
-    """What was expected and what was measured, with the name of what it is about in front where there is one."""
-    named = any(name for name, _ in lines)
-    headers = ("lesson", "expected", "measured", "ok") if named else ("expected", "measured", "ok")
-    rows, before = [], ""
+    """Return the table of expected and measured values.
+
+    lines: name of a lesson, or "", and what was checked of it.
+    """
+    headers: tuple[str, ...] = ("expected", "measured", "ok")
+    has_names = any(name for name, _ in lines)
+    if has_names:
+        headers = ("lesson", *headers)
+
+    # The name of a lesson stands in the first of its rows only.
+    rows: list[tuple[str, ...]] = []
+    previous = ""
     for name, line in lines:
-        cells = (line.expected, line.measured, "yes" if line.ok else "NO")
-        rows.append((name if name != before else "", *cells) if named else cells)
-        before = name
+        cells: tuple[str, ...] = (line.expected, line.measured, "yes" if line.ok else "NO")
+        if has_names:
+            cells = (name if name != previous else "", *cells)
+        rows.append(cells)
+        previous = name
     return table(headers, rows, left=len(headers))
 
 
 def describe_end(result: dict[str, Any]) -> str:
-    """The status, and how much was trained how fast."""
+    """Return the status, and how much was trained how fast."""
+    status = result["status"].replace("_", " ")
+    trained = f"{result['epochs']} epochs, {result['steps']:,} steps"
+    seconds = f"{result['train_seconds']:.1f} s of training"
+    # None if nothing was trained.
     rate = result["samples_per_second"]
     speed = f", {rate:,.0f} samples/s" if rate else ""
-    said = result["status"].replace("_", " ")
-    seconds = f"{result['train_seconds']:.1f} s of training"
-    return f"{said} after {result['epochs']} epochs, {result['steps']:,} steps, {seconds}{speed}"
+    return f"{status} after {trained}, {seconds}{speed}"
 
 
 def format_config(plain: dict[str, Any]) -> str:
-    """The config as TensorBoard's text tab shows it."""
+    """Return the config as TensorBoard's text tab shows it."""
     return indent_as_code(as_yaml(plain).splitlines())
 
 
 def indent_as_code(lines: Sequence[str]) -> str:
-    """Lines that Markdown shows as they are; control characters are escaped."""
+    """Return lines that Markdown shows as they are; control characters are escaped."""
     return "\n".join("    " + escape_line(line) for line in lines)

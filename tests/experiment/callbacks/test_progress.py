@@ -130,7 +130,7 @@ def test_the_bar_reads_the_counters(progress: dict[str, int], max_steps: int | N
     console = Console(io.StringIO())
     with following(console, run) as display:
         run.progress, run.stop_rules.max_steps = Progress(**progress), max_steps
-        text = rendered(console, display._bar())
+        text = rendered(console, display._make_bar())
     assert all(part in text for part in shown), text
 
 

@@ -9,7 +9,13 @@ from torch import Tensor
 
 from dlrun.core.errors import RequestError
 from dlrun.data.spec import DataSpec
-from dlrun.experiment.checks.gradients import GradientErrors, Subject, check_gradients, check_subject, relative_error
+from dlrun.experiment.checks.gradients import (
+    GradientErrors,
+    Subject,
+    check_gradients,
+    check_subject,
+    measure_relative_error,
+)
 from dlrun.models import scratch, scratch_autograd
 
 HERE = ["data=blobs", "model=scratch_mlp"]
@@ -78,13 +84,13 @@ def test_activations_agree_at_their_kink_and_where_they_are_flat(kind: str, far:
     torch.manual_seed(0)
     x = torch.cat([far + torch.randn(20, dtype=torch.float64), torch.tensor([0.0, -0.0, 1e-7, -far, 1e-4])])
     (row,) = of(scratch.ACTIVATIONS[kind](), x)
-    assert row.agrees
+    assert row.is_right
     assert row.central is not None
 
 
 def test_a_net_that_rests_on_its_kink_has_no_difference_quotient() -> None:
     (row,) = of(scratch.ScratchReLU(), torch.zeros(3, dtype=torch.float64))
-    assert row.agrees
+    assert row.is_right
     assert row.central is None
 
 
@@ -99,7 +105,7 @@ def test_one_wrong_entry_is_seen(entry: str, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(scratch_autograd.Linear, "backward", staticmethod(wrong))
     rows = of(scratch.ScratchLinear(3, 2).double(), torch.randn(4, 3, dtype=torch.float64))
-    assert [row.of for row in rows if not row.agrees] == [entry]
+    assert [row.of for row in rows if not row.is_right] == [entry]
     assert [row.of for row in rows if row.central is not None and row.central > 0.99] == [entry]
 
 
@@ -107,7 +113,7 @@ def test_one_wrong_entry_is_seen(entry: str, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_losses_agree_far_out_too(loss: str, reduction: str) -> None:
     from dlrun.engine.objective import Objective
-    from dlrun.experiment.checks.gradients import _loss
+    from dlrun.experiment.checks.gradients import make_loss_subject
 
     torch.manual_seed(0)
     name, size = {"mse": ("regression", 2), "cross_entropy": ("multiclass", 3)}.get(loss, ("binary", 1))
@@ -117,8 +123,8 @@ def test_losses_agree_far_out_too(loss: str, reduction: str) -> None:
     if loss == "bce":
         outputs = torch.cat([(outputs / 5).sigmoid()[:-2], torch.tensor([[0.0], [1.0]], dtype=torch.float64)])
     task = Objective(DataSpec("vector", (3,), name, size), f"scratch_{loss}", reduction)  # type: ignore[arg-type]
-    (row,) = check_subject(_loss(task, outputs, targets))
-    assert row.agrees, row
+    (row,) = check_subject(make_loss_subject(task, outputs, targets))
+    assert row.is_right, row
     assert row.central is not None
 
 
@@ -127,15 +133,15 @@ def test_losses_agree_far_out_too(loss: str, reduction: str) -> None:
     [(1e-6, 1e-6, True), (0, None, True), (1.1e-6, 0, False), (0, 1.1e-6, False), (float("nan"), 0, False)],
 )
 def test_both_errors_count(autograd: float, central: float | None, agrees: bool) -> None:
-    assert GradientErrors("layers.0", "ScratchLinear", "weight", autograd, central).agrees is agrees
+    assert GradientErrors("layers.0", "ScratchLinear", "weight", autograd, central).is_right is agrees
 
 
 def test_relative_error_is_the_largest_of_the_entries() -> None:
     one, other = torch.tensor([1.0, 2.0, 0.0]), torch.tensor([1.0, 3.0, 0.0])
-    assert relative_error(one, other) == pytest.approx(1 / 5)
-    assert relative_error(one, -one) == 1
-    assert relative_error(torch.zeros(2), torch.zeros(2)) == 0
-    assert not relative_error(torch.tensor([torch.nan, 1.0]), torch.ones(2)) <= 1
+    assert measure_relative_error(one, other) == pytest.approx(1 / 5)
+    assert measure_relative_error(one, -one) == 1
+    assert measure_relative_error(torch.zeros(2), torch.zeros(2)) == 0
+    assert not measure_relative_error(torch.tensor([torch.nan, 1.0]), torch.ones(2)) <= 1
 
 
 def test_hydras_own_answers_check_nothing(capfd: pytest.CaptureFixture[str]) -> None:
