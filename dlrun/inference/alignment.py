@@ -27,7 +27,7 @@ class Alignment:
     shift: Tensor | None
     classes: Tensor | None
 
-    def inputs(self, x: Tensor) -> Tensor:
+    def align_inputs(self, x: Tensor) -> Tensor:
         """Align the inputs of one row, or of many along the first dimension."""
         if self.columns is not None:
             x = x[..., self.columns]
@@ -35,7 +35,7 @@ class Alignment:
             return x
         return x * self.scale.to(x.dtype) + self.shift.to(x.dtype)
 
-    def targets(self, y: Tensor) -> Tensor:
+    def align_targets(self, y: Tensor) -> Tensor:
         """Map class numbers, of any shape, to those of the model."""
         if self.classes is None:
             return y
@@ -54,14 +54,14 @@ class AlignedRows(Dataset[Any]):
         # Whoever counts classes reads `targets` in place of every row, so it must exist only if the dataset has it.
         targets = get_targets(dataset)
         if targets is not None:
-            self.targets = alignment.targets(targets)
+            self.targets = alignment.align_targets(targets)
 
     def __len__(self) -> int:
         return len(cast(Sequence[Any], self.dataset))
 
     def __getitem__(self, row: int) -> Any:
         x, *others, y = self.dataset[row]
-        return (self.alignment.inputs(x), *others, self.alignment.targets(torch.as_tensor(y)))
+        return (self.alignment.align_inputs(x), *others, self.alignment.align_targets(torch.as_tensor(y)))
 
 
 def align_splits(splits: Splits, trained: DataSpec, data: str | None) -> Splits:
@@ -71,6 +71,7 @@ def align_splits(splits: Splits, trained: DataSpec, data: str | None) -> Splits:
     that the model does not know.
     """
     other = splits.spec
+    # Columns first: a table may have more columns than the model if the names match.
     columns = _match_columns(trained, other, data)
     _refuse_other_kind(trained, other, data, same_shape=columns is None)
     scale, shift = _match_normalization(trained, other, columns)
@@ -93,8 +94,8 @@ def _align_part(part: Part, alignment: Alignment) -> Part:
         return AlignedRows(part, alignment)
 
     x, *others = part.inputs
-    inputs = (alignment.inputs(x), *others)
-    return Split(inputs, alignment.targets(part.targets), part.origin)
+    inputs = (alignment.align_inputs(x), *others)
+    return Split(inputs, alignment.align_targets(part.targets), part.origin)
 
 
 def _refuse_other_kind(trained: DataSpec, other: DataSpec, data: str | None, same_shape: bool) -> None:
@@ -143,10 +144,12 @@ def _match_normalization(
 
     trained_mean, trained_std = _read_constants(trained)
     mean, std = _read_constants(other)
+    # A single constant normalizes every column.
     if columns is not None and len(mean) > 1:
         mean = mean[columns]
         std = std[columns]
 
+    # One value per channel (C, H, W), or per feature (F,).
     shape = (-1, 1, 1) if trained.kind == "image" else (-1,)
     scale = (std / trained_std).view(shape)
     shift = ((mean - trained_mean) / trained_std).view(shape)
@@ -175,4 +178,5 @@ def _match_classes(trained: DataSpec, other: DataSpec, data: str | None) -> Tens
             f"the model was trained for class_names {listed(trained.class_names)}, "
             f"and data={data} has {listed(unknown)} besides"
         )
+    # Position: class number of the other data; value: that of the model.
     return torch.tensor([trained.class_names.index(name) for name in other.class_names])

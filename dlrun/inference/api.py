@@ -76,6 +76,7 @@ class Run:
     @property
     def metrics(self) -> dict[str, float]:
         """train/* and val/* of the last epoch, test/* of the best weights; of a lone checkpoint those of its epoch."""
+        # result.json appears at the end of a run; until then a checkpoint has the metrics of its epoch.
         return dict(self.result.get("metrics") or self._saved.state.get("metrics") or {})
 
     @cached_property
@@ -103,6 +104,7 @@ class Run:
 
         Floats are in the precision of training, tensors on the run's device. Read on first access.
         """
+        # The data may come from a module in the working directory.
         with _restore_process(), self._open_session() as process:
             splits = self._saved.splits
             placement = Placement(process.device, process.dtype, splits.spec)
@@ -116,6 +118,7 @@ class Run:
         `spec.std`; (codes, lengths), int64 (N, length) and (N,), for sequences, or names as text. A tensor, an array or
         nested lists. RequestError for another shape. Mode and weights of the model stay as they are.
         """
+        # Warnings of libraries stay off the notebook, as they stay off the terminal in `dlrun predict`.
         with diverted(), self._open_session():
             return predict_rows(self._saved, x)
 
@@ -132,6 +135,7 @@ class _FolderConsole(Console):
 
     def open_log(self, path: Path, unsaved: DiskProblems | None = None) -> None:
         """Open the run's log file, which lies in the run folder."""
+        # experiment.run returns an exit code alone, so the folder is read off the log file.
         self.folder = path.parent
         super().open_log(path, unsaved)
 
@@ -149,6 +153,7 @@ def train(*overrides: str, quiet: bool = False) -> Run:
     code = 0
     with _restore_process("train"):
         try:
+            # Everything that can be refused is refused before a folder exists.
             refuse_sweep_folder(words)
             jobs = requests.read_requests(words)
             if len(jobs) > 1 or (jobs and jobs[0].sweep is not None):
@@ -162,6 +167,7 @@ def train(*overrides: str, quiet: bool = False) -> Run:
         except SystemExit as error:
             raise explain_exit(error) from error
 
+    # `resume=RUN` of a finished run has nothing left to train.
     if not jobs:
         return _load_finished_run(words)
     # Exit code 1 is a missed expectation; any above is a signal.
@@ -170,6 +176,7 @@ def train(*overrides: str, quiet: bool = False) -> Run:
             call = advice("resume", console.folder, modules=own_modules(jobs[0].config))
         raise KeyboardInterrupt(f"the run is saved: {call} goes on with it")
 
+    # Opened like any saved run, so that `train` and `load` return the same.
     run = _load_run(str(console.folder), [], jobs[0])
     if code:
         missed = []
@@ -199,6 +206,7 @@ def load(place: str | Path, *overrides: str, trusted_modules: str | Sequence[str
     if isinstance(trusted_modules, str):
         trusted_modules = [trusted_modules]
     if trusted_modules:
+        # The command line takes a list; a single module may be given as a string.
         words.append(f"trusted_modules=[{','.join(trusted_modules)}]")
     return _load_run(str(place), words)
 
@@ -209,6 +217,7 @@ def _load_run(place: str, words: list[str], trained: Request | None = None) -> R
         try:
             with open_saved_model(place, words) as saved:
                 if trained is not None:
+                    # Its modules have been imported and run by this process already.
                     saved.request = replace(saved.request, trusted_modules=trained.trusted_modules)
                 # Built here and not on first access, so that mistakes surface in this call.
                 saved.model.eval()
@@ -235,6 +244,7 @@ def refuse_sweep_folder(words: Sequence[str]) -> None:
 def _load_finished_run(words: Sequence[str]) -> Run:
     """Load the run that `resume=RUN` names, once it has been found to have nothing left to train."""
     folders = [word.removeprefix("resume=") for word in words if word.startswith("resume=")]
+    # `resume=auto` continues the newest run of the same config, which is finished here.
     if folders == ["auto"]:
         folder = resume.find_run_of_same_config(request.from_command_line(words)[0])
         folders = [] if folder is None else [str(folder)]
@@ -258,6 +268,7 @@ def _check_words(words: Sequence[str]) -> list[str]:
 
 def _place_part(part: Any, placement: Placement) -> Any:
     """Move an in-memory part to where the model is; one that is read from files stays as it is."""
+    # Files are read batch by batch, and the batches are moved.
     if not isinstance(part, Split):
         return part
     inputs = tuple(placement.move_inputs(part.inputs))
@@ -277,6 +288,7 @@ def _restore_process(function: str = "load") -> Iterator[None]:
                 yield
             except DlrunError as error:
                 if error.args:
+                    # What has no Python call is to be typed in a terminal, and says so.
                     error.args = (mark_terminal_commands(str(error.args[0])), *error.args[1:])
                 raise
     finally:

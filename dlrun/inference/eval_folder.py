@@ -51,6 +51,7 @@ def write_evaluation(evaluation: Evaluation, run: Path, figures: bool) -> Path:
     is_first = not parent.exists()
     hidden = parent / f".{os.getpid()}.tmp"
     try:
+        # Written under a hidden name first: an interrupted evaluation leaves no half folder.
         hidden.mkdir(parents=True)
         _write_files(hidden, evaluation, figures)
         return _rename_to_free_name(hidden, parent / f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
@@ -136,6 +137,7 @@ def format_predictions(evaluation: Evaluation) -> str:
     row counts from 0, like x[row] and pandas' iloc; line, for text files, from 1 with the header, like an editor.
     """
     columns = evaluation.origin.to_columns()
+    # The row number comes first, the other columns of the origin last.
     numbers = columns.pop("row")
     places = zip(*columns.values(), strict=True)
 

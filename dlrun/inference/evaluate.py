@@ -55,6 +55,7 @@ class PredictionCollector:
         if self.task.spec.task != "binary":
             probabilities = probabilities.max(-1).values
 
+        # Boolean indexing flattens (N, length) to (tags,).
         is_real = targets != PADDING
         self.targets.append(targets[is_real].cpu())
         self.predictions.append(predictions[is_real].cpu())
@@ -73,6 +74,7 @@ def evaluate(words: list[str]) -> dict[str, float]:
     place = read_run_name(words, "eval")
     split_words = [word for word in words[1:] if word.startswith("split=")]
     overrides = [word for word in words[1:] if not word.startswith("split=")]
+    # Of several split= words the first counts.
     split = split_words[0].removeprefix("split=") if split_words else None
     if split is not None and split not in SPLITS:
         raise RequestError(f"split={split} is none; {did_you_mean(split, SPLITS)}type split={', '.join(SPLITS)}")
@@ -96,6 +98,7 @@ def evaluate(words: list[str]) -> dict[str, float]:
                 f"{saved.folder}/eval cannot be written ({error.strerror}); the metrics above are whole"
             ) from error
 
+        # Characters that no installed font can draw are reported once, after all figures.
         for line in fonts.note():
             console.say(f"note: {line}")
         console.say(facts([("written to", run_folder.from_here(folder))]))
@@ -105,9 +108,9 @@ def evaluate(words: list[str]) -> dict[str, float]:
 def evaluate_split(saved: SavedModel, split: str | None = None) -> Evaluation:
     """Evaluate a split. None is the test part, or every row of a file that the run has not seen."""
     if split is None:
-        unseen = _read_whole_if_unseen(saved)
-        if unseen is not None:
-            saved = unseen
+        unsplit = _read_unsplit_if_unseen(saved)
+        if unsplit is not None:
+            saved = unsplit
             split = "all"
     name, batches, origin = saved.load_held_out() if split is None else saved.load_part(split)
 
@@ -135,7 +138,7 @@ def evaluate_split(saved: SavedModel, split: str | None = None) -> Evaluation:
     return evaluation
 
 
-def _read_whole_if_unseen(saved: SavedModel) -> SavedModel | None:
+def _read_unsplit_if_unseen(saved: SavedModel) -> SavedModel | None:
     """Return the same model with its files read unsplit if the run has not seen them; None if it was trained on them.
 
     Training files are recognized even after they moved: they are split as in training, and the parts are compared.
@@ -144,35 +147,35 @@ def _read_whole_if_unseen(saved: SavedModel) -> SavedModel | None:
         return None
 
     overrides = saved.request.overrides
-    whole = replace(saved, settings=build.disable_splitting(saved.settings, overrides))
+    unsplit = replace(saved, settings=build.disable_splitting(saved.settings, overrides))
     if not saved.state:
         # A full model does not record its training data: only data named by the command line count as unseen.
         names_data = any(word.lstrip("+").startswith("data") for word in overrides)
-        return whole if names_data else None
+        return unsplit if names_data else None
 
     trained_path = saved.state["config"].get("data", {}).get("path")
     path = saved.settings.data.arguments.get("path")
     is_elsewhere = trained_path is None or Path(str(path)).resolve() != Path(str(trained_path)).resolve()
-    if is_elsewhere and not _has_row_count_of_training(saved, whole):
-        return whole
+    if is_elsewhere and not _has_row_count_of_training(saved, unsplit):
+        return unsplit
     try:
-        return None if saved.is_training_data else whole
+        return None if saved.is_training_data else unsplit
     except DataError:
         # They cannot even be split as the training data were.
-        return whole
+        return unsplit
 
 
-def _has_row_count_of_training(saved: SavedModel, whole: SavedModel) -> bool:
+def _has_row_count_of_training(saved: SavedModel, unsplit: SavedModel) -> bool:
     """Whether there are about as many rows as in training, so that splitting them to compare is worth the time."""
     keys = saved.settings.data_keys
     if keys.train_rows is not None or keys.limit_batches is not None:
         return True
 
-    rows = count_rows(whole.raw_splits.train)
+    rows = count_rows(unsplit.raw_splits.train)
     test_fraction = float(saved.settings.data.arguments.get("test_fraction") or 0)
     expected = rows * (1 - test_fraction) * (1 - keys.val_fraction)
     # The share is rounded class by class, and once more for the validation part; parts in files of their own take none.
-    slack = 2 + len(whole.raw_splits.spec.class_names)
+    slack = 2 + len(unsplit.raw_splits.spec.class_names)
     trained_rows = int(saved.state.get("rows", rows))
     return expected - slack <= trained_rows <= rows
 
@@ -194,6 +197,7 @@ def _compute_baseline(saved: SavedModel, name: str) -> dict[str, float]:
         baseline = result.compute_baseline(saved.task, saved.splits)
         return {key: value for key, value in baseline.items() if key.startswith(f"{name}/")}
 
+    # The whole data set has no separate training part to take a majority from.
     part_targets = []
     for part in (saved.splits.train, saved.splits.val, saved.splits.test):
         if part is None:
@@ -228,6 +232,7 @@ def print_evaluation(console: Console, evaluation: Evaluation) -> None:
         ("device", f"{process.description}, {process.precision}"),
         ("data", f"{data}: {_describe_split(evaluation)}, {evaluation.rows:,} rows"),
     ]
+    # Notes of the data set itself, then overrides that had no effect on it.
     lines += [("note", note) for note in saved.splits.notes]
     notes = ignored.find_unheeded_data(saved.raw_splits, saved.settings.data.target, saved.request.overrides)
     lines += [("note", note) for note in notes]
@@ -287,8 +292,8 @@ def _print_classes(console: Console, classes: PerClass) -> None:
         has_support = [row for row in rows if row[4]]
         shown = sorted(has_support, key=lambda row: row[3] or 0.0)[:_MAX_CLASS_LINES]
 
-    cells = [(row[0], *(_format_or_dash(value) for value in row[1:5])) for row in shown]
-    console.say(table(("class", "precision", "recall", "f1", "support"), cells))
+    lines = [(row[0], *map(_format_or_dash, row[1:5])) for row in shown]
+    console.say(table(("class", "precision", "recall", "f1", "support"), lines))
     if len(rows) > len(shown):
         console.say(f"the {len(shown)} of {len(rows)} classes with the lowest f1; all are in per_class.csv")
 
@@ -299,6 +304,7 @@ def _print_classes(console: Console, classes: PerClass) -> None:
 
 def format_calibration(calibration: Calibration) -> str:
     """Format the calibration error, with mean probability and frequency, which show the side it errs on."""
+    # The frequency with which the predicted class is right is the accuracy.
     rate = "accuracy" if calibration.of.startswith("the predicted") else "its share"
     return (
         f"calibration: ECE {calibration.ece:.4f}; mean probability of {calibration.of} "

@@ -35,6 +35,7 @@ class Predictions:
 
 def predict_rows(saved: SavedModel, x: Any) -> Predictions:
     """Predict rows in the form that the model was trained on, or one such row, as api.Run.predict describes."""
+    # Otherwise the forward pass would fail with a TypeError about missing arguments.
     refuse_several_inputs(saved)
     spec = saved.spec
     task = saved.task
@@ -64,6 +65,7 @@ def prepare_inputs(x: Any, spec: DataSpec) -> tuple[Tensor, ...]:
 
     rows = _to_tensor(x)
     if rows.shape == spec.input_shape:
+        # A single row, as it comes out of a dataset.
         rows = rows.unsqueeze(0)
     if rows.shape[1:] != spec.input_shape or not len(rows):
         row_shape = ", ".join(map(str, spec.input_shape))
@@ -95,6 +97,7 @@ def _prepare_sequences(x: Any, spec: DataSpec) -> tuple[Tensor, ...]:
     codes = _to_tensor(x[0]).long()
     lengths = _to_tensor(x[1]).long()
     if codes.dim() == 1:
+        # A single sequence, with its length as a number.
         codes = codes.unsqueeze(0)
         lengths = lengths.reshape(1)
     if codes.dim() != 2 or lengths.shape != codes.shape[:1] or not len(codes):
@@ -112,6 +115,7 @@ def _prepare_sequences(x: Any, spec: DataSpec) -> tuple[Tensor, ...]:
 
 def _to_tensor(x: Any) -> Tensor:
     if isinstance(x, Tensor):
+        # Detached, as a tensor may come out of a computation that requires gradients.
         return x.detach().cpu()
     try:
         return torch.from_numpy(np.array(x))

@@ -104,6 +104,7 @@ class SavedModel:
         # Pretrained weights are not downloaded: the checkpoint replaces them.
         with weights_follow():
             model = build.build_model(self.settings, self.spec, self.process, self.request.trusted_modules)
+        # A net may create or grow buffers in its forward pass; load_state_dict needs them to exist.
         BuiltBuffers(model).fit(self.state["model"], self.state.get(MADE_BUFFERS, []))
         load_weights(model, self.state["model"], self.path)
         return model
@@ -166,6 +167,7 @@ def open_saved_model(place: str, overrides: Sequence[str] = ()) -> Iterator[Save
         choices = state["choices"]
 
     request = from_saved(plain, choices, list(overrides), None)
+    # For example permissions in the saved config, which only a command line can give.
     for note in request.notes:
         write_error(f"dlrun: note: {note}")
     restore_training_defaults(request, state, plain)

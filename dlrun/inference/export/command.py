@@ -20,7 +20,7 @@ ON_THE_CPU = ("device.name=cpu", "device.index=null", "device.compile=false")
 
 
 class Format(NamedTuple):
-    """Where a format's `Writer` is, imported when it is asked for, and the packages that it needs."""
+    """Where the `Writer` of a format is, imported on demand, and the packages that it needs."""
 
     writer: str
     packages: tuple[str, ...] = ()
@@ -35,42 +35,53 @@ DEFAULT = "onnx"
 
 
 def export(words: list[str]) -> None:
-    """Write the best weights of a run, or those of the file named, and say where they are."""
-    place, rest = read_run_name(words, "export"), words[1:]
-    name, rest = _taken("format", rest, DEFAULT, tuple(FORMATS))
-    which, rest = _taken("weights", rest, "trained", ("trained", "ema"))
-    writer = _writer(name)
-    unheeded.refuse_unheeded(rest, "dlrun export")
-    with open_saved_model(place, [*rest, *ON_THE_CPU]) as saved:
-        if which == "ema":
-            _take_average(saved)
-        target = (saved.folder or saved.path.absolute().parent) / "export"
-        with new_folder(target, name) as folder:
-            files = [path.name for path in writer(saved, folder.temporary)]
+    """Export the best weights of a run, or those of the named file, and print what was written."""
+    place = read_run_name(words, "export")
+    name, words = _pop_option("format", words[1:], DEFAULT, tuple(FORMATS))
+    weights, overrides = _pop_option("weights", words, "trained", ("trained", "ema"))
+    # A missing package is reported before the checkpoint is read.
+    write = _import_writer(name)
+    unheeded.refuse_unheeded(overrides, "dlrun export")
+
+    with open_saved_model(place, [*overrides, *ON_THE_CPU]) as saved:
+        if weights == "ema":
+            _load_averaged_weights(saved)
+
+        # The folder appears under its final name once every file in it is complete.
+        parent = (saved.folder or saved.path.absolute().parent) / "export"
+        with new_folder(parent, name) as folder:
+            files = [path.name for path in write(saved, folder.temporary)]
         print_export(saved, name, folder.final, files)
 
 
-def _taken(key: str, words: Sequence[str], default: str, known: tuple[str, ...]) -> tuple[str, list[str]]:
-    """The value of `key=value` among the words, and the other words; RequestError for one that is not known."""
-    given = [word.partition("=")[2] for word in words if word.startswith(f"{key}=")]
-    value = given[-1] if given else default
-    if given and value not in known:
-        hint = did_you_mean(value, known, f"{key}=")
-        raise RequestError(f"{key}={value} is not known; {hint}type {key}=<one of {', '.join(known)}>")
-    return value, [word for word in words if not word.startswith(f"{key}=")]
+def _pop_option(key: str, words: Sequence[str], default: str, choices: tuple[str, ...]) -> tuple[str, list[str]]:
+    """Return the value of `key=value` among the words, and the other words; RequestError for an unknown value."""
+    values = [word.partition("=")[2] for word in words if word.startswith(f"{key}=")]
+    others = [word for word in words if not word.startswith(f"{key}=")]
+    if not values:
+        return default, others
+
+    # As for config keys, the last one counts.
+    value = values[-1]
+    if value not in choices:
+        hint = did_you_mean(value, choices, f"{key}=")
+        raise RequestError(f"{key}={value} is not known; {hint}type {key}=<one of {', '.join(choices)}>")
+    return value, others
 
 
-def _writer(name: str) -> Writer:
-    """The format's writer; RequestError where its packages are not installed."""
-    lacking = [package for package in FORMATS[name].packages if importlib.util.find_spec(package) is None]
-    if lacking:
-        raise RequestError(f"format={name} needs {', '.join(lacking)}; type pip install 'dlrun[export]'")
+def _import_writer(name: str) -> Writer:
+    """Import the writer of a format; RequestError if its packages are not installed."""
+    # find_spec does not import the packages, which would take seconds.
+    missing = [package for package in FORMATS[name].packages if importlib.util.find_spec(package) is None]
+    if missing:
+        raise RequestError(f"format={name} needs {', '.join(missing)}; type pip install 'dlrun[export]'")
+
     module, _, function = FORMATS[name].writer.partition(":")
-    found: Writer = getattr(importlib.import_module(module), function)
-    return found
+    writer: Writer = getattr(importlib.import_module(module), function)
+    return writer
 
 
-def _take_average(saved: SavedModel) -> None:
+def _load_averaged_weights(saved: SavedModel) -> None:
     if saved.averaged_weights is None:
         raise RequestError(
             f"{saved.path} holds no averaged weights, as the run had no trainer.ema_decay; leave out weights=ema"
@@ -79,19 +90,30 @@ def _take_average(saved: SavedModel) -> None:
 
 
 def print_export(saved: SavedModel, name: str, folder: Path, files: Sequence[str]) -> None:
-    """What was written where, and how it compares with the model."""
+    """Print the files that were written, how they were checked, and the command that tries them."""
     epoch = f" (epoch {saved.state['epoch']})" if "epoch" in saved.state else ""
-    lines = [("checkpoint", f"{saved.path}{epoch}"), ("format", name), ("folder", run_folder.from_here(folder))]
-    lines += [("files", ", ".join(f"{file} ({_size(folder / file)})" for file in files))]
+    sizes = [f"{file} ({_format_size(folder / file)})" for file in files]
+    lines = [
+        ("checkpoint", f"{saved.path}{epoch}"),
+        ("format", name),
+        ("folder", run_folder.from_here(folder)),
+        ("files", ", ".join(sizes)),
+    ]
     if (folder / "model.json").is_file():
         checked = read_json(folder / "model.json")["checked"]
-        lines += [("checked", str(checked["said"]))]
-    loader = next((file for file in files if file.startswith(("load_", "train.py"))), None)
-    if loader:
-        lines += [("try it", f"python {quote(run_folder.from_here(folder / loader))}")]
+        lines.append(("checked", str(checked["said"])))
+
+    # A loader, or the training script of format=python.
+    scripts = [file for file in files if file.startswith(("load_", "train.py"))]
+    if scripts:
+        lines.append(("try it", f"python {quote(run_folder.from_here(folder / scripts[0]))}"))
     Console().say(facts(lines))
 
 
-def _size(path: Path) -> str:
+def _format_size(path: Path) -> str:
     size = path.stat().st_size
-    return f"{size:,} bytes" if size < 10_000 else f"{size / 1e3:,.0f} kB" if size < 1e7 else f"{size / 1e6:,.0f} MB"
+    if size < 10_000:
+        return f"{size:,} bytes"
+    if size < 1e7:
+        return f"{size / 1e3:,.0f} kB"
+    return f"{size / 1e6:,.0f} MB"

@@ -1,4 +1,4 @@
-"""What goes with an exported file: model.json, an example of raw input, and a loader that needs no dlrun."""
+"""Companions of an exported file: model.json, an example of raw input, and a loader that needs no dlrun."""
 
 import json
 import re
@@ -20,74 +20,90 @@ from dlrun.inference.export import loaders
 from dlrun.inference.export.example_input import Example, choose_rows, has_words, make_example
 from dlrun.inference.saved_model import SavedModel
 
-INPUT_NAMES = {"tokens": ("codes", "lengths")}  # of other kinds: x
-_PICTURES = ("dlrun.data.images.", "dlrun.data.folders.")  # whose pixels were 0 to 255
+INPUT_NAMES = {"tokens": ("codes", "lengths")}  # for other kinds: x
+_IMAGE_TARGETS = ("dlrun.data.images.", "dlrun.data.folders.")  # data whose pixels were 0 to 255
 _LIST = re.compile(r'\[\n(?:\s+(?:"(?:[^"\\]|\\.)*"|[^"\s\[\]{}]+),?\n)+\s*\]')  # of plain values, in indented JSON
-_ALLOWED = 1e-3  # of the largest answer, or of 1: rounding stays far below it
+_TOLERANCE = 1e-3  # of the largest output, or of 1: rounding stays far below it
 
 
 @dataclass
 class ExportSubject:
-    """The model that is exported, in evaluation mode on the CPU, and rows to try it on."""
+    """The model to export, in evaluation mode on the CPU, and rows to check it with."""
 
     saved: SavedModel
     model: nn.Module
-    rows: str  # what the rows are
+    rows: str  # what the rows are, for messages
     batches: Batches
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the inputs."""
-        named = INPUT_NAMES.get(self.saved.spec.kind, ("x",))
-        more = range(len(named), len(next(self.inputs())))  # of a net of the user's own
-        return (*named, *(f"x{number + 1}" for number in more))
+        """Names of the inputs."""
+        names = INPUT_NAMES.get(self.saved.spec.kind, ("x",))
+        # A user's model may take more inputs than its kind of data has.
+        count = len(next(self.iterate_inputs()))
+        return (*names, *(f"x{number}" for number in range(len(names) + 1, count + 1)))
 
-    def inputs(self) -> Iterator[tuple[Tensor, ...]]:
-        """Batches in the precision of the model, laid out plainly."""
+    def iterate_inputs(self) -> Iterator[tuple[Tensor, ...]]:
+        """Iterate over batches in the precision of the model, contiguous in memory."""
         dtype = next(self.model.parameters()).dtype
-        for inputs, _ in self.batches.epoch(1):
-            yield tuple((x.to(dtype) if x.is_floating_point() else x).contiguous() for x in inputs)
+        for batch, _ in self.batches.epoch(1):
+            inputs = [x.to(dtype) if x.is_floating_point() else x for x in batch]
+            yield tuple(x.contiguous() for x in inputs)
 
     def sample(self) -> tuple[Tensor, ...]:
-        """Two rows to trace with, of two codes at least: torch takes a size of one for a constant."""
-        inputs = [torch.cat([x[:2], x[:2]])[:2] for x in next(self.inputs())]
+        """Return two rows to trace with, of at least two codes: torch takes a size of one for a constant."""
+        # Twice the first rows: a data set may have a single one.
+        inputs = [torch.cat([x[:2], x[:2]])[:2] for x in next(self.iterate_inputs())]
         if self.saved.spec.kind == "tokens" and inputs[0].shape[1] == 1:
             inputs[0] = functional.pad(inputs[0], (0, 1))
         return tuple(inputs)
 
 
 def prepare_subject(saved: SavedModel) -> ExportSubject:
-    """What is to be exported; the saved model itself is brought into its shape."""
+    """Prepare a saved model for export, in place; RequestError if it does not take the rows to check it with."""
     rows, batches = choose_rows(saved)
     model = saved.model.eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
-    exported = ExportSubject(saved, model, rows, batches)
+    subject = ExportSubject(saved, model, rows, batches)
     try:
         with torch.inference_mode():
-            model(*exported.sample())
-    except Exception as error:  # the model may be the user's own
-        sentence = f"the model does not take {rows}: {user_code.first_line(error)}"
-        raise RequestError(user_code.with_place(sentence, error)) from error
-    return exported
+            model(*subject.sample())
+    except Exception as error:
+        # The model may be the user's own and raise anything.
+        message = f"the model does not take {rows}: {user_code.first_line(error)}"
+        raise RequestError(user_code.with_place(message, error)) from error
+    return subject
 
 
 @torch.inference_mode()
-def compare_outputs(subject: ExportSubject, answers: Callable[..., Tensor]) -> dict[str, Any]:
-    """How far the answers of the exported file are from the model's, on all rows; RunError where it is too far.
+def compare_outputs(subject: ExportSubject, run_exported: Callable[..., Tensor]) -> dict[str, Any]:
+    """Return the difference of the exported file's outputs from the model's, on all rows; RunError if it is too large.
 
-    answers: called as the model is, with tensors on the CPU.
+    run_exported: called like the model, with tensors on the CPU.
     """
-    difference = largest = 0.0
+    difference = 0.0
+    largest = 0.0
     count = 0
-    for inputs in subject.inputs():
-        expected, found = subject.model(*inputs), answers(*inputs)
-        difference = max(difference, float((found - expected).abs().max()))
+    for inputs in subject.iterate_inputs():
+        expected = subject.model(*inputs)
+        # Both run on the CPU in the same precision, so only rounding may differ.
+        outputs = run_exported(*inputs)
+        difference = max(difference, float((outputs - expected).abs().max()))
         largest = max(largest, float(expected.abs().max()))
         count += len(expected)
-    if not difference <= _ALLOWED * max(1.0, largest):
+
+    # Written so that NaN fails too.
+    if not difference <= _TOLERANCE * max(1.0, largest):
         raise RunError(f"the exported file answers up to {difference:.3g} from what the model does, so it was not kept")
+
     rows = subject.rows.replace("rows", "row", count == 1)
-    said = f"{count:,} {rows}: at most {difference:.2g} from torch's outputs, which reach {largest:.3g}"
-    return {"rows": count, "on": subject.rows, "max_difference": difference, "largest_output": largest, "said": said}
+    summary = f"{count:,} {rows}: at most {difference:.2g} from torch's outputs, which reach {largest:.3g}"
+    return {
+        "rows": count,
+        "on": subject.rows,
+        "max_difference": difference,
+        "largest_output": largest,
+        "said": summary,
+    }
 
 
 def write_companions(
@@ -99,56 +115,69 @@ def write_companions(
     shapes: Sequence[Any],
     loader: bool = True,
 ) -> list[Path]:
-    """Write model.json, the example and the loader beside `file`; returns their paths.
+    """Write model.json, the example and the loader beside `file`; return their paths.
 
-    extra: what only this format says. shapes: of the inputs, with names where any number will do.
+    extra: entries of model.json that only this format has. shapes: of the inputs, with a name for a free dimension.
     """
-    saved, spec = subject.saved, subject.saved.spec
-    pictures = str(saved.settings.data.target).startswith(_PICTURES)
-    shown = make_example(spec, pictures, next(subject.inputs()))
-    if shown.kind == "arrays":
-        loader = False  # none knows how somebody's own data become several inputs
+    saved = subject.saved
+    spec = saved.spec
+    has_byte_pixels = str(saved.settings.data.target).startswith(_IMAGE_TARGETS)
+    example = make_example(spec, has_byte_pixels, next(subject.iterate_inputs()))
     with torch.inference_mode():
-        outputs = subject.model(*shown.inputs)
-    dtypes = [str(x.dtype).removeprefix("torch.") for x in (*shown.inputs, outputs)]
-    named = zip(subject.names, dtypes, shapes, strict=False)
+        outputs = subject.model(*example.inputs)
+
+    inputs = []
+    for name, x, shape in zip(subject.names, example.inputs, shapes, strict=False):
+        inputs.append({"name": name, "dtype": _name_dtype(x), "shape": list(shape)})
+    # A tagger has an output at each position.
     length = [shapes[0][1]] if spec.task == "tagging" else []
-    about = {
+    output_shape = ["batch", *length, spec.output_size]
+
+    description = {
         "model_file": file,
         **extra,
         "from": describe_origin(saved),
         "task": spec.task,
-        "inputs": [{"name": name, "dtype": dtype, "shape": list(shape)} for name, dtype, shape in named],
-        "outputs": [{"name": "output", "dtype": dtypes[-1], "shape": ["batch", *length, spec.output_size]}],
+        "inputs": inputs,
+        "outputs": [{"name": "output", "dtype": _name_dtype(outputs), "shape": output_shape}],
         "output_to_probability": name_probability_function(saved),
         "class_names": list_class_names(saved),
-        "preprocessing": describe_preprocessing(saved, shown, shapes[0]),
-        "example": {"file": shown.file, "outputs": outputs.tolist()},
+        "preprocessing": describe_preprocessing(saved, example, shapes[0]),
+        # Whoever loads the export elsewhere can compare with these outputs.
+        "example": {"file": example.file, "outputs": outputs.tolist()},
         "checked": checked,
     }
-    write_atomically(folder / "model.json", _LIST.sub(_one_line, json.dumps(about, indent=2)).encode() + b"\n")
-    write_atomically(folder / shown.file, shown.content)
-    files = [folder / "model.json", folder / shown.file]
-    if loader:
-        files.append(folder / f"load_{extra['format']}.py")
-        write_atomically(files[-1], loaders.render_loader(extra["format"], shown.kind, spec.task).encode())
+    text = _LIST.sub(_join_list, json.dumps(description, indent=2))
+    files = [folder / "model.json", folder / example.file]
+    write_atomically(files[0], text.encode() + b"\n")
+    write_atomically(files[1], example.content)
+
+    # No loader can know how the user's own data become several inputs.
+    if loader and example.kind != "arrays":
+        files.append(folder / "load_onnx.py")
+        write_atomically(files[-1], loaders.render_loader(example.kind, spec.task).encode())
     return files
 
 
-def _one_line(found: re.Match[str]) -> str:
-    values = [line.strip() for line in found[0][1:-1].strip().splitlines()]
+def _name_dtype(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")
+
+
+def _join_list(match: re.Match[str]) -> str:
+    """Put a list of plain values, which json.dumps spreads over as many lines, on one line."""
+    values = [line.strip() for line in match[0][1:-1].strip().splitlines()]
     return f"[{' '.join(values)}]"
 
 
 def describe_origin(saved: SavedModel) -> dict[str, Any]:
-    """Where the weights come from."""
-    plain, choices = saved.settings, saved.request.choices
+    """Return where the weights come from: checkpoint, run, model, data and versions."""
+    choices = saved.request.choices
     return {
         "checkpoint": str(saved.path),
         "epoch": saved.state.get("epoch"),
         "run_id": saved.state.get("run_id"),
         "model": choices.get("model"),
-        "model_settings": plain.model.arguments,
+        "model_settings": saved.settings.model.arguments,
         "data": choices.get("data"),
         "dlrun": version("dlrun"),
         "torch": str(torch.__version__),
@@ -156,37 +185,46 @@ def describe_origin(saved: SavedModel) -> dict[str, Any]:
 
 
 def name_probability_function(saved: SavedModel) -> str | None:
-    """The function that makes probabilities of the outputs; null for quantities."""
+    """Return the name of the function from outputs to probabilities; None for regression."""
     task = saved.task
     if task.spec.task == "regression":
         return None
     if task.spec.task == "binary":
+        # A model trained with plain BCE has the sigmoid inside; only the objective knows.
         half = torch.full((1, 1), 0.5)
         return "identity" if torch.equal(task.compute_probabilities(half), half[0]) else "sigmoid"
     return "exp" if task.loss_name == "nll" else "softmax"
 
 
 def list_class_names(saved: SavedModel) -> list[str]:
-    """What each class is called; its number where the data give no names."""
+    """Return the name of each class, its number if the data have no names; empty for regression."""
     spec = saved.spec
+    if spec.class_names:
+        return list(spec.class_names)
     count = {"regression": 0, "binary": 2}.get(spec.task, spec.output_size)
-    return list(spec.class_names) or [str(i) for i in range(count)]
+    return [str(number) for number in range(count)]
 
 
-def describe_preprocessing(saved: SavedModel, shown: Example, shape: Sequence[int | str]) -> dict[str, Any]:
-    """What becomes of raw input before the model sees it. shape: of the first input."""
+def describe_preprocessing(saved: SavedModel, example: Example, shape: Sequence[int | str]) -> dict[str, Any]:
+    """Return what turns raw input into the model's. shape: of the first input."""
     spec = saved.spec
-    about: dict[str, Any] = {"raw_input": shown.kind}
+    # Without normalization the constants of a loader do nothing: mean 0, std 1.
+    description: dict[str, Any] = {"raw_input": example.kind}
     constants = {"mean": list(spec.mean) or [0.0], "std": list(spec.std) or [1.0]}
-    if shown.kind == "picture":
+    if example.kind == "picture":
         channels, height, width = spec.input_shape
         mode = "L" if channels == 1 else "RGB"
-        return about | {"mode": mode, "height": height, "width": width, "divide_by": 255, **constants}
-    if shown.kind == "table":
-        return about | {"feature_names": list(spec.feature_names), **constants}
-    if shown.kind == "text":
-        width = shape[1] if isinstance(shape[1], int) else 0  # 0: as long as the longest
-        return about | {"vocabulary": list(spec.vocabulary), "words": has_words(spec), "padding": 0, "pad_to": width}
-    made_by = saved.settings.data.target
-    known = constants if spec.mean else {}
-    return about | {"note": f"the array is what the model takes: what {made_by} did before is its own", **known}
+        return description | {"mode": mode, "height": height, "width": width, "divide_by": 255, **constants}
+
+    if example.kind == "table":
+        return description | {"feature_names": list(spec.feature_names), **constants}
+
+    if example.kind == "text":
+        # 0: padded to the longest text of a batch.
+        length = shape[1] if isinstance(shape[1], int) else 0
+        vocabulary = list(spec.vocabulary)
+        return description | {"vocabulary": vocabulary, "words": has_words(spec), "padding": 0, "pad_to": length}
+
+    target = saved.settings.data.target
+    note = f"the array is what the model takes: what {target} did before is its own"
+    return description | {"note": note, **(constants if spec.mean else {})}

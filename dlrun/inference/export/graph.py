@@ -19,41 +19,45 @@ Shape = list[int | str]
 def trace(
     model: nn.Module, inputs: Sequence[Tensor], names: Sequence[str], any_length: bool = False
 ) -> ExportedProgram:
-    """The graph, with the first dimension of all inputs free, and with any_length the second of `codes`.
+    """Trace the graph with a free first dimension of all inputs, and with any_length a free second one of `codes`.
 
-    RequestError for a model whose Python depends on the values or the number of rows.
+    RequestError for a model whose Python depends on values or on the number of rows.
     """
-    free: list[dict[int, Any]] = [{0: Dim.DYNAMIC} for _ in inputs]
+    # One entry per input: dimension -> free.
+    dynamic_shapes: list[dict[int, Any]] = [{0: Dim.DYNAMIC} for _ in inputs]
     if any_length:
-        free[0][1] = Dim.DYNAMIC
+        dynamic_shapes[0][1] = Dim.DYNAMIC
+
     try:
         with torch.no_grad(), silence():
-            return torch.export.export(model, tuple(inputs), dynamic_shapes=tuple(free))
-    except Exception as error:  # whatever the user's own model does not allow
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+            return torch.export.export(model, tuple(inputs), dynamic_shapes=tuple(dynamic_shapes))
+    except Exception as error:
+        # A user's model can fail in any way.
+        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise RequestError(
-            f"{type(model).__name__} cannot be written as a graph of torch's operations ({said}); what its forward "
-            f"does may not depend on the values of {listed(names)}, nor on the number of rows"
+            f"{type(model).__name__} cannot be written as a graph of torch's operations ({lines[0][:160]}); what its "
+            f"forward does may not depend on the values of {listed(names)}, nor on the number of rows"
         ) from error
 
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """torch's remarks on its own insides, and the graphs that it prints when it fails, are not for the terminal."""
-    heard = io.StringIO()
-    before = logging.root.manager.disable
+    """Keep torch's warnings about its internals, and the graphs that it prints when it fails, off the terminal."""
+    output = io.StringIO()
+    # All of logging: the names of torch's loggers change from version to version.
+    disabled_level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(heard), contextlib.redirect_stderr(heard):
+        with warnings.catch_warnings(), contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(before)
+        logging.disable(disabled_level)
 
 
 def describe_shapes(inputs: Sequence[Tensor], any_length: bool = False) -> list[Shape]:
-    """Of the inputs, with a name where any number will do."""
-    found: list[Shape] = [["batch", *x.shape[1:]] for x in inputs]
+    """Return the shapes of the inputs, with a name for each free dimension."""
+    shapes: list[Shape] = [["batch", *x.shape[1:]] for x in inputs]
     if any_length:
-        found[0][1] = "length"
-    return found
+        shapes[0][1] = "length"
+    return shapes

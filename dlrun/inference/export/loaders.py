@@ -1,7 +1,7 @@
-"""The loaders that are written beside an export: plain Python, made of a part a format, kind of input and task."""
+"""The loader written beside an ONNX export: plain Python, one part per kind of input and one per task."""
 
 _HEAD = '''\
-"""Predict with this export, without dlrun: python {name} [FILE]"""
+"""Predict with this export, without dlrun: python load_onnx.py [FILE]"""
 import json
 import sys{library}
 from pathlib import Path
@@ -15,7 +15,8 @@ file = sys.argv[1] if len(sys.argv) > 1 else here / about["example"]["file"]
 
 '''
 
-_READ = {  # file -> inputs, a list of arrays
+# Kind of raw input -> code from `file` to `inputs`, a list of arrays.
+_READ = {
     "picture": """\
 image = ImageOps.fit(Image.open(file).convert(how["mode"]), (how["width"], how["height"]), Image.Resampling.BILINEAR)
 pixels = np.asarray(image, dtype).reshape(how["height"], how["width"], -1).transpose(2, 0, 1) / how["divide_by"]
@@ -44,19 +45,14 @@ inputs = [np.load(file).astype(dtype)]
 """,
 }
 
-_RUN = {  # inputs -> outputs, an array
-    "onnx": """\
+# From `inputs` to `outputs`, an array.
+_RUN = """\
 session = onnxruntime.InferenceSession(here / about["model_file"])
 (outputs,) = session.run(None, {entry["name"]: x for entry, x in zip(about["inputs"], inputs)})
-""",
-    "safetensors": """\
-weights = load_file(here / about["model_file"])
-with torch.inference_mode():
-    outputs = network(weights, *map(torch.from_numpy, inputs)).numpy()
-""",
-}
+"""
 
-_TELL = {
+# Task -> code that prints `outputs`, a line per input.
+_PRINT = {
     "regression": """\
 for row in outputs:
     print(*row)
@@ -77,19 +73,16 @@ for row, length in zip(outputs, inputs[1]):
     print(*(about["class_names"][tag] for tag in row[:length].argmax(1)))
 """,
 }
-_IMPORTS = {"onnx": ["import onnxruntime"], "safetensors": ["import torch", "from safetensors.torch import load_file"]}
 
 
-def render_loader(format_name: str, kind: str, task: str) -> str:
-    """The text of load_<format>.py for one kind of raw input (see rows.Example) and one task."""
-    found = ["import numpy as np", *_IMPORTS[format_name]]
+def render_loader(kind: str, task: str) -> str:
+    """Return the source of load_onnx.py for one kind of raw input, an `Example.kind`, and one task."""
+    imports = ["import numpy as np", "import onnxruntime"]
     if kind == "picture":
-        found.append("from PIL import Image, ImageOps")
-    imports = "\n".join(sorted(found, key=lambda line: line.split()[1].lower()))
-    own = "\n\nfrom network import network" if format_name == "safetensors" else ""
+        imports.append("from PIL import Image, ImageOps")
+
     head = _HEAD.format(
-        name=f"load_{format_name}.py",
-        imports=imports + own,
+        imports="\n".join(imports),
         library="\nimport unicodedata" if kind == "text" else "",
     )
-    return head + _READ[kind] + _RUN[format_name] + _TELL[task]
+    return head + _READ[kind] + _RUN + _PRINT[task]

@@ -18,65 +18,78 @@ FILE = "model.onnx"
 def write(saved: SavedModel, folder: Path) -> list[Path]:
     """Write model.onnx, model.json, an example and load_onnx.py into `folder`; any number of rows, 32-bit floats.
 
-    RequestError for a model that is no fixed graph, RunError where ONNX Runtime answers something else than torch.
+    RequestError for a model that is no fixed graph, RunError if ONNX Runtime's outputs differ from torch's.
     """
-    exported = prepare_subject(saved)
-    exported.model.float()
-    opset, shapes = _save(exported, folder / FILE)
-    checked = compare_outputs(exported, _Session(folder / FILE))
+    subject = prepare_subject(saved)
+    # ONNX Runtime lacks many operators in float64 and half precision.
+    subject.model.float()
+    opset, shapes = _save_model(subject, folder / FILE)
+    checked = compare_outputs(subject, _Session(folder / FILE))
     extra = {"format": "onnx", "opset": opset}
-    return [folder / FILE, *write_companions(exported, folder, FILE, checked, extra, shapes)]
+    return [folder / FILE, *write_companions(subject, folder, FILE, checked, extra, shapes)]
 
 
-def _save(exported: ExportSubject, path: Path) -> tuple[int, list[graph.Shape]]:
-    """Write the file; returns its opset and the shapes of the inputs."""
-    inputs = exported.sample()
-    rebuilt = onnx_recurrent.rebuild(exported.model)
-    free = rebuilt is not None
-    program = graph.trace(rebuilt or exported.model, inputs, exported.names, free)
-    named: dict[str, Any] = {"input_names": list(exported.names), "output_names": ["output"]}
+def _save_model(subject: ExportSubject, path: Path) -> tuple[int, list[graph.Shape]]:
+    """Write the ONNX file; return its opset and the shapes of the inputs."""
+    inputs = subject.sample()
+
+    # Our recurrent models take sequences of any length, in ONNX's own operators.
+    rebuilt = onnx_recurrent.rebuild(subject.model)
+    any_length = rebuilt is not None
+    program = graph.trace(rebuilt or subject.model, inputs, subject.names, any_length)
     try:
         with graph.silence():
-            made: Any = torch.onnx.export(program, dynamo=True, verbose=False, **named)
+            exported: Any = torch.onnx.export(
+                program, dynamo=True, verbose=False, input_names=list(subject.names), output_names=["output"]
+            )
     except torch.onnx.OnnxExporterError as error:
-        said = str(error.__cause__ or error).strip().splitlines()[0]
+        message = str(error.__cause__ or error).strip().splitlines()[0]
         raise RequestError(
-            f"{type(exported.model).__name__} uses what ONNX does not have ({said[:200]}); type format=safetensors"
+            f"{type(subject.model).__name__} uses what ONNX does not have ({message[:200]}); type format=safetensors"
         ) from error
-    shapes = graph.describe_shapes(inputs, free)
-    _name_dimensions(made.model.graph, shapes)
-    made.save(path)
-    return int(made.model.opset_imports[""]), shapes
+
+    shapes = graph.describe_shapes(inputs, any_length)
+    # Shown by viewers, and by ONNX Runtime when an input does not fit.
+    _name_dimensions(exported.model.graph, shapes)
+    exported.save(path)
+    return int(exported.model.opset_imports[""]), shapes
 
 
-def _name_dimensions(made: Any, shapes: list[graph.Shape]) -> None:
-    """`batch` and `length` instead of torch's s77."""
+def _name_dimensions(onnx_graph: Any, shapes: list[graph.Shape]) -> None:
+    """Rename free dimensions from torch's symbols, like s77, to `batch` and `length`."""
     names: dict[str, str] = {}
-    for value, shape in zip(made.inputs, shapes, strict=True):
-        for found, wanted in zip(value.shape, shape, strict=True):
-            if isinstance(wanted, str):
-                names[str(found)] = wanted
-    for value in (*made.inputs, *made.outputs):
-        value.shape = type(value.shape)([names.get(str(n), n) for n in value.shape])
+    for value, shape in zip(onnx_graph.inputs, shapes, strict=True):
+        for symbol, name in zip(value.shape, shape, strict=True):
+            if isinstance(name, str):
+                names[str(symbol)] = name
+
+    for value in (*onnx_graph.inputs, *onnx_graph.outputs):
+        dimensions = [names.get(str(size), size) for size in value.shape]
+        value.shape = type(value.shape)(dimensions)
 
 
 class _Session:
-    """ONNX Runtime on the file, called as the model is; RunError where it cannot take the file or run it."""
+    """ONNX Runtime on the file, called like the model; RunError if it cannot load the file or run it."""
 
     def __init__(self, path: Path) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
+        # By default it would take all cores, whatever the run was told.
         options.intra_op_num_threads = torch.get_num_threads()
         self._open = partial(onnxruntime.InferenceSession, path, options, providers=["CPUExecutionProvider"])
         self.session: Any = None
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         try:
-            self.session = self.session or self._open()
+            # Opened by the first call, so that its errors are explained here too.
+            if self.session is None:
+                self.session = self._open()
             names = [entry.name for entry in self.session.get_inputs()]
-            (found,) = self.session.run(None, dict(zip(names, (x.numpy() for x in inputs), strict=True)))
-        except Exception as error:  # ONNX Runtime has a class an error code, all its own
-            said = " ".join(str(error).split())
-            raise RunError(f"ONNX Runtime cannot run the exported file ({said[:300]}); nothing was kept") from error
-        return torch.from_numpy(found)
+            arrays = [x.numpy() for x in inputs]
+            (outputs,) = self.session.run(None, dict(zip(names, arrays, strict=True)))
+        except Exception as error:
+            # ONNX Runtime has an exception class per error code, without a common base.
+            message = " ".join(str(error).split())
+            raise RunError(f"ONNX Runtime cannot run the exported file ({message[:300]}); nothing was kept") from error
+        return torch.from_numpy(outputs)

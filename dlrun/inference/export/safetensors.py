@@ -1,72 +1,51 @@
-"""`format=safetensors`: the weights in a file that holds nothing else, and the network as plain torch source."""
+"""`format=safetensors`: the weights, in a file that can hold nothing else."""
 
 import json
-import runpy
-from collections.abc import Callable
-from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor
 
 from dlrun.core.errors import RequestError, listed
 from dlrun.core.files import write_atomically
-from dlrun.inference.export import graph, source
-from dlrun.inference.export.description import compare_outputs, describe_origin, prepare_subject, write_companions
+from dlrun.inference.export import graph
+from dlrun.inference.export.description import describe_origin, prepare_subject, write_companions
+from dlrun.inference.export.onnx_recurrent import is_recurrent
 from dlrun.inference.saved_model import SavedModel
 
-FILE, NETWORK = "model.safetensors", "network.py"
+FILE = "model.safetensors"
 
 
 def write(saved: SavedModel, folder: Path) -> list[Path]:
-    """Write model.safetensors, network.py, model.json, an example and load_safetensors.py into `folder`.
+    """Write model.safetensors, model.json and an example into `folder`.
 
-    The tensors have the names of the state_dict; one that has two names is written under both. A model that is no
-    fixed graph comes without network.py and loader. RunError where network.py answers something else than the model.
+    The tensors have their names in the state_dict; one that has two names is written under both. RequestError for a
+    state_dict that holds more than tensors.
     """
     from safetensors.torch import save
 
-    exported = prepare_subject(saved)
-    others = [name for name, value in exported.model.state_dict().items() if not isinstance(value, Tensor)]
+    subject = prepare_subject(saved)
+    weights = {}
+    others = []
+    for name, value in subject.model.state_dict().items():
+        if isinstance(value, Tensor):
+            # Cloned, as safetensors refuses tensors that share memory.
+            weights[name] = value.detach().contiguous().clone()
+        else:
+            others.append(name)
     if others:
         raise RequestError(
-            f"format=safetensors holds tensors alone, and the state of {type(exported.model).__name__} holds "
+            f"format=safetensors holds tensors alone, and the state of {type(subject.model).__name__} holds "
             f"{listed(others)}; type format=onnx"
         )
-    weights = {name: value.detach().contiguous().clone() for name, value in exported.model.state_dict().items()}
-    facts = {"spec": saved.spec.to_dict(), **describe_origin(saved)}
-    metadata = {"format": "pt", **{k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}}
+
+    # The metadata of the format are strings.
+    metadata = {"format": "pt"}
+    for key, value in {"spec": saved.spec.to_dict(), **describe_origin(saved)}.items():
+        metadata[key] = value if isinstance(value, str) else json.dumps(value)
     write_atomically(folder / FILE, save(weights, metadata))
-    inputs, recurrent = exported.sample(), source.is_recurrent(exported.model)
-    shapes, files = graph.describe_shapes(inputs, recurrent), [folder / FILE]
-    extra: dict[str, str | None] = {"format": "safetensors", "network_file": NETWORK}
-    try:
-        write_atomically(folder / NETWORK, source.of(exported.model, inputs, exported.names).encode())
-        checked = compare_outputs(exported, _Written(folder))
-        files.append(folder / NETWORK)
-    except RequestError as error:
-        (folder / NETWORK).unlink(missing_ok=True)
-        extra["network_file"] = None
-        checked = {"said": f"weights alone, as the network cannot be written out: {error}"}
-    return [*files, *write_companions(exported, folder, FILE, checked, extra, shapes, loader=len(files) > 1)]
 
-
-class _Written:
-    """The network and the weights as they were written, called as the model is; RequestError where that fails."""
-
-    def __init__(self, folder: Path) -> None:
-        from safetensors.torch import load_file
-
-        self.weights, self.path = load_file(folder / FILE), folder / NETWORK
-
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        try:
-            found: Tensor = self.network(self.weights, *inputs)
-        except Exception as error:  # an operation of a user's own, say
-            raise RequestError(f"as source it does not run ({type(error).__name__}: {str(error)[:160]})") from error
-        return found
-
-    @cached_property
-    def network(self) -> Callable[..., Tensor]:
-        """What network.py defines."""
-        function: Callable[..., Tensor] = runpy.run_path(str(self.path))["network"]
-        return function
+    checked = {"said": "weights alone; format=onnx writes the network too"}
+    # Only our recurrent nets are known to take other lengths.
+    shapes = graph.describe_shapes(subject.sample(), is_recurrent(subject.model))
+    companions = write_companions(subject, folder, FILE, checked, {"format": "safetensors"}, shapes, loader=False)
+    return [folder / FILE, *companions]

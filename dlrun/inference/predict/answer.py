@@ -52,6 +52,7 @@ def join_tags(task: Objective, outputs: Tensor, lengths: Tensor, names: Sequence
     sequences: list[tuple[Choice, ...]] = []
     for row_tags, row_probabilities, length in zip(tags, probabilities, lengths.tolist(), strict=True):
         sequence = separator.join(names[tag] for tag in row_tags[:length].tolist())
+        # Tags count as independent of each other.
         probability = float(row_probabilities[:length].prod())
         sequences.append(((sequence, probability),))
     return sequences

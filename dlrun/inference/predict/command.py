@@ -41,6 +41,7 @@ def predict(words: list[str]) -> None:
     unheeded.refuse_unheeded(request.overrides, "dlrun predict")
     with open_saved_model(request.run, request.overrides) as saved:
         refuse_several_inputs(saved)
+        # Only the model knows what may be named as an input.
         takes = make_reader(saved).takes
         if not request.inputs:
             raise RequestError(f"what is to be predicted? type dlrun predict {quote(request.run)} INPUT ...: {takes}")
@@ -48,10 +49,12 @@ def predict(words: list[str]) -> None:
             raise RequestError(f"--top {request.top} is for classes, and this model's task is {saved.spec.task}")
 
         console = Console()
+        # To stderr, as stdout may be read by a program.
         for remark in list_remarks(saved):
             write_error(escape_line(f"note: {remark}"))
 
         def start_writer() -> Writer:
+            # CSV and JSON lines begin with data: they are for programs.
             if request.format == "table":
                 console.say(facts([("checkpoint", str(saved.path))]))
                 console.say()
@@ -69,6 +72,7 @@ def _write_answers(answers: Iterator[Answer], start_writer: Callable[[], Writer]
             break
 
     if not leading:
+        # Empty files, for example.
         raise RequestError("the inputs hold nothing to predict")
     if len(leading) <= _MAX_LEADING_ERRORS and all(answer.error for answer in leading):
         raise ListedError(_describe_failure(leading, len(leading)))
@@ -85,6 +89,7 @@ def _write_answers(answers: Iterator[Answer], start_writer: Callable[[], Writer]
     writer.close()
 
     if not succeeded:
+        # More errors than are held back, and no success after them.
         raise ListedError(_describe_failure(leading, failed))
     if failed:
         raise RunError(f"{failed:,} of {succeeded + failed:,} inputs have no answer; their rows say why")

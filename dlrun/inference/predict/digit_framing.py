@@ -35,6 +35,7 @@ def frame_digit(image: "Image", side: int, frame: Framing) -> tuple[Grey, str]:
     height = max(round(figure.shape[0] * scale), 1)
     width = max(round(figure.shape[1] * scale), 1)
     small = _resize(figure, height, width)
+    # Bilinear scaling dims thin lines; the brightest pixel becomes 1 again.
     pixels = _place_in_square(small / max(small.max(), 1e-6), side, frame.is_centred_by_mass)
 
     # Sizes in the description are in pixels of the original picture.
@@ -68,6 +69,7 @@ def _separate_figure(grey: Grey) -> tuple[Grey, bool]:
     """Return the figure on a scale from 0 (ground) to 1, and whether it was darker than the ground."""
     ground, grain = _fit_ground(grey)
     difference = grey - ground
+    # More energy below the ground than above it: a dark figure.
     is_inverted = bool((difference.clip(max=0) ** 2).sum() > (difference.clip(min=0) ** 2).sum())
     light = -difference if is_inverted else difference
     if light.max() < max(_MIN_CONTRAST, 4 * grain):
@@ -122,6 +124,7 @@ def _thicken_lines(figure: Grey, stroke: float) -> tuple[Grey, bool]:
 
     radius = max(round((_TARGET_STROKE * stroke - current_stroke) / 2), 1)
     y, x = np.indices((2 * radius + 1, 2 * radius + 1)) - radius
+    # A disc thickens lines equally in all directions.
     disc = y**2 + x**2 <= radius**2 + radius
     thickened: Grey = ndimage.grey_dilation(np.pad(figure, radius), footprint=disc)
     return thickened, True

@@ -27,6 +27,7 @@ def refuse_several_inputs(saved: SavedModel) -> None:
         return
 
     place = from_here(saved.folder or saved.path)
+    # The advice is a Python call, even when asked for in a terminal.
     with python_calls("load"):
         call = advice("eval", place, modules=own_modules(saved.settings.plain))
     arguments = ", ".join(names)
@@ -39,6 +40,7 @@ def refuse_several_inputs(saved: SavedModel) -> None:
 def choose_batch_size(saved: SavedModel) -> int:
     """Return the number of rows of an evaluation batch."""
     keys = saved.settings.data_keys
+    # As in evaluation: without gradients larger batches than in training fit into memory.
     return keys.eval_batch_size or max(keys.batch_size, 256)
 
 

@@ -32,6 +32,7 @@ def predict_inputs(saved: SavedModel, inputs: Iterable[str], top: int = 1) -> It
     reader = make_reader(saved)
     prepare = _make_prepare(reader)
     batch_size = forward.choose_batch_size(saved)
+    # A generator: files are opened as their rows are needed.
     items = _read_items(reader, inputs)
     with ThreadPoolExecutor(_DECODER_THREADS) as pool:
         # Pillow decodes outside the interpreter lock, so threads help; the other readers only compute.
@@ -51,6 +52,7 @@ def make_reader(saved: SavedModel) -> Reader:
         return TextReader(spec)
     if data.target != "dlrun.data.tabular.csv":
         return TableReader(spec, None)
+    # The last column is the target by default, as in the csv data set.
     return TableReader(spec, data.arguments.get("target", -1), str(data.arguments.get("delimiter", ",")))
 
 
@@ -89,6 +91,7 @@ def _make_prepare(reader: Reader) -> Callable[[Item], _Row]:
 def _answer_batch(saved: SavedModel, reader: Reader, items: list[Item], rows: list[_Row], top: int) -> Iterator[Answer]:
     """Yield an answer for each item of a batch, in order."""
     readable_rows = [row for row in rows if isinstance(row, Prepared)]
+    # Rows that could not be read are left out of the batch, and their answers put back in place.
     predictions = iter(_predict_rows(saved, reader, readable_rows, top))
     for item, row in zip(items, rows, strict=True):
         if isinstance(row, str):
@@ -127,6 +130,7 @@ def _interpret_outputs(
     """Return the fields of an Answer that each row of outputs stands for: values or choices."""
     task = saved.task
     if task.spec.task == "regression":
+        # A model with one output may return (N,) or (N, 1).
         table = outputs.numpy().reshape(len(outputs), -1)
         return [{"values": tuple(map(_to_shortest_float, row))} for row in table]
 

@@ -87,6 +87,7 @@ class TableReader:
         for cells in reader:
             if not cells:
                 continue
+            # Cells that dlrun has guarded against spreadsheets are restored.
             cells = unguarded(cells)
 
             # The first line with content decides what the columns are.
@@ -128,6 +129,7 @@ class TableReader:
             return Layout(tuple(range(size)), None, size, has_header)
         if count == size + 1 and not isinstance(self.target, str):
             label = (-1 if self.target is None else self.target) % count
+            # The features are the columns around the label.
             positions = tuple(position for position in range(count) if position != label)
             return Layout(positions, label, count, has_header)
         raise DataError(f"{count} columns, where the model takes {self._describe_columns()}")
@@ -151,6 +153,7 @@ class TableReader:
         values = parse_numbers(cells)
         if len(cells) != self.spec.input_size:
             raise DataError(f"{len(cells)} numbers, where the model takes {self._describe_columns()}")
+        # The fast path parses the whole row at once.
         if values is not None and np.isfinite(values).all():
             return values
 

@@ -55,6 +55,7 @@ class Reader(Protocol):
 def list_files(folder: Path, endings: tuple[str, ...]) -> Iterator[Path]:
     """Yield the files at any depth that end so, by name and without hidden ones; DataError if there is none."""
     is_empty = True
+    # Bytes, as a file name need not be valid text.
     for name in list_files_below(os.fsencode(folder)):
         path = Path(os.fsdecode(name))
         if path.name.lower().endswith(endings):
@@ -78,6 +79,7 @@ def read_lines(word: str) -> Iterator[tuple[str, str]]:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield name_line(word, number), line.rstrip("\r\n")
+        # Raised by the first read that meets the byte, after other lines were yielded.
         except UnicodeDecodeError as error:
             raise DataError(f"{word} is not UTF-8 text; save it as UTF-8") from error
         except (OSError, EOFError) as error:

@@ -1,4 +1,4 @@
-"""Answers as they are printed: a table for people, CSV and JSON lines for programs; as they come, none is kept."""
+"""Answers as they are printed: a table for people, CSV and JSON lines for programs; none is held in memory for long."""
 
 import json
 import sys
@@ -15,113 +15,151 @@ from dlrun.data.spec import DataSpec
 from dlrun.inference.predict.answer import Answer
 from dlrun.runs.reports.console import Console, number
 
-_BLOCK = 500  # lines of a table at a time: the widths of its columns are those of the first ones
+# Lines of a table that are printed at once. Rich measures columns, so each block is as wide as its longest cells.
+_BLOCK_SIZE = 500
 
 
 class Writer(Protocol):
-    """Where answers go."""
+    """Destination of the answers."""
 
     def add(self, answer: Answer) -> None:
-        """One more."""
+        """Write one answer, or hold it until `close`."""
         ...
 
     def close(self) -> None:
-        """There are no more."""
+        """Write all that is held."""
         ...
 
 
 class TableWriter:
-    """A Rich table; of many answers in blocks, each printed when it is full."""
+    """A Rich table, printed in blocks: each once it is full."""
 
     def __init__(self, console: Console, spec: DataSpec, top: int) -> None:
-        self.console, self.spec, self.top = console, spec, top
+        self.console = console
+        self.spec = spec
+        self.top = top
         self.block: list[Answer] = []
         self.columns: list[str] = []
-        self.widths: list[int] = []
 
     def add(self, answer: Answer) -> None:
-        """See Writer."""
+        """Add a line to the block, and print the block if it is full."""
         self.block.append(answer)
-        if len(self.block) >= _BLOCK:
-            self._print()
+        if len(self.block) >= _BLOCK_SIZE:
+            self._print_block()
 
     def close(self) -> None:
-        """See Writer."""
+        """Print the last block."""
         if self.block:
-            self._print()
+            self._print_block()
 
-    def _print(self) -> None:
-        first = not self.columns
-        if first:
-            used = {
-                "where": any(a.where for a in self.block),
-                "label": any(a.label is not None for a in self.block),
-                "note": any(a.note or a.error for a in self.block),
-            }
-            said = ["prediction"] if self.spec.task == "regression" else ["prediction", "probability"]
-            also = ["then"] if self.top > 1 and self.spec.task not in ("regression", "tagging") else []
-            self.columns = ["input", *said, *also, *(name for name, there in used.items() if there)]
-        table = Table(box=SIMPLE_HEAD, padding=(0, 1), show_edge=False, show_header=first)
-        for i, name in enumerate(self.columns):
-            of_numbers = name == "probability" or (name == "prediction" and self.spec.task == "regression")
-            width = self.widths[i] if self.widths else None
-            table.add_column(name, justify="right" if of_numbers else "left", overflow="fold", min_width=width)
+    def _print_block(self) -> None:
+        is_first = not self.columns
+        # Later blocks have the columns of the first, without its header line.
+        if is_first:
+            self.columns = self._choose_columns()
+
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1), show_edge=False, show_header=is_first)
+        for name in self.columns:
+            holds_numbers = name == "probability" or (name == "prediction" and self.spec.task == "regression")
+            table.add_column(name, justify="right" if holds_numbers else "left", overflow="fold")
+
         for answer in self.block:
-            cells = self._cells(answer)
+            cells = self._format_cells(answer)
             table.add_row(*(cells[name] for name in self.columns))
         self.console.say(table)
         self.block = []
 
-    def _cells(self, answer: Answer) -> dict[str, Text]:
+    def _choose_columns(self) -> list[str]:
+        """Return the columns that the task has, and those that an answer of the first block fills."""
+        columns = ["input", "prediction"]
+        if self.spec.task != "regression":
+            columns.append("probability")
+        # The less likely classes share a column.
+        if self.top > 1 and self.spec.task not in ("regression", "tagging"):
+            columns.append("then")
+
+        if any(answer.where for answer in self.block):
+            columns.append("where")
+        if any(answer.label is not None for answer in self.block):
+            columns.append("label")
+        if any(answer.note or answer.error for answer in self.block):
+            columns.append("note")
+        return columns
+
+    def _format_cells(self, answer: Answer) -> dict[str, Text]:
         if answer.error:
-            plain = dict.fromkeys(self.columns, "")
-            cells = {name: Text(cell) for name, cell in plain.items()}
-            error = escape_line(answer.error)
-            if "note" in self.columns:
-                cells |= {"prediction": Text("error", style="red"), "note": Text(error)}
-            else:  # the first answers had no note
-                cells["prediction"] = Text(f"error: {error}", style="red")
-            names = {"input": Text(escape_line(answer.input)), "where": Text(escape_line(answer.where))}
-            return cells | names
-        sure = number(answer.choices[0][1]) if answer.choices else ""
-        said = answer.choices[0][0] if answer.choices else ", ".join(number(value) for value in answer.values)
-        then = ", ".join(f"{name} {number(p)}" for name, p in answer.choices[1:])
-        plain = {"input": answer.input, "prediction": said, "probability": sure, "then": then}
-        plain |= {"label": answer.label or "", "note": answer.note, "where": answer.where}
-        return {name: Text(escape_line(cell)) for name, cell in plain.items()}
+            return self._format_error(answer)
+
+        cells = {"input": answer.input, "where": answer.where, "label": answer.label or "", "note": answer.note}
+        if answer.choices:
+            (name, probability), *others = answer.choices
+            cells["prediction"] = name
+            cells["probability"] = number(probability)
+            cells["then"] = ", ".join(f"{name} {number(probability)}" for name, probability in others)
+        else:
+            cells["prediction"] = ", ".join(map(number, answer.values))
+            cells["probability"] = ""
+            cells["then"] = ""
+        return {name: Text(escape_line(cell)) for name, cell in cells.items()}
+
+    def _format_error(self, answer: Answer) -> dict[str, Text]:
+        cells = {name: Text("") for name in self.columns}
+        cells["input"] = Text(escape_line(answer.input))
+        cells["where"] = Text(escape_line(answer.where))
+
+        # Without notes and errors in the first block there is no column for the message.
+        error = escape_line(answer.error)
+        if "note" in self.columns:
+            cells["prediction"] = Text("error", style="red")
+            cells["note"] = Text(error)
+        else:
+            cells["prediction"] = Text(f"error: {error}", style="red")
+        return cells
 
 
 class CsvWriter:
-    """input, prediction and probability (prediction_2 and so on with --top), label, note, error: always all of them.
+    """Columns input, prediction and probability (prediction_2 and so on with --top), label, note, error: always all.
 
-    Of a model that takes texts, which are called by what they say, also where: their file and line.
+    For models that take texts, whose input column holds the text itself, also where: file and line.
     """
 
     def __init__(self, spec: DataSpec, top: int) -> None:
-        self.writer = csv_text.CsvWriter(_Shown() if sys.stdout.isatty() else sys.stdout)
-        self.of_values = spec.task == "regression"
-        count = (
-            spec.output_size if self.of_values else 1 if spec.task == "tagging" else min(top, max(spec.output_size, 2))
-        )
-        ends = ["", *(f"_{i}" for i in range(2, count + 1))]
-        each = ("prediction",) if self.of_values else ("prediction", "probability")
-        self.heads = ["input", *(f"{name}{end}" for end in ends for name in each), "label", "note", "error"]
-        self.cells = len(self.heads) - 4
-        self.names_place = spec.kind == "tokens"
-        self.heads += ["where"] if self.names_place else []
-        self.writer.write_row(self.heads)
+        # A terminal would act on control characters in names; a file takes them as they are.
+        self.writer = csv_text.CsvWriter(_EscapedStdout() if sys.stdout.isatty() else sys.stdout)
+        if spec.task == "regression":
+            count = spec.output_size
+            names = ["prediction"]
+        elif spec.task == "tagging":
+            count = 1
+            names = ["prediction", "probability"]
+        else:
+            # A binary model has one output and two classes.
+            count = min(top, max(spec.output_size, 2))
+            names = ["prediction", "probability"]
+
+        self.prediction_columns = list(names)
+        for rank in range(2, count + 1):
+            self.prediction_columns += [f"{name}_{rank}" for name in names]
+        self.has_where = spec.kind == "tokens"
+        header = ["input", *self.prediction_columns, "label", "note", "error"]
+        if self.has_where:
+            header.append("where")
+        self.writer.write_row(header)
 
     def add(self, answer: Answer) -> None:
-        """See Writer."""
-        found: list[Any] = list(answer.values)
-        for name, p in answer.choices:
-            found += [name, round_probability(p)]
-        found += [""] * (self.cells - len(found))
-        place = [answer.where] if self.names_place else []
-        self.writer.write_row([answer.input, *found, answer.label or "", answer.note, answer.error, *place])
+        """Write a line, with empty cells for predictions that an error or few classes leave out."""
+        cells: list[Any] = list(answer.values)
+        for name, probability in answer.choices:
+            cells += [name, round_probability(probability)]
+        cells += [""] * (len(self.prediction_columns) - len(cells))
+
+        row = [answer.input, *cells, answer.label or "", answer.note, answer.error]
+        if self.has_where:
+            row.append(answer.where)
+        self.writer.write_row(row)
 
     def close(self) -> None:
-        """See Writer."""
+        """Flush stdout, so that errors of a full disk or a closed pipe surface here."""
         sys.stdout.flush()
 
 
@@ -132,39 +170,46 @@ class JsonWriter:
         self.top = top if spec.task not in ("regression", "tagging") else 1
 
     def add(self, answer: Answer) -> None:
-        """See Writer."""
-        about: dict[str, Any] = {"input": answer.input, "prediction": None}
+        """Write a line of JSON."""
+        record: dict[str, Any] = {"input": answer.input, "prediction": None}
         if answer.values:
-            about["prediction"] = answer.values[0] if len(answer.values) == 1 else list(answer.values)
+            record["prediction"] = answer.values[0] if len(answer.values) == 1 else list(answer.values)
         if answer.choices:
-            about |= {"prediction": answer.choices[0][0], "probability": round_probability(answer.choices[0][1])}
+            name, probability = answer.choices[0]
+            record["prediction"] = name
+            record["probability"] = round_probability(probability)
+            # Without --top the list would only repeat the prediction.
             if self.top > 1:
-                about["top"] = [{"class": name, "probability": round_probability(p)} for name, p in answer.choices]
-        about |= {} if answer.label is None else {"label": answer.label}
-        further = {"note": answer.note, "error": answer.error, "where": answer.where}
-        about |= {key: text for key, text in further.items() if text}
-        write_out(format_json(about))
+                record["top"] = [{"class": name, "probability": round_probability(p)} for name, p in answer.choices]
+
+        # Empty entries are left out; an empty label is a label.
+        if answer.label is not None:
+            record["label"] = answer.label
+        for key, text in (("note", answer.note), ("error", answer.error), ("where", answer.where)):
+            if text:
+                record[key] = text
+        write_out(format_json(record))
 
     def close(self) -> None:
-        """See Writer."""
+        """Flush stdout, so that errors of a full disk or a closed pipe surface here."""
         sys.stdout.flush()
 
 
-class _Shown:
-    """Stdout where it is a terminal. A pipe or a file gets the names as they are."""
+class _EscapedStdout:
+    """Stdout of a terminal, with control characters escaped. A pipe or a file gets names as they are."""
 
     def write(self, line: str) -> None:
-        """A line of CSV, with its line end."""
+        """Write a line of CSV, which ends with a line break."""
         write_out(line.removesuffix("\n"))
 
 
 def format_json(values: dict[str, Any]) -> str:
-    """JSON on one line, readable in any language, with each control character as \\uXXXX."""
+    """Format as JSON on one line, readable in any language, with control characters as \\uXXXX."""
     return escape_json(json.dumps(values, ensure_ascii=False))
 
 
 def round_probability(p: float) -> float:
-    """A probability with the six digits that single precision gives."""
+    """Round a probability to the six digits that single precision has."""
     return float(f"{p:.6g}")
 
 

@@ -11,11 +11,11 @@ import pytest
 
 from dlrun.core.errors import RunError
 from dlrun.core.new_folder import new_folder
-from dlrun.inference.export import command, safetensors
+from dlrun.inference.export import command, onnx
 
 WORDS = ("data=csv", "data.path=table.csv", "data.batch_size=8", "model=mlp", "model.hidden_sizes=[3]")
 QUICK = ("tracking.graph=false", "figures=false", "trainer.epochs=1", "hydra.run.dir=run")
-TRUE_FILES = ["example.csv", "load_safetensors.py", "model.json", "model.safetensors", "network.py"]
+TRUE_FILES = ["example.csv", "model.json", "model.safetensors"]
 
 
 def write_table(path: Path) -> None:
@@ -50,8 +50,8 @@ def files(folder: Path) -> list[str]:
 def test_an_export_lies_in_the_run_and_the_next_one_beside_it(dlrun: Callable, run: Path) -> None:
     first = dlrun("export", "run", "format=safetensors")
     assert first.code == 0, first.err
-    assert "8 rows of test: at most " in first.out
-    assert "try it      python run/export/safetensors/load_safetensors.py" in first.out
+    assert "weights alone; format=onnx writes the network too" in first.out
+    assert "try it" not in first.out
     assert files(run / "export" / "safetensors") == TRUE_FILES
     assert (run / "export" / "safetensors" / "model.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask()
     before = (run / "export" / "safetensors" / "model.json").read_bytes()
@@ -89,9 +89,10 @@ def test_a_checkpoint_elsewhere_and_a_full_model(dlrun: Callable, run: Path, tmp
 
 def test_without_the_data_it_is_checked_on_made_up_rows(dlrun: Callable, run: Path, tmp_path: Path) -> None:
     (tmp_path / "table.csv").unlink()
-    done = dlrun("export", "run", "format=safetensors")
+    done = dlrun("export", "run")
     assert done.code == 0, done.err
     assert "64 made-up rows, as the data are not here" in done.out
+    assert "try it      python run/export/onnx/load_onnx.py" in done.out
     asked = dlrun("export", "run", "format=safetensors", "data.path=other.csv")
     assert asked.code == 2
     assert "data.path=other.csv does not exist" in asked.err
@@ -167,7 +168,7 @@ def test_an_export_that_fails_leaves_nothing(
         (folder / "half").write_text("half")
         raise error
 
-    monkeypatch.setattr(command, "_writer", lambda name: write)
+    monkeypatch.setattr(command, "_import_writer", lambda name: write)
     done = dlrun("export", "run")
     assert done.code == code
     assert ("cannot write to" in done.err) == (code == 2)
@@ -185,8 +186,8 @@ def test_a_file_in_the_way_is_a_sentence(dlrun: Callable, run: Path) -> None:
 def test_an_answer_that_is_not_the_models_is_no_export(
     dlrun: Callable, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(safetensors._Written, "__call__", lambda self, x: x.sum(1, keepdim=True) + 1000)
-    done = dlrun("export", "run", "format=safetensors")
+    monkeypatch.setattr(onnx._Session, "__call__", lambda self, x: x.sum(1, keepdim=True) + 1000)
+    done = dlrun("export", "run")
     assert done.code == 1
     assert "from what the model does" in done.err
     assert not (run / "export").exists()
