@@ -22,6 +22,9 @@ from dlrun.engine.state import TrainState
 
 StepRecords = list[tuple[Tensor, Tensor, Tensor]]
 
+# Called with the inputs, outputs and targets of a batch.
+BatchHook = Callable[[tuple[Tensor, ...], Tensor, Tensor], None]
+
 
 class Trainer:
     """Trains a state to its end, an epoch at a time, and tells callbacks what happened."""
@@ -128,9 +131,13 @@ def end_epoch(t: TrainState) -> dict[str, float]:
     return row | t.schedule.learning_rates() | t.get_parameter_values()
 
 
-def evaluate_split(t: TrainState, batches: Batches, split: str) -> dict[str, float]:
-    """Metrics of a split, <split>/loss and so on, and <split>/ema_loss and so on with the averaged weights."""
-    found = {f"{split}/{k}": v for k, v in evaluate(t.model, batches, t.objective, t.autocast, t.ranks).items()}
+def evaluate_split(t: TrainState, batches: Batches, split: str, on_batch: BatchHook | None = None) -> dict[str, float]:
+    """Metrics of a split, <split>/loss and so on, and <split>/ema_loss and so on with the averaged weights.
+
+    on_batch: called with the batches of the model's own weights, see `evaluate`.
+    """
+    own = evaluate(t.model, batches, t.objective, t.autocast, t.ranks, on_batch)
+    found = {f"{split}/{k}": v for k, v in own.items()}
     if t.ema is not None:
         averaged = evaluate(t.ema.model, batches, t.objective, t.autocast, t.ranks)
         found |= {f"{split}/ema_{k}": v for k, v in averaged.items()}
@@ -220,11 +227,11 @@ def evaluate(
     task: Objective,
     autocast: Callable[[], AbstractContextManager[Any]],
     ranks: Distributed = SINGLE_PROCESS,
-    seen: Callable[[Tensor, Tensor], None] | None = None,
+    on_batch: BatchHook | None = None,
 ) -> dict[str, float]:
     """Metrics of the whole split, each sample weighing the same; to the bit, however many processes share it.
 
-    seen: is handed each batch's outputs and targets.
+    on_batch: called with inputs, outputs and targets of each batch that this process evaluates.
     """
     model.eval()
     block = choose_block_size(len(batches))
@@ -234,8 +241,8 @@ def evaluate(
             outputs = model(*inputs)
             loss = task.compute_loss(outputs, targets)
         totals.add(outputs, targets, loss)
-        if seen is not None:
-            seen(outputs, targets)
+        if on_batch is not None:
+            on_batch(inputs, outputs, targets)
     return totals.compute_metrics(ranks.gather_blocks)
 
 

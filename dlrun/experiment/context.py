@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from torch import nn
+from torch import Tensor, nn
 
 from dlrun.config.schema import Settings
 from dlrun.core.files import DiskProblems
@@ -15,6 +15,17 @@ from dlrun.experiment.preflight import memory
 from dlrun.experiment.preflight.checks import Layer
 
 Answer = float | str
+
+
+@dataclass
+class SplitOutputs:
+    """Inputs, outputs and targets of the first rows of a split, on the CPU, in the order of epoch 1 of its batches."""
+
+    split: str
+    batches: Batches
+    inputs: tuple[Tensor, ...]
+    outputs: Tensor
+    targets: Tensor
 
 
 @dataclass
@@ -48,3 +59,5 @@ class RunContext:
     compile_seconds: float | None = None
     # Some training rows, on which state that resume would lose is looked for.
     sample: Batch | None = None
+    # Outputs of the final weights on the split that is shown.
+    final_outputs: SplitOutputs | None = None

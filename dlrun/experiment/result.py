@@ -17,6 +17,7 @@ from dlrun.engine.objective import Objective
 from dlrun.experiment import probes
 from dlrun.experiment.callbacks import diagnostics
 from dlrun.experiment.context import RunContext
+from dlrun.experiment.final_outputs import get_final_outputs
 from dlrun.runs import expectations, logger
 from dlrun.runs.expectations import Value
 from dlrun.runs.logger import Logger
@@ -125,12 +126,11 @@ def diagnose(context: RunContext, rows: list[dict[str, float]], metrics: dict[st
         notes += overflowing.values()
 
     # The same rows that figures show.
-    split, batches = evaluation.choose_split(training, context.test)
-    _, outputs, targets = evaluation.collect_outputs(context.model, batches, context.runtime.autocast)
-    predicted = context.task.predict(outputs)
+    final = get_final_outputs(context)
+    predicted = context.task.predict(final.outputs)
     lr = float(context.settings.optimizer.arguments.get("lr") or 0.0)
     new_troubles = diagnostics.diagnose_run(
-        rows, split, predicted, targets, context.splits.spec, lr, metrics, context.baseline, troubles
+        rows, final.split, predicted, final.targets, context.splits.spec, lr, metrics, context.baseline, troubles
     )
     return notes + list(new_troubles.values())
 

@@ -35,6 +35,7 @@ from dlrun.experiment.callbacks.histograms import WeightHistograms
 from dlrun.experiment.callbacks.progress import ProgressDisplay
 from dlrun.experiment.callbacks.tolerant import Tolerant
 from dlrun.experiment.context import RunContext
+from dlrun.experiment.final_outputs import make_recorder
 from dlrun.experiment.hidden_state import comparison
 from dlrun.experiment.preflight import memory
 from dlrun.experiment.reports import figures, html, terminal
@@ -450,7 +451,13 @@ def evaluate_best_weights(context: RunContext, best: dict[str, Any] | None) -> d
         context.training.use_weights(best)
     if context.test is None:
         return {}
-    return evaluate_split(context.training, context.test, "test")
+
+    recorder = make_recorder(context)
+    if recorder is None:
+        return evaluate_split(context.training, context.test, "test")
+    metrics = evaluate_split(context.training, context.test, "test", recorder.add)
+    context.final_outputs = recorder.concatenate(context.test)
+    return metrics
 
 
 def export_model(context: RunContext, checkpoints: CheckpointManager) -> dict[str, float]:

@@ -43,7 +43,7 @@ class PredictionCollector:
         default_factory=list
     )  # (N,) of the predicted class; for binary tasks of class 1
 
-    def add(self, outputs: Tensor, targets: Tensor) -> None:
+    def add(self, _inputs: tuple[Tensor, ...], outputs: Tensor, targets: Tensor) -> None:
         """Add one batch."""
         predictions = self.task.predict(outputs)
         if self.task.spec.task == "regression":
@@ -116,7 +116,7 @@ def evaluate_split(saved: SavedModel, split: str | None = None) -> Evaluation:
 
     collector = PredictionCollector(saved.task)
     autocast = saved.process.autocast
-    values = trainer.evaluate(saved.model, batches, saved.task, autocast, seen=collector.add)
+    values = trainer.evaluate(saved.model, batches, saved.task, autocast, on_batch=collector.add)
     metrics = {f"{name}/{key}": value for key, value in values.items()}
 
     # The averaged weights pass through the same model, which gets its own weights back afterwards.

@@ -12,14 +12,13 @@ from dlrun.data.datasets import get_origin
 from dlrun.engine import device
 from dlrun.engine.evaluation import (
     MAX_ROWS,
-    choose_split,
-    collect_outputs,
     collect_rows,
     compute_outputs,
     evaluation_mode,
 )
 from dlrun.experiment.callbacks import evolution
 from dlrun.experiment.context import RunContext
+from dlrun.experiment.final_outputs import get_final_outputs
 from dlrun.runs import logger
 from dlrun.runs.logger import Logger
 from dlrun.runs.reports.plots import (
@@ -88,8 +87,10 @@ def _draw_pictures(context: RunContext, folder: Path, tracker: Logger) -> Iterat
 
 def _draw_regression(context: RunContext) -> Iterator[Named]:
     spec = context.splits.spec
-    split, batches = choose_split(context.training, context.test)
-    inputs, outputs, targets = collect_outputs(context.model, batches, context.runtime.autocast)
+    final = get_final_outputs(context)
+    split = final.split
+    inputs = final.inputs
+    targets = final.targets
 
     if spec.output_size == 1 and spec.kind == "vector" and spec.input_size == 1:
         train_inputs, train_targets = collect_rows(context.training.train)
@@ -100,7 +101,7 @@ def _draw_regression(context: RunContext) -> Iterator[Named]:
 
         yield "fit", fit.curve_fit(rows, predict, spec, context.splits.truth)
     elif spec.output_size == 1:
-        yield "fit", fit.predictions(outputs, targets, split)
+        yield "fit", fit.predictions(final.outputs, targets, split)
 
     if spec.kind == "image" and context.settings.rest.tracking.samples:
         yield "samples", samples.image_grid(inputs[0], targets, spec)
@@ -109,10 +110,14 @@ def _draw_regression(context: RunContext) -> Iterator[Named]:
 def _draw_classification(context: RunContext, tracker: Logger) -> Iterator[Named]:
     spec = context.splits.spec
     task = context.task
-    split, batches = choose_split(context.training, context.test)
-    inputs, outputs, targets = collect_outputs(context.model, batches, context.runtime.autocast)
+    final = get_final_outputs(context)
+    split = final.split
+    inputs = final.inputs
+    outputs = final.outputs
+    targets = final.targets
+
     # Batches of the training part come in the order of epoch 1.
-    order = batches.order.permutation(1)[: len(targets)]
+    order = final.batches.order.permutation(1)[: len(targets)]
     origin = get_origin(getattr(context.splits, split), split).take(order)
     if spec.task == "tagging":
         yield "mistakes", errors.tagging_mistakes(inputs, task.predict(outputs), targets, spec, split, origin)

@@ -1,0 +1,56 @@
+"""Outputs of the final weights on the split that is shown, from one forward pass for metrics, notes and figures."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from dlrun.data.batches import Batches
+from dlrun.engine import evaluation
+from dlrun.experiment.context import RunContext, SplitOutputs
+
+
+@dataclass
+class OutputRecorder:
+    """Records batches on the CPU while the test split is evaluated, up to evaluation.MAX_ROWS rows."""
+
+    inputs: list[tuple[Tensor, ...]] = field(default_factory=list)
+    outputs: list[Tensor] = field(default_factory=list)
+    targets: list[Tensor] = field(default_factory=list)
+    rows: int = 0
+
+    def add(self, inputs: tuple[Tensor, ...], outputs: Tensor, targets: Tensor) -> None:
+        """Record one batch, whole, unless there are rows enough."""
+        if self.rows >= evaluation.MAX_ROWS:
+            return
+        self.inputs.append(tuple(x.cpu() for x in inputs))
+        self.outputs.append(outputs.float().cpu())
+        self.targets.append(targets.cpu())
+        self.rows += len(targets)
+
+    def concatenate(self, batches: Batches) -> SplitOutputs:
+        """The recorded rows of the test split."""
+        columns = tuple(torch.cat(column) for column in zip(*self.inputs, strict=True))
+        return SplitOutputs("test", batches, columns, torch.cat(self.outputs), torch.cat(self.targets))
+
+
+def make_recorder(context: RunContext) -> OutputRecorder | None:
+    """A recorder for the evaluation of the test split, or None where that cannot give what is shown.
+
+    Of several processes each evaluates its own rows. A compiled model may round in another way than figures did.
+    """
+    is_used = context.settings.rest.tracking.diagnose or context.settings.rest.figures
+    if context.test is None or not is_used:
+        return None
+    if context.runtime.ranks.world_size > 1 or context.runtime.compile:
+        return None
+    return OutputRecorder()
+
+
+def get_final_outputs(context: RunContext) -> SplitOutputs:
+    """The outputs that the evaluation recorded, or else those of a forward pass, which is made once."""
+    if context.final_outputs is None:
+        split, batches = evaluation.choose_split(context.training, context.test)
+        inputs, outputs, targets = evaluation.collect_outputs(context.model, batches, context.runtime.autocast)
+        context.final_outputs = SplitOutputs(split, batches, inputs, outputs, targets)
+    return context.final_outputs

@@ -1,0 +1,73 @@
+"""The final weights see the split that is shown once: metrics, notes and figures share that pass."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from dlrun.engine import evaluation
+from dlrun.experiment import run
+from dlrun.experiment.context import RunContext
+from dlrun.experiment.final_outputs import get_final_outputs
+
+QUICK = ("tracking.graph=false", "trainer.epochs=1")
+
+
+@pytest.fixture
+def contexts(monkeypatch: pytest.MonkeyPatch) -> list[RunContext]:
+    """The context of each run, as figures get it."""
+    contexts: list[RunContext] = []
+    monkeypatch.setattr(run.figures, "draw_all", lambda context, *_: contexts.append(context))
+    return contexts
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rows of each forward pass that is made for outputs alone."""
+    passes: list[int] = []
+    collect = evaluation.collect_outputs
+
+    def count(*arguments: Any) -> Any:
+        outputs = collect(*arguments)
+        passes.append(len(outputs[2]))
+        return outputs
+
+    monkeypatch.setattr(evaluation, "collect_outputs", count)
+    return passes
+
+
+@pytest.mark.parametrize("words", [("model=mlp",), ("model=cnn", "optimizer=adam")])
+def test_the_evaluation_of_the_test_part_records_what_a_pass_of_its_own_gives(
+    words: tuple[str, ...], dlrun: Callable[..., Any], contexts: list[RunContext], passes: list[int]
+) -> None:
+    assert dlrun("data=digits", "data.limit_batches=3", *words, *QUICK).code == 0
+    assert passes == []
+
+    (context,) = contexts
+    assert context.test is not None
+    final = get_final_outputs(context)
+    assert final.split == "test"
+    inputs, outputs, targets = evaluation.collect_outputs(context.model, context.test, context.runtime.autocast)
+    assert all(torch.equal(*pair) for pair in zip(final.inputs, inputs, strict=True))
+    assert torch.equal(final.outputs, outputs)
+    assert torch.equal(final.targets, targets)
+
+
+def test_no_more_rows_are_recorded_than_are_shown(
+    dlrun: Callable[..., Any], contexts: list[RunContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "MAX_ROWS", 20)
+    assert dlrun("data=digits", "data.limit_batches=3", "data.eval_batch_size=16", *QUICK).code == 0
+    assert len(get_final_outputs(contexts[0]).targets) == 32
+
+
+def test_without_a_test_part_notes_and_figures_share_one_pass(
+    dlrun: Callable[..., Any], contexts: list[RunContext], passes: list[int]
+) -> None:
+    assert (
+        dlrun("data=points", "data.x=[1,2,3]", "data.y=[2,4,6]", "model=linear", "data.val_fraction=0", *QUICK).code
+        == 0
+    )
+    assert get_final_outputs(contexts[0]).split == "train"
+    assert passes == [3]
