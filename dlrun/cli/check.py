@@ -1,4 +1,4 @@
-"""`dlrun check [overrides]`: everything that is looked at before a training, without the training."""
+"""`dlrun check [overrides]`: all checks that come before a training, without the training."""
 
 import contextlib
 
@@ -12,31 +12,37 @@ from dlrun.runs.reports.console import Console
 
 
 def check(words: list[str]) -> int:
-    """Say what a command line would train and that it is ready; returns 0. Writes nothing.
+    """Print what a command line would train and that it is ready; returns 0. Writes nothing.
 
-    A RequestError lists all that is wrong; of the runs of a sweep too.
+    RequestError lists all that is wrong, over all runs of a sweep.
     """
-    asked = request.from_command_line(words)
-    console, problems = Console(), ErrorList()
-    for one in asked:
-        problems.attempt(_check_one, one, console, len(asked) > 1)
-    problems.settle()
-    if asked:
-        console.say("ready" if len(asked) == 1 else f"ready: {len(asked)} runs")
+    requests = request.from_command_line(words)
+    console = Console()
+    errors = ErrorList()
+    for each in requests:
+        # Errors are collected, so that one command shows those of all runs.
+        errors.attempt(_check_request, each, console, len(requests) > 1)
+    errors.settle()
+
+    if requests:
+        console.say("ready" if len(requests) == 1 else f"ready: {len(requests)} runs")
     return 0
 
 
-def _check_one(asked: Request, console: Console, is_one_of_many: bool) -> None:
-    """Build one run and say what it is; of many only its overrides."""
-    problems = ErrorList()
-    asked.config["preflight"] = True
-    settings = schema.read(asked.config, asked.choices, problems)
-    with contextlib.ExitStack() as held:
-        process = enter_device_session(held, settings, problems)
-        parts = prepare(settings, process, asked.trusted_modules, problems)
+def _check_request(request: Request, console: Console, is_one_of_many: bool) -> None:
+    """Build one run and print its opening report; for one of many only its overrides."""
+    # The checks are the purpose of this command, whatever the config says.
+    request.config["preflight"] = True
+
+    errors = ErrorList()
+    settings = schema.read(request.config, request.choices, errors)
+    with contextlib.ExitStack() as resources:
+        process = enter_device_session(resources, settings, errors)
+        context = prepare(settings, process, request.trusted_modules, errors)
+        # Hundreds of opening reports would bury the one that matters.
         if is_one_of_many:
-            console.say(f"run {' '.join(asked.overrides)}: no problem")
+            console.say(f"run {' '.join(request.overrides)}: no problem")
         else:
-            parts.notes += asked.notes
-            parts.notes += ignored.find_without_effect(parts, asked, asked.overrides, asked.keys_in_files)
-            terminal.print_opening(console, parts, asked.folder)
+            context.notes += request.notes
+            context.notes += ignored.find_without_effect(context, request, request.overrides, request.keys_in_files)
+            terminal.print_opening(console, context, request.folder)

@@ -18,114 +18,144 @@ from dlrun.core.terminal import escape_line, write_out
 from dlrun.runs.query import Query, bytes_of, query
 from dlrun.runs.record import RunRecord
 
-_DEFAULT = ["failed", "empty"]
-_YOUNG = 60  # seconds in which an empty folder may be that of a run which is only just beginning
+_DEFAULT_STATUSES = ["failed", "empty"]
+_YOUNG = 60  # seconds in which an empty folder may belong to a run that is just starting
 
 
 def clean(words: Sequence[str]) -> None:
-    """Show what would be removed, and with --yes remove it; RunError when something could not be.
+    """Show what would be removed, and with --yes remove it; RunError if something cannot be removed.
 
-    Nothing outside of paths.outputs, behind a symbolic link, of a run under way, or beside files of the user's own;
-    completed and interrupted runs only where status=... names them.
+    Never removed: anything outside paths.outputs or behind a symbolic link, a run under way, a folder with files of
+    the user's own. Completed and interrupted runs only if status=... names them.
     """
-    sure = "--yes" in words
-    asked = query([word for word in words if word != "--yes"], "dlrun clean")
-    refuse_query(asked)
-    asked.filters.setdefault("status", _DEFAULT)
-    runs = asked.runs()[: asked.last]
-    reasons = {run.folder: find_objection(run, asked.outputs) for run in runs}
-    going = [run for run in runs if not reasons[run.folder]]
-    if going:
+    # Removing needs a second look: the command without --yes only shows.
+    is_confirmed = "--yes" in words
+    selection = query([word for word in words if word != "--yes"], "dlrun clean")
+    refuse_query(selection)
+    selection.filters.setdefault("status", _DEFAULT_STATUSES)
+
+    # --last counts all runs that match, those that stay among them.
+    runs = selection.runs()[: selection.last]
+    objections = {run.folder: find_objection(run, selection.outputs) for run in runs}
+    removable = [run for run in runs if not objections[run.folder]]
+    if removable:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        write_out("\n".join(format_columns([(run.folder, list_cells(run)) for run in going], width)))
+        lines = [(run.folder, list_cells(run)) for run in removable]
+        write_out("\n".join(format_columns(lines, width)))
     for run in runs:
-        if reasons[run.folder]:
-            write_out(escape_line(f"stays: {run.folder} ({reasons[run.folder]})"))
-    room = format_size(sum(bytes_of(run.folder) for run in going))
-    if not going:
-        why = "" if runs else f": no run with status={','.join(asked.filters['status'])}"
-        write_out(escape_line(f"nothing to remove in {asked.outputs}{why}"))
-    elif not sure:
-        again = shlex.join(["dlrun", "clean", *words, "--yes"])
-        write_out(escape_line(f"{_counted(going)}, {room}; nothing is removed yet: type {again}"))
+        objection = objections[run.folder]
+        if objection:
+            write_out(escape_line(f"stays: {run.folder} ({objection})"))
+
+    size = format_size(sum(bytes_of(run.folder) for run in removable))
+    if not removable:
+        reason = "" if runs else f": no run with status={','.join(selection.filters['status'])}"
+        write_out(escape_line(f"nothing to remove in {selection.outputs}{reason}"))
+    elif not is_confirmed:
+        command = shlex.join(["dlrun", "clean", *words, "--yes"])
+        count = _format_count(len(removable))
+        write_out(escape_line(f"{count}, {size}; nothing is removed yet: type {command}"))
     else:
-        remove_all(going, asked.outputs)
+        remove_all(removable, selection.outputs)
 
 
-def _counted(runs: Sequence[RunRecord]) -> str:
-    return f"{len(runs)} run{'s' if len(runs) != 1 else ''}"
+def _format_count(runs: int) -> str:
+    return "1 run" if runs == 1 else f"{runs} runs"
 
 
-def refuse_query(asked: Query) -> None:
+def refuse_query(selection: Query) -> None:
     """RequestError for folders that do not lie in `outputs`, and for runs under way."""
-    for place in asked.places:
-        if not place.resolve().is_relative_to(asked.outputs.resolve()):
+    for place in selection.places:
+        if not place.resolve().is_relative_to(selection.outputs.resolve()):
             raise RequestError(
-                f"{place} is not in {asked.outputs}, and dlrun clean removes nothing elsewhere; type paths.outputs=..."
+                f"{place} is not in {selection.outputs}, and dlrun clean removes nothing elsewhere; "
+                "type paths.outputs=..."
             )
-    if "running" in asked.filters.get("status", []):
+    if "running" in selection.filters.get("status", []):
         raise RequestError("a run under way is not removed; stop it first, and leave status=running out")
 
 
 def find_objection(run: RunRecord, outputs: Path) -> str:
-    """Why a run stays where it is; "" for one that may go."""
+    """Why a run must not be removed; "" if it may be."""
+    # Symbolic links are resolved first: a run behind one lies elsewhere.
     root = outputs.resolve()
-    if not run.folder.resolve().is_relative_to(root) or run.folder.resolve() == root:
+    folder = run.folder.resolve()
+    if not folder.is_relative_to(root) or folder == root:
         return f"it is not in {outputs}"
-    if run.status == "running" or any(lock.is_held(place) for place in run.folder.parents):
-        return "it is under way" if run.status == "running" else "its sweep is under way"
-    if run.status == "empty" and time.time() - _changed(run.folder) < _YOUNG:  # also where there are no locks
+    if run.status == "running":
+        return "it is under way"
+    # A sweep locks its own folder, above those of its runs.
+    if any(lock.is_held(place) for place in run.folder.parents):
+        return "its sweep is under way"
+
+    # Some file systems have no locks: the age protects a run that is just starting.
+    if run.status == "empty" and time.time() - _find_last_change(run.folder) < _YOUNG:
         return f"it has changed less than {_YOUNG} seconds ago, so it may only just have begun"
     if run.status == "damaged" and run.has_checkpoints:
         return f"it holds checkpoints, which may be whole: {run.damage[0]}"
+
     try:
         names = sorted(path.name for path in run.folder.iterdir())
     except OSError as error:
         return f"it cannot be listed: {error.strerror}"
-    others = [name for name in names if not any(fnmatchcase(name, own) for own in OF_A_RUN)]
-    return f"it holds more than a run: {listed(others, most=3)}" if others else ""
+    # rmtree would take the user's own files along.
+    foreign = [name for name in names if not _is_of_a_run(name)]
+    return f"it holds more than a run: {listed(foreign, most=3)}" if foreign else ""
 
 
-def _changed(folder: Path) -> float:
-    """When anything in a folder was written last, in seconds since 1970."""
-    found = [0.0]
+def _is_of_a_run(name: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in OF_A_RUN)
+
+
+def _find_last_change(folder: Path) -> float:
+    """The newest modification time in a folder, in seconds since 1970."""
+    times = [0.0]
     for path in (folder, *folder.rglob("*")):
         with contextlib.suppress(OSError):
-            found.append(path.lstat().st_mtime)
-    return max(found)
+            times.append(path.lstat().st_mtime)
+    return max(times)
 
 
 def remove_all(runs: Sequence[RunRecord], outputs: Path) -> None:
-    """Remove runs, each held meanwhile so that nobody goes on with it; says what room that made."""
-    gone, room, lost = list[RunRecord](), 0, list[str]()
+    """Remove runs and print how much room that made; RunError lists those that could not be removed."""
+    removed = 0
+    freed = 0
+    errors = list[str]()
     for run in runs:
-        held = bytes_of(run.folder)
+        size = bytes_of(run.folder)
         try:
             remove(run, outputs)
         except RequestError as error:
-            lost.append(str(error))
+            errors.append(str(error))
         except OSError as error:
-            lost.append(f"{run.folder} cannot be removed ({error.strerror})")
+            errors.append(f"{run.folder} cannot be removed ({error.strerror})")
         else:
-            gone.append(run)
-            room += held
-    write_out(f"removed {_counted(gone)}, {format_size(room)}")
-    if lost:
+            removed += 1
+            freed += size
+
+    write_out(f"removed {_format_count(removed)}, {format_size(freed)}")
+    if errors:
+        # The error goes to stderr: keep the order of the lines on a terminal.
         sys.stdout.flush()
-        raise RunError(f"not everything is removed: {'; '.join(lost)}")
+        raise RunError(f"not everything is removed: {'; '.join(errors)}")
 
 
 def remove(run: RunRecord, outputs: Path) -> None:
-    """Remove a run's folder, and those above it in `outputs` that are empty then. RequestError for one in use."""
+    """Remove a run's folder, and its parents in `outputs` that are empty then; RequestError if it is in use."""
+    # The lock keeps anyone from resuming the run meanwhile.
     with lock.Lock() as own:
         own.take(run.folder, to_remove=True)
-        if replace(run).left != run.left:  # since it was shown
+        if replace(run).left != run.left:
+            # Someone has resumed it since it was shown: a new record reads another status.
             raise RequestError(f"{run.folder} has been gone on with meanwhile")
         shutil.rmtree(run.folder)
+
+    # The folder of the date, or of the sweep, stays as long as other runs are in it.
     for parent in run.folder.parents:
         if parent.resolve() == outputs.resolve() or parent.is_symlink():
             break
         try:
             parent.rmdir()
         except OSError:
+            # It is not empty.
             break

@@ -1,10 +1,12 @@
-"""The texts of `dlrun --help` and `dlrun COMMAND --help`, and of --version; imports no torch."""
+"""The texts of `dlrun --help`, `dlrun COMMAND --help` and --version, without torch."""
 
 import textwrap
 from dataclasses import dataclass
 from importlib import metadata
 
+# Columns of the texts, whatever the terminal has.
 _WIDTH = 80
+# Words and options that several commands share.
 _RUN = ("RUN", "a run folder, as `dlrun ls runs` lists them")
 _RUN_OR_CHECKPOINT = ("RUN_OR_CHECKPOINT", "a run folder, for its best weights; or one of its .pt files")
 _KEYS = ("key=value", "keys to train with (default: an mlp on the digits); `dlrun --help` and `dlrun ls` list them")
@@ -21,16 +23,17 @@ _SAVED = [
 
 @dataclass(frozen=True)
 class CommandHelp:
-    """What `dlrun COMMAND --help` says."""
+    """The text of `dlrun COMMAND --help`, and the command's lines in `dlrun --help`."""
 
-    usage: str  # the words behind `dlrun`
+    usage: str  # the words after `dlrun`
     about: str
-    words: list[tuple[str, str]]  # what stands at a place, and what it is
-    options: list[tuple[str, str]]  # option=default, and what it does
+    words: list[tuple[str, str]]  # positional words: name, meaning
+    options: list[tuple[str, str]]  # "option=default", meaning
     examples: list[str]
-    overview: list[tuple[str, str]]  # the lines of `dlrun --help`: usage, and a few words
+    overview: list[tuple[str, str]]  # usage, a few words
 
 
+# By command, in the order of `dlrun --help`. Tests run the examples and compare the options with the code.
 COMMAND_HELP = {
     "resume": CommandHelp(
         usage="resume RUN|SWEEP [key=value ...]",
@@ -201,6 +204,7 @@ COMMAND_HELP = {
     ),
 }
 
+# Lines of `dlrun --help` before and after those of the commands, and its flags.
 _TRAINING = [
     ("dlrun", "an mlp on scikit-learn's digits"),
     ("dlrun model=resnet data=mnist device=cuda", "choose from the groups"),
@@ -225,52 +229,54 @@ _FLAGS = [
 
 
 def format_overview(groups: list[str]) -> str:
-    """What `dlrun --help` says."""
-    commands = list(_TRAINING)
-    for command in COMMAND_HELP.values():
-        for usage, text in command.overview:
-            commands.append((f"dlrun {usage}", text))
-    commands += _BESIDES
-
+    """The text of `dlrun --help`; groups: names of the config groups."""
     lines = ["dlrun: train a choice of data × model × optimizer × device, and record it", ""]
-    for i, (usage, text) in enumerate(commands):
-        if i == len(_TRAINING):
-            lines.append("")
-        lines.append(f"  {usage:<41}  {text}")
+    lines += [_format_overview_line(usage, text) for usage, text in _TRAINING]
+    lines.append("")
+    for command in COMMAND_HELP.values():
+        lines += [_format_overview_line(f"dlrun {usage}", text) for usage, text in command.overview]
+    lines += [_format_overview_line(usage, text) for usage, text in _BESIDES]
     lines.append("")
     lines += [f"  {flag:<17}  {text}" for flag, text in _FLAGS]
     lines += ["", f"groups: {', '.join(groups)}"]
     return "\n".join(lines)
 
 
+def _format_overview_line(usage: str, text: str) -> str:
+    return f"  {usage:<41}  {text}"
+
+
 def format_command_help(name: str) -> str:
-    """What `dlrun NAME --help` says; NAME is a key of COMMAND_HELP."""
+    """The text of `dlrun NAME --help`; NAME is a key of COMMAND_HELP."""
     command = COMMAND_HELP[name]
     blocks = [f"dlrun {command.usage}", textwrap.fill(command.about, _WIDTH)]
 
+    # Words and options are aligned with each other.
     width = max((len(word) for word, _ in [*command.words, *command.options]), default=0)
     if command.words:
-        blocks.append(_listed("words", command.words, width))
+        blocks.append(_format_list("words", command.words, width))
     if command.options:
-        blocks.append(_listed("options, with their defaults", command.options, width))
+        blocks.append(_format_list("options, with their defaults", command.options, width))
 
     blocks.append("\n".join(["examples", *(f"  {example}" for example in command.examples)]))
     return "\n\n".join(blocks)
 
 
-def _listed(title: str, rows: list[tuple[str, str]], width: int) -> str:
-    """A title, and names with what they mean beside them."""
+def _format_list(title: str, rows: list[tuple[str, str]], width: int) -> str:
+    """A title, and a line for each name with its meaning, wrapped beside the name."""
     lines = [title]
     for name, text in rows:
-        head = f"  {name:<{width}}  "
-        lines.append(textwrap.fill(text, _WIDTH, initial_indent=head, subsequent_indent=" " * len(head)))
+        indent = f"  {name:<{width}}  "
+        wrapped = textwrap.fill(text, _WIDTH, initial_indent=indent, subsequent_indent=" " * len(indent))
+        lines.append(wrapped)
     return "\n".join(lines)
 
 
 def format_versions() -> str:
-    """What `dlrun --version` says, from the packages' metadata."""
+    """The text of `dlrun --version`, from the packages' metadata: importing torch would take seconds."""
     lines = []
     for name, package in (("dlrun", "dlrun"), ("torch", "torch"), ("Hydra", "hydra-core")):
+        # A source tree on PYTHONPATH has no metadata.
         try:
             version = metadata.version(package)
         except metadata.PackageNotFoundError:

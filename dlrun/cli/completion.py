@@ -1,6 +1,6 @@
 """Shell completion. `eval "$(dlrun completion bash)"`, or zsh, once: the Tab key then asks `dlrun completion words`.
 
-Answers come from the schema and from the YAML files of configs/: neither torch is imported nor Hydra asked.
+Answers come from the schema and from the YAML files of configs/, without torch and Hydra: each Tab starts a process.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ from dlrun.core.yaml import read_yaml
 from dlrun.runs import query
 from dlrun.runs.record import STATUSES
 
+# Both scripts ask `dlrun completion words` at each Tab, with the line up to the cursor.
 SCRIPTS = {
     "bash": r"""
 _dlrun() {
@@ -49,19 +50,24 @@ compdef _dlrun dlrun
 """,
 }
 _FLAGS = ("-m", "--multirun", "--cfg", "--config-dir", "--help", "--version", "--hydra-help", "-v")
-_OF_RUNS = ("eval", "predict", "export", "diff")  # their first words are runs, jobs of sweeps among them
-_OF_SWEEPS = ("resume", "compare")  # or whole sweeps
+_LIST_COMMANDS = ("clean", "ls")
+
+# Commands whose first word is a run, also one of a sweep; a run or a whole sweep; and those that take several.
+_RUN_COMMANDS = ("eval", "predict", "export", "diff")
+_SWEEP_COMMANDS = ("resume", "compare")
 _SEVERAL = ("diff", "compare")
-_LISTS = ("clean", "ls")
-_FORMATS = ("onnx", "safetensors", "python")  # of export; its own list would import torch
+
+# Formats of `dlrun export`, repeated here because its own list would import torch.
+_FORMATS = ("onnx", "safetensors", "python")
 
 
 def answer(words: Sequence[str]) -> None:
-    """`dlrun completion bash|zsh` prints the shell's script, `completion words SHELL LINE` how the line may go on."""
+    """`dlrun completion bash|zsh` prints the shell's script, `completion words SHELL LINE` the suggestions."""
     if len(words) == 3 and words[0] == "words" and words[1] in SCRIPTS:
-        with contextlib.suppress(OSError, ValueError):  # whoever presses Tab wants no message
-            # A name that cannot be typed as it is shown is left out.
+        # An error message amid the user's typing would help nobody.
+        with contextlib.suppress(OSError, ValueError):
             for word in complete_line(words[1], words[2]):
+                # A word that cannot be typed as it is displayed is left out.
                 if escape_line(word) == word:
                     write_out(word)
     elif len(words) == 1 and words[0] in SCRIPTS:
@@ -72,123 +78,181 @@ def answer(words: Sequence[str]) -> None:
 
 
 def complete_line(shell: str, line: str) -> list[str]:
-    """How the last word of a command line may go on; for bash without what stands before its last = or colon."""
+    """Suggest the last word of a command line.
+
+    bash takes only what follows the word's last "=" or colon, at which it splits words.
+    """
     words = shlex.split(line)
-    now = "" if line[-1:].isspace() else words.pop()
-    found = [word for word in dict.fromkeys(suggest_words(words[1:], now)) if word.startswith(now)]
-    done = max(now.rfind("="), now.rfind(":")) + 1 if shell == "bash" else 0
-    return [shlex.quote(word[done:]) for word in found]
+    # After a blank a new word begins, which is empty yet.
+    current = "" if line[-1:].isspace() else words.pop()
+
+    suggestions = []
+    for word in dict.fromkeys(suggest_words(words[1:], current)):
+        if word.startswith(current):
+            suggestions.append(word)
+
+    start = 0
+    if shell == "bash":
+        start = max(current.rfind("="), current.rfind(":")) + 1
+    return [shlex.quote(word[start:]) for word in suggestions]
 
 
-def suggest_words(before: Sequence[str], now: str) -> Iterator[str]:
-    """What could stand in place of the word `now`, behind the words `before`; more than what begins like it."""
-    verb = before[0] if before and before[0] in list_commands() else ""
-    if now.startswith("-"):
-        yield from ("--yes", "--last") if verb == "clean" else ("--last",) if verb == "ls" else _FLAGS
-    elif verb == "completion":
+def suggest_words(before: Sequence[str], current: str) -> Iterator[str]:
+    """Words that may replace `current` after the words `before`; not all of them begin with it."""
+    command = before[0] if before and before[0] in list_commands() else ""
+    takes_runs = command in (*_RUN_COMMANDS, *_SWEEP_COMMANDS)
+
+    # The command decides what its words may be; a word without a command is an override.
+    if current.startswith("-"):
+        yield from _list_flags(command)
+    elif command == "completion":
         yield from SCRIPTS
-    elif verb == "help":
-        yield from () if len(before) > 1 else TOPICS
-    elif verb in _LISTS and (verb == "clean" or "runs" in before):
-        yield from suggest_filters(now)
-    elif verb == "ls":
+    elif command == "help":
+        if len(before) == 1:
+            yield from TOPICS
+    elif command == "clean" or (command == "ls" and "runs" in before):
+        yield from suggest_filters(current)
+    elif command == "ls":
         yield from (*GROUPS, "runs")
-    elif verb in (*_OF_RUNS, *_OF_SWEEPS) and (len(before) == 1 or verb in _SEVERAL):
-        yield from suggest_folders(now, verb in _OF_SWEEPS)
+    elif takes_runs and (len(before) == 1 or command in _SEVERAL):
+        yield from suggest_folders(current, command in _SWEEP_COMMANDS)
     else:
-        yield from () if before else list_commands()
-        yield from CHECKS if list(before) == ["check"] else ()
-        yield from suggest_values(now, [f"format={name}" for name in _FORMATS if verb == "export"])
-        yield from suggest_settings(before, now)
+        if not before:
+            yield from list_commands()
+        if list(before) == ["check"]:
+            yield from CHECKS
+        if command == "export":
+            yield from suggest_values(current, [f"format={name}" for name in _FORMATS])
+        yield from suggest_settings(before, current)
+
+
+def _list_flags(command: str) -> Sequence[str]:
+    if command == "clean":
+        return ("--yes", "--last")
+    if command == "ls":
+        return ("--last",)
+    return _FLAGS
 
 
 def list_commands() -> list[str]:
-    """The commands."""
-    return sorted({*COMMANDS, *SAVED_RUN_COMMANDS, *_LISTS, "help"})
+    """All commands."""
+    return sorted({*COMMANDS, *SAVED_RUN_COMMANDS, *_LIST_COMMANDS, "help"})
 
 
-def suggest_filters(now: str) -> Iterator[str]:
-    """What `ls runs` and `clean` look for."""
-    yield from suggest_values(now, [f"status={status}" for status in STATUSES])
+def suggest_filters(current: str) -> Iterator[str]:
+    """Suggest the filters of `ls runs` and `clean`."""
+    yield from suggest_values(current, [f"status={status}" for status in STATUSES])
     for group in ("model", "data", "optimizer"):
-        yield from suggest_values(now, [f"{group}={name}" for name in list_options(group, [])])
+        yield from suggest_values(current, [f"{group}={name}" for name in list_options(group, [])])
     yield "seed="
 
 
-def suggest_values(now: str, whole: Sequence[str]) -> list[str]:
-    """key=value words, of which only the key is shown before it is there; of a list of values the last goes on."""
-    key, _, value = now.partition("=")
-    if not whole or not whole[0].startswith(f"{key}=") or "=" not in now:
-        return list(dict.fromkeys(f"{word.partition('=')[0]}=" for word in whole))
-    others = value[: value.rfind(",") + 1]
-    return [f"{key}={others}{word.partition('=')[2]}" for word in whole]
+def suggest_values(current: str, words: Sequence[str]) -> list[str]:
+    """Suggest from key=value words of one key: the key alone until it is typed, then the values.
+
+    Of a list of values the last one is completed.
+    """
+    key, _, value = current.partition("=")
+    if not words or not words[0].startswith(f"{key}=") or "=" not in current:
+        return list(dict.fromkeys(f"{word.partition('=')[0]}=" for word in words))
+
+    # "model=mlp,cn" is completed to "model=mlp,cnn".
+    finished_values = value[: value.rfind(",") + 1]
+    return [f"{key}={finished_values}{word.partition('=')[2]}" for word in words]
 
 
-def suggest_folders(now: str, with_sweeps: bool) -> Iterator[str]:
-    """Run folders in `outputs`, newest first; the jobs of a sweep once its own folder is typed."""
-    for run in sorted(query.folders([Path("outputs")]), key=lambda run: str(run.folder), reverse=True):
-        if run.sweep is None or now.startswith(f"{run.sweep}/"):
+def suggest_folders(current: str, with_sweeps: bool) -> Iterator[str]:
+    """Suggest run folders in `outputs`, newest first; runs of a sweep after its own folder is typed."""
+    runs = query.folders([Path("outputs")])
+    for run in sorted(runs, key=lambda run: str(run.folder), reverse=True):
+        if run.sweep is None or current.startswith(f"{run.sweep}/"):
             yield str(run.folder)
         else:
+            # The slash keeps the shell from closing the word: a run of the sweep follows.
             yield f"{run.sweep}" if with_sweeps else f"{run.sweep}/"
 
 
-def suggest_settings(before: Sequence[str], now: str) -> Iterator[str]:
-    """Choices and keys; of a section only its name, until the dot is typed."""
+def suggest_settings(before: Sequence[str], current: str) -> Iterator[str]:
+    """Suggest choices and config keys; of a section only its name until the dot is typed."""
     for group in list_groups(before):
-        yield from suggest_values(now, [f"{group}={name}" for name in list_options(group, before)])
-    if now.startswith(("init_from=", "resume=")):
-        key = now.partition("=")[0]
-        yield from (f"{key}={place}" for place in suggest_folders(now.partition("=")[2], with_sweeps=key == "resume"))
-    for key, known in read_keys(before).items():
-        if "=" in now and known:
-            yield from suggest_values(now, [f"{key}={value}" for value in known])
-        elif "=" not in now and key.startswith(now):
-            dot = key.find(".", len(now))
+        yield from suggest_values(current, [f"{group}={name}" for name in list_options(group, before)])
+
+    if current.startswith(("init_from=", "resume=")):
+        key, _, place = current.partition("=")
+        for folder in suggest_folders(place, with_sweeps=key == "resume"):
+            yield f"{key}={folder}"
+
+    for key, values in read_keys(before).items():
+        if "=" in current and values:
+            yield from suggest_values(current, [f"{key}={value}" for value in values])
+        elif "=" not in current and key.startswith(current):
+            # "opt" is completed to "optimizer.", and only then to its keys.
+            dot = key.find(".", len(current))
             yield key[: dot + 1] if dot >= 0 else f"{key}="
 
 
 def list_groups(before: Sequence[str]) -> list[str]:
-    """Those of dlrun and of the user's own --config-dir."""
-    return [group for group in GROUPS if any((folder / group).is_dir() for folder in _config_dirs(before))]
+    """The groups for which dlrun or the user's --config-dir has a folder."""
+    groups = set[str]()
+    for folder in _list_config_dirs(before):
+        groups.update(group for group in GROUPS if (folder / group).is_dir())
+    return [group for group in GROUPS if group in groups]
 
 
 def list_options(group: str, before: Sequence[str]) -> list[str]:
-    """What can be chosen of a group."""
-    return sorted({path.stem for folder in _config_dirs(before) for path in (folder / group).glob("*.yaml")})
+    """The options of a group, by name."""
+    names = set[str]()
+    for folder in _list_config_dirs(before):
+        names.update(path.stem for path in (folder / group).glob("*.yaml"))
+    return sorted(names)
 
 
-def _config_dirs(before: Sequence[str]) -> list[Path]:
-    own = [Path(folder).expanduser() for flag, folder in pairwise(before) if flag in ("--config-dir", "-cd")]
-    return [config.CONFIG_DIR, *own]
+def _list_config_dirs(before: Sequence[str]) -> list[Path]:
+    folders = [config.CONFIG_DIR]
+    for flag, folder in pairwise(before):
+        if flag in ("--config-dir", "-cd"):
+            folders.append(Path(folder).expanduser())
+    return folders
 
 
 def read_keys(before: Sequence[str]) -> dict[str, list[str]]:
-    """Every key of the config with these choices, and its values where there are only a few."""
-    found = dict(_of_schema(config.Config, ""))
+    """Every config key for the choices in `before`, with its values if they are few, else an empty list."""
+    keys = dict(_list_schema_keys(config.Config, ""))
     for group, schema in config.KEYS.items():
-        found |= dict(_of_schema(schema, f"{group}."))
-        for key, value in _of_option(group, before).items():
-            found[f"{group}.{key}"] = ["true", "false"] if isinstance(value, bool) else []
-    return found
+        # Keys that all options of a group have come from the schema, others from the option's YAML.
+        keys |= dict(_list_schema_keys(schema, f"{group}."))
+        for key, value in _read_option(group, before).items():
+            keys[f"{group}.{key}"] = ["true", "false"] if isinstance(value, bool) else []
+    return keys
 
 
-def _of_schema(schema: Any, prefix: str) -> Iterator[tuple[str, list[str]]]:
+def _list_schema_keys(schema: Any, prefix: str) -> Iterator[tuple[str, list[str]]]:
     for field in dataclasses.fields(schema):
         if dataclasses.is_dataclass(field.type):
-            yield from _of_schema(field.type, f"{prefix}{field.name}.")
+            yield from _list_schema_keys(field.type, f"{prefix}{field.name}.")
+        # Groups have schemas of their own.
         elif prefix or field.name not in config.KEYS:
-            known = ["true", "false"] if field.type is bool else [str(c) for c in field.metadata.get("choices", ())]
-            yield prefix + field.name, known
+            values = [str(choice) for choice in field.metadata.get("choices", ())]
+            if field.type is bool:
+                values = ["true", "false"]
+            yield prefix + field.name, values
 
 
-def _of_option(group: str, before: Sequence[str]) -> dict[str, Any]:
-    """The YAML of the option that the words choose, else of the default."""
-    asked = [word.partition("=")[2] for word in before if word.startswith(f"{group}=")]
-    first = read_yaml((config.CONFIG_DIR / "config.yaml").read_text())["defaults"]
-    chosen = asked[-1:] or [entry[group] for entry in first if isinstance(entry, dict) and group in entry]
-    for folder in _config_dirs(before):
-        path = folder / group / f"{chosen[0]}.yaml"
+def _read_option(group: str, before: Sequence[str]) -> dict[str, Any]:
+    """Keys and values of the option of a group that the words choose, else of the default."""
+    choices = []
+    for entry in read_yaml((config.CONFIG_DIR / "config.yaml").read_text())["defaults"]:
+        if isinstance(entry, dict) and group in entry:
+            choices.append(entry[group])
+            break
+    for word in before:
+        if word.startswith(f"{group}="):
+            choices.append(word.partition("=")[2])
+
+    # dlrun's own option comes before the user's of the same name.
+    for folder in _list_config_dirs(before):
+        path = folder / group / f"{choices[-1]}.yaml"
         if path.is_file():
-            return {k: v for k, v in (read_yaml(path.read_text()) or {}).items() if k not in ("_target_", "defaults")}
+            option = read_yaml(path.read_text()) or {}
+            return {key: value for key, value in option.items() if key not in ("_target_", "defaults")}
     return {}

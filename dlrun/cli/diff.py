@@ -1,4 +1,4 @@
-"""`dlrun diff A B`: what two runs were asked for, where their weights part, and what they came to."""
+"""`dlrun diff A B`: how two runs differ in config, environment, weights and results."""
 
 import json
 from collections.abc import Sequence
@@ -12,157 +12,229 @@ from dlrun.runs import events
 from dlrun.runs.record import RunRecord
 from dlrun.runs.reports.console import Console, facts, number, table
 
-_NOT_COMPARED = ("paths.", "data.root", "hydra.", "resume", "trust")  # where things lie, and leave to read them
-_MACHINE = ("device", "precision", "threads", "git_commit", "git_dirty", "versions.")  # of environment.json
-_FACTS = ("status", "epochs", "steps", "parameters", "train_seconds", "samples_per_second")  # of result.json
+# Config keys of locations, and of permission to read them.
+_NOT_COMPARED = ("paths.", "data.root", "hydra.", "resume", "trust")
+
+# Keys of environment.json and of result.json.
+_MACHINE = ("device", "precision", "threads", "git_commit", "git_dirty", "versions.")
+_FACTS = ("status", "epochs", "steps", "parameters", "train_seconds", "samples_per_second")
+
+# Tags of the event files that are logged by step.
 _LOGGED = ("train/loss_step", "train/grad_norm")
+
+_ABSENT = object()
 
 
 def diff_runs(words: Sequence[str]) -> None:
-    """`dlrun diff A B`: say how two runs differ. RequestError when one of them is no run folder."""
+    """`dlrun diff A B`: print how two runs differ; RequestError if one of them is no run folder."""
     if len(words) != 2:
         raise RequestError(
             "dlrun diff takes two run folders; type dlrun diff outputs/<date>/<run> outputs/<date>/<run>"
         )
-    a, b = (read_run(Path(word)) for word in words)
+    run_a = read_run(Path(words[0]))
+    run_b = read_run(Path(words[1]))
+
     console = Console()
-    console.say(facts([("A", str(a.folder)), ("B", str(b.folder))]))
-    for title, one, two in (
-        ("config", a.flat_config, b.flat_config),
-        ("made with", describe_environment(a), describe_environment(b)),
-    ):
-        console.say()
-        rows = list_differences(one, two)
-        console.say(table((title, "A", "B"), rows, left=3) if rows else f"{title}: no difference")
+    console.say(facts([("A", str(run_a.folder)), ("B", str(run_b.folder))]))
+    _print_differences(console, "config", run_a.flat_config, run_b.flat_config)
+    _print_differences(console, "made with", describe_environment(run_a), describe_environment(run_b))
+
     console.say()
-    for line in describe_divergence(a, b):
+    for line in describe_divergence(run_a, run_b):
         console.say(line)
     console.say()
-    console.say(table(("result", "A", "B", "B - A"), compare_results(a, b)))
+    console.say(table(("result", "A", "B", "B - A"), compare_results(run_a, run_b)))
+
+
+def _print_differences(console: Console, title: str, values_a: dict[str, Any], values_b: dict[str, Any]) -> None:
+    console.say()
+    rows = list_differences(values_a, values_b)
+    console.say(table((title, "A", "B"), rows, left=3) if rows else f"{title}: no difference")
 
 
 def read_run(folder: Path) -> RunRecord:
-    """What is known of the run in `folder`; RequestError when there is none, or a file of it is damaged.
+    """The run in `folder`; RequestError if there is none, or a file of it is damaged.
 
-    A run that was killed lacks some files, and is compared by what there is.
+    A run that was killed lacks some files, and is compared by the others.
     """
+    # A likely mistake, which deserves its own advice.
     if (folder / "sweep.jsonl").is_file():
         raise RequestError(
             f"{folder} is a sweep; dlrun diff takes two runs, and dlrun compare {quote(folder)} shows all of it"
         )
+
     run = RunRecord(folder)
     if folder.is_dir():
+        # Reading a file notes its damage in the record.
         for name in ("config", "environment", "result", "rows", "fingerprints"):
             getattr(run, name)
         if run.damage:
             raise RequestError(run.damage[0])
         if run.config:
             return run
-    kind = "is a file" if folder.is_file() else "holds no run" if folder.is_dir() else "does not exist"
-    raise RequestError(f"{folder} {kind}; dlrun diff takes run folders, those of `dlrun ls runs`")
+
+    if folder.is_file():
+        problem = "is a file"
+    elif folder.is_dir():
+        problem = "holds no run"
+    else:
+        problem = "does not exist"
+    raise RequestError(f"{folder} {problem}; dlrun diff takes run folders, those of `dlrun ls runs`")
 
 
 def describe_environment(run: RunRecord) -> dict[str, Any]:
     """Machine, versions and code, with dotted keys."""
-    noted = {key: value for key, value in flatten(run.environment).items() if key.startswith(_MACHINE)}
-    code = {"code_hash": run.result["code_hash"][:12]} if "code_hash" in run.result else {}
-    return noted | code
+    environment = {}
+    for key, value in flatten(run.environment).items():
+        if key.startswith(_MACHINE):
+            environment[key] = value
+    # Twelve digits tell versions of the code apart, and fit into the table.
+    if "code_hash" in run.result:
+        environment["code_hash"] = run.result["code_hash"][:12]
+    return environment
 
 
-def list_differences(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Keys that differ and their values, "-" where there is no such key."""
-    keys = [k for k in {**a, **b} if not k.startswith(_NOT_COMPARED)]
-    return [(k, _shown(a, k), _shown(b, k)) for k in keys if a.get(k, _ABSENT) != b.get(k, _ABSENT)]
+def list_differences(values_a: dict[str, Any], values_b: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Rows of a key and its two values for keys that differ; "-" stands for a missing key."""
+    rows = []
+    # A dict in place of a set keeps the order of the config.
+    for key in {**values_a, **values_b}:
+        if key.startswith(_NOT_COMPARED):
+            continue
+        value_a = values_a.get(key, _ABSENT)
+        value_b = values_b.get(key, _ABSENT)
+        if value_a != value_b:
+            rows.append((key, _format_value(value_a), _format_value(value_b)))
+    return rows
 
 
-_ABSENT = object()
-
-
-def _shown(values: dict[str, Any], key: str) -> str:
-    if key not in values:
+def _format_value(value: Any) -> str:
+    if value is _ABSENT:
         return "-"
-    value = values[key]
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def describe_divergence(a: RunRecord, b: RunRecord) -> list[str]:
-    """Sentences: the first epoch after which the weights differ, and the first logged step that does."""
-    if not (a.fingerprints and b.fingerprints):
-        return [*_by_losses(a, b), _of_the_end(a, b)]
-    one, two = ({f["epoch"]: (f["step"], f["weights_sha256"]) for f in run.fingerprints} for run in (a, b))
-    common = sorted(one.keys() & two.keys())
-    parted = next((epoch for epoch in common if one[epoch] != two[epoch]), None)
-    if parted is None:
-        return [f"weights: equal to the last bit {_as_far(a, b, max(one), max(two))}"]
-    if parted == 0:
+def describe_divergence(run_a: RunRecord, run_b: RunRecord) -> list[str]:
+    """Sentences on the first epoch after which the weights differ, and the first logged step that differs."""
+    if not (run_a.fingerprints and run_b.fingerprints):
+        return [*_compare_rows(run_a, run_b), _compare_final_weights(run_a, run_b)]
+
+    # By epoch, the last step and the hash of the weights after it; epoch 0 is the initial state.
+    hashes_a = {entry["epoch"]: (entry["step"], entry["weights_sha256"]) for entry in run_a.fingerprints}
+    hashes_b = {entry["epoch"]: (entry["step"], entry["weights_sha256"]) for entry in run_b.fingerprints}
+    common = sorted(hashes_a.keys() & hashes_b.keys())
+    epoch = next((epoch for epoch in common if hashes_a[epoch] != hashes_b[epoch]), None)
+    # One run may be longer than the other.
+    if epoch is None:
+        return [f"weights: equal to the last bit {_describe_ends(max(hashes_a), max(hashes_b))}"]
+    if epoch == 0:
         return ["weights: they differ before the first step: another model, seed or init_from"]
-    before = f"until epoch {parted - 1}" if parted > 1 else "at the start"
-    said = [f"weights: equal to the last bit {before}, and apart after epoch {parted}"]
-    since, until = one[parted - 1][0] if parted - 1 in one else 0, min(one[parted][0], two[parted][0])
-    if one[parted][0] != two[parted][0]:
-        said.append(f"epoch {parted} ends with step {one[parted][0]} in A and with step {two[parted][0]} in B")
-    return said + _by_steps(a, b, since, until)
+
+    before = f"until epoch {epoch - 1}" if epoch > 1 else "at the start"
+    sentences = [f"weights: equal to the last bit {before}, and apart after epoch {epoch}"]
+
+    # The runs were equal until here, so that either gives the step.
+    first_step = hashes_a[epoch - 1][0] if epoch - 1 in hashes_a else 0
+    step_a = hashes_a[epoch][0]
+    step_b = hashes_b[epoch][0]
+    if step_a != step_b:
+        sentences.append(f"epoch {epoch} ends with step {step_a} in A and with step {step_b} in B")
+    return sentences + _find_differing_step(run_a, run_b, first_step, min(step_a, step_b))
 
 
-def _as_far(a: RunRecord, b: RunRecord, last_a: int, last_b: int) -> str:
+def _describe_ends(last_a: int, last_b: int) -> str:
+    """How far the equality reaches, by the last epoch of each run."""
     if last_a == last_b:
         return f"after every one of {last_a} epochs"
-    longer, last = ("A", last_a) if last_a > last_b else ("B", last_b)
-    return f"until epoch {min(last_a, last_b)}, where one ends; {longer} goes on to epoch {last}"
+
+    longer = "A" if last_a > last_b else "B"
+    return f"until epoch {min(last_a, last_b)}, where one ends; {longer} goes on to epoch {max(last_a, last_b)}"
 
 
-def _by_steps(a: RunRecord, b: RunRecord, since: int, until: int) -> list[str]:
-    """The first step of (since, until] that both have logged and that differs."""
-    one, two = (events.scalars(run.folder) for run in (a, b))
+def _find_differing_step(run_a: RunRecord, run_b: RunRecord, since: int, until: int) -> list[str]:
+    """A sentence on the first step of (since, until] that both have logged and that differs; or none."""
+    scalars_a = events.scalars(run_a.folder)
+    scalars_b = events.scalars(run_b.folder)
+    values_a = {tag: dict(scalars_a.get(tag, [])) for tag in _LOGGED}
+    values_b = {tag: dict(scalars_b.get(tag, [])) for tag in _LOGGED}
+
+    # Runs may log at different intervals: compare steps that both have.
     for step in range(since + 1, until + 1):
         for tag in _LOGGED:
-            x, y = (dict(found.get(tag, [])).get(step) for found in (one, two))
-            if x is not None and y is not None and x != y:
-                return [f"the first logged step that differs is {step}: {tag} {float(x):.7g} in A, {float(y):.7g} in B"]
+            value_a = values_a[tag].get(step)
+            value_b = values_b[tag].get(step)
+            if value_a is not None and value_b is not None and value_a != value_b:
+                values = f"{float(value_a):.7g} in A, {float(value_b):.7g} in B"
+                return [f"the first logged step that differs is {step}: {tag} {values}"]
     return []
 
 
-def _by_losses(a: RunRecord, b: RunRecord) -> list[str]:
-    """For runs without fingerprints: the first epoch whose row differs."""
-    one, two = ({row["epoch"]: row for row in run.rows if "epoch" in row} for run in (a, b))
-    common = sorted(one.keys() & two.keys())
+def _compare_rows(run_a: RunRecord, run_b: RunRecord) -> list[str]:
+    """For runs without hashes of the weights: the first epoch whose metrics differ."""
+    rows_a = {row["epoch"]: row for row in run_a.rows if "epoch" in row}
+    rows_b = {row["epoch"]: row for row in run_b.rows if "epoch" in row}
+    common = sorted(rows_a.keys() & rows_b.keys())
     if not common:
         return ["weights: no epoch was recorded by both runs"]
-    apart = next((epoch for epoch in common if one[epoch] != two[epoch]), None)
-    what = "no fingerprints of the weights in one of them, so judged by metrics.jsonl"
-    if apart is None:
-        return [f"{what}: equal in all {len(common)} epochs that both have"]
-    names = [k for k in {**one[apart], **two[apart]} if one[apart].get(k) != two[apart].get(k)]
-    values = " and ".join(str(number(row[apart].get(names[0], "-"))) for row in (one, two))
-    return [f"{what}: they part in epoch {apart} ({names[0]} {values})"]
+
+    basis = "no fingerprints of the weights in one of them, so judged by metrics.jsonl"
+    epoch = next((epoch for epoch in common if rows_a[epoch] != rows_b[epoch]), None)
+    if epoch is None:
+        return [f"{basis}: equal in all {len(common)} epochs that both have"]
+
+    row_a = rows_a[epoch]
+    row_b = rows_b[epoch]
+    name = next(key for key in {**row_a, **row_b} if row_a.get(key) != row_b.get(key))
+    values = f"{number(row_a.get(name, '-'))} and {number(row_b.get(name, '-'))}"
+    return [f"{basis}: they part in epoch {epoch} ({name} {values})"]
 
 
-def _of_the_end(a: RunRecord, b: RunRecord) -> str:
-    one, two = (run.result.get("weights_sha256") for run in (a, b))
-    if one is None or two is None:
+def _compare_final_weights(run_a: RunRecord, run_b: RunRecord) -> str:
+    hash_a = run_a.result.get("weights_sha256")
+    hash_b = run_b.result.get("weights_sha256")
+    if hash_a is None or hash_b is None:
         return "final weights: not known of both, as one has not ended"
-    return f"final weights: {'equal to the last bit' if one == two else 'different'}"
+    return f"final weights: {'equal to the last bit' if hash_a == hash_b else 'different'}"
 
 
-def compare_results(a: RunRecord, b: RunRecord) -> list[tuple[str, str, str, str]]:
-    """Status, sizes and times, the best epoch, and every metric that one of them has."""
-    rows = [(name.replace("_", " "), a.result.get(name), b.result.get(name)) for name in _FACTS]
-    best = [run.result.get("best") or {} for run in (a, b)]
-    names = dict.fromkeys(str(found["metric"]) for found in best if found.get("metric"))
-    for name in names:
-        mine = [found if found.get("metric") == name else {} for found in best]
-        rows.append((f"best {name}", mine[0].get("value"), mine[1].get("value")))
-        rows.append(("  in epoch", mine[0].get("epoch"), mine[1].get("epoch")))
-    rows += [(name, a.metrics.get(name), b.metrics.get(name)) for name in {**a.metrics, **b.metrics}]
-    return [(name, _cell(x), _cell(y), _cell(_minus(y, x))) for name, x, y in rows]
+def compare_results(run_a: RunRecord, run_b: RunRecord) -> list[tuple[str, str, str, str]]:
+    """Rows of a name, two values and their difference: sizes and times, the best epoch, and all metrics."""
+    rows = []
+    for name in _FACTS:
+        rows.append((name.replace("_", " "), run_a.result.get(name), run_b.result.get(name)))
+
+    # Runs that monitor different metrics have a row for each.
+    best_a = run_a.result.get("best") or {}
+    best_b = run_b.result.get("best") or {}
+    metrics = dict.fromkeys(str(best["metric"]) for best in (best_a, best_b) if best.get("metric"))
+    for name in metrics:
+        own_a = best_a if best_a.get("metric") == name else {}
+        own_b = best_b if best_b.get("metric") == name else {}
+        rows.append((f"best {name}", own_a.get("value"), own_b.get("value")))
+        rows.append(("  in epoch", own_a.get("epoch"), own_b.get("epoch")))
+
+    for name in {**run_a.metrics, **run_b.metrics}:
+        rows.append((name, run_a.metrics.get(name), run_b.metrics.get(name)))
+
+    cells = []
+    for name, value_a, value_b in rows:
+        difference = _subtract(value_b, value_a)
+        cells.append((name, _format_cell(value_a), _format_cell(value_b), _format_cell(difference)))
+    return cells
 
 
-def _minus(y: Any, x: Any) -> Any:
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (x, y))
-    return y - x if numbers else ""
+def _subtract(value: Any, other: Any) -> Any:
+    """The difference of two numbers; "" for other values, a status for instance."""
+    return value - other if _is_number(value) and _is_number(other) else ""
 
 
-def _cell(value: Any) -> str:
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _format_cell(value: Any) -> str:
+    if value is None:
+        return "-"
     if isinstance(value, float) and abs(value) >= 100:
         return f"{value:,.1f}"
-    return "-" if value is None else number(value)
+    return number(value)

@@ -1,4 +1,4 @@
-"""`dlrun ls runs [FOLDER ...] [key=value ...] [--last N]`: what was run, newest first, a line each."""
+"""`dlrun ls runs [FOLDER ...] [key=value ...] [--last N]`: a line for each run, the newest first."""
 
 import shutil
 import sys
@@ -16,112 +16,162 @@ from dlrun.runs.reports.console import number
 from dlrun.sweep.ledger import DONE, Ledger
 
 HEADERS = ("run", "status", "epochs", "best", "size", "choice")
-_LEAST = 8  # columns that the choice is worth showing in
+_IS_RIGHT_ALIGNED = (False, False, True, False, True)  # by column, without the last
+_LEAST_CHOICE = 8  # columns of the choice; with less room it is left out
 
 
 def list_runs(words: Sequence[str]) -> None:
-    """Print a line a run, or a sweep. On a terminal the folders that they lie in are headings, in a pipe part of it."""
-    asked = query(words, "dlrun ls runs")
-    units = group_runs(asked)[: asked.last]
-    for damage in asked.unreadable:
+    """Print a line for each run or sweep.
+
+    On a terminal their parent folders are headings, in a pipe each line has the whole path.
+    """
+    selection = query(words, "dlrun ls runs")
+    # --last counts lines: a sweep is one.
+    units = group_runs(selection)[: selection.last]
+    # Notes go to stderr, so that a pipe gets the list alone.
+    for damage in selection.unreadable:
         write_error(f"note: {damage}")
+
     if not units:
-        none = "no run matches" if asked.filters else "there is no run"
-        write_out(f"{none} in {escape_line(', '.join(map(str, asked.places or [asked.outputs])))}")
+        message = "no run matches" if selection.filters else "there is no run"
+        places = ", ".join(map(str, selection.places or [selection.outputs]))
+        write_out(f"{message} in {escape_line(places)}")
         return
+
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    write_out("\n".join(format_columns([unit.line() for unit in units], width)))
+    write_out("\n".join(format_columns([unit.list_cells() for unit in units], width)))
     sys.stdout.flush()
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A run, or a sweep with its jobs."""
+    """A line of the list: a run, or a sweep with its runs."""
 
     runs: list[RunRecord]
     sweep: Path | None = None
 
-    def line(self) -> tuple[Path, list[str]]:
-        """Its folder, and the cells behind it."""
-        return describe_sweep(self.sweep, self.runs) if self.sweep else (self.runs[0].folder, list_cells(self.runs[0]))
+    def list_cells(self) -> tuple[Path, list[str]]:
+        """The folder, and the cells of the other columns."""
+        if self.sweep:
+            return self.sweep, list_sweep_cells(self.sweep)
+        return self.runs[0].folder, list_cells(self.runs[0])
 
 
-def group_runs(asked: Query) -> list[Unit]:
-    """The runs that are asked for, newest first; the jobs of a sweep as one, unless a filter or its folder is named."""
-    runs = asked.runs()
-    jobs: dict[Path, list[RunRecord]] = {}
+def group_runs(selection: Query) -> list[Unit]:
+    """The selected runs, newest first; runs of a sweep as one, unless a filter or the sweep's folder is given."""
+    runs = selection.runs()
+    by_sweep: dict[Path, list[RunRecord]] = {}
     units = []
     for run in runs:
-        if run.sweep is None or asked.filters or any(p == run.sweep or run.sweep in p.parents for p in asked.places):
+        if run.sweep is None or selection.filters or _is_named(run.sweep, selection.places):
             units.append(Unit([run]))
             continue
-        if run.sweep not in jobs:  # where its newest job stands
-            jobs[run.sweep] = []
-            units.append(Unit(jobs[run.sweep], run.sweep))
-        jobs[run.sweep].append(run)
+
+        # A sweep is listed at the place of its newest run.
+        if run.sweep not in by_sweep:
+            by_sweep[run.sweep] = []
+            units.append(Unit(by_sweep[run.sweep], run.sweep))
+        by_sweep[run.sweep].append(run)
     return units
 
 
+def _is_named(sweep: Path, places: Sequence[Path]) -> bool:
+    """Whether one of the places is the sweep's folder or lies in it."""
+    return any(place == sweep or sweep in place.parents for place in places)
+
+
 def list_cells(run: RunRecord) -> list[str]:
-    """Status, epochs, best metric, size and choice of one run."""
+    """Status, epochs, best metric, size and choice of a run."""
+    # A run that ended before its first evaluation has no best value.
     best = f"{run.best[0]} {number(run.best[1])}" if run.best else "-"
     return [run.status, str(run.epochs), best, format_size(bytes_of(run.folder)), describe_choice(run)]
 
 
 def describe_choice(run: RunRecord) -> str:
-    """Time, model, data and optimizer, and what else was typed; without what the folder's own name tells.
+    """Time, model, data, optimizer and further overrides, as far as the folder's name does not tell them.
 
-    Of a damaged run what is wrong with it.
+    Of a damaged run, its first damage.
     """
     if run.left == "damaged":
         return run.damage[0]
-    model, data, optimizer = (run.choices.get(group, "") for group in ("model", "data", "optimizer"))
+
+    model = run.choices.get("model", "")
+    data = run.choices.get("data", "")
+    optimizer = run.choices.get("optimizer", "")
     if run.sweep is not None:
         return f"{model} {data} {optimizer}".strip()
-    when = [] if is_stamped(run.folder) else [f"{datetime.fromtimestamp(started(run)[0]):%Y-%m-%d %H:%M}"]
-    named = [] if f"{model}_{data}" in run.folder.name else [model, data]
-    return " ".join([*when, *named, optimizer, *typed_words(run)]).strip()
+
+    words = []
+    if not is_stamped(run.folder):
+        start_time = datetime.fromtimestamp(started(run)[0])
+        words.append(f"{start_time:%Y-%m-%d %H:%M}")
+    if f"{model}_{data}" not in run.folder.name:
+        words += [model, data]
+    return " ".join([*words, optimizer, *typed_words(run)]).strip()
 
 
-def describe_sweep(folder: Path, runs: list[RunRecord]) -> tuple[Path, list[str]]:
-    """A sweep: how many of its runs are done, and the command that began it."""
-    statuses, words = [run.status for run in runs], list[str]()
+def list_sweep_cells(folder: Path) -> list[str]:
+    """The cells of a sweep: how many of its runs are done, its size, and the command that began it."""
     try:
         ledger = Ledger.read(folder)
-        statuses, words = [ledger.read_status(entry) for entry in ledger.entries.values()], ledger.words
+        statuses = [ledger.read_status(entry) for entry in ledger.entries.values()]
     except RequestError as error:
-        return folder, ["damaged", "-", "-", format_size(bytes_of(folder)), str(error)]
-    done, failed = sum(s in DONE for s in statuses), statuses.count("failed")
-    said = f"sweep, {failed} failed:" if failed else "sweep:"
-    state = f"{'running, ' if lock.is_held(folder) else ''}{done}/{len(statuses)} done"
-    return folder, [state, "-", "-", format_size(bytes_of(folder)), " ".join([said, *words])]
+        return ["damaged", "-", "-", format_size(bytes_of(folder)), str(error)]
+
+    done = sum(status in DONE for status in statuses)
+    state = f"{done}/{len(statuses)} done"
+    # The lock tells whether the sweep's process is alive; the ledger cannot.
+    if lock.is_held(folder):
+        state = f"running, {state}"
+
+    failed = statuses.count("failed")
+    label = f"sweep, {failed} failed:" if failed else "sweep:"
+    return [state, "-", "-", format_size(bytes_of(folder)), " ".join([label, *ledger.words])]
 
 
 def format_size(count: float) -> str:
-    """Bytes for people."""
-    scale, unit = next((s, u) for s, u in ((1e3, "kB"), (1e6, "MB"), (1e9, "GB")) if count < 999.95 * s or u == "GB")
-    return f"{count / scale:,.1f} {unit}"
+    """A number of bytes in kB, MB or GB."""
+    # 999.95 is the first number that one decimal rounds to 1,000.0.
+    for scale, unit in ((1e3, "kB"), (1e6, "MB")):
+        if count < 999.95 * scale:
+            return f"{count / scale:,.1f} {unit}"
+    return f"{count / 1e9:,.1f} GB"
 
 
 def format_columns(lines: Sequence[tuple[Path, list[str]]], width: int | None) -> list[str]:
-    """Columns under HEADERS. width: of a terminal, whose last column is cut; null for whole lines with whole paths."""
-    rows = [list(HEADERS)]
-    for folder, cells_of_run in lines:
-        name = str(folder) if width is None else f"  {folder.name}"
-        rows.append([escape_line(cell) for cell in (name, *cells_of_run)])
+    """Columns under HEADERS, with a heading for each parent folder.
 
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADERS) - 1)]
-    text = []
-    for i, row in enumerate(rows):
-        if width is not None and i and (i == 1 or lines[i - 1][0].parent != lines[i - 2][0].parent):
-            text.append(escape_line(str(lines[i - 1][0].parent)))
-        right = (False, False, True, False, True)
-        made = [cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(row, widths, right, strict=False)]
-        text.append("  ".join(made + _last(row[-1], None if width is None else width - sum(widths) - 2 * len(widths))))
+    width: of the terminal, at which the last column is cut; None for whole lines with whole paths and no headings.
+    """
+    rows = [list(HEADERS)]
+    for folder, cells in lines:
+        name = str(folder) if width is None else f"  {folder.name}"
+        rows.append([escape_line(cell) for cell in (name, *cells)])
+
+    # The last column is not padded.
+    columns = list(zip(*rows, strict=True))
+    widths = [max(map(len, column)) for column in columns[:-1]]
+    room = None if width is None else width - sum(widths) - 2 * len(widths)
+
+    text = [_join_cells(rows[0], widths, room)]
+    heading = None
+    for (folder, _), row in zip(lines, rows[1:], strict=True):
+        if width is not None and folder.parent != heading:
+            heading = folder.parent
+            text.append(escape_line(str(heading)))
+        text.append(_join_cells(row, widths, room))
     return [line.rstrip() for line in text]
 
 
-def _last(cell: str, room: int | None) -> list[str]:
-    if room is None or len(cell) <= room:
-        return [cell]
-    return [f"{cell[: room - 1]}…"] if room >= _LEAST else []
+def _join_cells(row: Sequence[str], widths: Sequence[int], room: int | None) -> str:
+    """A line of padded cells. room: for the last cell, which is cut or left out; None for all it needs."""
+    cells = []
+    for cell, width, is_right in zip(row[:-1], widths, _IS_RIGHT_ALIGNED, strict=True):
+        cells.append(cell.rjust(width) if is_right else cell.ljust(width))
+
+    last = row[-1]
+    if room is None or len(last) <= room:
+        cells.append(last)
+    elif room >= _LEAST_CHOICE:
+        cells.append(f"{last[: room - 1]}…")
+    return "  ".join(cells)

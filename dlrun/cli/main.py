@@ -23,7 +23,8 @@ from dlrun.engine import distributed
 if TYPE_CHECKING:
     from dlrun.config.request import Request
 
-COMMANDS = {  # what answers a command, called with the words behind it; it is imported when it is asked for
+# "module:function" of each command, called with the words after it; the module is imported when it is needed.
+COMMANDS = {
     "check": "dlrun.cli.main:check",
     "clean": "dlrun.cli.clean:clean",
     "compare": "dlrun.sweep.comparison.report:compare_runs",
@@ -33,9 +34,9 @@ COMMANDS = {  # what answers a command, called with the words behind it; it is i
     "export": "dlrun.inference.export.command:export",
     "predict": "dlrun.inference.predict.command:predict",
 }
-MOST_ECHOED = 200  # letters of a word that a message shows
-OPTIMIZER_IMPORTS = "torch._dynamo"  # what the first of torch's optimizers imports
-CHECKS = {  # what answers `dlrun check WORD`, and what is said when what was checked does not hold
+
+# The function of each `dlrun check WORD`, and the error message if the check fails.
+CHECKS = {
     "gradients": (
         "dlrun.experiment.checks.gradients:check_gradients",
         "the gradients written by hand do not agree; the table names the layers",
@@ -46,7 +47,13 @@ CHECKS = {  # what answers `dlrun check WORD`, and what is said when what was ch
         "the resumed run is not the run that was left alone; the table says where they differ",
     ),
 }
-SAVED_RUN_COMMANDS = ("eval", "export", "predict", "resume")  # their first word is a run
+
+# Commands whose first word is a run.
+SAVED_RUN_COMMANDS = ("eval", "export", "predict", "resume")
+
+# torch imports this with its first optimizer. Imported up front, it is spared garbage collection too.
+OPTIMIZER_IMPORTS = "torch._dynamo"
+MOST_ECHOED = 200  # letters of a word that an error message repeats
 
 
 @library_warnings.diverted()
@@ -54,6 +61,7 @@ SAVED_RUN_COMMANDS = ("eval", "export", "predict", "resume")  # their first word
 @distributed.release_ranks_after_report()
 def main() -> int:
     """Run one command line; returns the exit code: 0 done, 1 a run failed, 2 a wrong request, above 128 stopped."""
+    # -v may stand anywhere, and Hydra does not know it.
     words = [word for word in sys.argv[1:] if word != "-v"]
     verbose = len(words) < len(sys.argv) - 1 or os.environ.get("HYDRA_FULL_ERROR") == "1"
     library_warnings.show(verbose)
@@ -61,8 +69,10 @@ def main() -> int:
         # torch's C++ code warns on stderr, past Python, that a user's net might need no search for unused layers.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     put_own_last()
+
     requests: list[Request] = []
     try:
+        # Only rank 0 reads the command line; the others receive what it composes.
         if distributed.is_follower():
             with skip_garbage_collection():
                 from dlrun.experiment import follower
@@ -73,33 +83,36 @@ def main() -> int:
         try:
             requests = answer(words)
         finally:
+            # Without a training the other ranks would wait for ever.
             if not requests:
-                distributed.dismiss_followers()  # the other processes, which wait for something to train
+                distributed.dismiss_followers()
         if not requests:
             return 0
+
         if requests[0].sweep is not None:
             with skip_garbage_collection():
                 from dlrun.sweep import runner
 
                 importlib.import_module(OPTIMIZER_IMPORTS)
-
             distributed.require_single_process("a sweep")
             return runner.run(requests)
+
         with skip_garbage_collection():
             from dlrun.experiment import run
 
             importlib.import_module(OPTIMIZER_IMPORTS)
-
         unheeded.refuse_sweep_settings(words)
         return run.run(requests[0])
     except (DlrunError, SystemExit) as error:
         return complain(error, verbose)
-    except KeyboardInterrupt as stopped:
-        return signals.code_of(stopped)
-    except BrokenPipeError:  # `dlrun ls | head`: nobody reads on
+    except KeyboardInterrupt as interrupt:
+        return signals.code_of(interrupt)
+    except BrokenPipeError:
+        # `dlrun ls | head` closes the pipe early: drop the rest, which Python would flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:  # code of the user's own and the system raise anything; the rest is a fault of dlrun's
+    except Exception as error:
+        # The user's own code and the system may raise anything; what cannot be explained is a bug of dlrun.
         explained = explain(error)
         if explained is None:
             raise
@@ -108,33 +121,37 @@ def main() -> int:
 
 @contextlib.contextmanager
 def skip_garbage_collection() -> Iterator[None]:
-    """What training needs is imported inside without Python looking for garbage in it, then or later.
+    """Import modules inside without garbage collection, and exempt their objects from it for good.
 
-    These are a million objects that stay: to look through them again and again took a fifth of the time.
+    Training needs a million objects of imported modules: scanning them repeatedly took a fifth of the start-up time.
     """
-    if "torch" in sys.modules or not gc.isenabled():  # there is more than a start in memory
+    # A process that has torch already holds more than imported modules.
+    if "torch" in sys.modules or not gc.isenabled():
         yield
         return
+
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
         gc.enable()
-        atexit.register(gc.unfreeze)  # libraries would complain that something of theirs is left
+        # Some libraries complain at exit about objects of theirs that are still alive.
+        atexit.register(gc.unfreeze)
 
 
 def answer(words: list[str]) -> list["Request"]:
-    """What is to be trained; empty when the command has been answered on the spot."""
-    first = words[0] if words else ""
-    helped = find_help(words)
-    if helped:
-        write_out(helped)
+    """Run a command that trains nothing, or compose the requests of one that does; the former returns []."""
+    help_text = find_help(words)
+    if help_text:
+        write_out(help_text)
         return []
-    if first == "ls":
+
+    command = words[0] if words else ""
+    if command == "ls":
         list_choices(words[1:])
         return []
-    if first == "help":
+    if command == "help":
         from dlrun.cli import pages
 
         pages.show_page(words[1:])
@@ -143,10 +160,14 @@ def answer(words: list[str]) -> list["Request"]:
 
 
 def find_help(words: list[str]) -> str:
-    """What --help or --version anywhere in a command line asks for; "" where neither is there."""
-    flags = words[: words.index("--")] if "--" in words else words  # what follows are inputs of `dlrun predict`
+    """The text for --help or --version anywhere in a command line; "" if it has neither."""
+    # Words after "--" are inputs of `dlrun predict`.
+    flags = words[: words.index("--")] if "--" in words else words
+
+    # Answered before Hydra sees the flag, which has a help of its own.
     if "-h" in flags or "--help" in flags:
-        for name in (" ".join(words[:2]), words[0]):  # `check lr` before `check`
+        # `check lr` before `check`
+        for name in (" ".join(words[:2]), words[0]):
             if name in command_help.COMMAND_HELP:
                 return command_help.format_command_help(name)
         return command_help.format_overview(listing.groups(schema.CONFIG_DIR))
@@ -154,7 +175,10 @@ def find_help(words: list[str]) -> str:
 
 
 def compose(words: list[str]) -> list["Request"]:
-    """The requests of a command line that trains or loads; Hydra's complaints become sentences."""
+    """The requests of a command line that trains; other commands are run, and have none.
+
+    RequestError translates Hydra's composition errors.
+    """
     from dlrun.experiment import requests
 
     words = requests.put_resume_first(words)
@@ -172,28 +196,33 @@ def compose(words: list[str]) -> list["Request"]:
         distributed.require_single_process(f"dlrun {words[0]}")
         load_function(COMMANDS[words[0]])(words[1:])
     except mistakes.COMPOSITION_ERRORS as error:
-        if words[0] in SAVED_RUN_COMMANDS:  # a saved config, and what is to be changed of it
+        # The words after the run are overrides of its saved config.
+        if words[0] in SAVED_RUN_COMMANDS:
             raise RequestError(mistakes.sentence(error, words[2:])) from error
-        asked = list(dropwhile(lambda word: word in ("check", *CHECKS), words))
-        raise mistakes.request_error(error, asked) from error
+        overrides = list(dropwhile(lambda word: word in ("check", *CHECKS), words))
+        raise mistakes.request_error(error, overrides) from error
     return []
 
 
 def is_sweep(folders: Sequence[str]) -> bool:
-    """Whether a folder to go on with is that of a sweep."""
+    """Whether one of the folders holds a sweep."""
     return any(folder and (Path(folder) / "sweep.jsonl").exists() for folder in folders)
 
 
 def check(words: list[str]) -> None:
-    """`dlrun check [gradients|lr|resume] ...`; RunError when what was checked does not hold."""
-    special = words[:1] if words[:1] and words[0] in CHECKS else []
-    place, fault = CHECKS[special[0]] if special else ("dlrun.cli.check:check", "")
-    if load_function(place)(words[len(special) :]):
-        raise RunError(fault)
+    """`dlrun check [gradients|lr|resume] ...`; RunError if the check fails."""
+    place = "dlrun.cli.check:check"
+    message = ""
+    if words and words[0] in CHECKS:
+        place, message = CHECKS[words[0]]
+        words = words[1:]
+
+    if load_function(place)(words):
+        raise RunError(message)
 
 
 def load_function(place: str) -> Callable[[list[str]], Any]:
-    """The function that "module:name" is."""
+    """Import the function that "module:name" names."""
     module, _, name = place.partition(":")
     with skip_garbage_collection():
         function: Callable[[list[str]], Any] = getattr(importlib.import_module(module), name)
@@ -201,25 +230,26 @@ def load_function(place: str) -> Callable[[list[str]], Any]:
 
 
 def explain(error: Exception) -> DlrunError | None:
-    """What to say of a data worker's death, an exception of the user's own code, or of the system; None for others."""
+    """Explain a data worker's death, an exception of the user's own code, or one of the system; None for others."""
     death = explain_worker_death(error) if isinstance(error, RuntimeError) else None
     if death is not None:
         return death
 
     from dlrun.core import user_code
 
-    said = user_code.explain(error)
-    if said is None and isinstance(error, OSError):
-        said = describe_os_error(error)
-    if said is None:
+    message = user_code.explain(error)
+    if message is None and isinstance(error, OSError):
+        message = describe_os_error(error)
+    if message is None:
         return None
-    request = RequestError(said)
-    request.__cause__ = error
-    return request
+
+    request_error = RequestError(message)
+    request_error.__cause__ = error
+    return request_error
 
 
 def complain(error: DlrunError | SystemExit, verbose: bool) -> int:
-    """Say what is wrong, with the traceback where it was asked for; returns the exit code."""
+    """Print an error, with its traceback if `verbose`; returns the exit code."""
     if isinstance(error, SystemExit):
         error = explain_exit(error)
     if verbose:
@@ -229,32 +259,37 @@ def complain(error: DlrunError | SystemExit, verbose: bool) -> int:
 
 
 def shorten_words(message: str, words: Sequence[str]) -> str:
-    """The message with each long word of the command line, and each of several lines, cut to a short line."""
+    """The message with each long or multi-line word of the command line cut to a short line."""
+    # The longest first: a short word may be part of a long one.
     for word in sorted(words, key=len, reverse=True):
         for text in (word, word.partition("=")[2]):
             if len(text) <= MOST_ECHOED and "\n" not in text:
                 continue
+
+            # Messages repeat words as they are, or quoted by repr.
             short = " ".join(text[:MOST_ECHOED].split()) + "…"
             message = message.replace(text, short).replace(repr(text)[1:-1], short)
     return message
 
 
 def explain_worker_death(error: RuntimeError) -> DlrunError | None:
-    """The sentence for a data worker that was killed, which torch tells of wherever this process is just then."""
+    """The error for a data worker that was killed, which torch raises wherever this process is by then; or None."""
     if "dlrun.data.workers" not in sys.modules:
         return None
+
     from dlrun.data import workers
 
     return workers.explain_death(error)
 
 
 def list_choices(words: list[str]) -> None:
-    """`dlrun ls [GROUP|runs]`: a line each."""
+    """`dlrun ls [GROUP|runs]`: print a line for each option, or for each run."""
     if words[:1] == ["runs"]:
         from dlrun.cli import list_runs
 
         list_runs.list_runs(words[1:])
         return
+
     for group in words or listing.groups(schema.CONFIG_DIR):
         if not words:
             write_out(group)
@@ -262,4 +297,5 @@ def list_choices(words: list[str]) -> None:
         width = max((len(name) for name, _ in options), default=0)
         for name, about in options:
             write_out(f"  {name:<{width}}  {about}")
+    # A closed pipe is reported now, where main() handles it, not at exit.
     sys.stdout.flush()

@@ -31,6 +31,7 @@ def choose_folder(requests: Sequence[Request]) -> tuple[Path, Ledger]:
         folder = Path(first.config["sweep"]["dir"] or first.sweep)
         return folder, _open_ledger(folder, first.words)
 
+    # The default name has the time in it: a second start in the same second gets a suffix.
     folder = run_folder.free(first.sweep)
     return folder, Ledger(folder)
 
@@ -70,6 +71,7 @@ def _describe_difference(before: Sequence[str], now: Sequence[str]) -> str:
     old_words = read_fixed_words(before)
     new_words = read_fixed_words(now)
     for key in sorted({*new_words, *old_words}):
+        # Swept or fixed, the keys must be the same.
         if key not in new_words:
             return f"it was over {key}"
         if key not in old_words:
@@ -77,6 +79,7 @@ def _describe_difference(before: Sequence[str], now: Sequence[str]) -> str:
 
         old_word = old_words[key]
         new_word = new_words[key]
+        # A swept key has an empty text, which differs from nothing.
         if old_word and new_word and old_word != new_word:
             return f"with {old_word}, not {new_word}"
     return ""
@@ -127,6 +130,7 @@ def read_requests(words: Sequence[str]) -> list[Request]:
     if not new_words:
         return recorded
 
+    # New points are composed from the same config files as the old ones.
     flags_before = request.flags(ledger.words)
     flags_now = request.flags(words)
     for flag in ("config_dir", "config_name", "config_path"):
@@ -135,6 +139,7 @@ def read_requests(words: Sequence[str]) -> list[Request]:
             place = f"--{flag.replace('_', '-')} {quote(value)}"
             raise RequestError(f"the sweep was begun with {place}; add that to this command, for the new points")
 
+    # Interpolations may read the environment, so a loaded file must not choose them.
     merged = merge_words(ledger.words, new_words)
     for word in merged:
         if "${" in word and word not in new_words:
@@ -143,6 +148,7 @@ def read_requests(words: Sequence[str]) -> list[Request]:
                 "behind this command, for the new points"
             )
 
+    # The old command line with the new values: points of the ledger are dropped as duplicates.
     points = request.from_command_line(["-m", *flags, *merged, *recorded_words(settings)])
     trusted = recorded[0].trusted_modules or []
     new = [replace(point, trusted_modules=trusted, words=line, sweep=folder) for point in points]

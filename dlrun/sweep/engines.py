@@ -82,5 +82,6 @@ def run_request(request: Request) -> Outcome:
                 with (request.folder / "run.log").open("a") as log:
                     log.write(escape_text("".join(traceback.format_exception(error))))
 
+        # The sweep shows one line; the traceback is in the log.
         message = f"{type(error).__name__}: {user_code.first_line(error)}"
         return Outcome(1, user_code.explain(error) or message)

@@ -79,6 +79,7 @@ def build_jobs(requests: Sequence[Request], sweep: Path) -> list[Job]:
         varying_words = [word for word in words if word not in shared_by_tops]
         places[top] = sweep / f"{number}_{folder_name(','.join(varying_words))}"
 
+    # Labels and keys tell jobs apart by all overrides, those of sweep.points among them.
     shared = _intersect(request.overrides for request in requests)
     jobs = []
     for number, request in enumerate(requests):
@@ -136,6 +137,7 @@ def drop_duplicates(jobs: Sequence[Job]) -> tuple[list[Job], list[str]]:
         if job.label != first.label:
             notes.append(f"{job.label} is the same run as {first.label}, and is made once")
 
+    # Two jobs in one folder would overwrite each other.
     folders = set[Path]()
     for job in jobs_by_key.values():
         if job.folder in folders:

@@ -100,6 +100,7 @@ class Ledger:
         except (OSError, DamageError) as error:
             reason = error.reason if isinstance(error, DamageError) else error
             raise RequestError(f"{ledger.path} cannot be read ({reason}); type another sweep.dir") from error
+        # The size tells later, under the lock, whether another process has written.
         ledger._size = len(content)
 
         # A whole file ends with a newline, so that its last part is empty.
@@ -181,12 +182,14 @@ class Ledger:
         lines: list[dict[str, Any]] = [{"time": _format_now(), **vars(entry)} for entry in entries]
         end: dict[str, Any] = {"jobs": self._count}
         if not self.words:
+            # The working directory is for the reader: relative paths of the words start there.
             self.words = recorded_words(words)
             lines.insert(0, {"version": VERSION, "words": self.words, "working_directory": str(Path.cwd())})
         else:
             self.extensions.append(recorded_words(words))
             end["added_by"] = self.extensions[-1]
 
+        # All jobs or none: a ledger that names only some of them cannot be resumed.
         before = self.path.read_bytes() if self.path.exists() else b""
         write_atomically(self.path, before + _encode_lines(*lines, end))
 
@@ -216,6 +219,7 @@ class Ledger:
         line = _encode_lines(values)
         handle = os.open(self.path, os.O_WRONLY | os.O_APPEND)
         try:
+            # A short write means a full disk: cut the half line off, so that the file stays readable.
             size = os.fstat(handle).st_size
             try:
                 if os.write(handle, line) < len(line):
@@ -231,8 +235,10 @@ class Ledger:
         """Status of a job by its own result.json, which is newer than a ledger that was cut off."""
         run = RunRecord(self.folder / entry.folder)
         status = run.result.get("status")
+        # Without a result the job has not ended, whatever the ledger says.
         if status is None and not run.damage:
             return "interrupted" if entry.status in ("running", *DONE) else entry.status
+        # An unreadable result counts as interrupted, so that the job runs again.
         return str(status) if status in (*DONE, "failed") else "interrupted"
 
     def make_request(self, entry: Entry, settings: list[str], words: list[str]) -> Request:

@@ -54,6 +54,7 @@ def check_jobs(jobs: Sequence[Job], on_start: Callable[[Job], None] | None = Non
         errors.add(RequestError(message))
     errors.settle()
 
+    # Nothing would be left to run: refuse the sweep as a whole.
     if missing_data and len(missing_data) == len(jobs):
         raise RequestError(next(iter(missing_data.values())))
     return missing_data
@@ -80,6 +81,7 @@ def check_in_process(jobs: Sequence[Job], engine: Parallel) -> CheckResult:
                 break
             label = str(message)
     except (EOFError, OSError):
+        # The pipe broke before a result: the job whose label came last has ended the process.
         process.join()
         code = process.exitcode or 0
         how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
@@ -117,6 +119,7 @@ def print_plan(
     for job in jobs:
         settings.add(tuple(word for word in job.request.overrides if _is_part_of_setting(word)))
 
+    # "12 runs: 4 settings × 3 seeds, 5 of them finished before"
     text = f"{len(jobs)} runs"
     seeds, rest = divmod(len(jobs), len(settings))
     if seeds > 1:

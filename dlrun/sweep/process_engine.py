@@ -40,7 +40,10 @@ class Parallel:
         self.count = count
         self.threads = max(1, count_cores() // count)
         gpus = torch.cuda.device_count()
-        self._gpus: list[int | None] = [i % gpus if gpus else None for i in reversed(range(count))]
+        # A slot per process; several share a GPU if there are more processes than GPUs.
+        self._gpus: list[int | None] = [None] * count
+        if gpus:
+            self._gpus = [i % gpus for i in reversed(range(count))]
         start_method = "spawn" if sys.platform == "win32" else "forkserver"
         self._context: Any = multiprocessing.get_context(start_method)
 
@@ -65,6 +68,7 @@ class Parallel:
         with self._limit_threads():
             process = self._context.Process(target=target, args=(*arguments, writer), daemon=True)
             process.start()
+        # With the writing end open here too, a dead process would never read as end of file.
         writer.close()
         return process, reader
 
@@ -81,9 +85,11 @@ class Parallel:
                         watcher.on_job_start(job)
                         running.append(self._start(job))
 
+                    # Wake up when a process ends, or to look for a Ctrl-C.
                     sentinels = [child.process.sentinel for child in running]
                     connection.wait(sentinels, timeout=_POLL_SECONDS)
 
+                    # Signal each job once: it saves its state on the first signal and gives up on the second.
                     if stop() and not sent_signal:
                         sent_signal = stop.signal_number
                         for child in running:
@@ -96,6 +102,7 @@ class Parallel:
                         if not is_continuing and not sent_signal:
                             waiting.clear()
             finally:
+                # Only an error of the sweep itself, or a second Ctrl-C, leaves jobs running here.
                 for child in running:
                     child.process.kill()
                     child.process.join()
@@ -109,6 +116,7 @@ class Parallel:
         threads = num_threads if isinstance(num_threads, int) else self.threads
 
         with self._limit_threads():
+            # Imported with the first job: the module builds an optimizer, which takes a second.
             from dlrun.sweep.worker import run_job
 
             arguments = (request, writer, threads)
@@ -170,6 +178,7 @@ def _receive_outcome(child: _Child, sent_signal: int) -> Outcome:
     sent_signal: the signal that the sweep sent to it, or 0.
     """
     child.process.join()
+    # A killed process may have sent half a message, or none.
     with child.results, contextlib.suppress(EOFError, OSError):
         if child.results.poll():
             outcome = child.results.recv()

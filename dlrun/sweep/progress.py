@@ -50,6 +50,7 @@ class Display:
         position = f"{len(self.ended):>{len(str(total))}}/{total}"
         if outcome.error is not None:
             self.failed += 1
+            # The label names the run already.
             message = outcome.error.removeprefix(f"the run {job.folder} failed: ")
             self.console.say(f"{position}  {job.label}: FAILED: {message}")
             log = job.folder / "run.log"
@@ -65,6 +66,7 @@ class Display:
 
     def _estimate_left(self) -> str:
         """The time that the rest will take, by the mean of the jobs that have finished; "" before the first."""
+        # Failed and interrupted jobs end early, so they say nothing of the rest.
         durations = []
         for _, outcome, seconds in self.ended:
             if outcome.error is None and not outcome.is_interrupted:
@@ -131,9 +133,11 @@ def estimate_seconds_left(mean: float, elapsed: Sequence[float], waiting: int, a
 
     elapsed: for each running job the seconds since its start.
     """
+    # A running job that is overdue is expected to end right now.
     slot_ends = [max(0.0, mean - seconds) for seconds in elapsed]
     slot_ends += [0.0] * (at_once - len(slot_ends))
     heapq.heapify(slot_ends)
+    # Each waiting job goes to the slot that is free first.
     for _ in range(waiting):
         heapq.heapreplace(slot_ends, slot_ends[0] + mean)
     return max(slot_ends)
@@ -148,6 +152,7 @@ def read_last_row(folder: Path) -> dict[str, Any]:
             # What follows the last newline is a row that is just being written.
             lines = file.read().split(b"\n")[:-1]
         return parse_line(METRICS, lines[-1]) if lines else {}
+    # A display must not fail: the run itself reports damaged files.
     except (OSError, ValueError):
         return {}
 

@@ -40,6 +40,7 @@ def run(requests: Sequence[Request]) -> int:
     sweep_settings = settings["sweep"]
     at_once = _read_job_count(sweep_settings["jobs"])
 
+    # Names, folders and keys of the jobs; nothing is written yet.
     folder, ledger = choose_folder(requests)
     jobs, notes = drop_duplicates(build_jobs(requests, folder))
     for note in requests[0].notes:
@@ -50,6 +51,7 @@ def run(requests: Sequence[Request]) -> int:
     is_serial = at_once == 1
     at_once = max(1, min(at_once, len(unfinished)))
     own_code_jobs = [job for job in unfinished if has_own_code(job)]
+    # The server of the processes imports torch while the jobs are being checked.
     engine = _start_engine(is_serial and not own_code_jobs, at_once)
 
     with data_cache.share_data(), contextlib.ExitStack() as resources:
@@ -82,6 +84,7 @@ def run(requests: Sequence[Request]) -> int:
                 watcher.on_job_start(job)
                 watcher.on_job_end(job, Outcome(1, missing_data[job.key]))
 
+        # Interrupted jobs are resumed, others start in an empty folder.
         queue = list[Job]()
         for job in unfinished:
             if job.key in missing_data or watcher.is_stopping:
@@ -145,6 +148,7 @@ def _select_unfinished(jobs: Sequence[Job], ledger: Ledger) -> list[Job]:
             group = None if entry.group is None else ledger.folder / entry.group
             job.number = entry.number
             job.request = replace(job.request, folder=ledger.folder / entry.folder, group=group)
+            # Finished jobs need their folders too: expectations are checked over all jobs.
             if ledger.read_status(entry) in DONE:
                 continue
         elif ledger.entries:
@@ -199,6 +203,7 @@ def prepare_job(job: Job) -> Job:
 
 def format_resume_command(folder: Path, jobs: Sequence[Job]) -> str:
     """The command that resumes a sweep."""
+    # A ledger is a loaded file, so the user has to trust their own modules again.
     modules = set[str]()
     for job in jobs:
         modules.update(own_modules(job.request.config))
@@ -262,6 +267,7 @@ class Watcher:
         elif outcome.error:
             status = "failed"
         else:
+            # Its own result tells completed from early_stopped.
             status = self.ledger.read_status(self.ledger.entries[job.key])
 
         if outcome.error is not None:

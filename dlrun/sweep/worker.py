@@ -27,6 +27,7 @@ def run_job(request: Request, results: Connection, threads: int) -> None:
     if os.environ.get(SAFE) == SAFE_FOR_CHILD:
         del os.environ[SAFE]
 
+    # The sweep may be killed hard, so that it can signal no one.
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
     # All output of the job goes to its run.log.

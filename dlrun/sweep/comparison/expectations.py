@@ -35,6 +35,7 @@ def check_sweep(finished: Sequence[tuple[Request, str | None]], sweep: Path) -> 
     """
     draw_groups(finished)
 
+    # Expectations may compare the runs of a group with each other.
     groups: dict[Path | None, list[tuple[Request, str | None]]] = {}
     for request, error in finished:
         groups.setdefault(request.group or request.folder, []).append((request, error))
@@ -42,6 +43,7 @@ def check_sweep(finished: Sequence[tuple[Request, str | None]], sweep: Path) -> 
     lines: list[tuple[str, Checked]] = []
     for group in groups.values():
         request = group[0][0]
+        # All runs of a group have the same choices and expectations.
         choices = request.choices
         name = choices.get("lesson") or f"{choices.get('model')}_{choices.get('data')}"
         outcomes = [_read_outcome(*run) for run in group]
@@ -69,6 +71,7 @@ def draw_groups(finished: Sequence[tuple[Request, str | None]]) -> None:
             groups.setdefault(key, []).append(request)
 
     for (place, _), requests in groups.items():
+        # Curves on different data share no scale.
         is_only_group = sum(other == place for other, _ in groups) == 1
         if place is not None and 1 < len(requests) <= _MOST_CURVES and is_only_group:
             _draw(place / "figures", requests)
@@ -80,10 +83,12 @@ def _draw(target: Path, requests: Sequence[Request]) -> None:
     labels = _make_labels([request.overrides for request in requests])
     folders = [request.folder for request in requests if request.folder is not None]
     target.mkdir(exist_ok=True)
+    # All curves in one picture, with a legend of what varies.
     curves = overlay.curves(list(zip(labels, folders, strict=True)))
     canvas.save_png(canvas.pixels(curves), target / "loss_curves.png")
 
     pictures = [folder / "figures" / "decision.png" for folder in folders]
+    # Two-dimensional data leave a decision boundary, which is worth seeing side by side.
     if all(picture.is_file() for picture in pictures):
         figure = overlay.side_by_side(list(zip(labels, pictures, strict=True)))
         canvas.save_png(canvas.pixels(figure), target / "decision.png")

@@ -52,6 +52,7 @@ def make_failed_run(
     plain: dict[str, Any], choices: dict[str, str], overrides: list[str], folder: Path, other: RunRecord
 ) -> RunRecord:
     """The record of a run that left no result; `other`, a run of the same data, gives the metric it monitored."""
+    # Only what a ranking needs: the data, the metric, and that there is no value.
     result = other.result | {
         "status": "failed",
         "metrics": {},
@@ -93,7 +94,9 @@ def _find_folders(places: Sequence[Path]) -> list[Path]:
         if not place.is_dir():
             raise RequestError(f"there is no folder {place}; type a run, a sweep, or a folder of them")
         for name, subfolders, files in os.walk(place):
+            # Clearing the list keeps os.walk out of the subfolders.
             if RESULT in (*files, *subfolders):
                 subfolders.clear()
+                # The same run may be named twice, or reached by a symbolic link.
                 folders.setdefault(Path(name).resolve(), Path(name))
     return sorted(folders.values())

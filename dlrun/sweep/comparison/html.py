@@ -51,6 +51,7 @@ def _render_ranking(ranking: Ranking, comparison: Comparison) -> str:
     for row in table.list_rows(ranking):
         rows.append([html.escape(cell) for cell in row])
 
+    # CSS classes of the rows; without a usable run there is no best one.
     classes = [""] * len(ranking.settings)
     if ranking.settings and ranking.settings[0].runs:
         classes[0] = "best"
@@ -79,6 +80,7 @@ def _render_run(run: RunRecord, setting: Setting, ranking: Ranking, folder: Path
         "–" if seconds is None else number(float(seconds)),
     ]
 
+    # Relative links survive when the whole folder is moved.
     place = Path(os.path.relpath(run.folder, folder)).as_posix()
     report = "report.html" if (run.folder / "report.html").is_file() else ""
     link = f'<a href="{quote(place)}/{report}">{html.escape(run.folder.name)}</a>'

@@ -127,6 +127,7 @@ def draw_metric_over(ranking: Ranking, key: str) -> "Figure":
 
     count = min(len(lines), MOST_LINES)
     numbers = _list_numbers(ranking, key)
+    # A swept learning rate, for instance, is spaced by ratios.
     is_log = is_logarithmic(numbers)
     figure, axes = _create_figure(count + 1)
     for color, settings in zip(_COLORS, lines.values(), strict=False):
@@ -201,6 +202,7 @@ def draw_heat_map(ranking: Ranking, a: str, b: str) -> "Figure":
     metric = canvas.plain(ranking.metric)
     is_max = ranking.mode == "max"
     norm: Any = "log" if _is_wide(cells) else "linear"
+    # Bright is better in either mode.
     image = axes.imshow(cells, cmap="viridis" if is_max else "viridis_r", norm=norm, aspect="auto")
     figure.colorbar(image, ax=axes, label=f"{metric} (yellow: better)")
 
@@ -208,6 +210,7 @@ def draw_heat_map(ranking: Ranking, a: str, b: str) -> "Figure":
         labels = [canvas.plain(truncate(format_value(value), _LONGEST_TICK)) for value in values]
         axis.set_ticks(range(len(values)), labels)
         axis.set_label_text(canvas.plain(key))
+    # Long tick labels would overlap.
     if max(len(format_value(value)) for value in across) > 8:
         for label in axes.get_xticklabels():
             label.set(rotation=25, ha="right", rotation_mode="anchor")
@@ -215,6 +218,7 @@ def draw_heat_map(ranking: Ranking, a: str, b: str) -> "Figure":
     if cells.size <= _MOST_CELLS:
         shades = np.asarray(image.norm(cells), dtype=float)
         for i, j in np.argwhere(np.isfinite(cells)):
+            # Black text on bright cells, white on dark ones.
             brightness = shades[i, j] if is_max else 1 - shades[i, j]
             color = "black" if brightness > 0.6 else "white"
             text = format_metric(cells[i, j], ranking)
@@ -297,10 +301,13 @@ def _draw_baseline(axes: "Axes", ranking: Ranking) -> None:
     if not math.isfinite(value):
         return
 
+    # Distances are judged on the scale that the axis has.
     position = value
     low, high = axes.get_ylim()
     if axes.get_yscale() == "log":
-        position, low, high = (math.log(x) if x > 0 else -math.inf for x in (value, low, high))
+        position = _take_log(value)
+        low = _take_log(low)
+        high = _take_log(high)
 
     label = "trivial baseline"
     height = value
@@ -308,6 +315,10 @@ def _draw_baseline(axes: "Axes", ranking: Ranking) -> None:
         label += f": {format_metric(value, ranking)}, off the scale"
         height = math.nan
     axes.axhline(height, color="0.4", linestyle="--", linewidth=1, label=label)
+
+
+def _take_log(value: float) -> float:
+    return math.log(value) if value > 0 else -math.inf
 
 
 def _create_figure(labels: int) -> tuple["Figure", "Axes"]:

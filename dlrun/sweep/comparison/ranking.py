@@ -139,6 +139,7 @@ def compare(runs: Sequence[RunRecord], failures: Sequence[tuple[str, str]] = ())
             )
 
     rankings = [_rank(group) for group in _group_comparable(newest)]
+    # The headline is the verdict on the largest ranking.
     rankings.sort(key=lambda ranking: -len(ranking.runs))
     if len(rankings) > 1:
         names = ", ".join(f"{ranking.metric} on {ranking.data}" for ranking in rankings)
@@ -151,6 +152,7 @@ def _select_newest(runs: Sequence[RunRecord]) -> tuple[list[RunRecord], list[str
     repeats: dict[tuple[str, ...], list[RunRecord]] = {}
     for run in runs:
         presets = [f"{preset}={run.choices.get(preset)}" for preset in _PRESETS]
+        # config_hash leaves presets and the device out, though a sweep may vary them.
         devices = sorted(word for word in run.overrides if word.lstrip("+").startswith("device"))
         repeats.setdefault((run.result["config_hash"], *presets, *devices), []).append(run)
 

@@ -33,10 +33,12 @@ def compare_runs(words: Sequence[str]) -> int:
     console = Console()
     print_comparison(comparison, console)
 
+    # Of a sweep the comparison replaces the one that the sweep itself has written.
     if len(places) == 1 and (places[0] / "sweep.jsonl").is_file():
         folder = places[0]
     else:
         folder = run_folder.create(outputs / "comparisons", f"{len(comparison.runs)}_runs")
+    # The folder of a sweep may come from elsewhere, with links in it.
     refuse_outside(folder)
     with writing_to(folder, "type paths.outputs=<folder>"):
         page = write_comparison(comparison, folder, shlex.join(["dlrun", "compare", *words]))
@@ -71,6 +73,7 @@ def collect_runs(ledger: Ledger, labels: dict[str, str]) -> tuple[list[RunRecord
         else:
             failures += damaged
 
+    # A failed run needs a readable one of the same data, which knows the metric.
     for entry in failed_entries:
         alike = [run for run in runs if run.choices.get("data") == entry.choices.get("data")]
         if alike:
@@ -85,6 +88,7 @@ def _parse_words(words: Sequence[str]) -> tuple[list[Path], Path]:
     places = []
     outputs = Path("outputs")
     for word in words:
+        # A folder may be called "paths.outputs=x".
         if word.startswith(_OUTPUTS) and not Path(word).is_dir():
             outputs = Path(word.removeprefix(_OUTPUTS))
         elif Path(word).is_dir() or ("=" not in word and not word.startswith("-")):
@@ -125,6 +129,7 @@ def write_comparison(comparison: Comparison, folder: Path, command: str = "") ->
 
     Each file is written atomically. command: what makes the comparison, or the sweep, again.
     """
+    # matplotlib is slow to import, and needed last.
     from dlrun.sweep.comparison import plots
 
     write_text(folder / "comparison.csv", table.render_csv(comparison))

@@ -28,6 +28,7 @@ def get_value(run: RunRecord, key: str) -> Any:
         if not isinstance(value, dict) or part not in value:
             return ABSENT
         value = value[part]
+    # A whole section is no value for a cell.
     return ABSENT if isinstance(value, dict) and key in _CHOICES else value
 
 
@@ -42,12 +43,14 @@ def find_varying_keys(runs: Sequence[RunRecord]) -> list[str]:
         overridden |= dict.fromkeys(_parse_key(word) for word in run.overrides)
     overridden.pop("", None)
 
+    # An override that all runs have is no column.
     keys = [key for key in overridden if _is_varying(runs, key)]
     keys = [key for key in keys if not _is_implied_by_option(runs, key, keys)]
 
     config_keys = dict[str, None]()
     for run in runs:
         config_keys |= dict.fromkeys(run.identity)
+    # Only within groups that should be repetitions over seeds: elsewhere the columns suffice.
     for candidates in (_CHOICES, config_keys):
         for group in group_runs(runs, keys):
             keys += [key for key in candidates if key not in keys and key != "seed" and _is_varying(group, key)]
@@ -76,6 +79,7 @@ def _is_implied_by_option(runs: Sequence[RunRecord], key: str, keys: Sequence[st
     group = key.split(".")[0]
     if group == key or group not in _CHOICES or group not in keys:
         return False
+    # Overridden in all runs, it was swept on purpose.
     if all(_has_override(run, key) for run in runs):
         return False
     return all(_count_values(alike, key) == 1 for alike in group_runs(runs, [group]))
@@ -121,6 +125,7 @@ def format_value(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, float):
+        # The short form only if it loses no digit.
         return f"{value:g}" if float(f"{value:g}") == value else repr(value)
     if isinstance(value, list):
         return f"[{','.join(format_value(item) for item in value)}]"

@@ -38,6 +38,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     if n == 1:
         return Estimate(1, mean, *[math.nan] * 3)
 
+    # The t quantile widens the interval for few values: 12.7 standard errors for two, 2.0 for fifty.
     std = statistics.stdev(values)
     half = _compute_quantile(n - 1) * std / math.sqrt(n)
     return Estimate(n, mean, std, mean - half, mean + half)

@@ -75,6 +75,7 @@ def list_rows(ranking: Ranking) -> list[list[str]]:
     trivial = ranking.baseline(ranking.metric)
     if math.isfinite(trivial):
         tests = [format_metric(ranking.baseline(name), ranking) for name in ranking.tests]
+        # A baseline has neither seeds nor epochs nor a time.
         blank = [""] * (_count_key_columns(ranking) - 1)
         cells = ["baseline", *blank, "", format_metric(trivial, ranking), "", "", "", *tests, ""]
         rows.append(cells + [""] * (len(list_headers(ranking)) - len(cells)))
@@ -132,6 +133,7 @@ def build_terminal_table(ranking: Ranking, console: "RichConsole") -> "Table":
     names = list_headers(ranking)
     cells = list_rows(ranking)
     count = len(ranking.settings)
+    # The baseline, which follows the settings, is always shown.
     cells = cells[:count][:MOST_ROWS] + cells[count:]
 
     # Drop one column after the other, the least important first, until the table fits.
@@ -215,9 +217,9 @@ def _list_numbers(ranking: Ranking, keys: Sequence[str], tests: Sequence[str]) -
 
     trivial = ranking.baseline(ranking.metric)
     if math.isfinite(trivial):
-        # The data of a baseline are known, the values of other keys are not.
-        is_data_fixed = "data" not in ranking.keys
-        columns = [ranking.data if key == "data" and is_data_fixed else "" for key in keys]
+        # The data of a baseline are known unless they vary, the values of other keys are not.
+        values = {} if "data" in ranking.keys else {"data": ranking.data}
+        columns = [values.get(key, "") for key in keys]
         blank = [""] * (len(_CSV) - 2)
         test_values = [_drop_infinite(ranking.baseline(name)) for name in tests]
         yield ["baseline", *columns, ranking.metric, "", trivial, *blank, *test_values, ""]

@@ -34,9 +34,11 @@ def _name_best(ranking: Ranking) -> list[str]:
     metric = ranking.metric
     verdict = f"best: {best.label}, {metric} {format_estimate(best.score, ranking)} (n = {best.score.n})"
 
+    # A mean squared error below a cross entropy means nothing.
     if metric.endswith("/loss") and {"task.loss", "task.reduction"} & set(ranking.keys):
         other = metric.replace("loss", "<a metric that all have>")
         return [verdict, f"the settings minimize different losses, which have no order: add checkpoint.monitor={other}"]
+    # A training metric tells how well a setting fits, not how it generalizes: say why it was used.
     if not metric.startswith("train/"):
         return [verdict]
 
@@ -56,6 +58,7 @@ def _judge_differences(ranking: Ranking) -> list[str]:
         return []
 
     differences = [(other, estimate_difference(other.by_seed, best.by_seed)) for other in others]
+    # Over fewer than three pairs the interval is too wide to tell anything.
     few = [other for other, difference in differences if difference.n < FEWEST]
     enough = [(other, difference) for other, difference in differences if difference.n >= FEWEST]
     if not enough:
@@ -111,24 +114,25 @@ def _find_edges(ranking: Ranking) -> list[str]:
     hints = []
     for key in ranking.keys:
         values = sort_values(setting.values[key] for setting in ranking.settings)
-        tried = [value for value in values if is_number(value)]
+        numbers = [value for value in values if is_number(value)]
         best = ranking.ranked[0].values[key]
-        if len(tried) < 3 or best not in (tried[0], tried[-1]) or not is_number(best):
+        if len(numbers) < 3 or best not in (numbers[0], numbers[-1]) or not is_number(best):
             continue
 
-        further = _extrapolate(tried, up=best == tried[-1])
+        further = _extrapolate(numbers, up=best == numbers[-1])
         if further is not None:
-            end = "largest" if best == tried[-1] else "smallest"
+            end = "largest" if best == numbers[-1] else "smallest"
             hints.append(f"the best is at the {end} {key} tried: try {key}={format_value(further)} too")
     return hints
 
 
-def _extrapolate(tried: Sequence[float], up: bool) -> float | None:
+def _extrapolate(numbers: Sequence[float], up: bool) -> float | None:
     """The next value of a grid; None if there is no sensible one, as for a share that would reach 1."""
-    end = tried[-1] if up else tried[0]
-    before = tried[-2] if up else tried[1]
+    end = numbers[-1] if up else numbers[0]
+    before = numbers[-2] if up else numbers[1]
 
-    if is_logarithmic(tried):
+    # The next step of a geometric grid, else of an arithmetic one.
+    if is_logarithmic(numbers):
         further = end * end / before
     else:
         further = 2 * end - before
@@ -139,7 +143,8 @@ def _extrapolate(tried: Sequence[float], up: bool) -> float | None:
             # Values below 1 are taken for shares.
             return None
 
-    is_integer = all(isinstance(value, int) for value in tried)
+    # Steps of ratios leave long decimals: three digits are enough to try.
+    is_integer = all(isinstance(value, int) for value in numbers)
     further = round(further) if is_integer else float(f"{further:.3g}")
     return None if further in (0, end) else further
 
@@ -156,6 +161,7 @@ def _count_unusable(ranking: Ranking) -> list[str]:
     counts = ", ".join(f"{reasons.count(reason)} {reason}" for reason in dict.fromkeys(reasons))
     sentences = [f"{len(unusable)} of {len(ranking.runs)} runs do not count: {counts}"]
 
+    # A best setting that diverges on some seeds is not to be trusted blindly.
     best = ranking.ranked[0]
     if best.unusable:
         runs = "1 run" if best.score.n == 1 else f"{best.score.n} runs"
