@@ -100,6 +100,7 @@ def arrays(
         mean = [0.0] * x.shape[1]
         std = [1.0] * x.shape[1]
 
+    # Training and test rows share one mapping.
     everything = Mapped(x, targets, mean, std, x_path)
     val = _read_further_part(folder, "val", everything, task_name, len(classes))
     test = _read_further_part(folder, "test", everything, task_name, len(classes))
@@ -118,6 +119,7 @@ def arrays(
         unheeded["class_names"] = "they are for classes, and this is regression; type data.task=multiclass"
 
     splits = Splits(everything, val, test, spec, notes, nothing_to_learn=nothing_to_learn, unheeded=unheeded)
+    # Without a drawn test part the mapped array is the training part as it is.
     if not len(test_rows):
         return splits
     return replace(
@@ -198,6 +200,7 @@ def _find_task(y: Numbers, path: Path, task: TaskName | None) -> TaskName:
 
     if task:
         return task
+    # Integers may be classes or counts; classes are the usual case.
     if y.dtype == np.bool_:
         return "binary"
     return "multiclass" if is_integer else "regression"
@@ -214,6 +217,7 @@ def _read_targets(x: Numbers, y: Numbers, path: Path, task: TaskName) -> tuple[T
     if task != "regression":
         return _read_labels(y, path, task)
 
+    # A copy in memory: targets are needed as a whole, for statistics and baselines.
     values = torch.from_numpy(np.array(y, dtype=np.float32)).view(len(y), -1)
     is_bad = ~values.isfinite().all(1)
     if bool(is_bad.any()):
@@ -227,6 +231,7 @@ def _read_targets(x: Numbers, y: Numbers, path: Path, task: TaskName) -> tuple[T
 def _read_labels(y: Numbers, path: Path, task: TaskName) -> tuple[Tensor, tuple[str, ...]]:
     """Class numbers int64 (rows,); whole floats and one-hot rows are converted, with a note."""
     notes = []
+    # (rows,) and (rows, 1) become one column.
     columns = np.asarray(y).reshape(len(y), -1)
 
     if np.issubdtype(y.dtype, np.floating):

@@ -242,9 +242,11 @@ def _return_collated(batch: Any) -> Any:
 
 @dataclass(frozen=True)
 class Placement:
-    """Device, precision and memory layout of the tensors; dtype: of floating-point tensors."""
+    """Device, precision and memory layout of the tensors."""
 
     device: torch.device
+
+    # Of floating-point tensors; integers keep theirs.
     dtype: torch.dtype
     spec: DataSpec
     channels_last: bool = False

@@ -23,6 +23,7 @@ _ROWS_PER_READ = 1024
 class Pairs(Dataset[Any]):
     """A Split as a map-style dataset, for `data.loader=workers`."""
 
+    # Its workers need no seed.
     draws_random_numbers = False
 
     def __init__(self, split: Split) -> None:
@@ -37,6 +38,7 @@ class Pairs(Dataset[Any]):
         return (*(column[row] for column in self.split.inputs), self.split.targets[row])
 
     def __getitems__(self, rows: list[int]) -> tuple[Tensor, ...]:
+        # One gather per column is much faster than collating single rows.
         index = torch.tensor(rows)
         columns = (*self.split.inputs, self.split.targets)
         return tuple(column.index_select(0, index) for column in columns)
@@ -151,6 +153,7 @@ def join_parts(parts: Mapping[str, Part]) -> Part:
         return next(iter(parts.values()))
 
     origins = [get_origin(part, name) for name, part in parts.items()]
+    # Tensors are joined to tensors; with one dataset among the parts all are read as datasets.
     splits = [part for part in parts.values() if isinstance(part, Split)]
     if len(splits) == len(parts):
         columns = zip(*(split.inputs for split in splits), strict=True)
@@ -169,7 +172,10 @@ def hold_out(part: Part, fraction: float, seed: int) -> tuple[Part, Part | None]
     if held_out == 0:
         return part, None
 
+    # A generator of its own: the global one must not depend on whether a part is held out.
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
+
+    # Ascending, so that both parts keep the order of the file.
     train = take(part, order[held_out:].sort().values, "train")
     return train, take(part, order[:held_out].sort().values, "train")
 
@@ -195,6 +201,7 @@ def load_in_memory(part: Part, loader: str, dtype: torch.dtype, room: int) -> Sp
 
     rows = count_rows(part)
     bytes_a_row = getattr(part, "bytes_a_row", None)
+    # float32 takes 4 bytes a value, other precisions in proportion.
     fits = loader == "auto" and bytes_a_row is not None and rows * bytes_a_row * dtype.itemsize // 4 <= room
     if not (fits or loader == "memory"):
         return None
@@ -239,6 +246,7 @@ def partition(rows: int, fraction: float, seed: int) -> tuple[RowIndices, RowInd
     The draw depends on the data seed alone. Raises RequestError for a fraction outside [0, 1).
     """
     check_fraction(fraction)
+    # Test rows are drawn first: a larger fraction keeps the rows of a smaller one.
     order = np.random.default_rng(seed).permutation(rows)
     held_out = _count_test_rows(rows, fraction)
     return np.sort(order[held_out:]), np.sort(order[:held_out])
@@ -257,6 +265,7 @@ def partition_by_class(
     train = []
     test = []
     for label, name in enumerate(class_names):
+        # One generator for all classes: the draw of a class depends on those before it.
         rows = generator.permutation(np.flatnonzero(labels == label))
         if len(rows) == 1 and fraction > 0:
             raise DataError(

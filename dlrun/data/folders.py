@@ -144,6 +144,7 @@ def image_folder(
         raise RequestError(f"data.task=binary: {folder} holds {len(class_names)} classes; type data.task=multiclass")
 
     shape = (1 if grayscale else 3, image_size, image_size)
+    # As float32, 4 bytes a value.
     bytes_needed = 4 * sum(len(part.paths) for part in files.values()) * shape[0] * image_size**2
     if in_memory or (in_memory is None and not augment and bytes_needed < SHARE_OF_MEMORY * _memory_bytes()):
         images = {name: _decode(part, image_size, grayscale) for name, part in files.items()}
@@ -188,6 +189,7 @@ def _find_files(folder: Path, test_fraction: float, seed: int) -> tuple[dict[str
             names = " and ".join(path.name for path in folders)
             raise DataError(f"{folder} holds {names}, of which one is the {part} part; rename the other")
 
+    # The training part decides which classes there are.
     base = folders_of_parts["train"][0] if folders_of_parts else folder
     class_names = [path.name for path in _list_visible(base) if path.is_dir()]
     if not class_names:
@@ -209,6 +211,7 @@ def _find_files(folder: Path, test_fraction: float, seed: int) -> tuple[dict[str
             notes = (*notes, f"{', '.join(unread)} in {folder} was not read: the parts are train, val and test.")
         return parts, class_names, notes
 
+    # A single class cannot be trained on, so no test part is drawn.
     if len(class_names) == 1:
         return {"train": train}, class_names, notes
     train_rows, test_rows = partition_by_class(train.targets.numpy(), class_names, test_fraction, seed, str(folder))
@@ -257,6 +260,7 @@ def _collect_files(base: Path, class_names: list[str]) -> Files:
 
     if not paths:
         raise DataError(f"{base} has no class folders: put the images of each class into a folder named after it")
+    # As an array of bytes: see Files.
     names = np.array(paths)
     return Files(names, torch.tensor(targets), Origin.from_files(names))
 
@@ -276,6 +280,7 @@ def list_files_below(folder: bytes) -> Iterator[bytes]:
         raise DataError(f"{os.fsdecode(folder)} cannot be read: {error.strerror}") from error
 
     for entry in entries:
+        # Recursion keeps the folders in order too; os.walk would yield files before folders.
         if entry.is_dir() and not entry.name.startswith(b"."):
             yield from list_files_below(entry.path)
         elif not entry.name.startswith(b"."):
@@ -327,6 +332,7 @@ def build_augment(steps: list[Any], shape: tuple[int, int, int]) -> Augment:
 
     augment: Augment = v2.Compose([_build_transform(step) for step in steps])
     try:
+        # One black image shows wrong arguments before the first epoch.
         result = apply_seeded(augment, torch.zeros(shape, dtype=torch.uint8), 0, 0)
     except Exception as error:
         # Transforms raise anything when their arguments do not suit the images.

@@ -60,11 +60,13 @@ def digits(
     on the same rows. channels=3: the grey value three times, for nets made for colours. Raises RequestError for an
     impossible size, std, fraction or digit.
     """
+    # scikit-learn takes a second to import.
     from sklearn.datasets import load_digits
 
     if positive is not None and positive not in range(10):
         raise RequestError(f"data.positive={positive} is no digit: type data.positive=0 to 9, or null for all ten")
 
+    # (1797, 64) values from 0 to 16.
     pixels, labels = load_digits(return_X_y=True)
     images = torch.from_numpy(pixels).float().div_(16).view(-1, 1, 8, 8).repeat(1, channels, 1, 1)
     targets = torch.from_numpy(labels.astype(np.int64))
@@ -83,6 +85,7 @@ def digits(
     if positive is None:
         return build_image_splits(parts, DIGITS, image_size, means, stds, origins=origins)
 
+    # The rows were drawn by the ten classes, so both tasks have the same test part.
     parts = {name: (x, (y == positive).long()) for name, (x, y) in parts.items()}
     splits = build_image_splits(parts, ("rest", str(positive)), image_size, means, stds, origins=origins)
     return dataclasses.replace(splits, spec=dataclasses.replace(splits.spec, task="binary", output_size=1))
@@ -117,6 +120,7 @@ def cifar10(
     Read from root/cifar-10-batches-py. Raises DataError for a damaged file, or a missing one that cannot be
     downloaded; a file that would run code counts as damaged.
     """
+    # The training part is published in five files.
     train = [f"data_batch_{i}" for i in range(1, 6)]
     folder = _provide_files("cifar10", "CIFAR10", root, "cifar-10-batches-py", [*train, "test_batch", "batches.meta"])
     class_names = read_class_names(folder / "batches.meta", "label_names", 10)
@@ -150,6 +154,7 @@ def _build_idx_splits(
     if any(find_idx(folder, name) is None for name in IDX_FILES):
         fetch_images(data, dataset, folder, IDX_FILES)
 
+    # A missing file is reported by its plain name.
     paths = [find_idx(folder, name) or folder / name for name in IDX_FILES]
     train_images, train_labels, test_images, test_labels = paths
     train = read_labelled(train_images, train_labels, len(class_names))

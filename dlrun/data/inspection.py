@@ -34,15 +34,18 @@ class Inspection:
     """One inspection of a data set.
 
     data: name of the data in sentences.
-    keeps_integers: leave integer inputs to the net, which is the user's own and may take them for codes.
-    masks_targets: the loss is the user's own and may leave out targets that are not finite.
-    notes: by remark, the parts that it is about.
     """
 
     data: str
     spec: DataSpec
+
+    # Leave integer inputs to the net, which is the user's own and may take them for codes.
     keeps_integers: bool = False
+
+    # The loss is the user's own and may leave out targets that are not finite.
     masks_targets: bool = False
+
+    # By remark, the parts that it is about.
     notes: dict[str, list[str]] = field(default_factory=dict)
 
     def error(self, sentence: str) -> DataError:
@@ -74,6 +77,7 @@ def inspect_splits(splits: Splits, inspection: Inspection) -> Splits:
     train = parts["train"]
     if train is None or count_rows(train) == 0:
         raise DataError(f"{inspection.data} has no training rows")
+    # An empty part cannot be evaluated.
     for name in ("val", "test"):
         part = parts[name]
         if part is not None and count_rows(part) == 0:
@@ -124,6 +128,7 @@ def _inspect_part(inspection: Inspection, name: str, part: Any) -> Part:
     if isinstance(part, DataLoader):
         raise inspection.error(f"the {name} part is a DataLoader; return its dataset, dlrun makes the batches")
 
+    # Tuples and tensors can be indexed too, and are a usual mistake.
     is_map_style = hasattr(part, "__len__") and hasattr(part, "__getitem__")
     if not is_map_style or isinstance(part, tuple | dict | str | Tensor | np.ndarray):
         raise inspection.error(
@@ -183,6 +188,7 @@ class BatchCheck:
 def _to_tensor(inspection: Inspection, name: str, what: str, value: Any) -> Tensor:
     """A tensor with the rows along its first dimension; arrays and nested lists are converted."""
     if isinstance(value, Tensor):
+        # A tensor that requires gradients would keep its graph alive.
         tensor = value.detach()
     else:
         try:
@@ -216,6 +222,7 @@ def _inspect_samples(inspection: Inspection, name: str, part: Part) -> None:
     """Read the first and the last sample of a dataset and inspect both."""
     rows = count_rows(part)
     dataset: Any = part
+    # The last row shows whether __len__ promises too much.
     for row in dict.fromkeys([0, rows - 1] if rows else []):
         label = get_origin(part, name).format_label(row)
         try:
@@ -310,6 +317,7 @@ def _conform_shape(inspection: Inspection, name: str, x: Tensor) -> Tensor:
         inspection.note(name, f"inputs of shape {_format_shape(shape)} were taken as {_format_shape(expected)}")
         return x.unsqueeze(1)
 
+    # Hints for the two usual mistakes: channels last, and images for a flat input.
     hint = "write both alike"
     if len(expected) == 3 and len(shape) == 3 and (shape[2], shape[0], shape[1]) == expected:
         hint = "write x.permute(0, 3, 1, 2)"
@@ -339,6 +347,7 @@ def _conform_codes(inspection: Inspection, name: str, inputs: tuple[Tensor, ...]
             x = x.long()
         tensors.append(x)
 
+    # Without a vocabulary any code from 0 is allowed.
     vocabulary = inspection.spec.vocabulary
     highest_code = len(vocabulary) - 1 if vocabulary else None
     _check_range(inspection, tensors[0], 0, highest_code, "code", label)
@@ -348,6 +357,7 @@ def _conform_codes(inspection: Inspection, name: str, inputs: tuple[Tensor, ...]
 
 
 def _check_range(inspection: Inspection, x: Tensor, low: int, high: int | None, what: str, label: Label) -> None:
+    # One pass for the usual case; the position is looked up only for an error.
     lowest, highest = (int(value) for value in torch.aminmax(x))
     if lowest >= low and (high is None or highest <= high):
         return
@@ -452,6 +462,7 @@ def _check_classes(inspection: Inspection, y: Tensor, label: Label) -> None:
     assert position is not None
     value = int(y.reshape(len(y), -1)[position])
 
+    # Hints for the usual mistakes: counted from 1, -1 and 1, padding, and a wrong output_size.
     hint = ""
     if lowest == 1 and highest == classes:
         hint = "; write targets - 1, classes are counted from 0"
@@ -471,6 +482,7 @@ def _check_classes(inspection: Inspection, y: Tensor, label: Label) -> None:
 
 def _to_int64(y: Tensor) -> Tensor:
     """Convert exactly; what int64 cannot hold becomes its largest number, or 2**62, neither of them a class."""
+    # Above 2**63 a uint64 wraps to a negative int64.
     if y.dtype == torch.uint64:
         wrapped = y.long()
         return torch.where(wrapped < 0, torch.full_like(wrapped, torch.iinfo(torch.int64).max), wrapped)
@@ -538,6 +550,7 @@ def get_valid_targets(part: Part | None, spec: DataSpec) -> Tensor | None:
     if targets is None or isinstance(part, Split):
         return targets
 
+    # Errors are of no interest here: the samples themselves may be right.
     inspection = Inspection("", spec)
     try:
         if spec.task == "regression":

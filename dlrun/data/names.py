@@ -29,6 +29,7 @@ def names(root: str) -> Splits:
     train = _read_names(root, "names_train", TRAIN_SHA256)
     test = _read_names(root, "names_test", TEST_SHA256)
 
+    # Sorted, so that a class has the same number whatever the order of the rows.
     countries = tuple(sorted(set(train.columns[1])))
     if len(countries) == 1:
         raise DataError(f"{train.path}: every name is from '{countries[0]}', so there is only one class to learn")

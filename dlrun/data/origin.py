@@ -39,17 +39,22 @@ class Origin:
     """The origin of `count` rows.
 
     sources: files, or the name of the part.
-    source: int64 (count,), index into sources of each row; None if all come from the first.
-    row: int64 (count,), number of each row in its source, counted from 0; None if it equals the position here.
-    line: int64 (count,), the line of a text file that each row ends in, counted from 1 as editors do, or None.
-    has_file_each: every source is a file with a single row, such as a picture.
+    source, row, line: int64 (count,).
     """
 
     sources: Sequence[str]
     count: int
+
+    # Index into `sources`; None if all rows come from the first.
     source: Tensor | None = None
+
+    # Number of a row in its source, counted from 0; None if it equals the position here.
     row: Tensor | None = None
+
+    # Line of a text file that a row ends in, counted from 1 as editors do; None for other files.
     line: Tensor | None = None
+
+    # Every source is a file with a single row, such as a picture.
     has_file_each: bool = False
 
     @classmethod
@@ -86,6 +91,7 @@ class Origin:
 
         source = torch.cat([origin._get_sources() + offset for origin, offset in zip(origins, offsets, strict=True)])
         row = torch.cat([origin._get_rows() for origin in origins])
+        # Lines only if every origin has them: tables and arrays may be mixed.
         lines = [origin.line for origin in origins if origin.line is not None]
         line = torch.cat(lines) if len(lines) == len(origins) else None
         has_file_each = all(origin.has_file_each for origin in origins)
@@ -93,6 +99,7 @@ class Origin:
 
     def take(self, index: Tensor) -> "Origin":
         """Select rows by `index` (int64), in its order."""
+        # Origins stay on the host, wherever the rows are.
         index = index.cpu()
         return Origin(
             self.sources,

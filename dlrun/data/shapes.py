@@ -83,6 +83,7 @@ def _to_labels(values: Tensor, task: TaskName) -> Tensor:
     if values.shape[1] != 1:
         raise RequestError(f"data.y has {values.shape[1]} columns, and data.task={task} takes one class a row")
 
+    # -1 and 1 are no classes: the losses count from 0.
     column = values[:, 0]
     if (column != column.round()).any() or column.min() < 0 or (task == "binary" and column.max() > 1):
         allowed = "0 and 1" if task == "binary" else "whole numbers from 0"
@@ -108,12 +109,14 @@ def flower(
         raise RequestError(
             f"data.rows={rows} must be at least 2, data.radius={radius} above 0 and data.noise={noise} at least 0"
         )
+    # With an odd number r(θ + π) = -r(θ), the same point.
     if petals < 2 or petals % 2:
         raise RequestError(f"data.petals={petals} must be even: with an odd number both classes share their petals")
     if task not in ("multiclass", "binary"):
         raise RequestError(f"data.task={task} does not fit data=flower: type data.task=multiclass or data.task=binary")
 
     generator = torch.Generator().manual_seed(seed)
+    # The second half of the turn is class 1.
     y = (torch.arange(rows) >= rows // 2).long()
     angle = 2 * math.pi * torch.arange(rows, dtype=torch.float64) / rows
     angle += noise * torch.randn(rows, generator=generator, dtype=torch.float64)

@@ -34,10 +34,6 @@ class DataSpec:
         "binary"      1 (one logit)                targets int64 (N,), 0 or 1
         "multiclass"  number of classes            targets int64 (N,)
         "tagging"     number of tags               targets int64 (N, length), -100 where padded
-
-    vocabulary: for tokens, the text of each code; code 0 is the padding.
-    mean, std: constants the inputs were normalized with, (x - mean) / std, one value a channel or feature.
-    framing: for images of a light figure on a dark ground, where the figures lie; see files/framing.py.
     """
 
     kind: Kind
@@ -45,10 +41,16 @@ class DataSpec:
     task: TaskName
     output_size: int
     class_names: tuple[str, ...] = ()
+
+    # Tokens: the text of each code; code 0 is the padding.
     vocabulary: tuple[str, ...] = ()
     feature_names: tuple[str, ...] = ()
+
+    # The inputs were normalized, (x - mean) / std, one value a channel or feature.
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+
+    # Images of a light figure on a dark ground: how the figures lie, see files/framing.py.
     framing: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
@@ -81,6 +83,7 @@ class DataSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain types, as checkpoints need them."""
+        # Lists in place of tuples, which JSON does not have.
         plain = dataclasses.asdict(self)
         for name, value in plain.items():
             if isinstance(value, tuple):
@@ -114,6 +117,7 @@ def _to_sequence(field: str, values: Any) -> Sequence[Any]:
     plain = _to_plain(values)
     if isinstance(plain, list | tuple | range):
         return plain
+    # One channel or feature: a single number will do.
     if isinstance(plain, int | float):
         return (plain,)
     raise DataError(f"DataSpec.{field} is a {type(values).__name__}; write a tuple of values")
@@ -121,6 +125,7 @@ def _to_sequence(field: str, values: Any) -> Sequence[Any]:
 
 def _to_int(field: str, value: Any) -> int:
     plain = _to_plain(value)
+    # NumPy often makes floats of sizes: 3.0 is the integer 3.
     if isinstance(plain, float) and plain.is_integer():
         return int(plain)
     if not isinstance(plain, int):

@@ -29,6 +29,7 @@ def regression(rows: int = 100, features: int = 1, noise: float = 10.0, bias: fl
 
     float64 x (rows, features) and y (rows, 1), no test part. Raises RequestError for a count < 1, noise < 0.
     """
+    # scikit-learn takes a second to import.
     from sklearn.datasets import make_regression
 
     _check_at_least("rows", rows, 1)
@@ -90,6 +91,7 @@ def blobs(
 
     generator = torch.Generator().manual_seed(seed)
     x = spread * torch.randn(2 * rows_per_class, 2, generator=generator, dtype=torch.float64)
+    # The first half of the rows is class 0.
     x[:rows_per_class] += 2
     x[rows_per_class:] -= 2
     y = torch.arange(2).repeat_interleave(rows_per_class)

@@ -64,6 +64,7 @@ def csv(
     """
     table = read_table(Path(path).expanduser(), header, delimiter)
     column = table.find_column(target)
+    # A single column is usually a table with another delimiter.
     if len(table.names) == 1:
         raise DataError(
             f"{path} has one column only, so nothing to learn from: is it separated by something else than "
@@ -108,10 +109,11 @@ def _guess_task(table: Table, column: int) -> TableTask:
         texts = [i for i, cell in enumerate(cells) if parse_numbers([cell]) is None]
         if len(texts) < len(cells):
             # "NA" among numbers is a gap, not a class.
-            error = table.cell_error(column, texts[0])
+            error = table.build_cell_error(column, texts[0])
             raise DataError(f"{error} (or type data.task=multiclass if these are names of classes)")
         distinct = len({cell.strip() for cell in cells})
     else:
+        # A fraction among the values makes them a quantity.
         values = table.read_numbers(column)
         if (values != np.round(values)).any():
             return "regression"
@@ -123,6 +125,7 @@ def _guess_task(table: Table, column: int) -> TableTask:
 
 def _read_classes(table: Table, column: int, task: TableTask) -> Target:
     """The target as classes: numbers in ascending order, text in alphabetical order."""
+    # Cells that mean the same number are one class.
     name_of_cell = _name_classes(table, column)
     names = sorted(set(name_of_cell.values()))
     if parse_numbers(names) is not None:
@@ -147,7 +150,7 @@ def _name_classes(table: Table, column: int) -> dict[str, str]:
 
     for cell in distinct:
         if not cell.strip():
-            raise table.cell_error(column, cells.index(cell))
+            raise table.build_cell_error(column, cells.index(cell))
     return {cell: cell.strip() for cell in distinct}
 
 
@@ -183,9 +186,11 @@ def _build_splits(
     seed: int,
     notes: tuple[str, ...] = (),
 ) -> Splits:
+    # All columns but the target are inputs.
     features = [i for i in range(len(table.names)) if i != column]
     inputs = np.stack([table.read_numbers(i) for i in features], axis=1)  # (N, features)
 
+    # Rows that cannot be trained on are kept together: they can still be evaluated.
     nothing_to_learn = _explain_nothing_to_learn(table, column, target)
     if nothing_to_learn:
         train_rows, test_rows = partition(len(inputs), 0.0, seed)
@@ -198,6 +203,7 @@ def _build_splits(
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     if normalize:
+        # Constants of the training rows alone: test rows must not leak into them.
         mean, std = _compute_constants(inputs[train_rows])
         inputs = (inputs - np.array(mean)) / np.array(std)
 

@@ -31,6 +31,7 @@ PR_SET_PDEATHSIG = 1
 # Time that the signal with the reason may take after a broken pipe.
 SIGNAL_SECONDS = 1.0
 
+# All worker processes of this process, to be ended with it.
 _workers: WeakSet[BaseProcess] = WeakSet()
 
 

@@ -40,7 +40,7 @@ from dlrun.experiment.hidden_state import comparison
 from dlrun.experiment.preflight import memory
 from dlrun.experiment.reports import figures, html, terminal
 from dlrun.experiment.setup import enter_device_session, prepare
-from dlrun.models.pretrained import weights_follow
+from dlrun.models.pretrained import skip_trained_weights
 from dlrun.runs import checkpoint, logger
 from dlrun.runs import folder as run_folder
 from dlrun.runs.checkpoint_manager import CheckpointManager
@@ -161,7 +161,7 @@ def prepare_resumed(
     began_elsewhere = settings.rest.init_from is not None or settings.model.arguments.get("weights") is not None
     without_init = replace(settings, rest=replace(settings.rest, init_from=None))
 
-    with weights_follow():
+    with skip_trained_weights():
         context = prepare(without_init, process, request.trusted_modules, problems)
 
     # The weights that gave the first predictions are not here.

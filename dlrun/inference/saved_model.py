@@ -30,7 +30,7 @@ from dlrun.engine.state import MADE_BUFFERS
 from dlrun.experiment import resume
 from dlrun.experiment.build import build
 from dlrun.inference.alignment import align_splits
-from dlrun.models.pretrained import weights_follow
+from dlrun.models.pretrained import skip_trained_weights
 from dlrun.runs import checkpoint
 
 
@@ -102,7 +102,7 @@ class SavedModel:
             return self.full_model.to(self.process.device)
 
         # Pretrained weights are not downloaded: the checkpoint replaces them.
-        with weights_follow():
+        with skip_trained_weights():
             model = build.build_model(self.settings, self.spec, self.process, self.request.trusted_modules)
         # A net may create or grow buffers in its forward pass; load_state_dict needs them to exist.
         BuiltBuffers(model).fit(self.state["model"], self.state.get(MADE_BUFFERS, []))

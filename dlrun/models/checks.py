@@ -1,4 +1,4 @@
-"""What the models refuse, each as one sentence: settings out of range, unknown names, images too small."""
+"""Errors of the models, each one sentence: settings out of range, unknown names, images too small."""
 
 from collections.abc import Collection, Sequence
 
@@ -6,10 +6,10 @@ from dlrun.core.errors import MisfitError, RequestError, listed, nearest
 from dlrun.data.spec import DataSpec
 
 
-def unknown(key: str, value: str, choices: Collection[str], advice: str = "") -> RequestError:
-    """The error for `key=value` where value is none of the choices, with a did-you-mean.
+def build_unknown_error(key: str, value: str, choices: Collection[str], advice: str = "") -> RequestError:
+    """Build the error for a `key=value` whose value is none of the choices, with a did-you-mean.
 
-    advice: what to type instead; the choices when it is left out.
+    advice: what to type instead; by default it lists the choices.
     """
     close = nearest(value, choices)
     hint = f" (did you mean {' or '.join(close)}?)" if close else ""
@@ -20,6 +20,7 @@ def unknown(key: str, value: str, choices: Collection[str], advice: str = "") ->
 def check_counts(key: str, counts: Sequence[int], example: str) -> None:
     """Raise RequestError unless all counts (sizes, channels, layers) are whole numbers of at least 1."""
     for count in counts:
+        # bool is an int in Python.
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise RequestError(f"{key} holds {count!r}, but takes whole numbers of at least 1: type {example}.")
 
@@ -34,6 +35,7 @@ def check_image(spec: DataSpec, model: str, smallest: int) -> None:
     """Raise MisfitError if the images are lower or narrower than `smallest` pixels."""
     _, height, width = spec.input_shape
     if min(height, width) < smallest:
+        # Advise the sizes of MNIST and CIFAR where they are enough.
         advised = next((side for side in (28, 32) if side >= smallest), smallest)
         raise MisfitError(
             f"model={model} needs images of at least {smallest}x{smallest} pixels, but these are "
@@ -42,5 +44,6 @@ def check_image(spec: DataSpec, model: str, smallest: int) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """What torch says, without its trailing lines, to be quoted within a sentence."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".: ")
+    """First line of torch's message, without its final period, to be quoted within a sentence."""
+    message = str(error).strip() or type(error).__name__
+    return message.splitlines()[0].rstrip(".: ")

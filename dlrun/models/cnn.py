@@ -13,7 +13,7 @@ from dlrun.models.checks import check_counts, check_image
 class CNN(nn.Module):
     """Stages of convolution, 2x2 max pooling and ReLU, then a linear layer: (B, C, H, W) -> (B, output_size).
 
-    channels: what each stage puts out; kernel_size: pixels a side. After LeCun et al. 1998,
+    channels: output channels of each stage; kernel_size: pixels a side. After LeCun et al. 1998,
     "Gradient-based learning applied to document recognition", in the form a course on PyTorch gives it.
     Raises RequestError on settings below 1, MisfitError on images too small for the stages.
     """
@@ -30,11 +30,14 @@ class CNN(nn.Module):
         super().__init__()
         check_channels(channels, "[10,20]")
         check_counts("model.kernel_size", [kernel_size], "model.kernel_size=5")
-        area = pooled_area(spec, "cnn", kernel_size, stages=len(channels))
+
+        area = compute_pooled_area(spec, "cnn", kernel_size, stages=len(channels))
         layers: list[nn.Module] = []
         for before, after in pairwise([spec.input_shape[0], *channels]):
+            # Pooling before ReLU gives the same values and gradients on a quarter of the pixels.
             layers += [nn.Conv2d(before, after, kernel_size), nn.MaxPool2d(2), nn.ReLU()]
         self.features = nn.Sequential(*layers)
+        # Features are flattened, so the images must have one size.
         self.classifier = nn.Linear(channels[-1] * area, spec.output_size)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -50,13 +53,16 @@ def check_channels(channels: list[int], example: str) -> None:
     check_counts("model.channels", channels, f"model.channels={example}")
 
 
-def pooled_area(spec: DataSpec, model: str, kernel_size: int, stages: int) -> int:
-    """Pixels left of an image after stages of unpadded convolution and 2x2 pooling; MisfitError if none."""
+def compute_pooled_area(spec: DataSpec, model: str, kernel_size: int, stages: int) -> int:
+    """Number of pixels after stages of unpadded convolution and 2x2 pooling; MisfitError if none are left."""
+    # Backwards from a single pixel to the smallest image that keeps one.
     smallest = 1
     for _ in range(stages):
         smallest = 2 * smallest + kernel_size - 1
     check_image(spec, model, smallest)
+
     _, height, width = spec.input_shape
     for _ in range(stages):
-        height, width = (height - kernel_size + 1) // 2, (width - kernel_size + 1) // 2
+        height = (height - kernel_size + 1) // 2
+        width = (width - kernel_size + 1) // 2
     return height * width

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dlrun.data.spec import DataSpec
-from dlrun.models.cnn import pooled_area
+from dlrun.models.cnn import compute_pooled_area
 
 
 class InceptionA(nn.Module):
@@ -21,6 +21,7 @@ class InceptionA(nn.Module):
 
     def __init__(self, in_channels: int, bottleneck: bool = True) -> None:
         super().__init__()
+        # Input channels of the 5x5 and 3x3 convolutions.
         width = 16 if bottleneck else in_channels
         self.branch1x1 = nn.Conv2d(in_channels, 16, 1)
         self.branch5x5 = nn.Sequential(nn.Conv2d(width, 24, 5, padding=2))
@@ -38,6 +39,7 @@ class InceptionA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, 88, H, W)."""
+        # Saved weights of the next layer depend on this order.
         branches = (self.branch1x1, self.branch5x5, self.branch3x3, self.branch_pool)
         return torch.cat([branch(x) for branch in branches], dim=1)
 
@@ -45,8 +47,8 @@ class InceptionA(nn.Module):
 class Inception(nn.Module):
     """Twice convolution, pooling, ReLU and an Inception block, then a linear layer.
 
-    (B, C, H, W) -> (B, output_size). bottleneck=False leaves out the 1x1 convolutions, so that what they
-    save in parameters and time can be seen. Raises MisfitError on images below 16x16 pixels.
+    (B, C, H, W) -> (B, output_size). bottleneck=False leaves out the 1x1 convolutions, which shows what they
+    save in parameters and time. Raises MisfitError on images below 16x16 pixels.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("image",)
@@ -54,7 +56,8 @@ class Inception(nn.Module):
 
     def __init__(self, spec: DataSpec, bottleneck: bool = True) -> None:
         super().__init__()
-        area = pooled_area(spec, "inception", kernel_size=5, stages=2)
+        # The blocks keep height and width, so only the two convolutions with pooling count.
+        area = compute_pooled_area(spec, "inception", kernel_size=5, stages=2)
         self.features = nn.Sequential(
             nn.Conv2d(spec.input_shape[0], 10, 5),
             nn.MaxPool2d(2),

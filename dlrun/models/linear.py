@@ -27,4 +27,5 @@ class Linear(nn.Linear):
 class Logistic(Linear):
     """The same layer giving logits: the loss applies the sigmoid (binary) or softmax (multiclass)."""
 
+    # Logits of a regression would be the linear model itself.
     tasks: ClassVar[tuple[str, ...]] = ("binary", "multiclass")

@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from dlrun.data.spec import DataSpec
-from dlrun.models.checks import check_counts, check_dropout, unknown
+from dlrun.models.checks import build_unknown_error, check_counts, check_dropout
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -26,8 +26,8 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 class MLP(nn.Module):
     """Fully connected layers on flattened inputs: (B, ...) -> (B, output_size).
 
-    hidden_sizes: units of each hidden layer; [] leaves one linear layer. dropout: share of hidden
-    units dropped in training. Raises RequestError on sizes below 1 or an unknown activation.
+    hidden_sizes: units of each hidden layer; [] leaves one linear layer. dropout: probability that a
+    hidden unit is dropped in training. Raises RequestError on sizes below 1 or an unknown activation.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("vector", "image")
@@ -45,13 +45,16 @@ class MLP(nn.Module):
         check_counts("model.hidden_sizes", hidden_sizes, "model.hidden_sizes=[128]")
         check_dropout(dropout)
         if activation not in ACTIVATIONS:
-            raise unknown("model.activation", activation, ACTIVATIONS)
+            raise build_unknown_error("model.activation", activation, ACTIVATIONS)
+
+        # Vectors are flat already: without Flatten their layers are numbered from 0.
         layers: list[nn.Module] = [nn.Flatten()] if spec.kind == "image" else []
         sizes = [spec.input_size, *hidden_sizes]
         for before, after in pairwise(sizes):
             layers += [nn.Linear(before, after, bias=bias), ACTIVATIONS[activation]()]
             if dropout > 0:
                 layers.append(nn.Dropout(dropout))
+        # The loss takes logits: no activation at the end.
         layers.append(nn.Linear(sizes[-1], spec.output_size, bias=bias))
         self.layers = nn.Sequential(*layers)
 

@@ -14,8 +14,8 @@ class OneHotRNN(nn.Module):
     """One recurrent layer (Elman 1990) whose hidden size is the number of tags: its states are the logits.
 
     (B, T) codes and (B,) lengths -> (B, T, output_size), for task "tagging" only. Being tanh outputs the logits
-    lie within (-1, 1), so with n tags softmax gives none more than e² / (e² + n - 1): 71 % of 4. The cross-entropy
-    cannot get near 0, and a state must serve as answer and as memory at once: hard to learn.
+    lie within (-1, 1), so with n tags no probability exceeds e² / (e² + n - 1), 71 % for 4. The cross-entropy
+    cannot get near 0, and a state must serve as output and as memory at once: hard to learn.
     Raises MisfitError on data without a vocabulary.
     """
 
@@ -32,33 +32,38 @@ class OneHotRNN(nn.Module):
                 "A one-hot net needs to know how many codes there are, but the spec of this data has no "
                 "vocabulary: fill DataSpec.vocabulary."
             )
-        self.letters = len(spec.vocabulary) - 1  # without the padding
-        self.recurrent = self._recurrent(self.letters, spec.output_size)
 
-    def _recurrent(self, inputs: int, outputs: int) -> nn.Module:
+        # Without the padding.
+        self.letters = len(spec.vocabulary) - 1
+        self.recurrent = self._build_recurrent(self.letters, spec.output_size)
+
+    def _build_recurrent(self, inputs: int, outputs: int) -> nn.Module:
         return nn.RNN(inputs, outputs, batch_first=True)
 
-    def one_hot(self, codes: Tensor) -> Tensor:
-        """(B, T) int64 -> (B, T, letters) with a single 1, or none where the code is 0, the padding."""
+    def encode_one_hot(self, codes: Tensor) -> Tensor:
+        """(B, T) int64 -> (B, T, letters), each with a single 1; padding, code 0, has none."""
         dtype = next(self.parameters()).dtype
         return functional.one_hot(codes, self.letters + 1)[..., 1:].to(dtype)
 
     def forward(self, codes: Tensor, lengths: Tensor) -> Tensor:
         """(B, T) and (B,) int64 -> (B, T, output_size); padding comes last, so no earlier state sees it."""
-        states: Tensor = self.recurrent(self.one_hot(codes))[0]
+        states: Tensor = self.recurrent(self.encode_one_hot(codes))[0]
         return states
 
 
 class OneHotRNNCell(OneHotRNN):
     """The same net with the loop over time written out around one cell."""
 
-    def _recurrent(self, inputs: int, outputs: int) -> nn.Module:
+    def _build_recurrent(self, inputs: int, outputs: int) -> nn.Module:
         return nn.RNNCell(inputs, outputs)
 
     def forward(self, codes: Tensor, lengths: Tensor) -> Tensor:
-        """As OneHotRNN; the first state is 0."""
-        state, states = None, []
-        for letters in self.one_hot(codes).unbind(1):  # (B, letters) a time step
+        """(B, T) and (B,) int64 -> (B, T, output_size); the first state is 0."""
+        state = None
+        states = []
+
+        # (B, letters) per time step.
+        for letters in self.encode_one_hot(codes).unbind(1):
             state = self.recurrent(letters, state)
             states.append(state)
         return torch.stack(states, 1)

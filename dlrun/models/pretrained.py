@@ -1,4 +1,4 @@
-"""Any classification net of torchvision, fitted to the data's channels and outputs."""
+"""Any classification net of torchvision, adapted to the channels and outputs of the data."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,33 +11,37 @@ from torch import Tensor, nn
 
 from dlrun.core.errors import MisfitError, RequestError, listed
 from dlrun.data.spec import DataSpec
-from dlrun.models.checks import first_line, unknown
+from dlrun.models.checks import build_unknown_error, first_line
 from dlrun.models.weights_file import put_weights
 
-_SMALL = 64  # pixels a side, below which an untrained vgg gets a head of one linear layer, as is usual for CIFAR
-SIDES = (32, 64, 75, 96, 128, 224, 299)  # pixels; what is tried when an image does not fit
-_follow: ContextVar[bool] = ContextVar("weights_follow", default=False)
+# Pixels a side, below which an untrained vgg gets a head of one linear layer, as is usual for CIFAR.
+_SMALL = 64
+
+# Pixels a side, tried in turn for an advice when an image does not fit.
+SIDES = (32, 64, 75, 96, 128, 224, 299)
+
+_weights_follow: ContextVar[bool] = ContextVar("weights_follow", default=False)
 
 
 @contextlib.contextmanager
-def weights_follow() -> Iterator[None]:
-    """Inside it nets are built without reading trained weights: a checkpoint's are put into them next."""
-    token = _follow.set(True)
+def skip_trained_weights() -> Iterator[None]:
+    """Build nets without reading trained weights inside the block: those of a checkpoint are loaded next."""
+    token = _weights_follow.set(True)
     try:
         yield
     finally:
-        _follow.reset(token)
+        _weights_follow.reset(token)
 
 
 class Torchvision(nn.Module):
     """A net of torchvision.models by name: (B, C, H, W) -> (B, output_size).
 
-    weights: null for random ones; a name such as DEFAULT or IMAGENET1K_V1: trained weights, downloaded once; or a
+    weights: None for random ones; a name such as DEFAULT or IMAGENET1K_V1: trained weights, downloaded once; or a
     file of such weights, as torch.save(net.state_dict()) writes it. The last layer is then new. An untrained vgg has
-    one linear layer for images below 64 pixels. With other than 3 channels the first convolution is replaced; of
-    trained ones it keeps the mean filter, scaled so that its output keeps its size. Auxiliary heads are off.
-    freeze: "backbone" trains the last layer alone: all else keeps its weights, and in training too it works as in
-    evaluation (the statistics of batch norm stay, nothing is dropped out).
+    one linear layer for images below 64 pixels. With other than 3 channels the first convolution is replaced; a
+    trained one keeps its mean filter, scaled so that its output keeps its size. Auxiliary heads are off.
+    freeze: "backbone" trains the last layer alone: all other layers keep their weights and stay in evaluation mode
+    (the statistics of batch norm stay, nothing is dropped out).
     Raises RequestError for unknown names, failing downloads and files of other nets, MisfitError for images that do
     not fit.
     """
@@ -51,27 +55,36 @@ class Torchvision(nn.Module):
         super().__init__()
         _check_name(name)
         if freeze not in (None, "backbone"):
-            raise unknown("model.freeze", freeze, ["backbone", "null"])
-        trained, file = _weights(name, weights)
-        _check_image(spec, name, trained)
-        if trained is None:
-            net = _untrained(name, spec.input_shape[1:], spec.output_size)
+            raise build_unknown_error("model.freeze", freeze, ["backbone", "null"])
+
+        published, file = _find_weights(name, weights)
+        _check_image(spec, name, published)
+        if published is None:
+            net = _build_untrained(name, spec.input_shape[1:], spec.output_size)
+        elif _weights_follow.get():
+            net = _build_architecture(name, published)
+        elif file:
+            net = _build_architecture(name, published)
+            put_weights(net, file, f"model.name={name}", _find_last_layer(net))
         else:
-            net = _architecture(name, trained) if file or _follow.get() else _trained(name, trained)
-            if file and not _follow.get():
-                put_weights(net, file, f"model.name={name}", _last_layer(net))
+            net = _load_trained(name, published)
+
+        # Nets without trained weights are built with the right number of outputs.
+        if published is not None:
             _replace_last_layer(net, spec.output_size)
-        _replace_first_conv(net, spec.input_shape[0], trained is not None)
-        self.net, self.head = net, _last_layer(net)
+        _replace_first_conv(net, spec.input_shape[0], published is not None)
+
+        self.net = net
+        self.head = _find_last_layer(net)
         self.is_frozen = freeze is not None
         if self.is_frozen:
             net.requires_grad_(False)
             net.get_submodule(self.head).requires_grad_(True)
-        if self.is_frozen and trained is None:
+        if self.is_frozen and published is None:
             self.note = "model.freeze=backbone: what is frozen has random weights, unless init_from=<run> brings others"
 
     def train(self, mode: bool = True) -> "Torchvision":
-        """See nn.Module; what is frozen stays in evaluation mode."""
+        """Set the training mode, in which frozen layers stay in evaluation mode."""
         super().train(mode)
         if self.is_frozen:
             self.net.eval()
@@ -84,8 +97,8 @@ class Torchvision(nn.Module):
         return output
 
 
-def _models() -> Any:
-    """torchvision.models, imported here because it takes seconds."""
+def _import_models() -> Any:
+    # Takes seconds, so not at the top of the file.
     try:
         from torchvision import models
     except (ImportError, RuntimeError) as error:
@@ -98,28 +111,33 @@ def _models() -> Any:
 
 def _check_name(name: str) -> None:
     """Raise RequestError unless torchvision has a classification net of this name."""
-    models = _models()
+    models = _import_models()
     names = models.list_models(module=models)
     if name not in names:
-        raise unknown("model.name", name, names)
+        raise build_unknown_error("model.name", name, names)
 
 
-def _weights(name: str, weights: str | None) -> tuple[Any, Path | None]:
-    """The member of torchvision's weights enum that is meant, or None; for a file the default one, and the file."""
+def _find_weights(name: str, weights: str | None) -> tuple[Any, Path | None]:
+    """The member of torchvision's weights enum, or None without weights; for a file the default one, and the file."""
     if weights is None:
         return None, None
-    known = _models().get_model_weights(name).__members__
-    if weights in known:
-        return known[weights], None
+
+    published = _import_models().get_model_weights(name).__members__
+    if weights in published:
+        return published[weights], None
+
+    # A file whose weights a checkpoint replaces need not exist any more.
     file = Path(weights).expanduser()
-    if file.is_file() or (_follow.get() and file.suffix):
-        return known["DEFAULT"], file
+    if file.is_file() or (_weights_follow.get() and file.suffix):
+        return published["DEFAULT"], file
     if file.suffix or len(file.parts) > 1:
-        raise RequestError(f"model.weights={weights}: there is no such file; type its path, or one of {listed(known)}")
-    raise unknown("model.weights", weights, [*known, "null", "<file>"])
+        raise RequestError(
+            f"model.weights={weights}: there is no such file; type its path, or one of {listed(published)}"
+        )
+    raise build_unknown_error("model.weights", weights, [*published, "null", "<file>"])
 
 
-def _untrained(name: str, size: tuple[int, ...], outputs: int) -> nn.Module:
+def _build_untrained(name: str, size: tuple[int, ...], outputs: int) -> nn.Module:
     """The net with random weights for images of `size` (height, width), on the current default device."""
     settings: dict[str, Any] = {"num_classes": outputs}
     if name.startswith("vit_"):
@@ -128,7 +146,8 @@ def _untrained(name: str, size: tuple[int, ...], outputs: int) -> nn.Module:
         settings["input_size"] = size
     elif name in ("googlenet", "inception_v3"):
         settings |= {"aux_logits": False, "init_weights": True}
-    net = _made(name, settings)
+
+    net = _build_net(name, settings)
     if name.startswith("vgg") and min(size) >= 32 and max(size) < _SMALL:
         # The usual head is made for 7×7 features: it would repeat a single one 49 times, with 120 million weights.
         net.avgpool = nn.Identity()
@@ -136,51 +155,58 @@ def _untrained(name: str, size: tuple[int, ...], outputs: int) -> nn.Module:
     return net
 
 
-def _architecture(name: str, weights: Any) -> nn.Module:
-    """The net as `_trained` builds it, with random weights."""
+def _build_architecture(name: str, weights: Any) -> nn.Module:
+    """The net as `_load_trained` builds it, with random weights."""
     settings: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):
         settings = {"aux_logits": False, "init_weights": False, "transform_input": True}
     elif name.startswith("vit_"):
         settings = {"image_size": weights.meta["min_size"][0]}
-    return _made(name, settings)
+    return _build_net(name, settings)
 
 
-def _made(name: str, settings: dict[str, Any]) -> nn.Module:
-    """The net as torchvision makes it, on the current default device."""
+def _build_net(name: str, settings: dict[str, Any]) -> nn.Module:
+    """The net by torchvision's own function, on the current default device."""
+    models = _import_models()
     net: nn.Module
-    if name.startswith("regnet_"):  # computes its widths with tensors, which the meta device cannot
+    if name.startswith("regnet_"):
+        # Its widths are computed with tensors, which the meta device cannot.
         with torch.device("cpu"):
-            net = _models().get_model(name, **settings)
+            net = models.get_model(name, **settings)
         return net.to(torch.get_default_device())
-    net = _models().get_model(name, **settings)
+
+    net = models.get_model(name, **settings)
     return net
 
 
-def _trained(name: str, weights: Any) -> nn.Module:
+def _load_trained(name: str, weights: Any) -> nn.Module:
     """The net with trained weights, as they were published."""
     try:
-        # Reads the file for its tensors alone; torchvision below reads it again without that safeguard.
+        # Loads the tensors of the file alone; torchvision below reads it again without that safeguard.
         weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
-        net: nn.Module = _models().get_model(name, weights=weights)
-    except Exception as error:  # no network, no space, a damaged file, a file that is more than tensors
+        net: nn.Module = _import_models().get_model(name, weights=weights)
+    except Exception as error:
+        # No network, no space, a damaged file, a file that holds more than tensors.
         raise RequestError(
             f"model.weights={weights.name} of {name} cannot be loaded ({first_line(error)}): type model.weights=null, "
             f"or put {weights.url} into {torch.hub.get_dir()}/checkpoints, or anywhere and type model.weights=<file>."
         ) from error
+
     if name == "inception_v3":
-        net.aux_logits, net.AuxLogits = False, None  # type: ignore[assignment]
+        net.aux_logits = False  # type: ignore[assignment]
+        net.AuxLogits = None  # type: ignore[assignment]
     return net
 
 
 def _check_image(spec: DataSpec, name: str, weights: Any) -> None:
-    """Raise MisfitError if the net cannot take the images, found out on the meta device: no arithmetic."""
+    """Raise MisfitError if the net cannot take the images, tried on the meta device: no arithmetic."""
     height, width = spec.input_shape[1:]
-    problem = _refusal(name, weights, height, width)
+    problem = _find_problem(name, weights, height, width)
     if problem is None:
         return
+
     sides = SIDES if weights is None else (*SIDES, weights.meta["min_size"][0])
-    fitting = next((side for side in sorted(sides) if _refusal(name, weights, side, side) is None), None)
+    fitting = next((side for side in sorted(sides) if _find_problem(name, weights, side, side) is None), None)
     if fitting is None:
         raise MisfitError(f"model.name={name} takes no image of any size ({problem}): type model.name=resnet18.")
     raise MisfitError(
@@ -188,22 +214,23 @@ def _check_image(spec: DataSpec, name: str, weights: Any) -> None:
     )
 
 
-def _refusal(name: str, weights: Any, height: int, width: int) -> str | None:
-    """What torch says against one black image of this size, or None when it goes through."""
+def _find_problem(name: str, weights: Any, height: int, width: int) -> str | None:
+    """torch's message about one black image of this size, or None if the net takes it."""
     try:
         with torch.device("meta"), torch.no_grad():
-            net = _untrained(name, (height, width), 1) if weights is None else _architecture(name, weights)
+            net = _build_untrained(name, (height, width), 1) if weights is None else _build_architecture(name, weights)
             net.eval()(torch.zeros(1, 3, height, width))
     except (AssertionError, RuntimeError, ValueError) as error:
         return first_line(error)
     return None
 
 
-def _replace_first_conv(net: nn.Module, channels: int, trained: bool) -> None:
-    """Let the first convolution take `channels`; does nothing when it does already."""
-    path, old = next((path, m) for path, m in net.named_modules() if isinstance(m, nn.Conv2d))
+def _replace_first_conv(net: nn.Module, channels: int, is_trained: bool) -> None:
+    """Give the net a first convolution of `channels` inputs, unless it has one."""
+    path, old = next((path, module) for path, module in net.named_modules() if isinstance(module, nn.Conv2d))
     if old.in_channels == channels:
         return
+
     new = nn.Conv2d(
         channels,
         old.out_channels,
@@ -213,36 +240,41 @@ def _replace_first_conv(net: nn.Module, channels: int, trained: bool) -> None:
         old.dilation,  # type: ignore[arg-type]
         bias=old.bias is not None,
     )
-    if trained:
+    if is_trained:
+        # The mean filter, scaled so that a grey image gives the same output.
         mean = old.weight.detach().mean(dim=1, keepdim=True) * old.in_channels / channels
         new.weight = nn.Parameter(mean.repeat(1, channels, 1, 1))
         new.bias = old.bias
+
+    # torchvision's transform would read channels 0, 1 and 2.
     if getattr(net, "transform_input", False):
-        net.transform_input = False  # type: ignore[assignment]  # it would read channels 0, 1 and 2
-    _put(net, path, new)
+        net.transform_input = False  # type: ignore[assignment]
+    _replace_module(net, path, new)
 
 
-def _last_layer(net: nn.Module) -> str:
+def _find_last_layer(net: nn.Module) -> str:
     """The path of the last linear layer (SqueezeNet: convolution)."""
-    layers: list[tuple[str, nn.Module]] = [
-        (path, m) for path, m in net.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)
-    ]
-    linear = [(path, m) for path, m in layers if isinstance(m, nn.Linear)]
-    path, _ = (linear or layers)[-1]
-    return path
+    linear: list[str] = []
+    convolutions: list[str] = []
+    for path, module in net.named_modules():
+        if isinstance(module, nn.Linear):
+            linear.append(path)
+        elif isinstance(module, nn.Conv2d):
+            convolutions.append(path)
+    return (linear or convolutions)[-1]
 
 
 def _replace_last_layer(net: nn.Module, outputs: int) -> None:
     """Give the net a new last layer of `outputs`."""
-    path = _last_layer(net)
+    path = _find_last_layer(net)
     old: Any = net.get_submodule(path)
     if isinstance(old, nn.Linear):
-        _put(net, path, nn.Linear(old.in_features, outputs))
+        _replace_module(net, path, nn.Linear(old.in_features, outputs))
     else:
-        _put(net, path, nn.Conv2d(old.in_channels, outputs, kernel_size=1))
+        _replace_module(net, path, nn.Conv2d(old.in_channels, outputs, kernel_size=1))
 
 
-def _put(net: nn.Module, path: str, module: nn.Module) -> None:
+def _replace_module(net: nn.Module, path: str, module: nn.Module) -> None:
     """Replace the submodule at a dotted path."""
     parent, _, name = path.rpartition(".")
     setattr(net.get_submodule(parent), name, module)

@@ -16,7 +16,7 @@ class RNN(nn.Module):
 
     (B, T) codes and (B,) lengths -> (B, output_size) from the last state of the top layer, both
     directions side by side; for task "tagging" (B, T, output_size) from its output at every position.
-    dropout: share dropped between recurrent layers in training. Cell: Elman 1990, "Finding structure in
+    dropout: probability between recurrent layers in training. Cell: Elman 1990, "Finding structure in
     time", with tanh. Raises RequestError on sizes below 1, MisfitError on data without a vocabulary.
     """
 
@@ -33,12 +33,9 @@ class RNN(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        for key, value in (
-            ("embedding_size", embedding_size),
-            ("hidden_size", hidden_size),
-            ("layers", layers),
-        ):
-            check_counts(f"model.{key}", [value], f"model.{key}={2 if key == 'layers' else 100}")
+        check_counts("model.embedding_size", [embedding_size], "model.embedding_size=100")
+        check_counts("model.hidden_size", [hidden_size], "model.hidden_size=100")
+        check_counts("model.layers", [layers], "model.layers=2")
         check_dropout(dropout)
         if dropout > 0 and layers == 1:
             raise RequestError(
@@ -50,6 +47,8 @@ class RNN(nn.Module):
                 "A recurrent model needs to know how many codes there are, but the spec of this data has "
                 "no vocabulary: fill DataSpec.vocabulary."
             )
+
+        # Code 0 is the padding, whose embedding stays 0.
         self.tags = spec.task == "tagging"
         self.embedding = nn.Embedding(len(spec.vocabulary), embedding_size, padding_idx=0)
         self.recurrent = self.cell(
@@ -69,9 +68,12 @@ class RNN(nn.Module):
         outputs, state = self.recurrent(packed)
         if self.tags:
             padded, _ = pad_packed_sequence(outputs, batch_first=True, total_length=codes.shape[1])
-            scores: Tensor = self.classifier(padded)  # (B, T, output_size)
+            scores: Tensor = self.classifier(padded)
             return scores
-        hidden = state[0] if isinstance(state, tuple) else state  # (layers x directions, B, hidden_size)
+
+        # (layers x directions, B, hidden_size); an LSTM returns its cell state as well.
+        hidden = state[0] if isinstance(state, tuple) else state
+        # The top layer comes last.
         directions = hidden[-2:] if self.recurrent.bidirectional else hidden[-1:]
         logits: Tensor = self.classifier(torch.cat(list(directions), dim=-1))
         return logits

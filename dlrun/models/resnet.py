@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dlrun.data.spec import DataSpec
-from dlrun.models.cnn import check_channels, pooled_area
+from dlrun.models.cnn import check_channels, compute_pooled_area
 
 
 class ResidualBlock(nn.Module):
@@ -29,7 +29,7 @@ class ResidualBlock(nn.Module):
 class ResNet(nn.Module):
     """Stages of 5x5 convolution, ReLU, 2x2 max pooling and a residual block, then a linear layer.
 
-    (B, C, H, W) -> (B, output_size). channels: what each stage puts out. Raises RequestError on
+    (B, C, H, W) -> (B, output_size). channels: output channels of each stage. Raises RequestError on
     channels below 1, MisfitError on images too small for the stages.
     """
 
@@ -43,7 +43,9 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         check_channels(channels, "[16,32]")
-        area = pooled_area(spec, "resnet", kernel_size=5, stages=len(channels))
+
+        # Residual blocks are padded and keep height and width.
+        area = compute_pooled_area(spec, "resnet", kernel_size=5, stages=len(channels))
         layers: list[nn.Module] = []
         for before, after in pairwise([spec.input_shape[0], *channels]):
             # Pooling first gives the same values and gradients as ReLU first, on a quarter of the pixels.

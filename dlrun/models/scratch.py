@@ -1,6 +1,6 @@
-"""Nets from scratch: torch's parameters, and forward and backward passes of our own (see scratch_autograd.py).
+"""Nets from scratch: torch's parameters, with hand-written forward and backward passes (see scratch_autograd.py).
 
-Each layer has `reference`, which computes the same with torch's operations: what `dlrun check gradients` compares.
+Each layer has `reference`, the same by torch's own operations, which `dlrun check gradients` compares with.
 """
 
 from itertools import pairwise
@@ -11,19 +11,19 @@ from torch import Tensor, nn
 from dlrun.core.errors import RequestError
 from dlrun.data.spec import DataSpec
 from dlrun.models import scratch_autograd
-from dlrun.models.checks import check_counts, unknown
-from dlrun.models.scratch_autograd import applied
+from dlrun.models.checks import build_unknown_error, check_counts
+from dlrun.models.scratch_autograd import apply_function
 
 
 class ScratchLinear(nn.Linear):
-    """y = x Wᵀ + b: (..., in) -> (..., out); parameters, their names and their start are nn.Linear's."""
+    """y = x Wᵀ + b: (..., in) -> (..., out); parameters, their names and initial values are nn.Linear's."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        return applied(scratch_autograd.Linear, x, self.weight, self.bias)
+        return apply_function(scratch_autograd.Linear, x, self.weight, self.bias)
 
     def reference(self, x: Tensor) -> Tensor:
-        """The same by torch."""
+        """Compute the same by torch."""
         return super().forward(x)
 
 
@@ -32,10 +32,10 @@ class ScratchSigmoid(nn.Sigmoid):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape."""
-        return applied(scratch_autograd.Sigmoid, x)
+        return apply_function(scratch_autograd.Sigmoid, x)
 
     def reference(self, x: Tensor) -> Tensor:
-        """The same by torch."""
+        """Compute the same by torch."""
         return super().forward(x)
 
 
@@ -44,38 +44,40 @@ class ScratchTanh(nn.Tanh):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape."""
-        return applied(scratch_autograd.Tanh, x)
+        return apply_function(scratch_autograd.Tanh, x)
 
     def reference(self, x: Tensor) -> Tensor:
-        """The same by torch."""
+        """Compute the same by torch."""
         return super().forward(x)
 
 
 class ScratchReLU(nn.ReLU):
     """max(z, 0), any shape."""
 
-    bends_at_zero: ClassVar[bool] = True  # a difference quotient across 0 is not the derivative
+    # A difference quotient across 0 is not the derivative.
+    bends_at_zero: ClassVar[bool] = True
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape."""
-        return applied(scratch_autograd.ReLU, x)
+        return apply_function(scratch_autograd.ReLU, x)
 
     def reference(self, x: Tensor) -> Tensor:
-        """The same by torch."""
+        """Compute the same by torch."""
         return super().forward(x)
 
 
 class ScratchELU(nn.ELU):
     """z where z > 0, else alpha (exp(z) - 1), any shape."""
 
+    # With alpha other than 1 the slope jumps at 0.
     bends_at_zero: ClassVar[bool] = True
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape."""
-        return applied(scratch_autograd.ELU, x, self.alpha)
+        return apply_function(scratch_autograd.ELU, x, self.alpha)
 
     def reference(self, x: Tensor) -> Tensor:
-        """The same by torch."""
+        """Compute the same by torch."""
         return super().forward(x)
 
 
@@ -90,9 +92,9 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 class ScratchMLP(nn.Module):
     """The multilayer perceptron of hand-written layers on flattened inputs: (B, ...) -> (B, output_size).
 
-    Parameters have the names and, from the same seed, the very values of dlrun.models.mlp.MLP's. hidden_sizes: []
-    leaves one linear layer. init_std: weights are init_std · N(0, 1) and biases 0; null: as nn.Linear starts.
-    output_activation: "sigmoid" makes the output a probability, for task.loss=bce or scratch_bce; null: a logit.
+    Parameters have the names and, from the same seed, the values of dlrun.models.mlp.MLP's. hidden_sizes: []
+    leaves one linear layer. init_std: weights are init_std · N(0, 1) and biases 0; None: initialized as nn.Linear.
+    output_activation: "sigmoid" makes the output a probability, for task.loss=bce or scratch_bce; None: a logit.
     Raises RequestError on sizes below 1, a negative init_std, an unknown activation, or a sigmoid at the end of a
     net whose task is not binary.
     """
@@ -112,20 +114,23 @@ class ScratchMLP(nn.Module):
         super().__init__()
         check_counts("model.hidden_sizes", hidden_sizes, "model.hidden_sizes=[4]")
         if activation not in ACTIVATIONS:
-            raise unknown("model.activation", activation, ACTIVATIONS)
+            raise build_unknown_error("model.activation", activation, ACTIVATIONS)
         _check_output(output_activation, spec)
+
+        # Vectors are flat already: without Flatten their layers are numbered from 0.
         layers: list[nn.Module] = [nn.Flatten()] if spec.kind == "image" else []
         sizes = [spec.input_size, *hidden_sizes]
         for before, after in pairwise(sizes):
             layers += [ScratchLinear(before, after, bias=bias), ACTIVATIONS[activation]()]
+        # The loss takes logits by default: no activation at the end.
         layers.append(ScratchLinear(sizes[-1], spec.output_size, bias=bias))
         if output_activation is not None:
             layers.append(ScratchSigmoid())
         self.layers = nn.Sequential(*layers)
         if init_std is not None:
-            self._draw(init_std)
+            self._draw_parameters(init_std)
 
-    def _draw(self, init_std: float) -> None:
+    def _draw_parameters(self, init_std: float) -> None:
         if init_std < 0:
             raise RequestError(f"model.init_std={init_std} is no spread: type model.init_std=0.01.")
         for name, parameter in self.named_parameters():
@@ -142,7 +147,7 @@ class ScratchMLP(nn.Module):
 
 def _check_output(activation: str | None, spec: DataSpec) -> None:
     if activation not in (None, "sigmoid"):
-        raise unknown("model.output_activation", str(activation), ("sigmoid", "null"))
+        raise build_unknown_error("model.output_activation", str(activation), ("sigmoid", "null"))
     if activation is not None and spec.task != "binary":
         raise RequestError(
             f"model.output_activation={activation} gives the probability of one of two classes, "

@@ -1,6 +1,6 @@
 """Layers with the backward pass derived and written out by hand, in plain tensor arithmetic.
 
-A backward gets dL/dy and returns dL/dx for each input x by the chain rule; nothing here asks autograd or
+A backward gets dL/dy and returns dL/dx for each input x by the chain rule; nothing here uses autograd or
 torch.nn.functional. The derivatives are those of Goodfellow, Bengio, Courville, Deep Learning (2016), 6.2 and 6.5.
 """
 
@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 
-def applied(function: type[Function], *inputs: Any) -> Tensor:
-    """`function.apply` with a type: the output, whose gradient will come from `function.backward`."""
+def apply_function(function: type[Function], *inputs: Any) -> Tensor:
+    """Call `function.apply`, with a type: the output's gradient will come from `function.backward`."""
     return cast(Tensor, function.apply(*inputs))
 
 
@@ -25,18 +25,26 @@ class Linear(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """(..., in) -> (..., out)."""
+        # The bias is not needed: dL/db is a sum of dL/dy.
         ctx.save_for_backward(x, weight)
         y = x @ weight.T
         return y if bias is None else y + bias
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
-        """dL/dx, where anything before this layer learns, dL/dW and dL/db."""
+        """dL/dx, None if nothing before this layer learns, dL/dW and dL/db."""
         x, weight = ctx.saved_tensors
-        x, grad = x.to(weight.dtype), grad.to(weight.dtype)
+        needs_x, _, needs_bias = ctx.needs_input_grad
+
+        # Under autocast x and grad may be of lower precision than the weights.
+        x = x.to(weight.dtype)
+        grad = grad.to(weight.dtype)
         rows = grad.reshape(-1, grad.shape[-1])
-        to_x, _, to_bias = ctx.needs_input_grad
-        return grad @ weight if to_x else None, rows.T @ x.reshape(-1, x.shape[-1]), rows.sum(0) if to_bias else None
+
+        grad_x = grad @ weight if needs_x else None
+        grad_weight = rows.T @ x.reshape(-1, x.shape[-1])
+        grad_bias = rows.sum(0) if needs_bias else None
+        return grad_x, grad_weight, grad_bias
 
 
 class Sigmoid(Function):
@@ -45,6 +53,7 @@ class Sigmoid(Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor) -> Tensor:
         """Any shape."""
+        # The derivative is a function of the output, so the input need not be kept.
         y = _sigmoid(z)
         ctx.save_for_backward(y)
         return y
@@ -61,9 +70,10 @@ class Tanh(Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor) -> Tensor:
-        """Any shape. With exp(-2|z|) - 1, which neither overflows nor cancels near 0."""
-        shrunk = torch.expm1(-2 * z.abs())
-        y = z.sign() * -shrunk / (shrunk + 2)
+        """Any shape."""
+        # exp(-2|z|) - 1 neither overflows nor cancels near 0.
+        decay = torch.expm1(-2 * z.abs())
+        y = z.sign() * -decay / (decay + 2)
         ctx.save_for_backward(y)
         return y
 
@@ -95,14 +105,16 @@ class ELU(Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, alpha: float) -> Tensor:
-        """Any shape; where exp(z) overflows it is not used."""
+        """Any shape."""
         ctx.save_for_backward(z)
         ctx.alpha = alpha
+
+        # Where exp(z) overflows z is positive, and the exponential is not used.
         return torch.where(z > 0, z, alpha * torch.expm1(z))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        """dL/dz; alpha is no parameter."""
+        """dL/dz; None for alpha, which does not learn."""
         z: Tensor = ctx.saved_tensors[0]
         return torch.where(z > 0, grad, grad * ctx.alpha * torch.exp(z)), None
 

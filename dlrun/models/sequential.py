@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from dlrun.core.errors import MisfitError, RequestError
 from dlrun.data.spec import DataSpec
-from dlrun.models.checks import first_line, unknown
+from dlrun.models.checks import build_unknown_error, first_line
 
+# All public layers of torch.nn by name.
 LAYERS: dict[str, type[nn.Module]] = {
     name: value
     for name, value in vars(nn).items()
@@ -18,12 +19,12 @@ LAYERS: dict[str, type[nn.Module]] = {
 
 
 class Sequential(nn.Module):
-    """The layers one after the other: (B, *input_shape) -> (B, output_size).
+    """A chain of layers: (B, *input_shape) -> (B, output_size).
 
     layers: an entry is a name (`ReLU`), a name with positional arguments (`{Linear: [in, 64]}`) or with
     named ones (`{Conv2d: {in_channels: in, out_channels: 8, kernel_size: 3}}`). `in` stands for the
     channels in layers on images (Conv..., ...2d) and for the flattened input size in all others, `out`
-    for the output size. Lazy layers take their size from what reaches them.
+    for the output size. Lazy layers take their size from their input.
     Raises RequestError for a layer that torch.nn does not have or cannot build, MisfitError for shapes
     that do not fit.
     """
@@ -37,9 +38,9 @@ class Sequential(nn.Module):
         layers: list[Any] = ["Flatten", {"Linear": ["in", 64]}, "ReLU", {"Linear": [64, "out"]}],  # noqa: B006
     ) -> None:
         super().__init__()
-        built = [_build(f"model.layers[{i}]", entry, spec) for i, entry in enumerate(layers)]
-        _dry_run(built, spec)
-        self.layers = nn.Sequential(*built)
+        modules = [_build_layer(f"model.layers[{i}]", entry, spec) for i, entry in enumerate(layers)]
+        _try_shapes(modules, spec)
+        self.layers = nn.Sequential(*modules)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, *input_shape) -> (B, output_size)."""
@@ -47,23 +48,26 @@ class Sequential(nn.Module):
         return output
 
 
-def _build(key: str, entry: Any, spec: DataSpec) -> nn.Module:
+def _build_layer(key: str, entry: Any, spec: DataSpec) -> nn.Module:
     """The layer that one entry of the list describes."""
-    name, args, kwargs = _parse(key, entry)
+    name, args, kwargs = _parse_entry(key, entry)
     if name not in LAYERS:
-        raise unknown(key, name, LAYERS, "type a layer of torch.nn, such as ReLU or {Linear: [in, 64]}")
-    args, kwargs = _fill_in(args, name, spec), _fill_in(kwargs, name, spec)
+        raise build_unknown_error(key, name, LAYERS, "type a layer of torch.nn, such as ReLU or {Linear: [in, 64]}")
+
+    args = _replace_sizes(args, name, spec)
+    kwargs = _replace_sizes(kwargs, name, spec)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Lazy modules are a new feature")
             return LAYERS[name](*args, **kwargs)
-    except Exception as error:  # torch's layers object in many ways
+    except Exception as error:
+        # torch's layers reject arguments by many types of exception.
         raise RequestError(
             f"{key} cannot build {name} from {kwargs or args} ({first_line(error)}): change its arguments."
         ) from error
 
 
-def _parse(key: str, entry: Any) -> tuple[str, list[Any], dict[str, Any]]:
+def _parse_entry(key: str, entry: Any) -> tuple[str, list[Any], dict[str, Any]]:
     """Name, positional and named arguments of an entry."""
     if isinstance(entry, str):
         return entry, [], {}
@@ -71,39 +75,47 @@ def _parse(key: str, entry: Any) -> tuple[str, list[Any], dict[str, Any]]:
         ((name, settings),) = entry.items()
         if isinstance(settings, dict):
             return str(name), [], settings
+
+        # A single argument needs no list: {LazyLinear: 10}.
         return str(name), settings if isinstance(settings, list) else [settings], {}
     raise RequestError(f"{key}={entry} is no layer: type one name a list entry, such as ReLU or {{Linear: [in, 64]}}.")
 
 
-def _fill_in(value: Any, layer: str, spec: DataSpec) -> Any:
+def _replace_sizes(value: Any, layer: str, spec: DataSpec) -> Any:
     """`value` with the words `in` and `out` replaced by sizes."""
     if isinstance(value, list):
-        return [_fill_in(item, layer, spec) for item in value]
+        return [_replace_sizes(item, layer, spec) for item in value]
     if isinstance(value, dict):
-        return {key: _fill_in(item, layer, spec) for key, item in value.items()}
+        return {key: _replace_sizes(item, layer, spec) for key, item in value.items()}
+
     if value == "in":
-        on_channels = spec.kind == "image" and (layer.startswith("Conv") or layer.endswith("2d"))
-        return spec.input_shape[0] if on_channels else spec.input_size
+        takes_channels = spec.kind == "image" and (layer.startswith("Conv") or layer.endswith("2d"))
+        return spec.input_shape[0] if takes_channels else spec.input_size
     return spec.output_size if value == "out" else value
 
 
-def _dry_run(layers: list[nn.Module], spec: DataSpec) -> None:
-    """Send zeros through the layers: gives lazy ones their size, MisfitError where shapes do not fit."""
+def _try_shapes(layers: list[nn.Module], spec: DataSpec) -> None:
+    """Send zeros through the layers: gives lazy ones their size, MisfitError for shapes that do not fit."""
     x = torch.zeros(2, *spec.input_shape)
     for i, layer in enumerate(layers):
         shape = list(x.shape[1:])
-        layer.eval()  # batch norm keeps its statistics, dropout draws no random numbers
+
+        # In evaluation mode batch norm keeps its statistics and dropout draws no random numbers.
+        layer.eval()
         try:
             with torch.no_grad():
                 x = layer(x)
-        except Exception as error:  # the same of what they are given
+        except Exception as error:
+            # torch's layers reject inputs by many types of exception.
             raise MisfitError(
                 f"model.layers[{i}] ({type(layer).__name__}) cannot take samples of shape {shape} "
                 f"({first_line(error)}): change its arguments or put Flatten before it."
             ) from error
+        # Back to the mode that layers are built in.
         layer.train()
         if not isinstance(x, Tensor):
             raise MisfitError(f"model.layers[{i}] ({type(layer).__name__}) gives no tensor: use another layer.")
+
     if list(x.shape) != [2, spec.output_size]:
         raise MisfitError(
             f"model.layers ends with samples of shape {list(x.shape[1:])}, but this data needs "

@@ -1,4 +1,4 @@
-"""Trained weights from a file, for a net that was built as the one that they were trained in."""
+"""Trained weights from a file, for a net of the same architecture."""
 
 import re
 from pathlib import Path
@@ -10,41 +10,58 @@ from dlrun.core.errors import RequestError, listed
 from dlrun.data.files.tensors import load_weights, unpickle
 from dlrun.models.checks import first_line
 
-_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")  # names of before torch 0.4
+# Names of layers in files from before torch 0.4.
+_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")
 
 
 def put_weights(net: nn.Module, file: Path, name: str, head: str) -> None:
-    """Copy all but the layer `head` from a file of a state_dict; RequestError unless it is one of just such a net.
+    """Load all weights but those of the layer `head` from the file of a state_dict.
 
-    name: of the net, for that error. Nothing in the file is run. Auxiliary heads in it are left out, and so is the
-    count of batches of batch norm, which old files lack.
+    name: of the net, for errors. No code in the file is run. Auxiliary heads in it are ignored, and so is batch
+    norm's count of batches, which old files lack. Raises RequestError unless the file is of just such a net.
     """
-    theirs = {k: v for k, v in _read(file).items() if not k.startswith(f"{head}.")}
+    # The head is new: its classes are those of other data.
+    weights = {}
+    for key, tensor in _read_state_dict(file).items():
+        if not key.startswith(f"{head}."):
+            weights[key] = tensor
+
     try:
-        result = load_weights(net, theirs, strict=False)
-    except RuntimeError as error:  # other shapes
-        mismatch = (str(error).splitlines()[1:2] or [first_line(error)])[0].strip().rstrip(".")
+        result = load_weights(net, weights, strict=False)
+    except RuntimeError as error:
+        # The second line of torch's message names the first tensor of another shape.
+        lines = str(error).splitlines()[1:2] or [first_line(error)]
+        mismatch = lines[0].strip().rstrip(".")
         raise RequestError(f"model.weights={file} is not of {name}: {mismatch}") from error
-    lacking = [k for k in result.missing_keys if not k.startswith(f"{head}.") and not k.endswith("batches_tracked")]
-    other = [k for k in result.unexpected_keys if "aux" not in k.lower()]
-    if lacking or other:
-        said = f"it lacks {listed(lacking, most=3)}" if lacking else f"it holds {listed(other, most=3)} besides"
-        raise RequestError(f"model.weights={file} is not of {name}: {said}")
+
+    missing = []
+    for key in result.missing_keys:
+        if not key.startswith(f"{head}.") and not key.endswith("batches_tracked"):
+            missing.append(key)
+    unexpected = [key for key in result.unexpected_keys if "aux" not in key.lower()]
+    if missing:
+        raise RequestError(f"model.weights={file} is not of {name}: it lacks {listed(missing, most=3)}")
+    if unexpected:
+        raise RequestError(f"model.weights={file} is not of {name}: it holds {listed(unexpected, most=3)} besides")
 
 
-def _read(file: Path) -> dict[str, Tensor]:
-    """A state_dict, also one that lies in the file under `state_dict`, with today's names."""
+def _read_state_dict(file: Path) -> dict[str, Tensor]:
+    """Read a state_dict, also one stored under the key `state_dict`, with today's names of layers."""
     try:
         if not file.is_file():
             raise OSError("it is no file")
-        held: Any = unpickle(file.read_bytes())
-    except Exception as error:  # whatever a foreign or hostile file makes torch raise
+        content: Any = unpickle(file.read_bytes())
+    except Exception as error:
+        # torch raises many types of exception for a foreign or hostile file.
         raise RequestError(f"model.weights={file} cannot be loaded ({first_line(error)})") from error
-    if isinstance(held, dict) and "format_version" in held:
+
+    if isinstance(content, dict) and "format_version" in content:
         raise RequestError(f"model.weights={file} is a checkpoint of dlrun; type init_from={file} instead")
-    state = held.get("state_dict", held) if isinstance(held, dict) else held
-    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+    state = content.get("state_dict", content) if isinstance(content, dict) else content
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise RequestError(
             f"model.weights={file} holds no weights by name, as torch.save(net.state_dict(), ...) writes"
         )
-    return {_OLD_DENSENET.sub(r"\1\2.", str(k).removeprefix("module.")): v for k, v in state.items()}
+
+    # DataParallel puts "module." before every name.
+    return {_OLD_DENSENET.sub(r"\1\2.", str(key).removeprefix("module.")): value for key, value in state.items()}

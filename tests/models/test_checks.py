@@ -2,21 +2,21 @@ import pytest
 
 from dlrun.core.errors import MisfitError, RequestError
 from dlrun.data.spec import DataSpec
-from dlrun.models.checks import check_counts, check_dropout, check_image, first_line, unknown
+from dlrun.models.checks import build_unknown_error, check_counts, check_dropout, check_image, first_line
 
 
 def test_unknown_offers_the_nearest_and_all_choices() -> None:
-    assert str(unknown("model.activation", "rleu", ["relu", "tanh"])) == (
+    assert str(build_unknown_error("model.activation", "rleu", ["relu", "tanh"])) == (
         "model.activation=rleu is unknown (did you mean relu?): type one of relu, tanh."
     )
 
 
 def test_unknown_without_a_near_choice_makes_no_guess() -> None:
-    assert str(unknown("k", "zzz", ["relu"], "type a layer")) == "k=zzz is unknown: type a layer."
+    assert str(build_unknown_error("k", "zzz", ["relu"], "type a layer")) == "k=zzz is unknown: type a layer."
 
 
 def test_unknown_ignores_case_but_answers_in_the_right_one() -> None:
-    assert "did you mean ReLU?" in str(unknown("k", "relu", ["ReLU", "Tanh"]))
+    assert "did you mean ReLU?" in str(build_unknown_error("k", "relu", ["ReLU", "Tanh"]))
 
 
 @pytest.mark.parametrize("counts", [[0], [3, -1], [2.5], [True], ["8"]])

@@ -52,7 +52,7 @@ def test_padding_has_no_influence(kind: type[OneHotRNN], token_spec: Make) -> No
     net = kind(token_spec(task="tagging"))
     longer = torch.nn.functional.pad(CODES, (0, 4))
     torch.testing.assert_close(net(longer, LENGTHS)[:, :5], net(CODES, LENGTHS))
-    assert not net.one_hot(torch.zeros(1, 3, dtype=torch.int64)).any()
+    assert not net.encode_one_hot(torch.zeros(1, 3, dtype=torch.int64)).any()
 
 
 def test_a_vocabulary_is_needed(token_spec: Make) -> None:

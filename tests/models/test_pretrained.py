@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dlrun.core.errors import MisfitError, RequestError
 from dlrun.data.spec import DataSpec
 from dlrun.models import pretrained
-from dlrun.models.pretrained import Torchvision, weights_follow
+from dlrun.models.pretrained import Torchvision, skip_trained_weights
 
 pytestmark = pytest.mark.slow
 
@@ -394,7 +394,7 @@ def test_weights_that_a_checkpoint_brings_are_not_read(name: str, published: Any
     assert calls
     calls.clear()
     for weights in ("DEFAULT", "gone.pth"):
-        with weights_follow():
+        with skip_trained_weights():
             again = Torchvision(image_spec(1, 32, 32), name, weights)
         again.load_state_dict(trained.state_dict())
         x = torch.randn(2, 1, 32, 32)

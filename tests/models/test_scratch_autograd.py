@@ -17,16 +17,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dlrun.core.errors import RequestError
 from dlrun.engine import scratch_losses
 from dlrun.models import scratch_autograd
-from dlrun.models.scratch_autograd import applied
+from dlrun.models.scratch_autograd import apply_function
 
 Case = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
 
 ACTIVATIONS: dict[str, Case] = {
-    "sigmoid": (lambda z: applied(scratch_autograd.Sigmoid, z), torch.sigmoid),
-    "tanh": (lambda z: applied(scratch_autograd.Tanh, z), torch.tanh),
-    "relu": (lambda z: applied(scratch_autograd.ReLU, z), F.relu),
-    "elu": (lambda z: applied(scratch_autograd.ELU, z, 1.0), F.elu),
-    "elu with alpha 0.3": (lambda z: applied(scratch_autograd.ELU, z, 0.3), lambda z: F.elu(z, 0.3)),
+    "sigmoid": (lambda z: apply_function(scratch_autograd.Sigmoid, z), torch.sigmoid),
+    "tanh": (lambda z: apply_function(scratch_autograd.Tanh, z), torch.tanh),
+    "relu": (lambda z: apply_function(scratch_autograd.ReLU, z), F.relu),
+    "elu": (lambda z: apply_function(scratch_autograd.ELU, z, 1.0), F.elu),
+    "elu with alpha 0.3": (lambda z: apply_function(scratch_autograd.ELU, z, 0.3), lambda z: F.elu(z, 0.3)),
 }
 LOSSES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "mse": (scratch_losses.mse_loss, F.mse_loss),
@@ -79,7 +79,7 @@ def test_linear(shape: tuple[int, ...], bias: bool) -> None:
     inputs = [x.requires_grad_() for x in inputs]
 
     def ours(x: Tensor, weight: Tensor, b: Tensor | None = None) -> Tensor:
-        return applied(scratch_autograd.Linear, x, weight, b)
+        return apply_function(scratch_autograd.Linear, x, weight, b)
 
     same(ours, F.linear, *inputs)
     assert torch.autograd.gradcheck(ours, inputs)
@@ -162,8 +162,8 @@ def test_cross_entropy_of_a_certain_answer(dtype: torch.dtype) -> None:
 def test_under_autocast_the_gradients_keep_the_type_of_the_parameters(bias: bool) -> None:
     x, weight, b = drawn(4, 3).float(), drawn(2, 3).float().requires_grad_(), drawn(2).float().requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        hidden = applied(scratch_autograd.Linear, x, weight, b if bias else None)
-        outputs = applied(scratch_autograd.Linear, hidden, weight.T[:, :2].contiguous(), None)
+        hidden = apply_function(scratch_autograd.Linear, x, weight, b if bias else None)
+        outputs = apply_function(scratch_autograd.Linear, hidden, weight.T[:, :2].contiguous(), None)
         loss = scratch_losses.cross_entropy_loss(outputs, torch.tensor([0, 1, 2, 0]))
     loss.backward()
     assert loss.dtype == torch.float32
@@ -206,7 +206,7 @@ class OnlyArithmetic(TorchDispatchMode):
 def everything() -> Iterator[tuple[Callable[[], Tensor], Tensor]]:
     """Each forward, to be called, and a gradient for its backward."""
     inputs = [x.requires_grad_() for x in (drawn(4, 3), drawn(2, 3), drawn(2))]
-    yield partial(applied, scratch_autograd.Linear, *inputs), drawn(4, 2)
+    yield partial(apply_function, scratch_autograd.Linear, *inputs), drawn(4, 2)
     for ours, _ in ACTIVATIONS.values():
         yield partial(ours, drawn(4, 3).requires_grad_()), drawn(4, 3)
     for name, (loss, _) in LOSSES.items():

@@ -19,16 +19,17 @@ def read_batch(path: Path, label_key: str, classes: int) -> tuple[NDArray[np.uin
 
     Raises DataError for a file that is damaged, asks for code, or holds something else.
     """
+    # 3072 bytes an image: 32x32 red, then green, then blue.
     batch = _read_dict(path)
     data = batch.get("data")
     labels = batch.get(label_key)
 
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
-        raise _damage_error(path, "has no 'data' of bytes, 3072 an image")
+        raise _build_damage_error(path, "has no 'data' of bytes, 3072 an image")
     if not isinstance(labels, list) or len(labels) != len(data) or not all(type(label) is int for label in labels):
-        raise _damage_error(path, f"has no '{label_key}', one whole number an image")
+        raise _build_damage_error(path, f"has no '{label_key}', one whole number an image")
     if not labels or min(labels) < 0 or max(labels) >= classes:
-        raise _damage_error(path, f"has no images, or labels outside 0 to {classes - 1}")
+        raise _build_damage_error(path, f"has no images, or labels outside 0 to {classes - 1}")
     return data.reshape(-1, 3, 32, 32), np.array(labels, np.int64)
 
 
@@ -36,7 +37,7 @@ def read_class_names(path: Path, key: str, classes: int) -> tuple[str, ...]:
     """The class names in a meta file; raises DataError as `read_batch` does."""
     names = _read_dict(path).get(key)
     if not isinstance(names, list) or len(names) != classes:
-        raise _damage_error(path, f"has no '{key}', {classes} names")
+        raise _build_damage_error(path, f"has no '{key}', {classes} names")
     return tuple(_to_text(name) for name in names)
 
 
@@ -46,6 +47,7 @@ class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """Look up what numpy's arrays are rebuilt with, whether old numpy (numpy.core) or new wrote them."""
         module = module.replace("numpy.core", "numpy._core")
+        # Any other name could run code.
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
         return _ALLOWED[module, name]
@@ -72,11 +74,11 @@ def _read_dict(path: Path) -> dict[str, Any]:
         content = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="latin1").load()
     except Exception as error:
         # Damaged pickles fail in a dozen ways.
-        damage = _damage_error(path, f"cannot be read as a CIFAR file ({type(error).__name__}: {error})")
+        damage = _build_damage_error(path, f"cannot be read as a CIFAR file ({type(error).__name__}: {error})")
         raise unreadable(path, error) or damage from error
 
     if not isinstance(content, dict):
-        raise _damage_error(path, "does not hold a dict")
+        raise _build_damage_error(path, "does not hold a dict")
     return {_to_text(key): value for key, value in content.items()}
 
 
@@ -84,5 +86,5 @@ def _to_text(value: Any) -> str:
     return value.decode("latin1") if isinstance(value, bytes) else str(value)
 
 
-def _damage_error(path: Path, what: str) -> DataError:
+def _build_damage_error(path: Path, what: str) -> DataError:
     return DataError(f"{path} {what}: delete it and run again to download it anew")

@@ -87,6 +87,7 @@ def forbid_downloads() -> Iterator[None]:
 
 def build_unavailable_error(data: str, folder: Path, files: Sequence[str], reason: Exception) -> UnavailableError:
     """The error for files that are neither in `folder` nor can be downloaded."""
+    # The disk is at fault, so a network would not help.
     if isinstance(reason, OSError) and reason.errno in _DISK_ERRORS:
         return UnavailableError(
             f"data={data} is not in {folder}, and nothing can be written there ({reason.strerror}); make room "
@@ -153,6 +154,7 @@ def fetch_course_table(data: str, root: str, name: str, sha256: str) -> Path:
 
     sha256: of the published .csv.gz. Raises DataError if it cannot be downloaded.
     """
+    # An unpacked table may have been put there by hand.
     folder = Path(root).expanduser()
     packed = folder / f"{name}.csv.gz"
     for path in (packed, folder / f"{name}.csv"):
@@ -173,6 +175,7 @@ def fetch_images(data: str, dataset: str, folder: Path, files: Sequence[str]) ->
         for name, md5 in archives.items():
             fetch(address + name, f"md5:{md5}", folder / name)
             unpack(folder / name, files)
+            # The files are there, so the archive is not needed any more.
             (folder / name).unlink()
     except (OSError, ValueError, EOFError, tarfile.TarError, zlib.error) as error:
         raise build_unavailable_error(data, folder, files, error) from error
@@ -189,6 +192,7 @@ def unpack(archive: Path, files: Sequence[str]) -> None:
         return
 
     with tarfile.open(archive) as tar:
+        # Links and folders are left out: they could point elsewhere.
         members = {member.name: member for member in tar if member.isfile()}
         for name in files:
             member = members.get(f"{archive.parent.name}/{name}")

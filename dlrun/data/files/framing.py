@@ -24,16 +24,20 @@ _SAMPLE = 200
 class Framing:
     """How figures lie in the images of a training set; all lengths are shares of the image's side.
 
-    smallest, extent, largest: the longer side of the figure's box: 1st percentile, median and 99th percentile.
-    mass, box: distance of the figure's centre of mass, and of the middle of its box, from the image's middle, along
-    either side, 99th percentile. stroke: width of a line, median.
+    The order of the fields is that of DataSpec.framing.
     """
 
+    # Longer side of the figure's box: 1st percentile, median and 99th percentile.
     smallest: float
     extent: float
     largest: float
+
+    # Distance from the image's middle, along either side, of the figure's centre of mass and of the middle of its
+    # box: 99th percentile.
     mass: float
     box: float
+
+    # Width of a line, median.
     stroke: float
 
     @property
@@ -61,10 +65,12 @@ def measure_framing(images: Tensor) -> tuple[float, ...]:
 
     They are of this kind if they are square and grey, and 9 of 10 have a dark border and something light within.
     """
+    # Spread over the set, as images may be sorted by class.
     sample = images[torch.linspace(0, len(images) - 1, min(len(images), _SAMPLE)).long()].double()
     if sample.shape[2] != sample.shape[3] or sample.shape[2] < 4 or not bool((sample == sample[:, :1]).all()):
         return ()
 
+    # Photographs and dark figures on light ground are told by most of their images.
     figures = [measure_figure(image) for image in sample[:, 0].numpy() if is_light_on_dark(image)]
     if len(figures) < 0.9 * len(sample):
         return ()
@@ -97,6 +103,7 @@ def measure_figure(image: Grey) -> tuple[float, tuple[float, float], tuple[float
 
 def find_bounds(mask: NDArray[np.bool_]) -> tuple[tuple[int, int], tuple[int, int]]:
     """Rows and columns that hold a True, each as the first and one past the last."""
+    # Axis 1 is reduced to find rows, axis 0 to find columns.
     spans = []
     for axis in (1, 0):
         filled = np.flatnonzero(mask.any(axis=axis))

@@ -33,16 +33,17 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
         if path.suffix == ".gz":
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
-        raise unreadable(path, error) or _damage_error(path, f"cannot be read ({error})") from error
+        raise unreadable(path, error) or _build_damage_error(path, f"cannot be read ({error})") from error
 
     # Header: two zeros, type code, number of dimensions, and each length as a big-endian integer.
     start = 4 + 4 * dimensions
     if len(content) < start or content[:4] != bytes((0, 0, UNSIGNED_BYTE, dimensions)):
-        raise _damage_error(path, f"does not start like an IDX file of bytes in {dimensions} dimensions")
+        raise _build_damage_error(path, f"does not start like an IDX file of bytes in {dimensions} dimensions")
     shape = struct.unpack(f">{dimensions}I", content[4:start])
     expected = start + math.prod(shape)
     if len(content) != expected:
-        raise _damage_error(path, f"holds {len(content)} bytes where its header announces {expected}")
+        raise _build_damage_error(path, f"holds {len(content)} bytes where its header announces {expected}")
+    # A view of the bytes that were read: nothing is copied.
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
@@ -54,13 +55,13 @@ def read_labelled(images: Path, labels: Path, classes: int) -> tuple[NDArray[np.
     x = read_idx(images, 3)
     y = read_idx(labels, 1)
     if len(x) != len(y) or x.size == 0:
-        raise _damage_error(
+        raise _build_damage_error(
             images, f"holds {len(x)} images of {x.shape[1]}x{x.shape[2]}, {labels.name} {len(y)} labels"
         )
     if y.max() >= classes:
-        raise _damage_error(labels, f"holds the label {y.max()} where {classes - 1} is the largest")
+        raise _build_damage_error(labels, f"holds the label {y.max()} where {classes - 1} is the largest")
     return x, y
 
 
-def _damage_error(path: Path, what: str) -> DataError:
+def _build_damage_error(path: Path, what: str) -> DataError:
     return DataError(f"{path} {what}: delete it and run again to download it anew")

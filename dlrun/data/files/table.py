@@ -58,10 +58,10 @@ class Table:
         values = parse_numbers(cells)
         if values is None or not np.isfinite(values).all():
             row = next(i for i, cell in enumerate(cells) if not _is_finite(cell))
-            raise self.cell_error(column, row)
+            raise self.build_cell_error(column, row)
         return values
 
-    def cell_error(self, column: int, row: int) -> DataError:
+    def build_cell_error(self, column: int, row: int) -> DataError:
         """The error for a cell that should have been a finite number."""
         cell = self.columns[column][row]
         what = f"holds '{cell[:40]}', which is not a finite number" if cell.strip() else "is empty"
@@ -86,6 +86,7 @@ def read_table(path: Path, header: bool | None = None, delimiter: str = ",") -> 
         lines = lines[1:]
         rows = rows[1:]
 
+    # Features and the target are named by their columns.
     repeated = [name for name in names if names.count(name) > 1]
     if repeated:
         raise DataError(f"{path}: two columns are named '{repeated[0]}' in the header, rename one of them")
@@ -110,6 +111,7 @@ def _read_text(path: Path) -> str:
         content = path.read_bytes()
         if path.suffix == ".gz":
             content = gzip.decompress(content)
+        # Excel puts a byte order mark at the start.
         return content.decode("utf-8-sig")
     except FileNotFoundError:
         raise missing(path, "data.path") from None
@@ -133,6 +135,7 @@ def _parse_rows(path: Path, text: str, delimiter: str) -> tuple[list[int], list[
     if len(delimiter) != 1 or delimiter in '\r\n"':
         raise RequestError(f"data.delimiter='{delimiter}' must be one character, such as ',' or ';' or '\\t'")
 
+    # newline="" leaves line ends in quoted cells to the reader, which counts lines.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
     lines: list[int] = []
     rows: list[list[str]] = []
@@ -158,6 +161,7 @@ def _parse_rows(path: Path, text: str, delimiter: str) -> tuple[list[int], list[
 
 def _starts_with_names(rows: list[list[str]]) -> bool:
     """Whether the first row has text in each column whose next 20 cells are numbers (and there is one)."""
+    # A few rows will do: a later gap in a column must not make its header a row.
     below = list(zip(*rows[1:21], strict=True))
     numeric = [first for first, cells in zip(rows[0], below, strict=False) if parse_numbers(cells) is not None]
     return bool(numeric) and all(parse_numbers([first]) is None for first in numeric)

@@ -49,7 +49,7 @@ def refuse_odd_tensors(value: Any, size: int) -> None:
 
     Sparse, quantized and meta tensors, and those that repeat their numbers, are never saved.
     """
-    # Level by level, as recursion would end at Python's limit.
+    # Level by level, without recursion: nesting may be deeper than Python's stack.
     level = [value]
     count = 0
     total = 0

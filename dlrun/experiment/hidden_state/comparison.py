@@ -45,7 +45,7 @@ from dlrun.engine.trainer import requires_closure
 from dlrun.experiment.build import build
 from dlrun.experiment.context import RunContext
 from dlrun.experiment.hidden_state.surroundings import MISSING, Key, Surroundings, find_variables, is_own_class
-from dlrun.models.pretrained import weights_follow
+from dlrun.models.pretrained import skip_trained_weights
 
 # In front of the kinds of these notes in Progress.troubles.
 KIND = "hidden state"
@@ -246,7 +246,7 @@ class ReloadCheck:
         """Build the net that a resumed run would begin with; _LoadError if the checkpoint does not fit it."""
         settings = self.context.settings
         runtime.seed_everything(settings.rest.seed)
-        with weights_follow(), self.start.put_in_place():
+        with skip_trained_weights(), self.start.put_in_place():
             loaded = build.build_model(settings, self.context.splits.spec, self.context.runtime, self.trusted_modules)
 
             try:
