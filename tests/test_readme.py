@@ -166,15 +166,15 @@ def test_the_readme_is_a_first_impression() -> None:
 
 
 def test_the_page_of_keys_is_what_the_schema_says() -> None:
-    from dlrun.config.explain import dotted
+    from dlrun.config.compose import compose_config
+    from dlrun.config.explain import iter_keys
     from dlrun.config.reference import MEANINGS, list_keys, write_page
-    from dlrun.config.request import compose
 
     assert PAGES["configuration"] == write_page(), "python -m dlrun.config.reference > dlrun/docs/configuration.md"
     keys = [key for key, _ in list_keys()]
     assert len(keys) > 50
     assert MEANINGS.keys() == set(keys)
-    assert set(keys) <= set(dotted(compose([])))
+    assert set(keys) <= set(iter_keys(compose_config([])))
 
 
 def test_the_graph_of_rooms_is_drawn_from_the_imports() -> None:

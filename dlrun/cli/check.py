@@ -4,7 +4,7 @@ import contextlib
 
 from dlrun.config import request, schema
 from dlrun.config.request import Request
-from dlrun.core.problems import ErrorList
+from dlrun.core.errors import ErrorList
 from dlrun.experiment import ignored
 from dlrun.experiment.reports import terminal
 from dlrun.experiment.setup import enter_device_session, prepare
@@ -21,8 +21,8 @@ def check(words: list[str]) -> int:
     errors = ErrorList()
     for each in requests:
         # Errors are collected, so that one command shows those of all runs.
-        errors.attempt(_check_request, each, console, len(requests) > 1)
-    errors.settle()
+        errors.collect(_check_request, each, console, len(requests) > 1)
+    errors.raise_if_any()
 
     if requests:
         console.say("ready" if len(requests) == 1 else f"ready: {len(requests)} runs")
@@ -35,7 +35,7 @@ def _check_request(request: Request, console: Console, is_one_of_many: bool) -> 
     request.config["preflight"] = True
 
     errors = ErrorList()
-    settings = schema.read(request.config, request.choices, errors)
+    settings = schema.read_settings(request.config, request.choices, errors)
     with contextlib.ExitStack() as resources:
         process = enter_device_session(resources, settings, errors)
         context = prepare(settings, process, request.trusted_modules, errors)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dlrun.cli.list_runs import format_columns, format_size, list_cells
 from dlrun.core import lock
-from dlrun.core.errors import RequestError, RunError, listed
+from dlrun.core.errors import RequestError, RunError, join_names
 from dlrun.core.inside import OF_A_RUN
 from dlrun.core.terminal import escape_line, write_out
 from dlrun.runs.query import Query, bytes_of, query
@@ -85,7 +85,7 @@ def find_objection(run: RunRecord, outputs: Path) -> str:
     if run.status == "running":
         return "it is under way"
     # A sweep locks its own folder, above those of its runs.
-    if any(lock.is_held(place) for place in run.folder.parents):
+    if any(lock.is_locked(place) for place in run.folder.parents):
         return "its sweep is under way"
 
     # Some file systems have no locks: the age protects a run that is just starting.
@@ -100,7 +100,7 @@ def find_objection(run: RunRecord, outputs: Path) -> str:
         return f"it cannot be listed: {error.strerror}"
     # rmtree would take the user's own files along.
     foreign = [name for name in names if not _is_of_a_run(name)]
-    return f"it holds more than a run: {listed(foreign, most=3)}" if foreign else ""
+    return f"it holds more than a run: {join_names(foreign, most=3)}" if foreign else ""
 
 
 def _is_of_a_run(name: str) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 from dlrun.cli.main import CHECKS, COMMANDS, SAVED_RUN_COMMANDS
 from dlrun.cli.pages import TOPICS
 from dlrun.config import schema as config
-from dlrun.config.request import GROUPS
+from dlrun.config.compose import GROUPS
 from dlrun.core.errors import RequestError
 from dlrun.core.terminal import escape_line, write_out
 from dlrun.core.yaml import read_yaml

@@ -121,7 +121,7 @@ def list_sweep_cells(folder: Path) -> list[str]:
     done = sum(status in DONE for status in statuses)
     state = f"{done}/{len(statuses)} done"
     # The lock tells whether the sweep's process is alive; the ledger cannot.
-    if lock.is_held(folder):
+    if lock.is_locked(folder):
         state = f"running, {state}"
 
     failed = statuses.count("failed")

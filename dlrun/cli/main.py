@@ -56,15 +56,15 @@ OPTIMIZER_IMPORTS = "torch._dynamo"
 MOST_ECHOED = 200  # letters of a word that an error message repeats
 
 
-@library_warnings.diverted()
-@signals.terminable()
+@library_warnings.divert_warnings()
+@signals.raise_on_signals()
 @distributed.release_ranks_after_report()
 def main() -> int:
     """Run one command line; returns the exit code: 0 done, 1 a run failed, 2 a wrong request, above 128 stopped."""
     # -v may stand anywhere, and Hydra does not know it.
     words = [word for word in sys.argv[1:] if word != "-v"]
     verbose = len(words) < len(sys.argv) - 1 or os.environ.get("HYDRA_FULL_ERROR") == "1"
-    library_warnings.show(verbose)
+    library_warnings.show_warnings(verbose)
     if distributed.is_distributed() and not verbose:
         # torch's C++ code warns on stderr, past Python, that a user's net might need no search for unused layers.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -106,7 +106,7 @@ def main() -> int:
     except (DlrunError, SystemExit) as error:
         return complain(error, verbose)
     except KeyboardInterrupt as interrupt:
-        return signals.code_of(interrupt)
+        return signals.exit_code_of_interrupt(interrupt)
     except BrokenPipeError:
         # `dlrun ls | head` closes the pipe early: drop the rest, which Python would flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -170,7 +170,7 @@ def find_help(words: list[str]) -> str:
         for name in (" ".join(words[:2]), words[0]):
             if name in command_help.COMMAND_HELP:
                 return command_help.format_command_help(name)
-        return command_help.format_overview(listing.groups(schema.CONFIG_DIR))
+        return command_help.format_overview(listing.list_groups(schema.CONFIG_DIR))
     return command_help.format_versions() if "--version" in flags else ""
 
 
@@ -198,9 +198,9 @@ def compose(words: list[str]) -> list["Request"]:
     except mistakes.COMPOSITION_ERRORS as error:
         # The words after the run are overrides of its saved config.
         if words[0] in SAVED_RUN_COMMANDS:
-            raise RequestError(mistakes.sentence(error, words[2:])) from error
+            raise RequestError(mistakes.explain_error(error, words[2:])) from error
         overrides = list(dropwhile(lambda word: word in ("check", *CHECKS), words))
-        raise mistakes.request_error(error, overrides) from error
+        raise mistakes.explain_all_errors(error, overrides) from error
     return []
 
 
@@ -290,10 +290,10 @@ def list_choices(words: list[str]) -> None:
         list_runs.list_runs(words[1:])
         return
 
-    for group in words or listing.groups(schema.CONFIG_DIR):
+    for group in words or listing.list_groups(schema.CONFIG_DIR):
         if not words:
             write_out(group)
-        options = listing.options(schema.CONFIG_DIR, group)
+        options = listing.list_options(schema.CONFIG_DIR, group)
         width = max((len(name) for name, _ in options), default=0)
         for name, about in options:
             write_out(f"  {name:<{width}}  {about}")

@@ -3,7 +3,8 @@
 import sys
 from pathlib import Path
 
-from dlrun.core.errors import RequestError, did_you_mean
+from dlrun.core.errors import RequestError
+from dlrun.core.suggest import did_you_mean
 from dlrun.core.terminal import write_out
 
 DOCS = Path(__file__).parent.parent / "docs"

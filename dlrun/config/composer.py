@@ -2,17 +2,16 @@
 
 import copy
 from collections.abc import Sequence
-from typing import Any, cast
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+
+from dlrun.config import hydra_internals
 
 
 class Composer:
@@ -42,12 +41,12 @@ class Composer:
         base, settings = self._base(tuple(str(o.input_line) for o in parsed if o not in valued))
         composed = copy.deepcopy(base)
         try:
-            ConfigLoaderImpl._apply_overrides_to_config(valued, composed)
+            hydra_internals.apply_overrides(valued, composed)
         except OmegaConfBaseException as error:
             raise ConfigCompositionException().with_traceback(error.__traceback__) from error
         job = settings.hydra.job
         naming = job.config.override_dirname
-        job.override_dirname = get_overrides_dirname(parsed, naming.exclude_keys, naming.item_sep, naming.kv_sep)
+        job.override_dirname = hydra_internals.format_override_dirname(parsed, naming)
         job.num, job.id, settings.hydra.overrides.task = number, number, list(words)
         return composed
 
@@ -72,5 +71,5 @@ class Composer:
                 whole.pop("hydra")
             self._bases[choosing] = whole, settings
         base, settings = self._bases[choosing]
-        cast(Any, HydraConfig.instance()).cfg = settings  # its own setter copies all of it
+        hydra_internals.set_hydra_config(settings)
         return base, settings

@@ -10,11 +10,11 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from dlrun.config import request, schema
+from dlrun.config import compose, request, schema
 from dlrun.config.schema import CONFIG_DIR
-from dlrun.config.validation import field_at, wrong_type
-from dlrun.core.errors import RequestError, chain, did_you_mean, distance, listed, nearest
-from dlrun.core.problems import ErrorList
+from dlrun.config.validation import find_field, wrong_type_error
+from dlrun.core.errors import ErrorList, RequestError, iter_causes, join_names
+from dlrun.core.suggest import did_you_mean, edit_distance, find_nearest
 
 # What Hydra and OmegaConf raise where a command line or a saved config does not fit.
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, request.UnknownKey)
@@ -40,33 +40,33 @@ _SAID = (
 )  # fmt: skip
 
 
-def request_error(error: Exception, words: list[str]) -> RequestError:
+def explain_all_errors(error: Exception, words: list[str]) -> RequestError:
     """What to tell the user of an exception that composing `words` raised: every mistake in them, not the first only.
 
     Each word is tried on its own after those that were right, choices before values, and what is left is typed.
     """
     found = ErrorList()
-    flags = request.flags(words)
+    flags = compose.parse_flags(words)
     if len(flags.overrides) > 1 and not flags.multirun and not flags.config_dir:
         kept: list[str] = []
-        for word in sorted(flags.overrides, key=lambda word: word.partition("=")[0] not in request.GROUPS):
+        for word in sorted(flags.overrides, key=lambda word: word.partition("=")[0] not in compose.GROUPS):
             try:
-                request.compose([*kept, word])
+                compose.compose_config([*kept, word])
                 kept.append(word)
             except Exception as one:  # whatever composing raises
-                found.add(RequestError(sentence(one, [word, *kept])))
-        if found.found:
-            schema.read(request.resolved(request.compose(kept)), {}, found)
-    if not found.found:
-        return RequestError(sentence(error, words))
+                found.add(RequestError(explain_error(one, [word, *kept])))
+        if found.errors:
+            schema.read_settings(compose.resolve(compose.compose_config(kept)), {}, found)
+    if not found.errors:
+        return RequestError(explain_error(error, words))
     try:
-        found.settle()
+        found.raise_if_any()
     except RequestError as all_of_them:
         return all_of_them
     raise AssertionError
 
 
-def sentence(error: Exception, words: list[str]) -> str:
+def explain_error(error: Exception, words: list[str]) -> str:
     """What to tell the user of an exception that composing `words` raised."""
     said = _sentence(error, words)
     place = re.match(r"In '([^']+)'", str(error))
@@ -77,7 +77,7 @@ def sentence(error: Exception, words: list[str]) -> str:
 
 def _sentence(error: Exception, words: list[str]) -> str:
     if isinstance(error, request.UnknownKey):
-        return unknown_key(error.key, error.known)
+        return explain_unknown_key(error.key, error.known)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _missing_option(error)
     if isinstance(error, OverrideParseException):
@@ -93,15 +93,15 @@ def _sentence(error: Exception, words: list[str]) -> str:
             return f"{placed[1]} stands in one place only; leave out the @ and what follows: type {placed[1]}=..."
         if word.startswith("="):
             return f"{word} names no key; type key=value"
-    for cause in chain(error):
+    for cause in iter_causes(error):
         mark: Any = getattr(cause, "problem_mark", None)  # of a YAML file that cannot be read
         if mark is not None:
             return f"{mark.name}, line {mark.line + 1}: {getattr(cause, 'problem', cause)}; correct the line"
     deleted = re.search(r"Could not delete from config\. '([^']+)' does not exist", str(error))
-    for cause in chain(error):
+    for cause in iter_causes(error):
         if deleted or isinstance(cause, ConfigKeyError) or re.match(r"Key '.*' (is )?not in ", str(cause)):
-            return unknown_key(deleted.group(1) if deleted else _key_of(error, cause), _known(words))
-    for cause in chain(error):
+            return explain_unknown_key(deleted.group(1) if deleted else _key_of(error, cause), _known(words))
+    for cause in iter_causes(error):
         if isinstance(cause, OmegaConfBaseException):
             return _mistyped(cause, words)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -124,7 +124,7 @@ def _mistyped(cause: OmegaConfBaseException, words: list[str]) -> str:
     asked = next(
         (word for word in words if key and re.match(rf"[+~]*{re.escape(key)}[=.]|~{re.escape(key)}$", word)), ""
     )
-    at = field_at(schema.Config, key)
+    at = find_field(schema.Config, key)
     if "does not support deletion" in text:
         return f"{key} cannot be taken away; leave out ~{key}, or type {key}=..."
     if "nterpolation" in text or at is None:
@@ -134,7 +134,7 @@ def _mistyped(cause: OmegaConfBaseException, words: list[str]) -> str:
         return f"there is no key {asked.lstrip('+~').partition('=')[0]}; {key} holds no keys, type {key}=..."
     quoted = re.search(r"[Vv]alue:? '?(.*?)'? (?:of type|is not)|value: (.*)", text)
     value = asked.partition("=")[2] if asked else quoted.group(1) or quoted.group(2) if quoted else "null"
-    return str(wrong_type(at[0], at[1], value, at[2]))
+    return str(wrong_type_error(at[0], at[1], value, at[2]))
 
 
 def _missing_option(error: MissingConfigException) -> str:
@@ -143,20 +143,20 @@ def _missing_option(error: MissingConfigException) -> str:
         return f"there is no config {option}; leave out --config-name"
     options = list(error.options or [])
     if not options:
-        hint = did_you_mean(group, request.GROUPS)
-        return f"there is no group {group}; {hint}the groups are {', '.join(request.GROUPS)}"
+        hint = did_you_mean(group, compose.GROUPS)
+        return f"there is no group {group}; {hint}the groups are {', '.join(compose.GROUPS)}"
     hint = did_you_mean(option, options, group + "=") if option else ""
-    return f"{group}={option} is not a choice; {hint}type one of {listed(options, f'dlrun ls {group}')}"
+    return f"{group}={option} is not a choice; {hint}type one of {join_names(options, f'dlrun ls {group}')}"
 
 
 def _unparsable(error: OverrideParseException) -> str:
     word = str(error.override)
-    if word in request.GROUPS:
+    if word in compose.GROUPS:
         return f"{word} needs a choice; type {word}=<one of `dlrun ls {word}`>"
     if re.fullmatch(r"[\w.-]+", word):
         hint = did_you_mean(word, VERBS, "dlrun ")
-        keys = list(dotted(_known([])))
-        if not hint and (word in keys or nearest(word, keys)):
+        keys = list(iter_keys(_known([])))
+        if not hint and (word in keys or find_nearest(word, keys)):
             hint = did_you_mean(f"{word}=...", [f"{key}=..." for key in [word, *keys] if key in keys])
         return f"{word!r} is neither a command nor key=value; {hint}dlrun --help shows both"
     if re.search(r"[\[{(]", word):
@@ -165,7 +165,7 @@ def _unparsable(error: OverrideParseException) -> str:
     return f"{word!r} cannot be read as key=value; type it as in optimizer.lr=0.1, with quotes in pairs"
 
 
-def unknown_key(key: str, known: DictConfig) -> str:
+def explain_unknown_key(key: str, known: DictConfig) -> str:
     """A key that does not exist, and the keys that were perhaps meant."""
     key = key.lstrip("+~")
     if key.startswith("hydra"):
@@ -173,26 +173,28 @@ def unknown_key(key: str, known: DictConfig) -> str:
     group, _, rest = key.partition(".")
     if owners := _owners(group, rest):
         return f"there is no key {key} with this {group}; {_with(group, owners)} {_have(owners)} it"
-    if found := _perhaps(key, list(dotted(known))):
+    if found := _perhaps(key, list(iter_keys(known))):
         return f"there is no key {key}; did you mean {' or '.join(found)}?"
     others = {other for path in (CONFIG_DIR / group).glob("*.yaml") for other in _plain(path)} if rest else set()
-    if meant := nearest(rest, sorted(others), 1):
+    if meant := find_nearest(rest, sorted(others), 1):
         owners = _owners(group, meant[0])
         return f"there is no key {key} with this {group}; {_with(group, owners)} {_have(owners)} {group}.{meant[0]}"
     parent = key.rpartition(".")[0]
-    inside = [k for k in dotted(known) if parent and k.startswith(parent + ".")]
-    return f"there is no key {key}; {f'{parent} has {listed(inside)}' if inside else 'dlrun --cfg job shows all keys'}"
+    inside = [k for k in iter_keys(known) if parent and k.startswith(parent + ".")]
+    return (
+        f"there is no key {key}; {f'{parent} has {join_names(inside)}' if inside else 'dlrun --cfg job shows all keys'}"
+    )
 
 
 def _perhaps(key: str, keys: list[str]) -> list[str]:
     """At most three keys: those within two edits, those of another section that end in the same word, those like it."""
-    candidates = [k for k in keys if "." in k] if "." in key else [*keys, *(g for g in request.GROUPS if g not in keys)]
-    close = nearest(key, candidates)
+    candidates = [k for k in keys if "." in k] if "." in key else [*keys, *(g for g in compose.GROUPS if g not in keys)]
+    close = find_nearest(key, candidates)
     last = key.rpartition(".")[2]
     same_end = [k for k in keys if k.rpartition(".")[2] == last]
     ends = {k.rpartition(".")[2]: k for k in keys}
-    similar = [ends[end] for end in nearest(last, ends)]
-    certain = [k for k in close if distance(key, k) <= 2]
+    similar = [ends[end] for end in find_nearest(last, ends)]
+    certain = [k for k in close if edit_distance(key, k) <= 2]
     return list(dict.fromkeys([*certain, *same_end, *close, *similar]))[:3]
 
 
@@ -226,15 +228,15 @@ def _known(words: list[str]) -> DictConfig:
     right = []
     for word in words:
         group, _, option = word.partition("=")
-        if group in request.GROUPS and (CONFIG_DIR / group / f"{option}.yaml").is_file():
+        if group in compose.GROUPS and (CONFIG_DIR / group / f"{option}.yaml").is_file():
             right.append(word)
     try:
-        return request.compose(right)
+        return compose.compose_config(right)
     except (HydraException, OmegaConfBaseException):  # the suggestion is a courtesy; without it the sentence stands
         return OmegaConf.create({})
 
 
-def dotted(node: DictConfig) -> Iterator[str]:
+def iter_keys(node: DictConfig) -> Iterator[str]:
     yield from _dotted_plain(OmegaConf.to_container(node, resolve=False), "")
 
 

@@ -36,7 +36,7 @@ class ConfigFiles:
     def __init__(self) -> None:
         self._known: dict[Any, list[ConfigFile]] = {}
 
-    def of(self, loader: ConfigLoader, hydra: DictConfig, words: Sequence[str]) -> list[ConfigFile]:
+    def look_up(self, loader: ConfigLoader, hydra: DictConfig, words: Sequence[str]) -> list[ConfigFile]:
         """The files behind a composed config, without the table of contents, config.yaml; it takes 0.2 s.
 
         hydra: what Hydra knows of the composition; words: the overrides.

@@ -121,8 +121,8 @@ def _show_default(key: str, default: Any) -> str:
 def write_page(config_dir: Path = CONFIG_DIR) -> str:
     """The page about groups, options and keys, as Markdown."""
     groups = ["| group | options |", "| --- | --- |"]
-    for group in listing.groups(config_dir):
-        options = [f"`{name}`" for name, _ in listing.options(config_dir, group)]
+    for group in listing.list_groups(config_dir):
+        options = [f"`{name}`" for name, _ in listing.list_options(config_dir, group)]
         groups.append(f"| `{group}` | {' '.join(options)} |")
 
     keys = ["| key | default | meaning |", "| --- | --- | --- |"]

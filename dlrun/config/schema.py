@@ -18,9 +18,8 @@ from typing import Any, TypeVar, cast
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from dlrun.config.validation import typed
-from dlrun.core.errors import RequestError
-from dlrun.core.problems import ErrorList
+from dlrun.config.validation import validate
+from dlrun.core.errors import ErrorList, RequestError
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 CONFIG_DIR = next(p for p in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if p.is_dir())
@@ -248,28 +247,28 @@ class Settings:
     plain: dict[str, Any]  # the whole config as plain Python
 
 
-def read(plain: dict[str, Any], choices: dict[str, str], problems: ErrorList | None = None) -> Settings:
+def read_settings(plain: dict[str, Any], choices: dict[str, str], problems: ErrorList | None = None) -> Settings:
     """Check types and ranges of a composed config and return plain objects.
 
     What is off is noted in `problems`, with the default in its place; raised where that is left out.
     """
     found = ErrorList() if problems is None else problems
     plain = copy.deepcopy(plain)
-    for key in sorted(missing(plain)):
+    for key in sorted(find_missing(plain)):
         found.add(RequestError(f"{key} has no value yet; type {key}=..."))
     blocks = ("data", "model", "optimizer", "scheduler")
     data, data_keys = _block("data", choices, plain, DataKeys, found)
     model, model_keys = _block("model", choices, plain, ModelKeys, found)
     optimizer, optimizer_keys = _block("optimizer", choices, plain, OptimizerKeys, found)
     scheduler, scheduler_keys = _block("scheduler", choices, plain, SchedulerKeys, found)
-    rest: Config = typed(Config, given({k: v for k, v in plain.items() if k not in blocks}), "", found)
+    rest: Config = validate(Config, drop_missing({k: v for k, v in plain.items() if k not in blocks}), "", found)
     if rest.trainer.epochs is None and rest.trainer.max_steps is None:
         found.add(
             RequestError("trainer.epochs=null never ends; type trainer.max_steps=<steps> too, or trainer.epochs=20")
         )
         rest.trainer.epochs = 1
     if problems is None:
-        found.settle()
+        found.raise_if_any()
     return Settings(
         data, data_keys, model, model_keys, optimizer, optimizer_keys, scheduler, scheduler_keys, rest, plain
     )
@@ -282,37 +281,37 @@ def _block(
     ours = {f.name for f in dataclasses.fields(cast(Any, keys))}
     arguments = {k: v for k, v in values.items() if k not in ours and k != "_target_"}
     block = Block(group, choices.get(group, "?"), values.get("_target_"), arguments)
-    return block, typed(keys, given({k: v for k, v in values.items() if k in ours}), group, problems)
+    return block, validate(keys, drop_missing({k: v for k, v in values.items() if k in ours}), group, problems)
 
 
-def missing(values: Any, prefix: str = "") -> Iterator[str]:
+def find_missing(values: Any, prefix: str = "") -> Iterator[str]:
     """The dotted keys of all that still has no value (`???`)."""
     if isinstance(values, dict):
         for key, value in values.items():
-            yield from missing(value, f"{prefix}.{key}" if prefix else str(key))
+            yield from find_missing(value, f"{prefix}.{key}" if prefix else str(key))
     elif isinstance(values, list):
         for number, value in enumerate(values):
-            yield from missing(value, f"{prefix}[{number}]")
+            yield from find_missing(value, f"{prefix}[{number}]")
     elif values == "???":
         yield prefix
 
 
-def given(values: Any) -> Any:
+def drop_missing(values: Any) -> Any:
     """Without what still has no value (`???`)."""
     if not isinstance(values, dict):
         return values
-    return {k: given(v) for k, v in values.items() if v != "???"}
+    return {k: drop_missing(v) for k, v in values.items() if v != "???"}
 
 
 PERMISSIONS = ("trust", "trusted_modules")  # of one command line or call: never written into a run, never read from it
 
 
-def recorded(plain: dict[str, Any]) -> dict[str, Any]:
+def strip_permissions(plain: dict[str, Any]) -> dict[str, Any]:
     """The config as files hold it: without permissions, which nothing that is loaded can give itself."""
     return {key: value for key, value in plain.items() if key not in PERMISSIONS}
 
 
-def recorded_words(words: Sequence[str]) -> list[str]:
+def strip_permission_words(words: Sequence[str]) -> list[str]:
     """The words of a command line as files hold them: without permissions."""
     return [word for word in words if word.partition("=")[0].lstrip("+~") not in PERMISSIONS]
 
@@ -323,7 +322,7 @@ NOT_IDENTITY = (
 )  # fmt: skip
 
 
-def config_hash(plain: dict[str, Any]) -> str:
+def hash_config(plain: dict[str, Any]) -> str:
     """sha256 of the config that makes a run what it is: without paths, device and logging, as sorted JSON."""
     kept = {k: v for k, v in plain.items() if k not in NOT_IDENTITY}
     kept["data"] = {k: v for k, v in kept["data"].items() if k != "root"}

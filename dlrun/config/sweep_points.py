@@ -11,7 +11,7 @@ from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Overrid
 from dlrun.core.errors import RequestError
 
 
-def combinations(parsed: Sequence[Override]) -> list[list[str]]:
+def combine(parsed: Sequence[Override]) -> list[list[str]]:
     """The words of every point; the last word that names several values varies fastest.
 
     Of a key that is named twice the later word counts. RequestError for a value that is named twice.
@@ -62,7 +62,7 @@ def _count(override: Override) -> int:
     return max(1, math.ceil((stop - start) / step))  # of an empty one `_values` tells, once the others are few
 
 
-def overrides(lines: Sequence[str], given: Sequence[str], loader: ConfigLoader, most: int) -> list[list[str]]:
+def expand_points(lines: Sequence[str], given: Sequence[str], loader: ConfigLoader, most: int) -> list[list[str]]:
     """The overrides of each run besides those `given` on the command line, which win where they name the same key.
 
     loader: knows the options that `optimizer=glob(*)` stands for; most: sweep.max_jobs. No run is named twice.
@@ -76,7 +76,7 @@ def overrides(lines: Sequence[str], given: Sequence[str], loader: ConfigLoader, 
         of_all = next((str(o.input_line) for o in parsed if o.get_key_element().startswith("sweep.")), None)
         if of_all:
             raise RequestError(f"{of_all} is of the whole sweep, not of a point; type it outside of sweep.points")
-        found += combinations(parsed)
+        found += combine(parsed)
     return list(map(list, dict.fromkeys(map(tuple, found))))
 
 

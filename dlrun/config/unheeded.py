@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from dlrun.config.schema import PERMISSIONS
 from dlrun.core.errors import RequestError
-from dlrun.core.shell import called_from_python
+from dlrun.core.shell import is_called_from_python
 
 if TYPE_CHECKING:
     from dlrun.config.files import ConfigFile
@@ -63,7 +63,7 @@ _DATA_OF_PREDICT = ("target", "delimiter", "batch_size", "eval_batch_size", "roo
 def refuse_hydra(words: Sequence[str]) -> None:
     """RequestError for a key of Hydra's own that is typed and that dlrun does not heed."""
     for word in words:
-        instead = _instead_of(key_of(word))
+        instead = _instead_of(get_key(word))
         if instead:
             raise RequestError(f"{word} has no effect in dlrun: {instead}")
 
@@ -92,17 +92,17 @@ def refuse_other_folder(words: Sequence[str], is_sweep: bool, has_points: bool) 
     has_points: whether sweep.points names the runs, which lie in a folder of either kind.
     """
     for word in words:
-        key = key_of(word)
+        key = get_key(word)
         if key.startswith("hydra.sweep.") and not is_sweep and not has_points:
-            raise of_a_sweep(word)
+            raise sweep_only_error(word)
         if key == "hydra.run.dir" and is_sweep:
             folder = word.partition("=")[2]
             raise RequestError(f"{word} is for a single run; type sweep.dir={folder} for the folder of a sweep")
 
 
-def of_a_sweep(word: str, resumes: bool = False) -> RequestError:
+def sweep_only_error(word: str, resumes: bool = False) -> RequestError:
     """The refusal of a word that only sweeps heed; resumes: whether the command goes on with a run."""
-    if resumes or called_from_python():
+    if resumes or is_called_from_python():
         return RequestError(f"{word} is for a sweep, and this is one run; leave it out")
     return RequestError(f"{word} is for a sweep; add -m, or leave it out")
 
@@ -112,7 +112,7 @@ def refuse_sweep_settings(words: Sequence[str]) -> None:
     resumes = list(words[:1]) == ["resume"] or any(word.startswith("resume=") for word in words)
     for word in words:
         if word.startswith("sweep.") and not word.startswith("sweep.points="):
-            raise of_a_sweep(word, resumes)
+            raise sweep_only_error(word, resumes)
 
 
 def refuse_unheeded(words: Sequence[str], command: str) -> None:
@@ -121,7 +121,7 @@ def refuse_unheeded(words: Sequence[str], command: str) -> None:
     command: "dlrun eval", "dlrun predict", "dlrun export" or "dlrun.load".
     """
     for word in words:
-        key = key_of(word)
+        key = get_key(word)
         if key == "device":
             key = "device.name"
         reasons = dict(_UNHEEDED[command])
@@ -137,27 +137,27 @@ def refuse_unheeded(words: Sequence[str], command: str) -> None:
 
 def find_repeated(words: Sequence[str]) -> list[str]:
     """A note for each word of one command line whose key a later word names with another value."""
-    last = {key_of(word): word for word in words if "=" in word}
+    last = {get_key(word): word for word in words if "=" in word}
     notes = []
     for word in dict.fromkeys(words):
-        key = key_of(word)
+        key = get_key(word)
         later = last.get(key, word)
         # A target of the user's own replaces the option, with all its settings.
         own = last.get(f"{key}._target_")
         if "=" not in word or key in PERMISSIONS:
             continue
         if own is not None:
-            notes.append(note_of(word, f"{own} stands in its place"))
+            notes.append(format_note(word, f"{own} stands in its place"))
         elif later != word:
-            notes.append(note_of(word, f"{later} comes after it"))
+            notes.append(format_note(word, f"{later} comes after it"))
     return notes
 
 
-def note_of(key: str, reason: str) -> str:
+def format_note(key: str, reason: str) -> str:
     """What is said of a key that has no effect."""
     return f"{key} has no effect here: {reason}"
 
 
-def key_of(word: str) -> str:
+def get_key(word: str) -> str:
     """The key that a word of a command line is about."""
     return word.partition("=")[0].lstrip("+~")

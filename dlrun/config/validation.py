@@ -11,15 +11,15 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from dlrun.core.errors import RequestError, did_you_mean, listed
+from dlrun.core.errors import ErrorList, RequestError, join_names
 from dlrun.core.literals import Literals
-from dlrun.core.problems import ErrorList
 from dlrun.core.shell import quote
+from dlrun.core.suggest import did_you_mean
 
 T = TypeVar("T")
 
 
-def typed(schema: type[T], values: dict[str, Any], where: str, problems: ErrorList | None = None) -> T:
+def validate(schema: type[T], values: dict[str, Any], where: str, problems: ErrorList | None = None) -> T:
     """`values` as an instance of the dataclass `schema`; `where` is the key that they stand under.
 
     What is wrong is noted in `problems`, and the default taken in its place; raised where that is left out.
@@ -28,7 +28,7 @@ def typed(schema: type[T], values: dict[str, Any], where: str, problems: ErrorLi
     text = json.dumps(values, default=str)
     if (known, text) in _seen:
         return cast(T, copy.deepcopy(_seen[known, text]))
-    before = len(found.found)
+    before = len(found.errors)
     literals = Literals()
     try:
         merged = OmegaConf.merge(_structured(known), literals.hide(values))
@@ -37,8 +37,8 @@ def typed(schema: type[T], values: dict[str, Any], where: str, problems: ErrorLi
     instance = cast(T, _restored(OmegaConf.to_object(merged), literals))
     _check_ranges(instance, where, found)
     if problems is None:
-        found.settle()
-    if len(found.found) == before:
+        found.raise_if_any()
+    if len(found.errors) == before:
         while len(_seen) >= _MOST_SEEN:
             _seen.pop(next(iter(_seen)))
         _seen[known, text] = copy.deepcopy(instance)
@@ -72,7 +72,7 @@ def _accepted(schema: Any, values: dict[str, Any], where: str, problems: ErrorLi
         nested: Any = inner.get(name)
         if dataclasses.is_dataclass(nested) and isinstance(value, dict):
             kept[name] = _accepted(nested, value, _dotted(where, name), problems)
-        elif problems.attempt(_check_type, schema, name, value, where):
+        elif problems.collect(_check_type, schema, name, value, where):
             kept[name] = value
     return kept
 
@@ -82,37 +82,41 @@ def _check_type(schema: Any, name: str, value: Any, where: str) -> bool:
     try:
         OmegaConf.merge(OmegaConf.structured(schema), {name: Literals().hide(value)})
     except ConfigKeyError as error:
-        known = [_dotted(where, key) for key in names(schema)]
+        known = [_dotted(where, key) for key in iter_field_names(schema)]
         hint = did_you_mean(_dotted(where, name), known).rstrip()
         raise RequestError(
             f"there is no key {_dotted(where, name)}; {hint or 'dlrun --cfg job shows all keys'}"
         ) from error
     except OmegaConfBaseException as error:
-        raise wrong_type(schema, name, value, where) from error
+        raise wrong_type_error(schema, name, value, where) from error
     return True
 
 
-def wrong_type(schema: Any, name: str, value: Any, where: str) -> RequestError:
+def wrong_type_error(schema: Any, name: str, value: Any, where: str) -> RequestError:
     """The error for a field that does not take the value."""
     key, field = _dotted(where, name), schema.__dataclass_fields__[name]
     if dataclasses.is_dataclass(field.default_factory):
         first = dataclasses.fields(field.default_factory)[0]
-        return RequestError(f"{key}={shown(value)} names none of its keys; {_advice(f'{key}.{first.name}', first)}")
-    return RequestError(f"{key}={shown(value)} must be {in_words(get_type_hints(schema)[name])}; {_advice(key, field)}")
+        return RequestError(
+            f"{key}={format_value(value)} names none of its keys; {_advice(f'{key}.{first.name}', first)}"
+        )
+    return RequestError(
+        f"{key}={format_value(value)} must be {describe_type(get_type_hints(schema)[name])}; {_advice(key, field)}"
+    )
 
 
 def _advice(key: str, field: Any) -> str:
     """What to type instead: the default."""
     default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
-    return f"type {key}={as_word(default)}"
+    return f"type {key}={format_word(default)}"
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value as it is typed on a command line."""
     return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
 
 
-def as_word(value: Any) -> str:
+def format_word(value: Any) -> str:
     """The same as one word of a shell: without blanks, and in quotes where the shell would look inside."""
     text = _compact(value)
     return quote(text) if set(text) & set("{}$ ()'\"") else text
@@ -123,25 +127,25 @@ def _compact(value: Any) -> str:
         return f"[{','.join(map(_compact, value))}]"
     if isinstance(value, dict):
         return "{" + ",".join(f"{key}:{_compact(item)}" for key, item in value.items()) + "}"
-    return shown(value)
+    return format_value(value)
 
 
 def _dotted(where: str, name: str) -> str:
     return f"{where}.{name}" if where else name
 
 
-def names(schema: Any) -> Iterator[str]:
+def iter_field_names(schema: Any) -> Iterator[str]:
     """The dotted names of a dataclass's fields, those of the dataclasses and dictionaries among them too."""
     for f in dataclasses.fields(schema):
         yield f.name
         factory: Any = f.default_factory
         if dataclasses.is_dataclass(factory):
-            yield from (f"{f.name}.{name}" for name in names(factory))
+            yield from (f"{f.name}.{name}" for name in iter_field_names(factory))
         elif factory is not dataclasses.MISSING and isinstance(made := factory(), dict):
             yield from (f"{f.name}.{name}" for name in made)
 
 
-def field_at(schema: Any, key: str) -> tuple[Any, str, str] | None:
+def find_field(schema: Any, key: str) -> tuple[Any, str, str] | None:
     """The dataclass, name and section of a dotted key that it types; null where it types none."""
     section, _, last = key.rpartition(".")
     for name in section.split(".") if section else ():
@@ -152,15 +156,15 @@ def field_at(schema: Any, key: str) -> tuple[Any, str, str] | None:
     return (schema, last, section) if last in schema.__dataclass_fields__ else None
 
 
-def in_words(annotation: Any) -> str:
+def describe_type(annotation: Any) -> str:
     """An annotation for people."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
-        return " or ".join(in_words(a) for a in inner if getattr(a, "__module__", "") != "torch")
+        return " or ".join(describe_type(a) for a in inner if getattr(a, "__module__", "") != "torch")
     if origin is Literal:
-        return "one of " + listed([shown(a) for a in inner])
+        return "one of " + join_names([format_value(a) for a in inner])
     if origin in (list, tuple, Sequence, Iterable):
-        return "a list like [" + ", ".join(in_words(a).split(" ")[-1] for a in inner if a is not Ellipsis) + "]"
+        return "a list like [" + ", ".join(describe_type(a).split(" ")[-1] for a in inner if a is not Ellipsis) + "]"
     if origin is dict:
         return "values by name, {name: value}"
     plain = {
@@ -183,7 +187,7 @@ def _check_ranges(instance: Any, where: str, problems: ErrorList) -> None:
         wrong = None if value is None else _out_of_range(value, f.metadata)
         if wrong:
             advice = "" if "choices" in f.metadata else f"; {_advice(key, f)}"
-            problems.add(RequestError(f"{key}={shown(value)} {wrong}{advice}"))
+            problems.add(RequestError(f"{key}={format_value(value)} {wrong}{advice}"))
             setattr(instance, f.name, f.default)
 
 

@@ -21,7 +21,7 @@ def unguard(cell: str) -> str:
     return cell[1:] if _GUARDED.match(cell) else cell
 
 
-def unguarded(row: list[str]) -> list[str]:
+def unguard_row(row: list[str]) -> list[str]:
     """The texts of a row; the row itself where none was guarded."""
     if not any(cell.startswith("'") for cell in row):
         return row

@@ -2,8 +2,9 @@
 
 import os
 import traceback
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from dlrun.core.terminal import escape_line, escape_text
 
@@ -58,7 +59,7 @@ def describe_os_error(error: OSError) -> str:
     return f"{named}{error.strerror or error}"
 
 
-def unreadable(path: Path, error: Exception) -> DataError | None:
+def explain_unreadable(path: Path, error: Exception) -> DataError | None:
     """What to say where the system does not give a file, whatever lies in it; None for an error of its content."""
     if isinstance(error, MemoryError):
         return DataError(f"{path} cannot be read: there is no memory left")
@@ -87,7 +88,7 @@ class UnreadableError(RunError):
     """What a run has saved is there but cannot be read (exit code 1): everything is left as it was."""
 
 
-def chain(error: BaseException | None) -> Iterator[BaseException]:
+def iter_causes(error: BaseException | None) -> Iterator[BaseException]:
     """An exception and those that it came from, each once: an error that is raised again comes from itself."""
     seen: list[BaseException] = []
     while error is not None and error not in seen:
@@ -96,7 +97,7 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def own_place(error: BaseException) -> str:
+def find_own_line(error: BaseException) -> str:
     """The innermost line of the user's own code that an exception came through, as "mynet.py, line 4"; "" for none."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if is_own_code(frame.filename):
@@ -106,7 +107,7 @@ def own_place(error: BaseException) -> str:
 
 def explain_exit(error: SystemExit) -> RequestError:
     """What to say of a sys.exit before training; in training it is a failure of the run, and comes as a DlrunError."""
-    place = own_place(error)
+    place = find_own_line(error)
     if place:
         culprit = f"code of your own called sys.exit({error.code}) before the run began ({place}); raise an error there"
         return RequestError(culprit)
@@ -126,66 +127,50 @@ def is_own_code(filename: str) -> bool:
     return path.is_file() or path.parent.name.startswith("ipykernel_")
 
 
-def distance(a: str, b: str) -> int:
-    """How many letters inserted, left out, changed or swapped with their neighbour make `a` into `b`.
-
-    The Damerau-Levenshtein distance by the algorithm of Lowrance and Wagner (1975): O(len(a) · len(b)).
-    """
-    far = len(a) + len(b)
-    table: list[list[int]] = [
-        [far] * (len(b) + 2),
-        [far, *range(len(b) + 1)],
-    ]  # table[i + 1][j + 1]: of the first i and j letters
-    met: dict[str, int] = {}  # where in `a` a letter was last met
-    for i, x in enumerate(a, 1):
-        row, same = [far, i], 0  # same: where in `b` x was last met
-        for j, y in enumerate(b, 1):
-            above, left = met.get(y, 0), same
-            swapped = table[above][left] + (i - above - 1) + 1 + (j - left - 1)
-            row.append(min(table[i][j] + (x != y), row[j] + 1, table[i][j + 1] + 1, swapped))
-            same = j if x == y else same
-        met[x] = i
-        table.append(row)
-    return table[-1][-1]
-
-
-def nearest(word: str, known: Iterable[str], most: int = 3) -> list[str]:
-    """At most so many names that `word` was perhaps meant to be, nearest first.
-
-    Those within 2 edits (up to 4 of a longer word; another case counts one), then those that hold the word or
-    that it holds.
-    """
-    reach = min(max(2, len(word) // 3), 4)
-    near: list[tuple[int, bool, str]] = []
-    related: list[tuple[bool, int, str]] = []
-    for name in dict.fromkeys(known):
-        edits = _edits(word, name, reach)
-        if edits < min(reach + 1, max(len(word), len(name))):
-            near.append((edits, word[:1] != name[:1], name))
-        elif min(len(word), len(name)) >= 3 and (word.lower() in name.lower() or name.lower() in word.lower()):
-            related.append((not name.startswith(word), len(name), name))
-    return [*(name for *_, name in sorted(near)), *(name for *_, name in sorted(related))][:most]
-
-
-def _edits(word: str, name: str, reach: int) -> int:
-    """The distance, or anything above `reach` where it is longer."""
-    if abs(len(word) - len(name)) > reach:
-        return reach + 1
-    edits = distance(word, name)
-    if word.lower() != word or name.lower() != name:
-        edits = min(edits, 1 + distance(word.lower(), name.lower()))
-    return edits
-
-
-def did_you_mean(word: str, known: Iterable[str], before: str = "") -> str:
-    """ "did you mean sgd or asgd? " with what is nearest, each with `before` in front; "" when nothing is near."""
-    close = nearest(word, known)
-    return f"did you mean {' or '.join(before + name for name in close)}? " if close else ""
-
-
-def listed(names: Collection[str], rest: str = "", most: int = 12) -> str:
+def join_names(names: Collection[str], rest: str = "", most: int = 12) -> str:
     """ "a, b, c", and of more than `most` only the first: "a, b, … (dlrun ls data)", where `rest` shows the others."""
     few = ", ".join(list(names)[:most])
     if len(names) <= most:
         return few
     return f"{few}, … ({rest})" if rest else f"{few} and {len(names) - most} more"
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class MultipleErrors(ListedError):
+    """More than one mistake, as a numbered list."""
+
+    def __init__(self, found: list[RequestError]) -> None:
+        self.errors = found
+        lines = [f"{i:>3}. {error}" for i, error in enumerate(found, 1)]
+        super().__init__("\n".join([f"{len(found)} things are wrong:", *lines]))
+
+
+class ErrorList:
+    """What was wrong so far."""
+
+    def __init__(self) -> None:
+        self.errors: list[RequestError] = []
+
+    def add(self, error: RequestError) -> None:
+        """Note a mistake; each of Several on its own, and the same sentence once."""
+        for one in error.errors if isinstance(error, MultipleErrors) else [error]:
+            if str(one) not in map(str, self.errors):
+                self.errors.append(one)
+
+    def collect(self, make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """What `make` returns, or null when it ends in a RequestError, which is noted."""
+        try:
+            return make(*args, **kwargs)
+        except RequestError as error:
+            self.add(error)
+            return None
+
+    def raise_if_any(self) -> None:
+        """Raise what was found: a single mistake as it is, more than one as Several."""
+        if len(self.errors) == 1:
+            raise self.errors[0]
+        if self.errors:
+            raise MultipleErrors(self.errors)

@@ -19,7 +19,7 @@ _HALF = re.compile(r"\..+\.\d+\.tmp")
 
 def is_about(error: OSError, folder: Path) -> bool:
     """Whether an error is of writing into a folder: not of a file elsewhere, nor of the user's own code."""
-    if error.errno not in _OF_A_DISK and user_code.place_of(error):
+    if error.errno not in _OF_A_DISK and user_code.find_user_line(error):
         return False
     if error.filename is None:  # writing to an open file does not name it
         return True
@@ -29,7 +29,7 @@ def is_about(error: OSError, folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def writing_to(folder: Path, instead: str) -> Iterator[None]:
+def convert_write_errors(folder: Path, instead: str) -> Iterator[None]:
     """RequestError, with what to do instead, where the disk does not take what is written into a folder.
 
     Errors of other files, and of the user's own code, pass as they are.
@@ -96,16 +96,16 @@ def is_there(path: Path) -> bool:
     return True
 
 
-def is_half(name: str) -> bool:
+def is_temporary(name: str) -> bool:
     """Whether a file is one that `write_atomically` or `link` has begun: .<name>.<process>.tmp."""
     return _HALF.fullmatch(name) is not None
 
 
-def forget_halves(*folders: Path) -> None:
+def remove_temporaries(*folders: Path) -> None:
     """Remove what a killed process left half-written; only for who alone writes there."""
     for folder in folders:
         for half in folder.glob(".*.tmp"):
-            if is_half(half.name):
+            if is_temporary(half.name):
                 with contextlib.suppress(OSError):
                     half.unlink()
 
@@ -123,7 +123,7 @@ class DiskProblems:
         self._said: set[str] = set()
 
     @contextlib.contextmanager
-    def attempt(self, what: str, again: bool = True) -> Iterator[None]:
+    def tolerate(self, what: str, again: bool = True) -> Iterator[None]:
         """An OSError inside is noted, not raised: a full disk must not cost what has been trained.
 
         again: whether a later attempt that succeeds brings all of it.
@@ -152,7 +152,7 @@ class GrowingFile:
     def __init__(self, path: Path, what: str, unsaved: DiskProblems) -> None:
         self.path, self.what, self.unsaved = path, what, unsaved
         self._held = bytearray()
-        with unsaved.attempt(what), path.open("ab"):  # it is there from the start, if empty
+        with unsaved.tolerate(what), path.open("ab"):  # it is there from the start, if empty
             pass
 
     def write(self, content: str | bytes) -> None:
@@ -163,7 +163,7 @@ class GrowingFile:
         """All that was written is on the disk after this, or none of it since the last flush."""
         if not self._held:
             return
-        with self.unsaved.attempt(self.what):
+        with self.unsaved.tolerate(self.what):
             before = None
             try:
                 with self.path.open("ab") as file:

@@ -53,7 +53,7 @@ _current: Diversion | None = None
 
 
 @contextlib.contextmanager
-def diverted(write: Write | None = None) -> Iterator[Diversion]:
+def divert_warnings(write: Write | None = None) -> Iterator[Diversion]:
     """Take what Python's warnings and the loggers of libraries would print, while this lasts.
 
     No filter is changed: what a filter hides stays hidden, and what it turns into an error is raised. Without `write`
@@ -96,15 +96,15 @@ def diverted(write: Write | None = None) -> Iterator[Diversion]:
         warnings.showwarning = show_before
 
 
-def divert_for_good() -> None:
+def divert_until_exit() -> None:
     """The same until this process ends, for one that reads data: it has no log."""
-    _forever.enter_context(diverted())
+    _forever.enter_context(divert_warnings())
 
 
 _forever = contextlib.ExitStack()
 
 
-def show(is_shown: bool) -> None:
+def show_warnings(is_shown: bool) -> None:
     """Whether what libraries warn of is shown from here on as it would be without dlrun."""
     if _current is not None:
         _current.is_shown = is_shown

@@ -61,14 +61,14 @@ class Lock:
             self.folder = None
 
 
-def is_held(folder: Path) -> bool:
+def is_locked(folder: Path) -> bool:
     """Whether another process writes `folder` at this moment."""
     try:
         handle = os.open(folder / ".lock", os.O_RDWR | _NO_LINK)
     except OSError:
         return False
     try:
-        return not locked(handle)
+        return not try_lock(handle)
     finally:
         os.close(handle)
 
@@ -77,7 +77,7 @@ def _locked(path: Path) -> int | None:
     """An open file that this process has locked and that says so; null when another process has."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o644)
-        if not locked(handle):
+        if not try_lock(handle):
             os.close(handle)
             return None
         if _is(path, handle):
@@ -101,7 +101,7 @@ def _is(path: Path, handle: int) -> bool:
     return False
 
 
-def locked(handle: int) -> bool:
+def try_lock(handle: int) -> bool:
     """Lock an open file until it is closed; false when another process has it, true where there are no locks."""
     if sys.platform == "win32":
         return True

@@ -20,7 +20,7 @@ class NewFolder:
 
 
 @contextlib.contextmanager
-def new_folder(parent: Path, name: str) -> Iterator[NewFolder]:
+def create_folder(parent: Path, name: str) -> Iterator[NewFolder]:
     """parent/name, or parent/name_2 and so on where there is one: with all that is written into it, or not at all."""
     made = NewFolder(parent / f".{name}.{os.getpid()}.tmp")
     new = not parent.exists()

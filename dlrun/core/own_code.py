@@ -20,21 +20,21 @@ def has_own_file(module: types.ModuleType) -> bool:
     return file is not None and is_own_code(file)
 
 
-def target_names(block: Any) -> Iterator[str]:
+def iter_targets(block: Any) -> Iterator[str]:
     """Every `_target_` in a block, nested ones too."""
     if isinstance(block, dict):
         if "_target_" in block:
             yield str(block["_target_"])
         for value in block.values():
-            yield from target_names(value)
+            yield from iter_targets(value)
     elif isinstance(block, list | tuple):
         for value in block:
-            yield from target_names(value)
+            yield from iter_targets(value)
 
 
-def own_modules(plain: dict[str, Any]) -> list[str]:
+def find_own_modules(plain: dict[str, Any]) -> list[str]:
     """The modules of the user's own that a config names, by their first name; none where it could not be read."""
-    named = set(target_names(plain))
+    named = set(iter_targets(plain))
     loss = (plain.get("task") or {}).get("loss")
     if isinstance(loss, str) and "." in loss:
         named.add(loss)

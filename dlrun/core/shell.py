@@ -26,7 +26,7 @@ def requote(command: str) -> str:
 
 
 @contextlib.contextmanager
-def python_calls(function: str) -> Iterator[None]:
+def advise_in_python(function: str) -> Iterator[None]:
     """Advice is given as calls while this lasts: whoever called dlrun.train or dlrun.load goes on in Python."""
     token = _called.set(function)
     try:
@@ -35,7 +35,7 @@ def python_calls(function: str) -> Iterator[None]:
         _called.reset(token)
 
 
-def advice(command: str, place: str | Path, *words: str, modules: Sequence[str] = ()) -> str:
+def suggest_command(command: str, place: str | Path, *words: str, modules: Sequence[str] = ()) -> str:
     """What to type for `dlrun eval` or `dlrun resume` of a saved run, here: a line of the shell, or a call.
 
     words: key=value; modules: those of the user's own that the run needs.
@@ -50,23 +50,23 @@ def advice(command: str, place: str | Path, *words: str, modules: Sequence[str] 
     return f"dlrun.train({', '.join(map(repr, [f'resume={place}', *words, *trust]))})"
 
 
-def called_from_python() -> bool:
+def is_called_from_python() -> bool:
     """Whether dlrun was called from Python rather than from a shell."""
     return bool(_called.get())
 
 
-def example_command(command: str) -> str:
+def suggest_example(command: str) -> str:
     """An example of a command, or of its Python call, for a user who named no run."""
-    if not called_from_python():
+    if not is_called_from_python():
         more = " INPUT ..." if command == "predict" else ""
         return f"dlrun {command} outputs/<date>/<run>{more}"
     return "dlrun.train('resume=outputs/<date>/<run>')" if command == "resume" else "dlrun.load('outputs/<date>/<run>')"
 
 
-def repeat_command(command: str) -> str:
+def suggest_repeat(command: str) -> str:
     """The recorded command of a run, quoted for the shell or as a Python call, to start the run again."""
     words = shlex.split(requote(command))[1:]
-    if not called_from_python() or words[:1] == ["..."]:
+    if not is_called_from_python() or words[:1] == ["..."]:
         return requote(command)
     return f"dlrun.train({', '.join(map(repr, words))})"
 
@@ -79,12 +79,12 @@ _OF_A_TERMINAL = re.compile(
 
 def mark_terminal_commands(message: str) -> str:
     """Add "in a terminal" to each command in a message that has no Python call, if the caller is Python."""
-    if not called_from_python() or "in a terminal" in message:
+    if not is_called_from_python() or "in a terminal" in message:
         return message
     return _OF_A_TERMINAL.sub(lambda match: f"{match[0]} in a terminal", message)
 
 
-def start_from(folder: str | Path, *words: str) -> str:
+def suggest_init_from(folder: str | Path, *words: str) -> str:
     """What to type, here, for a new run from the weights of another; `...` stands for what the user knows."""
     name = str(folder)
     if set(name) & set("=,[]{}()'\"\\:") or name != name.strip():  # Hydra takes such values in quotes only
@@ -96,7 +96,7 @@ def start_from(folder: str | Path, *words: str) -> str:
     return " ".join(["dlrun", quote(word), *words, "..."])
 
 
-def trust_advice(modules: Sequence[str]) -> str:
+def suggest_trust(modules: Sequence[str]) -> str:
     """What to add to the command, or to the call, that loads a run, so that it may use these modules."""
     if _called.get() == "load":
         return f"trusted_modules={list(modules)!r}"

@@ -11,7 +11,7 @@ from typing import Any
 from dlrun.core.terminal import write_error
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # Ctrl-C, kill, a lost terminal, a cluster's warning
-STOPPING = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))  # Windows lacks the last two
+STOP_SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))  # Windows lacks the last two
 _AT_ONCE = (signal.SIGINT, signal.SIGTERM)  # sent twice, they mean it; the others come twice by themselves
 _FIRST_CODE = 128  # as shells say it
 
@@ -24,19 +24,19 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
-def exit_code(number: int) -> int:
+def exit_code_of_signal(number: int) -> int:
     """The exit code of a process that a signal has ended, also after saving."""
     return _FIRST_CODE + number
 
 
-def is_stopped(code: int) -> bool:
+def is_interruption(code: int) -> bool:
     """Whether an exit code is that of an interruption."""
-    return code - _FIRST_CODE in STOPPING
+    return code - _FIRST_CODE in STOP_SIGNALS
 
 
-def code_of(stopped: KeyboardInterrupt) -> int:
+def exit_code_of_interrupt(stopped: KeyboardInterrupt) -> int:
     """The exit code for a Stopped, or for the KeyboardInterrupt that Python makes of Ctrl-C."""
-    return exit_code(stopped.number if isinstance(stopped, Stopped) else signal.SIGINT)
+    return exit_code_of_signal(stopped.number if isinstance(stopped, Stopped) else signal.SIGINT)
 
 
 def _caught() -> list[int]:
@@ -45,11 +45,11 @@ def _caught() -> list[int]:
     SIGINT is caught in any case. A shell has it ignored by each process that a script starts in the background, so
     that Ctrl-C is for the script alone, and who sends it to such a process by `kill -INT` means that process.
     """
-    return [number for number in STOPPING if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN]
+    return [number for number in STOP_SIGNALS if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN]
 
 
 @contextlib.contextmanager
-def terminable() -> Iterator[None]:
+def raise_on_signals() -> Iterator[None]:
     """All of STOPPING but Ctrl-C raise Stopped while this lasts, but where a run catches them (main thread only)."""
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -121,7 +121,7 @@ class Interrupt:
 
 
 @contextlib.contextmanager
-def interruptible(quiet: bool = False) -> Iterator[Interrupt]:
+def catch_signals(quiet: bool = False) -> Iterator[Interrupt]:
     """STOPPING set a flag while this lasts (in the main thread; Python allows it nowhere else)."""
     interrupt = Interrupt(quiet)
     before: dict[int, Any] = {}
@@ -141,7 +141,7 @@ def _restore(before: dict[int, Any]) -> None:
 
 
 @contextlib.contextmanager
-def held_back(*numbers: int) -> Iterator[None]:
+def block_signals(*numbers: int) -> Iterator[None]:
     """A process started inside never sees these signals, nor do its children before they ask for it."""
     if sys.platform == "win32":
         yield

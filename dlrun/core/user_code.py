@@ -4,18 +4,18 @@ import sysconfig
 import traceback
 from pathlib import Path
 
-from dlrun.core.errors import DlrunError, chain
+from dlrun.core.errors import DlrunError, iter_causes
 
 _OURS = Path(__file__).resolve().parent.parent
 _STANDARD = Path(sysconfig.get_paths()["stdlib"]).resolve()
 
 
-def place_of(error: BaseException) -> str:
+def find_user_line(error: BaseException) -> str:
     """ "mynet.py, line 12": the line of the user's own that an exception came through last; "" where there is none."""
-    for cause in chain(error):
+    for cause in iter_causes(error):
         if isinstance(cause, SyntaxError) and cause.filename and _is_own(cause.filename):
             return f"{_shown(cause.filename)}, line {cause.lineno}"
-    for cause in reversed(list(chain(error))):
+    for cause in reversed(list(iter_causes(error))):
         frames = traceback.extract_tb(cause.__traceback__)
         for frame in reversed(frames):
             if _is_own(frame.filename):
@@ -23,9 +23,9 @@ def place_of(error: BaseException) -> str:
     return ""
 
 
-def with_place(sentence: str, error: BaseException) -> str:
+def add_user_line(sentence: str, error: BaseException) -> str:
     """The sentence, with the line of the user's own in parentheses where an exception came through one."""
-    place = place_of(error)
+    place = find_user_line(error)
     return f"{sentence} ({place})" if place and place not in sentence else sentence
 
 
@@ -33,13 +33,13 @@ def explain(error: BaseException) -> str | None:
     """ "mynet.py, line 12: KeyError: 'none'"; None for an exception that is not of the user's own code."""
     if isinstance(error, DlrunError):
         return None
-    place = place_of(error)
+    place = find_user_line(error)
     if not place:
         return None
-    return f"{place}: {type(error).__name__}: {first_line(error)}"
+    return f"{place}: {type(error).__name__}: {first_line_of(error)}"
 
 
-def first_line(error: BaseException) -> str:
+def first_line_of(error: BaseException) -> str:
     """What an exception says, in one line."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else "no message"

@@ -37,7 +37,7 @@ def _is_number(value: str) -> bool:
     return True
 
 
-def as_yaml(value: Any) -> str:
+def dump_yaml(value: Any) -> str:
     """Dictionaries, lists, text, numbers, booleans and null as block-style YAML; keys keep their order."""
     return str(yaml.dump(value, Dumper=_Dumper, allow_unicode=True, sort_keys=False, width=1000))
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dlrun.core.errors import DataError, unreadable
-from dlrun.core.suggest import missing
+from dlrun.core.errors import DataError, explain_unreadable
+from dlrun.core.suggest import missing_path_error
 from dlrun.data.datasets import Rows, partition
 from dlrun.data.origin import Origin
 from dlrun.data.spec import MOST_CLASSES, DataSpec, Kind, Splits, TaskName
@@ -76,7 +76,7 @@ def arrays(
     if not folder.is_dir():
         if folder.exists():
             raise DataError(f"data.path={folder} is a file; type the folder that x.npy and y.npy lie in")
-        raise missing(folder, "data.path")
+        raise missing_path_error(folder, "data.path")
 
     x_path = folder / "x.npy"
     y_path = folder / "y.npy"
@@ -174,7 +174,7 @@ def _open_array(path: Path) -> Numbers:
         array = np.load(path, mmap_mode="c", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         damage = DataError(f"{path} is not a whole .npy file of numbers ({error}); write it with numpy.save")
-        raise unreadable(path, error) or damage from error
+        raise explain_unreadable(path, error) or damage from error
 
     if len(getattr(array, "shape", ())) == 0 or len(array) == 0:
         raise DataError(f"{path} holds no rows; write an array with a row a sample")

@@ -20,9 +20,9 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
-from dlrun.core.errors import DataError, DlrunError, RunError, chain, own_place
-from dlrun.core.library_warnings import divert_for_good
-from dlrun.core.signals import STOPPING, held_back
+from dlrun.core.errors import DataError, DlrunError, RunError, find_own_line, iter_causes
+from dlrun.core.library_warnings import divert_until_exit
+from dlrun.core.signals import STOP_SIGNALS, block_signals
 from dlrun.data.datasets import Rows, SeededDataset, is_list_of_samples
 
 # An option of prctl(2).
@@ -172,7 +172,7 @@ def describe_error(error: BaseException) -> str:
     message = f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
     if isinstance(error, MemoryError):
         return f"{message}; there is no memory left, try fewer data.num_workers or a smaller data.batch_size"
-    place = own_place(error)
+    place = find_own_line(error)
     return f"{message} ({place})" if place else message
 
 
@@ -186,7 +186,7 @@ def fetch(loader: DataLoader[Any]) -> Iterator[tuple[Tensor, ...]]:
     children_before = set(multiprocessing.active_children())
     try:
         # A new worker holds signals back until `prepare_worker` ignores them: before that, they would end it.
-        with held_back(*STOPPING):
+        with block_signals(*STOP_SIGNALS):
             batches = iter(loader)
     except Exception as error:
         # A dataset that cannot be pickled where processes are spawned, or no memory to fork.
@@ -213,7 +213,7 @@ def fetch(loader: DataLoader[Any]) -> Iterator[tuple[Tensor, ...]]:
 
 def explain_death(error: BaseException) -> DataError | None:
     """The sentence for torch's exception about a dead worker; None for all other exceptions."""
-    messages = [str(cause) for cause in chain(error) if isinstance(cause, RuntimeError)]
+    messages = [str(cause) for cause in iter_causes(error) if isinstance(cause, RuntimeError)]
     text = " ".join(message for message in messages if message.startswith("DataLoader worker (pid"))
     if not text:
         return None
@@ -248,10 +248,10 @@ def prepare_worker(number: int) -> None:
     Ctrl-C reaches all processes of a terminal, and SIGTERM often all processes of a job: the run that then finishes
     its step and saves still needs its workers.
     """
-    for stop_signal in STOPPING:
+    for stop_signal in STOP_SIGNALS:
         signal.signal(stop_signal, signal.SIG_IGN)
     sys.excepthook = ignore_exception
-    divert_for_good()
+    divert_until_exit()
     if sys.platform == "linux":
         # Elsewhere torch checks every five seconds whether the run is still there.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -80,7 +80,7 @@ def result(run: TrainingRun) -> str:
 def title(run: TrainingRun) -> str:
     """What the file is, as its docstring."""
     choices = run.saved.request.choices
-    lesson = dict(listing.options(CONFIG_DIR, "lesson")).get(choices.get("lesson", ""))
+    lesson = dict(listing.list_options(CONFIG_DIR, "lesson")).get(choices.get("lesson", ""))
     what = lesson or f"{choices.get('model')} on {choices.get('data')}"
     return filled(
         _TITLE,

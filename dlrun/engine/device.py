@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from dlrun.config.schema import DeviceConfig
-from dlrun.core.errors import RequestError, chain
+from dlrun.core.errors import RequestError, iter_causes
 from dlrun.engine.distributed import SINGLE_PROCESS, Distributed
 
 _SAID_BY_TORCH = ("out of memory", "can't allocate memory", "not enough memory")
@@ -240,5 +240,5 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(
         isinstance(cause, MemoryError | torch.OutOfMemoryError)
         or (isinstance(cause, RuntimeError) and any(words in str(cause) for words in _SAID_BY_TORCH))
-        for cause in chain(error)
+        for cause in iter_causes(error)
     )

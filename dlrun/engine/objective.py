@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dlrun.core.errors import RequestError, RunError, did_you_mean
+from dlrun.core.errors import RequestError, RunError
+from dlrun.core.suggest import did_you_mean
 from dlrun.data.spec import PADDING, DataSpec
 from dlrun.engine import metrics
 from dlrun.engine.losses import LOSSES

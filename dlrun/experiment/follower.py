@@ -71,12 +71,12 @@ def follow(request: Request, context: RunContext, stack: contextlib.ExitStack) -
     if context.runtime.compile:
         run.compile_model(context)
 
-    stop_requested = stack.enter_context(signals.interruptible(quiet=True))
+    stop_requested = stack.enter_context(signals.catch_signals(quiet=True))
     sender = StateSender(Path(), {}, keys.every_epochs, keys.every_steps, keys.keep)
     status = Trainer(context.training, [sender], ranks.any_rank(stop_requested)).fit()
     if status != "interrupted":
         run.evaluate_best_weights(context, None)
-    return signals.exit_code(stop_requested.signal_number) if stop_requested() else 0
+    return signals.exit_code_of_signal(stop_requested.signal_number) if stop_requested() else 0
 
 
 def seed_or_restore_generators(ranks: Distributed, seed: int, resumed: dict[str, Any] | None) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from dlrun.config.request import Request
-from dlrun.config.unheeded import key_of, note_of
-from dlrun.core.errors import listed
+from dlrun.config.unheeded import format_note, get_key
+from dlrun.core.errors import join_names
 from dlrun.data.spec import Splits
 from dlrun.experiment.context import RunContext
 
@@ -17,12 +17,12 @@ _SCHEDULES_WITH_RATES = ("OneCycleLR", "CyclicLR")
 
 def find_unheeded_data(splits: Splits, data_target: str | None, words: Sequence[str]) -> list[str]:
     """A note for each typed key that the data of an evaluation do not read."""
-    keys = {key_of(word) for word in words}
+    keys = {get_key(word) for word in words}
     reasons = {f"data.{name}": reason for name, reason in splits.unheeded.items()}
     # Data of the user's own may draw from the global generators.
     if str(data_target).startswith("dlrun."):
         reasons["seed"] = "it is for training"
-    return [note_of(key, reason) for key, reason in reasons.items() if key in keys]
+    return [format_note(key, reason) for key, reason in reasons.items() if key in keys]
 
 
 def find_without_effect(
@@ -32,7 +32,7 @@ def find_without_effect(
 
     words: overrides of the command line; files: the user's own config file that sets a key, by key
     """
-    typed = {key_of(word) for word in words}
+    typed = {get_key(word) for word in words}
     reasons = {
         **_explain_data(context),
         **_explain_model(context),
@@ -40,10 +40,10 @@ def find_without_effect(
         **_explain_device(context),
         **_explain_paths(context, request),
     }
-    notes = [note_of(key, reason) for key, reason in reasons.items() if key in typed]
+    notes = [format_note(key, reason) for key, reason in reasons.items() if key in typed]
     for key, reason in reasons.items():
         if key in files and key not in typed:
-            notes.append(note_of(f"{key} in {files[key]}", reason))
+            notes.append(format_note(f"{key} in {files[key]}", reason))
     return notes
 
 
@@ -89,7 +89,7 @@ def _explain_init(context: RunContext) -> dict[str, str]:
     replaced = find_replaced(context.model, init) if source is not None else []
     reasons = {f"model.init.{name}": f"init_from={source} brings {name}" for name in replaced}
     if replaced:
-        reasons["model.init"] = f"init_from={source} brings {listed(replaced)}"
+        reasons["model.init"] = f"init_from={source} brings {join_names(replaced)}"
     return reasons
 
 
@@ -225,7 +225,7 @@ def _explain_paths(context: RunContext, request: Request) -> dict[str, str]:
     """By key, the reason why a named folder is not used."""
     paths = context.settings.rest.paths
     reasons: dict[str, str] = {}
-    if request.going_on:
+    if request.continues:
         reasons["paths.outputs"] = "the run goes on in its folder"
     elif request.folder is not None and request.sweep is None:
         reasons["paths.outputs"] = f"the run lies in {request.folder}"

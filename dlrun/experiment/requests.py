@@ -36,5 +36,5 @@ def read_requests(words: Sequence[str]) -> list[Request]:
         return requests
     except explain.COMPOSITION_ERRORS as error:
         if is_resume:
-            raise RequestError(explain.sentence(error, words[2:])) from error
-        raise explain.request_error(error, words) from error
+            raise RequestError(explain.explain_error(error, words[2:])) from error
+        raise explain.explain_all_errors(error, words) from error

@@ -64,7 +64,7 @@ def collect_result(
         "compile_seconds": context.compile_seconds,
         "samples_per_second": progress.samples / seconds if seconds else None,
         "parameters": sum(p.numel() for p in context.model.parameters()),
-        "config_hash": schema.config_hash(context.settings.plain),
+        "config_hash": schema.hash_config(context.settings.plain),
         "code_hash": compute_code_hash(context),
         "weights_sha256": weights_sha256,
         "warnings": context.notes,

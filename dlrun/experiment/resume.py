@@ -12,7 +12,7 @@ from dlrun.config.request import Request, from_saved
 from dlrun.core import lock
 from dlrun.core.errors import CheckpointError, DamageError, DlrunError, RequestError
 from dlrun.core.inside import refuse_outside
-from dlrun.core.shell import called_from_python, example_command, quote, repeat_command, start_from
+from dlrun.core.shell import is_called_from_python, quote, suggest_example, suggest_init_from, suggest_repeat
 from dlrun.core.terminal import escape_line, write_error, write_out
 from dlrun.core.yaml import flatten
 from dlrun.engine import device
@@ -143,9 +143,9 @@ def _explain_missing_checkpoint(folder: Path) -> str:
     command = str(RunRecord(folder).environment.get("command"))
     start = "start it again:"
     if "hydra.run.dir=" in command:
-        verb = "call" if called_from_python() else "type"
+        verb = "call" if is_called_from_python() else "type"
         start = f"delete {quote(folder)} and {verb}"
-    again = repeat_command(command)
+    again = suggest_repeat(command)
     return f"{folder} ended before its first checkpoint, so there is nothing to go on from; {start} {again}"
 
 
@@ -159,7 +159,7 @@ def refuse_incomplete(state: dict[str, Any], keys: Sequence[str], path: Path) ->
 def resume_requests(words: list[str]) -> list[Request]:
     """Read `dlrun resume RUN [key=value ...]`; empty where the run has nothing left to do."""
     if not words or not words[0]:
-        raise RequestError(f"which run? type {example_command('resume')}")
+        raise RequestError(f"which run? type {suggest_example('resume')}")
     folder = Path(words[0])
     newest = open_newest(folder)
     if newest is None:
@@ -182,7 +182,7 @@ def resume_requests(words: list[str]) -> list[Request]:
     # Keep the number of threads, unless the user types another one.
     if not any(word.startswith("device.num_threads=") for word in words):
         config["device"]["num_threads"] = choose_threads(state, config)
-    resumed = replace(request, going_on=True, words=["resume", *words], processes=state.get("processes", 1))
+    resumed = replace(request, continues=True, words=["resume", *words], processes=state.get("processes", 1))
     return [resumed]
 
 
@@ -220,7 +220,7 @@ def continue_run(request: Request, folder: Path, state: dict[str, Any]) -> Reque
     # A run of an older dlrun keeps its number of epochs (see compute_config_hashes), so that its schedule
     # stays as long.
     request.config["trainer"]["epochs"] = state["config"]["trainer"]["epochs"]
-    return replace(request, folder=folder, going_on=True, processes=state.get("processes", 1))
+    return replace(request, folder=folder, continues=True, processes=state.get("processes", 1))
 
 
 def print_finished(folder: Path, status: str, key: str) -> None:
@@ -238,14 +238,14 @@ def find_run_of_same_config(request: Request) -> Path | None:
     """
     hashes = compute_config_hashes(request.config)
     if request.folder is not None:
-        is_running = lock.is_held(request.folder)
+        is_running = lock.is_locked(request.folder)
         return request.folder if not is_running and _has_config(request.folder, hashes) else None
 
     outputs = Path(request.config["paths"]["outputs"])
     # Folders are named by date and time, so the newest come first.
     folders = sorted((path.parent for path in outputs.glob("*/*/environment.json")), reverse=True)
     for folder in folders:
-        if lock.is_held(folder):
+        if lock.is_locked(folder):
             continue
         # Reading the result alone spares reading the config, which takes milliseconds.
         known_hash = read_result(folder).get("config_hash")
@@ -272,10 +272,10 @@ def compute_config_hashes(config: dict[str, Any]) -> set[str]:
 
     In an older dlrun the default number of epochs also ended a training that set trainer.max_steps alone.
     """
-    hashes = {schema.config_hash(config)}
+    hashes = {schema.hash_config(config)}
     if config["trainer"]["epochs"] is None:
         trainer = {**config["trainer"], "epochs": schema.TrainerConfig().epochs}
-        hashes.add(schema.config_hash({**config, "trainer": trainer}))
+        hashes.add(schema.hash_config({**config, "trainer": trainer}))
     return hashes
 
 
@@ -287,10 +287,10 @@ def _has_config(folder: Path, hashes: set[str]) -> bool:
     if read_result(folder).get("config_hash") in hashes:
         return True
     try:
-        return schema.config_hash(read_config(folder / ".hydra" / "config.yaml")) in hashes
+        return schema.hash_config(read_config(folder / ".hydra" / "config.yaml")) in hashes
     except _UNREADABLE:
         state = find_newest_state(folder)
-    return state is not None and schema.config_hash(state["config"]) in hashes
+    return state is not None and schema.hash_config(state["config"]) in hashes
 
 
 def find_reached_limit(state: dict[str, Any], config: dict[str, Any]) -> str | None:
@@ -319,7 +319,7 @@ def refuse_changes(saved_config: dict[str, Any], config: dict[str, Any], folder:
     if changes:
         raise RequestError(
             f"a resumed run stays the same run, and this would change {', '.join(changes)}; "
-            f"leave that out, or start a new run from its weights: {start_from(folder)}"
+            f"leave that out, or start a new run from its weights: {suggest_init_from(folder)}"
         )
 
 
@@ -337,7 +337,7 @@ def refuse_shorter(state: dict[str, Any], config: dict[str, Any], folder: Path) 
             old = "null, no limit," if before.get(key) is None else str(before[key])
             raise RequestError(
                 f"trainer.{key}={now[key]} is below the {old} of this run{progress.get(key, '')}, and a resumed run "
-                f"only gets longer; leave that out, or start a new run from its weights: {start_from(folder)}"
+                f"only gets longer; leave that out, or start a new run from its weights: {suggest_init_from(folder)}"
             )
 
 
@@ -354,7 +354,8 @@ def refuse_other_curve(state: dict[str, Any], config: dict[str, Any], folder: Pa
         words = [f"trainer.{key}={config['trainer'][key]}" for key in changed]
         raise RequestError(
             f"scheduler={state['choices'].get('scheduler')} spans the whole training, so with {' '.join(words)} every "
-            f"step until now would have had another learning rate; start a new run: {start_from(folder, *words)} "
+            f"step until now would have had another learning rate; start a new run: "
+            f"{suggest_init_from(folder, *words)} "
             f"(a run that is to be made longer later needs scheduler.{spans[0]}=<its length> from its start)"
         )
 

@@ -13,10 +13,9 @@ import torch
 from dlrun.config import schema
 from dlrun.config.request import Request
 from dlrun.core import lock, signals, user_code
-from dlrun.core.errors import DlrunError, RequestError, RunError
-from dlrun.core.files import forget_halves, writing_to
-from dlrun.core.library_warnings import diverted
-from dlrun.core.problems import ErrorList
+from dlrun.core.errors import DlrunError, ErrorList, RequestError, RunError
+from dlrun.core.files import convert_write_errors, remove_temporaries
+from dlrun.core.library_warnings import divert_warnings
 from dlrun.core.terminal import escape_line, write_error
 from dlrun.data import workers
 from dlrun.engine import device, evaluation
@@ -58,7 +57,7 @@ def run(request: Request, console: Console | None = None) -> int:
     console = console or Console()
     with contextlib.ExitStack() as stack:
         # Warnings of libraries go to run.log, and one note sums them up.
-        library_warnings = stack.enter_context(diverted(console.log_only))
+        library_warnings = stack.enter_context(divert_warnings(console.log_only))
         ranks = stack.enter_context(join_processes())
         stack.callback(workers.end_workers)
         folder_lock = stack.enter_context(lock.Lock())
@@ -75,7 +74,7 @@ def run(request: Request, console: Console | None = None) -> int:
             accelerate(context)
 
             # From here on there is something to save.
-            stop_requested = stack.enter_context(signals.interruptible())
+            stop_requested = stack.enter_context(signals.catch_signals())
             folder = open_folder(request, context, resumed, folder_lock)
             console.open_log(folder / "run.log", context.unsaved)
             terminal.print_opening(console, context, folder, request.overrides if request.sweep else ())
@@ -123,7 +122,7 @@ def prepare_run(
 ) -> RunContext:
     """Build and check everything without writing anything; a RequestError lists all that is wrong."""
     problems = ErrorList()
-    settings = schema.read(request.config, request.choices, problems)
+    settings = schema.read_settings(request.config, request.choices, problems)
     if ranks.world_size > 1 and settings.rest.device.num_threads == "auto":
         problems.add(RequestError("device.num_threads=auto times one process alone; type a number under torchrun"))
 
@@ -135,7 +134,7 @@ def prepare_run(
     if request.folder is not None and request.folder.is_dir() and not ranks.rank:
         folder_lock.take(request.folder)
 
-    if request.going_on:
+    if request.continues:
         context = prepare_resumed(settings, process, request, problems)
     else:
         context = prepare(settings, process, request.trusted_modules, problems)
@@ -172,14 +171,14 @@ def prepare_resumed(
 
 def read_typed_words(request: Request) -> list[str]:
     """The overrides of a run. A resumed one adds those it began with, so that it notes the same."""
-    if not request.going_on or request.folder is None:
+    if not request.continues or request.folder is None:
         return request.overrides
     return [*RunRecord(request.folder).overrides, *request.overrides]
 
 
 def read_keys_in_files(request: Request) -> dict[str, str]:
     """Keys set by the user's own config files, with the file; of a resumed run those of its start."""
-    if not request.going_on or request.folder is None:
+    if not request.continues or request.folder is None:
         return request.keys_in_files
     return dict(RunRecord(request.folder).environment.get("keys_in_files", {}))
 
@@ -196,7 +195,7 @@ def restore_checkpoint(request: Request, context: RunContext) -> dict[str, Any] 
 
     # Only rank 0 reads the files; the others receive its state.
     state = None
-    if request.going_on and request.folder is not None and not ranks.rank:
+    if request.continues and request.folder is not None and not ranks.rank:
         newest = resume.take_newest(request.folder)
         state = newest.state
         for reason in newest.skipped:
@@ -286,8 +285,8 @@ def reopen_folder(folder: Path, epoch: int, context: RunContext) -> None:
     rows, notes = logger.rows_until(folder, epoch)
     context.notes += notes
 
-    with writing_to(folder, "make room there, or see who may write there"):
-        forget_halves(folder, folder / "checkpoints")
+    with convert_write_errors(folder, "make room there, or see who may write there"):
+        remove_temporaries(folder, folder / "checkpoints")
         # The run is no longer finished.
         for name in (RESULT, "report.html"):
             (folder / name).unlink(missing_ok=True)
@@ -317,7 +316,7 @@ def make_checkpoint_manager(
     run_id = resumed["run_id"] if resumed else RunRecord(folder).environment["run_id"]
     repeated = describe_process(context) | {
         "run_id": run_id,
-        "config": schema.recorded(context.settings.plain),
+        "config": schema.strip_permissions(context.settings.plain),
         "choices": request.choices,
     }
     keys = context.settings.rest.checkpoint
@@ -325,7 +324,7 @@ def make_checkpoint_manager(
         folder / "checkpoints", repeated, keys.every_epochs, keys.every_steps, keys.keep, context.unsaved
     )
     if resumed is not None:
-        with context.unsaved.attempt("what follows on the earlier checkpoints", again=False):
+        with context.unsaved.tolerate("what follows on the earlier checkpoints", again=False):
             manager.go_on(resumed)
     return manager
 
@@ -365,7 +364,7 @@ def start_recording(
             # As text: no font of this machine need have their letters.
             lines = [f"{number}: {name}" for number, name in enumerate(spec.class_names)]
             run_logger.log_text("classes", terminal.indent_as_code(lines))
-        run_logger.log_text("config", terminal.format_config(schema.recorded(context.settings.plain)))
+        run_logger.log_text("config", terminal.format_config(schema.strip_permissions(context.settings.plain)))
     else:
         device.set_rng_state(resumed["rng"])
 
@@ -417,12 +416,12 @@ def finish(
         with time_as("evaluation"):
             metrics |= evaluate_best_weights(context, checkpoints.best_weights(context.training))
         if context.settings.rest.checkpoint.format == "full":
-            with context.unsaved.attempt("model.pt", again=False):
+            with context.unsaved.tolerate("model.pt", again=False):
                 measured |= export_model(context, checkpoints)
         context.notes += results.diagnose(context, rows, metrics)
 
         if has_figures:
-            with context.unsaved.attempt("figures", again=False), time_as("figures"):
+            with context.unsaved.tolerate("figures", again=False), time_as("figures"):
                 figures.draw_all(context, folder, run_logger)
             context.notes += fonts.note()
         context.notes += results.log_end(context, metrics, run_logger)
@@ -434,9 +433,9 @@ def finish(
         result["expected"] = results.check_expectations(context, result, folder)
 
     if has_figures:
-        with context.unsaved.attempt("report.html", again=False):
+        with context.unsaved.tolerate("report.html", again=False):
             html.write_report(context, folder, result, rows)
-    with context.unsaved.attempt(RESULT, again=False):
+    with context.unsaved.tolerate(RESULT, again=False):
         run_folder.write_json(folder / RESULT, result)
     return result
 
@@ -488,7 +487,7 @@ def choose_exit_code(
     if stop_requested():
         if lost:
             write_error(escape_line(f"dlrun: {folder} lacks what could not be saved: {lost}"))
-        return signals.exit_code(stop_requested.signal_number)
+        return signals.exit_code_of_signal(stop_requested.signal_number)
 
     if lost:
         raise RunError(f"the run {folder} is {result['status']}, but not all of it could be saved: {lost}")
@@ -508,7 +507,7 @@ def record_failure(error: Exception | SystemExit, context: RunContext, folder: P
     message = context.runtime.ranks.explain_failure(error, message)
     weights_sha256 = checkpoint.weights_sha256(context.model)
     result = results.collect_result(context, "failed", {}, weights_sha256, error=message)
-    with context.unsaved.attempt(RESULT, again=False):
+    with context.unsaved.tolerate(RESULT, again=False):
         run_folder.write_json(folder / RESULT, result)
     console.close()
     return RunError(f"the run {folder} failed: {message}")

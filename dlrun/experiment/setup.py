@@ -15,8 +15,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from dlrun.config.schema import DeviceConfig, ModelKeys, OptimizerKeys, Settings
 from dlrun.core import user_code
-from dlrun.core.errors import DataError, RequestError
-from dlrun.core.problems import ErrorList
+from dlrun.core.errors import DataError, ErrorList, RequestError
 from dlrun.data import workers
 from dlrun.data.batches import Batch, Batches, EpochOrder, MemoryBatches, Placement
 from dlrun.data.files import download
@@ -52,7 +51,7 @@ def enter_device_session(
     """
     seed = settings.rest.seed
     session = runtime.device_session(settings.rest.device, seed, ranks, batches_per_step)
-    process = problems.attempt(stack.enter_context, session)
+    process = problems.collect(stack.enter_context, session)
     if process is not None:
         return process
     return stack.enter_context(runtime.device_session(DeviceConfig(name="cpu"), seed, ranks, batches_per_step))
@@ -86,22 +85,22 @@ def _build_context(
 ) -> RunContext:
     # Expectations are checked after the training; an error in one of them shows now.
     for line in settings.rest.expect:
-        problems.attempt(expectations.parse, line)
+        problems.collect(expectations.parse, line)
 
     task: Objective | None = None
     model: nn.Module | None = None
     splits = _build_splits(settings, trusted_modules, problems)
     if splits is not None:
-        task = problems.attempt(build.build_objective, settings, splits.spec, trusted_modules)
+        task = problems.collect(build.build_objective, settings, splits.spec, trusted_modules)
 
     # The weights depend on the seed, not on how the data was read.
     runtime.seed_everything(settings.rest.seed)
     if splits is not None:
-        model = problems.attempt(build.build_model, settings, splits.spec, process, trusted_modules)
+        model = problems.collect(build.build_model, settings, splits.spec, process, trusted_modules)
 
     if splits is None or task is None or model is None:
         _check_remaining(settings, splits, task, model, trusted_modules, problems)
-        problems.settle()
+        problems.raise_if_any()
     assert splits is not None
     assert task is not None
     assert model is not None
@@ -110,8 +109,8 @@ def _build_context(
     train, val, test = build.build_batches(settings, splits, model, process)
     assert train is not None
     training = _build_train_state(settings, process, task, model, train, val, trusted_modules, problems)
-    if not problems.found:
-        problems.attempt(_refuse_unsaveable, settings, splits, training, trusted_modules)
+    if not problems.errors:
+        problems.collect(_refuse_unsaveable, settings, splits, training, trusted_modules)
 
     context = RunContext(
         settings=settings,
@@ -129,21 +128,21 @@ def _build_context(
     context.start_parameters = training.get_parameter_values()
 
     if settings.rest.preflight:
-        problems.attempt(_run_preflight, context)
+        problems.collect(_run_preflight, context)
     # A model that failed there predicts nothing.
-    if not problems.found:
-        context.first_predictions = problems.attempt(probes.predict_probes, context, settings.rest.probes) or {}
-    problems.settle()
+    if not problems.errors:
+        context.first_predictions = problems.collect(probes.predict_probes, context, settings.rest.probes) or {}
+    problems.raise_if_any()
     return context
 
 
 def _build_splits(settings: Settings, trusted_modules: list[str] | None, problems: ErrorList) -> Splits | None:
     """The data, or None with the reason in `problems`."""
     # Download nothing for a request that is wrong anyway.
-    downloads = download.forbid_downloads() if problems.found else contextlib.nullcontext()
+    downloads = download.forbid_downloads() if problems.errors else contextlib.nullcontext()
     with downloads:
         try:
-            splits = problems.attempt(
+            splits = problems.collect(
                 data_cache.get_or_build, settings, lambda: build.build_data(settings, trusted_modules)
             )
         except download.DownloadForbiddenError:
@@ -160,11 +159,11 @@ def _apply_options(settings: Settings, splits: Splits, model: nn.Module, problem
     rest = settings.rest
     notes: list[str] = []
     if rest.tracking.evolution_every_epochs:
-        problems.attempt(evolution.choose_kind, splits.spec)
+        problems.collect(evolution.choose_kind, splits.spec)
     if rest.init_from:
-        notes += problems.attempt(transfer.load_matching_weights, model, Path(rest.init_from)) or []
+        notes += problems.collect(transfer.load_matching_weights, model, Path(rest.init_from)) or []
     if rest.checkpoint.format == "full":
-        notes += problems.attempt(checks.check_export, model) or []
+        notes += problems.collect(checks.check_export, model) or []
     return notes
 
 
@@ -181,14 +180,14 @@ def _build_train_state(
     """The state that trains, with stand-ins for what cannot be built, so that the rest is checked too."""
     keys = settings.rest.checkpoint
     decay = settings.rest.trainer.ema_decay
-    monitored = problems.attempt(
+    monitored = problems.collect(
         checks.resolve_monitor, keys.monitor, keys.mode, task, val is not None, decay is not None
     )
     monitor, mode = monitored or ("train/loss", "min")
 
-    optimizer = problems.attempt(build.build_optimizer, settings, model, trusted_modules)
+    optimizer = problems.collect(build.build_optimizer, settings, model, trusted_modules)
     optimizer = optimizer or _make_trial_optimizer([0.1])
-    schedule = problems.attempt(_build_schedule, settings, optimizer, train, mode, trusted_modules)
+    schedule = problems.collect(_build_schedule, settings, optimizer, train, mode, trusted_modules)
     return TrainState(
         model=model,
         objective=task,
@@ -230,7 +229,7 @@ def _build_schedule(
         arguments = settings.scheduler.arguments
         zeros = [key for key, value in arguments.items() if type(value) is int and value == 0]
         culprit = f"scheduler.{zeros[0]}=0" if zeros else f"scheduler={settings.scheduler.choice}"
-        message = user_code.with_place(str(error), error)
+        message = user_code.add_user_line(str(error), error)
         raise RequestError(f"{culprit} does not work: {message}; type another value, or scheduler=none") from error
 
     # A scheduler of the user's own may hold state that no checkpoint can.
@@ -296,23 +295,23 @@ def _check_remaining(
     keys = settings.rest.checkpoint
     # Target and arguments of a block can be checked without building it.
     if model is None:
-        problems.attempt(build.check_block, settings.model, trusted_modules, ModelKeys, 1)
+        problems.collect(build.check_block, settings.model, trusted_modules, ModelKeys, 1)
     if splits is not None and task is not None:
-        problems.attempt(checks.resolve_monitor, keys.monitor, keys.mode, task, splits.val is not None)
-    problems.attempt(build.check_block, settings.optimizer, trusted_modules, OptimizerKeys, 1)
+        problems.collect(checks.resolve_monitor, keys.monitor, keys.mode, task, splits.val is not None)
+    problems.collect(build.check_block, settings.optimizer, trusted_modules, OptimizerKeys, 1)
 
     # Groups, and dlrun's own optimizers, know parameters by their names, which a stand-in does not have.
     if model is not None:
-        problems.attempt(build.build_optimizer, settings, model, trusted_modules)
+        problems.collect(build.build_optimizer, settings, model, trusted_modules)
     elif str(settings.optimizer.target).startswith("torch.optim."):
         without_groups = dataclasses.replace(settings, optimizer_keys=OptimizerKeys())
-        problems.attempt(build.build_optimizer, without_groups, nn.Linear(1, 1), trusted_modules)
+        problems.collect(build.build_optimizer, without_groups, nn.Linear(1, 1), trusted_modules)
 
     one_row = Split((torch.zeros(1, 1),), torch.zeros(1))
     spec = DataSpec("vector", (1,), "regression", 1)
     one_batch = MemoryBatches(one_row, EpochOrder(1, 1), Placement(torch.device("cpu"), torch.float32, spec))
     optimizer = _make_trial_optimizer([0.1])
-    problems.attempt(_build_schedule, settings, optimizer, one_batch, "min", trusted_modules)
+    problems.collect(_build_schedule, settings, optimizer, one_batch, "min", trusted_modules)
 
 
 def _run_preflight(context: RunContext) -> None:

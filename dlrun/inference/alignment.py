@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dlrun.core.errors import MisfitError, listed
+from dlrun.core.errors import MisfitError, join_names
 from dlrun.data.datasets import Part, get_targets
 from dlrun.data.spec import DataSpec, Split, Splits
 
@@ -129,8 +129,8 @@ def _match_columns(trained: DataSpec, other: DataSpec, data: str | None) -> Tens
     missing = [name for name in trained.feature_names if name not in other.feature_names]
     if missing:
         raise MisfitError(
-            f"the model was trained on the columns {listed(trained.feature_names)}, "
-            f"and data={data} has no {listed(missing)}"
+            f"the model was trained on the columns {join_names(trained.feature_names)}, "
+            f"and data={data} has no {join_names(missing)}"
         )
     return torch.tensor([other.feature_names.index(name) for name in trained.feature_names])
 
@@ -175,8 +175,8 @@ def _match_classes(trained: DataSpec, other: DataSpec, data: str | None) -> Tens
     unknown = [name for name in other.class_names if name not in trained.class_names]
     if unknown:
         raise MisfitError(
-            f"the model was trained for class_names {listed(trained.class_names)}, "
-            f"and data={data} has {listed(unknown)} besides"
+            f"the model was trained for class_names {join_names(trained.class_names)}, "
+            f"and data={data} has {join_names(unknown)} besides"
         )
     # Position: class number of the other data; value: that of the model.
     return torch.tensor([trained.class_names.index(name) for name in other.class_names])

@@ -15,10 +15,10 @@ from dlrun.config import explain, request, unheeded
 from dlrun.config.request import Request
 from dlrun.core.errors import DlrunError, RequestError, RunError, explain_exit
 from dlrun.core.files import DiskProblems
-from dlrun.core.library_warnings import diverted
-from dlrun.core.own_code import own_modules
+from dlrun.core.library_warnings import divert_warnings
+from dlrun.core.own_code import find_own_modules
 from dlrun.core.search_path import put_own_last
-from dlrun.core.shell import advice, mark_terminal_commands, python_calls
+from dlrun.core.shell import advise_in_python, mark_terminal_commands, suggest_command
 from dlrun.core.terminal import escape_line
 from dlrun.data.batches import Placement
 from dlrun.data.spec import DataSpec, Split, Splits
@@ -119,7 +119,7 @@ class Run:
         nested lists. RequestError for another shape. Mode and weights of the model stay as they are.
         """
         # Warnings of libraries stay off the notebook, as they stay off the terminal in `dlrun predict`.
-        with diverted(), self._open_session():
+        with divert_warnings(), self._open_session():
             return predict_rows(self._saved, x)
 
     def _open_session(self) -> contextlib.AbstractContextManager[device.Runtime]:
@@ -172,8 +172,8 @@ def train(*overrides: str, quiet: bool = False) -> Run:
         return _load_finished_run(words)
     # Exit code 1 is a missed expectation; any above is a signal.
     if code > 1:
-        with python_calls("train"):
-            call = advice("resume", console.folder, modules=own_modules(jobs[0].config))
+        with advise_in_python("train"):
+            call = suggest_command("resume", console.folder, modules=find_own_modules(jobs[0].config))
         raise KeyboardInterrupt(f"the run is saved: {call} goes on with it")
 
     # Opened like any saved run, so that `train` and `load` return the same.
@@ -222,7 +222,7 @@ def _load_run(place: str, words: list[str], trained: Request | None = None) -> R
                 # Built here and not on first access, so that mistakes surface in this call.
                 saved.model.eval()
         except explain.COMPOSITION_ERRORS as error:
-            raise RequestError(explain.sentence(error, words)) from error
+            raise RequestError(explain.explain_error(error, words)) from error
         except SystemExit as error:
             raise explain_exit(error) from error
     return Run(saved)
@@ -283,7 +283,7 @@ def _restore_process(function: str = "load") -> Iterator[None]:
     """
     search_path = put_own_last()
     try:
-        with diverted(), python_calls(function):
+        with divert_warnings(), advise_in_python(function):
             try:
                 yield
             except DlrunError as error:

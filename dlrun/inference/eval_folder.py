@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dlrun.config.schema import recorded_words
+from dlrun.config.schema import strip_permission_words
 from dlrun.core.csv_text import CsvWriter
 from dlrun.core.files import write_text
 from dlrun.data.origin import Origin
@@ -101,7 +101,7 @@ def describe_evaluation(evaluation: Evaluation) -> dict[str, Any]:
         "epoch": saved.state.get("epoch"),
         "run_id": saved.state.get("run_id"),
         "data": saved.request.choices.get("data"),
-        "overrides": recorded_words(saved.request.overrides),
+        "overrides": strip_permission_words(saved.request.overrides),
         "split": evaluation.split,
         "rows": evaluation.rows,
         "metrics": evaluation.metrics,

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from dlrun.config import unheeded
-from dlrun.core.errors import DataError, RequestError, RunError, did_you_mean
+from dlrun.core.errors import DataError, RequestError, RunError
 from dlrun.core.files import is_about
+from dlrun.core.suggest import did_you_mean
 from dlrun.data.datasets import count_rows
 from dlrun.data.inspection import get_valid_targets
 from dlrun.data.spec import PADDING

@@ -15,7 +15,7 @@ from dlrun.config.request import Request, from_saved
 from dlrun.config.schema import Settings
 from dlrun.core import user_code
 from dlrun.core.errors import RequestError
-from dlrun.core.shell import example_command
+from dlrun.core.shell import suggest_example
 from dlrun.core.terminal import write_error
 from dlrun.data.batches import Batches
 from dlrun.data.datasets import Part, count_rows, get_origin, join_parts, take
@@ -171,7 +171,7 @@ def open_saved_model(place: str, overrides: Sequence[str] = ()) -> Iterator[Save
     for note in request.notes:
         write_error(f"dlrun: note: {note}")
     restore_training_defaults(request, state, plain)
-    settings = schema.read(request.config, request.choices)
+    settings = schema.read_settings(request.config, request.choices)
 
     full_model = checkpoint.load_full_model(path, settings.rest.trust) if is_full_model else None
     with device.device_session(settings.rest.device, settings.rest.seed) as process:
@@ -195,7 +195,7 @@ def read_run_name(words: Sequence[str], command: str) -> str:
     """Return the first word after a command, which names a run; RequestError if there is none."""
     # The folder of a sweep's run has an = in its name: an existing path is no override.
     if not words or not words[0] or ("=" in words[0] and not Path(words[0]).exists()):
-        raise RequestError(f"which run? type {example_command(command)}, or a checkpoint file of one")
+        raise RequestError(f"which run? type {suggest_example(command)}, or a checkpoint file of one")
     return words[0]
 
 

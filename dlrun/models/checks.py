@@ -2,7 +2,8 @@
 
 from collections.abc import Collection, Sequence
 
-from dlrun.core.errors import MisfitError, RequestError, listed, nearest
+from dlrun.core.errors import MisfitError, RequestError, join_names
+from dlrun.core.suggest import find_nearest
 from dlrun.data.spec import DataSpec
 
 
@@ -11,9 +12,9 @@ def build_unknown_error(key: str, value: str, choices: Collection[str], advice: 
 
     advice: what to type instead; by default it lists the choices.
     """
-    close = nearest(value, choices)
+    close = find_nearest(value, choices)
     hint = f" (did you mean {' or '.join(close)}?)" if close else ""
-    advice = advice or f"type one of {listed(choices)}"
+    advice = advice or f"type one of {join_names(choices)}"
     return RequestError(f"{key}={value} is unknown{hint}: {advice}.")
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dlrun.core.errors import MisfitError, RequestError, listed
+from dlrun.core.errors import MisfitError, RequestError, join_names
 from dlrun.data.spec import DataSpec
 from dlrun.models.checks import build_unknown_error, first_line
 from dlrun.models.weights_file import put_weights
@@ -132,7 +132,7 @@ def _find_weights(name: str, weights: str | None) -> tuple[Any, Path | None]:
         return published["DEFAULT"], file
     if file.suffix or len(file.parts) > 1:
         raise RequestError(
-            f"model.weights={weights}: there is no such file; type its path, or one of {listed(published)}"
+            f"model.weights={weights}: there is no such file; type its path, or one of {join_names(published)}"
         )
     raise build_unknown_error("model.weights", weights, [*published, "null", "<file>"])
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dlrun.core.errors import RequestError, listed
+from dlrun.core.errors import RequestError, join_names
 from dlrun.data.files.tensors import load_weights, unpickle
 from dlrun.models.checks import first_line
 
@@ -40,9 +40,9 @@ def put_weights(net: nn.Module, file: Path, name: str, head: str) -> None:
             missing.append(key)
     unexpected = [key for key in result.unexpected_keys if "aux" not in key.lower()]
     if missing:
-        raise RequestError(f"model.weights={file} is not of {name}: it lacks {listed(missing, most=3)}")
+        raise RequestError(f"model.weights={file} is not of {name}: it lacks {join_names(missing, most=3)}")
     if unexpected:
-        raise RequestError(f"model.weights={file} is not of {name}: it holds {listed(unexpected, most=3)} besides")
+        raise RequestError(f"model.weights={file} is not of {name}: it holds {join_names(unexpected, most=3)} besides")
 
 
 def _read_state_dict(file: Path) -> dict[str, Tensor]:

@@ -110,7 +110,7 @@ def load_full_model(path: Path, trust: bool) -> nn.Module:
     except Exception as error:
         # The classes of a pickle are the user's own, and run while it is read.
         message = f"{path} cannot be opened: {type(error).__name__}: {error}"
-        raise CheckpointError(user_code.with_place(message, error)) from error
+        raise CheckpointError(user_code.add_user_line(message, error)) from error
     if not isinstance(model, nn.Module):
         raise CheckpointError(f"{path} holds a {type(model).__name__}, not a model")
     return model

@@ -79,7 +79,7 @@ class CheckpointManager(Callback):
             self.best = weights | {"epoch": row["epoch"], "step": row["step"], "metrics": dict(row)}
         ended = training.is_done or training.is_out_of_patience
         if self.left_open:
-            with self.unsaved.attempt("the checkpoint"):
+            with self.unsaved.tolerate("the checkpoint"):
                 self._keep_best_of_part()
         elif ended or training.progress.epoch % self.every_epochs == 0 or self._is_due(training.progress.step):
             self.write(training, row)
@@ -100,7 +100,7 @@ class CheckpointManager(Callback):
     def write(self, training: TrainState, row: dict[str, float]) -> None:
         """Save, if the disk lets us: the files of before stay whole where it does not."""
         started, states = time.perf_counter(), states_of_all(training)
-        with self.unsaved.attempt("the checkpoint"):
+        with self.unsaved.tolerate("the checkpoint"):
             self._write(training, row, states)
         self.seconds += time.perf_counter() - started
 

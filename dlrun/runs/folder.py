@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlrun.config.request import Request
-from dlrun.config.schema import recorded, recorded_words
+from dlrun.config.schema import strip_permission_words, strip_permissions
 from dlrun.core.errors import RequestError, UnreadableError
-from dlrun.core.files import is_half, is_there, write_atomically, writing_to
+from dlrun.core.files import convert_write_errors, is_temporary, is_there, write_atomically
+from dlrun.core.format import format_folder_name
 from dlrun.core.inside import refuse_outside
 from dlrun.core.lock import Lock
-from dlrun.core.run_names import folder_name
-from dlrun.core.yaml import as_yaml
+from dlrun.core.yaml import dump_yaml
 from dlrun.runs.record import ENVIRONMENT, FINGERPRINTS, METRICS, RESULT, RunRecord
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ def create(outputs: Path, name: str) -> Path:
     now = datetime.now()
     parent = outputs / now.strftime("%Y-%m-%d")
     for suffix in ("", *(f"_{i}" for i in range(2, 1000))):
-        folder = parent / f"{now.strftime('%H-%M-%S')}_{folder_name(name)}{suffix}"
-        with writing_to(outputs, "type paths.outputs=<folder>"):
+        folder = parent / f"{now.strftime('%H-%M-%S')}_{format_folder_name(name)}{suffix}"
+        with convert_write_errors(outputs, "type paths.outputs=<folder>"):
             try:
                 parent.mkdir(parents=True, exist_ok=True)
                 folder.mkdir()
@@ -62,7 +62,7 @@ def claim(folder: Path) -> Path:
         raise RequestError(
             f"{folder} already holds a run; choose another folder, or {RunRecord(folder).how_to_resume()}"
         )
-    with writing_to(folder, "choose another folder"):
+    with convert_write_errors(folder, "choose another folder"):
         folder.mkdir(parents=True, exist_ok=True)
     refuse_outside(folder)
     return folder
@@ -85,7 +85,7 @@ def finished_files(checkpoints: Path) -> list[Path]:
     except OSError as error:
         reason = error.strerror or error
         raise UnreadableError(f"{checkpoints} cannot be read ({reason}), and everything is left as it was") from error
-    return [checkpoints / name for name in names if not is_half(name)]
+    return [checkpoints / name for name in names if not is_temporary(name)]
 
 
 def begin_again(folder: Path) -> None:
@@ -115,11 +115,11 @@ def describe(folder: Path, request: Request, runtime: "Runtime") -> None:
     hidden = folder / ".hydra"
     about = {"run_id": uuid.uuid4().hex, **environment(request, runtime)}
     known = request.hydra or {"runtime": {"choices": request.choices}}
-    with writing_to(folder, "type paths.outputs=<folder>"):
+    with convert_write_errors(folder, "type paths.outputs=<folder>"):
         hidden.mkdir(exist_ok=True)
-        (hidden / "config.yaml").write_text(as_yaml(recorded(request.config)))
-        (hidden / "overrides.yaml").write_text(as_yaml(recorded_words(request.overrides)))
-        (hidden / "hydra.yaml").write_text(as_yaml({"hydra": known}))
+        (hidden / "config.yaml").write_text(dump_yaml(strip_permissions(request.config)))
+        (hidden / "overrides.yaml").write_text(dump_yaml(strip_permission_words(request.overrides)))
+        (hidden / "hydra.yaml").write_text(dump_yaml({"hydra": known}))
         write_json(folder / ENVIRONMENT, about)
 
 
@@ -140,7 +140,7 @@ def environment(request: Request, runtime: "Runtime") -> dict[str, Any]:
     from dlrun.engine.device import describe_versions
 
     return {
-        "command": shlex.join(["dlrun", *recorded_words(request.words)]),
+        "command": shlex.join(["dlrun", *strip_permission_words(request.words)]),
         "working_directory": str(Path.cwd()),
         "choices": request.choices,
         "keys_in_files": request.keys_in_files,

@@ -23,7 +23,7 @@ from torch.utils.tensorboard.summary import hparams
 from dlrun.core.bounded import LARGEST_LOG, read_bytes
 from dlrun.core.errors import DamageError, UnreadableError
 from dlrun.core.files import DiskProblems, GrowingFile, write_atomically
-from dlrun.core.user_code import first_line, with_place
+from dlrun.core.user_code import add_user_line, first_line_of
 from dlrun.core.yaml import flatten
 from dlrun.engine.callback import Callback, EpochSummary
 from dlrun.engine.evaluation import evaluation_mode
@@ -161,7 +161,7 @@ class Logger(Callback):
                 warnings.simplefilter("ignore")  # tracing is deprecated in torch, but TensorBoard has no other way
                 self.writer.add_graph(model, inputs)
         except Exception as error:  # tracing user code can raise anything; a missing picture must not end a run
-            return with_place(f"{type(error).__name__}: {first_line(error)}", error)
+            return add_user_line(f"{type(error).__name__}: {first_line_of(error)}", error)
         finally:
             torch.set_rng_state(state)
         return None

@@ -11,8 +11,9 @@ from datetime import datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from dlrun.config.request import GROUPS
-from dlrun.core.errors import RequestError, did_you_mean
+from dlrun.config.compose import GROUPS
+from dlrun.core.errors import RequestError
+from dlrun.core.suggest import did_you_mean
 from dlrun.runs.record import ENVIRONMENT, MARKS, STATUSES, RunRecord
 
 _OUTPUTS = "paths.outputs="

@@ -10,14 +10,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dlrun.config.request import GROUPS
+from dlrun.config.compose import GROUPS
 from dlrun.config.schema import NOT_IDENTITY
 from dlrun.core import bounded, lock
 from dlrun.core.bounded import LARGEST_LOG, describe, is_number, read_bytes, read_json, read_yaml_file
 from dlrun.core.errors import DamageError
 from dlrun.core.inside import is_within
-from dlrun.core.own_code import own_modules
-from dlrun.core.shell import advice
+from dlrun.core.own_code import find_own_modules
+from dlrun.core.shell import suggest_command
 from dlrun.core.yaml import flatten
 
 ENDED = ("completed", "early_stopped", "interrupted", "failed")  # what result.json can say
@@ -362,7 +362,7 @@ class RunRecord:
     @property
     def status(self) -> str:
         """One of STATUSES."""
-        return "running" if lock.is_held(self.folder) else self.left
+        return "running" if lock.is_locked(self.folder) else self.left
 
     @cached_property
     def left(self) -> str:
@@ -440,7 +440,7 @@ class RunRecord:
 
     def how_to_resume(self, *words: str) -> str:
         """What to type, or to call, to go on with the run; words: key=value."""
-        return advice("resume", self.folder, *words, modules=own_modules(self.config))
+        return suggest_command("resume", self.folder, *words, modules=find_own_modules(self.config))
 
     @cached_property
     def identity(self) -> dict[str, Any]:

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dlrun.config import request
+from dlrun.config import compose, request
 from dlrun.config.request import Request
-from dlrun.config.schema import NOT_IDENTITY, recorded_words
+from dlrun.config.schema import NOT_IDENTITY, strip_permission_words
 from dlrun.core.errors import RequestError
-from dlrun.core.own_code import own_modules
-from dlrun.core.shell import advice, quote
+from dlrun.core.own_code import find_own_modules
+from dlrun.core.shell import quote, suggest_command
 from dlrun.runs import folder as run_folder
 from dlrun.sweep.jobs import parse_key
 from dlrun.sweep.ledger import NAME, Ledger
@@ -55,10 +55,10 @@ def _open_ledger(folder: Path, words: Sequence[str]) -> Ledger:
     if difference:
         modules = set[str]()
         for entry in ledger.entries.values():
-            modules.update(own_modules(entry.config))
+            modules.update(find_own_modules(entry.config))
         raise RequestError(
             f"{folder} holds another sweep ({difference}); type another sweep.dir, or add points to that one: "
-            f"{advice('resume', folder, '<key>=<values>', modules=sorted(modules))}"
+            f"{suggest_command('resume', folder, '<key>=<values>', modules=sorted(modules))}"
         )
     return ledger
 
@@ -88,10 +88,10 @@ def _describe_difference(before: Sequence[str], now: Sequence[str]) -> str:
 def read_fixed_words(words: Sequence[str]) -> dict[str, str]:
     """By key, the overrides that distinguish sweeps; an empty text for a key that is swept over."""
     fixed_words = {}
-    for word in request.overrides_of(words):
+    for word in compose.select_overrides(words):
         key = parse_key(word)
         if key.split(".")[0] not in NOT_IDENTITY or key == "sweep.points":
-            fixed_words[key] = "" if request.names_several_values(word) else word
+            fixed_words[key] = "" if compose.has_several_values(word) else word
     return fixed_words
 
 
@@ -99,7 +99,7 @@ def merge_words(before: Sequence[str], more: Sequence[str]) -> list[str]:
     """The overrides of a command line, replaced or extended by `more`; without those of Hydra itself."""
     keys = {parse_key(word) for word in more}
     merged = []
-    for word in request.overrides_of(before):
+    for word in compose.select_overrides(before):
         key = parse_key(word)
         if key not in keys and not key.startswith("hydra"):
             merged.append(word)
@@ -116,7 +116,7 @@ def read_requests(words: Sequence[str]) -> list[Request]:
     ledger = Ledger.read(folder)
 
     # Settings that are no part of an experiment (device, figures, ...) apply to all jobs; the rest adds points.
-    overrides = request.overrides_of(words)
+    overrides = compose.select_overrides(words)
     flags = [word for word in words if word not in overrides]
     settings = []
     for word in overrides:
@@ -131,8 +131,8 @@ def read_requests(words: Sequence[str]) -> list[Request]:
         return recorded
 
     # New points are composed from the same config files as the old ones.
-    flags_before = request.flags(ledger.words)
-    flags_now = request.flags(words)
+    flags_before = compose.parse_flags(ledger.words)
+    flags_now = compose.parse_flags(words)
     for flag in ("config_dir", "config_name", "config_path"):
         value = getattr(flags_before, flag)
         if value and not getattr(flags_now, flag):
@@ -149,7 +149,7 @@ def read_requests(words: Sequence[str]) -> list[Request]:
             )
 
     # The old command line with the new values: points of the ledger are dropped as duplicates.
-    points = request.from_command_line(["-m", *flags, *merged, *recorded_words(settings)])
+    points = request.from_command_line(["-m", *flags, *merged, *strip_permission_words(settings)])
     trusted = recorded[0].trusted_modules or []
     new = [replace(point, trusted_modules=trusted, words=line, sweep=folder) for point in points]
     return [*recorded, *new]

@@ -25,7 +25,7 @@ class Outcome:
     @property
     def is_interrupted(self) -> bool:
         """Whether a signal ended the job, and with it the sweep."""
-        return signals.is_stopped(self.code)
+        return signals.is_interruption(self.code)
 
 
 class Watcher(Protocol):
@@ -73,7 +73,7 @@ def run_request(request: Request) -> Outcome:
         return Outcome(error.exit_code, str(error))
     except KeyboardInterrupt as interrupt:
         # It came before there was a state to save: later ones are handled by the run itself.
-        return Outcome(signals.code_of(interrupt))
+        return Outcome(signals.exit_code_of_interrupt(interrupt))
     except (Exception, SystemExit) as error:
         # The user's own code may raise anything before the run has opened its log.
         if request.folder is not None:
@@ -83,5 +83,5 @@ def run_request(request: Request) -> Outcome:
                     log.write(escape_text("".join(traceback.format_exception(error))))
 
         # The sweep shows one line; the traceback is in the log.
-        message = f"{type(error).__name__}: {user_code.first_line(error)}"
+        message = f"{type(error).__name__}: {user_code.first_line_of(error)}"
         return Outcome(1, user_code.explain(error) or message)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from dlrun.config.request import Request
-from dlrun.config.schema import config_hash
+from dlrun.config.schema import hash_config
 from dlrun.core.errors import RequestError
-from dlrun.core.own_code import own_modules
-from dlrun.core.run_names import folder_name
+from dlrun.core.format import format_folder_name
+from dlrun.core.own_code import find_own_modules
 
 # Jobs with different presets may differ in keys that config_hash leaves out.
 _PRESETS = ("lesson", "experiment", "debug")
@@ -53,7 +53,7 @@ def compute_identity(job: Job, varying: set[str]) -> str:
     if request.group is not None:
         extras.append(f"of {' '.join(_drop_extra(request))}")
 
-    digest = config_hash(job.plain)
+    digest = hash_config(job.plain)
     if not extras:
         return digest
     return hashlib.sha256(json.dumps([digest, *extras]).encode()).hexdigest()
@@ -77,7 +77,7 @@ def build_jobs(requests: Sequence[Request], sweep: Path) -> list[Job]:
     places = {}
     for number, (top, words) in enumerate(words_by_top.items()):
         varying_words = [word for word in words if word not in shared_by_tops]
-        places[top] = sweep / f"{number}_{folder_name(','.join(varying_words))}"
+        places[top] = sweep / f"{number}_{format_folder_name(','.join(varying_words))}"
 
     # Labels and keys tell jobs apart by all overrides, those of sweep.points among them.
     shared = _intersect(request.overrides for request in requests)
@@ -125,7 +125,7 @@ def _intersect(lines: Iterable[Sequence[str]]) -> set[str]:
 
 def has_own_code(job: Job) -> bool:
     """Whether the job runs the user's own code: a net, data, a loss, ..."""
-    return bool(own_modules(job.plain))
+    return bool(find_own_modules(job.plain))
 
 
 def drop_duplicates(jobs: Sequence[Job]) -> tuple[list[Job], list[str]]:

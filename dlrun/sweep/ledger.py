@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dlrun.config.request import Request, from_saved
-from dlrun.config.schema import recorded, recorded_words
+from dlrun.config.schema import strip_permission_words, strip_permissions
 from dlrun.core.bounded import MEGABYTE, parse_line, read_bytes
 from dlrun.core.errors import DamageError, RequestError
 from dlrun.core.files import write_atomically
@@ -183,10 +183,10 @@ class Ledger:
         end: dict[str, Any] = {"jobs": self._count}
         if not self.words:
             # The working directory is for the reader: relative paths of the words start there.
-            self.words = recorded_words(words)
+            self.words = strip_permission_words(words)
             lines.insert(0, {"version": VERSION, "words": self.words, "working_directory": str(Path.cwd())})
         else:
-            self.extensions.append(recorded_words(words))
+            self.extensions.append(strip_permission_words(words))
             end["added_by"] = self.extensions[-1]
 
         # All jobs or none: a ledger that names only some of them cannot be resumed.
@@ -199,11 +199,11 @@ class Ledger:
             number=job.number,
             key=job.key,
             folder=os.path.relpath(job.folder, self.folder),
-            overrides=recorded_words(request.overrides),
+            overrides=strip_permission_words(request.overrides),
             choices=request.choices,
-            config=recorded(job.plain),
+            config=strip_permissions(job.plain),
             group=os.path.relpath(request.group, self.folder) if request.group else None,
-            extra=recorded_words(request.extra),
+            extra=strip_permission_words(request.extra),
         )
 
     def record_status(self, key: str, status: str, error: str | None = None, seconds: float | None = None) -> None:

@@ -8,9 +8,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from dlrun.config import schema
-from dlrun.core.errors import RequestError, UnavailableError
-from dlrun.core.library_warnings import diverted
-from dlrun.core.problems import ErrorList, Several
+from dlrun.core.errors import ErrorList, MultipleErrors, RequestError, UnavailableError
+from dlrun.core.library_warnings import divert_warnings
 from dlrun.engine.device import count_cores
 from dlrun.experiment.setup import enter_device_session, prepare
 from dlrun.runs.reports.console import Console, clock, facts
@@ -32,7 +31,7 @@ def check_jobs(jobs: Sequence[Job], on_start: Callable[[Job], None] | None = Non
             on_start(job)
 
         job_errors = ErrorList()
-        settings = schema.read(job.request.config, job.request.choices, job_errors)
+        settings = schema.read_settings(job.request.config, job.request.choices, job_errors)
         try:
             with contextlib.ExitStack() as resources:
                 process = enter_device_session(resources, settings, job_errors)
@@ -43,7 +42,7 @@ def check_jobs(jobs: Sequence[Job], on_start: Callable[[Job], None] | None = Non
             # The user's own code exits. The job will fail by itself when it runs, and say why.
             continue
         except RequestError as error:
-            for part in error.found if isinstance(error, Several) else [error]:
+            for part in error.errors if isinstance(error, MultipleErrors) else [error]:
                 labels_by_message.setdefault(str(part), []).append(job.label)
 
     # An error that not all jobs have says whose it is.
@@ -52,7 +51,7 @@ def check_jobs(jobs: Sequence[Job], on_start: Callable[[Job], None] | None = Non
             more = f" (and {len(labels) - 1} more like it)" if len(labels) > 1 else ""
             message = f"{labels[0]}{more}: {message}"
         errors.add(RequestError(message))
-    errors.settle()
+    errors.raise_if_any()
 
     # Nothing would be left to run: refuse the sweep as a whole.
     if missing_data and len(missing_data) == len(jobs):
@@ -99,7 +98,7 @@ def check_in_process(jobs: Sequence[Job], engine: Parallel) -> CheckResult:
 def _send_check(jobs: Sequence[Job], results: Connection) -> None:
     try:
         # Warnings are dropped here: each job writes them to its own log when it runs.
-        with diverted(lambda text: None):
+        with divert_warnings(lambda text: None):
             missing_data = check_jobs(jobs, lambda job: results.send(job.label))
             results.send(CheckResult(missing_data))
     except RequestError as error:

@@ -21,7 +21,7 @@ from dlrun.engine.device import count_cores
 from dlrun.sweep.engines import Outcome, Watcher
 from dlrun.sweep.jobs import Job
 
-_ALWAYS_BLOCKED = tuple(n for n in signals.STOPPING if n not in (signal.SIGINT, signal.SIGTERM))
+_ALWAYS_BLOCKED = tuple(n for n in signals.STOP_SIGNALS if n not in (signal.SIGINT, signal.SIGTERM))
 _POLL_SECONDS = 0.2  # the longest that a Ctrl-C waits to be forwarded
 
 
@@ -55,11 +55,11 @@ class Parallel:
             self._context.set_forkserver_preload(["dlrun.sweep.worker"])
 
             # The server's start would start the tracker too, and unblock Ctrl-C and SIGTERM afterwards.
-            with hide_working_directory(), signals.held_back(*_ALWAYS_BLOCKED):
+            with hide_working_directory(), signals.block_signals(*_ALWAYS_BLOCKED):
                 resource_tracker.ensure_running()
 
             # A signal to the whole process group must not end the server: it alone can wait for the jobs.
-            with self._limit_threads(), hide_working_directory(), signals.held_back(*signals.STOPPING):
+            with self._limit_threads(), hide_working_directory(), signals.block_signals(*signals.STOP_SIGNALS):
                 forkserver.ensure_running()
 
     def start_process(self, target: Callable[..., None], *arguments: Any) -> tuple[BaseProcess, Connection]:
@@ -77,7 +77,7 @@ class Parallel:
         waiting = list(reversed(jobs))
         running = list[_Child]()
         sent_signal = 0
-        with signals.interruptible() as stop:
+        with signals.catch_signals() as stop:
             try:
                 while running or (waiting and not stop()):
                     while waiting and len(running) < self.count and not stop():
@@ -106,7 +106,7 @@ class Parallel:
                 for child in running:
                     child.process.kill()
                     child.process.join()
-        return signals.exit_code(sent_signal) if sent_signal else 0
+        return signals.exit_code_of_signal(sent_signal) if sent_signal else 0
 
     def _start(self, job: Job) -> _Child:
         gpu = self._gpus.pop()
@@ -187,7 +187,7 @@ def _receive_outcome(child: _Child, sent_signal: int) -> Outcome:
 
     if sent_signal:
         # The signal came before the job had begun, or twice.
-        return Outcome(signals.exit_code(sent_signal))
+        return Outcome(signals.exit_code_of_signal(sent_signal))
 
     code = child.process.exitcode or 0
     if code < 0:

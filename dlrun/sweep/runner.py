@@ -10,10 +10,10 @@ from typing import Any
 
 from dlrun.config.request import Request
 from dlrun.core.errors import RequestError, UnreadableError
-from dlrun.core.files import DiskProblems, forget_halves, writing_to
+from dlrun.core.files import DiskProblems, convert_write_errors, remove_temporaries
 from dlrun.core.lock import Lock
-from dlrun.core.own_code import own_modules
-from dlrun.core.shell import advice
+from dlrun.core.own_code import find_own_modules
+from dlrun.core.shell import suggest_command
 from dlrun.experiment import resume
 from dlrun.experiment.build import data_cache
 from dlrun.runs import folder as run_folder
@@ -102,7 +102,7 @@ def run(requests: Sequence[Request]) -> int:
 
         # Nothing is compared after an interruption: the sweep is to be resumed first.
         is_as_expected = False
-        with watcher.disk_problems.attempt("the comparison", again=False):
+        with watcher.disk_problems.tolerate("the comparison", again=False):
             is_as_expected = bool(code) or conclude(console, ledger, jobs, watcher.errors)
 
     if code:
@@ -176,11 +176,11 @@ def claim_folder(lock: Lock, ledger: Ledger, jobs: Sequence[Job], words: Sequenc
 
     RequestError if the folder cannot be written or another process has it.
     """
-    with writing_to(ledger.folder, "type sweep.dir=<folder>"):
+    with convert_write_errors(ledger.folder, "type sweep.dir=<folder>"):
         ledger.folder.mkdir(parents=True, exist_ok=True)
         lock.take(ledger.folder)
         ledger.refuse_changed()
-        forget_halves(ledger.folder)
+        remove_temporaries(ledger.folder)
         ledger.add(jobs, words)
 
 
@@ -206,8 +206,8 @@ def format_resume_command(folder: Path, jobs: Sequence[Job]) -> str:
     # A ledger is a loaded file, so the user has to trust their own modules again.
     modules = set[str]()
     for job in jobs:
-        modules.update(own_modules(job.request.config))
-    return advice("resume", folder, modules=sorted(modules))
+        modules.update(find_own_modules(job.request.config))
+    return suggest_command("resume", folder, modules=sorted(modules))
 
 
 def conclude(console: Console, ledger: Ledger, jobs: Sequence[Job], errors: dict[str, str]) -> bool:
@@ -255,7 +255,7 @@ class Watcher:
     def on_job_start(self, job: Job) -> None:
         """Show the job and record it as running."""
         self.display.add_running(job)
-        with self.disk_problems.attempt("sweep.jsonl", again=False):
+        with self.disk_problems.tolerate("sweep.jsonl", again=False):
             self.ledger.record_status(job.key, "running")
 
     def on_job_end(self, job: Job, outcome: Outcome) -> bool:
@@ -274,7 +274,7 @@ class Watcher:
             self.errors[job.key] = outcome.error
             self.is_stopping = self.fail_fast
 
-        with self.disk_problems.attempt("sweep.jsonl", again=False):
+        with self.disk_problems.tolerate("sweep.jsonl", again=False):
             self.ledger.record_status(job.key, status, outcome.error, round(seconds, 3))
         return not self.is_stopping
 

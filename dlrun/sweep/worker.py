@@ -46,16 +46,16 @@ def _run_interruptibly(request: Request) -> Outcome:
     # Windows has no signal masks.
     set_mask = getattr(signal, "pthread_sigmask", None)
     try:
-        with signals.terminable():
+        with signals.raise_on_signals():
             if set_mask:
-                set_mask(signal.SIG_UNBLOCK, signals.STOPPING)
+                set_mask(signal.SIG_UNBLOCK, signals.STOP_SIGNALS)
             return run_request(request)
     except KeyboardInterrupt as interrupt:
         # The signal came before the run handled signals itself.
-        return Outcome(signals.code_of(interrupt))
+        return Outcome(signals.exit_code_of_interrupt(interrupt))
     finally:
         if set_mask:
-            set_mask(signal.SIG_BLOCK, signals.STOPPING)
+            set_mask(signal.SIG_BLOCK, signals.STOP_SIGNALS)
 
 
 def _exit_with_parent() -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 from machine import described, row
 
 from dlrun.config import schema
-from dlrun.config.request import Request, compose, resolved
+from dlrun.config.compose import compose_config, resolve
+from dlrun.config.request import Request
 from dlrun.engine import device
 from dlrun.engine.trainer import Trainer
 from dlrun.experiment import run
@@ -23,8 +24,8 @@ def measured(root: str, epochs: int) -> tuple[float, float, int]:
     """Seconds inside saves, seconds of training, bytes of a checkpoint: a run with all that it records by default."""
     choices = {"data": "mnist", "model": "resnet", "optimizer": "sgd", "scheduler": "none"}
     words = ["data=mnist", "model=resnet", "optimizer=sgd", f"trainer.epochs={epochs}", f"paths.data={root}"]
-    request = Request(resolved(compose(words)), choices, words)
-    settings = schema.read(request.config, choices)
+    request = Request(resolve(compose_config(words)), choices, words)
+    settings = schema.read_settings(request.config, choices)
     with tempfile.TemporaryDirectory() as place, device.device_session(settings.rest.device, 0) as process:
         folder = Path(place)
         parts = run.prepare(settings, process, None)

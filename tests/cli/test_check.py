@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from dlrun.core.errors import RequestError
-from dlrun.core.problems import ErrorList, Several
+from dlrun.core.errors import ErrorList, MultipleErrors, RequestError
 
 QUIET = ("tracking.graph=false", "figures=false")
 WRONG = {
@@ -105,21 +104,21 @@ def test_a_sigmoid_before_a_loss_with_its_own_is_said_once(dlrun: Callable[..., 
 
 def test_one_problem_is_raised_as_it_is_and_several_as_a_list() -> None:
     problems = ErrorList()
-    problems.settle()
-    assert problems.attempt(int, "3") == 3
+    problems.raise_if_any()
+    assert problems.collect(int, "3") == 3
     first, second = RequestError("first"), RequestError("second")
     problems.add(first)
     with pytest.raises(RequestError) as caught:
-        problems.settle()
+        problems.raise_if_any()
     assert caught.value is first
-    problems.add(Several([first, second]))
-    with pytest.raises(Several, match=r"^2 things are wrong:\n  1\. first\n  2\. second$"):
-        problems.settle()
+    problems.add(MultipleErrors([first, second]))
+    with pytest.raises(MultipleErrors, match=r"^2 things are wrong:\n  1\. first\n  2\. second$"):
+        problems.raise_if_any()
 
 
 def test_an_error_that_is_no_request_is_not_collected() -> None:
     with pytest.raises(ValueError, match="invalid literal"):
-        ErrorList().attempt(int, "x")
+        ErrorList().collect(int, "x")
 
 
 def test_nothing_is_downloaded_for_a_request_that_is_wrong(

@@ -13,8 +13,8 @@ import pytest
 
 from dlrun.cli.command_help import COMMAND_HELP
 from dlrun.cli.main import CHECKS, COMMANDS, SAVED_RUN_COMMANDS
-from dlrun.config.explain import dotted
-from dlrun.config.request import compose
+from dlrun.config.compose import compose_config
+from dlrun.config.explain import iter_keys
 
 QUIET = ("figures=false", "tracking.graph=false", "trainer.epochs=1", "data.limit_batches=2", "data.val_fraction=0.2")
 # What a command takes itself, besides keys of the config.
@@ -65,7 +65,7 @@ def test_an_input_that_reads_as_a_flag_asks_for_no_help(dlrun: Callable) -> None
 @pytest.mark.parametrize("name", COMMAND_HELP)
 def test_options_in_the_help_exist(name: str) -> None:
     root = Path(__file__).parents[2]
-    keys = {*dotted(compose([])), "data", "model", "device"}
+    keys = {*iter_keys(compose_config([])), "data", "model", "device"}
     for option, text in COMMAND_HELP[name].options:
         assert text
         word = re.split(r"[= ]", option)[0]

@@ -16,8 +16,8 @@ import pytest
 
 from dlrun.cli.completion import complete_line, read_keys
 from dlrun.cli.main import COMMANDS
-from dlrun.config.explain import dotted
-from dlrun.config.request import GROUPS, compose
+from dlrun.config.compose import GROUPS, compose_config
+from dlrun.config.explain import iter_keys
 from dlrun.config.schema import CONFIG_DIR
 from dlrun.inference.export.command import FORMATS
 
@@ -84,7 +84,9 @@ def test_every_command_group_and_key_is_offered(place: Path) -> None:
     for group in GROUPS:
         options = {path.stem for path in (CONFIG_DIR / group).glob("*.yaml")}
         assert set(complete_line("bash", f"dlrun {group}=")) == options
-    composed = [key for key in dotted(compose(["model=gru", "data=names", "scheduler=step"])) if "_target_" not in key]
+    composed = [
+        key for key in iter_keys(compose_config(["model=gru", "data=names", "scheduler=step"])) if "_target_" not in key
+    ]
     leaves = {key for key in composed if not any(other.startswith(f"{key}.") for other in composed)}
     assert leaves - set(read_keys(["model=gru", "data=names", "scheduler=step"])) == set()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dlrun.config.request import GROUPS
+from dlrun.config.compose import GROUPS
 from dlrun.config.schema import CONFIG_DIR
 
 QUICK = ("data=line", "model=linear", "trainer.epochs=1", "tracking.graph=false", "figures=false")

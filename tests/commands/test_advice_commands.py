@@ -17,7 +17,7 @@ import torch
 import dlrun as library
 from dlrun.config import explain
 from dlrun.config import schema as config
-from dlrun.config.request import compose
+from dlrun.config.compose import compose_config
 from dlrun.config.schema import CONFIG_DIR
 from dlrun.data.spec import DataSpec
 from dlrun.experiment.callbacks import diagnostics
@@ -326,7 +326,7 @@ def keys_of(text: str) -> list[tuple[str, str]]:
 
 def known_keys() -> set[str]:
     """Every key that can be typed: of the composed config, of each option of each group, and the groups."""
-    keys = {*explain.dotted(compose([]))}
+    keys = {*explain.iter_keys(compose_config([]))}
     for path in CONFIG_DIR.glob("*/*.yaml"):
         keys |= {f"{path.parent.name}.{name}" for name in re.findall(r"^(\w+):", path.read_text(), re.MULTILINE)}
     for group, schema in config.KEYS.items():

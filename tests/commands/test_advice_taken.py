@@ -11,7 +11,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from dlrun.config import request, schema
+from dlrun.config import compose, schema
 from dlrun.core.errors import RequestError
 from dlrun.core.yaml import flatten
 from dlrun.experiment.build import build
@@ -150,8 +150,8 @@ def test_advice_does_not_lead_to_the_same_refusal(words: tuple[str, ...], table:
 @pytest.mark.slow
 def test_words_for_every_key_are_taken(dlrun: Callable[..., Any]) -> None:
     """Of each key of the schema, given a value that it cannot hold, the sentence names one that it can."""
-    composed = request.compose([*LINE])
-    composed = {k: v for k, v in request.resolved(composed).items() if k != "hydra"}
+    composed = compose.compose_config([*LINE])
+    composed = {k: v for k, v in compose.resolve(composed).items() if k != "hydra"}
     choices = dict.fromkeys(("data", "model", "optimizer", "scheduler"), "x")
     seen = 0
     for key in flatten(composed):
@@ -171,7 +171,7 @@ def refusal(plain: dict[str, Any], key: str, value: Any, choices: dict[str, str]
     changed = OmegaConf.create(plain)
     OmegaConf.update(changed, key, value, merge=False, force_add=True)
     try:
-        schema.read(OmegaConf.to_container(changed), choices)  # type: ignore[arg-type]
+        schema.read_settings(OmegaConf.to_container(changed), choices)  # type: ignore[arg-type]
     except RequestError as error:
         return str(error)
     return None

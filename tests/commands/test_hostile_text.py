@@ -20,7 +20,7 @@ from dlrun.config import request
 from dlrun.core import csv_text, shell
 from dlrun.core import markdown as markdown_text
 from dlrun.core.errors import RequestError
-from dlrun.core.yaml import as_yaml, read_yaml
+from dlrun.core.yaml import dump_yaml, read_yaml
 from dlrun.data.files.table import read_table
 from dlrun.eject.plain.source import Constant, docstring, literal, named, script
 from dlrun.experiment import run as experiment
@@ -64,11 +64,11 @@ def craft(run: Path, text: str, classes: bool = True) -> None:
     hidden = run / ".hydra"
     told = read_yaml((hidden / "hydra.yaml").read_text())
     told["hydra"]["runtime"]["choices"] |= dict.fromkeys(("model", "optimizer", "lesson"), safe)
-    (hidden / "hydra.yaml").write_text(as_yaml(told))
-    (hidden / "overrides.yaml").write_text(as_yaml([f"model.note={safe}"]))
+    (hidden / "hydra.yaml").write_text(dump_yaml(told))
+    (hidden / "overrides.yaml").write_text(dump_yaml([f"model.note={safe}"]))
     plain = read_yaml((hidden / "config.yaml").read_text())
     plain["model"]["note"] = safe
-    (hidden / "config.yaml").write_text(as_yaml(plain))
+    (hidden / "config.yaml").write_text(dump_yaml(plain))
     for path, changes in (
         (run / "environment.json", {"device": text, "command": f"dlrun {shlex.quote(text)}", "git_commit": text}),
         (run / "result.json", {"weights_sha256": text, "warnings": [text], "error": text, "code_hash": text}),
@@ -248,13 +248,13 @@ def test_text_that_a_spreadsheet_would_run_is_guarded_and_comes_back(tmp_path: P
 
 
 def test_markdown_shows_text_and_no_markup() -> None:
-    assert markdown_text.inline("[a](b) | <c> `d` **e** _f_ macro_f1 $g$\nh") == (
+    assert markdown_text.escape_inline("[a](b) | <c> `d` **e** _f_ macro_f1 $g$\nh") == (
         r"\[a\](b) \| &lt;c&gt; \`d\` \*\*e\*\* \_f\_ macro_f1 \$g\$ h"
     )
-    assert markdown_text.line("# a") == r"\# a"
-    assert markdown_text.line("1. a") == r"1\. a"
-    assert markdown_text.line("best: 1") == "best: 1"
-    assert markdown_text.code("a\nb") == "    a\n    b\n"
+    assert markdown_text.escape_line_start("# a") == r"\# a"
+    assert markdown_text.escape_line_start("1. a") == r"1\. a"
+    assert markdown_text.escape_line_start("best: 1") == "best: 1"
+    assert markdown_text.format_code("a\nb") == "    a\n    b\n"
 
 
 @pytest.mark.parametrize("text", EVIL)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from dlrun.config import schema
-from dlrun.config.request import compose, resolved
+from dlrun.config.compose import compose_config, resolve
 from dlrun.config.schema import CONFIG_DIR, Settings
 from dlrun.core.errors import MisfitError
 from dlrun.engine import device
@@ -68,7 +68,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, formats: ModuleType) -> Path:
 @cache
 def read(root: Path, group: str, option: str) -> Settings:
     """The settings for one choice; composing and reading each pair anew would take nine tenths of this file's time."""
-    composed = compose([f"{group}={option}", "device=cpu"])
+    composed = compose_config([f"{group}={option}", "device=cpu"])
     composed.trainer.max_steps = 1
     composed.paths.data = str(root)
     if option == "csv":
@@ -80,7 +80,7 @@ def read(root: Path, group: str, option: str) -> Settings:
     if option == "image_folder":
         composed.data.path, composed.data.image_size = str(root / "photos"), 32
     choices = {"data": "digits", "model": "mlp", "optimizer": "adam", "scheduler": "none", group: option}
-    return schema.read(resolved(composed), choices)
+    return schema.read_settings(resolve(composed), choices)
 
 
 def trained(data: str, model: str, root: Path) -> TrainState:

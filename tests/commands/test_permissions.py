@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 import dlrun as package
-from dlrun.config import request
-from dlrun.config.schema import config_hash
+from dlrun.config import compose, request
+from dlrun.config.schema import hash_config
 from dlrun.core.errors import CheckpointError, RequestError
-from dlrun.core.yaml import as_yaml, read_yaml
+from dlrun.core.yaml import dump_yaml, read_yaml
 from dlrun.experiment import run as experiment
 from dlrun.experiment.build import targets
 from dlrun.runs import checkpoint
@@ -57,9 +57,9 @@ def give_itself(run: Path, **permissions: Any) -> None:
     """Write permissions wherever a run keeps settings."""
     hidden = run / ".hydra"
     plain = read_yaml((hidden / "config.yaml").read_text())
-    (hidden / "config.yaml").write_text(as_yaml(plain | permissions))
+    (hidden / "config.yaml").write_text(dump_yaml(plain | permissions))
     words = [f"{key}={value}" for key, value in permissions.items()]
-    (hidden / "overrides.yaml").write_text(as_yaml(words))
+    (hidden / "overrides.yaml").write_text(dump_yaml(words))
     for path in (run / "checkpoints").iterdir():
         if not checkpoint.is_full_model(path):
             state = checkpoint.load(path)
@@ -87,9 +87,9 @@ def test_no_evaluation_holds_one(dlrun: Callable[..., Any], run: Path) -> None:
 
 
 def test_permissions_are_no_part_of_what_a_run_is() -> None:
-    plain = request.resolved(request.compose(list(QUICK)))
-    given = request.resolved(request.compose([*QUICK, *GIVEN]))
-    assert config_hash(plain) == config_hash(given)
+    plain = compose.resolve(compose.compose_config(list(QUICK)))
+    given = compose.resolve(compose.compose_config([*QUICK, *GIVEN]))
+    assert hash_config(plain) == hash_config(given)
 
 
 @pytest.mark.parametrize("words", [("eval",), ("predict", "1,2"), ("export", "format=python")], ids=lambda w: w[0])

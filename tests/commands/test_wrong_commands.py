@@ -13,9 +13,9 @@ from omegaconf import OmegaConf
 
 from dlrun.config import explain
 from dlrun.config import schema as config
-from dlrun.config.request import GROUPS, compose
+from dlrun.config.compose import GROUPS, compose_config
 from dlrun.config.schema import CONFIG_DIR, Config
-from dlrun.core.errors import distance
+from dlrun.core.suggest import edit_distance
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 Case = tuple[tuple[str, ...], str]  # words of a command line, and what its message must name
@@ -39,7 +39,7 @@ def misspelt(rng: random.Random, word: str, edits: int) -> str:
 
 @functools.cache
 def keys() -> tuple[str, ...]:
-    return tuple(explain.dotted(compose([])))
+    return tuple(explain.iter_keys(compose_config([])))
 
 
 def typos() -> Iterator[Typo]:
@@ -211,7 +211,7 @@ def refused(dlrun: Callable[..., Any], tmp_path: Path) -> Refused:
 
 def rank(said: str, right: str, known: tuple[str, ...], wrong: str) -> str:
     """What is wrong with the suggestions, if the right name is within two edits."""
-    edits = {name: distance(wrong, name) for name in known}
+    edits = {name: edit_distance(wrong, name) for name in known}
     if edits[right] > 2 or wrong in known:
         return ""
     offered = re.findall(r"[\w./=]+", said.partition("did you mean ")[2].partition("?")[0].replace(" or ", " "))

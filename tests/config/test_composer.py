@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dlrun.config import request
+from dlrun.config import compose, request
 from dlrun.config.composer import Composer
 from dlrun.config.schema import CONFIG_DIR
 
@@ -31,7 +31,7 @@ def loader(tmp_path_factory: pytest.TempPathFactory) -> ConfigLoader:
     for name, text in OWN.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
-    request.register()
+    compose.register()
     with hydra.initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
         hydra_main = GlobalHydra.instance().hydra
         assert hydra_main is not None
@@ -189,7 +189,7 @@ REMEMBERED = [
 
 def test_what_the_tests_remember_is_what_hydra_makes(composed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The words' values differ between the two times: nothing of them may be remembered."""
-    request.register()
+    compose.register()
     with hydra.initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
         hydra_main = GlobalHydra.instance().hydra
         assert hydra_main is not None

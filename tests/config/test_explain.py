@@ -12,7 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from dlrun.config import explain
-from dlrun.config.request import GROUPS, compose
+from dlrun.config.compose import GROUPS, compose_config
 from dlrun.config.schema import CONFIG_DIR
 
 WRONG = [
@@ -120,14 +120,14 @@ def typos(rng: random.Random, word: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
 def test_typos_of_every_key_name_the_key(every: int) -> None:
-    config = compose([])
-    keys = [key for key in explain.dotted(config) if "_target_" not in key]
+    config = compose_config([])
+    keys = [key for key in explain.iter_keys(config) if "_target_" not in key]
     rng = random.Random(0)
     missed = []
     for key in keys[::every]:
         for typo in typos(rng, key.rpartition(".")[2]):
             wrong = key[: len(key) - len(key.rpartition(".")[2])] + typo
-            if wrong not in keys and key not in explain.unknown_key(wrong, config):
+            if wrong not in keys and key not in explain.explain_unknown_key(wrong, config):
                 missed.append((wrong, key))
     assert len(missed) <= 0.03 * 3 * len(keys[::every]), missed
 

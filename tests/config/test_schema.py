@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from dlrun.config import request
+from dlrun.config import compose
 from dlrun.config import schema as config
-from dlrun.config.schema import config_hash, typed
+from dlrun.config.schema import hash_config
+from dlrun.config.validation import validate
 from dlrun.core.errors import RequestError
 
 NAN = math.nan
@@ -58,7 +59,7 @@ def parts(key: str) -> tuple[type, str, str]:
 def one(key: str, value: Any) -> Any:
     """What `value` becomes under `key`."""
     schema, section, name = parts(key)
-    return getattr(typed(schema, {name: value}, section), name)
+    return getattr(validate(schema, {name: value}, section), name)
 
 
 def at(plain: dict[str, Any], key: str) -> Any:
@@ -70,7 +71,7 @@ def at(plain: dict[str, Any], key: str) -> Any:
 
 @functools.cache
 def composed(*words: str) -> dict[str, Any]:
-    return config.read(request.resolved(request.compose([*words])), {}).plain
+    return config.read_settings(compose.resolve(compose.compose_config([*words])), {}).plain
 
 
 @pytest.mark.parametrize("key", PUBLIC)
@@ -217,12 +218,12 @@ def test_an_unknown_key_is_answered_by_the_nearest(key: str, hint: str) -> None:
 
 def test_a_key_without_a_value_is_asked_for() -> None:
     with pytest.raises(RequestError, match=r"^data\.path has no value yet; type data\.path=\.\.\.$"):
-        config.read(request.resolved(request.compose(["data=csv"])), {})
+        config.read_settings(compose.resolve(compose.compose_config(["data=csv"])), {})
 
 
 def test_a_block_is_split_into_the_targets_arguments_and_our_keys() -> None:
     words = ["data=blobs", "data.batch_size=5", "data.rows_per_class=7", "scheduler=none"]
-    settings = config.read(request.resolved(request.compose(words)), {"data": "blobs"})
+    settings = config.read_settings(compose.resolve(compose.compose_config(words)), {"data": "blobs"})
     assert (settings.data.group, settings.data.choice) == ("data", "blobs")
     assert settings.data.target == "dlrun.data.synthetic.blobs"
     assert settings.data.arguments == {"rows_per_class": 7, "spread": 1.0, "task": "multiclass", "seed": 0}
@@ -281,12 +282,12 @@ def changed(assignment: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("assignment", SAME)
 def test_where_and_how_it_runs_is_not_what_a_run_is(assignment: str) -> None:
-    assert config_hash(changed(assignment)) == config_hash(plain())
+    assert hash_config(changed(assignment)) == hash_config(plain())
 
 
 @pytest.mark.parametrize("assignment", OTHER)
 def test_what_changes_the_result_changes_the_hash(assignment: str) -> None:
-    assert config_hash(changed(assignment)) != config_hash(plain())
+    assert hash_config(changed(assignment)) != hash_config(plain())
 
 
 def test_the_hash_does_not_depend_on_the_order_of_keys() -> None:
@@ -294,5 +295,5 @@ def test_the_hash_does_not_depend_on_the_order_of_keys() -> None:
         return {k: turned(v) if isinstance(v, dict) else v for k, v in reversed(values.items())}
 
     assert list(turned(plain())) != list(plain())
-    assert config_hash(turned(plain())) == config_hash(plain())
-    assert len(config_hash(plain())) == 64
+    assert hash_config(turned(plain())) == hash_config(plain())
+    assert len(hash_config(plain())) == 64

@@ -28,12 +28,12 @@ TINY = ("data=blobs", "model=linear", "model.bias=false", "trainer.epochs=1", "f
     ],
 )
 def test_lines_become_runs(lines: list[str], given: list[str], runs: list[list[str]]) -> None:
-    assert sweep_points.overrides(lines, given, None, 1000) == runs  # type: ignore[arg-type]
+    assert sweep_points.expand_points(lines, given, None, 1000) == runs  # type: ignore[arg-type]
 
 
 def test_words_in_brackets_and_quotes_stay_together() -> None:
     line = "m=[{Linear: [in, 10]}, ReLU] n='a b' o=choice(1, 2)"
-    (one, two) = sweep_points.overrides([line], [], None, 1000)  # type: ignore[arg-type]
+    (one, two) = sweep_points.expand_points([line], [], None, 1000)  # type: ignore[arg-type]
     assert one == ["m=[{Linear: [in, 10]}, ReLU]", "n='a b'", "o=1"]
     assert two[2] == "o=2"
 
@@ -80,7 +80,7 @@ def test_a_point_that_cannot_be_composed_leaves_nothing_behind(dlrun: Callable[.
 
 
 def test_the_parser_of_hydra_reads_what_is_left_of_a_line() -> None:
-    for word in sweep_points.overrides(["a=1,2 b=[1, 2]"], [], None, 1000)[0]:  # type: ignore[arg-type]
+    for word in sweep_points.expand_points(["a=1,2 b=[1, 2]"], [], None, 1000)[0]:  # type: ignore[arg-type]
         assert OverridesParser.create().parse_override(word).value() in (1, [1, 2])
 
 
@@ -106,7 +106,7 @@ def test_the_parser_of_hydra_reads_what_is_left_of_a_line() -> None:
 )
 def test_points_that_cannot_be_meant_are_a_sentence(words: str, said: str) -> None:
     with pytest.raises(RequestError) as refused:
-        sweep_points.overrides([words], [], None, 1000)  # type: ignore[arg-type]
+        sweep_points.expand_points([words], [], None, 1000)  # type: ignore[arg-type]
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -114,8 +114,8 @@ def test_points_that_cannot_be_meant_are_a_sentence(words: str, said: str) -> No
 def test_many_lines_are_counted_together() -> None:
     lines = [f"seed=range({i},{i + 600})" for i in (0, 600)]
     with pytest.raises(RequestError, match="1,200 points"):
-        sweep_points.overrides(lines, [], None, 1199)  # type: ignore[arg-type]
-    assert len(sweep_points.overrides(lines, [], None, 1200)) == 1200  # type: ignore[arg-type]
+        sweep_points.expand_points(lines, [], None, 1199)  # type: ignore[arg-type]
+    assert len(sweep_points.expand_points(lines, [], None, 1200)) == 1200  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -132,12 +132,12 @@ def test_many_lines_are_counted_together() -> None:
 )
 def test_the_values_of_a_word(words: str, found: list[str]) -> None:
     split = [words] if "{" in words else words.split()
-    assert sweep_points.combinations(OverridesParser.create().parse_overrides(split)) == [[word] for word in found]
+    assert sweep_points.combine(OverridesParser.create().parse_overrides(split)) == [[word] for word in found]
 
 
 def test_the_last_word_varies_fastest() -> None:
     parsed = OverridesParser.create().parse_overrides(["a=1,2", "c=x", "b=3,4"])
-    assert sweep_points.combinations(parsed) == [[f"a={a}", "c=x", f"b={b}"] for a in (1, 2) for b in (3, 4)]
+    assert sweep_points.combine(parsed) == [[f"a={a}", "c=x", f"b={b}"] for a in (1, 2) for b in (3, 4)]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pytest
 from dlrun.config import request
 from dlrun.core import files
 from dlrun.core.errors import DataError, RequestError
-from dlrun.core.new_folder import new_folder
+from dlrun.core.new_folder import create_folder
 from dlrun.data import arrays
 from dlrun.data.files import cifar, idx, picture
 
@@ -24,7 +24,11 @@ QUIET = ("tracking.graph=false", "figures=false")
 WIDE = {"Exception", "BaseException"}
 
 # A handler of OSError around a `yield` catches what the block of a `with` raises: these look at whose error it is.
-LOOK_AT_WHOSE = {"core/files.py: writing_to", "core/files.py: attempt", "core/new_folder.py: new_folder"}
+LOOK_AT_WHOSE = {
+    "core/files.py: convert_write_errors",
+    "core/files.py: tolerate",
+    "core/new_folder.py: create_folder",
+}
 # In these a `yield` hands on a row of a file that is being read; nothing else runs inside.
 READ_ON = {
     "inference/predict/reader.py",
@@ -83,14 +87,17 @@ def test_a_block_that_others_fill_is_not_blamed_for_what_they_do(sources: list[A
 def test_writing_is_blamed_for_its_own_folder_alone(tmp_path: Path) -> None:
     run = tmp_path / "outputs" / "run"
     for path in (run / "metrics.jsonl", run, tmp_path / "outputs", None):
-        with pytest.raises(RequestError, match=r"cannot write to .*run .No space left"), files.writing_to(run, "go"):
+        with (
+            pytest.raises(RequestError, match=r"cannot write to .*run .No space left"),
+            files.convert_write_errors(run, "go"),
+        ):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
-    with pytest.raises(FileNotFoundError), files.writing_to(run, "go"):
+    with pytest.raises(FileNotFoundError), files.convert_write_errors(run, "go"):
         raise OSError(errno.ENOENT, "No such file", tmp_path / "table.csv")
 
 
 def test_an_export_is_not_blamed_for_a_file_that_the_model_reads(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), new_folder(tmp_path / "export", "onnx"):
+    with pytest.raises(FileNotFoundError), create_folder(tmp_path / "export", "onnx"):
         raise OSError(errno.ENOENT, "No such file", "/nosuch/table.csv")
     assert not list(tmp_path.iterdir())
 
@@ -195,7 +202,7 @@ def test_a_fault_of_dlrun_is_not_blamed_on_the_command_line(
     def fail(*_: Any) -> bool:
         return bool({}["fault"])
 
-    monkeypatch.setattr(request, "_ends_by_steps", fail)
+    monkeypatch.setattr(request, "_is_ended_by_steps", fail)
     fail.__code__ = fail.__code__.replace(co_filename=request.__file__)
     with pytest.raises(KeyError, match="fault"):
         dlrun("data=line", "model=linear")

@@ -5,7 +5,8 @@ import string
 
 import pytest
 
-from dlrun.core.errors import did_you_mean, distance, listed, nearest
+from dlrun.core.errors import join_names
+from dlrun.core.suggest import did_you_mean, edit_distance, find_nearest
 
 
 def neighbours(word: str, letters: str) -> set[str]:
@@ -24,12 +25,12 @@ def test_the_distance_is_the_number_of_edits_on_the_shortest_way(start: str) -> 
         steps += 1
         front = {w for word in front for w in neighbours(word, "abc") if w not in reached and len(w) <= 6}
         reached |= dict.fromkeys(front, steps)
-    assert {word: distance(start, word) for word in words} == {word: reached[word] for word in words}
+    assert {word: edit_distance(start, word) for word in words} == {word: reached[word] for word in words}
 
 
 def test_a_swap_with_a_letter_between_is_two_edits_as_damerau_and_levenshtein_count() -> None:
-    assert distance("ca", "abc") == 2  # swapped, then one put between
-    assert distance("kitten", "sitting") == 3
+    assert edit_distance("ca", "abc") == 2  # swapped, then one put between
+    assert edit_distance("kitten", "sitting") == 3
 
 
 @pytest.mark.parametrize(
@@ -48,7 +49,7 @@ def test_a_swap_with_a_letter_between_is_two_edits_as_damerau_and_levenshtein_co
     ],
 )
 def test_the_nearest_names_come_first(word: str, known: list[str], found: list[str]) -> None:
-    assert nearest(word, known)[: len(found) or 1] == found
+    assert find_nearest(word, known)[: len(found) or 1] == found
 
 
 def test_at_most_three_are_named() -> None:
@@ -57,6 +58,6 @@ def test_at_most_three_are_named() -> None:
 
 
 def test_long_lists_end_in_where_the_rest_is_shown() -> None:
-    assert listed(["a", "b"]) == "a, b"
-    assert listed(["a", "b", "c"], "dlrun ls x", most=2) == "a, b, … (dlrun ls x)"
-    assert listed(["a", "b", "c"], most=1) == "a and 2 more"
+    assert join_names(["a", "b"]) == "a, b"
+    assert join_names(["a", "b", "c"], "dlrun ls x", most=2) == "a, b, … (dlrun ls x)"
+    assert join_names(["a", "b", "c"], most=1) == "a and 2 more"

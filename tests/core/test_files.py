@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dlrun.core.files import DiskProblems, GrowingFile, forget_halves, link, write_atomically, write_text
+from dlrun.core.files import DiskProblems, GrowingFile, link, remove_temporaries, write_atomically, write_text
 from dlrun.runs.logger import read_rows
 
 QUIET = ("tracking.graph=false", "figures=false", "data=blobs", "model=linear", "device.name=cpu")
@@ -88,7 +88,7 @@ def test_a_copy_that_dies_leaves_the_old_link(path: Path, monkeypatch: pytest.Mo
 def test_halves_of_a_killed_process_are_forgotten(path: Path) -> None:
     for name in (".step_00000001.pt.77.tmp", ".hidden", "file.tmp"):
         path.with_name(name).touch()
-    forget_halves(path.parent, path.parent / "nowhere")
+    remove_temporaries(path.parent, path.parent / "nowhere")
     assert sorted(file.name for file in path.parent.iterdir()) == [".hidden", "file", "file.tmp"]
 
 
@@ -97,7 +97,7 @@ def test_what_fails_is_said_once_and_forgotten_when_it_is_made_good() -> None:
     unsaved = DiskProblems(said.append)
 
     def try_to_save(*, again: bool = True, error: Exception | None = FULL) -> None:
-        with unsaved.attempt("it", again):
+        with unsaved.tolerate("it", again):
             if error:
                 raise error
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dlrun.core.library_warnings import diverted, show
+from dlrun.core.library_warnings import divert_warnings, show_warnings
 from dlrun.models.mlp import MLP
 
 QUICK = ("data=blobs", "model=mlp", "trainer.max_steps=3", "tracking.graph=false", "figures=false")
@@ -120,7 +120,7 @@ def test_a_sweep_writes_them_into_the_logs_of_its_jobs(
 
 def test_a_filter_that_makes_errors_of_warnings_is_heeded() -> None:
     lines: list[str] = []
-    with warnings.catch_warnings(), diverted(lines.append):
+    with warnings.catch_warnings(), divert_warnings(lines.append):
         warnings.simplefilter("error")
         with pytest.raises(FutureWarning):
             warnings.warn("old", FutureWarning, stacklevel=1)
@@ -129,18 +129,18 @@ def test_a_filter_that_makes_errors_of_warnings_is_heeded() -> None:
 
 def test_the_process_is_afterwards_as_it_was() -> None:
     before = warnings.showwarning, logging.StreamHandler.emit
-    with diverted(), pytest.raises(ValueError, match="inside"), diverted(print):
+    with divert_warnings(), pytest.raises(ValueError, match="inside"), divert_warnings(print):
         raise ValueError("inside")
     assert (warnings.showwarning, logging.StreamHandler.emit) == before
 
 
 def test_what_was_said_before_there_is_a_log_is_in_the_log() -> None:
     lines: list[str] = []
-    with diverted() as outer:
+    with divert_warnings() as outer:
         outer.take("early", is_own=False)
-        with diverted(lines.append):
+        with divert_warnings(lines.append):
             assert lines == ["early"]
-        show(True)
+        show_warnings(True)
         assert not outer.take("shown", is_own=False)
 
 
@@ -148,7 +148,7 @@ def test_what_no_handler_takes_goes_into_the_log(capfd: pytest.CaptureFixture[st
     lines: list[str] = []
     record = logging.LogRecord("matplotlib.image", logging.WARNING, logging.__file__, 1, "clipping", None, None)
     assert logging.lastResort is not None
-    with diverted(lines.append):
+    with divert_warnings(lines.append):
         logging.lastResort.handle(record)
         logging.lastResort.handle(record)
     assert lines == ["matplotlib.image: clipping"]
@@ -159,7 +159,7 @@ def test_files_and_buffers_of_loggers_are_left_alone() -> None:
     buffer = io.StringIO()
     handler = logging.StreamHandler(buffer)
     record = logging.LogRecord("lib", logging.WARNING, logging.__file__, 1, "text", None, None)
-    with diverted():
+    with divert_warnings():
         handler.emit(record)
     assert buffer.getvalue() == "text\n"
 

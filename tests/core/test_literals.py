@@ -11,9 +11,9 @@ import pytest
 from omegaconf import OmegaConf
 
 import dlrun as package
-from dlrun.config import request, schema
+from dlrun.config import compose, request, schema
 from dlrun.core.literals import Literals
-from dlrun.core.yaml import as_yaml, read_yaml
+from dlrun.core.yaml import dump_yaml, read_yaml
 from dlrun.experiment import run as experiment
 from dlrun.runs import checkpoint
 
@@ -50,8 +50,8 @@ def crafted(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
             path, state | {"config": craft(state["config"]), "choices": {**state["choices"], "lesson": "x"}}
         )
     hidden = run / ".hydra"
-    (hidden / "config.yaml").write_text(as_yaml(craft(read_yaml((hidden / "config.yaml").read_text()))))
-    (hidden / "overrides.yaml").write_text(as_yaml(["data=blobs", f"paths.outputs={EXPRESSION}"]))
+    (hidden / "config.yaml").write_text(dump_yaml(craft(read_yaml((hidden / "config.yaml").read_text()))))
+    (hidden / "overrides.yaml").write_text(dump_yaml(["data=blobs", f"paths.outputs={EXPRESSION}"]))
     return run
 
 
@@ -148,16 +148,16 @@ def test_any_text_comes_back_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
         literals = Literals()
         merged = OmegaConf.create({"own": literals.hide(text), "list": literals.hide([text]), "refers": "$" + "{own}"})
         OmegaConf.update(merged, "mixed", "<$" + "{own}>")
-        found = literals.restore(request.resolved(merged))
+        found = literals.restore(compose.resolve(merged))
         assert found == {"own": text, "list": [text], "refers": text, "mixed": f"<{text}>"}
 
 
 def test_the_schema_and_the_targets_take_text_as_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DLRUN_TEST_SECRET", SECRET)
-    plain = request.resolved(request.compose([*QUICK]))
+    plain = compose.resolve(compose.compose_config([*QUICK]))
     plain["init_from"] = plain["paths"]["outputs"] = EXPRESSION
     plain["probes"] = [[EXPRESSION]]
-    rest = schema.read(plain, {}).rest
+    rest = schema.read_settings(plain, {}).rest
     assert (rest.init_from, rest.paths.outputs, rest.probes) == (EXPRESSION, EXPRESSION, [[EXPRESSION]])
 
 

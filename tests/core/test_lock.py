@@ -81,7 +81,7 @@ def test_one_run_may_take_its_folder_twice(tmp_path: Path) -> None:
 
 
 def test_a_file_that_was_removed_under_our_hands_is_nobodys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls, try_it = 0, lock.locked
+    calls, try_it = 0, lock.try_lock
 
     def slow(handle: int) -> bool:
         nonlocal calls
@@ -90,7 +90,7 @@ def test_a_file_that_was_removed_under_our_hands_is_nobodys(tmp_path: Path, monk
             (tmp_path / ".lock").unlink()
         return try_it(handle)
 
-    monkeypatch.setattr(lock, "locked", slow)
+    monkeypatch.setattr(lock, "try_lock", slow)
     with Lock() as own:
         own.take(tmp_path)
         assert (tmp_path / ".lock").exists()

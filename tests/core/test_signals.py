@@ -17,8 +17,8 @@ Patch = pytest.MonkeyPatch
 def test_the_first_signal_sets_a_flag_and_the_second_ends_the_process(
     number: signal.Signals, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = [signal.getsignal(s) for s in signals.STOPPING]
-    with signals.interruptible() as stop:
+    before = [signal.getsignal(s) for s in signals.STOP_SIGNALS]
+    with signals.catch_signals() as stop:
         assert not stop()
         os.kill(os.getpid(), number)
         assert stop()
@@ -29,21 +29,21 @@ def test_the_first_signal_sets_a_flag_and_the_second_ends_the_process(
         os.kill(os.getpid(), number)
         assert ended == [number]
         assert signal.getsignal(number) is signal.SIG_DFL
-    assert [signal.getsignal(s) for s in signals.STOPPING] == before
+    assert [signal.getsignal(s) for s in signals.STOP_SIGNALS] == before
 
 
 def test_handlers_come_back_after_an_exception() -> None:
-    before = [signal.getsignal(s) for s in signals.STOPPING]
-    with pytest.raises(KeyError), signals.interruptible():
+    before = [signal.getsignal(s) for s in signals.STOP_SIGNALS]
+    with pytest.raises(KeyError), signals.catch_signals():
         raise KeyError
-    assert [signal.getsignal(s) for s in signals.STOPPING] == before
+    assert [signal.getsignal(s) for s in signals.STOP_SIGNALS] == before
 
 
 def test_outside_the_main_thread_there_is_only_the_flag() -> None:
     seen: list[bool] = []
 
     def work() -> None:
-        with signals.interruptible() as stop:
+        with signals.catch_signals() as stop:
             seen.append(stop())
 
     thread = threading.Thread(target=work)
@@ -56,7 +56,7 @@ def test_outside_the_main_thread_there_is_only_the_flag() -> None:
 def test_what_comes_twice_by_itself_never_ends_a_save(number: signal.Signals, monkeypatch: Patch) -> None:
     ended: list[int] = []
     monkeypatch.setattr(signal, "raise_signal", ended.append)
-    with signals.interruptible(quiet=True) as stop:
+    with signals.catch_signals(quiet=True) as stop:
         for _ in range(3):
             os.kill(os.getpid(), number)
         assert stop.signal_number == number
@@ -66,10 +66,10 @@ def test_what_comes_twice_by_itself_never_ends_a_save(number: signal.Signals, mo
         assert ended == []
         os.kill(os.getpid(), signal.SIGTERM)
         assert ended == [signal.SIGTERM]
-    assert signals.exit_code(stop.signal_number) == 128 + number
+    assert signals.exit_code_of_signal(stop.signal_number) == 128 + number
 
 
-@pytest.mark.parametrize("manager", [signals.interruptible, signals.terminable])
+@pytest.mark.parametrize("manager", [signals.catch_signals, signals.raise_on_signals])
 def test_what_is_ignored_from_the_start_stays_ignored(manager: Callable[..., Any]) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup leaves it
     try:
@@ -83,6 +83,8 @@ def test_what_is_ignored_from_the_start_stays_ignored(manager: Callable[..., Any
 
 
 def test_exit_codes() -> None:
-    codes = {name: signals.exit_code(signal.Signals[name]) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")}
+    codes = {
+        name: signals.exit_code_of_signal(signal.Signals[name]) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+    }
     assert codes == {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGUSR1": 138}
-    assert [code for code in range(256) if signals.is_stopped(code)] == sorted(codes.values())
+    assert [code for code in range(256) if signals.is_interruption(code)] == sorted(codes.values())

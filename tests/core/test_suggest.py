@@ -1,17 +1,19 @@
 import pytest
 
-from dlrun.core.suggest import did_you_mean, missing
+from dlrun.core.suggest import missing_path_error, suggest_one
 
 
 @pytest.mark.parametrize(
     ("word", "hint"), [("prize", ", did you mean 'price'?"), ("price", ", did you mean 'price'?"), ("zzz", "")]
 )
 def test_did_you_mean(word, hint):
-    assert did_you_mean(word, ["size", "price"]) == hint
+    assert suggest_one(word, ["size", "price"]) == hint
 
 
 def test_missing_says_where_and_what_to_type(tmp_path):
     (tmp_path / "photos").mkdir()
-    assert str(missing(tmp_path / "photo", "data.path")).endswith("photo does not exist, did you mean 'photos'?")
-    error = missing(tmp_path / "no" / "such", "data.path")
+    assert str(missing_path_error(tmp_path / "photo", "data.path")).endswith(
+        "photo does not exist, did you mean 'photos'?"
+    )
+    error = missing_path_error(tmp_path / "no" / "such", "data.path")
     assert str(error) == f"data.path={tmp_path}/no/such does not exist: type data.path=<an existing path>"

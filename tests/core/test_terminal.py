@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 import dlrun
-from dlrun.core.errors import RequestError
-from dlrun.core.problems import Several
+from dlrun.core.errors import MultipleErrors, RequestError
 from dlrun.core.terminal import escape_json, escape_line, escape_text
 
 TITLE = "\x1b]0;title\x07"  # what sets a terminal's window title
@@ -38,7 +37,7 @@ def test_printable_text_of_every_language_stays(text: str) -> None:
 
 def test_an_error_is_one_line_whatever_it_repeats() -> None:
     assert str(RequestError(f"there is no {NASTY}\n")) == f"there is no {SHOWN}\\n"
-    several = Several([RequestError(f"one\n{TITLE}"), RequestError("two")])
+    several = MultipleErrors([RequestError(f"one\n{TITLE}"), RequestError("two")])
     assert str(several) == "2 things are wrong:\n  1. one\\n\\x1b]0;title\\x07\n  2. two"
 
 

@@ -7,11 +7,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from dlrun.config.schema import CONFIG_DIR
-from dlrun.core.yaml import as_yaml
+from dlrun.core.yaml import dump_yaml
 
 
 def back(value: Any) -> Any:
-    return OmegaConf.to_container(OmegaConf.create(as_yaml({"x": value})), resolve=False)["x"]  # type: ignore[index,call-overload]
+    return OmegaConf.to_container(OmegaConf.create(dump_yaml({"x": value})), resolve=False)["x"]  # type: ignore[index,call-overload]
 
 
 @pytest.mark.parametrize(
@@ -43,4 +43,4 @@ def test_every_config_of_ours_is_read_back() -> None:
 
 def test_keys_keep_their_order_and_equal_parts_are_written_out() -> None:
     part = {"z": 1, "a": 2}
-    assert as_yaml({"q": part, "b": part}) == "q:\n  z: 1\n  a: 2\nb:\n  z: 1\n  a: 2\n"
+    assert dump_yaml({"q": part, "b": part}) == "q:\n  z: 1\n  a: 2\nb:\n  z: 1\n  a: 2\n"

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from dlrun.config.request import Request
 from dlrun.core.bounded import read_json
 from dlrun.core.errors import RequestError
-from dlrun.core.run_names import folder_name
+from dlrun.core.format import format_folder_name
 from dlrun.engine.device import Runtime
 from dlrun.runs import folder as run_folder
 
@@ -94,7 +94,7 @@ def test_a_folder_that_holds_a_run_is_not_claimed_again(name: str, tmp_path: Pat
     ],
 )
 def test_names_are_what_every_file_system_takes(text: str, name: str) -> None:
-    assert folder_name(text) == name
+    assert format_folder_name(text) == name
 
 
 def test_json_has_null_for_what_is_not_finite(tmp_path: Path) -> None:

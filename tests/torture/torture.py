@@ -36,7 +36,7 @@ from comparison import differences
 
 import dlrun.cli.main
 import dlrun.experiment.run
-from dlrun.config import request
+from dlrun.config import compose
 
 LEAST_KILLS = 3  # of a run that counts
 LEAST_INSIDE = 0.2  # of all kills
@@ -68,7 +68,7 @@ class Alone:
 def prepare() -> None:
     """Pay once what every forked process would pay again; no tensor is touched, so that no thread is started."""
     sklearn.datasets.load_digits()
-    request.compose([])
+    compose.compose_config([])
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of every purge
     gc.collect()
     gc.freeze()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlrun.core.errors import DataError, unreadable
+from dlrun.core.errors import DataError, explain_unreadable
 
 
 def read_batch(path: Path, label_key: str, classes: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -75,7 +75,7 @@ def _read_dict(path: Path) -> dict[str, Any]:
     except Exception as error:
         # Damaged pickles fail in a dozen ways.
         damage = _build_damage_error(path, f"cannot be read as a CIFAR file ({type(error).__name__}: {error})")
-        raise unreadable(path, error) or damage from error
+        raise explain_unreadable(path, error) or damage from error
 
     if not isinstance(content, dict):
         raise _build_damage_error(path, "does not hold a dict")

@@ -128,7 +128,7 @@ def _resume_download(part: Path, url: str, target: str, _: object) -> None:
     import requests
 
     with part.open("ab") as file:
-        if not lock.locked(file.fileno()):
+        if not lock.try_lock(file.fileno()):
             # Another process downloads the same file: this one starts a copy of its own.
             pooch.HTTPDownloader(progressbar=False)(url, target, None)
             return

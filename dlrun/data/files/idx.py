@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dlrun.core.errors import DataError, unreadable
+from dlrun.core.errors import DataError, explain_unreadable
 
 # Type code of the values in every file read here.
 UNSIGNED_BYTE = 8
@@ -33,7 +33,7 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
         if path.suffix == ".gz":
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
-        raise unreadable(path, error) or _build_damage_error(path, f"cannot be read ({error})") from error
+        raise explain_unreadable(path, error) or _build_damage_error(path, f"cannot be read ({error})") from error
 
     # Header: two zeros, type code, number of dimensions, and each length as a big-endian integer.
     start = 4 + 4 * dimensions

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dlrun.core.errors import DataError, unreadable
+from dlrun.core.errors import DataError, explain_unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,6 +90,6 @@ def _flatten(image: "Image", ground: "Callable[[Image], str]") -> "Image":
 
 def _build_decode_error(path: Path, error: Exception) -> DataError:
     why = " ".join(str(error).split()) or type(error).__name__
-    return unreadable(path, error) or DataError(
+    return explain_unreadable(path, error) or DataError(
         f"{path} cannot be read as an image ({why[:160]}): replace it or remove it"
     )

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dlrun.core.csv_text import unguarded
+from dlrun.core.csv_text import unguard_row
 from dlrun.core.errors import DataError, RequestError
-from dlrun.core.suggest import did_you_mean, missing
+from dlrun.core.suggest import did_you_mean, missing_path_error
 
 Numbers = NDArray[np.float64]
 
@@ -114,7 +114,7 @@ def _read_text(path: Path) -> str:
         # Excel puts a byte order mark at the start.
         return content.decode("utf-8-sig")
     except FileNotFoundError:
-        raise missing(path, "data.path") from None
+        raise missing_path_error(path, "data.path") from None
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise DataError(f"{path}, line {line}: not UTF-8 text, save the file as UTF-8") from error
@@ -146,7 +146,7 @@ def _parse_rows(path: Path, text: str, delimiter: str) -> tuple[list[int], list[
                 rows.append(row)
         # A file that dlrun wrote may hold cells guarded against spreadsheets, by an apostrophe.
         if "'" in text:
-            rows = [unguarded(row) for row in rows]
+            rows = [unguard_row(row) for row in rows]
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num}: {error}; correct the line") from error
 

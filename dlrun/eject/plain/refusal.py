@@ -40,7 +40,7 @@ def refuse(saved: SavedModel) -> None:
     if not saved.state:
         raise RequestError(f"{saved.path} is a model alone, and format=python writes its training; name the run folder")
     plain, asked = saved.settings.plain, saved.state["config"]
-    if schema.config_hash(plain) != schema.config_hash(asked):
+    if schema.hash_config(plain) != schema.hash_config(asked):
         words = " ".join(word for word in saved.request.overrides if not word.startswith(("device.", "paths.")))
         raise RequestError(f"format=python writes the run as it was trained; leave out {words}, and change the file")
     _refuse_unfinished(saved)

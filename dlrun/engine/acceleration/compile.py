@@ -29,7 +29,7 @@ def compile_model(t: TrainState, test: Batches | None) -> float:
     except Exception as error:  # its many parts raise what they like
         if is_out_of_memory(error):
             raise
-        first = list(errors.chain(error))[-1]
+        first = list(errors.iter_causes(error))[-1]
         said = (str(first).strip() or type(first).__name__).splitlines()[0]
         raise RequestError(f"device.compile=true: {said}; type device.compile=false") from error
     t.synchronize()

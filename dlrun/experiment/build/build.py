@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 
 from dlrun.config.schema import CONFIG_DIR, Block, DataKeys, ModelKeys, OptimizerKeys, SchedulerKeys, Settings
 from dlrun.core import user_code
-from dlrun.core.errors import DlrunError, MisfitError, RequestError, listed
-from dlrun.core.own_code import target_names
+from dlrun.core.errors import DlrunError, MisfitError, RequestError, join_names
+from dlrun.core.own_code import iter_targets
 from dlrun.data import batches as batching
 from dlrun.data import datasets as rows_of
 from dlrun.data.batches import Batches, EpochOrder, LoaderBatches, MemoryBatches, Placement
@@ -201,10 +201,10 @@ def initialize_lazy_layers(net: nn.Module, spec: DataSpec, dtype: torch.dtype) -
     except Exception as error:
         # The model may be the user's own, so anything can come.
         message = (
-            f"the sizes of {listed(lazy)} are not known, and rows of zeros of this data do not get through the model "
-            f"to tell them: {user_code.first_line(error)}; give the sizes in __init__"
+            f"the sizes of {join_names(lazy)} are not known, and rows of zeros of this data do not get through the "
+            f"model to tell them: {user_code.first_line_of(error)}; give the sizes in __init__"
         )
-        raise RequestError(user_code.with_place(message, error)) from error
+        raise RequestError(user_code.add_user_line(message, error)) from error
     finally:
         net.train(training)
 
@@ -429,7 +429,7 @@ def _instantiate(block: Block, trusted_modules: Sequence[str] | None, keys: type
         kind = "" if isinstance(cause, ValueError) else f"{type(cause).__name__}: "
         key = _find_key(block, str(cause))
         where = f"{block.group}.{key}={block.arguments[key]}" if key else f"{block.group}={block.choice}"
-        message = user_code.with_place(f"{where}: {kind}{user_code.first_line(cause)}", cause)
+        message = user_code.add_user_line(f"{where}: {kind}{user_code.first_line_of(cause)}", cause)
         if key and "; type" not in message:
             message += targets.suggest_value(block, key)
         raise RequestError(message) from cause
@@ -486,7 +486,7 @@ def check_block(block: Block, trusted_modules: Sequence[str] | None, keys: type,
     if empty:
         raise RequestError(f"{block.group}.{empty[0]} has no value yet; type {block.group}.{empty[0]}=...")
     # Blocks inside the arguments name targets too.
-    for name in target_names(block.arguments):
+    for name in iter_targets(block.arguments):
         targets.resolve(name, f"{block.group}: _target_", trusted_modules)
     own_keys = [field.name for field in dataclasses.fields(keys)]
     targets.check_arguments(block, resolve_target(block, trusted_modules), own_keys, positional)

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dlrun.core.errors import RequestError, did_you_mean, listed
+from dlrun.core.errors import RequestError, join_names
+from dlrun.core.suggest import did_you_mean
 
 _SHORT = {"w": "weight", "b": "bias"}
 
@@ -23,7 +24,9 @@ def set_start_values(model: nn.Module, init: dict[str, Any]) -> None:
         names = find_parameters(key, list(parameters))
         if not names:
             hint = did_you_mean(key, parameters)
-            raise RequestError(f"model.init.{key}: there is no such parameter; {hint}there are {listed(parameters)}")
+            raise RequestError(
+                f"model.init.{key}: there is no such parameter; {hint}there are {join_names(parameters)}"
+            )
         for name in names:
             _fill(parameters[name], name, value)
 

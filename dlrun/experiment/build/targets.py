@@ -16,12 +16,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from dlrun.config.schema import CONFIG_DIR, Block
-from dlrun.config.validation import as_word, in_words
-from dlrun.core.errors import RequestError, did_you_mean, listed
+from dlrun.config.validation import describe_type, format_word
+from dlrun.core.errors import RequestError, join_names
 from dlrun.core.own_code import OURS
 from dlrun.core.search_path import hidden_file
-from dlrun.core.shell import trust_advice
-from dlrun.core.user_code import with_place
+from dlrun.core.shell import suggest_trust
+from dlrun.core.suggest import did_you_mean
+from dlrun.core.user_code import add_user_line
 from dlrun.data.spec import Splits
 
 # Classes of these packages that a saved run may name without being trusted.
@@ -102,7 +103,7 @@ def _explain_import_error(target: str, error: Exception) -> str:
     cause = error.__cause__ or error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     last_line = lines[-1] if lines else "no message"
-    return with_place(f"{type(cause).__name__}: {last_line}", cause)
+    return add_user_line(f"{type(cause).__name__}: {last_line}", cause)
 
 
 def _is_inside(name: str, packages: Sequence[str]) -> bool:
@@ -135,7 +136,7 @@ def _refuse(target: str, where: str, trusted_modules: Sequence[str]) -> NoReturn
     if _is_inside(top, OURS):
         instead = f"if you trust it type {where}={target}" if " " not in where else "a saved run cannot use that"
         raise RequestError(f"{where}={target} comes from a saved run and is no model, data or optimizer; {instead}")
-    raise RequestError(f"{message}; if you trust it add {trust_advice((*trusted_modules, top))}")
+    raise RequestError(f"{message}; if you trust it add {suggest_trust((*trusted_modules, top))}")
 
 
 def check_arguments(block: Block, target: Callable[..., Any], own_keys: Sequence[str], positional: int) -> None:
@@ -163,7 +164,7 @@ def check_arguments(block: Block, target: Callable[..., Any], own_keys: Sequence
             raise RequestError(_explain_unknown_key(block, key, [*open_parameters, *own_keys]))
         parameter = open_parameters[key]
         if not is_accepted(parameter.annotation, value):
-            kind = in_words(parameter.annotation)
+            kind = describe_type(parameter.annotation)
             advice = suggest_value(block, key, parameter.default)
             raise RequestError(f"{block.group}.{key}={value!r} must be {kind}{advice}")
 
@@ -183,7 +184,7 @@ def suggest_value(block: Block, key: str, default: Any = inspect.Parameter.empty
     if isinstance(value, tuple):
         value = list(value)
     is_known = isinstance(value, int | float | str | list | None) and value != "???"
-    return f"; type {block.group}.{key}={as_word(value)}" if is_known else ""
+    return f"; type {block.group}.{key}={format_word(value)}" if is_known else ""
 
 
 def _read_signature(target: Callable[..., Any]) -> inspect.Signature:
@@ -199,7 +200,7 @@ def _read_signature(target: Callable[..., Any]) -> inspect.Signature:
 
 def _explain_unknown_key(block: Block, key: str, known: Sequence[str]) -> str:
     hint = did_you_mean(key, known, f"{block.group}.")
-    public = listed(sorted(name for name in known if not name.startswith("_")))
+    public = join_names(sorted(name for name in known if not name.startswith("_")))
     return f"{block.group}={block.choice} has no setting {block.group}.{key}; {hint}it has {public}"
 
 

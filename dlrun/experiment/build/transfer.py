@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from dlrun.core.errors import RequestError, listed
+from dlrun.core.errors import RequestError, join_names
 from dlrun.data.files.tensors import get_number_kind
 from dlrun.experiment.resume import find_checkpoint_file, refuse_incomplete
 from dlrun.runs import checkpoint
@@ -54,20 +54,20 @@ def _matches(theirs: Tensor, ours: Tensor) -> bool:
 def _format_other_shapes(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> str:
     differing = [key for key in ours if key in theirs and ours[key].shape != theirs[key].shape]
     both_shapes = [f"{key} ({_format_shape(ours[key])} here, {_format_shape(theirs[key])} there)" for key in differing]
-    return listed(both_shapes, most=_MOST)
+    return join_names(both_shapes, most=_MOST)
 
 
 def format_shapes(state: dict[str, Tensor], keys: Sequence[str]) -> str:
     """ "fc.weight (10×64), fc.bias (10)"; of many tensors only the layers that hold them."""
     if len(keys) > _MOST:
         return format_names(keys)
-    return listed([f"{key} ({_format_shape(state[key])})" for key in keys])
+    return join_names([f"{key} ({_format_shape(state[key])})" for key in keys])
 
 
 def format_names(keys: Sequence[str]) -> str:
     """The names; of many the modules that hold them, with their number: "net.layer1 (30), net.fc (2)"."""
     if len(keys) <= _MOST:
-        return listed(keys)
+        return join_names(keys)
 
     # The deepest level of modules at which the sentence stays short.
     for depth in (3, 2, 1):
@@ -77,7 +77,7 @@ def format_names(keys: Sequence[str]) -> str:
             counts[module] = counts.get(module, 0) + 1
         if len(counts) <= _MOST:
             break
-    return listed([f"{module} ({count})" for module, count in counts.items()], most=_MOST)
+    return join_names([f"{module} ({count})" for module, count in counts.items()], most=_MOST)
 
 
 def _format_shape(tensor: Tensor) -> str:

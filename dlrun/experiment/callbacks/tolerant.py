@@ -15,5 +15,5 @@ class Tolerant(Callback):
 
     def on_epoch_end(self, training: TrainState, epoch: EpochSummary) -> None:
         """Let the callback record the epoch; an error of the disk does not end the run."""
-        with self.unsaved.attempt("an epoch's picture", again=False):
+        with self.unsaved.tolerate("an epoch's picture", again=False):
             self.callback.on_epoch_end(training, epoch)

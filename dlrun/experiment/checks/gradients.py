@@ -85,7 +85,7 @@ def check_gradients(words: list[str]) -> int:
 
     composed = run_request.config
     composed["device"].update({"name": "cpu", "index": None, "precision": "fp64", "compile": False})
-    settings = schema.read(composed, run_request.choices)
+    settings = schema.read_settings(composed, run_request.choices)
     with device.device_session(settings.rest.device, settings.rest.seed) as process:
         context = prepare(settings, process, run_request.trusted_modules)
         results: list[GradientErrors] = []

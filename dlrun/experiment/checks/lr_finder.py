@@ -29,8 +29,8 @@ from torch.optim import Optimizer
 from dlrun.config import schema
 from dlrun.config.schema import Settings
 from dlrun.core.errors import RequestError, RunError
-from dlrun.core.files import write_atomically, writing_to
-from dlrun.core.run_names import folder_name
+from dlrun.core.files import convert_write_errors, write_atomically
+from dlrun.core.format import format_folder_name
 from dlrun.data.batches import Batch
 from dlrun.engine import device, trainer
 from dlrun.engine.state import TrainState
@@ -213,7 +213,7 @@ def check_lr(words: Sequence[str]) -> int:
     if request is None:
         return 0
 
-    settings = schema.read(request.config, request.choices)
+    settings = schema.read_settings(request.config, request.choices)
     generators = device.get_rng_state()
     try:
         with device.device_session(settings.rest.device, settings.rest.seed) as process:
@@ -341,8 +341,8 @@ def draw_picture(curve: Curve, top: float | None, settings: Settings, title: str
 
     folder = Path(settings.rest.paths.outputs) / "check_lr"
     time = f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
-    name = folder_name(f"{time}_{settings.model.choice}_{settings.data.choice}")
-    with writing_to(folder, "type paths.outputs=<folder>"):
+    name = format_folder_name(f"{time}_{settings.model.choice}_{settings.data.choice}")
+    with convert_write_errors(folder, "type paths.outputs=<folder>"):
         folder.mkdir(parents=True, exist_ok=True)
         # Two pictures of one second get different names.
         path = folder / f"{name}.png"

@@ -16,7 +16,7 @@ import torch
 from dlrun.config import schema
 from dlrun.config.request import Request
 from dlrun.core.errors import RequestError, RunError
-from dlrun.core.own_code import own_modules
+from dlrun.core.own_code import find_own_modules
 from dlrun.engine.device import device_session
 from dlrun.engine.object_state import find_difference
 from dlrun.experiment.checks.gradients import parse_one_run
@@ -110,7 +110,7 @@ def check_resume(words: list[str], seed: int | None = None) -> int:
 
 def plan_training(words: list[str], request: Request) -> Plan:
     """Shorten the user's choice: it saves often, and leaves out what takes time and is not compared."""
-    settings = schema.read(request.config, request.choices)
+    settings = schema.read_settings(request.config, request.choices)
     trainer = settings.rest.trainer
     with device_session(settings.rest.device, settings.rest.seed) as process:
         batches = len(prepare(settings, process, request.trusted_modules).training.train)
@@ -133,7 +133,7 @@ def plan_training(words: list[str], request: Request) -> Plan:
         )
 
     # `dlrun resume` trusts no module of the user's that its command line does not name.
-    own = own_modules(settings.plain)
+    own = find_own_modules(settings.plain)
     trust = [f"trusted_modules=[{','.join(own)}]"] if own else []
     short += [f"checkpoint.every_steps={max(steps // _SAVES, 1)}", "checkpoint.every_epochs=1"]
     return Plan([*words, *short], trust, steps)

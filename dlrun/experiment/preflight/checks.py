@@ -17,8 +17,9 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import is_parametrized
 from torch.optim import Optimizer
 
-from dlrun.core.errors import RequestError, did_you_mean, listed
-from dlrun.core.user_code import first_line, with_place
+from dlrun.core.errors import RequestError, join_names
+from dlrun.core.suggest import did_you_mean
+from dlrun.core.user_code import add_user_line, first_line_of
 from dlrun.data.batches import Batch, EpochOrder
 from dlrun.engine.device import is_out_of_memory
 from dlrun.engine.objective import Objective
@@ -159,8 +160,8 @@ def refuse_late_parameters(model: nn.Module, names: set[str]) -> None:
     late = sorted(collect_parameter_names(model) - names)
     if late:
         raise RequestError(
-            f"the model makes {listed(late)} in forward, where the optimizer does not see them and they would never "
-            "be trained; make them in __init__"
+            f"the model makes {join_names(late)} in forward, where the optimizer does not see them and they would "
+            "never be trained; make them in __init__"
         )
 
 
@@ -203,10 +204,10 @@ def _check_loss(outputs: Tensor, targets: Tensor, task: Objective) -> None:
 def _format_error(error: Exception) -> str:
     """An error of torch or of a user's model, in one line."""
     # The kind says nothing where torch raises it for any argument that does not fit.
-    message = first_line(error).rstrip(".: ")
+    message = first_line_of(error).rstrip(".: ")
     is_plain = isinstance(error, RuntimeError | ValueError | TypeError)
     kind = "" if is_plain else f"{type(error).__name__}: "
-    return with_place(kind + message, error)
+    return add_user_line(kind + message, error)
 
 
 @dataclass(frozen=True)
@@ -362,7 +363,7 @@ def resolve_monitor(
         )
 
     hint = did_you_mean(monitor, known)
-    raise RequestError(f"checkpoint.monitor={monitor} is no metric of this run; {hint}type one of {listed(known)}")
+    raise RequestError(f"checkpoint.monitor={monitor} is no metric of this run; {hint}type one of {join_names(known)}")
 
 
 def check_disk(outputs: Path, model: nn.Module, optimizer: Optimizer, keep: int, full: bool = False) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dlrun.core.files import write_text
-from dlrun.core.yaml import as_yaml
+from dlrun.core.yaml import dump_yaml
 from dlrun.experiment.context import RunContext
 from dlrun.experiment.reports import terminal
 from dlrun.runs.record import RunRecord
@@ -40,7 +40,7 @@ def write_report(context: RunContext, folder: Path, result: dict[str, Any], rows
     pictures = _find_pictures(folder / "figures")
     if pictures:
         body.append("<h2>Pictures</h2>\n" + "".join(page.picture(path) for path in pictures))
-    settings = html.escape(as_yaml(context.settings.plain))
+    settings = html.escape(dump_yaml(context.settings.plain))
     body.append(page.folded("All settings", f"<pre>{settings}</pre>\n"))
     body.append(f"<h2>Facts</h2>\n{page.facts(_collect_facts(context, folder, result))}")
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from dlrun.core.own_code import own_modules
-from dlrun.core.shell import advice, called_from_python
+from dlrun.core.own_code import find_own_modules
+from dlrun.core.shell import is_called_from_python, suggest_command
 from dlrun.core.terminal import escape_line
-from dlrun.core.yaml import as_yaml
+from dlrun.core.yaml import dump_yaml
 from dlrun.data.batches import MemoryBatches
 from dlrun.data.datasets import count_rows
 from dlrun.data.spec import DataSpec, Splits
@@ -190,20 +190,22 @@ def _list_next_commands(context: RunContext, folder: Path, result: dict[str, Any
     outputs = Path(settings.rest.paths.outputs)
     watched = shlex.quote(str(outputs if folder.is_relative_to(outputs) else folder.parent))
     # A notebook has no shell to type this in.
-    where = " (in a terminal)" if called_from_python() else ""
-    modules = own_modules(settings.plain)
+    where = " (in a terminal)" if is_called_from_python() else ""
+    modules = find_own_modules(settings.plain)
 
     commands = [
         ("run folder", str(folder)),
         ("view", f"tensorboard --logdir {watched}{where}"),
-        ("evaluate", advice("eval", folder, modules=modules)),
+        ("evaluate", suggest_command("eval", folder, modules=modules)),
     ]
     # A schedule over the whole training ends with it: more epochs would stretch it.
     spans_training = any(settings.scheduler.arguments.get(key, 0) is None for key in LENGTH_ARGUMENTS)
     if result["status"] == "interrupted":
-        commands.append(("resume", advice("resume", folder, modules=modules)))
+        commands.append(("resume", suggest_command("resume", folder, modules=modules)))
     elif not spans_training:
-        commands.append(("go on", advice("resume", folder, _choose_override(context.training), modules=modules)))
+        commands.append(
+            ("go on", suggest_command("resume", folder, _choose_override(context.training), modules=modules))
+        )
     return commands
 
 
@@ -281,7 +283,7 @@ def describe_end(result: dict[str, Any]) -> str:
 
 def format_config(plain: dict[str, Any]) -> str:
     """Return the config as TensorBoard's text tab shows it."""
-    return indent_as_code(as_yaml(plain).splitlines())
+    return indent_as_code(dump_yaml(plain).splitlines())
 
 
 def indent_as_code(lines: Sequence[str]) -> str:

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 from dlrun.config import unheeded
 from dlrun.core.bounded import read_json
-from dlrun.core.errors import RequestError, did_you_mean
-from dlrun.core.new_folder import new_folder
+from dlrun.core.errors import RequestError
+from dlrun.core.new_folder import create_folder
 from dlrun.core.shell import quote
+from dlrun.core.suggest import did_you_mean
 from dlrun.inference.saved_model import SavedModel, load_weights, open_saved_model, read_run_name
 from dlrun.runs import folder as run_folder
 from dlrun.runs.reports.console import Console, facts
@@ -49,7 +50,7 @@ def export(words: list[str]) -> None:
 
         # The folder appears under its final name once every file in it is complete.
         parent = (saved.folder or saved.path.absolute().parent) / "export"
-        with new_folder(parent, name) as folder:
+        with create_folder(parent, name) as folder:
             files = [path.name for path in write(saved, folder.temporary)]
         print_export(saved, name, folder.final, files)
 

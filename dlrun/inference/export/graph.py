@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from dlrun.core.errors import RequestError, listed
+from dlrun.core.errors import RequestError, join_names
 
 Shape = list[int | str]
 
@@ -36,7 +36,7 @@ def trace(
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise RequestError(
             f"{type(model).__name__} cannot be written as a graph of torch's operations ({lines[0][:160]}); what its "
-            f"forward does may not depend on the values of {listed(names)}, nor on the number of rows"
+            f"forward does may not depend on the values of {join_names(names)}, nor on the number of rows"
         ) from error
 
 

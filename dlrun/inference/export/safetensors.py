@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from dlrun.core.errors import RequestError, listed
+from dlrun.core.errors import RequestError, join_names
 from dlrun.core.files import write_atomically
 from dlrun.inference.export import graph
 from dlrun.inference.export.description import describe_origin, prepare_subject, write_companions
@@ -35,7 +35,7 @@ def write(saved: SavedModel, folder: Path) -> list[Path]:
     if others:
         raise RequestError(
             f"format=safetensors holds tensors alone, and the state of {type(subject.model).__name__} holds "
-            f"{listed(others)}; type format=onnx"
+            f"{join_names(others)}; type format=onnx"
         )
 
     # The metadata of the format are strings.

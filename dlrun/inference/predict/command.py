@@ -6,8 +6,9 @@ from itertools import chain
 from pathlib import Path
 
 from dlrun.config import schema, unheeded
-from dlrun.core.errors import ListedError, RequestError, RunError, did_you_mean
+from dlrun.core.errors import ListedError, RequestError, RunError
 from dlrun.core.shell import quote
+from dlrun.core.suggest import did_you_mean
 from dlrun.core.terminal import escape_line, write_error
 from dlrun.data.files.picture import EXTENSIONS
 from dlrun.data.files.table import parse_numbers

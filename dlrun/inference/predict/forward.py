@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from dlrun.core.errors import RequestError
-from dlrun.core.own_code import own_modules
-from dlrun.core.shell import advice, python_calls
+from dlrun.core.own_code import find_own_modules
+from dlrun.core.shell import advise_in_python, suggest_command
 from dlrun.data.batches import Placement
 from dlrun.engine.evaluation import evaluation_mode
 from dlrun.experiment.build import build
@@ -28,8 +28,8 @@ def refuse_several_inputs(saved: SavedModel) -> None:
 
     place = from_here(saved.folder or saved.path)
     # The advice is a Python call, even when asked for in a terminal.
-    with python_calls("load"):
-        call = advice("eval", place, modules=own_modules(saved.settings.plain))
+    with advise_in_python("load"):
+        call = suggest_command("eval", place, modules=find_own_modules(saved.settings.plain))
     arguments = ", ".join(names)
     raise RequestError(
         f"the model takes {len(names)} inputs ({arguments}), and predict reads one; give it tensors of rows in Python: "

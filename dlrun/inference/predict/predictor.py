@@ -116,7 +116,7 @@ def _predict_rows(saved: SavedModel, reader: Reader, rows: list[Prepared], top: 
         if len(rows) == 1:
             lines = [line for line in str(error).splitlines() if line.strip()]
             message = f"the model does not take it: {lines[0] if lines else type(error).__name__}"
-            return [user_code.with_place(message, error)]
+            return [user_code.add_user_line(message, error)]
 
         predictions: list[_Prediction] = []
         for row in rows:

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dlrun.core.csv_text import unguarded
-from dlrun.core.errors import DataError, did_you_mean, listed
+from dlrun.core.csv_text import unguard_row
+from dlrun.core.errors import DataError, join_names
+from dlrun.core.suggest import did_you_mean
 from dlrun.data.files.table import parse_numbers
 from dlrun.data.spec import DataSpec
 from dlrun.inference.predict.read_array import read_array_rows
@@ -88,7 +89,7 @@ class TableReader:
             if not cells:
                 continue
             # Cells that dlrun has guarded against spreadsheets are restored.
-            cells = unguarded(cells)
+            cells = unguard_row(cells)
 
             # The first line with content decides what the columns are.
             if layout is None:
@@ -121,7 +122,7 @@ class TableReader:
         if has_header and self.has_names:
             missing = [name for name in names if name not in cells]
             hint = did_you_mean(missing[0], cells)
-            raise DataError(f"there is no column {listed(missing)}; {hint}the first line holds {listed(cells)}")
+            raise DataError(f"there is no column {join_names(missing)}; {hint}the first line holds {join_names(cells)}")
 
         # By position: the features alone, or with the target where the training table had it.
         size = self.spec.input_size
@@ -136,7 +137,7 @@ class TableReader:
 
     def _describe_columns(self) -> str:
         size = self.spec.input_size
-        columns = f"{size} ({listed(self.spec.feature_names)})" if self.has_names else f"{size}"
+        columns = f"{size} ({join_names(self.spec.feature_names)})" if self.has_names else f"{size}"
         return f"{columns}, by name if the first line has names"
 
     def prepare(self, item: Item) -> Prepared:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dlrun.core.csv_text import unguarded
+from dlrun.core.csv_text import unguard_row
 from dlrun.core.errors import DataError, RequestError
 from dlrun.data import names
 from dlrun.data.spec import DataSpec
@@ -101,7 +101,7 @@ def _parse_line(word: str, place: str, line: str) -> Item:
         return Item(line.strip()[:_MAX_NAME_LENGTH] or place, line, where=place)
 
     delimiter = "\t" if ending.endswith(".tsv") else ","
-    cells = unguarded(next(csv.reader([line], delimiter=delimiter, skipinitialspace=True)))
+    cells = unguard_row(next(csv.reader([line], delimiter=delimiter, skipinitialspace=True)))
     text = cells[0]
     label = cells[1].strip() if len(cells) > 1 else None
     return Item(text.strip() or place, text, label, where=place)

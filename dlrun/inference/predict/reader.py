@@ -9,7 +9,8 @@ from typing import IO, Any, Protocol
 
 from torch import Tensor
 
-from dlrun.core.errors import DataError, did_you_mean
+from dlrun.core.errors import DataError
+from dlrun.core.suggest import did_you_mean
 from dlrun.data.folders import list_files_below
 
 STDIN = "-"

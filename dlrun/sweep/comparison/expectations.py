@@ -123,7 +123,7 @@ def _render_markdown(lines: Sequence[tuple[str, Checked]]) -> str:
     rows = ["| lesson | expected | measured | ok |\n", "| --- | --- | --- | --- |\n"]
     for name, checked in lines:
         cells = [name, checked.expected, checked.measured, "yes" if checked.ok else "NO"]
-        rows.append(f"| {' | '.join(map(markdown.inline, cells))} |\n")
+        rows.append(f"| {' | '.join(map(markdown.escape_inline, cells))} |\n")
     return "".join(rows)
 
 

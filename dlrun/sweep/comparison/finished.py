@@ -57,7 +57,7 @@ def make_failed_run(
         "status": "failed",
         "metrics": {},
         "best": {"metric": other.metric, "value": None, "epoch": None},
-        "config_hash": schema.config_hash(plain),
+        "config_hash": schema.hash_config(plain),
         "train_seconds": None,
     }
     return RunRecord.of_parts(folder, overrides, plain, choices, result)

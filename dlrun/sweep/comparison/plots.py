@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlrun.core.run_names import folder_name
+from dlrun.core.format import format_folder_name
 from dlrun.runs.reports.plots import canvas
 from dlrun.sweep.comparison.ranking import Comparison, Ranking, Setting
 from dlrun.sweep.comparison.settings import (
@@ -57,7 +57,7 @@ def _draw_ranking(ranking: Ranking) -> list[tuple[str, "Figure"]]:
     if not ranking.ranked:
         return []
 
-    names = {key: folder_name(name, 30) for key, name in shorten_keys(ranking.keys).items()}
+    names = {key: format_folder_name(name, 30) for key, name in shorten_keys(ranking.keys).items()}
     figures = []
     if any(len(_stack_curves(setting, ranking.metric)[0]) > 1 for setting in ranking.ranked):
         figures.append(("curves", draw_curves(ranking)))

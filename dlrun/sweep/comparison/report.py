@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dlrun.core import markdown as markdown_text
 from dlrun.core.errors import RequestError
-from dlrun.core.files import write_text, writing_to
+from dlrun.core.files import convert_write_errors, write_text
 from dlrun.core.inside import refuse_outside
 from dlrun.runs import folder as run_folder
 from dlrun.runs.record import RunRecord
@@ -40,7 +40,7 @@ def compare_runs(words: Sequence[str]) -> int:
         folder = run_folder.create(outputs / "comparisons", f"{len(comparison.runs)}_runs")
     # The folder of a sweep may come from elsewhere, with links in it.
     refuse_outside(folder)
-    with writing_to(folder, "type paths.outputs=<folder>"):
+    with convert_write_errors(folder, "type paths.outputs=<folder>"):
         page = write_comparison(comparison, folder, shlex.join(["dlrun", "compare", *words]))
 
     for line in fonts.note():
@@ -146,7 +146,7 @@ def render_markdown(comparison: Comparison, command: str = "") -> str:
     parts = []
     for ranking in comparison.rankings:
         if len(comparison.rankings) > 1:
-            parts.append(f"## {markdown_text.inline(_format_title(ranking))}\n")
+            parts.append(f"## {markdown_text.escape_inline(_format_title(ranking))}\n")
         parts.append(table.render_markdown(ranking))
         parts.append(_render_bullets(verdicts.list_verdicts(ranking)))
 
@@ -155,12 +155,12 @@ def render_markdown(comparison: Comparison, command: str = "") -> str:
     if sentences:
         parts.append(_render_bullets(sentences))
     if command:
-        parts.append(markdown_text.code(command))
+        parts.append(markdown_text.format_code(command))
     return "\n".join(parts)
 
 
 def _render_bullets(sentences: Sequence[str]) -> str:
-    return "".join(f"- {markdown_text.line(sentence)}\n" for sentence in sentences)
+    return "".join(f"- {markdown_text.escape_line_start(sentence)}\n" for sentence in sentences)
 
 
 def describe_origin(runs: Sequence[RunRecord], command: str = "") -> list[tuple[str, str]]:

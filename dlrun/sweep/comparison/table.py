@@ -172,7 +172,7 @@ def render_markdown(ranking: Ranking) -> str:
 
     lines = []
     for row in (names, rule, *list_rows(ranking)):
-        cells = " | ".join(map(markdown_text.inline, row))
+        cells = " | ".join(map(markdown_text.escape_inline, row))
         lines.append(f"| {cells} |\n")
     return "".join(lines)
 

@@ -125,7 +125,7 @@ def test_what_lies_there_is_only_used_when_the_whole_is_right(
 
 def test_two_at_once_do_not_share_a_half(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "t.csv.part").write_bytes(b"what another process is writing")
-    monkeypatch.setattr("dlrun.core.lock.locked", lambda _: False)
+    monkeypatch.setattr("dlrun.core.lock.try_lock", lambda _: False)
     fetch(server, tmp_path / "t.csv")
     assert (tmp_path / "t.csv").read_bytes() == CONTENT
     assert (tmp_path / "t.csv.part").read_bytes() == b"what another process is writing"

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from dlrun.config import request, schema
+from dlrun.config import compose, schema
 from dlrun.data.batches import Batches
 from dlrun.engine.device import Runtime
 from dlrun.engine.optim.schedule import Schedule
@@ -43,8 +43,8 @@ LENGTHS = {
 def composed(scheduler: str) -> schema.Settings:
     """Composing costs 0.1 s: once for each schedule."""
     words = ["data=regression", "data.batch_size=8", "model=linear", "optimizer=sgd", f"optimizer.lr={LR}"]
-    made = request.resolved(request.compose([*words, f"scheduler={scheduler}"]))
-    return schema.read(made, {"scheduler": scheduler})
+    made = compose.resolve(compose.compose_config([*words, f"scheduler={scheduler}"]))
+    return schema.read_settings(made, {"scheduler": scheduler})
 
 
 def settings(scheduler: str, interval: str, warmup: int, trainer: dict[str, int]) -> schema.Settings:

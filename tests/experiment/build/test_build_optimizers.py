@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from dlrun.config import request, schema
+from dlrun.config import compose, request, schema
 from dlrun.experiment.build import build
 from dlrun.config.schema import Settings
 from dlrun.core.errors import RequestError
@@ -20,7 +20,7 @@ CPU = Runtime(torch.device("cpu"), "fp32", None, False, "cpu")
 @functools.cache
 def composed(groups: tuple[str, ...]) -> DictConfig:
     """Composing costs 0.1 s: once for each choice of options."""
-    return request.compose(list(groups))
+    return compose.compose_config(list(groups))
 
 
 def settings(*words: str) -> Settings:
@@ -29,7 +29,7 @@ def settings(*words: str) -> Settings:
     base = composed(tuple(f"{key}={value}" for key, value in choices.items())).copy()
     OmegaConf.set_struct(base, False)
     keys = [word for word in words if word.partition("=")[0] not in choices]
-    return schema.read(request.resolved(OmegaConf.merge(base, OmegaConf.from_dotlist(keys))), choices)  # type: ignore[arg-type]
+    return schema.read_settings(compose.resolve(OmegaConf.merge(base, OmegaConf.from_dotlist(keys))), choices)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -225,7 +225,7 @@ def test_targets_are_found_however_deep_they_lie() -> None:
         "_target_": "torch.nn.Linear",
         "e": "_target_",
     }
-    assert sorted(own_code.target_names(block)) == ["builtins.eval", "os.system", "torch.nn.Linear", "x.y"]
+    assert sorted(own_code.iter_targets(block)) == ["builtins.eval", "os.system", "torch.nn.Linear", "x.y"]
 
 
 class Anything:

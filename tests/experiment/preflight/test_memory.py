@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from dlrun.config import request, schema
+from dlrun.config import compose, schema
 from dlrun.engine import device
 from dlrun.experiment.preflight import memory
 from dlrun.experiment.preflight.memory import Estimate
@@ -36,7 +36,7 @@ class Hungry(nn.Module):
 
 
 def settings(*words: str) -> schema.Settings:
-    return schema.read(request.resolved(request.compose([*words])), {})
+    return schema.read_settings(compose.resolve(compose.compose_config([*words])), {})
 
 
 def raised(make: Callable[[], Any]) -> BaseException:

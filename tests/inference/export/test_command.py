@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dlrun.core.errors import RunError
-from dlrun.core.new_folder import new_folder
+from dlrun.core.new_folder import create_folder
 from dlrun.inference.export import command, onnx
 
 WORDS = ("data=csv", "data.path=table.csv", "data.batch_size=8", "model=mlp", "model.hidden_sizes=[3]")
@@ -194,7 +194,7 @@ def test_an_answer_that_is_not_the_models_is_no_export(
 
 
 def test_two_exports_at_once_get_two_folders(tmp_path: Path) -> None:
-    with new_folder(tmp_path, "onnx") as made:
+    with create_folder(tmp_path, "onnx") as made:
         (made.temporary / "mine").write_text("1")
         (tmp_path / "onnx").mkdir()
         (tmp_path / "onnx" / "theirs").write_text("2")  # another process was faster

@@ -38,7 +38,7 @@ class DlrunSweeper(Sweeper):
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = parser.parse_overrides(arguments)
         sweep_points.refuse_many(overrides, self.config.sweep.max_jobs)
-        return [self.launcher.launch(sweep_points.combinations(overrides), 0)]
+        return [self.launcher.launch(sweep_points.combine(overrides), 0)]
 
 
 class DlrunLauncher(Launcher):
