@@ -54,7 +54,7 @@ def main(verbose: bool) -> int:
                 ranks.explain_failure(error, message)
                 raise
 
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # whatever user code raises
         if verbose:
             write_error("".join(traceback.format_exception(error)).rstrip("\n"))
         # torchrun kills all ranks as soon as one of them exits, so rank 0 reports first.

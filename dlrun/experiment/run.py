@@ -103,7 +103,7 @@ def run(request: Request, console: Console | None = None) -> int:
                     console.say(profile.make_table())
 
         # Training runs code of the user's own, which may raise anything.
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit) as error:  # whatever user code raises
             if ranks.world_size > 1:
                 signals.ignore_termination()
             if folder is not None:
