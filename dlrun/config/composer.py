@@ -1,4 +1,4 @@
-"""Many command lines that differ in a few words, composed quickly."""
+"""Composes many command lines that differ in a few words, quickly."""
 
 import copy
 from collections.abc import Sequence
@@ -27,49 +27,64 @@ class Composer:
         master: DictConfig | None = None,
         config_name: str = "config",
     ) -> None:
-        """fixed: words of Hydra's own; master: the sweep's config, whose time stamps all points share."""
-        self._loader, self._fixed, self._master = loader, list(fixed), master
+        """fixed: overrides of Hydra's own keys; master: the sweep's config, whose time stamp all points share."""
+        self._loader = loader
+        self._fixed = list(fixed)
+        self._master = master
         self._config_name = config_name
         self._parser = OverridesParser.create(config_loader=loader)
-        self._groups: dict[str, bool] = {}  # whether a key is one: Hydra needs 13 ms to tell
+
+        # Whether a key is a group: Hydra needs 13 ms to tell.
+        self._is_group: dict[str, bool] = {}
         self._bases: dict[tuple[str, ...], tuple[DictConfig, DictConfig]] = {}
 
     def compose(self, words: Sequence[str], number: int = 0) -> DictConfig:
-        """The config of one point, not resolved; HydraConfig is of this point afterwards. Hydra's exceptions pass."""
+        """Compose the config of one point, not resolved, and set HydraConfig to it. Hydra's exceptions pass through."""
         parsed = self._parser.parse_overrides(list(words))
-        valued = [o for o in parsed if not self._chooses(o)]
-        base, settings = self._base(tuple(str(o.input_line) for o in parsed if o not in valued))
+        values = [override for override in parsed if not self._is_choice(override)]
+        choices = tuple(str(override.input_line) for override in parsed if override not in values)
+
+        base, settings = self._load_base(choices)
         composed = copy.deepcopy(base)
         try:
-            hydra_internals.apply_overrides(valued, composed)
+            hydra_internals.apply_overrides(values, composed)
         except OmegaConfBaseException as error:
             raise ConfigCompositionException().with_traceback(error.__traceback__) from error
+
         job = settings.hydra.job
-        naming = job.config.override_dirname
-        job.override_dirname = hydra_internals.format_override_dirname(parsed, naming)
-        job.num, job.id, settings.hydra.overrides.task = number, number, list(words)
+        job.override_dirname = hydra_internals.format_override_dirname(parsed, job.config.override_dirname)
+        job.num = number
+        job.id = number
+        settings.hydra.overrides.task = list(words)
         return composed
 
-    def _chooses(self, override: Override) -> bool:
-        """Whether a word is about the defaults list: an option of a group, as Hydra tells it from a value."""
+    def _is_choice(self, override: Override) -> bool:
+        """Whether an override chooses an option of a group rather than a value, by Hydra's own rules."""
+        if override.package is not None:
+            return True
         key = override.key_or_group
-        if override.package is not None or "." in key or isinstance(override.value(), dict):
-            return override.package is not None
-        if key not in self._groups:
-            self._groups[key] = bool(self._loader.get_group_options(key))
-        return self._groups[key]
+        if "." in key or isinstance(override.value(), dict):
+            return False
+        if key not in self._is_group:
+            self._is_group[key] = bool(self._loader.get_group_options(key))
+        return self._is_group[key]
 
-    def _base(self, choosing: tuple[str, ...]) -> tuple[DictConfig, DictConfig]:
-        """The config with these choices and without other values, and Hydra's own part of it."""
-        if choosing not in self._bases:
-            whole = self._loader.load_configuration(self._config_name, [*self._fixed, *choosing], RunMode.RUN)
+    def _load_base(self, choices: tuple[str, ...]) -> tuple[DictConfig, DictConfig]:
+        """The config with these choices and no other values, and Hydra's own part of it, which HydraConfig is set to.
+
+        The caller must copy the first and may change the second.
+        """
+        if choices not in self._bases:
+            base = self._loader.load_configuration(self._config_name, [*self._fixed, *choices], RunMode.RUN)
             if self._master is not None:
-                OmegaConf.copy_cache(from_config=self._master, to_config=whole)
-                whole.hydra.sweep.dir = str(self._master.hydra.sweep.dir)  # one time stamp, and the words' own paths
-            settings = copy.deepcopy(whole)
-            with open_dict(whole):
-                whole.pop("hydra")
-            self._bases[choosing] = whole, settings
-        base, settings = self._bases[choosing]
+                # One time stamp, and the sweep folder that the words name.
+                OmegaConf.copy_cache(from_config=self._master, to_config=base)
+                base.hydra.sweep.dir = str(self._master.hydra.sweep.dir)
+            settings = copy.deepcopy(base)
+            with open_dict(base):
+                base.pop("hydra")
+            self._bases[choices] = (base, settings)
+
+        base, settings = self._bases[choices]
         hydra_internals.set_hydra_config(settings)
         return base, settings

@@ -1,4 +1,4 @@
-"""Hydra's and OmegaConf's complaints as sentences: what, where, and what to type instead."""
+"""Errors of Hydra and OmegaConf as sentences: what, where, and what to type instead."""
 
 import re
 from collections.abc import Iterator
@@ -16,15 +16,16 @@ from dlrun.config.validation import find_field, wrong_type_error
 from dlrun.core.errors import ErrorList, RequestError, iter_causes, join_names
 from dlrun.core.suggest import did_you_mean, edit_distance, find_nearest
 
-# What Hydra and OmegaConf raise where a command line or a saved config does not fit.
+# Exceptions of Hydra and OmegaConf on a wrong command line or a saved config that it does not fit.
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, request.UnknownKey)
 
 VERBS = ("resume", "eval", "compare", "export", "predict", "clean", "completion", "diff", "ls", "check", "help")
 
-# What Hydra says, and what a user can do about it.
-_SAID = (
-    (r"Ambiguous value for argument '([^=]+)=(.*)'", "{0}={1} names several values; for a run of each type "
-     "dlrun -m {0}={1}"),
+_SEVERAL_VALUES = r"Ambiguous value for argument '([^=]+)=(.*)'"
+
+# Patterns of Hydra's messages, and the sentence for each.
+_SENTENCES = (
+    (_SEVERAL_VALUES, "{0}={1} names several values; for a run of each type dlrun -m {0}={1}"),
     (r"Multiple values for (\S+)\. To override", "{0} is chosen already; leave out the + and type {0}=..."),
     (r"force-add of config groups is not supported: '\+*([^']+)'", "leave out the ++ and type {0}"),
     (r"Could not append to config\. An item is already at '([^']+)'", "{0} is there already; leave out the + and "
@@ -41,124 +42,164 @@ _SAID = (
 
 
 def explain_all_errors(error: Exception, words: list[str]) -> RequestError:
-    """What to tell the user of an exception that composing `words` raised: every mistake in them, not the first only.
+    """Make an error for the user of an exception that composing `words` raised, with every mistake in them.
 
-    Each word is tried on its own after those that were right, choices before values, and what is left is typed.
+    Each word is tried on its own on top of the words that were right, choices before values; then types and ranges of
+    the result are checked.
     """
-    found = ErrorList()
+    errors = ErrorList()
     flags = compose.parse_flags(words)
     if len(flags.overrides) > 1 and not flags.multirun and not flags.config_dir:
-        kept: list[str] = []
-        for word in sorted(flags.overrides, key=lambda word: word.partition("=")[0] not in compose.GROUPS):
+        choices_first = sorted(flags.overrides, key=lambda word: word.partition("=")[0] not in compose.GROUPS)
+        right: list[str] = []
+        for word in choices_first:
             try:
-                compose.compose_config([*kept, word])
-                kept.append(word)
-            except Exception as one:  # whatever composing raises
-                found.add(RequestError(explain_error(one, [word, *kept])))
-        if found.errors:
-            schema.read_settings(compose.resolve(compose.compose_config(kept)), {}, found)
-    if not found.errors:
+                compose.compose_config([*right, word])
+                right.append(word)
+            except Exception as word_error:
+                # Whatever Hydra, its parser and OmegaConf raise.
+                errors.add(RequestError(explain_error(word_error, [word, *right])))
+        if errors.errors:
+            schema.read_settings(compose.resolve(compose.compose_config(right)), {}, errors)
+
+    if not errors.errors:
         return RequestError(explain_error(error, words))
     try:
-        found.raise_if_any()
-    except RequestError as all_of_them:
-        return all_of_them
+        errors.raise_if_any()
+    except RequestError as all_errors:
+        return all_errors
     raise AssertionError
 
 
 def explain_error(error: Exception, words: list[str]) -> str:
-    """What to tell the user of an exception that composing `words` raised."""
-    said = _sentence(error, words)
+    """Explain an exception that composing `words` raised in one sentence."""
+    sentence = _explain(error, words)
+
+    # The file that the error is in, unless the sentence names it or it is config.yaml.
     place = re.match(r"In '([^']+)'", str(error))
-    if place and place.group(1) not in ("config", "config.yaml") and place.group(1) not in said:
-        said = f"{place.group(1)}.yaml: {said}"
-    return f"sweep.points: {said}" if request.IN_POINTS in getattr(error, "__notes__", ()) else said
+    if place and place.group(1) not in ("config", "config.yaml") and place.group(1) not in sentence:
+        sentence = f"{place.group(1)}.yaml: {sentence}"
+    if request.IN_POINTS in getattr(error, "__notes__", ()):
+        return f"sweep.points: {sentence}"
+    return sentence
 
 
-def _sentence(error: Exception, words: list[str]) -> str:
+def _explain(error: Exception, words: list[str]) -> str:
     if isinstance(error, request.UnknownKey):
         return explain_unknown_key(error.key, error.known)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        return _missing_option(error)
+        return _explain_missing_option(error)
     if isinstance(error, OverrideParseException):
-        return _unparsable(error)
-    for pattern, advice in _SAID:
-        if match := re.search(pattern, str(error)):
-            sentence = advice.format(*match.groups())
-            if "names several values" in sentence:
-                sentence += _as_list(match[1], match[2], words)
-            return sentence
+        return _explain_unparsable(error)
+
+    for pattern, sentence in _SENTENCES:
+        match = re.search(pattern, str(error))
+        if match:
+            advice = _advise_list(match[1], match[2], words) if pattern == _SEVERAL_VALUES else ""
+            return sentence.format(*match.groups()) + advice
+
     for word in words:
-        if placed := re.match(r"[+~]*([\w/]+)@", word):
-            return f"{placed[1]} stands in one place only; leave out the @ and what follows: type {placed[1]}=..."
+        package = re.match(r"[+~]*([\w/]+)@", word)
+        if package:
+            key = package[1]
+            return f"{key} stands in one place only; leave out the @ and what follows: type {key}=..."
         if word.startswith("="):
             return f"{word} names no key; type key=value"
-    for cause in iter_causes(error):
-        mark: Any = getattr(cause, "problem_mark", None)  # of a YAML file that cannot be read
+
+    causes = list(iter_causes(error))
+    for cause in causes:
+        # PyYAML marks the line of a file that it cannot read.
+        mark: Any = getattr(cause, "problem_mark", None)
         if mark is not None:
             return f"{mark.name}, line {mark.line + 1}: {getattr(cause, 'problem', cause)}; correct the line"
+
     deleted = re.search(r"Could not delete from config\. '([^']+)' does not exist", str(error))
-    for cause in iter_causes(error):
-        if deleted or isinstance(cause, ConfigKeyError) or re.match(r"Key '.*' (is )?not in ", str(cause)):
-            return explain_unknown_key(deleted.group(1) if deleted else _key_of(error, cause), _known(words))
-    for cause in iter_causes(error):
+    for cause in causes:
+        if deleted:
+            return explain_unknown_key(deleted.group(1), _compose_known(words))
+        if isinstance(cause, ConfigKeyError) or re.match(r"Key '.*' (is )?not in ", str(cause)):
+            return explain_unknown_key(_find_key(error, cause), _compose_known(words))
+    for cause in causes:
         if isinstance(cause, OmegaConfBaseException):
-            return _mistyped(cause, words)
+            return _explain_wrong_value(cause, words)
+
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = " ".join(lines[:2]) or type(error).__name__
-    named = [word for word in words if word.partition("=")[0].lstrip("+~") in said]
-    return said if named or not words else f"{said}; look at {' '.join(words)}"
+    message = " ".join(lines[:2]) or type(error).__name__
+    is_named = any(word.partition("=")[0].lstrip("+~") in message for word in words)
+    if is_named or not words:
+        return message
+    return f"{message}; look at {' '.join(words)}"
 
 
-def _key_of(error: Exception, cause: BaseException) -> str:
+def _find_key(error: Exception, cause: BaseException) -> str:
     """The whole dotted key, which is in Hydra's outer message or in OmegaConf's inner one."""
-    found = re.search(r"(?:Could not (?:override|append)|Error merging override) '?\+*([^'=\s]+)", str(error))
+    match = re.search(r"(?:Could not (?:override|append)|Error merging override) '?\+*([^'=\s]+)", str(error))
+    outer = match.group(1) if match else ""
     inner = str(getattr(cause, "full_key", None) or getattr(cause, "key", ""))
-    outer = found.group(1) if found else ""
     return inner if len(inner) > len(outer) else outer
 
 
-def _mistyped(cause: OmegaConfBaseException, words: list[str]) -> str:
-    """A value that its key does not take."""
-    key, text = str(cause.full_key or cause.key or ""), str(cause.msg or cause).splitlines()[0]
-    asked = next(
-        (word for word in words if key and re.match(rf"[+~]*{re.escape(key)}[=.]|~{re.escape(key)}$", word)), ""
-    )
-    at = find_field(schema.Config, key)
+def _explain_wrong_value(cause: OmegaConfBaseException, words: list[str]) -> str:
+    """Explain a value that its key does not take."""
+    key = str(cause.full_key or cause.key or "")
+    text = str(cause.msg or cause).splitlines()[0]
+    word = _find_word(key, words)
+    field = find_field(schema.Config, key)
+
     if "does not support deletion" in text:
         return f"{key} cannot be taken away; leave out ~{key}, or type {key}=..."
-    if "nterpolation" in text or at is None:
-        said = next((word for word in words if "${" in word), key)
-        return f"{said}: {text}; type a value" if said else text
-    if asked.lstrip("+~").startswith(f"{key}."):
-        return f"there is no key {asked.lstrip('+~').partition('=')[0]}; {key} holds no keys, type {key}=..."
+    if "nterpolation" in text or field is None:
+        place = next((word for word in words if "${" in word), key)
+        return f"{place}: {text}; type a value" if place else text
+    if word.lstrip("+~").startswith(f"{key}."):
+        return f"there is no key {word.lstrip('+~').partition('=')[0]}; {key} holds no keys, type {key}=..."
+
+    value: str | None = "null"
     quoted = re.search(r"[Vv]alue:? '?(.*?)'? (?:of type|is not)|value: (.*)", text)
-    value = asked.partition("=")[2] if asked else quoted.group(1) or quoted.group(2) if quoted else "null"
-    return str(wrong_type_error(at[0], at[1], value, at[2]))
+    if word:
+        value = word.partition("=")[2]
+    elif quoted:
+        value = quoted.group(1) or quoted.group(2)
+    schema_of_field, name, section = field
+    return str(wrong_type_error(schema_of_field, name, value, section))
 
 
-def _missing_option(error: MissingConfigException) -> str:
+def _find_word(key: str, words: list[str]) -> str:
+    """The first word that sets or deletes a key, or one below it; "" if there is none."""
+    if not key:
+        return ""
+    pattern = rf"[+~]*{re.escape(key)}[=.]|~{re.escape(key)}$"
+    return next((word for word in words if re.match(pattern, word)), "")
+
+
+def _explain_missing_option(error: MissingConfigException) -> str:
     group, _, option = str(error.missing_cfg_file).rpartition("/")
     if not group:
         return f"there is no config {option}; leave out --config-name"
+
     options = list(error.options or [])
     if not options:
         hint = did_you_mean(group, compose.GROUPS)
         return f"there is no group {group}; {hint}the groups are {', '.join(compose.GROUPS)}"
+
     hint = did_you_mean(option, options, group + "=") if option else ""
     return f"{group}={option} is not a choice; {hint}type one of {join_names(options, f'dlrun ls {group}')}"
 
 
-def _unparsable(error: OverrideParseException) -> str:
+def _explain_unparsable(error: OverrideParseException) -> str:
     word = str(error.override)
     if word in compose.GROUPS:
         return f"{word} needs a choice; type {word}=<one of `dlrun ls {word}`>"
+
     if re.fullmatch(r"[\w.-]+", word):
         hint = did_you_mean(word, VERBS, "dlrun ")
-        keys = list(iter_keys(_known([])))
+        keys = list(iter_keys(_compose_known([])))
         if not hint and (word in keys or find_nearest(word, keys)):
-            hint = did_you_mean(f"{word}=...", [f"{key}=..." for key in [word, *keys] if key in keys])
+            # The word itself comes first if it is a key.
+            candidates = [f"{key}=..." for key in [word, *keys] if key in keys]
+            hint = did_you_mean(f"{word}=...", candidates)
         return f"{word!r} is neither a command nor key=value; {hint}dlrun --help shows both"
+
     if re.search(r"[\[{(]", word):
         example = "'model.hidden_sizes=[64,32]'"
         return f"{word!r} cannot be read as key=value; close brackets and quote them for the shell, as in {example}"
@@ -166,65 +207,82 @@ def _unparsable(error: OverrideParseException) -> str:
 
 
 def explain_unknown_key(key: str, known: DictConfig) -> str:
-    """A key that does not exist, and the keys that were perhaps meant."""
+    """Explain that a key does not exist, and name the keys that were perhaps meant."""
     key = key.lstrip("+~")
     if key.startswith("hydra"):
         return f"there is no key {key}; dlrun --cfg hydra shows Hydra's own"
+
     group, _, rest = key.partition(".")
-    if owners := _owners(group, rest):
-        return f"there is no key {key} with this {group}; {_with(group, owners)} {_have(owners)} it"
-    if found := _perhaps(key, list(iter_keys(known))):
-        return f"there is no key {key}; did you mean {' or '.join(found)}?"
-    others = {other for path in (CONFIG_DIR / group).glob("*.yaml") for other in _plain(path)} if rest else set()
-    if meant := find_nearest(rest, sorted(others), 1):
-        owners = _owners(group, meant[0])
-        return f"there is no key {key} with this {group}; {_with(group, owners)} {_have(owners)} {group}.{meant[0]}"
+    owners = _find_owners(group, rest)
+    if owners:
+        return f"there is no key {key} with this {group}; {_format_owners(group, owners)} it"
+
+    suggestions = _suggest_keys(key, list(iter_keys(known)))
+    if suggestions:
+        return f"there is no key {key}; did you mean {' or '.join(suggestions)}?"
+
+    nearest = find_nearest(rest, _list_option_keys(group), 1) if rest else []
+    if nearest:
+        owners = _find_owners(group, nearest[0])
+        return f"there is no key {key} with this {group}; {_format_owners(group, owners)} {group}.{nearest[0]}"
+
     parent = key.rpartition(".")[0]
-    inside = [k for k in iter_keys(known) if parent and k.startswith(parent + ".")]
-    return (
-        f"there is no key {key}; {f'{parent} has {join_names(inside)}' if inside else 'dlrun --cfg job shows all keys'}"
-    )
+    siblings = [other for other in iter_keys(known) if parent and other.startswith(parent + ".")]
+    if siblings:
+        return f"there is no key {key}; {parent} has {join_names(siblings)}"
+    return f"there is no key {key}; dlrun --cfg job shows all keys"
 
 
-def _perhaps(key: str, keys: list[str]) -> list[str]:
+def _suggest_keys(key: str, keys: list[str]) -> list[str]:
     """At most three keys: those within two edits, those of another section that end in the same word, those like it."""
-    candidates = [k for k in keys if "." in k] if "." in key else [*keys, *(g for g in compose.GROUPS if g not in keys)]
+    if "." in key:
+        candidates = [other for other in keys if "." in other]
+    else:
+        candidates = keys + [group for group in compose.GROUPS if group not in keys]
     close = find_nearest(key, candidates)
+    certain = [other for other in close if edit_distance(key, other) <= 2]
+
     last = key.rpartition(".")[2]
-    same_end = [k for k in keys if k.rpartition(".")[2] == last]
-    ends = {k.rpartition(".")[2]: k for k in keys}
-    similar = [ends[end] for end in find_nearest(last, ends)]
-    certain = [k for k in close if edit_distance(key, k) <= 2]
-    return list(dict.fromkeys([*certain, *same_end, *close, *similar]))[:3]
+    same_end = [other for other in keys if other.rpartition(".")[2] == last]
+    key_by_end = {other.rpartition(".")[2]: other for other in keys}
+    similar_end = [key_by_end[end] for end in find_nearest(last, key_by_end)]
+
+    unique = dict.fromkeys([*certain, *same_end, *close, *similar_end])
+    return list(unique)[:3]
 
 
-def _owners(group: str, rest: str) -> list[str]:
+def _find_owners(group: str, rest: str) -> list[str]:
     """The options of a group that have such a key."""
-    return [path.stem for path in sorted((CONFIG_DIR / group).glob("*.yaml")) if rest in _plain(path)]
+    return [path.stem for path in sorted((CONFIG_DIR / group).glob("*.yaml")) if rest in _read_plain(path)]
 
 
-def _with(group: str, owners: list[str]) -> str:
-    """The options that have a key, as they are typed."""
-    return " and ".join(owners[:4]) + f" (type {group}={owners[0]})"
+def _format_owners(group: str, owners: list[str]) -> str:
+    """Name the options that have a key, and how they are chosen: "adam (type optimizer=adam) has"."""
+    verb = "has" if len(owners) == 1 else "have"
+    return f"{' and '.join(owners[:4])} (type {group}={owners[0]}) {verb}"
+
+
+def _list_option_keys(group: str) -> list[str]:
+    """Top-level keys of all options of a group, sorted."""
+    keys: set[str] = set()
+    for path in (CONFIG_DIR / group).glob("*.yaml"):
+        keys.update(_read_plain(path))
+    return sorted(keys)
 
 
 @cache
-def _plain(path: Path) -> Any:
+def _read_plain(path: Path) -> Any:
     return OmegaConf.to_container(OmegaConf.load(path))
 
 
-def _have(owners: list[str]) -> str:
-    return "has" if len(owners) == 1 else "have"
-
-
-def _as_list(key: str, values: str, words: list[str]) -> str:
-    """How several values are typed for a key that may hold a list; "" for one that may not."""
-    value = OmegaConf.select(_known(words), key, throw_on_missing=False)
+def _advise_list(key: str, values: str, words: list[str]) -> str:
+    """How to type several values for a key that may hold a list; "" for one that may not."""
+    value = OmegaConf.select(_compose_known(words), key, throw_on_missing=False)
     return f", for a list {key}=[{values}]" if value is None or isinstance(value, ListConfig) else ""
 
 
-def _known(words: list[str]) -> DictConfig:
-    """The config for the groups that were chosen rightly: what the keys could have been."""
+def _compose_known(words: list[str]) -> DictConfig:
+    """The config for the groups that were chosen rightly, to look up which keys there are."""
     right = []
     for word in words:
         group, _, option = word.partition("=")
@@ -232,16 +290,18 @@ def _known(words: list[str]) -> DictConfig:
             right.append(word)
     try:
         return compose.compose_config(right)
-    except (HydraException, OmegaConfBaseException):  # the suggestion is a courtesy; without it the sentence stands
+    except (HydraException, OmegaConfBaseException):
+        # The suggestion is a courtesy; without it the sentence stands.
         return OmegaConf.create({})
 
 
 def iter_keys(node: DictConfig) -> Iterator[str]:
-    yield from _dotted_plain(OmegaConf.to_container(node, resolve=False), "")
+    """Yield the dotted names of all keys of a config, those of sections too."""
+    yield from _iter_plain_keys(OmegaConf.to_container(node, resolve=False), "")
 
 
-def _dotted_plain(values: Any, prefix: str) -> Iterator[str]:
+def _iter_plain_keys(values: Any, prefix: str) -> Iterator[str]:
     for key, value in values.items():
         yield f"{prefix}{key}"
         if isinstance(value, dict):
-            yield from _dotted_plain(value, f"{prefix}{key}.")
+            yield from _iter_plain_keys(value, f"{prefix}{key}.")

@@ -1,4 +1,4 @@
-"""`dlrun ls`: what can be chosen, without importing torch."""
+"""`dlrun ls`: the groups and options to choose from, without importing torch."""
 
 from pathlib import Path
 
@@ -14,15 +14,21 @@ def list_groups(config_dir: Path) -> list[str]:
 
 
 def list_options(config_dir: Path, group: str) -> list[tuple[str, str]]:
-    """Each option of a group, with the words its file opens with."""
+    """Each option of a group, with the first comment line of its file. RequestError if there is no such group."""
     folder = config_dir / group
     if not folder.is_dir():
-        known = list_groups(config_dir)
-        hint = did_you_mean(group, known, "dlrun ls ")
-        raise RequestError(f"there is no group {group}; {hint}type one of {', '.join(known)}")
-    return [(path.stem, _first_words(path)) for path in sorted(folder.glob("*.yaml"))]
+        groups = list_groups(config_dir)
+        hint = did_you_mean(group, groups, "dlrun ls ")
+        raise RequestError(f"there is no group {group}; {hint}type one of {', '.join(groups)}")
+    return [(path.stem, _read_first_comment(path)) for path in sorted(folder.glob("*.yaml"))]
 
 
-def _first_words(path: Path) -> str:
-    comments = (line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#"))
-    return next((line for line in comments if not line.startswith("@package")), "")
+def _read_first_comment(path: Path) -> str:
+    for line in path.read_text().splitlines():
+        if not line.startswith("#"):
+            continue
+        comment = line[1:].strip()
+        # Hydra's directive, not a comment for people.
+        if not comment.startswith("@package"):
+            return comment
+    return ""

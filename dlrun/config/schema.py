@@ -1,8 +1,8 @@
 """The typed schema: every key of ours has a type, a default, a range, and its unit in its name.
 
 A block (`data`, `model`, `optimizer`, `scheduler`) is open: it names a `_target_` and holds that target's
-arguments besides the few keys of ours, which the `*Keys` classes type. `read` turns the composed config
-into plain objects; nothing after it knows OmegaConf.
+arguments besides the few keys of ours, which the `*Keys` classes type. `read_settings` turns the composed config
+into plain objects; nothing after it knows OmegaConf. In the comments on keys, null is the value that is typed.
 """
 
 import copy
@@ -22,9 +22,21 @@ from dlrun.config.validation import validate
 from dlrun.core.errors import ErrorList, RequestError
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-CONFIG_DIR = next(p for p in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if p.is_dir())
 
-DATA_FOLDER = "data"  # below the working directory, where $DLRUN_DATA_DIR names no other
+# In a wheel the configs lie in the package, in a checkout beside it.
+CONFIG_DIR = next(path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir())
+
+# Below the working directory, where $DLRUN_DATA_DIR names no other.
+DATA_FOLDER = "data"
+
+# Permissions of one command line or call: never written into a run, never read from it.
+PERMISSIONS = ("trust", "trusted_modules")
+
+# Keys that may differ between two runs that are the same run.
+NOT_IDENTITY = (
+    "paths", "device", "tracking", "figures", "hydra", "sweep",
+    "resume", "trust", "trusted_modules", "probes", "expect", "strict", "preflight",
+)  # fmt: skip
 
 T = TypeVar("T")
 
@@ -47,7 +59,7 @@ def _choice(default: Any, *choices: Any) -> Any:
 
 @dataclass
 class DataKeys:
-    """Keys of ours in every data block: how its rows are split, grouped and fetched."""
+    """dlrun's own keys in every data block: how its rows are split, batched and loaded."""
 
     batch_size: int = _positive(64)
     eval_batch_size: int | None = _positive(None)  # null: the larger of batch_size and 256
@@ -63,21 +75,21 @@ class DataKeys:
 
 @dataclass
 class ModelKeys:
-    """Keys of ours in every model block."""
+    """dlrun's own keys in every model block."""
 
     init: dict[str, Any] | None = None  # start values by parameter name, {w: 1.0}
 
 
 @dataclass
 class OptimizerKeys:
-    """Keys of ours in every optimizer block."""
+    """dlrun's own keys in every optimizer block."""
 
     groups: list[Any] | None = None  # [{match: <pattern on parameter names>, lr: ...}, ...]
 
 
 @dataclass
 class SchedulerKeys:
-    """Keys of ours in every scheduler block."""
+    """dlrun's own keys in every scheduler block."""
 
     interval: str = _choice("epoch", "epoch", "step")
     warmup_steps: int = _not_negative(0)  # the learning rate climbs in a straight line over these steps
@@ -85,9 +97,10 @@ class SchedulerKeys:
 
 @dataclass
 class TaskConfig:
-    """What is minimized."""
+    """The loss that is minimized."""
 
-    loss: str | None = None  # null: mse, bce_with_logits or cross_entropy, as the task asks; or module.function
+    # null: mse, bce_with_logits or cross_entropy, as the task asks; or module.function
+    loss: str | None = None
     reduction: str = _choice("mean", "mean", "sum")
 
 
@@ -101,7 +114,7 @@ class EarlyStoppingConfig:
 
 @dataclass
 class TrainerConfig:
-    """How long, and how a step is made."""
+    """The length of a training, and how a step is made."""
 
     epochs: int | None = _positive(20)  # null: until max_steps, as where that alone is typed
     max_steps: int | None = _positive(None)  # optimizer steps
@@ -113,7 +126,7 @@ class TrainerConfig:
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
 
     def limit_epochs(self, steps_per_epoch: int) -> int:
-        """How many epochs may begin: those asked for, or as many as max_steps takes."""
+        """Largest number of epochs: those asked for, or as many as max_steps takes."""
         if self.epochs is not None:
             return self.epochs
         return math.ceil((self.max_steps or 1) / steps_per_epoch)
@@ -121,7 +134,7 @@ class TrainerConfig:
 
 @dataclass
 class CheckpointConfig:
-    """What is saved, when, and which epoch is the best."""
+    """What is saved and when, and which epoch is the best."""
 
     format: str = _choice("state_dict", "state_dict", "full")
     monitor: str | None = None  # null: val/loss, or train/loss where there is no validation part
@@ -133,7 +146,7 @@ class CheckpointConfig:
 
 @dataclass
 class DeviceConfig:
-    """Where and in which precision."""
+    """Device and precision of a run."""
 
     name: str = _choice("auto", "auto", "cpu", "cuda", "mps")
     index: int | None = _not_negative(None)
@@ -149,30 +162,34 @@ class DeviceConfig:
 
 @dataclass
 class TrackingConfig:
-    """What TensorBoard shows besides scalars, and what is said besides."""
+    """What TensorBoard shows besides scalars, and diagnostics."""
 
-    diagnose: bool = True  # learning trouble is said, at the epoch where it shows
+    diagnose: bool = True  # report learning trouble at the epoch where it shows
     graph: bool = True
     samples: bool = True
     weight_histograms: bool = False
-    evolution_every_epochs: int | None = _positive(None)  # a picture of the fit that often, and all as figures/*.gif
+
+    # A picture of the fit after so many epochs, and all of them as figures/*.gif.
+    evolution_every_epochs: int | None = _positive(None)
 
 
 @dataclass
 class SweepConfig:
     """Several runs from one request."""
 
-    points: list[str] = field(default_factory=list)  # a line of overrides a run; a line may itself be a sweep
-    dir: str | None = None  # the sweep's folder: a new one, or one to go on with; null: always a new one
-    jobs: Any = 1  # runs at a time, each in a process of its own from 2 on; auto: as many as there are cores or GPUs
+    points: list[str] = field(default_factory=list)  # overrides of one run a line; a line may itself be a sweep
+    dir: str | None = None  # the sweep's folder: a new one, or one to resume; null: always a new one
+
+    # Runs at a time, each in a process of its own from 2 on; auto: as many as there are cores or GPUs.
+    jobs: Any = 1
     fail_fast: bool = False  # the first failure ends the sweep
-    dry_run: bool = False  # say what would be run, how long it would take, and stop
+    dry_run: bool = False  # print what would be run, how long it would take, and stop
     max_jobs: int = _positive(1000)  # more points are taken for a mistake
 
 
 @dataclass
 class PathsConfig:
-    """Where data are looked for and runs are written."""
+    """Folders of data and of runs."""
 
     data: str = f"${{oc.env:DLRUN_DATA_DIR,{DATA_FOLDER}}}"
     outputs: str = "outputs"
@@ -195,9 +212,9 @@ class Config:
     trust: bool = False  # open a pickled full model: it can run code
     trusted_modules: list[str] = field(default_factory=list)  # own modules that a loaded run may use
     probes: list[Any] = field(default_factory=list)  # inputs to ask the model before and after training
-    expect: list[str] = field(default_factory=list)  # what the run should come to: see runs/expectations.py
-    strict: bool = False  # exit code 1 when that is missed
-    preflight: bool = True  # look at shapes, memory and disk before the first step
+    expect: list[str] = field(default_factory=list)  # results that the run should reach: see runs/expectations.py
+    strict: bool = False  # exit code 1 when an expectation is missed
+    preflight: bool = True  # check shapes, memory and disk before the first step
     data: dict[str, Any] = _defaults(DataKeys)
     model: dict[str, Any] = _defaults(ModelKeys)
     optimizer: dict[str, Any] = _defaults(OptimizerKeys)
@@ -227,7 +244,7 @@ class Block:
 
     group: str
     choice: str  # the option's name: mnist, resnet, adam, ...
-    target: str | None  # null: nothing to build (scheduler=none)
+    target: str | None  # None: nothing to build (scheduler=none)
     arguments: dict[str, Any]
 
 
@@ -250,42 +267,52 @@ class Settings:
 def read_settings(plain: dict[str, Any], choices: dict[str, str], problems: ErrorList | None = None) -> Settings:
     """Check types and ranges of a composed config and return plain objects.
 
-    What is off is noted in `problems`, with the default in its place; raised where that is left out.
+    choices: option by group. A wrong value is added to `problems`, and the default taken in its place; without
+    `problems`, all of them are raised as one RequestError.
     """
-    found = ErrorList() if problems is None else problems
+    errors = ErrorList() if problems is None else problems
     plain = copy.deepcopy(plain)
     for key in sorted(find_missing(plain)):
-        found.add(RequestError(f"{key} has no value yet; type {key}=..."))
-    blocks = ("data", "model", "optimizer", "scheduler")
-    data, data_keys = _block("data", choices, plain, DataKeys, found)
-    model, model_keys = _block("model", choices, plain, ModelKeys, found)
-    optimizer, optimizer_keys = _block("optimizer", choices, plain, OptimizerKeys, found)
-    scheduler, scheduler_keys = _block("scheduler", choices, plain, SchedulerKeys, found)
-    rest: Config = validate(Config, drop_missing({k: v for k, v in plain.items() if k not in blocks}), "", found)
+        errors.add(RequestError(f"{key} has no value yet; type {key}=..."))
+
+    data, data_keys = _read_block("data", choices, plain, DataKeys, errors)
+    model, model_keys = _read_block("model", choices, plain, ModelKeys, errors)
+    optimizer, optimizer_keys = _read_block("optimizer", choices, plain, OptimizerKeys, errors)
+    scheduler, scheduler_keys = _read_block("scheduler", choices, plain, SchedulerKeys, errors)
+
+    other_values = {key: value for key, value in plain.items() if key not in KEYS}
+    rest: Config = validate(Config, drop_missing(other_values), "", errors)
     if rest.trainer.epochs is None and rest.trainer.max_steps is None:
-        found.add(
-            RequestError("trainer.epochs=null never ends; type trainer.max_steps=<steps> too, or trainer.epochs=20")
-        )
+        message = "trainer.epochs=null never ends; type trainer.max_steps=<steps> too, or trainer.epochs=20"
+        errors.add(RequestError(message))
         rest.trainer.epochs = 1
+
     if problems is None:
-        found.raise_if_any()
+        errors.raise_if_any()
     return Settings(
         data, data_keys, model, model_keys, optimizer, optimizer_keys, scheduler, scheduler_keys, rest, plain
     )
 
 
-def _block(
-    group: str, choices: dict[str, str], plain: dict[str, Any], keys: type[T], problems: ErrorList
+def _read_block(
+    group: str, choices: dict[str, str], plain: dict[str, Any], keys: type[T], errors: ErrorList
 ) -> tuple[Block, T]:
-    values = plain[group]
-    ours = {f.name for f in dataclasses.fields(cast(Any, keys))}
-    arguments = {k: v for k, v in values.items() if k not in ours and k != "_target_"}
-    block = Block(group, choices.get(group, "?"), values.get("_target_"), arguments)
-    return block, validate(keys, drop_missing({k: v for k, v in values.items() if k in ours}), group, problems)
+    """Split a block into the target with its arguments, and dlrun's own keys."""
+    names = {field.name for field in dataclasses.fields(cast(Any, keys))}
+    own_values: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
+    for key, value in plain[group].items():
+        if key in names:
+            own_values[key] = value
+        elif key != "_target_":
+            arguments[key] = value
+
+    block = Block(group, choices.get(group, "?"), plain[group].get("_target_"), arguments)
+    return block, validate(keys, drop_missing(own_values), group, errors)
 
 
 def find_missing(values: Any, prefix: str = "") -> Iterator[str]:
-    """The dotted keys of all that still has no value (`???`)."""
+    """Yield the dotted keys of mandatory values that are still missing (`???`)."""
     if isinstance(values, dict):
         for key, value in values.items():
             yield from find_missing(value, f"{prefix}.{key}" if prefix else str(key))
@@ -297,13 +324,10 @@ def find_missing(values: Any, prefix: str = "") -> Iterator[str]:
 
 
 def drop_missing(values: Any) -> Any:
-    """Without what still has no value (`???`)."""
+    """Copy nested dictionaries without mandatory values that are still missing (`???`)."""
     if not isinstance(values, dict):
         return values
-    return {k: drop_missing(v) for k, v in values.items() if v != "???"}
-
-
-PERMISSIONS = ("trust", "trusted_modules")  # of one command line or call: never written into a run, never read from it
+    return {key: drop_missing(value) for key, value in values.items() if value != "???"}
 
 
 def strip_permissions(plain: dict[str, Any]) -> dict[str, Any]:
@@ -316,15 +340,11 @@ def strip_permission_words(words: Sequence[str]) -> list[str]:
     return [word for word in words if word.partition("=")[0].lstrip("+~") not in PERMISSIONS]
 
 
-NOT_IDENTITY = (
-    "paths", "device", "tracking", "figures", "hydra", "sweep",
-    "resume", "trust", "trusted_modules", "probes", "expect", "strict", "preflight",
-)  # fmt: skip
-
-
 def hash_config(plain: dict[str, Any]) -> str:
     """sha256 of the config that makes a run what it is: without paths, device and logging, as sorted JSON."""
-    kept = {k: v for k, v in plain.items() if k not in NOT_IDENTITY}
-    kept["data"] = {k: v for k, v in kept["data"].items() if k != "root"}
-    kept["trainer"] = {k: v for k, v in kept["trainer"].items() if k not in ("log_every_steps", "profile")}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    identity = {key: value for key, value in plain.items() if key not in NOT_IDENTITY}
+    identity["data"] = {key: value for key, value in identity["data"].items() if key != "root"}
+
+    not_identity = ("log_every_steps", "profile")
+    identity["trainer"] = {key: value for key, value in identity["trainer"].items() if key not in not_identity}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

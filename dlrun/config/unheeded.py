@@ -1,4 +1,4 @@
-"""Words and keys that dlrun does not heed: refused, or said, but never passed over in silence."""
+"""Overrides and config keys without effect: refused or reported, but never ignored in silence."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ from dlrun.core.shell import is_called_from_python
 if TYPE_CHECKING:
     from dlrun.config.files import ConfigFile
 
-# Hydra's own keys that dlrun does not heed, and what to type instead. Others are heeded, or do not exist.
+# Hydra's own keys without effect in dlrun, and what to type instead. Others have one, or do not exist.
 _HYDRA = {
     "hydra.job.chdir": "a run stays in the working directory; leave it out",
     "hydra.job.name": "a run is called after its model and data; type hydra.run.dir=<folder> to choose its folder",
@@ -37,7 +37,7 @@ _HYDRA = {
 
 _TRAINING = "it is for training"
 
-# Keys, with all below them, that a command over a saved run does not heed, and why.
+# Keys that have no effect, with all below them, on a command over a saved run, and why.
 _OF_TRAINING = dict.fromkeys(
     ("trainer", "optimizer", "scheduler", "checkpoint", "tracking", "sweep", "expect", "strict", "probes",
      "preflight", "init_from", "resume", "model.init", "data.shuffle", "data.drop_last", "device.cuda_graph",
@@ -60,10 +60,13 @@ _UNHEEDED = {
 _DATA_OF_PREDICT = ("target", "delimiter", "batch_size", "eval_batch_size", "root", "_target_")
 
 
+# Words and keys of Hydra's own
+
+
 def refuse_hydra(words: Sequence[str]) -> None:
-    """RequestError for a key of Hydra's own that is typed and that dlrun does not heed."""
+    """RequestError for an override of Hydra's own keys that has no effect in dlrun."""
     for word in words:
-        instead = _instead_of(get_key(word))
+        instead = _find_replacement(get_key(word))
         if instead:
             raise RequestError(f"{word} has no effect in dlrun: {instead}")
 
@@ -72,13 +75,13 @@ def refuse_hydra_in_files(files: "Sequence[ConfigFile]") -> None:
     """RequestError for such a key in a config file of the user's own."""
     for file in files:
         for key in (*sorted(file.keys), *sorted(file.groups)):
-            instead = _instead_of(key)
+            instead = _find_replacement(key)
             if instead:
                 raise RequestError(f"{key} in {file.path} has no effect in dlrun: {instead}")
 
 
-def _instead_of(key: str) -> str:
-    """What to do instead of setting a key of Hydra's; "" for one that dlrun heeds."""
+def _find_replacement(key: str) -> str:
+    """What to type instead of a key of Hydra's; "" for a key that has an effect."""
     dotted = key.replace("/", ".").partition("@")[0]
     for unheeded, instead in _HYDRA.items():
         if dotted == unheeded or dotted.startswith(f"{unheeded}."):
@@ -87,9 +90,9 @@ def _instead_of(key: str) -> str:
 
 
 def refuse_other_folder(words: Sequence[str], is_sweep: bool, has_points: bool) -> None:
-    """RequestError for the folder of a sweep that is typed for a single run, and the other way round.
+    """RequestError for a sweep's folder that is typed for a single run, and the other way round.
 
-    has_points: whether sweep.points names the runs, which lie in a folder of either kind.
+    has_points: whether sweep.points names the runs, which may lie in a folder of either kind.
     """
     for word in words:
         key = get_key(word)
@@ -100,23 +103,29 @@ def refuse_other_folder(words: Sequence[str], is_sweep: bool, has_points: bool) 
             raise RequestError(f"{word} is for a single run; type sweep.dir={folder} for the folder of a sweep")
 
 
+# Settings of sweeps
+
+
 def sweep_only_error(word: str, resumes: bool = False) -> RequestError:
-    """The refusal of a word that only sweeps heed; resumes: whether the command goes on with a run."""
+    """Error for a word that has an effect on sweeps only; resumes: whether the command resumes a run."""
     if resumes or is_called_from_python():
         return RequestError(f"{word} is for a sweep, and this is one run; leave it out")
     return RequestError(f"{word} is for a sweep; add -m, or leave it out")
 
 
 def refuse_sweep_settings(words: Sequence[str]) -> None:
-    """RequestError for a setting of sweeps on the command line of a single run, which would not heed it."""
+    """RequestError for a setting of sweeps on the command line of a single run, where it has no effect."""
     resumes = list(words[:1]) == ["resume"] or any(word.startswith("resume=") for word in words)
     for word in words:
         if word.startswith("sweep.") and not word.startswith("sweep.points="):
             raise sweep_only_error(word, resumes)
 
 
+# Words of one command line
+
+
 def refuse_unheeded(words: Sequence[str], command: str) -> None:
-    """RequestError for a key that is typed for a saved run and that the command does not heed.
+    """RequestError for an override that has no effect on a command over a saved run.
 
     command: "dlrun eval", "dlrun predict", "dlrun export" or "dlrun.load".
     """
@@ -125,8 +134,10 @@ def refuse_unheeded(words: Sequence[str], command: str) -> None:
         if key == "device":
             key = "device.name"
         reasons = dict(_UNHEEDED[command])
-        if command == "dlrun predict" and key.startswith("data.") and key.split(".")[1] not in _DATA_OF_PREDICT:
+        is_unread = key.startswith("data.") and key.split(".")[1] not in _DATA_OF_PREDICT
+        if command == "dlrun predict" and is_unread:
             reasons[key] = "of the data only the inputs that are named are read"
+
         for unheeded, reason in reasons.items():
             if key != unheeded and not key.startswith(f"{unheeded}."):
                 continue
@@ -136,16 +147,17 @@ def refuse_unheeded(words: Sequence[str], command: str) -> None:
 
 
 def find_repeated(words: Sequence[str]) -> list[str]:
-    """A note for each word of one command line whose key a later word names with another value."""
+    """A note for each word of one command line whose key a later word sets to another value."""
     last = {get_key(word): word for word in words if "=" in word}
     notes = []
     for word in dict.fromkeys(words):
         key = get_key(word)
-        later = last.get(key, word)
-        # A target of the user's own replaces the option, with all its settings.
-        own = last.get(f"{key}._target_")
         if "=" not in word or key in PERMISSIONS:
             continue
+
+        # A target of the user's own replaces the option, with all its settings.
+        own = last.get(f"{key}._target_")
+        later = last.get(key, word)
         if own is not None:
             notes.append(format_note(word, f"{own} stands in its place"))
         elif later != word:
@@ -154,10 +166,10 @@ def find_repeated(words: Sequence[str]) -> list[str]:
 
 
 def format_note(key: str, reason: str) -> str:
-    """What is said of a key that has no effect."""
+    """Note that a key has no effect."""
     return f"{key} has no effect here: {reason}"
 
 
 def get_key(word: str) -> str:
-    """The key that a word of a command line is about."""
+    """Key of an override, without the signs in front of it."""
     return word.partition("=")[0].lstrip("+~")

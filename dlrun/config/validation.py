@@ -1,4 +1,4 @@
-"""Values against a dataclass: types by OmegaConf, ranges by the fields' metadata."""
+"""Checks values against a dataclass: types by OmegaConf, ranges by the fields' metadata."""
 
 import copy
 import dataclasses
@@ -18,135 +18,158 @@ from dlrun.core.suggest import did_you_mean
 
 T = TypeVar("T")
 
+# Instances of values that were right before: the jobs of a sweep differ in little, and each check takes 2 ms.
+_MOST_CACHED = 64
+_cache: dict[tuple[Any, str], Any] = {}
+
+_TYPE_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    type(None): "null",
+    Any: "...",
+}
+
 
 def validate(schema: type[T], values: dict[str, Any], where: str, problems: ErrorList | None = None) -> T:
-    """`values` as an instance of the dataclass `schema`; `where` is the key that they stand under.
+    """Check values and return them as an instance of the dataclass `schema`.
 
-    What is wrong is noted in `problems`, and the default taken in its place; raised where that is left out.
+    where: the key that the values stand under. A wrong value is added to `problems`, and the default taken in its
+    place; without `problems`, all of them are raised.
     """
-    found, known = ErrorList() if problems is None else problems, cast(Any, schema)
-    text = json.dumps(values, default=str)
-    if (known, text) in _seen:
-        return cast(T, copy.deepcopy(_seen[known, text]))
-    before = len(found.errors)
+    errors = ErrorList() if problems is None else problems
+    dataclass_type = cast(Any, schema)
+    cache_key = (dataclass_type, json.dumps(values, default=str))
+    if cache_key in _cache:
+        return cast(T, copy.deepcopy(_cache[cache_key]))
+
+    count_before = len(errors.errors)
     literals = Literals()
+    structured = _structure(dataclass_type)
     try:
-        merged = OmegaConf.merge(_structured(known), literals.hide(values))
-    except OmegaConfBaseException:  # only now one by one: a merge for each key takes half a second
-        merged = OmegaConf.merge(_structured(known), literals.hide(_accepted(schema, values, where, found)))
-    instance = cast(T, _restored(OmegaConf.to_object(merged), literals))
-    _check_ranges(instance, where, found)
+        merged = OmegaConf.merge(structured, literals.hide(values))
+    except OmegaConfBaseException:
+        # Only now one by one: a merge for each key takes half a second.
+        accepted = _select_accepted(schema, values, where, errors)
+        merged = OmegaConf.merge(structured, literals.hide(accepted))
+    instance = cast(T, _restore(OmegaConf.to_object(merged), literals))
+    _check_ranges(instance, where, errors)
+
     if problems is None:
-        found.raise_if_any()
-    if len(found.errors) == before:
-        while len(_seen) >= _MOST_SEEN:
-            _seen.pop(next(iter(_seen)))
-        _seen[known, text] = copy.deepcopy(instance)
+        errors.raise_if_any()
+    if len(errors.errors) == count_before:
+        while len(_cache) >= _MOST_CACHED:
+            _cache.pop(next(iter(_cache)))
+        _cache[cache_key] = copy.deepcopy(instance)
     return instance
 
 
-def _restored(instance: Any, literals: Literals) -> Any:
-    """The dataclass with its own text in place of all stand-ins, in nested ones too."""
+def _restore(instance: Any, literals: Literals) -> Any:
+    """Put the own text back in place of all placeholders, in nested dataclasses too."""
     for field in dataclasses.fields(instance):
         value = getattr(instance, field.name)
-        restored = _restored(value, literals) if dataclasses.is_dataclass(value) else literals.restore(value)
+        restored = _restore(value, literals) if dataclasses.is_dataclass(value) else literals.restore(value)
         setattr(instance, field.name, restored)
     return instance
 
 
-_MOST_SEEN = 64
-_seen: dict[tuple[Any, str], Any] = {}  # what was right before: the jobs of a sweep differ in little, at 2 ms each
-
-
 @functools.cache
-def _structured(schema: Any) -> Any:
+def _structure(schema: Any) -> Any:
     """OmegaConf's form of a dataclass; merging copies it."""
     return OmegaConf.structured(schema)
 
 
-def _accepted(schema: Any, values: dict[str, Any], where: str, problems: ErrorList) -> dict[str, Any]:
-    """The values that the schema takes; the others are noted, the innermost key of each."""
-    inner = {f.name: f.default_factory for f in dataclasses.fields(schema)}
-    kept = {}
+def _select_accepted(schema: Any, values: dict[str, Any], where: str, errors: ErrorList) -> dict[str, Any]:
+    """The values that the schema takes; the innermost key of each other one is added to the errors."""
+    factories = {field.name: field.default_factory for field in dataclasses.fields(schema)}
+    accepted = {}
     for name, value in values.items():
-        nested: Any = inner.get(name)
+        nested: Any = factories.get(name)
         if dataclasses.is_dataclass(nested) and isinstance(value, dict):
-            kept[name] = _accepted(nested, value, _dotted(where, name), problems)
-        elif problems.collect(_check_type, schema, name, value, where):
-            kept[name] = value
-    return kept
+            accepted[name] = _select_accepted(nested, value, _join_key(where, name), errors)
+        elif errors.collect(_check_type, schema, name, value, where):
+            accepted[name] = value
+    return accepted
 
 
 def _check_type(schema: Any, name: str, value: Any, where: str) -> bool:
-    """True; RequestError when the field does not take the value, or is not there."""
+    """Return True. RequestError if the field does not take the value, or does not exist."""
+    key = _join_key(where, name)
     try:
         OmegaConf.merge(OmegaConf.structured(schema), {name: Literals().hide(value)})
     except ConfigKeyError as error:
-        known = [_dotted(where, key) for key in iter_field_names(schema)]
-        hint = did_you_mean(_dotted(where, name), known).rstrip()
-        raise RequestError(
-            f"there is no key {_dotted(where, name)}; {hint or 'dlrun --cfg job shows all keys'}"
-        ) from error
+        known = [_join_key(where, other) for other in iter_field_names(schema)]
+        hint = did_you_mean(key, known).rstrip() or "dlrun --cfg job shows all keys"
+        raise RequestError(f"there is no key {key}; {hint}") from error
     except OmegaConfBaseException as error:
         raise wrong_type_error(schema, name, value, where) from error
     return True
 
 
 def wrong_type_error(schema: Any, name: str, value: Any, where: str) -> RequestError:
-    """The error for a field that does not take the value."""
-    key, field = _dotted(where, name), schema.__dataclass_fields__[name]
+    """Error for a field that does not take the value: what it takes, and what to type."""
+    key = _join_key(where, name)
+    text = format_value(value)
+    field = schema.__dataclass_fields__[name]
     if dataclasses.is_dataclass(field.default_factory):
         first = dataclasses.fields(field.default_factory)[0]
-        return RequestError(
-            f"{key}={format_value(value)} names none of its keys; {_advice(f'{key}.{first.name}', first)}"
-        )
-    return RequestError(
-        f"{key}={format_value(value)} must be {describe_type(get_type_hints(schema)[name])}; {_advice(key, field)}"
-    )
+        advice = _advise_default(f"{key}.{first.name}", first)
+        return RequestError(f"{key}={text} names none of its keys; {advice}")
+
+    kind = describe_type(get_type_hints(schema)[name])
+    return RequestError(f"{key}={text} must be {kind}; {_advise_default(key, field)}")
 
 
-def _advice(key: str, field: Any) -> str:
-    """What to type instead: the default."""
+def _advise_default(key: str, field: Any) -> str:
+    """Advice to type the default."""
     default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
     return f"type {key}={format_word(default)}"
 
 
 def format_value(value: Any) -> str:
-    """A value as it is typed on a command line."""
-    return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
+    """Format a value as it is typed on a command line."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "null" if value is None else str(value)
 
 
 def format_word(value: Any) -> str:
-    """The same as one word of a shell: without blanks, and in quotes where the shell would look inside."""
-    text = _compact(value)
+    """Format a value as one word of a shell: without blanks, and in quotes where the shell would expand it."""
+    text = _format_compact(value)
     return quote(text) if set(text) & set("{}$ ()'\"") else text
 
 
-def _compact(value: Any) -> str:
+def _format_compact(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return f"[{','.join(map(_compact, value))}]"
+        return f"[{','.join(map(_format_compact, value))}]"
     if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{_compact(item)}" for key, item in value.items()) + "}"
+        items = [f"{key}:{_format_compact(item)}" for key, item in value.items()]
+        return "{" + ",".join(items) + "}"
     return format_value(value)
 
 
-def _dotted(where: str, name: str) -> str:
+def _join_key(where: str, name: str) -> str:
     return f"{where}.{name}" if where else name
 
 
 def iter_field_names(schema: Any) -> Iterator[str]:
-    """The dotted names of a dataclass's fields, those of the dataclasses and dictionaries among them too."""
-    for f in dataclasses.fields(schema):
-        yield f.name
-        factory: Any = f.default_factory
+    """Yield the dotted names of a dataclass's fields, and of those in nested dataclasses and default dictionaries."""
+    for field in dataclasses.fields(schema):
+        yield field.name
+        factory: Any = field.default_factory
         if dataclasses.is_dataclass(factory):
-            yield from (f"{f.name}.{name}" for name in iter_field_names(factory))
-        elif factory is not dataclasses.MISSING and isinstance(made := factory(), dict):
-            yield from (f"{f.name}.{name}" for name in made)
+            for name in iter_field_names(factory):
+                yield f"{field.name}.{name}"
+        elif factory is not dataclasses.MISSING:
+            default = factory()
+            if isinstance(default, dict):
+                for name in default:
+                    yield f"{field.name}.{name}"
 
 
 def find_field(schema: Any, key: str) -> tuple[Any, str, str] | None:
-    """The dataclass, name and section of a dotted key that it types; null where it types none."""
+    """Find the field of a dotted key: its dataclass, name and section; None if the schema does not type the key."""
     section, _, last = key.rpartition(".")
     for name in section.split(".") if section else ():
         known = getattr(schema, "__dataclass_fields__", {}).get(name)
@@ -157,48 +180,48 @@ def find_field(schema: Any, key: str) -> tuple[Any, str, str] | None:
 
 
 def describe_type(annotation: Any) -> str:
-    """An annotation for people."""
-    origin, inner = get_origin(annotation), get_args(annotation)
+    """Describe a type annotation in words."""
+    origin = get_origin(annotation)
+    inner = get_args(annotation)
     if origin in (Union, types.UnionType):
-        return " or ".join(describe_type(a) for a in inner if getattr(a, "__module__", "") != "torch")
+        # Tensors and generators cannot be typed.
+        typeable = [item for item in inner if getattr(item, "__module__", "") != "torch"]
+        return " or ".join(describe_type(item) for item in typeable)
     if origin is Literal:
-        return "one of " + join_names([format_value(a) for a in inner])
+        return "one of " + join_names([format_value(item) for item in inner])
     if origin in (list, tuple, Sequence, Iterable):
-        return "a list like [" + ", ".join(describe_type(a).split(" ")[-1] for a in inner if a is not Ellipsis) + "]"
+        items = [describe_type(item).split(" ")[-1] for item in inner if item is not Ellipsis]
+        return f"a list like [{', '.join(items)}]"
     if origin is dict:
         return "values by name, {name: value}"
-    plain = {
-        int: "a whole number",
-        float: "a number",
-        bool: "true or false",
-        str: "text",
-        type(None): "null",
-        Any: "...",
-    }
-    return plain.get(annotation, getattr(annotation, "__name__", str(annotation)))
+    return _TYPE_NAMES.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 
-def _check_ranges(instance: Any, where: str, problems: ErrorList) -> None:
-    """Note every value that is out of its range, and put the default in its place."""
-    for f in dataclasses.fields(instance):
-        key, value = _dotted(where, f.name), getattr(instance, f.name)
+def _check_ranges(instance: Any, where: str, errors: ErrorList) -> None:
+    """Add an error for every value that is out of its range, and put the default in its place."""
+    for field in dataclasses.fields(instance):
+        key = _join_key(where, field.name)
+        value = getattr(instance, field.name)
         if dataclasses.is_dataclass(value):
-            _check_ranges(value, key, problems)
-        wrong = None if value is None else _out_of_range(value, f.metadata)
-        if wrong:
-            advice = "" if "choices" in f.metadata else f"; {_advice(key, f)}"
-            problems.add(RequestError(f"{key}={format_value(value)} {wrong}{advice}"))
-            setattr(instance, f.name, f.default)
+            _check_ranges(value, key, errors)
+
+        problem = None if value is None else _find_range_error(value, field.metadata)
+        if problem:
+            advice = "" if "choices" in field.metadata else f"; {_advise_default(key, field)}"
+            errors.add(RequestError(f"{key}={format_value(value)} {problem}{advice}"))
+            setattr(instance, field.name, field.default)
 
 
-def _out_of_range(value: Any, rule: Any) -> str | None:
-    """What a value breaks of its rule; NaN fails every comparison, so it is refused too."""
+def _find_range_error(value: Any, rule: Any) -> str | None:
+    """What a value violates of its rule; NaN fails every comparison, so it is refused too."""
     if "choices" in rule and value not in rule["choices"]:
-        close = did_you_mean(str(value), rule["choices"])
-        return f"is not a choice; {close}type one of {', '.join(rule['choices'])}"
+        hint = did_you_mean(str(value), rule["choices"])
+        return f"is not a choice; {hint}type one of {', '.join(rule['choices'])}"
     if "number_or" in rule:
-        is_number = isinstance(value, int) and not isinstance(value, bool) and value > 0
-        return None if is_number or value == rule["number_or"] else f"must be above 0, null, or {rule['number_or']}"
+        is_positive = isinstance(value, int) and not isinstance(value, bool) and value > 0
+        if is_positive or value == rule["number_or"]:
+            return None
+        return f"must be above 0, null, or {rule['number_or']}"
     if "above" in rule and not value > rule["above"]:
         return f"must be above {rule['above']}"
     if "at_least" in rule and not value >= rule["at_least"]:

@@ -1,4 +1,4 @@
-"""Small files of plain data, read within bounds: whatever lies there, no read waits, grows or recurses without end.
+"""Small files of plain data, read within bounds: no file makes a read wait, grow or recurse without end.
 
 Each is a regular file of a bounded size, in UTF-8. JSON is as the standard has it: a key once, numbers that a float
 holds, no NaN. FileNotFoundError says that there is no file; DamageError says what is wrong with one.
@@ -14,12 +14,20 @@ from dlrun.core.errors import DamageError
 from dlrun.core.yaml import read_yaml
 
 MEGABYTE = 1_000_000
-LARGEST_LOG = 256 * MEGABYTE  # of a file with a line an epoch
-_DEEPEST = 100  # levels of lists and objects
+
+# Limit of a file with a line an epoch.
+LARGEST_LOG = 256 * MEGABYTE
+
+# Levels of lists and objects.
+_DEEPEST = 100
 _MOST_VALUES = 5_000_000
 _LONGEST_LINE = 4 * MEGABYTE
-_LARGEST = 2**63  # whole numbers beyond it are no counts, and do not fit where counts go
-_READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+
+# Larger integers are no counts, and do not fit where counts go.
+_LARGEST = 2**63
+
+# Without O_NONBLOCK, opening a pipe that nobody writes waits for ever.
+_OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe"),
@@ -30,14 +38,14 @@ _KINDS = (
 
 
 def read_bytes(path: Path, most: int) -> bytes:
-    """The content of a regular file of at most so many bytes."""
+    """Read a regular file of at most `most` bytes. Raises FileNotFoundError or DamageError."""
     try:
-        # Before it is opened, as opening a device can do something.
+        # Check before opening too, since opening a device can have an effect.
         _refuse_other_kinds(path, path.stat().st_mode)
-        handle = os.open(path, _READ)
+        handle = os.open(path, _OPEN_FLAGS)
         try:
+            # The file may have become a pipe meanwhile.
             status = os.fstat(handle)
-            # It may have become a pipe meanwhile.
             _refuse_other_kinds(path, status.st_mode)
             if status.st_size > most:
                 raise DamageError(path, f"it has {status.st_size:,} bytes, and {most:,} are the most")
@@ -52,7 +60,7 @@ def read_bytes(path: Path, most: int) -> bytes:
 
 
 def _read_all(handle: int, size: int) -> bytes:
-    """So many bytes, or fewer where the file has become shorter. A read gives at most two gigabytes."""
+    """Read `size` bytes, or fewer if the file has become shorter. One call reads at most two gigabytes."""
     content = os.read(handle, size)
     while len(content) < size:
         more = os.read(handle, size - len(content))
@@ -63,6 +71,7 @@ def _read_all(handle: int, size: int) -> bytes:
 
 
 def _refuse_other_kinds(path: Path, mode: int) -> None:
+    """DamageError for anything but a regular file."""
     if stat.S_ISREG(mode):
         return
     kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "something else")
@@ -70,7 +79,7 @@ def _refuse_other_kinds(path: Path, mode: int) -> None:
 
 
 def read_text(path: Path, most: int) -> str:
-    """A text file in UTF-8, with or without a byte order mark."""
+    """Read a text file of at most `most` bytes in UTF-8, with or without a byte order mark."""
     return _decode(path, read_bytes(path, most))
 
 
@@ -82,7 +91,7 @@ def _decode(path: Path, content: bytes) -> str:
 
 
 def read_json(path: Path, most: int = 16 * MEGABYTE) -> dict[str, Any]:
-    """A file of one JSON object."""
+    """Read a file of one JSON object and at most `most` bytes."""
     try:
         return parse_object(read_text(path, most))
     except ValueError as error:
@@ -90,7 +99,7 @@ def read_json(path: Path, most: int = 16 * MEGABYTE) -> dict[str, Any]:
 
 
 def parse_line(line: bytes) -> dict[str, Any]:
-    """The object that a line of JSON is; ValueError says why it is none."""
+    """Parse a line of JSON into an object; ValueError says what is wrong with it."""
     if len(line) > _LONGEST_LINE:
         raise ValueError(f"it has {len(line):,} bytes")
     try:
@@ -100,15 +109,18 @@ def parse_line(line: bytes) -> dict[str, Any]:
 
 
 def parse_object(text: str) -> dict[str, Any]:
-    """The object that a JSON text is; ValueError says why it is none."""
+    """Parse a JSON text into an object; ValueError says what is wrong with it."""
     try:
         value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"it is no JSON ({error.msg} in line {error.lineno}, column {error.colno})") from error
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
     if not isinstance(value, dict):
         raise ValueError(f"it holds {describe(value)}, not an object with names")
+
+    # Only these can make the value something else than plain: the walk through it is the expensive part.
     if text.count("[") + text.count("{") > _DEEPEST or "\\ud" in text.lower():
         check_plain(value)
     return value
@@ -131,6 +143,7 @@ def _parse_int(text: str) -> int:
 
 def _parse_float(text: str) -> float:
     value = float(text)
+    # Infinite after rounding, as 1e999.
     if value - value != 0:
         raise ValueError(f"it holds a number beyond every float, {text[:20]}")
     return value
@@ -146,7 +159,7 @@ _DECODER = json.JSONDecoder(
 
 
 def read_yaml_file(path: Path, most: int = 4 * MEGABYTE) -> Any:
-    """A YAML file of plain values: mappings and lists of text, numbers, booleans and null."""
+    """Read a YAML file of plain values: mappings and lists of text, numbers, booleans and null."""
     try:
         value = read_yaml(read_text(path, most))
         check_plain(value)
@@ -158,27 +171,29 @@ def read_yaml_file(path: Path, most: int = 4 * MEGABYTE) -> Any:
 def check_plain(value: Any) -> None:
     """ValueError for anything but dictionaries and lists of text, numbers, booleans and None, or nested too deeply.
 
-    Keys are text, or all of one dictionary numbers.
+    The keys of a dictionary are text, or all of them numbers.
     """
+    # Level by level: recursion would have a limit of its own. Inline: a log has millions of values.
     level = [value]
     for _ in range(_DEEPEST):
         below: list[Any] = []
-        for part in level:
-            kind = type(part)
+        for item in level:
+            kind = type(item)
             if kind is str:
-                if not part.isascii():
-                    _refuse_surrogates(part)
+                if not item.isascii():
+                    _refuse_surrogates(item)
             elif kind is dict:
-                _refuse_keys(part)
-                below += part
-                below += part.values()
+                _refuse_keys(item)
+                below += item
+                below += item.values()
             elif kind is list:
-                below += part
+                below += item
             elif kind is int:
-                if not -_LARGEST <= part < 2 * _LARGEST:
-                    raise ValueError(f"it holds {describe(part)}")
+                if not -_LARGEST <= item < 2 * _LARGEST:
+                    raise ValueError(f"it holds {describe(item)}")
             elif kind not in (float, bool, type(None)):
-                raise ValueError(f"it holds {describe(part)}")
+                raise ValueError(f"it holds {describe(item)}")
+
         if not below:
             return
         if len(below) > _MOST_VALUES:
@@ -201,12 +216,12 @@ def _refuse_surrogates(text: str) -> None:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a number; true and false are none."""
+    """Whether a value is an integer or a float; a boolean is not a number."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def describe(value: Any) -> str:
-    """A value in a few words, however large it is."""
+    """Describe a value in a few words, however large it is."""
     if value is None or isinstance(value, bool):
         return str(value)
     if isinstance(value, str):

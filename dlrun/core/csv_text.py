@@ -5,24 +5,25 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-_FORMULA = re.compile(r"'*[=+\-@\t\r]")  # with apostrophes in front: one more is added, and one is taken away again
+# Text that already begins with apostrophes counts too: one more is added, and one is taken away again.
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
 _GUARDED = re.compile(r"''*[=+\-@\t\r]")
 
 
 def guard(cell: Any) -> Any:
-    """The cell, with an apostrophe in front of text that a spreadsheet would compute; numbers stay numbers."""
+    """Put an apostrophe in front of text that a spreadsheet would compute; numbers stay numbers."""
     if not isinstance(cell, str) or not _FORMULA.match(cell) or _is_number(cell):
         return cell
     return f"'{cell}"
 
 
 def unguard(cell: str) -> str:
-    """The text that `guard` was given."""
+    """Take away the apostrophe that `guard` added."""
     return cell[1:] if _GUARDED.match(cell) else cell
 
 
 def unguard_row(row: list[str]) -> list[str]:
-    """The texts of a row; the row itself where none was guarded."""
+    """Unguard all cells of a row; returns the row itself if none was guarded."""
     if not any(cell.startswith("'") for cell in row):
         return row
     return [unguard(cell) for cell in row]
@@ -37,7 +38,7 @@ def _is_number(text: str) -> bool:
 
 
 class Writable(Protocol):
-    """What lines are written to."""
+    """A file or buffer that takes text."""
 
     def write(self, text: str, /) -> Any:
         """Add text."""
@@ -48,17 +49,19 @@ class CsvWriter:
 
     def __init__(self, file: Writable) -> None:
         self._file = file
-        self._writer = csv.writer(self, lineterminator="\r\n")  # what ends a line is quoted in a cell: both of them
+
+        # With both characters as the line end, csv quotes a cell that holds either of them.
+        self._writer = csv.writer(self, lineterminator="\r\n")
 
     def write(self, line: str) -> None:
-        """Write what the writer of the library makes of a row."""
+        """Write a line of csv.writer, with a newline alone at its end."""
         self._file.write(line.removesuffix("\r\n") + "\n")
 
     def write_row(self, cells: Iterable[Any]) -> None:
-        """Write one line."""
+        """Write one row."""
         self._writer.writerow([guard(cell) for cell in cells])
 
     def write_rows(self, rows: Iterable[Sequence[Any]]) -> None:
-        """Write a line each."""
+        """Write several rows."""
         for row in rows:
             self.write_row(row)

@@ -1,4 +1,4 @@
-"""What can go wrong, as one small tree: a user's mistake, or a run that failed; and what was perhaps meant."""
+"""Errors of dlrun as one small tree: a wrong request, or a run that failed; and several mistakes as one error."""
 
 import os
 import traceback
@@ -8,12 +8,17 @@ from typing import ParamSpec, TypeVar
 
 from dlrun.core.terminal import escape_line, escape_text
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 
 class DlrunError(Exception):
-    """Something went wrong that one sentence explains; `exit_code` is what the command ends with."""
+    """An error that one sentence explains; `exit_code` is the exit code of the command."""
 
     exit_code = 1
-    is_list = False  # a message of several lines; any other is one line, whatever the names in it hold
+
+    # A list has several lines; any other message is one line, whatever the names in it hold.
+    is_list = False
 
     def __str__(self) -> str:
         message = super().__str__()
@@ -21,7 +26,7 @@ class DlrunError(Exception):
 
 
 class RequestError(DlrunError):
-    """The request was wrong (exit code 2): the message says what, where, and what to type instead."""
+    """A wrong request (exit code 2): the message says what, where, and what to type instead."""
 
     exit_code = 2
 
@@ -33,11 +38,11 @@ class ListedError(RequestError):
 
 
 class DataError(RequestError):
-    """A data file is missing, unreadable or holds what it may not hold."""
+    """A data file is missing, unreadable or holds invalid values."""
 
 
 class DamageError(RequestError):
-    """A file of a run cannot be read, or holds what it cannot hold."""
+    """A file of a run cannot be read, or holds invalid values."""
 
     def __init__(self, path: Path, what: str) -> None:
         super().__init__(f"damaged: {path}: {what}")
@@ -46,30 +51,15 @@ class DamageError(RequestError):
 
     @property
     def reason(self) -> str:
-        """What the system says of a file that it does not give, else what is wrong with it."""
+        """The system's error message if the file could not be read, else what is wrong with its content."""
         return getattr(self.__cause__, "strerror", None) or self.what
 
     def __reduce__(self) -> tuple[type, tuple[Path, str]]:
         return type(self), (self.path, self.what)
 
 
-def describe_os_error(error: OSError) -> str:
-    """ "table.csv: Permission denied": the file, where the error names one, and what the system says."""
-    named = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-    return f"{named}{error.strerror or error}"
-
-
-def explain_unreadable(path: Path, error: Exception) -> DataError | None:
-    """What to say where the system does not give a file, whatever lies in it; None for an error of its content."""
-    if isinstance(error, MemoryError):
-        return DataError(f"{path} cannot be read: there is no memory left")
-    if isinstance(error, OSError) and error.errno is not None:
-        return DataError(f"{path} cannot be read: {error.strerror or error}")
-    return None
-
-
 class UnavailableError(DataError):
-    """Data are neither here nor to be had over the network."""
+    """Data are neither on this machine nor to be had over the network."""
 
 
 class MisfitError(RequestError):
@@ -85,20 +75,74 @@ class RunError(DlrunError):
 
 
 class UnreadableError(RunError):
-    """What a run has saved is there but cannot be read (exit code 1): everything is left as it was."""
+    """A file of a run exists but cannot be read (exit code 1); everything is left as it was."""
+
+
+class MultipleErrors(ListedError):
+    """More than one mistake, as a numbered list."""
+
+    def __init__(self, errors: list[RequestError]) -> None:
+        self.errors = errors
+        lines = [f"{len(errors)} things are wrong:"]
+        lines += [f"{number:>3}. {error}" for number, error in enumerate(errors, 1)]
+        super().__init__("\n".join(lines))
+
+
+class ErrorList:
+    """The mistakes of one request, collected so that the user sees all of them at once."""
+
+    def __init__(self) -> None:
+        self.errors: list[RequestError] = []
+
+    def add(self, error: RequestError) -> None:
+        """Add a mistake, or each one of MultipleErrors; a sentence that is there already is not added again."""
+        errors = error.errors if isinstance(error, MultipleErrors) else [error]
+        for one in errors:
+            if str(one) not in map(str, self.errors):
+                self.errors.append(one)
+
+    def collect(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """Call a function and return its result; None if it raises a RequestError, which is added."""
+        try:
+            return function(*args, **kwargs)
+        except RequestError as error:
+            self.add(error)
+            return None
+
+    def raise_if_any(self) -> None:
+        """Raise the collected mistakes: a single one as it is, more than one as MultipleErrors."""
+        if len(self.errors) == 1:
+            raise self.errors[0]
+        if self.errors:
+            raise MultipleErrors(self.errors)
+
+
+def describe_os_error(error: OSError) -> str:
+    """Format an error as "table.csv: Permission denied"; without the file if the error names none."""
+    prefix = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+    return f"{prefix}{error.strerror or error}"
+
+
+def explain_unreadable(path: Path, error: Exception) -> DataError | None:
+    """Error for a file that the system could not read; None if the error is about the file's content."""
+    if isinstance(error, MemoryError):
+        return DataError(f"{path} cannot be read: there is no memory left")
+    if isinstance(error, OSError) and error.errno is not None:
+        return DataError(f"{path} cannot be read: {error.strerror or error}")
+    return None
 
 
 def iter_causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and those that it came from, each once: an error that is raised again comes from itself."""
-    seen: list[BaseException] = []
-    while error is not None and error not in seen:
-        seen.append(error)
+    """Yield an exception and its causes, each once: an error that is raised again can be its own cause."""
+    visited: list[BaseException] = []
+    while error is not None and error not in visited:
+        visited.append(error)
         yield error
         error = error.__cause__ or error.__context__
 
 
 def find_own_line(error: BaseException) -> str:
-    """The innermost line of the user's own code that an exception came through, as "mynet.py, line 4"; "" for none."""
+    """Innermost line of the user's own code in a traceback, as "mynet.py, line 4"; "" if there is none."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if is_own_code(frame.filename):
             return f"{Path(frame.filename).name}, line {frame.lineno}"
@@ -106,7 +150,7 @@ def find_own_line(error: BaseException) -> str:
 
 
 def explain_exit(error: SystemExit) -> RequestError:
-    """What to say of a sys.exit before training; in training it is a failure of the run, and comes as a DlrunError."""
+    """Error for a sys.exit before training. During training it fails the run and arrives as a DlrunError."""
     place = find_own_line(error)
     if place:
         culprit = f"code of your own called sys.exit({error.code}) before the run began ({place}); raise an error there"
@@ -119,6 +163,7 @@ def is_own_code(filename: str) -> bool:
     """Whether a file, or a cell of a notebook, is the user's own: neither dlrun's nor installed."""
     if filename in ("<stdin>", "<string>") or filename.startswith("<ipython-input"):
         return True
+
     path = Path(filename)
     package = Path(__file__).resolve().parent.parent
     installed = {"site-packages", "dist-packages", Path(traceback.__file__).parent.name}
@@ -128,49 +173,13 @@ def is_own_code(filename: str) -> bool:
 
 
 def join_names(names: Collection[str], rest: str = "", most: int = 12) -> str:
-    """ "a, b, c", and of more than `most` only the first: "a, b, … (dlrun ls data)", where `rest` shows the others."""
-    few = ", ".join(list(names)[:most])
+    """Join names as "a, b, c". Of more than `most`, only the first are shown.
+
+    rest: the command that shows all of them, as in "a, b, … (dlrun ls data)".
+    """
+    text = ", ".join(list(names)[:most])
     if len(names) <= most:
-        return few
-    return f"{few}, … ({rest})" if rest else f"{few} and {len(names) - most} more"
-
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-class MultipleErrors(ListedError):
-    """More than one mistake, as a numbered list."""
-
-    def __init__(self, found: list[RequestError]) -> None:
-        self.errors = found
-        lines = [f"{i:>3}. {error}" for i, error in enumerate(found, 1)]
-        super().__init__("\n".join([f"{len(found)} things are wrong:", *lines]))
-
-
-class ErrorList:
-    """What was wrong so far."""
-
-    def __init__(self) -> None:
-        self.errors: list[RequestError] = []
-
-    def add(self, error: RequestError) -> None:
-        """Note a mistake; each of Several on its own, and the same sentence once."""
-        for one in error.errors if isinstance(error, MultipleErrors) else [error]:
-            if str(one) not in map(str, self.errors):
-                self.errors.append(one)
-
-    def collect(self, make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
-        """What `make` returns, or null when it ends in a RequestError, which is noted."""
-        try:
-            return make(*args, **kwargs)
-        except RequestError as error:
-            self.add(error)
-            return None
-
-    def raise_if_any(self) -> None:
-        """Raise what was found: a single mistake as it is, more than one as Several."""
-        if len(self.errors) == 1:
-            raise self.errors[0]
-        if self.errors:
-            raise MultipleErrors(self.errors)
+        return text
+    if rest:
+        return f"{text}, … ({rest})"
+    return f"{text} and {len(names) - most} more"

@@ -1,9 +1,11 @@
-"""Names of run folders."""
+"""Values as text: names of run folders."""
 
 import re
 
 
 def format_folder_name(text: str, longest: int = 100) -> str:
-    """`text` as one folder's name: nothing that a shell or a file system minds, and not too long."""
-    text = re.sub(r"[\[\](){}'\"]", "", text)  # [4] as 4: a dash would make it look negative
-    return re.sub(r"[^\w.,=+-]+", "-", text).strip("-")[:longest] or "run"
+    """`text` as the name of one folder, without characters that a shell or a file system minds, and not too long."""
+    # [4] becomes 4: a dash in its place would make it look negative.
+    text = re.sub(r"[\[\](){}'\"]", "", text)
+    text = re.sub(r"[^\w.,=+-]+", "-", text)
+    return text.strip("-")[:longest] or "run"

@@ -1,7 +1,7 @@
 """The border of a run folder: nothing that dlrun reads, writes or removes for a run lies outside of it.
 
-The folder itself may be a link to another disk, and so may any folder above it. What lies inside it is files of its
-own: a link out of it could show any file of the machine in a report, or have it overwritten.
+The folder itself may be a link to another disk, and so may any folder above it. The files inside must be its own: a
+link out of it could show any file of the machine in a report, or have it overwritten.
 """
 
 import os
@@ -10,17 +10,18 @@ from pathlib import Path
 
 from dlrun.core.errors import RequestError
 
-OF_A_RUN = (  # what dlrun leaves in the folder of a run; the rest is the user's own
+# What dlrun writes into the folder of a run; other files are the user's own.
+OF_A_RUN = (
     ".hydra", "checkpoints", "figures", "profile", "eval*", "export*", "environment.json", "result.json", "run.log",
     "metrics.jsonl", "fingerprints.jsonl", "report.html", "events.out.tfevents.*", ".lock", ".*.tmp",
 )  # fmt: skip
-_OWN = (*OF_A_RUN, "sweep.jsonl", "comparison.csv", "comparison.md", "expectations.md", "*.pt")
+_OF_A_RUN_OR_SWEEP = (*OF_A_RUN, "sweep.jsonl", "comparison.csv", "comparison.md", "expectations.md", "*.pt")
 
 
 def refuse_outside(folder: Path) -> None:
-    """RequestError when something of a run's or sweep's own in `folder` is a link out of it, or no ordinary file.
+    """RequestError if a file of the run or sweep in `folder` is a link out of it, or no ordinary file.
 
-    Nothing is followed and nothing is opened. A folder that does not exist has nothing to refuse.
+    No link is followed and no file is opened. A folder that does not exist has nothing to refuse.
     """
     border = os.path.realpath(folder)
     waiting = [str(folder)]
@@ -32,12 +33,18 @@ def refuse_outside(folder: Path) -> None:
             continue
         except OSError as error:
             raise RequestError(f"{place} cannot be read: {error.strerror}") from error
+
         for entry in entries:
-            if place == str(folder) and not any(fnmatchcase(entry.name, name) for name in _OWN):
+            # Other files at the top are the user's own.
+            if place == str(folder) and not _is_of_a_run_or_sweep(entry.name):
                 continue
             _refuse_entry(entry, border, folder)
             if entry.is_dir(follow_symlinks=False):
                 waiting.append(entry.path)
+
+
+def _is_of_a_run_or_sweep(name: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in _OF_A_RUN_OR_SWEEP)
 
 
 def _refuse_entry(entry: os.DirEntry[str], border: str, folder: Path) -> None:
@@ -52,7 +59,7 @@ def _refuse_entry(entry: os.DirEntry[str], border: str, folder: Path) -> None:
 
 
 def refuse_elsewhere(folder: Path, place: Path) -> None:
-    """RequestError when `place`, by its name a folder in `folder`, lies elsewhere as one of its parts is a link."""
+    """RequestError if `place`, by its name a folder in `folder`, lies elsewhere because part of it is a link."""
     if not is_within(os.path.realpath(place), os.path.realpath(folder)):
         raise RequestError(
             f"{place} is a link out of {folder}, and dlrun follows no link out of a sweep; put the folder itself "

@@ -1,6 +1,6 @@
-"""Plain text on its way through OmegaConf, which would take `${...}` in it for an expression and evaluate it.
+"""Plain text on its way through OmegaConf, which would take `${...}` in it for an interpolation and evaluate it.
 
-OmegaConf evaluates some text twice, so no escape is safe. The text stays outside instead: a stand-in goes in.
+OmegaConf evaluates some text twice, so no escape is safe. The text stays outside instead: a placeholder goes in.
 """
 
 import secrets
@@ -8,9 +8,9 @@ from typing import Any
 
 
 class Literals:
-    """Text that looks like an expression, and the stand-in of each.
+    """Texts that look like interpolations, and a placeholder for each.
 
-    Nobody can guess a stand-in, so text from a file cannot hold one.
+    Nobody can guess a placeholder, so text from a file cannot hold one.
     """
 
     def __init__(self) -> None:
@@ -18,26 +18,26 @@ class Literals:
         self._texts: list[str] = []
 
     def hide(self, value: Any) -> Any:
-        """A copy of plain values with a stand-in for each text that holds `${`."""
+        """Copy plain values with a placeholder for each text that holds `${`."""
         if isinstance(value, dict):
             return {key: self.hide(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [self.hide(item) for item in value]
         if isinstance(value, str) and "${" in value:
             self._texts.append(value)
-            return self._stand_in(len(self._texts) - 1)
+            return self._placeholder(len(self._texts) - 1)
         return value
 
     def restore(self, value: Any) -> Any:
-        """A copy with the text in place of each stand-in, also where an expression has put it into other text."""
+        """Copy values with the text for each placeholder, also where an interpolation has put it into other text."""
         if isinstance(value, dict):
             return {key: self.restore(item) for key, item in value.items()}
         if isinstance(value, list):
             return [self.restore(item) for item in value]
         if isinstance(value, str) and self._secret in value:
             for number, text in enumerate(self._texts):
-                value = value.replace(self._stand_in(number), text)
+                value = value.replace(self._placeholder(number), text)
         return value
 
-    def _stand_in(self, number: int) -> str:
+    def _placeholder(self, number: int) -> str:
         return f"<{self._secret} {number}>"

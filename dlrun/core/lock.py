@@ -12,12 +12,15 @@ from types import TracebackType
 from dlrun.core.errors import RequestError
 from dlrun.core.inside import refuse_outside
 
-_NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # a link is never written through
-_TAKEN = (errno.EACCES, errno.EAGAIN)  # POSIX leaves it open which
+# A link is never written through.
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+
+# POSIX leaves open which of them says that another process has the lock.
+_TAKEN = (errno.EACCES, errno.EAGAIN)
 
 
 class Lock:
-    """Holds a folder until the `with` block ends; the kernel lets go of it when the process dies, however it dies.
+    """Holds a folder until the `with` block ends; the kernel releases it when the process dies, however it dies.
 
     A record lock (fcntl), as forked children do not inherit it: data workers outlive a killed run by seconds.
     Where there are no such locks (Windows, some network file systems) nothing is locked.
@@ -34,26 +37,32 @@ class Lock:
         self.release()
 
     def take(self, folder: Path, to_remove: bool = False) -> None:
-        """Hold `folder`, which exists; RequestError says who does already, or that nothing can be written there.
+        """Lock an existing folder. RequestError names the process that has it, or says that it cannot be written.
 
-        to_remove: it is held to be removed, and links in it are removed with it; else a link out of it is refused.
+        to_remove: the folder is about to be removed, and links in it with it; else a link out of it is refused.
         """
         if folder == self.folder:
             return
+
+        # Whatever writes a folder takes its lock first, so links are refused here.
         if not to_remove:
-            refuse_outside(folder)  # all that writes a folder takes it first
+            refuse_outside(folder)
+
         path = folder / ".lock"
         try:
-            handle = _locked(path)
+            handle = _open_locked(path)
         except OSError as error:
-            said = f"cannot write to {folder} ({error.strerror}); choose another folder"
-            raise RequestError(said) from error
+            message = f"cannot write to {folder} ({error.strerror}); choose another folder"
+            raise RequestError(message) from error
         if handle is None:
-            raise RequestError(f"{folder} is being written by {_holder(path)}; wait until that has ended, or stop it")
-        self.folder, self._handle = folder, handle
+            holder = _read_holder(path)
+            raise RequestError(f"{folder} is being written by {holder}; wait until that has ended, or stop it")
+
+        self.folder = folder
+        self._handle = handle
 
     def release(self) -> None:
-        """Let go; the file goes too, while it is still ours."""
+        """Release the lock, and remove its file before another process can lock it."""
         if self.folder is not None:
             with contextlib.suppress(OSError):
                 (self.folder / ".lock").unlink()
@@ -73,21 +82,22 @@ def is_locked(folder: Path) -> bool:
         os.close(handle)
 
 
-def _locked(path: Path) -> int | None:
-    """An open file that this process has locked and that says so; null when another process has."""
+def _open_locked(path: Path) -> int | None:
+    """Open and lock a file, and write into it who has it; None if another process has locked it."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o644)
         if not try_lock(handle):
             os.close(handle)
             return None
-        if _is(path, handle):
+        if _is_same_file(path, handle):
             break
-        os.close(handle)  # whoever had it has let go and removed it meanwhile: this file is nobody's
+        # The holder has released and removed it between our open and our lock: try the new one.
+        os.close(handle)
+
     try:
         os.ftruncate(handle, 0)
-        os.write(
-            handle, f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M}".encode()
-        )
+        holder = f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M}"
+        os.write(handle, holder.encode())
     except OSError:
         path.unlink()
         os.close(handle)
@@ -95,14 +105,14 @@ def _locked(path: Path) -> int | None:
     return handle
 
 
-def _is(path: Path, handle: int) -> bool:
+def _is_same_file(path: Path, handle: int) -> bool:
     with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(handle), path.stat())
     return False
 
 
 def try_lock(handle: int) -> bool:
-    """Lock an open file until it is closed; false when another process has it, true where there are no locks."""
+    """Lock an open file until it is closed. False if another process has it; True where there are no locks."""
     if sys.platform == "win32":
         return True
     import fcntl
@@ -110,11 +120,12 @@ def try_lock(handle: int) -> bool:
     try:
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        return error.errno not in _TAKEN  # anything else: no locks on this file system
+        # Any other error: this file system has no locks.
+        return error.errno not in _TAKEN
     return True
 
 
-def _holder(path: Path) -> str:
+def _read_holder(path: Path) -> str:
     with contextlib.suppress(OSError, ValueError):
         return path.read_text().strip() or "another process"
     return "another process"

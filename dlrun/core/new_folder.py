@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all."""
+"""A folder that appears complete or not at all."""
 
 import contextlib
 import errno
@@ -13,54 +13,61 @@ from dlrun.core.files import is_about
 
 
 class NewFolder:
-    """A folder in the making: `temporary` now, `final` once it is whole."""
+    """A folder that is being written: at `temporary` now, at `final` once it is complete."""
 
     def __init__(self, temporary: Path) -> None:
-        self.temporary, self.final = temporary, temporary
+        self.temporary = temporary
+        self.final = temporary
 
 
 @contextlib.contextmanager
 def create_folder(parent: Path, name: str) -> Iterator[NewFolder]:
-    """parent/name, or parent/name_2 and so on where there is one: with all that is written into it, or not at all."""
-    made = NewFolder(parent / f".{name}.{os.getpid()}.tmp")
-    new = not parent.exists()
+    """Create parent/name, or parent/name_2 and so on if it exists, with all that the block writes, or not at all."""
+    folder = NewFolder(parent / f".{name}.{os.getpid()}.tmp")
+    is_new_parent = not parent.exists()
     try:
         try:
-            made.temporary.mkdir(parents=True)
+            folder.temporary.mkdir(parents=True)
         except OSError as error:
-            raise _unwritable(parent, error) from error
+            raise _unwritable_error(parent, error) from error
+
         try:
-            yield made
-            _sync(made.temporary)
+            yield folder
+            _sync(folder.temporary)
         except OSError as error:
-            if not is_about(error, made.temporary):  # of the data, or of the model that is exported
+            # An error may also come from the data, or from the model that is exported.
+            if not is_about(error, folder.temporary):
                 raise
-            raise _unwritable(parent, error) from error
-        made.final = _renamed(made.temporary, parent, name)
+            raise _unwritable_error(parent, error) from error
+
+        folder.final = _rename(folder.temporary, parent, name)
     finally:
-        shutil.rmtree(made.temporary, ignore_errors=True)
-        if new:
+        shutil.rmtree(folder.temporary, ignore_errors=True)
+        if is_new_parent:
+            # Succeeds only if the parent is still empty.
             with contextlib.suppress(OSError):
-                parent.rmdir()  # where it stayed empty
+                parent.rmdir()
 
 
-def _renamed(temporary: Path, parent: Path, name: str) -> Path:
-    for suffix in ("", *(f"_{i}" for i in range(2, 10_000))):
-        final = parent / f"{name}{suffix}"
+def _rename(temporary: Path, parent: Path, name: str) -> Path:
+    """Give the folder the first free name."""
+    for number in range(1, 10_000):
+        final = parent / (name if number == 1 else f"{name}_{number}")
         if final.exists():
             continue
         try:
             temporary.rename(final)
         except OSError as error:
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another export was as fast
+            # Another process took the name in between.
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                 continue
-            raise _unwritable(parent, error) from error
+            raise _unwritable_error(parent, error) from error
         return final
     raise RequestError(f"{parent} holds ten thousand exports; remove some")
 
 
 def _sync(folder: Path) -> None:
-    """The files are on the disk before their folder gets its name."""
+    """Sync all files: they must be on the disk before their folder gets its name."""
     for path in itertools.chain(folder.rglob("*"), [folder]):
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -69,5 +76,5 @@ def _sync(folder: Path) -> None:
             os.close(handle)
 
 
-def _unwritable(folder: Path, error: OSError) -> RequestError:
+def _unwritable_error(folder: Path, error: OSError) -> RequestError:
     return RequestError(f"cannot write to {folder} ({error.strerror or error}); make room there, or copy the run")

@@ -1,4 +1,4 @@
-"""Which code is the user's own, and which of it a config names: what loads a run must be allowed to use it."""
+"""Which code is the user's own, and which of it a config names: loading a run needs permission to import it."""
 
 import types
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ OURS = ("dlrun", "torch", "torchvision")
 
 
 def is_ours(name: str) -> bool:
-    """Whether a dotted name is of dlrun, torch or torchvision."""
+    """Whether a dotted name belongs to dlrun, torch or torchvision."""
     return name.split(".")[0] in OURS
 
 
@@ -21,7 +21,7 @@ def has_own_file(module: types.ModuleType) -> bool:
 
 
 def iter_targets(block: Any) -> Iterator[str]:
-    """Every `_target_` in a block, nested ones too."""
+    """Yield every `_target_` in a block, nested ones too."""
     if isinstance(block, dict):
         if "_target_" in block:
             yield str(block["_target_"])
@@ -33,9 +33,11 @@ def iter_targets(block: Any) -> Iterator[str]:
 
 
 def find_own_modules(plain: dict[str, Any]) -> list[str]:
-    """The modules of the user's own that a config names, by their first name; none where it could not be read."""
-    named = set(iter_targets(plain))
+    """Top-level modules of the user's own that a config names, sorted; empty for a config that could not be read."""
+    names = set(iter_targets(plain))
     loss = (plain.get("task") or {}).get("loss")
     if isinstance(loss, str) and "." in loss:
-        named.add(loss)
-    return sorted({name.split(".")[0] for name in named} - {*OURS, "None"})
+        names.add(loss)
+
+    modules = {name.split(".")[0] for name in names}
+    return sorted(modules - {*OURS, "None"})

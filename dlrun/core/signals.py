@@ -1,4 +1,4 @@
-"""The signals that end a run: what has been trained is saved, and the exit code says which signal it was."""
+"""The signals that end a run: the training is saved first, and the exit code says which signal it was."""
 
 import contextlib
 import os
@@ -10,14 +10,19 @@ from typing import Any
 
 from dlrun.core.terminal import write_error
 
-_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # Ctrl-C, kill, a lost terminal, a cluster's warning
-STOP_SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))  # Windows lacks the last two
-_AT_ONCE = (signal.SIGINT, signal.SIGTERM)  # sent twice, they mean it; the others come twice by themselves
-_FIRST_CODE = 128  # as shells say it
+# Ctrl-C, kill, a lost terminal, a cluster's warning. Windows lacks the last two.
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+STOP_SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+
+# Sent twice, these end the process at once. The others come twice by themselves.
+_URGENT = (signal.SIGINT, signal.SIGTERM)
+
+# Shells report a signal as an exit code above this one.
+_FIRST_CODE = 128
 
 
 class Stopped(KeyboardInterrupt):
-    """Another signal than Ctrl-C while there is nothing to save: it stops dlrun as Ctrl-C does."""
+    """A stop signal other than Ctrl-C while there is nothing to save: it stops dlrun as Ctrl-C does."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -25,7 +30,7 @@ class Stopped(KeyboardInterrupt):
 
 
 def exit_code_of_signal(number: int) -> int:
-    """The exit code of a process that a signal has ended, also after saving."""
+    """Exit code of a process that a signal has ended, also after saving."""
     return _FIRST_CODE + number
 
 
@@ -34,23 +39,40 @@ def is_interruption(code: int) -> bool:
     return code - _FIRST_CODE in STOP_SIGNALS
 
 
-def exit_code_of_interrupt(stopped: KeyboardInterrupt) -> int:
-    """The exit code for a Stopped, or for the KeyboardInterrupt that Python makes of Ctrl-C."""
-    return exit_code_of_signal(stopped.number if isinstance(stopped, Stopped) else signal.SIGINT)
+def exit_code_of_interrupt(interrupt: KeyboardInterrupt) -> int:
+    """Exit code for a Stopped, or for the KeyboardInterrupt that Python raises on Ctrl-C."""
+    number = interrupt.number if isinstance(interrupt, Stopped) else signal.SIGINT
+    return exit_code_of_signal(number)
 
 
-def _caught() -> list[int]:
-    """The signals to catch: not those that whoever started this process has it ignore, as nohup does SIGHUP.
+def _list_signals_to_catch() -> list[int]:
+    """Stop signals except those that the parent process has set to be ignored, as nohup does with SIGHUP.
 
     SIGINT is caught in any case. A shell has it ignored by each process that a script starts in the background, so
     that Ctrl-C is for the script alone, and who sends it to such a process by `kill -INT` means that process.
     """
-    return [number for number in STOP_SIGNALS if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN]
+    numbers = []
+    for number in STOP_SIGNALS:
+        if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
+            numbers.append(number)
+    return numbers
+
+
+class _Failure:
+    """Whether this process has failed, and ends as soon as it has reported why."""
+
+    is_near = False
+
+
+_failure = _Failure()
 
 
 @contextlib.contextmanager
 def raise_on_signals() -> Iterator[None]:
-    """All of STOPPING but Ctrl-C raise Stopped while this lasts, but where a run catches them (main thread only)."""
+    """Raise Stopped on all STOP_SIGNALS but Ctrl-C during the block, except where a run catches them.
+
+    Main thread only.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGTERM and _failure.is_near:
@@ -59,8 +81,10 @@ def raise_on_signals() -> Iterator[None]:
 
     _failure.is_near = False
     before: dict[int, Any] = {}
+
+    # ValueError: this is not the main thread.
     with contextlib.suppress(ValueError):
-        for number in _caught():
+        for number in _list_signals_to_catch():
             if number != signal.SIGINT:
                 before[number] = signal.signal(number, stop)
     try:
@@ -69,33 +93,26 @@ def raise_on_signals() -> Iterator[None]:
         _restore(before)
 
 
-class _Failure:
-    """Whether this process has failed, and ends as soon as it has said why."""
-
-    is_near = False
-
-
-_failure = _Failure()
-
-
 def ignore_termination() -> None:
-    """SIGTERM changes nothing from here on: a launcher that ends a failed run's processes must not end this one's say.
+    """Ignore SIGTERM from here on, so that a launcher that ends a failed run's processes does not cut off its report.
 
-    It holds until `terminable` is entered anew.
+    It holds until `raise_on_signals` is entered anew.
     """
     _failure.is_near = True
 
 
 class Interrupt:
-    """What the first signal leaves behind: its number, or 0."""
+    """The first stop signal: its number, or 0. Calling it tells whether there was one."""
 
     signal_number = 0
 
     def __init__(self, quiet: bool = False) -> None:
-        """quiet: another process says it."""
+        """quiet: another process tells the user."""
         self.process = os.getpid()
         self.quiet = quiet
-        self.is_urgent = False  # somebody has typed Ctrl-C, or killed the run
+
+        # Somebody has typed Ctrl-C, or killed the run.
+        self.is_urgent = False
 
     def __call__(self) -> bool:
         return self.signal_number != 0
@@ -104,9 +121,9 @@ class Interrupt:
         """Keep the first signal for the loop to see after its step; a second Ctrl-C or SIGTERM ends the process now.
 
         SIGHUP and SIGUSR1 never end it: a closing terminal sends SIGHUP by the kernel and by the shell, and a cluster
-        its warning to every process, which those that lead others hand on.
+        its warning to every process, and launchers pass it on to their children.
         """
-        if number in _AT_ONCE:
+        if number in _URGENT:
             if self.is_urgent:
                 signal.signal(number, signal.SIG_DFL)
                 signal.raise_signal(number)
@@ -115,18 +132,20 @@ class Interrupt:
         is_first = not self.signal_number
         if is_first:
             self.signal_number = number
+
+        # A data worker that was forked this moment leaves signals to the run.
         if not is_first or self.quiet or os.getpid() != self.process:
-            return  # a data worker that was forked this moment leaves signals to the run
+            return
         write_error("\ninterrupted: finishing what is under way and saving (once more to stop at once)")
 
 
 @contextlib.contextmanager
 def catch_signals(quiet: bool = False) -> Iterator[Interrupt]:
-    """STOPPING set a flag while this lasts (in the main thread; Python allows it nowhere else)."""
+    """Have STOP_SIGNALS set a flag during the block (in the main thread; Python allows it nowhere else)."""
     interrupt = Interrupt(quiet)
     before: dict[int, Any] = {}
     with contextlib.suppress(ValueError):
-        for number in _caught():
+        for number in _list_signals_to_catch():
             before[number] = signal.signal(number, interrupt.handle)
     try:
         yield interrupt
@@ -136,13 +155,14 @@ def catch_signals(quiet: bool = False) -> Iterator[Interrupt]:
 
 def _restore(before: dict[int, Any]) -> None:
     for number, handler in before.items():
-        if handler is not None:  # one that was not set by Python
+        # None: a handler that was not set by Python, and that Python cannot set again.
+        if handler is not None:
             signal.signal(number, handler)
 
 
 @contextlib.contextmanager
 def block_signals(*numbers: int) -> Iterator[None]:
-    """A process started inside never sees these signals, nor do its children before they ask for it."""
+    """Start processes inside the block that never see these signals, nor do their children until they unblock them."""
     if sys.platform == "win32":
         yield
         return

@@ -1,4 +1,4 @@
-"""What was perhaps meant: the names nearest to one that does not exist, as part of a message."""
+"""Did-you-mean: the names nearest to one that does not exist, as part of a message."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,30 +7,33 @@ from dlrun.core.errors import DataError
 
 
 def edit_distance(a: str, b: str) -> int:
-    """How many letters inserted, left out, changed or swapped with their neighbour make `a` into `b`.
+    """Number of letters to insert, leave out, change or swap with their neighbour to make `a` into `b`.
 
     The Damerau-Levenshtein distance by the algorithm of Lowrance and Wagner (1975): O(len(a) · len(b)).
     """
     far = len(a) + len(b)
-    table: list[list[int]] = [
-        [far] * (len(b) + 2),
-        [far, *range(len(b) + 1)],
-    ]  # table[i + 1][j + 1]: of the first i and j letters
-    met: dict[str, int] = {}  # where in `a` a letter was last met
+
+    # table[i + 1][j + 1]: distance of the first i and j letters
+    table: list[list[int]] = [[far] * (len(b) + 2), [far, *range(len(b) + 1)]]
+    last_in_a: dict[str, int] = {}
     for i, x in enumerate(a, 1):
-        row, same = [far, i], 0  # same: where in `b` x was last met
+        row = [far, i]
+        last_in_b = 0
         for j, y in enumerate(b, 1):
-            above, left = met.get(y, 0), same
+            above = last_in_a.get(y, 0)
+            left = last_in_b
             swapped = table[above][left] + (i - above - 1) + 1 + (j - left - 1)
-            row.append(min(table[i][j] + (x != y), row[j] + 1, table[i][j + 1] + 1, swapped))
-            same = j if x == y else same
-        met[x] = i
+            changed = table[i][j] + (x != y)
+            row.append(min(changed, row[j] + 1, table[i][j + 1] + 1, swapped))
+            if x == y:
+                last_in_b = j
+        last_in_a[x] = i
         table.append(row)
     return table[-1][-1]
 
 
 def find_nearest(word: str, known: Iterable[str], most: int = 3) -> list[str]:
-    """At most so many names that `word` was perhaps meant to be, nearest first.
+    """At most `most` of the known names that `word` was perhaps meant to be, nearest first.
 
     Those within 2 edits (up to 4 of a longer word; another case counts one), then those that hold the word or
     that it holds.
@@ -39,38 +42,54 @@ def find_nearest(word: str, known: Iterable[str], most: int = 3) -> list[str]:
     near: list[tuple[int, bool, str]] = []
     related: list[tuple[bool, int, str]] = []
     for name in dict.fromkeys(known):
-        edits = _edits(word, name, reach)
+        edits = _count_edits(word, name, reach)
         if edits < min(reach + 1, max(len(word), len(name))):
             near.append((edits, word[:1] != name[:1], name))
-        elif min(len(word), len(name)) >= 3 and (word.lower() in name.lower() or name.lower() in word.lower()):
+        elif _holds_other(word, name):
             related.append((not name.startswith(word), len(name), name))
-    return [*(name for *_, name in sorted(near)), *(name for *_, name in sorted(related))][:most]
+
+    names = [name for *_, name in sorted(near)]
+    names += [name for *_, name in sorted(related)]
+    return names[:most]
 
 
-def _edits(word: str, name: str, reach: int) -> int:
-    """The distance, or anything above `reach` where it is longer."""
+def _count_edits(word: str, name: str, reach: int) -> int:
+    """The edit distance, or any number above `reach` if it is longer."""
     if abs(len(word) - len(name)) > reach:
         return reach + 1
+
     edits = edit_distance(word, name)
     if word.lower() != word or name.lower() != name:
         edits = min(edits, 1 + edit_distance(word.lower(), name.lower()))
     return edits
 
 
+def _holds_other(word: str, name: str) -> bool:
+    """Whether one of two names of at least three letters is part of the other, in any case."""
+    if min(len(word), len(name)) < 3:
+        return False
+    return word.lower() in name.lower() or name.lower() in word.lower()
+
+
 def did_you_mean(word: str, known: Iterable[str], before: str = "") -> str:
-    """ "did you mean sgd or asgd? " with what is nearest, each with `before` in front; "" when nothing is near."""
-    close = find_nearest(word, known)
-    return f"did you mean {' or '.join(before + name for name in close)}? " if close else ""
+    """Hint "did you mean sgd or asgd? " with the nearest names; "" if none is near.
+
+    before: put in front of each name, such as "dlrun ".
+    """
+    names = find_nearest(word, known)
+    if not names:
+        return ""
+    return f"did you mean {' or '.join(before + name for name in names)}? "
 
 
 def suggest_one(word: str, options: Iterable[str]) -> str:
-    """ ", did you mean 'x'?" with the closest option, or "" when none is close."""
-    close = find_nearest(word, options, 1)
-    return f", did you mean '{close[0]}'?" if close else ""
+    """Hint ", did you mean 'x'?" with the nearest option; "" if none is near."""
+    names = find_nearest(word, options, 1)
+    return f", did you mean '{names[0]}'?" if names else ""
 
 
 def missing_path_error(path: Path, key: str) -> DataError:
-    """The error for a `path` that does not exist and was given by the config key `key`."""
-    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    """Error for a path that the config key `key` names and that does not exist."""
+    siblings = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
     hint = suggest_one(path.name, siblings) or f": type {key}=<an existing path>"
     return DataError(f"{key}={path} does not exist{hint}")

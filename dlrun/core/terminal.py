@@ -10,24 +10,26 @@ _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
 
 def escape_line(text: str) -> str:
-    r"""One line: every control character as Python writes it, ESC as \x1b; all other text stays as it is."""
+    r"""Escape every control character as Python writes it, ESC as \x1b, so that the text is one line."""
     return _CONTROLS.sub(_escape, text) if _CONTROLS.search(text) else text
 
 
 def escape_text(text: str) -> str:
-    """Several lines: as `escape_line`, but line ends and tabs stay."""
+    """Escape text of several lines as `escape_line` does, but keep line ends and tabs."""
     return _CONTROLS.sub(_escape_but_layout, text) if _CONTROLS.search(text) else text
 
 
 def escape_json(text: str) -> str:
-    r"""JSON with the control characters that it may hold raw as \u codes, which every reader takes for the same."""
+    r"""Write the control characters that JSON may hold raw as \u codes; every reader takes them for the same."""
     return _CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def _escape(match: re.Match[str]) -> str:
     character = match[0]
+    if character in _SHORT:
+        return _SHORT[character]
     code = ord(character)
-    return _SHORT.get(character) or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def _escape_but_layout(match: re.Match[str]) -> str:
@@ -35,12 +37,12 @@ def _escape_but_layout(match: re.Match[str]) -> str:
 
 
 def write_out(text: str = "") -> None:
-    """Print text to stdout, with a line end behind it."""
+    """Print a line to stdout."""
     sys.stdout.write(f"{escape_text(text)}\n")
 
 
 def write_error(text: str) -> None:
-    """Print text to stderr, with a line end behind it; nothing where the terminal is gone."""
+    """Print a line to stderr; do nothing if the terminal is gone."""
     with contextlib.suppress(OSError):
         sys.stderr.write(f"{escape_text(text)}\n")
         sys.stderr.flush()

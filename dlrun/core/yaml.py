@@ -6,27 +6,33 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 from yaml.constructor import BaseConstructor  # type: ignore[import-untyped]
 
-_DEEPEST = 100  # levels of lists and mappings
-_LONGEST_NUMBER = 64  # characters: a longer one is no number, and some would take minutes to work out
+# Levels of lists and mappings.
+_DEEPEST = 100
+
+# Characters: a longer text is no number, and some would take minutes to evaluate.
+_LONGEST_NUMBER = 64
+
 _BRACKETS = re.compile(r"[\[{]")
 _INDENTED = re.compile(r"^[ \-?\t]{40}", re.MULTILINE)
-_NOT_TEXT = {"y", "n", "yes", "no", "on", "off", "true", "false", "null", "~"}  # in one YAML or another
+
+# Words that one version of YAML or another takes for a boolean or null.
+_NOT_TEXT = {"y", "n", "yes", "no", "on", "off", "true", "false", "null", "~"}
 
 
 class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
     """Quotes text that a reader of YAML 1.2 would take for a number, as 1e3."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Equal parts are written out: an anchor would be read well, but not by people."""
+        """Write equal parts out: parsers read an anchor well, people do not."""
         return True
 
 
-def _text(dumper: Any, value: str) -> Any:
-    quoted = "'" if value.lower() in _NOT_TEXT or _is_number(value) else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=quoted)
+def _represent_text(dumper: Any, value: str) -> Any:
+    style = "'" if value.lower() in _NOT_TEXT or _is_number(value) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
 
-_Dumper.add_representer(str, _text)
+_Dumper.add_representer(str, _represent_text)
 
 
 def _is_number(value: str) -> bool:
@@ -38,12 +44,12 @@ def _is_number(value: str) -> bool:
 
 
 def dump_yaml(value: Any) -> str:
-    """Dictionaries, lists, text, numbers, booleans and null as block-style YAML; keys keep their order."""
+    """Format dictionaries, lists, text, numbers, booleans and None as block-style YAML; keys keep their order."""
     return str(yaml.dump(value, Dumper=_Dumper, allow_unicode=True, sort_keys=False, width=1000))
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with dotted keys."""
+    """Flatten nested dictionaries into one with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
@@ -60,18 +66,19 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
     construct_scalar = BaseConstructor.construct_scalar
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        """A mapping; of one that holds a key twice no reader knows which value counts."""
+        """Refuse a mapping that holds a key twice: no reader knows which value counts."""
         values = BaseConstructor.construct_mapping(self, node, deep=deep)
         if len(values) != len(node.value):
             raise yaml.YAMLError(f"line {node.start_mark.line + 1} begins a mapping that holds a key twice")
         return values
 
     def construct_number(self, node: Any) -> Any:
-        """A number as YAML 1.1 writes it."""
+        """Construct a number as YAML 1.1 writes it."""
         if len(node.value) > _LONGEST_NUMBER:
             raise yaml.YAMLError(f"line {node.start_mark.line + 1} holds a number of {len(node.value):,} digits")
-        is_whole = node.tag == "tag:yaml.org,2002:int"
-        return self.construct_yaml_int(node) if is_whole else self.construct_yaml_float(node)
+        if node.tag == "tag:yaml.org,2002:int":
+            return self.construct_yaml_int(node)
+        return self.construct_yaml_float(node)
 
 
 for _tag in ("int", "float"):
@@ -79,36 +86,40 @@ for _tag in ("int", "float"):
 
 
 def read_yaml(text: str) -> Any:
-    """What `as_yaml` wrote, as plain values. ValueError when it is no YAML, or what `as_yaml` never writes.
+    """Parse what `dump_yaml` wrote into plain values. ValueError for other text, or YAML that it never writes.
 
-    Aliases are such a thing: a few lines of them stand for gigabytes. Deep nesting is another: libyaml ends the
-    process at it.
+    It never writes aliases: a few lines of them stand for gigabytes. Nor deep nesting, at which libyaml ends the
+    process.
     """
     try:
         _refuse_aliases_and_depth(text)
         return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, RecursionError, OverflowError, TypeError, AttributeError) as error:
-        raise ValueError(_first_line(error)) from error
+        raise ValueError(_describe(error)) from error
 
 
 def _refuse_aliases_and_depth(text: str) -> None:
-    """YAMLError; the events of a file are looked at only where a look at its letters leaves it open."""
+    """YAMLError for an alias or for deep nesting."""
+    # The events of a file are looked at only where its characters leave the question open.
     is_flat = len(_BRACKETS.findall(text)) < _DEEPEST and not _INDENTED.search(text)
     if is_flat and "*" not in text:
         return
+
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
+        line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent):
-            raise yaml.YAMLError(f"line {event.start_mark.line + 1} holds an alias, *{event.anchor}")
+            raise yaml.YAMLError(f"line {line} holds an alias, *{event.anchor}")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > _DEEPEST:
-            raise yaml.YAMLError(f"line {event.start_mark.line + 1} is nested more than {_DEEPEST} levels deep")
+            raise yaml.YAMLError(f"line {line} is nested more than {_DEEPEST} levels deep")
 
 
-def _first_line(error: Exception) -> str:
-    """What is wrong and where, on one line."""
+def _describe(error: Exception) -> str:
+    """The problem and its line, on one line of text."""
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None)
     if mark is not None and problem:
         return f"line {mark.line + 1}: {problem}"
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,7 +1,7 @@
 """What Hydra calls for `-m`: dlrun's sweeper names the points, its launcher composes them; the runs come later.
 
 Hydra finds this file by the folder's name, which it insists on. Nothing is written here and no job is started, so
-that all points can be looked at before the first one trains.
+that all points can be checked before the first one trains.
 """
 
 from collections.abc import Sequence
@@ -24,8 +24,9 @@ class DlrunSweeper(Sweeper):
     """All combinations of the values, in the order of the words; the last one varies fastest."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """See hydra.plugins.sweeper.Sweeper."""
-        self.hydra_context, self.config = hydra_context, config
+        """Keep the sweep's config and make the launcher that it names."""
+        self.hydra_context = hydra_context
+        self.config = config
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -42,15 +43,18 @@ class DlrunSweeper(Sweeper):
 
 
 class DlrunLauncher(Launcher):
-    """Composes each point and hands it over."""
+    """Composes each point and hands it to the task function."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """See hydra.plugins.launcher.Launcher."""
-        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+        """Keep the sweep's config and the task function."""
+        self.hydra_context = hydra_context
+        self.task_function = task_function
+        self.config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Call the task function, which remembers what is to be run."""
-        fixed = cast(list[str], OmegaConf.to_container(self.config.hydra.overrides.hydra))  # list() would interpolate
+        """Call the task function with each point's config; it records the requests, and nothing is run."""
+        # list() would interpolate.
+        fixed = cast(list[str], OmegaConf.to_container(self.config.hydra.overrides.hydra))
         config_name = str(self.config.hydra.job.config_name)
         composer = Composer(self.hydra_context.config_loader, fixed, self.config, config_name)
         for number, words in enumerate(job_overrides, initial_job_idx):
