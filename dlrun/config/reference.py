@@ -11,6 +11,7 @@ from typing import Any
 
 from dlrun.config import listing, schema
 from dlrun.config.schema import CONFIG_DIR, Config
+from dlrun.core.terminal import write_out
 
 MEANINGS = {
     "seed": "seed of weights, order and dropout; the data have `data.seed`",
@@ -133,4 +134,4 @@ def write_page(config_dir: Path = CONFIG_DIR) -> str:
 
 
 if __name__ == "__main__":
-    print(write_page(), end="")
+    write_out(write_page().removesuffix("\n"))
