@@ -1,4 +1,4 @@
-"""What a model has learnt, drawn every few epochs while it learns."""
+"""Frames of a model's predictions, drawn every few epochs while it learns."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,7 +31,7 @@ _LAST_MS = 1500
 
 
 def choose_kind(spec: DataSpec) -> str:
-    """Return what is drawn of such data: `fit`, `decision`, or `word` (logged as text).
+    """Return the kind of frame for a data set: `fit`, `decision`, or `word` (logged as text).
 
     Raises RequestError if there is nothing to draw.
     """

@@ -41,7 +41,7 @@ class GradientErrors:
     kind: str
 
     # "input", or the parameter's name.
-    of: str
+    tensor: str
 
     autograd: float
 
@@ -254,13 +254,13 @@ def print_verdict(results: list[GradientErrors]) -> int:
     rows = []
     for result in results:
         central = "-" if result.central is None else f"{result.central:.1e}"
-        rows.append((result.layer, result.kind, result.of, f"{result.autograd:.1e}", central))
+        rows.append((result.layer, result.kind, result.tensor, f"{result.autograd:.1e}", central))
     console.say(
         "hand-written gradients in fp64: the largest relative error against autograd and the central difference"
     )
     console.say(table(("layer", "kind", "of", "autograd", "central"), rows, left=3))
 
-    wrong = [f"{result.layer} ({result.kind}, {result.of})" for result in results if not result.is_right]
+    wrong = [f"{result.layer} ({result.kind}, {result.tensor})" for result in results if not result.is_right]
     if wrong:
         console.say(f"gradients that do not agree (tolerance {TOLERANCE:.0e}): {', '.join(wrong)}")
         return 1

@@ -204,7 +204,7 @@ def iterate_steps(state: TrainState) -> Iterator[list[Batch]]:
 
 
 def check_lr(words: Sequence[str]) -> int:
-    """Print the curve and what it says, and draw it into paths.outputs/check_lr; returns 0.
+    """Print the curve and the rate that it suggests, and draw it into paths.outputs/check_lr; returns 0.
 
     Nothing else is written, and generators are as before. Raises RequestError for several runs, and for optimizers
     without one rate that can grow.

@@ -55,7 +55,7 @@ _STEP_FILE = re.compile(r"(\.?)step_(\d+)\.pt")
 
 @dataclass(frozen=True)
 class Plan:
-    """The training that is made twice."""
+    """The training that both runs make."""
 
     # Of its command line, without the folder.
     words: list[str]
@@ -207,7 +207,7 @@ def kill(process: subprocess.Popen[bytes], checkpoints: Path, step: int, wait: f
 
 
 def _is_time_to_kill(checkpoints: Path, step: int, after_save: bool) -> bool:
-    """Whether a save of `step` or a later one is under way (or made, with `after_save`), and an earlier one made."""
+    """Whether there is a checkpoint to resume, and a save of `step` or later is under way (`after_save`: or done)."""
     paths = checkpoints.iterdir() if checkpoints.exists() else []
     has_checkpoint = False
     is_reached = False

@@ -1,4 +1,4 @@
-"""State that resume cannot see: does what is loaded from a checkpoint do what the objects in training do?
+"""State that resume cannot see: do objects loaded from a checkpoint behave like those in training?
 
 Checked at a few checkpoints of a run until a difference is found, and only where the data, net, loss, optimizer or
 schedule are of the user's own: dlrun's and torch's keep all that they need in the checkpoint. Copies alone are called,
@@ -56,7 +56,7 @@ _OF_STEPS = "return it from state_dict"
 
 # Relative to the largest number. Matrix products round by the address of their operands.
 _TOLERANCE = 1e-5
-# A larger difference than rounding makes in a deep net is reported also where nothing shows what it comes from.
+# A difference that rounding cannot make, even in a deep net, is reported also if its cause is not found.
 _CLEAR = 1e-3
 
 _MOST_NAMED = 3
@@ -72,7 +72,7 @@ _FEW_BYTES = 2**24
 # A constructor may wait for a lock that this very process holds.
 _SECONDS = 60.0
 
-# What an object computes from the same inputs, by kind: what is compared.
+# Tensors that an object computes from the same inputs, by kind; two objects are compared by them.
 Responses = dict[str, list[Tensor]]
 
 

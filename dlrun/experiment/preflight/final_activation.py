@@ -13,7 +13,7 @@ from dlrun.data.batches import Batch
 from dlrun.engine.objective import Objective
 from dlrun.engine.untouched import preserve_state, restore_attributes
 
-# Kind of this trouble in Progress.troubles: what preflight has said, the diagnostics do not repeat.
+# Kind of this trouble in Progress.troubles, so that the diagnostics do not repeat a note of preflight.
 TROUBLE = "squashed"
 
 _LAYERS: dict[str, tuple[type[nn.Module], ...]] = {

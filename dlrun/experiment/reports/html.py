@@ -182,7 +182,7 @@ def _draw_curve(name: str, rows: Sequence[dict[str, float]], keys: dict[str, str
 
 
 def _draw_path(line: Sequence[float], low: float, high: float) -> str:
-    """SVG's moves and lines through the values; what is not finite is a gap."""
+    """SVG moves and lines through the values; a value that is not finite is a gap."""
     last = max(len(line) - 1, 1)
     # Long lines are thinned out evenly, with their first and last value.
     indices = {round(k * last / _MOST_POINTS) for k in range(_MOST_POINTS + 1)}

@@ -1,4 +1,4 @@
-"""What the terminal shows of a run: before it starts, and when it has ended."""
+"""The terminal's summary of a run: before it starts, and when it has ended."""
 
 import shlex
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from dlrun.runs.reports.console import Console, facts, number, table
 
 
 def print_opening(console: Console, context: RunContext, folder: Path | None, overrides: Sequence[str] = ()) -> None:
-    """Print what runs: data, model with its layers, optimizer, device, run folder.
+    """Print the run that is about to start: data, model with its layers, optimizer, device, run folder.
 
     folder: None if nothing is to be run, to show the memory and disk that a run would take instead.
     overrides: of a sweep's job.

@@ -105,8 +105,8 @@ def test_one_wrong_entry_is_seen(entry: str, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(scratch_autograd.Linear, "backward", staticmethod(wrong))
     rows = of(scratch.ScratchLinear(3, 2).double(), torch.randn(4, 3, dtype=torch.float64))
-    assert [row.of for row in rows if not row.is_right] == [entry]
-    assert [row.of for row in rows if row.central is not None and row.central > 0.99] == [entry]
+    assert [row.tensor for row in rows if not row.is_right] == [entry]
+    assert [row.tensor for row in rows if row.central is not None and row.central > 0.99] == [entry]
 
 
 @pytest.mark.parametrize("loss", ["mse", "bce", "bce_with_logits", "cross_entropy"])
