@@ -229,12 +229,12 @@ def _expand_points(request: Request, files: ConfigFiles) -> list[Request]:
     loader = GlobalHydra.instance().config_loader()
     keys = request.config["sweep"]
 
-    given = request.overrides
-    if any(word.startswith("sweep.points=") for word in given):
+    typed = request.overrides
+    if any(word.startswith("sweep.points=") for word in typed):
         # Points typed beside a choice are meant for it.
-        given = [word for word in given if word.partition("=")[0] not in GROUPS]
+        typed = [word for word in typed if word.partition("=")[0] not in GROUPS]
     try:
-        points = sweep_points.expand_points(keys["points"], given, loader, keys["max_jobs"])
+        points = sweep_points.expand_points(keys["points"], typed, loader, keys["max_jobs"])
     except Exception as error:
         # Whatever Hydra raises for a line of sweep.points; it passes through.
         error.add_note(IN_POINTS)

@@ -76,16 +76,16 @@ def _count_values(override: Override) -> int:
     return max(1, math.ceil((stop - start) / step))
 
 
-def expand_points(lines: Sequence[str], given: Sequence[str], loader: ConfigLoader, most: int) -> list[list[str]]:
+def expand_points(lines: Sequence[str], typed: Sequence[str], loader: ConfigLoader, most: int) -> list[list[str]]:
     """Expand the lines of sweep.points into the overrides of each run; no run is named twice.
 
-    given: the command line's own overrides, which win where they name the same key; loader: knows the options that
+    typed: the command line's own overrides, which win where they name the same key; loader: knows the options that
     `optimizer=glob(*)` stands for; most: sweep.max_jobs.
     """
     parser = OverridesParser.create(config_loader=loader)
     points: list[list[str]] = []
     for line in lines:
-        words = [word for word in _split(line) if not _is_given(word, given)]
+        words = [word for word in _split(line) if not _is_typed(word, typed)]
         parsed = parser.parse_overrides(words)
         refuse_many(parsed, most, len(points))
 
@@ -115,8 +115,8 @@ def _split(line: str) -> list[str]:
     return [word for word in words if word]
 
 
-def _is_given(word: str, given: Sequence[str]) -> bool:
+def _is_typed(word: str, typed: Sequence[str]) -> bool:
     """Whether the command line sets this key itself, or chose the group that it belongs to."""
     key = word.partition("=")[0].lstrip("+~")
-    given_keys = [other.partition("=")[0].lstrip("+~") for other in given]
-    return any(key == other or key.startswith(f"{other}.") for other in given_keys)
+    typed_keys = [other.partition("=")[0].lstrip("+~") for other in typed]
+    return any(key == other or key.startswith(f"{other}.") for other in typed_keys)

@@ -102,6 +102,7 @@ def parse_line(line: bytes) -> dict[str, Any]:
     """Parse a line of JSON into an object; ValueError says what is wrong with it."""
     if len(line) > _LONGEST_LINE:
         raise ValueError(f"it has {len(line):,} bytes")
+
     try:
         return parse_object(line.decode())
     except UnicodeDecodeError as error:
@@ -129,6 +130,7 @@ def parse_object(text: str) -> dict[str, Any]:
 def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
+        # Of two values for one key no reader knows which one counts.
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"it holds {describe(twice)} twice")
@@ -136,6 +138,7 @@ def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _parse_int(text: str) -> int:
+    # By its length first: Python refuses to convert a very long one, with a message of its own.
     if len(text) > 20 or not -_LARGEST <= int(text) < 2 * _LARGEST:
         raise ValueError(f"it holds a number of {len(text):,} digits")
     return int(text)
@@ -162,6 +165,8 @@ def read_yaml_file(path: Path, most: int = 4 * MEGABYTE) -> Any:
     """Read a YAML file of plain values: mappings and lists of text, numbers, booleans and null."""
     try:
         value = read_yaml(read_text(path, most))
+
+        # YAML has more types than these, such as dates.
         check_plain(value)
     except ValueError as error:
         raise DamageError(path, str(error)) from error
@@ -204,6 +209,8 @@ def check_plain(value: Any) -> None:
 
 def _refuse_keys(values: dict[Any, Any]) -> None:
     kinds = {type(key) for key in values}
+
+    # All text or all numbers: nothing else, and no mix.
     if kinds - {str} and kinds - {int, float}:
         raise ValueError("it holds keys that are not text")
 
@@ -226,10 +233,13 @@ def describe(value: Any) -> str:
         return str(value)
     if isinstance(value, str):
         return f"the text {value[:40]!r}" + ("…" if len(value) > 40 else "")
+
     if isinstance(value, float) or (isinstance(value, int) and abs(value) < 10**20):
         return f"the number {value}"
     if isinstance(value, int):
+        # Python refuses to print very long ones.
         return "a number of more than 20 digits"
+
     if isinstance(value, dict):
         return f"a mapping of {len(value)}"
     if isinstance(value, list):

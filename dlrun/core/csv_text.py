@@ -12,6 +12,7 @@ _GUARDED = re.compile(r"''*[=+\-@\t\r]")
 
 def guard(cell: Any) -> Any:
     """Put an apostrophe in front of text that a spreadsheet would compute; numbers stay numbers."""
+    # A negative number begins with a minus, and is no formula.
     if not isinstance(cell, str) or not _FORMULA.match(cell) or _is_number(cell):
         return cell
     return f"'{cell}"
@@ -34,6 +35,8 @@ def _is_number(text: str) -> bool:
         float(text)
     except ValueError:
         return False
+
+    # float() takes blanks around a number, a spreadsheet may not.
     return text == text.strip()
 
 

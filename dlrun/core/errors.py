@@ -55,6 +55,7 @@ class DamageError(RequestError):
         return getattr(self.__cause__, "strerror", None) or self.what
 
     def __reduce__(self) -> tuple[type, tuple[Path, str]]:
+        # By default pickle would call __init__ with the message alone.
         return type(self), (self.path, self.what)
 
 
@@ -97,6 +98,8 @@ class ErrorList:
     def add(self, error: RequestError) -> None:
         """Add a mistake, or each one of MultipleErrors; a sentence that is there already is not added again."""
         errors = error.errors if isinstance(error, MultipleErrors) else [error]
+
+        # By text: an exception equals only itself.
         for one in errors:
             if str(one) not in map(str, self.errors):
                 self.errors.append(one)
@@ -155,12 +158,15 @@ def explain_exit(error: SystemExit) -> RequestError:
     if place:
         culprit = f"code of your own called sys.exit({error.code}) before the run began ({place}); raise an error there"
         return RequestError(culprit)
+
+    # A library did; its path tells which one.
     last = traceback.extract_tb(error.__traceback__)[-1]
     return RequestError(f"{last.filename}, line {last.lineno}, called sys.exit({error.code}) before the run began")
 
 
 def is_own_code(filename: str) -> bool:
     """Whether a file, or a cell of a notebook, is the user's own: neither dlrun's nor installed."""
+    # Code that was typed has no file.
     if filename in ("<stdin>", "<string>") or filename.startswith("<ipython-input"):
         return True
 
@@ -169,6 +175,8 @@ def is_own_code(filename: str) -> bool:
     installed = {"site-packages", "dist-packages", Path(traceback.__file__).parent.name}
     if package in path.parents or not installed.isdisjoint(path.parts):
         return False
+
+    # Cells of newer notebooks have the name of a temporary file that is not written.
     return path.is_file() or path.parent.name.startswith("ipykernel_")
 
 
@@ -180,6 +188,7 @@ def join_names(names: Collection[str], rest: str = "", most: int = 12) -> str:
     text = ", ".join(list(names)[:most])
     if len(names) <= most:
         return text
+
     if rest:
         return f"{text}, … ({rest})"
     return f"{text} and {len(names) - most} more"

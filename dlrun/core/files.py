@@ -49,12 +49,14 @@ def convert_write_errors(folder: Path, instead: str) -> Iterator[None]:
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write a file that appears complete under its name, and survives a power cut once this returns."""
+    # In the same folder, as a rename is atomic within one file system only.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -75,6 +77,7 @@ def link(file: Path, name: Path) -> None:
             os.link(file, temporary)
         except OSError:
             shutil.copyfile(file, temporary)
+
         temporary.replace(name)
     finally:
         # By POSIX, a rename does nothing if both names are links to one file already.
@@ -84,8 +87,10 @@ def link(file: Path, name: Path) -> None:
 
 def _sync_folder(folder: Path) -> None:
     """Sync a folder: a rename is on the disk only when its folder is."""
+    # Windows cannot open a folder.
     if sys.platform == "win32":
         return
+
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -179,6 +184,7 @@ class GrowingFile:
         """Append all that was written since the last flush that succeeded, or none of it."""
         if not self._buffer:
             return
+
         with self.unsaved.tolerate(self.what):
             before = None
             try:
@@ -191,4 +197,6 @@ class GrowingFile:
                     with contextlib.suppress(OSError):
                         os.truncate(self.path, before)
                 raise
+
+            # Only now: what the disk did not take is tried again.
             self._buffer.clear()

@@ -25,6 +25,7 @@ def refuse_outside(folder: Path) -> None:
     """
     border = os.path.realpath(folder)
     waiting = [str(folder)]
+
     while waiting:
         place = waiting.pop()
         try:
@@ -49,11 +50,14 @@ def _is_of_a_run_or_sweep(name: str) -> bool:
 
 def _refuse_entry(entry: os.DirEntry[str], border: str, folder: Path) -> None:
     target = Path(os.path.realpath(entry.path))
+
     if entry.is_symlink() and not is_within(str(target), border):
         raise RequestError(
             f"{entry.path} is a link to {target}, outside of {folder}, and dlrun follows no link out of a run; "
             "put the file itself there, or remove the link"
         )
+
+    # Opening a pipe or a device could wait for ever, or do something.
     if target.exists() and not target.is_file() and not target.is_dir():
         raise RequestError(f"{entry.path} is no ordinary file; remove it")
 

@@ -32,6 +32,7 @@ class Diversion:
         """Write one warning, each text once. Returns False if it is to be shown on the terminal as well."""
         # A forked child must not write to the log.
         has_log = self.write is not None and os.getpid() == self._process
+
         if text not in self._texts:
             self._texts.add(text)
             if has_log and self.write is not None:
@@ -40,12 +41,14 @@ class Diversion:
                     self.own.append(text)
             elif not is_own:
                 self.pending.append(text)
+
         return has_log if is_own else not self.is_shown
 
     def note(self) -> list[str]:
         """One sentence about the warnings of the user's code; an empty list if there were none."""
         if not self.own:
             return []
+
         count = len(self.own)
         subject = "1 warning of code of yours is" if count == 1 else f"{count} warnings of code of yours are"
         first = self.own[0].splitlines()[0]
@@ -67,6 +70,8 @@ def divert_warnings(write: Write | None = None) -> Iterator[Diversion]:
     global _current
     outer = _current
     diversion = Diversion(write, is_shown=outer is not None and outer.is_shown)
+
+    # What has waited for a log is written to this one.
     if outer is not None and write is not None:
         for text in outer.pending:
             diversion.take(text, is_own=False)
@@ -96,6 +101,7 @@ def divert_warnings(write: Write | None = None) -> Iterator[Diversion]:
     warnings.showwarning = show_warning
     logging.StreamHandler.emit = emit  # type: ignore[method-assign, assignment]
     _current = diversion
+
     try:
         yield diversion
     finally:

@@ -34,6 +34,7 @@ class Literals:
             return {key: self.restore(item) for key, item in value.items()}
         if isinstance(value, list):
             return [self.restore(item) for item in value]
+
         if isinstance(value, str) and self._secret in value:
             for number, text in enumerate(self._texts):
                 value = value.replace(self._placeholder(number), text)

@@ -76,6 +76,8 @@ def is_locked(folder: Path) -> bool:
         handle = os.open(folder / ".lock", os.O_RDWR | _NO_LINK)
     except OSError:
         return False
+
+    # Closing the file releases the lock again.
     try:
         return not try_lock(handle)
     finally:
@@ -99,6 +101,7 @@ def _open_locked(path: Path) -> int | None:
         holder = f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M}"
         os.write(handle, holder.encode())
     except OSError:
+        # The disk is full: leave no empty file behind.
         path.unlink()
         os.close(handle)
         raise
@@ -115,6 +118,8 @@ def try_lock(handle: int) -> bool:
     """Lock an open file until it is closed. False if another process has it; True where there are no locks."""
     if sys.platform == "win32":
         return True
+
+    # Windows has no such module.
     import fcntl
 
     try:

@@ -25,6 +25,7 @@ def create_folder(parent: Path, name: str) -> Iterator[NewFolder]:
     """Create parent/name, or parent/name_2 and so on if it exists, with all that the block writes, or not at all."""
     folder = NewFolder(parent / f".{name}.{os.getpid()}.tmp")
     is_new_parent = not parent.exists()
+
     try:
         try:
             folder.temporary.mkdir(parents=True)
@@ -55,6 +56,7 @@ def _rename(temporary: Path, parent: Path, name: str) -> Path:
         final = parent / (name if number == 1 else f"{name}_{number}")
         if final.exists():
             continue
+
         try:
             temporary.rename(final)
         except OSError as error:

@@ -39,5 +39,6 @@ def find_own_modules(plain: dict[str, Any]) -> list[str]:
     if isinstance(loss, str) and "." in loss:
         names.add(loss)
 
+    # "None" is the text of a target that is null.
     modules = {name.split(".")[0] for name in names}
     return sorted(modules - {*OURS, "None"})

@@ -29,6 +29,7 @@ def put_own_last() -> list[str]:
     if script is not None:
         own.append(os.path.dirname(os.path.abspath(script)))
 
+    # "" stands for the working directory, too.
     moved = [path for path in sys.path if (path == "" or path in own) and path not in chosen]
     sys.path[:] = [path for path in sys.path if path not in moved]
     for path in [working_directory, *moved]:
@@ -37,7 +38,7 @@ def put_own_last() -> list[str]:
     return before
 
 
-def hidden_file(module: str) -> str | None:
+def find_shadowing_file(module: str) -> str | None:
     """File of the working directory with the name of an installed module; None if there is no such file."""
     loaded = getattr(sys.modules.get(module), "__file__", None)
     for path in (f"{module}.py", os.path.join(module, "__init__.py")):

@@ -24,7 +24,9 @@ def requote(command: str) -> str:
     try:
         words = shlex.split(command)
     except ValueError:
+        # A quote is not closed.
         words = []
+
     return shlex.join(words) if words[:1] == ["dlrun"] else "dlrun ..."
 
 
@@ -49,6 +51,7 @@ def suggest_command(command: str, place: str | Path, *words: str, modules: Seque
     words: key=value; modules: modules of the user's own that the run needs.
     """
     trust = [f"trusted_modules=[{','.join(modules)}]"] if modules else []
+
     if not _called.get():
         return " ".join(["dlrun", command, quote(place), *words, *map(quote, trust)])
     if command == "eval":
@@ -66,6 +69,7 @@ def suggest_example(command: str) -> str:
     if not is_called_from_python():
         inputs = " INPUT ..." if command == "predict" else ""
         return f"dlrun {command} outputs/<date>/<run>{inputs}"
+
     return "dlrun.train('resume=outputs/<date>/<run>')" if command == "resume" else "dlrun.load('outputs/<date>/<run>')"
 
 
@@ -73,6 +77,8 @@ def suggest_repeat(command: str) -> str:
     """Quote the recorded command of a run, for the shell or as a Python call, to start the run again."""
     requoted = requote(command)
     words = shlex.split(requoted)[1:]
+
+    # "dlrun ..." stands for a command that could not be read.
     if not is_called_from_python() or words[:1] == ["..."]:
         return requoted
     return _format_train_call(words)
@@ -109,6 +115,7 @@ def suggest_trust(modules: Sequence[str]) -> str:
     """Format what to add to the command, or to the call, that loads a run, so that it may import these modules."""
     if _called.get() == "load":
         return f"trusted_modules={list(modules)!r}"
+
     names = ", ".join(modules)
     if is_called_from_python():
         return repr(f"trusted_modules=[{names}]")

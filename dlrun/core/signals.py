@@ -77,6 +77,7 @@ def raise_on_signals() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGTERM and _failure.is_near:
             return
+
         raise Stopped(number)
 
     _failure.is_near = False
@@ -87,6 +88,7 @@ def raise_on_signals() -> Iterator[None]:
         for number in _list_signals_to_catch():
             if number != signal.SIGINT:
                 before[number] = signal.signal(number, stop)
+
     try:
         yield
     finally:
@@ -125,6 +127,7 @@ class Interrupt:
         """
         if number in _URGENT:
             if self.is_urgent:
+                # As if dlrun caught nothing, so that the exit status is the signal's own.
                 signal.signal(number, signal.SIG_DFL)
                 signal.raise_signal(number)
             self.is_urgent = True
@@ -144,9 +147,12 @@ def catch_signals(quiet: bool = False) -> Iterator[Interrupt]:
     """Have STOP_SIGNALS set a flag during the block (in the main thread; Python allows it nowhere else)."""
     interrupt = Interrupt(quiet)
     before: dict[int, Any] = {}
+
+    # ValueError: this is not the main thread.
     with contextlib.suppress(ValueError):
         for number in _list_signals_to_catch():
             before[number] = signal.signal(number, interrupt.handle)
+
     try:
         yield interrupt
     finally:
@@ -166,6 +172,8 @@ def block_signals(*numbers: int) -> Iterator[None]:
     if sys.platform == "win32":
         yield
         return
+
+    # A child inherits the mask of blocked signals.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield

@@ -16,6 +16,7 @@ def edit_distance(a: str, b: str) -> int:
     # table[i + 1][j + 1]: distance of the first i and j letters
     table: list[list[int]] = [[far] * (len(b) + 2), [far, *range(len(b) + 1)]]
     last_in_a: dict[str, int] = {}
+
     for i, x in enumerate(a, 1):
         row = [far, i]
         last_in_b = 0
@@ -25,10 +26,12 @@ def edit_distance(a: str, b: str) -> int:
             swapped = table[above][left] + (i - above - 1) + 1 + (j - left - 1)
             changed = table[i][j] + (x != y)
             row.append(min(changed, row[j] + 1, table[i][j + 1] + 1, swapped))
+
             if x == y:
                 last_in_b = j
         last_in_a[x] = i
         table.append(row)
+
     return table[-1][-1]
 
 
@@ -41,6 +44,8 @@ def find_nearest(word: str, known: Iterable[str], most: int = 3) -> list[str]:
     reach = min(max(2, len(word) // 3), 4)
     near: list[tuple[int, bool, str]] = []
     related: list[tuple[bool, int, str]] = []
+
+    # Both are sorted below: among equals, names that begin alike come first.
     for name in dict.fromkeys(known):
         edits = _count_edits(word, name, reach)
         if edits < min(reach + 1, max(len(word), len(name))):
@@ -79,6 +84,7 @@ def did_you_mean(word: str, known: Iterable[str], before: str = "") -> str:
     names = find_nearest(word, known)
     if not names:
         return ""
+
     return f"did you mean {' or '.join(before + name for name in names)}? "
 
 

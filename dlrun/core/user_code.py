@@ -16,10 +16,13 @@ def find_user_line(error: BaseException) -> str:
     "" if it did not pass through any.
     """
     causes = list(iter_causes(error))
+
+    # A syntax error names its line itself: no frame of that file exists yet.
     for cause in causes:
         if isinstance(cause, SyntaxError) and cause.filename and _is_own(cause.filename):
             return f"{_format_path(cause.filename)}, line {cause.lineno}"
 
+    # The root cause first, and of its frames the innermost.
     for cause in reversed(causes):
         frames = traceback.extract_tb(cause.__traceback__)
         for frame in reversed(frames):
@@ -36,8 +39,10 @@ def add_user_line(sentence: str, error: BaseException) -> str:
 
 def explain(error: BaseException) -> str | None:
     """Format an exception as "mynet.py, line 12: KeyError: 'none'"; None if it is not from the user's own code."""
+    # These explain themselves.
     if isinstance(error, DlrunError):
         return None
+
     place = find_user_line(error)
     if not place:
         return None

@@ -51,11 +51,13 @@ def dump_yaml(value: Any) -> str:
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Flatten nested dictionaries into one with dotted keys."""
     flat: dict[str, Any] = {}
+
     for key, value in values.items():
         if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
+
     return flat
 
 
@@ -68,6 +70,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         """Refuse a mapping that holds a key twice: no reader knows which value counts."""
         values = BaseConstructor.construct_mapping(self, node, deep=deep)
+
         if len(values) != len(node.value):
             raise yaml.YAMLError(f"line {node.start_mark.line + 1} begins a mapping that holds a key twice")
         return values

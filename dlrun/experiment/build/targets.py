@@ -19,7 +19,7 @@ from dlrun.config.schema import CONFIG_DIR, Block
 from dlrun.config.validation import describe_type, format_word
 from dlrun.core.errors import RequestError, join_names
 from dlrun.core.own_code import OURS
-from dlrun.core.search_path import hidden_file
+from dlrun.core.search_path import find_shadowing_file
 from dlrun.core.shell import suggest_trust
 from dlrun.core.suggest import did_you_mean
 from dlrun.core.user_code import add_user_line
@@ -93,7 +93,7 @@ def _explain_import_error(target: str, error: Exception) -> str:
 
     module, _, name = target.rpartition(".")
     if module in sys.modules:
-        hidden = hidden_file(top)
+        hidden = find_shadowing_file(top)
         if hidden is not None:
             return f"the installed {top} has no {name}, and hides {hidden} of the working directory; rename that file"
         public = [other for other in dir(sys.modules[module]) if other[0] != "_"]
