@@ -15,7 +15,7 @@ from dlrun.core import lock
 from dlrun.core.errors import RequestError, RunError, join_names
 from dlrun.core.inside import OF_A_RUN
 from dlrun.core.terminal import escape_line, write_out
-from dlrun.runs.query import Query, bytes_of, query
+from dlrun.runs.query import Query, count_bytes, parse_query
 from dlrun.runs.record import RunRecord
 
 _DEFAULT_STATUSES = ["failed", "empty"]
@@ -30,12 +30,12 @@ def clean(words: Sequence[str]) -> None:
     """
     # Removing needs a second look: the command without --yes only shows.
     is_confirmed = "--yes" in words
-    selection = query([word for word in words if word != "--yes"], "dlrun clean")
+    selection = parse_query([word for word in words if word != "--yes"], "dlrun clean")
     refuse_query(selection)
     selection.filters.setdefault("status", _DEFAULT_STATUSES)
 
     # --last counts all runs that match, those that stay among them.
-    runs = selection.runs()[: selection.last]
+    runs = selection.select_runs()[: selection.last]
     objections = {run.folder: find_objection(run, selection.outputs) for run in runs}
     removable = [run for run in runs if not objections[run.folder]]
     if removable:
@@ -47,7 +47,7 @@ def clean(words: Sequence[str]) -> None:
         if objection:
             write_out(escape_line(f"stays: {run.folder} ({objection})"))
 
-    size = format_size(sum(bytes_of(run.folder) for run in removable))
+    size = format_size(sum(count_bytes(run.folder) for run in removable))
     if not removable:
         reason = "" if runs else f": no run with status={','.join(selection.filters['status'])}"
         write_out(escape_line(f"nothing to remove in {selection.outputs}{reason}"))
@@ -122,7 +122,7 @@ def remove_all(runs: Sequence[RunRecord], outputs: Path) -> None:
     freed = 0
     errors = list[str]()
     for run in runs:
-        size = bytes_of(run.folder)
+        size = count_bytes(run.folder)
         try:
             remove(run, outputs)
         except RequestError as error:
@@ -145,7 +145,7 @@ def remove(run: RunRecord, outputs: Path) -> None:
     # The lock keeps anyone from resuming the run meanwhile.
     with lock.Lock() as own:
         own.take(run.folder, to_remove=True)
-        if replace(run).left != run.left:
+        if replace(run).recorded_status != run.recorded_status:
             # Someone has resumed it since it was shown: a new record reads another status.
             raise RequestError(f"{run.folder} has been gone on with meanwhile")
         shutil.rmtree(run.folder)

@@ -163,7 +163,7 @@ def suggest_values(current: str, words: Sequence[str]) -> list[str]:
 
 def suggest_folders(current: str, with_sweeps: bool) -> Iterator[str]:
     """Suggest run folders in `outputs`, newest first; runs of a sweep after its own folder is typed."""
-    runs = query.folders([Path("outputs")])
+    runs = query.scan_folders([Path("outputs")])
     for run in sorted(runs, key=lambda run: str(run.folder), reverse=True):
         if run.sweep is None or current.startswith(f"{run.sweep}/"):
             yield str(run.folder)

@@ -8,9 +8,8 @@ from typing import Any
 from dlrun.core.errors import RequestError
 from dlrun.core.shell import quote
 from dlrun.core.yaml import flatten
-from dlrun.runs import events
 from dlrun.runs.record import RunRecord
-from dlrun.runs.reports.console import Console, facts, number, table
+from dlrun.runs.reports.console import Console, build_table, format_facts, format_number
 
 # Config keys of locations, and of permission to read them.
 _NOT_COMPARED = ("paths.", "data.root", "hydra.", "resume", "trust")
@@ -35,7 +34,7 @@ def diff_runs(words: Sequence[str]) -> None:
     run_b = read_run(Path(words[1]))
 
     console = Console()
-    console.say(facts([("A", str(run_a.folder)), ("B", str(run_b.folder))]))
+    console.say(format_facts([("A", str(run_a.folder)), ("B", str(run_b.folder))]))
     _print_differences(console, "config", run_a.flat_config, run_b.flat_config)
     _print_differences(console, "made with", describe_environment(run_a), describe_environment(run_b))
 
@@ -43,13 +42,13 @@ def diff_runs(words: Sequence[str]) -> None:
     for line in describe_divergence(run_a, run_b):
         console.say(line)
     console.say()
-    console.say(table(("result", "A", "B", "B - A"), compare_results(run_a, run_b)))
+    console.say(build_table(("result", "A", "B", "B - A"), compare_results(run_a, run_b)))
 
 
 def _print_differences(console: Console, title: str, values_a: dict[str, Any], values_b: dict[str, Any]) -> None:
     console.say()
     rows = list_differences(values_a, values_b)
-    console.say(table((title, "A", "B"), rows, left=3) if rows else f"{title}: no difference")
+    console.say(build_table((title, "A", "B"), rows, left=3) if rows else f"{title}: no difference")
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -153,8 +152,11 @@ def _describe_ends(last_a: int, last_b: int) -> str:
 
 def _find_differing_step(run_a: RunRecord, run_b: RunRecord, since: int, until: int) -> list[str]:
     """A sentence on the first step of (since, until] that both have logged and that differs; or none."""
-    scalars_a = events.scalars(run_a.folder)
-    scalars_b = events.scalars(run_b.folder)
+    # TensorBoard is slow to import, and needed only where epochs differ.
+    from dlrun.runs.tensorboard import read_scalars
+
+    scalars_a = read_scalars(run_a.folder)
+    scalars_b = read_scalars(run_b.folder)
     values_a = {tag: dict(scalars_a.get(tag, [])) for tag in _LOGGED}
     values_b = {tag: dict(scalars_b.get(tag, [])) for tag in _LOGGED}
 
@@ -185,7 +187,7 @@ def _compare_rows(run_a: RunRecord, run_b: RunRecord) -> list[str]:
     row_a = rows_a[epoch]
     row_b = rows_b[epoch]
     name = next(key for key in {**row_a, **row_b} if row_a.get(key) != row_b.get(key))
-    values = f"{number(row_a.get(name, '-'))} and {number(row_b.get(name, '-'))}"
+    values = f"{format_number(row_a.get(name, '-'))} and {format_number(row_b.get(name, '-'))}"
     return [f"{basis}: they part in epoch {epoch} ({name} {values})"]
 
 
@@ -237,4 +239,4 @@ def _format_cell(value: Any) -> str:
         return "-"
     if isinstance(value, float) and abs(value) >= 100:
         return f"{value:,.1f}"
-    return number(value)
+    return format_number(value)

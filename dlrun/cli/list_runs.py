@@ -10,9 +10,9 @@ from pathlib import Path
 from dlrun.core import lock
 from dlrun.core.errors import RequestError
 from dlrun.core.terminal import escape_line, write_error, write_out
-from dlrun.runs.query import Query, bytes_of, is_stamped, query, started, typed_words
+from dlrun.runs.query import Query, count_bytes, is_stamped, list_typed_overrides, parse_query, read_start
 from dlrun.runs.record import RunRecord
-from dlrun.runs.reports.console import number
+from dlrun.runs.reports.console import format_number
 from dlrun.sweep.ledger import DONE, Ledger
 
 HEADERS = ("run", "status", "epochs", "best", "size", "choice")
@@ -25,7 +25,7 @@ def list_runs(words: Sequence[str]) -> None:
 
     On a terminal their parent folders are headings, in a pipe each line has the whole path.
     """
-    selection = query(words, "dlrun ls runs")
+    selection = parse_query(words, "dlrun ls runs")
     # --last counts lines: a sweep is one.
     units = group_runs(selection)[: selection.last]
     # Notes go to stderr, so that a pipe gets the list alone.
@@ -59,7 +59,7 @@ class Unit:
 
 def group_runs(selection: Query) -> list[Unit]:
     """The selected runs, newest first; runs of a sweep as one, unless a filter or the sweep's folder is given."""
-    runs = selection.runs()
+    runs = selection.select_runs()
     by_sweep: dict[Path, list[RunRecord]] = {}
     units = []
     for run in runs:
@@ -83,8 +83,8 @@ def _is_named(sweep: Path, places: Sequence[Path]) -> bool:
 def list_cells(run: RunRecord) -> list[str]:
     """Status, epochs, best metric, size and choice of a run."""
     # A run that ended before its first evaluation has no best value.
-    best = f"{run.best[0]} {number(run.best[1])}" if run.best else "-"
-    return [run.status, str(run.epochs), best, format_size(bytes_of(run.folder)), describe_choice(run)]
+    best = f"{run.best[0]} {format_number(run.best[1])}" if run.best else "-"
+    return [run.status, str(run.epochs), best, format_size(count_bytes(run.folder)), describe_choice(run)]
 
 
 def describe_choice(run: RunRecord) -> str:
@@ -92,7 +92,7 @@ def describe_choice(run: RunRecord) -> str:
 
     Of a damaged run, its first damage.
     """
-    if run.left == "damaged":
+    if run.recorded_status == "damaged":
         return run.damage[0]
 
     model = run.choices.get("model", "")
@@ -103,11 +103,11 @@ def describe_choice(run: RunRecord) -> str:
 
     words = []
     if not is_stamped(run.folder):
-        start_time = datetime.fromtimestamp(started(run)[0])
+        start_time = datetime.fromtimestamp(read_start(run)[0])
         words.append(f"{start_time:%Y-%m-%d %H:%M}")
     if f"{model}_{data}" not in run.folder.name:
         words += [model, data]
-    return " ".join([*words, optimizer, *typed_words(run)]).strip()
+    return " ".join([*words, optimizer, *list_typed_overrides(run)]).strip()
 
 
 def list_sweep_cells(folder: Path) -> list[str]:
@@ -116,7 +116,7 @@ def list_sweep_cells(folder: Path) -> list[str]:
         ledger = Ledger.read(folder)
         statuses = [ledger.read_status(entry) for entry in ledger.entries.values()]
     except RequestError as error:
-        return ["damaged", "-", "-", format_size(bytes_of(folder)), str(error)]
+        return ["damaged", "-", "-", format_size(count_bytes(folder)), str(error)]
 
     done = sum(status in DONE for status in statuses)
     state = f"{done}/{len(statuses)} done"
@@ -126,7 +126,7 @@ def list_sweep_cells(folder: Path) -> list[str]:
 
     failed = statuses.count("failed")
     label = f"sweep, {failed} failed:" if failed else "sweep:"
-    return [state, "-", "-", format_size(bytes_of(folder)), " ".join([label, *ledger.words])]
+    return [state, "-", "-", format_size(count_bytes(folder)), " ".join([label, *ledger.words])]
 
 
 def format_size(count: float) -> str:

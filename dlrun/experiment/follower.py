@@ -16,7 +16,7 @@ from dlrun.engine.state import TrainState
 from dlrun.engine.trainer import Trainer
 from dlrun.experiment import run
 from dlrun.experiment.context import RunContext
-from dlrun.runs.checkpoint_manager import CheckpointManager, states_of_all
+from dlrun.runs.checkpoint_manager import CheckpointManager, gather_rank_states
 
 
 class StateSender(CheckpointManager):
@@ -24,9 +24,9 @@ class StateSender(CheckpointManager):
 
     def write(self, training: TrainState, row: dict[str, float]) -> None:
         """Send the state to rank 0."""
-        states_of_all(training)
+        gather_rank_states(training)
 
-    def _keep_best_of_part(self) -> None:
+    def save_partial_best(self) -> None:
         """Leave it to rank 0."""
 
 

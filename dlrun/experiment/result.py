@@ -104,7 +104,7 @@ def check_expectations(context: RunContext, result: dict[str, Any], folder: Path
     """Check the expectations of a run that stands alone; those of a sweep are checked over all its runs."""
     if not context.is_alone:
         return []
-    outcome = expectations.outcome_of("", result, logger.read_rows(folder))
+    outcome = expectations.build_outcome("", result, logger.read_rows(folder))
     checked = expectations.check(context.settings.rest.expect, [outcome])
     return [asdict(line) for line in checked]
 

@@ -89,21 +89,21 @@ def find_newest_state(folder: Path) -> dict[str, Any] | None:
 
 def _find_newest(folder: Path) -> NewestCheckpoint | None:
     refuse_outside(folder)
-    if not run_folder.saved_files(folder):
+    if not run_folder.list_saved_files(folder):
         return None
     return _load_newest(folder)
 
 
 def _load_newest(folder: Path) -> NewestCheckpoint:
     files = _list_files(folder)
-    _, state, skipped = checkpoint.newest_whole(folder / "checkpoints", TO_GO_ON)
+    _, state, skipped = checkpoint.load_newest(folder / "checkpoints", TO_GO_ON)
     return NewestCheckpoint(folder, state, skipped, files)
 
 
 def _list_files(folder: Path) -> list[tuple[str, int, int, int]]:
     """Name, inode, time of change (ns) and size of each file that a run has saved."""
     files = []
-    for path in run_folder.saved_files(folder):
+    for path in run_folder.list_saved_files(folder):
         # A process that is still writing this run may have removed the file.
         with contextlib.suppress(OSError):
             status = path.lstat()
@@ -151,7 +151,7 @@ def _explain_missing_checkpoint(folder: Path) -> str:
 
 def refuse_incomplete(state: dict[str, Any], keys: Sequence[str], path: Path) -> None:
     """Raise CheckpointError for a checkpoint that lacks some of `keys`."""
-    message = checkpoint.lacking_keys(state, keys, path)
+    message = checkpoint.describe_missing_keys(state, keys, path)
     if message:
         raise CheckpointError(message)
 
@@ -210,7 +210,7 @@ def find_interrupted(requests: list[Request]) -> list[Request]:
     if newest is not None:
         return [continue_run(request, folder, newest.state)]
     # There is no checkpoint: remove what the first attempt has left, and start anew.
-    run_folder.begin_again(folder)
+    run_folder.clear_for_restart(folder)
     return requests
 
 
@@ -226,7 +226,7 @@ def continue_run(request: Request, folder: Path, state: dict[str, Any]) -> Reque
 def print_finished(folder: Path, status: str, key: str) -> None:
     """Print that a run is finished, and how to make it longer by `key`."""
     ended = status.replace("_", " ")
-    command = RunRecord(folder).how_to_resume(f"{key}=...")
+    command = RunRecord(folder).advise_resume(f"{key}=...")
     write_out(escape_line(f"{folder} is {ended}; to train longer type {command}"))
 
 
@@ -253,7 +253,7 @@ def find_run_of_same_config(request: Request) -> Path | None:
             continue
         try:
             is_same = _has_config(folder, hashes)
-            has_progress = read_result(folder).get("status") in FINISHED or bool(run_folder.saved_files(folder))
+            has_progress = read_result(folder).get("status") in FINISHED or bool(run_folder.list_saved_files(folder))
         except DlrunError as error:
             write_error(escape_line(f"note: whether {folder} is this run cannot be told: {error}"))
             continue

@@ -262,19 +262,19 @@ def open_folder(request: Request, context: RunContext, resumed: dict[str, Any] |
 
     is_new = request.folder is None or not request.folder.exists()
     if request.folder is not None:
-        folder = run_folder.claim(request.folder)
+        folder = run_folder.claim_folder(request.folder)
     else:
         names = f"{request.choices.get('model', 'model')}_{request.choices.get('data', 'data')}"
-        folder = run_folder.create(Path(context.settings.rest.paths.outputs), names)
+        folder = run_folder.create_folder(Path(context.settings.rest.paths.outputs), names)
 
     try:
         folder_lock.take(folder)
-        run_folder.describe(folder, request, context.runtime)
+        run_folder.write_description(folder, request, context.runtime)
     except Exception:
         # The death of a data worker comes here too: torch raises it wherever this process is.
         is_ours = folder_lock.folder == folder
         folder_lock.release()
-        run_folder.abandon(folder, is_ours, is_new)
+        run_folder.remove_description(folder, is_ours, is_new)
         raise
     return folder
 
@@ -282,7 +282,7 @@ def open_folder(request: Request, context: RunContext, resumed: dict[str, Any] |
 def reopen_folder(folder: Path, epoch: int, context: RunContext) -> None:
     """Bring a run folder back to the state after `epoch`: later rows, half files and the result go."""
     # Read the rows before anything is removed.
-    rows, notes = logger.rows_until(folder, epoch)
+    rows, notes = logger.read_lines_until(folder, epoch)
     context.notes += notes
 
     with convert_write_errors(folder, "make room there, or see who may write there"):
@@ -290,7 +290,7 @@ def reopen_folder(folder: Path, epoch: int, context: RunContext) -> None:
         # The run is no longer finished.
         for name in (RESULT, "report.html"):
             (folder / name).unlink(missing_ok=True)
-        logger.cut_back(folder, rows)
+        logger.truncate_after(folder, rows)
 
 
 def describe_process(context: RunContext) -> dict[str, Any]:
@@ -325,7 +325,7 @@ def make_checkpoint_manager(
     )
     if resumed is not None:
         with context.unsaved.tolerate("what follows on the earlier checkpoints", again=False):
-            manager.go_on(resumed)
+            manager.restore(resumed)
     return manager
 
 
@@ -402,9 +402,9 @@ def finish(
 ) -> dict[str, Any]:
     """Evaluate the best weights on the test split, export, draw, and write result.json last; returns its content."""
     # From here on events go into a file of their own, which a resumed run drops.
-    run_logger.begin_end()
+    run_logger.start_final_events()
     # Hash and measure the weights of the last step, before the best ones replace them.
-    weights_sha256 = checkpoint.weights_sha256(context.model)
+    weights_sha256 = checkpoint.hash_weights(context.model)
     rows = run_logger.rows
     last_row = rows[-1] if rows else {}
     metrics = {key: value for key, value in last_row.items() if key.startswith(("train/", "val/"))}
@@ -423,7 +423,7 @@ def finish(
         if has_figures:
             with context.unsaved.tolerate("figures", again=False), time_as("figures"):
                 figures.draw_all(context, folder, run_logger)
-            context.notes += fonts.note()
+            context.notes += fonts.describe_missing_letters()
         context.notes += results.log_end(context, metrics, run_logger)
 
     result = results.collect_result(context, status, metrics, weights_sha256, error=None)
@@ -469,7 +469,9 @@ def export_model(context: RunContext, checkpoints: CheckpointManager) -> dict[st
         return {}
 
     inputs, _ = evaluation.take_small_batch(context.training.train)
-    difference = checkpoint.reload_difference(model_path, best_path, context.model, inputs, context.runtime.autocast)
+    difference = checkpoint.measure_reload_difference(
+        model_path, best_path, context.model, inputs, context.runtime.autocast
+    )
     context.notes.append(f"model.pt and best.pt, opened again, give outputs {difference:g} apart")
     return {"reload_difference": difference}
 
@@ -505,7 +507,7 @@ def record_failure(error: Exception | SystemExit, context: RunContext, folder: P
     message = explain_failure(error, context, folder / "run.log")
     # Where another rank failed first, its message tells more.
     message = context.runtime.ranks.explain_failure(error, message)
-    weights_sha256 = checkpoint.weights_sha256(context.model)
+    weights_sha256 = checkpoint.hash_weights(context.model)
     result = results.collect_result(context, "failed", {}, weights_sha256, error=message)
     with context.unsaved.tolerate(RESULT, again=False):
         run_folder.write_json(folder / RESULT, result)

@@ -233,7 +233,7 @@ def _build_schedule(
         raise RequestError(f"{culprit} does not work: {message}; type another value, or scheduler=none") from error
 
     # A scheduler of the user's own may hold state that no checkpoint can.
-    refusal = "" if trial is None else plain.refusal("scheduler", trial.state_dict())
+    refusal = "" if trial is None else plain.explain_refusal("scheduler", trial.state_dict())
     if refusal:
         raise RequestError(refusal)
     return build.build_schedule(settings, optimizer, train, mode, trusted_modules)
@@ -253,7 +253,7 @@ def _refuse_unsaveable(
     # Many optimizers create their state in the first step only.
     states["optimizer after a step"] = _try_own_optimizer(settings, trusted_modules)
     for owner, state in states.items():
-        refusal = plain.refusal(owner.split()[0], state)
+        refusal = plain.explain_refusal(owner.split()[0], state)
         if refusal:
             raise RequestError(refusal)
 

@@ -27,7 +27,7 @@ from dlrun.experiment import requests, resume
 from dlrun.experiment import run as experiment
 from dlrun.inference.predictions import Predictions, predict_rows
 from dlrun.inference.saved_model import SavedModel, open_saved_model
-from dlrun.runs.record import RunRecord, with_nan
+from dlrun.runs.record import RunRecord, replace_none_with_nan
 from dlrun.runs.reports.console import Console
 
 
@@ -82,7 +82,7 @@ class Run:
     @cached_property
     def history(self) -> list[dict[str, float]]:
         """metrics.jsonl: one row per epoch, with `epoch` and `step`; NaN for values that were not finite."""
-        return [] if self._record is None else with_nan(self._read_record("rows"))
+        return [] if self._record is None else replace_none_with_nan(self._read_record("rows"))
 
     def _read_record(self, name: str) -> Any:
         """Read an attribute of the run record; RequestError if its file is damaged."""

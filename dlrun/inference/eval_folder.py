@@ -21,7 +21,7 @@ from dlrun.engine.calibration import Calibration
 from dlrun.engine.per_class import PerClass
 from dlrun.inference.saved_model import SavedModel
 from dlrun.runs import folder as run_folder
-from dlrun.runs.reports.plots import canvas, confusion, reliability, residuals
+from dlrun.runs.reports.plots import canvas, classification, regression
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -89,7 +89,7 @@ def _write_files(folder: Path, evaluation: Evaluation, figures: bool) -> None:
     if figures:
         (folder / "figures").mkdir()
         for name, figure in _draw_figures(evaluation):
-            canvas.save_png(canvas.pixels(figure), folder / "figures" / f"{name}.png")
+            canvas.save_png(canvas.render_pixels(figure), folder / "figures" / f"{name}.png")
 
 
 def describe_evaluation(evaluation: Evaluation) -> dict[str, Any]:
@@ -182,10 +182,10 @@ def _draw_figures(evaluation: Evaluation) -> Iterator[tuple[str, "Figure"]]:
     predictions = evaluation.predictions
     if evaluation.probability is None:
         names = [str(i) for i in range(targets.shape[1])]
-        yield "residuals", residuals.residual_plot(predictions, targets, names, evaluation.split)
+        yield "residuals", regression.draw_residuals(predictions, targets, names, evaluation.split)
         return
 
     spec = evaluation.saved.spec
-    yield "confusion", confusion.confusion_matrix(targets, predictions, spec, evaluation.split)
+    yield "confusion", classification.draw_confusion_matrix(targets, predictions, spec, evaluation.split)
     if evaluation.calibration is not None:
-        yield "reliability", reliability.reliability_diagram(evaluation.calibration, evaluation.split)
+        yield "reliability", classification.draw_reliability(evaluation.calibration, evaluation.split)

@@ -24,7 +24,7 @@ from dlrun.inference.eval_folder import Evaluation, write_evaluation
 from dlrun.inference.saved_model import SavedModel, load_weights, open_saved_model, read_run_name
 from dlrun.runs import folder as run_folder
 from dlrun.runs.record import RunRecord
-from dlrun.runs.reports.console import Console, facts, number, table
+from dlrun.runs.reports.console import Console, build_table, format_facts, format_number
 from dlrun.runs.reports.plots import fonts
 
 SPLITS = ("train", "val", "test", "all")
@@ -100,9 +100,9 @@ def evaluate(words: list[str]) -> dict[str, float]:
             ) from error
 
         # Characters that no installed font can draw are reported once, after all figures.
-        for line in fonts.note():
+        for line in fonts.describe_missing_letters():
             console.say(f"note: {line}")
-        console.say(facts([("written to", run_folder.from_here(folder))]))
+        console.say(format_facts([("written to", run_folder.format_path(folder))]))
     return evaluation.metrics
 
 
@@ -237,15 +237,15 @@ def print_evaluation(console: Console, evaluation: Evaluation) -> None:
     lines += [("note", note) for note in saved.splits.notes]
     notes = ignored.find_unheeded_data(saved.raw_splits, saved.settings.data.target, saved.request.overrides)
     lines += [("note", note) for note in notes]
-    console.say(facts(lines))
+    console.say(format_facts(lines))
     console.say()
 
     rows = []
     for key, value in evaluation.metrics.items():
         recorded = _format_or_dash(evaluation.recorded.get(key))
         baseline = _format_or_dash(evaluation.baseline.get(key))
-        rows.append((key, number(value), recorded, baseline))
-    console.say(table(("metric", "now", "recorded", "baseline"), rows))
+        rows.append((key, format_number(value), recorded, baseline))
+    console.say(build_table(("metric", "now", "recorded", "baseline"), rows))
     for line in compare_with_recorded(evaluation):
         console.say(line)
 
@@ -258,7 +258,7 @@ def print_evaluation(console: Console, evaluation: Evaluation) -> None:
 
 
 def _format_or_dash(value: float | None) -> str:
-    return "-" if value is None else number(value)
+    return "-" if value is None else format_number(value)
 
 
 def _describe_split(evaluation: Evaluation) -> str:
@@ -294,7 +294,7 @@ def _print_classes(console: Console, classes: PerClass) -> None:
         shown = sorted(has_support, key=lambda row: row[3] or 0.0)[:_MAX_CLASS_LINES]
 
     lines = [(row[0], *map(_format_or_dash, row[1:5])) for row in shown]
-    console.say(table(("class", "precision", "recall", "f1", "support"), lines))
+    console.say(build_table(("class", "precision", "recall", "f1", "support"), lines))
     if len(rows) > len(shown):
         console.say(f"the {len(shown)} of {len(rows)} classes with the lowest f1; all are in per_class.csv")
 

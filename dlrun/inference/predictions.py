@@ -13,7 +13,7 @@ from dlrun.data import names
 from dlrun.data.spec import DataSpec
 from dlrun.inference.predict.forward import compute_outputs, refuse_several_inputs
 from dlrun.inference.saved_model import SavedModel
-from dlrun.runs.reports.plots.errors import tags
+from dlrun.runs.reports.plots.errors import format_tags
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ def predict_rows(saved: SavedModel, x: Any) -> Predictions:
 
     # A label joins the tags of a sequence up to its length; a class counts as one tag.
     lengths = inputs[1].tolist() if spec.task == "tagging" else [1] * len(values)
-    labels = [tags(spec, row.reshape(-1)[:length]) for row, length in zip(values, lengths, strict=True)]
+    labels = [format_tags(spec, row.reshape(-1)[:length]) for row, length in zip(values, lengths, strict=True)]
     return Predictions(values, probabilities, labels)
 
 

@@ -1,7 +1,7 @@
-"""Checkpoints: written whole or not at all, verified when read, plain Python and tensors only.
+"""Checkpoints: written atomically, verified when read, plain Python and tensors only.
 
 A file is what torch.save writes (a zip archive) with the sha256 of everything before it as the archive's
-comment, so torch.load opens it too and the checksum cannot part from what it sums.
+comment, so torch.load opens it too and the checksum cannot get lost.
 """
 
 import contextlib
@@ -26,20 +26,20 @@ from dlrun.core.files import write_atomically
 from dlrun.data.files.tensors import unpickle
 from dlrun.engine.object_state import duplicate
 from dlrun.runs import plain
-from dlrun.runs.checkpoint_types import lacking_in_state, wrong_in_state
-from dlrun.runs.folder import finished_files
+from dlrun.runs.checkpoint_types import find_state_error, list_missing_keys
+from dlrun.runs.folder import list_finished_files
 from dlrun.runs.record import RunRecord
 
 FORMAT_VERSION = 1
 _MARK = b"dlrun sha256 "
 _COMMENT_BYTES = len(_MARK) + 64
-_LARGEST = 2**40  # bytes
+_MAX_BYTES = 2**40
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` (plain Python, tensors, and NumPy's values) atomically, with its checksum inside.
+    """Write `state` (plain Python, tensors and NumPy values) atomically, with its checksum inside.
 
-    RunError names what else it holds: `load` would refuse the file.
+    RunError for other values, as `load` would refuse the file.
     """
     try:
         encoded = plain.encode(state)
@@ -49,58 +49,68 @@ def save(path: Path, state: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(encoded, buffer)
     buffer.seek(-2, io.SEEK_END)
-    buffer.write(_COMMENT_BYTES.to_bytes(2, "little"))  # the archive's last field: the comment's length
+    # The last field of a zip archive is the length of the comment that follows.
+    buffer.write(_COMMENT_BYTES.to_bytes(2, "little"))
     digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
     buffer.write(_MARK + digest.encode())
     write_atomically(path, buffer.getbuffer())
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A verified checkpoint, on the CPU. CheckpointError says what is wrong with the file; nothing in it is run."""
+    """Load a verified checkpoint to the CPU, without running code of the file.
+
+    CheckpointError says what is wrong: a missing, damaged or foreign file, or values of wrong types.
+    """
     try:
-        content = read_bytes(path, _LARGEST)
+        content = read_bytes(path, _MAX_BYTES)
     except FileNotFoundError:
         raise CheckpointError(f"there is no checkpoint {path}") from None
     except DamageError as error:
         raise CheckpointError(f"{path} cannot be read: {error.reason}") from error
-    head, comment = memoryview(content)[:-_COMMENT_BYTES], content[-_COMMENT_BYTES:]
+
+    head = memoryview(content)[:-_COMMENT_BYTES]
+    comment = content[-_COMMENT_BYTES:]
     if not comment.startswith(_MARK):
         raise CheckpointError(f"{path} is not a checkpoint of dlrun, or was cut short ({len(content):,} bytes)")
     if hashlib.sha256(head).hexdigest().encode() != comment[len(_MARK) :]:
         raise CheckpointError(f"{path} is damaged: its content does not have the checksum it was written with")
+
     try:
         state = unpickle(content)
     except ValueError as error:
         raise CheckpointError(f"{path} is not opened: {error}") from error
-    except Exception as error:  # whatever a hostile or foreign archive makes torch raise
+    except Exception as error:
+        # A hostile or foreign archive can make torch raise anything.
         raise CheckpointError(f"{path} holds more than tensors and plain values; it is not opened") from error
+
     version = state.get("format_version") if isinstance(state, dict) else None
     if version != FORMAT_VERSION:
-        newer = isinstance(version, int) and version > FORMAT_VERSION
+        is_newer = isinstance(version, int) and version > FORMAT_VERSION
         raise CheckpointError(
             f"{path} has checkpoint format {version}; this dlrun reads format {FORMAT_VERSION}, so use the "
-            f"{'newer' if newer else 'older'} one that wrote it"
+            f"{'newer' if is_newer else 'older'} one that wrote it"
         )
-    owner = _owner(path)
-    if owner is not None and state.get("run_id") != owner:
+
+    run_id = _read_run_id(path)
+    if run_id is not None and state.get("run_id") != run_id:
         raise CheckpointError(f"{path} is a checkpoint of another run than the one whose folder it lies in")
-    wrong = wrong_in_state(state)
-    if wrong:
-        raise CheckpointError(f"{path} is not opened: {wrong}")
+    error_text = find_state_error(state)
+    if error_text:
+        raise CheckpointError(f"{path} is not opened: {error_text}")
     try:
         return plain.decode(dict(state))
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
-def _owner(path: Path) -> str | None:
-    """The run_id of the run folder that a checkpoint lies in, if it lies in one that says so."""
+def _read_run_id(path: Path) -> str | None:
+    """Return the run_id of the run folder around a checkpoint; None if there is none."""
     run_id = RunRecord(path.absolute().parent.parent).environment.get("run_id")
     return None if run_id is None else str(run_id)
 
 
 def load_full_model(path: Path, trust: bool) -> nn.Module:
-    """The pickled model of `checkpoint.format=full`; opening a pickle can run code, so only when trusted."""
+    """Load a pickled model of `checkpoint.format=full`. Unpickling can run code, so CheckpointError unless trusted."""
     if not trust:
         raise CheckpointError(f"{path} is a pickled model, and opening it can run code; if you trust it add trust=true")
     try:
@@ -121,17 +131,18 @@ class _NoSuchClass(Exception):
 
 
 class _NamingUnpickler(pickle.Unpickler):
-    """Says which class is missing: pickle's own error names the module alone."""
+    """Name the class that is missing: pickle's own error names the module alone."""
 
     def find_class(self, module: str, name: str, /) -> Any:
-        """The object called `name` in `module`."""
+        """Import `name` from `module`."""
         try:
             return super().find_class(module, name)
-        except Exception as error:  # importing a user's module runs it, so anything can come
+        except Exception as error:
+            # Importing a user's module runs it, so it can raise anything.
             file = module.replace(".", "/") + ".py"
-            place = (
-                "the script or notebook that defined it" if module == "__main__" else f"the folder that holds {file}"
-            )
+            place = f"the folder that holds {file}"
+            if module == "__main__":
+                place = "the script or notebook that defined it"
             raise _NoSuchClass(
                 f"needs the class {name} of the module {module}, which cannot be imported here ({error}); run this "
                 f"from {place}, under its old name, or evaluate the run folder or its checkpoints/best.pt instead: "
@@ -140,26 +151,28 @@ class _NamingUnpickler(pickle.Unpickler):
 
 
 class _NamingPickle:
-    """As much of the module `pickle` as torch.load asks for."""
+    """The part of the module `pickle` that torch.load uses."""
 
     Unpickler = _NamingUnpickler
-    load = staticmethod(pickle.load)  # files from before torch 1.6
+    # For files from before torch 1.6.
+    load = staticmethod(pickle.load)
 
 
-def reload_difference(
+def measure_reload_difference(
     model_path: Path,
     state_path: Path,
     model: nn.Module,
     inputs: tuple[Tensor, ...],
     autocast: Callable[[], AbstractContextManager[Any]],
 ) -> float:
-    """The largest absolute difference between the outputs of a model that was saved both ways: 0 when all is well.
+    """Return the largest absolute difference between the outputs of a model that was saved both ways.
 
-    model_path: its export, just written by this process and so trusted; state_path: the checkpoint with the same
-    weights, which go into a fresh copy of `model`. inputs: one batch on the model's device. Nothing is changed.
+    model_path: the export of this process, and so trusted; state_path: the checkpoint with the same weights,
+    which are loaded into a copy of `model`. inputs: one batch on the model's device. `model` is not changed.
     """
     from_state = duplicate(model)
     from_state.load_state_dict(load(state_path)["model"])
+
     outputs = []
     for loaded in (load_full_model(model_path, trust=True), from_state):
         with torch.inference_mode(), autocast():
@@ -168,9 +181,9 @@ def reload_difference(
 
 
 def export_full_model(model: nn.Module, path: Path) -> None:
-    """`torch.save(model)` for use without dlrun's configs: an export, never what a run is resumed from."""
+    """Pickle a model for use without dlrun's configs; no run is resumed from it. RunError if it cannot be pickled."""
     buffer = io.BytesIO()
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     try:
         torch.save(model.cpu(), buffer)
     except (AttributeError, TypeError, pickle.PicklingError) as error:
@@ -184,21 +197,23 @@ def export_full_model(model: nn.Module, path: Path) -> None:
 
 
 def is_full_model(path: Path) -> bool:
-    """Whether a file is a torch archive without our checksum: a pickled model, or a foreign file."""
-    if not path.is_file():  # a pipe would be waited for
+    """Whether a file is a torch archive without dlrun's checksum: a pickled model, or a foreign file."""
+    # Opening a pipe would block.
+    if not path.is_file():
         return False
     with contextlib.suppress(OSError), path.open("rb") as file:
         start = file.read(4)
         file.seek(-_COMMENT_BYTES, os.SEEK_END)
-        unmarked = start == b"PK\x03\x04" and not file.read().startswith(_MARK)
-        return unmarked and zipfile.is_zipfile(path)  # one that was cut short is neither
+        is_unmarked = start == b"PK\x03\x04" and not file.read().startswith(_MARK)
+        # A file that was cut short has neither the mark nor a zip directory.
+        return is_unmarked and zipfile.is_zipfile(path)
     return False
 
 
-def weights_sha256(model: nn.Module) -> str:
-    """Fingerprint of the weights: key, dtype, shape and little-endian bytes of every tensor, by sorted key.
+def hash_weights(model: nn.Module) -> str:
+    """Return the sha256 of a model's state: key, dtype, shape and little-endian bytes of each tensor, by sorted key.
 
-    The extra state of a module (`get_extra_state`) that is no tensor counts as it is written.
+    Extra state (`get_extra_state`) that is no tensor is hashed by its repr.
     """
     digest = hashlib.sha256()
     state = model.state_dict()
@@ -206,6 +221,7 @@ def weights_sha256(model: nn.Module) -> str:
         if not isinstance(state[key], Tensor):
             digest.update(f"{key}|{state[key]!r}".encode())
             continue
+
         tensor: Tensor = state[key].detach().cpu().contiguous()
         digest.update(f"{key}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         raw = tensor.reshape(-1).view(torch.uint8).numpy()
@@ -213,17 +229,18 @@ def weights_sha256(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def newest_whole(folder: Path, needed: Sequence[str] = ("optimizer",)) -> tuple[Path, dict[str, Any], list[str]]:
-    """The newest checkpoint that can be gone on from, its content, and a sentence for each newer one that cannot.
+def load_newest(folder: Path, needed: Sequence[str] = ("optimizer",)) -> tuple[Path, dict[str, Any], list[str]]:
+    """Load the newest checkpoint that a run can resume from: its path, its content, and why newer ones were skipped.
 
-    needed: the keys that it must hold. CheckpointError where there is no checkpoint; UnreadableError, with the reason
-    of each, where there are some and none of them will do.
+    needed: keys that it must have. CheckpointError if there is no checkpoint; UnreadableError, with the reason
+    for each, if none of them can be used.
     """
     skipped: list[str] = []
-    names = sorted((path.name for path in finished_files(folder)), reverse=True)
+    names = sorted((path.name for path in list_finished_files(folder)), reverse=True)
     steps = [name for name in names if name.startswith("step_") and name.endswith(".pt")]
     last = [name for name in names if name == "last.pt"]
 
+    # last.pt links to the newest step, so it comes first.
     for name in [*last, *steps]:
         path = folder / name
         try:
@@ -231,10 +248,10 @@ def newest_whole(folder: Path, needed: Sequence[str] = ("optimizer",)) -> tuple[
         except CheckpointError as error:
             skipped.append(str(error))
             continue
-        lacking = lacking_keys(state, needed, path)
-        if not lacking:
+        message = describe_missing_keys(state, needed, path)
+        if not message:
             return path, state, skipped
-        skipped.append(lacking)
+        skipped.append(message)
 
     others = [name for name in names if name not in (*last, *steps)]
     if not names:
@@ -246,9 +263,9 @@ def newest_whole(folder: Path, needed: Sequence[str] = ("optimizer",)) -> tuple[
     )
 
 
-def lacking_keys(state: dict[str, Any], needed: Sequence[str], path: Path) -> str:
-    """A sentence about the keys that a checkpoint lacks; "" where it has them all."""
-    lacking = lacking_in_state(state, needed)
-    if not lacking:
+def describe_missing_keys(state: dict[str, Any], needed: Sequence[str], path: Path) -> str:
+    """Describe the keys that a checkpoint lacks; "" if it has all."""
+    missing = list_missing_keys(state, needed)
+    if not missing:
         return ""
-    return f"{path} lacks {', '.join(lacking)}: it was written by another dlrun, which alone can read it"
+    return f"{path} lacks {', '.join(missing)}: it was written by another dlrun, which alone can read it"

@@ -16,9 +16,9 @@ from dlrun.runs.record import (
     NUMBERS,
     TEXT,
     Check,
-    or_none,
-    wrong_in_config,
-    wrong_value,
+    allow_none,
+    find_config_error,
+    find_type_error,
 )
 
 _LARGEST_LAYER = 2**31
@@ -26,21 +26,21 @@ _LONGEST_KIND = 5  # letters of a NumPy type: text of a million letters each wou
 EXTRA_STATE = "_extra_state"  # the end of the key under which a module keeps what is no tensor
 
 
-def wrong_in_state(state: dict[str, Any]) -> str:
+def find_state_error(state: dict[str, Any]) -> str:
     """The first thing in a checkpoint that is not of its type, in words; "" where all is well."""
     try:
         for key in ("config", "choices", "spec"):
             check_plain(_with_lists(state.get(key)))
     except ValueError as error:
         return f"{key}: {error}"
-    wrong = wrong_value(state, STATE_KEYS)
+    wrong = find_type_error(state, STATE_KEYS)
     for key, inside in INNER_KEYS.items():
-        wrong = wrong or wrong_value(state.get(key, {}), inside, f"{key}.")
+        wrong = wrong or find_type_error(state.get(key, {}), inside, f"{key}.")
     if wrong:
         return wrong
-    if "config" in state and (wrong := wrong_in_config(state["config"])):
+    if "config" in state and (wrong := find_config_error(state["config"])):
         return f"config.{wrong}"
-    if "spec" in state and (wrong := wrong_in_spec(state["spec"])):
+    if "spec" in state and (wrong := find_spec_error(state["spec"])):
         return f"spec.{wrong}"
     if not _are_marks(state.get("numpy", [])):
         return f"numpy is {describe(state['numpy'])}, and says of no value what it was"
@@ -57,12 +57,12 @@ def _with_lists(value: Any) -> Any:
     return value
 
 
-def wrong_in_spec(spec: dict[str, Any]) -> str:
+def find_spec_error(spec: dict[str, Any]) -> str:
     """What is not as a DataSpec has it; "" where nothing is."""
     other = [key for key in spec if key not in SPEC_KEYS]
     if other:
         return f"{other[0]} is no key of a data's description"
-    wrong = wrong_value(spec, SPEC_KEYS)
+    wrong = find_type_error(spec, SPEC_KEYS)
     if wrong:
         return wrong
     names = len(spec.get("class_names", ()))
@@ -72,7 +72,7 @@ def wrong_in_spec(spec: dict[str, Any]) -> str:
     return ""
 
 
-def lacking_in_state(state: dict[str, Any], needed: Sequence[str]) -> list[str]:
+def list_missing_keys(state: dict[str, Any], needed: Sequence[str]) -> list[str]:
     """Which of the keys a checkpoint lacks, with those inside of its config and of its data's description."""
     lacking = [key for key in needed if key not in state]
     for key, inside in NEEDED_INSIDE.items():
@@ -197,17 +197,17 @@ INNER_KEYS: dict[str, dict[str, Check]] = {
         "epoch": COUNT,
         "batch": COUNT,
         "step": COUNT,
-        "first_loss": or_none(NUMBER),
+        "first_loss": allow_none(NUMBER),
         "last_finite_loss": NUMBER,
-        "bad_gradient_step": or_none(COUNT),
+        "bad_gradient_step": allow_none(COUNT),
         "troubles": NAMED_TEXTS,
         "train_seconds": NUMBER,
         "samples": COUNT,
     },
     "early_stopping": {
-        "best_value": or_none(NUMBER),
-        "best_epoch": or_none(COUNT),
-        "best_step": or_none(COUNT),
+        "best_value": allow_none(NUMBER),
+        "best_epoch": allow_none(COUNT),
+        "best_step": allow_none(COUNT),
         "epochs_without_improvement": COUNT,
     },
 }

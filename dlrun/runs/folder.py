@@ -1,4 +1,4 @@
-"""The run folder: where everything that a run leaves behind lies."""
+"""Run folders: created, claimed, described by .hydra/ and environment.json, and cleared for a restart."""
 
 import contextlib
 import functools
@@ -28,11 +28,12 @@ if TYPE_CHECKING:
     from dlrun.engine.device import Runtime
 
 
-def create(outputs: Path, name: str) -> Path:
-    """A new folder outputs/<date>/<time>_<name>; two runs of the same second get two folders."""
+def create_folder(outputs: Path, name: str) -> Path:
+    """Create outputs/<date>/<time>_<name>, with a number for further runs of the same second."""
     now = datetime.now()
     parent = outputs / now.strftime("%Y-%m-%d")
-    for suffix in ("", *(f"_{i}" for i in range(2, 1000))):
+    suffixes = ["", *(f"_{i}" for i in range(2, 1000))]
+    for suffix in suffixes:
         folder = parent / f"{now.strftime('%H-%M-%S')}_{format_folder_name(name)}{suffix}"
         with convert_write_errors(outputs, "type paths.outputs=<folder>"):
             try:
@@ -46,40 +47,44 @@ def create(outputs: Path, name: str) -> Path:
     raise RequestError(f"{parent} holds a thousand runs of this second; type paths.outputs=<folder>")
 
 
-def free(folder: Path) -> Path:
-    """`folder`, or with a number behind its name where there is one already."""
+def find_free_folder(folder: Path) -> Path:
+    """Return `folder`, with the first free number appended to its name if it exists already."""
+    if not folder.exists():
+        return folder
     numbered = (folder.with_name(f"{folder.name}_{i}") for i in itertools.count(2))
-    return folder if not folder.exists() else next(path for path in numbered if not path.exists())
+    return next(path for path in numbered if not path.exists())
 
 
-def claim(folder: Path) -> Path:
-    """A folder that somebody else chose (a sweep, or hydra.run.dir): it may exist, but hold no run."""
+def claim_folder(folder: Path) -> Path:
+    """Make a folder chosen by a sweep or by hydra.run.dir. It may exist; RequestError if it holds a run."""
     try:
-        recorded = is_there(folder / METRICS) or is_there(folder / RESULT)
+        has_records = is_there(folder / METRICS) or is_there(folder / RESULT)
     except OSError as error:
         raise RequestError(f"{folder} cannot be read ({error.strerror}); choose another folder") from error
-    if recorded or saved_files(folder):
+    if has_records or list_saved_files(folder):
         raise RequestError(
-            f"{folder} already holds a run; choose another folder, or {RunRecord(folder).how_to_resume()}"
+            f"{folder} already holds a run; choose another folder, or {RunRecord(folder).advise_resume()}"
         )
+
     with convert_write_errors(folder, "choose another folder"):
         folder.mkdir(parents=True, exist_ok=True)
     refuse_outside(folder)
     return folder
 
 
-def saved_files(folder: Path) -> list[Path]:
-    """What a run has saved in checkpoints/, by name, without files that a killed process left half-written.
+def list_saved_files(folder: Path) -> list[Path]:
+    """List the files in a run's checkpoints/, sorted by name, without those that a kill left half-written.
 
-    UnreadableError where the folder is there but cannot be read: unreadable is not empty.
+    UnreadableError if the folder exists but cannot be read: unreadable is not empty.
     """
-    return finished_files(folder / "checkpoints")
+    return list_finished_files(folder / "checkpoints")
 
 
-def finished_files(checkpoints: Path) -> list[Path]:
-    """The same for the folder of the checkpoints itself."""
+def list_finished_files(checkpoints: Path) -> list[Path]:
+    """List the files of a checkpoints/ folder, as `list_saved_files` does."""
     try:
-        names = sorted(os.listdir(checkpoints))  # noqa: PTH208  (Path.glob takes an unreadable folder for an empty one)
+        # Path.glob takes an unreadable folder for an empty one.
+        names = sorted(os.listdir(checkpoints))  # noqa: PTH208
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
@@ -88,14 +93,14 @@ def finished_files(checkpoints: Path) -> list[Path]:
     return [checkpoints / name for name in names if not is_temporary(name)]
 
 
-def begin_again(folder: Path) -> None:
-    """Remove what a run without checkpoints has left in its folder, so that it can be made again, and nothing else.
+def clear_for_restart(folder: Path) -> None:
+    """Delete the files of a run without checkpoints, and nothing else, so that it can start again.
 
-    The folder is locked meanwhile. UnreadableError where it holds checkpoints: no run deletes those.
+    The folder is locked meanwhile. UnreadableError if it holds checkpoints: dlrun never deletes those.
     """
     with Lock() as lock:
         lock.take(folder)
-        saved = saved_files(folder)
+        saved = list_saved_files(folder)
         if saved:
             raise UnreadableError(f"{folder} holds checkpoints ({saved[0].name}), and everything is left as it was")
 
@@ -107,24 +112,25 @@ def begin_again(folder: Path) -> None:
             file.unlink(missing_ok=True)
 
 
-def describe(folder: Path, request: Request, runtime: "Runtime") -> None:
-    """Write .hydra/ and environment.json: what was asked for, where it ran, and a run_id that checkpoints repeat.
+def write_description(folder: Path, request: Request, runtime: "Runtime") -> None:
+    """Write .hydra/ and environment.json: the request, the machine, and a run_id that checkpoints repeat.
 
-    RequestError when the disk does not take even these.
+    RequestError if the disk refuses even these.
     """
     hidden = folder / ".hydra"
-    about = {"run_id": uuid.uuid4().hex, **environment(request, runtime)}
-    known = request.hydra or {"runtime": {"choices": request.choices}}
+    environment = {"run_id": uuid.uuid4().hex, **collect_environment(request, runtime)}
+    # Hydra's own record; runs that were not composed by Hydra record their choices alone.
+    hydra = request.hydra or {"runtime": {"choices": request.choices}}
     with convert_write_errors(folder, "type paths.outputs=<folder>"):
         hidden.mkdir(exist_ok=True)
         (hidden / "config.yaml").write_text(dump_yaml(strip_permissions(request.config)))
         (hidden / "overrides.yaml").write_text(dump_yaml(strip_permission_words(request.overrides)))
-        (hidden / "hydra.yaml").write_text(dump_yaml({"hydra": known}))
-        write_json(folder / ENVIRONMENT, about)
+        (hidden / "hydra.yaml").write_text(dump_yaml({"hydra": hydra}))
+        write_json(folder / ENVIRONMENT, environment)
 
 
-def abandon(folder: Path, is_described: bool, is_new: bool) -> None:
-    """Remove what `describe` has written for a run that does not begin after all, and the folder if it is new."""
+def remove_description(folder: Path, is_described: bool, is_new: bool) -> None:
+    """Remove the description of a run that does not start after all, and its folder if it is new."""
     with contextlib.suppress(OSError):
         if is_described:
             shutil.rmtree(folder / ".hydra", ignore_errors=True)
@@ -133,9 +139,10 @@ def abandon(folder: Path, is_described: bool, is_new: bool) -> None:
             folder.rmdir()
 
 
-def environment(request: Request, runtime: "Runtime") -> dict[str, Any]:
-    """Choices, versions, git commit, device, threads and the command line."""
-    import torch  # here, as runs are listed without it
+def collect_environment(request: Request, runtime: "Runtime") -> dict[str, Any]:
+    """Collect the content of environment.json: command line, choices, versions, git commit, device and threads."""
+    # A local import: runs are listed without torch.
+    import torch
 
     from dlrun.engine.device import describe_versions
 
@@ -156,33 +163,41 @@ def environment(request: Request, runtime: "Runtime") -> dict[str, Any]:
     }
 
 
-@functools.cache  # not once a job of a sweep: it costs 10 ms
+# Cached, as each job of a sweep asks for it and git takes 10 ms.
+@functools.cache
 def _git(place: Path, *words: str) -> str | None:
-    """What git says of the working directory; null where there is no git or no repository."""
+    """Return git's output in `place`; None without git or without a repository."""
     try:
-        done = subprocess.run(["git", *words], cwd=place, capture_output=True, text=True, timeout=5)
+        process = subprocess.run(["git", *words], cwd=place, capture_output=True, text=True, timeout=5)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return process.stdout.strip() if process.returncode == 0 else None
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Indented JSON, written atomically; NumPy's values and tensors as plain ones, NaN and infinities as null."""
-    write_atomically(path, (json.dumps(_finite(values), indent=2) + "\n").encode())
+    """Write indented JSON atomically: NumPy values and tensors as plain numbers, NaN and infinities as null."""
+    text = json.dumps(_to_json_value(values), indent=2) + "\n"
+    write_atomically(path, text.encode())
 
 
-def _finite(value: Any) -> Any:
-    if hasattr(value, "tolist"):  # a NumPy scalar or array, or a tensor
+def _to_json_value(value: Any) -> Any:
+    # NumPy scalars, arrays and tensors.
+    if hasattr(value, "tolist"):
         value = value.tolist()
+
     if isinstance(value, dict):
-        return {key.tolist() if hasattr(key, "tolist") else key: _finite(item) for key, item in value.items()}
+        items: dict[Any, Any] = {}
+        for key, item in value.items():
+            plain_key = key.tolist() if hasattr(key, "tolist") else key
+            items[plain_key] = _to_json_value(item)
+        return items
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [_to_json_value(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
 
 
-def from_here(path: Path) -> str:
-    """The path as it would be typed in the working directory."""
+def format_path(path: Path) -> str:
+    """Format a path as it would be typed in the working directory."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

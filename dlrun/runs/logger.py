@@ -1,10 +1,7 @@
-"""What a run records while it trains: TensorBoard events and metrics.jsonl."""
+"""The callback that logs a run: scalars and pictures for TensorBoard, a row an epoch in metrics.jsonl."""
 
-import itertools
 import json
 import math
-import os
-import socket
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,7 +12,6 @@ from typing import Any
 import torch
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor, nn
 from torch.utils.tensorboard import FileWriter, SummaryWriter
 from torch.utils.tensorboard.summary import hparams
@@ -29,191 +25,177 @@ from dlrun.engine.callback import Callback, EpochSummary
 from dlrun.engine.evaluation import evaluation_mode
 from dlrun.engine.state import TrainState
 from dlrun.runs.record import FINGERPRINTS, METRICS, RunRecord, parse_line
+from dlrun.runs.tensorboard import EventFile, wait_for_later_name
 
+# Suffix of the event file that holds the run's end.
 _END = ".end"
 _MOST_CURVES = 20
-_count = itertools.count()
-
-
-class Events:
-    """An event file, written where it is asked for: what a full disk refuses is tried again at the next flush.
-
-    It stands in for TensorBoard's EventFileWriter, whose thread would end with the first error, and raise it later.
-    Its name sorts by age, as the readers of a folder with several files expect.
-    """
-
-    def __init__(self, folder: Path, suffix: str, unsaved: DiskProblems) -> None:
-        started = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_count):06d}"
-        path = folder / f"events.out.tfevents.{started}{suffix}"
-        self.file = GrowingFile(path, "TensorBoard's events", unsaved)
-        self._records = RecordWriter(self.file)
-        self.add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
-
-    def add_event(self, event: Event) -> None:
-        """Add one; on the disk after `flush`."""
-        self._records.write(event.SerializeToString())
-
-    def flush(self) -> None:
-        """Everything is on the disk after this, or said not to be."""
-        self.file.flush()
-
-    def close(self) -> None:
-        """The same: the file is open only while something is added to it."""
-        self.file.flush()
 
 
 class _FileWriter(FileWriter):
-    """torch's summaries into events of ours."""
+    """torch's FileWriter over an EventFile of dlrun."""
 
-    def __init__(self, events: Events) -> None:
+    def __init__(self, events: EventFile) -> None:
+        # Deliberately without super().__init__, which would open an EventFileWriter with its thread.
         self.event_writer = events
 
 
 class _SummaryWriter(SummaryWriter):
-    """torch's writer of summaries, over one event file of ours."""
+    """torch's SummaryWriter over one EventFile of dlrun."""
 
-    def __init__(self, events: Events) -> None:
+    def __init__(self, events: EventFile) -> None:
         self._events = events
         super().__init__(str(events.file.path.parent))
 
     def _get_file_writer(self) -> Any:
         writer: Any = _FileWriter(self._events)
-        self.file_writer, self.all_writers = writer, {self.log_dir: writer}  # type: ignore[assignment]
+        self.file_writer = writer
+        self.all_writers = {self.log_dir: writer}  # type: ignore[assignment]
         return writer
 
 
 class Logger(Callback):
-    """Scalars, text and pictures into TensorBoard events; a row an epoch into metrics.jsonl."""
+    """Log scalars, text and pictures as TensorBoard events, and a row an epoch to metrics.jsonl."""
 
     def __init__(self, folder: Path, purge_step: int | None = None, unsaved: DiskProblems | None = None) -> None:
-        self.folder, self.unsaved = folder, unsaved or DiskProblems()
+        """purge_step: readers drop the events of earlier files from this step on, as a resumed run repeats them."""
+        self.folder = folder
+        self.unsaved = unsaved or DiskProblems()
         if purge_step is not None:
-            _wait_for_a_later_name(folder)
-        events = Events(folder, "", self.unsaved)
-        if purge_step is not None:  # readers drop what an earlier file has from this step on
+            wait_for_later_name(folder)
+
+        events = EventFile(folder, "", self.unsaved)
+        if purge_step is not None:
             status = SessionLog(status=SessionLog.START)
             events.add_event(Event(wall_time=time.time(), step=purge_step, session_log=status))
         self.writer = _SummaryWriter(events)
-        self.rows = read_rows(folder)  # all of them, also those that the disk did not take
+
+        # All rows, also those that the disk refused.
+        self.rows = read_rows(folder)
         self.file = GrowingFile(folder / METRICS, METRICS, self.unsaved)
         self.at_end = False
 
     def on_log(self, step: int, values: dict[str, float]) -> None:
-        """Values of one optimizer step."""
+        """Log the values of one optimizer step."""
         self.log_step(step, values)
 
     def on_epoch_end(self, training: TrainState, epoch: EpochSummary) -> None:
-        """The row of an epoch, with its timings."""
+        """Log the row of an epoch with its timings."""
         self.log_epoch(epoch.row, epoch.timings)
 
     def on_partial_epoch(self) -> None:
-        """What follows is dropped by a resumed run."""
-        self.begin_end()
+        """Log what follows as the run's end, which a resumed run drops."""
+        self.start_final_events()
 
     def log_step(self, step: int, values: dict[str, float]) -> None:
-        """Values of one optimizer step, as one event: writing each by itself takes three times as long."""
+        """Log scalars of one optimizer step as one event: an event for each takes three times as long."""
         entries = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
         events: Any = self.writer.file_writer
         events.add_summary(Summary(value=entries), step)
         self.writer.flush()
 
     def log_epoch(self, row: dict[str, float], timings: dict[str, float]) -> None:
-        """One line of metrics.jsonl, on the disk before this returns; the same tags as events."""
-        self.rows.append({k: v if math.isfinite(v) else math.nan for k, v in row.items()})
-        self.file.write(json.dumps({k: _json_value(v) for k, v in row.items()}) + "\n")
+        """Append a line to metrics.jsonl, on the disk when this returns, and log the same scalars as events."""
+        self.rows.append({key: value if math.isfinite(value) else math.nan for key, value in row.items()})
+        line = json.dumps({key: _to_json_number(value) for key, value in row.items()})
+        self.file.write(line + "\n")
         self.file.flush()
+
         step = int(row["step"])
-        scalars = {k: v for k, v in row.items() if k not in ("epoch", "step")}
-        self.log_step(step, scalars | {f"time/{k}": v for k, v in timings.items()})
+        scalars = {key: value for key, value in row.items() if key not in ("epoch", "step")}
+        self.log_step(step, scalars | {f"time/{key}": value for key, value in timings.items()})
 
     def log_text(self, tag: str, text: str, step: int = 0) -> None:
-        """Markdown."""
+        """Log Markdown."""
         self.writer.add_text(tag, text, step)
-        self.writer.flush()  # a run that is killed and resumed says it no second time
+        # Flush, so that a run that is killed and resumed does not log it twice.
+        self.writer.flush()
 
     def log_histograms(self, model: nn.Module, step: int) -> None:
-        """The distribution of every parameter's values."""
+        """Log a histogram of every parameter."""
         for name, parameter in model.named_parameters():
             self.writer.add_histogram(f"weights/{name}", parameter.detach(), step)
         self.writer.flush()
 
     def log_image(self, tag: str, image: Tensor, step: int) -> None:
-        """An image (3, H, W) of uint8 or of floats in 0..1."""
+        """Log an image (3, H, W) of uint8, or of floats in 0..1."""
         self.writer.add_image(tag, image, step)
         self.writer.flush()
 
     def log_pr_curves(self, targets: Tensor, probabilities: Tensor, names: Sequence[str], step: int) -> None:
-        """Precision over recall, of class 1 for probabilities (N,), of every class against the rest for (N, classes).
+        """Log precision over recall: of class 1 for probabilities (N,), one versus rest for (N, classes).
 
-        targets: class numbers (N,). A curve costs about a millisecond, so of many classes only the first are shown.
+        targets: class numbers (N,). A curve costs about a millisecond, so only the first classes are logged.
         """
-        columns = probabilities.unsqueeze(1) if probabilities.dim() == 1 else probabilities
-        first = 1 if probabilities.dim() == 1 else 0
+        columns = probabilities
+        first = 0
+        if probabilities.dim() == 1:
+            columns = probabilities.unsqueeze(1)
+            first = 1
+
         for number, column in enumerate(columns[:, :_MOST_CURVES].unbind(1), first):
             name = names[number] if number < len(names) else str(number)
             self.writer.add_pr_curve(f"pr_curves/{name}", targets == number, column, step)
 
     def log_graph(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> str | None:
-        """The model's graph; returns why there is none. Leaves model and generators as they were."""
+        """Log the model's graph; returns the reason if it cannot be traced. Model and RNG state stay as they are."""
         state = torch.get_rng_state()
         try:
             with evaluation_mode(model), warnings.catch_warnings(), torch.no_grad():
-                warnings.simplefilter("ignore")  # tracing is deprecated in torch, but TensorBoard has no other way
+                # Tracing is deprecated in torch, but TensorBoard has no other way.
+                warnings.simplefilter("ignore")
                 self.writer.add_graph(model, inputs)
-        except Exception as error:  # tracing user code can raise anything; a missing picture must not end a run
+        except Exception as error:
+            # Tracing user code can raise anything; a missing picture must not end a run.
             return add_user_line(f"{type(error).__name__}: {first_line_of(error)}", error)
         finally:
             torch.set_rng_state(state)
         return None
 
-    def begin_end(self) -> None:
-        """What follows goes into an event file of its own: a resumed run drops it and writes its own end."""
+    def start_final_events(self) -> None:
+        """Write what follows to an event file of its own: a resumed run drops it and writes its own end."""
         if self.at_end:
             return
         self.at_end = True
         self.writer.close()
-        self.writer = _SummaryWriter(Events(self.folder, _END, self.unsaved))
+        self.writer = _SummaryWriter(EventFile(self.folder, _END, self.unsaved))
 
     def log_hparams(self, settings: dict[str, Any], metrics: dict[str, float], step: int) -> None:
-        """Hyperparameters with the final metrics, under tags of their own in the run's own folder.
+        """Log hyperparameters and the final metrics, under tags of their own in the run's own folder.
 
-        SummaryWriter.add_hparams would open a sub-run, and a curve's tag would be wiped by its last value.
+        SummaryWriter.add_hparams would open a sub-run, and overwrite a curve with its last value.
         """
-        flat = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in flatten(settings).items()}
-        final = {f"hparam/{k}": v for k, v in metrics.items() if math.isfinite(v)}
+        flat: dict[str, Any] = {}
+        for key, value in flatten(settings).items():
+            flat[key] = value if isinstance(value, bool | int | float | str) else str(value)
+        final = {f"hparam/{key}": value for key, value in metrics.items() if math.isfinite(value)}
+
         events: Any = self.writer.file_writer
         for summary in hparams(flat, final):  # type: ignore[no-untyped-call]
             events.add_summary(summary)
         self.log_step(step, final)
 
     def close(self) -> None:
-        """Everything is on the disk after this, or said not to be."""
+        """Write everything to the disk, or report that it cannot be written."""
         self.writer.close()
         self.file.flush()
 
 
-def _wait_for_a_later_name(folder: Path) -> None:
-    """At most a second: event files are read in the order of their names, which begin with the second."""
-    seconds = [int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.*")]
-    while seconds and int(time.time()) <= max(seconds):
-        time.sleep(0.02)
-
-
 @contextmanager
 def open_logger(folder: Path, purge_step: int | None = None, unsaved: DiskProblems | None = None) -> Iterator[Logger]:
-    """A tracker that is closed however the run ends: TensorBoard loses its last scalars otherwise."""
-    tracker = Logger(folder, purge_step, unsaved)
+    """Open a logger and close it however the run ends: TensorBoard would lose the last scalars otherwise."""
+    logger = Logger(folder, purge_step, unsaved)
     try:
-        yield tracker
+        yield logger
     finally:
-        tracker.close()
+        logger.close()
 
 
-def rows_until(folder: Path, epoch: int) -> tuple[dict[str, list[str]], list[str]]:
-    """By file, the lines of metrics and fingerprints up to `epoch`; and a note on lines that cannot be read.
+def read_lines_until(folder: Path, epoch: int) -> tuple[dict[str, list[str]], list[str]]:
+    """Read the lines of metrics and fingerprints up to `epoch`, by file, and notes on unreadable lines.
 
-    By epochs, not steps: a run that max_steps ended in mid-epoch has a row of what there was of that epoch.
-    UnreadableError where a file is there but cannot be read.
+    By epochs, not steps: if max_steps ended a run in mid-epoch, that partial epoch has a row too.
+    UnreadableError if a file exists but cannot be read.
     """
     lines: dict[str, list[str]] = {}
     notes: list[str] = []
@@ -223,16 +205,17 @@ def rows_until(folder: Path, epoch: int) -> tuple[dict[str, list[str]], list[str
         except FileNotFoundError:
             continue
         except DamageError as error:
-            said = f"{folder / name} cannot be read ({error.reason}); everything is left as it was"
-            raise UnreadableError(said) from error
+            message = f"{folder / name} cannot be read ({error.reason}); everything is left as it was"
+            raise UnreadableError(message) from error
 
-        written = content.splitlines()
+        stored_lines = content.splitlines()
         lines[name] = []
-        for number, line in enumerate(written, 1):
+        for number, line in enumerate(stored_lines, 1):
             try:
                 row = parse_line(name, line)
             except ValueError:
-                if number < len(written):  # the last one is cut short where a process was killed
+                # A killed process leaves its last line cut short, which is no damage.
+                if number < len(stored_lines):
                     notes.append(f"{folder / name} was damaged in line {number}, which is left out")
                 continue
             if row["epoch"] <= epoch:
@@ -240,8 +223,8 @@ def rows_until(folder: Path, epoch: int) -> tuple[dict[str, list[str]], list[str
     return lines, notes
 
 
-def cut_back(folder: Path, rows: dict[str, list[str]]) -> None:
-    """Leave these rows in metrics and fingerprints, and drop the events of the run's end: they come again."""
+def truncate_after(folder: Path, rows: dict[str, list[str]]) -> None:
+    """Reduce metrics and fingerprints to `rows`, and delete the events of the run's end: they are logged again."""
     for events in folder.glob(f"events.out.tfevents.*{_END}"):
         events.unlink()
     for name, lines in rows.items():
@@ -249,11 +232,11 @@ def cut_back(folder: Path, rows: dict[str, list[str]]) -> None:
 
 
 def read_rows(folder: Path) -> list[dict[str, float]]:
-    """metrics.jsonl as dictionaries; null, which stands for what is not finite, as NaN."""
+    """Read metrics.jsonl as dictionaries, with NaN for null, which stands for values that are not finite."""
     return RunRecord(folder).history
 
 
-def _json_value(value: Any) -> float | None:
-    """A plain number, also of a NumPy scalar or a tensor; None where it is not finite: strict JSON has no NaN."""
+def _to_json_number(value: Any) -> float | None:
+    """Convert a number, NumPy scalar or tensor; None if it is not finite, as strict JSON has no NaN."""
     number: float = value.tolist() if hasattr(value, "tolist") else value
     return number if math.isfinite(number) else None

@@ -55,7 +55,7 @@ def decode(state: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
-def refusal(owner: str, values: Any) -> str:
+def explain_refusal(owner: str, values: Any) -> str:
     """A sentence about what of `values` no checkpoint can hold; "" where there is nothing."""
     try:
         encode({owner: values})

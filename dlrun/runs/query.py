@@ -1,4 +1,4 @@
-"""Runs as their folders tell of them, without torch: where they lie, how they ended, which of them are asked for."""
+"""Find run folders and filter them by status, choices and config, without torch."""
 
 import contextlib
 import json
@@ -17,19 +17,20 @@ from dlrun.core.suggest import did_you_mean
 from dlrun.runs.record import ENVIRONMENT, MARKS, STATUSES, RunRecord
 
 _OUTPUTS = "paths.outputs="
-_STAMP = re.compile(r"\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d_")  # how run_folder.create calls one
+# The end of a path that `folder.create_folder` chose.
+_STAMP = re.compile(r"\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d_")
 
 
-def started(run: RunRecord) -> tuple[float, float]:
-    """Seconds since 1970, and what tells runs of one second apart."""
-    written = _written(run.folder / ENVIRONMENT) or _written(run.folder) or 0.0
+def read_start(run: RunRecord) -> tuple[float, float]:
+    """Return when a run started, as a sort key: seconds since 1970, then a file time that orders one second."""
+    modified = _read_mtime(run.folder / ENVIRONMENT) or _read_mtime(run.folder) or 0.0
     try:
-        return datetime.fromisoformat(run.environment["started"]).timestamp(), written
+        return datetime.fromisoformat(run.environment["started"]).timestamp(), modified
     except (KeyError, ValueError, OverflowError, OSError):
-        return written, written
+        return modified, modified
 
 
-def _written(path: Path) -> float | None:
+def _read_mtime(path: Path) -> float | None:
     try:
         return path.stat().st_mtime
     except OSError:
@@ -37,134 +38,151 @@ def _written(path: Path) -> float | None:
 
 
 def is_stamped(folder: Path) -> bool:
-    """Whether the place of a run says when it was begun."""
+    """Whether the path of a run folder contains its start time."""
     return bool(_STAMP.match(f"{folder.parent.name}/{folder.name}"))
 
 
-def typed_words(run: RunRecord) -> list[str]:
-    """What was typed about keys, besides groups and places."""
+def list_typed_overrides(run: RunRecord) -> list[str]:
+    """List the overrides on a run's command line, without group choices and paths."""
     command = run.environment.get("command", "")
     words = command.split()
     # shlex takes 0.1 ms, and raises at a quote that is not closed.
     if "'" in command:
         with contextlib.suppress(ValueError):
             words = shlex.split(command)
-    return [w for w in words if "=" in w and not w.startswith(("hydra.", "paths.", *(f"{g}=" for g in GROUPS)))]
+
+    ignored = ("hydra.", "paths.", *(f"{group}=" for group in GROUPS))
+    return [word for word in words if "=" in word and not word.startswith(ignored)]
 
 
-def bytes_of(folder: Path) -> int:
-    """What the files below a folder hold; one with several names counts once, and one that is going away not."""
-    sizes, left = dict[tuple[int, int], int](), [str(folder)]
-    while left:
-        with contextlib.suppress(OSError), os.scandir(left.pop()) as entries:
+def count_bytes(folder: Path) -> int:
+    """Sum the sizes of the files below a folder. Hard links count once; files that vanish meanwhile do not."""
+    sizes: dict[tuple[int, int], int] = {}
+    pending = [str(folder)]
+    while pending:
+        with contextlib.suppress(OSError), os.scandir(pending.pop()) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
-                    left.append(entry.path)
+                    pending.append(entry.path)
                 else:
-                    found = entry.stat(follow_symlinks=False)
-                    sizes[found.st_dev, found.st_ino] = found.st_size
+                    status = entry.stat(follow_symlinks=False)
+                    sizes[status.st_dev, status.st_ino] = status.st_size
     return sum(sizes.values())
 
 
-def find(places: Sequence[Path]) -> list[RunRecord]:
-    """The runs at or below some folders, newest first."""
-    return sorted(folders(places), key=started, reverse=True)
+def find_runs(places: Sequence[Path]) -> list[RunRecord]:
+    """Find the runs at or below some folders, newest first."""
+    return sorted(scan_folders(places), key=read_start, reverse=True)
 
 
-def folders(places: Sequence[Path]) -> list[RunRecord]:
-    """The same in no order, with nothing of them read. Symbolic links below the folders are not followed."""
-    found: dict[Path, RunRecord] = {}
+def scan_folders(places: Sequence[Path]) -> list[RunRecord]:
+    """Find the runs at or below some folders, unsorted and unread. Symbolic links below them are not followed."""
+    runs: dict[Path, RunRecord] = {}
     sweeps: dict[Path, Path | None] = {}
     for root in places:
-        for name, below, files in os.walk(root):
+        for name, subfolders, files in os.walk(root):
             place = Path(name)
             sweeps[place] = place if "sweep.jsonl" in files else sweeps.get(place.parent)
-            if _is_run(place, below, files, sweeps[place]):
-                found.setdefault(place.resolve(), RunRecord(place, sweeps[place]))
-                below.clear()
-    return list(found.values())
+            if _is_run(place, subfolders, files, sweeps[place]):
+                runs.setdefault(place.resolve(), RunRecord(place, sweeps[place]))
+                # Runs are not nested, so do not descend.
+                subfolders.clear()
+    return list(runs.values())
 
 
-def _is_run(place: Path, below: list[str], files: list[str], sweep: Path | None) -> bool:
-    """Whether a run lies here, or was to lie here when its process ended."""
-    if MARKS & {*files, *below} or ".hydra" in below:
+def _is_run(place: Path, subfolders: list[str], files: list[str], sweep: Path | None) -> bool:
+    """Whether a folder holds a run, or was made for a run whose process ended before it wrote anything."""
+    if MARKS & {*files, *subfolders} or ".hydra" in subfolders:
         return True
-    return not below and set(files) <= {".lock"} and (sweep is not None or is_stamped(place))
+    is_bare = not subfolders and set(files) <= {".lock"}
+    return is_bare and (sweep is not None or is_stamped(place))
 
 
 @dataclass
 class Query:
-    """Which runs are asked for."""
+    """Which runs a command line selects."""
 
     outputs: Path = Path("outputs")
-    places: list[Path] = field(default_factory=list)  # folders; none: all of `outputs`
-    filters: dict[str, list[str]] = field(default_factory=dict)  # key -> patterns, one of which is to match
+    # Folders to search; all of `outputs` if empty.
+    places: list[Path] = field(default_factory=list)
+    # Patterns by key: a run must match one pattern of each key.
+    filters: dict[str, list[str]] = field(default_factory=dict)
     last: int | None = None
-    unreadable: list[str] = field(default_factory=list)  # damage that kept a filter from asking
+    # Damage that prevented a filter from reading a run.
+    unreadable: list[str] = field(default_factory=list)
 
-    def runs(self) -> list[RunRecord]:
-        """Those that match, newest first. RequestError for a key that none of the runs has."""
-        found = find(self.places or [self.outputs])
+    def select_runs(self) -> list[RunRecord]:
+        """Find the matching runs, newest first. RequestError for a key that no run has."""
+        runs = find_runs(self.places or [self.outputs])
         for key, patterns in self.filters.items():
-            if found and key != "status" and not any(key in run.choices or key in run.flat_config for run in found):
-                known = {"status": 0, **dict.fromkeys(GROUPS), **found[0].flat_config}
+            if runs and key != "status" and not any(_has_key(run, key) for run in runs):
+                known = {"status": 0, **dict.fromkeys(GROUPS), **runs[0].flat_config}
                 raise RequestError(
                     f"no run has a key {key}; {did_you_mean(key, known)}type status=, model=, seed=, ..."
                 )
-            matching = list[RunRecord]()
-            for run in found:
+
+            matching: list[RunRecord] = []
+            for run in runs:
                 if _matches(run, key, patterns):
                     matching.append(run)
                 elif key != "status":
                     self.unreadable += run.damage
-            found = matching
-        return found
+            runs = matching
+        return runs
+
+
+def _has_key(run: RunRecord, key: str) -> bool:
+    return key in run.choices or key in run.flat_config
 
 
 def _matches(run: RunRecord, key: str, patterns: list[str]) -> bool:
     try:
-        value = run.filter_value(key)
+        value = run.get_filter_value(key)
     except KeyError:
         return False
     text = value if isinstance(value, str) else json.dumps(value)
-    return any(fnmatchcase(text, pattern) or _same_number(text, pattern) for pattern in patterns)
+    return any(fnmatchcase(text, pattern) or _is_same_number(text, pattern) for pattern in patterns)
 
 
-def _same_number(a: str, b: str) -> bool:
+def _is_same_number(a: str, b: str) -> bool:
     try:
         return float(a) == float(b)
     except ValueError:
         return False
 
 
-def query(words: Sequence[str], command: str) -> Query:
-    """FOLDER..., key=value[,value] filters, --last N and paths.outputs=X. RequestError for anything else."""
-    asked, left = Query(), list(words)
-    while left:
-        word = left.pop(0)
+def parse_query(words: Sequence[str], command: str) -> Query:
+    """Parse FOLDER..., key=value[,value] filters, --last N and paths.outputs=X. RequestError for anything else."""
+    query = Query()
+    remaining = list(words)
+    while remaining:
+        word = remaining.pop(0)
         if word == "--last":
-            word = f"last={left.pop(0) if left else ''}"
+            count = remaining.pop(0) if remaining else ""
+            word = f"last={count}"
         key, _, value = word.removeprefix("--").partition("=")
+
         if word.startswith(_OUTPUTS):
-            asked.outputs = Path(value)
+            query.outputs = Path(value)
         elif "=" not in word and Path(word).is_dir():
-            asked.places.append(Path(word))
+            query.places.append(Path(word))
         elif key == "last":
-            asked.last = _count(value)
+            query.last = _parse_count(value)
         elif "=" not in word and word[:1] != "-":
             raise RequestError(f"there is no folder {word}; {command} takes folders and filters, as in status=failed")
         elif "=" not in word or not value:
             raise RequestError(f"{command} takes folders and filters, as in status=failed or model=resnet; not {word}")
         else:
-            asked.filters[key] = value.split(",")
-    unknown = [s for s in asked.filters.get("status", []) if not any(fnmatchcase(known, s) for known in STATUSES)]
-    if unknown:
-        hint = did_you_mean(unknown[0], STATUSES, "status=")
-        raise RequestError(f"status={unknown[0]} is none; {hint}type one of {', '.join(STATUSES)}")
-    return asked
+            query.filters[key] = value.split(",")
+
+    for pattern in query.filters.get("status", []):
+        if not any(fnmatchcase(status, pattern) for status in STATUSES):
+            hint = did_you_mean(pattern, STATUSES, "status=")
+            raise RequestError(f"status={pattern} is none; {hint}type one of {', '.join(STATUSES)}")
+    return query
 
 
-def _count(value: str) -> int:
+def _parse_count(value: str) -> int:
     if not value.isdecimal() or int(value) == 0:
         raise RequestError(f"last={value} must be a whole number above 0; type --last 10")
     return int(value)

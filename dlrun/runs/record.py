@@ -1,4 +1,4 @@
-"""The one reader of a run folder. What is read is plain data of known types; a damaged file is said once, as such."""
+"""The one reader of run folders: plain data of checked types, and a message for each damaged file."""
 
 import codecs
 import contextlib
@@ -20,7 +20,8 @@ from dlrun.core.own_code import find_own_modules
 from dlrun.core.shell import suggest_command
 from dlrun.core.yaml import flatten
 
-ENDED = ("completed", "early_stopped", "interrupted", "failed")  # what result.json can say
+# Statuses in result.json.
+ENDED = ("completed", "early_stopped", "interrupted", "failed")
 STATUSES = ("running", *ENDED, "empty", "damaged")
 RESULT = "result.json"
 ENVIRONMENT = "environment.json"
@@ -29,14 +30,16 @@ CONFIG = ".hydra/config.yaml"
 OVERRIDES = ".hydra/overrides.yaml"
 HYDRA = ".hydra/hydra.yaml"
 FINGERPRINTS = "fingerprints.jsonl"
-MARKS = {ENVIRONMENT, RESULT, METRICS}  # a folder with one of them is a run's
+# A folder with one of these files is a run folder.
+MARKS = {ENVIRONMENT, RESULT, METRICS}
 
 T = TypeVar("T")
-Check = tuple[Callable[[Any], bool], str]  # whether a value will do, and what would
+# A predicate on values, and what it accepts in words.
+Check = tuple[Callable[[Any], bool], str]
 
 
-def or_none(check: Check) -> Check:
-    """The same, or null."""
+def allow_none(check: Check) -> Check:
+    """Return the same check, which also accepts None."""
     accepts, wanted = check
     return lambda value: value is None or accepts(value), f"{wanted} or null"
 
@@ -46,8 +49,8 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    is_whole = value.is_integer() if isinstance(value, float) else is_number(value)
-    return bool(is_whole and value >= 0)
+    is_integer = value.is_integer() if isinstance(value, float) else is_number(value)
+    return bool(is_integer and value >= 0)
 
 
 def _are_numbers(value: Any) -> bool:
@@ -63,8 +66,10 @@ def _are_named_texts(value: Any) -> bool:
 
 
 def _are_expectations(value: Any) -> bool:
+    if not isinstance(value, list):
+        return False
     keys = {"expected", "measured", "ok"}
-    return isinstance(value, list) and all(isinstance(line, dict) and keys <= line.keys() for line in value)
+    return all(isinstance(line, dict) and keys <= line.keys() for line in value)
 
 
 TEXT: Check = (_is_text, "text")
@@ -77,7 +82,7 @@ MAPPING: Check = (lambda value: isinstance(value, dict), "a mapping")
 PLACE: Check = (lambda value: _is_text(value) and bool(value) and "\0" not in value, "the name of a folder")
 FLAG: Check = (lambda value: isinstance(value, bool), "true or false")
 
-# What each key holds where it is there; an older dlrun wrote fewer.
+# The type of each key, if it is there: older versions of dlrun wrote fewer keys.
 RESULT_KEYS: dict[str, Check] = {
     "status": (lambda value: value in ENDED, f"one of {', '.join(ENDED)}"),
     "metrics": NUMBERS,
@@ -85,19 +90,19 @@ RESULT_KEYS: dict[str, Check] = {
     "best": MAPPING,
     "epochs": COUNT,
     "steps": COUNT,
-    "train_seconds": or_none(NUMBER),
-    "compile_seconds": or_none(NUMBER),
-    "samples_per_second": or_none(NUMBER),
+    "train_seconds": allow_none(NUMBER),
+    "compile_seconds": allow_none(NUMBER),
+    "samples_per_second": allow_none(NUMBER),
     "parameters": COUNT,
     "config_hash": TEXT,
     "code_hash": TEXT,
     "weights_sha256": TEXT,
     "warnings": TEXTS,
-    "error": or_none(TEXT),
+    "error": allow_none(TEXT),
     "measured": MAPPING,
     "expected": (_are_expectations, "a list of expectations"),
 }
-BEST_KEYS: dict[str, Check] = {"metric": or_none(TEXT), "value": or_none(NUMBER), "epoch": or_none(COUNT)}
+BEST_KEYS: dict[str, Check] = {"metric": allow_none(TEXT), "value": allow_none(NUMBER), "epoch": allow_none(COUNT)}
 ENVIRONMENT_KEYS: dict[str, Check] = {
     "run_id": TEXT,
     "command": TEXT,
@@ -105,56 +110,64 @@ ENVIRONMENT_KEYS: dict[str, Check] = {
     "choices": NAMED_TEXTS,
     "keys_in_files": NAMED_TEXTS,
     "started": TEXT,
-    "git_commit": or_none(TEXT),
+    "git_commit": allow_none(TEXT),
     "git_dirty": FLAG,
     "device": TEXT,
     "precision": TEXT,
     "threads": COUNT,
     "processes": COUNT,
-    "cpu_count": or_none(COUNT),
+    "cpu_count": allow_none(COUNT),
     "versions": NAMED_TEXTS,
 }
-_OF_TARGETS = ("data", "model", "optimizer", "scheduler")  # blocks of one object each, with its _target_
-_BLOCKS = (*_OF_TARGETS, "task", "trainer", "checkpoint", "device", "tracking", "paths")
-CONFIG_KEYS: dict[str, Check] = {"seed": COUNT, **dict.fromkeys(_BLOCKS, or_none(MAPPING))}
-BLOCK_KEYS: dict[str, dict[str, Check]] = {  # what is looked at before the whole config is checked by its schema
-    **{group: {"_target_": or_none(TEXT)} for group in _OF_TARGETS},
-    "trainer": {"epochs": or_none(COUNT), "max_steps": or_none(COUNT), "early_stopping": or_none(MAPPING)},
-    "checkpoint": {"monitor": or_none(TEXT), "mode": or_none(TEXT)},
-    "paths": {"data": or_none(TEXT), "outputs": or_none(TEXT)},
+# Blocks that build one object, named by _target_.
+_TARGET_BLOCKS = ("data", "model", "optimizer", "scheduler")
+_BLOCKS = (*_TARGET_BLOCKS, "task", "trainer", "checkpoint", "device", "tracking", "paths")
+CONFIG_KEYS: dict[str, Check] = {"seed": COUNT, **dict.fromkeys(_BLOCKS, allow_none(MAPPING))}
+# What is read from a saved config before its schema validates the rest.
+BLOCK_KEYS: dict[str, dict[str, Check]] = {
+    **{group: {"_target_": allow_none(TEXT)} for group in _TARGET_BLOCKS},
+    "trainer": {"epochs": allow_none(COUNT), "max_steps": allow_none(COUNT), "early_stopping": allow_none(MAPPING)},
+    "checkpoint": {"monitor": allow_none(TEXT), "mode": allow_none(TEXT)},
+    "paths": {"data": allow_none(TEXT), "outputs": allow_none(TEXT)},
 }
 
 
-def wrong_in_config(values: dict[str, Any]) -> str:
-    """What is not as the config of a run has it; "" where nothing is."""
-    wrong = wrong_value(values, CONFIG_KEYS)
+def find_config_error(values: dict[str, Any]) -> str:
+    """Describe the first value of a saved config that has a wrong type; "" if there is none."""
+    error = find_type_error(values, CONFIG_KEYS)
+    if error:
+        return error
+
     for block, keys in BLOCK_KEYS.items():
-        wrong = wrong or wrong_value(values.get(block) or {}, keys, f"{block}.")
-    stopping = (values.get("trainer") or {}).get("early_stopping") if not wrong else None
-    return wrong or wrong_value(stopping or {}, {"patience": or_none(COUNT)}, "trainer.early_stopping.")
+        error = find_type_error(values.get(block) or {}, keys, f"{block}.")
+        if error:
+            return error
+
+    stopping = (values.get("trainer") or {}).get("early_stopping")
+    return find_type_error(stopping or {}, {"patience": allow_none(COUNT)}, "trainer.early_stopping.")
 
 
-def wrong_value(values: dict[str, Any], keys: dict[str, Check], place: str = "") -> str:
-    """The first value that is not what its key holds, in words; "" where all are."""
+def find_type_error(values: dict[str, Any], keys: dict[str, Check], place: str = "") -> str:
+    """Describe the first value that its check rejects; "" if there is none. Missing keys pass."""
     for key, (accepts, wanted) in keys.items():
         if key in values and not accepts(values[key]):
             return f"{place}{key} is {describe(values[key])}, not {wanted}"
     return ""
 
 
-CONFIG_MAPPING: Check = (lambda value: isinstance(value, dict) and not wrong_in_config(value), "the config of a run")
+CONFIG_MAPPING: Check = (lambda value: isinstance(value, dict) and not find_config_error(value), "the config of a run")
 FINGERPRINT_KEYS: dict[str, Check] = {"epoch": COUNT, "step": COUNT, "weights_sha256": TEXT}
 
 
 def refuse_wrong_types(path: Path, values: dict[str, Any], keys: dict[str, Check], place: str = "") -> None:
-    """DamageError for the first value that is not what its key holds."""
-    wrong = wrong_value(values, keys, place)
-    if wrong:
-        raise DamageError(path, wrong)
+    """Raise DamageError for the first value that its check rejects."""
+    error = find_type_error(values, keys, place)
+    if error:
+        raise DamageError(path, error)
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """A result.json; DamageError for one that says no status, or whose values have other types."""
+    """Read a result.json; DamageError if it has no status, or values of wrong types."""
     values = read_json(path)
     if "status" not in values:
         raise DamageError(path, "it has no status")
@@ -164,25 +177,25 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def read_environment(path: Path) -> dict[str, Any]:
-    """An environment.json."""
+    """Read an environment.json; DamageError if it has values of wrong types."""
     values = read_json(path)
     refuse_wrong_types(path, values, ENVIRONMENT_KEYS)
     return values
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A composed config, nested."""
+    """Read a composed config, nested; DamageError if it is none."""
     values = read_yaml_file(path)
     if not isinstance(values, dict):
         raise DamageError(path, f"it holds {describe(values)}, not a config")
-    wrong = wrong_in_config(values)
-    if wrong:
-        raise DamageError(path, wrong)
+    error = find_config_error(values)
+    if error:
+        raise DamageError(path, error)
     return values
 
 
 def read_overrides(path: Path) -> list[str]:
-    """The words of a command line that a run keeps."""
+    """Read the overrides of a command line; DamageError if they are no list of texts."""
     values = read_yaml_file(path)
     if not _are_texts(values):
         raise DamageError(path, f"it holds {describe(values)}, not a list of texts")
@@ -190,23 +203,27 @@ def read_overrides(path: Path) -> list[str]:
 
 
 def read_choices(path: Path) -> dict[str, str]:
-    """Group -> option, as Hydra's own record in .hydra/hydra.yaml has it."""
+    """Read group -> option from Hydra's own record, .hydra/hydra.yaml."""
     values = read_yaml_file(path)
     for key in ("hydra", "runtime", "choices"):
         values = values.get(key) if isinstance(values, dict) else None
     if not isinstance(values, dict):
         raise DamageError(path, "it holds no hydra.runtime.choices")
-    known = {str(key): value for key, value in values.items() if not str(key).startswith("hydra")}
-    return {key: str(value) for key, value in known.items() if value is not None}
+
+    choices: dict[str, str] = {}
+    for group, option in values.items():
+        if option is not None and not str(group).startswith("hydra"):
+            choices[str(group)] = str(option)
+    return choices
 
 
 def read_log(path: Path) -> bytes:
-    """A file with a line an epoch."""
+    """Read a file with a line an epoch."""
     return read_bytes(path, LARGEST_LOG)
 
 
 def parse_line(name: str, line: bytes) -> dict[str, Any]:
-    """One line of metrics.jsonl or of fingerprints.jsonl; ValueError says why it is none."""
+    """Parse a line of metrics.jsonl or fingerprints.jsonl; ValueError says what is wrong with it."""
     values = bounded.parse_line(line)
     if name == METRICS and not (_are_numbers(values) and _is_count(values.get("epoch"))):
         raise ValueError("it is no row of numbers with an epoch")
@@ -217,34 +234,42 @@ def parse_line(name: str, line: bytes) -> dict[str, Any]:
     return values
 
 
-def with_nan(rows: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
-    """Rows with NaN for null, which stands for what is not finite in JSON."""
-    return [{key: math.nan if value is None else value for key, value in row.items()} for row in rows]
+def replace_none_with_nan(rows: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
+    """Return rows with NaN for None: JSON has null for values that are not finite."""
+    return [_replace_none(row) for row in rows]
+
+
+def _replace_none(row: dict[str, Any]) -> dict[str, float]:
+    values: dict[str, float] = {}
+    for key, value in row.items():
+        values[key] = math.nan if value is None else value
+    return values
 
 
 def to_number(value: Any) -> float:
-    """A number of a JSON file; NaN for null, which stands for what is not finite."""
+    """Convert a number of a JSON file; NaN for null, which stands for values that are not finite."""
     return float(value) if is_number(value) else math.nan
 
 
 def refuse_link_out(folder: Path, path: Path) -> None:
-    """DamageError for a file of a run that lies elsewhere: nothing of the machine's is taken for a run's."""
+    """Raise DamageError for a link out of the run folder: a record never shows other files of the machine."""
     if not is_within(os.path.realpath(path), os.path.realpath(folder)):
         raise DamageError(path, f"it is a link to {os.path.realpath(path)}, outside of the folder")
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What one run folder tells of its run; each file is read when it is first asked about.
+    """The content of a run folder; each file is read at its first use.
 
-    A file that is missing says nothing, and a damaged one neither: `damage` names it.
+    A missing or damaged file counts as empty; `damage` names the damaged ones.
     """
 
     folder: Path
-    sweep: Path | None = None  # the sweep that it is a job of
+    # Folder of the sweep that the run is a job of.
+    sweep: Path | None = None
 
     @classmethod
-    def of_parts(
+    def from_parts(
         cls,
         folder: Path,
         overrides: list[str],
@@ -252,30 +277,35 @@ class RunRecord:
         choices: dict[str, str],
         result: dict[str, Any],
     ) -> "RunRecord":
-        """A record that was put together, not read."""
+        """Build a record from its parts, without reading files."""
         record = cls(folder)
         vars(record).update(overrides=overrides, config=config, choices=choices, result=result)
         return record
 
     @cached_property
     def _damage(self) -> dict[str, str]:
-        """By name, what is wrong with the files that were read so far."""
+        """Messages about damaged files among those read so far, by file name."""
         return {}
 
     @property
     def damage(self) -> list[str]:
-        """What is wrong with the files that were read so far, "damaged: <file>: <what>" each."""
+        """Messages "damaged: <file>: <reason>" about the files read so far."""
         return list(self._damage.values())
 
-    def damage_of(self, names: Collection[str]) -> str:
-        """The first damage of some of the files; "" where there is none."""
-        return next((message for name, message in self._damage.items() if name in names), "")
+    def find_damage(self, names: Collection[str]) -> str:
+        """Return the first message about one of the files; "" if there is none."""
+        for name, message in self._damage.items():
+            if name in names:
+                return message
+        return ""
 
     def _read(self, name: str, read: Callable[[Path], T], otherwise: T) -> T:
         try:
             path = self.folder / name
-            # Of a thousand runs Path.is_symlink would take a tenth of the time.
-            if any(os.path.islink(place) for place in (path, path.parent) if place != self.folder):  # noqa: PTH114
+            # The run folder itself may be a link, but neither the file nor its subfolder may lead out of it.
+            # os.path.islink is faster than Path.is_symlink, which takes a tenth of the time of `dlrun ls runs`.
+            places = [place for place in (path, path.parent) if place != self.folder]
+            if any(os.path.islink(place) for place in places):  # noqa: PTH114
                 refuse_link_out(self.folder, path)
             return read(path)
         except FileNotFoundError:
@@ -285,9 +315,10 @@ class RunRecord:
             return otherwise
 
     def _read_lines(self, name: str) -> list[dict[str, Any]]:
-        """The lines of a file up to a damaged one. A last line without its end was cut short by a kill."""
+        """Read the lines of a file up to the first damaged one."""
         content = self._read(name, read_log, b"")
         *lines, rest = content.removeprefix(codecs.BOM_UTF8).split(b"\n")
+
         values: list[dict[str, Any]] = []
         for number, line in enumerate(lines, 1):
             try:
@@ -295,23 +326,25 @@ class RunRecord:
             except ValueError as error:
                 self._damage[name] = str(DamageError(self.folder / name, f"line {number}: {error}"))
                 return values
+
+        # A last line without its newline was cut short by a kill, unless it happens to be complete.
         with contextlib.suppress(ValueError):
             values.append(parse_line(name, rest))
         return values
 
     @cached_property
     def environment(self) -> dict[str, Any]:
-        """environment.json."""
+        """Content of environment.json."""
         return self._read(ENVIRONMENT, read_environment, {})
 
     @cached_property
     def result(self) -> dict[str, Any]:
-        """result.json; empty where there is none yet."""
+        """Content of result.json; empty if there is none yet."""
         return self._read(RESULT, read_result, {})
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The config, nested; reading it takes milliseconds."""
+        """The config, nested. Reading it takes milliseconds."""
         return self._read(CONFIG, read_config, {})
 
     @cached_property
@@ -321,83 +354,89 @@ class RunRecord:
 
     @cached_property
     def overrides(self) -> list[str]:
-        """What was typed about keys."""
+        """Overrides from the command line."""
         return self._read(OVERRIDES, read_overrides, [])
 
     @cached_property
     def choices(self) -> dict[str, str]:
-        """Group -> option; runs of before environment.json said so have them in .hydra/."""
+        """Group -> option; older runs have it in .hydra/ only."""
         if "choices" in self.environment:
             return dict(self.environment["choices"])
         return self._read(HYDRA, read_choices, {})
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
-        """metrics.jsonl, a row an epoch; None for what was not finite."""
+        """Rows of metrics.jsonl, one an epoch; None for values that are not finite."""
         return self._read_lines(METRICS)
 
     @property
     def history(self) -> list[dict[str, float]]:
-        """The same with NaN for what was not finite."""
-        return with_nan(self.rows)
+        """Rows of metrics.jsonl, one an epoch; NaN for values that are not finite."""
+        return replace_none_with_nan(self.rows)
 
     @cached_property
     def fingerprints(self) -> list[dict[str, Any]]:
-        """fingerprints.jsonl: the hash of the weights after each epoch."""
+        """Rows of fingerprints.jsonl: the hash of the weights after each epoch."""
         return self._read_lines(FINGERPRINTS)
 
     @cached_property
     def has_checkpoints(self) -> bool:
-        """Whether checkpoints lie in it, whole or not; true where that cannot be found out."""
+        """Whether the run has checkpoint files, intact or not; True if the folder cannot be listed."""
         try:
             with os.scandir(self.folder / "checkpoints") as entries:
                 return any(entry.name.endswith(".pt") for entry in entries)
         except FileNotFoundError:
             return False
         except OSError as error:
-            what = f"it cannot be listed ({error.strerror})"
-            self._damage["checkpoints"] = str(DamageError(self.folder / "checkpoints", what))
+            reason = f"it cannot be listed ({error.strerror})"
+            self._damage["checkpoints"] = str(DamageError(self.folder / "checkpoints", reason))
             return True
 
     @property
     def status(self) -> str:
         """One of STATUSES."""
-        return "running" if lock.is_locked(self.folder) else self.left
+        return "running" if lock.is_locked(self.folder) else self.recorded_status
 
     @cached_property
-    def left(self) -> str:
-        """The status that its files tell of; interrupted for a run that was killed after it had begun."""
+    def recorded_status(self) -> str:
+        """The status according to the files; "interrupted" if the run was killed after it had started."""
+        # Read these files, so that `damage` knows about them.
         for name in ("result", "environment", "choices"):
             getattr(self, name)
+
         if "status" in self.result and not self.damage:
             return str(self.result["status"])
-        has_begun = self.has_checkpoints or bool(self.rows)
-        # What cannot be read must not pass for what is not there.
+        has_started = self.has_checkpoints or bool(self.rows)
+        # Looked at after the files above were read: unreadable must not pass for missing.
         if self.damage:
             return "damaged"
-        return "interrupted" if has_begun else "empty"
+        return "interrupted" if has_started else "empty"
 
     @property
     def is_done(self) -> bool:
-        """Whether it has ended as it should."""
+        """Whether the run has ended normally."""
         return self.result.get("status") in ("completed", "early_stopped")
 
     @property
     def epochs(self) -> int:
-        """Epochs that have ended."""
+        """Number of completed epochs."""
         if "epochs" in self.result:
             return int(self.result["epochs"])
         return int(self.rows[-1]["epoch"]) if self.rows else 0
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """Those of its end, else train/* and val/* of its last epoch."""
-        last = self.rows[-1] if not self.result.get("metrics") and self.rows else {}
-        return self.result.get("metrics") or {k: v for k, v in last.items() if k.startswith(("train/", "val/"))}
+        """Final metrics, or train/* and val/* of the last epoch if there are none yet."""
+        final: dict[str, Any] | None = self.result.get("metrics")
+        if final:
+            return final
+        if not self.rows:
+            return {}
+        return {key: value for key, value in self.rows[-1].items() if key.startswith(("train/", "val/"))}
 
     @property
     def best(self) -> tuple[str, float] | None:
-        """The monitored metric and its best value; None where there is none."""
+        """The monitored metric and its best value; None if no epoch was best."""
         best = self.result.get("best", {})
         if best.get("metric") is None or best.get("value") is None:
             return None
@@ -405,68 +444,75 @@ class RunRecord:
 
     @property
     def best_epoch(self) -> int | None:
-        """The epoch of the best value; None where there is none."""
+        """The epoch of the best value; None if no epoch was best."""
         epoch = self.result.get("best", {}).get("epoch")
         return None if epoch is None else int(epoch)
 
     @property
     def seed(self) -> int:
-        """What a setting is repeated over; 0 where the config does not say."""
+        """The seed; 0 if the config has none."""
         return int(self.config.get("seed", 0))
 
     @property
     def metric(self) -> str:
-        """The monitored metric, "val/loss"; "" where it is not known."""
+        """The monitored metric, such as "val/loss"; "" if it is not known."""
         return str(self.result.get("best", {}).get("metric") or "")
 
     @property
     def value(self) -> float:
-        """The monitored metric at its best epoch; NaN where there is none."""
+        """The monitored metric at the best epoch; NaN if there is none."""
         return to_number(self.result.get("best", {}).get("value"))
 
-    def metric_value(self, name: str) -> float:
-        """A metric of the last epoch, or of the test split; NaN where there is none."""
+    def get_metric(self, name: str) -> float:
+        """Return a final metric, such as "test/accuracy"; NaN if there is none."""
         return to_number(self.result.get("metrics", {}).get(name))
 
     @property
     def trouble(self) -> str:
-        """Why the run does not count in a comparison; "" for one that does."""
+        """Why a comparison leaves the run out; "" if it counts."""
         status = self.result.get("status")
         if status == "failed":
             return f"failed: {self.result.get('error') or 'no message'}"
         if status == "interrupted":
-            return f"interrupted: {self.how_to_resume()} ends it"
+            return f"interrupted: {self.advise_resume()} ends it"
         return "" if math.isfinite(self.value) else f"{self.metric} is not finite"
 
-    def how_to_resume(self, *words: str) -> str:
-        """What to type, or to call, to go on with the run; words: key=value."""
+    def advise_resume(self, *words: str) -> str:
+        """Return the command, or call, that resumes the run with the overrides `words`."""
         return suggest_command("resume", self.folder, *words, modules=find_own_modules(self.config))
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """The config with dotted keys, without what is no part of the experiment (see config.config_hash)."""
+        """The config with dotted keys, without keys that do not define the experiment (see config.config_hash)."""
         flat = flatten({key: value for key, value in self.config.items() if key not in NOT_IDENTITY})
-        apart = ("data.root", "trainer.log_every_steps", "trainer.profile")
-        return {key: value for key, value in flat.items() if key not in apart}
+        ignored = ("data.root", "trainer.log_every_steps", "trainer.profile")
+        return {key: value for key, value in flat.items() if key not in ignored}
 
     def target(self, group: str) -> str:
-        """The class or function behind a choice, "dlrun.models.mlp.MLP"."""
+        """Return the class or function of a group, such as "dlrun.models.mlp.MLP"."""
         return str((self.config.get(group) or {}).get("_target_"))
 
     @cached_property
     def machine(self) -> dict[str, str]:
-        """What environment.json says of machine, versions and commit, in words; empty where it does not say."""
-        noted = self.environment
-        if not {"versions", "device", "precision", "threads", "cpu_count"} <= noted.keys():
+        """Machine, versions and commit in words, for reports; empty if environment.json lacks them."""
+        environment = self.environment
+        if not {"versions", "device", "precision", "threads", "cpu_count"} <= environment.keys():
             return {}
-        versions = noted["versions"]
-        listed = ", ".join(f"{name} {version}" for name, version in versions.items() if name != "platform")
-        machine = f"{noted['device']}, {noted['precision']}, {noted['threads']} of {noted['cpu_count']} threads"
-        commit = {"commit": noted["git_commit"]} if noted.get("git_commit") else {}
-        return {"machine": f"{versions.get('platform', '?')}; {machine}", "versions": listed} | commit
 
-    def filter_value(self, key: str) -> Any:
-        """What a filter asks about: status, a group's choice, or any key of the config. KeyError where it has none."""
+        versions = environment["versions"]
+        platform = versions.get("platform", "?")
+        threads = f"{environment['threads']} of {environment['cpu_count']} threads"
+        packages = [f"{name} {version}" for name, version in versions.items() if name != "platform"]
+        facts = {
+            "machine": f"{platform}; {environment['device']}, {environment['precision']}, {threads}",
+            "versions": ", ".join(packages),
+        }
+        if environment.get("git_commit"):
+            facts["commit"] = environment["git_commit"]
+        return facts
+
+    def get_filter_value(self, key: str) -> Any:
+        """Return what a filter compares: the status, a group's choice, or a config value. KeyError if there is none."""
         if key == "status":
             return self.status
         return self.choices[key] if key in GROUPS else self.flat_config[key]

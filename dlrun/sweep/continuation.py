@@ -32,7 +32,7 @@ def choose_folder(requests: Sequence[Request]) -> tuple[Path, Ledger]:
         return folder, _open_ledger(folder, first.words)
 
     # The default name has the time in it: a second start in the same second gets a suffix.
-    folder = run_folder.free(first.sweep)
+    folder = run_folder.find_free_folder(first.sweep)
     return folder, Ledger(folder)
 
 

@@ -33,7 +33,7 @@ from dlrun.runs.record import (
     TEXTS,
     Check,
     RunRecord,
-    or_none,
+    allow_none,
     refuse_wrong_types,
 )
 from dlrun.sweep.jobs import Job
@@ -53,11 +53,11 @@ _KEYS: dict[str, Check] = {
     "overrides": TEXTS,
     "choices": NAMED_TEXTS,
     "config": CONFIG_MAPPING,
-    "group": or_none(PLACE),
+    "group": allow_none(PLACE),
     "extra": TEXTS,
     "status": (lambda value: value in _STATUSES, f"one of {', '.join(_STATUSES)}"),
-    "error": or_none(TEXT),
-    "seconds": or_none(NUMBER),
+    "error": allow_none(TEXT),
+    "seconds": allow_none(NUMBER),
 }
 
 

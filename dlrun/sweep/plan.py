@@ -12,7 +12,7 @@ from dlrun.core.errors import ErrorList, MultipleErrors, RequestError, Unavailab
 from dlrun.core.library_warnings import divert_warnings
 from dlrun.engine.device import count_cores
 from dlrun.experiment.setup import enter_device_session, prepare
-from dlrun.runs.reports.console import Console, clock, facts
+from dlrun.runs.reports.console import Console, format_clock, format_facts
 from dlrun.sweep.jobs import Job, parse_key
 from dlrun.sweep.process_engine import Parallel
 
@@ -136,7 +136,7 @@ def print_plan(
         threads = max(1, count_cores() // at_once)
         how = f"{at_once} at a time, {threads} thread{'s' * (threads > 1)} each"
 
-    console.say(facts([("sweep", f"{text}; {how}"), ("sweep folder", str(folder))]))
+    console.say(format_facts([("sweep", f"{text}; {how}"), ("sweep folder", str(folder))]))
     for note in notes:
         console.say(f"note: {note}")
     console.say()
@@ -151,7 +151,7 @@ def _is_part_of_setting(word: str) -> bool:
 
 def format_duration(seconds: float) -> str:
     """A duration as "12.3 s", or a clock from a minute on."""
-    return f"{seconds:.1f} s" if seconds < 60 else clock(seconds)
+    return f"{seconds:.1f} s" if seconds < 60 else format_clock(seconds)
 
 
 def format_size(count: float) -> str:

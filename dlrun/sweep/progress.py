@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dlrun.runs.record import METRICS, RunRecord, parse_line
-from dlrun.runs.reports.console import Console, clock, number, table
+from dlrun.runs.reports.console import Console, build_table, format_clock, format_number
 from dlrun.sweep.engines import Outcome
 from dlrun.sweep.jobs import Job
 
@@ -78,7 +78,7 @@ class Display:
         elapsed = [now - start_time for _, start_time in self.running.values()]
         waiting = len(self.jobs) - len(self.ended) - len(elapsed)
         mean = sum(durations) / len(durations)
-        return f"{clock(estimate_seconds_left(mean, elapsed, waiting, self.at_once))} left"
+        return f"{format_clock(estimate_seconds_left(mean, elapsed, waiting, self.at_once))} left"
 
     @contextlib.contextmanager
     def show_live(self) -> Iterator[None]:
@@ -108,7 +108,7 @@ class Display:
 
         head = Table.grid(padding=(0, 1))
         head.add_row(Text("sweep", style="bold"), bar, Text(count), Text(self._estimate_left()))
-        return Group(head, table(_COLUMNS, rows[-_MOST_ROWS:], left=3))
+        return Group(head, build_table(_COLUMNS, rows[-_MOST_ROWS:], left=3))
 
     def _make_row(self, job: Job, status: str, seconds: float) -> tuple[str, ...]:
         row = read_last_row(job.folder)
@@ -121,11 +121,11 @@ class Display:
         monitor = job.request.config["checkpoint"]["monitor"]
         if not monitor:
             monitor = "val/loss" if "val/loss" in row else "train/loss"
-        metric = f"{monitor} {number(row[monitor])}" if monitor in row else ""
+        metric = f"{monitor} {format_number(row[monitor])}" if monitor in row else ""
 
         # "optimizer.lr=0.1" is shown as "lr=0.1".
         words = [re.sub(r"^[\w.]*\.(?=\w+=)", "", word) for word in job.label.split(" ")]
-        return str(job.number), " ".join(words), status, epoch, metric, clock(seconds)
+        return str(job.number), " ".join(words), status, epoch, metric, format_clock(seconds)
 
 
 def estimate_seconds_left(mean: float, elapsed: Sequence[float], waiting: int, at_once: int) -> float:
@@ -165,5 +165,5 @@ def _describe_result(folder: Path) -> tuple[str, str]:
 
     value = ""
     if run.best:
-        value = f", {run.best[0]} {number(run.best[1])} (epoch {run.best_epoch})"
+        value = f", {run.best[0]} {format_number(run.best[1])} (epoch {run.best_epoch})"
     return str(run.result["status"]).replace("_", " "), value

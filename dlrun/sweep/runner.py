@@ -17,7 +17,7 @@ from dlrun.core.shell import suggest_command
 from dlrun.experiment import resume
 from dlrun.experiment.build import data_cache
 from dlrun.runs import folder as run_folder
-from dlrun.runs.reports.console import Console, facts
+from dlrun.runs.reports.console import Console, format_facts
 from dlrun.runs.reports.plots import fonts
 from dlrun.sweep.comparison import expectations, report
 from dlrun.sweep.comparison.ranking import compare
@@ -197,7 +197,7 @@ def prepare_job(job: Job) -> Job:
         return replace(job, request=resume.continue_run(job.request, job.folder, state))
 
     # The error of the attempt that is thrown away stays in the ledger.
-    run_folder.begin_again(job.folder)
+    run_folder.clear_for_restart(job.folder)
     return job
 
 
@@ -228,10 +228,10 @@ def conclude(console: Console, ledger: Ledger, jobs: Sequence[Job], errors: dict
             report.print_comparison(comparison, console)
 
         page = report.write_comparison(comparison, ledger.folder, ledger.command)
-        for line in fonts.note():
+        for line in fonts.describe_missing_letters():
             console.say(f"note: {line}")
         view = f"tensorboard --logdir {shlex.quote(str(ledger.folder))}"
-        console.say(facts([("report", str(page)), ("view", view)]))
+        console.say(format_facts([("report", str(page)), ("view", view)]))
 
     if pending:
         command = format_resume_command(ledger.folder, jobs)

@@ -29,7 +29,7 @@ def measured(root: str, epochs: int) -> tuple[float, float, int]:
     with tempfile.TemporaryDirectory() as place, device.device_session(settings.rest.device, 0) as process:
         folder = Path(place)
         parts = run.prepare(settings, process, None)
-        run_folder.describe(folder, request, process)
+        run_folder.write_description(folder, request, process)
         saver = run.make_checkpoint_manager(folder, parts, request, None)
         with logger.open_logger(folder) as tracker:
             Trainer(parts.training, [tracker, saver], lambda: False).fit()

@@ -17,7 +17,7 @@ import torch
 
 from dlrun.core.errors import CheckpointError
 from dlrun.runs import checkpoint
-from dlrun.runs.checkpoint import load, newest_whole
+from dlrun.runs.checkpoint import load, load_newest
 
 QUIET = ("figures=false", "tracking.graph=false", "trainer.epochs=3", "checkpoint.keep=3")
 MODELS = {"linear": ("data=blobs", "model=linear"), "cnn": ("data=digits", "model=cnn", "data.limit_batches=2")}
@@ -144,7 +144,7 @@ def test_no_damaged_checkpoint_is_loaded_or_run(model: str, dlrun: Callable[...,
         with pytest.raises(CheckpointError) as caught:
             load(newest)
         assert str(newest) in str(caught.value)
-        found, state, skipped = newest_whole(folder)
+        found, state, skipped = load_newest(folder)
         assert (found.name, state["step"], len(skipped)) == (f"step_{before['step']:08d}.pt", before["step"], 1)
         if number in through_cli:
             refused = dlrun("eval", str(newest))

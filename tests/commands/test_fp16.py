@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from dlrun.experiment.callbacks.diagnostics import find_overflow, find_vanishing_gradients
-from dlrun.runs.events import scalars
+from dlrun.runs.tensorboard import read_scalars
 
 FEW = ("data=blobs", "device.precision=fp16", "tracking.graph=false", "figures=false", "data.val_fraction=0")
 NET = """
@@ -41,7 +41,7 @@ def test_the_first_steps_that_the_scaler_skips_are_no_alarm(dlrun: Callable, tmp
     # Gradients a hundred times as large overflow in the only step of each of the first epochs.
     words = ("model._target_=mynet.Net", "+model.factor=100", "data.batch_size=4096", "trainer.epochs=3")
     done = dlrun(*FEW, *words, "trainer.log_every_steps=1", "hydra.run.dir=run")
-    assert "inf" in str(scalars(tmp_path / "run")["train/grad_norm"][0])
+    assert "inf" in str(read_scalars(tmp_path / "run")["train/grad_norm"][0])
     assert "not finite" not in warnings_of(done)
     assert "vanishing" not in warnings_of(done)
 
@@ -78,7 +78,7 @@ def test_the_logged_norm_is_of_the_unscaled_gradient(
         folder = f"run_{precision}"
         done = dlrun(*FEW, *words, *more, f"device.precision={precision}", f"hydra.run.dir={folder}")
         assert done.code == 0, done.err
-        norms.append(float(scalars(tmp_path / folder)["train/grad_norm"][0][1]))
+        norms.append(float(read_scalars(tmp_path / folder)["train/grad_norm"][0][1]))
     assert norms[0] == pytest.approx(norms[1], rel=1e-2)
 
 

@@ -25,7 +25,7 @@ from dlrun.data.files.table import read_table
 from dlrun.eject.plain.source import Constant, docstring, literal, named, script
 from dlrun.experiment import run as experiment
 from dlrun.runs import checkpoint
-from dlrun.runs.reports.console import Console, table
+from dlrun.runs.reports.console import Console, build_table
 from dlrun.runs.reports.plots import canvas
 
 QUICK = ("data=blobs", "trainer.max_steps=3", "tracking.graph=false")
@@ -210,7 +210,7 @@ def test_the_terminal_shows_it_as_it_stands(text: str) -> None:
     if not line.isprintable():
         return
     console.say(line)
-    console.say(table([line, "b"], [(line, "1")]))
+    console.say(build_table([line, "b"], [(line, "1")]))
     made = Table(line)
     made.add_row(line)
     console.say(made)
@@ -219,11 +219,11 @@ def test_the_terminal_shows_it_as_it_stands(text: str) -> None:
 
 @pytest.mark.parametrize("text", EVIL[:-1])
 def test_a_picture_shows_it_as_it_stands(text: str) -> None:
-    figure, axes = canvas.single()
-    axes.set(title=canvas.plain(text), xlabel=canvas.plain("$x^"), ylabel=canvas.plain("a$b$c"))
-    axes.plot([0, 1], label=canvas.plain(text))
+    figure, axes = canvas.create_axes()
+    axes.set(title=canvas.escape_label(text), xlabel=canvas.escape_label("$x^"), ylabel=canvas.escape_label("a$b$c"))
+    axes.plot([0, 1], label=canvas.escape_label(text))
     axes.legend()
-    assert canvas.pixels(figure).dtype == np.uint8
+    assert canvas.render_pixels(figure).dtype == np.uint8
 
 
 CELLS = ["=1+1", "+x", "-x", "@x", "\tx", "\rx", "'=x", "''-x", "'", "it's", "x=1", "", "-", "+"]

@@ -17,7 +17,7 @@ WORDS = ("data=blobs", "data.val_fraction=0.2", "model=mlp", "model.dropout=0.2"
 FIGURES = ("data=line", "model=linear", "trainer.epochs=2", "tracking.graph=false")
 LBFGS = ("data=regression", "model=linear", "optimizer=lbfgs", "trainer.epochs=3", *QUIET)
 PHASES = {  # what is called when, the how-manieth call gets the signal, and a run that makes it
-    "opening": ("dlrun.runs.folder", "describe", 1, WORDS),
+    "opening": ("dlrun.runs.folder", "write_description", 1, WORDS),
     "step": ("dlrun.engine.trainer", "backward", 3, WORDS),
     "lbfgs": ("dlrun.engine.trainer", "backward", 3, LBFGS),
     "evaluation": ("dlrun.engine.trainer", "evaluate", 2, WORDS),

@@ -233,7 +233,7 @@ def test_the_best_of_half_an_epoch_counts_no_more_when_it_goes_on(tmp_path: Path
     for name in ("step_00000002.pt", "step_00000003.pt", "step_00000008.pt"):  # of a kill before they were forgotten
         shutil.copy(tmp_path / "checkpoints/last.pt", tmp_path / "checkpoints" / name)
     later = CheckpointManager(tmp_path / "checkpoints", {"run_id": "r"}, 1, None, 2)
-    later.go_on(state)
+    later.restore(state)
     if best_epoch is None:
         assert not best.exists()
     else:
@@ -245,6 +245,6 @@ def test_the_best_of_half_an_epoch_counts_no_more_when_it_goes_on(tmp_path: Path
     assert not (tmp_path / "checkpoints/step_00000002.pt").exists()
     if best_epoch is not None:  # of a kill between the two
         (tmp_path / "checkpoints/best_before.pt").hardlink_to(best)
-        later.go_on(state)
+        later.restore(state)
         assert not (tmp_path / "checkpoints/best_before.pt").exists()
     assert not (tmp_path / "checkpoints/step_00000008.pt").exists()

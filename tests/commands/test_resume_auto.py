@@ -52,7 +52,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert experiment.run(request) == 0
 
     parts = place / "parts"
-    _, state, _ = checkpoint.newest_whole(parts / "checkpoints")
+    _, state, _ = checkpoint.load_newest(parts / "checkpoints")
     for file in (parts / "checkpoints").iterdir():
         file.unlink()
     (parts / "result.json").unlink()
@@ -60,7 +60,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = [*WORDS[:-1], f"hydra.run.dir={place / 'two'}"]
     words[words.index("trainer.epochs=4")] = "trainer.epochs=2"
     assert experiment.run(from_command_line(words)[0]) == 0
-    _, two, _ = checkpoint.newest_whole(place / "two" / "checkpoints")
+    _, two, _ = checkpoint.load_newest(place / "two" / "checkpoints")
     checkpoint.save(parts / "checkpoints" / "last.pt", two | {"run_id": state["run_id"], "config": state["config"]})
     best = checkpoint.load(place / "two" / "checkpoints" / "best.pt")
     checkpoint.save(parts / "checkpoints" / "best.pt", best | {"run_id": state["run_id"], "config": state["config"]})
@@ -189,7 +189,7 @@ def test_unreadable_is_not_absent(
         named = dlrun(*WORDS[:-1], f"hydra.run.dir={folder}")
         searched = dlrun(*WORDS) if spoil is not stale_folder else None
         with pytest.raises(UnreadableError):
-            run_folder.begin_again(folder)
+            run_folder.clear_for_restart(folder)
     for done in left:
         assert (done.code, len(done.err.splitlines())) == (1, 1), done.err
         assert reason in done.err

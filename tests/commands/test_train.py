@@ -84,10 +84,10 @@ def test_the_same_command_gives_the_same_run(dlrun: Callable) -> None:
 
 
 def test_two_runs_of_the_same_second_get_two_folders(tmp_path: Path) -> None:
-    from dlrun.runs.folder import create
+    from dlrun.runs.folder import create_folder
 
     made: list[Path] = []
-    threads = [threading.Thread(target=lambda: made.append(create(tmp_path, "mlp_digits"))) for _ in range(16)]
+    threads = [threading.Thread(target=lambda: made.append(create_folder(tmp_path, "mlp_digits"))) for _ in range(16)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -249,13 +249,13 @@ def test_a_run_that_fails_before_its_folder_is_described_leaves_none(
 ) -> None:
     if was_there:
         (tmp_path / "run").mkdir()
-    describe = run_folder.describe
+    describe = run_folder.write_description
 
     def fail(*arguments: Any) -> None:
         describe(*arguments)
         raise_worker_death()
 
-    monkeypatch.setattr(run_folder, "describe", fail)
+    monkeypatch.setattr(run_folder, "write_description", fail)
     done = dlrun("data=blobs", "trainer.max_steps=2", "hydra.run.dir=run", *QUICK)
     assert done.code == 2
     assert "a worker process that reads data was killed (Killed)" in done.err

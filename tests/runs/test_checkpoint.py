@@ -21,7 +21,7 @@ from dlrun.core.errors import CheckpointError, RunError
 from dlrun.data.files import tensors
 from dlrun.data.files.tensors import load_weights
 from dlrun.runs import checkpoint, plain
-from dlrun.runs.checkpoint import load, save, weights_sha256
+from dlrun.runs.checkpoint import hash_weights, load, save
 
 STATE = {"format_version": 1, "model": {"w": torch.arange(6.0).view(2, 3)}, "optimizer": {}, "config": {"a": [1, "b"]}}
 
@@ -217,7 +217,9 @@ def test_a_class_of_a_notebook_is_named(tmp_path: Path, monkeypatch: pytest.Monk
 
 def difference(model: nn.Module, folder: Path) -> float:
     inputs = (torch.rand(4, 2, 5, 5),)
-    return checkpoint.reload_difference(folder / "model.pt", folder / "best.pt", model, inputs, contextlib.nullcontext)
+    return checkpoint.measure_reload_difference(
+        folder / "model.pt", folder / "best.pt", model, inputs, contextlib.nullcontext
+    )
 
 
 def test_saved_both_ways_the_outputs_are_equal_to_the_bit(tmp_path: Path) -> None:
@@ -226,9 +228,9 @@ def test_saved_both_ways_the_outputs_are_equal_to_the_bit(tmp_path: Path) -> Non
     checkpoint.export_full_model(model, tmp_path / "model.pt")
     save(tmp_path / "best.pt", {"format_version": 1, "model": model.state_dict()})
     other = net(seed=1)  # what it holds now does not matter, and stays
-    before = weights_sha256(other)
+    before = hash_weights(other)
     assert difference(other, tmp_path) == 0.0
-    assert weights_sha256(other) == before
+    assert hash_weights(other) == before
     assert other.training
 
 
@@ -258,7 +260,7 @@ def test_the_fingerprint_is_sha256_over_keys_types_shapes_and_bytes() -> None:
     for key, tensor in sorted(model.state_dict().items()):
         digest.update(f"{key}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         digest.update(tensor.numpy().astype(tensor.numpy().dtype.newbyteorder("<")).tobytes())
-    assert weights_sha256(model) == digest.hexdigest()
+    assert hash_weights(model) == digest.hexdigest()
 
 
 def test_the_fingerprint_does_not_depend_on_how_the_weights_lie() -> None:
@@ -271,7 +273,7 @@ def test_the_fingerprint_does_not_depend_on_how_the_weights_lie() -> None:
     wide = net().to(memory_format=torch.channels_last)
     assert not wide.state_dict()["0.weight"].is_contiguous()
     assert list(Turned().state_dict()) != list(net().state_dict())
-    assert weights_sha256(net()) == weights_sha256(Turned()) == weights_sha256(wide)
+    assert hash_weights(net()) == hash_weights(Turned()) == hash_weights(wide)
 
 
 CHANGES: dict[str, Callable[[Any], Any]] = {
@@ -288,7 +290,7 @@ def test_the_fingerprint_sees_every_change(change: Callable[[Any], Any]) -> None
     model = net()
     with torch.no_grad():
         change(model)
-    assert weights_sha256(model) != weights_sha256(net())
+    assert hash_weights(model) != hash_weights(net())
 
 
 def expanded() -> torch.Tensor:

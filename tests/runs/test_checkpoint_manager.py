@@ -210,7 +210,7 @@ def test_the_one_before_is_used_when_the_newest_is_damaged(broken: list[int], st
         file = folder / f"step_{number:08d}.pt"
         content = file.read_bytes()
         file.write_bytes(content[: len(content) // 2])  # last.pt is the same file
-    found, state, skipped = checkpoint.newest_whole(folder)
+    found, state, skipped = checkpoint.load_newest(folder)
     assert (state["step"], load(found)["step"]) == (step, step)
     assert len(skipped) == (len(broken) + 1 if broken else 0)
     assert all("cut short" in said for said in skipped)
@@ -219,15 +219,15 @@ def test_the_one_before_is_used_when_the_newest_is_damaged(broken: list[int], st
 def test_weights_alone_are_not_gone_on_with(tmp_path: Path) -> None:
     save(tmp_path / "step_00000009.pt", {k: v for k, v in STATE.items() if k != "optimizer"})
     save(tmp_path / "step_00000005.pt", STATE)
-    assert checkpoint.newest_whole(tmp_path)[0].name == "step_00000005.pt"
+    assert checkpoint.load_newest(tmp_path)[0].name == "step_00000005.pt"
 
 
 def test_nothing_whole_is_said(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds no checkpoint; start the run again"):
-        checkpoint.newest_whole(tmp_path)
+        checkpoint.load_newest(tmp_path)
     (tmp_path / "last.pt").write_bytes(b"")
     with pytest.raises(UnreadableError, match=r"last\.pt is not a checkpoint of dlrun, or was cut short \(0 bytes\)"):
-        checkpoint.newest_whole(tmp_path)
+        checkpoint.load_newest(tmp_path)
 
 
 class Killed(BaseException):
@@ -262,6 +262,6 @@ def test_killed_anywhere_in_the_first_save_it_has_the_best_or_nothing_to_go_on_f
     if not any(folder.glob("step_*.pt")):
         assert dies_at < (1 if every_epochs == 1 else 2)
         return
-    _, state, _ = checkpoint.newest_whole(folder)
-    CheckpointManager(folder, {"run_id": "r"}, every_epochs, None, 2).go_on(state)
+    _, state, _ = checkpoint.load_newest(folder)
+    CheckpointManager(folder, {"run_id": "r"}, every_epochs, None, 2).restore(state)
     assert load(folder / "best.pt")["epoch"] == 1

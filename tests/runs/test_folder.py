@@ -33,7 +33,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("stopped")
 def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path: Path) -> None:
-    made = [run_folder.create(tmp_path, "resnet_mnist") for _ in range(3)]
+    made = [run_folder.create_folder(tmp_path, "resnet_mnist") for _ in range(3)]
     day = tmp_path / "2026-11-20"
     assert made == [day / f"14-03-07_resnet_mnist{end}" for end in ("", "_2", "_3")]
     assert all(folder.is_dir() for folder in made)
@@ -47,13 +47,13 @@ def test_a_thousand_runs_of_a_second_are_enough(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "2026-11-20").mkdir()
     monkeypatch.setattr(Path, "mkdir", exists)
     with pytest.raises(RequestError, match="a thousand runs of this second"):
-        run_folder.create(tmp_path, "x")
+        run_folder.create_folder(tmp_path, "x")
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RequestError, match=r"cannot write to .*file \(Not a directory\); type paths.outputs=<folder>"):
-        run_folder.create(tmp_path / "file", "x")
+        run_folder.create_folder(tmp_path / "file", "x")
 
 
 def test_a_disk_that_takes_nothing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,20 +63,20 @@ def test_a_disk_that_takes_nothing_is_named(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(Path, "write_text", full)
     request, runtime = Request({}, {}, []), Runtime(torch.device("cpu"), "fp32", None, False, "")
     with pytest.raises(RequestError, match=r"cannot write to .* \(Disk quota exceeded\); type paths.outputs=<folder>"):
-        run_folder.describe(tmp_path, request, runtime)
+        run_folder.write_description(tmp_path, request, runtime)
     (tmp_path / "file").touch()
     with pytest.raises(RequestError, match=r"cannot write to .*file/run \(Not a directory\)"):
-        run_folder.claim(tmp_path / "file" / "run")
+        run_folder.claim_folder(tmp_path / "file" / "run")
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "result.json"])
 def test_a_folder_that_holds_a_run_is_not_claimed_again(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "a" / "b"
-    assert run_folder.claim(folder) == folder
-    assert run_folder.claim(folder).is_dir()
+    assert run_folder.claim_folder(folder) == folder
+    assert run_folder.claim_folder(folder).is_dir()
     (folder / name).write_text("")
     with pytest.raises(RequestError, match=f"{folder} already holds a run; choose another folder, or dlrun resume"):
-        run_folder.claim(folder)
+        run_folder.claim_folder(folder)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_the_folder_tells_what_was_asked_for_and_where_it_ran(tmp_path: Path, mo
         hydra={"runtime": {"choices": {"model": "mlp"}}},
         words=["seed=3", "model.init={w: 1}"],
     )
-    run_folder.describe(tmp_path, request, Runtime(torch.device("cpu"), "bf16", None, False, "cpu"))
+    run_folder.write_description(tmp_path, request, Runtime(torch.device("cpu"), "bf16", None, False, "cpu"))
     hidden = tmp_path / ".hydra"
     assert OmegaConf.load(hidden / "config.yaml") == {"seed": 3}
     assert OmegaConf.load(hidden / "overrides.yaml") == ["seed=3"]
@@ -152,8 +152,8 @@ def test_the_commit_is_that_of_the_working_directory(tmp_path: Path, monkeypatch
     git("commit", "-qm", "one")
     monkeypatch.chdir(tmp_path)
     request, runtime = Request({}, {}, []), Runtime(torch.device("cpu"), "fp32", None, False, "")
-    found = run_folder.environment(request, runtime)
+    found = run_folder.collect_environment(request, runtime)
     assert (found["git_commit"], found["git_dirty"]) == (git("rev-parse", "HEAD"), False)
     (tmp_path / "file").write_text("2")
     run_folder._git.cache_clear()  # as another process finds it
-    assert run_folder.environment(request, runtime)["git_dirty"] is True
+    assert run_folder.collect_environment(request, runtime)["git_dirty"] is True

@@ -15,7 +15,8 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import Tensor, nn
 
 from dlrun.core.files import DiskProblems
-from dlrun.runs.logger import Events, Logger, cut_back, flatten, open_logger, read_rows, rows_until
+from dlrun.runs.logger import Logger, flatten, open_logger, read_lines_until, read_rows, truncate_after
+from dlrun.runs.tensorboard import EventFile
 
 QUIET = ("tracking.graph=false", "figures=false")
 
@@ -149,8 +150,8 @@ def test_rows_after_the_checkpoint_are_cut_and_a_torn_line_with_them(
 ) -> None:
     lines = [json.dumps(row(epoch, train_loss=0.1)) + "\n" for epoch in (1, 2, 3)]
     (tmp_path / "metrics.jsonl").write_text("".join(lines) + tail)
-    rows, notes = rows_until(tmp_path, epoch)
-    cut_back(tmp_path, rows)
+    rows, notes = read_lines_until(tmp_path, epoch)
+    truncate_after(tmp_path, rows)
     assert notes == []
     assert (tmp_path / "metrics.jsonl").read_text() == "".join(lines[: len(left)])
     assert os.listdir(tmp_path) == ["metrics.jsonl"]  # noqa: PTH208
@@ -159,17 +160,17 @@ def test_rows_after_the_checkpoint_are_cut_and_a_torn_line_with_them(
 @pytest.mark.slow
 def test_the_events_of_the_end_are_dropped_and_written_again(tmp_path: Path) -> None:
     for value in (1.0, 2.0):
-        cut_back(tmp_path, {})
+        truncate_after(tmp_path, {})
         with open_logger(tmp_path, purge_step=11) as tracker:
             tracker.log_step(11, {"train/loss": value})
-            tracker.begin_end()
+            tracker.start_final_events()
             tracker.log_step(11, {"test/loss": value})
     assert scalars(tmp_path) == {"train/loss": [(11, 2.0)], "test/loss": [(11, 2.0)]}
 
 
 def test_there_may_be_no_rows_yet(tmp_path: Path) -> None:
-    assert rows_until(tmp_path, 3) == ({}, [])
-    cut_back(tmp_path, {})
+    assert read_lines_until(tmp_path, 3) == ({}, [])
+    truncate_after(tmp_path, {})
     assert read_rows(tmp_path) == []
     assert not list(tmp_path.iterdir())
 
@@ -243,7 +244,7 @@ def test_everything_is_on_the_disk_even_after_an_exception(tmp_path: Path) -> No
 
 
 def test_event_files_of_one_second_sort_by_age(tmp_path: Path) -> None:
-    made = [Events(tmp_path, "", DiskProblems()).file.path for _ in range(12)]
+    made = [EventFile(tmp_path, "", DiskProblems()).file.path for _ in range(12)]
     assert sorted(made) == made
     assert len({path.name for path in made}) == 12
 

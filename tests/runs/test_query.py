@@ -13,7 +13,7 @@ import pytest
 
 from dlrun.core.errors import RequestError
 from dlrun.core.lock import Lock
-from dlrun.runs.query import bytes_of, find, is_stamped, query, started, typed_words
+from dlrun.runs.query import count_bytes, find_runs, is_stamped, list_typed_overrides, parse_query, read_start
 from dlrun.runs.record import RunRecord
 
 QUICK = ("data=blobs", "model=mlp", "trainer.epochs=2", "tracking.graph=false", "figures=false")
@@ -41,17 +41,17 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
 
 
 def names(words: list[str]) -> list[str]:
-    return [run.folder.name for run in query(words, "dlrun ls runs").runs()]
+    return [run.folder.name for run in parse_query(words, "dlrun ls runs").select_runs()]
 
 
 def test_what_a_real_run_says(dlrun: Callable[..., Any]) -> None:
     done = dlrun(*QUICK, "seed=3")
-    (run,) = find([Path("outputs")])
+    (run,) = find_runs([Path("outputs")])
     result = done.result
     assert (run.folder, run.status, run.epochs) == (done.folder, "completed", 2)
     assert run.best == ("train/loss", result["best"]["value"])
     assert (run.choices["model"], run.choices["data"], run.config["seed"]) == ("mlp", "blobs", 3)
-    assert typed_words(run) == ["trainer.epochs=2", "tracking.graph=false", "figures=false", "seed=3"]
+    assert list_typed_overrides(run) == ["trainer.epochs=2", "tracking.graph=false", "figures=false", "seed=3"]
     assert is_stamped(run.folder)
     (run.folder / "environment.json").unlink()  # an older dlrun's did not name the choices
     assert RunRecord(run.folder).choices["optimizer"] == "adam"
@@ -106,7 +106,7 @@ def test_what_is_a_run_and_what_is_not(make: Make, tmp_path: Path) -> None:
     (sweep / "1_seed=1").mkdir()
     (sweep / "sweep.jsonl").touch()
     make(f"{day}/03-00-00_mlp_blobs/eval/inner")  # what lies in a run is its own business
-    found = {str(run.folder): run.sweep for run in find([Path("outputs")])}
+    found = {str(run.folder): run.sweep for run in find_runs([Path("outputs")])}
     assert found == {
         f"{day}/03-00-00_mlp_blobs": None,
         f"{day}/04-00-00_mlp_blobs": None,
@@ -123,7 +123,7 @@ def test_newest_first_and_filters(make: Make) -> None:
     assert names(["status=failed"]) == ["a"]
     assert names(["status=failed,completed", "model=resnet*"]) == ["c", "a"]
     assert names(["--last", "2"]) == names(["last=2"]) == names(["--last=2"]) == ["b", "c", "a"]  # cut when shown
-    assert query(["--last", "2"], "x").last == 2
+    assert parse_query(["--last", "2"], "x").last == 2
     assert names(["seed=10"]) == ["c"]
     assert names(["optimizer.lr=1e-3", "figures=false"]) == ["b", "c", "a"]
     assert names(["outputs/e"]) == ["c"]
@@ -146,7 +146,7 @@ def test_newest_first_and_filters(make: Make) -> None:
 def test_wrong_questions(make: Make, words: list[str], said: str) -> None:
     make("outputs/d/a")
     with pytest.raises(RequestError, match=said):
-        query(words, "dlrun ls runs").runs()
+        parse_query(words, "dlrun ls runs").select_runs()
 
 
 def test_size_counts_a_file_with_two_names_once(make: Make) -> None:
@@ -157,24 +157,30 @@ def test_size_counts_a_file_with_two_names_once(make: Make) -> None:
     (folder / "elsewhere").symlink_to("/usr")
     du = subprocess.run(["du", "-sb", folder], capture_output=True, text=True)
     folders = sum(p.lstat().st_size for p in (folder, *folder.rglob("*")) if p.is_dir() and not p.is_symlink())
-    assert bytes_of(folder) == int(du.stdout.split()[0]) - folders
-    assert bytes_of(Path("nowhere")) == 0
+    assert count_bytes(folder) == int(du.stdout.split()[0]) - folders
+    assert count_bytes(Path("nowhere")) == 0
 
 
 def test_a_run_that_goes_away_meanwhile_is_no_error(make: Make) -> None:
     run = RunRecord(make("outputs/d/a"))
     shutil.rmtree(run.folder)
-    assert (run.status, started(run), run.epochs, run.best, typed_words(run)) == ("empty", (0.0, 0.0), 0, None, [])
+    assert (run.status, read_start(run), run.epochs, run.best, list_typed_overrides(run)) == (
+        "empty",
+        (0.0, 0.0),
+        0,
+        None,
+        [],
+    )
 
 
 def test_the_lock_of_this_process_survives_a_look(make: Make) -> None:
     folder = make("outputs/d/a", None)
     with Lock() as own:
         own.take(folder)
-        assert RunRecord(folder).left == "empty"
+        assert RunRecord(folder).recorded_status == "empty"
         code = (
             "import sys; from pathlib import Path; "
-            "from dlrun.core.lock import is_held; print(is_held(Path(sys.argv[1])))"
+            "from dlrun.core.lock import is_locked; print(is_locked(Path(sys.argv[1])))"
         )
         asked = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True)
         assert asked.stdout == "True\n"

@@ -51,7 +51,7 @@ class Runs:
             "error": None,
         } | changed
         named = {group: choice for group, choice in choices.items() if choice is not None}
-        return RunRecord.of_parts(self.next_folder(), [*words, f"seed={seed}"], config, named, result)
+        return RunRecord.from_parts(self.next_folder(), [*words, f"seed={seed}"], config, named, result)
 
     def next_folder(self) -> Path:
         """A name of its own for each run."""

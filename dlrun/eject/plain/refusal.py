@@ -66,7 +66,7 @@ def _refuse_unfinished(saved: SavedModel) -> None:
     if status not in ("completed", "early_stopped"):
         raise RequestError(
             f"{saved.folder} is {status}, so there are no final weights to come to; "
-            + ("start it again" if status == "failed" else f"type {run.how_to_resume()}")
+            + ("start it again" if status == "failed" else f"type {run.advise_resume()}")
         )
 
 

@@ -16,7 +16,7 @@ from dlrun.engine.evaluation import collect_rows, compute_outputs, evaluation_mo
 from dlrun.engine.state import TrainState
 from dlrun.experiment.context import RunContext
 from dlrun.runs.logger import Logger
-from dlrun.runs.reports.plots import canvas, decision, errors, fit
+from dlrun.runs.reports.plots import canvas, decision, errors, regression
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,7 +87,7 @@ class Evolution(Callback):
 
     def draw_frame(self, title: str) -> NDArray[np.uint8]:
         """Return pixels (H, W, 3); axes and margins are those of every other frame."""
-        figure = canvas.sheet(5.2, 4.0, dpi=80)
+        figure = canvas.create_figure(5.2, 4.0, dpi=80)
         # A layout engine would move the axes with the width of the numbers, at twice the time.
         figure.set_layout_engine("none")
         axes = figure.add_axes((0.13, 0.13, 0.84, 0.78))
@@ -97,7 +97,7 @@ class Evolution(Callback):
             self._draw_fit(axes)
         # A fixed place: looking for a free one takes a quarter of the time.
         axes.set_title(title, y=1.0)
-        return canvas.pixels(figure)
+        return canvas.render_pixels(figure)
 
     def _draw_decision(self, axes: "Axes") -> None:
         def predict(rows: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ class Evolution(Callback):
     def _draw_fit(self, axes: "Axes") -> None:
         splits = self.context.splits
         rows = {"train": (self.inputs[0], self.targets)}
-        fit.draw_curve(axes, rows, self._run_model, splits.spec, splits.truth)
+        regression.draw_curve(axes, rows, self._run_model, splits.spec, splits.truth)
 
         low = float(self.targets.min())
         high = float(self.targets.max())
@@ -128,7 +128,9 @@ class Evolution(Callback):
         length = int(self.inputs[1][0])
         with evaluation_mode(context.model), context.runtime.autocast():
             predicted = context.task.predict(context.model(*self.inputs))
-        return f"{errors.text(spec, self.inputs[0][0], length)} → {errors.tags(spec, predicted[0, :length])}"
+        return (
+            f"{errors.decode_text(spec, self.inputs[0][0], length)} → {errors.format_tags(spec, predicted[0, :length])}"
+        )
 
 
 def write_animation(figures: Path, last_epoch: int) -> None:

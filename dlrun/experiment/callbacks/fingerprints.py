@@ -8,7 +8,7 @@ from torch import nn
 from dlrun.core.files import DiskProblems, GrowingFile
 from dlrun.engine.callback import Callback, EpochSummary
 from dlrun.engine.state import TrainState
-from dlrun.runs.checkpoint import weights_sha256
+from dlrun.runs.checkpoint import hash_weights
 from dlrun.runs.record import FINGERPRINTS
 
 
@@ -25,7 +25,7 @@ class WeightHashes(Callback):
 
     def record(self, epoch: int, step: int) -> None:
         """Append one line, which is on the disk before this returns."""
-        line = {"epoch": epoch, "step": step, "weights_sha256": weights_sha256(self.model)}
+        line = {"epoch": epoch, "step": step, "weights_sha256": hash_weights(self.model)}
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()
 

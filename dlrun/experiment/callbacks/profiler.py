@@ -16,7 +16,7 @@ from dlrun.data.batches import Batch, Batches, Shard
 from dlrun.engine.callback import find_overriding
 from dlrun.engine.state import TrainState
 from dlrun.engine.trainer import Trainer
-from dlrun.runs.reports.console import table
+from dlrun.runs.reports.console import build_table
 
 FOLDER = "profile"
 
@@ -93,7 +93,7 @@ class Profile:
             for phase, seconds in self.seconds.items()
         ]
         rows.append(("total", f"{total:.3f}", "", f"{1e6 * total / steps:,.0f}"))
-        return table(("where the time went", "s", "share", "µs a step"), rows)
+        return build_table(("where the time went", "s", "share", "µs a step"), rows)
 
 
 class _TimedBatches:

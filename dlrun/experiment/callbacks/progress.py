@@ -12,7 +12,7 @@ from rich.text import Text
 
 from dlrun.engine.callback import Callback, EpochSummary
 from dlrun.engine.state import TrainState
-from dlrun.runs.reports.console import Console, clock, metrics_line
+from dlrun.runs.reports.console import Console, format_clock, format_metrics
 
 # Lines for the epochs of a run: a thousand would hide the tables before and after them.
 _MOST_LINES = 50
@@ -58,13 +58,13 @@ class ProgressDisplay(Callback):
         # Of this process: a resumed run has made others before.
         seconds = time.perf_counter() - self._started
         steps = progress.step - self._first_step
-        time_left = f"{clock(seconds / steps * (total - progress.step))} left" if steps else ""
+        time_left = f"{format_clock(seconds / steps * (total - progress.step))} left" if steps else ""
 
         line = Table.grid(padding=(0, 1))
         head = Text(f"epoch {min(progress.epoch + 1, limits.epochs)}/{limits.epochs}", style="bold")
         bar = ProgressBar(total=total, completed=progress.step, width=24)
         line.add_row(head, bar, Text(f"{progress.step}/{total}"), Text(time_left))
-        return Group(line, Text(metrics_line(self._last_row), style="dim", no_wrap=True, overflow="ellipsis"))
+        return Group(line, Text(format_metrics(self._last_row), style="dim", no_wrap=True, overflow="ellipsis"))
 
     def on_epoch_end(self, training: TrainState, epoch: EpochSummary) -> None:
         """Print one line an epoch, or every so many epochs of a long run; on a terminal the bar shows it instead."""
@@ -75,7 +75,7 @@ class ProgressDisplay(Callback):
         epochs = training.stop_rules.epochs
         rate = f"{epoch.timings['samples_per_second']:,.0f} samples/s"
         best = "  best" if epoch.is_best else ""
-        text = f"epoch {int(row['epoch']):>{len(str(epochs))}}/{epochs}  {metrics_line(row)}  {rate}{best}"
+        text = f"epoch {int(row['epoch']):>{len(str(epochs))}}/{epochs}  {format_metrics(row)}  {rate}{best}"
         if is_first or row["epoch"] % -(-epochs // _MOST_LINES) == 0:
             self._print_epoch(text)
         else:

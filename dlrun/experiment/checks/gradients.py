@@ -15,7 +15,7 @@ from dlrun.engine import device, evaluation, untouched
 from dlrun.engine.objective import Objective
 from dlrun.experiment.context import RunContext
 from dlrun.experiment.setup import prepare
-from dlrun.runs.reports.console import Console, table
+from dlrun.runs.reports.console import Console, build_table
 
 TOLERANCE = 1e-6
 
@@ -258,7 +258,7 @@ def print_verdict(results: list[GradientErrors]) -> int:
     console.say(
         "hand-written gradients in fp64: the largest relative error against autograd and the central difference"
     )
-    console.say(table(("layer", "kind", "of", "autograd", "central"), rows, left=3))
+    console.say(build_table(("layer", "kind", "of", "autograd", "central"), rows, left=3))
 
     wrong = [f"{result.layer} ({result.kind}, {result.tensor})" for result in results if not result.is_right]
     if wrong:

@@ -37,7 +37,7 @@ from dlrun.engine.state import TrainState
 from dlrun.experiment.build import build
 from dlrun.experiment.checks.gradients import parse_one_run
 from dlrun.experiment.setup import prepare
-from dlrun.runs.reports.console import Console, number, table
+from dlrun.runs.reports.console import Console, build_table, format_number
 
 LOWEST = 1e-6
 HIGHEST = 10.0
@@ -239,7 +239,7 @@ def check_lr(words: Sequence[str]) -> int:
     names = f"{settings.model.choice} on {settings.data.choice}, {settings.optimizer.choice}"
     rows = make_rows(curve, settings.optimizer.arguments.get("lr"))
     console.say(f"learning-rate range test of {names}: {len(curve.rates)} steps, one for each rate")
-    console.say(table(("optimizer.lr", "loss", "", ""), rows, left=4))
+    console.say(build_table(("optimizer.lr", "loss", "", ""), rows, left=4))
     for sentence in describe_curve(curve, top):
         console.say(sentence)
     if settings.rest.figures:
@@ -310,7 +310,7 @@ def make_rows(curve: Curve, configured: Any) -> list[tuple[str, ...]]:
     span = max(smooth.max() - smooth.min(), 1e-300)
     rows: list[tuple[str, ...]] = []
     for i in sorted(remarks):
-        loss = number(float(smooth[i]))
+        loss = format_number(float(smooth[i]))
         bar = "█" * round(_BAR * float((smooth[i] - low) / span))
         rows.append((f"{rates[i]:.1e}", loss, bar, ", ".join(remarks[i])))
     return rows
@@ -335,9 +335,11 @@ def draw_picture(curve: Curve, top: float | None, settings: Settings, title: str
     from dlrun.runs.reports.plots import canvas
     from dlrun.runs.reports.plots import lr_finder as plot
 
-    figure = plot.range_test(curve.rates, curve.losses, curve.smooth, curve.lowest, suggest_rate(curve), top, title)
+    figure = plot.draw_range_test(
+        curve.rates, curve.losses, curve.smooth, curve.lowest, suggest_rate(curve), top, title
+    )
     png = io.BytesIO()
-    Image.fromarray(canvas.pixels(figure)).save(png, "png")
+    Image.fromarray(canvas.render_pixels(figure)).save(png, "png")
 
     folder = Path(settings.rest.paths.outputs) / "check_lr"
     time = f"{datetime.now():%Y-%m-%d_%H-%M-%S}"

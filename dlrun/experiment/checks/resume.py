@@ -23,9 +23,9 @@ from dlrun.experiment.checks.gradients import parse_one_run
 from dlrun.experiment.hidden_state.comparison import NOT_SAVED
 from dlrun.experiment.setup import prepare
 from dlrun.runs import checkpoint
-from dlrun.runs.events import scalars
 from dlrun.runs.record import FINGERPRINTS, METRICS, RESULT, read_result
-from dlrun.runs.reports.console import Console, table
+from dlrun.runs.reports.console import Console, build_table
+from dlrun.runs.tensorboard import read_scalars
 
 KILLS = 3
 
@@ -233,7 +233,7 @@ def compare_folders(alone: Path, killed: Path) -> dict[str, bool]:
     verdicts = {"weights (sha256)": one["weights_sha256"] == two["weights_sha256"]}
     for name in (METRICS, FINGERPRINTS):
         verdicts[f"{name} (bytes)"] = (alone / name).read_bytes() == (killed / name).read_bytes()
-    verdicts["TensorBoard scalars (without time/)"] = scalars(alone) == scalars(killed)
+    verdicts["TensorBoard scalars (without time/)"] = read_scalars(alone) == read_scalars(killed)
     verdicts["best checkpoint (weights)"] = find_difference(_load_best(alone), _load_best(killed)) is None
     verdicts[f"{RESULT} (without timings)"] = one == two
     return verdicts
@@ -250,7 +250,7 @@ def print_verdict(console: Console, verdicts: dict[str, bool], plan: Plan, kills
     rows = []
     for name, is_equal in verdicts.items():
         rows.append((name, "equal" if is_equal else "DIFFERENT"))
-    console.say(table(("compared", "verdict"), rows, left=2))
+    console.say(build_table(("compared", "verdict"), rows, left=2))
 
     if not all(verdicts.values()):
         hint = " (on CUDA type device.deterministic=true)" if torch.cuda.is_available() else ""

@@ -24,13 +24,12 @@ from dlrun.runs.logger import Logger
 from dlrun.runs.reports.plots import (
     activations,
     canvas,
-    confusion,
+    classification,
     decision,
     errors,
-    fit,
     landscape,
     loss,
-    probability,
+    regression,
     samples,
 )
 
@@ -56,7 +55,7 @@ def draw_all(context: RunContext, folder: Path, tracker: Logger) -> None:
         for name, figure in _draw_pictures(context, folder, tracker):
             if figure is None:
                 continue
-            image = canvas.pixels(figure)
+            image = canvas.render_pixels(figure)
             canvas.save_png(image, target / f"{name}.png")
             # (H, W, 3) -> (3, H, W)
             channels_first = torch.from_numpy(image).permute(2, 0, 1)
@@ -68,15 +67,15 @@ def draw_all(context: RunContext, folder: Path, tracker: Logger) -> None:
 def _draw_pictures(context: RunContext, folder: Path, tracker: Logger) -> Iterator[Named]:
     rows = logger.read_rows(folder)
     if len(rows) > 1:
-        yield "loss", loss.loss_curves(rows)
+        yield "loss", loss.draw_loss_curves(rows)
 
-    functions = activations.activations_of(context.model)
+    functions = activations.find_activations(context.model)
     if functions:
-        yield "activations", activations.activation_curves(functions)
+        yield "activations", activations.draw_activations(functions)
 
     # A landscape has one axis or two.
     task = context.splits.spec.task
-    if len(landscape.trained(context.model)) in (1, 2) and task in ("regression", "binary"):
+    if len(landscape.list_trained_numbers(context.model)) in (1, 2) and task in ("regression", "binary"):
         yield "landscape", _draw_landscape(context, rows)
 
     if task == "regression":
@@ -99,12 +98,12 @@ def _draw_regression(context: RunContext) -> Iterator[Named]:
         def predict(x: Tensor) -> Tensor:
             return compute_outputs(context.model, x, context.runtime)
 
-        yield "fit", fit.curve_fit(rows, predict, spec, context.splits.truth)
+        yield "fit", regression.draw_curve_fit(rows, predict, spec, context.splits.truth)
     elif spec.output_size == 1:
-        yield "fit", fit.predictions(final.outputs, targets, split)
+        yield "fit", regression.draw_predictions(final.outputs, targets, split)
 
     if spec.kind == "image" and context.settings.rest.tracking.samples:
-        yield "samples", samples.image_grid(inputs[0], targets, spec)
+        yield "samples", samples.draw_image_grid(inputs[0], targets, spec)
 
 
 def _draw_classification(context: RunContext, tracker: Logger) -> Iterator[Named]:
@@ -120,19 +119,19 @@ def _draw_classification(context: RunContext, tracker: Logger) -> Iterator[Named
     order = final.batches.order.permutation(1)[: len(targets)]
     origin = get_origin(getattr(context.splits, split), split).take(order)
     if spec.task == "tagging":
-        yield "mistakes", errors.tagging_mistakes(inputs, task.predict(outputs), targets, spec, split, origin)
+        yield "mistakes", errors.draw_tagging_mistakes(inputs, task.predict(outputs), targets, spec, split, origin)
         return
 
-    yield "confusion", confusion.confusion_matrix(targets, task.predict(outputs), spec, split)
+    yield "confusion", classification.draw_confusion_matrix(targets, task.predict(outputs), spec, split)
     probabilities = task.compute_probabilities(outputs)
     tracker.log_pr_curves(targets, probabilities, spec.class_names, context.training.progress.step)
 
     if spec.kind == "tokens" and spec.vocabulary:
-        yield "mistakes", errors.text_mistakes(inputs, probabilities, targets, spec, split, origin)
+        yield "mistakes", errors.draw_text_mistakes(inputs, probabilities, targets, spec, split, origin)
     elif spec.kind == "image":
-        yield "mistakes", errors.image_mistakes(inputs[0], probabilities, targets, spec, split, origin)
+        yield "mistakes", errors.draw_image_mistakes(inputs[0], probabilities, targets, spec, split, origin)
         if context.settings.rest.tracking.samples:
-            yield "samples", samples.image_grid(inputs[0], targets, spec)
+            yield "samples", samples.draw_image_grid(inputs[0], targets, spec)
     elif spec.input_size <= 2:
         yield from _draw_boundaries(context)
 
@@ -146,14 +145,14 @@ def _draw_boundaries(context: RunContext) -> Iterator[Named]:
         return context.task.compute_probabilities(compute_outputs(context.model, rows, context.runtime))
 
     if spec.input_size == 2:
-        yield "decision", decision.decision_regions(predict, x, y, spec, "train")
+        yield "decision", decision.draw_decision_regions(predict, x, y, spec, "train")
     elif spec.task == "binary":
-        yield "probability", probability.probability_curve(predict, x, y, spec, "train")
+        yield "probability", decision.draw_probability_curve(predict, x, y, spec, "train")
 
 
 def _draw_landscape(context: RunContext, rows: list[dict[str, float]]) -> "Figure":
     """The loss over the one or two trained numbers, with the way of the training and the points that a search tried."""
-    names = landscape.trained(context.model)
+    names = landscape.list_trained_numbers(context.model)
     start = {key.removeprefix(_PARAMETER): value for key, value in context.start_parameters.items()}
 
     # From the start, through the end of each epoch that recorded the numbers.
@@ -168,8 +167,8 @@ def _draw_landscape(context: RunContext, rows: list[dict[str, float]]) -> "Figur
     tried = [entry[: len(names)] for entry in history]
 
     inputs, targets = collect_rows(context.training.train, MAX_ROWS)
-    loss_at = landscape.loss_at(context.model, context.task, inputs, targets)
+    loss_at = landscape.make_loss_function(context.model, context.task, inputs, targets)
     # (points, numbers)
     way_points = np.array(way, dtype=float).reshape(-1, len(names))
     tried_points = np.array(tried, dtype=float).reshape(-1, len(names))
-    return landscape.loss_landscape(landscape.Landscape(names, loss_at, way_points, tried_points))
+    return landscape.draw_loss_landscape(landscape.Landscape(names, loss_at, way_points, tried_points))

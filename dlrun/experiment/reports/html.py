@@ -12,7 +12,7 @@ from dlrun.experiment.context import RunContext
 from dlrun.experiment.reports import terminal
 from dlrun.runs.record import RunRecord
 from dlrun.runs.reports import page
-from dlrun.runs.reports.console import number
+from dlrun.runs.reports.console import format_number
 
 # Of a curve, in CSS pixels.
 _WIDTH = 280
@@ -30,22 +30,22 @@ def write_report(context: RunContext, folder: Path, result: dict[str, Any], rows
 
     rows: those of metrics.jsonl.
     """
-    body = [page.bullets(_summarize(result)), _format_metrics(context, result)]
+    body = [page.render_bullets(_summarize(result)), _format_metrics(context, result)]
     if result["expected"]:
         body.append(f"<h2>Expected</h2>\n{_format_expectations(result['expected'])}")
     if result["warnings"]:
-        body.append(f"<h2>Notes</h2>\n{page.bullets(result['warnings'])}")
+        body.append(f"<h2>Notes</h2>\n{page.render_bullets(result['warnings'])}")
     body.append(_draw_curves(rows))
 
     pictures = _find_pictures(folder / "figures")
     if pictures:
-        body.append("<h2>Pictures</h2>\n" + "".join(page.picture(path) for path in pictures))
+        body.append("<h2>Pictures</h2>\n" + "".join(page.embed_picture(path) for path in pictures))
     settings = html.escape(dump_yaml(context.settings.plain))
-    body.append(page.folded("All settings", f"<pre>{settings}</pre>\n"))
-    body.append(f"<h2>Facts</h2>\n{page.facts(_collect_facts(context, folder, result))}")
+    body.append(page.render_details("All settings", f"<pre>{settings}</pre>\n"))
+    body.append(f"<h2>Facts</h2>\n{page.render_facts(_collect_facts(context, folder, result))}")
 
     path = folder / "report.html"
-    write_text(path, page.page(_write_headline(context, result), "".join(body)))
+    write_text(path, page.render_page(_write_headline(context, result), "".join(body)))
     return path
 
 
@@ -63,22 +63,22 @@ def _write_headline(context: RunContext, result: dict[str, Any]) -> str:
 
     key = keys[0]
     trivial = result["baseline"].get(key)
-    comparison = "" if trivial is None else f" ({terminal.name_baseline(context)}: {number(trivial)})"
-    return f"{choice}: {key} {number(metrics[key])}{comparison}"
+    comparison = "" if trivial is None else f" ({terminal.name_baseline(context)}: {format_number(trivial)})"
+    return f"{choice}: {key} {format_number(metrics[key])}{comparison}"
 
 
 def _summarize(result: dict[str, Any]) -> list[str]:
     lines = [terminal.describe_end(result)]
     best = result["best"]
     if best["epoch"] is not None:
-        lines.append(f"best: epoch {best['epoch']}, {best['metric']} {number(best['value'])}")
+        lines.append(f"best: epoch {best['epoch']}, {best['metric']} {format_number(best['value'])}")
     return lines
 
 
 def _format_metrics(context: RunContext, result: dict[str, Any]) -> str:
     headers, rows = terminal.make_metric_table(context, result)
     cells = [list(map(html.escape, row)) for row in rows]
-    return page.table(headers, cells, left=1)
+    return page.render_table(headers, cells, left=1)
 
 
 def _format_expectations(expected: list[dict[str, Any]]) -> str:
@@ -86,7 +86,7 @@ def _format_expectations(expected: list[dict[str, Any]]) -> str:
     for line in expected:
         verdict = "yes" if line["ok"] else "NO"
         rows.append([html.escape(line["expected"]), html.escape(line["measured"]), verdict])
-    return page.table(["expected", "measured", "ok"], rows, left=3)
+    return page.render_table(["expected", "measured", "ok"], rows, left=3)
 
 
 def _find_pictures(figures: Path) -> list[Path]:
@@ -172,8 +172,8 @@ def _draw_curve(name: str, rows: Sequence[dict[str, float]], keys: dict[str, str
     width = _WIDTH + 60
     height = _HEIGHT + 36
     title = f'<text y="-6" font-weight="600">{html.escape(name)}{legend}</text>'
-    highest = f'<text x="{_WIDTH + 4}" y="10">{number(high)}</text>'
-    lowest = f'<text x="{_WIDTH + 4}" y="{_HEIGHT}">{number(low)}</text>'
+    highest = f'<text x="{_WIDTH + 4}" y="10">{format_number(high)}</text>'
+    lowest = f'<text x="{_WIDTH + 4}" y="{_HEIGHT}">{format_number(low)}</text>'
     first_epoch = f'<text y="{_HEIGHT + 14}">epoch 1</text>'
     last_epoch = f'<text x="{_WIDTH}" y="{_HEIGHT + 14}" text-anchor="end">{len(rows)}</text>'
     axes = f'<path d="M0 0V{_HEIGHT}H{_WIDTH}" fill="none" stroke="currentColor" stroke-opacity="0.3"/>'

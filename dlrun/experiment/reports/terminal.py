@@ -19,8 +19,8 @@ from dlrun.engine.optim.schedule import LENGTH_ARGUMENTS
 from dlrun.engine.state import TrainState
 from dlrun.experiment.context import Answer, RunContext
 from dlrun.experiment.preflight.checks import estimate_checkpoint_bytes
-from dlrun.runs.expectations import Checked
-from dlrun.runs.reports.console import Console, facts, number, table
+from dlrun.runs.expectations import CheckResult
+from dlrun.runs.reports.console import Console, build_table, format_facts, format_number
 
 
 def print_opening(console: Console, context: RunContext, folder: Path | None, overrides: Sequence[str] = ()) -> None:
@@ -38,7 +38,7 @@ def print_opening(console: Console, context: RunContext, folder: Path | None, ov
     else:
         rows += _describe_needs(context)
 
-    console.say(facts(rows))
+    console.say(format_facts(rows))
     console.say()
     console.say(_make_layer_table(context))
     for note in context.notes:
@@ -56,7 +56,7 @@ def describe_run(context: RunContext) -> list[tuple[str, str]]:
     where = "in memory" if isinstance(context.training.train, MemoryBatches) else "read by workers"
     data = f"{rows}, {where}; {_describe_spec(context.splits.spec)}"
 
-    model = f"{number(_count_parameters(context))} parameters{_describe_frozen(context)}"
+    model = f"{format_number(_count_parameters(context))} parameters{_describe_frozen(context)}"
     # Of each parameter group, by the name that metrics.jsonl has for it.
     rates = context.training.schedule.learning_rates()
     optimizer = ", ".join(f"{name} {rate:g}" for name, rate in rates.items()) + _describe_schedule(context)
@@ -73,7 +73,7 @@ def _describe_row_counts(splits: Splits) -> str:
     counts = []
     for name, split in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
         if split is not None:
-            counts.append(f"{number(count_rows(split))} {name}")
+            counts.append(f"{format_number(count_rows(split))} {name}")
     return ", ".join(counts)
 
 
@@ -94,7 +94,7 @@ def _count_parameters(context: RunContext) -> int:
 def _describe_frozen(context: RunContext) -> str:
     """How many of the parameters are trained, if some are frozen."""
     count = sum(p.numel() for p in context.model.parameters() if p.requires_grad)
-    return "" if count == _count_parameters(context) else f", of which {number(count)} are trained"
+    return "" if count == _count_parameters(context) else f", of which {format_number(count)} are trained"
 
 
 def _describe_schedule(context: RunContext) -> str:
@@ -148,10 +148,12 @@ def _make_layer_table(context: RunContext) -> Table:
     rows = []
     for layer in context.layers:
         shape = "×".join(map(str, layer.output_shape))
-        rows.append((layer.name, layer.kind, shape, number(layer.parameters), number(layer.multiply_adds)))
+        rows.append(
+            (layer.name, layer.kind, shape, format_number(layer.parameters), format_number(layer.multiply_adds))
+        )
     work = sum(layer.multiply_adds for layer in context.layers)
-    rows.append(("total", "", "", number(_count_parameters(context)), number(work)))
-    return table(("layer", "kind", "output", "parameters", "multiply-adds"), rows, left=2)
+    rows.append(("total", "", "", format_number(_count_parameters(context)), format_number(work)))
+    return build_table(("layer", "kind", "output", "parameters", "multiply-adds"), rows, left=2)
 
 
 def print_closing(
@@ -163,11 +165,11 @@ def print_closing(
     """
     headers, rows = make_metric_table(context, result)
     console.say()
-    console.say(table(headers, rows))
+    console.say(build_table(headers, rows))
     best = result["best"]
     if best["epoch"] is not None:
         tested = "; test is of these weights" if "test" in headers else ""
-        console.say(f"best: epoch {best['epoch']}, {best['metric']} {number(best['value'])}{tested}")
+        console.say(f"best: epoch {best['epoch']}, {best['metric']} {format_number(best['value'])}{tested}")
     console.say(describe_end(result))
 
     # The probes of the config, before and after the training.
@@ -178,10 +180,10 @@ def print_closing(
         console.say(f"note: {note}")
     console.say()
     if result["expected"]:
-        lines = [("", Checked(**line)) for line in result["expected"]]
+        lines = [("", CheckResult(**line)) for line in result["expected"]]
         console.say(make_expectations_table(lines))
         console.say()
-    console.say(facts(_list_next_commands(context, folder, result)))
+    console.say(format_facts(_list_next_commands(context, folder, result)))
 
 
 def _list_next_commands(context: RunContext, folder: Path, result: dict[str, Any]) -> list[tuple[str, str]]:
@@ -238,8 +240,8 @@ def make_metric_table(context: RunContext, result: dict[str, Any]) -> tuple[list
     rows = []
     for name in context.task.metric_names:
         # A metric that a split has not is shown as nan.
-        cells = [number(metrics.get(f"{split}/{name}", missing)) for split in splits]
-        rows.append((name, *cells, number(baseline.get(f"{last}/{name}", missing))))
+        cells = [format_number(metrics.get(f"{split}/{name}", missing)) for split in splits]
+        rows.append((name, *cells, format_number(baseline.get(f"{last}/{name}", missing))))
     return ["metric", *splits, f"{name_baseline(context)} ({last})"], rows
 
 
@@ -248,7 +250,7 @@ def name_baseline(context: RunContext) -> str:
     return "mean" if context.splits.spec.task == "regression" else "majority"
 
 
-def make_expectations_table(lines: Sequence[tuple[str, Checked]]) -> Table:
+def make_expectations_table(lines: Sequence[tuple[str, CheckResult]]) -> Table:
     """Return the table of expected and measured values.
 
     lines: name of a lesson, or "", and what was checked of it.
@@ -267,7 +269,7 @@ def make_expectations_table(lines: Sequence[tuple[str, Checked]]) -> Table:
             cells = (name if name != previous else "", *cells)
         rows.append(cells)
         previous = name
-    return table(headers, rows, left=len(headers))
+    return build_table(headers, rows, left=len(headers))
 
 
 def describe_end(result: dict[str, Any]) -> str:

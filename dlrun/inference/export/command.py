@@ -14,7 +14,7 @@ from dlrun.core.shell import quote
 from dlrun.core.suggest import did_you_mean
 from dlrun.inference.saved_model import SavedModel, load_weights, open_saved_model, read_run_name
 from dlrun.runs import folder as run_folder
-from dlrun.runs.reports.console import Console, facts
+from dlrun.runs.reports.console import Console, format_facts
 
 Writer = Callable[[SavedModel, Path], list[Path]]  # writes its files into an empty folder and returns them
 ON_THE_CPU = ("device.name=cpu", "device.index=null", "device.compile=false")
@@ -97,7 +97,7 @@ def print_export(saved: SavedModel, name: str, folder: Path, files: Sequence[str
     lines = [
         ("checkpoint", f"{saved.path}{epoch}"),
         ("format", name),
-        ("folder", run_folder.from_here(folder)),
+        ("folder", run_folder.format_path(folder)),
         ("files", ", ".join(sizes)),
     ]
     if (folder / "model.json").is_file():
@@ -107,8 +107,8 @@ def print_export(saved: SavedModel, name: str, folder: Path, files: Sequence[str
     # A loader, or the training script of format=python.
     scripts = [file for file in files if file.startswith(("load_", "train.py"))]
     if scripts:
-        lines.append(("try it", f"python {quote(run_folder.from_here(folder / scripts[0]))}"))
-    Console().say(facts(lines))
+        lines.append(("try it", f"python {quote(run_folder.format_path(folder / scripts[0]))}"))
+    Console().say(format_facts(lines))
 
 
 def _format_size(path: Path) -> str:

@@ -18,7 +18,7 @@ from dlrun.inference.predict.predictor import make_reader, predict_inputs
 from dlrun.inference.predict.reader import STDIN
 from dlrun.inference.predict.writers import FORMATS, Writer
 from dlrun.inference.saved_model import SavedModel, open_saved_model, read_run_name
-from dlrun.runs.reports.console import Console, facts
+from dlrun.runs.reports.console import Console, format_facts
 
 _FLAGS = ("--format", "--top", "--")
 _ENDINGS = (*sorted(EXTENSIONS), ".csv", ".csv.gz", ".tsv", ".txt", ".npy")
@@ -57,7 +57,7 @@ def predict(words: list[str]) -> None:
         def start_writer() -> Writer:
             # CSV and JSON lines begin with data: they are for programs.
             if request.format == "table":
-                console.say(facts([("checkpoint", str(saved.path))]))
+                console.say(format_facts([("checkpoint", str(saved.path))]))
                 console.say()
             return FORMATS[request.format](console, saved.spec, request.top)
 

@@ -12,7 +12,7 @@ from dlrun.data.batches import Placement
 from dlrun.engine.evaluation import evaluation_mode
 from dlrun.experiment.build import build
 from dlrun.inference.saved_model import SavedModel
-from dlrun.runs.folder import from_here
+from dlrun.runs.folder import format_path
 
 
 def refuse_several_inputs(saved: SavedModel) -> None:
@@ -26,7 +26,7 @@ def refuse_several_inputs(saved: SavedModel) -> None:
     if len(names) <= (2 if saved.spec.kind == "tokens" else 1):
         return
 
-    place = from_here(saved.folder or saved.path)
+    place = format_path(saved.folder or saved.path)
     # The advice is a Python call, even when asked for in a terminal.
     with advise_in_python("load"):
         call = suggest_command("eval", place, modules=find_own_modules(saved.settings.plain))

@@ -13,7 +13,7 @@ from dlrun.core import csv_text
 from dlrun.core.terminal import escape_json, escape_line, write_out
 from dlrun.data.spec import DataSpec
 from dlrun.inference.predict.answer import Answer
-from dlrun.runs.reports.console import Console, number
+from dlrun.runs.reports.console import Console, format_number
 
 # Lines of a table that are printed at once. Rich measures columns, so each block is as wide as its longest cells.
 _BLOCK_SIZE = 500
@@ -94,10 +94,10 @@ class TableWriter:
         if answer.choices:
             (name, probability), *others = answer.choices
             cells["prediction"] = name
-            cells["probability"] = number(probability)
-            cells["then"] = ", ".join(f"{name} {number(probability)}" for name, probability in others)
+            cells["probability"] = format_number(probability)
+            cells["then"] = ", ".join(f"{name} {format_number(probability)}" for name, probability in others)
         else:
-            cells["prediction"] = ", ".join(map(number, answer.values))
+            cells["prediction"] = ", ".join(map(format_number, answer.values))
             cells["probability"] = ""
             cells["then"] = ""
         return {name: Text(escape_line(cell)) for name, cell in cells.items()}

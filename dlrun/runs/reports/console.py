@@ -93,37 +93,37 @@ class Console:
         self.log.file.flush()
 
 
-def metrics_line(row: dict[str, float]) -> str:
+def format_metrics(row: dict[str, float]) -> str:
     """The losses and the first other metric: what fits on a line of 80 columns."""
     wanted = ["train/loss", "val/loss"]
     other = [k for k in row if "/" in k and not k.endswith("/loss") and not k.startswith("lr/")]
     prefix = "val/" if any(k.startswith("val/") for k in other) else "train/"
     wanted += [k for k in other if k.startswith(prefix)][:1]
-    return "  ".join(f"{k} {number(row[k])}" for k in wanted if k in row)
+    return "  ".join(f"{k} {format_number(row[k])}" for k in wanted if k in row)
 
 
-def number(value: Any) -> str:
+def format_number(value: Any) -> str:
     """A float with four significant places, an int with thousands separators."""
     if isinstance(value, float):
         return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{value:.3e}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def clock(seconds: float) -> str:
+def format_clock(seconds: float) -> str:
     """Minutes and seconds, with hours where there are any."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
-def facts(rows: Sequence[tuple[str, str]]) -> Text:
+def format_facts(rows: Sequence[tuple[str, str]]) -> Text:
     """Names and values, a line each; long values run on, so that a command can be copied from them."""
     width = max(len(name) for name, _ in rows)
     lines = [Text.assemble((f"{name:<{width}}", "cyan"), f"  {escape_line(value)}") for name, value in rows]
     return Text("\n").join(lines)
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> Table:
+def build_table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> Table:
     """A plain table: the first `left` columns to the left, the others, which are numbers, to the right."""
     made = Table(box=SIMPLE_HEAD, padding=(0, 1), show_edge=False)
     for i, header in enumerate(headers):

@@ -40,13 +40,13 @@ dt {{ opacity: .7; }} dd {{ margin: 0; }}
 """
 
 
-def page(title: str, body: str) -> str:
+def render_page(title: str, body: str) -> str:
     """The whole page: the title, which is text, as its heading, above a body that is HTML."""
     heading = html.escape(title)
     return escape_text(f"{_HEAD.format(title=heading)}<h1>{heading}</h1>\n{body}</body>\n</html>\n")
 
 
-def table(names: Sequence[str], rows: Sequence[Sequence[str]], left: int, kinds: Sequence[str] = ()) -> str:
+def render_table(names: Sequence[str], rows: Sequence[Sequence[str]], left: int, kinds: Sequence[str] = ()) -> str:
     """Cells are HTML already; the first `left` columns stand to the left. kinds: "best", "baseline" or "" by row."""
     sides = [' class="left"' if i < left else "" for i in range(len(names))]
     head = "".join(f"<th{side}>{html.escape(name)}</th>" for side, name in zip(sides, names, strict=True))
@@ -57,23 +57,23 @@ def table(names: Sequence[str], rows: Sequence[Sequence[str]], left: int, kinds:
     return '<div class="wide"><table>\n' + "\n".join(lines) + "\n</table></div>\n"
 
 
-def picture(path: Path) -> str:
+def embed_picture(path: Path) -> str:
     """A PNG or GIF, in the page itself."""
     data = base64.b64encode(path.read_bytes()).decode()
     return f'<img alt="{html.escape(path.stem)}" src="data:image/{path.suffix[1:]};base64,{data}">\n'
 
 
-def bullets(sentences: Sequence[str]) -> str:
+def render_bullets(sentences: Sequence[str]) -> str:
     """Sentences, which are text, as a list; nothing where there are none."""
     return f"<ul>{''.join(f'<li>{html.escape(said)}</li>' for said in sentences)}</ul>\n" if sentences else ""
 
 
-def facts(pairs: Sequence[tuple[str, str]]) -> str:
+def render_facts(pairs: Sequence[tuple[str, str]]) -> str:
     """Names and values, which are text, side by side."""
     named = "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>\n" for k, v in pairs)
     return f"<dl>{named}</dl>\n"
 
 
-def folded(summary: str, body: str) -> str:
+def render_details(summary: str, body: str) -> str:
     """A body that is HTML, shown on a click."""
     return f"<details><summary>{html.escape(summary)}</summary>\n{body}</details>\n"

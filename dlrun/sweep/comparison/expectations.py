@@ -9,7 +9,7 @@ from dlrun.config.request import Request
 from dlrun.core import markdown
 from dlrun.experiment.reports import terminal
 from dlrun.runs import expectations
-from dlrun.runs.expectations import Checked, Outcome, outcome_of
+from dlrun.runs.expectations import CheckResult, Outcome, build_outcome
 from dlrun.runs.record import RESULT, RunRecord
 from dlrun.runs.reports.console import Console
 
@@ -40,7 +40,7 @@ def check_sweep(finished: Sequence[tuple[Request, str | None]], sweep: Path) -> 
     for request, error in finished:
         groups.setdefault(request.group or request.folder, []).append((request, error))
 
-    lines: list[tuple[str, Checked]] = []
+    lines: list[tuple[str, CheckResult]] = []
     for group in groups.values():
         request = group[0][0]
         # All runs of a group have the same choices and expectations.
@@ -84,14 +84,14 @@ def _draw(target: Path, requests: Sequence[Request]) -> None:
     folders = [request.folder for request in requests if request.folder is not None]
     target.mkdir(exist_ok=True)
     # All curves in one picture, with a legend of what varies.
-    curves = overlay.curves(list(zip(labels, folders, strict=True)))
-    canvas.save_png(canvas.pixels(curves), target / "loss_curves.png")
+    curves = overlay.draw_loss_overlay(list(zip(labels, folders, strict=True)))
+    canvas.save_png(canvas.render_pixels(curves), target / "loss_curves.png")
 
     pictures = [folder / "figures" / "decision.png" for folder in folders]
     # Two-dimensional data leave a decision boundary, which is worth seeing side by side.
     if all(picture.is_file() for picture in pictures):
-        figure = overlay.side_by_side(list(zip(labels, pictures, strict=True)))
-        canvas.save_png(canvas.pixels(figure), target / "decision.png")
+        figure = overlay.tile_pictures(list(zip(labels, pictures, strict=True)))
+        canvas.save_png(canvas.render_pixels(figure), target / "decision.png")
 
 
 def _make_labels(overrides: Sequence[Sequence[str]]) -> list[str]:
@@ -116,10 +116,10 @@ def _read_outcome(request: Request, error: str | None) -> Outcome:
     problem = _find_problem(run)
     if problem:
         return Outcome(label, error=problem)
-    return outcome_of(label, run.result, run.history)
+    return build_outcome(label, run.result, run.history)
 
 
-def _render_markdown(lines: Sequence[tuple[str, Checked]]) -> str:
+def _render_markdown(lines: Sequence[tuple[str, CheckResult]]) -> str:
     rows = ["| lesson | expected | measured | ok |\n", "| --- | --- | --- | --- |\n"]
     for name, checked in lines:
         cells = [name, checked.expected, checked.measured, "yes" if checked.ok else "NO"]

@@ -31,7 +31,7 @@ def find_problem(run: RunRecord) -> str:
     for name in ("result", "config", "choices", "overrides"):
         getattr(run, name)
 
-    damage = run.damage_of((RESULT, CONFIG, OVERRIDES, HYDRA))
+    damage = run.find_damage((RESULT, CONFIG, OVERRIDES, HYDRA))
     if damage:
         return damage
     if not run.result:
@@ -60,7 +60,7 @@ def make_failed_run(
         "config_hash": schema.hash_config(plain),
         "train_seconds": None,
     }
-    return RunRecord.of_parts(folder, overrides, plain, choices, result)
+    return RunRecord.from_parts(folder, overrides, plain, choices, result)
 
 
 def find_runs(places: Sequence[Path], damaged: Lost | None = None) -> list[RunRecord]:

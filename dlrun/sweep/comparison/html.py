@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from dlrun.runs.record import RunRecord
 from dlrun.runs.reports import page
-from dlrun.runs.reports.console import number
+from dlrun.runs.reports.console import format_number
 from dlrun.sweep.comparison import table, verdicts
 from dlrun.sweep.comparison.ranking import Comparison, Ranking, Setting
 
@@ -25,14 +25,14 @@ def render_report(
     parts = [_render_ranking(ranking, comparison) for ranking in comparison.rankings]
     if comparison.failures:
         failures = [f"{name}: {error}" for name, error in comparison.failures]
-        parts.append(f"<h2>No usable result</h2>\n{page.bullets(failures)}")
+        parts.append(f"<h2>No usable result</h2>\n{page.render_bullets(failures)}")
     if comparison.notes:
-        parts.append(f"<h2>Notes</h2>\n{page.bullets(comparison.notes)}")
+        parts.append(f"<h2>Notes</h2>\n{page.render_bullets(comparison.notes)}")
     if pictures:
-        parts.append("<h2>Pictures</h2>\n" + "".join(page.picture(path) for path in pictures))
-    parts.append(page.folded(f"All {len(comparison.runs)} runs", _render_runs(comparison, folder)))
-    parts.append(f"<h2>Facts</h2>\n{page.facts(facts)}")
-    return page.page(verdicts.summarize(comparison), "".join(parts))
+        parts.append("<h2>Pictures</h2>\n" + "".join(page.embed_picture(path) for path in pictures))
+    parts.append(page.render_details(f"All {len(comparison.runs)} runs", _render_runs(comparison, folder)))
+    parts.append(f"<h2>Facts</h2>\n{page.render_facts(facts)}")
+    return page.render_page(verdicts.summarize(comparison), "".join(parts))
 
 
 def _render_ranking(ranking: Ranking, comparison: Comparison) -> str:
@@ -57,8 +57,8 @@ def _render_ranking(ranking: Ranking, comparison: Comparison) -> str:
         classes[0] = "best"
     classes += ["baseline"] * (len(rows) - len(classes))
 
-    settings = page.table(names, rows, max(len(ranking.keys), 1), classes)
-    return f"{title}{page.bullets(sentences)}{settings}"
+    settings = page.render_table(names, rows, max(len(ranking.keys), 1), classes)
+    return f"{title}{page.render_bullets(sentences)}{settings}"
 
 
 def _render_runs(comparison: Comparison, folder: Path) -> str:
@@ -66,7 +66,7 @@ def _render_runs(comparison: Comparison, folder: Path) -> str:
     for ranking in comparison.rankings:
         for setting in ranking.settings:
             rows += [_render_run(run, setting, ranking, folder) for run in setting.all_runs]
-    return page.table(list(_RUN_COLUMNS), rows, left=2)
+    return page.render_table(list(_RUN_COLUMNS), rows, left=2)
 
 
 def _render_run(run: RunRecord, setting: Setting, ranking: Ranking, folder: Path) -> list[str]:
@@ -77,7 +77,7 @@ def _render_run(run: RunRecord, setting: Setting, ranking: Ranking, folder: Path
         run.seed,
         table.format_metric(run.value, ranking),
         run.result.get("epochs", "–"),
-        "–" if seconds is None else number(float(seconds)),
+        "–" if seconds is None else format_number(float(seconds)),
     ]
 
     # Relative links survive when the whole folder is moved.

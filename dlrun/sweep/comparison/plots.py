@@ -49,7 +49,7 @@ def draw_all(comparison: Comparison, folder: Path) -> list[Path]:
         for name, figure in _draw_ranking(ranking):
             folder.mkdir(exist_ok=True)
             paths.append(folder / f"{start}_{name}.png")
-            canvas.save_png(canvas.pixels(figure), paths[-1])
+            canvas.save_png(canvas.render_pixels(figure), paths[-1])
     return paths
 
 
@@ -87,10 +87,10 @@ def draw_curves(ranking: Ranking) -> "Figure":
 
     figure, axes = _create_figure(len(best) + 1)
     for color, (setting, epochs, values) in zip(_COLORS, best, strict=False):
-        label = canvas.plain(truncate(setting.label, _LONGEST))
+        label = canvas.escape_label(truncate(setting.label, _LONGEST))
         axes.plot(epochs, values.mean(0), "-", color=color, linewidth=1.8, label=label)
         axes.fill_between(epochs, values.min(0), values.max(0), color=color, alpha=0.15, linewidth=0)
-    canvas.log_where_wide(axes, np.concatenate([values.ravel() for *_, values in best]))
+    canvas.use_log_scale_if_wide(axes, np.concatenate([values.ravel() for *_, values in best]))
     _draw_baseline(axes, ranking)
 
     # The best set the limits: a setting far off would press them flat.
@@ -99,7 +99,7 @@ def draw_curves(ranking: Ranking) -> "Figure":
         axes.plot(epochs, values.mean(0), "-", color="0.75", linewidth=0.8, zorder=1)
     axes.set_ylim(limits)
 
-    metric = canvas.plain(ranking.metric)
+    metric = canvas.escape_label(ranking.metric)
     title = metric
     if any(len(values) > 1 for *_, values in curves):
         title += ": mean and range over the seeds"
@@ -138,14 +138,14 @@ def draw_metric_over(ranking: Ranking, key: str) -> "Figure":
     scores = list[float]()
     for setting in ranking.ranked:
         scores += setting.by_seed.values()
-    canvas.log_where_wide(axes, scores)
+    canvas.use_log_scale_if_wide(axes, scores)
     _draw_baseline(axes, ranking)
 
-    metric = canvas.plain(ranking.metric)
-    title = f"{metric} over {canvas.plain(key)}\nmean ± std over the seeds, a dot a run"
+    metric = canvas.escape_label(ranking.metric)
+    title = f"{metric} over {canvas.escape_label(key)}\nmean ± std over the seeds, a dot a run"
     if len(lines) > MOST_LINES:
         title += f"\nthe {MOST_LINES} best of {len(lines)} lines"
-    axes.set(xlabel=canvas.plain(key), ylabel=metric, title=title)
+    axes.set(xlabel=canvas.escape_label(key), ylabel=metric, title=title)
     _add_legend(axes, count + 1)
     return figure
 
@@ -172,7 +172,7 @@ def _draw_line(
         color=color,
         capsize=3,
         linewidth=1.6,
-        label=canvas.plain(truncate(label, _LONGEST)),
+        label=canvas.escape_label(truncate(label, _LONGEST)),
     )
 
     # The dots stand a little to the right, clear of the error bar.
@@ -197,9 +197,9 @@ def draw_heat_map(ranking: Ranking, a: str, b: str) -> "Figure":
     down, across, cells = build_grid(ranking, a, b)
     width = min(max(5.4, 0.85 * len(across) + 2.4), 14)
     height = min(max(2.8, 0.5 * len(down) + 1.8), 14)
-    figure, axes = canvas.single(width, height)
+    figure, axes = canvas.create_axes(width, height)
 
-    metric = canvas.plain(ranking.metric)
+    metric = canvas.escape_label(ranking.metric)
     is_max = ranking.mode == "max"
     norm: Any = "log" if _is_wide(cells) else "linear"
     # Bright is better in either mode.
@@ -207,9 +207,9 @@ def draw_heat_map(ranking: Ranking, a: str, b: str) -> "Figure":
     figure.colorbar(image, ax=axes, label=f"{metric} (yellow: better)")
 
     for axis, key, values in ((axes.yaxis, a, down), (axes.xaxis, b, across)):
-        labels = [canvas.plain(truncate(format_value(value), _LONGEST_TICK)) for value in values]
+        labels = [canvas.escape_label(truncate(format_value(value), _LONGEST_TICK)) for value in values]
         axis.set_ticks(range(len(values)), labels)
-        axis.set_label_text(canvas.plain(key))
+        axis.set_label_text(canvas.escape_label(key))
     # Long tick labels would overlap.
     if max(len(format_value(value)) for value in across) > 8:
         for label in axes.get_xticklabels():
@@ -228,7 +228,7 @@ def draw_heat_map(ranking: Ranking, a: str, b: str) -> "Figure":
     title = f"{metric}: mean over the seeds, best framed"
     others = [name for key, name in shorten_keys(ranking.keys).items() if key not in (a, b)]
     if others:
-        title += f"\nthe best over {canvas.plain(', '.join(others))}"
+        title += f"\nthe best over {canvas.escape_label(', '.join(others))}"
     axes.set_title(title)
     return figure
 
@@ -322,7 +322,7 @@ def _take_log(value: float) -> float:
 
 
 def _create_figure(labels: int) -> tuple["Figure", "Axes"]:
-    return canvas.single(6.4 if labels <= _MOST_INSIDE else 9.6, 4.8)
+    return canvas.create_axes(6.4 if labels <= _MOST_INSIDE else 9.6, 4.8)
 
 
 def _add_legend(axes: "Axes", labels: int) -> None:

@@ -62,7 +62,7 @@ class Setting:
 
     def average_metric(self, name: str) -> float:
         """Mean over seeds of a metric of the last epoch, or of the test split (with the best epoch's weights)."""
-        return _mean([run.metric_value(name) for run in self.runs])
+        return _mean([run.get_metric(name) for run in self.runs])
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dlrun.core.files import convert_write_errors, write_text
 from dlrun.core.inside import refuse_outside
 from dlrun.runs import folder as run_folder
 from dlrun.runs.record import RunRecord
-from dlrun.runs.reports.console import Console, facts
+from dlrun.runs.reports.console import Console, format_facts
 from dlrun.runs.reports.plots import fonts
 from dlrun.sweep.comparison import finished, html, table, verdicts
 from dlrun.sweep.comparison.finished import Lost
@@ -37,16 +37,16 @@ def compare_runs(words: Sequence[str]) -> int:
     if len(places) == 1 and (places[0] / "sweep.jsonl").is_file():
         folder = places[0]
     else:
-        folder = run_folder.create(outputs / "comparisons", f"{len(comparison.runs)}_runs")
+        folder = run_folder.create_folder(outputs / "comparisons", f"{len(comparison.runs)}_runs")
     # The folder of a sweep may come from elsewhere, with links in it.
     refuse_outside(folder)
     with convert_write_errors(folder, "type paths.outputs=<folder>"):
         page = write_comparison(comparison, folder, shlex.join(["dlrun", "compare", *words]))
 
-    for line in fonts.note():
+    for line in fonts.describe_missing_letters():
         console.say(f"note: {line}")
     console.say()
-    console.say(facts([("comparison", str(folder)), ("open", str(page))]))
+    console.say(format_facts([("comparison", str(folder)), ("open", str(page))]))
     return 0
 
 

@@ -128,7 +128,7 @@ def build_terminal_table(ranking: Ranking, console: "RichConsole") -> "Table":
     """
     from rich.measure import Measurement
 
-    from dlrun.runs.reports.console import table
+    from dlrun.runs.reports.console import build_table
 
     names = list_headers(ranking)
     cells = list_rows(ranking)
@@ -144,7 +144,7 @@ def build_terminal_table(ranking: Ranking, console: "RichConsole") -> "Table":
         rows = []
         for row in cells:
             rows.append([truncate(row[i], _LONGEST) for i in shown])
-        built = table(headers, rows, left=_count_key_columns(ranking))
+        built = build_table(headers, rows, left=_count_key_columns(ranking))
 
         # Less padding than console.table has leaves room for more columns.
         built.padding = (0, 0, 0, 1)

@@ -80,7 +80,7 @@ def test_a_frame_shows_what_the_model_holds_on_axes_that_stay(
 
     model, kept = nn.Linear(1, 1), []
     evolution = Evolution(parts_of(model, line(rows=20)), tmp_path, 1, UNUSED)
-    monkeypatch.setattr(canvas, "pixels", lambda figure: kept.append(figure) or np.zeros((2, 2, 3), np.uint8))
+    monkeypatch.setattr(canvas, "render_pixels", lambda figure: kept.append(figure) or np.zeros((2, 2, 3), np.uint8))
     for slope in (0.0, 100.0):
         nn.init.constant_(model.weight, slope)
         nn.init.constant_(model.bias, 1.0)

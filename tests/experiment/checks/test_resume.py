@@ -128,7 +128,7 @@ def test_every_difference_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (one / "result.json").write_text(json.dumps({**ended, "train_seconds": 1.0}))
     checkpoint.save(one / "checkpoints/best.pt", {"format_version": 1, "model": {"w": torch.ones(2)}})
     shutil.copytree(one, two)
-    monkeypatch.setattr(resume, "scalars", lambda folder: (folder / "events").exists())
+    monkeypatch.setattr(resume, "read_scalars", lambda folder: (folder / "events").exists())
     (two / "result.json").write_text(json.dumps({**ended, "train_seconds": 2.0}))
     assert set(compare_folders(one, two).values()) == {True}
     (two / "events").touch()

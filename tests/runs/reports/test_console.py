@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dlrun.runs.reports.console import Console, facts, number, table
+from dlrun.runs.reports.console import Console, build_table, format_facts, format_number
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ from dlrun.runs.reports.console import Console, facts, number, table
     ],
 )
 def test_numbers_are_short(value: Any, text: str) -> None:
-    assert number(value) == text
+    assert format_number(value) == text
 
 
 def test_terminal_and_log_say_the_same_from_the_first_word_on(tmp_path: Path) -> None:
@@ -37,8 +37,8 @@ def test_terminal_and_log_say_the_same_from_the_first_word_on(tmp_path: Path) ->
     console.open_log(tmp_path / "run.log")
     console.say("[bold]brackets[/bold] stay [1, 2]")
     console.say("a path " + "x" * 200)  # can be copied: not wrapped
-    console.say(facts([("a", "1"), ("longer name", "2")]))
-    console.say(table(("name", "value"), [("first", "1"), ("second [x]", "22")]))
+    console.say(format_facts([("a", "1"), ("longer name", "2")]))
+    console.say(build_table(("name", "value"), [("first", "1"), ("second [x]", "22")]))
     console.log_only("Traceback")
     console.close()
     said = (tmp_path / "run.log").read_text()
@@ -81,7 +81,7 @@ def test_a_notebook_gets_plain_lines_once(
     for quiet in (False, True):
         console = Console(quiet=quiet)
         console.open_log(tmp_path / f"{quiet}.log")
-        console.say(table(("name", "value"), [("first", "1")]))
+        console.say(build_table(("name", "value"), [("first", "1")]))
         console.close()
         assert capsys.readouterr().out == ("" if quiet else (tmp_path / f"{quiet}.log").read_text())
         assert "first" in (tmp_path / f"{quiet}.log").read_text()

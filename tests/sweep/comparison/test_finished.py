@@ -80,5 +80,5 @@ def test_what_does_not_count_says_why(runs: Any) -> None:
     assert runs(value=None).trouble == "val/loss is not finite"
     assert runs(value=math.inf).trouble == "val/loss is not finite"
     assert runs(status="early_stopped").trouble == ""
-    assert math.isnan(runs().metric_value("val/none"))
+    assert math.isnan(runs().get_metric("val/none"))
     assert json.loads(json.dumps(runs().result))["best"]["epoch"] == 3

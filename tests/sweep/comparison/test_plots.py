@@ -22,7 +22,7 @@ def run(folder: Path, seed: int, curve: list[float], metric: str = "val/loss") -
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     best = {"metric": metric, "value": min(curve, default=0.5), "epoch": 1}
     result = {"status": "completed", "metrics": {}, "baseline": {metric: 0.9}, "best": best}
-    return RunRecord.of_parts(folder, [], {"seed": seed}, {}, result)
+    return RunRecord.from_parts(folder, [], {"seed": seed}, {}, result)
 
 
 def ranked(tmp_path: Path, settings: list[tuple[dict[str, Any], list[list[float]]]], mode: str = "min") -> Ranking:

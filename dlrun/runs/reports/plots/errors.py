@@ -13,113 +13,136 @@ from dlrun.runs.reports.plots import canvas, samples
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_LINES = 24  # of a table
+# Rows of a table.
+_MOST_LINES = 24
 
 
-def worst(probabilities: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of class probabilities (N, classes), or (N,) of class 1: the wrong rows, the surest first.
+def find_worst(probabilities: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Find the wrong rows, the most confident first.
 
-    Returns their numbers, the classes predicted for them and those classes' probabilities.
+    probabilities: (N, classes), or (N,) of class 1; targets: class numbers (N,). Returns row numbers, the classes
+    predicted for them and the probabilities of those classes.
     """
     if probabilities.dim() == 1:
         probabilities = torch.stack([1 - probabilities, probabilities], dim=1)
-    sure, predicted = probabilities.max(1)
+    confidence, predicted = probabilities.max(1)
     wrong = (predicted != targets).nonzero().flatten()
-    order = wrong[sure[wrong].argsort(descending=True, stable=True)]
-    return order, predicted[order], sure[order]
+    order = wrong[confidence[wrong].argsort(descending=True, stable=True)]
+    return order, predicted[order], confidence[order]
 
 
-def image_mistakes(
+def draw_image_mistakes(
     images: Tensor, probabilities: Tensor, targets: Tensor, spec: DataSpec, split: str, origin: Origin
 ) -> "Figure | None":
-    """The wrong images (N, C, H, W) that the model was surest of, with their files or rows; None when all are right."""
-    rows, predicted, sure = worst(probabilities, targets)
+    """Draw the wrong images (N, C, H, W), the most confident first, with their files or rows; None if all are right."""
+    rows, predicted, confidence = find_worst(probabilities, targets)
     if len(rows) == 0:
         return None
+
     shown = rows[: samples.MOST_TILES]
     titles = []
-    for row, said, p in zip(shown.tolist(), predicted.tolist(), sure.tolist(), strict=False):
-        classes = f"{_name(spec, int(targets[row]))} → {_name(spec, said)}"
-        titles.append(f"{classes}\n{100 * p:.1f} %\n{_shortened(origin.format_short_label(row))}")
-    heading = _title(len(shown), len(rows), split) + "\ntrue → predicted, probability"
-    return samples.tiles(samples.shown_pixels(images[shown], spec), titles, _width(titles), heading)
+    for row, number, p in zip(shown.tolist(), predicted.tolist(), confidence.tolist(), strict=False):
+        classes = f"{_get_class_name(spec, int(targets[row]))} → {_get_class_name(spec, number)}"
+        titles.append(f"{classes}\n{100 * p:.1f} %\n{_shorten(origin.format_short_label(row))}")
+
+    heading = _format_title(len(shown), len(rows), split) + "\ntrue → predicted, probability"
+    pixels = samples.convert_to_pixels(images[shown], spec)
+    return samples.draw_tiles(pixels, titles, _compute_tile_width(titles), heading)
 
 
-def _shortened(label: str, most: int = 18) -> str:
-    """The end of a long file name, which tells it from its neighbours."""
+def _shorten(label: str, most: int = 18) -> str:
+    """Keep the end of a long file name, which tells it from its neighbours."""
     return label if len(label) <= most else f"…{label[1 - most :]}"
 
 
-def _width(titles: Sequence[str]) -> float:
-    """Inches a tile needs for its longest line of words."""
-    return max(1.1, 0.075 * max(len(line) for title in titles for line in title.splitlines()))
+def _compute_tile_width(titles: Sequence[str]) -> float:
+    """Return the inches that a tile needs for the longest line of all titles."""
+    longest = max(len(line) for line in "\n".join(titles).splitlines())
+    return max(1.1, 0.075 * longest)
 
 
-def text_mistakes(
+def draw_text_mistakes(
     inputs: tuple[Tensor, ...], probabilities: Tensor, targets: Tensor, spec: DataSpec, split: str, origin: Origin
 ) -> "Figure | None":
-    """The wrong texts (codes (N, T), lengths (N,)) as a table; None when all are right."""
-    rows, predicted, sure = worst(probabilities, targets)
+    """Draw a table of the wrong texts (codes (N, T), lengths (N,)), the most confident first; None if all are right."""
+    rows, predicted, confidence = find_worst(probabilities, targets)
     if len(rows) == 0:
         return None
+
     cells = []
-    for row, said, p in zip(rows[:_LINES].tolist(), predicted.tolist(), sure.tolist(), strict=False):
-        words = text(spec, inputs[0][row], int(inputs[1][row]))
-        true = _name(spec, int(targets[row]))
-        cells.append((origin.format_short_label(row), words, true, _name(spec, said), f"{p:.4f}"))
-    heads = ("where", "text", "true", "predicted", "probability")
-    return _table(heads, cells, _title(len(cells), len(rows), split))
+    shown = rows[:_MOST_LINES].tolist()
+    for row, number, p in zip(shown, predicted.tolist(), confidence.tolist(), strict=False):
+        words = decode_text(spec, inputs[0][row], int(inputs[1][row]))
+        true = _get_class_name(spec, int(targets[row]))
+        where = origin.format_short_label(row)
+        cells.append((where, words, true, _get_class_name(spec, number), f"{p:.4f}"))
+    headers = ("where", "text", "true", "predicted", "probability")
+    return _draw_table(headers, cells, _format_title(len(cells), len(rows), split))
 
 
-def tagging_mistakes(
+def draw_tagging_mistakes(
     inputs: tuple[Tensor, ...], predicted: Tensor, targets: Tensor, spec: DataSpec, split: str, origin: Origin
 ) -> "Figure | None":
-    """The words (codes (N, T), lengths (N,)) with a wrong tag (tags (N, T)) as a table; None when all are right."""
-    rows = ((predicted != targets) & (targets != PADDING)).any(1).nonzero().flatten()
+    """Draw a table of the words (codes (N, T), lengths (N,)) with a wrong tag (tags (N, T)); None if all are right."""
+    is_wrong = (predicted != targets) & (targets != PADDING)
+    rows = is_wrong.any(1).nonzero().flatten()
     if len(rows) == 0:
         return None
+
     cells = []
-    for row in rows[:_LINES].tolist():
+    for row in rows[:_MOST_LINES].tolist():
         length = int(inputs[1][row])
-        said, true = (tags(spec, found[row, :length]) for found in (predicted, targets))
-        cells.append((origin.format_short_label(row), text(spec, inputs[0][row], length), true, said))
-    return _table(("where", "text", "true", "predicted"), cells, _title(len(cells), len(rows), split))
+        words = decode_text(spec, inputs[0][row], length)
+        true_tags = format_tags(spec, targets[row, :length])
+        predicted_tags = format_tags(spec, predicted[row, :length])
+        cells.append((origin.format_short_label(row), words, true_tags, predicted_tags))
+    headers = ("where", "text", "true", "predicted")
+    return _draw_table(headers, cells, _format_title(len(cells), len(rows), split))
 
 
-def text(spec: DataSpec, codes: Tensor, length: int) -> str:
-    """What codes (T,) stand for, without the padding."""
+def decode_text(spec: DataSpec, codes: Tensor, length: int) -> str:
+    """Return the text of codes (T,), without the padding."""
     return "".join(spec.vocabulary[code] for code in codes[:length].tolist())
 
 
-def tags(spec: DataSpec, numbers: Tensor) -> str:
-    """Tags (T,) by name: letters as a word, longer names with spaces between them."""
-    names = [_name(spec, number) for number in numbers.tolist() if number != PADDING]
-    return ("" if all(len(name) == 1 for name in names) else " ").join(names)
+def format_tags(spec: DataSpec, numbers: Tensor) -> str:
+    """Format tags (T,) by name: letters as a word, longer names with spaces between them."""
+    names = [_get_class_name(spec, number) for number in numbers.tolist() if number != PADDING]
+    separator = "" if all(len(name) == 1 for name in names) else " "
+    return separator.join(names)
 
 
-def _name(spec: DataSpec, number: int) -> str:
+def _get_class_name(spec: DataSpec, number: int) -> str:
     return spec.class_names[number] if spec.class_names else str(number)
 
 
-def _title(shown: int, wrong: int, split: str) -> str:
-    most = f"The {shown} surest of {wrong:,} mistakes" if shown < wrong else f"All {wrong} mistakes"
-    return f"{'The only mistake' if wrong == 1 else most} on {split}"
+def _format_title(shown: int, wrong: int, split: str) -> str:
+    if wrong == 1:
+        return f"The only mistake on {split}"
+    if shown < wrong:
+        return f"The {shown} surest of {wrong:,} mistakes on {split}"
+    return f"All {wrong} mistakes on {split}"
 
 
-def _table(heads: Sequence[str], cells: Sequence[Sequence[str]], title: str) -> "Figure":
-    """Words in columns, each as wide as its longest cell."""
+def _draw_table(headers: Sequence[str], cells: Sequence[Sequence[str]], title: str) -> "Figure":
+    """Draw text in columns, each as wide as its longest cell."""
     from matplotlib.transforms import Bbox
 
-    widths = [max(len(row[i]) for row in (heads, *cells)) + 3 for i in range(len(heads))]
-    figure, axes = canvas.single(max(3.6, 0.085 * sum(widths)), 0.22 * (len(cells) + 1) + 0.5)
+    columns = zip(headers, *cells, strict=True)
+    widths = [max(map(len, column)) + 3 for column in columns]
+    figure, axes = canvas.create_axes(max(3.6, 0.085 * sum(widths)), 0.22 * (len(cells) + 1) + 0.5)
     axes.axis("off")
-    shown = [[canvas.plain(cell) for cell in row] for row in cells]
+
+    texts = [list(map(canvas.escape_label, row)) for row in cells]
     shares = [width / sum(widths) for width in widths]
-    table = axes.table(shown, colLabels=list(heads), colWidths=shares, cellLoc="left", colLoc="left", bbox=Bbox.unit())
+    table = axes.table(
+        texts, colLabels=list(headers), colWidths=shares, cellLoc="left", colLoc="left", bbox=Bbox.unit()
+    )
     table.auto_set_font_size(False)
     table.set_fontsize(8)
     for (line, _), cell in table.get_celld().items():
         cell.set_edgecolor("lightgray")
         cell.set_facecolor("whitesmoke" if line == 0 else "white")
+
     axes.set_title(title, fontsize=10)
     return figure

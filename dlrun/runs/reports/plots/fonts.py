@@ -9,56 +9,64 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PACKAGES = "fonts-noto-cjk on Debian and Ubuntu, google-noto-sans-cjk-fonts on Fedora, font-noto-sans-cjk of Homebrew"
-_OWN = "DejaVu Sans"  # which matplotlib brings
-# Families that are made for many languages are looked at first: opening every font of a machine takes seconds.
+# The font that matplotlib ships.
+_OWN = "DejaVu Sans"
+# Families for many languages are tried first: opening every font of a machine takes seconds.
 _WIDE = ("Noto Sans", "Source Han", "WenQuanYi", "Droid", "PingFang", "Hiragino", "YaHei", "SimHei", "Arial Unicode")
 
-_missing: set[int] = set()  # letters that were looked for in every installed font
-_boxes: set[int] = set()  # those of them that were drawn since the last note
+# Letters that no installed font has.
+_missing: set[int] = set()
+# Missing letters that were drawn since the last message.
+_boxes: set[int] = set()
 
 
-def choose(figure: "Figure") -> None:
-    """Have the texts of a figure drawn with fonts that have their letters; ASCII costs a look at each text."""
+def choose_fonts(figure: "Figure") -> None:
+    """Set fonts that have the letters of a figure's texts."""
     from matplotlib.text import Text
 
     texts = [text for text in figure.findobj(Text) if not text.get_text().isascii()]
     if not texts:
         return
-    families = families_for("".join(text.get_text() for text in texts))
+
+    families = find_families("".join(text.get_text() for text in texts))
     if families == [_OWN]:
         return
     for text in texts:
         text.set_fontfamily(families)
 
 
-def families_for(text: str) -> list[str]:
-    """matplotlib's own family, and behind it those that have what it lacks.
+def find_families(text: str) -> list[str]:
+    """Return matplotlib's own font family, followed by families that have the letters it lacks.
 
-    Letters that no installed font has are remembered for `note`.
+    Letters that no installed font has are remembered for `describe_missing_letters`.
     """
     from matplotlib.font_manager import findfont
 
     families = [_OWN]
+    # Control characters and separators need no glyph.
     letters = {ord(letter) for letter in text if unicodedata.category(letter)[0] not in "CZ"}
-    lacking = letters - _letters(findfont(_OWN)) - _missing
-    for name, path in _installed() if lacking else ():
-        covered = lacking & _letters(path)
-        if covered:
-            families.append(name)
-            lacking -= covered
-        if not lacking:
-            break
+    lacking = letters - _read_letters(findfont(_OWN)) - _missing
+    if lacking:
+        for name, path in _list_installed():
+            covered = lacking & _read_letters(path)
+            if covered:
+                families.append(name)
+                lacking -= covered
+            if not lacking:
+                break
+
     _missing.update(lacking)
     _boxes.update(letters & _missing)
     return families
 
 
-def note() -> list[str]:
-    """A sentence about the letters drawn since the last note that no installed font has, and what to install."""
+def describe_missing_letters() -> list[str]:
+    """Report letters that were drawn since the last call and that no installed font has, and what to install."""
     letters = sorted(_boxes)
     _boxes.clear()
     if not letters:
         return []
+
     shown = "".join(map(chr, letters[:10]))
     more = f" and {len(letters) - 10} more" if len(letters) > 10 else ""
     return [
@@ -67,16 +75,17 @@ def note() -> list[str]:
     ]
 
 
-def _installed() -> Iterator[tuple[str, str]]:
-    """Family and file of each installed font: those that matplotlib knows, then those that are newer than its list."""
+def _list_installed() -> Iterator[tuple[str, str]]:
+    """Yield family and file of each installed font: those that matplotlib knows, then newer ones."""
     from matplotlib.font_manager import findSystemFonts, fontManager
 
+    # "Last Resort" has a box for every letter.
     known = [
         (entry.name, entry.fname)
         for entry in fontManager.ttflist
-        if entry.style == "normal" and "Last Resort" not in entry.name  # which has a box for every letter
+        if entry.style == "normal" and "Last Resort" not in entry.name
     ]
-    yield from sorted(known, key=lambda font: not any(wide in font[0] for wide in _WIDE))
+    yield from sorted(known, key=lambda font: not _is_wide(font[0]))
 
     files = {entry.fname for entry in fontManager.ttflist}
     for path in findSystemFonts():
@@ -84,17 +93,23 @@ def _installed() -> Iterator[tuple[str, str]]:
             continue
         try:
             fontManager.addfont(path)
-        except Exception:  # no font, or one of bitmaps
+        except Exception:
+            # No font, or a bitmap font.
             continue
         yield fontManager.ttflist[-1].name, path
 
 
+def _is_wide(family: str) -> bool:
+    return any(name in family for name in _WIDE)
+
+
 @functools.cache
-def _letters(path: str) -> frozenset[int]:
-    """The characters that a font file has; none where it cannot be read."""
+def _read_letters(path: str) -> frozenset[int]:
+    """Return the characters of a font file; none if it cannot be read."""
     from matplotlib.ft2font import FT2Font
 
     try:
         return frozenset(FT2Font(path).get_charmap())
-    except Exception:  # removed since, damaged, or of bitmaps
+    except Exception:
+        # Removed meanwhile, damaged, or a bitmap font.
         return frozenset()

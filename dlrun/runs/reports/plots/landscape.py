@@ -33,18 +33,20 @@ class Landscape:
     tried: Array  # (N, len(names)): the values an exhaustive search has tried
 
 
-def trained(model: nn.Module) -> list[str]:
+def list_trained_numbers(model: nn.Module) -> list[str]:
     """Names of the trained numbers: `weight`, or `weight[0]`, `weight[1]` of a longer tensor."""
     names = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             size = parameter.numel()
-            shown = canvas.plain(name)
+            shown = canvas.escape_label(name)
             names += [shown] if size == 1 else [f"{shown}[{i}]" for i in range(size)]
     return names
 
 
-def loss_at(model: nn.Module, task: Objective, inputs: tuple[Tensor, ...], targets: Tensor) -> Callable[[Array], Array]:
+def make_loss_function(
+    model: nn.Module, task: Objective, inputs: tuple[Tensor, ...], targets: Tensor
+) -> Callable[[Array], Array]:
     """The mean loss per sample on these rows for given trained numbers; the model itself keeps its weights."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     share = float(task.count_targets(targets)) if task.reduction == "sum" else 1.0
@@ -64,7 +66,7 @@ def loss_at(model: nn.Module, task: Objective, inputs: tuple[Tensor, ...], targe
     return losses
 
 
-def loss_landscape(land: Landscape) -> "Figure":
+def draw_loss_landscape(land: Landscape) -> "Figure":
     """A curve over one number; over two a surface beside its contours."""
     way = _shown_way(land)
     points = np.concatenate([way.points, land.tried])
@@ -105,7 +107,7 @@ def _shown_way(land: Landscape) -> _Way:
 
 
 def _curve(land: Landscape, way: _Way, center: Array, reach: Array) -> "Figure":
-    figure, axes = canvas.single()
+    figure, axes = canvas.create_axes()
     values = np.linspace(center[0] - reach[0], center[0] + reach[0], _CURVE)
     axes.plot(values, land.loss(values[:, None]), "-", color="gray", label="loss")
     if len(land.tried):
@@ -119,7 +121,7 @@ def _curve(land: Landscape, way: _Way, center: Array, reach: Array) -> "Figure":
 
 
 def _surface(land: Landscape, way: _Way, center: Array, reach: Array) -> "Figure":
-    figure = canvas.sheet(11.5, 5.2)
+    figure = canvas.create_figure(11.5, 5.2)
     across, up = (np.linspace(c - r, c + r, _SIDE) for c, r in zip(center, reach, strict=True))
     x, y = np.meshgrid(across, up)
     height = land.loss(np.stack([x.ravel(), y.ravel()], 1)).reshape(_SIDE, _SIDE)

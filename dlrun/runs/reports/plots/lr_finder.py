@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def range_test(
+def draw_range_test(
     rates: Sequence[float],
     losses: Sequence[float],
     smooth: ArrayLike,
@@ -22,9 +22,13 @@ def range_test(
     diverging: float | None,
     title: str,
 ) -> "Figure":
-    """Losses as measured and smoothed, the rate that is suggested, and those from `diverging` on in red."""
-    figure, axes = canvas.single()
+    """Draw losses over learning rates, raw and smoothed, the suggested rate, and the diverging range in red.
+
+    lowest: index of the lowest smoothed loss.
+    """
+    figure, axes = canvas.create_axes()
     curve = np.asarray(smooth, dtype=float)
+
     axes.plot(rates, losses, "-", color="tab:blue", alpha=FAINT, label="loss of a batch")
     axes.plot(rates, curve, "-", color="tab:blue", linewidth=2, label="smoothed")
     axes.plot(rates[lowest], curve[lowest], "o", color="tab:blue", label=f"about lowest, at {rates[lowest]:.2g}")
@@ -33,10 +37,14 @@ def range_test(
     if diverging is not None:
         label = f"diverges from {diverging:.2g} on"
         axes.axvspan(diverging, max(rates[-1], diverging * 1.5), color="tab:red", alpha=0.15, label=label)
+
     margin = 0.05 * (curve.max() - curve.min() or 1.0)
-    axes.set(xscale="log", ylim=(min(curve.min(), np.nanmin(losses)) - margin, curve.max() + margin))
+    bottom = min(curve.min(), np.nanmin(losses)) - margin
+    axes.set(xscale="log", ylim=(bottom, curve.max() + margin))
     axes.set(
-        xlabel="optimizer.lr", ylabel="loss (mean per sample)", title=f"Learning-rate range test: {canvas.plain(title)}"
+        xlabel="optimizer.lr",
+        ylabel="loss (mean per sample)",
+        title=f"Learning-rate range test: {canvas.escape_label(title)}",
     )
     axes.grid(alpha=0.3)
     axes.legend()

@@ -15,48 +15,60 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_TILES = 24
-_GAP, _LINE = 0.12, 0.155  # inches between two images, and of a line of words
+# Inches between two images, and of a line of words.
+_GAP = 0.12
+_LINE = 0.155
 
 
-def image_grid(images: Tensor, targets: Tensor, spec: DataSpec) -> "Figure":
-    """The first images of a split (N, C, H, W) with their classes, normalization undone."""
-    named = targets[:MOST_TILES].tolist()
-    titles = [spec.class_names[t] if spec.class_names and isinstance(t, int) else str(t) for t in named]
-    return tiles(shown_pixels(images[:MOST_TILES], spec), titles)
+def draw_image_grid(images: Tensor, targets: Tensor, spec: DataSpec) -> "Figure":
+    """Draw the first images of a split (N, C, H, W) with their classes, normalization undone."""
+    titles = []
+    for target in targets[:MOST_TILES].tolist():
+        is_named = spec.class_names and isinstance(target, int)
+        titles.append(spec.class_names[target] if is_named else str(target))
+    return draw_tiles(convert_to_pixels(images[:MOST_TILES], spec), titles)
 
 
-def shown_pixels(images: Tensor, spec: DataSpec) -> NDArray[np.float32]:
-    """(N, C, H, W) as the model takes it -> (N, H, W, C) in 0..1."""
+def convert_to_pixels(images: Tensor, spec: DataSpec) -> NDArray[np.float32]:
+    """Convert images (N, C, H, W) as the model takes them to pixels (N, H, W, C) in 0..1."""
     images = images.float().cpu()
     if spec.mean:
-        shape = (1, -1, 1, 1)
-        images = images * torch.tensor(spec.std).view(shape) + torch.tensor(spec.mean).view(shape)
-    shown: NDArray[np.float32] = images.clamp(0, 1).permute(0, 2, 3, 1).numpy()
-    return shown
+        std = torch.tensor(spec.std).view(1, -1, 1, 1)
+        mean = torch.tensor(spec.mean).view(1, -1, 1, 1)
+        images = images * std + mean
+    pixels: NDArray[np.float32] = images.clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    return pixels
 
 
-def tiles(pixels: NDArray[np.float32], titles: Sequence[str], width: float = 1.1, heading: str = "") -> "Figure":
-    """Images (N, H, W, C), eight in a line and `width` inches each, with a title each of equally many lines.
+def draw_tiles(pixels: NDArray[np.float32], titles: Sequence[str], width: float = 1.1, heading: str = "") -> "Figure":
+    """Draw images (N, H, W, C), eight in a line and `width` inches each, with a title above each.
 
-    All lie on one pair of axes that is measured in inches: a pair for each would take ten times as long to draw.
+    All titles have the same number of lines. All images lie on one pair of axes, measured in inches: a pair for
+    each would take ten times as long to draw.
     """
     columns = min(8, len(pixels))
     lines = -(-len(pixels) // columns)
-    wide = width - _GAP
-    tall = wide * pixels.shape[1] / pixels.shape[2]
-    words = _LINE * (1 + titles[0].count("\n"))
+
+    # Sizes in inches, from the top left corner.
+    image_width = width - _GAP
+    image_height = image_width * pixels.shape[1] / pixels.shape[2]
+    title_height = _LINE * (1 + titles[0].count("\n"))
     top = _LINE * 1.4 * (1 + heading.count("\n")) if heading else 0.05
-    right, bottom = columns * width, lines * (tall + words + _GAP) + top
-    figure = canvas.sheet(right, bottom)
+    right = columns * width
+    bottom = lines * (image_height + title_height + _GAP) + top
+
+    figure = canvas.create_figure(right, bottom)
     figure.set_layout_engine("none")
     axes = figure.add_axes((0, 0, 1, 1))
     axes.axis("off")
     for number, (image, title) in enumerate(zip(pixels, titles, strict=True)):
         x = (number % columns) * width + _GAP / 2
-        y = (number // columns) * (tall + words + _GAP) + words + top
-        shown = image if image.shape[-1] in (3, 4) else image[..., 0]
-        axes.imshow(shown, cmap="gray", vmin=0, vmax=1, extent=(x, x + wide, y + tall, y))
-        axes.text(x + wide / 2, y - 0.03, canvas.plain_lines(title), fontsize=8, ha="center", va="bottom")
+        y = (number // columns) * (image_height + title_height + _GAP) + title_height + top
+        picture = image if image.shape[-1] in (3, 4) else image[..., 0]
+        extent = (x, x + image_width, y + image_height, y)
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=1, extent=extent)
+        axes.text(x + image_width / 2, y - 0.03, canvas.escape_lines(title), fontsize=8, ha="center", va="bottom")
+
     axes.set(xlim=(0, right), ylim=(bottom, 0))
-    figure.suptitle(canvas.plain_lines(heading), fontsize=10, y=1 - 0.05 / bottom)
+    figure.suptitle(canvas.escape_lines(heading), fontsize=10, y=1 - 0.05 / bottom)
     return figure

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dlrun.models.scratch import ScratchELU, ScratchReLU, ScratchSigmoid, ScratchTanh
-from dlrun.runs.reports.plots.activations import activation_curves, activations_of, curve
+from dlrun.runs.reports.plots.activations import draw_activations, evaluate_curve, find_activations
 
 X = torch.linspace(-5, 5, 1001, dtype=torch.float64)
 
@@ -20,7 +20,7 @@ def test_every_distinct_element_wise_activation_is_found_once() -> None:
         nn.MultiheadAttention(4, 2), nn.Softmax2d(), nn.Identity(),
     )  # fmt: skip
     before = torch.get_rng_state()
-    names = list(activations_of(net))
+    names = list(find_activations(net))
     assert names == [
         "ReLU", "LeakyReLU(negative_slope=0.2)", "LeakyReLU(negative_slope=0.1)", "GELU",
         "RReLU(lower=0.125, upper=0.3333333333333333)",
@@ -28,7 +28,7 @@ def test_every_distinct_element_wise_activation_is_found_once() -> None:
     assert torch.equal(before, torch.get_rng_state())
     assert net.training
     assert net[10].training
-    assert activations_of(nn.LSTM(2, 2)) == {}
+    assert find_activations(nn.LSTM(2, 2)) == {}
 
 
 @pytest.mark.parametrize(
@@ -45,11 +45,11 @@ def test_every_distinct_element_wise_activation_is_found_once() -> None:
     ids=lambda v: type(v).__name__ if isinstance(v, nn.Module) else "",
 )
 def test_a_curve_and_its_derivative_are_those_of_the_formula(module: nn.Module, value: object, slope: object) -> None:
-    (name,) = activations_of(nn.Sequential(module))
+    (name,) = find_activations(nn.Sequential(module))
     assert name.startswith(type(module).__name__)
     assert callable(value)
     assert callable(slope)
-    y, derivative = curve(copy.deepcopy(module), X)
+    y, derivative = evaluate_curve(copy.deepcopy(module), X)
     x = X.numpy()
     off = np.abs(x) > 1e-9  # at a kink the derivative is a choice
     assert np.allclose(y, value(x))
@@ -57,7 +57,7 @@ def test_a_curve_and_its_derivative_are_those_of_the_formula(module: nn.Module, 
 
 
 def test_each_has_a_panel_with_both_lines() -> None:
-    figure = activation_curves(activations_of(nn.Sequential(nn.Tanh(), nn.ReLU(), nn.ELU(), nn.Sigmoid())))
+    figure = draw_activations(find_activations(nn.Sequential(nn.Tanh(), nn.ReLU(), nn.ELU(), nn.Sigmoid())))
     shown = [axes for axes in figure.axes if axes.lines]
     assert [axes.get_title() for axes in shown] == ["Tanh", "ReLU", "ELU(alpha=1.0)", "Sigmoid"]
     labels = [[str(line.get_label()) for line in axes.lines] for axes in shown]

@@ -10,9 +10,9 @@ from dlrun.runs.reports.plots import canvas
 
 
 def test_the_file_holds_the_pixels_that_were_drawn(tmp_path: Path) -> None:
-    figure, axes = canvas.single(2, 1)
+    figure, axes = canvas.create_axes(2, 1)
     axes.plot([0, 1], [0, 1])
-    image = canvas.pixels(figure)
+    image = canvas.render_pixels(figure)
     assert image.shape == (110, 220, 3)
     assert image.std() > 5  # not blank
     canvas.save_png(image, tmp_path / "a.png")
@@ -20,9 +20,9 @@ def test_the_file_holds_the_pixels_that_were_drawn(tmp_path: Path) -> None:
 
 
 def test_dollar_signs_are_no_formula() -> None:
-    figure, axes = canvas.single(2, 1)
-    axes.set_title(canvas.plain("between $5 and $\\frac"))  # as a formula this cannot be read, and raises
-    canvas.pixels(figure)
+    figure, axes = canvas.create_axes(2, 1)
+    axes.set_title(canvas.escape_label("between $5 and $\\frac"))  # as a formula this cannot be read, and raises
+    canvas.render_pixels(figure)
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,6 @@ def test_dollar_signs_are_no_formula() -> None:
     [([1, 31], "log"), ([1, 29], "linear"), ([0, 100], "linear"), ([1, np.nan, 1000], "log"), ([], "linear")],
 )
 def test_a_wide_range_of_positive_values_is_logarithmic(values: list[float], scale: str) -> None:
-    _, axes = canvas.single()
-    canvas.log_where_wide(axes, values)
+    _, axes = canvas.create_axes()
+    canvas.use_log_scale_if_wide(axes, values)
     assert axes.get_yscale() == scale

@@ -26,7 +26,7 @@ def test_the_worst_are_the_wrong_ones_the_surest_first() -> None:
     generator = torch.Generator().manual_seed(0)
     p = torch.rand(50, 4, generator=generator).softmax(1)
     targets = torch.randint(0, 4, (50,), generator=generator)
-    rows, predicted, sure = errors.worst(p, targets)
+    rows, predicted, sure = errors.find_worst(p, targets)
     wanted = sorted((i for i in range(50) if p[i].argmax() != targets[i]), key=lambda i: -p[i].max())
     assert rows.tolist() == wanted
     assert predicted.tolist() == [int(p[i].argmax()) for i in wanted]
@@ -34,7 +34,7 @@ def test_the_worst_are_the_wrong_ones_the_surest_first() -> None:
 
 
 def test_two_classes_have_one_probability() -> None:
-    rows, predicted, sure = errors.worst(torch.tensor([0.9, 0.2, 0.3, 0.4]), torch.tensor([0, 1, 0, 1]))
+    rows, predicted, sure = errors.find_worst(torch.tensor([0.9, 0.2, 0.3, 0.4]), torch.tensor([0, 1, 0, 1]))
     assert (rows.tolist(), predicted.tolist()) == ([0, 1, 3], [1, 0, 0])
     assert sure.tolist() == pytest.approx([0.9, 0.8, 0.6])
 
@@ -44,7 +44,7 @@ def test_wrong_images_are_tiles_with_both_classes() -> None:
     p = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.05, 0.95], [1.0, 0.0], [0.4, 0.6]])
     targets = torch.tensor([0, 0, 0, 0, 0])  # wrong: 2 (0.95), 1 (0.8), 4 (0.6)
     spec = DataSpec("image", (1, 3, 3), "multiclass", 2, class_names=("cat", "dog"))
-    figure = errors.image_mistakes(images, p, targets, spec, "test", ORIGIN)
+    figure = errors.draw_image_mistakes(images, p, targets, spec, "test", ORIGIN)
     assert figure is not None
     axes = figure.axes[0]
     assert [text.get_text() for text in axes.texts] == [
@@ -59,7 +59,7 @@ def test_wrong_images_are_tiles_with_both_classes() -> None:
 def test_at_most_24_mistakes_are_shown_and_all_are_counted() -> None:
     p = torch.linspace(0.6, 0.99, 1500)
     spec = DataSpec("image", (1, 2, 2), "binary", 1)
-    figure = errors.image_mistakes(torch.zeros(1500, 1, 2, 2), p, torch.zeros(1500).long(), spec, "val", ORIGIN)
+    figure = errors.draw_image_mistakes(torch.zeros(1500, 1, 2, 2), p, torch.zeros(1500).long(), spec, "val", ORIGIN)
     assert figure is not None
     assert len(figure.axes[0].images) == 24
     assert figure.get_suptitle().startswith("The 24 surest of 1,500 mistakes on val")
@@ -68,7 +68,9 @@ def test_at_most_24_mistakes_are_shown_and_all_are_counted() -> None:
 def test_wrong_texts_are_a_table() -> None:
     codes = torch.tensor([[1, 2, 0, 0], [3, 3, 3, 0], [7, 0, 0, 0]])
     p = torch.tensor([[0.1, 0.7, 0.2], [0.8, 0.1, 0.1], [0.02, 0.96, 0.02]])
-    figure = errors.text_mistakes((codes, torch.tensor([2, 3, 1])), p, torch.tensor([2, 0, 0]), NAMES, "test", ORIGIN)
+    figure = errors.draw_text_mistakes(
+        (codes, torch.tensor([2, 3, 1])), p, torch.tensor([2, 0, 0]), NAMES, "test", ORIGIN
+    )
     assert cells(figure) == [
         ["where", "text", "true", "predicted", "probability"],
         ["line 4", "g", "X", "Y", "0.9600"],
@@ -83,9 +85,9 @@ def test_wrong_words_are_a_table() -> None:
     codes, lengths = torch.tensor([[1, 2, 3], [4, 5, 0]]), torch.tensor([3, 2])
     targets = torch.tensor([[0, 1, 2], [2, 1, -100]])
     right = torch.tensor([[0, 1, 2], [2, 1, 0]])  # what stands at the padding is not looked at
-    assert errors.tagging_mistakes((codes, lengths), right, targets, spec, "train", ORIGIN) is None
+    assert errors.draw_tagging_mistakes((codes, lengths), right, targets, spec, "train", ORIGIN) is None
     wrong = torch.tensor([[0, 1, 2], [2, 0, 0]])
-    figure = errors.tagging_mistakes((codes, lengths), wrong, targets, spec, "train", ORIGIN)
+    figure = errors.draw_tagging_mistakes((codes, lengths), wrong, targets, spec, "train", ORIGIN)
     assert cells(figure) == [["where", "text", "true", "predicted"], ["line 3", "de", "rq", "rp"]]
     assert figure is not None
     assert figure.axes[0].get_title() == "The only mistake on train"
@@ -94,7 +96,7 @@ def test_wrong_words_are_a_table() -> None:
 def test_a_long_file_name_ends_where_it_differs() -> None:
     files = Origin.from_files(np.array([b"cats/a_picture_with_a_long_name_1.jpg"]))
     spec = DataSpec("image", (1, 2, 2), "multiclass", 2)
-    figure = errors.image_mistakes(
+    figure = errors.draw_image_mistakes(
         torch.zeros(1, 1, 2, 2), torch.tensor([[0.1, 0.9]]), torch.tensor([0]), spec, "val", files
     )
     assert figure is not None
@@ -105,10 +107,10 @@ def test_nothing_is_drawn_without_a_mistake() -> None:
     p, targets = torch.eye(3), torch.arange(3)
     codes = (torch.ones(3, 2).long(), torch.ones(3).long())
     spec = DataSpec("image", (1, 2, 2), "multiclass", 3)
-    assert errors.text_mistakes(codes, p, targets, NAMES, "test", ORIGIN) is None
-    assert errors.image_mistakes(torch.zeros(3, 1, 2, 2), p, targets, spec, "test", ORIGIN) is None
+    assert errors.draw_text_mistakes(codes, p, targets, NAMES, "test", ORIGIN) is None
+    assert errors.draw_image_mistakes(torch.zeros(3, 1, 2, 2), p, targets, spec, "test", ORIGIN) is None
 
 
 def test_tags_with_long_names_have_spaces() -> None:
     spec = DataSpec("tokens", (3,), "tagging", 2, class_names=("noun", "verb"), vocabulary=LETTERS)
-    assert errors.tags(spec, torch.tensor([0, 1, -100])) == "noun verb"
+    assert errors.format_tags(spec, torch.tensor([0, 1, -100])) == "noun verb"

@@ -48,9 +48,9 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def picture(title: str) -> np.ndarray:
-    figure, axes = canvas.single(3, 2)
+    figure, axes = canvas.create_axes(3, 2)
     axes.set_title(title)
-    return canvas.pixels(figure)
+    return canvas.render_pixels(figure)
 
 
 def test_letters_that_no_font_has_are_said_once_and_warn_of_nothing(installed: list[str]) -> None:
@@ -58,19 +58,19 @@ def test_letters_that_no_font_has_are_said_once_and_warn_of_nothing(installed: l
         warnings.simplefilter("error")
         picture(CAT)
         picture(CAT)
-    (note,) = fonts.note()
+    (note,) = fonts.describe_missing_letters()
     assert CAT in note
     assert "fonts-noto-cjk" in note
-    assert fonts.note() == []
+    assert fonts.describe_missing_letters() == []
 
 
 def test_a_font_that_has_the_letters_is_taken(installed: list[str], tmp_path: Path) -> None:
     make_font(tmp_path / "squares.ttf", CAT, "Squares")
     installed.append(str(tmp_path / "squares.ttf"))
-    assert fonts.families_for(f"the {CAT}") == ["DejaVu Sans", "Squares"]
+    assert fonts.find_families(f"the {CAT}") == ["DejaVu Sans", "Squares"]
     boxes = picture("").sum()
     assert picture(CAT).sum() < boxes - 20 * 3 * 255  # a filled square is darker than an empty one
-    assert fonts.note() == []
+    assert fonts.describe_missing_letters() == []
 
 
 def test_several_fonts_share_the_letters(installed: list[str], tmp_path: Path) -> None:
@@ -79,8 +79,8 @@ def test_several_fonts_share_the_letters(installed: list[str], tmp_path: Path) -
         installed.append(str(tmp_path / f"{family}.ttf"))
     (tmp_path / "damaged.ttf").write_bytes(b"no font")
     installed.insert(0, str(tmp_path / "damaged.ttf"))
-    assert fonts.families_for(f"{CAT}狗鸟") == ["DejaVu Sans", "Cats", "Dogs"]
-    (note,) = fonts.note()
+    assert fonts.find_families(f"{CAT}狗鸟") == ["DejaVu Sans", "Cats", "Dogs"]
+    (note,) = fonts.describe_missing_letters()
     assert "letters 鸟," in note
 
 
@@ -88,15 +88,15 @@ def test_no_font_is_looked_for_where_the_own_has_all(installed: list[str], monke
     def refuse() -> None:
         raise AssertionError
 
-    monkeypatch.setattr(fonts, "_installed", refuse)
-    assert fonts.families_for("Größe − αβγ\n×") == ["DejaVu Sans"]
+    monkeypatch.setattr(fonts, "_list_installed", refuse)
+    assert fonts.find_families("Größe − αβγ\n×") == ["DejaVu Sans"]
     picture("plain")
 
 
 def test_a_font_of_this_machine_draws_chinese() -> None:
     """Where one is installed, as .ci/run sees to."""
-    if fonts.families_for(CAT) == ["DejaVu Sans"]:
-        fonts.note()
+    if fonts.find_families(CAT) == ["DejaVu Sans"]:
+        fonts.describe_missing_letters()
         pytest.skip("no font with Chinese letters here")
     assert (picture(CAT) != picture("狗")).any()
-    assert fonts.note() == []
+    assert fonts.describe_missing_letters() == []

@@ -9,7 +9,7 @@ from torch import nn
 
 from dlrun.data.spec import DataSpec
 from dlrun.engine.objective import Objective
-from dlrun.runs.reports.plots.landscape import Landscape, loss_at, loss_landscape, trained
+from dlrun.runs.reports.plots.landscape import Landscape, draw_loss_landscape, list_trained_numbers, make_loss_function
 
 X, Y = torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([[2.0], [4.0], [6.0]])
 LINE = DataSpec("vector", (1,), "regression", 1)
@@ -30,7 +30,7 @@ def empty(columns: int) -> np.ndarray:
 def test_trained_numbers_have_the_names_of_the_tracked_ones() -> None:
     model = nn.Sequential(nn.Linear(2, 1), nn.Linear(1, 1))
     model[1].requires_grad_(False)
-    assert trained(model) == ["0.weight[0]", "0.weight[1]", "0.bias"]
+    assert list_trained_numbers(model) == ["0.weight[0]", "0.weight[1]", "0.bias"]
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -38,24 +38,24 @@ def test_the_loss_at_a_point_is_the_mean_over_rows_and_the_model_stays(reduction
     model = nn.Linear(1, 1)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     points = np.array([[2.0, 0.0], [1.0, 0.5], [-3.0, 2.0]])
-    found = loss_at(model, Objective(LINE, reduction=reduction), (X,), Y)(points)
+    found = make_loss_function(model, Objective(LINE, reduction=reduction), (X,), Y)(points)
     assert np.allclose(found, squares(points), rtol=1e-6)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert model.training
-    assert loss_at(model, Objective(LINE), (X,), Y)(empty(2)).shape == (0,)
+    assert make_loss_function(model, Objective(LINE), (X,), Y)(empty(2)).shape == (0,)
 
 
 def test_a_binary_models_loss_is_its_cross_entropy() -> None:
     spec = DataSpec("vector", (1,), "binary", 1)
     points = np.array([[0.7, -1.0]])
-    found = loss_at(nn.Linear(1, 1), Objective(spec), (X,), torch.tensor([0, 0, 1]))(points)
+    found = make_loss_function(nn.Linear(1, 1), Objective(spec), (X,), torch.tensor([0, 0, 1]))(points)
     p = 1 / (1 + np.exp(-(0.7 * BOWL_X - 1)))
     assert found[0] == pytest.approx(-np.log(np.array([1 - p[0], 1 - p[1], p[2]])).mean(), rel=1e-6)
 
 
 def test_one_number_has_a_curve_with_the_way_and_what_was_tried(lines: Any) -> None:
     way, tried = np.array([[1.0], [1.5], [2.0]]), np.arange(5.0)[:, None]
-    figure = loss_landscape(Landscape(["weight"], squares, way, tried))
+    figure = draw_loss_landscape(Landscape(["weight"], squares, way, tried))
     axes = figure.axes[0]
     found = lines(axes)
     assert list(found) == ["loss", "tried: 5 values", "optimizer (a dot per epoch)", "start", "end"]
@@ -70,7 +70,7 @@ def test_one_number_has_a_curve_with_the_way_and_what_was_tried(lines: Any) -> N
 
 def test_two_numbers_have_a_surface_and_contours(lines: Any) -> None:
     way = np.array([[1.0, 1.0], [2.0, 0.0]])
-    solid, flat, scale = loss_landscape(Landscape(["weight", "bias"], squares, way, np.zeros((3, 2)))).axes
+    solid, flat, scale = draw_loss_landscape(Landscape(["weight", "bias"], squares, way, np.zeros((3, 2)))).axes
     assert type(solid).__name__ == "Axes3D"
     assert np.allclose(solid.lines[0].get_data_3d(), [[1, 2], [1, 0], squares(way)])  # type: ignore[attr-defined]
     assert lines(flat)["optimizer (a dot per epoch)"] == [[1, 2], [1, 0]]
@@ -84,7 +84,7 @@ def test_two_numbers_have_a_surface_and_contours(lines: Any) -> None:
 def test_a_diverging_way_is_cut_and_the_title_says_so(lines: Any) -> None:
     factor = -1.8
     way = (2 + -(factor ** np.arange(30)))[:, None]  # loss 14/3 · 1.8^2n: above 100 times the first from n = 4 on
-    figure = loss_landscape(Landscape(["weight"], squares, way, empty(1)))
+    figure = draw_loss_landscape(Landscape(["weight"], squares, way, empty(1)))
     found = lines(figure.axes[0])
     assert found["optimizer (a dot per epoch)"][0] == pytest.approx(way[:4, 0].tolist())
     assert "end" not in found
@@ -99,16 +99,16 @@ def test_a_diverging_way_is_cut_and_the_title_says_so(lines: Any) -> None:
 )
 def test_a_way_of_hardly_a_point_is_drawn_too(way: np.ndarray, lines: Any) -> None:
     with np.errstate(invalid="ignore"):
-        figure = loss_landscape(Landscape(["w"], squares, way, empty(1)))
+        figure = draw_loss_landscape(Landscape(["w"], squares, way, empty(1)))
     assert np.isfinite(lines(figure.axes[0])["loss"]).all()
 
 
 def test_a_long_way_is_thinned_to_its_ends(lines: Any) -> None:
     way = np.linspace(1, 2, 5001)[:, None]
-    found = lines(loss_landscape(Landscape(["w"], squares, way, empty(1))).axes[0])["optimizer (a dot per epoch)"]
+    found = lines(draw_loss_landscape(Landscape(["w"], squares, way, empty(1))).axes[0])["optimizer (a dot per epoch)"]
     assert (len(found[0]), found[0][0], found[0][-1]) == (500, 1, 2)
 
 
 def test_a_flat_loss_has_a_picture() -> None:
-    figure = loss_landscape(Landscape(["w", "b"], lambda points: np.ones(len(points)), np.zeros((2, 2)), empty(2)))
+    figure = draw_loss_landscape(Landscape(["w", "b"], lambda points: np.ones(len(points)), np.zeros((2, 2)), empty(2)))
     assert len(figure.axes) == 3

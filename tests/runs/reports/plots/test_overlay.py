@@ -10,8 +10,8 @@ from matplotlib.image import imread
 
 from dlrun.runs.logger import Logger
 from dlrun.runs.reports.plots import canvas
-from dlrun.runs.reports.plots.loss import smoothed
-from dlrun.runs.reports.plots.overlay import curves, side_by_side
+from dlrun.runs.reports.plots.loss import smooth
+from dlrun.runs.reports.plots.overlay import draw_loss_overlay, tile_pictures
 
 
 def run(folder: Path, losses: list[float], every: int = 0) -> Path:
@@ -29,11 +29,11 @@ def run(folder: Path, losses: list[float], every: int = 0) -> Path:
 
 def test_steps_are_drawn_where_every_run_has_logged_each(tmp_path: Path, lines: Any) -> None:
     runs = [("a", run(tmp_path / "a", [3.0, 2.0], every=1)), ("$b$", run(tmp_path / "b", [9.0, 1.0], every=1))]
-    axes = curves(runs).axes[0]
+    axes = draw_loss_overlay(runs).axes[0]
     steps = np.arange(1, 21)
     found = lines(axes)
     assert list(found) == ["a", r"\$b\$"]
-    assert np.allclose(found["a"], [steps, smoothed(np.repeat([3, 2], 10) + steps)])
+    assert np.allclose(found["a"], [steps, smooth(np.repeat([3, 2], 10) + steps)])
     faint = [np.asarray(line.get_ydata()) for line in axes.lines if str(line.get_label()).startswith("_")]
     assert np.allclose(faint[1], np.repeat([9, 1], 10) + steps)
     assert axes.get_xlabel() == "step"
@@ -41,8 +41,8 @@ def test_steps_are_drawn_where_every_run_has_logged_each(tmp_path: Path, lines: 
 
 def test_epochs_are_drawn_where_a_run_lacks_steps(tmp_path: Path, lines: Any) -> None:
     runs = [("a", run(tmp_path / "a", [3.0, 2.0], every=1)), ("b", run(tmp_path / "b", [9.0, 0.1], every=2))]
-    axes = curves(runs).axes[0]
-    assert lines(axes) == {"a": [[1, 2], smoothed([3, 2]).tolist()], "b": [[1, 2], smoothed([9, 0.1]).tolist()]}
+    axes = draw_loss_overlay(runs).axes[0]
+    assert lines(axes) == {"a": [[1, 2], smooth([3, 2]).tolist()], "b": [[1, 2], smooth([9, 0.1]).tolist()]}
     assert (axes.get_xlabel(), axes.get_yscale()) == ("epoch", "log")
 
 
@@ -54,11 +54,11 @@ def test_runs_without_a_finite_loss_are_named(tmp_path: Path, lines: Any) -> Non
         ("empty", tmp_path / "empty"),
         ("none", tmp_path / "none"),
     ]
-    axes = curves(runs).axes[0]
+    axes = draw_loss_overlay(runs).axes[0]
     assert list(lines(axes)) == ["good"]
     assert axes.get_xlabel() == "step"  # those left out do not decide
     assert axes.get_title().endswith("\nwithout lr=9, empty, none (no finite loss)")
-    nothing = curves(runs[1:]).axes[0]
+    nothing = draw_loss_overlay(runs[1:]).axes[0]
     assert (lines(nothing), nothing.get_legend()) == ({}, None)
 
 
@@ -66,9 +66,9 @@ def test_many_labels_stand_beside_the_picture(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "metrics.jsonl").write_text(json.dumps({"epoch": 1, "step": 1, "train/loss": 1.0}) + "\n")
-    few, many = (curves([(f"run {i}", folder) for i in range(n)]) for n in (8, 12))
+    few, many = (draw_loss_overlay([(f"run {i}", folder) for i in range(n)]) for n in (8, 12))
     for figure, beside in ((few, False), (many, True)):
-        canvas.pixels(figure)
+        canvas.render_pixels(figure)
         axes = figure.axes[0]
         legend = axes.get_legend()
         assert legend is not None
@@ -79,7 +79,7 @@ def test_many_labels_stand_beside_the_picture(tmp_path: Path) -> None:
 def test_pictures_are_tiles_with_their_labels(tmp_path: Path) -> None:
     for i in range(5):
         canvas.save_png(np.full((3, 4, 3), 50 * i, np.uint8), tmp_path / f"{i}.png")
-    figure = side_by_side([(f"n={i}", tmp_path / f"{i}.png") for i in range(6)])
+    figure = tile_pictures([(f"n={i}", tmp_path / f"{i}.png") for i in range(6)])
     shown = [axes for axes in figure.axes if axes.images]
     assert [axes.get_title() for axes in shown] == [f"n={i}" for i in range(5)]
     for i, axes in enumerate(shown):
@@ -90,4 +90,4 @@ def test_pictures_are_tiles_with_their_labels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pictures", [[], [("a", Path("nowhere.png"))]])
 def test_no_pictures_make_no_tiles(pictures: list[tuple[str, Path]]) -> None:
-    assert [axes for axes in side_by_side(pictures).axes if axes.images] == []
+    assert [axes for axes in tile_pictures(pictures).axes if axes.images] == []

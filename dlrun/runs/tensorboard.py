@@ -1,0 +1,69 @@
+"""TensorBoard's event files, written and read back without torch."""
+
+import itertools
+import logging
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from dlrun.core.files import DiskProblems, GrowingFile
+
+_count = itertools.count()
+
+
+class EventFile:
+    """A TensorBoard event file on a disk that may be full: failed writes are retried at the next flush.
+
+    It replaces TensorBoard's EventFileWriter, whose thread ends with the first error and raises it later.
+    Its name sorts by age, as readers of a folder with several event files expect.
+    """
+
+    def __init__(self, folder: Path, suffix: str, unsaved: DiskProblems) -> None:
+        stamp = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_count):06d}"
+        path = folder / f"events.out.tfevents.{stamp}{suffix}"
+        self.file = GrowingFile(path, "TensorBoard's events", unsaved)
+        self._records = RecordWriter(self.file)
+        self.add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+    def add_event(self, event: Event) -> None:
+        """Add an event; it is on the disk after `flush`."""
+        self._records.write(event.SerializeToString())
+
+    def flush(self) -> None:
+        """Write everything to the disk, or report that it cannot be written."""
+        self.file.flush()
+
+    def close(self) -> None:
+        """Flush: the file is only open while something is added to it."""
+        self.file.flush()
+
+
+def wait_for_later_name(folder: Path) -> None:
+    """Wait, for a second at most, until a new event file sorts after those in `folder`.
+
+    Event files are read in the order of their names, which begin with the second they were opened in.
+    """
+    seconds = [int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.*")]
+    while seconds and int(time.time()) <= max(seconds):
+        time.sleep(0.02)
+
+
+def read_scalars(folder: Path) -> dict[str, list[tuple[int, str]]]:
+    """Read a run's scalars except timings: (step, value) by tag, the value as text, so that NaN equals NaN."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    # TensorBoard warns of events that a resumed run has replaced.
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)
+    events: Any = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+
+    scalars: dict[str, list[tuple[int, str]]] = {}
+    for tag in events.Tags()["scalars"]:
+        if not tag.startswith("time/"):
+            scalars[tag] = [(event.step, repr(event.value)) for event in events.Scalars(tag)]
+    return scalars
