@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dlrun.config import schema
+from dlrun.config import schema, unheeded
 from dlrun.config.request import Request
 from dlrun.core import lock, signals, user_code
 from dlrun.core.errors import DlrunError, ErrorList, RequestError, RunError
@@ -143,6 +143,9 @@ def prepare_run(
     typed = read_typed_words(request)
     in_files = read_keys_in_files(request)
     context.notes += request.notes
+    if request.going_on and request.folder is not None and request.sweep is None:
+        # A resumed run says what the run left alone says of its own command line.
+        context.notes += unheeded.find_repeated(RunRecord(request.folder).overrides)
     context.notes += ignored.find_without_effect(context, request, typed, in_files)
     if settings.rest.device.tf32 is not None and process.device.type != "cuda":
         context.notes.append(f"device.tf32 is for cuda, and changes nothing on {process.device}")

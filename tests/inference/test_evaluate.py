@@ -61,7 +61,7 @@ def test_a_new_process_opens_the_full_model_without_dlrun_and_eval_reproduces_th
         "best = torch.load(sys.argv[1] + '/checkpoints/best.pt', weights_only=True)['model']\n"
         "assert all(torch.equal(v, best[k]) for k, v in model.state_dict().items())\n"
         "assert 'hydra' not in sys.modules and 'omegaconf' not in sys.modules\n"
-        "from dlrun import evaluation\n"
+        "from dlrun.inference import evaluate as evaluation\n"
         "found = evaluation.evaluate([*sys.argv[1:], 'figures=false'])\n"
         "recorded = json.load(open(sys.argv[1] + '/result.json'))['metrics']\n"
         "assert len(found) == 4 and all(recorded[k] == v for k, v in found.items()), (found, recorded)\n"

@@ -82,10 +82,11 @@ def test_there_is_none_without_figures_or_before_the_end(dlrun: Callable, tmp_pa
     assert dlrun("resume", "run", "trainer.epochs=5", "figures=false").code == 0
     assert not page.exists()  # that of another end of the run
     (tmp_path / "net.py").write_text(
-        "import signal, torch\n\nclass Net(torch.nn.Linear):\n    calls = 0\n"
+        "import pathlib, signal, torch\n\nclass Net(torch.nn.Linear):\n    calls = 0\n"
         "    def __init__(self, spec):\n        super().__init__(spec.input_size, spec.output_size)\n"
         "    def forward(self, x):\n        Net.calls += 1\n"
-        "        if Net.calls == 12:\n            signal.raise_signal(signal.SIGINT)\n"
+        "        if Net.calls == 12 and not pathlib.Path('sent').exists():\n"
+        "            pathlib.Path('sent').touch()\n            signal.raise_signal(signal.SIGINT)\n"
         "        return super().forward(x)\n"
     )
     assert dlrun("data=blobs", "model._target_=net.Net", *QUICK[:2], "hydra.run.dir=stopped").code == 130
