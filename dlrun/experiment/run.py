@@ -143,7 +143,7 @@ def prepare_run(
     typed = read_typed_words(request)
     in_files = read_keys_in_files(request)
     context.notes += request.notes
-    if request.going_on and request.folder is not None and request.sweep is None:
+    if request.continues and request.folder is not None and request.sweep is None:
         # A resumed run says what the run left alone says of its own command line.
         context.notes += unheeded.find_repeated(RunRecord(request.folder).overrides)
     context.notes += ignored.find_without_effect(context, request, typed, in_files)
