@@ -1,4 +1,4 @@
-"""Whether probabilities mean what they say: how often a classifier is right, by how sure it was."""
+"""Calibration of a classifier: how often it is right, by how sure it was."""
 
 from dataclasses import dataclass
 
@@ -10,46 +10,54 @@ BINS = 15
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a classifier said and what came true, in bins of equal width; bin i is (i / n, (i + 1) / n].
+    """Predicted probabilities and observed frequencies in bins of equal width; bin i is (i / n, (i + 1) / n].
 
-    Tensors of shape (bins,): rows in each bin, and the means over them, NaN in an empty bin.
+    of: the event with the probability: "the predicted class", or the one class of a binary task.
+    counts, confidence, frequency: tensors (bins,) of the rows in each bin, their mean probability, and the share of
+        them where the event happened; the means are NaN in an empty bin.
     """
 
-    of: str  # what has the probability: "the predicted class", or the one class of a binary task
+    of: str
     counts: Tensor
-    confidence: Tensor  # mean probability
-    frequency: Tensor  # share of the rows where it came true
+    confidence: Tensor
+    frequency: Tensor
 
     @property
     def gaps(self) -> Tensor:
-        """|confidence - frequency| a bin, 0 where it is empty."""
+        """|confidence - frequency| of each bin, 0 if it is empty."""
         return (self.confidence - self.frequency).abs().nan_to_num(0.0)
 
     @property
     def ece(self) -> float:
         """The expected calibration error: the gaps, each weighted by its bin's share of the rows."""
-        return float((self.gaps * self.counts).sum() / self.counts.sum().clamp_min(1))
+        return self._average(self.gaps)
 
     @property
     def mean_confidence(self) -> float:
-        """Over all rows."""
-        return float((self.confidence.nan_to_num(0.0) * self.counts).sum() / self.counts.sum().clamp_min(1))
+        """Mean probability over all rows."""
+        return self._average(self.confidence.nan_to_num(0.0))
 
     @property
     def mean_frequency(self) -> float:
-        """Over all rows: the accuracy, or the share of the one class of a binary task."""
-        return float((self.frequency.nan_to_num(0.0) * self.counts).sum() / self.counts.sum().clamp_min(1))
+        """Share of all rows where the event happened: the accuracy, or the share of a binary task's one class."""
+        return self._average(self.frequency.nan_to_num(0.0))
+
+    def _average(self, values: Tensor) -> float:
+        """Mean over all rows of a value of each bin."""
+        return float((values * self.counts).sum() / self.counts.sum().clamp_min(1))
 
 
 def compute_calibration(probability: Tensor, happened: Tensor, of: str, bins: int = BINS) -> Calibration:
-    """probability (N,) in 0..1 of an event, and whether it happened (N,).
+    """Calibration of probabilities (N,) in 0..1 of an event that happened (N,) or not; of: the event.
 
     Source: Guo et al. 2017, "On calibration of modern neural networks", equations 2 to 5, for the predicted class; for
     the one class of a binary task the same sums give the reliability diagram of DeGroot & Fienberg 1983.
     """
-    p, true = probability.double(), happened.double()
-    place = ((p * bins).ceil().long() - 1).clamp(0, bins - 1)
+    probability = probability.double()
+    bin_numbers = ((probability * bins).ceil().long() - 1).clamp(0, bins - 1)
+    counts = torch.bincount(bin_numbers, minlength=bins)
+
     zeros = torch.zeros(bins, dtype=torch.float64)
-    counts = torch.bincount(place, minlength=bins)
-    said, came = (zeros.index_add(0, place, values) / counts for values in (p, true))
-    return Calibration(of, counts, said, came)
+    confidence = zeros.index_add(0, bin_numbers, probability) / counts
+    frequency = zeros.index_add(0, bin_numbers, happened.double()) / counts
+    return Calibration(of, counts, confidence, frequency)

@@ -1,4 +1,4 @@
-"""What watches a training: one protocol for logging, checkpoints, progress, pictures and diagnoses."""
+"""Callback protocol of the trainer, for logging, checkpoints, progress, pictures and diagnostics."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -8,45 +8,86 @@ from dlrun.engine.state import TrainState
 
 @dataclass(frozen=True)
 class EpochSummary:
-    """What an epoch came to."""
+    """Results of one epoch."""
 
-    row: dict[str, float]  # epoch, step, metrics and learning rates, as in metrics.jsonl
-    timings: dict[str, float] = field(default_factory=dict)  # epoch_seconds, samples_per_second
-    is_best: bool = False  # by the monitored metric
+    # Epoch, step, metrics and learning rates, as in metrics.jsonl.
+    row: dict[str, float]
+    # epoch_seconds and samples_per_second.
+    timings: dict[str, float] = field(default_factory=dict)
+    # Whether the monitored metric is better than in all epochs before.
+    is_best: bool = False
 
 
 class Callback:
     """Hooks of a training, called in the order of the trainer's list. Override those that are needed.
 
-    A hook that no callback overrides costs nothing. An exception in a hook ends the run.
+    A hook that no callback overrides is never called. An exception in a hook ends the run.
     """
 
-    phase = "log"  # what trainer.profile counts the time of these hooks as
+    # Name under which trainer.profile sums up the time of these hooks.
+    phase = "log"
 
     def on_step_end(self, training: TrainState) -> None:
-        """An optimizer step has been made. Nothing here may wait for the device."""
+        """Called after every optimizer step; must not wait for the device."""
 
     def on_log(self, step: int, values: dict[str, float]) -> None:
-        """Loss, gradient norm and learning rates of one step, every log_every_steps steps."""
+        """Called every log_every_steps steps, with loss, gradient norm and learning rates of that step."""
 
     def on_epoch_end(self, training: TrainState, epoch: EpochSummary) -> None:
-        """An epoch has ended, or what there was of the last one."""
+        """Called after every epoch, also a last one that max_steps cut short."""
 
     def on_interrupt(self, training: TrainState) -> None:
-        """The run stops here and may be resumed, in the middle of an epoch or after one."""
+        """Called when the run stops and may be resumed, in the middle of an epoch or after one."""
 
     def on_partial_epoch(self) -> None:
-        """The last epoch ended early; its row follows, which a resumed run drops: it trains that epoch to its end."""
+        """Called before the row of an epoch that max_steps cut short; a resumed run drops that row."""
 
 
+# All hooks, by the name of their method.
 HOOKS = ("on_step_end", "on_log", "on_epoch_end", "on_interrupt", "on_partial_epoch")
 
 
-def find_overriding(callbacks: Sequence[Callback], hook: str) -> list[Callback]:
-    """The callbacks that override a hook, in their order."""
-    return [callback for callback in callbacks if getattr(type(callback), hook) is not getattr(Callback, hook)]
+class CallbackList(Callback):
+    """Calls each hook of several callbacks, in their order."""
 
+    def __init__(self, callbacks: Sequence[Callback]) -> None:
+        self.callbacks = callbacks
+        # Only methods that a callback overrides, so that others cost nothing in a step.
+        self.hooks: dict[str, list[Callable[..., None]]] = {}
+        for name in HOOKS:
+            self.hooks[name] = [getattr(callback, name) for callback in self._find_overriding(name)]
 
-def collect_hooks(callbacks: Sequence[Callback]) -> dict[str, list[Callable[..., None]]]:
-    """By name, the hooks that callbacks override, in their order."""
-    return {name: [getattr(callback, name) for callback in find_overriding(callbacks, name)] for name in HOOKS}
+    def wrap_hooks(self, wrap: Callable[[Callable[..., None], str], Callable[..., None]]) -> None:
+        """Replace every hook by wrap(hook, phase), to time it for example."""
+        for name in HOOKS:
+            overriding = self._find_overriding(name)
+            self.hooks[name] = [wrap(getattr(callback, name), callback.phase) for callback in overriding]
+
+    def _find_overriding(self, hook: str) -> list[Callback]:
+        default = getattr(Callback, hook)
+        return [callback for callback in self.callbacks if getattr(type(callback), hook) is not default]
+
+    def on_step_end(self, training: TrainState) -> None:
+        """Call on_step_end of all callbacks."""
+        for hook in self.hooks["on_step_end"]:
+            hook(training)
+
+    def on_log(self, step: int, values: dict[str, float]) -> None:
+        """Call on_log of all callbacks."""
+        for hook in self.hooks["on_log"]:
+            hook(step, values)
+
+    def on_epoch_end(self, training: TrainState, epoch: EpochSummary) -> None:
+        """Call on_epoch_end of all callbacks."""
+        for hook in self.hooks["on_epoch_end"]:
+            hook(training, epoch)
+
+    def on_interrupt(self, training: TrainState) -> None:
+        """Call on_interrupt of all callbacks."""
+        for hook in self.hooks["on_interrupt"]:
+            hook(training)
+
+    def on_partial_epoch(self) -> None:
+        """Call on_partial_epoch of all callbacks."""
+        for hook in self.hooks["on_partial_epoch"]:
+            hook()

@@ -1,6 +1,6 @@
-"""Several processes that train one run, as torchrun starts them: they share batches, gradients and evaluation.
+"""Data-parallel training of one run by several processes, as torchrun starts them.
 
-The only code that knows a rank. Process 0 decides, records and speaks; the others follow it.
+The only code that talks to other ranks. Rank 0 decides, records and reports; the others follow it.
 """
 
 import contextlib
@@ -16,22 +16,28 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 T = TypeVar("T")
-_START_SECONDS = 1800  # so long may process 0 read or download data before the others begin
-_ANSWER_SECONDS = 3.0  # so long a process may take to say what has befallen it
-_NOTICE_SECONDS = 5.0  # longest time that a rank that failed waits for rank 0 to fail, too
-_REPORT_SECONDS = 30.0  # longest time that it waits for rank 0, which has failed, to report it
-_REPORTED = "rank 0 has reported"  # key in the store
-_USING_ALL = ("torch.nn.", "dlrun.")  # modules whose layers all take part in every forward pass
-_OF_THE_TRANSPORT = (
-    "/gloo/",
-    "Application timeout",
-    "NCCL",
-    "nccl",
-)  # in the text of an error about another one
+
+# Longest time that rank 0 may read or download data before the others begin.
+_START_SECONDS = 1800
+# Longest time that a rank may take to report its own failure.
+_ANSWER_SECONDS = 3.0
+# Longest time that a rank that failed waits for rank 0 to fail, too.
+_NOTICE_SECONDS = 5.0
+# Longest time that it waits for rank 0, which has failed, to report it.
+_REPORT_SECONDS = 30.0
+
+# Key in the store.
+_REPORTED = "rank 0 has reported"
+
+# Modules whose layers all take part in every forward pass.
+_FULLY_USED_MODULES = ("torch.nn.", "dlrun.")
+
+# Texts of errors of the transport, which mean that another rank has failed.
+_TRANSPORT_TEXTS = ("/gloo/", "Application timeout", "NCCL", "nccl")
 
 
 class Stop(Protocol):
-    """The number of the signal that asks the run to end, or 0."""
+    """Whether the run is asked to stop; signal_number is that of the signal which asks, or 0."""
 
     signal_number: int
 
@@ -39,231 +45,278 @@ class Stop(Protocol):
 
 
 class Distributed:
-    """This process among those that train one run; here it is alone, and everything is as it is."""
+    """This process among those that train one run. The base class is a single process, and does nothing."""
 
-    rank = 0  # of this process
-    world_size = 1  # processes
-    is_first_local = True  # on its machine
+    rank = 0
+    world_size = 1
+    # On this machine.
     local_rank = 0
     local_world_size = 1
+    is_first_local = True
 
     def set_timeout(self, seconds: float) -> None:
-        """From here on a process that keeps the others waiting for longer ends the run."""
+        """From here on a rank that keeps the others waiting for longer ends the run."""
 
     def shard_batch(self, batches: "list[Tensor]") -> "list[Tensor]":
-        """This process's rows of every training batch; none where a batch has fewer rows than there are processes."""
+        """This rank's rows of every training batch; none of a batch that has fewer rows than there are ranks."""
         if self.world_size == 1:
             return batches
         return [rows.tensor_split(self.world_size)[self.rank] for rows in batches]
 
     def shard_evaluation(self, batches: "list[Tensor]", block: int) -> "list[Tensor]":
-        """This process's batches of an evaluation: whole ones, by blocks, so that each sums what one alone would."""
+        """This rank's batches of an evaluation: every world_size-th block of whole batches.
+
+        A block is summed up on one rank, to the bit as a single process does.
+        """
+        # Block 0 to rank 0, block 1 to rank 1, ... and around again.
         return [rows for i, rows in enumerate(batches) if i // block % self.world_size == self.rank]
 
     def gather_blocks(self, blocks: list[T]) -> list[T]:
-        """What the blocks of all processes came to, in the order that one process alone has them."""
+        """Gather the blocks of all ranks, interleaved in the order of a single process."""
         return blocks
 
     def sum_over_ranks(self, value: "Tensor") -> "Tensor":
-        """The sum over all processes."""
+        """Sum a tensor over all ranks."""
         return value
 
-    def broadcast(self, thing: T) -> T:
-        """What process 0 has."""
-        return thing
+    def broadcast(self, value: T) -> T:
+        """Return rank 0's value on every rank."""
+        return value
 
-    def gather(self, thing: T) -> list[T]:
-        """What every process has."""
-        return [thing]
+    def gather(self, value: T) -> list[T]:
+        """Return the values of all ranks, on every rank."""
+        return [value]
 
     def broadcast_buffers(self, model: "nn.Module") -> None:
-        """Process 0's statistics (of batch norm, say), which are no parameters, in all of them."""
+        """Give every rank the buffers of rank 0, such as batch norm statistics."""
 
     def wrap_model(self, model: "nn.Module") -> "Callable[..., Tensor]":
-        """The forward pass whose gradients are the mean over the processes."""
+        """Return a forward pass whose gradients are averaged over the ranks."""
         return model
 
-    def sync_gradients(self, forward: Any, until_last: bool) -> None:
-        """Whether the next backward pass keeps its gradients here: they are summed up once for a step."""
+    def sync_gradients(self, forward: Any, enabled: bool) -> None:
+        """Set whether the next backward pass averages its gradients over the ranks."""
 
     def any_rank(self, stop: Stop) -> Callable[[], bool]:
-        """`stop` for all: true in the same step everywhere, though signals arrive when they like."""
+        """Return a stop request that is true in the same step on every rank, if it is on any."""
         return stop
 
-    def rank_zero_first(self, make: Callable[[], T]) -> T:
-        """`make()`: on each machine first in one process, then in the others; in none of them when it fails."""
-        return make()
+    def rank_zero_first(self, function: Callable[[], T]) -> T:
+        """Call `function` in one process of each machine, then in the others; in none of them if it fails."""
+        return function()
 
-    def explain_failure(self, error: BaseException, said: str) -> str:
-        """Which process failed, and how, when this one has ended in `error`, of which `said` tells."""
-        return said
+    def explain_failure(self, error: BaseException, message: str) -> str:
+        """Which rank failed, and how, when this one has ended in `error`; message: the explanation of `error`."""
+        return message
 
 
 SINGLE_PROCESS = Distributed()
-_stores: list[Any] = []  # of the run that this process takes part in; it outlives the group
+
+# The store of the run that this process takes part in; it outlives the group.
+_stores: list[Any] = []
 
 
 class ProcessGroup(Distributed):
     """One of several processes."""
 
     def __init__(self) -> None:
-        """Joins the others, or waits for them."""
+        """Join the other ranks; blocks until all are there."""
         import torch.distributed as dist
         from torch.distributed.rendezvous import rendezvous
 
-        at = {name: int(os.environ[name]) for name in ("RANK", "WORLD_SIZE")}
-        self.rank, self.world_size = at["RANK"], at["WORLD_SIZE"]
+        self.rank = int(os.environ["RANK"])
+        self.world_size = int(os.environ["WORLD_SIZE"])
         self.local_rank = int(os.environ.get("LOCAL_RANK", self.rank))
         self.local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size))
         self.is_first_local = self.local_rank == 0
+
+        # A store of our own, rather than init_process_group's, to exchange failures after the group has broken.
         self.store, *_ = next(rendezvous("env://", self.rank, self.world_size))
         _stores.append(self.store)
-        backend = "cpu:gloo,cuda:nccl" if _has_cuda() else "gloo"
-        wait = timedelta(seconds=_START_SECONDS)
-        dist.init_process_group(backend, store=self.store, rank=self.rank, world_size=self.world_size, timeout=wait)
-        self.everyone: Any = dist.group.WORLD
-        self.group: Any = self.everyone
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if _has_nccl() else "gloo",
+            store=self.store,
+            rank=self.rank,
+            world_size=self.world_size,
+            timeout=timedelta(seconds=_START_SECONDS),
+        )
+        # Setup uses the first group with its long timeout, training the one of `set_timeout`.
+        self.setup_group: Any = dist.group.WORLD
+        self.group: Any = self.setup_group
 
     def set_timeout(self, seconds: float) -> None:
-        """See Ranks."""
+        """Use a group with this timeout for all that follows."""
         import torch.distributed as dist
 
         self.group = dist.new_group(timeout=timedelta(seconds=seconds))
 
     def gather_blocks(self, blocks: list[T]) -> list[T]:
-        """See Ranks."""
-        everyone = self.gather(blocks)
-        most = max(map(len, everyone))
-        return [mine[i] for i in range(most) for mine in everyone if i < len(mine)]
+        """Interleave the blocks of all ranks: the first of each, the second of each, ..."""
+        blocks_of_ranks = self.gather(blocks)
+        longest = max(map(len, blocks_of_ranks))
+
+        interleaved = []
+        for i in range(longest):
+            for rank_blocks in blocks_of_ranks:
+                if i < len(rank_blocks):
+                    interleaved.append(rank_blocks[i])
+        return interleaved
 
     def sum_over_ranks(self, value: "Tensor") -> "Tensor":
-        """See Ranks."""
+        """All-reduce a copy of the tensor."""
         import torch.distributed as dist
 
+        # all_reduce works in place.
         value = value.detach().clone()
         dist.all_reduce(value, group=self.group)
         return value
 
-    def broadcast(self, thing: T) -> T:
-        """See Ranks."""
+    def broadcast(self, value: T) -> T:
+        """Broadcast a picklable object from rank 0."""
         import torch.distributed as dist
 
-        held = [thing]
-        dist.broadcast_object_list(held, src=0, group=self.group)
-        return held[0]
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self.group)
+        return values[0]
 
-    def gather(self, thing: T) -> list[T]:
-        """See Ranks."""
-        return self._gathered(thing, self.group)
+    def gather(self, value: T) -> list[T]:
+        """All-gather a picklable object."""
+        return self._gather_in(self.group, value)
 
-    def _gathered(self, thing: T, group: Any) -> list[T]:
+    def _gather_in(self, group: Any, value: T) -> list[T]:
         import torch.distributed as dist
 
-        found: list[Any] = [None] * self.world_size
-        dist.all_gather_object(found, thing, group=group)
-        return found
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=group)
+        return values
 
     def broadcast_buffers(self, model: "nn.Module") -> None:
-        """See Ranks."""
+        """Broadcast buffers and extra state; buffers are created or reshaped first where rank 0 has others."""
         import torch
         import torch.distributed as dist
 
-        from dlrun.engine import made_buffers
+        from dlrun.engine import forward_buffers
 
-        # The forward passes may have made other buffers there than here, or have given them other shapes.
-        layout, extra = self.broadcast((made_buffers.get_layout(model), made_buffers.get_extra_states(model)))
-        if self.rank:
-            made_buffers.apply_layout(model, layout)
-            for name, state in extra.items():
+        # Forward passes may have created other buffers there than here, or have given them other shapes.
+        layout, extra_states = self.broadcast(
+            (forward_buffers.get_layout(model), forward_buffers.get_extra_states(model))
+        )
+        if self.rank != 0:
+            forward_buffers.apply_layout(model, layout)
+            for name, state in extra_states.items():
                 model.get_submodule(name).set_extra_state(state)
+
         for buffer in model.buffers():
+            # Backends know neither complex numbers nor strides.
             numbers = torch.view_as_real(buffer) if buffer.is_complex() else buffer
-            sent = numbers.contiguous()
-            dist.broadcast(sent, src=0, group=self.group)
-            if sent is not numbers:
-                numbers.copy_(sent)
+            contiguous = numbers.contiguous()
+            dist.broadcast(contiguous, src=0, group=self.group)
+            # Otherwise the buffer itself has received the values.
+            if contiguous is not numbers:
+                numbers.copy_(contiguous)
 
     def wrap_model(self, model: "nn.Module") -> "Callable[..., Tensor]":
-        """torch's DistributedDataParallel; a model without anything to train is as it is.
+        """Wrap the model in torch's DistributedDataParallel; without trainable parameters it stays as it is.
 
-        A net of the user's own may leave layers out of its loss, now these and now those in each process: it is
-        looked through at every step. Gradients that no process has stay None.
+        A user's model may leave layers out of its loss, different ones on each rank: DDP then looks for unused
+        parameters at every step. Gradients that no rank has stay None.
         """
         from torch.nn.parallel import DistributedDataParallel
 
         if not any(p.requires_grad for p in model.parameters()):
             return model
-        may_leave_out = not all(type(module).__module__.startswith(_USING_ALL) for module in model.modules())
-        return DistributedDataParallel(model, process_group=self.group, find_unused_parameters=may_leave_out)
+        is_fully_used = all(type(module).__module__.startswith(_FULLY_USED_MODULES) for module in model.modules())
+        return DistributedDataParallel(model, process_group=self.group, find_unused_parameters=not is_fully_used)
 
-    def sync_gradients(self, forward: Any, until_last: bool) -> None:
-        """See Ranks; what DistributedDataParallel.no_sync sets, without a context around both passes."""
-        forward.require_backward_grad_sync = not until_last
+    def sync_gradients(self, forward: Any, enabled: bool) -> None:
+        """Set what DistributedDataParallel.no_sync sets, without a context around both passes."""
+        forward.require_backward_grad_sync = enabled
 
     def any_rank(self, stop: Stop) -> Callable[[], bool]:
-        """See Ranks."""
-        return _Agreed(stop, self.group)
+        """Return a stop request that exchanges signals between the ranks."""
+        return _SharedStop(stop, self.group)
 
-    def rank_zero_first(self, make: Callable[[], T]) -> T:
-        """See Ranks. Raises what `make` did here, or a RequestError that names the process where it failed."""
-        made: Any = None
-        for first in (True, False):
+    def rank_zero_first(self, function: Callable[[], T]) -> T:
+        """Call `function` on the first rank of each machine, then on the others.
+
+        Raises what `function` raised here, or a RequestError that names the rank where it failed.
+        """
+        result: Any = None
+        for is_turn_of_first in (True, False):
             error: Exception | None = None
-            if self.is_first_local == first:
+            if self.is_first_local == is_turn_of_first:
                 try:
-                    made = make()
-                except Exception as failed:  # it is told to the other processes, and raised again
-                    error = failed
-            said = self._gathered(None if error is None else str(error), self.everyone)
+                    result = function()
+                except Exception as raised:
+                    # Tell the other ranks before raising it.
+                    error = raised
+
+            # Every rank takes part in both exchanges, whether it was its turn or not.
+            messages = self._gather_in(self.setup_group, None if error is None else str(error))
             if error is not None:
                 raise error
-            for number, text in enumerate(said):
-                if text is not None:
-                    raise RequestError(f"process {number} of {self.world_size} cannot begin: {text}")
-        return made  # type: ignore[no-any-return]
+            for rank, message in enumerate(messages):
+                if message is not None:
+                    raise RequestError(f"process {rank} of {self.world_size} cannot begin: {message}")
+        return result  # type: ignore[no-any-return]
 
-    def explain_failure(self, error: BaseException, said: str) -> str:
-        """See Ranks. The first process that fails by itself says so; one that says nothing was killed, or hangs."""
-        lost = not isinstance(error, DlrunError) and any(word in str(error) for word in _OF_THE_TRANSPORT)
-        if not lost:
-            self.store.compare_set("failed", "", f"process {self.rank} of {self.world_size} failed: {said}")
+    def explain_failure(self, error: BaseException, message: str) -> str:
+        """Ask the other ranks what happened.
+
+        The first rank that failed by itself says so in the store. A rank that does not answer was killed, or hangs.
+        """
+        is_transport_error = not isinstance(error, DlrunError) and any(text in str(error) for text in _TRANSPORT_TEXTS)
+        # compare_set writes only if the key is absent: the first failure is the cause of the others.
+        if not is_transport_error:
+            failure = f"process {self.rank} of {self.world_size} failed: {message}"
+            self.store.compare_set("failed", "", failure)
         self.store.set(f"answered/{self.rank}", "yes")
-        until = time.monotonic() + _ANSWER_SECONDS
-        while (silent := self._silent()) and time.monotonic() < until and not self.store.check(["failed"]):
+
+        # A rank that failed by itself needs a moment to say so.
+        deadline = time.monotonic() + _ANSWER_SECONDS
+        silent = self._find_silent_ranks()
+        while silent and time.monotonic() < deadline and not self.store.check(["failed"]):
             time.sleep(0.05)
+            silent = self._find_silent_ranks()
+
         if self.store.check(["failed"]):
             return str(self.store.get("failed").decode())
-        names = ", ".join(map(str, silent))
-        return f"process {names} of {self.world_size} does not answer: it was killed, or hangs" if names else said
+        if silent:
+            numbers = ", ".join(map(str, silent))
+            return f"process {numbers} of {self.world_size} does not answer: it was killed, or hangs"
+        return message
 
-    def _silent(self) -> list[int]:
-        return [i for i in range(self.world_size) if not self.store.check([f"answered/{i}"])]
+    def _find_silent_ranks(self) -> list[int]:
+        return [rank for rank in range(self.world_size) if not self.store.check([f"answered/{rank}"])]
 
 
-class _Agreed:
-    """A stop that all processes see in the same step: what one has caught goes round while the next is made."""
+class _SharedStop:
+    """A stop request that all ranks see in the same step: signals are exchanged while the next step is made."""
 
     def __init__(self, stop: Stop, group: Any) -> None:
-        self.stop, self.group = stop, group
-        self.flag: Any = None
+        self.stop = stop
+        self.group = group
+        self.signal: Any = None
         self.work: Any = None
 
     def __call__(self) -> bool:
         import torch
         import torch.distributed as dist
 
-        agreed = 0
+        # The exchange that the call before this one has started.
+        signal_number = 0
         if self.work is not None:
             self.work.wait()
-            agreed = int(self.flag)
-        if agreed and not self.stop.signal_number:
-            self.stop.signal_number = agreed
-        self.flag = torch.tensor(self.stop.signal_number, dtype=torch.int32)
-        self.work = dist.all_reduce(self.flag, op=dist.ReduceOp.MAX, group=self.group, async_op=True)
-        return agreed != 0
+            signal_number = int(self.signal)
+        if signal_number and not self.stop.signal_number:
+            self.stop.signal_number = signal_number
+
+        self.signal = torch.tensor(self.stop.signal_number, dtype=torch.int32)
+        self.work = dist.all_reduce(self.signal, op=dist.ReduceOp.MAX, group=self.group, async_op=True)
+        return signal_number != 0
 
 
-def _has_cuda() -> bool:
+def _has_nccl() -> bool:
     import torch
 
     return torch.cuda.is_available() and torch.distributed.is_nccl_available()
@@ -275,16 +328,17 @@ def is_distributed() -> bool:
 
 
 def is_follower() -> bool:
-    """Whether this process follows another one's lead."""
+    """Whether this process is one of several, and not rank 0."""
     return is_distributed() and int(os.environ.get("RANK", "0")) > 0
 
 
 @contextlib.contextmanager
 def join_processes() -> Iterator[Distributed]:
-    """All the processes of the run, until this ends; alone where there is one."""
+    """Join all processes of the run, and leave them on exit; SINGLE_PROCESS if this is the only one."""
     if not is_distributed():
         yield SINGLE_PROCESS
         return
+
     import torch.distributed as dist
 
     missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
@@ -305,7 +359,8 @@ def release_ranks_after_report() -> Iterator[None]:
         while _stores:
             store = _stores.pop()
             if not is_follower():
-                with contextlib.suppress(Exception):  # of a launcher that is gone already
+                # The launcher that holds the store may be gone already.
+                with contextlib.suppress(Exception):
                     store.set(_REPORTED, "yes")
 
 
@@ -315,22 +370,24 @@ def wait_for_report_of_rank_zero() -> None:
     A rank 0 that knows of no failure may be waiting for this process's gradients: only its end releases it.
     """
     start = time.monotonic()
-    with contextlib.suppress(Exception):  # process 0 may hold the store, and is gone then
+    # Rank 0 may hold the store, and is gone then.
+    with contextlib.suppress(Exception):
         while _stores and not _stores[-1].check([_REPORTED]):
-            knows = _stores[-1].check(["answered/0"])
-            if time.monotonic() - start > (_REPORT_SECONDS if knows else _NOTICE_SECONDS):
+            has_failed = _stores[-1].check(["answered/0"])
+            limit = _REPORT_SECONDS if has_failed else _NOTICE_SECONDS
+            if time.monotonic() - start > limit:
                 return
             time.sleep(0.05)
 
 
 def dismiss_followers() -> None:
-    """Tell the others that there is nothing to train."""
+    """Tell the other ranks that there is nothing to train."""
     if is_distributed() and not is_follower():
         with contextlib.suppress(RequestError), join_processes() as ranks:
             ranks.broadcast(None)
 
 
-def require_single_process(what: str) -> None:
-    """RequestError under torchrun for what one process does."""
+def require_single_process(action: str) -> None:
+    """RequestError under torchrun; action: what one process does alone, as the message's subject."""
     if is_distributed():
-        raise RequestError(f"{what} is done by one process; start it without torchrun")
+        raise RequestError(f"{action} is done by one process; start it without torchrun")

@@ -1,4 +1,4 @@
-"""Outputs of a model outside training: on a split, for rows of any kind, with nothing of the model changed."""
+"""Outputs of a model outside training, on a split or on given rows; the model itself stays as it was."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -11,33 +11,39 @@ from dlrun.data.batches import Batch, Batches
 from dlrun.engine.device import Runtime
 from dlrun.engine.state import TrainState
 
-MAX_ROWS = 20_000  # for scatter plots and matrices: more cannot be seen, and would cost memory
-_AT_ONCE = 8192  # rows of a grid in one forward pass
+# For scatter plots and matrices: more rows cannot be seen, and would cost memory.
+MAX_ROWS = 20_000
+
+# Rows of a grid in one forward pass.
+_ROWS_PER_PASS = 8192
 
 
 def choose_split(training: TrainState, test: Batches | None) -> tuple[str, Batches]:
-    """The split that pictures show: test, else validation, else training."""
-    for name, batches in (("test", test), ("val", training.val)):
-        if batches is not None:
-            return name, batches
+    """Name and batches of the split that figures show: test, else validation, else training."""
+    if test is not None:
+        return "test", test
+    if training.val is not None:
+        return "val", training.val
     return "train", training.train
 
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode while this lasts; afterwards every module is in the mode it was in.
+    """Put the model into evaluation mode; on exit every module is in the mode it was in before.
 
-    What torch.compile has made of it is left alone meanwhile: other shapes than those of the batches would have it
-    compiled once more, and it cannot be traced.
+    Inside, the model runs without torch.compile: it would compile once more for every other batch shape, and a
+    compiled model cannot be traced.
     """
-    modes, compiled = [(module, module.training) for module in model.modules()], model._compiled_call_impl
-    model.eval()._compiled_call_impl = None
+    modes = [(module, module.training) for module in model.modules()]
+    compiled = model._compiled_call_impl
+    model.eval()
+    model._compiled_call_impl = None
     try:
         yield
     finally:
         model._compiled_call_impl = compiled
-        for module, mode in modes:
-            module.training = mode
+        for module, is_training in modes:
+            module.training = is_training
 
 
 def take_small_batch(batches: Batches, rows: int = 2) -> Batch:
@@ -53,37 +59,55 @@ def take_rows(batch: Batch, rows: int = 2) -> Batch:
 
 @torch.inference_mode()
 def collect_outputs(
-    model: nn.Module, batches: Batches, autocast: Callable[[], AbstractContextManager[Any]]
+    model: nn.Module,
+    batches: Batches,
+    autocast: Callable[[], AbstractContextManager[Any]],
 ) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
-    """Inputs, outputs and targets on the CPU, of the first MOST_ROWS rows in the order of epoch 1."""
-    kept: list[tuple[tuple[Tensor, ...], Tensor, Tensor]] = []
+    """Inputs, outputs and targets on the CPU, of the first MAX_ROWS rows in the order of epoch 1.
+
+    The last batch is taken whole, so that there may be a few rows more.
+    """
+    input_parts: list[tuple[Tensor, ...]] = []
+    output_parts: list[Tensor] = []
+    target_parts: list[Tensor] = []
+    rows = 0
     with evaluation_mode(model):
         for inputs, targets in batches.epoch(1):
             with autocast():
                 outputs = model(*inputs)
-            kept.append((tuple(x.cpu() for x in inputs), outputs.float().cpu(), targets.cpu()))
-            if sum(len(k[2]) for k in kept) >= MAX_ROWS:
+            input_parts.append(tuple(x.cpu() for x in inputs))
+            output_parts.append(outputs.float().cpu())
+            target_parts.append(targets.cpu())
+
+            rows += len(targets)
+            if rows >= MAX_ROWS:
                 break
-    columns = tuple(torch.cat(column) for column in zip(*(k[0] for k in kept), strict=True))
-    return columns, torch.cat([k[1] for k in kept]), torch.cat([k[2] for k in kept])
+
+    columns = tuple(torch.cat(column) for column in zip(*input_parts, strict=True))
+    return columns, torch.cat(output_parts), torch.cat(target_parts)
 
 
-def collect_rows(batches: Batches, most: int = MAX_ROWS) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Inputs and targets where they lie, of the first `most` rows in the order of epoch 1; no model is asked."""
-    kept: list[tuple[tuple[Tensor, ...], Tensor]] = []
+def collect_rows(batches: Batches, max_rows: int = MAX_ROWS) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Inputs and targets on their device, of the first `max_rows` rows in the order of epoch 1."""
+    input_parts: list[tuple[Tensor, ...]] = []
+    target_parts: list[Tensor] = []
+    rows = 0
     for inputs, targets in batches.epoch(1):
-        kept.append((inputs, targets))
-        if sum(len(k[1]) for k in kept) >= most:
+        input_parts.append(inputs)
+        target_parts.append(targets)
+        rows += len(targets)
+        if rows >= max_rows:
             break
-    columns = tuple(torch.cat(column)[:most] for column in zip(*(k[0] for k in kept), strict=True))
-    return columns, torch.cat([k[1] for k in kept])[:most]
+
+    columns = tuple(torch.cat(column)[:max_rows] for column in zip(*input_parts, strict=True))
+    return columns, torch.cat(target_parts)[:max_rows]
 
 
 @torch.inference_mode()
 def compute_outputs(model: nn.Module, x: Tensor, runtime: Runtime) -> Tensor:
     """Outputs on the CPU for input rows (N, ...) of any float type, on any device; 8,192 rows at a time."""
-    found = []
+    parts = []
     with evaluation_mode(model), runtime.autocast():
-        for rows in torch.split(x.to(runtime.device, runtime.dtype), _AT_ONCE):
-            found.append(model(rows).float().cpu())
-    return torch.cat(found)
+        for rows in torch.split(x.to(runtime.device, runtime.dtype), _ROWS_PER_PASS):
+            parts.append(model(rows).float().cpu())
+    return torch.cat(parts)

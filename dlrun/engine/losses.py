@@ -1,4 +1,4 @@
-"""The losses that `task.loss` can name, by task; the first of a task is its own."""
+"""The losses that `task.loss` can name, by task; the first of each task is its default."""
 
 from collections.abc import Callable
 
@@ -15,8 +15,8 @@ def perceptron_loss(outputs: Tensor, targets: Tensor, reduction: str = "mean") -
     The step counts as a constant, so the gradient for z = w·x is (step(z) - y) x: the perceptron's update rule, at
     z = 0 too (Rosenblatt 1958).
     """
-    rows = ((outputs > 0).to(targets.dtype) - targets) * outputs
-    return rows.mean() if reduction == "mean" else rows.sum()
+    losses = ((outputs > 0).to(targets.dtype) - targets) * outputs
+    return losses.mean() if reduction == "mean" else losses.sum()
 
 
 LOSSES: dict[TaskName, dict[str, Callable[..., Tensor]]] = {

@@ -1,4 +1,4 @@
-"""What objects keep in their attributes: walked through, copied and compared, whatever their class."""
+"""What objects hold in their attributes: traverse, copy and compare it, whatever their class."""
 
 import copy
 import random
@@ -15,19 +15,29 @@ from torch.nn.parameter import is_lazy
 
 PLAIN_TYPES = (type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)
 _LOCKS = (type(threading.Lock()), type(threading.RLock()))
-_WITHOUT_STATE = (
-    type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, types.CodeType, *_LOCKS,
-)  # fmt: skip
-_COMPILED = "_compiled_call_impl"  # of a module: calls that very module, whoever holds it; no copy takes it along
-TORCH_ATTRIBUTES = frozenset(
-    (*nn.Module().__dict__, _COMPILED)
-)  # what every module may have: flags, hooks, its registers
+_STATELESS_TYPES = (
+    type,
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    types.MethodType,
+    types.ModuleType,
+    types.CodeType,
+    *_LOCKS,
+)
+
+# A compiled call runs that very module, whichever object holds it; copies leave it out.
+_COMPILED = "_compiled_call_impl"
+
+# Attributes that every module may have: flags, hooks, registries.
+TORCH_ATTRIBUTES = frozenset((*nn.Module().__dict__, _COMPILED))
 
 
 def iterate_parts(value: Any) -> Iterator[tuple[str, Any]]:
-    """What a value holds, each with what is written behind the value's name to get it: `[0]`, `['key']`, `.name`."""
-    if isinstance(value, (*PLAIN_TYPES, *_WITHOUT_STATE, Tensor, np.ndarray)):
+    """Objects that a value holds, each with the suffix that accesses it: `[0]`, `['key']`, `.name`."""
+    if isinstance(value, (*PLAIN_TYPES, *_STATELESS_TYPES, Tensor, np.ndarray)):
         return
+
+    # Contents are copied into lists: whoever iterates may change the value meanwhile.
     if isinstance(value, dict):
         for key, item in list(value.items()):
             yield f"[{key!r}]", item
@@ -37,83 +47,93 @@ def iterate_parts(value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, set | frozenset):
         for item in list(value):
             yield "", item
+
     for name, item in iterate_attributes(value):
         yield f".{name}", item
 
 
 def iterate_attributes(value: Any) -> Iterator[tuple[str, Any]]:
-    """An object's own attributes, those in slots too."""
+    """Name and value of an object's own attributes, including slots."""
     for name, item in list(getattr(value, "__dict__", {}).items()):
         if name != _COMPILED:
             yield name, item
+
     for kind in type(value).__mro__:
         slots = kind.__dict__.get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
+        if isinstance(slots, str):
+            slots = (slots,)
+        for name in slots:
             if name not in ("__dict__", "__weakref__") and hasattr(value, name):
                 yield name, getattr(value, name)
 
 
 def iterate_reachable(value: Any) -> Iterator[Any]:
     """A value and all that it holds at any depth, each object once; plain values are left out."""
-    seen: set[int] = set()
-    waiting = [value]
-    while waiting:
-        thing = waiting.pop()
-        if isinstance(thing, PLAIN_TYPES) or id(thing) in seen:
+    visited: set[int] = set()
+    pending = [value]
+    while pending:
+        current = pending.pop()
+        if isinstance(current, PLAIN_TYPES) or id(current) in visited:
             continue
-        seen.add(id(thing))
-        yield thing
-        waiting += [part for _, part in iterate_parts(thing)]
+        visited.add(id(current))
+        yield current
+        # A list in place of recursion: objects may be nested deeper than Python's stack.
+        pending += [part for _, part in iterate_parts(current)]
 
 
 def find_enclosing_function(value: Any) -> types.FunctionType | None:
-    """A function that holds a module in a closure, as `lambda x: self.scale * x` does: copies share it, and it."""
-    seen: set[int] = set()
-    waiting = [value]
-    while waiting:
-        for thing in iterate_reachable(waiting.pop()):
-            if not isinstance(thing, types.FunctionType) or id(thing) in seen:
+    """A function inside the value that has a module in its closure, as `lambda x: self.scale * x` does.
+
+    Copies share the function, and with it the module.
+    """
+    visited: set[int] = set()
+    pending = [value]
+    while pending:
+        for candidate in iterate_reachable(pending.pop()):
+            if not isinstance(candidate, types.FunctionType) or id(candidate) in visited:
                 continue
-            seen.add(id(thing))
-            for cell in thing.__closure__ or ():
+            visited.add(id(candidate))
+
+            for cell in candidate.__closure__ or ():
                 try:
                     content = cell.cell_contents
-                except ValueError:  # nothing has been put there yet
+                except ValueError:
+                    # An empty cell.
                     continue
                 if any(isinstance(inner, nn.Module) for inner in iterate_reachable(content)):
-                    return thing
-                waiting.append(content)
+                    return candidate
+                pending.append(content)
     return None
 
 
 def count_bytes(value: Any) -> int:
     """Bytes of all tensors and arrays that a value holds."""
     total = 0
-    for thing in iterate_reachable(value):
-        if isinstance(thing, np.ndarray) or (isinstance(thing, Tensor) and not is_lazy(thing)):
-            total += thing.nbytes
+    for part in iterate_reachable(value):
+        if isinstance(part, np.ndarray) or (isinstance(part, Tensor) and not is_lazy(part)):
+            total += part.nbytes
     return total
 
 
 def duplicate(value: Any, memo: dict[int, Any] | None = None) -> Any:
-    """A deep copy that shares nothing which a call could change; an exception of any kind where there can be none.
+    """A deep copy that shares nothing which a call could change; raises any exception if a part cannot be copied.
 
     Tensors amid a graph, which torch does not copy, are copied without it. Locks are shared: they hold no numbers.
-    memo: copies by the id of their original, as copy.deepcopy takes them; those made here are added.
+    memo: copies by the id of their original, as copy.deepcopy takes them; the new ones are added.
     """
     memo = {} if memo is None else memo
-    for thing in iterate_reachable(value):
-        if isinstance(thing, _LOCKS):
-            memo[id(thing)] = thing
-        elif isinstance(thing, Tensor) and not thing.is_leaf:
-            memo[id(thing)] = thing.detach().clone()
+    for part in iterate_reachable(value):
+        if isinstance(part, _LOCKS):
+            memo[id(part)] = part
+        elif isinstance(part, Tensor) and not part.is_leaf:
+            memo[id(part)] = part.detach().clone()
     return copy.deepcopy(value, memo)
 
 
 def find_difference(one: Any, two: Any, compared: set[tuple[int, int]] | None = None) -> str | None:
-    """Where two values differ, as it is written behind their name, "" for the values themselves; None where nowhere.
+    """Suffix of the first part in which two values differ, "" for the values themselves; None if they are equal.
 
-    Modules inside are not looked into, nor what cannot be compared, such as functions and open files.
+    Modules inside are not compared, nor what cannot be, such as functions and open files.
     """
     compared = set() if compared is None else compared
     if one is two or (id(one), id(two)) in compared:
@@ -127,38 +147,44 @@ def find_difference(one: Any, two: Any, compared: set[tuple[int, int]] | None = 
     if type(one) is not type(two):
         return ""
     if isinstance(one, PLAIN_TYPES):
-        both_nan = one != one and two != two
-        return None if one == two or both_nan else ""
+        are_both_nan = one != one and two != two
+        return None if one == two or are_both_nan else ""
+
     if isinstance(one, np.ndarray):
         if one.dtype.hasobject:
             return find_difference(one.tolist(), two.tolist(), compared)
-        return None if one.shape == two.shape and one.dtype == two.dtype and one.tobytes() == two.tobytes() else ""
+        is_same_array = one.shape == two.shape and one.dtype == two.dtype and one.tobytes() == two.tobytes()
+        return None if is_same_array else ""
     if isinstance(one, np.generic):
         return None if one.tobytes() == two.tobytes() else ""
 
-    drawn = get_generator_state(one)
-    if drawn is not None:
-        return None if find_difference(drawn, get_generator_state(two), compared) is None else ""
+    generator_state = get_generator_state(one)
+    if generator_state is not None:
+        other_state = get_generator_state(two)
+        return None if find_difference(generator_state, other_state, compared) is None else ""
     if isinstance(one, Iterator):
+        # A representation with an address tells nothing about the position.
         return None if repr(one) == repr(two) or " object at 0x" in repr(one) else ""
     if isinstance(one, set | frozenset):
         return None if one == two else ""
     if isinstance(one, list | tuple | deque) and len(one) != len(two):
         return ""
 
+    # Elements and attributes, those of the first value before those that only the second one has.
     parts = dict(iterate_parts(one))
     others = dict(iterate_parts(two))
-    for suffix in (*parts, *(name for name in others if name not in parts)):
+    suffixes = [*parts, *(suffix for suffix in others if suffix not in parts)]
+    for suffix in suffixes:
         if suffix not in parts or suffix not in others:
             return suffix
-        inner = find_difference(parts[suffix], others[suffix], compared)
-        if inner is not None:
-            return suffix + inner
+        difference = find_difference(parts[suffix], others[suffix], compared)
+        if difference is not None:
+            return suffix + difference
     return None
 
 
 def get_generator_state(value: Any) -> Any:
-    """Where a generator of random numbers stands; None for anything else."""
+    """State of a random number generator; None for any other object."""
     if isinstance(value, torch.Generator):
         return value.get_state()
     if isinstance(value, np.random.Generator):
@@ -177,45 +203,51 @@ def _are_equal_tensors(one: Tensor, two: Tensor) -> bool:
         return is_lazy(one) == is_lazy(two)
     if one.shape != two.shape or one.dtype != two.dtype:
         return False
+
+    # Sparse tensors cannot be compared element by element.
     a = one.detach()
     b = two.detach().to(one.device)
     if a.layout != torch.strided or b.layout != torch.strided:
         return a.layout == b.layout and _are_equal_tensors(a.to_dense(), b.to_dense())
-    return bool(((a == b) | ((a != a) & (b != b))).all())
+    are_both_nan = (a != a) & (b != b)
+    return bool(((a == b) | are_both_nan).all())
 
 
 def name_modules(model: nn.Module) -> dict[str, nn.Module]:
     """All modules by name, also those in attributes, lists and dictionaries, where torch does not see them."""
-    named = dict(model.named_modules())
-    known = {id(module) for module in named.values()}
-    waiting = list(named.items())
-    while waiting:
-        name, module = waiting.pop(0)
+    modules = dict(model.named_modules())
+    known = {id(module) for module in modules.values()}
+    pending = list(modules.items())
+    while pending:
+        name, module = pending.pop(0)
         for attribute, value in iterate_attributes(module):
             if attribute in TORCH_ATTRIBUTES:
                 continue
-            for suffix, inner in _modules_inside(value):
+            for suffix, inner in _iterate_modules(value):
                 if id(inner) in known:
                     continue
+
                 path = f"{name}.{attribute}{suffix}" if name else attribute + suffix
                 for below, submodule in inner.named_modules():
-                    if id(submodule) not in known:
-                        known.add(id(submodule))
-                        named[f"{path}.{below}" if below else path] = submodule
-                        waiting.append((f"{path}.{below}" if below else path, submodule))
-    return named
+                    if id(submodule) in known:
+                        continue
+                    known.add(id(submodule))
+                    full_name = f"{path}.{below}" if below else path
+                    modules[full_name] = submodule
+                    pending.append((full_name, submodule))
+    return modules
 
 
-def _modules_inside(value: Any) -> Iterator[tuple[str, nn.Module]]:
-    """Modules in a value, with what is written behind its name; in containers and objects, at any depth."""
-    seen: set[int] = set()
-    waiting = [("", value)]
-    while waiting:
-        suffix, thing = waiting.pop(0)
-        if isinstance(thing, PLAIN_TYPES) or id(thing) in seen:
+def _iterate_modules(value: Any) -> Iterator[tuple[str, nn.Module]]:
+    """Modules in containers and objects at any depth, but not inside other modules, with their suffixes."""
+    visited: set[int] = set()
+    pending = [("", value)]
+    while pending:
+        suffix, current = pending.pop(0)
+        if isinstance(current, PLAIN_TYPES) or id(current) in visited:
             continue
-        seen.add(id(thing))
-        if isinstance(thing, nn.Module):
-            yield suffix, thing
+        visited.add(id(current))
+        if isinstance(current, nn.Module):
+            yield suffix, current
             continue
-        waiting += [(suffix + more, part) for more, part in iterate_parts(thing)]
+        pending += [(suffix + more, part) for more, part in iterate_parts(current)]

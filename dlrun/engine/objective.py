@@ -1,6 +1,6 @@
-"""What is learned: loss, predictions and metrics for regression, binary, multiclass and tagging.
+"""Objectives: loss, predictions and metrics for regression, binary, multiclass and tagging.
 
-Metrics are sums on the device, reduced once at the end: a short last batch weighs what it holds.
+Metrics are sums on the device, reduced once at the end: a short last batch counts by its rows.
 """
 
 import inspect
@@ -19,30 +19,22 @@ from dlrun.engine import metrics
 from dlrun.engine.losses import LOSSES
 from dlrun.engine.metrics import MetricSums
 
-_ON_PROBABILITIES = ("bce", "scratch_bce")  # the other binary losses take a logit
-FLUSH_BATCHES = 64  # outputs are kept as they come and reduced in one go: 64 small reductions cost more
+# These take probabilities; the other binary losses take a logit.
+_PROBABILITY_LOSSES = ("bce", "scratch_bce")
 
-
-def _called(function: Callable[..., Tensor], name: str, reduction: str) -> Callable[..., Tensor]:
-    """A loss of the user's as torch's are called; RequestError for a class, and where it cannot do the reduction."""
-    if inspect.isclass(function):
-        raise RequestError(f"task.loss={name} is a class; name a function of outputs and targets")
-    if "reduction" in inspect.signature(function).parameters:
-        return function
-    if reduction != "mean":
-        raise RequestError(f"task.loss={name} has no parameter reduction; give it one, or leave out task.reduction")
-    return lambda outputs, targets, reduction: function(outputs, targets)
+# Outputs are kept as they come and reduced together: 64 small reductions cost more than one large.
+FLUSH_BATCHES = 64
 
 
 @dataclass(frozen=True)
 class Objective:
     """Loss and metrics for one kind of target.
 
-    loss_name: null for the task's own (mse, bce_with_logits, cross_entropy); `bce` and `scratch_bce` take
-    probabilities, `nll` log-probabilities as the model's output; `scratch_*` have a hand-written backward.
+    loss_name: None for the task's own (mse, bce_with_logits, cross_entropy); `bce` and `scratch_bce` take
+        probabilities, `nll` log-probabilities as the model's output; `scratch_*` have a hand-written backward.
     reduction: `mean` or `sum` over a batch is minimized; the metric `loss` is the mean over samples either way.
-    own_loss: a function of the user's that loss_name names, of outputs and targets as torch's losses take them (logits,
-    (N,) for binary), and of `reduction` if it has it; it returns the mean over the batch, or what reduction says.
+    own_loss: the user's function that loss_name names, of outputs and targets as torch's losses take them (logits,
+        (N,) for binary), and of `reduction` if it has it; it returns the mean over the batch, or what reduction says.
     """
 
     spec: DataSpec
@@ -52,57 +44,72 @@ class Objective:
     loss_function: Callable[..., Tensor] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        known = LOSSES[self.spec.task]
-        name = self.loss_name or next(iter(known))
+        losses = LOSSES[self.spec.task]
+        name = self.loss_name or next(iter(losses))
         if self.own_loss is not None:
-            known = {name: _called(self.own_loss, name, self.reduction)}
-        if name not in known:
-            hint = did_you_mean(name, known)
+            losses = {name: _adapt_loss(self.own_loss, name, self.reduction)}
+
+        if name not in losses:
+            hint = did_you_mean(name, losses)
             raise RequestError(
-                f"task.loss={name} is no loss for {self.spec.task}; {hint}type one of {', '.join(known)}, "
+                f"task.loss={name} is no loss for {self.spec.task}; {hint}type one of {', '.join(losses)}, "
                 "or module.function for one of yours"
             )
+        # The dataclass is frozen.
         object.__setattr__(self, "loss_name", name)
-        object.__setattr__(self, "loss_function", known[name])
+        object.__setattr__(self, "loss_function", losses[name])
 
     @property
     def loss_module(self) -> nn.Module | None:
         """The module that the user's own loss is, or is a method of: checkpoints hold its state."""
+        # A bound method has its module as __self__.
         owner = getattr(self.own_loss, "__self__", self.own_loss)
         return owner if isinstance(owner, nn.Module) else None
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        """Without the split's name in front; top-5 accuracy says something from 10 classes on."""
+        """Metric names without the split's prefix."""
         names = metrics.METRIC_NAMES[self.spec.task]
-        few = self.spec.output_size < 10
-        return tuple(n for n in names if not (few and n == "top5_accuracy"))
+        if self.spec.output_size >= 10:
+            return names
+        # Top-5 accuracy says nothing about fewer than 10 classes.
+        return tuple(name for name in names if name != "top5_accuracy")
 
     def compute_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The scalar to minimize over one batch: outputs as the model gives them, targets as in DataSpec.
+        """Scalar to minimize over one batch: outputs as the model returns them, targets as in DataSpec.
 
-        Without any targets it is 0: see MemoryBatches.
+        It is 0 for a batch without targets, which a rank trains on when a batch has fewer rows than there are ranks.
+        RunError where the shapes of outputs and targets differ.
         """
         if not targets.numel():
             return 0.0 * outputs.sum()
+
         if self.spec.task == "binary":
-            outputs, targets = outputs.squeeze(-1), targets.to(outputs.dtype)
+            outputs = outputs.squeeze(-1)
+            targets = targets.to(outputs.dtype)
         if self.spec.task in ("binary", "regression") and outputs.shape != targets.shape:
-            # torch would stretch one to the other, and compare every number with every other.
+            # torch would broadcast, and compare every number with every other.
             raise RunError(
                 f"the model's outputs {tuple(outputs.shape)} and the targets {tuple(targets.shape)} of a batch differ "
                 f"in shape; return spec.output_size={self.spec.output_size} numbers a row"
             )
         if self.spec.task == "tagging":
-            outputs, targets = outputs.flatten(0, 1), targets.flatten()
+            # (N, length, tags) and (N, length)
+            outputs = outputs.flatten(0, 1)
+            targets = targets.flatten()
         return self.loss_function(outputs, targets, reduction=self.reduction)
 
     def count_targets(self, targets: Tensor) -> Tensor | int:
-        """What a batch counts in a mean: its values, or its tags that are not padding (a tensor: no sync)."""
-        return (targets != PADDING).sum() if self.spec.task == "tagging" else targets.numel()
+        """Weight of a batch in a mean: its number of values, or of tags that are not padding.
+
+        Tags are counted on the device, without waiting for it.
+        """
+        if self.spec.task == "tagging":
+            return (targets != PADDING).sum()
+        return targets.numel()
 
     def count_targets_of_each(self, batches: Sequence[Tensor]) -> Tensor:
-        """The weight of each of several batches' targets."""
+        """`count_targets` of several batches, shape (batches,)."""
         if self.spec.task == "tagging":
             return torch.stack([(targets != PADDING).sum() for targets in batches])
         return torch.tensor([targets.numel() for targets in batches])
@@ -111,7 +118,7 @@ class Objective:
         """Class probabilities (N, ..., classes); for binary (N,) of class 1."""
         if self.spec.task == "binary":
             outputs = outputs.squeeze(-1)
-            return outputs if self.loss_name in _ON_PROBABILITIES else outputs.sigmoid()
+            return outputs if self.loss_name in _PROBABILITY_LOSSES else outputs.sigmoid()
         return outputs.exp() if self.loss_name == "nll" else outputs.softmax(-1)
 
     def predict(self, outputs: Tensor) -> Tensor:
@@ -119,47 +126,57 @@ class Objective:
         if self.spec.task == "regression":
             return outputs
         if self.spec.task == "binary":
-            return (outputs.squeeze(-1) > (0.5 if self.loss_name in _ON_PROBABILITIES else 0.0)).long()
+            threshold = 0.5 if self.loss_name in _PROBABILITY_LOSSES else 0.0
+            return (outputs.squeeze(-1) > threshold).long()
         return outputs.argmax(-1)
 
     def compute_sums(self, outputs: Tensor, targets: Tensor) -> MetricSums:
-        """What the metrics need of some rows; adds up over batches (keys in `all_*` are concatenated)."""
+        """Sums that the metrics need; they add up over batches, except that `all_*` are concatenated."""
         if self.spec.task == "binary":
-            return metrics.binary_sums(outputs, self.predict(outputs), targets)
+            return metrics.compute_binary_sums(outputs, self.predict(outputs), targets)
         return metrics.SUMS[self.spec.task](outputs, targets)
 
     def compute_metrics(self, sums: MetricSums) -> dict[str, float]:
-        """The metrics of everything that was summed."""
-        host = {k: v.cpu() for k, v in sums.items()}  # the one sync
-        return {"loss": metrics.divide(host["loss"], host["weight"])} | metrics.METRICS[self.spec.task](host)
+        """Metrics, the loss first, from sums over all batches; waits for the device."""
+        # One transfer in place of one for each number.
+        host = {name: value.cpu() for name, value in sums.items()}
+        loss = metrics.divide(host["loss"], host["weight"])
+        return {"loss": loss} | metrics.METRICS[self.spec.task](host)
 
     def new_accumulator(self, flush_batches: int = FLUSH_BATCHES) -> "MetricAccumulator":
-        """A fresh sum, reduced every so many batches."""
+        """An empty accumulator that reduces every `flush_batches` batches."""
         return MetricAccumulator(self, flush_batches)
 
     def fit_constant_outputs(self, targets: Tensor) -> Tensor:
-        """The trivial baseline, learnt from training targets: outputs (1, ...) that ignore the input.
+        """Trivial baseline fitted to training targets: outputs (1, ...) that ignore the input.
 
         The mean for regression; the classes' frequencies otherwise, so that the majority class is
         predicted and the loss is the entropy of guessing by frequency.
         """
         if self.spec.task == "regression":
             return metrics.widen(targets).mean(0, keepdim=True)
+
+        # A class that never occurs gets a tiny share in place of log 0.
         flat = targets[targets != PADDING].flatten()
         counts = torch.bincount(flat, minlength=max(self.spec.output_size, 2)).double() + 1e-9
         shares = counts / counts.sum()
         if self.spec.task == "binary":
-            return shares[1:] if self.loss_name in _ON_PROBABILITIES else shares[1:].logit()
+            return shares[1:] if self.loss_name in _PROBABILITY_LOSSES else shares[1:].logit()
         return shares.log().unsqueeze(0)
 
     def compute_baseline(self, train_targets: Tensor, targets: Tensor) -> dict[str, float]:
-        """The metrics on `targets` of the constant learnt from `train_targets`."""
-        outputs = self.fit_constant_outputs(train_targets).expand(*targets.shape[:2], -1)
-        if self.spec.task != "tagging":
-            outputs = self.fit_constant_outputs(train_targets).expand(len(targets), -1)
+        """Metrics on `targets` of the constant outputs fitted to `train_targets`."""
+        outputs = self.fit_constant_outputs(train_targets)
+        if self.spec.task == "tagging":
+            outputs = outputs.expand(*targets.shape[:2], -1)
+        else:
+            outputs = outputs.expand(len(targets), -1)
+        # Class numbers stay integers.
         wide = targets.double() if targets.is_floating_point() else targets
+
         loss = self.compute_loss(outputs, wide)
-        if not isinstance(loss, Tensor):  # of a function of the user's, which is called here first
+        if not isinstance(loss, Tensor):
+            # The user's own function is called here for the first time.
             raise RequestError(f"task.loss={self.loss_name} must return a tensor, not {type(loss).__name__}")
         totals = self.new_accumulator()
         totals.add(outputs, wide, loss)
@@ -169,65 +186,97 @@ class Objective:
 class MetricAccumulator:
     """Loss and metric sums of an epoch so far.
 
-    Outputs are kept by reference and reduced every so many batches, a block, so a step costs a list append. The
-    state holds the unreduced ones too: a resumed epoch adds up in the same order, to the same bits.
+    Outputs are held by reference and reduced every `flush_batches` batches, a block, so a step costs a list append.
+    The state contains unreduced outputs too: a resumed epoch adds up in the same order, to the same bits.
     """
 
-    def __init__(self, task: Objective, flush_batches: int = FLUSH_BATCHES) -> None:
-        self.task, self.flush_batches = task, flush_batches
+    def __init__(self, objective: Objective, flush_batches: int = FLUSH_BATCHES) -> None:
+        self.objective = objective
+        self.flush_batches = flush_batches
         self.waiting: list[tuple[Tensor, Tensor, Tensor]] = []
         self.blocks: list[MetricSums] = []
 
     def add(self, outputs: Tensor, targets: Tensor, loss: Tensor) -> None:
-        """One batch: detached outputs, targets, and the scalar that `Task.loss` gave."""
-        # A net may answer with a tensor of a class of its own, which checkpoints do not hold.
-        self.waiting.append((_plain(outputs), targets, _plain(loss)))
+        """Add one batch: detached outputs, targets, and the scalar that `compute_loss` returned."""
+        # A model may return a tensor of a class of its own, which checkpoints do not hold.
+        self.waiting.append((_as_plain_tensor(outputs), targets, _as_plain_tensor(loss)))
         if len(self.waiting) >= self.flush_batches:
             self._flush()
 
     def _flush(self) -> None:
         outputs, targets, losses = zip(*self.waiting, strict=True)
         self.waiting = []
-        loss = metrics.widen(torch.stack(losses))
-        weights = self.task.count_targets_of_each(targets).to(loss)
-        loss = loss if self.task.reduction == "sum" else loss * weights
-        new = self.task.compute_sums(_joined(outputs), _joined(targets))
-        self.blocks.append(new | {"loss": loss.sum(), "weight": weights.sum()})
 
-    def compute_metrics(self, gathered: Callable[[list[MetricSums]], list[MetricSums]] = list) -> dict[str, float]:
-        """Every metric of the task over all that was added; gathered: the blocks of all processes for one's own."""
+        loss = metrics.widen(torch.stack(losses))
+        weights = self.objective.count_targets_of_each(targets).to(loss)
+        # A mean over the batch becomes its sum.
+        if self.objective.reduction != "sum":
+            loss = loss * weights
+        sums = self.objective.compute_sums(_concatenate(outputs), _concatenate(targets))
+        self.blocks.append(sums | {"loss": loss.sum(), "weight": weights.sum()})
+
+    def compute_metrics(self, gather_blocks: Callable[[list[MetricSums]], list[MetricSums]] = list) -> dict[str, float]:
+        """Metrics over all batches added; gather_blocks: returns the blocks of all ranks for those of this one."""
         if self.waiting:
             self._flush()
-        return self.task.compute_metrics(_folded(gathered(self.blocks)))
+        return self.objective.compute_metrics(_add_blocks(gather_blocks(self.blocks)))
 
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors, for a checkpoint in the middle of an epoch."""
-        self.blocks = [_folded(self.blocks)] if self.blocks else []
-        return {"waiting": [list(entry) for entry in self.waiting], "sums": dict(*self.blocks)}
+        # A checkpoint holds the sum of all blocks, however many there are.
+        sums = {}
+        if self.blocks:
+            sums = _add_blocks(self.blocks)
+            self.blocks = [sums]
+        return {"waiting": [list(entry) for entry in self.waiting], "sums": dict(sums)}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        """Add what `state_dict` of this or another process gave."""
-        self.waiting += [(o.to(device), t.to(device), x.to(device)) for o, t, x in state["waiting"]]
-        self.blocks += [{k: v.to(device) for k, v in state["sums"].items()}] if state["sums"] else []
+        """Add the batches of a `state_dict` of this or another process."""
+        for outputs, targets, loss in state["waiting"]:
+            self.waiting.append((outputs.to(device), targets.to(device), loss.to(device)))
+        if state["sums"]:
+            self.blocks.append({name: value.to(device) for name, value in state["sums"].items()})
 
 
-def _plain(tensor: Tensor) -> Tensor:
+def _adapt_loss(function: Callable[..., Tensor], name: str, reduction: str) -> Callable[..., Tensor]:
+    """Give the user's loss the signature of torch's; RequestError for a class, or if it lacks the reduction."""
+    if inspect.isclass(function):
+        raise RequestError(f"task.loss={name} is a class; name a function of outputs and targets")
+    if "reduction" in inspect.signature(function).parameters:
+        return function
+    if reduction != "mean":
+        raise RequestError(f"task.loss={name} has no parameter reduction; give it one, or leave out task.reduction")
+    return lambda outputs, targets, reduction: function(outputs, targets)
+
+
+def _as_plain_tensor(tensor: Tensor) -> Tensor:
     return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)
 
 
-def _folded(blocks: list[MetricSums]) -> MetricSums:
-    """Blocks added up in their order; what `all_*` names is put one behind the other."""
-    return {
-        key: torch.cat([b[key] for b in blocks]) if key.startswith("all_") else sum((b[key] for b in blocks[1:]), first)
-        for key, first in blocks[0].items()
-    }
+def _add_blocks(blocks: list[MetricSums]) -> MetricSums:
+    """Add blocks up in their order; values named `all_*` are concatenated."""
+    sums: MetricSums = {}
+    for name, value in blocks[0].items():
+        if name.startswith("all_"):
+            sums[name] = torch.cat([block[name] for block in blocks])
+            continue
+        for block in blocks[1:]:
+            value = value + block[name]
+        sums[name] = value
+    return sums
 
 
-def _joined(parts: tuple[Tensor, ...]) -> Tensor:
-    """Batches one after the other; sequences of another length are padded to the longest."""
-    if len({p.shape[1:] for p in parts}) == 1:
+def _concatenate(parts: tuple[Tensor, ...]) -> Tensor:
+    """Concatenate batches; sequences are padded to the longest of all."""
+    # All of one shape, except perhaps for the number of rows.
+    if len({part.shape[1:] for part in parts}) == 1:
         return torch.cat(parts)
-    length = max(p.shape[1] for p in parts)
+
+    length = max(part.shape[1] for part in parts)
     fill = 0.0 if parts[0].is_floating_point() else PADDING
-    grown = [F.pad(p, (*[0, 0] * (p.dim() - 2), 0, length - p.shape[1]), value=fill) for p in parts]
-    return torch.cat(grown)
+    padded = []
+    for part in parts:
+        # Pairs of (before, after) from the last dimension to dimension 1, which is the sequence.
+        padding = [0, 0] * (part.dim() - 2) + [0, length - part.shape[1]]
+        padded.append(F.pad(part, padding, value=fill))
+    return torch.cat(padded)

@@ -1,4 +1,4 @@
-"""How well each class is told from the others."""
+"""Precision, recall and F1 of each class."""
 
 import io
 from collections.abc import Sequence
@@ -19,36 +19,43 @@ class PerClass:
     names: tuple[str, ...]
     confusion: Tensor
 
-    def rows(self) -> list[tuple[str, float | None, float | None, float | None, int, int]]:
-        """As HEADS says; null where there is nothing to divide by: nothing there, or nothing predicted."""
-        found = []
-        support, predicted = self.confusion.sum(1).tolist(), self.confusion.sum(0).tolist()
-        for name, hits, true, said in zip(
-            self.names, self.confusion.diagonal().tolist(), support, predicted, strict=True
-        ):
-            f1 = 2 * hits / (true + said) if true + said else None
-            found.append((name, hits / said if said else None, hits / true if true else None, f1, true, said))
-        return found
+    def compute_rows(self) -> list[tuple[str, float | None, float | None, float | None, int, int]]:
+        """A row of COLUMNS for each class; None for 0 / 0: no row of the class, or none predicted."""
+        rows = []
+        all_hits = self.confusion.diagonal().tolist()
+        supports = self.confusion.sum(1).tolist()
+        predictions = self.confusion.sum(0).tolist()
+        for name, hits, support, predicted in zip(self.names, all_hits, supports, predictions, strict=True):
+            precision = hits / predicted if predicted else None
+            recall = hits / support if support else None
+            f1 = 2 * hits / (support + predicted) if support + predicted else None
+            rows.append((name, precision, recall, f1, support, predicted))
+        return rows
 
-    def most_confused(self, most: int = 3) -> list[tuple[str, str, int]]:
-        """True class, predicted class and how often, of the most frequent mistakes."""
-        wrong = self.confusion.clone().fill_diagonal_(0)
-        counts, places = wrong.flatten().sort(descending=True, stable=True)
+    def find_most_confused(self, max_pairs: int = 3) -> list[tuple[str, str, int]]:
+        """True class, predicted class and count of the most frequent errors."""
+        errors = self.confusion.clone().fill_diagonal_(0)
+        counts, places = errors.flatten().sort(descending=True, stable=True)
         size = len(self.names)
-        pairs = zip(counts[:most].tolist(), places[:most].tolist(), strict=True)
-        return [(self.names[at // size], self.names[at % size], count) for count, at in pairs if count]
 
-    def as_csv(self) -> str:
-        """The rows under HEADS; empty cells for null."""
+        pairs = []
+        for count, place in zip(counts[:max_pairs].tolist(), places[:max_pairs].tolist(), strict=True):
+            if count:
+                pairs.append((self.names[place // size], self.names[place % size], count))
+        return pairs
+
+    def to_csv(self) -> str:
+        """The rows as CSV text under COLUMNS; empty cells for None."""
         file = io.StringIO()
         writer = CsvWriter(file)
         writer.write_row(COLUMNS)
-        writer.write_rows([["" if cell is None else cell for cell in row] for row in self.rows()])
+        for row in self.compute_rows():
+            writer.write_row(["" if cell is None else cell for cell in row])
         return file.getvalue()
 
 
 def count_per_class(targets: Tensor, predicted: Tensor, names: Sequence[str]) -> PerClass:
-    """targets, predicted: int64 (N,), numbers of the classes in `names`."""
+    """Count targets and predictions, int64 (N,), numbers of the classes in `names`."""
     size = len(names)
     cells = torch.bincount(targets * size + predicted, minlength=size * size)
     return PerClass(tuple(names), cells.view(size, size))

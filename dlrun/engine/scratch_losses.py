@@ -1,6 +1,6 @@
 """Losses with the backward pass derived and written out by hand, in plain tensor arithmetic.
 
-A backward gets dL/dL = 1, or what autocast scales it by, and returns dL/doutputs; nothing here asks autograd or
+A backward gets dL/dL = 1, or what autocast scales it by, and returns dL/doutputs; nothing here calls autograd or
 torch.nn.functional. The derivatives are those of Goodfellow, Bengio, Courville, Deep Learning (2016), 6.2.
 Half-precision outputs (autocast) are widened where sums are formed; autograd narrows what a backward returns.
 """
@@ -13,8 +13,10 @@ from torch.autograd import Function
 
 from dlrun.core.errors import RequestError
 
-_SMALLEST_LOG = -100.0  # what torch's BCELoss takes for log 0, so that a wrong certainty costs 100 and not infinity
-_SMALLEST_SLOPE = 1e-12  # and what it divides by where p (1 - p) vanishes
+# torch's BCELoss takes this for log 0, so that a wrong certainty costs 100 and not infinity ...
+_MIN_LOG = -100.0
+# ... and divides by this where p (1 - p) vanishes.
+_MIN_SLOPE = 1e-12
 
 
 class MeanSquaredError(Function):
@@ -22,17 +24,19 @@ class MeanSquaredError(Function):
 
     @staticmethod
     def forward(ctx: Any, outputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
-        """outputs and targets of one shape -> a scalar."""
-        off = _wide(outputs) - targets
-        count = ctx.count = _count(off, reduction)
-        ctx.save_for_backward(off)
-        return (off * off).sum() / count
+        """Compute the scalar loss of outputs and targets of one shape."""
+        difference = _widen(outputs) - targets
+        count = _get_divisor(difference, reduction)
+
+        ctx.count = count
+        ctx.save_for_backward(difference)
+        return (difference * difference).sum() / count
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        """dL/doutputs."""
-        off: Tensor = ctx.saved_tensors[0]
-        return grad * 2 * off / ctx.count, None, None
+        """Compute dL/doutputs."""
+        difference: Tensor = ctx.saved_tensors[0]
+        return grad * 2 * difference / ctx.count, None, None
 
 
 class BinaryCrossEntropy(Function):
@@ -40,18 +44,22 @@ class BinaryCrossEntropy(Function):
 
     @staticmethod
     def forward(ctx: Any, outputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
-        """outputs in [0, 1] and targets of one shape -> a scalar."""
-        p = _wide(outputs)
-        count = ctx.count = _count(p, reduction)
+        """Compute the scalar loss of outputs in [0, 1] and targets of one shape."""
+        p = _widen(outputs)
+        count = _get_divisor(p, reduction)
+
+        ctx.count = count
         ctx.save_for_backward(p, targets)
-        yes, no = p.log().clamp(min=_SMALLEST_LOG), torch.log1p(-p).clamp(min=_SMALLEST_LOG)
-        return -(targets * yes + (1 - targets) * no).sum() / count
+        log_p = p.log().clamp(min=_MIN_LOG)
+        log_not_p = torch.log1p(-p).clamp(min=_MIN_LOG)
+        return -(targets * log_p + (1 - targets) * log_not_p).sum() / count
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        """dL/dp."""
+        """Compute dL/dp."""
         p, targets = ctx.saved_tensors
-        return grad * (p - targets) / (p * (1 - p)).clamp(min=_SMALLEST_SLOPE) / ctx.count, None, None
+        slope = (p * (1 - p)).clamp(min=_MIN_SLOPE)
+        return grad * (p - targets) / slope / ctx.count, None, None
 
 
 class BinaryCrossEntropyWithLogits(Function):
@@ -59,17 +67,20 @@ class BinaryCrossEntropyWithLogits(Function):
 
     @staticmethod
     def forward(ctx: Any, outputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
-        """Logits and targets of one shape -> a scalar."""
-        z = _wide(outputs)
-        count = ctx.count = _count(z, reduction)
+        """Compute the scalar loss of logits and targets of one shape."""
+        z = _widen(outputs)
+        count = _get_divisor(z, reduction)
+
+        ctx.count = count
         ctx.save_for_backward(z, targets)
         return (z.clamp(min=0) - z * targets + torch.log1p(torch.exp(-z.abs()))).sum() / count
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        """dL/dz."""
+        """Compute dL/dz."""
         z, targets = ctx.saved_tensors
-        return grad * (_sigmoid(z) - targets) / ctx.count, None, None
+        p = 1 / (1 + torch.exp(-z))
+        return grad * (p - targets) / ctx.count, None, None
 
 
 class CrossEntropy(Function):
@@ -77,20 +88,24 @@ class CrossEntropy(Function):
 
     @staticmethod
     def forward(ctx: Any, outputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
-        """Logits (N, classes), class numbers (N,) -> a scalar; the largest logit is taken off, so nothing overflows."""
-        z = _wide(outputs)
+        """Compute the scalar loss of logits (N, classes) and class numbers (N,)."""
+        z = _widen(outputs)
+        # With the largest logit subtracted nothing overflows.
         shifted = z - z.amax(1, keepdim=True)
-        logs = shifted - shifted.exp().sum(1, keepdim=True).log()
-        count = ctx.count = _count(targets, reduction)
-        ctx.save_for_backward(logs, targets)
-        return -logs.gather(1, targets.unsqueeze(1)).sum() / count
+        log_probabilities = shifted - shifted.exp().sum(1, keepdim=True).log()
+        count = _get_divisor(targets, reduction)
+
+        ctx.count = count
+        ctx.save_for_backward(log_probabilities, targets)
+        return -log_probabilities.gather(1, targets.unsqueeze(1)).sum() / count
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        """dL/dz."""
-        logs, targets = ctx.saved_tensors
-        onehot = targets.unsqueeze(1) == torch.arange(logs.shape[1], device=logs.device)
-        return grad * (logs.exp() - onehot.to(logs.dtype)) / ctx.count, None, None
+        """Compute dL/dz."""
+        log_probabilities, targets = ctx.saved_tensors
+        classes = torch.arange(log_probabilities.shape[1], device=log_probabilities.device)
+        onehot = targets.unsqueeze(1) == classes
+        return grad * (log_probabilities.exp() - onehot.to(log_probabilities.dtype)) / ctx.count, None, None
 
 
 def mse_loss(outputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
@@ -100,11 +115,9 @@ def mse_loss(outputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tenso
 
 
 def bce_loss(outputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-    """Binary cross-entropy of probabilities; ValueError on other shapes, RequestError on values outside [0, 1].
-
-    On a CPU, as torch: elsewhere the look at the values would make every step wait for the device.
-    """
+    """Binary cross-entropy of probabilities; ValueError on other shapes, RequestError on values outside [0, 1]."""
     _check_shapes(outputs, targets)
+    # As torch, only on a CPU: elsewhere looking at the values would make every step wait for the device.
     if outputs.device.type == "cpu" and ((outputs < 0) | (outputs > 1)).any():
         raise RequestError(
             "task.loss=scratch_bce takes probabilities, and the model's outputs are not all from 0 to 1: "
@@ -129,21 +142,17 @@ def _apply(loss: type[Function], outputs: Tensor, targets: Tensor, reduction: st
     return cast(Tensor, loss.apply(outputs, targets, reduction))
 
 
-def _sigmoid(z: Tensor) -> Tensor:
-    return 1 / (1 + torch.exp(-z))
-
-
-def _wide(x: Tensor) -> Tensor:
-    """At least fp32."""
+def _widen(x: Tensor) -> Tensor:
+    """Convert to fp32, unless it is wider already."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _count(values: Tensor, reduction: str) -> int:
-    """What the sum is divided by."""
+def _get_divisor(values: Tensor, reduction: str) -> int:
+    """Number that the sum of losses is divided by."""
     return {"mean": values.numel(), "sum": 1}[reduction]
 
 
 def _check_shapes(outputs: Tensor, targets: Tensor) -> None:
-    """Broadcasting (N, 1) with (N,) would silently compare every row with every target."""
+    # Broadcasting (N, 1) with (N,) would silently compare every row with every target.
     if outputs.shape != targets.shape:
         raise ValueError(f"outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} differ in shape")

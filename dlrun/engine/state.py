@@ -1,4 +1,4 @@
-"""The state of a run: all that changes while it trains, and so all that a resumed run must know."""
+"""State of a training run: all that changes while it trains, and therefore all that a resumed run must restore."""
 
 import math
 from collections.abc import Callable
@@ -17,59 +17,75 @@ from dlrun.core.errors import CheckpointError, RunError
 from dlrun.data.batches import Batches
 from dlrun.data.files.tensors import load_weights
 from dlrun.engine.distributed import SINGLE_PROCESS, Distributed
-from dlrun.engine.made_buffers import BuiltBuffers
+from dlrun.engine.forward_buffers import BuiltBuffers
 from dlrun.engine.objective import MetricAccumulator, Objective
 from dlrun.engine.optim.ema import ExponentialMovingAverage
 from dlrun.engine.optim.schedule import Schedule
 
+# Key of a saved state: names of the buffers that the model created in its forward pass.
+MADE_BUFFERS = "made_buffers"
+
+# A model of at most so many trained numbers has each of them in its rows, for people to watch.
+_MAX_LOGGED_PARAMETERS = 4
+
+_EARLY_STOPPING_FIELDS = ("best_value", "best_epoch", "best_step", "epochs_without_improvement")
+
 
 @dataclass
 class StopRules:
-    """When training ends and how a step is made; null switches off."""
+    """When training ends and how a step is made; None switches a rule off."""
 
+    # Training ends at whichever of the two is reached first.
     epochs: int = 1
     max_steps: int | None = None
+    # Batches of one optimizer step.
     accumulate_steps: int = 1
+    # Gradients are scaled down to at most this norm.
     grad_clip_norm: float | None = None
+    # Optimizer steps between log points.
     log_every_steps: int = 50
+    # Training ends after so many epochs without an improvement of more than min_delta.
     patience: int | None = None
     min_delta: float = 0.0
 
 
 @dataclass
 class Progress:
-    """Where a run stands."""
+    """Counters of a run, from its first step on, over all resumes."""
 
-    epoch: int = 0  # epochs that have ended
-    batch: int = 0  # batches of the epoch under way
-    step: int = 0  # optimizer steps
+    # Epochs that have ended.
+    epoch: int = 0
+    # Batches trained on in the current epoch.
+    batch: int = 0
+    # Optimizer steps.
+    step: int = 0
+    # The monitored metric, and the epoch and step it was measured after.
     best_value: float | None = None
     best_epoch: int | None = None
     best_step: int | None = None
     epochs_without_improvement: int = 0
-    first_loss: float | None = None  # of the first step
+    # Training loss of the first step, and of the last step that was checked.
+    first_loss: float | None = None
     last_finite_loss: float = math.nan
-    bad_gradient_step: int | None = None  # the first log point whose gradient was not finite
-    troubles: dict[str, str] = field(default_factory=dict)  # what was said of learning, by kind
+    # First log point whose gradient norm was not finite.
+    bad_gradient_step: int | None = None
+    # Warnings about learning that were shown, by kind.
+    troubles: dict[str, str] = field(default_factory=dict)
+    # Time and rows of training, without evaluation.
     train_seconds: float = 0.0
     samples: int = 0
 
-    def count(self, seconds: float, train: Batches, first_batch: int) -> dict[str, float]:
-        """Add training time and samples up; returns the timings since `first_batch` of the epoch."""
+    def add_epoch_time(self, seconds: float, train: Batches, first_batch: int) -> dict[str, float]:
+        """Add up training time and samples; returns the timings of the epoch from `first_batch` on."""
         samples = train.count_rows_before(self.batch) - train.count_rows_before(first_batch)
         self.train_seconds += seconds
         self.samples += samples
         return {"epoch_seconds": seconds, "samples_per_second": samples / seconds}
 
 
-MADE_BUFFERS = "made_buffers"  # the key of a state that names buffers which the model made in its forward pass
-MOST_SHOWN = 4  # trained numbers of a model small enough for people to watch each of them move
-_STOPPING = ("best_value", "best_epoch", "best_step", "epochs_without_improvement")
-
-
 @dataclass
 class TrainState:
-    """Everything one run trains with."""
+    """Everything that one run trains with."""
 
     model: nn.Module
     objective: Objective
@@ -79,20 +95,28 @@ class TrainState:
     train: Batches
     val: Batches | None
     stop_rules: StopRules
+    # Metric that picks the best epoch, and "min" or "max".
     monitor: str
     mode: str
     autocast: Callable[[], AbstractContextManager[Any]]
+    # Waits for the device.
     synchronize: Callable[[], None]
-    ema: ExponentialMovingAverage | None = None  # of the weights, where trainer.ema_decay asks for one
+    # Moving average of the weights, where trainer.ema_decay asks for one.
+    ema: ExponentialMovingAverage | None = None
     progress: Progress = field(default_factory=Progress)
-    graph_step: Callable[..., bool] | None = field(default=None, init=False)  # makes steps, or says that it does not
+    # Makes optimizer steps from a recorded CUDA graph where it can, eagerly otherwise.
+    graph_step: Callable[..., Any] | None = field(default=None, init=False)
+    # Metric sums of the current epoch.
     totals: MetricAccumulator = field(init=False)
-    built_buffers: BuiltBuffers = field(init=False)  # the model's buffers before it has met any data
-    ranks: Distributed = field(default=SINGLE_PROCESS, init=False)  # the processes that train together
-    forward: Callable[..., Tensor] = field(init=False)  # the model in training; its gradients are of all processes
-    recent_losses: list[tuple[int, Tensor]] = field(
-        default_factory=list
-    )  # step and loss, since they were last looked at
+    # Buffers of the model before it met any data.
+    built_buffers: BuiltBuffers = field(init=False)
+    # The processes that train together.
+    ranks: Distributed = field(default=SINGLE_PROCESS, init=False)
+    # The model's forward pass in training; its gradients are averaged over the ranks.
+    forward: Callable[..., Tensor] = field(init=False)
+    # Step and loss, on the device, since `check_finite` last read them.
+    recent_losses: list[tuple[int, Tensor]] = field(default_factory=list)
+    # Of the last step that was clipped or measured.
     grad_norm: Tensor = field(default_factory=lambda: torch.tensor(math.nan))
 
     def __post_init__(self) -> None:
@@ -101,166 +125,206 @@ class TrainState:
         self.built_buffers = BuiltBuffers(self.model)
 
     def join(self, ranks: Distributed) -> None:
-        """Train together with other processes, which do the same at this moment."""
-        self.ranks, self.forward = ranks, ranks.wrap_model(self.model)
+        """Train together with other processes; all of them must call this at the same time."""
+        self.ranks = ranks
+        self.forward = ranks.wrap_model(self.model)
 
     @property
     def is_done(self) -> bool:
-        """All epochs or steps are made."""
-        p, limits = self.progress, self.stop_rules
-        return p.epoch >= limits.epochs or (limits.max_steps is not None and p.step >= limits.max_steps)
+        """Whether all epochs, or all steps, are made."""
+        progress = self.progress
+        if progress.epoch >= self.stop_rules.epochs:
+            return True
+        max_steps = self.stop_rules.max_steps
+        return max_steps is not None and progress.step >= max_steps
 
     @property
     def is_out_of_patience(self) -> bool:
-        """The monitored metric has not improved for `patience` epochs."""
+        """Whether the monitored metric has not improved for `patience` epochs."""
         patience = self.stop_rules.patience
         return patience is not None and self.progress.epochs_without_improvement >= patience
 
     def update_best(self, value: float) -> bool:
-        """Note the monitored value of the epoch that has just ended; NaN never improves."""
-        p, sign = self.progress, 1 if self.mode == "max" else -1
-        best = -math.inf if p.best_value is None else sign * p.best_value
-        better = sign * value > best + (self.stop_rules.min_delta if p.best_value is not None else 0.0)
-        if better:
-            p.best_value, p.best_epoch, p.best_step = value, p.epoch, p.step
-        p.epochs_without_improvement = 0 if better else p.epochs_without_improvement + 1
-        return better
+        """Record the monitored value of the epoch that has just ended; returns whether it is the best, NaN never."""
+        progress = self.progress
+        sign = 1 if self.mode == "max" else -1
+
+        if progress.best_value is None:
+            is_better = sign * value > -math.inf
+        else:
+            is_better = sign * value > sign * progress.best_value + self.stop_rules.min_delta
+
+        if is_better:
+            progress.best_value = value
+            progress.best_epoch = progress.epoch
+            progress.best_step = progress.step
+            progress.epochs_without_improvement = 0
+        else:
+            progress.epochs_without_improvement += 1
+        return is_better
 
     def get_parameter_values(self) -> dict[str, float]:
-        """{"parameter/<name>": value} of every trained number, or nothing where there are more than MOST_SHOWN."""
+        """{"parameter/<name>": value} for every trained number of a tiny model; empty for any other model."""
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        if sum(p.numel() for p in trained.values()) > MOST_SHOWN:
+        if sum(p.numel() for p in trained.values()) > _MAX_LOGGED_PARAMETERS:
             return {}
-        found: dict[str, float] = {}
+
+        row: dict[str, float] = {}
         for name, parameter in trained.items():
             values = parameter.detach().flatten().tolist()
-            keys = [name] if len(values) == 1 else [f"{name}[{i}]" for i in range(len(values))]
-            found |= {f"parameter/{key}": value for key, value in zip(keys, values, strict=True)}
-        return found
+            if len(values) == 1:
+                row[f"parameter/{name}"] = values[0]
+                continue
+            for i, value in enumerate(values):
+                row[f"parameter/{name}[{i}]"] = value
+        return row
 
     def check_finite(self) -> None:
-        """Look at the losses since the last look, in one transfer; RunError names the first step that is not finite."""
+        """Read the losses since the last call, in one transfer; RunError names the first step that is not finite."""
         if not self.recent_losses:
             return
-        p, (steps, tensors) = self.progress, zip(*self.recent_losses, strict=True)
+
+        progress = self.progress
+        steps = [step for step, _ in self.recent_losses]
+        tensors = [loss for _, loss in self.recent_losses]
         self.recent_losses = []
+
         for step, loss in zip(steps, torch.stack(tensors).tolist(), strict=True):
             if not math.isfinite(loss):
-                last = p.last_finite_loss
+                last = progress.last_finite_loss
                 before = f"the last finite loss was {last:.6g}" if math.isfinite(last) else "no loss was finite before"
                 raise RunError(
-                    f"the loss is {loss} at step {step} (epoch {p.epoch + 1}); {before}; "
+                    f"the loss is {loss} at step {step} (epoch {progress.epoch + 1}); {before}; "
                     "try a smaller optimizer.lr, trainer.grad_clip_norm=1, or inputs of a size around 1"
                 )
-            p.last_finite_loss = loss
-            if p.first_loss is None:
-                p.first_loss = loss
+            progress.last_finite_loss = loss
+            if progress.first_loss is None:
+                progress.first_loss = loss
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it, as tensors and plain Python; RunError rather than the state after a loss that is not finite."""
-        self.check_finite()  # first_loss is part of the state
-        loss_state = {} if self.objective.loss_module is None else self.objective.loss_module.state_dict()
-        of_loss = {"loss": loss_state} if loss_state else {}
-        return (
-            self.weights()
-            | of_loss
-            | {
-                "optimizer": self.optimizer.state_dict(),
-                "scheduler": self.schedule.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "progress": {k: v for k, v in asdict(self.progress).items() if k not in _STOPPING},
-                "early_stopping": {k: v for k, v in asdict(self.progress).items() if k in _STOPPING},
-                "totals": self.totals.state_dict(),
-            }
-        )
+        """The state as tensors and plain Python; RunError instead after a loss that is not finite."""
+        # Reads first_loss, which is part of the state.
+        self.check_finite()
 
-    def weights(self) -> dict[str, Any]:
-        """The part of the state that `use_weights` takes: of the model, and of the average where there is one."""
-        state: dict[str, Any] = {} if self.ema is None else {"ema": self.ema.state_dict()}
+        state: dict[str, Any] = {}
+        loss_state = {} if self.objective.loss_module is None else self.objective.loss_module.state_dict()
+        state |= self.get_weights()
+        if loss_state:
+            state["loss"] = loss_state
+        state["optimizer"] = self.optimizer.state_dict()
+        state["scheduler"] = self.schedule.state_dict()
+        state["scaler"] = self.scaler.state_dict()
+
+        counters = asdict(self.progress)
+        early_stopping = {name: counters.pop(name) for name in _EARLY_STOPPING_FIELDS}
+        state["progress"] = counters
+        state["early_stopping"] = early_stopping
+        state["totals"] = self.totals.state_dict()
+        return state
+
+    def get_weights(self) -> dict[str, Any]:
+        """The part of the state that `use_weights` loads: of the model, and of the average if there is one."""
+        state: dict[str, Any] = {}
+        if self.ema is not None:
+            state["ema"] = self.ema.state_dict()
         state["model"] = self.model.state_dict()
-        made = self.built_buffers.made()
-        return state | {MADE_BUFFERS: made} if made else state
+        created = self.built_buffers.list_created()
+        if created:
+            state[MADE_BUFFERS] = created
+        return state
 
     def use_weights(self, state: dict[str, Any]) -> None:
-        """Take over `model`, and `ema` where there is one, of a saved state."""
-        made = state.get(MADE_BUFFERS, [])
-        self.built_buffers.fit(state["model"], made)
+        """Load `model`, and `ema` if there is one, of a saved state."""
+        created = state.get(MADE_BUFFERS, [])
+        self.built_buffers.fit(state["model"], created)
         load_weights(self.model, state["model"])
         if self.ema is not None and "ema" in state:
-            self.ema.load_state_dict(state["ema"], made)
+            self.ema.load_state_dict(state["ema"], created)
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        """The inverse of `state_dict`, in place; CheckpointError when it is not of such a run."""
+        """The inverse of `state_dict`, in place; CheckpointError if the state does not fit this run."""
         try:
             self._load(state, device)
         except Exception as error:
-            # What is damaged or of another dlrun can make torch raise anything, and a model may load states itself.
-            own = user_code.explain(error)
-            if own is not None:
-                raise CheckpointError(f"the checkpoint cannot be loaded: {own}") from error
+            # A damaged file, or one of another dlrun, makes torch raise anything; a model may load states itself.
+            explanation = user_code.explain(error)
+            if explanation is not None:
+                raise CheckpointError(f"the checkpoint cannot be loaded: {explanation}") from error
             if isinstance(error, KeyError):
                 message = f"the checkpoint lacks {error}: it is of an older or newer dlrun or torch"
                 raise CheckpointError(message) from error
-            said = " ".join(str(error).split())
-            raise CheckpointError(f"the checkpoint does not fit this model, optimizer and dlrun: {said}") from error
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"the checkpoint does not fit this model, optimizer and dlrun: {reason}") from error
 
     def _load(self, state: dict[str, Any], device: torch.device) -> None:
+        # An average would silently start anew.
         if self.ema is not None and "ema" not in state:
             raise KeyError("ema")
         self.use_weights(state)
-        kinds = [_kinds_of(group) for group in self.optimizer.param_groups]
-        load_optimizer_state(self.optimizer, state["optimizer"])
-        for expected, group in zip(kinds, self.optimizer.param_groups, strict=True):
-            for key, kind in _kinds_of(group).items():
-                if kind != expected.get(key, kind):
-                    raise TypeError(f"{key} of the optimizer is {group[key]!r}")
+        self._load_optimizer(state["optimizer"])
         self.schedule.load_state_dict(state["scheduler"])
         if self.objective.loss_module is not None and "loss" in state:
             load_weights(self.objective.loss_module, state["loss"])
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
+
+        # Metric sums are per rank, everything above is the same on all.
         self.progress = Progress(**state["progress"], **state["early_stopping"])
         self.totals = self.objective.new_accumulator()
-        for part in self._parts(state):
-            self.totals.load_state_dict(part["totals"], device)
+        for rank_state in self._select_rank_states(state):
+            self.totals.load_state_dict(rank_state["totals"], device)
 
-    def _parts(self, state: dict[str, Any]) -> list[dict[str, Any]]:
-        """Those of a checkpoint's processes that this one goes on for: its own, or of another number the first all."""
+    def _load_optimizer(self, state: dict[str, Any]) -> None:
+        # torch loads any values into a group: a damaged file would be noticed only when training.
+        expected_kinds = [_get_setting_kinds(group) for group in self.optimizer.param_groups]
+        load_optimizer_state(self.optimizer, state)
+
+        for expected, group in zip(expected_kinds, self.optimizer.param_groups, strict=True):
+            for key, kind in _get_setting_kinds(group).items():
+                if kind != expected.get(key, kind):
+                    raise TypeError(f"{key} of the optimizer is {group[key]!r}")
+
+    def _select_rank_states(self, state: dict[str, Any]) -> list[dict[str, Any]]:
+        """Per-rank states that this rank restores: its own; if the world size changed, rank 0 restores all."""
         states = [state, *state.get("others", [])]
         if len(states) == self.ranks.world_size:
             return [states[self.ranks.rank]]
-        return [] if self.ranks.rank else states
+        return states if self.ranks.rank == 0 else []
 
 
 def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Load a saved state, also where an optimizer keeps NumPy arrays: torch would take them apart into numbers."""
-    kept_back: dict[tuple[int, str], Any] = {}
+    """Load a saved state, including NumPy arrays of it, which torch would turn into lists of numbers."""
+    arrays: dict[tuple[int, str], np.ndarray[Any, Any]] = {}
+    others: dict[int, dict[str, Any]] = {}
     for number, values in state["state"].items():
+        others[number] = {}
         for key, value in values.items():
             if isinstance(value, np.ndarray):
-                kept_back[number, key] = value
-    if not kept_back:
+                arrays[number, key] = value
+            else:
+                others[number][key] = value
+
+    # The ordinary case; torch copies the state itself.
+    if not arrays:
         optimizer.load_state_dict(state)
         return
 
-    others = {
-        number: {key: value for key, value in values.items() if (number, key) not in kept_back}
-        for number, values in state["state"].items()
-    }
     optimizer.load_state_dict(state | {"state": others})
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for (number, key), value in kept_back.items():
-        optimizer.state[parameters[number]][key] = value
+    for (number, key), array in arrays.items():
+        optimizer.state[parameters[number]][key] = array
 
 
-def _kinds_of(group: dict[str, Any]) -> dict[str, str]:
-    """What the settings of a parameter group are; a setting that is off says nothing."""
+def _get_setting_kinds(group: dict[str, Any]) -> dict[str, str]:
+    """Kind of value of each setting of a parameter group; settings that are None have none."""
     kinds = {}
     for key, value in group.items():
         if isinstance(value, list | tuple):
             kinds[key] = "several"
         elif isinstance(value, bool | str):
             kinds[key] = type(value).__name__
+        elif isinstance(value, Number | Tensor):
+            kinds[key] = "number"
         elif value is not None:
-            kinds[key] = "number" if isinstance(value, Number | Tensor) else "other"
+            kinds[key] = "other"
     return kinds

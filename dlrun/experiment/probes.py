@@ -9,7 +9,7 @@ from torch import Tensor
 from dlrun.core.errors import RequestError
 from dlrun.data.spec import DataSpec
 from dlrun.engine.evaluation import evaluation_mode
-from dlrun.engine.untouched import preserve_state
+from dlrun.engine.preserve import preserve_state
 from dlrun.experiment.context import Answer, RunContext
 
 

@@ -82,7 +82,7 @@ def _rename_to_free_name(hidden: Path, target: Path) -> Path:
 def _write_files(folder: Path, evaluation: Evaluation, figures: bool) -> None:
     run_folder.write_json(folder / "metrics.json", describe_evaluation(evaluation))
     if evaluation.classes is not None:
-        write_text(folder / "per_class.csv", evaluation.classes.as_csv())
+        write_text(folder / "per_class.csv", evaluation.classes.to_csv())
     # A tag is no row of a file.
     if evaluation.saved.spec.task != "tagging":
         write_text(folder / "predictions.csv", format_predictions(evaluation))

@@ -287,7 +287,7 @@ def compare_with_recorded(evaluation: Evaluation) -> list[str]:
 
 def _print_classes(console: Console, classes: PerClass) -> None:
     # name, precision, recall, f1, support, ...
-    rows = classes.rows()
+    rows = classes.compute_rows()
     shown = rows
     if len(rows) > _MAX_CLASS_LINES:
         has_support = [row for row in rows if row[4]]
@@ -298,7 +298,7 @@ def _print_classes(console: Console, classes: PerClass) -> None:
     if len(rows) > len(shown):
         console.say(f"the {len(shown)} of {len(rows)} classes with the lowest f1; all are in per_class.csv")
 
-    confused = [f"{true} taken for {predicted} ({count:,})" for true, predicted, count in classes.most_confused()]
+    confused = [f"{true} taken for {predicted} ({count:,})" for true, predicted, count in classes.find_most_confused()]
     if confused:
         console.say("most confused: " + ", ".join(confused))
 

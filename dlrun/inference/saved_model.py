@@ -24,7 +24,7 @@ from dlrun.data.origin import Origin
 from dlrun.data.spec import DataSpec, Splits
 from dlrun.engine import device
 from dlrun.engine.device import Runtime
-from dlrun.engine.made_buffers import BuiltBuffers
+from dlrun.engine.forward_buffers import BuiltBuffers
 from dlrun.engine.objective import Objective
 from dlrun.engine.state import MADE_BUFFERS
 from dlrun.experiment import resume

@@ -95,7 +95,7 @@ class CheckpointManager(Callback):
         row = epoch.row
         self.row = row
         if epoch.is_best:
-            weights = _copy_state(training.weights())
+            weights = _copy_state(training.get_weights())
             self.best = weights | {"epoch": row["epoch"], "step": row["step"], "metrics": dict(row)}
 
         has_ended = training.is_done or training.is_out_of_patience

@@ -14,7 +14,7 @@ from torch import nn
 from dlrun.core.errors import RequestError
 from dlrun.data.files.tensors import load_weights
 from dlrun.data.spec import DataSpec
-from dlrun.engine.made_buffers import BuiltBuffers
+from dlrun.engine.forward_buffers import BuiltBuffers
 from dlrun.engine.optim.ema import ExponentialMovingAverage
 from dlrun.experiment.build.build import set_precision
 from dlrun.inference import api
@@ -146,7 +146,7 @@ def test_only_buffers_made_in_forward_are_given_to_a_net() -> None:
     saved = net.state_dict()
     net(torch.zeros(3, 2))
     grown = net.state_dict()
-    assert built.made() == ["mean"]
+    assert built.list_created() == ["mean"]
     built.fit(saved)  # back to the weights of before
     assert net.mean is None
 

@@ -253,8 +253,8 @@ def test_a_shared_evaluation_is_that_of_one_process_to_the_bit(
     assert ranks(2, *words, "figures=false", "hydra.run.dir=run").returncode == 0
     assert result_in(tmp_path / "run")["metrics"]["test/accuracy"] > 0.5
     script = (
-        "import json, sys\nfrom pathlib import Path\nfrom dlrun.inference import evaluate as evaluation\n"
-        "print(json.dumps(evaluation.evaluate(['run'])), file=Path('found').open('w'))"
+        "import json, sys\nfrom pathlib import Path\nfrom dlrun.inference import evaluate\n"
+        "print(json.dumps(evaluate.evaluate(['run'])), file=Path('found').open('w'))"
     )
     assert python("-c", script).code == 0
     alone = json.loads((tmp_path / "found").read_text())

@@ -250,7 +250,7 @@ def test_when_training_ends(progress: Progress, limits: dict[str, Any], done: bo
 
 def test_samples_and_seconds_add_up_over_interruptions() -> None:
     train, progress = batches(22), Progress(batch=2)
-    assert progress.count(0.5, train, 0) == {"epoch_seconds": 0.5, "samples_per_second": 16.0}
+    assert progress.add_epoch_time(0.5, train, 0) == {"epoch_seconds": 0.5, "samples_per_second": 16.0}
     progress.batch = 6
-    assert progress.count(0.25, train, 2) == {"epoch_seconds": 0.25, "samples_per_second": 56.0}
+    assert progress.add_epoch_time(0.25, train, 2) == {"epoch_seconds": 0.25, "samples_per_second": 56.0}
     assert (progress.samples, progress.train_seconds) == (22, 0.75)

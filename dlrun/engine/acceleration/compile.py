@@ -1,8 +1,7 @@
-"""`device.compile`: torch.compile's work done before the clock starts, on batches that are thrown away."""
+"""`device.compile`: run torch.compile before the clock starts, on batches whose results are discarded."""
 
 import time
 from collections.abc import Iterator
-from itertools import chain
 
 import torch
 
@@ -11,50 +10,57 @@ from dlrun.core.errors import RequestError
 from dlrun.data.batches import Batch, Batches, Shard
 from dlrun.engine import trainer
 from dlrun.engine.device import is_out_of_memory
+from dlrun.engine.preserve import preserve_state, restore_attributes
 from dlrun.engine.state import TrainState
-from dlrun.engine.untouched import preserve_state, restore_attributes
 
 
-def compile_model(t: TrainState, test: Batches | None) -> float:
-    """Compile the model for all the shapes of a run, first and last batches, trained and evaluated; returns seconds.
+def compile_model(state: TrainState, test: Batches | None) -> float:
+    """Compile the model for all batch shapes of a run, in training and evaluation; returns the seconds it took.
 
-    The weights, what the model keeps besides, the generators, the scaler and the optimizer are as before. Of several
-    processes each must do it, as their gradients are summed up. RequestError where it fails,
-    and the error itself where memory runs out.
+    Weights and other state of the model, generators, scaler and optimizer stay as they are. With several ranks each
+    must call this, as their gradients are summed up. RequestError if compilation fails; an error for want of memory
+    is raised as it is.
     """
-    began = time.perf_counter()
-    t.model.compile()  # in place: the keys of the state_dict stay as they are
+    start = time.perf_counter()
+    # In place: the keys of the state_dict stay as they are.
+    state.model.compile()
     try:
-        _try_all(t, test)
-    except Exception as error:  # its many parts raise what they like
+        _run_all_shapes(state, test)
+    except Exception as error:
+        # The parts of torch.compile raise exceptions of any type.
         if is_out_of_memory(error):
             raise
-        first = list(errors.iter_causes(error))[-1]
-        said = (str(first).strip() or type(first).__name__).splitlines()[0]
-        raise RequestError(f"device.compile=true: {said}; type device.compile=false") from error
-    t.synchronize()
-    return time.perf_counter() - began
+        root = list(errors.chain(error))[-1]
+        reason = (str(root).strip() or type(root).__name__).splitlines()[0]
+        raise RequestError(f"device.compile=true: {reason}; type device.compile=false") from error
+    state.synchronize()
+    return time.perf_counter() - start
 
 
-def _try_all(t: TrainState, test: Batches | None) -> None:
-    scaler = t.scaler
-    t.scaler = torch.amp.GradScaler(enabled=False)  # the real one counts what it is asked for
+def _run_all_shapes(state: TrainState, test: Batches | None) -> None:
+    # The real scaler counts its calls.
+    scaler = state.scaler
+    state.scaler = torch.amp.GradScaler(enabled=False)
     try:
-        with preserve_state(t.model), restore_attributes(t.model):
-            t.model.train()
-            for batch in _shapes(t.train, t.ranks.shard_batch):
-                trainer.backward(t, [batch], [])
-            t.optimizer.zero_grad()
-            t.model.eval()
-            evaluated = [batches for batches in (t.val, test) if batches is not None]
-            with torch.inference_mode(), t.autocast():
-                for batch in chain.from_iterable(map(_shapes, evaluated)):
-                    t.model(*batch[0])
+        with preserve_state(state.model), restore_attributes(state.model):
+            state.model.train()
+            for batch in _iterate_shapes(state.train, state.ranks.shard_batch):
+                trainer.backward(state, [batch], [])
+            # The gradients of trial batches must not reach the first step.
+            state.optimizer.zero_grad()
+
+            state.model.eval()
+            with torch.inference_mode(), state.autocast():
+                for batches in (state.val, test):
+                    if batches is None:
+                        continue
+                    for inputs, _ in _iterate_shapes(batches):
+                        state.model(*inputs)
     finally:
-        t.scaler = scaler
+        state.scaler = scaler
 
 
-def _shapes(batches: Batches, pick: Shard = list) -> Iterator[Batch]:
+def _iterate_shapes(batches: Batches, pick: Shard = list) -> Iterator[Batch]:
     """The first batch of an epoch, and the last, which may have fewer rows."""
     for start in dict.fromkeys((0, len(batches) - 1)):
         yield next(iter(batches.epoch(1, start, pick)))

@@ -1,6 +1,6 @@
-"""`device.cuda_graph`: a whole training step recorded once and started as one.
+"""`device.cuda_graph`: record a whole training step once, and replay it with a single launch.
 
-The kernels of a small net take less time on a GPU than Python does to start them one by one.
+The kernels of a small model take less time on a GPU than Python does to launch them one by one.
 """
 
 import contextlib
@@ -14,162 +14,206 @@ from torch.optim import SGD, Adam, AdamW
 
 from dlrun.data.batches import Batch
 from dlrun.engine.state import TrainState
-from dlrun.engine.trainer import backward, requires_closure
+from dlrun.engine.trainer import StepRecords, backward, requires_closure
 
-Seen = list[tuple[Tensor, Tensor, Tensor]]  # outputs, targets and loss of each batch of a step
-_WARM_STEPS = 3  # are made as ever, while the kernels are chosen and the optimizer makes its state
-_MOST_SHAPES = 4  # that get a graph of their own: full batches, the last one of an epoch
-_WHOLE = (SGD, Adam, AdamW)  # whose fused step can be recorded
+# Eager steps of a shape before it is recorded, in which kernels are chosen and the optimizer creates its state.
+_WARM_UP_STEPS = 3
+
+# Full batches and the last one of an epoch need two shapes; a model that gets other shapes has no use for graphs.
+_MOST_SHAPES = 4
+
+# Optimizers whose fused step can be recorded.
+_RECORDABLE_OPTIMIZERS = (SGD, Adam, AdamW)
 
 
 class GraphRecorder:
-    """The GPU: see torch's notes on CUDA graphs for why a stream aside warms up, and one pool serves all graphs."""
+    """Records CUDA graphs: torch's notes on them explain the side stream and the shared memory pool."""
 
     def __init__(self) -> None:
-        self._aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._side_stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
 
     @contextlib.contextmanager
-    def aside(self) -> Iterator[None]:
-        """What runs inside runs on another stream, between what is before and what is behind it."""
-        self._aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._aside):
+    def use_side_stream(self) -> Iterator[None]:
+        """Run the block on a side stream, ordered with the current one."""
+        self._side_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._side_stream):
             yield
-        torch.cuda.current_stream().wait_stream(self._aside)
+        torch.cuda.current_stream().wait_stream(self._side_stream)
 
-    def record(self, make: Callable[[], None]) -> Callable[[], None]:
-        """What does again what `make` does, with the same memory; nothing is computed while it is recorded."""
+    def record(self, function: Callable[[], None]) -> Callable[[], None]:
+        """Record the kernels of `function` without running them; returns what replays them in the same memory."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
-            make()
+            function()
         return graph.replay
 
 
 @dataclass
 class RecordedStep:
-    """A step for one shape of batches: memory for what goes in, and what comes out."""
+    """A step for one shape of batches."""
 
+    # Memory that its batches are copied into.
     group: list[Batch]
-    settings: list[dict[str, Any]] | None  # of the optimizer, where its step is part of what is recorded
-    seen: Seen = field(default_factory=list)
+    # Of the optimizer, if its step is part of the graph; None if it runs eagerly.
+    settings: list[dict[str, Any]] | None
+    # Memory of its results.
+    records: StepRecords = field(default_factory=list)
     gradients: list[Tensor | None] = field(default_factory=list)
     norm: Tensor | None = None
     replay: Callable[[], None] = lambda: None
 
 
 class CudaGraphStep:
-    """Makes a training's steps where their shapes come again, as without it to the bit.
+    """Makes the optimizer steps of a training, from a graph where a shape comes again; equal to the bit.
 
-    A call answers whether it made the step; the loop makes those that it leaves. Generators go on as ever. A learning
-    rate that changes once an epoch costs a recording (some milliseconds); one that changes every step leaves the
-    optimizer's step out of the graph, as do a moving average and an optimizer without a fused kernel. What cannot be
-    recorded (it waits for the device, say) is said once, and all goes on without a graph.
+    RNG state advances as in eager mode. A learning rate that changes once an epoch costs a recording (some
+    milliseconds); one that changes every step leaves the optimizer's step out of the graph, as do a moving average
+    and an optimizer without a fused kernel. A step that cannot be recorded, because it waits for the device for
+    example, is reported once, and all steps run eagerly from then on.
     """
 
-    def __init__(self, recorder: GraphRecorder, say: Callable[[str], None]) -> None:
-        self.recorder, self.say, self.usable = recorder, say, True
-        self.warmed: dict[tuple[Any, ...], int] = {}
+    def __init__(self, recorder: GraphRecorder, warn: Callable[[str], None]) -> None:
+        self.recorder = recorder
+        self.warn = warn
+        self.is_usable = True
+        self.warm_up_steps: dict[tuple[Any, ...], int] = {}
         self.recorded: dict[tuple[Any, ...], RecordedStep] = {}
-        self.current: RecordedStep | None = None  # whose gradients the parameters hold
+        # The step whose gradients the parameters hold.
+        self.current: RecordedStep | None = None
 
-    def __call__(self, t: TrainState, group: list[Batch], seen: Seen) -> bool:
-        """Make the step of `group`, if it can be made here; `seen` as `loop.backward` fills it."""
-        shape = _shape(group)
-        made = self.warmed.get(shape, 0)
-        if not self.usable or (made == 0 and len(self.warmed) == _MOST_SHAPES):
+    def __call__(self, state: TrainState, group: list[Batch], records: StepRecords) -> bool:
+        """Make the step of `group` and fill `records` as `backward` does; returns False if it ran eagerly."""
+        shape = _get_shape(group)
+        steps = self.warm_up_steps.get(shape, 0)
+        if not self.is_usable or (steps == 0 and len(self.warm_up_steps) == _MOST_SHAPES):
             self.current = None
+            _step_eagerly(state, group, records)
             return False
-        if made < _WARM_STEPS:
-            self.warmed[shape], self.current = made + 1, None
-            with self.recorder.aside():
-                backward(t, group, seen)
-                t.optimizer.step()
+
+        if steps < _WARM_UP_STEPS:
+            self.warm_up_steps[shape] = steps + 1
+            self.current = None
+            with self.recorder.use_side_stream():
+                _step_eagerly(state, group, records)
             return True
-        found = self.recorded.get(shape)
-        if found is None or found.settings != _settings(t):
-            found = self._record(t, shape, group)
-        if found is None:
+
+        recorded = self.recorded.get(shape)
+        if recorded is None or recorded.settings != _get_recordable_settings(state):
+            recorded = self._record(state, shape, group)
+        if recorded is None:
+            _step_eagerly(state, group, records)
             return False
-        self._make(t, found, group, seen)
+        self._replay(state, recorded, group, records)
         return True
 
-    def _record(self, t: TrainState, shape: tuple[Any, ...], group: list[Batch]) -> RecordedStep | None:
-        copies = [(tuple(x.clone() for x in inputs), targets.clone()) for inputs, targets in group]
-        made = RecordedStep(copies, _settings(t))
+    def _record(self, state: TrainState, shape: tuple[Any, ...], group: list[Batch]) -> RecordedStep | None:
+        """Record the step for one shape; None if it cannot be recorded."""
+        copies = []
+        for inputs, targets in group:
+            copies.append((tuple(x.clone() for x in inputs), targets.clone()))
+        recorded = RecordedStep(copies, _get_recordable_settings(state))
 
-        def step() -> None:
-            made.seen.clear()
-            backward(t, made.group, made.seen)
-            if made.settings is not None:
-                with _recordable(t):
-                    t.optimizer.step()
+        def make_step() -> None:
+            recorded.records.clear()
+            backward(state, recorded.group, recorded.records)
+            if recorded.settings is not None:
+                with _mark_capturable(state):
+                    state.optimizer.step()
 
+        # Free the memory of a graph with other settings first.
         self.recorded.pop(shape, None)
         try:
-            made.replay = self.recorder.record(step)
-        except Exception as error:  # whatever a model does that cannot be recorded
-            self.usable, self.current = False, None
-            said = (str(error).strip() or type(error).__name__).splitlines()[0]
-            self.say(f"no CUDA graph: the step cannot be recorded ({said}); device.cuda_graph=off saves the try")
+            recorded.replay = self.recorder.record(make_step)
+        except Exception as error:
+            # A model may do anything that cannot be recorded.
+            self.is_usable = False
+            self.current = None
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            self.warn(f"no CUDA graph: the step cannot be recorded ({reason}); device.cuda_graph=off saves the try")
             return None
-        made.gradients, made.norm = [p.grad for p in t.model.parameters()], t.grad_norm
-        self.recorded[shape] = self.current = made
-        return made
 
-    def _make(self, t: TrainState, made: RecordedStep, group: list[Batch], seen: Seen) -> None:
-        """Fill the memory, start the graph, and keep what the next step would write over."""
-        for (inputs, targets), (x, y) in zip(made.group, group, strict=True):
-            for place, value in zip((*inputs, targets), (*x, y), strict=True):
-                place.copy_(value, non_blocking=True)
-        made.replay()
-        if self.current is not made:
-            for p, gradient in zip(t.model.parameters(), made.gradients, strict=True):
+        recorded.gradients = [p.grad for p in state.model.parameters()]
+        recorded.norm = state.grad_norm
+        self.recorded[shape] = recorded
+        self.current = recorded
+        return recorded
+
+    def _replay(self, state: TrainState, recorded: RecordedStep, group: list[Batch], records: StepRecords) -> None:
+        """Copy the batches in, replay the graph, and copy out what the next step would overwrite."""
+        for (own_inputs, own_targets), (inputs, targets) in zip(recorded.group, group, strict=True):
+            for own, value in zip((*own_inputs, own_targets), (*inputs, targets), strict=True):
+                own.copy_(value, non_blocking=True)
+
+        recorded.replay()
+
+        if self.current is not recorded:
+            for p, gradient in zip(state.model.parameters(), recorded.gradients, strict=True):
                 p.grad = gradient
-            self.current = made
-        if t.stop_rules.grad_clip_norm is not None and made.norm is not None:
-            t.grad_norm = made.norm
-        if made.settings is None:
-            t.optimizer.step()
-        seen += [(o.clone(), y, loss.clone()) for (o, _, loss), (_, y) in zip(made.seen, group, strict=True)]
+            self.current = recorded
+        if state.stop_rules.grad_clip_norm is not None and recorded.norm is not None:
+            state.grad_norm = recorded.norm
+        if recorded.settings is None:
+            state.optimizer.step()
+
+        # Targets are the batch's own tensors, which no replay overwrites.
+        for (outputs, _, loss), (_, targets) in zip(recorded.records, group, strict=True):
+            records.append((outputs.clone(), targets, loss.clone()))
 
 
-def _settings(t: TrainState) -> list[dict[str, Any]] | None:
-    """The optimizer's numbers, which a graph holds as they are; null where its step cannot be part of one."""
-    groups, schedule = t.optimizer.param_groups, t.schedule
-    by_step = schedule.steps < schedule.warmup_steps or (schedule.interval == "step" and schedule.scheduler is not None)
-    fused = type(t.optimizer) in _WHOLE and all(group.get("fused") for group in groups)
-    if by_step or not fused or t.ema is not None:
+def _step_eagerly(state: TrainState, group: list[Batch], records: StepRecords) -> None:
+    # The scaler is off: fp16 has no graph.
+    backward(state, group, records)
+    state.optimizer.step()
+
+
+def _get_recordable_settings(state: TrainState) -> list[dict[str, Any]] | None:
+    """The optimizer's numbers, which a graph contains as constants; None if its step cannot be recorded."""
+    schedule = state.schedule
+    groups = state.optimizer.param_groups
+    is_warming_up = schedule.steps < schedule.warmup_steps
+    changes_every_step = schedule.interval == "step" and schedule.scheduler is not None
+    is_fused = type(state.optimizer) in _RECORDABLE_OPTIMIZERS and all(group.get("fused") for group in groups)
+    if is_warming_up or changes_every_step or not is_fused or state.ema is not None:
         return None
-    return [{key: value for key, value in group.items() if key != "params"} for group in groups]
+
+    settings = []
+    for group in groups:
+        settings.append({key: value for key, value in group.items() if key != "params"})
+    return settings
 
 
 @contextlib.contextmanager
-def _recordable(t: TrainState) -> Iterator[None]:
-    """Adam asks for the word before its step is recorded; fused, it has all that it takes."""
-    asked = [group for group in t.optimizer.param_groups if group.get("capturable") is False]
-    for group in asked:
+def _mark_capturable(state: TrainState) -> Iterator[None]:
+    """Set `capturable`, without which Adam refuses to be recorded; its fused step does not depend on it."""
+    groups = [group for group in state.optimizer.param_groups if group.get("capturable") is False]
+    for group in groups:
         group["capturable"] = True
     try:
         yield
     finally:
-        for group in asked:
+        for group in groups:
             group["capturable"] = False
 
 
-def _shape(group: list[Batch]) -> tuple[Any, ...]:
-    return tuple((x.shape, x.dtype, x.stride()) for inputs, targets in group for x in (*inputs, targets))
+def _get_shape(group: list[Batch]) -> tuple[Any, ...]:
+    """Shapes, types and strides of all tensors of the batches."""
+    shape = []
+    for inputs, targets in group:
+        shape += [(x.shape, x.dtype, x.stride()) for x in (*inputs, targets)]
+    return tuple(shape)
 
 
-def find_obstacle(t: TrainState, kind: str, compiled: bool, profiled: bool) -> str | None:
-    """Why a training on a GPU has no graph; null where it can have one.
+def find_obstacle(state: TrainState, kind: str, compiled: bool, profiled: bool) -> str | None:
+    """Why a training on a GPU has no graph; None if it can have one.
 
     kind: of the data, as in DataSpec; compiled, profiled: device.compile and trainer.profile.
     """
     reasons = {
         "packed sequences have another shape each batch": kind == "tokens",
-        "several processes send gradients to each other": t.ranks.world_size > 1,
-        "fp16 scales its loss by what the last step gave": t.scaler.is_enabled(),
-        "the optimizer evaluates the loss itself": requires_closure(t.optimizer),
+        "several processes send gradients to each other": state.ranks.world_size > 1,
+        "fp16 scales its loss by what the last step gave": state.scaler.is_enabled(),
+        "the optimizer evaluates the loss itself": requires_closure(state.optimizer),
         "device.compile records steps its own way": compiled,
         "trainer.profile stops the time inside a step": profiled,
     }

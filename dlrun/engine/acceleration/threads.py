@@ -1,4 +1,4 @@
-"""`device.num_threads=auto`: how many CPU threads are fastest for this model, by a few timed steps."""
+"""`device.num_threads=auto`: the number of CPU threads that is fastest for this model, by a few timed steps."""
 
 import statistics
 import time
@@ -9,38 +9,45 @@ import torch
 from dlrun.data.batches import Batch
 from dlrun.engine import trainer
 from dlrun.engine.object_state import duplicate
+from dlrun.engine.preserve import preserve_state
 from dlrun.engine.state import TrainState
-from dlrun.engine.untouched import preserve_state
 
-_TIMED, _WARM = 5, 2  # steps
+_WARM_UP_STEPS = 2
+_TIMED_STEPS = 5
 
 
 def find_fastest(training: TrainState, cores: int) -> tuple[int, dict[int, float]]:
-    """The number of threads with the least median time of a step, and milliseconds a step by number of threads.
+    """The number of threads with the least median step time, and milliseconds a step by number of threads.
 
-    Tried are 1, 2, 4, ... and all cores; of those within 3 % of the best the fewest are taken. The model, the
-    generators and the number of threads are as before afterwards.
+    Tries 1, 2, 4, ... and all cores; of those within 3 % of the best the fewest are taken. The model, the
+    generators and the number of threads are restored.
     """
     counts = sorted({min(2**i, cores) for i in range(cores.bit_length() + 1)})
-    before, times = torch.get_num_threads(), dict[int, float]()
+    threads_before = torch.get_num_threads()
+    milliseconds: dict[int, float] = {}
     batch = next(training.train.epoch(1))
+
     with preserve_state(training.model):
+        # A copy with a learning rate of 0: the model and its gradients stay as they are.
         model = duplicate(training.model).train()
-        trial = replace(training, model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.0), ema=None)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        trial = replace(training, model=model, optimizer=optimizer, ema=None)
         try:
             for count in counts:
                 torch.set_num_threads(count)
-                seconds = [_step(trial, batch) for _ in range(_WARM + _TIMED)]
-                times[count] = 1e3 * statistics.median(seconds[_WARM:])
+                seconds = [_time_step(trial, batch) for _ in range(_WARM_UP_STEPS + _TIMED_STEPS)]
+                milliseconds[count] = 1e3 * statistics.median(seconds[_WARM_UP_STEPS:])
         finally:
-            torch.set_num_threads(before)
-    least = min(times.values())
-    return next(count for count, took in times.items() if took <= 1.03 * least), times
+            torch.set_num_threads(threads_before)
+
+    limit = 1.03 * min(milliseconds.values())
+    fastest = next(count for count in counts if milliseconds[count] <= limit)
+    return fastest, milliseconds
 
 
-def _step(trial: TrainState, batch: Batch) -> float:
+def _time_step(trial: TrainState, batch: Batch) -> float:
     """Seconds of a forward and a backward pass."""
-    began = time.perf_counter()
+    start = time.perf_counter()
     trainer.backward(trial, [batch], [])
     trial.synchronize()
-    return time.perf_counter() - began
+    return time.perf_counter() - start

@@ -15,28 +15,34 @@ def make_parameter_groups(model: nn.Module, groups: Sequence[dict[str, Any]]) ->
     An entry is {match: <shell pattern on parameter names>, lr: ..., ...}. The first match wins; an entry that
     matches nothing (or nothing that an earlier one has not taken) is a RequestError.
     """
-    left = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if not left:
+    remaining = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not remaining:
         raise RequestError("the model has no parameters to train; choose another with model=...")
-    names = list(left)
-    made = []
+
+    names = list(remaining)
+    parameter_groups: list[dict[str, Any]] = []
     for i, entry in enumerate(groups):
         if not isinstance(entry, dict) or not isinstance(entry.get("match"), str):
             raise RequestError(
                 f"optimizer.groups[{i}] needs a pattern; type optimizer.groups='[{{match: {names[0]}, lr: 0.1}}]'"
             )
-        taken = [name for name in left if fnmatchcase(name, entry["match"])]
-        if not taken:
+        pattern = entry["match"]
+        matched = [name for name in remaining if fnmatchcase(name, pattern)]
+        if not matched:
             raise RequestError(
-                f"optimizer.groups[{i}]: no parameter is left that matches {entry['match']!r}; "
-                f"the parameters are {_listed(names)}"
+                f"optimizer.groups[{i}]: no parameter is left that matches {pattern!r}; "
+                f"the parameters are {_join_names(names)}"
             )
-        settings = {k: v for k, v in entry.items() if k != "match"}
-        made.append({"params": [left.pop(name) for name in taken], "name": entry["match"], **settings})
-    rest = [{"params": list(left.values()), "name": "rest" if groups else "all"}] if left else []
-    return made + rest
+        settings = {key: value for key, value in entry.items() if key != "match"}
+        parameters = [remaining.pop(name) for name in matched]
+        parameter_groups.append({"params": parameters, "name": pattern, **settings})
+
+    # The names show up in logs: lr/rest.
+    if remaining:
+        parameter_groups.append({"params": list(remaining.values()), "name": "rest" if groups else "all"})
+    return parameter_groups
 
 
-def _listed(names: list[str], most: int = 12) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def _join_names(names: list[str], max_names: int = 12) -> str:
+    more = f" and {len(names) - max_names} more" if len(names) > max_names else ""
+    return ", ".join(names[:max_names]) + more

@@ -23,13 +23,15 @@ class ManualSGD(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
-        """One step; `closure`, which computes loss and gradients anew, is not needed."""
+        """Make one step; `closure`, which computes loss and gradients anew, is optional."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
-                    p.add_(p.grad, alpha=-group["lr"])  # rounded once; p -= lr * grad would round twice
+                    # Rounded once; p -= lr * grad would round twice.
+                    p.add_(p.grad, alpha=-group["lr"])
         return loss

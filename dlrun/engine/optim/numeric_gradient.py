@@ -9,8 +9,11 @@ from torch.optim.optimizer import ParamsT
 
 from dlrun.core.errors import RequestError
 
-MOST_PARAMETERS = 1_000  # two evaluations each a step
-LEAST_EPSILON = 1e-3  # in fp32: rounding of the loss, about 1e-7, over 2e-3 leaves four digits of the slope
+# Each costs two evaluations of the loss a step.
+MOST_PARAMETERS = 1_000
+
+# In fp32: rounding of the loss, about 1e-7, over 2e-3 leaves four digits of the slope.
+LEAST_EPSILON = 1e-3
 
 
 class NumericGradient(Optimizer):
@@ -27,6 +30,7 @@ class NumericGradient(Optimizer):
         if not epsilon > 0:
             raise RequestError(f"optimizer.epsilon={epsilon} must be above 0, as in optimizer.epsilon=1e-3")
         super().__init__(params, {"lr": lr, "epsilon": epsilon})
+
         weights = [p for group in self.param_groups for p in group["params"]]
         count = sum(p.numel() for p in weights)
         if count > MOST_PARAMETERS:
@@ -34,6 +38,7 @@ class NumericGradient(Optimizer):
                 f"optimizer=numeric_gradient evaluates the loss twice for each of at most {MOST_PARAMETERS:,} "
                 f"parameters, and this model has {count:,}; type optimizer=manual_sgd, or a smaller model"
             )
+
         epsilon = min(group["epsilon"] for group in self.param_groups)
         if epsilon < LEAST_EPSILON and any(p.dtype != torch.float64 for p in weights):
             raise RequestError(
@@ -43,25 +48,36 @@ class NumericGradient(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor]) -> Tensor:  # type: ignore[override]
-        """One step of all weights; returns the loss before it. `.grad` then holds the measured slopes."""
+        """Make one step of all weights; returns the loss before it. `.grad` then holds the measured slopes."""
         loss = self._evaluate(closure)
-        weights = [(p, group["lr"], group["epsilon"]) for group in self.param_groups for p in group["params"]]
-        slopes = [self._slopes(p, epsilon, closure) for p, _, epsilon in weights]  # all before the first is moved
-        for (p, lr, _), slope in zip(weights, slopes, strict=True):
-            p.grad = slope
-            p.add_(slope, alpha=-lr)
+
+        # Measure all slopes before the first weight is moved.
+        slopes = []
+        for group in self.param_groups:
+            for p in group["params"]:
+                slopes.append(self._measure_slopes(p, group["epsilon"], closure))
+
+        remaining = iter(slopes)
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad = next(remaining)
+                p.add_(p.grad, alpha=-group["lr"])
         return loss
 
-    def _slopes(self, p: Tensor, epsilon: float, closure: Callable[[], Tensor]) -> Tensor:
-        """The central difference for each number of `p`, which is as before afterwards, to the bit."""
-        before, slopes = p.clone(), []
+    def _measure_slopes(self, p: Tensor, epsilon: float, closure: Callable[[], Tensor]) -> Tensor:
+        """The central difference for each number of `p`, which is restored to the bit."""
+        before = p.clone()
+        slopes = []
         for i in range(p.numel()):
             shift = torch.zeros_like(p).flatten()
             shift[i] = epsilon
             p.copy_(before + shift.view(p.shape))
             above = self._evaluate(closure)
             p.copy_(before - shift.view(p.shape))
-            slopes.append((above - self._evaluate(closure)) / (2 * epsilon))
+            below = self._evaluate(closure)
+            slopes.append((above - below) / (2 * epsilon))
+
+        # Adding and subtracting epsilon again would not restore every bit.
         p.copy_(before)
         return torch.stack(slopes).to(p.dtype).view(p.shape)
 

@@ -20,7 +20,7 @@ from dlrun.engine import device
 from dlrun.engine.callback import Callback, EpochSummary
 from dlrun.engine.device import START_SCALE
 from dlrun.engine.evaluation import collect_rows, evaluation_mode
-from dlrun.engine.metrics import regression_metrics, regression_sums
+from dlrun.engine.metrics import compute_regression_metrics, compute_regression_sums
 from dlrun.engine.state import TrainState
 from dlrun.experiment.context import RunContext
 from dlrun.experiment.preflight import final_activation
@@ -455,7 +455,7 @@ def _find_trivial_result(
 def _score(predicted: Tensor, targets: Tensor, spec: DataSpec) -> float:
     """R² for regression, accuracy otherwise."""
     if spec.task == "regression":
-        return regression_metrics(regression_sums(predicted, targets))["r2"]
+        return compute_regression_metrics(compute_regression_sums(predicted, targets))["r2"]
     is_real = targets != PADDING
     return float((predicted[is_real] == targets[is_real]).double().mean())
 

@@ -13,7 +13,6 @@ from rich.table import Table
 from torch.profiler import record_function
 
 from dlrun.data.batches import Batch, Batches, Shard
-from dlrun.engine.callback import find_overriding
 from dlrun.engine.state import TrainState
 from dlrun.engine.trainer import Trainer
 from dlrun.runs.reports.console import build_table

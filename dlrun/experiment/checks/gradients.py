@@ -11,7 +11,7 @@ from dlrun.config import request, schema
 from dlrun.config.request import Request
 from dlrun.config.schema import CONFIG_DIR
 from dlrun.core.errors import RequestError
-from dlrun.engine import device, evaluation, untouched
+from dlrun.engine import device, evaluation, preserve
 from dlrun.engine.objective import Objective
 from dlrun.experiment.context import RunContext
 from dlrun.experiment.setup import prepare
@@ -89,7 +89,7 @@ def check_gradients(words: list[str]) -> int:
     with device.device_session(settings.rest.device, settings.rest.seed) as process:
         context = prepare(settings, process, run_request.trusted_modules)
         results: list[GradientErrors] = []
-        with untouched.preserve_state(context.model):
+        with preserve.preserve_state(context.model):
             for subject in find_subjects(context):
                 results += check_subject(subject)
 

@@ -28,7 +28,7 @@ from dlrun.data.batches import Batch, LoaderBatches, measure_free_memory
 from dlrun.data.files.tensors import load_weights
 from dlrun.engine import device as runtime
 from dlrun.engine import evaluation
-from dlrun.engine.made_buffers import BuiltBuffers
+from dlrun.engine.forward_buffers import BuiltBuffers
 from dlrun.engine.object_state import (
     TORCH_ATTRIBUTES,
     count_bytes,
@@ -504,9 +504,9 @@ def _respond_with_steps(optimizer: Optimizer, schedule: Schedule, surroundings: 
             else:
                 optimizer.step()
 
-            schedule.step_end()
-            schedule.epoch_end(0.0)
-            rates += [float(rate) for rate in schedule.learning_rates().values()]
+            schedule.advance_step()
+            schedule.advance_epoch(0.0)
+            rates += [float(rate) for rate in schedule.get_learning_rates().values()]
     return {"parameters": [parameter.detach() for parameter in parameters], "rates": [torch.tensor(rates)]}
 
 

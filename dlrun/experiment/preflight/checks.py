@@ -23,7 +23,7 @@ from dlrun.core.user_code import add_user_line, first_line_of
 from dlrun.data.batches import Batch, EpochOrder
 from dlrun.engine.device import is_out_of_memory
 from dlrun.engine.objective import Objective
-from dlrun.engine.untouched import preserve_state, restore_attributes
+from dlrun.engine.preserve import preserve_state, restore_attributes
 
 # The layer table has no more rows than this, unless the model has more children.
 _MOST_LAYERS = 30

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dlrun.data.batches import Batch
 from dlrun.engine.objective import Objective
-from dlrun.engine.untouched import preserve_state, restore_attributes
+from dlrun.engine.preserve import preserve_state, restore_attributes
 
 # Kind of this trouble in Progress.troubles, so that the diagnostics do not repeat a note of preflight.
 TROUBLE = "squashed"

@@ -21,7 +21,7 @@ def test_the_shapes_of_an_epoch_are_its_full_and_its_last_batch() -> None:
     place = Placement(torch.device("cpu"), torch.float32, DataSpec("vector", (1,), "regression", 1))
     for size, sizes in ((8, [8, 6]), (11, [11, 11]), (64, [22])):
         batches = MemoryBatches(Split((x,), x), EpochOrder(22, size), place)
-        assert [len(targets) for _, targets in compile._shapes(batches)] == sizes
+        assert [len(targets) for _, targets in compile._iterate_shapes(batches)] == sizes
 
 
 @pytest.mark.slow

@@ -45,15 +45,15 @@ class Pretence:
         self.training, self.records, self.replays = training, 0, 0
 
     @contextlib.contextmanager
-    def aside(self) -> Iterator[None]:
+    def use_side_stream(self) -> Iterator[None]:
         yield
 
     def record(self, make: Callable[[], None]) -> Callable[[], None]:
         t, before, rng = self.training, self.state(), torch.get_rng_state()
         make()
         self.records += 1
-        made: Any = next(c.cell_contents for c in make.__closure__ or () if hasattr(c.cell_contents, "seen"))
-        seen, gradients, norm = list(made.seen), [p.grad for p in t.model.parameters()], t.grad_norm
+        made: Any = next(c.cell_contents for c in make.__closure__ or () if hasattr(c.cell_contents, "records"))
+        seen, gradients, norm = list(made.records), [p.grad for p in t.model.parameters()], t.grad_norm
         for tensor, value in zip(self.tensors(), before, strict=True):
             tensor.data.copy_(value)
         torch.set_rng_state(rng)
@@ -62,9 +62,9 @@ class Pretence:
             self.replays += 1
             held, held_norm = [p.grad for p in t.model.parameters()], t.grad_norm
             make()
-            for (o, _, loss), (o2, _, loss2) in zip(seen, made.seen, strict=True):
+            for (o, _, loss), (o2, _, loss2) in zip(seen, made.records, strict=True):
                 o.copy_(o2), loss.copy_(loss2)
-            made.seen[:] = seen
+            made.records[:] = seen
             for p, static, old in zip(t.model.parameters(), gradients, held, strict=True):
                 static.copy_(p.grad)
                 p.grad = old

@@ -28,7 +28,7 @@ def slow_but_with(best: int) -> Callable[..., float]:
 def test_the_fastest_number_is_taken_and_said_and_the_run_is_the_same(
     best: int, dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(thread_choice, "_step", slow_but_with(best))
+    monkeypatch.setattr(thread_choice, "_time_step", slow_but_with(best))
     monkeypatch.setattr("dlrun.engine.device.count_cores", lambda: 3)
     done = dlrun(*WORDS, "device.num_threads=auto", "hydra.run.dir=run")
     assert done.code == 0, done.err
@@ -36,7 +36,7 @@ def test_the_fastest_number_is_taken_and_said_and_the_run_is_the_same(
     assert json.loads(Path("run/environment.json").read_text())["threads"] == best
     alone = dlrun(*WORDS, f"device.num_threads={best}", "hydra.run.dir=alone")
     assert done.rows == alone.rows
-    monkeypatch.setattr(thread_choice, "_step", slow_but_with(1 if best > 1 else 3))
+    monkeypatch.setattr(thread_choice, "_time_step", slow_but_with(1 if best > 1 else 3))
     longer = dlrun("resume", "run", "trainer.epochs=3")
     assert longer.code == 0, longer.err
     assert "num_threads=auto" not in longer.out
@@ -44,7 +44,7 @@ def test_the_fastest_number_is_taken_and_said_and_the_run_is_the_same(
 
 
 def test_within_three_percent_the_fewest_are_taken(monkeypatch: pytest.MonkeyPatch, dlrun: Callable[..., Any]) -> None:
-    monkeypatch.setattr(thread_choice, "_step", lambda *_: 1.0 - 0.01 * torch.get_num_threads())
+    monkeypatch.setattr(thread_choice, "_time_step", lambda *_: 1.0 - 0.01 * torch.get_num_threads())
     monkeypatch.setattr("dlrun.engine.device.count_cores", lambda: 2)
     assert "device.num_threads=auto: 1 (" in dlrun(*WORDS, "device.num_threads=auto").out
 

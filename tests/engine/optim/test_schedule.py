@@ -54,9 +54,9 @@ def walked(made: Optimizer, schedule: Schedule, start: int = 0, end: int = EPOCH
     for i in range(start, end):
         used.append(rates(made))
         step(made)
-        schedule.step_end()
+        schedule.advance_step()
         if (i + 1) % STEPS == 0:
-            schedule.epoch_end(LOSSES[i // STEPS])
+            schedule.advance_epoch(LOSSES[i // STEPS])
     return used
 
 
@@ -135,5 +135,5 @@ def test_a_restored_schedule_goes_on_as_if_nothing_had_been(name: str, warmup: i
 
 
 def test_learning_rates_are_named_after_their_groups() -> None:
-    assert Schedule(optimizer(0.1), None).learning_rates() == {"lr": 0.1}
-    assert Schedule(optimizer(0.1, 0.2), None).learning_rates() == {"lr/g0": 0.1, "lr/g1": 0.2}
+    assert Schedule(optimizer(0.1), None).get_learning_rates() == {"lr": 0.1}
+    assert Schedule(optimizer(0.1, 0.2), None).get_learning_rates() == {"lr/g0": 0.1, "lr/g1": 0.2}

@@ -73,9 +73,9 @@ def walk(optimizer: Optimizer, schedule: Schedule, ends: tuple[int, ...], first:
     for step in range(first, last + 1):
         used.append(float(optimizer.param_groups[0]["lr"]))
         optimizer.step()
-        schedule.step_end()
+        schedule.advance_step()
         if step in ends:
-            schedule.epoch_end(1.0)
+            schedule.advance_epoch(1.0)
     return used
 
 

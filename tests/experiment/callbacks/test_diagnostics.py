@@ -346,7 +346,7 @@ def test_the_log_point_whose_gradient_is_not_finite_is_kept(norm: float, fp16: b
         objective=Objective(YES_NO),
         progress=Progress(step=5),
         scaler=SimpleNamespace(is_enabled=lambda: fp16),
-        schedule=SimpleNamespace(learning_rates=dict),
+        schedule=SimpleNamespace(get_learning_rates=dict),
         ranks=SINGLE_PROCESS,
     )
     trainer.measure_step(t, [(torch.zeros(2, 1), torch.ones(2), torch.tensor(0.7))])

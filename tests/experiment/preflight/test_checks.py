@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from dlrun.core.errors import RequestError
 from dlrun.data.batches import Batch, EpochOrder, MemoryBatches, Placement
 from dlrun.data.spec import DataSpec, Split, TaskName
-from dlrun.engine import evaluation, untouched
+from dlrun.engine import evaluation, preserve
 from dlrun.engine.device import get_rng_state
 from dlrun.engine.objective import Objective
 from dlrun.experiment.preflight import checks, final_activation
@@ -231,7 +231,7 @@ def test_untouched_restores_what_a_training_pass_changes() -> None:
     torch.manual_seed(3)
 
     def fails() -> None:
-        with untouched.preserve_state(model):
+        with preserve.preserve_state(model):
             model.train()(*batch()[0])  # draws dropout's mask, too
             assert not torch.equal(model.state_dict()["body.1.running_mean"], before["body.1.running_mean"])
             raise KeyError

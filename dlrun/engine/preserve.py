@@ -1,0 +1,132 @@
+"""Try a model out and leave it as it was: generators, buffers, modes, attributes of a user's modules."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from dlrun.engine.device import get_rng_state, set_rng_state
+
+
+@contextmanager
+def preserve_state(model: nn.Module) -> Iterator[None]:
+    """Restore generators, and buffers and modes of the model, on exit."""
+    generators = get_rng_state()
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = {}
+    for name, buffer in model.named_buffers():
+        if not is_lazy(buffer):
+            buffers[name] = buffer.detach().clone()
+
+    try:
+        yield
+    finally:
+        current = dict(model.named_buffers())
+        with torch.no_grad():
+            for name, before in buffers.items():
+                # A buffer of another shape was replaced or grown in the forward pass: `restore_attributes` undoes it.
+                if name in current and current[name].shape == before.shape:
+                    current[name].copy_(before)
+        for module, is_training in modes:
+            module.training = is_training
+        set_rng_state(generators)
+
+
+@contextmanager
+def restore_attributes(model: nn.Module) -> Iterator[None]:
+    """Undo what a forward pass does to attributes of a user's modules: counters, hidden states, buffers it registers.
+
+    Values are restored two containers deep; objects that are neither plain values nor tensors are left alone.
+    """
+    restorers = [_record_attributes(module) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for restore in restorers:
+            restore()
+
+
+# Attributes that every module has: hooks and flags of torch's own, and its registries.
+_TORCH_ATTRIBUTES = set(nn.Module().__dict__)
+_REGISTRIES = ("_parameters", "_buffers", "_modules")
+
+
+def _record_attributes(module: nn.Module) -> Callable[[], None]:
+    """Record the attributes of one module; returns a function that restores them."""
+    kind = type(module)
+    registries = {name: dict(module.__dict__[name]) for name in _REGISTRIES}
+    own = {name: value for name, value in module.__dict__.items() if name not in _TORCH_ATTRIBUTES}
+    restorers = [_record_value(value, depth=2) for value in own.values()]
+
+    def restore() -> None:
+        # A lazy layer that has met its input has become another class.
+        if type(module) is not kind:
+            return
+
+        for name, before in registries.items():
+            registry = module.__dict__[name]
+            if _has_changed(registry, before) and not any(map(_is_lazy_value, before.values())):
+                registry.clear()
+                registry.update(before)
+
+        added = [name for name in module.__dict__ if name not in _TORCH_ATTRIBUTES and name not in own]
+        for name in added:
+            del module.__dict__[name]
+        module.__dict__.update(own)
+        for restore_value in restorers:
+            restore_value()
+
+    return restore
+
+
+def _has_changed(registry: dict[str, Any], before: dict[str, Any]) -> bool:
+    """Whether a registry holds other objects; tensors are not compared by value."""
+    return registry.keys() != before.keys() or any(registry[name] is not before[name] for name in before)
+
+
+def _is_lazy_value(value: Any) -> bool:
+    return isinstance(value, Tensor) and bool(is_lazy(value))
+
+
+def _record_value(value: Any, depth: int) -> Callable[[], None]:
+    """Record the content of a container, array or tensor; returns a function that restores it in place.
+
+    The function does nothing for a value that cannot change, or for a container below `depth`.
+    """
+    if isinstance(value, Tensor) and not is_lazy(value):
+        copy = value.detach().clone()
+
+        def restore_tensor() -> None:
+            with torch.no_grad():
+                if value.shape == copy.shape:
+                    value.copy_(copy)
+
+        return restore_tensor
+
+    if isinstance(value, np.ndarray):
+        array = value.copy()
+        return partial(np.copyto, value, array)
+
+    if not isinstance(value, list | dict | set | deque) or not depth:
+        return lambda: None
+
+    content: Any = value.copy()
+    entries = value.values() if isinstance(value, dict) else value
+    restorers = [_record_value(entry, depth - 1) for entry in entries]
+
+    def restore_container() -> None:
+        value.clear()
+        if isinstance(value, list | deque):
+            value.extend(content)
+        else:
+            value.update(content)
+        for restore_value in restorers:
+            restore_value()
+
+    return restore_container
