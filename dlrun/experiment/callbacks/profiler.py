@@ -140,9 +140,7 @@ def profile_training(trainer: Trainer, folder: Path) -> Iterator[Profile]:
     closure_hook = state.optimizer.register_step_post_hook(lambda *_: profile.charge("optimizer"))
     state.scaler.step = profile.wrap(state.scaler.step, "optimizer")  # type: ignore[method-assign]
 
-    for name in trainer.hooks:
-        callbacks = find_overriding(trainer.callbacks, name)
-        trainer.hooks[name] = [profile.wrap(getattr(callback, name), callback.phase) for callback in callbacks]
+    trainer.callbacks.wrap_hooks(profile.wrap)
 
     with _trace(folder / FOLDER) as trace:
 
