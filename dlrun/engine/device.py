@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from dlrun.config.schema import DeviceConfig
-from dlrun.core.errors import RequestError, chain
+from dlrun.core.errors import RequestError, iter_causes
 from dlrun.engine.distributed import SINGLE_PROCESS, Distributed
 
 # Initial scale of the loss in fp16; GradScaler halves it at every step whose gradients overflow.
@@ -292,7 +292,7 @@ def describe_versions() -> dict[str, str]:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception, or one of its causes, says that there is no memory left."""
-    for cause in chain(error):
+    for cause in iter_causes(error):
         if isinstance(cause, MemoryError | torch.OutOfMemoryError):
             return True
         # CPU allocators raise plain RuntimeErrors.

@@ -30,7 +30,7 @@ def compile_model(state: TrainState, test: Batches | None) -> float:
         # The parts of torch.compile raise exceptions of any type.
         if is_out_of_memory(error):
             raise
-        root = list(errors.chain(error))[-1]
+        root = list(errors.iter_causes(error))[-1]
         reason = (str(root).strip() or type(root).__name__).splitlines()[0]
         raise RequestError(f"device.compile=true: {reason}; type device.compile=false") from error
     state.synchronize()
