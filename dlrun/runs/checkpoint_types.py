@@ -1,4 +1,4 @@
-"""What a checkpoint holds: the type of what stands under each key, looked at once, when the file is read."""
+"""The type of each key of a checkpoint, checked once, when the file is read."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -22,26 +22,37 @@ from dlrun.runs.record import (
 )
 
 _LARGEST_LAYER = 2**31
-_LONGEST_KIND = 5  # letters of a NumPy type: text of a million letters each would fill the memory
-EXTRA_STATE = "_extra_state"  # the end of the key under which a module keeps what is no tensor
+# Letters of a NumPy dtype: text of a million letters each would fill the memory.
+_LONGEST_KIND = 5
+# Suffix of the keys under which modules keep state that is no tensor.
+EXTRA_STATE = "_extra_state"
 
 
 def find_state_error(state: dict[str, Any]) -> str:
-    """The first thing in a checkpoint that is not of its type, in words; "" where all is well."""
+    """Describe the first value of a checkpoint that has a wrong type; "" if there is none."""
     try:
         for key in ("config", "choices", "spec"):
-            check_plain(_with_lists(state.get(key)))
+            check_plain(_convert_tuples(state.get(key)))
     except ValueError as error:
         return f"{key}: {error}"
-    wrong = find_type_error(state, STATE_KEYS)
+
+    problem = find_type_error(state, STATE_KEYS)
+    if problem:
+        return problem
     for key, inside in INNER_KEYS.items():
-        wrong = wrong or find_type_error(state.get(key, {}), inside, f"{key}.")
-    if wrong:
-        return wrong
-    if "config" in state and (wrong := find_config_error(state["config"])):
-        return f"config.{wrong}"
-    if "spec" in state and (wrong := find_spec_error(state["spec"])):
-        return f"spec.{wrong}"
+        problem = find_type_error(state.get(key, {}), inside, f"{key}.")
+        if problem:
+            return problem
+
+    if "config" in state:
+        problem = find_config_error(state["config"])
+        if problem:
+            return f"config.{problem}"
+    if "spec" in state:
+        problem = find_spec_error(state["spec"])
+        if problem:
+            return f"spec.{problem}"
+
     if not _are_marks(state.get("numpy", [])):
         return f"numpy is {describe(state['numpy'])}, and says of no value what it was"
     for key in ("epoch", "step"):
@@ -50,21 +61,25 @@ def find_state_error(state: dict[str, Any]) -> str:
     return ""
 
 
-def _with_lists(value: Any) -> Any:
-    """The same with lists for tuples, for a look at it."""
-    if isinstance(value, dict):
-        return {key: list(part) if isinstance(part, tuple) else part for key, part in value.items()}
-    return value
+def _convert_tuples(value: Any) -> Any:
+    """Return a mapping with lists for tuples, as `check_plain` expects."""
+    if not isinstance(value, dict):
+        return value
+    converted = {}
+    for key, part in value.items():
+        converted[key] = list(part) if isinstance(part, tuple) else part
+    return converted
 
 
 def find_spec_error(spec: dict[str, Any]) -> str:
-    """What is not as a DataSpec has it; "" where nothing is."""
-    other = [key for key in spec if key not in SPEC_KEYS]
-    if other:
-        return f"{other[0]} is no key of a data's description"
-    wrong = find_type_error(spec, SPEC_KEYS)
-    if wrong:
-        return wrong
+    """Describe the first value that a DataSpec cannot have; "" if there is none."""
+    unknown = [key for key in spec if key not in SPEC_KEYS]
+    if unknown:
+        return f"{unknown[0]} is no key of a data's description"
+    problem = find_type_error(spec, SPEC_KEYS)
+    if problem:
+        return problem
+
     names = len(spec.get("class_names", ()))
     classes = max(spec.get("output_size", 0), 2)
     if names and spec.get("task") != "regression" and names < classes:
@@ -73,16 +88,16 @@ def find_spec_error(spec: dict[str, Any]) -> str:
 
 
 def list_missing_keys(state: dict[str, Any], needed: Sequence[str]) -> list[str]:
-    """Which of the keys a checkpoint lacks, with those inside of its config and of its data's description."""
-    lacking = [key for key in needed if key not in state]
+    """List the keys that a checkpoint lacks, also inside its config and its data's description."""
+    missing = [key for key in needed if key not in state]
     for key, inside in NEEDED_INSIDE.items():
-        if key in needed and key not in lacking:
-            lacking += [f"{key}.{name}" for name in inside if state[key].get(name) is None]
-    return lacking
+        if key in needed and key not in missing:
+            missing += [f"{key}.{name}" for name in inside if state[key].get(name) is None]
+    return missing
 
 
 def _are_marks(value: Any) -> bool:
-    """Whether this says which values were NumPy's; none of those that dlrun itself looks at can have been."""
+    """Whether a value marks NumPy values, all of them the user's: dlrun's own state has none."""
     if not isinstance(value, list):
         return False
     for mark in value:

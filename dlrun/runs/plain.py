@@ -1,4 +1,4 @@
-"""What a checkpoint can hold: plain Python values and tensors. NumPy's are written so, and come back as they were."""
+"""Encode a state as plain Python values and tensors; NumPy values are converted, and restored when read."""
 
 import copy
 from collections import Counter, OrderedDict
@@ -8,13 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-NUMPY = "numpy"  # the key of a checkpoint that says which of its values were NumPy's
+# The key of a checkpoint that marks values that were NumPy's.
+NUMPY = "numpy"
 _VALUES = (
     type(None), bool, int, float, complex, str, bytes, bytearray,
     torch.Size, torch.dtype, torch.device, torch.layout, Tensor, nn.Parameter,
 )  # fmt: skip
 _KEYS = (type(None), bool, int, float, complex, str, bytes)
-_DEEPEST = 50  # dictionaries and lists in each other
+# Levels of nested dictionaries and lists.
+_DEEPEST = 50
 _OWNERS = {
     "model": "the model's state",
     "ema": "the averaged model's state",
@@ -25,8 +27,10 @@ _OWNERS = {
     "config": "the config",
 }
 
-Path = tuple[Any, ...]  # the keys and positions that lead to a value
-Mark = list[Any]  # [path, "scalar" or "array", the dtype as NumPy writes it]
+# The keys and positions that lead to a value.
+Path = tuple[Any, ...]
+# [path, "scalar" or "array", the dtype as NumPy writes it].
+Mark = list[Any]
 
 
 class NotPlainError(Exception):
@@ -34,9 +38,9 @@ class NotPlainError(Exception):
 
 
 def encode(state: dict[str, Any]) -> dict[str, Any]:
-    """The state with NumPy's scalars as plain values and its arrays as tensors, and a note of which these were.
+    """Convert NumPy scalars to plain values and arrays to tensors, and mark them for `decode`.
 
-    What needs no change is not copied. NotPlainError for anything that `torch.load(weights_only=True)` would refuse.
+    Unchanged parts are not copied. NotPlainError for anything that `torch.load(weights_only=True)` would refuse.
     """
     marks: list[Mark] = []
     plain: dict[str, Any] = _encode(state, (), marks, [])
@@ -44,7 +48,7 @@ def encode(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def decode(state: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `encode`, in place. ValueError where the note does not fit the state."""
+    """Undo `encode`, in place. ValueError if the marks do not fit the state."""
     marks = state.pop(NUMPY, [])
     try:
         for path, kind, dtype in marks:
@@ -56,7 +60,7 @@ def decode(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def explain_refusal(owner: str, values: Any) -> str:
-    """A sentence about what of `values` no checkpoint can hold; "" where there is nothing."""
+    """Describe the first of `values` that no checkpoint can hold; "" if there is none."""
     try:
         encode({owner: values})
     except NotPlainError as error:
@@ -69,14 +73,14 @@ def _encode(value: Any, path: Path, marks: list[Mark], outer: list[int]) -> Any:
     if kind in _VALUES:
         return value
     if isinstance(value, np.generic):
-        return _plain_scalar(value, path, marks)
+        return _encode_scalar(value, path, marks)
     if kind is np.ndarray:
-        return _plain_array(value, path, marks)
+        return _encode_array(value, path, marks)
 
     if id(value) in outer:
-        raise NotPlainError(f"{_place(path)}, which holds itself; checkpoints cannot hold that")
+        raise NotPlainError(f"{_locate(path)}, which holds itself; checkpoints cannot hold that")
     if len(outer) >= _DEEPEST:
-        raise NotPlainError(f"{_place(path)}, which lies deeper than {_DEEPEST} levels; make it flatter")
+        raise NotPlainError(f"{_locate(path)}, which lies deeper than {_DEEPEST} levels; make it flatter")
     within = [*outer, id(value)]
 
     if kind in (dict, OrderedDict, Counter):
@@ -92,8 +96,8 @@ def _encode(value: Any, path: Path, marks: list[Mark], outer: list[int]) -> Any:
 
     name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
     raise NotPlainError(
-        f"{_place(path)}, a {name}, and checkpoints hold plain values (numbers, text, lists, dictionaries) and tensors "
-        "alone; make it one of these, or leave it out"
+        f"{_locate(path)}, a {name}, and checkpoints hold plain values (numbers, text, lists, dictionaries) "
+        "and tensors alone; make it one of these, or leave it out"
     )
 
 
@@ -101,40 +105,42 @@ def _encode_mapping(value: Any, path: Path, marks: list[Mark], outer: list[int])
     pairs = []
     changed = False
     for key, item in value.items():
-        new_key = _plain_key(key, path)
+        new_key = _encode_key(key, path)
         new_item = _encode(item, (*path, new_key), marks, outer)
         changed = changed or new_key is not key or new_item is not item
         pairs.append((new_key, new_item))
     if not changed:
         return value
 
-    changed_copy = copy.copy(value)  # with what torch writes beside a model's state: the versions of its layers
+    # A copy keeps the attribute that torch adds to a state_dict: the versions of its layers.
+    changed_copy = copy.copy(value)
     changed_copy.clear()
     changed_copy.update(dict(pairs))
     return changed_copy
 
 
-def _plain_key(key: Any, path: Path) -> Any:
+def _encode_key(key: Any, path: Path) -> Any:
     if isinstance(key, np.generic):
         key = key.item()
     if type(key) is tuple:
-        parts = tuple(_plain_key(part, path) for part in key)
+        parts = tuple(_encode_key(part, path) for part in key)
         changed = any(new is not old for new, old in zip(parts, key, strict=True))
         return parts if changed else key
     if type(key) not in _KEYS:
-        raise NotPlainError(f"{_place(path)}, with a key that is a {type(key).__name__}; make it text or a number")
+        raise NotPlainError(f"{_locate(path)}, with a key that is a {type(key).__name__}; make it text or a number")
     return key
 
 
-def _plain_scalar(value: np.generic, path: Path, marks: list[Mark]) -> Any:
+def _encode_scalar(value: np.generic, path: Path, marks: list[Mark]) -> Any:
     plain = value.item()
-    if type(plain) not in _VALUES:  # dates, objects, long doubles
-        raise NotPlainError(f"{_place(path)}, a NumPy {value.dtype}; make it a number or text")
+    # Dates, objects and long doubles have no plain value.
+    if type(plain) not in _VALUES:
+        raise NotPlainError(f"{_locate(path)}, a NumPy {value.dtype}; make it a number or text")
     marks.append([list(path), "scalar", value.dtype.str])
     return plain
 
 
-def _plain_array(value: np.ndarray[Any, Any], path: Path, marks: list[Mark]) -> Any:
+def _encode_array(value: np.ndarray[Any, Any], path: Path, marks: list[Mark]) -> Any:
     plain: Any
     if value.dtype.kind in "US":
         plain = value.tolist()
@@ -143,28 +149,31 @@ def _plain_array(value: np.ndarray[Any, Any], path: Path, marks: list[Mark]) -> 
         try:
             plain = torch.from_numpy(np.array(value, dtype=native, order="C").view(native))
         except TypeError as error:
-            raise NotPlainError(f"{_place(path)}, a NumPy array of {value.dtype}; make it numbers or text") from error
+            raise NotPlainError(f"{_locate(path)}, a NumPy array of {value.dtype}; make it numbers or text") from error
     marks.append([list(path), "array", value.dtype.str])
     return plain
 
 
-def _place(path: Path) -> str:
-    """ "the scheduler's state holds table[3]" """
+def _locate(path: Path) -> str:
+    """Describe a path in words, as in "the scheduler's state holds table[3]"."""
     owner, *keys = path or ("state",)
-    if owner == "scheduler" and keys[:1] == ["scheduler"]:  # the user's own, within what dlrun counts for it
+    if owner == "scheduler" and keys[:1] == ["scheduler"]:
+        # The user's own scheduler, inside the state that dlrun keeps for it.
         keys = keys[1:]
+
     inner = ""
     for key in keys:
         if isinstance(key, int):
             inner += f"[{key}]"
         else:
             inner += f".{key}" if inner else str(key)
+
     whose = _OWNERS.get(owner, f"the run's {owner}")
     return f"{whose} holds {inner}" if inner else f"{whose} is a value"
 
 
 def _restore(value: Any, outer: list[Any], last: Any, kind: str, dtype: np.dtype[Any]) -> Any:
-    """Make the value at a path NumPy's again; returns `value`, or a new tuple in its place."""
+    """Convert the value at a path back to NumPy; returns `value`, or a new tuple in its place."""
     if outer:
         key, *rest = outer
         old = value[key]
@@ -172,7 +181,7 @@ def _restore(value: Any, outer: list[Any], last: Any, kind: str, dtype: np.dtype
     else:
         key = last
         old = value[key]
-        new = _numpy_value(old, kind, dtype)
+        new = _to_numpy(old, kind, dtype)
 
     if isinstance(value, tuple):
         return tuple(new if i == key else item for i, item in enumerate(value))
@@ -181,7 +190,7 @@ def _restore(value: Any, outer: list[Any], last: Any, kind: str, dtype: np.dtype
     return value
 
 
-def _numpy_value(plain: Any, kind: str, dtype: np.dtype[Any]) -> Any:
+def _to_numpy(plain: Any, kind: str, dtype: np.dtype[Any]) -> Any:
     if dtype.kind not in "biufcUS":
         raise ValueError(f"no values of {dtype} are written")
     if kind == "scalar":

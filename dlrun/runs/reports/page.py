@@ -1,4 +1,4 @@
-"""One page for any browser that needs nothing else and loads nothing: the frame of every report.html, and its parts."""
+"""HTML pages without external resources: the frame of every report.html, and its parts."""
 
 import base64
 import html
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dlrun.core.terminal import escape_text
 
-# A policy that lets the browser fetch nothing and run nothing, whatever an override holds.
+# The policy lets the browser fetch and run nothing, whatever text an override contains.
 _HEAD = """<!doctype html>
 <html lang="en">
 <head>
@@ -41,39 +41,46 @@ dt {{ opacity: .7; }} dd {{ margin: 0; }}
 
 
 def render_page(title: str, body: str) -> str:
-    """The whole page: the title, which is text, as its heading, above a body that is HTML."""
+    """Render a page: `title`, which is text, as its heading, above `body`, which is HTML."""
     heading = html.escape(title)
     return escape_text(f"{_HEAD.format(title=heading)}<h1>{heading}</h1>\n{body}</body>\n</html>\n")
 
 
 def render_table(names: Sequence[str], rows: Sequence[Sequence[str]], left: int, kinds: Sequence[str] = ()) -> str:
-    """Cells are HTML already; the first `left` columns stand to the left. kinds: "best", "baseline" or "" by row."""
+    """Render a table of cells that are HTML; the first `left` columns are aligned left.
+
+    kinds: "best", "baseline" or "", by row.
+    """
     sides = [' class="left"' if i < left else "" for i in range(len(names))]
     head = "".join(f"<th{side}>{html.escape(name)}</th>" for side, name in zip(sides, names, strict=True))
     lines = [f"<tr>{head}</tr>"]
     for i, row in enumerate(rows):
         kind = f' class="{kinds[i]}"' if i < len(kinds) and kinds[i] else ""
-        lines.append(f"<tr{kind}>{''.join(f'<td{s}>{c}</td>' for s, c in zip(sides, row, strict=True))}</tr>")
+        cells = "".join(f"<td{side}>{cell}</td>" for side, cell in zip(sides, row, strict=True))
+        lines.append(f"<tr{kind}>{cells}</tr>")
     return '<div class="wide"><table>\n' + "\n".join(lines) + "\n</table></div>\n"
 
 
 def embed_picture(path: Path) -> str:
-    """A PNG or GIF, in the page itself."""
+    """Embed a PNG or GIF in the page."""
     data = base64.b64encode(path.read_bytes()).decode()
     return f'<img alt="{html.escape(path.stem)}" src="data:image/{path.suffix[1:]};base64,{data}">\n'
 
 
 def render_bullets(sentences: Sequence[str]) -> str:
-    """Sentences, which are text, as a list; nothing where there are none."""
-    return f"<ul>{''.join(f'<li>{html.escape(said)}</li>' for said in sentences)}</ul>\n" if sentences else ""
+    """Render sentences, which are text, as a list; "" if there are none."""
+    if not sentences:
+        return ""
+    items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences)
+    return f"<ul>{items}</ul>\n"
 
 
 def render_facts(pairs: Sequence[tuple[str, str]]) -> str:
-    """Names and values, which are text, side by side."""
-    named = "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>\n" for k, v in pairs)
-    return f"<dl>{named}</dl>\n"
+    """Render names and values, which are text, side by side."""
+    items = [f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>\n" for name, value in pairs]
+    return f"<dl>{''.join(items)}</dl>\n"
 
 
 def render_details(summary: str, body: str) -> str:
-    """A body that is HTML, shown on a click."""
+    """Render a body, which is HTML, that is shown on a click."""
     return f"<details><summary>{html.escape(summary)}</summary>\n{body}</details>\n"
