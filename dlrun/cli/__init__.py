@@ -1,1 +1,1 @@
-"""What is typed: the table of commands, exit codes, help, lists of runs. Nothing here imports torch at its top."""
+"""The command line: commands, exit codes, help, lists of runs. No module here imports torch at its top."""

@@ -34,7 +34,7 @@ def clean(words: Sequence[str]) -> None:
     refuse_query(selection)
     selection.filters.setdefault("status", _DEFAULT_STATUSES)
 
-    # --last counts all runs that match, those that stay among them.
+    # --last counts all runs that match, whether they may be removed or not.
     runs = selection.select_runs()[: selection.last]
     objections = {run.folder: find_objection(run, selection.outputs) for run in runs}
     removable = [run for run in runs if not objections[run.folder]]

@@ -204,7 +204,7 @@ COMMAND_HELP = {
     ),
 }
 
-# Lines of `dlrun --help` before and after those of the commands, and its flags.
+# Lines of `dlrun --help` before and after the commands, and its flags.
 _TRAINING = [
     ("dlrun", "an mlp on scikit-learn's digits"),
     ("dlrun model=resnet data=mnist device=cuda", "choose from the groups"),

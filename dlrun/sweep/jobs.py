@@ -69,7 +69,7 @@ def build_jobs(requests: Sequence[Request], sweep: Path) -> list[Job]:
     chosen_folders = [_find_chosen_folder(request, sweep) for request in requests]
     requests = [replace(request, sweep=sweep) for request in requests]
 
-    # The points of sweep.points share one folder per job: name it without the words that they add.
+    # The points of sweep.points share a group folder, which is named without the words that they add.
     words_by_top: dict[Path | None, list[str]] = {}
     for request in requests:
         words_by_top.setdefault(request.group or request.folder, _drop_extra(request))
@@ -79,7 +79,7 @@ def build_jobs(requests: Sequence[Request], sweep: Path) -> list[Job]:
         varying_words = [word for word in words if word not in shared_by_tops]
         places[top] = sweep / f"{number}_{format_folder_name(','.join(varying_words))}"
 
-    # Labels and keys tell jobs apart by all overrides, those of sweep.points among them.
+    # Labels and keys tell jobs apart by all overrides, with the words of sweep.points.
     shared = _intersect(request.overrides for request in requests)
     jobs = []
     for number, request in enumerate(requests):

@@ -182,7 +182,7 @@ class Ledger:
         lines: list[dict[str, Any]] = [{"time": _format_now(), **vars(entry)} for entry in entries]
         end: dict[str, Any] = {"jobs": self._count}
         if not self.words:
-            # The working directory is for the reader: relative paths of the words start there.
+            # The working directory is for a human reader: relative paths in the words start there.
             self.words = strip_permission_words(words)
             lines.insert(0, {"version": VERSION, "words": self.words, "working_directory": str(Path.cwd())})
         else:
@@ -235,9 +235,11 @@ class Ledger:
         """Status of a job by its own result.json, which is newer than a ledger that was cut off."""
         run = RunRecord(self.folder / entry.folder)
         status = run.result.get("status")
+
         # Without a result the job has not ended, whatever the ledger says.
         if status is None and not run.damage:
             return "interrupted" if entry.status in ("running", *DONE) else entry.status
+
         # An unreadable result counts as interrupted, so that the job runs again.
         return str(status) if status in (*DONE, "failed") else "interrupted"
 

@@ -89,7 +89,7 @@ class Parallel:
                     sentinels = [child.process.sentinel for child in running]
                     connection.wait(sentinels, timeout=_POLL_SECONDS)
 
-                    # Signal each job once: it saves its state on the first signal and gives up on the second.
+                    # Signal each job once, so that it saves its state: a second signal would end it at once.
                     if stop() and not sent_signal:
                         sent_signal = stop.signal_number
                         for child in running:
@@ -102,7 +102,7 @@ class Parallel:
                         if not is_continuing and not sent_signal:
                             waiting.clear()
             finally:
-                # Only an error of the sweep itself, or a second Ctrl-C, leaves jobs running here.
+                # Only an error of the sweep itself leaves jobs running here.
                 for child in running:
                     child.process.kill()
                     child.process.join()

@@ -51,7 +51,8 @@ def run(requests: Sequence[Request]) -> int:
     is_serial = at_once == 1
     at_once = max(1, min(at_once, len(unfinished)))
     own_code_jobs = [job for job in unfinished if has_own_code(job)]
-    # The server of the processes imports torch while the jobs are being checked.
+
+    # The fork server imports torch while this process checks the jobs.
     engine = _start_engine(is_serial and not own_code_jobs, at_once)
 
     with data_cache.share_data(), contextlib.ExitStack() as resources:

@@ -42,8 +42,8 @@ def check_sweep(finished: Sequence[tuple[Request, str | None]], sweep: Path) -> 
 
     lines: list[tuple[str, CheckResult]] = []
     for group in groups.values():
-        request = group[0][0]
         # All runs of a group have the same choices and expectations.
+        request = group[0][0]
         choices = request.choices
         name = choices.get("lesson") or f"{choices.get('model')}_{choices.get('data')}"
         outcomes = [_read_outcome(*run) for run in group]

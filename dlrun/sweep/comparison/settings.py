@@ -28,6 +28,7 @@ def get_value(run: RunRecord, key: str) -> Any:
         if not isinstance(value, dict) or part not in value:
             return ABSENT
         value = value[part]
+
     # A whole section is no value for a cell.
     return ABSENT if isinstance(value, dict) and key in _CHOICES else value
 
@@ -50,7 +51,8 @@ def find_varying_keys(runs: Sequence[RunRecord]) -> list[str]:
     config_keys = dict[str, None]()
     for run in runs:
         config_keys |= dict.fromkeys(run.identity)
-    # Only within groups that should be repetitions over seeds: elsewhere the columns suffice.
+
+    # Runs with equal values so far should be repetitions over seeds: add what still differs among them.
     for candidates in (_CHOICES, config_keys):
         for group in group_runs(runs, keys):
             keys += [key for key in candidates if key not in keys and key != "seed" and _is_varying(group, key)]
