@@ -48,7 +48,7 @@ class Request:
     group: Path | None = None  # the folder of those runs that one request named in sweep.points
     extra: list[str] = field(default_factory=list)  # those of the overrides that sweep.points added
     key: str = ""  # of a job, in the ledger of its sweep
-    # A list when the config comes from a saved run: see experiment/build/targets.py.
+    # A list when the config comes from a saved run: see experiment/builder/targets.py.
     trusted_modules: list[str] | None = None
     continues: bool = False  # resume the run in `folder`
     words: list[str] = field(default_factory=list)  # this command line

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dlrun.core.errors import DataError, RequestError
-from dlrun.core.suggest import did_you_mean, missing_path_error
+from dlrun.core.suggest import missing_path_error, suggest_one
 from dlrun.data.datasets import partition_by_class
 from dlrun.data.files.picture import EXTENSIONS, check_picture, read_picture
 from dlrun.data.files.pixels import (
@@ -373,7 +373,7 @@ def _build_transform(step: Any) -> Any:
         if isinstance(value, type) and issubclass(value, v2.Transform):
             transforms.append(key)
     if name not in transforms:
-        hint = did_you_mean(name, transforms) or " such as RandomHorizontalFlip"
+        hint = suggest_one(name, transforms) or " such as RandomHorizontalFlip"
         raise RequestError(f"data.augment: '{name}' is no transform of torchvision.transforms.v2{hint}")
 
     try:

@@ -359,8 +359,8 @@ def release_ranks_after_report() -> Iterator[None]:
         while _stores:
             store = _stores.pop()
             if not is_follower():
-                # The launcher that holds the store may be gone already.
                 with contextlib.suppress(Exception):
+                    # The launcher that holds the store may be gone already.
                     store.set(_REPORTED, "yes")
 
 
@@ -370,8 +370,8 @@ def wait_for_report_of_rank_zero() -> None:
     A rank 0 that knows of no failure may be waiting for this process's gradients: only its end releases it.
     """
     start = time.monotonic()
-    # Rank 0 may hold the store, and is gone then.
     with contextlib.suppress(Exception):
+        # Rank 0 may hold the store, and is gone then.
         while _stores and not _stores[-1].check([_REPORTED]):
             has_failed = _stores[-1].check(["answered/0"])
             limit = _REPORT_SECONDS if has_failed else _NOTICE_SECONDS

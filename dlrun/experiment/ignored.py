@@ -83,7 +83,7 @@ def _explain_init(context: RunContext) -> dict[str, str]:
         reason = f"optimizer={context.settings.optimizer.choice} begins by trying every value"
         return dict.fromkeys(("model.init", *(f"model.init.{name}" for name in init)), reason)
 
-    from dlrun.experiment.build.start_values import find_replaced
+    from dlrun.experiment.builder.start_values import find_replaced
 
     source = context.settings.rest.init_from
     replaced = find_replaced(context.model, init) if source is not None else []

@@ -30,7 +30,7 @@ from dlrun.engine.optim.ema import ExponentialMovingAverage
 from dlrun.engine.optim.schedule import Schedule
 from dlrun.engine.state import TrainState
 from dlrun.experiment import probes, result
-from dlrun.experiment.build import build, data_cache, transfer
+from dlrun.experiment.builder import build, data_cache, transfer
 from dlrun.experiment.callbacks import evolution
 from dlrun.experiment.context import RunContext
 from dlrun.experiment.hidden_state import comparison

@@ -19,7 +19,7 @@ from dlrun.engine.calibration import Calibration, compute_calibration
 from dlrun.engine.objective import Objective
 from dlrun.engine.per_class import PerClass, count_per_class
 from dlrun.experiment import ignored, result
-from dlrun.experiment.build import build
+from dlrun.experiment.builder import build
 from dlrun.inference.eval_folder import Evaluation, write_evaluation
 from dlrun.inference.saved_model import SavedModel, load_weights, open_saved_model, read_run_name
 from dlrun.runs import folder as run_folder

@@ -28,7 +28,7 @@ from dlrun.engine.forward_buffers import BuiltBuffers
 from dlrun.engine.objective import Objective
 from dlrun.engine.state import MADE_BUFFERS
 from dlrun.experiment import resume
-from dlrun.experiment.build import build
+from dlrun.experiment.builder import build
 from dlrun.inference.alignment import align_splits
 from dlrun.models.pretrained import skip_trained_weights
 from dlrun.runs import checkpoint

@@ -15,7 +15,7 @@ from dlrun.core.lock import Lock
 from dlrun.core.own_code import find_own_modules
 from dlrun.core.shell import suggest_command
 from dlrun.experiment import resume
-from dlrun.experiment.build import data_cache
+from dlrun.experiment.builder import data_cache
 from dlrun.runs import folder as run_folder
 from dlrun.runs.reports.console import Console, format_facts
 from dlrun.runs.reports.plots import fonts

@@ -336,7 +336,20 @@ def known_keys() -> set[str]:
 
 
 OF_COMMANDS = {"split", "format", "weights", "status", "last", "key", "trust", "lr"}  # and of optimizer.groups
-COMMANDS = {"eval", "resume", "predict", "export", "compare", "diff", "check", "ls", "clean", "completion", "run"}
+COMMANDS = {
+    "eval",
+    "resume",
+    "predict",
+    "export",
+    "compare",
+    "diff",
+    "check",
+    "ls",
+    "clean",
+    "completion",
+    "help",
+    "run",
+}
 
 
 def test_every_key_command_and_call_that_is_advised_exists() -> None:

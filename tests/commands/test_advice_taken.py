@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from dlrun.config import compose, schema
 from dlrun.core.errors import RequestError
 from dlrun.core.yaml import flatten
-from dlrun.experiment.build import build
+from dlrun.experiment.builder import build
 
 QUIET = ("tracking.graph=false", "figures=false")
 LINE = ("data=line", "model=linear", *QUIET)

@@ -114,7 +114,7 @@ def test_the_first_signal_saves_and_resume_ends_in_the_same_run(
 def test_before_the_run_has_begun_it_stops_at_once_and_leaves_nothing(
     name: str, dlrun: Callable[..., Any], at_call: Callable[..., None]
 ) -> None:
-    at_call("dlrun.experiment.build.build", "build_data", 1, lambda: signal.raise_signal(signal.Signals[name]))
+    at_call("dlrun.experiment.builder.build", "build_data", 1, lambda: signal.raise_signal(signal.Signals[name]))
     before = signal.getsignal(signal.SIGTERM)
     stopped = dlrun(*WORDS)
     assert stopped.code == 128 + signal.Signals[name]

@@ -18,7 +18,7 @@ from dlrun.config.schema import hash_config
 from dlrun.core.errors import CheckpointError, RequestError
 from dlrun.core.yaml import dump_yaml, read_yaml
 from dlrun.experiment import run as experiment
-from dlrun.experiment.build import targets
+from dlrun.experiment.builder import targets
 from dlrun.runs import checkpoint
 
 QUICK = ("data=blobs", "trainer.max_steps=3", "tracking.graph=false", "figures=false")

@@ -16,7 +16,7 @@ from dlrun.data.files.tensors import load_weights
 from dlrun.data.spec import DataSpec
 from dlrun.engine.forward_buffers import BuiltBuffers
 from dlrun.engine.optim.ema import ExponentialMovingAverage
-from dlrun.experiment.build.build import set_precision
+from dlrun.experiment.builder.build import set_precision
 from dlrun.inference import api
 
 nets_of_users: Any = ModuleType("nets_of_users")

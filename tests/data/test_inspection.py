@@ -457,6 +457,6 @@ def test_built_in_data_go_through_it_too(dlrun: Callable[..., Any], monkeypatch:
         looked.append(inspection.data)
         return inspect_splits(splits, inspection)
 
-    monkeypatch.setattr("dlrun.experiment.build.build.inspect_splits", look)
+    monkeypatch.setattr("dlrun.experiment.builder.build.inspect_splits", look)
     assert dlrun("check", "data=digits", "model=linear").code == 0
     assert looked == ["data=digits"]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dlrun.data.spec import DataSpec
 from dlrun.engine.objective import Objective
-from dlrun.experiment.build.start_values import set_start_values
+from dlrun.experiment.builder.start_values import set_start_values
 from dlrun.experiment.preflight.checks import Layer, inspect_layers
 from dlrun.models.sequential import Sequential
 

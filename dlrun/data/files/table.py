@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dlrun.core.csv_text import unguard_row
 from dlrun.core.errors import DataError, RequestError
-from dlrun.core.suggest import did_you_mean, missing_path_error
+from dlrun.core.suggest import missing_path_error, suggest_one
 
 Numbers = NDArray[np.float64]
 
@@ -48,7 +48,7 @@ class Table:
                 "(0 is the first, -1 the last), or data.header=true if its first line holds the names"
             )
         if column not in self.names:
-            hint = did_you_mean(column, self.names) or f"; there are {', '.join(self.names)}"
+            hint = suggest_one(column, self.names) or f"; there are {', '.join(self.names)}"
             raise RequestError(f"data.target={column} is no column of {self.path}{hint}")
         return self.names.index(column)
 

@@ -5,7 +5,7 @@ import torch
 from dlrun.eject.plain.nets import attribute, made
 from dlrun.eject.plain.source import filled, literal
 from dlrun.eject.plain.training_run import TrainingRun
-from dlrun.experiment.build.start_values import find_parameters
+from dlrun.experiment.builder.start_values import find_parameters
 
 _NET = """\
 torch.set_num_threads(THREADS)

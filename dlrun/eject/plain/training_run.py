@@ -16,7 +16,7 @@ from dlrun.data.spec import DataSpec
 from dlrun.engine import trainer
 from dlrun.engine.objective import FLUSH_BATCHES
 from dlrun.engine.optim.schedule import Schedule
-from dlrun.experiment.build import build
+from dlrun.experiment.builder import build
 from dlrun.experiment.preflight import checks
 from dlrun.inference.saved_model import SavedModel
 from dlrun.runs.record import RunRecord

@@ -34,7 +34,7 @@ from dlrun.core.format import format_folder_name
 from dlrun.data.batches import Batch
 from dlrun.engine import device, trainer
 from dlrun.engine.state import TrainState
-from dlrun.experiment.build import build
+from dlrun.experiment.builder import build
 from dlrun.experiment.checks.gradients import parse_one_run
 from dlrun.experiment.setup import prepare
 from dlrun.runs.reports.console import Console, build_table, format_number

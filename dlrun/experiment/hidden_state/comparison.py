@@ -42,7 +42,7 @@ from dlrun.engine.objective import Objective
 from dlrun.engine.optim.schedule import Schedule
 from dlrun.engine.state import MADE_BUFFERS
 from dlrun.engine.trainer import requires_closure
-from dlrun.experiment.build import build
+from dlrun.experiment.builder import build
 from dlrun.experiment.context import RunContext
 from dlrun.experiment.hidden_state.surroundings import MISSING, Key, Surroundings, find_variables, is_own_class
 from dlrun.models.pretrained import skip_trained_weights

@@ -10,7 +10,7 @@ from dlrun.core.own_code import find_own_modules
 from dlrun.core.shell import advise_in_python, suggest_command
 from dlrun.data.batches import Placement
 from dlrun.engine.evaluation import evaluation_mode
-from dlrun.experiment.build import build
+from dlrun.experiment.builder import build
 from dlrun.inference.saved_model import SavedModel
 from dlrun.runs.folder import format_path
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dlrun.experiment.build.targets import resolve
+from dlrun.experiment.builder.targets import resolve
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "optimizer"
 OURS = [path for path in sorted(CONFIGS.glob("*.yaml")) if "_target_: dlrun" in path.read_text()]

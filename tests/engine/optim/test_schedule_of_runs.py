@@ -16,7 +16,7 @@ from dlrun.config import compose, schema
 from dlrun.data.batches import Batches
 from dlrun.engine.device import Runtime
 from dlrun.engine.optim.schedule import Schedule
-from dlrun.experiment.build import build
+from dlrun.experiment.builder import build
 
 CPU = Runtime(torch.device("cpu"), "fp32", None, False, "cpu")
 LR = 0.1

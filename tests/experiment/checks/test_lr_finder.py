@@ -12,7 +12,7 @@ import torch
 from matplotlib.image import imread
 from torch.optim import Optimizer
 
-from dlrun.experiment.build import build
+from dlrun.experiment.builder import build
 from dlrun.experiment.checks import lr_finder
 from dlrun.experiment.checks.lr_finder import HIGHEST, LOWEST, STEPS_PER_DECADE, Curve, describe_curve, suggest_rate
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from dlrun.data.spec import DataSpec
 from dlrun.core.errors import RequestError
+from dlrun.data.spec import DataSpec
+from dlrun.experiment.builder.start_values import set_start_values
 from dlrun.models.linear import Linear
 from dlrun.models.scratch import ScratchMLP
-from dlrun.experiment.build.start_values import set_start_values
 
 SPEC = DataSpec("vector", (1,), "regression", 1)
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dlrun.core import own_code
-from dlrun.experiment.build import targets
 from dlrun.config.schema import Block
+from dlrun.core import own_code
 from dlrun.core.errors import RequestError
+from dlrun.experiment.builder import targets
 
 OWN = """
 import os

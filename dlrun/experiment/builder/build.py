@@ -30,8 +30,8 @@ from dlrun.engine.optim.groups import make_parameter_groups
 from dlrun.engine.optim.schedule import LENGTH_ARGUMENTS, Schedule, count_scheduler_steps
 from dlrun.engine.state import StopRules
 from dlrun.engine.trainer import requires_closure
-from dlrun.experiment.build import targets
-from dlrun.experiment.build.start_values import set_start_values
+from dlrun.experiment.builder import targets
+from dlrun.experiment.builder.start_values import set_start_values
 
 # Keys of a block that say how to call its target, and are no arguments of it.
 _CALL_KEYS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from dlrun.experiment.build.transfer import format_names, format_shapes
+from dlrun.experiment.builder.transfer import format_names, format_shapes
 
 QUICK = ("data=digits", "trainer.epochs=1", "tracking.graph=false", "figures=false")
 

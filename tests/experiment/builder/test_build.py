@@ -12,13 +12,13 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from dlrun.config import compose, request, schema
-from dlrun.experiment.build import build
+from dlrun.config import compose, schema
 from dlrun.config.schema import Settings
+from dlrun.core.errors import MisfitError, RequestError
 from dlrun.data.batches import Batches, LoaderBatches, MemoryBatches
 from dlrun.data.spec import DataSpec, Split, Splits
-from dlrun.core.errors import MisfitError, RequestError
 from dlrun.engine.device import Runtime
+from dlrun.experiment.builder import build
 
 IMAGES = DataSpec("image", (1, 28, 28), "multiclass", 10)
 VECTOR = DataSpec("vector", (3,), "regression", 1)

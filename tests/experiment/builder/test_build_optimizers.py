@@ -8,11 +8,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from dlrun.config import compose, request, schema
-from dlrun.experiment.build import build
+from dlrun.config import compose, schema
 from dlrun.config.schema import Settings
 from dlrun.core.errors import RequestError
 from dlrun.engine.device import Runtime
+from dlrun.experiment.builder import build
 
 CPU = Runtime(torch.device("cpu"), "fp32", None, False, "cpu")
 
