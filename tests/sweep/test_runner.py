@@ -96,7 +96,7 @@ def test_data_that_are_not_there_cost_their_job_only(
             raise UnavailableError("data=line is not in data; put it there")
         return build(settings, *args)
 
-    build = setup.build.data
+    build = setup.build.build_data
     monkeypatch.setattr(setup.build, "build_data", lacking)
     words = ("-m", *TINY, "sweep.dir=s")
     done = dlrun(*words, "data.rows=20,30,40")
@@ -153,7 +153,7 @@ def test_what_another_process_has_done_meanwhile_is_not_undone(
     dlrun: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ("-m", *TINY, "sweep.dir=s", "seed=0,1")
-    before = runner.check
+    before = runner.check_jobs
 
     def meanwhile(jobs: Sequence[Any]) -> Any:
         found = before(jobs)

@@ -165,7 +165,7 @@ def main() -> int:
         seconds = time.perf_counter() - began
         for number in range(asked.rounds):
             place = root / f"jobs_{jobs}_round_{number}"
-            found = one_round(place, jobs, seconds * (2 if number == 0 else 1), chance, counts, real=number == 0)
+            found = one_round(place, jobs, seconds * (1.5 if number == 0 else 0.9), chance, counts, real=number == 0)
             counts.differences += bool(found)
             for line in found[:6]:
                 print(f"  {place}: {line}", flush=True)
