@@ -47,18 +47,18 @@ def write(saved: SavedModel, folder: Path) -> list[Path]:
 def source(run: TrainingRun) -> str:
     """The text of the file."""
     rest, loss = run.settings.rest, losses.criterion(run)
-    parts = {"Data": data.data(run), "Net": nets.net(run), "TrainState": training.training(run)}
+    parts = {"Data": data.data(run), "Net": nets.net(run), "Training": training.training(run)}
     functions = evaluation.functions(run)
     sections = {
         "Data": parts["Data"].code,
         "Net": f"{parts['Net'].code}\n{loss.code}",
         "Evaluation": functions.code,
-        "TrainState": parts["TrainState"].code,
+        "Training": parts["Training"].code,
         "Result": result(run),
     }
     constants = {
         "SEED": Constant(rest.seed),
-        **parts["TrainState"].constants,
+        **parts["Training"].constants,
         **functions.constants,
         **parts["Data"].constants,
         "THREADS": Constant(run.threads, "sums are rounded by how many there are"),

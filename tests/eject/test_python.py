@@ -61,6 +61,8 @@ def ejected(dlrun: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..
             compare(json.loads((folder / "result.json").read_text()), outputs[str(file)])
         look(files)
         texts = [file.read_text() for file in files]
+        for text in texts:
+            assert {"Data", "Net", "Training"} <= set(re.findall(r"^# %% (.*)", text, re.MULTILINE))
         shutil.rmtree("trained")
         return texts
 
