@@ -133,7 +133,7 @@ MASKS = (
     (re.compile(r"\b[0-9a-f]{32}\b"), "ID"),
     (re.compile(r"events\.out\.tfevents\.[\w.-]+"), "EVENTS"),
     (re.compile(r"^(\s*- path: ).*/configs$", re.MULTILINE), r"\1CONFIGS"),
-    (re.compile(r"^(\s*total +)[\d.]+( +)[\d,]+$", re.MULTILINE), r"\1MEASURED"),
+    (re.compile(r"^(\s*total +)[\d.]+( +)[\d,]+ *$", re.MULTILINE), r"\1MEASURED"),
 )  # fmt: skip
 MEASURED_KEYS = {
     "train_seconds",
