@@ -135,7 +135,7 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture
 def warm_check_resume(warm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The trainings of `dlrun check resume` are warm processes; test_readme starts them as the product does."""
+    """The trainings of `dlrun check resume` are warm processes; test_readme starts them as a user does."""
     from dlrun.experiment.checks import resume
 
     def start(words: list[str], **_: Any) -> Any:

@@ -45,13 +45,11 @@ def shortened(command: str) -> str:
 def environment(tmp_path_factory: pytest.TempPathFactory, warm: Any) -> dict[str, str]:
     """An environment in which `dlrun` is this checkout's; it, `python` and `torchrun` start as warm processes.
 
-    So do the trainings of `dlrun check resume`. New interpreters are test_cli's, test_start_up's, test_search_path's.
+    Only the trainings of `dlrun check resume` are new interpreters: it kills them, and SIGKILL ends a command that stands
+    in for a warm process, not that process.
     """
     bin_folder = tmp_path_factory.mktemp("bin")
-    launch = (
-        f"import runpy, sys; sys.executable = {warm.interpreter!r}; runpy.run_module('dlrun', None, '__main__', True)"
-    )
-    warm.write_command(bin_folder / "dlrun", "-c", launch)
+    warm.write_command(bin_folder / "dlrun", "-m", "dlrun")
     warm.write_command(bin_folder / "python")
     warm.write_command(bin_folder / "torchrun", "-m", "torch.distributed.run")
     path = f"{bin_folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"
