@@ -45,8 +45,8 @@ def shortened(command: str) -> str:
 def environment(tmp_path_factory: pytest.TempPathFactory, warm: Any) -> dict[str, str]:
     """An environment in which `dlrun` is this checkout's; it, `python` and `torchrun` start as warm processes.
 
-    Only the trainings of `dlrun check resume` are new interpreters: it kills them, and SIGKILL ends a command that stands
-    in for a warm process, not that process.
+    Only the trainings of `dlrun check resume` are new interpreters: it kills them, and SIGKILL ends a command that
+    stands in for a warm process, not that process.
     """
     bin_folder = tmp_path_factory.mktemp("bin")
     warm.write_command(bin_folder / "dlrun", "-m", "dlrun")

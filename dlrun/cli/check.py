@@ -2,8 +2,9 @@
 
 import contextlib
 
-from dlrun.config import request, schema
+from dlrun.config import request
 from dlrun.config.request import Request
+from dlrun.config.settings import read_settings
 from dlrun.core.errors import ErrorList
 from dlrun.experiment import ignored
 from dlrun.experiment.reports import terminal
@@ -35,7 +36,7 @@ def _check_request(request: Request, console: Console, is_one_of_many: bool) -> 
     request.config["preflight"] = True
 
     errors = ErrorList()
-    settings = schema.read_settings(request.config, request.choices, errors)
+    settings = read_settings(request.config, request.choices, errors)
     with contextlib.ExitStack() as resources:
         process = enter_device_session(resources, settings, errors)
         context = prepare(settings, process, request.trusted_modules, errors)

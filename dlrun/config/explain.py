@@ -12,6 +12,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from dlrun.config import compose, request, schema
 from dlrun.config.schema import CONFIG_DIR
+from dlrun.config.settings import read_settings
 from dlrun.config.validation import find_field, wrong_type_error
 from dlrun.core.errors import ErrorList, RequestError, iter_causes, join_names
 from dlrun.core.suggest import did_you_mean, edit_distance, find_nearest
@@ -60,7 +61,7 @@ def explain_all_errors(error: Exception, words: list[str]) -> RequestError:
                 # Whatever Hydra, its parser and OmegaConf raise.
                 errors.add(RequestError(explain_error(word_error, [word, *right])))
         if errors.errors:
-            schema.read_settings(compose.resolve(compose.compose_config(right)), {}, errors)
+            read_settings(compose.resolve(compose.compose_config(right)), {}, errors)
 
     if not errors.errors:
         return RequestError(explain_error(error, words))

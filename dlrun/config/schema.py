@@ -1,25 +1,21 @@
 """The typed schema: every key of ours has a type, a default, a range, and its unit in its name.
 
 A block (`data`, `model`, `optimizer`, `scheduler`) is open: it names a `_target_` and holds that target's
-arguments besides the few keys of ours, which the `*Keys` classes type. `read_settings` turns the composed config
-into plain objects; nothing after it knows OmegaConf. In the comments on keys, null is the value that is typed.
+arguments besides the few keys of ours, which the `*Keys` classes type. In the comments on keys, null is the value that
+is typed.
 """
 
-import copy
 import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
-
-from dlrun.config.validation import validate
-from dlrun.core.errors import ErrorList, RequestError
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -37,8 +33,6 @@ NOT_IDENTITY = (
     "paths", "device", "tracking", "figures", "hydra", "sweep",
     "resume", "trust", "trusted_modules", "probes", "expect", "strict", "preflight",
 )  # fmt: skip
-
-T = TypeVar("T")
 
 
 def _positive(default: Any) -> Any:
@@ -236,98 +230,6 @@ def register() -> None:
     entry = store.repo.get("schema.yaml")
     if entry is None or OmegaConf.get_type(entry.node) is not Config:
         store.store(name="schema", node=Config)
-
-
-@dataclass(frozen=True)
-class Block:
-    """An open block: the target's name and arguments, as plain Python values."""
-
-    group: str
-    choice: str  # the option's name: mnist, resnet, adam, ...
-    target: str | None  # None: nothing to build (scheduler=none)
-    arguments: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The composed config, checked, as plain objects."""
-
-    data: Block
-    data_keys: DataKeys
-    model: Block
-    model_keys: ModelKeys
-    optimizer: Block
-    optimizer_keys: OptimizerKeys
-    scheduler: Block
-    scheduler_keys: SchedulerKeys
-    rest: Config  # every other key
-    plain: dict[str, Any]  # the whole config as plain Python
-
-
-def read_settings(plain: dict[str, Any], choices: dict[str, str], problems: ErrorList | None = None) -> Settings:
-    """Check types and ranges of a composed config and return plain objects.
-
-    choices: option by group. A wrong value is added to `problems`, and the default taken in its place; without
-    `problems`, all of them are raised as one RequestError.
-    """
-    errors = ErrorList() if problems is None else problems
-    plain = copy.deepcopy(plain)
-    for key in sorted(find_missing(plain)):
-        errors.add(RequestError(f"{key} has no value yet; type {key}=..."))
-
-    data, data_keys = _read_block("data", choices, plain, DataKeys, errors)
-    model, model_keys = _read_block("model", choices, plain, ModelKeys, errors)
-    optimizer, optimizer_keys = _read_block("optimizer", choices, plain, OptimizerKeys, errors)
-    scheduler, scheduler_keys = _read_block("scheduler", choices, plain, SchedulerKeys, errors)
-
-    other_values = {key: value for key, value in plain.items() if key not in KEYS}
-    rest: Config = validate(Config, drop_missing(other_values), "", errors)
-    if rest.trainer.epochs is None and rest.trainer.max_steps is None:
-        message = "trainer.epochs=null never ends; type trainer.max_steps=<steps> too, or trainer.epochs=20"
-        errors.add(RequestError(message))
-        rest.trainer.epochs = 1
-
-    if problems is None:
-        errors.raise_if_any()
-    return Settings(
-        data, data_keys, model, model_keys, optimizer, optimizer_keys, scheduler, scheduler_keys, rest, plain
-    )
-
-
-def _read_block(
-    group: str, choices: dict[str, str], plain: dict[str, Any], keys: type[T], errors: ErrorList
-) -> tuple[Block, T]:
-    """Split a block into the target with its arguments, and dlrun's own keys."""
-    names = {field.name for field in dataclasses.fields(cast(Any, keys))}
-    own_values: dict[str, Any] = {}
-    arguments: dict[str, Any] = {}
-    for key, value in plain[group].items():
-        if key in names:
-            own_values[key] = value
-        elif key != "_target_":
-            arguments[key] = value
-
-    block = Block(group, choices.get(group, "?"), plain[group].get("_target_"), arguments)
-    return block, validate(keys, drop_missing(own_values), group, errors)
-
-
-def find_missing(values: Any, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted keys of mandatory values that are still missing (`???`)."""
-    if isinstance(values, dict):
-        for key, value in values.items():
-            yield from find_missing(value, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(values, list):
-        for number, value in enumerate(values):
-            yield from find_missing(value, f"{prefix}[{number}]")
-    elif values == "???":
-        yield prefix
-
-
-def drop_missing(values: Any) -> Any:
-    """Copy nested dictionaries without mandatory values that are still missing (`???`)."""
-    if not isinstance(values, dict):
-        return values
-    return {key: drop_missing(value) for key, value in values.items() if value != "???"}
 
 
 def strip_permissions(plain: dict[str, Any]) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def write(saved: SavedModel, folder: Path) -> list[Path]:
 
 def source(run: TrainingRun) -> str:
     """The text of the file."""
-    rest, loss = run.settings.rest, losses.criterion(run)
+    loss = losses.criterion(run)
     parts = {"Data": data.data(run), "Net": nets.net(run), "Training": training.training(run)}
     functions = evaluation.functions(run)
     sections = {
@@ -57,7 +57,7 @@ def source(run: TrainingRun) -> str:
         "Result": result(run),
     }
     constants = {
-        "SEED": Constant(rest.seed),
+        "SEED": Constant(run.settings.seed),
         **parts["Training"].constants,
         **functions.constants,
         **parts["Data"].constants,

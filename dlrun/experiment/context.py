@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from dlrun.config.schema import Settings
+from dlrun.config.settings import Settings
 from dlrun.core.files import DiskProblems
 from dlrun.data.batches import Batch, Batches
 from dlrun.data.spec import Splits

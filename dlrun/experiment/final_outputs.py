@@ -39,7 +39,7 @@ def make_recorder(context: RunContext) -> OutputRecorder | None:
 
     Of several processes each evaluates its own rows. A compiled model may round in another way than figures did.
     """
-    is_used = context.settings.rest.tracking.diagnose or context.settings.rest.figures
+    is_used = context.settings.tracking.diagnose or context.settings.figures
     if context.test is None or not is_used:
         return None
     if context.runtime.ranks.world_size > 1 or context.runtime.compile:

@@ -65,9 +65,9 @@ def main(verbose: bool) -> int:
 def follow(request: Request, context: RunContext, stack: contextlib.ExitStack) -> int:
     """Train and evaluate in step with rank 0; returns the exit code."""
     ranks = context.runtime.ranks
-    keys = context.settings.rest.checkpoint
+    keys = context.settings.checkpoint
     resumed = run.restore_checkpoint(request, context)
-    seed_or_restore_generators(ranks, context.settings.rest.seed, resumed)
+    seed_or_restore_generators(ranks, context.settings.seed, resumed)
     if context.runtime.compile:
         run.compile_model(context)
 

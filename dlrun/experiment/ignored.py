@@ -51,7 +51,7 @@ def _explain_data(context: RunContext) -> dict[str, str]:
     """By key, the reason why these data do not read it."""
     from dlrun.data.batches import MemoryBatches
 
-    keys = context.settings.data_keys
+    keys = context.settings.data.keys
     reasons = {f"data.{name}": reason for name, reason in context.splits.unheeded.items()}
     batches = (context.training.train, context.training.val, context.test)
     present = [part for part in batches if part is not None]
@@ -78,14 +78,14 @@ def _explain_model(context: RunContext) -> dict[str, str]:
 
 def _explain_init(context: RunContext) -> dict[str, str]:
     """By key, the reason why training does not begin with these start values."""
-    init = context.settings.model_keys.init or {}
+    init = context.settings.model.keys.init or {}
     if _is_exhaustive(context):
         reason = f"optimizer={context.settings.optimizer.choice} begins by trying every value"
         return dict.fromkeys(("model.init", *(f"model.init.{name}" for name in init)), reason)
 
     from dlrun.experiment.builder.start_values import find_replaced
 
-    source = context.settings.rest.init_from
+    source = context.settings.init_from
     replaced = find_replaced(context.model, init) if source is not None else []
     reasons = {f"model.init.{name}": f"init_from={source} brings {name}" for name in replaced}
     if replaced:
@@ -101,7 +101,6 @@ def _is_exhaustive(context: RunContext) -> bool:
 def _explain_training(context: RunContext) -> dict[str, str]:
     """By key, the reason why this training does not read it."""
     settings = context.settings
-    rest = settings.rest
     reasons: dict[str, str] = {}
 
     scheduler = settings.scheduler
@@ -121,11 +120,11 @@ def _explain_training(context: RunContext) -> dict[str, str]:
         reasons["optimizer.low2"] = "the model has one parameter"
         reasons["optimizer.high2"] = "the model has one parameter"
 
-    if rest.trainer.early_stopping.patience is None:
+    if settings.trainer.early_stopping.patience is None:
         reasons["trainer.early_stopping.min_delta"] = "type trainer.early_stopping.patience=<epochs> too"
-    if not rest.expect:
+    if not settings.expect:
         reasons["strict"] = "nothing is expected; type expect=[...] too"
-    if rest.tracking.samples and context.splits.spec.kind != "image":
+    if settings.tracking.samples and context.splits.spec.kind != "image":
         reasons["tracking.samples"] = "it is for images"
 
     if _is_exhaustive(context):
@@ -136,7 +135,7 @@ def _explain_training(context: RunContext) -> dict[str, str]:
 
 def _explain_groups(context: RunContext) -> dict[str, str]:
     """By key, settings of the optimizer that every group of parameters overrides."""
-    groups = context.settings.optimizer_keys.groups or []
+    groups = context.settings.optimizer.keys.groups or []
     # With more groups in the optimizer, one of them takes the parameters that no entry matches.
     if not groups or len(context.training.optimizer.param_groups) > len(groups):
         return {}
@@ -159,23 +158,23 @@ def _explain_length(context: RunContext) -> dict[str, str]:
 
     in_steps = f"the training has {_format_count(steps, 'step')}"
     in_epochs = f"the training has {_format_count(epochs, 'epoch')}"
-    rest = context.settings.rest
+    settings = context.settings
     reasons: dict[str, str] = {}
     if limits.log_every_steps > steps:
         reasons["trainer.log_every_steps"] = in_steps
-    if rest.trainer.epochs is not None and limits.epochs > epochs:
+    if settings.trainer.epochs is not None and limits.epochs > epochs:
         reasons["trainer.epochs"] = f"trainer.max_steps={limits.max_steps} ends the training in epoch {epochs}"
     if limits.patience is not None and limits.patience + 1 >= epochs:
         reasons["trainer.early_stopping.patience"] = in_epochs
-    if rest.checkpoint.every_epochs > epochs:
+    if settings.checkpoint.every_epochs > epochs:
         reasons["checkpoint.every_epochs"] = f"{in_epochs}, and is saved at its end"
-    if rest.checkpoint.every_steps is not None and rest.checkpoint.every_steps > steps:
+    if settings.checkpoint.every_steps is not None and settings.checkpoint.every_steps > steps:
         reasons["checkpoint.every_steps"] = in_steps
-    if (rest.tracking.evolution_every_epochs or 0) > epochs:
+    if (settings.tracking.evolution_every_epochs or 0) > epochs:
         reasons["tracking.evolution_every_epochs"] = f"{in_epochs}, of which the first is always shown"
 
     scheduler = context.settings.scheduler
-    keys = context.settings.scheduler_keys
+    keys = context.settings.scheduler.keys
     # A scheduler moves once a step or epoch, and only after the warm-up.
     length = count_scheduler_steps(steps, steps_per_epoch, keys.interval, keys.warmup_steps)
     if scheduler.target is not None and keys.warmup_steps >= steps:
@@ -223,7 +222,7 @@ def _explain_device(context: RunContext) -> dict[str, str]:
 
 def _explain_paths(context: RunContext, request: Request) -> dict[str, str]:
     """By key, the reason why a named folder is not used."""
-    paths = context.settings.rest.paths
+    paths = context.settings.paths
     reasons: dict[str, str] = {}
     if request.continues:
         reasons["paths.outputs"] = "the run goes on in its folder"

@@ -81,11 +81,11 @@ def measure(context: RunContext) -> dict[str, Value]:
     metrics of the training split as final/<metric>, if an expectation names one.
     """
     training = context.training
-    expected = context.settings.rest.expect
+    expected = context.settings.expect
     parameters = training.get_parameter_values()
     values: dict[str, Value] = {name.removeprefix("parameter/"): value for name, value in parameters.items()}
 
-    answers = probes.predict_probes(context, context.settings.rest.probes)
+    answers = probes.predict_probes(context, context.settings.probes)
     values |= {f"answer({name})": answer for name, answer in answers.items()}
     if training.progress.first_loss is not None:
         values["first_loss"] = training.progress.first_loss
@@ -105,7 +105,7 @@ def check_expectations(context: RunContext, result: dict[str, Any], folder: Path
     if not context.is_alone:
         return []
     outcome = expectations.build_outcome("", result, logger.read_rows(folder))
-    checked = expectations.check(context.settings.rest.expect, [outcome])
+    checked = expectations.check(context.settings.expect, [outcome])
     return [asdict(line) for line in checked]
 
 
@@ -115,7 +115,7 @@ def diagnose(context: RunContext, rows: list[dict[str, float]], metrics: dict[st
     # An optimizer that searches has a summary of what it tried.
     summary = getattr(training.optimizer, "summary", None)
     notes = [summary()] if summary else []
-    if not context.settings.rest.tracking.diagnose:
+    if not context.settings.tracking.diagnose:
         return notes
 
     troubles = training.progress.troubles
@@ -160,7 +160,7 @@ def log_end(context: RunContext, metrics: dict[str, float], run_logger: Logger) 
             hparams[key] = value
     run_logger.log_hparams(hparams, metrics, step)
 
-    if settings.rest.tracking.graph:
+    if settings.tracking.graph:
         inputs, _ = evaluation.take_small_batch(context.training.train)
         reason = run_logger.log_graph(context.model, inputs)
         if reason:

@@ -12,6 +12,7 @@ import torch
 
 from dlrun.config import schema, unheeded
 from dlrun.config.request import Request
+from dlrun.config.settings import Settings, read_settings
 from dlrun.core import lock, signals, user_code
 from dlrun.core.errors import DlrunError, ErrorList, RequestError, RunError
 from dlrun.core.files import convert_write_errors, remove_temporaries
@@ -122,8 +123,8 @@ def prepare_run(
 ) -> RunContext:
     """Build and check everything without writing anything; a RequestError lists all that is wrong."""
     problems = ErrorList()
-    settings = schema.read_settings(request.config, request.choices, problems)
-    if ranks.world_size > 1 and settings.rest.device.num_threads == "auto":
+    settings = read_settings(request.config, request.choices, problems)
+    if ranks.world_size > 1 and settings.device.num_threads == "auto":
         problems.add(RequestError("device.num_threads=auto times one process alone; type a number under torchrun"))
 
     # A run that began with several processes is resumed by one with as many batches a step.
@@ -147,21 +148,19 @@ def prepare_run(
         # A resumed run says what the run left alone says of its own command line.
         context.notes += unheeded.find_repeated(RunRecord(request.folder).overrides)
     context.notes += ignored.find_without_effect(context, request, typed, in_files)
-    if settings.rest.device.tf32 is not None and process.device.type != "cuda":
+    if settings.device.tf32 is not None and process.device.type != "cuda":
         context.notes.append(f"device.tf32 is for cuda, and changes nothing on {process.device}")
     if batches_per_step > 1 or ranks.world_size > 1:
-        rows = settings.data_keys.batch_size
+        rows = settings.data.keys.batch_size
         processes = "1 process" if ranks.world_size == 1 else f"{ranks.world_size} processes"
         context.notes.append(f"{processes}: a batch is of {batches_per_step} × {rows} = {batches_per_step * rows} rows")
     return context
 
 
-def prepare_resumed(
-    settings: schema.Settings, process: device.Runtime, request: Request, problems: ErrorList
-) -> RunContext:
+def prepare_resumed(settings: Settings, process: device.Runtime, request: Request, problems: ErrorList) -> RunContext:
     """Prepare a resumed run: its checkpoint holds the weights, so no file of initial weights is read."""
-    began_elsewhere = settings.rest.init_from is not None or settings.model.arguments.get("weights") is not None
-    without_init = replace(settings, rest=replace(settings.rest, init_from=None))
+    began_elsewhere = settings.init_from is not None or settings.model.arguments.get("weights") is not None
+    without_init = replace(settings, init_from=None)
 
     with skip_trained_weights():
         context = prepare(without_init, process, request.trusted_modules, problems)
@@ -193,7 +192,7 @@ def restore_checkpoint(request: Request, context: RunContext) -> dict[str, Any] 
     """
     ranks = context.runtime.ranks
     # From here on ranks wait for each other no longer than this.
-    ranks.set_timeout(context.settings.rest.device.timeout_seconds)
+    ranks.set_timeout(context.settings.device.timeout_seconds)
     context.training.join(ranks)
 
     # Only rank 0 reads the files; the others receive its state.
@@ -213,7 +212,7 @@ def restore_checkpoint(request: Request, context: RunContext) -> dict[str, Any] 
 
 def accelerate(context: RunContext) -> None:
     """Choose the CPU threads, record the CUDA graph and compile the model, where the settings ask for it."""
-    keys = context.settings.rest.device
+    keys = context.settings.device
     if keys.num_threads == "auto":
         choose_threads(context)
     if context.runtime.device.type == "cuda" and keys.cuda_graph != "off":
@@ -234,9 +233,9 @@ def use_cuda_graph(context: RunContext) -> None:
     """Launch the kernels of a step as one CUDA graph from now on, or note why not."""
     from dlrun.engine.acceleration import cuda_graph
 
-    rest = context.settings.rest
+    settings = context.settings
     reason = cuda_graph.find_obstacle(
-        context.training, context.splits.spec.kind, rest.device.compile, rest.trainer.profile
+        context.training, context.splits.spec.kind, settings.device.compile, settings.trainer.profile
     )
     if reason is None:
         context.training.graph_step = cuda_graph.CudaGraphStep(cuda_graph.GraphRecorder(), context.unsaved.say)
@@ -268,7 +267,7 @@ def open_folder(request: Request, context: RunContext, resumed: dict[str, Any] |
         folder = run_folder.claim_folder(request.folder)
     else:
         names = f"{request.choices.get('model', 'model')}_{request.choices.get('data', 'data')}"
-        folder = run_folder.create_folder(Path(context.settings.rest.paths.outputs), names)
+        folder = run_folder.create_folder(Path(context.settings.paths.outputs), names)
 
     try:
         folder_lock.take(folder)
@@ -322,7 +321,7 @@ def make_checkpoint_manager(
         "config": schema.strip_permissions(context.settings.plain),
         "choices": request.choices,
     }
-    keys = context.settings.rest.checkpoint
+    keys = context.settings.checkpoint
     manager = CheckpointManager(
         folder / "checkpoints", repeated, keys.every_epochs, keys.every_steps, keys.keep, context.unsaved
     )
@@ -350,7 +349,7 @@ def start_recording(
     context: RunContext, folder: Path, run_logger: Logger, resumed: dict[str, Any] | None, console: Console
 ) -> list[Callback]:
     """Restore the generators of a resumed run, or log how a new one begins; returns the recording callbacks."""
-    tracking = context.settings.rest.tracking
+    tracking = context.settings.tracking
     spec = context.splits.spec
 
     # Hashes come before pictures, which may fail.
@@ -380,7 +379,7 @@ def start_profile(
     context: RunContext, trainer: Trainer, folder: Path
 ) -> contextlib.AbstractContextManager[profiler.Profile | None]:
     """The profiler around the training, or a context without effect where trainer.profile is off."""
-    if not context.settings.rest.trainer.profile:
+    if not context.settings.trainer.profile:
         return contextlib.nullcontext()
     return profiler.profile_training(trainer, folder)
 
@@ -413,12 +412,12 @@ def finish(
     metrics = {key: value for key, value in last_row.items() if key.startswith(("train/", "val/"))}
     measured = results.measure(context)
     time_as = contextlib.nullcontext if profile is None else profile.time_phase
-    has_figures = context.settings.rest.figures and status != "interrupted"
+    has_figures = context.settings.figures and status != "interrupted"
 
     if status != "interrupted":
         with time_as("evaluation"):
             metrics |= evaluate_best_weights(context, checkpoints.best_weights(context.training))
-        if context.settings.rest.checkpoint.format == "full":
+        if context.settings.checkpoint.format == "full":
             with context.unsaved.tolerate("model.pt", again=False):
                 measured |= export_model(context, checkpoints)
         context.notes += results.diagnose(context, rows, metrics)
@@ -497,7 +496,7 @@ def choose_exit_code(
     if lost:
         raise RunError(f"the run {folder} is {result['status']}, but not all of it could be saved: {lost}")
     is_as_expected = all(line["ok"] for line in result["expected"])
-    return int(context.settings.rest.strict and not is_as_expected)
+    return int(context.settings.strict and not is_as_expected)
 
 
 def record_failure(error: Exception | SystemExit, context: RunContext, folder: Path, console: Console) -> DlrunError:

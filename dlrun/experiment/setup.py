@@ -13,7 +13,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from dlrun.config.schema import DeviceConfig, ModelKeys, OptimizerKeys, Settings
+from dlrun.config.schema import DeviceConfig, OptimizerKeys
+from dlrun.config.settings import Settings
 from dlrun.core import user_code
 from dlrun.core.errors import DataError, ErrorList, RequestError
 from dlrun.data import workers
@@ -49,8 +50,8 @@ def enter_device_session(
 
     Where that is not possible it is noted in `problems`, and a CPU is opened to check everything else on.
     """
-    seed = settings.rest.seed
-    session = runtime.device_session(settings.rest.device, seed, ranks, batches_per_step)
+    seed = settings.seed
+    session = runtime.device_session(settings.device, seed, ranks, batches_per_step)
     process = problems.collect(stack.enter_context, session)
     if process is not None:
         return process
@@ -84,7 +85,7 @@ def _build_context(
     settings: Settings, process: Runtime, trusted_modules: list[str] | None, problems: ErrorList
 ) -> RunContext:
     # Expectations are checked after the training; an error in one of them shows now.
-    for line in settings.rest.expect:
+    for line in settings.expect:
         problems.collect(expectations.parse, line)
 
     task: Objective | None = None
@@ -94,7 +95,7 @@ def _build_context(
         task = problems.collect(build.build_objective, settings, splits.spec, trusted_modules)
 
     # The weights depend on the seed, not on how the data was read.
-    runtime.seed_everything(settings.rest.seed)
+    runtime.seed_everything(settings.seed)
     if splits is not None:
         model = problems.collect(build.build_model, settings, splits.spec, process, trusted_modules)
 
@@ -127,11 +128,11 @@ def _build_context(
     context.notes += find_limit_notes(training)
     context.start_parameters = training.get_parameter_values()
 
-    if settings.rest.preflight:
+    if settings.preflight:
         problems.collect(_run_preflight, context)
     # A model that failed there predicts nothing.
     if not problems.errors:
-        context.first_predictions = problems.collect(probes.predict_probes, context, settings.rest.probes) or {}
+        context.first_predictions = problems.collect(probes.predict_probes, context, settings.probes) or {}
     problems.raise_if_any()
     return context
 
@@ -156,13 +157,12 @@ def _build_splits(settings: Settings, trusted_modules: list[str] | None, problem
 
 def _apply_options(settings: Settings, splits: Splits, model: nn.Module, problems: ErrorList) -> list[str]:
     """Check evolution pictures and the full export, and load the weights of init_from; returns notes."""
-    rest = settings.rest
     notes: list[str] = []
-    if rest.tracking.evolution_every_epochs:
+    if settings.tracking.evolution_every_epochs:
         problems.collect(evolution.choose_kind, splits.spec)
-    if rest.init_from:
-        notes += problems.collect(transfer.load_matching_weights, model, Path(rest.init_from)) or []
-    if rest.checkpoint.format == "full":
+    if settings.init_from:
+        notes += problems.collect(transfer.load_matching_weights, model, Path(settings.init_from)) or []
+    if settings.checkpoint.format == "full":
         notes += problems.collect(checks.check_export, model) or []
     return notes
 
@@ -178,8 +178,8 @@ def _build_train_state(
     problems: ErrorList,
 ) -> TrainState:
     """The state that trains, with stand-ins for what cannot be built, so that the rest is checked too."""
-    keys = settings.rest.checkpoint
-    decay = settings.rest.trainer.ema_decay
+    keys = settings.checkpoint
+    decay = settings.trainer.ema_decay
     monitored = problems.collect(
         checks.resolve_monitor, keys.monitor, keys.mode, task, val is not None, decay is not None
     )
@@ -292,19 +292,21 @@ def _check_remaining(
     problems: ErrorList,
 ) -> None:
     """Note the errors that show without the data or the model, one of which could not be built."""
-    keys = settings.rest.checkpoint
+    keys = settings.checkpoint
     # Target and arguments of a block can be checked without building it.
     if model is None:
-        problems.collect(build.check_block, settings.model, trusted_modules, ModelKeys, 1)
+        problems.collect(build.check_component, settings.model, trusted_modules, 1)
     if splits is not None and task is not None:
         problems.collect(checks.resolve_monitor, keys.monitor, keys.mode, task, splits.val is not None)
-    problems.collect(build.check_block, settings.optimizer, trusted_modules, OptimizerKeys, 1)
+    problems.collect(build.check_component, settings.optimizer, trusted_modules, 1)
 
     # Groups, and dlrun's own optimizers, know parameters by their names, which a stand-in does not have.
     if model is not None:
         problems.collect(build.build_optimizer, settings, model, trusted_modules)
     elif str(settings.optimizer.target).startswith("torch.optim."):
-        without_groups = dataclasses.replace(settings, optimizer_keys=OptimizerKeys())
+        without_groups = dataclasses.replace(
+            settings, optimizer=dataclasses.replace(settings.optimizer, keys=OptimizerKeys())
+        )
         problems.collect(build.build_optimizer, without_groups, nn.Linear(1, 1), trusted_modules)
 
     one_row = Split((torch.zeros(1, 1),), torch.zeros(1))
@@ -340,15 +342,15 @@ def _run_preflight(context: RunContext) -> None:
     context.memory_estimate = memory.estimate_memory(model, moments, values, settings)
     context.notes += memory.note_shortage(context.memory_estimate, settings, context.runtime.device)
 
-    outputs = Path(settings.rest.paths.outputs)
-    keys = settings.rest.checkpoint
+    outputs = Path(settings.paths.outputs)
+    keys = settings.checkpoint
     checks.check_disk(outputs, model, training.optimizer, keys.keep, keys.format == "full")
 
 
 def _check_batch_sizes(context: RunContext, first_batch: Batch) -> None:
     """Send a batch of every size that an epoch holds through the model, as in training."""
     training = context.training
-    trainer = context.settings.rest.trainer
+    trainer = context.settings.trainer
     order = training.train.order
     most_batches = None if trainer.max_steps is None else trainer.max_steps * trainer.accumulate_steps
     sizes = checks.list_batch_sizes(order, context.runtime.ranks.world_size, most_batches)

@@ -54,7 +54,7 @@ def find_changes(before: dict[str, str], now: dict[str, str]) -> list[str]:
 def _iterate_own_objects(context: RunContext) -> Iterator[tuple[str, Any]]:
     """Objects that the config names, and classes of the model's modules, each with its name."""
     names = dict.fromkeys(iter_targets(context.settings.plain))
-    loss = context.settings.rest.task.loss
+    loss = context.settings.task.loss
     if loss and "." in loss:
         names[loss] = None
     for name in names:

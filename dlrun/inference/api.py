@@ -124,8 +124,8 @@ class Run:
 
     def _open_session(self) -> contextlib.AbstractContextManager[device.Runtime]:
         """Set threads and backend flags of torch as the run's config has them."""
-        rest = self._saved.settings.rest
-        return device.device_session(rest.device, rest.seed)
+        settings = self._saved.settings
+        return device.device_session(settings.device, settings.seed)
 
 
 class _FolderConsole(Console):

@@ -168,7 +168,7 @@ def _read_unsplit_if_unseen(saved: SavedModel) -> SavedModel | None:
 
 def _has_row_count_of_training(saved: SavedModel, unsplit: SavedModel) -> bool:
     """Whether there are about as many rows as in training, so that splitting them to compare is worth the time."""
-    keys = saved.settings.data_keys
+    keys = saved.settings.data.keys
     if keys.train_rows is not None or keys.limit_batches is not None:
         return True
 

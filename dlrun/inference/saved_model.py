@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from dlrun.config import schema
 from dlrun.config.request import Request, from_saved
-from dlrun.config.schema import Settings
+from dlrun.config.settings import Settings, read_settings
 from dlrun.core import user_code
 from dlrun.core.errors import RequestError
 from dlrun.core.shell import suggest_example
@@ -171,10 +170,10 @@ def open_saved_model(place: str, overrides: Sequence[str] = ()) -> Iterator[Save
     for note in request.notes:
         write_error(f"dlrun: note: {note}")
     restore_training_defaults(request, state, plain)
-    settings = schema.read_settings(request.config, request.choices)
+    settings = read_settings(request.config, request.choices)
 
-    full_model = checkpoint.load_full_model(path, settings.rest.trust) if is_full_model else None
-    with device.device_session(settings.rest.device, settings.rest.seed) as process:
+    full_model = checkpoint.load_full_model(path, settings.trust) if is_full_model else None
+    with device.device_session(settings.device, settings.seed) as process:
         yield SavedModel(path, request, settings, state, process, full_model)
 
 

@@ -8,6 +8,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from dlrun.config import schema
+from dlrun.config.settings import read_settings
 from dlrun.core.errors import ErrorList, MultipleErrors, RequestError, UnavailableError
 from dlrun.core.library_warnings import divert_warnings
 from dlrun.engine.device import count_cores
@@ -31,7 +32,7 @@ def check_jobs(jobs: Sequence[Job], on_start: Callable[[Job], None] | None = Non
             on_start(job)
 
         job_errors = ErrorList()
-        settings = schema.read_settings(job.request.config, job.request.choices, job_errors)
+        settings = read_settings(job.request.config, job.request.choices, job_errors)
         try:
             with contextlib.ExitStack() as resources:
                 process = enter_device_session(resources, settings, job_errors)

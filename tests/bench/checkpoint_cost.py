@@ -10,9 +10,9 @@ from pathlib import Path
 
 from machine import described, row
 
-from dlrun.config import schema
 from dlrun.config.compose import compose_config, resolve
 from dlrun.config.request import Request
+from dlrun.config.settings import read_settings
 from dlrun.engine import device
 from dlrun.engine.trainer import Trainer
 from dlrun.experiment import run
@@ -25,8 +25,8 @@ def measured(root: str, epochs: int) -> tuple[float, float, int]:
     choices = {"data": "mnist", "model": "resnet", "optimizer": "sgd", "scheduler": "none"}
     words = ["data=mnist", "model=resnet", "optimizer=sgd", f"trainer.epochs={epochs}", f"paths.data={root}"]
     request = Request(resolve(compose_config(words)), choices, words)
-    settings = schema.read_settings(request.config, choices)
-    with tempfile.TemporaryDirectory() as place, device.device_session(settings.rest.device, 0) as process:
+    settings = read_settings(request.config, choices)
+    with tempfile.TemporaryDirectory() as place, device.device_session(settings.device, 0) as process:
         folder = Path(place)
         parts = run.prepare(settings, process, None)
         run_folder.write_description(folder, request, process)

@@ -12,6 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from dlrun.config import compose, schema
+from dlrun.config.settings import Component, read_settings
 from dlrun.core.errors import RequestError
 from dlrun.core.yaml import flatten
 from dlrun.experiment.builder import build
@@ -171,7 +172,7 @@ def refusal(plain: dict[str, Any], key: str, value: Any, choices: dict[str, str]
     changed = OmegaConf.create(plain)
     OmegaConf.update(changed, key, value, merge=False, force_add=True)
     try:
-        schema.read_settings(OmegaConf.to_container(changed), choices)  # type: ignore[arg-type]
+        read_settings(OmegaConf.to_container(changed), choices)  # type: ignore[arg-type]
     except RequestError as error:
         return str(error)
     return None
@@ -196,11 +197,11 @@ def test_words_for_every_setting_of_a_choice_are_taken() -> None:
                 if group == "scheduler" and values[key] is None:
                     continue  # dlrun fills in the length of the training
                 for wrong in ({"a": 1}, "wrong words"):
-                    block = schema.Block(group, path.stem, target, {**arguments, key: wrong})
+                    component = Component(group, path.stem, target, {**arguments, key: wrong}, keys())
                     with pytest.MonkeyPatch.context() as patched:
                         patched.setitem(arguments, key, wrong)
                         try:
-                            build.check_block(block, None, keys, given)
+                            build.check_component(component, None, given)
                         except RequestError as error:
                             message = str(error)
                         else:
@@ -208,8 +209,10 @@ def test_words_for_every_setting_of_a_choice_are_taken() -> None:
                     for word in shlex.split(message.partition("; type ")[2]):
                         seen += 1
                         value = OverridesParser.create().parse_override(word).value()
-                        again = schema.Block(group, path.stem, target, {**arguments, key_of(word).split(".")[1]: value})
-                        build.check_block(again, None, keys, given)
+                        again = Component(
+                            group, path.stem, target, {**arguments, key_of(word).split(".")[1]: value}, keys()
+                        )
+                        build.check_component(again, None, given)
     assert seen > 60
 
 

@@ -12,9 +12,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from dlrun.config import schema
 from dlrun.config.compose import compose_config, resolve
-from dlrun.config.schema import CONFIG_DIR, Settings
+from dlrun.config.schema import CONFIG_DIR
+from dlrun.config.settings import Settings, read_settings
 from dlrun.core.errors import MisfitError
 from dlrun.engine import device
 from dlrun.engine.state import TrainState
@@ -80,14 +80,14 @@ def read(root: Path, group: str, option: str) -> Settings:
     if option == "image_folder":
         composed.data.path, composed.data.image_size = str(root / "photos"), 32
     choices = {"data": "digits", "model": "mlp", "optimizer": "adam", "scheduler": "none", group: option}
-    return schema.read_settings(resolve(composed), choices)
+    return read_settings(resolve(composed), choices)
 
 
 def trained(data: str, model: str, root: Path) -> TrainState:
     """One optimizer step of a pair, the way a run makes it."""
     of_model = read(root, "model", model)
-    settings = replace(read(root, "data", data), model=of_model.model, model_keys=of_model.model_keys)
-    with device.device_session(settings.rest.device, 0) as process:
+    settings = replace(read(root, "data", data), model=of_model.model)
+    with device.device_session(settings.device, 0) as process:
         parts = run.prepare(settings, process, None)
         Trainer(parts.training, [], lambda: False).fit()
     return parts.training

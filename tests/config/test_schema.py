@@ -227,7 +227,7 @@ def test_a_block_is_split_into_the_targets_arguments_and_our_keys() -> None:
     assert (settings.data.group, settings.data.choice) == ("data", "blobs")
     assert settings.data.target == "dlrun.data.synthetic.blobs"
     assert settings.data.arguments == {"rows_per_class": 7, "spread": 1.0, "task": "multiclass", "seed": 0}
-    assert (settings.data_keys.batch_size, settings.data_keys.val_fraction) == (5, 0.0)
+    assert (settings.data.keys.batch_size, settings.data.keys.val_fraction) == (5, 0.0)
     assert (settings.scheduler.target, settings.scheduler.arguments) == (None, {})
     assert type(settings.model.arguments["hidden_sizes"]) is list
     assert type(settings.plain["model"]["hidden_sizes"]) is list

@@ -11,7 +11,8 @@ import pytest
 from omegaconf import OmegaConf
 
 import dlrun as package
-from dlrun.config import compose, request, schema
+from dlrun.config import compose, request
+from dlrun.config.settings import read_settings
 from dlrun.core.literals import Literals
 from dlrun.core.yaml import dump_yaml, read_yaml
 from dlrun.experiment import run as experiment
@@ -157,8 +158,8 @@ def test_the_schema_and_the_targets_take_text_as_it_stands(monkeypatch: pytest.M
     plain = compose.resolve(compose.compose_config([*QUICK]))
     plain["init_from"] = plain["paths"]["outputs"] = EXPRESSION
     plain["probes"] = [[EXPRESSION]]
-    rest = schema.read_settings(plain, {}).rest
-    assert (rest.init_from, rest.paths.outputs, rest.probes) == (EXPRESSION, EXPRESSION, [[EXPRESSION]])
+    settings = read_settings(plain, {})
+    assert (settings.init_from, settings.paths.outputs, settings.probes) == (EXPRESSION, EXPRESSION, [[EXPRESSION]])
 
 
 def test_a_setting_of_the_users_own_may_hold_a_dollar_and_a_brace(dlrun: Callable[..., Any], tmp_path: Path) -> None:

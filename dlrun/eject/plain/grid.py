@@ -79,7 +79,7 @@ def training(run: TrainingRun) -> Piece:
 
 def _grids(run: TrainingRun) -> int:
     """How many grids there were: one a step, until the spacing is fine enough."""
-    group, trainer = run.optimizer.param_groups[0], run.settings.rest.trainer
+    group, trainer = run.optimizer.param_groups[0], run.settings.trainer
     epochs = trainer.limit_epochs(1)
     steps = min(epochs, trainer.max_steps or epochs)
     if group["refine"] <= 1:

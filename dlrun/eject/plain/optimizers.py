@@ -36,17 +36,17 @@ def kind(run: TrainingRun) -> str:
 
 def _is_plain(run: TrainingRun) -> bool:
     """Whether all parameters have one learning rate that stays as it is."""
-    return not run.settings.optimizer_keys.groups and run.settings.scheduler.target is None and not warmup(run)
+    return not run.settings.optimizer.keys.groups and run.settings.scheduler.target is None and not warmup(run)
 
 
 def warmup(run: TrainingRun) -> int:
     """Steps over which the learning rate climbs."""
-    return run.settings.scheduler_keys.warmup_steps
+    return run.settings.scheduler.keys.warmup_steps
 
 
 def optimizer(run: TrainingRun) -> Piece:
     """Source that makes `optimizer`."""
-    made, groups = run.optimizer, run.settings.optimizer_keys.groups or []
+    made, groups = run.optimizer, run.settings.optimizer.keys.groups or []
     given = _given(run)
     constants = {"LR": Constant(run.settings.optimizer.arguments.get("lr")), "GROUPS": Constant(None)}
     name, code, first = type(made).__name__, "", "net.parameters()"

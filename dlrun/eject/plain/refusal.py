@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dlrun.config import schema
-from dlrun.config.schema import Block
+from dlrun.config.settings import Component
 from dlrun.core.errors import RequestError
 from dlrun.inference.saved_model import SavedModel
 from dlrun.runs.record import RunRecord
@@ -46,8 +46,8 @@ def refuse(saved: SavedModel) -> None:
     _refuse_unfinished(saved)
     if saved.state.get("processes", 1) > 1:
         raise cannot(f"a training on {saved.state['processes']} processes")
-    if saved.settings.rest.init_from:
-        raise cannot(f"init_from={saved.settings.rest.init_from}, as that run's weights are in a file of their own")
+    if saved.settings.init_from:
+        raise cannot(f"init_from={saved.settings.init_from}, as that run's weights are in a file of their own")
     for keys, where in _groups(saved):
         for field in dataclasses.fields(keys):
             value = getattr(keys, field.name)
@@ -72,21 +72,21 @@ def _refuse_unfinished(saved: SavedModel) -> None:
 
 def _groups(saved: SavedModel) -> list[tuple[Any, str]]:
     """The groups of keys, with what each stands under. Those of the device are as they were in the run."""
-    settings, rest = saved.settings, saved.settings.rest
+    settings = saved.settings
     device = schema.DeviceConfig(**saved.state["config"]["device"])
     return [
-        (settings.data_keys, "data"),
-        (settings.model_keys, "model"),
-        (settings.optimizer_keys, "optimizer"),
-        (settings.scheduler_keys, "scheduler"),
-        (rest.task, "task"),
-        (rest.trainer, "trainer"),
-        (rest.trainer.early_stopping, "trainer.early_stopping"),
+        (settings.data.keys, "data"),
+        (settings.model.keys, "model"),
+        (settings.optimizer.keys, "optimizer"),
+        (settings.scheduler.keys, "scheduler"),
+        (settings.task, "task"),
+        (settings.trainer, "trainer"),
+        (settings.trainer.early_stopping, "trainer.early_stopping"),
         (device, "device"),
     ]
 
 
-def only_known(block: Block, templates: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
+def only_known(block: Component[Any], templates: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
     """The template of a block's target; RequestError where there is none, or where it does not know an argument."""
     if block.target is None or block.target not in templates:
         raise cannot(f"{block.group}={block.choice} ({block.target})")

@@ -162,7 +162,7 @@ def passes(run: TrainingRun, called: str, targets: str) -> str:
     slope = str(run.saved.task.loss_name) in LOSSES
     if not by_hand and not slope:
         return ""
-    trainer, precision = run.settings.rest.trainer, run.settings.rest.device.precision
+    trainer, precision = run.settings.trainer, run.settings.device.precision
     if run.autocast or trainer.accumulate_steps > 1:
         what = f"device.precision={precision}" if run.autocast else f"accumulate_steps={trainer.accumulate_steps}"
         raise RequestError(

@@ -22,14 +22,14 @@ def net(run: TrainingRun) -> str:
     expression = made(run) + (".double()" if run.double else "")
     expression += ".to(memory_format=torch.channels_last)" if run.channels_last else ""
     given = start_values(run)
-    flags = {"given": bool(given), "deterministic": run.settings.rest.device.deterministic}
+    flags = {"given": bool(given), "deterministic": run.settings.device.deterministic}
     return filled(_NET, flags, made=expression, given=given)
 
 
 def start_values(run: TrainingRun) -> str:
     """Lines that fill the parameters of model.init."""
     named, lines = dict(run.model.named_parameters()), []
-    for key, value in (run.settings.model_keys.init or {}).items():
+    for key, value in (run.settings.model.keys.init or {}).items():
         for name in find_parameters(key, list(named)):
             target = f"net.{attribute(name)}"
             if isinstance(value, list):

@@ -130,7 +130,7 @@ def training(run: TrainingRun) -> Piece:
     how = optimizers.kind(run)
     if how == "grid":
         return grid.training(run)
-    keys, trainer = run.settings.scheduler_keys, run.settings.rest.trainer
+    keys, trainer = run.settings.scheduler.keys, run.settings.trainer
     if run.autocast and how == "numeric":
         raise cannot(f"device.precision with optimizer={run.settings.optimizer.choice}")
     if trainer.accumulate_steps > 1 and how in ("closure", "numeric"):
@@ -172,7 +172,7 @@ def training(run: TrainingRun) -> Piece:
 
 def length(run: TrainingRun) -> tuple[int, bool]:
     """How many epochs begin, and whether the last of them ends before its time."""
-    trainer = run.settings.rest.trainer
+    trainer = run.settings.trainer
     steps = -(-run.batches // trainer.accumulate_steps)  # of an epoch
     epochs = trainer.limit_epochs(steps)
     if trainer.max_steps is None or trainer.max_steps >= epochs * steps:
@@ -181,14 +181,14 @@ def length(run: TrainingRun) -> tuple[int, bool]:
 
 
 def _flags(run: TrainingRun, how: str) -> dict[str, bool]:
-    trainer, keys = run.settings.rest.trainer, run.settings.scheduler_keys
+    trainer, keys = run.settings.trainer, run.settings.scheduler.keys
     has_schedule = run.settings.scheduler.target is not None
     plateau = has_schedule and "plateau" in str(run.settings.scheduler.target).lower()
     epochs, limited = length(run)
     stop, keep = trainer.early_stopping.patience is not None, run.has_test
     return {
         "manual": how == "manual",
-        "scaler": run.settings.rest.device.precision == "fp16",
+        "scaler": run.settings.device.precision == "fp16",
         "clip": trainer.grad_clip_norm is not None,
         "autocast": run.autocast is not None,
         "warmup": keys.warmup_steps > 0,
@@ -215,7 +215,7 @@ def _loop(run: TrainingRun, how: str, flags: dict[str, bool]) -> str:
     epochs, _ = length(run)
     value = f'found["{run.monitor.partition("/")[2]}"]' if run.has_val else "train_loss"
     value = value if run.monitor.startswith("val/") else "train_loss"
-    delta = run.settings.rest.trainer.early_stopping.min_delta
+    delta = run.settings.trainer.early_stopping.min_delta
     smaller, larger = ("< best - MIN_DELTA", "> best + MIN_DELTA") if delta and flags["stop"] else ("< best", "> best")
     end = filled(
         _END,

@@ -10,7 +10,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
 
-from dlrun.config.schema import Block, DataKeys, Settings
+from dlrun.config.schema import DataKeys
+from dlrun.config.settings import Component, Settings
 from dlrun.data.datasets import count_rows
 from dlrun.data.spec import DataSpec
 from dlrun.engine import trainer
@@ -38,14 +39,14 @@ class TrainingRun:
         return self.saved.settings
 
     @property
-    def data(self) -> Block:
+    def data(self) -> Component[Any]:
         """Target and arguments of the data."""
         return self.settings.data
 
     @property
     def keys(self) -> DataKeys:
         """How the rows are parted and grouped."""
-        return self.settings.data_keys
+        return self.settings.data.keys
 
     @property
     def spec(self) -> DataSpec:
@@ -98,7 +99,7 @@ class TrainingRun:
 
     @cached_property
     def _monitored(self) -> tuple[str, str]:
-        keys = self.settings.rest.checkpoint
+        keys = self.settings.checkpoint
         return checks.resolve_monitor(keys.monitor, keys.mode, self.saved.task, self.has_val)
 
     @property
@@ -111,12 +112,12 @@ class TrainingRun:
     def watched(self) -> bool:
         """Whether the monitored metric changes anything: when it ends, or how fast it learns."""
         plateau = "plateau" in str(self.settings.scheduler.target).lower()
-        return plateau or self.settings.rest.trainer.early_stopping.patience is not None
+        return plateau or self.settings.trainer.early_stopping.patience is not None
 
     @property
     def simple(self) -> bool:
         """Whether only the training rows are ever asked about, a batch a step."""
-        apart = self.has_val or self.has_test or self.settings.rest.trainer.accumulate_steps > 1
+        apart = self.has_val or self.has_test or self.settings.trainer.accumulate_steps > 1
         return not apart and self.spec.kind != "image"
 
     @property
@@ -140,7 +141,7 @@ class TrainingRun:
     @property
     def double(self) -> bool:
         """64 bits or 32."""
-        return self.settings.rest.device.precision == "fp64"
+        return self.settings.device.precision == "fp64"
 
     @property
     def dtype(self) -> str:
@@ -150,7 +151,7 @@ class TrainingRun:
     @property
     def autocast(self) -> str | None:
         """The narrower type of the forward pass."""
-        return {"bf16": "torch.bfloat16", "fp16": "torch.float16"}.get(self.settings.rest.device.precision)
+        return {"bf16": "torch.bfloat16", "fp16": "torch.float16"}.get(self.settings.device.precision)
 
     @property
     def modal(self) -> bool:

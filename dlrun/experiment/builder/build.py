@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from dlrun.config.schema import CONFIG_DIR, Block, DataKeys, ModelKeys, OptimizerKeys, SchedulerKeys, Settings
+from dlrun.config.schema import CONFIG_DIR
+from dlrun.config.settings import Component, Settings
 from dlrun.core import user_code
 from dlrun.core.errors import DlrunError, MisfitError, RequestError, join_names
 from dlrun.core.own_code import iter_targets
@@ -33,7 +34,7 @@ from dlrun.engine.trainer import requires_closure
 from dlrun.experiment.builder import targets
 from dlrun.experiment.builder.start_values import set_start_values
 
-# Keys of a block that say how to call its target, and are no arguments of it.
+# Keys of a component that say how to call its target, and are no arguments of it.
 _CALL_KEYS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
 
 # Words by which torch's optimizers name an argument in an error message.
@@ -42,8 +43,8 @@ _NAMES_IN_MESSAGES = (("learning rate", "lr"), ("beta parameter", "betas"), ("ep
 
 def build_data(settings: Settings, trusted_modules: Sequence[str] | None) -> Splits:
     """Build the data: checked, with a validation split held out if it has none, and cut to the limits of `data`."""
-    keys = settings.data_keys
-    splits = _instantiate(settings.data, trusted_modules, DataKeys)
+    keys = settings.data.keys
+    splits = _instantiate(settings.data, trusted_modules)
     if not isinstance(splits, Splits):
         raise RequestError(
             f"data._target_={settings.data.target} must return dlrun.data.spec.Splits, not {type(splits).__name__}; "
@@ -81,7 +82,7 @@ def _find_unheeded(splits: Splits, train: Part, val: Part | None, settings: Sett
 
     train, val: after a validation split has been held out, and before rows are left out.
     """
-    keys = settings.data_keys
+    keys = settings.data.keys
     arguments = settings.data.arguments
     reasons = dict(splits.unheeded)
     if splits.val is not None:
@@ -118,19 +119,19 @@ def disable_splitting(settings: Settings, overrides: Sequence[str]) -> Settings:
         arguments["test_fraction"] = 0.0
 
     typed = {word.lstrip("+").partition("=")[0] for word in overrides}
-    keys = dataclasses.replace(settings.data_keys, val_fraction=0.0, drop_last=False)
+    keys = dataclasses.replace(settings.data.keys, val_fraction=0.0, drop_last=False)
     if "data.train_rows" not in typed:
         keys.train_rows = None
     if "data.limit_batches" not in typed:
         keys.limit_batches = None
-    data = dataclasses.replace(settings.data, arguments=arguments)
-    return dataclasses.replace(settings, data=data, data_keys=keys)
+    data = dataclasses.replace(settings.data, arguments=arguments, keys=keys)
+    return dataclasses.replace(settings, data=data)
 
 
 def _configure_inspection(settings: Settings, spec: DataSpec) -> Inspection:
     """How strictly data are checked against their spec: own models and losses may take more kinds of it."""
     is_own_model = not str(settings.model.target).startswith(("dlrun.", "torch.nn."))
-    is_own_loss = "." in (settings.rest.task.loss or "")
+    is_own_loss = "." in (settings.task.loss or "")
     name = f"data={settings.data.choice}"
     return Inspection(name, spec, keeps_integers=is_own_model, masks_targets=is_own_loss)
 
@@ -147,21 +148,21 @@ def build_model(
     settings: Settings, spec: DataSpec, runtime: Runtime, trusted_modules: Sequence[str] | None
 ) -> nn.Module:
     """Build the model on its device, with its start values; MisfitError where it cannot take the data."""
-    block = settings.model
-    target = resolve_target(block, trusted_modules)
+    component = settings.model
+    target = resolve_target(component, trusted_modules)
     if not _fits(target, spec):
         raise MisfitError(
-            f"model={block.choice} does not take data={settings.data.choice} ({_describe_spec(spec)}); "
+            f"model={component.choice} does not take data={settings.data.choice} ({_describe_spec(spec)}); "
             f"models that do: {', '.join(find_fitting_models(spec))}"
         )
-    model = _instantiate(block, trusted_modules, ModelKeys, spec)
+    model = _instantiate(component, trusted_modules, spec)
     if not isinstance(model, nn.Module):
-        raise RequestError(f"model._target_={block.target} must be a torch.nn.Module, not {type(model).__name__}")
+        raise RequestError(f"model._target_={component.target} must be a torch.nn.Module, not {type(model).__name__}")
 
     model = set_precision(model, runtime.dtype)
     # Lazy layers have no parameters yet that could be filled or moved.
     initialize_lazy_layers(model, spec, runtime.dtype)
-    set_start_values(model, settings.model_keys.init or {})
+    set_start_values(model, settings.model.keys.init or {})
     model = model.to(runtime.device)
     if wants_channels_last(model, spec, runtime):
         set_channels_last(model)
@@ -253,7 +254,7 @@ def wants_channels_last(model: nn.Module, spec: DataSpec, runtime: Runtime) -> b
 
 def build_batches(settings: Settings, splits: Splits, model: nn.Module, runtime: Runtime) -> list[Batches | None]:
     """Build the batches of train, val and test (None for a missing one), in memory on the device where they fit."""
-    keys = settings.data_keys
+    keys = settings.data.keys
     channels_last = wants_channels_last(model, splits.spec, runtime)
     placement = Placement(runtime.device, runtime.dtype, splits.spec, channels_last)
     inspection = _configure_inspection(settings, splits.spec)
@@ -273,7 +274,7 @@ def build_batches(settings: Settings, splits: Splits, model: nn.Module, runtime:
 
         rows = rows_of.count_rows(part)
         if name == "train":
-            order = EpochOrder(rows, batch_size, keys.shuffle, keys.drop_last, settings.rest.seed)
+            order = EpochOrder(rows, batch_size, keys.shuffle, keys.drop_last, settings.seed)
         else:
             order = EpochOrder(rows, eval_batch_size)
 
@@ -297,7 +298,7 @@ def build_batches(settings: Settings, splits: Splits, model: nn.Module, runtime:
 
 def build_objective(settings: Settings, spec: DataSpec, trusted_modules: Sequence[str] | None) -> Objective:
     """Build loss and metrics. A loss with a dot in its name is a function of the user's own."""
-    keys = settings.rest.task
+    keys = settings.task
     function = None
     if keys.loss and "." in keys.loss:
         function = targets.resolve(keys.loss, "task.loss", trusted_modules)
@@ -306,7 +307,7 @@ def build_objective(settings: Settings, spec: DataSpec, trusted_modules: Sequenc
 
 def build_stop_rules(settings: Settings, train: Batches) -> StopRules:
     """When training ends, and how a step is made."""
-    trainer = settings.rest.trainer
+    trainer = settings.trainer
     return StopRules(
         epochs=trainer.limit_epochs(math.ceil(len(train) / trainer.accumulate_steps)),
         max_steps=trainer.max_steps,
@@ -320,50 +321,54 @@ def build_stop_rules(settings: Settings, train: Batches) -> StopRules:
 
 def build_optimizer(settings: Settings, model: nn.Module, trusted_modules: Sequence[str] | None) -> Optimizer:
     """Build the optimizer over the model's parameters, in the groups of `optimizer.groups`."""
-    entries = settings.optimizer_keys.groups or []
+    entries = settings.optimizer.keys.groups or []
     groups = make_parameter_groups(model, entries)
     for number, entry in enumerate(entries):
         _try_group(settings.optimizer, entry, f"optimizer.groups[{number}]", trusted_modules)
 
-    block = _with_fused_kernel(settings.optimizer, model, trusted_modules)
-    optimizer = _instantiate(block, trusted_modules, OptimizerKeys, groups)
+    component = _with_fused_kernel(settings.optimizer, model, trusted_modules)
+    optimizer = _instantiate(component, trusted_modules, groups)
     if not isinstance(optimizer, Optimizer):
         raise RequestError(f"optimizer._target_={settings.optimizer.target} must be a torch.optim.Optimizer")
-    if requires_closure(optimizer) and settings.rest.device.precision == "fp16":
+    if requires_closure(optimizer) and settings.device.precision == "fp16":
         raise RequestError(
             f"optimizer={settings.optimizer.choice} evaluates the loss itself; type device.precision=bf16"
         )
     return optimizer
 
 
-def _with_fused_kernel(block: Block, model: nn.Module, trusted_modules: Sequence[str] | None) -> Block:
-    """The block with fused=true where torch has one kernel for the whole step, unless the user chose.
+def _with_fused_kernel(
+    component: Component[Any], model: nn.Module, trusted_modules: Sequence[str] | None
+) -> Component[Any]:
+    """The component with fused=true where torch has one kernel for the whole step, unless the user chose.
 
     It computes the same sums and rounds them once less. Measured on a CPU for an MLP 784-128-10: Adam 185 -> 75
     microseconds a step, SGD with momentum 60 -> 36.
     """
-    # A block without a target is refused where it is built.
-    if not block.target:
-        return block
+    # A component without a target is refused where it is built.
+    if not component.target:
+        return component
 
     device = next(model.parameters()).device.type
-    target = targets.resolve(str(block.target), "optimizer._target_", trusted_modules)
+    target = targets.resolve(str(component.target), "optimizer._target_", trusted_modules)
     if device == "cpu":
         has_kernel = target in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
     else:
         has_kernel = device == "cuda" and target in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
-    is_chosen = not {"fused", "foreach", "differentiable"}.isdisjoint(block.arguments)
+    is_chosen = not {"fused", "foreach", "differentiable"}.isdisjoint(component.arguments)
     if is_chosen or not has_kernel:
-        return block
-    return dataclasses.replace(block, arguments={**block.arguments, "fused": True})
+        return component
+    return dataclasses.replace(component, arguments={**component.arguments, "fused": True})
 
 
-def _try_group(block: Block, entry: dict[str, Any], where: str, trusted_modules: Sequence[str] | None) -> None:
+def _try_group(
+    component: Component[Any], entry: dict[str, Any], where: str, trusted_modules: Sequence[str] | None
+) -> None:
     """Build the optimizer once with a group's own settings, as torch checks only those of the whole."""
     own = {key: value for key, value in entry.items() if key != "match"}
-    trial = dataclasses.replace(block, arguments={**block.arguments, **own})
+    trial = dataclasses.replace(component, arguments={**component.arguments, **own})
     try:
-        _instantiate(trial, trusted_modules, OptimizerKeys, [nn.Parameter(torch.zeros(1))])
+        _instantiate(trial, trusted_modules, [nn.Parameter(torch.zeros(1))])
     except RequestError as error:
         raise RequestError(f"{where}: {error}") from error
 
@@ -375,12 +380,12 @@ def build_schedule(
 
     mode: "min" or "max" of the monitored metric, for plateau
     """
-    block = settings.scheduler
-    keys = settings.scheduler_keys
-    if block.target is None:
+    component = settings.scheduler
+    keys = settings.scheduler.keys
+    if component.target is None:
         return Schedule(optimizer, None, keys.interval, keys.warmup_steps)
 
-    trainer = settings.rest.trainer
+    trainer = settings.trainer
     steps_per_epoch = math.ceil(len(train) / trainer.accumulate_steps)
     steps = trainer.limit_epochs(steps_per_epoch) * steps_per_epoch
     if trainer.max_steps:
@@ -390,13 +395,13 @@ def build_schedule(
     # The configured rate comes first: the first group may have one of its own.
     lr = float(settings.optimizer.arguments.get("lr") or optimizer.param_groups[0]["lr"])
     defaults = {"max_lr": 10 * lr, **dict.fromkeys(LENGTH_ARGUMENTS, length)}
-    arguments = dict(block.arguments)
-    for key, value in block.arguments.items():
+    arguments = dict(component.arguments)
+    for key, value in component.arguments.items():
         if value is None and key in defaults:
             arguments[key] = defaults[key]
 
     # Plateau watches the monitored metric, so it must know which way is better.
-    if "plateau" in str(block.target).lower():
+    if "plateau" in str(component.target).lower():
         arguments.setdefault("mode", mode)
         if keys.interval == "step":
             raise RequestError(
@@ -408,30 +413,32 @@ def build_schedule(
             f"scheduler.total_steps={arguments['total_steps']} is shorter than the training; "
             f"type scheduler.total_steps={length}, or null"
         )
-    complete = dataclasses.replace(block, arguments=arguments)
-    scheduler = _instantiate(complete, trusted_modules, SchedulerKeys, optimizer)
+    complete = dataclasses.replace(component, arguments=arguments)
+    scheduler = _instantiate(complete, trusted_modules, optimizer)
     return Schedule(optimizer, scheduler, keys.interval, keys.warmup_steps)
 
 
-def _instantiate(block: Block, trusted_modules: Sequence[str] | None, keys: type, *positional: Any) -> Any:
-    """Build what a block names; whatever its constructor raises becomes a RequestError of one sentence.
+def _instantiate(component: Component[Any], trusted_modules: Sequence[str] | None, *positional: Any) -> Any:
+    """Build what a component names; whatever its constructor raises becomes a RequestError of one sentence.
 
-    keys: the class of dlrun's own keys in this block; positional: arguments that dlrun passes.
+    positional: arguments that dlrun passes.
     """
-    check_block(block, trusted_modules, keys, len(positional))
+    check_component(component, trusted_modules, len(positional))
     try:
-        return _call(resolve_target(block, trusted_modules), block.arguments, trusted_modules, positional)
+        return _call(resolve_target(component, trusted_modules), component.arguments, trusted_modules, positional)
     except Exception as cause:
         # The target may be the user's own, so anything can come.
         if isinstance(cause, DlrunError) or is_out_of_memory(cause):
             raise
 
         kind = "" if isinstance(cause, ValueError) else f"{type(cause).__name__}: "
-        key = _find_key(block, str(cause))
-        where = f"{block.group}.{key}={block.arguments[key]}" if key else f"{block.group}={block.choice}"
+        key = _find_key(component, str(cause))
+        where = (
+            f"{component.group}.{key}={component.arguments[key]}" if key else f"{component.group}={component.choice}"
+        )
         message = user_code.add_user_line(f"{where}: {kind}{user_code.first_line_of(cause)}", cause)
         if key and "; type" not in message:
-            message += targets.suggest_value(block, key)
+            message += targets.suggest_value(component, key)
         raise RequestError(message) from cause
 
 
@@ -458,7 +465,7 @@ def _call(
 
 
 def _build_argument(value: Any, trusted_modules: Sequence[str] | None) -> Any:
-    """A copy of an argument, with every block in it replaced by the object that it names."""
+    """A copy of an argument, with every component in it replaced by the object that it names."""
     if isinstance(value, list):
         return [_build_argument(item, trusted_modules) for item in value]
     if not isinstance(value, dict):
@@ -469,33 +476,33 @@ def _build_argument(value: Any, trusted_modules: Sequence[str] | None) -> Any:
     return {key: _build_argument(item, trusted_modules) for key, item in value.items()}
 
 
-def resolve_target(block: Block, trusted_modules: Sequence[str] | None) -> Callable[..., Any]:
-    """The class or function that a block names; RequestError where it names none."""
-    where = f"{block.group}._target_"
-    if not block.target:
-        raise RequestError(f"{where} has no value; type {block.group}=<one of `dlrun ls {block.group}`>")
-    return targets.resolve(str(block.target), where, trusted_modules)
+def resolve_target(component: Component[Any], trusted_modules: Sequence[str] | None) -> Callable[..., Any]:
+    """The class or function that a component names; RequestError where it names none."""
+    where = f"{component.group}._target_"
+    if not component.target:
+        raise RequestError(f"{where} has no value; type {component.group}=<one of `dlrun ls {component.group}`>")
+    return targets.resolve(str(component.target), where, trusted_modules)
 
 
-def check_block(block: Block, trusted_modules: Sequence[str] | None, keys: type, positional: int) -> None:
+def check_component(component: Component[Any], trusted_modules: Sequence[str] | None, positional: int) -> None:
     """Raise RequestError for a target or an argument that does not exist.
 
-    keys: the class of dlrun's own keys in this block; positional: number of positional arguments that dlrun passes.
+    positional: number of positional arguments that dlrun passes.
     """
-    empty = [key for key, value in block.arguments.items() if value == "???"]
+    empty = [key for key, value in component.arguments.items() if value == "???"]
     if empty:
-        raise RequestError(f"{block.group}.{empty[0]} has no value yet; type {block.group}.{empty[0]}=...")
+        raise RequestError(f"{component.group}.{empty[0]} has no value yet; type {component.group}.{empty[0]}=...")
     # Blocks inside the arguments name targets too.
-    for name in iter_targets(block.arguments):
-        targets.resolve(name, f"{block.group}: _target_", trusted_modules)
-    own_keys = [field.name for field in dataclasses.fields(keys)]
-    targets.check_arguments(block, resolve_target(block, trusted_modules), own_keys, positional)
+    for name in iter_targets(component.arguments):
+        targets.resolve(name, f"{component.group}: _target_", trusted_modules)
+    own_keys = [field.name for field in dataclasses.fields(component.keys)]
+    targets.check_arguments(component, resolve_target(component, trusted_modules), own_keys, positional)
 
 
-def _find_key(block: Block, message: str) -> str | None:
+def _find_key(component: Component[Any], message: str) -> str | None:
     """The argument that a constructor's error message names, if any."""
     text = message.lower().replace(":", " ")
     for words, name in _NAMES_IN_MESSAGES:
         text = text.replace(words, name)
     words_in_text = text.split()
-    return next((key for key in block.arguments if key in words_in_text), None)
+    return next((key for key in component.arguments if key in words_in_text), None)

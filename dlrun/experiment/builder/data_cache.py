@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import asdict
 
-from dlrun.config.schema import Settings
+from dlrun.config.settings import Settings
 from dlrun.data.spec import Split, Splits
 
 # Number of data sets in the cache. MNIST takes 220 MB.
@@ -30,7 +30,7 @@ def get_or_build(settings: Settings, build: Callable[[], Splits]) -> Splits:
     if cache is None or not str(settings.data.target).startswith("dlrun.data."):
         return build()
 
-    key = json.dumps([settings.data.target, settings.data.arguments, asdict(settings.data_keys)], default=str)
+    key = json.dumps([settings.data.target, settings.data.arguments, asdict(settings.data.keys)], default=str)
     if key in cache:
         # Move it to the end: the least recently used goes first.
         cache[key] = cache.pop(key)

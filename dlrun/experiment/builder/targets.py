@@ -15,7 +15,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from dlrun.config.schema import CONFIG_DIR, Block
+from dlrun.config.schema import CONFIG_DIR
+from dlrun.config.settings import Component
 from dlrun.config.validation import describe_type, format_word
 from dlrun.core.errors import RequestError, join_names
 from dlrun.core.own_code import OURS
@@ -139,10 +140,12 @@ def _refuse(target: str, where: str, trusted_modules: Sequence[str]) -> NoReturn
     raise RequestError(f"{message}; if you trust it add {suggest_trust((*trusted_modules, top))}")
 
 
-def check_arguments(block: Block, target: Callable[..., Any], own_keys: Sequence[str], positional: int) -> None:
+def check_arguments(
+    component: Component[Any], target: Callable[..., Any], own_keys: Sequence[str], positional: int
+) -> None:
     """Raise RequestError for an argument that the target does not have, that is missing, or of a wrong type.
 
-    own_keys: keys of the block that are dlrun's; positional: number of positional arguments that dlrun passes.
+    own_keys: keys of the component that are dlrun's; positional: number of positional arguments that dlrun passes.
     """
     try:
         signature = _read_signature(target)
@@ -155,36 +158,36 @@ def check_arguments(block: Block, target: Callable[..., Any], own_keys: Sequence
     # Parameters that the config may set.
     open_parameters = dict(list(parameters.items())[positional:])
 
-    for key, value in block.arguments.items():
+    for key, value in component.arguments.items():
         if key.startswith("_"):
             continue
         if key not in open_parameters:
             if takes_any:
                 continue
-            raise RequestError(_explain_unknown_key(block, key, [*open_parameters, *own_keys]))
+            raise RequestError(_explain_unknown_key(component, key, [*open_parameters, *own_keys]))
         parameter = open_parameters[key]
         if not is_accepted(parameter.annotation, value):
             kind = describe_type(parameter.annotation)
-            advice = suggest_value(block, key, parameter.default)
-            raise RequestError(f"{block.group}.{key}={value!r} must be {kind}{advice}")
+            advice = suggest_value(component, key, parameter.default)
+            raise RequestError(f"{component.group}.{key}={value!r} must be {kind}{advice}")
 
     for key, parameter in open_parameters.items():
         is_variadic = parameter.kind in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
         is_required = parameter.default is inspect.Parameter.empty and not is_variadic
-        if is_required and key not in block.arguments:
+        if is_required and key not in component.arguments:
             # Hydra takes a key that no config has with a + alone.
-            raise RequestError(f"{block.group}.{key} has no value yet; type +{block.group}.{key}=...")
+            raise RequestError(f"{component.group}.{key} has no value yet; type +{component.group}.{key}=...")
 
 
-def suggest_value(block: Block, key: str, default: Any = inspect.Parameter.empty) -> str:
+def suggest_value(component: Component[Any], key: str, default: Any = inspect.Parameter.empty) -> str:
     """Advice what to type for a key: the value in the option's own file, or else the target's default."""
-    path = CONFIG_DIR / block.group / f"{block.choice}.yaml"
+    path = CONFIG_DIR / component.group / f"{component.choice}.yaml"
     option = OmegaConf.to_container(OmegaConf.load(path), resolve=False) if path.is_file() else {}
     value = option.get(key, default) if isinstance(option, dict) else default
     if isinstance(value, tuple):
         value = list(value)
     is_known = isinstance(value, int | float | str | list | None) and value != "???"
-    return f"; type {block.group}.{key}={format_word(value)}" if is_known else ""
+    return f"; type {component.group}.{key}={format_word(value)}" if is_known else ""
 
 
 def _read_signature(target: Callable[..., Any]) -> inspect.Signature:
@@ -198,10 +201,10 @@ def _read_signature(target: Callable[..., Any]) -> inspect.Signature:
         return inspect.signature(target)
 
 
-def _explain_unknown_key(block: Block, key: str, known: Sequence[str]) -> str:
-    hint = did_you_mean(key, known, f"{block.group}.")
+def _explain_unknown_key(component: Component[Any], key: str, known: Sequence[str]) -> str:
+    hint = did_you_mean(key, known, f"{component.group}.")
     public = join_names(sorted(name for name in known if not name.startswith("_")))
-    return f"{block.group}={block.choice} has no setting {block.group}.{key}; {hint}it has {public}"
+    return f"{component.group}={component.choice} has no setting {component.group}.{key}; {hint}it has {public}"
 
 
 def is_accepted(annotation: Any, value: Any) -> bool:

@@ -182,7 +182,7 @@ class Diagnostics(Callback):
 
         layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.ReLU | nn.ReLU6)]
         handles = [layer.register_forward_hook(partial(record, name)) for name, layer in layers]
-        batch_size = self.context.settings.data_keys.eval_batch_size or _ROWS
+        batch_size = self.context.settings.data.keys.eval_batch_size or _ROWS
         batches = zip(*(torch.split(x, batch_size) for x in inputs), strict=True)
         try:
             with evaluation_mode(model), self.context.runtime.autocast():

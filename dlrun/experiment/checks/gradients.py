@@ -7,9 +7,10 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from dlrun.config import request, schema
+from dlrun.config import request
 from dlrun.config.request import Request
 from dlrun.config.schema import CONFIG_DIR
+from dlrun.config.settings import read_settings
 from dlrun.core.errors import RequestError
 from dlrun.engine import device, evaluation, preserve
 from dlrun.engine.objective import Objective
@@ -85,8 +86,8 @@ def check_gradients(words: list[str]) -> int:
 
     composed = run_request.config
     composed["device"].update({"name": "cpu", "index": None, "precision": "fp64", "compile": False})
-    settings = schema.read_settings(composed, run_request.choices)
-    with device.device_session(settings.rest.device, settings.rest.seed) as process:
+    settings = read_settings(composed, run_request.choices)
+    with device.device_session(settings.device, settings.seed) as process:
         context = prepare(settings, process, run_request.trusted_modules)
         results: list[GradientErrors] = []
         with preserve.preserve_state(context.model):

@@ -26,8 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch.optim import Optimizer
 
-from dlrun.config import schema
-from dlrun.config.schema import Settings
+from dlrun.config.settings import Settings, read_settings
 from dlrun.core.errors import RequestError, RunError
 from dlrun.core.files import convert_write_errors, write_atomically
 from dlrun.core.format import format_folder_name
@@ -213,10 +212,10 @@ def check_lr(words: Sequence[str]) -> int:
     if request is None:
         return 0
 
-    settings = schema.read_settings(request.config, request.choices)
+    settings = read_settings(request.config, request.choices)
     generators = device.get_rng_state()
     try:
-        with device.device_session(settings.rest.device, settings.rest.seed) as process:
+        with device.device_session(settings.device, settings.seed) as process:
             context = prepare(settings, process, request.trusted_modules)
             state = context.training
             refuse_optimizer(state.optimizer, settings)
@@ -242,7 +241,7 @@ def check_lr(words: Sequence[str]) -> int:
     console.say(build_table(("optimizer.lr", "loss", "", ""), rows, left=4))
     for sentence in describe_curve(curve, top):
         console.say(sentence)
-    if settings.rest.figures:
+    if settings.figures:
         console.say(f"picture: {draw_picture(curve, top, settings, names)}")
     return 0
 
@@ -266,7 +265,7 @@ def find_growing_groups(settings: Settings, optimizer: Optimizer) -> list[int]:
 
     Raises RequestError if each has one of its own.
     """
-    with_own_rate = [i for i, entry in enumerate(settings.optimizer_keys.groups or []) if "lr" in entry]
+    with_own_rate = [i for i, entry in enumerate(settings.optimizer.keys.groups or []) if "lr" in entry]
     groups = [i for i in range(len(optimizer.param_groups)) if i not in with_own_rate]
     if not groups:
         raise RequestError(
@@ -341,7 +340,7 @@ def draw_picture(curve: Curve, top: float | None, settings: Settings, title: str
     png = io.BytesIO()
     Image.fromarray(canvas.render_pixels(figure)).save(png, "png")
 
-    folder = Path(settings.rest.paths.outputs) / "check_lr"
+    folder = Path(settings.paths.outputs) / "check_lr"
     time = f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
     name = format_folder_name(f"{time}_{settings.model.choice}_{settings.data.choice}")
     with convert_write_errors(folder, "type paths.outputs=<folder>"):

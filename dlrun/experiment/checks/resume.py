@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from dlrun.config import schema
 from dlrun.config.request import Request
+from dlrun.config.settings import read_settings
 from dlrun.core.errors import RequestError, RunError
 from dlrun.core.own_code import find_own_modules
 from dlrun.engine.device import device_session
@@ -110,9 +110,9 @@ def check_resume(words: list[str], seed: int | None = None) -> int:
 
 def plan_training(words: list[str], request: Request) -> Plan:
     """Shorten the user's choice: it saves often, and leaves out what takes time and is not compared."""
-    settings = schema.read_settings(request.config, request.choices)
-    trainer = settings.rest.trainer
-    with device_session(settings.rest.device, settings.rest.seed) as process:
+    settings = read_settings(request.config, request.choices)
+    trainer = settings.trainer
+    with device_session(settings.device, settings.seed) as process:
         batches = len(prepare(settings, process, request.trusted_modules).training.train)
 
     steps_per_epoch = math.ceil(batches / trainer.accumulate_steps)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dlrun.config.schema import Settings
+from dlrun.config.settings import Settings
 from dlrun.core.own_code import is_ours
 from dlrun.core.user_code import first_line_of
 from dlrun.data.batches import Batch, LoaderBatches, measure_free_memory
@@ -245,7 +245,7 @@ class ReloadCheck:
     def _load(self, state: dict[str, Any]) -> nn.Module:
         """Build the net that a resumed run would begin with; _LoadError if the checkpoint does not fit it."""
         settings = self.context.settings
-        runtime.seed_everything(settings.rest.seed)
+        runtime.seed_everything(settings.seed)
         with skip_trained_weights(), self.start.put_in_place():
             loaded = build.build_model(settings, self.context.splits.spec, self.context.runtime, self.trusted_modules)
 
@@ -413,7 +413,7 @@ def is_needed(settings: Settings, model: nn.Module) -> bool:
 
 def _has_own_training_code(settings: Settings, model: nn.Module) -> bool:
     """Whether net, loss, optimizer or schedule are of the user's own."""
-    own_loss = "." in (settings.rest.task.loss or "")
+    own_loss = "." in (settings.task.loss or "")
     return own_loss or has_own_steps(settings) or _has_own_code(settings, model)
 
 

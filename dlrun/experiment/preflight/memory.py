@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dlrun.config.schema import Settings
+from dlrun.config.settings import Settings
 from dlrun.data.batches import measure_free_memory
 
 _NARROW = ("bf16", "fp16")
@@ -39,7 +39,7 @@ def estimate_memory(model: nn.Module, moments: float, values: int, settings: Set
     trained = _count_bytes(p for p in model.parameters() if p.requires_grad)
 
     # Activations are kept in the precision of the forward pass, weights and gradients in their own.
-    precision = settings.rest.device.precision
+    precision = settings.device.precision
     if precision in _NARROW:
         bytes_per_value = 2
     elif precision == "fp64":
@@ -51,7 +51,7 @@ def estimate_memory(model: nn.Module, moments: float, values: int, settings: Set
         weights=weights,
         gradients=trained,
         optimizer=int(trained * moments),
-        activations=values * settings.data_keys.batch_size * bytes_per_value,
+        activations=values * settings.data.keys.batch_size * bytes_per_value,
     )
 
 
@@ -74,18 +74,18 @@ def note_shortage(estimate: Estimate, settings: Settings, device: torch.device) 
 
 def explain_out_of_memory(settings: Settings, device: str) -> str:
     """The message where memory ran out, with what to type."""
-    rows = settings.data_keys.batch_size
+    rows = settings.data.keys.batch_size
     return f"out of memory on {device} with data.batch_size={rows}; try {_list_remedies(settings)}"
 
 
 def _list_remedies(settings: Settings) -> str:
-    rows = settings.data_keys.batch_size
-    steps = settings.rest.trainer.accumulate_steps
+    rows = settings.data.keys.batch_size
+    steps = settings.trainer.accumulate_steps
 
     remedies = []
     if rows > 1:
         remedies.append(f"data.batch_size={rows // 2} trainer.accumulate_steps={2 * steps} (the same steps)")
-    if settings.rest.device.precision not in _NARROW:
+    if settings.device.precision not in _NARROW:
         remedies.append("device.precision=bf16")
     if settings.data.arguments.get("image_size"):
         remedies.append("a smaller data.image_size")

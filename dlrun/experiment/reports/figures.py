@@ -102,7 +102,7 @@ def _draw_regression(context: RunContext) -> Iterator[Named]:
     elif spec.output_size == 1:
         yield "fit", regression.draw_predictions(final.outputs, targets, split)
 
-    if spec.kind == "image" and context.settings.rest.tracking.samples:
+    if spec.kind == "image" and context.settings.tracking.samples:
         yield "samples", samples.draw_image_grid(inputs[0], targets, spec)
 
 
@@ -130,7 +130,7 @@ def _draw_classification(context: RunContext, tracker: Logger) -> Iterator[Named
         yield "mistakes", errors.draw_text_mistakes(inputs, probabilities, targets, spec, split, origin)
     elif spec.kind == "image":
         yield "mistakes", errors.draw_image_mistakes(inputs[0], probabilities, targets, spec, split, origin)
-        if context.settings.rest.tracking.samples:
+        if context.settings.tracking.samples:
             yield "samples", samples.draw_image_grid(inputs[0], targets, spec)
     elif spec.input_size <= 2:
         yield from _draw_boundaries(context)

@@ -110,7 +110,7 @@ def _collect_facts(context: RunContext, folder: Path, result: dict[str, Any]) ->
     class_names = context.splits.spec.class_names
     if class_names:
         facts.append(("classes", ", ".join(class_names)))
-    facts.append(("seed", str(context.settings.rest.seed)))
+    facts.append(("seed", str(context.settings.seed)))
     facts += record.machine.items()
     facts.append(("weights", f"sha256 {result['weights_sha256']}"))
     return facts

@@ -98,7 +98,7 @@ def _describe_frozen(context: RunContext) -> str:
 
 
 def _describe_schedule(context: RunContext) -> str:
-    keys = context.settings.scheduler_keys
+    keys = context.settings.scheduler.keys
     choice = context.settings.scheduler.choice
     scheduler = "" if choice == "none" else f", scheduler {choice}"
     warmup = f", warm-up {keys.warmup_steps} steps" if keys.warmup_steps else ""
@@ -121,13 +121,13 @@ def _describe_needs(context: RunContext) -> list[tuple[str, str]]:
         "weights": estimate.weights,
         "gradients": estimate.gradients,
         "optimizer": estimate.optimizer,
-        f"activations of {settings.data_keys.batch_size} rows": estimate.activations,
+        f"activations of {settings.data.keys.batch_size} rows": estimate.activations,
     }
     memory = ", ".join(f"{name} {_format_size(size)}" for name, size in sizes.items())
     checkpoint = _format_size(estimate_checkpoint_bytes(context.model, context.training.optimizer))
     # The newest `keep`, and the best.
-    count = settings.rest.checkpoint.keep + 1
-    outputs = settings.rest.paths.outputs
+    count = settings.checkpoint.keep + 1
+    outputs = settings.paths.outputs
     return [
         ("memory", f"about {_format_size(estimate.total)} a step: {memory}"),
         ("disk", f"up to {count} checkpoints of about {checkpoint} in {outputs}"),
@@ -189,7 +189,7 @@ def print_closing(
 def _list_next_commands(context: RunContext, folder: Path, result: dict[str, Any]) -> list[tuple[str, str]]:
     settings = context.settings
     # TensorBoard compares all runs of the outputs folder; a run that lies elsewhere is shown with its neighbours.
-    outputs = Path(settings.rest.paths.outputs)
+    outputs = Path(settings.paths.outputs)
     watched = shlex.quote(str(outputs if folder.is_relative_to(outputs) else folder.parent))
     # A notebook has no shell to type this in.
     where = " (in a terminal)" if is_called_from_python() else ""

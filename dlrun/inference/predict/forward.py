@@ -39,7 +39,7 @@ def refuse_several_inputs(saved: SavedModel) -> None:
 
 def choose_batch_size(saved: SavedModel) -> int:
     """Return the number of rows of an evaluation batch."""
-    keys = saved.settings.data_keys
+    keys = saved.settings.data.keys
     # As in evaluation: without gradients larger batches than in training fit into memory.
     return keys.eval_batch_size or max(keys.batch_size, 256)
 

@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dlrun.config import compose, schema
+from dlrun.config.settings import Settings, read_settings
 from dlrun.data.batches import Batches
 from dlrun.engine.device import Runtime
 from dlrun.engine.optim.schedule import Schedule
@@ -40,17 +41,20 @@ LENGTHS = {
 
 
 @functools.cache
-def composed(scheduler: str) -> schema.Settings:
+def composed(scheduler: str) -> Settings:
     """Composing costs 0.1 s: once for each schedule."""
     words = ["data=regression", "data.batch_size=8", "model=linear", "optimizer=sgd", f"optimizer.lr={LR}"]
     made = compose.resolve(compose.compose_config([*words, f"scheduler={scheduler}"]))
-    return schema.read_settings(made, {"scheduler": scheduler})
+    return read_settings(made, {"scheduler": scheduler})
 
 
-def settings(scheduler: str, interval: str, warmup: int, trainer: dict[str, int]) -> schema.Settings:
+def settings(scheduler: str, interval: str, warmup: int, trainer: dict[str, int]) -> Settings:
     chosen = composed(scheduler)
-    rest = dataclasses.replace(chosen.rest, trainer=dataclasses.replace(chosen.rest.trainer, **trainer))  # type: ignore[arg-type]
-    return dataclasses.replace(chosen, rest=rest, scheduler_keys=schema.SchedulerKeys(interval, warmup))
+    return dataclasses.replace(
+        chosen,
+        trainer=dataclasses.replace(chosen.trainer, **trainer),  # type: ignore[arg-type]
+        scheduler=dataclasses.replace(chosen.scheduler, keys=schema.SchedulerKeys(interval, warmup)),
+    )
 
 
 @functools.cache
@@ -62,7 +66,7 @@ def train_batches() -> Batches:
     return train
 
 
-def built(chosen: schema.Settings) -> tuple[Optimizer, Schedule]:
+def built(chosen: Settings) -> tuple[Optimizer, Schedule]:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=LR)
     return optimizer, build.build_schedule(chosen, optimizer, train_batches(), "min", None)
 

@@ -12,8 +12,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from dlrun.config import compose, schema
-from dlrun.config.schema import Settings
+from dlrun.config import compose
+from dlrun.config.settings import Component, Settings, read_settings
 from dlrun.core.errors import MisfitError, RequestError
 from dlrun.data.batches import Batches, LoaderBatches, MemoryBatches
 from dlrun.data.spec import DataSpec, Split, Splits
@@ -41,7 +41,7 @@ def settings(*words: str) -> Settings:
     base = composed(tuple(f"{key}={value}" for key, value in choices.items())).copy()
     OmegaConf.set_struct(base, False)
     keys = [word for word in words if word.partition("=")[0] not in choices]
-    return schema.read_settings(compose.resolve(OmegaConf.merge(base, OmegaConf.from_dotlist(keys))), choices)  # type: ignore[arg-type]
+    return read_settings(compose.resolve(OmegaConf.merge(base, OmegaConf.from_dotlist(keys))), choices)  # type: ignore[arg-type]
 
 
 def model(*words: str, spec: DataSpec = VECTOR, precision: str = "fp32") -> nn.Module:
@@ -133,8 +133,8 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Settin
     def make(group: str, name: str, *words: str) -> Settings:
         (tmp_path / group).mkdir(exist_ok=True)
         found = settings(*words)
-        block = schema.Block(group, "mine", f"builds.{name}", {})
-        return Settings(**{**found.__dict__, group: block})
+        component = Component(group, "mine", f"builds.{name}", {}, schema.KEYS[group]())
+        return Settings(**{**found.__dict__, group: component})
 
     return make
 

@@ -8,8 +8,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from dlrun.config import compose, schema
-from dlrun.config.schema import Settings
+from dlrun.config import compose
+from dlrun.config.settings import Settings, read_settings
 from dlrun.core.errors import RequestError
 from dlrun.engine.device import Runtime
 from dlrun.experiment.builder import build
@@ -29,7 +29,7 @@ def settings(*words: str) -> Settings:
     base = composed(tuple(f"{key}={value}" for key, value in choices.items())).copy()
     OmegaConf.set_struct(base, False)
     keys = [word for word in words if word.partition("=")[0] not in choices]
-    return schema.read_settings(compose.resolve(OmegaConf.merge(base, OmegaConf.from_dotlist(keys))), choices)  # type: ignore[arg-type]
+    return read_settings(compose.resolve(OmegaConf.merge(base, OmegaConf.from_dotlist(keys))), choices)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dlrun.config.schema import Block
+from dlrun.config.schema import ModelKeys
+from dlrun.config.settings import Component
 from dlrun.core import own_code
 from dlrun.core.errors import RequestError
 from dlrun.experiment.builder import targets
@@ -278,8 +279,8 @@ def open_ended(spec: Any, **settings: Any) -> None:
     """A target that takes whatever it is given."""
 
 
-def block(**arguments: Any) -> Block:
-    return Block("model", "mine", "x", arguments)
+def block(**arguments: Any) -> Component[Any]:
+    return Component("model", "mine", "x", arguments, ModelKeys())
 
 
 @pytest.mark.parametrize(

@@ -60,8 +60,10 @@ def watching(model: nn.Module, spec: DataSpec, baseline: dict[str, float] | None
         runtime=SimpleNamespace(autocast=contextlib.nullcontext),
         settings=SimpleNamespace(
             optimizer=SimpleNamespace(arguments={"lr": 0.1}),
-            data=SimpleNamespace(arguments={"normalize": False}),
-            data_keys=SimpleNamespace(eval_batch_size=other.pop("eval_batch_size", None)),
+            data=SimpleNamespace(
+                arguments={"normalize": False},
+                keys=SimpleNamespace(eval_batch_size=other.pop("eval_batch_size", None)),
+            ),
         ),
         training=SimpleNamespace(
             train=train if workers is None else LoaderBatches(Pairs(split), order, place, workers),

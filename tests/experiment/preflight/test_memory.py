@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from dlrun.config import compose, schema
+from dlrun.config import compose
+from dlrun.config.settings import Settings, read_settings
 from dlrun.engine import device
 from dlrun.experiment.preflight import memory
 from dlrun.experiment.preflight.memory import Estimate
@@ -35,8 +36,8 @@ class Hungry(nn.Module):
 """
 
 
-def settings(*words: str) -> schema.Settings:
-    return schema.read_settings(compose.resolve(compose.compose_config([*words])), {})
+def settings(*words: str) -> Settings:
+    return read_settings(compose.resolve(compose.compose_config([*words])), {})
 
 
 def raised(make: Callable[[], Any]) -> BaseException:

@@ -1,0 +1,142 @@
+"""The composed config as plain, typed objects; nothing after this knows OmegaConf."""
+
+import copy
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
+
+from dlrun.config.schema import (
+    KEYS,
+    CheckpointConfig,
+    Config,
+    DataKeys,
+    DeviceConfig,
+    ModelKeys,
+    OptimizerKeys,
+    PathsConfig,
+    SchedulerKeys,
+    SweepConfig,
+    TaskConfig,
+    TrackingConfig,
+    TrainerConfig,
+)
+from dlrun.config.validation import validate
+from dlrun.core.errors import ErrorList, RequestError
+
+KeysT = TypeVar("KeysT")
+
+
+@dataclass(frozen=True)
+class Component(Generic[KeysT]):
+    """What a group chose: a target to build, its arguments, and dlrun's own keys of that group."""
+
+    group: str
+
+    # The option's name: mnist, resnet, adam, ...
+    choice: str
+
+    # None: nothing to build (scheduler=none).
+    target: str | None
+
+    arguments: dict[str, Any]
+    keys: KeysT
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The composed config, checked."""
+
+    data: Component[DataKeys]
+    model: Component[ModelKeys]
+    optimizer: Component[OptimizerKeys]
+    scheduler: Component[SchedulerKeys]
+
+    task: TaskConfig
+    trainer: TrainerConfig
+    checkpoint: CheckpointConfig
+    device: DeviceConfig
+    tracking: TrackingConfig
+    sweep: SweepConfig
+    paths: PathsConfig
+
+    # The keys at the top of the config, as schema.Config describes them.
+    seed: int
+    resume: str | None
+    init_from: str | None
+    trust: bool
+    trusted_modules: list[str]
+    probes: list[Any]
+    expect: list[str]
+    strict: bool
+    preflight: bool
+    figures: bool
+
+    # The whole config as plain Python, for the record of the run.
+    plain: dict[str, Any]
+
+
+def read_settings(plain: dict[str, Any], choices: dict[str, str], problems: ErrorList | None = None) -> Settings:
+    """Check types and ranges of a composed config and return plain objects.
+
+    choices: option by group. A wrong value is added to `problems`, and the default taken in its place; without
+    `problems`, all of them are raised as one RequestError.
+    """
+    errors = ErrorList() if problems is None else problems
+    plain = copy.deepcopy(plain)
+    for key in sorted(find_missing(plain)):
+        errors.add(RequestError(f"{key} has no value yet; type {key}=..."))
+
+    components: dict[str, Any] = {
+        group: _read_component(group, choices.get(group, "?"), plain[group], keys, errors)
+        for group, keys in KEYS.items()
+    }
+
+    other_values = {key: value for key, value in plain.items() if key not in KEYS}
+    config: Config = validate(Config, drop_missing(other_values), "", errors)
+    sections = {name: value for name, value in vars(config).items() if name not in KEYS}
+    trainer = config.trainer
+    if trainer.epochs is None and trainer.max_steps is None:
+        message = "trainer.epochs=null never ends; type trainer.max_steps=<steps> too, or trainer.epochs=20"
+        errors.add(RequestError(message))
+        trainer.epochs = 1
+
+    if problems is None:
+        errors.raise_if_any()
+    return Settings(**components, **sections, plain=plain)
+
+
+def _read_component(
+    group: str, choice: str, values: dict[str, Any], keys: type[KeysT], errors: ErrorList
+) -> Component[KeysT]:
+    """Split an open block of the config into the target with its arguments, and dlrun's own keys."""
+    names = {field.name for field in dataclasses.fields(cast(Any, keys))}
+    own_values: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
+    for key, value in values.items():
+        if key in names:
+            own_values[key] = value
+        elif key != "_target_":
+            arguments[key] = value
+
+    checked = validate(keys, drop_missing(own_values), group, errors)
+    return Component(group, choice, values.get("_target_"), arguments, checked)
+
+
+def find_missing(values: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys of mandatory values that are still missing (`???`)."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield from find_missing(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(values, list):
+        for number, value in enumerate(values):
+            yield from find_missing(value, f"{prefix}[{number}]")
+    elif values == "???":
+        yield prefix
+
+
+def drop_missing(values: Any) -> Any:
+    """Copy nested dictionaries without mandatory values that are still missing (`???`)."""
+    if not isinstance(values, dict):
+        return values
+    return {key: drop_missing(value) for key, value in values.items() if value != "???"}
