@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from dlrun.config import compose
+from dlrun.config import compose, schema
 from dlrun.config.settings import Component, Settings, read_settings
 from dlrun.core.errors import MisfitError, RequestError
 from dlrun.data.batches import Batches, LoaderBatches, MemoryBatches
