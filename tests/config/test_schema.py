@@ -11,6 +11,7 @@ import pytest
 from dlrun.config import compose
 from dlrun.config import schema as config
 from dlrun.config.schema import hash_config
+from dlrun.config.settings import read_settings
 from dlrun.config.validation import validate
 from dlrun.core.errors import RequestError
 
@@ -71,7 +72,7 @@ def at(plain: dict[str, Any], key: str) -> Any:
 
 @functools.cache
 def composed(*words: str) -> dict[str, Any]:
-    return config.read_settings(compose.resolve(compose.compose_config([*words])), {}).plain
+    return read_settings(compose.resolve(compose.compose_config([*words])), {}).plain
 
 
 @pytest.mark.parametrize("key", PUBLIC)
@@ -214,23 +215,6 @@ def test_an_unknown_key_is_answered_by_the_nearest(key: str, hint: str) -> None:
     with pytest.raises(RequestError) as caught:
         one(key, 1)
     assert str(caught.value) == f"there is no key {key}; {hint}"
-
-
-def test_a_key_without_a_value_is_asked_for() -> None:
-    with pytest.raises(RequestError, match=r"^data\.path has no value yet; type data\.path=\.\.\.$"):
-        config.read_settings(compose.resolve(compose.compose_config(["data=csv"])), {})
-
-
-def test_a_block_is_split_into_the_targets_arguments_and_our_keys() -> None:
-    words = ["data=blobs", "data.batch_size=5", "data.rows_per_class=7", "scheduler=none"]
-    settings = config.read_settings(compose.resolve(compose.compose_config(words)), {"data": "blobs"})
-    assert (settings.data.group, settings.data.choice) == ("data", "blobs")
-    assert settings.data.target == "dlrun.data.synthetic.blobs"
-    assert settings.data.arguments == {"rows_per_class": 7, "spread": 1.0, "task": "multiclass", "seed": 0}
-    assert (settings.data.keys.batch_size, settings.data.keys.val_fraction) == (5, 0.0)
-    assert (settings.scheduler.target, settings.scheduler.arguments) == (None, {})
-    assert type(settings.model.arguments["hidden_sizes"]) is list
-    assert type(settings.plain["model"]["hidden_sizes"]) is list
 
 
 SAME = [
