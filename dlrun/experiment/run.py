@@ -416,7 +416,7 @@ def finish(
 
     if status != "interrupted":
         with time_as("evaluation"):
-            metrics |= evaluate_best_weights(context, checkpoints.best_weights(context.training))
+            metrics |= evaluate_best_weights(context, checkpoints.load_best_weights(context.training))
         if context.settings.checkpoint.format == "full":
             with context.unsaved.tolerate("model.pt", again=False):
                 measured |= export_model(context, checkpoints)

@@ -31,8 +31,10 @@ from dlrun.runs.folder import list_finished_files
 from dlrun.runs.record import RunRecord
 
 FORMAT_VERSION = 1
+# Of fixed length, so that the comment is found from the end without a walk through the archive.
 _MARK = b"dlrun sha256 "
 _COMMENT_BYTES = len(_MARK) + 64
+# A terabyte: no checkpoint should meet this limit, which `read_bytes` asks for.
 _MAX_BYTES = 2**40
 
 
@@ -47,6 +49,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
         raise RunError(f"{path} cannot be written: {error}") from error
 
     buffer = io.BytesIO()
+    # In memory first: file and checksum go to the disk in one atomic write.
     torch.save(encoded, buffer)
     buffer.seek(-2, io.SEEK_END)
     # The last field of a zip archive is the length of the comment that follows.
@@ -72,6 +75,7 @@ def load(path: Path) -> dict[str, Any]:
     comment = content[-_COMMENT_BYTES:]
     if not comment.startswith(_MARK):
         raise CheckpointError(f"{path} is not a checkpoint of dlrun, or was cut short ({len(content):,} bytes)")
+    # Before unpickling: a flipped bit is reported as damage, and not by whatever torch stumbles over.
     if hashlib.sha256(head).hexdigest().encode() != comment[len(_MARK) :]:
         raise CheckpointError(f"{path} is damaged: its content does not have the checksum it was written with")
 
@@ -83,6 +87,7 @@ def load(path: Path) -> dict[str, Any]:
         # A hostile or foreign archive can make torch raise anything.
         raise CheckpointError(f"{path} holds more than tensors and plain values; it is not opened") from error
 
+    # The version before any other key, whose meaning depends on it.
     version = state.get("format_version") if isinstance(state, dict) else None
     if version != FORMAT_VERSION:
         is_newer = isinstance(version, int) and version > FORMAT_VERSION
@@ -91,9 +96,11 @@ def load(path: Path) -> dict[str, Any]:
             f"{'newer' if is_newer else 'older'} one that wrote it"
         )
 
+    # A file copied from another run is intact, and would resume with the wrong data and seed.
     run_id = _read_run_id(path)
     if run_id is not None and state.get("run_id") != run_id:
         raise CheckpointError(f"{path} is a checkpoint of another run than the one whose folder it lies in")
+    # A checksum proves only that the file is as it was written: anyone can write one.
     error_text = find_state_error(state)
     if error_text:
         raise CheckpointError(f"{path} is not opened: {error_text}")
@@ -170,6 +177,7 @@ def measure_reload_difference(
     model_path: the export of this process, and so trusted; state_path: the checkpoint with the same weights,
     which are loaded into a copy of `model`. inputs: one batch on the model's device. `model` is not changed.
     """
+    # A copy, since the training that calls this is to end with the weights it has.
     from_state = duplicate(model)
     from_state.load_state_dict(load(state_path)["model"])
 
@@ -185,6 +193,7 @@ def export_full_model(model: nn.Module, path: Path) -> None:
     buffer = io.BytesIO()
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     try:
+        # Saved from the CPU, so that a machine without this device can open the file.
         torch.save(model.cpu(), buffer)
     except (AttributeError, TypeError, pickle.PicklingError) as error:
         raise RunError(
@@ -217,6 +226,7 @@ def hash_weights(model: nn.Module) -> str:
     """
     digest = hashlib.sha256()
     state = model.state_dict()
+    # By name, as the order in which a module registers its layers does not change what it computes.
     for key in sorted(state):
         if not isinstance(state[key], Tensor):
             digest.update(f"{key}|{state[key]!r}".encode())
@@ -224,6 +234,7 @@ def hash_weights(model: nn.Module) -> str:
 
         tensor: Tensor = state[key].detach().cpu().contiguous()
         digest.update(f"{key}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        # As bytes, since NumPy has no bfloat16.
         raw = tensor.reshape(-1).view(torch.uint8).numpy()
         digest.update((raw if sys.byteorder == "little" else raw[::-1]).tobytes())
     return digest.hexdigest()
@@ -236,6 +247,7 @@ def load_newest(folder: Path, needed: Sequence[str] = ("optimizer",)) -> tuple[P
     for each, if none of them can be used.
     """
     skipped: list[str] = []
+    # Steps are padded with zeros, so that the order of names is that of age.
     names = sorted((path.name for path in list_finished_files(folder)), reverse=True)
     steps = [name for name in names if name.startswith("step_") and name.endswith(".pt")]
     last = [name for name in names if name == "last.pt"]
@@ -253,13 +265,14 @@ def load_newest(folder: Path, needed: Sequence[str] = ("optimizer",)) -> tuple[P
             return path, state, skipped
         skipped.append(message)
 
+    # best.pt alone, for instance: weights without the optimizer's state.
     others = [name for name in names if name not in (*last, *steps)]
     if not names:
         raise CheckpointError(f"{folder} holds no checkpoint; start the run again from the beginning")
     if not skipped:
-        skipped.append(f"{folder} holds {', '.join(others)} alone, and no state to go on from")
+        skipped.append(f"{folder} holds {', '.join(others)} alone, and no state to resume from")
     raise UnreadableError(
-        f"no checkpoint in {folder} can be gone on from, and everything is left as it was: {'; '.join(skipped)}"
+        f"no checkpoint in {folder} can be resumed from, and everything is left as it was: {'; '.join(skipped)}"
     )
 
 

@@ -61,22 +61,24 @@ class CheckpointManager(Callback):
         """Continue after the checkpoint `earlier`: set newer files aside and repair the links."""
         self.row = dict(earlier["metrics"])
         best = self.folder / "best.pt"
-        before = self.folder / "best_before.pt"
-        resumed = self._step_file(earlier["step"])
+        previous_best = self.folder / "best_before.pt"
+        resumed_file = self._step_file(earlier["step"])
         best_epoch = earlier["early_stopping"]["best_epoch"]
 
-        if before.exists():
-            before.replace(best)
+        if previous_best.exists():
+            # best.pt is of a partial epoch, which the resumed run trains to its end and judges anew.
+            previous_best.replace(best)
             # POSIX: renaming one hard link onto another of the same file does nothing.
-            before.unlink(missing_ok=True)
+            previous_best.unlink(missing_ok=True)
         elif best_epoch is None:
+            # best.pt comes from after the checkpoint, by whose account no epoch was best yet.
             best.unlink(missing_ok=True)
-        elif best_epoch == earlier["epoch"] and resumed.exists() and not best.exists():
+        elif best_epoch == earlier["epoch"] and resumed_file.exists() and not best.exists():
             # The process was killed in its first save, before it made the links.
-            link(resumed, best)
+            link(resumed_file, best)
 
         for file in self.folder.glob("step_*.pt"):
-            if file > resumed:
+            if file > resumed_file:
                 # It may only be unreadable for the moment, so keep it until it has been written again.
                 file.replace(file.with_suffix(_ASIDE))
         self._delete_old()
@@ -95,11 +97,13 @@ class CheckpointManager(Callback):
         row = epoch.row
         self.row = row
         if epoch.is_best:
+            # A copy: the next epoch changes these tensors in place, and the save may come epochs later.
             weights = _copy_state(training.get_weights())
             self.best = weights | {"epoch": row["epoch"], "step": row["step"], "metrics": dict(row)}
 
         has_ended = training.is_done or training.is_out_of_patience
         is_epoch_due = training.progress.epoch % self.every_epochs == 0
+        # `on_interrupt` has saved what a resumed run needs; a save from here would skip the rest of the epoch.
         if self.saved_mid_epoch:
             with self.unsaved.tolerate("the checkpoint"):
                 self.save_partial_best()
@@ -117,6 +121,7 @@ class CheckpointManager(Callback):
             return
         best = self.folder / "best.pt"
         if best.exists():
+            # A link first: a kill between the two steps leaves best.pt as it was.
             link(best, self.folder / "best_before.pt")
         self._save_best()
 
@@ -144,7 +149,8 @@ class CheckpointManager(Callback):
             # Nothing from before the best epoch is there to resume from, so write best.pt first.
             self._save_best()
         save(newest, self.identity | state | {"format_version": FORMAT_VERSION})
-        verified = None if self.is_verified else self._verify(newest)
+        # Before the links: a file that cannot be read back must not become last.pt.
+        stored_state = None if self.is_verified else self._verify(newest)
 
         try:
             self._update_links(newest)
@@ -155,7 +161,7 @@ class CheckpointManager(Callback):
         self._delete_old()
         self.saves += 1
         if self.examine is not None and self._is_examined(training):
-            self.examine(load(newest) if verified is None else verified)
+            self.examine(load(newest) if stored_state is None else stored_state)
 
     def _is_examined(self, training: TrainState) -> bool:
         """Whether to examine this save: saves 1, 2, 4, 8 ... and the last, as hidden state may act late."""
@@ -172,7 +178,7 @@ class CheckpointManager(Callback):
         except CheckpointError as error:
             newest.unlink(missing_ok=True)
             if isinstance(error.__cause__, OSError):
-                # A disk error: the run goes on without this save.
+                # A disk error, which `write` tolerates: the run continues without this save.
                 raise error.__cause__ from error
             raise RunError(f"the first checkpoint was written, and cannot be read back: {error}") from error
         self.is_verified = True
@@ -197,12 +203,13 @@ class CheckpointManager(Callback):
         save(self.folder / "best.pt", self.identity | self.best | {"format_version": FORMAT_VERSION})
         self.best = None
 
-    def best_weights(self, training: TrainState) -> dict[str, Any] | None:
+    def load_best_weights(self, training: TrainState) -> dict[str, Any] | None:
         """Return `model` (and `ema` if weights are averaged) of the best epoch, even if it was never saved.
 
         None if no epoch was best, or if best.pt cannot be read, which is reported.
         """
         if self.best is not None:
+            # The disk has refused it, or it is newer than the last save.
             return self.best
         if training.progress.best_epoch is None:
             return None
@@ -226,6 +233,7 @@ class CheckpointManager(Callback):
         for file in counted[: -self.keep]:
             file.unlink()
 
+        # The resumed run has passed these steps again, so that its own files replace them.
         for file in self.folder.glob(f"step_*{_ASIDE}"):
             if files and file.stem <= files[-1].stem:
                 file.unlink()

@@ -21,6 +21,7 @@ from dlrun.runs.record import (
     find_type_error,
 )
 
+# Larger sizes are damage: a model built from them would only exhaust the memory.
 _LARGEST_LAYER = 2**31
 # Letters of a NumPy dtype: text of a million letters each would fill the memory.
 _LONGEST_KIND = 5
@@ -31,6 +32,7 @@ EXTRA_STATE = "_extra_state"
 def find_state_error(state: dict[str, Any]) -> str:
     """Describe the first value of a checkpoint that has a wrong type; "" if there is none."""
     try:
+        # Plain first: the checks below, and all readers after them, rely on dictionaries and lists.
         for key in ("config", "choices", "spec"):
             check_plain(_convert_tuples(state.get(key)))
     except ValueError as error:
@@ -53,8 +55,10 @@ def find_state_error(state: dict[str, Any]) -> str:
         if problem:
             return f"spec.{problem}"
 
+    # These marks say which values `plain.decode` rewrites, so that a forged one could change any key.
     if not _are_marks(state.get("numpy", [])):
         return f"numpy is {describe(state['numpy'])}, and says of no value what it was"
+    # Written twice, by the checkpoint and by the training: a file in which they differ is not of one moment.
     for key in ("epoch", "step"):
         if key in state.get("progress", {}) and key in state and state["progress"][key] != state[key]:
             return f"{key} is {state[key]}, and progress.{key} is {state['progress'][key]}"
@@ -80,6 +84,7 @@ def find_spec_error(spec: dict[str, Any]) -> str:
     if problem:
         return problem
 
+    # Reports look up names by class number, and would fail at the first class without one.
     names = len(spec.get("class_names", ()))
     classes = max(spec.get("output_size", 0), 2)
     if names and spec.get("task") != "regression" and names < classes:
@@ -180,6 +185,7 @@ STATE_KEYS: dict[str, Check] = {
     "run_id": TEXT,
     "model": WEIGHTS,
     "ema": (_is_average, "an average of the weights"),
+    # Buffers that the model creates or reshapes in a forward pass, which loading has to do beforehand.
     "made_buffers": (_is_sequence_of(lambda value: isinstance(value, str)), "a list of names"),
     "config": MAPPING,
     "choices": NAMED_TEXTS,
@@ -202,6 +208,7 @@ STATE_KEYS: dict[str, Check] = {
     "torch": TEXT,
     "sources": NAMED_TEXTS,
 }
+# No reader can do without these. Others may be missing, as older versions wrote fewer keys.
 NEEDED_INSIDE = {
     "spec": ("kind", "input_shape", "task", "output_size"),
     "config": ("data", "model", "optimizer", "scheduler", "trainer", "device", "paths"),

@@ -54,14 +54,14 @@ class Expectation:
 
     text: str
     # Override that a run must have; "" for all runs.
-    which: str
+    override: str
     # each | mean | same | falling | rising | at least
-    over: str
+    mode: str
     name: str
     # Number of runs for `at least`.
     needed: int = 0
     # Tolerance for `same`.
-    within: float = 0.0
+    tolerance: float = 0.0
     test: Callable[[Value], bool] = lambda value: True
 
     @property
@@ -71,6 +71,7 @@ class Expectation:
         return max([5, *(len(number.replace(".", "").lstrip("0")) + 1 for number in numbers)])
 
 
+# A name may have blanks in its parentheses alone, as in answer(a word).
 _NAME = r"[^\s():]+(?:\([^)]*\))?"
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _SCOPE = re.compile(r"^(?:at least (\d+)|([\w.]+=[^:]+)): (.+)$")
@@ -93,6 +94,7 @@ def build_outcome(label: str, result: dict[str, Any], rows: list[dict[str, float
     measured = result["metrics"] | result.get("measured", {})
     values = {key: value for key, value in measured.items() if value is not None}
     values |= {key: result[key] for key in ("status", "epochs", "steps", "parameters", "weights_sha256")}
+    # Under names of their own: the trivial answer is measured by the same metrics as the run.
     values |= {f"baseline/{key}": value for key, value in result["baseline"].items()}
     best_epoch = result["best"].get("epoch")
     if best_epoch is not None:
@@ -107,29 +109,29 @@ def build_outcome(label: str, result: dict[str, Any], rows: list[dict[str, float
 
 def parse(text: str) -> Expectation:
     """Parse one line; RequestError if it is no expectation."""
-    which = ""
-    over = "each"
+    override = ""
+    mode = "each"
     needed = 0
     rule = text
     scope = _SCOPE.match(text)
     if scope:
         needed = int(scope[1] or 0)
-        which = scope[2] or ""
+        override = scope[2] or ""
         rule = scope[3]
-        over = "at least" if needed else "each"
+        mode = "at least" if needed else "each"
 
     order = _ORDER.match(rule)
     if order:
-        return Expectation(text, which, order[1], order[2], within=float(order[3] or 0))
+        return Expectation(text, override, order[1], order[2], tolerance=float(order[3] or 0))
 
     if rule.startswith("mean "):
-        over = "mean"
+        mode = "mean"
         rule = rule.removeprefix("mean ")
     warning = _WARNING.match(rule)
     if warning:
-        return Expectation(text, which, over, "warnings", needed, test=_make_text_test(warning[1]))
+        return Expectation(text, override, mode, "warnings", needed, test=_make_text_test(warning[1]))
     name, test = _parse_comparison(rule, text)
-    return Expectation(text, which, over, name, needed, test=test)
+    return Expectation(text, override, mode, name, needed, test=test)
 
 
 def _parse_comparison(rule: str, text: str) -> tuple[str, Callable[[Value], bool]]:
@@ -139,11 +141,12 @@ def _parse_comparison(rule: str, text: str) -> tuple[str, Callable[[Value], bool
         high = float(match[3])
         return match[1], lambda value: not isinstance(value, str) and low <= value <= high
 
+    # Before `_TEXT`, which would match these lines too.
     match = _EQUAL.match(rule)
     if match:
         wanted = float(match[2])
-        within = float(match[3] or 0)
-        return match[1], lambda value: not isinstance(value, str) and abs(value - wanted) <= within
+        tolerance = float(match[3] or 0)
+        return match[1], lambda value: not isinstance(value, str) and abs(value - wanted) <= tolerance
 
     match = _BOUND.match(rule)
     if match:
@@ -168,9 +171,9 @@ def check(lines: Sequence[str], runs: Sequence[Outcome]) -> list[CheckResult]:
 
 
 def _check_rule(rule: Expectation, runs: Sequence[Outcome]) -> CheckResult:
-    selected = [run for run in runs if not rule.which or rule.which in run.label.split(" ")]
+    selected = [run for run in runs if not rule.override or rule.override in run.label.split(" ")]
     if not selected:
-        return CheckResult(rule.text, f"no run has {rule.which}", False)
+        return CheckResult(rule.text, f"no run has {rule.override}", False)
     for run in selected:
         if run.error:
             # The first clause of the message is enough for a cell.
@@ -182,29 +185,30 @@ def _check_rule(rule: Expectation, runs: Sequence[Outcome]) -> CheckResult:
     else:
         values = [run.values[rule.name] for run in selected if rule.name in run.values]
     if len(values) < len(selected):
-        known = ", ".join(sorted(selected[0].values))
-        return CheckResult(rule.text, f"there is no {rule.name}; there are {known}", False)
+        names = ", ".join(sorted(selected[0].values))
+        return CheckResult(rule.text, f"there is no {rule.name}; there are {names}", False)
     return _check_values(rule, values, selected)
 
 
 def _check_values(rule: Expectation, values: list[Value], runs: Sequence[Outcome]) -> CheckResult:
     numbers = [value for value in values if not isinstance(value, str)]
-    if rule.over == "mean":
+    if rule.mode == "mean":
         spread = f" ± {statistics.stdev(numbers):.2g}" if len(numbers) > 1 else ""
         mean = statistics.fmean(numbers)
         measured = f"{_format_value(mean, rule.digits)}{spread} (n = {len(numbers)})"
         return CheckResult(rule.text, measured, rule.test(mean))
 
-    if rule.over == "same":
+    if rule.mode == "same":
         difference = _measure_difference(rule.name, values, runs)
-        return CheckResult(rule.text, f"largest difference {difference:.2g}", difference <= rule.within)
+        return CheckResult(rule.text, f"largest difference {difference:.2g}", difference <= rule.tolerance)
 
-    if rule.over in ("falling", "rising"):
-        if rule.over == "falling":
+    if rule.mode in ("falling", "rising"):
+        if rule.mode == "falling":
             is_ordered = all(b < a for a, b in pairwise(numbers))
         else:
             is_ordered = all(b > a for a, b in pairwise(numbers))
         measured = ", ".join(_format_value(value, rule.digits) for value in numbers)
+        # A single run is in any order, which would prove nothing.
         return CheckResult(rule.text, measured, is_ordered and len(numbers) > 1)
 
     passed = sum(rule.test(value) for value in values)
@@ -229,6 +233,7 @@ def _measure_difference(name: str, values: Sequence[Value], runs: Sequence[Outco
     if any(isinstance(value, str) for value in values):
         return 0.0 if len(set(values)) == 1 else math.inf
 
+    # The final value belongs to the curve: runs may agree in every epoch and differ in what they report.
     rows = [[*run.curves.get(name, ()), float(value)] for run, value in zip(runs, values, strict=True)]
     lengths = {len(row) for row in rows}
     if len(lengths) > 1:

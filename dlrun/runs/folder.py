@@ -40,6 +40,7 @@ def create_folder(outputs: Path, name: str) -> Path:
                 parent.mkdir(parents=True, exist_ok=True)
                 folder.mkdir()
             except FileExistsError:
+                # Raised by the parent too, if a file has its name.
                 if not parent.is_dir():
                     raise
                 continue
@@ -58,6 +59,7 @@ def find_free_folder(folder: Path) -> Path:
 def claim_folder(folder: Path) -> Path:
     """Make a folder chosen by a sweep or by hydra.run.dir. It may exist; RequestError if it holds a run."""
     try:
+        # A folder that cannot be looked into may hold a run, and is not taken for an empty one.
         has_records = is_there(folder / METRICS) or is_there(folder / RESULT)
     except OSError as error:
         raise RequestError(f"{folder} cannot be read ({error.strerror}); choose another folder") from error
@@ -68,6 +70,7 @@ def claim_folder(folder: Path) -> Path:
 
     with convert_write_errors(folder, "choose another folder"):
         folder.mkdir(parents=True, exist_ok=True)
+    # An existing folder may hold links, through which the run would write elsewhere.
     refuse_outside(folder)
     return folder
 
@@ -98,12 +101,14 @@ def clear_for_restart(folder: Path) -> None:
 
     The folder is locked meanwhile. UnreadableError if it holds checkpoints: dlrun never deletes those.
     """
+    # Locked before looking: another process may be about to save its first checkpoint.
     with Lock() as lock:
         lock.take(folder)
         saved = list_saved_files(folder)
         if saved:
             raise UnreadableError(f"{folder} holds checkpoints ({saved[0].name}), and everything is left as it was")
 
+        # By name, so that other files survive; checkpoints/ holds temporaries at most, as was just checked.
         for name in (".hydra", "checkpoints", "figures"):
             shutil.rmtree(folder / name, ignore_errors=True)
 
@@ -136,6 +141,7 @@ def remove_description(folder: Path, is_described: bool, is_new: bool) -> None:
             shutil.rmtree(folder / ".hydra", ignore_errors=True)
             (folder / ENVIRONMENT).unlink(missing_ok=True)
         if is_new:
+            # Only if empty: whatever else has appeared in it is not this run's.
             folder.rmdir()
 
 
@@ -153,6 +159,7 @@ def collect_environment(request: Request, runtime: "Runtime") -> dict[str, Any]:
         "keys_in_files": request.keys_in_files,
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "git_commit": _git(Path.cwd(), "rev-parse", "HEAD"),
+        # Without untracked files: the outputs of earlier runs often lie in the repository.
         "git_dirty": bool(_git(Path.cwd(), "status", "--porcelain", "--untracked-files=no")),
         "device": str(runtime.device),
         "precision": runtime.precision,
@@ -168,6 +175,7 @@ def collect_environment(request: Request, runtime: "Runtime") -> dict[str, Any]:
 def _git(place: Path, *words: str) -> str | None:
     """Return git's output in `place`; None without git or without a repository."""
     try:
+        # A repository on a network disk may hang, and a run does not wait for its commit.
         process = subprocess.run(["git", *words], cwd=place, capture_output=True, text=True, timeout=5)
     except (OSError, subprocess.TimeoutExpired):
         return None

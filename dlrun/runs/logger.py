@@ -29,6 +29,7 @@ from dlrun.runs.tensorboard import EventFile, wait_for_later_name
 
 # Suffix of the event file that holds the run's end.
 _END = ".end"
+# Classes that get a precision-recall curve: the first ones.
 _MOST_CURVES = 20
 
 
@@ -50,6 +51,7 @@ class _SummaryWriter(SummaryWriter):
     def _get_file_writer(self) -> Any:
         writer: Any = _FileWriter(self._events)
         self.file_writer = writer
+        # SummaryWriter flushes and closes all of these.
         self.all_writers = {self.log_dir: writer}  # type: ignore[assignment]
         return writer
 
@@ -66,6 +68,7 @@ class Logger(Callback):
 
         events = EventFile(folder, "", self.unsaved)
         if purge_step is not None:
+            # TensorBoard drops what earlier files hold from this step on when it meets such an event.
             status = SessionLog(status=SessionLog.START)
             events.add_event(Event(wall_time=time.time(), step=purge_step, session_log=status))
         self.writer = _SummaryWriter(events)
@@ -92,16 +95,19 @@ class Logger(Callback):
         entries = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
         events: Any = self.writer.file_writer
         events.add_summary(Summary(value=entries), step)
+        # Flushed at once: a kill would cost the last scalars, and a dashboard would lag behind.
         self.writer.flush()
 
     def log_epoch(self, row: dict[str, float], timings: dict[str, float]) -> None:
         """Append a line to metrics.jsonl, on the disk when this returns, and log the same scalars as events."""
         self.rows.append({key: value if math.isfinite(value) else math.nan for key, value in row.items()})
+        # Written before the epoch's checkpoint is saved: a run resumed from that needs every row up to it.
         line = json.dumps({key: _to_json_number(value) for key, value in row.items()})
         self.file.write(line + "\n")
         self.file.flush()
 
         step = int(row["step"])
+        # Epoch and step are the axis of the curves.
         scalars = {key: value for key, value in row.items() if key not in ("epoch", "step")}
         self.log_step(step, scalars | {f"time/{key}": value for key, value in timings.items()})
 
@@ -139,6 +145,7 @@ class Logger(Callback):
 
     def log_graph(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> str | None:
         """Log the model's graph; returns the reason if it cannot be traced. Model and RNG state stay as they are."""
+        # Tracing runs the model, and a user's net may draw random numbers even in evaluation mode.
         state = torch.get_rng_state()
         try:
             with evaluation_mode(model), warnings.catch_warnings(), torch.no_grad():
@@ -219,12 +226,14 @@ def read_lines_until(folder: Path, epoch: int) -> tuple[dict[str, list[str]], li
                     notes.append(f"{folder / name} was damaged in line {number}, which is left out")
                 continue
             if row["epoch"] <= epoch:
+                # Written anew rather than copied: a last line without its newline would swallow the next row.
                 lines[name].append(json.dumps(row) + "\n")
     return lines, notes
 
 
 def truncate_after(folder: Path, rows: dict[str, list[str]]) -> None:
     """Reduce metrics and fingerprints to `rows`, and delete the events of the run's end: they are logged again."""
+    # Their step is that of the checkpoint, so that no purge step would make readers drop them.
     for events in folder.glob(f"events.out.tfevents.*{_END}"):
         events.unlink()
     for name, lines in rows.items():

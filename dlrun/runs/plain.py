@@ -17,6 +17,7 @@ _VALUES = (
 _KEYS = (type(None), bool, int, float, complex, str, bytes)
 # Levels of nested dictionaries and lists.
 _DEEPEST = 50
+# How a message names the part of a checkpoint; other keys are named as they are.
 _OWNERS = {
     "model": "the model's state",
     "ema": "the averaged model's state",
@@ -69,6 +70,7 @@ def explain_refusal(owner: str, values: Any) -> str:
 
 
 def _encode(value: Any, path: Path, marks: list[Mark], outer: list[int]) -> Any:
+    # By exact type: torch refuses subclasses of these when it loads the file.
     kind = type(value)
     if kind in _VALUES:
         return value
@@ -89,6 +91,7 @@ def _encode(value: Any, path: Path, marks: list[Mark], outer: list[int]) -> Any:
         items = [_encode(item, (*path, i), marks, within) for i, item in enumerate(value)]
         changed = any(new is not old for new, old in zip(items, value, strict=True))
         return kind(items) if changed else value
+    # torch loads sets, but marks cannot point into one, which has no positions: NumPy values in it stay plain.
     if kind is set:
         elements = {_encode(item, (*path, "an element"), [], within) for item in value}
         changed = {type(item) for item in elements} != {type(item) for item in value}
@@ -122,6 +125,7 @@ def _encode_mapping(value: Any, path: Path, marks: list[Mark], outer: list[int])
 def _encode_key(key: Any, path: Path) -> Any:
     if isinstance(key, np.generic):
         key = key.item()
+    # torch loads such keys, so that their parts decide.
     if type(key) is tuple:
         parts = tuple(_encode_key(part, path) for part in key)
         changed = any(new is not old for new, old in zip(parts, key, strict=True))
@@ -145,6 +149,7 @@ def _encode_array(value: np.ndarray[Any, Any], path: Path, marks: list[Mark]) ->
     if value.dtype.kind in "US":
         plain = value.tolist()
     else:
+        # Tensors have no byte order; the mark keeps the array's own.
         native = np.dtype(value.dtype.newbyteorder("=").str)
         try:
             plain = torch.from_numpy(np.array(value, dtype=native, order="C").view(native))
@@ -183,6 +188,7 @@ def _restore(value: Any, outer: list[Any], last: Any, kind: str, dtype: np.dtype
         old = value[key]
         new = _to_numpy(old, kind, dtype)
 
+    # A tuple cannot be changed in place, so that its owner gets a new one.
     if isinstance(value, tuple):
         return tuple(new if i == key else item for i, item in enumerate(value))
     if new is not old:
@@ -191,6 +197,7 @@ def _restore(value: Any, outer: list[Any], last: Any, kind: str, dtype: np.dtype
 
 
 def _to_numpy(plain: Any, kind: str, dtype: np.dtype[Any]) -> Any:
+    # Object arrays among others, whose elements could be anything.
     if dtype.kind not in "biufcUS":
         raise ValueError(f"no values of {dtype} are written")
     if kind == "scalar":

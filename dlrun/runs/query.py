@@ -23,6 +23,7 @@ _STAMP = re.compile(r"\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d_")
 
 def read_start(run: RunRecord) -> tuple[float, float]:
     """Return when a run started, as a sort key: seconds since 1970, then a file time that orders one second."""
+    # `started` has whole seconds, in which a sweep may start several runs.
     modified = _read_mtime(run.folder / ENVIRONMENT) or _read_mtime(run.folder) or 0.0
     try:
         return datetime.fromisoformat(run.environment["started"]).timestamp(), modified
@@ -51,6 +52,7 @@ def list_typed_overrides(run: RunRecord) -> list[str]:
         with contextlib.suppress(ValueError):
             words = shlex.split(command)
 
+    # Choices have columns of their own in the lists, and paths do not tell what was trained.
     ignored = ("hydra.", "paths.", *(f"{group}=" for group in GROUPS))
     return [word for word in words if "=" in word and not word.startswith(ignored)]
 
@@ -66,6 +68,7 @@ def count_bytes(folder: Path) -> int:
                     pending.append(entry.path)
                 else:
                     status = entry.stat(follow_symlinks=False)
+                    # By inode: last.pt and best.pt are links to files that are counted already.
                     sizes[status.st_dev, status.st_ino] = status.st_size
     return sum(sizes.values())
 
@@ -82,8 +85,10 @@ def scan_folders(places: Sequence[Path]) -> list[RunRecord]:
     for root in places:
         for name, subfolders, files in os.walk(root):
             place = Path(name)
+            # os.walk visits a folder before its subfolders, so that the parent's sweep is known here.
             sweeps[place] = place if "sweep.jsonl" in files else sweeps.get(place.parent)
             if _is_run(place, subfolders, files, sweeps[place]):
+                # Resolved, as two of the folders may be one, or one may lie in the other.
                 runs.setdefault(place.resolve(), RunRecord(place, sweeps[place]))
                 # Runs are not nested, so do not descend.
                 subfolders.clear()
@@ -116,10 +121,9 @@ class Query:
         runs = find_runs(self.places or [self.outputs])
         for key, patterns in self.filters.items():
             if runs and key != "status" and not any(_has_key(run, key) for run in runs):
-                known = {"status": 0, **dict.fromkeys(GROUPS), **runs[0].flat_config}
-                raise RequestError(
-                    f"no run has a key {key}; {did_you_mean(key, known)}type status=, model=, seed=, ..."
-                )
+                # A misspelt key would select nothing, as if there were no such run.
+                keys = {"status": 0, **dict.fromkeys(GROUPS), **runs[0].flat_config}
+                raise RequestError(f"no run has a key {key}; {did_you_mean(key, keys)}type status=, model=, seed=, ...")
 
             matching: list[RunRecord] = []
             for run in runs:
@@ -140,6 +144,7 @@ def _matches(run: RunRecord, key: str, patterns: list[str]) -> bool:
         value = run.get_filter_value(key)
     except KeyError:
         return False
+    # As JSON, so that lr=1e-3, true and null are typed here as in a config.
     text = value if isinstance(value, str) else json.dumps(value)
     return any(fnmatchcase(text, pattern) or _is_same_number(text, pattern) for pattern in patterns)
 
@@ -175,6 +180,7 @@ def parse_query(words: Sequence[str], command: str) -> Query:
         else:
             query.filters[key] = value.split(",")
 
+    # A status is one of a few words, so that a mistake is known before any run is read.
     for pattern in query.filters.get("status", []):
         if not any(fnmatchcase(status, pattern) for status in STATUSES):
             hint = did_you_mean(pattern, STATUSES, "status=")

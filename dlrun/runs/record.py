@@ -279,6 +279,7 @@ class RunRecord:
     ) -> "RunRecord":
         """Build a record from its parts, without reading files."""
         record = cls(folder)
+        # A cached property is read from the instance's dictionary, even of a frozen one.
         vars(record).update(overrides=overrides, config=config, choices=choices, result=result)
         return record
 
@@ -382,6 +383,7 @@ class RunRecord:
     @cached_property
     def has_checkpoints(self) -> bool:
         """Whether the run has checkpoint files, intact or not; True if the folder cannot be listed."""
+        # In doubt True, as `dlrun clean` may remove a damaged run without checkpoints.
         try:
             with os.scandir(self.folder / "checkpoints") as entries:
                 return any(entry.name.endswith(".pt") for entry in entries)
@@ -395,6 +397,7 @@ class RunRecord:
     @property
     def status(self) -> str:
         """One of STATUSES."""
+        # The lock comes first: the files of a run under way are those of an interrupted one.
         return "running" if lock.is_locked(self.folder) else self.recorded_status
 
     @cached_property
@@ -485,10 +488,11 @@ class RunRecord:
     def identity(self) -> dict[str, Any]:
         """The config with dotted keys, without keys that do not define the experiment (see config.config_hash)."""
         flat = flatten({key: value for key, value in self.config.items() if key not in NOT_IDENTITY})
+        # Where data lies and how often something is logged does not change a weight.
         ignored = ("data.root", "trainer.log_every_steps", "trainer.profile")
         return {key: value for key, value in flat.items() if key not in ignored}
 
-    def target(self, group: str) -> str:
+    def get_target(self, group: str) -> str:
         """Return the class or function of a group, such as "dlrun.models.mlp.MLP"."""
         return str((self.config.get(group) or {}).get("_target_"))
 
@@ -496,6 +500,7 @@ class RunRecord:
     def machine(self) -> dict[str, str]:
         """Machine, versions and commit in words, for reports; empty if environment.json lacks them."""
         environment = self.environment
+        # Runs of older versions, and folders that were put together by hand.
         if not {"versions", "device", "precision", "threads", "cpu_count"} <= environment.keys():
             return {}
 

@@ -13,6 +13,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from dlrun.core.files import DiskProblems, GrowingFile
 
+# Part of the name: a process may open several files in one second.
 _count = itertools.count()
 
 
@@ -28,6 +29,7 @@ class EventFile:
         path = folder / f"events.out.tfevents.{stamp}{suffix}"
         self.file = GrowingFile(path, "TensorBoard's events", unsaved)
         self._records = RecordWriter(self.file)
+        # Readers expect the version as the first event of a file.
         self.add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
 
     def add_event(self, event: Event) -> None:

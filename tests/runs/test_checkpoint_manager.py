@@ -176,7 +176,7 @@ def test_a_save_that_fails_leaves_what_was_and_the_next_one_brings_all(
     )
     assert len(said) == 1
     assert "Disk quota" in said[0] if dies_at == "link" else "No space" in said[0]
-    best = (saver.best_weights(t) or {})["model"]
+    best = (saver.load_best_weights(t) or {})["model"]
     assert best is not None
     assert best["weight"].unique().item() == 3
     monkeypatch.undo()
@@ -192,12 +192,12 @@ def test_best_weights_that_have_gone_are_said(tmp_path: Path) -> None:
         training(),
         CheckpointManager(tmp_path / "checkpoints", {"run_id": "r"}, 1, None, 2, DiskProblems(said.append)),
     )
-    assert saver.best_weights(t) is None  # no epoch was best: nothing to say
+    assert saver.load_best_weights(t) is None  # no epoch was best: nothing to say
     saved(saver, t, 1, is_best=True)
-    assert saver.best_weights(t) is not None
+    assert saver.load_best_weights(t) is not None
     assert not said
     (tmp_path / "checkpoints" / "best.pt").unlink()
-    assert saver.best_weights(t) is None
+    assert saver.load_best_weights(t) is None
     assert "there is no checkpoint" in said[0]
     assert "of the last weights, not the best" in said[0]
 

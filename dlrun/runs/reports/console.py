@@ -18,6 +18,7 @@ from rich.text import Text
 from dlrun.core.files import DiskProblems, GrowingFile
 from dlrun.core.terminal import escape_line, escape_text
 
+# run.log does not depend on the terminal that the run was started in.
 _LOG_WIDTH = 100
 
 
@@ -34,7 +35,7 @@ class _Escaping(RichConsole):
 
 
 class _Terminal(_Escaping):
-    """A terminal that may be closed, or a pipe whose reader may end: the run goes on without output."""
+    """A terminal that may be closed, or a pipe whose reader may end: the run continues without output."""
 
     def _check_buffer(self) -> None:
         try:
@@ -48,6 +49,7 @@ class _Terminal(_Escaping):
     def on_broken_pipe(self) -> None:
         """Print nothing more; Rich would end the process."""
         self.quiet = True
+        # Python flushes stdout at exit, which would fail once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -65,13 +67,13 @@ class Console:
         # True once run.log is open.
         self.is_logged = False
         # Output from before there was a run folder.
-        self._held = io.StringIO()
-        self.log = _Escaping(file=self._held, width=_LOG_WIDTH, no_color=True, **_get_notebook_settings())
+        self._early_output = io.StringIO()
+        self.log = _Escaping(file=self._early_output, width=_LOG_WIDTH, no_color=True, **_get_notebook_settings())
 
     def open_log(self, path: Path, unsaved: DiskProblems | None = None) -> None:
         """Write run.log from here on, starting with the output so far."""
         file: Any = GrowingFile(path, "run.log", unsaved or DiskProblems())
-        file.write(self._held.getvalue())
+        file.write(self._early_output.getvalue())
         self.log = _Escaping(file=file, width=_LOG_WIDTH, no_color=True, **_get_notebook_settings())
         self.is_logged = True
 
@@ -79,15 +81,17 @@ class Console:
         """Write the log to the disk."""
         self.log.file.flush()
 
-    def say(self, thing: RenderableType = "") -> None:
+    def say(self, content: RenderableType = "") -> None:
         """Print a line or a table; square brackets in strings are text, not markup."""
-        if isinstance(thing, str):
-            thing = escape_line(thing)
+        if isinstance(content, str):
+            content = escape_line(content)
 
-        is_text = isinstance(thing, str | Text)
+        # Sentences are left to the terminal to wrap, so that paths and commands can be copied; tables need columns.
+        is_text = isinstance(content, str | Text)
         if not self.terminal.quiet:
-            self.terminal.print(thing, markup=False, soft_wrap=is_text)
-        self.log.print(thing, markup=False, soft_wrap=is_text)
+            self.terminal.print(content, markup=False, soft_wrap=is_text)
+        self.log.print(content, markup=False, soft_wrap=is_text)
+        # A run that is killed leaves a log up to its last line.
         self.log.file.flush()
 
     def log_only(self, text: str) -> None:

@@ -43,6 +43,7 @@ dt {{ opacity: .7; }} dd {{ margin: 0; }}
 def render_page(title: str, body: str) -> str:
     """Render a page: `title`, which is text, as its heading, above `body`, which is HTML."""
     heading = html.escape(title)
+    # HTML escaping leaves control characters, among them those that reorder text.
     return escape_text(f"{_HEAD.format(title=heading)}<h1>{heading}</h1>\n{body}</body>\n</html>\n")
 
 

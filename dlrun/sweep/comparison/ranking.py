@@ -178,7 +178,7 @@ def _group_comparable(runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
     """
     groups: dict[tuple[str, ...], dict[str, list[RunRecord]]] = {}
     for run in runs:
-        by_task = groups.setdefault((run.metric, _find_mode(run), run.target("data")), {})
+        by_task = groups.setdefault((run.metric, _find_mode(run), run.get_target("data")), {})
         by_task.setdefault(_find_task(run), []).append(run)
 
     comparable = list[list[RunRecord]]()
@@ -212,7 +212,7 @@ def _rank(runs: list[RunRecord]) -> Ranking:
     sign = -1 if mode == "max" else 1
     settings.sort(key=lambda setting: sign * setting.score.mean if setting.runs else math.inf)
 
-    data = dict.fromkeys(run.choices.get("data", run.target("data")) for run in runs)
+    data = dict.fromkeys(run.choices.get("data", run.get_target("data")) for run in runs)
     return Ranking(runs[0].metric, mode, "+".join(data), keys, settings)
 
 
@@ -233,7 +233,7 @@ def _list_code_changes(runs: Sequence[RunRecord]) -> list[str]:
     """A warning for each model and data whose source differs between runs."""
     hashes: dict[tuple[str, str], set[str]] = {}
     for run in runs:
-        targets = (run.target("model"), run.target("data"))
+        targets = (run.get_target("model"), run.get_target("data"))
         hashes.setdefault(targets, set()).add(str(run.result.get("code_hash")))
     return [
         f"the code of {model} or {data} was changed between the runs (their code_hash differs): "

@@ -22,6 +22,7 @@ def find_activations(model: nn.Module) -> dict[str, nn.Module]:
     """Find the distinct element-wise activations of a net by name, as copies in evaluation mode."""
     activations: dict[str, nn.Module] = {}
     for module in model.modules():
+        # Others change during training, as PReLU does, or consist of modules that are visited themselves.
         is_bare = not [*module.parameters(), *module.children()]
         name = re.sub(r"(, )?(inplace=True|approximate='none')", "", repr(module)).removesuffix("()")
         if is_bare and type(module).__module__ in _MODULES and name not in activations:
@@ -38,14 +39,14 @@ def _is_elementwise(module: nn.Module) -> bool:
         with warnings.catch_warnings(), torch.no_grad():
             # softmax without a dimension warns.
             warnings.simplefilter("ignore")
-            together = module(probe.clone())
-            single = torch.cat([module(value.clone()) for value in torch.split(probe, 1)])
+            outputs = module(probe.clone())
+            single_outputs = torch.cat([module(value.clone()) for value in torch.split(probe, 1)])
     except Exception:
         # A module can raise anything at an input that is not meant for it.
         return False
-    if not isinstance(together, Tensor) or together.shape != probe.shape:
+    if not isinstance(outputs, Tensor) or outputs.shape != probe.shape:
         return False
-    return torch.allclose(together, single)
+    return torch.allclose(outputs, single_outputs)
 
 
 def evaluate_curve(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,6 +54,7 @@ def evaluate_curve(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     x = x.clone().requires_grad_()
     # A product, as some modules work in place, which a leaf refuses.
     y = module(x * 1)
+    # Of the sum: y_i depends on x_i alone, so that this is the derivative of each.
     (slope,) = torch.autograd.grad(y.sum(), x)
     return y.detach(), slope
 

@@ -35,6 +35,7 @@ def render_pixels(figure: "Figure") -> NDArray[np.uint8]:
     """Render a figure to pixels (H, W, 3)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+    # Last of all, when every text of the figure is there.
     fonts.choose_fonts(figure)
     canvas: Any = FigureCanvasAgg(figure)
     with warnings.catch_warnings():

@@ -22,9 +22,11 @@ _MOST_LABELS = 30
 def draw_confusion_matrix(targets: Tensor, predicted: Tensor, spec: DataSpec, split: str) -> "Figure":
     """Draw true classes (N,) as rows over predicted ones (N,) as columns, shaded by the share of the row."""
     size = max(spec.output_size, 2)
+    # Each pair of classes has a number of its own, so that one bincount fills the matrix.
     counts = torch.bincount(targets * size + predicted, minlength=size * size).view(size, size).numpy()
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
 
+    # Half an inch a class, but never larger than a page.
     side = min(max(4.8, 0.5 * size + 2), 14)
     figure, axes = canvas.create_axes(side + 1, side)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -80,7 +82,9 @@ def draw_reliability(calibration: Calibration, split: str) -> "Figure":
 
     lower.bar(middle, counts, width, color="tab:blue", alpha=0.75, edgecolor="white")
     lower.set(xlabel=f"probability of {canvas.escape_label(calibration.of)}", ylabel="rows")
+    # A confident model has most rows in its last bin, beside which the others would vanish.
     canvas.use_log_scale_if_wide(lower, counts[filled])
+    # On a log scale from 0.5, so that a bin of one row has a bar.
     lower.set_ylim(bottom=0.5 if lower.get_yscale() == "log" else 0)
 
     for axes in (upper, lower):

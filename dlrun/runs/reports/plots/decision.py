@@ -132,6 +132,7 @@ def _draw_boundaries(
     first = 1 if shares.shape[-1] == 2 else 0
     for number in range(first, shares.shape[-1]):
         lead = shares[..., number] - np.delete(shares, number, axis=-1).max(-1)
+        # matplotlib warns of a contour that does not occur.
         if lead.min() < 0 < lead.max():
             axes.contour(across, up, lead, levels=[0], colors="black", linewidths=1)
 
@@ -185,6 +186,7 @@ def draw_probability_curve(
 
 def find_crossings(x: NDArray[np.float64], curve: NDArray[np.float64]) -> list[float]:
     """Return where the curve passes 0.5, by linear interpolation between its points."""
+    # By sign changes: the curve of a deep net may cross several times.
     is_over = curve > 0.5
     before = np.flatnonzero(is_over[:-1] != is_over[1:])
     share = (0.5 - curve[before]) / (curve[before + 1] - curve[before])
@@ -202,6 +204,7 @@ def get_feature_label(spec: DataSpec, column: int = 0) -> str:
 def denormalize(x: Tensor, spec: DataSpec) -> NDArray[np.float64]:
     """Return rows (N, features) in the units they were measured in."""
     flat = x.detach().flatten(1).double().cpu()
+    # Inputs are normalized for the model; axes show the units of the file.
     if spec.mean:
         std = torch.tensor(spec.std, dtype=torch.float64)
         mean = torch.tensor(spec.mean, dtype=torch.float64)
@@ -213,5 +216,6 @@ def spread_evenly(x: Tensor, points: int, margin: float = 0.0) -> Tensor:
     """Return evenly spaced values (points,) float64 over the range of x, wider by `margin` ranges at each end."""
     low = float(x.min())
     high = float(x.max())
+    # A constant feature has no range that could be widened.
     extra = margin * (high - low) if high > low else 1.0
     return torch.linspace(low - extra, high + extra, points, dtype=torch.float64)

@@ -27,6 +27,7 @@ def find_worst(probabilities: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, 
         probabilities = torch.stack([1 - probabilities, probabilities], dim=1)
     confidence, predicted = probabilities.max(1)
     wrong = (predicted != targets).nonzero().flatten()
+    # Stable, so that two reports of one run show equal rows in the same order.
     order = wrong[confidence[wrong].argsort(descending=True, stable=True)]
     return order, predicted[order], confidence[order]
 

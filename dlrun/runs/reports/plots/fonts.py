@@ -80,13 +80,14 @@ def _list_installed() -> Iterator[tuple[str, str]]:
     from matplotlib.font_manager import findSystemFonts, fontManager
 
     # "Last Resort" has a box for every letter.
-    known = [
+    cached_fonts = [
         (entry.name, entry.fname)
         for entry in fontManager.ttflist
         if entry.style == "normal" and "Last Resort" not in entry.name
     ]
-    yield from sorted(known, key=lambda font: not _is_wide(font[0]))
+    yield from sorted(cached_fonts, key=lambda font: not _is_wide(font[0]))
 
+    # matplotlib caches its list on the disk, which lacks fonts that were installed later.
     files = {entry.fname for entry in fontManager.ttflist}
     for path in findSystemFonts():
         if path in files:

@@ -37,9 +37,9 @@ class Landscape:
     # Points (N, len(names)) -> losses (N,).
     loss: Callable[[Array], Array]
     # The optimizer's path (epochs + 1, len(names)): the start and each epoch's end.
-    way: Array
+    path: Array
     # Values (N, len(names)) that an exhaustive search has tried.
-    tried: Array
+    trials: Array
 
 
 def list_trained_numbers(model: nn.Module) -> list[str]:
@@ -62,6 +62,7 @@ def make_loss_function(
     """Return a function from trained numbers to the mean loss per sample; the model keeps its weights."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     sizes = [p.numel() for p in parameters.values()]
+    # The axis is the mean per sample, also for a loss that sums.
     share = float(task.count_targets(targets)) if task.reduction == "sum" else 1.0
 
     @torch.no_grad()
@@ -79,23 +80,24 @@ def make_loss_function(
     return compute_losses
 
 
-def draw_loss_landscape(land: Landscape) -> "Figure":
+def draw_loss_landscape(landscape: Landscape) -> "Figure":
     """Draw a curve over one number, or over two a surface beside its contours."""
-    path = _select_path(land)
-    points = np.concatenate([path.points, land.tried])
-    center = np.zeros(len(land.names))
+    path = _select_path(landscape)
+    points = np.concatenate([path.points, landscape.trials])
+    center = np.zeros(len(landscape.names))
     if len(points):
-        center = points[int(np.nanargmin(np.concatenate([path.losses, land.loss(land.tried)])))]
+        center = points[int(np.nanargmin(np.concatenate([path.losses, landscape.loss(landscape.trials)])))]
 
     # The best point lies in the middle.
     reach = 1.25 * np.abs(points - center).max(0, initial=0)
+    # A path of one point has no extent: show a unit around it, or its own size.
     reach = np.where(reach > 0, reach, np.maximum(1.0, np.abs(center)))
-    if len(land.names) == 1:
-        figure = _draw_curve(land, path, center, reach)
+    if len(landscape.names) == 1:
+        figure = _draw_curve(landscape, path, center, reach)
     else:
-        figure = _draw_surface(land, path, center, reach)
+        figure = _draw_surface(landscape, path, center, reach)
 
-    title = f"Loss over {' and '.join(land.names)}"
+    title = f"Loss over {' and '.join(landscape.names)}"
     if path.left_out:
         total = path.left_out + len(path.points)
         title += f"\n(the optimizer left this range: {path.left_out} of {total} points not shown)"
@@ -114,44 +116,45 @@ class _Path:
     ends_here: bool
 
 
-def _select_path(land: Landscape) -> _Path:
+def _select_path(landscape: Landscape) -> _Path:
     """Leave out the points whose loss is far above the first one, or not finite."""
-    points = land.way
+    points = landscape.path
     if len(points) > _MOST_POINTS:
+        # Evenly thinned, with both ends.
         points = points[np.linspace(0, len(points) - 1, _MOST_POINTS).astype(int)]
 
-    losses = land.loss(points)
+    losses = landscape.loss(points)
     limit = _FAR * losses[0] if len(losses) and losses[0] > 0 else np.inf
     is_near = np.isfinite(points).all(1) & np.isfinite(losses) & (losses <= limit)
     return _Path(points[is_near], losses[is_near], int((~is_near).sum()), bool(is_near[-1:].all()))
 
 
-def _draw_curve(land: Landscape, path: _Path, center: Array, reach: Array) -> "Figure":
+def _draw_curve(landscape: Landscape, path: _Path, center: Array, reach: Array) -> "Figure":
     figure, axes = canvas.create_axes()
     values = np.linspace(center[0] - reach[0], center[0] + reach[0], _CURVE)
-    axes.plot(values, land.loss(values[:, None]), "-", color="gray", label="loss")
-    if len(land.tried):
-        label = f"tried: {len(land.tried):,} values"
-        axes.plot(land.tried[:, 0], land.loss(land.tried), "x", color="tab:green", ms=5, label=label)
+    axes.plot(values, landscape.loss(values[:, None]), "-", color="gray", label="loss")
+    if len(landscape.trials):
+        label = f"tried: {len(landscape.trials):,} values"
+        axes.plot(landscape.trials[:, 0], landscape.loss(landscape.trials), "x", color="tab:green", ms=5, label=label)
     _draw_path(axes, path, path.points[:, 0], path.losses)
 
-    axes.set(xlabel=land.names[0], ylabel="loss (mean per sample)")
+    axes.set(xlabel=landscape.names[0], ylabel="loss (mean per sample)")
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
 
 
-def _draw_surface(land: Landscape, path: _Path, center: Array, reach: Array) -> "Figure":
+def _draw_surface(landscape: Landscape, path: _Path, center: Array, reach: Array) -> "Figure":
     figure = canvas.create_figure(11.5, 5.2)
     across = np.linspace(center[0] - reach[0], center[0] + reach[0], _SIDE)
     up = np.linspace(center[1] - reach[1], center[1] + reach[1], _SIDE)
     x, y = np.meshgrid(across, up)
-    height = land.loss(np.stack([x.ravel(), y.ravel()], 1)).reshape(_SIDE, _SIDE)
+    height = landscape.loss(np.stack([x.ravel(), y.ravel()], 1)).reshape(_SIDE, _SIDE)
 
     solid: Any = figure.add_subplot(1, 2, 1, projection="3d", computed_zorder=False)
     solid.plot_surface(x, y, height, cmap="viridis", alpha=0.75, rstride=1, cstride=1, linewidth=0, zorder=1)
     _draw_path(solid, path, *path.points.T, path.losses)
-    solid.set(xlabel=land.names[0], ylabel=land.names[1], zlabel="loss")
+    solid.set(xlabel=landscape.names[0], ylabel=landscape.names[1], zlabel="loss")
     solid.view_init(elev=35, azim=-60)
     # Room for numbers of five digits.
     solid.zaxis.labelpad = 12
@@ -161,11 +164,11 @@ def _draw_surface(land: Landscape, path: _Path, center: Array, reach: Array) -> 
     flat = figure.add_subplot(1, 2, 2)
     shades = flat.contourf(across, up, height, levels=_choose_levels(height), cmap="viridis")
     figure.colorbar(shades, ax=flat, label="loss (mean per sample)", format="%.3g")
-    if len(land.tried):
-        label = f"tried: {len(land.tried):,} points"
-        flat.plot(*land.tried.T, ".", color="white", ms=2, alpha=0.7, label=label)
+    if len(landscape.trials):
+        label = f"tried: {len(landscape.trials):,} points"
+        flat.plot(*landscape.trials.T, ".", color="white", ms=2, alpha=0.7, label=label)
     _draw_path(flat, path, *path.points.T)
-    flat.set(xlabel=land.names[0], ylabel=land.names[1])
+    flat.set(xlabel=landscape.names[0], ylabel=landscape.names[1])
     flat.legend(facecolor="lightgray", framealpha=0.9)
     return figure
 

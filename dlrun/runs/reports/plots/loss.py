@@ -54,6 +54,7 @@ def draw_loss_curves(rows: Sequence[dict[str, float]]) -> "Figure":
         axes.plot(epochs, smooth(values), "-", color=color, linewidth=2, label=f"{key}, smoothed")
         axes.plot(epochs[best], values[best], "o", color=color)
 
+    # By both curves, since they share the axis.
     canvas.use_log_scale_if_wide(axes, losses)
     axes.set(xlabel="epoch", ylabel="loss (mean per sample)", title="Loss (dots: lowest)")
     axes.locator_params(axis="x", integer=True)

@@ -38,6 +38,7 @@ def draw_range_test(
         label = f"diverges from {diverging:.2g} on"
         axes.axvspan(diverging, max(rates[-1], diverging * 1.5), color="tab:red", alpha=0.15, label=label)
 
+    # The top by the smoothed curve: single batches reach far beyond it once the loss diverges.
     margin = 0.05 * (curve.max() - curve.min() or 1.0)
     bottom = min(curve.min(), np.nanmin(losses)) - margin
     axes.set(xscale="log", ylim=(bottom, curve.max() + margin))

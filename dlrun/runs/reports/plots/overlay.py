@@ -40,6 +40,7 @@ def draw_loss_overlay(runs: Sequence[tuple[str, Path]]) -> "Figure":
         if step_curve is not None:
             by_step.append((label, step_curve))
 
+    # All by step or none: one axis cannot show both.
     is_per_step = len(by_step) == len(by_epoch)
     curves = by_step if is_per_step else by_epoch
     is_inside = len(curves) <= _MOST_INSIDE
@@ -67,6 +68,7 @@ def read_step_curve(folder: Path) -> Curve | None:
     """Read steps and losses from the event files; None unless every step from the first on is there."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    # 0 reads every event; by default TensorBoard keeps a sample of 10,000.
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     if "train/loss_step" not in events.Tags()["scalars"]:
         return None
@@ -117,6 +119,7 @@ def _choose_color(number: int, count: int) -> Any:
 
     if count <= 10:
         return colormaps["tab10"](number)
+    # tab10 would repeat itself.
     return colormaps["turbo"](number / (count - 1))
 
 

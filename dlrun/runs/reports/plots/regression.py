@@ -21,6 +21,7 @@ Rows = tuple[Tensor, Tensor]
 Function = Callable[[Tensor], Tensor]
 _COLORS = {"train": "tab:blue", "val": "tab:orange", "test": "tab:orange"}
 _GRID = 400
+# Outputs that are drawn: a row of panels for each.
 _MOST_TARGETS = 6
 # Bins of the running mean.
 _BINS = 12
@@ -65,6 +66,7 @@ def draw_predictions(outputs: Tensor, targets: Tensor, split: str) -> "Figure":
     true = targets[:, 0].double().numpy()
     predicted = outputs[:, 0].double().numpy()
 
+    # The diagonal spans the true values: wild predictions must not stretch it.
     low = true.min()
     high = true.max()
     left.plot([low, high], [low, high], "-", color="gray", label="exact")

@@ -14,6 +14,7 @@ from dlrun.runs.reports.plots import canvas
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# Three lines of eight.
 MOST_TILES = 24
 # Inches between two images, and of a line of words.
 _GAP = 0.12
@@ -58,6 +59,7 @@ def draw_tiles(pixels: NDArray[np.float32], titles: Sequence[str], width: float 
     bottom = lines * (image_height + title_height + _GAP) + top
 
     figure = canvas.create_figure(right, bottom)
+    # Everything has its place in inches already.
     figure.set_layout_engine("none")
     axes = figure.add_axes((0, 0, 1, 1))
     axes.axis("off")
