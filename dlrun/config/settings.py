@@ -23,8 +23,12 @@ from dlrun.config.schema import (
 )
 from dlrun.config.validation import validate
 from dlrun.core.errors import ErrorList, RequestError
+from dlrun.core.yaml import flatten
 
 KeysT = TypeVar("KeysT")
+
+# Blocks of the config whose values describe an experiment.
+_HYPERPARAMETER_BLOCKS = ("seed", "data", "model", "optimizer", "scheduler", "task", "trainer")
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,11 @@ class Component(Generic[KeysT]):
 
     arguments: dict[str, Any]
     keys: KeysT
+
+    def describe(self) -> str:
+        """The choice with its arguments: "sgd: lr 0.1, momentum 0.9"."""
+        arguments = ", ".join(f"{key} {value}" for key, value in self.arguments.items())
+        return f"{self.choice}: {arguments}"
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,18 @@ class Settings:
 
     # The whole config as plain Python, for the record of the run.
     plain: dict[str, Any]
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """Values by dotted key ("optimizer.lr", "data.batch_size", ...) and choices by group, for reports and advice.
+
+        Without targets, and without keys that are None.
+        """
+        values: dict[str, Any] = {group: getattr(self, group).choice for group in KEYS}
+        for key, value in flatten({block: self.plain[block] for block in _HYPERPARAMETER_BLOCKS}).items():
+            if not key.endswith("_target_") and value is not None:
+                values[key] = value
+        return values
 
 
 def read_settings(plain: dict[str, Any], choices: dict[str, str], problems: ErrorList | None = None) -> Settings:

@@ -5,10 +5,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, ReduceLROnPlateau, StepLR
+
 from dlrun.config.request import Request
 from dlrun.config.unheeded import format_note, get_key
 from dlrun.core.errors import join_names
+from dlrun.data.batches import MemoryBatches
 from dlrun.data.spec import Splits
+from dlrun.engine.optim.exhaustive import Exhaustive
+from dlrun.engine.optim.schedule import Schedule, count_scheduler_steps
+from dlrun.experiment.builder.start_values import find_replaced
 from dlrun.experiment.context import RunContext
 
 # Schedules that overwrite optimizer.lr by their max_lr.
@@ -49,8 +55,6 @@ def find_without_effect(
 
 def _explain_data(context: RunContext) -> dict[str, str]:
     """By key, the reason why these data do not read it."""
-    from dlrun.data.batches import MemoryBatches
-
     keys = context.settings.data.keys
     reasons = {f"data.{name}": reason for name, reason in context.splits.unheeded.items()}
     batches = (context.training.train, context.training.val, context.test)
@@ -66,12 +70,12 @@ def _explain_data(context: RunContext) -> dict[str, str]:
 
 def _explain_model(context: RunContext) -> dict[str, str]:
     """By key, the reason why this model does not read it."""
-    arguments = context.settings.model.arguments
+    values = context.settings.hyperparameters
     reasons = _explain_init(context)
     # A model of the user's own may read its settings in another way.
-    if str(context.settings.model.target).startswith("dlrun.") and arguments.get("hidden_sizes") == []:
+    if str(context.settings.model.target).startswith("dlrun.") and values.get("model.hidden_sizes") == []:
         reasons["model.activation"] = "there are no hidden layers"
-        if arguments.get("dropout"):
+        if values.get("model.dropout"):
             reasons["model.dropout"] = "there are no hidden layers"
     return reasons
 
@@ -83,8 +87,6 @@ def _explain_init(context: RunContext) -> dict[str, str]:
         reason = f"optimizer={context.settings.optimizer.choice} begins by trying every value"
         return dict.fromkeys(("model.init", *(f"model.init.{name}" for name in init)), reason)
 
-    from dlrun.experiment.builder.start_values import find_replaced
-
     source = context.settings.init_from
     replaced = find_replaced(context.model, init) if source is not None else []
     reasons = {f"model.init.{name}": f"init_from={source} brings {name}" for name in replaced}
@@ -95,28 +97,28 @@ def _explain_init(context: RunContext) -> dict[str, str]:
 
 def _is_exhaustive(context: RunContext) -> bool:
     """Whether the optimizer tries every value of the parameters and reads no gradient."""
-    return str(context.settings.optimizer.target) == "dlrun.optim.exhaustive.Exhaustive"
+    return isinstance(context.training.optimizer, Exhaustive)
 
 
 def _explain_training(context: RunContext) -> dict[str, str]:
     """By key, the reason why this training does not read it."""
     settings = context.settings
+    values = settings.hyperparameters
     reasons: dict[str, str] = {}
 
     scheduler = settings.scheduler
     schedule_name = str(scheduler.target).rpartition(".")[2]
     if scheduler.target is None:
         reasons["scheduler.interval"] = "there is no schedule; type scheduler=<one of `dlrun ls scheduler`>"
-    if schedule_name in _SCHEDULES_WITH_RATES and scheduler.arguments.get("max_lr") is not None:
+    if schedule_name in _SCHEDULES_WITH_RATES and "scheduler.max_lr" in values:
         reasons["optimizer.lr"] = f"scheduler={scheduler.choice} sets the learning rate by scheduler.max_lr"
 
-    optimizer = settings.optimizer.arguments
     trainable = [parameter for parameter in context.model.parameters() if parameter.requires_grad]
-    if optimizer.get("dampening") and not optimizer.get("momentum"):
+    if values.get("optimizer.dampening") and not values.get("optimizer.momentum"):
         reasons["optimizer.dampening"] = "there is no momentum; type optimizer.momentum=0.9 too"
-    if "refine" in optimizer and optimizer["refine"] == 1:
+    if values.get("optimizer.refine") == 1:
         reasons["optimizer.finest"] = "there is one grid; type optimizer.refine=10 too"
-    if "low2" in optimizer and sum(parameter.numel() for parameter in trainable) == 1:
+    if _is_exhaustive(context) and sum(parameter.numel() for parameter in trainable) == 1:
         reasons["optimizer.low2"] = "the model has one parameter"
         reasons["optimizer.high2"] = "the model has one parameter"
 
@@ -146,8 +148,6 @@ def _explain_groups(context: RunContext) -> dict[str, str]:
 
 def _explain_length(context: RunContext) -> dict[str, str]:
     """By key, settings that would take effect only after the end of this training."""
-    from dlrun.engine.optim.schedule import count_scheduler_steps
-
     limits = context.training.stop_rules
     steps_per_epoch = math.ceil(len(context.training.train) / limits.accumulate_steps)
     # The length of the training, which either limit may set.
@@ -173,33 +173,37 @@ def _explain_length(context: RunContext) -> dict[str, str]:
     if (settings.tracking.evolution_every_epochs or 0) > epochs:
         reasons["tracking.evolution_every_epochs"] = f"{in_epochs}, of which the first is always shown"
 
-    scheduler = context.settings.scheduler
-    keys = context.settings.scheduler.keys
+    return reasons | _explain_schedule(context.training.schedule, steps, steps_per_epoch)
+
+
+def _explain_schedule(schedule: Schedule, steps: int, steps_per_epoch: int) -> dict[str, str]:
+    """By key, the reason why the schedule changes nothing in a training of `steps` steps."""
+    if schedule.scheduler is None:
+        return {}
+    if schedule.warmup_steps >= steps:
+        return {"scheduler": f"scheduler.warmup_steps={schedule.warmup_steps} takes the whole training"}
+
+    delay = _find_delay(schedule.scheduler)
+    if delay is None:
+        return {}
+    key, moves = delay
     # A scheduler moves once a step or epoch, and only after the warm-up.
-    length = count_scheduler_steps(steps, steps_per_epoch, keys.interval, keys.warmup_steps)
-    if scheduler.target is not None and keys.warmup_steps >= steps:
-        reasons["scheduler"] = f"scheduler.warmup_steps={keys.warmup_steps} takes the whole training"
-    elif scheduler.target is not None:
-        delay = _find_delay(scheduler.arguments, str(scheduler.target))
-        if delay is not None:
-            key, moves = delay
-            if moves >= length:
-                reasons["scheduler"] = (
-                    f"it changes nothing in {_format_count(length, keys.interval)}; type a smaller {key}"
-                )
-    return reasons
+    length = count_scheduler_steps(steps, steps_per_epoch, schedule.interval, schedule.warmup_steps)
+    if moves < length:
+        return {}
+    count = _format_count(length, schedule.interval)
+    return {"scheduler": f"it changes nothing in {count}; type a smaller {key}"}
 
 
-def _find_delay(arguments: Mapping[str, Any], target: str) -> tuple[str, int] | None:
+def _find_delay(scheduler: LRScheduler) -> tuple[str, int] | None:
     """The setting of a torch scheduler that delays its first change, and by how many moves; None without one."""
-    match target.rpartition(".")[2], arguments:
-        case "StepLR", {"step_size": int(size)}:
-            return "scheduler.step_size", size
-        case "MultiStepLR", {"milestones": [int(), *_] as milestones}:
-            return "scheduler.milestones", min(milestones)
-        case "ReduceLROnPlateau", {"patience": int(patience)}:
-            # The first epoch is always better than none; the rate falls after one more than the patience.
-            return "scheduler.patience", patience + 2
+    if isinstance(scheduler, StepLR):
+        return "scheduler.step_size", scheduler.step_size
+    if isinstance(scheduler, MultiStepLR) and scheduler.milestones:
+        return "scheduler.milestones", min(scheduler.milestones)
+    if isinstance(scheduler, ReduceLROnPlateau):
+        # The first epoch is always better than none; the rate falls after one more than the patience.
+        return "scheduler.patience", scheduler.patience + 2
     return None
 
 
@@ -232,7 +236,8 @@ def _explain_paths(context: RunContext, request: Request) -> dict[str, str]:
         reasons["paths.outputs"] = f"the sweep lies in {request.config['sweep']['dir']}"
 
     # Downloads and files of a data set lie below its root; data of the user's own may name the folder anywhere.
-    if not any(_is_below(value, paths.data) for value in context.settings.data.arguments.values()):
+    values = context.settings.hyperparameters
+    if not any(key.startswith("data.") and _is_below(value, paths.data) for key, value in values.items()):
         reasons["paths.data"] = f"data={context.settings.data.choice} reads nothing from there"
     return reasons
 

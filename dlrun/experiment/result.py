@@ -9,7 +9,6 @@ from typing import Any
 import hydra.utils
 
 from dlrun.config import schema
-from dlrun.core.yaml import flatten
 from dlrun.data.inspection import get_valid_targets
 from dlrun.data.spec import Splits
 from dlrun.engine import evaluation, trainer
@@ -21,9 +20,6 @@ from dlrun.experiment.final_outputs import get_final_outputs
 from dlrun.runs import expectations, logger
 from dlrun.runs.expectations import Value
 from dlrun.runs.logger import Logger
-
-# Blocks of the config that TensorBoard shows as hyperparameters.
-_HPARAM_BLOCKS = ("seed", "data", "model", "optimizer", "scheduler", "task", "trainer")
 
 
 def compute_baseline(task: Objective, splits: Splits) -> dict[str, float]:
@@ -128,7 +124,7 @@ def diagnose(context: RunContext, rows: list[dict[str, float]], metrics: dict[st
     # The same rows that figures show.
     final = get_final_outputs(context)
     predicted = context.task.predict(final.outputs)
-    lr = float(context.settings.optimizer.arguments.get("lr") or 0.0)
+    lr = context.settings.hyperparameters.get("optimizer.lr")
     new_troubles = diagnostics.diagnose_run(
         rows, final.split, predicted, final.targets, context.splits.spec, lr, metrics, context.baseline, troubles
     )
@@ -153,12 +149,7 @@ def log_end(context: RunContext, metrics: dict[str, float], run_logger: Logger) 
     settings = context.settings
     step = context.training.progress.step
     run_logger.log_step(step, {key: value for key, value in metrics.items() if key.startswith("test/")})
-
-    hparams = {group: getattr(settings, group).choice for group in ("data", "model", "optimizer", "scheduler")}
-    for key, value in flatten({block: settings.plain[block] for block in _HPARAM_BLOCKS}).items():
-        if not key.endswith("_target_") and value is not None:
-            hparams[key] = value
-    run_logger.log_hparams(hparams, metrics, step)
+    run_logger.log_hparams(settings.hyperparameters, metrics, step)
 
     if settings.tracking.graph:
         inputs, _ = evaluation.take_small_batch(context.training.train)

@@ -186,7 +186,7 @@ def _build_train_state(
     monitor, mode = monitored or ("train/loss", "min")
 
     optimizer = problems.collect(build.build_optimizer, settings, model, trusted_modules)
-    optimizer = optimizer or _make_trial_optimizer([0.1])
+    optimizer = optimizer or _make_trial_optimizer([0.1], 0.1)
     schedule = problems.collect(_build_schedule, settings, optimizer, train, mode, trusted_modules)
     return TrainState(
         model=model,
@@ -214,7 +214,7 @@ def _build_schedule(
     """
     rates = [group["lr"] for group in optimizer.param_groups]
     # A scheduler changes the rates of its optimizer, so the trial gets one of its own.
-    trial_optimizer = _make_trial_optimizer(rates)
+    trial_optimizer = _make_trial_optimizer(rates, optimizer.defaults.get("lr") or rates[0])
     trial = build.build_schedule(settings, trial_optimizer, train, mode, trusted_modules).scheduler
     try:
         if trial is not None:
@@ -239,10 +239,13 @@ def _build_schedule(
     return build.build_schedule(settings, optimizer, train, mode, trusted_modules)
 
 
-def _make_trial_optimizer(rates: list[float]) -> Optimizer:
-    """An optimizer of one number a group, with these learning rates, to try a scheduler on."""
+def _make_trial_optimizer(rates: list[float], lr: float) -> Optimizer:
+    """An optimizer of one number a group, with these learning rates, to try a scheduler on.
+
+    lr: the rate of groups without one of their own.
+    """
     groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": rate} for rate in rates]
-    return torch.optim.SGD(groups, lr=1.0, momentum=0.9)
+    return torch.optim.SGD(groups, lr=lr, momentum=0.9)
 
 
 def _refuse_unsaveable(
@@ -312,7 +315,7 @@ def _check_remaining(
     one_row = Split((torch.zeros(1, 1),), torch.zeros(1))
     spec = DataSpec("vector", (1,), "regression", 1)
     one_batch = MemoryBatches(one_row, EpochOrder(1, 1), Placement(torch.device("cpu"), torch.float32, spec))
-    optimizer = _make_trial_optimizer([0.1])
+    optimizer = _make_trial_optimizer([0.1], 0.1)
     problems.collect(_build_schedule, settings, optimizer, one_batch, "min", trusted_modules)
 
 

@@ -30,3 +30,16 @@ def test_a_block_is_split_into_the_targets_arguments_and_our_keys() -> None:
     assert (settings.scheduler.target, settings.scheduler.arguments) == (None, {})
     assert type(settings.model.arguments["hidden_sizes"]) is list
     assert type(settings.plain["model"]["hidden_sizes"]) is list
+
+
+def test_hyperparameters_are_choices_and_values_without_targets_and_none() -> None:
+    words = ["data=blobs", "data.batch_size=5", "optimizer=sgd", "optimizer.lr=0.5", "seed=3", "device.precision=bf16"]
+    choices = {"data": "blobs", "model": "mlp", "optimizer": "sgd", "scheduler": "none"}
+    hyperparameters = read_settings(compose.resolve(compose.compose_config(words)), choices).hyperparameters
+    assert hyperparameters.items() >= choices.items()
+    assert hyperparameters["data.batch_size"] == 5
+    assert hyperparameters["optimizer.lr"] == 0.5
+    assert hyperparameters["trainer.early_stopping.min_delta"] == 0.0
+    assert hyperparameters["seed"] == 3
+    assert "data.eval_batch_size" not in hyperparameters
+    assert not any(key.endswith("_target_") or key.startswith("device") for key in hyperparameters)

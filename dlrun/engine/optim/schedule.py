@@ -34,6 +34,7 @@ class Schedule:
     warmup_steps: in optimizer step k of the first warmup_steps the learning rate is k / warmup_steps of the full one
         (Goyal et al. 2017, 2.2). The step or epoch that follows the warm-up has the scheduler's first rate: the
         warm-up delays the scheduler by its length.
+    spans_training: whether the scheduler was built to end with the training, so that more epochs would stretch it.
     """
 
     def __init__(
@@ -42,11 +43,13 @@ class Schedule:
         scheduler: LRScheduler | None,
         interval: str = "epoch",
         warmup_steps: int = 0,
+        spans_training: bool = False,
     ) -> None:
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.interval = interval
         self.warmup_steps = warmup_steps
+        self.spans_training = spans_training
         self.steps = 0
         # Learning rates that the warm-up leads up to, by parameter group.
         self.full = [group["lr"] for group in optimizer.param_groups]

@@ -392,13 +392,15 @@ def build_schedule(
         steps = min(steps, trainer.max_steps)
     length = max(count_scheduler_steps(steps, steps_per_epoch, keys.interval, keys.warmup_steps), 1)
 
-    # The configured rate comes first: the first group may have one of its own.
-    lr = float(settings.optimizer.arguments.get("lr") or optimizer.param_groups[0]["lr"])
+    # The rate of the whole comes first: the first group may have one of its own.
+    lr = float(optimizer.defaults.get("lr") or optimizer.param_groups[0]["lr"])
     defaults = {"max_lr": 10 * lr, **dict.fromkeys(LENGTH_ARGUMENTS, length)}
     arguments = dict(component.arguments)
+    spans_training = False
     for key, value in component.arguments.items():
         if value is None and key in defaults:
             arguments[key] = defaults[key]
+            spans_training = spans_training or key in LENGTH_ARGUMENTS
 
     # Plateau watches the monitored metric, so it must know which way is better.
     if "plateau" in str(component.target).lower():
@@ -415,7 +417,7 @@ def build_schedule(
         )
     complete = dataclasses.replace(component, arguments=arguments)
     scheduler = _instantiate(complete, trusted_modules, optimizer)
-    return Schedule(optimizer, scheduler, keys.interval, keys.warmup_steps)
+    return Schedule(optimizer, scheduler, keys.interval, keys.warmup_steps, spans_training)
 
 
 def _instantiate(component: Component[Any], trusted_modules: Sequence[str] | None, *positional: Any) -> Any:

@@ -98,7 +98,10 @@ class Diagnostics(Callback):
         self.context = context
         self.rows = rows
         self.say = say
-        self.lr = float(context.settings.optimizer.arguments.get("lr") or 0.0)
+        hyperparameters = context.settings.hyperparameters
+        self.lr: float | None = hyperparameters.get("optimizer.lr")
+        self.batch_size: int = hyperparameters.get("data.eval_batch_size") or _ROWS
+        self.can_normalize = "data.normalize" in hyperparameters
 
         work_per_row = max(sum(layer.multiply_adds for layer in context.layers), 1)
         row_count = min(max(int(_MULTIPLY_ADDS / work_per_row), _FEWEST_ROWS), _ROWS)
@@ -146,8 +149,7 @@ class Diagnostics(Callback):
         rng = device.get_rng_state()
         outputs, awake = self.probe(self.inputs)
         if len(self.rows) == 1:
-            can_normalize = "normalize" in context.settings.data.arguments
-            troubles |= find_far_inputs(self.inputs[0], context.splits.spec, can_normalize)
+            troubles |= find_far_inputs(self.inputs[0], context.splits.spec, self.can_normalize)
             loss = context.task.loss_name
             note = final_activation.find_redundant_function(outputs, loss, self.name_last_operation)
             if note is not None:
@@ -182,8 +184,7 @@ class Diagnostics(Callback):
 
         layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.ReLU | nn.ReLU6)]
         handles = [layer.register_forward_hook(partial(record, name)) for name, layer in layers]
-        batch_size = self.context.settings.data.keys.eval_batch_size or _ROWS
-        batches = zip(*(torch.split(x, batch_size) for x in inputs), strict=True)
+        batches = zip(*(torch.split(x, self.batch_size) for x in inputs), strict=True)
         try:
             with evaluation_mode(model), self.context.runtime.autocast():
                 # A compiled model knows no hooks, so its forward is called.
@@ -248,7 +249,7 @@ def diagnose_run(
     predicted: Tensor | None,
     targets: Tensor | None,
     spec: DataSpec,
-    lr: float,
+    lr: float | None,
     metrics: Mapping[str, float],
     baseline: Mapping[str, float],
     reported: Collection[str] = (),
@@ -256,7 +257,8 @@ def diagnose_run(
     """The troubles that a whole run shows, without the kinds `reported` while it learnt; empty if all looks well.
 
     predicted and targets: of `split`, the one that is shown, by the best weights; class numbers (N,), for tagging
-    (N, T), and for regression values (N, columns). metrics and baseline: of the model and of the trivial answer,
+    (N, T), and for regression values (N, columns). lr: optimizer.lr, None without one.
+    metrics and baseline: of the model and of the trivial answer,
     with keys such as "test/accuracy"; metrics count where `predicted` is None, for those of the training split were
     taken while it learnt.
     """
@@ -268,7 +270,7 @@ def diagnose_run(
     return {kind: sentence for kind, sentence in troubles.items() if kind not in reported}
 
 
-def diagnose_epoch(rows: Rows, lr: float, baseline: Mapping[str, float]) -> Troubles:
+def diagnose_epoch(rows: Rows, lr: float | None, baseline: Mapping[str, float]) -> Troubles:
     """The troubles that the curves show in the middle of a run."""
     troubles: Troubles = {}
     # Two rising epochs are no trend yet.
@@ -277,16 +279,23 @@ def diagnose_epoch(rows: Rows, lr: float, baseline: Mapping[str, float]) -> Trou
     return troubles | find_stuck_loss(rows, baseline) | find_overfitting(rows, baseline)
 
 
-def find_divergence(rows: Rows, lr: float, baseline: Mapping[str, float]) -> Troubles:
-    """Find a training loss that is twice the first one and has grown in each of the last epochs."""
+def find_divergence(rows: Rows, lr: float | None, baseline: Mapping[str, float]) -> Troubles:
+    """Find a training loss that is twice the first one and has grown in each of the last epochs.
+
+    lr: optimizer.lr, None where the optimizer has no such setting.
+    """
     losses = [row["train/loss"] for row in (*rows[:1], *rows[1:][-1 - _TREND_EPOCHS :])]
     if len(losses) < 2 or not losses[-1] > max(_GREW * losses[0], _compute_negligible_loss(baseline)):
         return {}
     if not all(before < after for before, after in pairwise(losses[-1 - _TREND_EPOCHS :])):
         return {}
+
+    advice = "so its steps are too large; try smaller ones, or optimizer=adam"
+    if lr:
+        advice = f"so optimizer.lr={lr:g} is too large; try a tenth of it, optimizer.lr={lr / 10:g}"
     return {
         "diverging": f"diverging: the training loss grew from {losses[0]:.4g} to {losses[-1]:.4g} in {len(rows)} "
-        f"epochs, so optimizer.lr={lr:g} is too large; try a tenth of it, optimizer.lr={lr / 10:g}"
+        f"epochs, {advice}"
     }
 
 

@@ -236,7 +236,7 @@ def check_lr(words: Sequence[str]) -> int:
 
     console = Console()
     names = f"{settings.model.choice} on {settings.data.choice}, {settings.optimizer.choice}"
-    rows = make_rows(curve, settings.optimizer.arguments.get("lr"))
+    rows = make_rows(curve, settings.hyperparameters.get("optimizer.lr"))
     console.say(f"learning-rate range test of {names}: {len(curve.rates)} steps, one for each rate")
     console.say(build_table(("optimizer.lr", "loss", "", ""), rows, left=4))
     for sentence in describe_curve(curve, top):

@@ -87,6 +87,6 @@ def _list_remedies(settings: Settings) -> str:
         remedies.append(f"data.batch_size={rows // 2} trainer.accumulate_steps={2 * steps} (the same steps)")
     if settings.device.precision not in _NARROW:
         remedies.append("device.precision=bf16")
-    if settings.data.arguments.get("image_size"):
+    if settings.hyperparameters.get("data.image_size"):
         remedies.append("a smaller data.image_size")
     return ", ".join([*remedies, "data.loader=workers, or a smaller model"])

@@ -118,11 +118,9 @@ def _collect_facts(context: RunContext, folder: Path, result: dict[str, Any]) ->
 
 def _describe_optimizer(context: RunContext) -> str:
     """The optimizer with its settings of the config: the learning rate may have been moved since."""
-    optimizer = context.settings.optimizer
     schedule = context.settings.scheduler.choice
-    arguments = ", ".join(f"{key} {value}" for key, value in optimizer.arguments.items())
     scheduler = "" if schedule == "none" else f"; scheduler {schedule}"
-    return f"{optimizer.choice}: {arguments}{scheduler}"
+    return context.settings.optimizer.describe() + scheduler
 
 
 def _draw_curves(rows: Sequence[dict[str, float]]) -> str:

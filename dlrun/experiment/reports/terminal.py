@@ -15,7 +15,6 @@ from dlrun.core.yaml import dump_yaml
 from dlrun.data.batches import MemoryBatches
 from dlrun.data.datasets import count_rows
 from dlrun.data.spec import DataSpec, Splits
-from dlrun.engine.optim.schedule import LENGTH_ARGUMENTS
 from dlrun.engine.state import TrainState
 from dlrun.experiment.context import Answer, RunContext
 from dlrun.experiment.preflight.checks import estimate_checkpoint_bytes
@@ -98,10 +97,10 @@ def _describe_frozen(context: RunContext) -> str:
 
 
 def _describe_schedule(context: RunContext) -> str:
-    keys = context.settings.scheduler.keys
+    warmup_steps = context.training.schedule.warmup_steps
     choice = context.settings.scheduler.choice
     scheduler = "" if choice == "none" else f", scheduler {choice}"
-    warmup = f", warm-up {keys.warmup_steps} steps" if keys.warmup_steps else ""
+    warmup = f", warm-up {warmup_steps} steps" if warmup_steps else ""
     return scheduler + warmup
 
 
@@ -201,10 +200,9 @@ def _list_next_commands(context: RunContext, folder: Path, result: dict[str, Any
         ("evaluate", suggest_command("eval", folder, modules=modules)),
     ]
     # A schedule over the whole training ends with it: more epochs would stretch it.
-    spans_training = any(settings.scheduler.arguments.get(key, 0) is None for key in LENGTH_ARGUMENTS)
     if result["status"] == "interrupted":
         commands.append(("resume", suggest_command("resume", folder, modules=modules)))
-    elif not spans_training:
+    elif not context.training.schedule.spans_training:
         commands.append(
             ("go on", suggest_command("resume", folder, _choose_override(context.training), modules=modules))
         )

@@ -90,6 +90,27 @@ def test_one_cycle_climbs_to_ten_times_the_learning_rate() -> None:
     assert schedule("scheduler=none").scheduler is None
 
 
+def test_the_rate_of_the_whole_counts_and_not_that_of_the_first_group() -> None:
+    own_rate = "optimizer.groups=[{match: bias, lr: 5.0}]"
+    made = schedule("scheduler=one_cycle", "optimizer.lr=0.02", own_rate)
+    assert made.optimizer.param_groups[0]["max_lr"] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("words", "spans"),
+    [
+        (("scheduler=cosine",), True),
+        (("scheduler=one_cycle",), True),
+        (("scheduler=cosine", "scheduler.T_max=3"), False),
+        (("scheduler=one_cycle", "scheduler.total_steps=78"), False),
+        (("scheduler=step",), False),
+        (("scheduler=none",), False),
+    ],
+)
+def test_a_schedule_with_an_open_length_spans_the_training(words: tuple[str, ...], spans: bool) -> None:
+    assert schedule(*words).spans_training is spans
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

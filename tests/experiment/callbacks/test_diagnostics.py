@@ -59,11 +59,11 @@ def watching(model: nn.Module, spec: DataSpec, baseline: dict[str, float] | None
         splits=SimpleNamespace(spec=spec),
         runtime=SimpleNamespace(autocast=contextlib.nullcontext),
         settings=SimpleNamespace(
-            optimizer=SimpleNamespace(arguments={"lr": 0.1}),
-            data=SimpleNamespace(
-                arguments={"normalize": False},
-                keys=SimpleNamespace(eval_batch_size=other.pop("eval_batch_size", None)),
-            ),
+            hyperparameters={
+                "optimizer.lr": 0.1,
+                "data.normalize": False,
+                "data.eval_batch_size": other.pop("eval_batch_size", None),
+            }
         ),
         training=SimpleNamespace(
             train=train if workers is None else LoaderBatches(Pairs(split), order, place, workers),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dlrun.data.spec import DataSpec
-from dlrun.experiment.callbacks.diagnostics import diagnose_epoch, diagnose_run, is_flat
+from dlrun.experiment.callbacks.diagnostics import diagnose_epoch, diagnose_run, find_divergence, is_flat
 
 VALUES = DataSpec("vector", (1,), "regression", 1)
 YES_NO = DataSpec("vector", (2,), "binary", 1, class_names=("no", "yes"))
@@ -48,6 +48,12 @@ def test_a_growing_loss_is_diverging(train: list[float]) -> None:
     (sentence,) = said_of(train)
     assert sentence.startswith(f"diverging: the training loss grew from 1 to {train[-1]:.4g} in {len(train)} epochs")
     assert sentence.endswith("optimizer.lr=0.5 is too large; try a tenth of it, optimizer.lr=0.05")
+
+
+@pytest.mark.parametrize("lr", [None, 0.0])
+def test_without_a_learning_rate_none_is_advised(lr: float | None) -> None:
+    (sentence,) = find_divergence(rows([1.0, 3.0, 5.0, 9.0]), lr, {}).values()
+    assert sentence.endswith("in 4 epochs, so its steps are too large; try smaller ones, or optimizer=adam")
 
 
 @pytest.mark.parametrize(
