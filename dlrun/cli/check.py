@@ -20,9 +20,10 @@ def check(words: list[str]) -> int:
     requests = request.from_command_line(words)
     console = Console()
     errors = ErrorList()
-    for each in requests:
+    is_sweep = len(requests) > 1
+    for run_request in requests:
         # Errors are collected, so that one command shows those of all runs.
-        errors.collect(_check_request, each, console, len(requests) > 1)
+        errors.collect(_check_request, run_request, console, is_sweep)
     errors.raise_if_any()
 
     if requests:

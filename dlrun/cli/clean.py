@@ -19,7 +19,8 @@ from dlrun.runs.query import Query, count_bytes, parse_query
 from dlrun.runs.record import RunRecord
 
 _DEFAULT_STATUSES = ["failed", "empty"]
-_YOUNG = 60  # seconds in which an empty folder may belong to a run that is just starting
+# Seconds in which an empty folder may belong to a run that is just starting.
+_YOUNG = 60
 
 
 def clean(words: Sequence[str]) -> None:
@@ -45,7 +46,7 @@ def clean(words: Sequence[str]) -> None:
     for run in runs:
         objection = objections[run.folder]
         if objection:
-            write_out(escape_line(f"stays: {run.folder} ({objection})"))
+            write_out(escape_line(f"kept: {run.folder} ({objection})"))
 
     size = format_size(sum(count_bytes(run.folder) for run in removable))
     if not removable:
@@ -92,7 +93,7 @@ def find_objection(run: RunRecord, outputs: Path) -> str:
     if run.status == "empty" and time.time() - _find_last_change(run.folder) < _YOUNG:
         return f"it has changed less than {_YOUNG} seconds ago, so it may only just have begun"
     if run.status == "damaged" and run.has_checkpoints:
-        return f"it holds checkpoints, which may be whole: {run.damage[0]}"
+        return f"it holds checkpoints, which may be intact: {run.damage[0]}"
 
     try:
         names = sorted(path.name for path in run.folder.iterdir())
@@ -143,11 +144,11 @@ def remove_all(runs: Sequence[RunRecord], outputs: Path) -> None:
 def remove(run: RunRecord, outputs: Path) -> None:
     """Remove a run's folder, and its parents in `outputs` that are empty then; RequestError if it is in use."""
     # The lock keeps anyone from resuming the run meanwhile.
-    with lock.Lock() as own:
-        own.take(run.folder, to_remove=True)
+    with lock.Lock() as run_lock:
+        run_lock.take(run.folder, to_remove=True)
         if replace(run).recorded_status != run.recorded_status:
             # Someone has resumed it since it was shown: a new record reads another status.
-            raise RequestError(f"{run.folder} has been gone on with meanwhile")
+            raise RequestError(f"{run.folder} has been resumed meanwhile")
         shutil.rmtree(run.folder)
 
     # The folder of the date, or of the sweep, stays as long as other runs are in it.

@@ -25,20 +25,24 @@ _SAVED = [
 class CommandHelp:
     """The text of `dlrun COMMAND --help`, and the command's lines in `dlrun --help`."""
 
-    usage: str  # the words after `dlrun`
+    # The words after `dlrun`.
+    usage: str
     about: str
-    words: list[tuple[str, str]]  # positional words: name, meaning
-    options: list[tuple[str, str]]  # "option=default", meaning
+    # Positional words: name and meaning.
+    words: list[tuple[str, str]]
+    # "option=default" and its meaning.
+    options: list[tuple[str, str]]
     examples: list[str]
-    overview: list[tuple[str, str]]  # usage, a few words
+    # Lines of `dlrun --help`: usage, and a few words on it.
+    overview: list[tuple[str, str]]
 
 
 # By command, in the order of `dlrun --help`. Tests run the examples and compare the options with the code.
 COMMAND_HELP = {
     "resume": CommandHelp(
         usage="resume RUN|SWEEP [key=value ...]",
-        about="Go on with an interrupted run as if it had never been stopped, or train a finished one longer. "
-        "A sweep trains what is not finished, and points that the words add.",
+        about="Continue an interrupted run as if it had never been stopped, or train a finished one longer. "
+        "Of a sweep, train what is not finished, and points that the words add.",
         words=[_RUN, ("SWEEP", "a sweep's folder, the one that holds sweep.jsonl")],
         options=[
             ("trainer.epochs=", "train until this epoch (default: as the run was begun)"),
@@ -47,14 +51,14 @@ COMMAND_HELP = {
         ],
         examples=["dlrun resume runs/mine", "dlrun resume runs/mine trainer.epochs=4"],
         overview=[
-            ("resume RUN [key=value ...]", "go on, or longer: trainer.epochs=40"),
-            ("resume SWEEP [key=values ...]", "go on, or add points: seed=5,6"),
+            ("resume RUN [key=value ...]", "continue, longer: trainer.epochs=40"),
+            ("resume SWEEP [key=values ...]", "continue, or add points: seed=5,6"),
         ],
     ),
     "eval": CommandHelp(
         usage="eval RUN_OR_CHECKPOINT [key=value ...]",
-        about="Say what saved weights are worth: metrics beside those of the training and of the trivial answer, "
-        "classes and calibration. They are written to RUN/eval/, with a row for each prediction.",
+        about="Evaluate saved weights: metrics beside those of the training and of the trivial answer, classes and "
+        "calibration. Everything is written to RUN/eval/, with a row for each prediction.",
         words=[_RUN_OR_CHECKPOINT],
         options=[
             ("split=test", "train, val, test or all"),
@@ -66,7 +70,7 @@ COMMAND_HELP = {
     ),
     "predict": CommandHelp(
         usage="predict RUN_OR_CHECKPOINT INPUT ... [--format F] [--top K] [key=value ...]",
-        about="Answer inputs, a row each: class and probability, or value. An input that cannot be read gets a row "
+        about="Predict inputs, a row each: class and probability, or value. An input that cannot be read gets a row "
         "with its error.",
         words=[
             _RUN_OR_CHECKPOINT,
@@ -96,8 +100,8 @@ COMMAND_HELP = {
     ),
     "compare": CommandHelp(
         usage="compare DIR ... [paths.outputs=DIR]",
-        about="Put finished runs side by side: a table with mean and spread over seeds beside the trivial answer, "
-        "verdicts, pictures and a page. Of one sweep it is written into the sweep's folder.",
+        about="Compare finished runs: a table with mean and spread over seeds beside the trivial answer, "
+        "verdicts, pictures and a page. The comparison of a single sweep is written into the sweep's folder.",
         words=[("DIR", "a run, a sweep, or a folder of them")],
         options=[("paths.outputs=outputs", "where comparisons/ is made")],
         examples=["dlrun compare outputs", "dlrun compare runs/mine runs/other"],
@@ -105,7 +109,7 @@ COMMAND_HELP = {
     ),
     "diff": CommandHelp(
         usage="diff RUN RUN",
-        about="Say how two runs differ: config, machine, versions, the epoch at which their weights part, results.",
+        about="Show how two runs differ: config, machine, versions, the epoch at which their weights part, results.",
         words=[_RUN],
         options=[],
         examples=["dlrun diff runs/mine runs/other", "dlrun diff runs/other runs/mine"],
@@ -113,8 +117,8 @@ COMMAND_HELP = {
     ),
     "check": CommandHelp(
         usage="check [resume|lr|gradients] [key=value ...]",
-        about="Say all that is wrong with a choice, and what memory and disk it takes, without training; or measure "
-        "something about it: `dlrun check lr --help` and so on.",
+        about="Report everything that is wrong with a choice, and the memory and disk it needs, without training; or "
+        "measure something about it: see `dlrun check lr --help` and so on.",
         words=[
             ("resume", "kill it, resume it, compare"),
             ("lr", "a learning rate to begin with"),
@@ -123,12 +127,12 @@ COMMAND_HELP = {
         ],
         options=[("-m", "all runs of a sweep")],
         examples=["dlrun check model=cnn", "dlrun check -m optimizer=sgd,adam data=blobs"],
-        overview=[("check [key=value ...]", "all that is wrong, without training")],
+        overview=[("check [key=value ...]", "everything wrong, without training")],
     ),
     "check resume": CommandHelp(
         usage="check resume [key=value ...]",
-        about="Train the choice twice for a few epochs, once left alone and once killed three times and resumed, and "
-        "compare weights, metrics and events. Nothing of it stays.",
+        about="Train the choice twice for a few epochs, once undisturbed and once killed three times and resumed, and "
+        "compare weights, metrics and events. No file is kept.",
         words=[_KEYS],
         options=[],
         examples=["dlrun check resume data=blobs", "dlrun check resume data=blobs optimizer=momentum"],
@@ -137,7 +141,7 @@ COMMAND_HELP = {
     "check lr": CommandHelp(
         usage="check lr [key=value ...]",
         about="Raise the learning rate from step to step, look at the loss and suggest a rate. Only a picture of it "
-        "stays, in outputs/check_lr/.",
+        "is kept, in outputs/check_lr/.",
         words=[_KEYS],
         options=[("paths.outputs=outputs", "where check_lr/ is made")],
         examples=["dlrun check lr data=blobs", "dlrun check lr data=blobs optimizer=sgd"],
@@ -145,8 +149,7 @@ COMMAND_HELP = {
     ),
     "check gradients": CommandHelp(
         usage="check gradients [key=value ...]",
-        about="Hold the backward passes that are written by hand against autograd and the central difference, layer "
-        "by layer, in fp64.",
+        about="Check hand-written backward passes against autograd and central differences, layer by layer, in fp64.",
         words=[_KEYS],
         options=[],
         examples=["dlrun check gradients model=scratch_mlp", "dlrun check gradients model=scratch_mlp data=blobs"],
@@ -181,8 +184,8 @@ COMMAND_HELP = {
     ),
     "clean": CommandHelp(
         usage="clean [FOLDER ...] [key=value ...] [--last N] [--yes]",
-        about="Show the failed and empty runs, and remove them with --yes. Nothing outside of paths.outputs goes, and "
-        "no run under way.",
+        about="Show the failed and empty runs, and remove them with --yes. Nothing outside of paths.outputs is "
+        "removed, and no run under way.",
         words=[("FOLDER", "where to look (default: all of paths.outputs)")],
         options=[
             ("--yes", "remove what is shown (default: only show it)"),
@@ -196,7 +199,7 @@ COMMAND_HELP = {
     ),
     "completion": CommandHelp(
         usage="completion bash|zsh",
-        about="Print what makes the Tab key know commands, options, keys and runs.",
+        about="Print a script for the shell, so that its Tab key completes commands, options, keys and runs.",
         words=[("bash|zsh", "your shell")],
         options=[],
         examples=['eval "$(dlrun completion bash)"', "dlrun completion zsh"],
@@ -216,7 +219,7 @@ _TRAINING = [
 ]
 _BESIDES = [
     ("tensorboard --logdir outputs", "look at the runs"),
-    ('eval "$(dlrun completion bash)"', "the Tab key, or zsh, from now on"),
+    ('eval "$(dlrun completion bash)"', "completion by the Tab key, or zsh"),
 ]
 _FLAGS = [
     ("COMMAND --help", "a command's words, options and examples"),

@@ -61,7 +61,7 @@ _SEVERAL = ("diff", "compare")
 _FORMATS = ("onnx", "safetensors", "python")
 
 
-def answer(words: Sequence[str]) -> None:
+def complete(words: Sequence[str]) -> None:
     """`dlrun completion bash|zsh` prints the shell's script, `completion words SHELL LINE` the suggestions."""
     if len(words) == 3 and words[0] == "words" and words[1] in SCRIPTS:
         # An error message amid the user's typing would help nobody.

@@ -147,7 +147,7 @@ def _describe_ends(last_a: int, last_b: int) -> str:
         return f"after every one of {last_a} epochs"
 
     longer = "A" if last_a > last_b else "B"
-    return f"until epoch {min(last_a, last_b)}, where one ends; {longer} goes on to epoch {max(last_a, last_b)}"
+    return f"until epoch {min(last_a, last_b)}, where one ends; {longer} continues to epoch {max(last_a, last_b)}"
 
 
 def _find_differing_step(run_a: RunRecord, run_b: RunRecord, since: int, until: int) -> list[str]:

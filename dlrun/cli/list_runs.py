@@ -16,8 +16,10 @@ from dlrun.runs.reports.console import format_number
 from dlrun.sweep.ledger import DONE, Ledger
 
 HEADERS = ("run", "status", "epochs", "best", "size", "choice")
-_IS_RIGHT_ALIGNED = (False, False, True, False, True)  # by column, without the last
-_LEAST_CHOICE = 8  # columns of the choice; with less room it is left out
+# By column of HEADERS, without the last one, which is neither padded nor aligned.
+_IS_RIGHT_ALIGNED = (False, False, True, False, True)
+# Columns of the choice; with less room than this it is left out.
+_LEAST_CHOICE = 8
 
 
 def list_runs(words: Sequence[str]) -> None:

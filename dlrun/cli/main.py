@@ -28,7 +28,7 @@ COMMANDS = {
     "check": "dlrun.cli.main:check",
     "clean": "dlrun.cli.clean:clean",
     "compare": "dlrun.sweep.comparison.report:compare_runs",
-    "completion": "dlrun.cli.completion:answer",
+    "completion": "dlrun.cli.completion:complete",
     "diff": "dlrun.cli.diff:diff_runs",
     "eval": "dlrun.inference.evaluate:evaluate",
     "export": "dlrun.inference.export.command:export",
@@ -53,7 +53,8 @@ SAVED_RUN_COMMANDS = ("eval", "export", "predict", "resume")
 
 # torch imports this with its first optimizer. Imported up front, it is spared garbage collection too.
 OPTIMIZER_IMPORTS = "torch._dynamo"
-MOST_ECHOED = 200  # letters of a word that an error message repeats
+# Letters of a word that an error message repeats: a pasted file would bury the message.
+MOST_ECHOED = 200
 
 
 @library_warnings.divert_warnings()
@@ -81,7 +82,7 @@ def main() -> int:
             return follower.main(verbose)
 
         try:
-            requests = answer(words)
+            requests = dispatch(words)
         finally:
             # Without a training the other ranks would wait for ever.
             if not requests:
@@ -104,7 +105,7 @@ def main() -> int:
         unheeded.refuse_sweep_settings(words)
         return run.run(requests[0])
     except (DlrunError, SystemExit) as error:
-        return complain(error, verbose)
+        return report_error(error, verbose)
     except KeyboardInterrupt as interrupt:
         return signals.exit_code_of_interrupt(interrupt)
     except BrokenPipeError:
@@ -116,7 +117,7 @@ def main() -> int:
         explained = explain(error)
         if explained is None:
             raise
-        return complain(explained, verbose)
+        return report_error(explained, verbose)
 
 
 @contextlib.contextmanager
@@ -140,7 +141,7 @@ def skip_garbage_collection() -> Iterator[None]:
         atexit.register(gc.unfreeze)
 
 
-def answer(words: list[str]) -> list["Request"]:
+def dispatch(words: list[str]) -> list["Request"]:
     """Run a command that trains nothing, or compose the requests of one that does; the former returns []."""
     help_text = find_help(words)
     if help_text:
@@ -156,7 +157,7 @@ def answer(words: list[str]) -> list["Request"]:
 
         pages.show_page(words[1:])
         return []
-    return compose(words)
+    return compose_or_run(words)
 
 
 def find_help(words: list[str]) -> str:
@@ -174,7 +175,7 @@ def find_help(words: list[str]) -> str:
     return command_help.format_versions() if "--version" in flags else ""
 
 
-def compose(words: list[str]) -> list["Request"]:
+def compose_or_run(words: list[str]) -> list["Request"]:
     """The requests of a command line that trains; other commands are run, and have none.
 
     RequestError translates Hydra's composition errors.
@@ -248,7 +249,7 @@ def explain(error: Exception) -> DlrunError | None:
     return request_error
 
 
-def complain(error: DlrunError | SystemExit, verbose: bool) -> int:
+def report_error(error: DlrunError | SystemExit, verbose: bool) -> int:
     """Print an error, with its traceback if `verbose`; returns the exit code."""
     if isinstance(error, SystemExit):
         error = explain_exit(error)

@@ -98,12 +98,12 @@ def read_fixed_words(words: Sequence[str]) -> dict[str, str]:
 def merge_words(before: Sequence[str], more: Sequence[str]) -> list[str]:
     """The overrides of a command line, replaced or extended by `more`; without those of Hydra itself."""
     keys = {parse_key(word) for word in more}
-    merged = []
+    words = []
     for word in compose.select_overrides(before):
         key = parse_key(word)
         if key not in keys and not key.startswith("hydra"):
-            merged.append(word)
-    return [*merged, *more]
+            words.append(word)
+    return [*words, *more]
 
 
 def read_requests(words: Sequence[str]) -> list[Request]:
@@ -126,9 +126,9 @@ def read_requests(words: Sequence[str]) -> list[Request]:
     new_words = [word for word in overrides if word not in settings]
 
     line = ["resume", str(folder), *words]
-    recorded = [ledger.make_request(entry, settings, line) for entry in ledger.entries.values()]
+    recorded_requests = [ledger.make_request(entry, settings, line) for entry in ledger.entries.values()]
     if not new_words:
-        return recorded
+        return recorded_requests
 
     # New points are composed from the same config files as the old ones.
     flags_before = compose.parse_flags(ledger.words)
@@ -140,8 +140,8 @@ def read_requests(words: Sequence[str]) -> list[Request]:
             raise RequestError(f"the sweep was begun with {place}; add that to this command, for the new points")
 
     # Interpolations may read the environment, so a loaded file must not choose them.
-    merged = merge_words(ledger.words, new_words)
-    for word in merged:
+    merged_words = merge_words(ledger.words, new_words)
+    for word in merged_words:
         if "${" in word and word not in new_words:
             raise RequestError(
                 f"the sweep was begun with {word}, and nothing that is read from a file is evaluated; type it again "
@@ -149,7 +149,7 @@ def read_requests(words: Sequence[str]) -> list[Request]:
             )
 
     # The old command line with the new values: points of the ledger are dropped as duplicates.
-    points = request.from_command_line(["-m", *flags, *merged, *strip_permission_words(settings)])
-    trusted = recorded[0].trusted_modules or []
-    new = [replace(point, trusted_modules=trusted, words=line, sweep=folder) for point in points]
-    return [*recorded, *new]
+    points = request.from_command_line(["-m", *flags, *merged_words, *strip_permission_words(settings)])
+    trusted = recorded_requests[0].trusted_modules or []
+    new_requests = [replace(point, trusted_modules=trusted, words=line, sweep=folder) for point in points]
+    return [*recorded_requests, *new_requests]

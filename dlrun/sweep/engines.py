@@ -49,7 +49,7 @@ class Engine(Protocol):
 
 
 class Serial:
-    """Runs one job after the other in this process, whose state runtime.session restores after each."""
+    """Runs one job after the other in this process, whose state `device_session` restores after each."""
 
     def run(self, jobs: Sequence[Job], watcher: Watcher) -> int:
         """Run the jobs in order; returns 0, or the exit code of an interruption."""
@@ -58,6 +58,7 @@ class Serial:
             outcome = run_request(job.request)
             is_continuing = watcher.on_job_end(job, outcome)
 
+            # The watcher has recorded it, so that a resumed sweep trains it to its end.
             if outcome.is_interrupted:
                 return outcome.code
             if not is_continuing:

@@ -24,9 +24,12 @@ class Job:
     """One run of a sweep."""
 
     number: int
-    request: Request  # with its folder
-    label: str  # the overrides that tell it from the other jobs
-    key: str  # equal for equal jobs, now and when the sweep is resumed
+    # Its folder is set.
+    request: Request
+    # The overrides that distinguish it from the other jobs.
+    label: str
+    # Equal for equal jobs, now and when the sweep is resumed.
+    key: str
 
     @property
     def folder(self) -> Path:

@@ -67,7 +67,8 @@ class Entry:
 
     number: int
     key: str
-    folder: str  # relative to the sweep's
+    # Relative to the sweep's folder.
+    folder: str
     overrides: list[str]
     choices: dict[str, str]
     config: dict[str, Any]
@@ -75,7 +76,8 @@ class Entry:
     extra: list[str] = field(default_factory=list)
     status: str = "pending"
     error: str | None = None
-    seconds: float | None = None  # of the last attempt
+    # Duration of the last attempt.
+    seconds: float | None = None
 
 
 class Ledger:
@@ -84,11 +86,16 @@ class Ledger:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.path = folder / NAME
-        self.words: list[str] = []  # the command line that began the sweep
-        self.extensions: list[list[str]] = []  # the command lines that added jobs
-        self.entries: dict[str, Entry] = {}  # by job key
-        self._count = 0  # number of entries by the file's own account
-        self._size = 0  # bytes of the file when it was read
+        # The command line that began the sweep.
+        self.words: list[str] = []
+        # The command lines that added jobs.
+        self.extensions: list[list[str]] = []
+        # By job key.
+        self.entries: dict[str, Entry] = {}
+        # Number of entries by the file's own account.
+        self._count = 0
+        # Bytes of the file when it was read.
+        self._size = 0
 
     @classmethod
     def read(cls, folder: Path) -> "Ledger":
@@ -157,19 +164,19 @@ class Ledger:
         # With all jobs known, the damaged line can only hold a status.
         if self._count and self._count == len(self.entries):
             return RequestError(
-                f"{self.path} is cut short or damaged in line {number}, which says how a job got on; delete that "
-                "line and type the command again: what the jobs came to is in their own folders"
+                f"{self.path} is cut short or damaged in line {number}, which holds the status of a job; delete that "
+                "line and type the command again: the results are in the folders of the jobs"
             )
         return RequestError(
             f"{self.path} is cut short or damaged in line {number}, where it names the jobs, so the sweep cannot be "
-            f"gone on with; type it again with another sweep.dir (dlrun compare {quote(self.folder)} shows what "
+            f"resumed; type it again with another sweep.dir (dlrun compare {quote(self.folder)} shows what "
             "is finished)"
         )
 
     def refuse_changed(self) -> None:
         """RequestError if another process has written since the ledger was read; the folder must be locked."""
         if self.path.exists() and self.path.stat().st_size != self._size:
-            raise RequestError(f"{self.folder} was gone on with by another process meanwhile; type the command again")
+            raise RequestError(f"{self.folder} was resumed by another process meanwhile; type the command again")
 
     def add(self, jobs: Sequence[Job], words: Sequence[str]) -> None:
         """Add the jobs that are new, all or none; a new file begins with the words of the command."""

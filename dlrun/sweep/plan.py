@@ -28,6 +28,7 @@ def check_jobs(jobs: Sequence[Job], on_start: Callable[[Job], None] | None = Non
     missing_data: dict[str, str] = {}
     labels_by_message: dict[str, list[str]] = {}
     for job in jobs:
+        # Before the job is built: if that ends the process, this name is the last that the parent has heard.
         if on_start is not None:
             on_start(job)
 
@@ -64,9 +65,11 @@ def check_jobs(jobs: Sequence[Job], on_start: Callable[[Job], None] | None = Non
 class CheckResult:
     """What `check_jobs` returned, raised or died of in another process."""
 
-    missing_data: dict[str, str] = field(default_factory=dict)  # by job key
+    # By job key.
+    missing_data: dict[str, str] = field(default_factory=dict)
     error: str | None = None
-    death: str | None = None  # which job ended the process, and how
+    # Which job ended the process, and how.
+    death: str | None = None
 
 
 def check_in_process(jobs: Sequence[Job], engine: Parallel) -> CheckResult:
@@ -84,10 +87,11 @@ def check_in_process(jobs: Sequence[Job], engine: Parallel) -> CheckResult:
         # The pipe broke before a result: the job whose label came last has ended the process.
         process.join()
         code = process.exitcode or 0
-        how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
-        return CheckResult(death=f"{label} ended the process that tried it ({how})")
+        cause = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+        return CheckResult(death=f"{label} ended the process that tried it ({cause})")
     finally:
         results.close()
+        # Dead or not: code of the user's own may have left threads that keep it alive.
         process.kill()
         process.join()
 
@@ -130,14 +134,14 @@ def print_plan(
         text += f", {len(jobs) - len(unfinished)} of them finished before"
 
     if not unfinished:
-        how = "nothing is left to do"
+        pace = "nothing is left to do"
     elif at_once == 1:
-        how = "one at a time"
+        pace = "one at a time"
     else:
         threads = max(1, count_cores() // at_once)
-        how = f"{at_once} at a time, {threads} thread{'s' * (threads > 1)} each"
+        pace = f"{at_once} at a time, {threads} thread{'s' * (threads > 1)} each"
 
-    console.say(format_facts([("sweep", f"{text}; {how}"), ("sweep folder", str(folder))]))
+    console.say(format_facts([("sweep", f"{text}; {pace}"), ("sweep folder", str(folder))]))
     for note in notes:
         console.say(f"note: {note}")
     console.say()

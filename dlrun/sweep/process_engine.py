@@ -22,7 +22,8 @@ from dlrun.sweep.engines import Outcome, Watcher
 from dlrun.sweep.jobs import Job
 
 _ALWAYS_BLOCKED = tuple(n for n in signals.STOP_SIGNALS if n not in (signal.SIGINT, signal.SIGTERM))
-_POLL_SECONDS = 0.2  # the longest that a Ctrl-C waits to be forwarded
+# The longest that a Ctrl-C waits before the jobs receive it.
+_POLL_SECONDS = 0.2
 
 
 @dataclass
@@ -43,12 +44,13 @@ class Parallel:
         # A slot per process; several share a GPU if there are more processes than GPUs.
         self._gpus: list[int | None] = [None] * count
         if gpus:
+            # Reversed, as slots are taken from the end: the first job gets GPU 0.
             self._gpus = [i % gpus for i in reversed(range(count))]
         start_method = "spawn" if sys.platform == "win32" else "forkserver"
         self._context: Any = multiprocessing.get_context(start_method)
 
     def warm_up(self) -> None:
-        """Start the fork server, which imports what jobs need while this process goes on."""
+        """Start the fork server, which imports what jobs need while this process checks them."""
         if sys.platform != "win32":
             from multiprocessing import forkserver, resource_tracker
 

@@ -19,8 +19,10 @@ from dlrun.runs.reports.console import Console, build_table, format_clock, forma
 from dlrun.sweep.engines import Outcome
 from dlrun.sweep.jobs import Job
 
-_MOST_ROWS = 12  # of the live table
-_TAIL = 4096  # bytes at the end of metrics.jsonl that are sure to hold its last row
+# Rows of the live table, which must fit on a screen.
+_MOST_ROWS = 12
+# Bytes at the end of metrics.jsonl that surely hold its last row.
+_TAIL = 4096
 _COLUMNS = ("job", "what varies", "status", "epoch", "metric", "time")
 
 
@@ -32,9 +34,11 @@ class Display:
         self.console = console
         self.jobs = jobs
         self.at_once = at_once
-        self.running: dict[str, tuple[Job, float]] = {}  # by job key, with the start time
-        self.ended: list[tuple[Job, Outcome, float]] = []  # with the seconds that each took
-        self.failed = 0
+        # By job key, with the start time.
+        self.running: dict[str, tuple[Job, float]] = {}
+        # With the seconds that each took.
+        self.results: list[tuple[Job, Outcome, float]] = []
+        self.failure_count = 0
 
     def add_running(self, job: Job) -> None:
         """Start the clock of a job."""
@@ -44,12 +48,12 @@ class Display:
         """Print how a job ended, a success only without a live table; returns its seconds."""
         _, start_time = self.running.pop(job.key)
         seconds = time.perf_counter() - start_time
-        self.ended.append((job, outcome, seconds))
+        self.results.append((job, outcome, seconds))
 
         total = len(self.jobs)
-        position = f"{len(self.ended):>{len(str(total))}}/{total}"
+        position = f"{len(self.results):>{len(str(total))}}/{total}"
         if outcome.error is not None:
-            self.failed += 1
+            self.failure_count += 1
             # The label names the run already.
             message = outcome.error.removeprefix(f"the run {job.folder} failed: ")
             self.console.say(f"{position}  {job.label}: FAILED: {message}")
@@ -60,15 +64,15 @@ class Display:
             self.console.say(f"{position}  {job.label}: interrupted, {seconds:.1f} s")
         elif not self.console.terminal.is_terminal:
             status, metric = _describe_result(job.folder)
-            line = f"{position}  {job.label}: {status}{metric}, {seconds:.1f} s, {self._estimate_left()}"
+            line = f"{position}  {job.label}: {status}{metric}, {seconds:.1f} s, {self._estimate_time_left()}"
             self.console.say(line.rstrip(", "))
         return seconds
 
-    def _estimate_left(self) -> str:
+    def _estimate_time_left(self) -> str:
         """The time that the rest will take, by the mean of the jobs that have finished; "" before the first."""
         # Failed and interrupted jobs end early, so they say nothing of the rest.
         durations = []
-        for _, outcome, seconds in self.ended:
+        for _, outcome, seconds in self.results:
             if outcome.error is None and not outcome.is_interrupted:
                 durations.append(seconds)
         if not durations:
@@ -76,7 +80,7 @@ class Display:
 
         now = time.perf_counter()
         elapsed = [now - start_time for _, start_time in self.running.values()]
-        waiting = len(self.jobs) - len(self.ended) - len(elapsed)
+        waiting = len(self.jobs) - len(self.results) - len(elapsed)
         mean = sum(durations) / len(durations)
         return f"{format_clock(estimate_seconds_left(mean, elapsed, waiting, self.at_once))} left"
 
@@ -93,21 +97,21 @@ class Display:
     def _render(self) -> RenderableType:
         now = time.perf_counter()
         rows = []
-        for job, outcome, seconds in self.ended:
+        for job, outcome, seconds in self.results:
             status = "failed" if outcome.error else _describe_result(job.folder)[0]
             rows.append(self._make_row(job, status, seconds))
         # Rich renders in a thread of its own: iterate over a copy.
         for job, start_time in list(self.running.values()):
             rows.append(self._make_row(job, "running", now - start_time))
 
-        done = len(self.ended)
+        done = len(self.results)
         count = f"{done}/{len(self.jobs)}"
-        if self.failed:
-            count += f", {self.failed} failed"
+        if self.failure_count:
+            count += f", {self.failure_count} failed"
         bar = ProgressBar(total=max(len(self.jobs), 1), completed=done, width=24)
 
         head = Table.grid(padding=(0, 1))
-        head.add_row(Text("sweep", style="bold"), bar, Text(count), Text(self._estimate_left()))
+        head.add_row(Text("sweep", style="bold"), bar, Text(count), Text(self._estimate_time_left()))
         return Group(head, build_table(_COLUMNS, rows[-_MOST_ROWS:], left=3))
 
     def _make_row(self, job: Job, status: str, seconds: float) -> tuple[str, ...]:

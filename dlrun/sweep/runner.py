@@ -103,14 +103,15 @@ def run(requests: Sequence[Request]) -> int:
 
         # Nothing is compared after an interruption: the sweep is to be resumed first.
         is_as_expected = False
+        # The runs are on the disk by now: a full one must not make the sweep fail without a word on them.
         with watcher.disk_problems.tolerate("the comparison", again=False):
             is_as_expected = bool(code) or conclude(console, ledger, jobs, watcher.errors)
 
     if code:
-        console.say(f"go on with it: {format_resume_command(folder, jobs)}")
+        console.say(f"resume it: {format_resume_command(folder, jobs)}")
         return code
 
-    has_failed = watcher.display.failed > 0 or bool(watcher.disk_problems.summary())
+    has_failed = watcher.display.failure_count > 0 or bool(watcher.disk_problems.summary())
     return int(has_failed or (settings["strict"] and not is_as_expected))
 
 
@@ -179,6 +180,7 @@ def claim_folder(lock: Lock, ledger: Ledger, jobs: Sequence[Job], words: Sequenc
     """
     with convert_write_errors(ledger.folder, "type sweep.dir=<folder>"):
         ledger.folder.mkdir(parents=True, exist_ok=True)
+        # The lock, then the check: between reading the ledger and locking it another process may have written.
         lock.take(ledger.folder)
         ledger.refuse_changed()
         remove_temporaries(ledger.folder)
@@ -241,7 +243,7 @@ def conclude(console: Console, ledger: Ledger, jobs: Sequence[Job], errors: dict
 
 
 class Watcher:
-    """Records in the ledger, and shows on the terminal, how the jobs get on."""
+    """Records the progress of the jobs in the ledger, and shows it on the terminal."""
 
     def __init__(self, console: Console, ledger: Ledger, jobs: Sequence[Job], at_once: int, fail_fast: bool) -> None:
         self.console = console
@@ -249,7 +251,8 @@ class Watcher:
         self.fail_fast = fail_fast
         self.display = Display(console, jobs, at_once)
         self.disk_problems = DiskProblems(console.say)
-        self.errors: dict[str, str] = {}  # by job key
+        # By job key.
+        self.errors: dict[str, str] = {}
         self.is_stopping = False
         self._start_time = time.perf_counter()
 
@@ -286,15 +289,15 @@ class Watcher:
             return
 
         seconds = time.perf_counter() - self._start_time
-        outcomes = [outcome for _, outcome, _ in self.display.ended]
+        outcomes = [outcome for _, outcome, _ in self.display.results]
         finished = sum(not outcome.error and not outcome.is_interrupted for outcome in outcomes)
         interrupted = sum(outcome.is_interrupted for outcome in outcomes)
 
         text = f"{finished} of {total} runs finished"
         if interrupted:
             text += f", {interrupted} interrupted"
-        if self.display.failed:
-            text += f", {self.display.failed} failed"
+        if self.display.failure_count:
+            text += f", {self.display.failure_count} failed"
         if self.is_stopping:
             text += " (sweep.fail_fast=true: the others were not begun)"
         text += f" in {format_duration(seconds)}"
@@ -307,7 +310,7 @@ class Watcher:
     def _count_bytes(self) -> int:
         """Size of the run folders of all jobs that ended."""
         count = 0
-        for job, *_ in self.display.ended:
+        for job, *_ in self.display.results:
             for path in job.folder.rglob("*"):
                 if path.is_file():
                     count += path.stat().st_size

@@ -112,7 +112,7 @@ def test_what_is_under_way_stays(dlrun: Callable[..., Any], made: Made) -> None:
         done = dlrun("clean", "--yes")
         run.communicate()
         jobs.communicate()
-    assert f"stays: {sweep}/0_seed=0 (its sweep is under way)" in done.out
+    assert f"kept: {sweep}/0_seed=0 (its sweep is under way)" in done.out
     assert made["empty"].exists()
     assert (sweep / "0_seed=0").exists()
     assert "removed 1 run, 0.0 kB" in done.out  # the bare one
@@ -134,7 +134,7 @@ def test_a_run_that_is_gone_on_with_between_showing_and_removing_stays(
     done = dlrun("clean", "--yes")
     started[0].communicate()
     assert done.code == 1
-    assert f"{made['empty']} has been gone on with meanwhile" in done.err
+    assert f"{made['empty']} has been resumed meanwhile" in done.err
     assert f"{made['failed']} is being written by process" in done.err
     assert there(made) == set(made) - {"bare"}
 
@@ -144,7 +144,7 @@ def test_what_is_young_or_holds_files_of_the_users_own_stays(dlrun: Callable[...
     os.utime(made["bare"])
     (made["empty"] / "run.log").touch()
     done = dlrun("clean", "--yes")
-    assert f"stays: {made['failed']} (it holds more than a run: notes.txt)" in done.out
+    assert f"kept: {made['failed']} (it holds more than a run: notes.txt)" in done.out
     assert done.out.count("has changed less than 60 seconds ago") == 2
     assert done.out.endswith("nothing to remove in outputs\n")
     assert there(made) == set(made)

@@ -1,4 +1,4 @@
-"""`dlrun diff A B`: what two runs were asked for, where their weights part, what they came to."""
+"""`dlrun diff A B`: what two runs were asked for, where their weights part, and their results."""
 
 import json
 import re
@@ -61,7 +61,7 @@ def test_runs_that_are_equal_as_far_as_both_go(runs: Callable[..., Any]) -> None
     shutil.copytree("a", "longer")
     runs("resume", "longer", "trainer.epochs=5")
     said = runs("diff", "longer", "a").out
-    assert "weights: equal to the last bit until epoch 3, where one ends; A goes on to epoch 5" in said
+    assert "weights: equal to the last bit until epoch 3, where one ends; A continues to epoch 5" in said
     assert cells(said, "epochs") == ["5", "3", "-2"]
 
 

@@ -148,7 +148,7 @@ def test_a_damaged_ledger_is_mended_or_left_as_its_sentence_says(saved: Take) ->
     lines = ledger.read_bytes().splitlines(keepends=True)
     ledger.write_bytes(b"".join([*lines[:-1], lines[-1][:-7]]))
     message = refusal(saved("resume", "runs/sweep"))
-    assert f"line {len(lines)}, which says how a job got on; delete that line and type the command again" in message
+    assert f"line {len(lines)}, which holds the status of a job; delete that line and type the command again" in message
     ledger.write_bytes(b"".join(lines[:-1]))
     assert saved("resume", "runs/sweep").code == 0
 

@@ -242,7 +242,7 @@ def test_one_damaged_run_stops_no_command_over_many(whole: Path, dlrun: Callable
         asked = dlrun("clean", "status=damaged")
     assert (offered.code, asked.code) == (0, 0)
     assert "no run with status=failed,empty" in offered.out
-    assert asked.out.count("it holds checkpoints, which may be whole: damaged: ") == list(statuses.values()).count(
+    assert asked.out.count("it holds checkpoints, which may be intact: damaged: ") == list(statuses.values()).count(
         "damaged"
     )
     assert state(tmp_path / "outputs") == before

@@ -80,7 +80,7 @@ def test_a_ledger_cut_anywhere_is_a_sentence_or_an_earlier_ledger(begun: Ledger)
 def test_what_a_sentence_says_of_a_damaged_line_mends_it(begun: Ledger) -> None:
     content = begun.path.read_bytes()
     begun.path.write_bytes(content[:-7])  # in the last line
-    with pytest.raises(RequestError, match=r"line 9, which says how a job got on; delete that line"):
+    with pytest.raises(RequestError, match=r"line 9, which holds the status of a job; delete that line"):
         Ledger.read(begun.folder)
     begun.path.write_bytes(b"".join(content.splitlines(keepends=True)[:8]))
     assert Ledger.read(begun.folder).entries["key 1"].status == "pending"

@@ -164,7 +164,7 @@ def test_what_another_process_has_done_meanwhile_is_not_undone(
     monkeypatch.setattr(runner, "check_jobs", meanwhile)
     done = dlrun(*words)
     assert done.code == 2
-    assert "s was gone on with by another process meanwhile; type the command again" in done.err
+    assert "s was resumed by another process meanwhile; type the command again" in done.err
     assert statuses(tmp_path / "s") == ["completed"] * 2
 
 

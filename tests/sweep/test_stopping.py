@@ -86,7 +86,7 @@ def test_a_stopped_sweep_is_gone_on_with(
     code = process.wait(timeout=30)
     text = process.out + process.err
     assert code == 128 + signal.Signals[name], text
-    assert "go on with it: dlrun resume s" in text
+    assert "resume it: dlrun resume s" in text
     assert "FAILED" not in text
     assert "Traceback" not in text
     wait_for(lambda: not list(members(process.pid)), 5)

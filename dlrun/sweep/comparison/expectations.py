@@ -25,19 +25,20 @@ _NEEDED = (
     "warnings",
     "error",
 )
-_MOST_CURVES = 20  # runs in one picture: the optimizers' race has 15; more would be a thicket
+# Runs in one picture: the optimizers' race of the course has 15, and more could not be told apart.
+_MOST_CURVES = 20
 
 
-def check_sweep(finished: Sequence[tuple[Request, str | None]], sweep: Path) -> bool:
+def check_sweep(runs: Sequence[tuple[Request, str | None]], sweep: Path) -> bool:
     """Draw comparable runs together and print the expectations of all; returns whether they are met.
 
-    finished: requests of the runs, each with its error or None. Also writes expectations.md into `sweep`.
+    runs: their requests, each with its error or None. Also writes expectations.md into `sweep`.
     """
-    draw_groups(finished)
+    draw_groups(runs)
 
     # Expectations may compare the runs of a group with each other.
     groups: dict[Path | None, list[tuple[Request, str | None]]] = {}
-    for request, error in finished:
+    for request, error in runs:
         groups.setdefault(request.group or request.folder, []).append((request, error))
 
     lines: list[tuple[str, CheckResult]] = []
@@ -59,10 +60,10 @@ def check_sweep(finished: Sequence[tuple[Request, str | None]], sweep: Path) -> 
     return all(line.ok for _, line in lines)
 
 
-def draw_groups(finished: Sequence[tuple[Request, str | None]]) -> None:
+def draw_groups(runs: Sequence[tuple[Request, str | None]]) -> None:
     """Draw all loss curves of a group in one picture, or of a whole sweep if it has a single data set."""
     groups: dict[tuple[Path | None, str], list[Request]] = {}
-    for request, _ in finished:
+    for request, _ in runs:
         folder = request.folder
         if request.config["figures"] and folder is not None and not _find_problem(RunRecord(folder)):
             key = (request.group, "")
@@ -121,8 +122,8 @@ def _read_outcome(request: Request, error: str | None) -> Outcome:
 
 def _render_markdown(lines: Sequence[tuple[str, CheckResult]]) -> str:
     rows = ["| lesson | expected | measured | ok |\n", "| --- | --- | --- | --- |\n"]
-    for name, checked in lines:
-        cells = [name, checked.expected, checked.measured, "yes" if checked.ok else "NO"]
+    for name, result in lines:
+        cells = [name, result.expected, result.measured, "yes" if result.ok else "NO"]
         rows.append(f"| {' | '.join(map(markdown.escape_inline, cells))} |\n")
     return "".join(rows)
 

@@ -55,6 +55,7 @@ def _render_ranking(ranking: Ranking, comparison: Comparison) -> str:
     classes = [""] * len(ranking.settings)
     if ranking.settings and ranking.settings[0].runs:
         classes[0] = "best"
+    # The rows after the settings are those of the trivial baseline.
     classes += ["baseline"] * (len(rows) - len(classes))
 
     settings = page.render_table(names, rows, max(len(ranking.keys), 1), classes)

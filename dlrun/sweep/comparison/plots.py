@@ -27,12 +27,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_LINES = 10  # in colour: more cannot be told apart
-_MOST_CELLS = 100  # of a heat map that are labelled with their values
+# Lines in colour: more cannot be told apart.
+MOST_LINES = 10
+# Cells of a heat map up to which each is labelled with its value.
+_MOST_CELLS = 100
 _MOST_MAPS = 6
-_LONGEST = 44  # letters of a label
+# Letters of a label.
+_LONGEST = 44
 _LONGEST_TICK = 18
-_MOST_INSIDE = 5  # labels of a legend inside the axes; a longer one stands beside them
+# Labels of a legend inside the axes; a longer one stands beside them.
+_MOST_INSIDE = 5
 
 # C7 is left out: it is grey, as are the settings without a label.
 _COLORS = [f"C{i}" for i in (0, 1, 2, 3, 4, 5, 6, 8, 9)] + ["black"]
@@ -54,12 +58,12 @@ def draw_all(comparison: Comparison, folder: Path) -> list[Path]:
 
 
 def _draw_ranking(ranking: Ranking) -> list[tuple[str, "Figure"]]:
-    if not ranking.ranked:
+    if not ranking.usable_settings:
         return []
 
     names = {key: format_folder_name(name, 30) for key, name in shorten_keys(ranking.keys).items()}
     figures = []
-    if any(len(_stack_curves(setting, ranking.metric)[0]) > 1 for setting in ranking.ranked):
+    if any(len(_stack_curves(setting, ranking.metric)[0]) > 1 for setting in ranking.usable_settings):
         figures.append(("curves", draw_curves(ranking)))
 
     for key in ranking.keys:
@@ -78,7 +82,7 @@ def draw_curves(ranking: Ranking) -> "Figure":
     The ten best settings are coloured and labelled, the others grey.
     """
     curves = []
-    for setting in ranking.ranked:
+    for setting in ranking.usable_settings:
         epochs, values = _stack_curves(setting, ranking.metric)
         if len(epochs):
             curves.append((setting, epochs, values))
@@ -120,7 +124,7 @@ def draw_metric_over(ranking: Ranking, key: str) -> "Figure":
 
     # The settings come best first, and so do the lines.
     lines: dict[str, list[Setting]] = {}
-    for setting in ranking.ranked:
+    for setting in ranking.usable_settings:
         if is_number(setting.values[key]):
             combination = to_key([setting.values[other] for other in other_keys])
             lines.setdefault(combination, []).append(setting)
@@ -136,7 +140,7 @@ def draw_metric_over(ranking: Ranking, key: str) -> "Figure":
         axes.set_xscale("log")
 
     scores = list[float]()
-    for setting in ranking.ranked:
+    for setting in ranking.usable_settings:
         scores += setting.by_seed.values()
     canvas.use_log_scale_if_wide(axes, scores)
     _draw_baseline(axes, ranking)
@@ -242,7 +246,7 @@ def build_grid(ranking: Ranking, a: str, b: str) -> tuple[list[Any], list[Any], 
 
     # Worst first, so that the best of a cell overwrites the others.
     cells = np.full((len(down), len(across)), np.nan)
-    for setting in reversed(ranking.ranked):
+    for setting in reversed(ranking.usable_settings):
         row = rows[to_key(setting.values[a])]
         column = columns[to_key(setting.values[b])]
         cells[row, column] = setting.score.mean
@@ -274,7 +278,7 @@ def _list_values(settings: Sequence[Setting], key: str) -> list[Any]:
 
 
 def _list_numbers(ranking: Ranking, key: str) -> list[float]:
-    return [value for value in _list_values(ranking.ranked, key) if is_number(value)]
+    return [value for value in _list_values(ranking.usable_settings, key) if is_number(value)]
 
 
 def _stack_curves(setting: Setting, metric: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -297,7 +301,7 @@ def _stack_curves(setting: Setting, metric: str) -> tuple[NDArray[np.float64], N
 
 def _draw_baseline(axes: "Axes", ranking: Ranking) -> None:
     """Draw a dashed line; only its label if it is so far off that it would press the settings flat."""
-    value = ranking.baseline(ranking.metric)
+    value = ranking.get_baseline(ranking.metric)
     if not math.isfinite(value):
         return
 

@@ -24,9 +24,12 @@ _TASK_BY_METRIC = {"r2": "regression", "auroc": "binary", "macro_f1": "multiclas
 class Setting:
     """Runs that differ in their seed only."""
 
-    values: dict[str, Any]  # by varying key
-    runs: list[RunRecord]  # those that count, by seed
-    unusable: list[RunRecord]  # failed, interrupted, or not finite
+    # Values by varying key.
+    values: dict[str, Any]
+    # Runs that count, in the order of their seeds.
+    runs: list[RunRecord]
+    # Runs that failed, were interrupted, or have no finite value.
+    unusable: list[RunRecord]
 
     @property
     def label(self) -> str:
@@ -70,9 +73,12 @@ class Ranking:
     """Settings of the same data, task and monitored metric, best first."""
 
     metric: str
-    mode: str  # min | max
-    data: str  # the choices of data, "digits"
-    keys: list[str]  # varying keys
+    # min | max.
+    mode: str
+    # The choices of data, as in "digits".
+    data: str
+    # Varying keys.
+    keys: list[str]
     settings: list[Setting]
 
     @property
@@ -84,12 +90,12 @@ class Ranking:
         return runs
 
     @property
-    def ranked(self) -> list[Setting]:
+    def usable_settings(self) -> list[Setting]:
         """The settings with at least one usable run."""
         return [setting for setting in self.settings if setting.runs]
 
     @cached_property
-    def tests(self) -> list[str]:
+    def test_metrics(self) -> list[str]:
         """Test metrics to show, which never rank: the monitored one, accuracy and R², as far as runs have them."""
         same = "test/" + self.metric.partition("/")[2]
         names = set[str]()
@@ -97,7 +103,7 @@ class Ranking:
             names.update(run.result["metrics"])
         return [name for name in dict.fromkeys((same, "test/accuracy", "test/r2")) if name in names]
 
-    def baseline(self, name: str) -> float:
+    def get_baseline(self, name: str) -> float:
         """A metric of the trivial answer (majority class or mean), averaged over runs; NaN if no run has it."""
         values = [to_number(run.result["baseline"].get(name)) for run in self.runs]
         return _mean([value for value in values if math.isfinite(value)])
@@ -111,8 +117,10 @@ class Ranking:
 class Comparison:
     """The result of a sweep, or of any runs put side by side."""
 
-    rankings: list[Ranking]  # the largest first
-    failures: list[tuple[str, str]] = field(default_factory=list)  # names and errors of runs without a usable result
+    # The largest first.
+    rankings: list[Ranking]
+    # Names and errors of runs without a usable result.
+    failures: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -158,6 +166,7 @@ def _select_newest(runs: Sequence[RunRecord]) -> tuple[list[RunRecord], list[str
 
     newest = []
     for group in repeats.values():
+        # A usable run counts before a newer one that failed: a repetition must not lose a result.
         newest.append(max(group, key=_rate_run) if len(group) > 1 else group[0])
 
     more = len(runs) - len(newest)
@@ -183,6 +192,7 @@ def _group_comparable(runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
 
     comparable = list[list[RunRecord]]()
     for by_task in groups.values():
+        # Its failure belongs to a setting of that table, where it counts as unusable.
         if "" in by_task and len(by_task) > 1:
             unknown = by_task.pop("")
             next(iter(by_task.values())).extend(unknown)

@@ -13,13 +13,14 @@ from dlrun.runs import folder as run_folder
 from dlrun.runs.record import RunRecord
 from dlrun.runs.reports.console import Console, format_facts
 from dlrun.runs.reports.plots import fonts
-from dlrun.sweep.comparison import finished, html, table, verdicts
-from dlrun.sweep.comparison.finished import Lost
+from dlrun.sweep.comparison import html, sources, table, verdicts
 from dlrun.sweep.comparison.ranking import Comparison, Ranking, compare
+from dlrun.sweep.comparison.sources import Failures
 from dlrun.sweep.ledger import Ledger
 
 _OUTPUTS = "paths.outputs="
-_MOST_FAILURES = 10  # on the terminal
+# Failures on the terminal; the files list all.
+_MOST_FAILURES = 10
 
 
 def compare_runs(words: Sequence[str]) -> int:
@@ -28,8 +29,8 @@ def compare_runs(words: Sequence[str]) -> int:
     Writes into the DIR itself if it is one sweep, else into a new folder under paths.outputs.
     """
     places, outputs = _parse_words(words)
-    damaged: Lost = []
-    comparison = compare(finished.find_runs(places, damaged), damaged)
+    unreadable: Failures = []
+    comparison = compare(sources.find_runs(places, unreadable), unreadable)
     console = Console()
     print_comparison(comparison, console)
 
@@ -43,6 +44,7 @@ def compare_runs(words: Sequence[str]) -> int:
     with convert_write_errors(folder, "type paths.outputs=<folder>"):
         page = write_comparison(comparison, folder, shlex.join(["dlrun", "compare", *words]))
 
+    # Known only after all pictures are drawn.
     for line in fonts.describe_missing_letters():
         console.say(f"note: {line}")
     console.say()
@@ -50,19 +52,19 @@ def compare_runs(words: Sequence[str]) -> int:
     return 0
 
 
-def collect_runs(ledger: Ledger, labels: dict[str, str]) -> tuple[list[RunRecord], Lost, int]:
+def collect_runs(ledger: Ledger, labels: dict[str, str]) -> tuple[list[RunRecord], Failures, int]:
     """The runs of a sweep, why others cannot be read, and how many have not begun.
 
     A job that failed without a result (its process was killed) counts as a failed run of its setting.
     """
     runs = list[RunRecord]()
-    failures = Lost()
+    failures = Failures()
     pending = 0
     failed_entries = []
     for entry in ledger.entries.values():
         status = ledger.read_status(entry)
-        damaged = Lost()
-        run = finished.read_run(ledger.folder / entry.folder, damaged)
+        unreadable = Failures()
+        run = sources.read_run(ledger.folder / entry.folder, unreadable)
         if run is not None:
             runs.append(run)
         elif status == "pending":
@@ -71,14 +73,14 @@ def collect_runs(ledger: Ledger, labels: dict[str, str]) -> tuple[list[RunRecord
             failed_entries.append(entry)
             failures.append((labels.get(entry.key, entry.folder), entry.error))
         else:
-            failures += damaged
+            failures += unreadable
 
     # A failed run needs a readable one of the same data, which knows the metric.
     for entry in failed_entries:
         alike = [run for run in runs if run.choices.get("data") == entry.choices.get("data")]
         if alike:
             folder = ledger.folder / entry.folder
-            run = finished.make_failed_run(entry.config, entry.choices, entry.overrides, folder, alike[0])
+            run = sources.make_failed_run(entry.config, entry.choices, entry.overrides, folder, alike[0])
             runs.append(run)
     return runs, failures, pending
 

@@ -15,7 +15,8 @@ _CHOICES = ("data", "model", "optimizer", "scheduler")
 _NO_RESULT = {*NOT_IDENTITY, "seed"} - {"device"}
 _NO_RESULT_KEYS = ("data.root", "trainer.log_every_steps", "trainer.profile")
 
-ABSENT = "–"  # the value of a run that has no such key
+# The value of a run that has no such key.
+ABSENT = "–"
 
 
 def get_value(run: RunRecord, key: str) -> Any:
@@ -107,6 +108,7 @@ def to_key(value: Any) -> str:
     """A config value as text to compare and to count by: 1 and 1.0 are equal, 1 and true are not."""
     if isinstance(value, list):
         return f"[{','.join(map(to_key, value))}]"
+    # YAML reads 1 and 1.0 as different types, and a sweep may hold both.
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return json.dumps(value, sort_keys=True, default=str)

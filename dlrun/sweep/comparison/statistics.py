@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 CONFIDENCE = 0.95
-FEWEST = 3  # seeds below which no interval is worth a verdict
+# Fewer seeds than this give no interval worth a verdict: for two it spans 12.7 standard errors each way.
+FEWEST = 3
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def estimate_difference(a: Mapping[int, float], b: Mapping[int, float]) -> Estim
 
     a, b: values by seed; seeds that only one of them has are left out.
     """
+    # Sorted, so that the sums, which depend on their order, are the same in every report.
     return estimate([a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())])
 
 

@@ -15,9 +15,12 @@ if TYPE_CHECKING:
     from rich.console import Console as RichConsole
     from rich.table import Table
 
-MOST_ROWS = 30  # settings on the terminal
-_LONGEST = 20  # letters of a value on the terminal
-_SCIENTIFIC = 1e5  # values from here on are written with an exponent
+# Settings on the terminal.
+MOST_ROWS = 30
+# Letters of a value on the terminal.
+_LONGEST = 20
+# Values from here on are written with an exponent.
+_SCIENTIFIC = 1e5
 
 INTERVAL = "95 % interval"
 EPOCH = "best epoch"
@@ -31,7 +34,7 @@ _CSV = ("n", "mean", "std", "low", "high", "best_epoch", "last", "train_seconds"
 
 def count_decimals(ranking: Ranking) -> int:
     """Decimals for two digits of the best setting's spread, or without spread for four digits of its mean."""
-    score = ranking.ranked[0].score if ranking.ranked else Estimate(0, *[math.nan] * 4)
+    score = ranking.usable_settings[0].score if ranking.usable_settings else Estimate(0, *[math.nan] * 4)
     if score.std > 0:
         digits = 2
         magnitude = score.std
@@ -65,16 +68,16 @@ def list_headers(ranking: Ranking) -> list[str]:
     """The names of all columns, those of the varying keys first."""
     names = list(shorten_keys(ranking.keys).values()) or ["setting"]
     failed = ["failed"] if _has_unusable(ranking) else []
-    return [*names, "n", ranking.metric, INTERVAL, EPOCH, LAST, *ranking.tests, SECONDS, *failed]
+    return [*names, "n", ranking.metric, INTERVAL, EPOCH, LAST, *ranking.test_metrics, SECONDS, *failed]
 
 
 def list_rows(ranking: Ranking) -> list[list[str]]:
     """The cells of each setting, best first, and of the trivial baseline last if there is one."""
     rows = [_format_cells(ranking, setting) for setting in ranking.settings]
 
-    trivial = ranking.baseline(ranking.metric)
+    trivial = ranking.get_baseline(ranking.metric)
     if math.isfinite(trivial):
-        tests = [format_metric(ranking.baseline(name), ranking) for name in ranking.tests]
+        tests = [format_metric(ranking.get_baseline(name), ranking) for name in ranking.test_metrics]
         # A baseline has neither seeds nor epochs nor a time.
         blank = [""] * (_count_key_columns(ranking) - 1)
         cells = ["baseline", *blank, "", format_metric(trivial, ranking), "", "", "", *tests, ""]
@@ -99,7 +102,7 @@ def _format_cells(ranking: Ranking, setting: Setting) -> list[str]:
 
     cells = [format_value(value) for value in setting.values.values()] or ["all runs"]
     cells += [str(score.n), format_estimate(score, ranking), interval, _format_range(setting.best_epochs)]
-    for name in (ranking.metric, *ranking.tests):
+    for name in (ranking.metric, *ranking.test_metrics):
         cells.append(format_metric(setting.average_metric(name), ranking))
     cells.append(_format_seconds(setting.seconds))
     if _has_unusable(ranking):
@@ -137,23 +140,23 @@ def build_terminal_table(ranking: Ranking, console: "RichConsole") -> "Table":
     cells = cells[:count][:MOST_ROWS] + cells[count:]
 
     # Drop one column after the other, the least important first, until the table fits.
-    shown = list(range(len(names)))
-    droppable = [names.index(name) for name in (*reversed(ranking.tests[1:]), SECONDS, LAST, EPOCH, INTERVAL)]
+    visible = list(range(len(names)))
+    droppable = [names.index(name) for name in (*reversed(ranking.test_metrics[1:]), SECONDS, LAST, EPOCH, INTERVAL)]
     while True:
-        headers = [_SHORT.get(names[i], names[i].replace("test/", "test\n")) for i in shown]
+        headers = [_SHORT.get(names[i], names[i].replace("test/", "test\n")) for i in visible]
         rows = []
         for row in cells:
-            rows.append([truncate(row[i], _LONGEST) for i in shown])
-        built = build_table(headers, rows, left=_count_key_columns(ranking))
+            rows.append([truncate(row[i], _LONGEST) for i in visible])
+        table = build_table(headers, rows, left=_count_key_columns(ranking))
 
         # Less padding than console.table has leaves room for more columns.
-        built.padding = (0, 0, 0, 1)
-        built.pad_edge = False
+        table.padding = (0, 0, 0, 1)
+        table.pad_edge = False
 
-        width = Measurement.get(console, console.options.update(max_width=10_000), built).maximum
+        width = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
         if width <= console.width or not droppable:
-            return built
-        shown.remove(droppable.pop(0))
+            return table
+        visible.remove(droppable.pop(0))
 
 
 def describe_hidden_rows(ranking: Ranking) -> str:
@@ -186,7 +189,7 @@ def render_csv(comparison: Comparison) -> str:
     tests = dict[str, None]()
     for ranking in comparison.rankings:
         keys |= dict.fromkeys(ranking.keys)
-        tests |= dict.fromkeys(ranking.tests)
+        tests |= dict.fromkeys(ranking.test_metrics)
 
     file = io.StringIO()
     writer = CsvWriter(file)
@@ -215,13 +218,13 @@ def _list_numbers(ranking: Ranking, keys: Sequence[str], tests: Sequence[str]) -
         cells = map(_drop_infinite, numbers)
         yield ["setting", *columns, ranking.metric, score.n, *cells, len(setting.unusable)]
 
-    trivial = ranking.baseline(ranking.metric)
+    trivial = ranking.get_baseline(ranking.metric)
     if math.isfinite(trivial):
         # The data of a baseline are known unless they vary, the values of other keys are not.
         values = {} if "data" in ranking.keys else {"data": ranking.data}
         columns = [values.get(key, "") for key in keys]
         blank = [""] * (len(_CSV) - 2)
-        test_values = [_drop_infinite(ranking.baseline(name)) for name in tests]
+        test_values = [_drop_infinite(ranking.get_baseline(name)) for name in tests]
         yield ["baseline", *columns, ranking.metric, "", trivial, *blank, *test_values, ""]
 
 

@@ -13,8 +13,8 @@ _MOST_NAMED = 8
 
 def list_verdicts(ranking: Ranking) -> list[str]:
     """Sentences on the best setting, then on how far it can be trusted."""
-    if not ranking.ranked:
-        return [f"no run came to a finite {ranking.metric}: nothing can be compared"]
+    if not ranking.usable_settings:
+        return [f"no run has a finite {ranking.metric}: nothing can be compared"]
     return [
         *_name_best(ranking),
         *_judge_differences(ranking),
@@ -30,7 +30,7 @@ def summarize(comparison: Comparison) -> str:
 
 
 def _name_best(ranking: Ranking) -> list[str]:
-    best = ranking.ranked[0]
+    best = ranking.usable_settings[0]
     metric = ranking.metric
     verdict = f"best: {best.label}, {metric} {format_estimate(best.score, ranking)} (n = {best.score.n})"
 
@@ -53,7 +53,7 @@ def _name_best(ranking: Ranking) -> list[str]:
 
 def _judge_differences(ranking: Ranking) -> list[str]:
     """Which settings are significantly worse than the best, by a paired t interval, and which are not."""
-    best, *others = ranking.ranked
+    best, *others = ranking.usable_settings
     if not others:
         return []
 
@@ -62,7 +62,7 @@ def _judge_differences(ranking: Ranking) -> list[str]:
     few = [other for other, difference in differences if difference.n < FEWEST]
     enough = [(other, difference) for other, difference in differences if difference.n >= FEWEST]
     if not enough:
-        seeds = max(len(setting.runs) for setting in ranking.ranked)
+        seeds = max(len(setting.runs) for setting in ranking.usable_settings)
         common = max(difference.n for _, difference in differences)
         evidence = f"{common} common seeds"
         if common == seeds:
@@ -98,8 +98,8 @@ def _join_labels(settings: Sequence[Setting]) -> str:
 
 
 def _judge_baseline(ranking: Ranking) -> list[str]:
-    trivial = ranking.baseline(ranking.metric)
-    mean = ranking.ranked[0].score.mean
+    trivial = ranking.get_baseline(ranking.metric)
+    mean = ranking.usable_settings[0].score.mean
     if not math.isfinite(trivial) or ranking.is_better(mean, trivial):
         return []
     value = format_metric(trivial, ranking)
@@ -115,7 +115,7 @@ def _find_edges(ranking: Ranking) -> list[str]:
     for key in ranking.keys:
         values = sort_values(setting.values[key] for setting in ranking.settings)
         numbers = [value for value in values if is_number(value)]
-        best = ranking.ranked[0].values[key]
+        best = ranking.usable_settings[0].values[key]
         if len(numbers) < 3 or best not in (numbers[0], numbers[-1]) or not is_number(best):
             continue
 
@@ -162,7 +162,7 @@ def _count_unusable(ranking: Ranking) -> list[str]:
     sentences = [f"{len(unusable)} of {len(ranking.runs)} runs do not count: {counts}"]
 
     # A best setting that diverges on some seeds is not to be trusted blindly.
-    best = ranking.ranked[0]
+    best = ranking.usable_settings[0]
     if best.unusable:
         runs = "1 run" if best.score.n == 1 else f"{best.score.n} runs"
         sentences.append(f"the best is the mean of {runs}; {len(best.unusable)} of its seeds did not count")

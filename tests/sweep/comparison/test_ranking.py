@@ -23,7 +23,7 @@ def test_settings_are_means_over_seeds_best_first(runs: Any) -> None:
     )  # fmt: skip
     assert adam.by_seed == {0: 0.2, 1: 0.4, 2: 0.9}
     assert (adam.label, adam.best_epochs, adam.seconds) == ("optimizer=adam", [3, 3, 3], 1.5)
-    assert (ranking.tests, adam.average_metric("test/loss"), ranking.baseline("test/loss")) == (
+    assert (ranking.test_metrics, adam.average_metric("test/loss"), ranking.get_baseline("test/loss")) == (
         ["test/loss"],
         0.75,
         2.5,
@@ -71,7 +71,7 @@ def test_what_did_not_end_well_counts_as_lost_in_its_setting(runs: Any) -> None:
     assert [s.values["model"] for s in ranking.settings] == ["a", "c", "b"]  # nothing that counts: last
     assert [(s.score.n, len(s.unusable)) for s in ranking.settings] == [(1, 3), (1, 0), (0, 1)]
     assert ranking.settings[0].score.mean == 0.4
-    assert len(ranking.ranked) == 2
+    assert len(ranking.usable_settings) == 2
 
 
 def test_an_experiment_made_twice_counts_once(runs: Any) -> None:

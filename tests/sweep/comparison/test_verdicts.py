@@ -112,4 +112,4 @@ def test_what_it_was_ranked_by_is_said_where_it_is_not_the_validation_part(runs:
 
 
 def test_nothing_finite_is_said(runs: Any) -> None:
-    assert said([runs(value=None)]) == ["no run came to a finite val/loss: nothing can be compared"]
+    assert said([runs(value=None)]) == ["no run has a finite val/loss: nothing can be compared"]

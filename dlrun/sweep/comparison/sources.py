@@ -11,17 +11,18 @@ from dlrun.runs.record import CONFIG, HYDRA, OVERRIDES, RESULT, RunRecord
 
 _NEEDED = ("status", "metrics", "baseline", "best", "config_hash")
 
-Lost = list[tuple[str, str]]  # names of runs that cannot be used, and why
+# Names of runs that cannot be used, each with the reason.
+Failures = list[tuple[str, str]]
 
 
-def read_run(folder: Path, damaged: Lost | None = None) -> RunRecord | None:
-    """The run in `folder`; None if a file is missing or damaged, with the reason appended to `damaged`."""
+def read_run(folder: Path, failures: Failures | None = None) -> RunRecord | None:
+    """The run in `folder`; None if a file is missing or damaged, with the reason appended to `failures`."""
     run = RunRecord(folder)
     reason = find_problem(run)
     if not reason:
         return run
-    if damaged is not None:
-        damaged.append((str(folder), reason))
+    if failures is not None:
+        failures.append((str(folder), reason))
     return None
 
 
@@ -39,6 +40,7 @@ def find_problem(run: RunRecord) -> str:
     for key in _NEEDED:
         if key not in run.result:
             return f"{run.folder / RESULT} has no {key}"
+    # Ranking needs a metric and a seed, and the columns of the table come from choices and overrides.
     if not run.metric:
         return f"{run.folder / RESULT} names no metric"
     if "seed" not in run.config:
@@ -63,22 +65,22 @@ def make_failed_run(
     return RunRecord.from_parts(folder, overrides, plain, choices, result)
 
 
-def find_runs(places: Sequence[Path], damaged: Lost | None = None) -> list[RunRecord]:
+def find_runs(places: Sequence[Path], failures: Failures | None = None) -> list[RunRecord]:
     """Every run folder (one with a result) at or below the places, each once, sorted by path.
 
-    RequestError if a place is no folder, or if no run can be read. Runs that cannot be read are appended to `damaged`.
+    RequestError if a place is no folder, or if no run can be read. Runs that cannot be read are appended to `failures`.
     """
-    lost: Lost = [] if damaged is None else damaged
+    unreadable: Failures = [] if failures is None else failures
     runs = []
     for folder in _find_folders(places):
-        run = read_run(folder, lost)
+        run = read_run(folder, unreadable)
         if run is not None:
             runs.append(run)
 
     if not runs:
         where = ", ".join(map(str, places)) or "nowhere"
-        if lost:
-            name, reason = lost[0]
+        if unreadable:
+            name, reason = unreadable[0]
             raise RequestError(f"no run below {where} can be read ({name}: {reason}); type another folder")
         raise RequestError(
             f"no finished run (a folder with {RESULT}) below {where}; type a run, a sweep, or a folder of them: "

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dlrun.core.errors import RequestError
-from dlrun.sweep.comparison.finished import find_runs, read_run
+from dlrun.sweep.comparison.sources import find_runs, read_run
 
 
 def test_a_run_is_read_as_it_was_written(runs: Any) -> None:
