@@ -167,9 +167,9 @@ def test_the_readme_is_a_first_impression() -> None:
 def test_the_page_of_keys_is_what_the_schema_says() -> None:
     from dlrun.config.compose import compose_config
     from dlrun.config.explain import iter_keys
-    from dlrun.config.reference import MEANINGS, list_keys, write_page
+    from dlrun.config.reference import MEANINGS, list_keys, render_page
 
-    assert PAGES["configuration"] == write_page(), "python -m dlrun.config.reference > dlrun/docs/configuration.md"
+    assert PAGES["configuration"] == render_page(), "python -m dlrun.config.reference > dlrun/docs/configuration.md"
     keys = [key for key, _ in list_keys()]
     assert len(keys) > 50
     assert MEANINGS.keys() == set(keys)

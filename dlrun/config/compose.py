@@ -78,13 +78,13 @@ def register() -> None:
 
 def parse_flags(words: Sequence[str]) -> argparse.Namespace:
     """Parse Hydra's flags and the overrides between them; RequestError where Hydra would print its usage and exit."""
-    parser, known = hydra_internals.create_parser()
+    parser, flags = hydra_internals.create_parser()
 
     def refuse(message: str) -> NoReturn:
         hint = ""
         for word in words:
-            if word.startswith("-") and word.partition("=")[0] not in known:
-                hint = did_you_mean(word, known)
+            if word.startswith("-") and word.partition("=")[0] not in flags:
+                hint = did_you_mean(word, flags)
                 break
         raise RequestError(f"{message}; {hint}dlrun --help shows the flags")
 
@@ -209,6 +209,7 @@ def _compose_once(flags: argparse.Namespace) -> contextlib.AbstractContextManage
             multirun=_check_before(Hydra.multirun, RunMode.MULTIRUN),
         )
 
+    # These may set hydra.mode, or choose a config of Hydra's that does.
     about_hydra = ("hydra.mode", "hydra.searchpath", "hydra/")
     if any(word.lstrip("+~").startswith(about_hydra) for word in flags.overrides):
         return contextlib.nullcontext()
@@ -247,6 +248,7 @@ def _start_no_job() -> contextlib.AbstractContextManager[None]:
 def _hand_over(task_function: Callable[[DictConfig], None], config: DictConfig, **_: Any) -> JobReturn:
     """Stand in for Hydra's run_job, which makes a folder, sets up logging, and copies all of the config four times."""
     run_dir = str(OmegaConf.select(config, "hydra.run.dir"))
+    # A copy for HydraConfig, as Hydra's part is deleted below.
     settings = copy.deepcopy(config)
     with read_write(settings.hydra.runtime), open_dict(settings.hydra.runtime):
         # As Hydra writes it.
@@ -254,6 +256,7 @@ def _hand_over(task_function: Callable[[DictConfig], None], config: DictConfig, 
     hydra_internals.set_hydra_config(settings)
 
     with read_write(config), open_dict(config):
+        # As Hydra's own run_job does: a job sees its config without Hydra's part.
         del config["hydra"]
     task_function(config)
     return JobReturn(status=JobStatus.COMPLETED)

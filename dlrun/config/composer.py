@@ -23,13 +23,13 @@ class Composer:
     def __init__(
         self,
         loader: ConfigLoader,
-        fixed: Sequence[str] = (),
+        hydra_overrides: Sequence[str] = (),
         master: DictConfig | None = None,
         config_name: str = "config",
     ) -> None:
-        """fixed: overrides of Hydra's own keys; master: the sweep's config, whose time stamp all points share."""
+        """hydra_overrides: of Hydra's own keys; master: the sweep's config, whose time stamp all points share."""
         self._loader = loader
-        self._fixed = list(fixed)
+        self._hydra_overrides = list(hydra_overrides)
         self._master = master
         self._config_name = config_name
         self._parser = OverridesParser.create(config_loader=loader)
@@ -40,11 +40,12 @@ class Composer:
 
     def compose(self, words: Sequence[str], number: int = 0) -> DictConfig:
         """Compose the config of one point, not resolved, and set HydraConfig to it. Hydra's exceptions pass through."""
-        parsed = self._parser.parse_overrides(list(words))
-        values = [override for override in parsed if not self._is_choice(override)]
-        choices = tuple(str(override.input_line) for override in parsed if override not in values)
+        overrides = self._parser.parse_overrides(list(words))
+        values = [override for override in overrides if not self._is_choice(override)]
+        choices = tuple(str(override.input_line) for override in overrides if override not in values)
 
         base, settings = self._load_base(choices)
+        # The base serves all points with these choices.
         composed = copy.deepcopy(base)
         try:
             hydra_internals.apply_overrides(values, composed)
@@ -52,7 +53,8 @@ class Composer:
             raise ConfigCompositionException().with_traceback(error.__traceback__) from error
 
         job = settings.hydra.job
-        job.override_dirname = hydra_internals.format_override_dirname(parsed, job.config.override_dirname)
+        # The job's own values, which interpolations such as that of hydra.sweep.subdir read.
+        job.override_dirname = hydra_internals.format_override_dirname(overrides, job.config.override_dirname)
         job.num = number
         job.id = number
         settings.hydra.overrides.task = list(words)
@@ -75,7 +77,7 @@ class Composer:
         The caller must copy the first and may change the second.
         """
         if choices not in self._bases:
-            base = self._loader.load_configuration(self._config_name, [*self._fixed, *choices], RunMode.RUN)
+            base = self._loader.load_configuration(self._config_name, [*self._hydra_overrides, *choices], RunMode.RUN)
             if self._master is not None:
                 # One time stamp, and the sweep folder that the words name.
                 OmegaConf.copy_cache(from_config=self._master, to_config=base)

@@ -51,17 +51,18 @@ def explain_all_errors(error: Exception, words: list[str]) -> RequestError:
     errors = ErrorList()
     flags = compose.parse_flags(words)
     if len(flags.overrides) > 1 and not flags.multirun and not flags.config_dir:
+        # A word may set a key that only the option chosen by another word has.
         choices_first = sorted(flags.overrides, key=lambda word: word.partition("=")[0] not in compose.GROUPS)
-        right: list[str] = []
+        valid_words: list[str] = []
         for word in choices_first:
             try:
-                compose.compose_config([*right, word])
-                right.append(word)
+                compose.compose_config([*valid_words, word])
+                valid_words.append(word)
             except Exception as word_error:
                 # Whatever Hydra, its parser and OmegaConf raise.
-                errors.add(RequestError(explain_error(word_error, [word, *right])))
+                errors.add(RequestError(explain_error(word_error, [word, *valid_words])))
         if errors.errors:
-            read_settings(compose.resolve(compose.compose_config(right)), {}, errors)
+            read_settings(compose.resolve(compose.compose_config(valid_words)), {}, errors)
 
     if not errors.errors:
         return RequestError(explain_error(error, words))
@@ -87,7 +88,7 @@ def explain_error(error: Exception, words: list[str]) -> str:
 
 def _explain(error: Exception, words: list[str]) -> str:
     if isinstance(error, request.UnknownKey):
-        return explain_unknown_key(error.key, error.known)
+        return explain_unknown_key(error.key, error.config)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _explain_missing_option(error)
     if isinstance(error, OverrideParseException):
@@ -114,12 +115,12 @@ def _explain(error: Exception, words: list[str]) -> str:
         if mark is not None:
             return f"{mark.name}, line {mark.line + 1}: {getattr(cause, 'problem', cause)}; correct the line"
 
-    deleted = re.search(r"Could not delete from config\. '([^']+)' does not exist", str(error))
+    deletion = re.search(r"Could not delete from config\. '([^']+)' does not exist", str(error))
     for cause in causes:
-        if deleted:
-            return explain_unknown_key(deleted.group(1), _compose_known(words))
+        if deletion:
+            return explain_unknown_key(deletion.group(1), _compose_valid_choices(words))
         if isinstance(cause, ConfigKeyError) or re.match(r"Key '.*' (is )?not in ", str(cause)):
-            return explain_unknown_key(_find_key(error, cause), _compose_known(words))
+            return explain_unknown_key(_find_key(error, cause), _compose_valid_choices(words))
     for cause in causes:
         if isinstance(cause, OmegaConfBaseException):
             return _explain_wrong_value(cause, words)
@@ -156,11 +157,11 @@ def _explain_wrong_value(cause: OmegaConfBaseException, words: list[str]) -> str
         return f"there is no key {word.lstrip('+~').partition('=')[0]}; {key} holds no keys, type {key}=..."
 
     value: str | None = "null"
-    quoted = re.search(r"[Vv]alue:? '?(.*?)'? (?:of type|is not)|value: (.*)", text)
+    quotation = re.search(r"[Vv]alue:? '?(.*?)'? (?:of type|is not)|value: (.*)", text)
     if word:
         value = word.partition("=")[2]
-    elif quoted:
-        value = quoted.group(1) or quoted.group(2)
+    elif quotation:
+        value = quotation.group(1) or quotation.group(2)
     schema_of_field, name, section = field
     return str(wrong_type_error(schema_of_field, name, value, section))
 
@@ -194,7 +195,7 @@ def _explain_unparsable(error: OverrideParseException) -> str:
 
     if re.fullmatch(r"[\w.-]+", word):
         hint = did_you_mean(word, VERBS, "dlrun ")
-        keys = list(iter_keys(_compose_known([])))
+        keys = list(iter_keys(_compose_valid_choices([])))
         if not hint and (word in keys or find_nearest(word, keys)):
             # The word itself comes first if it is a key.
             candidates = [f"{key}=..." for key in [word, *keys] if key in keys]
@@ -207,7 +208,7 @@ def _explain_unparsable(error: OverrideParseException) -> str:
     return f"{word!r} cannot be read as key=value; type it as in optimizer.lr=0.1, with quotes in pairs"
 
 
-def explain_unknown_key(key: str, known: DictConfig) -> str:
+def explain_unknown_key(key: str, config: DictConfig) -> str:
     """Explain that a key does not exist, and name the keys that were perhaps meant."""
     key = key.lstrip("+~")
     if key.startswith("hydra"):
@@ -218,7 +219,7 @@ def explain_unknown_key(key: str, known: DictConfig) -> str:
     if owners:
         return f"there is no key {key} with this {group}; {_format_owners(group, owners)} it"
 
-    suggestions = _suggest_keys(key, list(iter_keys(known)))
+    suggestions = _suggest_keys(key, list(iter_keys(config)))
     if suggestions:
         return f"there is no key {key}; did you mean {' or '.join(suggestions)}?"
 
@@ -228,7 +229,7 @@ def explain_unknown_key(key: str, known: DictConfig) -> str:
         return f"there is no key {key} with this {group}; {_format_owners(group, owners)} {group}.{nearest[0]}"
 
     parent = key.rpartition(".")[0]
-    siblings = [other for other in iter_keys(known) if parent and other.startswith(parent + ".")]
+    siblings = [other for other in iter_keys(config) if parent and other.startswith(parent + ".")]
     if siblings:
         return f"there is no key {key}; {parent} has {join_names(siblings)}"
     return f"there is no key {key}; dlrun --cfg job shows all keys"
@@ -241,6 +242,7 @@ def _suggest_keys(key: str, keys: list[str]) -> list[str]:
     else:
         candidates = keys + [group for group in compose.GROUPS if group not in keys]
     close = find_nearest(key, candidates)
+    # `find_nearest` also returns keys that merely contain the word; a mistyped key comes before them.
     certain = [other for other in close if edit_distance(key, other) <= 2]
 
     last = key.rpartition(".")[2]
@@ -278,19 +280,19 @@ def _read_plain(path: Path) -> Any:
 
 def _advise_list(key: str, values: str, words: list[str]) -> str:
     """How to type several values for a key that may hold a list; "" for one that may not."""
-    value = OmegaConf.select(_compose_known(words), key, throw_on_missing=False)
+    value = OmegaConf.select(_compose_valid_choices(words), key, throw_on_missing=False)
     return f", for a list {key}=[{values}]" if value is None or isinstance(value, ListConfig) else ""
 
 
-def _compose_known(words: list[str]) -> DictConfig:
-    """The config for the groups that were chosen rightly, to look up which keys there are."""
-    right = []
+def _compose_valid_choices(words: list[str]) -> DictConfig:
+    """Compose the config of the choices that exist, to look up which keys there are."""
+    choices = []
     for word in words:
         group, _, option = word.partition("=")
         if group in compose.GROUPS and (CONFIG_DIR / group / f"{option}.yaml").is_file():
-            right.append(word)
+            choices.append(word)
     try:
-        return compose.compose_config(right)
+        return compose.compose_config(choices)
     except (HydraException, OmegaConfBaseException):
         # The suggestion is a courtesy; without it the sentence stands.
         return OmegaConf.create({})

@@ -22,8 +22,10 @@ class ConfigFile:
     """One file of a composition."""
 
     path: Path
-    keys: frozenset[str]  # dotted, as a command line names them
-    groups: frozenset[str]  # groups that its defaults list chooses an option for, as "hydra/launcher"
+    # Dotted, as a command line names them.
+    keys: frozenset[str]
+    # Groups that its defaults list chooses an option for, as "hydra/launcher".
+    groups: frozenset[str]
 
     @property
     def is_own(self) -> bool:
@@ -44,6 +46,7 @@ class ConfigFiles:
         """
         name = str(hydra.job.config_name)
         choices = cast(dict[str, Any], OmegaConf.to_container(hydra.runtime.choices))
+        # The choices decide which files are read; the other words only set values.
         key = (name, *sorted(choices.items()))
         if key not in self._by_choices:
             self._by_choices[key] = _read_files(loader, name, words)
@@ -68,17 +71,17 @@ def _read_file(loader: Any, entry: ResultDefault) -> ConfigFile | None:
     """Read a file of the defaults list; None for an entry that is no file, such as the schema."""
     if entry.config_path is None or not loader.repository.config_exists(entry.config_path):
         return None
-    loaded = loader.repository.load_config(entry.config_path)
-    if loaded is None or not loaded.path.startswith(_FILE_SCHEME):
+    source = loader.repository.load_config(entry.config_path)
+    if source is None or not source.path.startswith(_FILE_SCHEME):
         return None
 
-    values = cast(dict[str, Any], OmegaConf.to_container(loaded.config, resolve=False))
+    values = cast(dict[str, Any], OmegaConf.to_container(source.config, resolve=False))
     values.pop("defaults", None)
     prefix = f"{entry.package}." if entry.package else ""
     keys = frozenset(f"{prefix}{key}" for key in flatten(values))
 
-    group_defaults = [default for default in loaded.defaults_list or [] if isinstance(default, GroupDefault)]
+    group_defaults = [default for default in source.defaults_list or [] if isinstance(default, GroupDefault)]
     groups = frozenset(str(default.group).lstrip("/") for default in group_defaults)
 
-    folder = Path(loaded.path.removeprefix(_FILE_SCHEME))
+    folder = Path(source.path.removeprefix(_FILE_SCHEME))
     return ConfigFile(folder / f"{entry.config_path.removesuffix('.yaml')}.yaml", keys, groups)

@@ -111,7 +111,7 @@ def _list_fields(config: Any, prefix: str) -> Iterator[tuple[str, Any]]:
             yield key, field.default_factory()
 
 
-def _show_default(key: str, default: Any) -> str:
+def _format_default(key: str, default: Any) -> str:
     if key == "paths.data":
         return schema.DATA_FOLDER
     if default is None or isinstance(default, bool):
@@ -119,8 +119,8 @@ def _show_default(key: str, default: Any) -> str:
     return f"{default:g}" if isinstance(default, float) else str(default)
 
 
-def write_page(config_dir: Path = CONFIG_DIR) -> str:
-    """The page about groups, options and keys, as Markdown."""
+def render_page(config_dir: Path = CONFIG_DIR) -> str:
+    """Render the page about groups, options and keys as Markdown."""
     groups = ["| group | options |", "| --- | --- |"]
     for group in listing.list_groups(config_dir):
         options = [f"`{name}`" for name, _ in listing.list_options(config_dir, group)]
@@ -128,10 +128,10 @@ def write_page(config_dir: Path = CONFIG_DIR) -> str:
 
     keys = ["| key | default | meaning |", "| --- | --- | --- |"]
     for key, default in list_keys():
-        keys.append(f"| `{key}` | {_show_default(key, default)} | {MEANINGS[key]} |")
+        keys.append(f"| `{key}` | {_format_default(key, default)} | {MEANINGS[key]} |")
 
     return "\n".join([_INTRODUCTION, "## Groups", "", *groups, "", "## Keys", "", *keys, ""])
 
 
 if __name__ == "__main__":
-    write_out(write_page().removesuffix("\n"))
+    write_out(render_page().removesuffix("\n"))

@@ -39,31 +39,44 @@ _ABSENT = object()
 class Request:
     """One run to train, evaluate or resume."""
 
-    config: dict[str, Any]  # resolved: plain values, in which `${` is text
-    choices: dict[str, str]  # group -> option
+    # Resolved: plain values, in which `${` is text.
+    config: dict[str, Any]
+    # Group -> option.
+    choices: dict[str, str]
     overrides: list[str]
-    hydra: dict[str, Any] | None = None  # Hydra's own part of the composed config
-    folder: Path | None = None  # None: a new one under paths.outputs
-    sweep: Path | None = None  # the sweep's folder, when the run is a job of one
-    group: Path | None = None  # the folder of those runs that one request named in sweep.points
-    extra: list[str] = field(default_factory=list)  # those of the overrides that sweep.points added
-    key: str = ""  # of a job, in the ledger of its sweep
+    # Hydra's own part of the composed config.
+    hydra: dict[str, Any] | None = None
+    # None: a new one under paths.outputs.
+    folder: Path | None = None
+    # The sweep's folder, when the run is a job of one.
+    sweep: Path | None = None
+    # The folder of those runs that one request named in sweep.points.
+    group: Path | None = None
+    # Those of the overrides that sweep.points added.
+    extra: list[str] = field(default_factory=list)
+    # Key of a job in the ledger of its sweep.
+    key: str = ""
     # A list when the config comes from a saved run: see experiment/builder/targets.py.
     trusted_modules: list[str] | None = None
-    continues: bool = False  # resume the run in `folder`
-    words: list[str] = field(default_factory=list)  # this command line
-    processes: int | None = None  # number of processes that the run in `folder` began with
-    notes: list[str] = field(default_factory=list)  # what to tell the user about the request
-    keys_in_files: dict[str, str] = field(default_factory=dict)  # key -> config file of the user's own that sets it
+    # Resume the run in `folder`.
+    continues: bool = False
+    # This command line.
+    words: list[str] = field(default_factory=list)
+    # Number of processes that the run in `folder` began with.
+    processes: int | None = None
+    # What to tell the user about the request.
+    notes: list[str] = field(default_factory=list)
+    # Key -> config file of the user's own that sets it.
+    keys_in_files: dict[str, str] = field(default_factory=dict)
 
 
 class UnknownKey(Exception):
     """A key that a saved config does not have; explain.py makes a sentence of it."""
 
-    def __init__(self, key: str, known: DictConfig) -> None:
+    def __init__(self, key: str, config: DictConfig) -> None:
         super().__init__(key)
         self.key = key
-        self.known = known
+        self.config = config
 
 
 # From a command line
@@ -78,13 +91,14 @@ def from_command_line(words: Sequence[str]) -> list[Request]:
     if not is_answered_by_hydra(flags):
         unheeded.refuse_hydra(flags.overrides)
 
-    ordered = put_flags_first(words, flags.overrides)
+    hydra_words = put_flags_first(words, flags.overrides)
     requests: list[Request] = []
     files = ConfigFiles()
 
     def capture(composed: DictConfig) -> None:
-        request = _capture_job(composed, list(ordered), files)
+        request = _capture_job(composed, list(hydra_words), files)
         requests.extend(_expand_points(request, files))
+        # Counted as they arrive: composing the points of a mistyped range could take hours.
         if len(requests) > requests[0].config["sweep"]["max_jobs"]:
             count = len(requests)
             raise RequestError(f"the sweep has {count:,} points and more; type sweep.max_jobs=<as many as it has>")
@@ -92,13 +106,15 @@ def from_command_line(words: Sequence[str]) -> list[Request]:
     # Hydra names the job after the module of its task function.
     capture.__module__ = "dlrun.config.request"
 
-    run_hydra(ordered, flags, capture)
+    run_hydra(hydra_words, flags, capture)
 
     if flags.multirun and not requests and not is_answered_by_hydra(flags):
-        named = " ".join(word for word in ordered if "=" in word)
-        raise RequestError(f"the sweep has no jobs: a choice is empty, or handed to other processes; change {named}")
-    repeated = unheeded.find_repeated(flags.overrides)
-    return [replace(request, notes=[*request.notes, *repeated]) for request in requests]
+        overrides = " ".join(word for word in hydra_words if "=" in word)
+        raise RequestError(
+            f"the sweep has no jobs: a choice is empty, or handed to other processes; change {overrides}"
+        )
+    notes = unheeded.find_repeated(flags.overrides)
+    return [replace(request, notes=[*request.notes, *notes]) for request in requests]
 
 
 def _capture_job(composed: DictConfig, words: list[str], files: ConfigFiles) -> Request:
@@ -145,6 +161,7 @@ def _make_request(
         _replace_target(composed, group, overrides, choices)
 
     own_files: list[ConfigFile] = []
+    # Looking up the files takes 0.2 s, and dlrun's own need no check.
     if has_own_files(settings):
         own_files = [file for file in _look_up_files(settings, overrides, files) if file.is_own]
     unheeded.refuse_hydra_in_files(own_files)
@@ -215,12 +232,12 @@ def _record_hydra(settings: DictConfig) -> dict[str, Any]:
     """Hydra's own part of a config as hydra.yaml holds it: without permissions."""
     plain = cast(dict[str, Any], OmegaConf.to_container(settings, resolve=False, enum_to_str=True))
     words = plain["overrides"]["task"]
-    recorded = schema.strip_permission_words(words)
-    if len(recorded) < len(words):
+    lasting_words = schema.strip_permission_words(words)
+    if len(lasting_words) < len(words):
         naming = plain["job"]["config"]["override_dirname"]
-        parsed = OverridesParser.create().parse_overrides(recorded)
-        plain["overrides"]["task"] = recorded
-        plain["job"]["override_dirname"] = hydra_internals.format_override_dirname(parsed, naming)
+        overrides = OverridesParser.create().parse_overrides(lasting_words)
+        plain["overrides"]["task"] = lasting_words
+        plain["job"]["override_dirname"] = hydra_internals.format_override_dirname(overrides, naming)
     return plain
 
 
@@ -229,12 +246,12 @@ def _expand_points(request: Request, files: ConfigFiles) -> list[Request]:
     loader = GlobalHydra.instance().config_loader()
     keys = request.config["sweep"]
 
-    typed = request.overrides
-    if any(word.startswith("sweep.points=") for word in typed):
+    overrides = request.overrides
+    if any(word.startswith("sweep.points=") for word in overrides):
         # Points typed beside a choice are meant for it.
-        typed = [word for word in typed if word.partition("=")[0] not in GROUPS]
+        overrides = [word for word in overrides if word.partition("=")[0] not in GROUPS]
     try:
-        points = sweep_points.expand_points(keys["points"], typed, loader, keys["max_jobs"])
+        points = sweep_points.expand_points(keys["points"], overrides, loader, keys["max_jobs"])
     except Exception as error:
         # Whatever Hydra raises for a line of sweep.points; it passes through.
         error.add_note(IN_POINTS)
@@ -251,7 +268,7 @@ def _expand_points(request: Request, files: ConfigFiles) -> list[Request]:
         try:
             composed = composer.compose(words)
         except Exception as error:
-            # The same.
+            # Passes through, too.
             error.add_note(IN_POINTS)
             raise
         folder = group / f"{number}_{format_folder_name(','.join(extra))}"
@@ -275,56 +292,56 @@ def from_saved(saved: dict[str, Any], choices: dict[str, str], overrides: list[s
     plain = literals.hide(schema.strip_permissions(saved))
     defaults = schema.Config()
     no_permissions = {key: getattr(defaults, key) for key in schema.PERMISSIONS}
-    merged = OmegaConf.create({**plain, **no_permissions})
+    config = OmegaConf.create({**plain, **no_permissions})
 
-    chosen = dict(choices)
-    trusted: list[str] = []
-    named: list[str] = []
+    new_choices = dict(choices)
+    trusted_modules: list[str] = []
+    keys: list[str] = []
     for override in OverridesParser.create().parse_overrides([quote_letters(word) for word in overrides]):
         key = override.key_or_group
-        named.append(key)
+        keys.append(key)
         if override.is_sweep_override():
             raise RequestError(f"{override.input_line} names several values; only one can be used here")
         if key in GROUPS:
             option = str(override.value())
-            _choose(merged, key, option)
-            chosen[key] = option
+            _replace_option(config, key, option)
+            new_choices[key] = option
         else:
-            _update(merged, override)
-            trusted += _list_trusted(override)
+            _set_value(config, override)
+            trusted_modules += _list_trusted_names(override)
 
-    _find_data(merged, str(plain["paths"]["data"]), named)
+    _relocate_data(config, str(plain["paths"]["data"]), keys)
     notes = []
     for key in schema.PERMISSIONS:
         if saved.get(key):
             notes.append(f"{key} in the saved config is ignored; only this command can give it")
     notes += unheeded.find_repeated(overrides)
 
-    config = literals.restore(resolve(merged))
-    return Request(config, chosen, overrides, folder=run, trusted_modules=trusted, notes=notes)
+    resolved = literals.restore(resolve(config))
+    return Request(resolved, new_choices, overrides, folder=run, trusted_modules=trusted_modules, notes=notes)
 
 
-def _choose(merged: DictConfig, group: str, option: str) -> None:
+def _replace_option(config: DictConfig, group: str, option: str) -> None:
     """Take another option for one group of a saved config; of the device, its precision and threads stay."""
     if group in ("lesson", "experiment", "debug"):
         raise RequestError(f"{group}={option} makes a new run; here only data, model and device can be chosen anew")
     composed = compose_config([f"{group}={option}"])
     if group == "device":
-        merged.device.name = composed.device.name
+        config.device.name = composed.device.name
     else:
-        merged[group] = composed[group]
+        config[group] = composed[group]
 
 
-def _update(merged: DictConfig, override: Override) -> None:
+def _set_value(config: DictConfig, override: Override) -> None:
     """Set one value; UnknownKey unless the key is there or is added with a plus."""
     key = override.key_or_group
     is_added = override.is_add() or override.is_force_add()
-    if not is_added and OmegaConf.select(merged, key, default=_ABSENT) is _ABSENT:
-        raise UnknownKey(key, merged)
-    OmegaConf.update(merged, key, override.value(), merge=True, force_add=True)
+    if not is_added and OmegaConf.select(config, key, default=_ABSENT) is _ABSENT:
+        raise UnknownKey(key, config)
+    OmegaConf.update(config, key, override.value(), merge=True, force_add=True)
 
 
-def _list_trusted(override: Override) -> list[str]:
+def _list_trusted_names(override: Override) -> list[str]:
     """Names that an override permits the run to import: trusted modules, and the target or loss that it sets."""
     key = override.key_or_group
     value = override.value()
@@ -336,16 +353,16 @@ def _list_trusted(override: Override) -> list[str]:
     return []
 
 
-def _find_data(merged: DictConfig, before: str, named: Sequence[str]) -> None:
+def _relocate_data(config: DictConfig, before: str, keys: Sequence[str]) -> None:
     """Look for data in this machine's folder if they lay elsewhere when the run was saved.
 
-    before: paths.data of the saved run; named: the keys of this command line. No folder that only the saved run names
+    before: paths.data of the saved run; keys: those of this command line. No folder that only the saved run names
     is made for a download.
     """
-    if "paths.data" not in named and not Path(merged.paths.data).expanduser().exists():
-        merged.paths.data = os.environ.get("DLRUN_DATA_DIR") or schema.DATA_FOLDER
+    if "paths.data" not in keys and not Path(config.paths.data).expanduser().exists():
+        config.paths.data = os.environ.get("DLRUN_DATA_DIR") or schema.DATA_FOLDER
 
-    root = merged.data.get("root")
-    is_gone = isinstance(root, str) and "data.root" not in named and not Path(root).expanduser().exists()
+    root = config.data.get("root")
+    is_gone = isinstance(root, str) and "data.root" not in keys and not Path(root).expanduser().exists()
     if root == before or is_gone:
-        merged.data.root = merged.paths.data
+        config.data.root = config.paths.data

@@ -249,4 +249,5 @@ def hash_config(plain: dict[str, Any]) -> str:
 
     not_identity = ("log_every_steps", "profile")
     identity["trainer"] = {key: value for key, value in identity["trainer"].items() if key not in not_identity}
+    # Sorted, as the order of words on a command line is no part of a run.
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

@@ -104,6 +104,7 @@ def read_settings(plain: dict[str, Any], choices: dict[str, str], problems: Erro
     `problems`, all of them are raised as one RequestError.
     """
     errors = ErrorList() if problems is None else problems
+    # A copy, so that nothing that is done with the settings changes the request.
     plain = copy.deepcopy(plain)
     for key in sorted(find_missing(plain)):
         errors.add(RequestError(f"{key} has no value yet; type {key}=..."))
@@ -120,6 +121,7 @@ def read_settings(plain: dict[str, Any], choices: dict[str, str], problems: Erro
     if trainer.epochs is None and trainer.max_steps is None:
         message = "trainer.epochs=null never ends; type trainer.max_steps=<steps> too, or trainer.epochs=20"
         errors.add(RequestError(message))
+        # Checks that follow in the same request need a length.
         trainer.epochs = 1
 
     if problems is None:
@@ -140,8 +142,8 @@ def _read_component(
         elif key != "_target_":
             arguments[key] = value
 
-    checked = validate(keys, drop_missing(own_values), group, errors)
-    return Component(group, choice, values.get("_target_"), arguments, checked)
+    own_keys = validate(keys, drop_missing(own_values), group, errors)
+    return Component(group, choice, values.get("_target_"), arguments, own_keys)
 
 
 def find_missing(values: Any, prefix: str = "") -> Iterator[str]:

@@ -11,13 +11,13 @@ from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Overrid
 from dlrun.core.errors import RequestError
 
 
-def combine(parsed: Sequence[Override]) -> list[list[str]]:
+def combine(overrides: Sequence[Override]) -> list[list[str]]:
     """Combine the values of all words into points; the last word that names several values varies fastest.
 
     If a key is named twice, the later word counts. RequestError for a word that names one value twice.
     """
     values: dict[str, list[str]] = {}
-    for override in parsed:
+    for override in overrides:
         values[override.get_key_element()] = _list_values(override)
     return [list(words) for words in itertools.product(*values.values())]
 
@@ -34,25 +34,25 @@ def _list_values(override: Override) -> list[str]:
         raise RequestError(f"{override.input_line} names no single values; type {key}=range(<from>,<to>,<step>)")
 
     words: list[str] = []
-    repeated = ""
+    duplicate = ""
     for value in override.sweep_string_iterator():
         word = f"{key}={value}"
-        if word in words and not repeated:
-            repeated = word
+        if word in words and not duplicate:
+            duplicate = word
         words.append(word)
-    if repeated:
-        raise RequestError(f"{override.input_line} names {repeated} twice; leave one out")
+    if duplicate:
+        raise RequestError(f"{override.input_line} names {duplicate} twice; leave one out")
     if not words:
         raise RequestError(f"{override.input_line} names no value at all; type one or more, as in {key}=a,b")
     return words
 
 
-def refuse_many(parsed: Sequence[Override], most: int, before: int = 0) -> None:
+def refuse_many(overrides: Sequence[Override], most: int, before: int = 0) -> None:
     """RequestError for more than `most` points (sweep.max_jobs), which are counted without being made.
 
     before: number of points so far.
     """
-    count = before + math.prod(_count_values(override) for override in parsed)
+    count = before + math.prod(_count_values(override) for override in overrides)
     if count > most:
         raise RequestError(f"the sweep has {count:,} points and sweep.max_jobs={most}; type sweep.max_jobs={count}")
 
@@ -86,15 +86,16 @@ def expand_points(lines: Sequence[str], typed: Sequence[str], loader: ConfigLoad
     points: list[list[str]] = []
     for line in lines:
         words = [word for word in _split(line) if not _is_typed(word, typed)]
-        parsed = parser.parse_overrides(words)
-        refuse_many(parsed, most, len(points))
+        overrides = parser.parse_overrides(words)
+        refuse_many(overrides, most, len(points))
 
-        for override in parsed:
+        for override in overrides:
             if override.get_key_element().startswith("sweep."):
                 word = override.input_line
                 raise RequestError(f"{word} is of the whole sweep, not of a point; type it outside of sweep.points")
-        points += combine(parsed)
+        points += combine(overrides)
 
+    # Two lines may name the same run.
     unique = dict.fromkeys(tuple(point) for point in points)
     return [list(point) for point in unique]
 

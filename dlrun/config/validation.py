@@ -40,6 +40,7 @@ def validate(schema: type[T], values: dict[str, Any], where: str, problems: Erro
     """
     errors = ErrorList() if problems is None else problems
     dataclass_type = cast(Any, schema)
+    # As text: dictionaries cannot be keys.
     cache_key = (dataclass_type, json.dumps(values, default=str))
     if cache_key in _cache:
         return cast(T, copy.deepcopy(_cache[cache_key]))
@@ -48,17 +49,20 @@ def validate(schema: type[T], values: dict[str, Any], where: str, problems: Erro
     literals = Literals()
     structured = _structure(dataclass_type)
     try:
-        merged = OmegaConf.merge(structured, literals.hide(values))
+        # The config is resolved already, so that `${` in it is text.
+        config = OmegaConf.merge(structured, literals.hide(values))
     except OmegaConfBaseException:
         # Only now one by one: a merge for each key takes half a second.
-        accepted = _select_accepted(schema, values, where, errors)
-        merged = OmegaConf.merge(structured, literals.hide(accepted))
-    instance = cast(T, _restore(OmegaConf.to_object(merged), literals))
+        valid_values = _select_valid(schema, values, where, errors)
+        config = OmegaConf.merge(structured, literals.hide(valid_values))
+    instance = cast(T, _restore(OmegaConf.to_object(config), literals))
     _check_ranges(instance, where, errors)
 
     if problems is None:
         errors.raise_if_any()
+    # An error has to be reported each time, and is not cached.
     if len(errors.errors) == count_before:
+        # The oldest go first. A copy is stored and a copy returned, as callers change what they get.
         while len(_cache) >= _MOST_CACHED:
             _cache.pop(next(iter(_cache)))
         _cache[cache_key] = copy.deepcopy(instance)
@@ -80,17 +84,17 @@ def _structure(schema: Any) -> Any:
     return OmegaConf.structured(schema)
 
 
-def _select_accepted(schema: Any, values: dict[str, Any], where: str, errors: ErrorList) -> dict[str, Any]:
+def _select_valid(schema: Any, values: dict[str, Any], where: str, errors: ErrorList) -> dict[str, Any]:
     """The values that the schema takes; the innermost key of each other one is added to the errors."""
     factories = {field.name: field.default_factory for field in dataclasses.fields(schema)}
-    accepted = {}
+    valid_values = {}
     for name, value in values.items():
         nested: Any = factories.get(name)
         if dataclasses.is_dataclass(nested) and isinstance(value, dict):
-            accepted[name] = _select_accepted(nested, value, _join_key(where, name), errors)
+            valid_values[name] = _select_valid(nested, value, _join_key(where, name), errors)
         elif errors.collect(_check_type, schema, name, value, where):
-            accepted[name] = value
-    return accepted
+            valid_values[name] = value
+    return valid_values
 
 
 def _check_type(schema: Any, name: str, value: Any, where: str) -> bool:
@@ -99,8 +103,8 @@ def _check_type(schema: Any, name: str, value: Any, where: str) -> bool:
     try:
         OmegaConf.merge(OmegaConf.structured(schema), {name: Literals().hide(value)})
     except ConfigKeyError as error:
-        known = [_join_key(where, other) for other in iter_field_names(schema)]
-        hint = did_you_mean(key, known).rstrip() or "dlrun --cfg job shows all keys"
+        keys = [_join_key(where, other) for other in iter_field_names(schema)]
+        hint = did_you_mean(key, keys).rstrip() or "dlrun --cfg job shows all keys"
         raise RequestError(f"there is no key {key}; {hint}") from error
     except OmegaConfBaseException as error:
         raise wrong_type_error(schema, name, value, where) from error
@@ -172,10 +176,10 @@ def find_field(schema: Any, key: str) -> tuple[Any, str, str] | None:
     """Find the field of a dotted key: its dataclass, name and section; None if the schema does not type the key."""
     section, _, last = key.rpartition(".")
     for name in section.split(".") if section else ():
-        known = getattr(schema, "__dataclass_fields__", {}).get(name)
-        if known is None or not dataclasses.is_dataclass(known.default_factory):
+        field = getattr(schema, "__dataclass_fields__", {}).get(name)
+        if field is None or not dataclasses.is_dataclass(field.default_factory):
             return None
-        schema = known.default_factory
+        schema = field.default_factory
     return (schema, last, section) if last in schema.__dataclass_fields__ else None
 
 

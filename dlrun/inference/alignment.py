@@ -64,18 +64,18 @@ class AlignedRows(Dataset[Any]):
         return (self.alignment.align_inputs(x), *others, self.alignment.align_targets(torch.as_tensor(y)))
 
 
-def align_splits(splits: Splits, trained: DataSpec, data: str | None) -> Splits:
-    """Return the splits as data for a model trained on `trained`; the same object if nothing differs.
+def align_splits(splits: Splits, training: DataSpec, data: str | None) -> Splits:
+    """Return the splits as data for a model of the spec `training`; the same object if nothing differs.
 
     data: name of the splits, for messages. MisfitError if they are of another kind, lack a feature, or have a class
     that the model does not know.
     """
     other = splits.spec
     # Columns first: a table may have more columns than the model if the names match.
-    columns = _match_columns(trained, other, data)
-    _refuse_other_kind(trained, other, data, same_shape=columns is None)
-    scale, shift = _match_normalization(trained, other, columns)
-    classes = _match_classes(trained, other, data)
+    columns = _match_columns(training, other, data)
+    _refuse_other_kind(training, other, data, same_shape=columns is None)
+    scale, shift = _match_normalization(training, other, columns)
+    classes = _match_classes(training, other, data)
     if columns is None and scale is None and classes is None:
         return splits
 
@@ -85,7 +85,7 @@ def align_splits(splits: Splits, trained: DataSpec, data: str | None) -> Splits:
         train=_align_part(splits.train, alignment),
         val=None if splits.val is None else _align_part(splits.val, alignment),
         test=None if splits.test is None else _align_part(splits.test, alignment),
-        spec=trained,
+        spec=training,
     )
 
 
@@ -98,51 +98,51 @@ def _align_part(part: Part, alignment: Alignment) -> Part:
     return Split(inputs, alignment.align_targets(part.targets), part.origin)
 
 
-def _refuse_other_kind(trained: DataSpec, other: DataSpec, data: str | None, same_shape: bool) -> None:
+def _refuse_other_kind(training: DataSpec, other: DataSpec, data: str | None, same_shape: bool) -> None:
     names = ["kind", "task"]
-    if trained.kind == "tokens":
+    if training.kind == "tokens":
         # A longer sequence is still the same kind of data, so the shape is not compared.
         names.append("vocabulary")
     elif same_shape:
         names.append("input_shape")
     # Classes with names are compared by name, later.
-    if not (trained.class_names and other.class_names):
+    if not (training.class_names and other.class_names):
         names.append("output_size")
 
     for name in names:
-        expected = getattr(trained, name)
+        expected = getattr(training, name)
         actual = getattr(other, name)
         if expected != actual:
             raise MisfitError(f"the model was trained for {name} {expected}, and data={data} has {actual}")
 
 
-def _match_columns(trained: DataSpec, other: DataSpec, data: str | None) -> Tensor | None:
+def _match_columns(training: DataSpec, other: DataSpec, data: str | None) -> Tensor | None:
     """Find the position of each of the model's features by name, if both tables have names."""
-    if trained.feature_names == other.feature_names or not trained.feature_names or not other.feature_names:
+    if training.feature_names == other.feature_names or not training.feature_names or not other.feature_names:
         return None
 
     # A table without a header line has numbered names: there columns match by position.
-    for names in (trained.feature_names, other.feature_names):
+    for names in (training.feature_names, other.feature_names):
         if names == tuple(f"column_{number}" for number in range(len(names))):
             return None
 
-    missing = [name for name in trained.feature_names if name not in other.feature_names]
+    missing = [name for name in training.feature_names if name not in other.feature_names]
     if missing:
         raise MisfitError(
-            f"the model was trained on the columns {join_names(trained.feature_names)}, "
+            f"the model was trained on the columns {join_names(training.feature_names)}, "
             f"and data={data} has no {join_names(missing)}"
         )
-    return torch.tensor([other.feature_names.index(name) for name in trained.feature_names])
+    return torch.tensor([other.feature_names.index(name) for name in training.feature_names])
 
 
 def _match_normalization(
-    trained: DataSpec, other: DataSpec, columns: Tensor | None
+    training: DataSpec, other: DataSpec, columns: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return (x * other std + other mean - trained mean) / trained std as scale and shift, per channel or feature."""
-    if (trained.mean, trained.std) == (other.mean, other.std) and columns is None:
+    """Return (x * other std + other mean - training mean) / training std as scale and shift, per channel or feature."""
+    if (training.mean, training.std) == (other.mean, other.std) and columns is None:
         return None, None
 
-    trained_mean, trained_std = _read_constants(trained)
+    training_mean, training_std = _read_constants(training)
     mean, std = _read_constants(other)
     # A single constant normalizes every column.
     if columns is not None and len(mean) > 1:
@@ -150,9 +150,9 @@ def _match_normalization(
         std = std[columns]
 
     # One value per channel (C, H, W), or per feature (F,).
-    shape = (-1, 1, 1) if trained.kind == "image" else (-1,)
-    scale = (std / trained_std).view(shape)
-    shift = ((mean - trained_mean) / trained_std).view(shape)
+    shape = (-1, 1, 1) if training.kind == "image" else (-1,)
+    scale = (std / training_std).view(shape)
+    shift = ((mean - training_mean) / training_std).view(shape)
     return scale, shift
 
 
@@ -163,20 +163,20 @@ def _read_constants(spec: DataSpec) -> tuple[Tensor, Tensor]:
     return mean, std
 
 
-def _match_classes(trained: DataSpec, other: DataSpec, data: str | None) -> Tensor | None:
+def _match_classes(training: DataSpec, other: DataSpec, data: str | None) -> Tensor | None:
     """Find the model's number of each class by name; the other data may have fewer classes."""
-    if trained.class_names == other.class_names:
+    if training.class_names == other.class_names:
         return None
-    if not trained.class_names or not other.class_names:
+    if not training.class_names or not other.class_names:
         raise MisfitError(
-            f"the model was trained for class_names {trained.class_names}, and data={data} has {other.class_names}"
+            f"the model was trained for class_names {training.class_names}, and data={data} has {other.class_names}"
         )
 
-    unknown = [name for name in other.class_names if name not in trained.class_names]
+    unknown = [name for name in other.class_names if name not in training.class_names]
     if unknown:
         raise MisfitError(
-            f"the model was trained for class_names {join_names(trained.class_names)}, "
+            f"the model was trained for class_names {join_names(training.class_names)}, "
             f"and data={data} has {join_names(unknown)} besides"
         )
     # Position: class number of the other data; value: that of the model.
-    return torch.tensor([trained.class_names.index(name) for name in other.class_names])
+    return torch.tensor([training.class_names.index(name) for name in other.class_names])

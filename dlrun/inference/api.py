@@ -174,17 +174,17 @@ def train(*overrides: str, quiet: bool = False) -> Run:
     if code > 1:
         with advise_in_python("train"):
             call = suggest_command("resume", console.folder, modules=find_own_modules(jobs[0].config))
-        raise KeyboardInterrupt(f"the run is saved: {call} goes on with it")
+        raise KeyboardInterrupt(f"the run is saved: {call} resumes it")
 
     # Opened like any saved run, so that `train` and `load` return the same.
     run = _load_run(str(console.folder), [], jobs[0])
     if code:
-        missed = []
+        unmet = []
         for line in run.result["expected"]:
             if not line["ok"]:
-                missed.append(f"{line['expected']} (measured {line['measured']})")
+                unmet.append(f"{line['expected']} (measured {line['measured']})")
         raise RunError(
-            f"the run {console.folder} did not come to {', '.join(missed)}; leave out strict=true to have it"
+            f"the run {console.folder} did not meet {', '.join(unmet)}; leave out strict=true to have the run"
         )
     return run
 
@@ -211,14 +211,14 @@ def load(place: str | Path, *overrides: str, trusted_modules: str | Sequence[str
     return _load_run(str(place), words)
 
 
-def _load_run(place: str, words: list[str], trained: Request | None = None) -> Run:
-    """trained: the request that this process has just trained, whose trusted modules are trusted again."""
+def _load_run(place: str, words: list[str], request_of_training: Request | None = None) -> Run:
+    """request_of_training: of a run that this process has just trained, whose trusted modules are trusted again."""
     with _restore_process():
         try:
             with open_saved_model(place, words) as saved:
-                if trained is not None:
+                if request_of_training is not None:
                     # Its modules have been imported and run by this process already.
-                    saved.request = replace(saved.request, trusted_modules=trained.trusted_modules)
+                    saved.request = replace(saved.request, trusted_modules=request_of_training.trusted_modules)
                 # Built here and not on first access, so that mistakes surface in this call.
                 saved.model.eval()
         except explain.COMPOSITION_ERRORS as error:
@@ -242,7 +242,7 @@ def refuse_sweep_folder(words: Sequence[str]) -> None:
 
 
 def _load_finished_run(words: Sequence[str]) -> Run:
-    """Load the run that `resume=RUN` names, once it has been found to have nothing left to train."""
+    """Load the run that `resume=RUN` names, which has nothing left to train."""
     folders = [word.removeprefix("resume=") for word in words if word.startswith("resume=")]
     # `resume=auto` continues the newest run of the same config, which is finished here.
     if folders == ["auto"]:

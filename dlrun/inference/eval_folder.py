@@ -34,13 +34,18 @@ class Evaluation:
     saved: SavedModel
     split: str
     rows: int
-    metrics: dict[str, float]  # with the split's name in front, as in test/loss
+    # With the split's name in front, as in test/loss.
+    metrics: dict[str, float]
     baseline: dict[str, float]
-    recorded: dict[str, Any]  # the same metrics as training recorded them
-    targets: Tensor  # (N,) classes, or (N, columns) values
+    # The same metrics as training recorded them.
+    recorded: dict[str, Any]
+    # (N,) classes, or (N, columns) values.
+    targets: Tensor
     predictions: Tensor
-    probability: Tensor | None  # (N,); None for regression
-    origin: Origin  # file and line of each row
+    # (N,); None for regression.
+    probability: Tensor | None
+    # File and line of each row.
+    origin: Origin
     classes: PerClass | None = None
     calibration: Calibration | None = None
 

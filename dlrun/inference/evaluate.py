@@ -38,11 +38,12 @@ class PredictionCollector:
     """Predictions of all rows, collected batch by batch on the CPU; of sequences each tag is a row."""
 
     task: Objective
-    targets: list[Tensor] = field(default_factory=list)  # (N,) classes, or (N, columns) values
-    predictions: list[Tensor] = field(default_factory=list)  # of the same shape
-    probabilities: list[Tensor] = field(
-        default_factory=list
-    )  # (N,) of the predicted class; for binary tasks of class 1
+    # (N,) classes, or (N, columns) values.
+    targets: list[Tensor] = field(default_factory=list)
+    # Of the same shape.
+    predictions: list[Tensor] = field(default_factory=list)
+    # (N,), of the predicted class; for binary tasks of class 1.
+    probabilities: list[Tensor] = field(default_factory=list)
 
     def add(self, _inputs: tuple[Tensor, ...], outputs: Tensor, targets: Tensor) -> None:
         """Add one batch."""
@@ -96,7 +97,7 @@ def evaluate(words: list[str]) -> dict[str, float]:
             if not is_about(error, saved.folder):
                 raise
             raise RunError(
-                f"{saved.folder}/eval cannot be written ({error.strerror}); the metrics above are whole"
+                f"{saved.folder}/eval cannot be written ({error.strerror}); the metrics above are complete"
             ) from error
 
         # Characters that no installed font can draw are reported once, after all figures.
@@ -288,19 +289,19 @@ def compare_with_recorded(evaluation: Evaluation) -> list[str]:
 def _print_classes(console: Console, classes: PerClass) -> None:
     # name, precision, recall, f1, support, ...
     rows = classes.compute_rows()
-    shown = rows
+    visible_rows = rows
     if len(rows) > _MAX_CLASS_LINES:
         has_support = [row for row in rows if row[4]]
-        shown = sorted(has_support, key=lambda row: row[3] or 0.0)[:_MAX_CLASS_LINES]
+        visible_rows = sorted(has_support, key=lambda row: row[3] or 0.0)[:_MAX_CLASS_LINES]
 
-    lines = [(row[0], *map(_format_or_dash, row[1:5])) for row in shown]
+    lines = [(row[0], *map(_format_or_dash, row[1:5])) for row in visible_rows]
     console.say(build_table(("class", "precision", "recall", "f1", "support"), lines))
-    if len(rows) > len(shown):
-        console.say(f"the {len(shown)} of {len(rows)} classes with the lowest f1; all are in per_class.csv")
+    if len(rows) > len(visible_rows):
+        console.say(f"the {len(visible_rows)} of {len(rows)} classes with the lowest f1; all are in per_class.csv")
 
-    confused = [f"{true} taken for {predicted} ({count:,})" for true, predicted, count in classes.find_most_confused()]
-    if confused:
-        console.say("most confused: " + ", ".join(confused))
+    mistakes = [f"{true} taken for {predicted} ({count:,})" for true, predicted, count in classes.find_most_confused()]
+    if mistakes:
+        console.say("most confused: " + ", ".join(mistakes))
 
 
 def format_calibration(calibration: Calibration) -> str:

@@ -40,12 +40,18 @@ class SavedModel:
     The data are read and the model is built on first access; both are then held as long as this object.
     """
 
-    path: Path  # checkpoint file, or the pickled model
-    request: Request  # saved config with the overrides of this command line, config choices, trusted modules
-    settings: Settings  # the same config, validated
-    state: dict[str, Any]  # the loaded checkpoint; empty for a full model
-    process: Runtime  # device and precision
-    full_model: nn.Module | None = None  # the unpickled model, if `path` holds one
+    # Checkpoint file, or the pickled model.
+    path: Path
+    # Saved config with the overrides of this command line, config choices, trusted modules.
+    request: Request
+    # The same config, validated.
+    settings: Settings
+    # The loaded checkpoint; empty for a full model.
+    state: dict[str, Any]
+    # Device and precision.
+    process: Runtime
+    # The unpickled model, if `path` holds one.
+    full_model: nn.Module | None = None
 
     @property
     def folder(self) -> Path | None:

@@ -228,7 +228,7 @@ def test_what_cannot_be_written_leaves_nothing(dlrun: Callable, trained: Path, m
     done = dlrun("eval", str(trained), "figures=false")
     assert done.code == 1
     assert "test/accuracy" in done.out
-    assert "eval cannot be written (No space left on device); the metrics above are whole" in done.err
+    assert "eval cannot be written (No space left on device); the metrics above are complete" in done.err
     assert not (trained / "eval").exists()
 
 

@@ -16,7 +16,8 @@ from dlrun.inference.saved_model import SavedModel, load_weights, open_saved_mod
 from dlrun.runs import folder as run_folder
 from dlrun.runs.reports.console import Console, format_facts
 
-Writer = Callable[[SavedModel, Path], list[Path]]  # writes its files into an empty folder and returns them
+# Writes its files into an empty folder and returns them.
+Writer = Callable[[SavedModel, Path], list[Path]]
 ON_THE_CPU = ("device.name=cpu", "device.index=null", "device.compile=false")
 
 
@@ -101,8 +102,8 @@ def print_export(saved: SavedModel, name: str, folder: Path, files: Sequence[str
         ("files", ", ".join(sizes)),
     ]
     if (folder / "model.json").is_file():
-        checked = read_json(folder / "model.json")["checked"]
-        lines.append(("checked", str(checked["said"])))
+        check = read_json(folder / "model.json")["checked"]
+        lines.append(("checked", str(check["said"])))
 
     # A loader, or the training script of format=python.
     scripts = [file for file in files if file.startswith(("load_", "train.py"))]

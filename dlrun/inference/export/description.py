@@ -20,10 +20,14 @@ from dlrun.inference.export import loaders
 from dlrun.inference.export.example_input import Example, choose_rows, has_words, make_example
 from dlrun.inference.saved_model import SavedModel
 
-INPUT_NAMES = {"tokens": ("codes", "lengths")}  # for other kinds: x
-_IMAGE_TARGETS = ("dlrun.data.images.", "dlrun.data.folders.")  # data whose pixels were 0 to 255
-_LIST = re.compile(r'\[\n(?:\s+(?:"(?:[^"\\]|\\.)*"|[^"\s\[\]{}]+),?\n)+\s*\]')  # of plain values, in indented JSON
-_TOLERANCE = 1e-3  # of the largest output, or of 1: rounding stays far below it
+# Names of the inputs by kind of data; x for all other kinds.
+INPUT_NAMES = {"tokens": ("codes", "lengths")}
+# Data whose pixels were 0 to 255: an example of theirs can be a picture file.
+_IMAGE_TARGETS = ("dlrun.data.images.", "dlrun.data.folders.")
+# A list of plain values in indented JSON, which reads better on one line.
+_LIST = re.compile(r'\[\n(?:\s+(?:"(?:[^"\\]|\\.)*"|[^"\s\[\]{}]+),?\n)+\s*\]')
+# Share of the largest output, or of 1: rounding stays far below it.
+_TOLERANCE = 1e-3
 
 
 @dataclass
@@ -32,7 +36,8 @@ class ExportSubject:
 
     saved: SavedModel
     model: nn.Module
-    rows: str  # what the rows are, for messages
+    # A name for the rows, for messages.
+    rows: str
     batches: Batches
 
     @property
@@ -93,7 +98,9 @@ def compare_outputs(subject: ExportSubject, run_exported: Callable[..., Tensor])
 
     # Written so that NaN fails too.
     if not difference <= _TOLERANCE * max(1.0, largest):
-        raise RunError(f"the exported file answers up to {difference:.3g} from what the model does, so it was not kept")
+        raise RunError(
+            f"the exported file's outputs differ from the model's by up to {difference:.3g}, so it was not kept"
+        )
 
     rows = subject.rows.replace("rows", "row", count == 1)
     summary = f"{count:,} {rows}: at most {difference:.2g} from torch's outputs, which reach {largest:.3g}"
@@ -110,7 +117,7 @@ def write_companions(
     subject: ExportSubject,
     folder: Path,
     file: str,
-    checked: dict[str, Any],
+    check: dict[str, Any],
     extra: dict[str, Any],
     shapes: Sequence[Any],
     loader: bool = True,
@@ -145,7 +152,7 @@ def write_companions(
         "preprocessing": describe_preprocessing(saved, example, shapes[0]),
         # Whoever loads the export elsewhere can compare with these outputs.
         "example": {"file": example.file, "outputs": outputs.tolist()},
-        "checked": checked,
+        "checked": check,
     }
     text = _LIST.sub(_join_list, json.dumps(description, indent=2))
     files = [folder / "model.json", folder / example.file]

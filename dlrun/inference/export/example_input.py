@@ -15,7 +15,8 @@ from dlrun.data.files.pixels import normalize_
 from dlrun.data.spec import DataSpec, Split
 from dlrun.inference.saved_model import SavedModel
 
-_RANDOM_ROWS = 64  # without the data
+# Rows to check with where the data are not at hand.
+_RANDOM_ROWS = 64
 _EXAMPLE_ROWS = 3
 
 
@@ -23,7 +24,8 @@ _EXAMPLE_ROWS = 3
 class Example:
     """Raw input as a user has it, and the tensors that a loader makes of it."""
 
-    kind: str  # picture, table, text, array or arrays: how a loader reads the file
+    # picture, table, text, array or arrays: how a loader reads the file.
+    kind: str
     file: str
     content: bytes
     inputs: tuple[Tensor, ...]
@@ -38,7 +40,7 @@ def choose_rows(saved: SavedModel) -> tuple[str, Batches]:
         # Data that the command line names must be there, and only the data describe a full model.
         if names_data or not saved.state:
             raise
-        return "made-up rows, as the data are not here", draw_random_rows(saved.spec)
+        return "random rows, as the data are not here", draw_random_rows(saved.spec)
     return f"rows of {name}", batches
 
 

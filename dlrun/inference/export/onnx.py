@@ -24,9 +24,9 @@ def write(saved: SavedModel, folder: Path) -> list[Path]:
     # ONNX Runtime lacks many operators in float64 and half precision.
     subject.model.float()
     opset, shapes = _save_model(subject, folder / FILE)
-    checked = compare_outputs(subject, _Session(folder / FILE))
+    check = compare_outputs(subject, _Session(folder / FILE))
     extra = {"format": "onnx", "opset": opset}
-    return [folder / FILE, *write_companions(subject, folder, FILE, checked, extra, shapes)]
+    return [folder / FILE, *write_companions(subject, folder, FILE, check, extra, shapes)]
 
 
 def _save_model(subject: ExportSubject, path: Path) -> tuple[int, list[graph.Shape]]:
@@ -34,9 +34,9 @@ def _save_model(subject: ExportSubject, path: Path) -> tuple[int, list[graph.Sha
     inputs = subject.sample()
 
     # Our recurrent models take sequences of any length, in ONNX's own operators.
-    rebuilt = onnx_recurrent.rebuild(subject.model)
-    any_length = rebuilt is not None
-    program = graph.trace(rebuilt or subject.model, inputs, subject.names, any_length)
+    recurrent_net = onnx_recurrent.rebuild(subject.model)
+    any_length = recurrent_net is not None
+    program = graph.trace(recurrent_net or subject.model, inputs, subject.names, any_length)
     try:
         with graph.silence():
             exported: Any = torch.onnx.export(

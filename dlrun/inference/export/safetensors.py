@@ -44,8 +44,8 @@ def write(saved: SavedModel, folder: Path) -> list[Path]:
         metadata[key] = value if isinstance(value, str) else json.dumps(value)
     write_atomically(folder / FILE, save(weights, metadata))
 
-    checked = {"said": "weights alone; format=onnx writes the network too"}
+    check = {"said": "weights alone; format=onnx writes the network too"}
     # Only our recurrent nets are known to take other lengths.
     shapes = graph.describe_shapes(subject.sample(), is_recurrent(subject.model))
-    companions = write_companions(subject, folder, FILE, checked, {"format": "safetensors"}, shapes, loader=False)
+    companions = write_companions(subject, folder, FILE, check, {"format": "safetensors"}, shapes, loader=False)
     return [folder / FILE, *companions]

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from dlrun.engine.objective import Objective
 
-Choice = tuple[str, float]  # a class, or a sequence of tags, and its probability
+# A class, or a sequence of tags, and its probability.
+Choice = tuple[str, float]
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,13 @@ class Answer:
     input: str
     choices: tuple[Choice, ...] = ()
     values: tuple[float, ...] = ()
-    label: str | None = None  # the true value, if the input contains it
-    note: str = ""  # how the input was changed
+    # The true value, if the input contains it.
+    label: str | None = None
+    # How the input was changed.
+    note: str = ""
     error: str = ""
-    where: str = ""  # file and line of an input that is displayed as its text
+    # File and line of an input that is displayed as its text.
+    where: str = ""
 
 
 def rank_classes(task: Objective, outputs: Tensor, names: Sequence[str], top: int) -> list[tuple[Choice, ...]]:

@@ -22,7 +22,8 @@ from dlrun.runs.reports.console import Console, format_facts
 
 _FLAGS = ("--format", "--top", "--")
 _ENDINGS = (*sorted(EXTENSIONS), ".csv", ".csv.gz", ".tsv", ".txt", ".npy")
-_MAX_LEADING_ERRORS = 20  # answers held back while all of them are errors
+# Answers held back while all of them are errors: one message then replaces the table.
+_MAX_LEADING_ERRORS = 20
 
 
 @dataclass
@@ -43,9 +44,11 @@ def predict(words: list[str]) -> None:
     with open_saved_model(request.run, request.overrides) as saved:
         refuse_several_inputs(saved)
         # Only the model knows what may be named as an input.
-        takes = make_reader(saved).takes
+        accepted = make_reader(saved).accepted_inputs
         if not request.inputs:
-            raise RequestError(f"what is to be predicted? type dlrun predict {quote(request.run)} INPUT ...: {takes}")
+            raise RequestError(
+                f"what is to be predicted? type dlrun predict {quote(request.run)} INPUT ...: {accepted}"
+            )
         if request.top > 1 and saved.spec.task in ("regression", "tagging"):
             raise RequestError(f"--top {request.top} is for classes, and this model's task is {saved.spec.task}")
 

@@ -12,12 +12,18 @@ from dlrun.data.files.framing import Framing, Grey
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_MAX_SIDE = 400  # pixels; a photograph shows no more of a figure
-_MIN_CONTRAST = 0.1  # of the range of pixel values
-_GROUND_LEVEL = 0.2  # share of the figure's brightness below which a pixel is ground
-_SPECK_SIZE = 0.05  # share of the largest part's area below which a part is not of the figure
-_THIN_STROKE = 0.6  # share of the training's stroke below which lines are thickened ...
-_TARGET_STROKE = 1.0  # ... to this share
+# Pixels of a side: a photograph shows no more of a figure.
+_MAX_SIDE = 400
+# Share of the range of pixel values by which a figure has to stand out.
+_MIN_CONTRAST = 0.1
+# Share of the figure's brightness below which a pixel is ground.
+_GROUND_LEVEL = 0.2
+# Share of the largest part's area below which a part is a speck, and not of the figure.
+_SPECK_SIZE = 0.05
+# Share of the training's stroke below which lines are thickened ...
+_THIN_STROKE = 0.6
+# ... to this share.
+_TARGET_STROKE = 1.0
 
 
 def frame_digit(image: "Image", side: int, frame: Framing) -> tuple[Grey, str]:
@@ -84,7 +90,7 @@ def _separate_figure(grey: Grey) -> tuple[Grey, bool]:
 def _fit_ground(grey: Grey) -> tuple[Grey, float]:
     """Return the brightness of the ground at each pixel, and the standard deviation of its grain.
 
-    A plane is fit_image to the border, as light falls unevenly on paper.
+    A plane is fitted to the border, as light falls unevenly on paper.
     """
     rows, columns = np.indices(grey.shape, dtype=np.float64)
     terms = np.stack([np.ones_like(grey), rows / grey.shape[0], columns / grey.shape[1]], axis=-1)

@@ -19,18 +19,20 @@ from dlrun.inference.predict.reader import Item, Prepared, Reader
 from dlrun.inference.saved_model import SavedModel
 
 _DECODER_THREADS = 4
-_Row = Prepared | str  # a row, or what is wrong with it
-_Prediction = dict[str, Any] | str  # fields of an Answer, or why the model does not take the row
+# A row, or what is wrong with it.
+_Row = Prepared | str
+# Fields of an Answer, or why the model does not take the row.
+_Prediction = dict[str, Any] | str
 
 
 def predict_inputs(saved: SavedModel, inputs: Iterable[str], top: int = 1) -> Iterator[Answer]:
     """Yield an answer for each input that the words name, in their order; with the `top` most likely classes.
 
-    inputs: files, folders, texts, rows, or "-", as `make_reader(saved).takes` describes. An input that cannot be read
-    or that the model does not take gets an answer with an error; the others are unaffected.
+    inputs: files, folders, texts, rows, or "-", as the reader's `accepted_inputs` says. An input that cannot be read or
+    that the model does not take gets an answer with an error; the others are unaffected.
     """
     reader = make_reader(saved)
-    prepare = _make_prepare(reader)
+    prepare = _wrap_prepare(reader)
     batch_size = forward.choose_batch_size(saved)
     # A generator: files are opened as their rows are needed.
     items = _read_items(reader, inputs)
@@ -76,7 +78,9 @@ def _read_items(reader: Reader, words: Iterable[str]) -> Iterator[Item]:
             yield Item(word, None, error=str(error))
 
 
-def _make_prepare(reader: Reader) -> Callable[[Item], _Row]:
+def _wrap_prepare(reader: Reader) -> Callable[[Item], _Row]:
+    """Wrap the reader's `prepare` to return errors: an exception of one row would cost the whole batch."""
+
     def prepare(item: Item) -> _Row:
         if item.error:
             return item.error

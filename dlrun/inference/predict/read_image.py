@@ -23,13 +23,14 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _MAX_PATH_LENGTH = 4096
-_LIST_ENDINGS = (".txt", ".lst")  # text files with a path per line
+# Text files with a path per line.
+_LIST_ENDINGS = (".txt", ".lst")
 
 
 class ImageReader:
     """A reader of images: (C, H, W) as `spec` says, pixels / 255, normalized as in training."""
 
-    takes = "image files, folders of them, a .txt file or - with a path a line, and .npy arrays"
+    accepted_inputs = "image files, folders of them, a .txt file or - with a path a line, and .npy arrays"
 
     def __init__(self, spec: DataSpec, framing: tuple[float, ...], crops: bool) -> None:
         """framing: fields of a Framing; empty if the images hold no figures.
@@ -37,7 +38,7 @@ class ImageReader:
         crops: whether training cut the centre out of images that are not square.
         """
         if spec.input_shape[0] not in (1, 3):
-            self.takes = "a .npy array of images"
+            self.accepted_inputs = "a .npy array of images"
         self.spec = spec
         self.crops = crops
         self.frame = Framing(*framing) if framing else None
@@ -97,7 +98,7 @@ class ImageReader:
     def _open_image(self, path: Path) -> tuple[Tensor, str]:
         """Return float32 pixels (C, H, W) in 0..1, and a description of the changes."""
         if not path.is_file():
-            raise explain_missing(str(path), self.takes)
+            raise explain_missing(str(path), self.accepted_inputs)
         channels, height, width = self.spec.input_shape
         if channels not in (1, 3):
             raise MisfitError(f"this model takes images of {channels} channels, which no image file holds")

@@ -30,7 +30,8 @@ class Layout:
 
     features: tuple[int, ...]
     label: int | None
-    count: int  # columns of the table
+    # Columns of the table.
+    count: int
     has_header: bool
 
 
@@ -44,7 +45,7 @@ class Cells:
 class TableReader:
     """A reader of tables: float64 (features,), (x - mean) / std with the constants of the training rows."""
 
-    takes = "a table (.csv or .csv.gz), - for one on standard input, rows as 1.5,2,3, and .npy arrays"
+    accepted_inputs = "a table (.csv or .csv.gz), - for one on standard input, rows as 1.5,2,3, and .npy arrays"
 
     def __init__(self, spec: DataSpec, target: str | int | None, delimiter: str = ",") -> None:
         """target: name or position of the training table's target column; None if that table is not known."""
@@ -69,7 +70,7 @@ class TableReader:
         elif parse_numbers(word.split(",")) is not None:
             yield Item(word, Cells(word.split(",")))
         else:
-            raise explain_missing(word, self.takes)
+            raise explain_missing(word, self.accepted_inputs)
 
     def _read_table(self, word: str) -> Iterator[Item]:
         with open_text(word) as file:

@@ -14,13 +14,14 @@ from dlrun.data.spec import DataSpec
 from dlrun.inference.predict.reader import STDIN, Item, Prepared, explain_missing, list_files, read_lines
 
 _ENDINGS = (".txt", ".csv", ".tsv", ".txt.gz", ".csv.gz", ".tsv.gz")
-_MAX_NAME_LENGTH = 400  # letters of a line that name its answer
+# Letters of a line that name its answer.
+_MAX_NAME_LENGTH = 400
 
 
 class TextReader:
     """A reader of texts: codes padded with 0, and lengths."""
 
-    takes = "texts, and files or - with one a line"
+    accepted_inputs = "texts, and files or - with one a line"
 
     def __init__(self, spec: DataSpec) -> None:
         self.spec = spec
@@ -30,7 +31,7 @@ class TextReader:
         # An empty entry is padding and stands for no token.
         self.codes = {token: code for code, token in enumerate(spec.vocabulary) if token}
         if not self.codes:
-            self.takes = "nothing that can be written: its data do not say what their codes stand for"
+            self.accepted_inputs = "nothing that can be written: its data do not say what their codes stand for"
 
     def read_items(self, word: str) -> Iterator[Item]:
         """Yield the texts that a word names; a word that is no file is a text itself."""
@@ -42,7 +43,7 @@ class TextReader:
             for file in list_files(path, _ENDINGS):
                 yield from self._read_file(str(file))
         elif word.lower().endswith(_ENDINGS):
-            raise explain_missing(word, self.takes)
+            raise explain_missing(word, self.accepted_inputs)
         else:
             yield Item(word, word)
 

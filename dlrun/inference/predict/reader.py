@@ -20,11 +20,16 @@ STDIN = "-"
 class Item:
     """One input, before it is opened."""
 
-    name: str  # shown with its answer
-    content: Any  # path, text or values, for the reader that yielded it
-    label: str | None = None  # the true value, if the input contains it
-    error: str = ""  # why there is nothing to open
-    where: str = ""  # file and line, if the name does not tell
+    # Shown with its answer.
+    name: str
+    # Path, text or values, for the reader that yielded it.
+    content: Any
+    # The true value, if the input contains it.
+    label: str | None = None
+    # Why there is nothing to open.
+    error: str = ""
+    # File and line, if the name does not tell.
+    where: str = ""
 
 
 @dataclass(frozen=True)
@@ -32,13 +37,15 @@ class Prepared:
     """One input as the model takes it: tensors of one row, without the batch dimension."""
 
     inputs: tuple[Tensor, ...]
-    note: str = ""  # how the input was changed
+    # How the input was changed.
+    note: str = ""
 
 
 class Reader(Protocol):
     """Reader of one kind of input."""
 
-    takes: str  # what a word may name, for messages
+    # What a word may name, for messages.
+    accepted_inputs: str
 
     def read_items(self, word: str) -> Iterator[Item]:
         """Yield the inputs that a word of the command line names; DataError where it cannot be read any further."""
@@ -66,11 +73,11 @@ def list_files(folder: Path, endings: tuple[str, ...]) -> Iterator[Path]:
         raise DataError(f"the folder holds no {', '.join(endings)}")
 
 
-def explain_missing(word: str, takes: str) -> DataError:
+def explain_missing(word: str, accepted_inputs: str) -> DataError:
     """Return the error for a word that names nothing, with the most similar file name."""
     path = Path(word)
     siblings = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
-    return DataError(f"there is no such file; {did_you_mean(path.name, siblings)}this model takes {takes}")
+    return DataError(f"there is no such file; {did_you_mean(path.name, siblings)}this model takes {accepted_inputs}")
 
 
 def read_lines(word: str) -> Iterator[tuple[str, str]]:

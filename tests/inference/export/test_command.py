@@ -91,7 +91,7 @@ def test_without_the_data_it_is_checked_on_made_up_rows(dlrun: Callable, run: Pa
     (tmp_path / "table.csv").unlink()
     done = dlrun("export", "run")
     assert done.code == 0, done.err
-    assert "64 made-up rows, as the data are not here" in done.out
+    assert "64 random rows, as the data are not here" in done.out
     assert "try it      python run/export/onnx/load_onnx.py" in done.out
     asked = dlrun("export", "run", "format=safetensors", "data.path=other.csv")
     assert asked.code == 2
@@ -189,7 +189,7 @@ def test_an_answer_that_is_not_the_models_is_no_export(
     monkeypatch.setattr(onnx._Session, "__call__", lambda self, x: x.sum(1, keepdim=True) + 1000)
     done = dlrun("export", "run")
     assert done.code == 1
-    assert "from what the model does" in done.err
+    assert "outputs differ from the model's by up to" in done.err
     assert not (run / "export").exists()
 
 

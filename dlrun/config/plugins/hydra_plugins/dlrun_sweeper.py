@@ -54,9 +54,9 @@ class DlrunLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Call the task function with each point's config; it records the requests, and nothing is run."""
         # list() would interpolate.
-        fixed = cast(list[str], OmegaConf.to_container(self.config.hydra.overrides.hydra))
+        hydra_overrides = cast(list[str], OmegaConf.to_container(self.config.hydra.overrides.hydra))
         config_name = str(self.config.hydra.job.config_name)
-        composer = Composer(self.hydra_context.config_loader, fixed, self.config, config_name)
+        composer = Composer(self.hydra_context.config_loader, hydra_overrides, self.config, config_name)
         for number, words in enumerate(job_overrides, initial_job_idx):
             self.task_function(composer.compose(words, number))
         return []
