@@ -107,7 +107,7 @@ def main() -> int:
     except (DlrunError, SystemExit) as error:
         return report_error(error, verbose)
     except KeyboardInterrupt as interrupt:
-        return signals.exit_code_of_interrupt(interrupt)
+        return signals.get_interrupt_exit_code(interrupt)
     except BrokenPipeError:
         # `dlrun ls | head` closes the pipe early: drop the rest, which Python would flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -13,9 +13,9 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from dlrun.config import compose, request, schema
 from dlrun.config.schema import CONFIG_DIR
 from dlrun.config.settings import read_settings
-from dlrun.config.validation import find_field, wrong_type_error
+from dlrun.config.validation import build_wrong_type_error, find_field
 from dlrun.core.errors import ErrorList, RequestError, iter_causes, join_names
-from dlrun.core.suggest import did_you_mean, edit_distance, find_nearest
+from dlrun.core.suggest import compute_edit_distance, did_you_mean, find_nearest
 
 # Exceptions of Hydra and OmegaConf on a wrong command line or a saved config that it does not fit.
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, request.UnknownKey)
@@ -163,7 +163,7 @@ def _explain_wrong_value(cause: OmegaConfBaseException, words: list[str]) -> str
     elif quotation:
         value = quotation.group(1) or quotation.group(2)
     schema_of_field, name, section = field
-    return str(wrong_type_error(schema_of_field, name, value, section))
+    return str(build_wrong_type_error(schema_of_field, name, value, section))
 
 
 def _find_word(key: str, words: list[str]) -> str:
@@ -243,7 +243,7 @@ def _suggest_keys(key: str, keys: list[str]) -> list[str]:
         candidates = keys + [group for group in compose.GROUPS if group not in keys]
     close = find_nearest(key, candidates)
     # `find_nearest` also returns keys that merely contain the word; a mistyped key comes before them.
-    certain = [other for other in close if edit_distance(key, other) <= 2]
+    certain = [other for other in close if compute_edit_distance(key, other) <= 2]
 
     last = key.rpartition(".")[2]
     same_end = [other for other in keys if other.rpartition(".")[2] == last]

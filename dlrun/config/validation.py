@@ -107,11 +107,11 @@ def _check_type(schema: Any, name: str, value: Any, where: str) -> bool:
         hint = did_you_mean(key, keys).rstrip() or "dlrun --cfg job shows all keys"
         raise RequestError(f"there is no key {key}; {hint}") from error
     except OmegaConfBaseException as error:
-        raise wrong_type_error(schema, name, value, where) from error
+        raise build_wrong_type_error(schema, name, value, where) from error
     return True
 
 
-def wrong_type_error(schema: Any, name: str, value: Any, where: str) -> RequestError:
+def build_wrong_type_error(schema: Any, name: str, value: Any, where: str) -> RequestError:
     """Error for a field that does not take the value: what it takes, and what to type."""
     key = _join_key(where, name)
     text = format_value(value)

@@ -57,6 +57,7 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
             file.flush()
             os.fsync(file.fileno())
 
+        # Only once the content is on the disk: a power cut could leave an empty file under the name.
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -124,14 +125,14 @@ def remove_temporaries(*folders: Path) -> None:
                     file.unlink()
 
 
-def _complain(text: str) -> None:
+def _print_problem(text: str) -> None:
     write_error(escape_line(text))
 
 
 class DiskProblems:
     """What a run could not write: reported once each when it happens, and kept for the report at the end."""
 
-    def __init__(self, say: Callable[[str], None] = _complain) -> None:
+    def __init__(self, say: Callable[[str], None] = _print_problem) -> None:
         self.say = say
 
         # Why, by the name of what the disk still lacks.
@@ -140,7 +141,7 @@ class DiskProblems:
 
     @contextlib.contextmanager
     def tolerate(self, what: str, again: bool = True) -> Iterator[None]:
-        """Note an OSError of the block instead of raising it: a full disk must not cost a trained model.
+        """Record an OSError of the block instead of raising it: a full disk must not cost a trained model.
 
         what: what the block saves; again: whether a later attempt that succeeds writes all of it.
         """
@@ -153,7 +154,7 @@ class DiskProblems:
             if what not in self._reported:
                 self._reported.add(what)
                 more = ", and the next save tries again" if again else ""
-                self.say(f"{what} could not be saved ({self.reasons[what]}); the run goes on{more}")
+                self.say(f"{what} could not be saved ({self.reasons[what]}); the run continues{more}")
         else:
             if again:
                 self.reasons.pop(what, None)

@@ -24,10 +24,10 @@ def refuse_outside(folder: Path) -> None:
     No link is followed and no file is opened. A folder that does not exist has nothing to refuse.
     """
     border = os.path.realpath(folder)
-    waiting = [str(folder)]
+    pending = [str(folder)]
 
-    while waiting:
-        place = waiting.pop()
+    while pending:
+        place = pending.pop()
         try:
             entries = list(os.scandir(place))
         except (FileNotFoundError, NotADirectoryError):
@@ -41,7 +41,7 @@ def refuse_outside(folder: Path) -> None:
                 continue
             _refuse_entry(entry, border, folder)
             if entry.is_dir(follow_symlinks=False):
-                waiting.append(entry.path)
+                pending.append(entry.path)
 
 
 def _is_of_a_run_or_sweep(name: str) -> bool:

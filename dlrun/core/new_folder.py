@@ -23,6 +23,7 @@ class NewFolder:
 @contextlib.contextmanager
 def create_folder(parent: Path, name: str) -> Iterator[NewFolder]:
     """Create parent/name, or parent/name_2 and so on if it exists, with all that the block writes, or not at all."""
+    # By this name a leftover of a killed process is known for what it is.
     folder = NewFolder(parent / f".{name}.{os.getpid()}.tmp")
     is_new_parent = not parent.exists()
 
@@ -30,7 +31,7 @@ def create_folder(parent: Path, name: str) -> Iterator[NewFolder]:
         try:
             folder.temporary.mkdir(parents=True)
         except OSError as error:
-            raise _unwritable_error(parent, error) from error
+            raise _explain_unwritable(parent, error) from error
 
         try:
             yield folder
@@ -39,7 +40,7 @@ def create_folder(parent: Path, name: str) -> Iterator[NewFolder]:
             # An error may also come from the data, or from the model that is exported.
             if not is_about(error, folder.temporary):
                 raise
-            raise _unwritable_error(parent, error) from error
+            raise _explain_unwritable(parent, error) from error
 
         folder.final = _rename(folder.temporary, parent, name)
     finally:
@@ -63,7 +64,7 @@ def _rename(temporary: Path, parent: Path, name: str) -> Path:
             # Another process took the name in between.
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                 continue
-            raise _unwritable_error(parent, error) from error
+            raise _explain_unwritable(parent, error) from error
         return final
     raise RequestError(f"{parent} holds ten thousand exports; remove some")
 
@@ -78,5 +79,5 @@ def _sync(folder: Path) -> None:
             os.close(handle)
 
 
-def _unwritable_error(folder: Path, error: OSError) -> RequestError:
+def _explain_unwritable(folder: Path, error: OSError) -> RequestError:
     return RequestError(f"cannot write to {folder} ({error.strerror or error}); make room there, or copy the run")

@@ -29,7 +29,7 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
-def exit_code_of_signal(number: int) -> int:
+def get_signal_exit_code(number: int) -> int:
     """Exit code of a process that a signal has ended, also after saving."""
     return _FIRST_CODE + number
 
@@ -39,10 +39,10 @@ def is_interruption(code: int) -> bool:
     return code - _FIRST_CODE in STOP_SIGNALS
 
 
-def exit_code_of_interrupt(interrupt: KeyboardInterrupt) -> int:
+def get_interrupt_exit_code(interrupt: KeyboardInterrupt) -> int:
     """Exit code for a Stopped, or for the KeyboardInterrupt that Python raises on Ctrl-C."""
     number = interrupt.number if isinstance(interrupt, Stopped) else signal.SIGINT
-    return exit_code_of_signal(number)
+    return get_signal_exit_code(number)
 
 
 def _list_signals_to_catch() -> list[int]:

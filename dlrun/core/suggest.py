@@ -6,7 +6,7 @@ from pathlib import Path
 from dlrun.core.errors import DataError
 
 
-def edit_distance(a: str, b: str) -> int:
+def compute_edit_distance(a: str, b: str) -> int:
     """Number of letters to insert, leave out, change or swap with their neighbour to make `a` into `b`.
 
     The Damerau-Levenshtein distance by the algorithm of Lowrance and Wagner (1975): O(len(a) · len(b)).
@@ -35,8 +35,8 @@ def edit_distance(a: str, b: str) -> int:
     return table[-1][-1]
 
 
-def find_nearest(word: str, known: Iterable[str], most: int = 3) -> list[str]:
-    """At most `most` of the known names that `word` was perhaps meant to be, nearest first.
+def find_nearest(word: str, names: Iterable[str], most: int = 3) -> list[str]:
+    """Find at most `most` of the names that `word` was perhaps meant to be, nearest first.
 
     Those within 2 edits (up to 4 of a longer word; another case counts one), then those that hold the word or
     that it holds.
@@ -46,16 +46,16 @@ def find_nearest(word: str, known: Iterable[str], most: int = 3) -> list[str]:
     related: list[tuple[bool, int, str]] = []
 
     # Both are sorted below: among equals, names that begin alike come first.
-    for name in dict.fromkeys(known):
+    for name in dict.fromkeys(names):
         edits = _count_edits(word, name, reach)
         if edits < min(reach + 1, max(len(word), len(name))):
             near.append((edits, word[:1] != name[:1], name))
         elif _holds_other(word, name):
             related.append((not name.startswith(word), len(name), name))
 
-    names = [name for *_, name in sorted(near)]
-    names += [name for *_, name in sorted(related)]
-    return names[:most]
+    nearest = [name for *_, name in sorted(near)]
+    nearest += [name for *_, name in sorted(related)]
+    return nearest[:most]
 
 
 def _count_edits(word: str, name: str, reach: int) -> int:
@@ -63,9 +63,9 @@ def _count_edits(word: str, name: str, reach: int) -> int:
     if abs(len(word) - len(name)) > reach:
         return reach + 1
 
-    edits = edit_distance(word, name)
+    edits = compute_edit_distance(word, name)
     if word.lower() != word or name.lower() != name:
-        edits = min(edits, 1 + edit_distance(word.lower(), name.lower()))
+        edits = min(edits, 1 + compute_edit_distance(word.lower(), name.lower()))
     return edits
 
 
@@ -76,16 +76,16 @@ def _holds_other(word: str, name: str) -> bool:
     return word.lower() in name.lower() or name.lower() in word.lower()
 
 
-def did_you_mean(word: str, known: Iterable[str], before: str = "") -> str:
+def did_you_mean(word: str, names: Iterable[str], before: str = "") -> str:
     """Hint "did you mean sgd or asgd? " with the nearest names; "" if none is near.
 
     before: put in front of each name, such as "dlrun ".
     """
-    names = find_nearest(word, known)
-    if not names:
+    nearest = find_nearest(word, names)
+    if not nearest:
         return ""
 
-    return f"did you mean {' or '.join(before + name for name in names)}? "
+    return f"did you mean {' or '.join(before + name for name in nearest)}? "
 
 
 def suggest_one(word: str, options: Iterable[str]) -> str:
@@ -94,7 +94,7 @@ def suggest_one(word: str, options: Iterable[str]) -> str:
     return f", did you mean '{names[0]}'?" if names else ""
 
 
-def missing_path_error(path: Path, key: str) -> DataError:
+def build_missing_path_error(path: Path, key: str) -> DataError:
     """Error for a path that the config key `key` names and that does not exist."""
     siblings = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
     hint = suggest_one(path.name, siblings) or f": type {key}=<an existing path>"

@@ -46,10 +46,10 @@ def explain(error: BaseException) -> str | None:
     place = find_user_line(error)
     if not place:
         return None
-    return f"{place}: {type(error).__name__}: {first_line_of(error)}"
+    return f"{place}: {type(error).__name__}: {get_first_line(error)}"
 
 
-def first_line_of(error: BaseException) -> str:
+def get_first_line(error: BaseException) -> str:
     """First line of an exception's message."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else "no message"
@@ -69,6 +69,7 @@ def _is_own(filename: str) -> bool:
     if filename.startswith("<"):
         return filename.startswith(("<ipython-input", "<stdin"))
 
+    # Resolved, as an environment's packages may lie behind a link.
     path = Path(filename).resolve()
     is_installed = bool({"site-packages", "dist-packages"} & set(path.parts))
     is_program = path.name == "dlrun" and path.parent.name == "bin"

@@ -45,6 +45,7 @@ def _is_number(value: str) -> bool:
 
 def dump_yaml(value: Any) -> str:
     """Format dictionaries, lists, text, numbers, booleans and None as block-style YAML; keys keep their order."""
+    # Wide, so that no text is folded over several lines.
     return str(yaml.dump(value, Dumper=_Dumper, allow_unicode=True, sort_keys=False, width=1000))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dlrun.core.errors import DataError, explain_unreadable
-from dlrun.core.suggest import missing_path_error
+from dlrun.core.suggest import build_missing_path_error
 from dlrun.data.datasets import Rows, partition
 from dlrun.data.origin import Origin
 from dlrun.data.spec import MOST_CLASSES, DataSpec, Kind, Splits, TaskName
@@ -76,7 +76,7 @@ def arrays(
     if not folder.is_dir():
         if folder.exists():
             raise DataError(f"data.path={folder} is a file; type the folder that x.npy and y.npy lie in")
-        raise missing_path_error(folder, "data.path")
+        raise build_missing_path_error(folder, "data.path")
 
     x_path = folder / "x.npy"
     y_path = folder / "y.npy"

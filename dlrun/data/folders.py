@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dlrun.core.errors import DataError, RequestError
-from dlrun.core.suggest import missing_path_error, suggest_one
+from dlrun.core.suggest import build_missing_path_error, suggest_one
 from dlrun.data.datasets import partition_by_class
 from dlrun.data.files.picture import EXTENSIONS, check_picture, read_picture
 from dlrun.data.files.pixels import (
@@ -181,7 +181,7 @@ def _find_files(folder: Path, test_fraction: float, seed: int) -> tuple[dict[str
     if not folder.is_dir():
         if folder.exists():
             raise DataError(f"data.path={folder} is a file, not a folder")
-        raise missing_path_error(folder, "data.path")
+        raise build_missing_path_error(folder, "data.path")
 
     folders_of_parts = _find_folders_of_parts(folder)
     for part, folders in folders_of_parts.items():

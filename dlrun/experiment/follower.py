@@ -76,7 +76,7 @@ def follow(request: Request, context: RunContext, stack: contextlib.ExitStack) -
     status = Trainer(context.training, [sender], ranks.any_rank(stop_requested)).fit()
     if status != "interrupted":
         run.evaluate_best_weights(context, None)
-    return signals.exit_code_of_signal(stop_requested.signal_number) if stop_requested() else 0
+    return signals.get_signal_exit_code(stop_requested.signal_number) if stop_requested() else 0
 
 
 def seed_or_restore_generators(ranks: Distributed, seed: int, resumed: dict[str, Any] | None) -> None:

@@ -491,7 +491,7 @@ def choose_exit_code(
     if stop_requested():
         if lost:
             write_error(escape_line(f"dlrun: {folder} lacks what could not be saved: {lost}"))
-        return signals.exit_code_of_signal(stop_requested.signal_number)
+        return signals.get_signal_exit_code(stop_requested.signal_number)
 
     if lost:
         raise RunError(f"the run {folder} is {result['status']}, but not all of it could be saved: {lost}")

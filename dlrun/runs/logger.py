@@ -19,7 +19,7 @@ from torch.utils.tensorboard.summary import hparams
 from dlrun.core.bounded import LARGEST_LOG, read_bytes
 from dlrun.core.errors import DamageError, UnreadableError
 from dlrun.core.files import DiskProblems, GrowingFile, write_atomically
-from dlrun.core.user_code import add_user_line, first_line_of
+from dlrun.core.user_code import add_user_line, get_first_line
 from dlrun.core.yaml import flatten
 from dlrun.engine.callback import Callback, EpochSummary
 from dlrun.engine.evaluation import evaluation_mode
@@ -154,7 +154,7 @@ class Logger(Callback):
                 self.writer.add_graph(model, inputs)
         except Exception as error:
             # Tracing user code can raise anything; a missing picture must not end a run.
-            return add_user_line(f"{type(error).__name__}: {first_line_of(error)}", error)
+            return add_user_line(f"{type(error).__name__}: {get_first_line(error)}", error)
         finally:
             torch.set_rng_state(state)
         return None

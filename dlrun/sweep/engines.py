@@ -74,7 +74,7 @@ def run_request(request: Request) -> Outcome:
         return Outcome(error.exit_code, str(error))
     except KeyboardInterrupt as interrupt:
         # It came before there was a state to save: later ones are handled by the run itself.
-        return Outcome(signals.exit_code_of_interrupt(interrupt))
+        return Outcome(signals.get_interrupt_exit_code(interrupt))
     except (Exception, SystemExit) as error:
         # The user's own code may raise anything before the run has opened its log.
         if request.folder is not None:
@@ -84,5 +84,5 @@ def run_request(request: Request) -> Outcome:
                     log.write(escape_text("".join(traceback.format_exception(error))))
 
         # The sweep shows one line; the traceback is in the log.
-        message = f"{type(error).__name__}: {user_code.first_line_of(error)}"
+        message = f"{type(error).__name__}: {user_code.get_first_line(error)}"
         return Outcome(1, user_code.explain(error) or message)

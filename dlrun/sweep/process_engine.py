@@ -108,7 +108,7 @@ class Parallel:
                 for child in running:
                     child.process.kill()
                     child.process.join()
-        return signals.exit_code_of_signal(sent_signal) if sent_signal else 0
+        return signals.get_signal_exit_code(sent_signal) if sent_signal else 0
 
     def _start(self, job: Job) -> _Child:
         gpu = self._gpus.pop()
@@ -189,7 +189,7 @@ def _receive_outcome(child: _Child, sent_signal: int) -> Outcome:
 
     if sent_signal:
         # The signal came before the job had begun, or twice.
-        return Outcome(signals.exit_code_of_signal(sent_signal))
+        return Outcome(signals.get_signal_exit_code(sent_signal))
 
     code = child.process.exitcode or 0
     if code < 0:

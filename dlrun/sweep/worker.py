@@ -52,7 +52,7 @@ def _run_interruptibly(request: Request) -> Outcome:
             return run_request(request)
     except KeyboardInterrupt as interrupt:
         # The signal came before the run handled signals itself.
-        return Outcome(signals.exit_code_of_interrupt(interrupt))
+        return Outcome(signals.get_interrupt_exit_code(interrupt))
     finally:
         if set_mask:
             set_mask(signal.SIG_BLOCK, signals.STOP_SIGNALS)

@@ -15,7 +15,7 @@ from dlrun.config import explain
 from dlrun.config import schema as config
 from dlrun.config.compose import GROUPS, compose_config
 from dlrun.config.schema import CONFIG_DIR, Config
-from dlrun.core.suggest import edit_distance
+from dlrun.core.suggest import compute_edit_distance
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 Case = tuple[tuple[str, ...], str]  # words of a command line, and what its message must name
@@ -211,7 +211,7 @@ def refused(dlrun: Callable[..., Any], tmp_path: Path) -> Refused:
 
 def rank(said: str, right: str, known: tuple[str, ...], wrong: str) -> str:
     """What is wrong with the suggestions, if the right name is within two edits."""
-    edits = {name: edit_distance(wrong, name) for name in known}
+    edits = {name: compute_edit_distance(wrong, name) for name in known}
     if edits[right] > 2 or wrong in known:
         return ""
     offered = re.findall(r"[\w./=]+", said.partition("did you mean ")[2].partition("?")[0].replace(" or ", " "))

@@ -6,7 +6,7 @@ import string
 import pytest
 
 from dlrun.core.errors import join_names
-from dlrun.core.suggest import did_you_mean, edit_distance, find_nearest
+from dlrun.core.suggest import compute_edit_distance, did_you_mean, find_nearest
 
 
 def neighbours(word: str, letters: str) -> set[str]:
@@ -25,12 +25,12 @@ def test_the_distance_is_the_number_of_edits_on_the_shortest_way(start: str) -> 
         steps += 1
         front = {w for word in front for w in neighbours(word, "abc") if w not in reached and len(w) <= 6}
         reached |= dict.fromkeys(front, steps)
-    assert {word: edit_distance(start, word) for word in words} == {word: reached[word] for word in words}
+    assert {word: compute_edit_distance(start, word) for word in words} == {word: reached[word] for word in words}
 
 
 def test_a_swap_with_a_letter_between_is_two_edits_as_damerau_and_levenshtein_count() -> None:
-    assert edit_distance("ca", "abc") == 2  # swapped, then one put between
-    assert edit_distance("kitten", "sitting") == 3
+    assert compute_edit_distance("ca", "abc") == 2  # swapped, then one put between
+    assert compute_edit_distance("kitten", "sitting") == 3
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_what_fails_is_said_once_and_forgotten_when_it_is_made_good() -> None:
 
     for _ in range(3):
         try_to_save()
-    assert said == ["it could not be saved (No space left on device); the run goes on, and the next save tries again"]
+    assert said == ["it could not be saved (No space left on device); the run continues, and the next save tries again"]
     assert unsaved.summary() == "it (No space left on device)"
     try_to_save(error=None)
     assert unsaved.summary() == ""
@@ -159,7 +159,7 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(dlrun: Callable[..., Any]
     assert count > 20
     warnings = [text for text in done.result["warnings"] if "checkpoint" in text]
     assert warnings == [
-        "the checkpoint could not be saved (No space left on device); the run goes on, and the next save tries again"
+        "the checkpoint could not be saved (No space left on device); the run continues, and the next save tries again"
     ]
     assert done.out.count(warnings[0]) == 1
     again = dlrun("eval", "run")

@@ -66,7 +66,7 @@ def test_what_comes_twice_by_itself_never_ends_a_save(number: signal.Signals, mo
         assert ended == []
         os.kill(os.getpid(), signal.SIGTERM)
         assert ended == [signal.SIGTERM]
-    assert signals.exit_code_of_signal(stop.signal_number) == 128 + number
+    assert signals.get_signal_exit_code(stop.signal_number) == 128 + number
 
 
 @pytest.mark.parametrize("manager", [signals.catch_signals, signals.raise_on_signals])
@@ -84,7 +84,7 @@ def test_what_is_ignored_from_the_start_stays_ignored(manager: Callable[..., Any
 
 def test_exit_codes() -> None:
     codes = {
-        name: signals.exit_code_of_signal(signal.Signals[name]) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+        name: signals.get_signal_exit_code(signal.Signals[name]) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
     }
     assert codes == {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGUSR1": 138}
     assert [code for code in range(256) if signals.is_interruption(code)] == sorted(codes.values())

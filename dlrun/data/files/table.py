@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dlrun.core.csv_text import unguard_row
 from dlrun.core.errors import DataError, RequestError
-from dlrun.core.suggest import missing_path_error, suggest_one
+from dlrun.core.suggest import build_missing_path_error, suggest_one
 
 Numbers = NDArray[np.float64]
 
@@ -114,7 +114,7 @@ def _read_text(path: Path) -> str:
         # Excel puts a byte order mark at the start.
         return content.decode("utf-8-sig")
     except FileNotFoundError:
-        raise missing_path_error(path, "data.path") from None
+        raise build_missing_path_error(path, "data.path") from None
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise DataError(f"{path}, line {line}: not UTF-8 text, save the file as UTF-8") from error

@@ -203,7 +203,7 @@ def initialize_lazy_layers(net: nn.Module, spec: DataSpec, dtype: torch.dtype) -
         # The model may be the user's own, so anything can come.
         message = (
             f"the sizes of {join_names(lazy)} are not known, and rows of zeros of this data do not get through the "
-            f"model to tell them: {user_code.first_line_of(error)}; give the sizes in __init__"
+            f"model to tell them: {user_code.get_first_line(error)}; give the sizes in __init__"
         )
         raise RequestError(user_code.add_user_line(message, error)) from error
     finally:
@@ -438,7 +438,7 @@ def _instantiate(component: Component[Any], trusted_modules: Sequence[str] | Non
         where = (
             f"{component.group}.{key}={component.arguments[key]}" if key else f"{component.group}={component.choice}"
         )
-        message = user_code.add_user_line(f"{where}: {kind}{user_code.first_line_of(cause)}", cause)
+        message = user_code.add_user_line(f"{where}: {kind}{user_code.get_first_line(cause)}", cause)
         if key and "; type" not in message:
             message += targets.suggest_value(component, key)
         raise RequestError(message) from cause

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from dlrun.config.settings import Settings
 from dlrun.core.own_code import is_ours
-from dlrun.core.user_code import first_line_of
+from dlrun.core.user_code import get_first_line
 from dlrun.data.batches import Batch, LoaderBatches, measure_free_memory
 from dlrun.data.files.tensors import load_weights
 from dlrun.engine import device as runtime
@@ -139,7 +139,7 @@ class ReloadCheck:
         except _TooLong:
             notes = [f"{_NOT_CHECKED}: it took more than {_SECONDS:.0f} seconds"]
         except (Exception, SystemExit) as error:  # the net is the user's own
-            notes = [f"{_NOT_CHECKED}: {type(error).__name__}: {first_line_of(error)}"]
+            notes = [f"{_NOT_CHECKED}: {type(error).__name__}: {get_first_line(error)}"]
         finally:
             runtime.set_rng_state(generators)
 
@@ -255,7 +255,7 @@ class ReloadCheck:
             except Exception as error:  # set_extra_state is the user's own
                 raise _LoadError(
                     f"{_describe('', loaded)}: a net built anew does not take the checkpoint's weights, so that resume "
-                    f"will fail: {first_line_of(error)}"
+                    f"will fail: {get_first_line(error)}"
                 ) from error
         return loaded
 

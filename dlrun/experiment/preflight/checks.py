@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from dlrun.core.errors import RequestError, join_names
 from dlrun.core.suggest import did_you_mean
-from dlrun.core.user_code import add_user_line, first_line_of
+from dlrun.core.user_code import add_user_line, get_first_line
 from dlrun.data.batches import Batch, EpochOrder
 from dlrun.engine.device import is_out_of_memory
 from dlrun.engine.objective import Objective
@@ -204,7 +204,7 @@ def _check_loss(outputs: Tensor, targets: Tensor, task: Objective) -> None:
 def _format_error(error: Exception) -> str:
     """An error of torch or of a user's model, in one line."""
     # The kind says nothing where torch raises it for any argument that does not fit.
-    message = first_line_of(error).rstrip(".: ")
+    message = get_first_line(error).rstrip(".: ")
     is_plain = isinstance(error, RuntimeError | ValueError | TypeError)
     kind = "" if is_plain else f"{type(error).__name__}: "
     return add_user_line(kind + message, error)

@@ -74,7 +74,7 @@ def prepare_subject(saved: SavedModel) -> ExportSubject:
             model(*subject.sample())
     except Exception as error:
         # The model may be the user's own and raise anything.
-        message = f"the model does not take {rows}: {user_code.first_line_of(error)}"
+        message = f"the model does not take {rows}: {user_code.get_first_line(error)}"
         raise RequestError(user_code.add_user_line(message, error)) from error
     return subject
 
