@@ -29,7 +29,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 run: $(VENV)/.installed  ## train a residual net on real handwritten digits (no download of data)
 	$(BIN)/dlrun model=resnet data=digits
 
-course: $(VENV)/.installed  ## run every lesson of the course and print what it came to (DLRUN_DATA_DIR names the data)
+course: $(VENV)/.installed  ## run every lesson of the course and print its results (DLRUN_DATA_DIR names the data)
 	$(BIN)/dlrun -m 'lesson=glob(*)' strict=true
 
 test: $(VENV)/.installed-dev  ## the fast tests (about two minutes on two cores)
@@ -61,7 +61,7 @@ $(VENV)/.installed-bench: $(VENV)/.installed
 bench: $(VENV)/.installed-bench  ## measure speed beside the peers; BENCH="resnet cnn" for some (DLRUN_DATA_DIR names the data)
 	$(BIN)/python tests/bench/bench.py $(BENCH)
 
-torture: $(VENV)/.installed-dev  ## kill 100 runs and 20 sweeps hard, go on, compare with those left alone (about 10 minutes)
+torture: $(VENV)/.installed-dev  ## kill 100 runs and 20 sweeps hard, resume them, compare with undisturbed ones (about 10 minutes)
 	$(BIN)/python tests/torture/torture.py
 	$(BIN)/python tests/torture/sweep_torture.py
 

@@ -229,7 +229,7 @@ def _explain_paths(context: RunContext, request: Request) -> dict[str, str]:
     paths = context.settings.paths
     reasons: dict[str, str] = {}
     if request.continues:
-        reasons["paths.outputs"] = "the run goes on in its folder"
+        reasons["paths.outputs"] = "the run continues in its folder"
     elif request.folder is not None and request.sweep is None:
         reasons["paths.outputs"] = f"the run lies in {request.folder}"
     elif request.sweep is not None and request.config["sweep"]["dir"] is not None:

@@ -135,7 +135,7 @@ def _explain_missing_checkpoint(folder: Path) -> str:
     is_run = (folder / "environment.json").is_file()
     if not is_run and any(folder.glob(f"*/{RESULT}")):
         return (
-            f"{folder} holds runs but no sweep.jsonl, so it cannot be gone on with; type dlrun compare {quote(folder)}"
+            f"{folder} holds runs but no sweep.jsonl, so it cannot be resumed; type dlrun compare {quote(folder)}"
         )
     if not is_run:
         return f"{folder} is not a run folder with checkpoints; the runs are in outputs/<date>/"
@@ -146,7 +146,7 @@ def _explain_missing_checkpoint(folder: Path) -> str:
         verb = "call" if is_called_from_python() else "type"
         start = f"delete {quote(folder)} and {verb}"
     again = suggest_repeat(command)
-    return f"{folder} ended before its first checkpoint, so there is nothing to go on from; {start} {again}"
+    return f"{folder} ended before its first checkpoint, so there is nothing to resume from; {start} {again}"
 
 
 def refuse_incomplete(state: dict[str, Any], keys: Sequence[str], path: Path) -> None:
@@ -195,7 +195,7 @@ def find_interrupted(requests: list[Request]) -> list[Request]:
         return requests
     request = requests[0]
     if request.sweep is not None:
-        raise RequestError("resume=auto is for one run; a sweep goes on by its folder: type sweep.dir=<folder>")
+        raise RequestError("resume=auto is for one run; a sweep is resumed by its folder: type sweep.dir=<folder>")
 
     folder = find_run_of_same_config(request)
     if folder is None:

@@ -201,7 +201,7 @@ def restore_checkpoint(request: Request, context: RunContext) -> dict[str, Any] 
         newest = resume.take_newest(request.folder)
         state = newest.state
         for reason in newest.skipped:
-            context.notes.append(f"{reason}; going on from step {state['step']} instead")
+            context.notes.append(f"{reason}; resuming from step {state['step']} instead")
         context.notes += resume.find_environment_changes(state, describe_process(context))
 
     state = ranks.broadcast(state)

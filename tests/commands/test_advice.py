@@ -37,7 +37,7 @@ def test_what_a_run_ends_with_can_be_typed(dlrun: Callable, folder: str) -> None
     watched = shlex.split(told(done.out, "view"))
     assert watched[:2] == ["tensorboard", "--logdir"]
     assert list(Path(watched[2]).rglob("events.out.tfevents.*"))
-    take(dlrun, told(done.out, "go on"))
+    take(dlrun, told(done.out, "continue"))
     finished = dlrun("resume", folder)
     take(dlrun, finished.out.partition("type ")[2].strip().replace("=...", "=3"))
 
@@ -74,13 +74,13 @@ words = ("model._target_=__main__.Mine", {quick})
 said = io.StringIO()
 with contextlib.redirect_stdout(said):
     run = dlrun.train(*words)
-facts = dict(line.split("  ", 1) for line in said.getvalue().splitlines() if line.startswith(("evaluate", "go on")))
+facts = dict(line.split("  ", 1) for line in said.getvalue().splitlines() if line.startswith(("evaluate", "continue")))
 loaded = eval(facts["evaluate"])
 assert loaded.result["weights_sha256"] == run.result["weights_sha256"]
-longer = eval(facts["go on"])
+longer = eval(facts["continue"])
 assert len(longer.history) == 2, longer.history
 with contextlib.redirect_stdout(said):
-    eval(facts["go on"])  # which is finished by now
+    eval(facts["continue"])  # which is finished by now
 again = said.getvalue().rpartition("type ")[2].strip().replace("=...", "=3")
 assert len(eval(again.replace(")", ", 'trusted_modules=[__main__]')")).history) == 3
 

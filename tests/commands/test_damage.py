@@ -181,11 +181,11 @@ def test_the_one_before_is_gone_on_with_and_the_run_says_so(run: Path, dlrun: Ca
     done = dlrun("resume", "run", "trainer.epochs=4")
     assert done.code == 0, done.err
     assert (run / "metrics.jsonl").read_bytes().startswith(whole)
-    said = [note for note in done.result["warnings"] if "going on from step" in note]
+    said = [note for note in done.result["warnings"] if "resuming from step" in note]
     assert any(name in note for note in said)
     for note in said:
         assert note.endswith(
-            f"was cut short ({note.split('(')[1].split()[0]} bytes); going on from step {before} instead"
+            f"was cut short ({note.split('(')[1].split()[0]} bytes); resuming from step {before} instead"
         )
         assert note in (run / "run.log").read_text()
         assert note in done.out

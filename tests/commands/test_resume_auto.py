@@ -133,7 +133,7 @@ def test_what_was_cut_off_or_failed_goes_on(status: str, dlrun: Callable[..., An
         Path("run/result.json").write_text(json.dumps({"status": status}))
     done = dlrun(*WORDS, "hydra.run.dir=run")
     assert done.code == 0, done.err
-    assert "going on from" in done.out
+    assert "resuming from" in done.out
     assert sha256(Path("run")) == sha256(runs / "whole")
     assert Path("run/metrics.jsonl").read_bytes() == (runs / "whole" / "metrics.jsonl").read_bytes()
 
@@ -241,7 +241,7 @@ def test_the_same_command_goes_on(
     assert cut_off(*WORDS, *where).code == 143
     done = dlrun(*WORDS, *where)
     assert done.code == 0, done.err
-    assert "going on from" in done.out
+    assert "resuming from" in done.out
     assert done.result["weights_sha256"] == whole["weights_sha256"]
     assert len(folders()) == (0 if where else 1)
 

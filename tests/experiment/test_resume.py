@@ -1,4 +1,4 @@
-"""`dlrun resume` and `init_from`: going on with a run, and starting from its weights."""
+"""`dlrun resume` and `init_from`: continuing a run, and starting from its weights."""
 
 import json
 import shutil
@@ -244,7 +244,7 @@ def test_a_state_of_another_dlrun_gets_a_verdict(dlrun: Callable, tmp_path: Path
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        ("dlrun data=blobs seed=3", "nothing to go on from; start it again: dlrun data=blobs seed=3"),
+        ("dlrun data=blobs seed=3", "nothing to resume from; start it again: dlrun data=blobs seed=3"),
         ("dlrun hydra.run.dir=run", "delete run and type dlrun hydra.run.dir=run"),
     ],
 )

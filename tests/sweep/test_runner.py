@@ -304,4 +304,4 @@ def test_a_failed_job_goes_on_and_one_that_cannot_be_opened_is_left_alone(dlrun:
     assert {path: path.read_bytes() for path in damaged.rglob("*") if path.is_file()} == before
     assert json.loads((failed / "result.json").read_text())["status"] == "completed"
     assert json.loads((failed / "result.json").read_text())["weights_sha256"] == weights
-    assert "going on from" in (failed / "run.log").read_text()
+    assert "resuming from" in (failed / "run.log").read_text()

@@ -2,7 +2,7 @@
 
 Checked at a few checkpoints of a run until a difference is found, and only where the data, net, loss, optimizer or
 schedule are of the user's own: dlrun's and torch's keep all that they need in the checkpoint. Copies alone are called,
-so that the training goes on as if nothing had happened.
+so that the training continues as if nothing had happened.
 """
 
 import contextlib

@@ -44,7 +44,7 @@ def print_opening(console: Console, context: RunContext, folder: Path | None, ov
         console.say(f"note: {note}")
     progress = context.training.progress
     if progress.step:
-        console.say(f"going on from epoch {progress.epoch}, step {progress.step}")
+        console.say(f"resuming from epoch {progress.epoch}, step {progress.step}")
     console.say()
 
 
@@ -204,7 +204,7 @@ def _list_next_commands(context: RunContext, folder: Path, result: dict[str, Any
         commands.append(("resume", suggest_command("resume", folder, modules=modules)))
     elif not context.training.schedule.spans_training:
         commands.append(
-            ("go on", suggest_command("resume", folder, _choose_override(context.training), modules=modules))
+            ("continue", suggest_command("resume", folder, _choose_override(context.training), modules=modules))
         )
     return commands
 
