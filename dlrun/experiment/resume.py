@@ -134,9 +134,7 @@ def take_newest(folder: Path) -> NewestCheckpoint:
 def _explain_missing_checkpoint(folder: Path) -> str:
     is_run = (folder / "environment.json").is_file()
     if not is_run and any(folder.glob(f"*/{RESULT}")):
-        return (
-            f"{folder} holds runs but no sweep.jsonl, so it cannot be resumed; type dlrun compare {quote(folder)}"
-        )
+        return f"{folder} holds runs but no sweep.jsonl, so it cannot be resumed; type dlrun compare {quote(folder)}"
     if not is_run:
         return f"{folder} is not a run folder with checkpoints; the runs are in outputs/<date>/"
 
