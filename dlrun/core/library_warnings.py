@@ -127,7 +127,7 @@ def _writes_to_terminal(handler: logging.StreamHandler[Any]) -> bool:
     if stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
         return True
 
-    # A stream need not have a file number.
     with contextlib.suppress(Exception):
+        # A stream need not have a file number.
         return stream is not None and stream.fileno() in (1, 2)
     return False
