@@ -234,15 +234,14 @@ def parts_of() -> Callable[["nn.Module", "Splits"], Any]:
         device = torch.device("cpu")
         order = EpochOrder(len(splits.train), len(splits.train))
         batches = MemoryBatches(splits.train, order, Placement(device, torch.float32, splits.spec))
-        training = SimpleNamespace(train=batches, val=None, progress=SimpleNamespace(epoch=0, step=0))
+        state = SimpleNamespace(model=model, train=batches, val=None, progress=SimpleNamespace(epoch=0, step=0))
         return SimpleNamespace(
-            model=model,
             splits=splits,
-            task=Objective(splits.spec),
+            objective=Objective(splits.spec),
             runtime=Runtime(device, "fp32", None, False, ""),
-            training=training,
-            test=None,
-            start_parameters={},
+            state=state,
+            batches=SimpleNamespace(test=None),
+            start=SimpleNamespace(parameters={}),
         )
 
     return make

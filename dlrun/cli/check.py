@@ -45,6 +45,8 @@ def _check_request(request: Request, console: Console, is_one_of_many: bool) -> 
         if is_one_of_many:
             console.say(f"run {' '.join(request.overrides)}: no problem")
         else:
-            context.notes += request.notes
-            context.notes += ignored.find_without_effect(context, request, request.overrides, request.keys_in_files)
+            context.notes.extend(request.notes)
+            context.notes.extend(
+                ignored.find_without_effect(context, request, request.overrides, request.keys_in_files)
+            )
             terminal.print_opening(console, context, request.folder)

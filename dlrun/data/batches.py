@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -48,6 +48,14 @@ class Batches(Protocol):
         A batch of which `pick` leaves no row has one input, as a forward pass takes at least one, and no target.
         """
         ...
+
+
+class SplitBatches(NamedTuple):
+    """The batches of each split; None for one that the data do not have."""
+
+    train: Batches
+    val: Batches | None
+    test: Batches | None
 
 
 @dataclass(frozen=True)

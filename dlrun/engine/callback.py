@@ -27,16 +27,16 @@ class Callback:
     # Name under which trainer.profile sums up the time of these hooks.
     phase = "log"
 
-    def on_step_end(self, training: TrainState) -> None:
+    def on_step_end(self, state: TrainState) -> None:
         """Called after every optimizer step; must not wait for the device."""
 
     def on_log(self, step: int, values: dict[str, float]) -> None:
         """Called every log_every_steps steps, with loss, gradient norm and learning rates of that step."""
 
-    def on_epoch_end(self, training: TrainState, epoch: EpochSummary) -> None:
+    def on_epoch_end(self, state: TrainState, epoch: EpochSummary) -> None:
         """Called after every epoch, also a last one that max_steps cut short."""
 
-    def on_interrupt(self, training: TrainState) -> None:
+    def on_interrupt(self, state: TrainState) -> None:
         """Called when the run stops and may be resumed, in the middle of an epoch or after one."""
 
     def on_partial_epoch(self) -> None:
@@ -67,25 +67,25 @@ class CallbackList(Callback):
         default = getattr(Callback, hook)
         return [callback for callback in self.callbacks if getattr(type(callback), hook) is not default]
 
-    def on_step_end(self, training: TrainState) -> None:
+    def on_step_end(self, state: TrainState) -> None:
         """Call on_step_end of all callbacks."""
         for hook in self.hooks["on_step_end"]:
-            hook(training)
+            hook(state)
 
     def on_log(self, step: int, values: dict[str, float]) -> None:
         """Call on_log of all callbacks."""
         for hook in self.hooks["on_log"]:
             hook(step, values)
 
-    def on_epoch_end(self, training: TrainState, epoch: EpochSummary) -> None:
+    def on_epoch_end(self, state: TrainState, epoch: EpochSummary) -> None:
         """Call on_epoch_end of all callbacks."""
         for hook in self.hooks["on_epoch_end"]:
-            hook(training, epoch)
+            hook(state, epoch)
 
-    def on_interrupt(self, training: TrainState) -> None:
+    def on_interrupt(self, state: TrainState) -> None:
         """Call on_interrupt of all callbacks."""
         for hook in self.hooks["on_interrupt"]:
-            hook(training)
+            hook(state)
 
     def on_partial_epoch(self) -> None:
         """Call on_partial_epoch of all callbacks."""

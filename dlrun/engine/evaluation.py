@@ -18,13 +18,13 @@ MAX_ROWS = 20_000
 _ROWS_PER_PASS = 8192
 
 
-def choose_split(training: TrainState, test: Batches | None) -> tuple[str, Batches]:
+def choose_split(state: TrainState, test: Batches | None) -> tuple[str, Batches]:
     """Name and batches of the split that figures show: test, else validation, else training."""
     if test is not None:
         return "test", test
-    if training.val is not None:
-        return "val", training.val
-    return "train", training.train
+    if state.val is not None:
+        return "val", state.val
+    return "train", state.train
 
 
 @contextmanager

@@ -106,6 +106,8 @@ class TrainState:
     progress: Progress = field(default_factory=Progress)
     # Makes optimizer steps from a recorded CUDA graph where it can, eagerly otherwise.
     graph_step: Callable[..., Any] | None = field(default=None, init=False)
+    # Time of torch.compile before the first step.
+    compile_seconds: float | None = field(default=None, init=False)
     # Metric sums of the current epoch.
     totals: MetricAccumulator = field(init=False)
     # Buffers of the model before it met any data.

@@ -7,7 +7,18 @@ from torch import Tensor
 
 from dlrun.data.batches import Batches
 from dlrun.engine import evaluation
-from dlrun.experiment.context import RunContext, SplitOutputs
+from dlrun.experiment.context import RunContext
+
+
+@dataclass
+class SplitOutputs:
+    """Inputs, outputs and targets of the first rows of a split, on the CPU, in the order of epoch 1 of its batches."""
+
+    split: str
+    batches: Batches
+    inputs: tuple[Tensor, ...]
+    outputs: Tensor
+    targets: Tensor
 
 
 @dataclass
@@ -40,17 +51,25 @@ def make_recorder(context: RunContext) -> OutputRecorder | None:
     Of several processes each evaluates its own rows. A compiled model may round in another way than figures did.
     """
     is_used = context.settings.tracking.diagnose or context.settings.figures
-    if context.test is None or not is_used:
+    if context.batches.test is None or not is_used:
         return None
     if context.runtime.ranks.world_size > 1 or context.runtime.compile:
         return None
     return OutputRecorder()
 
 
-def get_final_outputs(context: RunContext) -> SplitOutputs:
-    """The outputs that the evaluation recorded, or else those of a forward pass, which is made once."""
-    if context.final_outputs is None:
-        split, batches = evaluation.choose_split(context.training, context.test)
-        inputs, outputs, targets = evaluation.collect_outputs(context.model, batches, context.runtime.autocast)
-        context.final_outputs = SplitOutputs(split, batches, inputs, outputs, targets)
-    return context.final_outputs
+class FinalOutputs:
+    """The outputs that the evaluation recorded, or else those of a forward pass, which is made once and when needed."""
+
+    def __init__(self, context: RunContext, recorded: SplitOutputs | None) -> None:
+        self._context = context
+        self._outputs = recorded
+
+    def get(self) -> SplitOutputs:
+        """The outputs, with the name of their split."""
+        if self._outputs is None:
+            state = self._context.state
+            split, batches = evaluation.choose_split(state, self._context.batches.test)
+            inputs, outputs, targets = evaluation.collect_outputs(state.model, batches, self._context.runtime.autocast)
+            self._outputs = SplitOutputs(split, batches, inputs, outputs, targets)
+        return self._outputs

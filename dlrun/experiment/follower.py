@@ -22,9 +22,9 @@ from dlrun.runs.checkpoint_manager import CheckpointManager, gather_rank_states
 class StateSender(CheckpointManager):
     """Writes no file, but sends the state of this rank whenever rank 0 saves."""
 
-    def write(self, training: TrainState, row: dict[str, float]) -> None:
+    def write(self, state: TrainState, row: dict[str, float]) -> None:
         """Send the state to rank 0."""
-        gather_rank_states(training)
+        gather_rank_states(state)
 
     def save_partial_best(self) -> None:
         """Leave it to rank 0."""
@@ -73,7 +73,7 @@ def follow(request: Request, context: RunContext, stack: contextlib.ExitStack) -
 
     stop_requested = stack.enter_context(signals.catch_signals(quiet=True))
     sender = StateSender(Path(), {}, keys.every_epochs, keys.every_steps, keys.keep)
-    status = Trainer(context.training, [sender], ranks.any_rank(stop_requested)).fit()
+    status = Trainer(context.state, [sender], ranks.any_rank(stop_requested)).fit()
     if status != "interrupted":
         run.evaluate_best_weights(context, None)
     return signals.get_signal_exit_code(stop_requested.signal_number) if stop_requested() else 0

@@ -57,13 +57,13 @@ def _explain_data(context: RunContext) -> dict[str, str]:
     """By key, the reason why these data do not read it."""
     keys = context.settings.data.keys
     reasons = {f"data.{name}": reason for name, reason in context.splits.unheeded.items()}
-    batches = (context.training.train, context.training.val, context.test)
+    batches = (context.state.train, context.state.val, context.batches.test)
     present = [part for part in batches if part is not None]
     if all(isinstance(part, MemoryBatches) for part in present):
         reasons["data.num_workers"] = "all data are in memory; type data.loader=workers to have them read by processes"
     if keys.loader != "auto":
         reasons["data.memory_share"] = f"data.loader={keys.loader} decides"
-    if context.training.val is None and context.test is None:
+    if context.state.val is None and context.batches.test is None:
         reasons["data.eval_batch_size"] = "there is no validation or test part"
     return reasons
 
@@ -88,7 +88,7 @@ def _explain_init(context: RunContext) -> dict[str, str]:
         return dict.fromkeys(("model.init", *(f"model.init.{name}" for name in init)), reason)
 
     source = context.settings.init_from
-    replaced = find_replaced(context.model, init) if source is not None else []
+    replaced = find_replaced(context.state.model, init) if source is not None else []
     reasons = {f"model.init.{name}": f"init_from={source} brings {name}" for name in replaced}
     if replaced:
         reasons["model.init"] = f"init_from={source} brings {join_names(replaced)}"
@@ -97,7 +97,7 @@ def _explain_init(context: RunContext) -> dict[str, str]:
 
 def _is_exhaustive(context: RunContext) -> bool:
     """Whether the optimizer tries every value of the parameters and reads no gradient."""
-    return isinstance(context.training.optimizer, Exhaustive)
+    return isinstance(context.state.optimizer, Exhaustive)
 
 
 def _explain_training(context: RunContext) -> dict[str, str]:
@@ -113,7 +113,7 @@ def _explain_training(context: RunContext) -> dict[str, str]:
     if schedule_name in _SCHEDULES_WITH_RATES and "scheduler.max_lr" in values:
         reasons["optimizer.lr"] = f"scheduler={scheduler.choice} sets the learning rate by scheduler.max_lr"
 
-    trainable = [parameter for parameter in context.model.parameters() if parameter.requires_grad]
+    trainable = [parameter for parameter in context.state.model.parameters() if parameter.requires_grad]
     if values.get("optimizer.dampening") and not values.get("optimizer.momentum"):
         reasons["optimizer.dampening"] = "there is no momentum; type optimizer.momentum=0.9 too"
     if values.get("optimizer.refine") == 1:
@@ -139,7 +139,7 @@ def _explain_groups(context: RunContext) -> dict[str, str]:
     """By key, settings of the optimizer that every group of parameters overrides."""
     groups = context.settings.optimizer.keys.groups or []
     # With more groups in the optimizer, one of them takes the parameters that no entry matches.
-    if not groups or len(context.training.optimizer.param_groups) > len(groups):
+    if not groups or len(context.state.optimizer.param_groups) > len(groups):
         return {}
 
     shared = set.intersection(*(set(group) for group in groups))
@@ -148,8 +148,8 @@ def _explain_groups(context: RunContext) -> dict[str, str]:
 
 def _explain_length(context: RunContext) -> dict[str, str]:
     """By key, settings that would take effect only after the end of this training."""
-    limits = context.training.stop_rules
-    steps_per_epoch = math.ceil(len(context.training.train) / limits.accumulate_steps)
+    limits = context.state.stop_rules
+    steps_per_epoch = math.ceil(len(context.state.train) / limits.accumulate_steps)
     # The length of the training, which either limit may set.
     steps = limits.epochs * steps_per_epoch
     if limits.max_steps is not None:
@@ -173,7 +173,7 @@ def _explain_length(context: RunContext) -> dict[str, str]:
     if (settings.tracking.evolution_every_epochs or 0) > epochs:
         reasons["tracking.evolution_every_epochs"] = f"{in_epochs}, of which the first is always shown"
 
-    return reasons | _explain_schedule(context.training.schedule, steps, steps_per_epoch)
+    return reasons | _explain_schedule(context.state.schedule, steps, steps_per_epoch)
 
 
 def _explain_schedule(schedule: Schedule, steps: int, steps_per_epoch: int) -> dict[str, str]:

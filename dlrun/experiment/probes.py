@@ -8,26 +8,30 @@ from torch import Tensor
 
 from dlrun.core.errors import RequestError
 from dlrun.data.spec import DataSpec
+from dlrun.engine.device import Runtime
 from dlrun.engine.evaluation import evaluation_mode
+from dlrun.engine.objective import Objective
 from dlrun.engine.preserve import preserve_state
-from dlrun.experiment.context import Answer, RunContext
+from dlrun.engine.state import TrainState
+from dlrun.experiment.context import Answer
 
 
 @torch.inference_mode()
-def predict_probes(context: RunContext, probes: Sequence[Any]) -> dict[str, Answer]:
+def predict_probes(probes: Sequence[Any], state: TrainState, runtime: Runtime) -> dict[str, Answer]:
     """Predict each probe: a value, the probability of class 1, the name of a class, or a tagged word.
 
     A probe is a number, a list of numbers (one per feature, in the data's own units) or a text (token data).
     RequestError where the data are of another kind.
     """
+    model = state.model
     answers: dict[str, Answer] = {}
     for number, probe in enumerate(probes):
-        row, *lengths = _encode(probe, context.splits.spec, f"probes[{number}]")
+        row, *lengths = _encode(probe, state.objective.spec, f"probes[{number}]")
         if row.is_floating_point():
-            row = row.to(context.runtime.dtype)
-        with preserve_state(context.model), evaluation_mode(context.model), context.runtime.autocast():
-            outputs = context.model(row.to(context.runtime.device), *lengths)
-        answers[_format_probe(probe)] = _decode(context, outputs)
+            row = row.to(runtime.dtype)
+        with preserve_state(model), evaluation_mode(model), runtime.autocast():
+            outputs = model(row.to(runtime.device), *lengths)
+        answers[_format_probe(probe)] = _decode(state.objective, outputs)
     return answers
 
 
@@ -64,14 +68,14 @@ def _encode(probe: Any, spec: DataSpec, key: str) -> tuple[Tensor, ...]:
     raise RequestError(f"{key}: data of kind {spec.kind} cannot be written in a config; type probes=[]")
 
 
-def _decode(context: RunContext, outputs: Tensor) -> Answer:
-    spec = context.splits.spec
+def _decode(objective: Objective, outputs: Tensor) -> Answer:
+    spec = objective.spec
     if spec.task == "regression":
         return float(outputs.flatten()[0])
     if spec.task == "binary":
-        return float(context.task.compute_probabilities(outputs).flatten()[0])
+        return float(objective.compute_probabilities(outputs).flatten()[0])
 
     # One class, or for tagging one a token.
-    classes = context.task.predict(outputs).flatten().tolist()
+    classes = objective.predict(outputs).flatten().tolist()
     names = spec.class_names or [str(number) for number in range(spec.output_size)]
     return "".join(names[number] for number in classes)

@@ -16,7 +16,7 @@ from dlrun.engine.objective import Objective
 from dlrun.experiment import probes
 from dlrun.experiment.callbacks import diagnostics
 from dlrun.experiment.context import RunContext
-from dlrun.experiment.final_outputs import get_final_outputs
+from dlrun.experiment.final_outputs import FinalOutputs
 from dlrun.runs import expectations, logger
 from dlrun.runs.expectations import Value
 from dlrun.runs.logger import Logger
@@ -40,7 +40,7 @@ def collect_result(
     context: RunContext, status: str, metrics: dict[str, float], weights_sha256: str, error: str | None
 ) -> dict[str, Any]:
     """The content of result.json, with no measurements and no expectations yet."""
-    progress = context.training.progress
+    progress = context.state.progress
     seconds = progress.train_seconds
     baseline = context.baseline
     if metrics:
@@ -50,16 +50,16 @@ def collect_result(
         "metrics": metrics,
         "baseline": dict(baseline),
         "best": {
-            "metric": context.training.monitor,
+            "metric": context.state.monitor,
             "value": progress.best_value,
             "epoch": progress.best_epoch,
         },
         "epochs": progress.epoch,
         "steps": progress.step,
         "train_seconds": seconds,
-        "compile_seconds": context.compile_seconds,
+        "compile_seconds": context.state.compile_seconds,
         "samples_per_second": progress.samples / seconds if seconds else None,
-        "parameters": sum(p.numel() for p in context.model.parameters()),
+        "parameters": sum(p.numel() for p in context.state.model.parameters()),
         "config_hash": schema.hash_config(context.settings.plain),
         "code_hash": compute_code_hash(context),
         "weights_sha256": weights_sha256,
@@ -76,54 +76,54 @@ def measure(context: RunContext) -> dict[str, Value]:
     Parameters of a small model by name, answers to `probes`, the first loss, the evaluations of a search, and
     metrics of the training split as final/<metric>, if an expectation names one.
     """
-    training = context.training
+    state = context.state
     expected = context.settings.expect
-    parameters = training.get_parameter_values()
+    parameters = state.get_parameter_values()
     values: dict[str, Value] = {name.removeprefix("parameter/"): value for name, value in parameters.items()}
 
-    answers = probes.predict_probes(context, context.settings.probes)
+    answers = probes.predict_probes(context.settings.probes, state, context.runtime)
     values |= {f"answer({name})": answer for name, answer in answers.items()}
-    if training.progress.first_loss is not None:
-        values["first_loss"] = training.progress.first_loss
-    evaluations = getattr(training.optimizer, "evaluations", None)
+    if state.progress.first_loss is not None:
+        values["first_loss"] = state.progress.first_loss
+    evaluations = getattr(state.optimizer, "evaluations", None)
     if evaluations is not None:
         values["evaluations"] = evaluations
 
     # This costs a pass over the training split.
     if any("final/" in line for line in expected):
-        final = trainer.evaluate(context.model, training.train, context.task, context.runtime.autocast)
+        final = trainer.evaluate(context.state.model, state.train, context.objective, context.runtime.autocast)
         values |= {f"final/{key}": value for key, value in final.items()}
     return values
 
 
 def check_expectations(context: RunContext, result: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
-    """Check the expectations of a run that stands alone; those of a sweep are checked over all its runs."""
-    if not context.is_alone:
-        return []
+    """Check what the config expects of the run."""
     outcome = expectations.build_outcome("", result, logger.read_rows(folder))
     checked = expectations.check(context.settings.expect, [outcome])
     return [asdict(line) for line in checked]
 
 
-def diagnose(context: RunContext, rows: list[dict[str, float]], metrics: dict[str, float]) -> list[str]:
+def diagnose(
+    context: RunContext, rows: list[dict[str, float]], metrics: dict[str, float], outputs: FinalOutputs
+) -> list[str]:
     """Notes on a search by the optimizer, and on learning trouble that was not noted during training."""
-    training = context.training
+    state = context.state
     # An optimizer that searches has a summary of what it tried.
-    summary = getattr(training.optimizer, "summary", None)
+    summary = getattr(state.optimizer, "summary", None)
     notes = [summary()] if summary else []
     if not context.settings.tracking.diagnose:
         return notes
 
-    troubles = training.progress.troubles
-    if training.scaler.is_enabled() and "overflowing" not in troubles:
-        scale = training.scaler.get_scale()
-        overflowing = diagnostics.find_overflow(scale, training.progress.step, at_end=True)
+    troubles = state.progress.troubles
+    if state.scaler.is_enabled() and "overflowing" not in troubles:
+        scale = state.scaler.get_scale()
+        overflowing = diagnostics.find_overflow(scale, state.progress.step, at_end=True)
         troubles.update(overflowing)
         notes += overflowing.values()
 
     # The same rows that figures show.
-    final = get_final_outputs(context)
-    predicted = context.task.predict(final.outputs)
+    final = outputs.get()
+    predicted = context.objective.predict(final.outputs)
     lr = context.settings.hyperparameters.get("optimizer.lr")
     new_troubles = diagnostics.diagnose_run(
         rows, final.split, predicted, final.targets, context.splits.spec, lr, metrics, context.baseline, troubles
@@ -135,7 +135,7 @@ def compute_code_hash(context: RunContext) -> str:
     """sha256 of the source files that define the model and the data."""
     digest = hashlib.sha256()
     data = hydra.utils.get_object(str(context.settings.data.target))
-    for definition in (type(context.model), data):
+    for definition in (type(context.state.model), data):
         try:
             digest.update(Path(inspect.getfile(definition)).read_bytes())
         except (TypeError, OSError):
@@ -147,13 +147,13 @@ def compute_code_hash(context: RunContext) -> str:
 def log_end(context: RunContext, metrics: dict[str, float], run_logger: Logger) -> list[str]:
     """Log test metrics, hyperparameters and the graph to TensorBoard; returns notes on what did not work."""
     settings = context.settings
-    step = context.training.progress.step
+    step = context.state.progress.step
     run_logger.log_step(step, {key: value for key, value in metrics.items() if key.startswith("test/")})
     run_logger.log_hparams(settings.hyperparameters, metrics, step)
 
     if settings.tracking.graph:
-        inputs, _ = evaluation.take_small_batch(context.training.train)
-        reason = run_logger.log_graph(context.model, inputs)
+        inputs, _ = evaluation.take_small_batch(context.state.train)
+        reason = run_logger.log_graph(context.state.model, inputs)
         if reason:
             return [f"TensorBoard shows no graph: {reason}"]
     return []

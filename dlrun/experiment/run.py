@@ -15,7 +15,7 @@ from dlrun.config.request import Request
 from dlrun.config.settings import Settings, read_settings
 from dlrun.core import lock, signals, user_code
 from dlrun.core.errors import DlrunError, ErrorList, RequestError, RunError
-from dlrun.core.files import convert_write_errors, remove_temporaries
+from dlrun.core.files import DiskProblems, convert_write_errors, remove_temporaries
 from dlrun.core.library_warnings import divert_warnings
 from dlrun.core.terminal import escape_line, write_error
 from dlrun.data import workers
@@ -35,7 +35,7 @@ from dlrun.experiment.callbacks.histograms import WeightHistograms
 from dlrun.experiment.callbacks.progress import ProgressDisplay
 from dlrun.experiment.callbacks.tolerant import Tolerant
 from dlrun.experiment.context import RunContext
-from dlrun.experiment.final_outputs import make_recorder
+from dlrun.experiment.final_outputs import FinalOutputs, SplitOutputs, make_recorder
 from dlrun.experiment.hidden_state import comparison
 from dlrun.experiment.preflight import memory
 from dlrun.experiment.reports import figures, html, terminal
@@ -67,38 +67,40 @@ def run(request: Request, console: Console | None = None) -> int:
         # alone, so that the others find what it has downloaded.
         shared_request = ranks.broadcast(request)
         context = ranks.rank_zero_first(partial(prepare_run, shared_request, stack, ranks, folder_lock))
-        context.unsaved.say = make_note_writer(context, console)
+        note = make_note_writer(context, console)
+        # What the disk does not take is noted, and the run goes on.
+        unsaved = DiskProblems(note)
         folder: Path | None = None
 
         try:
             resumed = restore_checkpoint(request, context)
-            accelerate(context)
+            accelerate(context, note)
 
             # From here on there is something to save.
             stop_requested = stack.enter_context(signals.catch_signals())
             folder = open_folder(request, context, resumed, folder_lock)
-            console.open_log(folder / "run.log", context.unsaved)
+            console.open_log(folder / "run.log", unsaved)
             terminal.print_opening(console, context, folder, request.overrides if request.sweep else ())
 
-            checkpoints = make_checkpoint_manager(folder, context, request, resumed)
-            checkpoints.examine = make_reload_check(context, request, make_note_writer(context, console))
+            checkpoints = make_checkpoint_manager(folder, context, request, resumed, unsaved)
+            checkpoints.examine = make_reload_check(context, request, note)
             # TensorBoard drops the events from this step on, which a resumed run writes anew.
             purge_step = resumed["step"] + 1 if resumed else None
 
-            with logger.open_logger(folder, purge_step, context.unsaved) as run_logger:
+            with logger.open_logger(folder, purge_step, unsaved) as run_logger:
                 recorders = start_recording(context, folder, run_logger, resumed, console)
-                progress = ProgressDisplay(console, context.training)
+                progress = ProgressDisplay(console, context.state)
                 # A row and its pictures are on the disk before the checkpoint that a resumed run begins from.
                 callbacks = [run_logger, *recorders, checkpoints, progress]
-                trainer = Trainer(context.training, callbacks, ranks.any_rank(stop_requested))
+                trainer = Trainer(context.state, callbacks, ranks.any_rank(stop_requested))
 
                 with progress.show(), start_profile(context, trainer, folder) as profile:
                     status = trainer.fit()
                 # Notes up to here have been shown.
                 notes_before_end = len(context.notes)
-                context.notes += library_warnings.note()
+                context.notes.extend(library_warnings.note())
 
-                result = finish(context, folder, status, run_logger, checkpoints, profile)
+                result = finish(context, folder, status, run_logger, checkpoints, profile, request.group is None)
                 if profile is not None:
                     profile.charge("other")
                     console.say(profile.make_table())
@@ -108,14 +110,14 @@ def run(request: Request, console: Console | None = None) -> int:
             if ranks.world_size > 1:
                 signals.ignore_termination()
             if folder is not None:
-                raise record_failure(error, context, folder, console) from error
+                raise record_failure(error, context, folder, console, unsaved) from error
             if ranks.world_size > 1 and not isinstance(error, DlrunError):
                 raise RunError(ranks.explain_failure(error, explain_failure(error, context))) from error
             raise
 
         terminal.print_closing(console, context, folder, result, context.notes[notes_before_end:])
         console.close()
-    return choose_exit_code(context, folder, result, stop_requested)
+    return choose_exit_code(context, folder, result, stop_requested, unsaved.summary())
 
 
 def prepare_run(
@@ -139,15 +141,14 @@ def prepare_run(
         context = prepare_resumed(settings, process, request, problems)
     else:
         context = prepare(settings, process, request.trusted_modules, problems)
-    context.is_alone = request.group is None
 
     typed = read_typed_words(request)
     in_files = read_keys_in_files(request)
-    context.notes += request.notes
+    context.notes.extend(request.notes)
     if request.continues and request.folder is not None and request.sweep is None:
         # A resumed run says what the run left alone says of its own command line.
-        context.notes += unheeded.find_repeated(RunRecord(request.folder).overrides)
-    context.notes += ignored.find_without_effect(context, request, typed, in_files)
+        context.notes.extend(unheeded.find_repeated(RunRecord(request.folder).overrides))
+    context.notes.extend(ignored.find_without_effect(context, request, typed, in_files))
     if settings.device.tf32 is not None and process.device.type != "cuda":
         context.notes.append(f"device.tf32 is for cuda, and changes nothing on {process.device}")
     if batches_per_step > 1 or ranks.world_size > 1:
@@ -167,7 +168,7 @@ def prepare_resumed(settings: Settings, process: device.Runtime, request: Reques
 
     # The weights that gave the first predictions are not here.
     if began_elsewhere:
-        context.first_predictions = {}
+        context = replace(context, start=replace(context.start, predictions={}))
     return context
 
 
@@ -193,7 +194,7 @@ def restore_checkpoint(request: Request, context: RunContext) -> dict[str, Any] 
     ranks = context.runtime.ranks
     # From here on ranks wait for each other no longer than this.
     ranks.set_timeout(context.settings.device.timeout_seconds)
-    context.training.join(ranks)
+    context.state.join(ranks)
 
     # Only rank 0 reads the files; the others receive its state.
     state = None
@@ -202,43 +203,46 @@ def restore_checkpoint(request: Request, context: RunContext) -> dict[str, Any] 
         state = newest.state
         for reason in newest.skipped:
             context.notes.append(f"{reason}; resuming from step {state['step']} instead")
-        context.notes += resume.find_environment_changes(state, describe_process(context))
+        context.notes.extend(resume.find_environment_changes(state, describe_process(context)))
 
     state = ranks.broadcast(state)
     if state is not None:
-        context.training.load_state_dict(state, context.runtime.device)
+        context.state.load_state_dict(state, context.runtime.device)
     return state
 
 
-def accelerate(context: RunContext) -> None:
-    """Choose the CPU threads, record the CUDA graph and compile the model, where the settings ask for it."""
+def accelerate(context: RunContext, note: Callable[[str], None]) -> None:
+    """Choose the CPU threads, record the CUDA graph and compile the model, where the settings ask for it.
+
+    note: reports why a step cannot be recorded.
+    """
     keys = context.settings.device
     if keys.num_threads == "auto":
         choose_threads(context)
     if context.runtime.device.type == "cuda" and keys.cuda_graph != "off":
-        use_cuda_graph(context)
+        use_cuda_graph(context, note)
     if context.runtime.compile:
         compile_model(context)
 
 
 def choose_threads(context: RunContext) -> None:
     """Set the number of CPU threads that makes a few steps fastest."""
-    count, milliseconds = thread_choice.find_fastest(context.training, device.count_cores())
+    count, milliseconds = thread_choice.find_fastest(context.state, device.count_cores())
     torch.set_num_threads(count)
     listed = ", ".join(f"{time:.2f} ms with {threads}" for threads, time in milliseconds.items())
     context.notes.append(f"device.num_threads=auto: {count} (a step takes {listed})")
 
 
-def use_cuda_graph(context: RunContext) -> None:
+def use_cuda_graph(context: RunContext, note: Callable[[str], None]) -> None:
     """Launch the kernels of a step as one CUDA graph from now on, or note why not."""
     from dlrun.engine.acceleration import cuda_graph
 
     settings = context.settings
     reason = cuda_graph.find_obstacle(
-        context.training, context.splits.spec.kind, settings.device.compile, settings.trainer.profile
+        context.state, context.splits.spec.kind, settings.device.compile, settings.trainer.profile
     )
     if reason is None:
-        context.training.graph_step = cuda_graph.CudaGraphStep(cuda_graph.GraphRecorder(), context.unsaved.say)
+        context.state.graph_step = cuda_graph.CudaGraphStep(cuda_graph.GraphRecorder(), note)
     else:
         context.notes.append(f"no CUDA graph: {reason}")
 
@@ -246,14 +250,14 @@ def use_cuda_graph(context: RunContext) -> None:
 def compile_model(context: RunContext) -> None:
     """Compile the model before the clock starts; RequestError if that fails or memory runs out."""
     try:
-        context.compile_seconds = compile.compile_model(context.training, context.test)
+        compile.compile_model(context.state, context.batches.test)
     except Exception as error:
         # compile_model explains all but memory, as it does not know the settings.
         if not is_out_of_memory(error):
             raise
         raise RequestError(memory.explain_out_of_memory(context.settings, str(context.runtime.device))) from error
 
-    context.notes.append(f"device.compile: the model was compiled in {context.compile_seconds:.1f} s")
+    context.notes.append(f"device.compile: the model was compiled in {context.state.compile_seconds:.1f} s")
 
 
 def open_folder(request: Request, context: RunContext, resumed: dict[str, Any] | None, folder_lock: lock.Lock) -> Path:
@@ -285,7 +289,7 @@ def reopen_folder(folder: Path, epoch: int, context: RunContext) -> None:
     """Bring a run folder back to the state after `epoch`: later rows, half files and the result go."""
     # Read the rows before anything is removed.
     rows, notes = logger.read_lines_until(folder, epoch)
-    context.notes += notes
+    context.notes.extend(notes)
 
     with convert_write_errors(folder, "make room there, or see who may write there"):
         remove_temporaries(folder, folder / "checkpoints")
@@ -299,7 +303,7 @@ def describe_process(context: RunContext) -> dict[str, Any]:
     """What a checkpoint records about the process that wrote it, for a resumed run to compare with its own."""
     description = {
         "spec": context.splits.spec.to_dict(),
-        "rows": context.training.train.rows,
+        "rows": context.state.train.rows,
         "threads": torch.get_num_threads(),
         "processes": context.runtime.batches_per_step,
         # A plain string: torch's own class would be foreign code in a checkpoint.
@@ -312,7 +316,7 @@ def describe_process(context: RunContext) -> dict[str, Any]:
 
 
 def make_checkpoint_manager(
-    folder: Path, context: RunContext, request: Request, resumed: dict[str, Any] | None
+    folder: Path, context: RunContext, request: Request, resumed: dict[str, Any] | None, unsaved: DiskProblems
 ) -> CheckpointManager:
     """The manager of this run's checkpoints, each of which holds all that is needed to load it alone."""
     run_id = resumed["run_id"] if resumed else RunRecord(folder).environment["run_id"]
@@ -323,10 +327,10 @@ def make_checkpoint_manager(
     }
     keys = context.settings.checkpoint
     manager = CheckpointManager(
-        folder / "checkpoints", repeated, keys.every_epochs, keys.every_steps, keys.keep, context.unsaved
+        folder / "checkpoints", repeated, keys.every_epochs, keys.every_steps, keys.keep, unsaved
     )
     if resumed is not None:
-        with context.unsaved.tolerate("what follows on the earlier checkpoints", again=False):
+        with unsaved.tolerate("what follows on the earlier checkpoints", again=False):
             manager.restore(resumed)
     return manager
 
@@ -335,12 +339,12 @@ def make_reload_check(
     context: RunContext, request: Request, say: Callable[[str], None]
 ) -> Callable[[dict[str, Any]], None] | None:
     """The check for state that resume would lose, made once a run; None where no code is the user's own."""
-    troubles = context.training.progress.troubles
+    troubles = context.state.progress.troubles
     if any(kind.startswith(comparison.KIND) for kind in troubles):
         # An earlier process made the check.
-        context.notes += [text for text in troubles.values() if text not in context.notes]
+        context.notes.extend([text for text in troubles.values() if text not in context.notes])
         return None
-    if not comparison.is_needed(context.settings, context.model):
+    if not comparison.is_needed(context.settings, context.state.model):
         return None
     return comparison.ReloadCheck(context, request.trusted_modules, say)
 
@@ -353,12 +357,12 @@ def start_recording(
     spec = context.splits.spec
 
     # Hashes come before pictures, which may fail.
-    hashes = WeightHashes(context.model, folder, context.unsaved)
+    hashes = WeightHashes(context.state.model, folder, run_logger.unsaved)
     callbacks: list[Callback] = [hashes]
     if tracking.evolution_every_epochs or spec.task == "tagging":
         callbacks.append(evolution.Evolution(context, folder, tracking.evolution_every_epochs or 1, run_logger))
     if tracking.weight_histograms:
-        callbacks.append(WeightHistograms(context.model, run_logger))
+        callbacks.append(WeightHistograms(context.state.model, run_logger))
 
     if resumed is None:
         hashes.record(epoch=0, step=0)
@@ -372,7 +376,7 @@ def start_recording(
 
     if tracking.diagnose:
         callbacks.append(Diagnostics(context, logger.read_rows(folder), console.say))
-    return [Tolerant(callback, context.unsaved) for callback in callbacks]
+    return [Tolerant(callback, run_logger.unsaved) for callback in callbacks]
 
 
 def start_profile(
@@ -401,12 +405,17 @@ def finish(
     run_logger: Logger,
     checkpoints: CheckpointManager,
     profile: profiler.Profile | None,
+    is_alone: bool,
 ) -> dict[str, Any]:
-    """Evaluate the best weights on the test split, export, draw, and write result.json last; returns its content."""
+    """Evaluate the best weights on the test split, export, draw, and write result.json last; returns its content.
+
+    is_alone: False for one of several runs whose expectations are checked together.
+    """
+    unsaved = run_logger.unsaved
     # From here on events go into a file of their own, which a resumed run drops.
     run_logger.start_final_events()
     # Hash and measure the weights of the last step, before the best ones replace them.
-    weights_sha256 = checkpoint.hash_weights(context.model)
+    weights_sha256 = checkpoint.hash_weights(context.state.model)
     rows = run_logger.rows
     last_row = rows[-1] if rows else {}
     metrics = {key: value for key, value in last_row.items() if key.startswith(("train/", "val/"))}
@@ -416,77 +425,79 @@ def finish(
 
     if status != "interrupted":
         with time_as("evaluation"):
-            metrics |= evaluate_best_weights(context, checkpoints.load_best_weights(context.training))
+            test_metrics, test_outputs = evaluate_best_weights(context, checkpoints.load_best_weights(context.state))
+            metrics |= test_metrics
+        outputs = FinalOutputs(context, test_outputs)
         if context.settings.checkpoint.format == "full":
-            with context.unsaved.tolerate("model.pt", again=False):
+            with unsaved.tolerate("model.pt", again=False):
                 measured |= export_model(context, checkpoints)
-        context.notes += results.diagnose(context, rows, metrics)
+        context.notes.extend(results.diagnose(context, rows, metrics, outputs))
 
         if has_figures:
-            with context.unsaved.tolerate("figures", again=False), time_as("figures"):
-                figures.draw_all(context, folder, run_logger)
-            context.notes += fonts.describe_missing_letters()
-        context.notes += results.log_end(context, metrics, run_logger)
+            with unsaved.tolerate("figures", again=False), time_as("figures"):
+                figures.draw_all(context, folder, run_logger, outputs)
+            context.notes.extend(fonts.describe_missing_letters())
+        context.notes.extend(results.log_end(context, metrics, run_logger))
 
     result = results.collect_result(context, status, metrics, weights_sha256, error=None)
     result["measured"] = measured
     result["expected"] = []
-    if status != "interrupted":
+    if status != "interrupted" and is_alone:
         result["expected"] = results.check_expectations(context, result, folder)
 
     if has_figures:
-        with context.unsaved.tolerate("report.html", again=False):
+        with unsaved.tolerate("report.html", again=False):
             html.write_report(context, folder, result, rows)
-    with context.unsaved.tolerate(RESULT, again=False):
+    with unsaved.tolerate(RESULT, again=False):
         run_folder.write_json(folder / RESULT, result)
     return result
 
 
-def evaluate_best_weights(context: RunContext, best: dict[str, Any] | None) -> dict[str, float]:
-    """Load the best weights in all processes, if there are any, and return their metrics on the test split.
+def evaluate_best_weights(
+    context: RunContext, best: dict[str, Any] | None
+) -> tuple[dict[str, float], SplitOutputs | None]:
+    """Load the best weights in all processes, if there are any; returns their metrics and outputs on the test split.
 
     best: on process 0, the weights or None to evaluate those that the model has; of the others it is ignored.
     """
     best = context.runtime.ranks.broadcast(best)
     if best is not None:
-        context.training.use_weights(best)
-    if context.test is None:
-        return {}
+        context.state.use_weights(best)
+    test = context.batches.test
+    if test is None:
+        return {}, None
 
     recorder = make_recorder(context)
     if recorder is None:
-        return evaluate_split(context.training, context.test, "test")
-    metrics = evaluate_split(context.training, context.test, "test", recorder.add)
-    context.final_outputs = recorder.concatenate(context.test)
-    return metrics
+        return evaluate_split(context.state, test, "test"), None
+    metrics = evaluate_split(context.state, test, "test", recorder.add)
+    return metrics, recorder.concatenate(test)
 
 
 def export_model(context: RunContext, checkpoints: CheckpointManager) -> dict[str, float]:
     """Write model.pt, open it again beside best.pt, if that is saved, and measure how far their outputs differ."""
     model_path = checkpoints.folder / "model.pt"
     best_path = checkpoints.folder / "best.pt"
-    checkpoint.export_full_model(context.model, model_path)
+    checkpoint.export_full_model(context.state.model, model_path)
     # Best weights that could not be saved are still in memory, and best.pt holds older ones or is missing.
     if checkpoints.best is not None or not best_path.exists():
         return {}
 
-    inputs, _ = evaluation.take_small_batch(context.training.train)
+    inputs, _ = evaluation.take_small_batch(context.state.train)
     difference = checkpoint.measure_reload_difference(
-        model_path, best_path, context.model, inputs, context.runtime.autocast
+        model_path, best_path, context.state.model, inputs, context.runtime.autocast
     )
     context.notes.append(f"model.pt and best.pt, opened again, give outputs {difference:g} apart")
     return {"reload_difference": difference}
 
 
 def choose_exit_code(
-    context: RunContext, folder: Path, result: dict[str, Any], stop_requested: signals.Interrupt
+    context: RunContext, folder: Path, result: dict[str, Any], stop_requested: signals.Interrupt, lost: str
 ) -> int:
     """0; 128 and the signal's number; or 1 for a missed expectation under `strict`.
 
-    RunError where files of the run could not be saved.
+    lost: files that could not be saved, and why; RunError if there are any.
     """
-    lost = context.unsaved.summary()
-
     # A signal that came after the training still stops a sweep, so it decides the code of a complete run too.
     if stop_requested():
         if lost:
@@ -499,19 +510,21 @@ def choose_exit_code(
     return int(context.settings.strict and not is_as_expected)
 
 
-def record_failure(error: Exception | SystemExit, context: RunContext, folder: Path, console: Console) -> DlrunError:
+def record_failure(
+    error: Exception | SystemExit, context: RunContext, folder: Path, console: Console, unsaved: DiskProblems
+) -> DlrunError:
     """Write result.json and the traceback of a failed run; returns the error to raise."""
     # The error may have come before run.log was open.
     if not console.is_logged:
-        console.open_log(folder / "run.log", context.unsaved)
+        console.open_log(folder / "run.log", unsaved)
     console.log_only("".join(traceback.format_exception(error)))
 
     message = explain_failure(error, context, folder / "run.log")
     # Where another rank failed first, its message tells more.
     message = context.runtime.ranks.explain_failure(error, message)
-    weights_sha256 = checkpoint.hash_weights(context.model)
+    weights_sha256 = checkpoint.hash_weights(context.state.model)
     result = results.collect_result(context, "failed", {}, weights_sha256, error=message)
-    with context.unsaved.tolerate(RESULT, again=False):
+    with unsaved.tolerate(RESULT, again=False):
         run_folder.write_json(folder / RESULT, result)
     console.close()
     return RunError(f"the run {folder} failed: {message}")

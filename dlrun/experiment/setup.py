@@ -13,12 +13,12 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from dlrun.config.schema import DeviceConfig, OptimizerKeys
+from dlrun.config.schema import DeviceConfig, OptimizerKeys, TrainerConfig
 from dlrun.config.settings import Settings
 from dlrun.core import user_code
 from dlrun.core.errors import DataError, ErrorList, RequestError
 from dlrun.data import workers
-from dlrun.data.batches import Batch, Batches, EpochOrder, MemoryBatches, Placement
+from dlrun.data.batches import Batch, Batches, EpochOrder, MemoryBatches, Placement, SplitBatches
 from dlrun.data.files import download
 from dlrun.data.spec import DataSpec, Split, Splits
 from dlrun.engine import device as runtime
@@ -33,7 +33,7 @@ from dlrun.engine.state import TrainState
 from dlrun.experiment import probes, result
 from dlrun.experiment.builder import build, data_cache, transfer
 from dlrun.experiment.callbacks import evolution
-from dlrun.experiment.context import RunContext
+from dlrun.experiment.context import Answer, Preflight, RunContext, Start
 from dlrun.experiment.hidden_state import comparison
 from dlrun.experiment.preflight import checks, final_activation, memory
 from dlrun.runs import expectations, plain
@@ -88,53 +88,55 @@ def _build_context(
     for line in settings.expect:
         problems.collect(expectations.parse, line)
 
-    task: Objective | None = None
+    objective: Objective | None = None
     model: nn.Module | None = None
     splits = _build_splits(settings, trusted_modules, problems)
     if splits is not None:
-        task = problems.collect(build.build_objective, settings, splits.spec, trusted_modules)
+        objective = problems.collect(build.build_objective, settings, splits.spec, trusted_modules)
 
     # The weights depend on the seed, not on how the data was read.
     runtime.seed_everything(settings.seed)
     if splits is not None:
         model = problems.collect(build.build_model, settings, splits.spec, process, trusted_modules)
 
-    if splits is None or task is None or model is None:
-        _check_remaining(settings, splits, task, model, trusted_modules, problems)
+    if splits is None or objective is None or model is None:
+        _check_remaining(settings, splits, objective, model, trusted_modules, problems)
         problems.raise_if_any()
     assert splits is not None
-    assert task is not None
+    assert objective is not None
     assert model is not None
 
     notes = [*splits.notes, *find_model_notes(model), *_apply_options(settings, splits, model, problems)]
-    train, val, test = build.build_batches(settings, splits, model, process)
-    assert train is not None
-    training = _build_train_state(settings, process, task, model, train, val, trusted_modules, problems)
+    batches = build.build_batches(settings, splits, model, process)
+    state = _build_train_state(settings, process, objective, model, batches, trusted_modules, problems)
     if not problems.errors:
-        problems.collect(_refuse_unsaveable, settings, splits, training, trusted_modules)
+        problems.collect(_refuse_unsaveable, settings, splits, state, trusted_modules)
 
-    context = RunContext(
+    baseline = result.compute_baseline(objective, splits)
+    notes += find_limit_notes(state)
+
+    parameters = state.get_parameter_values()
+    preflight: Preflight | None = None
+    if settings.preflight:
+        preflight = problems.collect(_run_preflight, settings, process, state, notes)
+    # A model that failed there predicts nothing.
+    predictions: dict[str, Answer] | None = None
+    if not problems.errors:
+        predictions = problems.collect(probes.predict_probes, settings.probes, state, process)
+    problems.raise_if_any()
+
+    return RunContext(
         settings=settings,
         runtime=process,
         splits=splits,
-        task=task,
-        model=model,
-        training=training,
-        test=test,
-        layers=[],
-        baseline=result.compute_baseline(task, splits),
+        batches=batches,
+        objective=objective,
+        state=state,
+        baseline=baseline,
+        preflight=preflight or Preflight(),
+        start=Start(parameters, predictions or {}),
         notes=notes,
     )
-    context.notes += find_limit_notes(training)
-    context.start_parameters = training.get_parameter_values()
-
-    if settings.preflight:
-        problems.collect(_run_preflight, context)
-    # A model that failed there predicts nothing.
-    if not problems.errors:
-        context.first_predictions = problems.collect(probes.predict_probes, context, settings.probes) or {}
-    problems.raise_if_any()
-    return context
 
 
 def _build_splits(settings: Settings, trusted_modules: list[str] | None, problems: ErrorList) -> Splits | None:
@@ -170,18 +172,19 @@ def _apply_options(settings: Settings, splits: Splits, model: nn.Module, problem
 def _build_train_state(
     settings: Settings,
     process: Runtime,
-    task: Objective,
+    objective: Objective,
     model: nn.Module,
-    train: Batches,
-    val: Batches | None,
+    batches: SplitBatches,
     trusted_modules: list[str] | None,
     problems: ErrorList,
 ) -> TrainState:
     """The state that trains, with stand-ins for what cannot be built, so that the rest is checked too."""
+    train = batches.train
+    val = batches.val
     keys = settings.checkpoint
     decay = settings.trainer.ema_decay
     monitored = problems.collect(
-        checks.resolve_monitor, keys.monitor, keys.mode, task, val is not None, decay is not None
+        checks.resolve_monitor, keys.monitor, keys.mode, objective, val is not None, decay is not None
     )
     monitor, mode = monitored or ("train/loss", "min")
 
@@ -190,7 +193,7 @@ def _build_train_state(
     schedule = problems.collect(_build_schedule, settings, optimizer, train, mode, trusted_modules)
     return TrainState(
         model=model,
-        objective=task,
+        objective=objective,
         optimizer=optimizer,
         schedule=schedule or Schedule(optimizer, None),
         scaler=process.make_scaler(),
@@ -249,14 +252,14 @@ def _make_trial_optimizer(rates: list[float], lr: float) -> Optimizer:
 
 
 def _refuse_unsaveable(
-    settings: Settings, splits: Splits, training: TrainState, trusted_modules: list[str] | None
+    settings: Settings, splits: Splits, state: TrainState, trusted_modules: list[str] | None
 ) -> None:
     """RequestError for state that no checkpoint can hold, so that the run could not be resumed."""
-    states = training.state_dict() | {"spec": splits.spec.to_dict(), "config": settings.plain}
+    states = state.state_dict() | {"spec": splits.spec.to_dict(), "config": settings.plain}
     # Many optimizers create their state in the first step only.
     states["optimizer after a step"] = _try_own_optimizer(settings, trusted_modules)
-    for owner, state in states.items():
-        refusal = plain.explain_refusal(owner.split()[0], state)
+    for owner, values in states.items():
+        refusal = plain.explain_refusal(owner.split()[0], values)
         if refusal:
             raise RequestError(refusal)
 
@@ -289,7 +292,7 @@ def _try_own_optimizer(settings: Settings, trusted_modules: list[str] | None) ->
 def _check_remaining(
     settings: Settings,
     splits: Splits | None,
-    task: Objective | None,
+    objective: Objective | None,
     model: nn.Module | None,
     trusted_modules: list[str] | None,
     problems: ErrorList,
@@ -299,8 +302,8 @@ def _check_remaining(
     # Target and arguments of a block can be checked without building it.
     if model is None:
         problems.collect(build.check_component, settings.model, trusted_modules, 1)
-    if splits is not None and task is not None:
-        problems.collect(checks.resolve_monitor, keys.monitor, keys.mode, task, splits.val is not None)
+    if splits is not None and objective is not None:
+        problems.collect(checks.resolve_monitor, keys.monitor, keys.mode, objective, splits.val is not None)
     problems.collect(build.check_component, settings.optimizer, trusted_modules, 1)
 
     # Groups, and dlrun's own optimizers, know parameters by their names, which a stand-in does not have.
@@ -319,52 +322,55 @@ def _check_remaining(
     problems.collect(_build_schedule, settings, optimizer, one_batch, "min", trusted_modules)
 
 
-def _run_preflight(context: RunContext) -> None:
-    """Send two rows and batches of every size through the model, and check that memory and disk suffice."""
-    settings = context.settings
-    model = context.model
-    training = context.training
+def _run_preflight(settings: Settings, process: Runtime, state: TrainState, notes: list[str]) -> Preflight:
+    """Send two rows and batches of every size through the model, and check that memory and disk suffice.
+
+    notes: to which what the user should know is added.
+    """
+    model = state.model
     # One batch serves all checks, as reading it may be slow.
-    first_batch = next(training.train.epoch(1))
+    first_batch = next(state.train.epoch(1))
     two_rows = evaluation.take_rows(first_batch)
 
-    context.layers = checks.inspect_layers(model, two_rows, context.task, training.autocast)
-    _check_batch_sizes(context, first_batch)
-    if comparison.is_needed(settings, model):
-        multiply_adds = sum(layer.multiply_adds for layer in context.layers)
-        context.sample = comparison.take_sample(first_batch, multiply_adds)
+    layers = checks.inspect_layers(model, two_rows, state.objective, state.autocast)
+    multiply_adds = sum(layer.multiply_adds for layer in layers)
+    _check_batch_sizes(settings.trainer, process, state, first_batch, multiply_adds)
+    sample = comparison.take_sample(first_batch, multiply_adds) if comparison.is_needed(settings, model) else None
 
-    note = final_activation.find_redundant_layer(model, two_rows, context.task, training.autocast)
+    note = final_activation.find_redundant_layer(model, two_rows, state.objective, state.autocast)
     if note is not None:
-        context.notes.append(note)
+        notes.append(note)
         # The diagnostics need not report it again.
-        training.progress.troubles[final_activation.TROUBLE] = note
+        state.progress.troubles[final_activation.TROUBLE] = note
 
-    values = sum(layer.values for layer in context.layers)
-    moments = checks.count_moments(training.optimizer)
-    context.memory_estimate = memory.estimate_memory(model, moments, values, settings)
-    context.notes += memory.note_shortage(context.memory_estimate, settings, context.runtime.device)
+    values = sum(layer.values for layer in layers)
+    moments = checks.count_moments(state.optimizer)
+    estimate = memory.estimate_memory(model, moments, values, settings)
+    notes += memory.note_shortage(estimate, settings, process.device)
 
     outputs = Path(settings.paths.outputs)
     keys = settings.checkpoint
-    checks.check_disk(outputs, model, training.optimizer, keys.keep, keys.format == "full")
+    checks.check_disk(outputs, model, state.optimizer, keys.keep, keys.format == "full")
+    return Preflight(layers, estimate, sample)
 
 
-def _check_batch_sizes(context: RunContext, first_batch: Batch) -> None:
-    """Send a batch of every size that an epoch holds through the model, as in training."""
-    training = context.training
-    trainer = context.settings.trainer
-    order = training.train.order
+def _check_batch_sizes(
+    trainer: TrainerConfig, process: Runtime, state: TrainState, first_batch: Batch, multiply_adds: int
+) -> None:
+    """Send a batch of every size that an epoch holds through the model, as in training.
+
+    multiply_adds: work of the model for one sample.
+    """
+    order = state.train.order
     most_batches = None if trainer.max_steps is None else trainer.max_steps * trainer.accumulate_steps
-    sizes = checks.list_batch_sizes(order, context.runtime.ranks.world_size, most_batches)
-    multiply_adds = sum(layer.multiply_adds for layer in context.layers)
-    checks.check_batch_sizes(context.model, first_batch, context.task, training.autocast, sizes, order, multiply_adds)
+    sizes = checks.list_batch_sizes(order, process.ranks.world_size, most_batches)
+    checks.check_batch_sizes(state.model, first_batch, state.objective, state.autocast, sizes, order, multiply_adds)
 
 
-def find_limit_notes(training: TrainState) -> list[str]:
+def find_limit_notes(state: TrainState) -> list[str]:
     """Notes on epochs that end the training before trainer.max_steps, and on epochs shorter than one step."""
-    limits = training.stop_rules
-    batches = len(training.train)
+    limits = state.stop_rules
+    batches = len(state.train)
     steps = limits.epochs * math.ceil(batches / limits.accumulate_steps)
     notes = []
     if limits.max_steps is not None and limits.max_steps > steps:

@@ -61,7 +61,7 @@ def _iterate_own_objects(context: RunContext) -> Iterator[tuple[str, Any]]:
         if name != "None" and not is_ours(name):
             yield name, hydra.utils.get_object(name)
 
-    for module in name_modules(context.model).values():
+    for module in name_modules(context.state.model).values():
         kind = type(module)
         if not is_ours(kind.__module__):
             yield f"{kind.__module__}.{kind.__qualname__}", kind

@@ -147,7 +147,7 @@ class SavedModel:
         # which is required but not used, shrinks to one row.
         first_row = take(chosen, torch.zeros(1).long())
         only_test = replace(splits, train=first_row, val=None, test=chosen)
-        batches = build.build_batches(self.settings, only_test, self.model, self.process)[-1]
+        batches = build.build_batches(self.settings, only_test, self.model, self.process).test
         assert batches is not None
         return name, batches, get_origin(chosen, name)
 

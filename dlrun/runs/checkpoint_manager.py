@@ -83,36 +83,36 @@ class CheckpointManager(Callback):
                 file.replace(file.with_suffix(_ASIDE))
         self._delete_old()
 
-    def on_step_end(self, training: TrainState) -> None:
+    def on_step_end(self, state: TrainState) -> None:
         """Save in the middle of an epoch if `every_steps` asks for it."""
         # The last batch is left to `on_epoch_end`, which has the epoch's row.
-        if self._is_due(training.progress.step) and training.progress.batch < len(training.train):
-            self.write(training, self.row)
+        if self._is_due(state.progress.step) and state.progress.batch < len(state.train):
+            self.write(state, self.row)
 
     def _is_due(self, step: int) -> bool:
         return self.every_steps is not None and step % self.every_steps == 0
 
-    def on_epoch_end(self, training: TrainState, epoch: EpochSummary) -> None:
+    def on_epoch_end(self, state: TrainState, epoch: EpochSummary) -> None:
         """Save at the end of the run, every `every_epochs` epochs and at steps that `every_steps` hits."""
         row = epoch.row
         self.row = row
         if epoch.is_best:
             # A copy: the next epoch changes these tensors in place, and the save may come epochs later.
-            weights = _copy_state(training.get_weights())
+            weights = _copy_state(state.get_weights())
             self.best = weights | {"epoch": row["epoch"], "step": row["step"], "metrics": dict(row)}
 
-        has_ended = training.is_done or training.is_out_of_patience
-        is_epoch_due = training.progress.epoch % self.every_epochs == 0
+        has_ended = state.is_done or state.is_out_of_patience
+        is_epoch_due = state.progress.epoch % self.every_epochs == 0
         # `on_interrupt` has saved what a resumed run needs; a save from here would skip the rest of the epoch.
         if self.saved_mid_epoch:
             with self.unsaved.tolerate("the checkpoint"):
                 self.save_partial_best()
-        elif has_ended or is_epoch_due or self._is_due(training.progress.step):
-            self.write(training, row)
+        elif has_ended or is_epoch_due or self._is_due(state.progress.step):
+            self.write(state, row)
 
-    def on_interrupt(self, training: TrainState) -> None:
+    def on_interrupt(self, state: TrainState) -> None:
         """Save the state of an interrupted epoch; a following `on_epoch_end` only saves its best weights."""
-        self.write(training, self.row)
+        self.write(state, self.row)
         self.saved_mid_epoch = True
 
     def save_partial_best(self) -> None:
@@ -125,30 +125,30 @@ class CheckpointManager(Callback):
             link(best, self.folder / "best_before.pt")
         self._save_best()
 
-    def write(self, training: TrainState, row: dict[str, float]) -> None:
+    def write(self, state: TrainState, row: dict[str, float]) -> None:
         """Save a checkpoint; if the disk refuses it, the earlier files stay intact."""
         started = time.perf_counter()
         # A collective call: each rank takes part, whether or not the disk accepts the file.
-        states = gather_rank_states(training)
+        states = gather_rank_states(state)
         with self.unsaved.tolerate("the checkpoint"):
-            self._write(training, row, states)
+            self._write(state, row, states)
         self.seconds += time.perf_counter() - started
 
-    def _write(self, training: TrainState, row: dict[str, float], rank_states: list[dict[str, Any]]) -> None:
+    def _write(self, state: TrainState, row: dict[str, float], rank_states: list[dict[str, Any]]) -> None:
         """Write step_*.pt, then update the links, then delete files that are no longer kept."""
-        progress = training.progress
+        progress = state.progress
         self.folder.mkdir(exist_ok=True)
 
-        state = training.state_dict() | rank_states[0]
+        checkpoint = state.state_dict() | rank_states[0]
         if len(rank_states) > 1:
-            state["others"] = rank_states[1:]
-        state |= {"epoch": progress.epoch, "step": progress.step, "metrics": dict(row)}
+            checkpoint["others"] = rank_states[1:]
+        checkpoint |= {"epoch": progress.epoch, "step": progress.step, "metrics": dict(row)}
 
         newest = self._step_file(progress.step)
         if self._is_best_older(newest) and not (self.folder / "last.pt").exists():
             # Nothing from before the best epoch is there to resume from, so write best.pt first.
             self._save_best()
-        save(newest, self.identity | state | {"format_version": FORMAT_VERSION})
+        save(newest, self.identity | checkpoint | {"format_version": FORMAT_VERSION})
         # Before the links: a file that cannot be read back must not become last.pt.
         stored_state = None if self.is_verified else self._verify(newest)
 
@@ -160,13 +160,13 @@ class CheckpointManager(Callback):
             raise
         self._delete_old()
         self.saves += 1
-        if self.examine is not None and self._is_examined(training):
+        if self.examine is not None and self._is_examined(state):
             self.examine(load(newest) if stored_state is None else stored_state)
 
-    def _is_examined(self, training: TrainState) -> bool:
+    def _is_examined(self, state: TrainState) -> bool:
         """Whether to examine this save: saves 1, 2, 4, 8 ... and the last, as hidden state may act late."""
         is_power_of_two = self.saves & (self.saves - 1) == 0
-        return is_power_of_two or training.is_done or training.is_out_of_patience
+        return is_power_of_two or state.is_done or state.is_out_of_patience
 
     def _verify(self, newest: Path) -> dict[str, Any]:
         """Read the first checkpoint of this process back; RunError if that fails.
@@ -203,7 +203,7 @@ class CheckpointManager(Callback):
         save(self.folder / "best.pt", self.identity | self.best | {"format_version": FORMAT_VERSION})
         self.best = None
 
-    def load_best_weights(self, training: TrainState) -> dict[str, Any] | None:
+    def load_best_weights(self, state: TrainState) -> dict[str, Any] | None:
         """Return `model` (and `ema` if weights are averaged) of the best epoch, even if it was never saved.
 
         None if no epoch was best, or if best.pt cannot be read, which is reported.
@@ -211,7 +211,7 @@ class CheckpointManager(Callback):
         if self.best is not None:
             # The disk has refused it, or it is newer than the last save.
             return self.best
-        if training.progress.best_epoch is None:
+        if state.progress.best_epoch is None:
             return None
 
         try:
@@ -239,9 +239,9 @@ class CheckpointManager(Callback):
                 file.unlink()
 
 
-def gather_rank_states(training: TrainState) -> list[dict[str, Any]]:
+def gather_rank_states(state: TrainState) -> list[dict[str, Any]]:
     """Gather the state that each rank has of its own: RNG state and the metric sums of the current epoch."""
-    return training.ranks.gather({"rng": get_rng_state(), "totals": training.totals.state_dict()})
+    return state.ranks.gather({"rng": get_rng_state(), "totals": state.totals.state_dict()})
 
 
 def _copy_state(state: dict[str, Any]) -> dict[str, Any]:

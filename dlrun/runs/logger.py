@@ -82,7 +82,7 @@ class Logger(Callback):
         """Log the values of one optimizer step."""
         self.log_step(step, values)
 
-    def on_epoch_end(self, training: TrainState, epoch: EpochSummary) -> None:
+    def on_epoch_end(self, state: TrainState, epoch: EpochSummary) -> None:
         """Log the row of an epoch with its timings."""
         self.log_epoch(epoch.row, epoch.timings)
 

@@ -32,9 +32,9 @@ def measured(root: str, epochs: int) -> tuple[float, float, int]:
         run_folder.write_description(folder, request, process)
         saver = run.make_checkpoint_manager(folder, parts, request, None)
         with logger.open_logger(folder) as tracker:
-            Trainer(parts.training, [tracker, saver], lambda: False).fit()
+            Trainer(parts.state, [tracker, saver], lambda: False).fit()
         size = (folder / "checkpoints" / "last.pt").stat().st_size
-        return saver.seconds, parts.training.progress.train_seconds, size
+        return saver.seconds, parts.state.progress.train_seconds, size
 
 
 def main() -> None:

@@ -89,8 +89,8 @@ def trained(data: str, model: str, root: Path) -> TrainState:
     settings = replace(read(root, "data", data), model=of_model.model)
     with device.device_session(settings.device, 0) as process:
         parts = run.prepare(settings, process, None)
-        Trainer(parts.training, [], lambda: False).fit()
-    return parts.training
+        Trainer(parts.state, [], lambda: False).fit()
+    return parts.state
 
 
 @pytest.mark.parametrize("data", [d if d in IN_FAST_SUITE else pytest.param(d, marks=pytest.mark.slow) for d in DATA])

@@ -9,17 +9,19 @@ import torch
 from dlrun.engine import evaluation
 from dlrun.experiment import run
 from dlrun.experiment.context import RunContext
-from dlrun.experiment.final_outputs import get_final_outputs
+from dlrun.experiment.final_outputs import FinalOutputs
 
 QUICK = ("tracking.graph=false", "trainer.epochs=1")
 
 
 @pytest.fixture
-def contexts(monkeypatch: pytest.MonkeyPatch) -> list[RunContext]:
-    """The context of each run, as figures get it."""
-    contexts: list[RunContext] = []
-    monkeypatch.setattr(run.figures, "draw_all", lambda context, *_: contexts.append(context))
-    return contexts
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RunContext, FinalOutputs]]:
+    """The context and outputs of each run, as figures get them."""
+    drawn: list[tuple[RunContext, FinalOutputs]] = []
+    monkeypatch.setattr(
+        run.figures, "draw_all", lambda context, folder, tracker, outputs: drawn.append((context, outputs))
+    )
+    return drawn
 
 
 @pytest.fixture
@@ -39,35 +41,36 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("words", [("model=mlp",), ("model=cnn", "optimizer=adam")])
 def test_the_evaluation_of_the_test_part_records_what_a_pass_of_its_own_gives(
-    words: tuple[str, ...], dlrun: Callable[..., Any], contexts: list[RunContext], passes: list[int]
+    words: tuple[str, ...], dlrun: Callable[..., Any], drawn: list[tuple[RunContext, FinalOutputs]], passes: list[int]
 ) -> None:
     assert dlrun("data=digits", "data.limit_batches=3", *words, *QUICK).code == 0
     assert passes == []
 
-    (context,) = contexts
-    assert context.test is not None
-    final = get_final_outputs(context)
+    ((context, recorded),) = drawn
+    test = context.batches.test
+    assert test is not None
+    final = recorded.get()
     assert final.split == "test"
-    inputs, outputs, targets = evaluation.collect_outputs(context.model, context.test, context.runtime.autocast)
+    inputs, outputs, targets = evaluation.collect_outputs(context.state.model, test, context.runtime.autocast)
     assert all(torch.equal(*pair) for pair in zip(final.inputs, inputs, strict=True))
     assert torch.equal(final.outputs, outputs)
     assert torch.equal(final.targets, targets)
 
 
 def test_no_more_rows_are_recorded_than_are_shown(
-    dlrun: Callable[..., Any], contexts: list[RunContext], monkeypatch: pytest.MonkeyPatch
+    dlrun: Callable[..., Any], drawn: list[tuple[RunContext, FinalOutputs]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluation, "MAX_ROWS", 20)
     assert dlrun("data=digits", "data.limit_batches=3", "data.eval_batch_size=16", *QUICK).code == 0
-    assert len(get_final_outputs(contexts[0]).targets) == 32
+    assert len(drawn[0][1].get().targets) == 32
 
 
 def test_without_a_test_part_notes_and_figures_share_one_pass(
-    dlrun: Callable[..., Any], contexts: list[RunContext], passes: list[int]
+    dlrun: Callable[..., Any], drawn: list[tuple[RunContext, FinalOutputs]], passes: list[int]
 ) -> None:
     assert (
         dlrun("data=points", "data.x=[1,2,3]", "data.y=[2,4,6]", "model=linear", "data.val_fraction=0", *QUICK).code
         == 0
     )
-    assert get_final_outputs(contexts[0]).split == "train"
+    assert drawn[0][1].get().split == "train"
     assert passes == [3]

@@ -14,8 +14,8 @@ from dlrun.engine.preserve import preserve_state, restore_attributes
 from dlrun.engine.state import TrainState
 
 
-def compile_model(state: TrainState, test: Batches | None) -> float:
-    """Compile the model for all batch shapes of a run, in training and evaluation; returns the seconds it took.
+def compile_model(state: TrainState, test: Batches | None) -> None:
+    """Compile the model for all batch shapes of a run, in training and evaluation, and note the time it took.
 
     Weights and other state of the model, generators, scaler and optimizer stay as they are. With several ranks each
     must call this, as their gradients are summed up. RequestError if compilation fails; an error for want of memory
@@ -34,7 +34,7 @@ def compile_model(state: TrainState, test: Batches | None) -> float:
         reason = (str(root).strip() or type(root).__name__).splitlines()[0]
         raise RequestError(f"device.compile=true: {reason}; type device.compile=false") from error
     state.synchronize()
-    return time.perf_counter() - start
+    state.compile_seconds = time.perf_counter() - start
 
 
 def _run_all_shapes(state: TrainState, test: Batches | None) -> None:

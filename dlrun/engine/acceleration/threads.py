@@ -16,7 +16,7 @@ _WARM_UP_STEPS = 2
 _TIMED_STEPS = 5
 
 
-def find_fastest(training: TrainState, cores: int) -> tuple[int, dict[int, float]]:
+def find_fastest(state: TrainState, cores: int) -> tuple[int, dict[int, float]]:
     """The number of threads with the least median step time, and milliseconds a step by number of threads.
 
     Tries 1, 2, 4, ... and all cores; of those within 3 % of the best the fewest are taken. The model, the
@@ -25,13 +25,13 @@ def find_fastest(training: TrainState, cores: int) -> tuple[int, dict[int, float
     counts = sorted({min(2**i, cores) for i in range(cores.bit_length() + 1)})
     threads_before = torch.get_num_threads()
     milliseconds: dict[int, float] = {}
-    batch = next(training.train.epoch(1))
+    batch = next(state.train.epoch(1))
 
-    with preserve_state(training.model):
+    with preserve_state(state.model):
         # A copy with a learning rate of 0: the model and its gradients stay as they are.
-        model = duplicate(training.model).train()
+        model = duplicate(state.model).train()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-        trial = replace(training, model=model, optimizer=optimizer, ema=None)
+        trial = replace(state, model=model, optimizer=optimizer, ema=None)
         try:
             for count in counts:
                 torch.set_num_threads(count)

@@ -20,7 +20,7 @@ from dlrun.core.errors import DlrunError, MisfitError, RequestError, join_names
 from dlrun.core.own_code import iter_targets
 from dlrun.data import batches as batching
 from dlrun.data import datasets as rows_of
-from dlrun.data.batches import Batches, EpochOrder, LoaderBatches, MemoryBatches, Placement
+from dlrun.data.batches import Batches, EpochOrder, LoaderBatches, MemoryBatches, Placement, SplitBatches
 from dlrun.data.datasets import Part
 from dlrun.data.inspection import BatchCheck, Inspection, inspect_loaded, inspect_splits
 from dlrun.data.spec import DataSpec, Split, Splits
@@ -252,8 +252,8 @@ def wants_channels_last(model: nn.Module, spec: DataSpec, runtime: Runtime) -> b
     return runtime.device.type != "mps" and any(isinstance(module, nn.Conv2d) for module in model.modules())
 
 
-def build_batches(settings: Settings, splits: Splits, model: nn.Module, runtime: Runtime) -> list[Batches | None]:
-    """Build the batches of train, val and test (None for a missing one), in memory on the device where they fit."""
+def build_batches(settings: Settings, splits: Splits, model: nn.Module, runtime: Runtime) -> SplitBatches:
+    """Build the batches of train, val and test, in memory on the device where they fit."""
     keys = settings.data.keys
     channels_last = wants_channels_last(model, splits.spec, runtime)
     placement = Placement(runtime.device, runtime.dtype, splits.spec, channels_last)
@@ -266,10 +266,9 @@ def build_batches(settings: Settings, splits: Splits, model: nn.Module, runtime:
     sharers = 1 if runtime.device.type == "cuda" else runtime.ranks.local_world_size
     free_bytes = int(keys.memory_share * batching.measure_free_memory(runtime.device)) // sharers
 
-    batches: list[Batches | None] = []
+    batches: dict[str, Batches] = {}
     for name, part in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
         if part is None:
-            batches.append(None)
             continue
 
         rows = rows_of.count_rows(part)
@@ -287,13 +286,13 @@ def build_batches(settings: Settings, splits: Splits, model: nn.Module, runtime:
                 split = dataclasses.replace(split, origin=rows_of.get_origin(part, name))
                 split = inspect_loaded(split, inspection)
             free_bytes -= rows_of.count_bytes(split, runtime.dtype)
-            batches.append(MemoryBatches(split, order, placement))
+            batches[name] = MemoryBatches(split, order, placement)
         elif isinstance(part, Split):
-            batches.append(LoaderBatches(rows_of.Pairs(part), order, placement, workers, None))
+            batches[name] = LoaderBatches(rows_of.Pairs(part), order, placement, workers, None)
         else:
             check = BatchCheck(inspection, rows_of.get_origin(part, name))
-            batches.append(LoaderBatches(part, order, placement, workers, check))
-    return batches
+            batches[name] = LoaderBatches(part, order, placement, workers, check)
+    return SplitBatches(batches["train"], batches.get("val"), batches.get("test"))
 
 
 def build_objective(settings: Settings, spec: DataSpec, trusted_modules: Sequence[str] | None) -> Objective:

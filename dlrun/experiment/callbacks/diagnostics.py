@@ -103,16 +103,16 @@ class Diagnostics(Callback):
         self.batch_size: int = hyperparameters.get("data.eval_batch_size") or _ROWS
         self.can_normalize = "data.normalize" in hyperparameters
 
-        work_per_row = max(sum(layer.multiply_adds for layer in context.layers), 1)
+        work_per_row = max(context.preflight.multiply_adds, 1)
         row_count = min(max(int(_MULTIPLY_ADDS / work_per_row), _FEWEST_ROWS), _ROWS)
         rng = device.get_rng_state()
-        self.inputs, self.targets = _read_rows(context.training.train, row_count)
+        self.inputs, self.targets = _read_rows(context.state.train, row_count)
         device.set_rng_state(rng)
 
-        troubles = context.training.progress.troubles
-        context.notes += [note for note in troubles.values() if note not in context.notes]
+        troubles = context.state.progress.troubles
+        context.notes.extend([note for note in troubles.values() if note not in context.notes])
 
-    def on_epoch_end(self, training: TrainState, epoch: EpochSummary) -> None:
+    def on_epoch_end(self, state: TrainState, epoch: EpochSummary) -> None:
         """Look at the epoch, if it is one of those to look at."""
         row = dict(epoch.row)
         for key, value in epoch.row.items():
@@ -124,7 +124,7 @@ class Diagnostics(Callback):
         if number % (1 + number // _EVERY_UP_TO):
             return
 
-        reported = self.context.training.progress.troubles
+        reported = self.context.state.progress.troubles
         for kind, sentence in self.find_troubles().items():
             if kind not in reported:
                 note = f"epoch {number}: {sentence}"
@@ -135,8 +135,8 @@ class Diagnostics(Callback):
     def find_troubles(self) -> Troubles:
         """All troubles that show now, reported before or not."""
         context = self.context
-        progress = context.training.progress
-        scaler = context.training.scaler
+        progress = context.state.progress
+        scaler = context.state.scaler
 
         troubles: Troubles = {}
         if scaler.is_enabled():
@@ -144,13 +144,13 @@ class Diagnostics(Callback):
             troubles |= find_nonfinite(self.rows[-1], progress.bad_gradient_step, None)
             troubles |= find_overflow(scaler.get_scale(), progress.step)
         else:
-            troubles |= find_nonfinite(self.rows[-1], progress.bad_gradient_step, context.model)
+            troubles |= find_nonfinite(self.rows[-1], progress.bad_gradient_step, context.state.model)
 
         rng = device.get_rng_state()
         outputs, awake = self.probe(self.inputs)
         if len(self.rows) == 1:
             troubles |= find_far_inputs(self.inputs[0], context.splits.spec, self.can_normalize)
-            loss = context.task.loss_name
+            loss = context.objective.loss_name
             note = final_activation.find_redundant_function(outputs, loss, self.name_last_operation)
             if note is not None:
                 troubles[final_activation.TROUBLE] = note
@@ -162,7 +162,7 @@ class Diagnostics(Callback):
         idle = _take_idle_rows(self.rows)
         if idle and is_flat(idle, context.baseline):
             if not {"dead", "stuck"} & troubles.keys():
-                troubles |= find_vanishing_gradients(context.model)
+                troubles |= find_vanishing_gradients(context.state.model)
             troubles |= self.find_single_class(outputs, idle)
         return troubles
 
@@ -172,7 +172,7 @@ class Diagnostics(Callback):
 
         Returns its outputs, and for each ReLU layer by name which units any of the rows wakes: bool (units,).
         """
-        model = self.context.model
+        model = self.context.state.model
         spec = self.context.splits.spec
         uses: dict[str, list[Tensor]] = defaultdict(list)
 
@@ -203,7 +203,7 @@ class Diagnostics(Callback):
     @torch.enable_grad()
     def name_last_operation(self) -> str:
         """Autograd's name of the model's last operation, reshaping aside; empty if no gradient flows."""
-        model = self.context.model
+        model = self.context.state.model
         with evaluation_mode(model), self.context.runtime.autocast():
             node = model.forward(*(x[:2] for x in self.inputs)).grad_fn
         while node is not None and node.name().startswith(_RESHAPING):
@@ -214,10 +214,10 @@ class Diagnostics(Callback):
         """Find one class predicted for every row while the accuracy of the `idle` epochs has not moved."""
         context = self.context
         spec = context.splits.spec
-        split = "train" if context.training.val is None else "val"
+        split = "train" if context.state.val is None else "val"
         accuracy = f"{split}/accuracy"
 
-        code = find_only_class(context.task.predict(outputs), self.targets, spec)
+        code = find_only_class(context.objective.predict(outputs), self.targets, spec)
         if code is None or len({row[accuracy] for row in idle}) > 1:
             return {}
 

@@ -65,9 +65,9 @@ class Evolution(Callback):
         self.kind = choose_kind(context.splits.spec)
         self.frames = folder / "figures" / "evolution"
         most_rows = 1 if self.kind == "word" else _MOST_DOTS
-        self.inputs, self.targets = collect_rows(context.training.train, most_rows)
+        self.inputs, self.targets = collect_rows(context.state.train, most_rows)
 
-    def on_epoch_end(self, training: TrainState, epoch: EpochSummary) -> None:
+    def on_epoch_end(self, state: TrainState, epoch: EpochSummary) -> None:
         """Draw the epoch, if it is one of those to draw."""
         number = int(epoch.row["epoch"])
         step = int(epoch.row["step"])
@@ -101,7 +101,7 @@ class Evolution(Callback):
 
     def _draw_decision(self, axes: "Axes") -> None:
         def predict(rows: Tensor) -> Tensor:
-            return self.context.task.compute_probabilities(self._run_model(rows))
+            return self.context.objective.compute_probabilities(self._run_model(rows))
 
         decision.draw_regions(axes, predict, self.inputs[0], self.targets, self.context.splits.spec, side=60)
         axes.legend(title="true class", loc="upper right", framealpha=0.9)
@@ -118,7 +118,7 @@ class Evolution(Callback):
         axes.legend(loc="upper left", framealpha=0.9)
 
     def _run_model(self, rows: Tensor) -> Tensor:
-        return compute_outputs(self.context.model, rows, self.context.runtime)
+        return compute_outputs(self.context.state.model, rows, self.context.runtime)
 
     @torch.inference_mode()
     def tag_first_word(self) -> str:
@@ -126,8 +126,8 @@ class Evolution(Callback):
         context = self.context
         spec = context.splits.spec
         length = int(self.inputs[1][0])
-        with evaluation_mode(context.model), context.runtime.autocast():
-            predicted = context.task.predict(context.model(*self.inputs))
+        with evaluation_mode(context.state.model), context.runtime.autocast():
+            predicted = context.objective.predict(context.state.model(*self.inputs))
         return (
             f"{errors.decode_text(spec, self.inputs[0][0], length)} → {errors.format_tags(spec, predicted[0, :length])}"
         )

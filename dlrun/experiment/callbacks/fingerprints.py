@@ -29,6 +29,6 @@ class WeightHashes(Callback):
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()
 
-    def on_epoch_end(self, training: TrainState, epoch: EpochSummary) -> None:
+    def on_epoch_end(self, state: TrainState, epoch: EpochSummary) -> None:
         """Record the weights after the epoch."""
         self.record(int(epoch.row["epoch"]), int(epoch.row["step"]))

@@ -14,6 +14,6 @@ class WeightHistograms(Callback):
         self.model = model
         self.tracker = tracker
 
-    def on_epoch_end(self, training: TrainState, epoch: EpochSummary) -> None:
+    def on_epoch_end(self, state: TrainState, epoch: EpochSummary) -> None:
         """Log the histograms at the epoch's last step."""
         self.tracker.log_histograms(self.model, int(epoch.row["step"]))

@@ -26,14 +26,14 @@ class ProgressDisplay(Callback):
 
     phase = "other"
 
-    def __init__(self, console: Console, training: TrainState) -> None:
+    def __init__(self, console: Console, state: TrainState) -> None:
         self._console = console
-        self._training = training
+        self._state = state
         self._last_row: dict[str, float] = {}
         # The line of the last epoch, if it was not printed.
         self._line_left_out: str | None = None
         self._started = time.perf_counter()
-        self._first_step = training.progress.step
+        self._first_step = state.progress.step
 
     @contextmanager
     def show(self) -> Iterator[None]:
@@ -50,9 +50,9 @@ class ProgressDisplay(Callback):
                 self._print_epoch(self._line_left_out)
 
     def _make_bar(self) -> RenderableType:
-        progress = self._training.progress
-        limits = self._training.stop_rules
-        steps_per_epoch = -(-len(self._training.train) // limits.accumulate_steps)
+        progress = self._state.progress
+        limits = self._state.stop_rules
+        steps_per_epoch = -(-len(self._state.train) // limits.accumulate_steps)
         total = min(limits.epochs * steps_per_epoch, limits.max_steps or limits.epochs * steps_per_epoch)
 
         # Of this process: a resumed run has made others before.
@@ -66,13 +66,13 @@ class ProgressDisplay(Callback):
         line.add_row(head, bar, Text(f"{progress.step}/{total}"), Text(time_left))
         return Group(line, Text(format_metrics(self._last_row), style="dim", no_wrap=True, overflow="ellipsis"))
 
-    def on_epoch_end(self, training: TrainState, epoch: EpochSummary) -> None:
+    def on_epoch_end(self, state: TrainState, epoch: EpochSummary) -> None:
         """Print one line an epoch, or every so many epochs of a long run; on a terminal the bar shows it instead."""
         row = epoch.row
         is_first = not self._last_row
         self._last_row = row
 
-        epochs = training.stop_rules.epochs
+        epochs = state.stop_rules.epochs
         rate = f"{epoch.timings['samples_per_second']:,.0f} samples/s"
         best = "  best" if epoch.is_best else ""
         text = f"epoch {int(row['epoch']):>{len(str(epochs))}}/{epochs}  {format_metrics(row)}  {rate}{best}"

@@ -13,7 +13,7 @@ class Tolerant(Callback):
         self.unsaved = unsaved
         self.phase = callback.phase
 
-    def on_epoch_end(self, training: TrainState, epoch: EpochSummary) -> None:
+    def on_epoch_end(self, state: TrainState, epoch: EpochSummary) -> None:
         """Let the callback record the epoch; an error of the disk does not end the run."""
         with self.unsaved.tolerate("an epoch's picture", again=False):
-            self.callback.on_epoch_end(training, epoch)
+            self.callback.on_epoch_end(state, epoch)

@@ -90,7 +90,7 @@ def check_gradients(words: list[str]) -> int:
     with device.device_session(settings.device, settings.seed) as process:
         context = prepare(settings, process, run_request.trusted_modules)
         results: list[GradientErrors] = []
-        with preserve.preserve_state(context.model):
+        with preserve.preserve_state(context.state.model):
             for subject in find_subjects(context):
                 results += check_subject(subject)
 
@@ -131,16 +131,16 @@ def list_handwritten_models() -> list[str]:
 
 def find_subjects(context: RunContext) -> Iterator[Subject]:
     """Yield every layer that has a `reference`, with its input for one training batch, and the loss if it is ours."""
-    batch, targets = evaluation.take_small_batch(context.training.train, _ROWS)
+    batch, targets = evaluation.take_small_batch(context.state.train, _ROWS)
     layers = {}
-    for name, module in context.model.named_modules():
+    for name, module in context.state.model.named_modules():
         if callable(getattr(module, "reference", None)):
             layers[name] = module
 
     inputs: dict[str, Tensor] = {}
     handles = [layer.register_forward_pre_hook(_keep_input(inputs, name)) for name, layer in layers.items()]
     with torch.no_grad():
-        outputs = context.model.train()(*batch)
+        outputs = context.state.model.train()(*batch)
     for handle in handles:
         handle.remove()
 
@@ -152,9 +152,9 @@ def find_subjects(context: RunContext) -> Iterator[Subject]:
         bends = bool(getattr(layer, "bends_at_zero", False))
         yield Subject(name, type(layer).__name__, layer, layer.reference, x, parameters, unit, bends)
 
-    loss_name = context.task.loss_name
+    loss_name = context.objective.loss_name
     if loss_name is not None and loss_name.startswith(_SCRATCH):
-        yield make_loss_subject(context.task, outputs, targets)
+        yield make_loss_subject(context.objective, outputs, targets)
 
 
 def _keep_input(inputs: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

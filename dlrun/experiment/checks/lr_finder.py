@@ -217,11 +217,11 @@ def check_lr(words: Sequence[str]) -> int:
     try:
         with device.device_session(settings.device, settings.seed) as process:
             context = prepare(settings, process, request.trusted_modules)
-            state = context.training
+            state = context.state
             refuse_optimizer(state.optimizer, settings)
-            start = copy.deepcopy(context.model.state_dict())
+            start = copy.deepcopy(context.state.model.state_dict())
             # Without a schedule, which would change the rates.
-            make_optimizer = partial(build.build_optimizer, settings, context.model, request.trusted_modules)
+            make_optimizer = partial(build.build_optimizer, settings, context.state.model, request.trusted_modules)
             groups = find_growing_groups(settings, make_optimizer())
 
             curve = measure_curve(state, make_optimizer(), groups)
@@ -229,7 +229,7 @@ def check_lr(words: Sequence[str]) -> int:
             if not curve.first:
                 raise RunError("the loss is not finite before the first step; try inputs of a size around 1")
             state.built_buffers.fit(start)
-            context.model.load_state_dict(start)
+            context.state.model.load_state_dict(start)
             top = find_diverging_rate(state, make_optimizer, groups, curve)
     finally:
         device.set_rng_state(generators)

@@ -113,7 +113,7 @@ def plan_training(words: list[str], request: Request) -> Plan:
     settings = read_settings(request.config, request.choices)
     trainer = settings.trainer
     with device_session(settings.device, settings.seed) as process:
-        batches = len(prepare(settings, process, request.trusted_modules).training.train)
+        batches = len(prepare(settings, process, request.trusted_modules).state.train)
 
     steps_per_epoch = math.ceil(batches / trainer.accumulate_steps)
     most_epochs = max(_MOST_EPOCHS, math.ceil(_FEW_STEPS / steps_per_epoch))

@@ -108,14 +108,14 @@ class ReloadCheck:
         self.context = context
         self.trusted_modules = trusted_modules
         self.say = say
-        self.sample = context.sample
+        self.sample = context.preflight.sample
         self.autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
         self.is_done = False
-        self.loss_at_start = _copy_or_share(context.task.own_loss)
+        self.loss_at_start = _copy_or_share(context.objective.own_loss)
         self.start = Surroundings({})
         self.obstacle: Exception | None = None
         try:
-            if self.sample is None and _has_own_training_code(context.settings, context.model):
+            if self.sample is None and _has_own_training_code(context.settings, context.state.model):
                 # Preflight is off.
                 self.sample = _read_sample(context)
             self.start = Surroundings(find_variables(self._list_roots()))
@@ -144,24 +144,24 @@ class ReloadCheck:
             runtime.set_rng_state(generators)
 
         self.is_done = bool(notes)
-        troubles = self.context.training.progress.troubles
+        troubles = self.context.state.progress.troubles
         for number, note in enumerate(notes, 1):
             troubles[f"{KIND} {number}"] = note
             self.say(note)
 
     def _list_roots(self) -> list[Any]:
         """The objects that the user's own code is reached from."""
-        training = self.context.training
-        roots: list[Any] = [self.context.model, self.context.task.own_loss]
+        state = self.context.state
+        roots: list[Any] = [state.model, self.context.objective.own_loss]
         if has_own_steps(self.context.settings):
-            roots += [training.optimizer, training.schedule.scheduler]
+            roots += [state.optimizer, state.schedule.scheduler]
         return roots
 
     def _find_notes(self, state: dict[str, Any]) -> list[str]:
         context = self.context
         settings = context.settings
         notes = [] if is_ours(str(settings.data.target)) else self._check_rows()
-        if not _has_own_training_code(settings, context.model):
+        if not _has_own_training_code(settings, context.state.model):
             return notes
 
         self._refuse_large()
@@ -175,9 +175,9 @@ class ReloadCheck:
             ]
 
         now = Surroundings(find_variables(self._list_roots()))
-        if _has_own_code(settings, context.model):
+        if _has_own_code(settings, context.state.model):
             notes += self._check_model(state, now)
-        if context.task.own_loss is not None:
+        if context.objective.own_loss is not None:
             notes += [note for note in self._check_loss(state, now) if note not in notes]
         if has_own_steps(settings):
             notes += [note for note in self._check_steps(state, now) if note not in notes]
@@ -195,7 +195,7 @@ class ReloadCheck:
 
     def _check_model(self, state: dict[str, Any], now: Surroundings) -> list[str]:
         """Compare the net in training with one that is loaded, on the sample."""
-        live = self.context.model
+        live = self.context.state.model
         try:
             loaded = self._load(state)
         except _LoadError as error:
@@ -209,7 +209,7 @@ class ReloadCheck:
             expected = respond(live, now)
         except Exception:
             # The net may rely on the precision of the training, in which rounding hides them.
-            self.autocast = self.context.training.autocast
+            self.autocast = self.context.state.autocast
             expected = respond(live, now)
         actual = respond(loaded, self.start)
         if _measure_distance(expected, actual) <= _TOLERANCE:
@@ -286,7 +286,7 @@ class ReloadCheck:
     def _count_calls(self) -> int:
         """Number of further calls of the net to compare: as many as take little time."""
         assert self.sample is not None
-        work = sum(layer.multiply_adds for layer in self.context.layers) * len(self.sample[1])
+        work = self.context.preflight.multiply_adds * len(self.sample[1])
         return min(_MOST_CALLS, int(_MOST_WORK / work / 4)) if work else 0
 
     def _find_module(self, live: nn.Module, loaded: nn.Module, now: Surroundings) -> tuple[str, nn.Module]:
@@ -315,7 +315,7 @@ class ReloadCheck:
     def _check_loss(self, state: dict[str, Any], now: Surroundings) -> list[str]:
         """Compare the loss as it is now with the one that the run began with, on the same outputs."""
         assert self.sample is not None
-        task = self.context.task
+        task = self.context.objective
         owner = _find_owner(task.own_loss)
         owner_at_start = _find_owner(self.loss_at_start)
         # A loss that is a module has weights and buffers in the checkpoint.
@@ -326,7 +326,7 @@ class ReloadCheck:
 
         inputs, targets = self.sample
         with now.put_in_place(), torch.no_grad(), self.autocast():
-            outputs = duplicate(self.context.model).eval()(*inputs).detach().clone()
+            outputs = duplicate(self.context.state.model).eval()(*inputs).detach().clone()
 
         def respond(loss: Any, surroundings: Surroundings) -> Responses:
             trial = dataclasses.replace(task, own_loss=duplicate(loss))
@@ -353,7 +353,7 @@ class ReloadCheck:
     def _check_steps(self, state: dict[str, Any], now: Surroundings) -> list[str]:
         """Compare the optimizer and its schedule with those that a resumed run would begin with."""
         settings = self.context.settings
-        training = self.context.training
+        current = self.context.state
         try:
             loaded = self._load(state)
         except _LoadError as error:
@@ -361,16 +361,16 @@ class ReloadCheck:
 
         with self.start.put_in_place():
             optimizer = build.build_optimizer(settings, loaded, self.trusted_modules)
-            schedule = build.build_schedule(settings, optimizer, training.train, training.mode, self.trusted_modules)
+            schedule = build.build_schedule(settings, optimizer, current.train, current.mode, self.trusted_modules)
             optimizer.load_state_dict(state["optimizer"])
             schedule.load_state_dict(state["scheduler"])
 
-        expected = _respond_with_steps(*_copy_steps(training.optimizer, training.schedule), now)
+        expected = _respond_with_steps(*_copy_steps(current.optimizer, current.schedule), now)
         actual = _respond_with_steps(*_copy_steps(optimizer, schedule), self.start)
         if _measure_distance(expected, actual) <= _TOLERANCE:
             return []
 
-        differences = _find_step_differences(settings, training.schedule, schedule)
+        differences = _find_step_differences(settings, current.schedule, schedule)
         differences += _find_variable_differences(self.start, now)
 
         def is_mended(trial_differences: list[Difference]) -> bool:
@@ -386,7 +386,7 @@ class ReloadCheck:
 
     def _check_rows(self) -> list[str]:
         """Check that a data set of the user's own gives the same rows when it is read twice with the same seed."""
-        train = self.context.training.train
+        train = self.context.state.train
         if not isinstance(train, LoaderBatches) or count_bytes(train.dataset) > _FEW_BYTES:
             return []
 
@@ -439,7 +439,7 @@ def _read_sample(context: RunContext) -> Batch:
     """Some rows of the first batch; the generators are afterwards as they were."""
     generators = runtime.get_rng_state()
     try:
-        return take_sample(next(context.training.train.epoch(1)), 0)
+        return take_sample(next(context.state.train.epoch(1)), 0)
     finally:
         runtime.set_rng_state(generators)
 

@@ -18,7 +18,7 @@ from dlrun.engine.evaluation import (
 )
 from dlrun.experiment.callbacks import evolution
 from dlrun.experiment.context import RunContext
-from dlrun.experiment.final_outputs import get_final_outputs
+from dlrun.experiment.final_outputs import FinalOutputs, SplitOutputs
 from dlrun.runs import logger
 from dlrun.runs.logger import Logger
 from dlrun.runs.reports.plots import (
@@ -43,7 +43,7 @@ Named = tuple[str, "Figure | None"]
 _PARAMETER = "parameter/"
 
 
-def draw_all(context: RunContext, folder: Path, tracker: Logger) -> None:
+def draw_all(context: RunContext, folder: Path, tracker: Logger, outputs: FinalOutputs) -> None:
     """Draw every picture that makes sense for the run, and precision-recall curves, from the weights it holds now.
 
     The model's mode and the generators are afterwards as they were.
@@ -51,52 +51,51 @@ def draw_all(context: RunContext, folder: Path, tracker: Logger) -> None:
     target = folder / "figures"
     target.mkdir(exist_ok=True)
     rng = device.get_rng_state()
-    with evaluation_mode(context.model):
-        for name, figure in _draw_pictures(context, folder, tracker):
+    with evaluation_mode(context.state.model):
+        for name, figure in _draw_pictures(context, folder, tracker, outputs):
             if figure is None:
                 continue
             image = canvas.render_pixels(figure)
             canvas.save_png(image, target / f"{name}.png")
             # (H, W, 3) -> (3, H, W)
             channels_first = torch.from_numpy(image).permute(2, 0, 1)
-            tracker.log_image(f"figures/{name}", channels_first, context.training.progress.step)
+            tracker.log_image(f"figures/{name}", channels_first, context.state.progress.step)
     device.set_rng_state(rng)
-    evolution.write_animation(target, context.training.progress.epoch)
+    evolution.write_animation(target, context.state.progress.epoch)
 
 
-def _draw_pictures(context: RunContext, folder: Path, tracker: Logger) -> Iterator[Named]:
+def _draw_pictures(context: RunContext, folder: Path, tracker: Logger, outputs: FinalOutputs) -> Iterator[Named]:
     rows = logger.read_rows(folder)
     if len(rows) > 1:
         yield "loss", loss.draw_loss_curves(rows)
 
-    functions = activations.find_activations(context.model)
+    functions = activations.find_activations(context.state.model)
     if functions:
         yield "activations", activations.draw_activations(functions)
 
     # A landscape has one axis or two.
     task = context.splits.spec.task
-    if len(landscape.list_trained_numbers(context.model)) in (1, 2) and task in ("regression", "binary"):
+    if len(landscape.list_trained_numbers(context.state.model)) in (1, 2) and task in ("regression", "binary"):
         yield "landscape", _draw_landscape(context, rows)
 
     if task == "regression":
-        yield from _draw_regression(context)
+        yield from _draw_regression(context, outputs.get())
     else:
-        yield from _draw_classification(context, tracker)
+        yield from _draw_classification(context, tracker, outputs.get())
 
 
-def _draw_regression(context: RunContext) -> Iterator[Named]:
+def _draw_regression(context: RunContext, final: SplitOutputs) -> Iterator[Named]:
     spec = context.splits.spec
-    final = get_final_outputs(context)
     split = final.split
     inputs = final.inputs
     targets = final.targets
 
     if spec.output_size == 1 and spec.kind == "vector" and spec.input_size == 1:
-        train_inputs, train_targets = collect_rows(context.training.train)
+        train_inputs, train_targets = collect_rows(context.state.train)
         rows = {"train": (train_inputs[0], train_targets), split: (inputs[0], targets)}
 
         def predict(x: Tensor) -> Tensor:
-            return compute_outputs(context.model, x, context.runtime)
+            return compute_outputs(context.state.model, x, context.runtime)
 
         yield "fit", regression.draw_curve_fit(rows, predict, spec, context.splits.truth)
     elif spec.output_size == 1:
@@ -106,10 +105,9 @@ def _draw_regression(context: RunContext) -> Iterator[Named]:
         yield "samples", samples.draw_image_grid(inputs[0], targets, spec)
 
 
-def _draw_classification(context: RunContext, tracker: Logger) -> Iterator[Named]:
+def _draw_classification(context: RunContext, tracker: Logger, final: SplitOutputs) -> Iterator[Named]:
     spec = context.splits.spec
-    task = context.task
-    final = get_final_outputs(context)
+    task = context.objective
     split = final.split
     inputs = final.inputs
     outputs = final.outputs
@@ -124,7 +122,7 @@ def _draw_classification(context: RunContext, tracker: Logger) -> Iterator[Named
 
     yield "confusion", classification.draw_confusion_matrix(targets, task.predict(outputs), spec, split)
     probabilities = task.compute_probabilities(outputs)
-    tracker.log_pr_curves(targets, probabilities, spec.class_names, context.training.progress.step)
+    tracker.log_pr_curves(targets, probabilities, spec.class_names, context.state.progress.step)
 
     if spec.kind == "tokens" and spec.vocabulary:
         yield "mistakes", errors.draw_text_mistakes(inputs, probabilities, targets, spec, split, origin)
@@ -139,10 +137,10 @@ def _draw_classification(context: RunContext, tracker: Logger) -> Iterator[Named
 def _draw_boundaries(context: RunContext) -> Iterator[Named]:
     """Classes over one feature or two, with the training rows."""
     spec = context.splits.spec
-    (x,), y = collect_rows(context.training.train)
+    (x,), y = collect_rows(context.state.train)
 
     def predict(rows: Tensor) -> Tensor:
-        return context.task.compute_probabilities(compute_outputs(context.model, rows, context.runtime))
+        return context.objective.compute_probabilities(compute_outputs(context.state.model, rows, context.runtime))
 
     if spec.input_size == 2:
         yield "decision", decision.draw_decision_regions(predict, x, y, spec, "train")
@@ -152,8 +150,8 @@ def _draw_boundaries(context: RunContext) -> Iterator[Named]:
 
 def _draw_landscape(context: RunContext, rows: list[dict[str, float]]) -> "Figure":
     """The loss over the one or two trained numbers, with the way of the training and the points that a search tried."""
-    names = landscape.list_trained_numbers(context.model)
-    start = {key.removeprefix(_PARAMETER): value for key, value in context.start_parameters.items()}
+    names = landscape.list_trained_numbers(context.state.model)
+    start = {key.removeprefix(_PARAMETER): value for key, value in context.start.parameters.items()}
 
     # From the start, through the end of each epoch that recorded the numbers.
     way = []
@@ -163,11 +161,11 @@ def _draw_landscape(context: RunContext, rows: list[dict[str, float]]) -> "Figur
         if _PARAMETER + names[0] in row:
             way.append([row[_PARAMETER + name] for name in names])
     # Of optimizers that search instead of descending.
-    history = getattr(context.training.optimizer, "history", [])
+    history = getattr(context.state.optimizer, "history", [])
     tried = [entry[: len(names)] for entry in history]
 
-    inputs, targets = collect_rows(context.training.train, MAX_ROWS)
-    loss_at = landscape.make_loss_function(context.model, context.task, inputs, targets)
+    inputs, targets = collect_rows(context.state.train, MAX_ROWS)
+    loss_at = landscape.make_loss_function(context.state.model, context.objective, inputs, targets)
     # (points, numbers)
     way_points = np.array(way, dtype=float).reshape(-1, len(names))
     tried_points = np.array(tried, dtype=float).reshape(-1, len(names))

@@ -53,7 +53,7 @@ def _write_headline(context: RunContext, result: dict[str, Any]) -> str:
     """The choice, and its second metric (accuracy, mse) beside the baseline's, on the last split that has it."""
     choice = f"{context.settings.model.choice} on {context.settings.data.choice}"
     # The first metric is the loss, which says little beside another run's.
-    names = context.task.metric_names
+    names = context.objective.metric_names
     name = names[min(1, len(names) - 1)]
     metrics = result["metrics"]
     keys = [f"{split}/{name}" for split in ("test", "val", "train") if f"{split}/{name}" in metrics]

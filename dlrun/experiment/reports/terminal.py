@@ -42,7 +42,7 @@ def print_opening(console: Console, context: RunContext, folder: Path | None, ov
     console.say(_make_layer_table(context))
     for note in context.notes:
         console.say(f"note: {note}")
-    progress = context.training.progress
+    progress = context.state.progress
     if progress.step:
         console.say(f"resuming from epoch {progress.epoch}, step {progress.step}")
     console.say()
@@ -52,12 +52,12 @@ def describe_run(context: RunContext) -> list[tuple[str, str]]:
     """Return a few words each on data, model, optimizer and device."""
     settings = context.settings
     rows = _describe_row_counts(context.splits)
-    where = "in memory" if isinstance(context.training.train, MemoryBatches) else "read by workers"
+    where = "in memory" if isinstance(context.state.train, MemoryBatches) else "read by workers"
     data = f"{rows}, {where}; {_describe_spec(context.splits.spec)}"
 
     model = f"{format_number(_count_parameters(context))} parameters{_describe_frozen(context)}"
     # Of each parameter group, by the name that metrics.jsonl has for it.
-    rates = context.training.schedule.get_learning_rates()
+    rates = context.state.schedule.get_learning_rates()
     optimizer = ", ".join(f"{name} {rate:g}" for name, rate in rates.items()) + _describe_schedule(context)
     device = f"{context.runtime.description}, {context.runtime.precision}, {_describe_threads()}"
     return [
@@ -87,17 +87,17 @@ def _describe_spec(spec: DataSpec) -> str:
 
 
 def _count_parameters(context: RunContext) -> int:
-    return sum(p.numel() for p in context.model.parameters())
+    return sum(p.numel() for p in context.state.model.parameters())
 
 
 def _describe_frozen(context: RunContext) -> str:
     """How many of the parameters are trained, if some are frozen."""
-    count = sum(p.numel() for p in context.model.parameters() if p.requires_grad)
+    count = sum(p.numel() for p in context.state.model.parameters() if p.requires_grad)
     return "" if count == _count_parameters(context) else f", of which {format_number(count)} are trained"
 
 
 def _describe_schedule(context: RunContext) -> str:
-    warmup_steps = context.training.schedule.warmup_steps
+    warmup_steps = context.state.schedule.warmup_steps
     choice = context.settings.scheduler.choice
     scheduler = "" if choice == "none" else f", scheduler {choice}"
     warmup = f", warm-up {warmup_steps} steps" if warmup_steps else ""
@@ -111,7 +111,7 @@ def _describe_threads() -> str:
 
 def _describe_needs(context: RunContext) -> list[tuple[str, str]]:
     """The memory that a step takes, and the disk that the checkpoints take."""
-    estimate = context.memory_estimate
+    estimate = context.preflight.memory
     if estimate is None:
         return []
 
@@ -123,7 +123,7 @@ def _describe_needs(context: RunContext) -> list[tuple[str, str]]:
         f"activations of {settings.data.keys.batch_size} rows": estimate.activations,
     }
     memory = ", ".join(f"{name} {_format_size(size)}" for name, size in sizes.items())
-    checkpoint = _format_size(estimate_checkpoint_bytes(context.model, context.training.optimizer))
+    checkpoint = _format_size(estimate_checkpoint_bytes(context.state.model, context.state.optimizer))
     # The newest `keep`, and the best.
     count = settings.checkpoint.keep + 1
     outputs = settings.paths.outputs
@@ -145,12 +145,12 @@ def _format_size(count: int) -> str:
 def _make_layer_table(context: RunContext) -> Table:
     """Output shape, parameters and work of each layer; the sums in the last row."""
     rows = []
-    for layer in context.layers:
+    for layer in context.preflight.layers:
         shape = "×".join(map(str, layer.output_shape))
         rows.append(
             (layer.name, layer.kind, shape, format_number(layer.parameters), format_number(layer.multiply_adds))
         )
-    work = sum(layer.multiply_adds for layer in context.layers)
+    work = context.preflight.multiply_adds
     rows.append(("total", "", "", format_number(_count_parameters(context)), format_number(work)))
     return build_table(("layer", "kind", "output", "parameters", "multiply-adds"), rows, left=2)
 
@@ -172,7 +172,7 @@ def print_closing(
     console.say(describe_end(result))
 
     # The probes of the config, before and after the training.
-    for name, before in context.first_predictions.items():
+    for name, before in context.start.predictions.items():
         after = result["measured"][f"answer({name})"]
         console.say(f"answer for {name}: {_format_answer(before)} before training, {_format_answer(after)} after")
     for note in notes:
@@ -202,20 +202,20 @@ def _list_next_commands(context: RunContext, folder: Path, result: dict[str, Any
     # A schedule over the whole training ends with it: more epochs would stretch it.
     if result["status"] == "interrupted":
         commands.append(("resume", suggest_command("resume", folder, modules=modules)))
-    elif not context.training.schedule.spans_training:
+    elif not context.state.schedule.spans_training:
         commands.append(
-            ("continue", suggest_command("resume", folder, _choose_override(context.training), modules=modules))
+            ("continue", suggest_command("resume", folder, _choose_override(context.state), modules=modules))
         )
     return commands
 
 
-def _choose_override(training: TrainState) -> str:
+def _choose_override(state: TrainState) -> str:
     """The override with which a finished run trains on."""
-    limits = training.stop_rules
+    limits = state.stop_rules
     # Early stopping ended it.
-    if not training.is_done:
+    if not state.is_done:
         return f"trainer.early_stopping.patience={2 * (limits.patience or 1)}"
-    if limits.max_steps is not None and training.progress.step >= limits.max_steps:
+    if limits.max_steps is not None and state.progress.step >= limits.max_steps:
         return f"trainer.max_steps={2 * limits.max_steps}"
     return f"trainer.epochs={2 * limits.epochs}"
 
@@ -236,7 +236,7 @@ def make_metric_table(context: RunContext, result: dict[str, Any]) -> tuple[list
     last = splits[-1] if splits else "train"
 
     rows = []
-    for name in context.task.metric_names:
+    for name in context.objective.metric_names:
         # A metric that a split has not is shown as nan.
         cells = [format_number(metrics.get(f"{split}/{name}", missing)) for split in splits]
         rows.append((name, *cells, format_number(baseline.get(f"{last}/{name}", missing))))

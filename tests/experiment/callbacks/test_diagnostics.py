@@ -54,8 +54,7 @@ def watching(model: nn.Module, spec: DataSpec, baseline: dict[str, float] | None
     workers = other.pop("workers", None)
     train = MemoryBatches(split, order, place)
     parts: Any = SimpleNamespace(
-        model=model,
-        task=Objective(spec, other.pop("loss", None)),
+        objective=Objective(spec, other.pop("loss", None)),
         splits=SimpleNamespace(spec=spec),
         runtime=SimpleNamespace(autocast=contextlib.nullcontext),
         settings=SimpleNamespace(
@@ -65,13 +64,14 @@ def watching(model: nn.Module, spec: DataSpec, baseline: dict[str, float] | None
                 "data.eval_batch_size": other.pop("eval_batch_size", None),
             }
         ),
-        training=SimpleNamespace(
+        state=SimpleNamespace(
+            model=model,
             train=train if workers is None else LoaderBatches(Pairs(split), order, place, workers),
             val=None,
             progress=Progress(troubles=other.pop("troubles", {})),
             scaler=other.pop("scaler", torch.amp.GradScaler(enabled=False)),
         ),
-        layers=[SimpleNamespace(multiply_adds=100)],
+        preflight=SimpleNamespace(multiply_adds=100),
         baseline=baseline or {},
         notes=["before"],
     )
@@ -85,7 +85,7 @@ def epochs(watch: Diagnostics, losses: list[float], steps: int = 100, **values: 
     for loss in losses:
         epoch = len(watch.rows) + 1
         row = {"epoch": epoch, "step": steps * epoch, "train/loss": loss} | values
-        watch.on_epoch_end(watch.context.training, EpochSummary(row))
+        watch.on_epoch_end(watch.context.state, EpochSummary(row))
 
 
 def test_a_trouble_is_said_once_with_its_epoch_and_noted() -> None:
@@ -96,7 +96,7 @@ def test_a_trouble_is_said_once_with_its_epoch_and_noted() -> None:
     (sentence,) = watch.said
     assert sentence.startswith("note: epoch 4: diverging: the training loss grew from 1 to 8 in 4 epochs")
     assert watch.context.notes == ["before", sentence.removeprefix("note: ")]
-    assert watch.context.training.progress.troubles == {"diverging": watch.context.notes[1]}
+    assert watch.context.state.progress.troubles == {"diverging": watch.context.notes[1]}
 
 
 def test_a_resumed_watch_notes_what_was_said_and_says_it_no_more() -> None:
@@ -265,7 +265,7 @@ def test_vanishing_gradients_name_the_layer_and_need_a_loss_that_stands_still() 
     ):
         model = deep(activation, layers)
         watch = watching(model, THREE, trivial)
-        watch.context.task.compute_loss(model(watch.inputs[0]), watch.targets).backward()
+        watch.context.objective.compute_loss(model(watch.inputs[0]), watch.targets).backward()
         epochs(watch, losses, **{"train/accuracy": 0.4})
         vanished = [s for s in watch.said if "vanishing" in s]
         assert len(vanished) == said, (activation, layers, losses)

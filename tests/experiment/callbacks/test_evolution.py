@@ -37,7 +37,7 @@ UNUSED: Any = None  # `follow` gives each a recorder
 def follow(evolution: Evolution, epochs: range) -> GraphRecorder:
     tracker: Any = GraphRecorder()
     evolution.tracker = tracker
-    training = evolution.context.training
+    training = evolution.context.state
     for epoch in epochs:
         training.progress.epoch = epoch
         evolution.on_epoch_end(training, EpochSummary({"epoch": epoch, "step": 3 * epoch, "train/loss": 1 / epoch}))

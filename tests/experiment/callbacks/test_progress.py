@@ -33,7 +33,7 @@ def following(console: Console, run: Any) -> Iterator[ProgressDisplay]:
 
 
 def end_epoch(display: ProgressDisplay, row: dict[str, float], is_best: bool) -> None:
-    display.on_epoch_end(display._training, EpochSummary(row, TIMINGS, is_best))
+    display.on_epoch_end(display._state, EpochSummary(row, TIMINGS, is_best))
 
 
 @pytest.mark.parametrize("is_best", [True, False])

@@ -28,13 +28,13 @@ def left_alone(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
     found, draw_all = [], figures.draw_all
 
-    def watched(parts: Any, folder: Path, tracker: Any) -> None:
-        parts.model.train()
-        weights = {k: v.clone() for k, v in parts.model.state_dict().items()}
+    def watched(parts: Any, folder: Path, tracker: Any, outputs: Any) -> None:
+        parts.state.model.train()
+        weights = {k: v.clone() for k, v in parts.state.model.state_dict().items()}
         state = random.getstate(), torch.get_rng_state().tolist()
-        draw_all(parts, folder, tracker)
-        found.append(parts.model.training and state == (random.getstate(), torch.get_rng_state().tolist()))
-        found.append(all(v.equal(weights[k]) for k, v in parts.model.state_dict().items()))
+        draw_all(parts, folder, tracker, outputs)
+        found.append(parts.state.model.training and state == (random.getstate(), torch.get_rng_state().tolist()))
+        found.append(all(v.equal(weights[k]) for k, v in parts.state.model.state_dict().items()))
 
     monkeypatch.setattr(figures, "draw_all", watched)
     return found
