@@ -119,8 +119,8 @@ def _find_last_change(folder: Path) -> float:
 
 def remove_all(runs: Sequence[RunRecord], outputs: Path) -> None:
     """Remove runs and print how much room that made; RunError lists those that could not be removed."""
-    removed = 0
-    freed = 0
+    removed_count = 0
+    freed_bytes = 0
     errors = list[str]()
     for run in runs:
         size = count_bytes(run.folder)
@@ -131,10 +131,10 @@ def remove_all(runs: Sequence[RunRecord], outputs: Path) -> None:
         except OSError as error:
             errors.append(f"{run.folder} cannot be removed ({error.strerror})")
         else:
-            removed += 1
-            freed += size
+            removed_count += 1
+            freed_bytes += size
 
-    write_out(f"removed {_format_count(removed)}, {format_size(freed)}")
+    write_out(f"removed {_format_count(removed_count)}, {format_size(freed_bytes)}")
     if errors:
         # The error goes to stderr: keep the order of the lines on a terminal.
         sys.stdout.flush()

@@ -270,8 +270,8 @@ def _format_list(title: str, rows: list[tuple[str, str]], width: int) -> str:
     lines = [title]
     for name, text in rows:
         indent = f"  {name:<{width}}  "
-        wrapped = textwrap.fill(text, _WIDTH, initial_indent=indent, subsequent_indent=" " * len(indent))
-        lines.append(wrapped)
+        entry = textwrap.fill(text, _WIDTH, initial_indent=indent, subsequent_indent=" " * len(indent))
+        lines.append(entry)
     return "\n".join(lines)
 
 

@@ -120,14 +120,14 @@ def list_sweep_cells(folder: Path) -> list[str]:
     except RequestError as error:
         return ["damaged", "-", "-", format_size(count_bytes(folder)), str(error)]
 
-    done = sum(status in DONE for status in statuses)
-    state = f"{done}/{len(statuses)} done"
+    done_count = sum(status in DONE for status in statuses)
+    state = f"{done_count}/{len(statuses)} done"
     # The lock tells whether the sweep's process is alive; the ledger cannot.
     if lock.is_locked(folder):
         state = f"running, {state}"
 
-    failed = statuses.count("failed")
-    label = f"sweep, {failed} failed:" if failed else "sweep:"
+    failure_count = statuses.count("failed")
+    label = f"sweep, {failure_count} failed:" if failure_count else "sweep:"
     return [state, "-", "-", format_size(count_bytes(folder)), " ".join([label, *ledger.words])]
 
 

@@ -114,10 +114,10 @@ def main() -> int:
         return 0
     except Exception as error:
         # The user's own code and the system may raise anything; what cannot be explained is a bug of dlrun.
-        explained = explain(error)
-        if explained is None:
+        explanation = explain(error)
+        if explanation is None:
             raise
-        return report_error(explained, verbose)
+        return report_error(explanation, verbose)
 
 
 @contextlib.contextmanager

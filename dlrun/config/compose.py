@@ -46,13 +46,13 @@ def compose_config(overrides: list[str]) -> DictConfig:
         return hydra.compose(config_name="config", overrides=overrides)
 
 
-def resolve(composed: DictConfig) -> dict[str, Any]:
+def resolve(raw_config: DictConfig) -> dict[str, Any]:
     """Evaluate the interpolations of a config, in place, and return it as plain values.
 
     A mandatory value that is still missing is the text `???`.
     """
-    OmegaConf.resolve(composed)
-    return cast(dict[str, Any], OmegaConf.to_container(composed, resolve=False, enum_to_str=True))
+    OmegaConf.resolve(raw_config)
+    return cast(dict[str, Any], OmegaConf.to_container(raw_config, resolve=False, enum_to_str=True))
 
 
 def register() -> None:
@@ -221,19 +221,19 @@ def _check_before(run: Callable[..., Any], mode: RunMode) -> Callable[..., Any]:
 
     def check_and_run(hydra_itself: Hydra, config_name: str, *arguments: Any, **keywords: Any) -> Any:
         overrides = keywords["overrides"]
-        composed = hydra_itself.compose_config(config_name, overrides, mode, with_log_configuration=False)
-        _refuse_partial(composed, config_name)
+        raw_config = hydra_itself.compose_config(config_name, overrides, mode, with_log_configuration=False)
+        _refuse_partial(raw_config, config_name)
 
-        files = ConfigFiles().look_up(hydra_itself.config_loader, composed.hydra, overrides)
+        files = ConfigFiles().look_up(hydra_itself.config_loader, raw_config.hydra, overrides)
         unheeded.refuse_hydra_in_files([file for file in files if file.is_own])
         return run(hydra_itself, config_name, *arguments, **keywords)
 
     return check_and_run
 
 
-def _refuse_partial(composed: DictConfig, name: str) -> None:
+def _refuse_partial(raw_config: DictConfig, name: str) -> None:
     """RequestError for a config of the user's own that does not build on dlrun's."""
-    if any(block.name not in composed for block in fields(schema.Config)):
+    if any(block.name not in raw_config for block in fields(schema.Config)):
         raise RequestError(
             f"--config-name {name} is no whole config; begin that file with defaults: [config, _self_], so that it "
             "changes dlrun's own"

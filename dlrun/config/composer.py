@@ -46,9 +46,9 @@ class Composer:
 
         base, settings = self._load_base(choices)
         # The base serves all points with these choices.
-        composed = copy.deepcopy(base)
+        raw_config = copy.deepcopy(base)
         try:
-            hydra_internals.apply_overrides(values, composed)
+            hydra_internals.apply_overrides(values, raw_config)
         except OmegaConfBaseException as error:
             raise ConfigCompositionException().with_traceback(error.__traceback__) from error
 
@@ -58,7 +58,7 @@ class Composer:
         job.num = number
         job.id = number
         settings.hydra.overrides.task = list(words)
-        return composed
+        return raw_config
 
     def _is_choice(self, override: Override) -> bool:
         """Whether an override chooses an option of a group rather than a value, by Hydra's own rules."""

@@ -95,8 +95,8 @@ def from_command_line(words: Sequence[str]) -> list[Request]:
     requests: list[Request] = []
     files = ConfigFiles()
 
-    def capture(composed: DictConfig) -> None:
-        request = _capture_job(composed, list(hydra_words), files)
+    def capture(raw_config: DictConfig) -> None:
+        request = _capture_job(raw_config, list(hydra_words), files)
         requests.extend(_expand_points(request, files))
         # Counted as they arrive: composing the points of a mistyped range could take hours.
         if len(requests) > requests[0].config["sweep"]["max_jobs"]:
@@ -117,7 +117,7 @@ def from_command_line(words: Sequence[str]) -> list[Request]:
     return [replace(request, notes=[*request.notes, *notes]) for request in requests]
 
 
-def _capture_job(composed: DictConfig, words: list[str], files: ConfigFiles) -> Request:
+def _capture_job(raw_config: DictConfig, words: list[str], files: ConfigFiles) -> Request:
     """Make a request of a composed job, while Hydra's resolvers still answer."""
     settings = cast(DictConfig, HydraConfig.get())
     is_multirun = _is_multirun(settings)
@@ -130,7 +130,7 @@ def _capture_job(composed: DictConfig, words: list[str], files: ConfigFiles) -> 
     # The words as they are: list() would interpolate.
     task_words = cast(list[str], OmegaConf.to_container(settings.overrides.task))
     overrides = schema.strip_permission_words(task_words)
-    request = _make_request(composed, settings, overrides, folder, words, files)
+    request = _make_request(raw_config, settings, overrides, folder, words, files)
 
     has_points = bool(request.config["sweep"]["points"])
     unheeded.refuse_other_folder(parse_flags(words).overrides, is_multirun, has_points)
@@ -142,7 +142,7 @@ def _is_multirun(settings: DictConfig) -> bool:
 
 
 def _make_request(
-    composed: DictConfig,
+    raw_config: DictConfig,
     settings: DictConfig,
     overrides: list[str],
     folder: Path | None,
@@ -158,7 +158,7 @@ def _make_request(
     for group in ("data", "model", "optimizer", "scheduler"):
         if group not in choices:
             raise RequestError(f"{group} takes one choice; type {group}=<one of `dlrun ls {group}`>")
-        _replace_target(composed, group, overrides, choices)
+        _replace_target(raw_config, group, overrides, choices)
 
     own_files: list[ConfigFile] = []
     # Looking up the files takes 0.2 s, and dlrun's own need no check.
@@ -166,7 +166,7 @@ def _make_request(
         own_files = [file for file in _look_up_files(settings, overrides, files) if file.is_own]
     unheeded.refuse_hydra_in_files(own_files)
 
-    config = resolve(composed)
+    config = resolve(raw_config)
     if _is_ended_by_steps(config["trainer"], settings, overrides, files):
         config["trainer"]["epochs"] = None
 
@@ -188,18 +188,18 @@ def _make_request(
     )
 
 
-def _replace_target(composed: DictConfig, group: str, overrides: list[str], choices: dict[str, str]) -> None:
+def _replace_target(raw_config: DictConfig, group: str, overrides: list[str], choices: dict[str, str]) -> None:
     """Drop the settings of the option that `model._target_=mynet.Net` on the command line replaces."""
     keys = [word.partition("=")[0].lstrip("+") for word in overrides]
     if f"{group}._target_" not in keys:
         return
 
-    block = composed[group]
+    block = raw_config[group]
     remaining = {f.name for f in fields(schema.KEYS[group])}
     remaining.add("_target_")
     remaining.update(key.split(".")[1] for key in keys if key.startswith(f"{group}."))
 
-    OmegaConf.set_struct(composed, False)
+    OmegaConf.set_struct(raw_config, False)
     for key in list(block):
         if key not in remaining:
             del block[key]
@@ -266,7 +266,7 @@ def _expand_points(request: Request, files: ConfigFiles) -> list[Request]:
     for number, extra in enumerate(points):
         words = [*common, *extra]
         try:
-            composed = composer.compose(words)
+            raw_config = composer.compose(words)
         except Exception as error:
             # Passes through, too.
             error.add_note(IN_POINTS)
@@ -274,7 +274,7 @@ def _expand_points(request: Request, files: ConfigFiles) -> list[Request]:
         folder = group / f"{number}_{format_folder_name(','.join(extra))}"
         # HydraConfig is of this point since it was composed.
         settings = cast(DictConfig, HydraConfig.get())
-        point = _make_request(composed, settings, words, folder, request.words, files)
+        point = _make_request(raw_config, settings, words, folder, request.words, files)
         requests.append(replace(point, sweep=request.sweep or group, group=group, extra=extra))
     return requests
 
@@ -317,19 +317,19 @@ def from_saved(saved: dict[str, Any], choices: dict[str, str], overrides: list[s
             notes.append(f"{key} in the saved config is ignored; only this command can give it")
     notes += unheeded.find_repeated(overrides)
 
-    resolved = literals.restore(resolve(config))
-    return Request(resolved, new_choices, overrides, folder=run, trusted_modules=trusted_modules, notes=notes)
+    plain_config = literals.restore(resolve(config))
+    return Request(plain_config, new_choices, overrides, folder=run, trusted_modules=trusted_modules, notes=notes)
 
 
 def _replace_option(config: DictConfig, group: str, option: str) -> None:
     """Take another option for one group of a saved config; of the device, its precision and threads stay."""
     if group in ("lesson", "experiment", "debug"):
         raise RequestError(f"{group}={option} makes a new run; here only data, model and device can be chosen anew")
-    composed = compose_config([f"{group}={option}"])
+    raw_config = compose_config([f"{group}={option}"])
     if group == "device":
-        config.device.name = composed.device.name
+        config.device.name = raw_config.device.name
     else:
-        config[group] = composed[group]
+        config[group] = raw_config[group]
 
 
 def _set_value(config: DictConfig, override: Override) -> None:

@@ -76,16 +76,18 @@ def _count_values(override: Override) -> int:
     return max(1, math.ceil((stop - start) / step))
 
 
-def expand_points(lines: Sequence[str], typed: Sequence[str], loader: ConfigLoader, most: int) -> list[list[str]]:
+def expand_points(
+    lines: Sequence[str], own_overrides: Sequence[str], loader: ConfigLoader, most: int
+) -> list[list[str]]:
     """Expand the lines of sweep.points into the overrides of each run; no run is named twice.
 
-    typed: the command line's own overrides, which win where they name the same key; loader: knows the options that
+    own_overrides: those of the command line, which win where they name the same key; loader: knows the options that
     `optimizer=glob(*)` stands for; most: sweep.max_jobs.
     """
     parser = OverridesParser.create(config_loader=loader)
     points: list[list[str]] = []
     for line in lines:
-        words = [word for word in _split(line) if not _is_typed(word, typed)]
+        words = [word for word in _split(line) if not _is_overridden(word, own_overrides)]
         overrides = parser.parse_overrides(words)
         refuse_many(overrides, most, len(points))
 
@@ -116,8 +118,8 @@ def _split(line: str) -> list[str]:
     return [word for word in words if word]
 
 
-def _is_typed(word: str, typed: Sequence[str]) -> bool:
+def _is_overridden(word: str, own_overrides: Sequence[str]) -> bool:
     """Whether the command line sets this key itself, or chose the group that it belongs to."""
     key = word.partition("=")[0].lstrip("+~")
-    typed_keys = [other.partition("=")[0].lstrip("+~") for other in typed]
-    return any(key == other or key.startswith(f"{other}.") for other in typed_keys)
+    own_keys = [other.partition("=")[0].lstrip("+~") for other in own_overrides]
+    return any(key == other or key.startswith(f"{other}.") for other in own_keys)

@@ -82,9 +82,9 @@ def refuse_hydra_in_files(files: "Sequence[ConfigFile]") -> None:
 
 def _find_replacement(key: str) -> str:
     """What to type instead of a key of Hydra's; "" for a key that has an effect."""
-    dotted = key.replace("/", ".").partition("@")[0]
+    dotted_key = key.replace("/", ".").partition("@")[0]
     for unheeded, instead in _HYDRA.items():
-        if dotted == unheeded or dotted.startswith(f"{unheeded}."):
+        if dotted_key == unheeded or dotted_key.startswith(f"{unheeded}."):
             return instead
     return ""
 

@@ -47,14 +47,14 @@ def validate(schema: type[T], values: dict[str, Any], where: str, problems: Erro
 
     count_before = len(errors.errors)
     literals = Literals()
-    structured = _structure(dataclass_type)
+    schema_config = _structure(dataclass_type)
     try:
         # The config is resolved already, so that `${` in it is text.
-        config = OmegaConf.merge(structured, literals.hide(values))
+        config = OmegaConf.merge(schema_config, literals.hide(values))
     except OmegaConfBaseException:
         # Only now one by one: a merge for each key takes half a second.
         valid_values = _select_valid(schema, values, where, errors)
-        config = OmegaConf.merge(structured, literals.hide(valid_values))
+        config = OmegaConf.merge(schema_config, literals.hide(valid_values))
     instance = cast(T, _restore(OmegaConf.to_object(config), literals))
     _check_ranges(instance, where, errors)
 
@@ -73,8 +73,8 @@ def _restore(instance: Any, literals: Literals) -> Any:
     """Put the own text back in place of all placeholders, in nested dataclasses too."""
     for field in dataclasses.fields(instance):
         value = getattr(instance, field.name)
-        restored = _restore(value, literals) if dataclasses.is_dataclass(value) else literals.restore(value)
-        setattr(instance, field.name, restored)
+        plain_value = _restore(value, literals) if dataclasses.is_dataclass(value) else literals.restore(value)
+        setattr(instance, field.name, plain_value)
     return instance
 
 
@@ -89,9 +89,9 @@ def _select_valid(schema: Any, values: dict[str, Any], where: str, errors: Error
     factories = {field.name: field.default_factory for field in dataclasses.fields(schema)}
     valid_values = {}
     for name, value in values.items():
-        nested: Any = factories.get(name)
-        if dataclasses.is_dataclass(nested) and isinstance(value, dict):
-            valid_values[name] = _select_valid(nested, value, _join_key(where, name), errors)
+        nested_schema: Any = factories.get(name)
+        if dataclasses.is_dataclass(nested_schema) and isinstance(value, dict):
+            valid_values[name] = _select_valid(nested_schema, value, _join_key(where, name), errors)
         elif errors.collect(_check_type, schema, name, value, where):
             valid_values[name] = value
     return valid_values

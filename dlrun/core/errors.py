@@ -137,9 +137,9 @@ def explain_unreadable(path: Path, error: Exception) -> DataError | None:
 
 def iter_causes(error: BaseException | None) -> Iterator[BaseException]:
     """Yield an exception and its causes, each once: an error that is raised again can be its own cause."""
-    visited: list[BaseException] = []
-    while error is not None and error not in visited:
-        visited.append(error)
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
         yield error
         error = error.__cause__ or error.__context__
 
@@ -172,8 +172,8 @@ def is_own_code(filename: str) -> bool:
 
     path = Path(filename)
     package = Path(__file__).resolve().parent.parent
-    installed = {"site-packages", "dist-packages", Path(traceback.__file__).parent.name}
-    if package in path.parents or not installed.isdisjoint(path.parts):
+    library_folders = {"site-packages", "dist-packages", Path(traceback.__file__).parent.name}
+    if package in path.parents or not library_folders.isdisjoint(path.parts):
         return False
 
     # Cells of newer notebooks have the name of a temporary file that is not written.

@@ -167,14 +167,14 @@ class DiskProblems:
 class GrowingFile:
     """A file that is only appended to. What the disk does not take is buffered until the next flush."""
 
-    def __init__(self, path: Path, what: str, unsaved: DiskProblems) -> None:
+    def __init__(self, path: Path, what: str, disk_problems: DiskProblems) -> None:
         self.path = path
         self.what = what
-        self.unsaved = unsaved
+        self.disk_problems = disk_problems
         self._buffer = bytearray()
 
         # The file exists from the start, if empty.
-        with unsaved.tolerate(what), path.open("ab"):
+        with disk_problems.tolerate(what), path.open("ab"):
             pass
 
     def write(self, content: str | bytes) -> None:
@@ -186,7 +186,7 @@ class GrowingFile:
         if not self._buffer:
             return
 
-        with self.unsaved.tolerate(self.what):
+        with self.disk_problems.tolerate(self.what):
             before = None
             try:
                 with self.path.open("ab") as file:

@@ -22,12 +22,12 @@ def escape_inline(text: str) -> str:
 
 def escape_line_start(text: str) -> str:
     """Escape text for a line of its own, or an entry of a list."""
-    escaped = escape_inline(text)
-    start = _MARKS_AT_START.match(escaped)
+    text = escape_inline(text)
+    start = _MARKS_AT_START.match(text)
     if start is None:
-        return escaped
+        return text
     last = start.end() - 1
-    return f"{escaped[:last]}\\{escaped[last:]}"
+    return f"{text[:last]}\\{text[last:]}"
 
 
 def format_code(text: str) -> str:

@@ -22,7 +22,7 @@ def put_own_last() -> list[str]:
     before = list(sys.path)
     working_directory = os.getcwd()
     pythonpath = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    chosen = {os.path.abspath(path) for path in pythonpath if path}
+    pythonpath_folders = {os.path.abspath(path) for path in pythonpath if path}
 
     own = [working_directory]
     script = getattr(sys.modules.get("__main__"), "__file__", None)
@@ -30,9 +30,9 @@ def put_own_last() -> list[str]:
         own.append(os.path.dirname(os.path.abspath(script)))
 
     # "" stands for the working directory, too.
-    moved = [path for path in sys.path if (path == "" or path in own) and path not in chosen]
-    sys.path[:] = [path for path in sys.path if path not in moved]
-    for path in [working_directory, *moved]:
+    own_entries = [path for path in sys.path if (path == "" or path in own) and path not in pythonpath_folders]
+    sys.path[:] = [path for path in sys.path if path not in own_entries]
+    for path in [working_directory, *own_entries]:
         if path and path not in sys.path:
             sys.path.append(path)
     return before
@@ -40,8 +40,8 @@ def put_own_last() -> list[str]:
 
 def find_shadowing_file(module: str) -> str | None:
     """File of the working directory with the name of an installed module; None if there is no such file."""
-    loaded = getattr(sys.modules.get(module), "__file__", None)
+    loaded_file = getattr(sys.modules.get(module), "__file__", None)
     for path in (f"{module}.py", os.path.join(module, "__init__.py")):
-        if os.path.isfile(path) and loaded is not None and os.path.abspath(path) != os.path.abspath(loaded):
+        if os.path.isfile(path) and loaded_file is not None and os.path.abspath(path) != os.path.abspath(loaded_file):
             return path
     return None

@@ -75,12 +75,12 @@ def suggest_example(command: str) -> str:
 
 def suggest_repeat(command: str) -> str:
     """Quote the recorded command of a run, for the shell or as a Python call, to start the run again."""
-    requoted = requote(command)
-    words = shlex.split(requoted)[1:]
+    shell_command = requote(command)
+    words = shlex.split(shell_command)[1:]
 
     # "dlrun ..." stands for a command that could not be read.
     if not is_called_from_python() or words[:1] == ["..."]:
-        return requoted
+        return shell_command
     return _format_train_call(words)
 
 

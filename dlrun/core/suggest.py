@@ -23,9 +23,9 @@ def compute_edit_distance(a: str, b: str) -> int:
         for j, y in enumerate(b, 1):
             above = last_in_a.get(y, 0)
             left = last_in_b
-            swapped = table[above][left] + (i - above - 1) + 1 + (j - left - 1)
-            changed = table[i][j] + (x != y)
-            row.append(min(changed, row[j] + 1, table[i][j + 1] + 1, swapped))
+            swap_cost = table[above][left] + (i - above - 1) + 1 + (j - left - 1)
+            change_cost = table[i][j] + (x != y)
+            row.append(min(change_cost, row[j] + 1, table[i][j + 1] + 1, swap_cost))
 
             if x == y:
                 last_in_b = j
@@ -43,7 +43,7 @@ def find_nearest(word: str, names: Iterable[str], most: int = 3) -> list[str]:
     """
     reach = min(max(2, len(word) // 3), 4)
     near: list[tuple[int, bool, str]] = []
-    related: list[tuple[bool, int, str]] = []
+    similar: list[tuple[bool, int, str]] = []
 
     # Both are sorted below: among equals, names that begin alike come first.
     for name in dict.fromkeys(names):
@@ -51,10 +51,10 @@ def find_nearest(word: str, names: Iterable[str], most: int = 3) -> list[str]:
         if edits < min(reach + 1, max(len(word), len(name))):
             near.append((edits, word[:1] != name[:1], name))
         elif _holds_other(word, name):
-            related.append((not name.startswith(word), len(name), name))
+            similar.append((not name.startswith(word), len(name), name))
 
     nearest = [name for *_, name in sorted(near)]
-    nearest += [name for *_, name in sorted(related)]
+    nearest += [name for *_, name in sorted(similar)]
     return nearest[:most]
 
 

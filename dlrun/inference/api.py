@@ -37,9 +37,9 @@ class Run:
     The weights are the best ones, which test/* in `metrics` belongs to, unless a checkpoint file was named.
     """
 
-    def __init__(self, saved: SavedModel) -> None:
-        self._saved = saved
-        self._record = RunRecord(saved.folder) if saved.folder else None
+    def __init__(self, saved_model: SavedModel) -> None:
+        self._saved_model = saved_model
+        self._record = RunRecord(saved_model.folder) if saved_model.folder else None
 
     def __repr__(self) -> str:
         parts = [str(self.folder or self.checkpoint)]
@@ -51,22 +51,22 @@ class Run:
     @property
     def folder(self) -> Path | None:
         """Run folder; None for a checkpoint file elsewhere."""
-        return self._saved.folder
+        return self._saved_model.folder
 
     @property
     def checkpoint(self) -> Path:
         """File that the weights were read from."""
-        return self._saved.path
+        return self._saved_model.path
 
     @property
     def config(self) -> dict[str, Any]:
         """The composed config, as plain dictionaries."""
-        return self._saved.settings.plain
+        return self._saved_model.settings.plain
 
     @property
     def spec(self) -> DataSpec:
         """Inputs and outputs of the model: shapes, class names, constants that standardized the inputs."""
-        return self._saved.spec
+        return self._saved_model.spec
 
     @cached_property
     def result(self) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class Run:
     def metrics(self) -> dict[str, float]:
         """train/* and val/* of the last epoch, test/* of the best weights; of a lone checkpoint those of its epoch."""
         # result.json appears at the end of a run; until then a checkpoint has the metrics of its epoch.
-        return dict(self.result.get("metrics") or self._saved.state.get("metrics") or {})
+        return dict(self.result.get("metrics") or self._saved_model.state.get("metrics") or {})
 
     @cached_property
     def history(self) -> list[dict[str, float]]:
@@ -96,7 +96,7 @@ class Run:
     @property
     def model(self) -> nn.Module:
         """The model with its weights, on its device, in evaluation mode; called as `model(*inputs)`."""
-        return self._saved.model
+        return self._saved_model.model
 
     @cached_property
     def splits(self) -> Splits:
@@ -106,7 +106,7 @@ class Run:
         """
         # The data may come from a module in the working directory.
         with _restore_process(), self._open_session() as process:
-            splits = self._saved.splits
+            splits = self._saved_model.splits
             placement = Placement(process.device, process.dtype, splits.spec)
             parts = {name: _place_part(getattr(splits, name), placement) for name in ("train", "val", "test")}
             return replace(splits, **parts)
@@ -120,11 +120,11 @@ class Run:
         """
         # Warnings of libraries stay off the notebook, as they stay off the terminal in `dlrun predict`.
         with divert_warnings(), self._open_session():
-            return predict_rows(self._saved, x)
+            return predict_rows(self._saved_model, x)
 
     def _open_session(self) -> contextlib.AbstractContextManager[device.Runtime]:
         """Set threads and backend flags of torch as the run's config has them."""
-        settings = self._saved.settings
+        settings = self._saved_model.settings
         return device.device_session(settings.device, settings.seed)
 
 
@@ -133,11 +133,11 @@ class _FolderConsole(Console):
 
     folder = Path()
 
-    def open_log(self, path: Path, unsaved: DiskProblems | None = None) -> None:
+    def open_log(self, path: Path, disk_problems: DiskProblems | None = None) -> None:
         """Open the run's log file, which lies in the run folder."""
         # experiment.run returns an exit code alone, so the folder is read off the log file.
         self.folder = path.parent
-        super().open_log(path, unsaved)
+        super().open_log(path, disk_problems)
 
 
 def train(*overrides: str, quiet: bool = False) -> Run:
@@ -215,17 +215,19 @@ def _load_run(place: str, words: list[str], request_of_training: Request | None 
     """request_of_training: of a run that this process has just trained, whose trusted modules are trusted again."""
     with _restore_process():
         try:
-            with open_saved_model(place, words) as saved:
+            with open_saved_model(place, words) as saved_model:
                 if request_of_training is not None:
                     # Its modules have been imported and run by this process already.
-                    saved.request = replace(saved.request, trusted_modules=request_of_training.trusted_modules)
+                    saved_model.request = replace(
+                        saved_model.request, trusted_modules=request_of_training.trusted_modules
+                    )
                 # Built here and not on first access, so that mistakes surface in this call.
-                saved.model.eval()
+                saved_model.model.eval()
         except explain.COMPOSITION_ERRORS as error:
             raise RequestError(explain.explain_error(error, words)) from error
         except SystemExit as error:
             raise explain_exit(error) from error
-    return Run(saved)
+    return Run(saved_model)
 
 
 def refuse_sweep_folder(words: Sequence[str]) -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 class Evaluation:
     """Results of one split: metrics, and targets and predictions row by row."""
 
-    saved: SavedModel
+    saved_model: SavedModel
     split: str
     rows: int
     # With the split's name in front, as in test/loss.
@@ -89,7 +89,7 @@ def _write_files(folder: Path, evaluation: Evaluation, figures: bool) -> None:
     if evaluation.classes is not None:
         write_text(folder / "per_class.csv", evaluation.classes.to_csv())
     # A tag is no row of a file.
-    if evaluation.saved.spec.task != "tagging":
+    if evaluation.saved_model.spec.task != "tagging":
         write_text(folder / "predictions.csv", format_predictions(evaluation))
     if figures:
         (folder / "figures").mkdir()
@@ -99,21 +99,21 @@ def _write_files(folder: Path, evaluation: Evaluation, figures: bool) -> None:
 
 def describe_evaluation(evaluation: Evaluation) -> dict[str, Any]:
     """Return the content of metrics.json."""
-    saved = evaluation.saved
+    saved_model = evaluation.saved_model
     calibration = evaluation.calibration
     return {
-        "checkpoint": str(saved.path),
-        "epoch": saved.state.get("epoch"),
-        "run_id": saved.state.get("run_id"),
-        "data": saved.request.choices.get("data"),
-        "overrides": strip_permission_words(saved.request.overrides),
+        "checkpoint": str(saved_model.path),
+        "epoch": saved_model.state.get("epoch"),
+        "run_id": saved_model.state.get("run_id"),
+        "data": saved_model.request.choices.get("data"),
+        "overrides": strip_permission_words(saved_model.request.overrides),
         "split": evaluation.split,
         "rows": evaluation.rows,
         "metrics": evaluation.metrics,
         "recorded": evaluation.recorded,
         "baseline": evaluation.baseline,
         "calibration": None if calibration is None else _describe_calibration(calibration),
-        "device": f"{saved.process.device}, {saved.process.precision}, {torch.get_num_threads()} threads",
+        "device": f"{saved_model.process.device}, {saved_model.process.precision}, {torch.get_num_threads()} threads",
         "evaluated": datetime.now().astimezone().isoformat(timespec="seconds"),
         "versions": {"dlrun": version("dlrun"), "torch": str(torch.__version__)},
     }
@@ -173,7 +173,7 @@ def _iterate_cells(evaluation: Evaluation) -> Iterator[list[Any]]:
         return
 
     names = evaluation.classes.names
-    is_binary = evaluation.saved.spec.task == "binary"
+    is_binary = evaluation.saved_model.spec.task == "binary"
     probabilities = evaluation.probability.tolist()
     for target, prediction, probability in zip(targets, predictions, probabilities, strict=True):
         # Of a binary task the probability is that of class 1, whichever class was predicted.
@@ -190,7 +190,7 @@ def _draw_figures(evaluation: Evaluation) -> Iterator[tuple[str, "Figure"]]:
         yield "residuals", regression.draw_residuals(predictions, targets, names, evaluation.split)
         return
 
-    spec = evaluation.saved.spec
+    spec = evaluation.saved_model.spec
     yield "confusion", classification.draw_confusion_matrix(targets, predictions, spec, evaluation.split)
     if evaluation.calibration is not None:
         yield "reliability", classification.draw_reliability(evaluation.calibration, evaluation.split)

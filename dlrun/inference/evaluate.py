@@ -83,21 +83,21 @@ def evaluate(words: list[str]) -> dict[str, float]:
     unheeded.refuse_unheeded(words[1:], "dlrun eval")
 
     console = Console()
-    with open_saved_model(place, overrides) as saved:
-        evaluation = evaluate_split(saved, split)
+    with open_saved_model(place, overrides) as saved_model:
+        evaluation = evaluate_split(saved_model, split)
         print_evaluation(console, evaluation)
-        if saved.folder is None:
+        if saved_model.folder is None:
             console.say("nothing was written: the checkpoint lies in no run folder")
             return evaluation.metrics
 
         try:
-            folder = write_evaluation(evaluation, saved.folder, figures="figures=false" not in words)
+            folder = write_evaluation(evaluation, saved_model.folder, figures="figures=false" not in words)
         except OSError as error:
             # An OSError about another file is a bug, and deserves its traceback.
-            if not is_about(error, saved.folder):
+            if not is_about(error, saved_model.folder):
                 raise
             raise RunError(
-                f"{saved.folder}/eval cannot be written ({error.strerror}); the metrics above are complete"
+                f"{saved_model.folder}/eval cannot be written ({error.strerror}); the metrics above are complete"
             ) from error
 
         # Characters that no installed font can draw are reported once, after all figures.
@@ -107,117 +107,117 @@ def evaluate(words: list[str]) -> dict[str, float]:
     return evaluation.metrics
 
 
-def evaluate_split(saved: SavedModel, split: str | None = None) -> Evaluation:
+def evaluate_split(saved_model: SavedModel, split: str | None = None) -> Evaluation:
     """Evaluate a split. None is the test part, or every row of a file that the run has not seen."""
     if split is None:
-        unsplit = _read_unsplit_if_unseen(saved)
+        unsplit = _read_unsplit_if_unseen(saved_model)
         if unsplit is not None:
-            saved = unsplit
+            saved_model = unsplit
             split = "all"
-    name, batches, origin = saved.load_held_out() if split is None else saved.load_part(split)
+    name, batches, origin = saved_model.load_held_out() if split is None else saved_model.load_part(split)
 
-    collector = PredictionCollector(saved.task)
-    autocast = saved.process.autocast
-    values = trainer.evaluate(saved.model, batches, saved.task, autocast, on_batch=collector.add)
+    collector = PredictionCollector(saved_model.task)
+    autocast = saved_model.process.autocast
+    values = trainer.evaluate(saved_model.model, batches, saved_model.task, autocast, on_batch=collector.add)
     metrics = {f"{name}/{key}": value for key, value in values.items()}
 
     # The averaged weights pass through the same model, which gets its own weights back afterwards.
-    if saved.averaged_weights is not None:
-        load_weights(saved.model, saved.averaged_weights, saved.path)
-        averaged_values = trainer.evaluate(saved.model, batches, saved.task, autocast)
+    if saved_model.averaged_weights is not None:
+        load_weights(saved_model.model, saved_model.averaged_weights, saved_model.path)
+        averaged_values = trainer.evaluate(saved_model.model, batches, saved_model.task, autocast)
         metrics |= {f"{name}/ema_{key}": value for key, value in averaged_values.items()}
-        load_weights(saved.model, saved.state["model"], saved.path)
+        load_weights(saved_model.model, saved_model.state["model"], saved_model.path)
 
-    baseline = _compute_baseline(saved, name)
-    recorded = _read_recorded_metrics(saved, name)
+    baseline = _compute_baseline(saved_model, name)
+    recorded = _read_recorded_metrics(saved_model, name)
     targets, predictions, probability = collector.concatenate()
     evaluation = Evaluation(
-        saved, name, batches.rows, metrics, baseline, recorded, targets, predictions, probability, origin
+        saved_model, name, batches.rows, metrics, baseline, recorded, targets, predictions, probability, origin
     )
     if probability is not None:
-        evaluation.classes = count_per_class(targets, predictions, saved.class_names)
+        evaluation.classes = count_per_class(targets, predictions, saved_model.class_names)
         evaluation.calibration = _calibrate(evaluation, probability)
     return evaluation
 
 
-def _read_unsplit_if_unseen(saved: SavedModel) -> SavedModel | None:
+def _read_unsplit_if_unseen(saved_model: SavedModel) -> SavedModel | None:
     """Return the same model with its files read unsplit if the run has not seen them; None if it was trained on them.
 
     Training files are recognized even after they moved: they are split as in training, and the parts are compared.
     """
-    if str(saved.settings.data.target) not in _FILE_TARGETS:
+    if str(saved_model.settings.data.target) not in _FILE_TARGETS:
         return None
 
-    overrides = saved.request.overrides
-    unsplit = replace(saved, settings=build.disable_splitting(saved.settings, overrides))
-    if not saved.state:
+    overrides = saved_model.request.overrides
+    unsplit = replace(saved_model, settings=build.disable_splitting(saved_model.settings, overrides))
+    if not saved_model.state:
         # A full model does not record its training data: only data named by the command line count as unseen.
         names_data = any(word.lstrip("+").startswith("data") for word in overrides)
         return unsplit if names_data else None
 
-    trained_path = saved.state["config"].get("data", {}).get("path")
-    path = saved.settings.data.arguments.get("path")
+    trained_path = saved_model.state["config"].get("data", {}).get("path")
+    path = saved_model.settings.data.arguments.get("path")
     is_elsewhere = trained_path is None or Path(str(path)).resolve() != Path(str(trained_path)).resolve()
-    if is_elsewhere and not _has_row_count_of_training(saved, unsplit):
+    if is_elsewhere and not _has_row_count_of_training(saved_model, unsplit):
         return unsplit
     try:
-        return None if saved.is_training_data else unsplit
+        return None if saved_model.is_training_data else unsplit
     except DataError:
         # They cannot even be split as the training data were.
         return unsplit
 
 
-def _has_row_count_of_training(saved: SavedModel, unsplit: SavedModel) -> bool:
+def _has_row_count_of_training(saved_model: SavedModel, unsplit: SavedModel) -> bool:
     """Whether there are about as many rows as in training, so that splitting them to compare is worth the time."""
-    keys = saved.settings.data.keys
+    keys = saved_model.settings.data.keys
     if keys.train_rows is not None or keys.limit_batches is not None:
         return True
 
     rows = count_rows(unsplit.raw_splits.train)
-    test_fraction = float(saved.settings.data.arguments.get("test_fraction") or 0)
+    test_fraction = float(saved_model.settings.data.arguments.get("test_fraction") or 0)
     expected = rows * (1 - test_fraction) * (1 - keys.val_fraction)
     # The share is rounded class by class, and once more for the validation part; parts in files of their own take none.
     slack = 2 + len(unsplit.raw_splits.spec.class_names)
-    trained_rows = int(saved.state.get("rows", rows))
+    trained_rows = int(saved_model.state.get("rows", rows))
     return expected - slack <= trained_rows <= rows
 
 
 def _calibrate(evaluation: Evaluation, probability: Tensor) -> Calibration:
-    if evaluation.saved.spec.task == "binary":
+    if evaluation.saved_model.spec.task == "binary":
         is_positive = evaluation.targets == 1
-        return compute_calibration(probability, is_positive, f"class {evaluation.saved.class_names[1]}")
+        return compute_calibration(probability, is_positive, f"class {evaluation.saved_model.class_names[1]}")
     is_correct = evaluation.predictions == evaluation.targets
     return compute_calibration(probability, is_correct, "the predicted class")
 
 
-def _compute_baseline(saved: SavedModel, name: str) -> dict[str, float]:
+def _compute_baseline(saved_model: SavedModel, name: str) -> dict[str, float]:
     """Metrics of always predicting the mean or majority class of the training part; for "all", of the rows themselves.
 
     Empty for "all" if the targets of a part are known only by reading every row.
     """
     if name != "all":
-        baseline = result.compute_baseline(saved.task, saved.splits)
+        baseline = result.compute_baseline(saved_model.task, saved_model.splits)
         return {key: value for key, value in baseline.items() if key.startswith(f"{name}/")}
 
     # The whole data set has no separate training part to take a majority from.
     part_targets = []
-    for part in (saved.splits.train, saved.splits.val, saved.splits.test):
+    for part in (saved_model.splits.train, saved_model.splits.val, saved_model.splits.test):
         if part is None:
             continue
-        targets = get_valid_targets(part, saved.splits.spec)
+        targets = get_valid_targets(part, saved_model.splits.spec)
         if targets is None:
             return {}
         part_targets.append(targets)
-    baseline = saved.task.compute_baseline(torch.cat(part_targets), torch.cat(part_targets))
+    baseline = saved_model.task.compute_baseline(torch.cat(part_targets), torch.cat(part_targets))
     return {f"all/{key}": value for key, value in baseline.items()}
 
 
-def _read_recorded_metrics(saved: SavedModel, name: str) -> dict[str, Any]:
+def _read_recorded_metrics(saved_model: SavedModel, name: str) -> dict[str, Any]:
     """Metrics recorded by training: of the test part in result.json, of the validation part in the checkpoint."""
     if name == "val":
-        metrics = saved.state.get("metrics", {})
-    elif name == "test" and saved.folder is not None:
-        metrics = RunRecord(saved.folder).result.get("metrics", {})
+        metrics = saved_model.state.get("metrics", {})
+    elif name == "test" and saved_model.folder is not None:
+        metrics = RunRecord(saved_model.folder).result.get("metrics", {})
     else:
         return {}
     return {key: value for key, value in metrics.items() if key.startswith(f"{name}/")}
@@ -225,18 +225,20 @@ def _read_recorded_metrics(saved: SavedModel, name: str) -> dict[str, Any]:
 
 def print_evaluation(console: Console, evaluation: Evaluation) -> None:
     """Print metrics beside the recorded ones and the baseline, then the classes and the calibration."""
-    saved = evaluation.saved
-    process = saved.process
-    epoch = f" (epoch {saved.state['epoch']})" if "epoch" in saved.state else ""
-    data = saved.request.choices.get("data")
+    saved_model = evaluation.saved_model
+    process = saved_model.process
+    epoch = f" (epoch {saved_model.state['epoch']})" if "epoch" in saved_model.state else ""
+    data = saved_model.request.choices.get("data")
     lines = [
-        ("checkpoint", f"{saved.path}{epoch}"),
+        ("checkpoint", f"{saved_model.path}{epoch}"),
         ("device", f"{process.description}, {process.precision}"),
         ("data", f"{data}: {_describe_split(evaluation)}, {evaluation.rows:,} rows"),
     ]
     # Notes of the data set itself, then overrides that had no effect on it.
-    lines += [("note", note) for note in saved.splits.notes]
-    notes = ignored.find_unheeded_data(saved.raw_splits, saved.settings.data.target, saved.request.overrides)
+    lines += [("note", note) for note in saved_model.splits.notes]
+    notes = ignored.find_unheeded_data(
+        saved_model.raw_splits, saved_model.settings.data.target, saved_model.request.overrides
+    )
     lines += [("note", note) for note in notes]
     console.say(format_facts(lines))
     console.say()
@@ -265,22 +267,22 @@ def _format_or_dash(value: float | None) -> str:
 def _describe_split(evaluation: Evaluation) -> str:
     if evaluation.split != "all":
         return evaluation.split
-    return "all" if evaluation.saved.is_training_data else "all, as the run has not seen them"
+    return "all" if evaluation.saved_model.is_training_data else "all, as the run has not seen them"
 
 
 def compare_with_recorded(evaluation: Evaluation) -> list[str]:
     """State whether the metrics equal those of training; empty if there is no reason why they should."""
-    saved = evaluation.saved
-    shared = [key for key in evaluation.metrics if evaluation.recorded.get(key) is not None]
-    if not shared or not saved.is_training_data or not saved.state or saved.folder is None:
+    saved_model = evaluation.saved_model
+    common_keys = [key for key in evaluation.metrics if evaluation.recorded.get(key) is not None]
+    if not common_keys or not saved_model.is_training_data or not saved_model.state or saved_model.folder is None:
         return []
 
     # result.json holds the test metrics of the best weights alone.
-    best_epoch = RunRecord(saved.folder).best_epoch
-    if evaluation.split == "test" and saved.state["epoch"] != best_epoch:
+    best_epoch = RunRecord(saved_model.folder).best_epoch
+    if evaluation.split == "test" and saved_model.state["epoch"] != best_epoch:
         return [f"recorded: of the best weights, those of epoch {best_epoch}"]
 
-    difference = max(abs(evaluation.metrics[key] - evaluation.recorded[key]) for key in shared)
+    difference = max(abs(evaluation.metrics[key] - evaluation.recorded[key]) for key in common_keys)
     if difference == 0:
         return ["the same as recorded in training, to the last bit"]
     return [f"up to {difference:.2g} from what was recorded in training: weights and data are the same, the sums round"]

@@ -33,14 +33,14 @@ class Predictions:
         return len(self.values)
 
 
-def predict_rows(saved: SavedModel, x: Any) -> Predictions:
+def predict_rows(saved_model: SavedModel, x: Any) -> Predictions:
     """Predict rows in the form that the model was trained on, or one such row, as api.Run.predict describes."""
     # Otherwise the forward pass would fail with a TypeError about missing arguments.
-    refuse_several_inputs(saved)
-    spec = saved.spec
-    task = saved.task
+    refuse_several_inputs(saved_model)
+    spec = saved_model.spec
+    task = saved_model.task
     inputs = prepare_inputs(x, spec)
-    outputs = compute_outputs(saved, inputs)
+    outputs = compute_outputs(saved_model, inputs)
     values = task.predict(outputs)
     if spec.task == "regression":
         return Predictions(values, None, [])

@@ -141,15 +141,15 @@ class SavedModel:
         parts = {key: part for key, part in candidates.items() if part is not None}
         if name not in (*parts, "all"):
             raise RequestError(f"there is no {name} part; type split={' or split='.join([*parts, 'all'])}")
-        chosen = join_parts(parts) if name == "all" else parts[name]
+        part = join_parts(parts) if name == "all" else parts[name]
 
         # The builder makes batches of three splits: the chosen rows stand for the test split, and the train split,
         # which is required but not used, shrinks to one row.
-        first_row = take(chosen, torch.zeros(1).long())
-        only_test = replace(splits, train=first_row, val=None, test=chosen)
+        first_row = take(part, torch.zeros(1).long())
+        only_test = replace(splits, train=first_row, val=None, test=part)
         batches = build.build_batches(self.settings, only_test, self.model, self.process).test
         assert batches is not None
-        return name, batches, get_origin(chosen, name)
+        return name, batches, get_origin(part, name)
 
 
 @contextlib.contextmanager

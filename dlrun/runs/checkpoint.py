@@ -44,13 +44,13 @@ def save(path: Path, state: dict[str, Any]) -> None:
     RunError for other values, as `load` would refuse the file.
     """
     try:
-        encoded = plain.encode(state)
+        content = plain.encode(state)
     except plain.NotPlainError as error:
         raise RunError(f"{path} cannot be written: {error}") from error
 
     buffer = io.BytesIO()
     # In memory first: file and checksum go to the disk in one atomic write.
-    torch.save(encoded, buffer)
+    torch.save(content, buffer)
     buffer.seek(-2, io.SEEK_END)
     # The last field of a zip archive is the length of the comment that follows.
     buffer.write(_COMMENT_BYTES.to_bytes(2, "little"))
@@ -182,9 +182,9 @@ def measure_reload_difference(
     from_state.load_state_dict(load(state_path)["model"])
 
     outputs = []
-    for loaded in (load_full_model(model_path, trust=True), from_state):
+    for candidate in (load_full_model(model_path, trust=True), from_state):
         with torch.inference_mode(), autocast():
-            outputs.append(loaded.to(inputs[0].device).eval()(*inputs))
+            outputs.append(candidate.to(inputs[0].device).eval()(*inputs))
     return float((outputs[0] - outputs[1]).abs().max())
 
 
@@ -240,13 +240,13 @@ def hash_weights(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def load_newest(folder: Path, needed: Sequence[str] = ("optimizer",)) -> tuple[Path, dict[str, Any], list[str]]:
+def load_newest(folder: Path, required_keys: Sequence[str] = ("optimizer",)) -> tuple[Path, dict[str, Any], list[str]]:
     """Load the newest checkpoint that a run can resume from: its path, its content, and why newer ones were skipped.
 
-    needed: keys that it must have. CheckpointError if there is no checkpoint; UnreadableError, with the reason
+    required_keys: those that it must have. CheckpointError if there is no checkpoint; UnreadableError, with the reason
     for each, if none of them can be used.
     """
-    skipped: list[str] = []
+    reasons: list[str] = []
     # Steps are padded with zeros, so that the order of names is that of age.
     names = sorted((path.name for path in list_finished_files(folder)), reverse=True)
     steps = [name for name in names if name.startswith("step_") and name.endswith(".pt")]
@@ -258,27 +258,27 @@ def load_newest(folder: Path, needed: Sequence[str] = ("optimizer",)) -> tuple[P
         try:
             state = load(path)
         except CheckpointError as error:
-            skipped.append(str(error))
+            reasons.append(str(error))
             continue
-        message = describe_missing_keys(state, needed, path)
+        message = describe_missing_keys(state, required_keys, path)
         if not message:
-            return path, state, skipped
-        skipped.append(message)
+            return path, state, reasons
+        reasons.append(message)
 
     # best.pt alone, for instance: weights without the optimizer's state.
     others = [name for name in names if name not in (*last, *steps)]
     if not names:
         raise CheckpointError(f"{folder} holds no checkpoint; start the run again from the beginning")
-    if not skipped:
-        skipped.append(f"{folder} holds {', '.join(others)} alone, and no state to resume from")
+    if not reasons:
+        reasons.append(f"{folder} holds {', '.join(others)} alone, and no state to resume from")
     raise UnreadableError(
-        f"no checkpoint in {folder} can be resumed from, and everything is left as it was: {'; '.join(skipped)}"
+        f"no checkpoint in {folder} can be resumed from, and everything is left as it was: {'; '.join(reasons)}"
     )
 
 
-def describe_missing_keys(state: dict[str, Any], needed: Sequence[str], path: Path) -> str:
+def describe_missing_keys(state: dict[str, Any], required_keys: Sequence[str], path: Path) -> str:
     """Describe the keys that a checkpoint lacks; "" if it has all."""
-    missing = list_missing_keys(state, needed)
+    missing = list_missing_keys(state, required_keys)
     if not missing:
         return ""
     return f"{path} lacks {', '.join(missing)}: it was written by another dlrun, which alone can read it"

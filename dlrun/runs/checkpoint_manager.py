@@ -34,12 +34,12 @@ class CheckpointManager(Callback):
         every_epochs: int,
         every_steps: int | None,
         keep: int,
-        unsaved: DiskProblems | None = None,
+        disk_problems: DiskProblems | None = None,
     ) -> None:
-        """identity: keys repeated in each checkpoint; unsaved: where failed saves are recorded."""
+        """identity: keys repeated in each checkpoint; disk_problems: where failed saves are recorded."""
         self.folder = folder
         self.identity = identity
-        self.unsaved = unsaved or DiskProblems()
+        self.disk_problems = disk_problems or DiskProblems()
         self.every_epochs = every_epochs
         self.every_steps = every_steps
         self.keep = keep
@@ -105,7 +105,7 @@ class CheckpointManager(Callback):
         is_epoch_due = state.progress.epoch % self.every_epochs == 0
         # `on_interrupt` has saved what a resumed run needs; a save from here would skip the rest of the epoch.
         if self.saved_mid_epoch:
-            with self.unsaved.tolerate("the checkpoint"):
+            with self.disk_problems.tolerate("the checkpoint"):
                 self.save_partial_best()
         elif has_ended or is_epoch_due or self._is_due(state.progress.step):
             self.write(state, row)
@@ -127,12 +127,12 @@ class CheckpointManager(Callback):
 
     def write(self, state: TrainState, row: dict[str, float]) -> None:
         """Save a checkpoint; if the disk refuses it, the earlier files stay intact."""
-        started = time.perf_counter()
+        start = time.perf_counter()
         # A collective call: each rank takes part, whether or not the disk accepts the file.
         states = gather_rank_states(state)
-        with self.unsaved.tolerate("the checkpoint"):
+        with self.disk_problems.tolerate("the checkpoint"):
             self._write(state, row, states)
-        self.seconds += time.perf_counter() - started
+        self.seconds += time.perf_counter() - start
 
     def _write(self, state: TrainState, row: dict[str, float], rank_states: list[dict[str, Any]]) -> None:
         """Write step_*.pt, then update the links, then delete files that are no longer kept."""
@@ -217,7 +217,9 @@ class CheckpointManager(Callback):
         try:
             return load(self.folder / "best.pt")
         except CheckpointError as error:
-            self.unsaved.say(f"{error}; what is measured and drawn at the end is of the last weights, not the best")
+            self.disk_problems.say(
+                f"{error}; what is measured and drawn at the end is of the last weights, not the best"
+            )
             return None
 
     def _step_file(self, step: int) -> Path:
@@ -228,9 +230,9 @@ class CheckpointManager(Callback):
         best = self.folder / "best.pt"
 
         # The file behind best.pt is never deleted, and counts only if it is the newest.
-        counted = [file for file in files[:-1] if not (best.exists() and file.samefile(best))]
-        counted += files[-1:]
-        for file in counted[: -self.keep]:
+        candidates = [file for file in files[:-1] if not (best.exists() and file.samefile(best))]
+        candidates += files[-1:]
+        for file in candidates[: -self.keep]:
             file.unlink()
 
         # The resumed run has passed these steps again, so that its own files replace them.

@@ -69,10 +69,10 @@ def _convert_tuples(value: Any) -> Any:
     """Return a mapping with lists for tuples, as `check_plain` expects."""
     if not isinstance(value, dict):
         return value
-    converted = {}
+    mapping = {}
     for key, part in value.items():
-        converted[key] = list(part) if isinstance(part, tuple) else part
-    return converted
+        mapping[key] = list(part) if isinstance(part, tuple) else part
+    return mapping
 
 
 def find_spec_error(spec: dict[str, Any]) -> str:
@@ -92,11 +92,11 @@ def find_spec_error(spec: dict[str, Any]) -> str:
     return ""
 
 
-def list_missing_keys(state: dict[str, Any], needed: Sequence[str]) -> list[str]:
+def list_missing_keys(state: dict[str, Any], required_keys: Sequence[str]) -> list[str]:
     """List the keys that a checkpoint lacks, also inside its config and its data's description."""
-    missing = [key for key in needed if key not in state]
+    missing = [key for key in required_keys if key not in state]
     for key, inside in NEEDED_INSIDE.items():
-        if key in needed and key not in missing:
+        if key in required_keys and key not in missing:
             missing += [f"{key}.{name}" for name in inside if state[key].get(name) is None]
     return missing
 

@@ -144,9 +144,9 @@ def _parse_comparison(rule: str, text: str) -> tuple[str, Callable[[Value], bool
     # Before `_TEXT`, which would match these lines too.
     match = _EQUAL.match(rule)
     if match:
-        wanted = float(match[2])
+        expected_value = float(match[2])
         tolerance = float(match[3] or 0)
-        return match[1], lambda value: not isinstance(value, str) and abs(value - wanted) <= tolerance
+        return match[1], lambda value: not isinstance(value, str) and abs(value - expected_value) <= tolerance
 
     match = _BOUND.match(rule)
     if match:
@@ -171,23 +171,23 @@ def check(lines: Sequence[str], runs: Sequence[Outcome]) -> list[CheckResult]:
 
 
 def _check_rule(rule: Expectation, runs: Sequence[Outcome]) -> CheckResult:
-    selected = [run for run in runs if not rule.override or rule.override in run.label.split(" ")]
-    if not selected:
+    matching_runs = [run for run in runs if not rule.override or rule.override in run.label.split(" ")]
+    if not matching_runs:
         return CheckResult(rule.text, f"no run has {rule.override}", False)
-    for run in selected:
+    for run in matching_runs:
         if run.error:
             # The first clause of the message is enough for a cell.
             return CheckResult(rule.text, re.split(r" \(|; |: ", run.error)[0], False)
 
     values: list[Value]
     if rule.name == "warnings":
-        values = ["; ".join(run.warnings) for run in selected]
+        values = ["; ".join(run.warnings) for run in matching_runs]
     else:
-        values = [run.values[rule.name] for run in selected if rule.name in run.values]
-    if len(values) < len(selected):
-        names = ", ".join(sorted(selected[0].values))
+        values = [run.values[rule.name] for run in matching_runs if rule.name in run.values]
+    if len(values) < len(matching_runs):
+        names = ", ".join(sorted(matching_runs[0].values))
         return CheckResult(rule.text, f"there is no {rule.name}; there are {names}", False)
-    return _check_values(rule, values, selected)
+    return _check_values(rule, values, matching_runs)
 
 
 def _check_values(rule: Expectation, values: list[Value], runs: Sequence[Outcome]) -> CheckResult:
@@ -211,12 +211,12 @@ def _check_values(rule: Expectation, values: list[Value], runs: Sequence[Outcome
         # A single run is in any order, which would prove nothing.
         return CheckResult(rule.text, measured, is_ordered and len(numbers) > 1)
 
-    passed = sum(rule.test(value) for value in values)
+    success_count = sum(rule.test(value) for value in values)
     needed = rule.needed or len(values)
     measured = _find_warning(rule, values) if rule.name == "warnings" else _format_range(values, rule.digits)
     if len(values) > 1:
-        measured = f"{passed} of {len(values)}: {measured}"
-    return CheckResult(rule.text, measured, passed >= needed)
+        measured = f"{success_count} of {len(values)}: {measured}"
+    return CheckResult(rule.text, measured, success_count >= needed)
 
 
 def _find_warning(rule: Expectation, warnings: Sequence[Value]) -> str:
@@ -243,8 +243,8 @@ def _measure_difference(name: str, values: Sequence[Value], runs: Sequence[Outco
 
 def _format_range(values: Sequence[Value], digits: int) -> str:
     if any(isinstance(value, str) for value in values):
-        shown = values if len(set(values)) > 1 else values[:1]
-        return ", ".join(_format_value(value, digits) for value in shown)
+        visible_values = values if len(set(values)) > 1 else values[:1]
+        return ", ".join(_format_value(value, digits) for value in visible_values)
 
     distinct = sorted(set(values))
     if len(distinct) == 1:

@@ -52,8 +52,8 @@ def find_free_folder(folder: Path) -> Path:
     """Return `folder`, with the first free number appended to its name if it exists already."""
     if not folder.exists():
         return folder
-    numbered = (folder.with_name(f"{folder.name}_{i}") for i in itertools.count(2))
-    return next(path for path in numbered if not path.exists())
+    candidates = (folder.with_name(f"{folder.name}_{i}") for i in itertools.count(2))
+    return next(path for path in candidates if not path.exists())
 
 
 def claim_folder(folder: Path) -> Path:
@@ -104,9 +104,11 @@ def clear_for_restart(folder: Path) -> None:
     # Locked before looking: another process may be about to save its first checkpoint.
     with Lock() as lock:
         lock.take(folder)
-        saved = list_saved_files(folder)
-        if saved:
-            raise UnreadableError(f"{folder} holds checkpoints ({saved[0].name}), and everything is left as it was")
+        checkpoints = list_saved_files(folder)
+        if checkpoints:
+            raise UnreadableError(
+                f"{folder} holds checkpoints ({checkpoints[0].name}), and everything is left as it was"
+            )
 
         # By name, so that other files survive; checkpoints/ holds temporaries at most, as was just checked.
         for name in (".hydra", "checkpoints", "figures"):

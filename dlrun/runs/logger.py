@@ -59,14 +59,14 @@ class _SummaryWriter(SummaryWriter):
 class Logger(Callback):
     """Log scalars, text and pictures as TensorBoard events, and a row an epoch to metrics.jsonl."""
 
-    def __init__(self, folder: Path, purge_step: int | None = None, unsaved: DiskProblems | None = None) -> None:
+    def __init__(self, folder: Path, purge_step: int | None = None, disk_problems: DiskProblems | None = None) -> None:
         """purge_step: readers drop the events of earlier files from this step on, as a resumed run repeats them."""
         self.folder = folder
-        self.unsaved = unsaved or DiskProblems()
+        self.disk_problems = disk_problems or DiskProblems()
         if purge_step is not None:
             wait_for_later_name(folder)
 
-        events = EventFile(folder, "", self.unsaved)
+        events = EventFile(folder, "", self.disk_problems)
         if purge_step is not None:
             # TensorBoard drops what earlier files hold from this step on when it meets such an event.
             status = SessionLog(status=SessionLog.START)
@@ -75,7 +75,7 @@ class Logger(Callback):
 
         # All rows, also those that the disk refused.
         self.rows = read_rows(folder)
-        self.file = GrowingFile(folder / METRICS, METRICS, self.unsaved)
+        self.file = GrowingFile(folder / METRICS, METRICS, self.disk_problems)
         self.at_end = False
 
     def on_log(self, step: int, values: dict[str, float]) -> None:
@@ -165,7 +165,7 @@ class Logger(Callback):
             return
         self.at_end = True
         self.writer.close()
-        self.writer = _SummaryWriter(EventFile(self.folder, _END, self.unsaved))
+        self.writer = _SummaryWriter(EventFile(self.folder, _END, self.disk_problems))
 
     def log_hparams(self, settings: dict[str, Any], metrics: dict[str, float], step: int) -> None:
         """Log hyperparameters and the final metrics, under tags of their own in the run's own folder.
@@ -189,9 +189,11 @@ class Logger(Callback):
 
 
 @contextmanager
-def open_logger(folder: Path, purge_step: int | None = None, unsaved: DiskProblems | None = None) -> Iterator[Logger]:
+def open_logger(
+    folder: Path, purge_step: int | None = None, disk_problems: DiskProblems | None = None
+) -> Iterator[Logger]:
     """Open a logger and close it however the run ends: TensorBoard would lose the last scalars otherwise."""
-    logger = Logger(folder, purge_step, unsaved)
+    logger = Logger(folder, purge_step, disk_problems)
     try:
         yield logger
     finally:

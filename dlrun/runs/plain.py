@@ -89,13 +89,13 @@ def _encode(value: Any, path: Path, marks: list[Mark], outer: list[int]) -> Any:
         return _encode_mapping(value, path, marks, within)
     if kind in (list, tuple):
         items = [_encode(item, (*path, i), marks, within) for i, item in enumerate(value)]
-        changed = any(new is not old for new, old in zip(items, value, strict=True))
-        return kind(items) if changed else value
+        is_changed = any(new is not old for new, old in zip(items, value, strict=True))
+        return kind(items) if is_changed else value
     # torch loads sets, but marks cannot point into one, which has no positions: NumPy values in it stay plain.
     if kind is set:
         elements = {_encode(item, (*path, "an element"), [], within) for item in value}
-        changed = {type(item) for item in elements} != {type(item) for item in value}
-        return elements if changed else value
+        is_changed = {type(item) for item in elements} != {type(item) for item in value}
+        return elements if is_changed else value
 
     name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
     raise NotPlainError(
@@ -106,13 +106,13 @@ def _encode(value: Any, path: Path, marks: list[Mark], outer: list[int]) -> Any:
 
 def _encode_mapping(value: Any, path: Path, marks: list[Mark], outer: list[int]) -> Any:
     pairs = []
-    changed = False
+    is_changed = False
     for key, item in value.items():
         new_key = _encode_key(key, path)
         new_item = _encode(item, (*path, new_key), marks, outer)
-        changed = changed or new_key is not key or new_item is not item
+        is_changed = is_changed or new_key is not key or new_item is not item
         pairs.append((new_key, new_item))
-    if not changed:
+    if not is_changed:
         return value
 
     # A copy keeps the attribute that torch adds to a state_dict: the versions of its layers.
@@ -128,8 +128,8 @@ def _encode_key(key: Any, path: Path) -> Any:
     # torch loads such keys, so that their parts decide.
     if type(key) is tuple:
         parts = tuple(_encode_key(part, path) for part in key)
-        changed = any(new is not old for new, old in zip(parts, key, strict=True))
-        return parts if changed else key
+        is_changed = any(new is not old for new, old in zip(parts, key, strict=True))
+        return parts if is_changed else key
     if type(key) not in _KEYS:
         raise NotPlainError(f"{_locate(path)}, with a key that is a {type(key).__name__}; make it text or a number")
     return key

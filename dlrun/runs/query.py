@@ -24,11 +24,11 @@ _STAMP = re.compile(r"\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d_")
 def read_start(run: RunRecord) -> tuple[float, float]:
     """Return when a run started, as a sort key: seconds since 1970, then a file time that orders one second."""
     # `started` has whole seconds, in which a sweep may start several runs.
-    modified = _read_mtime(run.folder / ENVIRONMENT) or _read_mtime(run.folder) or 0.0
+    file_time = _read_mtime(run.folder / ENVIRONMENT) or _read_mtime(run.folder) or 0.0
     try:
-        return datetime.fromisoformat(run.environment["started"]).timestamp(), modified
+        return datetime.fromisoformat(run.environment["started"]).timestamp(), file_time
     except (KeyError, ValueError, OverflowError, OSError):
-        return modified, modified
+        return file_time, file_time
 
 
 def _read_mtime(path: Path) -> float | None:
@@ -53,8 +53,8 @@ def list_typed_overrides(run: RunRecord) -> list[str]:
             words = shlex.split(command)
 
     # Choices have columns of their own in the lists, and paths do not tell what was trained.
-    ignored = ("hydra.", "paths.", *(f"{group}=" for group in GROUPS))
-    return [word for word in words if "=" in word and not word.startswith(ignored)]
+    prefixes = ("hydra.", "paths.", *(f"{group}=" for group in GROUPS))
+    return [word for word in words if "=" in word and not word.startswith(prefixes)]
 
 
 def count_bytes(folder: Path) -> int:

@@ -40,8 +40,8 @@ Check = tuple[Callable[[Any], bool], str]
 
 def allow_none(check: Check) -> Check:
     """Return the same check, which also accepts None."""
-    accepts, wanted = check
-    return lambda value: value is None or accepts(value), f"{wanted} or null"
+    accepts, description = check
+    return lambda value: value is None or accepts(value), f"{description} or null"
 
 
 def _is_text(value: Any) -> bool:
@@ -149,9 +149,9 @@ def find_config_error(values: dict[str, Any]) -> str:
 
 def find_type_error(values: dict[str, Any], keys: dict[str, Check], place: str = "") -> str:
     """Describe the first value that its check rejects; "" if there is none. Missing keys pass."""
-    for key, (accepts, wanted) in keys.items():
+    for key, (accepts, description) in keys.items():
         if key in values and not accepts(values[key]):
-            return f"{place}{key} is {describe(values[key])}, not {wanted}"
+            return f"{place}{key} is {describe(values[key])}, not {description}"
     return ""
 
 
@@ -228,9 +228,9 @@ def parse_line(name: str, line: bytes) -> dict[str, Any]:
     if name == METRICS and not (_are_numbers(values) and _is_count(values.get("epoch"))):
         raise ValueError("it is no row of numbers with an epoch")
     if name == FINGERPRINTS:
-        for key, (accepts, wanted) in FINGERPRINT_KEYS.items():
+        for key, (accepts, description) in FINGERPRINT_KEYS.items():
             if not accepts(values.get(key)):
-                raise ValueError(f"{key} is not {wanted}")
+                raise ValueError(f"{key} is not {description}")
     return values
 
 
@@ -489,8 +489,8 @@ class RunRecord:
         """The config with dotted keys, without keys that do not define the experiment (see config.config_hash)."""
         flat = flatten({key: value for key, value in self.config.items() if key not in NOT_IDENTITY})
         # Where data lies and how often something is logged does not change a weight.
-        ignored = ("data.root", "trainer.log_every_steps", "trainer.profile")
-        return {key: value for key, value in flat.items() if key not in ignored}
+        ignored_keys = ("data.root", "trainer.log_every_steps", "trainer.profile")
+        return {key: value for key, value in flat.items() if key not in ignored_keys}
 
     def get_target(self, group: str) -> str:
         """Return the class or function of a group, such as "dlrun.models.mlp.MLP"."""

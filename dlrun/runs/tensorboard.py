@@ -24,10 +24,10 @@ class EventFile:
     Its name sorts by age, as readers of a folder with several event files expect.
     """
 
-    def __init__(self, folder: Path, suffix: str, unsaved: DiskProblems) -> None:
+    def __init__(self, folder: Path, suffix: str, disk_problems: DiskProblems) -> None:
         stamp = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_count):06d}"
         path = folder / f"events.out.tfevents.{stamp}{suffix}"
-        self.file = GrowingFile(path, "TensorBoard's events", unsaved)
+        self.file = GrowingFile(path, "TensorBoard's events", disk_problems)
         self._records = RecordWriter(self.file)
         # Readers expect the version as the first event of a file.
         self.add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))

@@ -150,6 +150,6 @@ def read_requests(words: Sequence[str]) -> list[Request]:
 
     # The old command line with the new values: points of the ledger are dropped as duplicates.
     points = request.from_command_line(["-m", *flags, *merged_words, *strip_permission_words(settings)])
-    trusted = recorded_requests[0].trusted_modules or []
-    new_requests = [replace(point, trusted_modules=trusted, words=line, sweep=folder) for point in points]
+    trusted_modules = recorded_requests[0].trusted_modules or []
+    new_requests = [replace(point, trusted_modules=trusted_modules, words=line, sweep=folder) for point in points]
     return [*recorded_requests, *new_requests]

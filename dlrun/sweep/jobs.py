@@ -83,7 +83,7 @@ def build_jobs(requests: Sequence[Request], sweep: Path) -> list[Job]:
         places[top] = sweep / f"{number}_{format_folder_name(','.join(varying_words))}"
 
     # Labels and keys tell jobs apart by all overrides, with the words of sweep.points.
-    shared = _intersect(request.overrides for request in requests)
+    common_words = _intersect(request.overrides for request in requests)
     jobs = []
     for number, request in enumerate(requests):
         if request.group is not None:
@@ -93,13 +93,13 @@ def build_jobs(requests: Sequence[Request], sweep: Path) -> list[Job]:
         else:
             request = replace(request, folder=chosen_folders[number] or places[request.folder])
 
-        own_words = [word for word in request.overrides if word not in shared]
+        own_words = [word for word in request.overrides if word not in common_words]
         label = " ".join(word for word in own_words if not word.startswith("sweep."))
         jobs.append(Job(number, request, label or "as it is", request.key))
 
     varying = set[str]()
     if len(requests) > 1:
-        varying = varying.union(*(request.overrides for request in requests)) - shared
+        varying = varying.union(*(request.overrides for request in requests)) - common_words
     for job in jobs:
         job.key = job.key or compute_identity(job, varying)
     return jobs

@@ -104,11 +104,11 @@ class Display:
         for job, start_time in list(self.running.values()):
             rows.append(self._make_row(job, "running", now - start_time))
 
-        done = len(self.results)
-        count = f"{done}/{len(self.jobs)}"
+        done_count = len(self.results)
+        count = f"{done_count}/{len(self.jobs)}"
         if self.failure_count:
             count += f", {self.failure_count} failed"
-        bar = ProgressBar(total=max(len(self.jobs), 1), completed=done, width=24)
+        bar = ProgressBar(total=max(len(self.jobs), 1), completed=done_count, width=24)
 
         head = Table.grid(padding=(0, 1))
         head.add_row(Text("sweep", style="bold"), bar, Text(count), Text(self._estimate_time_left()))

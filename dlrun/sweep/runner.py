@@ -290,18 +290,18 @@ class Watcher:
 
         seconds = time.perf_counter() - self._start_time
         outcomes = [outcome for _, outcome, _ in self.display.results]
-        finished = sum(not outcome.error and not outcome.is_interrupted for outcome in outcomes)
-        interrupted = sum(outcome.is_interrupted for outcome in outcomes)
+        finished_count = sum(not outcome.error and not outcome.is_interrupted for outcome in outcomes)
+        interrupted_count = sum(outcome.is_interrupted for outcome in outcomes)
 
-        text = f"{finished} of {total} runs finished"
-        if interrupted:
-            text += f", {interrupted} interrupted"
+        text = f"{finished_count} of {total} runs finished"
+        if interrupted_count:
+            text += f", {interrupted_count} interrupted"
         if self.display.failure_count:
             text += f", {self.display.failure_count} failed"
         if self.is_stopping:
             text += " (sweep.fail_fast=true: the others were not begun)"
         text += f" in {format_duration(seconds)}"
-        if finished == total:
+        if finished_count == total:
             text += f", {format_size(self._count_bytes())}"
 
         self.console.say()

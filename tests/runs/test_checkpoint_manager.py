@@ -181,7 +181,7 @@ def test_a_save_that_fails_leaves_what_was_and_the_next_one_brings_all(
     assert best["weight"].unique().item() == 3
     monkeypatch.undo()
     saved(saver, t, 8, is_best=False)
-    assert saver.unsaved.summary() == ""
+    assert saver.disk_problems.summary() == ""
     assert (load(folder / "last.pt")["epoch"], load(folder / "best.pt")["epoch"], len(said)) == (8, 3, 1)
     assert torch.equal(load(folder / "best.pt")["model"]["weight"], best["weight"])
 

@@ -254,7 +254,7 @@ def test_a_full_disk_ends_neither_rows_nor_events_and_both_are_made_good(tmp_pat
 
     said: list[str] = []
     unsaved, before = DiskProblems(said.append), resource.getrlimit(resource.RLIMIT_FSIZE)
-    with open_logger(tmp_path, unsaved=unsaved) as tracker:
+    with open_logger(tmp_path, disk_problems=unsaved) as tracker:
         for epoch in range(1, 31):
             full = 10 <= epoch < 20
             resource.setrlimit(resource.RLIMIT_FSIZE, (400 if full else before[0], before[1]))

@@ -45,15 +45,15 @@ def export(words: list[str]) -> None:
     write = _import_writer(name)
     unheeded.refuse_unheeded(overrides, "dlrun export")
 
-    with open_saved_model(place, [*overrides, *ON_THE_CPU]) as saved:
+    with open_saved_model(place, [*overrides, *ON_THE_CPU]) as saved_model:
         if weights == "ema":
-            _load_averaged_weights(saved)
+            _load_averaged_weights(saved_model)
 
         # The folder appears under its final name once every file in it is complete.
-        parent = (saved.folder or saved.path.absolute().parent) / "export"
+        parent = (saved_model.folder or saved_model.path.absolute().parent) / "export"
         with create_folder(parent, name) as folder:
-            files = [path.name for path in write(saved, folder.temporary)]
-        print_export(saved, name, folder.final, files)
+            files = [path.name for path in write(saved_model, folder.temporary)]
+        print_export(saved_model, name, folder.final, files)
 
 
 def _pop_option(key: str, words: Sequence[str], default: str, choices: tuple[str, ...]) -> tuple[str, list[str]]:
@@ -83,20 +83,20 @@ def _import_writer(name: str) -> Writer:
     return writer
 
 
-def _load_averaged_weights(saved: SavedModel) -> None:
-    if saved.averaged_weights is None:
+def _load_averaged_weights(saved_model: SavedModel) -> None:
+    if saved_model.averaged_weights is None:
         raise RequestError(
-            f"{saved.path} holds no averaged weights, as the run had no trainer.ema_decay; leave out weights=ema"
+            f"{saved_model.path} holds no averaged weights, as the run had no trainer.ema_decay; leave out weights=ema"
         )
-    load_weights(saved.model, saved.averaged_weights, saved.path)
+    load_weights(saved_model.model, saved_model.averaged_weights, saved_model.path)
 
 
-def print_export(saved: SavedModel, name: str, folder: Path, files: Sequence[str]) -> None:
+def print_export(saved_model: SavedModel, name: str, folder: Path, files: Sequence[str]) -> None:
     """Print the files that were written, how they were checked, and the command that tries them."""
-    epoch = f" (epoch {saved.state['epoch']})" if "epoch" in saved.state else ""
+    epoch = f" (epoch {saved_model.state['epoch']})" if "epoch" in saved_model.state else ""
     sizes = [f"{file} ({_format_size(folder / file)})" for file in files]
     lines = [
-        ("checkpoint", f"{saved.path}{epoch}"),
+        ("checkpoint", f"{saved_model.path}{epoch}"),
         ("format", name),
         ("folder", run_folder.format_path(folder)),
         ("files", ", ".join(sizes)),

@@ -34,7 +34,7 @@ _TOLERANCE = 1e-3
 class ExportSubject:
     """The model to export, in evaluation mode on the CPU, and rows to check it with."""
 
-    saved: SavedModel
+    saved_model: SavedModel
     model: nn.Module
     # A name for the rows, for messages.
     rows: str
@@ -43,7 +43,7 @@ class ExportSubject:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the inputs."""
-        names = INPUT_NAMES.get(self.saved.spec.kind, ("x",))
+        names = INPUT_NAMES.get(self.saved_model.spec.kind, ("x",))
         # A user's model may take more inputs than its kind of data has.
         count = len(next(self.iterate_inputs()))
         return (*names, *(f"x{number}" for number in range(len(names) + 1, count + 1)))
@@ -59,16 +59,16 @@ class ExportSubject:
         """Return two rows to trace with, of at least two codes: torch takes a size of one for a constant."""
         # Twice the first rows: a data set may have a single one.
         inputs = [torch.cat([x[:2], x[:2]])[:2] for x in next(self.iterate_inputs())]
-        if self.saved.spec.kind == "tokens" and inputs[0].shape[1] == 1:
+        if self.saved_model.spec.kind == "tokens" and inputs[0].shape[1] == 1:
             inputs[0] = functional.pad(inputs[0], (0, 1))
         return tuple(inputs)
 
 
-def prepare_subject(saved: SavedModel) -> ExportSubject:
+def prepare_subject(saved_model: SavedModel) -> ExportSubject:
     """Prepare a saved model for export, in place; RequestError if it does not take the rows to check it with."""
-    rows, batches = choose_rows(saved)
-    model = saved.model.eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
-    subject = ExportSubject(saved, model, rows, batches)
+    rows, batches = choose_rows(saved_model)
+    model = saved_model.model.eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
+    subject = ExportSubject(saved_model, model, rows, batches)
     try:
         with torch.inference_mode():
             model(*subject.sample())
@@ -126,9 +126,9 @@ def write_companions(
 
     extra: entries of model.json that only this format has. shapes: of the inputs, with a name for a free dimension.
     """
-    saved = subject.saved
-    spec = saved.spec
-    has_byte_pixels = str(saved.settings.data.target).startswith(_IMAGE_TARGETS)
+    saved_model = subject.saved_model
+    spec = saved_model.spec
+    has_byte_pixels = str(saved_model.settings.data.target).startswith(_IMAGE_TARGETS)
     example = make_example(spec, has_byte_pixels, next(subject.iterate_inputs()))
     with torch.inference_mode():
         outputs = subject.model(*example.inputs)
@@ -143,13 +143,13 @@ def write_companions(
     description = {
         "model_file": file,
         **extra,
-        "from": describe_origin(saved),
+        "from": describe_origin(saved_model),
         "task": spec.task,
         "inputs": inputs,
         "outputs": [{"name": "output", "dtype": _name_dtype(outputs), "shape": output_shape}],
-        "output_to_probability": name_probability_function(saved),
-        "class_names": list_class_names(saved),
-        "preprocessing": describe_preprocessing(saved, example, shapes[0]),
+        "output_to_probability": name_probability_function(saved_model),
+        "class_names": list_class_names(saved_model),
+        "preprocessing": describe_preprocessing(saved_model, example, shapes[0]),
         # Whoever loads the export elsewhere can compare with these outputs.
         "example": {"file": example.file, "outputs": outputs.tolist()},
         "checked": check,
@@ -176,24 +176,24 @@ def _join_list(match: re.Match[str]) -> str:
     return f"[{' '.join(values)}]"
 
 
-def describe_origin(saved: SavedModel) -> dict[str, Any]:
+def describe_origin(saved_model: SavedModel) -> dict[str, Any]:
     """Return where the weights come from: checkpoint, run, model, data and versions."""
-    choices = saved.request.choices
+    choices = saved_model.request.choices
     return {
-        "checkpoint": str(saved.path),
-        "epoch": saved.state.get("epoch"),
-        "run_id": saved.state.get("run_id"),
+        "checkpoint": str(saved_model.path),
+        "epoch": saved_model.state.get("epoch"),
+        "run_id": saved_model.state.get("run_id"),
         "model": choices.get("model"),
-        "model_settings": saved.settings.model.arguments,
+        "model_settings": saved_model.settings.model.arguments,
         "data": choices.get("data"),
         "dlrun": version("dlrun"),
         "torch": str(torch.__version__),
     }
 
 
-def name_probability_function(saved: SavedModel) -> str | None:
+def name_probability_function(saved_model: SavedModel) -> str | None:
     """Return the name of the function from outputs to probabilities; None for regression."""
-    task = saved.task
+    task = saved_model.task
     if task.spec.task == "regression":
         return None
     if task.spec.task == "binary":
@@ -203,18 +203,18 @@ def name_probability_function(saved: SavedModel) -> str | None:
     return "exp" if task.loss_name == "nll" else "softmax"
 
 
-def list_class_names(saved: SavedModel) -> list[str]:
+def list_class_names(saved_model: SavedModel) -> list[str]:
     """Return the name of each class, its number if the data have no names; empty for regression."""
-    spec = saved.spec
+    spec = saved_model.spec
     if spec.class_names:
         return list(spec.class_names)
     count = {"regression": 0, "binary": 2}.get(spec.task, spec.output_size)
     return [str(number) for number in range(count)]
 
 
-def describe_preprocessing(saved: SavedModel, example: Example, shape: Sequence[int | str]) -> dict[str, Any]:
+def describe_preprocessing(saved_model: SavedModel, example: Example, shape: Sequence[int | str]) -> dict[str, Any]:
     """Return what turns raw input into the model's. shape: of the first input."""
-    spec = saved.spec
+    spec = saved_model.spec
     # Without normalization the constants of a loader do nothing: mean 0, std 1.
     description: dict[str, Any] = {"raw_input": example.kind}
     constants = {"mean": list(spec.mean) or [0.0], "std": list(spec.std) or [1.0]}
@@ -232,6 +232,6 @@ def describe_preprocessing(saved: SavedModel, example: Example, shape: Sequence[
         vocabulary = list(spec.vocabulary)
         return description | {"vocabulary": vocabulary, "words": has_words(spec), "padding": 0, "pad_to": length}
 
-    target = saved.settings.data.target
+    target = saved_model.settings.data.target
     note = f"the array is what the model takes: what {target} did before is its own"
     return description | {"note": note, **(constants if spec.mean else {})}

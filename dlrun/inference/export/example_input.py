@@ -31,16 +31,16 @@ class Example:
     inputs: tuple[Tensor, ...]
 
 
-def choose_rows(saved: SavedModel) -> tuple[str, Batches]:
+def choose_rows(saved_model: SavedModel) -> tuple[str, Batches]:
     """Return a name for messages and batches: the held-out part, or random rows if the data are not here."""
-    names_data = any(word.lstrip("+").startswith("data") for word in saved.request.overrides)
+    names_data = any(word.lstrip("+").startswith("data") for word in saved_model.request.overrides)
     try:
-        name, batches, _ = saved.load_held_out()
+        name, batches, _ = saved_model.load_held_out()
     except DataError:
         # Data that the command line names must be there, and only the data describe a full model.
-        if names_data or not saved.state:
+        if names_data or not saved_model.state:
             raise
-        return "random rows, as the data are not here", draw_random_rows(saved.spec)
+        return "random rows, as the data are not here", draw_random_rows(saved_model.spec)
     return f"rows of {name}", batches
 
 
@@ -129,8 +129,8 @@ def _make_table(spec: DataSpec, x: Tensor) -> Example:
     writer.write_rows(rows)
 
     # The inputs of the example are those of the rounded file.
-    rounded = torch.tensor([list(map(float, row)) for row in rows], dtype=torch.float64)
-    inputs = ((rounded - mean) / std).to(x.dtype)
+    rounded_values = torch.tensor([list(map(float, row)) for row in rows], dtype=torch.float64)
+    inputs = ((rounded_values - mean) / std).to(x.dtype)
     return Example("table", "example.csv", file.getvalue().encode(), (inputs,))
 
 

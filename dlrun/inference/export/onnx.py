@@ -15,12 +15,12 @@ from dlrun.inference.saved_model import SavedModel
 FILE = "model.onnx"
 
 
-def write(saved: SavedModel, folder: Path) -> list[Path]:
+def write(saved_model: SavedModel, folder: Path) -> list[Path]:
     """Write model.onnx, model.json, an example and load_onnx.py into `folder`; any number of rows, 32-bit floats.
 
     RequestError for a model that is no fixed graph, RunError if ONNX Runtime's outputs differ from torch's.
     """
-    subject = prepare_subject(saved)
+    subject = prepare_subject(saved_model)
     # ONNX Runtime lacks many operators in float64 and half precision.
     subject.model.float()
     opset, shapes = _save_model(subject, folder / FILE)
@@ -39,7 +39,7 @@ def _save_model(subject: ExportSubject, path: Path) -> tuple[int, list[graph.Sha
     program = graph.trace(recurrent_net or subject.model, inputs, subject.names, any_length)
     try:
         with graph.silence():
-            exported: Any = torch.onnx.export(
+            onnx_program: Any = torch.onnx.export(
                 program, dynamo=True, verbose=False, input_names=list(subject.names), output_names=["output"]
             )
     except torch.onnx.OnnxExporterError as error:
@@ -50,9 +50,9 @@ def _save_model(subject: ExportSubject, path: Path) -> tuple[int, list[graph.Sha
 
     shapes = graph.describe_shapes(inputs, any_length)
     # Shown by viewers, and by ONNX Runtime when an input does not fit.
-    _name_dimensions(exported.model.graph, shapes)
-    exported.save(path)
-    return int(exported.model.opset_imports[""]), shapes
+    _name_dimensions(onnx_program.model.graph, shapes)
+    onnx_program.save(path)
+    return int(onnx_program.model.opset_imports[""]), shapes
 
 
 def _name_dimensions(onnx_graph: Any, shapes: list[graph.Shape]) -> None:

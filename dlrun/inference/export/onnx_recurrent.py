@@ -54,11 +54,11 @@ class Layer(nn.Module):
     def _stack_directions(self, parts: Sequence[Tensor]) -> Tensor:
         """Stack one parameter of all directions, with the gates in ONNX's order."""
         order = _GATES[self.operator]
-        stacked = []
+        directions = []
         for part in parts:
             gates = part.detach().chunk(len(order))
-            stacked.append(torch.cat([gates[i] for i in order]))
-        return torch.stack(stacked)
+            directions.append(torch.cat([gates[i] for i in order]))
+        return torch.stack(directions)
 
     def forward(self, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """lengths: (B,); None to run over the padding too."""

@@ -15,7 +15,7 @@ from dlrun.inference.saved_model import SavedModel
 FILE = "model.safetensors"
 
 
-def write(saved: SavedModel, folder: Path) -> list[Path]:
+def write(saved_model: SavedModel, folder: Path) -> list[Path]:
     """Write model.safetensors, model.json and an example into `folder`.
 
     The tensors have their names in the state_dict; one that has two names is written under both. RequestError for a
@@ -23,7 +23,7 @@ def write(saved: SavedModel, folder: Path) -> list[Path]:
     """
     from safetensors.torch import save
 
-    subject = prepare_subject(saved)
+    subject = prepare_subject(saved_model)
     weights = {}
     others = []
     for name, value in subject.model.state_dict().items():
@@ -40,7 +40,7 @@ def write(saved: SavedModel, folder: Path) -> list[Path]:
 
     # The metadata of the format are strings.
     metadata = {"format": "pt"}
-    for key, value in {"spec": saved.spec.to_dict(), **describe_origin(saved)}.items():
+    for key, value in {"spec": saved_model.spec.to_dict(), **describe_origin(saved_model)}.items():
         metadata[key] = value if isinstance(value, str) else json.dumps(value)
     write_atomically(folder / FILE, save(weights, metadata))
 

@@ -40,11 +40,11 @@ def rank_classes(task: Objective, outputs: Tensor, names: Sequence[str], top: in
 
     # Stable: of equally likely classes the first comes first, on any device.
     values, indices = probabilities.sort(dim=1, descending=True, stable=True)
-    ranked: list[tuple[Choice, ...]] = []
+    choices: list[tuple[Choice, ...]] = []
     for classes, likelihoods in zip(indices[:, :top].tolist(), values[:, :top].tolist(), strict=True):
         row_names = [names[index] for index in classes]
-        ranked.append(tuple(zip(row_names, likelihoods, strict=True)))
-    return ranked
+        choices.append(tuple(zip(row_names, likelihoods, strict=True)))
+    return choices
 
 
 def join_tags(task: Objective, outputs: Tensor, lengths: Tensor, names: Sequence[str]) -> list[tuple[Choice, ...]]:

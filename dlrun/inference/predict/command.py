@@ -41,30 +41,30 @@ def predict(words: list[str]) -> None:
     """Print an answer for each input; RunError if some have none, RequestError if none has one."""
     request = parse_words(words)
     unheeded.refuse_unheeded(request.overrides, "dlrun predict")
-    with open_saved_model(request.run, request.overrides) as saved:
-        refuse_several_inputs(saved)
+    with open_saved_model(request.run, request.overrides) as saved_model:
+        refuse_several_inputs(saved_model)
         # Only the model knows what may be named as an input.
-        accepted = make_reader(saved).accepted_inputs
+        accepted = make_reader(saved_model).accepted_inputs
         if not request.inputs:
             raise RequestError(
                 f"what is to be predicted? type dlrun predict {quote(request.run)} INPUT ...: {accepted}"
             )
-        if request.top > 1 and saved.spec.task in ("regression", "tagging"):
-            raise RequestError(f"--top {request.top} is for classes, and this model's task is {saved.spec.task}")
+        if request.top > 1 and saved_model.spec.task in ("regression", "tagging"):
+            raise RequestError(f"--top {request.top} is for classes, and this model's task is {saved_model.spec.task}")
 
         console = Console()
         # To stderr, as stdout may be read by a program.
-        for remark in list_remarks(saved):
+        for remark in list_remarks(saved_model):
             write_error(escape_line(f"note: {remark}"))
 
         def start_writer() -> Writer:
             # CSV and JSON lines begin with data: they are for programs.
             if request.format == "table":
-                console.say(format_facts([("checkpoint", str(saved.path))]))
+                console.say(format_facts([("checkpoint", str(saved_model.path))]))
                 console.say()
-            return FORMATS[request.format](console, saved.spec, request.top)
+            return FORMATS[request.format](console, saved_model.spec, request.top)
 
-        _write_answers(predict_inputs(saved, request.inputs, request.top), start_writer)
+        _write_answers(predict_inputs(saved_model, request.inputs, request.top), start_writer)
 
 
 def _write_answers(answers: Iterator[Answer], start_writer: Callable[[], Writer]) -> None:
@@ -82,21 +82,23 @@ def _write_answers(answers: Iterator[Answer], start_writer: Callable[[], Writer]
         raise ListedError(_describe_failure(leading, len(leading)))
 
     writer = start_writer()
-    succeeded = 0
-    failed = 0
+    success_count = 0
+    failure_count = 0
     for answer in chain(leading, answers):
         writer.add(answer)
         if answer.error:
-            failed += 1
+            failure_count += 1
         else:
-            succeeded += 1
+            success_count += 1
     writer.close()
 
-    if not succeeded:
+    if not success_count:
         # More errors than are held back, and no success after them.
-        raise ListedError(_describe_failure(leading, failed))
-    if failed:
-        raise RunError(f"{failed:,} of {succeeded + failed:,} inputs have no answer; their rows say why")
+        raise ListedError(_describe_failure(leading, failure_count))
+    if failure_count:
+        raise RunError(
+            f"{failure_count:,} of {success_count + failure_count:,} inputs have no answer; their rows say why"
+        )
 
 
 def _describe_failure(leading: list[Answer], count: int) -> str:
@@ -177,10 +179,10 @@ def is_override(word: str) -> bool:
 _KEYS = {"device", "paths", "task", "trainer", "checkpoint", "tracking", "trust", "trusted_modules", "seed"}
 
 
-def list_remarks(saved: SavedModel) -> list[str]:
+def list_remarks(saved_model: SavedModel) -> list[str]:
     """Warn that preprocessing inside the user's own data code is not repeated for the inputs."""
-    target = str(saved.settings.data.target)
+    target = str(saved_model.settings.data.target)
     if target.startswith("dlrun."):
         return []
-    constants = "spec.mean and spec.std" if saved.spec.mean else "nothing, as spec.mean is empty"
+    constants = "spec.mean and spec.std" if saved_model.spec.mean else "nothing, as spec.mean is empty"
     return [f"the inputs are normalized by {constants}; what else {target} does to its data is not done to them"]

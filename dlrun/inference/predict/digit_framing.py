@@ -132,8 +132,8 @@ def _thicken_lines(figure: Grey, stroke: float) -> tuple[Grey, bool]:
     y, x = np.indices((2 * radius + 1, 2 * radius + 1)) - radius
     # A disc thickens lines equally in all directions.
     disc = y**2 + x**2 <= radius**2 + radius
-    thickened: Grey = ndimage.grey_dilation(np.pad(figure, radius), footprint=disc)
-    return thickened, True
+    thick_figure: Grey = ndimage.grey_dilation(np.pad(figure, radius), footprint=disc)
+    return thick_figure, True
 
 
 def _resize(image: Grey, height: int, width: int) -> Grey:

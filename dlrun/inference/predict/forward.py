@@ -15,21 +15,21 @@ from dlrun.inference.saved_model import SavedModel
 from dlrun.runs.folder import format_path
 
 
-def refuse_several_inputs(saved: SavedModel) -> None:
+def refuse_several_inputs(saved_model: SavedModel) -> None:
     """Raise RequestError for a user's model that takes more tensors than are read for its kind of data."""
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     names = []
-    for name, parameter in inspect.signature(saved.model.forward).parameters.items():
+    for name, parameter in inspect.signature(saved_model.model.forward).parameters.items():
         if parameter.kind in positional and parameter.default is inspect.Parameter.empty:
             names.append(name)
     # Sequences come as codes and lengths.
-    if len(names) <= (2 if saved.spec.kind == "tokens" else 1):
+    if len(names) <= (2 if saved_model.spec.kind == "tokens" else 1):
         return
 
-    place = format_path(saved.folder or saved.path)
+    place = format_path(saved_model.folder or saved_model.path)
     # The advice is a Python call, even when asked for in a terminal.
     with advise_in_python("load"):
-        call = suggest_command("eval", place, modules=find_own_modules(saved.settings.plain))
+        call = suggest_command("eval", place, modules=find_own_modules(saved_model.settings.plain))
     arguments = ", ".join(names)
     raise RequestError(
         f"the model takes {len(names)} inputs ({arguments}), and predict reads one; give it tensors of rows in Python: "
@@ -37,27 +37,27 @@ def refuse_several_inputs(saved: SavedModel) -> None:
     )
 
 
-def choose_batch_size(saved: SavedModel) -> int:
+def choose_batch_size(saved_model: SavedModel) -> int:
     """Return the number of rows of an evaluation batch."""
-    keys = saved.settings.data.keys
+    keys = saved_model.settings.data.keys
     # As in evaluation: without gradients larger batches than in training fit into memory.
     return keys.eval_batch_size or max(keys.batch_size, 256)
 
 
 @torch.inference_mode()
-def compute_outputs(saved: SavedModel, inputs: tuple[Tensor, ...]) -> Tensor:
+def compute_outputs(saved_model: SavedModel, inputs: tuple[Tensor, ...]) -> Tensor:
     """Return the model's outputs on the CPU, float32 or wider, for a row along the first dimension of each input.
 
     inputs: (x,), normalized, or (codes, lengths), as in a Split; of any float type, on any device. They pass through
     the model in batches, in evaluation mode, with the memory format and precision of the run; the mode of the model is
     restored afterwards.
     """
-    process = saved.process
-    model = saved.model
-    is_channels_last = build.wants_channels_last(model, saved.spec, process)
-    placement = Placement(process.device, process.dtype, saved.spec, is_channels_last)
+    process = saved_model.process
+    model = saved_model.model
+    is_channels_last = build.wants_channels_last(model, saved_model.spec, process)
+    placement = Placement(process.device, process.dtype, saved_model.spec, is_channels_last)
 
-    batch_size = choose_batch_size(saved)
+    batch_size = choose_batch_size(saved_model)
     batches = zip(*(torch.split(x, batch_size) for x in inputs), strict=True)
     blocks = []
     for batch in batches:

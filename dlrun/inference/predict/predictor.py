@@ -25,15 +25,15 @@ _Row = Prepared | str
 _Prediction = dict[str, Any] | str
 
 
-def predict_inputs(saved: SavedModel, inputs: Iterable[str], top: int = 1) -> Iterator[Answer]:
+def predict_inputs(saved_model: SavedModel, inputs: Iterable[str], top: int = 1) -> Iterator[Answer]:
     """Yield an answer for each input that the words name, in their order; with the `top` most likely classes.
 
     inputs: files, folders, texts, rows, or "-", as the reader's `accepted_inputs` says. An input that cannot be read or
     that the model does not take gets an answer with an error; the others are unaffected.
     """
-    reader = make_reader(saved)
+    reader = make_reader(saved_model)
     prepare = _wrap_prepare(reader)
-    batch_size = forward.choose_batch_size(saved)
+    batch_size = forward.choose_batch_size(saved_model)
     # A generator: files are opened as their rows are needed.
     items = _read_items(reader, inputs)
     with ThreadPoolExecutor(_DECODER_THREADS) as pool:
@@ -41,15 +41,15 @@ def predict_inputs(saved: SavedModel, inputs: Iterable[str], top: int = 1) -> It
         map_rows = pool.map if isinstance(reader, ImageReader) else map
         while batch := list(islice(items, batch_size)):
             rows = list(map_rows(prepare, batch))
-            yield from _answer_batch(saved, reader, batch, rows, top)
+            yield from _answer_batch(saved_model, reader, batch, rows, top)
 
 
-def make_reader(saved: SavedModel) -> Reader:
+def make_reader(saved_model: SavedModel) -> Reader:
     """Return the reader of inputs for the model's kind of data."""
-    spec = saved.spec
-    data = saved.settings.data
+    spec = saved_model.spec
+    data = saved_model.settings.data
     if spec.kind == "image":
-        return ImageReader(spec, find_framing(saved), crops=data.target == "dlrun.data.folders.image_folder")
+        return ImageReader(spec, find_framing(saved_model), crops=data.target == "dlrun.data.folders.image_folder")
     if spec.kind == "tokens":
         return TextReader(spec)
     if data.target != "dlrun.data.tabular.csv":
@@ -58,14 +58,14 @@ def make_reader(saved: SavedModel) -> Reader:
     return TableReader(spec, data.arguments.get("target", -1), str(data.arguments.get("delimiter", ",")))
 
 
-def find_framing(saved: SavedModel) -> tuple[float, ...]:
+def find_framing(saved_model: SavedModel) -> tuple[float, ...]:
     """Return how figures are framed in the training images; empty if they hold none or that is not known."""
-    if "framing" in saved.state.get("spec", {}):
-        return saved.spec.framing
+    if "framing" in saved_model.state.get("spec", {}):
+        return saved_model.spec.framing
 
     # Older checkpoints and full models do not record it.
     try:
-        return saved.raw_splits.spec.framing
+        return saved_model.raw_splits.spec.framing
     except DataError:
         return ()
 
@@ -92,11 +92,13 @@ def _wrap_prepare(reader: Reader) -> Callable[[Item], _Row]:
     return prepare
 
 
-def _answer_batch(saved: SavedModel, reader: Reader, items: list[Item], rows: list[_Row], top: int) -> Iterator[Answer]:
+def _answer_batch(
+    saved_model: SavedModel, reader: Reader, items: list[Item], rows: list[_Row], top: int
+) -> Iterator[Answer]:
     """Yield an answer for each item of a batch, in order."""
     readable_rows = [row for row in rows if isinstance(row, Prepared)]
     # Rows that could not be read are left out of the batch, and their answers put back in place.
-    predictions = iter(_predict_rows(saved, reader, readable_rows, top))
+    predictions = iter(_predict_rows(saved_model, reader, readable_rows, top))
     for item, row in zip(items, rows, strict=True):
         if isinstance(row, str):
             yield Answer(item.name, label=item.label, error=row, where=item.where)
@@ -107,14 +109,14 @@ def _answer_batch(saved: SavedModel, reader: Reader, items: list[Item], rows: li
         yield Answer(item.name, label=item.label, note=row.note, where=item.where, **fields)
 
 
-def _predict_rows(saved: SavedModel, reader: Reader, rows: list[Prepared], top: int) -> list[_Prediction]:
+def _predict_rows(saved_model: SavedModel, reader: Reader, rows: list[Prepared], top: int) -> list[_Prediction]:
     """Predict the rows together; if the model fails, one by one, to find those that it does not take."""
     if not rows:
         return []
     inputs = reader.collate(rows)
     try:
-        outputs = forward.compute_outputs(saved, inputs)
-        return [*_interpret_outputs(saved, inputs, outputs, top)]
+        outputs = forward.compute_outputs(saved_model, inputs)
+        return [*_interpret_outputs(saved_model, inputs, outputs, top)]
     except (RuntimeError, IndexError, ValueError, TypeError) as error:
         # The model may be the user's own, and a row unlike those of training.
         if len(rows) == 1:
@@ -124,24 +126,24 @@ def _predict_rows(saved: SavedModel, reader: Reader, rows: list[Prepared], top: 
 
         predictions: list[_Prediction] = []
         for row in rows:
-            predictions += _predict_rows(saved, reader, [row], top)
+            predictions += _predict_rows(saved_model, reader, [row], top)
         return predictions
 
 
 def _interpret_outputs(
-    saved: SavedModel, inputs: tuple[Tensor, ...], outputs: Tensor, top: int
+    saved_model: SavedModel, inputs: tuple[Tensor, ...], outputs: Tensor, top: int
 ) -> list[dict[str, Any]]:
     """Return the fields of an Answer that each row of outputs stands for: values or choices."""
-    task = saved.task
+    task = saved_model.task
     if task.spec.task == "regression":
         # A model with one output may return (N,) or (N, 1).
         table = outputs.numpy().reshape(len(outputs), -1)
         return [{"values": tuple(map(_to_shortest_float, row))} for row in table]
 
     if task.spec.task == "tagging":
-        choices = join_tags(task, outputs, inputs[1], saved.class_names)
+        choices = join_tags(task, outputs, inputs[1], saved_model.class_names)
     else:
-        choices = rank_classes(task, outputs, saved.class_names, top)
+        choices = rank_classes(task, outputs, saved_model.class_names, top)
     return [{"choices": row} for row in choices]
 
 

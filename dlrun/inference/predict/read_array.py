@@ -22,8 +22,8 @@ def read_array_rows(path: Path, shape: tuple[int, ...]) -> Iterator[Item]:
         raise DataError(f"it cannot be read as an array: {' '.join(str(error).split())[:160]}") from error
 
     # Grey images are often saved without their one channel.
-    squeezed = tuple(size for size in shape if size != 1)
-    if array.dtype.kind not in "fiub" or array.shape[1:] not in (shape, squeezed) or array.ndim == 0:
+    squeezed_shape = tuple(size for size in shape if size != 1)
+    if array.dtype.kind not in "fiub" or array.shape[1:] not in (shape, squeezed_shape) or array.ndim == 0:
         array_shape = "×".join(map(str, array.shape))
         row_shape = "×".join(map(str, shape))
         raise DataError(f"it holds {array.dtype} of shape {array_shape}, and the model takes numbers of N×{row_shape}")

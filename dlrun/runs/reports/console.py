@@ -70,9 +70,9 @@ class Console:
         self._early_output = io.StringIO()
         self.log = _Escaping(file=self._early_output, width=_LOG_WIDTH, no_color=True, **_get_notebook_settings())
 
-    def open_log(self, path: Path, unsaved: DiskProblems | None = None) -> None:
+    def open_log(self, path: Path, disk_problems: DiskProblems | None = None) -> None:
         """Write run.log from here on, starting with the output so far."""
-        file: Any = GrowingFile(path, "run.log", unsaved or DiskProblems())
+        file: Any = GrowingFile(path, "run.log", disk_problems or DiskProblems())
         file.write(self._early_output.getvalue())
         self.log = _Escaping(file=file, width=_LOG_WIDTH, no_color=True, **_get_notebook_settings())
         self.is_logged = True

@@ -187,8 +187,8 @@ def _draw_line(
     y = list[float]()
     for setting in settings:
         value = setting.values[key]
-        shifted = value * (high / low) ** 0.015 if is_log else value + 0.015 * (high - low)
-        x += [shifted] * len(setting.by_seed)
+        position = value * (high / low) ** 0.015 if is_log else value + 0.015 * (high - low)
+        x += [position] * len(setting.by_seed)
         y += setting.by_seed.values()
     axes.plot(x, y, ".", color=color, alpha=0.6, markersize=5)
 

@@ -67,8 +67,8 @@ def format_estimate(score: Estimate, ranking: Ranking) -> str:
 def list_headers(ranking: Ranking) -> list[str]:
     """The names of all columns, those of the varying keys first."""
     names = list(shorten_keys(ranking.keys).values()) or ["setting"]
-    failed = ["failed"] if _has_unusable(ranking) else []
-    return [*names, "n", ranking.metric, INTERVAL, EPOCH, LAST, *ranking.test_metrics, SECONDS, *failed]
+    failure_header = ["failed"] if _has_unusable(ranking) else []
+    return [*names, "n", ranking.metric, INTERVAL, EPOCH, LAST, *ranking.test_metrics, SECONDS, *failure_header]
 
 
 def list_rows(ranking: Ranking) -> list[list[str]]:

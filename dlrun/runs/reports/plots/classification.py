@@ -66,16 +66,16 @@ def draw_reliability(calibration: Calibration, split: str) -> "Figure":
     bins = len(counts)
     width = 1 / bins
     middle = (np.arange(bins) + 0.5) / bins
-    filled = counts > 0
+    has_rows = counts > 0
 
     upper.plot([0, 1], [0, 1], "--", color="gray", linewidth=1, label="calibrated")
     upper.bar(
-        middle[filled], frequency[filled], width, color="tab:blue", alpha=0.75, edgecolor="white", label="came true"
+        middle[has_rows], frequency[has_rows], width, color="tab:blue", alpha=0.75, edgecolor="white", label="came true"
     )
-    bottom = np.minimum(frequency, confidence)[filled]
-    gap = np.abs(frequency - confidence)[filled]
-    hatched = {"facecolor": "none", "edgecolor": "tab:red", "hatch": "///", "linewidth": 0.8}
-    upper.bar(middle[filled], gap, width, bottom=bottom, label="gap", **hatched)
+    bottom = np.minimum(frequency, confidence)[has_rows]
+    gap = np.abs(frequency - confidence)[has_rows]
+    hatching = {"facecolor": "none", "edgecolor": "tab:red", "hatch": "///", "linewidth": 0.8}
+    upper.bar(middle[has_rows], gap, width, bottom=bottom, label="gap", **hatching)
     upper.set(ylabel="share that came true", xlim=(0, 1), ylim=(0, 1.02))
     upper.set_title(f"Calibration on {split}: ECE {calibration.ece:.4f}")
     upper.legend(loc="upper left")
@@ -83,7 +83,7 @@ def draw_reliability(calibration: Calibration, split: str) -> "Figure":
     lower.bar(middle, counts, width, color="tab:blue", alpha=0.75, edgecolor="white")
     lower.set(xlabel=f"probability of {canvas.escape_label(calibration.of)}", ylabel="rows")
     # A confident model has most rows in its last bin, beside which the others would vanish.
-    canvas.use_log_scale_if_wide(lower, counts[filled])
+    canvas.use_log_scale_if_wide(lower, counts[has_rows])
     # On a log scale from 0.5, so that a bin of one row has a bar.
     lower.set_ylim(bottom=0.5 if lower.get_yscale() == "log" else 0)
 

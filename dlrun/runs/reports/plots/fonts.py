@@ -48,10 +48,10 @@ def find_families(text: str) -> list[str]:
     lacking = letters - _read_letters(findfont(_OWN)) - _missing
     if lacking:
         for name, path in _list_installed():
-            covered = lacking & _read_letters(path)
-            if covered:
+            new_letters = lacking & _read_letters(path)
+            if new_letters:
                 families.append(name)
-                lacking -= covered
+                lacking -= new_letters
             if not lacking:
                 break
 
@@ -67,10 +67,10 @@ def describe_missing_letters() -> list[str]:
     if not letters:
         return []
 
-    shown = "".join(map(chr, letters[:10]))
+    first_letters = "".join(map(chr, letters[:10]))
     more = f" and {len(letters) - 10} more" if len(letters) > 10 else ""
     return [
-        f"no installed font has the letters {shown}{more}, and they are empty boxes in the pictures; "
+        f"no installed font has the letters {first_letters}{more}, and they are empty boxes in the pictures; "
         f"install one ({PACKAGES})"
     ]
 

@@ -18,7 +18,7 @@ def draw_range_test(
     losses: Sequence[float],
     smooth: ArrayLike,
     lowest: int,
-    suggested: float | None,
+    suggestion: float | None,
     diverging: float | None,
     title: str,
 ) -> "Figure":
@@ -32,8 +32,8 @@ def draw_range_test(
     axes.plot(rates, losses, "-", color="tab:blue", alpha=FAINT, label="loss of a batch")
     axes.plot(rates, curve, "-", color="tab:blue", linewidth=2, label="smoothed")
     axes.plot(rates[lowest], curve[lowest], "o", color="tab:blue", label=f"about lowest, at {rates[lowest]:.2g}")
-    if suggested is not None:
-        axes.axvline(suggested, color="tab:green", linestyle="--", label=f"suggested: {suggested:g}")
+    if suggestion is not None:
+        axes.axvline(suggestion, color="tab:green", linestyle="--", label=f"suggested: {suggestion:g}")
     if diverging is not None:
         label = f"diverges from {diverging:.2g} on"
         axes.axvspan(diverging, max(rates[-1], diverging * 1.5), color="tab:red", alpha=0.15, label=label)
