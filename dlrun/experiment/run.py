@@ -357,7 +357,7 @@ def start_recording(
     spec = context.splits.spec
 
     # Hashes come before pictures, which may fail.
-    hashes = WeightHashes(context.state.model, folder, run_logger.unsaved)
+    hashes = WeightHashes(context.state.model, folder, run_logger.disk_problems)
     callbacks: list[Callback] = [hashes]
     if tracking.evolution_every_epochs or spec.task == "tagging":
         callbacks.append(evolution.Evolution(context, folder, tracking.evolution_every_epochs or 1, run_logger))
@@ -376,7 +376,7 @@ def start_recording(
 
     if tracking.diagnose:
         callbacks.append(Diagnostics(context, logger.read_rows(folder), console.say))
-    return [Tolerant(callback, run_logger.unsaved) for callback in callbacks]
+    return [Tolerant(callback, run_logger.disk_problems) for callback in callbacks]
 
 
 def start_profile(
@@ -411,7 +411,7 @@ def finish(
 
     is_alone: False for one of several runs whose expectations are checked together.
     """
-    unsaved = run_logger.unsaved
+    unsaved = run_logger.disk_problems
     # From here on events go into a file of their own, which a resumed run drops.
     run_logger.start_final_events()
     # Hash and measure the weights of the last step, before the best ones replace them.
