@@ -103,7 +103,7 @@ COMMAND_HELP = {
         about="Compare finished runs: a table with mean and spread over seeds beside the trivial answer, "
         "verdicts, pictures and a page. The comparison of a single sweep is written into the sweep's folder.",
         words=[("DIR", "a run, a sweep, or a folder of them")],
-        options=[("paths.outputs=outputs", "where comparisons/ is made")],
+        options=[("paths.outputs=outputs", "where comparisons/ is created")],
         examples=["dlrun compare outputs", "dlrun compare runs/mine runs/other"],
         overview=[("compare DIR ...", "table and pictures of finished runs")],
     ),
@@ -143,7 +143,7 @@ COMMAND_HELP = {
         about="Raise the learning rate from step to step, look at the loss and suggest a rate. Only a picture of it "
         "is kept, in outputs/check_lr/.",
         words=[_KEYS],
-        options=[("paths.outputs=outputs", "where check_lr/ is made")],
+        options=[("paths.outputs=outputs", "where check_lr/ is created")],
         examples=["dlrun check lr data=blobs", "dlrun check lr data=blobs optimizer=sgd"],
         overview=[("check lr [key=value ...]", "a learning rate to begin with")],
     ),

@@ -26,10 +26,10 @@ from dlrun.runs.record import STATUSES
 SCRIPTS = {
     "bash": r"""
 _dlrun() {
-    local found
+    local word
     COMPREPLY=()
-    while IFS= read -r found; do
-        COMPREPLY+=("$found")
+    while IFS= read -r word; do
+        COMPREPLY+=("$word")
     done < <("${COMP_WORDS[0]}" completion words bash "${COMP_LINE:0:COMP_POINT}" 2>/dev/null)
     if [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *[=./] ]]; then
         compopt -o nospace 2>/dev/null
@@ -40,11 +40,11 @@ complete -o default -o nosort -F _dlrun dlrun 2>/dev/null || complete -o default
     "zsh": r"""
 (( $+functions[compdef] )) || { autoload -Uz compinit && compinit -i }
 _dlrun() {
-    local -a found
-    found=("${(@f)$("${words[1]}" completion words zsh "${(j: :)words[1,CURRENT-1]} $PREFIX" 2>/dev/null)}")
-    compadd -Q -S '' -- ${(M)found:#*[=./]}
-    compadd -Q -- ${${found:#*[=./]}:#}
-    [[ -n "$found" ]] || _files
+    local -a matches
+    matches=("${(@f)$("${words[1]}" completion words zsh "${(j: :)words[1,CURRENT-1]} $PREFIX" 2>/dev/null)}")
+    compadd -Q -S '' -- ${(M)matches:#*[=./]}
+    compadd -Q -- ${${matches:#*[=./]}:#}
+    [[ -n "$matches" ]] || _files
 }
 compdef _dlrun dlrun
 """,

@@ -133,7 +133,7 @@ def put_flags_first(words: Sequence[str], overrides: Sequence[str]) -> list[str]
 def run_hydra(words: Sequence[str], flags: argparse.Namespace, task_function: Callable[[DictConfig], None]) -> None:
     """Run `hydra.main` over a command line and call `task_function` with each config that it composes.
 
-    words: as `put_flags_first` orders them. No job is started and no folder is made. Exceptions of Hydra, OmegaConf
+    words: as `put_flags_first` orders them. No job is started and no folder is created. Exceptions of Hydra, OmegaConf
     and dlrun pass through; those of Hydra's parser and of PyYAML become HydraException.
     """
     stderr = io.StringIO()
@@ -217,7 +217,7 @@ def _compose_once(flags: argparse.Namespace) -> contextlib.AbstractContextManage
 
 
 def _check_before(run: Callable[..., Any], mode: RunMode) -> Callable[..., Any]:
-    """Wrap Hydra's `run` or `multirun` to refuse what dlrun does not support before anything is made of the config."""
+    """Wrap Hydra's `run` or `multirun` to refuse what dlrun does not support, before anything is built from it."""
 
     def check_and_run(hydra_itself: Hydra, config_name: str, *arguments: Any, **keywords: Any) -> Any:
         overrides = keywords["overrides"]
@@ -235,8 +235,8 @@ def _refuse_partial(raw_config: DictConfig, name: str) -> None:
     """RequestError for a config of the user's own that does not build on dlrun's."""
     if any(block.name not in raw_config for block in fields(schema.Config)):
         raise RequestError(
-            f"--config-name {name} is no whole config; begin that file with defaults: [config, _self_], so that it "
-            "changes dlrun's own"
+            f"--config-name {name} is not a complete config; begin that file with defaults: [config, _self_], so that "
+            "it changes dlrun's own"
         )
 
 

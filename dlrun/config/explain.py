@@ -31,8 +31,8 @@ _SENTENCES = (
     (r"force-add of config groups is not supported: '\+*([^']+)'", "leave out the ++ and type {0}"),
     (r"Could not append to config\. An item is already at '([^']+)'", "{0} is there already; leave out the + and "
      "type {0}=..."),
-    (r"Could not delete '([^']+)'\. No match in the defaults list", "~{0} is not chosen, so it cannot be taken "
-     "away; leave it out"),
+    (r"Could not delete '([^']+)'\. No match in the defaults list", "~{0} is not chosen, so it cannot be "
+     "removed; leave it out"),
     (r"Could not override '([^']+)'\. No match in the defaults list", "{0} is no group; its defaults list may "
      "override those of `dlrun ls`"),
     (r"Cannot merge DictConfig with ListConfig", "the file is a list; type key: value into it"),
@@ -149,7 +149,7 @@ def _explain_wrong_value(cause: OmegaConfBaseException, words: list[str]) -> str
     field = find_field(schema.Config, key)
 
     if "does not support deletion" in text:
-        return f"{key} cannot be taken away; leave out ~{key}, or type {key}=..."
+        return f"{key} cannot be removed; leave out ~{key}, or type {key}=..."
     if "nterpolation" in text or field is None:
         place = next((word for word in words if "${" in word), key)
         return f"{place}: {text}; type a value" if place else text

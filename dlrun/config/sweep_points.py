@@ -29,7 +29,9 @@ def _list_values(override: Override) -> list[str]:
 
     key = override.get_key_element()
     if key.startswith("sweep."):
-        raise RequestError(f"{override.input_line} names several values, and is of the whole sweep; type one of them")
+        raise RequestError(
+            f"{override.input_line} names several values, and applies to the whole sweep; type one of them"
+        )
     if isinstance(override.value(), IntervalSweep):
         raise RequestError(f"{override.input_line} names no single values; type {key}=range(<from>,<to>,<step>)")
 
@@ -94,7 +96,9 @@ def expand_points(
         for override in overrides:
             if override.get_key_element().startswith("sweep."):
                 word = override.input_line
-                raise RequestError(f"{word} is of the whole sweep, not of a point; type it outside of sweep.points")
+                raise RequestError(
+                    f"{word} applies to the whole sweep, not to a point; type it outside of sweep.points"
+                )
         points += combine(overrides)
 
     # Two lines may name the same run.

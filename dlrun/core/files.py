@@ -35,7 +35,7 @@ def is_about(error: OSError, folder: Path) -> bool:
 
 @contextlib.contextmanager
 def convert_write_errors(folder: Path, instead: str) -> Iterator[None]:
-    """Raise RequestError if the disk does not take what the block writes into a folder.
+    """Raise RequestError if the disk refuses what the block writes into a folder.
 
     instead: the advice at the end of the message. Errors of other files, and of the user's own code, pass as they are.
     """

@@ -79,7 +79,7 @@ def evaluate(words: list[str]) -> dict[str, float]:
     # Of several split= words the first counts.
     split = split_words[0].removeprefix("split=") if split_words else None
     if split is not None and split not in SPLITS:
-        raise RequestError(f"split={split} is none; {did_you_mean(split, SPLITS)}type split={', '.join(SPLITS)}")
+        raise RequestError(f"split={split} is not a split; {did_you_mean(split, SPLITS)}type split={', '.join(SPLITS)}")
     unheeded.refuse_unheeded(words[1:], "dlrun eval")
 
     console = Console()

@@ -4,7 +4,7 @@ weight = 2.0 ± 1e-6              a value, in every run
 final/mse <= 1e-12               also < > >=
 answer(4) in 0.84..0.91          both ends included
 answer(hello) = ohlol            a text
-warnings say one class           a sentence that the run said
+warnings say one class           a warning of the run holds these words
 mean test/accuracy >= 0.74       over the runs
 at least 9: train/mse < 0.01     of the runs
 same train/loss ± 1e-6           in all runs, epoch by epoch where it is recorded so

@@ -184,7 +184,7 @@ def parse_query(words: Sequence[str], command: str) -> Query:
     for pattern in query.filters.get("status", []):
         if not any(fnmatchcase(status, pattern) for status in STATUSES):
             hint = did_you_mean(pattern, STATUSES, "status=")
-            raise RequestError(f"status={pattern} is none; {hint}type one of {', '.join(STATUSES)}")
+            raise RequestError(f"status={pattern} is not a status; {hint}type one of {', '.join(STATUSES)}")
     return query
 
 

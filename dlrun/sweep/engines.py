@@ -1,4 +1,4 @@
-"""The interface of what runs the jobs of a sweep, and the engine that runs them one after the other."""
+"""The interface of an engine, which runs the jobs of a sweep, and the engine that runs them one after the other."""
 
 import contextlib
 import traceback

@@ -138,7 +138,7 @@ def drop_duplicates(jobs: Sequence[Job]) -> tuple[list[Job], list[str]]:
     for job in jobs:
         first = jobs_by_key.setdefault(job.key, job)
         if job.label != first.label:
-            notes.append(f"{job.label} is the same run as {first.label}, and is made once")
+            notes.append(f"{job.label} is the same run as {first.label}, and runs once")
 
     # Two jobs in one folder would overwrite each other.
     folders = set[Path]()

@@ -238,7 +238,7 @@ def conclude(console: Console, ledger: Ledger, jobs: Sequence[Job], errors: dict
 
     if pending:
         command = format_resume_command(ledger.folder, jobs)
-        console.say(f"not begun: {pending} of {len(ledger.entries)} runs; {command}")
+        console.say(f"not started: {pending} of {len(ledger.entries)} runs; {command}")
     return is_as_expected
 
 
@@ -299,7 +299,7 @@ class Watcher:
         if self.display.failure_count:
             text += f", {self.display.failure_count} failed"
         if self.is_stopping:
-            text += " (sweep.fail_fast=true: the others were not begun)"
+            text += " (sweep.fail_fast=true: the others were not started)"
         text += f" in {format_duration(seconds)}"
         if finished_count == total:
             text += f", {format_size(self._count_bytes())}"

@@ -264,8 +264,11 @@ def conf(dlrun: Callable[..., Any], tmp_path: Path) -> Path:
         (["--config-name", "launcher"], "hydra/launcher in {conf}/launcher.yaml has no effect in dlrun: type sweep.jo"),
         (["experiment=name"], "hydra.job.name in {conf}/experiment/name.yaml has no effect in dlrun: a run is called"),
         (["experiment=callbacks"], "hydra.callbacks.mine._target_ in {conf}/experiment/callbacks.yaml has no effect"),
-        (["--config-name", "partial"], "partial is no whole config; begin that file with defaults: [config, _self_]"),
-        (["-m", "seed=0,1", "--config-name", "partial"], "partial is no whole config; begin that file with"),
+        (
+            ["--config-name", "partial"],
+            "partial is not a complete config; begin that file with defaults: [config, _self_]",
+        ),
+        (["-m", "seed=0,1", "--config-name", "partial"], "partial is not a complete config; begin that file with"),
         (["-m", "seed=0,1", "hydra.run.dir=x"], "is for a single run; type sweep.dir=x for the folder of a sweep"),
         (["hydra.sweep.dir=x"], "hydra.sweep.dir=x is for a sweep; add -m, or leave it out"),
     ],

@@ -134,7 +134,7 @@ def test_newest_first_and_filters(make: Make) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["status=fail"], r"status=fail is none; did you mean status=failed\? type one of running, "),
+        (["status=fail"], r"status=fail is not a status; did you mean status=failed\? type one of running, "),
         (["optimzer=sgd"], r"no run has a key optimzer; did you mean optimizer\?"),
         (["nowhere"], "there is no folder nowhere; .* takes folders and filters, as in status=failed"),
         (["model="], "not model="),

@@ -22,7 +22,7 @@ def test_settings_of_sweeps_are_refused_for_a_single_run(dlrun: Callable[..., An
 def test_a_point_that_sets_the_whole_sweep_is_refused(dlrun: Callable[..., Any]) -> None:
     done = dlrun(*TINY, "sweep.points=['seed=1 sweep.jobs=2']")
     assert done.code == 2
-    assert "sweep.jobs=2 is of the whole sweep" in done.err
+    assert "sweep.jobs=2 applies to the whole sweep" in done.err
 
 
 def test_flags_may_stand_between_overrides(dlrun: Callable[..., Any], tmp_path: Path) -> None:

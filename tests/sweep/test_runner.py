@@ -116,7 +116,7 @@ def test_the_first_failure_can_end_the_sweep(dlrun: Callable, tmp_path: Path) ->
     words = ("-m", *TINY, "trainer.epochs=3", "sweep.dir=s", "optimizer.lr=1e30,0.1,0.2")
     done = dlrun(*words, "sweep.fail_fast=true")
     assert done.code == 1
-    assert "0 of 3 runs finished, 1 failed (sweep.fail_fast=true: the others were not begun)" in done.out
+    assert "0 of 3 runs finished, 1 failed (sweep.fail_fast=true: the others were not started)" in done.out
     assert statuses(tmp_path / "s") == ["failed"]
     again = dlrun(*words)
     assert again.code == 1

@@ -132,7 +132,7 @@ def parse_words(words: Sequence[str]) -> PredictRequest:
     request.format = flags.get("--format", "table")
     if request.format not in FORMATS:
         hint = did_you_mean(request.format, FORMATS, "--format ")
-        raise RequestError(f"--format {request.format} is none; {hint}type one of {', '.join(FORMATS)}")
+        raise RequestError(f"--format {request.format} is not a format; {hint}type one of {', '.join(FORMATS)}")
     top = flags.get("--top", "1")
     if not top.isdecimal() or int(top) < 1:
         raise RequestError(f"--top {top} must be a number from 1 on, as in --top 3")
