@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dlrun.core import lock
 from dlrun.core.errors import RequestError
+from dlrun.core.format import format_folder_name
 from dlrun.core.terminal import escape_line, write_error, write_out
 from dlrun.runs.query import Query, count_bytes, is_stamped, list_typed_overrides, parse_query, read_start
 from dlrun.runs.record import RunRecord
@@ -90,20 +91,23 @@ def list_cells(run: RunRecord) -> list[str]:
 
 
 def describe_choice(run: RunRecord) -> str:
-    """Time, model, data, optimizer and further overrides, as far as the folder's name does not tell them.
+    """Name, time, model, data, optimizer and further overrides, as far as the folder's name does not tell them.
 
     Of a damaged run, its first damage.
     """
     if run.recorded_status == "damaged":
         return run.damage[0]
 
+    words = []
+    if run.name and format_folder_name(run.name) not in run.folder.name:
+        words.append(run.name)
+
     model = run.choices.get("model", "")
     data = run.choices.get("data", "")
     optimizer = run.choices.get("optimizer", "")
     if run.sweep is not None:
-        return f"{model} {data} {optimizer}".strip()
+        return " ".join([*words, model, data, optimizer]).strip()
 
-    words = []
     if not is_stamped(run.folder):
         start_time = datetime.fromtimestamp(read_start(run)[0])
         words.append(f"{start_time:%Y-%m-%d %H:%M}")

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -292,7 +292,9 @@ def from_saved(saved: dict[str, Any], choices: dict[str, str], overrides: list[s
     plain = literals.hide(schema.strip_permissions(saved))
     defaults = schema.Config()
     no_permissions = {key: getattr(defaults, key) for key in schema.PERMISSIONS}
-    config = OmegaConf.create({**plain, **no_permissions})
+    # Runs of older versions have no such section, and may be given a name.
+    labels = asdict(schema.RunConfig())
+    config = OmegaConf.create({"run": labels, **plain, **no_permissions})
 
     new_choices = dict(choices)
     trusted_modules: list[str] = []

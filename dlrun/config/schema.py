@@ -31,7 +31,7 @@ PERMISSIONS = ("trust", "trusted_modules")
 # Keys that may differ between two runs that are the same run.
 NOT_IDENTITY = (
     "paths", "device", "tracking", "figures", "hydra", "sweep",
-    "resume", "trust", "trusted_modules", "probes", "expect", "strict", "preflight",
+    "resume", "trust", "trusted_modules", "probes", "expect", "strict", "preflight", "run",
 )  # fmt: skip
 
 
@@ -182,6 +182,15 @@ class SweepConfig:
 
 
 @dataclass
+class RunConfig:
+    """What a run is called: for people who look for it, without an effect on its training."""
+
+    name: str | None = None  # part of the name of its folder, in place of model and data
+    tags: list[str] = field(default_factory=list)
+    notes: str | None = None
+
+
+@dataclass
 class PathsConfig:
     """Folders of data and of runs."""
 
@@ -220,6 +229,7 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
     figures: bool = True
+    run: RunConfig = field(default_factory=RunConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
 
 

@@ -15,6 +15,7 @@ from dlrun.config.schema import (
     ModelKeys,
     OptimizerKeys,
     PathsConfig,
+    RunConfig,
     SchedulerKeys,
     SweepConfig,
     TaskConfig,
@@ -67,6 +68,7 @@ class Settings:
     device: DeviceConfig
     tracking: TrackingConfig
     sweep: SweepConfig
+    run: RunConfig
     paths: PathsConfig
 
     # The keys at the top of the config, as schema.Config describes them.

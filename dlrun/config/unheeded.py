@@ -41,7 +41,7 @@ _TRAINING = "it is for training"
 _OF_TRAINING = dict.fromkeys(
     ("trainer", "optimizer", "scheduler", "checkpoint", "tracking", "sweep", "expect", "strict", "probes",
      "preflight", "init_from", "resume", "model.init", "data.shuffle", "data.drop_last", "device.cuda_graph",
-     "device.compile", "device.timeout_seconds"),
+     "device.compile", "device.timeout_seconds", "run"),
     _TRAINING,
 )  # fmt: skip
 _OF_SAVED_RUNS = {**_OF_TRAINING, "paths.outputs": "what is written lies in the run's folder"}

@@ -2,10 +2,15 @@
 
 import re
 
+_MOST_BYTES = 200
+
 
 def format_folder_name(text: str, longest: int = 100) -> str:
     """`text` as the name of one folder, without characters that a shell or a file system minds, and not too long."""
     # [4] becomes 4: a dash in its place would make it look negative.
     text = re.sub(r"[\[\](){}'\"]", "", text)
     text = re.sub(r"[^\w.,=+-]+", "-", text)
-    return text.strip("-")[:longest] or "run"
+    text = text.strip("-")[:longest]
+
+    # File systems count bytes: at most 255 with the time before the name and a number behind it.
+    return text.encode()[:_MOST_BYTES].decode(errors="ignore") or "run"

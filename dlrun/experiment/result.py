@@ -46,6 +46,7 @@ def collect_result(
     if metrics:
         baseline = {key: value for key, value in baseline.items() if key in metrics}
     return {
+        "name": context.settings.run.name,
         "status": status,
         "metrics": metrics,
         "baseline": dict(baseline),

@@ -270,8 +270,9 @@ def open_folder(request: Request, context: RunContext, resumed: dict[str, Any] |
     if request.folder is not None:
         folder = run_folder.claim_folder(request.folder)
     else:
-        names = f"{request.choices.get('model', 'model')}_{request.choices.get('data', 'data')}"
-        folder = run_folder.create_folder(Path(context.settings.paths.outputs), names)
+        choice = f"{request.choices.get('model', 'model')}_{request.choices.get('data', 'data')}"
+        name = context.settings.run.name or choice
+        folder = run_folder.create_folder(Path(context.settings.paths.outputs), name)
 
     try:
         folder_lock.take(folder)
@@ -297,6 +298,7 @@ def reopen_folder(folder: Path, epoch: int, context: RunContext) -> None:
         for name in (RESULT, "report.html"):
             (folder / name).unlink(missing_ok=True)
         logger.truncate_after(folder, rows)
+        run_folder.update_labels(folder, context.settings.plain["run"])
 
 
 def describe_process(context: RunContext) -> dict[str, Any]:

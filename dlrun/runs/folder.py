@@ -1,6 +1,7 @@
 """Run folders: created, claimed, described by .hydra/ and environment.json, and cleared for a restart."""
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import json
@@ -15,14 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlrun.config.request import Request
-from dlrun.config.schema import strip_permission_words, strip_permissions
+from dlrun.config.schema import RunConfig, strip_permission_words, strip_permissions
 from dlrun.core.errors import RequestError, UnreadableError
 from dlrun.core.files import convert_write_errors, is_temporary, is_there, write_atomically
 from dlrun.core.format import format_folder_name
 from dlrun.core.inside import refuse_outside
 from dlrun.core.lock import Lock
 from dlrun.core.yaml import dump_yaml
-from dlrun.runs.record import ENVIRONMENT, FINGERPRINTS, METRICS, RESULT, RunRecord
+from dlrun.runs.record import CONFIG, ENVIRONMENT, FINGERPRINTS, METRICS, RESULT, RunRecord
 
 if TYPE_CHECKING:
     from dlrun.engine.device import Runtime
@@ -134,6 +135,14 @@ def write_description(folder: Path, request: Request, runtime: "Runtime") -> Non
         (hidden / "overrides.yaml").write_text(dump_yaml(strip_permission_words(request.overrides)))
         (hidden / "hydra.yaml").write_text(dump_yaml({"hydra": hydra}))
         write_json(folder / ENVIRONMENT, environment)
+
+
+def update_labels(folder: Path, labels: dict[str, Any]) -> None:
+    """Record another name, other tags or notes of a resumed run in its config; a damaged config stays as it is."""
+    config = RunRecord(folder).config
+    before = config.get("run") or dataclasses.asdict(RunConfig())
+    if config and before != labels:
+        write_atomically(folder / CONFIG, dump_yaml({**config, "run": labels}).encode())
 
 
 def remove_description(folder: Path, is_described: bool, is_new: bool) -> None:

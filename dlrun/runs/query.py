@@ -52,8 +52,8 @@ def list_typed_overrides(run: RunRecord) -> list[str]:
         with contextlib.suppress(ValueError):
             words = shlex.split(command)
 
-    # Choices have columns of their own in the lists, and paths do not tell what was trained.
-    prefixes = ("hydra.", "paths.", *(f"{group}=" for group in GROUPS))
+    # Choices and names have columns of their own in the lists, and paths do not tell what was trained.
+    prefixes = ("hydra.", "paths.", "run.", *(f"{group}=" for group in GROUPS))
     return [word for word in words if "=" in word and not word.startswith(prefixes)]
 
 

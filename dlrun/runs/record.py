@@ -84,6 +84,7 @@ FLAG: Check = (lambda value: isinstance(value, bool), "true or false")
 
 # The type of each key, if it is there: older versions of dlrun wrote fewer keys.
 RESULT_KEYS: dict[str, Check] = {
+    "name": allow_none(TEXT),
     "status": (lambda value: value in ENDED, f"one of {', '.join(ENDED)}"),
     "metrics": NUMBERS,
     "baseline": NUMBERS,
@@ -121,13 +122,14 @@ ENVIRONMENT_KEYS: dict[str, Check] = {
 }
 # Blocks that build one object, named by _target_.
 _TARGET_BLOCKS = ("data", "model", "optimizer", "scheduler")
-_BLOCKS = (*_TARGET_BLOCKS, "task", "trainer", "checkpoint", "device", "tracking", "paths")
+_BLOCKS = (*_TARGET_BLOCKS, "task", "trainer", "checkpoint", "device", "tracking", "run", "paths")
 CONFIG_KEYS: dict[str, Check] = {"seed": COUNT, **dict.fromkeys(_BLOCKS, allow_none(MAPPING))}
 # What is read from a saved config before its schema validates the rest.
 BLOCK_KEYS: dict[str, dict[str, Check]] = {
     **{group: {"_target_": allow_none(TEXT)} for group in _TARGET_BLOCKS},
     "trainer": {"epochs": allow_none(COUNT), "max_steps": allow_none(COUNT), "early_stopping": allow_none(MAPPING)},
     "checkpoint": {"monitor": allow_none(TEXT), "mode": allow_none(TEXT)},
+    "run": {"name": allow_none(TEXT), "tags": TEXTS, "notes": allow_none(TEXT)},
     "paths": {"data": allow_none(TEXT), "outputs": allow_none(TEXT)},
 }
 
@@ -455,6 +457,26 @@ class RunRecord:
     def seed(self) -> int:
         """The seed; 0 if the config has none."""
         return int(self.config.get("seed", 0))
+
+    @property
+    def name(self) -> str:
+        """The name that the user gave to the run; "" without one."""
+        # The result of a finished run spares reading its config, which takes milliseconds.
+        return str(self.result.get("name") or "") if self.result else str(self._get_label("name") or "")
+
+    @property
+    def tags(self) -> list[str]:
+        """The tags that the user gave to the run."""
+        return list(self._get_label("tags") or [])
+
+    @property
+    def notes(self) -> str:
+        """The user's text on the run; "" without one."""
+        return str(self._get_label("notes") or "")
+
+    def _get_label(self, key: str) -> Any:
+        # Runs of older versions have no such section.
+        return (self.config.get("run") or {}).get(key)
 
     @property
     def metric(self) -> str:

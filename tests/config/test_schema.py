@@ -28,6 +28,7 @@ SECTIONS: dict[str, type] = {
     "checkpoint": config.CheckpointConfig,
     "device": config.DeviceConfig,
     "tracking": config.TrackingConfig,
+    "run": config.RunConfig,
     "paths": config.PathsConfig,
 }
 KEYS = {
@@ -41,6 +42,7 @@ KEYS = {
     "checkpoint": "format monitor mode every_epochs every_steps keep",
     "device": "name index precision compile channels_last deterministic num_threads",
     "tracking": "graph",
+    "run": "name tags notes",
     "paths": "data outputs",
 }
 PUBLIC = [f"{group}.{name}".lstrip(".") for group, names in KEYS.items() for name in names.split()]
@@ -232,6 +234,9 @@ SAME = [
     "trusted_modules=[mynet]",
     "hydra.verbose=true",
     "data.root=elsewhere",
+    "run.name=baseline",
+    "run.tags=[a, b]",
+    "run.notes=as in the paper",
 ]
 OTHER = [
     "optimizer.lr=0.1001",

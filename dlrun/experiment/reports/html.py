@@ -52,6 +52,8 @@ def write_report(context: RunContext, folder: Path, result: dict[str, Any], rows
 def _write_headline(context: RunContext, result: dict[str, Any]) -> str:
     """The choice, and its second metric (accuracy, mse) beside the baseline's, on the last split that has it."""
     choice = f"{context.settings.model.choice} on {context.settings.data.choice}"
+    if context.settings.run.name:
+        choice = f"{context.settings.run.name}: {choice}"
     # The first metric is the loss, which says little beside another run's.
     names = context.objective.metric_names
     name = names[min(1, len(names) - 1)]
@@ -99,7 +101,7 @@ def _collect_facts(context: RunContext, folder: Path, result: dict[str, Any]) ->
     # Whoever removed environment.json has a page without it.
     record = RunRecord(folder)
     environment = record.environment
-    facts: list[tuple[str, str]] = []
+    facts = _list_labels(context)
     facts += [(key, str(environment[key])) for key in ("command", "started") if key in environment]
 
     # As the terminal described the run, with the optimizer as the config has it.
@@ -114,6 +116,13 @@ def _collect_facts(context: RunContext, folder: Path, result: dict[str, Any]) ->
     facts += record.machine.items()
     facts.append(("weights", f"sha256 {result['weights_sha256']}"))
     return facts
+
+
+def _list_labels(context: RunContext) -> list[tuple[str, str]]:
+    """Name, tags and notes of the run, as far as it has them."""
+    labels = context.settings.run
+    facts = {"name": labels.name, "tags": ", ".join(labels.tags), "notes": labels.notes}
+    return [(key, value) for key, value in facts.items() if value]
 
 
 def _describe_optimizer(context: RunContext) -> str:
