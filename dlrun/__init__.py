@@ -15,11 +15,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # torch is imported when something is trained or loaded, not before
     from typing import Any
 
+    from dlrun import runs
     from dlrun.core.errors import RequestError, RunError
     from dlrun.inference.api import Run, load, train
     from dlrun.inference.predictions import Predictions
 
-__all__ = ["Predictions", "RequestError", "Run", "RunError", "load", "train"]
+__all__ = ["Predictions", "RequestError", "Run", "RunError", "load", "runs", "train"]
 _HOMES = {
     "Predictions": "dlrun.inference.predictions",
     "RequestError": "dlrun.core.errors",
@@ -39,6 +40,9 @@ def __getattr__(name: str) -> "Any":
     try:
         from importlib import import_module
 
+        # The package `runs` is called as the function of that name.
+        if name == "runs":
+            return import_module("dlrun.runs")
         return getattr(import_module(_HOMES.get(name, "dlrun.inference.api")), name)
     finally:
         sys.path[:] = before

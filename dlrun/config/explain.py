@@ -235,6 +235,11 @@ def explain_unknown_key(key: str, config: DictConfig) -> str:
     return f"there is no key {key}; dlrun --cfg job shows all keys"
 
 
+def suggest_keys(key: str) -> list[str]:
+    """At most three keys of the config that such a word may mean, the likeliest first."""
+    return _suggest_keys(key, list(iter_keys(_compose_valid_choices([]))))
+
+
 def _suggest_keys(key: str, keys: list[str]) -> list[str]:
     """At most three keys: those within two edits, those of another section that end in the same word, those like it."""
     if "." in key:

@@ -24,6 +24,15 @@ class DlrunError(Exception):
         message = super().__str__()
         return escape_text(message) if self.is_list else escape_line(message)
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows in place of a traceback, whose frames are dlrun's own: the sentence.
+
+        HYDRA_FULL_ERROR=1 brings the frames back, as it does on the command line.
+        """
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            return traceback.format_exception(self)
+        return [f"{type(self).__name__}: {self}"]
+
 
 class RequestError(DlrunError):
     """A wrong request (exit code 2): the message says what, where, and what to type instead."""

@@ -1,6 +1,8 @@
 """`import dlrun`: the command line's experiments from Python, without lasting changes to the process."""
 
 import contextlib
+import html
+import json
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -11,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from dlrun.config import explain, request, unheeded
+from dlrun.config import compose, explain, request, unheeded
 from dlrun.config.request import Request
 from dlrun.core.errors import DlrunError, RequestError, RunError, explain_exit
 from dlrun.core.files import DiskProblems
@@ -25,10 +27,12 @@ from dlrun.data.spec import DataSpec, Split, Splits
 from dlrun.engine import device
 from dlrun.experiment import requests, resume
 from dlrun.experiment import run as experiment
+from dlrun.inference import notebook
 from dlrun.inference.predictions import Predictions, predict_rows
 from dlrun.inference.saved_model import SavedModel, open_saved_model
 from dlrun.runs.record import RunRecord, replace_none_with_nan
 from dlrun.runs.reports.console import Console
+from dlrun.runs.reports.plots.history import draw_history
 
 
 class Run:
@@ -43,10 +47,22 @@ class Run:
 
     def __repr__(self) -> str:
         parts = [str(self.folder or self.checkpoint)]
-        for name, value in self.metrics.items():
-            if name.startswith("test/"):
-                parts.append(f"{name} {value:.4g}")
+        for name, value in self._get_headline_metrics().items():
+            parts.append(f"{name} {value:.4g}")
         return escape_line(f"<dlrun run {', '.join(parts)}>")
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: where the run lies, and its metrics."""
+        place = html.escape(escape_line(str(self.folder or self.checkpoint)))
+        return f"<p>dlrun run {place}</p>\n{notebook.render_metrics(self.metrics)}"
+
+    def _get_headline_metrics(self) -> dict[str, float]:
+        """The metrics of the test part; where the data have none, those of validation, or of training."""
+        for split in ("test/", "val/", "train/"):
+            metrics = {name: value for name, value in self.metrics.items() if name.startswith(split)}
+            if metrics:
+                return metrics
+        return {}
 
     @property
     def folder(self) -> Path | None:
@@ -80,9 +96,18 @@ class Run:
         return dict(self.result.get("metrics") or self._saved_model.state.get("metrics") or {})
 
     @cached_property
-    def history(self) -> list[dict[str, float]]:
-        """metrics.jsonl: one row per epoch, with `epoch` and `step`; NaN for values that were not finite."""
-        return [] if self._record is None else replace_none_with_nan(self._read_record("rows"))
+    def history(self) -> notebook.History:
+        """metrics.jsonl: one row per epoch, with `epoch` and `step`; NaN for values that were not finite.
+
+        A list of dictionaries; `history["val/loss"]` is a column, `history.to_pandas()` a DataFrame.
+        """
+        return notebook.History([] if self._record is None else replace_none_with_nan(self._read_record("rows")))
+
+    def plot(self) -> notebook.Picture:
+        """The metrics over the epochs, as a picture that a notebook shows; RequestError before the first epoch."""
+        if not self.history:
+            raise RequestError(f"{self.folder or self.checkpoint} has no epochs to draw; see run.metrics")
+        return notebook.Picture(draw_history(self.history))
 
     def _read_record(self, name: str) -> Any:
         """Read an attribute of the run record; RequestError if its file is damaged."""
@@ -140,7 +165,7 @@ class _FolderConsole(Console):
         super().open_log(path, disk_problems)
 
 
-def train(*overrides: str, quiet: bool = False) -> Run:
+def train(*overrides: str, quiet: bool = False, **keywords: Any) -> Run:
     """Train one experiment, given as words of the command line: `train("model=resnet", "data=digits")`.
 
     `resume=RUN` continues an interrupted run, or trains a longer one; a class of the notebook is named
@@ -148,6 +173,8 @@ def train(*overrides: str, quiet: bool = False) -> Run:
     what the command line refuses; RunError for a run that fails. Ctrl-C ends the step, saves, and raises
     KeyboardInterrupt. One at a time in a process, as seeds and generators belong to the whole process.
     """
+    if keywords:
+        raise RequestError(_explain_keywords(keywords))
     words = _check_words(overrides)
     console = _FolderConsole(quiet=quiet)
     code = 0
@@ -266,6 +293,19 @@ def _check_words(words: Sequence[str]) -> list[str]:
                 "commands and flags are for the terminal"
             )
     return list(words)
+
+
+def _explain_keywords(keywords: dict[str, Any]) -> str:
+    """The error message for `dlrun.train(epochs=3)`, which names the words to pass instead."""
+    words = []
+    for name, value in keywords.items():
+        # Groups are chosen by their name; other keywords are the last word of a key.
+        keys = [name] if name in compose.GROUPS else explain.suggest_keys(name)
+        if keys:
+            words.append(f"{keys[0]}={json.dumps(value, default=str) if not isinstance(value, str) else value}")
+    hint = f"type dlrun.train({', '.join(map(repr, words))})" if words else "dlrun --cfg job shows all keys"
+    listed = ", ".join(f"{name}=..." for name in keywords)
+    return f"dlrun.train takes key=value words, not {listed}; {hint}"
 
 
 def _place_part(part: Any, placement: Placement) -> Any:

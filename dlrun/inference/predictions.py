@@ -9,14 +9,19 @@ import torch
 from torch import Tensor
 
 from dlrun.core.errors import RequestError
+from dlrun.core.terminal import escape_line
 from dlrun.data import names
 from dlrun.data.spec import DataSpec
+from dlrun.inference import notebook
 from dlrun.inference.predict.forward import compute_outputs, refuse_several_inputs
 from dlrun.inference.saved_model import SavedModel
 from dlrun.runs.reports.plots.errors import format_tags
 
+# Rows that are shown of many.
+_MOST_SHOWN = 10
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Predictions:
     """Predictions of a model, a row for each input, on the CPU.
 
@@ -31,6 +36,39 @@ class Predictions:
 
     def __len__(self) -> int:
         return len(self.values)
+
+    def __repr__(self) -> str:
+        shown = self._format_rows()[:_MOST_SHOWN]
+        gap = [] if len(self) <= _MOST_SHOWN else [f"... {len(self) - _MOST_SHOWN} more"]
+        noun = "prediction" if len(self) == 1 else "predictions"
+        return escape_line(f"<{len(self)} {noun}: {', '.join([*shown, *gap])}>")
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a row for each input, up to a few."""
+        best = self._get_best_probabilities()
+        table = notebook.render_predictions(self._format_answers(_MOST_SHOWN), best and best[:_MOST_SHOWN])
+        more = len(self) - _MOST_SHOWN
+        return table if more <= 0 else f"{table}<p>{more} more rows</p>\n"
+
+    def _format_rows(self) -> list[str]:
+        """The first answers, with their probability where they have one."""
+        answers = self._format_answers(_MOST_SHOWN)
+        best = self._get_best_probabilities()
+        if best is None:
+            return answers
+        return [f"{answer} ({p:.2f})" for answer, p in zip(answers, best, strict=False)]
+
+    def _format_answers(self, count: int) -> list[str]:
+        """The first labels, or the first values of a regression."""
+        if self.labels:
+            return self.labels[:count]
+        return [" ".join(f"{value:.4g}" for value in row) for row in self.values[:count].flatten(1).tolist()]
+
+    def _get_best_probabilities(self) -> list[float] | None:
+        """Probability of each answer; None for values and for sequences of tags."""
+        if self.probabilities is None or self.probabilities.dim() != 2:
+            return None
+        return [float(p) for p in self.probabilities.amax(1)]
 
 
 def predict_rows(saved_model: SavedModel, x: Any) -> Predictions:

@@ -5,7 +5,7 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
-from dlrun.core.terminal import escape_text
+from dlrun.core.terminal import escape_line, escape_text
 
 # The policy lets the browser fetch and run nothing, whatever text an override contains.
 _HEAD = """<!doctype html>
@@ -60,6 +60,12 @@ def render_table(names: Sequence[str], rows: Sequence[Sequence[str]], left: int,
         cells = "".join(f"<td{side}>{cell}</td>" for side, cell in zip(sides, row, strict=True))
         lines.append(f"<tr{kind}>{cells}</tr>")
     return '<div class="wide"><table>\n' + "\n".join(lines) + "\n</table></div>\n"
+
+
+def render_text_table(names: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
+    """Render a table of cells that are text; the first `left` columns are aligned left."""
+    cells = [[html.escape(escape_line(cell)) for cell in row] for row in rows]
+    return render_table(names, cells, left)
 
 
 def embed_picture(path: Path) -> str:
