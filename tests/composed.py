@@ -71,7 +71,7 @@ class Memory:
         return key in self.results and is_own(repo)
 
     def recall(self, key: Any) -> Any:
-        """What a step came to."""
+        """The result of a step."""
         return pickle.loads(self.results[key])
 
     def keep(self, key: Any, repo: Any, result: Any) -> Any:

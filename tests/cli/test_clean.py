@@ -120,7 +120,7 @@ def test_what_is_under_way_stays(dlrun: Callable[..., Any], made: Made) -> None:
     assert "removed 2 runs" in dlrun("clean", "--yes").out
 
 
-def test_a_run_that_is_gone_on_with_between_showing_and_removing_stays(
+def test_a_run_that_is_resumed_between_showing_and_removing_is_kept(
     dlrun: Callable[..., Any], made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, started = clean.remove_all, list[Any]()

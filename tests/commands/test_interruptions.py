@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and crashes in every phase of a run: what is left is whole, and is gone on with to the same end."""
+"""Ctrl-C, SIGTERM and crashes in every phase of a run: what is left is intact, and is resumed to the same end."""
 
 import importlib
 import json

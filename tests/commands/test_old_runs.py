@@ -1,4 +1,4 @@
-"""Run folders of an earlier dlrun (tests/golden/write_old_runs.py) are read, gone on with and used as before."""
+"""Run folders of an earlier dlrun (tests/golden/write_old_runs.py) are read, resumed and used as before."""
 
 import json
 import shutil

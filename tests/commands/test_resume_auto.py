@@ -1,4 +1,4 @@
-"""`resume=auto`: the same command again goes on where its run was cut off, and else begins a new one."""
+"""`resume=auto`: the same command again resumes where its run was cut off, and otherwise starts a new one."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""Which of a run's checkpoints are kept, which are best and last, and which one is gone on with."""
+"""Which of a run's checkpoints are kept, which are best and last, and which one is resumed from."""
 
 import contextlib
 import os

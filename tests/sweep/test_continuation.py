@@ -1,4 +1,4 @@
-"""Where a sweep lies: a new folder, the one to go on with, and which folders are refused."""
+"""Where a sweep lies: a new folder, the one to resume, and which folders are refused."""
 
 import re
 from collections.abc import Callable, Sequence

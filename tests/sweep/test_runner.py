@@ -1,4 +1,4 @@
-"""A sweep from start to end: what is said before, what failing jobs cost, and what going on with it makes of them."""
+"""A sweep from start to end: what is printed before, what failing jobs cost, and how they are resumed."""
 
 import errno
 import json
@@ -270,7 +270,7 @@ def test_damaged_rows_of_one_job_do_not_end_the_sweep(dlrun: Callable[..., Any])
     done = dlrun("resume", "s")
     assert done.code == 0, done.err
     assert "Traceback" not in done.err
-    assert "1/1  seed=1" in done.out  # its result is damaged, so it goes on from its checkpoint
+    assert "1/1  seed=1" in done.out  # its result is damaged, so it resumes from its checkpoint
     assert "note: damaged: s/0_" in done.out
 
 

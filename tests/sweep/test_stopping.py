@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while a sweep trains: it ends soon, nothing runs on, and going on with it ends in the same."""
+"""Ctrl-C and SIGTERM while a sweep trains: it ends soon, no process is left, and resuming it ends in the same."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Kills sweeps hard at random moments and goes on with them, and compares them with the same sweep left alone.
+"""Kills sweeps hard at random moments, resumes them, and compares them with the same sweep undisturbed.
 
 Half of the kills hit the sweep's own process only, half of them all of its processes at once. A sweep is forked from
 this process, which has imported torch (an import costs seconds), and calls dlrun's command line; the first one of each
@@ -110,7 +110,7 @@ def survivors(session: int) -> int:
 
 
 def one_round(place: Path, jobs: int, seconds: float, chance: random.Random, counts: Counts, real: bool) -> list[str]:
-    """Kill a sweep once, or now and then twice, go on with it to its end; what differs from whole/s then."""
+    """Kill a sweep once, or now and then twice, and resume it to its end; return what differs from whole/s."""
     place.mkdir()
     command = [*WORDS, f"sweep.jobs={jobs}"]
     ledger = place / "s" / "sweep.jsonl"

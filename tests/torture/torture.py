@@ -188,7 +188,7 @@ def tortured(words: list[str], whole: Alone, place: Path, chance: random.Random,
         outcome.inside_save += bool(after[0] - before[0] or after[1] - before[1])
         if any(checkpoints.glob("step_*.pt")):
             outcome.resumes, command = outcome.resumes + 1, ["resume", name]
-        else:  # nothing to go on from; and dlrun does not start a run where another has begun
+        else:  # nothing to resume from; and dlrun does not start a run where another has begun
             name = next(names)
             outcome.before_first_save, command = outcome.before_first_save + 1, [*words, f"hydra.run.dir={name}"]
 

@@ -53,7 +53,7 @@ def compare_runs(words: Sequence[str]) -> int:
 
 
 def collect_runs(ledger: Ledger, labels: dict[str, str]) -> tuple[list[RunRecord], Failures, int]:
-    """The runs of a sweep, why others cannot be read, and how many have not begun.
+    """The runs of a sweep, why others cannot be read, and how many have not started.
 
     A job that failed without a result (its process was killed) counts as a failed run of its setting.
     """

@@ -138,7 +138,7 @@ def test_every_step_has_the_rate_of_the_closed_form(scheduler: str, interval: st
     if scheduler == "cosine":
         assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-12)
 
-    # Stopped inside of the warm-up, or early where there is none, and gone on with from what a checkpoint holds.
+    # Stopped inside of the warm-up, or early where there is none, and resumed from what a checkpoint holds.
     stop = max(warmup // 2, 3)
     before = built(chosen)
     begun = walk(*before, ends, 1, stop)

@@ -1,4 +1,4 @@
-"""fingerprints.jsonl: what the weights were after every epoch, also of a run that was gone on with."""
+"""fingerprints.jsonl: what the weights were after every epoch, also of a run that was resumed."""
 
 import hashlib
 import json

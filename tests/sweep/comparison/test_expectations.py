@@ -1,4 +1,4 @@
-"""What several runs came to: one picture of all loss curves, decision regions side by side."""
+"""Results of several runs: one picture of all loss curves, decision regions side by side."""
 
 from collections.abc import Callable
 from pathlib import Path
