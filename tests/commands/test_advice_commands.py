@@ -253,14 +253,14 @@ def test_several_runs_in_one_call_are_typed_in_a_terminal(saved: Take, monkeypat
     take(saved, f"dlrun check {line.removeprefix('dlrun ')}")
 
 
-def test_a_run_that_misses_what_it_should_come_to_is_had_without_strict(saved: Take) -> None:
+def test_a_run_that_misses_an_expectation_is_returned_without_strict(saved: Take) -> None:
     words = (*TINY, "expect=['train/loss <= -1']")
-    with pytest.raises(library.RunError, match=r"leave out strict=true to have it"):
+    with pytest.raises(library.RunError, match=r"did not meet .*; leave out strict=true to have the run"):
         library.train(*words, "strict=true", quiet=True)
     assert library.train(*words, quiet=True).metrics
 
 
-def test_what_an_interrupted_call_says_goes_on_with_it(saved: Take, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_an_interrupted_call_says_resumes_it(saved: Take, monkeypatch: pytest.MonkeyPatch) -> None:
     from dlrun.runs.checkpoint_manager import CheckpointManager
 
     on_step_end = CheckpointManager.on_step_end
