@@ -45,6 +45,14 @@ def test_wheel_holds_the_configs_and_nothing_else(wheel: Path) -> None:
 
 
 @pytest.mark.slow
+def test_wheel_holds_the_templates_of_scripts(wheel: Path) -> None:
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("dlrun/eject/templates/")}
+    templates = (ROOT / "dlrun" / "eject" / "templates").rglob("*.j2")
+    assert names == {str(path.relative_to(ROOT)) for path in templates}
+    assert "dlrun/eject/templates/train.py.j2" in names
+
+
+@pytest.mark.slow
 def test_wheel_runs_from_another_directory(wheel: Path, tmp_path: Path) -> None:
     place = tmp_path / "installed"
     words = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", str(place), str(wheel)]

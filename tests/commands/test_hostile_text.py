@@ -22,7 +22,7 @@ from dlrun.core import markdown as markdown_text
 from dlrun.core.errors import RequestError
 from dlrun.core.yaml import dump_yaml, read_yaml
 from dlrun.data.files.table import read_table
-from dlrun.eject.plain.source import Constant, docstring, literal, named, script
+from dlrun.eject.source import write_constants, write_literal, write_name, write_prose
 from dlrun.experiment import run as experiment
 from dlrun.runs import checkpoint
 from dlrun.runs.reports.console import Console, build_table
@@ -130,26 +130,22 @@ def test_an_exported_training_runs_and_runs_nothing_else(
 
 @pytest.mark.parametrize("text", EVIL)
 def test_a_constant_of_the_source_is_what_it_was(text: str) -> None:
-    long = text * 40
-    source = script(
-        "title",
-        {"Data": "print(TEXT, LONG, MANY)\n"},
-        {"TEXT": Constant(text), "LONG": Constant(long), "MANY": Constant([text])},
-    )
-    found: dict[str, Any] = {}
+    values = {"TEXT": text, "LONG": text * 40, "MANY": [text, text * 40], "NAMED": {text: 1, text * 40: text}}
+    source = write_constants("print(TEXT, LONG, MANY, NAMED)", values)
+    constants: dict[str, Any] = {}
     for node in ast.parse(source.encode("utf-8", "surrogatepass")).body:
-        if isinstance(node, ast.Assign):
-            found[ast.unparse(node.targets[0])] = ast.literal_eval(node.value)
-    assert found == {"TEXT": text, "LONG": long, "MANY": [text]}
-    assert ast.literal_eval(literal({text: [text, (text,)]})) == {text: [text, (text,)]}
-    assert ast.get_docstring(ast.parse(f'"""{docstring(text)}."""')) is not None
-    assert len(ast.parse(f'"""{docstring(text)}."""').body) == 1
+        assert isinstance(node, ast.Assign)
+        constants[ast.unparse(node.targets[0])] = ast.literal_eval(node.value)
+    assert constants == values
+    assert ast.literal_eval(write_literal({text: [text, (text,)]})) == {text: [text, (text,)]}
+    assert ast.get_docstring(ast.parse(f'"""{write_prose(text)}."""')) is not None
+    assert len(ast.parse(f'"""{write_prose(text)}."""').body) == 1
 
 
 @pytest.mark.parametrize("name", ["x=1, y", "lambda", "", "a b", "__import__('os').system('x') or a"])
 def test_the_name_of_an_argument_is_a_name(name: str) -> None:
     with pytest.raises(RequestError, match="cannot write an argument called"):
-        named(name, "1")
+        write_name(name)
 
 
 def test_a_layer_with_a_call_for_a_name_is_not_written(dlrun: Callable[..., Any], tmp_path: Path) -> None:

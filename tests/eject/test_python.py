@@ -96,8 +96,8 @@ def look(files: list[Path]) -> None:
     for file in files:
         text = file.read_text()
         assert len(text.splitlines()) <= 170, text
-        assert "$" not in text
-        assert "#?" not in text
+        assert "{{" not in text
+        assert "{%" not in text
 
 
 @pytest.mark.parametrize(
@@ -120,3 +120,41 @@ def test_every_lesson_can_be_taken_away(name: str, ejected: Callable, formats: A
             "import torchvision.datasets.cifar as c\nc.check_integrity = lambda *a: True\n"
         )
     ejected(*words, before=before)
+
+
+BLOBS = ("data=blobs", "data.task=binary", "data.rows_per_class=20", "trainer.epochs=2")
+DIGITS = ("data=digits", "data.image_size=8", "data.limit_batches=2", "trainer.epochs=2")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("data=line", "data.rows=20", "model=linear", "trainer.epochs=2", "data._target_=dlrun.data.synthetic.line"),
+        (*DIGITS, "data.shuffle=false", "data.drop_last=true", "data.limit_batches=null", "data.train_rows=100"),
+        (*BLOBS, "model=logistic", "optimizer=manual_sgd", "device.precision=fp16"),
+        (*BLOBS, "model=logistic", "trainer.accumulate_steps=2", "data.batch_size=64", "data.shuffle=false"),
+        (*BLOBS, "model=scratch_mlp", "task.loss=bce_with_logits", "model.activation=elu"),
+        (*BLOBS, "model=mlp", "scheduler=plateau", "scheduler.warmup_steps=3", "data.val_fraction=0.2"),
+    ],
+    ids=["line", "last batch dropped", "scaled gradients", "one batch", "by hand", "plateau"],
+)
+def test_choices_of_no_lesson_can_be_taken_away(words: tuple[str, ...], ejected: Callable) -> None:
+    ejected(*words)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("trainer.ema_decay=0.9",), "cannot write trainer.ema_decay=0.9, as averaged weights take more"),
+        (("model=mlp", "checkpoint.monitor=train/accuracy", "data.val_fraction=0.2"), "checkpoint.monitor=train/acc"),
+        (("optimizer=lbfgs", "trainer.accumulate_steps=2"), "trainer.accumulate_steps with optimizer=lbfgs"),
+        (("model=scratch_mlp", "device.precision=bf16"), "device.precision=bf16 with derivatives by hand"),
+    ],
+)
+def test_what_cannot_be_written_is_told(words: tuple[str, ...], sentence: str, dlrun: Callable[..., Any]) -> None:
+    trained = dlrun("model=logistic", *BLOBS, *words, *QUIET, "hydra.run.dir=run")
+    assert trained.code == 0, trained.err
+    refused = dlrun("export", "run", "format=python")
+    assert refused.code == 2
+    assert sentence in refused.err
+    assert not Path("run/export/python").exists()

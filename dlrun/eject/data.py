@@ -1,0 +1,158 @@
+"""The data section: what its templates have to know of the data."""
+
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from dlrun.core.errors import RequestError
+from dlrun.data.files.download import fetch_course_table
+from dlrun.data.files.idx import find_idx
+from dlrun.data.files.table import parse_numbers, read_table
+from dlrun.data.images import IDX_FILES
+from dlrun.data.names import TEST_SHA256, TRAIN_SHA256
+from dlrun.data.spec import DataSpec
+from dlrun.data.tabular import DIABETES_SHA256
+
+# The template of each target, and the arguments that it knows.
+DATA_TEMPLATES = {
+    "dlrun.data.synthetic.line": ("synthetic", "rows slope intercept noise seed"),
+    "dlrun.data.synthetic.regression": ("synthetic", "rows features noise bias seed"),
+    "dlrun.data.synthetic.parabola": ("synthetic", "rows noise noise_scale seed"),
+    "dlrun.data.synthetic.blobs": ("synthetic", "rows_per_class spread task seed"),
+    "dlrun.data.shapes.points": ("shapes", "x y task class_names feature_names"),
+    "dlrun.data.shapes.flower": ("shapes", "rows petals radius noise task seed"),
+    "dlrun.data.words.words": ("words", "source target"),
+    "dlrun.data.tabular.diabetes": ("tabular", "root test_fraction normalize seed"),
+    "dlrun.data.tabular.csv": ("tabular", "path target task header delimiter test_fraction normalize seed"),
+    "dlrun.data.names.names": ("names", "root"),
+    "dlrun.data.images.digits": ("images", "image_size mean std positive channels test_fraction seed"),
+    "dlrun.data.images.mnist": ("images", "root image_size mean std"),
+    "dlrun.data.images.fashion_mnist": ("images", "root image_size mean std"),
+    "dlrun.data.images.kmnist": ("images", "root image_size mean std"),
+    "dlrun.data.images.cifar10": ("images", "root image_size mean std"),
+    "dlrun.data.images.cifar100": ("images", "root image_size mean std"),
+}
+_IDX_FOLDERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
+
+
+def describe_data(spec: DataSpec, target: str, template: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The data's arguments, and what their template needs besides; in capitals, they are constants of the script.
+
+    RequestError for data that cannot be written, DataError for a file that is not there.
+    """
+    name = target.rpartition(".")[2]
+    details: dict[str, Any] = {}
+    match template:
+        case "synthetic":
+            if name == "parabola":
+                details = {"draw": arguments["noise"], "noise": _scale_noise(arguments)}
+        case "shapes":
+            if name == "points":
+                details = _describe_points(spec, arguments)
+        case "tabular":
+            details = _describe_csv(spec, arguments) if name == "csv" else _describe_diabetes(spec, arguments)
+        case "names":
+            details = _describe_names(arguments)
+        case "images":
+            details = _describe_images(spec, name, arguments)
+
+    # What was read from the data counts more than what was asked for, such as the mean of the images.
+    data = {"template": f"data/{template}.py.j2", "name": name, **arguments, **details}
+    # SEED is that of the training.
+    data["data_seed"] = int(data.pop("seed", None) or 0)
+    return data
+
+
+def _scale_noise(arguments: dict[str, Any]) -> float:
+    scale = arguments["noise_scale"]
+    if scale is not None:
+        return float(scale)
+    return 0.2 if arguments["noise"] == "uniform" else 0.1
+
+
+def _describe_points(spec: DataSpec, arguments: dict[str, Any]) -> dict[str, Any]:
+    inputs = _list_rows(arguments["x"])
+    targets: list[Any] = _list_rows(arguments["y"])
+    if spec.task == "multiclass":
+        targets = [int(row[0]) for row in targets]
+    return {"x": inputs, "y": targets}
+
+
+def _list_rows(values: list[Any]) -> list[list[float]]:
+    """Every value as a row; a number alone is a row of one."""
+    rows = []
+    for value in values:
+        row = value if isinstance(value, list) else [value]
+        rows.append([float(number) for number in row])
+    return rows
+
+
+def _describe_diabetes(spec: DataSpec, arguments: dict[str, Any]) -> dict[str, Any]:
+    path = fetch_course_table("diabetes", arguments["root"], "diabetes", DIABETES_SHA256)
+    if spec.class_names != ("0", "1") or path.suffix not in (".gz", ".csv"):
+        raise RequestError(f"{path} is not the published table, so format=python cannot write how it is read")
+    return {"table": path.resolve()}
+
+
+def _describe_csv(spec: DataSpec, arguments: dict[str, Any]) -> dict[str, Any]:
+    path = Path(arguments["path"]).expanduser()
+    table = read_table(path, arguments["header"], arguments["delimiter"])
+    details: dict[str, Any] = {"table": path.resolve(), "has_header": table.has_header}
+    details["is_packed"] = path.suffix == ".gz"
+    # A tab is typed as a backslash and a t.
+    details["delimiter"] = arguments["delimiter"].replace("\\t", "\t")
+
+    index = table.find_column(arguments["target"])
+    details["index"] = index
+    details["is_last"] = index == len(table.names) - 1
+    details["is_numeric"] = parse_numbers(table.columns[index]) is not None
+    # 007 and 7, or numbers of twenty digits, are classes that a float would merge.
+    has_names = details["is_numeric"] and any(_merges_as_number(name) for name in spec.class_names)
+    details["class_names"] = list(spec.class_names) if has_names else None
+    return details
+
+
+def _merges_as_number(name: str) -> bool:
+    return name not in (str(float(name)), str(int(float(name))))
+
+
+def _describe_names(arguments: dict[str, Any]) -> dict[str, Any]:
+    train = fetch_course_table("names", arguments["root"], "names_train", TRAIN_SHA256)
+    test = fetch_course_table("names", arguments["root"], "names_test", TEST_SHA256)
+    for path in (train, test):
+        cells = chain.from_iterable(read_table(path, header=False).columns)
+        accented = [cell for cell in cells if not (cell.isascii() and cell.strip().isprintable())]
+        if accented:
+            raise RequestError(
+                f"{path} holds '{accented[0]}', and format=python writes how plain ASCII names are read; "
+                "write that name without accents"
+            )
+
+    if train.suffix != test.suffix:
+        raise RequestError(f"{train} and {test} are not packed alike; pack or unpack one of them")
+    return {"data": train.resolve().parent, "is_packed": train.suffix == ".gz"}
+
+
+def _describe_images(spec: DataSpec, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    details: dict[str, Any] = {}
+    if name in _IDX_FOLDERS:
+        folder = Path(arguments["root"]).expanduser() / _IDX_FOLDERS[name] / "raw"
+        paths = [find_idx(folder, file) or folder / file for file in IDX_FILES]
+        packed = {path.suffix == ".gz" for path in paths}
+        if len(packed) > 1:
+            raise RequestError(f"the files in {folder} are not packed alike; unpack them all")
+        details = {"data": folder.resolve(), "is_packed": True in packed}
+    elif name != "digits":
+        details["data"] = Path(arguments["root"]).expanduser().resolve()
+
+    image_size = arguments["image_size"]
+    side = 8 if name == "digits" else 28 if name in _IDX_FOLDERS else 32
+    details["is_resized"] = image_size not in (None, side)
+    details["shrinks"] = details["is_resized"] and image_size < side
+
+    # One number for all channels where there is but one.
+    is_grey = len(set(spec.mean)) == 1 and len(set(spec.std)) == 1
+    details["is_grey"] = is_grey
+    details["mean"] = spec.mean[0] if is_grey else list(spec.mean)
+    details["std"] = spec.std[0] if is_grey else list(spec.std)
+    return details

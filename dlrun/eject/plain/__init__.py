@@ -1,1 +1,0 @@
-"""The pieces that such a script is put together from."""
