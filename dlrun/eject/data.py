@@ -57,7 +57,7 @@ def describe_data(spec: DataSpec, target: str, template: str, arguments: dict[st
             details = _describe_images(spec, name, arguments)
 
     # What was read from the data counts more than what was asked for, such as the mean of the images.
-    data = {"template": f"data/{template}.py.j2", "name": name, **arguments, **details}
+    data = {"template": f"datasets/{template}.py.j2", "name": name, **arguments, **details}
     # SEED is that of the training.
     data["data_seed"] = int(data.pop("seed", None) or 0)
     return data
