@@ -15,10 +15,11 @@ from dlrun.core import lock
 from dlrun.core.errors import RequestError, RunError, join_names
 from dlrun.core.inside import OF_A_RUN
 from dlrun.core.terminal import escape_line, write_out
+from dlrun.runs.filters import Filter
 from dlrun.runs.query import Query, count_bytes, parse_query
 from dlrun.runs.record import RunRecord
 
-_DEFAULT_STATUSES = ["failed", "empty"]
+_DEFAULT_STATUSES = "failed,empty"
 # Seconds in which an empty folder may belong to a run that is just starting.
 _YOUNG = 60
 
@@ -33,10 +34,12 @@ def clean(words: Sequence[str]) -> None:
     is_confirmed = "--yes" in words
     selection = parse_query([word for word in words if word != "--yes"], "dlrun clean")
     refuse_query(selection)
-    selection.filters.setdefault("status", _DEFAULT_STATUSES)
+    status_filter = selection.get_status_filter() or Filter("status", "=", _DEFAULT_STATUSES)
+    if status_filter not in selection.filters:
+        selection.filters.append(status_filter)
 
     # --last counts all runs that match, whether they may be removed or not.
-    runs = selection.select_runs()[: selection.last]
+    runs = selection.sort_and_cut(selection.select_runs())
     objections = {run.folder: find_objection(run, selection.outputs) for run in runs}
     removable = [run for run in runs if not objections[run.folder]]
     if removable:
@@ -50,7 +53,7 @@ def clean(words: Sequence[str]) -> None:
 
     size = format_size(sum(count_bytes(run.folder) for run in removable))
     if not removable:
-        reason = "" if runs else f": no run with status={','.join(selection.filters['status'])}"
+        reason = "" if runs else f": no run with status={status_filter.text}"
         write_out(escape_line(f"nothing to remove in {selection.outputs}{reason}"))
     elif not is_confirmed:
         command = shlex.join(["dlrun", "clean", *words, "--yes"])
@@ -72,7 +75,11 @@ def refuse_query(selection: Query) -> None:
                 f"{place} is not in {selection.outputs}, and dlrun clean removes nothing elsewhere; "
                 "type paths.outputs=..."
             )
-    if "running" in selection.filters.get("status", []):
+    statuses = [condition for condition in selection.filters if condition.key == "status"]
+    if any(condition.operator != "=" for condition in statuses):
+        # The status decides what is removed, so it is named.
+        raise RequestError("dlrun clean takes the statuses of runs to remove, as in status=failed,empty")
+    if any("running" in condition.patterns for condition in statuses):
         raise RequestError("a run under way is not removed; stop it first, and leave status=running out")
 
 

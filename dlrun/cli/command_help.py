@@ -10,6 +10,7 @@ _WIDTH = 80
 _RUN = ("RUN", "a run folder, as `dlrun ls runs` lists them")
 _RUN_OR_CHECKPOINT = ("RUN_OR_CHECKPOINT", "a run folder, for its best weights; or one of its .pt files")
 _KEYS = ("key=value", "keys to train with (default: an mlp on the digits); `dlrun --help` and `dlrun ls` list them")
+_FORMAT = ("format=table", "table, json or csv")
 _TRUST = [
     ("trust=false", "true: open a pickled full model, which can run code"),
     ("trusted_modules=[]", "modules of your own that the run may use, as in '[mynet]'"),
@@ -99,20 +100,20 @@ COMMAND_HELP = {
         overview=[("export RUN_OR_CHECKPOINT", "ONNX, or format=safetensors, python")],
     ),
     "compare": CommandHelp(
-        usage="compare DIR ... [paths.outputs=DIR]",
+        usage="compare DIR ... [paths.outputs=DIR] [format=F]",
         about="Compare finished runs: a table with mean and spread over seeds beside the trivial answer, "
         "verdicts, pictures and a page. The comparison of a single sweep is written into the sweep's folder.",
         words=[("DIR", "a run, a sweep, or a folder of them")],
-        options=[("paths.outputs=outputs", "where comparisons/ is created")],
+        options=[("paths.outputs=outputs", "where comparisons/ is created"), _FORMAT],
         examples=["dlrun compare outputs", "dlrun compare runs/mine runs/other"],
         overview=[("compare DIR ...", "table and pictures of finished runs")],
     ),
     "diff": CommandHelp(
-        usage="diff RUN RUN",
+        usage="diff RUN RUN [format=F]",
         about="Show how two runs differ: config, machine, versions, the epoch at which their weights part, results.",
         words=[_RUN],
-        options=[],
-        examples=["dlrun diff runs/mine runs/other", "dlrun diff runs/other runs/mine"],
+        options=[_FORMAT],
+        examples=["dlrun diff runs/mine runs/other", "dlrun diff runs/mine runs/other format=json"],
         overview=[("diff RUN RUN", "what differs, and where they part")],
     ),
     "check": CommandHelp(
@@ -156,19 +157,34 @@ COMMAND_HELP = {
         overview=[("check gradients model=scratch_mlp", "hand-written gradients")],
     ),
     "ls": CommandHelp(
-        usage="ls [GROUP ...] | ls runs [FOLDER ...] [key=value ...] [--last N]",
-        about="List what can be chosen, a line each; or what was run, newest first.",
+        usage="ls [GROUP ...] | ls runs [FOLDER ...] [FILTER ...] [sort=KEY] [limit=N]",
+        about="List what can be chosen, a line each; or what was run, newest first. A filter is a key, one of "
+        "= != < <= > >=, and a value; in a shell it is quoted for the sake of < and >. A metric is that of the last "
+        "epoch, on the test split that of the best checkpoint.",
         words=[
             ("GROUP", "data, model, optimizer, ... (default: all of them)"),
             ("FOLDER", "where the runs are (default: paths.outputs)"),
         ],
         options=[
             ("status=", "runs of this status: completed, early_stopped, interrupted, failed, running, empty"),
-            ("key=value", "runs with this value, as in model=resnet,cnn or seed=0"),
-            ("--last N", "the newest N (default: all)"),
+            ("tag=", "runs with this tag of run.tags"),
+            ("name=", "runs of this name, run.name"),
+            ("key=value", "runs with this value, as in model=resnet,cnn or 'val/accuracy>0.97'"),
+            (
+                "sort=",
+                "a metric or key to sort by, descending with a minus: sort=-val/accuracy (default: newest first)",
+            ),
+            ("limit=", "the first N of the list (default: all)"),
+            ("--last N", "only the newest N, before they are sorted (default: all)"),
             ("paths.outputs=outputs", "where the runs are, if no FOLDER is named"),
+            _FORMAT,
         ],
-        examples=["dlrun ls model", "dlrun ls runs status=completed --last 5"],
+        examples=[
+            "dlrun ls model",
+            "dlrun ls runs status=completed --last 5",
+            "dlrun ls runs 'optimizer.lr<=0.1' sort=train/loss limit=3",
+            "dlrun ls runs format=json",
+        ],
         overview=[
             ("ls [GROUP]", "what can be chosen"),
             ("ls runs [status=failed ...]", "what was run, newest first"),

@@ -16,6 +16,7 @@ from dlrun.cli.main import CHECKS, COMMANDS, SAVED_RUN_COMMANDS
 from dlrun.cli.pages import TOPICS
 from dlrun.config import schema as config
 from dlrun.config.compose import GROUPS
+from dlrun.core import output_format
 from dlrun.core.errors import RequestError
 from dlrun.core.terminal import escape_line, write_out
 from dlrun.core.yaml import read_yaml
@@ -49,6 +50,8 @@ _dlrun() {
 compdef _dlrun dlrun
 """,
 }
+# Commands with a list or a table, and its formats.
+_TABLE_COMMANDS = ("compare", "diff", "ls")
 _FLAGS = ("-m", "--multirun", "--cfg", "--config-dir", "--help", "--version", "--hydra-help", "-v")
 _LIST_COMMANDS = ("clean", "ls")
 
@@ -112,6 +115,8 @@ def suggest_words(before: Sequence[str], current: str) -> Iterator[str]:
             yield from TOPICS
     elif command == "clean" or (command == "ls" and "runs" in before):
         yield from suggest_filters(current)
+        if command == "ls":
+            yield from ("sort=", "limit=")
     elif command == "ls":
         yield from (*GROUPS, "runs")
     elif takes_runs and (len(before) == 1 or command in _SEVERAL):
@@ -125,12 +130,15 @@ def suggest_words(before: Sequence[str], current: str) -> Iterator[str]:
             yield from suggest_values(current, [f"format={name}" for name in _FORMATS])
         yield from suggest_settings(before, current)
 
+    if command in _TABLE_COMMANDS and current[:1] not in ("", "-"):
+        yield from suggest_values(current, [f"format={name}" for name in output_format.FORMATS])
+
 
 def _list_flags(command: str) -> Sequence[str]:
     if command == "clean":
         return ("--yes", "--last")
     if command == "ls":
-        return ("--last",)
+        return ("--last", "--format")
     return _FLAGS
 
 
@@ -144,7 +152,7 @@ def suggest_filters(current: str) -> Iterator[str]:
     yield from suggest_values(current, [f"status={status}" for status in STATUSES])
     for group in ("model", "data", "optimizer"):
         yield from suggest_values(current, [f"{group}={name}" for name in list_options(group, [])])
-    yield "seed="
+    yield from ("seed=", "name=", "tag=")
 
 
 def suggest_values(current: str, words: Sequence[str]) -> list[str]:

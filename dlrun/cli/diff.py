@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from dlrun.core.errors import RequestError
+from dlrun.core.output_format import format_csv, format_json, take_format
 from dlrun.core.shell import quote
+from dlrun.core.terminal import write_out
 from dlrun.core.yaml import flatten
 from dlrun.runs.record import RunRecord
 from dlrun.runs.reports.console import Console, build_table, format_facts, format_number
@@ -21,17 +23,26 @@ _FACTS = ("status", "epochs", "steps", "parameters", "train_seconds", "samples_p
 # Tags of the event files that are logged by step.
 _LOGGED = ("train/loss_step", "train/grad_norm")
 
+# Of each difference as data.
+COLUMNS = ("section", "key", "a", "b", "difference")
+
 _ABSENT = object()
 
 
 def diff_runs(words: Sequence[str]) -> None:
-    """`dlrun diff A B`: print how two runs differ; RequestError if one of them is no run folder."""
+    """`dlrun diff A B [format=F]`: print how two runs differ; RequestError if one of them is no run folder."""
+    output_format, words = take_format(words)
     if len(words) != 2:
         raise RequestError(
             "dlrun diff takes two run folders; type dlrun diff outputs/<date>/<run> outputs/<date>/<run>"
         )
     run_a = read_run(Path(words[0]))
     run_b = read_run(Path(words[1]))
+
+    if output_format != "table":
+        rows = list_all_differences(run_a, run_b)
+        write_out(format_json(to_data(run_a, run_b, rows)) if output_format == "json" else format_csv(COLUMNS, rows))
+        return
 
     console = Console()
     console.say(format_facts([("A", str(run_a.folder)), ("B", str(run_b.folder))]))
@@ -43,6 +54,36 @@ def diff_runs(words: Sequence[str]) -> None:
         console.say(line)
     console.say()
     console.say(build_table(("result", "A", "B", "B - A"), compare_results(run_a, run_b)))
+
+
+def list_all_differences(run_a: RunRecord, run_b: RunRecord) -> list[dict[str, Any]]:
+    """Rows of COLUMNS, None for a missing value: config keys and machines that differ, and all results."""
+    rows: list[dict[str, Any]] = []
+    sections = (
+        ("config", run_a.flat_config, run_b.flat_config),
+        ("environment", describe_environment(run_a), describe_environment(run_b)),
+    )
+    for section, values_a, values_b in sections:
+        for key in find_different_keys(values_a, values_b):
+            rows.append({"section": section, "key": key, "a": values_a.get(key), "b": values_b.get(key)})
+
+    for key, value_a, value_b in pair_results(run_a, run_b):
+        difference = value_b - value_a if _is_number(value_a) and _is_number(value_b) else None
+        rows.append({"section": "result", "key": key, "a": value_a, "b": value_b, "difference": difference})
+    return rows
+
+
+def to_data(run_a: RunRecord, run_b: RunRecord, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The comparison for JSON: rows by section, and sentences on where the weights part."""
+    sections: dict[str, list[dict[str, Any]]] = {"config": [], "environment": [], "result": []}
+    for row in rows:
+        sections[row["section"]].append({key: value for key, value in row.items() if key != "section"})
+    return {
+        "a": str(run_a.folder),
+        "b": str(run_b.folder),
+        **sections,
+        "weights": describe_divergence(run_a, run_b),
+    }
 
 
 def _print_differences(console: Console, title: str, values_a: dict[str, Any], values_b: dict[str, Any]) -> None:
@@ -96,15 +137,23 @@ def describe_environment(run: RunRecord) -> dict[str, Any]:
 def list_differences(values_a: dict[str, Any], values_b: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Rows of a key and its two values for keys that differ; "-" stands for a missing key."""
     rows = []
+    for key in find_different_keys(values_a, values_b):
+        value_a = values_a.get(key, _ABSENT)
+        value_b = values_b.get(key, _ABSENT)
+        rows.append((key, _format_value(value_a), _format_value(value_b)))
+    return rows
+
+
+def find_different_keys(values_a: dict[str, Any], values_b: dict[str, Any]) -> list[str]:
+    """The keys whose values differ or that one of them lacks, without locations and permissions."""
+    keys = []
     # A dict in place of a set keeps the order of the config.
     for key in {**values_a, **values_b}:
         if key.startswith(_NOT_COMPARED):
             continue
-        value_a = values_a.get(key, _ABSENT)
-        value_b = values_b.get(key, _ABSENT)
-        if value_a != value_b:
-            rows.append((key, _format_value(value_a), _format_value(value_b)))
-    return rows
+        if values_a.get(key, _ABSENT) != values_b.get(key, _ABSENT):
+            keys.append(key)
+    return keys
 
 
 def _format_value(value: Any) -> str:
@@ -201,9 +250,22 @@ def _compare_final_weights(run_a: RunRecord, run_b: RunRecord) -> str:
 
 def compare_results(run_a: RunRecord, run_b: RunRecord) -> list[tuple[str, str, str, str]]:
     """Rows of a name, two values and their difference: sizes and times, the best epoch, and all metrics."""
-    rows = []
+    cells = []
+    for key, value_a, value_b in pair_results(run_a, run_b):
+        name = key.replace("_", " ") if key in _FACTS else key
+        # It follows the metric that it belongs to.
+        if key.startswith("best ") and key.endswith(" epoch"):
+            name = "  in epoch"
+        difference = _subtract(value_b, value_a)
+        cells.append((name, _format_cell(value_a), _format_cell(value_b), _format_cell(difference)))
+    return cells
+
+
+def pair_results(run_a: RunRecord, run_b: RunRecord) -> list[tuple[str, Any, Any]]:
+    """The results of `compare_results` with their values."""
+    rows: list[tuple[str, Any, Any]] = []
     for name in _FACTS:
-        rows.append((name.replace("_", " "), run_a.result.get(name), run_b.result.get(name)))
+        rows.append((name, run_a.result.get(name), run_b.result.get(name)))
 
     # Runs that monitor different metrics have a row for each.
     best_a = run_a.result.get("best") or {}
@@ -213,16 +275,11 @@ def compare_results(run_a: RunRecord, run_b: RunRecord) -> list[tuple[str, str, 
         own_a = best_a if best_a.get("metric") == name else {}
         own_b = best_b if best_b.get("metric") == name else {}
         rows.append((f"best {name}", own_a.get("value"), own_b.get("value")))
-        rows.append(("  in epoch", own_a.get("epoch"), own_b.get("epoch")))
+        rows.append((f"best {name} epoch", own_a.get("epoch"), own_b.get("epoch")))
 
     for name in {**run_a.metrics, **run_b.metrics}:
         rows.append((name, run_a.metrics.get(name), run_b.metrics.get(name)))
-
-    cells = []
-    for name, value_a, value_b in rows:
-        difference = _subtract(value_b, value_a)
-        cells.append((name, _format_cell(value_a), _format_cell(value_b), _format_cell(difference)))
-    return cells
+    return rows
 
 
 def _subtract(value: Any, other: Any) -> Any:

@@ -1,4 +1,4 @@
-"""`dlrun ls runs [FOLDER ...] [key=value ...] [--last N]`: a line for each run, the newest first."""
+"""`dlrun ls runs [FOLDER ...] [key=value ...] [sort=KEY] [limit=N]`: a line for each run, the newest first."""
 
 import shutil
 import sys
@@ -6,17 +6,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
+from dlrun.config.schema import KEYS
 from dlrun.core import lock
 from dlrun.core.errors import RequestError
 from dlrun.core.format import format_folder_name
+from dlrun.core.output_format import format_csv, format_json, take_format
 from dlrun.core.terminal import escape_line, write_error, write_out
+from dlrun.runs.filters import FACTS, read_value
 from dlrun.runs.query import Query, count_bytes, is_stamped, list_typed_overrides, parse_query, read_start
 from dlrun.runs.record import RunRecord
 from dlrun.runs.reports.console import format_number
 from dlrun.sweep.ledger import DONE, Ledger
 
 HEADERS = ("run", "status", "epochs", "best", "size", "choice")
+# Keys of a run as data.
+RUN_COLUMNS = (
+    "run", "name", "tags", "status", "sweep", "started", "epochs", "best_metric", "best_value", "best_epoch",
+    *(fact for fact in FACTS if fact != "epochs"), "bytes", *KEYS, "overrides", "metrics", "damage",
+)  # fmt: skip
 # By column of HEADERS, without the last one, which is neither padded nor aligned.
 _IS_RIGHT_ALIGNED = (False, False, True, False, True)
 # Columns of the choice; with less room than this it is left out.
@@ -26,15 +35,23 @@ _LEAST_CHOICE = 8
 def list_runs(words: Sequence[str]) -> None:
     """Print a line for each run or sweep.
 
-    On a terminal their parent folders are headings, in a pipe each line has the whole path.
+    On a terminal their parent folders are headings, in a pipe each line has the whole path. As data, each run of a
+    sweep is listed.
     """
-    selection = parse_query(words, "dlrun ls runs")
-    # --last counts lines: a sweep is one.
-    units = group_runs(selection)[: selection.last]
+    output_format, remaining = take_format(words)
+    selection = parse_query(remaining, "dlrun ls runs")
+    runs = selection.select_runs()
     # Notes go to stderr, so that a pipe gets the list alone.
     for damage in selection.unreadable:
         write_error(f"note: {damage}")
 
+    if output_format != "table":
+        records = [describe_run(run) for run in selection.sort_and_cut(runs)]
+        write_out(format_json(records) if output_format == "json" else format_runs_csv(records))
+        sys.stdout.flush()
+        return
+
+    units = group_runs(selection, runs)
     if not units:
         message = "no run matches" if selection.filters else "there is no run"
         places = ", ".join(map(str, selection.places or [selection.outputs]))
@@ -42,7 +59,10 @@ def list_runs(words: Sequence[str]) -> None:
         return
 
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    write_out("\n".join(format_columns([unit.list_cells() for unit in units], width)))
+    key = selection.find_value_to_show()
+    lines = [unit.list_cells(key) for unit in units]
+    headers = tuple("value" if key and header == "best" else header for header in HEADERS)
+    write_out("\n".join(format_columns(lines, width, headers)))
     sys.stdout.flush()
 
 
@@ -53,20 +73,25 @@ class Unit:
     runs: list[RunRecord]
     sweep: Path | None = None
 
-    def list_cells(self) -> tuple[Path, list[str]]:
-        """The folder, and the cells of the other columns."""
+    def list_cells(self, key: str = "") -> tuple[Path, list[str]]:
+        """The folder, and the cells of the other columns. key: of the value to show in place of the best metric."""
         if self.sweep:
             return self.sweep, list_sweep_cells(self.sweep)
-        return self.runs[0].folder, list_cells(self.runs[0])
+        return self.runs[0].folder, list_cells(self.runs[0], key)
 
 
-def group_runs(selection: Query) -> list[Unit]:
-    """The selected runs, newest first; runs of a sweep as one, unless a filter or the sweep's folder is given."""
-    runs = selection.select_runs()
+def group_runs(selection: Query, runs: Sequence[RunRecord]) -> list[Unit]:
+    """The lines of the list: runs of a sweep as one, unless a filter, an order or the sweep's folder is given.
+
+    runs: those that match, newest first.
+    """
+    if selection.filters or selection.sort:
+        return [Unit([run]) for run in selection.sort_and_cut(runs)]
+
     by_sweep: dict[Path, list[RunRecord]] = {}
     units = []
     for run in runs:
-        if run.sweep is None or selection.filters or _is_named(run.sweep, selection.places):
+        if run.sweep is None or _is_named(run.sweep, selection.places):
             units.append(Unit([run]))
             continue
 
@@ -75,7 +100,44 @@ def group_runs(selection: Query) -> list[Unit]:
             by_sweep[run.sweep] = []
             units.append(Unit(by_sweep[run.sweep], run.sweep))
         by_sweep[run.sweep].append(run)
-    return units
+    # A sweep counts as one.
+    return units[: selection.last][: selection.limit]
+
+
+def describe_run(run: RunRecord) -> dict[str, Any]:
+    """A run as data, for JSON: the same keys for every run, None where it has no such value."""
+    best = run.result.get("best", {})
+    description: dict[str, Any] = {
+        "run": str(run.folder),
+        "name": run.name or None,
+        "tags": run.tags,
+        "status": run.status,
+        "sweep": str(run.sweep) if run.sweep else None,
+        "started": run.environment.get("started"),
+        "epochs": run.epochs,
+        "best_metric": best.get("metric"),
+        "best_value": best.get("value"),
+        "best_epoch": best.get("epoch"),
+        **{key: run.result.get(key) for key in FACTS if key != "epochs"},
+        "bytes": count_bytes(run.folder),
+        **{group: run.choices.get(group) for group in KEYS},
+        "overrides": run.overrides,
+        "metrics": run.metrics,
+    }
+    # Last, as it tells of all files that were read above.
+    description["damage"] = run.damage
+    return description
+
+
+def format_runs_csv(records: Sequence[dict[str, Any]]) -> str:
+    """Descriptions of runs as CSV, with a column for each metric in place of "metrics"."""
+    metrics: dict[str, None] = {}
+    rows = []
+    for record in records:
+        metrics |= dict.fromkeys(record["metrics"])
+        rows.append({**record, **record["metrics"]})
+    columns = [column for column in RUN_COLUMNS if column != "metrics"]
+    return format_csv([*columns, *metrics], rows)
 
 
 def _is_named(sweep: Path, places: Sequence[Path]) -> bool:
@@ -83,11 +145,22 @@ def _is_named(sweep: Path, places: Sequence[Path]) -> bool:
     return any(place == sweep or sweep in place.parents for place in places)
 
 
-def list_cells(run: RunRecord) -> list[str]:
-    """Status, epochs, best metric, size and choice of a run."""
+def list_cells(run: RunRecord, key: str = "") -> list[str]:
+    """Status, epochs, best metric, size and choice of a run. key: of the value to show in place of the best metric."""
     # A run that ended before its first evaluation has no best value.
     best = f"{run.best[0]} {format_number(run.best[1])}" if run.best else "-"
+    if key:
+        best = _format_value(run, key)
     return [run.status, str(run.epochs), best, format_size(count_bytes(run.folder)), describe_choice(run)]
+
+
+def _format_value(run: RunRecord, key: str) -> str:
+    """A key and its value; "-" where the run has none."""
+    try:
+        value = read_value(run, key)
+    except KeyError:
+        return "-"
+    return "-" if value is None else f"{key} {format_number(value)}"
 
 
 def describe_choice(run: RunRecord) -> str:
@@ -144,12 +217,14 @@ def format_size(count: float) -> str:
     return f"{count / 1e9:,.1f} GB"
 
 
-def format_columns(lines: Sequence[tuple[Path, list[str]]], width: int | None) -> list[str]:
-    """Columns under HEADERS, with a heading for each parent folder.
+def format_columns(
+    lines: Sequence[tuple[Path, list[str]]], width: int | None, headers: Sequence[str] = HEADERS
+) -> list[str]:
+    """Columns under headers, with a heading for each parent folder.
 
     width: of the terminal, at which the last column is cut; None for whole lines with whole paths and no headings.
     """
-    rows = [list(HEADERS)]
+    rows = [list(headers)]
     for folder, cells in lines:
         name = str(folder) if width is None else f"  {folder.name}"
         rows.append([escape_line(cell) for cell in (name, *cells)])

@@ -16,6 +16,7 @@ from dlrun.cli import command_help
 from dlrun.config import listing, schema, unheeded
 from dlrun.core import library_warnings, signals
 from dlrun.core.errors import DlrunError, RequestError, RunError, describe_os_error, explain_exit
+from dlrun.core.output_format import format_csv, format_json, take_format
 from dlrun.core.search_path import put_own_last
 from dlrun.core.terminal import write_error, write_out
 from dlrun.engine import distributed
@@ -289,6 +290,17 @@ def list_choices(words: list[str]) -> None:
         from dlrun.cli import list_runs
 
         list_runs.list_runs(words[1:])
+        return
+
+    output_format, words = take_format(words)
+    if output_format != "table":
+        rows = []
+        for group in words or listing.list_groups(schema.CONFIG_DIR):
+            for name, about in listing.list_options(schema.CONFIG_DIR, group):
+                rows.append({"group": group, "option": name, "about": about})
+        text = format_json(rows) if output_format == "json" else format_csv(("group", "option", "about"), rows)
+        write_out(text)
+        sys.stdout.flush()
         return
 
     for group in words or listing.list_groups(schema.CONFIG_DIR):

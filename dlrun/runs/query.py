@@ -1,20 +1,18 @@
-"""Find run folders and filter them by status, choices and config, without torch."""
+"""Find run folders, and those that a command line asks for, without torch."""
 
 import contextlib
-import json
 import os
 import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from dlrun.config.compose import GROUPS
 from dlrun.core.errors import RequestError
-from dlrun.core.suggest import did_you_mean
-from dlrun.runs.record import ENVIRONMENT, MARKS, STATUSES, RunRecord
+from dlrun.runs.filters import Filter, parse_filter, refuse_unknown_key, sort_runs
+from dlrun.runs.record import ENVIRONMENT, MARKS, RunRecord
 
 _OUTPUTS = "paths.outputs="
 # The end of a path that `folder.create_folder` chose.
@@ -105,66 +103,66 @@ def _is_run(place: Path, subfolders: list[str], files: list[str], sweep: Path | 
 
 @dataclass
 class Query:
-    """Which runs a command line selects."""
+    """Which runs a command line selects, and in which order."""
 
     outputs: Path = Path("outputs")
     # Folders to search; all of `outputs` if empty.
     places: list[Path] = field(default_factory=list)
-    # Patterns by key: a run must match one pattern of each key.
-    filters: dict[str, list[str]] = field(default_factory=dict)
+    # A run must fulfil all of them.
+    filters: list[Filter] = field(default_factory=list)
+    # Only the newest so many.
     last: int | None = None
+    # Values to sort by, as `filters.sort_runs` takes them; the first counts most.
+    sort: list[str] = field(default_factory=list)
+    # Only the first so many, once they are sorted.
+    limit: int | None = None
     # Damage that prevented a filter from reading a run.
     unreadable: list[str] = field(default_factory=list)
+
+    def get_status_filter(self) -> Filter | None:
+        """The condition on the status; None without one."""
+        return next((condition for condition in self.filters if condition.key == "status"), None)
+
+    def find_value_to_show(self) -> str:
+        """The key that the list is sorted by or filtered on, of those that have no column; "" without one."""
+        keys = [key.removeprefix("-") for key in self.sort]
+        keys += [condition.key for condition in self.filters if condition.operator not in ("=", "!=")]
+        return next((key for key in keys if key not in ("status", "epochs")), "")
 
     def select_runs(self) -> list[RunRecord]:
         """Find the matching runs, newest first. RequestError for a key that no run has."""
         runs = find_runs(self.places or [self.outputs])
-        for key, patterns in self.filters.items():
-            if runs and key != "status" and not any(_has_key(run, key) for run in runs):
-                # A misspelt key would select nothing, as if there were no such run.
-                keys = {"status": 0, **dict.fromkeys(GROUPS), **runs[0].flat_config}
-                raise RequestError(f"no run has a key {key}; {did_you_mean(key, keys)}type status=, model=, seed=, ...")
+        for key in (*(condition.key for condition in self.filters), *self.sort):
+            refuse_unknown_key(runs, key.removeprefix("-"))
 
+        for condition in self.filters:
             matching: list[RunRecord] = []
             for run in runs:
-                if _matches(run, key, patterns):
+                if condition.matches(run):
                     matching.append(run)
-                elif key != "status":
+                elif condition.key != "status":
                     self.unreadable += run.damage
             runs = matching
         return runs
 
-
-def _has_key(run: RunRecord, key: str) -> bool:
-    return key in run.choices or key in run.flat_config
-
-
-def _matches(run: RunRecord, key: str, patterns: list[str]) -> bool:
-    try:
-        value = run.get_filter_value(key)
-    except KeyError:
-        return False
-    # As JSON, so that lr=1e-3, true and null are typed here as in a config.
-    text = value if isinstance(value, str) else json.dumps(value)
-    return any(fnmatchcase(text, pattern) or _is_same_number(text, pattern) for pattern in patterns)
-
-
-def _is_same_number(a: str, b: str) -> bool:
-    try:
-        return float(a) == float(b)
-    except ValueError:
-        return False
+    def sort_and_cut(self, runs: Sequence[RunRecord]) -> list[RunRecord]:
+        """Sort the newest `last` runs, and cut the list at `limit`."""
+        sorted_runs = list(runs[: self.last])
+        # Sorting is stable, so the last key comes first.
+        for key in reversed(self.sort):
+            sorted_runs = sort_runs(sorted_runs, key)
+        return sorted_runs[: self.limit]
 
 
 def parse_query(words: Sequence[str], command: str) -> Query:
-    """Parse FOLDER..., key=value[,value] filters, --last N and paths.outputs=X. RequestError for anything else."""
+    """Parse FOLDER..., filters, sort=KEY, limit=N, --last N and paths.outputs=X. RequestError for anything else."""
     query = Query()
     remaining = list(words)
     while remaining:
         word = remaining.pop(0)
-        if word == "--last":
-            count = remaining.pop(0) if remaining else ""
-            word = f"last={count}"
+        if word in ("--last", "--limit", "--sort"):
+            value = remaining.pop(0) if remaining else ""
+            word = f"{word.removeprefix('--')}={value}"
         key, _, value = word.removeprefix("--").partition("=")
 
         if word.startswith(_OUTPUTS):
@@ -172,23 +170,26 @@ def parse_query(words: Sequence[str], command: str) -> Query:
         elif "=" not in word and Path(word).is_dir():
             query.places.append(Path(word))
         elif key == "last":
-            query.last = _parse_count(value)
-        elif "=" not in word and word[:1] != "-":
-            raise RequestError(f"there is no folder {word}; {command} takes folders and filters, as in status=failed")
-        elif "=" not in word or not value:
-            raise RequestError(f"{command} takes folders and filters, as in status=failed or model=resnet; not {word}")
+            query.last = _parse_count(key, value)
+        elif key == "limit":
+            query.limit = _parse_count(key, value)
+        elif key == "sort" and value:
+            query.sort = value.split(",")
         else:
-            query.filters[key] = value.split(",")
-
-    # A status is one of a few words, so that a mistake is known before any run is read.
-    for pattern in query.filters.get("status", []):
-        if not any(fnmatchcase(status, pattern) for status in STATUSES):
-            hint = did_you_mean(pattern, STATUSES, "status=")
-            raise RequestError(f"status={pattern} is not a status; {hint}type one of {', '.join(STATUSES)}")
+            query.filters.append(_parse_condition(word, command))
     return query
 
 
-def _parse_count(value: str) -> int:
+def _parse_condition(word: str, command: str) -> Filter:
+    condition = parse_filter(word.removeprefix("--"))
+    if condition is not None:
+        return condition
+    if "=" not in word and word[:1] != "-":
+        raise RequestError(f"there is no folder {word}; {command} takes folders and filters, as in status=failed")
+    raise RequestError(f"{command} takes folders and filters, as in status=failed or model=resnet; not {word}")
+
+
+def _parse_count(key: str, value: str) -> int:
     if not value.isdecimal() or int(value) == 0:
-        raise RequestError(f"last={value} must be a whole number above 0; type --last 10")
+        raise RequestError(f"{key}={value} must be a whole number above 0; type --{key} 10")
     return int(value)

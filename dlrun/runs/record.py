@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dlrun.config.compose import GROUPS
 from dlrun.config.schema import NOT_IDENTITY
 from dlrun.core import bounded, lock
 from dlrun.core.bounded import LARGEST_LOG, describe, is_number, read_bytes, read_json, read_yaml_file
@@ -537,9 +536,3 @@ class RunRecord:
         if environment.get("git_commit"):
             facts["commit"] = environment["git_commit"]
         return facts
-
-    def get_filter_value(self, key: str) -> Any:
-        """Return what a filter compares: the status, a group's choice, or a config value. KeyError if there is none."""
-        if key == "status":
-            return self.status
-        return self.choices[key] if key in GROUPS else self.flat_config[key]

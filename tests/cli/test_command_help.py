@@ -1,6 +1,7 @@
 """`--help` of every command, `--version`, and what Hydra answers itself."""
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,10 @@ OWN = {
     "format": "dlrun/inference/export/command.py",
     "weights": "dlrun/inference/export/command.py",
     "status": "dlrun/runs/query.py",
+    "tag": "dlrun/runs/filters.py",
+    "name": "dlrun/runs/filters.py",
+    "sort": "dlrun/runs/query.py",
+    "limit": "dlrun/runs/query.py",
     "--format": "dlrun/inference/predict/command.py",
     "--top": "dlrun/inference/predict/command.py",
     "--": "dlrun/inference/predict/command.py",
@@ -108,11 +113,11 @@ def test_examples_run(dlrun: Callable, with_runs: Path, example: str) -> None:
         pytest.skip("a line for a shell; test_completion runs it")
     if example in README:
         pytest.skip("the README has this line; test_readme runs it")
-    if example == "dlrun compare outputs":
+    if example == "dlrun compare outputs" or "sort=" in example:
         assert dlrun("data=blobs", *QUIET).code == 0
     if example == "dlrun export runs/mine":
         pytest.importorskip("onnx")
-    done = dlrun(*example.split()[1:])
+    done = dlrun(*shlex.split(example)[1:])
     assert (done.code, done.err) == (0, "")
     assert done.out
 

@@ -173,7 +173,8 @@ def test_tables_pages_and_lists_show_it(dlrun: Callable[..., Any], trained: Path
     assert page.attributes <= {"lang", "charset", "name", "content", "http-equiv", "class", "href", "alt", "src"}
     markdown = next((tmp_path / "out").rglob("comparison.md")).read_text()
     assert "<script>" not in markdown
-    for words in (("ls", "runs", "runs"), ("diff", "runs/one", "runs/two"), ("eval", "runs/one")):
+    commands = [("ls", "runs", "runs"), ("diff", "runs/one", "runs/two"), ("eval", "runs/one")]
+    for words in commands:
         assert dlrun(*words).code == 0, words
     assert not (tmp_path / "canary").exists()
 

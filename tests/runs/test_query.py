@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,28 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     """`make(name, status, ...)`: a run folder as dlrun leaves it, written by hand."""
     monkeypatch.chdir(tmp_path)
 
-    def made(name: str, status: str | None = "completed", model: str = "mlp", hour: int = 3, **more: Any) -> Path:
+    def made(
+        name: str,
+        status: str | None = "completed",
+        model: str = "mlp",
+        hour: int = 3,
+        metrics: dict[str, float | None] | None = None,
+        tags: Sequence[str] = (),
+        name_of_run: str | None = None,
+        **more: Any,
+    ) -> Path:
         folder = Path(name)
         (folder / ".hydra").mkdir(parents=True)
         choices = {"model": model, "data": "blobs", "optimizer": "adam"}
         environment = {"run_id": "x", "started": f"2026-11-20T{hour:02d}:00:00+00:00", "choices": choices}
         (folder / "environment.json").write_text(json.dumps(environment | more))
-        (folder / ".hydra/config.yaml").write_text(f"seed: {hour}\noptimizer: {{lr: 0.001}}\nfigures: false\n")
+        (folder / ".hydra/config.yaml").write_text(
+            f"seed: {hour}\noptimizer: {{lr: 0.001}}\nfigures: false\nrun: {{tags: {json.dumps(list(tags))}}}\n"
+        )
         if status:
             result = {"status": status, "epochs": 2, "best": {"metric": "val/loss", "value": 0.25, "epoch": 1}}
+            result["metrics"] = metrics or {}
+            result["name"] = name_of_run
             (folder / "result.json").write_text(json.dumps(result))
         return folder
 
@@ -131,10 +144,66 @@ def test_newest_first_and_filters(make: Make) -> None:
     assert names(["data=mnist"]) == []
 
 
+@pytest.fixture
+def four(make: Make) -> None:
+    """Four runs, d the newest; the loss of c is not finite, and d has no metrics."""
+    values = {"a": (0.5, 0.97), "b": (0.25, 0.98), "c": (None, 0.5)}
+    for hour, (name, (loss, accuracy)) in enumerate(values.items(), 1):
+        metrics = {"val/loss": loss, "val/accuracy": accuracy}
+        tags = ["baseline", "long"] if name == "a" else ["baseline"]
+        make(f"outputs/x/{name}", "completed", f"m{name}", hour, metrics, tags, name_of_run=f"run {name}")
+    make("outputs/x/d", "failed", "md", 4)
+
+
+@pytest.mark.usefixtures("four")
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["val/accuracy>0.97"], "b"),
+        (["val/accuracy>=0.97"], "ba"),
+        (["val/accuracy<0.97"], "c"),
+        (["val/accuracy<=0.97"], "ca"),
+        (["val/accuracy>0.4", "val/accuracy<0.98"], "ca"),
+        (["val/loss>0"], "ba"),
+        (["val/accuracy=9.7e-1"], "a"),
+        (["val/accuracy!=0.97"], "cb"),
+        (["tag=baseline"], "cba"),
+        (["tag=baseline", "tag=long"], "a"),
+        (["tag=nope,lo*"], "a"),
+        (["tag!=long"], "dcb"),
+        (["name=run b"], "b"),
+        (["name=run*", "name!=run b"], "ca"),
+        (["seed>=2", "seed<4"], "cb"),
+        (["epochs>1", "status=failed"], "d"),
+        (["status!=failed"], "cba"),
+        (["optimizer.lr<=0.1", "model=ma,mb"], "ba"),
+        (["sort=val/loss"], "badc"),
+        (["sort=-val/loss"], "abdc"),
+        (["sort=-val/accuracy", "limit=2"], "ba"),
+        (["--sort", "seed", "--limit", "3"], "abc"),
+        (["sort=status,-seed"], "cbad"),
+        (["sort=-model"], "dcba"),
+        (["last=2", "sort=seed"], "cd"),
+    ],
+)
+def test_filters_and_orders(words: list[str], expected: str) -> None:
+    query = parse_query(words, "dlrun ls runs")
+    runs = query.sort_and_cut(query.select_runs())
+    assert "".join(run.folder.name for run in runs) == expected
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["status=fail"], r"status=fail is not a status; did you mean status=failed\? type one of running, "),
+        (["status=fail"], r"did you mean status=failed"),
+        (["val/los>1"], r"no run has a metric val/los; did you mean val/loss\?"),
+        (["sort=-val/los"], r"no run has a metric val/los; did you mean val/loss\?"),
+        (["sort=optimizer.rl"], r"no run has a key optimizer.rl; did you mean optimizer.lr"),
+        (["model>3"], "model>3 compares numbers, and model is text; type model=3"),
+        (["val/loss<low"], "val/loss<low compares numbers, and low is not a number"),
+        (["limit=x"], "limit=x must be a whole number above 0; type --limit 10"),
+        (["sort="], "not sort="),
         (["optimzer=sgd"], r"no run has a key optimzer; did you mean optimizer\?"),
         (["nowhere"], "there is no folder nowhere; .* takes folders and filters, as in status=failed"),
         (["model="], "not model="),
@@ -144,7 +213,7 @@ def test_newest_first_and_filters(make: Make) -> None:
     ],
 )
 def test_wrong_questions(make: Make, words: list[str], said: str) -> None:
-    make("outputs/d/a")
+    make("outputs/d/a", metrics={"val/loss": 0.5})
     with pytest.raises(RequestError, match=said):
         parse_query(words, "dlrun ls runs").select_runs()
 

@@ -9,6 +9,8 @@ from dlrun.core import markdown as markdown_text
 from dlrun.core.errors import RequestError
 from dlrun.core.files import convert_write_errors, write_text
 from dlrun.core.inside import refuse_outside
+from dlrun.core.output_format import format_json, take_format
+from dlrun.core.terminal import write_out
 from dlrun.runs import folder as run_folder
 from dlrun.runs.record import RunRecord
 from dlrun.runs.reports.console import Console, format_facts
@@ -24,14 +26,16 @@ _MOST_FAILURES = 10
 
 
 def compare_runs(words: Sequence[str]) -> int:
-    """`dlrun compare DIR... [paths.outputs=X]`; returns the exit code, 0. RequestError if no run is found.
+    """`dlrun compare DIR... [paths.outputs=X] [format=F]`; returns the exit code, 0. RequestError if no run is found.
 
     Writes into the DIR itself if it is one sweep, else into a new folder under paths.outputs.
     """
-    places, outputs = _parse_words(words)
+    output_format, remaining = take_format(words)
+    places, outputs = _parse_words(remaining)
     unreadable: Failures = []
     comparison = compare(sources.find_runs(places, unreadable), unreadable)
-    console = Console()
+    # Data stand alone on stdout.
+    console = Console(quiet=output_format != "table")
     print_comparison(comparison, console)
 
     # Of a sweep the comparison replaces the one that the sweep itself has written.
@@ -42,7 +46,12 @@ def compare_runs(words: Sequence[str]) -> int:
     # The folder of a sweep may come from elsewhere, with links in it.
     refuse_outside(folder)
     with convert_write_errors(folder, "type paths.outputs=<folder>"):
-        page = write_comparison(comparison, folder, shlex.join(["dlrun", "compare", *words]))
+        page = write_comparison(comparison, folder, shlex.join(["dlrun", "compare", *remaining]))
+
+    if output_format == "json":
+        write_out(format_json({**table.to_data(comparison), "folder": str(folder), "page": str(page)}))
+    elif output_format == "csv":
+        write_out(table.render_csv(comparison).removesuffix("\n"))
 
     # Known only after all pictures are drawn.
     for line in fonts.describe_missing_letters():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dlrun.core import markdown as markdown_text
 from dlrun.core.csv_text import CsvWriter
 from dlrun.sweep.comparison.ranking import Comparison, Ranking, Setting
-from dlrun.sweep.comparison.settings import format_value, shorten_keys, truncate
+from dlrun.sweep.comparison.settings import ABSENT, format_value, shorten_keys, truncate
 from dlrun.sweep.comparison.statistics import Estimate
 
 if TYPE_CHECKING:
@@ -226,6 +226,47 @@ def _list_numbers(ranking: Ranking, keys: Sequence[str], tests: Sequence[str]) -
         blank = [""] * (len(_CSV) - 2)
         test_values = [_drop_infinite(ranking.get_baseline(name)) for name in tests]
         yield ["baseline", *columns, ranking.metric, "", trivial, *blank, *test_values, ""]
+
+
+def to_data(comparison: Comparison) -> dict[str, Any]:
+    """The comparison as data: rankings with their settings and runs, best first, failures and notes."""
+    failures = [{"run": name, "error": error} for name, error in comparison.failures]
+    return {
+        "rankings": [_describe_ranking(ranking) for ranking in comparison.rankings],
+        "failures": failures,
+        "notes": comparison.notes,
+    }
+
+
+def _describe_ranking(ranking: Ranking) -> dict[str, Any]:
+    names = [ranking.metric, *ranking.test_metrics]
+    return {
+        "metric": ranking.metric,
+        "mode": ranking.mode,
+        "data": ranking.data,
+        "settings": [_describe_setting(ranking, setting) for setting in ranking.settings],
+        "baseline": {name: ranking.get_baseline(name) for name in names},
+    }
+
+
+def _describe_setting(ranking: Ranking, setting: Setting) -> dict[str, Any]:
+    score = setting.score
+    values = {key: None if value == ABSENT else value for key, value in setting.values.items()}
+    return {
+        "values": values,
+        "n": score.n,
+        "mean": score.mean,
+        "std": score.std,
+        "low": score.low,
+        "high": score.high,
+        "best_epochs": setting.best_epochs,
+        "last": setting.average_metric(ranking.metric),
+        "test": {name: setting.average_metric(name) for name in ranking.test_metrics},
+        "train_seconds": setting.seconds,
+        "by_seed": setting.by_seed,
+        "runs": [str(run.folder) for run in setting.runs],
+        "failed": [str(run.folder) for run in setting.unusable],
+    }
 
 
 def _drop_infinite(value: float) -> float | str:
