@@ -51,21 +51,17 @@ class CallbackList(Callback):
     """Calls each hook of several callbacks, in their order."""
 
     def __init__(self, callbacks: Sequence[Callback]) -> None:
-        self.callbacks = callbacks
         # Only methods that a callback overrides, so that others cost nothing in a step.
         self.hooks: dict[str, list[Callable[..., None]]] = {}
         for name in HOOKS:
-            self.hooks[name] = [getattr(callback, name) for callback in self._find_overriding(name)]
+            default = getattr(Callback, name)
+            overriding = [callback for callback in callbacks if getattr(type(callback), name) is not default]
+            self.hooks[name] = [self.get_hook(callback, name) for callback in overriding]
 
-    def wrap_hooks(self, wrap: Callable[[Callable[..., None], str], Callable[..., None]]) -> None:
-        """Replace every hook by wrap(hook, phase), to time it for example."""
-        for name in HOOKS:
-            overriding = self._find_overriding(name)
-            self.hooks[name] = [wrap(getattr(callback, name), callback.phase) for callback in overriding]
-
-    def _find_overriding(self, hook: str) -> list[Callback]:
-        default = getattr(Callback, hook)
-        return [callback for callback in self.callbacks if getattr(type(callback), hook) is not default]
+    def get_hook(self, callback: Callback, name: str) -> Callable[..., None]:
+        """The function that is called for a hook of a callback."""
+        hook: Callable[..., None] = getattr(callback, name)
+        return hook
 
     def on_step_end(self, state: TrainState) -> None:
         """Call on_step_end of all callbacks."""

@@ -3,7 +3,7 @@
 import inspect
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import cache, partial
 from itertools import islice
@@ -26,6 +26,9 @@ StepRecords = list[tuple[Tensor, Tensor, Tensor]]
 # Called with the inputs, outputs and targets of a batch.
 BatchHook = Callable[[tuple[Tensor, ...], Tensor, Tensor], None]
 
+# Computes outputs and loss from the inputs and targets of a batch.
+ForwardPass = Callable[[TrainState, tuple[Tensor, ...], Tensor], tuple[Tensor, Tensor]]
+
 
 class Trainer:
     """Trains a state to its end, epoch by epoch, and notifies callbacks."""
@@ -39,6 +42,7 @@ class Trainer:
         self.state = state
         self.callbacks = CallbackList(callbacks)
         self.stop_requested = stop_requested
+        self.forward: ForwardPass = compute_outputs_and_loss
 
     def fit(self) -> str:
         """Train until the epochs, the steps or the patience are used up, or until a stop is requested.
@@ -67,7 +71,7 @@ class Trainer:
                     return "interrupted"
                 self.callbacks.on_partial_epoch()
 
-            row = end_epoch(state)
+            row = self.end_epoch()
             is_best = state.update_best(row[state.monitor])
             state.schedule.advance_epoch(row[state.monitor])
             self.callbacks.on_epoch_end(state, EpochSummary(row, timings, is_best))
@@ -84,7 +88,7 @@ class Trainer:
         progress = state.progress
         state.model.train()
         needs_closure = requires_closure(state.optimizer)
-        batches = state.train.epoch(progress.epoch + 1, start=progress.batch, pick=state.ranks.shard_batch)
+        batches = self.load_epoch()
 
         while not state.is_done:
             group = list(islice(batches, state.stop_rules.accumulate_steps))
@@ -94,12 +98,12 @@ class Trainer:
             records: StepRecords = []
             if needs_closure:
                 # LBFGS and its like evaluate the loss as often as they need.
-                state.optimizer.step(partial(compute_closure_loss, state, group, records))  # type: ignore[arg-type]
+                state.optimizer.step(partial(compute_closure_loss, state, group, records, self.forward))  # type: ignore[arg-type]
             elif state.graph_step is not None:
                 # Replays a recorded step, or makes an eager one.
                 state.graph_step(state, group, records)
             else:
-                backward(state, group, records)
+                backward(state, group, records, self.forward)
                 state.scaler.step(state.optimizer)
                 state.scaler.update()
 
@@ -122,26 +126,35 @@ class Trainer:
         state.check_finite()
         return state.is_done or progress.batch >= len(state.train)
 
+    def load_epoch(self) -> Iterator[Batch]:
+        """The batches of the current epoch that have not been trained on."""
+        state = self.state
+        return state.train.epoch(state.progress.epoch + 1, start=state.progress.batch, pick=state.ranks.shard_batch)
 
-def end_epoch(state: TrainState) -> dict[str, float]:
-    """Count the epoch as ended; returns its row: epoch, step, metrics, learning rates, parameters of tiny models."""
-    progress = state.progress
-    progress.epoch += 1
-    progress.batch = 0
+    def end_epoch(self) -> dict[str, float]:
+        """Count the epoch as ended; returns its row: epoch, step, metrics, rates, and parameters of a tiny model."""
+        state = self.state
+        progress = state.progress
+        progress.epoch += 1
+        progress.batch = 0
 
-    row: dict[str, float] = {"epoch": progress.epoch, "step": progress.step}
-    train_metrics = state.totals.compute_metrics(state.ranks.gather_blocks)
-    row |= {f"train/{name}": value for name, value in train_metrics.items()}
-    state.totals = state.objective.new_accumulator()
+        row: dict[str, float] = {"epoch": progress.epoch, "step": progress.step}
+        train_metrics = state.totals.compute_metrics(state.ranks.gather_blocks)
+        row |= {f"train/{name}": value for name, value in train_metrics.items()}
+        state.totals = state.objective.new_accumulator()
 
-    # Batch norm statistics differ between ranks; all evaluate with those of rank 0.
-    state.ranks.broadcast_buffers(state.model)
-    if state.ema is not None:
-        state.ranks.broadcast_buffers(state.ema.model)
+        # Batch norm statistics differ between ranks; all evaluate with those of rank 0.
+        state.ranks.broadcast_buffers(state.model)
+        if state.ema is not None:
+            state.ranks.broadcast_buffers(state.ema.model)
 
-    if state.val is not None:
-        row |= evaluate_split(state, state.val, "val")
-    return row | state.schedule.get_learning_rates() | state.get_parameter_values()
+        if state.val is not None:
+            row |= self.evaluate(state.val, "val")
+        return row | state.schedule.get_learning_rates() | state.get_parameter_values()
+
+    def evaluate(self, batches: Batches, split: str) -> dict[str, float]:
+        """Metrics of a split at the end of an epoch."""
+        return evaluate_split(self.state, batches, split)
 
 
 def evaluate_split(
@@ -163,7 +176,20 @@ def evaluate_split(
     return row
 
 
-def backward(state: TrainState, group: list[Batch], records: StepRecords) -> Tensor:
+def compute_outputs_and_loss(state: TrainState, inputs: tuple[Tensor, ...], targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The forward pass of training, in the precision of the run."""
+    with state.autocast():
+        outputs = state.forward(*inputs)
+        loss = state.objective.compute_loss(outputs, targets)
+    return outputs, loss
+
+
+def backward(
+    state: TrainState,
+    group: list[Batch],
+    records: StepRecords,
+    forward: ForwardPass = compute_outputs_and_loss,
+) -> Tensor:
     """Compute the gradients of one optimizer step: the mean over all rows of its batches, then clipped.
 
     Returns the loss, a scalar on the device, and fills `records` if they are empty: an optimizer with a closure
@@ -178,9 +204,7 @@ def backward(state: TrainState, group: list[Batch], records: StepRecords) -> Ten
     for i, ((inputs, targets), share) in enumerate(zip(group, shares, strict=True)):
         # Ranks exchange gradients once a step, in the backward pass of its last batch.
         state.ranks.sync_gradients(state.forward, enabled=i == last)
-        with state.autocast():
-            outputs = state.forward(*inputs)
-            loss = state.objective.compute_loss(outputs, targets)
+        outputs, loss = forward(state, inputs, targets)
         weighted_loss = scale_loss(loss, share)
         state.scaler.scale(weighted_loss).backward()  # type: ignore[no-untyped-call]
         losses.append(weighted_loss.detach())
@@ -200,9 +224,11 @@ def backward(state: TrainState, group: list[Batch], records: StepRecords) -> Ten
     return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
 
-def compute_closure_loss(state: TrainState, group: list[Batch], records: StepRecords) -> Tensor:
+def compute_closure_loss(
+    state: TrainState, group: list[Batch], records: StepRecords, forward: ForwardPass = compute_outputs_and_loss
+) -> Tensor:
     """Run `backward` as the closure of an optimizer that looks at the loss; returns the mean loss over all ranks."""
-    loss = backward(state, group, records)
+    loss = backward(state, group, records, forward)
     if state.ranks.world_size == 1:
         return loss
     return state.ranks.sum_over_ranks(loss) / state.ranks.world_size

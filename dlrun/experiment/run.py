@@ -28,10 +28,11 @@ from dlrun.engine.distributed import Distributed, join_processes
 from dlrun.engine.trainer import Trainer, evaluate_split
 from dlrun.experiment import ignored, resume, sources
 from dlrun.experiment import result as results
-from dlrun.experiment.callbacks import evolution, profiler
+from dlrun.experiment.callbacks import evolution
 from dlrun.experiment.callbacks.diagnostics import Diagnostics
 from dlrun.experiment.callbacks.fingerprints import WeightHashes
 from dlrun.experiment.callbacks.histograms import WeightHistograms
+from dlrun.experiment.callbacks.profiler import PROFILE_FOLDER, ProfiledTrainer, Profiler
 from dlrun.experiment.callbacks.progress import ProgressDisplay
 from dlrun.experiment.callbacks.tolerant import Tolerant
 from dlrun.experiment.context import RunContext
@@ -92,18 +93,19 @@ def run(request: Request, console: Console | None = None) -> int:
                 progress = ProgressDisplay(console, context.state)
                 # A row and its pictures are on the disk before the checkpoint that a resumed run begins from.
                 callbacks = [run_logger, *recorders, checkpoints, progress]
-                trainer = Trainer(context.state, callbacks, ranks.any_rank(stop_requested))
+                profiler = Profiler(context.state.synchronize) if context.settings.trainer.profile else None
+                trainer = make_trainer(context, callbacks, ranks.any_rank(stop_requested), profiler, folder)
 
-                with progress.show(), start_profile(context, trainer, folder) as profile:
+                with progress.show():
                     status = trainer.fit()
                 # Notes up to here have been shown.
                 notes_before_end = len(context.notes)
                 context.notes.extend(library_warnings.note())
 
-                result = finish(context, folder, status, run_logger, checkpoints, profile, request.group is None)
-                if profile is not None:
-                    profile.charge("other")
-                    console.say(profile.make_table())
+                result = finish(context, folder, status, run_logger, checkpoints, profiler, request.group is None)
+                if profiler is not None:
+                    profiler.charge("other")
+                    console.say(profiler.make_table())
 
         # Training runs code of the user's own, which may raise anything.
         except (Exception, SystemExit) as error:  # whatever user code raises
@@ -381,13 +383,17 @@ def start_recording(
     return [Tolerant(callback, run_logger.disk_problems) for callback in callbacks]
 
 
-def start_profile(
-    context: RunContext, trainer: Trainer, folder: Path
-) -> contextlib.AbstractContextManager[profiler.Profile | None]:
-    """The profiler around the training, or a context without effect where trainer.profile is off."""
-    if not context.settings.trainer.profile:
-        return contextlib.nullcontext()
-    return profiler.profile_training(trainer, folder)
+def make_trainer(
+    context: RunContext,
+    callbacks: list[Callback],
+    stop_requested: Callable[[], bool],
+    profiler: Profiler | None,
+    folder: Path,
+) -> Trainer:
+    """The trainer, or one that times itself where there is a profiler."""
+    if profiler is None:
+        return Trainer(context.state, callbacks, stop_requested)
+    return ProfiledTrainer(context.state, callbacks, stop_requested, profiler, folder / PROFILE_FOLDER)
 
 
 def make_note_writer(context: RunContext, console: Console) -> Callable[[str], None]:
@@ -406,7 +412,7 @@ def finish(
     status: str,
     run_logger: Logger,
     checkpoints: CheckpointManager,
-    profile: profiler.Profile | None,
+    profiler: Profiler | None,
     is_alone: bool,
 ) -> dict[str, Any]:
     """Evaluate the best weights on the test split, export, draw, and write result.json last; returns its content.
@@ -422,7 +428,7 @@ def finish(
     last_row = rows[-1] if rows else {}
     metrics = {key: value for key, value in last_row.items() if key.startswith(("train/", "val/"))}
     measured = results.measure(context)
-    time_as = contextlib.nullcontext if profile is None else profile.time_phase
+    time_as = contextlib.nullcontext if profiler is None else profiler.time_phase
     has_figures = context.settings.figures and status != "interrupted"
 
     if status != "interrupted":

@@ -3,29 +3,30 @@
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.table import Table
+from torch.optim import Optimizer
 from torch.profiler import record_function
 
-from dlrun.data.batches import Batch, Batches, Shard
+from dlrun.data.batches import Batch, Batches
+from dlrun.engine.callback import Callback, CallbackList
 from dlrun.engine.state import TrainState
-from dlrun.engine.trainer import Trainer
+from dlrun.engine.trainer import Trainer, compute_outputs_and_loss, requires_closure
 from dlrun.runs.reports.console import build_table
 
-FOLDER = "profile"
+PROFILE_FOLDER = "profile"
 
 # Steps, as torch.profiler.schedule takes them.
 _TRACED = {"wait": 2, "warmup": 2, "active": 6, "repeat": 1}
 _PHASES = ("data", "forward", "backward", "optimizer", "evaluation", "log", "figures", "checkpoint", "other")
 
 
-class Profile:
-    """Seconds of each phase of a training. Each change of phase waits for the device, so that it is slower."""
+class Profiler(Callback):
+    """Times the phases of a training. Each change of phase waits for the device, so that the training is slower."""
 
     def __init__(self, synchronize: Callable[[], None]) -> None:
         self.seconds = dict.fromkeys(_PHASES, 0.0)
@@ -33,6 +34,7 @@ class Profile:
         self._synchronize = synchronize
         # Stack of open phases.
         self._open: list[str] = []
+        self._trace: Any = None
         # The backward pass has no call that a range of the trace could be put around: it is open until the next phase.
         self._backward_range: Any = None
         self._last_phase = "other"
@@ -94,79 +96,89 @@ class Profile:
         rows.append(("total", f"{total:.3f}", "", f"{1e6 * total / steps:,.0f}"))
         return build_table(("where the time went", "s", "share", "µs a step"), rows)
 
+    def on_step_end(self, state: TrainState) -> None:
+        """Count the step, and let the trace begin or end with it."""
+        self.steps += 1
+        self._trace.step()
 
-class _TimedBatches:
-    """Batches whose loading is charged to a phase."""
+    @contextlib.contextmanager
+    def watch(self, optimizer: Optimizer, folder: Path) -> Iterator[None]:
+        """Time the training inside, and trace a few of its steps into `folder`, for Perfetto and TensorBoard."""
+        phase = contextlib.ExitStack()
 
-    def __init__(self, batches: Batches, profile: Profile, phase: str) -> None:
-        self.batches = batches
-        self.profile = profile
-        self.phase = phase
-        self.rows = batches.rows
-        self.order = batches.order
+        def begin_step(*_: Any) -> None:
+            phase.enter_context(self.time_phase("optimizer"))
 
-    def __len__(self) -> int:
-        return len(self.batches)
+        def end_step(*_: Any) -> None:
+            phase.close()
+            self.charge("optimizer")
 
-    def count_rows_before(self, batch: int) -> int:
-        """Rows of an epoch before a batch."""
-        return self.batches.count_rows_before(batch)
+        handles = [optimizer.register_step_post_hook(end_step)]
+        # Steps with a closure compute the loss inside: its phases come first, and what is left is the optimizer's.
+        if not requires_closure(optimizer):
+            handles.append(optimizer.register_step_pre_hook(begin_step))
 
-    def epoch(self, number: int, start: int = 0, pick: Shard = list) -> Iterator[Batch]:
-        """Yield the batches of an epoch, each loaded within the phase."""
-        batches = iter(self.batches.epoch(number, start, pick))
-        load_next = self.profile.wrap(lambda: next(batches, None), self.phase)
+        with _trace(folder) as self._trace:
+            try:
+                yield
+            finally:
+                self.charge("other")
+                for handle in handles:
+                    handle.remove()
+
+
+class _TimedCallbacks(CallbackList):
+    """Callbacks whose hooks are charged to their phases."""
+
+    def __init__(self, callbacks: Sequence[Callback], profiler: Profiler) -> None:
+        self.profiler = profiler
+        super().__init__(callbacks)
+
+    def get_hook(self, callback: Callback, name: str) -> Callable[..., None]:
+        """The hook, timed."""
+        hook = super().get_hook(callback, name)
+        if callback is self.profiler:
+            return hook
+        return self.profiler.wrap(hook, callback.phase)
+
+
+class ProfiledTrainer(Trainer):
+    """Trains as `Trainer` does, and times what it does."""
+
+    def __init__(
+        self,
+        state: TrainState,
+        callbacks: Sequence[Callback],
+        stop_requested: Callable[[], bool],
+        profiler: Profiler,
+        folder: Path,
+    ) -> None:
+        """folder: of the trace."""
+        super().__init__(state, callbacks, stop_requested)
+        self.profiler = profiler
+        self.folder = folder
+        self.callbacks = _TimedCallbacks([*callbacks, profiler], profiler)
+        # Around the model and its loss: hooks of the model would be compiled with it.
+        self.forward = profiler.wrap(compute_outputs_and_loss, "forward")
+
+    def fit(self) -> str:
+        """Train to the end, timed."""
+        with self.profiler.watch(self.state.optimizer, self.folder):
+            return super().fit()
+
+    def load_epoch(self) -> Iterator[Batch]:
+        """The batches of the current epoch, each loaded within the phase "data"."""
+        batches = super().load_epoch()
+        load_next = self.profiler.wrap(lambda: next(batches, None), "data")
         batch = load_next()
         while batch is not None:
             yield batch
             batch = load_next()
 
-
-@contextlib.contextmanager
-def profile_training(trainer: Trainer, folder: Path) -> Iterator[Profile]:
-    """Time the training inside, and trace a few of its steps into `folder`/profile, for Perfetto and TensorBoard."""
-    state = trainer.state
-    profile = Profile(state.synchronize)
-
-    train = state.train
-    val = state.val
-    autocast = state.autocast
-    state.train = _TimedBatches(train, profile, "data")
-    state.val = val and _TimedBatches(val, profile, "evaluation")
-    # Around the model and its loss: hooks of the model would be compiled with it.
-    state.autocast = partial(_time_forward, state, profile, autocast)
-
-    # A step with a closure does not pass through the scaler.
-    closure_hook = state.optimizer.register_step_post_hook(lambda *_: profile.charge("optimizer"))
-    state.scaler.step = profile.wrap(state.scaler.step, "optimizer")  # type: ignore[method-assign]
-
-    trainer.callbacks.wrap_hooks(profile.wrap)
-
-    with _trace(folder / FOLDER) as trace:
-
-        def count_step(*_: Any) -> None:
-            profile.steps += 1
-            trace.step()
-
-        step_hook = state.optimizer.register_step_post_hook(count_step)
-        try:
-            yield profile
-        finally:
-            profile.charge("other")
-            state.train = train
-            state.val = val
-            state.autocast = autocast
-            # Uncovers the method of the scaler's class.
-            del state.scaler.step
-            closure_hook.remove()
-            step_hook.remove()
-
-
-@contextlib.contextmanager
-def _time_forward(state: TrainState, profile: Profile, autocast: Callable[[], Any]) -> Iterator[None]:
-    """Autocast whose block is charged to the forward pass, or to evaluation."""
-    with profile.time_phase("forward" if state.model.training else "evaluation"), autocast():
-        yield
+    def evaluate(self, batches: Batches, split: str) -> dict[str, float]:
+        """Metrics of a split, within the phase "evaluation"."""
+        with self.profiler.time_phase("evaluation"):
+            return super().evaluate(batches, split)
 
 
 def _trace(folder: Path) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dlrun.experiment.callbacks import profiler
-from dlrun.experiment.callbacks.profiler import Profile
+from dlrun.experiment.callbacks.profiler import Profiler
 
 WORDS = ("data=blobs", "model=mlp", "model.dropout=0.2", "trainer.epochs=5", "figures=false", "tracking.graph=false")
 
@@ -27,9 +27,24 @@ def test_the_run_is_the_same_and_where_its_time_went_is_said(dlrun: Callable[...
     assert all(float(seconds) > 0 for name, seconds, _ in shares if name in ("forward", "backward", "log"))
     (trace,) = Path("run/profile").glob("*.pt.trace.json")
     names = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
-    assert {"aten::addmm", "Optimizer.step#Adam.step"} <= names
+    assert {"aten::addmm", "Optimizer.step#Adam.step", "data", "forward", "backward", "optimizer"} <= names
     assert sum(str(name).startswith("ProfilerStep#") for name in names) == profiler._TRACED["active"]
     assert not Path("plain/profile").exists()
+
+
+def test_a_step_with_a_closure_has_the_phases_of_its_evaluations(dlrun: Callable[..., Any]) -> None:
+    words = (*WORDS, "optimizer=lbfgs", "trainer.max_steps=12", "checkpoint.every_steps=4")
+    plain = dlrun(*words, "hydra.run.dir=plain")
+    done = dlrun(*words, "trainer.profile=true", "hydra.run.dir=run")
+    assert done.code == 0, done.err
+    assert done.result["weights_sha256"] == plain.result["weights_sha256"]
+    (trace,) = Path("run/profile").glob("*.pt.trace.json")
+    events = [event.get("name") for event in json.loads(trace.read_text())["traceEvents"]]
+    assert events.count("forward") == events.count("backward") >= profiler._TRACED["active"]
+    assert events.count("checkpoint") > 0
+    seconds = dict(re.findall(r"^ (\w+) +([\d.]+) +[\d.]+ % +[\d,]+", done.out, re.MULTILINE))
+    assert float(seconds["backward"]) > 0
+    assert float(seconds["optimizer"]) > 0
 
 
 def test_pictures_are_stopped_whenever_they_are_drawn(dlrun: Callable[..., Any]) -> None:
@@ -43,7 +58,7 @@ def test_pictures_are_stopped_whenever_they_are_drawn(dlrun: Callable[..., Any])
 def test_what_is_inside_something_counts_as_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    profile = Profile(lambda: None)
+    profile = Profiler(lambda: None)
 
     def spend(seconds: float) -> None:
         now[0] += seconds
@@ -62,7 +77,7 @@ def test_each_stretch_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     waited: list[float] = []
-    profile = Profile(lambda: waited.append(now[0]))
+    profile = Profiler(lambda: waited.append(now[0]))
 
     def spend(seconds: float, result: str = "") -> str:
         now[0] += seconds
