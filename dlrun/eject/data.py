@@ -128,6 +128,7 @@ def _describe_names(arguments: dict[str, Any]) -> dict[str, Any]:
                 "write that name without accents"
             )
 
+    # One line of the script reads both.
     if train.suffix != test.suffix:
         raise RequestError(f"{train} and {test} are not packed alike; pack or unpack one of them")
     return {"data": train.resolve().parent, "is_packed": train.suffix == ".gz"}
@@ -139,6 +140,7 @@ def _describe_images(spec: DataSpec, name: str, arguments: dict[str, Any]) -> di
         folder = Path(arguments["root"]).expanduser() / _IDX_FOLDERS[name] / "raw"
         paths = [find_idx(folder, file) or folder / file for file in IDX_FILES]
         packed = {path.suffix == ".gz" for path in paths}
+        # One line of the script reads all of them.
         if len(packed) > 1:
             raise RequestError(f"the files in {folder} are not packed alike; unpack them all")
         details = {"data": folder.resolve(), "is_packed": True in packed}

@@ -64,6 +64,7 @@ def describe_net(run: TrainingRun, template: str, arguments: dict[str, Any]) -> 
 def _write_layer(run: TrainingRun, entry: Any) -> Code:
     """The call that makes one layer of `model.layers`."""
     name, settings = next(iter(entry.items())) if isinstance(entry, dict) else (entry, [])
+    # `in` stands for what the layer sees of a row: its channels or all its numbers.
     is_on_channels = run.spec.kind == "image" and (name.startswith("Conv") or name.endswith("2d"))
     inputs = run.spec.input_shape[0] if is_on_channels else run.spec.input_size
     sizes = {"in": inputs, "out": run.spec.output_size}
@@ -116,6 +117,7 @@ def list_start_values(run: TrainingRun) -> list[tuple[Code, Any]]:
     values = []
     for key, value in (run.settings.model.keys.init or {}).items():
         for name in find_parameters(key, list(parameters)):
+            # In 64 bits, as the run read them.
             start = value
             if isinstance(value, list):
                 start = torch.as_tensor(value, dtype=torch.float64).reshape(parameters[name].shape).tolist()

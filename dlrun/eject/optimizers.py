@@ -87,6 +87,7 @@ def _find_arguments(run: TrainingRun, optimizer: Optimizer) -> dict[str, Any]:
         if name != "lr" and plain != parameters[name].default:
             arguments[name] = plain
 
+    # dlrun chooses the fused step where there is one.
     if optimizer.defaults.get("fused"):
         arguments["fused"] = True
     return arguments
@@ -114,6 +115,7 @@ def _count_grids(run: TrainingRun, group: dict[str, Any]) -> int:
     if group["refine"] <= 1:
         return 1
 
+    # All rows are in one batch, so an epoch is a step.
     epochs = run.trainer.limit_epochs(1)
     steps = min(epochs, run.trainer.max_steps or epochs)
     spacing = group["step"]
@@ -143,6 +145,7 @@ def describe_scheduler(run: TrainingRun) -> dict[str, Any] | None:
     for name, value in values.items():
         if value is None:
             values[name] = lengths.get(name, getattr(scheduler, name, None))
+    # dlrun sets the mode by the metric, torch would take min.
     if run.has_plateau:
         values.setdefault("mode", run.mode)
 

@@ -54,6 +54,7 @@ def write(saved: SavedModel, folder: Path) -> list[Path]:
 def write_script(saved: SavedModel) -> str:
     """The text of train.py; RequestError for a run that cannot be written so."""
     settings = saved.settings
+    # What has no template is refused before the data are read and the model is built.
     loss = _describe_loss(saved)
     data_template = find_template(settings.data, DATA_TEMPLATES)
     net_template = find_template(settings.model, NET_TEMPLATES)
@@ -105,6 +106,7 @@ def _measure_length(run: TrainingRun) -> dict[str, Any]:
         epochs = -(-max_steps // steps)
         is_limited = max_steps % steps != 0
 
+    # Between ten and a hundred lines in all.
     print_every = 10 ** (len(str(epochs)) - 2) if epochs > 60 else None
     return {"epochs": epochs, "is_limited": is_limited, "print_every": print_every}
 
@@ -120,6 +122,7 @@ def _refuse_training(run: TrainingRun, has_slopes: bool) -> None:
             "and trainer.accumulate_steps=1, or with a net and a loss of torch.nn"
         )
 
+    # Nothing else of a training part is measured in each epoch.
     part, _, metric = run.monitor.partition("/")
     metrics = _METRICS[run.spec.task] if part == "val" else ("loss",)
     if run.has_parts and metric not in metrics:
@@ -152,6 +155,7 @@ def name_batch(run: TrainingRun, rows: str = "") -> dict[str, Code]:
 
 def _write_title(choices: Mapping[str, str]) -> str:
     """The first line of the lesson, or the names of model and data."""
+    # A choice of an old or a foreign run may be no lesson of today.
     lessons = dict(listing.list_options(CONFIG_DIR, "lesson"))
     title = lessons.get(choices.get("lesson", "")) or f"{choices.get('model')} on {choices.get('data')}"
     return title[:1].upper() + title[1:]
@@ -159,17 +163,13 @@ def _write_title(choices: Mapping[str, str]) -> str:
 
 def _collect_constants(run: TrainingRun, data: Mapping[str, Any], optimizer: Mapping[str, Any]) -> dict[str, Any]:
     """Whatever the templates may name in capitals, in the order of the script, which takes what it needs."""
-    constants = {
-        "seed": run.settings.seed,
-        **optimizer,
-        **(optimizer["grid"] or {}),
-        **vars(run.trainer),
-        **vars(run.settings.scheduler.keys),
-        **vars(run.trainer.early_stopping),
-        **vars(run.keys),
-        **data,
-        "threads": int(run.saved.state["threads"]),
-    }
+    constants = {"seed": run.settings.seed, **optimizer, **(optimizer["grid"] or {})}
+    for keys in (run.trainer, run.trainer.early_stopping, run.settings.scheduler.keys, run.keys):
+        constants |= vars(keys)
+    constants |= data
+    constants["threads"] = int(run.saved.state["threads"])
+
+    # Where null stood in the config, the script has the number that it came to.
     constants["epochs"] = _measure_length(run)["epochs"]
     constants["eval_batch_size"] = run.eval_batch_size
     return {name.upper(): value for name, value in constants.items()}

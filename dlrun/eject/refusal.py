@@ -43,6 +43,7 @@ def refuse(saved: SavedModel) -> None:
         raise RequestError(f"{saved.path} is a model alone, and format=python writes its training; name the run folder")
 
     if schema.hash_config(saved.settings.plain) != schema.hash_config(saved.state["config"]):
+        # Words about the device and the folders change nothing in the script.
         overrides = saved.request.overrides
         words = " ".join(word for word in overrides if not word.startswith(("device.", "paths.")))
         raise RequestError(f"format=python writes the run as it was trained; leave out {words}, and change the file")
@@ -78,17 +79,14 @@ def _refuse_unfinished(saved: SavedModel) -> None:
 
 def _collect_keys(saved: SavedModel) -> dict[str, Any]:
     settings = saved.settings
-    return {
-        "data": settings.data.keys,
-        "model": settings.model.keys,
-        "optimizer": settings.optimizer.keys,
-        "scheduler": settings.scheduler.keys,
-        "task": settings.task,
-        "trainer": settings.trainer,
-        "trainer.early_stopping": settings.trainer.early_stopping,
-        # As it was in the run; an export opens the model on the CPU.
-        "device": schema.DeviceConfig(**saved.state["config"]["device"]),
-    }
+    components: list[Component[Any]] = [settings.data, settings.model, settings.optimizer, settings.scheduler]
+    keys: dict[str, Any] = {component.group: component.keys for component in components}
+    keys["task"] = settings.task
+    keys["trainer"] = settings.trainer
+    keys["trainer.early_stopping"] = settings.trainer.early_stopping
+    # The device as it was in the run: an export opens the model on the CPU.
+    keys["device"] = schema.DeviceConfig(**saved.state["config"]["device"])
+    return keys
 
 
 def find_template(component: Component[Any], templates: Mapping[str, tuple[str, str]]) -> str:
@@ -99,6 +97,7 @@ def find_template(component: Component[Any], templates: Mapping[str, tuple[str, 
     if component.target is None or component.target not in templates:
         raise cannot(f"{component.group}={component.choice} ({component.target})")
 
+    # An argument that a later dlrun adds is refused until the template heeds it.
     template, arguments = templates[component.target]
     for name, value in component.arguments.items():
         if name not in arguments.split():

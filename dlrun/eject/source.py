@@ -41,6 +41,23 @@ _LIBRARY_IMPORTS = (
     "from torch.nn.utils import rnn",
 )
 
+# What is to be said of a constant, behind it.
+_REMARKS = {
+    "MAX_STEPS": "optimizer steps",
+    "ACCUMULATE_STEPS": "batches an optimizer step",
+    "WARMUP_STEPS": "in which the learning rate climbs in a straight line",
+    "PATIENCE": "epochs without improvement",
+    "MIN_DELTA": "less is no improvement",
+    "STEP": "between the values of the first grid",
+    "REFINE": "what divides the spacing in each finer grid",
+    "MEAN": "of the training images",
+    "DATA_SEED": "draws the data or their parts, whatever SEED is",
+    "VAL_FRACTION": "of the training rows, held out for validation",
+    "TRAIN_ROWS": "of all that there are",
+    "LIMIT_BATCHES": "of each part",
+    "THREADS": "sums are rounded by how many there are",
+}
+
 
 class Code(str):
     """Text that is Python source. What is joined to it is plain text again, so that it would be quoted."""
@@ -49,6 +66,7 @@ class Code(str):
 class _Environment(jinja2.Environment):
     """Templates whose macros and blocks are source themselves."""
 
+    # jinja2 joins with it what a macro, a block or a template printed, all of which is source by then.
     @staticmethod
     def concat(parts: Iterable[str]) -> Code:
         return Code("".join(parts))
@@ -84,6 +102,7 @@ def write_literal(value: Any) -> Code:
     if isinstance(value, Code):
         return value
     if isinstance(value, str):
+        # In double quotes where the text has none, as the formatter would have it.
         text = repr(str(value))
         return Code(text if '"' in text else f'"{text[1:-1]}"')
     if isinstance(value, Path):
@@ -94,8 +113,10 @@ def write_literal(value: Any) -> Code:
         return Code(f"({write_items(value)}{',' if len(value) == 1 else ''})")
     if isinstance(value, dict):
         return Code(f"{{{', '.join(_write_entries(value))}}}")
+    # inf and nan are no names in Python.
     if isinstance(value, float) and not math.isfinite(value):
         return Code(f'float("{value}")')
+    # Of anything else repr might be code.
     if value is None or isinstance(value, bool | int | float | torch.dtype):
         return Code(repr(value))
 
@@ -142,6 +163,7 @@ def _write_brackets(head: str, items: Sequence[str], tail: str) -> Code:
     if len(line) <= WIDTH:
         return Code(line)
 
+    # The comma at the end keeps the formatter from joining them again.
     inside = "".join(f"    {item},\n" for item in items)
     return Code(f"{head}\n{inside}{tail}")
 
@@ -155,6 +177,7 @@ def indent(code: str, width: int) -> Code:
 
 def find_names(source: str) -> set[str]:
     """The names that some source reads or assigns."""
+    # Of the syntax tree, because words within literals are no names.
     return {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
 
 
@@ -183,7 +206,8 @@ def _assign(name: str, value: Any) -> str:
     if len(line) > WIDTH and isinstance(value, dict):
         line = _write_brackets(f"{name} = {{", _write_entries(value), "}")
 
-    remark = REMARKS.get(name)
+    # The remark stands above where it does not fit behind.
+    remark = _REMARKS.get(name)
     if remark is None:
         return f"{line}\n"
     if len(line) + len(remark) + 4 > WIDTH:
@@ -191,27 +215,12 @@ def _assign(name: str, value: Any) -> str:
     return f"{line}  # {remark}\n"
 
 
-REMARKS = {
-    "MAX_STEPS": "optimizer steps",
-    "ACCUMULATE_STEPS": "batches an optimizer step",
-    "WARMUP_STEPS": "in which the learning rate climbs in a straight line",
-    "PATIENCE": "epochs without improvement",
-    "MIN_DELTA": "less is no improvement",
-    "STEP": "between the values of the first grid",
-    "REFINE": "what divides the spacing in each finer grid",
-    "MEAN": "of the training images",
-    "DATA_SEED": "draws the data or their parts, whatever SEED is",
-    "VAL_FRACTION": "of the training rows, held out for validation",
-    "TRAIN_ROWS": "of all that there are",
-    "LIMIT_BATCHES": "of each part",
-    "THREADS": "sums are rounded by how many there are",
-}
-
-
 def space_out(source: str) -> str:
     """Two empty lines around functions and classes, at most one elsewhere."""
     source = re.sub(r"\n{3,}", "\n\n", source.strip())
+    # The heading of a section belongs to what follows.
     source = re.sub(r"(?m)^(# %% .*\n)\n", r"\1", source)
+    # A block begins at the margin: what is indented belongs to the one before.
     blocks = re.split(r"\n\n(?=\S)", source)
     text = blocks[0]
     for before, block in pairwise(blocks):
