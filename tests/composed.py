@@ -1,17 +1,21 @@
 """What Hydra makes of dlrun's own config files, remembered: it reads all of them anew for every command line.
 
 Three steps of a composition depend on the choices of groups and on these files alone, and take most of its 0.1 s: a
-file read, the defaults list, and the merged config before any value is set. Each is taken once for each choice. A
-composition that any other folder takes part in is Hydra's alone.
+file read, the defaults list, and the merged config before any value is set. Each is taken once for each choice, by
+whichever worker of a test run comes first: they share a folder. A composition that any other folder takes part in is
+Hydra's alone.
 """
 
 import copy
+import hashlib
+import os
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from hydra._internal import config_loader_impl
+from hydra._internal import config_loader_impl, defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
 from hydra._internal.defaults_list import DefaultsList, Overrides
@@ -23,13 +27,18 @@ OWN_SOURCES = [("pkg", "hydra.conf"), ("file", str(CONFIG_DIR)), ("structured", 
 
 
 class Memory:
-    """Stands in for the three steps; a copy of each result is pickled, so that nobody can change it."""
+    """Stands in for the three steps; a copy of each result is pickled, so that nobody can change it.
 
-    def __init__(self) -> None:
+    folder: where other workers find the results.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder: Path | None = folder
         self.results: dict[Any, bytes] = {}
         self.schema: Any = None
         self.load = ConfigRepository.load_config
         self.create_defaults_list = config_loader_impl.create_defaults_list
+        self.create_interpolation_map = defaults_list._create_interpolation_map
         self.merge = ConfigLoaderImpl._compose_config_from_defaults_list
 
     def load_config(self, repo: ConfigRepository, config_path: str) -> Any:
@@ -55,6 +64,12 @@ class Memory:
         self.keep(key, repo, (result.defaults, result.defaults_tree, result.overrides.known_choices))
         return result
 
+    def interpolation_map(self, overrides: Overrides, defaults: list[Any], self_added: bool) -> Any:
+        """_create_interpolation_map, a third of a defaults list; only interpolations look at it."""
+        if any(default.is_interpolation() for default in defaults):
+            return self.create_interpolation_map(overrides, defaults, self_added)
+        return {}
+
     def merged(self, loader: ConfigLoaderImpl, defaults: list[Any], repo: Any) -> Any:
         """ConfigLoaderImpl._compose_config_from_defaults_list."""
         key = ("config", repr([vars(entry) for entry in defaults]))
@@ -66,9 +81,21 @@ class Memory:
         """Whether a step was taken before with the same schema, and nothing but dlrun's own and Hydra's files."""
         schema = ConfigStore.instance().repo.get("schema.yaml")
         if schema is not self.schema:
+            # A test has put another schema in place: no worker but this one has it.
+            if self.schema is not None:
+                self.folder = None
             self.schema = schema
             self.results.clear()
-        return key in self.results and is_own(repo)
+        if not is_own(repo):
+            return False
+        if key not in self.results and self.folder and self.path_of(key).exists():
+            self.results[key] = self.path_of(key).read_bytes()
+        return key in self.results
+
+    def path_of(self, key: Any) -> Path:
+        """The file of a result."""
+        assert self.folder is not None
+        return self.folder / hashlib.sha256(repr(key).encode()).hexdigest()
 
     def recall(self, key: Any) -> Any:
         """The result of a step."""
@@ -78,6 +105,11 @@ class Memory:
         """Remember what a step has come to."""
         if is_own(repo):
             self.results[key] = pickle.dumps(result)
+            if self.folder:
+                path = self.path_of(key)
+                temporary = path.with_suffix(f".{os.getpid()}")
+                temporary.write_bytes(self.results[key])
+                temporary.replace(path)
         return result
 
 
@@ -93,13 +125,15 @@ def initialize(repo: CachingConfigRepository, delegate: Any) -> None:
 
 
 @contextmanager
-def use_memory() -> Iterator[Memory]:
-    """Compose with a memory."""
-    memory = Memory()
+def use_memory(folder: Path) -> Iterator[Memory]:
+    """Compose with a memory that lies in a folder."""
+    folder.mkdir(exist_ok=True)
+    memory = Memory(folder)
     stand_ins: list[tuple[Any, str, Any]] = [
         (CachingConfigRepository, "__init__", initialize),
         (ConfigRepository, "load_config", lambda repo, config_path: memory.load_config(repo, config_path)),
         (config_loader_impl, "create_defaults_list", memory.defaults_list),
+        (defaults_list, "_create_interpolation_map", memory.interpolation_map),
         (
             ConfigLoaderImpl,
             "_compose_config_from_defaults_list",

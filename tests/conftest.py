@@ -88,10 +88,34 @@ class Done:
         return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def pytest_runtest_setup() -> None:
+    """Read scikit-learn's digits once: every reading takes as long as the training of a small net on them."""
+    datasets = sys.modules.get("sklearn.datasets")
+    if datasets is None or hasattr(datasets.load_digits, "by_scikit_learn"):
+        return
+    load = datasets.load_digits
+    arrays = functools.cache(functools.partial(load, return_X_y=True))
+
+    def load_digits(*, return_X_y: bool = False, **words: Any) -> Any:
+        if return_X_y and not words:
+            return tuple(array.copy() for array in arrays())
+        return load(return_X_y=return_X_y, **words)
+
+    load_digits.by_scikit_learn = load  # type: ignore[attr-defined]
+    datasets.load_digits = load_digits
+
+
+@pytest.fixture(scope="session")
+def common_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of a test run share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
 @pytest.fixture(scope="session", autouse=True)
-def composed() -> Iterator[Any]:
+def composed(common_folder: Path) -> Iterator[Any]:
     """Config files of dlrun's own are read and merged once for each choice of groups: see tests/composed.py."""
-    with module_of("composed").use_memory() as memory:
+    with module_of("composed").use_memory(common_folder / "composed") as memory:
         yield memory
 
 
@@ -123,12 +147,9 @@ def dlrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
 
 
 @pytest.fixture(scope="session")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def warm(common_folder: Path) -> Iterator[Any]:
     """The waiting process of tests/warm.py; `warm.start(*words, cwd=)` starts `python *words`, for tests of signals."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    server = module_of("warm").Server(folder)
+    server = module_of("warm").Server(common_folder)
     yield server
     server.close()
 

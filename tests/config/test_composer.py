@@ -206,4 +206,5 @@ def test_what_the_tests_remember_is_what_hydra_makes(composed: Any, monkeypatch:
         later = outcome([*words, "trainer.log_every=5"])
         with monkeypatch.context() as patch:
             patch.setattr(composed, "knows", lambda key, repo: False)
+            patch.setattr("hydra._internal.defaults_list._create_interpolation_map", composed.create_interpolation_map)
             assert outcome([*words, "trainer.log_every=5"]) == later
