@@ -268,6 +268,12 @@ def parts_of() -> Callable[["nn.Module", "Splits"], Any]:
     return make
 
 
+@pytest.fixture
+def comparison_without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sweeps and comparisons draw nothing: their pictures take a second, and are looked at by tests of their own."""
+    monkeypatch.setattr("dlrun.sweep.comparison.plots.draw_all", lambda comparison, folder: [])
+
+
 @pytest.fixture(scope="session")
 def formats() -> ModuleType:
     """tests/data/published_formats.py, which writes small data sets in their published byte formats."""

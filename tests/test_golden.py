@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 GOLDEN = Path(__file__).parent / "golden"
 QUIET = ("tracking.graph=false", "figures=false", "trainer.log_every_steps=1", "device=cpu", "device.num_threads=1")
 RACE = ("lesson=optimizer_race", "trainer.epochs=2")
-IN_FAST_SUITE = ("mlp_digits", "cnn_digits", "gru_names", "gradient_descent", "backpropagation_by_hand")
+IN_FAST_SUITE = ("mlp_digits", "gru_names", "gradient_descent", "backpropagation_by_hand")
 RUNS = {
     "mlp_digits": ("data=digits", "model=mlp", "model.dropout=0.2", "trainer.max_steps=30", "trainer.epochs=2"),
     "cnn_digits": (

@@ -176,6 +176,7 @@ def test_the_page_of_keys_is_what_the_schema_says() -> None:
     assert set(keys) <= set(iter_keys(compose_config([])))
 
 
+@pytest.mark.slow
 def test_the_graph_of_rooms_is_drawn_from_the_imports() -> None:
     spec = importlib.util.spec_from_file_location("draw_rooms", ROOT / "tests" / "draw_rooms.py")
     assert spec is not None

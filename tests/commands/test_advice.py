@@ -28,7 +28,7 @@ def take(dlrun: Callable, line: str) -> None:
     assert done.code == 0, done.err
 
 
-@pytest.mark.parametrize("folder", ["runs/plain", ODD])
+@pytest.mark.parametrize("folder", [pytest.param("runs/plain", marks=pytest.mark.slow), ODD])
 def test_what_a_run_ends_with_can_be_typed(dlrun: Callable, folder: str) -> None:
     done = dlrun(*QUICK, f'hydra.run.dir="{folder}"')
     assert done.code == 0, done.err
@@ -42,7 +42,7 @@ def test_what_a_run_ends_with_can_be_typed(dlrun: Callable, folder: str) -> None
     take(dlrun, finished.out.partition("type ")[2].strip().replace("=...", "=3"))
 
 
-@pytest.mark.parametrize("folder", ["runs/plain", ODD])
+@pytest.mark.parametrize("folder", [pytest.param("runs/plain", marks=pytest.mark.slow), ODD])
 def test_a_change_that_resume_refuses_can_be_made_by_a_new_run(dlrun: Callable, folder: str) -> None:
     assert dlrun(*QUICK, f'hydra.run.dir="{folder}"').code == 0
     refused = dlrun("resume", folder, "seed=3")
@@ -111,7 +111,7 @@ def test_after_a_training_in_a_notebook_calls_are_printed(python: Callable, dlru
         assert "Traceback" not in refused.err
 
 
-@pytest.mark.parametrize("table", ["csv", "digits"])
+@pytest.mark.parametrize("table", ["csv", pytest.param("digits", marks=pytest.mark.slow)])
 def test_the_calls_that_the_readme_shows_work_for_floats_of_any_kind(dlrun: Callable, table: str) -> None:
     np.savetxt("rows.csv", np.random.default_rng(0).normal(size=(60, 3)), delimiter=",", header="a,b,c", comments="")
     data = ("data=csv", "data.path=rows.csv", "data.target=c") if table == "csv" else ("data=digits",)

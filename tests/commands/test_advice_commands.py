@@ -23,6 +23,7 @@ from dlrun.data.spec import DataSpec
 from dlrun.experiment.callbacks import diagnostics
 from dlrun.experiment.preflight import final_activation
 
+pytestmark = pytest.mark.usefixtures("comparison_without_pictures")
 PACKAGE = Path(library.__file__).parent
 QUICK = ("trainer.epochs=1", "data.limit_batches=2", "tracking.graph=false", "figures=false")
 TINY = ("data=blobs", "model=mlp", *QUICK)
@@ -61,6 +62,7 @@ def refusal(done: Any, code: int = 2) -> str:
     return str(done.err.strip())
 
 
+@pytest.mark.slow
 def test_a_command_that_another_kind_of_folder_needs(saved: Take) -> None:
     message = refusal(saved("diff", "runs/sweep", "runs/one"))
     take(saved, re.findall(r"dlrun compare \S+", message)[0])
@@ -89,7 +91,11 @@ def test_the_command_that_removes_what_clean_shows(saved: Take) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["eval", "resume", "predict", pytest.param("export", marks=pytest.mark.slow), "compare", "diff"]
+    "command",
+    [
+        "predict",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("eval", "resume", "export", "compare", "diff")),
+    ],
 )
 def test_an_example_for_a_command_without_its_run(command: str, saved: Take) -> None:
     message = refusal(saved(command))
@@ -117,7 +123,11 @@ WRONG = [  # what stays of the command, what is wrong with it, and what stands i
 ]
 
 
-@pytest.mark.parametrize(("stays", "wrong", "blanks"), WRONG, ids=lambda words: " ".join(words)[-20:])
+@pytest.mark.parametrize(
+    ("stays", "wrong", "blanks"),
+    [case if i in (0, 6) else pytest.param(*case, marks=pytest.mark.slow) for i, case in enumerate(WRONG)],
+    ids=lambda words: " ".join(words)[-20:],
+)
 def test_what_is_to_be_typed_in_place_of_a_wrong_word(
     stays: tuple[str, ...], wrong: tuple[str, ...], blanks: dict[str, str], saved: Take
 ) -> None:
@@ -136,6 +146,7 @@ def test_another_sweep_can_be_added_to_the_one_that_is_there(saved: Take) -> Non
     assert len([path for path in Path("runs/sweep").iterdir() if (path / "result.json").is_file()]) == 3, done.out
 
 
+@pytest.mark.slow
 def test_a_folder_that_holds_no_sweep_is_left_for_a_new_one(saved: Take) -> None:
     message = refusal(saved("-m", "seed=0,1", *TINY, "sweep.dir=runs/one"))
     word = message.partition("type ")[2].replace("<a new folder>", "new")
@@ -158,6 +169,7 @@ def test_a_damaged_ledger_is_mended_or_left_as_its_sentence_says(saved: Take) ->
     take(saved, re.findall(r"dlrun compare \S+", message)[0])
 
 
+@pytest.mark.slow
 def test_what_a_comparison_says_to_add(saved: Take) -> None:
     done = saved("compare", "runs/sweep")
     assert done.code == 0
@@ -253,6 +265,7 @@ def test_several_runs_in_one_call_are_typed_in_a_terminal(saved: Take, monkeypat
     take(saved, f"dlrun check {line.removeprefix('dlrun ')}")
 
 
+@pytest.mark.slow
 def test_a_run_that_misses_an_expectation_is_returned_without_strict(saved: Take) -> None:
     words = (*TINY, "expect=['train/loss <= -1']")
     with pytest.raises(library.RunError, match=r"did not meet .*; leave out strict=true to have the run"):
@@ -352,6 +365,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.slow
 def test_every_key_command_and_call_that_is_advised_exists() -> None:
     known = known_keys() | OF_COMMANDS
     seen = 0

@@ -102,7 +102,7 @@ class Page(HTMLParser):
         self.text += data
 
 
-@pytest.mark.parametrize("text", [*EVIL[:4], ALL])
+@pytest.mark.parametrize("text", [*(pytest.param(text, marks=pytest.mark.slow) for text in EVIL[:4]), ALL])
 def test_an_exported_training_holds_it_as_text(
     dlrun: Callable[..., Any], trained: Path, tmp_path: Path, text: str
 ) -> None:
@@ -161,7 +161,7 @@ def test_a_layer_with_a_call_for_a_name_is_not_written(dlrun: Callable[..., Any]
     assert not (tmp_path / "canary").exists()
 
 
-@pytest.mark.parametrize("text", [ALL, EVIL[5]])
+@pytest.mark.parametrize("text", [pytest.param(ALL, marks=pytest.mark.slow), EVIL[5]])
 def test_tables_pages_and_lists_show_it(dlrun: Callable[..., Any], trained: Path, tmp_path: Path, text: str) -> None:
     for name in ("one", "two"):
         shutil.copytree(trained, tmp_path / "runs" / name)
@@ -179,6 +179,7 @@ def test_tables_pages_and_lists_show_it(dlrun: Callable[..., Any], trained: Path
     assert not (tmp_path / "canary").exists()
 
 
+@pytest.mark.slow
 def test_class_names_that_a_spreadsheet_would_run(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     names = ["=cmd|'/C calc'!A0", "$x^$"]
     data = ("data=points", "data.x=[[1],[2],[3],[4]]", "data.y=[0,0,1,1]", "data.task=multiclass")

@@ -12,8 +12,11 @@ import torch
 
 from dlrun.runs.checkpoint import load
 
+pytestmark = pytest.mark.usefixtures("comparison_without_pictures")
 ARCHIVE = Path(__file__).parents[1] / "golden" / "old_runs.tar.xz"
 NAMES = ("mlp", "cosine", "gru", "scratch", "exhaustive", "average", "full", "table")
+IN_FAST_SUITE = ("gru", "scratch", "full")
+SOME = [name if name in IN_FAST_SUITE else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
 INPUTS = {"gru": ("Kenda",), "table": ("data/rows.csv",)}
 
 
@@ -37,7 +40,7 @@ def read_result(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "result.json").read_text()))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SOME)
 def test_a_killed_run_is_resumed_to_the_end_it_had_then(runs: Path, name: str, dlrun: Callable[..., Any]) -> None:
     assert dlrun("resume", f"killed/{name}").code == 0
 
@@ -54,7 +57,7 @@ def test_a_killed_run_is_resumed_to_the_end_it_had_then(runs: Path, name: str, d
         torch.testing.assert_close(weights[key], value, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SOME)
 def test_a_finished_run_is_evaluated_as_it_was_tested(runs: Path, name: str, dlrun: Callable[..., Any]) -> None:
     expected = read_result(runs / "whole" / name)["metrics"]
     test_metrics = {key: value for key, value in expected.items() if key.startswith("test/")}

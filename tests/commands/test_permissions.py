@@ -21,6 +21,7 @@ from dlrun.experiment import run as experiment
 from dlrun.experiment.builder import targets
 from dlrun.runs import checkpoint
 
+pytestmark = pytest.mark.usefixtures("comparison_without_pictures")
 QUICK = ("data=blobs", "trainer.max_steps=3", "tracking.graph=false", "figures=false")
 GIVEN = ("trust=true", "trusted_modules=[a_module_of_mine]")
 
@@ -171,6 +172,7 @@ def test_a_target_that_is_typed_is_no_trust_in_its_module(run: Path) -> None:
             targets.resolve(target, "x", asked.trusted_modules)
 
 
+@pytest.mark.slow
 def test_a_sweep_needs_them_again_and_hands_them_to_its_jobs(
     dlrun: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -123,7 +123,10 @@ def stale_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "listdir", listed)
 
 
-@pytest.mark.parametrize("status", ["interrupted", "killed", "failed", "unreadable"])
+@pytest.mark.parametrize(
+    "status",
+    ["interrupted", *(pytest.param(status, marks=pytest.mark.slow) for status in ("killed", "failed", "unreadable"))],
+)
 def test_what_was_cut_off_or_failed_goes_on(status: str, dlrun: Callable[..., Any], runs: Path) -> None:
     shutil.copytree(runs / "parts", "run")
     if status == "unreadable":

@@ -15,7 +15,8 @@ QUICK = ("tracking.graph=false", "figures=false")
 
 
 def test_run_folder_holds_what_the_design_says(dlrun: Callable) -> None:
-    done = dlrun("data=digits", "model=cnn", "trainer.epochs=2", "trainer.log_every_steps=5")
+    few = ("data.train_rows=128", "model.channels=[2]")
+    done = dlrun("data=digits", "model=cnn", "trainer.epochs=2", "trainer.log_every_steps=5", *few)
     assert done.code == 0, done.err
     found = {str(p.relative_to(done.folder)) for p in done.folder.rglob("*") if p.is_file()}
     events = {name for name in found if name.startswith("events.out.tfevents.")}
@@ -23,8 +24,8 @@ def test_run_folder_holds_what_the_design_says(dlrun: Callable) -> None:
     assert found - events == {
         ".hydra/config.yaml", ".hydra/overrides.yaml", ".hydra/hydra.yaml", "environment.json", "run.log",
         "metrics.jsonl", "fingerprints.jsonl", "result.json", "report.html", "checkpoints/last.pt",
-        "checkpoints/best.pt", "checkpoints/step_00000021.pt",
-        "checkpoints/step_00000042.pt", "figures/loss.png", "figures/confusion.png", "figures/samples.png",
+        "checkpoints/best.pt", "checkpoints/step_00000002.pt",
+        "checkpoints/step_00000004.pt", "figures/loss.png", "figures/confusion.png", "figures/samples.png",
         "figures/activations.png", "figures/mistakes.png",
     }  # fmt: skip
     assert done.folder.parent.parent.name == "outputs"
@@ -148,17 +149,17 @@ def test_no_validation_part_makes_the_monitor_fall_back(dlrun: Callable) -> None
     "words",
     [
         ("optimizer=lbfgs", "data=regression", "model=linear"),
-        ("device.precision=bf16",),
+        pytest.param(("device.precision=bf16",), marks=pytest.mark.slow),
         ("device.precision=fp16", "model=cnn", "model.channels=[2]"),
         pytest.param(("device.precision=fp64", "model=cnn"), marks=pytest.mark.slow),  # test_golden has such a run
         pytest.param(("device.channels_last=false", "model=cnn"), marks=pytest.mark.slow),
-        ("device.deterministic=true", "device.num_threads=1"),
+        pytest.param(("device.deterministic=true", "device.num_threads=1"), marks=pytest.mark.slow),
         ("debug=one_batch",),
-        ("debug=overfit", "trainer.epochs=2"),
+        pytest.param(("debug=overfit", "trainer.epochs=2"), marks=pytest.mark.slow),
         ("data.loader=workers", "data.num_workers=0"),
-        ("optimizer.groups=[{match: '*.bias', lr: 0.1}]",),
-        ("scheduler=one_cycle", "scheduler.warmup_steps=5"),
-        ("task.loss=multi_margin", "task.reduction=sum"),
+        pytest.param(("optimizer.groups=[{match: '*.bias', lr: 0.1}]",), marks=pytest.mark.slow),
+        pytest.param(("scheduler=one_cycle", "scheduler.warmup_steps=5"), marks=pytest.mark.slow),
+        pytest.param(("task.loss=multi_margin", "task.reduction=sum"), marks=pytest.mark.slow),
         ("lesson=resnet_mnist", "data=digits"),
         ("experiment=example",),
     ],
@@ -169,6 +170,7 @@ def test_choices_train(dlrun: Callable, words: tuple[str, ...]) -> None:
     assert done.result["steps"] >= 1
 
 
+@pytest.mark.slow
 def test_linear_regression_finds_least_squares(dlrun: Callable) -> None:
     import numpy as np
     from sklearn.datasets import make_regression

@@ -127,6 +127,7 @@ def test_a_net_goes_through_all_that_is_done_with_nets(name: str, nets: Path, dl
     assert float(nn.functional.cross_entropy(outputs, run.splits.val.targets)) == pytest.approx(best["val/loss"])
 
 
+@pytest.mark.slow
 def test_buffers_that_a_net_makes_go_with_the_run(nets: Path, dlrun: Callable[..., Any]) -> None:
     own = "trusted_modules=[user_nets]"
     words = (*QUIET, "trainer.ema_decay=0.9", "model._target_=user_nets.GrownBuffer")

@@ -171,6 +171,7 @@ def test_hydra_reads_the_defaults_list_once_for_equal_choices(
     assert sorted(asked) == ["get_group_options"] * 2 + ["load_configuration"]  # of optimizer, of seed
 
 
+@pytest.mark.slow
 def test_a_folder_of_the_users_own_is_swept_over(dlrun: Callable, tmp_path: Path) -> None:
     (tmp_path / "mine" / "optimizer").mkdir(parents=True)
     (tmp_path / "mine" / "optimizer" / "mine.yaml").write_text(OWN["optimizer/mine.yaml"])

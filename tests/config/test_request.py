@@ -35,6 +35,7 @@ def test_a_run_is_composed_once(compositions: list[Any]) -> None:
     assert len(compositions) == 1
 
 
+@pytest.mark.slow
 def test_a_config_of_the_users_own_may_make_a_sweep_of_it(tmp_path: Path, compositions: list[Any]) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "swept.yaml").write_text(SWEPT)

@@ -143,6 +143,7 @@ def test_a_file_in_a_folder_that_has_gone_is_not_made_anew(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_for_a_while_costs_nothing(dlrun: Callable[..., Any], monkeypatch: Any) -> None:
     sync, count = os.fsync, 0
 

@@ -387,6 +387,7 @@ def own(dlrun: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
     return run
 
 
+@pytest.mark.slow
 def test_flat_targets_are_learned_and_not_stretched(own: Callable[..., Any]) -> None:
     words = ("model=linear", "trainer.max_steps=null", "trainer.epochs=60", "optimizer.lr=0.1")
     done = own("flat", *words)

@@ -11,15 +11,15 @@ QUIET = ("tracking.graph=false", "figures=false", "data=line", "model=linear", "
 
 
 def test_typed_steps_alone_end_the_training(dlrun: Callable[..., Any]) -> None:
-    done = dlrun(*QUIET, "trainer.max_steps=30", "data.batch_size=1000")
+    done = dlrun(*QUIET, "trainer.max_steps=23", "data.batch_size=1000")
     assert done.code == 0, done.err
-    assert (done.result["steps"], done.result["epochs"]) == (30, 30)
+    assert (done.result["steps"], done.result["epochs"]) == (23, 23)  # more than the 20 epochs by default
     assert "note: trainer" not in done.out
-    longer = dlrun("resume", str(done.folder), "trainer.max_steps=35")
+    longer = dlrun("resume", str(done.folder), "trainer.max_steps=25")
     assert longer.code == 0, longer.err
-    assert json.loads((done.folder / "result.json").read_text())["steps"] == 35
-    whole = dlrun(*QUIET, "trainer.max_steps=35", "data.batch_size=1000")
-    assert (done.folder / "metrics.jsonl").read_bytes().count(b"\n") == 35
+    assert json.loads((done.folder / "result.json").read_text())["steps"] == 25
+    whole = dlrun(*QUIET, "trainer.max_steps=25", "data.batch_size=1000")
+    assert (done.folder / "metrics.jsonl").read_bytes().count(b"\n") == 25
     assert json.loads((done.folder / "result.json").read_text())["weights_sha256"] == whole.result["weights_sha256"]
 
 
@@ -218,6 +218,7 @@ def test_long_words_are_cut_in_messages(dlrun: Callable[..., Any]) -> None:
         assert len(done.err) < 700
 
 
+@pytest.mark.slow
 def test_numbers_for_a_run_on_pictures_are_answered(
     command: Callable[..., Any], dlrun: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -260,16 +261,18 @@ def conf(dlrun: Callable[..., Any], tmp_path: Path) -> Path:
     ("words", "said"),
     [
         (["--config-name", "chdir"], "hydra.job.chdir in {conf}/chdir.yaml has no effect in dlrun: a run stays in"),
-        (["-m", "seed=0,1", "--config-name", "chdir"], "hydra.job.chdir in {conf}/chdir.yaml has no effect in dlrun"),
-        (["--config-name", "launcher"], "hydra/launcher in {conf}/launcher.yaml has no effect in dlrun: type sweep.jo"),
-        (["experiment=name"], "hydra.job.name in {conf}/experiment/name.yaml has no effect in dlrun: a run is called"),
-        (["experiment=callbacks"], "hydra.callbacks.mine._target_ in {conf}/experiment/callbacks.yaml has no effect"),
-        (
-            ["--config-name", "partial"],
-            "partial is not a complete config; begin that file with defaults: [config, _self_]",
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                (["-m", "seed=0,1", "--config-name", "chdir"], "hydra.job.chdir in {conf}/chdir.yaml has no effect in"),
+                (["--config-name", "launcher"], "hydra/launcher in {conf}/launcher.yaml has no effect in dlrun: type"),
+                (["experiment=name"], "hydra.job.name in {conf}/experiment/name.yaml has no effect in dlrun: a run is"),
+                (["experiment=callbacks"], "hydra.callbacks.mine._target_ in {conf}/experiment/callbacks.yaml has no"),
+                (["--config-name", "partial"], "begin that file with defaults: [config, _self_]"),
+                (["-m", "seed=0,1", "--config-name", "partial"], "partial is not a complete config; begin that file"),
+                (["-m", "seed=0,1", "hydra.run.dir=x"], "is for a single run; type sweep.dir=x for the folder of a"),
+            ]
         ),
-        (["-m", "seed=0,1", "--config-name", "partial"], "partial is not a complete config; begin that file with"),
-        (["-m", "seed=0,1", "hydra.run.dir=x"], "is for a single run; type sweep.dir=x for the folder of a sweep"),
         (["hydra.sweep.dir=x"], "hydra.sweep.dir=x is for a sweep; add -m, or leave it out"),
     ],
 )

@@ -47,6 +47,7 @@ def changes(done: Any) -> list[str]:
     return [text for text in done.result["warnings"] if "changed since this checkpoint" in text]
 
 
+@pytest.mark.slow
 def test_each_part_whose_source_changed_is_named(folder: Path, dlrun: Callable[..., Any]) -> None:
     for name, text in FILES.items():
         (folder / name).write_text(text + "\n# changed\n")

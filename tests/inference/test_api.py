@@ -277,6 +277,7 @@ def test_ctrl_c_saves_and_resume_goes_on_to_the_same_weights(here: Path) -> None
     del sys.modules["stopping"]
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_or_misses_what_it_should_come_to(here: Path, same_process: None) -> None:
     with pytest.raises(package.RunError, match=r"the run .* failed: the loss is inf at step 2"):
         package.train("data=line", "model=linear", "optimizer=sgd", "optimizer.lr=1e30", *QUICK, quiet=True)

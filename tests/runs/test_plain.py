@@ -290,6 +290,7 @@ def owned(tmp_path: Path, dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyP
     (tmp_path / "owned.py").write_text(OWN)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("owned")
 def test_a_run_with_numpy_in_it_is_gone_on_with_to_the_same_end(dlrun: Callable[..., Any]) -> None:
     whole = dlrun(*WORDS, "hydra.run.dir=whole")

@@ -25,6 +25,7 @@ def test_a_point_that_sets_the_whole_sweep_is_refused(dlrun: Callable[..., Any])
     assert "sweep.jobs=2 applies to the whole sweep" in done.err
 
 
+@pytest.mark.slow
 def test_flags_may_stand_between_overrides(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "cfg" / "model").mkdir(parents=True)
     (tmp_path / "cfg" / "model" / "mine.yaml").write_text("_target_: dlrun.models.mlp.MLP\nhidden_sizes: [3]\n")

@@ -17,6 +17,7 @@ from dlrun.experiment import setup
 from dlrun.sweep import runner
 from dlrun.sweep.ledger import Ledger
 
+pytestmark = pytest.mark.usefixtures("comparison_without_pictures")
 TINY = ("data=line", "model=linear", "optimizer=sgd", "trainer.epochs=1", "figures=false", "tracking.graph=false")
 NET = """
 import multiprocessing, os, signal
@@ -45,12 +46,6 @@ class Net(nn.Module):
                 return self.layer(x) * float("nan")
         return self.layer(x)
 """
-
-
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take a second, and are looked at elsewhere."""
-    monkeypatch.setattr("dlrun.sweep.comparison.plots.draw_all", lambda comparison, folder: [])
 
 
 def results(sweep: Path) -> dict[str, dict[str, Any]]:

@@ -111,7 +111,7 @@ def test_a_run_without_an_average_has_no_such_metric(dlrun: Callable[..., Any]) 
     assert "checkpoint.monitor=val/ema_loss" in done.err
 
 
-@pytest.mark.parametrize("stop_at", [7, pytest.param(12, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stop_at", [pytest.param(7, marks=pytest.mark.slow), pytest.param(12, marks=pytest.mark.slow)])
 def test_interrupted_and_resumed_it_is_the_same_average(
     stop_at: int, dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,7 @@ def test_a_step_with_a_closure_has_the_phases_of_its_evaluations(dlrun: Callable
     assert float(seconds["optimizer"]) > 0
 
 
+@pytest.mark.slow
 def test_pictures_are_stopped_whenever_they_are_drawn(dlrun: Callable[..., Any]) -> None:
     words = ("data=parabola", "model=mlp", "trainer.epochs=2", "tracking.evolution_every_epochs=1")
     done = dlrun(*words, "trainer.profile=true", "tracking.graph=false")

@@ -70,6 +70,7 @@ def test_a_tensor_in_a_module_that_is_the_loss_is_said(train: Callable[..., Any]
     ]
 
 
+@pytest.mark.slow
 def test_buffers_of_a_loss_are_saved_and_come_back(train: Callable[..., Any], dlrun: Callable[..., Any]) -> None:
     words = ("task.loss=hidden_nets.buffered_loss", "trainer.epochs=9")
     whole = train("BN", *words, "trainer.max_steps=12")
@@ -86,9 +87,13 @@ def test_buffers_of_a_loss_are_saved_and_come_back(train: Callable[..., Any], dl
     ("net", "words"),
     [
         ("EveryTenth", ()),
-        ("FromLater", ("data.batch_size=400", "trainer.max_steps=null", "trainer.epochs=70")),
+        pytest.param(
+            "FromLater",
+            ("data.batch_size=400", "trainer.max_steps=null", "trainer.epochs=70"),
+            marks=pytest.mark.slow,
+        ),
         ("Count", ("preflight=false", "data.loader=workers", "data.num_workers=0")),
-        ("HalfCache", ("device.precision=bf16",)),
+        pytest.param("HalfCache", ("device.precision=bf16",), marks=pytest.mark.slow),
     ],
 )
 def test_what_acts_late_or_elsewhere_is_said(net: str, words: tuple[str, ...], train: Callable[..., Any]) -> None:
@@ -105,7 +110,11 @@ def test_what_acts_late_or_elsewhere_is_said(net: str, words: tuple[str, ...], t
         (("optimizer._target_=hidden_nets.CountingSGD",), "optimizer=CountingSGD (CountingSGD): attribute 'steps'"),
         (("scheduler._target_=hidden_nets.CountingSchedule", "scheduler.interval=step"),
          "scheduler=CountingSchedule (CountingSchedule): attribute 'seen'"),
-        (("optimizer._target_=hidden_nets.SavingSGD", "scheduler=step", "scheduler.step_size=1"), ""),
+        pytest.param(
+            ("optimizer._target_=hidden_nets.SavingSGD", "scheduler=step", "scheduler.step_size=1"),
+            "",
+            marks=pytest.mark.slow,
+        ),
     ],
 )  # fmt: skip
 def test_state_of_an_optimizer_or_a_schedule_is_said(

@@ -48,7 +48,9 @@ def left_alone(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
             ("data=blobs", "data.task=binary"), "activations confusion decision loss", id="two features", marks=SLOW
         ),
         pytest.param(("data=hello", "model=rnn", "trainer.epochs=1"), "mistakes", id="words"),
-        pytest.param(("data=digits", "model=cnn"), "activations confusion loss mistakes samples", id="images"),
+        pytest.param(
+            ("data=digits", "model=cnn"), "activations confusion loss mistakes samples", id="images", marks=SLOW
+        ),
         pytest.param(
             ("data=pass_fail", "model=logistic"), "confusion landscape loss probability", id="hours", marks=SLOW
         ),
@@ -80,7 +82,7 @@ def test_a_run_leaves_its_pictures(
 @pytest.mark.parametrize(
     ("words", "classes"),
     [
-        (("data=blobs", "data.task=binary", "data.val_fraction=0.2"), ["1"]),
+        pytest.param(("data=blobs", "data.task=binary", "data.val_fraction=0.2"), ["1"], marks=SLOW),
         pytest.param(("data=digits",), [str(n) for n in range(10)], marks=SLOW),
     ],
 )

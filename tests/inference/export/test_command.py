@@ -87,6 +87,7 @@ def test_a_checkpoint_elsewhere_and_a_full_model(dlrun: Callable, run: Path, tmp
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_without_the_data_it_is_checked_on_made_up_rows(dlrun: Callable, run: Path, tmp_path: Path) -> None:
     (tmp_path / "table.csv").unlink()
     done = dlrun("export", "run")
@@ -183,6 +184,7 @@ def test_a_file_in_the_way_is_a_sentence(dlrun: Callable, run: Path) -> None:
     assert (run / "export").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_an_answer_that_is_not_the_models_is_no_export(
     dlrun: Callable, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -121,6 +121,7 @@ def test_a_cell_without_a_run_stays_empty_and_large_maps_have_no_numbers(tmp_pat
     assert not plots.draw_heat_map(ranked(tmp_path / "many", many), "a.x", "a.y").axes[0].texts
 
 
+@pytest.mark.slow
 def test_pictures_are_those_that_make_sense(tmp_path: Path) -> None:
     full = grid(tmp_path / "whole")
     few = [setting for setting in full.settings if setting.values["optimizer"] == "adam"]
