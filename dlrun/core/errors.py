@@ -1,12 +1,16 @@
 """Errors of dlrun as one small tree: a wrong request, or a run that failed; and several mistakes as one error."""
 
 import os
+import sysconfig
 import traceback
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from dlrun.core.terminal import escape_line, escape_text
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+_STANDARD_LIBRARY = Path(sysconfig.get_paths()["stdlib"]).resolve()
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -174,15 +178,17 @@ def explain_exit(error: SystemExit) -> RequestError:
 
 
 def is_own_code(filename: str) -> bool:
-    """Whether a file, or a cell of a notebook, is the user's own: neither dlrun's nor installed."""
+    """Whether a file is the user's own, or a cell of a notebook: neither dlrun's nor Python's nor installed."""
     # Code that was typed has no file.
-    if filename in ("<stdin>", "<string>") or filename.startswith("<ipython-input"):
-        return True
+    if filename.startswith("<"):
+        return filename.startswith(("<ipython-input", "<stdin", "<string>"))
 
-    path = Path(filename)
-    package = Path(__file__).resolve().parent.parent
-    library_folders = {"site-packages", "dist-packages", Path(traceback.__file__).parent.name}
-    if package in path.parents or not library_folders.isdisjoint(path.parts):
+    # Resolved, as an environment's packages may lie behind a link.
+    path = Path(filename).resolve()
+    if path.is_relative_to(_PACKAGE) or path.is_relative_to(_STANDARD_LIBRARY):
+        return False
+    is_program = path.name == "dlrun" and path.parent.name == "bin"
+    if is_program or not {"site-packages", "dist-packages"}.isdisjoint(path.parts):
         return False
 
     # Cells of newer notebooks have the name of a temporary file that is not written.

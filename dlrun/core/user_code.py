@@ -1,13 +1,9 @@
 """Exceptions from the user's own code: which line raised them, as one sentence."""
 
-import sysconfig
 import traceback
 from pathlib import Path
 
-from dlrun.core.errors import DlrunError, iter_causes
-
-_OURS = Path(__file__).resolve().parent.parent
-_STANDARD = Path(sysconfig.get_paths()["stdlib"]).resolve()
+from dlrun.core.errors import DlrunError, is_own_code, iter_causes
 
 
 def find_user_line(error: BaseException) -> str:
@@ -19,14 +15,14 @@ def find_user_line(error: BaseException) -> str:
 
     # A syntax error names its line itself: no frame of that file exists yet.
     for cause in causes:
-        if isinstance(cause, SyntaxError) and cause.filename and _is_own(cause.filename):
+        if isinstance(cause, SyntaxError) and cause.filename and is_own_code(cause.filename):
             return f"{_format_path(cause.filename)}, line {cause.lineno}"
 
     # The root cause first, and of its frames the innermost.
     for cause in reversed(causes):
         frames = traceback.extract_tb(cause.__traceback__)
         for frame in reversed(frames):
-            if _is_own(frame.filename):
+            if is_own_code(frame.filename):
                 return f"{_format_path(frame.filename)}, line {frame.lineno}"
     return ""
 
@@ -55,6 +51,11 @@ def get_first_line(error: BaseException) -> str:
     return lines[0] if lines else "no message"
 
 
+def get_first_clause(error: BaseException) -> str:
+    """First line of an exception's message without its final period, to be quoted within a sentence."""
+    return get_first_line(error).rstrip(".: ")
+
+
 def _format_path(filename: str) -> str:
     """The path relative to the working directory if the file lies below it."""
     path = Path(filename)
@@ -62,15 +63,3 @@ def _format_path(filename: str) -> str:
         return str(path.relative_to(Path.cwd()))
     except ValueError:
         return str(path)
-
-
-def _is_own(filename: str) -> bool:
-    """Whether a file is neither dlrun's nor Python's nor an installed package's; cells of a notebook are the user's."""
-    if filename.startswith("<"):
-        return filename.startswith(("<ipython-input", "<stdin"))
-
-    # Resolved, as an environment's packages may lie behind a link.
-    path = Path(filename).resolve()
-    is_installed = bool({"site-packages", "dist-packages"} & set(path.parts))
-    is_program = path.name == "dlrun" and path.parent.name == "bin"
-    return not (is_installed or is_program or path.is_relative_to(_OURS) or path.is_relative_to(_STANDARD))

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from dlrun.core.errors import DataError
+from dlrun.core.user_code import get_first_line
 from dlrun.data.datasets import Part, count_rows, get_origin, get_targets
 from dlrun.data.origin import Origin
 from dlrun.data.spec import PADDING, DataSpec, Kind, Split, Splits, TaskName
@@ -232,7 +233,7 @@ def _inspect_samples(inspection: Inspection, name: str, part: Part) -> None:
             raise
         except Exception as error:
             # The dataset may be the user's own and raise anything.
-            message = _first_line(error)
+            message = get_first_line(error)
             raise inspection.error(f"{label} cannot be read: {type(error).__name__}: {message}") from error
 
         if not isinstance(sample, tuple | list) or len(sample) < 2:
@@ -241,7 +242,7 @@ def _inspect_samples(inspection: Inspection, name: str, part: Part) -> None:
             columns = default_collate([tuple(sample)])
         except Exception as error:
             # torch names the type that it cannot collate.
-            message = _first_line(error)
+            message = get_first_line(error)
             raise inspection.error(f"{label} makes no batch: {message}; return tensors and numbers") from error
 
         for column in columns:
@@ -253,10 +254,6 @@ def _inspect_samples(inspection: Inspection, name: str, part: Part) -> None:
         *inputs, targets = columns
         origin = get_origin(part, name).take(torch.tensor([row]))
         conform(inspection, name, tuple(inputs), targets, origin.format_label)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or "no message").splitlines()[0]
 
 
 @contextmanager

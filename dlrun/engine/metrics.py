@@ -10,14 +10,6 @@ from dlrun.data.spec import PADDING, TaskName
 # Scalars and counts that add up over batches; values named `all_*` are concatenated instead.
 MetricSums = dict[str, Tensor]
 
-# In the order in which they are shown.
-METRIC_NAMES: dict[TaskName, tuple[str, ...]] = {
-    "regression": ("loss", "mse", "mae", "r2"),
-    "binary": ("loss", "accuracy", "precision", "recall", "f1", "auroc"),
-    "multiclass": ("loss", "accuracy", "macro_f1", "top5_accuracy"),
-    "tagging": ("loss", "accuracy", "exact_match"),
-}
-
 
 def compute_regression_sums(outputs: Tensor, targets: Tensor) -> MetricSums:
     """Sums for outputs and targets (N, columns)."""

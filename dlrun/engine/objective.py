@@ -17,6 +17,7 @@ from dlrun.core.suggest import did_you_mean
 from dlrun.data.spec import PADDING, DataSpec
 from dlrun.engine import metrics
 from dlrun.engine.losses import LOSSES
+from dlrun.engine.metric_names import DIRECTIONS
 from dlrun.engine.metrics import MetricSums
 
 # These take probabilities; the other binary losses take a logit.
@@ -69,7 +70,7 @@ class Objective:
     @property
     def metric_names(self) -> tuple[str, ...]:
         """Metric names without the split's prefix."""
-        names = metrics.METRIC_NAMES[self.spec.task]
+        names = tuple(DIRECTIONS[self.spec.task])
         if self.spec.output_size >= 10:
             return names
         # Top-5 accuracy says nothing about fewer than 10 classes.

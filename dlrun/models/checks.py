@@ -42,9 +42,3 @@ def check_image(spec: DataSpec, model: str, smallest: int) -> None:
             f"model={model} needs images of at least {smallest}x{smallest} pixels, but these are "
             f"{height}x{width}: type data.image_size={advised}."
         )
-
-
-def first_line(error: Exception) -> str:
-    """First line of torch's message, without its final period, to be quoted within a sentence."""
-    message = str(error).strip() or type(error).__name__
-    return message.splitlines()[0].rstrip(".: ")

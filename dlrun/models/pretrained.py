@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from dlrun.core.errors import MisfitError, RequestError, join_names
+from dlrun.core.user_code import get_first_clause
 from dlrun.data.spec import DataSpec
-from dlrun.models.checks import build_unknown_error, first_line
+from dlrun.models.checks import build_unknown_error
 from dlrun.models.weights_file import put_weights
 
 # Pixels a side, below which an untrained vgg gets a head of one linear layer, as is usual for CIFAR.
@@ -103,7 +104,7 @@ def _import_models() -> Any:
         from torchvision import models
     except (ImportError, RuntimeError) as error:
         raise RequestError(
-            f"model=torchvision cannot import torchvision ({first_line(error)}): install torch and torchvision "
+            f"model=torchvision cannot import torchvision ({get_first_clause(error)}): install torch and torchvision "
             "together from the package index, as a CPU-only torch does not go with the ordinary torchvision."
         ) from error
     return models
@@ -188,8 +189,9 @@ def _load_trained(name: str, weights: Any) -> nn.Module:
     except Exception as error:
         # No network, no space, a damaged file, a file that holds more than tensors.
         raise RequestError(
-            f"model.weights={weights.name} of {name} cannot be loaded ({first_line(error)}): type model.weights=null, "
-            f"or put {weights.url} into {torch.hub.get_dir()}/checkpoints, or anywhere and type model.weights=<file>."
+            f"model.weights={weights.name} of {name} cannot be loaded ({get_first_clause(error)}): "
+            f"type model.weights=null, or put {weights.url} into {torch.hub.get_dir()}/checkpoints, "
+            "or anywhere and type model.weights=<file>."
         ) from error
 
     if name == "inception_v3":
@@ -221,7 +223,7 @@ def _find_problem(name: str, weights: Any, height: int, width: int) -> str | Non
             net = _build_untrained(name, (height, width), 1) if weights is None else _build_architecture(name, weights)
             net.eval()(torch.zeros(1, 3, height, width))
     except (AssertionError, RuntimeError, ValueError) as error:
-        return first_line(error)
+        return get_first_clause(error)
     return None
 
 

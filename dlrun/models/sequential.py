@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from dlrun.core.errors import MisfitError, RequestError
+from dlrun.core.user_code import get_first_clause
 from dlrun.data.spec import DataSpec
-from dlrun.models.checks import build_unknown_error, first_line
+from dlrun.models.checks import build_unknown_error
 
 # All public layers of torch.nn by name.
 LAYERS: dict[str, type[nn.Module]] = {
@@ -63,7 +64,7 @@ def _build_layer(key: str, entry: Any, spec: DataSpec) -> nn.Module:
     except Exception as error:
         # torch's layers reject arguments by many types of exception.
         raise RequestError(
-            f"{key} cannot build {name} from {kwargs or args} ({first_line(error)}): change its arguments."
+            f"{key} cannot build {name} from {kwargs or args} ({get_first_clause(error)}): change its arguments."
         ) from error
 
 
@@ -109,7 +110,7 @@ def _try_shapes(layers: list[nn.Module], spec: DataSpec) -> None:
             # torch's layers reject inputs by many types of exception.
             raise MisfitError(
                 f"model.layers[{i}] ({type(layer).__name__}) cannot take samples of shape {shape} "
-                f"({first_line(error)}): change its arguments or put Flatten before it."
+                f"({get_first_clause(error)}): change its arguments or put Flatten before it."
             ) from error
         # Back to the mode that layers are built in.
         layer.train()

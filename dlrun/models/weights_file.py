@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from dlrun.core.errors import RequestError, join_names
+from dlrun.core.user_code import get_first_clause
 from dlrun.data.files.tensors import load_weights, unpickle
-from dlrun.models.checks import first_line
 
 # Names of layers in files from before torch 0.4.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")
@@ -30,7 +30,7 @@ def put_weights(net: nn.Module, file: Path, name: str, head: str) -> None:
         result = load_weights(net, weights, strict=False)
     except RuntimeError as error:
         # The second line of torch's message names the first tensor of another shape.
-        lines = str(error).splitlines()[1:2] or [first_line(error)]
+        lines = str(error).splitlines()[1:2] or [get_first_clause(error)]
         mismatch = lines[0].strip().rstrip(".")
         raise RequestError(f"model.weights={file} is not of {name}: {mismatch}") from error
 
@@ -53,7 +53,7 @@ def _read_state_dict(file: Path) -> dict[str, Tensor]:
         content: Any = unpickle(file.read_bytes())
     except Exception as error:
         # torch raises many types of exception for a foreign or hostile file.
-        raise RequestError(f"model.weights={file} cannot be loaded ({first_line(error)})") from error
+        raise RequestError(f"model.weights={file} cannot be loaded ({get_first_clause(error)})") from error
 
     if isinstance(content, dict) and "format_version" in content:
         raise RequestError(f"model.weights={file} is a checkpoint of dlrun; type init_from={file} instead")

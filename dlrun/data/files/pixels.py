@@ -1,5 +1,6 @@
 """Images held in memory: resizing, scaling, and the splits made of them."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -80,7 +81,7 @@ def choose_channel_constants(
 ) -> tuple[Constants, Constants]:
     """The given mean and std, or those of the images (N, C, H, W); std 1 for a channel of one colour.
 
-    Raises RequestError for a wrong number of values or a std <= 0.
+    Raises RequestError for a wrong number of values, one that is no finite number, or a std <= 0.
     """
     channels = images.shape[1]
     if mean is None or std is None:
@@ -93,6 +94,8 @@ def choose_channel_constants(
     for key, values in (("mean", mean), ("std", std)):
         if len(values) != channels:
             raise RequestError(f"data.{key} has {len(values)} values but the images have {channels} channels")
+        if not all(math.isfinite(value) for value in values):
+            raise RequestError(f"data.{key}={list(values)} must be finite numbers, one for each channel")
     if not min(std) > 0:
         raise RequestError(f"data.std={list(std)} must be above 0, the images are divided by it")
     return tuple(mean), tuple(std)

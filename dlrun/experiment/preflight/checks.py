@@ -19,9 +19,10 @@ from torch.optim import Optimizer
 
 from dlrun.core.errors import RequestError, join_names
 from dlrun.core.suggest import did_you_mean
-from dlrun.core.user_code import add_user_line, get_first_line
+from dlrun.core.user_code import add_user_line, get_first_clause
 from dlrun.data.batches import Batch, EpochOrder
 from dlrun.engine.device import is_out_of_memory
+from dlrun.engine.metric_names import get_direction
 from dlrun.engine.objective import Objective
 from dlrun.engine.preserve import preserve_state, restore_attributes
 
@@ -30,9 +31,6 @@ _MOST_LAYERS = 30
 
 # A forward pass of so many multiply-adds takes about a tenth of a second; of larger ones fewer rows are checked.
 _MOST_WORK = 4e9
-
-# Metrics that are better when they are smaller.
-_FALLING = ("loss", "mse", "mae")
 
 
 @dataclass(frozen=True)
@@ -204,7 +202,7 @@ def _check_loss(outputs: Tensor, targets: Tensor, task: Objective) -> None:
 def _format_error(error: Exception) -> str:
     """An error of torch or of a user's model, in one line."""
     # The kind says nothing where torch raises it for any argument that does not fit.
-    message = get_first_line(error).rstrip(".: ")
+    message = get_first_clause(error)
     is_plain = isinstance(error, RuntimeError | ValueError | TypeError)
     kind = "" if is_plain else f"{type(error).__name__}: "
     return add_user_line(kind + message, error)
@@ -353,8 +351,7 @@ def resolve_monitor(
             raise RequestError("checkpoint.mode=max needs a metric that grows; type checkpoint.monitor=... too")
         return f"{splits[-1]}/loss", "min"
     if monitor in known:
-        metric = monitor.split("/")[-1].removeprefix("ema_")
-        return monitor, mode or ("min" if metric in _FALLING else "max")
+        return monitor, mode or get_direction(monitor)
 
     if monitor.startswith("val/") and not has_val:
         raise RequestError(

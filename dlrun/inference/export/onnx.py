@@ -51,6 +51,7 @@ def _save_model(subject: ExportSubject, path: Path) -> tuple[int, list[graph.Sha
     shapes = graph.describe_shapes(inputs, any_length)
     # Shown by viewers, and by ONNX Runtime when an input does not fit.
     _name_dimensions(onnx_program.model.graph, shapes)
+    _remove_stack_traces(onnx_program.model)
     onnx_program.save(path)
     return int(onnx_program.model.opset_imports[""]), shapes
 
@@ -66,6 +67,13 @@ def _name_dimensions(onnx_graph: Any, shapes: list[graph.Shape]) -> None:
     for value in (*onnx_graph.inputs, *onnx_graph.outputs):
         dimensions = [names.get(str(size), size) for size in value.shape]
         value.shape = type(value.shape)(dimensions)
+
+
+def _remove_stack_traces(model: Any) -> None:
+    """Remove the paths of source files on this machine, which torch notes at each node."""
+    for onnx_graph in (model.graph, *model.functions.values()):
+        for node in onnx_graph.all_nodes():
+            node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
 
 
 class _Session:

@@ -8,16 +8,12 @@ from functools import cached_property
 from typing import Any
 
 from dlrun.core.errors import RequestError
+from dlrun.engine.metric_names import find_task, get_direction
 from dlrun.runs.record import RESULT, RunRecord, to_number
 from dlrun.sweep.comparison.settings import find_varying_keys, format_value, get_value, group_runs, shorten_keys
 from dlrun.sweep.comparison.statistics import Estimate, estimate
 
-# Metrics of which more is better; of all others less is.
-_UP = ("accuracy", "f1", "auroc", "r2", "precision", "recall", "exact_match")
 _PRESETS = ("lesson", "experiment", "debug")
-
-# A metric that only runs of one task have.
-_TASK_BY_METRIC = {"r2": "regression", "auroc": "binary", "macro_f1": "multiclass", "exact_match": "tagging"}
 
 
 @dataclass(frozen=True)
@@ -188,7 +184,7 @@ def _group_comparable(runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
     groups: dict[tuple[str, ...], dict[str, list[RunRecord]]] = {}
     for run in runs:
         by_task = groups.setdefault((run.metric, _find_mode(run), run.get_target("data")), {})
-        by_task.setdefault(_find_task(run), []).append(run)
+        by_task.setdefault(find_task([*run.result["metrics"], *run.result["baseline"]]), []).append(run)
 
     comparable = list[list[RunRecord]]()
     for by_task in groups.values():
@@ -204,13 +200,7 @@ def _find_mode(run: RunRecord) -> str:
     mode = (run.config.get("checkpoint") or {}).get("mode")
     if mode:
         return str(mode)
-    return "max" if run.metric.endswith(_UP) else "min"
-
-
-def _find_task(run: RunRecord) -> str:
-    """The task, by the names of the run's metrics; "" if it has none."""
-    names = {key.partition("/")[2] for key in (*run.result["metrics"], *run.result["baseline"])}
-    return next((task for name, task in _TASK_BY_METRIC.items() if name in names), "")
+    return get_direction(run.metric)
 
 
 def _rank(runs: list[RunRecord]) -> Ranking:

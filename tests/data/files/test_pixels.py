@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -36,6 +38,14 @@ def test_constants_are_numpys():
     np.testing.assert_allclose(std, images.numpy().std((0, 2, 3)), rtol=1e-5)
     assert choose_channel_constants(images, [0, 0, 0], None) == ((0, 0, 0), std)
     assert choose_channel_constants(torch.zeros(2, 1, 3, 3), None, None) == ((0,), (1,))
+
+
+@pytest.mark.parametrize("key", ["mean", "std"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_constants_that_are_no_numbers_are_refused(key: str, value: float) -> None:
+    constants = {"mean": [0.5, 0.5], "std": [0.5, 0.5], key: [1.0, value]}
+    with pytest.raises(RequestError, match=rf"^data\.{key}=\[1\.0, (nan|inf)\] must be finite numbers"):
+        choose_channel_constants(noise(2, 2, 3, 3), **constants)
 
 
 def test_normalize_is_in_place_and_undone_by_the_constants():

@@ -166,6 +166,17 @@ def test_a_model_that_is_no_graph_is_a_sentence(
     assert sorted(path.name for path in found.iterdir()) == ["example.csv", "model.json", "model.safetensors"]
 
 
+def test_the_file_holds_no_path_of_this_machine(dlrun: Callable) -> None:
+    assert dlrun("data=line", "model=mlp", *QUICK).code == 0
+    assert dlrun("export", "run").code == 0
+    content = Path("run/export/onnx/model.onnx").read_bytes()
+    sources = (Path(onnx.__file__), Path(torch.__file__))
+    assert not any(str(source.parent).encode() in content for source in sources)
+    assert b"site-packages" not in content
+    # Viewers group nodes by the layers of the net.
+    assert b"torch.nn.modules.linear.Linear" in content
+
+
 def test_what_onnx_runtime_cannot_run_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no model")
     with pytest.raises(onnx.RunError, match="ONNX Runtime cannot run the exported file"):
