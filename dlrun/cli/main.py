@@ -92,6 +92,9 @@ def main() -> int:
             return 0
 
         if requests[0].sweep is not None:
+            # The import of torch takes seconds, and a sweep is checked before its plan is printed.
+            write_out(f"preparing {len(requests)} runs")
+            sys.stdout.flush()
             with skip_garbage_collection():
                 from dlrun.sweep import runner
 

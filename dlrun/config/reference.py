@@ -47,6 +47,7 @@ MEANINGS = {
     "scheduler.warmup_steps": "steps of linear warm-up; the schedule begins after them and is that much shorter",
     "trainer.max_steps": "optimizer steps to make; typed without `trainer.epochs`, they alone end the training",
     "trainer.accumulate_steps": "batches per optimizer step",
+    "trainer.progress": "a bar within the epoch and a line after it, the line alone, or nothing; run.log has the lines",
     "trainer.log_every_steps": "steps between logged values of training loss, gradient norm and learning rate",
     "trainer.profile": "a trace of a few steps in profile/, and a table of where the time went",
     "trainer.ema_decay": "also average the weights, decay a step: `val/ema_*`, `test/ema_*`, `ema` in checkpoints",

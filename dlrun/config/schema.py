@@ -115,6 +115,7 @@ class TrainerConfig:
     accumulate_steps: int = _positive(1)  # batches an optimizer step
     grad_clip_norm: float | None = _positive(None)
     log_every_steps: int = _positive(50)
+    progress: str = _choice("bar", "bar", "line", "off")  # bar: where there is a terminal or a notebook
     profile: bool = False  # a trace of a few steps, and a table of where the time went
     ema_decay: float | None = field(default=None, metadata={"above": 0, "below": 1})  # average the weights, by step
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
@@ -257,7 +258,7 @@ def hash_config(plain: dict[str, Any]) -> str:
     identity = {key: value for key, value in plain.items() if key not in NOT_IDENTITY}
     identity["data"] = {key: value for key, value in identity["data"].items() if key != "root"}
 
-    not_identity = ("log_every_steps", "profile")
+    not_identity = ("log_every_steps", "profile", "progress")
     identity["trainer"] = {key: value for key, value in identity["trainer"].items() if key not in not_identity}
     # Sorted, as the order of words on a command line is no part of a run.
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

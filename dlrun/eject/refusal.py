@@ -22,7 +22,9 @@ _HEEDED_KEYS = {
     schema.OptimizerKeys: "groups",
     schema.SchedulerKeys: "interval warmup_steps",
     schema.TaskConfig: "loss reduction",
-    schema.TrainerConfig: "epochs max_steps accumulate_steps grad_clip_norm log_every_steps profile early_stopping",
+    schema.TrainerConfig: (
+        "epochs max_steps accumulate_steps grad_clip_norm log_every_steps profile progress early_stopping"
+    ),
     schema.EarlyStoppingConfig: "patience min_delta",
     schema.DeviceConfig: "name index precision tf32 cuda_graph channels_last deterministic timeout_seconds num_threads",
 }

@@ -90,7 +90,7 @@ def run(request: Request, console: Console | None = None) -> int:
 
             with logger.open_logger(folder, purge_step, unsaved) as run_logger:
                 recorders = start_recording(context, folder, run_logger, resumed, console)
-                progress = ProgressDisplay(console, context.state)
+                progress = ProgressDisplay(console, context.state, context.settings.trainer.progress)
                 # A row and its pictures are on the disk before the checkpoint that a resumed run begins from.
                 callbacks = [run_logger, *recorders, checkpoints, progress]
                 profiler = Profiler(context.state.synchronize) if context.settings.trainer.profile else None

@@ -1,4 +1,4 @@
-"""Progress of a sweep: one live table on a terminal; elsewhere a line for each job that ends."""
+"""Progress of a sweep: a line for each job that ends, and on a terminal a live table of those that run."""
 
 import contextlib
 import heapq
@@ -23,7 +23,7 @@ from dlrun.sweep.jobs import Job
 _MOST_ROWS = 12
 # Bytes at the end of metrics.jsonl that surely hold its last row.
 _TAIL = 4096
-_COLUMNS = ("job", "what varies", "status", "epoch", "metric", "time")
+_COLUMNS = ("job", "running", "epoch", "metric", "time")
 
 
 class Display:
@@ -45,7 +45,7 @@ class Display:
         self.running[job.key] = (job, time.perf_counter())
 
     def finish(self, job: Job, outcome: Outcome) -> float:
-        """Print how a job ended, a success only without a live table; returns its seconds."""
+        """Print how a job ended; returns its seconds."""
         _, start_time = self.running.pop(job.key)
         seconds = time.perf_counter() - start_time
         self.results.append((job, outcome, seconds))
@@ -62,10 +62,13 @@ class Display:
                 self.console.say(f"{'':>{len(position)}}  log: {log}")
         elif outcome.is_interrupted:
             self.console.say(f"{position}  {job.label}: interrupted, {seconds:.1f} s")
-        elif not self.console.terminal.is_terminal:
+        else:
             status, metric = _describe_result(job.folder)
-            line = f"{position}  {job.label}: {status}{metric}, {seconds:.1f} s, {self._estimate_time_left()}"
-            self.console.say(line.rstrip(", "))
+            time_left = self._estimate_time_left()
+            line = f"{position}  {job.label}: {status}{metric}, {seconds:.1f} s, {time_left}".rstrip(", ")
+            # The table below has the time left, and the number of the job.
+            value = metric.removeprefix(", ") or status
+            self.console.say_line(line, f"{position}  {shorten_label(job)}: {value}, {seconds:.1f} s")
         return seconds
 
     def _estimate_time_left(self) -> str:
@@ -96,13 +99,8 @@ class Display:
 
     def _render(self) -> RenderableType:
         now = time.perf_counter()
-        rows = []
-        for job, outcome, seconds in self.results:
-            status = "failed" if outcome.error else _describe_result(job.folder)[0]
-            rows.append(self._make_row(job, status, seconds))
         # Rich renders in a thread of its own: iterate over a copy.
-        for job, start_time in list(self.running.values()):
-            rows.append(self._make_row(job, "running", now - start_time))
+        rows = [self._make_row(job, now - start_time) for job, start_time in list(self.running.values())]
 
         done_count = len(self.results)
         count = f"{done_count}/{len(self.jobs)}"
@@ -112,9 +110,9 @@ class Display:
 
         head = Table.grid(padding=(0, 1))
         head.add_row(Text("sweep", style="bold"), bar, Text(count), Text(self._estimate_time_left()))
-        return Group(head, build_table(_COLUMNS, rows[-_MOST_ROWS:], left=3))
+        return Group(head, build_table(_COLUMNS, rows[:_MOST_ROWS], left=2))
 
-    def _make_row(self, job: Job, status: str, seconds: float) -> tuple[str, ...]:
+    def _make_row(self, job: Job, seconds: float) -> tuple[str, ...]:
         row = read_last_row(job.folder)
 
         epoch = ""
@@ -127,9 +125,13 @@ class Display:
             monitor = "val/loss" if "val/loss" in row else "train/loss"
         metric = f"{monitor} {format_number(row[monitor])}" if monitor in row else ""
 
-        # "optimizer.lr=0.1" is shown as "lr=0.1".
-        words = [re.sub(r"^[\w.]*\.(?=\w+=)", "", word) for word in job.label.split(" ")]
-        return str(job.number), " ".join(words), status, epoch, metric, format_clock(seconds)
+        return str(job.number), shorten_label(job), epoch, metric, format_clock(seconds)
+
+
+def shorten_label(job: Job) -> str:
+    """What varies in a job, without the sections of keys: lr=0.1 for optimizer.lr=0.1."""
+    words = [re.sub(r"^[\w.]*\.(?=\w+=)", "", word) for word in job.label.split(" ")]
+    return " ".join(words)
 
 
 def estimate_seconds_left(mean: float, elapsed: Sequence[float], waiting: int, at_once: int) -> float:

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from dlrun.sweep.ledger import Ledger
-from dlrun.sweep.progress import estimate_seconds_left
 
 TINY = ("data=line", "model=linear", "optimizer=sgd", "trainer.epochs=1", "figures=false", "tracking.graph=false")
 
@@ -42,19 +41,13 @@ def test_the_plan_counts_settings_and_seeds(dlrun: Callable[..., Any]) -> None:
     def plan(*words: str) -> str:
         done = dlrun("-m", *TINY, *words, "sweep.dry_run=true")
         assert done.code == 0, done.err
-        return str(done.out.splitlines()[0])
+        lines = done.out.splitlines()
+        assert lines[0].startswith("preparing ")
+        return str(lines[1])
 
     assert plan("optimizer.lr=0.1,0.2", "seed=range(3)").endswith("6 runs: 2 settings × 3 seeds; one at a time")
     assert plan("seed=range(3)").endswith("3 runs: 1 setting × 3 seeds; one at a time")
     assert plan("optimizer.lr=0.1,0.2").endswith("2 runs; one at a time")
-
-
-def test_the_time_left_follows_the_jobs_that_have_finished() -> None:
-    assert estimate_seconds_left(10, [], 3, at_once=1) == 30
-    assert estimate_seconds_left(10, [4], 0, at_once=1) == 6
-    assert estimate_seconds_left(10, [4, 0], 0, at_once=2) == 10  # the last one alone, and not half of both
-    assert estimate_seconds_left(10, [4, 0], 3, at_once=2) == 26  # 6 + 10 + 10
-    assert estimate_seconds_left(10, [15], 1, at_once=1) == 10  # it takes longer than the others did
 
 
 NET = """

@@ -1,10 +1,14 @@
-"""How far a training is: a bar on a terminal, lines in a pipe and in run.log."""
+"""How far a training is: a line an epoch, and on a terminal or in a notebook a bar within the epoch."""
 
+import html
+import io
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
-from rich.console import Group, RenderableType
+from rich.console import Console as RichConsole
+from rich.console import RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -12,42 +16,58 @@ from rich.text import Text
 
 from dlrun.engine.callback import Callback, EpochSummary
 from dlrun.engine.state import TrainState
-from dlrun.runs.reports.console import Console, format_clock, format_metrics
+from dlrun.runs.reports.console import Console, format_clock, format_metrics, format_number
 
 # Lines for the epochs of a run: a thousand would hide the tables before and after them.
 _MOST_LINES = 50
 
+# Share of the earlier losses in the smoothed one.
+_SMOOTHING = 0.9
+
+_BAR_WIDTH = 16
+_NOTEBOOK_WIDTH = 80
+_NOTEBOOK_SECONDS = 0.5
+
 
 class ProgressDisplay(Callback):
-    """Shows each epoch; on a terminal by a bar that reads the counters four times a second.
+    """Shows each epoch as a line, and the epoch under way as a bar that reads the counters four times a second.
 
     The bar polls, the loop does not notify it: a step costs nothing for it.
     """
 
     phase = "other"
 
-    def __init__(self, console: Console, state: TrainState) -> None:
+    def __init__(self, console: Console, state: TrainState, mode: str = "bar") -> None:
+        """mode: trainer.progress. Whatever it is, run.log has a line an epoch."""
         self._console = console
         self._state = state
-        self._last_row: dict[str, float] = {}
-        # The line of the last epoch, if it was not printed.
-        self._line_left_out: str | None = None
+        self._mode = mode
+        self._smoothed_loss: float | None = None
+        self._has_rows = False
+        # The line of the last epoch, whole and shorter, if it was not printed.
+        self._line_left_out: tuple[str, str] | None = None
         self._started = time.perf_counter()
         self._first_step = state.progress.step
 
     @contextmanager
     def show(self) -> Iterator[None]:
         """Show the bar while the training lasts, and the line of the last epoch however it ends."""
-        terminal = self._console.terminal
         try:
-            if terminal.is_terminal and not terminal.quiet:
-                with Live(get_renderable=self._make_bar, console=terminal, refresh_per_second=4, transient=True):
-                    yield
-            else:
+            with self._show_bar():
                 yield
         finally:
             if self._line_left_out is not None:
-                self._print_epoch(self._line_left_out)
+                self._print_epoch(*self._line_left_out)
+
+    def _show_bar(self) -> AbstractContextManager[object]:
+        terminal = self._console.terminal
+        if self._mode != "bar" or terminal.quiet:
+            return nullcontext()
+        if terminal.is_terminal:
+            return Live(get_renderable=self._make_bar, console=terminal, refresh_per_second=4, transient=True)
+        if self._console.is_notebook:
+            return show_in_notebook(self._make_bar)
+        return nullcontext()
 
     def _make_bar(self) -> RenderableType:
         progress = self._state.progress
@@ -55,35 +75,86 @@ class ProgressDisplay(Callback):
         steps_per_epoch = -(-len(self._state.train) // limits.accumulate_steps)
         total = min(limits.epochs * steps_per_epoch, limits.max_steps or limits.epochs * steps_per_epoch)
 
+        # Between two epochs the bar of the last one stays full.
+        epoch = min(progress.epoch + 1, limits.epochs)
+        steps_of_epoch = progress.step - steps_per_epoch * (epoch - 1)
+
         # Of this process: a resumed run has made others before.
         seconds = time.perf_counter() - self._started
         steps = progress.step - self._first_step
-        time_left = f"{format_clock(seconds / steps * (total - progress.step))} left" if steps else ""
+        rate = ""
+        time_left = ""
+        if steps:
+            rate = f"{steps / seconds:,.0f} steps/s"
+            time_left = f"{format_clock(seconds / steps * (total - progress.step))} left"
+        loss = "" if self._smoothed_loss is None else f"loss {format_number(self._smoothed_loss)}"
 
         line = Table.grid(padding=(0, 1))
-        head = Text(f"epoch {min(progress.epoch + 1, limits.epochs)}/{limits.epochs}", style="bold")
-        bar = ProgressBar(total=total, completed=progress.step, width=24)
-        line.add_row(head, bar, Text(f"{progress.step}/{total}"), Text(time_left))
-        return Group(line, Text(format_metrics(self._last_row), style="dim", no_wrap=True, overflow="ellipsis"))
+        line.add_row(
+            Text(f"epoch {epoch}/{limits.epochs}", style="bold"),
+            ProgressBar(total=steps_per_epoch, completed=steps_of_epoch, width=_BAR_WIDTH),
+            Text(f"{steps_of_epoch}/{steps_per_epoch}"),
+            *(Text(part) for part in (rate, time_left, loss) if part),
+        )
+        return line
+
+    def on_log(self, step: int, values: dict[str, float]) -> None:
+        """Smooth the loss that was read for the log, so that the bar itself never waits for the device."""
+        loss = values["train/loss_step"]
+        if self._smoothed_loss is None:
+            self._smoothed_loss = loss
+        else:
+            self._smoothed_loss = _SMOOTHING * self._smoothed_loss + (1 - _SMOOTHING) * loss
 
     def on_epoch_end(self, state: TrainState, epoch: EpochSummary) -> None:
-        """Print one line an epoch, or every so many epochs of a long run; on a terminal the bar shows it instead."""
+        """Print one line an epoch, or every so many epochs of a long run."""
         row = epoch.row
-        is_first = not self._last_row
-        self._last_row = row
+        is_first = not self._has_rows
+        self._has_rows = True
 
         epochs = state.stop_rules.epochs
         rate = f"{epoch.timings['samples_per_second']:,.0f} samples/s"
         best = "  best" if epoch.is_best else ""
-        text = f"epoch {int(row['epoch']):>{len(str(epochs))}}/{epochs}  {format_metrics(row)}  {rate}{best}"
+        result = f"epoch {int(row['epoch']):>{len(str(epochs))}}/{epochs}  {format_metrics(row)}"
+        line = (f"{result}  {rate}{best}", f"{result}{best}")
         if is_first or row["epoch"] % -(-epochs // _MOST_LINES) == 0:
-            self._print_epoch(text)
+            self._print_epoch(*line)
         else:
-            self._line_left_out = text
+            self._line_left_out = line
 
-    def _print_epoch(self, text: str) -> None:
+    def _print_epoch(self, text: str, shorter: str) -> None:
         self._line_left_out = None
-        if self._console.terminal.is_terminal:
+        if self._mode == "off":
             self._console.log_only(text)
         else:
-            self._console.say(text)
+            self._console.say_line(text, shorter)
+
+
+@contextmanager
+def show_in_notebook(render: Callable[[], RenderableType]) -> Iterator[None]:
+    """Show one output of a notebook's cell that is drawn anew twice a second, and emptied at the end."""
+    from IPython.display import display
+
+    handle = display({"text/plain": ""}, raw=True, display_id=True)
+    ended = threading.Event()
+
+    def draw_repeatedly() -> None:
+        while not ended.wait(_NOTEBOOK_SECONDS):
+            text = _render_text(render())
+            handle.update({"text/plain": text, "text/html": f"<pre>{html.escape(text)}</pre>"}, raw=True)
+
+    thread = threading.Thread(target=draw_repeatedly, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        handle.update({"text/plain": "", "text/html": ""}, raw=True)
+
+
+def _render_text(content: RenderableType) -> str:
+    """Render as plain text, in the width of a terminal."""
+    console = RichConsole(file=io.StringIO(), width=_NOTEBOOK_WIDTH, force_jupyter=False, no_color=True)
+    console.print(content)
+    return console.file.getvalue().rstrip()  # type: ignore[attr-defined,no-any-return]

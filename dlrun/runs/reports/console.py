@@ -64,6 +64,8 @@ class Console:
     def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
         """quiet: print nothing on the terminal, as for a job of a sweep."""
         self.terminal = _Terminal(file=stream, soft_wrap=False, quiet=quiet, **_get_notebook_settings())
+        # A notebook gets the lines of a pipe, and may show a bar besides.
+        self.is_notebook = RichConsole().is_jupyter
         # True once run.log is open.
         self.is_logged = False
         # Output from before there was a run folder.
@@ -93,6 +95,20 @@ class Console:
         self.log.print(content, markup=False, soft_wrap=is_text)
         # A run that is killed leaves a log up to its last line.
         self.log.file.flush()
+
+    def say_line(self, text: str, shorter: str) -> None:
+        """Print a line that keeps to one line of a terminal: `shorter` where `text` is too wide, cut if that is too.
+
+        A pipe and run.log have the whole text.
+        """
+        terminal = self.terminal
+        if not terminal.is_terminal or len(escape_line(text)) <= terminal.width:
+            self.say(text)
+            return
+
+        if not terminal.quiet:
+            terminal.print(Text(escape_line(shorter)), no_wrap=True, overflow="ellipsis")
+        self.log_only(text)
 
     def log_only(self, text: str) -> None:
         """Print to run.log alone: a traceback, for instance."""

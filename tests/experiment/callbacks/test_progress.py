@@ -2,6 +2,9 @@
 
 import contextlib
 import io
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -119,10 +122,11 @@ def rendered(console: Console, thing: Any) -> str:
 @pytest.mark.parametrize(
     ("progress", "max_steps", "shown"),
     [
-        ({"epoch": 0, "step": 0}, None, ["epoch 1/10", "0/30"]),
-        ({"epoch": 3, "step": 10}, None, ["epoch 4/10", "10/30", " left"]),  # 5 batches, 2 a step: 3 steps an epoch
-        ({"epoch": 3, "step": 10}, 12, ["epoch 4/10", "10/12"]),
-        ({"epoch": 10, "step": 30}, None, ["epoch 10/10", "30/30", "0:00 left"]),
+        ({"epoch": 0, "step": 0}, None, ["epoch 1/10", "0/3"]),
+        # 5 batches, 2 a step: 3 steps an epoch.
+        ({"epoch": 3, "step": 10}, None, ["epoch 4/10", "1/3", " steps/s", " left"]),
+        ({"epoch": 3, "step": 12}, 12, ["epoch 4/10", "3/3", "0:00 left"]),
+        ({"epoch": 10, "step": 30}, None, ["epoch 10/10", "3/3", "0:00 left"]),
     ],
 )
 def test_the_bar_reads_the_counters(progress: dict[str, int], max_steps: int | None, shown: list[str]) -> None:
@@ -134,14 +138,68 @@ def test_the_bar_reads_the_counters(progress: dict[str, int], max_steps: int | N
     assert all(part in text for part in shown), text
 
 
-def test_on_a_terminal_the_epochs_go_to_the_log_alone(tmp_path: Path) -> None:
+def test_the_loss_in_the_bar_is_smoothed() -> None:
+    console = Console(io.StringIO())
+    display = ProgressDisplay(console, training())
+    assert "loss" not in rendered(console, display._make_bar())
+    display.on_log(50, {"train/loss_step": 1.0, "lr": 0.1})
+    display.on_log(100, {"train/loss_step": 2.0, "lr": 0.1})
+    assert "loss 1.1000" in rendered(console, display._make_bar())
+
+
+def on_terminal(tmp_path: Path, mode: str, width: int) -> tuple[str, str]:
+    """What a terminal of that width gets for an epoch, and what run.log has."""
     stream = io.StringIO()
     console = Console(stream)
-    console.terminal = RichConsole(file=stream, force_terminal=True, width=100)
+    console.terminal = RichConsole(file=stream, force_terminal=True, width=width, highlight=False)
     console.open_log(tmp_path / "run.log")
-    with following(console, training()) as display:
+    display = ProgressDisplay(console, training(), mode)
+    with display.show():
         end_epoch(display, ROW, True)
     console.close()
-    assert "samples/s" in (tmp_path / "run.log").read_text()
-    assert "samples/s" not in stream.getvalue()
-    assert "epoch 1/10" in stream.getvalue()
+    return stream.getvalue(), (tmp_path / "run.log").read_text()
+
+
+LINE = "epoch  2/10  train/loss 0.5000  val/loss 0.7500  val/accuracy 0.1250"
+
+
+@pytest.mark.parametrize(("width", "shown"), [(120, f"{LINE}  12,346 samples/s  best\n"), (80, f"{LINE}  best\n")])
+def test_on_a_terminal_an_epoch_is_a_line_above_the_bar(width: int, shown: str, tmp_path: Path) -> None:
+    terminal, log = on_terminal(tmp_path, "bar", width)
+    assert shown in terminal
+    assert "━" in terminal
+    assert log == f"{LINE}  12,346 samples/s  best\n"
+
+
+def test_a_line_alone_or_nothing_is_shown_where_that_is_asked_for(tmp_path: Path) -> None:
+    terminal, log = on_terminal(tmp_path, "line", 120)
+    assert terminal == log == f"{LINE}  12,346 samples/s  best\n"
+    (tmp_path / "run.log").unlink()
+    terminal, log = on_terminal(tmp_path, "off", 120)
+    assert terminal == ""
+    assert log == f"{LINE}  12,346 samples/s  best\n"
+
+
+def test_a_notebook_has_one_output_that_is_drawn_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    updates: list[str] = []
+    is_drawn = threading.Event()
+
+    class Handle:
+        def update(self, data: dict[str, str], raw: bool) -> None:
+            assert raw
+            updates.append(data["text/html"])
+            is_drawn.set()
+
+    fake = SimpleNamespace(display=lambda data, raw, display_id: Handle())
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(display=fake))
+    monkeypatch.setitem(sys.modules, "IPython.display", fake)
+    console = Console(io.StringIO())
+    console.is_notebook = True
+    with following(console, training(epoch=3, step=10)):
+        assert is_drawn.wait(10)
+    assert "epoch 4/10" in updates[0]
+    assert updates[-1] == ""
+    # The thread has ended with the training.
+    count = len(updates)
+    time.sleep(0.6)
+    assert len(updates) == count
