@@ -102,7 +102,7 @@ class Memory:
         return pickle.loads(self.results[key])
 
     def keep(self, key: Any, repo: Any, result: Any) -> Any:
-        """Remember what a step has come to."""
+        """Remember the result of a step."""
         if is_own(repo):
             self.results[key] = pickle.dumps(result)
             if self.folder:

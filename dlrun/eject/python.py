@@ -169,7 +169,7 @@ def _collect_constants(run: TrainingRun, data: Mapping[str, Any], optimizer: Map
     constants |= data
     constants["threads"] = int(run.saved.state["threads"])
 
-    # Where null stood in the config, the script has the number that it came to.
+    # Where null stood in the config, the script has the number that was used.
     constants["epochs"] = _measure_length(run)["epochs"]
     constants["eval_batch_size"] = run.eval_batch_size
     return {name.upper(): value for name, value in constants.items()}

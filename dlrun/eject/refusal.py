@@ -76,7 +76,7 @@ def _refuse_unfinished(saved: SavedModel) -> None:
     status = str(run.result.get("status", "interrupted"))
     if status not in ("completed", "early_stopped"):
         advice = "start it again" if status == "failed" else f"type {run.advise_resume()}"
-        raise RequestError(f"{saved.folder} is {status}, so there are no final weights to come to; {advice}")
+        raise RequestError(f"{saved.folder} is {status}, so it has no final weights yet; {advice}")
 
 
 def _collect_keys(saved: SavedModel) -> dict[str, Any]:

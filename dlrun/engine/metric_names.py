@@ -34,7 +34,7 @@ def find_task(metrics: Collection[str]) -> str:
     """The task of a run by the names of its metrics, such as "test/r2"; "" if tasks share all of them."""
     names = {metric.partition("/")[2] for metric in metrics}
     for task, directions in DIRECTIONS.items():
-        others = {name for other, known in DIRECTIONS.items() if other != task for name in known}
+        others = {name for other, names_of_other in DIRECTIONS.items() if other != task for name in names_of_other}
         if names & (set(directions) - others):
             return task
     return ""

@@ -200,7 +200,7 @@ class MetricAccumulator:
     def add(self, outputs: Tensor, targets: Tensor, loss: Tensor) -> None:
         """Add one batch: detached outputs, targets, and the scalar that `compute_loss` returned."""
         # A model may return a tensor of a class of its own, which checkpoints do not hold.
-        self.waiting.append((_as_plain_tensor(outputs), targets, _as_plain_tensor(loss)))
+        self.waiting.append((_strip_subclass(outputs), targets, _strip_subclass(loss)))
         if len(self.waiting) >= self.flush_batches:
             self._flush()
 
@@ -250,7 +250,7 @@ def _adapt_loss(function: Callable[..., Tensor], name: str, reduction: str) -> C
     return lambda outputs, targets, reduction: function(outputs, targets)
 
 
-def _as_plain_tensor(tensor: Tensor) -> Tensor:
+def _strip_subclass(tensor: Tensor) -> Tensor:
     return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)
 
 

@@ -325,7 +325,7 @@ def build_optimizer(settings: Settings, model: nn.Module, trusted_modules: Seque
     for number, entry in enumerate(entries):
         _try_group(settings.optimizer, entry, f"optimizer.groups[{number}]", trusted_modules)
 
-    component = _with_fused_kernel(settings.optimizer, model, trusted_modules)
+    component = _choose_fused_kernel(settings.optimizer, model, trusted_modules)
     optimizer = _instantiate(component, trusted_modules, groups)
     if not isinstance(optimizer, Optimizer):
         raise RequestError(f"optimizer._target_={settings.optimizer.target} must be a torch.optim.Optimizer")
@@ -336,7 +336,7 @@ def build_optimizer(settings: Settings, model: nn.Module, trusted_modules: Seque
     return optimizer
 
 
-def _with_fused_kernel(
+def _choose_fused_kernel(
     component: Component[Any], model: nn.Module, trusted_modules: Sequence[str] | None
 ) -> Component[Any]:
     """The component with fused=true where torch has one kernel for the whole step, unless the user chose.

@@ -29,7 +29,7 @@ from dlrun.runs.tensorboard import read_scalars
 
 KILLS = 3
 
-# More than _MOST_EPOCHS only to come to _FEW_STEPS.
+# More than _MOST_EPOCHS only to reach _FEW_STEPS.
 _MOST_EPOCHS = 3
 _MOST_STEPS = 60
 _FEW_STEPS = 30
