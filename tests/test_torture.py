@@ -29,13 +29,13 @@ def comparison() -> ModuleType:
 
 @pytest.mark.slow
 def test_runs_killed_at_any_moment_end_in_the_bits_of_those_left_alone(tmp_path: Path) -> None:
-    words = [sys.executable, str(FOLDER / "torture.py"), "--runs", "6", "--commands", "1", "--seed", "1"]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=240)
+    words = [sys.executable, str(FOLDER / "torture.py"), "--runs", "4", "--commands", "1", "--seed", "1"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " 0 differences" in done.stdout
     found = re.search(r"(\d+) kills, (\d+) or more a run", done.stdout)
     assert found is not None, done.stdout
-    assert int(found[1]) >= 18
+    assert int(found[1]) >= 12
     assert int(found[2]) >= 3
 
 
@@ -43,7 +43,8 @@ def test_runs_killed_at_any_moment_end_in_the_bits_of_those_left_alone(tmp_path:
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_sweeps_killed_at_any_moment_end_in_the_same_table_and_leave_no_process(tmp_path: Path) -> None:
     words = [sys.executable, str(FOLDER / "sweep_torture.py"), "--rounds", "2", "--seed", "3"]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=240)
+    words += ["--epochs", "20"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     found = re.findall(r"sweep.jobs=(\d): 2 sweeps, Counts\(kills=(\d).*orphans=0, differences=0\)", done.stdout)
     assert [jobs for jobs, _ in found] == ["1", "2"], done.stdout

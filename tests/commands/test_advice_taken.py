@@ -1,5 +1,6 @@
 """Advice that dlrun prints is taken out of its sentence, word by word, and does not lead to the same refusal again."""
 
+import copy
 import dataclasses
 import re
 import shlex
@@ -159,20 +160,24 @@ def test_words_for_every_key_are_taken(dlrun: Callable[..., Any]) -> None:
         if key.split(".")[0] in choices and key.split(".")[1] not in OURS:
             continue
         for wrong in (-7, {"a": 1}, "wrong words"):
-            message = refusal({**composed}, key, wrong, choices)
+            message = refusal(composed, key, wrong, choices)
             for word in advised(message or ""):
                 seen += 1
                 value = OverridesParser.create().parse_override(word).value()
-                assert refusal({**composed}, key_of(word), value, choices) != message, (message, word)
+                assert refusal(composed, key_of(word), value, choices) != message, (message, word)
     assert seen > 80
 
 
 def refusal(plain: dict[str, Any], key: str, value: Any, choices: dict[str, str]) -> str | None:
     """What is said of a config with this value; None where nothing is."""
-    changed = OmegaConf.create(plain)
-    OmegaConf.update(changed, key, value, merge=False, force_add=True)
+    changed = copy.deepcopy(plain)
+    *sections, last = key.split(".")
+    section = changed
+    for name in sections:
+        section = section.setdefault(name, {})
+    section[last] = value
     try:
-        read_settings(OmegaConf.to_container(changed), choices)  # type: ignore[arg-type]
+        read_settings(changed, choices)
     except RequestError as error:
         return str(error)
     return None

@@ -58,7 +58,7 @@ def crowded(tmp_path: Path) -> Path:
 
 
 def run(words: tuple[str, ...], folder: Path) -> None:
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert not (folder / "ran").exists()
 

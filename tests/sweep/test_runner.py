@@ -164,8 +164,7 @@ def test_what_another_process_has_done_meanwhile_is_not_undone(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_a_job_of_a_sweep_equals_the_same_job_alone(jobs: int, dlrun: Callable, tmp_path: Path) -> None:
+def test_a_job_of_a_sweep_equals_the_same_job_alone(dlrun: Callable, tmp_path: Path) -> None:
     common = ("data=blobs", "data.val_fraction=0.2", "figures=false", "tracking.graph=false", "device.num_threads=1")
     points = [
         ("model=mlp", "model.dropout=0.3", "optimizer=adam"),
@@ -175,16 +174,19 @@ def test_a_job_of_a_sweep_equals_the_same_job_alone(jobs: int, dlrun: Callable, 
         ("model=mlp", "model.dropout=0.1", "data.loader=workers", "data.num_workers=1"),
         ("model=logistic", "optimizer=rprop", "scheduler=plateau", "trainer.accumulate_steps=2"),
     ]
-    lines = ",".join(f"'{' '.join(line)} trainer.epochs=4 seed={i}'" for i, line in enumerate(points))
-    done = dlrun("-m", *common, f"sweep.points=[{lines}]", f"sweep.jobs={jobs}", "sweep.dir=s")
-    assert done.code == 0, done.out + done.err
+    lines = ",".join(f"'{' '.join(line)} trainer.epochs=2 seed={i}'" for i, line in enumerate(points))
+    for jobs in (1, 2):
+        done = dlrun("-m", *common, f"sweep.points=[{lines}]", f"sweep.jobs={jobs}", f"sweep.dir=s{jobs}")
+        assert done.code == 0, done.out + done.err
     for number, line in reversed(list(enumerate(points))):
-        alone = dlrun(*common, *line, "trainer.epochs=4", f"seed={number}")
-        (folder,) = (tmp_path / "s").glob(f"{number}_*")
-        found = json.loads((folder / "result.json").read_text())
-        assert found["weights_sha256"] == alone.result["weights_sha256"], line
-        assert found["config_hash"] == alone.result["config_hash"], line
-        assert (folder / "metrics.jsonl").read_bytes() == (alone.folder / "metrics.jsonl").read_bytes(), line
+        alone = dlrun(*common, *line, "trainer.epochs=2", f"seed={number}")
+        folders = list(tmp_path.glob(f"s[12]/{number}_*"))
+        assert len(folders) == 2
+        for folder in folders:
+            found = json.loads((folder / "result.json").read_text())
+            assert found["weights_sha256"] == alone.result["weights_sha256"], line
+            assert found["config_hash"] == alone.result["config_hash"], line
+            assert (folder / "metrics.jsonl").read_bytes() == (alone.folder / "metrics.jsonl").read_bytes(), line
 
 
 @pytest.mark.slow
@@ -276,7 +278,7 @@ def test_a_reader_who_goes_away_does_not_end_the_sweep(tmp_path: Path) -> None:
     assert sweep.stdout is not None
     sweep.stdout.readline()
     sweep.stdout.close()
-    assert sweep.wait(120) == 0
+    assert sweep.wait(600) == 0
     assert len(list((tmp_path / "s").glob("*/result.json"))) == 3
     assert (tmp_path / "s" / "report.html").is_file()
 

@@ -4,7 +4,7 @@ Half of the kills hit the sweep's own process only, half of them all of its proc
 this process, which has imported torch (an import costs seconds), and calls dlrun's command line; the first one of each
 engine is started as `python -m dlrun`.
 
-python tests/torture/sweep_torture.py [--rounds 10] [--seed 0]
+python tests/torture/sweep_torture.py [--rounds 10] [--seed 0] [--epochs 80]
 """
 
 import argparse
@@ -27,9 +27,9 @@ from torture import ended, prepare  # sets OMP_NUM_THREADS before it imports tor
 import dlrun.cli.main
 
 WORDS = ("-m", "data=blobs", "data.val_fraction=0.2", "model=mlp", "model.dropout=0.3", "optimizer=sgd,adam")
-WORDS += ("seed=0,1,2", "trainer.epochs=80", "checkpoint.every_steps=2", "scheduler=cosine", "device.num_threads=1")
+WORDS += ("seed=0,1,2", "checkpoint.every_steps=2", "scheduler=cosine", "device.num_threads=1")
 WORDS += ("figures=false", "tracking.graph=false", "sweep.dir=s")
-PATIENCE = 5.0  # seconds in which all processes of a killed sweep are to be gone
+PATIENCE = 60.0  # seconds in which all processes of a killed sweep are to be gone
 
 
 @dataclass
@@ -109,10 +109,12 @@ def survivors(session: int) -> int:
     return len(left)
 
 
-def one_round(place: Path, jobs: int, seconds: float, chance: random.Random, counts: Counts, real: bool) -> list[str]:
+def one_round(
+    place: Path, words: list[str], jobs: int, seconds: float, chance: random.Random, counts: Counts, real: bool
+) -> list[str]:
     """Kill a sweep once, or now and then twice, and resume it to its end; return what differs from whole/s."""
     place.mkdir()
-    command = [*WORDS, f"sweep.jobs={jobs}"]
+    command = [*words, f"sweep.jobs={jobs}"]
     ledger = place / "s" / "sweep.jsonl"
     for _ in range(chance.choice([1, 1, 2])):
         group = counts.kills % 2 == 1
@@ -151,7 +153,9 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=10, help="sweeps an engine")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=80, help="of each run")
     asked = parser.parse_args()
+    words = [*WORDS, f"trainer.epochs={asked.epochs}"]
     root, chance = Path(tempfile.mkdtemp(prefix="sweep_torture_")), random.Random(asked.seed)
     prepare()
     differing = 0
@@ -159,13 +163,14 @@ def main() -> int:
         counts, began = Counts(), time.perf_counter()
         whole = root / f"whole_{jobs}"
         whole.mkdir()
-        if finished(launch([*WORDS, f"sweep.jobs={jobs}"], whole, real=False)):
+        if finished(launch([*words, f"sweep.jobs={jobs}"], whole, real=False)):
             print((whole / "said.txt").read_text())
             return 1
         seconds = time.perf_counter() - began
         for number in range(asked.rounds):
             place = root / f"jobs_{jobs}_round_{number}"
-            found = one_round(place, jobs, seconds * (1.5 if number == 0 else 0.9), chance, counts, real=number == 0)
+            most = seconds * (1.5 if number == 0 else 0.9)
+            found = one_round(place, words, jobs, most, chance, counts, real=number == 0)
             counts.differences += bool(found)
             for line in found[:6]:
                 print(f"  {place}: {line}", flush=True)

@@ -17,6 +17,7 @@ from dlrun.experiment.checks import lr_finder
 from dlrun.experiment.checks.lr_finder import HIGHEST, LOWEST, STEPS_PER_DECADE, Curve, describe_curve, suggest_rate
 
 CURVES: list[Curve] = []
+SMALL = ("data=digits", "data.image_size=16", "data.batch_size=32")
 BLOBS = ("check", "lr", "data=blobs", "model=mlp")
 
 
@@ -210,9 +211,9 @@ def test_a_picture_that_cannot_be_written_is_said(dlrun: Callable[..., Any]) -> 
         (("data=hello", "model=rnn_onehot"), 20),
         (("data=pass_fail", "model=logistic", "optimizer=sgd"), 20),
         # One epoch of digits is enough for these nets, but not for the one from scratch.
-        (("data=digits", "model=resnet", "optimizer=momentum", "device.precision=bf16"), 1),
-        (("data=digits", "model=scratch_mlp", "data.loader=workers", "data.num_workers=1"), 20),
-        (("data=digits", "model=cnn", "trainer.grad_clip_norm=1", "trainer.ema_decay=0.9", "optimizer=adadelta"), 1),
+        ((*SMALL, "model=resnet", "model.channels=[4,8]", "optimizer=momentum", "device.precision=bf16"), 2),
+        ((*SMALL, "model=scratch_mlp", "data.loader=workers", "data.num_workers=1"), 10),
+        ((*SMALL, "model=cnn", "trainer.grad_clip_norm=1", "trainer.ema_decay=0.9", "optimizer=adadelta"), 1),
         (("data=parabola", "model=mlp", "optimizer=rmsprop"), 20),
     ],
 )
