@@ -20,8 +20,10 @@ NEEDS_DOWNLOAD = {"resnet_cifar10"}
 CUT = {
     "diabetes": ("trainer.epochs=20",),
     "diabetes_relu": ("trainer.epochs=40",),
-    "logistic_regression": ("sweep.points=['seed=range(2)']",),
+    "logistic_regression": ("sweep.points=['seed=0']",),
+    "optimizer_race": ("trainer.epochs=6", "trainer.log_every_steps=50"),
     "optimizer_race_all": (
+        "trainer.epochs=9",
         "trainer.log_every_steps=50",
         # A step of its line search with 20 iterations takes as long as 50 steps of another optimizer.
         "sweep.points=["
@@ -29,11 +31,13 @@ CUT = {
         "'optimizer=lbfgs optimizer.line_search_fn=strong_wolfe optimizer.max_iter=2']",
     ),
     "overfitting": ("trainer.epochs=20", "checkpoint.every_epochs=20"),
-    "planar_hidden_sizes": ("trainer.epochs=300",),
-    "planar_scratch": ("trainer.epochs=300",),
+    "parabola_fit": ("sweep.points=['seed=range(3)']", "expect=['at least 2: final/mse < 0.01']"),
+    "planar_hidden_sizes": ("trainer.epochs=150",),
+    "planar_scratch": ("trainer.epochs=150",),
     "save_two_ways": ("model.name=mobilenet_v3_small",),  # with 2 million weights, of 134 million
     "two_layer_scratch": ("trainer.epochs=20",),
 }
+pytestmark = pytest.mark.usefixtures("comparison_without_pictures")
 QUICK = ("gradient_descent", "backpropagation", "diverging")
 OTHERS = sorted(set(FILES) - NEEDS_DATA - NEEDS_DOWNLOAD - set(QUICK))
 

@@ -91,17 +91,30 @@ def _select_valid(schema: Any, values: dict[str, Any], where: str, errors: Error
     for name, value in values.items():
         nested_schema: Any = factories.get(name)
         if dataclasses.is_dataclass(nested_schema) and isinstance(value, dict):
+            # Most sections are valid: a merge for each of their keys would take most of the time.
+            if _is_valid(nested_schema, value):
+                valid_values[name] = value
+                continue
             valid_values[name] = _select_valid(nested_schema, value, _join_key(where, name), errors)
         elif errors.collect(_check_type, schema, name, value, where):
             valid_values[name] = value
     return valid_values
 
 
+def _is_valid(schema: Any, values: dict[str, Any]) -> bool:
+    """Whether the schema takes all the values of a section."""
+    try:
+        OmegaConf.merge(_structure(schema), Literals().hide(values))
+    except OmegaConfBaseException:
+        return False
+    return True
+
+
 def _check_type(schema: Any, name: str, value: Any, where: str) -> bool:
     """Return True. RequestError if the field does not take the value, or does not exist."""
     key = _join_key(where, name)
     try:
-        OmegaConf.merge(OmegaConf.structured(schema), {name: Literals().hide(value)})
+        OmegaConf.merge(_structure(schema), {name: Literals().hide(value)})
     except ConfigKeyError as error:
         keys = [_join_key(where, other) for other in iter_field_names(schema)]
         hint = did_you_mean(key, keys).rstrip() or "dlrun --cfg job shows all keys"
