@@ -13,7 +13,9 @@ A finished run that several tests only read is made once, in a fixture of their 
 """
 
 import ast
+import atexit
 import functools
+import gc
 import importlib.util
 import json
 import os
@@ -46,14 +48,21 @@ def pytest_configure(config: pytest.Config) -> None:
     """Keep the bytecode of what is collected: compiling tests and package anew takes each process 3 s.
 
     Not of what the tests write: a module that is written twice within a second would stay as it was.
+
+    No garbage is looked for meanwhile: among the objects of all imported modules that takes seconds.
     """
+    gc.disable()
     config.stash[BYTECODE] = sys.dont_write_bytecode
     sys.dont_write_bytecode = False
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Write bytecode again only where the environment wants it."""
+    """Write bytecode again only where the environment wants it, and look for garbage in what the tests make."""
     sys.dont_write_bytecode = session.config.stash[BYTECODE]
+    gc.freeze()
+    gc.enable()
+    # Some libraries complain at exit about objects of theirs that are still alive.
+    atexit.register(gc.unfreeze)
 
 
 def pytest_report_header() -> str:

@@ -148,6 +148,7 @@ def test_a_sweep_of_no_lessons_is_an_error(dlrun: Callable[..., Any], tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_several_lessons_end_in_one_table_that_names_those_without_data(
     dlrun: Callable[..., Any], tmp_path: Path
 ) -> None:

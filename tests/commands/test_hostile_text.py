@@ -161,6 +161,7 @@ def test_a_layer_with_a_call_for_a_name_is_not_written(dlrun: Callable[..., Any]
     assert not (tmp_path / "canary").exists()
 
 
+@pytest.mark.usefixtures("comparison_without_pictures")
 @pytest.mark.parametrize("text", [pytest.param(ALL, marks=pytest.mark.slow), EVIL[5]])
 def test_tables_pages_and_lists_show_it(dlrun: Callable[..., Any], trained: Path, tmp_path: Path, text: str) -> None:
     for name in ("one", "two"):

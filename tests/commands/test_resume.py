@@ -181,7 +181,10 @@ def check(dlrun: Callable[..., Any], tmp_path: Path, words: tuple[str, ...], mos
 
 @pytest.mark.parametrize(
     ("name", "moments"),
-    [("mlp", ["before last.pt"]), ("max_steps", ["after best_before.pt"])],
+    [
+        ("mlp", ["before last.pt"]),
+        pytest.param("max_steps", ["after best_before.pt"], marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.usefixtures("data")
 def test_a_killed_run_ends_as_the_run_itself(

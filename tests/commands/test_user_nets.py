@@ -41,6 +41,7 @@ def test_parameters_made_in_forward_are_refused(nets: Path, dlrun: Callable[...,
     assert "__init__" in done.err
 
 
+@pytest.mark.slow
 def test_extra_state_is_saved_and_comes_back(nets: Path, dlrun: Callable[..., Any]) -> None:
     net = "model._target_=user_nets.Counting"
     own = "trusted_modules=[user_nets]"
