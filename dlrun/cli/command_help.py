@@ -116,6 +116,24 @@ COMMAND_HELP = {
         examples=["dlrun diff runs/mine runs/other", "dlrun diff runs/mine runs/other format=json"],
         overview=[("diff RUN RUN", "what differs, and where they part")],
     ),
+    "show": CommandHelp(
+        usage="show RUN [format=F]",
+        about="Show one run: its name, tags and notes, status and times, the settings that are not the defaults and "
+        "what set them, metrics of the best and the last epoch, files, warnings, and the commands that come next.",
+        words=[_RUN],
+        options=[_FORMAT],
+        examples=["dlrun show runs/mine", "dlrun show runs/mine format=json"],
+        overview=[("show RUN", "one run, and how to continue with it")],
+    ),
+    "rerun": CommandHelp(
+        usage="rerun RUN [key=value ...]",
+        about="Compose the choices and overrides of a run anew, with changes, and train that as a new run, which names "
+        "its parent in environment.json and result.json. A folder of config files is typed again: --config-dir DIR.",
+        words=[_RUN, ("key=value", "choices and keys to change, as in optimizer=sgd or seed=1")],
+        options=_TRUST,
+        examples=["dlrun rerun runs/mine", "dlrun rerun runs/mine optimizer.lr=0.01 seed=1"],
+        overview=[("rerun RUN [key=value ...]", "the same choices anew, with changes")],
+    ),
     "check": CommandHelp(
         usage="check [resume|lr|gradients] [key=value ...]",
         about="Report everything that is wrong with a choice, and the memory and disk it needs, without training; or "

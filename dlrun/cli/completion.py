@@ -51,12 +51,12 @@ compdef _dlrun dlrun
 """,
 }
 # Commands with a list or a table, and its formats.
-_TABLE_COMMANDS = ("compare", "diff", "ls")
+_TABLE_COMMANDS = ("compare", "diff", "ls", "show")
 _FLAGS = ("-m", "--multirun", "--cfg", "--config-dir", "--help", "--version", "--hydra-help", "-v")
 _LIST_COMMANDS = ("clean", "ls")
 
 # Commands whose first word is a run, also one of a sweep; a run or a whole sweep; and those that take several.
-_RUN_COMMANDS = ("eval", "predict", "export", "diff")
+_RUN_COMMANDS = ("eval", "predict", "export", "diff", "show", "rerun")
 _SWEEP_COMMANDS = ("resume", "compare")
 _SEVERAL = ("diff", "compare")
 

@@ -34,6 +34,7 @@ COMMANDS = {
     "eval": "dlrun.inference.evaluate:evaluate",
     "export": "dlrun.inference.export.command:export",
     "predict": "dlrun.inference.predict.command:predict",
+    "show": "dlrun.cli.show:show_run",
 }
 
 # The function of each `dlrun check WORD`, and the error message if the check fails.
@@ -50,7 +51,7 @@ CHECKS = {
 }
 
 # Commands whose first word is a run.
-SAVED_RUN_COMMANDS = ("eval", "export", "predict", "resume")
+SAVED_RUN_COMMANDS = ("eval", "export", "predict", "rerun", "resume")
 
 # torch imports this with its first optimizer. Imported up front, it is spared garbage collection too.
 OPTIMIZER_IMPORTS = "torch._dynamo"

@@ -20,7 +20,8 @@ from dlrun.core.suggest import compute_edit_distance, did_you_mean, find_nearest
 # Exceptions of Hydra and OmegaConf on a wrong command line or a saved config that it does not fit.
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, request.UnknownKey)
 
-VERBS = ("resume", "eval", "compare", "export", "predict", "clean", "completion", "diff", "ls", "check", "help")
+VERBS = ("resume", "eval", "compare", "export", "predict", "clean", "completion", "diff", "ls", "check", "help",
+         "show", "rerun", "watch")  # fmt: skip
 
 _SEVERAL_VALUES = r"Ambiguous value for argument '([^=]+)=(.*)'"
 

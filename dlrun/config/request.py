@@ -64,6 +64,8 @@ class Request:
     words: list[str] = field(default_factory=list)
     # Number of processes that the run in `folder` began with.
     processes: int | None = None
+    # Folder and run_id of the run that this one repeats with changes.
+    parent: dict[str, str] | None = None
     # What to tell the user about the request.
     notes: list[str] = field(default_factory=list)
     # Key -> config file of the user's own that sets it.

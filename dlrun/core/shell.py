@@ -86,7 +86,8 @@ def suggest_repeat(command: str) -> str:
 
 # Commands without a Python call, up to what follows them in a sentence.
 _TERMINAL_COMMAND = re.compile(
-    r"\bdlrun (?:ls|compare|check|clean|diff|eval|predict|export|-m|--\w+)\b(?:(?![,;] |[)`]| shows?\b).)*"
+    r"\bdlrun (?:ls|compare|check|clean|diff|eval|predict|export|show|rerun|watch|-m|--\w+)\b"
+    r"(?:(?![,;] |[)`]| shows?\b).)*"
 )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dlrun.config import explain, request
 from dlrun.config.request import Request
 from dlrun.core.errors import RequestError
+from dlrun.experiment import rerun
 
 
 def put_resume_first(words: Sequence[str]) -> list[str]:
@@ -28,6 +29,9 @@ def read_requests(words: Sequence[str]) -> list[Request]:
 
             return resume.resume_requests(words[1:])
 
+        if words[:1] == ["rerun"]:
+            return rerun.read_requests(words[1:])
+
         requests = request.from_command_line(words)
         if "resume=auto" in words:
             from dlrun.experiment import resume
@@ -36,5 +40,8 @@ def read_requests(words: Sequence[str]) -> list[Request]:
         return requests
     except explain.COMPOSITION_ERRORS as error:
         if is_resume:
+            raise RequestError(explain.explain_error(error, words[2:])) from error
+        if words[:1] == ["rerun"]:
+            # The run's own words may be what is wrong, beside those that were typed.
             raise RequestError(explain.explain_error(error, words[2:])) from error
         raise explain.explain_all_errors(error, words) from error

@@ -20,6 +20,7 @@ from dlrun.experiment.final_outputs import FinalOutputs
 from dlrun.runs import expectations, logger
 from dlrun.runs.expectations import Value
 from dlrun.runs.logger import Logger
+from dlrun.runs.record import RunRecord
 
 
 def compute_baseline(task: Objective, splits: Splits) -> dict[str, float]:
@@ -37,7 +38,12 @@ def compute_baseline(task: Objective, splits: Splits) -> dict[str, float]:
 
 
 def collect_result(
-    context: RunContext, status: str, metrics: dict[str, float], weights_sha256: str, error: str | None
+    context: RunContext,
+    folder: Path,
+    status: str,
+    metrics: dict[str, float],
+    weights_sha256: str,
+    error: str | None,
 ) -> dict[str, Any]:
     """The content of result.json, with no measurements and no expectations yet."""
     progress = context.state.progress
@@ -47,6 +53,8 @@ def collect_result(
         baseline = {key: value for key, value in baseline.items() if key in metrics}
     return {
         "name": context.settings.run.name,
+        # A resumed run reads it where its start has written it.
+        "parent": RunRecord(folder).environment.get("parent"),
         "status": status,
         "metrics": metrics,
         "baseline": dict(baseline),

@@ -447,7 +447,7 @@ def finish(
             context.notes.extend(fonts.describe_missing_letters())
         context.notes.extend(results.log_end(context, metrics, run_logger))
 
-    result = results.collect_result(context, status, metrics, weights_sha256, error=None)
+    result = results.collect_result(context, folder, status, metrics, weights_sha256, error=None)
     result["measured"] = measured
     result["expected"] = []
     if status != "interrupted" and is_alone:
@@ -531,7 +531,7 @@ def record_failure(
     # Where another rank failed first, its message tells more.
     message = context.runtime.ranks.explain_failure(error, message)
     weights_sha256 = checkpoint.hash_weights(context.state.model)
-    result = results.collect_result(context, "failed", {}, weights_sha256, error=message)
+    result = results.collect_result(context, folder, "failed", {}, weights_sha256, error=message)
     with unsaved.tolerate(RESULT, again=False):
         run_folder.write_json(folder / RESULT, result)
     console.close()

@@ -165,6 +165,7 @@ def collect_environment(request: Request, runtime: "Runtime") -> dict[str, Any]:
 
     return {
         "command": shlex.join(["dlrun", *strip_permission_words(request.words)]),
+        "parent": request.parent,
         "working_directory": str(Path.cwd()),
         "choices": request.choices,
         "keys_in_files": request.keys_in_files,

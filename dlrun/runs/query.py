@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dlrun.config.compose import GROUPS
 from dlrun.core.errors import RequestError
+from dlrun.core.shell import quote, suggest_example
 from dlrun.runs.filters import Filter, parse_filter, refuse_unknown_key, sort_runs
 from dlrun.runs.record import ENVIRONMENT, MARKS, RunRecord
 
@@ -99,6 +100,45 @@ def _is_run(place: Path, subfolders: list[str], files: list[str], sweep: Path | 
         return True
     is_bare = not subfolders and set(files) <= {".lock"}
     return is_bare and (sweep is not None or is_stamped(place))
+
+
+def find_run(words: Sequence[str], command: str) -> RunRecord:
+    """The run that the only word names. RequestError for other words, and for a folder that holds no run."""
+    if len(words) != 1 or not words[0]:
+        wrong = f"; leave out {' '.join(words[1:])}" if len(words) > 1 else ""
+        raise RequestError(f"dlrun {command} takes one run folder{wrong or f'; type {suggest_example(command)}'}")
+
+    folder = Path(words[0])
+    if (folder / "sweep.jsonl").is_file():
+        raise RequestError(
+            f"{folder} is a sweep, and dlrun {command} takes one run; dlrun ls runs {quote(folder)} lists its runs"
+        )
+    if is_run_folder(folder):
+        # A job of a sweep lies in the sweep's folder, or one below if several sweeps are one.
+        above = (folder.absolute().parent, folder.absolute().parent.parent)
+        sweep = next((place for place in above if (place / "sweep.jsonl").is_file()), None)
+        if sweep is not None and not folder.is_absolute():
+            sweep = Path(os.path.relpath(sweep))
+        return RunRecord(folder, sweep)
+
+    if folder.is_dir():
+        problem = "holds no run"
+    elif folder.exists():
+        problem = "is a file"
+    else:
+        problem = "does not exist"
+    raise RequestError(f"{folder} {problem}; dlrun {command} takes a run folder, one of `dlrun ls runs`")
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Whether a folder holds a run, as lists of runs have it."""
+    try:
+        entries = {entry.name: entry.is_dir() for entry in folder.iterdir()}
+    except OSError:
+        return False
+    subfolders = [name for name, is_folder in entries.items() if is_folder]
+    files = [name for name, is_folder in entries.items() if not is_folder]
+    return _is_run(folder, subfolders, files, None)
 
 
 @dataclass

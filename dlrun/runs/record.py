@@ -84,6 +84,7 @@ FLAG: Check = (lambda value: isinstance(value, bool), "true or false")
 # The type of each key, if it is there: older versions of dlrun wrote fewer keys.
 RESULT_KEYS: dict[str, Check] = {
     "name": allow_none(TEXT),
+    "parent": allow_none(NAMED_TEXTS),
     "status": (lambda value: value in ENDED, f"one of {', '.join(ENDED)}"),
     "metrics": NUMBERS,
     "baseline": NUMBERS,
@@ -106,6 +107,7 @@ BEST_KEYS: dict[str, Check] = {"metric": allow_none(TEXT), "value": allow_none(N
 ENVIRONMENT_KEYS: dict[str, Check] = {
     "run_id": TEXT,
     "command": TEXT,
+    "parent": allow_none(NAMED_TEXTS),
     "working_directory": TEXT,
     "choices": NAMED_TEXTS,
     "keys_in_files": NAMED_TEXTS,

@@ -237,8 +237,14 @@ def test_one_damaged_run_stops_no_command_over_many(
             assert statuses[f"bad{number}"] == "damaged", (name, kind)
 
     with in_time():
-        filtered = dlrun("ls", "runs", "trainer.epochs=2")
-    assert filtered.code == 0
+        as_data = dlrun("ls", "runs", "format=json")
+    records = json.loads(as_data.out)
+    assert {Path(record["run"]).name: record["status"] for record in records} == statuses
+    assert all(record["damage"] for record in records if record["status"] == "damaged")
+
+    with in_time():
+        filtered = dlrun("ls", "runs", "trainer.epochs=2", "train/loss>0", "sort=-train/loss")
+    assert filtered.code == 0, filtered.err
     assert "note: damaged: outputs/day/bad" in filtered.err
 
     with in_time():
@@ -267,6 +273,10 @@ def ends_well(done: Any) -> bool:
 def of_one_run(command: str) -> tuple[str, ...]:
     return {
         "diff": ("diff", "run", "good"),
+        "show": ("show", "run"),
+        "show json": ("show", "run", "format=json"),
+        "watch": ("watch", "run"),
+        "rerun": ("rerun", "run", "trainer.max_steps=1"),
         "predict": ("predict", "run", "rows.csv"),
         "eval": ("eval", "run", "figures=false"),
         "export": ("export", "run", "format=safetensors"),
@@ -288,31 +298,33 @@ def check(command: str, case: tuple[str, str, Damage], whole: Path, dlrun: Calla
                 assert (loaded.result, loaded.metrics, loaded.history, repr(loaded)) != ()
         else:
             assert ends_well(dlrun(*of_one_run(command))), (name, kind)
-    if command in ("diff", "predict", "load"):
+    if command in ("diff", "show", "show json", "watch", "rerun", "predict", "load"):
         assert state(run) == before
 
 
 def test_a_command_on_one_damaged_run_ends_well(whole: Path, dlrun: Callable[..., Any]) -> None:
     """Over many runs each of these damages is met above; the slow test below has every damage."""
     shutil.copytree(whole, "good")
-    commands = ("predict", "eval", "resume", "auto", "load", "export")
+    lookers = ("show", "show json", "watch")
+    commands = ("predict", "eval", "resume", "auto", "load", "export", "rerun")
     for number, case in enumerate(sample()):
         if number % 9 == 0:
             check("diff", case, whole, dlrun)
+            check(lookers[number // 3 % 3], case, whole, dlrun)
         if number % 16 == 0:
             check(commands[number // 16 % len(commands)], case, whole, dlrun)
 
 
-COMMANDS = ("predict", "eval", "resume", "auto", "load", "export")
+COMMANDS = ("predict", "eval", "resume", "auto", "load", "export", "rerun")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["diff", *COMMANDS])
+@pytest.mark.parametrize("command", ["diff", "show", "show json", "watch", *COMMANDS])
 def test_each_command_on_each_damage_ends_well(command: str, whole: Path, dlrun: Callable[..., Any]) -> None:
-    """`diff` on every damage; of the others, which read a run by the same code, each damage meets one."""
+    """What only looks on every damage; of the others, which read a run by the same code, each damage meets one."""
     shutil.copytree(whole, "good")
     for number, case in enumerate(damages()):
-        if command == "diff" or number % len(COMMANDS) == COMMANDS.index(command):
+        if command not in COMMANDS or number % len(COMMANDS) == COMMANDS.index(command):
             check(command, case, whole, dlrun)
 
 

@@ -175,8 +175,17 @@ def test_tables_pages_and_lists_show_it(dlrun: Callable[..., Any], trained: Path
     markdown = next((tmp_path / "out").rglob("comparison.md")).read_text()
     assert "<script>" not in markdown
     commands = [("ls", "runs", "runs"), ("diff", "runs/one", "runs/two"), ("eval", "runs/one")]
+    commands += [("show", "runs/one"), ("watch", "runs/one")]
+    commands += [(*words, "format=json") for words in (("ls", "runs", "runs"), ("show", "runs/one"))]
+    commands += [(*words, "format=csv") for words in (("ls", "runs", "runs"), ("show", "runs/one"))]
+    commands += [("diff", "runs/one", "runs/two", "format=json"), ("compare", "runs", "format=csv")]
     for words in commands:
-        assert dlrun(*words).code == 0, words
+        shown = dlrun(*words)
+        assert shown.code == 0, words
+        assert not set("\x1b\u2028\x85\x0b\x1c\ud800") & set(shown.out), words
+    again = dlrun("rerun", "runs/one")
+    assert again.code == 2
+    assert "Traceback" not in again.err
     assert not (tmp_path / "canary").exists()
 
 

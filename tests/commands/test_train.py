@@ -38,7 +38,7 @@ def test_result_json(dlrun: Callable) -> None:
     assert set(result) == {
         "status", "metrics", "baseline", "best", "epochs", "steps", "train_seconds", "samples_per_second",
         "compile_seconds", "parameters", "config_hash", "code_hash", "weights_sha256", "warnings", "error",
-        "measured", "expected", "name",
+        "measured", "expected", "name", "parent",
     }  # fmt: skip
     assert result["status"] == "completed"
     assert result["error"] is None
