@@ -125,6 +125,15 @@ COMMAND_HELP = {
         examples=["dlrun show runs/mine", "dlrun show runs/mine format=json"],
         overview=[("show RUN", "one run, and how to continue with it")],
     ),
+    "watch": CommandHelp(
+        usage="watch RUN",
+        about="Follow a run that trains in another process until it ends: its epochs as they come, then its result. "
+        "Ctrl-C ends the watching and leaves the run alone. A run that does not train is printed as it is.",
+        words=[_RUN],
+        options=[],
+        examples=["dlrun watch runs/mine", "dlrun watch runs/other"],
+        overview=[("watch RUN", "follow a run that is training")],
+    ),
     "rerun": CommandHelp(
         usage="rerun RUN [key=value ...]",
         about="Compose the choices and overrides of a run anew, with changes, and train that as a new run, which names "

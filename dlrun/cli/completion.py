@@ -56,7 +56,7 @@ _FLAGS = ("-m", "--multirun", "--cfg", "--config-dir", "--help", "--version", "-
 _LIST_COMMANDS = ("clean", "ls")
 
 # Commands whose first word is a run, also one of a sweep; a run or a whole sweep; and those that take several.
-_RUN_COMMANDS = ("eval", "predict", "export", "diff", "show", "rerun")
+_RUN_COMMANDS = ("eval", "predict", "export", "diff", "show", "rerun", "watch")
 _SWEEP_COMMANDS = ("resume", "compare")
 _SEVERAL = ("diff", "compare")
 

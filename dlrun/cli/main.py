@@ -35,6 +35,7 @@ COMMANDS = {
     "export": "dlrun.inference.export.command:export",
     "predict": "dlrun.inference.predict.command:predict",
     "show": "dlrun.cli.show:show_run",
+    "watch": "dlrun.cli.watch:watch",
 }
 
 # The function of each `dlrun check WORD`, and the error message if the check fails.

@@ -1,5 +1,6 @@
 """`dlrun watch RUN`: follow a run that trains in another process, until it ends."""
 
+import math
 import os
 import sys
 import time
@@ -32,6 +33,8 @@ def watch(words: Sequence[str]) -> None:
     folder = find_run(words, "watch").folder
     display = EpochDisplay(folder)
     try:
+        if RunRecord(folder).status == "running":
+            write_out(escape_line(f"{folder} is training; Ctrl-C leaves it alone"))
         # The status comes first: what is written before a run ends is read after that.
         while RunRecord(folder).status == "running":
             display.print_new()
@@ -93,8 +96,8 @@ class EpochDisplay:
     def _is_best(self, run: RunRecord, row: dict[str, float]) -> bool:
         metric = run.get_monitor(row)
         value = row.get(metric)
-        # Not a number is never better.
-        if value is None or value != value:  # noqa: PLR0124
+        # NaN is never better.
+        if value is None or (isinstance(value, float) and math.isnan(value)):
             return False
 
         is_higher_better = run.get_mode(metric) == "max"

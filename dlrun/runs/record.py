@@ -4,7 +4,7 @@ import codecs
 import contextlib
 import math
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from dlrun.core.inside import is_within
 from dlrun.core.own_code import find_own_modules
 from dlrun.core.shell import suggest_command
 from dlrun.core.yaml import flatten
+from dlrun.engine.metric_names import get_direction
 
 # Statuses in result.json.
 ENDED = ("completed", "early_stopped", "interrupted", "failed")
@@ -488,6 +489,18 @@ class RunRecord:
     def value(self) -> float:
         """The monitored metric at the best epoch; NaN if there is none."""
         return to_number(self.result.get("best", {}).get("value"))
+
+    def get_monitor(self, row: Mapping[str, Any]) -> str:
+        """Return the metric that decides which epoch is best; row: one of `rows`, which tells the splits."""
+        monitor = (self.config.get("checkpoint") or {}).get("monitor")
+        return str(monitor or ("val/loss" if "val/loss" in row else "train/loss"))
+
+    def get_mode(self, metric: str) -> str:
+        """Return whether smaller ("min") or larger ("max") values of the monitored metric are better."""
+        mode = (self.config.get("checkpoint") or {}).get("mode")
+        if mode:
+            return str(mode)
+        return get_direction(metric)
 
     def get_metric(self, name: str) -> float:
         """Return a final metric, such as "test/accuracy"; NaN if there is none."""

@@ -69,7 +69,7 @@ def test_a_run_as_data(run: Path, dlrun: Callable[..., Any]) -> None:
     assert sizes["result.json"] == (run / "result.json").stat().st_size
 
     rows = csv.reader(io.StringIO(dlrun("show", str(run), "format=csv").out))
-    values = {key: value for key, value in rows}
+    values = dict(rows)
     assert float(values["metrics.train/loss"]) == result["metrics"]["train/loss"]
 
 

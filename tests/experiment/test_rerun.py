@@ -73,7 +73,7 @@ def test_a_job_of_a_sweep_is_one_run(dlrun: Callable[..., Any]) -> None:
     assert "runs/sweep is a sweep, and dlrun rerun takes one run" in sweep.err
 
 
-NET = "import torch\n\nclass Net(torch.nn.Linear):\n    def __init__(self, spec):\n        super().__init__(2, 1)\n"
+NET = "import torch\n\nclass Net(torch.nn.Linear):\n    def __init__(self, spec):\n        super().__init__(2, 2)\n"
 
 
 def test_permissions_are_not_taken_from_the_run(dlrun: Callable[..., Any], tmp_path: Path) -> None:

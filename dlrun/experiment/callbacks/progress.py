@@ -16,10 +16,7 @@ from rich.text import Text
 
 from dlrun.engine.callback import Callback, EpochSummary
 from dlrun.engine.state import TrainState
-from dlrun.runs.reports.console import Console, format_clock, format_metrics, format_number
-
-# Lines for the epochs of a run: a thousand would hide the tables before and after them.
-_MOST_LINES = 50
+from dlrun.runs.reports.console import Console, format_clock, format_epoch, format_number, is_printed_epoch
 
 # Share of the earlier losses in the smoothed one.
 _SMOOTHING = 0.9
@@ -114,10 +111,8 @@ class ProgressDisplay(Callback):
 
         epochs = state.stop_rules.epochs
         rate = f"{epoch.timings['samples_per_second']:,.0f} samples/s"
-        best = "  best" if epoch.is_best else ""
-        result = f"epoch {int(row['epoch']):>{len(str(epochs))}}/{epochs}  {format_metrics(row)}"
-        line = (f"{result}  {rate}{best}", f"{result}{best}")
-        if is_first or row["epoch"] % -(-epochs // _MOST_LINES) == 0:
+        line = (format_epoch(row, epochs, rate, epoch.is_best), format_epoch(row, epochs, "", epoch.is_best))
+        if is_first or is_printed_epoch(row["epoch"], epochs):
             self._print_epoch(*line)
         else:
             self._line_left_out = line

@@ -12,7 +12,7 @@ from dlrun.experiment.context import RunContext
 from dlrun.experiment.reports import terminal
 from dlrun.runs.record import RunRecord
 from dlrun.runs.reports import page
-from dlrun.runs.reports.console import format_number
+from dlrun.runs.reports.console import describe_end, format_number
 
 # Of a curve, in CSS pixels.
 _WIDTH = 280
@@ -70,7 +70,7 @@ def _write_headline(context: RunContext, result: dict[str, Any]) -> str:
 
 
 def _summarize(result: dict[str, Any]) -> list[str]:
-    lines = [terminal.describe_end(result)]
+    lines = [describe_end(result)]
     best = result["best"]
     if best["epoch"] is not None:
         lines.append(f"best: epoch {best['epoch']}, {best['metric']} {format_number(best['value'])}")

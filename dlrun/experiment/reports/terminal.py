@@ -19,7 +19,7 @@ from dlrun.engine.state import TrainState
 from dlrun.experiment.context import Answer, RunContext
 from dlrun.experiment.preflight.checks import estimate_checkpoint_bytes
 from dlrun.runs.expectations import CheckResult
-from dlrun.runs.reports.console import Console, build_table, format_facts, format_number
+from dlrun.runs.reports.console import Console, build_table, describe_end, format_facts, format_number
 
 
 def print_opening(console: Console, context: RunContext, folder: Path | None, overrides: Sequence[str] = ()) -> None:
@@ -268,17 +268,6 @@ def make_expectations_table(lines: Sequence[tuple[str, CheckResult]]) -> Table:
         rows.append(cells)
         previous = name
     return build_table(headers, rows, left=len(headers))
-
-
-def describe_end(result: dict[str, Any]) -> str:
-    """Return the status, and how much was trained how fast."""
-    status = result["status"].replace("_", " ")
-    trained = f"{result['epochs']} epochs, {result['steps']:,} steps"
-    seconds = f"{result['train_seconds']:.1f} s of training"
-    # None if nothing was trained.
-    rate = result["samples_per_second"]
-    speed = f", {rate:,.0f} samples/s" if rate else ""
-    return f"{status} after {trained}, {seconds}{speed}"
 
 
 def format_config(plain: dict[str, Any]) -> str:

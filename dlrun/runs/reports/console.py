@@ -21,6 +21,9 @@ from dlrun.core.terminal import escape_line, escape_text
 # run.log does not depend on the terminal that the run was started in.
 _LOG_WIDTH = 100
 
+# Lines for the epochs of a run.
+_MOST_LINES = 50
+
 
 class _Escaping(RichConsole):
     """Print text literally: control characters are escaped, brackets and colons are no markup and no emoji."""
@@ -125,6 +128,30 @@ def format_metrics(row: dict[str, float]) -> str:
     keys = ["train/loss", "val/loss"]
     keys += [key for key in others if key.startswith(prefix)][:1]
     return "  ".join(f"{key} {format_number(row[key])}" for key in keys if key in row)
+
+
+def format_epoch(row: dict[str, float], epochs: int | None, rate: str, is_best: bool) -> str:
+    """Format the line of an epoch. epochs: how many there will be, if that is known; rate: "" if it is not known."""
+    of = f"/{epochs}" if epochs else ""
+    width = len(str(epochs)) if epochs else 1
+    parts = [f"epoch {int(row['epoch']):>{width}}{of}", format_metrics(row), rate, "best" if is_best else ""]
+    return "  ".join(part for part in parts if part)
+
+
+def is_printed_epoch(epoch: float, epochs: int | None) -> bool:
+    """Whether an epoch has a line of its own: a thousand lines would hide the tables before and after them."""
+    return epoch % -(-(epochs or 1) // _MOST_LINES) == 0
+
+
+def describe_end(result: dict[str, Any]) -> str:
+    """Return the status, and how much was trained how fast. Results of older versions lack some keys."""
+    status = result["status"].replace("_", " ")
+    trained = f"{result.get('epochs', 0)} epochs, {result.get('steps', 0):,} steps"
+    seconds = f"{result.get('train_seconds') or 0:.1f} s of training"
+    # None if nothing was trained.
+    rate = result.get("samples_per_second")
+    speed = f", {rate:,.0f} samples/s" if rate else ""
+    return f"{status} after {trained}, {seconds}{speed}"
 
 
 def format_number(value: Any) -> str:

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from dlrun.core.errors import RequestError
-from dlrun.engine.metric_names import find_task, get_direction
+from dlrun.engine.metric_names import find_task
 from dlrun.runs.record import RESULT, RunRecord, to_number
 from dlrun.sweep.comparison.settings import find_varying_keys, format_value, get_value, group_runs, shorten_keys
 from dlrun.sweep.comparison.statistics import Estimate, estimate
@@ -183,7 +183,7 @@ def _group_comparable(runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
     """
     groups: dict[tuple[str, ...], dict[str, list[RunRecord]]] = {}
     for run in runs:
-        by_task = groups.setdefault((run.metric, _find_mode(run), run.get_target("data")), {})
+        by_task = groups.setdefault((run.metric, run.get_mode(run.metric), run.get_target("data")), {})
         by_task.setdefault(find_task([*run.result["metrics"], *run.result["baseline"]]), []).append(run)
 
     comparable = list[list[RunRecord]]()
@@ -196,19 +196,12 @@ def _group_comparable(runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
     return comparable
 
 
-def _find_mode(run: RunRecord) -> str:
-    mode = (run.config.get("checkpoint") or {}).get("mode")
-    if mode:
-        return str(mode)
-    return get_direction(run.metric)
-
-
 def _rank(runs: list[RunRecord]) -> Ranking:
     keys = find_varying_keys(runs)
     settings = [_make_setting(group, keys) for group in group_runs(runs, keys)]
 
     # The sort is stable: equal settings stay in the order of their runs.
-    mode = _find_mode(runs[0])
+    mode = runs[0].get_mode(runs[0].metric)
     sign = -1 if mode == "max" else 1
     settings.sort(key=lambda setting: sign * setting.score.mean if setting.runs else math.inf)
 
