@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -158,11 +157,14 @@ def test_ctrl_c_leaves_the_run_alone_and_a_kill_is_seen(training: Training, tmp_
 
 def test_a_reader_that_ends_ends_the_watching(training: Training, tmp_path: Path) -> None:
     training.wait_until_locked()
-    assert shutil.which("head")
-    line = f"'{sys.executable}' -m dlrun watch slow | head -2"
-    with subprocess.Popen(["bash", "-c", line], cwd=tmp_path, stdout=subprocess.PIPE, text=True) as piped:
-        assert piped.stdout is not None
-        piped.stdout.readline()
+    line = f"'{sys.executable}' -m dlrun watch slow | (head -1; touch watched); echo ${{PIPESTATUS[0]}}"
+    settings: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(["bash", "-c", line], cwd=tmp_path, **settings) as piped:
+        while not (tmp_path / "watched").exists():
+            assert piped.poll() is None
+            time.sleep(0.05)
+        # The next epoch is written to nobody.
         training.go()
-        out, _ = piped.communicate(timeout=120)
-    assert out.startswith("epoch 1/2")
+        out, err = piped.communicate(timeout=120)
+    assert out.splitlines() == ["slow is training; Ctrl-C leaves it alone", "0"]
+    assert err == ""
