@@ -106,12 +106,14 @@ def group_runs(selection: Query, runs: Sequence[RunRecord]) -> list[Unit]:
 
 def describe_run(run: RunRecord) -> dict[str, Any]:
     """A run as data, for JSON: the same keys for every run, None where it has no such value."""
+    # First, so that only damage to the files that tell the status makes it "damaged", as in the table.
+    status = run.status
     best = run.result.get("best", {})
     description: dict[str, Any] = {
         "run": str(run.folder),
         "name": run.name or None,
         "tags": run.tags,
-        "status": run.status,
+        "status": status,
         "sweep": str(run.sweep) if run.sweep else None,
         "started": run.environment.get("started"),
         "epochs": run.epochs,

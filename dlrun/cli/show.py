@@ -46,10 +46,10 @@ def show_run(words: Sequence[str]) -> None:
 
 def describe(run: RunRecord) -> dict[str, Any]:
     """A run as data, for JSON: what a list of runs has of it, and more."""
-    best_row = next((row for row in run.rows if row["epoch"] == run.best_epoch), {})
-    last_row = run.rows[-1] if run.rows else {}
     listed = describe_run(run)
     damage = listed.pop("damage")
+    best_row = next((row for row in run.rows if row["epoch"] == run.best_epoch), {})
+    last_row = run.rows[-1] if run.rows else {}
     return {
         **listed,
         "notes": run.notes or None,
@@ -253,7 +253,7 @@ def list_facts(run: RunRecord, description: dict[str, Any]) -> list[tuple[str, s
         "name": run.name,
         "tags": ", ".join(run.tags),
         "notes": run.notes,
-        "status": f"{run.status.replace('_', ' ')}, {trained}",
+        "status": f"{description['status'].replace('_', ' ')}, {trained}",
         "started": _format_time(description["started"]),
         "ended": _format_time(description["ended"]),
         "trained": None if seconds is None else f"{seconds:.1f} s",

@@ -128,8 +128,8 @@ def test_a_run_under_way_is_followed_to_its_end(training: Training, tmp_path: Pa
         assert watching.stdout.readline() == "slow is training; Ctrl-C leaves it alone\n"
         training.go()
         assert watching.stdout.readline().startswith("epoch 1/2  train/loss ")
-        out, err = watching.communicate(timeout=120)
-    assert (watching.returncode, err) == (0, "")
+        out = watching.stdout.read()
+    assert watching.returncode == 0
     assert out.splitlines()[0].startswith("epoch 2/2  train/loss ")
     assert "completed after 2 epochs" in out
     assert training.process.wait(60) == 0
