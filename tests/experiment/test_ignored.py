@@ -99,6 +99,42 @@ def test_keys_without_effect_are_named(dlrun: Callable[..., Any]) -> None:
         assert f"trainer.epochs=5 is for training, and has no effect on dlrun {command}" in refused.err
 
 
+TEN_POINTS = (
+    *QUIET[:2],
+    "data=points",
+    "data.x=[0,1,2,3,4,5,6,7,8,9]",
+    "data.y=[0,1,2,3,4,5,6,7,8,9]",
+    "model=linear",
+    "optimizer.lr=0.01",
+    "trainer.max_steps=1",
+)
+
+
+@pytest.mark.parametrize(
+    ("words", "note"),
+    [
+        (["data.drop_last=true", "data.batch_size=5"], "data.drop_last has no effect here: 10 training rows fill"),
+        (["trust=true"], "trust has no effect here: no saved model is opened"),
+        (
+            ["trusted_modules=[mine]"],
+            "trusted_modules has no effect here: code of your own is imported for any new run",
+        ),
+    ],
+)
+def test_what_drops_or_permits_nothing_is_named(words: list[str], note: str, dlrun: Callable[..., Any]) -> None:
+    done = dlrun(*TEN_POINTS, *words)
+    assert done.code == 0, done.err
+    assert note in done.out
+
+
+def test_what_drops_or_permits_something_is_not_named(dlrun: Callable[..., Any]) -> None:
+    done = dlrun(*TEN_POINTS, "data.drop_last=true", "data.batch_size=4")
+    assert "has no effect" not in done.out
+    resumed = dlrun("resume", str(done.folder), "trainer.max_steps=2", "trust=true", "trusted_modules=[mine]")
+    assert resumed.code == 0, resumed.err
+    assert "has no effect" not in resumed.out
+
+
 def _noted(done: Any) -> list[str]:
     """What is said to have no effect, once each."""
     return [line.split(" has no effect")[0] for line in done.out.splitlines() if "has no effect here" in line]
