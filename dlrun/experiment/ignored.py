@@ -38,15 +38,13 @@ def find_without_effect(
 
     words: overrides of the command line; files: the user's own config file that sets a key, by key
     """
-    # The overrides that a run keeps are without permissions, its command line is not.
-    typed = {get_key(word) for word in (*words, *request.words)}
+    typed = {get_key(word) for word in words}
     reasons = {
         **_explain_data(context),
         **_explain_model(context),
         **_explain_training(context),
         **_explain_device(context),
         **_explain_paths(context, request),
-        **_explain_permissions(context, request),
     }
     notes = [format_note(key, reason) for key, reason in reasons.items() if key in typed]
     for key, reason in reasons.items():
@@ -244,17 +242,6 @@ def _explain_paths(context: RunContext, request: Request) -> dict[str, str]:
     values = context.settings.hyperparameters
     if not any(key.startswith("data.") and _is_below(value, paths.data) for key, value in values.items()):
         reasons["paths.data"] = f"data={context.settings.data.choice} reads nothing from there"
-    return reasons
-
-
-def _explain_permissions(context: RunContext, request: Request) -> dict[str, str]:
-    """By key, the reason why a permission of this command line permits nothing."""
-    if request.continues:
-        return {}
-    reasons = {"trusted_modules": "code of your own is imported for any new run; it is for loading a saved one"}
-    # The weights to start from may lie in a pickled model.
-    if context.settings.init_from is None:
-        reasons["trust"] = "no saved model is opened"
     return reasons
 
 
