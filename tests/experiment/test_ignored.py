@@ -110,29 +110,11 @@ TEN_POINTS = (
 )
 
 
-@pytest.mark.parametrize(
-    ("words", "note"),
-    [
-        (["data.drop_last=true", "data.batch_size=5"], "data.drop_last has no effect here: 10 training rows fill"),
-        (["trust=true"], "trust has no effect here: no saved model is opened"),
-        (
-            ["trusted_modules=[mine]"],
-            "trusted_modules has no effect here: code of your own is imported for any new run",
-        ),
-    ],
-)
-def test_what_drops_or_permits_nothing_is_named(words: list[str], note: str, dlrun: Callable[..., Any]) -> None:
-    done = dlrun(*TEN_POINTS, *words)
-    assert done.code == 0, done.err
-    assert note in done.out
-
-
-def test_what_drops_or_permits_something_is_not_named(dlrun: Callable[..., Any]) -> None:
+def test_dropping_the_last_batch_is_named_where_it_drops_nothing(dlrun: Callable[..., Any]) -> None:
+    done = dlrun(*TEN_POINTS, "data.drop_last=true", "data.batch_size=5")
+    assert "note: data.drop_last has no effect here: 10 training rows fill their batches of 5" in done.out
     done = dlrun(*TEN_POINTS, "data.drop_last=true", "data.batch_size=4")
     assert "has no effect" not in done.out
-    resumed = dlrun("resume", str(done.folder), "trainer.max_steps=2", "trust=true", "trusted_modules=[mine]")
-    assert resumed.code == 0, resumed.err
-    assert "has no effect" not in resumed.out
 
 
 def _noted(done: Any) -> list[str]:
