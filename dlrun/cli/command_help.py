@@ -123,7 +123,7 @@ COMMAND_HELP = {
         words=[_RUN],
         options=[_FORMAT],
         examples=["dlrun show runs/mine", "dlrun show runs/mine format=json"],
-        overview=[("show RUN", "one run, and how to continue with it")],
+        overview=[("show RUN", "one run, and what can follow it")],
     ),
     "watch": CommandHelp(
         usage="watch RUN",
