@@ -133,3 +133,15 @@ def test_what_no_line_of_the_users_raised_is_not_explained() -> None:
     explained = user_code.explain(caught.value)
     assert explained is not None
     assert f"test_user_code.py, line {caught.tb.tb_lineno}: ValueError: " in explained
+
+
+@pytest.mark.parametrize(
+    ("error", "quoted"),
+    [
+        (ValueError("too big.\nat line 3"), "too big"),
+        (ValueError("sizes:"), "sizes"),
+        (AssertionError(), "no message"),
+    ],
+)
+def test_the_first_clause_can_stand_within_a_sentence(error: Exception, quoted: str) -> None:
+    assert user_code.get_first_clause(error) == quoted

@@ -2,7 +2,7 @@ import pytest
 
 from dlrun.core.errors import MisfitError, RequestError
 from dlrun.data.spec import DataSpec
-from dlrun.models.checks import build_unknown_error, check_counts, check_dropout, check_image, first_line
+from dlrun.models.checks import build_unknown_error, check_counts, check_dropout, check_image
 
 
 def test_unknown_offers_the_nearest_and_all_choices() -> None:
@@ -40,15 +40,3 @@ def test_small_image_gets_a_size_to_type(smallest: int, advised: int) -> None:
 
 def test_image_of_the_smallest_size_passes() -> None:
     check_image(DataSpec("image", (1, 16, 16), "multiclass", 10), "cnn", 16)
-
-
-@pytest.mark.parametrize(
-    ("error", "quoted"),
-    [
-        (ValueError("too big.\nat line 3"), "too big"),
-        (ValueError("sizes:"), "sizes"),
-        (AssertionError(), "AssertionError"),
-    ],
-)
-def test_first_line_can_stand_within_a_sentence(error: Exception, quoted: str) -> None:
-    assert first_line(error) == quoted
