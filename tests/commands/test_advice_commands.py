@@ -351,6 +351,9 @@ def known_keys() -> set[str]:
 OF_COMMANDS = {"split", "format", "weights", "status", "last", "key", "trust", "lr"}  # and of optimizer.groups
 COMMANDS = {
     "eval",
+    "show",
+    "rerun",
+    "watch",
     "resume",
     "predict",
     "export",
