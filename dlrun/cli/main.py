@@ -94,6 +94,7 @@ def main() -> int:
             return 0
 
         if requests[0].sweep is not None:
+            distributed.require_single_process("a sweep")
             # The import of torch takes seconds, and a sweep is checked before its plan is printed.
             write_out(f"preparing {len(requests)} runs")
             sys.stdout.flush()
@@ -101,7 +102,6 @@ def main() -> int:
                 from dlrun.sweep import runner
 
                 importlib.import_module(OPTIMIZER_IMPORTS)
-            distributed.require_single_process("a sweep")
             return runner.run(requests)
 
         with skip_garbage_collection():

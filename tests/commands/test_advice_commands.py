@@ -365,6 +365,9 @@ COMMANDS = {
     "completion",
     "help",
     "run",
+    "rerun",
+    "show",
+    "watch",
 }
 
 
