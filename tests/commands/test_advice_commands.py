@@ -365,9 +365,6 @@ COMMANDS = {
     "completion",
     "help",
     "run",
-    "rerun",
-    "show",
-    "watch",
 }
 
 
