@@ -72,7 +72,7 @@ class ProgressDisplay(Callback):
         steps_per_epoch = -(-len(self._state.train) // limits.accumulate_steps)
         total = min(limits.epochs * steps_per_epoch, limits.max_steps or limits.epochs * steps_per_epoch)
 
-        # Between two epochs the bar of the last one stays full.
+        # After the last epoch its bar stays full.
         epoch = min(progress.epoch + 1, limits.epochs)
         steps_of_epoch = progress.step - steps_per_epoch * (epoch - 1)
 
