@@ -121,7 +121,10 @@ def _explain(error: Exception, words: list[str]) -> str:
         if deletion:
             return explain_unknown_key(deletion.group(1), _compose_valid_choices(words))
         if isinstance(cause, ConfigKeyError) or re.match(r"Key '.*' (is )?not in ", str(cause)):
-            return explain_unknown_key(_find_key(error, cause), _compose_valid_choices(words))
+            key = _find_key(error, cause)
+            if key.startswith("user."):
+                return _explain_unknown_own_key(key, getattr(cause, "parent_node", None))
+            return explain_unknown_key(key, _compose_valid_choices(words))
     for cause in causes:
         if isinstance(cause, OmegaConfBaseException):
             return _explain_wrong_value(cause, words)
@@ -216,6 +219,9 @@ def explain_unknown_key(key: str, config: DictConfig) -> str:
         return f"there is no key {key}; dlrun --cfg hydra shows Hydra's own"
 
     group, _, rest = key.partition(".")
+    if group == "user" and rest:
+        return _explain_unknown_own_key(key, OmegaConf.select(config, key.rpartition(".")[0]))
+
     owners = _find_owners(group, rest)
     if owners:
         return f"there is no key {key} with this {group}; {_format_owners(group, owners)} it"
@@ -234,6 +240,14 @@ def explain_unknown_key(key: str, config: DictConfig) -> str:
     if siblings:
         return f"there is no key {key}; {parent} has {join_names(siblings)}"
     return f"there is no key {key}; dlrun --cfg job shows all keys"
+
+
+def _explain_unknown_own_key(key: str, block: Any) -> str:
+    """Explain that the block `user` lacks a key, which anyone may add; block: the part of it that was looked in."""
+    parent = key.rpartition(".")[0]
+    names = [str(name) for name in block] if isinstance(block, DictConfig) else []
+    hint = did_you_mean(key, [f"{parent}.{name}" for name in names])
+    return f"there is no key {key} yet; {hint}type +{key}=... to add it"
 
 
 def suggest_keys(key: str) -> list[str]:

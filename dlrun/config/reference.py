@@ -74,6 +74,7 @@ MEANINGS = {
     "tracking.evolution_every_epochs": "draw the fit after this many epochs each, and all pictures as a GIF",
     "tracking.diagnose": "report learning trouble at the epoch where it shows",
     "figures": "draw pictures into figures/ and TensorBoard",
+    "user": "values of your own, for other keys to refer to: `${user.width}`",
     "run.name": "a name for the run, in the name of its folder in place of model and data",
     "run.tags": "words to find the run by, `run.tags=[baseline,long]`: `dlrun ls runs tag=baseline`",
     "run.notes": "a text on the run, for its report and `dlrun show`",

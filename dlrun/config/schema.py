@@ -230,6 +230,8 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
     figures: bool = True
+    # Values of the user's own, which other keys refer to: ${user.width}.
+    user: dict[str, Any] = field(default_factory=dict)
     run: RunConfig = field(default_factory=RunConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
 
@@ -260,5 +262,9 @@ def hash_config(plain: dict[str, Any]) -> str:
 
     not_identity = ("log_every_steps", "profile", "progress")
     identity["trainer"] = {key: value for key, value in identity["trainer"].items() if key not in not_identity}
+    # Runs of before this key was there keep their hash.
+    if not identity.get("user"):
+        identity.pop("user", None)
+
     # Sorted, as the order of words on a command line is no part of a run.
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

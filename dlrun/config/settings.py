@@ -82,6 +82,7 @@ class Settings:
     strict: bool
     preflight: bool
     figures: bool
+    user: dict[str, Any]
 
     # The whole config as plain Python, for the record of the run.
     plain: dict[str, Any]

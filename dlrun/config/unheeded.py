@@ -44,7 +44,12 @@ _OF_TRAINING = dict.fromkeys(
      "device.compile", "device.timeout_seconds", "run"),
     _TRAINING,
 )  # fmt: skip
-_OF_SAVED_RUNS = {**_OF_TRAINING, "paths.outputs": "what is written lies in the run's folder"}
+_OF_SAVED_RUNS = {
+    **_OF_TRAINING,
+    "paths.outputs": "what is written lies in the run's folder",
+    # Interpolations are evaluated before the config is saved.
+    "user": "the run's config holds the values that refer to it",
+}
 _WITHOUT_METRICS = {"figures": "it draws none", "task": "it measures nothing"}
 _UNHEEDED = {
     "dlrun eval": {**_OF_SAVED_RUNS, "task.reduction": "the metrics are means over the rows"},

@@ -34,7 +34,8 @@ def iter_targets(block: Any) -> Iterator[str]:
 
 def find_own_modules(plain: dict[str, Any]) -> list[str]:
     """Top-level modules of the user's own that a config names, sorted; empty for a config that could not be read."""
-    names = set(iter_targets(plain))
+    # Nothing below `user` is built.
+    names = set(iter_targets({key: value for key, value in plain.items() if key != "user"}))
     loss = (plain.get("task") or {}).get("loss")
     if isinstance(loss, str) and "." in loss:
         names.add(loss)

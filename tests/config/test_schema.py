@@ -32,7 +32,7 @@ SECTIONS: dict[str, type] = {
     "paths": config.PathsConfig,
 }
 KEYS = {
-    "": "seed resume init_from trust trusted_modules figures preflight",
+    "": "seed resume init_from trust trusted_modules figures preflight user",
     "data": "batch_size val_fraction shuffle drop_last loader num_workers",
     "model": "init",
     "task": "loss reduction",
@@ -209,7 +209,7 @@ def test_a_value_of_another_type_names_its_key(key: str, value: Any) -> None:
         ("trainer.epoch", "did you mean trainer.epochs?"),
         ("trainer.early_stopping.patienc", "did you mean trainer.early_stopping.patience?"),
         ("device.presicion", "did you mean device.precision?"),
-        ("sed", "did you mean seed?"),
+        ("sed", "did you mean seed or user?"),
         ("checkpoint.xyzzy", "dlrun --cfg job shows all keys"),
     ],
 )
@@ -250,6 +250,7 @@ OTHER = [
     "checkpoint.monitor=train/loss",
     "scheduler.warmup_steps=1",
     "optimizer.groups=[{match: a}]",
+    "user.width=3",
 ]
 
 
