@@ -40,6 +40,7 @@ MEANINGS = {
     "data.train_rows": "train on this many rows only, spread over the training split",
     "data.limit_batches": "use only this many batches of each split",
     "model.init": "start values by parameter name, `{w: 1.0}`",
+    "model.freeze": "patterns on names of parameters or modules that keep their weights, `[features.*]`; or `backbone`",
     "task.loss": "the loss; null: mse, bce_with_logits or cross_entropy, as the targets ask; or `module.function`",
     "task.reduction": "how losses of a batch are reduced: `mean` or `sum`",
     "optimizer.groups": "settings for parameters by name, `[{match: <pattern>, lr: ...}]`; the first match wins",

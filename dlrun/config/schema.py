@@ -72,6 +72,7 @@ class ModelKeys:
     """dlrun's own keys in every model block."""
 
     init: dict[str, Any] | None = None  # start values by parameter name, {w: 1.0}
+    freeze: Any = None  # patterns on names of parameters or modules that are not trained, [features.*]
 
 
 @dataclass
@@ -259,6 +260,7 @@ def hash_config(plain: dict[str, Any]) -> str:
     """sha256 of the config that makes a run what it is: without paths, device and logging, as sorted JSON."""
     identity = {key: value for key, value in plain.items() if key not in NOT_IDENTITY}
     identity["data"] = {key: value for key, value in identity["data"].items() if key != "root"}
+    identity["model"] = _strip_later_keys(identity["model"])
 
     not_identity = ("log_every_steps", "profile", "progress")
     identity["trainer"] = {key: value for key, value in identity["trainer"].items() if key not in not_identity}
@@ -268,3 +270,11 @@ def hash_config(plain: dict[str, Any]) -> str:
 
     # Sorted, as the order of words on a command line is no part of a run.
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def _strip_later_keys(model: dict[str, Any]) -> dict[str, Any]:
+    """The model's block without keys at their default that came later, so that older runs stay the same runs."""
+    # These nets had the key from the beginning.
+    if model.get("freeze") is None and model.get("_target_") != "dlrun.models.pretrained.Torchvision":
+        return {key: value for key, value in model.items() if key != "freeze"}
+    return model

@@ -21,7 +21,7 @@ NET_TEMPLATES = {
     "dlrun.models.cnn.CNN": ("convolutional", "channels kernel_size"),
     "dlrun.models.resnet.ResNet": ("convolutional", "channels"),
     "dlrun.models.inception.Inception": ("convolutional", "bottleneck"),
-    "dlrun.models.pretrained.Torchvision": ("torchvision", "name weights freeze"),
+    "dlrun.models.pretrained.Torchvision": ("torchvision", "name weights"),
     "dlrun.models.scratch.ScratchMLP": ("scratch", "hidden_sizes activation bias init_std output_activation"),
     "dlrun.models.recurrent.RNN": ("recurrent", "embedding_size hidden_size layers bidirectional dropout"),
     "dlrun.models.recurrent.LSTM": ("recurrent", "embedding_size hidden_size layers bidirectional dropout"),
@@ -81,11 +81,9 @@ def _write_layer(run: TrainingRun, entry: Any) -> Code:
     return Code(f"nn.{write_name(name)}({write_items(replace_sizes(values))})")
 
 
-def _describe_torchvision(run: TrainingRun, name: str, weights: str | None, freeze: str | None) -> dict[str, Any]:
+def _describe_torchvision(run: TrainingRun, name: str, weights: str | None) -> dict[str, Any]:
     if weights is not None:
         raise cannot(f"model.weights={weights}, as the training began with weights of another file")
-    if freeze is not None:
-        raise cannot(f"model.freeze={freeze}, as what is frozen had weights of another file")
 
     channels, height, width = run.spec.input_shape
     details: dict[str, Any] = {"function": write_name(name), "size": (height, width)}

@@ -106,7 +106,12 @@ def _build_context(
     assert objective is not None
     assert model is not None
 
-    notes = [*splits.notes, *find_model_notes(model), *_apply_options(settings, splits, model, problems)]
+    notes = [
+        *splits.notes,
+        *find_model_notes(model),
+        *_find_freeze_notes(settings),
+        *_apply_options(settings, splits, model, problems),
+    ]
     batches = build.build_batches(settings, splits, model, process)
     state = _build_train_state(settings, process, objective, model, batches, trusted_modules, problems)
     if not problems.errors:
@@ -384,6 +389,16 @@ def find_limit_notes(state: TrainState) -> list[str]:
             "of no more than these"
         )
     return notes
+
+
+def _find_freeze_notes(settings: Settings) -> list[str]:
+    """The note that frozen weights are random ones. A net of the user's own may load weights by itself."""
+    component = settings.model
+    # Of a resumed run the settings do not name what its first weights were.
+    is_trained = settings.plain["init_from"] or component.arguments.get("weights")
+    if not component.keys.freeze or is_trained or not str(component.target).startswith("dlrun."):
+        return []
+    return ["model.freeze: what is frozen has random weights; init_from=<run or file> starts from trained ones"]
 
 
 def find_model_notes(model: nn.Module) -> list[str]:

@@ -41,8 +41,6 @@ class Torchvision(nn.Module):
     file of such weights, as torch.save(net.state_dict()) writes it. The last layer is then new. An untrained vgg has
     one linear layer for images below 64 pixels. With other than 3 channels the first convolution is replaced; a
     trained one keeps its mean filter, scaled so that its output keeps its size. Auxiliary heads are off.
-    freeze: "backbone" trains the last layer alone: all other layers keep their weights and stay in evaluation mode
-    (the statistics of batch norm stay, nothing is dropped out).
     Raises RequestError for unknown names, failing downloads and files of other nets, MisfitError for images that do
     not fit.
     """
@@ -50,14 +48,9 @@ class Torchvision(nn.Module):
     kinds: ClassVar[tuple[str, ...]] = ("image",)
     tasks: ClassVar[tuple[str, ...]] = ("regression", "binary", "multiclass")
 
-    def __init__(
-        self, spec: DataSpec, name: str = "resnet18", weights: str | None = None, freeze: str | None = None
-    ) -> None:
+    def __init__(self, spec: DataSpec, name: str = "resnet18", weights: str | None = None) -> None:
         super().__init__()
         _check_name(name)
-        if freeze not in (None, "backbone"):
-            raise build_unknown_error("model.freeze", freeze, ["backbone", "null"])
-
         published, file = _find_weights(name, weights)
         _check_image(spec, name, published)
         if published is None:
@@ -77,20 +70,11 @@ class Torchvision(nn.Module):
 
         self.net = net
         self.head = _find_last_layer(net)
-        self.is_frozen = freeze is not None
-        if self.is_frozen:
-            net.requires_grad_(False)
-            net.get_submodule(self.head).requires_grad_(True)
-        if self.is_frozen and published is None:
-            self.note = "model.freeze=backbone: what is frozen has random weights, unless init_from=<run> brings others"
 
-    def train(self, mode: bool = True) -> "Torchvision":
-        """Set the training mode, in which frozen layers stay in evaluation mode."""
-        super().train(mode)
-        if self.is_frozen:
-            self.net.eval()
-            self.net.get_submodule(self.head).train(mode)
-        return self
+    @property
+    def last_layer(self) -> str:
+        """Name of the layer that is new, which `model.freeze=backbone` trains alone."""
+        return f"net.{self.head}"
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, output_size)."""

@@ -57,6 +57,10 @@ RUNS: dict[str, tuple[str, ...]] = {
         *("model.bias=false", "optimizer.refine=4", "figures=true"),
     ),
     "batch_norm": (*DIGITS, "model=sequential", BATCH_NORM, "data.loader=workers", "data.num_workers=0"),
+    "frozen": (
+        *(*DIGITS, "model=sequential", BATCH_NORM, "model.freeze=['layers.[12]*']", "trainer.ema_decay=0.8"),
+        *("optimizer=momentum", "optimizer.groups=[{match:'*.bias',lr:0.1}]", "trainer.grad_clip_norm=0.5"),
+    ),
     "max_steps": (*DIGITS, "trainer.max_steps=6", "checkpoint.keep=1"),
     "rare_saves": (*DIGITS, "checkpoint.every_steps=null", "checkpoint.every_epochs=2", "trainer.epochs=5"),
     "pictures": (

@@ -34,7 +34,7 @@ SECTIONS: dict[str, type] = {
 KEYS = {
     "": "seed resume init_from trust trusted_modules figures preflight user",
     "data": "batch_size val_fraction shuffle drop_last loader num_workers",
-    "model": "init",
+    "model": "init freeze",
     "task": "loss reduction",
     "optimizer": "groups",
     "trainer": "epochs max_steps log_every_steps accumulate_steps grad_clip_norm",

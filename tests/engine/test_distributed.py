@@ -168,8 +168,9 @@ def said(done: "subprocess.CompletedProcess[str]") -> list[str]:
             "data.num_workers=1",
         ),
         ("data.batch_size=%d", "data.train_rows=27", "trainer.ema_decay=0.9"),  # the last batch has a single row
+        ("data.batch_size=%d", "model.freeze=layers.0", "trainer.grad_clip_norm=0.5"),
     ],
-    ids=["plain", "accumulated", "workers", "one_row"],
+    ids=["plain", "accumulated", "workers", "one_row", "frozen"],
 )
 def test_two_processes_train_as_one_with_twice_the_batch(
     words: tuple[str, ...],

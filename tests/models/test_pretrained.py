@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dlrun.core.errors import MisfitError, RequestError
 from dlrun.data.spec import DataSpec
+from dlrun.experiment.builder.freeze import freeze
 from dlrun.models import pretrained
 from dlrun.models.pretrained import Torchvision, skip_trained_weights
 
@@ -350,7 +351,8 @@ def test_a_file_that_is_not_of_the_net_is_refused(saved: Any, tmp_path: Path, im
 
 
 def test_a_frozen_backbone_stays_as_it_is_while_the_head_learns(saved: Any, image_spec: Make) -> None:
-    net = Torchvision(image_spec(1, 32, 32, outputs=5), "resnet18", saved(models.resnet18()), freeze="backbone")
+    net = Torchvision(image_spec(1, 32, 32, outputs=5), "resnet18", saved(models.resnet18()))
+    freeze(net, "backbone")
     before = {key: value.clone() for key, value in net.state_dict().items()}
     learning = [p for p in net.parameters() if p.requires_grad]
     assert [tuple(p.shape) for p in learning] == [(5, 512), (5,)]
@@ -369,20 +371,15 @@ def test_a_frozen_backbone_stays_as_it_is_while_the_head_learns(saved: Any, imag
 
 @pytest.mark.usefixtures("narrow_vgg")
 def test_nothing_frozen_is_dropped_out_and_the_head_is(saved: Any, image_spec: Make) -> None:
-    net = Torchvision(image_spec(3, 64, 64), "vgg11", saved(models.vgg11()), freeze="backbone").train()
+    net = Torchvision(image_spec(3, 64, 64), "vgg11", saved(models.vgg11()))
+    freeze(net, "backbone")
+    net.train()
     dropouts = [m for m in net.modules() if isinstance(m, nn.Dropout)]
     assert dropouts
     assert not any(m.training for m in dropouts)
     assert net.net.get_submodule(net.head).training
     assert not any(m.training for m in net.eval().modules())
     assert Torchvision(image_spec(3, 64, 64), "vgg11").train().net.training  # without freeze as ever
-
-
-def test_freeze_takes_one_word_and_random_weights_are_remarked_on(image_spec: Make) -> None:
-    with pytest.raises(RequestError, match=r"model.freeze=backbne is unknown \(did you mean backbone\?\)"):
-        Torchvision(image_spec(3, 32, 32), freeze="backbne")
-    assert "random weights" in Torchvision(image_spec(3, 32, 32), freeze="backbone").note
-    assert not hasattr(Torchvision(image_spec(3, 32, 32)), "note")
 
 
 @pytest.mark.usefixtures("narrow_vgg")

@@ -29,8 +29,12 @@ def make_parameter_groups(model: nn.Module, groups: Sequence[dict[str, Any]]) ->
         pattern = entry["match"]
         matched = [name for name in remaining if fnmatchcase(name, pattern)]
         if not matched:
+            frozen = [
+                name for name, p in model.named_parameters() if not p.requires_grad and fnmatchcase(name, pattern)
+            ]
+            reason = f", as {_join_names(frozen)} is frozen" if frozen else ""
             raise RequestError(
-                f"optimizer.groups[{i}]: no parameter is left that matches {pattern!r}; "
+                f"optimizer.groups[{i}]: no parameter is left that matches {pattern!r}{reason}; "
                 f"the parameters are {_join_names(names)}"
             )
         settings = {key: value for key, value in entry.items() if key != "match"}

@@ -32,6 +32,7 @@ from dlrun.engine.optim.schedule import LENGTH_ARGUMENTS, Schedule, count_schedu
 from dlrun.engine.state import StopRules
 from dlrun.engine.trainer import requires_closure
 from dlrun.experiment.builder import targets
+from dlrun.experiment.builder.freeze import freeze
 from dlrun.experiment.builder.start_values import set_start_values
 
 # Keys of a component that say how to call its target, and are no arguments of it.
@@ -155,6 +156,12 @@ def build_model(
             f"model={component.choice} does not take data={settings.data.choice} ({_describe_spec(spec)}); "
             f"models that do: {', '.join(find_fitting_models(spec))}"
         )
+    # A net of the user's own may have an argument of this name, and then freezes by itself.
+    has_own_freeze = targets.has_argument(target, "freeze")
+    patterns = component.keys.freeze
+    if has_own_freeze and patterns is not None:
+        component = dataclasses.replace(component, arguments={**component.arguments, "freeze": patterns})
+
     model = _instantiate(component, trusted_modules, spec)
     if not isinstance(model, nn.Module):
         raise RequestError(f"model._target_={component.target} must be a torch.nn.Module, not {type(model).__name__}")
@@ -163,6 +170,8 @@ def build_model(
     # Lazy layers have no parameters yet that could be filled or moved.
     initialize_lazy_layers(model, spec, runtime.dtype)
     set_start_values(model, settings.model.keys.init or {})
+    if patterns not in (None, []) and not has_own_freeze:
+        freeze(model, patterns)
     model = model.to(runtime.device)
     if wants_channels_last(model, spec, runtime):
         set_channels_last(model)

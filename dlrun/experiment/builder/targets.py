@@ -179,6 +179,15 @@ def check_arguments(
             raise RequestError(f"{component.group}.{key} has no value yet; type +{component.group}.{key}=...")
 
 
+def has_argument(target: Callable[..., Any], name: str) -> bool:
+    """Whether a target names an argument in its signature."""
+    try:
+        return name in _read_signature(target).parameters
+    except (ValueError, TypeError):
+        # A C function has none.
+        return False
+
+
 def suggest_value(component: Component[Any], key: str, default: Any = inspect.Parameter.empty) -> str:
     """Advice what to type for a key: the value in the option's own file, or else the target's default."""
     path = CONFIG_DIR / component.group / f"{component.choice}.yaml"

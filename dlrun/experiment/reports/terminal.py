@@ -91,9 +91,10 @@ def _count_parameters(context: RunContext) -> int:
 
 
 def _describe_frozen(context: RunContext) -> str:
-    """How many of the parameters are trained, if some are frozen."""
-    count = sum(p.numel() for p in context.state.model.parameters() if p.requires_grad)
-    return "" if count == _count_parameters(context) else f", of which {format_number(count)} are trained"
+    """How many of the parameters are trained, and how many frozen, if some are."""
+    trained = sum(p.numel() for p in context.state.model.parameters() if p.requires_grad)
+    frozen = _count_parameters(context) - trained
+    return f", of which {format_number(trained)} are trained and {format_number(frozen)} frozen" if frozen else ""
 
 
 def _describe_schedule(context: RunContext) -> str:

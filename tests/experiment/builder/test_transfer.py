@@ -82,9 +82,11 @@ def test_transfer_from_a_file_of_weights(dlrun: Callable[..., Any], monkeypatch:
     evaluated = dlrun("eval", "run", "figures=false")  # its own weights are all that this takes
     assert evaluated.code == 0, evaluated.err
     assert dlrun(*words, "model.weights=resnet18.pth").code == 2
+    assert notes(dlrun("check", *words))[0].startswith("model.freeze: what is frozen has random weights; init_from=")
+    misspelt = dlrun("check", *words, "model.freeze=backbne")
+    assert "nothing in the model matches 'backbne'; did you mean backbone?" in misspelt.err
     onwards = dlrun(*words, "init_from=run", "trainer.epochs=1")
-    assert notes(onwards)[0].startswith("model.freeze=backbone: what is frozen has random weights, unless init_from")
-    assert notes(onwards)[1].startswith("122 of 122 tensors taken from run: ")
+    assert notes(onwards)[0].startswith("122 of 122 tensors taken from run: ")
 
 
 @pytest.mark.slow
