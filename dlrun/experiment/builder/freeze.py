@@ -74,8 +74,9 @@ def freeze(model: nn.Module, patterns: Any) -> None:
         )
 
     touched = {id(parameters[name]) for name in names}
+    throughout = [name for name, module in modules.items() if name and _is_frozen_throughout(module, touched)]
     for name, module in modules.items():
-        if name and (name in frozen_modules or _is_frozen_throughout(module, touched)):
+        if name in frozen_modules or any(_is_inside(name, outer) for outer in throughout):
             _hold_in_evaluation_mode(module)
 
 
@@ -129,12 +130,10 @@ def _is_frozen_throughout(module: nn.Module, touched: set[int]) -> bool:
     return any(id(parameter) in touched for parameter in parameters)
 
 
-def _hold_in_evaluation_mode(frozen: nn.Module) -> None:
-    """Keep a module and all that it holds in evaluation mode, whatever `train` is called on."""
-    for module in frozen.modules():
-        # cuDNN computes no gradients through recurrent layers in evaluation mode. They have no statistics.
-        if isinstance(module, nn.RNNBase):
-            continue
+def _hold_in_evaluation_mode(module: nn.Module) -> None:
+    """Keep a module in evaluation mode, whatever `train` is called on; what it holds goes its own way."""
+    # cuDNN computes no gradients through recurrent layers in evaluation mode. They have no statistics.
+    if not isinstance(module, nn.RNNBase):
         module.training = False
         module.__dict__["train"] = EvaluationMode(module)
 
