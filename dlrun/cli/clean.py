@@ -24,15 +24,13 @@ _DEFAULT_STATUSES = "failed,empty"
 _YOUNG = 60
 
 
-def clean(words: Sequence[str]) -> None:
+def clean(words: Sequence[str], is_confirmed: bool, sort: str | None, limit: int | None, last: int | None) -> None:
     """Show what would be removed, and with --yes remove it; RunError if something cannot be removed.
 
     Never removed: anything outside paths.outputs or behind a symbolic link, a run under way, a folder with files of
     the user's own. Completed and interrupted runs only if status=... names them.
     """
-    # Removing needs a second look: the command without --yes only shows.
-    is_confirmed = "--yes" in words
-    selection = parse_query([word for word in words if word != "--yes"], "dlrun clean")
+    selection = parse_query(words, "dlrun clean", sort, limit, last)
     refuse_query(selection)
     status_filter = selection.get_status_filter() or Filter("status", "=", _DEFAULT_STATUSES)
     if status_filter not in selection.filters:
@@ -56,7 +54,9 @@ def clean(words: Sequence[str]) -> None:
         reason = "" if runs else f": no run with status={status_filter.text}"
         write_out(escape_line(f"nothing to remove in {selection.outputs}{reason}"))
     elif not is_confirmed:
-        command = shlex.join(["dlrun", "clean", *words, "--yes"])
+        # Removing needs a second look.
+        options = [f"{name}={value}" for name, value in (("sort", sort), ("limit", limit), ("last", last)) if value]
+        command = shlex.join(["dlrun", "clean", *words, *options, "--yes"])
         count = _format_count(len(removable))
         write_out(escape_line(f"{count}, {size}; nothing is removed yet: type {command}"))
     else:

@@ -1,172 +1,172 @@
-"""Shell completion. `eval "$(dlrun completion bash)"`, or zsh, once: the Tab key then asks `dlrun completion words`.
+"""Shell completion by click: `eval "$(dlrun completion bash)"`, or zsh, fish, once; each Tab then asks dlrun itself.
 
 Answers come from the schema and from the YAML files of configs/, without torch and Hydra: each Tab starts a process.
 """
 
 import contextlib
 import dataclasses
+import os
 import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from dlrun.cli.main import CHECKS, COMMANDS, SAVED_RUN_COMMANDS
-from dlrun.cli.pages import TOPICS
+import click
+from click.shell_completion import CompletionItem, ShellComplete, split_arg_string
+
+from dlrun.cli.command import Suggest, suggest_values
 from dlrun.config import schema as config
 from dlrun.config.compose import GROUPS
-from dlrun.core import output_format
-from dlrun.core.errors import RequestError
 from dlrun.core.terminal import escape_line, write_out
 from dlrun.core.yaml import read_yaml
 from dlrun.runs import query
 from dlrun.runs.record import STATUSES
 
-# Both scripts ask `dlrun completion words` at each Tab, with the line up to the cursor.
-SCRIPTS = {
-    "bash": r"""
+# The environment variable by which a shell's script asks: "bash_complete".
+VARIABLE = "_DLRUN_COMPLETE"
+# Flags that Hydra reads.
+_FLAGS = ("-m", "--multirun", "--cfg", "--config-dir", "--hydra-help", "-v")
+
+# Shells
+
+
+class LineComplete(ShellComplete):
+    """Completes the last word of the line up to the cursor, which the script hands over in COMP_WORDS.
+
+    click's own scripts take the words as the shell splits them, bash at "=" too, and end each with a blank.
+    """
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        """The words after the program's name, and the incomplete one."""
+        line = os.environ["COMP_WORDS"]
+        words = split_arg_string(line)
+        # After a blank a new word begins, which is empty yet.
+        incomplete = "" if line[-1:].isspace() else words.pop()
+        return words[1:], incomplete
+
+    def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem[str]]:
+        """Whole words, of which none holds characters that cannot be typed as they are displayed."""
+        items = super().get_completions(args, incomplete)
+        # Of --format=js click completes what stands behind the "=".
+        flag, equals, _ = incomplete.partition("=")
+        prefix = f"{flag}=" if equals and flag.startswith("-") else ""
+        words = [f"{prefix}{item.value}" for item in items]
+        return [CompletionItem(self.cut(word, incomplete)) for word in words if escape_line(word) == word]
+
+    def cut(self, word: str, _incomplete: str) -> str:
+        """What the shell puts in place of its word."""
+        return word
+
+    def format_completion(self, item: CompletionItem[str]) -> str:
+        """The word as it is typed."""
+        return shlex.quote(item.value)
+
+
+class Bash(LineComplete):
+    """bash takes only what follows the word's last "=" or colon, at which it splits words."""
+
+    name = "bash"
+    source_template = r"""
 _dlrun() {
     local word
     COMPREPLY=()
     while IFS= read -r word; do
         COMPREPLY+=("$word")
-    done < <("${COMP_WORDS[0]}" completion words bash "${COMP_LINE:0:COMP_POINT}" 2>/dev/null)
+    done < <(COMP_WORDS="${COMP_LINE:0:COMP_POINT}" %(complete_var)s=bash_complete "${COMP_WORDS[0]}" 2>/dev/null)
     if [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *[=./] ]]; then
         compopt -o nospace 2>/dev/null
     fi
 }
 complete -o default -o nosort -F _dlrun dlrun 2>/dev/null || complete -o default -F _dlrun dlrun
-""",
-    "zsh": r"""
+"""
+
+    def cut(self, word: str, incomplete: str) -> str:
+        """The rest of the word after the last break."""
+        return word[max(incomplete.rfind("="), incomplete.rfind(":")) + 1 :]
+
+
+class Zsh(LineComplete):
+    """zsh; no blank follows a word that goes on."""
+
+    name = "zsh"
+    source_template = r"""
 (( $+functions[compdef] )) || { autoload -Uz compinit && compinit -i }
 _dlrun() {
     local -a matches
-    matches=("${(@f)$("${words[1]}" completion words zsh "${(j: :)words[1,CURRENT-1]} $PREFIX" 2>/dev/null)}")
+    local line="${(j: :)words[1,CURRENT-1]} $PREFIX"
+    matches=("${(@f)$(COMP_WORDS="$line" %(complete_var)s=zsh_complete "${words[1]}" 2>/dev/null)}")
     compadd -Q -S '' -- ${(M)matches:#*[=./]}
     compadd -Q -- ${${matches:#*[=./]}:#}
     [[ -n "$matches" ]] || _files
 }
 compdef _dlrun dlrun
-""",
-}
-# Commands with a list or a table, and its formats.
-_TABLE_COMMANDS = ("compare", "diff", "ls", "show")
-_FLAGS = ("-m", "--multirun", "--cfg", "--config-dir", "--help", "--version", "--hydra-help", "-v")
-_LIST_COMMANDS = ("clean", "ls")
-
-# Commands whose first word is a run, also one of a sweep; a run or a whole sweep; and those that take several.
-_RUN_COMMANDS = ("eval", "predict", "export", "diff", "show", "rerun", "watch")
-_SWEEP_COMMANDS = ("resume", "compare")
-_SEVERAL = ("diff", "compare")
-
-# Formats of `dlrun export`, repeated here because its own list would import torch.
-_FORMATS = ("onnx", "safetensors", "python")
+"""
 
 
-def complete(words: Sequence[str]) -> None:
-    """`dlrun completion bash|zsh` prints the shell's script, `completion words SHELL LINE` the suggestions."""
-    if len(words) == 3 and words[0] == "words" and words[1] in SCRIPTS:
-        # An error message amid the user's typing would help nobody.
-        with contextlib.suppress(OSError, ValueError):
-            for word in complete_line(words[1], words[2]):
-                # A word that cannot be typed as it is displayed is left out.
-                if escape_line(word) == word:
-                    write_out(word)
-    elif len(words) == 1 and words[0] in SCRIPTS:
-        write_out(SCRIPTS[words[0]].strip())
-    else:
-        raise RequestError('which shell? type eval "$(dlrun completion bash)", or eval "$(dlrun completion zsh)"')
-    sys.stdout.flush()
+class Fish(LineComplete):
+    """fish quotes words itself, and adds no blank after = and /."""
+
+    name = "fish"
+    source_template = r"""
+function _dlrun
+    set -l matches (COMP_WORDS=(commandline -cp) %(complete_var)s=fish_complete dlrun 2>/dev/null)
+    if set -q matches[1]
+        string join \n -- $matches
+    else
+        __fish_complete_path (commandline -ct)
+    end
+end
+complete --no-files --keep-order --command dlrun --arguments "(_dlrun)"
+"""
+
+    def format_completion(self, item: CompletionItem[str]) -> str:
+        """The word itself."""
+        return item.value
 
 
-def complete_line(shell: str, line: str) -> list[str]:
-    """Suggest the last word of a command line.
+SHELLS: dict[str, type[LineComplete]] = {"bash": Bash, "zsh": Zsh, "fish": Fish}
 
-    bash takes only what follows the word's last "=" or colon, at which it splits words.
+
+def make(shell: str, command: click.Command) -> LineComplete:
+    """The completion of a command in a shell."""
+    return SHELLS[shell](command, {}, "dlrun", VARIABLE)
+
+
+def answer(command: click.Command) -> None:
+    """Print suggestions for the shell that asks; nothing for a line that cannot be completed."""
+    shell = os.environ[VARIABLE].partition("_")[0]
+    # An error message amid the user's typing would help nobody.
+    with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
+        text = make(shell, command).complete()
+        if text:
+            write_out(text)
+
+
+# Words
+
+
+def suggest_runs(with_sweeps: bool = False, several: bool = False, settings: bool = True) -> Suggest:
+    """Suggest one run or several, and settings after one.
+
+    with_sweeps: suggest whole sweeps too.
     """
-    words = shlex.split(line)
-    # After a blank a new word begins, which is empty yet.
-    current = "" if line[-1:].isspace() else words.pop()
 
-    suggestions = []
-    for word in dict.fromkeys(suggest_words(words[1:], current)):
-        if word.startswith(current):
-            suggestions.append(word)
+    def suggest(before: Sequence[str], current: str) -> Iterator[str]:
+        if several or not before:
+            yield from suggest_folders(current, with_sweeps)
+        elif settings:
+            yield from suggest_settings(before, current)
 
-    start = 0
-    if shell == "bash":
-        start = max(current.rfind("="), current.rfind(":")) + 1
-    return [shlex.quote(word[start:]) for word in suggestions]
+    return suggest
 
 
-def suggest_words(before: Sequence[str], current: str) -> Iterator[str]:
-    """Words that may replace `current` after the words `before`; not all of them begin with it."""
-    command = before[0] if before and before[0] in list_commands() else ""
-    takes_runs = command in (*_RUN_COMMANDS, *_SWEEP_COMMANDS)
-
-    # The command decides what its words may be; a word without a command is an override.
-    if current.startswith("-"):
-        yield from _list_flags(command)
-    elif command == "completion":
-        yield from SCRIPTS
-    elif command == "help":
-        if len(before) == 1:
-            yield from TOPICS
-    elif command == "clean" or (command == "ls" and "runs" in before):
-        yield from suggest_filters(current)
-        if command == "ls":
-            yield from ("sort=", "limit=")
-    elif command == "ls":
-        yield from (*GROUPS, "runs")
-    elif takes_runs and (len(before) == 1 or command in _SEVERAL):
-        yield from suggest_folders(current, command in _SWEEP_COMMANDS)
-    else:
-        if not before:
-            yield from list_commands()
-        if list(before) == ["check"]:
-            yield from CHECKS
-        if command == "export":
-            yield from suggest_values(current, [f"format={name}" for name in _FORMATS])
-        yield from suggest_settings(before, current)
-
-    if command in _TABLE_COMMANDS and current[:1] not in ("", "-"):
-        yield from suggest_values(current, [f"format={name}" for name in output_format.FORMATS])
-
-
-def _list_flags(command: str) -> Sequence[str]:
-    if command == "clean":
-        return ("--yes", "--last")
-    if command == "ls":
-        return ("--last", "--format")
-    return _FLAGS
-
-
-def list_commands() -> list[str]:
-    """All commands."""
-    return sorted({*COMMANDS, *SAVED_RUN_COMMANDS, *_LIST_COMMANDS, "help"})
-
-
-def suggest_filters(current: str) -> Iterator[str]:
+def suggest_filters(_before: Sequence[str], current: str) -> Iterator[str]:
     """Suggest the filters of `ls runs` and `clean`."""
     yield from suggest_values(current, [f"status={status}" for status in STATUSES])
     for group in ("model", "data", "optimizer"):
         yield from suggest_values(current, [f"{group}={name}" for name in list_options(group, [])])
     yield from ("seed=", "name=", "tag=")
-
-
-def suggest_values(current: str, words: Sequence[str]) -> list[str]:
-    """Suggest from key=value words of one key: the key alone until it is typed, then the values.
-
-    Of a list of values the last one is completed.
-    """
-    key, _, value = current.partition("=")
-    if not words or not words[0].startswith(f"{key}=") or "=" not in current:
-        return list(dict.fromkeys(f"{word.partition('=')[0]}=" for word in words))
-
-    # "model=mlp,cn" is completed to "model=mlp,cnn".
-    finished_values = value[: value.rfind(",") + 1]
-    return [f"{key}={finished_values}{word.partition('=')[2]}" for word in words]
 
 
 def suggest_folders(current: str, with_sweeps: bool) -> Iterator[str]:
@@ -182,6 +182,10 @@ def suggest_folders(current: str, with_sweeps: bool) -> Iterator[str]:
 
 def suggest_settings(before: Sequence[str], current: str) -> Iterator[str]:
     """Suggest choices and config keys; of a section only its name until the dot is typed."""
+    if current.startswith("-"):
+        yield from _FLAGS
+        return
+
     for group in list_groups(before):
         yield from suggest_values(current, [f"{group}={name}" for name in list_options(group, before)])
 

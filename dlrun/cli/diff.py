@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dlrun.core.errors import RequestError
-from dlrun.core.output_format import format_csv, format_json, take_format
+from dlrun.core.output_format import format_csv, format_json
 from dlrun.core.shell import quote
 from dlrun.core.terminal import write_out
 from dlrun.core.yaml import flatten
@@ -29,9 +29,8 @@ COLUMNS = ("section", "key", "a", "b", "difference")
 _ABSENT = object()
 
 
-def diff_runs(words: Sequence[str]) -> None:
+def diff_runs(words: Sequence[str], format: str) -> None:
     """`dlrun diff A B [format=F]`: print how two runs differ; RequestError if one of them is no run folder."""
-    output_format, words = take_format(words)
     if len(words) != 2:
         raise RequestError(
             "dlrun diff takes two run folders; type dlrun diff outputs/<date>/<run> outputs/<date>/<run>"
@@ -39,9 +38,9 @@ def diff_runs(words: Sequence[str]) -> None:
     run_a = read_run(Path(words[0]))
     run_b = read_run(Path(words[1]))
 
-    if output_format != "table":
+    if format != "table":
         rows = list_all_differences(run_a, run_b)
-        write_out(format_json(to_data(run_a, run_b, rows)) if output_format == "json" else format_csv(COLUMNS, rows))
+        write_out(format_json(to_data(run_a, run_b, rows)) if format == "json" else format_csv(COLUMNS, rows))
         return
 
     console = Console()

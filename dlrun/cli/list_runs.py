@@ -12,7 +12,7 @@ from dlrun.config.schema import KEYS
 from dlrun.core import lock
 from dlrun.core.errors import RequestError
 from dlrun.core.format import format_folder_name
-from dlrun.core.output_format import format_csv, format_json, take_format
+from dlrun.core.output_format import format_csv, format_json
 from dlrun.core.terminal import escape_line, write_error, write_out
 from dlrun.runs.filters import FACTS, read_value
 from dlrun.runs.query import Query, count_bytes, is_stamped, list_typed_overrides, parse_query, read_start
@@ -32,22 +32,21 @@ _IS_RIGHT_ALIGNED = (False, False, True, False, True)
 _LEAST_CHOICE = 8
 
 
-def list_runs(words: Sequence[str]) -> None:
+def list_runs(words: Sequence[str], format: str, sort: str | None, limit: int | None, last: int | None) -> None:
     """Print a line for each run or sweep.
 
     On a terminal their parent folders are headings, in a pipe each line has the whole path. As data, each run of a
     sweep is listed.
     """
-    output_format, remaining = take_format(words)
-    selection = parse_query(remaining, "dlrun ls runs")
+    selection = parse_query(words, "dlrun ls runs", sort, limit, last)
     runs = selection.select_runs()
     # Notes go to stderr, so that a pipe gets the list alone.
     for damage in selection.unreadable:
         write_error(f"note: {damage}")
 
-    if output_format != "table":
+    if format != "table":
         records = [describe_run(run) for run in selection.sort_and_cut(runs)]
-        write_out(format_json(records) if output_format == "json" else format_runs_csv(records))
+        write_out(format_json(records) if format == "json" else format_runs_csv(records))
         sys.stdout.flush()
         return
 

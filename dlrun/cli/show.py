@@ -12,7 +12,7 @@ from dlrun.cli.list_runs import describe_run, format_size
 from dlrun.config import compose
 from dlrun.config.compose import GROUPS
 from dlrun.config.validation import format_value
-from dlrun.core.output_format import format_csv, format_json, take_format
+from dlrun.core.output_format import format_csv, format_json
 from dlrun.core.own_code import find_own_modules
 from dlrun.core.shell import suggest_command
 from dlrun.core.terminal import write_out
@@ -29,14 +29,13 @@ _PRESETS = ("lesson", "experiment", "debug")
 _ABSENT = object()
 
 
-def show_run(words: Sequence[str]) -> None:
+def show_run(words: Sequence[str], format: str) -> None:
     """`dlrun show RUN [format=F]`: print one run; RequestError if the folder holds none."""
-    output_format, remaining = take_format(words)
-    run = find_run(remaining, "show")
+    run = find_run(words, "show")
     description = describe(run)
-    if output_format == "json":
+    if format == "json":
         write_out(format_json(description))
-    elif output_format == "csv":
+    elif format == "csv":
         rows = [{"key": key, "value": value} for key, value in flatten(description).items()]
         write_out(format_csv(("key", "value"), rows))
     else:

@@ -7,35 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dlrun.core.csv_text import CsvWriter
-from dlrun.core.errors import RequestError
-from dlrun.core.suggest import did_you_mean
 
 FORMATS = ("table", "json", "csv")
-
-
-def take_format(words: Sequence[str]) -> tuple[str, list[str]]:
-    """Split words into the format, "table" if none is typed, and the others. RequestError for an unknown format.
-
-    `format=json`, `--format=json` and `--format json` mean the same.
-    """
-    output_format = "table"
-    others = []
-    remaining = list(words)
-    while remaining:
-        word = remaining.pop(0)
-        if word == "--format":
-            name = remaining.pop(0) if remaining else ""
-            word = f"format={name}"
-
-        key, _, value = word.removeprefix("--").partition("=")
-        if key != "format" or "=" not in word:
-            others.append(word)
-            continue
-        if value not in FORMATS:
-            hint = did_you_mean(value, FORMATS, "format=")
-            raise RequestError(f"format={value} is not a format; {hint}type one of {', '.join(FORMATS)}")
-        output_format = value
-    return output_format, others
 
 
 def format_json(values: Any) -> str:

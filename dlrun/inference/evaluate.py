@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from dlrun.config import unheeded
-from dlrun.core.errors import DataError, RequestError, RunError
+from dlrun.core.errors import DataError, RunError
 from dlrun.core.files import is_about
-from dlrun.core.suggest import did_you_mean
 from dlrun.data.datasets import count_rows
 from dlrun.data.inspection import get_valid_targets
 from dlrun.data.spec import PADDING
@@ -27,7 +26,6 @@ from dlrun.runs.record import RunRecord
 from dlrun.runs.reports.console import Console, build_table, format_facts, format_number
 from dlrun.runs.reports.plots import fonts
 
-SPLITS = ("train", "val", "test", "all")
 # Data in files of the user: files that the run has not seen are evaluated whole.
 _FILE_TARGETS = ("dlrun.data.tabular.csv", "dlrun.data.folders.image_folder", "dlrun.data.arrays.arrays")
 _MAX_CLASS_LINES = 20
@@ -71,16 +69,11 @@ class PredictionCollector:
         return targets, predictions, probabilities
 
 
-def evaluate(words: list[str]) -> dict[str, float]:
+def evaluate(words: list[str], split: str | None = None) -> dict[str, float]:
     """Evaluate the best checkpoint of a run, or the named file; print and write the result, return the metrics."""
     place = read_run_name(words, "eval")
-    split_words = [word for word in words[1:] if word.startswith("split=")]
-    overrides = [word for word in words[1:] if not word.startswith("split=")]
-    # Of several split= words the first counts.
-    split = split_words[0].removeprefix("split=") if split_words else None
-    if split is not None and split not in SPLITS:
-        raise RequestError(f"split={split} is not a split; {did_you_mean(split, SPLITS)}type split={', '.join(SPLITS)}")
-    unheeded.refuse_unheeded(words[1:], "dlrun eval")
+    overrides = words[1:]
+    unheeded.refuse_unheeded(overrides, "dlrun eval")
 
     console = Console()
     with open_saved_model(place, overrides) as saved_model:

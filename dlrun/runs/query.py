@@ -194,27 +194,22 @@ class Query:
         return sorted_runs[: self.limit]
 
 
-def parse_query(words: Sequence[str], command: str) -> Query:
-    """Parse FOLDER..., filters, sort=KEY, limit=N, --last N and paths.outputs=X. RequestError for anything else."""
-    query = Query()
-    remaining = list(words)
-    while remaining:
-        word = remaining.pop(0)
-        if word in ("--last", "--limit", "--sort"):
-            value = remaining.pop(0) if remaining else ""
-            word = f"{word.removeprefix('--')}={value}"
-        key, _, value = word.removeprefix("--").partition("=")
+def parse_query(
+    words: Sequence[str], command: str, sort: str | None = None, limit: int | None = None, last: int | None = None
+) -> Query:
+    """Parse FOLDER..., filters and paths.outputs=X. RequestError for anything else.
 
+    sort: keys with commas between them; limit, last: as in Query.
+    """
+    if sort == "":
+        raise RequestError("sort= names no key; type sort=-val/accuracy")
+
+    query = Query(last=last, sort=sort.split(",") if sort else [], limit=limit)
+    for word in words:
         if word.startswith(_OUTPUTS):
-            query.outputs = Path(value)
+            query.outputs = Path(word.removeprefix(_OUTPUTS))
         elif "=" not in word and Path(word).is_dir():
             query.places.append(Path(word))
-        elif key == "last":
-            query.last = _parse_count(key, value)
-        elif key == "limit":
-            query.limit = _parse_count(key, value)
-        elif key == "sort" and value:
-            query.sort = value.split(",")
         else:
             query.filters.append(_parse_condition(word, command))
     return query
@@ -227,9 +222,3 @@ def _parse_condition(word: str, command: str) -> Filter:
     if "=" not in word and word[:1] != "-":
         raise RequestError(f"there is no folder {word}; {command} takes folders and filters, as in status=failed")
     raise RequestError(f"{command} takes folders and filters, as in status=failed or model=resnet; not {word}")
-
-
-def _parse_count(key: str, value: str) -> int:
-    if not value.isdecimal() or int(value) == 0:
-        raise RequestError(f"{key}={value} must be a whole number above 0; type --{key} 10")
-    return int(value)

@@ -1,6 +1,5 @@
 """`--help` of every command, `--version`, and what Hydra answers itself."""
 
-import re
 import shlex
 import shutil
 import subprocess
@@ -12,44 +11,41 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dlrun.cli.command_help import COMMAND_HELP
-from dlrun.cli.main import CHECKS, COMMANDS, SAVED_RUN_COMMANDS
+from dlrun.cli.command import Command, Group
+from dlrun.cli.commands import DLRUN
 from dlrun.config.compose import compose_config
 from dlrun.config.explain import iter_keys
 
 QUIET = ("figures=false", "tracking.graph=false", "trainer.epochs=1", "data.limit_batches=2", "data.val_fraction=0.2")
-# What a command takes itself, besides keys of the config.
-OWN = {
-    "split": "dlrun/inference/evaluate.py",
-    "format": "dlrun/inference/export/command.py",
-    "weights": "dlrun/inference/export/command.py",
-    "status": "dlrun/runs/query.py",
-    "tag": "dlrun/runs/filters.py",
-    "name": "dlrun/runs/filters.py",
-    "sort": "dlrun/runs/query.py",
-    "limit": "dlrun/runs/query.py",
-    "--format": "dlrun/inference/predict/command.py",
-    "--top": "dlrun/inference/predict/command.py",
-    "--": "dlrun/inference/predict/command.py",
-    "--last": "dlrun/runs/query.py",
-    "--yes": "dlrun/cli/clean.py",
-    "-m": "dlrun/experiment/checks/gradients.py",
-}
+# Words that a command takes itself, besides keys of the config.
+OWN = {"status", "tag", "name", "key", "values", "group"}
 
 
-def test_every_command_has_help() -> None:
-    known = {*COMMANDS, *SAVED_RUN_COMMANDS, "ls", "help", *(f"check {check}" for check in CHECKS)}
-    assert set(COMMAND_HELP) == known
+def list_commands(group: Group, prefix: str = "") -> dict[str, Command]:
+    """The commands by the words that name them; the name of a group is its default command."""
+    commands = {prefix.strip(): group.default}
+    for name, command in group.commands.items():
+        if isinstance(command, Group):
+            commands |= list_commands(command, f"{prefix}{name} ")
+        elif isinstance(command, Command) and not command.hidden:
+            commands[f"{prefix}{name}"] = command
+    return commands
 
 
-@pytest.mark.parametrize("name", COMMAND_HELP)
+COMMANDS = list_commands(DLRUN)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_help_of_a_command(dlrun: Callable, name: str, flag: str, tmp_path: Path) -> None:
     done = dlrun(*name.split(), flag)
     assert (done.code, done.err) == (0, "")
-    assert done.out.startswith(f"dlrun {name.split()[0]} ")
+    assert done.out.startswith(f"Usage: {f'dlrun {name}'.strip()} [OPTIONS] ")
     assert max(map(len, done.out.splitlines()[1:])) <= 80
-    examples = done.out.partition("examples\n")[2].splitlines()
+    # Its first sentence stands in the list of commands, uncut.
+    assert f"  {COMMANDS[name].help.partition('.')[0]}." in done.out
+    assert not name or "..." not in COMMANDS[name].get_short_help_str(60)
+    examples = done.out.partition("Examples:\n")[2].splitlines()
     assert len(examples) >= 2
     assert not list(tmp_path.iterdir())
 
@@ -67,19 +63,42 @@ def test_an_input_that_reads_as_a_flag_asks_for_no_help(dlrun: Callable) -> None
     assert "runs/none" in done.err
 
 
-@pytest.mark.parametrize("name", COMMAND_HELP)
-def test_options_in_the_help_exist(name: str) -> None:
-    root = Path(__file__).parents[2]
+@pytest.mark.parametrize("name", COMMANDS)
+def test_keys_in_the_help_exist(name: str) -> None:
     keys = {*iter_keys(compose_config([])), "data", "model", "device"}
-    for option, text in COMMAND_HELP[name].options:
+    for word, text in COMMANDS[name].words:
         assert text
-        word = re.split(r"[= ]", option)[0]
-        if word in ("key",):
-            continue
-        if word in OWN:
-            assert f'"{word}' in (root / OWN[word]).read_text(), option
-        else:
-            assert word in keys, option
+        key, equals, _ = word.partition("=")
+        assert not equals or key in keys | OWN | {"key"}, word
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("ls", "runs", "--format"), "--format has no value; dlrun ls runs --help shows its options"),
+        (("clean", "--yes=1"), "--yes takes no value; dlrun clean --help shows its options"),
+        (("ls", "runs", "--limit", "x"), "limit=x must be a whole number above 0; type --limit 10"),
+        (("ls", "runs", "last=0"), "last=0 must be a whole number above 0; type --last 10"),
+        (
+            ("show", "run", "--format", "jsn"),
+            "format=jsn is not a format; did you mean format=json or format=csv? type one of",
+        ),
+        (("eval", "run", "split=vall"), "split=vall is not a split; did you mean split=val or split=all? type one of"),
+    ],
+)
+def test_options_that_are_wrong(dlrun: Callable, words: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    done = dlrun(*words)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"dlrun: {message}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_words_of_hydra_pass_through_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["-cd", "here", "-m", "--cfg", "job", "-p", "trainer", "~a", "+b=--help", "", "-", "-=1", "--=2", "-0.5h"]
+    composed: list[tuple[str, ...]] = []
+    monkeypatch.setattr(DLRUN.default, "callback", lambda words: composed.append(words))
+    DLRUN.invoke(DLRUN.make_context("dlrun", [*words, "--", "-h", "--version"]))
+    assert composed == [(*words, "--", "-h", "--version")]
 
 
 @pytest.fixture(scope="module")
@@ -102,14 +121,14 @@ def with_runs(dlrun: Callable, tmp_path: Path, shelf: Path) -> Path:
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "dlrun" / "docs").glob("*.md"))]
 README = [line for page in PAGES for line in page.read_text().splitlines()]
-EXAMPLES = [example for command in COMMAND_HELP.values() for example in command.examples]
+EXAMPLES = [example for name, command in COMMANDS.items() if name for example in command.examples]
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("warm_check_resume")
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_examples_run(dlrun: Callable, with_runs: Path, example: str) -> None:
-    if example.startswith("eval"):
+    if example.startswith("eval") or "|" in example:
         pytest.skip("a line for a shell; test_completion runs it")
     if example in README:
         pytest.skip("the README has this line; test_readme runs it")

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from dlrun.cli.completion import complete_line, read_keys
-from dlrun.cli.main import COMMANDS
+from dlrun.cli import completion
+from dlrun.cli.commands import DLRUN
+from dlrun.cli.completion import read_keys
 from dlrun.config.compose import GROUPS, compose_config
 from dlrun.config.explain import iter_keys
 from dlrun.config.schema import CONFIG_DIR
@@ -39,6 +40,12 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 RUNS = ["outputs/2026-11-21/04-00-00_cnn_mnist", "outputs/2026-11-20/03-00-00_mlp_blobs"]
 SWEEP = "outputs/multirun/2026-11-21/05-00-00"
+
+
+def complete_line(shell: str, line: str) -> list[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COMP_WORDS", line)
+        return completion.make(shell, DLRUN).complete().splitlines()
 
 
 @pytest.mark.parametrize(
@@ -71,18 +78,27 @@ SWEEP = "outputs/multirun/2026-11-21/05-00-00"
         (f"dlrun diff {RUNS[0]} {RUNS[1]} form", ["format="]),
         ("dlrun clean status=failed,em", ["status=failed,empty"]),
         ("dlrun clean --y", ["--yes"]),
+        ("dlrun ls runs --so", ["--sort"]),
+        ("dlrun ls runs --format ", ["table", "json", "csv"]),
+        ("dlrun compare outputs --format=j", ["--format=json"]),
+        (f"dlrun eval {RUNS[0]} split=t", ["split=train", "split=test"]),
+        ("dlrun check gr", ["gradients"]),
+        ("dlrun check lr data=blo", ["data=blobs"]),
+        (f"dlrun show {RUNS[0]} ", ["format="]),
         ("dlrun check re", ["resume", "resume="]),
         ("dlrun check model=res", ["model=resnet"]),
         ("dlrun completion z", ["zsh"]),
+        ("dlrun 'model.hid", ["model.hidden_sizes="]),
     ],
 )  # fmt: skip
 def test_how_a_line_goes_on(place: Path, line: str, found: list[str]) -> None:
     assert complete_line("zsh", line) == found
+    assert complete_line("fish", line) == found
 
 
 def test_every_command_group_and_key_is_offered(place: Path) -> None:
     first = complete_line("bash", "dlrun ")
-    assert {*COMMANDS, "resume", "ls"} <= set(first)
+    assert {"resume", "ls", "eval", "completion"} <= set(DLRUN.commands) - {"train"} <= set(first)
     assert {f"{group}=" for group in GROUPS} <= set(first)
     for group in GROUPS:
         options = {path.stem for path in (CONFIG_DIR / group).glob("*.yaml")}
@@ -112,19 +128,27 @@ def test_bash_gets_what_stands_behind_its_word_break(place: Path) -> None:
     assert complete_line("bash", "dlrun eval outputs/w") == ["'outputs/with space'"]
 
 
-def test_wrong_questions(dlrun: Callable[..., Any]) -> None:
-    done = dlrun("completion", "words", "bash", "dlrun 'model.hid")
+@pytest.mark.parametrize("question", ["bash_complete", "nushell_complete", "bash"])
+def test_a_question_without_an_answer(
+    dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, question: str
+) -> None:
+    monkeypatch.setenv(completion.VARIABLE, question)
+    monkeypatch.setenv("COMP_WORDS", "dlrun nothing=like th")
+    done = dlrun()
     assert (done.code, done.out, done.err) == (0, "", "")
-    for words in ((), ("fish",), ("bash", "zsh"), ("words", "fish", "x")):
+
+
+def test_which_shell(dlrun: Callable[..., Any]) -> None:
+    for words in ((), ("nushell",), ("bash", "zsh")):
         done = dlrun("completion", *words)
         assert (done.code, done.out) == (2, "")
-        assert 'type eval "$(dlrun completion bash)"' in done.err
+        assert 'type eval "$(dlrun completion bash)", or one of bash, zsh, fish' in done.err
 
 
 def test_torch_is_not_imported(place: Path) -> None:
     code = "import sys; from dlrun.cli.main import main; c = main(); assert 'torch' not in sys.modules; sys.exit(c)"
-    words = [sys.executable, "-c", code, "completion", "words", "bash", "dlrun eval outputs/2026-11-20"]
-    done = subprocess.run(words, capture_output=True, text=True)
+    question = {completion.VARIABLE: "bash_complete", "COMP_WORDS": "dlrun eval outputs/2026-11-20"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **question})
     assert (done.returncode, done.stdout) == (0, f"{RUNS[1]}\n"), done.stderr
 
 
@@ -176,6 +200,19 @@ class Terminal:
         os.waitpid(self.process, 0)
         with contextlib.suppress(OSError):
             os.close(self.handle)
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not installed here")
+def test_fish_calls_the_function(on_path: Path) -> None:
+    script = """
+        dlrun completion fish | source
+        complete --do-complete "dlrun data=digits -m model=cnn,re"
+        complete --do-complete "dlrun trainer.epo"
+        complete --do-complete "dlrun eval outputs/2026-11-20/"
+        complete --do-complete "dlrun eval outputs/2026-11-20/03-00-00_mlp_blobs/resu"
+    """
+    done = subprocess.run(["fish", "--no-config", "-c", script], capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["model=cnn,resnet", "trainer.epochs=", RUNS[1], f"{RUNS[1]}/result.json"]
 
 
 @pytest.mark.slow

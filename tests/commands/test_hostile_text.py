@@ -274,10 +274,14 @@ def test_advice_is_one_command(text: str) -> None:
     assert shell.requote("dlrun x; rm -rf y") == "dlrun 'x;' rm -rf y"
 
 
-def test_a_name_that_is_completed_runs_nothing(dlrun: Callable[..., Any], trained: Path, tmp_path: Path) -> None:
+def test_a_name_that_is_completed_runs_nothing(
+    dlrun: Callable[..., Any], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(trained, tmp_path / "outputs" / "2026-01-01" / "$(touch canary)")
     for name in ("bash", "zsh"):
-        done = dlrun("completion", "words", name, "dlrun eval outputs/2026-01-01/")
+        monkeypatch.setenv("_DLRUN_COMPLETE", f"{name}_complete")
+        monkeypatch.setenv("COMP_WORDS", "dlrun eval outputs/2026-01-01/")
+        done = dlrun()
         assert done.code == 0
         words = shlex.split(done.out)
         assert "outputs/2026-01-01/$(touch canary)" in words

@@ -187,7 +187,7 @@ def test_code_of_the_users_own_is_named_when_it_fails(
 def test_a_reader_that_leaves_is_no_error_of_an_evaluation(
     dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def leave(words: list[str]) -> None:
+    def leave(words: list[str], **_options: Any) -> None:
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
     monkeypatch.setattr("dlrun.inference.evaluate.evaluate", leave)

@@ -1,30 +1,11 @@
-"""Lists as JSON and CSV, and the words that ask for them."""
+"""Lists as JSON and CSV."""
 
 import csv
 import io
 import json
 import math
 
-import pytest
-
-from dlrun.core.errors import RequestError
-from dlrun.core.output_format import format_csv, format_json, take_format
-
-
-@pytest.mark.parametrize("words", [["format=json"], ["--format", "json"], ["--format=json"]])
-def test_three_ways_to_type_a_format(words: list[str]) -> None:
-    assert take_format(["runs", *words, "seed=1"]) == ("json", ["runs", "seed=1"])
-
-
-def test_the_format_is_a_table_by_default() -> None:
-    assert take_format(["runs", "format"]) == ("table", ["runs", "format"])
-
-
-@pytest.mark.parametrize("words", [["format=jsn"], ["--format"], ["--format", "x"], ["format="]])
-def test_another_format_is_a_sentence(words: list[str]) -> None:
-    with pytest.raises(RequestError, match=r"is not a format; .*type one of table, json, csv"):
-        take_format(words)
-
+from dlrun.core.output_format import format_csv, format_json
 
 ODD = {"a": "\x1b[31m\x7f\u2028\ud800", "b": [math.nan, math.inf, 1.5, True, None], "c": "=1+1"}
 

@@ -268,7 +268,7 @@ def test_any_part_can_be_asked_for(dlrun: Callable, tmp_path: Path) -> None:
     assert best == pytest.approx(made.result["best"]["value"], abs=1e-4)
     refused = dlrun("eval", "run", "split=tets")
     assert refused.code == 2
-    assert "did you mean test?" in refused.err
+    assert "did you mean split=test?" in refused.err
     assert dlrun("data=blobs", "model=linear", "data.val_fraction=0", "hydra.run.dir=two", *QUICK).code == 0
     assert "there is no test part; type split=train or split=all" in dlrun("eval", "two", "split=test").err
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from dlrun.cli.commands import DLRUN
 from dlrun.core.errors import RequestError
 from dlrun.core.lock import Lock
-from dlrun.runs.query import count_bytes, find_runs, is_stamped, list_typed_overrides, parse_query, read_start
+from dlrun.runs.query import Query, count_bytes, find_runs, is_stamped, list_typed_overrides, parse_query, read_start
 from dlrun.runs.record import RunRecord
 
 QUICK = ("data=blobs", "model=mlp", "trainer.epochs=2", "tracking.graph=false", "figures=false")
@@ -53,8 +54,16 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     return made
 
 
+def parse(words: list[str]) -> Query:
+    """The query of `dlrun ls runs` with these words and options."""
+    command = DLRUN.commands["ls"].commands["runs"]
+    options = dict(command.make_context("runs", list(words)).params)
+    del options["format"]
+    return parse_query(options.pop("words"), "dlrun ls runs", **options)
+
+
 def names(words: list[str]) -> list[str]:
-    return [run.folder.name for run in parse_query(words, "dlrun ls runs").select_runs()]
+    return [run.folder.name for run in parse(words).select_runs()]
 
 
 def test_what_a_real_run_says(dlrun: Callable[..., Any]) -> None:
@@ -136,7 +145,7 @@ def test_newest_first_and_filters(make: Make) -> None:
     assert names(["status=failed"]) == ["a"]
     assert names(["status=failed,completed", "model=resnet*"]) == ["c", "a"]
     assert names(["--last", "2"]) == names(["last=2"]) == names(["--last=2"]) == ["b", "c", "a"]  # cut when shown
-    assert parse_query(["--last", "2"], "x").last == 2
+    assert parse(["--last", "2"]).last == 2
     assert names(["seed=10"]) == ["c"]
     assert names(["optimizer.lr=1e-3", "figures=false"]) == ["b", "c", "a"]
     assert names(["outputs/e"]) == ["c"]
@@ -187,7 +196,7 @@ def four(make: Make) -> None:
     ],
 )
 def test_filters_and_orders(words: list[str], expected: str) -> None:
-    query = parse_query(words, "dlrun ls runs")
+    query = parse(words)
     runs = query.sort_and_cut(query.select_runs())
     assert "".join(run.folder.name for run in runs) == expected
 
@@ -203,19 +212,18 @@ def test_filters_and_orders(words: list[str], expected: str) -> None:
         (["model>3"], "model>3 compares numbers, and model is text; type model=3"),
         (["val/loss<low"], "val/loss<low compares numbers, and low is not a number"),
         (["limit=x"], "limit=x must be a whole number above 0; type --limit 10"),
-        (["sort="], "not sort="),
+        (["sort="], "sort= names no key; type sort="),
         (["optimzer=sgd"], r"no run has a key optimzer; did you mean optimizer\?"),
         (["nowhere"], "there is no folder nowhere; .* takes folders and filters, as in status=failed"),
         (["model="], "not model="),
         (["--lst"], "not --lst"),
-        (["--last"], "last= must be a whole number above 0"),
         (["last=0"], "last=0 must be"),
     ],
 )
 def test_wrong_questions(make: Make, words: list[str], said: str) -> None:
     make("outputs/d/a", metrics={"val/loss": 0.5})
     with pytest.raises(RequestError, match=said):
-        parse_query(words, "dlrun ls runs").select_runs()
+        parse(words).select_runs()
 
 
 def test_size_counts_a_file_with_two_names_once(make: Make) -> None:

@@ -11,7 +11,6 @@ from dlrun.core.bounded import read_json
 from dlrun.core.errors import RequestError
 from dlrun.core.new_folder import create_folder
 from dlrun.core.shell import quote
-from dlrun.core.suggest import did_you_mean
 from dlrun.inference.saved_model import SavedModel, load_weights, open_saved_model, read_run_name
 from dlrun.runs import folder as run_folder
 from dlrun.runs.reports.console import Console, format_facts
@@ -33,16 +32,14 @@ FORMATS = {
     "safetensors": Format("dlrun.inference.export.safetensors:write", ("safetensors",)),
     "python": Format("dlrun.eject.python:write"),
 }
-DEFAULT = "onnx"
 
 
-def export(words: list[str]) -> None:
+def export(words: list[str], format: str, weights: str) -> None:
     """Export the best weights of a run, or those of the named file, and print what was written."""
     place = read_run_name(words, "export")
-    name, words = _pop_option("format", words[1:], DEFAULT, tuple(FORMATS))
-    weights, overrides = _pop_option("weights", words, "trained", ("trained", "ema"))
+    overrides = words[1:]
     # A missing package is reported before the checkpoint is read.
-    write = _import_writer(name)
+    write = _import_writer(format)
     unheeded.refuse_unheeded(overrides, "dlrun export")
 
     with open_saved_model(place, [*overrides, *ON_THE_CPU]) as saved_model:
@@ -51,24 +48,9 @@ def export(words: list[str]) -> None:
 
         # The folder appears under its final name once every file in it is complete.
         parent = (saved_model.folder or saved_model.path.absolute().parent) / "export"
-        with create_folder(parent, name) as folder:
+        with create_folder(parent, format) as folder:
             files = [path.name for path in write(saved_model, folder.temporary)]
-        print_export(saved_model, name, folder.final, files)
-
-
-def _pop_option(key: str, words: Sequence[str], default: str, choices: tuple[str, ...]) -> tuple[str, list[str]]:
-    """Return the value of `key=value` among the words, and the other words; RequestError for an unknown value."""
-    values = [word.partition("=")[2] for word in words if word.startswith(f"{key}=")]
-    others = [word for word in words if not word.startswith(f"{key}=")]
-    if not values:
-        return default, others
-
-    # As for config keys, the last one counts.
-    value = values[-1]
-    if value not in choices:
-        hint = did_you_mean(value, choices, f"{key}=")
-        raise RequestError(f"{key}={value} is not known; {hint}type {key}=<one of {', '.join(choices)}>")
-    return value, others
+        print_export(saved_model, format, folder.final, files)
 
 
 def _import_writer(name: str) -> Writer:

@@ -20,7 +20,7 @@ from dlrun.inference.predict.writers import FORMATS, Writer
 from dlrun.inference.saved_model import SavedModel, open_saved_model, read_run_name
 from dlrun.runs.reports.console import Console, format_facts
 
-_FLAGS = ("--format", "--top", "--")
+_FLAGS = ("--format", "--top")
 _ENDINGS = (*sorted(EXTENSIONS), ".csv", ".csv.gz", ".tsv", ".txt", ".npy")
 # Answers held back while all of them are errors: one message then replaces the table.
 _MAX_LEADING_ERRORS = 20
@@ -33,11 +33,9 @@ class PredictRequest:
     run: str
     inputs: list[str] = field(default_factory=list)
     overrides: list[str] = field(default_factory=list)
-    format: str = "table"
-    top: int = 1
 
 
-def predict(words: list[str]) -> None:
+def predict(words: list[str], format: str, top: int) -> None:
     """Print an answer for each input; RunError if some have none, RequestError if none has one."""
     request = parse_words(words)
     unheeded.refuse_unheeded(request.overrides, "dlrun predict")
@@ -49,8 +47,8 @@ def predict(words: list[str]) -> None:
             raise RequestError(
                 f"what is to be predicted? type dlrun predict {quote(request.run)} INPUT ...: {accepted}"
             )
-        if request.top > 1 and saved_model.spec.task in ("regression", "tagging"):
-            raise RequestError(f"--top {request.top} is for classes, and this model's task is {saved_model.spec.task}")
+        if top > 1 and saved_model.spec.task in ("regression", "tagging"):
+            raise RequestError(f"--top {top} is for classes, and this model's task is {saved_model.spec.task}")
 
         console = Console()
         # To stderr, as stdout may be read by a program.
@@ -59,12 +57,12 @@ def predict(words: list[str]) -> None:
 
         def start_writer() -> Writer:
             # CSV and JSON lines begin with data: they are for programs.
-            if request.format == "table":
+            if format == "table":
                 console.say(format_facts([("checkpoint", str(saved_model.path))]))
                 console.say()
-            return FORMATS[request.format](console, saved_model.spec, request.top)
+            return FORMATS[format](console, saved_model.spec, top)
 
-        _write_answers(predict_inputs(saved_model, request.inputs, request.top), start_writer)
+        _write_answers(predict_inputs(saved_model, request.inputs, top), start_writer)
 
 
 def _write_answers(answers: Iterator[Answer], start_writer: Callable[[], Writer]) -> None:
@@ -116,52 +114,23 @@ def _describe_failure(leading: list[Answer], count: int) -> str:
 
 
 def parse_words(words: Sequence[str]) -> PredictRequest:
-    """Parse the words after `predict`; RequestError for unknown flags and values."""
-    flags, others = _split_off_flags(words)
-    request = PredictRequest(read_run_name(others, "predict"))
-    for position, word in enumerate(others[1:], 1):
+    """Sort the words after `predict` into the run, inputs and overrides; RequestError for unknown flags."""
+    request = PredictRequest(read_run_name(words, "predict"))
+    for position, word in enumerate(words[1:], 1):
         if word == "--":
             # Everything after it is an input, whatever it looks like.
-            request.inputs += others[position + 1 :]
+            request.inputs += words[position + 1 :]
             break
+
+        # A row of numbers may begin with a minus.
+        if word.startswith("-") and word != STDIN and parse_numbers(word.split(",")) is None:
+            hint = did_you_mean(word.partition("=")[0], _FLAGS)
+            raise RequestError(f"there is no flag {word}; {hint}type -- before inputs that begin with a dash")
         if is_override(word):
             request.overrides.append(word)
         else:
             request.inputs.append(word)
-
-    request.format = flags.get("--format", "table")
-    if request.format not in FORMATS:
-        hint = did_you_mean(request.format, FORMATS, "--format ")
-        raise RequestError(f"--format {request.format} is not a format; {hint}type one of {', '.join(FORMATS)}")
-    top = flags.get("--top", "1")
-    if not top.isdecimal() or int(top) < 1:
-        raise RequestError(f"--top {top} must be a number from 1 on, as in --top 3")
-    request.top = int(top)
     return request
-
-
-def _split_off_flags(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Return the values of the flags (`--top 3` or `--top=3`), and the other words."""
-    flags: dict[str, str] = {}
-    others: list[str] = []
-    remaining = iter(words)
-    for word in remaining:
-        name, equals, value = word.partition("=")
-        if word == "--":
-            return flags, [*others, word, *remaining]
-
-        if name in _FLAGS:
-            flags[name] = value if equals else next(remaining, "")
-            if not flags[name]:
-                example = "csv" if name == "--format" else "3"
-                raise RequestError(f"{name} has no value; type {name} {example}")
-        elif word.startswith("-") and word != STDIN and parse_numbers(word.split(",")) is None:
-            # A row of numbers may begin with a minus.
-            hint = did_you_mean(name, _FLAGS[:2])
-            raise RequestError(f"there is no flag {word}; {hint}type -- before inputs that begin with a dash")
-        else:
-            others.append(word)
-    return flags, others
 
 
 def is_override(word: str) -> bool:

@@ -9,7 +9,7 @@ from dlrun.core import markdown as markdown_text
 from dlrun.core.errors import RequestError
 from dlrun.core.files import convert_write_errors, write_text
 from dlrun.core.inside import refuse_outside
-from dlrun.core.output_format import format_json, take_format
+from dlrun.core.output_format import format_json
 from dlrun.core.terminal import write_out
 from dlrun.runs import folder as run_folder
 from dlrun.runs.record import RunRecord
@@ -25,17 +25,23 @@ _OUTPUTS = "paths.outputs="
 _MOST_FAILURES = 10
 
 
-def compare_runs(words: Sequence[str]) -> int:
+def compare_runs(words: Sequence[str], format: str = "table") -> int:
     """`dlrun compare DIR... [paths.outputs=X] [format=F]`; returns the exit code, 0. RequestError if no run is found.
 
-    Writes into the DIR itself if it is one sweep, else into a new folder under paths.outputs.
+    Writes into the DIR itself if it is one sweep, else into a new folder under paths.outputs; as JSON or CSV the
+    comparison is only printed.
     """
-    output_format, remaining = take_format(words)
-    places, outputs = _parse_words(remaining)
+    places, outputs = _parse_words(words)
     unreadable: Failures = []
     comparison = compare(sources.find_runs(places, unreadable), unreadable)
-    # Data stand alone on stdout.
-    console = Console(quiet=output_format != "table")
+    if format == "json":
+        write_out(format_json(table.to_data(comparison)))
+        return 0
+    if format == "csv":
+        write_out(table.render_csv(comparison).removesuffix("\n"))
+        return 0
+
+    console = Console()
     print_comparison(comparison, console)
 
     # Of a sweep the comparison replaces the one that the sweep itself has written.
@@ -46,12 +52,7 @@ def compare_runs(words: Sequence[str]) -> int:
     # The folder of a sweep may come from elsewhere, with links in it.
     refuse_outside(folder)
     with convert_write_errors(folder, "type paths.outputs=<folder>"):
-        page = write_comparison(comparison, folder, shlex.join(["dlrun", "compare", *remaining]))
-
-    if output_format == "json":
-        write_out(format_json({**table.to_data(comparison), "folder": str(folder), "page": str(page)}))
-    elif output_format == "csv":
-        write_out(table.render_csv(comparison).removesuffix("\n"))
+        page = write_comparison(comparison, folder, shlex.join(["dlrun", "compare", *words]))
 
     # Known only after all pictures are drawn.
     for line in fonts.describe_missing_letters():
