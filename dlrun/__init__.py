@@ -19,9 +19,12 @@ if TYPE_CHECKING:  # torch is imported when something is trained or loaded, not 
     from dlrun.core.errors import RequestError, RunError
     from dlrun.inference.api import Run, load, train
     from dlrun.inference.predictions import Predictions
+    from dlrun.runs.loggers.base import LoggedRun, Logger
 
-__all__ = ["Predictions", "RequestError", "Run", "RunError", "load", "runs", "train"]
+__all__ = ["LoggedRun", "Logger", "Predictions", "RequestError", "Run", "RunError", "load", "runs", "train"]
 _HOMES = {
+    "LoggedRun": "dlrun.runs.loggers.base",
+    "Logger": "dlrun.runs.loggers.base",
     "Predictions": "dlrun.inference.predictions",
     "RequestError": "dlrun.core.errors",
     "RunError": "dlrun.core.errors",

@@ -235,6 +235,13 @@ def read_keys(before: Sequence[str]) -> dict[str, list[str]]:
         keys |= dict(_list_schema_keys(schema, f"{group}."))
         for key, value in _read_option(group, before).items():
             keys[f"{group}.{key}"] = ["true", "false"] if isinstance(value, bool) else []
+
+    # A logger stands under its name.
+    for name, block in _read_option("logger", before).items():
+        keys[f"logger.{name}"] = []
+        for key, value in block.items():
+            if key != "_target_":
+                keys[f"logger.{name}.{key}"] = ["true", "false"] if isinstance(value, bool) else []
     return keys
 
 
@@ -251,7 +258,7 @@ def _list_schema_keys(schema: Any, prefix: str) -> Iterator[tuple[str, list[str]
 
 
 def _read_option(group: str, before: Sequence[str]) -> dict[str, Any]:
-    """Keys and values of the option of a group that the words choose, else of the default."""
+    """Keys and values of the option of a group that the words choose, or of several, else of the default."""
     choices = []
     for entry in read_yaml((config.CONFIG_DIR / "config.yaml").read_text())["defaults"]:
         if isinstance(entry, dict) and group in entry:
@@ -261,10 +268,12 @@ def _read_option(group: str, before: Sequence[str]) -> dict[str, Any]:
         if word.startswith(f"{group}="):
             choices.append(word.partition("=")[2])
 
-    # dlrun's own option comes before the user's of the same name.
-    for folder in _list_config_dirs(before):
-        path = folder / group / f"{choices[-1]}.yaml"
-        if path.is_file():
-            option = read_yaml(path.read_text()) or {}
-            return {key: value for key, value in option.items() if key not in ("_target_", "defaults")}
-    return {}
+    values: dict[str, Any] = {}
+    for name in str(choices[-1]).strip("[]").split(","):
+        # dlrun's own option comes before the user's of the same name.
+        for folder in _list_config_dirs(before):
+            path = folder / group / f"{name.strip()}.yaml"
+            if path.is_file():
+                values |= read_yaml(path.read_text()) or {}
+                break
+    return {key: value for key, value in values.items() if key not in ("_target_", "defaults")}

@@ -11,8 +11,8 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 # In the order in which a newcomer reads them.
 TOPICS = (
-    "quickstart", "course", "recipes", "sweeps", "predict-and-export", "python-api", "clusters", "configuration",
-    "run-folder", "guarantees", "benchmarks", "architecture", "contributing", "changelog",
+    "quickstart", "course", "recipes", "sweeps", "predict-and-export", "python-api", "loggers", "clusters",
+    "configuration", "run-folder", "guarantees", "benchmarks", "architecture", "contributing", "changelog",
 )  # fmt: skip
 
 

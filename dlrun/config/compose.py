@@ -33,7 +33,7 @@ from dlrun.core.format import format_folder_name
 from dlrun.core.suggest import did_you_mean
 from dlrun.core.terminal import write_error
 
-GROUPS = ("data", "model", "optimizer", "scheduler", "device", "lesson", "experiment", "debug")
+GROUPS = ("data", "model", "optimizer", "scheduler", "device", "logger", "lesson", "experiment", "debug")
 
 # Hydra looks for a package hydra_plugins on sys.path.
 _PLUGINS = str(Path(__file__).parent / "plugins")

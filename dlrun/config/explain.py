@@ -11,11 +11,13 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from dlrun.config import compose, request, schema
+from dlrun.config.listing import list_options
 from dlrun.config.schema import CONFIG_DIR
 from dlrun.config.settings import read_settings
 from dlrun.config.validation import build_wrong_type_error, find_field
 from dlrun.core.errors import ErrorList, RequestError, iter_causes, join_names
 from dlrun.core.suggest import compute_edit_distance, did_you_mean, find_nearest
+from dlrun.core.yaml import flatten
 
 # Exceptions of Hydra and OmegaConf on a wrong command line or a saved config that it does not fit.
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, request.UnknownKey)
@@ -23,6 +25,7 @@ COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, request.UnknownKey
 VERBS = ("resume", "eval", "compare", "export", "predict", "clean", "completion", "diff", "ls", "check", "help",
          "show", "rerun", "watch")  # fmt: skip
 
+_NO_OPTION = r"Config group override must be a string or a list"
 _SEVERAL_VALUES = r"Ambiguous value for argument '([^=]+)=(.*)'"
 
 # Patterns of Hydra's messages, and the sentence for each.
@@ -94,6 +97,9 @@ def _explain(error: Exception, words: list[str]) -> str:
         return _explain_missing_option(error)
     if isinstance(error, OverrideParseException):
         return _explain_unparsable(error)
+
+    if re.search(_NO_OPTION, str(error)):
+        return _explain_no_option(words)
 
     for pattern, sentence in _SENTENCES:
         match = re.search(pattern, str(error))
@@ -184,12 +190,26 @@ def _explain_missing_option(error: MissingConfigException) -> str:
         return f"there is no config {option}; leave out --config-name"
 
     options = list(error.options or [])
+    if not options and group in compose.GROUPS:
+        # Hydra names no options where one of several does not exist.
+        options = [name for name, _ in list_options(CONFIG_DIR, group)]
     if not options:
         hint = did_you_mean(group, compose.GROUPS)
         return f"there is no group {group}; {hint}the groups are {', '.join(compose.GROUPS)}"
 
     hint = did_you_mean(option, options, group + "=") if option else ""
     return f"{group}={option} is not a choice; {hint}type one of {join_names(options, f'dlrun ls {group}')}"
+
+
+def _explain_no_option(words: list[str]) -> str:
+    """Explain a choice that is a number or null."""
+    for word in words:
+        group, _, option = word.partition("=")
+        if group in compose.GROUPS and (option == "null" or not re.search(r"[A-Za-z]", option)):
+            has_none = (CONFIG_DIR / group / "none.yaml").is_file()
+            instead = f"{group}=none" if has_none and option == "null" else f"{group}=<one of `dlrun ls {group}`>"
+            return f"{word} is not a choice; type {instead}"
+    return f"a choice is the name of an option; look at {' '.join(words)}"
 
 
 def _explain_unparsable(error: OverrideParseException) -> str:
@@ -276,7 +296,13 @@ def _suggest_keys(key: str, keys: list[str]) -> list[str]:
 
 def _find_owners(group: str, rest: str) -> list[str]:
     """The options of a group that have such a key."""
-    return [path.stem for path in sorted((CONFIG_DIR / group).glob("*.yaml")) if rest in _read_plain(path)]
+    owners = []
+    for path in sorted((CONFIG_DIR / group).glob("*.yaml")):
+        values = _read_plain(path)
+        # The options of `logger` hold a block each.
+        if rest in values or rest in flatten(values):
+            owners.append(path.stem)
+    return owners
 
 
 def _format_owners(group: str, owners: list[str]) -> str:

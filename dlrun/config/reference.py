@@ -74,6 +74,7 @@ MEANINGS = {
     "tracking.weight_histograms": "log the distribution of every parameter, every epoch",
     "tracking.evolution_every_epochs": "draw the fit after this many epochs each, and all pictures as a GIF",
     "tracking.diagnose": "report learning trouble at the epoch where it shows",
+    "logger": "loggers by name, each a `_target_` with its arguments: see `dlrun help loggers`",
     "figures": "draw pictures into figures/ and TensorBoard",
     "user": "values of your own, for other keys to refer to: `${user.width}`",
     "run.name": "a name for the run, in the name of its folder in place of model and data",

@@ -10,7 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from dlrun.config import hydra_internals, schema, sweep_points, unheeded
 from dlrun.config.compose import (
@@ -155,7 +155,7 @@ def _make_request(
     choices: dict[str, str] = {}
     for group, option in settings.runtime.choices.items():
         if option is not None and not group.startswith("hydra"):
-            choices[group] = str(option)
+            choices[group] = _format_option(option)
 
     for group in ("data", "model", "optimizer", "scheduler"):
         if group not in choices:
@@ -296,7 +296,9 @@ def from_saved(saved: dict[str, Any], choices: dict[str, str], overrides: list[s
     no_permissions = {key: getattr(defaults, key) for key in schema.PERMISSIONS}
     # Runs of older versions have no such section, and may be given a name.
     labels = asdict(schema.RunConfig())
-    config = OmegaConf.create({"run": labels, **plain, **no_permissions})
+    # So is the choice of loggers.
+    loggers = {"tensorboard": {"_target_": schema.TENSORBOARD}}
+    config = OmegaConf.create({"run": labels, "logger": loggers, **plain, **no_permissions})
 
     new_choices = dict(choices)
     trusted_modules: list[str] = []
@@ -307,7 +309,7 @@ def from_saved(saved: dict[str, Any], choices: dict[str, str], overrides: list[s
         if override.is_sweep_override():
             raise RequestError(f"{override.input_line} names several values; only one can be used here")
         if key in GROUPS:
-            option = str(override.value())
+            option = _format_option(override.value())
             _replace_option(config, key, option)
             new_choices[key] = option
         else:
@@ -323,6 +325,11 @@ def from_saved(saved: dict[str, Any], choices: dict[str, str], overrides: list[s
 
     plain_config = literals.restore(resolve(config))
     return Request(plain_config, new_choices, overrides, folder=run, trusted_modules=trusted_modules, notes=notes)
+
+
+def _format_option(value: Any) -> str:
+    """The choice of a group as it is typed: an option, or several as [a,b]."""
+    return f"[{','.join(map(str, value))}]" if isinstance(value, list | tuple | ListConfig) else str(value)
 
 
 def _replace_option(config: DictConfig, group: str, option: str) -> None:

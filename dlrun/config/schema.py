@@ -28,10 +28,14 @@ DATA_FOLDER = "data"
 # Permissions of one command line or call: never written into a run, never read from it.
 PERMISSIONS = ("trust", "trusted_modules")
 
+# The logger of runs that an older dlrun has saved.
+TENSORBOARD = "dlrun.runs.loggers.tensorboard.TensorBoardLogger"
+
 # Keys that may differ between two runs that are the same run.
 NOT_IDENTITY = (
     "paths", "device", "tracking", "figures", "hydra", "sweep",
     "resume", "trust", "trusted_modules", "probes", "expect", "strict", "preflight", "run",
+    "logger",
 )  # fmt: skip
 
 
@@ -229,6 +233,7 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     device: DeviceConfig = field(default_factory=DeviceConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    logger: dict[str, Any] = field(default_factory=dict)  # loggers by name: a _target_ with its arguments each
     sweep: SweepConfig = field(default_factory=SweepConfig)
     figures: bool = True
     # Values of the user's own, which other keys refer to: ${user.width}.

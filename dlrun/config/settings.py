@@ -67,6 +67,8 @@ class Settings:
     checkpoint: CheckpointConfig
     device: DeviceConfig
     tracking: TrackingConfig
+    # Target and arguments of each logger, by its name.
+    logger: dict[str, Any]
     sweep: SweepConfig
     run: RunConfig
     paths: PathsConfig

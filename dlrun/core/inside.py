@@ -13,7 +13,8 @@ from dlrun.core.errors import RequestError
 # What dlrun writes into the folder of a run; other files are the user's own.
 OF_A_RUN = (
     ".hydra", "checkpoints", "figures", "profile", "eval*", "export*", "environment.json", "result.json", "run.log",
-    "metrics.jsonl", "fingerprints.jsonl", "report.html", "events.out.tfevents.*", ".lock", ".*.tmp",
+    "metrics.jsonl", "fingerprints.jsonl", "report.html", "loggers.json", "metrics.csv", "events.out.tfevents.*",
+    ".lock", ".*.tmp",
 )  # fmt: skip
 _OF_A_RUN_OR_SWEEP = (*OF_A_RUN, "sweep.jsonl", "comparison.csv", "comparison.md", "expectations.md", "*.pt")
 

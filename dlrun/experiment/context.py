@@ -10,6 +10,7 @@ from dlrun.engine.objective import Objective
 from dlrun.engine.state import TrainState
 from dlrun.experiment.preflight.checks import Layer
 from dlrun.experiment.preflight.memory import Estimate
+from dlrun.runs.loggers.base import Logger
 
 Answer = float | str
 
@@ -56,3 +57,5 @@ class RunContext:
     start: Start
     # What the user should know, in order; result.json keeps them as warnings.
     notes: list[str]
+    # By their names in the config; empty in all processes but the first.
+    loggers: dict[str, Logger] = field(default_factory=dict)

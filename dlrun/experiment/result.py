@@ -19,7 +19,7 @@ from dlrun.experiment.context import RunContext
 from dlrun.experiment.final_outputs import FinalOutputs
 from dlrun.runs import expectations, logger
 from dlrun.runs.expectations import Value
-from dlrun.runs.logger import Logger
+from dlrun.runs.logger import RunLogger
 from dlrun.runs.record import RunRecord
 
 
@@ -153,7 +153,7 @@ def compute_code_hash(context: RunContext) -> str:
     return digest.hexdigest()
 
 
-def log_end(context: RunContext, metrics: dict[str, float], run_logger: Logger) -> list[str]:
+def log_end(context: RunContext, metrics: dict[str, float], run_logger: RunLogger) -> list[str]:
     """Log test metrics, hyperparameters and the graph to TensorBoard; returns notes on what did not work."""
     settings = context.settings
     step = context.state.progress.step

@@ -28,7 +28,7 @@ MAY_CHANGE = (
     "trainer.profile",
     "checkpoint.every_", "checkpoint.keep", "checkpoint.format", "device.", "paths.", "tracking.", "figures",
     "trust", "trusted_modules", "resume", "probes", "expect", "strict", "preflight", "sweep.",
-    "data.num_workers", "data.root", "run.",
+    "data.num_workers", "data.root", "run.", "logger",
 )  # fmt: skip
 FINISHED = ("completed", "early_stopped")
 

@@ -45,7 +45,8 @@ from dlrun.models.pretrained import skip_trained_weights
 from dlrun.runs import checkpoint, logger
 from dlrun.runs import folder as run_folder
 from dlrun.runs.checkpoint_manager import CheckpointManager
-from dlrun.runs.logger import Logger
+from dlrun.runs.logger import RunLogger
+from dlrun.runs.loggers.base import LoggedRun
 from dlrun.runs.record import RESULT, RunRecord
 from dlrun.runs.reports.console import Console
 from dlrun.runs.reports.plots import fonts
@@ -85,10 +86,10 @@ def run(request: Request, console: Console | None = None) -> int:
 
             checkpoints = make_checkpoint_manager(folder, context, request, resumed, unsaved)
             checkpoints.examine = make_reload_check(context, request, note)
-            # TensorBoard drops the events from this step on, which a resumed run writes anew.
-            purge_step = resumed["step"] + 1 if resumed else None
 
-            with logger.open_logger(folder, purge_step, unsaved) as run_logger:
+            logged_run = describe_for_loggers(request, context, folder, resumed, unsaved)
+            with logger.open_logger(logged_run, context.loggers) as run_logger:
+                run_logger.start_others(context.settings.hyperparameters, console.say)
                 recorders = start_recording(context, folder, run_logger, resumed, console)
                 progress = ProgressDisplay(console, context.state, context.settings.trainer.progress)
                 # A row and its pictures are on the disk before the checkpoint that a resumed run begins from.
@@ -319,6 +320,34 @@ def describe_process(context: RunContext) -> dict[str, Any]:
     return description
 
 
+def describe_for_loggers(
+    request: Request, context: RunContext, folder: Path, resumed: dict[str, Any] | None, unsaved: DiskProblems
+) -> LoggedRun:
+    """What loggers are told about the run."""
+    labels = context.settings.run
+    outputs = Path(context.settings.paths.outputs)
+    return LoggedRun(
+        folder=folder,
+        outputs=outputs,
+        run_id=str(resumed["run_id"] if resumed else RunRecord(folder).environment.get("run_id", "")),
+        name=labels.name or folder.name,
+        tags=tuple(labels.tags),
+        notes=labels.notes,
+        sweep=None if request.sweep is None else name_sweep(request.sweep, outputs),
+        resumed_step=resumed["step"] if resumed else None,
+        rows=logger.read_rows(folder) if resumed else (),
+        disk_problems=unsaved,
+    )
+
+
+def name_sweep(sweep: Path, outputs: Path) -> str:
+    """Name of a sweep for loggers: its folder, below paths.outputs with the day in front."""
+    try:
+        return "_".join(sweep.relative_to(outputs / "multirun").parts)
+    except ValueError:
+        return sweep.name
+
+
 def make_checkpoint_manager(
     folder: Path, context: RunContext, request: Request, resumed: dict[str, Any] | None, unsaved: DiskProblems
 ) -> CheckpointManager:
@@ -354,7 +383,7 @@ def make_reload_check(
 
 
 def start_recording(
-    context: RunContext, folder: Path, run_logger: Logger, resumed: dict[str, Any] | None, console: Console
+    context: RunContext, folder: Path, run_logger: RunLogger, resumed: dict[str, Any] | None, console: Console
 ) -> list[Callback]:
     """Restore the generators of a resumed run, or log how a new one begins; returns the recording callbacks."""
     tracking = context.settings.tracking
@@ -410,7 +439,7 @@ def finish(
     context: RunContext,
     folder: Path,
     status: str,
-    run_logger: Logger,
+    run_logger: RunLogger,
     checkpoints: CheckpointManager,
     profiler: Profiler | None,
     is_alone: bool,
@@ -447,6 +476,8 @@ def finish(
             context.notes.extend(fonts.describe_missing_letters())
         context.notes.extend(results.log_end(context, metrics, run_logger))
 
+    run_logger.status = status
+    context.notes.extend(run_logger.settle())
     result = results.collect_result(context, folder, status, metrics, weights_sha256, error=None)
     result["measured"] = measured
     result["expected"] = []

@@ -32,11 +32,13 @@ from dlrun.engine.optim.schedule import Schedule
 from dlrun.engine.state import TrainState
 from dlrun.experiment import probes, result
 from dlrun.experiment.builder import build, data_cache, transfer
+from dlrun.experiment.builder.loggers import build_loggers
 from dlrun.experiment.callbacks import evolution
 from dlrun.experiment.context import Answer, Preflight, RunContext, Start
 from dlrun.experiment.hidden_state import comparison
 from dlrun.experiment.preflight import checks, final_activation, memory
 from dlrun.runs import expectations, plain
+from dlrun.runs.loggers.base import Logger
 
 
 def enter_device_session(
@@ -90,6 +92,11 @@ def _build_context(
 
     objective: Objective | None = None
     model: nn.Module | None = None
+    # Only the first process logs.
+    loggers: dict[str, Logger] = {}
+    if not process.ranks.rank:
+        loggers = build_loggers(settings, trusted_modules, problems)
+
     splits = _build_splits(settings, trusted_modules, problems)
     if splits is not None:
         objective = problems.collect(build.build_objective, settings, splits.spec, trusted_modules)
@@ -141,6 +148,7 @@ def _build_context(
         preflight=preflight or Preflight(),
         start=Start(parameters, predictions or {}),
         notes=notes,
+        loggers=loggers,
     )
 
 

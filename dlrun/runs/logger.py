@@ -1,82 +1,76 @@
-"""The callback that logs a run: scalars and pictures for TensorBoard, a row an epoch in metrics.jsonl."""
+"""The callback that logs a run: a row an epoch in metrics.jsonl, and all that is logged to the chosen loggers."""
 
 import json
 import math
 import time
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor, nn
-from torch.utils.tensorboard import FileWriter, SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 
 from dlrun.core.bounded import LARGEST_LOG, read_bytes
 from dlrun.core.errors import DamageError, UnreadableError
-from dlrun.core.files import DiskProblems, GrowingFile, write_atomically
-from dlrun.core.user_code import add_user_line, get_first_line
-from dlrun.core.yaml import flatten
+from dlrun.core.files import GrowingFile, write_atomically
 from dlrun.engine.callback import Callback, EpochSummary
-from dlrun.engine.evaluation import evaluation_mode
 from dlrun.engine.state import TrainState
+from dlrun.runs.loggers import states
+from dlrun.runs.loggers.base import LoggedRun, Logger
+from dlrun.runs.loggers.channels import Channel, make_channel
+from dlrun.runs.loggers.tensorboard import TensorBoardLogger
 from dlrun.runs.record import FINGERPRINTS, METRICS, RunRecord, parse_line
-from dlrun.runs.tensorboard import EventFile, wait_for_later_name
-
-# Suffix of the event file that holds the run's end.
-_END = ".end"
-# Classes that get a precision-recall curve: the first ones.
-_MOST_CURVES = 20
+from dlrun.runs.tensorboard import END_SUFFIX
 
 
-class _FileWriter(FileWriter):
-    """torch's FileWriter over an EventFile of dlrun."""
+class RunLogger(Callback):
+    """Append a row an epoch to metrics.jsonl, and log scalars, text and pictures to the chosen loggers."""
 
-    def __init__(self, events: EventFile) -> None:
-        # Deliberately without super().__init__, which would open an EventFileWriter with its thread.
-        self.event_writer = events
-
-
-class _SummaryWriter(SummaryWriter):
-    """torch's SummaryWriter over one EventFile of dlrun."""
-
-    def __init__(self, events: EventFile) -> None:
-        self._events = events
-        super().__init__(str(events.file.path.parent))
-
-    def _get_file_writer(self) -> Any:
-        writer: Any = _FileWriter(self._events)
-        self.file_writer = writer
-        # SummaryWriter flushes and closes all of these.
-        self.all_writers = {self.log_dir: writer}  # type: ignore[assignment]
-        return writer
-
-
-class Logger(Callback):
-    """Log scalars, text and pictures as TensorBoard events, and a row an epoch to metrics.jsonl."""
-
-    def __init__(self, folder: Path, purge_step: int | None = None, disk_problems: DiskProblems | None = None) -> None:
-        """purge_step: readers drop the events of earlier files from this step on, as a resumed run repeats them."""
-        self.folder = folder
-        self.disk_problems = disk_problems or DiskProblems()
-        if purge_step is not None:
-            wait_for_later_name(folder)
-
-        events = EventFile(folder, "", self.disk_problems)
-        if purge_step is not None:
-            # TensorBoard drops what earlier files hold from this step on when it meets such an event.
-            status = SessionLog(status=SessionLog.START)
-            events.add_event(Event(wall_time=time.time(), step=purge_step, session_log=status))
-        self.writer = _SummaryWriter(events)
+    def __init__(self, run: LoggedRun, loggers: Mapping[str, Logger]) -> None:
+        """loggers: by their names in the config."""
+        self.run = run
+        self.folder = run.folder
+        self.disk_problems = run.disk_problems
+        # How the run ends, for loggers that record it.
+        self.status = "failed"
 
         # All rows, also those that the disk refused.
-        self.rows = read_rows(folder)
-        self.file = GrowingFile(folder / METRICS, METRICS, self.disk_problems)
-        self.at_end = False
+        self.rows = read_rows(run.folder)
+        self.file = GrowingFile(run.folder / METRICS, METRICS, self.disk_problems)
+
+        # Pictures, histograms and the graph are for TensorBoard alone.
+        self.boards: list[TensorBoardLogger] = []
+        self.others: dict[str, Logger] = {}
+        for name, logger in loggers.items():
+            # A class of the user's own that derives from it may raise anything, as other loggers may.
+            if type(logger) is TensorBoardLogger:
+                logger.start(run)
+                self.boards.append(logger)
+            else:
+                self.others[name] = logger
+
+        self.channels: list[Channel] = []
+        self._saved_states: dict[str, Any] = {}
+        self._seconds_waited = 0.0
+
+    def start_others(self, hyperparameters: dict[str, Any], say: Callable[[str], None]) -> None:
+        """Start the loggers besides TensorBoard.
+
+        hyperparameters: by dotted key; say: shows a line at once.
+        """
+        if not self.others:
+            return
+        self._saved_states, damage = states.read_states(self.folder)
+        if damage:
+            say(damage)
+
+        for name, logger in self.others.items():
+            logger.state = self._saved_states.get(name)
+            channel = make_channel(name, logger, say)
+            channel.start(self.run)
+            channel.log_hyperparameters(hyperparameters)
+            self.channels.append(channel)
+        self._save_states()
 
     def on_log(self, step: int, values: dict[str, float]) -> None:
         """Log the values of one optimizer step."""
@@ -91,113 +85,111 @@ class Logger(Callback):
         self.start_final_events()
 
     def log_step(self, step: int, values: dict[str, float]) -> None:
-        """Log scalars of one optimizer step as one event: an event for each takes three times as long."""
-        entries = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
-        events: Any = self.writer.file_writer
-        events.add_summary(Summary(value=entries), step)
-        # Flushed at once: a kill would cost the last scalars, and a dashboard would lag behind.
-        self.writer.flush()
+        """Log scalars of one optimizer step."""
+        for board in self.boards:
+            board.log_metrics(values, step)
+        for channel in self.channels:
+            channel.log_metrics(values, step)
 
     def log_epoch(self, row: dict[str, float], timings: dict[str, float]) -> None:
-        """Append a line to metrics.jsonl, on the disk when this returns, and log the same scalars as events."""
+        """Append a line to metrics.jsonl, on the disk when this returns, and log the same scalars."""
         self.rows.append({key: value if math.isfinite(value) else math.nan for key, value in row.items()})
         # Written before the epoch's checkpoint is saved: a run resumed from that needs every row up to it.
         line = json.dumps({key: _to_json_number(value) for key, value in row.items()})
         self.file.write(line + "\n")
         self.file.flush()
 
-        step = int(row["step"])
-        # Epoch and step are the axis of the curves.
-        scalars = {key: value for key, value in row.items() if key not in ("epoch", "step")}
-        self.log_step(step, scalars | {f"time/{key}": value for key, value in timings.items()})
+        self.log_step(int(row["step"]), row | {f"time/{key}": value for key, value in timings.items()})
+        self._save_states()
 
     def log_text(self, tag: str, text: str, step: int = 0) -> None:
         """Log Markdown."""
-        self.writer.add_text(tag, text, step)
-        # Flush, so that a run that is killed and resumed does not log it twice.
-        self.writer.flush()
+        for board in self.boards:
+            board.log_text(tag, text, step)
+        for channel in self.channels:
+            channel.log_text(tag, text, step)
 
     def log_histograms(self, model: nn.Module, step: int) -> None:
-        """Log a histogram of every parameter."""
-        for name, parameter in model.named_parameters():
-            self.writer.add_histogram(f"weights/{name}", parameter.detach(), step)
-        self.writer.flush()
+        """Log a histogram of every parameter to TensorBoard."""
+        for board in self.boards:
+            board.log_histograms(model, step)
 
     def log_image(self, tag: str, image: Tensor, step: int) -> None:
-        """Log an image (3, H, W) of uint8, or of floats in 0..1."""
-        self.writer.add_image(tag, image, step)
-        self.writer.flush()
+        """Log an image (3, H, W) of uint8, or of floats in 0..1, to TensorBoard."""
+        for board in self.boards:
+            board.log_image(tag, image, step)
 
     def log_pr_curves(self, targets: Tensor, probabilities: Tensor, names: Sequence[str], step: int) -> None:
-        """Log precision over recall: of class 1 for probabilities (N,), one versus rest for (N, classes).
-
-        targets: class numbers (N,). A curve costs about a millisecond, so only the first classes are logged.
-        """
-        columns = probabilities
-        first = 0
-        if probabilities.dim() == 1:
-            columns = probabilities.unsqueeze(1)
-            first = 1
-
-        for number, column in enumerate(columns[:, :_MOST_CURVES].unbind(1), first):
-            name = names[number] if number < len(names) else str(number)
-            self.writer.add_pr_curve(f"pr_curves/{name}", targets == number, column, step)
+        """Log precision over recall to TensorBoard; see TensorBoardLogger.log_pr_curves."""
+        for board in self.boards:
+            board.log_pr_curves(targets, probabilities, names, step)
 
     def log_graph(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> str | None:
-        """Log the model's graph; returns the reason if it cannot be traced. Model and RNG state stay as they are."""
-        # Tracing runs the model, and a user's net may draw random numbers even in evaluation mode.
-        state = torch.get_rng_state()
-        try:
-            with evaluation_mode(model), warnings.catch_warnings(), torch.no_grad():
-                # Tracing is deprecated in torch, but TensorBoard has no other way.
-                warnings.simplefilter("ignore")
-                self.writer.add_graph(model, inputs)
-        except Exception as error:
-            # Tracing user code can raise anything; a missing picture must not end a run.
-            return add_user_line(f"{type(error).__name__}: {get_first_line(error)}", error)
-        finally:
-            torch.set_rng_state(state)
+        """Log the model's graph to TensorBoard; returns the reason if it cannot be traced."""
+        for board in self.boards:
+            reason = board.log_graph(model, inputs)
+            if reason:
+                return reason
         return None
+
+    def log_hparams(self, settings: dict[str, Any], metrics: dict[str, float], step: int) -> None:
+        """Log hyperparameters and the final metrics to TensorBoard; other loggers have both already."""
+        for board in self.boards:
+            board.log_hparams(settings, metrics, step)
 
     def start_final_events(self) -> None:
         """Write what follows to an event file of its own: a resumed run drops it and writes its own end."""
-        if self.at_end:
-            return
-        self.at_end = True
-        self.writer.close()
-        self.writer = _SummaryWriter(EventFile(self.folder, _END, self.disk_problems))
+        for board in self.boards:
+            board.start_final_events()
 
-    def log_hparams(self, settings: dict[str, Any], metrics: dict[str, float], step: int) -> None:
-        """Log hyperparameters and the final metrics, under tags of their own in the run's own folder.
-
-        SummaryWriter.add_hparams would open a sub-run, and overwrite a curve with its last value.
-        """
-        flat: dict[str, Any] = {}
-        for key, value in flatten(settings).items():
-            flat[key] = value if isinstance(value, bool | int | float | str) else str(value)
-        final = {f"hparam/{key}": value for key, value in metrics.items() if math.isfinite(value)}
-
-        events: Any = self.writer.file_writer
-        for summary in hparams(flat, final):  # type: ignore[no-untyped-call]
-            events.add_summary(summary)
-        self.log_step(step, final)
+    def settle(self) -> list[str]:
+        """Wait for the loggers in the background, as long as `wait_seconds` allows; returns notes on what is lost."""
+        began = time.monotonic()
+        notes: list[str] = []
+        for channel in self.channels:
+            # They work at the same time, so the seconds of all begin now.
+            notes += channel.settle(began + channel.logger.wait_seconds)
+        self._seconds_waited += time.monotonic() - began
+        self._save_states()
+        return notes
 
     def close(self) -> None:
-        """Write everything to the disk, or report that it cannot be written."""
-        self.writer.close()
+        """Write everything to the disk, or report that it cannot be written, and finish the loggers."""
+        for board in self.boards:
+            board.finish(self.status)
         self.file.flush()
+
+        for channel in self.channels:
+            channel.begin_finish(self.status)
+        began = time.monotonic() - self._seconds_waited
+        for channel in self.channels:
+            channel.wait_for_finish(began + channel.logger.wait_seconds)
+        self._save_states()
+
+    def _save_states(self) -> None:
+        """Write loggers.json where a logger has changed its state."""
+        new_states = {channel.name: channel.state for channel in self.channels}
+        kept_states = {name: state for name, state in new_states.items() if state is not None}
+        # A logger that is left out of a resumed run may come back.
+        all_states = {**self._saved_states, **kept_states}
+        if all_states == self._saved_states:
+            return
+        with self.disk_problems.tolerate(states.STATES):
+            states.write_states(self.folder, all_states)
+            self._saved_states = all_states
 
 
 @contextmanager
-def open_logger(
-    folder: Path, purge_step: int | None = None, disk_problems: DiskProblems | None = None
-) -> Iterator[Logger]:
-    """Open a logger and close it however the run ends: TensorBoard would lose the last scalars otherwise."""
-    logger = Logger(folder, purge_step, disk_problems)
+def open_logger(run: LoggedRun, loggers: Mapping[str, Logger] | None = None) -> Iterator[RunLogger]:
+    """Open a logger and close it however the run ends: TensorBoard would lose the last scalars otherwise.
+
+    loggers: by their names in the config; None for TensorBoard alone.
+    """
+    run_logger = RunLogger(run, {"tensorboard": TensorBoardLogger()} if loggers is None else loggers)
     try:
-        yield logger
+        yield run_logger
     finally:
-        logger.close()
+        run_logger.close()
 
 
 def read_lines_until(folder: Path, epoch: int) -> tuple[dict[str, list[str]], list[str]]:
@@ -236,7 +228,7 @@ def read_lines_until(folder: Path, epoch: int) -> tuple[dict[str, list[str]], li
 def truncate_after(folder: Path, rows: dict[str, list[str]]) -> None:
     """Reduce metrics and fingerprints to `rows`, and delete the events of the run's end: they are logged again."""
     # Their step is that of the checkpoint, so that no purge step would make readers drop them.
-    for events in folder.glob(f"events.out.tfevents.*{_END}"):
+    for events in folder.glob(f"events.out.tfevents.*{END_SUFFIX}"):
         events.unlink()
     for name, lines in rows.items():
         write_atomically(folder / name, "".join(lines).encode())

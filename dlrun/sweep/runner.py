@@ -233,8 +233,10 @@ def conclude(console: Console, ledger: Ledger, jobs: Sequence[Job], errors: dict
         page = report.write_comparison(comparison, ledger.folder, ledger.command)
         for line in fonts.describe_missing_letters():
             console.say(f"note: {line}")
-        view = f"tensorboard --logdir {shlex.quote(str(ledger.folder))}"
-        console.say(format_facts([("report", str(page)), ("view", view)]))
+        facts = [("report", str(page))]
+        if any(ledger.folder.glob("*/events.out.tfevents.*")):
+            facts.append(("view", f"tensorboard --logdir {shlex.quote(str(ledger.folder))}"))
+        console.say(format_facts(facts))
 
     if pending:
         command = format_resume_command(ledger.folder, jobs)

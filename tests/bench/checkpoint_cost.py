@@ -18,6 +18,7 @@ from dlrun.engine.trainer import Trainer
 from dlrun.experiment import run
 from dlrun.runs import folder as run_folder
 from dlrun.runs import logger
+from dlrun.runs.loggers.base import LoggedRun
 
 
 def measured(root: str, epochs: int) -> tuple[float, float, int]:
@@ -31,7 +32,7 @@ def measured(root: str, epochs: int) -> tuple[float, float, int]:
         parts = run.prepare(settings, process, None)
         run_folder.write_description(folder, request, process)
         saver = run.make_checkpoint_manager(folder, parts, request, None)
-        with logger.open_logger(folder) as tracker:
+        with logger.open_logger(LoggedRun(folder)) as tracker:
             Trainer(parts.state, [tracker, saver], lambda: False).fit()
         size = (folder / "checkpoints" / "last.pt").stat().st_size
         return saver.seconds, parts.state.progress.train_seconds, size

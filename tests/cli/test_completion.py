@@ -89,6 +89,8 @@ def complete_line(shell: str, line: str) -> list[str]:
         ("dlrun check model=res", ["model=resnet"]),
         ("dlrun completion z", ["zsh"]),
         ("dlrun 'model.hid", ["model.hidden_sizes="]),
+        ("dlrun logger=mlflow logger.mlflow.tr", ["logger.mlflow.tracking_uri="]),
+        ("dlrun logger=[csv,mlflow] logger.mlflow.art", ["logger.mlflow.artifacts="]),
     ],
 )  # fmt: skip
 def test_how_a_line_goes_on(place: Path, line: str, found: list[str]) -> None:

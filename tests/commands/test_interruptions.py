@@ -22,7 +22,7 @@ PHASES = {  # what is called when, the how-manieth call gets the signal, and a r
     "lbfgs": ("dlrun.engine.trainer", "backward", 3, LBFGS),
     "evaluation": ("dlrun.engine.trainer", "evaluate", 2, WORDS),
     "save": ("dlrun.runs.checkpoint_manager", "save", 2, WORDS),
-    "between epochs": ("dlrun.experiment.run", "logger.Logger.log_epoch", 2, WORDS),
+    "between epochs": ("dlrun.experiment.run", "logger.RunLogger.log_epoch", 2, WORDS),
     "figures": ("dlrun.experiment.reports.figures", "draw_all", 1, FIGURES),
 }
 # One handler takes every signal, so each phase meets one of them, and each signal at least one phase.

@@ -28,7 +28,7 @@ from dlrun.engine.optim.schedule import Schedule
 from dlrun.engine.state import Progress, StopRules, TrainState
 from dlrun.runs.checkpoint import load
 from dlrun.runs.checkpoint_manager import CheckpointManager
-from dlrun.runs.logger import Logger
+from dlrun.runs.logger import RunLogger
 
 QUIET = ("tracking.graph=false", "figures=false", "trainer.log_every_steps=2", "checkpoint.every_steps=1")
 DIGITS = ("data=digits", "data.limit_batches=4", "trainer.epochs=3")
@@ -139,8 +139,8 @@ def copies(monkeypatch: pytest.MonkeyPatch, run: Path, target: Path) -> dict[str
         monkeypatch.setattr(owner, name, method)
 
     around(Path, "replace", lambda file, to: re.sub(r"\d+", "N", Path(to).name))
-    around(Logger, "log_step", lambda *_: "a step's values")
-    around(Logger, "log_epoch", lambda *_: "an epoch's row")
+    around(RunLogger, "log_step", lambda *_: "a step's values")
+    around(RunLogger, "log_epoch", lambda *_: "an epoch's row")
     return made
 
 

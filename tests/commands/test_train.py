@@ -270,7 +270,7 @@ def test_a_run_that_fails_before_its_folder_is_described_leaves_none(
     [
         "runs.reports.console.Console.open_log",
         "experiment.reports.terminal.print_opening",
-        "runs.logger.Logger",
+        "runs.logger.RunLogger",
         "experiment.run.make_checkpoint_manager",
     ],
 )

@@ -15,7 +15,9 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import Tensor, nn
 
 from dlrun.core.files import DiskProblems
-from dlrun.runs.logger import Logger, flatten, open_logger, read_lines_until, read_rows, truncate_after
+from dlrun.core.yaml import flatten
+from dlrun.runs.logger import RunLogger, open_logger, read_lines_until, read_rows, truncate_after
+from dlrun.runs.loggers.base import LoggedRun
 from dlrun.runs.tensorboard import EventFile
 
 QUIET = ("tracking.graph=false", "figures=false")
@@ -46,7 +48,7 @@ def row(epoch: int, **values: float) -> dict[str, float]:
 
 def test_rows_and_events_say_the_same(tmp_path: Path) -> None:
     rows = [row(1, train_loss=0.5, val_loss=0.25, lr=0.5), row(2, train_loss=0.125, val_loss=2.0, lr=0.0625)]
-    with open_logger(tmp_path) as tracker:
+    with open_logger(LoggedRun(tmp_path)) as tracker:
         for r in rows:
             tracker.log_epoch(r, {"epoch_seconds": 0.5})
             assert read_rows(tmp_path)[-1] == r  # on the disk before log_epoch returns
@@ -91,7 +93,7 @@ def plugin(folder: Path, tag: str) -> Any:
 
 def test_hyperparameters_are_readable_with_their_metrics(tmp_path: Path) -> None:
     settings = {"optimizer": {"lr": 0.1, "nesterov": False}, "model": "mlp", "sizes": [4, 2], "seed": 3}
-    with open_logger(tmp_path) as tracker:
+    with open_logger(LoggedRun(tmp_path)) as tracker:
         tracker.log_hparams(settings, {"val/loss": 0.25, "val/r2": math.nan}, step=40)
     hparams = plugin(tmp_path, "session_start_info").session_start_info.hparams
     found = {k: getattr(v, v.WhichOneof("kind")) for k, v in hparams.items()}
@@ -103,7 +105,7 @@ def test_hyperparameters_are_readable_with_their_metrics(tmp_path: Path) -> None
 
 
 def test_what_is_not_finite_is_null_in_strict_json(tmp_path: Path) -> None:
-    with open_logger(tmp_path) as tracker:
+    with open_logger(LoggedRun(tmp_path)) as tracker:
         tracker.log_epoch(row(1, train_loss=math.nan, val_loss=math.inf, lr=0.5), {})
     line = (tmp_path / "metrics.jsonl").read_text()
     assert strict(line) == {"epoch": 1, "step": 10, "train/loss": None, "val/loss": None, "lr": 0.5}
@@ -132,10 +134,10 @@ def test_a_validation_metric_that_is_not_finite_does_not_end_the_run(dlrun: Call
 
 
 def test_a_resumed_writer_takes_the_place_of_what_came_after_the_checkpoint(tmp_path: Path) -> None:
-    with open_logger(tmp_path) as tracker:
+    with open_logger(LoggedRun(tmp_path)) as tracker:
         for step in range(1, 6):
             tracker.log_step(step, {"loss": float(step)})
-    with open_logger(tmp_path, purge_step=4) as tracker:
+    with open_logger(LoggedRun(tmp_path, resumed_step=3)) as tracker:
         for step in (4, 5, 6):
             tracker.log_step(step, {"loss": 10.0 * step})
     assert scalars(tmp_path) == {"loss": [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0), (5, 50.0), (6, 60.0)]}
@@ -161,7 +163,7 @@ def test_rows_after_the_checkpoint_are_cut_and_a_torn_line_with_them(
 def test_the_events_of_the_end_are_dropped_and_written_again(tmp_path: Path) -> None:
     for value in (1.0, 2.0):
         truncate_after(tmp_path, {})
-        with open_logger(tmp_path, purge_step=11) as tracker:
+        with open_logger(LoggedRun(tmp_path, resumed_step=10)) as tracker:
             tracker.log_step(11, {"train/loss": value})
             tracker.start_final_events()
             tracker.log_step(11, {"test/loss": value})
@@ -176,7 +178,7 @@ def test_there_may_be_no_rows_yet(tmp_path: Path) -> None:
 
 
 def test_text_is_shown(tmp_path: Path) -> None:
-    with open_logger(tmp_path) as tracker:
+    with open_logger(LoggedRun(tmp_path)) as tracker:
         tracker.log_text("config", "    lr: 0.1")
     (event,) = events(tmp_path).Tensors("config/text_summary")
     assert event.tensor_proto.string_val == [b"    lr: 0.1"]
@@ -187,7 +189,7 @@ def test_images_are_shown_with_their_pixels(floats: bool, tmp_path: Path) -> Non
     from matplotlib.image import imread
 
     pixels = torch.randint(0, 256, (3, 4, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    with open_logger(tmp_path) as tracker:
+    with open_logger(LoggedRun(tmp_path)) as tracker:
         tracker.log_image("figures/x", pixels.float() / 255 if floats else pixels, 7)
     (event,) = events(tmp_path).Images("figures/x")
     assert (event.step, event.height, event.width) == (7, 4, 6)
@@ -200,7 +202,7 @@ def test_the_graph_of_a_model_is_shown_and_the_model_left_as_it_was(training: bo
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2)).train(training)
     weights = {k: v.clone() for k, v in model.state_dict().items()}
     torch.manual_seed(5)
-    with open_logger(tmp_path) as tracker:
+    with open_logger(LoggedRun(tmp_path)) as tracker:
         assert tracker.log_graph(model, (torch.ones(2, 3),)) is None
     assert torch.rand(1).item() == torch.rand(1, generator=torch.Generator().manual_seed(5)).item()
     assert model.training == training
@@ -218,7 +220,7 @@ def test_a_graph_that_cannot_be_drawn_is_a_sentence(tmp_path: Path) -> None:
         def forward(self, x: Tensor) -> Tensor:
             raise KeyError("no such thing")
 
-    with open_logger(tmp_path) as tracker:
+    with open_logger(LoggedRun(tmp_path)) as tracker:
         said = tracker.log_graph(Odd(), (torch.ones(1),))
     assert said is not None
     assert said.startswith("KeyError: ")
@@ -226,14 +228,14 @@ def test_a_graph_that_cannot_be_drawn_is_a_sentence(tmp_path: Path) -> None:
 
 def test_histograms_are_of_every_parameter(tmp_path: Path) -> None:
     model = nn.Linear(2, 1)
-    with open_logger(tmp_path) as tracker:
+    with open_logger(LoggedRun(tmp_path)) as tracker:
         tracker.log_histograms(model, 1)
     assert sorted(events(tmp_path).Tags()["histograms"]) == ["weights/bias", "weights/weight"]
 
 
 def test_everything_is_on_the_disk_even_after_an_exception(tmp_path: Path) -> None:
     def fails() -> None:
-        with open_logger(tmp_path) as tracker:
+        with open_logger(LoggedRun(tmp_path)) as tracker:
             for step in range(50):
                 tracker.log_step(step, {"loss": 1.0})
             raise KeyError
@@ -254,7 +256,7 @@ def test_a_full_disk_ends_neither_rows_nor_events_and_both_are_made_good(tmp_pat
 
     said: list[str] = []
     unsaved, before = DiskProblems(said.append), resource.getrlimit(resource.RLIMIT_FSIZE)
-    with open_logger(tmp_path, disk_problems=unsaved) as tracker:
+    with open_logger(LoggedRun(tmp_path, disk_problems=unsaved)) as tracker:
         for epoch in range(1, 31):
             full = 10 <= epoch < 20
             resource.setrlimit(resource.RLIMIT_FSIZE, (400 if full else before[0], before[1]))
@@ -270,11 +272,11 @@ def test_a_full_disk_ends_neither_rows_nor_events_and_both_are_made_good(tmp_pat
 
 
 def test_rows_in_memory_are_what_would_be_read(tmp_path: Path) -> None:
-    with open_logger(tmp_path) as tracker:
+    with open_logger(LoggedRun(tmp_path)) as tracker:
         tracker.log_epoch(row(1, train_loss=math.inf, lr=0.1), {})
         assert math.isnan(tracker.rows[0]["train/loss"])
         assert str(tracker.rows) == str(read_rows(tmp_path))
-    with open_logger(tmp_path) as tracker:
+    with open_logger(LoggedRun(tmp_path)) as tracker:
         assert str(tracker.rows) == str(read_rows(tmp_path))
 
 
@@ -284,7 +286,7 @@ def test_nested_keys_become_dotted() -> None:
 
 def test_a_tracker_goes_on_with_the_rows_that_are_there(tmp_path: Path) -> None:
     for epoch in (1, 2):
-        tracker = Logger(tmp_path)
+        tracker = RunLogger(LoggedRun(tmp_path), {})
         tracker.log_epoch(row(epoch, train_loss=0.5), {})
         tracker.close()
     assert [r["epoch"] for r in read_rows(tmp_path)] == [1, 2]

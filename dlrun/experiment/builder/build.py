@@ -45,7 +45,7 @@ _NAMES_IN_MESSAGES = (("learning rate", "lr"), ("beta parameter", "betas"), ("ep
 def build_data(settings: Settings, trusted_modules: Sequence[str] | None) -> Splits:
     """Build the data: checked, with a validation split held out if it has none, and cut to the limits of `data`."""
     keys = settings.data.keys
-    splits = _instantiate(settings.data, trusted_modules)
+    splits = instantiate(settings.data, trusted_modules)
     if not isinstance(splits, Splits):
         raise RequestError(
             f"data._target_={settings.data.target} must return dlrun.data.spec.Splits, not {type(splits).__name__}; "
@@ -162,7 +162,7 @@ def build_model(
     if has_own_freeze and patterns is not None:
         component = dataclasses.replace(component, arguments={**component.arguments, "freeze": patterns})
 
-    model = _instantiate(component, trusted_modules, spec)
+    model = instantiate(component, trusted_modules, spec)
     if not isinstance(model, nn.Module):
         raise RequestError(f"model._target_={component.target} must be a torch.nn.Module, not {type(model).__name__}")
 
@@ -335,7 +335,7 @@ def build_optimizer(settings: Settings, model: nn.Module, trusted_modules: Seque
         _try_group(settings.optimizer, entry, f"optimizer.groups[{number}]", trusted_modules)
 
     component = _choose_fused_kernel(settings.optimizer, model, trusted_modules)
-    optimizer = _instantiate(component, trusted_modules, groups)
+    optimizer = instantiate(component, trusted_modules, groups)
     if not isinstance(optimizer, Optimizer):
         raise RequestError(f"optimizer._target_={settings.optimizer.target} must be a torch.optim.Optimizer")
     if requires_closure(optimizer) and settings.device.precision == "fp16":
@@ -376,7 +376,7 @@ def _try_group(
     own = {key: value for key, value in entry.items() if key != "match"}
     trial = dataclasses.replace(component, arguments={**component.arguments, **own})
     try:
-        _instantiate(trial, trusted_modules, [nn.Parameter(torch.zeros(1))])
+        instantiate(trial, trusted_modules, [nn.Parameter(torch.zeros(1))])
     except RequestError as error:
         raise RequestError(f"{where}: {error}") from error
 
@@ -424,11 +424,11 @@ def build_schedule(
             f"type scheduler.total_steps={length}, or null"
         )
     complete = dataclasses.replace(component, arguments=arguments)
-    scheduler = _instantiate(complete, trusted_modules, optimizer)
+    scheduler = instantiate(complete, trusted_modules, optimizer)
     return Schedule(optimizer, scheduler, keys.interval, keys.warmup_steps, spans_training)
 
 
-def _instantiate(component: Component[Any], trusted_modules: Sequence[str] | None, *positional: Any) -> Any:
+def instantiate(component: Component[Any], trusted_modules: Sequence[str] | None, *positional: Any) -> Any:
     """Build what a component names; whatever its constructor raises becomes a RequestError of one sentence.
 
     positional: arguments that dlrun passes.

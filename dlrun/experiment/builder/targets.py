@@ -25,10 +25,11 @@ from dlrun.core.shell import suggest_trust
 from dlrun.core.suggest import did_you_mean
 from dlrun.core.user_code import add_user_line
 from dlrun.data.spec import Splits
+from dlrun.runs.loggers.base import Logger
 
 # Classes of these packages that a saved run may name without being trusted.
 _PACKAGES = ("dlrun", "torch.nn", "torch.optim", "torchvision")
-_CLASSES = (nn.Module, Optimizer, LRScheduler)
+_CLASSES = (nn.Module, Optimizer, LRScheduler, Logger)
 
 # Targets are public: saved runs and config_hash hold them. Prefixes that have moved since keep their old name there.
 _MOVED = {"dlrun.optim.": "dlrun.engine.optim."}
@@ -212,7 +213,7 @@ def _read_signature(target: Callable[..., Any]) -> inspect.Signature:
 
 def _explain_unknown_key(component: Component[Any], key: str, known: Sequence[str]) -> str:
     hint = did_you_mean(key, known, f"{component.group}.")
-    public = join_names(sorted(name for name in known if not name.startswith("_")))
+    public = join_names(sorted(name for name in known if not name.startswith("_"))) or "none"
     return f"{component.group}={component.choice} has no setting {component.group}.{key}; {hint}it has {public}"
 
 

@@ -15,7 +15,7 @@ from dlrun.engine.callback import Callback, EpochSummary
 from dlrun.engine.evaluation import collect_rows, compute_outputs, evaluation_mode
 from dlrun.engine.state import TrainState
 from dlrun.experiment.context import RunContext
-from dlrun.runs.logger import Logger
+from dlrun.runs.logger import RunLogger
 from dlrun.runs.reports.plots import canvas, decision, errors, regression
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Evolution(Callback):
     # In the table of trainer.profile.
     phase = "figures"
 
-    def __init__(self, context: RunContext, folder: Path, every_epochs: int, tracker: Logger) -> None:
+    def __init__(self, context: RunContext, folder: Path, every_epochs: int, tracker: RunLogger) -> None:
         self.context = context
         self.every_epochs = every_epochs
         self.tracker = tracker

@@ -4,13 +4,13 @@ from torch import nn
 
 from dlrun.engine.callback import Callback, EpochSummary
 from dlrun.engine.state import TrainState
-from dlrun.runs.logger import Logger
+from dlrun.runs.logger import RunLogger
 
 
 class WeightHistograms(Callback):
     """Logs a histogram of each parameter after every epoch."""
 
-    def __init__(self, model: nn.Module, tracker: Logger) -> None:
+    def __init__(self, model: nn.Module, tracker: RunLogger) -> None:
         self.model = model
         self.tracker = tracker
 

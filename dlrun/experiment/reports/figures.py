@@ -20,7 +20,7 @@ from dlrun.experiment.callbacks import evolution
 from dlrun.experiment.context import RunContext
 from dlrun.experiment.final_outputs import FinalOutputs, SplitOutputs
 from dlrun.runs import logger
-from dlrun.runs.logger import Logger
+from dlrun.runs.logger import RunLogger
 from dlrun.runs.reports.plots import (
     activations,
     canvas,
@@ -43,7 +43,7 @@ Named = tuple[str, "Figure | None"]
 _PARAMETER = "parameter/"
 
 
-def draw_all(context: RunContext, folder: Path, tracker: Logger, outputs: FinalOutputs) -> None:
+def draw_all(context: RunContext, folder: Path, tracker: RunLogger, outputs: FinalOutputs) -> None:
     """Draw every picture that makes sense for the run, and precision-recall curves, from the weights it holds now.
 
     The model's mode and the generators are afterwards as they were.
@@ -64,7 +64,7 @@ def draw_all(context: RunContext, folder: Path, tracker: Logger, outputs: FinalO
     evolution.write_animation(target, context.state.progress.epoch)
 
 
-def _draw_pictures(context: RunContext, folder: Path, tracker: Logger, outputs: FinalOutputs) -> Iterator[Named]:
+def _draw_pictures(context: RunContext, folder: Path, tracker: RunLogger, outputs: FinalOutputs) -> Iterator[Named]:
     rows = logger.read_rows(folder)
     if len(rows) > 1:
         yield "loss", loss.draw_loss_curves(rows)
@@ -105,7 +105,7 @@ def _draw_regression(context: RunContext, final: SplitOutputs) -> Iterator[Named
         yield "samples", samples.draw_image_grid(inputs[0], targets, spec)
 
 
-def _draw_classification(context: RunContext, tracker: Logger, final: SplitOutputs) -> Iterator[Named]:
+def _draw_classification(context: RunContext, tracker: RunLogger, final: SplitOutputs) -> Iterator[Named]:
     spec = context.splits.spec
     task = context.objective
     split = final.split

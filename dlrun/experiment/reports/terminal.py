@@ -1,6 +1,6 @@
 """The terminal's summary of a run: before it starts, and when it has ended."""
 
-import shlex
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -188,16 +188,21 @@ def print_closing(
 
 def _list_next_commands(context: RunContext, folder: Path, result: dict[str, Any]) -> list[tuple[str, str]]:
     settings = context.settings
-    # TensorBoard compares all runs of the outputs folder; a run that lies elsewhere is shown with its neighbours.
-    outputs = Path(settings.paths.outputs)
-    watched = shlex.quote(str(outputs if folder.is_relative_to(outputs) else folder.parent))
     # A notebook has no shell to type this in.
     where = " (in a terminal)" if is_called_from_python() else ""
     modules = find_own_modules(settings.plain)
 
+    views = []
+    for logger in context.loggers.values():
+        # A logger may be the user's own, and the run has ended well.
+        with contextlib.suppress(Exception):
+            view = logger.suggest_view()
+            if view is not None:
+                views.append(("view", f"{view}{where}"))
+
     commands = [
         ("run folder", str(folder)),
-        ("view", f"tensorboard --logdir {watched}{where}"),
+        *views,
         ("evaluate", suggest_command("eval", folder, modules=modules)),
     ]
     # A schedule over the whole training ends with it: more epochs would stretch it.

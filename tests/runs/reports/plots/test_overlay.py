@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from dlrun.runs.logger import Logger
+from dlrun.runs.logger import RunLogger
+from dlrun.runs.loggers.base import LoggedRun
+from dlrun.runs.loggers.tensorboard import TensorBoardLogger
 from dlrun.runs.reports.plots import canvas
 from dlrun.runs.reports.plots.loss import smooth
 from dlrun.runs.reports.plots.overlay import draw_loss_overlay, tile_pictures
@@ -17,7 +19,7 @@ from dlrun.runs.reports.plots.overlay import draw_loss_overlay, tile_pictures
 def run(folder: Path, losses: list[float], every: int = 0) -> Path:
     """A run folder with these losses, an epoch each; every > 0: steps are logged that often, ten an epoch."""
     folder.mkdir()
-    tracker = Logger(folder)
+    tracker = RunLogger(LoggedRun(folder), {"tensorboard": TensorBoardLogger()})
     for epoch, loss in enumerate(losses, 1):
         for step in range(10 * epoch - 9, 10 * epoch + 1):
             if every and step % every == 0:
