@@ -45,11 +45,14 @@ def test_wheel_holds_the_configs_and_nothing_else(wheel: Path) -> None:
 
 
 @pytest.mark.slow
-def test_wheel_holds_the_templates_of_scripts(wheel: Path) -> None:
-    names = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("dlrun/eject/templates/")}
-    templates = (ROOT / "dlrun" / "eject" / "templates").rglob("*.j2")
-    assert names == {str(path.relative_to(ROOT)) for path in templates}
-    assert "dlrun/eject/templates/train.py.j2" in names
+@pytest.mark.parametrize(
+    ("folder", "template"),
+    [("dlrun/eject/templates", "train.py.j2"), ("dlrun/cli/new_project", "configs/data/spirals.yaml.j2")],
+)
+def test_wheel_holds_the_templates(wheel: Path, folder: str, template: str) -> None:
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith(f"{folder}/")}
+    assert names == {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*.j2")}
+    assert f"{folder}/{template}" in names
 
 
 @pytest.mark.slow

@@ -428,6 +428,16 @@ _CLEAN = Command(
     suggest=completion.suggest_filters,
 )
 
+_NEW = Command(
+    "new",
+    call("dlrun.cli.new:create_project"),
+    usage="DIR",
+    about="Write a small project of your own. It has a model, data, experiments and tests, and trains at once: "
+    "`dlrun experiment=first` in its folder.",
+    words=[("DIR", "a folder that is new or empty; its name is that of the project's Python module")],
+    examples=["dlrun new my_project", "dlrun new projects/spirals"],
+)
+
 _HELP = Command(
     "help",
     call("dlrun.cli.pages:show_page"),
@@ -464,6 +474,7 @@ DLRUN = Group(
         _CHECK,
         _LS,
         _CLEAN,
+        _NEW,
         _HELP,
         _COMPLETION,
     ],

@@ -16,8 +16,10 @@ import click
 from click.shell_completion import CompletionItem, ShellComplete, split_arg_string
 
 from dlrun.cli.command import Suggest, suggest_values
+from dlrun.config import project
 from dlrun.config import schema as config
 from dlrun.config.compose import GROUPS
+from dlrun.core.errors import DlrunError
 from dlrun.core.terminal import escape_line, write_out
 from dlrun.core.yaml import read_yaml
 from dlrun.runs import query
@@ -137,7 +139,7 @@ def answer(command: click.Command) -> None:
     """Print suggestions for the shell that asks; nothing for a line that cannot be completed."""
     shell = os.environ[VARIABLE].partition("_")[0]
     # An error message amid the user's typing would help nobody.
-    with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
+    with contextlib.suppress(OSError, ValueError, KeyError, IndexError, DlrunError):
         text = make(shell, command).complete()
         if text:
             write_out(text)
@@ -221,6 +223,9 @@ def list_options(group: str, before: Sequence[str]) -> list[str]:
 
 def _list_config_dirs(before: Sequence[str]) -> list[Path]:
     folders = [config.CONFIG_DIR]
+    own_folder = project.find_configs()
+    if own_folder is not None:
+        folders.append(own_folder)
     for flag, folder in pairwise(before):
         if flag in ("--config-dir", "-cd"):
             folders.append(Path(folder).expanduser())

@@ -25,7 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from dlrun.config import hydra_internals, schema, unheeded
+from dlrun.config import hydra_internals, project, schema, unheeded
 from dlrun.config.files import ConfigFiles
 from dlrun.config.hydra_internals import Hydra
 from dlrun.core.errors import DlrunError, RequestError, describe_os_error
@@ -77,7 +77,10 @@ def register() -> None:
 
 
 def parse_flags(words: Sequence[str]) -> argparse.Namespace:
-    """Parse Hydra's flags and the overrides between them; RequestError where Hydra would print its usage and exit."""
+    """Parse Hydra's flags and the overrides between them; RequestError where Hydra would print its usage and exit.
+
+    Without --config-dir its value is the folder of configs of the project in the working directory.
+    """
     parser, flags = hydra_internals.create_parser()
 
     def refuse(message: str) -> NoReturn:
@@ -89,7 +92,8 @@ def parse_flags(words: Sequence[str]) -> argparse.Namespace:
         raise RequestError(f"{message}; {hint}dlrun --help shows the flags")
 
     parser.error = refuse  # type: ignore[method-assign]
-    return parser.parse_intermixed_args(list(words))
+    # The last one counts.
+    return parser.parse_intermixed_args([*project.list_flags(), *words])
 
 
 def select_overrides(words: Sequence[str]) -> list[str]:

@@ -23,7 +23,7 @@ from dlrun.core.yaml import flatten
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, request.UnknownKey)
 
 VERBS = ("resume", "eval", "compare", "export", "predict", "clean", "completion", "diff", "ls", "check", "help",
-         "show", "rerun", "watch")  # fmt: skip
+         "show", "rerun", "watch", "new")  # fmt: skip
 
 _NO_OPTION = r"Config group override must be a string or a list"
 _SEVERAL_VALUES = r"Ambiguous value for argument '([^=]+)=(.*)'"
@@ -192,7 +192,7 @@ def _explain_missing_option(error: MissingConfigException) -> str:
     options = list(error.options or [])
     if not options and group in compose.GROUPS:
         # Hydra names no options where one of several does not exist.
-        options = [name for name, _ in list_options(CONFIG_DIR, group)]
+        options = [name for name, _ in list_options(group, CONFIG_DIR)]
     if not options:
         hint = did_you_mean(group, compose.GROUPS)
         return f"there is no group {group}; {hint}the groups are {', '.join(compose.GROUPS)}"

@@ -6,21 +6,26 @@ from dlrun.core.errors import RequestError
 from dlrun.core.suggest import did_you_mean
 
 
-def list_groups(config_dir: Path) -> list[str]:
-    """The groups that config.yaml's defaults list names, in its order."""
+def list_groups(*config_dirs: Path) -> list[str]:
+    """The groups that config.yaml's defaults list names, in its order, if one of the folders has options of them."""
     from dlrun.config.compose import GROUPS
 
-    return [group for group in GROUPS if (config_dir / group).is_dir()]
+    return [group for group in GROUPS if any((folder / group).is_dir() for folder in config_dirs)]
 
 
-def list_options(config_dir: Path, group: str) -> list[tuple[str, str]]:
+def list_options(group: str, *config_dirs: Path) -> list[tuple[str, str]]:
     """Each option of a group, with the first comment line of its file. RequestError if there is no such group."""
-    folder = config_dir / group
-    if not folder.is_dir():
-        groups = list_groups(config_dir)
+    if group not in list_groups(*config_dirs):
+        groups = list_groups(*config_dirs)
         hint = did_you_mean(group, groups, "dlrun ls ")
         raise RequestError(f"there is no group {group}; {hint}type one of {', '.join(groups)}")
-    return [(path.stem, _read_first_comment(path)) for path in sorted(folder.glob("*.yaml"))]
+
+    files: dict[str, Path] = {}
+    for folder in config_dirs:
+        for path in (folder / group).glob("*.yaml"):
+            # The first folder wins, as in Hydra's search path.
+            files.setdefault(path.stem, path)
+    return [(name, _read_first_comment(path)) for name, path in sorted(files.items())]
 
 
 def _read_first_comment(path: Path) -> str:

@@ -135,7 +135,7 @@ def render_page(config_dir: Path = CONFIG_DIR) -> str:
     """Render the page about groups, options and keys as Markdown."""
     groups = ["| group | options |", "| --- | --- |"]
     for group in listing.list_groups(config_dir):
-        options = [f"`{name}`" for name, _ in listing.list_options(config_dir, group)]
+        options = [f"`{name}`" for name, _ in listing.list_options(group, config_dir)]
         groups.append(f"| `{group}` | {' '.join(options)} |")
 
     keys = ["| key | default | meaning |", "| --- | --- | --- |"]

@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from dlrun.config import hydra_internals, schema, sweep_points, unheeded
+from dlrun.config import hydra_internals, project, schema, sweep_points, unheeded
 from dlrun.config.compose import (
     GROUPS,
     compose_config,
@@ -94,6 +94,10 @@ def from_command_line(words: Sequence[str]) -> list[Request]:
         unheeded.refuse_hydra(flags.overrides)
 
     hydra_words = put_flags_first(words, flags.overrides)
+    configs = project.find_configs()
+    if configs is not None and flags.config_dir == str(configs):
+        # As if it were typed, so that the recorded command works elsewhere too.
+        hydra_words = [*project.list_flags(), *hydra_words]
     requests: list[Request] = []
     files = ConfigFiles()
 

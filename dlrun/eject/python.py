@@ -168,7 +168,7 @@ def name_batch(run: TrainingRun, rows: str = "") -> dict[str, Code]:
 def _write_title(choices: Mapping[str, str]) -> str:
     """The first line of the lesson, or the names of model and data."""
     # A choice of an old or a foreign run may be no lesson of today.
-    lessons = dict(listing.list_options(CONFIG_DIR, "lesson"))
+    lessons = dict(listing.list_options("lesson", CONFIG_DIR))
     title = lessons.get(choices.get("lesson", "")) or f"{choices.get('model')} on {choices.get('data')}"
     return title[:1].upper() + title[1:]
 
