@@ -92,6 +92,15 @@ FIRST = {  # what a command needs: the words that name it, those that make it, a
         "sweep.dir",
         f"dlrun -m data=blobs model=mlp optimizer=sgd,adam 'seed=range(2)' sweep.dir=runs/sweep {QUICK}",
     ),
+    "runs/head": (
+        "hydra.run.dir",
+        f"dlrun data=digits model=resnet model.freeze=features hydra.run.dir=runs/head {QUICK}",
+    ),
+    "weights.safetensors": (
+        "save_file",
+        'python -c "import torch; from safetensors.torch import save_file; '
+        "save_file({'encoder.1.bias': torch.zeros(128), 'head.bias': torch.zeros(5)}, 'weights.safetensors')\"",
+    ),
     "resnet18.pth": (
         "torch.save",
         'python -c "import torch, torchvision; '

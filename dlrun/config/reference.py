@@ -16,7 +16,8 @@ from dlrun.core.terminal import write_out
 MEANINGS = {
     "seed": "seed of weights, order and dropout; the data have `data.seed`",
     "resume": "a run folder: the same as `dlrun resume RUN`; `auto`: this very run, if it was cut off or failed",
-    "init_from": "a run or checkpoint whose weights to start from",
+    "init_from": "a run, checkpoint, or file of weights (`torch.save`, `.safetensors`) to start from",
+    "init_map": "other prefixes for the names in `init_from`, `{backbone: net, fc: null}`; null leaves out",
     "trust": "open a pickled full model; of this command alone, no run stores it",
     "trusted_modules": "own modules that a loaded run may use; of this command alone, no run stores it",
     "preflight": "check shapes, memory and disk before the first step",

@@ -220,7 +220,9 @@ class Config:
 
     seed: int = field(default=0, metadata={"at_least": 0, "at_most": 2**63 - 1})
     resume: str | None = None  # a run folder: the same as `dlrun resume RUN`; auto: this very run, if it was cut off
-    init_from: str | None = None  # a run or checkpoint whose weights to start from
+    init_from: str | None = None  # a run, checkpoint or file of weights to start from
+    # Other prefixes for the names in init_from; null leaves out what has the prefix.
+    init_map: Any = field(default=None, metadata={"mapping": True})
     trust: bool = False  # open a pickled full model: it can run code
     trusted_modules: list[str] = field(default_factory=list)  # own modules that a loaded run may use
     probes: list[Any] = field(default_factory=list)  # inputs to ask the model before and after training
@@ -274,9 +276,10 @@ def hash_config(plain: dict[str, Any]) -> str:
     # Runs of before these keys are the same runs.
     identity["task"] = {key: value for key, value in identity["task"].items() if key == "loss" or value is not None}
     identity["trainer"] = {key: value for key, value in identity["trainer"].items() if key not in not_identity}
-    # Runs of before this key was there keep their hash.
-    if not identity.get("user"):
-        identity.pop("user", None)
+    # Runs of before these keys were there keep their hash.
+    for key in ("user", "init_map"):
+        if not identity.get(key):
+            identity.pop(key, None)
 
     # Sorted, as the order of words on a command line is no part of a run.
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

@@ -77,6 +77,7 @@ class Settings:
     seed: int
     resume: str | None
     init_from: str | None
+    init_map: dict[str, Any] | None
     trust: bool
     trusted_modules: list[str]
     probes: list[Any]

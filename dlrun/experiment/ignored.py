@@ -75,6 +75,9 @@ def _explain_model(context: RunContext) -> dict[str, str]:
     """By key, the reason why this model does not read it."""
     values = context.settings.hyperparameters
     reasons = _explain_init(context)
+    # A resumed run has its weights from a checkpoint, and settings without init_from.
+    if context.settings.plain["init_from"] is None:
+        reasons["init_map"] = "it is for init_from=<run or file>"
     # A model of the user's own may read its settings in another way.
     if str(context.settings.model.target).startswith("dlrun.") and values.get("model.hidden_sizes") == []:
         reasons["model.activation"] = "there are no hidden layers"

@@ -195,10 +195,15 @@ def _apply_options(settings: Settings, splits: Splits, model: nn.Module, problem
     if settings.tracking.evolution_every_epochs:
         problems.collect(evolution.choose_kind, splits.spec)
     if settings.init_from:
-        notes += problems.collect(transfer.load_matching_weights, model, Path(settings.init_from)) or []
+        notes += _load_initial_weights(settings, model, problems)
     if settings.checkpoint.format == "full":
         notes += problems.collect(checks.check_export, model) or []
     return notes
+
+
+def _load_initial_weights(settings: Settings, model: nn.Module, problems: ErrorList) -> list[str]:
+    source = Path(str(settings.init_from))
+    return problems.collect(transfer.load_matching_weights, model, source, settings.init_map or {}) or []
 
 
 def _build_train_state(

@@ -13,7 +13,7 @@ from dlrun.core.errors import MisfitError, RequestError, join_names
 from dlrun.core.user_code import get_first_clause
 from dlrun.data.spec import DataSpec
 from dlrun.models.checks import build_unknown_error
-from dlrun.models.weights_file import put_weights
+from dlrun.models.weights_file import put_weights, read_state_dict
 
 # Pixels a side, below which an untrained vgg gets a head of one linear layer, as is usual for CIFAR.
 _SMALL = 64
@@ -59,7 +59,7 @@ class Torchvision(nn.Module):
             net = _build_architecture(name, published)
         elif file:
             net = _build_architecture(name, published)
-            put_weights(net, file, f"model.name={name}", _find_last_layer(net))
+            put_weights(net, read_state_dict(file, "model.weights"), file, f"model.name={name}", _find_last_layer(net))
         else:
             net = _load_trained(name, published)
 

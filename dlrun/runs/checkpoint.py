@@ -219,6 +219,14 @@ def is_full_model(path: Path) -> bool:
     return False
 
 
+def has_checksum(path: Path) -> bool:
+    """Whether a file ends as dlrun's checkpoints do. Its content is not looked at."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        file.seek(-_COMMENT_BYTES, os.SEEK_END)
+        return file.read().startswith(_MARK)
+    return False
+
+
 def hash_weights(model: nn.Module) -> str:
     """Return the sha256 of a model's state: key, dtype, shape and little-endian bytes of each tensor, by sorted key.
 

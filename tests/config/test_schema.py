@@ -32,7 +32,7 @@ SECTIONS: dict[str, type] = {
     "paths": config.PathsConfig,
 }
 KEYS = {
-    "": "seed resume init_from trust trusted_modules figures preflight user",
+    "": "seed resume init_from init_map trust trusted_modules figures preflight user",
     "data": "batch_size val_fraction shuffle drop_last loader num_workers",
     "model": "init freeze",
     "task": "loss reduction",

@@ -90,6 +90,7 @@ def test_a_frozen_part_stays_and_the_rest_learns_as_by_hand(dlrun: Callable[...,
     assert dlrun("eval", "run", "trusted_modules=[mynet]", "figures=false").code == 0
 
 
+@pytest.mark.slow
 def test_every_spelling_freezes_the_same_and_leaves_no_trace_in_other_configs(
     dlrun: Callable[..., Any], net: Any
 ) -> None:

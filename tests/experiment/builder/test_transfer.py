@@ -1,14 +1,19 @@
-"""`init_from` and frozen backbones: what is taken over from another run, and what is said of the rest."""
+"""`init_from` and frozen backbones: what is taken over from another run or a file, and what is said of the rest."""
 
+import argparse
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from dlrun.experiment.builder.transfer import format_names, format_shapes
+from dlrun.runs import checkpoint
 
 QUICK = ("data=digits", "trainer.epochs=1", "tracking.graph=false", "figures=false")
 
@@ -101,3 +106,149 @@ def test_a_download_that_fails_is_a_sentence(dlrun: Callable[..., Any], monkeypa
     assert "type model.weights=null, or put https://" in done.err
     assert done.err.count("dlrun: ") == 1
     assert not Path("outputs").exists()
+
+
+NET = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, spec):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.BatchNorm1d(8))
+        self.fc = nn.Linear(8, spec.output_size)
+
+    def forward(self, x):
+        return self.fc(self.backbone(x))
+"""
+BLOBS = ("data=blobs", "trainer.epochs=1", "tracking.graph=false", "figures=false", "model._target_=mynet.Net")
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    """A trained net as another project would hold it, with another head; mynet.Net is in the working directory."""
+    (tmp_path / "mynet.py").write_text(NET)
+    monkeypatch.delitem(sys.modules, "mynet", raising=False)
+    net = nn.Sequential()
+    net.backbone = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.BatchNorm1d(8))
+    net.fc = nn.Linear(8, 5)
+    return net
+
+
+def wrap(state: dict[str, Tensor], before: str) -> dict[str, Tensor]:
+    return {before + key: value for key, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "data_parallel",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("plain", "lightning", "compiled", "nested")),
+        pytest.param("safetensors", marks=pytest.mark.slow),
+    ],
+)
+def test_files_of_other_projects_are_read_as_they_are(kind: str, dlrun: Callable[..., Any], source: nn.Module) -> None:
+    state = source.state_dict()
+    file = "weights.pth"
+    match kind:
+        case "plain":
+            torch.save(state, file)
+        case "data_parallel":
+            torch.save({"model": wrap(state, "module."), "optimizer": {"lr": 0.1}, "epoch": 3}, file)
+        case "lightning":
+            torch.save({"state_dict": wrap(state, "model."), "pytorch-lightning_version": "2.6"}, file)
+        case "compiled":
+            torch.save({"model_state_dict": wrap(state, "_orig_mod.")}, file)
+        case "nested":
+            torch.save({"model": {"state_dict": wrap(state, "net.")}}, file)
+        case "safetensors":
+            file = "weights.safetensors"
+            save_file(state, file)
+    done = dlrun(*BLOBS, f"init_from={file}", "model.freeze=backbone", "hydra.run.dir=run")
+    assert done.code == 0, done.err
+    assert notes(done)[:2] == [
+        f"7 of 9 tensors taken from {file}: backbone.0 (2), backbone.2 (5)",
+        "not taken, as their shapes differ: fc.weight (2×8 here, 5×8 there), fc.bias (2 here, 5 there)",
+    ]
+    model = checkpoint.load(Path("run/checkpoints/last.pt"))["model"]
+    assert all(torch.equal(model[key], value) for key, value in state.items() if key.startswith("backbone."))
+
+
+@pytest.mark.slow
+def test_names_are_mapped_and_what_is_left_is_told(dlrun: Callable[..., Any], source: nn.Module) -> None:
+    state = source.state_dict()
+    torch.save(wrap(state, "encoder.trunk.") | {"decoder.weight": torch.zeros(3)}, "other.pth")
+    words = (*BLOBS, "init_from=other.pth")
+    done = dlrun(*words, 'init_map={encoder.trunk.: "", encoder.trunk.fc: null, decoder: null}', "hydra.run.dir=run")
+    assert notes(done) == [
+        "7 of 9 tensors taken from other.pth: backbone.0 (2), backbone.2 (5)",
+        "not taken, as other.pth lacks them: fc.weight (2×8), fc.bias (2)",
+        "not taken, as init_map leaves them out: encoder.trunk.fc.weight, encoder.trunk.fc.bias, decoder.weight",
+    ]
+    again = dlrun(*words, "init_map={encoder.trunk: null, decoder: fc}", "model.freeze=backbone")
+    assert again.code == 2
+    assert "none of its weights fit this model; here backbone" in again.err
+    part = dlrun(*words, "init_map={encoder.trunk.backbone.0: backbone.0}", "model.freeze=backbone")
+    assert notes(part)[-1] == (
+        "model.freeze: frozen with random weights, as they were not taken: backbone.2.weight, backbone.2.bias"
+    )
+
+    # A run that went on has its weights from a checkpoint, and says the same of its words.
+    resumed = dlrun("resume", "run", "trainer.epochs=2", "trusted_modules=[mynet]")
+    assert resumed.code == 0, resumed.err
+    assert "init_map has no effect" not in resumed.out
+    assert "init_map has no effect here: it is for init_from=" in dlrun(*BLOBS, "init_map={a: b}").out
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            ("init_from=net.pth",),
+            "init_from=net.pth holds torch.nn.modules.container.Sequential besides tensors, and ope",
+        ),
+        (("init_from=args.pth",), "init_from=args.pth holds argparse.Namespace besides tensors, and opening that can"),
+        (("init_from=list.pth",), "init_from=list.pth holds no weights by name"),
+        (("init_from=junk.safetensors",), "init_from=junk.safetensors cannot be loaded ("),
+        (
+            ("init_from=good.pth", "init_map={backbon: a}"),
+            "init_map.backbon: no name in init_from begins so; did you m",
+        ),
+        (("init_from=good.pth", "init_map={fc: 3}"), "init_map.fc=3 must be another prefix, or null"),
+        (("init_from=good.pth", "init_map={backbone.0: a, backbone.2: a}"), "gives two tensors the name a.weight"),
+    ],
+)
+def test_files_that_cannot_be_used_are_sentences(
+    words: tuple[str, ...], sentence: str, dlrun: Callable[..., Any], source: nn.Module
+) -> None:
+    torch.save(source, "net.pth")
+    torch.save({"model": source.state_dict(), "args": argparse.Namespace(lr=1)}, "args.pth")
+    torch.save([1, 2], "list.pth")
+    torch.save(source.state_dict(), "good.pth")
+    Path("junk.safetensors").write_bytes(b"junk")
+    refused = dlrun(*BLOBS, *words)
+    assert refused.code == 2
+    assert sentence in refused.err
+    assert refused.err.count("dlrun: ") == 1
+    assert not Path("outputs").exists()
+
+
+@pytest.mark.slow
+def test_two_stages_first_the_head_then_all_of_it(dlrun: Callable[..., Any], source: nn.Module) -> None:
+    """The recipe of the docs: the second run begins where the first one ended, and trains what was frozen."""
+    torch.save(source.state_dict(), "weights.pth")
+    first = dlrun(*BLOBS, "init_from=weights.pth", "model.freeze=backbone", "hydra.run.dir=head")
+    assert first.code == 0, first.err
+    second = dlrun(
+        *("rerun", "head", "init_from=head", "model.freeze=null", "optimizer.lr=0.0001", "trainer.epochs=2"),
+        *("hydra.run.dir=all", "trusted_modules=[mynet]"),
+    )
+    assert second.code == 0, second.err
+    assert notes(second)[0].startswith("9 of 9 tensors taken from head: ")
+    head, everything = (checkpoint.load(Path(run) / "checkpoints" / "last.pt")["model"] for run in ("head", "all"))
+    started = Path("all/fingerprints.jsonl").read_text().splitlines()[0]
+    ended = Path("head/fingerprints.jsonl").read_text().splitlines()[-1]
+    assert re.findall("[0-9a-f]{64}", started) == re.findall("[0-9a-f]{64}", ended)
+    loaded = source.state_dict()
+    for key in loaded:
+        assert torch.equal(head[key], loaded[key]) == key.startswith("backbone."), key
+        assert not torch.equal(everything[key], head[key]), key
