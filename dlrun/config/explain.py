@@ -209,7 +209,7 @@ def _explain_no_option(words: list[str]) -> str:
             has_none = (CONFIG_DIR / group / "none.yaml").is_file()
             instead = f"{group}=none" if has_none and option == "null" else f"{group}=<one of `dlrun ls {group}`>"
             return f"{word} is not a choice; type {instead}"
-    return f"a choice is the name of an option; look at {' '.join(words)}"
+    return f"a choice is the name of an option; type one, as in model=mlp, in place of {' '.join(words)}"
 
 
 def _explain_unparsable(error: OverrideParseException) -> str:
