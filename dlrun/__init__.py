@@ -17,14 +17,30 @@ if TYPE_CHECKING:  # torch is imported when something is trained or loaded, not 
 
     from dlrun import runs
     from dlrun.core.errors import RequestError, RunError
+    from dlrun.engine.callback import Callback
+    from dlrun.engine.logged_values import log
     from dlrun.inference.api import Run, load, train
     from dlrun.inference.predictions import Predictions
     from dlrun.runs.loggers.base import LoggedRun, Logger
 
-__all__ = ["LoggedRun", "Logger", "Predictions", "RequestError", "Run", "RunError", "load", "runs", "train"]
+__all__ = [
+    "Callback",
+    "LoggedRun",
+    "Logger",
+    "Predictions",
+    "RequestError",
+    "Run",
+    "RunError",
+    "load",
+    "log",
+    "runs",
+    "train",
+]
 _HOMES = {
+    "Callback": "dlrun.engine.callback",
     "LoggedRun": "dlrun.runs.loggers.base",
     "Logger": "dlrun.runs.loggers.base",
+    "log": "dlrun.engine.logged_values",
     "Predictions": "dlrun.inference.predictions",
     "RequestError": "dlrun.core.errors",
     "RunError": "dlrun.core.errors",

@@ -17,6 +17,7 @@ from dlrun.core.own_code import find_own_modules
 from dlrun.core.shell import suggest_command
 from dlrun.core.terminal import write_out
 from dlrun.core.yaml import flatten
+from dlrun.engine.metric_names import select_metrics
 from dlrun.runs.query import find_run
 from dlrun.runs.record import RESULT, RunRecord
 from dlrun.runs.reports.console import Console, build_table, format_facts, format_number
@@ -57,8 +58,8 @@ def describe(run: RunRecord) -> dict[str, Any]:
         "ended": _read_end(run),
         "choices": run.choices,
         "settings": list_settings(run),
-        "best_epoch_metrics": _select_metrics(best_row),
-        "last_epoch_metrics": _select_metrics(last_row),
+        "best_epoch_metrics": select_metrics(best_row),
+        "last_epoch_metrics": select_metrics(last_row),
         "baseline": run.result.get("baseline", {}),
         "files": list_files(run.folder),
         "warnings": run.result.get("warnings", []),
@@ -76,10 +77,6 @@ def _read_end(run: RunRecord) -> str | None:
     except OSError:
         return None
     return datetime.fromtimestamp(modified).astimezone().isoformat(timespec="seconds") if run.result else None
-
-
-def _select_metrics(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if key.startswith(("train/", "val/"))}
 
 
 def list_settings(run: RunRecord) -> list[dict[str, Any]]:
@@ -190,8 +187,10 @@ def _choose_longer_training(run: RunRecord) -> str:
     """The override that makes a finished run twice as long."""
     trainer = run.config.get("trainer") or {}
     patience = (trainer.get("early_stopping") or {}).get("patience")
-    if run.result.get("status") == "early_stopped":
-        return f"trainer.early_stopping.patience={2 * int(patience or 1)}"
+    # A callback may have ended it, too.
+    waited = run.epochs - (run.best_epoch or 0)
+    if run.result.get("status") == "early_stopped" and patience is not None and waited >= int(patience):
+        return f"trainer.early_stopping.patience={2 * int(patience)}"
     if trainer.get("max_steps") is not None and int(run.result.get("steps", 0)) >= trainer["max_steps"]:
         return f"trainer.max_steps={2 * int(trainer['max_steps'])}"
     return f"trainer.epochs={2 * int(trainer.get('epochs') or run.epochs)}"

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from dlrun.config import hydra_internals, project, schema, unheeded
+from dlrun.config.callbacks import fold_spellings
 from dlrun.config.files import ConfigFiles
 from dlrun.config.hydra_internals import Hydra
 from dlrun.core.errors import DlrunError, RequestError, describe_os_error
@@ -33,7 +34,9 @@ from dlrun.core.format import format_folder_name
 from dlrun.core.suggest import did_you_mean
 from dlrun.core.terminal import write_error
 
-GROUPS = ("data", "model", "optimizer", "scheduler", "device", "logger", "lesson", "experiment", "debug")
+GROUPS = (
+    "data", "model", "optimizer", "scheduler", "callbacks", "device", "logger", "lesson", "experiment", "debug",
+)  # fmt: skip
 
 # Hydra looks for a package hydra_plugins on sys.path.
 _PLUGINS = str(Path(__file__).parent / "plugins")
@@ -46,7 +49,17 @@ def compose_config(overrides: list[str]) -> DictConfig:
         return hydra.compose(config_name="config", overrides=overrides)
 
 
-def resolve(raw_config: DictConfig) -> dict[str, Any]:
+def resolve(raw_config: DictConfig, typed: Collection[str] = ()) -> dict[str, Any]:
+    """The composed config as a run records it: plain values, with each setting under one key.
+
+    typed: keys of the command line. RequestError for a section `callbacks` that is wrong.
+    """
+    config = to_plain(raw_config)
+    fold_spellings(config, typed)
+    return config
+
+
+def to_plain(raw_config: DictConfig) -> dict[str, Any]:
     """Evaluate the interpolations of a config, in place, and return it as plain values.
 
     A mandatory value that is still missing is the text `???`.

@@ -242,6 +242,9 @@ def explain_unknown_key(key: str, config: DictConfig) -> str:
     if group == "user" and rest:
         return _explain_unknown_own_key(key, OmegaConf.select(config, key.rpartition(".")[0]))
 
+    if group == "callbacks" and rest.endswith("._target_"):
+        return f"there is no key {key}; to add a callback of your own type +{key}=module.Class"
+
     owners = _find_owners(group, rest)
     if owners:
         return f"there is no key {key} with this {group}; {_format_owners(group, owners)} it"

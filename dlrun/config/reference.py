@@ -42,12 +42,7 @@ MEANINGS = {
     "data.limit_batches": "use only this many batches of each split",
     "model.init": "start values by parameter name, `{w: 1.0}`",
     "model.freeze": "patterns on names of parameters or modules that keep their weights, `[features.*]`; or `backbone`",
-    "task.loss": (
-        "the loss; null: mse, bce_with_logits or cross_entropy, as the targets ask; or another name, a class of "
-        "torch.nn, `module.function` or `module.Class`"
-    ),
-    "task.loss_args": "arguments of the loss, `{label_smoothing: 0.1}`",
-    "task.class_weights": "`balanced`, or a weight for each class: the loss is then the weighted mean",
+    "task.loss": "the loss; null: mse, bce_with_logits or cross_entropy, as the targets ask; or `module.function`",
     "task.reduction": "how losses of a batch are reduced: `mean` or `sum`",
     "optimizer.groups": "settings for parameters by name, `[{match: <pattern>, lr: ...}]`; the first match wins",
     "scheduler.interval": "move the schedule every `epoch` or every `step`",
@@ -82,6 +77,7 @@ MEANINGS = {
     "tracking.diagnose": "report learning trouble at the epoch where it shows",
     "logger": "loggers by name, each a `_target_` with its arguments: see `dlrun help loggers`",
     "figures": "draw pictures into figures/ and TensorBoard",
+    "callbacks": "callbacks of your own, `+callbacks.mine._target_=mine.Mine`; other spellings for dlrun's",
     "user": "values of your own, for other keys to refer to: `${user.width}`",
     "run.name": "a name for the run, in the name of its folder in place of model and data",
     "run.tags": "words to find the run by, `run.tags=[baseline,long]`: `dlrun ls runs tag=baseline`",

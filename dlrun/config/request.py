@@ -13,6 +13,8 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from dlrun.config import hydra_internals, project, schema, sweep_points, unheeded
+from dlrun.config.callbacks import SECTION as CALLBACKS
+from dlrun.config.callbacks import replace_spelling
 from dlrun.config.compose import (
     GROUPS,
     compose_config,
@@ -22,6 +24,7 @@ from dlrun.config.compose import (
     quote_letters,
     resolve,
     run_hydra,
+    to_plain,
 )
 from dlrun.config.composer import Composer
 from dlrun.config.files import ConfigFile, ConfigFiles, has_own_files
@@ -158,7 +161,8 @@ def _make_request(
     """Check and resolve a composed config; settings: Hydra's own part of it."""
     choices: dict[str, str] = {}
     for group, option in settings.runtime.choices.items():
-        if option is not None and not group.startswith("hydra"):
+        # The config itself says which callbacks there are.
+        if option is not None and group != CALLBACKS and not group.startswith("hydra"):
             choices[group] = _format_option(option)
 
     for group in ("data", "model", "optimizer", "scheduler"):
@@ -172,7 +176,7 @@ def _make_request(
         own_files = [file for file in _look_up_files(settings, overrides, files) if file.is_own]
     unheeded.refuse_hydra_in_files(own_files)
 
-    config = resolve(raw_config)
+    config = resolve(raw_config, set(map(unheeded.get_key, overrides)))
     if _is_ended_by_steps(config["trainer"], settings, overrides, files):
         config["trainer"]["epochs"] = None
 
@@ -300,15 +304,16 @@ def from_saved(saved: dict[str, Any], choices: dict[str, str], overrides: list[s
     no_permissions = {key: getattr(defaults, key) for key in schema.PERMISSIONS}
     # Runs of older versions have no such section, and may be given a name.
     labels = asdict(schema.RunConfig())
-    # So is the choice of loggers, and new are keys of the task.
+    # So is the choice of loggers.
     loggers = {"tensorboard": {"_target_": schema.TENSORBOARD}}
-    task = asdict(schema.TaskConfig()) | (plain.get("task") or {})
-    config = OmegaConf.create({"run": labels, "logger": loggers, **plain, "task": task, **no_permissions})
+    config = OmegaConf.create({"run": labels, "logger": loggers, **plain, **no_permissions})
 
     new_choices = dict(choices)
     trusted_modules: list[str] = []
     keys: list[str] = []
     for override in OverridesParser.create().parse_overrides([quote_letters(word) for word in overrides]):
+        # A saved config has dlrun's own callbacks under the keys that they are recorded by.
+        override.key_or_group = replace_spelling(override.key_or_group)
         key = override.key_or_group
         keys.append(key)
         if override.is_sweep_override():
@@ -328,7 +333,7 @@ def from_saved(saved: dict[str, Any], choices: dict[str, str], overrides: list[s
             notes.append(f"{key} in the saved config is ignored; only this command can give it")
     notes += unheeded.find_repeated(overrides)
 
-    plain_config = literals.restore(resolve(config))
+    plain_config = literals.restore(to_plain(config))
     return Request(plain_config, new_choices, overrides, folder=run, trusted_modules=trusted_modules, notes=notes)
 
 
@@ -339,7 +344,7 @@ def _format_option(value: Any) -> str:
 
 def _replace_option(config: DictConfig, group: str, option: str) -> None:
     """Take another option for one group of a saved config; of the device, its precision and threads stay."""
-    if group in ("lesson", "experiment", "debug"):
+    if group in ("callbacks", "lesson", "experiment", "debug"):
         raise RequestError(f"{group}={option} makes a new run; here only data, model and device can be chosen anew")
     raw_config = compose_config([f"{group}={option}"])
     if group == "device":

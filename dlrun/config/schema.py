@@ -95,14 +95,16 @@ class SchedulerKeys:
 
 
 @dataclass
+class CallbackKeys:
+    """A callback of the user's own has no keys of dlrun's."""
+
+
+@dataclass
 class TaskConfig:
     """The loss that is minimized."""
 
-    # null: mse, bce_with_logits or cross_entropy, as the task asks; or another name, a class of torch.nn,
-    # module.function or module.Class
+    # null: mse, bce_with_logits or cross_entropy, as the task asks; or module.function
     loss: str | None = None
-    loss_args: Any = field(default=None, metadata={"mapping": True})  # arguments of the loss, {label_smoothing: 0.1}
-    class_weights: Any = None  # balanced, or a number for each class
     reduction: str = _choice("mean", "mean", "sum")
 
 
@@ -241,6 +243,8 @@ class Config:
     logger: dict[str, Any] = field(default_factory=dict)  # loggers by name: a _target_ with its arguments each
     sweep: SweepConfig = field(default_factory=SweepConfig)
     figures: bool = True
+    # Of the user's own, by name, each with its _target_; for dlrun's see config/callbacks.py.
+    callbacks: dict[str, Any] = field(default_factory=dict)
     # Values of the user's own, which other keys refer to: ${user.width}.
     user: dict[str, Any] = field(default_factory=dict)
     run: RunConfig = field(default_factory=RunConfig)
@@ -273,8 +277,6 @@ def hash_config(plain: dict[str, Any]) -> str:
     identity["model"] = _strip_later_keys(identity["model"])
 
     not_identity = ("log_every_steps", "profile", "progress")
-    # Runs of before these keys are the same runs.
-    identity["task"] = {key: value for key, value in identity["task"].items() if key == "loss" or value is not None}
     identity["trainer"] = {key: value for key, value in identity["trainer"].items() if key not in not_identity}
     # Runs of before these keys were there keep their hash.
     for key in ("user", "init_map"):

@@ -81,6 +81,7 @@ class Settings:
     trust: bool
     trusted_modules: list[str]
     probes: list[Any]
+    callbacks: dict[str, Any]
     expect: list[str]
     strict: bool
     preflight: bool

@@ -21,7 +21,7 @@ _HEEDED_KEYS = {
     schema.ModelKeys: "init",
     schema.OptimizerKeys: "groups",
     schema.SchedulerKeys: "interval warmup_steps",
-    schema.TaskConfig: "loss loss_args reduction",
+    schema.TaskConfig: "loss reduction",
     schema.TrainerConfig: (
         "epochs max_steps accumulate_steps grad_clip_norm log_every_steps profile progress early_stopping"
     ),
@@ -56,6 +56,9 @@ def refuse(saved: SavedModel) -> None:
         raise cannot(f"a training on {saved.state['processes']} processes")
     if saved.settings.init_from:
         raise cannot(f"init_from={saved.settings.init_from}, as that run's weights are in a file of their own")
+
+    for name in saved.settings.callbacks:
+        raise cannot(f"callbacks.{name}, which may change anything")
 
     for name, keys in _collect_keys(saved).items():
         for field in dataclasses.fields(keys):

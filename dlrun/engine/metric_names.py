@@ -1,6 +1,6 @@
 """Which metrics each task has, and whether less or more of one is better; without torch, for whoever compares runs."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 Direction = Literal["min", "max"]
@@ -28,6 +28,15 @@ def get_direction(metric: str) -> Direction:
         if name in directions:
             return directions[name]
     return "min"
+
+
+def select_metrics(row: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of an epoch's row, and what was logged besides: all but counters, learning rates and parameters."""
+    metrics = {}
+    for name, value in row.items():
+        if name not in ("epoch", "step", "lr") and not name.startswith(("lr/", "parameter/")):
+            metrics[name] = value
+    return metrics
 
 
 def find_task(metrics: Collection[str]) -> str:

@@ -1,11 +1,12 @@
 """State of a training run: all that changes while it trains, and therefore all that a resumed run must restore."""
 
+import copy
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from numbers import Number
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,8 +17,10 @@ from dlrun.core import user_code
 from dlrun.core.errors import CheckpointError, RunError
 from dlrun.data.batches import Batches
 from dlrun.data.files.tensors import load_weights
+from dlrun.engine.device import get_rng_state, set_rng_state
 from dlrun.engine.distributed import SINGLE_PROCESS, Distributed
 from dlrun.engine.forward_buffers import BuiltBuffers
+from dlrun.engine.logged_values import LoggedValues
 from dlrun.engine.objective import MetricAccumulator, Objective
 from dlrun.engine.optim.ema import ExponentialMovingAverage
 from dlrun.engine.optim.schedule import Schedule
@@ -69,6 +72,8 @@ class Progress:
     last_finite_loss: float = math.nan
     # First log point whose gradient norm was not finite.
     bad_gradient_step: int | None = None
+    # Whether a callback has asked for the epoch under way to be the last one.
+    is_stopped: bool = False
     # Warnings about learning that were shown, by kind.
     troubles: dict[str, str] = field(default_factory=dict)
     # Time and rows of training, without evaluation.
@@ -81,6 +86,16 @@ class Progress:
         self.train_seconds += seconds
         self.samples += samples
         return {"epoch_seconds": seconds, "samples_per_second": samples / seconds}
+
+
+class Stateful(Protocol):
+    """What a checkpoint can hold, as plain values and tensors."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
 
 
 @dataclass
@@ -104,6 +119,10 @@ class TrainState:
     # Moving average of the weights, where trainer.ema_decay asks for one.
     ema: ExponentialMovingAverage | None = None
     progress: Progress = field(default_factory=Progress)
+    # Callbacks of the user, by name; checkpoints hold their state.
+    callbacks: Mapping[str, Stateful] = field(default_factory=dict)
+    # What these, and the model, have logged in the current epoch.
+    logged: LoggedValues = field(default_factory=LoggedValues)
     # Makes optimizer steps from a recorded CUDA graph where it can, eagerly otherwise.
     graph_step: Callable[..., Any] | None = field(default=None, init=False)
     # Time of torch.compile before the first step.
@@ -114,24 +133,24 @@ class TrainState:
     built_buffers: BuiltBuffers = field(init=False)
     # The processes that train together.
     ranks: Distributed = field(default=SINGLE_PROCESS, init=False)
+    # The model's own methods, where it has them: scalars to log after a step, and what to add to each batch's loss.
+    compute_model_metrics: Callable[[], dict[str, Any]] | None = field(init=False)
+    compute_auxiliary_loss: Callable[[], Tensor] | None = field(init=False)
     # The model's forward pass in training; its gradients are averaged over the ranks.
     forward: Callable[..., Tensor] = field(init=False)
     # Step and loss, on the device, since `check_finite` last read them.
     recent_losses: list[tuple[int, Tensor]] = field(default_factory=list)
     # Of the last step that was clipped or measured.
     grad_norm: Tensor = field(default_factory=lambda: torch.tensor(math.nan))
+    # States of the callbacks in the checkpoint that this training resumes from; None for a new training.
+    resumed_callbacks: dict[str, Any] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.totals = self.objective.new_accumulator()
         self.forward = self.model
+        self.compute_model_metrics = _get_method(self.model, "training_metrics")
+        self.compute_auxiliary_loss = _get_method(self.model, "auxiliary_loss")
         self.built_buffers = BuiltBuffers(self.model)
-
-    def list_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the model, and of a loss that is a module."""
-        parameters = list(self.model.parameters())
-        if self.objective.loss_module is not None:
-            parameters += self.objective.loss_module.parameters()
-        return parameters
 
     def join(self, ranks: Distributed) -> None:
         """Train together with other processes; all of them must call this at the same time."""
@@ -152,6 +171,17 @@ class TrainState:
         """Whether the monitored metric has not improved for `patience` epochs."""
         patience = self.stop_rules.patience
         return patience is not None and self.progress.epochs_without_improvement >= patience
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is no epoch left to train."""
+        return self.is_done or self.is_out_of_patience or self.progress.is_stopped
+
+    def log_model_metrics(self) -> None:
+        """Log what the model's `training_metrics` returns, if it has that method."""
+        if self.compute_model_metrics is not None:
+            for name, value in self.compute_model_metrics().items():
+                self.logged.add(name, value)
 
     def update_best(self, value: float) -> bool:
         """Record the monitored value of the epoch that has just ended; returns whether it is the best, NaN never."""
@@ -220,8 +250,6 @@ class TrainState:
         state |= self.get_weights()
         if loss_state:
             state["loss"] = loss_state
-        if self.objective.class_weights is not None:
-            state["class_weights"] = list(self.objective.class_weights)
         state["optimizer"] = self.optimizer.state_dict()
         state["scheduler"] = self.schedule.state_dict()
         state["scaler"] = self.scaler.state_dict()
@@ -230,7 +258,19 @@ class TrainState:
         early_stopping = {name: counters.pop(name) for name in _EARLY_STOPPING_FIELDS}
         state["progress"] = counters
         state["early_stopping"] = early_stopping
-        state["totals"] = self.totals.state_dict()
+        if self.callbacks:
+            # A callback may freeze and unfreeze parameters as the training goes on.
+            state["frozen"] = [name for name, p in self.model.named_parameters() if not p.requires_grad]
+        return state | self.get_local_state()
+
+    def get_local_state(self) -> dict[str, Any]:
+        """The part of the state that each rank has of its own: sums of the current epoch, and users' callbacks."""
+        state: dict[str, Any] = {"totals": self.totals.state_dict()}
+        logged = self.logged.state_dict()
+        if logged:
+            state["logged"] = logged
+        if self.callbacks:
+            state["callbacks"] = {name: callback.state_dict() for name, callback in self.callbacks.items()}
         return state
 
     def get_weights(self) -> dict[str, Any]:
@@ -282,8 +322,42 @@ class TrainState:
         # Metric sums are per rank, everything above is the same on all.
         self.progress = Progress(**state["progress"], **state["early_stopping"])
         self.totals = self.objective.new_accumulator()
-        for rank_state in self._select_rank_states(state):
+        self.logged = LoggedValues()
+        rank_states = self._select_rank_states(state)
+        for rank_state in rank_states:
             self.totals.load_state_dict(rank_state["totals"], device)
+            self.logged.add_state_dict(rank_state.get("logged", {}), device)
+
+        # Of another number of ranks, all take what rank 0 had.
+        own_state = rank_states[0] if rank_states else state
+        self.resumed_callbacks = own_state.get("callbacks", {})
+        if "frozen" in state:
+            for name, parameter in self.model.named_parameters():
+                parameter.requires_grad_(name not in state["frozen"])
+
+    @contextmanager
+    def keep_resumed_state(self) -> Iterator[None]:
+        """Around the start of users' callbacks: a resumed training gets back its state, and that of the callbacks.
+
+        What they do at the start of a training, such as setting a counter to 0 or drawing a random number, was done
+        when the training began.
+        """
+        if self.resumed_callbacks is None or not self.callbacks:
+            yield
+            return
+
+        generators = get_rng_state()
+        before = copy.deepcopy([self.get_weights(), self.optimizer.state_dict(), self.schedule.state_dict()])
+        yield
+        weights, optimizer, schedule = before
+        self.use_weights(weights)
+        self._load_optimizer(optimizer)
+        self.schedule.load_state_dict(schedule)
+        set_rng_state(generators)
+        for name, state in self.resumed_callbacks.items():
+            if name in self.callbacks:
+                self.callbacks[name].load_state_dict(state)
+        self.resumed_callbacks = None
 
     def _load_optimizer(self, state: dict[str, Any]) -> None:
         # torch loads any values into a group: a damaged file would be noticed only when training.
@@ -339,3 +413,11 @@ def _get_setting_kinds(group: dict[str, Any]) -> dict[str, str]:
         elif value is not None:
             kinds[key] = "other"
     return kinds
+
+
+def _get_method(model: nn.Module, name: str) -> Callable[[], Any] | None:
+    """A method that the model's class defines, or None; an attribute of that name is the model's own affair."""
+    if not callable(getattr(type(model), name, None)):
+        return None
+    method: Callable[[], Any] = getattr(model, name)
+    return method

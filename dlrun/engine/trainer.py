@@ -4,7 +4,7 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache, partial
 from itertools import islice
 from typing import Any
@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dlrun.core.errors import RunError
 from dlrun.data.batches import Batch, Batches
-from dlrun.engine import metrics
-from dlrun.engine.callback import Callback, CallbackList, EpochSummary
+from dlrun.engine import logged_values, metrics
+from dlrun.engine.best_epoch import BestEpoch
+from dlrun.engine.callback import Callback, CallbackList
 from dlrun.engine.distributed import SINGLE_PROCESS, Distributed
 from dlrun.engine.objective import FLUSH_BATCHES, Objective
 from dlrun.engine.state import TrainState
@@ -38,11 +40,48 @@ class Trainer:
         state: TrainState,
         callbacks: Sequence[Callback],
         stop_requested: Callable[[], bool],
+        user_callbacks: Sequence[Callback] = (),
     ) -> None:
+        """callbacks: of dlrun itself, which are called after those of the user."""
         self.state = state
-        self.callbacks = CallbackList(callbacks)
+        self.user_callbacks = user_callbacks
         self.stop_requested = stop_requested
         self.forward: ForwardPass = compute_outputs_and_loss
+        self.callbacks = self.arrange([*user_callbacks, BestEpoch(), *callbacks])
+
+        # `TrainerView` says what these are.
+        self.row: dict[str, float] = {}
+        self.is_best = False
+        self.timings: dict[str, float] = {}
+        self.records: StepRecords = []
+
+    def arrange(self, callbacks: Sequence[Callback]) -> CallbackList:
+        """The callbacks as this trainer calls them."""
+        return CallbackList(callbacks)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model in training."""
+        return self.state.model
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer, with its gradients and groups."""
+        return self.state.optimizer
+
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch under way, from 1; in on_epoch_end of the one that has just ended."""
+        return int(self.row["epoch"]) if self.row else self.state.progress.epoch + 1
+
+    @property
+    def step(self) -> int:
+        """Number of optimizer steps made since the run began."""
+        return self.state.progress.step
+
+    def stop(self) -> None:
+        """End the training after the epoch under way, as early stopping does."""
+        self.state.progress.is_stopped = True
 
     def fit(self) -> str:
         """Train until the epochs, the steps or the patience are used up, or until a stop is requested.
@@ -51,43 +90,62 @@ class Trainer:
         not finite.
         """
         state = self.state
+        with self.report_exceptions():
+            self.start()
 
-        # An epoch under way is always ended with its row, even if no step is left to make.
-        while state.progress.batch or not (state.is_done or state.is_out_of_patience):
-            epoch_start = time.perf_counter()
-            first_batch = state.progress.batch
+            # An epoch under way is always ended with its row, even if no step is left to make.
+            while state.progress.batch or not state.is_finished:
+                epoch_start = time.perf_counter()
+                first_batch = state.progress.batch
+                self.row = {}
 
-            epoch_completed = self.train_epoch()
+                if first_batch == 0:
+                    self.callbacks.on_epoch_start(self)
+                epoch_completed = self.train_epoch()
 
-            # Wait for the device once an epoch, so that its time is counted.
-            state.synchronize()
-            epoch_seconds = time.perf_counter() - epoch_start
-            timings = state.progress.add_epoch_time(epoch_seconds, state.train, first_batch)
+                # Wait for the device once an epoch, so that its time is counted.
+                state.synchronize()
+                epoch_seconds = time.perf_counter() - epoch_start
+                self.timings = state.progress.add_epoch_time(epoch_seconds, state.train, first_batch)
 
-            if state.progress.batch < len(state.train):
-                # Save first: a resumed run must not contain the row of a partial epoch.
-                self.callbacks.on_interrupt(state)
-                if not epoch_completed:
+                if state.progress.batch < len(state.train):
+                    # Save first: a resumed run must not contain the row of a partial epoch.
+                    self.callbacks.on_interrupt(self)
+                    if not epoch_completed:
+                        return "interrupted"
+
+                self.end_epoch()
+                self.callbacks.on_epoch_end(self, self.row)
+
+                if self.stop_requested() and not state.is_finished:
+                    self.callbacks.on_interrupt(self)
                     return "interrupted"
-                self.callbacks.on_partial_epoch()
 
-            row = self.end_epoch()
-            is_best = state.update_best(row[state.monitor])
-            state.schedule.advance_epoch(row[state.monitor])
-            self.callbacks.on_epoch_end(state, EpochSummary(row, timings, is_best))
-
-            if self.stop_requested() and not (state.is_done or state.is_out_of_patience):
-                self.callbacks.on_interrupt(state)
-                return "interrupted"
-
+            self.callbacks.on_fit_end(self)
         return "completed" if state.is_done else "early_stopped"
+
+    def start(self) -> None:
+        """Let callbacks of the user log from now on, and begin; a resumed training keeps its state."""
+        for callback in self.user_callbacks:
+            callback.start_logging(self.state.logged)
+        with self.state.keep_resumed_state():
+            self.callbacks.on_fit_start(self)
+
+    @contextmanager
+    def report_exceptions(self) -> Iterator[None]:
+        """Tell the callbacks of an error, whatever it is, before it leaves: they may have something to close."""
+        try:
+            yield
+        except Exception as error:
+            logged_values.receive(None)
+            self.callbacks.on_exception(self, error)
+            raise
 
     def train_epoch(self) -> bool:
         """Train the rest of the current epoch, or of the steps; returns False if a stop request cut it short."""
         state = self.state
         progress = state.progress
         state.model.train()
-        set_loss_mode(state.objective, training=True)
         needs_closure = requires_closure(state.optimizer)
         batches = self.load_epoch()
 
@@ -97,6 +155,9 @@ class Trainer:
                 break
 
             records: StepRecords = []
+            self.records = records
+            # What the model logs in this step alone: a callback may run it, too.
+            logged_values.receive(state.logged)
             if needs_closure:
                 # LBFGS and its like evaluate the loss as often as they need.
                 state.optimizer.step(partial(compute_closure_loss, state, group, records, self.forward))  # type: ignore[arg-type]
@@ -108,18 +169,21 @@ class Trainer:
                 state.scaler.step(state.optimizer)
                 state.scaler.update()
 
+            logged_values.receive(None)
+
             # Losses stay on the device: `check_finite` reads them in one transfer.
             for outputs, targets, loss in records:
                 state.totals.add(outputs, targets, loss)
                 state.recent_losses.append((progress.step + 1, loss))
+            state.log_model_metrics()
             progress.step += 1
             progress.batch += len(group)
 
             # The only point of a step where the host waits for the device.
             if progress.step % state.stop_rules.log_every_steps == 0:
-                self.callbacks.on_log(progress.step, measure_step(state, records))
+                self.callbacks.on_log(self, measure_step(state, records) | state.logged.read_newest())
             state.schedule.advance_step()
-            self.callbacks.on_step_end(state)
+            self.callbacks.on_step_end(self)
 
             if self.stop_requested():
                 break
@@ -132,28 +196,36 @@ class Trainer:
         state = self.state
         return state.train.epoch(state.progress.epoch + 1, start=state.progress.batch, pick=state.ranks.shard_batch)
 
-    def end_epoch(self) -> dict[str, float]:
-        """Count the epoch as ended; returns its row: epoch, step, metrics, rates, and parameters of a tiny model."""
+    def end_epoch(self) -> None:
+        """Count the epoch as ended, and make its row: epoch, step, metrics, rates, parameters of a tiny model."""
         state = self.state
         progress = state.progress
         progress.epoch += 1
         progress.batch = 0
 
-        row: dict[str, float] = {"epoch": progress.epoch, "step": progress.step}
+        self.row = {"epoch": progress.epoch, "step": progress.step}
         train_metrics = state.totals.compute_metrics(state.ranks.gather_blocks)
-        row |= {f"train/{name}": value for name, value in train_metrics.items()}
+        self.row |= {f"train/{name}": value for name, value in train_metrics.items()}
         state.totals = state.objective.new_accumulator()
 
         # Batch norm statistics differ between ranks; all evaluate with those of rank 0.
         state.ranks.broadcast_buffers(state.model)
         if state.ema is not None:
             state.ranks.broadcast_buffers(state.ema.model)
-        if state.objective.loss_module is not None:
-            state.ranks.broadcast_buffers(state.objective.loss_module)
 
         if state.val is not None:
-            row |= self.evaluate(state.val, "val")
-        return row | state.schedule.get_learning_rates() | state.get_parameter_values()
+            self.row |= self.evaluate(state.val, "val")
+            self.callbacks.on_validation_end(self)
+        self.row |= state.schedule.get_learning_rates()
+        self.row |= state.get_parameter_values()
+        self.add_logged_values(self.row)
+
+    def add_logged_values(self, row: dict[str, float]) -> None:
+        """Add to a row what has been logged since the last call; RunError for a name that the row has already."""
+        for name, value in self.state.logged.take_means(self.state.ranks).items():
+            if name in row:
+                raise RunError(f"log({name!r}, ...): every epoch has a value of this name already; choose another name")
+            row[name] = value
 
     def evaluate(self, batches: Batches, split: str) -> dict[str, float]:
         """Metrics of a split at the end of an epoch."""
@@ -184,6 +256,8 @@ def compute_outputs_and_loss(state: TrainState, inputs: tuple[Tensor, ...], targ
     with state.autocast():
         outputs = state.forward(*inputs)
         loss = state.objective.compute_loss(outputs, targets)
+        if state.compute_auxiliary_loss is not None:
+            loss = loss + state.compute_auxiliary_loss()
     return outputs, loss
 
 
@@ -219,13 +293,9 @@ def backward(
             batch_loss = losses[-1] if weighted_loss is loss else loss.detach()
             records.append((outputs.detach(), targets, batch_loss))
 
-    # Those of the model were averaged in the backward pass.
-    if state.objective.loss_module is not None:
-        state.ranks.average_gradients(state.objective.loss_module.parameters())
-
     if state.stop_rules.grad_clip_norm is not None:
         state.scaler.unscale_(state.optimizer)
-        parameters = state.list_parameters()
+        parameters = state.model.parameters()
         state.grad_norm = nn.utils.clip_grad_norm_(parameters, state.stop_rules.grad_clip_norm)
 
     return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
@@ -276,7 +346,7 @@ def measure_step(state: TrainState, records: StepRecords) -> dict[str, float]:
     """Mean loss, gradient norm and learning rates of a step, for the log. Waits for the device."""
     state.check_finite()
     if state.stop_rules.grad_clip_norm is None:
-        gradients = [p.grad for p in state.list_parameters() if p.grad is not None]
+        gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
         state.grad_norm = nn.utils.get_total_norm(gradients)
 
     weights = [float(state.objective.count_targets(targets)) for _, targets, _ in records]
@@ -311,7 +381,6 @@ def evaluate(
     """
     # `train_epoch` sets training mode again.
     model.eval()
-    set_loss_mode(objective, training=False)
     block = choose_block_size(len(batches))
     totals = objective.new_accumulator(block)
 
@@ -324,12 +393,6 @@ def evaluate(
             on_batch(inputs, outputs, targets)
 
     return totals.compute_metrics(ranks.gather_blocks)
-
-
-def set_loss_mode(objective: Objective, training: bool) -> None:
-    """Put a loss that is a module into training or evaluation mode."""
-    if objective.loss_module is not None:
-        objective.loss_module.train(training)
 
 
 def choose_block_size(batches: int) -> int:

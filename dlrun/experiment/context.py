@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from dlrun.config.settings import Settings
 from dlrun.data.batches import Batch, SplitBatches
 from dlrun.data.spec import Splits
+from dlrun.engine.callback import Callback
 from dlrun.engine.device import Runtime
 from dlrun.engine.objective import Objective
 from dlrun.engine.state import TrainState
@@ -51,11 +52,19 @@ class RunContext:
     batches: SplitBatches
     objective: Objective
     state: TrainState
+    # By name; the state holds them too, as it saves them.
+    callbacks: dict[str, Callback]
     # Metrics of the trivial answer (the mean or the majority class), by split.
     baseline: dict[str, float]
     preflight: Preflight
     start: Start
     # What the user should know, in order; result.json keeps them as warnings.
     notes: list[str]
+
+    @property
+    def user_callbacks(self) -> list[Callback]:
+        """Callbacks of the user's own, in the order of the config."""
+        return list(self.callbacks.values())
+
     # By their names in the config; empty in all processes but the first.
     loggers: dict[str, Logger] = field(default_factory=dict)

@@ -73,7 +73,7 @@ def follow(request: Request, context: RunContext, stack: contextlib.ExitStack) -
 
     stop_requested = stack.enter_context(signals.catch_signals(quiet=True))
     sender = StateSender(Path(), {}, keys.every_epochs, keys.every_steps, keys.keep)
-    status = Trainer(context.state, [sender], ranks.any_rank(stop_requested)).fit()
+    status = Trainer(context.state, [sender], ranks.any_rank(stop_requested), context.user_callbacks).fit()
     if status != "interrupted":
         run.evaluate_best_weights(context, None)
     return signals.get_signal_exit_code(stop_requested.signal_number) if stop_requested() else 0

@@ -299,11 +299,21 @@ def find_reached_limit(state: dict[str, Any], config: dict[str, Any]) -> str | N
     if trainer["max_steps"] is not None and state["step"] >= trainer["max_steps"]:
         return "trainer.max_steps"
 
+    # A callback's wish to stop holds until a longer training is asked for.
+    if state.get("progress", {}).get("is_stopped") and not is_longer(state, config):
+        return "trainer.epochs"
+
     patience = trainer["early_stopping"]["patience"]
     epochs_waited = state["early_stopping"].get("epochs_without_improvement", 0)
     if patience is not None and epochs_waited >= patience:
         return "trainer.early_stopping.patience"
     return None
+
+
+def is_longer(state: dict[str, Any], config: dict[str, Any]) -> bool:
+    """Whether a config has more epochs or steps than that of a saved state."""
+    before = state["config"]["trainer"]
+    return any(before[key] != config["trainer"][key] for key in ("epochs", "max_steps"))
 
 
 def refuse_changes(saved_config: dict[str, Any], config: dict[str, Any], folder: Path) -> None:

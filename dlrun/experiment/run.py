@@ -25,6 +25,7 @@ from dlrun.engine.acceleration import threads as thread_choice
 from dlrun.engine.callback import Callback
 from dlrun.engine.device import is_out_of_memory
 from dlrun.engine.distributed import Distributed, join_processes
+from dlrun.engine.metric_names import select_metrics
 from dlrun.engine.trainer import Trainer, evaluate_split
 from dlrun.experiment import ignored, resume, sources
 from dlrun.experiment import result as results
@@ -35,6 +36,7 @@ from dlrun.experiment.callbacks.histograms import WeightHistograms
 from dlrun.experiment.callbacks.profiler import PROFILE_FOLDER, ProfiledTrainer, Profiler
 from dlrun.experiment.callbacks.progress import ProgressDisplay
 from dlrun.experiment.callbacks.tolerant import Tolerant
+from dlrun.experiment.callbacks.unsaved import UnsavedAttributes
 from dlrun.experiment.context import RunContext
 from dlrun.experiment.final_outputs import FinalOutputs, SplitOutputs, make_recorder
 from dlrun.experiment.hidden_state import comparison
@@ -93,7 +95,7 @@ def run(request: Request, console: Console | None = None) -> int:
                 recorders = start_recording(context, folder, run_logger, resumed, console)
                 progress = ProgressDisplay(console, context.state, context.settings.trainer.progress)
                 # A row and its pictures are on the disk before the checkpoint that a resumed run begins from.
-                callbacks = [run_logger, *recorders, checkpoints, progress]
+                callbacks = [UnsavedAttributes(context.callbacks, note), run_logger, *recorders, checkpoints, progress]
                 profiler = Profiler(context.state.synchronize) if context.settings.trainer.profile else None
                 trainer = make_trainer(context, callbacks, ranks.any_rank(stop_requested), profiler, folder)
 
@@ -211,6 +213,9 @@ def restore_checkpoint(request: Request, context: RunContext) -> dict[str, Any] 
     state = ranks.broadcast(state)
     if state is not None:
         context.state.load_state_dict(state, context.runtime.device)
+        # A callback's wish to stop does not hold for a longer training.
+        if resume.is_longer(state, request.config):
+            context.state.progress.is_stopped = False
     return state
 
 
@@ -421,8 +426,9 @@ def make_trainer(
 ) -> Trainer:
     """The trainer, or one that times itself where there is a profiler."""
     if profiler is None:
-        return Trainer(context.state, callbacks, stop_requested)
-    return ProfiledTrainer(context.state, callbacks, stop_requested, profiler, folder / PROFILE_FOLDER)
+        return Trainer(context.state, callbacks, stop_requested, context.user_callbacks)
+    trace_folder = folder / PROFILE_FOLDER
+    return ProfiledTrainer(context.state, callbacks, stop_requested, context.user_callbacks, profiler, trace_folder)
 
 
 def make_note_writer(context: RunContext, console: Console) -> Callable[[str], None]:
@@ -455,7 +461,7 @@ def finish(
     weights_sha256 = checkpoint.hash_weights(context.state.model)
     rows = run_logger.rows
     last_row = rows[-1] if rows else {}
-    metrics = {key: value for key, value in last_row.items() if key.startswith(("train/", "val/"))}
+    metrics = select_metrics(last_row)
     measured = results.measure(context)
     time_as = contextlib.nullcontext if profiler is None else profiler.time_phase
     has_figures = context.settings.figures and status != "interrupted"

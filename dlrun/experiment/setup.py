@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,28 +17,29 @@ from dlrun.config.schema import DeviceConfig, OptimizerKeys, TrainerConfig
 from dlrun.config.settings import Settings
 from dlrun.core import user_code
 from dlrun.core.errors import DataError, ErrorList, RequestError
+from dlrun.core.own_code import is_ours
 from dlrun.data import workers
 from dlrun.data.batches import Batch, Batches, EpochOrder, MemoryBatches, Placement, SplitBatches
 from dlrun.data.files import download
 from dlrun.data.spec import DataSpec, Split, Splits
 from dlrun.engine import device as runtime
-from dlrun.engine import evaluation
+from dlrun.engine import evaluation, plain
 from dlrun.engine import trainer as loop
 from dlrun.engine.device import Runtime
 from dlrun.engine.distributed import SINGLE_PROCESS, Distributed
 from dlrun.engine.objective import Objective
 from dlrun.engine.optim.ema import ExponentialMovingAverage
 from dlrun.engine.optim.schedule import Schedule
-from dlrun.engine.preserve import preserve_state, restore_attributes
 from dlrun.engine.state import TrainState
 from dlrun.experiment import probes, result
-from dlrun.experiment.builder import build, data_cache, objectives, transfer
+from dlrun.experiment.builder import build, data_cache, transfer
+from dlrun.experiment.builder.callbacks import build_callbacks
 from dlrun.experiment.builder.loggers import build_loggers
 from dlrun.experiment.callbacks import evolution
 from dlrun.experiment.context import Answer, Preflight, RunContext, Start
 from dlrun.experiment.hidden_state import comparison
 from dlrun.experiment.preflight import checks, final_activation, memory
-from dlrun.runs import expectations, plain
+from dlrun.runs import expectations
 from dlrun.runs.loggers.base import Logger
 
 
@@ -100,7 +101,7 @@ def _build_context(
 
     splits = _build_splits(settings, trusted_modules, problems)
     if splits is not None:
-        objective = problems.collect(_build_objective, settings, splits, process, trusted_modules)
+        objective = problems.collect(build.build_objective, settings, splits.spec, trusted_modules)
 
     # The weights depend on the seed, not on how the data was read.
     runtime.seed_everything(settings.seed)
@@ -122,16 +123,18 @@ def _build_context(
     ]
     batches = build.build_batches(settings, splits, model, process)
     state = _build_train_state(settings, process, objective, model, batches, trusted_modules, problems)
+    callbacks = problems.collect(build_callbacks, settings, trusted_modules) or {}
+    state.callbacks = callbacks
     if not problems.errors:
         problems.collect(_refuse_unsaveable, settings, splits, state, trusted_modules)
 
+    baseline = result.compute_baseline(objective, splits)
     notes += find_limit_notes(state)
+
     parameters = state.get_parameter_values()
     preflight: Preflight | None = None
-    with _preserve_loss(objective):
-        baseline = result.compute_baseline(objective, splits)
-        if settings.preflight:
-            preflight = problems.collect(_run_preflight, settings, process, state, notes)
+    if settings.preflight:
+        preflight = problems.collect(_run_preflight, settings, process, state, notes)
     # A model that failed there predicts nothing.
     predictions: dict[str, Answer] | None = None
     if not problems.errors:
@@ -145,30 +148,13 @@ def _build_context(
         batches=batches,
         objective=objective,
         state=state,
+        callbacks=callbacks,
         baseline=baseline,
         preflight=preflight or Preflight(),
         start=Start(parameters, predictions or {}),
         notes=notes,
         loggers=loggers,
     )
-
-
-def _build_objective(
-    settings: Settings, splits: Splits, process: Runtime, trusted_modules: list[str] | None
-) -> Objective:
-    weights = objectives.compute_class_weights(settings, splits.spec, splits.train)
-    return objectives.build_objective(settings, splits.spec, process, trusted_modules, weights)
-
-
-@contextlib.contextmanager
-def _preserve_loss(objective: Objective) -> Iterator[None]:
-    """Leave a loss that is a module as it was before the first step."""
-    module = objective.loss_module
-    if module is None:
-        yield
-        return
-    with preserve_state(module), restore_attributes(module):
-        yield
 
 
 def _build_splits(settings: Settings, trusted_modules: list[str] | None, problems: ErrorList) -> Splits | None:
@@ -221,11 +207,17 @@ def _build_train_state(
     keys = settings.checkpoint
     decay = settings.trainer.ema_decay
     monitored = problems.collect(
-        checks.resolve_monitor, keys.monitor, keys.mode, objective, val is not None, decay is not None
+        checks.resolve_monitor,
+        keys.monitor,
+        keys.mode,
+        objective,
+        val is not None,
+        decay is not None,
+        may_log=_may_log(settings),
     )
     monitor, mode = monitored or ("train/loss", "min")
 
-    optimizer = problems.collect(build.build_optimizer, settings, model, trusted_modules, objective.loss_module)
+    optimizer = problems.collect(build.build_optimizer, settings, model, trusted_modules)
     optimizer = optimizer or _make_trial_optimizer([0.1], 0.1)
     schedule = problems.collect(_build_schedule, settings, optimizer, train, mode, trusted_modules)
     return TrainState(
@@ -243,6 +235,11 @@ def _build_train_state(
         synchronize=runtime.get_synchronizer(process.device),
         ema=None if decay is None else ExponentialMovingAverage(model, optimizer, decay),
     )
+
+
+def _may_log(settings: Settings) -> bool:
+    """Whether code of the user's own takes part, which may log values under names of its own."""
+    return bool(settings.callbacks) or not is_ours(str(settings.model.target))
 
 
 def _build_schedule(
@@ -340,13 +337,15 @@ def _check_remaining(
     if model is None:
         problems.collect(build.check_component, settings.model, trusted_modules, 1)
     if splits is not None and objective is not None:
-        problems.collect(checks.resolve_monitor, keys.monitor, keys.mode, objective, splits.val is not None)
+        has_val = splits.val is not None
+        problems.collect(
+            checks.resolve_monitor, keys.monitor, keys.mode, objective, has_val, may_log=_may_log(settings)
+        )
     problems.collect(build.check_component, settings.optimizer, trusted_modules, 1)
 
     # Groups, and dlrun's own optimizers, know parameters by their names, which a stand-in does not have.
     if model is not None:
-        loss = None if objective is None else objective.loss_module
-        problems.collect(build.build_optimizer, settings, model, trusted_modules, loss)
+        problems.collect(build.build_optimizer, settings, model, trusted_modules)
     elif str(settings.optimizer.target).startswith("torch.optim."):
         without_groups = dataclasses.replace(
             settings, optimizer=dataclasses.replace(settings.optimizer, keys=OptimizerKeys())

@@ -24,8 +24,8 @@ from dlrun.core.bounded import read_bytes
 from dlrun.core.errors import CheckpointError, DamageError, RunError, UnreadableError
 from dlrun.core.files import write_atomically
 from dlrun.data.files.tensors import unpickle
+from dlrun.engine import plain
 from dlrun.engine.object_state import duplicate
-from dlrun.runs import plain
 from dlrun.runs.checkpoint_types import find_state_error, list_missing_keys
 from dlrun.runs.folder import list_finished_files
 from dlrun.runs.record import RunRecord

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dlrun.core.errors import CheckpointError, RunError
 from dlrun.core.files import DiskProblems, link
-from dlrun.engine.callback import Callback, EpochSummary
+from dlrun.engine.callback import Callback, TrainerView
 from dlrun.engine.device import get_rng_state
 from dlrun.engine.state import TrainState
 from dlrun.runs.checkpoint import FORMAT_VERSION, load, save
@@ -83,8 +83,9 @@ class CheckpointManager(Callback):
                 file.replace(file.with_suffix(_ASIDE))
         self._delete_old()
 
-    def on_step_end(self, state: TrainState) -> None:
+    def on_step_end(self, trainer: TrainerView) -> None:
         """Save in the middle of an epoch if `every_steps` asks for it."""
+        state = trainer.state
         # The last batch is left to `on_epoch_end`, which has the epoch's row.
         if self._is_due(state.progress.step) and state.progress.batch < len(state.train):
             self.write(state, self.row)
@@ -92,27 +93,26 @@ class CheckpointManager(Callback):
     def _is_due(self, step: int) -> bool:
         return self.every_steps is not None and step % self.every_steps == 0
 
-    def on_epoch_end(self, state: TrainState, epoch: EpochSummary) -> None:
+    def on_epoch_end(self, trainer: TrainerView, row: dict[str, float]) -> None:
         """Save at the end of the run, every `every_epochs` epochs and at steps that `every_steps` hits."""
-        row = epoch.row
+        state = trainer.state
         self.row = row
-        if epoch.is_best:
+        if trainer.is_best:
             # A copy: the next epoch changes these tensors in place, and the save may come epochs later.
             weights = _copy_state(state.get_weights())
             self.best = weights | {"epoch": row["epoch"], "step": row["step"], "metrics": dict(row)}
 
-        has_ended = state.is_done or state.is_out_of_patience
         is_epoch_due = state.progress.epoch % self.every_epochs == 0
         # `on_interrupt` has saved what a resumed run needs; a save from here would skip the rest of the epoch.
         if self.saved_mid_epoch:
             with self.disk_problems.tolerate("the checkpoint"):
                 self.save_partial_best()
-        elif has_ended or is_epoch_due or self._is_due(state.progress.step):
+        elif state.is_finished or is_epoch_due or self._is_due(state.progress.step):
             self.write(state, row)
 
-    def on_interrupt(self, state: TrainState) -> None:
+    def on_interrupt(self, trainer: TrainerView) -> None:
         """Save the state of an interrupted epoch; a following `on_epoch_end` only saves its best weights."""
-        self.write(state, self.row)
+        self.write(trainer.state, self.row)
         self.saved_mid_epoch = True
 
     def save_partial_best(self) -> None:
@@ -166,7 +166,7 @@ class CheckpointManager(Callback):
     def _is_examined(self, state: TrainState) -> bool:
         """Whether to examine this save: saves 1, 2, 4, 8 ... and the last, as hidden state may act late."""
         is_power_of_two = self.saves & (self.saves - 1) == 0
-        return is_power_of_two or state.is_done or state.is_out_of_patience
+        return is_power_of_two or state.is_finished
 
     def _verify(self, newest: Path) -> dict[str, Any]:
         """Read the first checkpoint of this process back; RunError if that fails.
@@ -242,8 +242,8 @@ class CheckpointManager(Callback):
 
 
 def gather_rank_states(state: TrainState) -> list[dict[str, Any]]:
-    """Gather the state that each rank has of its own: RNG state and the metric sums of the current epoch."""
-    return state.ranks.gather({"rng": get_rng_state(), "totals": state.totals.state_dict()})
+    """Gather the state that each rank has of its own: RNG state, sums of the current epoch, users' callbacks."""
+    return state.ranks.gather({"rng": get_rng_state()} | state.get_local_state())
 
 
 def _copy_state(state: dict[str, Any]) -> dict[str, Any]:

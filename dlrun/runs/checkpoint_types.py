@@ -109,7 +109,17 @@ def _are_marks(value: Any) -> bool:
         if not isinstance(mark, list) or len(mark) != 3 or not isinstance(mark[0], list) or not mark[0]:
             return False
         owner = mark[0][0]
-        is_of_user = owner in ("model", "ema", "optimizer", "scheduler", "scaler", "totals", "others", "metrics")
+        is_of_user = owner in (
+            "model",
+            "ema",
+            "optimizer",
+            "scheduler",
+            "scaler",
+            "totals",
+            "callbacks",
+            "others",
+            "metrics",
+        )
         if not is_of_user and not (owner == "spec" and mark[1] == "scalar"):
             return False
         if not isinstance(mark[2], str) or len(mark[2]) > _LONGEST_KIND:
@@ -152,10 +162,33 @@ def _are_totals(value: Any) -> bool:
     return all(isinstance(part, Tensor) for part in sums.values())
 
 
-def _are_others(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(part, dict) and is_rng_state(part.get("rng")) and _are_totals(part.get("totals")) for part in value
+def _are_logged(value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("sums"), dict):
+        return False
+    counts = value.get("counts")
+    if not isinstance(counts, dict) or counts.keys() != value["sums"].keys():
+        return False
+    are_numbers = all(
+        is_number(part) or (isinstance(part, Tensor) and part.dim() == 0) for part in value["sums"].values()
     )
+    return are_numbers and all(isinstance(name, str) and COUNT[0](count) for name, count in counts.items())
+
+
+def _are_callback_states(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(name, str) and isinstance(state, dict) for name, state in value.items()
+    )
+
+
+def _is_rank_state(part: Any) -> bool:
+    if not isinstance(part, dict) or not is_rng_state(part.get("rng")) or not _are_totals(part.get("totals")):
+        return False
+    logged = part.get("logged")
+    return (logged is None or _are_logged(logged)) and _are_callback_states(part.get("callbacks", {}))
+
+
+def _are_others(value: Any) -> bool:
+    return isinstance(value, list) and all(_is_rank_state(part) for part in value)
 
 
 def _is_sequence_of(accepts: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -198,10 +231,12 @@ STATE_KEYS: dict[str, Check] = {
     "scheduler": MAPPING,
     "scaler": MAPPING,
     "loss": MAPPING,
-    "class_weights": (_is_sequence_of(is_number), "a number for each class"),
     "progress": MAPPING,
     "early_stopping": MAPPING,
     "totals": (_are_totals, "sums of metrics"),
+    "logged": (_are_logged, "sums of what was logged"),
+    "callbacks": (_are_callback_states, "the states of callbacks"),
+    "frozen": (_is_sequence_of(lambda value: isinstance(value, str)), "names of parameters"),
     "others": (_are_others, "what other processes have of their own"),
     "rows": COUNT,
     "threads": COUNT,
@@ -226,6 +261,7 @@ INNER_KEYS: dict[str, dict[str, Check]] = {
         "troubles": NAMED_TEXTS,
         "train_seconds": NUMBER,
         "samples": COUNT,
+        "is_stopped": (lambda value: isinstance(value, bool), "true or false"),
     },
     "early_stopping": {
         "best_value": allow_none(NUMBER),

@@ -10,7 +10,7 @@ from typing import Any
 
 from dlrun.config.compose import GROUPS
 from dlrun.core.bounded import is_number
-from dlrun.core.errors import RequestError, join_names
+from dlrun.core.errors import RequestError
 from dlrun.core.suggest import did_you_mean
 from dlrun.runs.record import STATUSES, RunRecord
 
@@ -118,7 +118,8 @@ def read_value(run: RunRecord, key: str) -> Any:
         return run.epochs
     if key in FACTS:
         return run.result[key]
-    if "/" in key:
+    # What is logged by callbacks may have any name.
+    if "/" in key or key in run.metrics:
         return run.metrics[key]
     return run.choices[key] if key in GROUPS else run.flat_config[key]
 
@@ -138,24 +139,8 @@ def refuse_unknown_key(runs: Sequence[RunRecord], key: str) -> None:
     raise RequestError(f"no run has a key {key}; {did_you_mean(key, keys)}type status=, model=, seed=, ...")
 
 
-def list_unknown_tags(runs: Sequence[RunRecord], condition: Filter) -> list[str]:
-    """A sentence for each tag of a condition that no run has, with the tags that are near."""
-    if condition.key != "tag" or not runs:
-        return []
-
-    tags = dict.fromkeys(tag for run in runs for tag in run.tags)
-    sentences = []
-    for pattern in condition.patterns:
-        if any(_is_equal(tag, pattern) for tag in tags):
-            continue
-        listed = f"the tags are {join_names(tags)}" if tags else "none has tags"
-        hint = did_you_mean(pattern, tags, "tag=").rstrip()
-        sentences.append(f"no run has the tag {pattern}; {hint or listed}")
-    return sentences
-
-
 def _has_key(run: RunRecord, key: str) -> bool:
-    return key in run.choices or key in (run.metrics if "/" in key else run.flat_config)
+    return key in run.choices or key in run.metrics or ("/" not in key and key in run.flat_config)
 
 
 def sort_runs(runs: Sequence[RunRecord], key: str) -> list[RunRecord]:

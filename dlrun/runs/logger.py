@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from dlrun.core.bounded import LARGEST_LOG, read_bytes
 from dlrun.core.errors import DamageError, UnreadableError
 from dlrun.core.files import GrowingFile, write_atomically
-from dlrun.engine.callback import Callback, EpochSummary
-from dlrun.engine.state import TrainState
+from dlrun.engine.callback import Callback, TrainerView
 from dlrun.runs.loggers import states
 from dlrun.runs.loggers.base import LoggedRun, Logger
 from dlrun.runs.loggers.channels import Channel, make_channel
@@ -72,17 +71,18 @@ class RunLogger(Callback):
             self.channels.append(channel)
         self._save_states()
 
-    def on_log(self, step: int, values: dict[str, float]) -> None:
+    def on_log(self, trainer: TrainerView, values: dict[str, float]) -> None:
         """Log the values of one optimizer step."""
-        self.log_step(step, values)
+        self.log_step(trainer.step, values)
 
-    def on_epoch_end(self, state: TrainState, epoch: EpochSummary) -> None:
+    def on_epoch_end(self, trainer: TrainerView, row: dict[str, float]) -> None:
         """Log the row of an epoch with its timings."""
-        self.log_epoch(epoch.row, epoch.timings)
+        self.log_epoch(row, trainer.timings)
 
-    def on_partial_epoch(self) -> None:
-        """Log what follows as the run's end, which a resumed run drops."""
-        self.start_final_events()
+    def on_interrupt(self, trainer: TrainerView) -> None:
+        """Where max_steps cut an epoch short, log its row as the run's end, which a resumed run drops."""
+        if trainer.state.is_done:
+            self.start_final_events()
 
     def log_step(self, step: int, values: dict[str, float]) -> None:
         """Log scalars of one optimizer step."""

@@ -18,7 +18,7 @@ from dlrun.core.inside import is_within
 from dlrun.core.own_code import find_own_modules
 from dlrun.core.shell import suggest_command
 from dlrun.core.yaml import flatten
-from dlrun.engine.metric_names import get_direction
+from dlrun.engine.metric_names import get_direction, select_metrics
 
 # Statuses in result.json.
 ENDED = ("completed", "early_stopped", "interrupted", "failed")
@@ -439,7 +439,7 @@ class RunRecord:
             return final
         if not self.rows:
             return {}
-        return {key: value for key, value in self.rows[-1].items() if key.startswith(("train/", "val/"))}
+        return select_metrics(self.rows[-1])
 
     @property
     def best(self) -> tuple[str, float] | None:

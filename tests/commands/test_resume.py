@@ -22,10 +22,10 @@ from torch.optim import SGD
 
 from dlrun.data.batches import EpochOrder, MemoryBatches, Placement
 from dlrun.data.spec import DataSpec, Split
-from dlrun.engine.callback import EpochSummary
 from dlrun.engine.objective import Objective
 from dlrun.engine.optim.schedule import Schedule
 from dlrun.engine.state import Progress, StopRules, TrainState
+from dlrun.engine.trainer import Trainer
 from dlrun.runs.checkpoint import load
 from dlrun.runs.checkpoint_manager import CheckpointManager
 from dlrun.runs.logger import RunLogger
@@ -223,6 +223,12 @@ def small(step: int, best_epoch: int | None) -> TrainState:
     return made
 
 
+def after_best_epoch(state: TrainState) -> Trainer:
+    trainer = Trainer(state, [], lambda: False)
+    trainer.is_best = True
+    return trainer
+
+
 @pytest.mark.parametrize("best_epoch", [1, None])
 def test_the_best_of_half_an_epoch_counts_no_more_when_it_goes_on(tmp_path: Path, best_epoch: int | None) -> None:
     saver = CheckpointManager(tmp_path / "checkpoints", {"run_id": "r"}, 1, None, 2)
@@ -231,9 +237,9 @@ def test_the_best_of_half_an_epoch_counts_no_more_when_it_goes_on(tmp_path: Path
     if best_epoch is None:
         half.progress.epoch = 0
     else:
-        saver.on_epoch_end(first, EpochSummary(row, is_best=True))
-    saver.on_interrupt(half)
-    saver.on_epoch_end(half, EpochSummary(row | {"epoch": 2, "step": 6}, is_best=True))
+        saver.on_epoch_end(after_best_epoch(first), row)
+    saver.on_interrupt(after_best_epoch(half))
+    saver.on_epoch_end(after_best_epoch(half), row | {"epoch": 2, "step": 6})
     assert torch.equal(load(best)["model"]["weight"], half.model.state_dict()["weight"])
     state = load(tmp_path / "checkpoints/last.pt")
     assert (state["step"], state["progress"]["batch"]) == (6, 2)

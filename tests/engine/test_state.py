@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from dlrun.core.errors import CheckpointError, RunError
 from dlrun.data.batches import EpochOrder, MemoryBatches, Placement
 from dlrun.data.spec import DataSpec, Split
-from dlrun.engine.callback import Callback, EpochSummary
+from dlrun.engine.callback import Callback, TrainerView
 from dlrun.engine.device import get_rng_state, set_rng_state
 from dlrun.engine.objective import Objective
 from dlrun.engine.optim.schedule import Schedule
@@ -32,11 +32,8 @@ class Rows(Callback):
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
 
-    def on_epoch_end(self, training: TrainState, epoch: EpochSummary) -> None:
-        self.rows.append(epoch.row)
-
-    def on_partial_epoch(self) -> None:
-        self.rows.append({"end": 1.0})
+    def on_epoch_end(self, trainer: TrainerView, row: dict[str, float]) -> None:
+        self.rows.append(row)
 
 
 def batches(rows: int, **order: Any) -> MemoryBatches:
@@ -129,8 +126,9 @@ class Keeping(Rows):
 
     state: Any = None
 
-    def on_interrupt(self, training: TrainState) -> None:
-        self.state = through_a_file(training.state_dict() | {"rng": get_rng_state()})
+    def on_interrupt(self, trainer: TrainerView) -> None:
+        self.rows.append({"end": 1.0})
+        self.state = through_a_file(trainer.state.state_dict() | {"rng": get_rng_state()})
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -156,9 +154,9 @@ def test_the_first_and_the_last_finite_loss_are_part_of_the_state() -> None:
     first, second = made(), made()
 
     class Saves(Callback):
-        def on_step_end(self, training: TrainState) -> None:
-            if training.progress.step == 2:  # before anybody has looked at a loss
-                state.update(through_a_file(training.state_dict()))
+        def on_step_end(self, trainer: TrainerView) -> None:
+            if trainer.step == 2:  # before anybody has looked at a loss
+                state.update(through_a_file(trainer.state.state_dict()))
 
     Trainer(first, [Saves()], lambda: first.progress.step >= 2).fit()
     second.load_state_dict(state, CPU)

@@ -15,7 +15,7 @@ from dlrun.core.errors import RunError
 from dlrun.data.batches import Batches, EpochOrder, MemoryBatches, Placement
 from dlrun.data.spec import DataSpec, Split, TaskName
 from dlrun.engine import trainer
-from dlrun.engine.callback import Callback, EpochSummary
+from dlrun.engine.callback import Callback, TrainerView
 from dlrun.engine.objective import Objective
 from dlrun.engine.optim.schedule import Schedule
 from dlrun.engine.state import StopRules, TrainState
@@ -34,22 +34,19 @@ class GraphRecorder(Callback):
         self.best: list[bool] = []
         self.saved: list[tuple[str, int]] = []
 
-    def on_log(self, step: int, values: dict[str, float]) -> None:
-        self.steps[step] = values
+    def on_log(self, trainer: TrainerView, values: dict[str, float]) -> None:
+        self.steps[trainer.step] = values
 
-    def on_partial_epoch(self) -> None:
-        self.saved.append(("end", -1))
+    def on_step_end(self, trainer: TrainerView) -> None:
+        self.saved.append(("step", trainer.step))
 
-    def on_step_end(self, training: TrainState) -> None:
-        self.saved.append(("step", training.progress.step))
+    def on_epoch_end(self, trainer: TrainerView, row: dict[str, float]) -> None:
+        self.rows.append(row)
+        self.best.append(trainer.is_best)
+        self.saved.append(("epoch", trainer.step))
 
-    def on_epoch_end(self, training: TrainState, epoch: EpochSummary) -> None:
-        self.rows.append(epoch.row)
-        self.best.append(epoch.is_best)
-        self.saved.append(("epoch", training.progress.step))
-
-    def on_interrupt(self, training: TrainState) -> None:
-        self.saved.append(("interrupted", training.progress.step))
+    def on_interrupt(self, trainer: TrainerView) -> None:
+        self.saved.append(("interrupted", trainer.step))
 
 
 class Watched(SGD):
@@ -210,7 +207,7 @@ def test_half_an_epoch_is_saved_before_its_row_which_is_of_the_end() -> None:
     training = sgd(batches(drawn(), 5), epochs=3, max_steps=7)
     _, recorder = fit(training)
     kinds = [kept for kept in recorder.saved if kept[0] != "step"]
-    assert kinds == [("epoch", 5), ("interrupted", 7), ("end", -1), ("epoch", 7)]
+    assert kinds == [("epoch", 5), ("interrupted", 7), ("epoch", 7)]
     assert [(row["epoch"], row["step"]) for row in recorder.rows] == [(1, 5), (2, 7)]
     whole = sgd(batches(drawn(), 5), epochs=3, max_steps=10)
     assert ("end", -1) not in fit(whole)[1].saved

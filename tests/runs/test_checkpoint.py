@@ -20,7 +20,8 @@ from torch import nn
 from dlrun.core.errors import CheckpointError, RunError
 from dlrun.data.files import tensors
 from dlrun.data.files.tensors import load_weights
-from dlrun.runs import checkpoint, plain
+from dlrun.engine import plain
+from dlrun.runs import checkpoint
 from dlrun.runs.checkpoint import hash_weights, load, save
 
 STATE = {"format_version": 1, "model": {"w": torch.arange(6.0).view(2, 3)}, "optimizer": {}, "config": {"a": [1, "b"]}}

@@ -13,7 +13,6 @@ from dlrun.core.errors import CheckpointError, UnreadableError
 from dlrun.core.files import DiskProblems
 from dlrun.data.batches import EpochOrder, MemoryBatches, Placement
 from dlrun.data.spec import DataSpec, Split
-from dlrun.engine.callback import EpochSummary
 from dlrun.engine.objective import Objective
 from dlrun.engine.optim.schedule import Schedule
 from dlrun.engine.state import StopRules, TrainState
@@ -66,8 +65,10 @@ def kept(
     return t
 
 
-def summary(epoch: int, is_best: bool) -> EpochSummary:
-    return EpochSummary({"epoch": epoch, "step": 4 * epoch, "train/loss": 1.0}, is_best=is_best)
+def end_epoch(saver: CheckpointManager, t: TrainState, epoch: int, is_best: bool) -> None:
+    trainer = Trainer(t, [], lambda: False)
+    trainer.is_best = is_best
+    saver.on_epoch_end(trainer, {"epoch": epoch, "step": 4 * epoch, "train/loss": 1.0})
 
 
 def steps(folder: Path) -> list[int]:
@@ -102,7 +103,7 @@ def test_the_best_stays_besides_the_newest(tmp_path: Path) -> None:
         with torch.no_grad():
             t.model.state_dict()["weight"].fill_(epoch)
         weights[epoch] = t.model.state_dict()["weight"].clone()
-        saver.on_epoch_end(t, summary(epoch, is_best=epoch in (1, 2)))
+        end_epoch(saver, t, epoch, is_best=epoch in (1, 2))
     folder = tmp_path / "checkpoints"
     assert steps(tmp_path) == [8, 16, 20]
     assert (folder / "best.pt").samefile(folder / "step_00000008.pt")
@@ -139,7 +140,7 @@ def saved(saver: CheckpointManager, t: TrainState, epoch: int, is_best: bool) ->
     t.progress.best_epoch = epoch if is_best else t.progress.best_epoch
     with torch.no_grad():
         t.model.state_dict()["weight"].fill_(epoch)
-    saver.on_epoch_end(t, summary(epoch, is_best))
+    end_epoch(saver, t, epoch, is_best)
 
 
 @pytest.mark.parametrize("dies_at", ["write", "link", "best"])

@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from dlrun.data.batches import Batches, LoaderBatches
 from dlrun.data.spec import PADDING, DataSpec
 from dlrun.engine import device
-from dlrun.engine.callback import Callback, EpochSummary
+from dlrun.engine.callback import Callback, TrainerView
 from dlrun.engine.device import START_SCALE
 from dlrun.engine.evaluation import collect_rows, evaluation_mode
 from dlrun.engine.metrics import compute_regression_metrics, compute_regression_sums
-from dlrun.engine.state import TrainState
 from dlrun.experiment.context import RunContext
 from dlrun.experiment.preflight import final_activation
 
@@ -112,15 +111,11 @@ class Diagnostics(Callback):
         troubles = context.state.progress.troubles
         context.notes.extend([note for note in troubles.values() if note not in context.notes])
 
-    def on_epoch_end(self, state: TrainState, epoch: EpochSummary) -> None:
+    def on_epoch_end(self, trainer: TrainerView, row: dict[str, float]) -> None:
         """Look at the epoch, if it is one of those to look at."""
-        row = dict(epoch.row)
-        for key, value in epoch.row.items():
-            # As metrics.jsonl gives it when it is read again: without infinite values.
-            if not math.isfinite(value):
-                row[key] = math.nan
-        self.rows.append(row)
-        number = int(epoch.row["epoch"])
+        # As metrics.jsonl gives it when it is read again: without infinite values.
+        self.rows.append({key: value if math.isfinite(value) else math.nan for key, value in row.items()})
+        number = int(row["epoch"])
         if number % (1 + number // _EVERY_UP_TO):
             return
 

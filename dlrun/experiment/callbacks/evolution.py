@@ -11,9 +11,8 @@ from torch import Tensor
 from dlrun.core.errors import RequestError
 from dlrun.data.spec import DataSpec
 from dlrun.engine import device
-from dlrun.engine.callback import Callback, EpochSummary
+from dlrun.engine.callback import Callback, TrainerView
 from dlrun.engine.evaluation import collect_rows, compute_outputs, evaluation_mode
-from dlrun.engine.state import TrainState
 from dlrun.experiment.context import RunContext
 from dlrun.runs.logger import RunLogger
 from dlrun.runs.reports.plots import canvas, decision, errors, regression
@@ -67,10 +66,10 @@ class Evolution(Callback):
         most_rows = 1 if self.kind == "word" else _MOST_DOTS
         self.inputs, self.targets = collect_rows(context.state.train, most_rows)
 
-    def on_epoch_end(self, state: TrainState, epoch: EpochSummary) -> None:
+    def on_epoch_end(self, trainer: TrainerView, row: dict[str, float]) -> None:
         """Draw the epoch, if it is one of those to draw."""
-        number = int(epoch.row["epoch"])
-        step = int(epoch.row["step"])
+        number = int(row["epoch"])
+        step = int(row["step"])
         if number != 1 and number % self.every_epochs:
             return
 
@@ -78,7 +77,7 @@ class Evolution(Callback):
         if self.kind == "word":
             self.tracker.log_text("tagging/train", self.tag_first_word(), step)
         else:
-            image = self.draw_frame(f"epoch {number}, loss {epoch.row['train/loss']:.4g}")
+            image = self.draw_frame(f"epoch {number}, loss {row['train/loss']:.4g}")
             self.frames.mkdir(parents=True, exist_ok=True)
             canvas.save_png(image, self.frames / f"epoch_{number:05d}.png")
             # (H, W, 3) -> (3, H, W)
@@ -109,11 +108,7 @@ class Evolution(Callback):
     def _draw_fit(self, axes: "Axes") -> None:
         splits = self.context.splits
         rows = {"train": (self.inputs[0], self.targets)}
-
-        def predict(rows: Tensor) -> Tensor:
-            return self.context.objective.predict(self._run_model(rows))
-
-        regression.draw_curve(axes, rows, predict, splits.spec, splits.truth)
+        regression.draw_curve(axes, rows, self._run_model, splits.spec, splits.truth)
 
         low = float(self.targets.min())
         high = float(self.targets.max())

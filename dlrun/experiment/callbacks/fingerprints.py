@@ -6,8 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from dlrun.core.files import DiskProblems, GrowingFile
-from dlrun.engine.callback import Callback, EpochSummary
-from dlrun.engine.state import TrainState
+from dlrun.engine.callback import Callback, TrainerView
 from dlrun.runs.checkpoint import hash_weights
 from dlrun.runs.record import FINGERPRINTS
 
@@ -29,6 +28,6 @@ class WeightHashes(Callback):
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()
 
-    def on_epoch_end(self, state: TrainState, epoch: EpochSummary) -> None:
+    def on_epoch_end(self, trainer: TrainerView, row: dict[str, float]) -> None:
         """Record the weights after the epoch."""
-        self.record(int(epoch.row["epoch"]), int(epoch.row["step"]))
+        self.record(int(row["epoch"]), int(row["step"]))

@@ -2,8 +2,7 @@
 
 from torch import nn
 
-from dlrun.engine.callback import Callback, EpochSummary
-from dlrun.engine.state import TrainState
+from dlrun.engine.callback import Callback, TrainerView
 from dlrun.runs.logger import RunLogger
 
 
@@ -14,6 +13,6 @@ class WeightHistograms(Callback):
         self.model = model
         self.tracker = tracker
 
-    def on_epoch_end(self, state: TrainState, epoch: EpochSummary) -> None:
+    def on_epoch_end(self, trainer: TrainerView, row: dict[str, float]) -> None:
         """Log the histograms at the epoch's last step."""
-        self.tracker.log_histograms(self.model, int(epoch.row["step"]))
+        self.tracker.log_histograms(self.model, int(row["step"]))

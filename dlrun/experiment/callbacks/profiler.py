@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.profiler import record_function
 
 from dlrun.data.batches import Batch, Batches
-from dlrun.engine.callback import Callback, CallbackList
+from dlrun.engine.callback import Callback, CallbackList, TrainerView
 from dlrun.engine.state import TrainState
 from dlrun.engine.trainer import Trainer, compute_outputs_and_loss, requires_closure
 from dlrun.runs.reports.console import build_table
@@ -96,7 +96,7 @@ class Profiler(Callback):
         rows.append(("total", f"{total:.3f}", "", f"{1e6 * total / steps:,.0f}"))
         return build_table(("where the time went", "s", "share", "µs a step"), rows)
 
-    def on_step_end(self, state: TrainState) -> None:
+    def on_step_end(self, trainer: TrainerView) -> None:
         """Count the step, and let the trace begin or end with it."""
         self.steps += 1
         self._trace.step()
@@ -150,16 +150,20 @@ class ProfiledTrainer(Trainer):
         state: TrainState,
         callbacks: Sequence[Callback],
         stop_requested: Callable[[], bool],
+        user_callbacks: Sequence[Callback],
         profiler: Profiler,
         folder: Path,
     ) -> None:
         """folder: of the trace."""
-        super().__init__(state, callbacks, stop_requested)
         self.profiler = profiler
         self.folder = folder
-        self.callbacks = _TimedCallbacks([*callbacks, profiler], profiler)
+        super().__init__(state, [*callbacks, profiler], stop_requested, user_callbacks)
         # Around the model and its loss: hooks of the model would be compiled with it.
         self.forward = profiler.wrap(compute_outputs_and_loss, "forward")
+
+    def arrange(self, callbacks: Sequence[Callback]) -> CallbackList:
+        """The callbacks, with the time of each charged to its phase."""
+        return _TimedCallbacks(callbacks, self.profiler)
 
     def fit(self) -> str:
         """Train to the end, timed."""

@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from dlrun.engine.callback import Callback, EpochSummary
+from dlrun.engine.callback import Callback, TrainerView
 from dlrun.engine.state import TrainState
 from dlrun.runs.reports.console import Console, format_clock, format_epoch, format_number, is_printed_epoch
 
@@ -95,7 +95,7 @@ class ProgressDisplay(Callback):
         )
         return line
 
-    def on_log(self, step: int, values: dict[str, float]) -> None:
+    def on_log(self, trainer: TrainerView, values: dict[str, float]) -> None:
         """Smooth the loss that was read for the log, so that the bar itself never waits for the device."""
         loss = values["train/loss_step"]
         if self._smoothed_loss is None:
@@ -103,15 +103,14 @@ class ProgressDisplay(Callback):
         else:
             self._smoothed_loss = _SMOOTHING * self._smoothed_loss + (1 - _SMOOTHING) * loss
 
-    def on_epoch_end(self, state: TrainState, epoch: EpochSummary) -> None:
+    def on_epoch_end(self, trainer: TrainerView, row: dict[str, float]) -> None:
         """Print one line an epoch, or every so many epochs of a long run."""
-        row = epoch.row
         is_first = not self._has_rows
         self._has_rows = True
 
-        epochs = state.stop_rules.epochs
-        rate = f"{epoch.timings['samples_per_second']:,.0f} samples/s"
-        line = (format_epoch(row, epochs, rate, epoch.is_best), format_epoch(row, epochs, "", epoch.is_best))
+        epochs = trainer.state.stop_rules.epochs
+        rate = f"{trainer.timings['samples_per_second']:,.0f} samples/s"
+        line = (format_epoch(row, epochs, rate, trainer.is_best), format_epoch(row, epochs, "", trainer.is_best))
         if is_first or is_printed_epoch(row["epoch"], epochs):
             self._print_epoch(*line)
         else:

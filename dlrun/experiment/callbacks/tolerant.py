@@ -1,8 +1,7 @@
 """Callbacks that a full disk may cost an epoch's record, but not the run."""
 
 from dlrun.core.files import DiskProblems
-from dlrun.engine.callback import Callback, EpochSummary
-from dlrun.engine.state import TrainState
+from dlrun.engine.callback import Callback, TrainerView
 
 
 class Tolerant(Callback):
@@ -13,7 +12,7 @@ class Tolerant(Callback):
         self.unsaved = unsaved
         self.phase = callback.phase
 
-    def on_epoch_end(self, state: TrainState, epoch: EpochSummary) -> None:
+    def on_epoch_end(self, trainer: TrainerView, row: dict[str, float]) -> None:
         """Let the callback record the epoch; an error of the disk does not end the run."""
         with self.unsaved.tolerate("an epoch's picture", again=False):
-            self.callback.on_epoch_end(state, epoch)
+            self.callback.on_epoch_end(trainer, row)

@@ -8,6 +8,7 @@ from typing import Any
 
 from dlrun.core.files import write_text
 from dlrun.core.yaml import dump_yaml
+from dlrun.engine.metric_names import select_metrics
 from dlrun.experiment.context import RunContext
 from dlrun.experiment.reports import terminal
 from dlrun.runs.record import RunRecord
@@ -19,7 +20,7 @@ _WIDTH = 280
 _HEIGHT = 120
 
 # As in figures/loss.png.
-_COLORS = {"train": "#1f77b4", "val": "#ff7f0e", "lr": "#888"}
+_COLORS = {"train": "#1f77b4", "val": "#ff7f0e", "logged": "#2ca02c", "lr": "#888"}
 
 # Of a line: more cannot be seen, and would make the page large.
 _MOST_POINTS = 400
@@ -137,10 +138,12 @@ def _draw_curves(rows: Sequence[dict[str, float]]) -> str:
     if len(rows) < 2:
         return ""
 
-    keys = [key for key in rows[0] if key.startswith(("train/", "val/"))]
+    keys = list(select_metrics(rows[-1]))
+    of_splits = [key for key in keys if key.startswith(("train/", "val/"))]
     # Without repetition, in order.
-    names = dict.fromkeys(key.partition("/")[2] for key in keys)
+    names = dict.fromkeys(key.partition("/")[2] for key in of_splits)
     curves = [_draw_curve(name, rows, {"train": f"train/{name}", "val": f"val/{name}"}) for name in names]
+    curves += [_draw_curve(key, rows, {"logged": key}) for key in keys if key not in of_splits]
     if len({row.get("lr") for row in rows}) > 1:
         curves.append(_draw_curve("lr", rows, {"lr": "lr"}))
     return f'<h2>Curves</h2>\n<div class="curves">\n{"".join(curves)}</div>\n'

@@ -218,8 +218,7 @@ def _list_next_commands(context: RunContext, folder: Path, result: dict[str, Any
 def _choose_override(state: TrainState) -> str:
     """The override with which a finished run trains on."""
     limits = state.stop_rules
-    # Early stopping ended it.
-    if not state.is_done:
+    if state.is_out_of_patience and not state.is_done:
         return f"trainer.early_stopping.patience={2 * (limits.patience or 1)}"
     if limits.max_steps is not None and state.progress.step >= limits.max_steps:
         return f"trainer.max_steps={2 * limits.max_steps}"

@@ -7,7 +7,7 @@ from pace import Pace
 from rows import Row
 
 from dlrun.cli import main
-from dlrun.engine.state import TrainState
+from dlrun.engine.callback import TrainerView
 from dlrun.runs.checkpoint_manager import CheckpointManager
 
 
@@ -15,8 +15,8 @@ def train(row: Row, pace: Pace, *more: str) -> None:
     """See above; more: further words of the command line."""
     on_step_end = CheckpointManager.on_step_end
 
-    def counted(saver: CheckpointManager, training: TrainState) -> None:
-        on_step_end(saver, training)
+    def counted(saver: CheckpointManager, trainer: TrainerView) -> None:
+        on_step_end(saver, trainer)
         pace.step()
 
     CheckpointManager.on_step_end = counted  # type: ignore[method-assign]

@@ -15,7 +15,7 @@ from dlrun.data.batches import EpochOrder, MemoryBatches, Placement
 from dlrun.data.spec import DataSpec, Split
 from dlrun.engine.acceleration import cuda_graph
 from dlrun.engine.acceleration.cuda_graph import CudaGraphStep, find_obstacle
-from dlrun.engine.callback import Callback, EpochSummary
+from dlrun.engine.callback import Callback, TrainerView
 from dlrun.engine.objective import Objective
 from dlrun.engine.optim.ema import ExponentialMovingAverage
 from dlrun.engine.optim.schedule import Schedule
@@ -87,11 +87,11 @@ class Log(Callback):
     def __init__(self) -> None:
         self.logged: list[Any] = []
 
-    def on_log(self, step: int, values: dict[str, float]) -> None:
-        self.logged.append((step, values))
+    def on_log(self, trainer: TrainerView, values: dict[str, float]) -> None:
+        self.logged.append((trainer.step, values))
 
-    def on_epoch_end(self, training: TrainState, epoch: EpochSummary) -> None:
-        self.logged.append((epoch.row, epoch.timings))
+    def on_epoch_end(self, trainer: TrainerView, row: dict[str, float]) -> None:
+        self.logged.append((row, trainer.timings))
 
 
 def prepared(optimizer: Any, schedule: Any = None, ema: float | None = None, **limits: Any) -> TrainState:

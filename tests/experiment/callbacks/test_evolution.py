@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from dlrun.core.errors import RequestError
 from dlrun.data.spec import DataSpec, Split, Splits
 from dlrun.data.synthetic import blobs, line
-from dlrun.engine.callback import EpochSummary
 from dlrun.experiment.callbacks.evolution import Evolution, choose_kind, write_animation
 
 
@@ -40,7 +39,7 @@ def follow(evolution: Evolution, epochs: range) -> GraphRecorder:
     training = evolution.context.state
     for epoch in epochs:
         training.progress.epoch = epoch
-        evolution.on_epoch_end(training, EpochSummary({"epoch": epoch, "step": 3 * epoch, "train/loss": 1 / epoch}))
+        evolution.on_epoch_end(UNUSED, {"epoch": epoch, "step": 3 * epoch, "train/loss": 1 / epoch})
     assert isinstance(tracker, GraphRecorder)
     return tracker
 

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from rich.console import Console as RichConsole
 
-from dlrun.engine.callback import EpochSummary
 from dlrun.engine.state import Progress
 from dlrun.experiment.callbacks.progress import ProgressDisplay
 from dlrun.runs.reports.console import Console
@@ -36,7 +35,8 @@ def following(console: Console, run: Any) -> Iterator[ProgressDisplay]:
 
 
 def end_epoch(display: ProgressDisplay, row: dict[str, float], is_best: bool) -> None:
-    display.on_epoch_end(display._state, EpochSummary(row, TIMINGS, is_best))
+    trainer: Any = SimpleNamespace(state=display._state, timings=TIMINGS, is_best=is_best)
+    display.on_epoch_end(trainer, row)
 
 
 @pytest.mark.parametrize("is_best", [True, False])
@@ -142,8 +142,9 @@ def test_the_loss_in_the_bar_is_smoothed() -> None:
     console = Console(io.StringIO())
     display = ProgressDisplay(console, training())
     assert "loss" not in rendered(console, display._make_bar())
-    display.on_log(50, {"train/loss_step": 1.0, "lr": 0.1})
-    display.on_log(100, {"train/loss_step": 2.0, "lr": 0.1})
+    unused: Any = None
+    display.on_log(unused, {"train/loss_step": 1.0, "lr": 0.1})
+    display.on_log(unused, {"train/loss_step": 2.0, "lr": 0.1})
     assert "loss 1.1000" in rendered(console, display._make_bar())
 
 

@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 
 from dlrun.core.files import DiskProblems
-from dlrun.engine.callback import Callback, EpochSummary
-from dlrun.engine.state import TrainState
+from dlrun.engine.callback import Callback, TrainerView
 from dlrun.experiment.callbacks.tolerant import Tolerant
 
 UNUSED: Any = None
@@ -16,7 +15,7 @@ class Failing(Callback):
     def __init__(self, error: Exception) -> None:
         self.error = error
 
-    def on_epoch_end(self, training: TrainState, epoch: EpochSummary) -> None:
+    def on_epoch_end(self, trainer: TrainerView, row: dict[str, float]) -> None:
         raise self.error
 
 
@@ -24,11 +23,11 @@ def test_a_picture_of_an_epoch_that_cannot_be_written_is_said() -> None:
     said: list[str] = []
     callback = Tolerant(Failing(OSError(28, "No space left on device")), DiskProblems(said.append))
     for epoch in (1, 2):
-        callback.on_epoch_end(UNUSED, EpochSummary({"epoch": epoch, "step": epoch}))
+        callback.on_epoch_end(UNUSED, {"epoch": epoch, "step": epoch})
     assert said == ["an epoch's picture could not be saved (No space left on device); the run continues"]
 
 
 def test_what_is_no_fault_of_the_disk_ends_the_run() -> None:
     callback = Tolerant(Failing(ZeroDivisionError("a mistake")), DiskProblems())
     with pytest.raises(ZeroDivisionError):
-        callback.on_epoch_end(UNUSED, EpochSummary({"epoch": 1, "step": 1}))
+        callback.on_epoch_end(UNUSED, {"epoch": 1, "step": 1})

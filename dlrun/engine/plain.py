@@ -24,6 +24,7 @@ _OWNERS = {
     "optimizer": "the optimizer's state",
     "scheduler": "the scheduler's state",
     "loss": "the loss's state",
+    "callbacks": "the callbacks' state",
     "spec": "the data's description",
     "config": "the config",
 }

@@ -17,9 +17,9 @@ from torch import nn
 
 from dlrun.core.errors import CheckpointError, DataError, RunError
 from dlrun.data.spec import DataSpec
+from dlrun.engine.plain import NotPlainError, decode, encode
 from dlrun.engine.state import load_optimizer_state
 from dlrun.runs import checkpoint, folder
-from dlrun.runs.plain import NotPlainError, decode, encode
 
 QUIET = ("tracking.graph=false", "figures=false")
 
