@@ -305,8 +305,9 @@ _WATCH = Command(
     "watch",
     call("dlrun.cli.watch:watch"),
     usage="RUN",
-    about="Follow a run that is training. Prints its epochs as they come, then its result. Ctrl-C ends the watching "
-    "and leaves the run alone. A run that does not train is printed as it is.",
+    about="Follow a run that is training. Prints its epochs as they come, then its result. Exits with 1 if it failed, "
+    "with 130 if it was interrupted. Ctrl-C ends the watching and leaves the run alone. A run that does not train is "
+    "printed as it is.",
     words=[_RUN],
     examples=["dlrun watch runs/mine", "dlrun watch runs/other"],
     suggest=completion.suggest_runs(settings=False),

@@ -7,9 +7,9 @@ from typing import Any
 
 from dlrun.core.errors import RequestError
 from dlrun.core.output_format import format_csv, format_json
-from dlrun.core.shell import quote
 from dlrun.core.terminal import write_out
 from dlrun.core.yaml import flatten
+from dlrun.runs.query import open_run
 from dlrun.runs.record import RunRecord
 from dlrun.runs.reports.console import Console, build_table, format_facts, format_number
 
@@ -96,29 +96,15 @@ def read_run(folder: Path) -> RunRecord:
 
     A run that was killed lacks some files, and is compared by the others.
     """
-    # A likely mistake, which deserves its own advice.
-    if (folder / "sweep.jsonl").is_file():
-        raise RequestError(
-            f"{folder} is a sweep; dlrun diff takes two runs, and dlrun compare {quote(folder)} shows all of it"
-        )
-
-    run = RunRecord(folder)
-    if folder.is_dir():
-        # Reading a file notes its damage in the record.
-        for name in ("config", "environment", "result", "rows", "fingerprints"):
-            getattr(run, name)
-        if run.damage:
-            raise RequestError(run.damage[0])
-        if run.config:
-            return run
-
-    if folder.is_file():
-        problem = "is a file"
-    elif folder.is_dir():
-        problem = "holds no run"
-    else:
-        problem = "does not exist"
-    raise RequestError(f"{folder} {problem}; dlrun diff takes run folders, those of `dlrun ls runs`")
+    run = open_run(folder, "diff", "two runs", "dlrun compare {} shows all of it")
+    # Reading a file notes its damage in the record.
+    for name in ("config", "environment", "result", "rows", "fingerprints"):
+        getattr(run, name)
+    if run.damage:
+        raise RequestError(run.damage[0])
+    if not run.config:
+        raise RequestError(f"{folder} holds no config: its process ended before it was written; leave that run out")
+    return run
 
 
 def describe_environment(run: RunRecord) -> dict[str, Any]:

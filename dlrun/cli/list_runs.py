@@ -21,13 +21,14 @@ from dlrun.runs.reports.console import format_number
 from dlrun.sweep.ledger import DONE, Ledger
 
 HEADERS = ("run", "status", "epochs", "best", "size", "choice")
+# Before the choice, where any run of the list has tags.
+TAGS = "tags"
 # Keys of a run as data.
 RUN_COLUMNS = (
     "run", "name", "tags", "status", "sweep", "started", "epochs", "best_metric", "best_value", "best_epoch",
     *(fact for fact in FACTS if fact != "epochs"), "bytes", *KEYS, "overrides", "metrics", "damage",
 )  # fmt: skip
-# By column of HEADERS, without the last one, which is neither padded nor aligned.
-_IS_RIGHT_ALIGNED = (False, False, True, False, True)
+_RIGHT_ALIGNED = ("epochs", "size")
 # Columns of the choice; with less room than this it is left out.
 _LEAST_CHOICE = 8
 
@@ -41,8 +42,8 @@ def list_runs(words: Sequence[str], format: str, sort: str | None, limit: int | 
     selection = parse_query(words, "dlrun ls runs", sort, limit, last)
     runs = selection.select_runs()
     # Notes go to stderr, so that a pipe gets the list alone.
-    for damage in selection.unreadable:
-        write_error(f"note: {damage}")
+    for note in (*selection.unreadable, *selection.hints):
+        write_error(f"note: {note}")
 
     if format != "table":
         records = [describe_run(run) for run in selection.sort_and_cut(runs)]
@@ -60,7 +61,12 @@ def list_runs(words: Sequence[str], format: str, sort: str | None, limit: int | 
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     key = selection.find_value_to_show()
     lines = [unit.list_cells(key) for unit in units]
-    headers = tuple("value" if key and header == "best" else header for header in HEADERS)
+    headers = ["value" if key and header == "best" else header for header in HEADERS]
+    tags = [unit.tags for unit in units]
+    if any(tags):
+        headers.insert(-1, TAGS)
+        for (_, cells), text in zip(lines, tags, strict=True):
+            cells.insert(-1, text)
     write_out("\n".join(format_columns(lines, width, headers)))
     sys.stdout.flush()
 
@@ -71,6 +77,11 @@ class Unit:
 
     runs: list[RunRecord]
     sweep: Path | None = None
+
+    @property
+    def tags(self) -> str:
+        """Tags of the run, or of a sweep's newest one: its runs share them, and reading each config takes long."""
+        return ",".join(self.runs[0].tags)
 
     def list_cells(self, key: str = "") -> tuple[Path, list[str]]:
         """The folder, and the cells of the other columns. key: of the value to show in place of the best metric."""
@@ -235,21 +246,21 @@ def format_columns(
     widths = [max(map(len, column)) for column in columns[:-1]]
     room = None if width is None else width - sum(widths) - 2 * len(widths)
 
-    text = [_join_cells(rows[0], widths, room)]
+    text = [_join_cells(rows[0], headers, widths, room)]
     heading = None
     for (folder, _), row in zip(lines, rows[1:], strict=True):
         if width is not None and folder.parent != heading:
             heading = folder.parent
             text.append(escape_line(str(heading)))
-        text.append(_join_cells(row, widths, room))
+        text.append(_join_cells(row, headers, widths, room))
     return [line.rstrip() for line in text]
 
 
-def _join_cells(row: Sequence[str], widths: Sequence[int], room: int | None) -> str:
+def _join_cells(row: Sequence[str], headers: Sequence[str], widths: Sequence[int], room: int | None) -> str:
     """A line of padded cells. room: for the last cell, which is cut or left out; None for all it needs."""
     cells = []
-    for cell, width, is_right in zip(row[:-1], widths, _IS_RIGHT_ALIGNED, strict=True):
-        cells.append(cell.rjust(width) if is_right else cell.ljust(width))
+    for cell, width, header in zip(row[:-1], widths, headers[:-1], strict=True):
+        cells.append(cell.rjust(width) if header in _RIGHT_ALIGNED else cell.ljust(width))
 
     last = row[-1]
     if room is None or len(last) <= room:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dlrun.core.errors import InterruptedRunError, RunError
 from dlrun.core.shell import quote
 from dlrun.core.terminal import escape_line, write_error, write_out
 from dlrun.runs.query import find_run
@@ -21,6 +22,8 @@ from dlrun.runs.reports.console import (
     is_printed_epoch,
 )
 
+# Statuses of a run that has come to its end.
+FINISHED = ("completed", "early_stopped")
 # Between two looks at the files.
 _SECONDS = 0.5
 
@@ -28,7 +31,8 @@ _SECONDS = 0.5
 def watch(words: Sequence[str]) -> None:
     """`dlrun watch RUN`: print epochs as they come, then the result. The run itself is only read.
 
-    A run that does not train is printed as it is. RequestError for a folder that holds no run.
+    A run that does not train is printed as it is. RequestError for a folder that holds no run, RunError for a run that
+    did not end well, so that a script may wait for it.
     """
     folder = find_run(words, "watch").folder
     display = EpochDisplay(folder)
@@ -45,7 +49,13 @@ def watch(words: Sequence[str]) -> None:
         raise
 
     display.print_last()
-    print_end(RunRecord(folder))
+    run = RunRecord(folder)
+    print_end(run)
+    sys.stdout.flush()
+    if run.recorded_status == "interrupted":
+        raise InterruptedRunError(f"{folder} was interrupted")
+    if run.recorded_status not in FINISHED:
+        raise RunError(f"{folder} is {run.recorded_status}")
 
 
 class EpochDisplay:

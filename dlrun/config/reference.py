@@ -42,7 +42,12 @@ MEANINGS = {
     "data.limit_batches": "use only this many batches of each split",
     "model.init": "start values by parameter name, `{w: 1.0}`",
     "model.freeze": "patterns on names of parameters or modules that keep their weights, `[features.*]`; or `backbone`",
-    "task.loss": "the loss; null: mse, bce_with_logits or cross_entropy, as the targets ask; or `module.function`",
+    "task.loss": (
+        "the loss; null: mse, bce_with_logits or cross_entropy, as the targets ask; or another name, a class of "
+        "torch.nn, `module.function` or `module.Class`"
+    ),
+    "task.loss_args": "arguments of the loss, `{label_smoothing: 0.1}`",
+    "task.class_weights": "`balanced`, or a weight for each class: the loss is then the weighted mean",
     "task.reduction": "how losses of a batch are reduced: `mean` or `sum`",
     "optimizer.groups": "settings for parameters by name, `[{match: <pattern>, lr: ...}]`; the first match wins",
     "scheduler.interval": "move the schedule every `epoch` or every `step`",

@@ -304,9 +304,10 @@ def from_saved(saved: dict[str, Any], choices: dict[str, str], overrides: list[s
     no_permissions = {key: getattr(defaults, key) for key in schema.PERMISSIONS}
     # Runs of older versions have no such section, and may be given a name.
     labels = asdict(schema.RunConfig())
-    # So is the choice of loggers.
+    # So is the choice of loggers, and new are keys of the task.
     loggers = {"tensorboard": {"_target_": schema.TENSORBOARD}}
-    config = OmegaConf.create({"run": labels, "logger": loggers, **plain, **no_permissions})
+    task = asdict(schema.TaskConfig()) | (plain.get("task") or {})
+    config = OmegaConf.create({"run": labels, "logger": loggers, **plain, "task": task, **no_permissions})
 
     new_choices = dict(choices)
     trusted_modules: list[str] = []

@@ -103,8 +103,11 @@ class CallbackKeys:
 class TaskConfig:
     """The loss that is minimized."""
 
-    # null: mse, bce_with_logits or cross_entropy, as the task asks; or module.function
+    # null: mse, bce_with_logits or cross_entropy, as the task asks; or another name, a class of torch.nn,
+    # module.function or module.Class
     loss: str | None = None
+    loss_args: Any = field(default=None, metadata={"mapping": True})  # arguments of the loss, {label_smoothing: 0.1}
+    class_weights: Any = None  # balanced, or a number for each class
     reduction: str = _choice("mean", "mean", "sum")
 
 
@@ -277,6 +280,8 @@ def hash_config(plain: dict[str, Any]) -> str:
     identity["model"] = _strip_later_keys(identity["model"])
 
     not_identity = ("log_every_steps", "profile", "progress")
+    # Runs of before these keys are the same runs.
+    identity["task"] = {key: value for key, value in identity["task"].items() if key == "loss" or value is not None}
     identity["trainer"] = {key: value for key, value in identity["trainer"].items() if key not in not_identity}
     # Runs of before these keys were there keep their hash.
     for key in ("user", "init_map"):

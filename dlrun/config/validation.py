@@ -234,6 +234,8 @@ def _find_range_error(value: Any, rule: Any) -> str | None:
     if "choices" in rule and value not in rule["choices"]:
         hint = did_you_mean(str(value), rule["choices"])
         return f"is not a choice; {hint}type one of {', '.join(rule['choices'])}"
+    if "mapping" in rule and not isinstance(value, dict):
+        return "must be values by name, {name: value}"
     if "number_or" in rule:
         is_positive = isinstance(value, int) and not isinstance(value, bool) and value > 0
         if is_positive or value == rule["number_or"]:

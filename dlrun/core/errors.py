@@ -88,6 +88,12 @@ class RunError(DlrunError):
     """The run failed after it had started (exit code 1)."""
 
 
+class InterruptedRunError(RunError):
+    """The run was interrupted: the exit code is that of a run which Ctrl-C ends."""
+
+    exit_code = 130
+
+
 class UnreadableError(RunError):
     """A file of a run exists but cannot be read (exit code 1); everything is left as it was."""
 

@@ -32,13 +32,23 @@ def iter_targets(block: Any) -> Iterator[str]:
             yield from iter_targets(value)
 
 
+def is_own_name(name: str | None) -> bool:
+    """Whether a name in the config, such as that of a loss, is module.name of the user's own code."""
+    return name is not None and "." in name and not is_ours(name)
+
+
+def iter_task_names(task: Any) -> Iterator[str]:
+    """Yield what `task` names of the user's own code without a `_target_`; nothing for what could not be read."""
+    loss = task.get("loss") if isinstance(task, dict) else None
+    if isinstance(loss, str) and is_own_name(loss):
+        yield loss
+
+
 def find_own_modules(plain: dict[str, Any]) -> list[str]:
     """Top-level modules of the user's own that a config names, sorted; empty for a config that could not be read."""
     # Nothing below `user` is built.
     names = set(iter_targets({key: value for key, value in plain.items() if key != "user"}))
-    loss = (plain.get("task") or {}).get("loss")
-    if isinstance(loss, str) and "." in loss:
-        names.add(loss)
+    names.update(iter_task_names(plain.get("task")))
 
     # "None" is the text of a target that is null.
     modules = {name.split(".")[0] for name in names}

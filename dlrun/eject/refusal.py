@@ -21,7 +21,7 @@ _HEEDED_KEYS = {
     schema.ModelKeys: "init",
     schema.OptimizerKeys: "groups",
     schema.SchedulerKeys: "interval warmup_steps",
-    schema.TaskConfig: "loss reduction",
+    schema.TaskConfig: "loss loss_args reduction",
     schema.TrainerConfig: (
         "epochs max_steps accumulate_steps grad_clip_norm log_every_steps profile progress early_stopping"
     ),

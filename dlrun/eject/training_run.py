@@ -6,6 +6,7 @@ from collections.abc import Sized
 from typing import cast
 
 import torch
+from torch import nn
 
 from dlrun.data.batches import Batches
 from dlrun.data.datasets import count_rows
@@ -19,6 +20,17 @@ from dlrun.runs.record import RunRecord
 
 # Up to so many batches trainer.choose_block_size gives 1.
 _FEW_BATCHES = 30
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether a net normalizes images over their batch."""
+    return any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+
+
+def changes_strides(model: nn.Module) -> bool:
+    """Whether nn.Module.to would give some kernel other strides than it has, in the same layout."""
+    kernels = [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.dim() == 4]
+    return any(kernel.to(memory_format=torch.channels_last).stride() != kernel.stride() for kernel in kernels)
 
 
 class TrainingRun:
@@ -41,6 +53,8 @@ class TrainingRun:
         # Gradients of 16 bits would underflow.
         self.has_scaler = precision == "fp16"
         self.channels_last = build.wants_channels_last(self.model, self.spec, saved.process)
+        # Of kernels of one pixel nn.Module.to changes the strides, by which batch norm of one pixel rounds otherwise.
+        self.keeps_strides = self.channels_last and has_batch_norm(self.model) and changes_strides(self.model)
 
         self.rows = int(saved.state["rows"])
         full_batches, rest = divmod(self.rows, self.keys.batch_size)

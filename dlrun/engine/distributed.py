@@ -6,7 +6,7 @@ The only code that talks to other ranks. Rank 0 decides, records and reports; th
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -93,6 +93,9 @@ class Distributed:
     def wrap_model(self, model: "nn.Module") -> "Callable[..., Tensor]":
         """Return a forward pass whose gradients are averaged over the ranks."""
         return model
+
+    def average_gradients(self, parameters: "Iterable[nn.Parameter]") -> None:
+        """Average gradients over the ranks, of parameters outside the model; those that no rank has stay None."""
 
     def sync_gradients(self, forward: Any, enabled: bool) -> None:
         """Set whether the next backward pass averages its gradients over the ranks."""
@@ -227,6 +230,26 @@ class ProcessGroup(Distributed):
             return model
         is_fully_used = all(type(module).__module__.startswith(_FULLY_USED_MODULES) for module in model.modules())
         return DistributedDataParallel(model, process_group=self.group, find_unused_parameters=not is_fully_used)
+
+    def average_gradients(self, parameters: "Iterable[nn.Parameter]") -> None:
+        """All-reduce the gradients as one tensor, with the number of ranks that have each in front."""
+        import torch
+        import torch.distributed as dist
+
+        trained = [p for p in parameters if p.requires_grad]
+        if not trained:
+            return
+
+        # A rank without a row of the batch has none.
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+        present = gradients[0].new_tensor([p.grad is not None for p in trained])
+        flat = torch.cat([present, *(gradient.flatten() for gradient in gradients)])
+        dist.all_reduce(flat, group=self.group)
+
+        counts, *averages = torch.split(flat, [len(trained), *(p.numel() for p in trained)])
+        for p, count, average in zip(trained, counts.tolist(), averages, strict=True):
+            if count:
+                p.grad = (average / self.world_size).view_as(p)
 
     def sync_gradients(self, forward: Any, enabled: bool) -> None:
         """Set what DistributedDataParallel.no_sync sets, without a context around both passes."""

@@ -123,7 +123,12 @@ METRICS: dict[TaskName, Callable[[MetricSums], dict[str, float]]] = {
 
 def widen(x: Tensor) -> Tensor:
     """Convert to float64, in which sums are kept; to float32 on mps, which has no float64."""
-    return x.float() if x.device.type == "mps" else x.double()
+    return x.to(get_wide_dtype(x.device))
+
+
+def get_wide_dtype(device: torch.device) -> torch.dtype:
+    """The type in which sums are kept on a device."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def divide(total: Tensor, count: Tensor) -> float:

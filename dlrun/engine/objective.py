@@ -3,8 +3,10 @@
 Metrics are sums on the device, reduced once at the end: a short last batch counts by its rows.
 """
 
+import functools
 import inspect
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dlrun.core.errors import RequestError, RunError
+from dlrun.core.errors import RequestError, RunError, join_names
 from dlrun.core.suggest import did_you_mean
 from dlrun.data.spec import PADDING, DataSpec
 from dlrun.engine import metrics
-from dlrun.engine.losses import LOSSES
+from dlrun.engine.losses import ALIASES, GIVES_ROWS, LOSSES, TAKES_WEIGHT, LossArgument, list_arguments, make_tensor
 from dlrun.engine.metric_names import DIRECTIONS
 from dlrun.engine.metrics import MetricSums
 
@@ -32,33 +34,80 @@ class Objective:
     """Loss and metrics for one kind of target.
 
     loss_name: None for the task's own (mse, bce_with_logits, cross_entropy); `bce` and `scratch_bce` take
-        probabilities, `nll` log-probabilities as the model's output; `scratch_*` have a hand-written backward.
+        probabilities, `nll` log-probabilities as the model's output; `scratch_*` have a hand-written backward. Names
+        of torch.nn's classes name the same losses.
     reduction: `mean` or `sum` over a batch is minimized; the metric `loss` is the mean over samples either way.
-    own_loss: the user's function that loss_name names, of outputs and targets as torch's losses take them (logits,
-        (N,) for binary), and of `reduction` if it has it; it returns the mean over the batch, or what reduction says.
+    own_loss: the user's function or module that loss_name names, of outputs and targets as torch's losses take them
+        (logits, (N,) for binary), and of `reduction` if it has it; it returns the mean over the batch, or what
+        reduction says.
+    loss_args: arguments of the loss: plain numbers for one of dlrun's own, keywords of each call of own_loss.
+    class_weights: a positive number for each class, of which there are two for binary. The mean of a batch is then
+        sum(w l) / sum(w), with the weight w of each row's or tag's class: that of torch's cross_entropy, and of
+        scikit-learn's sample weights.
     """
 
     spec: DataSpec
     loss_name: str | None = None
     reduction: str = "mean"
     own_loss: Callable[..., Tensor] | None = None
+    loss_args: Mapping[str, Any] = field(default_factory=dict)
+    class_weights: Sequence[float] | None = None
     loss_function: Callable[..., Tensor] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         losses = LOSSES[self.spec.task]
         name = self.loss_name or next(iter(losses))
+        # The dataclass is frozen.
         if self.own_loss is not None:
-            losses = {name: _adapt_loss(self.own_loss, name, self.reduction)}
+            object.__setattr__(self, "loss_name", name)
+            object.__setattr__(self, "loss_function", _adapt_loss(self.own_loss, name, self.reduction, self.loss_args))
+            self._refuse_weights()
+            return
 
+        name = ALIASES.get(name.removeprefix("torch.nn."), name)
         if name not in losses:
             hint = did_you_mean(name, losses)
             raise RequestError(
                 f"task.loss={name} is no loss for {self.spec.task}; {hint}type one of {', '.join(losses)}, "
                 "or module.function for one of yours"
             )
-        # The dataclass is frozen.
+        arguments = _check_loss_args(name, list_arguments(self.spec.task, name), self.loss_args, self.class_count)
+        if "weight" in arguments:
+            if self.class_weights is not None:
+                raise RequestError("task.class_weights and task.loss_args.weight are the same; leave out one of them")
+            object.__setattr__(self, "class_weights", tuple(arguments.pop("weight")))
+
         object.__setattr__(self, "loss_name", name)
-        object.__setattr__(self, "loss_function", losses[name])
+        object.__setattr__(self, "loss_function", functools.partial(losses[name], **arguments))
+        self._refuse_weights()
+
+    def _refuse_weights(self) -> None:
+        """RequestError for class weights that this loss cannot take, or that are not one for each class."""
+        if self.class_weights is None:
+            return
+
+        what = "task.class_weights"
+        if self.spec.task == "regression":
+            raise RequestError(f"{what} is for classes, and these targets are numbers; leave it out")
+        if self.own_loss is not None:
+            raise RequestError(
+                f"{what} weights dlrun's and torch's own losses; give task.loss={self.loss_name} its weights "
+                "by task.loss_args"
+            )
+        able = [name for name in LOSSES[self.spec.task] if name in (*TAKES_WEIGHT, *GIVES_ROWS)]
+        if self.loss_name not in able:
+            raise RequestError(f"task.loss={self.loss_name} takes no {what}; type task.loss={' or '.join(able)}")
+        check_weights(what, self.class_weights, self.class_count)
+
+    @property
+    def class_count(self) -> int:
+        """Number of classes; two for binary, whose models have one output."""
+        return max(self.spec.output_size, 2)
+
+    @property
+    def is_exponential(self) -> bool:
+        """Whether outputs are logarithms of the predicted values, as torch's Poisson loss takes them by default."""
+        return self.loss_name == "poisson_nll" and self.loss_args.get("log_input", True) is True
 
     @property
     def loss_module(self) -> nn.Module | None:
@@ -98,19 +147,52 @@ class Objective:
             # (N, length, tags) and (N, length)
             outputs = outputs.flatten(0, 1)
             targets = targets.flatten()
+        if self.class_weights is not None:
+            return self._compute_weighted_loss(outputs, targets)
         return self.loss_function(outputs, targets, reduction=self.reduction)
+
+    def _compute_weighted_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Sum of the weighted losses, divided by the sum of the weights unless `reduction` is `sum`."""
+        if self.loss_name in TAKES_WEIGHT:
+            # Of outputs in half precision, torch computes these in single precision.
+            class_weights = self._get_class_weights(torch.promote_types(outputs.dtype, torch.float32), outputs.device)
+            loss = self.loss_function(outputs, targets, weight=class_weights, reduction="sum")
+        else:
+            losses = self.loss_function(outputs, targets, reduction="none")
+            loss = (losses * self._weigh(targets, losses.dtype)).sum()
+        if self.reduction == "sum":
+            return loss
+        return loss / self._weigh(targets, loss.dtype).sum()
+
+    def _get_class_weights(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The weights of the classes, as one tensor (classes,) for each type and place."""
+        assert self.class_weights is not None
+        return make_tensor(tuple(self.class_weights), dtype, device)
+
+    def _weigh(self, targets: Tensor, dtype: torch.dtype) -> Tensor:
+        """The weight of each target, 0 for padding; the shape of the targets."""
+        class_weights = self._get_class_weights(dtype, targets.device)
+        numbers = targets.long()
+        if self.spec.task != "tagging":
+            return class_weights[numbers]
+        return class_weights[numbers.clamp(min=0)] * (numbers != PADDING)
 
     def count_targets(self, targets: Tensor) -> Tensor | int:
         """Weight of a batch in a mean: its number of values, or of tags that are not padding.
 
-        Tags are counted on the device, without waiting for it.
+        With class weights the sum of those of its targets. Tags and weights are added up on the device, without
+        waiting for it.
         """
+        if self.class_weights is not None:
+            return self._weigh(targets, metrics.get_wide_dtype(targets.device)).sum()
         if self.spec.task == "tagging":
             return (targets != PADDING).sum()
         return targets.numel()
 
     def count_targets_of_each(self, batches: Sequence[Tensor]) -> Tensor:
         """`count_targets` of several batches, shape (batches,)."""
+        if self.class_weights is not None:
+            return torch.stack([torch.as_tensor(self.count_targets(targets)) for targets in batches])
         if self.spec.task == "tagging":
             return torch.stack([(targets != PADDING).sum() for targets in batches])
         return torch.tensor([targets.numel() for targets in batches])
@@ -125,7 +207,7 @@ class Objective:
     def predict(self, outputs: Tensor) -> Tensor:
         """Values for regression, class numbers otherwise."""
         if self.spec.task == "regression":
-            return outputs
+            return outputs.exp() if self.is_exponential else outputs
         if self.spec.task == "binary":
             threshold = 0.5 if self.loss_name in _PROBABILITY_LOSSES else 0.0
             return (outputs.squeeze(-1) > threshold).long()
@@ -135,6 +217,8 @@ class Objective:
         """Sums that the metrics need; they add up over batches, except that `all_*` are concatenated."""
         if self.spec.task == "binary":
             return metrics.compute_binary_sums(outputs, self.predict(outputs), targets)
+        if self.spec.task == "regression":
+            return metrics.compute_regression_sums(self.predict(outputs), targets)
         return metrics.SUMS[self.spec.task](outputs, targets)
 
     def compute_metrics(self, sums: MetricSums) -> dict[str, float]:
@@ -155,7 +239,8 @@ class Objective:
         predicted and the loss is the entropy of guessing by frequency.
         """
         if self.spec.task == "regression":
-            return metrics.widen(targets).mean(0, keepdim=True)
+            mean = metrics.widen(targets).mean(0, keepdim=True)
+            return mean.clamp(min=1e-9).log() if self.is_exponential else mean
 
         # A class that never occurs gets a tiny share in place of log 0.
         flat = targets[targets != PADDING].flatten()
@@ -175,7 +260,9 @@ class Objective:
         # Class numbers stay integers.
         wide = targets.double() if targets.is_floating_point() else targets
 
-        loss = self.compute_loss(outputs, wide)
+        # A loss may have parameters of its own.
+        with torch.no_grad():
+            loss = self.compute_loss(outputs, wide)
         if not isinstance(loss, Tensor):
             # The user's own function is called here for the first time.
             raise RequestError(f"task.loss={self.loss_name} must return a tensor, not {type(loss).__name__}")
@@ -239,15 +326,63 @@ class MetricAccumulator:
             self.blocks.append({name: value.to(device) for name, value in state["sums"].items()})
 
 
-def _adapt_loss(function: Callable[..., Tensor], name: str, reduction: str) -> Callable[..., Tensor]:
+def check_weights(where: str, weights: Any, classes: int) -> list[float]:
+    """Return class weights as floats; RequestError unless they are one positive number for each class."""
+    are_numbers = isinstance(weights, list | tuple) and all(_is_number(weight) and weight > 0 for weight in weights)
+    if not are_numbers or len(weights) != classes:
+        example = ", ".join(["1.0"] * min(classes, 3)) + (", ..." if classes > 3 else "")
+        raise RequestError(f"{where}={weights} must be a positive number for each of {classes} classes, [{example}]")
+    return [float(weight) for weight in weights]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_loss_args(
+    name: str, known: Mapping[str, LossArgument], arguments: Mapping[str, Any], classes: int
+) -> dict[str, Any]:
+    """Return the arguments of one of dlrun's losses; RequestError for one that it lacks, or for a wrong value."""
+    checked: dict[str, Any] = {}
+    for key, value in arguments.items():
+        where = f"task.loss_args.{key}"
+        if key not in known:
+            hint = did_you_mean(str(key), known, "task.loss_args.")
+            others = f"{hint}it takes {join_names(list(known))}" if known else "it takes none; leave it out"
+            raise RequestError(f"{where} is no argument of task.loss={name}; {others}")
+
+        kind = known[key]
+        if kind == "weights":
+            checked[key] = check_weights(where, value, classes)
+            continue
+        if kind == "bool":
+            if not isinstance(value, bool):
+                raise RequestError(f"{where}={value} must be true or false")
+        else:
+            least, most = float(kind[0]), float(kind[1])
+            if not _is_number(value) or not least <= value <= most:
+                limits = f"from {least:g} to {most:g}" if math.isfinite(most) else f"of at least {least:g}"
+                raise RequestError(f"{where}={value} must be a number {limits}")
+        checked[key] = value
+    return checked
+
+
+def _adapt_loss(
+    function: Callable[..., Tensor], name: str, reduction: str, arguments: Mapping[str, Any]
+) -> Callable[..., Tensor]:
     """Give the user's loss the signature of torch's; RequestError for a class, or if it lacks the reduction."""
     if inspect.isclass(function):
-        raise RequestError(f"task.loss={name} is a class; name a function of outputs and targets")
-    if "reduction" in inspect.signature(function).parameters:
-        return function
-    if reduction != "mean":
+        raise RequestError(
+            f"task.loss={name} is a class; name a function of outputs and targets, or a class that is an nn.Module"
+        )
+    # A module's own signature takes anything.
+    called = function.forward if isinstance(function, nn.Module) else function
+    if "reduction" in inspect.signature(called).parameters:
+        return functools.partial(function, **arguments) if arguments else function
+    # Torch's losses are modules that have been built with their reduction.
+    if reduction != "mean" and getattr(function, "reduction", None) != reduction:
         raise RequestError(f"task.loss={name} has no parameter reduction; give it one, or leave out task.reduction")
-    return lambda outputs, targets, reduction: function(outputs, targets)
+    return lambda outputs, targets, reduction: function(outputs, targets, **arguments)
 
 
 def _strip_subclass(tensor: Tensor) -> Tensor:

@@ -152,6 +152,13 @@ class TrainState:
         self.compute_auxiliary_loss = _get_method(self.model, "auxiliary_loss")
         self.built_buffers = BuiltBuffers(self.model)
 
+    def list_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the model, and of a loss that is a module."""
+        parameters = list(self.model.parameters())
+        if self.objective.loss_module is not None:
+            parameters += self.objective.loss_module.parameters()
+        return parameters
+
     def join(self, ranks: Distributed) -> None:
         """Train together with other processes; all of them must call this at the same time."""
         self.ranks = ranks
@@ -250,6 +257,8 @@ class TrainState:
         state |= self.get_weights()
         if loss_state:
             state["loss"] = loss_state
+        if self.objective.class_weights is not None:
+            state["class_weights"] = list(self.objective.class_weights)
         state["optimizer"] = self.optimizer.state_dict()
         state["scheduler"] = self.schedule.state_dict()
         state["scaler"] = self.scaler.state_dict()

@@ -146,6 +146,7 @@ class Trainer:
         state = self.state
         progress = state.progress
         state.model.train()
+        set_loss_mode(state.objective, training=True)
         needs_closure = requires_closure(state.optimizer)
         batches = self.load_epoch()
 
@@ -212,6 +213,8 @@ class Trainer:
         state.ranks.broadcast_buffers(state.model)
         if state.ema is not None:
             state.ranks.broadcast_buffers(state.ema.model)
+        if state.objective.loss_module is not None:
+            state.ranks.broadcast_buffers(state.objective.loss_module)
 
         if state.val is not None:
             self.row |= self.evaluate(state.val, "val")
@@ -293,9 +296,13 @@ def backward(
             batch_loss = losses[-1] if weighted_loss is loss else loss.detach()
             records.append((outputs.detach(), targets, batch_loss))
 
+    # Those of the model were averaged in the backward pass.
+    if state.objective.loss_module is not None:
+        state.ranks.average_gradients(state.objective.loss_module.parameters())
+
     if state.stop_rules.grad_clip_norm is not None:
         state.scaler.unscale_(state.optimizer)
-        parameters = state.model.parameters()
+        parameters = state.list_parameters()
         state.grad_norm = nn.utils.clip_grad_norm_(parameters, state.stop_rules.grad_clip_norm)
 
     return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
@@ -346,7 +353,7 @@ def measure_step(state: TrainState, records: StepRecords) -> dict[str, float]:
     """Mean loss, gradient norm and learning rates of a step, for the log. Waits for the device."""
     state.check_finite()
     if state.stop_rules.grad_clip_norm is None:
-        gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
+        gradients = [p.grad for p in state.list_parameters() if p.grad is not None]
         state.grad_norm = nn.utils.get_total_norm(gradients)
 
     weights = [float(state.objective.count_targets(targets)) for _, targets, _ in records]
@@ -381,6 +388,7 @@ def evaluate(
     """
     # `train_epoch` sets training mode again.
     model.eval()
+    set_loss_mode(objective, training=False)
     block = choose_block_size(len(batches))
     totals = objective.new_accumulator(block)
 
@@ -393,6 +401,12 @@ def evaluate(
             on_batch(inputs, outputs, targets)
 
     return totals.compute_metrics(ranks.gather_blocks)
+
+
+def set_loss_mode(objective: Objective, training: bool) -> None:
+    """Put a loss that is a module into training or evaluation mode."""
+    if objective.loss_module is not None:
+        objective.loss_module.train(training)
 
 
 def choose_block_size(batches: int) -> int:

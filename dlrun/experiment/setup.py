@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,10 @@ from dlrun.engine.distributed import SINGLE_PROCESS, Distributed
 from dlrun.engine.objective import Objective
 from dlrun.engine.optim.ema import ExponentialMovingAverage
 from dlrun.engine.optim.schedule import Schedule
+from dlrun.engine.preserve import preserve_state, restore_attributes
 from dlrun.engine.state import TrainState
 from dlrun.experiment import probes, result
-from dlrun.experiment.builder import build, data_cache, transfer
+from dlrun.experiment.builder import build, data_cache, objectives, transfer
 from dlrun.experiment.builder.callbacks import build_callbacks
 from dlrun.experiment.builder.loggers import build_loggers
 from dlrun.experiment.callbacks import evolution
@@ -101,7 +102,7 @@ def _build_context(
 
     splits = _build_splits(settings, trusted_modules, problems)
     if splits is not None:
-        objective = problems.collect(build.build_objective, settings, splits.spec, trusted_modules)
+        objective = problems.collect(_build_objective, settings, splits, process, trusted_modules)
 
     # The weights depend on the seed, not on how the data was read.
     runtime.seed_everything(settings.seed)
@@ -128,13 +129,13 @@ def _build_context(
     if not problems.errors:
         problems.collect(_refuse_unsaveable, settings, splits, state, trusted_modules)
 
-    baseline = result.compute_baseline(objective, splits)
     notes += find_limit_notes(state)
-
     parameters = state.get_parameter_values()
     preflight: Preflight | None = None
-    if settings.preflight:
-        preflight = problems.collect(_run_preflight, settings, process, state, notes)
+    with _preserve_loss(objective):
+        baseline = result.compute_baseline(objective, splits)
+        if settings.preflight:
+            preflight = problems.collect(_run_preflight, settings, process, state, notes)
     # A model that failed there predicts nothing.
     predictions: dict[str, Answer] | None = None
     if not problems.errors:
@@ -155,6 +156,24 @@ def _build_context(
         notes=notes,
         loggers=loggers,
     )
+
+
+def _build_objective(
+    settings: Settings, splits: Splits, process: Runtime, trusted_modules: list[str] | None
+) -> Objective:
+    weights = objectives.compute_class_weights(settings, splits.spec, splits.train)
+    return objectives.build_objective(settings, splits.spec, process, trusted_modules, weights)
+
+
+@contextlib.contextmanager
+def _preserve_loss(objective: Objective) -> Iterator[None]:
+    """Leave a loss that is a module as it was before the first step."""
+    module = objective.loss_module
+    if module is None:
+        yield
+        return
+    with preserve_state(module), restore_attributes(module):
+        yield
 
 
 def _build_splits(settings: Settings, trusted_modules: list[str] | None, problems: ErrorList) -> Splits | None:
@@ -217,7 +236,7 @@ def _build_train_state(
     )
     monitor, mode = monitored or ("train/loss", "min")
 
-    optimizer = problems.collect(build.build_optimizer, settings, model, trusted_modules)
+    optimizer = problems.collect(build.build_optimizer, settings, model, trusted_modules, objective.loss_module)
     optimizer = optimizer or _make_trial_optimizer([0.1], 0.1)
     schedule = problems.collect(_build_schedule, settings, optimizer, train, mode, trusted_modules)
     return TrainState(
@@ -345,7 +364,8 @@ def _check_remaining(
 
     # Groups, and dlrun's own optimizers, know parameters by their names, which a stand-in does not have.
     if model is not None:
-        problems.collect(build.build_optimizer, settings, model, trusted_modules)
+        loss = None if objective is None else objective.loss_module
+        problems.collect(build.build_optimizer, settings, model, trusted_modules, loss)
     elif str(settings.optimizer.target).startswith("torch.optim."):
         without_groups = dataclasses.replace(
             settings, optimizer=dataclasses.replace(settings.optimizer, keys=OptimizerKeys())

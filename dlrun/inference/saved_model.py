@@ -27,7 +27,7 @@ from dlrun.engine.forward_buffers import BuiltBuffers
 from dlrun.engine.objective import Objective
 from dlrun.engine.state import MADE_BUFFERS
 from dlrun.experiment import resume
-from dlrun.experiment.builder import build
+from dlrun.experiment.builder import build, objectives
 from dlrun.inference.alignment import align_splits
 from dlrun.models.pretrained import skip_trained_weights
 from dlrun.runs import checkpoint
@@ -77,7 +77,18 @@ class SavedModel:
     @cached_property
     def task(self) -> Objective:
         """Loss, predictions and metrics."""
-        return build.build_objective(self.settings, self.spec, self.request.trusted_modules)
+        # Balanced weights are those of the rows of training, which need not be at hand.
+        if self.settings.task.class_weights == "balanced":
+            weights = self.state.get("class_weights")
+            if weights is None:
+                weights = objectives.compute_class_weights(self.settings, self.spec, self.splits.train)
+        else:
+            weights = objectives.compute_class_weights(self.settings, self.spec, None)
+        trusted_modules = self.request.trusted_modules
+        task = objectives.build_objective(self.settings, self.spec, self.process, trusted_modules, weights)
+        if task.loss_module is not None and "loss" in self.state:
+            load_weights(task.loss_module, self.state["loss"], self.path)
+        return task
 
     @cached_property
     def raw_splits(self) -> Splits:

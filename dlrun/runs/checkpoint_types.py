@@ -231,6 +231,7 @@ STATE_KEYS: dict[str, Check] = {
     "scheduler": MAPPING,
     "scaler": MAPPING,
     "loss": MAPPING,
+    "class_weights": (_is_sequence_of(is_number), "a number for each class"),
     "progress": MAPPING,
     "early_stopping": MAPPING,
     "totals": (_are_totals, "sums of metrics"),

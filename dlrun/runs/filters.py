@@ -10,7 +10,7 @@ from typing import Any
 
 from dlrun.config.compose import GROUPS
 from dlrun.core.bounded import is_number
-from dlrun.core.errors import RequestError
+from dlrun.core.errors import RequestError, join_names
 from dlrun.core.suggest import did_you_mean
 from dlrun.runs.record import STATUSES, RunRecord
 
@@ -137,6 +137,22 @@ def refuse_unknown_key(runs: Sequence[RunRecord], key: str) -> None:
 
     keys: Iterable[str] = dict.fromkeys((*_LABELS, *FACTS, *GROUPS, *runs[0].flat_config))
     raise RequestError(f"no run has a key {key}; {did_you_mean(key, keys)}type status=, model=, seed=, ...")
+
+
+def list_unknown_tags(runs: Sequence[RunRecord], condition: Filter) -> list[str]:
+    """A sentence for each tag of a condition that no run has, with the tags that are near."""
+    if condition.key != "tag" or not runs:
+        return []
+
+    tags = dict.fromkeys(tag for run in runs for tag in run.tags)
+    sentences = []
+    for pattern in condition.patterns:
+        if any(_is_equal(tag, pattern) for tag in tags):
+            continue
+        listed = f"the tags are {join_names(tags)}" if tags else "none has tags"
+        hint = did_you_mean(pattern, tags, "tag=").rstrip()
+        sentences.append(f"no run has the tag {pattern}; {hint or listed}")
+    return sentences
 
 
 def _has_key(run: RunRecord, key: str) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from dlrun.config.compose import GROUPS
 from dlrun.core.errors import RequestError
 from dlrun.core.shell import quote, suggest_example
-from dlrun.runs.filters import Filter, parse_filter, refuse_unknown_key, sort_runs
+from dlrun.runs.filters import Filter, list_unknown_tags, parse_filter, refuse_unknown_key, sort_runs
 from dlrun.runs.record import ENVIRONMENT, MARKS, RunRecord
 
 _OUTPUTS = "paths.outputs="
@@ -108,11 +108,19 @@ def find_run(words: Sequence[str], command: str) -> RunRecord:
         wrong = f"; leave out {' '.join(words[1:])}" if len(words) > 1 else ""
         raise RequestError(f"dlrun {command} takes one run folder{wrong or f'; type {suggest_example(command)}'}")
 
-    folder = Path(words[0])
+    return open_run(Path(words[0]), command)
+
+
+def open_run(
+    folder: Path, command: str, count: str = "one run", of_sweep: str = "dlrun ls runs {} lists its runs"
+) -> RunRecord:
+    """The run in a folder; RequestError if it holds none.
+
+    count: of the runs that the command takes; of_sweep: what to type for a sweep.
+    """
     if (folder / "sweep.jsonl").is_file():
-        raise RequestError(
-            f"{folder} is a sweep, and dlrun {command} takes one run; dlrun ls runs {quote(folder)} lists its runs"
-        )
+        advice = of_sweep.format(quote(folder))
+        raise RequestError(f"{folder} is a sweep, and dlrun {command} takes {count}; {advice}")
     if is_run_folder(folder):
         # A job of a sweep lies in the sweep's folder, or one below if several sweeps are one.
         above = (folder.absolute().parent, folder.absolute().parent.parent)
@@ -158,6 +166,8 @@ class Query:
     limit: int | None = None
     # Damage that prevented a filter from reading a run.
     unreadable: list[str] = field(default_factory=list)
+    # A sentence for each tag of a filter that no run has.
+    hints: list[str] = field(default_factory=list)
 
     def get_status_filter(self) -> Filter | None:
         """The condition on the status; None without one."""
@@ -175,6 +185,7 @@ class Query:
         for key in (*(condition.key for condition in self.filters), *self.sort):
             refuse_unknown_key(runs, key.removeprefix("-"))
 
+        self.hints = [hint for condition in self.filters for hint in list_unknown_tags(runs, condition)]
         for condition in self.filters:
             matching: list[RunRecord] = []
             for run in runs:

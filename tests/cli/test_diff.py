@@ -96,10 +96,10 @@ def test_a_killed_run_is_compared_by_what_there_is(runs: Callable[..., Any]) -> 
     [
         (["a"], "takes two run folders"),
         (["a", "b", "b"], "takes two run folders"),
-        (["a", "nowhere"], "nowhere does not exist; dlrun diff takes run folders"),
+        (["a", "nowhere"], "nowhere does not exist; dlrun diff takes a run folder, one of `dlrun ls runs`"),
         (["a/config", "a"], "a/config is a file"),
         ([".", "a"], ". holds no run"),
-        (["a", "sweep"], "sweep is a sweep; dlrun diff takes two runs, and dlrun compare sweep"),
+        (["a", "sweep"], "sweep is a sweep, and dlrun diff takes two runs; dlrun compare sweep shows all of it"),
         (["a", "broken"], "damaged: broken/.hydra/config.yaml: "),
         (["a", "half"], "damaged: half/result.json: it is no JSON"),
     ],

@@ -92,3 +92,25 @@ def test_a_real_terminal(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     assert said.splitlines()[1:2] == [str(folder.parent)]
     assert said.splitlines()[2].startswith(f"  {folder.name}  completed ")
     assert "\x1b" not in said
+
+
+def test_tags_have_a_column_and_a_mistyped_one_its_neighbours(dlrun: Callable[..., Any]) -> None:
+    tagged = dlrun(*QUICK, "model=mlp", "run.tags=[baseline, long]").folder
+    plain = dlrun(*QUICK, "model=mlp").folder
+    header, *lines = dlrun("ls", "runs").out.splitlines()
+    assert header.split() == ["run", "status", "epochs", "best", "size", "tags", "choice"]
+    cells = {line.split()[0]: line[header.index("tags") : header.index("choice")].strip() for line in lines}
+    assert cells == {str(tagged): "baseline,long", str(plain): ""}
+    # On a terminal the choice gives way, and the tags stay.
+    narrow = format_columns(
+        [(tagged, ["completed", "1", "-", "1 kB", "baseline", "adam " + "y" * 90])], 80, header.split()
+    )
+    assert max(map(len, narrow)) <= 80
+    assert "baseline  adam y" in narrow[2]
+
+    mistyped = dlrun("ls", "runs", "tag=basline,long")
+    assert (mistyped.code, mistyped.err) == (0, "note: no run has the tag basline; did you mean tag=baseline?\n")
+    assert len(mistyped.out.splitlines()) == 2
+    far = dlrun("ls", "runs", "tag=xyz", "format=json")
+    assert (far.out, far.err) == ("[]\n", "note: no run has the tag xyz; the tags are baseline, long\n")
+    assert dlrun("ls", "runs", "tag=base*").err == ""

@@ -57,7 +57,7 @@ def test_a_run_whose_process_died_is_interrupted(run: Path, dlrun: Callable[...,
     (run / "result.json").unlink()
     (run / "checkpoints" / "last.pt").unlink()
     done = dlrun("watch", str(run))
-    assert done.code == 0
+    assert (done.code, done.err) == (130, "dlrun: runs/one was interrupted\n")
     assert "interrupted after 3 epochs: its process ended without a result" in done.out
     assert "dlrun resume runs/one continues it" in done.out
 
@@ -73,7 +73,7 @@ def test_a_failed_run_shows_its_error(run: Path, dlrun: Callable[..., Any]) -> N
     path = run / "result.json"
     path.write_text('{"status": "failed", "error": "it broke\\u001b[31m", "epochs": 1}')
     done = dlrun("watch", str(run))
-    assert done.code == 0
+    assert (done.code, done.err) == (1, "dlrun: runs/one is failed\n")
     assert "failed after 1 epochs" in done.out
     assert r"error: it broke\x1b[31m" in done.out
 
@@ -151,7 +151,7 @@ def test_ctrl_c_leaves_the_run_alone_and_a_kill_is_seen(training: Training, tmp_
         watching.stdout.readline()
         os.kill(training.process.pid, signal.SIGKILL)
         out, err = watching.communicate(timeout=60)
-    assert (watching.returncode, err) == (0, "")
+    assert (watching.returncode, err) == (1, "dlrun: slow is empty\n")
     assert out.splitlines()[-1] == "slow ended before its first epoch"
 
 

@@ -142,6 +142,13 @@ def test_choices_of_no_lesson_can_be_taken_away(words: tuple[str, ...], ejected:
     ejected(*words)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["googlenet", "mobilenet_v2", "mobilenet_v3_small"])
+def test_batch_norm_of_one_pixel_rounds_as_in_the_run(name: str, ejected: Callable) -> None:
+    small = ("data=digits", "data.image_size=32", "data.limit_batches=2", "data.batch_size=8", "trainer.epochs=2")
+    ejected(*small, "model=torchvision", f"model.name={name}")
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

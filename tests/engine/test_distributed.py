@@ -169,8 +169,9 @@ def said(done: "subprocess.CompletedProcess[str]") -> list[str]:
         ),
         ("data.batch_size=%d", "data.train_rows=27", "trainer.ema_decay=0.9"),  # the last batch has a single row
         ("data.batch_size=%d", "model.freeze=layers.0", "trainer.grad_clip_norm=0.5"),
+        ("data.batch_size=%d", "trainer.accumulate_steps=3", "task.class_weights=[0.3,4]"),
     ],
-    ids=["plain", "accumulated", "workers", "one_row", "frozen"],
+    ids=["plain", "accumulated", "workers", "one_row", "frozen", "weighted"],
 )
 def test_two_processes_train_as_one_with_twice_the_batch(
     words: tuple[str, ...],
@@ -258,6 +259,38 @@ def test_layers_that_are_not_always_used_train_as_in_one_process(
     done = ranks(2, *words, "data.batch_size=2", "hydra.run.dir=two")
     assert done.returncode == 0, done.stderr
     assert apart(tmp_path / "one", tmp_path / "two") < 1e-5
+
+
+SCALED = """
+import torch
+from torch import nn
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(2))
+        self.unused = nn.Parameter(torch.ones(2))
+
+    def forward(self, outputs, targets):
+        return nn.functional.cross_entropy(outputs * self.scale, targets)
+"""
+
+
+@pytest.mark.slow
+def test_a_loss_with_weights_of_its_own_trains_as_in_one_process(
+    tmp_path: Path, ranks: Callable[..., Any], dlrun: Callable[..., Any]
+) -> None:
+    (tmp_path / "scaled_loss.py").write_text(SCALED)
+    words = (*WORDS, "task.loss=scaled_loss.Scaled", "optimizer=momentum", "trainer.epochs=2", "data.train_rows=27")
+    more = ("trainer.accumulate_steps=2", "trainer.grad_clip_norm=0.5")
+    assert dlrun(*words, *more, "data.batch_size=26", "hydra.run.dir=one").code == 0
+    done = ranks(2, *words, *more, "data.batch_size=13", "hydra.run.dir=two")
+    assert done.returncode == 0, done.stderr
+    assert apart(tmp_path / "one", tmp_path / "two") < 1e-5
+    a, b = (load(tmp_path / name / "checkpoints" / "last.pt")["loss"] for name in ("one", "two"))
+    assert (a["scale"] - 1).abs().max() > 1e-4
+    torch.testing.assert_close(a["scale"], b["scale"], rtol=1e-6, atol=1e-7)
+    assert torch.equal(b["unused"], torch.ones(2))
 
 
 @pytest.mark.slow

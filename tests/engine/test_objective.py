@@ -307,7 +307,11 @@ def test_a_constant_target_has_no_r2() -> None:
     ("name", "loss", "said"),
     [
         ("multiclass", "cross_entrpy", "did you mean cross_entropy? type one of cross_entropy, nll, multi_margin"),
-        ("regression", "nll", "task.loss=nll is no loss for regression; type one of mse, mae, huber, smooth_l1"),
+        (
+            "regression",
+            "nll",
+            "is no loss for regression; did you mean poisson_nll? type one of mse, mae, huber, smooth_l1",
+        ),
     ],
 )
 def test_an_unknown_loss_is_answered_by_the_known_ones(name: TaskName, loss: str, said: str) -> None:

@@ -213,6 +213,7 @@ def find_obstacle(state: TrainState, kind: str, compiled: bool, profiled: bool) 
         "packed sequences have another shape each batch": kind == "tokens",
         "several processes send gradients to each other": state.ranks.world_size > 1,
         "fp16 scales its loss by what the last step gave": state.scaler.is_enabled(),
+        "a loss that is a module may keep numbers of its own": state.objective.loss_module is not None,
         "the optimizer evaluates the loss itself": requires_closure(state.optimizer),
         "device.compile records steps its own way": compiled,
         "trainer.profile stops the time inside a step": profiled,

@@ -8,16 +8,25 @@ from torch import nn
 
 from dlrun.core.errors import RequestError
 
+# In front of the names of a loss's parameters, where the model's have none.
+LOSS_PREFIX = "task.loss."
 
-def make_parameter_groups(model: nn.Module, groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+
+def make_parameter_groups(
+    model: nn.Module, groups: Sequence[dict[str, Any]], loss: nn.Module | None = None
+) -> list[dict[str, Any]]:
     """Parameter groups for a torch optimizer: one for each entry of `groups`, then one for the rest.
 
     An entry is {match: <shell pattern on parameter names>, lr: ..., ...}. The first match wins; an entry that
-    matches nothing (or nothing that an earlier one has not taken) is a RequestError.
+    matches nothing (or nothing that an earlier one has not taken) is a RequestError. The parameters of a loss that is
+    a module come last, and are matched as `task.loss.<name>`.
     """
     remaining = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not remaining:
         raise RequestError("the model has no parameters to train; choose another with model=...")
+
+    if loss is not None:
+        remaining |= {LOSS_PREFIX + name: p for name, p in loss.named_parameters() if p.requires_grad}
 
     names = list(remaining)
     parameter_groups: list[dict[str, Any]] = []

@@ -17,7 +17,7 @@ from dlrun.config.schema import CONFIG_DIR
 from dlrun.config.settings import Component, Settings
 from dlrun.core import user_code
 from dlrun.core.errors import DlrunError, MisfitError, RequestError, join_names
-from dlrun.core.own_code import iter_targets
+from dlrun.core.own_code import is_own_name, iter_targets
 from dlrun.data import batches as batching
 from dlrun.data import datasets as rows_of
 from dlrun.data.batches import Batches, EpochOrder, LoaderBatches, MemoryBatches, Placement, SplitBatches
@@ -26,7 +26,6 @@ from dlrun.data.inspection import BatchCheck, Inspection, inspect_loaded, inspec
 from dlrun.data.spec import DataSpec, Split, Splits
 from dlrun.data.workers import GuardedDataset
 from dlrun.engine.device import Runtime, count_cores, is_out_of_memory
-from dlrun.engine.objective import Objective
 from dlrun.engine.optim.groups import make_parameter_groups
 from dlrun.engine.optim.schedule import LENGTH_ARGUMENTS, Schedule, count_scheduler_steps
 from dlrun.engine.state import StopRules
@@ -132,7 +131,7 @@ def disable_splitting(settings: Settings, overrides: Sequence[str]) -> Settings:
 def _configure_inspection(settings: Settings, spec: DataSpec) -> Inspection:
     """How strictly data are checked against their spec: own models and losses may take more kinds of it."""
     is_own_model = not str(settings.model.target).startswith(("dlrun.", "torch.nn."))
-    is_own_loss = "." in (settings.task.loss or "")
+    is_own_loss = is_own_name(settings.task.loss)
     name = f"data={settings.data.choice}"
     return Inspection(name, spec, keeps_integers=is_own_model, masks_targets=is_own_loss)
 
@@ -304,15 +303,6 @@ def build_batches(settings: Settings, splits: Splits, model: nn.Module, runtime:
     return SplitBatches(batches["train"], batches.get("val"), batches.get("test"))
 
 
-def build_objective(settings: Settings, spec: DataSpec, trusted_modules: Sequence[str] | None) -> Objective:
-    """Build loss and metrics. A loss with a dot in its name is a function of the user's own."""
-    keys = settings.task
-    function = None
-    if keys.loss and "." in keys.loss:
-        function = targets.resolve(keys.loss, "task.loss", trusted_modules)
-    return Objective(spec, keys.loss, keys.reduction, function)
-
-
 def build_stop_rules(settings: Settings, train: Batches) -> StopRules:
     """When training ends, and how a step is made."""
     trainer = settings.trainer
@@ -327,10 +317,12 @@ def build_stop_rules(settings: Settings, train: Batches) -> StopRules:
     )
 
 
-def build_optimizer(settings: Settings, model: nn.Module, trusted_modules: Sequence[str] | None) -> Optimizer:
-    """Build the optimizer over the model's parameters, in the groups of `optimizer.groups`."""
+def build_optimizer(
+    settings: Settings, model: nn.Module, trusted_modules: Sequence[str] | None, loss: nn.Module | None = None
+) -> Optimizer:
+    """Build the optimizer over the parameters of the model, and of a loss, in the groups of `optimizer.groups`."""
     entries = settings.optimizer.keys.groups or []
-    groups = make_parameter_groups(model, entries)
+    groups = make_parameter_groups(model, entries, loss)
     for number, entry in enumerate(entries):
         _try_group(settings.optimizer, entry, f"optimizer.groups[{number}]", trusted_modules)
 

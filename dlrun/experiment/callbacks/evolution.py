@@ -108,7 +108,11 @@ class Evolution(Callback):
     def _draw_fit(self, axes: "Axes") -> None:
         splits = self.context.splits
         rows = {"train": (self.inputs[0], self.targets)}
-        regression.draw_curve(axes, rows, self._run_model, splits.spec, splits.truth)
+
+        def predict(rows: Tensor) -> Tensor:
+            return self.context.objective.predict(self._run_model(rows))
+
+        regression.draw_curve(axes, rows, predict, splits.spec, splits.truth)
 
         low = float(self.targets.min())
         high = float(self.targets.max())

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dlrun.config.settings import Settings
-from dlrun.core.own_code import is_ours
+from dlrun.core.own_code import is_ours, is_own_name
 from dlrun.core.user_code import get_first_line
 from dlrun.data.batches import Batch, LoaderBatches, measure_free_memory
 from dlrun.data.files.tensors import load_weights
@@ -360,7 +360,8 @@ class ReloadCheck:
             return [str(error)]
 
         with self.start.put_in_place():
-            optimizer = build.build_optimizer(settings, loaded, self.trusted_modules)
+            loss = duplicate(self.context.objective.loss_module)
+            optimizer = build.build_optimizer(settings, loaded, self.trusted_modules, loss)
             schedule = build.build_schedule(settings, optimizer, current.train, current.mode, self.trusted_modules)
             optimizer.load_state_dict(state["optimizer"])
             schedule.load_state_dict(state["scheduler"])
@@ -413,8 +414,7 @@ def is_needed(settings: Settings, model: nn.Module) -> bool:
 
 def _has_own_training_code(settings: Settings, model: nn.Module) -> bool:
     """Whether net, loss, optimizer or schedule are of the user's own."""
-    own_loss = "." in (settings.task.loss or "")
-    return own_loss or has_own_steps(settings) or _has_own_code(settings, model)
+    return is_own_name(settings.task.loss) or has_own_steps(settings) or _has_own_code(settings, model)
 
 
 def has_own_steps(settings: Settings) -> bool:

@@ -95,11 +95,11 @@ def _draw_regression(context: RunContext, final: SplitOutputs) -> Iterator[Named
         rows = {"train": (train_inputs[0], train_targets), split: (inputs[0], targets)}
 
         def predict(x: Tensor) -> Tensor:
-            return compute_outputs(context.state.model, x, context.runtime)
+            return context.objective.predict(compute_outputs(context.state.model, x, context.runtime))
 
         yield "fit", regression.draw_curve_fit(rows, predict, spec, context.splits.truth)
     elif spec.output_size == 1:
-        yield "fit", regression.draw_predictions(final.outputs, targets, split)
+        yield "fit", regression.draw_predictions(context.objective.predict(final.outputs), targets, split)
 
     if spec.kind == "image" and context.settings.tracking.samples:
         yield "samples", samples.draw_image_grid(inputs[0], targets, spec)

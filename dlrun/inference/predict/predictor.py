@@ -137,7 +137,7 @@ def _interpret_outputs(
     task = saved_model.task
     if task.spec.task == "regression":
         # A model with one output may return (N,) or (N, 1).
-        table = outputs.numpy().reshape(len(outputs), -1)
+        table = task.predict(outputs).numpy().reshape(len(outputs), -1)
         return [{"values": tuple(map(_to_shortest_float, row))} for row in table]
 
     if task.spec.task == "tagging":

@@ -1,0 +1,183 @@
+"""Losses of a user's choice on the command line: weighted, or modules of their own that are trained and saved."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dlrun.runs.checkpoint import load
+
+QUIET = ("tracking.graph=false", "figures=false", "device.precision=fp64")
+LOSSES = """
+import torch
+from torch import nn
+
+
+class Tempered(nn.Module):
+    '''Cross-entropy of outputs that a learned number scales; it counts the batches of training.'''
+
+    def __init__(self, spec, start=1.0):
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((spec.output_size,), start) + 0.1 * torch.rand(spec.output_size))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.long))
+
+    def forward(self, outputs, targets):
+        if self.training:
+            self.batches += 1
+        return nn.functional.cross_entropy(outputs * self.scale, targets)
+
+
+class Plain:
+    def __call__(self, outputs, targets):
+        return outputs.sum()
+
+
+def powers(outputs, targets, exponent=2.0):
+    return ((outputs - targets).abs() ** exponent).mean()
+"""
+
+
+@pytest.fixture
+def own(dlrun: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
+    """dlrun beside a module of losses, named anew for each test: Python imports a name once."""
+    name = f"losses_{tmp_path.name.strip('_0123456789')[:40]}_{abs(hash(tmp_path)) % 10**8}"
+    (tmp_path / f"{name}.py").write_text(LOSSES)
+
+    def run(*words: str) -> Any:
+        return dlrun(*(word.replace("MINE", name) for word in words))
+
+    return run
+
+
+def weights(folder: str) -> dict[str, torch.Tensor]:
+    return dict(load(Path(folder) / "checkpoints" / "last.pt")["model"])
+
+
+def assert_close(one: str, two: str) -> None:
+    for key, value in weights(one).items():
+        torch.testing.assert_close(value, weights(two)[key], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("data=digits", "data.train_rows=72", "task.class_weights=[0.3,1,2,3,4,5,6,7,8,9]"),
+        ("data=blobs", "data.task=binary", "task.loss=focal", "task.class_weights=[0.3,4.0]"),
+        ("data=hello", "data.val_fraction=0", "model=rnn", "task.class_weights=[0.2,1,3,1]"),
+    ],
+    ids=["multiclass", "binary", "tagging"],
+)
+def test_weighted_batches_of_one_step_are_one_large_batch(words: tuple[str, ...], dlrun: Callable[..., Any]) -> None:
+    common = (*QUIET, *words, "optimizer=sgd", "trainer.epochs=2", "data.shuffle=false")
+    size = 2 if "data=hello" in words else 24
+    assert dlrun(*common, f"data.batch_size={size}", "hydra.run.dir=large").code == 0
+    small = (f"data.batch_size={size // 2}", "trainer.accumulate_steps=2", "data.loader=memory")
+    assert dlrun(*common, *small, "hydra.run.dir=small").code == 0
+    assert_close("large", "small")
+    rows = [json.loads(line) for line in Path("large/metrics.jsonl").read_text().splitlines()]
+    others = [json.loads(line) for line in Path("small/metrics.jsonl").read_text().splitlines()]
+    assert [row["train/loss"] for row in rows] == pytest.approx([row["train/loss"] for row in others], rel=1e-9)
+
+
+def test_balanced_weights_are_those_of_scikit_learn(dlrun: Callable[..., Any]) -> None:
+    import numpy as np
+    from sklearn.utils.class_weight import compute_class_weight
+
+    Path("rows.csv").write_text("a,y\n" + "".join(f"{i % 7},{'abbccc'[i % 6]}\n" for i in range(120)))
+    words = ("data=csv", "data.path=rows.csv", "data.target=y", "trainer.epochs=1", "data.val_fraction=0")
+    done = dlrun(*QUIET, *words, "task.class_weights=balanced", "hydra.run.dir=run")
+    assert done.code == 0, done.err
+    state = load(Path("run/checkpoints/last.pt"))
+    assert state["rows"] < 120
+
+    from dlrun import load as open_run
+
+    targets = open_run("run").splits.train.targets.numpy()
+    truth = compute_class_weight("balanced", classes=np.arange(3), y=targets)
+    assert state["class_weights"] == pytest.approx(truth.tolist(), rel=1e-12)
+    # The weights of training count on other data, too.
+    done = dlrun("eval", "run", "split=train", "data.train_rows=9")
+    assert done.code == 0, done.err
+    assert dlrun("predict", "run", "rows.csv").code == 0
+
+
+def test_a_loss_with_weights_of_its_own_is_trained_saved_and_resumed(own: Callable[..., Any]) -> None:
+    words = (
+        "data=digits",
+        "data.limit_batches=4",
+        "task.loss=MINE.Tempered",
+        "+task.loss_args.start=2",
+        "trainer.epochs=3",
+    )
+    words = (*QUIET, *words, "optimizer=momentum", "trainer.grad_clip_norm=0.5")
+    done = own(*words, "hydra.run.dir=undisturbed")
+    assert done.code == 0, done.err
+    whole = load(Path("undisturbed/checkpoints/last.pt"))
+    assert int(whole["loss"]["batches"]) == 12
+    assert whole["loss"]["scale"].dtype == torch.float64
+    assert (whole["loss"]["scale"] - 2.05).abs().min() > 1e-4
+
+    # In the middle of an epoch.
+    assert own(*words, "trainer.max_steps=6", "hydra.run.dir=cut").code == 0
+    assert own("resume", "cut", "trainer.max_steps=12").code == 2
+    done = own("resume", "cut", "trainer.max_steps=12", "trusted_modules=[MINE]")
+    assert done.code == 0, done.err
+    resumed = load(Path("cut/checkpoints/last.pt"))
+    for part in ("model", "loss"):
+        for key, value in whole[part].items():
+            assert torch.equal(value, resumed[part][key]), key
+    assert Path("cut/metrics.jsonl").read_text() == Path("undisturbed/metrics.jsonl").read_text()
+
+    done = own("eval", "cut", "split=val", "trusted_modules=[MINE]")
+    assert "the same as recorded in training, to the last bit" in done.out, done.err
+    assert own("export", "cut", "format=python", "trusted_modules=[MINE]").code == 2
+
+
+def test_the_weights_of_a_loss_do_not_move_those_of_the_model(own: Callable[..., Any]) -> None:
+    words = (*QUIET, "data=digits", "data.limit_batches=2", "trainer.epochs=1", "optimizer=sgd", "optimizer.lr=1e-30")
+    assert own(*words, "hydra.run.dir=plain").code == 0
+    assert own(*words, "task.loss=MINE.Tempered", "preflight=false", "hydra.run.dir=tempered").code == 0
+    assert own(*words, "task.loss=MINE.Tempered", "hydra.run.dir=checked").code == 0
+    assert_close("plain", "tempered")
+    first, second = (load(Path(name) / "checkpoints" / "last.pt")["loss"] for name in ("tempered", "checked"))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("task.loss=MINE.Tempered", "task.loss_args={strat:2}"), "did you mean task.loss_args.start? it takes start"),
+        (("task.loss=MINE.Tempered", "task.loss_args={start:two}"), "TypeError: "),
+        (("task.loss=MINE.Tempered", "task.reduction=sum"), "has no parameter reduction; give it one"),
+        (("task.loss=MINE.Tempered", "task.class_weights=balanced"), "its weights by task.loss_args"),
+        (("task.loss=MINE.Plain",), "is a class; name a function of outputs and targets, or a class that is an nn"),
+        (("task.loss=CTCLoss",), "takes log_probs, targets, input_lengths, target_lengths, and a model gives outputs"),
+        (("task.loss=KLDivLoss",), "is no loss for the targets of multiclass; type task.loss=CrossEntropyLoss"),
+        (("task.class_weights=balnced",), "did you mean balanced? type balanced, or a number for each class"),
+        (("task.loss_args=3",), "task.loss_args=3 must be values by name, {name: value}"),
+        (("data=regression", "task.class_weights=balanced"), "is for classes, and these targets are numbers"),
+        (
+            ("data=regression", "task.loss=MINE.powers", "task.loss_args={power:3}"),
+            "is no argument of task.loss=",
+        ),
+    ],
+)
+def test_a_loss_that_cannot_be_is_a_sentence(words: tuple[str, ...], sentence: str, own: Callable[..., Any]) -> None:
+    data = () if any(word.startswith("data=") for word in words) else ("data=digits",)
+    done = own(*QUIET, *data, *words, "hydra.run.dir=run")
+    assert (done.code, done.err.count("\n")) == (2, 1), done.err
+    assert sentence in done.err
+    assert not Path("run").exists()
+
+
+def test_functions_and_classes_of_torch_take_arguments(own: Callable[..., Any]) -> None:
+    words = (*QUIET, "data=regression", "model=linear", "trainer.epochs=2", "data.batch_size=32")
+    assert own(*words, "task.loss=MINE.powers", "task.loss_args={exponent:2}", "hydra.run.dir=own").code == 0
+    assert own(*words, "hydra.run.dir=mse").code == 0
+    assert_close("own", "mse")
+    done = own(*words, "task.loss=torch.nn.MultiLabelSoftMarginLoss", "hydra.run.dir=soft")
+    assert done.code == 0, done.err
+    assert own("eval", "soft").code == 0
