@@ -48,6 +48,9 @@ MEANINGS = {
     ),
     "task.loss_args": "arguments of the loss, `{label_smoothing: 0.1}`",
     "task.class_weights": "`balanced`, or a weight for each class: the loss is then the weighted mean",
+    "task.metrics": (
+        "what is measured beside the loss, `[accuracy, balanced_accuracy, mine.metric]`; null: the task's own metrics"
+    ),
     "task.reduction": "how losses of a batch are reduced: `mean` or `sum`",
     "optimizer.groups": "settings for parameters by name, `[{match: <pattern>, lr: ...}]`; the first match wins",
     "scheduler.interval": "move the schedule every `epoch` or every `step`",

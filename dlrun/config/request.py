@@ -31,6 +31,7 @@ from dlrun.config.files import ConfigFile, ConfigFiles, has_own_files
 from dlrun.core.errors import RequestError
 from dlrun.core.format import format_folder_name
 from dlrun.core.literals import Literals
+from dlrun.core.own_code import list_metric_targets
 
 # A note on exceptions, for the sentences that explain.py makes of them.
 IN_POINTS = "sweep.points"
@@ -369,6 +370,8 @@ def _list_trusted_names(override: Override) -> list[str]:
     value = override.value()
     if key == "trusted_modules":
         return [str(item) for item in value] if isinstance(value, list) else [str(value)]
+    if key == "task.metrics":
+        return [name for name in list_metric_targets(value) if "." in name]
     if key.endswith("._target_") or key == "task.loss":
         # This command line names it, and nothing else in its module.
         return [str(value)]

@@ -101,7 +101,7 @@ class CallbackKeys:
 
 @dataclass
 class TaskConfig:
-    """The loss that is minimized."""
+    """The loss that is minimized, and what is measured besides."""
 
     # null: mse, bce_with_logits or cross_entropy, as the task asks; or another name, a class of torch.nn,
     # module.function or module.Class
@@ -109,6 +109,8 @@ class TaskConfig:
     loss_args: Any = field(default=None, metadata={"mapping": True})  # arguments of the loss, {label_smoothing: 0.1}
     class_weights: Any = None  # balanced, or a number for each class
     reduction: str = _choice("mean", "mean", "sum")
+    # null: those of the task; names of dlrun's, scikit-learn's or torchmetrics', module.function, module.Class
+    metrics: list[Any] | None = None
 
 
 @dataclass

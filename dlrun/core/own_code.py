@@ -6,6 +6,9 @@ from typing import Any
 
 from dlrun.core.errors import is_own_code
 
+# Functions from numbers to a number, which need no permission.
+PURE_METRICS = "sklearn.metrics."
+
 OURS = ("dlrun", "torch", "torchvision")
 
 
@@ -39,17 +42,32 @@ def is_own_name(name: str | None) -> bool:
 
 def iter_task_names(task: Any) -> Iterator[str]:
     """Yield what `task` names of the user's own code without a `_target_`; nothing for what could not be read."""
-    loss = task.get("loss") if isinstance(task, dict) else None
-    if isinstance(loss, str) and is_own_name(loss):
-        yield loss
+    if not isinstance(task, dict):
+        return
+    names = [task.get("loss"), *list_metric_targets(task.get("metrics"))]
+    for name in names:
+        if isinstance(name, str) and is_own_name(name) and not name.startswith(PURE_METRICS):
+            yield name
+
+
+def list_metric_targets(entries: Any) -> list[str]:
+    """What each entry of `task.metrics` names, whether it has arguments or not."""
+    targets = []
+    for entry in entries if isinstance(entries, list) else ():
+        target = entry.get("_target_") if isinstance(entry, dict) else entry
+        targets.append(str(target))
+    return targets
+
+
+def iter_config_names(plain: dict[str, Any]) -> Iterator[str]:
+    """Yield what a config names of dlrun's, torch's and the user's code."""
+    # Nothing below `user` is built, and `task` names more than its targets.
+    yield from iter_targets({key: value for key, value in plain.items() if key not in ("user", "task")})
+    yield from iter_task_names(plain.get("task"))
 
 
 def find_own_modules(plain: dict[str, Any]) -> list[str]:
     """Top-level modules of the user's own that a config names, sorted; empty for a config that could not be read."""
-    # Nothing below `user` is built.
-    names = set(iter_targets({key: value for key, value in plain.items() if key != "user"}))
-    names.update(iter_task_names(plain.get("task")))
-
     # "None" is the text of a target that is null.
-    modules = {name.split(".")[0] for name in names}
+    modules = {name.split(".")[0] for name in iter_config_names(plain)}
     return sorted(modules - {*OURS, "None"})

@@ -20,14 +20,32 @@ DIRECTIONS: dict[str, dict[str, Direction]] = {
     "tagging": {"loss": "min", "accuracy": "max", "exact_match": "max"},
 }
 
+# Computed when task.metrics names them.
+_EXTRA_DIRECTIONS: dict[str, Direction] = {"rmse": "min", "macro_precision": "max", "macro_recall": "max"}
 
-def get_direction(metric: str) -> Direction:
-    """Whether less or more of a metric such as "val/accuracy" or "val/ema_loss" is better; "min" if it is unknown."""
+# scikit-learn's names say their direction by how they end. These say it without the end, which may be left out.
+_ENDS: dict[str, Direction] = {"_score": "max", "_error": "min", "_loss": "min", "_deviance": "min"}
+_SCORES = (
+    "average_precision", "balanced_accuracy", "cohen_kappa", "d2_absolute_error", "d2_brier", "d2_log_loss",
+    "d2_pinball", "d2_tweedie", "explained_variance", "fbeta", "jaccard", "matthews_corrcoef", "roc_auc",
+    "top_k_accuracy",
+)  # fmt: skip
+
+
+def find_direction(metric: str) -> Direction | None:
+    """Whether less or more of a metric such as "val/accuracy" or "val/ema_loss" is better; None if it is unknown."""
     name = metric.rpartition("/")[2].removeprefix("ema_")
-    for directions in DIRECTIONS.values():
+    for directions in (*DIRECTIONS.values(), _EXTRA_DIRECTIONS):
         if name in directions:
             return directions[name]
-    return "min"
+    if name in _SCORES:
+        return "max"
+    return next((direction for end, direction in _ENDS.items() if name.endswith(end)), None)
+
+
+def get_direction(metric: str) -> Direction:
+    """`find_direction`, and "min" if it is unknown."""
+    return find_direction(metric) or "min"
 
 
 def select_metrics(row: Mapping[str, float]) -> dict[str, float]:

@@ -18,6 +18,7 @@ from dlrun.core.errors import RequestError, RunError, join_names
 from dlrun.core.suggest import did_you_mean
 from dlrun.data.spec import PADDING, DataSpec
 from dlrun.engine import metrics
+from dlrun.engine.chosen_metrics import ChosenMetric
 from dlrun.engine.losses import ALIASES, GIVES_ROWS, LOSSES, TAKES_WEIGHT, LossArgument, list_arguments, make_tensor
 from dlrun.engine.metric_names import DIRECTIONS
 from dlrun.engine.metrics import MetricSums
@@ -44,6 +45,8 @@ class Objective:
     class_weights: a positive number for each class, of which there are two for binary. The mean of a batch is then
         sum(w l) / sum(w), with the weight w of each row's or tag's class: that of torch's cross_entropy, and of
         scikit-learn's sample weights.
+    metrics: names of the task's own metrics, and others; None for all of the task's own and no others. The loss is
+        always there.
     """
 
     spec: DataSpec
@@ -52,6 +55,7 @@ class Objective:
     own_loss: Callable[..., Tensor] | None = None
     loss_args: Mapping[str, Any] = field(default_factory=dict)
     class_weights: Sequence[float] | None = None
+    metrics: Sequence[str | ChosenMetric] | None = None
     loss_function: Callable[..., Tensor] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -119,11 +123,19 @@ class Objective:
     @property
     def metric_names(self) -> tuple[str, ...]:
         """Metric names without the split's prefix."""
-        names = tuple(DIRECTIONS[self.spec.task])
-        if self.spec.output_size >= 10:
-            return names
-        # Top-5 accuracy says nothing about fewer than 10 classes.
-        return tuple(name for name in names if name != "top5_accuracy")
+        if self.metrics is not None:
+            return ("loss", *(metric if isinstance(metric, str) else metric.name for metric in self.metrics))
+        return list_task_metrics(self.spec)
+
+    @property
+    def chosen_metrics(self) -> list[ChosenMetric]:
+        """The metrics that are not the task's own."""
+        return [metric for metric in self.metrics or () if isinstance(metric, ChosenMetric)]
+
+    @property
+    def computes_task_metrics(self) -> bool:
+        """Whether any of the task's own metrics is wanted."""
+        return self.metrics is None or any(isinstance(metric, str) for metric in self.metrics)
 
     def compute_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Scalar to minimize over one batch: outputs as the model returns them, targets as in DataSpec.
@@ -215,6 +227,25 @@ class Objective:
 
     def compute_sums(self, outputs: Tensor, targets: Tensor) -> MetricSums:
         """Sums that the metrics need; they add up over batches, except that `all_*` are concatenated."""
+        sums: MetricSums = {}
+        if self.computes_task_metrics:
+            sums |= self._compute_task_sums(outputs, targets)
+        if self.chosen_metrics:
+            sums |= self._select_rows(outputs, targets)
+        return sums
+
+    def _select_rows(self, outputs: Tensor, targets: Tensor) -> MetricSums:
+        """The rows, or tags, that metrics besides the task's own are computed on; padding is left out later."""
+        if self.spec.task == "tagging":
+            outputs = outputs.flatten(0, 1)
+            targets = targets.flatten()
+        rows = {"all_metric_targets": targets}
+        # Class numbers take the least memory.
+        if all(metric.takes == "predictions" for metric in self.chosen_metrics):
+            return rows | {"all_metric_predictions": self.predict(outputs)}
+        return rows | {"all_metric_outputs": outputs}
+
+    def _compute_task_sums(self, outputs: Tensor, targets: Tensor) -> MetricSums:
         if self.spec.task == "binary":
             return metrics.compute_binary_sums(outputs, self.predict(outputs), targets)
         if self.spec.task == "regression":
@@ -226,7 +257,42 @@ class Objective:
         # One transfer in place of one for each number.
         host = {name: value.cpu() for name, value in sums.items()}
         loss = metrics.divide(host["loss"], host["weight"])
-        return {"loss": loss} | metrics.METRICS[self.spec.task](host)
+        if self.metrics is None:
+            return {"loss": loss} | metrics.METRICS[self.spec.task](host)
+
+        values = metrics.METRICS[self.spec.task](host) if self.computes_task_metrics else {}
+        if self.chosen_metrics:
+            values |= self._compute_chosen_metrics(host)
+        return {"loss": loss} | {name: values[name] for name in self.metric_names[1:]}
+
+    def _compute_chosen_metrics(self, host: MetricSums) -> dict[str, float]:
+        """Metrics besides the task's own, of the rows that `_select_rows` has kept."""
+        targets = host["all_metric_targets"]
+        rows = host.get("all_metric_outputs", host.get("all_metric_predictions"))
+        assert rows is not None
+        if self.spec.task == "tagging":
+            rows = rows[targets != PADDING]
+            targets = targets[targets != PADDING]
+
+        inputs: dict[str, Tensor] = {"predictions": rows}
+        if "all_metric_outputs" in host:
+            # NumPy knows no bfloat16.
+            rows = rows.float() if rows.itemsize < 4 else rows
+            inputs = {"outputs": rows, "predictions": self.predict(rows)}
+            # In double precision they add up to 1 as closely as libraries want.
+            inputs["probabilities"] = inputs["predictions"]
+            if self.spec.task != "regression":
+                inputs["probabilities"] = self.compute_probabilities(rows.double())
+
+        values = {}
+        for metric in self.chosen_metrics:
+            x = inputs[metric.takes]
+            # One number a row.
+            if self.spec.output_size == 1 and x.dim() == 2:
+                x = x.squeeze(-1)
+            y = targets.squeeze(-1) if targets.dim() == 2 and targets.shape[1] == 1 else targets
+            values[metric.name] = metric.compute(x, y)
+        return values
 
     def new_accumulator(self, flush_batches: int = FLUSH_BATCHES) -> "MetricAccumulator":
         """An empty accumulator that reduces every `flush_batches` batches."""
@@ -268,7 +334,20 @@ class Objective:
             raise RequestError(f"task.loss={self.loss_name} must return a tensor, not {type(loss).__name__}")
         totals = self.new_accumulator()
         totals.add(outputs, wide, loss)
-        return totals.compute_metrics()
+        try:
+            return totals.compute_metrics()
+        except RunError as error:
+            # Nothing is trained yet: a metric that cannot be computed is a wrong request.
+            raise RequestError(str(error)) from error
+
+
+def list_task_metrics(spec: DataSpec) -> tuple[str, ...]:
+    """Names of a task's own metrics, the loss first."""
+    names = tuple(DIRECTIONS[spec.task])
+    if spec.output_size >= 10:
+        return names
+    # Top-5 accuracy says nothing about fewer than 10 classes.
+    return tuple(name for name in names if name != "top5_accuracy")
 
 
 class MetricAccumulator:

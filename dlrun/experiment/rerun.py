@@ -10,6 +10,7 @@ from dlrun.config.request import Request
 from dlrun.config.schema import strip_permission_words
 from dlrun.config.unheeded import get_key
 from dlrun.core.errors import RequestError
+from dlrun.core.own_code import list_metric_targets
 from dlrun.core.shell import quote, suggest_example
 from dlrun.core.yaml import flatten
 from dlrun.runs.query import find_run
@@ -129,6 +130,8 @@ def list_trusted_names(composed: Request, changes: Sequence[str]) -> list[str]:
     flat = flatten(composed.config)
     typed = [get_key(word) for word in changes]
     for key in (*typed, *composed.keys_in_files):
+        if key == "task.metrics":
+            names += [name for name in list_metric_targets(flat.get(key)) if "." in name]
         if (key.endswith("_target_") or key == "task.loss") and flat.get(key) is not None:
             names.append(str(flat[key]))
     return names

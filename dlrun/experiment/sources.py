@@ -9,7 +9,7 @@ from typing import Any
 
 import hydra.utils
 
-from dlrun.core.own_code import has_own_file, is_ours, iter_targets, iter_task_names
+from dlrun.core.own_code import has_own_file, is_ours, iter_config_names
 from dlrun.engine.object_state import name_modules
 from dlrun.experiment.context import RunContext
 
@@ -53,9 +53,7 @@ def find_changes(before: dict[str, str], now: dict[str, str]) -> list[str]:
 
 def _iterate_own_objects(context: RunContext) -> Iterator[tuple[str, Any]]:
     """Objects that the config names, and classes of the model's modules, each with its name."""
-    names = dict.fromkeys(iter_targets(context.settings.plain))
-    names |= dict.fromkeys(iter_task_names(context.settings.plain["task"]))
-    for name in names:
+    for name in dict.fromkeys(iter_config_names(context.settings.plain)):
         if name != "None" and not is_ours(name):
             yield name, hydra.utils.get_object(name)
 

@@ -261,6 +261,34 @@ def test_layers_that_are_not_always_used_train_as_in_one_process(
     assert apart(tmp_path / "one", tmp_path / "two") < 1e-5
 
 
+COUNTING = """
+class Rows:
+    def __init__(self):
+        self.rows = 0
+
+    def update(self, predictions, targets):
+        self.rows += len(predictions)
+
+    def compute(self):
+        return self.rows
+"""
+
+
+@pytest.mark.slow
+def test_chosen_metrics_see_the_rows_of_all_processes_once(
+    tmp_path: Path, ranks: Callable[..., Any], dlrun: Callable[..., Any]
+) -> None:
+    (tmp_path / "counting_metric.py").write_text(COUNTING)
+    words = (*WORDS, "task.metrics=[counting_metric.Rows,balanced_accuracy,log_loss]", "trainer.epochs=2")
+    words = (*words, "optimizer=sgd", "optimizer.lr=0.05", "checkpoint.monitor=val/log_loss")
+    assert dlrun(*words, "data.batch_size=26", "hydra.run.dir=one").code == 0
+    done = ranks(2, *words, "data.batch_size=13", "hydra.run.dir=two")
+    assert done.returncode == 0, done.stderr
+    for a, b in zip(rows_in(tmp_path / "one"), rows_in(tmp_path / "two"), strict=True):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
+        assert (b["train/Rows"], b["val/Rows"]) == (160, 40)
+
+
 SCALED = """
 import torch
 from torch import nn

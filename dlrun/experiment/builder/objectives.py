@@ -20,6 +20,7 @@ from dlrun.engine.losses import ALIASES
 from dlrun.engine.objective import Objective
 from dlrun.experiment.builder import targets
 from dlrun.experiment.builder.build import set_precision
+from dlrun.experiment.builder.metrics import build_metrics
 
 _TORCH = "torch.nn."
 
@@ -40,7 +41,8 @@ def build_objective(
     """
     keys = settings.task
     own_loss, arguments = _build_own_loss(settings, spec, process, trusted_modules)
-    return Objective(spec, keys.loss, keys.reduction, own_loss, arguments, class_weights)
+    metrics = build_metrics(settings, spec, trusted_modules)
+    return Objective(spec, keys.loss, keys.reduction, own_loss, arguments, class_weights, metrics)
 
 
 def compute_class_weights(settings: Settings, spec: DataSpec, train: Part | None) -> list[float] | None:

@@ -213,7 +213,8 @@ class Diagnostics(Callback):
         accuracy = f"{split}/accuracy"
 
         code = find_only_class(context.objective.predict(outputs), self.targets, spec)
-        if code is None or len({row[accuracy] for row in idle}) > 1:
+        # task.metrics may leave the accuracy out.
+        if code is None or accuracy not in idle[-1] or len({row[accuracy] for row in idle}) > 1:
             return {}
 
         share = idle[-1][accuracy]

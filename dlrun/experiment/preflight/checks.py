@@ -22,7 +22,7 @@ from dlrun.core.suggest import did_you_mean
 from dlrun.core.user_code import add_user_line, get_first_clause
 from dlrun.data.batches import Batch, EpochOrder
 from dlrun.engine.device import is_out_of_memory
-from dlrun.engine.metric_names import get_direction
+from dlrun.engine.metric_names import find_direction
 from dlrun.engine.objective import Objective
 from dlrun.engine.preserve import preserve_state, restore_attributes
 
@@ -352,7 +352,13 @@ def resolve_monitor(
             raise RequestError("checkpoint.mode=max needs a metric that grows; type checkpoint.monitor=... too")
         return f"{splits[-1]}/loss", "min"
     if monitor in known:
-        return monitor, mode or get_direction(monitor)
+        direction = mode or find_direction(monitor)
+        if direction is None:
+            raise RequestError(
+                f"checkpoint.monitor={monitor}: it is not known whether more or less of it is better; "
+                "type checkpoint.mode=max, or checkpoint.mode=min"
+            )
+        return monitor, direction
 
     if monitor.startswith("val/") and not has_val:
         raise RequestError(

@@ -92,12 +92,19 @@ class Ranking:
 
     @cached_property
     def test_metrics(self) -> list[str]:
-        """Test metrics to show, which never rank: the monitored one, accuracy and R², as far as runs have them."""
+        """Test metrics to show, which never rank: the monitored one, accuracy and R², as far as runs have them.
+
+        Of runs that choose their metrics by task.metrics, all of these.
+        """
         same = "test/" + self.metric.partition("/")[2]
         names = set[str]()
+        shown = [same, "test/accuracy", "test/r2"]
         for run in self.runs:
-            names.update(run.result["metrics"])
-        return [name for name in dict.fromkeys((same, "test/accuracy", "test/r2")) if name in names]
+            metrics = run.result["metrics"]
+            names.update(metrics)
+            if (run.config.get("task") or {}).get("metrics") is not None:
+                shown += [name for name in metrics if name.startswith("test/") and name != "test/loss"]
+        return [name for name in dict.fromkeys(shown) if name in names]
 
     def get_baseline(self, name: str) -> float:
         """A metric of the trivial answer (majority class or mean), averaged over runs; NaN if no run has it."""
