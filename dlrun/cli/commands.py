@@ -31,7 +31,8 @@ def read_requests(words: Sequence[str]) -> list["Request"]:
 
     RequestError for words that are wrong.
     """
-    if any(word.startswith("resume=") for word in words):
+    # In a list it is a filter.
+    if words[:1] != ["ls"] and any(word.startswith("resume=") for word in words):
         from dlrun.experiment import requests
 
         words = requests.put_resume_first(words)

@@ -21,6 +21,7 @@ from dlrun.config.compose import GROUPS, compose_config
 from dlrun.config.explain import iter_keys
 from dlrun.config.schema import CONFIG_DIR
 from dlrun.inference.export.command import FORMATS
+from dlrun.inference.predict import writers
 
 
 @pytest.fixture
@@ -112,9 +113,10 @@ def test_every_command_group_and_key_is_offered(place: Path) -> None:
     assert leaves - set(read_keys(["model=gru", "data=names", "scheduler=step"])) == set()
 
 
-def test_the_formats_of_export_are_offered(place: Path) -> None:
+def test_the_formats_of_export_and_predict_are_offered(place: Path) -> None:
     assert complete_line("zsh", f"dlrun export {RUNS[0]} form") == ["format="]
     assert complete_line("bash", f"dlrun export {RUNS[0]} format=") == list(FORMATS)
+    assert complete_line("bash", f"dlrun predict {RUNS[0]} format=") == list(writers.FORMATS)
 
 
 def test_options_of_the_users_own_are_offered(place: Path) -> None:

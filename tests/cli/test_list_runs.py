@@ -35,6 +35,7 @@ def test_runs_and_sweeps_in_a_pipe(dlrun: Callable[..., Any]) -> None:
     assert f"{sweep}/" in failed
     assert str(alone) not in failed
     assert [line.split() for line in dlrun("ls", "runs", "--last", "1").out.splitlines()[1:]] == [first.split()]
+    assert dlrun("ls", "runs", "resume=null").out.splitlines()[1:] != []
     assert dlrun("ls", "runs", "model=cnn").out == "no run matches in outputs\n"
     assert dlrun("ls", "runs", "model").code == 2
 
