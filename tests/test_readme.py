@@ -115,6 +115,8 @@ def skip_reason(command: str) -> str | None:
         import torch
 
         return None if torch.cuda.is_available() else "no CUDA device here"
+    if "model=timm" in command and importlib.util.find_spec("timm") is None:
+        return "timm is not installed: dlrun[timm]"
     if re.search(r"mnist|data=names|data=diabetes", command) and not os.environ.get("DLRUN_DATA_DIR"):
         return "DLRUN_DATA_DIR is not set: no real data here"
     if command.startswith(("make", "git", "cd", "pip", "export", "tensorboard")):

@@ -165,7 +165,9 @@ def prepare_run(
 
 def prepare_resumed(settings: Settings, process: device.Runtime, request: Request, problems: ErrorList) -> RunContext:
     """Prepare a resumed run: its checkpoint holds the weights, so no file of initial weights is read."""
-    began_elsewhere = settings.init_from is not None or settings.model.arguments.get("weights") is not None
+    arguments = settings.model.arguments
+    has_trained_weights = arguments.get("weights") is not None or arguments.get("pretrained") is True
+    began_elsewhere = settings.init_from is not None or has_trained_weights
     without_init = replace(settings, init_from=None)
 
     with skip_trained_weights():

@@ -447,7 +447,8 @@ def _find_freeze_notes(settings: Settings) -> list[str]:
     """The note that frozen weights are random ones. A net of the user's own may load weights by itself."""
     component = settings.model
     # Of a resumed run the settings do not name what its first weights were.
-    is_trained = settings.plain["init_from"] or component.arguments.get("weights")
+    arguments = component.arguments
+    is_trained = settings.plain["init_from"] or arguments.get("weights") or arguments.get("pretrained")
     if not component.keys.freeze or is_trained or not str(component.target).startswith("dlrun."):
         return []
     return ["model.freeze: what is frozen has random weights; init_from=<run or file> starts from trained ones"]

@@ -34,6 +34,11 @@ def skip_trained_weights() -> Iterator[None]:
         _weights_follow.reset(token)
 
 
+def are_weights_skipped() -> bool:
+    """Whether nets are built without reading trained weights, as `skip_trained_weights` asks."""
+    return _weights_follow.get()
+
+
 class Torchvision(nn.Module):
     """A net of torchvision.models by name: (B, C, H, W) -> (B, output_size).
 
@@ -72,9 +77,9 @@ class Torchvision(nn.Module):
         self.head = _find_last_layer(net)
 
     @property
-    def last_layer(self) -> str:
+    def last_layers(self) -> tuple[str, ...]:
         """Name of the layer that is new, which `model.freeze=backbone` trains alone."""
-        return f"net.{self.head}"
+        return (f"net.{self.head}",)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, output_size)."""

@@ -4,6 +4,7 @@ The data are small files in the byte formats that the real sets are published in
 """
 
 import gzip
+import importlib.util
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -33,12 +34,16 @@ TAKES = {
     "scratch_mlp": set(DATA) - SEQUENCES,
     "sequential": set(DATA) - SEQUENCES,
     "logistic": set(DATA) - SEQUENCES - REGRESSIONS,
-    **dict.fromkeys(("cnn", "inception", "resnet", "torchvision"), IMAGES),
+    **dict.fromkeys(("cnn", "inception", "resnet", "torchvision", "timm"), IMAGES),
     **dict.fromkeys(("rnn", "lstm", "gru"), SEQUENCES),
     **dict.fromkeys(("rnn_onehot", "rnn_cell"), TAGGED),
 }
 IN_FAST_SUITE = ("line", "pass_fail", "blobs", "digits", "names", "hello", "csv")  # one of each kind
-SLOW = [pytest.param("torchvision", marks=pytest.mark.slow)]  # importing torchvision takes seconds
+WITHOUT_TIMM = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")
+SLOW = [  # importing them takes seconds
+    pytest.param("torchvision", marks=pytest.mark.slow),
+    pytest.param("timm", marks=[pytest.mark.slow, WITHOUT_TIMM]),
+]
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +99,7 @@ def trained(data: str, model: str, root: Path) -> TrainState:
 
 
 @pytest.mark.parametrize("data", [d if d in IN_FAST_SUITE else pytest.param(d, marks=pytest.mark.slow) for d in DATA])
-@pytest.mark.parametrize("model", [*(m for m in MODELS if m != "torchvision"), *SLOW])
+@pytest.mark.parametrize("model", [*(m for m in MODELS if m not in ("torchvision", "timm")), *SLOW])
 def test_pair(data: str, model: str, root: Path) -> None:
     if data in TAKES[model]:
         training = trained(data, model, root)

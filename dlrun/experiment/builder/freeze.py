@@ -55,10 +55,10 @@ def freeze(model: nn.Module, patterns: Any) -> None:
     """
     listed = _check_patterns(patterns)
     modules = dict(model.named_modules())
-    last_layer = getattr(model, "last_layer", None)
-    if patterns == BACKBONE and isinstance(last_layer, str) and BACKBONE not in modules:
-        frozen_modules = [name for name in modules if name and not _is_inside(name, last_layer)]
-        names = [name for name, _ in model.named_parameters() if not _is_inside(name, last_layer)]
+    last_layers = get_last_layers(model)
+    if patterns == BACKBONE and last_layers and BACKBONE not in modules:
+        frozen_modules = [name for name in modules if name and not _is_inside_any(name, last_layers)]
+        names = [name for name, _ in model.named_parameters() if not _is_inside_any(name, last_layers)]
     else:
         frozen_modules = _match_modules(modules, listed)
         names = _match_parameters(model, listed, frozen_modules)
@@ -76,8 +76,15 @@ def freeze(model: nn.Module, patterns: Any) -> None:
     touched = {id(parameters[name]) for name in names}
     throughout = [name for name, module in modules.items() if name and _is_frozen_throughout(module, touched)]
     for name, module in modules.items():
-        if name in frozen_modules or any(_is_inside(name, outer) for outer in throughout):
+        if name in frozen_modules or _is_inside_any(name, throughout):
             _hold_in_evaluation_mode(module)
+
+
+def get_last_layers(model: nn.Module) -> tuple[str, ...]:
+    """Names of the new last layers of a net that has others from elsewhere; empty for any other net."""
+    names: Any = getattr(model, "last_layers", None)
+    is_listed = isinstance(names, tuple) and all(isinstance(name, str) for name in names)
+    return names if is_listed else ()
 
 
 def _check_patterns(patterns: Any) -> list[str]:
@@ -94,7 +101,7 @@ def _check_patterns(patterns: Any) -> list[str]:
 def _match_modules(modules: dict[str, nn.Module], patterns: Sequence[str]) -> list[str]:
     """Names of the modules that a pattern matches, and of those below them; never the model itself."""
     matched = [name for name in modules if name and any(fnmatchcase(name, pattern) for pattern in patterns)]
-    return [name for name in modules if any(_is_inside(name, outer) for outer in matched)]
+    return [name for name in modules if _is_inside_any(name, matched)]
 
 
 def _match_parameters(model: nn.Module, patterns: Sequence[str], frozen_modules: Sequence[str]) -> list[str]:
@@ -103,7 +110,7 @@ def _match_parameters(model: nn.Module, patterns: Sequence[str], frozen_modules:
     modules = [name for name, _ in model.named_modules() if name]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in (*names, *modules)):
-            words = [BACKBONE] if hasattr(model, "last_layer") else []
+            words = [BACKBONE] if get_last_layers(model) else []
             hint = did_you_mean(pattern, [*words, *modules, *(f"{name}.*" for name in modules), *names])
             raise RequestError(
                 f"model.freeze: nothing in the model matches {pattern!r}; {hint}its parameters are {join_names(names)}"
@@ -112,7 +119,7 @@ def _match_parameters(model: nn.Module, patterns: Sequence[str], frozen_modules:
     frozen = []
     for name in names:
         is_matched = any(fnmatchcase(name, pattern) for pattern in patterns)
-        if is_matched or any(_is_inside(name, module) for module in frozen_modules):
+        if is_matched or _is_inside_any(name, frozen_modules):
             frozen.append(name)
     return frozen
 
@@ -120,6 +127,10 @@ def _match_parameters(model: nn.Module, patterns: Sequence[str], frozen_modules:
 def _is_inside(name: str, module: str) -> bool:
     """Whether a dotted name is that of a module, or of something below it."""
     return name == module or name.startswith(f"{module}.")
+
+
+def _is_inside_any(name: str, modules: Sequence[str]) -> bool:
+    return any(_is_inside(name, module) for module in modules)
 
 
 def _is_frozen_throughout(module: nn.Module, touched: set[int]) -> bool:
