@@ -82,8 +82,9 @@ class MLflowLogger(Logger):
 
         self.client: Any = None
         self.remote_id = ""
-        # Steps by metric that MLflow has already.
+        # By metric, the steps that MLflow has from earlier processes, and the last one that this process has sent.
         self.known_steps: dict[str, set[int]] = {}
+        self.last_steps: dict[str, int] = {}
         self.known_params: dict[str, str] = {}
 
     def refuse_saved(self) -> None:
@@ -132,18 +133,20 @@ class MLflowLogger(Logger):
 
     def log_records(self, records: Sequence[Record]) -> None:
         """Log metrics with their steps, except those that MLflow has already."""
-        metrics: list[Any] = []
+        metrics: dict[tuple[str, int], Any] = {}
         for record in records:
             for key, value in record.values.items():
                 name = _clean(key)
-                # The rate of a step that ends an epoch comes twice.
-                known = self.known_steps.setdefault(name, set())
-                if key != "step" and record.step not in known:
-                    metrics.append(self.entities.Metric(name, float(value), int(1000 * record.time), record.step))
-        for some in _split(metrics, _MOST_METRICS):
+                is_known = record.step in self.known_steps.get(name, ())
+                if key != "step" and not is_known and record.step > self.last_steps.get(name, -1):
+                    # By name and step: the learning rate of a step that ends an epoch comes twice.
+                    metric = self.entities.Metric(name, float(value), int(1000 * record.time), record.step)
+                    metrics[name, record.step] = metric
+
+        for some in _split(list(metrics.values()), _MOST_METRICS):
             self.client.log_batch(self.remote_id, metrics=some)
             for metric in some:
-                self.known_steps[metric.key].add(metric.step)
+                self.last_steps[metric.key] = max(metric.step, self.last_steps.get(metric.key, -1))
 
     def log_text(self, tag: str, text: str, step: int = 0) -> None:
         """Keep a text as a file, unless the config file says the same."""
