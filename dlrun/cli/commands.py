@@ -433,8 +433,8 @@ _NEW = Command(
     "new",
     call("dlrun.cli.new:create_project"),
     usage="DIR",
-    about="Write a small project of your own. It has a model, data, experiments and tests, and trains at once: "
-    "`dlrun experiment=first` in its folder.",
+    about="Write a small project of your own. It has a model, data, a callback, experiments and tests, and trains at "
+    "once: `dlrun experiment=first` in its folder.",
     words=[("DIR", "a folder that is new or empty; its name is that of the project's Python module")],
     examples=["dlrun new my_project", "dlrun new projects/spirals"],
 )

@@ -20,6 +20,7 @@ FILES = [
     "configs/model/net.yaml",
     "pyproject.toml",
     "spiral_lab/__init__.py",
+    "spiral_lab/callbacks.py",
     "spiral_lab/data.py",
     "spiral_lab/model.py",
     "tests/test_spiral_lab.py",
@@ -56,6 +57,8 @@ def test_it_trains_and_goes_on_in_each_way(project: Path, dlrun: Callable[..., A
     config = read_yaml((done.folder / ".hydra/config.yaml").read_text())
     assert (config["user"], config["model"]["width"]) == ({"width": 7}, 7)
     assert (config["optimizer"]["lr"], config["run"]["tags"]) == (0.01, ["wide"])
+
+    assert done.rows[0]["gradient/largest"] > 0
 
     resumed = dlrun("resume", str(done.folder), "trainer.epochs=2", trust)
     assert resumed.code == 0, resumed.err
