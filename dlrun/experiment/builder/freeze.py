@@ -108,12 +108,18 @@ def _match_parameters(model: nn.Module, patterns: Sequence[str], frozen_modules:
     """Names of the parameters that a pattern matches, or that are inside a frozen module."""
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     modules = [name for name, _ in model.named_modules() if name]
+    stateful = [name for name, module in model.named_modules() if name and module.state_dict()]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in (*names, *modules)):
             words = [BACKBONE] if get_last_layers(model) else []
             hint = did_you_mean(pattern, [*words, *modules, *(f"{name}.*" for name in modules), *names])
             raise RequestError(
                 f"model.freeze: nothing in the model matches {pattern!r}; {hint}its parameters are {join_names(names)}"
+            )
+        if not any(fnmatchcase(name, pattern) for name in (*names, *stateful)):
+            raise RequestError(
+                f"model.freeze: what {pattern!r} matches has no weights and no statistics; the parameters are "
+                f"{join_names(names)}"
             )
 
     frozen = []

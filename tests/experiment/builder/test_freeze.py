@@ -112,6 +112,7 @@ def test_every_spelling_freezes_the_same_and_leaves_no_trace_in_other_configs(
         ("model.freeze=[featurs.*]", "nothing in the model matches 'featurs.*'; did you mean features.*"),
         ("model.freeze=[features,midle]", "nothing in the model matches 'midle'; did you mean middle"),
         ("model.freeze=['*']", "freezes all 10 parameters, so that nothing is left to train; type patterns that do"),
+        ("model.freeze=features.2", "what 'features.2' matches has no weights and no statistics; the parameters are"),
         ("model.freeze=3", "model.freeze=3 must be a pattern on names"),
         ("model.freeze=false", "model.freeze=False must be a pattern on names"),
         ("model.freeze=backbone", "nothing in the model matches 'backbone'"),
