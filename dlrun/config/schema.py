@@ -175,7 +175,7 @@ class TrackingConfig:
     """What TensorBoard shows besides scalars, and diagnostics."""
 
     diagnose: bool = True  # report learning trouble at the epoch where it shows
-    graph: bool = True
+    graph: bool | None = None  # null: for the runs that figures=null draws
     samples: bool = True
     weight_histograms: bool = False
 
@@ -247,7 +247,7 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     logger: dict[str, Any] = field(default_factory=dict)  # loggers by name: a _target_ with its arguments each
     sweep: SweepConfig = field(default_factory=SweepConfig)
-    figures: bool = True
+    figures: bool | None = None  # null: for a run alone, and in a sweep for the best one
     # Of the user's own, by name, each with its _target_; for dlrun's see config/callbacks.py.
     callbacks: dict[str, Any] = field(default_factory=dict)
     # Values of the user's own, which other keys refer to: ${user.width}.

@@ -85,11 +85,21 @@ class Settings:
     expect: list[str]
     strict: bool
     preflight: bool
-    figures: bool
+    # None: as `decide_pictures` says.
+    figures: bool | None
     user: dict[str, Any]
 
     # The whole config as plain Python, for the record of the run.
     plain: dict[str, Any]
+
+    def decide_pictures(self, is_alone: bool) -> "Settings":
+        """The same settings, with figures and graph decided where the config leaves them open.
+
+        is_alone: False for a job of a sweep, which is to cost no more than its training.
+        """
+        figures = is_alone if self.figures is None else self.figures
+        graph = is_alone if self.tracking.graph is None else self.tracking.graph
+        return dataclasses.replace(self, figures=figures, tracking=dataclasses.replace(self.tracking, graph=graph))
 
     @property
     def hyperparameters(self) -> dict[str, Any]:

@@ -134,6 +134,8 @@ def _explain_training(context: RunContext) -> dict[str, str]:
         reasons["strict"] = "nothing is expected; type expect=[...] too"
     if settings.tracking.samples and context.splits.spec.kind != "image":
         reasons["tracking.samples"] = "it is for images"
+    elif settings.tracking.samples and not settings.figures:
+        reasons["tracking.samples"] = "it is one of the figures; type figures=true too"
 
     if _is_exhaustive(context):
         moves_nothing = f"optimizer={settings.optimizer.choice} has no gradient and no learning rate"

@@ -159,10 +159,14 @@ def log_end(context: RunContext, metrics: dict[str, float], run_logger: RunLogge
     step = context.state.progress.step
     run_logger.log_step(step, {key: value for key, value in metrics.items() if key.startswith("test/")})
     run_logger.log_hparams(settings.hyperparameters, metrics, step)
+    return log_graph(context, run_logger)
 
-    if settings.tracking.graph:
-        inputs, _ = evaluation.take_small_batch(context.state.train)
-        reason = run_logger.log_graph(context.state.model, inputs)
-        if reason:
-            return [f"TensorBoard shows no graph: {reason}"]
-    return []
+
+def log_graph(context: RunContext, run_logger: RunLogger) -> list[str]:
+    """Log the graph to TensorBoard, if the settings ask for it; returns a note if that did not work."""
+    if not context.settings.tracking.graph:
+        return []
+
+    inputs, _ = evaluation.take_small_batch(context.state.train)
+    reason = run_logger.log_graph(context.state.model, inputs)
+    return [f"TensorBoard shows no graph: {reason}"] if reason else []

@@ -130,7 +130,7 @@ def prepare_run(
 ) -> RunContext:
     """Build and check everything without writing anything; a RequestError lists all that is wrong."""
     problems = ErrorList()
-    settings = read_settings(request.config, request.choices, problems)
+    settings = read_settings(request.config, request.choices, problems).decide_pictures(request.sweep is None)
     if ranks.world_size > 1 and settings.device.num_threads == "auto":
         problems.add(RequestError("device.num_threads=auto times one process alone; type a number under torchrun"))
 
@@ -466,7 +466,7 @@ def finish(
     metrics = select_metrics(last_row)
     measured = results.measure(context)
     time_as = contextlib.nullcontext if profiler is None else profiler.time_phase
-    has_figures = context.settings.figures and status != "interrupted"
+    has_figures = bool(context.settings.figures) and status != "interrupted"
 
     if status != "interrupted":
         with time_as("evaluation"):

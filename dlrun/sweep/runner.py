@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dlrun.config.request import Request
+from dlrun.core import user_code
 from dlrun.core.errors import RequestError, UnreadableError
 from dlrun.core.files import DiskProblems, convert_write_errors, remove_temporaries
 from dlrun.core.lock import Lock
@@ -16,11 +17,12 @@ from dlrun.core.own_code import find_own_modules
 from dlrun.core.shell import suggest_command
 from dlrun.experiment import resume
 from dlrun.experiment.builder import data_cache
+from dlrun.experiment.late_pictures import draw_finished, draw_losses
 from dlrun.runs import folder as run_folder
 from dlrun.runs.reports.console import Console, format_facts
 from dlrun.runs.reports.plots import fonts
 from dlrun.sweep.comparison import expectations, report
-from dlrun.sweep.comparison.ranking import compare
+from dlrun.sweep.comparison.ranking import Comparison, compare
 from dlrun.sweep.continuation import choose_folder, has_chosen_folder
 from dlrun.sweep.engines import Engine, Outcome, Serial
 from dlrun.sweep.jobs import Job, build_jobs, drop_duplicates, has_own_code
@@ -105,7 +107,7 @@ def run(requests: Sequence[Request]) -> int:
         is_as_expected = False
         # The runs are on the disk by now: a full one must not make the sweep fail without a word on them.
         with watcher.disk_problems.tolerate("the comparison", again=False):
-            is_as_expected = bool(code) or conclude(console, ledger, jobs, watcher.errors)
+            is_as_expected = bool(code) or conclude(console, ledger, jobs, watcher, isinstance(engine, Serial))
 
     if code:
         console.say(f"resume it: {format_resume_command(folder, jobs)}")
@@ -213,13 +215,18 @@ def format_resume_command(folder: Path, jobs: Sequence[Job]) -> str:
     return suggest_command("resume", folder, modules=sorted(modules))
 
 
-def conclude(console: Console, ledger: Ledger, jobs: Sequence[Job], errors: dict[str, str]) -> bool:
+def conclude(console: Console, ledger: Ledger, jobs: Sequence[Job], watcher: "Watcher", is_serial: bool) -> bool:
     """Compare the runs of the whole sweep: print, write and draw; returns whether expectations are met.
 
-    errors: by job key, of the jobs that failed just now.
+    watcher: has the errors of the jobs that failed just now; is_serial: whether jobs run in this process.
     """
+    errors = watcher.errors
     requests = [(job.request, errors.get(job.key)) for job in jobs]
     is_as_expected = expectations.check_sweep(requests, ledger.folder)
+
+    for job in jobs:
+        if job.key in errors and job.request.config["figures"] is None:
+            draw_losses(job.folder)
 
     labels = {job.key: job.label for job in jobs}
     runs, failures, pending = report.collect_runs(ledger, labels)
@@ -230,10 +237,11 @@ def conclude(console: Console, ledger: Ledger, jobs: Sequence[Job], errors: dict
         if len({run.choices.get("lesson") for run in runs}) == 1:
             report.print_comparison(comparison, console)
 
+        pictures = draw_best_runs(console, comparison, jobs, watcher.disk_problems, is_serial)
         page = report.write_comparison(comparison, ledger.folder, ledger.command)
         for line in fonts.describe_missing_letters():
             console.say(f"note: {line}")
-        facts = [("report", str(page))]
+        facts = [("report", str(page)), *(("best run", str(picture)) for picture in pictures)]
         if any(ledger.folder.glob("*/events.out.tfevents.*")):
             facts.append(("view", f"tensorboard --logdir {shlex.quote(str(ledger.folder))}"))
         console.say(format_facts(facts))
@@ -242,6 +250,39 @@ def conclude(console: Console, ledger: Ledger, jobs: Sequence[Job], errors: dict
         command = format_resume_command(ledger.folder, jobs)
         console.say(f"not started: {pending} of {len(ledger.entries)} runs; {command}")
     return is_as_expected
+
+
+def draw_best_runs(
+    console: Console, comparison: Comparison, jobs: Sequence[Job], disk_problems: DiskProblems, is_serial: bool
+) -> list[Path]:
+    """Draw the best run of each table, where the config leaves figures open; returns the paths of their pages.
+
+    is_serial: whether jobs with code of the user's own, which may end a process, run in this one.
+    """
+    jobs_by_folder = {job.folder.resolve(): job for job in jobs}
+    pages = []
+    for ranking in comparison.rankings:
+        best = ranking.find_best_run()
+        job = None if best is None else jobs_by_folder.get(best.folder.resolve())
+        if job is None or job.request.config["figures"] is not None:
+            continue
+        page = job.folder / "report.html"
+        # A sweep that got more points may have the same best run as before.
+        if page.is_file():
+            pages.append(page)
+            continue
+
+        command = suggest_command("eval", job.folder, modules=sorted(find_own_modules(job.request.config)))
+        if has_own_code(job) and not is_serial:
+            console.say(f"pictures of the best run: {command}")
+            continue
+        try:
+            pages.append(draw_finished(job.request, disk_problems))
+        except (Exception, SystemExit) as error:
+            # The run itself is finished and compared, whatever code of the user's own raises now.
+            reason = user_code.explain(error) or user_code.get_first_line(error)
+            console.say(f"note: the best run could not be drawn ({reason}); its pictures: {command}")
+    return pages
 
 
 class Watcher:

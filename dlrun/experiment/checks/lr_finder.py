@@ -241,7 +241,7 @@ def check_lr(words: Sequence[str]) -> int:
     console.say(build_table(("optimizer.lr", "loss", "", ""), rows, left=4))
     for sentence in describe_curve(curve, top):
         console.say(sentence)
-    if settings.figures:
+    if settings.figures is not False:
         console.say(f"picture: {draw_picture(curve, top, settings, names)}")
     return 0
 

@@ -25,6 +25,8 @@ class LoggedRun:
     sweep: str | None = None
     # Step of the checkpoint that a resumed run goes on from; None for a new run.
     resumed_step: int | None = None
+    # Whether the run has ended before, and only pictures of it are added.
+    is_ended: bool = False
     # Rows of metrics.jsonl up to there.
     rows: Sequence[dict[str, float]] = ()
     # Takes what the disk refuses.

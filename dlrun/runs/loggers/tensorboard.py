@@ -63,11 +63,11 @@ class TensorBoardLogger(Logger):
         self.run = run
         self.folder = run.folder
         self.disk_problems = run.disk_problems
-        self.at_end = False
+        self.at_end = run.is_ended
         if run.resumed_step is not None:
             wait_for_later_name(run.folder)
 
-        events = EventFile(run.folder, "", self.disk_problems)
+        events = EventFile(run.folder, END_SUFFIX if run.is_ended else "", self.disk_problems)
         if run.resumed_step is not None:
             # TensorBoard drops what earlier files hold from this step on when it meets such an event.
             status = SessionLog(status=SessionLog.START)

@@ -65,7 +65,9 @@ def draw_groups(runs: Sequence[tuple[Request, str | None]]) -> None:
     groups: dict[tuple[Path | None, str], list[Request]] = {}
     for request, _ in runs:
         folder = request.folder
-        if request.config["figures"] and folder is not None and not _find_problem(RunRecord(folder)):
+        # The picture is of the sweep: it costs no job anything.
+        is_drawn = request.config["figures"] is not False
+        if is_drawn and folder is not None and not _find_problem(RunRecord(folder)):
             key = (request.group, "")
             if request.group is None:
                 key = (request.sweep, request.choices.get("data", ""))

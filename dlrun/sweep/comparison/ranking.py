@@ -90,6 +90,13 @@ class Ranking:
         """The settings with at least one usable run."""
         return [setting for setting in self.settings if setting.runs]
 
+    def find_best_run(self) -> RunRecord | None:
+        """Of the best setting the run with the best value; None without a usable run."""
+        if not self.settings or not self.settings[0].runs:
+            return None
+        runs = self.settings[0].runs
+        return max(runs, key=_get_value) if self.mode == "max" else min(runs, key=_get_value)
+
     @cached_property
     def test_metrics(self) -> list[str]:
         """Test metrics to show, which never rank: the monitored one, accuracy and R², as far as runs have them.
@@ -223,6 +230,10 @@ def _make_setting(runs: Sequence[RunRecord], keys: Sequence[str]) -> Setting:
         runs=[run for run in by_seed if not run.trouble],
         unusable=[run for run in by_seed if run.trouble],
     )
+
+
+def _get_value(run: RunRecord) -> float:
+    return run.value
 
 
 def _get_seed(run: RunRecord) -> int:
