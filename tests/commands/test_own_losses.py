@@ -1,6 +1,7 @@
 """Losses of a user's choice on the command line: weighted, or modules of their own that are trained and saved."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -181,3 +182,73 @@ def test_functions_and_classes_of_torch_take_arguments(own: Callable[..., Any]) 
     done = own(*words, "task.loss=torch.nn.MultiLabelSoftMarginLoss", "hydra.run.dir=soft")
     assert done.code == 0, done.err
     assert own("eval", "soft").code == 0
+
+
+def test_a_poisson_regression_predicts_counts(dlrun: Callable[..., Any]) -> None:
+    rates = [(i % 7 - 3) / 2 for i in range(140)]
+    Path("rows.csv").write_text("x,y\n" + "".join(f"{x},{round(2.718**x)}\n" for x in rates))
+    words = (
+        "data=csv",
+        "data.path=rows.csv",
+        "data.target=y",
+        "data.task=regression",
+        "model=linear",
+        "optimizer=lbfgs",
+    )
+    done = dlrun(*QUIET, *words, "task.loss=poisson", "trainer.epochs=3", "data.batch_size=200", "hydra.run.dir=run")
+    assert done.code == 0, done.err
+    result = json.loads(Path("run/result.json").read_text())
+    assert result["metrics"]["train/r2"] > 0.9
+    done = dlrun("eval", "run")
+    assert "to the last bit" in done.out
+    assert dlrun("predict", "run", "rows.csv", "format=csv").code == 0
+    assert dlrun("export", "run", "format=safetensors").code == 0
+    description = json.loads(next(Path("run").rglob("model.json")).read_text())
+    assert description["output_to_value"] == "exp"
+
+
+def test_the_learning_rate_test_leaves_a_loss_as_it_was(own: Callable[..., Any]) -> None:
+    words = ("data=blobs", "model=linear", "task.loss=MINE.Tempered", "data.batch_size=50")
+    done = own("check", "lr", *QUIET, *words)
+    assert done.code == 0, done.err
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_is_the_undisturbed_run(own: Callable[..., Any], warm: Any, tmp_path: Path) -> None:
+    """A loss and a metric of one's own, killed in the middle of an epoch."""
+    module = next(tmp_path.glob("losses_*.py"))
+    module.write_text(
+        module.read_text()
+        + """
+
+class Share:
+    def __init__(self):
+        self.hits = self.rows = 0
+
+    def update(self, predictions, targets):
+        self.hits += int((predictions == 3).sum())
+        self.rows += len(predictions)
+
+    def compute(self):
+        return self.hits / self.rows
+"""
+    )
+    name = module.stem
+    words = [*QUIET, "data=digits", f"task.loss={name}.Tempered", f"task.metrics=[{name}.Share,accuracy,log_loss]"]
+    words += ["checkpoint.every_steps=1", "trainer.epochs=4", "data.batch_size=128", "task.class_weights=null"]
+    assert own(*words, "hydra.run.dir=undisturbed").code == 0
+    process = warm.start("-m", "dlrun", *words, "hydra.run.dir=killed", cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while not list(Path("killed/checkpoints").glob("step_*[1-9].pt")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(0.1)
+    process.kill()
+    process.wait(30)
+    assert not Path("killed/result.json").exists()
+
+    done = own("resume", "killed", f"trusted_modules=[{name}]")
+    assert done.code == 0, done.err
+    one, two = (load(Path(folder) / "checkpoints" / "last.pt") for folder in ("undisturbed", "killed"))
+    for part in ("model", "loss"):
+        assert all(torch.equal(one[part][key], two[part][key]) for key in one[part])
+    assert Path("killed/metrics.jsonl").read_text() == Path("undisturbed/metrics.jsonl").read_text()

@@ -5,6 +5,7 @@ import time
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from dlrun.data.batches import Batch
 from dlrun.engine import trainer
@@ -27,7 +28,7 @@ def find_fastest(state: TrainState, cores: int) -> tuple[int, dict[int, float]]:
     milliseconds: dict[int, float] = {}
     batch = next(state.train.epoch(1))
 
-    with preserve_state(state.model):
+    with preserve_state(state.model), preserve_state(state.objective.loss_module or nn.Module()):
         # A copy with a learning rate of 0: the model and its gradients stay as they are.
         model = duplicate(state.model).train()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 from torch.optim import Optimizer
 
 from dlrun.config.settings import Settings, read_settings
@@ -182,12 +183,16 @@ def find_diverging_rate(
         return curve.rates[curve.diverging]
 
     start = copy.deepcopy(state.model.state_dict())
+    # A loss may have parameters, too.
+    loss = state.objective.loss_module or nn.Module()
+    loss_start = copy.deepcopy(loss.state_dict())
     rate = curve.rates[curve.lowest]
     # A little above, for the rounding of the factors.
     while rate <= HIGHEST * 1.01:
         losses = list(train_at_rates(state, make_optimizer(), groups, [rate] * _TRIAL_STEPS))
         state.built_buffers.fit(start)
         state.model.load_state_dict(start)
+        loss.load_state_dict(loss_start)
         if not math.isfinite(losses[-1]) or np.mean(losses[-5:]) > curve.level + curve.noise:
             return rate
         rate *= _TRIAL_FACTOR
@@ -220,8 +225,12 @@ def check_lr(words: Sequence[str]) -> int:
             state = context.state
             refuse_optimizer(state.optimizer, settings)
             start = copy.deepcopy(context.state.model.state_dict())
+            loss = state.objective.loss_module or nn.Module()
+            loss_start = copy.deepcopy(loss.state_dict())
             # Without a schedule, which would change the rates.
-            make_optimizer = partial(build.build_optimizer, settings, context.state.model, request.trusted_modules)
+            make_optimizer = partial(
+                build.build_optimizer, settings, context.state.model, request.trusted_modules, loss
+            )
             groups = find_growing_groups(settings, make_optimizer())
 
             curve = measure_curve(state, make_optimizer(), groups)
@@ -230,6 +239,7 @@ def check_lr(words: Sequence[str]) -> int:
                 raise RunError("the loss is not finite before the first step; try inputs of a size around 1")
             state.built_buffers.fit(start)
             context.state.model.load_state_dict(start)
+            loss.load_state_dict(loss_start)
             top = find_diverging_rate(state, make_optimizer, groups, curve)
     finally:
         device.set_rng_state(generators)

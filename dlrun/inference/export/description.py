@@ -148,6 +148,8 @@ def write_companions(
         "inputs": inputs,
         "outputs": [{"name": "output", "dtype": _name_dtype(outputs), "shape": output_shape}],
         "output_to_probability": name_probability_function(saved_model),
+        # Of a Poisson regression, whose model gives logarithms.
+        **({"output_to_value": "exp"} if saved_model.task.is_exponential else {}),
         "class_names": list_class_names(saved_model),
         "preprocessing": describe_preprocessing(saved_model, example, shapes[0]),
         # Whoever loads the export elsewhere can compare with these outputs.
