@@ -1,0 +1,1 @@
+"""Data, a loss, a metric, a callback and a logger for dlrun."""
