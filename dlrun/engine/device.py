@@ -213,7 +213,11 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     # NumPy takes 32 bits only.
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:
+        # What torch.manual_seed does on a CPU; besides, it queues a call and a traceback for a GPU that never comes.
+        torch.default_generator.manual_seed(seed)
 
 
 def get_rng_state() -> dict[str, Any]:
@@ -224,7 +228,7 @@ def get_rng_state() -> dict[str, Any]:
     version, numbers, gauss = random.getstate()
     name, keys, *rest = np.random.get_state(legacy=True)
     state: dict[str, Any] = {
-        "python": [version, torch.tensor(numbers), gauss],
+        "python": [version, torch.from_numpy(np.array(numbers, np.int64)), gauss],
         "torch": torch.get_rng_state(),
         "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest],  # type: ignore[union-attr]
     }
@@ -242,8 +246,9 @@ def set_rng_state(state: dict[str, Any]) -> None:
     np.random.set_state(_get_numpy_state(state))
     torch.set_rng_state(state["torch"])
     # A run that resumes on another machine, or a CPU, goes without.
-    if len(state.get("cuda", [])) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state.get("cuda", []))
+    cuda_states = state.get("cuda", [])
+    if cuda_states and len(cuda_states) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(cuda_states)
 
 
 def _get_python_state(state: dict[str, Any]) -> tuple[Any, ...]:

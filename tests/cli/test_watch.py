@@ -88,11 +88,11 @@ def test_wrong_words(dlrun: Callable[..., Any], words: list[str], message: str) 
 class Training:
     """A run of two steps in another process, each of which waits for a file."""
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: Path, warm: Any) -> None:
         (place / "slow_net.py").write_text(SLOW_NET)
         words = ("model._target_=slow_net.Net", "data.batch_size=1000", "trainer.epochs=2", "preflight=false")
-        line = [sys.executable, "-m", "dlrun", "data=blobs", *words, "tracking.graph=false", "hydra.run.dir=slow"]
-        self.process = subprocess.Popen([*line, "figures=false"], cwd=place, stdout=subprocess.DEVNULL)
+        folder = ("tracking.graph=false", "figures=false", "hydra.run.dir=slow")
+        self.process = warm.start("-m", "dlrun", "data=blobs", *words, *folder, cwd=place)
         self.place = place
 
     def wait_until_locked(self) -> None:
@@ -107,8 +107,8 @@ class Training:
 
 
 @pytest.fixture
-def training(tmp_path: Path) -> Iterator[Training]:
-    started = Training(tmp_path)
+def training(tmp_path: Path, warm: Any) -> Iterator[Training]:
+    started = Training(tmp_path, warm)
     yield started
     started.process.kill()
     started.process.wait()
