@@ -22,9 +22,10 @@ $(VENV)/.installed: $(VENV)/.made pyproject.toml tests/constraints.txt
 	$(PIP) install --editable . --constraint tests/constraints.txt
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
+$(VENV)/.installed-dev: $(VENV)/.made pyproject.toml tests/constraints.txt
+	@echo "installing dlrun and what its tests need into $(VENV) (torch brings several GB on Linux)"
 	$(PIP) install --editable '.[dev]' --constraint tests/constraints.txt
-	@touch $@
+	@touch $(VENV)/.installed $@
 
 run: $(VENV)/.installed  ## train a residual net on real handwritten digits (no download of data)
 	$(BIN)/dlrun model=resnet data=digits
