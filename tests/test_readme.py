@@ -34,7 +34,7 @@ def shortened(command: str) -> str:
     """The same command for fewer steps; what only looks, or loads a run, stays as it is."""
     if command == "dlrun resume runs/mine trainer.epochs=40":
         return f"{command} trainer.epochs=3"  # of a run that has ended after one
-    verbs = "eval|resume|ls|show|watch|check|compare|predict|export|diff|clean|completion|--help|--cfg"
+    verbs = "eval|resume|ls|show|watch|check|compare|predict|export|diff|clean|new|completion|--help|--cfg"
     only_looks = re.match(rf"dlrun ({verbs})\b", command)
     if only_looks or not command.startswith(("dlrun", "torchrun")):
         return command
