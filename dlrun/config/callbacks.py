@@ -62,7 +62,9 @@ def fold_spellings(config: dict[str, Any], typed: Collection[str]) -> None:
     typed: keys of the command line. RequestError where it has both spellings of one setting, for keys that do not
     exist, and for an entry without a `_target_`.
     """
-    entries = config.pop(SECTION, None) or {}
+    if SECTION not in config:
+        return
+    entries = config.pop(SECTION) or {}
     for name, keys in SPELLINGS.items():
         if name not in entries:
             _switch_off(config, name)
