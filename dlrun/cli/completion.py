@@ -263,7 +263,7 @@ def _list_schema_keys(schema: Any, prefix: str) -> Iterator[tuple[str, list[str]
         # Groups have schemas of their own.
         elif prefix or field.name not in config.KEYS:
             values = [str(choice) for choice in field.metadata.get("choices", ())]
-            if field.type is bool:
+            if field.type in (bool, bool | None):
                 values = ["true", "false"]
             yield prefix + field.name, values
 
