@@ -375,7 +375,12 @@ def _list_trusted_names(override: Override) -> list[str]:
     if key.endswith("._target_") or key == "task.loss":
         # This command line names it, and nothing else in its module.
         return [str(value)]
-    return []
+    return [str(value)] if is_logger_address(key, value) else []
+
+
+def is_logger_address(key: str, value: Any) -> bool:
+    """Whether a value tells a logger where to send or write; no module has such a name."""
+    return key.startswith("logger.") and isinstance(value, str) and bool(set(value) & set("/:"))
 
 
 def _relocate_data(config: DictConfig, before: str, keys: Sequence[str]) -> None:

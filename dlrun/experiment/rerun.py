@@ -132,6 +132,7 @@ def list_trusted_names(composed: Request, changes: Sequence[str]) -> list[str]:
     for key in (*typed, *composed.keys_in_files):
         if key == "task.metrics":
             names += [name for name in list_metric_targets(flat.get(key)) if "." in name]
-        if (key.endswith("_target_") or key == "task.loss") and flat.get(key) is not None:
+        is_code = key.endswith("_target_") or key == "task.loss"
+        if (is_code and flat.get(key) is not None) or request.is_logger_address(key, flat.get(key)):
             names.append(str(flat[key]))
     return names

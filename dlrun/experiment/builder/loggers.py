@@ -46,5 +46,5 @@ def build_logger(name: str, block: Any, trusted_modules: Sequence[str] | None) -
 
     logger: Logger = build.instantiate(component, trusted_modules)
     if trusted_modules is not None:
-        logger.refuse_saved()
+        logger.refuse_saved(trusted_modules)
     return logger

@@ -138,7 +138,9 @@ def _refuse(target: str, where: str, trusted_modules: Sequence[str]) -> NoReturn
     if _is_inside(top, OURS):
         instead = f"if you trust it type {where}={target}" if " " not in where else "a saved run cannot use that"
         raise RequestError(f"{where}={target} comes from a saved run and is no model, data or optimizer; {instead}")
-    raise RequestError(f"{message}; if you trust it add {suggest_trust((*trusted_modules, top))}")
+    # Among the names are addresses for loggers, too.
+    modules = [name for name in trusted_modules if not set(name) & set("/:")]
+    raise RequestError(f"{message}; if you trust it add {suggest_trust((*modules, top))}")
 
 
 def check_arguments(

@@ -3,6 +3,8 @@
 import logging
 import re
 import shlex
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from dlrun.core.errors import RequestError
@@ -33,12 +35,14 @@ class AimLogger(Logger):
             self.start_seconds = 60.0
         self.remote: Any = None
 
-    def refuse_saved(self) -> None:
+    def refuse_saved(self, permitted: Sequence[str]) -> None:
         """RequestError for a place that a saved run names: dlrun would write there."""
-        if self.repo is not None:
+        if self.repo is not None and self.repo not in permitted:
+            # Absolute, so that the word is known for a place.
+            place = self.repo if "://" in self.repo else Path(self.repo).absolute()
             raise RequestError(
-                f"logger.aim.repo={self.repo} comes from a saved run, and dlrun writes to no place that a file names; "
-                "type logger=tensorboard, or logger.aim.repo=null for paths.outputs"
+                f"logger.aim.repo={self.repo} comes from a saved run; if you trust that place type "
+                f"logger.aim.repo={place}, else logger.aim.repo=null"
             )
 
     def start(self, run: LoggedRun) -> None:

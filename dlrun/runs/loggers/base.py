@@ -90,8 +90,11 @@ class Logger:
         status: completed, early_stopped, interrupted or failed, as in result.json.
         """
 
-    def refuse_saved(self) -> None:
-        """RequestError for arguments that are not to be taken from a saved run, such as where to send credentials."""
+    def refuse_saved(self, permitted: Sequence[str]) -> None:
+        """RequestError for arguments that are not to be taken from a saved run, such as where to send credentials.
+
+        permitted: addresses that this command line itself names
+        """
 
     def suggest_view(self) -> str | None:
         """The command that shows what was logged, for the end of a run's report; None without one."""

@@ -87,17 +87,17 @@ class MLflowLogger(Logger):
         self.last_steps: dict[str, int] = {}
         self.known_params: dict[str, str] = {}
 
-    def refuse_saved(self) -> None:
+    def refuse_saved(self, permitted: Sequence[str]) -> None:
         """RequestError for an address of a saved run that would get this machine's credentials, or name a file."""
         uri = self.tracking_uri
-        if uri is None or uri == os.environ.get("MLFLOW_TRACKING_URI"):
+        if uri is None or uri in (*permitted, os.environ.get("MLFLOW_TRACKING_URI")):
             return
         has_credentials = any(name in os.environ for name in _CREDENTIALS)
         has_credentials = has_credentials or (Path.home() / ".mlflow" / "credentials").exists()
         if not uri.startswith(("http://", "https://")) or has_credentials:
             raise RequestError(
-                f"logger.mlflow.tracking_uri={uri} comes from a saved run; if you trust that place, set "
-                f"MLFLOW_TRACKING_URI={uri} in front of the command, else type logger=tensorboard"
+                f"logger.mlflow.tracking_uri={uri} comes from a saved run; if you trust that place type "
+                f"logger.mlflow.tracking_uri={uri}, else logger=tensorboard"
             )
 
     def start(self, run: LoggedRun) -> None:

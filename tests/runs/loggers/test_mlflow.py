@@ -190,6 +190,7 @@ def test_a_loaded_run_gets_no_credentials(tmp_path: Path, monkeypatch: pytest.Mo
     words = [sys.executable, "-m", "dlrun", "resume", "run", "trainer.epochs=2"]
     refused = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert refused.returncode == 2
-    assert f"set MLFLOW_TRACKING_URI={uri} in front of the command" in refused.stderr
-    environment["MLFLOW_TRACKING_URI"] = uri
+    assert f"if you trust that place type logger.mlflow.tracking_uri={uri}" in refused.stderr
+    # The advice, taken.
+    words.append(f"logger.mlflow.tracking_uri={uri}")
     assert subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True).returncode == 0
