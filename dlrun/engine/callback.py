@@ -108,8 +108,8 @@ class Callback:
             raise RunError(f"log({name!r}, ...) has no epoch to belong to; call it from on_fit_start to on_epoch_end")
         self._logged_values.add(name, value)
 
-    def start_logging(self, values: LoggedValues) -> None:
-        """Let `log` add to `values`; the trainer calls this."""
+    def log_to(self, values: LoggedValues | None) -> None:
+        """Let `log` add to `values`, or refuse; the trainer calls this."""
         self._logged_values = values
 
     def state_dict(self) -> dict[str, Any]:

@@ -121,15 +121,21 @@ class Trainer:
                     self.callbacks.on_interrupt(self)
                     return "interrupted"
 
-            self.callbacks.on_fit_end(self)
+            self.end()
         return "completed" if state.is_done else "early_stopped"
 
     def start(self) -> None:
         """Let callbacks of the user log from now on, and begin; a resumed training keeps its state."""
         for callback in self.user_callbacks:
-            callback.start_logging(self.state.logged)
+            callback.log_to(self.state.logged)
         with self.state.keep_resumed_state():
             self.callbacks.on_fit_start(self)
+
+    def end(self) -> None:
+        """Tell the callbacks of the end; what they would log now has no row to go to."""
+        for callback in self.user_callbacks:
+            callback.log_to(None)
+        self.callbacks.on_fit_end(self)
 
     @contextmanager
     def report_exceptions(self) -> Iterator[None]:

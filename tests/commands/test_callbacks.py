@@ -93,6 +93,11 @@ class Failing(dlrun.Callback):
         print(f"closed after {type(error).__name__} at step {trainer.step}")
 
 
+class Late(dlrun.Callback):
+    def on_fit_end(self, trainer):
+        self.log("last", 1.0)
+
+
 class Misspelt(dlrun.Callback):
     def on_step_ends(self, trainer):
         pass
@@ -293,6 +298,7 @@ def test_mistakes(words: tuple[str, ...], sentence: str, train: Callable[..., An
     [
         (("+callbacks.mine._target_=watched.Repeating",), "every epoch has a value of this name already"),
         (("+callbacks.mine._target_=watched.Shape",), "log('weights', ...) takes one number"),
+        (("+callbacks.mine._target_=watched.Late",), "log('last', ...) has no epoch to belong to"),
         (
             ("+callbacks.mine._target_=watched.Stop", "checkpoint.monitor=gap", "checkpoint.mode=min"),
             "checkpoint.monitor=gap was not logged in epoch 1",
