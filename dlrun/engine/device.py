@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import os
 import platform
 import random
@@ -286,6 +287,12 @@ def get_synchronizer(device: torch.device) -> Callable[[], None]:
 
 def describe_versions() -> dict[str, str]:
     """Versions of Python, the platform and the libraries that a result depends on."""
+    return dict(_read_versions())
+
+
+# Cached, as each job of a sweep asks for it and reading the packages' metadata takes 2 ms.
+@functools.cache
+def _read_versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     versions = {"python": platform.python_version(), "platform": platform.platform()}

@@ -17,6 +17,7 @@ from dlrun.core import lock, signals, user_code
 from dlrun.core.errors import DlrunError, ErrorList, RequestError, RunError
 from dlrun.core.files import DiskProblems, convert_write_errors, remove_temporaries
 from dlrun.core.library_warnings import divert_warnings
+from dlrun.core.own_code import is_ours
 from dlrun.core.terminal import escape_line, write_error
 from dlrun.data import workers
 from dlrun.engine import device, evaluation
@@ -470,7 +471,8 @@ def finish(
 
     if status != "interrupted":
         with time_as("evaluation"):
-            test_metrics, test_outputs = evaluate_best_weights(context, checkpoints.load_best_weights(context.state))
+            best = None if has_best_weights(context, checkpoints) else checkpoints.load_best_weights(context.state)
+            test_metrics, test_outputs = evaluate_best_weights(context, best)
             metrics |= test_metrics
         outputs = FinalOutputs(context, test_outputs)
         if context.settings.checkpoint.format == "full":
@@ -498,6 +500,14 @@ def finish(
     with unsaved.tolerate(RESULT, again=False):
         run_folder.write_json(folder / RESULT, result)
     return result
+
+
+def has_best_weights(context: RunContext, checkpoints: CheckpointManager) -> bool:
+    """Whether the model still has the weights of the best epoch, so that they need not be read from the disk."""
+    # Of several processes each has its own running averages, and the user's own code may change weights at any time.
+    is_simple = context.runtime.ranks.world_size == 1 and not context.callbacks
+    is_last = checkpoints.best_step == context.state.progress.step
+    return is_last and is_simple and is_ours(str(context.settings.model.target))
 
 
 def evaluate_best_weights(

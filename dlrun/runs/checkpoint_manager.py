@@ -46,6 +46,8 @@ class CheckpointManager(Callback):
 
         # The best weights that best.pt does not have yet.
         self.best: dict[str, Any] | None = None
+        # Step of the best epoch, if that was one of this process.
+        self.best_step: int | None = None
         # Metrics of the last complete epoch.
         self.row: dict[str, float] = {}
         # True once a checkpoint of this process was read back successfully.
@@ -100,6 +102,7 @@ class CheckpointManager(Callback):
         if trainer.is_best:
             # A copy: the next epoch changes these tensors in place, and the save may come epochs later.
             weights = _copy_state(state.get_weights())
+            self.best_step = int(row["step"])
             self.best = weights | {"epoch": row["epoch"], "step": row["step"], "metrics": dict(row)}
 
         is_epoch_due = state.progress.epoch % self.every_epochs == 0

@@ -1,9 +1,10 @@
 """Check all jobs of a sweep and print the plan, before the first one trains."""
 
 import contextlib
+import json
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from dlrun.core.library_warnings import divert_warnings
 from dlrun.engine.device import count_cores
 from dlrun.experiment.setup import enter_device_session, prepare
 from dlrun.runs.reports.console import Console, format_clock, format_facts
-from dlrun.sweep.jobs import Job, parse_key
+from dlrun.sweep.jobs import Job, has_own_code, parse_key
 from dlrun.sweep.process_engine import Parallel
 
 
@@ -27,6 +28,7 @@ def check_jobs(jobs: Sequence[Job], on_start: Callable[[Job], None] | None = Non
     errors = ErrorList()
     missing_data: dict[str, str] = {}
     labels_by_message: dict[str, list[str]] = {}
+    passed = set[str]()
     for job in jobs:
         # Before the job is built: if that ends the process, this name is the last that the parent has heard.
         if on_start is not None:
@@ -34,10 +36,15 @@ def check_jobs(jobs: Sequence[Job], on_start: Callable[[Job], None] | None = Non
 
         job_errors = ErrorList()
         settings = read_settings(job.request.config, job.request.choices, job_errors)
+        subject = _describe_subject(job)
+        if subject in passed:
+            # Batches went through such a model already. The job itself repeats it before its first step.
+            settings = replace(settings, preflight=False)
         try:
             with contextlib.ExitStack() as resources:
                 process = enter_device_session(resources, settings, job_errors)
                 prepare(settings, process, job.request.trusted_modules, job_errors)
+                passed.add(subject)
         except UnavailableError as error:
             missing_data[job.key] = str(error)
         except SystemExit:
@@ -59,6 +66,15 @@ def check_jobs(jobs: Sequence[Job], on_start: Callable[[Job], None] | None = Non
     if missing_data and len(missing_data) == len(jobs):
         raise RequestError(next(iter(missing_data.values())))
     return missing_data
+
+
+def _describe_subject(job: Job) -> str:
+    """What the preflight of a job looks at, as text: jobs that share it differ in their seeds and rates alone."""
+    config = dict(job.request.config)
+    config["optimizer"] = {key: value for key, value in config["optimizer"].items() if key != "lr"}
+    # The user's own code may do with its seed what it likes.
+    ignored = () if has_own_code(job) else ("seed",)
+    return json.dumps({key: value for key, value in config.items() if key not in ignored}, sort_keys=True, default=str)
 
 
 @dataclass(frozen=True)

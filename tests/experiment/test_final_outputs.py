@@ -1,6 +1,8 @@
 """The final weights see the split that is shown once: metrics, notes and figures share that pass."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from dlrun.engine import evaluation
 from dlrun.experiment import run
 from dlrun.experiment.context import RunContext
 from dlrun.experiment.final_outputs import FinalOutputs
+from dlrun.runs.checkpoint_manager import CheckpointManager
 
 QUICK = ("tracking.graph=false", "trainer.epochs=1")
 
@@ -74,3 +77,30 @@ def test_without_a_test_part_notes_and_figures_share_one_pass(
     )
     assert drawn[0][1].get().split == "train"
     assert passes == [3]
+
+
+@pytest.mark.parametrize(("rate", "is_read"), [("0.01", False), ("1.9", True)])
+def test_the_best_weights_are_read_only_where_later_epochs_have_changed_them(
+    rate: str, is_read: bool, dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the larger rate the best epoch is not the last."""
+    read: list[Any] = []
+    load = CheckpointManager.load_best_weights
+
+    def watch(*arguments: Any) -> Any:
+        read.append(load(*arguments))
+        return read[-1]
+
+    monkeypatch.setattr(CheckpointManager, "load_best_weights", watch)
+    words = ("data=digits", "model=linear", "optimizer=sgd", f"optimizer.lr={rate}", "trainer.epochs=3", "seed=1")
+    done = dlrun(*words, "tracking.graph=false", "figures=false", "hydra.run.dir=run")
+    assert done.code == 0, done.err
+    assert (done.result["best"]["epoch"] < 3) is is_read
+    assert bool(read) is is_read
+
+    # An evaluation reads best.pt, whatever the run held in memory.
+    assert dlrun("eval", "run", "figures=false").code == 0
+    (file,) = Path("run").glob("eval/*/metrics.json")
+    metrics = json.loads(file.read_text())["metrics"]
+    assert metrics
+    assert metrics == {key: done.result["metrics"][key] for key in metrics}

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from dlrun.experiment import setup
 from dlrun.sweep.ledger import Ledger
 
 TINY = ("data=line", "model=linear", "optimizer=sgd", "trainer.epochs=1", "figures=false", "tracking.graph=false")
@@ -78,3 +79,24 @@ def test_a_net_that_ends_its_process_costs_its_own_job(command: Callable[..., An
     )
     ledger = Ledger.read(tmp_path / "s")
     assert sorted(entry.status for entry in ledger.entries.values()) == ["completed", "failed", "failed", "failed"]
+
+
+def test_batches_go_once_through_the_models_that_differ_in_seed_and_rate(
+    dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[int] = []
+    run_preflight = setup._run_preflight
+
+    def count(settings: Any, *arguments: Any) -> Any:
+        checked.append(settings.data.keys.batch_size)
+        return run_preflight(settings, *arguments)
+
+    monkeypatch.setattr(setup, "_run_preflight", count)
+    words = ("optimizer.lr=0.1,0.2", "seed=0,1", "data.batch_size=4,8", "sweep.dry_run=true")
+    assert dlrun("-m", *TINY, *words).code == 0
+    assert checked == [4, 8]
+
+    # What only a rate or a seed makes wrong is found in each job.
+    refused = dlrun("-m", *TINY, "optimizer.lr=0.1,-1", "sweep.dry_run=true")
+    assert refused.code == 2
+    assert "optimizer.lr=-1" in refused.err
