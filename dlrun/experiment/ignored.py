@@ -7,6 +7,7 @@ from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, ReduceLROnPlateau, StepLR
 
+from dlrun.config.callbacks import replace_spelling
 from dlrun.config.request import Request
 from dlrun.config.unheeded import format_note, get_key
 from dlrun.core.errors import join_names
@@ -38,7 +39,8 @@ def find_without_effect(
 
     words: overrides of the command line; files: the user's own config file that sets a key, by key
     """
-    typed = {get_key(word) for word in words}
+    # Other spellings of a key are as good as the key.
+    typed = {replace_spelling(get_key(word)) for word in words}
     reasons = {
         **_explain_data(context),
         **_explain_model(context),
@@ -47,9 +49,10 @@ def find_without_effect(
         **_explain_paths(context, request),
     }
     notes = [format_note(key, reason) for key, reason in reasons.items() if key in typed]
+    files_by_key = {replace_spelling(key): file for key, file in files.items()}
     for key, reason in reasons.items():
-        if key in files and key not in typed:
-            notes.append(format_note(f"{key} in {files[key]}", reason))
+        if key in files_by_key and key not in typed:
+            notes.append(format_note(f"{key} in {files_by_key[key]}", reason))
     return notes
 
 

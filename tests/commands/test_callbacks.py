@@ -346,6 +346,11 @@ def test_a_preset_may_be_overridden_by_either_spelling(dlrun: Callable[..., Any]
     assert longer.code == 0, longer.err
 
 
+def test_a_spelling_without_effect_is_noted_as_the_key_is(dlrun: Callable[..., Any]) -> None:
+    done = dlrun("data=blobs", "trainer.epochs=1", "callbacks.early_stopping.min_delta=0.1", *QUICK)
+    assert "trainer.early_stopping.min_delta has no effect here" in done.out
+
+
 def test_a_sweep_has_them_in_every_job_and_its_table(train: Callable[..., Any]) -> None:
     done = train(
         "-m", "data=digits", "data.train_rows=200", "model=linear", "trainer.epochs=1", "optimizer.lr=0.1,0.01",
