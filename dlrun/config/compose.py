@@ -35,7 +35,7 @@ from dlrun.core.suggest import did_you_mean
 from dlrun.core.terminal import write_error
 
 GROUPS = (
-    "data", "model", "optimizer", "scheduler", "callbacks", "device", "logger", "lesson", "experiment", "debug",
+    "data", "model", "optimizer", "scheduler", "task", "callbacks", "device", "logger", "lesson", "experiment", "debug",
 )  # fmt: skip
 
 # Hydra looks for a package hydra_plugins on sys.path.

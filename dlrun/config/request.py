@@ -346,7 +346,7 @@ def _format_option(value: Any) -> str:
 
 def _replace_option(config: DictConfig, group: str, option: str) -> None:
     """Take another option for one group of a saved config; of the device, its precision and threads stay."""
-    if group in ("callbacks", "lesson", "experiment", "debug"):
+    if group in ("task", "callbacks", "lesson", "experiment", "debug"):
         raise RequestError(f"{group}={option} makes a new run; here only data, model and device can be chosen anew")
     raw_config = compose_config([f"{group}={option}"])
     if group == "device":

@@ -59,7 +59,7 @@ class Mapped(Dataset[Any]):
 
 def arrays(
     path: str,
-    task: Literal["regression", "binary", "multiclass"] | None = None,
+    task: Literal["regression", "binary", "multiclass", "multilabel"] | None = None,
     class_names: list[str] | None = None,
     test_fraction: float = 0.2,
     normalize: bool = True,
@@ -68,7 +68,8 @@ def arrays(
     """x.npy and y.npy in the folder `path`, with val_x.npy, val_y.npy and test_x.npy, test_y.npy if present.
 
     x: (N, features), or images (N, H, W) or (N, channels, H, W), of uint8 (0 to 255, scaled to 0 to 1) or floats.
-    y: whole numbers for classes counted from 0, floats (N,) or (N, columns) for regression. normalize: by mean and
+    y: whole numbers for classes counted from 0, floats (N,) or (N, columns) for regression, 0 and 1 (N, labels) for
+    multilabel, whose labels are named by class_names. normalize: by mean and
     deviation of a feature or channel over at most 4,096 training rows. Only y is loaded into memory.
     Raises DataError for files that are missing, damaged, or hold something else.
     """
@@ -87,10 +88,17 @@ def arrays(
     targets, notes = _read_targets(x, y, y_path, task_name)
     x = _add_channel(x)
 
-    classes = () if task_name == "regression" else _name_classes(targets, task_name, class_names)
+    if task_name == "regression":
+        classes: tuple[str, ...] = ()
+    elif task_name == "multilabel":
+        classes = _name_labels(targets.shape[1], class_names)
+    else:
+        classes = _name_classes(targets, task_name, class_names)
     has_test = any((folder / f"test_{name}.npy").exists() for name in "xy")
     nothing_to_learn = ""
-    if classes and bool((targets == targets[0]).all()):
+    if task_name == "multilabel" and bool((targets == targets[0]).all()):
+        nothing_to_learn = f"{y_path} holds the same labels in every row, so there is nothing to tell apart"
+    elif classes and bool((targets == targets[0]).all()):
         nothing_to_learn = f"{y_path} holds class {int(targets[0])} in every row, so there is nothing to tell apart"
 
     train_rows, test_rows = partition(len(x), 0.0 if has_test else test_fraction, seed)
@@ -151,9 +159,9 @@ def _read_further_part(folder: Path, name: str, train: Mapped, task: TaskName, c
         )
 
     targets, _ = _read_targets(x, y, y_path, task)
-    if task == "regression" and targets.shape[1:] != train.targets.shape[1:]:
+    if task in ("regression", "multilabel") and targets.shape[1:] != train.targets.shape[1:]:
         raise DataError(f"{y_path} has {targets.shape[1]} columns, and y.npy {train.targets.shape[1]}; write as many")
-    if task != "regression" and int(targets.max()) >= classes:
+    if task in ("binary", "multiclass") and int(targets.max()) >= classes:
         raise DataError(
             f"{y_path} holds class {int(targets.max())}, which y.npy does not have; name all in data.class_names"
         )
@@ -213,7 +221,12 @@ def _read_targets(x: Numbers, y: Numbers, path: Path, task: TaskName) -> tuple[T
             f"{path} has {len(y):,} rows, and {path.name.replace('y.npy', 'x.npy')} {len(x):,}; write as many"
         )
     if y.ndim > 2:
-        raise DataError(f"{path} has shape {y.shape}; write (rows,), or (rows, columns) for regression")
+        raise DataError(
+            f"{path} has shape {y.shape}; write (rows,), or (rows, columns) for regression and multilabel: an answer "
+            "for every pixel, segmentation, is nothing that dlrun trains"
+        )
+    if task == "multilabel":
+        return _read_label_columns(y, path), ()
     if task != "regression":
         return _read_labels(y, path, task)
 
@@ -226,6 +239,19 @@ def _read_targets(x: Numbers, y: Numbers, path: Path, task: TaskName) -> tuple[T
             "remove those rows"
         )
     return values, ()
+
+
+def _read_label_columns(y: Numbers, path: Path) -> Tensor:
+    """0 and 1 as float32 (rows, labels)."""
+    columns = np.asarray(y).reshape(len(y), -1)
+    is_bad = (columns != 0) & (columns != 1)
+    if is_bad.any():
+        row, column = (int(number) for number in np.argwhere(is_bad)[0])
+        raise DataError(
+            f"{path} holds {columns[row, column]} in row {row:,}, column {column} (both counted from 0), and "
+            "multilabel takes 0 and 1; correct it"
+        )
+    return torch.from_numpy(columns.astype(np.float32))
 
 
 def _read_labels(y: Numbers, path: Path, task: TaskName) -> tuple[Tensor, tuple[str, ...]]:
@@ -249,7 +275,10 @@ def _read_labels(y: Numbers, path: Path, task: TaskName) -> tuple[Tensor, tuple[
     if columns.shape[1] > 1:
         is_one_hot = ((columns == 0) | (columns == 1)).all() and (columns.sum(axis=1) == 1).all()
         if not is_one_hot:
-            raise DataError(f"{path} has {columns.shape[1]} columns; write one class a row, or data.task=regression")
+            raise DataError(
+                f"{path} has {columns.shape[1]} columns; write one class a row, or type data.task=regression, or "
+                "task=multilabel"
+            )
         notes.append(f"{path} holds one-hot rows, which were taken as class numbers.")
         columns = columns.argmax(axis=1)[:, None]
 
@@ -272,6 +301,14 @@ def _name_classes(targets: Tensor, task: TaskName, class_names: list[str] | None
     if class_names is not None and (len(class_names) < count or (task == "binary" and len(class_names) > 2)):
         raise DataError(f"data.class_names has {len(class_names)} names, and y.npy {count} classes; name each")
     return tuple(class_names or (str(i) for i in range(count)))
+
+
+def _name_labels(count: int, class_names: list[str] | None) -> tuple[str, ...]:
+    if class_names is not None and len(class_names) != count:
+        raise DataError(
+            f"data.class_names has {len(class_names)} names, and y.npy {count} columns of labels; name each"
+        )
+    return tuple(class_names or (str(number) for number in range(count)))
 
 
 def _compute_constants(x: Numbers, rows: Numbers, path: Path) -> tuple[list[float], list[float]]:

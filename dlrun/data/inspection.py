@@ -278,9 +278,15 @@ def conform(
     else:
         inputs = tuple(_conform_floats(inspection, name, x, i, label) for i, x in enumerate(inputs))
 
+    return inputs, _conform_targets(inspection, name, targets, label)
+
+
+def _conform_targets(inspection: Inspection, name: str, y: Tensor, label: Label) -> Tensor:
     if inspection.spec.task == "regression":
-        return inputs, _conform_values(inspection, name, targets, label)
-    return inputs, _conform_classes(inspection, name, targets, label)
+        return _conform_values(inspection, name, y, label)
+    if inspection.spec.task == "multilabel":
+        return _conform_labels(inspection, name, y, label)
+    return _conform_classes(inspection, name, y, label)
 
 
 def _conform_floats(inspection: Inspection, name: str, x: Tensor, number: int, label: Label) -> Tensor:
@@ -396,6 +402,29 @@ def _conform_values(inspection: Inspection, name: str, y: Tensor, label: Label) 
         )
         return y
     raise inspection.error(f"{where}{column}; remove the row, or put a number in its place")
+
+
+def _conform_labels(inspection: Inspection, name: str, y: Tensor, label: Label) -> Tensor:
+    """Targets of a multilabel task: floats (N, output_size) of 0 and 1, whatever type they come in."""
+    spec = inspection.spec
+    if y.dim() == 1 and spec.output_size == 1:
+        inspection.note(name, "targets of shape (rows,) were taken as (rows, 1)")
+        y = y.unsqueeze(1)
+    if tuple(y.shape[1:]) != (spec.output_size,):
+        raise inspection.error(
+            f"the {name} targets have the shape {_format_shape(tuple(y.shape[1:]))}, and multilabel with "
+            f"spec.output_size={spec.output_size} takes (rows, {spec.output_size}), 0 or 1 a label"
+        )
+
+    position = _find_false((y == 0) | (y == 1))
+    if position is not None:
+        row, column = position
+        name_of_label = f"'{spec.class_names[column]}'" if spec.class_names else str(column)
+        raise inspection.error(
+            f"{label(row)} has a target of {float(y[row, column]):g} for label {name_of_label}, and multilabel takes "
+            "0 and 1; correct it, or remove the row"
+        )
+    return y if y.is_floating_point() else y.float()
 
 
 def _conform_classes(inspection: Inspection, name: str, y: Tensor, label: Label) -> Tensor:
@@ -550,8 +579,6 @@ def get_valid_targets(part: Part | None, spec: DataSpec) -> Tensor | None:
     # Errors are of no interest here: the samples themselves may be right.
     inspection = Inspection("", spec)
     try:
-        if spec.task == "regression":
-            return _conform_values(inspection, "", targets, get_origin(part).format_label)
-        return _conform_classes(inspection, "", targets, get_origin(part).format_label)
+        return _conform_targets(inspection, "", targets, get_origin(part).format_label)
     except DataError:
         return None

@@ -12,7 +12,7 @@ from dlrun.core.errors import DataError
 from dlrun.data.origin import Origin
 
 Kind = Literal["vector", "image", "tokens"]
-TaskName = Literal["regression", "binary", "multiclass", "tagging"]
+TaskName = Literal["regression", "binary", "multiclass", "multilabel", "tagging"]
 
 # Tag of the positions after the end of a sequence.
 PADDING = -100
@@ -33,6 +33,7 @@ class DataSpec:
         "regression"  number of target columns     targets float (N, output_size)
         "binary"      1 (one logit)                targets int64 (N,), 0 or 1
         "multiclass"  number of classes            targets int64 (N,)
+        "multilabel"  number of labels             targets float (N, output_size), 0 or 1
         "tagging"     number of tags               targets int64 (N, length), -100 where padded
     """
 
@@ -40,6 +41,8 @@ class DataSpec:
     input_shape: tuple[int, ...]
     task: TaskName
     output_size: int
+
+    # Of a multilabel task the names of the labels.
     class_names: tuple[str, ...] = ()
 
     # Tokens: the text of each code; code 0 is the padding.

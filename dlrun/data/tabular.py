@@ -1,8 +1,9 @@
 """Tables: the course's diabetes data and any table of the user's."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from dlrun.data.files.table import Numbers, Table, parse_numbers, read_table
 from dlrun.data.origin import Origin
 from dlrun.data.spec import DataSpec, Split, Splits
 
-TableTask = Literal["regression", "binary", "multiclass"]
+TableTask = Literal["regression", "binary", "multiclass", "multilabel"]
 
 # An integer target with more distinct values is taken for a quantity.
 MOST_INTEGER_CLASSES = 20
@@ -24,7 +25,11 @@ DIABETES_SHA256 = "398214d0f6b7f4a722f598d8e424f28bc078abbd16ebdeea0f8e264492325
 
 @dataclass(frozen=True)
 class Target:
-    """The target column; values: float64 (N, 1) for regression, else int64 (N,) indices into class_names."""
+    """The target columns.
+
+    values: float64 (N, columns) for regression, and 0 or 1 for multilabel, whose labels class_names names; else int64
+    (N,), indices into class_names.
+    """
 
     task: TableTask
     values: Numbers | RowIndices
@@ -43,12 +48,12 @@ def diabetes(root: str, test_fraction: float = 0.2, normalize: bool = False, see
         raise DataError(
             f"{path} has {len(table.names)} columns, not the 9 of the diabetes table: delete it and run again"
         )
-    return _build_splits(table, 8, _read_classes(table, 8, "binary"), test_fraction, normalize, seed)
+    return _build_splits(table, [8], _read_classes(table, 8, "binary"), test_fraction, normalize, seed)
 
 
 def csv(
     path: str,
-    target: str | int = -1,
+    target: str | int | list[str | int] = -1,
     task: TableTask | None = None,
     header: bool | None = None,
     delimiter: str = ",",
@@ -58,12 +63,13 @@ def csv(
 ) -> Splits:
     """A table of the user's: one row per sample, numbers in all columns but the target, which may be text.
 
-    task=None: classes if the target is text or holds at most 20 distinct integers, else regression.
+    task=None: classes if the target is text or holds at most 20 distinct integers, else regression. Of several target
+    columns: multilabel if all of them hold 0 and 1 alone, else regression.
     Inputs float64 (N, features); normalize: (x - mean) / std with the constants of the training rows, std 1
     for a constant column. Raises DataError or RequestError, naming file, line and column.
     """
     table = read_table(Path(path).expanduser(), header, delimiter)
-    column = table.find_column(target)
+    columns = _find_targets(table, target)
     # A single column is usually a table with another delimiter.
     if len(table.names) == 1:
         raise DataError(
@@ -71,36 +77,95 @@ def csv(
             f"'{delimiter}', as in data.delimiter=';'?"
         )
 
-    values = _read_target(table, column, task)
-    notes = () if task else (_describe_guess(table.names[column], values),)
-    return _build_splits(table, column, values, test_fraction, normalize, seed, notes)
+    if len(columns) == len(table.names):
+        raise RequestError(f"data.target names all columns of {path}, so that no input is left; leave some out")
+
+    values = _read_target(table, columns, task)
+    notes = () if task else (_describe_guess([table.names[column] for column in columns], values),)
+    return _build_splits(table, columns, values, test_fraction, normalize, seed, notes)
 
 
-def _explain_nothing_to_learn(table: Table, column: int, target: Target) -> str:
+def _find_targets(table: Table, target: str | int | Sequence[str | int]) -> list[int]:
+    """Positions of the target columns; RequestError for none, and for one that is named twice."""
+    if isinstance(target, str | int):
+        return [table.find_column(target)]
+
+    columns = [table.find_column(column) for column in target]
+    if not columns:
+        raise RequestError("data.target=[] names no column; type data.target=<column>, or [a,b,c]")
+    for column in columns:
+        if columns.count(column) > 1:
+            raise RequestError(f"data.target names column '{table.names[column]}' twice; leave out one of them")
+    return columns
+
+
+def _explain_nothing_to_learn(table: Table, columns: Sequence[int], target: Target) -> str:
     """The reason why the table cannot be trained on; empty if it can."""
     if len(table.lines) < 2:
         return f"{table.path} has one row only, at least two are needed: one to train on and one to test"
-    if len(target.class_names) == 1:
+    if target.task == "multilabel" and (target.values == target.values[0]).all():
+        return f"{table.path}: all rows have the same labels, so there is nothing to learn"
+    if target.task != "multilabel" and len(target.class_names) == 1:
         return (
-            f"{table.path}: the target, column '{table.names[column]}', is '{target.class_names[0]}' in every row, "
+            f"{table.path}: the target, column '{table.names[columns[0]]}', is '{target.class_names[0]}' in every row, "
             "so there is only one class and nothing to learn"
         )
     return ""
 
 
-def _describe_guess(name: str, target: Target) -> str:
+def _describe_guess(names: Sequence[str], target: Target) -> str:
+    if len(names) > 1:
+        columns = " and ".join(f"'{name}'" for name in names)
+        return f"columns {columns} are the targets and were taken for {target.task}; data.task=… says otherwise."
+    name = names[0]
     classes = f" with {len(target.class_names)} classes" if target.class_names else ""
     return f"column '{name}' is the target and was taken for {target.task}{classes}; data.task=… says otherwise."
 
 
-def _read_target(table: Table, column: int, task: TableTask | None) -> Target:
-    if task not in (None, "regression", "binary", "multiclass"):
-        raise RequestError(f"data.task={task} is not known: type regression, binary or multiclass")
+def _read_target(table: Table, columns: Sequence[int], task: TableTask | None) -> Target:
+    if task not in (None, *get_args(TableTask)):
+        raise RequestError(f"data.task={task} is not known: type regression, binary, multiclass or multilabel")
 
+    if task == "multilabel":
+        return _read_labels(table, columns)
+    if len(columns) > 1:
+        return _read_several(table, columns, task)
+
+    column = columns[0]
     task = task or _guess_task(table, column)
     if task == "regression":
         return Target("regression", table.read_numbers(column)[:, None])
     return _read_classes(table, column, task)
+
+
+def _read_several(table: Table, columns: Sequence[int], task: TableTask | None) -> Target:
+    """Several target columns: labels where all hold 0 and 1, else values."""
+    if task in ("binary", "multiclass"):
+        raise RequestError(f"data.task={task} takes one target column, and data.target names {len(columns)}")
+    if task is None and all(_holds_labels(table, column) for column in columns):
+        return _read_labels(table, columns)
+    return Target("regression", np.stack([table.read_numbers(column) for column in columns], axis=1))
+
+
+def _holds_labels(table: Table, column: int) -> bool:
+    values = parse_numbers(table.columns[column])
+    return values is not None and bool(np.isin(values, (0, 1)).all())
+
+
+def _read_labels(table: Table, columns: Sequence[int]) -> Target:
+    """0 and 1 in each column, whose name is the label's."""
+    labels = []
+    for column in columns:
+        values = table.read_numbers(column)
+        is_bad = ~np.isin(values, (0, 1))
+        if is_bad.any():
+            row = int(np.flatnonzero(is_bad)[0])
+            raise DataError(
+                f"{table.path}, line {table.lines[row]}: label '{table.names[column]}' is "
+                f"{table.columns[column][row]}, and multilabel takes 0 and 1; correct the line or remove it"
+            )
+        labels.append(values)
+    return Target("multilabel", np.stack(labels, axis=1), tuple(table.names[column] for column in columns))
 
 
 def _guess_task(table: Table, column: int) -> TableTask:
@@ -179,22 +244,22 @@ def _to_exact_number(name: str) -> int | float:
 
 def _build_splits(
     table: Table,
-    column: int,
+    columns: Sequence[int],
     target: Target,
     test_fraction: float,
     normalize: bool,
     seed: int,
     notes: tuple[str, ...] = (),
 ) -> Splits:
-    # All columns but the target are inputs.
-    features = [i for i in range(len(table.names)) if i != column]
+    # All columns but the targets are inputs.
+    features = [i for i in range(len(table.names)) if i not in columns]
     inputs = np.stack([table.read_numbers(i) for i in features], axis=1)  # (N, features)
 
     # Rows that cannot be trained on are kept together: they can still be evaluated.
-    nothing_to_learn = _explain_nothing_to_learn(table, column, target)
+    nothing_to_learn = _explain_nothing_to_learn(table, columns, target)
     if nothing_to_learn:
         train_rows, test_rows = partition(len(inputs), 0.0, seed)
-    elif target.class_names:
+    elif target.task in ("binary", "multiclass"):
         labels = target.values.astype(np.int64)
         train_rows, test_rows = partition_by_class(labels, target.class_names, test_fraction, seed, str(table.path))
     else:
@@ -220,13 +285,19 @@ def _build_splits(
         "vector",
         (len(features),),
         target.task,
-        len(target.class_names) if target.task == "multiclass" else 1,
+        _count_outputs(target),
         class_names=target.class_names,
         feature_names=tuple(table.names[i] for i in features),
         mean=mean,
         std=std,
     )
     return Splits(train, None, test if len(test) else None, spec, notes, nothing_to_learn=nothing_to_learn)
+
+
+def _count_outputs(target: Target) -> int:
+    if target.task == "binary":
+        return 1
+    return len(target.class_names) if target.task == "multiclass" else target.values.shape[1]
 
 
 def _compute_constants(train: NDArray[np.float64]) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -102,6 +102,10 @@ def _describe_csv(spec: DataSpec, arguments: dict[str, Any]) -> dict[str, Any]:
     # A tab is typed as a backslash and a t.
     details["delimiter"] = arguments["delimiter"].replace("\\t", "\t")
 
+    if not isinstance(arguments["target"], str | int):
+        raise RequestError(
+            "format=python cannot write a table with several targets; format=onnx takes the model itself"
+        )
     index = table.find_column(arguments["target"])
     details["index"] = index
     details["is_last"] = index == len(table.names) - 1

@@ -45,10 +45,10 @@ def refuse(saved: SavedModel) -> None:
     if not saved.state:
         raise RequestError(f"{saved.path} is a model alone, and format=python writes its training; name the run folder")
 
-    if schema.hash_config(saved.settings.plain) != schema.hash_config(saved.state["config"]):
-        # Words about the device and the folders change nothing in the script.
-        overrides = saved.request.overrides
-        words = " ".join(word for word in overrides if not word.startswith(("device.", "paths.")))
+    # Words about the device and the folders change nothing in the script.
+    overrides = saved.request.overrides
+    words = " ".join(word for word in overrides if not word.startswith(("device.", "paths.")))
+    if words and schema.hash_config(saved.settings.plain) != schema.hash_config(saved.state["config"]):
         raise RequestError(f"format=python writes the run as it was trained; leave out {words}, and change the file")
 
     _refuse_unfinished(saved)
@@ -56,6 +56,9 @@ def refuse(saved: SavedModel) -> None:
         raise cannot(f"a training on {saved.state['processes']} processes")
     if saved.settings.init_from:
         raise cannot(f"init_from={saved.settings.init_from}, as that run's weights are in a file of their own")
+
+    if saved.spec.task == "multilabel":
+        raise cannot("a training for several labels a row")
 
     for name in saved.settings.callbacks:
         raise cannot(f"callbacks.{name}, which may change anything")

@@ -21,9 +21,9 @@ class ChosenMetric:
     """A metric over all rows of a split, of a library's or the user's own.
 
     function: from what `takes` says and the targets, both on the CPU, to one number. Of N rows, or tags that are not
-        padding: predictions (N,), for regression with several columns (N, columns); probabilities (N,) of class 1 for
-        binary, else (N, classes); outputs (N,) or (N, classes), as the model returns them; targets (N,) or
-        (N, columns).
+        padding: predictions (N,), for regression with several columns (N, columns), for multilabel (N, labels);
+        probabilities (N,) of class 1 for binary, else (N, classes) or (N, labels); outputs (N,) or (N, classes), as
+        the model returns them; targets (N,), (N, columns) or (N, labels).
     is_quiet: whether its warnings are left out: a library warns of a class without a row in every epoch.
     """
 
@@ -65,6 +65,16 @@ def compute_macro_auroc(probabilities: Tensor, targets: Tensor) -> float:
     return sum(values) / len(values)
 
 
+def compute_label_auroc(probabilities: Tensor, targets: Tensor) -> float:
+    """Mean AUROC of the labels that some rows have and others lack; 0.5 if there is none."""
+    # A single label is a column.
+    scores = probabilities.reshape(len(targets), -1)
+    labels = targets.reshape(len(targets), -1)
+    varying = [number for number in range(labels.shape[1]) if len(torch.unique(labels[:, number])) == 2]
+    values = [compute_auroc(scores[:, number], labels[:, number]) for number in varying]
+    return sum(values) / len(values) if values else 0.5
+
+
 def compute_macro_precision(predictions: Tensor, targets: Tensor) -> float:
     """Mean precision of the classes that occur among targets or predictions; 0 for one that is not predicted."""
     return _average_classes(predictions, targets, by=predictions)
@@ -98,4 +108,5 @@ EXTRA_METRICS: dict[str, dict[str, tuple[Callable[[Tensor, Tensor], float], Metr
         "macro_precision": (compute_macro_precision, "predictions"),
         "macro_recall": (compute_macro_recall, "predictions"),
     },
+    "multilabel": {"auroc": (compute_label_auroc, "probabilities")},
 }

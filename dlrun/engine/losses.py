@@ -26,8 +26,9 @@ def perceptron_loss(outputs: Tensor, targets: Tensor, reduction: str = "mean") -
 def binary_focal_loss(
     outputs: Tensor, targets: Tensor, reduction: str = "mean", gamma: float = 2.0, alpha: float | None = None
 ) -> Tensor:
-    """-a (1 - p)^gamma log p for logits (N,) and targets (N,) of 0 or 1, p being the probability of the true class.
+    """-a (1 - p)^gamma log p for logits and targets of 0 or 1, p being the probability of the true class.
 
+    Outputs and targets are (N,), or (N, labels).
     a is 1, or with `alpha` from 0 to 1: alpha for class 1 and 1 - alpha for class 0.
     Source: Lin et al. 2017, "Focal loss for dense object detection", equation 5.
     """
@@ -119,6 +120,12 @@ LOSSES: dict[TaskName, dict[str, Callable[..., Tensor]]] = {
         "focal": focal_loss,
         "scratch_cross_entropy": scratch_losses.cross_entropy_loss,
     },
+    "multilabel": {
+        "bce_with_logits": bce_with_logits_loss,
+        "bce": F.binary_cross_entropy,
+        "focal": binary_focal_loss,
+        "soft_margin": soft_margin_loss,
+    },
     "tagging": {"cross_entropy": F.cross_entropy, "nll": F.nll_loss},
 }
 
@@ -164,7 +171,7 @@ GIVES_ROWS = ("bce_with_logits", "bce", "focal", "hinge", "soft_margin", "multi_
 def list_arguments(task: TaskName, name: str) -> dict[str, LossArgument]:
     """The arguments of a loss of dlrun's own that `task.loss_args` may set."""
     arguments = dict(ARGUMENTS.get(name, {}))
-    if task != "binary":
+    if task not in ("binary", "multilabel"):
         # Weights of more than two classes are task.class_weights.
         arguments.pop("alpha", None)
     return arguments

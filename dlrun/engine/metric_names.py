@@ -17,6 +17,13 @@ DIRECTIONS: dict[str, dict[str, Direction]] = {
         "auroc": "max",
     },
     "multiclass": {"loss": "min", "accuracy": "max", "macro_f1": "max", "top5_accuracy": "max"},
+    "multilabel": {
+        "loss": "min",
+        "accuracy": "max",
+        "exact_match": "max",
+        "macro_f1": "max",
+        "micro_f1": "max",
+    },
     "tagging": {"loss": "min", "accuracy": "max", "exact_match": "max"},
 }
 
@@ -60,8 +67,13 @@ def select_metrics(row: Mapping[str, float]) -> dict[str, float]:
 def find_task(metrics: Collection[str]) -> str:
     """The task of a run by the names of its metrics, such as "test/r2"; "" if tasks share all of them."""
     names = {metric.partition("/")[2] for metric in metrics}
-    for task, directions in DIRECTIONS.items():
-        others = {name for other, names_of_other in DIRECTIONS.items() if other != task for name in names_of_other}
-        if names & (set(directions) - others):
+    # It has the metrics of other tasks, and one more.
+    if "micro_f1" in names:
+        return "multilabel"
+
+    tasks = {task: set(directions) for task, directions in DIRECTIONS.items() if task != "multilabel"}
+    for task, own_names in tasks.items():
+        others = {name for other, names_of_other in tasks.items() if other != task for name in names_of_other}
+        if names & (own_names - others):
             return task
     return ""

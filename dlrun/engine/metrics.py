@@ -86,6 +86,39 @@ def compute_multiclass_metrics(sums: MetricSums) -> dict[str, float]:
     return values
 
 
+def compute_multilabel_sums(predicted: Tensor, targets: Tensor) -> MetricSums:
+    """Sums for predicted and targets (N, labels) of 0 and 1."""
+    expects = targets > 0
+    predicts = predicted > 0
+    is_right = expects == predicts
+    return {
+        # (labels,)
+        "hits": (expects & predicts).sum(0),
+        "support": expects.sum(0),
+        "predicted": predicts.sum(0),
+        "right": is_right.sum(),
+        "labels": torch.tensor(is_right.numel(), device=targets.device),
+        "exact": is_right.all(-1).sum(),
+        "rows": torch.tensor(len(targets), device=targets.device),
+    }
+
+
+def compute_multilabel_metrics(sums: MetricSums) -> dict[str, float]:
+    """Accuracy is the share of right labels, exact_match of rows whose labels are all right.
+
+    F1 is 2 TP / (targets + predictions): of each label for macro_f1, which is their mean, and of all labels together
+    for micro_f1; 0 for a label that occurs neither among targets nor predictions, as in scikit-learn.
+    """
+    hits = sums["hits"].double()
+    occurrences = (sums["support"] + sums["predicted"]).double()
+    return {
+        "accuracy": divide(sums["right"], sums["labels"]),
+        "exact_match": divide(sums["exact"], sums["rows"]),
+        "macro_f1": float((2 * hits / occurrences.clamp(min=1)).mean()),
+        "micro_f1": float(2 * hits.sum() / occurrences.sum().clamp(min=1)),
+    }
+
+
 def compute_tagging_sums(outputs: Tensor, targets: Tensor) -> MetricSums:
     """Sums for outputs (N, length, tags) and targets (N, length), PADDING after the end of a sequence."""
     # (N, length)
@@ -107,7 +140,7 @@ def compute_tagging_metrics(sums: MetricSums) -> dict[str, float]:
     }
 
 
-# Binary sums need predictions besides: see Objective.compute_sums.
+# Binary and multilabel sums need predictions: see Objective.compute_sums.
 SUMS: dict[TaskName, Callable[[Tensor, Tensor], MetricSums]] = {
     "regression": compute_regression_sums,
     "multiclass": compute_multiclass_sums,
@@ -117,6 +150,7 @@ METRICS: dict[TaskName, Callable[[MetricSums], dict[str, float]]] = {
     "regression": compute_regression_metrics,
     "binary": compute_binary_metrics,
     "multiclass": compute_multiclass_metrics,
+    "multilabel": compute_multilabel_metrics,
     "tagging": compute_tagging_metrics,
 }
 

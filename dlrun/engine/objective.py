@@ -1,4 +1,4 @@
-"""Objectives: loss, predictions and metrics for regression, binary, multiclass and tagging.
+"""Objectives: loss, predictions and metrics for regression, binary, multiclass, multilabel and tagging.
 
 Metrics are sums on the device, reduced once at the end: a short last batch counts by its rows.
 """
@@ -44,7 +44,7 @@ class Objective:
     loss_args: arguments of the loss: plain numbers for one of dlrun's own, keywords of each call of own_loss.
     class_weights: a positive number for each class, of which there are two for binary. The mean of a batch is then
         sum(w l) / sum(w), with the weight w of each row's or tag's class: that of torch's cross_entropy, and of
-        scikit-learn's sample weights.
+        scikit-learn's sample weights. For multilabel they are the weights of the labels.
     metrics: names of the task's own metrics, and others; None for all of the task's own and no others. The loss is
         always there.
     """
@@ -105,8 +105,8 @@ class Objective:
 
     @property
     def class_count(self) -> int:
-        """Number of classes; two for binary, whose models have one output."""
-        return max(self.spec.output_size, 2)
+        """Number of classes, two for binary, whose models have one output; for multilabel that of labels."""
+        return self.spec.output_size if self.spec.task == "multilabel" else max(self.spec.output_size, 2)
 
     @property
     def is_exponential(self) -> bool:
@@ -149,7 +149,7 @@ class Objective:
         if self.spec.task == "binary":
             outputs = outputs.squeeze(-1)
             targets = targets.to(outputs.dtype)
-        if self.spec.task in ("binary", "regression") and outputs.shape != targets.shape:
+        if self.spec.task in ("binary", "regression", "multilabel") and outputs.shape != targets.shape:
             # torch would broadcast, and compare every number with every other.
             raise RunError(
                 f"the model's outputs {tuple(outputs.shape)} and the targets {tuple(targets.shape)} of a batch differ "
@@ -184,6 +184,8 @@ class Objective:
     def _weigh(self, targets: Tensor, dtype: torch.dtype) -> Tensor:
         """The weight of each target, 0 for padding; the shape of the targets."""
         class_weights = self._get_class_weights(dtype, targets.device)
+        if self.spec.task == "multilabel":
+            return class_weights.expand_as(targets)
         numbers = targets.long()
         if self.spec.task != "tagging":
             return class_weights[numbers]
@@ -210,19 +212,22 @@ class Objective:
         return torch.tensor([targets.numel() for targets in batches])
 
     def compute_probabilities(self, outputs: Tensor) -> Tensor:
-        """Class probabilities (N, ..., classes); for binary (N,) of class 1."""
+        """Class probabilities (N, ..., classes); for binary (N,) of class 1; for multilabel (N, labels)."""
         if self.spec.task == "binary":
             outputs = outputs.squeeze(-1)
+            return outputs if self.loss_name in _PROBABILITY_LOSSES else outputs.sigmoid()
+        if self.spec.task == "multilabel":
             return outputs if self.loss_name in _PROBABILITY_LOSSES else outputs.sigmoid()
         return outputs.exp() if self.loss_name == "nll" else outputs.softmax(-1)
 
     def predict(self, outputs: Tensor) -> Tensor:
-        """Values for regression, class numbers otherwise."""
+        """Values for regression, 0 or 1 a label (N, labels) for multilabel, class numbers otherwise."""
         if self.spec.task == "regression":
             return outputs.exp() if self.is_exponential else outputs
-        if self.spec.task == "binary":
+        if self.spec.task in ("binary", "multilabel"):
             threshold = 0.5 if self.loss_name in _PROBABILITY_LOSSES else 0.0
-            return (outputs.squeeze(-1) > threshold).long()
+            is_positive = (outputs > threshold).long()
+            return is_positive.squeeze(-1) if self.spec.task == "binary" else is_positive
         return outputs.argmax(-1)
 
     def compute_sums(self, outputs: Tensor, targets: Tensor) -> MetricSums:
@@ -250,6 +255,8 @@ class Objective:
             return metrics.compute_binary_sums(outputs, self.predict(outputs), targets)
         if self.spec.task == "regression":
             return metrics.compute_regression_sums(self.predict(outputs), targets)
+        if self.spec.task == "multilabel":
+            return metrics.compute_multilabel_sums(self.predict(outputs), targets)
         return metrics.SUMS[self.spec.task](outputs, targets)
 
     def compute_metrics(self, sums: MetricSums) -> dict[str, float]:
@@ -291,6 +298,8 @@ class Objective:
             if self.spec.output_size == 1 and x.dim() == 2:
                 x = x.squeeze(-1)
             y = targets.squeeze(-1) if targets.dim() == 2 and targets.shape[1] == 1 else targets
+            # Libraries take labels for classes only if they are whole numbers.
+            y = y.long() if self.spec.task == "multilabel" else y
             values[metric.name] = metric.compute(x, y)
         return values
 
@@ -301,12 +310,16 @@ class Objective:
     def fit_constant_outputs(self, targets: Tensor) -> Tensor:
         """Trivial baseline fitted to training targets: outputs (1, ...) that ignore the input.
 
-        The mean for regression; the classes' frequencies otherwise, so that the majority class is
-        predicted and the loss is the entropy of guessing by frequency.
+        The mean for regression; the frequencies of the labels or classes otherwise, so that the majority is predicted
+        and the loss is the entropy of guessing by frequency.
         """
         if self.spec.task == "regression":
             mean = metrics.widen(targets).mean(0, keepdim=True)
             return mean.clamp(min=1e-9).log() if self.is_exponential else mean
+        if self.spec.task == "multilabel":
+            # A label that every row has, or none, gets no infinite logit.
+            frequencies = metrics.widen(targets).mean(0, keepdim=True).clamp(1e-9, 1 - 1e-9)
+            return frequencies if self.loss_name in _PROBABILITY_LOSSES else frequencies.logit()
 
         # A class that never occurs gets a tiny share in place of log 0.
         flat = targets[targets != PADDING].flatten()

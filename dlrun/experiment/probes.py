@@ -75,6 +75,11 @@ def _decode(objective: Objective, outputs: Tensor) -> Answer:
     if spec.task == "binary":
         return float(objective.compute_probabilities(outputs).flatten()[0])
 
+    if spec.task == "multilabel":
+        labels = spec.class_names or [str(number) for number in range(spec.output_size)]
+        is_positive = objective.predict(outputs).flatten().tolist()
+        return ", ".join(label for label, positive in zip(labels, is_positive, strict=True) if positive)
+
     # One class, or for tagging one a token.
     classes = objective.predict(outputs).flatten().tolist()
     names = spec.class_names or [str(number) for number in range(spec.output_size)]

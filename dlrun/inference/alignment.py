@@ -20,12 +20,14 @@ class Alignment:
 
     columns: int64 (features,), position of each feature of the model. scale and shift: x becomes x * scale + shift,
     broadcastable to one row. classes: int64 (other classes,), the model's number of each class of the other data.
+    labels: int64 (labels,), position of each label of a multilabel model among those of the other data.
     """
 
     columns: Tensor | None
     scale: Tensor | None
     shift: Tensor | None
     classes: Tensor | None
+    labels: Tensor | None = None
 
     def align_inputs(self, x: Tensor) -> Tensor:
         """Align the inputs of one row, or of many along the first dimension."""
@@ -36,7 +38,9 @@ class Alignment:
         return x * self.scale.to(x.dtype) + self.shift.to(x.dtype)
 
     def align_targets(self, y: Tensor) -> Tensor:
-        """Map class numbers, of any shape, to those of the model."""
+        """Map class numbers, of any shape, to those of the model, and put columns of labels into its order."""
+        if self.labels is not None:
+            return y[..., self.labels]
         if self.classes is None:
             return y
         # Negative targets are padding and stay as they are.
@@ -75,11 +79,16 @@ def align_splits(splits: Splits, training: DataSpec, data: str | None) -> Splits
     columns = _match_columns(training, other, data)
     _refuse_other_kind(training, other, data, same_shape=columns is None)
     scale, shift = _match_normalization(training, other, columns)
-    classes = _match_classes(training, other, data)
-    if columns is None and scale is None and classes is None:
+    labels: Tensor | None = None
+    classes: Tensor | None = None
+    if training.task == "multilabel":
+        labels = _match_labels(training, other, data)
+    else:
+        classes = _match_classes(training, other, data)
+    if columns is None and scale is None and classes is None and labels is None:
         return splits
 
-    alignment = Alignment(columns, scale, shift, classes)
+    alignment = Alignment(columns, scale, shift, classes, labels)
     return dataclasses.replace(
         splits,
         train=_align_part(splits.train, alignment),
@@ -161,6 +170,19 @@ def _read_constants(spec: DataSpec) -> tuple[Tensor, Tensor]:
     mean = torch.tensor(spec.mean or (0.0,)).double()
     std = torch.tensor(spec.std or (1.0,)).double()
     return mean, std
+
+
+def _match_labels(training: DataSpec, other: DataSpec, data: str | None) -> Tensor | None:
+    """Find each of the model's labels by name; further labels of the other data are left out."""
+    if training.class_names == other.class_names:
+        return None
+    missing = [name for name in training.class_names if name not in other.class_names]
+    if missing or not training.class_names:
+        raise MisfitError(
+            f"the model was trained for the labels {join_names(training.class_names)}, "
+            f"and data={data} has {join_names(other.class_names)}"
+        )
+    return torch.tensor([other.class_names.index(name) for name in training.class_names])
 
 
 def _match_classes(training: DataSpec, other: DataSpec, data: str | None) -> Tensor | None:

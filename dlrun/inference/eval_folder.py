@@ -39,10 +39,10 @@ class Evaluation:
     baseline: dict[str, float]
     # The same metrics as training recorded them.
     recorded: dict[str, Any]
-    # (N,) classes, or (N, columns) values.
+    # (N,) classes, (N, labels) of 0 and 1, or (N, columns) values.
     targets: Tensor
     predictions: Tensor
-    # (N,); None for regression.
+    # (N,), for multilabel (N, labels); None for regression.
     probability: Tensor | None
     # File and line of each row.
     origin: Origin
@@ -155,6 +155,9 @@ def format_predictions(evaluation: Evaluation) -> str:
 
 
 def _name_columns(evaluation: Evaluation) -> list[str]:
+    if evaluation.saved_model.spec.task == "multilabel":
+        labels = evaluation.saved_model.class_names
+        return [f"{column}_{label}" for column in ("true", "predicted", "probability") for label in labels]
     if evaluation.probability is not None:
         return ["true", "predicted", "probability"]
     count = evaluation.targets.shape[1]
@@ -170,6 +173,11 @@ def _iterate_cells(evaluation: Evaluation) -> Iterator[list[Any]]:
     if evaluation.probability is None or evaluation.classes is None:
         for target, prediction in zip(targets, predictions, strict=True):
             yield [*target, *prediction]
+        return
+
+    if evaluation.saved_model.spec.task == "multilabel":
+        for target, prediction, row in zip(targets, predictions, evaluation.probability.tolist(), strict=True):
+            yield [*target, *prediction, *(f"{probability:.6f}" for probability in row)]
         return
 
     names = evaluation.classes.names
@@ -191,6 +199,8 @@ def _draw_figures(evaluation: Evaluation) -> Iterator[tuple[str, "Figure"]]:
         return
 
     spec = evaluation.saved_model.spec
+    if spec.task == "multilabel":
+        return
     yield "confusion", classification.draw_confusion_matrix(targets, predictions, spec, evaluation.split)
     if evaluation.calibration is not None:
         yield "reliability", classification.draw_reliability(evaluation.calibration, evaluation.split)

@@ -16,7 +16,7 @@ from dlrun.data.spec import PADDING
 from dlrun.engine import trainer
 from dlrun.engine.calibration import Calibration, compute_calibration
 from dlrun.engine.objective import Objective
-from dlrun.engine.per_class import PerClass, count_per_class
+from dlrun.engine.per_class import PerClass, count_per_class, count_per_label
 from dlrun.experiment import ignored, result
 from dlrun.experiment.builder import build
 from dlrun.inference.eval_folder import Evaluation, write_evaluation
@@ -36,11 +36,11 @@ class PredictionCollector:
     """Predictions of all rows, collected batch by batch on the CPU; of sequences each tag is a row."""
 
     task: Objective
-    # (N,) classes, or (N, columns) values.
+    # (N,) classes, (N, labels) of 0 and 1, or (N, columns) values.
     targets: list[Tensor] = field(default_factory=list)
     # Of the same shape.
     predictions: list[Tensor] = field(default_factory=list)
-    # (N,), of the predicted class; for binary tasks of class 1.
+    # (N,), of the predicted class; for binary tasks of class 1; for multilabel (N, labels).
     probabilities: list[Tensor] = field(default_factory=list)
 
     def add(self, _inputs: tuple[Tensor, ...], outputs: Tensor, targets: Tensor) -> None:
@@ -52,8 +52,14 @@ class PredictionCollector:
             return
 
         probabilities = self.task.compute_probabilities(outputs.float())
-        if self.task.spec.task != "binary":
+        if self.task.spec.task not in ("binary", "multilabel"):
             probabilities = probabilities.max(-1).values
+
+        if self.task.spec.task == "multilabel":
+            self.targets.append(targets.long().cpu())
+            self.predictions.append(predictions.cpu())
+            self.probabilities.append(probabilities.cpu())
+            return
 
         # Boolean indexing flattens (N, length) to (tags,).
         is_real = targets != PADDING
@@ -127,7 +133,9 @@ def evaluate_split(saved_model: SavedModel, split: str | None = None) -> Evaluat
     evaluation = Evaluation(
         saved_model, name, batches.rows, metrics, baseline, recorded, targets, predictions, probability, origin
     )
-    if probability is not None:
+    if saved_model.spec.task == "multilabel":
+        evaluation.classes = count_per_label(targets, predictions, saved_model.class_names)
+    elif probability is not None:
         evaluation.classes = count_per_class(targets, predictions, saved_model.class_names)
         evaluation.calibration = _calibrate(evaluation, probability)
     return evaluation
@@ -247,7 +255,7 @@ def print_evaluation(console: Console, evaluation: Evaluation) -> None:
 
     if evaluation.classes is not None:
         console.say()
-        _print_classes(console, evaluation.classes)
+        _print_classes(console, evaluation.classes, "label" if saved_model.spec.task == "multilabel" else "class")
     if evaluation.calibration is not None:
         console.say(format_calibration(evaluation.calibration))
     console.say()
@@ -281,7 +289,7 @@ def compare_with_recorded(evaluation: Evaluation) -> list[str]:
     return [f"up to {difference:.2g} from what was recorded in training: weights and data are the same, the sums round"]
 
 
-def _print_classes(console: Console, classes: PerClass) -> None:
+def _print_classes(console: Console, classes: PerClass, noun: str) -> None:
     # name, precision, recall, f1, support, ...
     rows = classes.compute_rows()
     visible_rows = rows
@@ -290,9 +298,10 @@ def _print_classes(console: Console, classes: PerClass) -> None:
         visible_rows = sorted(has_support, key=lambda row: row[3] or 0.0)[:_MAX_CLASS_LINES]
 
     lines = [(row[0], *map(_format_or_dash, row[1:5])) for row in visible_rows]
-    console.say(build_table(("class", "precision", "recall", "f1", "support"), lines))
+    console.say(build_table((noun, "precision", "recall", "f1", "support"), lines))
     if len(rows) > len(visible_rows):
-        console.say(f"the {len(visible_rows)} of {len(rows)} classes with the lowest f1; all are in per_class.csv")
+        plural = "labels" if noun == "label" else "classes"
+        console.say(f"the {len(visible_rows)} of {len(rows)} {plural} with the lowest f1; all are in per_class.csv")
 
     mistakes = [f"{true} taken for {predicted} ({count:,})" for true, predicted, count in classes.find_most_confused()]
     if mistakes:

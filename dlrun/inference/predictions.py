@@ -13,6 +13,7 @@ from dlrun.core.terminal import escape_line
 from dlrun.data import names
 from dlrun.data.spec import DataSpec
 from dlrun.inference import notebook
+from dlrun.inference.predict.answer import join_labels, rate_labels
 from dlrun.inference.predict.forward import compute_outputs, refuse_several_inputs
 from dlrun.inference.saved_model import SavedModel
 from dlrun.runs.reports.plots.errors import format_tags
@@ -25,9 +26,11 @@ _MOST_SHOWN = 10
 class Predictions:
     """Predictions of a model, a row for each input, on the CPU.
 
-    values: float (N, outputs) for regression; class numbers int64 (N,), (N, length) for tagging, otherwise.
-    probabilities: float (N, classes), (N, length, classes) for tagging, each row summing to 1; None for regression.
-    labels: names of the classes, the tags of a sequence joined; empty for regression.
+    values: float (N, outputs) for regression; 0 and 1 int64 (N, labels) for multilabel; class numbers int64 (N,),
+        (N, length) for tagging, otherwise.
+    probabilities: float (N, classes), (N, length, classes) for tagging, each row summing to 1; (N, labels) for
+        multilabel, each its own; None for regression.
+    labels: names of the classes, the tags of a sequence joined, the labels of a row joined; empty for regression.
     """
 
     values: Tensor
@@ -65,8 +68,8 @@ class Predictions:
         return [" ".join(f"{value:.4g}" for value in row) for row in self.values[:count].flatten(1).tolist()]
 
     def _get_best_probabilities(self) -> list[float] | None:
-        """Probability of each answer; None for values and for sequences of tags."""
-        if self.probabilities is None or self.probabilities.dim() != 2:
+        """Probability of each answer; None for values, for several labels and for sequences of tags."""
+        if self.probabilities is None or self.values.dim() != 1:
             return None
         return [float(p) for p in self.probabilities.amax(1)]
 
@@ -84,6 +87,9 @@ def predict_rows(saved_model: SavedModel, x: Any) -> Predictions:
         return Predictions(values, None, [])
 
     probabilities = task.compute_probabilities(outputs)
+    if spec.task == "multilabel":
+        rows = rate_labels(task, outputs, saved_model.class_names)
+        return Predictions(values, probabilities, [join_labels(row) for row in rows])
     if spec.task == "binary":
         probabilities = torch.stack((1 - probabilities, probabilities), -1)
 

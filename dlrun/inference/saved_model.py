@@ -71,7 +71,7 @@ class SavedModel:
             return [str(name) for name in self.spec.class_names]
 
         # A binary model has one output and two classes.
-        count = max(self.spec.output_size, 2)
+        count = self.spec.output_size if self.spec.task == "multilabel" else max(self.spec.output_size, 2)
         return [str(number) for number in range(count)]
 
     @cached_property

@@ -14,7 +14,7 @@ class Linear(nn.Linear):
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("vector", "image")
-    tasks: ClassVar[tuple[str, ...]] = ("regression", "binary", "multiclass")
+    tasks: ClassVar[tuple[str, ...]] = ("regression", "binary", "multiclass", "multilabel")
 
     def __init__(self, spec: DataSpec, bias: bool = True) -> None:
         super().__init__(spec.input_size, spec.output_size, bias=bias)
@@ -25,7 +25,7 @@ class Linear(nn.Linear):
 
 
 class Logistic(Linear):
-    """The same layer giving logits: the loss applies the sigmoid (binary) or softmax (multiclass)."""
+    """The same layer giving logits: the loss applies the sigmoid (binary, multilabel) or softmax (multiclass)."""
 
     # Logits of a regression would be the linear model itself.
-    tasks: ClassVar[tuple[str, ...]] = ("binary", "multiclass")
+    tasks: ClassVar[tuple[str, ...]] = ("binary", "multiclass", "multilabel")

@@ -96,11 +96,11 @@ class ScratchMLP(nn.Module):
     leaves one linear layer. init_std: weights are init_std · N(0, 1) and biases 0; None: initialized as nn.Linear.
     output_activation: "sigmoid" makes the output a probability, for task.loss=bce or scratch_bce; None: a logit.
     Raises RequestError on sizes below 1, a negative init_std, an unknown activation, or a sigmoid at the end of a
-    net whose task is not binary.
+    net whose task is neither binary nor multilabel.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("vector", "image")
-    tasks: ClassVar[tuple[str, ...]] = ("regression", "binary", "multiclass")
+    tasks: ClassVar[tuple[str, ...]] = ("regression", "binary", "multiclass", "multilabel")
 
     def __init__(
         self,
@@ -148,7 +148,7 @@ class ScratchMLP(nn.Module):
 def _check_output(activation: str | None, spec: DataSpec) -> None:
     if activation not in (None, "sigmoid"):
         raise build_unknown_error("model.output_activation", str(activation), ("sigmoid", "null"))
-    if activation is not None and spec.task != "binary":
+    if activation is not None and spec.task not in ("binary", "multilabel"):
         raise RequestError(
             f"model.output_activation={activation} gives the probability of one of two classes, "
             f"and this data is for {spec.task}: type model.output_activation=null."

@@ -31,7 +31,7 @@ class Sequential(nn.Module):
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("vector", "image")
-    tasks: ClassVar[tuple[str, ...]] = ("regression", "binary", "multiclass")
+    tasks: ClassVar[tuple[str, ...]] = ("regression", "binary", "multiclass", "multilabel")
 
     def __init__(
         self,

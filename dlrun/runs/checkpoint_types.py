@@ -86,7 +86,8 @@ def find_spec_error(spec: dict[str, Any]) -> str:
 
     # Reports look up names by class number, and would fail at the first class without one.
     names = len(spec.get("class_names", ()))
-    classes = max(spec.get("output_size", 0), 2)
+    # One output tells two classes apart, or a row with its only label from one without.
+    classes = max(spec.get("output_size", 0), 1 if spec.get("task") == "multilabel" else 2)
     if names and spec.get("task") != "regression" and names < classes:
         return f"class_names has {names} names for {classes} classes"
     return ""
@@ -275,8 +276,8 @@ SPEC_KEYS: dict[str, Check] = {
     "kind": (lambda value: value in ("vector", "image", "tokens"), "vector, image or tokens"),
     "input_shape": SHAPE,
     "task": (
-        lambda value: value in ("regression", "binary", "multiclass", "tagging"),
-        "regression, binary, multiclass or tagging",
+        lambda value: value in ("regression", "binary", "multiclass", "multilabel", "tagging"),
+        "regression, binary, multiclass, multilabel or tagging",
     ),
     "output_size": LENGTH,
     "class_names": NAMES,

@@ -289,6 +289,23 @@ def test_chosen_metrics_see_the_rows_of_all_processes_once(
         assert (b["train/Rows"], b["val/Rows"]) == (160, 40)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [(), ("task.class_weights=[1,4]", "trainer.accumulate_steps=2")])
+def test_labels_train_as_in_one_process(
+    words: tuple[str, ...], tmp_path: Path, ranks: Callable[..., Any], dlrun: Callable[..., Any]
+) -> None:
+    lines = [f"{i % 7},{i % 5},{int(i % 7 > 2)},{int(i % 5 > i % 3)}" for i in range(67)]
+    (tmp_path / "rows.csv").write_text("a,b,p,q\n" + "\n".join(lines) + "\n")
+    words = (*WORDS[1:], "data=csv", "task=multilabel", "data.path=rows.csv", "data.target=[p,q]", *words)
+    words = (*words, "optimizer=sgd", "optimizer.lr=0.05", "trainer.epochs=2")
+    assert dlrun(*words, "data.batch_size=26", "hydra.run.dir=one").code == 0
+    done = ranks(2, *words, "data.batch_size=13", "hydra.run.dir=two")
+    assert done.returncode == 0, done.stderr
+    assert apart(tmp_path / "one", tmp_path / "two") < 1e-5
+    for a, b in zip(rows_in(tmp_path / "one"), rows_in(tmp_path / "two"), strict=True):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
+
+
 SCALED = """
 import torch
 from torch import nn

@@ -11,6 +11,7 @@ SPECS = {
     "regression": DataSpec("vector", (2,), "regression", 1),
     "binary": DataSpec("vector", (2,), "binary", 1),
     "multiclass": DataSpec("vector", (2,), "multiclass", 12),
+    "multilabel": DataSpec("vector", (2,), "multilabel", 3),
     "tagging": DataSpec("tokens", (3,), "tagging", 4, vocabulary=tuple("abc")),
 }
 
@@ -22,9 +23,14 @@ def test_a_perfect_answer_is_best_in_each_direction(task: str) -> None:
     targets = torch.tensor([[0.0], [1.0], [2.0]]) if task == "regression" else torch.tensor([0, 1, 1])
     if task == "tagging":
         targets = torch.tensor([[0, 1, 2], [3, 2, 1], [0, 0, 1]])
+    if task == "multilabel":
+        targets = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
 
     if task == "regression":
         right, wrong = targets.clone(), targets.flip(0)
+    elif task == "multilabel":
+        right = 9.0 * (2 * targets - 1)
+        wrong = -right
     elif task == "binary":
         right = 9.0 * (2 * targets[:, None] - 1)
         wrong = -right

@@ -37,6 +37,9 @@ from dlrun.experiment.builder.start_values import set_start_values
 # Keys of a component that say how to call its target, and are no arguments of it.
 _CALL_KEYS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
 
+# Data whose files may hold targets of any task.
+_READS_ANY_TARGET = ("dlrun.data.tabular.csv", "dlrun.data.arrays.arrays")
+
 # Words by which torch's optimizers name an argument in an error message.
 _NAMES_IN_MESSAGES = (("learning rate", "lr"), ("beta parameter", "betas"), ("epsilon", "eps"))
 
@@ -44,13 +47,19 @@ _NAMES_IN_MESSAGES = (("learning rate", "lr"), ("beta parameter", "betas"), ("ep
 def build_data(settings: Settings, trusted_modules: Sequence[str] | None) -> Splits:
     """Build the data: checked, with a validation split held out if it has none, and cut to the limits of `data`."""
     keys = settings.data.keys
-    splits = instantiate(settings.data, trusted_modules)
+    splits = instantiate(_choose_target_kind(settings), trusted_modules)
     if not isinstance(splits, Splits):
         raise RequestError(
             f"data._target_={settings.data.target} must return dlrun.data.spec.Splits, not {type(splits).__name__}; "
             "type data=<one of `dlrun ls data`>"
         )
     splits = inspect_splits(splits, _configure_inspection(settings, splits.spec))
+    if settings.task.kind == "multilabel" and splits.spec.task != "multilabel":
+        raise RequestError(
+            f"task=multilabel takes targets of several labels a row, and data={settings.data.choice} is for "
+            f"{splits.spec.task}; type data=csv with data.target=[a,b,c], data=arrays, or data of your own whose "
+            "DataSpec has task 'multilabel'"
+        )
 
     train = splits.train
     val = splits.val
@@ -75,6 +84,16 @@ def build_data(settings: Settings, trusted_modules: Sequence[str] | None) -> Spl
             f"data.batch_size={keys.batch_size}; type data.drop_last=false or a smaller data.batch_size"
         )
     return dataclasses.replace(splits, train=train, val=val, test=test, unheeded=unheeded)
+
+
+def _choose_target_kind(settings: Settings) -> Component[Any]:
+    """The data's block; files of the user's own are read for the task, unless data.task says what they hold."""
+    component = settings.data
+    if settings.task.kind != "multilabel" or component.target not in _READS_ANY_TARGET:
+        return component
+    if component.arguments.get("task") not in (None, "multilabel"):
+        raise RequestError(f"task=multilabel and data.task={component.arguments['task']} differ; leave out one of them")
+    return dataclasses.replace(component, arguments={**component.arguments, "task": "multilabel"})
 
 
 def _find_unheeded(splits: Splits, train: Part, val: Part | None, settings: Settings) -> dict[str, str]:

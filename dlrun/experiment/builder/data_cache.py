@@ -30,7 +30,8 @@ def get_or_build(settings: Settings, build: Callable[[], Splits]) -> Splits:
     if cache is None or not str(settings.data.target).startswith("dlrun.data."):
         return build()
 
-    key = json.dumps([settings.data.target, settings.data.arguments, asdict(settings.data.keys)], default=str)
+    data = settings.data
+    key = json.dumps([data.target, data.arguments, asdict(data.keys), settings.task.kind], default=str)
     if key in cache:
         # Move it to the end: the least recently used goes first.
         cache[key] = cache.pop(key)

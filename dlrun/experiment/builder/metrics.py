@@ -242,8 +242,8 @@ def _complete_arguments(spec: DataSpec, known: Sequence[str]) -> dict[str, Any]:
     """Arguments of torchmetrics that the data decide."""
     if spec.task == "regression":
         return {}
-    task = "binary" if spec.task == "binary" else "multiclass"
-    decided = {"task": task, "num_classes": max(spec.output_size, 2)}
+    task = spec.task if spec.task in ("binary", "multilabel") else "multiclass"
+    decided = {"task": task, "num_classes": max(spec.output_size, 2), "num_labels": spec.output_size}
     return {name: value for name, value in decided.items() if name in known}
 
 

@@ -62,6 +62,12 @@ def compute_class_weights(settings: Settings, spec: DataSpec, train: Part | None
         hint = did_you_mean(str(wanted), ["balanced"])
         raise RequestError(f"task.class_weights={wanted} is no choice; {hint}type balanced, or a number for each class")
 
+    if spec.task == "multilabel":
+        raise RequestError(
+            "task.class_weights=balanced is for one class a row; type a number for each label, or "
+            "task.loss_args.pos_weight=<weight of a label that a row has>"
+        )
+
     known = get_valid_targets(train, spec)
     if known is None:
         raise RequestError(
@@ -117,8 +123,9 @@ def _build_torch_loss(kind: type[nn.Module], settings: Settings, spec: DataSpec,
             "write a function of outputs and targets, and type task.loss=module.function"
         )
     # The others expect classes of -1 and 1, or several of them a row.
-    if spec.task != "regression":
-        default = {"binary": "BCEWithLogitsLoss"}.get(spec.task, "CrossEntropyLoss")
+    takes_labels = kind is nn.MultiLabelSoftMarginLoss and spec.task == "multilabel"
+    if spec.task != "regression" and not takes_labels:
+        default = "BCEWithLogitsLoss" if spec.task in ("binary", "multilabel") else "CrossEntropyLoss"
         raise RequestError(
             f"task.loss={name} is no loss for the targets of {spec.task}; type task.loss={default}, or null"
         )

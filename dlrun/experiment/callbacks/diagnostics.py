@@ -397,7 +397,7 @@ def find_only_class(predicted: Tensor, targets: Tensor, spec: DataSpec) -> int |
 
     predicted and targets: class numbers (N,), for tagging (N, T) with padding.
     """
-    if spec.task == "regression":
+    if spec.task in ("regression", "multilabel"):
         return None
     is_real = targets != PADDING
     classes = predicted[is_real]
@@ -438,7 +438,7 @@ def _find_trivial_result(
         who = "the mean"
     else:
         name = "accuracy"
-        who = "the majority class"
+        who = "how often each label occurs" if spec.task == "multilabel" else "the majority class"
 
     value = metrics.get(f"{split}/{name}")
     trivial = baseline.get(f"{split}/{name}")

@@ -190,7 +190,7 @@ def _check_loss(outputs: Tensor, targets: Tensor, task: Objective) -> None:
     except Exception as error:  # the loss may be the user's own
         if is_out_of_memory(error):
             raise
-        instead = "bce_with_logits" if task.spec.task == "binary" else "null"
+        instead = "bce_with_logits" if task.spec.task in ("binary", "multilabel") else "null"
         raise RequestError(
             f"task.loss={task.loss_name} does not take the model's output: {_format_error(error)}; "
             f"type task.loss={instead}"

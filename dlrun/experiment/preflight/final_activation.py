@@ -18,6 +18,7 @@ TROUBLE = "squashed"
 
 _LAYERS: dict[str, tuple[type[nn.Module], ...]] = {
     "binary": (nn.Sigmoid,),
+    "multilabel": (nn.Sigmoid,),
     "multiclass": (nn.Softmax, nn.LogSoftmax),
     "tagging": (nn.Softmax, nn.LogSoftmax),
 }

@@ -80,6 +80,9 @@ def _draw_pictures(context: RunContext, folder: Path, tracker: RunLogger, output
 
     if task == "regression":
         yield from _draw_regression(context, outputs.get())
+    elif task == "multilabel":
+        # The other pictures are of one class a row.
+        yield from _draw_labelled_images(context, outputs.get())
     else:
         yield from _draw_classification(context, tracker, outputs.get())
 
@@ -103,6 +106,12 @@ def _draw_regression(context: RunContext, final: SplitOutputs) -> Iterator[Named
 
     if spec.kind == "image" and context.settings.tracking.samples:
         yield "samples", samples.draw_image_grid(inputs[0], targets, spec)
+
+
+def _draw_labelled_images(context: RunContext, final: SplitOutputs) -> Iterator[Named]:
+    spec = context.splits.spec
+    if spec.kind == "image" and context.settings.tracking.samples:
+        yield "samples", samples.draw_image_grid(final.inputs[0], final.targets, spec)
 
 
 def _draw_classification(context: RunContext, tracker: RunLogger, final: SplitOutputs) -> Iterator[Named]:

@@ -80,6 +80,8 @@ def _describe_spec(spec: DataSpec) -> str:
     shape = "×".join(map(str, spec.input_shape))
     # A binary task has one output and two classes.
     targets = f"{max(spec.output_size, 2)} classes"
+    if spec.task == "multilabel":
+        targets = f"{spec.output_size} label{'s' if spec.output_size > 1 else ''}"
     if spec.task == "regression":
         plural = "s" if spec.output_size > 1 else ""
         targets = f"{spec.output_size} value{plural}"

@@ -198,10 +198,11 @@ def name_probability_function(saved_model: SavedModel) -> str | None:
     task = saved_model.task
     if task.spec.task == "regression":
         return None
-    if task.spec.task == "binary":
+    if task.spec.task in ("binary", "multilabel"):
         # A model trained with plain BCE has the sigmoid inside; only the objective knows.
         half = torch.full((1, 1), 0.5)
-        return "identity" if torch.equal(task.compute_probabilities(half), half[0]) else "sigmoid"
+        is_probability = torch.equal(task.compute_probabilities(half).flatten(), half.flatten())
+        return "identity" if is_probability else "sigmoid"
     return "exp" if task.loss_name == "nll" else "softmax"
 
 

@@ -62,6 +62,11 @@ p = outputs[:, 0] if about["output_to_probability"] == "identity" else 1 / (1 + 
 for probability in p:
     print(about["class_names"][int(probability > 0.5)], f"{max(probability, 1 - probability):.4f}")
 """,
+    "multilabel": """\
+p = outputs if about["output_to_probability"] == "identity" else 1 / (1 + np.exp(-outputs))
+for row in p:
+    print(*(f"{name} {probability:.4f}" for name, probability in zip(about["class_names"], row)))
+""",
     "multiclass": """\
 p = np.exp(outputs - outputs.max(1, keepdims=True))
 p /= p.sum(1, keepdims=True)

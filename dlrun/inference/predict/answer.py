@@ -17,12 +17,14 @@ class Answer:
     """A prediction, or the reason why there is none.
 
     choices: classes with their probabilities, most likely first; for tagging one choice, the sequence of tags with
-    the product of their probabilities. values: for regression, one per target column. Both are empty on error.
+    the product of their probabilities. values: for regression, one per target column. labels: for multilabel, each
+    label with its probability, in the order of the data. All three are empty on error.
     """
 
     input: str
     choices: tuple[Choice, ...] = ()
     values: tuple[float, ...] = ()
+    labels: tuple[Choice, ...] = ()
     # The true value, if the input contains it.
     label: str | None = None
     # How the input was changed.
@@ -45,6 +47,17 @@ def rank_classes(task: Objective, outputs: Tensor, names: Sequence[str], top: in
         row_names = [names[index] for index in classes]
         choices.append(tuple(zip(row_names, likelihoods, strict=True)))
     return choices
+
+
+def join_labels(labels: Sequence[Choice]) -> str:
+    """Join the labels that are more likely than not; empty if there is none."""
+    return ", ".join(name for name, probability in labels if probability > 0.5)
+
+
+def rate_labels(task: Objective, outputs: Tensor, names: Sequence[str]) -> list[tuple[Choice, ...]]:
+    """Return every label with its probability, for each row of outputs (N, labels)."""
+    rows = task.compute_probabilities(outputs.float()).tolist()
+    return [tuple(zip(names, probabilities, strict=True)) for probabilities in rows]
 
 
 def join_tags(task: Objective, outputs: Tensor, lengths: Tensor, names: Sequence[str]) -> list[tuple[Choice, ...]]:

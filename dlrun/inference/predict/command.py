@@ -47,7 +47,7 @@ def predict(words: list[str], format: str, top: int) -> None:
             raise RequestError(
                 f"what is to be predicted? type dlrun predict {quote(request.run)} INPUT ...: {accepted}"
             )
-        if top > 1 and saved_model.spec.task in ("regression", "tagging"):
+        if top > 1 and saved_model.spec.task not in ("binary", "multiclass"):
             raise RequestError(f"--top {top} is for classes, and this model's task is {saved_model.spec.task}")
 
         console = Console()

@@ -11,7 +11,7 @@ from torch import Tensor
 from dlrun.core import user_code
 from dlrun.core.errors import DataError, RequestError
 from dlrun.inference.predict import forward
-from dlrun.inference.predict.answer import Answer, join_tags, rank_classes
+from dlrun.inference.predict.answer import Answer, join_tags, rank_classes, rate_labels
 from dlrun.inference.predict.read_image import ImageReader
 from dlrun.inference.predict.read_table import TableReader
 from dlrun.inference.predict.read_text import TextReader
@@ -140,6 +140,8 @@ def _interpret_outputs(
         table = task.predict(outputs).numpy().reshape(len(outputs), -1)
         return [{"values": tuple(map(_to_shortest_float, row))} for row in table]
 
+    if task.spec.task == "multilabel":
+        return [{"labels": row} for row in rate_labels(task, outputs, saved_model.class_names)]
     if task.spec.task == "tagging":
         choices = join_tags(task, outputs, inputs[1], saved_model.class_names)
     else:

@@ -26,10 +26,10 @@ _ENDINGS = (".csv", ".csv.gz", ".tsv", ".txt")
 
 @dataclass(frozen=True)
 class Layout:
-    """Positions of the features and the label among the columns of a table."""
+    """Positions of the features and of the targets, if it has those, among the columns of a table."""
 
     features: tuple[int, ...]
-    label: int | None
+    targets: tuple[int, ...]
     # Columns of the table.
     count: int
     has_header: bool
@@ -47,10 +47,17 @@ class TableReader:
 
     accepted_inputs = "a table (.csv or .csv.gz), - for one on standard input, rows as 1.5,2,3, and .npy arrays"
 
-    def __init__(self, spec: DataSpec, target: str | int | None, delimiter: str = ",") -> None:
-        """target: name or position of the training table's target column; None if that table is not known."""
+    def __init__(self, spec: DataSpec, target: str | int | Sequence[str | int] | None, delimiter: str = ",") -> None:
+        """target: name or position of the training table's target column, or of several; None if it is not known."""
         self.spec = spec
-        self.target = target
+        # A table that is not known may have its target at the end.
+        self.targets: list[str | int] = []
+        if target is None:
+            self.targets = [-1]
+        elif isinstance(target, str | int):
+            self.targets = [target]
+        else:
+            self.targets = list(target)
         # A command line cannot hold a tab conveniently, so the config spells it \t.
         self.delimiter = "\t" if delimiter == "\\t" else delimiter
         self.has_names = bool(spec.feature_names) and spec.feature_names != _number_columns(len(spec.feature_names))
@@ -102,7 +109,7 @@ class TableReader:
             if len(cells) != layout.count:
                 yield Item(name, None, error=f"{len(cells)} fields, where the table has {layout.count}")
                 continue
-            label = None if layout.label is None else cells[layout.label].strip()
+            label = self._format_label([cells[position].strip() for position in layout.targets])
             yield Item(name, Cells([cells[position] for position in layout.features]), label)
         if layout is None:
             raise DataError(f"{word} is empty")
@@ -116,8 +123,10 @@ class TableReader:
         # A header with all names: columns by name, in any order, with others between.
         if self.has_names and set(names) <= set(cells):
             positions = tuple(cells.index(name) for name in names)
-            label = cells.index(self.target) if isinstance(self.target, str) and self.target in cells else None
-            return Layout(positions, label, count, True)
+            # All of the targets, or none of them.
+            is_labelled = all(isinstance(target, str) and target in cells for target in self.targets)
+            targets = tuple(cells.index(str(target)) for target in self.targets) if is_labelled else ()
+            return Layout(positions, targets, count, True)
 
         has_header = all(parse_numbers([cell]) is None for cell in cells)
         if has_header and self.has_names:
@@ -128,13 +137,23 @@ class TableReader:
         # By position: the features alone, or with the target where the training table had it.
         size = self.spec.input_size
         if count == size:
-            return Layout(tuple(range(size)), None, size, has_header)
-        if count == size + 1 and not isinstance(self.target, str):
-            label = (-1 if self.target is None else self.target) % count
-            # The features are the columns around the label.
-            positions = tuple(position for position in range(count) if position != label)
-            return Layout(positions, label, count, has_header)
+            return Layout(tuple(range(size)), (), size, has_header)
+        numbers = [target for target in self.targets if isinstance(target, int)]
+        if count == size + len(self.targets) and len(numbers) == len(self.targets):
+            targets = tuple(number % count for number in numbers)
+            # The features are the columns around the targets.
+            positions = tuple(position for position in range(count) if position not in targets)
+            return Layout(positions, targets, count, has_header)
         raise DataError(f"{count} columns, where the model takes {self._describe_columns()}")
+
+    def _format_label(self, cells: list[str]) -> str | None:
+        """The true answer of a row as predictions are written; None if the table has no targets."""
+        if not cells:
+            return None
+        if self.spec.task != "multilabel":
+            return ", ".join(cells)
+        labels = zip(self.spec.class_names, cells, strict=True)
+        return ", ".join(name for name, cell in labels if cell not in ("0", "0.0"))
 
     def _describe_columns(self) -> str:
         size = self.spec.input_size

@@ -12,7 +12,7 @@ from rich.text import Text
 from dlrun.core import csv_text
 from dlrun.core.terminal import escape_json, escape_line, write_out
 from dlrun.data.spec import DataSpec
-from dlrun.inference.predict.answer import Answer
+from dlrun.inference.predict.answer import Answer, join_labels
 from dlrun.runs.reports.console import Console, format_number
 
 # Lines of a table that are printed at once. Rich measures columns, so each block is as wide as its longest cells.
@@ -73,9 +73,9 @@ class TableWriter:
         """Return the columns that the task has, and those that an answer of the first block fills."""
         columns = ["input", "prediction"]
         if self.spec.task != "regression":
-            columns.append("probability")
+            columns.append("probabilities" if self.spec.task == "multilabel" else "probability")
         # The less likely classes share a column.
-        if self.top > 1 and self.spec.task not in ("regression", "tagging"):
+        if self.top > 1 and self.spec.task in ("binary", "multiclass"):
             columns.append("then")
 
         if any(answer.where for answer in self.block):
@@ -91,7 +91,11 @@ class TableWriter:
             return self._format_error(answer)
 
         cells = {"input": answer.input, "where": answer.where, "label": answer.label or "", "note": answer.note}
-        if answer.choices:
+        # A row may have no label.
+        cells["probabilities"] = ", ".join(f"{name} {format_number(p)}" for name, p in answer.labels)
+        if answer.labels:
+            cells["prediction"] = join_labels(answer.labels) or "-"
+        elif answer.choices:
             (name, probability), *others = answer.choices
             cells["prediction"] = name
             cells["probability"] = format_number(probability)
@@ -120,15 +124,22 @@ class TableWriter:
 class CsvWriter:
     """Columns input, prediction and probability (prediction_2 and so on with --top), label, note, error: always all.
 
+    For multilabel the prediction is the labels, joined, and each label has a column probability_<label>.
+
     For models that take texts, whose input column holds the text itself, also where: file and line.
     """
 
     def __init__(self, spec: DataSpec, top: int) -> None:
+        self.is_multilabel = spec.task == "multilabel"
         # A terminal would act on control characters in names; a file takes them as they are.
         self.writer = csv_text.CsvWriter(_EscapedStdout() if sys.stdout.isatty() else sys.stdout)
         if spec.task == "regression":
             count = spec.output_size
             names = ["prediction"]
+        elif self.is_multilabel:
+            count = 1
+            labels = spec.class_names or [str(number) for number in range(spec.output_size)]
+            names = ["prediction", *(f"probability_{label}" for label in labels)]
         elif spec.task == "tagging":
             count = 1
             names = ["prediction", "probability"]
@@ -149,6 +160,8 @@ class CsvWriter:
     def add(self, answer: Answer) -> None:
         """Write a line, with empty cells for predictions that an error or few classes leave out."""
         cells: list[Any] = list(answer.values)
+        if answer.labels:
+            cells = [join_labels(answer.labels), *(round_probability(p) for _, p in answer.labels)]
         for name, probability in answer.choices:
             cells += [name, round_probability(probability)]
         cells += [""] * (len(self.prediction_columns) - len(cells))
@@ -164,16 +177,22 @@ class CsvWriter:
 
 
 class JsonWriter:
-    """An object a line: input, prediction, probability; top with --top; label, note, error, where if there are any."""
+    """An object a line: input, prediction, probability; top with --top; label, note, error, where if there are any.
+
+    For multilabel the prediction is a list of labels, and probabilities has all of them by name.
+    """
 
     def __init__(self, spec: DataSpec, top: int) -> None:
-        self.top = top if spec.task not in ("regression", "tagging") else 1
+        self.top = top if spec.task in ("binary", "multiclass") else 1
 
     def add(self, answer: Answer) -> None:
         """Write a line of JSON."""
         record: dict[str, Any] = {"input": answer.input, "prediction": None}
         if answer.values:
             record["prediction"] = answer.values[0] if len(answer.values) == 1 else list(answer.values)
+        if answer.labels:
+            record["prediction"] = [name for name, probability in answer.labels if probability > 0.5]
+            record["probabilities"] = {name: round_probability(probability) for name, probability in answer.labels}
         if answer.choices:
             name, probability = answer.choices[0]
             record["prediction"] = name

@@ -22,9 +22,13 @@ _LINE = 0.155
 
 
 def draw_image_grid(images: Tensor, targets: Tensor, spec: DataSpec) -> "Figure":
-    """Draw the first images of a split (N, C, H, W) with their classes, normalization undone."""
+    """Draw the first images of a split (N, C, H, W) with their classes or labels, normalization undone."""
     titles = []
     for target in targets[:MOST_TILES].tolist():
+        if spec.task == "multilabel":
+            names = spec.class_names or [str(number) for number in range(len(target))]
+            titles.append(" ".join(name for name, holds in zip(names, target, strict=True) if holds))
+            continue
         is_named = spec.class_names and isinstance(target, int)
         titles.append(spec.class_names[target] if is_named else str(target))
     return draw_tiles(convert_to_pixels(images[:MOST_TILES], spec), titles)
