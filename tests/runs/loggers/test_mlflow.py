@@ -120,7 +120,9 @@ def test_a_killed_run_goes_on_in_the_same_run_of_a_server(server: Server, tmp_pa
     words = (*QUICK, "trainer.epochs=150", "trainer.log_every_steps=5", "logger=mlflow", "run.tags=[a,b c]",
              "run.notes=why", f"logger.mlflow.tracking_uri={server.uri}")  # fmt: skip
     process = start_dlrun(tmp_path, *words)
-    wait_until(lambda: len(read_rows(tmp_path)) > 5 and (tmp_path / "run" / "loggers.json").exists())
+    wait_until((tmp_path / "run" / "loggers.json").exists)
+    # The parameters are there before any metric.
+    wait_until(lambda: "epoch" in list_remote(server.uri)[1][0].data.metrics)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     done_before = len(read_rows(tmp_path))
