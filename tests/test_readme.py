@@ -79,6 +79,8 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
         picture = Image.new("L", (40, 40), "white")
         ImageDraw.Draw(picture).text((12, 4), "7" if "seven" in path else "3", fill="black", font_size=28)
         picture.save(work / path)
+    rows = "".join(f"{name}/{i}.png,{name}\n" for name in "ab" for i in range(4))
+    (work / "photos_by_class" / "labels.csv").write_text(rows)
     return work
 
 

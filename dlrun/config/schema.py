@@ -216,6 +216,11 @@ class PathsConfig:
     outputs: str = "outputs"
 
 
+# Keys of data sets that came later, by target, with their defaults: older runs stay the same runs.
+LATER_DATA_KEYS: dict[str, dict[str, Any]] = {
+    "dlrun.data.folders.image_folder": {"labels": None, "file_column": None, "label_column": None},
+}
+
 KEYS: dict[str, type] = {"data": DataKeys, "model": ModelKeys, "optimizer": OptimizerKeys, "scheduler": SchedulerKeys}
 
 
@@ -280,7 +285,7 @@ def strip_permission_words(words: Sequence[str]) -> list[str]:
 def hash_config(plain: dict[str, Any]) -> str:
     """sha256 of the config that makes a run what it is: without paths, device and logging, as sorted JSON."""
     identity = {key: value for key, value in plain.items() if key not in NOT_IDENTITY}
-    identity["data"] = {key: value for key, value in identity["data"].items() if key != "root"}
+    identity["data"] = _strip_later_data_keys(identity["data"])
     identity["model"] = _strip_later_keys(identity["model"])
 
     not_identity = ("log_every_steps", "profile", "progress")
@@ -294,6 +299,13 @@ def hash_config(plain: dict[str, Any]) -> str:
 
     # Sorted, as the order of words on a command line is no part of a run.
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def _strip_later_data_keys(data: dict[str, Any]) -> dict[str, Any]:
+    """The data's block without its folder, and without keys at their default that came later."""
+    later = LATER_DATA_KEYS.get(str(data.get("_target_")), {})
+    kept_keys = [key for key, value in data.items() if key != "root" and not (key in later and later[key] == value)]
+    return {key: data[key] for key in kept_keys}
 
 
 def _strip_later_keys(model: dict[str, Any]) -> dict[str, Any]:

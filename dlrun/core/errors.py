@@ -109,14 +109,22 @@ class MultipleErrors(ListedError):
 
 
 class ErrorList:
-    """The mistakes of one request, collected so that the user sees all of them at once."""
+    """The mistakes of one request, collected so that the user sees all of them at once.
 
-    def __init__(self) -> None:
+    most: number of mistakes that are listed, as every file of a folder may have one; the rest is counted.
+    """
+
+    def __init__(self, most: int | None = None) -> None:
         self.errors: list[RequestError] = []
+        self.most = most
+        self.left_out = 0
 
     def add(self, error: RequestError) -> None:
         """Add a mistake, or each one of MultipleErrors; a sentence that is there already is not added again."""
         errors = error.errors if isinstance(error, MultipleErrors) else [error]
+        if self.most is not None and len(self.errors) >= self.most:
+            self.left_out += len(errors)
+            return
 
         # By text: an exception equals only itself.
         for one in errors:
@@ -133,10 +141,13 @@ class ErrorList:
 
     def raise_if_any(self) -> None:
         """Raise the collected mistakes: a single one as it is, more than one as MultipleErrors."""
-        if len(self.errors) == 1:
-            raise self.errors[0]
-        if self.errors:
-            raise MultipleErrors(self.errors)
+        errors = list(self.errors)
+        if self.left_out:
+            errors.append(RequestError(f"there are {self.left_out:,} more like these"))
+        if len(errors) == 1:
+            raise errors[0]
+        if errors:
+            raise MultipleErrors(errors)
 
 
 def describe_os_error(error: OSError) -> str:

@@ -2,9 +2,9 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dlrun.core.errors import DataError, RequestError
-from dlrun.core.suggest import build_missing_path_error, suggest_one
-from dlrun.data.datasets import partition_by_class
-from dlrun.data.files.picture import EXTENSIONS, check_picture, read_picture
+from dlrun.core.errors import DataError, ErrorList, RequestError
+from dlrun.core.suggest import suggest_one
+from dlrun.data.class_folders import MOST_MISTAKES, Files, LabelColumns, find_files, find_labelled_files
+from dlrun.data.files.picture import check_picture, read_picture
 from dlrun.data.files.pixels import (
     Constants,
     LabelledImages,
@@ -27,7 +27,6 @@ from dlrun.data.files.pixels import (
     choose_channel_constants,
     normalize_,
 )
-from dlrun.data.origin import Origin
 from dlrun.data.spec import Splits
 
 T = TypeVar("T")
@@ -39,30 +38,6 @@ Augment = Callable[[Tensor], Tensor]
 SHARE_OF_MEMORY = 0.25
 
 _FILES_PER_BLOCK = 1024
-_IMAGE_ENDINGS = tuple(ending.encode() for ending in sorted(EXTENSIONS))
-
-# Folder names of the parts, in lower case.
-_NAMES_OF_PARTS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "dev", "eval"),
-    "test": ("test", "testing"),
-}
-
-
-@dataclass(frozen=True)
-class Files:
-    """Image files and, in the same order, their classes: targets int64 (N,).
-
-    paths: bytes of the file system. Python objects would take ten times the memory, in each worker anew.
-    """
-
-    paths: NDArray[np.bytes_]
-    targets: Tensor
-    origin: Origin
-
-    def take(self, rows: NDArray[np.int64]) -> "Files":
-        """Select files by row number."""
-        return Files(self.paths[rows], self.targets[rows], self.origin.take(torch.from_numpy(rows)))
 
 
 class ImageFiles(Dataset[tuple[Tensor, int]]):
@@ -119,8 +94,14 @@ def image_folder(
     augment: list[Any] | None = None,
     in_memory: bool | None = None,
     task: Literal["multiclass", "binary"] = "multiclass",
+    labels: str | None = None,
+    file_column: str | None = None,
+    label_column: str | None = None,
 ) -> Splits:
     """Images in path/<class>/, or divided into path/train/<class>/ and path/test/<class>/ (or val/).
+
+    labels: a table in `path` of files and their labels in place of class folders; file_column, label_column: names of
+    its columns, the first and the second by default.
 
     in_memory=None: yes if they need less than a quarter of the memory and there is no augmentation. In memory
     the parts are `Split`s and mean, std default to those of the training images; else they are `ImageFiles` and
@@ -132,14 +113,24 @@ def image_folder(
         raise RequestError("data.augment needs images read anew each epoch: leave out data.in_memory=true")
 
     folder = Path(path).expanduser()
-    files, class_names, notes = _find_files(folder, test_fraction, seed)
-    folders_of_parts = _find_folders_of_parts(folder)
-    unheeded = {"test_fraction": f"the folders in {folder} are the parts"} if folders_of_parts else {}
+    if labels is None:
+        catalogue = find_files(folder, test_fraction, seed)
+    else:
+        catalogue = find_labelled_files(folder, LabelColumns(labels, file_column, label_column), test_fraction, seed)
+    files = catalogue.parts
+    class_names = catalogue.class_names
+    notes = catalogue.notes
+
+    unheeded = {"test_fraction": f"the folders in {folder} are the parts"} if catalogue.has_own_parts else {}
+    if labels is None:
+        unheeded |= dict.fromkeys(("file_column", "label_column"), "it is for data.labels=<table>")
 
     nothing_to_learn = ""
     if len(class_names) == 1:
-        base = folders_of_parts["train"][0] if folders_of_parts else folder
-        nothing_to_learn = f"{base} has only one class folder, '{class_names[0]}', so there is nothing to tell apart"
+        what = "class folder" if labels is None else "label"
+        nothing_to_learn = (
+            f"{catalogue.source} has only one {what}, '{class_names[0]}', so there is nothing to tell apart"
+        )
     if task == "binary" and len(class_names) > 2:
         raise RequestError(f"data.task=binary: {folder} holds {len(class_names)} classes; type data.task=multiclass")
 
@@ -147,7 +138,7 @@ def image_folder(
     # As float32, 4 bytes a value.
     bytes_needed = 4 * sum(len(part.paths) for part in files.values()) * shape[0] * image_size**2
     if in_memory or (in_memory is None and not augment and bytes_needed < SHARE_OF_MEMORY * _memory_bytes()):
-        images = {name: _decode(part, image_size, grayscale) for name, part in files.items()}
+        images = _decode(files, image_size, grayscale)
         origins = {name: part.origin for name, part in files.items()}
         splits = build_image_splits(images, class_names, None, mean, std, notes, origins)
         return _adapt_to_task(replace(splits, unheeded=unheeded), task, nothing_to_learn)
@@ -156,9 +147,9 @@ def image_folder(
     constants = choose_channel_constants(torch.empty(1, *shape), mean or default, std or default)
     transform = build_augment(augment, shape) if augment else None
     datasets: dict[str, ImageFiles] = {}
+    # A broken file is better reported now than in the middle of an epoch.
+    _map_in_threads(check_picture, _join_paths(files))
     for name, part in files.items():
-        # A broken file is better reported now than in the middle of an epoch.
-        _map_in_threads(check_picture, part.paths)
         augment_part = transform if name == "train" else None
         datasets[name] = ImageFiles(part, image_size, *constants, grayscale, augment_part)
 
@@ -176,145 +167,50 @@ def _adapt_to_task(splits: Splits, task: Literal["multiclass", "binary"], nothin
     return replace(splits, spec=replace(splits.spec, task=task, output_size=1))
 
 
-def _find_files(folder: Path, test_fraction: float, seed: int) -> tuple[dict[str, Files], list[str], tuple[str, ...]]:
-    """The files of each part, the class names, and notes."""
-    if not folder.is_dir():
-        if folder.exists():
-            raise DataError(f"data.path={folder} is a file, not a folder")
-        raise build_missing_path_error(folder, "data.path")
-
-    folders_of_parts = _find_folders_of_parts(folder)
-    for part, folders in folders_of_parts.items():
-        if len(folders) > 1:
-            names = " and ".join(path.name for path in folders)
-            raise DataError(f"{folder} holds {names}, of which one is the {part} part; rename the other")
-
-    # The training part decides which classes there are.
-    base = folders_of_parts["train"][0] if folders_of_parts else folder
-    class_names = [path.name for path in _list_visible(base) if path.is_dir()]
-    if not class_names:
-        raise DataError(f"{base} has no class folders: put the images of each class into a folder named after it")
-    train = _collect_files(base, class_names)
-    notes = _note_ignored(base)
-
-    if folders_of_parts:
-        parts = {"train": train}
-        for part in ("val", "test"):
-            if folders_of_parts[part]:
-                parts[part] = _collect_files(folders_of_parts[part][0], class_names)
-
-        unread = []
-        for path in _list_visible(folder):
-            if path.is_dir() and not any(path in folders for folders in folders_of_parts.values()):
-                unread.append(path.name)
-        if unread:
-            notes = (*notes, f"{', '.join(unread)} in {folder} was not read: the parts are train, val and test.")
-        return parts, class_names, notes
-
-    # A single class cannot be trained on, so no test part is drawn.
-    if len(class_names) == 1:
-        return {"train": train}, class_names, notes
-    train_rows, test_rows = partition_by_class(train.targets.numpy(), class_names, test_fraction, seed, str(folder))
-    drawn = {"train": train_rows, "test": test_rows}
-    parts = {name: train.take(rows) for name, rows in drawn.items() if len(rows)}
-    return parts, class_names, notes
+def _decode(files: dict[str, Files], image_size: int, grayscale: bool) -> dict[str, LabelledImages]:
+    # All parts at once, so that an error names the broken files of all of them.
+    everything = _map_in_threads(lambda path: read_picture(path, image_size, grayscale), _join_paths(files))
+    parts: dict[str, LabelledImages] = {}
+    start = 0
+    for name, part in files.items():
+        images = everything[start : start + len(part.paths)]
+        parts[name] = (torch.stack(images).float().div_(255), part.targets)
+        start += len(images)
+    return parts
 
 
-def _find_folders_of_parts(folder: Path) -> dict[str, list[Path]]:
-    """By part, the folders named after it; empty if the class folders lie in `folder` itself.
+def _join_paths(files: dict[str, Files]) -> NDArray[np.bytes_]:
+    return np.concatenate([part.paths for part in files.values()])
 
-    A folder called train that holds folders, and no image itself, is a part, whatever lies beside it.
+
+def _map_in_threads(function: Callable[[Path], T], paths: NDArray[np.bytes_]) -> list[T]:
+    """Apply a function to each path, in order; in threads, as Pillow decodes without the interpreter lock.
+
+    Raises DataError, for up to ten files at once.
     """
-    folders = [path for path in _list_visible(folder) if path.is_dir()]
-    parts: dict[str, list[Path]] = {}
-    for part, names in _NAMES_OF_PARTS.items():
-        parts[part] = [path for path in folders if path.name.lower() in names]
+    results: list[T] = []
+    mistakes = ErrorList(MOST_MISTAKES)
 
-    if not parts["train"]:
-        return {}
-    if parts["val"] or parts["test"]:
-        return parts
+    def apply(path: Path) -> T | DataError:
+        try:
+            return function(path)
+        except DataError as error:
+            return error
 
-    # A single "train" may be the name of a class.
-    inside = [path for train in parts["train"] for path in _list_visible(train)]
-    holds_folders = any(path.is_dir() for path in inside)
-    holds_images = any(_is_image(os.fsencode(path)) for path in inside)
-    return parts if holds_folders and not holds_images else {}
-
-
-def _collect_files(base: Path, class_names: list[str]) -> Files:
-    """All images of a part; each of its class folders must be known and hold an image."""
-    paths: list[bytes] = []
-    targets: list[int] = []
-    for folder in _list_visible(base):
-        if not folder.is_dir():
-            continue
-        if folder.name not in class_names:
-            raise DataError(f"{folder} is a class without training images: there are {', '.join(class_names)}")
-
-        images = [path for path in list_files_below(os.fsencode(folder)) if _is_image(path)]
-        if not images:
-            raise DataError(f"{folder} holds no images ({', '.join(sorted(EXTENSIONS))}): add some or remove it")
-        paths += images
-        targets += [class_names.index(folder.name)] * len(images)
-
-    if not paths:
-        raise DataError(f"{base} has no class folders: put the images of each class into a folder named after it")
-    # As an array of bytes: see Files.
-    names = np.array(paths)
-    return Files(names, torch.tensor(targets), Origin.from_files(names))
-
-
-def _list_visible(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-
-
-def list_files_below(folder: bytes) -> Iterator[bytes]:
-    """Yield all files at any depth, except hidden ones, in an order that depends on their names only.
-
-    Raises DataError for a folder that cannot be read.
-    """
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        raise DataError(f"{os.fsdecode(folder)} cannot be read: {error.strerror}") from error
-
-    for entry in entries:
-        # Recursion keeps the folders in order too; os.walk would yield files before folders.
-        if entry.is_dir() and not entry.name.startswith(b"."):
-            yield from list_files_below(entry.path)
-        elif not entry.name.startswith(b"."):
-            yield entry.path
+    with ThreadPoolExecutor() as pool:
+        # A pending task takes a kilobyte, so not all are submitted at once.
+        for start in range(0, len(paths), _FILES_PER_BLOCK):
+            for result in pool.map(apply, map(_to_path, paths[start : start + _FILES_PER_BLOCK])):
+                if isinstance(result, DataError):
+                    mistakes.add(result)
+                elif not mistakes.errors:
+                    results.append(result)
+    mistakes.raise_if_any()
+    return results
 
 
 def _to_path(name: bytes) -> Path:
     return Path(os.fsdecode(name))
-
-
-def _is_image(name: bytes) -> bool:
-    return name.lower().endswith(_IMAGE_ENDINGS)
-
-
-def _note_ignored(base: Path) -> tuple[str, ...]:
-    count = sum(not _is_image(path) for path in list_files_below(os.fsencode(base)))
-    if not count:
-        return ()
-    return (f"{count} files in {base} are no images by their names and were ignored.",)
-
-
-def _decode(files: Files, image_size: int, grayscale: bool) -> LabelledImages:
-    images = _map_in_threads(lambda path: read_picture(path, image_size, grayscale), files.paths)
-    return torch.stack(images).float().div_(255), files.targets
-
-
-def _map_in_threads(function: Callable[[Path], T], paths: NDArray[np.bytes_]) -> list[T]:
-    """Apply a function to each path, in order; in threads, as Pillow decodes without the interpreter lock."""
-    results: list[T] = []
-    with ThreadPoolExecutor() as pool:
-        # A pending task takes a kilobyte, so not all are submitted at once.
-        for start in range(0, len(paths), _FILES_PER_BLOCK):
-            results += pool.map(function, map(_to_path, paths[start : start + _FILES_PER_BLOCK]))
-    return results
 
 
 def _memory_bytes() -> int:

@@ -94,7 +94,7 @@ def write_folder(base: Path, classes: dict[str, int], size: tuple[int, int] = (4
     """base/<class>/<number><suffix>: noise in colour, `classes` says how many images each has."""
     rng = np.random.default_rng(0)
     for name, count in classes.items():
-        (base / name).mkdir(parents=True)
+        (base / name).mkdir(parents=True, exist_ok=True)
         for i in range(count):
             pixels = rng.integers(0, 256, (size[1], size[0], 3), np.uint8)
             Image.fromarray(pixels).save(base / name / f"{i}{suffix}")

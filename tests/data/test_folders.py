@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from published_formats import write_folder
 from torch.utils.data import DataLoader
 
 from dlrun.core.errors import DataError, DlrunError, RequestError
-from dlrun.data import folders
+from dlrun.data import class_folders, folders
 from dlrun.data.files.picture import read_picture
 from dlrun.data.folders import ImageFiles, image_folder
 from dlrun.data.spec import Split
@@ -38,7 +39,7 @@ def test_in_memory(photos):
     assert x.dtype == torch.float32
     torch.testing.assert_close(x.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(x.std((0, 2, 3), correction=0), torch.ones(3))
-    assert splits.notes == (f"1 files in {photos} are no images by their names and were ignored.",)
+    assert splits.notes == (f"1 file in {photos} was not read (no images by suffix): 1 .txt.",)
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
@@ -125,10 +126,10 @@ def test_train_may_be_a_class(tmp_path):
 
 def test_every_extension_and_depth(tmp_path):
     write_folder(tmp_path, {"a": 1})
-    for suffix in (".jpg", ".JPEG", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"):
+    for suffix in (".jpg", ".JPEG", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".avif", ".jfif"):
         write_folder(tmp_path / "b", {f"deep{suffix}": 1}, suffix=suffix)
     splits = image_folder(str(tmp_path), image_size=8, test_fraction=0)
-    assert splits.train.targets.bincount().tolist() == [1, 8]
+    assert splits.train.targets.bincount().tolist() == [1, 10]
     assert splits.test is None
 
 
@@ -138,6 +139,110 @@ def test_data_seed_draws_the_test_part(photos):
 
     assert chosen(0) == chosen(0)
     assert any(chosen(0) != chosen(seed) for seed in range(1, 6))
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_ten_broken_images_of_all_parts_are_named_at_once(tmp_path, in_memory):
+    for part in ("train", "test"):
+        write_folder(tmp_path / part, {"a": 6, "b": 1})
+        for path in (tmp_path / part / "a").iterdir():
+            path.write_bytes(b"no image")
+    with pytest.raises(DataError.__base__) as caught:
+        image_folder(str(tmp_path), image_size=8, in_memory=in_memory)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "11 things are wrong:"
+    assert all("cannot be read as an image" in line and "replace it" in line for line in lines[1:11])
+    assert sum("train/a" in line for line in lines[1:11]) == 6
+    assert lines[11] == " 11. there are 2 more like these"
+
+
+def test_what_is_not_read_is_counted_and_named(tmp_path):
+    for part in ("Train", "Validation"):
+        write_folder(tmp_path / part, {"a": 3, "b": 2})
+    shutil.rmtree(tmp_path / "Validation" / "b")
+    (tmp_path / "Train" / "readme.md").touch()
+    (tmp_path / "Train" / "lost.png").touch()
+    (tmp_path / "a.zip").touch()
+    for name in ("1.heic", "2.HEIC", "3.txt", "4"):
+        (tmp_path / "Train" / "a" / name).touch()
+    splits = image_folder(str(tmp_path), image_size=8)
+    train = tmp_path / "Train"
+    assert splits.notes == (
+        f"1 file in {tmp_path} was not read (beside the parts): a.zip.",
+        f"2 files in {train} were not read (beside the class folders): lost.png, readme.md.",
+        f"4 files in {tmp_path} were not read (no images by suffix): "
+        "1 without suffix, 2 .heic (pip install pillow-heif reads them), 1 .txt.",
+        f"{tmp_path / 'Validation'} has no images of the class b.",
+    )
+    assert len(splits.train) == 5
+
+
+def test_parts_without_one_that_trains(tmp_path):
+    for part in ("Val", "Testing"):
+        write_folder(tmp_path / part, {"a": 3, "b": 2})
+    with pytest.raises(DataError, match="holds Val and Testing, and no training part"):
+        image_folder(str(tmp_path), image_size=8)
+
+
+def write_labels(base, *lines):
+    (base / "labels.csv").write_text("\n".join(lines) + "\n")
+    return image_folder(str(base), image_size=8, labels="labels.csv", test_fraction=0)
+
+
+def test_labels_from_a_table(tmp_path):
+    write_folder(tmp_path.parent, {tmp_path.name: 3})
+    write_folder(tmp_path, {"deep": 3})
+    splits = write_labels(tmp_path, "\ufefffile;label", "deep/2.png;9", "1.png;10", "0;9", "")
+    assert splits.spec.class_names == ("9", "10")
+    assert splits.train.targets.tolist() == [0, 1, 0]
+    labels = [splits.train.origin.format_label(i) for i in range(3)]
+    assert labels == [str(tmp_path / name) for name in ("deep/2.png", "1.png", "0.png")]
+    assert any("3 images" in note and "(without a line in" in note and "2.png" in note for note in splits.notes)
+
+    # Columns by name, of a table elsewhere.
+    (tmp_path / "other.csv").write_text("id,colour,picture\n1,red,0.png\n2,blue,1.png\n")
+    table = str(tmp_path / "other.csv")
+    named = image_folder(str(tmp_path), labels=table, file_column="picture", label_column="colour", test_fraction=0)
+    assert (named.spec.class_names, named.train.targets.tolist()) == (("blue", "red"), [1, 0])
+
+
+def test_a_table_without_names_of_columns_and_a_drawn_test_part(tmp_path):
+    write_folder(tmp_path.parent, {tmp_path.name: 10})
+    (tmp_path / "labels.csv").write_text("".join(f"{i}.png,{'ab'[i % 2]}\n" for i in range(10)))
+    splits = image_folder(str(tmp_path), image_size=8, labels="labels.csv", test_fraction=0.2)
+    assert (len(splits.train), len(splits.test)) == (8, 2)
+    assert splits.test.targets.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (["0.png,a", "9.png,b"], r"labels\.csv, line 2: there is no file 9\.png"),
+        (["0.png,a", "0.png,b"], "0.png is in line 1 too"),
+        (["0.png,a", "1.png,"], "1.png has no label"),
+        (["0.png", "1.png"], r"line 1, has 1 cell; write a file and its label"),
+        (["file,label"], "has a first line alone"),
+        (["0.png,a", "1.png,a"], "only one label, 'a'"),
+    ],
+)
+def test_tables_of_labels_that_cannot_be(dlrun, tmp_path, lines, words):
+    write_folder(tmp_path, {"p": 3})
+    (tmp_path / "p" / "labels.csv").write_text("\n".join(lines))
+    done = dlrun("data=image_folder", "data.path=p", "data.labels=labels.csv", "data.test_fraction=0")
+    assert (done.code, done.out) == (2, "")
+    assert re.search(words, done.err)
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_ten_missing_files_are_named_at_once(dlrun, tmp_path):
+    write_folder(tmp_path, {"p": 1})
+    (tmp_path / "p" / "labels.csv").write_text("".join(f"{i}.png,{'ab'[i % 2]}\n" for i in range(14)))
+    done = dlrun("data=image_folder", "data.path=p", "data.labels=labels.csv")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.count("there is no file") == 10
+    assert "there are 3 more like these" in done.err
+    done = dlrun("data=image_folder", "data.path=p", "data.labels=label.csv")
+    assert "did you mean labels.csv? type its path" in done.err
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
@@ -216,7 +321,7 @@ def test_request_errors_are_requests(photos):
 def test_a_folder_that_cannot_be_read_is_said(tmp_path):
     gone = tmp_path / "gone"
     with pytest.raises(DataError, match="gone cannot be read: No such file or directory"):
-        list(folders.list_files_below(os.fsencode(gone)))
+        list(class_folders.list_files_below(os.fsencode(gone)))
 
 
 @pytest.mark.parametrize("name", ["valid", "validation", "dev", "eval"])
@@ -238,7 +343,8 @@ def test_a_validation_folder_may_have_other_names(photos, name):
         (("train", "holdout"), set(), "holdout"),
         (("train",), set(), ""),
         (("Train", "Val", "TEST"), {"val", "test"}, ""),
-        (("training", "testing"), {"test"}, ""),
+        (("Training", "Testing"), {"test"}, ""),
+        (("TRAIN", "Dev"), {"val"}, ""),
     ],
 )
 def test_a_folder_of_parts_is_known_by_its_training_part(photos, names, parts, unread):

@@ -1,5 +1,7 @@
 """One image file at a time: checked, opened, and cut to a square."""
 
+import functools
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,13 +16,48 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-EXTENSIONS = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
+_SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"
+)  # fmt: skip
+
+# Suffixes that not every installation reads, and what makes it read them.
+_HEIF = (".heic", ".heif")
+_AVIF = (".avif",)
+
+
+@functools.cache
+def list_suffixes() -> frozenset[str]:
+    """Suffixes of image files that can be read here, in lower case."""
+    from PIL import features
+
+    suffixes = {*_SUFFIXES}
+    if features.check("avif"):
+        suffixes.update(_AVIF)
+    if importlib.util.find_spec("pillow_heif"):
+        suffixes.update(_HEIF)
+    return frozenset(suffixes)
+
+
+def suggest_decoder(suffix: str) -> str:
+    """What to install for images of this suffix; "" for a suffix that is read, or that no package reads."""
+    if suffix in list_suffixes():
+        return ""
+    if suffix in _HEIF:
+        return "pip install pillow-heif reads them"
+    return "pip install -U pillow reads them" if suffix in _AVIF else ""
+
+
+def _register_decoders() -> None:
+    # Pillow knows of the package only once it has been registered.
+    if ".heic" in list_suffixes():
+        importlib.import_module("pillow_heif").register_heif_opener()
 
 
 def check_picture(path: Path) -> None:
     """Raise DataError unless the file starts like an image; its pixels are not decoded."""
     from PIL import Image
 
+    _register_decoders()
     try:
         with Image.open(path) as image:
             # Decoding takes most of the time, and is done when the image is read.
@@ -60,6 +97,7 @@ def open_picture(path: Path, ground: "Callable[[Image], str]") -> "Image":
     """
     from PIL import Image, ImageOps
 
+    _register_decoders()
     try:
         with Image.open(path) as image:
             return _flatten(ImageOps.exif_transpose(image), ground)

@@ -10,7 +10,7 @@ from dlrun.core.errors import ListedError, RequestError, RunError
 from dlrun.core.shell import quote
 from dlrun.core.suggest import did_you_mean
 from dlrun.core.terminal import escape_line, write_error
-from dlrun.data.files.picture import EXTENSIONS
+from dlrun.data.files.picture import list_suffixes
 from dlrun.data.files.table import parse_numbers
 from dlrun.inference.predict.answer import Answer
 from dlrun.inference.predict.forward import refuse_several_inputs
@@ -21,7 +21,7 @@ from dlrun.inference.saved_model import SavedModel, open_saved_model, read_run_n
 from dlrun.runs.reports.console import Console, format_facts
 
 _FLAGS = ("--format", "--top")
-_ENDINGS = (*sorted(EXTENSIONS), ".csv", ".csv.gz", ".tsv", ".txt", ".npy")
+_ENDINGS = (".csv", ".csv.gz", ".tsv", ".txt", ".npy")
 # Answers held back while all of them are errors: one message then replaces the table.
 _MAX_LEADING_ERRORS = 20
 
@@ -142,7 +142,8 @@ def is_override(word: str) -> bool:
     # A word that ends like a file may be a misspelled file, unless its key exists.
     groups = {path.name for path in schema.CONFIG_DIR.iterdir() if path.is_dir()}
     known_keys = groups | set(schema.KEYS) | _KEYS
-    return key.lstrip("+~").split(".")[0] in known_keys or not word.lower().endswith(_ENDINGS)
+    endings = (*list_suffixes(), *_ENDINGS)
+    return key.lstrip("+~").split(".")[0] in known_keys or not word.lower().endswith(endings)
 
 
 _KEYS = {"device", "paths", "task", "trainer", "checkpoint", "tracking", "trust", "trusted_modules", "seed"}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dlrun.core.errors import DataError, MisfitError
 from dlrun.data.files.framing import Framing
-from dlrun.data.files.picture import EXTENSIONS, fit_image, open_picture
+from dlrun.data.files.picture import fit_image, list_suffixes, open_picture
 from dlrun.data.files.pixels import normalize_
 from dlrun.data.files.table import parse_numbers
 from dlrun.data.spec import DataSpec
@@ -52,7 +52,7 @@ class ImageReader:
             for place, line in read_lines(word):
                 yield self._parse_line(place, line)
         elif path.is_dir():
-            for file in list_files(path, tuple(sorted(EXTENSIONS))):
+            for file in list_files(path, tuple(sorted(list_suffixes()))):
                 yield Item(str(file), file)
         else:
             # A path without a file gets its error when it is prepared.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dlrun.core.errors import DataError
 from dlrun.core.suggest import did_you_mean
-from dlrun.data.folders import list_files_below
+from dlrun.data.class_folders import list_files_below
 
 STDIN = "-"
 

@@ -1,0 +1,401 @@
+"""Image files of the user's and their classes: from the folders that they lie in, or from a table of labels."""
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dlrun.core.errors import DataError, ErrorList, RequestError, join_names
+from dlrun.core.suggest import build_missing_path_error, did_you_mean
+from dlrun.data.datasets import partition_by_class
+from dlrun.data.files.picture import list_suffixes, suggest_decoder
+from dlrun.data.origin import Origin
+
+# Folder names of the parts, in lower case.
+_NAMES_OF_PARTS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev", "eval"),
+    "test": ("test", "testing"),
+}
+
+# Names of the column of files, in lower case, where no file has a suffix.
+_NAMES_OF_FILE_COLUMN = ("file", "filename", "file_name", "id", "image", "image_id", "image_name", "name", "path")
+
+# Names that a note lists, and mistakes that an error does.
+_MOST_NAMES = 5
+MOST_MISTAKES = 10
+
+
+@dataclass(frozen=True)
+class Files:
+    """Image files and, in the same order, their classes: targets int64 (N,).
+
+    paths: bytes of the file system. Python objects would take ten times the memory, in each worker anew.
+    """
+
+    paths: NDArray[np.bytes_]
+    targets: Tensor
+    origin: Origin
+
+    @classmethod
+    def from_lists(cls, paths: list[bytes], targets: list[int]) -> "Files":
+        """One file a row."""
+        names = np.array(paths)
+        return cls(names, torch.tensor(targets), Origin.from_files(names))
+
+    def take(self, rows: NDArray[np.int64]) -> "Files":
+        """Select files by row number."""
+        return Files(self.paths[rows], self.targets[rows], self.origin.take(torch.from_numpy(rows)))
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The image files of a data set, by part, and what the user should know of them.
+
+    source: the folder or table that says which classes there are. has_own_parts: whether the parts are folders.
+    """
+
+    parts: dict[str, Files]
+    class_names: list[str]
+    notes: tuple[str, ...]
+    source: Path
+    has_own_parts: bool = False
+
+
+@dataclass(frozen=True)
+class LabelColumns:
+    """The table of labels, and the names of its columns; None for the first and the second."""
+
+    table: str
+    file: str | None = None
+    label: str | None = None
+
+
+def find_files(folder: Path, test_fraction: float, seed: int) -> Catalogue:
+    """The files in the class folders of `folder`, or of its folders train, val and test.
+
+    Raises DataError, for up to ten mistakes at once.
+    """
+    _check_folder(folder)
+    folders_of_parts = _find_folders_of_parts(folder)
+    for part, folders in folders_of_parts.items():
+        if len(folders) > 1:
+            names = " and ".join(path.name for path in folders)
+            raise DataError(f"{folder} holds {names}, of which one is the {part} part; rename the other")
+
+    # The training part decides which classes there are.
+    base = folders_of_parts["train"][0] if folders_of_parts else folder
+    class_names = [path.name for path in _list_visible(base) if path.is_dir()]
+    if not class_names:
+        raise DataError(f"{base} has no class folders: put the images of each class into a folder named after it")
+
+    bases = {name: folders[0] for name, folders in folders_of_parts.items() if folders} or {"train": base}
+    mistakes = ErrorList(MOST_MISTAKES)
+    unread: Counter[str] = Counter()
+    parts: dict[str, Files] = {}
+    for part, base_of_part in bases.items():
+        files = mistakes.collect(_collect_files, base_of_part, class_names, mistakes, unread)
+        if files is not None:
+            parts[part] = files
+    mistakes.raise_if_any()
+
+    notes = [*_note_beside(folder, folders_of_parts), *_note_unread(folder, unread)]
+    notes += _note_missing_classes(bases, class_names)
+    if folders_of_parts:
+        return Catalogue(parts, class_names, tuple(notes), base, has_own_parts=True)
+    return _draw_test_part(parts["train"], class_names, tuple(notes), folder, test_fraction, seed)
+
+
+def find_labelled_files(folder: Path, columns: LabelColumns, test_fraction: float, seed: int) -> Catalogue:
+    """The files in `folder` that a table names, one a row, with the label of each.
+
+    A relative table is looked for in `folder`, then in the working directory; files are relative to `folder`, and a
+    name may leave out its suffix. Raises DataError, for up to ten mistakes at once.
+    """
+    _check_folder(folder)
+    table = _find_table(folder, columns.table)
+    lines = _read_labels(table, columns)
+
+    all_files = [Path(os.fsdecode(path)) for path in list_files_below(os.fsencode(folder)) if is_image(path)]
+    path_of_stem: dict[Path, Path] = {}
+    for image in all_files:
+        path_of_stem.setdefault(image.with_suffix(""), image)
+
+    mistakes = ErrorList(MOST_MISTAKES)
+    line_of_path: dict[Path, int] = {}
+    labels: list[str] = []
+    for number, name, label in lines:
+        named = folder / os.path.normpath(name)
+        path = named if named.is_file() else path_of_stem.get(named)
+        if not label:
+            mistakes.add(DataError(f"{table}, line {number}: {name} has no label; write one or remove the line"))
+        elif path is None:
+            mistakes.add(DataError(f"{table}, line {number}: there is no file {name} in {folder}; remove the line"))
+        elif path in line_of_path:
+            earlier = line_of_path[path]
+            mistakes.add(DataError(f"{table}, line {number}: {name} is in line {earlier} too; leave one of them"))
+        else:
+            line_of_path[path] = number
+            labels.append(label)
+    mistakes.raise_if_any()
+
+    class_names = _sort_labels(set(labels))
+    codes = {name: code for code, name in enumerate(class_names)}
+    files = Files.from_lists([os.fsencode(path) for path in line_of_path], [codes[label] for label in labels])
+
+    notes: list[str] = []
+    unnamed = [str(path.relative_to(folder)) for path in all_files if path not in line_of_path]
+    if unnamed:
+        notes.append(_note_not_read(folder, len(unnamed), "image", f"without a line in {table}", _list(unnamed)))
+    return _draw_test_part(files, class_names, tuple(notes), table, test_fraction, seed)
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.is_dir():
+        return
+    if folder.exists():
+        raise DataError(f"data.path={folder} is a file, not a folder")
+    raise build_missing_path_error(folder, "data.path")
+
+
+def _draw_test_part(
+    train: Files, class_names: list[str], notes: tuple[str, ...], source: Path, test_fraction: float, seed: int
+) -> Catalogue:
+    # A single class cannot be trained on, so no test part is drawn.
+    if len(class_names) == 1:
+        return Catalogue({"train": train}, class_names, notes, source)
+    train_rows, test_rows = partition_by_class(train.targets.numpy(), class_names, test_fraction, seed, str(source))
+    drawn = {"train": train_rows, "test": test_rows}
+    parts = {name: train.take(rows) for name, rows in drawn.items() if len(rows)}
+    return Catalogue(parts, class_names, notes, source)
+
+
+# Folders of parts and classes
+
+
+def _find_folders_of_parts(folder: Path) -> dict[str, list[Path]]:
+    """By part, the folders named after it; empty if the class folders lie in `folder` itself.
+
+    A folder called train that holds folders, and no image itself, is a part, whatever lies beside it.
+    """
+    folders = [path for path in _list_visible(folder) if path.is_dir()]
+    parts: dict[str, list[Path]] = {}
+    for part, usual_names in _NAMES_OF_PARTS.items():
+        parts[part] = [path for path in folders if path.name.lower() in usual_names]
+
+    if not parts["train"]:
+        others = [*parts["val"], *parts["test"]]
+        if len(others) == len(folders) > 1 and all(_holds_class_folders([path]) for path in others):
+            names = " and ".join(path.name for path in others)
+            raise DataError(f"{folder} holds {names}, and no training part; name the folder of that train")
+        return {}
+    if parts["val"] or parts["test"]:
+        return parts
+
+    # A single "train" may be the name of a class.
+    return parts if _holds_class_folders(parts["train"]) else {}
+
+
+def _holds_class_folders(folders: list[Path]) -> bool:
+    inside = [path for folder in folders for path in _list_visible(folder)]
+    holds_folders = any(path.is_dir() for path in inside)
+    return holds_folders and not any(is_image(os.fsencode(path)) for path in inside)
+
+
+def _collect_files(base: Path, class_names: list[str], mistakes: ErrorList, unread: Counter[str]) -> Files:
+    """All images of a part; each of its class folders must be known and hold an image.
+
+    mistakes and unread, the number of files by suffix, are added to.
+    """
+    paths: list[bytes] = []
+    targets: list[int] = []
+    folders = [path for path in _list_visible(base) if path.is_dir()]
+    for folder in folders:
+        if folder.name not in class_names:
+            known = join_names(class_names)
+            mistakes.add(DataError(f"{folder} is a class without training images: there are {known}"))
+            continue
+
+        images: list[bytes] = []
+        others: Counter[str] = Counter()
+        for path in list_files_below(os.fsencode(folder)):
+            if is_image(path):
+                images.append(path)
+            else:
+                others[Path(os.fsdecode(path)).suffix.lower()] += 1
+        unread.update(others)
+        if not images:
+            held = f", but {_describe_suffixes(others)}" if others else ""
+            advice = "add some or remove it"
+            mistakes.add(DataError(f"{folder} holds no images ({', '.join(sorted(list_suffixes()))}){held}: {advice}"))
+            continue
+        paths += images
+        targets += [class_names.index(folder.name)] * len(images)
+
+    if not folders:
+        raise DataError(f"{base} has no class folders: put the images of each class into a folder named after it")
+    if not paths:
+        # Said for each of its folders.
+        return Files(np.array([], dtype=np.bytes_), torch.tensor([]), Origin.from_position(str(base), 0))
+    return Files.from_lists(paths, targets)
+
+
+def _note_beside(folder: Path, folders_of_parts: dict[str, list[Path]]) -> Iterator[str]:
+    """Notes on what lies beside the folders that are read."""
+    if folders_of_parts:
+        bases = [path for folders in folders_of_parts.values() for path in folders]
+        others = [path.name for path in _list_visible(folder) if path.is_dir() and path not in bases]
+        if others:
+            yield f"{', '.join(others)} in {folder} was not read: the parts are train, val and test."
+        files = [path.name for path in _list_visible(folder) if not path.is_dir()]
+        if files:
+            yield _note_not_read(folder, len(files), "file", "beside the parts", _list(files))
+    else:
+        bases = [folder]
+
+    for base in bases:
+        files = [path.name for path in _list_visible(base) if not path.is_dir()]
+        if files:
+            yield _note_not_read(base, len(files), "file", "beside the class folders", _list(files))
+
+
+def _note_unread(folder: Path, unread: Counter[str]) -> Iterator[str]:
+    if unread:
+        yield _note_not_read(folder, unread.total(), "file", "no images by suffix", _describe_suffixes(unread))
+
+
+def _note_missing_classes(bases: dict[str, Path], class_names: list[str]) -> Iterator[str]:
+    """Notes on classes that are trained, and of which a part has no image."""
+    for base in list(bases.values())[1:]:
+        present = {path.name for path in _list_visible(base)}
+        missing = [name for name in class_names if name not in present]
+        if missing:
+            noun = "class" if len(missing) == 1 else "classes"
+            yield f"{base} has no images of the {noun} {join_names(missing)}."
+
+
+def _describe_suffixes(counts: Counter[str]) -> str:
+    """As "5 .heic (pip install pillow-heif reads them), 2 .txt"."""
+    words = []
+    for suffix, count in sorted(counts.items()):
+        advice = suggest_decoder(suffix)
+        words.append(f"{count} {suffix or 'without suffix'}{f' ({advice})' if advice else ''}")
+    return ", ".join(words)
+
+
+def _note_not_read(folder: Path, count: int, noun: str, why: str, names: str) -> str:
+    was = f"{noun} in {folder} was" if count == 1 else f"{noun}s in {folder} were"
+    return f"{count:,} {was} not read ({why}): {names}."
+
+
+def _list(names: list[str]) -> str:
+    return join_names(names, most=_MOST_NAMES)
+
+
+def _list_visible(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def list_files_below(folder: bytes) -> Iterator[bytes]:
+    """Yield all files at any depth, except hidden ones, in an order that depends on their names only.
+
+    Raises DataError for a folder that cannot be read.
+    """
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"{os.fsdecode(folder)} cannot be read: {error.strerror}") from error
+
+    for entry in entries:
+        # Recursion keeps the folders in order too; os.walk would yield files before folders.
+        if entry.is_dir() and not entry.name.startswith(b"."):
+            yield from list_files_below(entry.path)
+        elif not entry.name.startswith(b"."):
+            yield entry.path
+
+
+def is_image(name: bytes) -> bool:
+    """Whether a file's suffix is that of an image which can be read here."""
+    suffix = b"." + name.rpartition(b".")[2].lower()
+    return suffix.decode("ascii", "replace") in list_suffixes()
+
+
+# Tables of labels
+
+
+def _find_table(folder: Path, name: str) -> Path:
+    path = Path(name).expanduser()
+    if (folder / path).is_file():
+        return folder / path
+    if path.is_file():
+        return path
+
+    tables = [file.name for file in _list_visible(folder) if file.suffix.lower() in (".csv", ".tsv", ".txt")]
+    hint = did_you_mean(path.name, tables)
+    raise DataError(f"data.labels={name}: there is no such table in {folder}; {hint}type its path")
+
+
+def _read_labels(table: Path, columns: LabelColumns) -> list[tuple[int, str, str]]:
+    """Line number, file and label of each row; a first line that names columns is no row."""
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            first = file.readline()
+            file.seek(0)
+            delimiter = max(",;\t", key=first.count)
+            reader = csv.reader(file, delimiter=delimiter)
+            rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(row)]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{table} is not UTF-8 text; save it as UTF-8") from error
+    except (OSError, csv.Error) as error:
+        raise DataError(f"{table} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+    if not rows:
+        raise DataError(f"{table} is empty; write a file and its label a line, as in cat1.png,cat")
+    header = rows[0][1]
+    file_column = _find_column(table, header, columns.file, "data.file_column", 0)
+    label_column = _find_column(table, header, columns.label, "data.label_column", 1)
+
+    mistakes = ErrorList(MOST_MISTAKES)
+    for number, row in rows:
+        if len(row) <= max(file_column, label_column):
+            cells = f"{len(row)} cell" if len(row) == 1 else f"{len(row)} cells"
+            mistakes.add(DataError(f"{table}, line {number}, has {cells}; write a file and its label"))
+    mistakes.raise_if_any()
+
+    names_columns = columns.file is not None or columns.label is not None
+    if names_columns or _is_header(header[file_column], rows[1:], file_column):
+        rows = rows[1:]
+    if not rows:
+        raise DataError(f"{table} has a first line alone; write a file and its label a line, as in cat1.png,cat")
+    return [(number, row[file_column], row[label_column]) for number, row in rows]
+
+
+def _find_column(table: Path, header: list[str], name: str | None, key: str, default: int) -> int:
+    if name is None:
+        return default
+    if name not in header:
+        hint = did_you_mean(name, header)
+        raise RequestError(f"{key}={name}: {table} has no such column; {hint}it has {join_names(header)}")
+    return header.index(name)
+
+
+def _is_header(cell: str, others: Iterable[tuple[int, list[str]]], column: int) -> bool:
+    """Whether the first cell of the files names a column: it has no suffix, and others have one, or says so."""
+    if Path(cell).suffix:
+        return False
+    return cell.lower() in _NAMES_OF_FILE_COLUMN or any(Path(row[column]).suffix for _, row in others)
+
+
+def _sort_labels(labels: set[str]) -> list[str]:
+    """Whole numbers in ascending order, text in alphabetical order."""
+    if all(label.isascii() and label.isdigit() for label in labels):
+        # 007 and 7 are two classes.
+        return sorted(labels, key=lambda label: (int(label), label))
+    return sorted(labels)
