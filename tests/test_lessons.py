@@ -121,7 +121,7 @@ def test_the_fit_is_shown_as_it_evolves(dlrun: Callable[..., Any]) -> None:
     from PIL import Image
 
     done = dlrun("lesson=parabola_fit", "seed=0", "trainer.epochs=20", "checkpoint.every_epochs=20")
-    assert [image.step for image in events(done.folder).Images("evolution/fit")] == [1, 10, 20]
+    assert [image.step for image in events(done.folder).Images("visuals/evolution_fit")] == [1, 10, 20]
     with Image.open(done.folder / "figures" / "evolution.gif") as movie:
         assert movie.n_frames == 3  # type: ignore[attr-defined]
 

@@ -81,6 +81,7 @@ MEANINGS = {
     "device.num_threads": "CPU threads; `auto`: the fastest of a few timed steps, taken again on resume",
     "tracking.graph": "log the graph of the model to TensorBoard; null: of the runs that `figures=null` draws",
     "tracking.samples": "log a grid of input images",
+    "tracking.activations": "draw the activation functions of the model, which are the same in every run",
     "tracking.weight_histograms": "log the distribution of every parameter, every epoch",
     "tracking.evolution_every_epochs": "draw the fit after this many epochs each, and all pictures as a GIF",
     "tracking.diagnose": "report learning trouble at the epoch where it shows",

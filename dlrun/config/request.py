@@ -29,7 +29,7 @@ from dlrun.config.compose import (
 from dlrun.config.composer import Composer
 from dlrun.config.files import ConfigFile, ConfigFiles, has_own_files
 from dlrun.core.errors import RequestError
-from dlrun.core.format import format_folder_name
+from dlrun.core.format import count_digits, format_folder_name
 from dlrun.core.literals import Literals
 from dlrun.core.own_code import list_metric_targets
 
@@ -58,6 +58,8 @@ class Request:
     group: Path | None = None
     # Those of the overrides that sweep.points added.
     extra: list[str] = field(default_factory=list)
+    # Keys that differ between the jobs of the sweep.
+    varied: list[str] = field(default_factory=list)
     # Key of a job in the ledger of its sweep.
     key: str = ""
     # A list when the config comes from a saved run: see experiment/builder/targets.py.
@@ -282,7 +284,7 @@ def _expand_points(request: Request, files: ConfigFiles) -> list[Request]:
             # Passes through, too.
             error.add_note(IN_POINTS)
             raise
-        folder = group / f"{number}_{format_folder_name(','.join(extra))}"
+        folder = group / f"{number:0{count_digits(len(points))}}_{format_folder_name(','.join(extra))}"
         # HydraConfig is of this point since it was composed.
         settings = cast(DictConfig, HydraConfig.get())
         point = _make_request(raw_config, settings, words, folder, request.words, files)

@@ -179,6 +179,7 @@ class TrackingConfig:
     diagnose: bool = True  # report learning trouble at the epoch where it shows
     graph: bool | None = None  # null: for the runs that figures=null draws
     samples: bool = True
+    activations: bool = False  # the activation functions of the model, which are the same in every run
     weight_histograms: bool = False
 
     # A picture of the fit after so many epochs, and all of them as figures/*.gif.

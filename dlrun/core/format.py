@@ -5,6 +5,11 @@ import re
 _MOST_BYTES = 200
 
 
+def count_digits(count: int) -> int:
+    """Digits of the largest of `count` numbers from 0: with as many in all of them, names sort as the numbers do."""
+    return len(str(max(count - 1, 0)))
+
+
 def format_folder_name(text: str, longest: int = 100) -> str:
     """`text` as the name of one folder, without characters that a shell or a file system minds, and not too long."""
     # [4] becomes 4: a dash in its place would make it look negative.

@@ -342,10 +342,18 @@ def describe_for_loggers(
         tags=tuple(labels.tags),
         notes=labels.notes,
         sweep=None if request.sweep is None else name_sweep(request.sweep, outputs),
+        varied=tuple(list_varied_keys(request)),
         resumed_step=resumed["step"] if resumed else None,
         rows=logger.read_rows(folder) if resumed else (),
         disk_problems=unsaved,
     )
+
+
+def list_varied_keys(request: Request) -> list[str]:
+    """Keys that differ between the jobs of a sweep; of a run alone those of its command line, which others may vary."""
+    if request.sweep is not None:
+        return request.varied
+    return list(dict.fromkeys(map(unheeded.get_key, read_typed_words(request))))
 
 
 def name_sweep(sweep: Path, outputs: Path) -> str:

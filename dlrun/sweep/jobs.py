@@ -12,7 +12,7 @@ from typing import Any
 from dlrun.config.request import Request
 from dlrun.config.schema import hash_config
 from dlrun.core.errors import RequestError
-from dlrun.core.format import format_folder_name
+from dlrun.core.format import count_digits, format_folder_name
 from dlrun.core.own_code import find_own_modules
 
 # Jobs with different presets may differ in keys that config_hash leaves out.
@@ -77,10 +77,11 @@ def build_jobs(requests: Sequence[Request], sweep: Path) -> list[Job]:
     for request in requests:
         words_by_top.setdefault(request.group or request.folder, _drop_extra(request))
     shared_by_tops = _intersect(words_by_top.values())
+    digits = count_digits(len(words_by_top))
     places = {}
     for number, (top, words) in enumerate(words_by_top.items()):
         varying_words = [word for word in words if word not in shared_by_tops]
-        places[top] = sweep / f"{number}_{format_folder_name(','.join(varying_words))}"
+        places[top] = sweep / f"{number:0{digits}}_{format_folder_name(','.join(varying_words))}"
 
     # Labels and keys tell jobs apart by all overrides, with the words of sweep.points.
     common_words = _intersect(request.overrides for request in requests)
@@ -100,7 +101,9 @@ def build_jobs(requests: Sequence[Request], sweep: Path) -> list[Job]:
     varying = set[str]()
     if len(requests) > 1:
         varying = varying.union(*(request.overrides for request in requests)) - common_words
+    varied_keys = sorted({parse_key(word) for word in varying})
     for job in jobs:
+        job.request = replace(job.request, varied=varied_keys)
         job.key = job.key or compute_identity(job, varying)
     return jobs
 

@@ -1,6 +1,7 @@
 """One sweep from start to end: choose the folder, check the jobs, run them, compare the runs."""
 
 import contextlib
+import re
 import shlex
 import time
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from dlrun.config.request import Request
 from dlrun.core import user_code
 from dlrun.core.errors import RequestError, UnreadableError
 from dlrun.core.files import DiskProblems, convert_write_errors, remove_temporaries
+from dlrun.core.format import count_digits
 from dlrun.core.lock import Lock
 from dlrun.core.own_code import find_own_modules
 from dlrun.core.shell import suggest_command
@@ -146,6 +148,8 @@ def _select_unfinished(jobs: Sequence[Job], ledger: Ledger) -> list[Job]:
     """
     unfinished = []
     last_number = max((entry.number for entry in ledger.entries.values()), default=-1)
+    # As many as the folders have that the sweep began with.
+    digits = count_digits(len(ledger.entries))
     for job in jobs:
         entry = ledger.entries.get(job.key)
         if entry is not None:
@@ -157,9 +161,9 @@ def _select_unfinished(jobs: Sequence[Job], ledger: Ledger) -> list[Job]:
                 continue
         elif ledger.entries:
             last_number += 1
-            name = job.folder.name.removeprefix(f"{job.number}_")
+            name = re.sub(f"^0*{job.number}_", "", job.folder.name)
             job.number = last_number
-            job.request = replace(job.request, folder=job.folder.parent / f"{last_number}_{name}")
+            job.request = replace(job.request, folder=job.folder.parent / f"{last_number:0{digits}}_{name}")
         unfinished.append(job)
     return unfinished
 

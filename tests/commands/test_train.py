@@ -26,7 +26,7 @@ def test_run_folder_holds_what_the_design_says(dlrun: Callable) -> None:
         "metrics.jsonl", "fingerprints.jsonl", "result.json", "report.html", "checkpoints/last.pt",
         "checkpoints/best.pt", "checkpoints/step_00000002.pt",
         "checkpoints/step_00000004.pt", "figures/loss.png", "figures/confusion.png", "figures/samples.png",
-        "figures/activations.png", "figures/mistakes.png",
+        "figures/mistakes.png",
     }  # fmt: skip
     assert done.folder.parent.parent.name == "outputs"
     assert done.folder.name.endswith("_cnn_digits")

@@ -10,7 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.hparams import get_experiment, list_session_groups
+from tensorboard.plugins.hparams.api_pb2 import GetExperimentRequest, ListSessionGroupsRequest
+from tensorboard.plugins.hparams.backend_context import Context
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import Tensor, nn
 
@@ -104,6 +111,46 @@ def test_hyperparameters_are_readable_with_their_metrics(tmp_path: Path) -> None
     assert not [p for p in tmp_path.iterdir() if p.is_dir()]
 
 
+@pytest.mark.slow
+def test_the_table_of_hyperparameters_begins_with_what_a_sweep_varies(
+    dlrun: Callable[..., Any], tmp_path: Path
+) -> None:
+    """As TensorBoard itself reads the folder: columns by the description of one run, rows by the names of folders."""
+    words = ("data=line", "model=linear", "optimizer=sgd", "trainer.epochs=1", *QUIET)
+    swept = ("optimizer.lr=0.1,0.01", "seed=range(6)")
+    assert dlrun("-m", *words, *swept, "sweep.dir=s").code == 0
+    columns, rows = read_table(tmp_path / "s")
+    assert columns[:2] == ["optimizer.lr", "seed"]
+    assert columns[2:] == sorted(columns[2:])
+    assert {"data", "optimizer", "trainer.epochs"} < set(columns)
+    assert [int(row.partition("_")[0]) for row in rows] == list(range(12))
+    assert rows[0] == "00_optimizer.lr=0.1,seed=0"
+
+    # A resumed sweep adds its points behind the others.
+    assert dlrun("resume", "s", "seed=7").code == 0
+    _, rows = read_table(tmp_path / "s")
+    assert rows[-2:] == ["12_optimizer.lr=0.1,seed=7", "13_optimizer.lr=0.01,seed=7"]
+
+    # A run alone begins with what its command line has set.
+    assert dlrun(*words, "hydra.run.dir=alone").code == 0
+    columns, _ = read_table(tmp_path / "alone")
+    assert columns[:4] == ["data", "model", "optimizer", "trainer.epochs"]
+
+
+def read_table(folder: Path) -> tuple[list[str], list[str]]:
+    """Columns and rows of the HParams page, in its order."""
+    runs = EventMultiplexer()
+    runs.AddRunsFromDirectory(str(folder))
+    runs.Reload()
+    provider = MultiplexerDataProvider(runs, str(folder))
+    context = Context(TBContext(data_provider=provider))
+    request = RequestContext()
+    experiment = get_experiment.Handler(request, context, "", GetExperimentRequest()).run()
+    asked = ListSessionGroupsRequest(allowed_statuses=[0, 1, 2, 3], slice_size=100)
+    groups = list_session_groups.Handler(request, context, "", asked).run().session_groups
+    return [column.name for column in experiment.hparam_infos], [group.name for group in groups]
+
+
 def test_what_is_not_finite_is_null_in_strict_json(tmp_path: Path) -> None:
     with open_logger(LoggedRun(tmp_path)) as tracker:
         tracker.log_epoch(row(1, train_loss=math.nan, val_loss=math.inf, lr=0.5), {})
@@ -190,8 +237,8 @@ def test_images_are_shown_with_their_pixels(floats: bool, tmp_path: Path) -> Non
 
     pixels = torch.randint(0, 256, (3, 4, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     with open_logger(LoggedRun(tmp_path)) as tracker:
-        tracker.log_image("figures/x", pixels.float() / 255 if floats else pixels, 7)
-    (event,) = events(tmp_path).Images("figures/x")
+        tracker.log_image("visuals/x", pixels.float() / 255 if floats else pixels, 7)
+    (event,) = events(tmp_path).Images("visuals/x")
     assert (event.step, event.height, event.width) == (7, 4, 6)
     shown = torch.from_numpy(imread(io.BytesIO(event.encoded_image_string))[..., :3] * 255).round()
     assert (shown - pixels.permute(1, 2, 0)).abs().max() <= 1

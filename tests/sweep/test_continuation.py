@@ -17,7 +17,14 @@ BEGUN = ("-m", "data=blobs", "optimizer.lr=0.1,0.2", "seed=0,1")
 
 def request(words: Sequence[str], asked: Path | None, sweep: Path) -> Request:
     """The first point of a command line, with as much of a config as `place` looks at."""
-    plain = {"seed": 0, "data": {}, "trainer": {}, "sweep": {"dir": str(asked) if asked else None}}
+    plain = {
+        "seed": 0,
+        "data": {},
+        "model": {},
+        "task": {},
+        "trainer": {},
+        "sweep": {"dir": str(asked) if asked else None},
+    }
     return Request(plain, {}, ["seed=0"], folder=sweep / "0", sweep=sweep, words=list(words))
 
 

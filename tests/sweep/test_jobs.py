@@ -17,7 +17,7 @@ from dlrun.config.schema import CONFIG_DIR, hash_config
 from dlrun.sweep.jobs import Job, build_jobs, compute_identity, drop_duplicates, parse_key
 
 SWEEP = Path("sweep")
-EMPTY: dict[str, Any] = {"seed": 0, "data": {}, "trainer": {}}
+EMPTY: dict[str, Any] = {"seed": 0, "data": {}, "model": {}, "task": {}, "trainer": {}}
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,7 @@ def jobs(composer: Composer) -> Callable[..., list[Job]]:
         (["m=[4]", "m=[4,4]"], ["0_m=4", "1_m=4,4"], ["m=[4]", "m=[4,4]"]),
         (["a=/x/y", "a=/x/'z z'"], ["0_a=-x-y", "1_a=-x-z-z"], None),
         (["~a", "+b=1"], ["0_a", "1_+b=1"], None),
+        ([f"seed={i}" for i in range(11)], [f"{i:02}_seed={i}" for i in range(11)], None),  # in order by name too
         ([f"a={'long' * 60}1", f"a={'long' * 60}2"], [f"{i}_a={'long' * 24}lo" for i in (0, 1)], None),
     ],
 )

@@ -15,6 +15,7 @@ from dlrun.engine.callback import Callback, TrainerView
 from dlrun.engine.evaluation import collect_rows, compute_outputs, evaluation_mode
 from dlrun.experiment.context import RunContext
 from dlrun.runs.logger import RunLogger
+from dlrun.runs.loggers.tensorboard import IMAGES
 from dlrun.runs.reports.plots import canvas, decision, errors, regression
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class Evolution(Callback):
             self.frames.mkdir(parents=True, exist_ok=True)
             canvas.save_png(image, self.frames / f"epoch_{number:05d}.png")
             # (H, W, 3) -> (3, H, W)
-            self.tracker.log_image(f"evolution/{self.kind}", torch.from_numpy(image).permute(2, 0, 1), step)
+            self.tracker.log_image(f"{IMAGES}evolution_{self.kind}", torch.from_numpy(image).permute(2, 0, 1), step)
         device.set_rng_state(rng)
 
     def draw_frame(self, title: str) -> NDArray[np.uint8]:

@@ -21,6 +21,7 @@ from dlrun.experiment.context import RunContext
 from dlrun.experiment.final_outputs import FinalOutputs, SplitOutputs
 from dlrun.runs import logger
 from dlrun.runs.logger import RunLogger
+from dlrun.runs.loggers.tensorboard import IMAGES
 from dlrun.runs.reports.plots import (
     activations,
     canvas,
@@ -59,7 +60,7 @@ def draw_all(context: RunContext, folder: Path, tracker: RunLogger, outputs: Fin
             canvas.save_png(image, target / f"{name}.png")
             # (H, W, 3) -> (3, H, W)
             channels_first = torch.from_numpy(image).permute(2, 0, 1)
-            tracker.log_image(f"figures/{name}", channels_first, context.state.progress.step)
+            tracker.log_image(IMAGES + name, channels_first, context.state.progress.step)
     device.set_rng_state(rng)
     evolution.write_animation(target, context.state.progress.epoch)
 
@@ -69,7 +70,7 @@ def _draw_pictures(context: RunContext, folder: Path, tracker: RunLogger, output
     if len(rows) > 1:
         yield "loss", loss.draw_loss_curves(rows)
 
-    functions = activations.find_activations(context.state.model)
+    functions = activations.find_activations(context.state.model) if context.settings.tracking.activations else {}
     if functions:
         yield "activations", activations.draw_activations(functions)
 

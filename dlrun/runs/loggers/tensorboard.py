@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import Tensor, nn
 from torch.utils.tensorboard import FileWriter, SummaryWriter
 from torch.utils.tensorboard.summary import hparams
@@ -21,6 +22,9 @@ from dlrun.core.yaml import flatten
 from dlrun.engine.evaluation import evaluation_mode
 from dlrun.runs.loggers.base import LoggedRun, Logger
 from dlrun.runs.tensorboard import END_SUFFIX, EventFile, wait_for_later_name
+
+# In front of the tags of images: TensorBoard sorts by tag, and scalars come first (test/, train/, val/).
+IMAGES = "visuals/"
 
 # Classes that get a precision-recall curve: the first ones.
 _MOST_CURVES = 20
@@ -47,6 +51,19 @@ class _SummaryWriter(SummaryWriter):
         # SummaryWriter flushes and closes all of these.
         self.all_writers = {self.log_dir: writer}  # type: ignore[assignment]
         return writer
+
+
+def _mark_varied(summary: Summary, keys: Sequence[str]) -> Summary:
+    """Mark hyperparameters as different between runs: they are the first columns of the table, which are by name else.
+
+    TensorBoard reads the columns of all runs from the description in one of them.
+    """
+    data = summary.value[0].metadata.plugin_data
+    content = HParamsPluginData.FromString(data.content)
+    for column in content.experiment.hparam_infos:
+        column.differs = column.name in keys
+    data.content = content.SerializeToString()
+    return summary
 
 
 class TensorBoardLogger(Logger):
@@ -151,7 +168,9 @@ class TensorBoardLogger(Logger):
         final = {f"hparam/{key}": value for key, value in metrics.items() if math.isfinite(value)}
 
         events: Any = self.writer.file_writer
-        for summary in hparams(flat, final):  # type: ignore[no-untyped-call]
+        experiment, *session = hparams(flat, final)  # type: ignore[no-untyped-call]
+        events.add_summary(_mark_varied(experiment, self.run.varied))
+        for summary in session:
             events.add_summary(summary)
         self.log_metrics(final, step)
 

@@ -62,7 +62,7 @@ def test_a_frame_comes_at_the_first_epoch_and_every_so_often(parts_of: Any, tmp_
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     tracker = follow(evolution, range(1, 12))
     assert frames(tmp_path) == [1, 5, 10]
-    assert tracker.images == [("evolution/fit", 3 * epoch, (3, 320, 416)) for epoch in (1, 5, 10)]
+    assert tracker.images == [("visuals/evolution_fit", 3 * epoch, (3, 320, 416)) for epoch in (1, 5, 10)]
     assert model.training
     assert random.getstate() == states[0]
     assert np.random.get_state()[1].tolist() == states[1]
@@ -105,7 +105,7 @@ def test_the_animation_ends_with_the_run(parts_of: Any, tmp_path: Path) -> None:
 
 def test_classes_over_two_features_are_shown_as_regions(parts_of: Any, tmp_path: Path) -> None:
     evolution = Evolution(parts_of(nn.Linear(2, 2), blobs(rows_per_class=10)), tmp_path, 10, UNUSED)
-    assert follow(evolution, range(1, 3)).images == [("evolution/decision", 3, (3, 320, 416))]
+    assert follow(evolution, range(1, 3)).images == [("visuals/evolution_decision", 3, (3, 320, 416))]
 
 
 class Shift(nn.Module):

@@ -45,16 +45,17 @@ def left_alone(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     [
         pytest.param(("data=regression", "model=linear"), "fit landscape loss", id="one feature", marks=SLOW),
         pytest.param(
-            ("data=blobs", "data.task=binary"), "activations confusion decision loss", id="two features", marks=SLOW
+            ("data=blobs", "data.task=binary", "tracking.activations=true"),
+            "activations confusion decision loss",
+            id="two features",
+            marks=SLOW,
         ),
         pytest.param(("data=hello", "model=rnn", "trainer.epochs=1"), "mistakes", id="words"),
-        pytest.param(
-            ("data=digits", "model=cnn"), "activations confusion loss mistakes samples", id="images", marks=SLOW
-        ),
+        pytest.param(("data=digits", "model=cnn"), "confusion loss mistakes samples", id="images", marks=SLOW),
         pytest.param(
             ("data=pass_fail", "model=logistic"), "confusion landscape loss probability", id="hours", marks=SLOW
         ),
-        pytest.param(("data=regression", "data.features=3"), "activations fit loss", id="three features", marks=SLOW),
+        pytest.param(("data=regression", "data.features=3"), "fit loss", id="three features", marks=SLOW),
         pytest.param(
             ("data=digits", "model=linear", "trainer.epochs=1", "tracking.samples=false"),
             "confusion mistakes",
@@ -74,9 +75,9 @@ def test_a_run_leaves_its_pictures(
     assert all(pixels.std() > 0.02 for pixels in found.values())  # not blank
     shown = EventAccumulator(str(tmp_path / done.folder), size_guidance={"images": 0}).Reload()
     for name, pixels in found.items():
-        (event,) = shown.Images(f"figures/{name}")
+        (event,) = shown.Images(f"visuals/{name}")
         assert (event.height, event.width) == pixels.shape[:2]
-    assert len([tag for tag in shown.Tags()["images"] if tag.startswith("figures/")]) == len(found)
+    assert len([tag for tag in shown.Tags()["images"] if tag.startswith("visuals/")]) == len(found)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ class Page(HTMLParser):
 def test_the_page_of_a_run(dlrun: Callable, tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>"
     words = ("data=digits", "model=mlp", "scheduler=cosine", 'expect=["train/loss < 9"]')
-    done = dlrun(*words, *QUICK, f"paths.data='{evil}'")
+    done = dlrun(*words, *QUICK, "tracking.activations=true", f"paths.data='{evil}'")
     assert done.code == 0, done.err
     text = (tmp_path / "run" / "report.html").read_text()
     page, result = Page(text), done.result
