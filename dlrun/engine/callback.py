@@ -214,4 +214,5 @@ class CallbackList:
         """Call on_exception of all callbacks; what fails there must not take the place of the error itself."""
         for hook in self.hooks["on_exception"]:
             with contextlib.suppress(Exception):
+                # It may be the user's, and raise anything.
                 hook(trainer, error)

@@ -143,6 +143,7 @@ class Trainer:
         try:
             yield
         except Exception as error:
+            # Code of the user's takes part, so anything can come.
             logged_values.receive(None)
             self.callbacks.on_exception(self, error)
             raise

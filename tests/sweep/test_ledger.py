@@ -17,7 +17,7 @@ WORDS = ["-m", "seed=0,1"]
 
 
 def job(folder: Path, number: int) -> Job:
-    config = {"seed": number, "data": {"path": "é\n"}, "trainer": {}}
+    config = {"seed": number, "data": {"path": "é\n"}, "model": {}, "task": {}, "trainer": {}}
     request = Request(config, {"data": "blobs"}, [f"seed={number}"], folder=folder / f"{number}_seed={number}")
     return Job(number, request, f"seed={number}", f"key {number}")
 

@@ -196,8 +196,8 @@ def _list_next_commands(context: RunContext, folder: Path, result: dict[str, Any
 
     views = []
     for logger in context.loggers.values():
-        # A logger may be the user's own, and the run has ended well.
         with contextlib.suppress(Exception):
+            # A logger may be the user's own, and the run has ended well.
             view = logger.suggest_view()
             if view is not None:
                 views.append(("view", f"{view}{where}"))
