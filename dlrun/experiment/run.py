@@ -73,7 +73,7 @@ def run(request: Request, console: Console | None = None) -> int:
         shared_request = ranks.broadcast(request)
         context = ranks.rank_zero_first(partial(prepare_run, shared_request, stack, ranks, folder_lock))
         note = make_note_writer(context, console)
-        # What the disk does not take is noted, and the run goes on.
+        # What the disk does not take is noted, and the run continues.
         unsaved = DiskProblems(note)
         folder: Path | None = None
 

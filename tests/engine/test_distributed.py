@@ -494,7 +494,7 @@ def test_a_wrong_request_is_said_once_and_writes_nothing(
 
 @pytest.mark.slow
 def test_a_signal_stops_all_in_the_same_step(tmp_path: Path, ranks: Callable[..., Any], warm: Any) -> None:
-    """Sent to the second process alone, then to torchrun, which hands it on; the run goes on to the same weights."""
+    """Sent to the second process alone, then to torchrun, which hands it on; the run continues to the same weights."""
     words = (*WORDS, "data.batch_size=4", "trainer.epochs=20", "trainer.ema_decay=0.5")
     assert ranks(2, *words, "hydra.run.dir=whole").returncode == 0
     last = tmp_path / "run" / "checkpoints" / "last.pt"

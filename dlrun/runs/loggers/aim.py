@@ -46,7 +46,7 @@ class AimLogger(Logger):
             )
 
     def start(self, run: LoggedRun) -> None:
-        """Begin a run in Aim, or go on with that of before: what it holds of a step is written anew in its place."""
+        """Begin a run in Aim, or continue that of before: what it holds of a step is written anew in its place."""
         self.run = run
         place = self.repo or str(run.outputs.absolute())
         known = (self.state or {}).get("run_hash")

@@ -25,7 +25,7 @@ class LoggedRun:
     sweep: str | None = None
     # Keys that differ between the jobs of the sweep; of a run alone those of its command line.
     varied: tuple[str, ...] = ()
-    # Step of the checkpoint that a resumed run goes on from; None for a new run.
+    # Step of the checkpoint that a resumed run continues from; None for a new run.
     resumed_step: int | None = None
     # Whether the run has ended before, and only pictures of it are added.
     is_ended: bool = False

@@ -21,7 +21,7 @@ _LONGEST_PAUSE = 30.0
 
 
 class Channel:
-    """Calls a logger at once. An exception is reported once and what was lost is counted; the run goes on."""
+    """Calls a logger at once. An exception is reported once and what was lost is counted; the run continues."""
 
     def __init__(self, name: str, logger: Logger, say: Callable[[str], None]) -> None:
         """name: that of the logger in the config; say: shows a line at once."""
@@ -72,7 +72,7 @@ class Channel:
         """Show the first failure, if it has not been shown yet."""
         if self.reason and not self._is_reported:
             self._is_reported = True
-            self.say(f"logger {self.name}: {self.reason}; the run goes on")
+            self.say(f"logger {self.name}: {self.reason}; the run continues")
 
     def settle(self, deadline: float) -> list[str]:
         """Wait until all is logged, but not after `deadline` (time.monotonic); returns a note on what is lost."""

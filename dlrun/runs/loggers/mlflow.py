@@ -101,7 +101,7 @@ class MLflowLogger(Logger):
             )
 
     def start(self, run: LoggedRun) -> None:
-        """Make a run in MLflow, or go on with the one of before, without repeating what it holds."""
+        """Make a run in MLflow, or continue the one of before, without repeating what it holds."""
         self.run = run
         if self.client is None:
             uri = self._open_file(run.outputs) if self.is_local else self.tracking_uri

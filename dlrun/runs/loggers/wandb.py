@@ -62,7 +62,7 @@ class WandbLogger(Logger):
         self.known_step = -1
 
     def start(self, run: LoggedRun) -> None:
-        """Begin a run of the same id in W&B, or go on with it."""
+        """Begin a run of the same id in W&B, or continue it."""
         self.run = run
         folder = run.outputs.absolute() / "wandb"
         folder.mkdir(parents=True, exist_ok=True)
