@@ -219,7 +219,13 @@ class PathsConfig:
 
 # Keys of data sets that came later, by target, with their defaults: older runs stay the same runs.
 LATER_DATA_KEYS: dict[str, dict[str, Any]] = {
-    "dlrun.data.folders.image_folder": {"labels": None, "file_column": None, "label_column": None},
+    "dlrun.data.folders.image_folder": {
+        "labels": None,
+        "file_column": None,
+        "label_column": None,
+        "background": "white",
+        "pixel_range": None,
+    },
 }
 
 KEYS: dict[str, type] = {"data": DataKeys, "model": ModelKeys, "optimizer": OptimizerKeys, "scheduler": SchedulerKeys}

@@ -1,8 +1,9 @@
 """The user's images, one folder per class, and the random augmentation of those that train."""
 
 import hashlib
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch.utils.data import Dataset
 from dlrun.core.errors import DataError, ErrorList, RequestError
 from dlrun.core.suggest import suggest_one
 from dlrun.data.class_folders import MOST_MISTAKES, Files, LabelColumns, find_files, find_labelled_files
-from dlrun.data.files.picture import check_picture, read_picture
+from dlrun.data.files.picture import check_background, check_picture, measure_range, read_picture
 from dlrun.data.files.pixels import (
     Constants,
     LabelledImages,
@@ -56,12 +57,16 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         std: Constants,
         grayscale: bool = False,
         augment: Augment | None = None,
+        background: str = "white",
+        pixel_range: Sequence[float] = (),
     ) -> None:
         self.paths = files.paths
         self.targets = files.targets
         self.origin = files.origin
         self.image_size = image_size
         self.grayscale = grayscale
+        self.background = background
+        self.pixel_range = tuple(pixel_range)
         self.augment = augment
         self.augments = augment is not None
         self.mean = mean
@@ -72,15 +77,12 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int | tuple[int, int]) -> tuple[Tensor, int]:
         epoch_seed, row = index if isinstance(index, tuple) else (None, index)
-        image = read_picture(_to_path(self.paths[row]), self.image_size, self.grayscale)
+        path = _to_path(self.paths[row])
+        image = read_picture(path, self.image_size, self.grayscale, self.background, self.pixel_range)
         if self.augment is not None and epoch_seed is not None:
             image = apply_seeded(self.augment, image, epoch_seed, row)
 
-        # A transform may have converted to floats already.
-        pixels = image.float()
-        if image.dtype == torch.uint8:
-            pixels.div_(255)
-        return normalize_(pixels, self.mean, self.std), int(self.targets[row])
+        return normalize_(_to_unit_range(image), self.mean, self.std), int(self.targets[row])
 
 
 def image_folder(
@@ -97,11 +99,16 @@ def image_folder(
     labels: str | None = None,
     file_column: str | None = None,
     label_column: str | None = None,
+    background: str = "white",
+    pixel_range: Sequence[float] | None = (),
 ) -> Splits:
     """Images in path/<class>/, or divided into path/train/<class>/ and path/test/<class>/ (or val/).
 
     labels: a table in `path` of files and their labels in place of class folders; file_column, label_column: names of
     its columns, the first and the second by default.
+
+    background: colour behind transparent images. pixel_range: the grey values that become 0 and 1 in images of more
+    than 8 bits; None: the lowest and highest of the training images; (): 16 bits are scaled to 8, as older runs do.
 
     in_memory=None: yes if they need less than a quarter of the memory and there is no augmentation. In memory
     the parts are `Split`s and mean, std default to those of the training images; else they are `ImageFiles` and
@@ -109,6 +116,7 @@ def image_folder(
     file or key.
     """
     check_image_size(image_size)
+    check_background(background)
     if augment and in_memory:
         raise RequestError("data.augment needs images read anew each epoch: leave out data.in_memory=true")
 
@@ -134,14 +142,24 @@ def image_folder(
     if task == "binary" and len(class_names) > 2:
         raise RequestError(f"data.task=binary: {folder} holds {len(class_names)} classes; type data.task=multiclass")
 
+    if pixel_range is None:
+        pixel_range, note = _measure_pixel_range(files["train"])
+        notes += note
+    else:
+        _check_pixel_range(pixel_range)
+
+    def read(path: Path) -> Tensor:
+        return read_picture(path, image_size, grayscale, background, pixel_range)
+
     shape = (1 if grayscale else 3, image_size, image_size)
     # As float32, 4 bytes a value.
     bytes_needed = 4 * sum(len(part.paths) for part in files.values()) * shape[0] * image_size**2
     if in_memory or (in_memory is None and not augment and bytes_needed < SHARE_OF_MEMORY * _memory_bytes()):
-        images = _decode(files, image_size, grayscale)
+        images = _decode(files, read)
         origins = {name: part.origin for name, part in files.items()}
         splits = build_image_splits(images, class_names, None, mean, std, notes, origins)
-        return _adapt_to_task(replace(splits, unheeded=unheeded), task, nothing_to_learn)
+        splits = replace(splits, spec=replace(splits.spec, pixel_range=tuple(pixel_range)), unheeded=unheeded)
+        return _adapt_to_task(splits, task, nothing_to_learn)
 
     default = [0.5] * shape[0]
     constants = choose_channel_constants(torch.empty(1, *shape), mean or default, std or default)
@@ -151,9 +169,9 @@ def image_folder(
     _map_in_threads(check_picture, _join_paths(files))
     for name, part in files.items():
         augment_part = transform if name == "train" else None
-        datasets[name] = ImageFiles(part, image_size, *constants, grayscale, augment_part)
+        datasets[name] = ImageFiles(part, image_size, *constants, grayscale, augment_part, background, pixel_range)
 
-    spec = build_image_spec(shape, class_names, *constants)
+    spec = replace(build_image_spec(shape, class_names, *constants), pixel_range=tuple(pixel_range))
     splits = Splits(datasets["train"], datasets.get("val"), datasets.get("test"), spec, notes, unheeded=unheeded)
     return _adapt_to_task(splits, task, nothing_to_learn)
 
@@ -167,14 +185,50 @@ def _adapt_to_task(splits: Splits, task: Literal["multiclass", "binary"], nothin
     return replace(splits, spec=replace(splits.spec, task=task, output_size=1))
 
 
-def _decode(files: dict[str, Files], image_size: int, grayscale: bool) -> dict[str, LabelledImages]:
+def _check_pixel_range(pixel_range: Sequence[float]) -> None:
+    """Raise RequestError unless it is empty, or two finite numbers in ascending order."""
+    if not len(pixel_range):
+        return
+    is_finite = all(math.isfinite(value) for value in pixel_range)
+    if len(pixel_range) != 2 or not is_finite or not pixel_range[0] < pixel_range[1]:
+        raise RequestError(
+            f"data.pixel_range={list(pixel_range)} must be the grey value that becomes black and a larger one that "
+            "becomes white, as in data.pixel_range=[0,4095]"
+        )
+
+
+def _measure_pixel_range(train: Files) -> tuple[tuple[float, ...], tuple[str, ...]]:
+    """The lowest and highest value in images of more than 8 bits, and a note; both empty if there are none."""
+    ranges = [limits for limits in _map_in_threads(measure_range, train.paths) if limits is not None]
+    if not ranges:
+        return (), ()
+
+    low = min(limits[0] for limits in ranges)
+    high = max(limits[1] for limits in ranges)
+    # Images of one grey value cannot be told apart, but can be read.
+    high = high if high > low else low + 1.0
+    note = (
+        f"{len(ranges):,} of {len(train.paths):,} training images have more than 8 bits, with grey values from {low:g} "
+        f"to {high:g}, which became 0 to 1; data.pixel_range=[<black>,<white>] says otherwise."
+    )
+    return (low, high), (note,)
+
+
+def _to_unit_range(image: Tensor) -> Tensor:
+    """Float32 in [0, 1]. Images of more than 8 bits are floats already, and a transform may convert, too."""
+    return image.float().div_(255) if image.dtype == torch.uint8 else image.float()
+
+
+def _decode(files: dict[str, Files], read: Callable[[Path], Tensor]) -> dict[str, LabelledImages]:
     # All parts at once, so that an error names the broken files of all of them.
-    everything = _map_in_threads(lambda path: read_picture(path, image_size, grayscale), _join_paths(files))
+    everything = _map_in_threads(read, _join_paths(files))
     parts: dict[str, LabelledImages] = {}
     start = 0
     for name, part in files.items():
         images = everything[start : start + len(part.paths)]
-        parts[name] = (torch.stack(images).float().div_(255), part.targets)
+        if any(image.dtype != torch.uint8 for image in images):
+            images = [_to_unit_range(image) for image in images]
+        parts[name] = (_to_unit_range(torch.stack(images)), part.targets)
         start += len(images)
     return parts
 

@@ -56,6 +56,9 @@ class DataSpec:
     # Images of a light figure on a dark ground: how the figures lie, see files/framing.py.
     framing: tuple[float, ...] = ()
 
+    # Grey values that became 0 and 1 in images of more than 8 bits; empty: their 16 bits were scaled to 8.
+    pixel_range: tuple[float, ...] = ()
+
     def __post_init__(self) -> None:
         """Convert NumPy's numbers, arrays and strings, and tensors, to plain Python: checkpoints hold nothing else."""
         input_shape = _to_sequence("input_shape", self.input_shape)
@@ -68,7 +71,7 @@ class DataSpec:
         for name in ("class_names", "vocabulary", "feature_names"):
             texts = _to_sequence(name, getattr(self, name))
             plain[name] = tuple(_to_str(name, text) for text in texts)
-        for name in ("mean", "std", "framing"):
+        for name in ("mean", "std", "framing", "pixel_range"):
             numbers = _to_sequence(name, getattr(self, name))
             plain[name] = tuple(_to_float(name, number) for number in numbers)
 

@@ -195,7 +195,8 @@ def open_saved_model(place: str, overrides: Sequence[str] = ()) -> Iterator[Save
 
 
 def restore_training_defaults(request: Request, state: dict[str, Any], plain: dict[str, Any]) -> None:
-    """Set in the request's config what training had and this command line leaves open: threads and kind of target."""
+    """Set in the request's config what training had and this command line leaves open: threads, kind of target, and
+    range of grey values."""
     # The number of threads decides how sums round.
     overridden_keys = [word.partition("=")[0] for word in request.overrides]
     if "device.num_threads" not in overridden_keys:
@@ -205,6 +206,10 @@ def restore_training_defaults(request: Request, state: dict[str, Any], plain: di
     data = request.config["data"]
     if state and "task" in data and data["task"] is None:
         data["task"] = state["spec"]["task"]
+
+    # Other images are as bright as those of training if their grey values are read alike.
+    if state and "pixel_range" in data and data["pixel_range"] is None:
+        data["pixel_range"] = list(state["spec"].get("pixel_range", ()))
 
 
 def read_run_name(words: Sequence[str], command: str) -> str:

@@ -286,4 +286,5 @@ SPEC_KEYS: dict[str, Check] = {
     "mean": CONSTANTS,
     "std": CONSTANTS,
     "framing": CONSTANTS,
+    "pixel_range": CONSTANTS,
 }

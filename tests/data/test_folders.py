@@ -1,10 +1,14 @@
+import csv
+import io
 import os
 import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from published_formats import write_folder
 from torch.utils.data import DataLoader
 
@@ -361,3 +365,92 @@ def test_a_class_may_be_called_train(photos):
     shutil.copytree(photos / "cat", photos / "train")
     splits = image_folder(path=str(photos), image_size=8)
     assert "train" in splits.spec.class_names
+
+
+def write_deep(base, dtype, suffix, low=300, high=600):
+    """Two classes of grey images of more than 8 bits, the second twice as bright; returns all values by file."""
+    rng = np.random.default_rng(0)
+    values = {}
+    for factor, name in ((1, "a"), (2, "b")):
+        (base / name).mkdir(parents=True)
+        for i in range(4):
+            path = base / name / f"{i}{suffix}"
+            values[path] = (rng.integers(low, high, (8, 8)) * factor).astype(dtype)
+            Image.fromarray(values[path]).save(path)
+    return values
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "suffix"), [("uint16", ".png"), ("uint16", ".tif"), ("int32", ".tif"), ("float32", ".tif")]
+)
+def test_grey_images_of_more_than_8_bits_are_scaled_by_the_training_images(tmp_path, dtype, suffix, in_memory):
+    train = write_deep(tmp_path / "train", dtype, suffix)
+    test = write_deep(tmp_path / "test", dtype, suffix, 0, 1000)
+    low = float(min(values.min() for values in train.values()))
+    high = float(max(values.max() for values in train.values()))
+    constants = {"mean": [0.0], "std": [1.0]}
+    splits = image_folder(
+        str(tmp_path), image_size=8, grayscale=True, in_memory=in_memory, pixel_range=None, **constants
+    )
+    assert splits.spec.pixel_range == (low, high)
+    assert splits.notes == (
+        f"8 of 8 training images have more than 8 bits, with grey values from {low:g} to {high:g}, "
+        "which became 0 to 1; data.pixel_range=[<black>,<white>] says otherwise.",
+    )
+    for part, values in ((splits.train, train), (splits.test, test)):
+        # What the training images do not hold is clipped.
+        expected = [((v.astype(np.float64) - low) / (high - low)).clip(0, 1) for v in values.values()]
+        images = part.inputs[0] if in_memory else torch.stack([part[i][0] for i in range(len(part))])
+        torch.testing.assert_close(images, torch.from_numpy(np.stack(expected)).float().unsqueeze(1))
+    # Three equal channels, beside images of 8 bits.
+    Image.fromarray(np.full((8, 8), 51, np.uint8)).save(tmp_path / "train" / "a" / "0.png")
+    rgb = image_folder(str(tmp_path), image_size=8, mean=[0.0] * 3, std=[1.0] * 3, pixel_range=[0, 1000])
+    assert rgb.train.inputs[0].max() == pytest.approx(1.0)
+    assert any(torch.allclose(image, torch.full((3, 8, 8), 0.2)) for image in rgb.train.inputs[0])
+    assert rgb.spec.pixel_range == (0.0, 1000.0)
+
+
+def test_runs_without_the_key_scale_16_bits_to_8_as_before(tmp_path):
+    train = write_deep(tmp_path / "train", np.uint16, ".png", 20_000, 30_000)
+    splits = image_folder(str(tmp_path), image_size=8, grayscale=True, mean=[0.0], std=[1.0], test_fraction=0)
+    expected = torch.from_numpy(np.stack([(v / 257).round() for v in train.values()])).float().div(255)
+    assert torch.equal(splits.train.inputs[0][:, 0], expected)
+    assert splits.spec.pixel_range == ()
+
+
+@pytest.mark.parametrize("words", ["data.pixel_range=[5]", "data.pixel_range=[5,5]", "data.background=wite"])
+def test_ranges_and_colors_that_cannot_be(dlrun, tmp_path, words):
+    write_folder(tmp_path, {"p/a": 3, "p/b": 3})
+    done = dlrun("data=image_folder", "data.path=p", words)
+    assert (done.code, done.out) == (2, "")
+    assert words.split("=")[0] in done.err
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_predict_and_eval_read_single_files_as_training_did(dlrun, tmp_path):
+    """Deep grey, transparent and turned images, of which an evaluation alone would measure other grey values."""
+    write_deep(tmp_path / "p", np.uint16, ".png")
+    clear = Image.new("RGBA", (8, 8), (200, 10, 10, 90))
+    clear.save(tmp_path / "p" / "a" / "clear.png")
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[:4] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "p" / "b" / "turned.jpg", exif=exif)
+    words = ("data.image_size=8", "data.background=black", "model=mlp", "trainer.max_steps=2", "figures=false")
+    done = dlrun("data=image_folder", "data.path=p", *words, "tracking.graph=false", "hydra.run.dir=run")
+    assert done.code == 0, done.err
+
+    shutil.copytree(tmp_path / "p", tmp_path / "other")
+    for path in (tmp_path / "other").glob("*/[1-3].png"):
+        path.unlink()
+    assert dlrun("eval", "run", "data.path=other", "figures=false").code == 0
+    (table,) = (tmp_path / "run" / "eval").glob("*/predictions.csv")
+    with table.open() as file:
+        evaluated = {row["source"]: (row["predicted"], row["probability"]) for row in csv.DictReader(file)}
+    with io.StringIO(dlrun("predict", "run", "other", "--format", "csv").out) as file:
+        predicted = {row["input"]: (row["prediction"], float(row["probability"])) for row in csv.DictReader(file)}
+    assert len(predicted) == 4
+    for path, (name, probability) in evaluated.items():
+        assert predicted[path] == (name, pytest.approx(float(probability), abs=2e-6))

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,11 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dlrun.core.errors import DataError, explain_unreadable
+from dlrun.core.errors import DataError, RequestError, explain_unreadable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from PIL.Image import Image
 
 _SUFFIXES = (
@@ -67,13 +66,50 @@ def check_picture(path: Path) -> None:
         raise _build_decode_error(path, error) from error
 
 
-def read_picture(path: Path, image_size: int | tuple[int, int], grayscale: bool) -> Tensor:
-    """Read an image as uint8 (1 or 3, height, width): resized until both sides are filled, then cut to the centre.
+def check_background(color: str) -> None:
+    """Raise RequestError unless Pillow knows the colour."""
+    from PIL import ImageColor
 
-    image_size: one number for a square, or (height, width). Transparent images are laid on white.
+    try:
+        ImageColor.getrgb(color)
+    except (ValueError, AttributeError) as error:
+        raise RequestError(
+            f"data.background={color} is no colour; type a name such as white, or '#ffffff' with its quotes"
+        ) from error
+
+
+def measure_range(path: Path) -> tuple[float, float] | None:
+    """Lowest and highest value of an image with more than 8 bits a pixel; None for other files."""
+    from PIL import Image
+
+    _register_decoders()
+    try:
+        with Image.open(path) as image:
+            if not _is_deep(image):
+                return None
+            values = np.asarray(image)
+    except Exception:
+        # Whoever reads the image tells what is wrong with it.
+        return None
+    if not np.isfinite(values).all():
+        raise DataError(f"{path} holds pixels that are no finite numbers: replace it or remove it")
+    return float(values.min()), float(values.max())
+
+
+def read_picture(
+    path: Path,
+    image_size: int | tuple[int, int],
+    grayscale: bool,
+    background: str = "white",
+    pixel_range: Sequence[float] = (),
+) -> Tensor:
+    """Read an image as (1 or 3, height, width): resized until both sides are filled, then cut to the centre.
+
+    image_size: one number for a square, or (height, width). Transparent images are laid on `background`. uint8, or
+    float32 from 0 to 1 for one of more than 8 bits, if `pixel_range` says which values become 0 and 1.
     Raises DataError for a file that cannot be decoded.
     """
-    return fit_image(open_picture(path, lambda _: "white"), image_size, grayscale)
+    return fit_image(open_picture(path, lambda _: background, pixel_range), image_size, grayscale)
 
 
 def fit_image(image: "Image", image_size: int | tuple[int, int], grayscale: bool) -> Tensor:
@@ -81,31 +117,52 @@ def fit_image(image: "Image", image_size: int | tuple[int, int], grayscale: bool
     from PIL import Image, ImageOps
 
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    image = image.convert("L" if grayscale else "RGB")
+    if image.mode != "F":
+        image = image.convert("L" if grayscale else "RGB")
     resized = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
 
     # (H, W) or (H, W, C) to (C, H, W).
     pixels = torch.from_numpy(np.array(resized))
+    if image.mode == "F":
+        return pixels.repeat(1 if grayscale else 3, 1, 1)
     return pixels.unsqueeze(0) if grayscale else pixels.permute(2, 0, 1).contiguous()
 
 
-def open_picture(path: Path, ground: "Callable[[Image], str]") -> "Image":
+def open_picture(path: Path, ground: "Callable[[Image], str]", pixel_range: Sequence[float] = ()) -> "Image":
     """Open an image with 8 bits a channel, without transparency, turned upright as its EXIF data says.
 
-    16-bit grey is scaled to 8 bits; of an animation it is the first frame. ground: chooses the colour to lay behind
-    a transparent image, which it is given as RGBA. Raises DataError for a file that cannot be decoded.
+    Grey of more than 8 bits becomes floats (mode F), of which 0 and 1 are the two values of `pixel_range`, and others
+    are clipped; without a range 16 bits are scaled to 8. Of an animation it is the first frame. ground: chooses the
+    colour to lay behind a transparent image, which it is given as RGBA. Raises DataError for a file that cannot be
+    decoded.
     """
     from PIL import Image, ImageOps
 
     _register_decoders()
     try:
         with Image.open(path) as image:
-            return _flatten(ImageOps.exif_transpose(image), ground)
+            upright = ImageOps.exif_transpose(image)
+            return _scale(upright, pixel_range) if pixel_range and _is_deep(upright) else _flatten(upright, ground)
     except DataError:
         raise
     except Exception as error:
         # Each of Pillow's decoders fails in its own way.
         raise _build_decode_error(path, error) from error
+
+
+def _is_deep(image: "Image") -> bool:
+    """Whether an image is grey with more than 8 bits a pixel: 12, 16 or 32 bits, or floats."""
+    return image.mode.startswith(("I", "F"))
+
+
+def _scale(image: "Image", pixel_range: Sequence[float]) -> "Image":
+    from PIL import Image
+
+    low, high = pixel_range
+    values = (np.asarray(image).astype(np.float64) - low) / (high - low)
+    if not np.isfinite(values).all():
+        raise ValueError("it holds pixels that are no finite numbers")
+    return Image.fromarray(values.clip(0, 1).astype(np.float32))
 
 
 def _flatten(image: "Image", ground: "Callable[[Image], str]") -> "Image":

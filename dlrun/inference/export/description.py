@@ -224,6 +224,8 @@ def describe_preprocessing(saved_model: SavedModel, example: Example, shape: Seq
     if example.kind == "picture":
         channels, height, width = spec.input_shape
         mode = "L" if channels == 1 else "RGB"
+        if spec.pixel_range:
+            description["pixel_range"] = list(spec.pixel_range)
         return description | {"mode": mode, "height": height, "width": width, "divide_by": 255, **constants}
 
     if example.kind == "table":

@@ -18,7 +18,14 @@ file = sys.argv[1] if len(sys.argv) > 1 else here / about["example"]["file"]
 # Kind of raw input -> code from `file` to `inputs`, a list of arrays.
 _READ = {
     "picture": """\
-image = ImageOps.fit(Image.open(file).convert(how["mode"]), (how["width"], how["height"]), Image.Resampling.BILINEAR)
+image = Image.open(file)
+if "pixel_range" in how and image.mode[0] in "IF":  # grey of more than 8 bits
+    low, high = how["pixel_range"]
+    values = ((np.asarray(image, np.float64) - low) / (high - low)).clip(0, 1) * how["divide_by"]
+    image = Image.fromarray(values.astype(np.float32))
+else:
+    image = image.convert(how["mode"])
+image = ImageOps.fit(image, (how["width"], how["height"]), Image.Resampling.BILINEAR)
 pixels = np.asarray(image, dtype).reshape(how["height"], how["width"], -1).transpose(2, 0, 1) / how["divide_by"]
 mean, std = (np.array(how[key], dtype).reshape(-1, 1, 1) for key in ("mean", "std"))
 inputs = [((pixels - mean) / std).astype(dtype)[None]]

@@ -49,7 +49,9 @@ def make_reader(saved_model: SavedModel) -> Reader:
     spec = saved_model.spec
     data = saved_model.settings.data
     if spec.kind == "image":
-        return ImageReader(spec, find_framing(saved_model), crops=data.target == "dlrun.data.folders.image_folder")
+        is_folder = data.target == "dlrun.data.folders.image_folder"
+        background = str(data.arguments.get("background", "white")) if is_folder else None
+        return ImageReader(spec, find_framing(saved_model), is_folder, background)
     if spec.kind == "tokens":
         return TextReader(spec)
     if data.target != "dlrun.data.tabular.csv":

@@ -32,15 +32,17 @@ class ImageReader:
 
     accepted_inputs = "image files, folders of them, a .txt file or - with a path a line, and .npy arrays"
 
-    def __init__(self, spec: DataSpec, framing: tuple[float, ...], crops: bool) -> None:
+    def __init__(self, spec: DataSpec, framing: tuple[float, ...], crops: bool, background: str | None = None) -> None:
         """framing: fields of a Framing; empty if the images hold no figures.
 
-        crops: whether training cut the centre out of images that are not square.
+        crops: whether training cut the centre out of images that are not square. background: colour behind transparent
+        images in training; None if they had none.
         """
         if spec.input_shape[0] not in (1, 3):
             self.accepted_inputs = "a .npy array of images"
         self.spec = spec
         self.crops = crops
+        self.background = background
         self.frame = Framing(*framing) if framing else None
 
     def read_items(self, word: str) -> Iterator[Item]:
@@ -103,9 +105,11 @@ class ImageReader:
         if channels not in (1, 3):
             raise MisfitError(f"this model takes images of {channels} channels, which no image file holds")
 
-        image = open_picture(path, choose_background if self.frame else lambda _: "white")
+        image = open_picture(path, self._choose_background, self.spec.pixel_range)
         pixels = fit_image(image, (height, width), channels == 1)
         resizing = _describe_resizing(image, height, width)
+        if pixels.is_floating_point():
+            return pixels, resizing
         if self.frame is None:
             return pixels.float().div_(255), resizing
 
@@ -119,6 +123,11 @@ class ImageReader:
 
         grey, note = frame_digit(image, height, self.frame)
         return torch.from_numpy(grey.astype(np.float32)).repeat(channels, 1, 1), note
+
+    def _choose_background(self, image: "Image") -> str:
+        if self.background is not None:
+            return self.background
+        return choose_background(image) if self.frame else "white"
 
     def collate(self, rows: list[Prepared]) -> tuple[Tensor, ...]:
         """Stack images to (N, C, H, W)."""
