@@ -19,9 +19,6 @@ from dlrun.runs.reports.console import describe_end, format_number
 _WIDTH = 280
 _HEIGHT = 120
 
-# As in figures/loss.png.
-_COLORS = {"train": "#1f77b4", "val": "#ff7f0e", "logged": "#2ca02c", "lr": "#888"}
-
 # Of a line: more cannot be seen, and would make the page large.
 _MOST_POINTS = 400
 
@@ -152,7 +149,7 @@ def _draw_curves(rows: Sequence[dict[str, float]]) -> str:
 def _draw_curve(name: str, rows: Sequence[dict[str, float]], keys: dict[str, str]) -> str:
     """Draw one metric as SVG, its lowest and highest value beside it.
 
-    keys: of the rows, by split, which chooses the color.
+    keys: of the rows, by split (or "logged", "lr"), whose color the page defines: lighter where it is dark.
     """
     lines: dict[str, list[float]] = {}
     finite: list[float] = []
@@ -172,11 +169,11 @@ def _draw_curve(name: str, rows: Sequence[dict[str, float]], keys: dict[str, str
     # A line that has the curve's own name needs no legend.
     legend = ""
     for split, line in lines.items():
-        color = _COLORS[split]
+        color = f"var(--{split})"
         path = _draw_path(line, low, high)
-        paths += f'<path d="{path}" fill="none" stroke="{color}" stroke-width="1.5"/>'
+        paths += f'<path d="{path}" fill="none" style="stroke: {color}" stroke-width="1.5"/>'
         if split != name:
-            legend += f'<tspan fill="{color}" dx="6">{html.escape(split)}</tspan>'
+            legend += f'<tspan style="fill: {color}" dx="6">{html.escape(split)}</tspan>'
 
     # The plot, with room for the title above, the values on the right and the epochs below.
     width = _WIDTH + 60

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from dlrun.core.terminal import escape_line, escape_text
 
+# Pictures that show images of the data.
+_PHOTOS = ("samples", "mistakes")
+
 # The policy lets the browser fetch and run nothing, whatever text an override contains.
 _HEAD = """<!doctype html>
 <html lang="en">
@@ -16,11 +19,22 @@ _HEAD = """<!doctype html>
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>{title}</title>
 <style>
-:root {{ color-scheme: light dark; --line: #8884; --soft: #8881; --mark: #2a72; }}
+:root {{
+  color-scheme: light dark; --line: #8884; --soft: #8881; --mark: #2a72; --shade: #0005;
+  --train: #1f77b4; --val: #ff7f0e; --logged: #2ca02c; --lr: #888;
+}}
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; padding: 1rem; }}
 h1 {{ font-size: 1.35rem; line-height: 1.3; overflow-wrap: anywhere; }}
 h2 {{ font-size: 1.1rem; margin-top: 2rem; }}
-.wide {{ overflow-x: auto; }}
+/* A shade at the side where a table goes on: the table's own ground, which scrolls with it, covers it at the end. */
+.wide, pre {{
+  overflow-x: auto;
+  background:
+    linear-gradient(to right, Canvas 50%, transparent) left / 2rem 100% no-repeat local,
+    linear-gradient(to left, Canvas 50%, transparent) right / 2rem 100% no-repeat local,
+    linear-gradient(to right, var(--shade), transparent) left / .8rem 100% no-repeat scroll,
+    linear-gradient(to left, var(--shade), transparent) right / .8rem 100% no-repeat scroll;
+}}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }}
 th, td {{ padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }}
 th.left, td.left {{ text-align: left; }}
@@ -30,10 +44,16 @@ img {{ max-width: 100%; height: auto; background: #fff; border-radius: 4px; marg
 li, dd {{ overflow-wrap: anywhere; }}
 summary {{ cursor: pointer; font-weight: 600; margin: 1rem 0 .5rem; }}
 dl {{ display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; font-size: .9rem; }}
-pre {{ overflow-x: auto; font-size: .8rem; }}
+pre {{ font-size: .8rem; }}
 .curves {{ display: flex; flex-wrap: wrap; gap: .5rem 1.5rem; }}
 svg {{ font-size: 11px; fill: currentColor; max-width: 100%; }}
 dt {{ opacity: .7; }} dd {{ margin: 0; }}
+@media (prefers-color-scheme: dark) {{
+  :root {{ --shade: #fff6; --train: #5fb0ee; --val: #ff9f4a; --logged: #5cc85c; --lr: #aaa; }}
+  /* White grounds of charts become the page's, and colors keep their hue; photos stay what they are. */
+  img {{ filter: invert(.93) hue-rotate(180deg); }}
+  img.photo {{ filter: brightness(.85); }}
+}}
 </style>
 </head>
 <body>
@@ -69,9 +89,10 @@ def render_text_table(names: Sequence[str], rows: Sequence[Sequence[str]], left:
 
 
 def embed_picture(path: Path) -> str:
-    """Embed a PNG or GIF in the page."""
+    """Embed a PNG or GIF in the page; a chart has its lightness turned around where the page is dark."""
     data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img alt="{html.escape(path.stem)}" src="data:image/{path.suffix[1:]};base64,{data}">\n'
+    kind = ' class="photo"' if path.stem in _PHOTOS else ""
+    return f'<img{kind} alt="{html.escape(path.stem)}" src="data:image/{path.suffix[1:]};base64,{data}">\n'
 
 
 def render_bullets(sentences: Sequence[str]) -> str:

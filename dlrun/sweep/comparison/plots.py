@@ -206,9 +206,10 @@ def draw_heat_map(ranking: Ranking, a: str, b: str) -> "Figure":
     metric = canvas.escape_label(ranking.metric)
     is_max = ranking.mode == "max"
     norm: Any = "log" if _is_wide(cells) else "linear"
-    # Bright is better in either mode.
+    # Bright is better in either mode, but a dark page turns the lightness around: the label names no color.
+    better = "higher" if is_max else "lower"
     image = axes.imshow(cells, cmap="viridis" if is_max else "viridis_r", norm=norm, aspect="auto")
-    figure.colorbar(image, ax=axes, label=f"{metric} (yellow: better)")
+    figure.colorbar(image, ax=axes, label=f"{metric} ({better} is better)")
 
     for axis, key, values in ((axes.yaxis, a, down), (axes.xaxis, b, across)):
         labels = [canvas.escape_label(truncate(format_value(value), _LONGEST_TICK)) for value in values]

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from dlrun.runs.reports import page
+
 QUICK = ("tracking.graph=false", "trainer.epochs=3", "hydra.run.dir=run")
 
 
@@ -73,6 +75,17 @@ def test_curves_are_the_rows_of_metrics_jsonl(dlrun: Callable, tmp_path: Path) -
 
 
 @pytest.mark.slow
+def test_charts_turn_dark_with_the_page_and_photos_do_not(tmp_path: Path) -> None:
+    for name in ("loss", "samples"):
+        (tmp_path / f"{name}.png").write_bytes(b"")
+    kinds = {name: 'class="photo"' in page.embed_picture(tmp_path / f"{name}.png") for name in ("loss", "samples")}
+    assert kinds == {"loss": False, "samples": True}
+    # Every color of a curve is defined for both grounds.
+    style = page.render_page("", "").partition("@media (prefers-color-scheme: dark)")
+    for split in ("train", "val", "logged", "lr"):
+        assert all(f"--{split}: #" in part for part in (style[0], style[2]))
+
+
 def test_there_is_none_without_figures_or_before_the_end(dlrun: Callable, tmp_path: Path) -> None:
     page = tmp_path / "run" / "report.html"
     assert dlrun("data=blobs", *QUICK, "figures=false").code == 0

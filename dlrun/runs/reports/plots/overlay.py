@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dlrun.runs.record import RunRecord
 from dlrun.runs.reports.plots import canvas
-from dlrun.runs.reports.plots.loss import FAINT, smooth
+from dlrun.runs.reports.plots.loss import FAINT, FEWEST_TO_SMOOTH, smooth
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,7 +22,7 @@ _MOST_INSIDE = 8
 
 
 def draw_loss_overlay(runs: Sequence[tuple[str, Path]]) -> "Figure":
-    """Draw the training loss of several run folders (label, folder), raw and smoothed.
+    """Draw the training loss of several run folders (label, folder), and from 50 values on smoothed.
 
     Per step if every run has logged every step, else per epoch. Runs without a loss, or with losses that are
     not finite, are left out and named in the title.
@@ -47,12 +47,18 @@ def draw_loss_overlay(runs: Sequence[tuple[str, Path]]) -> "Figure":
     figure, axes = canvas.create_axes(6.4 if is_inside else 8.4, 4.8)
     for number, (label, (x, y)) in enumerate(curves):
         color = _choose_color(number, len(curves))
-        axes.plot(x, y, "-", color=color, alpha=FAINT, linewidth=0.8)
-        axes.plot(x, smooth(y), "-", color=color, linewidth=2, label=canvas.escape_label(label))
+        text = canvas.escape_label(label)
+        if len(y) < FEWEST_TO_SMOOTH:
+            axes.plot(x, y, "-", color=color, linewidth=2, label=text)
+        else:
+            axes.plot(x, y, "-", color=color, alpha=FAINT, linewidth=0.8)
+            axes.plot(x, smooth(y), "-", color=color, linewidth=2, label=text)
     canvas.use_log_scale_if_wide(axes, np.concatenate([y for _, (_, y) in curves]) if curves else [])
 
     axes.set(xlabel="step" if is_per_step else "epoch", ylabel="training loss (mean per sample)")
-    title = "Training loss (faint: raw, strong: smoothed)"
+    title = "Training loss"
+    if any(len(y) >= FEWEST_TO_SMOOTH for _, (_, y) in curves):
+        title += " (faint: raw, strong: smoothed)"
     if missing:
         title += f"\n{_format_missing(missing, 'no finite loss')}"
     axes.set_title(title)

@@ -4,16 +4,14 @@ import math
 from typing import Any
 
 import numpy as np
-import pytest
 
 from dlrun.runs.reports.plots import loss
 
 
-@pytest.mark.parametrize(("count", "memory"), [(4, 0.5), (20, 0.75), (60, 0.9)])
-def test_the_smoothed_loss_is_a_weighted_mean_of_all_values_so_far(count: int, memory: float) -> None:
-    """A value counts `memory` times the next one; the division by 1 - memory^n makes the weights add up to 1."""
-    values = np.random.default_rng(0).random(count)
-    expected = [np.average(values[:n], weights=memory ** np.arange(n)[::-1]) for n in range(1, count + 1)]
+def test_the_smoothed_loss_is_a_weighted_mean_of_all_values_so_far() -> None:
+    """A value counts 0.9 times the next one; the division by 1 - 0.9^n makes the weights add up to 1."""
+    values = np.random.default_rng(0).random(60)
+    expected = [np.average(values[:n], weights=0.9 ** np.arange(n)[::-1]) for n in range(1, 61)]
     assert np.allclose(loss.smooth(values), expected, rtol=1e-12)
     assert np.allclose(loss.smooth([3.0] * 5), 3.0)
 
@@ -22,7 +20,7 @@ def test_a_gap_is_passed_over_by_the_smoothed_loss() -> None:
     nan = math.nan
     found = loss.smooth([1.0, nan, 2.0, math.inf])
     assert np.isnan(found).tolist() == [False, True, False, True]
-    assert np.isclose(found[2], (0.5 * 1.0 + 2.0) / 1.5)
+    assert np.isclose(found[2], (0.9 * 1.0 + 2.0) / 1.9)
     assert loss.smooth([]).tolist() == []
 
 
@@ -30,17 +28,32 @@ def dots(axes: Any) -> list[list[list[float]]]:
     return [np.asarray(line.get_xydata()).tolist() for line in axes.lines if line.get_marker() == "o"]
 
 
-def test_the_loss_is_drawn_over_epochs_with_its_lowest_point(lines: Any) -> None:
-    rows = [{"epoch": e, "train/loss": 4.0 - e, "val/loss": abs(e - 2) + 0.5} for e in (1, 2, 3)]
+def test_few_losses_are_drawn_as_they_are_with_their_lowest_point(lines: Any) -> None:
+    rows = [{"epoch": e, "train/loss": 50.0 - e, "val/loss": abs(e - 20) + 0.5} for e in range(1, 50)]
     axes = loss.draw_loss_curves(rows).axes[0]
-    train, val = [3.0, 2.0, 1.0], [1.5, 0.5, 1.5]
+    epochs = list(range(1, 50))
     assert lines(axes) == {
-        "train/loss": [[1, 2, 3], train],
-        "train/loss, smoothed": [[1, 2, 3], loss.smooth(train).tolist()],
-        "val/loss": [[1, 2, 3], val],
-        "val/loss, smoothed": [[1, 2, 3], loss.smooth(val).tolist()],
+        "train/loss": [epochs, [50.0 - e for e in epochs]],
+        "val/loss": [epochs, [abs(e - 20) + 0.5 for e in epochs]],
     }
-    assert dots(axes) == [[[3, 1]], [[2, 0.5]]]
+    bold = {line.get_label(): (line.get_alpha(), line.get_linewidth()) for line in axes.lines}
+    assert bold["train/loss"] == bold["val/loss"] == (None, 2)
+    assert dots(axes) == [[[49, 1]], [[20, 0.5]]]
+
+
+def test_from_fifty_epochs_on_the_smoothed_loss_is_the_bold_one(lines: Any) -> None:
+    rows = [{"epoch": e, "train/loss": 101.0 - e, "val/loss": abs(e - 20) + 5} for e in range(1, 51)]
+    axes = loss.draw_loss_curves(rows).axes[0]
+    epochs = list(range(1, 51))
+    train = [101.0 - e for e in epochs]
+    val = [abs(e - 20) + 5 for e in epochs]
+    assert lines(axes) == {
+        "train/loss": [epochs, train],
+        "train/loss, smoothed": [epochs, loss.smooth(train).tolist()],
+        "val/loss": [epochs, val],
+        "val/loss, smoothed": [epochs, loss.smooth(val).tolist()],
+    }
+    assert dots(axes) == [[[50, 51]], [[20, 5]]]
     assert axes.get_yscale() == "linear"
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("epoch", "loss (mean per sample)")
     faint = {line.get_label(): line.get_alpha() for line in axes.lines}
@@ -60,5 +73,5 @@ def test_a_loss_that_is_not_finite_leaves_a_gap(lines: Any) -> None:
     assert np.isnan(lines(axes)["val/loss"][1]).tolist() == [False, True, False, False]
     assert dots(axes) == [[[1, 1]], [[3, 0.5]]]
     without = loss.draw_loss_curves([row | {"val/loss": nan} for row in rows]).axes[0]
-    assert list(lines(without)) == ["train/loss", "train/loss, smoothed"]
+    assert list(lines(without)) == ["train/loss"]
     assert lines(loss.draw_loss_curves([{"epoch": 1.0, "train/loss": nan}]).axes[0]) == {}

@@ -30,21 +30,24 @@ def run(folder: Path, losses: list[float], every: int = 0) -> Path:
 
 
 def test_steps_are_drawn_where_every_run_has_logged_each(tmp_path: Path, lines: Any) -> None:
-    runs = [("a", run(tmp_path / "a", [3.0, 2.0], every=1)), ("$b$", run(tmp_path / "b", [9.0, 1.0], every=1))]
+    losses = {"a": [3.0] * 4 + [2.0], "b": [9.0] * 4 + [1.0]}
+    runs = [("a", run(tmp_path / "a", losses["a"], every=1)), ("$b$", run(tmp_path / "b", losses["b"], every=1))]
     axes = draw_loss_overlay(runs).axes[0]
-    steps = np.arange(1, 21)
+    steps = np.arange(1, 51)
     found = lines(axes)
     assert list(found) == ["a", r"\$b\$"]
-    assert np.allclose(found["a"], [steps, smooth(np.repeat([3, 2], 10) + steps)])
+    assert np.allclose(found["a"], [steps, smooth(np.repeat(losses["a"], 10) + steps)])
     faint = [np.asarray(line.get_ydata()) for line in axes.lines if str(line.get_label()).startswith("_")]
-    assert np.allclose(faint[1], np.repeat([9, 1], 10) + steps)
+    assert np.allclose(faint[1], np.repeat(losses["b"], 10) + steps)
+    assert "strong: smoothed" in axes.get_title()
     assert axes.get_xlabel() == "step"
 
 
 def test_epochs_are_drawn_where_a_run_lacks_steps(tmp_path: Path, lines: Any) -> None:
     runs = [("a", run(tmp_path / "a", [3.0, 2.0], every=1)), ("b", run(tmp_path / "b", [9.0, 0.1], every=2))]
     axes = draw_loss_overlay(runs).axes[0]
-    assert lines(axes) == {"a": [[1, 2], smooth([3, 2]).tolist()], "b": [[1, 2], smooth([9, 0.1]).tolist()]}
+    assert lines(axes) == {"a": [[1, 2], [3.0, 2.0]], "b": [[1, 2], [9.0, 0.1]]}
+    assert axes.get_title() == "Training loss"  # two epochs have nothing to smooth
     assert (axes.get_xlabel(), axes.get_yscale()) == ("epoch", "log")
 
 
