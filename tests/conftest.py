@@ -57,9 +57,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Write bytecode again only where the environment wants it, and look for garbage in what the tests make."""
+    """Write bytecode again only where the environment wants it, and look for garbage in what the tests make.
+
+    Rarely: modules that the tests import are looked through each time, which took a twelfth of the suite.
+    """
     sys.dont_write_bytecode = session.config.stash[BYTECODE]
     gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
     gc.enable()
     # Some libraries complain at exit about objects of theirs that are still alive.
     atexit.register(gc.unfreeze)

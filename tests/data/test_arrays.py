@@ -186,7 +186,7 @@ def test_images_larger_than_the_memory_they_may_take(folder: bool, monkeypatch: 
     assert spec.loader is not None
     memory = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(memory)
-    gigabytes, words = 0.5 if folder else 1, ("data.loader=workers", "data.num_workers=1", "figures=false")
+    gigabytes, words = 0.5, ("data.loader=workers", "data.num_workers=1", "figures=false")
     size, imports, most = memory.measured(gigabytes, 6, *words, folder=folder)
     assert size > 0.95 * gigabytes * 2**30
     assert most - imports < 2**30

@@ -67,13 +67,12 @@ def trains(sweep: Path, jobs: int) -> bool:
 @pytest.mark.parametrize(
     ("name", "group", "jobs"),
     [
-        # One handler takes every signal: each of them once, and each pair of choices, that of SIGUSR1 as Slurm sends
-        # it to each process of a step.
-        ("SIGINT", False, 1),
+        # One handler takes every signal: each of them once, and each pair of choices. A terminal sends SIGINT, and
+        # Slurm SIGUSR1, to each process.
         ("SIGINT", True, 2),
         ("SIGTERM", False, 2),
-        ("SIGHUP", True, 1),
-        ("SIGUSR1", True, 2),
+        ("SIGHUP", False, 1),
+        ("SIGUSR1", True, 1),
     ],
 )
 def test_a_stopped_sweep_is_gone_on_with(

@@ -127,6 +127,7 @@ def one_round(
         counts.inside += begun > 0 and done < 6
         counts.before_ledger += not ledger.exists()
         command = ["resume", "s", f"sweep.jobs={jobs}"] if ledger.exists() else command
+        real = False
     if code := finished(launch(command, place, real)):
         return [f"it ended with {code}"]
     return compared(place.parent / f"whole_{jobs}" / "s", place / "s")
