@@ -33,10 +33,10 @@ run: $(VENV)/.installed  ## train a residual net on real handwritten digits (no 
 course: $(VENV)/.installed  ## run every lesson of the course and print its results (DLRUN_DATA_DIR names the data)
 	$(BIN)/dlrun -m 'lesson=glob(*)' strict=true
 
-test: $(VENV)/.installed-dev  ## the fast tests (about two minutes on two cores)
+test: $(VENV)/.installed-dev  ## the fast tests (minutes on two cores, by the machine)
 	OMP_NUM_THREADS=$(OMP_NUM_THREADS_TESTS) $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not browser and not gpu"
 
-test-slow: $(VENV)/.installed-dev  ## the other tests (about 12 minutes on two cores)
+test-slow: $(VENV)/.installed-dev  ## the other tests (some five times as long)
 	OMP_NUM_THREADS=$(OMP_NUM_THREADS_TESTS) $(BIN)/python -m pytest -n auto --dist worksteal -m "(slow or browser) and not gpu"
 
 test-newest: $(VENV)/.installed-dev  ## the fast tests with the newest versions that pyproject.toml allows
