@@ -25,6 +25,9 @@ class Models:
     """torchvision.models, imported when a test uses it: it takes seconds, and the fast suite collects this file."""
 
     def __getattr__(self, name: str) -> Any:
+        # pytest asks each global of a module whether it is a fixture.
+        if name.startswith("_"):
+            raise AttributeError(name)
         return getattr(self.module(), name)
 
     def module(self) -> Any:
