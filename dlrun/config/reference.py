@@ -42,7 +42,7 @@ MEANINGS = {
     "data.limit_batches": "use only this many batches of each split",
     "model.init": "start values by parameter name, `{w: 1.0}`",
     "model.freeze": "patterns on names of parameters or modules that keep their weights, `[features.*]`; or `backbone`",
-    "task.kind": "null: as the data ask; `multilabel`: any number of labels a row; `task=multilabel` sets it",
+    "task.kind": "null: as the data ask; `multilabel`: any number of labels; `autoencoder`: the input; `task=` sets it",
     "task.loss": (
         "the loss; null: mse, bce_with_logits or cross_entropy, as the targets ask; or another name, a class of "
         "torch.nn, `module.function` or `module.Class`"

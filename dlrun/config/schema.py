@@ -104,7 +104,7 @@ class TaskConfig:
     """What is predicted, the loss that is minimized, and what is measured besides."""
 
     # null: one answer a row, as the data ask
-    kind: str | None = _choice(None, "multilabel")
+    kind: str | None = _choice(None, "multilabel", "autoencoder")
     # null: mse, bce_with_logits or cross_entropy, as the task asks; or another name, a class of torch.nn,
     # module.function or module.Class
     loss: str | None = None

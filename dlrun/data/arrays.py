@@ -59,7 +59,7 @@ class Mapped(Dataset[Any]):
 
 def arrays(
     path: str,
-    task: Literal["regression", "binary", "multiclass", "multilabel"] | None = None,
+    task: Literal["regression", "binary", "multiclass", "multilabel", "autoencoder"] | None = None,
     class_names: list[str] | None = None,
     test_fraction: float = 0.2,
     normalize: bool = True,
@@ -69,7 +69,7 @@ def arrays(
 
     x: (N, features), or images (N, H, W) or (N, channels, H, W), of uint8 (0 to 255, scaled to 0 to 1) or floats.
     y: whole numbers for classes counted from 0, floats (N,) or (N, columns) for regression, 0 and 1 (N, labels) for
-    multilabel, whose labels are named by class_names. normalize: by mean and
+    multilabel, whose labels are named by class_names; for autoencoder there need be no y. normalize: by mean and
     deviation of a feature or channel over at most 4,096 training rows. Only y is loaded into memory.
     Raises DataError for files that are missing, damaged, or hold something else.
     """
@@ -82,9 +82,9 @@ def arrays(
     x_path = folder / "x.npy"
     y_path = folder / "y.npy"
     x = _open_array(x_path)
-    y = _open_array(y_path)
+    y = _open_targets(y_path, len(x), task == "autoencoder")
     kind = _find_kind(x, x_path)
-    task_name = _find_task(y, y_path, task)
+    task_name: TaskName = "regression" if task == "autoencoder" else _find_task(y, y_path, task)
     targets, notes = _read_targets(x, y, y_path, task_name)
     x = _add_channel(x)
 
@@ -119,6 +119,8 @@ def arrays(
     elif task_name == "binary":
         output_size = 1
     spec = DataSpec(kind, tuple(x.shape[1:]), task_name, output_size, classes, mean=tuple(mean), std=tuple(std))
+    if task == "autoencoder":
+        spec = replace(spec, output_size=spec.input_size, reconstructs=True)
 
     unheeded = {}
     if has_test:
@@ -150,7 +152,7 @@ def _read_further_part(folder: Path, name: str, train: Mapped, task: TaskName, c
         return None
 
     x = _open_array(x_path)
-    y = _open_array(y_path)
+    y = _open_targets(y_path, len(x), not train.targets.shape[1:].numel())
     x = _add_channel(x)
     if x.shape[1:] != train.x.shape[1:] or x.dtype != train.x.dtype:
         raise DataError(
@@ -171,6 +173,11 @@ def _read_further_part(folder: Path, name: str, train: Mapped, task: TaskName, c
     part.mean = train.mean
     part.std = train.std
     return part
+
+
+def _open_targets(path: Path, rows: int, are_left_aside: bool) -> Numbers:
+    """The array of targets; one without columns for an autoencoder, which needs none."""
+    return np.zeros((rows, 0), np.float32) if are_left_aside else _open_array(path)
 
 
 def _open_array(path: Path) -> Numbers:
@@ -230,6 +237,8 @@ def _read_targets(x: Numbers, y: Numbers, path: Path, task: TaskName) -> tuple[T
     if task != "regression":
         return _read_labels(y, path, task)
 
+    if not y.size:
+        return torch.zeros(y.shape), ()
     # A copy in memory: targets are needed as a whole, for statistics and baselines.
     values = torch.from_numpy(np.array(y, dtype=np.float32)).view(len(y), -1)
     is_bad = ~values.isfinite().all(1)

@@ -121,7 +121,9 @@ class MemoryBatches:
         for group, rows in zip(groups, index, strict=True):
             for *inputs, targets in self._gather(rows, group):
                 is_empty = not next(remaining).numel()
-                yield self.place.view_channels_first(tuple(inputs)), targets[:0] if is_empty else targets
+                viewed = self.place.view_channels_first(tuple(inputs))
+                targets = self.place.choose_targets(viewed, targets)
+                yield viewed, targets[:0] if is_empty else targets
 
     def _count_batches_per_gather(self, rows: int) -> int:
         """Number of batches of `rows` rows per gather. A gather costs 15 µs per call, a view 1 µs."""
@@ -198,8 +200,9 @@ class LoaderBatches:
                 # A process without a row of a batch has fetched row 0.
                 fetched_rows = rows if len(rows) else torch.zeros(1, dtype=torch.int64)
                 inputs, targets = self.check.conform(tuple(inputs), targets, fetched_rows)
-            moved = tuple(self.place.move_inputs(tuple(inputs)))
-            yield self.place.view_channels_first(moved), self.place.move_targets(targets[: len(rows)])
+            viewed = self.place.view_channels_first(tuple(self.place.move_inputs(tuple(inputs))))
+            targets = self.place.choose_targets(viewed, targets)
+            yield viewed, self.place.move_targets(targets[: len(rows)])
 
 
 def _prefetch(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
@@ -281,6 +284,10 @@ class Placement:
     def _is_image(self, x: Tensor) -> bool:
         """Whether an input is stored channels last; other inputs beside the images have no channels."""
         return self.channels_last and x.dim() == 4 and x.is_floating_point()
+
+    def choose_targets(self, inputs: tuple[Tensor, ...], targets: Tensor) -> Tensor:
+        """The targets of a batch, for an autoencoder its first input (N, values); inputs: as the model takes them."""
+        return inputs[0].flatten(1) if self.spec.reconstructs else targets
 
     def move_targets(self, targets: Tensor) -> Tensor:
         """Targets on the device, floats in the training precision."""

@@ -103,6 +103,13 @@ def check_spec(inspection: Inspection) -> None:
         expected = "1, the logit of class 1" if spec.task == "binary" else "at least 1"
         raise inspection.error(f"spec.output_size={spec.output_size}, and for {spec.task} it is {expected}")
 
+    flattens = spec.task == "regression" and spec.kind != "tokens" and spec.output_size == spec.input_size
+    if spec.reconstructs and not flattens:
+        raise inspection.error(
+            "spec.reconstructs is for regression of vectors and images with output_size = input_size; leave it out, "
+            "and type task=autoencoder"
+        )
+
     # A table with a single class has one name: see Splits.nothing_to_learn.
     if spec.task != "regression" and len(spec.class_names) not in (0, 1, count_classes(spec)):
         raise inspection.error(
@@ -282,6 +289,9 @@ def conform(
 
 
 def _conform_targets(inspection: Inspection, name: str, y: Tensor, label: Label) -> Tensor:
+    # An autoencoder never looks at them.
+    if inspection.spec.reconstructs:
+        return y
     if inspection.spec.task == "regression":
         return _conform_values(inspection, name, y, label)
     if inspection.spec.task == "multilabel":
@@ -572,6 +582,8 @@ def get_valid_targets(part: Part | None, spec: DataSpec) -> Tensor | None:
     """All targets of a part without a sample being read; None if a dataset states none, or not as in its spec."""
     if part is None:
         return None
+    if spec.reconstructs:
+        return part.inputs[0].flatten(1) if isinstance(part, Split) else None
     targets = get_targets(part)
     if targets is None or isinstance(part, Split):
         return targets

@@ -59,6 +59,10 @@ class DataSpec:
     # Grey values that became 0 and 1 in images of more than 8 bits; empty: their 16 bits were scaled to 8.
     pixel_range: tuple[float, ...] = ()
 
+    # The targets are the inputs, flattened, and those of the data are left aside: an autoencoder, a regression with
+    # output_size = input_size.
+    reconstructs: bool = False
+
     def __post_init__(self) -> None:
         """Convert NumPy's numbers, arrays and strings, and tensors, to plain Python: checkpoints hold nothing else."""
         input_shape = _to_sequence("input_shape", self.input_shape)

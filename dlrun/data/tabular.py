@@ -64,7 +64,7 @@ def csv(
     """A table of the user's: one row per sample, numbers in all columns but the target, which may be text.
 
     task=None: classes if the target is text or holds at most 20 distinct integers, else regression. Of several target
-    columns: multilabel if all of them hold 0 and 1 alone, else regression.
+    columns: multilabel if all of them hold 0 and 1 alone, else regression; of none, [], targets have no column.
     Inputs float64 (N, features); normalize: (x - mean) / std with the constants of the training rows, std 1
     for a constant column. Raises DataError or RequestError, naming file, line and column.
     """
@@ -81,18 +81,16 @@ def csv(
         raise RequestError(f"data.target names all columns of {path}, so that no input is left; leave some out")
 
     values = _read_target(table, columns, task)
-    notes = () if task else (_describe_guess([table.names[column] for column in columns], values),)
+    notes = () if task or not columns else (_describe_guess([table.names[column] for column in columns], values),)
     return _build_splits(table, columns, values, test_fraction, normalize, seed, notes)
 
 
 def _find_targets(table: Table, target: str | int | Sequence[str | int]) -> list[int]:
-    """Positions of the target columns; RequestError for none, and for one that is named twice."""
+    """Positions of the target columns; RequestError for one that is named twice."""
     if isinstance(target, str | int):
         return [table.find_column(target)]
 
     columns = [table.find_column(column) for column in target]
-    if not columns:
-        raise RequestError("data.target=[] names no column; type data.target=<column>, or [a,b,c]")
     for column in columns:
         if columns.count(column) > 1:
             raise RequestError(f"data.target names column '{table.names[column]}' twice; leave out one of them")
@@ -126,6 +124,9 @@ def _read_target(table: Table, columns: Sequence[int], task: TableTask | None) -
     if task not in (None, *get_args(TableTask)):
         raise RequestError(f"data.task={task} is not known: type regression, binary, multiclass or multilabel")
 
+    if not columns:
+        # All columns are inputs, for an autoencoder.
+        return Target("regression", np.zeros((len(table.lines), 0)))
     if task == "multilabel":
         return _read_labels(table, columns)
     if len(columns) > 1:

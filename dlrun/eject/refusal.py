@@ -59,6 +59,8 @@ def refuse(saved: SavedModel) -> None:
 
     if saved.spec.task == "multilabel":
         raise cannot("a training for several labels a row")
+    if saved.spec.reconstructs:
+        raise cannot("the training of an autoencoder")
 
     for name in saved.settings.callbacks:
         raise cannot(f"callbacks.{name}, which may change anything")

@@ -129,6 +129,12 @@ LOSSES: dict[TaskName, dict[str, Callable[..., Tensor]]] = {
     "tagging": {"cross_entropy": F.cross_entropy, "nll": F.nll_loss},
 }
 
+# Besides those of regression, for inputs of 0 to 1 that an autoencoder gives back.
+RECONSTRUCTION_LOSSES: dict[str, Callable[..., Tensor]] = {
+    "bce": F.binary_cross_entropy,
+    "bce_with_logits": bce_with_logits_loss,
+}
+
 # The same losses by other names: those of torch.nn's classes, and short ones.
 ALIASES = {
     "MSELoss": "mse",

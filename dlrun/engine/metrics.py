@@ -37,6 +37,38 @@ def compute_regression_metrics(sums: MetricSums) -> dict[str, float]:
     }
 
 
+def compute_reconstruction_sums(outputs: Tensor, targets: Tensor) -> MetricSums:
+    """Sums for outputs and targets (N, values) of an autoencoder, which hold no target: an image has many values."""
+    difference = widen(outputs - targets)
+    wide = widen(targets)
+    return {
+        # (values,)
+        "squared": difference.square().sum(0),
+        "absolute": difference.abs().sum(0),
+        "total": wide.sum(0),
+        "total_squares": wide.square().sum(0),
+        "rows": torch.tensor(len(targets), device=targets.device),
+    }
+
+
+def compute_reconstruction_metrics(sums: MetricSums) -> dict[str, float]:
+    """The metrics of a regression; R² is of all values together, the share of their variance that is explained.
+
+    In the mean over values, pixels at the border that hardly ever differ would count as much as all others.
+    """
+    rows = int(sums["rows"])
+    spread = float((sums["total_squares"] - sums["total"].square() / rows).sum())
+    squared = float(sums["squared"].sum())
+    # Of constant inputs only rounding is left.
+    is_constant = spread <= 1e-12 * float(sums["total_squares"].sum())
+    count = rows * len(sums["squared"])
+    return {
+        "mse": squared / count,
+        "mae": float(sums["absolute"].sum()) / count,
+        "r2": 0.0 if is_constant else 1 - squared / spread,
+    }
+
+
 def compute_binary_sums(outputs: Tensor, predicted: Tensor, targets: Tensor) -> MetricSums:
     """Sums for outputs (N, 1), and predicted and targets (N,) of 0 and 1."""
     # Row-major cells of (target, predicted).

@@ -19,7 +19,16 @@ from dlrun.core.suggest import did_you_mean
 from dlrun.data.spec import PADDING, DataSpec
 from dlrun.engine import metrics
 from dlrun.engine.chosen_metrics import ChosenMetric
-from dlrun.engine.losses import ALIASES, GIVES_ROWS, LOSSES, TAKES_WEIGHT, LossArgument, list_arguments, make_tensor
+from dlrun.engine.losses import (
+    ALIASES,
+    GIVES_ROWS,
+    LOSSES,
+    RECONSTRUCTION_LOSSES,
+    TAKES_WEIGHT,
+    LossArgument,
+    list_arguments,
+    make_tensor,
+)
 from dlrun.engine.metric_names import DIRECTIONS
 from dlrun.engine.metrics import MetricSums
 
@@ -28,6 +37,9 @@ _PROBABILITY_LOSSES = ("bce", "scratch_bce")
 
 # Outputs are kept as they come and reduced together: 64 small reductions cost more than one large.
 FLUSH_BATCHES = 64
+
+# Rows of a baseline that an autoencoder's metrics take at once.
+_BASELINE_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -59,7 +71,7 @@ class Objective:
     loss_function: Callable[..., Tensor] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        losses = LOSSES[self.spec.task]
+        losses = LOSSES[self.spec.task] | (RECONSTRUCTION_LOSSES if self.spec.reconstructs else {})
         name = self.loss_name or next(iter(losses))
         # The dataclass is frozen.
         if self.own_loss is not None:
@@ -112,6 +124,11 @@ class Objective:
     def is_exponential(self) -> bool:
         """Whether outputs are logarithms of the predicted values, as torch's Poisson loss takes them by default."""
         return self.loss_name == "poisson_nll" and self.loss_args.get("log_input", True) is True
+
+    @property
+    def is_logistic(self) -> bool:
+        """Whether outputs are logits of the values that an autoencoder gives back."""
+        return self.spec.reconstructs and self.loss_name == "bce_with_logits"
 
     @property
     def loss_module(self) -> nn.Module | None:
@@ -223,6 +240,8 @@ class Objective:
     def predict(self, outputs: Tensor) -> Tensor:
         """Values for regression, 0 or 1 a label (N, labels) for multilabel, class numbers otherwise."""
         if self.spec.task == "regression":
+            if self.is_logistic:
+                return outputs.sigmoid()
             return outputs.exp() if self.is_exponential else outputs
         if self.spec.task in ("binary", "multilabel"):
             threshold = 0.5 if self.loss_name in _PROBABILITY_LOSSES else 0.0
@@ -253,6 +272,8 @@ class Objective:
     def _compute_task_sums(self, outputs: Tensor, targets: Tensor) -> MetricSums:
         if self.spec.task == "binary":
             return metrics.compute_binary_sums(outputs, self.predict(outputs), targets)
+        if self.spec.reconstructs:
+            return metrics.compute_reconstruction_sums(self.predict(outputs), targets)
         if self.spec.task == "regression":
             return metrics.compute_regression_sums(self.predict(outputs), targets)
         if self.spec.task == "multilabel":
@@ -264,10 +285,11 @@ class Objective:
         # One transfer in place of one for each number.
         host = {name: value.cpu() for name, value in sums.items()}
         loss = metrics.divide(host["loss"], host["weight"])
+        compute = metrics.compute_reconstruction_metrics if self.spec.reconstructs else metrics.METRICS[self.spec.task]
         if self.metrics is None:
-            return {"loss": loss} | metrics.METRICS[self.spec.task](host)
+            return {"loss": loss} | compute(host)
 
-        values = metrics.METRICS[self.spec.task](host) if self.computes_task_metrics else {}
+        values = compute(host) if self.computes_task_metrics else {}
         if self.chosen_metrics:
             values |= self._compute_chosen_metrics(host)
         return {"loss": loss} | {name: values[name] for name in self.metric_names[1:]}
@@ -313,6 +335,10 @@ class Objective:
         The mean for regression; the frequencies of the labels or classes otherwise, so that the majority is predicted
         and the loss is the entropy of guessing by frequency.
         """
+        if self.is_logistic:
+            return targets.mean(0, keepdim=True, dtype=torch.float64).clamp(1e-9, 1 - 1e-9).logit()
+        if self.spec.reconstructs:
+            return targets.mean(0, keepdim=True, dtype=torch.float64)
         if self.spec.task == "regression":
             mean = metrics.widen(targets).mean(0, keepdim=True)
             return mean.clamp(min=1e-9).log() if self.is_exponential else mean
@@ -332,6 +358,19 @@ class Objective:
     def compute_baseline(self, train_targets: Tensor, targets: Tensor) -> dict[str, float]:
         """Metrics on `targets` of the constant outputs fitted to `train_targets`."""
         outputs = self.fit_constant_outputs(train_targets)
+        totals = self.new_accumulator()
+        # All values of all inputs, in double precision, may be more than the memory holds.
+        blocks = torch.split(targets, _BASELINE_ROWS) if self.spec.reconstructs else (targets,)
+        for block in blocks:
+            self._add_constant(totals, outputs, block)
+        try:
+            return totals.compute_metrics()
+        except RunError as error:
+            # Nothing is trained yet: a metric that cannot be computed is a wrong request.
+            raise RequestError(str(error)) from error
+
+    def _add_constant(self, totals: "MetricAccumulator", outputs: Tensor, targets: Tensor) -> None:
+        """Add rows that are all answered by the same outputs (1, ...)."""
         if self.spec.task == "tagging":
             outputs = outputs.expand(*targets.shape[:2], -1)
         else:
@@ -345,13 +384,7 @@ class Objective:
         if not isinstance(loss, Tensor):
             # The user's own function is called here for the first time.
             raise RequestError(f"task.loss={self.loss_name} must return a tensor, not {type(loss).__name__}")
-        totals = self.new_accumulator()
         totals.add(outputs, wide, loss)
-        try:
-            return totals.compute_metrics()
-        except RunError as error:
-            # Nothing is trained yet: a metric that cannot be computed is a wrong request.
-            raise RequestError(str(error)) from error
 
 
 def list_task_metrics(spec: DataSpec) -> tuple[str, ...]:

@@ -70,6 +70,8 @@ def _encode(probe: Any, spec: DataSpec, key: str) -> tuple[Tensor, ...]:
 
 def _decode(objective: Objective, outputs: Tensor) -> Answer:
     spec = objective.spec
+    if spec.reconstructs:
+        raise RequestError("probes: an autoencoder answers with as many values as it is asked; type probes=[]")
     if spec.task == "regression":
         return float(outputs.flatten()[0])
     if spec.task == "binary":

@@ -19,9 +19,10 @@ from dlrun.core.files import write_text
 from dlrun.data.origin import Origin
 from dlrun.engine.calibration import Calibration
 from dlrun.engine.per_class import PerClass
+from dlrun.inference.predict.answer import undo_normalization
 from dlrun.inference.saved_model import SavedModel
 from dlrun.runs import folder as run_folder
-from dlrun.runs.reports.plots import canvas, classification, regression
+from dlrun.runs.reports.plots import canvas, classification, reconstruction, regression
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -139,6 +140,9 @@ def _describe_calibration(calibration: Calibration) -> dict[str, Any]:
 def format_predictions(evaluation: Evaluation) -> str:
     """Return predictions.csv: row number, target, prediction, for classes its probability, and the file of each row.
 
+    Of an autoencoder: the mean squared error of each row, as the model sees it, and the values that it gives back in
+    the data's own units.
+
     row counts from 0, like x[row] and pandas' iloc; line, for text files, from 1 with the header, like an editor.
     """
     columns = evaluation.origin.to_columns()
@@ -161,6 +165,10 @@ def _name_columns(evaluation: Evaluation) -> list[str]:
     if evaluation.probability is not None:
         return ["true", "predicted", "probability"]
     count = evaluation.targets.shape[1]
+    spec = evaluation.saved_model.spec
+    if spec.reconstructs:
+        names = spec.feature_names or [str(number) for number in range(count)]
+        return ["mse", *(f"reconstructed_{name}" for name in names)]
     if count == 1:
         return ["true", "predicted"]
     return [*(f"true_{i}" for i in range(count)), *(f"predicted_{i}" for i in range(count))]
@@ -168,6 +176,13 @@ def _name_columns(evaluation: Evaluation) -> list[str]:
 
 def _iterate_cells(evaluation: Evaluation) -> Iterator[list[Any]]:
     """Yield target and prediction of each row, in the order of `_name_columns`."""
+    spec = evaluation.saved_model.spec
+    if spec.reconstructs:
+        errors = (evaluation.predictions - evaluation.targets).square().mean(1).tolist()
+        values = undo_normalization(evaluation.predictions, spec).tolist()
+        for error, row in zip(errors, values, strict=True):
+            yield [error, *row]
+        return
     targets = evaluation.targets.tolist()
     predictions = evaluation.predictions.tolist()
     if evaluation.probability is None or evaluation.classes is None:
@@ -193,6 +208,11 @@ def _iterate_cells(evaluation: Evaluation) -> Iterator[list[Any]]:
 def _draw_figures(evaluation: Evaluation) -> Iterator[tuple[str, "Figure"]]:
     targets = evaluation.targets
     predictions = evaluation.predictions
+    if evaluation.saved_model.spec.reconstructs:
+        spec = evaluation.saved_model.spec
+        if spec.kind == "image":
+            yield "reconstructions", reconstruction.draw_reconstructions(targets, predictions, spec, evaluation.split)
+        return
     if evaluation.probability is None:
         names = [str(i) for i in range(targets.shape[1])]
         yield "residuals", regression.draw_residuals(predictions, targets, names, evaluation.split)

@@ -204,7 +204,8 @@ def restore_training_defaults(request: Request, state: dict[str, Any], plain: di
 
     # Another table's target is of the same kind, even if its values alone suggest a different one.
     data = request.config["data"]
-    if state and "task" in data and data["task"] is None:
+    is_autoencoder = bool(state) and state["spec"].get("reconstructs", False)
+    if state and "task" in data and data["task"] is None and not is_autoencoder:
         data["task"] = state["spec"]["task"]
 
     # Other images are as bright as those of training if their grey values are read alike.

@@ -117,6 +117,9 @@ def _try_shapes(layers: list[nn.Module], spec: DataSpec) -> None:
         if not isinstance(x, Tensor):
             raise MisfitError(f"model.layers[{i}] ({type(layer).__name__}) gives no tensor: use another layer.")
 
+    # Images that are given back are flattened after the model.
+    if spec.reconstructs:
+        x = x.flatten(1)
     if list(x.shape) != [2, spec.output_size]:
         raise MisfitError(
             f"model.layers ends with samples of shape {list(x.shape[1:])}, but this data needs "

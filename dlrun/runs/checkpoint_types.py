@@ -287,4 +287,5 @@ SPEC_KEYS: dict[str, Check] = {
     "std": CONSTANTS,
     "framing": CONSTANTS,
     "pixel_range": CONSTANTS,
+    "reconstructs": (lambda value: isinstance(value, bool), "true or false"),
 }

@@ -306,6 +306,23 @@ def test_labels_train_as_in_one_process(
         assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("loader", ["memory", "workers"])
+def test_an_autoencoder_trains_as_in_one_process(
+    loader: str, tmp_path: Path, ranks: Callable[..., Any], dlrun: Callable[..., Any]
+) -> None:
+    # The last batch of an epoch has a single row.
+    words = ("data=digits", "data.image_size=8", "data.train_rows=53", "model=mlp", "model.hidden_sizes=[4]")
+    words = (*words, *WORDS[3:], "task=autoencoder", f"data.loader={loader}", "data.num_workers=0")
+    words = (*words, "optimizer=sgd", "optimizer.lr=0.05", "trainer.epochs=2")
+    assert dlrun(*words, "data.batch_size=26", "hydra.run.dir=one").code == 0
+    done = ranks(2, *words, "data.batch_size=13", "hydra.run.dir=two")
+    assert done.returncode == 0, done.stderr
+    assert apart(tmp_path / "one", tmp_path / "two") < 1e-5
+    for a, b in zip(rows_in(tmp_path / "one"), rows_in(tmp_path / "two"), strict=True):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
+
+
 SCALED = """
 import torch
 from torch import nn

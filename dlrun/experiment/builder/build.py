@@ -38,7 +38,8 @@ from dlrun.experiment.builder.start_values import set_start_values
 _CALL_KEYS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
 
 # Data whose files may hold targets of any task.
-_READS_ANY_TARGET = ("dlrun.data.tabular.csv", "dlrun.data.arrays.arrays")
+_TABLE = "dlrun.data.tabular.csv"
+_READS_ANY_TARGET = (_TABLE, "dlrun.data.arrays.arrays")
 
 # Words by which torch's optimizers name an argument in an error message.
 _NAMES_IN_MESSAGES = (("learning rate", "lr"), ("beta parameter", "betas"), ("epsilon", "eps"))
@@ -53,13 +54,8 @@ def build_data(settings: Settings, trusted_modules: Sequence[str] | None) -> Spl
             f"data._target_={settings.data.target} must return dlrun.data.spec.Splits, not {type(splits).__name__}; "
             "type data=<one of `dlrun ls data`>"
         )
+    splits = _set_task(splits, settings)
     splits = inspect_splits(splits, _configure_inspection(settings, splits.spec))
-    if settings.task.kind == "multilabel" and splits.spec.task != "multilabel":
-        raise RequestError(
-            f"task=multilabel takes targets of several labels a row, and data={settings.data.choice} is for "
-            f"{splits.spec.task}; type data=csv with data.target=[a,b,c], data=arrays, or data of your own whose "
-            "DataSpec has task 'multilabel'"
-        )
 
     train = splits.train
     val = splits.val
@@ -89,11 +85,41 @@ def build_data(settings: Settings, trusted_modules: Sequence[str] | None) -> Spl
 def _choose_target_kind(settings: Settings) -> Component[Any]:
     """The data's block; files of the user's own are read for the task, unless data.task says what they hold."""
     component = settings.data
-    if settings.task.kind != "multilabel" or component.target not in _READS_ANY_TARGET:
+    kind = settings.task.kind
+    if kind is None or component.target not in _READS_ANY_TARGET or (kind, component.target) == ("autoencoder", _TABLE):
         return component
-    if component.arguments.get("task") not in (None, "multilabel"):
-        raise RequestError(f"task=multilabel and data.task={component.arguments['task']} differ; leave out one of them")
-    return dataclasses.replace(component, arguments={**component.arguments, "task": "multilabel"})
+    if component.arguments.get("task") not in (None, kind):
+        raise RequestError(f"task={kind} and data.task={component.arguments['task']} differ; leave out one of them")
+    return dataclasses.replace(component, arguments={**component.arguments, "task": kind})
+
+
+def _set_task(splits: Splits, settings: Settings) -> Splits:
+    """The data for the task that `task.kind` names; RequestError for data that cannot be."""
+    kind = settings.task.kind
+    spec: Any = splits.spec
+    # The inspection tells of a spec that is none.
+    if not isinstance(spec, DataSpec):
+        return splits
+
+    if kind != "autoencoder" and spec.output_size == 0 and settings.data.target == _TABLE:
+        raise RequestError("data.target=[] names no column; type data.target=<column>, or task=autoencoder")
+    if kind == "multilabel" and spec.task != "multilabel":
+        raise RequestError(
+            f"task=multilabel takes targets of several labels a row, and data={settings.data.choice} is for "
+            f"{spec.task}; type data=csv with data.target=[a,b,c], data=arrays, or data of your own whose DataSpec has "
+            "task 'multilabel'"
+        )
+    if kind != "autoencoder":
+        return splits
+
+    if spec.kind == "tokens":
+        raise RequestError(
+            f"task=autoencoder gives vectors and images back, and data={settings.data.choice} has sequences of tokens; "
+            "choose other data"
+        )
+    spec = dataclasses.replace(spec, task="regression", output_size=spec.input_size, class_names=(), reconstructs=True)
+    # One class alone, or one value, is no reason not to learn what its inputs look like.
+    return dataclasses.replace(splits, spec=spec, truth=None, nothing_to_learn="")
 
 
 def _find_unheeded(splits: Splits, train: Part, val: Part | None, settings: Settings) -> dict[str, str]:
@@ -184,6 +210,8 @@ def build_model(
     if not isinstance(model, nn.Module):
         raise RequestError(f"model._target_={component.target} must be a torch.nn.Module, not {type(model).__name__}")
 
+    if spec.reconstructs and spec.kind == "image":
+        model.register_forward_hook(flatten_outputs)
     model = set_precision(model, runtime.dtype)
     # Lazy layers have no parameters yet that could be filled or moved.
     initialize_lazy_layers(model, spec, runtime.dtype)
@@ -194,6 +222,11 @@ def build_model(
     if wants_channels_last(model, spec, runtime):
         set_channels_last(model)
     return model
+
+
+def flatten_outputs(_module: nn.Module, _inputs: Any, outputs: Any) -> Any:
+    """A forward hook: images (N, C, H, W) that an autoencoder returns become (N, values), as its targets are."""
+    return outputs.flatten(1) if isinstance(outputs, Tensor) else outputs
 
 
 def set_precision(net: nn.Module, dtype: torch.dtype) -> nn.Module:

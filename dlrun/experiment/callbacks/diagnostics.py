@@ -20,7 +20,12 @@ from dlrun.engine import device
 from dlrun.engine.callback import Callback, TrainerView
 from dlrun.engine.device import START_SCALE
 from dlrun.engine.evaluation import collect_rows, evaluation_mode
-from dlrun.engine.metrics import compute_regression_metrics, compute_regression_sums
+from dlrun.engine.metrics import (
+    compute_reconstruction_metrics,
+    compute_reconstruction_sums,
+    compute_regression_metrics,
+    compute_regression_sums,
+)
 from dlrun.experiment.context import RunContext
 from dlrun.experiment.preflight import final_activation
 
@@ -182,8 +187,8 @@ class Diagnostics(Callback):
         batches = zip(*(torch.split(x, self.batch_size) for x in inputs), strict=True)
         try:
             with evaluation_mode(model), self.context.runtime.autocast():
-                # A compiled model knows no hooks, so its forward is called.
-                outputs = [model.forward(*batch).float() for batch in batches]
+                # In this mode it is not compiled: a compiled model would not know these hooks.
+                outputs = [model(*batch).float() for batch in batches]
         finally:
             for handle in handles:
                 handle.remove()
@@ -200,7 +205,7 @@ class Diagnostics(Callback):
         """Autograd's name of the model's last operation, reshaping aside; empty if no gradient flows."""
         model = self.context.state.model
         with evaluation_mode(model), self.context.runtime.autocast():
-            node = model.forward(*(x[:2] for x in self.inputs)).grad_fn
+            node = model(*(x[:2] for x in self.inputs)).grad_fn
         while node is not None and node.name().startswith(_RESHAPING):
             node = node.next_functions[0][0]
         return "" if node is None else str(node.name())
@@ -459,6 +464,8 @@ def _find_trivial_result(
 
 def _score(predicted: Tensor, targets: Tensor, spec: DataSpec) -> float:
     """R² for regression, accuracy otherwise."""
+    if spec.reconstructs:
+        return compute_reconstruction_metrics(compute_reconstruction_sums(predicted, targets))["r2"]
     if spec.task == "regression":
         return compute_regression_metrics(compute_regression_sums(predicted, targets))["r2"]
     is_real = targets != PADDING

@@ -185,12 +185,20 @@ def _check_loss(outputs: Tensor, targets: Tensor, task: Objective) -> None:
             "task.loss=nll takes logarithms of probabilities, which are not above 0 as this model's outputs are; "
             "type task.loss=cross_entropy, or end the model in LogSoftmax"
         )
+    if task.spec.reconstructs and str(task.loss_name).startswith("bce"):
+        low, high = (float(value) for value in torch.aminmax(targets))
+        if low < 0 or high > 1:
+            raise RequestError(
+                f"task.loss={task.loss_name} is for inputs of 0 to 1, and these are {low:.3g} to {high:.3g}; leave "
+                "them unnormalized (data.mean=0 data.std=1, or data.normalize=false), or type task.loss=mse"
+            )
     try:
         loss = task.compute_loss(outputs, targets)
     except Exception as error:  # the loss may be the user's own
         if is_out_of_memory(error):
             raise
-        instead = "bce_with_logits" if task.spec.task in ("binary", "multilabel") else "null"
+        takes_logits = task.spec.task in ("binary", "multilabel") or task.spec.reconstructs
+        instead = "bce_with_logits" if takes_logits else "null"
         raise RequestError(
             f"task.loss={task.loss_name} does not take the model's output: {_format_error(error)}; "
             f"type task.loss={instead}"

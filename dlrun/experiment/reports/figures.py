@@ -30,6 +30,7 @@ from dlrun.runs.reports.plots import (
     errors,
     landscape,
     loss,
+    reconstruction,
     regression,
     samples,
 )
@@ -93,6 +94,12 @@ def _draw_regression(context: RunContext, final: SplitOutputs) -> Iterator[Named
     split = final.split
     inputs = final.inputs
     targets = final.targets
+
+    if spec.reconstructs:
+        if spec.kind == "image":
+            values = context.objective.predict(final.outputs)
+            yield "reconstructions", reconstruction.draw_reconstructions(targets, values, spec, split)
+        return
 
     if spec.output_size == 1 and spec.kind == "vector" and spec.input_size == 1:
         train_inputs, train_targets = collect_rows(context.state.train)

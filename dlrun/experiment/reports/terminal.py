@@ -84,7 +84,7 @@ def _describe_spec(spec: DataSpec) -> str:
         targets = f"{spec.output_size} label{'s' if spec.output_size > 1 else ''}"
     if spec.task == "regression":
         plural = "s" if spec.output_size > 1 else ""
-        targets = f"{spec.output_size} value{plural}"
+        targets = "itself" if spec.reconstructs else f"{spec.output_size} value{plural}"
     return f"{spec.kind} {shape} -> {targets}"
 
 

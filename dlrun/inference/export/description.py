@@ -150,6 +150,9 @@ def write_companions(
         "output_to_probability": name_probability_function(saved_model),
         # Of a Poisson regression, whose model gives logarithms.
         **({"output_to_value": "exp"} if saved_model.task.is_exponential else {}),
+        # Of an autoencoder: its output is its normalized input, flattened, or logits of that.
+        **({"reconstructs": True} if spec.reconstructs else {}),
+        **({"output_to_value": "sigmoid"} if saved_model.task.is_logistic else {}),
         "class_names": list_class_names(saved_model),
         "preprocessing": describe_preprocessing(saved_model, example, shapes[0]),
         # Whoever loads the export elsewhere can compare with these outputs.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dlrun.data.spec import DataSpec
 from dlrun.engine.objective import Objective
 
 # A class, or a sequence of tags, and its probability.
@@ -17,13 +18,15 @@ class Answer:
     """A prediction, or the reason why there is none.
 
     choices: classes with their probabilities, most likely first; for tagging one choice, the sequence of tags with
-    the product of their probabilities. values: for regression, one per target column. labels: for multilabel, each
-    label with its probability, in the order of the data. All three are empty on error.
+    the product of their probabilities. values: for regression, one per target column; an autoencoder's are in the
+    data's own units, and its reconstruction_error is the mean squared error of what the model sees. labels: for
+    multilabel, each label with its probability, in the order of the data. All of them are empty on error.
     """
 
     input: str
     choices: tuple[Choice, ...] = ()
     values: tuple[float, ...] = ()
+    reconstruction_error: float | None = None
     labels: tuple[Choice, ...] = ()
     # The true value, if the input contains it.
     label: str | None = None
@@ -47,6 +50,16 @@ def rank_classes(task: Objective, outputs: Tensor, names: Sequence[str], top: in
         row_names = [names[index] for index in classes]
         choices.append(tuple(zip(row_names, likelihoods, strict=True)))
     return choices
+
+
+def undo_normalization(values: Tensor, spec: DataSpec) -> Tensor:
+    """Values (N, input values) of a model in the units of its data, float64."""
+    rows = values.double().reshape(-1, *spec.input_shape)
+    if spec.mean:
+        # One constant a feature (F,) or channel (C, 1, 1).
+        shape = (-1, *[1] * (len(spec.input_shape) - 1))
+        rows = rows * torch.tensor(spec.std).double().view(shape) + torch.tensor(spec.mean).double().view(shape)
+    return rows.flatten(1)
 
 
 def join_labels(labels: Sequence[Choice]) -> str:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from dlrun.core import user_code
 from dlrun.core.errors import DataError, RequestError
+from dlrun.engine.objective import Objective
 from dlrun.inference.predict import forward
-from dlrun.inference.predict.answer import Answer, join_tags, rank_classes, rate_labels
+from dlrun.inference.predict.answer import Answer, join_tags, rank_classes, rate_labels, undo_normalization
 from dlrun.inference.predict.read_image import ImageReader
 from dlrun.inference.predict.read_table import TableReader
 from dlrun.inference.predict.read_text import TextReader
@@ -137,6 +138,8 @@ def _interpret_outputs(
 ) -> list[dict[str, Any]]:
     """Return the fields of an Answer that each row of outputs stands for: values or choices."""
     task = saved_model.task
+    if task.spec.reconstructs:
+        return _describe_reconstructions(task, inputs[0], outputs)
     if task.spec.task == "regression":
         # A model with one output may return (N,) or (N, 1).
         table = task.predict(outputs).numpy().reshape(len(outputs), -1)
@@ -149,6 +152,16 @@ def _interpret_outputs(
     else:
         choices = rank_classes(task, outputs, saved_model.class_names, top)
     return [{"choices": row} for row in choices]
+
+
+def _describe_reconstructions(task: Objective, inputs: Tensor, outputs: Tensor) -> list[dict[str, Any]]:
+    values = task.predict(outputs)
+    errors = (values.double() - inputs.flatten(1).double()).square().mean(1).tolist()
+    rows = undo_normalization(values, task.spec).float().numpy()
+    return [
+        {"values": tuple(map(_to_shortest_float, row)), "reconstruction_error": error}
+        for row, error in zip(rows, errors, strict=True)
+    ]
 
 
 def _to_shortest_float(value: np.floating[Any]) -> float:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from rich.box import SIMPLE_HEAD
@@ -17,6 +17,9 @@ from dlrun.runs.reports.console import Console, format_number
 
 # Lines of a table that are printed at once. Rich measures columns, so each block is as wide as its longest cells.
 _BLOCK_SIZE = 500
+
+# Values of an autoencoder in a line of a table.
+_MOST_VALUES = 8
 
 
 class Writer(Protocol):
@@ -60,7 +63,7 @@ class TableWriter:
 
         table = Table(box=SIMPLE_HEAD, padding=(0, 1), show_edge=False, show_header=is_first)
         for name in self.columns:
-            holds_numbers = name == "probability" or (name == "prediction" and self.spec.task == "regression")
+            holds_numbers = name in ("probability", "mse") or (name == "prediction" and self.spec.task == "regression")
             table.add_column(name, justify="right" if holds_numbers else "left", overflow="fold")
 
         for answer in self.block:
@@ -72,6 +75,8 @@ class TableWriter:
     def _choose_columns(self) -> list[str]:
         """Return the columns that the task has, and those that an answer of the first block fills."""
         columns = ["input", "prediction"]
+        if self.spec.reconstructs:
+            columns.append("mse")
         if self.spec.task != "regression":
             columns.append("probabilities" if self.spec.task == "multilabel" else "probability")
         # The less likely classes share a column.
@@ -102,6 +107,9 @@ class TableWriter:
             cells["then"] = ", ".join(f"{name} {format_number(probability)}" for name, probability in others)
         else:
             cells["prediction"] = ", ".join(map(format_number, answer.values))
+            if answer.reconstruction_error is not None:
+                cells["prediction"] = _format_first(answer.values)
+                cells["mse"] = format_number(answer.reconstruction_error)
             cells["probability"] = ""
             cells["then"] = ""
         return {name: Text(escape_line(cell)) for name, cell in cells.items()}
@@ -124,6 +132,7 @@ class TableWriter:
 class CsvWriter:
     """Columns input, prediction and probability (prediction_2 and so on with --top), label, note, error: always all.
 
+    For an autoencoder mse comes before the predictions, which are the values that it gives back.
     For multilabel the prediction is the labels, joined, and each label has a column probability_<label>.
 
     For models that take texts, whose input column holds the text itself, also where: file and line.
@@ -148,7 +157,7 @@ class CsvWriter:
             count = min(top, max(spec.output_size, 2))
             names = ["prediction", "probability"]
 
-        self.prediction_columns = list(names)
+        self.prediction_columns = ["mse", *names] if spec.reconstructs else list(names)
         for rank in range(2, count + 1):
             self.prediction_columns += [f"{name}_{rank}" for name in names]
         self.has_where = spec.kind == "tokens"
@@ -160,6 +169,8 @@ class CsvWriter:
     def add(self, answer: Answer) -> None:
         """Write a line, with empty cells for predictions that an error or few classes leave out."""
         cells: list[Any] = list(answer.values)
+        if answer.reconstruction_error is not None:
+            cells = [round_probability(answer.reconstruction_error), *cells]
         if answer.labels:
             cells = [join_labels(answer.labels), *(round_probability(p) for _, p in answer.labels)]
         for name, probability in answer.choices:
@@ -190,6 +201,8 @@ class JsonWriter:
         record: dict[str, Any] = {"input": answer.input, "prediction": None}
         if answer.values:
             record["prediction"] = answer.values[0] if len(answer.values) == 1 else list(answer.values)
+        if answer.reconstruction_error is not None:
+            record["mse"] = round_probability(answer.reconstruction_error)
         if answer.labels:
             record["prediction"] = [name for name, probability in answer.labels if probability > 0.5]
             record["probabilities"] = {name: round_probability(probability) for name, probability in answer.labels}
@@ -227,8 +240,14 @@ def format_json(values: dict[str, Any]) -> str:
     return escape_json(json.dumps(values, ensure_ascii=False))
 
 
+def _format_first(values: Sequence[float]) -> str:
+    """The first of the values that an image has."""
+    rest = ["..."] if len(values) > _MOST_VALUES else []
+    return ", ".join([*map(format_number, values[:_MOST_VALUES]), *rest])
+
+
 def round_probability(p: float) -> float:
-    """Round a probability to the six digits that single precision has."""
+    """Round a probability, or an error, to the six digits that single precision has."""
     return float(f"{p:.6g}")
 
 

@@ -45,13 +45,15 @@ def convert_to_pixels(images: Tensor, spec: DataSpec) -> NDArray[np.float32]:
     return pixels
 
 
-def draw_tiles(pixels: NDArray[np.float32], titles: Sequence[str], width: float = 1.1, heading: str = "") -> "Figure":
-    """Draw images (N, H, W, C), eight in a line and `width` inches each, with a title above each.
+def draw_tiles(
+    pixels: NDArray[np.float32], titles: Sequence[str], width: float = 1.1, heading: str = "", columns: int = 8
+) -> "Figure":
+    """Draw images (N, H, W, C), `columns` in a line and `width` inches each, with a title above each.
 
     All titles have the same number of lines. All images lie on one pair of axes, measured in inches: a pair for
     each would take ten times as long to draw.
     """
-    columns = min(8, len(pixels))
+    columns = min(columns, len(pixels))
     lines = -(-len(pixels) // columns)
 
     # Sizes in inches, from the top left corner.
