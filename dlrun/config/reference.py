@@ -34,6 +34,7 @@ MEANINGS = {
     "data.eval_batch_size": "rows per batch of validation and test; null: the larger of 256 and the batch size",
     "data.val_fraction": "share of the training split to hold out where the data have no validation part",
     "data.shuffle": "a new order every epoch, from seed and epoch alone",
+    "data.sampler": "`balanced`: as many rows an epoch, drawn with replacement, each class as often as every other",
     "data.drop_last": "leave out a smaller last batch",
     "data.loader": "`memory`, `workers`, or memory where it fits",
     "data.num_workers": "processes that read; null: all cores but one, 1 to 4",

@@ -63,6 +63,8 @@ class DataKeys:
     eval_batch_size: int | None = _positive(None)  # null: the larger of batch_size and 256
     val_fraction: float = _fraction(0.1)  # of the training split, where the data has no validation part
     shuffle: bool = True
+    # balanced: every epoch draws its rows with replacement, each class with the same probability.
+    sampler: str | None = _choice(None, "balanced")
     drop_last: bool = False  # the last training batch, when it is smaller than the others
     loader: str = _choice("auto", "auto", "memory", "workers")
     num_workers: int | None = _not_negative(None)  # null: all cores but one, 1 to 4
@@ -225,6 +227,7 @@ LATER_DATA_KEYS: dict[str, dict[str, Any]] = {
         "label_column": None,
         "background": "white",
         "pixel_range": None,
+        "normalization": "auto",
     },
 }
 
@@ -310,7 +313,7 @@ def hash_config(plain: dict[str, Any]) -> str:
 
 def _strip_later_data_keys(data: dict[str, Any]) -> dict[str, Any]:
     """The data's block without its folder, and without keys at their default that came later."""
-    later = LATER_DATA_KEYS.get(str(data.get("_target_")), {})
+    later = {"sampler": None} | LATER_DATA_KEYS.get(str(data.get("_target_")), {})
     kept_keys = [key for key, value in data.items() if key != "root" and not (key in later and later[key] == value)]
     return {key: data[key] for key in kept_keys}
 

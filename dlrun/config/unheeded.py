@@ -40,7 +40,7 @@ _TRAINING = "it is for training"
 # Keys that have no effect, with all below them, on a command over a saved run, and why.
 _OF_TRAINING = dict.fromkeys(
     ("trainer", "optimizer", "scheduler", "checkpoint", "tracking", "sweep", "expect", "strict", "probes",
-     "preflight", "init_from", "init_map", "resume", "model.init", "model.freeze", "data.shuffle",
+     "preflight", "init_from", "init_map", "resume", "model.init", "model.freeze", "data.shuffle", "data.sampler",
      "data.drop_last", "device.cuda_graph", "device.compile", "device.timeout_seconds", "run", "logger"),
     _TRAINING,
 )  # fmt: skip

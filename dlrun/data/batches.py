@@ -7,7 +7,7 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -25,6 +25,9 @@ Batch = tuple[tuple[Tensor, ...], Tensor]
 
 # Maps the rows of every batch to those of one process.
 Shard = Callable[[list[Tensor]], list[Tensor]]
+
+# torch.multinomial takes no more categories.
+MOST_DRAWN_ROWS = 2**24
 
 # Size of a gather of several batches: they stay in a core's cache until they are used.
 GATHER_BYTES = 2**16
@@ -68,16 +71,22 @@ class EpochOrder:
     drop_last: bool = False
     seed: int = 0
 
+    # float64 (rows,): rows are drawn with replacement, in proportion to these.
+    weights: Tensor | None = field(default=None, compare=False, repr=False)
+
     def __len__(self) -> int:
         return self.rows // self.batch_size if self.drop_last else math.ceil(self.rows / self.batch_size)
 
     def permutation(self, epoch: int) -> Tensor:
-        """Order of all rows in an epoch, int64 (rows,)."""
+        """Order of all rows in an epoch, int64 (rows,); with weights, those drawn for it, some of them repeatedly."""
         if not self.shuffle:
             return torch.arange(self.rows)
 
         # A splitmix-like product keeps (seed, epoch) pairs apart.
         generator = torch.Generator().manual_seed((self.seed * 0x9E3779B97F4A7C15 + epoch) % 2**63)
+        if self.weights is not None:
+            # As torch's WeightedRandomSampler draws.
+            return torch.multinomial(self.weights, self.rows, replacement=True, generator=generator)
         return torch.randperm(self.rows, generator=generator)
 
     def batches(self, epoch: int, start: int) -> list[Tensor]:

@@ -101,6 +101,7 @@ def image_folder(
     label_column: str | None = None,
     background: str = "white",
     pixel_range: Sequence[float] | None = (),
+    normalization: Literal["auto", "images"] = "images",
 ) -> Splits:
     """Images in path/<class>/, or divided into path/train/<class>/ and path/test/<class>/ (or val/).
 
@@ -109,6 +110,8 @@ def image_folder(
 
     background: colour behind transparent images. pixel_range: the grey values that become 0 and 1 in images of more
     than 8 bits; None: the lowest and highest of the training images; (): 16 bits are scaled to 8, as older runs do.
+
+    normalization: auto lets a net with trained weights choose mean and std, see experiment/builder/normalization.py.
 
     in_memory=None: yes if they need less than a quarter of the memory and there is no augmentation. In memory
     the parts are `Split`s and mean, std default to those of the training images; else they are `ImageFiles` and

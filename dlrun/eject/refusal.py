@@ -30,6 +30,7 @@ _HEEDED_KEYS = {
 }
 _REASONS = {
     "ema_decay": "averaged weights take more than a plain loop",
+    "sampler": "its script takes each row once an epoch",
     "freeze": "frozen parts stay in evaluation mode, which a plain loop does not do",
     "compile": "compiled kernels round otherwise than the plain ones",
 }

@@ -34,6 +34,7 @@ from dlrun.engine.preserve import preserve_state, restore_attributes
 from dlrun.engine.state import TrainState
 from dlrun.experiment import probes, result
 from dlrun.experiment.builder import build, data_cache, objectives, transfer
+from dlrun.experiment.builder.balance import find_balance_notes
 from dlrun.experiment.builder.callbacks import build_callbacks
 from dlrun.experiment.builder.loggers import build_loggers
 from dlrun.experiment.callbacks import evolution
@@ -120,6 +121,7 @@ def _build_context(
         *splits.notes,
         *find_model_notes(model),
         *_find_freeze_notes(settings),
+        *find_balance_notes(settings, splits),
         *_apply_options(settings, splits, model, problems),
     ]
     batches = build.build_batches(settings, splits, model, process)

@@ -127,6 +127,19 @@ def _find_weights(name: str, weights: str | None) -> tuple[Any, Path | None]:
     raise build_unknown_error("model.weights", weights, [*published, "null", "<file>"])
 
 
+def find_constants(name: str, weights: str) -> tuple[list[float], list[float]] | None:
+    """Mean and std that the images were normalized by on which weights of torchvision were trained, for each channel.
+
+    None for a name that does not exist. Those of a file are taken for the net's default ones.
+    """
+    models = _import_models()
+    if name not in models.list_models(module=models):
+        return None
+    published = models.get_model_weights(name).__members__
+    transforms = published[weights if weights in published else "DEFAULT"].transforms()
+    return [float(value) for value in transforms.mean], [float(value) for value in transforms.std]
+
+
 def _build_untrained(name: str, size: tuple[int, ...], outputs: int) -> nn.Module:
     """The net with random weights for images of `size` (height, width), on the current default device."""
     settings: dict[str, Any] = {"num_classes": outputs}

@@ -57,6 +57,15 @@ class Timm(nn.Module):
         return output
 
 
+def find_constants(name: str) -> tuple[list[float], list[float]] | None:
+    """Mean and std that the images were normalized by on which timm trained a net, a channel; None if unknown."""
+    timm = _import_timm()
+    config = timm.get_pretrained_cfg(name) or timm.get_pretrained_cfg(name.partition(".")[0])
+    if config is None:
+        return None
+    return [float(value) for value in config.mean], [float(value) for value in config.std]
+
+
 def _import_timm() -> Any:
     # Takes seconds, so not at the top of the file.
     try:

@@ -61,6 +61,7 @@ RUNS: dict[str, tuple[str, ...]] = {
         *(*DIGITS, "model=sequential", BATCH_NORM, "model.freeze=['layers.[12]*']", "trainer.ema_decay=0.8"),
         *("optimizer=momentum", "optimizer.groups=[{match:'*.bias',lr:0.1}]", "trainer.grad_clip_norm=0.5"),
     ),
+    "balanced": (*DIGITS, "data.sampler=balanced", "data.drop_last=true"),
     "max_steps": (*DIGITS, "trainer.max_steps=6", "checkpoint.keep=1"),
     "rare_saves": (*DIGITS, "checkpoint.every_steps=null", "checkpoint.every_epochs=2", "trainer.epochs=5"),
     "pictures": (

@@ -10,6 +10,12 @@ OF_THE_RUNNER = {"val_fraction"}  # keys of every data set that a file may give 
 WITHOUT_DEFAULT = {"root": "${paths.data}", "path": "???", "x": "???", "y": "???"}
 GIVEN_ROWS = {"three_points", "pass_fail", "saddle"}  # the rows are theirs: no defaults of data=points
 
+# What a function does without a key, for saved runs of before it was there, and what a new run does.
+CHANGED = {
+    "image_folder": {"pixel_range": ((), None), "normalization": ("images", "auto")},
+    "arrays": {"layout": ("channels_first", None), "infer_classes": (False, True)},
+}
+
 
 def test_every_option_is_there():
     synthetic = {"line", "regression", "parabola", "blobs", "flower", "points", *GIVEN_ROWS}
@@ -29,6 +35,10 @@ def test_file_says_what_its_target_takes(path):
     }
     if path.stem in GIVEN_ROWS:
         taken |= {key: said[key] for key in taken}
+    for key, (before, now) in CHANGED.get(path.stem, {}).items():
+        if key in taken:
+            assert taken[key] == before
+            taken[key] = now
     own = {key: value for key, value in said.items() if key not in OF_THE_RUNNER}
     assert own == taken
     assert {key: type(value) for key, value in own.items()} == {key: type(v) for key, v in taken.items()}

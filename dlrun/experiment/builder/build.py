@@ -31,7 +31,9 @@ from dlrun.engine.optim.schedule import LENGTH_ARGUMENTS, Schedule, count_schedu
 from dlrun.engine.state import StopRules
 from dlrun.engine.trainer import requires_closure
 from dlrun.experiment.builder import targets
+from dlrun.experiment.builder.balance import compute_row_weights
 from dlrun.experiment.builder.freeze import freeze
+from dlrun.experiment.builder.normalization import choose_normalization
 from dlrun.experiment.builder.start_values import set_start_values
 
 # Keys of a component that say how to call its target, and are no arguments of it.
@@ -48,6 +50,7 @@ _NAMES_IN_MESSAGES = (("learning rate", "lr"), ("beta parameter", "betas"), ("ep
 def build_data(settings: Settings, trusted_modules: Sequence[str] | None) -> Splits:
     """Build the data: checked, with a validation split held out if it has none, and cut to the limits of `data`."""
     keys = settings.data.keys
+    settings, normalization_notes = choose_normalization(settings)
     splits = instantiate(_choose_target_kind(settings), trusted_modules)
     if not isinstance(splits, Splits):
         raise RequestError(
@@ -55,6 +58,7 @@ def build_data(settings: Settings, trusted_modules: Sequence[str] | None) -> Spl
             "type data=<one of `dlrun ls data`>"
         )
     splits = _set_task(splits, settings)
+    splits = dataclasses.replace(splits, notes=(*splits.notes, *normalization_notes))
     splits = inspect_splits(splits, _configure_inspection(settings, splits.spec))
 
     train = splits.train
@@ -333,7 +337,8 @@ def build_batches(settings: Settings, splits: Splits, model: nn.Module, runtime:
 
         rows = rows_of.count_rows(part)
         if name == "train":
-            order = EpochOrder(rows, batch_size, keys.shuffle, keys.drop_last, settings.seed)
+            weights = compute_row_weights(settings, part, splits.spec)
+            order = EpochOrder(rows, batch_size, keys.shuffle, keys.drop_last, settings.seed, weights)
         else:
             order = EpochOrder(rows, eval_batch_size)
 

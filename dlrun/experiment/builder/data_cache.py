@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 from dlrun.config.settings import Settings
 from dlrun.data.spec import Split, Splits
+from dlrun.experiment.builder.normalization import choose_normalization
 
 # Number of data sets in the cache. MNIST takes 220 MB.
 _CAPACITY = 2
@@ -31,6 +32,8 @@ def get_or_build(settings: Settings, build: Callable[[], Splits]) -> Splits:
         return build()
 
     data = settings.data
+    # The model may choose how images are normalized.
+    data = choose_normalization(settings)[0].data
     key = json.dumps([data.target, data.arguments, asdict(data.keys), settings.task.kind], default=str)
     if key in cache:
         # Move it to the end: the least recently used goes first.
