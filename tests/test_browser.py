@@ -112,7 +112,7 @@ def watched(browser: Any) -> Iterator[Callable[[int, int], Watched]]:
 def sweep(browser: Any, warm: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small sweep over optimizers and learning rates, with pictures and graphs."""
     folder = tmp_path_factory.mktemp("browser")
-    process = warm.start("-m", "dlrun", "-m", *SWEEP, cwd=folder)
+    process = warm.start("-m", "dlrun", "-m", *SWEEP, "figures=true", "tracking.graph=true", cwd=folder)
     assert process.wait(600) == 0, process.err
     return folder / "sweep"
 

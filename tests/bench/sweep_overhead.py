@@ -1,7 +1,7 @@
 """Wall time of a sweep from process start: Hydra's basic launcher, dlrun, dlrun with two jobs at a time, in turn.
 
 64 points (8 learning rates × 8 seeds) of the diabetes MLP for 50 epochs, the same artefacts on each side; then what a
-job of dlrun's costs beside its training, without and with the default recording; then sixteen points on MNIST.
+job of dlrun's costs beside its training, without and with pictures and graph; then sixteen points on MNIST.
 
 python tests/bench/sweep_overhead.py [--runs 3] [--resnet-epochs 2]     (needs DLRUN_DATA_DIR with diabetes and MNIST)
 """
@@ -24,6 +24,7 @@ from dlrun.experiment import run as experiment
 HERE = Path(__file__).parent
 RATES = "0.3,0.1,0.03,0.01,0.003,0.001,0.0003,0.0001"
 BARE = ("figures=false", "tracking.graph=false")
+DRAWN = ("figures=true", "tracking.graph=true")
 
 
 def wall(*words: str) -> float:
@@ -99,7 +100,10 @@ def main() -> None:
     columns = zip(*found, strict=True)
     for name, column in zip(("Hydra's basic launcher", "dlrun", "dlrun, sweep.jobs=2"), columns, strict=True):
         print(row(name, list(column), 1))
-    for name, more in (("figures=false tracking.graph=false (bar: 50)", BARE), ("default recording", ())):
+    for name, more in (
+        ("figures=false tracking.graph=false (bar: 50)", BARE),
+        ("figures=true tracking.graph=true", DRAWN),
+    ):
         print(f"a job beside its training, ms, {name}: {statistics.median(around_training(root, *more)):.0f}")
     if asked.resnet_epochs:
         pair = [(resnet(root, 1, asked.resnet_epochs), resnet(root, 2, asked.resnet_epochs))]
