@@ -6,6 +6,7 @@ The order of epoch e is a function of (seed, e) alone, so an epoch can be entere
 import contextlib
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -193,7 +194,7 @@ class LoaderBatches:
         dataset = GuardedDataset(SeededDataset(self.dataset, key) if needs_seed else self.dataset)
         loader = DataLoader(
             dataset,
-            batch_sampler=_KeySampler(batches, key if augments else None),
+            batch_sampler=_KeySampler(batches, key if augments else None, start, self.order.weights is not None),
             num_workers=self.workers,
             collate_fn=_return_collated,
             pin_memory=self.place.device.type == "cuda",
@@ -238,21 +239,37 @@ def _prefetch(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]
 
 
 class _KeySampler(Sampler[list[Any]]):
-    """The dataset keys of each batch, made one batch at a time: as lists, ten million rows take 400 MB."""
+    """The dataset keys of each batch, made one batch at a time: as lists, ten million rows take 400 MB.
 
-    def __init__(self, batches: list[Tensor], epoch_seed: int | None) -> None:
+    epoch_seed: goes with each row; None for a dataset that takes rows alone. first: number of the first batch in its
+    epoch. repeats: a row may come several times in an epoch, each time with another seed.
+    """
+
+    def __init__(self, batches: list[Tensor], epoch_seed: int | None, first: int = 0, repeats: bool = False) -> None:
         self.batches = batches
         self.epoch_seed = epoch_seed
+        self.first = first
+        self.repeats = repeats
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list[Any]]:
-        for rows in self.batches:
+        for number, rows in enumerate(self.batches, self.first):
             keys: list[Any] = rows.tolist() or [0]
-            if self.epoch_seed is not None:
+            if self.epoch_seed is not None and self.repeats:
+                keys = [(seed, row) for seed, row in zip(self._seed_repeats(number, keys), keys, strict=True)]
+            elif self.epoch_seed is not None:
                 keys = [(self.epoch_seed, row) for row in keys]
             yield keys
+
+    def _seed_repeats(self, number: int, rows: list[int]) -> Iterator[int]:
+        """A seed for each row of a batch, by the number of the batch and of times that the row was in it before."""
+        assert self.epoch_seed is not None
+        times: Counter[int] = Counter()
+        for row in rows:
+            yield (self.epoch_seed * 1_000_003 + number) * 1_000_003 + times[row]
+            times[row] += 1
 
 
 def _return_collated(batch: Any) -> Any:

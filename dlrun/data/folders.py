@@ -1,6 +1,5 @@
 """The user's images, one folder per class, and the random augmentation of those that train."""
 
-import hashlib
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -16,12 +15,18 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dlrun.core.errors import DataError, ErrorList, RequestError
-from dlrun.core.suggest import suggest_one
+from dlrun.data.augmentation import (
+    BATCH_TRANSFORMS,
+    Augment,
+    BatchMix,
+    apply_seeded,
+    build_augment,
+    split_step,
+)
 from dlrun.data.class_folders import MOST_MISTAKES, Files, LabelColumns, find_files, find_labelled_files
 from dlrun.data.files.picture import check_background, check_picture, measure_range, read_picture
 from dlrun.data.files.pixels import (
     Constants,
-    LabelledImages,
     build_image_spec,
     build_image_splits,
     check_image_size,
@@ -32,9 +37,6 @@ from dlrun.data.spec import Splits
 
 T = TypeVar("T")
 
-# uint8 images (C, H, W) to images of the same shape.
-Augment = Callable[[Tensor], Tensor]
-
 # Images that need less of the machine's memory than this are kept there.
 SHARE_OF_MEMORY = 0.25
 
@@ -42,7 +44,7 @@ _FILES_PER_BLOCK = 1024
 
 
 class ImageFiles(Dataset[tuple[Tensor, int]]):
-    """Images read from disk one by one: float32 (C, size, size), normalized, and the class.
+    """Images read from disk one by one, or held in memory: float32 (C, size, size), normalized, and the class.
 
     targets: int64 (N,), all classes, known without reading an image; augments: whether there is an augmentation.
     dataset[index] is the plain image; dataset[epoch_seed, index] its augmentation in that epoch, the same in any
@@ -59,7 +61,10 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         augment: Augment | None = None,
         background: str = "white",
         pixel_range: Sequence[float] = (),
+        images: Tensor | None = None,
     ) -> None:
+        """images: all of them, float32 (N, C, size, size) from 0 to 1 or uint8; None to read the files."""
+        self.images = images
         self.paths = files.paths
         self.targets = files.targets
         self.origin = files.origin
@@ -77,12 +82,18 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int | tuple[int, int]) -> tuple[Tensor, int]:
         epoch_seed, row = index if isinstance(index, tuple) else (None, index)
-        path = _to_path(self.paths[row])
-        image = read_picture(path, self.image_size, self.grayscale, self.background, self.pixel_range)
+        image = self._read_image(row)
         if self.augment is not None and epoch_seed is not None:
             image = apply_seeded(self.augment, image, epoch_seed, row)
 
         return normalize_(_to_unit_range(image), self.mean, self.std), int(self.targets[row])
+
+    def _read_image(self, row: int) -> Tensor:
+        if self.images is not None:
+            # A copy, as what follows may change it in place.
+            return self.images[row].clone()
+        path = _to_path(self.paths[row])
+        return read_picture(path, self.image_size, self.grayscale, self.background, self.pixel_range)
 
 
 def image_folder(
@@ -113,16 +124,17 @@ def image_folder(
 
     normalization: auto lets a net with trained weights choose mean and std, see experiment/builder/normalization.py.
 
-    in_memory=None: yes if they need less than a quarter of the memory and there is no augmentation. In memory
-    the parts are `Split`s and mean, std default to those of the training images; else they are `ImageFiles` and
-    the default is 0.5. task=binary: two classes, one output. Raises DataError or RequestError, naming the folder,
-    file or key.
+    augment: transforms of torchvision.transforms.v2 by name, or {name: {argument: value}}, for training images; MixUp
+    and CutMix for training batches.
+
+    in_memory=None: yes if they need less than a quarter of the memory and there is no augmentation of images. In
+    memory the parts are `Split`s, with augmentation `ImageFiles`, and mean, std default to those of the training
+    images; else they are `ImageFiles` and the default is 0.5. task=binary: two classes, one output. Raises DataError
+    or RequestError, naming the folder, file or key.
     """
     check_image_size(image_size)
     check_background(background)
-    if augment and in_memory:
-        raise RequestError("data.augment needs images read anew each epoch: leave out data.in_memory=true")
-
+    steps_of_images, steps_of_batches = _split_augment(augment)
     folder = Path(path).expanduser()
     if labels is None:
         catalogue = find_files(folder, test_fraction, seed)
@@ -157,26 +169,52 @@ def image_folder(
     shape = (1 if grayscale else 3, image_size, image_size)
     # As float32, 4 bytes a value.
     bytes_needed = 4 * sum(len(part.paths) for part in files.values()) * shape[0] * image_size**2
-    if in_memory or (in_memory is None and not augment and bytes_needed < SHARE_OF_MEMORY * _memory_bytes()):
+    fits = bytes_needed < SHARE_OF_MEMORY * _memory_bytes()
+    mixing = BatchMix(steps_of_batches, len(class_names)) if steps_of_batches else None
+    dtype = torch.float32 if pixel_range else torch.uint8
+    transform = build_augment(steps_of_images, shape, dtype) if steps_of_images else None
+
+    if in_memory or (in_memory is None and transform is None and fits):
         images = _decode(files, read)
+    else:
+        images = {}
+        # A broken file is better reported now than in the middle of an epoch.
+        _map_in_threads(check_picture, _join_paths(files))
+
+    if images and transform is None:
+        labelled = {name: (_to_unit_range(images.pop(name)), part.targets) for name, part in files.items()}
         origins = {name: part.origin for name, part in files.items()}
-        splits = build_image_splits(images, class_names, None, mean, std, notes, origins)
-        splits = replace(splits, spec=replace(splits.spec, pixel_range=tuple(pixel_range)), unheeded=unheeded)
-        return _adapt_to_task(splits, task, nothing_to_learn)
+        splits = build_image_splits(labelled, class_names, None, mean, std, notes, origins)
+        spec = splits.spec
+    else:
+        default = [0.5] * shape[0]
+        if images:
+            constants = choose_channel_constants(_to_unit_range(images["train"]), mean, std)
+        else:
+            constants = choose_channel_constants(torch.empty(1, *shape), mean or default, std or default)
 
-    default = [0.5] * shape[0]
-    constants = choose_channel_constants(torch.empty(1, *shape), mean or default, std or default)
-    transform = build_augment(augment, shape) if augment else None
-    datasets: dict[str, ImageFiles] = {}
-    # A broken file is better reported now than in the middle of an epoch.
-    _map_in_threads(check_picture, _join_paths(files))
-    for name, part in files.items():
-        augment_part = transform if name == "train" else None
-        datasets[name] = ImageFiles(part, image_size, *constants, grayscale, augment_part, background, pixel_range)
+        datasets: dict[str, ImageFiles] = {}
+        for name, part in files.items():
+            augment_part = transform if name == "train" else None
+            datasets[name] = ImageFiles(
+                part, image_size, *constants, grayscale, augment_part, background, pixel_range, images.get(name)
+            )
+        spec = build_image_spec(shape, class_names, *constants)
+        splits = Splits(datasets["train"], datasets.get("val"), datasets.get("test"), spec, notes)
 
-    spec = replace(build_image_spec(shape, class_names, *constants), pixel_range=tuple(pixel_range))
-    splits = Splits(datasets["train"], datasets.get("val"), datasets.get("test"), spec, notes, unheeded=unheeded)
+    spec = replace(spec, pixel_range=tuple(pixel_range))
+    splits = replace(splits, spec=spec, unheeded=unheeded, mixing=mixing)
     return _adapt_to_task(splits, task, nothing_to_learn)
+
+
+def _split_augment(augment: list[Any] | None) -> tuple[list[Any], list[Any]]:
+    """The steps for images, and those for batches."""
+    steps_of_images: list[Any] = []
+    steps_of_batches: list[Any] = []
+    for step in augment or ():
+        is_of_batch = split_step(step)[0] in BATCH_TRANSFORMS
+        (steps_of_batches if is_of_batch else steps_of_images).append(step)
+    return steps_of_images, steps_of_batches
 
 
 def _adapt_to_task(splits: Splits, task: Literal["multiclass", "binary"], nothing_to_learn: str) -> Splits:
@@ -222,16 +260,17 @@ def _to_unit_range(image: Tensor) -> Tensor:
     return image.float().div_(255) if image.dtype == torch.uint8 else image.float()
 
 
-def _decode(files: dict[str, Files], read: Callable[[Path], Tensor]) -> dict[str, LabelledImages]:
+def _decode(files: dict[str, Files], read: Callable[[Path], Tensor]) -> dict[str, Tensor]:
+    """The images of each part (N, C, H, W): uint8, or float32 from 0 to 1 where some have more than 8 bits."""
     # All parts at once, so that an error names the broken files of all of them.
     everything = _map_in_threads(read, _join_paths(files))
-    parts: dict[str, LabelledImages] = {}
+    parts: dict[str, Tensor] = {}
     start = 0
     for name, part in files.items():
         images = everything[start : start + len(part.paths)]
         if any(image.dtype != torch.uint8 for image in images):
             images = [_to_unit_range(image) for image in images]
-        parts[name] = (_to_unit_range(torch.stack(images)), part.targets)
+        parts[name] = torch.stack(images)
         start += len(images)
     return parts
 
@@ -273,68 +312,3 @@ def _to_path(name: bytes) -> Path:
 def _memory_bytes() -> int:
     """All memory of this machine: unlike the free memory it is the same for a run and its resumption."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def build_augment(steps: list[Any], shape: tuple[int, int, int]) -> Augment:
-    """Build one function of uint8 images (C, H, W) from the steps; it must keep `shape`.
-
-    A step is a name of torchvision.transforms.v2, or {name: {argument: value}}.
-    Raises RequestError for an unknown name, unsuitable arguments or another shape.
-    """
-    from torchvision.transforms import v2
-
-    augment: Augment = v2.Compose([_build_transform(step) for step in steps])
-    try:
-        # One black image shows wrong arguments before the first epoch.
-        result = apply_seeded(augment, torch.zeros(shape, dtype=torch.uint8), 0, 0)
-    except Exception as error:
-        # Transforms raise anything when their arguments do not suit the images.
-        raise _build_augment_error(f"fails on an image of shape {shape}", error) from error
-
-    if tuple(result.shape) != shape:
-        raise RequestError(
-            f"data.augment turns images of shape {shape} into {tuple(result.shape)}, but test images stay as "
-            f"they are: set data.image_size={result.shape[-1]} or let it end with the size {shape[-1]}"
-        )
-    return augment
-
-
-def apply_seeded(augment: Augment, image: Tensor, epoch_seed: int, index: int) -> Tensor:
-    """Augment an image as a function of (epoch_seed, index) alone; the global generator keeps its state."""
-    digest = hashlib.blake2b(f"{epoch_seed},{index}".encode(), digest_size=7).digest()
-    with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed, which would seed the generators of all GPUs as well.
-        torch.default_generator.manual_seed(int.from_bytes(digest, "big"))
-        return augment(image)
-
-
-def _build_transform(step: Any) -> Any:
-    from torchvision.transforms import v2
-
-    name = step
-    arguments: Any = {}
-    if isinstance(step, dict) and len(step) == 1:
-        name, arguments = next(iter(step.items()))
-    if not isinstance(name, str) or not isinstance(arguments, dict | None):
-        raise RequestError(
-            f"data.augment: {step!r} is neither a name nor name and arguments, "
-            "as in [RandomHorizontalFlip, {RandomCrop: {size: 28, padding: 4}}]"
-        )
-
-    transforms = []
-    for key, value in vars(v2).items():
-        if isinstance(value, type) and issubclass(value, v2.Transform):
-            transforms.append(key)
-    if name not in transforms:
-        hint = suggest_one(name, transforms) or " such as RandomHorizontalFlip"
-        raise RequestError(f"data.augment: '{name}' is no transform of torchvision.transforms.v2{hint}")
-
-    try:
-        return getattr(v2, name)(**(arguments or {}))
-    except Exception as error:
-        # Constructors raise anything for arguments they do not take.
-        raise _build_augment_error(f"{name} does not take {arguments}", error) from error
-
-
-def _build_augment_error(what: str, error: Exception) -> RequestError:
-    return RequestError(f"data.augment: {what} ({' '.join(str(error).split())[:160]})")

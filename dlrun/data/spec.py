@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dlrun.core.errors import DataError
+from dlrun.data.augmentation import BatchMix
 from dlrun.data.origin import Origin
 
 Kind = Literal["vector", "image", "tokens"]
@@ -189,6 +190,7 @@ class Splits:
     truth: noise-free function behind the targets, (N, features) -> (N, outputs), for plots.
     nothing_to_learn: reason why these rows cannot be trained on, such as a single class, as a sentence; they can
     still be evaluated.
+    mixing: mixes training batches, whose targets become soft; None for batches as they are.
     unheeded: settings of `data` without effect on these rows, by name, with the reason; noted where one was typed.
     """
 
@@ -200,3 +202,4 @@ class Splits:
     truth: Callable[[Tensor], Tensor] | None = None
     nothing_to_learn: str = ""
     unheeded: Mapping[str, str] = field(default_factory=dict)
+    mixing: BatchMix | None = None

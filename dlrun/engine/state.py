@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from dlrun.core import user_code
 from dlrun.core.errors import CheckpointError, RunError
+from dlrun.data.augmentation import BatchMix
 from dlrun.data.batches import Batches
 from dlrun.data.files.tensors import load_weights
 from dlrun.engine.device import get_rng_state, set_rng_state
@@ -118,6 +119,8 @@ class TrainState:
     synchronize: Callable[[], None]
     # Moving average of the weights, where trainer.ema_decay asks for one.
     ema: ExponentialMovingAverage | None = None
+    # Mixes training batches, whose targets become soft.
+    mixing: BatchMix | None = None
     progress: Progress = field(default_factory=Progress)
     # Callbacks of the user, by name; checkpoints hold their state.
     callbacks: Mapping[str, Stateful] = field(default_factory=dict)

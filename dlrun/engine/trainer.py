@@ -202,7 +202,12 @@ class Trainer:
     def load_epoch(self) -> Iterator[Batch]:
         """The batches of the current epoch that have not been trained on."""
         state = self.state
-        return state.train.epoch(state.progress.epoch + 1, start=state.progress.batch, pick=state.ranks.shard_batch)
+        epoch = state.progress.epoch + 1
+        first_batch = state.progress.batch
+        batches = state.train.epoch(epoch, start=first_batch, pick=state.ranks.shard_batch)
+        if state.mixing is None:
+            return batches
+        return state.mixing.mix(batches, state.train.order.seed, epoch, first_batch)
 
     def end_epoch(self) -> None:
         """Count the epoch as ended, and make its row: epoch, step, metrics, rates, parameters of a tiny model."""
@@ -263,6 +268,8 @@ def evaluate_split(
 
 def compute_outputs_and_loss(state: TrainState, inputs: tuple[Tensor, ...], targets: Tensor) -> tuple[Tensor, Tensor]:
     """The forward pass of training, in the precision of the run."""
+    if state.mixing is not None:
+        inputs, targets = state.mixing.split_inputs(inputs, targets)
     with state.autocast():
         outputs = state.forward(*inputs)
         loss = state.objective.compute_loss(outputs, targets)

@@ -19,6 +19,7 @@ from dlrun.core import user_code
 from dlrun.core.errors import DataError, ErrorList, RequestError
 from dlrun.core.own_code import is_ours
 from dlrun.data import workers
+from dlrun.data.augmentation import BatchMix
 from dlrun.data.batches import Batch, Batches, EpochOrder, MemoryBatches, Placement, SplitBatches
 from dlrun.data.files import download
 from dlrun.data.spec import DataSpec, Split, Splits
@@ -125,7 +126,8 @@ def _build_context(
         *_apply_options(settings, splits, model, problems),
     ]
     batches = build.build_batches(settings, splits, model, process)
-    state = _build_train_state(settings, process, objective, model, batches, trusted_modules, problems)
+    problems.collect(_check_mixing, splits.mixing, objective)
+    state = _build_train_state(settings, process, objective, model, batches, splits.mixing, trusted_modules, problems)
     callbacks = problems.collect(build_callbacks, settings, trusted_modules) or {}
     state.callbacks = callbacks
     if not problems.errors:
@@ -219,6 +221,7 @@ def _build_train_state(
     objective: Objective,
     model: nn.Module,
     batches: SplitBatches,
+    mixing: BatchMix | None,
     trusted_modules: list[str] | None,
     problems: ErrorList,
 ) -> TrainState:
@@ -255,7 +258,22 @@ def _build_train_state(
         autocast=process.autocast,
         synchronize=runtime.get_synchronizer(process.device),
         ema=None if decay is None else ExponentialMovingAverage(model, optimizer, decay),
+        mixing=mixing,
     )
+
+
+def _check_mixing(mixing: BatchMix | None, objective: Objective) -> None:
+    """RequestError for a loss that takes no shares of classes as targets."""
+    if mixing is None:
+        return
+
+    what = f"data.augment: {' and '.join(mixing.names)} make soft targets, and"
+    if objective.spec.task != "multiclass":
+        raise RequestError(f"{what} this task is {objective.spec.task}; type data.task=multiclass, or leave them out")
+    if objective.own_loss is not None or objective.loss_name != "cross_entropy":
+        raise RequestError(f"{what} task.loss={objective.loss_name} takes none; leave one of the two out")
+    if objective.class_weights is not None:
+        raise RequestError(f"{what} task.class_weights is for one class a row; type data.sampler=balanced in its place")
 
 
 def _may_log(settings: Settings) -> bool:

@@ -70,6 +70,8 @@ RUNS: dict[str, tuple[str, ...]] = {
     ),
     "tags": ("data=hello", "model=rnn", "trainer.epochs=4", "probes=[hello]"),
     "workers": (*IMAGES, "data.augment=[RandomHorizontalFlip]", "data.loader=workers", "data.num_workers=2"),
+    "mixed": (*IMAGES, "data.augment=[TrivialAugmentWide,MixUp,CutMix]", "data.sampler=balanced", "data.num_workers=0"),
+    "mixed_in_memory": (*IMAGES, "data.augment=[MixUp]", "trainer.accumulate_steps=2"),
     "own_workers": ("data._target_=noisy.make", "data.loader=workers", "data.num_workers=2", "trainer.epochs=3"),
 }
 OWN_DATA = """

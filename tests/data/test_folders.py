@@ -102,6 +102,17 @@ def test_augmentation_is_for_training_and_by_seed(photos):
     assert not all(torch.equal(a, train[8, i][0]) for i, a in enumerate(first))
 
 
+def test_images_in_memory_are_augmented_as_those_on_the_disk(photos):
+    held = image_folder(str(photos), image_size=8, augment=AUGMENT, in_memory=True)
+    measured = image_folder(str(photos), image_size=8, in_memory=True)
+    assert (held.spec.mean, held.spec.std) == (measured.spec.mean, measured.spec.std)
+    constants = {"mean": list(held.spec.mean), "std": list(held.spec.std)}
+    disk = image_folder(str(photos), image_size=8, augment=AUGMENT, **constants)
+    for number in range(4):
+        for key in (number, (9, number), number):
+            assert torch.equal(held.train[key][0], disk.train[key][0])
+
+
 def test_workers_augment_alike(photos):
     train = image_folder(str(photos), image_size=8, augment=AUGMENT).train
     keys = [[(3, i) for i in range(0, 6)], [(3, i) for i in range(6, 12)]]
@@ -304,7 +315,6 @@ def test_folders_that_cannot_be_learned(photos, spoil, words):
         ({"path": "photo"}, r"did you mean 'photos'\?"),
         ({"path": "photos/cat/0.png"}, "is a file, not a folder"),
         ({"image_size": 0}, r"data\.image_size=0"),
-        ({"augment": AUGMENT, "in_memory": True}, r"leave out data\.in_memory"),
         ({"augment": ["RandomFlip"]}, r"no transform of torchvision"),
         ({"mean": [0.5]}, r"data\.mean has 1 values but the images have 3"),
         ({"mean": [0.5], "in_memory": False}, r"data\.mean has 1 values but the images have 3"),

@@ -342,6 +342,12 @@ def build_batches(settings: Settings, splits: Splits, model: nn.Module, runtime:
         else:
             order = EpochOrder(rows, eval_batch_size)
 
+        if name == "train" and keys.loader == "memory" and getattr(part, "augments", False):
+            raise RequestError(
+                "data.augment makes another image of each every epoch, and data.loader=memory would read them once; "
+                "type data.in_memory=true to decode the files once"
+            )
+
         # Worker processes hand a failure over in the place of a batch, as no exception may leave them.
         readable = part if isinstance(part, Split) else GuardedDataset(part)
         split = rows_of.load_in_memory(readable, keys.loader, runtime.dtype, free_bytes)
