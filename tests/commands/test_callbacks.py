@@ -351,6 +351,8 @@ def test_a_spelling_without_effect_is_noted_as_the_key_is(dlrun: Callable[..., A
     assert "trainer.early_stopping.min_delta has no effect here" in done.out
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("comparison_without_pictures")
 def test_a_sweep_has_them_in_every_job_and_its_table(train: Callable[..., Any]) -> None:
     done = train(
         "-m", "data=digits", "data.train_rows=200", "model=linear", "trainer.epochs=1", "optimizer.lr=0.1,0.01",
