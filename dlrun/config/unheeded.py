@@ -62,7 +62,7 @@ _UNHEEDED = {
     },
     "dlrun.load": {**_OF_SAVED_RUNS, **_WITHOUT_METRICS},
 }
-_DATA_OF_PREDICT = ("target", "delimiter", "batch_size", "eval_batch_size", "root", "_target_")
+_DATA_OF_PREDICT = ("target", "delimiter", "separator", "decimal", "batch_size", "eval_batch_size", "root", "_target_")
 
 
 # Words and keys of Hydra's own

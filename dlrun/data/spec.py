@@ -21,6 +21,9 @@ PADDING = -100
 # A higher class number is taken for a mistake, such as a year or an identifier.
 MOST_CLASSES = 100_000
 
+# Fields of a spec that came after runs had been saved.
+_LATER_FIELDS = ("target_mean", "target_std", "preprocessing")
+
 
 @dataclass(frozen=True)
 class DataSpec:
@@ -64,6 +67,14 @@ class DataSpec:
     # output_size = input_size.
     reconstructs: bool = False
 
+    # A regression is trained on (target - target_mean) / target_std, one value a target column. Targets, metrics and
+    # predictions are in the unit of the data; the outputs of the model are not.
+    target_mean: tuple[float, ...] = ()
+    target_std: tuple[float, ...] = ()
+
+    # Tables: how cells become inputs, as plain data, see columns/preprocessing.py.
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+
     def __post_init__(self) -> None:
         """Convert NumPy's numbers, arrays and strings, and tensors, to plain Python: checkpoints hold nothing else."""
         input_shape = _to_sequence("input_shape", self.input_shape)
@@ -76,7 +87,7 @@ class DataSpec:
         for name in ("class_names", "vocabulary", "feature_names"):
             texts = _to_sequence(name, getattr(self, name))
             plain[name] = tuple(_to_str(name, text) for text in texts)
-        for name in ("mean", "std", "framing", "pixel_range"):
+        for name in ("mean", "std", "framing", "pixel_range", "target_mean", "target_std"):
             numbers = _to_sequence(name, getattr(self, name))
             plain[name] = tuple(_to_float(name, number) for number in numbers)
 
@@ -94,11 +105,13 @@ class DataSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain types, as checkpoints need them."""
-        # Lists in place of tuples, which JSON does not have.
-        plain = dataclasses.asdict(self)
-        for name, value in plain.items():
-            if isinstance(value, tuple):
-                plain[name] = list(value)
+        plain: dict[str, Any] = {}
+        for name, value in dataclasses.asdict(self).items():
+            # Most data have none of these, and an older dlrun does not know them.
+            if name in _LATER_FIELDS and not value:
+                continue
+            # Lists in place of tuples, which JSON does not have.
+            plain[name] = list(value) if isinstance(value, tuple) else value
         return plain
 
     @classmethod
@@ -192,6 +205,7 @@ class Splits:
     still be evaluated.
     mixing: mixes training batches, whose targets become soft; None for batches as they are.
     unheeded: settings of `data` without effect on these rows, by name, with the reason; noted where one was typed.
+    columns: of a table, for the opening lines: name, kind, gaps, range or categories, and what is done with it.
     """
 
     train: "Split | Dataset[Any]"
@@ -203,3 +217,4 @@ class Splits:
     nothing_to_learn: str = ""
     unheeded: Mapping[str, str] = field(default_factory=dict)
     mixing: BatchMix | None = None
+    columns: tuple[tuple[str, ...], ...] = ()

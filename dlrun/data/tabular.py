@@ -48,7 +48,7 @@ def diabetes(root: str, test_fraction: float = 0.2, normalize: bool = False, see
         raise DataError(
             f"{path} has {len(table.names)} columns, not the 9 of the diabetes table: delete it and run again"
         )
-    return _build_splits(table, [8], _read_classes(table, 8, "binary"), test_fraction, normalize, seed)
+    return _build_splits(table, [8], read_classes(table, 8, "binary"), test_fraction, normalize, seed)
 
 
 def csv(
@@ -81,7 +81,7 @@ def csv(
         raise RequestError(f"data.target names all columns of {path}, so that no input is left; leave some out")
 
     values = _read_target(table, columns, task)
-    notes = () if task or not columns else (_describe_guess([table.names[column] for column in columns], values),)
+    notes = () if task or not columns else (describe_guess([table.names[column] for column in columns], values),)
     return _build_splits(table, columns, values, test_fraction, normalize, seed, notes)
 
 
@@ -97,7 +97,7 @@ def _find_targets(table: Table, target: str | int | Sequence[str | int]) -> list
     return columns
 
 
-def _explain_nothing_to_learn(table: Table, columns: Sequence[int], target: Target) -> str:
+def explain_nothing_to_learn(table: Table, columns: Sequence[int], target: Target) -> str:
     """The reason why the table cannot be trained on; empty if it can."""
     if len(table.lines) < 2:
         return f"{table.path} has one row only, at least two are needed: one to train on and one to test"
@@ -111,7 +111,8 @@ def _explain_nothing_to_learn(table: Table, columns: Sequence[int], target: Targ
     return ""
 
 
-def _describe_guess(names: Sequence[str], target: Target) -> str:
+def describe_guess(names: Sequence[str], target: Target) -> str:
+    """A note on the task that the target was taken for."""
     if len(names) > 1:
         columns = " and ".join(f"'{name}'" for name in names)
         return f"columns {columns} are the targets and were taken for {target.task}; data.task=… says otherwise."
@@ -136,7 +137,7 @@ def _read_target(table: Table, columns: Sequence[int], task: TableTask | None) -
     task = task or _guess_task(table, column)
     if task == "regression":
         return Target("regression", table.read_numbers(column)[:, None])
-    return _read_classes(table, column, task)
+    return read_classes(table, column, task)
 
 
 def _read_several(table: Table, columns: Sequence[int], task: TableTask | None) -> Target:
@@ -189,7 +190,7 @@ def _guess_task(table: Table, column: int) -> TableTask:
     return "binary" if distinct <= 2 else "multiclass"
 
 
-def _read_classes(table: Table, column: int, task: TableTask) -> Target:
+def read_classes(table: Table, column: int, task: TableTask) -> Target:
     """The target as classes: numbers in ascending order, text in alphabetical order."""
     # Cells that mean the same number are one class.
     name_of_cell = _name_classes(table, column)
@@ -257,7 +258,7 @@ def _build_splits(
     inputs = np.stack([table.read_numbers(i) for i in features], axis=1)  # (N, features)
 
     # Rows that cannot be trained on are kept together: they can still be evaluated.
-    nothing_to_learn = _explain_nothing_to_learn(table, columns, target)
+    nothing_to_learn = explain_nothing_to_learn(table, columns, target)
     if nothing_to_learn:
         train_rows, test_rows = partition(len(inputs), 0.0, seed)
     elif target.task in ("binary", "multiclass"):
@@ -286,7 +287,7 @@ def _build_splits(
         "vector",
         (len(features),),
         target.task,
-        _count_outputs(target),
+        count_outputs(target),
         class_names=target.class_names,
         feature_names=tuple(table.names[i] for i in features),
         mean=mean,
@@ -295,7 +296,8 @@ def _build_splits(
     return Splits(train, None, test if len(test) else None, spec, notes, nothing_to_learn=nothing_to_learn)
 
 
-def _count_outputs(target: Target) -> int:
+def count_outputs(target: Target) -> int:
+    """Number of outputs of a model for such a target."""
     if target.task == "binary":
         return 1
     return len(target.class_names) if target.task == "multiclass" else target.values.shape[1]

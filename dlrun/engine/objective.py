@@ -131,6 +131,11 @@ class Objective:
         return self.spec.reconstructs and self.loss_name == "bce_with_logits"
 
     @property
+    def scales_targets(self) -> bool:
+        """Whether outputs and the loss are in standard deviations of the target; logarithms need its own unit."""
+        return bool(self.spec.target_std) and not (self.is_exponential or self.spec.reconstructs)
+
+    @property
     def loss_module(self) -> nn.Module | None:
         """The module that the user's own loss is, or is a method of: checkpoints hold its state."""
         # A bound method has its module as __self__.
@@ -172,6 +177,9 @@ class Objective:
                 f"the model's outputs {tuple(outputs.shape)} and the targets {tuple(targets.shape)} of a batch differ "
                 f"in shape; return spec.output_size={self.spec.output_size} numbers a row"
             )
+        if self.scales_targets:
+            mean, std = self._get_target_scale(targets)
+            targets = (targets - mean) / std
         if self.spec.task == "tagging":
             # (N, length, tags) and (N, length)
             outputs = outputs.flatten(0, 1)
@@ -192,6 +200,11 @@ class Objective:
         if self.reduction == "sum":
             return loss
         return loss / self._weigh(targets, loss.dtype).sum()
+
+    def _get_target_scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each target column, (columns,), in the precision and place of a tensor."""
+        mean = make_tensor(self.spec.target_mean, like.dtype, like.device)
+        return mean, make_tensor(self.spec.target_std, like.dtype, like.device)
 
     def _get_class_weights(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The weights of the classes, as one tensor (classes,) for each type and place."""
@@ -242,6 +255,11 @@ class Objective:
         if self.spec.task == "regression":
             if self.is_logistic:
                 return outputs.sigmoid()
+            if self.scales_targets:
+                # Half precision has three digits, and a price more.
+                values = outputs.float() if outputs.dtype.itemsize < 4 else outputs
+                mean, std = self._get_target_scale(values)
+                return values * std + mean
             return outputs.exp() if self.is_exponential else outputs
         if self.spec.task in ("binary", "multilabel"):
             threshold = 0.5 if self.loss_name in _PROBABILITY_LOSSES else 0.0
@@ -308,6 +326,9 @@ class Objective:
             # NumPy knows no bfloat16.
             rows = rows.float() if rows.itemsize < 4 else rows
             inputs = {"outputs": rows, "predictions": self.predict(rows)}
+            # A metric compares with targets in their own unit.
+            if self.scales_targets:
+                inputs["outputs"] = inputs["predictions"]
             # In double precision they add up to 1 as closely as libraries want.
             inputs["probabilities"] = inputs["predictions"]
             if self.spec.task != "regression":
@@ -341,6 +362,9 @@ class Objective:
             return targets.mean(0, keepdim=True, dtype=torch.float64)
         if self.spec.task == "regression":
             mean = metrics.widen(targets).mean(0, keepdim=True)
+            if self.scales_targets:
+                center, std = self._get_target_scale(mean)
+                return (mean - center) / std
             return mean.clamp(min=1e-9).log() if self.is_exponential else mean
         if self.spec.task == "multilabel":
             # A label that every row has, or none, gets no infinite logit.

@@ -73,7 +73,8 @@ def _decode(objective: Objective, outputs: Tensor) -> Answer:
     if spec.reconstructs:
         raise RequestError("probes: an autoencoder answers with as many values as it is asked; type probes=[]")
     if spec.task == "regression":
-        return float(outputs.flatten()[0])
+        values = objective.predict(outputs) if objective.scales_targets else outputs
+        return float(values.flatten()[0])
     if spec.task == "binary":
         return float(objective.compute_probabilities(outputs).flatten()[0])
 

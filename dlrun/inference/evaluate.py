@@ -13,6 +13,7 @@ from dlrun.core.files import is_about
 from dlrun.data.datasets import count_rows
 from dlrun.data.inspection import get_valid_targets
 from dlrun.data.spec import PADDING
+from dlrun.data.tables import TABLE_TARGET, hash_files
 from dlrun.engine import trainer
 from dlrun.engine.calibration import Calibration, compute_calibration
 from dlrun.engine.objective import Objective
@@ -27,7 +28,7 @@ from dlrun.runs.reports.console import Console, build_table, format_facts, forma
 from dlrun.runs.reports.plots import fonts
 
 # Data in files of the user: files that the run has not seen are evaluated whole.
-_FILE_TARGETS = ("dlrun.data.tabular.csv", "dlrun.data.folders.image_folder", "dlrun.data.arrays.arrays")
+_FILE_TARGETS = (TABLE_TARGET, "dlrun.data.tabular.csv", "dlrun.data.folders.image_folder", "dlrun.data.arrays.arrays")
 _MAX_CLASS_LINES = 20
 
 
@@ -155,6 +156,11 @@ def _read_unsplit_if_unseen(saved_model: SavedModel) -> SavedModel | None:
         # A full model does not record its training data: only data named by the command line count as unseen.
         names_data = any(word.lstrip("+").startswith("data") for word in overrides)
         return unsplit if names_data else None
+
+    preprocessing = saved_model.state["spec"].get("preprocessing")
+    if preprocessing and saved_model.settings.data.target == TABLE_TARGET:
+        # Tables are known again by their bytes.
+        return None if hash_files(saved_model.settings.data.arguments) == preprocessing["sha256"] else unsplit
 
     trained_path = saved_model.state["config"].get("data", {}).get("path")
     path = saved_model.settings.data.arguments.get("path")

@@ -21,6 +21,7 @@ from dlrun.data.datasets import Part, count_rows, get_origin, join_parts, take
 from dlrun.data.files import tensors
 from dlrun.data.origin import Origin
 from dlrun.data.spec import DataSpec, Splits
+from dlrun.data.tables import TABLE_TARGET
 from dlrun.engine import device
 from dlrun.engine.device import Runtime
 from dlrun.engine.forward_buffers import BuiltBuffers
@@ -93,7 +94,15 @@ class SavedModel:
     @cached_property
     def raw_splits(self) -> Splits:
         """The data of the run, or those named by the command line, before alignment."""
-        return build.build_data(self.settings, self.request.trusted_modules)
+        return build.build_data(self._pass_preprocessing(), self.request.trusted_modules)
+
+    def _pass_preprocessing(self) -> Settings:
+        """Settings under which a table is read as the model was trained to read one."""
+        preprocessing = self.state.get("spec", {}).get("preprocessing")
+        if not preprocessing or self.settings.data.target != TABLE_TARGET:
+            return self.settings
+        arguments = {**self.settings.data.arguments, "preprocessing": preprocessing}
+        return replace(self.settings, data=replace(self.settings.data, arguments=arguments))
 
     @cached_property
     def splits(self) -> Splits:

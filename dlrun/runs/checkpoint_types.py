@@ -288,4 +288,7 @@ SPEC_KEYS: dict[str, Check] = {
     "framing": CONSTANTS,
     "pixel_range": CONSTANTS,
     "reconstructs": (lambda value: isinstance(value, bool), "true or false"),
+    "target_mean": CONSTANTS,
+    "target_std": CONSTANTS,
+    "preprocessing": MAPPING,
 }

@@ -14,7 +14,12 @@ from dlrun.data.spec import DataSpec, Splits
 UNEQUAL = 5
 
 # Data of the user's own, which may surprise; the published sets are known.
-_OWN_DATA = ("dlrun.data.tabular.csv", "dlrun.data.folders.image_folder", "dlrun.data.arrays.arrays")
+_OWN_DATA = (
+    "dlrun.data.tables.table",
+    "dlrun.data.tabular.csv",
+    "dlrun.data.folders.image_folder",
+    "dlrun.data.arrays.arrays",
+)
 _MOST_NAMES = 6
 
 

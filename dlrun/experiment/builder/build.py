@@ -24,6 +24,7 @@ from dlrun.data.batches import Batches, EpochOrder, LoaderBatches, MemoryBatches
 from dlrun.data.datasets import Part
 from dlrun.data.inspection import BatchCheck, Inspection, inspect_loaded, inspect_splits
 from dlrun.data.spec import DataSpec, Split, Splits
+from dlrun.data.tables import TABLE_TARGET
 from dlrun.data.workers import GuardedDataset
 from dlrun.engine.device import Runtime, count_cores, is_out_of_memory
 from dlrun.engine.optim.groups import make_parameter_groups
@@ -40,8 +41,8 @@ from dlrun.experiment.builder.start_values import set_start_values
 _CALL_KEYS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
 
 # Data whose files may hold targets of any task.
-_TABLE = "dlrun.data.tabular.csv"
-_READS_ANY_TARGET = (_TABLE, "dlrun.data.arrays.arrays")
+_TABLES = (TABLE_TARGET, "dlrun.data.tabular.csv")
+_READS_ANY_TARGET = (*_TABLES, "dlrun.data.arrays.arrays")
 
 # Words by which torch's optimizers name an argument in an error message.
 _NAMES_IN_MESSAGES = (("learning rate", "lr"), ("beta parameter", "betas"), ("epsilon", "eps"))
@@ -51,7 +52,12 @@ def build_data(settings: Settings, trusted_modules: Sequence[str] | None) -> Spl
     """Build the data: checked, with a validation split held out if it has none, and cut to the limits of `data`."""
     keys = settings.data.keys
     settings, normalization_notes = choose_normalization(settings)
-    splits = instantiate(_choose_target_kind(settings), trusted_modules)
+    component = _choose_target_kind(settings)
+    draws_val = targets.has_argument(resolve_target(component, trusted_modules), "val_fraction")
+    # Data that are fitted to the training rows have to know which rows these are.
+    if draws_val:
+        component = dataclasses.replace(component, arguments={**component.arguments, "val_fraction": keys.val_fraction})
+    splits = instantiate(component, trusted_modules)
     if not isinstance(splits, Splits):
         raise RequestError(
             f"data._target_={settings.data.target} must return dlrun.data.spec.Splits, not {type(splits).__name__}; "
@@ -64,11 +70,11 @@ def build_data(settings: Settings, trusted_modules: Sequence[str] | None) -> Spl
     train = splits.train
     val = splits.val
     test = splits.test
-    if val is None and keys.val_fraction > 0:
+    if val is None and keys.val_fraction > 0 and not draws_val:
         seed = int(settings.data.arguments.get("seed") or 0)
         train, val = rows_of.hold_out(train, keys.val_fraction, seed)
     # Reasons compare the limits with all rows, so they are formed before rows are left out.
-    unheeded = _find_unheeded(splits, train, val, settings)
+    unheeded = _find_unheeded(splits, train, val, settings, draws_val)
 
     if keys.train_rows is not None:
         train = _limit_rows(train, keys.train_rows, "train")
@@ -90,7 +96,11 @@ def _choose_target_kind(settings: Settings) -> Component[Any]:
     """The data's block; files of the user's own are read for the task, unless data.task says what they hold."""
     component = settings.data
     kind = settings.task.kind
-    if kind is None or component.target not in _READS_ANY_TARGET or (kind, component.target) == ("autoencoder", _TABLE):
+    if (
+        kind is None
+        or component.target not in _READS_ANY_TARGET
+        or (kind == "autoencoder" and component.target in _TABLES)
+    ):
         return component
     if component.arguments.get("task") not in (None, kind):
         raise RequestError(f"task={kind} and data.task={component.arguments['task']} differ; leave out one of them")
@@ -105,7 +115,7 @@ def _set_task(splits: Splits, settings: Settings) -> Splits:
     if not isinstance(spec, DataSpec):
         return splits
 
-    if kind != "autoencoder" and spec.output_size == 0 and settings.data.target == _TABLE:
+    if kind != "autoencoder" and spec.output_size == 0 and settings.data.target in _TABLES:
         raise RequestError("data.target=[] names no column; type data.target=<column>, or task=autoencoder")
     if kind == "multilabel" and spec.task != "multilabel":
         raise RequestError(
@@ -122,24 +132,29 @@ def _set_task(splits: Splits, settings: Settings) -> Splits:
             "choose other data"
         )
     spec = dataclasses.replace(spec, task="regression", output_size=spec.input_size, class_names=(), reconstructs=True)
+    # Inputs are scaled already.
+    spec = dataclasses.replace(spec, target_mean=(), target_std=())
     # One class alone, or one value, is no reason not to learn what its inputs look like.
     return dataclasses.replace(splits, spec=spec, truth=None, nothing_to_learn="")
 
 
-def _find_unheeded(splits: Splits, train: Part, val: Part | None, settings: Settings) -> dict[str, str]:
+def _find_unheeded(
+    splits: Splits, train: Part, val: Part | None, settings: Settings, data_draw_val: bool
+) -> dict[str, str]:
     """By name, the settings of `data` that have no effect on these splits, and why.
 
-    train, val: after a validation split has been held out, and before rows are left out.
+    train, val: after a validation split has been held out, and before rows are left out; data_draw_val: whether the
+    data did that themselves.
     """
     keys = settings.data.keys
     arguments = settings.data.arguments
     reasons = dict(splits.unheeded)
-    if splits.val is not None:
+    if splits.val is not None and not data_draw_val:
         reasons["val_fraction"] = "the data bring a validation part of their own"
 
     # Where the data have a test_fraction, their seed is for drawing parts alone.
     draws_test = "test_fraction" not in reasons and bool(arguments.get("test_fraction"))
-    draws_val = splits.val is None and keys.val_fraction > 0
+    draws_val = (splits.val is None or data_draw_val) and keys.val_fraction > 0
     is_shipped = str(settings.data.target).startswith("dlrun.data.")
     if is_shipped and "test_fraction" in arguments and not draws_test and not draws_val:
         reasons["seed"] = "no part is drawn at random"
@@ -166,6 +181,10 @@ def disable_splitting(settings: Settings, overrides: Sequence[str]) -> Settings:
     arguments = dict(settings.data.arguments)
     if "test_fraction" in arguments:
         arguments["test_fraction"] = 0.0
+    # Of tables: other ways to split.
+    if settings.data.target == TABLE_TARGET:
+        arguments |= {"split": "random", "split_column": None, "folds": None, "fold": 0}
+        arguments |= {"val_path": None, "test_path": None}
 
     typed = {word.lstrip("+").partition("=")[0] for word in overrides}
     keys = dataclasses.replace(settings.data.keys, val_fraction=0.0, drop_last=False)

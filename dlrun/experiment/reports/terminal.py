@@ -39,6 +39,10 @@ def print_opening(console: Console, context: RunContext, folder: Path | None, ov
 
     console.say(format_facts(rows))
     console.say()
+    if context.splits.columns:
+        headers = ("column", "kind", "gaps", "values", "use")
+        console.say(build_table(headers, context.splits.columns, left=5))
+        console.say()
     console.say(_make_layer_table(context))
     for note in context.notes:
         console.say(f"note: {note}")

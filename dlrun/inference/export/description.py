@@ -16,6 +16,8 @@ from dlrun.core import user_code
 from dlrun.core.errors import RequestError, RunError
 from dlrun.core.files import write_atomically
 from dlrun.data.batches import Batches
+from dlrun.data.columns.cells import GAPS
+from dlrun.data.columns.preprocessing import GAP
 from dlrun.inference.export import loaders
 from dlrun.inference.export.example_input import Example, choose_rows, has_words, make_example
 from dlrun.inference.saved_model import SavedModel
@@ -153,6 +155,7 @@ def write_companions(
         # Of an autoencoder: its output is its normalized input, flattened, or logits of that.
         **({"reconstructs": True} if spec.reconstructs else {}),
         **({"output_to_value": "sigmoid"} if saved_model.task.is_logistic else {}),
+        **_describe_target_scale(saved_model),
         "class_names": list_class_names(saved_model),
         "preprocessing": describe_preprocessing(saved_model, example, shapes[0]),
         # Whoever loads the export elsewhere can compare with these outputs.
@@ -169,6 +172,14 @@ def write_companions(
         files.append(folder / "load_onnx.py")
         write_atomically(files[-1], loaders.render_loader(example.kind, spec.task).encode())
     return files
+
+
+def _describe_target_scale(saved_model: SavedModel) -> dict[str, Any]:
+    """Of a regression on a table: its values are output * std + mean."""
+    if not saved_model.task.scales_targets:
+        return {}
+    spec = saved_model.spec
+    return {"output_to_value": {"mean": list(spec.target_mean), "std": list(spec.target_std)}}
 
 
 def _name_dtype(x: Tensor) -> str:
@@ -230,6 +241,11 @@ def describe_preprocessing(saved_model: SavedModel, example: Example, shape: Seq
         if spec.pixel_range:
             description["pixel_range"] = list(spec.pixel_range)
         return description | {"mode": mode, "height": height, "width": width, "divide_by": 255, **constants}
+
+    if example.kind == "columns":
+        # A gap, and the category that it is.
+        gaps = {"gaps": sorted(GAPS), "gap_category": GAP}
+        return description | gaps | dict(spec.preprocessing)
 
     if example.kind == "table":
         return description | {"feature_names": list(spec.feature_names), **constants}

@@ -11,6 +11,7 @@ from torch import Tensor
 from dlrun.core.csv_text import CsvWriter
 from dlrun.core.errors import DataError
 from dlrun.data.batches import Batches, EpochOrder, MemoryBatches, Placement
+from dlrun.data.columns.preprocessing import Preprocessing, encode_rows
 from dlrun.data.files.pixels import normalize_
 from dlrun.data.spec import DataSpec, Split
 from dlrun.inference.saved_model import SavedModel
@@ -24,7 +25,7 @@ _EXAMPLE_ROWS = 3
 class Example:
     """Raw input as a user has it, and the tensors that a loader makes of it."""
 
-    # picture, table, text, array or arrays: how a loader reads the file.
+    # picture, table, columns, text, array or arrays: how a loader reads the file.
     kind: str
     file: str
     content: bytes
@@ -82,6 +83,8 @@ def make_example(spec: DataSpec, has_byte_pixels: bool, inputs: Sequence[Tensor]
     x = inputs[0][:_EXAMPLE_ROWS]
     if spec.kind == "tokens":
         return _make_text(spec, x, inputs[1][:_EXAMPLE_ROWS])
+    if spec.preprocessing:
+        return _make_columns(spec, x)
     if spec.kind == "vector" and x.dim() == 2:
         return _make_table(spec, x)
     if has_byte_pixels and spec.kind == "image" and spec.input_shape[0] in (1, 3):
@@ -132,6 +135,26 @@ def _make_table(spec: DataSpec, x: Tensor) -> Example:
     rounded_values = torch.tensor([list(map(float, row)) for row in rows], dtype=torch.float64)
     inputs = ((rounded_values - mean) / std).to(x.dtype)
     return Example("table", "example.csv", file.getvalue().encode(), (inputs,))
+
+
+def _make_columns(spec: DataSpec, x: Tensor) -> Example:
+    """Cells of which the preprocessing makes about these features."""
+    columns = Preprocessing.from_plain(spec.preprocessing).columns
+    cells = {}
+    start = 0
+    values = x.double().numpy()
+    for column in columns:
+        width = len(column.features)
+        cells[column.name] = [column.decode(row) for row in values[:, start : start + width]]
+        start += width
+
+    file = io.StringIO()
+    writer = CsvWriter(file)
+    writer.write_row(cells)
+    writer.write_rows(zip(*cells.values(), strict=True))
+    # The inputs of the example are those of the rounded file.
+    inputs = (torch.from_numpy(encode_rows(columns, cells)).to(x.dtype),)
+    return Example("columns", "example.csv", file.getvalue().encode(), inputs)
 
 
 def _make_picture(spec: DataSpec, x: Tensor) -> Example:

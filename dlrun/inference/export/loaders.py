@@ -2,8 +2,8 @@
 
 _HEAD = '''\
 """Predict with this export, without dlrun: python load_onnx.py [FILE]"""
-import json
-import sys{library}
+{first}import json
+{dates}import sys{library}{later}
 from pathlib import Path
 
 {imports}
@@ -34,6 +34,51 @@ inputs = [((pixels - mean) / std).astype(dtype)[None]]
 rows = np.loadtxt(file, delimiter=",", skiprows=1, ndmin=2)  # without the target column
 inputs = [((rows - how["mean"]) / how["std"]).astype(dtype)]
 """,
+    "columns": """\
+with Path(file).open(encoding="utf-8-sig", newline="") as opened:
+    names, *rows = [row for row in csv.reader(opened) if row]  # columns by name, the target may be among them
+DATE = re.compile(r"(\\d{1,4})[-/.](\\d{1,2})[-/.](\\d{1,4})(?:[ T]+(\\d{1,2}):.*)?")
+
+
+def number(cell, decimal):
+    text = re.sub(r"[$€£¥%\\s'’]", "", cell).replace("," if decimal == "." else ".", "")
+    return float(text.replace(",", "."))
+
+
+def date(cell, day_first):
+    parts = DATE.fullmatch(cell).groups()
+    first, middle, last, hour = (int(part or 0) for part in parts)
+    year, month, day = last, first, middle
+    if len(parts[0]) == 4:
+        year, month, day = first, middle, last
+    elif day_first:
+        year, month, day = last, middle, first
+    year += (1900 if year >= 69 else 2000) if year < 100 else 0
+    whole = datetime(year, month, day, hour)
+    return {"year": year, "month": month, "day": day, "weekday": whole.weekday(), "hour": hour}
+
+
+features = []
+for column in how["columns"]:
+    there = column["name"] in names
+    cells = [row[names.index(column["name"])].strip() if there else "" for row in rows]
+    gaps = [cell.lower() in how["gaps"] for cell in cells]
+    if column["kind"] == "category":
+        texts = [how["gap_category"] if gap else cell for cell, gap in zip(cells, gaps)]
+        features += [[text == category for text in texts] for category in column["categories"]]
+        continue
+    if column["kind"] == "number":
+        scales = {"number": column["scale"]}
+        parsed = [None if gap else {"number": number(cell, column["decimal"])} for cell, gap in zip(cells, gaps)]
+    else:
+        scales = column["parts"]
+        parsed = [None if gap else date(cell, column["day_first"]) for cell, gap in zip(cells, gaps)]
+    for part, (fill, mean, std) in scales.items():
+        features.append([((fill if entry is None else entry[part]) - mean) / std for entry in parsed])
+    if column["has_indicator"]:
+        features.append(gaps)
+inputs = [np.array(features, dtype).T]
+""",
     "text": """\
 code = {entry: i for i, entry in enumerate(how["vocabulary"]) if entry}
 texts = []
@@ -61,6 +106,9 @@ session = onnxruntime.InferenceSession(here / about["model_file"])
 # Task -> code that prints `outputs`, a line per input.
 _PRINT = {
     "regression": """\
+scale = about.get("output_to_value")
+if isinstance(scale, dict):
+    outputs = outputs * scale["std"] + scale["mean"]
 for row in outputs:
     print(*row)
 """,
@@ -95,6 +143,9 @@ def render_loader(kind: str, task: str) -> str:
 
     head = _HEAD.format(
         imports="\n".join(imports),
-        library="\nimport unicodedata" if kind == "text" else "",
+        library={"text": "\nimport unicodedata"}.get(kind, ""),
+        first="import csv\n" if kind == "columns" else "",
+        dates="import re\n" if kind == "columns" else "",
+        later="\nfrom datetime import datetime" if kind == "columns" else "",
     )
     return head + _READ[kind] + _RUN + _PRINT[task]

@@ -13,6 +13,7 @@ from dlrun.core.errors import DataError, RequestError
 from dlrun.engine.objective import Objective
 from dlrun.inference.predict import forward
 from dlrun.inference.predict.answer import Answer, join_tags, rank_classes, rate_labels, undo_normalization
+from dlrun.inference.predict.read_columns import ColumnsReader
 from dlrun.inference.predict.read_image import ImageReader
 from dlrun.inference.predict.read_table import TableReader
 from dlrun.inference.predict.read_text import TextReader
@@ -55,6 +56,9 @@ def make_reader(saved_model: SavedModel) -> Reader:
         return ImageReader(spec, find_framing(saved_model), is_folder, background)
     if spec.kind == "tokens":
         return TextReader(spec)
+    if spec.preprocessing:
+        typed = data.arguments.get("separator") or data.arguments.get("delimiter")
+        return ColumnsReader(spec, None if typed is None else str(typed), data.arguments.get("decimal"))
     if data.target != "dlrun.data.tabular.csv":
         return TableReader(spec, None)
     # The last column is the target by default, as in the csv data set.

@@ -109,7 +109,7 @@ class TableReader:
             if len(cells) != layout.count:
                 yield Item(name, None, error=f"{len(cells)} fields, where the table has {layout.count}")
                 continue
-            label = self._format_label([cells[position].strip() for position in layout.targets])
+            label = format_label(self.spec, [cells[position].strip() for position in layout.targets])
             yield Item(name, Cells([cells[position] for position in layout.features]), label)
         if layout is None:
             raise DataError(f"{word} is empty")
@@ -145,15 +145,6 @@ class TableReader:
             positions = tuple(position for position in range(count) if position not in targets)
             return Layout(positions, targets, count, has_header)
         raise DataError(f"{count} columns, where the model takes {self._describe_columns()}")
-
-    def _format_label(self, cells: list[str]) -> str | None:
-        """The true answer of a row as predictions are written; None if the table has no targets."""
-        if not cells:
-            return None
-        if self.spec.task != "multilabel":
-            return ", ".join(cells)
-        labels = zip(self.spec.class_names, cells, strict=True)
-        return ", ".join(name for name, cell in labels if cell not in ("0", "0.0"))
 
     def _describe_columns(self) -> str:
         size = self.spec.input_size
@@ -191,6 +182,16 @@ class TableReader:
     def collate(self, rows: list[Prepared]) -> tuple[Tensor, ...]:
         """Stack rows to (N, features)."""
         return (torch.stack([row.inputs[0] for row in rows]),)
+
+
+def format_label(spec: DataSpec, cells: list[str]) -> str | None:
+    """The true answer of a row as predictions are written; None if the table has no targets."""
+    if not cells:
+        return None
+    if spec.task != "multilabel":
+        return ", ".join(cells)
+    labels = zip(spec.class_names, cells, strict=True)
+    return ", ".join(name for name, cell in labels if cell not in ("0", "0.0"))
 
 
 def _number_columns(count: int) -> tuple[str, ...]:

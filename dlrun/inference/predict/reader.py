@@ -99,7 +99,7 @@ def name_line(word: str, number: int) -> str:
     return f"line {number}" if word == STDIN else f"{word}:{number}"
 
 
-def open_text(word: str) -> IO[str]:
+def open_text(word: str, encoding: str = "utf-8-sig") -> IO[str]:
     """Open a text file, plain or gzipped, or standard input, to be read once; DataError if it cannot be opened."""
     import gzip
 
@@ -108,7 +108,7 @@ def open_text(word: str) -> IO[str]:
             # A file object of its own: bytes are decoded as UTF-8 whatever the locale, and stdin stays open.
             return os.fdopen(sys.stdin.fileno(), encoding="utf-8-sig", newline="", closefd=False)
         if word.endswith(".gz"):
-            return gzip.open(word, "rt", encoding="utf-8-sig", newline="")
-        return Path(word).open(encoding="utf-8-sig", newline="")
+            return gzip.open(word, "rt", encoding=encoding, newline="")
+        return Path(word).open(encoding=encoding, newline="")
     except OSError as error:
         raise DataError(f"{word} cannot be read: {error.strerror or error}") from error

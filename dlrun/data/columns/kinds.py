@@ -1,0 +1,158 @@
+"""What the columns of a table are: numbers, categories, dates, or nothing to learn from."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from dlrun.core.errors import RequestError, join_names
+from dlrun.core.suggest import did_you_mean
+from dlrun.data.columns.cells import is_gap, parse_column, parse_date
+from dlrun.data.columns.reading import TableFile
+
+Kind = Literal["number", "category", "date", "drop"]
+KINDS = ("number", "category", "date", "drop")
+
+# Below so many rows nothing tells a name from a category.
+_FEWEST_ROWS = 10
+
+# Text with more different values than this share of its rows, or than this number, is no category.
+_MOST_DISTINCT_SHARE = 0.5
+_MOST_CATEGORIES = 1000
+
+# PassengerId, customer_id, Unnamed: 0 (as pandas writes an index), but not "humid".
+_ID_NAME = re.compile(r".*[a-z]I[dD]$|.*ID$|(.*[ _-])?([Ii]d|idx|[Ii]ndex|rownames?)$|Unnamed.*|#$")
+
+
+@dataclass(frozen=True)
+class ColumnKind:
+    """One column and what is done with it; reason: why it is left out."""
+
+    name: str
+    index: int
+    kind: Kind
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class ColumnChoice:
+    """What the config says about columns, by name or number as they are typed."""
+
+    columns: Sequence[str | int] | None = None
+    drop: Sequence[str | int] | None = None
+    categorical: Sequence[str | int] | None = None
+    kinds: Mapping[str, str] | None = None
+
+
+def choose_kinds(
+    file: TableFile, targets: Sequence[int], choice: ColumnChoice, others: Sequence[int] = ()
+) -> list[ColumnKind]:
+    """The kind of each column but the targets, in the order of the table.
+
+    others: positions of columns that are no features either. RequestError for a column that is not there.
+    """
+    table = file.table
+    typed: dict[int, Kind] = {}
+    for column in choice.categorical or ():
+        typed[find_column(file, column, "data.categorical")] = "category"
+    for name, kind in (choice.kinds or {}).items():
+        position = find_column(file, name, "data.kinds")
+        if kind not in KINDS:
+            hint = did_you_mean(str(kind), KINDS)
+            raise RequestError(f"data.kinds.{name}={kind} is no kind; {hint}type one of {', '.join(KINDS)}")
+        typed[position] = kind  # type: ignore[assignment]
+    for column in choice.drop or ():
+        typed[find_column(file, column, "data.drop")] = "drop"
+
+    wanted = None
+    if choice.columns is not None:
+        wanted = {find_column(file, column, "data.columns") for column in choice.columns}
+    for target in targets:
+        if wanted is not None and target in wanted:
+            raise RequestError(f"data.columns names the target, {table.names[target]}; leave it out there")
+        if typed.get(target) == "drop":
+            raise RequestError(f"data.drop names the target, {table.names[target]}; leave it out there")
+
+    kinds = []
+    for index, name in enumerate(table.names):
+        if index in targets or index in others:
+            continue
+        if wanted is not None and index not in wanted:
+            kinds.append(ColumnKind(name, index, "drop", "not in data.columns"))
+        elif index in typed:
+            reason = "as typed" if typed[index] == "drop" else ""
+            kinds.append(ColumnKind(name, index, typed[index], reason))
+        elif wanted is not None:
+            # Whoever names a column wants it, whatever it looks like.
+            judged = judge_kind(file, index)
+            kinds.append(ColumnKind(name, index, "category") if judged.kind == "drop" else judged)
+        else:
+            kinds.append(judge_kind(file, index))
+
+    if all(column.kind == "drop" for column in kinds):
+        reasons = ", ".join(f"{column.name} ({column.reason})" for column in kinds) or "there are no others"
+        raise RequestError(
+            f"{table.path}: no column is left to learn from: {reasons}; type data.columns=[...] with those to use, or "
+            "data.separator=… if the columns are not cut rightly"
+        )
+    return kinds
+
+
+def find_column(file: TableFile, column: str | int, key: str) -> int:
+    """Position of a column that the config names; RequestError if there is none."""
+    table = file.table
+    count = len(table.names)
+    if isinstance(column, int):
+        if not -count <= column < count:
+            raise RequestError(
+                f"{key}={column} is no column of {table.path}, "
+                f"which has {count}: type a number from 0 to {count - 1}, or -1 for the last"
+            )
+        return column % count
+    if column in table.names:
+        return table.names.index(column)
+    if not table.has_header:
+        raise RequestError(
+            f"{key}={column} is a name but {table.path} has no header line: type its number "
+            "(0 is the first, -1 the last), or data.header=true if its first line holds the names"
+        )
+    hint = did_you_mean(column, table.names)
+    raise RequestError(f"{key}={column} is no column of {table.path}; {hint}there are {join_names(table.names)}")
+
+
+def judge_kind(file: TableFile, index: int) -> ColumnKind:
+    """The kind of a column by its cells."""
+    name = file.table.names[index]
+    cells = file.table.columns[index]
+    values = [cell.strip() for cell in cells if not is_gap(cell)]
+    if not values:
+        return ColumnKind(name, index, "drop", "empty")
+
+    numbers, wrong = parse_column(cells, file.decimal)
+    if not wrong:
+        looks_like_id = index in file.unnamed or _ID_NAME.match(name) is not None
+        if looks_like_id and _are_distinct_integers(numbers):
+            return ColumnKind(name, index, "drop", "numbers the rows")
+        return ColumnKind(name, index, "number")
+
+    distinct = dict.fromkeys(values)
+    if all(parse_date(value, True) or parse_date(value, False) for value in distinct):
+        return ColumnKind(name, index, "date")
+    if len(values) >= _FEWEST_ROWS and len(distinct) == len(values):
+        return ColumnKind(name, index, "drop", "all different")
+    is_free = len(values) >= 2 * _FEWEST_ROWS and len(distinct) > _MOST_DISTINCT_SHARE * len(values)
+    if is_free or len(distinct) > _MOST_CATEGORIES:
+        return ColumnKind(name, index, "drop", f"{len(distinct):,} different texts")
+    return ColumnKind(name, index, "category")
+
+
+def _are_distinct_integers(values: "np.ndarray[tuple[int, ...], np.dtype[np.float64]]") -> bool:
+    return bool((values == np.round(values)).all()) and len(np.unique(values)) == len(values) > 1
+
+
+def counts_rows(cells: Sequence[str]) -> bool:
+    """Whether a column only counts: whole numbers, each one more than the one before."""
+    values, wrong = parse_column(cells, ".")
+    return not wrong and len(values) >= _FEWEST_ROWS and bool((np.diff(values) == 1).all())

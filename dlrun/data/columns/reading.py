@@ -1,0 +1,426 @@
+"""Tables as files have them: text of any separator and encoding, Excel, Parquet and Feather, all as cells of text."""
+
+import codecs
+import csv
+import gzip
+import hashlib
+import io
+import zlib
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dlrun.core.csv_text import unguard_row
+from dlrun.core.errors import DataError, RequestError
+from dlrun.core.suggest import build_missing_path_error
+from dlrun.data.columns.cells import choose_decimal, is_gap
+from dlrun.data.files.table import Table, parse_numbers
+
+EXCEL = (".xlsx", ".xlsm", ".xls")
+PARQUET = (".parquet", ".pq")
+FEATHER = (".feather", ".arrow")
+
+_SEPARATORS = (",", ";", "\t", "|")
+_SAMPLE_LINES = 50
+_YEARS = range(1800, 2201)
+# A message lists so many lines or cells at once.
+MOST_TROUBLES = 10
+
+
+@dataclass(frozen=True)
+class TextFormat:
+    """How a text file is to be read; None is judged by the file itself."""
+
+    separator: str | None = None
+    header: bool | None = None
+    encoding: str | None = None
+    decimal: str | None = None
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """A table with what was judged about its file.
+
+    separator, encoding: of text files, else None; unnamed: positions of columns without a name in the header line;
+    sources: files with their numbers of rows, where several were joined.
+    """
+
+    table: Table
+    separator: str | None
+    encoding: str | None
+    decimal: str
+    sha256: str
+    notes: tuple[str, ...] = ()
+    unnamed: frozenset[int] = frozenset()
+    sources: tuple[tuple[Path, int], ...] = ()
+
+    @property
+    def has_lines(self) -> bool:
+        """Whether rows are lines of the file, and not numbers of rows."""
+        return self.table.path.suffix.lower() not in (*PARQUET, *FEATHER)
+
+    def find_source(self, row: int) -> Path:
+        """The file that a row comes from."""
+        for path, count in self.sources:
+            if row < count:
+                return path
+            row -= count
+        return self.table.path
+
+
+def read_file(path: Path, text_format: TextFormat, key: str = "data.path") -> TableFile:
+    """Read a table; its format follows from the ending of its name.
+
+    key: of the config, for messages. DataError for a file that is missing, damaged or ragged, RequestError for a
+    format that it does not have.
+    """
+    _check_format(text_format)
+    content = _read_bytes(path, key)
+    sha256 = hashlib.sha256(content).hexdigest()
+    ending = path.suffix.lower()
+    if ending in (*PARQUET, *FEATHER):
+        names, columns = _read_arrow(path, content)
+        table = _build_table(path, True, names, columns, list(range(1, len(columns[0]) + 1) if columns else []))
+        return TableFile(table, None, None, ".", sha256)
+
+    notes: list[str] = []
+    separator = None
+    encoding = None
+    if ending in EXCEL:
+        lines, rows = _read_excel(path, content, notes)
+    else:
+        text, encoding = decode(path, content, text_format.encoding, notes)
+        separator = text_format.separator or choose_separator(path, text, notes)
+        lines, rows = parse_rows(path, text, separator)
+    return _build_from_rows(path, lines, rows, text_format, separator, encoding, sha256, notes)
+
+
+def hash_file(path: Path) -> str:
+    """sha256 of a file's bytes; "" where it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
+def _build_from_rows(
+    path: Path,
+    lines: list[int],
+    rows: list[list[str]],
+    text_format: TextFormat,
+    separator: str | None,
+    encoding: str | None,
+    sha256: str,
+    notes: list[str],
+) -> TableFile:
+    if not rows:
+        raise DataError(f"{path} is empty: it needs a row a sample")
+
+    header = text_format.header
+    rows = _fit_header(rows, header)
+    _refuse_ragged(path, lines, rows, separator)
+    if header is None:
+        header = starts_with_names(rows)
+        if header and any(parse_numbers([cell]) is not None for cell in rows[0]):
+            cells = ", ".join(rows[0][:3])
+            notes.append(f"the first line, {cells} …, was taken for names; data.header=false reads it as a row.")
+
+    names = [f"column_{number}" for number in range(len(rows[0]))]
+    unnamed = frozenset[int]()
+    if header:
+        unnamed = frozenset(number for number, cell in enumerate(rows[0]) if not cell.strip())
+        names = [cell.strip() or name for cell, name in zip(rows[0], names, strict=True)]
+        lines = lines[1:]
+        rows = rows[1:]
+    if not rows:
+        raise DataError(f"{path} holds a header line only: add rows, or type data.header=false")
+
+    table = _build_table(path, header, names, list(zip(*rows, strict=True)), lines)
+    decimal = text_format.decimal
+    if decimal is None:
+        decimal, example = choose_decimal(table.columns, separator or "")
+        if example:
+            other = "." if decimal == "," else ","
+            value = example.replace(",", "." if decimal == "," else "")
+            notes.append(f"cells such as {example} were read as {value}; data.decimal='{other}' reads them otherwise.")
+        elif decimal == ",":
+            notes.append("the comma was taken for the decimal mark; data.decimal=. says otherwise.")
+    return TableFile(table, separator, encoding, decimal, sha256, tuple(notes), unnamed)
+
+
+def _build_table(path: Path, header: bool, names: list[str], columns: list[tuple[str, ...]], lines: list[int]) -> Table:
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise DataError(f"{path}: two columns are named '{repeated[0]}' in the header, rename one of them")
+    if not lines:
+        raise DataError(f"{path} is empty: it needs a row a sample")
+    return Table(path, header, tuple(names), columns, lines)
+
+
+def _check_format(text_format: TextFormat) -> None:
+    separator = text_format.separator
+    if separator is not None and (len(separator) != 1 or separator in '\r\n"'):
+        raise RequestError(f"data.separator='{separator}' must be one character, such as ',' or ';' or '\\t'")
+    if text_format.decimal not in (None, ".", ","):
+        raise RequestError(f"data.decimal={text_format.decimal} is no decimal mark; type data.decimal=. or ','")
+    if text_format.encoding is not None:
+        try:
+            codecs.lookup(text_format.encoding)
+        except LookupError:
+            raise RequestError(
+                f"data.encoding={text_format.encoding} is not known; type utf-8, utf-16 or latin-1"
+            ) from None
+
+
+def _read_bytes(path: Path, key: str) -> bytes:
+    try:
+        content = path.read_bytes()
+        return gzip.decompress(content) if path.suffix == ".gz" else content
+    except FileNotFoundError:
+        raise build_missing_path_error(path, key) from None
+    except IsADirectoryError:
+        raise DataError(f"{key}={path} is a folder: type {key}=<a file>") from None
+    except gzip.BadGzipFile as error:
+        raise DataError(
+            f"{path} is named .gz but is not gzipped: rename it, or delete it if it was downloaded"
+        ) from error
+    except (EOFError, zlib.error) as error:
+        raise DataError(f"{path} is damaged, its gzip stream does not end: delete it and get it anew") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+# Text
+
+
+def decode(path: Path, content: bytes, encoding: str | None, notes: list[str]) -> tuple[str, str]:
+    """The text of a file, and its encoding."""
+    name = encoding or judge_encoding(content)
+    try:
+        text = content.decode(name)
+    except UnicodeError as error:
+        start = error.start if isinstance(error, UnicodeDecodeError) else 0
+        line = content[:start].count(b"\n") + 1
+        raise DataError(f"{path}, line {line}: not {name} text; type data.encoding=<its encoding>") from error
+    if "\0" in text:
+        raise DataError(f"{path} is no text: it holds bytes of 0; type data.path=<a table>")
+    if encoding is None and not name.startswith("utf-8"):
+        notes.append(f"the file was read as {name}, as it is not UTF-8; data.encoding=… says otherwise.")
+    return text, name
+
+
+def judge_encoding(content: bytes) -> str:
+    """UTF-16 by its mark, or by its zeros; UTF-8 where that fits; else what Windows and Latin-1 write."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    sample = content[:1000]
+    if len(sample) > 3 and len(content) % 2 == 0:
+        # Latin letters in UTF-16 have a byte of 0 each.
+        if sample[1::2].count(0) > len(sample) // 3 and 0 not in sample[::2]:
+            return "utf-16-le"
+        if sample[::2].count(0) > len(sample) // 3 and 0 not in sample[1::2]:
+            return "utf-16-be"
+
+    for name in ("utf-8-sig", "cp1252"):
+        try:
+            content.decode(name)
+        except UnicodeDecodeError:
+            continue
+        return name
+    return "latin-1"
+
+
+def choose_separator(path: Path, text: str, notes: list[str]) -> str:
+    """The separator that cuts the first lines into equally many cells; the comma where none does."""
+    sample = text.splitlines()[:_SAMPLE_LINES]
+    best = ((0.0, 0.0, 0), ",")
+    for separator in _SEPARATORS:
+        score = _score_separator(sample, separator)
+        if score > best[0]:
+            best = (score, separator)
+    # Blanks separate only where nothing else does; the line of names may lack that of the row names.
+    fewest = 1 - 1.01 / max(len(sample), 1)
+    if best[0] == (0.0, 0.0, 0) and _score_separator(sample, " ")[0] >= max(fewest, 0.5):
+        best = ((1.0, 1.0, 2), " ")
+
+    separator = best[1]
+    if separator != "," and not (separator == "\t" and ".tsv" in path.name):
+        named = {"\t": "tab", " ": "blank"}.get(separator, f"'{separator}'")
+        notes.append(f"columns are separated by {named}, as the lines have it; data.separator=… says otherwise.")
+    return separator
+
+
+def _score_separator(sample: list[str], separator: str) -> tuple[float, float, int]:
+    """Share of the lines with equally many cells, share of cells without another separator, and their number."""
+    try:
+        rows = [row for row in csv.reader(sample, delimiter=separator, skipinitialspace=True) if row]
+    except csv.Error:
+        return (0.0, 0.0, 0)
+    if not rows:
+        return (0.0, 0.0, 0)
+    width, count = Counter(len(row) for row in rows).most_common(1)[0]
+    if width < 2:
+        return (0.0, 0.0, 0)
+
+    # Commas are in numbers and in sentences, the others rarely.
+    others = [mark for mark in (";", "\t", "|") if mark != separator]
+    cells = [cell for row in rows for cell in row]
+    pure = sum(not any(mark in cell for mark in others) for cell in cells) / len(cells)
+    return (count / len(rows), pure, width)
+
+
+def parse_rows(path: Path, text: str, separator: str) -> tuple[list[int], list[list[str]]]:
+    """The lines that rows end in, from 1, and the rows."""
+    # newline="" leaves line ends in quoted cells to the reader, which counts lines.
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
+    lines: list[int] = []
+    rows: list[list[str]] = []
+    try:
+        for row in reader:
+            if row:
+                lines.append(reader.line_num)
+                rows.append(row)
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: {error}; correct the line") from error
+    # A file that dlrun wrote may hold cells guarded against spreadsheets, by an apostrophe.
+    if "'" in text:
+        rows = [unguard_row(row) for row in rows]
+    return lines, rows
+
+
+def _fit_header(rows: list[list[str]], header: bool | None) -> list[list[str]]:
+    """The rows without a separator that ends each line; and a name for the column of row names, which has none."""
+    below = rows[1:]
+    width = len(rows[0])
+    if header is False or not below or any(len(row) != width + 1 for row in below):
+        return rows
+    if all(not row[-1].strip() for row in below):
+        return [rows[0], *(row[:-1] for row in below)]
+    # R writes a table so: names of rows, without a name of their own.
+    if header or all(parse_numbers([cell]) is None for cell in rows[0]):
+        return [["", *rows[0]], *below]
+    return rows
+
+
+def _refuse_ragged(path: Path, lines: list[int], rows: list[list[str]], separator: str | None) -> None:
+    width = Counter(len(row) for row in rows).most_common(1)[0][0]
+    # The first line counts for the header: it decides where there is no majority.
+    if len(rows) < 4:
+        width = len(rows[0])
+    wrong = [(line, len(row)) for line, row in zip(lines, rows, strict=True) if len(row) != width]
+    if not wrong:
+        return
+
+    shown = [f"line {line}: {count} fields, where the others have {width}" for line, count in wrong]
+    message = f"{path}, " + "; ".join(shown[:MOST_TROUBLES])
+    if len(shown) > MOST_TROUBLES:
+        message += f"; and {len(shown) - MOST_TROUBLES} more lines"
+    advice = (
+        "correct the lines" if separator is None else f"correct them, or type data.separator=… if not '{separator}'"
+    )
+    raise DataError(f"{message}; {advice}")
+
+
+def starts_with_names(rows: list[list[str]]) -> bool:
+    """Whether the first row holds names: text above numbers, numbers that only count, or text that comes only once."""
+    first = [cell.strip() for cell in rows[0]]
+    # A few rows will do: a later gap in a column must not make its header a row.
+    below = rows[1:21]
+    named = [cell for cell in first if cell]
+    if not below or len(named) < len(first) - 1:
+        return False
+    # Two numbers that count are a row as likely as names, unless the column of the index has none.
+    can_be_names = len(named) > 2 or len(named) < len(first)
+    if can_be_names and _count_up(named) and int(named[0]) in (0, 1, *_YEARS):
+        return not any(_count_up([cell.strip() for cell in row if cell.strip()]) for row in below)
+
+    above_numbers = []
+    for name, cells in zip(first, zip(*below, strict=True), strict=True):
+        values = [cell for cell in cells if not is_gap(cell)]
+        if values and parse_numbers(values) is not None:
+            above_numbers.append(name)
+    if above_numbers:
+        texts = [name for name in above_numbers if parse_numbers([name]) is None and not is_gap(name)]
+        numbers = [name for name in above_numbers if name and parse_numbers([name]) is not None]
+        return bool(texts) and all(_is_label(name) for name in numbers)
+
+    # Columns of text alone: names differ from all that stands below them.
+    if len(set(named)) < len(named) or any(parse_numbers([name]) is not None or is_gap(name) for name in named):
+        return False
+    columns = list(zip(*below, strict=True))
+    repeats = any(len(set(cells)) < len(cells) for cells in columns)
+    return repeats and not any(name in cells for name, cells in zip(first, columns, strict=True))
+
+
+def _count_up(cells: list[str]) -> bool:
+    """Whether cells are consecutive whole numbers."""
+    if len(cells) < 2 or not all(cell.isascii() and cell.isdigit() for cell in cells):
+        return False
+    numbers = [int(cell) for cell in cells]
+    return numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+
+
+def _is_label(name: str) -> bool:
+    """Whether a number can be the name of a column: a small count, or a year."""
+    return name.isascii() and name.isdigit() and int(name) <= 2200
+
+
+# Files of other programs
+
+
+def _import_pandas(path: Path, package: str) -> Any:
+    try:
+        import importlib
+
+        importlib.import_module(package)
+        import pandas
+    except ImportError:
+        raise RequestError(
+            f"{path} needs pandas and {package} to be read; type pip install 'dlrun[tables]', or save it as .csv"
+        ) from None
+    return pandas
+
+
+def _read_excel(path: Path, content: bytes, notes: list[str]) -> tuple[list[int], list[list[str]]]:
+    """The first sheet; lines are the numbers of its rows."""
+    pandas = _import_pandas(path, "openpyxl")
+    try:
+        with pandas.ExcelFile(io.BytesIO(content), engine="openpyxl") as book:
+            sheets = book.sheet_names
+            frame = pandas.read_excel(book, header=None, dtype=object, keep_default_na=False)
+    except Exception as error:
+        # openpyxl raises what its parts raise: zipfile, xml, KeyError.
+        raise DataError(f"{path} is no Excel workbook that can be read: {error}; save it as .xlsx or .csv") from error
+    if len(sheets) > 1:
+        notes.append(f"of {len(sheets)} sheets the first, '{sheets[0]}', was read.")
+
+    lines = []
+    rows = []
+    for number, values in enumerate(frame.itertuples(index=False, name=None), 1):
+        cells = [_to_text(value) for value in values]
+        if any(cells):
+            lines.append(number)
+            rows.append(cells)
+    return lines, rows
+
+
+def _read_arrow(path: Path, content: bytes) -> tuple[list[str], list[tuple[str, ...]]]:
+    pandas = _import_pandas(path, "pyarrow")
+    read = pandas.read_parquet if path.suffix.lower() in PARQUET else pandas.read_feather
+    try:
+        frame = read(io.BytesIO(content))
+    except Exception as error:
+        # pyarrow has a class for each error, most of them OSError or ValueError.
+        raise DataError(f"{path} cannot be read: {str(error).splitlines()[0]}; write the file anew") from error
+    names = [str(name) for name in frame.columns]
+    return names, [tuple(_to_text(value) for value in frame.iloc[:, i].tolist()) for i in range(len(names))]
+
+
+def _to_text(value: Any) -> str:
+    """A cell as a text file would have it; a gap is empty."""
+    if value is None or value != value or str(value) in ("NaT", "<NA>"):
+        return ""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return str(int(value))
+    return str(value)

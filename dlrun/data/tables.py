@@ -1,0 +1,618 @@
+"""`data=table`: any table of the user's, as it comes."""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dlrun.core.errors import DataError, RequestError
+from dlrun.core.suggest import did_you_mean
+from dlrun.data.columns.cells import choose_day_first, find_gaps, is_gap, parse_column, uses_marks
+from dlrun.data.columns.kinds import ColumnChoice, ColumnKind, choose_kinds, counts_rows, find_column, judge_kind
+from dlrun.data.columns.matching import Match, match_by_name, match_by_position
+from dlrun.data.columns.parts import RowParts, SplitPlan, check_split, describe_small_classes, draw_parts
+from dlrun.data.columns.preprocessing import (
+    CategoryColumn,
+    Column,
+    NumberColumn,
+    Preprocessing,
+    Scale,
+    fit_column,
+    split_dates,
+)
+from dlrun.data.columns.reading import MOST_TROUBLES, TableFile, TextFormat, hash_file, read_file
+from dlrun.data.datasets import RowIndices
+from dlrun.data.origin import Origin
+from dlrun.data.spec import DataSpec, Split, Splits
+from dlrun.data.tabular import (
+    MOST_INTEGER_CLASSES,
+    TableTask,
+    Target,
+    count_outputs,
+    describe_guess,
+    explain_nothing_to_learn,
+    read_classes,
+)
+
+TABLE_TARGET = "dlrun.data.tables.table"
+
+# Rows of the summary of columns; a wide table has more.
+_MOST_SUMMARY_ROWS = 20
+# Of name, values and use, which fit a terminal of 80 characters side by side.
+_SUMMARY_WIDTHS = (16, 22, 24)
+
+
+@dataclass(frozen=True)
+class _Trouble:
+    """A cell that cannot be used."""
+
+    row: int
+    column: int
+    what: str
+
+
+def table(
+    path: str,
+    target: str | int | list[str | int] = -1,
+    task: TableTask | None = None,
+    header: bool | None = None,
+    separator: str | None = None,
+    encoding: str | None = None,
+    decimal: str | None = None,
+    columns: list[Any] | None = None,
+    drop: list[Any] | None = None,
+    categorical: list[Any] | None = None,
+    kinds: dict[str, Any] | None = None,
+    missing: str = "impute",
+    split: str = "random",
+    split_column: str | int | None = None,
+    folds: int | None = None,
+    fold: int = 0,
+    val_path: str | None = None,
+    test_path: str | None = None,
+    test_fraction: float = 0.2,
+    val_fraction: float = 0.0,
+    normalize: bool = True,
+    seed: int = 0,
+    preprocessing: dict[str, Any] | None = None,
+    delimiter: str | None = None,
+) -> Splits:
+    """A table of the user's: a row per sample, the target in a column, text, dates and gaps in the others.
+
+    task=None: classes if the target is text or holds at most 20 distinct integers, else regression. Of several target
+    columns: multilabel if all of them hold 0 and 1 alone, else regression; of none, [], targets have no column.
+    Inputs float64 (N, features), see columns/preprocessing.py; fitted to the training rows alone, so the validation
+    part is drawn here too. normalize: scale numbers, and the target of a regression, by mean and std of those rows.
+    preprocessing: of a trained model, applied in place of a new one. delimiter: the older name of separator.
+    Raises DataError or RequestError, naming file, line and column, up to ten at once.
+    """
+    if missing not in ("impute", "error"):
+        hint = did_you_mean(missing, ("impute", "error"))
+        raise RequestError(f"data.missing={missing} is no choice; {hint}type impute or error")
+    if task not in (None, *get_args(TableTask)):
+        raise RequestError(f"data.task={task} is not known: type regression, binary, multiclass or multilabel")
+    check_split(split, split_column, folds, fold)
+    _refuse_double_parts(test_path, folds)
+
+    # A command line cannot hold a tab conveniently, so the config spells it \t.
+    mark = {"\\t": "\t"}.get(str(separator or delimiter), separator or delimiter)
+    saved = None if preprocessing is None else Preprocessing.from_plain(preprocessing)
+    if saved is not None:
+        # A small table tells less than the one of training.
+        decimal = decimal or saved.decimal
+        saved = saved.set_decimal(decimal)
+    text_format = TextFormat(mark, header, encoding, decimal)
+
+    main = read_file(Path(path).expanduser(), text_format)
+    files = [main]
+    for key, other in (("val_path", val_path), ("test_path", test_path)):
+        if other is not None:
+            files.append(_read_beside(main, Path(other).expanduser(), text_format, f"data.{key}"))
+    joined = _join_files(files)
+
+    positions = _find_targets(joined, target, saved)
+    values, target_notes = _read_targets(joined, positions, task)
+    rows = len(main.table.lines)
+
+    split_position = None if split_column is None else find_column(joined, split_column, "data.split_column")
+    # Rows that cannot be trained on are kept together: they can still be evaluated.
+    nothing_to_learn = explain_nothing_to_learn(joined.table, positions, values)
+    plan = _make_plan(joined, split, split_position, seed, values, rows)
+    drawn_test = 0.0 if test_path is not None or nothing_to_learn else test_fraction
+    drawn_val = 0.0 if val_path is not None or nothing_to_learn else val_fraction
+    parts = draw_parts(rows, plan, drawn_test, drawn_val, None if nothing_to_learn else folds, fold)
+    parts = _add_given_parts(parts, files, val_path, test_path)
+
+    if saved is None:
+        others = [split_position] if split == "group" and split_position is not None else []
+        choice = ColumnChoice(columns, drop, categorical, kinds)
+        chosen = choose_kinds(joined, positions, choice, others)
+        fitted, encoded, column_notes = _fit(joined, positions, chosen, parts.train, missing, normalize)
+        summary = _summarize(joined, chosen, fitted)
+    else:
+        fitted, encoded, column_notes = _apply(joined, saved, missing)
+        summary = ()
+
+    crc = zlib.crc32(parts.train.astype("<i8").tobytes())
+    fitted = replace(fitted, sha256=joined.sha256, rows_crc=crc)
+    spec = _make_spec(fitted, values, parts.train, normalize)
+    notes = [*joined.notes, *target_notes, *column_notes, *parts.notes]
+    if values.task in ("binary", "multiclass") and len(parts.test):
+        notes.append(describe_small_classes(values.values[parts.test].astype(np.int64), values.class_names))
+    unheeded = _find_unheeded(test_path, val_path, folds)
+    return _make_splits(joined, files, encoded, values, parts, spec, notes, nothing_to_learn, unheeded, summary)
+
+
+def hash_files(arguments: Mapping[str, Any]) -> str:
+    """The sha256 by which the files of a table are known again; "" where one of them cannot be read."""
+    paths = [arguments.get(key) for key in ("path", "val_path", "test_path")]
+    return _combine_hashes([hash_file(Path(str(path)).expanduser()) for path in paths if path is not None])
+
+
+def _combine_hashes(hashes: Sequence[str]) -> str:
+    return "" if "" in hashes else "-".join(hashes)
+
+
+def _refuse_double_parts(test_path: str | None, folds: int | None) -> None:
+    if test_path is not None and folds is not None:
+        raise RequestError(
+            "data.folds draws the test part from data.path, and data.test_path names another; leave out one of them"
+        )
+
+
+# Files
+
+
+def _read_beside(main: TableFile, path: Path, text_format: TextFormat, key: str) -> TableFile:
+    """Another part in a file of its own, with its columns in the order of the main file."""
+    # What was judged of the main file holds for its other parts.
+    decimal = text_format.decimal or main.decimal
+    other = read_file(path, replace(text_format, header=main.table.has_header, decimal=decimal), key)
+    if not main.table.has_header:
+        if len(other.table.names) != len(main.table.names):
+            raise DataError(
+                f"{path} has {len(other.table.names)} columns, and {main.table.path} {len(main.table.names)}; "
+                f"name another file by {key}"
+            )
+        return other
+
+    absent = [name for name in main.table.names if name not in other.table.names]
+    if absent:
+        hint = did_you_mean(absent[0], other.table.names)
+        raise DataError(
+            f"{path} has no column '{absent[0]}', which {main.table.path} has; {hint}name another file by {key}"
+        )
+    order = [other.table.names.index(name) for name in main.table.names]
+    columns = [other.table.columns[number] for number in order]
+    return replace(other, table=replace(other.table, names=main.table.names, columns=columns))
+
+
+def _join_files(files: Sequence[TableFile]) -> TableFile:
+    """All rows in one table, those of the main file first."""
+    main = files[0]
+    if len(files) == 1:
+        return main
+    columns = []
+    for number in range(len(main.table.names)):
+        columns.append(tuple(cell for file in files for cell in file.table.columns[number]))
+    lines = [line for file in files for line in file.table.lines]
+    notes = tuple(note for file in files for note in file.notes)
+    sha256 = _combine_hashes([file.sha256 for file in files])
+    sources = tuple((file.table.path, len(file.table.lines)) for file in files)
+    joined = replace(main.table, columns=columns, lines=lines)
+    return replace(main, table=joined, notes=notes, sha256=sha256, sources=sources)
+
+
+def _add_given_parts(
+    parts: RowParts, files: Sequence[TableFile], val_path: str | None, test_path: str | None
+) -> RowParts:
+    """The parts with the rows of the files that are parts themselves."""
+    start = len(files[0].table.lines)
+    others = iter(files[1:])
+    for name, path in (("val", val_path), ("test", test_path)):
+        if path is not None:
+            count = len(next(others).table.lines)
+            rows = np.arange(start, start + count)
+            parts = replace(parts, val=rows) if name == "val" else replace(parts, test=rows)
+            start += count
+    return parts
+
+
+# Target
+
+
+def _find_targets(file: TableFile, target: str | int | Sequence[str | int], saved: Preprocessing | None) -> list[int]:
+    """Positions of the target columns; RequestError for one that is not there, or named twice."""
+    columns: Sequence[str | int] = [target] if isinstance(target, str | int) else target
+    # A target typed as a number has its name in the training table.
+    has_names = saved is not None and saved.has_names and file.table.has_header
+    if has_names and saved is not None and all(isinstance(column, int) for column in columns):
+        columns = saved.targets
+    positions = [find_column(file, column, "data.target") for column in columns]
+    for position in positions:
+        if positions.count(position) > 1:
+            raise RequestError(f"data.target names column '{file.table.names[position]}' twice; leave out one of them")
+
+    path = file.table.path
+    if len(file.table.names) == 1:
+        raise DataError(
+            f"{path} has one column only, so nothing to learn from: is it separated by something else than "
+            f"'{file.separator}', as in data.separator=';'?"
+        )
+    if len(positions) == len(file.table.names):
+        raise RequestError(f"data.target names all columns of {path}, so that no input is left; leave some out")
+    return positions
+
+
+def _read_targets(file: TableFile, columns: Sequence[int], task: TableTask | None) -> tuple[Target, list[str]]:
+    """The targets with notes on how they were read; DataError for cells that they cannot have."""
+    if not columns:
+        # All columns are inputs, for an autoencoder.
+        return Target("regression", np.zeros((len(file.table.lines), 0))), []
+    if task in ("binary", "multiclass") and len(columns) > 1:
+        raise RequestError(f"data.task={task} takes one target column, and data.target names {len(columns)}")
+    if len(columns) == 1 and task != "multilabel":
+        values, notes = _read_target(file, columns[0], task)
+    else:
+        values, notes = _read_several(file, columns, task)
+    if task is None:
+        notes = [describe_guess([file.table.names[column] for column in columns], values), *notes]
+    return values, notes
+
+
+def _read_several(file: TableFile, columns: Sequence[int], task: TableTask | None) -> tuple[Target, list[str]]:
+    """Several target columns: labels where all hold 0 and 1, else values."""
+    table = file.table
+    values = np.stack([_read_quantity(file, column, None) for column in columns], axis=1)
+    is_label = np.isin(values, (0, 1))
+    if task == "regression" or (task is None and not is_label.all()):
+        return Target("regression", values), []
+
+    troubles = []
+    for row, number in np.argwhere(~is_label).tolist():
+        column = columns[number]
+        cell = table.columns[column][row]
+        troubles.append(_Trouble(row, column, f"holds {cell}, and multilabel takes 0 and 1"))
+    _raise_troubles(file, troubles, "correct the lines or remove them")
+    return Target("multilabel", values, tuple(table.names[column] for column in columns)), []
+
+
+def _read_target(file: TableFile, column: int, task: TableTask | None) -> tuple[Target, list[str]]:
+    """One target column, with notes."""
+    cells = file.table.columns[column]
+    if task in ("binary", "multiclass"):
+        _raise_troubles(file, [_Trouble(row, column, "is empty") for row, cell in enumerate(cells) if not cell.strip()])
+        return read_classes(file.table, column, task), []
+
+    numbers, wrong = parse_column(cells, file.decimal)
+    gaps = find_gaps(cells)
+    is_text = len(wrong) == len(cells) - int(gaps.sum())
+    if task is None and is_text:
+        _raise_gaps(file, column)
+        values = read_classes(file.table, column, "multiclass")
+        return _name_task(values), []
+
+    numbers = _read_quantity(file, column, task)
+    has_few = (numbers == np.round(numbers)).all() and len(set(numbers.tolist())) <= MOST_INTEGER_CLASSES
+    if task is None and has_few:
+        return _name_task(read_classes(file.table, column, "multiclass")), []
+    notes = []
+    if uses_marks(cells):
+        name = file.table.names[column]
+        notes.append(
+            f"signs and marks of thousands were left out of '{name}': {cells[0].strip()} is {numbers[0]:.10g}."
+        )
+    return Target("regression", numbers[:, None]), notes
+
+
+def _name_task(values: Target) -> Target:
+    return replace(values, task="binary" if len(values.class_names) <= 2 else "multiclass")
+
+
+def _read_quantity(file: TableFile, column: int, task: TableTask | None) -> NDArray[np.float64]:
+    """A target column as numbers (rows,)."""
+    cells = file.table.columns[column]
+    _raise_gaps(file, column)
+    numbers, wrong = parse_column(cells, file.decimal)
+    advice = "correct the lines or remove them"
+    if task is None:
+        advice += ", or type data.task=multiclass if these are names of classes"
+    _raise_troubles(file, [_Trouble(row, column, _describe_cell(cells[row])) for row in wrong], advice)
+    return numbers
+
+
+def _raise_gaps(file: TableFile, column: int) -> None:
+    cells = file.table.columns[column]
+    gaps = [_Trouble(row, column, _describe_cell(cells[row])) for row in _find_gap_rows(cells)]
+    _raise_troubles(file, gaps, "the target must be there: correct the lines or remove them")
+
+
+def _describe_cell(cell: str) -> str:
+    return f"holds '{cell.strip()[:40]}', which is not a finite number" if cell.strip() else "is empty"
+
+
+def _make_plan(file: TableFile, split: str, column: int | None, seed: int, target: Target, rows: int) -> SplitPlan:
+    has_classes = target.task in ("binary", "multiclass")
+    labels = target.values[:rows].astype(np.int64) if has_classes else None
+    source = str(file.table.path)
+    if column is None:
+        return SplitPlan(split, seed, labels, source=source)
+
+    cells = file.table.columns[column][:rows]
+    gaps = [_Trouble(row, column, "is empty") for row, cell in enumerate(cells) if is_gap(cell)]
+    _raise_troubles(file, gaps, "data.split_column needs a value in each row")
+    if split == "group":
+        _, groups = np.unique([cell.strip() for cell in cells], return_inverse=True)
+        return SplitPlan(split, seed, labels, groups=groups.astype(np.int64), source=source)
+
+    order, wrong = parse_column(cells, file.decimal)
+    if wrong:
+        order, wrong = _parse_times(cells)
+    what = [_Trouble(row, column, f"holds '{cells[row][:40]}', which is no number and no date") for row in wrong]
+    _raise_troubles(file, what, "data.split=time needs times that can be ordered")
+    return SplitPlan(split, seed, labels, order=order, source=source)
+
+
+def _parse_times(cells: Sequence[str]) -> tuple[NDArray[np.float64], list[int]]:
+    """Dates as numbers that grow with time."""
+    parts, wrong = split_dates(cells, bool(choose_day_first(cells)))
+    order = parts["year"] * 372.0 + parts["month"] * 31.0 + parts["day"] + parts["hour"] / 24.0
+    return order, wrong
+
+
+# Columns
+
+
+def _fit(
+    file: TableFile,
+    targets: Sequence[int],
+    chosen: Sequence[ColumnKind],
+    train_rows: RowIndices,
+    missing: str,
+    normalize: bool,
+) -> tuple[Preprocessing, NDArray[np.float64], list[str]]:
+    """Fit the preprocessing to the training rows; returns it, the inputs of all rows (rows, features), and notes."""
+    table = file.table
+    troubles: list[_Trouble] = []
+    notes: list[str] = []
+    fitted: list[Column] = []
+    blocks = []
+    for column in chosen:
+        if column.kind == "drop":
+            continue
+        cells = table.columns[column.index]
+        day_first = False
+        if column.kind == "date":
+            judged = choose_day_first(cells)
+            day_first = bool(judged)
+            if judged is None:
+                notes.append(
+                    f"dates of '{column.name}' were read as month/day/year; write them as 2024-12-31 if not so."
+                )
+        if missing == "error":
+            gaps = [_Trouble(row, column.index, "is empty") for row in _find_gap_rows(cells)]
+            _raise_troubles(file, gaps, "data.missing=impute fills gaps")
+        result, wrong = fit_column(
+            column.name, column.index, column.kind, cells, train_rows, file.decimal, day_first, normalize
+        )
+        what = "number" if column.kind == "number" else "date"
+        troubles += [_Trouble(row, column.index, f"holds '{cells[row][:40]}', which is no {what}") for row in wrong]
+        fitted.append(result)
+        blocks.append(result.encode(cells)[0])
+        if column.kind == "number" and counts_rows(cells):
+            notes.append(f"column '{column.name}' counts the rows; data.drop=[{column.name}] leaves it out.")
+
+    _raise_troubles(file, troubles, "correct the lines, or type data.kinds={<column>: category} for text")
+    left_out = [column for column in chosen if column.kind == "drop"]
+    notes += _describe_left_out(left_out)
+    used = {column.index for column in chosen} | set(targets)
+    groups = [name for index, name in enumerate(table.names) if index not in used]
+    preprocessing = Preprocessing(
+        columns=tuple(fitted),
+        targets=tuple(table.names[target] for target in targets),
+        target_indices=tuple(targets),
+        column_count=len(table.names),
+        has_names=table.has_header,
+        decimal=file.decimal,
+        left_out=(*(column.name for column in left_out), *groups),
+        text_format={"separator": file.separator, "encoding": file.encoding},
+    )
+    return preprocessing, np.concatenate(blocks, axis=1), notes
+
+
+def _describe_left_out(columns: Sequence[ColumnKind]) -> list[str]:
+    reasons: dict[str, list[str]] = {}
+    for column in columns:
+        if column.reason not in ("as typed", "not in data.columns"):
+            reasons.setdefault(column.reason, []).append(column.name)
+    if not reasons:
+        return []
+    texts = [f"{', '.join(names)} ({reason})" for reason, names in reasons.items()]
+    return [f"left out: {'; '.join(texts)}; data.kinds={{<column>: category}} takes a column in."]
+
+
+def _apply(file: TableFile, saved: Preprocessing, missing: str) -> tuple[Preprocessing, NDArray[np.float64], list[str]]:
+    """Apply the preprocessing of a trained model; returns it, the inputs of all rows (rows, features), and notes."""
+    table = file.table
+    match = _match(file, saved)
+    notes = list(match.notes)
+    troubles: list[_Trouble] = []
+    blocks = []
+    for column in saved.columns:
+        position = match.positions[column.name]
+        cells = ("",) * len(table.lines) if position is None else table.columns[position]
+        if missing == "error" and position is not None:
+            gaps = [_Trouble(row, position, "is empty") for row in _find_gap_rows(cells)]
+            _raise_troubles(file, gaps, "data.missing=impute fills gaps")
+        block, wrong = column.encode(cells)
+        blocks.append(block)
+        if position is not None:
+            what = f"which is no {column.kind}"
+            troubles += [_Trouble(row, position, f"holds '{cells[row][:40]}', {what}") for row in wrong]
+        if isinstance(column, CategoryColumn) and position is not None:
+            unseen = column.find_unseen(cells)
+            if unseen:
+                shown = ", ".join(unseen[:5]) + (", …" if len(unseen) > 5 else "")
+                notes.append(
+                    f"'{column.name}' holds what training did not have, and counts as none of its categories: {shown}."
+                )
+    _raise_troubles(file, troubles, "correct the lines")
+    return saved, np.concatenate(blocks, axis=1), notes
+
+
+def _match(file: TableFile, saved: Preprocessing) -> Match:
+    if saved.has_names and file.table.has_header:
+        return match_by_name(saved, file.table.names)
+    return match_by_position(saved, len(file.table.names), file.table.has_header)
+
+
+def _find_gap_rows(cells: Sequence[str]) -> list[int]:
+    rows: list[int] = np.flatnonzero(find_gaps(cells)).tolist()
+    return rows
+
+
+def _raise_troubles(file: TableFile, troubles: Sequence[_Trouble], advice: str = "correct the lines") -> None:
+    """DataError for cells that cannot be used, up to ten of them, in the order of the file."""
+    if not troubles:
+        return
+    table = file.table
+    texts = []
+    last_path = None
+    for trouble in sorted(troubles, key=lambda trouble: (trouble.row, trouble.column))[:MOST_TROUBLES]:
+        path = file.find_source(trouble.row)
+        # A file is named once for all its lines.
+        where = f"line {table.lines[trouble.row]}"
+        where = where if path == last_path else f"{path}, {where}"
+        last_path = path
+        texts.append(f"{where}: column '{table.names[trouble.column]}' {trouble.what}")
+    more = len(troubles) - MOST_TROUBLES
+    if more > 0:
+        texts.append(f"and {more:,} more cells")
+    raise DataError(f"{'; '.join(texts)}; {advice}")
+
+
+# Splits
+
+
+def _make_spec(fitted: Preprocessing, target: Target, train_rows: RowIndices, normalize: bool) -> DataSpec:
+    features = fitted.features
+    target_mean: tuple[float, ...] = ()
+    target_std: tuple[float, ...] = ()
+    if target.task == "regression" and normalize:
+        scales = [Scale.fit(column.astype(np.float64), normalize) for column in target.values[train_rows].T]
+        target_mean = tuple(scale.mean for scale in scales)
+        target_std = tuple(scale.std for scale in scales)
+    return DataSpec(
+        "vector",
+        (len(features),),
+        target.task,
+        count_outputs(target),
+        class_names=target.class_names,
+        feature_names=tuple(name for name, _, _ in features),
+        mean=tuple(mean for _, mean, _ in features) if normalize else (),
+        std=tuple(std for _, _, std in features) if normalize else (),
+        target_mean=target_mean,
+        target_std=target_std,
+        preprocessing=fitted.to_plain(),
+    )
+
+
+def _find_unheeded(test_path: str | None, val_path: str | None, folds: int | None) -> dict[str, str]:
+    reasons = {}
+    if test_path is not None:
+        reasons["test_fraction"] = "data.test_path names the test part"
+    elif folds is not None:
+        reasons["test_fraction"] = "data.folds draws the test part"
+    if val_path is not None:
+        reasons["val_fraction"] = "data.val_path names the validation part"
+    return reasons
+
+
+def _make_splits(
+    file: TableFile,
+    files: Sequence[TableFile],
+    inputs: NDArray[np.float64],
+    target: Target,
+    parts: RowParts,
+    spec: DataSpec,
+    notes: Sequence[str],
+    nothing_to_learn: str,
+    unheeded: Mapping[str, str],
+    summary: tuple[tuple[str, ...], ...],
+) -> Splits:
+    origins = []
+    for one in files:
+        source = str(one.table.path)
+        count = len(one.table.lines)
+        is_text = one.has_lines
+        origins.append(Origin.from_lines(source, one.table.lines) if is_text else Origin.from_position(source, count))
+    origin = origins[0] if len(origins) == 1 else Origin.join(origins)
+
+    def select(rows: RowIndices) -> Split | None:
+        if not len(rows):
+            return None
+        index = torch.from_numpy(rows)
+        return Split((torch.from_numpy(inputs[rows]),), torch.from_numpy(target.values[rows]), origin.take(index))
+
+    train = select(parts.train)
+    assert train is not None
+    return Splits(
+        train,
+        select(parts.val),
+        select(parts.test),
+        spec,
+        tuple(note for note in notes if note),
+        nothing_to_learn=nothing_to_learn,
+        unheeded=unheeded,
+        columns=summary,
+    )
+
+
+def _summarize(file: TableFile, chosen: Sequence[ColumnKind], fitted: Preprocessing) -> tuple[tuple[str, ...], ...]:
+    """Rows of the table of columns: name, kind, gaps, range or categories, and what is done with it."""
+    by_name = {column.name: column for column in fitted.columns}
+    # What is used comes first, as a wide table is cut.
+    ordered = sorted(chosen, key=lambda column: column.kind == "drop")
+    rows = []
+    for column in ordered[:_MOST_SUMMARY_ROWS]:
+        cells = file.table.columns[column.index]
+        gaps = int(find_gaps(cells).sum())
+        result = by_name.get(column.name)
+        kind = judge_kind(file, column.index).kind if result is None else column.kind
+        values = "" if result is None else _describe_values(file, column.index, kind)
+        use = f"out: {column.reason}" if result is None else _describe_use(result)
+        shown = [_shorten(text, width) for text, width in zip((column.name, values, use), _SUMMARY_WIDTHS, strict=True)]
+        rows.append((shown[0], "" if kind == "drop" else kind, str(gaps) if gaps else "", shown[1], shown[2]))
+    if len(ordered) > _MOST_SUMMARY_ROWS:
+        rows.append((f"… {len(ordered) - _MOST_SUMMARY_ROWS} more", "", "", "", ""))
+    return tuple(rows)
+
+
+def _shorten(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def _describe_values(file: TableFile, index: int, kind: str) -> str:
+    cells = file.table.columns[index]
+    if kind == "number":
+        values, _ = parse_column(cells, file.decimal)
+        return f"{np.nanmin(values):.4g} … {np.nanmax(values):.4g}" if not np.isnan(values).all() else ""
+    names = [cell.strip() for cell in dict.fromkeys(cells) if not is_gap(cell)]
+    if kind == "date":
+        return names[0] if names else ""
+    shown = ", ".join(sorted(names)[:3])
+    return f"{len(names)}: {shown}{', …' if len(names) > 3 else ''}" if names else ""
+
+
+def _describe_use(column: Column) -> str:
+    if isinstance(column, CategoryColumn):
+        return f"one-hot, {len(column.categories)}"
+    filled = "; gaps median+flag" if column.has_indicator else ""
+    if isinstance(column, NumberColumn):
+        return f"{'scaled' if (column.scale.mean, column.scale.std) != (0.0, 1.0) else 'as it is'}{filled}"
+    return f"{len(column.parts)} parts{filled}"

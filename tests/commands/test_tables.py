@@ -1,0 +1,191 @@
+"""Tables of the user's own through the whole command line: train, evaluate, predict, export."""
+
+import csv
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+QUIET = ("tracking.graph=false", "figures=false", "trainer.progress=off")
+HOUSES = ("data=table", "data.path=houses.csv", "data.target=price", "model=linear", *QUIET)
+
+
+def write_houses(path: Path, count: int = 200, seed: int = 0) -> None:
+    """Houses with prices around 6e5: numbers, a street with gaps, an index; a line that is nearly theirs."""
+    draw = random.Random(seed)
+    with path.open("w", encoding="utf-8") as file:
+        file.write(",area,rooms,street,price\n")
+        for number in range(count):
+            area = draw.uniform(40, 300)
+            rooms = draw.randint(1, 8)
+            street = draw.choice(["Pave", "Grvl", ""])
+            price = 300_000 + 2000 * area + 20_000 * rooms + 50_000 * (street == "Pave") + draw.gauss(0, 5000)
+            file.write(f"{number},{area:.2f},{rooms},{street},{price:.0f}\n")
+
+
+@pytest.fixture
+def houses(dlrun: Callable, tmp_path: Path) -> Path:
+    """A trained regression."""
+    write_houses(tmp_path / "houses.csv")
+    done = dlrun(*HOUSES, "trainer.epochs=40", "optimizer.lr=0.03", "hydra.run.dir=run")
+    assert done.code == 0, done.err
+    return tmp_path / "run"
+
+
+def read_predictions(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    (path,) = folder.glob("eval/*/predictions.csv")
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    true, predicted = [name for name in rows[0] if name.startswith(("true", "predicted"))]
+    return np.array([float(row[true]) for row in rows]), np.array([float(row[predicted]) for row in rows])
+
+
+def test_prices_are_learnt_and_told_in_their_own_unit(dlrun: Callable, houses: Path, tmp_path: Path) -> None:
+    from sklearn.linear_model import LinearRegression
+    from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
+
+    result = json.loads((houses / "result.json").read_text())
+    assert dlrun("eval", "run", "figures=false").code == 0
+    true, predicted = read_predictions(houses)
+    metrics = result["metrics"]
+    assert metrics["test/r2"] == pytest.approx(r2_score(true, predicted), abs=1e-5)
+    assert metrics["test/mse"] == pytest.approx(mean_squared_error(true, predicted), rel=1e-3)
+    assert metrics["test/mae"] == pytest.approx(mean_absolute_error(true, predicted), rel=1e-3)
+
+    # Least squares on the same rows, which scikit-learn encodes.
+    table = list(csv.DictReader((tmp_path / "houses.csv").read_text().splitlines()))
+    x = np.array([[float(r["area"]), float(r["rooms"]), r["street"] == "Pave", r["street"] == "Grvl"] for r in table])
+    y = np.array([float(row["price"]) for row in table])
+    tested = np.isin(y, true)
+    best = LinearRegression().fit(x[~tested], y[~tested]).score(x[tested], y[tested])
+    assert best > 0.99
+    assert metrics["test/r2"] > best - 0.005
+    # The mean of the training rows, as sklearn's DummyRegressor.
+    assert result["baseline"]["test/mae"] == pytest.approx(np.abs(y[tested] - y[~tested].mean()).mean(), rel=0.02)
+
+
+def test_eval_of_other_rows_takes_all_of_them_and_says_what_it_did(
+    dlrun: Callable, houses: Path, tmp_path: Path
+) -> None:
+    again = dlrun("eval", "run", "figures=false")
+    assert "the same as recorded in training, to the last bit" in again.out
+    # As many rows as in training, and other ones.
+    write_houses(tmp_path / "other.csv", seed=1)
+    other = dlrun("eval", "run", "data.path=other.csv", "figures=false")
+    assert "all, as the run has not seen them, 200 rows" in other.out
+    assert "recorded in training" not in other.out
+    lines = ["price,rooms,color", "600000,3,red", "700000,5,blue"]
+    (tmp_path / "few.csv").write_text("\n".join(lines))
+    few = dlrun("eval", "run", "data.path=few.csv", "figures=false")
+    assert few.code == 0, few.err
+    assert "area, street are missing, and filled as gaps of the training table were" in " ".join(few.out.split())
+    assert "color is left out" in few.out
+    wrong = dlrun("eval", "run", "data.path=none.csv")
+    assert wrong.code == 2
+    (tmp_path / "unlike.csv").write_text("a,price\n1,2\n3,4\n")
+    wrong = dlrun("eval", "run", "data.path=unlike.csv")
+    assert wrong.code == 2
+    assert "there is no column area, rooms" in wrong.err
+
+
+def test_predict_takes_rows_in_any_order_and_names_what_is_wrong(dlrun: Callable, houses: Path, tmp_path: Path) -> None:
+    first = (tmp_path / "houses.csv").read_text().splitlines()[1].split(",")
+    (tmp_path / "new.csv").write_text(
+        f"price;street;rooms;area;extra\n?;{first[3]};{first[2]};{first[1]};x\n1;Pave;many;10;y\n"
+    )
+    done = dlrun("predict", "run", "new.csv", "houses.csv", ",".join(first[1:4]), "--format", "csv")
+    rows = list(csv.DictReader(done.out.splitlines()))
+    assert rows[0]["prediction"] == rows[2]["prediction"] == rows[-1]["prediction"]
+    assert rows[1]["error"] == "column 'rooms' holds 'many', which is no number"
+    assert rows[2]["label"] == first[4]
+    assert "extra is left out" in done.err
+    assert 4e5 < float(rows[0]["prediction"]) < 1.2e6
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_bits(dlrun: Callable, tmp_path: Path) -> None:
+    write_houses(tmp_path / "houses.csv", 60)
+    words = (*HOUSES, "trainer.epochs=4")
+    assert dlrun(*words, "hydra.run.dir=whole").code == 0
+    assert dlrun(*words, "trainer.epochs=2", "hydra.run.dir=half").code == 0
+    assert dlrun("resume", "half", "trainer.epochs=4").code == 0
+    whole, half = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "half"))
+    assert whole["weights_sha256"] == half["weights_sha256"]
+    assert whole["metrics"] == half["metrics"]
+
+    # Another file in its place is other data.
+    write_houses(tmp_path / "houses.csv", 60, seed=2)
+    done = dlrun("resume", "half", "trainer.epochs=5")
+    assert done.code == 2
+    assert "the data's description" in done.err
+
+
+def test_a_target_by_number_keeps_its_name(dlrun: Callable, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("kind,x\n" + "".join(f"{'ab'[i % 2]},{i % 2}.5\n" for i in range(40)))
+    words = ("data=table", "data.path=t.csv", "data.target=0", "model=linear", "trainer.epochs=1", *QUIET)
+    assert dlrun(*words, "hydra.run.dir=run").code == 0
+    (tmp_path / "new.csv").write_text("x,kind\n0.5,a\n1.5,b\n")
+    done = dlrun("predict", "run", "new.csv", "--format", "csv")
+    assert [row["label"] for row in csv.DictReader(done.out.splitlines())] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "message"),
+    [
+        ("a,b,y\n1,2,3\n4,x\n5,6,7\n8,9,1\n2,2,2\n", (), "line 3: 2 fields, where the others have 3"),
+        ("a,y\n1,2\n3,\n5,6\n", (), "line 3: column 'y' is empty; the target must be there"),
+        ("a,y\n1,2\n3,4\n5,6\n", ("data.drop=[a]",), "no column is left to learn from: a (as typed)"),
+        ("a,y\n1,2\n3,4\n5,6\n", ("data.kind={a: number}",), "data.kind"),
+        ("a,y\n1,2\n3,4\n5,6\n", ("data.missing=eror",), "did you mean"),
+    ],
+)
+def test_what_cannot_be_used_is_a_sentence_before_anything_is_written(
+    dlrun: Callable, tmp_path: Path, text: str, words: tuple[str, ...], message: str
+) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    done = dlrun("data=table", "data.path=t.csv", "data.target=y", "model=linear", *words)
+    assert done.code == 2
+    assert message in done.err
+    assert "Traceback" not in done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
+
+
+@pytest.mark.slow
+def test_a_classifier_equals_scikit_learns_on_the_same_rows(dlrun: Callable, tmp_path: Path) -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    draw = random.Random(0)
+    rows = []
+    for number in range(400):
+        sex = draw.choice(["male", "female"])
+        cabin = draw.choice(["", "C1", "C2"])
+        age = draw.uniform(1, 70)
+        survived = draw.random() < 1 / (1 + np.exp(-(2.0 * (sex == "female") - 1 + (cabin == "C1") - age / 50)))
+        rows.append([number, "yes" if survived else "no", sex, f"{age:.1f}" if number % 5 else "", cabin])
+    with (tmp_path / "t.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["PassengerId", "Survived", "Sex", "Age", "Cabin"], *rows])
+    words = ("data=table", "data.path=t.csv", "data.target=Survived", "model=linear", *QUIET)
+    done = dlrun(*words, "optimizer.lr=0.05", "trainer.epochs=60", "data.val_fraction=0", "hydra.run.dir=run")
+    assert done.code == 0, done.err
+    assert all(len(line) <= 80 for line in done.out.splitlines() if not line.startswith("note"))
+
+    import dlrun as api
+
+    run = api.load(str(tmp_path / "run"))
+    train, test = run.splits.train, run.splits.test
+    model = LogisticRegression(C=np.inf, max_iter=1000).fit(train.inputs[0], train.targets)
+    ours = run.predict(test.inputs[0]).probabilities[:, 1].numpy()
+    assert np.abs(ours - model.predict_proba(test.inputs[0])[:, 1]).max() < 0.02
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]["test/accuracy"] == pytest.approx(
+        np.mean((ours > 0.5) == test.targets.numpy())
+    )
+
+
+@pytest.mark.slow
+def test_cross_validation_is_a_sweep(dlrun: Callable, tmp_path: Path) -> None:
+    write_houses(tmp_path / "houses.csv", 100)
+    done = dlrun("-m", *HOUSES, "trainer.epochs=1", "data.folds=5", "data.fold=range(5)")
+    assert done.code == 0, done.err
+    assert len(list(tmp_path.glob("outputs/multirun/*/*/*/result.json"))) == 5
