@@ -117,7 +117,8 @@ class SavedModel:
         recorded_spec = self.state.get("spec", {})
         spec = self.raw_splits.spec.to_dict()
         rows = count_rows(self.raw_splits.train)
-        has_same_spec = all(spec[key] == value for key, value in recorded_spec.items())
+        # Empty fields may be left out.
+        has_same_spec = all((spec.get(key) or None) == (value or None) for key, value in recorded_spec.items())
         return has_same_spec and rows == self.state.get("rows", rows)
 
     @cached_property

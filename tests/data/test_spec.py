@@ -27,7 +27,7 @@ def test_a_spec_comes_back_from_a_file_of_plain_values(spec: DataSpec) -> None:
     torch.save(spec.to_dict(), file)
     file.seek(0)
     plain = torch.load(file, weights_only=True)
-    assert {type(v) for v in plain.values()} <= {str, int, list}
+    assert {type(v) for v in plain.values()} <= {str, int, list, bool}
     assert DataSpec.from_dict(plain) == spec
 
 
