@@ -73,6 +73,8 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (work / "houses.csv").write_text("rooms,age,price\n" + "\n".join(rows) + "\n")
     films = [f"{i % 7},{i % 5},{int(i % 7 > 3)},{int(i % 5 > 1)},{int(i % 3 == 0)}" for i in range(40)]
     (work / "films.csv").write_text("minutes,year,drama,comedy,crime\n" + "\n".join(films) + "\n")
+    flats = [f"{i % 7},{i % 5},{(3 * (i % 7) - i % 5) * 1.5},{'abc'[i % 3]}" for i in range(60)]
+    (work / "flats.csv").write_text("rooms,age,price,kind\n" + "\n".join(flats) + "\n")
     by_class = [f"photos_by_class/{name}/{i}.png" for name in "ab" for i in range(4)]
     for path in ("photos/three.png", "photos/seven.jpg", *by_class):
         (work / path).parent.mkdir(parents=True, exist_ok=True)

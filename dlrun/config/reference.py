@@ -48,6 +48,8 @@ MEANINGS = {
         "the loss; null: mse, bce_with_logits or cross_entropy, as the targets ask; or another name, a class of "
         "torch.nn, `module.function` or `module.Class`"
     ),
+    "task.losses": "of a net of several outputs, the loss of each by name, `{digit: cross_entropy, angle: huber}`",
+    "task.weights": "of a net of several outputs, the weight of each loss in the sum, `{angle: 0.1}`; 1 by default",
     "task.loss_args": "arguments of the loss, `{label_smoothing: 0.1}`",
     "task.class_weights": "`balanced`, or a weight for each class: the loss is then the weighted mean",
     "task.metrics": (

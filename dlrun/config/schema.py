@@ -110,6 +110,9 @@ class TaskConfig:
     # null: mse, bce_with_logits or cross_entropy, as the task asks; or another name, a class of torch.nn,
     # module.function or module.Class
     loss: str | None = None
+    # Of several outputs, by their names: a loss each, and its weight in the sum; {angle: huber}, {angle: 0.1}
+    losses: Any = field(default=None, metadata={"mapping": True})
+    weights: Any = field(default=None, metadata={"mapping": True})
     loss_args: Any = field(default=None, metadata={"mapping": True})  # arguments of the loss, {label_smoothing: 0.1}
     class_weights: Any = None  # balanced, or a number for each class
     reduction: str = _choice("mean", "mean", "sum")

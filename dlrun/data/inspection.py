@@ -19,7 +19,7 @@ from dlrun.core.errors import DataError
 from dlrun.core.user_code import get_first_line
 from dlrun.data.datasets import Part, count_rows, get_origin, get_targets
 from dlrun.data.origin import Origin
-from dlrun.data.spec import PADDING, DataSpec, Kind, Split, Splits, TaskName
+from dlrun.data.spec import PADDING, DataSpec, Kind, OutputTask, Split, Splits, TaskName
 
 PARTS = ("train", "val", "test")
 
@@ -110,12 +110,43 @@ def check_spec(inspection: Inspection) -> None:
             "and type task=autoencoder"
         )
 
+    if (spec.task == "multitask") != bool(spec.outputs):
+        raise inspection.error("spec.task='multitask' and spec.outputs belong together; write both, or neither")
+    if spec.outputs:
+        _check_outputs(inspection)
+
     # A table with a single class has one name: see Splits.nothing_to_learn.
-    if spec.task != "regression" and len(spec.class_names) not in (0, 1, count_classes(spec)):
+    if spec.task not in ("regression", "multitask") and len(spec.class_names) not in (0, 1, count_classes(spec)):
         raise inspection.error(
             f"spec.class_names has {len(spec.class_names)} names, and {spec.task} with spec.output_size="
             f"{spec.output_size} has {count_classes(spec)} classes; name each"
         )
+
+
+def _check_outputs(inspection: Inspection) -> None:
+    """Raise DataError for outputs that contradict themselves or the spec that they are of."""
+    spec = inspection.spec
+    names = [output.name for output in spec.outputs]
+    for output in spec.outputs:
+        where = f"spec.outputs: {output.name}"
+        if output.task not in get_args(OutputTask):
+            raise inspection.error(
+                f"{where} has the task {output.task!r}; write one of {', '.join(get_args(OutputTask))}"
+            )
+        if not output.name or "/" in output.name or names.count(output.name) > 1:
+            raise inspection.error(f"{where} must be a name of its own, without /")
+        least = 2 if output.task == "multiclass" else 1
+        if output.size < least or (output.task == "binary" and output.size != 1):
+            expected = "1" if output.task == "binary" else f"at least {least}"
+            raise inspection.error(f"{where} has the size {output.size}, and for {output.task} it is {expected}")
+        if len(output.class_names) not in (0, output.class_count):
+            raise inspection.error(
+                f"{where} has {len(output.class_names)} class names for {output.class_count} classes"
+            )
+
+    total = sum(output.size for output in spec.outputs)
+    if spec.output_size != total:
+        raise inspection.error(f"spec.output_size={spec.output_size}, and the sizes of spec.outputs add up to {total}")
 
 
 def count_classes(spec: DataSpec) -> int:
@@ -292,6 +323,13 @@ def _conform_targets(inspection: Inspection, name: str, y: Tensor, label: Label)
     # An autoencoder never looks at them.
     if inspection.spec.reconstructs:
         return y
+    if y.dim() > 2:
+        raise inspection.error(
+            f"the {name} targets have the shape {_format_shape(tuple(y.shape[1:]))}; an answer for every pixel, "
+            "segmentation, is nothing that dlrun trains"
+        )
+    if inspection.spec.task == "multitask":
+        return _conform_outputs(inspection, name, y, label)
     if inspection.spec.task == "regression":
         return _conform_values(inspection, name, y, label)
     if inspection.spec.task == "multilabel":
@@ -435,6 +473,42 @@ def _conform_labels(inspection: Inspection, name: str, y: Tensor, label: Label) 
             "0 and 1; correct it, or remove the row"
         )
     return y if y.is_floating_point() else y.float()
+
+
+def _conform_outputs(inspection: Inspection, name: str, y: Tensor, label: Label) -> Tensor:
+    """Targets of several outputs: floats (N, columns), side by side, class numbers among them."""
+    outputs = inspection.spec.outputs
+    columns = sum(output.columns for output in outputs)
+    if tuple(y.shape[1:]) != (columns,):
+        names = ", ".join(output.name for output in outputs)
+        raise inspection.error(
+            f"the {name} targets have the shape {_format_shape(tuple(y.shape[1:]))}, and spec.outputs ({names}) take "
+            f"(rows, {columns}), a column for each class and value"
+        )
+
+    position = _find_not_finite(y) if y.is_floating_point() else None
+    start = 0
+    for output in outputs:
+        values = y[:, start : start + output.columns]
+        if position is not None and start <= position[1] < start + output.columns:
+            value = float(y[tuple(position)])
+            raise inspection.error(
+                f"{label(position[0])} has a target of {value} for {output.name}; remove the row, or put a number in "
+                "its place"
+            )
+        start += output.columns
+        if output.task == "regression":
+            continue
+
+        bad = _find_false((values >= 0) & (values < output.class_count) & (values == values.floor()))
+        if bad is not None:
+            value = float(values[bad[0], 0])
+            raise inspection.error(
+                f"{label(bad[0])} has a target of {value:g} for {output.name}, and {output.task} with "
+                f"{output.class_count} classes takes 0 to {output.class_count - 1}"
+            )
+    # Counts of 32 bits and more are not all in float32.
+    return y if y.is_floating_point() else y.double()
 
 
 def _conform_classes(inspection: Inspection, name: str, y: Tensor, label: Label) -> Tensor:

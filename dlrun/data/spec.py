@@ -13,7 +13,8 @@ from dlrun.data.augmentation import BatchMix
 from dlrun.data.origin import Origin
 
 Kind = Literal["vector", "image", "tokens"]
-TaskName = Literal["regression", "binary", "multiclass", "multilabel", "tagging"]
+TaskName = Literal["regression", "binary", "multiclass", "multilabel", "multitask", "tagging"]
+OutputTask = Literal["regression", "binary", "multiclass"]
 
 # Tag of the positions after the end of a sequence.
 PADDING = -100
@@ -22,7 +23,34 @@ PADDING = -100
 MOST_CLASSES = 100_000
 
 # Fields of a spec that came after runs had been saved.
-_LATER_FIELDS = ("target_mean", "target_std", "preprocessing")
+_LATER_FIELDS = ("target_mean", "target_std", "preprocessing", "outputs", "reconstructs")
+
+
+@dataclass(frozen=True)
+class Output:
+    """One of several outputs of a model.
+
+    size: outputs of the model for it, those of a DataSpec with this task alone.
+    """
+
+    name: str
+    task: OutputTask
+    size: int = 1
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> int:
+        """Columns of the targets: a value each for regression, else one with the class number."""
+        return self.size if self.task == "regression" else 1
+
+    @property
+    def class_count(self) -> int:
+        """Number of classes; two for binary, 0 for regression."""
+        return {"regression": 0, "binary": 2}.get(self.task, self.size)
+
+    def name_class(self, number: int) -> str:
+        """The name of a class, its number if the classes have no names."""
+        return self.class_names[number] if self.class_names else str(number)
 
 
 @dataclass(frozen=True)
@@ -38,6 +66,7 @@ class DataSpec:
         "binary"      1 (one logit)                targets int64 (N,), 0 or 1
         "multiclass"  number of classes            targets int64 (N,)
         "multilabel"  number of labels             targets float (N, output_size), 0 or 1
+        "multitask"   sum of the outputs' sizes    targets float (N, columns), those of the outputs side by side
         "tagging"     number of tags               targets int64 (N, length), -100 where padded
     """
 
@@ -75,6 +104,9 @@ class DataSpec:
     # Tables: how cells become inputs, as plain data, see columns/preprocessing.py.
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
 
+    # Of a multitask: what the columns of outputs and targets are, in their order.
+    outputs: tuple[Output, ...] = ()
+
     def __post_init__(self) -> None:
         """Convert NumPy's numbers, arrays and strings, and tensors, to plain Python: checkpoints hold nothing else."""
         input_shape = _to_sequence("input_shape", self.input_shape)
@@ -90,6 +122,8 @@ class DataSpec:
         for name in ("mean", "std", "framing", "pixel_range", "target_mean", "target_std"):
             numbers = _to_sequence(name, getattr(self, name))
             plain[name] = tuple(_to_float(name, number) for number in numbers)
+
+        plain["outputs"] = tuple(map(_to_output, self.outputs))
 
         # The dataclass is frozen: fields can be set this way only.
         for name, value in plain.items():
@@ -112,6 +146,9 @@ class DataSpec:
                 continue
             # Lists in place of tuples, which JSON does not have.
             plain[name] = list(value) if isinstance(value, tuple) else value
+
+        for output in plain.get("outputs", ()):
+            output["class_names"] = list(output["class_names"])
         return plain
 
     @classmethod
@@ -122,6 +159,17 @@ class DataSpec:
             if isinstance(value, list):
                 fields[name] = tuple(value)
         return cls(**fields)
+
+
+def _to_output(value: Any) -> Output:
+    """An output given as one, or as the fields that a file holds."""
+    output = Output(**value) if isinstance(value, dict) else value
+    if not isinstance(output, Output):
+        raise DataError(
+            f"DataSpec.outputs holds a {type(value).__name__}; write dlrun.data.spec.Output(name, task, size)"
+        )
+    names = tuple(_to_str("outputs", name) for name in output.class_names)
+    return Output(str(output.name), _to_plain_str(output.task), _to_int("outputs", output.size), names)
 
 
 def _to_plain_str(value: Any) -> Any:

@@ -36,6 +36,7 @@ from dlrun.data.tabular import (
     count_outputs,
     describe_guess,
     explain_nothing_to_learn,
+    join_targets,
     read_classes,
 )
 
@@ -85,7 +86,8 @@ def table(
     """A table of the user's: a row per sample, the target in a column, text, dates and gaps in the others.
 
     task=None: classes if the target is text or holds at most 20 distinct integers, else regression. Of several target
-    columns: multilabel if all of them hold 0 and 1 alone, else regression; of none, [], targets have no column.
+    columns: multilabel if all of them hold 0 and 1 alone, regression if all are quantities, else multitask, an output
+    for each column; of none, [], targets have no column.
     Inputs float64 (N, features), see columns/preprocessing.py; fitted to the training rows alone, so the validation
     part is drawn here too. normalize: scale numbers, and the target of a regression, by mean and std of those rows.
     preprocessing: of a trained model, applied in place of a new one. delimiter: the older name of separator.
@@ -95,7 +97,9 @@ def table(
         hint = did_you_mean(missing, ("impute", "error"))
         raise RequestError(f"data.missing={missing} is no choice; {hint}type impute or error")
     if task not in (None, *get_args(TableTask)):
-        raise RequestError(f"data.task={task} is not known: type regression, binary, multiclass or multilabel")
+        raise RequestError(
+            f"data.task={task} is not known: type regression, binary, multiclass, multilabel or multitask"
+        )
     check_split(split, split_column, folds, fold)
     _refuse_double_parts(test_path, folds)
 
@@ -266,8 +270,15 @@ def _read_targets(file: TableFile, columns: Sequence[int], task: TableTask | Non
 
 
 def _read_several(file: TableFile, columns: Sequence[int], task: TableTask | None) -> tuple[Target, list[str]]:
-    """Several target columns: labels where all hold 0 and 1, else values."""
+    """Several target columns: labels where all hold 0 and 1, values where all are quantities, else an output each."""
     table = file.table
+    if task in (None, "multitask"):
+        targets = [_read_target(file, column, None)[0] for column in columns]
+        holds_labels = all(set(target.class_names) <= {"0", "1"} and target.class_names for target in targets)
+        is_mixed = not holds_labels and any(target.task != "regression" for target in targets)
+        if task == "multitask" or is_mixed:
+            return join_targets(table, columns, targets), []
+
     values = np.stack([_read_quantity(file, column, None) for column in columns], axis=1)
     is_label = np.isin(values, (0, 1))
     if task == "regression" or (task is None and not is_label.all()):
@@ -519,6 +530,7 @@ def _make_spec(fitted: Preprocessing, target: Target, train_rows: RowIndices, no
         target_mean=target_mean,
         target_std=target_std,
         preprocessing=fitted.to_plain(),
+        outputs=target.outputs,
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -14,9 +14,9 @@ from dlrun.data.datasets import RowIndices, partition, partition_by_class
 from dlrun.data.files.download import fetch_course_table
 from dlrun.data.files.table import Numbers, Table, parse_numbers, read_table
 from dlrun.data.origin import Origin
-from dlrun.data.spec import DataSpec, Split, Splits
+from dlrun.data.spec import DataSpec, Output, OutputTask, Split, Splits
 
-TableTask = Literal["regression", "binary", "multiclass", "multilabel"]
+TableTask = Literal["regression", "binary", "multiclass", "multilabel", "multitask"]
 
 # An integer target with more distinct values is taken for a quantity.
 MOST_INTEGER_CLASSES = 20
@@ -34,6 +34,8 @@ class Target:
     task: TableTask
     values: Numbers | RowIndices
     class_names: tuple[str, ...] = ()
+    # Of a multitask, whose columns of values are float64.
+    outputs: tuple[Output, ...] = ()
 
 
 def diabetes(root: str, test_fraction: float = 0.2, normalize: bool = False, seed: int = 0) -> Splits:
@@ -64,7 +66,8 @@ def csv(
     """A table of the user's: one row per sample, numbers in all columns but the target, which may be text.
 
     task=None: classes if the target is text or holds at most 20 distinct integers, else regression. Of several target
-    columns: multilabel if all of them hold 0 and 1 alone, else regression; of none, [], targets have no column.
+    columns: multilabel if all of them hold 0 and 1 alone, regression if all are quantities, else multitask, an output
+    for each column; of none, [], targets have no column.
     Inputs float64 (N, features); normalize: (x - mean) / std with the constants of the training rows, std 1
     for a constant column. Raises DataError or RequestError, naming file, line and column.
     """
@@ -115,7 +118,10 @@ def describe_guess(names: Sequence[str], target: Target) -> str:
     """A note on the task that the target was taken for."""
     if len(names) > 1:
         columns = " and ".join(f"'{name}'" for name in names)
-        return f"columns {columns} are the targets and were taken for {target.task}; data.task=… says otherwise."
+        kinds: str = target.task
+        if target.outputs:
+            kinds = ", ".join(f"{output.task} ({output.name})" for output in target.outputs)
+        return f"columns {columns} are the targets and were taken for {kinds}; data.task=… says otherwise."
     name = names[0]
     classes = f" with {len(target.class_names)} classes" if target.class_names else ""
     return f"column '{name}' is the target and was taken for {target.task}{classes}; data.task=… says otherwise."
@@ -123,7 +129,9 @@ def describe_guess(names: Sequence[str], target: Target) -> str:
 
 def _read_target(table: Table, columns: Sequence[int], task: TableTask | None) -> Target:
     if task not in (None, *get_args(TableTask)):
-        raise RequestError(f"data.task={task} is not known: type regression, binary, multiclass or multilabel")
+        raise RequestError(
+            f"data.task={task} is not known: type regression, binary, multiclass, multilabel or multitask"
+        )
 
     if not columns:
         # All columns are inputs, for an autoencoder.
@@ -146,7 +154,24 @@ def _read_several(table: Table, columns: Sequence[int], task: TableTask | None) 
         raise RequestError(f"data.task={task} takes one target column, and data.target names {len(columns)}")
     if task is None and all(_holds_labels(table, column) for column in columns):
         return _read_labels(table, columns)
-    return Target("regression", np.stack([table.read_numbers(column) for column in columns], axis=1))
+    if task == "regression" or (task is None and all(_guess_task(table, column) == "regression" for column in columns)):
+        return Target("regression", np.stack([table.read_numbers(column) for column in columns], axis=1))
+
+    # An output for each column.
+    return join_targets(table, columns, [_read_target(table, [column], None) for column in columns])
+
+
+def join_targets(table: Table, columns: Sequence[int], targets: Sequence[Target]) -> Target:
+    """Several targets side by side, an output each; DataError for one that has a single class."""
+    outputs = []
+    values = []
+    for column, target in zip(columns, targets, strict=True):
+        name = table.names[column]
+        if target.task != "regression" and len(target.class_names) < 2:
+            raise DataError(f"{table.path}: the target, column '{name}', is the same in every row; leave it out")
+        outputs.append(Output(name, cast(OutputTask, target.task), count_outputs(target), target.class_names))
+        values.append(target.values.reshape(len(table.lines), 1).astype(np.float64))
+    return Target("multitask", np.concatenate(values, axis=1), outputs=tuple(outputs))
 
 
 def _holds_labels(table: Table, column: int) -> bool:
@@ -292,12 +317,15 @@ def _build_splits(
         feature_names=tuple(table.names[i] for i in features),
         mean=mean,
         std=std,
+        outputs=target.outputs,
     )
     return Splits(train, None, test if len(test) else None, spec, notes, nothing_to_learn=nothing_to_learn)
 
 
 def count_outputs(target: Target) -> int:
     """Number of outputs of a model for such a target."""
+    if target.outputs:
+        return sum(output.size for output in target.outputs)
     if target.task == "binary":
         return 1
     return len(target.class_names) if target.task == "multiclass" else target.values.shape[1]

@@ -64,6 +64,8 @@ def refuse(saved: SavedModel) -> None:
 
     if saved.spec.task == "multilabel":
         raise cannot("a training for several labels a row")
+    if saved.spec.outputs:
+        raise cannot("a training of several outputs")
     if saved.spec.reconstructs:
         raise cannot("the training of an autoencoder")
 

@@ -47,7 +47,16 @@ def find_direction(metric: str) -> Direction | None:
             return directions[name]
     if name in _SCORES:
         return "max"
-    return next((direction for end, direction in _ENDS.items() if name.endswith(end)), None)
+    for end, direction in _ENDS.items():
+        if name.endswith(end):
+            return direction
+
+    # One of several outputs has its name in front.
+    for directions in DIRECTIONS.values():
+        for metric_of_task, direction in directions.items():
+            if name.endswith(f"_{metric_of_task}"):
+                return direction
+    return None
 
 
 def get_direction(metric: str) -> Direction:

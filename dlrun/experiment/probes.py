@@ -78,6 +78,8 @@ def _decode(objective: Objective, outputs: Tensor) -> Answer:
     if spec.task == "binary":
         return float(objective.compute_probabilities(outputs).flatten()[0])
 
+    if spec.outputs:
+        raise RequestError("probes: a net of several outputs has no single answer; type probes=[], and dlrun predict")
     if spec.task == "multilabel":
         labels = spec.class_names or [str(number) for number in range(spec.output_size)]
         is_positive = objective.predict(outputs).flatten().tolist()

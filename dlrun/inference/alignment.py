@@ -75,6 +75,11 @@ def align_splits(splits: Splits, training: DataSpec, data: str | None) -> Splits
     that the model does not know.
     """
     other = splits.spec
+    if training.outputs != other.outputs:
+        raise MisfitError(
+            f"the model was trained for the outputs {_format_outputs(training)}, and data={data} has "
+            f"{_format_outputs(other)}"
+        )
     # Columns first: a table may have more columns than the model if the names match.
     columns = _match_columns(training, other, data)
     _refuse_other_kind(training, other, data, same_shape=columns is None)
@@ -170,6 +175,14 @@ def _read_constants(spec: DataSpec) -> tuple[Tensor, Tensor]:
     mean = torch.tensor(spec.mean or (0.0,)).double()
     std = torch.tensor(spec.std or (1.0,)).double()
     return mean, std
+
+
+def _format_outputs(spec: DataSpec) -> str:
+    texts = []
+    for output in spec.outputs:
+        names = f" of {join_names(output.class_names)}" if output.class_names else ""
+        texts.append(f"{output.name} ({output.task}{names})")
+    return ", ".join(texts) or "of one target"
 
 
 def _match_labels(training: DataSpec, other: DataSpec, data: str | None) -> Tensor | None:

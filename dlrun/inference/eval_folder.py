@@ -1,6 +1,7 @@
 """RUN/eval/<time>/: the files that an evaluation writes, never over an earlier one."""
 
 import io
+import itertools
 import os
 import shutil
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from dlrun.config.schema import strip_permission_words
 from dlrun.core.csv_text import CsvWriter
 from dlrun.core.files import write_text
 from dlrun.data.origin import Origin
+from dlrun.data.spec import Output
 from dlrun.engine.calibration import Calibration
 from dlrun.engine.per_class import PerClass
 from dlrun.inference.predict.answer import undo_normalization
@@ -159,6 +161,8 @@ def format_predictions(evaluation: Evaluation) -> str:
 
 
 def _name_columns(evaluation: Evaluation) -> list[str]:
+    if evaluation.saved_model.spec.outputs:
+        return list(itertools.chain.from_iterable(map(_name_output_columns, evaluation.saved_model.spec.outputs)))
     if evaluation.saved_model.spec.task == "multilabel":
         labels = evaluation.saved_model.class_names
         return [f"{column}_{label}" for column in ("true", "predicted", "probability") for label in labels]
@@ -183,6 +187,10 @@ def _iterate_cells(evaluation: Evaluation) -> Iterator[list[Any]]:
         for error, row in zip(errors, values, strict=True):
             yield [error, *row]
         return
+    if spec.outputs:
+        yield from _iterate_output_cells(evaluation)
+        return
+
     targets = evaluation.targets.tolist()
     predictions = evaluation.predictions.tolist()
     if evaluation.probability is None or evaluation.classes is None:
@@ -205,6 +213,35 @@ def _iterate_cells(evaluation: Evaluation) -> Iterator[list[Any]]:
         yield [names[target], names[prediction], f"{probability:.6f}"]
 
 
+def _name_output_columns(output: Output) -> list[str]:
+    """The columns of one of several outputs."""
+    if output.task != "regression":
+        return [f"{column}_{output.name}" for column in ("true", "predicted", "probability")]
+    numbers = [f"_{number}" for number in range(output.size)] if output.size > 1 else [""]
+    return [f"{column}_{output.name}{number}" for column in ("true", "predicted") for number in numbers]
+
+
+def _iterate_output_cells(evaluation: Evaluation) -> Iterator[list[Any]]:
+    """Yield the cells of each row, in the order of `_name_output_columns`."""
+    outputs = evaluation.saved_model.spec.outputs
+    assert evaluation.probability is not None
+    rows = zip(
+        evaluation.targets.tolist(), evaluation.predictions.tolist(), evaluation.probability.tolist(), strict=True
+    )
+    for targets, predictions, probabilities in rows:
+        cells: list[Any] = []
+        start = 0
+        for output, probability in zip(outputs, probabilities, strict=True):
+            if output.task == "regression":
+                end = start + output.columns
+                cells += [*targets[start:end], *predictions[start:end]]
+            else:
+                names = [output.name_class(int(value)) for value in (targets[start], predictions[start])]
+                cells += [*names, f"{probability:.6f}"]
+            start += output.columns
+        yield cells
+
+
 def _draw_figures(evaluation: Evaluation) -> Iterator[tuple[str, "Figure"]]:
     targets = evaluation.targets
     predictions = evaluation.predictions
@@ -219,7 +256,7 @@ def _draw_figures(evaluation: Evaluation) -> Iterator[tuple[str, "Figure"]]:
         return
 
     spec = evaluation.saved_model.spec
-    if spec.task == "multilabel":
+    if spec.task in ("multilabel", "multitask"):
         return
     yield "confusion", classification.draw_confusion_matrix(targets, predictions, spec, evaluation.split)
     if evaluation.calibration is not None:

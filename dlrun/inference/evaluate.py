@@ -53,6 +53,11 @@ class PredictionCollector:
             return
 
         probabilities = self.task.compute_probabilities(outputs.float())
+        if self.task.spec.task == "multitask":
+            self.targets.append(targets.double().cpu())
+            self.predictions.append(predictions.double().cpu())
+            self.probabilities.append(probabilities.cpu())
+            return
         if self.task.spec.task not in ("binary", "multilabel"):
             probabilities = probabilities.max(-1).values
 
@@ -136,7 +141,7 @@ def evaluate_split(saved_model: SavedModel, split: str | None = None) -> Evaluat
     )
     if saved_model.spec.task == "multilabel":
         evaluation.classes = count_per_label(targets, predictions, saved_model.class_names)
-    elif probability is not None:
+    elif probability is not None and saved_model.spec.task != "multitask":
         evaluation.classes = count_per_class(targets, predictions, saved_model.class_names)
         evaluation.calibration = _calibrate(evaluation, probability)
     return evaluation

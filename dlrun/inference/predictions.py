@@ -13,7 +13,7 @@ from dlrun.core.terminal import escape_line
 from dlrun.data import names
 from dlrun.data.spec import DataSpec
 from dlrun.inference import notebook
-from dlrun.inference.predict.answer import join_labels, rate_labels
+from dlrun.inference.predict.answer import answer_outputs, join_labels, join_outputs, rate_labels
 from dlrun.inference.predict.forward import compute_outputs, refuse_several_inputs
 from dlrun.inference.saved_model import SavedModel
 from dlrun.runs.reports.plots.errors import format_tags
@@ -26,7 +26,8 @@ _MOST_SHOWN = 10
 class Predictions:
     """Predictions of a model, a row for each input, on the CPU.
 
-    values: float (N, outputs) for regression; 0 and 1 int64 (N, labels) for multilabel; class numbers int64 (N,),
+    values: float (N, outputs) for regression; 0 and 1 int64 (N, labels) for multilabel; those of all
+        outputs side by side for multitask, float (N, columns); class numbers int64 (N,),
         (N, length) for tagging, otherwise.
     probabilities: float (N, classes), (N, length, classes) for tagging, each row summing to 1; (N, labels) for
         multilabel, each its own; None for regression.
@@ -87,6 +88,8 @@ def predict_rows(saved_model: SavedModel, x: Any) -> Predictions:
         return Predictions(values, None, [])
 
     probabilities = task.compute_probabilities(outputs)
+    if spec.outputs:
+        return Predictions(values, None, [join_outputs(row) for row in answer_outputs(task, outputs)])
     if spec.task == "multilabel":
         rows = rate_labels(task, outputs, saved_model.class_names)
         return Predictions(values, probabilities, [join_labels(row) for row in rows])

@@ -52,7 +52,7 @@ class Inception(nn.Module):
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("image",)
-    tasks: ClassVar[tuple[str, ...]] = ("regression", "binary", "multiclass", "multilabel")
+    tasks: ClassVar[tuple[str, ...]] = ("regression", "binary", "multiclass", "multilabel", "multitask")
 
     def __init__(self, spec: DataSpec, bottleneck: bool = True) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ class Linear(nn.Linear):
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("vector", "image")
-    tasks: ClassVar[tuple[str, ...]] = ("regression", "binary", "multiclass", "multilabel")
+    tasks: ClassVar[tuple[str, ...]] = ("regression", "binary", "multiclass", "multilabel", "multitask")
 
     def __init__(self, spec: DataSpec, bias: bool = True) -> None:
         super().__init__(spec.input_size, spec.output_size, bias=bias)

@@ -51,7 +51,7 @@ class Torchvision(nn.Module):
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("image",)
-    tasks: ClassVar[tuple[str, ...]] = ("regression", "binary", "multiclass", "multilabel")
+    tasks: ClassVar[tuple[str, ...]] = ("regression", "binary", "multiclass", "multilabel", "multitask")
 
     def __init__(self, spec: DataSpec, name: str = "resnet18", weights: str | None = None) -> None:
         super().__init__()

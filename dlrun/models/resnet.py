@@ -34,7 +34,7 @@ class ResNet(nn.Module):
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("image",)
-    tasks: ClassVar[tuple[str, ...]] = ("regression", "binary", "multiclass", "multilabel")
+    tasks: ClassVar[tuple[str, ...]] = ("regression", "binary", "multiclass", "multilabel", "multitask")
 
     def __init__(
         self,

@@ -100,7 +100,7 @@ class ScratchMLP(nn.Module):
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("vector", "image")
-    tasks: ClassVar[tuple[str, ...]] = ("regression", "binary", "multiclass", "multilabel")
+    tasks: ClassVar[tuple[str, ...]] = ("regression", "binary", "multiclass", "multilabel", "multitask")
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ class Timm(nn.Module):
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("image",)
-    tasks: ClassVar[tuple[str, ...]] = ("regression", "binary", "multiclass", "multilabel")
+    tasks: ClassVar[tuple[str, ...]] = ("regression", "binary", "multiclass", "multilabel", "multitask")
 
     def __init__(
         self, spec: DataSpec, name: str = "resnet18", pretrained: bool = False, weights: str | None = None

@@ -93,6 +93,24 @@ def find_spec_error(spec: dict[str, Any]) -> str:
     return ""
 
 
+def _are_outputs(value: Any) -> bool:
+    """Whether a value describes the outputs of a multitask."""
+    if not isinstance(value, list | tuple):
+        return False
+    for output in value:
+        if not isinstance(output, dict) or set(output) != {"name", "task", "size", "class_names"}:
+            return False
+        names = output["class_names"]
+        is_described = isinstance(output["name"], str) and output["task"] in ("regression", "binary", "multiclass")
+        is_sized = isinstance(output["size"], int) and 0 < output["size"] <= 2**31
+        if not is_described or not is_sized or not isinstance(names, list | tuple):
+            return False
+        classes = 2 if output["task"] == "binary" else output["size"]
+        if names and (len(names) != classes or not all(isinstance(name, str) for name in names)):
+            return False
+    return True
+
+
 def list_missing_keys(state: dict[str, Any], required_keys: Sequence[str]) -> list[str]:
     """List the keys that a checkpoint lacks, also inside its config and its data's description."""
     missing = [key for key in required_keys if key not in state]
@@ -276,8 +294,8 @@ SPEC_KEYS: dict[str, Check] = {
     "kind": (lambda value: value in ("vector", "image", "tokens"), "vector, image or tokens"),
     "input_shape": SHAPE,
     "task": (
-        lambda value: value in ("regression", "binary", "multiclass", "multilabel", "tagging"),
-        "regression, binary, multiclass, multilabel or tagging",
+        lambda value: value in ("regression", "binary", "multiclass", "multilabel", "multitask", "tagging"),
+        "regression, binary, multiclass, multilabel, multitask or tagging",
     ),
     "output_size": LENGTH,
     "class_names": NAMES,
@@ -287,6 +305,7 @@ SPEC_KEYS: dict[str, Check] = {
     "std": CONSTANTS,
     "framing": CONSTANTS,
     "pixel_range": CONSTANTS,
+    "outputs": (_are_outputs, "a list of outputs, each with name, task, size and class_names"),
     "reconstructs": (lambda value: isinstance(value, bool), "true or false"),
     "target_mean": CONSTANTS,
     "target_std": CONSTANTS,

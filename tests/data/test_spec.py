@@ -6,7 +6,7 @@ import io
 import pytest
 import torch
 
-from dlrun.data.spec import DataSpec, Split
+from dlrun.data.spec import DataSpec, Output, Split
 
 FULL = DataSpec(
     kind="image",
@@ -21,7 +21,16 @@ FULL = DataSpec(
 )
 
 
-@pytest.mark.parametrize("spec", [FULL, DataSpec("vector", (8,), "regression", 1)])
+TWO = (Output("kind", "multiclass", 3, ("a", "b", "c")), Output("angle", "regression", 2))
+SPECS = [
+    FULL,
+    DataSpec("vector", (8,), "regression", 1),
+    DataSpec("vector", (8,), "regression", 8, reconstructs=True),
+    DataSpec("vector", (8,), "multitask", 5, outputs=TWO),
+]
+
+
+@pytest.mark.parametrize("spec", SPECS)
 def test_a_spec_comes_back_from_a_file_of_plain_values(spec: DataSpec) -> None:
     file = io.BytesIO()
     torch.save(spec.to_dict(), file)

@@ -108,7 +108,11 @@ def test_a_said_task_is_taken(tmp_path):
         (numbered(lambda i: "nan" if i == 4 else i % 2), {}, "line 5: column 'column_2' holds 'nan'"),
         (numbered(lambda i: "inf" if i == 4 else i % 2), {"task": "multiclass"}, "line 5"),
         ([("a", 0), ("b", 1), ("c", 0)], {"task": "binary", "test_fraction": 0}, "holds 'a'"),
-        (numbered(lambda i: i % 2), {"task": "clustering"}, "type regression, binary, multiclass or multilabel"),
+        (
+            numbered(lambda i: i % 2),
+            {"task": "clustering"},
+            "type regression, binary, multiclass, multilabel or multitask",
+        ),
         (numbered(lambda i: i % 2), {"test_fraction": 1.0}, "data.test_fraction=1.0"),
         (numbered(lambda i: i % 2), {"target": 3}, "from 0 to 2"),
     ],

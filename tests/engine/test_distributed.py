@@ -323,6 +323,22 @@ def test_an_autoencoder_trains_as_in_one_process(
         assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.slow
+def test_several_outputs_train_as_in_one_process(
+    tmp_path: Path, ranks: Callable[..., Any], dlrun: Callable[..., Any]
+) -> None:
+    lines = [f"{i % 7},{i % 5},{(i % 7) * 0.3 - i % 5},{'abc'[i % 3]}" for i in range(67)]
+    (tmp_path / "rows.csv").write_text("a,b,p,q\n" + "\n".join(lines) + "\n")
+    words = (*WORDS[1:], "data=csv", "data.path=rows.csv", "data.target=[p,q]", "task.weights={p: 0.1}")
+    words = (*words, "optimizer=sgd", "optimizer.lr=0.05", "trainer.epochs=2", "trainer.accumulate_steps=2")
+    assert dlrun(*words, "data.batch_size=26", "hydra.run.dir=one").code == 0
+    done = ranks(2, *words, "data.batch_size=13", "hydra.run.dir=two")
+    assert done.returncode == 0, done.stderr
+    assert apart(tmp_path / "one", tmp_path / "two") < 1e-5
+    for a, b in zip(rows_in(tmp_path / "one"), rows_in(tmp_path / "two"), strict=True):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
+
+
 SCALED = """
 import torch
 from torch import nn

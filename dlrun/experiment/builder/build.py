@@ -27,6 +27,7 @@ from dlrun.data.spec import DataSpec, Split, Splits
 from dlrun.data.tables import TABLE_TARGET
 from dlrun.data.workers import GuardedDataset
 from dlrun.engine.device import Runtime, count_cores, is_out_of_memory
+from dlrun.engine.multitask import join_outputs
 from dlrun.engine.optim.groups import make_parameter_groups
 from dlrun.engine.optim.schedule import LENGTH_ARGUMENTS, Schedule, count_scheduler_steps
 from dlrun.engine.state import StopRules
@@ -131,7 +132,9 @@ def _set_task(splits: Splits, settings: Settings) -> Splits:
             f"task=autoencoder gives vectors and images back, and data={settings.data.choice} has sequences of tokens; "
             "choose other data"
         )
-    spec = dataclasses.replace(spec, task="regression", output_size=spec.input_size, class_names=(), reconstructs=True)
+    spec = dataclasses.replace(
+        spec, task="regression", output_size=spec.input_size, class_names=(), reconstructs=True, outputs=()
+    )
     # Inputs are scaled already.
     spec = dataclasses.replace(spec, target_mean=(), target_std=())
     # One class alone, or one value, is no reason not to learn what its inputs look like.
@@ -235,6 +238,8 @@ def build_model(
 
     if spec.reconstructs and spec.kind == "image":
         model.register_forward_hook(flatten_outputs)
+    if spec.outputs:
+        model.register_forward_hook(functools.partial(join_outputs, spec.outputs))
     model = set_precision(model, runtime.dtype)
     # Lazy layers have no parameters yet that could be filled or moved.
     initialize_lazy_layers(model, spec, runtime.dtype)

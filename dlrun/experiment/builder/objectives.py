@@ -1,6 +1,7 @@
 """From settings to an objective: the loss, whoever wrote it, and its class weights."""
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from dlrun.data.inspection import get_valid_targets
 from dlrun.data.spec import PADDING, DataSpec
 from dlrun.engine.device import Runtime, get_rng_state, is_out_of_memory, seed_everything, set_rng_state
 from dlrun.engine.losses import ALIASES
+from dlrun.engine.multitask import MultitaskObjective
 from dlrun.engine.objective import Objective
 from dlrun.experiment.builder import targets
 from dlrun.experiment.builder.build import set_precision
@@ -40,9 +42,44 @@ def build_objective(
     class_weights: as `compute_class_weights` returns them.
     """
     keys = settings.task
+    if spec.task == "multitask":
+        return _build_multitask(settings, spec)
+    for name in ("losses", "weights"):
+        if getattr(keys, name) is not None:
+            raise RequestError(f"task.{name} is for data of several outputs, and these have one; type task.loss=...")
     own_loss, arguments = _build_own_loss(settings, spec, process, trusted_modules)
     metrics = build_metrics(settings, spec, trusted_modules)
     return Objective(spec, keys.loss, keys.reduction, own_loss, arguments, class_weights, metrics)
+
+
+def _build_multitask(settings: Settings, spec: DataSpec) -> MultitaskObjective:
+    """The objective of several outputs, each with a loss of dlrun's; RequestError for keys that are for one output."""
+    keys = settings.task
+    names = [output.name for output in spec.outputs]
+    if keys.loss is not None:
+        raise RequestError(f"task.loss is for one output; type task.losses={{{names[0]}: {keys.loss}}}")
+    for name in ("loss_args", "metrics"):
+        if getattr(keys, name) is not None:
+            raise RequestError(f"task.{name} is for one output, and these data have {join_names(names)}; leave it out")
+
+    losses = keys.losses or {}
+    weights = keys.weights or {}
+    for key, values in (("losses", losses), ("weights", weights)):
+        for name, value in values.items():
+            if name not in names:
+                hint = did_you_mean(str(name), names, f"task.{key}.")
+                raise RequestError(f"task.{key}.{name} is no output; {hint}there are {join_names(names)}")
+            if key == "weights" and not _is_weight(value):
+                raise RequestError(f"task.weights.{name}={value} must be a number of at least 0")
+            if key == "losses" and not isinstance(value, str):
+                raise RequestError(f"task.losses.{name}={value} must be the name of a loss")
+    if weights and all(weights.get(name, 1.0) == 0 for name in names):
+        raise RequestError("task.weights are all 0, so that there is nothing to learn; give one output a larger one")
+    return MultitaskObjective(spec, reduction=keys.reduction, losses=losses, weights=weights)
+
+
+def _is_weight(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def compute_class_weights(settings: Settings, spec: DataSpec, train: Part | None) -> list[float] | None:
@@ -56,12 +93,14 @@ def compute_class_weights(settings: Settings, spec: DataSpec, train: Part | None
         return None
     if spec.task == "regression":
         raise RequestError("task.class_weights is for classes, and these targets are numbers; leave it out")
-    if isinstance(wanted, list):
+    if isinstance(wanted, list) and spec.task != "multitask":
         return list(wanted)
-    if wanted != "balanced":
+    if wanted != "balanced" and spec.task != "multitask":
         hint = did_you_mean(str(wanted), ["balanced"])
         raise RequestError(f"task.class_weights={wanted} is no choice; {hint}type balanced, or a number for each class")
 
+    if spec.task == "multitask":
+        raise RequestError("task.class_weights is for one output; weight the losses of several by task.weights")
     if spec.task == "multilabel":
         raise RequestError(
             "task.class_weights=balanced is for one class a row; type a number for each label, or "

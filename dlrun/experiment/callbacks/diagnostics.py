@@ -402,7 +402,7 @@ def find_only_class(predicted: Tensor, targets: Tensor, spec: DataSpec) -> int |
 
     predicted and targets: class numbers (N,), for tagging (N, T) with padding.
     """
-    if spec.task in ("regression", "multilabel"):
+    if spec.task in ("regression", "multilabel", "multitask"):
         return None
     is_real = targets != PADDING
     classes = predicted[is_real]

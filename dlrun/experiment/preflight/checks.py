@@ -164,6 +164,14 @@ def refuse_late_parameters(model: nn.Module, names: set[str]) -> None:
 
 
 def _check_outputs(outputs: Any, targets: Tensor, task: Objective) -> None:
+    if isinstance(outputs, dict | list | tuple):
+        what = f"a dict of {join_names([str(key) for key in outputs])}"
+        if not isinstance(outputs, dict):
+            what = f"{len(outputs)} values"
+        raise RequestError(
+            f"the model returns {what}, and the data have one output; return one tensor, or name several in "
+            "spec.outputs of the data"
+        )
     if not isinstance(outputs, Tensor):
         raise RequestError(f"the model must return a tensor, not {type(outputs).__name__}")
 

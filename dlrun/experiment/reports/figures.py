@@ -82,6 +82,9 @@ def _draw_pictures(context: RunContext, folder: Path, tracker: RunLogger, output
 
     if task == "regression":
         yield from _draw_regression(context, outputs.get())
+    elif task == "multitask":
+        # A picture is of one output.
+        return
     elif task == "multilabel":
         # The other pictures are of one class a row.
         yield from _draw_labelled_images(context, outputs.get())

@@ -84,6 +84,8 @@ def _describe_spec(spec: DataSpec) -> str:
     shape = "×".join(map(str, spec.input_shape))
     # A binary task has one output and two classes.
     targets = f"{max(spec.output_size, 2)} classes"
+    if spec.outputs:
+        targets = " and ".join(f"{output.name} ({output.class_count or output.size})" for output in spec.outputs)
     if spec.task == "multilabel":
         targets = f"{spec.output_size} label{'s' if spec.output_size > 1 else ''}"
     if spec.task == "regression":
@@ -256,6 +258,8 @@ def make_metric_table(context: RunContext, result: dict[str, Any]) -> tuple[list
 
 def name_baseline(context: RunContext) -> str:
     """Return the name of the trivial answer."""
+    if context.splits.spec.outputs:
+        return "trivial"
     return "mean" if context.splits.spec.task == "regression" else "majority"
 
 

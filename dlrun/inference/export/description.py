@@ -18,6 +18,8 @@ from dlrun.core.files import write_atomically
 from dlrun.data.batches import Batches
 from dlrun.data.columns.cells import GAPS
 from dlrun.data.columns.preprocessing import GAP
+from dlrun.engine.multitask import MultitaskObjective
+from dlrun.engine.objective import Objective
 from dlrun.inference.export import loaders
 from dlrun.inference.export.example_input import Example, choose_rows, has_words, make_example
 from dlrun.inference.saved_model import SavedModel
@@ -152,6 +154,8 @@ def write_companions(
         "output_to_probability": name_probability_function(saved_model),
         # Of a Poisson regression, whose model gives logarithms.
         **({"output_to_value": "exp"} if saved_model.task.is_exponential else {}),
+        # Of several outputs: which columns of the output are whose.
+        **({"columns": describe_columns(saved_model)} if spec.outputs else {}),
         # Of an autoencoder: its output is its normalized input, flattened, or logits of that.
         **({"reconstructs": True} if spec.reconstructs else {}),
         **({"output_to_value": "sigmoid"} if saved_model.task.is_logistic else {}),
@@ -208,9 +212,12 @@ def describe_origin(saved_model: SavedModel) -> dict[str, Any]:
 
 
 def name_probability_function(saved_model: SavedModel) -> str | None:
-    """Return the name of the function from outputs to probabilities; None for regression."""
-    task = saved_model.task
-    if task.spec.task == "regression":
+    """Return the name of the function from outputs to probabilities; None for regression and several outputs."""
+    return _name_function(saved_model.task)
+
+
+def _name_function(task: Objective) -> str | None:
+    if task.spec.task in ("regression", "multitask"):
         return None
     if task.spec.task in ("binary", "multilabel"):
         # A model trained with plain BCE has the sigmoid inside; only the objective knows.
@@ -220,12 +227,30 @@ def name_probability_function(saved_model: SavedModel) -> str | None:
     return "exp" if task.loss_name == "nll" else "softmax"
 
 
+def describe_columns(saved_model: SavedModel) -> list[dict[str, Any]]:
+    """Return what the columns of several outputs are: from, up to but not including, and how they are read."""
+    task = saved_model.task
+    assert isinstance(task, MultitaskObjective)
+    columns = []
+    start = 0
+    for output in saved_model.spec.outputs:
+        part = task.parts[output.name]
+        column: dict[str, Any] = {"name": output.name, "task": output.task, "from": start, "to": start + output.size}
+        column["output_to_probability"] = _name_function(part)
+        column["class_names"] = [output.name_class(number) for number in range(output.class_count)]
+        if part.is_exponential:
+            column["output_to_value"] = "exp"
+        columns.append(column)
+        start += output.size
+    return columns
+
+
 def list_class_names(saved_model: SavedModel) -> list[str]:
     """Return the name of each class, its number if the data have no names; empty for regression."""
     spec = saved_model.spec
     if spec.class_names:
         return list(spec.class_names)
-    count = {"regression": 0, "binary": 2}.get(spec.task, spec.output_size)
+    count = {"regression": 0, "multitask": 0, "binary": 2}.get(spec.task, spec.output_size)
     return [str(number) for number in range(count)]
 
 

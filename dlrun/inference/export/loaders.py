@@ -117,6 +117,19 @@ p = outputs[:, 0] if about["output_to_probability"] == "identity" else 1 / (1 + 
 for probability in p:
     print(about["class_names"][int(probability > 0.5)], f"{max(probability, 1 - probability):.4f}")
 """,
+    "multitask": """\
+for row in outputs:
+    answers = []
+    for column in about["columns"]:
+        values = row[column["from"] : column["to"]]
+        if column["task"] == "binary":
+            values = np.array([0.5 if column["output_to_probability"] == "identity" else 0, values[0]])
+        if column["class_names"]:
+            answers.append(f"{column['name']} {column['class_names'][values.argmax()]}")
+        else:
+            answers.append(f"{column['name']} {' '.join(map(str, values))}")
+    print(*answers, sep=", ")
+""",
     "multilabel": """\
 p = outputs if about["output_to_probability"] == "identity" else 1 / (1 + np.exp(-outputs))
 for row in p:

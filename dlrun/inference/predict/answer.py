@@ -13,6 +13,10 @@ from dlrun.engine.objective import Objective
 Choice = tuple[str, float]
 
 
+# Of one of several outputs: its name, its class or values, and the probability of a class.
+NamedAnswer = tuple[str, str | tuple[float, ...], float | None]
+
+
 @dataclass(frozen=True)
 class Answer:
     """A prediction, or the reason why there is none.
@@ -20,12 +24,14 @@ class Answer:
     choices: classes with their probabilities, most likely first; for tagging one choice, the sequence of tags with
     the product of their probabilities. values: for regression, one per target column; an autoencoder's are in the
     data's own units, and its reconstruction_error is the mean squared error of what the model sees. labels: for
-    multilabel, each label with its probability, in the order of the data. All of them are empty on error.
+    multilabel, each label with its probability, in the order of the data. outputs: for multitask, an answer each.
+    All of them are empty on error.
     """
 
     input: str
     choices: tuple[Choice, ...] = ()
     values: tuple[float, ...] = ()
+    outputs: tuple[NamedAnswer, ...] = ()
     reconstruction_error: float | None = None
     labels: tuple[Choice, ...] = ()
     # The true value, if the input contains it.
@@ -71,6 +77,36 @@ def rate_labels(task: Objective, outputs: Tensor, names: Sequence[str]) -> list[
     """Return every label with its probability, for each row of outputs (N, labels)."""
     rows = task.compute_probabilities(outputs.float()).tolist()
     return [tuple(zip(names, probabilities, strict=True)) for probabilities in rows]
+
+
+def answer_outputs(task: Objective, outputs: Tensor) -> list[tuple[NamedAnswer, ...]]:
+    """Return the answers of a net of several outputs, for each row of outputs (N, outputs)."""
+    outputs = outputs.float()
+    rows = zip(task.predict(outputs).tolist(), task.compute_probabilities(outputs).tolist(), strict=True)
+    answers = []
+    for values, probabilities in rows:
+        row: list[NamedAnswer] = []
+        start = 0
+        for output, probability in zip(task.spec.outputs, probabilities, strict=True):
+            end = start + output.columns
+            if output.task == "regression":
+                row.append((output.name, tuple(values[start:end]), None))
+            else:
+                row.append((output.name, output.name_class(int(values[start])), probability))
+            start = end
+        answers.append(tuple(row))
+    return answers
+
+
+def join_outputs(outputs: Sequence[NamedAnswer]) -> str:
+    """Join the answers of several outputs to one text: digit 3 (0.93), angle 0.12."""
+    texts = []
+    for name, answer, probability in outputs:
+        if isinstance(answer, str):
+            texts.append(f"{name} {answer}" + ("" if probability is None else f" ({probability:.4f})"))
+        else:
+            texts.append(f"{name} " + " ".join(f"{value:.4g}" for value in answer))
+    return ", ".join(texts)
 
 
 def join_tags(task: Objective, outputs: Tensor, lengths: Tensor, names: Sequence[str]) -> list[tuple[Choice, ...]]:

@@ -12,7 +12,14 @@ from dlrun.core import user_code
 from dlrun.core.errors import DataError, RequestError
 from dlrun.engine.objective import Objective
 from dlrun.inference.predict import forward
-from dlrun.inference.predict.answer import Answer, join_tags, rank_classes, rate_labels, undo_normalization
+from dlrun.inference.predict.answer import (
+    Answer,
+    answer_outputs,
+    join_tags,
+    rank_classes,
+    rate_labels,
+    undo_normalization,
+)
 from dlrun.inference.predict.read_columns import ColumnsReader
 from dlrun.inference.predict.read_image import ImageReader
 from dlrun.inference.predict.read_table import TableReader
@@ -149,6 +156,8 @@ def _interpret_outputs(
         table = task.predict(outputs).numpy().reshape(len(outputs), -1)
         return [{"values": tuple(map(_to_shortest_float, row))} for row in table]
 
+    if task.spec.outputs:
+        return [{"outputs": row} for row in answer_outputs(task, outputs)]
     if task.spec.task == "multilabel":
         return [{"labels": row} for row in rate_labels(task, outputs, saved_model.class_names)]
     if task.spec.task == "tagging":

@@ -1,5 +1,6 @@
 """Answers as they are printed: a table for people, CSV and JSON lines for programs; none is held in memory for long."""
 
+import itertools
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -11,8 +12,8 @@ from rich.text import Text
 
 from dlrun.core import csv_text
 from dlrun.core.terminal import escape_json, escape_line, write_out
-from dlrun.data.spec import DataSpec
-from dlrun.inference.predict.answer import Answer, join_labels
+from dlrun.data.spec import DataSpec, Output
+from dlrun.inference.predict.answer import Answer, join_labels, join_outputs
 from dlrun.runs.reports.console import Console, format_number
 
 # Lines of a table that are printed at once. Rich measures columns, so each block is as wide as its longest cells.
@@ -77,7 +78,7 @@ class TableWriter:
         columns = ["input", "prediction"]
         if self.spec.reconstructs:
             columns.append("mse")
-        if self.spec.task != "regression":
+        if self.spec.task not in ("regression", "multitask"):
             columns.append("probabilities" if self.spec.task == "multilabel" else "probability")
         # The less likely classes share a column.
         if self.top > 1 and self.spec.task in ("binary", "multiclass"):
@@ -100,6 +101,8 @@ class TableWriter:
         cells["probabilities"] = ", ".join(f"{name} {format_number(p)}" for name, p in answer.labels)
         if answer.labels:
             cells["prediction"] = join_labels(answer.labels) or "-"
+        elif answer.outputs:
+            cells["prediction"] = join_outputs(answer.outputs)
         elif answer.choices:
             (name, probability), *others = answer.choices
             cells["prediction"] = name
@@ -145,6 +148,9 @@ class CsvWriter:
         if spec.task == "regression":
             count = spec.output_size
             names = ["prediction"]
+        elif spec.outputs:
+            count = 1
+            names = list(itertools.chain.from_iterable(map(_name_output_columns, spec.outputs)))
         elif self.is_multilabel:
             count = 1
             labels = spec.class_names or [str(number) for number in range(spec.output_size)]
@@ -171,6 +177,9 @@ class CsvWriter:
         cells: list[Any] = list(answer.values)
         if answer.reconstruction_error is not None:
             cells = [round_probability(answer.reconstruction_error), *cells]
+        for _, value, probability in answer.outputs:
+            cells += [value] if isinstance(value, str) else list(value)
+            cells += [] if probability is None else [round_probability(probability)]
         if answer.labels:
             cells = [join_labels(answer.labels), *(round_probability(p) for _, p in answer.labels)]
         for name, probability in answer.choices:
@@ -190,6 +199,7 @@ class CsvWriter:
 class JsonWriter:
     """An object a line: input, prediction, probability; top with --top; label, note, error, where if there are any.
 
+    For several outputs the prediction is an object of them, and probabilities has those of classes.
     For multilabel the prediction is a list of labels, and probabilities has all of them by name.
     """
 
@@ -201,6 +211,10 @@ class JsonWriter:
         record: dict[str, Any] = {"input": answer.input, "prediction": None}
         if answer.values:
             record["prediction"] = answer.values[0] if len(answer.values) == 1 else list(answer.values)
+        if answer.outputs:
+            record["prediction"] = {name: _shorten_values(value) for name, value, _ in answer.outputs}
+            probabilities = {name: round_probability(p) for name, _, p in answer.outputs if p is not None}
+            record["probabilities"] = probabilities
         if answer.reconstruction_error is not None:
             record["mse"] = round_probability(answer.reconstruction_error)
         if answer.labels:
@@ -238,6 +252,23 @@ class _EscapedStdout:
 def format_json(values: dict[str, Any]) -> str:
     """Format as JSON on one line, readable in any language, with control characters as \\uXXXX."""
     return escape_json(json.dumps(values, ensure_ascii=False))
+
+
+def _name_output_columns(output: Output) -> list[str]:
+    """The columns of one of several outputs."""
+    if output.task != "regression":
+        return [f"prediction_{output.name}", f"probability_{output.name}"]
+    if output.size == 1:
+        return [f"prediction_{output.name}"]
+    return [f"prediction_{output.name}_{number}" for number in range(output.size)]
+
+
+def _shorten_values(value: str | tuple[float, ...]) -> Any:
+    """A class, a number, or a list of several numbers, with the six digits of single precision."""
+    if isinstance(value, str):
+        return value
+    numbers = [round_probability(number) for number in value]
+    return numbers[0] if len(numbers) == 1 else numbers
 
 
 def _format_first(values: Sequence[float]) -> str:
