@@ -224,6 +224,7 @@ class PathsConfig:
 
 # Keys of data sets that came later, by target, with their defaults: older runs stay the same runs.
 LATER_DATA_KEYS: dict[str, dict[str, Any]] = {
+    "dlrun.data.arrays.arrays": {"layout": None, "infer_classes": True},
     "dlrun.data.folders.image_folder": {
         "labels": None,
         "file_column": None,

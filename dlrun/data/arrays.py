@@ -2,23 +2,32 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dlrun.core.errors import DataError, explain_unreadable
-from dlrun.core.suggest import build_missing_path_error
+from dlrun.core.errors import DataError, ErrorList, join_names
 from dlrun.data.datasets import Rows, partition
+from dlrun.data.files.numpy_files import ArrayFiles, Numbers, open_files
 from dlrun.data.origin import Origin
 from dlrun.data.spec import MOST_CLASSES, DataSpec, Kind, Splits, TaskName
 
-Numbers = NDArray[Any]
+Layout = Literal["channels_first", "channels_last"]
+
+# Training rows are x and y, those of the other parts have the part's name before.
+_PARTS = ("train", "val", "test")
+_MOST_MISTAKES = 10
+
+# Floats with more distinct values are taken for quantities, as in tables.
+_MOST_FLOAT_CLASSES = 20
+
+# A size of images up to this one is their channels.
+_MOST_CHANNELS = 4
 
 # Training rows that mean and deviation are computed from.
 _SAMPLED_ROWS = 4096
@@ -64,42 +73,64 @@ def arrays(
     test_fraction: float = 0.2,
     normalize: bool = True,
     seed: int = 0,
+    layout: Literal["channels_first", "channels_last"] | None = "channels_first",
+    infer_classes: bool = False,
 ) -> Splits:
     """x.npy and y.npy in the folder `path`, with val_x.npy, val_y.npy and test_x.npy, test_y.npy if present.
 
+    path: or an .npz file with arrays of these names, or usual ones such as x_train and y_train.
     x: (N, features), or images (N, H, W) or (N, channels, H, W), of uint8 (0 to 255, scaled to 0 to 1) or floats.
+    layout: channels_last for images (N, H, W, channels); None: judged by which of the sizes is 1 to 4.
+    infer_classes: take whole floats of few values and one-hot rows for classes, two classes for a binary task, and
+    number classes anew that do not count from 0; older runs do not.
     y: whole numbers for classes counted from 0, floats (N,) or (N, columns) for regression, 0 and 1 (N, labels) for
     multilabel, whose labels are named by class_names; for autoencoder there need be no y. normalize: by mean and
     deviation of a feature or channel over at most 4,096 training rows. Only y is loaded into memory.
     Raises DataError for files that are missing, damaged, or hold something else.
     """
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        if folder.exists():
-            raise DataError(f"data.path={folder} is a file; type the folder that x.npy and y.npy lie in")
-        raise build_missing_path_error(folder, "data.path")
+    files = open_files(Path(path).expanduser())
+    mistakes = ErrorList(_MOST_MISTAKES)
+    opened = {name: mistakes.collect(_open_pair, files, name, task == "autoencoder") for name in _PARTS}
+    mistakes.raise_if_any()
 
-    x_path = folder / "x.npy"
-    y_path = folder / "y.npy"
-    x = _open_array(x_path)
-    y = _open_targets(y_path, len(x), task == "autoencoder")
+    pair = opened["train"]
+    assert pair is not None
+    x, y = pair
+    x_path = files.locate("x")
+    y_path = files.locate("y")
     kind = _find_kind(x, x_path)
-    task_name: TaskName = "regression" if task == "autoencoder" else _find_task(y, y_path, task)
-    targets, notes = _read_targets(x, y, y_path, task_name)
-    x = _add_channel(x)
+    task_name: TaskName = "regression"
+    notes: tuple[str, ...] = ()
+    if task != "autoencoder":
+        task_name, notes = _find_task(y, y_path, task, infer_classes)
+    targets, more_notes = _read_targets(x, y, x_path, y_path, task_name, any_number=infer_classes)
+    notes += more_notes
+    x, layout, more_notes = _arrange_channels(x, x_path, layout)
+    notes += more_notes
 
+    numbers: list[int] = []
+    if infer_classes and task_name in ("binary", "multiclass"):
+        if class_names is None and y.ndim == 2 and y.shape[1] > 1:
+            # A column of one-hot rows is a class, also without a row of it.
+            class_names = [str(number) for number in range(y.shape[1])]
+        numbers, more_notes = _find_class_numbers(targets, y_path, task_name, class_names)
+        targets = _renumber(targets, numbers, y_path)
+        notes += more_notes
     if task_name == "regression":
         classes: tuple[str, ...] = ()
     elif task_name == "multilabel":
-        classes = _name_labels(targets.shape[1], class_names)
+        classes = _name_labels(targets.shape[1], class_names, y_path)
+    elif numbers:
+        classes = tuple(class_names or map(str, numbers))
     else:
-        classes = _name_classes(targets, task_name, class_names)
-    has_test = any((folder / f"test_{name}.npy").exists() for name in "xy")
+        classes = _name_classes(targets, task_name, class_names, y_path)
+    has_test = opened["test"] is not None
     nothing_to_learn = ""
     if task_name == "multilabel" and bool((targets == targets[0]).all()):
         nothing_to_learn = f"{y_path} holds the same labels in every row, so there is nothing to tell apart"
     elif classes and bool((targets == targets[0]).all()):
-        nothing_to_learn = f"{y_path} holds class {int(targets[0])} in every row, so there is nothing to tell apart"
+        name = numbers[0] if numbers else int(targets[0])
+        nothing_to_learn = f"{y_path} holds class {name} in every row, so there is nothing to tell apart"
 
     train_rows, test_rows = partition(len(x), 0.0 if has_test else test_fraction, seed)
     if normalize:
@@ -110,8 +141,10 @@ def arrays(
 
     # Training and test rows share one mapping.
     everything = Mapped(x, targets, mean, std, x_path)
-    val = _read_further_part(folder, "val", everything, task_name, len(classes))
-    test = _read_further_part(folder, "test", everything, task_name, len(classes))
+    expected = _Expected(everything, task_name, len(classes), numbers, layout, files)
+    val = mistakes.collect(_read_further_part, "val", opened["val"], expected)
+    test = mistakes.collect(_read_further_part, "test", opened["test"], expected)
+    mistakes.raise_if_any()
 
     output_size = len(classes)
     if task_name == "regression":
@@ -124,7 +157,9 @@ def arrays(
 
     unheeded = {}
     if has_test:
-        unheeded["test_fraction"] = f"test_x.npy in {folder} is the test part"
+        unheeded["test_fraction"] = f"{files.locate('test_x').name} in {path} is the test part"
+    if x.ndim != 4 or kind != "image":
+        unheeded["layout"] = "it is for images"
     if task_name == "regression" and class_names is not None:
         unheeded["class_names"] = "they are for classes, and this is regression; type data.task=multiclass"
 
@@ -139,33 +174,88 @@ def arrays(
     )
 
 
-def _add_channel(x: Numbers) -> Numbers:
-    # Images (N, H, W) become (N, 1, H, W).
-    return x[:, None] if x.ndim == 3 else x
+def _open_pair(files: ArrayFiles, part: str, needs_no_targets: bool) -> tuple[Numbers, Numbers] | None:
+    """Inputs and targets of a part; None if it has neither, and is not the training part.
 
-
-def _read_further_part(folder: Path, name: str, train: Mapped, task: TaskName, classes: int) -> Mapped | None:
-    """The val or test part, which must have the format of the training part; None if it has no files."""
-    x_path = folder / f"{name}_x.npy"
-    y_path = folder / f"{name}_y.npy"
-    if not x_path.exists() and not y_path.exists():
+    needs_no_targets: of an autoencoder; they are then an array without columns.
+    """
+    prefix = "" if part == "train" else f"{part}_"
+    if part != "train" and not files.has(f"{prefix}x") and not files.has(f"{prefix}y"):
         return None
 
-    x = _open_array(x_path)
-    y = _open_targets(y_path, len(x), not train.targets.shape[1:].numel())
-    x = _add_channel(x)
+    mistakes = ErrorList()
+    x = mistakes.collect(files.open, f"{prefix}x")
+    y = None
+    if not needs_no_targets:
+        y = mistakes.collect(files.open, f"{prefix}y")
+    mistakes.raise_if_any()
+    assert x is not None
+    return x, np.zeros((len(x), 0), np.float32) if y is None else y
+
+
+def _arrange_channels(x: Numbers, path: Path, layout: Layout | None) -> tuple[Numbers, Layout, tuple[str, ...]]:
+    """Images as (N, C, H, W), a view; with the layout that they had, and a note if it was guessed."""
+    if x.ndim == 3:
+        # Images (N, H, W) become (N, 1, H, W).
+        return x[:, None], layout or "channels_first", ()
+    if x.ndim != 4:
+        return x, layout or "channels_first", ()
+
+    notes: tuple[str, ...] = ()
+    if layout is None:
+        is_last = x.shape[-1] <= _MOST_CHANNELS < x.shape[1]
+        layout = "channels_last" if is_last else "channels_first"
+        if is_last:
+            notes = (
+                f"{path} of shape {x.shape} was taken for images (rows, height, width, channels); "
+                "data.layout=channels_first says otherwise.",
+            )
+    if layout == "channels_last":
+        x = x.transpose(0, 3, 1, 2)
+    return x, layout, notes
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """What a further part must agree with: the training part, and how it was read.
+
+    numbers: of the classes in y, where they were numbered anew.
+    """
+
+    train: Mapped
+    task: TaskName
+    classes: int
+    numbers: list[int]
+    layout: Layout
+    files: ArrayFiles
+
+
+def _read_further_part(name: str, opened: tuple[Numbers, Numbers] | None, expected: _Expected) -> Mapped | None:
+    """The val or test part, which must have the format of the training part; None if it has no files."""
+    if opened is None:
+        return None
+
+    x, y = opened
+    train = expected.train
+    x_path = expected.files.locate(f"{name}_x")
+    y_path = expected.files.locate(f"{name}_y")
+    x, _, _ = _arrange_channels(x, x_path, expected.layout)
+    first = expected.files.locate("x").name
     if x.shape[1:] != train.x.shape[1:] or x.dtype != train.x.dtype:
         raise DataError(
-            f"{x_path} has rows of {x.shape[1:]} {x.dtype}, and x.npy of {train.x.shape[1:]} "
+            f"{x_path} has rows of {x.shape[1:]} {x.dtype}, and {first} of {train.x.shape[1:]} "
             f"{train.x.dtype}; write both alike"
         )
 
-    targets, _ = _read_targets(x, y, y_path, task)
-    if task in ("regression", "multilabel") and targets.shape[1:] != train.targets.shape[1:]:
-        raise DataError(f"{y_path} has {targets.shape[1]} columns, and y.npy {train.targets.shape[1]}; write as many")
-    if task in ("binary", "multiclass") and int(targets.max()) >= classes:
+    first = expected.files.locate("y").name
+    targets, _ = _read_targets(x, y, x_path, y_path, expected.task, any_number=bool(expected.numbers))
+    if expected.task in ("regression", "multilabel") and targets.shape[1:] != train.targets.shape[1:]:
+        raise DataError(f"{y_path} has {targets.shape[1]} columns, and {first} {train.targets.shape[1]}; write as many")
+    if expected.numbers:
+        targets = _renumber(targets, expected.numbers, y_path)
+    elif expected.task in ("binary", "multiclass") and int(targets.max()) >= expected.classes:
         raise DataError(
-            f"{y_path} holds class {int(targets.max())}, which y.npy does not have; name all in data.class_names"
+            f"{y_path} holds class {int(targets.max())}, which {first} does not have; name all in data.class_names"
         )
 
     # Normalized with the constants of the training part.
@@ -173,29 +263,6 @@ def _read_further_part(folder: Path, name: str, train: Mapped, task: TaskName, c
     part.mean = train.mean
     part.std = train.std
     return part
-
-
-def _open_targets(path: Path, rows: int, are_left_aside: bool) -> Numbers:
-    """The array of targets; one without columns for an autoencoder, which needs none."""
-    return np.zeros((rows, 0), np.float32) if are_left_aside else _open_array(path)
-
-
-def _open_array(path: Path) -> Numbers:
-    """Map a .npy file into memory, copy-on-write, as torch insists on writable arrays."""
-    if not path.exists():
-        raise DataError(f"{path} does not exist; write it with numpy.save, a row a sample")
-
-    try:
-        array = np.load(path, mmap_mode="c", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        damage = DataError(f"{path} is not a whole .npy file of numbers ({error}); write it with numpy.save")
-        raise explain_unreadable(path, error) or damage from error
-
-    if len(getattr(array, "shape", ())) == 0 or len(array) == 0:
-        raise DataError(f"{path} holds no rows; write an array with a row a sample")
-    if not array.dtype.isnative:
-        raise DataError(f"{path} holds {array.dtype} in another machine's byte order; write it with numpy.save here")
-    return cast(Numbers, array)
 
 
 def _find_kind(x: Numbers, path: Path) -> Kind:
@@ -208,25 +275,106 @@ def _find_kind(x: Numbers, path: Path) -> Kind:
     raise DataError(f"{path} has shape {x.shape}; write (rows, features), or images (rows, channels, height, width)")
 
 
-def _find_task(y: Numbers, path: Path, task: TaskName | None) -> TaskName:
+def _find_task(y: Numbers, path: Path, task: TaskName | None, infers: bool) -> tuple[TaskName, tuple[str, ...]]:
+    """The task that y is for, with a note where it is a guess."""
     is_integer = np.issubdtype(y.dtype, np.integer) or y.dtype == np.bool_
     if not is_integer and not np.issubdtype(y.dtype, np.floating):
         raise DataError(f"{path} holds {y.dtype}; write whole numbers for classes, floats for regression")
 
     if task:
-        return task
-    # Integers may be classes or counts; classes are the usual case.
-    if y.dtype == np.bool_:
-        return "binary"
-    return "multiclass" if is_integer else "regression"
+        return task, ()
+    if y.dtype == np.bool_ and y.ndim == 1:
+        return "binary", ()
+    if not infers:
+        # Integers may be classes or counts; classes are the usual case.
+        return "multiclass" if is_integer else "regression", ()
+
+    columns = np.asarray(y).reshape(len(y), -1)
+    is_one_hot = _is_one_hot(columns)
+    if not is_integer and not is_one_hot and not _holds_few_whole_numbers(columns):
+        return "regression", ()
+    if columns.shape[1] > 1 and not is_one_hot:
+        # What these columns are is asked for by whoever reads them.
+        return "multiclass", ()
+
+    count = columns.shape[1] if is_one_hot else len(np.unique(columns))
+    # As in tables.
+    guess: TaskName = "binary" if count <= 2 else "multiclass"
+    if is_integer and not is_one_hot and guess == "multiclass":
+        return guess, ()
+    return guess, (f"{path} was taken for {guess} with {count} classes; data.task=… says otherwise.",)
 
 
-def _read_targets(x: Numbers, y: Numbers, path: Path, task: TaskName) -> tuple[Tensor, tuple[str, ...]]:
-    """y in the format of DataSpec, one target per row, in memory; with notes on conversions."""
-    if len(x) != len(y):
+def _is_one_hot(columns: Numbers) -> bool:
+    """Whether each row (N, columns) has a single 1 among zeros, with at least two columns."""
+    if columns.shape[1] < 2:
+        return False
+    return bool(((columns == 0) | (columns == 1)).all() and (columns.sum(axis=1) == 1).all())
+
+
+def _holds_few_whole_numbers(columns: Numbers) -> bool:
+    """Whether floats are classes rather than quantities: one column of at most 20 whole numbers."""
+    if columns.shape[1] != 1 or not np.isfinite(columns).all():
+        return False
+    return bool((columns == np.round(columns)).all()) and len(np.unique(columns)) <= _MOST_FLOAT_CLASSES
+
+
+def _find_class_numbers(
+    targets: Tensor, path: Path, task: TaskName, class_names: list[str] | None
+) -> tuple[list[int], tuple[str, ...]]:
+    """The numbers of the classes if they are to be numbered anew, else none; with a note."""
+    numbers = sorted(set(targets.tolist()))
+    highest = max(numbers)
+    # Named classes are counted from 0 if there is a name for each number.
+    if min(numbers) >= 0 and highest < (len(numbers) if class_names is None else len(class_names)):
+        return [], ()
+    # One class of two.
+    if task == "binary" and class_names is None and set(numbers) <= {0, 1}:
+        return [], ()
+    if task == "binary" and len(numbers) > 2:
         raise DataError(
-            f"{path} has {len(y):,} rows, and {path.name.replace('y.npy', 'x.npy')} {len(x):,}; write as many"
+            f"{path} holds {len(numbers):,} classes, and data.task=binary takes two; type data.task=multiclass"
         )
+    if len(numbers) > MOST_CLASSES:
+        raise DataError(
+            f"{path} holds {len(numbers):,} classes from {numbers[0]} to {highest}, and dlrun takes at most "
+            f"{MOST_CLASSES:,}; type data.task=regression if they are quantities"
+        )
+    if class_names is not None and len(class_names) != len(numbers):
+        raise DataError(
+            f"data.class_names has {len(class_names)} names, and {path.name} {len(numbers)} classes; name each"
+        )
+
+    listed = join_names([str(number) for number in numbers], most=6)
+    names = "which are their names" if class_names is None else "with data.class_names in this order"
+    return numbers, (f"{path} holds the classes {listed}, {names}; they became 0 to {len(numbers) - 1}.",)
+
+
+def _renumber(targets: Tensor, numbers: list[int], path: Path) -> Tensor:
+    """The position of each target among the numbers; DataError for one that is not there."""
+    if not numbers:
+        return targets
+    known = torch.tensor(numbers)
+    position = torch.searchsorted(known, targets).clamp_max(len(numbers) - 1)
+    is_unknown = known[position] != targets
+    if bool(is_unknown.any()):
+        row = int(is_unknown.nonzero()[0])
+        raise DataError(
+            f"{path} holds class {int(targets[row])} in row {row:,} (counted from 0), which the training part does not "
+            "have; remove those rows, or add some to it"
+        )
+    return position
+
+
+def _read_targets(
+    x: Numbers, y: Numbers, x_path: Path, path: Path, task: TaskName, any_number: bool = False
+) -> tuple[Tensor, tuple[str, ...]]:
+    """y in the format of DataSpec, one target per row, in memory; with notes on conversions.
+
+    any_number: class numbers need not count from 0.
+    """
+    if len(x) != len(y):
+        raise DataError(f"{path} has {len(y):,} rows, and {x_path.name} {len(x):,}; write as many")
     if y.ndim > 2:
         raise DataError(
             f"{path} has shape {y.shape}; write (rows,), or (rows, columns) for regression and multilabel: an answer "
@@ -235,7 +383,7 @@ def _read_targets(x: Numbers, y: Numbers, path: Path, task: TaskName) -> tuple[T
     if task == "multilabel":
         return _read_label_columns(y, path), ()
     if task != "regression":
-        return _read_labels(y, path, task)
+        return _read_labels(y, path, task, any_number)
 
     if not y.size:
         return torch.zeros(y.shape), ()
@@ -263,7 +411,7 @@ def _read_label_columns(y: Numbers, path: Path) -> Tensor:
     return torch.from_numpy(columns.astype(np.float32))
 
 
-def _read_labels(y: Numbers, path: Path, task: TaskName) -> tuple[Tensor, tuple[str, ...]]:
+def _read_labels(y: Numbers, path: Path, task: TaskName, any_number: bool) -> tuple[Tensor, tuple[str, ...]]:
     """Class numbers int64 (rows,); whole floats and one-hot rows are converted, with a note."""
     notes = []
     # (rows,) and (rows, 1) become one column.
@@ -295,7 +443,9 @@ def _read_labels(y: Numbers, path: Path, task: TaskName) -> tuple[Tensor, tuple[
     lowest = int(columns.min())
     highest = int(columns.max())
     limit = 1 if task == "binary" else MOST_CLASSES - 1
-    if lowest < 0 or highest > limit:
+    if any_number:
+        limit = 2**63 - 1
+    if (lowest < 0 and not any_number) or highest > limit:
         allowed = "0 and 1" if task == "binary" else f"whole numbers from 0 to {MOST_CLASSES - 1:,}"
         row = int(np.flatnonzero((columns[:, 0] < 0) | (columns[:, 0] > limit))[0])
         raise DataError(
@@ -305,17 +455,17 @@ def _read_labels(y: Numbers, path: Path, task: TaskName) -> tuple[Tensor, tuple[
     return torch.from_numpy(columns[:, 0].astype(np.int64)), tuple(notes)
 
 
-def _name_classes(targets: Tensor, task: TaskName, class_names: list[str] | None) -> tuple[str, ...]:
+def _name_classes(targets: Tensor, task: TaskName, class_names: list[str] | None, path: Path) -> tuple[str, ...]:
     count = 2 if task == "binary" else int(targets.max()) + 1
     if class_names is not None and (len(class_names) < count or (task == "binary" and len(class_names) > 2)):
-        raise DataError(f"data.class_names has {len(class_names)} names, and y.npy {count} classes; name each")
+        raise DataError(f"data.class_names has {len(class_names)} names, and {path.name} {count} classes; name each")
     return tuple(class_names or (str(i) for i in range(count)))
 
 
-def _name_labels(count: int, class_names: list[str] | None) -> tuple[str, ...]:
+def _name_labels(count: int, class_names: list[str] | None, path: Path) -> tuple[str, ...]:
     if class_names is not None and len(class_names) != count:
         raise DataError(
-            f"data.class_names has {len(class_names)} names, and y.npy {count} columns of labels; name each"
+            f"data.class_names has {len(class_names)} names, and {path.name} {count} columns of labels; name each"
         )
     return tuple(class_names or (str(number) for number in range(count)))
 

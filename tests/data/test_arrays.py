@@ -81,10 +81,134 @@ def test_a_validation_part_of_its_own_leaves_the_test_part_to_be_drawn(tmp_path:
     assert (len(splits.train), len(splits.val), len(splits.test)) == (40, 7, 10)
 
 
+@pytest.mark.parametrize(
+    ("y", "task", "names", "targets", "note"),
+    [
+        ([2.0, 5.0, 2.0, 9.0], "multiclass", "2 5 9", [0, 1, 0, 2], "holds float64"),
+        ([[0, 1, 0], [1, 0, 0], [0, 1, 0], [1, 0, 0]], "multiclass", "0 1 2", [1, 0, 1, 0], "one-hot rows"),
+        ([[0.0, 1.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0]], "binary", "0 1", [1, 0, 1, 0], "one-hot rows"),
+        ([1, 2, 3, 1], "multiclass", "1 2 3", [0, 1, 2, 0], "holds the classes 1, 2, 3, which are their names"),
+        ([0, 2, 4, 0], "multiclass", "0 2 4", [0, 1, 2, 0], "they became 0 to 2"),
+        ([-1, 1, 1, -1], "binary", "-1 1", [0, 1, 1, 0], "taken for binary with 2 classes; data.task=… says otherwise"),
+        ([10**9, 7, 8, 7], "multiclass", "7 8 1000000000", [2, 0, 1, 0], "they became 0 to 2"),
+        ([0, 1, 0, 1], "binary", "0 1", [0, 1, 0, 1], "taken for binary"),
+        ([0, 1, 2, 1], "multiclass", "0 1 2", [0, 1, 2, 1], ""),
+        ([0.5, 1.0, 2.0, 1.0], "regression", "", [[0.5], [1.0], [2.0], [1.0]], ""),
+        ([[0.0, 2.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0]], "regression", "", None, ""),
+    ],
+)
+def test_labels_as_they_come_are_classes(
+    y: Any, task: str, names: str, targets: Any, note: str, tmp_path: Path
+) -> None:
+    splits = arrays(written(tmp_path, np.ones((4, 2)), np.array(y)), test_fraction=0, infer_classes=True)
+    assert (splits.spec.task, " ".join(splits.spec.class_names)) == (task, names)
+    assert splits.spec.output_size == {"binary": 1, "regression": splits.spec.output_size}.get(task, len(names.split()))
+    if targets is not None:
+        assert splits.train.targets.tolist() == targets
+    assert note in " ".join(splits.notes)
+    assert bool(splits.notes) is bool(note)
+
+
+def test_more_floats_than_classes_are_quantities_and_older_runs_infer_nothing(tmp_path: Path) -> None:
+    folder = written(tmp_path, np.ones((21, 2)), np.arange(21.0))
+    assert arrays(folder, infer_classes=True).spec.task == "regression"
+    folder = written(tmp_path, np.ones((20, 2)), np.arange(20.0))
+    assert arrays(folder, infer_classes=True).spec.task == "multiclass"
+    assert arrays(folder).spec.task == "regression"
+    folder = written(tmp_path, np.ones((4, 2)), np.array([0, 3, 0, 3]))
+    assert arrays(folder).spec.class_names == ("0", "1", "2", "3")
+
+
+def test_named_classes_and_other_parts_follow_the_numbers(tmp_path: Path) -> None:
+    folder = written(tmp_path, np.ones((4, 2)), np.array([1, 2, 3, 1]))
+    written(tmp_path, np.ones((2, 2)), np.array([3, 1]), "test_")
+    splits = arrays(folder, class_names=["a", "b", "c"], infer_classes=True)
+    assert splits.spec.class_names == ("a", "b", "c")
+    assert splits.test is not None
+    assert splits.test.targets.tolist() == [2, 0]  # type: ignore[union-attr]
+    # With a name for each number they are counted from 0.
+    counted = arrays(folder, class_names=["z", "a", "b", "c"], infer_classes=True)
+    assert counted.train.targets.tolist() == [1, 2, 3, 1]  # type: ignore[union-attr]
+    assert counted.notes == ()
+    with pytest.raises(DataError, match=r"class_names has 2 names, and y\.npy 3 classes"):
+        arrays(folder, class_names=["a", "b"], infer_classes=True)
+    written(tmp_path, np.ones((2, 2)), np.array([3, 4]), "test_")
+    with pytest.raises(DataError, match=r"test_y.npy holds class 4 in row 1 .*which the training part does not have"):
+        arrays(folder, infer_classes=True)
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout", "expected", "is_noted"),
+    [
+        ((6, 8, 9, 3), None, (3, 8, 9), True),
+        ((6, 8, 9, 1), None, (1, 8, 9), True),
+        ((6, 3, 8, 9), None, (3, 8, 9), False),
+        ((6, 3, 9, 3), None, (3, 9, 3), False),
+        ((6, 3, 9, 3), "channels_last", (3, 3, 9), False),
+        ((6, 8, 9, 3), "channels_first", (8, 9, 3), False),
+        ((6, 8, 9), None, (1, 8, 9), False),
+    ],
+)
+def test_channels_are_told_by_their_number(
+    shape: tuple[int, ...], layout: Any, expected: tuple[int, ...], is_noted: bool, tmp_path: Path
+) -> None:
+    x = RANDOM.integers(0, 256, shape).astype(np.uint8)
+    splits = arrays(written(tmp_path, x, np.arange(6) % 3), test_fraction=0, layout=layout, normalize=False)
+    assert splits.spec.input_shape == expected
+    assert any("(rows, height, width, channels)" in note for note in splits.notes) is is_noted
+    held = load_in_memory(splits.train, "memory", torch.float32, 0)
+    assert held is not None
+    arranged = np.moveaxis(x, -1, 1) if is_noted or layout == "channels_last" else x.reshape(6, *expected)
+    assert torch.equal(held.inputs[0], torch.from_numpy(arranged.astype(np.float32)).div(255))
+
+
+def test_an_npz_file_trains_is_evaluated_and_predicted(dlrun: Callable[..., Any], tmp_path: Path) -> None:
+    """Under the names of Keras's files, with the channels last."""
+    x = RANDOM.integers(0, 256, (40, 8, 8, 3)).astype(np.uint8)
+    y = (np.arange(40) % 3 + 1).astype(np.uint8).reshape(-1, 1)
+    np.savez_compressed(tmp_path / "set.npz", x_train=x[:30], y_train=y[:30], x_test=x[30:], y_test=y[30:])
+    done = dlrun("data=arrays", "data.path=set.npz", "model=mlp", "hydra.run.dir=run", *QUIET)
+    assert done.code == 0, done.err
+    assert "27 train, 3 val, 10 test" in done.out
+    assert "the same as recorded in training" in dlrun("eval", "run", "figures=false").out
+    np.save(tmp_path / "new.npy", x[30:])
+    answers = dlrun("predict", "run", "new.npy", "--format", "csv")
+    assert answers.code == 0, answers.err
+    (table,) = (tmp_path / "run" / "eval").glob("*/predictions.csv")
+    evaluated = [line.split(",")[2:4] for line in table.read_text().splitlines()[1:]]
+    predicted = [line.split(",")[1:3] for line in answers.out.splitlines()[1:]]
+    assert [name for name, _ in predicted] == [name for name, _ in evaluated]
+    assert {name for name, _ in predicted} <= {"1", "2", "3"}
+    for (_, one), (_, other) in zip(predicted, evaluated, strict=True):
+        assert float(one) == pytest.approx(float(other), abs=2e-6)
+
+
+def test_all_files_that_are_missing_or_damaged_are_named_at_once(dlrun: Callable[..., Any], tmp_path: Path) -> None:
+    folder = tmp_path / "rows"
+    written(folder, np.ones((10, 2)), np.arange(10))
+    (folder / "y.npy").unlink()
+    broken(folder / "x.npy")
+    np.save(folder / "test_y.npy", np.zeros(3, int))
+    done = dlrun("data=arrays", "data.path=rows")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.count("\n") == 4
+    for words in ("x.npy is not a whole .npy file", "y.npy does not exist", "test_x.npy does not exist"):
+        assert words in done.err
+    assert not (tmp_path / "outputs").exists()
+
+    (tmp_path / "cut.npz").write_bytes(b"PK no archive")
+    np.savez(tmp_path / "others.npz", a=np.ones(3))
+    for name, words in (("cut", "is not a whole .npz file of arrays"), ("others", "holds no x (or X, x_train")):
+        done = dlrun("data=arrays", f"data.path={name}.npz")
+        assert (done.code, done.out) == (2, "")
+        assert words in done.err
+
+
 def test_a_file_instead_of_its_folder(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     written(tmp_path / "rows", pictures(), np.arange(50) % 3)
     done = dlrun("data=arrays", "data.path=rows/x.npy")
-    assert done.err == "dlrun: data.path=rows/x.npy is a file; type the folder that x.npy and y.npy lie in\n"
+    advice = "type the folder that x.npy and y.npy lie in, or an .npz file of both"
+    assert done.err == f"dlrun: data.path=rows/x.npy is a file; {advice}\n"
 
 
 def test_what_fits_is_held_in_memory_and_the_rest_is_not(tmp_path: Path) -> None:

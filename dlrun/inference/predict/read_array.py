@@ -23,6 +23,9 @@ def read_array_rows(path: Path, shape: tuple[int, ...]) -> Iterator[Item]:
 
     # Grey images are often saved without their one channel.
     squeezed_shape = tuple(size for size in shape if size != 1)
+    # Images with the channels last, (N, H, W, C).
+    if len(shape) == 3 and array.ndim == 4 and array.shape[1:] == (*shape[1:], shape[0]) != shape:
+        array = array.transpose(0, 3, 1, 2)
     if array.dtype.kind not in "fiub" or array.shape[1:] not in (shape, squeezed_shape) or array.ndim == 0:
         array_shape = "×".join(map(str, array.shape))
         row_shape = "×".join(map(str, shape))
