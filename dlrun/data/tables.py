@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dlrun.core.errors import DataError, RequestError
+from dlrun.core.errors import DataError, MisfitError, RequestError
 from dlrun.core.suggest import did_you_mean
 from dlrun.data.columns.cells import choose_day_first, find_gaps, is_gap, parse_column, uses_marks
 from dlrun.data.columns.kinds import ColumnChoice, ColumnKind, choose_kinds, counts_rows, find_column, judge_kind
 from dlrun.data.columns.matching import Match, match_by_name, match_by_position
 from dlrun.data.columns.parts import RowParts, SplitPlan, check_split, describe_small_classes, draw_parts
 from dlrun.data.columns.preprocessing import (
+    NOUNS,
     CategoryColumn,
     Column,
     NumberColumn,
@@ -411,14 +412,16 @@ def _fit(
         result, wrong = fit_column(
             column.name, column.index, column.kind, cells, train_rows, file.decimal, day_first, normalize
         )
-        what = "number" if column.kind == "number" else "date"
-        troubles += [_Trouble(row, column.index, f"holds '{cells[row][:40]}', which is no {what}") for row in wrong]
+        troubles += _list_wrong_cells(column.index, column.kind, cells, wrong)
         fitted.append(result)
         blocks.append(result.encode(cells)[0])
         if column.kind == "number" and counts_rows(cells):
             notes.append(f"column '{column.name}' counts the rows; data.drop=[{column.name}] leaves it out.")
 
-    _raise_troubles(file, troubles, "correct the lines, or type data.kinds={<column>: category} for text")
+    if troubles:
+        name = table.names[troubles[0].column]
+        advice = f"correct the lines or remove them, or type data.kinds={{{name}: category}} if these are names"
+        _raise_troubles(file, troubles, advice)
     left_out = [column for column in chosen if column.kind == "drop"]
     notes += _describe_left_out(left_out)
     used = {column.index for column in chosen} | set(targets)
@@ -434,6 +437,11 @@ def _fit(
         text_format={"separator": file.separator, "encoding": file.encoding},
     )
     return preprocessing, np.concatenate(blocks, axis=1), notes
+
+
+def _list_wrong_cells(column: int, kind: str, cells: Sequence[str], rows: Sequence[int]) -> list[_Trouble]:
+    noun = NOUNS.get(kind, kind)
+    return [_Trouble(row, column, f"holds '{cells[row].strip()[:40]}', which is no {noun}") for row in rows]
 
 
 def _describe_left_out(columns: Sequence[ColumnKind]) -> list[str]:
@@ -463,8 +471,7 @@ def _apply(file: TableFile, saved: Preprocessing, missing: str) -> tuple[Preproc
         block, wrong = column.encode(cells)
         blocks.append(block)
         if position is not None:
-            what = f"which is no {column.kind}"
-            troubles += [_Trouble(row, position, f"holds '{cells[row][:40]}', {what}") for row in wrong]
+            troubles += _list_wrong_cells(position, column.kind, cells, wrong)
         if isinstance(column, CategoryColumn) and position is not None:
             unseen = column.find_unseen(cells)
             if unseen:
@@ -477,9 +484,12 @@ def _apply(file: TableFile, saved: Preprocessing, missing: str) -> tuple[Preproc
 
 
 def _match(file: TableFile, saved: Preprocessing) -> Match:
-    if saved.has_names and file.table.has_header:
-        return match_by_name(saved, file.table.names)
-    return match_by_position(saved, len(file.table.names), file.table.has_header)
+    try:
+        if saved.has_names and file.table.has_header:
+            return match_by_name(saved, file.table.names)
+        return match_by_position(saved, len(file.table.names), file.table.has_header)
+    except DataError as error:
+        raise MisfitError(f"{file.table.path}: {error}; name a table with the columns of training") from error
 
 
 def _find_gap_rows(cells: Sequence[str]) -> list[int]:

@@ -184,7 +184,10 @@ def test_other_tables_may_have_their_labels_in_another_order(dlrun: Callable[...
             ("data=digits", "task=multilabel"),
             "and data=digits is for multiclass; type data=csv with data.target=[a,b,c]",
         ),
-        ((*FILMS[:3], "data.target=[a,drama]"), "films.csv, line 2: label 'a' is 0.1257, and multilabel takes 0 and 1"),
+        (
+            (*FILMS[:3], "data.target=[a,drama]"),
+            "line 2: column 'a' holds 0.1257, and multilabel takes 0 and 1",
+        ),
         ((*FILMS[:3], "data.target=[drama,drama]"), "data.target names column 'drama' twice"),
         ((*FILMS[:3], "data.target=[]"), "data.target=[] names no column"),
         (

@@ -98,7 +98,7 @@ def test_predict_takes_rows_in_any_order_and_names_what_is_wrong(dlrun: Callable
     done = dlrun("predict", "run", "new.csv", "houses.csv", ",".join(first[1:4]), "--format", "csv")
     rows = list(csv.DictReader(done.out.splitlines()))
     assert rows[0]["prediction"] == rows[2]["prediction"] == rows[-1]["prediction"]
-    assert rows[1]["error"] == "column 'rooms' holds 'many', which is no number"
+    assert rows[1]["error"] == "column 'rooms' holds 'many', which is no finite number"
     assert rows[2]["label"] == first[4]
     assert "extra is left out" in done.err
     assert 4e5 < float(rows[0]["prediction"]) < 1.2e6

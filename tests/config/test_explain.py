@@ -144,8 +144,8 @@ def test_typos_of_every_option_name_the_option(dlrun: Callable) -> None:
 
 TABLES = {
     "text in a number column": ("1,2,0\n3,x,1\n5,6,0\n7,8,1\n", "x"),
-    "nan": ("1,2,0\n3,nan,1\n5,6,0\n7,8,1\n", "line 2"),
-    "empty field": ("1,2,0\n3,,1\n5,6,0\n7,8,1\n", "line 2"),
+    "nan": ("1,2,0\n3,2,nan\n5,6,0\n7,8,1\n", "line 2"),
+    "empty field": ("1,2,0\n3,2,\n5,6,0\n7,8,1\n", "line 2"),
     "one row": ("1,2,0\n", "row"),
     "ragged": ("1,2,0\n3,4\n5,6,1\n", "line 2"),
     "one class": ("1,2,0\n3,4,0\n5,6,0\n7,8,0\n", "class"),

@@ -1,6 +1,7 @@
 """Every row knows its place in the user's files, through every split, shuffle and limit."""
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -256,8 +257,13 @@ def test_an_exported_script_reads_the_same_classes(
 ) -> None:
     cells = ["7", "007", "9007199254740993", "9007199254740992"]
     (tmp_path / "t.csv").write_text("a,b,kind\n" + "".join(f"{i},{i % 7},{cells[i % 4]}\n" for i in range(60)))
-    words = ("data=csv", "data.path=t.csv", "data.task=multiclass", "model=linear", "hydra.run.dir=run", *QUIET)
-    made = dlrun(*words)
+    # As runs of before data=table have saved it.
+    (tmp_path / "own" / "data").mkdir(parents=True)
+    block = {"_target_": "dlrun.data.tabular.csv", "path": "t.csv", "target": -1, "task": "multiclass", "header": None}
+    block |= {"delimiter": ",", "test_fraction": 0.2, "normalize": True, "seed": 0}
+    (tmp_path / "own" / "data" / "old.yaml").write_text(json.dumps(block))
+    made = dlrun("--config-dir", "own", "data=old", "model=linear", "hydra.run.dir=run", *QUIET)
+    assert made.code == 0, made.err
     assert dlrun("export", "run", "format=python").code == 0
     script = python("run/export/python/train.py")
     assert script.code == 0, script.err

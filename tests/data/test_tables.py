@@ -150,6 +150,18 @@ def test_targets_with_signs_are_numbers(tmp_path: Path) -> None:
     assert any("$500 is 500" in note for note in splits.notes)
 
 
+def test_a_few_texts_among_numbers_are_mistakes_and_many_are_names(tmp_path: Path) -> None:
+    rows = [[str(i % 10), i] for i in range(40)]
+    rows[6][0] = "l0"
+    path = str(write_rows(tmp_path / "t.csv", ["x", "y"], rows))
+    with pytest.raises(DataError, match=r"line 8: column 'x' holds 'l0', which is no .* data.kinds=\{x: category\}"):
+        table(path)
+    for i in range(0, 40, 4):
+        rows[i][0] = f"A{i % 3}"
+    write_rows(tmp_path / "t.csv", ["x", "y"], rows)
+    assert "x=A1" in table(path).spec.feature_names
+
+
 def test_kinds_are_chosen_by_key(tmp_path: Path) -> None:
     path = str(passengers(tmp_path / "t.csv"))
     names = table(path, target="Survived", columns=["Pclass", "Sex"], categorical=["Pclass"]).spec.feature_names
@@ -163,7 +175,7 @@ def test_all_kinds_of_bad_cells_are_listed_with_their_lines(tmp_path: Path) -> N
     rows[3][0] = "x"
     rows[7][0] = "y"
     path = str(write_rows(tmp_path / "t.csv", ["a", "y"], rows))
-    said = r"line 5: column 'a' holds 'x', which is no number; line 9: column 'a' holds 'y'"
+    said = r"line 5: column 'a' holds 'x', which is no finite number; line 9: column 'a' holds 'y'"
     with pytest.raises(DataError, match=said):
         table(path, kinds={"a": "number"})
     for i in range(4, 25):
@@ -185,12 +197,12 @@ def test_all_kinds_of_bad_cells_are_listed_with_their_lines(tmp_path: Path) -> N
         ({"folds": 5, "fold": 5}, "data.fold=5 must be a number from 0 to 4"),
         ({"fold": 1}, "data.fold=1 is for cross-validation"),
         ({"folds": 5, "test_path": "x.csv"}, "leave out one of them"),
-        ({"drop": ["Agee"]}, "data.drop=Agee is no column of .*did you mean"),
+        ({"drop": ["Agee"]}, "data.drop=Agee is no column of .*, did you mean 'Age'"),
         ({"kinds": {"Age": "numbers"}}, "data.kinds.Age=numbers is no kind"),
         ({"columns": ["Survived"]}, "data.columns names the target"),
         ({"drop": ["Pclass", "Sex", "Age", "Fare", "Cabin", "Embarked"]}, "no column is left to learn from"),
         ({"target": "Surviver"}, "data.target=Surviver is no column of"),
-        ({"kinds": {"Sex": "number"}}, "column 'Sex' holds '(fe)?male', which is no number"),
+        ({"kinds": {"Sex": "number"}}, "column 'Sex' holds '(fe)?male', which is no finite number"),
         ({"task": "some"}, "data.task=some is not known"),
         ({"val_path": "nosuch.csv"}, "data.val_path=nosuch.csv does not exist"),
     ],

@@ -77,7 +77,7 @@ def test_weights_and_data_of_another_kind_are_refused(run: Path, tmp_path: Path)
     ):
         _ = found.model
     (tmp_path / "wide.csv").write_text("".join(f"1,2,{i},{i % 2}\n" for i in range(20)))
-    with open_saved_model("run", ["data.path=wide.csv"]) as found, pytest.raises(MisfitError, match="input_shape"):
+    with open_saved_model("run", ["data.path=wide.csv"]) as found, pytest.raises(MisfitError, match="4 columns, where"):
         _ = found.splits
 
 

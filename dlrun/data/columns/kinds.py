@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from dlrun.core.errors import RequestError, join_names
-from dlrun.core.suggest import did_you_mean
+from dlrun.core.errors import RequestError
+from dlrun.core.suggest import did_you_mean, suggest_one
 from dlrun.data.columns.cells import is_gap, parse_column, parse_date
 from dlrun.data.columns.reading import TableFile
 
@@ -21,6 +21,7 @@ _FEWEST_ROWS = 10
 # Text with more different values than this share of its rows, or than this number, is no category.
 _MOST_DISTINCT_SHARE = 0.5
 _MOST_CATEGORIES = 1000
+_MOST_MISTAKES_SHARE = 0.05
 
 # PassengerId, customer_id, Unnamed: 0 (as pandas writes an index), but not "humid".
 _ID_NAME = re.compile(r".*[a-z]I[dD]$|.*ID$|(.*[ _-])?([Ii]d|idx|[Ii]ndex|rownames?)$|Unnamed.*|#$")
@@ -118,8 +119,8 @@ def find_column(file: TableFile, column: str | int, key: str) -> int:
             f"{key}={column} is a name but {table.path} has no header line: type its number "
             "(0 is the first, -1 the last), or data.header=true if its first line holds the names"
         )
-    hint = did_you_mean(column, table.names)
-    raise RequestError(f"{key}={column} is no column of {table.path}; {hint}there are {join_names(table.names)}")
+    hint = suggest_one(column, table.names) or f"; there are {', '.join(table.names)}"
+    raise RequestError(f"{key}={column} is no column of {table.path}{hint}")
 
 
 def judge_kind(file: TableFile, index: int) -> ColumnKind:
@@ -135,6 +136,10 @@ def judge_kind(file: TableFile, index: int) -> ColumnKind:
         looks_like_id = index in file.unnamed or _ID_NAME.match(name) is not None
         if looks_like_id and _are_distinct_integers(numbers):
             return ColumnKind(name, index, "drop", "numbers the rows")
+        return ColumnKind(name, index, "number")
+
+    # A few texts among numbers are mistakes, which are named with their lines.
+    if len(wrong) <= max(1, _MOST_MISTAKES_SHARE * len(values)) < len(values):
         return ColumnKind(name, index, "number")
 
     distinct = dict.fromkeys(values)

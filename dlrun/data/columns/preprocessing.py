@@ -4,6 +4,7 @@ The same as scikit-learn's ColumnTransformer of SimpleImputer(strategy="median",
 for numbers, and OneHotEncoder(handle_unknown="ignore") for categories, in the order of the table.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -18,6 +19,8 @@ from dlrun.data.columns.cells import find_gaps, is_gap, parse_column, parse_date
 VERSION = 1
 # The category of gaps.
 GAP = "(missing)"
+# What a cell should have been.
+NOUNS = {"number": "finite number", "date": "date"}
 DATE_PARTS = ("year", "month", "day", "weekday", "hour")
 _MOST_TROUBLES = 10
 
@@ -80,7 +83,10 @@ class NumberColumn:
         """A cell that gives about these features (features,)."""
         if self.has_indicator and features[1] > 0.5:
             return ""
-        return f"{features[0] * self.scale.std + self.scale.mean:.6g}".replace(".", self.decimal)
+        value = float(features[0]) * self.scale.std + self.scale.mean
+        # Decimals behind which float32 holds nothing.
+        digits = math.floor(6 - math.log10(abs(self.scale.mean) + self.scale.std))
+        return f"{round(value, digits):.7g}".replace(".", self.decimal)
 
     def to_plain(self) -> dict[str, Any]:
         """Plain data, for checkpoints."""
@@ -313,6 +319,6 @@ def encode_rows(columns: Sequence[Column], cells: Mapping[str, Sequence[str]]) -
         block, wrong = column.encode(cells[column.name])
         if wrong:
             cell = cells[column.name][wrong[0]]
-            raise DataError(f"column '{column.name}' holds '{cell[:40]}', which is no {column.kind}")
+            raise DataError(f"column '{column.name}' holds '{cell[:40]}', which is no {NOUNS[column.kind]}")
         blocks.append(block)
     return np.concatenate(blocks, axis=1)

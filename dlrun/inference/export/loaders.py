@@ -37,6 +37,8 @@ inputs = [((rows - how["mean"]) / how["std"]).astype(dtype)]
     "columns": """\
 with Path(file).open(encoding="utf-8-sig", newline="") as opened:
     names, *rows = [row for row in csv.reader(opened) if row]  # columns by name, the target may be among them
+if not any(column["name"] in names for column in how["columns"]):  # other names: in the order of training
+    names = [column["name"] for column in how["columns"]]
 DATE = re.compile(r"(\\d{1,4})[-/.](\\d{1,2})[-/.](\\d{1,4})(?:[ T]+(\\d{1,2}):.*)?")
 
 

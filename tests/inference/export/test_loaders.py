@@ -41,7 +41,7 @@ def test_a_table_is_read_as_it_was(dlrun: Callable, tmp_path: Path, loaded: Call
     assert dlrun("data=csv", "data.path=table.csv", "model=logistic", *QUICK).code == 0
     assert dlrun("export", "run", "format=onnx").code == 0
     folder = tmp_path / "run" / "export" / "onnx"
-    assert about(folder)["preprocessing"]["feature_names"] == ["width", "depth"]
+    assert [column["name"] for column in about(folder)["preprocessing"]["columns"]] == ["width", "depth"]
     header, *shown = (folder / "example.csv").read_text().splitlines()
     assert header == "width,depth"
     assert all(any(row.startswith(f"{line},") for row in rows) for line in shown)  # raw, as in the user's table
