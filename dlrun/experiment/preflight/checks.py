@@ -164,16 +164,15 @@ def refuse_late_parameters(model: nn.Module, names: set[str]) -> None:
 
 
 def _check_outputs(outputs: Any, targets: Tensor, task: Objective) -> None:
-    if isinstance(outputs, dict | list | tuple):
-        what = f"a dict of {join_names([str(key) for key in outputs])}"
-        if not isinstance(outputs, dict):
-            what = f"{len(outputs)} values"
+    if isinstance(outputs, dict):
+        names = join_names([str(key) for key in outputs])
         raise RequestError(
-            f"the model returns {what}, and the data have one output; return one tensor, or name several in "
+            f"the model returns a dict of {names}, and the data have one output; return one tensor, or name several in "
             "spec.outputs of the data"
         )
     if not isinstance(outputs, Tensor):
-        raise RequestError(f"the model must return a tensor, not {type(outputs).__name__}")
+        several = "; several are named in spec.outputs of the data" if isinstance(outputs, list | tuple) else ""
+        raise RequestError(f"the model must return a tensor, not {type(outputs).__name__}{several}")
 
     # (B, C), for tagging (B, T, C)
     needed: tuple[int, ...] = (len(targets), task.spec.output_size)
