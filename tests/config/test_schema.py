@@ -280,6 +280,22 @@ def test_what_changes_the_result_changes_the_hash(assignment: str) -> None:
     assert hash_config(changed(assignment)) != hash_config(plain())
 
 
+@pytest.mark.parametrize(
+    ("words", "beginning"),
+    [
+        (("data=image_folder", "data.path=photos"), "2b3f10d76f139d1f"),
+        (("data=arrays", "data.path=scans"), "3f65db1ecc308d96"),
+    ],
+)
+def test_keys_of_data_that_came_later_leave_the_hash_as_it_was(words: tuple[str, ...], beginning: str) -> None:
+    config = composed(*words)
+    assert hash_config(config).startswith(beginning)
+    for key, value in (("sampler", "balanced"), ("background", "black"), ("layout", "channels_last")):
+        other = copy.deepcopy(config)
+        other["data"][key] = value
+        assert hash_config(other) != hash_config(config)
+
+
 def test_the_hash_does_not_depend_on_the_order_of_keys() -> None:
     def turned(values: dict[str, Any]) -> dict[str, Any]:
         return {k: turned(v) if isinstance(v, dict) else v for k, v in reversed(values.items())}
