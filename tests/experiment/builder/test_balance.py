@@ -48,12 +48,13 @@ def unequal(tmp_path: Path, formats: ModuleType) -> dict[str, tuple[str, ...]]:
     whole = ("data.test_fraction=0", "data.val_fraction=0", "data.batch_size=5")
     return {
         "image_folder": ("data=image_folder", "data.path=photos", "data.image_size=8", *whole),
+        "table": ("data=table", "data.path=table.csv", *whole),
         "csv": ("data=csv", "data.path=table.csv", *whole),
         "arrays": ("data=arrays", "data.path=arrays", "data.class_names=[a,b]", *whole),
     }
 
 
-@pytest.mark.parametrize("data", ["image_folder", "csv", "arrays"])
+@pytest.mark.parametrize("data", ["image_folder", "table", "csv", "arrays"])
 def test_files_of_ones_own_are_noted_and_balanced(
     data: str, dlrun: Callable[..., Any], unequal: dict[str, tuple[str, ...]]
 ) -> None:
