@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dlrun.core.errors import DataError, MisfitError, RequestError
 from dlrun.core.suggest import did_you_mean
 from dlrun.data.columns.cells import choose_day_first, find_gaps, is_gap, parse_column, uses_marks
-from dlrun.data.columns.kinds import ColumnChoice, ColumnKind, choose_kinds, counts_rows, find_column, judge_kind
+from dlrun.data.columns.kinds import ColumnChoice, ColumnKind, choose_kinds, counts_rows, find_column
 from dlrun.data.columns.matching import Match, match_by_name, match_by_position
 from dlrun.data.columns.parts import RowParts, SplitPlan, check_split, describe_small_classes, draw_parts
 from dlrun.data.columns.preprocessing import (
@@ -605,11 +605,10 @@ def _summarize(file: TableFile, chosen: Sequence[ColumnKind], fitted: Preprocess
         cells = file.table.columns[column.index]
         gaps = int(find_gaps(cells).sum())
         result = by_name.get(column.name)
-        kind = judge_kind(file, column.index).kind if result is None else column.kind
-        values = "" if result is None else _describe_values(file, column.index, kind)
+        values = "" if result is None else _describe_values(file, column.index, column.kind)
         use = f"out: {column.reason}" if result is None else _describe_use(result)
         shown = [_shorten(text, width) for text, width in zip((column.name, values, use), _SUMMARY_WIDTHS, strict=True)]
-        rows.append((shown[0], "" if kind == "drop" else kind, str(gaps) if gaps else "", shown[1], shown[2]))
+        rows.append((shown[0], "" if result is None else column.kind, str(gaps) if gaps else "", shown[1], shown[2]))
     if len(ordered) > _MOST_SUMMARY_ROWS:
         rows.append((f"… {len(ordered) - _MOST_SUMMARY_ROWS} more", "", "", "", ""))
     return tuple(rows)

@@ -127,17 +127,16 @@ def judge_kind(file: TableFile, index: int) -> ColumnKind:
     """The kind of a column by its cells."""
     name = file.table.names[index]
     cells = file.table.columns[index]
-    values = [cell.strip() for cell in cells if not is_gap(cell)]
-    if not values:
-        return ColumnKind(name, index, "drop", "empty")
-
     numbers, wrong = parse_column(cells, file.decimal)
+    if not wrong and np.isnan(numbers).all():
+        return ColumnKind(name, index, "drop", "empty")
     if not wrong:
         looks_like_id = index in file.unnamed or _ID_NAME.match(name) is not None
         if looks_like_id and _are_distinct_integers(numbers):
             return ColumnKind(name, index, "drop", "numbers the rows")
         return ColumnKind(name, index, "number")
 
+    values = [cell.strip() for cell in cells if not is_gap(cell)]
     # A few texts among numbers are mistakes, which are named with their lines.
     if len(wrong) <= max(1, _MOST_MISTAKES_SHARE * len(values)) < len(values):
         return ColumnKind(name, index, "number")
