@@ -125,8 +125,16 @@ def table(
     rows = len(main.table.lines)
 
     split_position = None if split_column is None else find_column(joined, split_column, "data.split_column")
+    if split_position in positions:
+        raise RequestError(f"data.split_column={split_column} is the target; name another column, or split=random")
     # Rows that cannot be trained on are kept together: they can still be evaluated.
-    nothing_to_learn = explain_nothing_to_learn(joined.table, positions, values)
+    nothing_to_learn = explain_nothing_to_learn(main.table, positions, values)
+    if not nothing_to_learn and values.task == "multiclass" and len(values.class_names) == rows > 2:
+        name = joined.table.names[positions[0]]
+        nothing_to_learn = (
+            f"{path}: the target, column '{name}', is another class in each row, so there is "
+            "nothing to learn; type data.target=<another column>, or data.task=regression for a quantity"
+        )
     plan = _make_plan(joined, split, split_position, seed, values, rows)
     drawn_test = 0.0 if test_path is not None or nothing_to_learn else test_fraction
     drawn_val = 0.0 if val_path is not None or nothing_to_learn else val_fraction

@@ -193,6 +193,9 @@ def test_all_kinds_of_bad_cells_are_listed_with_their_lines(tmp_path: Path) -> N
         ({"missing": "eror"}, "data.missing=eror is no choice; did you mean"),
         ({"missing": "error"}, r"line \d+: column 'Age' is empty; .*data.missing=impute fills gaps"),
         ({"split": "time"}, "data.split=time needs a column"),
+        ({"split": "group", "split_column": "Survived"}, "data.split_column=Survived is the target"),
+        ({"split": "group", "split_column": "Sex", "folds": 3}, "number of groups: 2; type a smaller number"),
+        ({"encoding": "utf-16"}, "is not utf-16 text"),
         ({"split_column": "Age"}, "data.split_column=Age is for data.split=time or group"),
         ({"folds": 5, "fold": 5}, "data.fold=5 must be a number from 0 to 4"),
         ({"fold": 1}, "data.fold=1 is for cross-validation"),
@@ -270,3 +273,8 @@ def test_several_targets_are_values_or_labels(tmp_path: Path) -> None:
         table(path, target=["a", "a"])
     with pytest.raises(DataError, match=r"line 2: column 'a' holds 0.5, and multilabel takes 0 and 1"):
         table(path, target=["a", "even"], task="multilabel")
+
+
+def test_a_target_that_is_another_in_each_row_is_no_class(tmp_path: Path) -> None:
+    splits = table(str(passengers(tmp_path / "t.csv")), target="Name")
+    assert "column 'Name', is another class in each row" in splits.nothing_to_learn

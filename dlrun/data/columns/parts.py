@@ -169,7 +169,9 @@ def _draw_fold(rows: int, plan: SplitPlan, folds: int, fold: int) -> tuple[RowIn
                 splitter = model_selection.KFold(folds, shuffle=True, random_state=plan.seed)
             train, test = list(splitter.split(every, plan.labels, plan.groups))[fold]
     except ValueError as error:
-        raise RequestError(f"{plan.source}: data.folds={folds} is too many: {error}; type a smaller number") from error
+        raise RequestError(
+            f"{plan.source}: data.folds={folds} is too many: {str(error).rstrip('.')}; type a smaller number"
+        ) from error
     return train, test
 
 

@@ -203,6 +203,9 @@ def decode(path: Path, content: bytes, encoding: str | None, notes: list[str]) -
         start = error.start if isinstance(error, UnicodeDecodeError) else 0
         line = content[:start].count(b"\n") + 1
         raise DataError(f"{path}, line {line}: not {name} text; type data.encoding=<its encoding>") from error
+    # Any even number of bytes is UTF-16 text, of letters from everywhere.
+    if b"\n" in content and "\n" not in text:
+        raise DataError(f"{path} is not {name} text: it has no lines; leave out data.encoding, or type another one")
     if "\0" in text:
         raise DataError(f"{path} is no text: it holds bytes of 0; type data.path=<a table>")
     if encoding is None and not name.startswith("utf-8"):
