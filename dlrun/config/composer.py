@@ -64,7 +64,7 @@ class Composer:
     def _parse(self, word: str) -> Override:
         """Parse one override; the points of a sweep share most of their words."""
         if word not in self._parsed:
-            self._parsed[word] = self._parser.parse_override(word)
+            self._parsed[word] = self._parser.parse_overrides([word])[0]
         return self._parsed[word]
 
     def _is_choice(self, override: Override) -> bool:

@@ -364,6 +364,7 @@ COMMANDS = {
     "clean",
     "completion",
     "help",
+    "new",
     "run",
 }
 
@@ -384,7 +385,7 @@ def test_every_key_command_and_call_that_is_advised_exists() -> None:
                 option = value.rstrip(",;.)'")
                 if group.is_dir() and option.isidentifier():
                     assert option in {file.stem for file in group.glob("*.yaml")}, where
-            for command in re.findall(r"(?:type|try|add|or|as in|[(`;]) ?dlrun ([a-z]+)", text):
+            for command in re.findall(r"(?:type|try|add|or|as in|[(`;]) ?dlrun ([a-z]+)\b(?!=)", text):
                 assert command in COMMANDS, where
             for function in re.findall(r"dlrun\.(\w+)\(", text):
                 assert function in library.__all__, where

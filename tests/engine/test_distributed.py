@@ -522,7 +522,7 @@ def test_a_wrong_request_is_said_once_and_writes_nothing(
         assert sentence in said(done)[0]
         assert done.stdout == ""
     assert list(tmp_path.iterdir()) == []
-    assert torchrun(2, "--help").stdout.startswith("dlrun: train a choice")
+    assert torchrun(2, "--help").stdout.startswith("Usage: dlrun")
 
 
 @pytest.mark.slow
