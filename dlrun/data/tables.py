@@ -241,6 +241,12 @@ def _add_given_parts(
 
 def _find_targets(file: TableFile, target: str | int | Sequence[str | int], saved: Preprocessing | None) -> list[int]:
     """Positions of the target columns; RequestError for one that is not there, or named twice."""
+    path = file.table.path
+    if len(file.table.names) == 1:
+        raise DataError(
+            f"{path} has one column only, so nothing to learn from: is it separated by something else than "
+            f"'{file.separator}', as in data.separator=';'?"
+        )
     columns: Sequence[str | int] = [target] if isinstance(target, str | int) else target
     # A target typed as a number has its name in the training table.
     has_names = saved is not None and saved.has_names and file.table.has_header
@@ -251,12 +257,6 @@ def _find_targets(file: TableFile, target: str | int | Sequence[str | int], save
         if positions.count(position) > 1:
             raise RequestError(f"data.target names column '{file.table.names[position]}' twice; leave out one of them")
 
-    path = file.table.path
-    if len(file.table.names) == 1:
-        raise DataError(
-            f"{path} has one column only, so nothing to learn from: is it separated by something else than "
-            f"'{file.separator}', as in data.separator=';'?"
-        )
     if len(positions) == len(file.table.names):
         raise RequestError(f"data.target names all columns of {path}, so that no input is left; leave some out")
     return positions

@@ -195,6 +195,7 @@ def test_all_kinds_of_bad_cells_are_listed_with_their_lines(tmp_path: Path) -> N
         ({"split": "time"}, "data.split=time needs a column"),
         ({"split": "group", "split_column": "Survived"}, "data.split_column=Survived is the target"),
         ({"split": "group", "split_column": "Sex", "folds": 3}, "number of groups: 2; type a smaller number"),
+        ({"separator": ";"}, "has one column only, .* something else than ';'"),
         ({"encoding": "utf-16"}, "is not utf-16 text"),
         ({"split_column": "Age"}, "data.split_column=Age is for data.split=time or group"),
         ({"folds": 5, "fold": 5}, "data.fold=5 must be a number from 0 to 4"),
