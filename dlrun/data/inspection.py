@@ -146,7 +146,9 @@ def _check_outputs(inspection: Inspection) -> None:
 
     total = sum(output.size for output in spec.outputs)
     if spec.output_size != total:
-        raise inspection.error(f"spec.output_size is {spec.output_size}, and the sizes of spec.outputs add up to {total}")
+        raise inspection.error(
+            f"spec.output_size is {spec.output_size}, and the sizes of spec.outputs add up to {total}"
+        )
 
 
 def count_classes(spec: DataSpec) -> int:

@@ -342,13 +342,28 @@ def known_keys() -> set[str]:
     keys = {*explain.iter_keys(compose_config([]))}
     for path in CONFIG_DIR.glob("*/*.yaml"):
         keys |= {f"{path.parent.name}.{name}" for name in re.findall(r"^(\w+):", path.read_text(), re.MULTILINE)}
+    # A logger's keys stand below its name.
+    for path in CONFIG_DIR.glob("logger/*.yaml"):
+        names = re.findall(r"^  (\w+):", path.read_text(), re.MULTILINE)
+        keys |= {f"logger.{path.stem}.{name}" for name in names}
     for group, schema in config.KEYS.items():
         keys |= {f"{group}.{field.name}" for field in dataclasses.fields(schema)}
     groups = {path.name for path in CONFIG_DIR.iterdir() if path.is_dir()}
     return keys | groups
 
 
-OF_COMMANDS = {"split", "format", "weights", "status", "last", "key", "trust", "lr"}  # and of optimizer.groups
+OF_COMMANDS = {
+    "split",
+    "format",
+    "sort",
+    "limit",
+    "weights",
+    "status",
+    "last",
+    "key",
+    "trust",
+    "lr",
+}  # and of optimizer.groups
 COMMANDS = {
     "eval",
     "show",

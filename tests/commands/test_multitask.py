@@ -220,7 +220,7 @@ def test_several_columns_of_a_table_are_an_output_each(data: str, dlrun: Callabl
         ),
         ((*HEADS, "+data.bad=3"), "has a target of 3 for digit, and multiclass with 3 classes takes 0 to 2"),
         ((*HEADS, "+data.bad=0.5"), "has a target of 0.5 for digit"),
-        ((*HEADS, "+data.size=4"), "spec.output_size=5, and the sizes of spec.outputs add up to 6"),
+        ((*HEADS, "+data.size=4"), "spec.output_size is 5, and the sizes of spec.outputs add up to 6"),
         ((*HEADS, "task.losses={digits: nll}"), "task.losses.digits is no output; did you mean task.losses.digit?"),
         ((*HEADS, "task.losses={digit: mse}"), "task.losses.digit=mse is no loss for multiclass; "),
         ((*HEADS, "task.weights={odd: -1}"), "task.weights.odd=-1 must be a number of at least 0"),

@@ -104,7 +104,7 @@ def compute_class_weights(settings: Settings, spec: DataSpec, train: Part | None
     if spec.task == "multilabel":
         raise RequestError(
             "task.class_weights=balanced is for one class a row; type a number for each label, or "
-            "task.loss_args.pos_weight=<weight of a label that a row has>"
+            "task.loss_args='{pos_weight: <weight of a label that a row has>}'"
         )
 
     known = get_valid_targets(train, spec)
