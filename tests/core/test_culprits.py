@@ -17,8 +17,7 @@ from dlrun.config import request
 from dlrun.core import files
 from dlrun.core.errors import DataError, RequestError
 from dlrun.core.new_folder import create_folder
-from dlrun.data import arrays
-from dlrun.data.files import cifar, idx, picture
+from dlrun.data.files import cifar, idx, numpy_files, picture
 
 QUIET = ("tracking.graph=false", "figures=false")
 WIDE = {"Exception", "BaseException"}
@@ -34,6 +33,7 @@ LOOK_AT_WHOSE = {
 # In these a `yield` hands on a row of a file that is being read; nothing else runs inside.
 READ_ON = {
     "inference/predict/reader.py",
+    "inference/predict/read_columns.py",
     "inference/predict/read_table.py",
     "inference/predict/predictor.py",
     "runs/reports/plots/fonts.py",
@@ -125,7 +125,10 @@ def test_a_file_that_the_system_does_not_give_is_not_called_damaged(
     reads: list[Callable[[], Any]] = [lambda: picture.check_picture(tmp_path / "a.png")]
     reads.append(lambda: cifar._read_dict(tmp_path / "data_batch_1"))
     if fail is refuse:
-        reads += [lambda: idx.read_idx(tmp_path / "a-idx3-ubyte", 3), lambda: arrays._open_array(tmp_path / "x.npy")]
+        reads += [
+            lambda: idx.read_idx(tmp_path / "a-idx3-ubyte", 3),
+            lambda: numpy_files.ArrayFolder(tmp_path).open("x"),
+        ]
     for read in reads:
         with pytest.raises(DataError) as caught:
             read()

@@ -37,7 +37,10 @@ def test_parameters_are_weight_and_bias(vector_spec: Make) -> None:
 
 @pytest.mark.parametrize(
     ("model", "tasks"),
-    [(Linear, {"regression", "binary", "multiclass"}), (Logistic, {"binary", "multiclass"})],
+    [
+        (Linear, {"regression", "binary", "multiclass", "multilabel", "multitask"}),
+        (Logistic, {"binary", "multiclass", "multilabel"}),
+    ],
 )
 def test_logistic_takes_no_regression(model: Any, tasks: set[str]) -> None:
     assert set(model.tasks) == tasks
