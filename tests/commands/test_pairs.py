@@ -76,7 +76,7 @@ def read(root: Path, group: str, option: str) -> Settings:
     composed = compose_config([f"{group}={option}", "device=cpu"])
     composed.trainer.max_steps = 1
     composed.paths.data = str(root)
-    if option == "csv":
+    if option in ("csv", "table"):
         composed.data.path = str(root / "table.csv")
     if option == "arrays":
         composed.data.path = str(root / "arrays")
