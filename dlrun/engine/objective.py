@@ -94,7 +94,8 @@ class Objective:
             object.__setattr__(self, "class_weights", tuple(arguments.pop("weight")))
 
         object.__setattr__(self, "loss_name", name)
-        object.__setattr__(self, "loss_function", functools.partial(losses[name], **arguments))
+        loss_function = functools.partial(losses[name], **arguments) if arguments else losses[name]
+        object.__setattr__(self, "loss_function", loss_function)
         self._refuse_weights()
 
     def _refuse_weights(self) -> None:
@@ -130,7 +131,8 @@ class Objective:
         """Whether outputs are logits of the values that an autoencoder gives back."""
         return self.spec.reconstructs and self.loss_name == "bce_with_logits"
 
-    @property
+    # Asked for in every step.
+    @functools.cached_property
     def scales_targets(self) -> bool:
         """Whether outputs and the loss are in standard deviations of the target; logarithms need its own unit."""
         return bool(self.spec.target_std) and not (self.is_exponential or self.spec.reconstructs)
