@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -204,7 +205,7 @@ def _find_folders_of_parts(folder: Path) -> dict[str, list[Path]]:
 
 
 def _holds_class_folders(folders: list[Path]) -> bool:
-    inside = [path for folder in folders for path in _list_visible(folder)]
+    inside = list(chain.from_iterable(map(_list_visible, folders)))
     holds_folders = any(path.is_dir() for path in inside)
     return holds_folders and not any(is_image(os.fsencode(path)) for path in inside)
 
@@ -250,7 +251,7 @@ def _collect_files(base: Path, class_names: list[str], mistakes: ErrorList, unre
 def _note_beside(folder: Path, folders_of_parts: dict[str, list[Path]]) -> Iterator[str]:
     """Notes on what lies beside the folders that are read."""
     if folders_of_parts:
-        bases = [path for folders in folders_of_parts.values() for path in folders]
+        bases = list(chain.from_iterable(folders_of_parts.values()))
         others = [path.name for path in _list_visible(folder) if path.is_dir() and path not in bases]
         if others:
             yield f"{', '.join(others)} in {folder} was not read: the parts are train, val and test."

@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
 
@@ -212,9 +213,9 @@ def _join_files(files: Sequence[TableFile]) -> TableFile:
         return main
     columns = []
     for number in range(len(main.table.names)):
-        columns.append(tuple(cell for file in files for cell in file.table.columns[number]))
-    lines = [line for file in files for line in file.table.lines]
-    notes = tuple(note for file in files for note in file.notes)
+        columns.append(tuple(chain.from_iterable(file.table.columns[number] for file in files)))
+    lines = list(chain.from_iterable(file.table.lines for file in files))
+    notes = tuple(chain.from_iterable(file.notes for file in files))
     sha256 = _combine_hashes([file.sha256 for file in files])
     sources = tuple((file.table.path, len(file.table.lines)) for file in files)
     joined = replace(main.table, columns=columns, lines=lines)

@@ -1,5 +1,6 @@
 """Scalars that callbacks and models log while a model trains: the row of an epoch has the mean of each."""
 
+from itertools import chain
 from typing import Any
 
 import torch
@@ -63,7 +64,7 @@ class LoggedValues:
 
         # In the order in which rank 0 has met them, so that rows of all epochs look alike.
         means: dict[str, float] = {}
-        for name in dict.fromkeys(name for rank_sums, _ in shares for name in rank_sums):
+        for name in dict.fromkeys(chain.from_iterable(rank_sums for rank_sums, _ in shares)):
             total = sum(rank_sums.get(name, 0.0) for rank_sums, _ in shares)
             count = sum(rank_counts.get(name, 0) for _, rank_counts in shares)
             means[name] = total / count

@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
@@ -45,7 +46,7 @@ class History(list[Row]):
     @property
     def columns(self) -> list[str]:
         """Names of all values, in the order of their first appearance."""
-        return list(dict.fromkeys(name for row in self for name in row))
+        return list(dict.fromkeys(chain.from_iterable(self)))
 
     def to_pandas(self) -> Any:
         """The rows as a pandas.DataFrame, indexed by epoch; RequestError where pandas is not installed."""

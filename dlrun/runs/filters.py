@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import chain
 from typing import Any
 
 from dlrun.config.compose import GROUPS
@@ -130,7 +131,7 @@ def refuse_unknown_key(runs: Sequence[RunRecord], key: str) -> None:
         return
 
     if "/" in key:
-        metrics = dict.fromkeys(name for run in runs for name in run.metrics)
+        metrics = dict.fromkeys(chain.from_iterable(run.metrics for run in runs))
         hint = did_you_mean(key, metrics).rstrip()
         listed = f"type one of {', '.join(metrics)}" if metrics else "none of them has metrics yet"
         raise RequestError(f"no run has a metric {key}; {hint or listed}")
@@ -144,7 +145,7 @@ def list_unknown_tags(runs: Sequence[RunRecord], condition: Filter) -> list[str]
     if condition.key != "tag" or not runs:
         return []
 
-    tags = dict.fromkeys(tag for run in runs for tag in run.tags)
+    tags = dict.fromkeys(chain.from_iterable(run.tags for run in runs))
     sentences = []
     for pattern in condition.patterns:
         if any(_is_equal(tag, pattern) for tag in tags):

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from itertools import chain
 from typing import Any, ClassVar
 
 import numpy as np
@@ -207,7 +208,7 @@ class Preprocessing:
     @property
     def features(self) -> list[tuple[str, float, float]]:
         """Name, mean and std of each feature of the model."""
-        return [feature for column in self.columns for feature in column.features]
+        return list(chain.from_iterable(column.features for column in self.columns))
 
     def to_plain(self) -> dict[str, Any]:
         """Plain data, as checkpoints and exports hold it."""

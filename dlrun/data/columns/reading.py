@@ -8,6 +8,7 @@ import io
 import zlib
 from collections import Counter
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -268,7 +269,7 @@ def _score_separator(sample: list[str], separator: str) -> tuple[float, float, i
 
     # Commas are in numbers and in sentences, the others rarely.
     others = [mark for mark in (";", "\t", "|") if mark != separator]
-    cells = [cell for row in rows for cell in row]
+    cells = list(chain.from_iterable(rows))
     pure = sum(not any(mark in cell for mark in others) for cell in cells) / len(cells)
     return (count / len(rows), pure, width)
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from itertools import chain
 
 from dlrun.core.files import GrowingFile, write_atomically
 from dlrun.runs.loggers.base import LoggedRun, Logger
@@ -37,7 +38,7 @@ class CSVLogger(Logger):
             self._write_all()
 
     def _write_all(self) -> None:
-        self.columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        self.columns = list(dict.fromkeys(chain.from_iterable(self.rows)))
         text = self._format(self.rows, header=True) if self.columns else ""
         path = self.run.folder / METRICS_CSV
         with self.run.disk_problems.tolerate(METRICS_CSV):
