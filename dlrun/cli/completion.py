@@ -18,7 +18,7 @@ from click.shell_completion import CompletionItem, ShellComplete, split_arg_stri
 from dlrun.cli.command import Suggest, suggest_values
 from dlrun.config import project
 from dlrun.config import schema as config
-from dlrun.config.callbacks import SPELLINGS
+from dlrun.config.callbacks import ALIASES
 from dlrun.config.compose import GROUPS
 from dlrun.core.errors import DlrunError
 from dlrun.core.terminal import escape_line, write_out
@@ -250,7 +250,7 @@ def read_keys(before: Sequence[str]) -> dict[str, list[str]]:
                 keys[f"logger.{name}.{key}"] = ["true", "false"] if isinstance(value, bool) else []
 
     # Other spellings of the same keys.
-    for name, spellings in SPELLINGS.items():
+    for name, spellings in ALIASES.items():
         for inner, key in spellings.items():
             keys[f"callbacks.{name}.{inner}"] = keys[key]
     return keys

@@ -14,7 +14,7 @@ from dlrun.core.suggest import did_you_mean
 SECTION = "callbacks"
 
 # The key that each one stands for, by name of the callback.
-SPELLINGS: dict[str, dict[str, str]] = {
+ALIASES: dict[str, dict[str, str]] = {
     "early_stopping": {
         "patience": "trainer.early_stopping.patience",
         "min_delta": "trainer.early_stopping.min_delta",
@@ -46,16 +46,16 @@ _OFF: dict[str, dict[str, Any]] = {
 }
 
 
-def replace_spelling(key: str) -> str:
+def get_canonical_key(key: str) -> str:
     """The key that callbacks.<name>.<key> of one of dlrun's own callbacks stands for; any other key as it is."""
     section, _, rest = key.partition(".")
     name, _, inner = rest.partition(".")
-    if section != SECTION or name not in SPELLINGS:
+    if section != SECTION or name not in ALIASES:
         return key
-    return SPELLINGS[name].get(inner, key)
+    return ALIASES[name].get(inner, key)
 
 
-def fold_spellings(config: dict[str, Any], typed: Collection[str]) -> None:
+def resolve_aliases(config: dict[str, Any], typed: Collection[str]) -> None:
     """Move the settings of dlrun's own callbacks to the keys that they stand for, in place.
 
     Callbacks of the user's own are left; without any the section goes, so that configs look as they always did.
@@ -65,7 +65,7 @@ def fold_spellings(config: dict[str, Any], typed: Collection[str]) -> None:
     if SECTION not in config:
         return
     entries = config.pop(SECTION) or {}
-    for name, keys in SPELLINGS.items():
+    for name, keys in ALIASES.items():
         if name not in entries:
             _switch_off(config, name)
             continue
@@ -82,7 +82,7 @@ def fold_spellings(config: dict[str, Any], typed: Collection[str]) -> None:
         if not isinstance(values, dict) or not values.get("_target_"):
             raise RequestError(
                 f"{SECTION}.{name} has no class; type +{SECTION}.{name}._target_=module.Class, where dlrun's own are "
-                f"{join_names(list(SPELLINGS))}"
+                f"{join_names(list(ALIASES))}"
             )
     if entries:
         config[SECTION] = entries
@@ -104,7 +104,7 @@ def _switch_off(config: dict[str, Any], name: str) -> None:
     if name not in _OFF:
         raise RequestError(f"~{SECTION}.{name}: every run has checkpoints; leave it out")
     for inner, value in _OFF[name].items():
-        *sections, last = SPELLINGS[name][inner].split(".")
+        *sections, last = ALIASES[name][inner].split(".")
         _descend(config, sections)[last] = value
 
 
@@ -116,5 +116,5 @@ def _descend(config: dict[str, Any], sections: list[str]) -> dict[str, Any]:
 
 
 def _advise_key(name: str) -> str:
-    keys = list(SPELLINGS[name])
+    keys = list(ALIASES[name])
     return f"type {SECTION}.{name}.{keys[0]}=..." if len(keys) == 1 else f"its keys are {join_names(keys)}"

@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from dlrun.config import hydra_internals, project, schema, unheeded
-from dlrun.config.callbacks import fold_spellings
+from dlrun.config.callbacks import resolve_aliases
 from dlrun.config.files import ConfigFiles
 from dlrun.config.hydra_internals import Hydra
 from dlrun.core.errors import DlrunError, RequestError, describe_os_error
@@ -55,7 +55,7 @@ def resolve(raw_config: DictConfig, typed: Collection[str] = ()) -> dict[str, An
     typed: keys of the command line. RequestError for a section `callbacks` that is wrong.
     """
     config = to_plain(raw_config)
-    fold_spellings(config, typed)
+    resolve_aliases(config, typed)
     return config
 
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from dlrun.config import hydra_internals, project, schema, sweep_points, unheeded
 from dlrun.config.callbacks import SECTION as CALLBACKS
-from dlrun.config.callbacks import replace_spelling
+from dlrun.config.callbacks import get_canonical_key
 from dlrun.config.compose import (
     GROUPS,
     compose_config,
@@ -317,7 +317,7 @@ def from_saved(saved: dict[str, Any], choices: dict[str, str], overrides: list[s
     keys: list[str] = []
     for override in OverridesParser.create().parse_overrides([quote_letters(word) for word in overrides]):
         # A saved config has dlrun's own callbacks under the keys that they are recorded by.
-        override.key_or_group = replace_spelling(override.key_or_group)
+        override.key_or_group = get_canonical_key(override.key_or_group)
         key = override.key_or_group
         keys.append(key)
         if override.is_sweep_override():

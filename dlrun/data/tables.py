@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dlrun.core.errors import DataError, MisfitError, RequestError
 from dlrun.core.suggest import did_you_mean
 from dlrun.data.columns.cells import choose_day_first, find_gaps, is_gap, parse_column, uses_marks
-from dlrun.data.columns.kinds import ColumnChoice, ColumnKind, choose_kinds, counts_rows, find_column
+from dlrun.data.columns.kinds import ColumnChoice, ColumnKind, choose_kinds, counts_rows
 from dlrun.data.columns.matching import Match, match_by_name, match_by_position
 from dlrun.data.columns.parts import RowParts, SplitPlan, check_split, describe_small_classes, draw_parts
 from dlrun.data.columns.preprocessing import (
@@ -125,7 +125,7 @@ def table(
     values, target_notes = _read_targets(joined, positions, task)
     rows = len(main.table.lines)
 
-    split_position = None if split_column is None else find_column(joined, split_column, "data.split_column")
+    split_position = None if split_column is None else joined.table.find_column(split_column, "data.split_column")
     if split_position in positions:
         raise RequestError(f"data.split_column={split_column} is the target; name another column, or split=random")
     # Rows that cannot be trained on are kept together: they can still be evaluated.
@@ -253,7 +253,7 @@ def _find_targets(file: TableFile, target: str | int | Sequence[str | int], save
     has_names = saved is not None and saved.has_names and file.table.has_header
     if has_names and saved is not None and all(isinstance(column, int) for column in columns):
         columns = saved.targets
-    positions = [find_column(file, column, "data.target") for column in columns]
+    positions = [file.table.find_column(column, "data.target") for column in columns]
     for position in positions:
         if positions.count(position) > 1:
             raise RequestError(f"data.target names column '{file.table.names[position]}' twice; leave out one of them")

@@ -26,7 +26,7 @@ def log(name: str, value: Tensor | float) -> None:
         _receiver.add(name, value)
 
 
-def receive(values: "LoggedValues | None") -> None:
+def set_receiver(values: "LoggedValues | None") -> None:
     """Let `log` put its values there from now on; None: nowhere."""
     global _receiver
     _receiver = values

@@ -349,10 +349,10 @@ class TrainState:
 
     @contextmanager
     def keep_resumed_state(self) -> Iterator[None]:
-        """Around the start of users' callbacks: a resumed training gets back its state, and that of the callbacks.
+        """Keep `on_fit_start` from changing a resumed training.
 
-        What they do at the start of a training, such as setting a counter to 0 or drawing a random number, was done
-        when the training began.
+        On exit the weights, the optimizer, the schedule and the random generators are as before, and the callbacks
+        have the state that the checkpoint holds of them. A new training is left alone.
         """
         if self.resumed_callbacks is None or not self.callbacks:
             yield

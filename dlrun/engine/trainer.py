@@ -144,7 +144,7 @@ class Trainer:
             yield
         except Exception as error:
             # Code of the user's takes part, so anything can come.
-            logged_values.receive(None)
+            logged_values.set_receiver(None)
             self.callbacks.on_exception(self, error)
             raise
 
@@ -165,7 +165,7 @@ class Trainer:
             records: StepRecords = []
             self.records = records
             # What the model logs in this step alone: a callback may run it, too.
-            logged_values.receive(state.logged)
+            logged_values.set_receiver(state.logged)
             if needs_closure:
                 # LBFGS and its like evaluate the loss as often as they need.
                 state.optimizer.step(partial(compute_closure_loss, state, group, records, self.forward))  # type: ignore[arg-type]
@@ -177,7 +177,7 @@ class Trainer:
                 state.scaler.step(state.optimizer)
                 state.scaler.update()
 
-            logged_values.receive(None)
+            logged_values.set_receiver(None)
 
             # Losses stay on the device: `check_finite` reads them in one transfer.
             for outputs, targets, loss in records:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, ReduceLROnPlateau, StepLR
 
-from dlrun.config.callbacks import replace_spelling
+from dlrun.config.callbacks import get_canonical_key
 from dlrun.config.request import Request
 from dlrun.config.unheeded import format_note, get_key
 from dlrun.core.errors import join_names
@@ -40,7 +40,7 @@ def find_without_effect(
     words: overrides of the command line; files: the user's own config file that sets a key, by key
     """
     # Other spellings of a key are as good as the key.
-    typed = {replace_spelling(get_key(word)) for word in words}
+    typed = {get_canonical_key(get_key(word)) for word in words}
     reasons = {
         **_explain_data(context),
         **_explain_model(context),
@@ -49,7 +49,7 @@ def find_without_effect(
         **_explain_paths(context, request),
     }
     notes = [format_note(key, reason) for key, reason in reasons.items() if key in typed]
-    files_by_key = {replace_spelling(key): file for key, file in files.items()}
+    files_by_key = {get_canonical_key(key): file for key, file in files.items()}
     for key, reason in reasons.items():
         if key in files_by_key and key not in typed:
             notes.append(format_note(f"{key} in {files_by_key[key]}", reason))

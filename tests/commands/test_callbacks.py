@@ -311,7 +311,7 @@ def test_mistakes_that_show_in_the_training(words: tuple[str, ...], sentence: st
     assert sentence in done.err
 
 
-SPELLINGS = [
+ALIASES = [
     ("callbacks.early_stopping.patience=3", "trainer.early_stopping.patience=3"),
     ("callbacks.early_stopping.min_delta=0.5", "trainer.early_stopping.min_delta=0.5"),
     ("callbacks.ema.decay=0.9", "trainer.ema_decay=0.9"),
@@ -322,7 +322,7 @@ SPELLINGS = [
 ]
 
 
-@pytest.mark.parametrize(("one", "other"), SPELLINGS)
+@pytest.mark.parametrize(("one", "other"), ALIASES)
 def test_both_spellings_make_the_same_run(one: str, other: str) -> None:
     from dlrun.config.request import from_command_line
 

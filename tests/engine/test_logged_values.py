@@ -68,11 +68,11 @@ def test_every_value_of_every_rank_counts_once() -> None:
 def test_a_model_logs_in_a_step_alone() -> None:
     logged = LoggedValues()
     logged_values.log("x", 1.0)
-    logged_values.receive(logged)
+    logged_values.set_receiver(logged)
     try:
         logged_values.log("x", 3.0)
     finally:
-        logged_values.receive(None)
+        logged_values.set_receiver(None)
     logged_values.log("x", 5.0)
     assert logged.take_means(SINGLE_PROCESS) == {"x": 3.0}
 

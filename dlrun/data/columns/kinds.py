@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from dlrun.core.errors import RequestError
-from dlrun.core.suggest import did_you_mean, suggest_one
+from dlrun.core.suggest import did_you_mean
 from dlrun.data.columns.cells import is_gap, parse_column, parse_date
 from dlrun.data.columns.reading import TableFile
 
@@ -57,19 +57,19 @@ def choose_kinds(
     table = file.table
     typed: dict[int, Kind] = {}
     for column in choice.categorical or ():
-        typed[find_column(file, column, "data.categorical")] = "category"
+        typed[file.table.find_column(column, "data.categorical")] = "category"
     for name, kind in (choice.kinds or {}).items():
-        position = find_column(file, name, "data.kinds")
+        position = file.table.find_column(name, "data.kinds")
         if kind not in KINDS:
             hint = did_you_mean(str(kind), KINDS)
             raise RequestError(f"data.kinds.{name}={kind} is no kind; {hint}type one of {', '.join(KINDS)}")
         typed[position] = kind  # type: ignore[assignment]
     for column in choice.drop or ():
-        typed[find_column(file, column, "data.drop")] = "drop"
+        typed[file.table.find_column(column, "data.drop")] = "drop"
 
     wanted = None
     if choice.columns is not None:
-        wanted = {find_column(file, column, "data.columns") for column in choice.columns}
+        wanted = {file.table.find_column(column, "data.columns") for column in choice.columns}
     for target in targets:
         if wanted is not None and target in wanted:
             raise RequestError(f"data.columns names the target, {table.names[target]}; leave it out there")
@@ -99,28 +99,6 @@ def choose_kinds(
             "data.separator=… if the columns are not cut rightly"
         )
     return kinds
-
-
-def find_column(file: TableFile, column: str | int, key: str) -> int:
-    """Position of a column that the config names; RequestError if there is none."""
-    table = file.table
-    count = len(table.names)
-    if isinstance(column, int):
-        if not -count <= column < count:
-            raise RequestError(
-                f"{key}={column} is no column of {table.path}, "
-                f"which has {count}: type a number from 0 to {count - 1}, or -1 for the last"
-            )
-        return column % count
-    if column in table.names:
-        return table.names.index(column)
-    if not table.has_header:
-        raise RequestError(
-            f"{key}={column} is a name but {table.path} has no header line: type its number "
-            "(0 is the first, -1 the last), or data.header=true if its first line holds the names"
-        )
-    hint = suggest_one(column, table.names) or f"; there are {', '.join(table.names)}"
-    raise RequestError(f"{key}={column} is no column of {table.path}{hint}")
 
 
 def judge_kind(file: TableFile, index: int) -> ColumnKind:

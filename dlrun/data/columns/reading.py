@@ -12,11 +12,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from dlrun.core.csv_text import unguard_row
 from dlrun.core.errors import DataError, RequestError
 from dlrun.core.suggest import build_missing_path_error
 from dlrun.data.columns.cells import choose_decimal, is_gap
-from dlrun.data.files.table import Table, parse_numbers
+from dlrun.data.files.table import Table, parse_numbers, parse_rows
 
 EXCEL = (".xlsx", ".xlsm", ".xls")
 PARQUET = (".parquet", ".pq")
@@ -272,25 +271,6 @@ def _score_separator(sample: list[str], separator: str) -> tuple[float, float, i
     cells = list(chain.from_iterable(rows))
     pure = sum(not any(mark in cell for mark in others) for cell in cells) / len(cells)
     return (count / len(rows), pure, width)
-
-
-def parse_rows(path: Path, text: str, separator: str) -> tuple[list[int], list[list[str]]]:
-    """The lines that rows end in, from 1, and the rows."""
-    # newline="" leaves line ends in quoted cells to the reader, which counts lines.
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
-    lines: list[int] = []
-    rows: list[list[str]] = []
-    try:
-        for row in reader:
-            if row:
-                lines.append(reader.line_num)
-                rows.append(row)
-    except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: {error}; correct the line") from error
-    # A file that dlrun wrote may hold cells guarded against spreadsheets, by an apostrophe.
-    if "'" in text:
-        rows = [unguard_row(row) for row in rows]
-    return lines, rows
 
 
 def _fit_header(rows: list[list[str]], header: bool | None) -> list[list[str]]:

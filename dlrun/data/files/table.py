@@ -31,26 +31,29 @@ class Table:
     columns: list[tuple[str, ...]]
     lines: list[int]
 
-    def find_column(self, column: str | int) -> int:
-        """Position of a column given by name or by number (-1 is the last); RequestError if there is none."""
+    def find_column(self, column: str | int, key: str = "data.target") -> int:
+        """Position of a column given by name or by number (-1 is the last); RequestError if there is none.
+
+        key: of the config, which names the column.
+        """
         count = len(self.names)
         if isinstance(column, int):
             if not -count <= column < count:
                 raise RequestError(
-                    f"data.target={column} is no column of {self.path}, "
+                    f"{key}={column} is no column of {self.path}, "
                     f"which has {count}: type a number from 0 to {count - 1}, or -1 for the last"
                 )
             return column % count
 
+        if column in self.names:
+            return self.names.index(column)
         if not self.has_header:
             raise RequestError(
-                f"data.target={column} is a name but {self.path} has no header line: type its number "
+                f"{key}={column} is a name but {self.path} has no header line: type its number "
                 "(0 is the first, -1 the last), or data.header=true if its first line holds the names"
             )
-        if column not in self.names:
-            hint = suggest_one(column, self.names) or f"; there are {', '.join(self.names)}"
-            raise RequestError(f"data.target={column} is no column of {self.path}{hint}")
-        return self.names.index(column)
+        hint = suggest_one(column, self.names) or f"; there are {', '.join(self.names)}"
+        raise RequestError(f"{key}={column} is no column of {self.path}{hint}")
 
     def read_numbers(self, column: int) -> Numbers:
         """A column as float64 of shape (rows,); DataError for the first cell that is not a finite number."""
@@ -77,7 +80,7 @@ def read_table(path: Path, header: bool | None = None, delimiter: str = ",") -> 
     Raises DataError (missing, unreadable, empty, ragged, duplicate names), RequestError (delimiter).
     """
     # A shell passes a tab as the two characters \t.
-    lines, rows = _parse_rows(path, _read_text(path), "\t" if delimiter == "\\t" else delimiter)
+    lines, rows = _parse_even_rows(path, _read_text(path), "\t" if delimiter == "\\t" else delimiter)
     has_header = _starts_with_names(rows) if header is None else header
 
     names = [f"column_{i}" for i in range(len(rows[0]))]
@@ -130,11 +133,8 @@ def _read_text(path: Path) -> str:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _parse_rows(path: Path, text: str, delimiter: str) -> tuple[list[int], list[list[str]]]:
-    """Line numbers and rows, all with as many cells as the first."""
-    if len(delimiter) != 1 or delimiter in '\r\n"':
-        raise RequestError(f"data.delimiter='{delimiter}' must be one character, such as ',' or ';' or '\\t'")
-
+def parse_rows(path: Path, text: str, delimiter: str) -> tuple[list[int], list[list[str]]]:
+    """The lines that rows end in, from 1, and the rows."""
     # newline="" leaves line ends in quoted cells to the reader, which counts lines.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
     lines: list[int] = []
@@ -144,12 +144,20 @@ def _parse_rows(path: Path, text: str, delimiter: str) -> tuple[list[int], list[
             if row:
                 lines.append(reader.line_num)
                 rows.append(row)
-        # A file that dlrun wrote may hold cells guarded against spreadsheets, by an apostrophe.
-        if "'" in text:
-            rows = [unguard_row(row) for row in rows]
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num}: {error}; correct the line") from error
+    # A file that dlrun wrote may hold cells guarded against spreadsheets, by an apostrophe.
+    if "'" in text:
+        rows = [unguard_row(row) for row in rows]
+    return lines, rows
 
+
+def _parse_even_rows(path: Path, text: str, delimiter: str) -> tuple[list[int], list[list[str]]]:
+    """Line numbers and rows, all with as many cells as the first."""
+    if len(delimiter) != 1 or delimiter in '\r\n"':
+        raise RequestError(f"data.delimiter='{delimiter}' must be one character, such as ',' or ';' or '\\t'")
+
+    lines, rows = parse_rows(path, text, delimiter)
     if not rows:
         raise DataError(f"{path} is empty: it needs a row a sample")
     width = len(rows[0])
