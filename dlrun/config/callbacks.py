@@ -64,19 +64,22 @@ def resolve_aliases(config: dict[str, Any], typed: Collection[str]) -> None:
     """
     if SECTION not in config:
         return
+
     entries = config.pop(SECTION) or {}
     for name, keys in ALIASES.items():
         if name not in entries:
-            _switch_off(config, name)
+            _switch_off(config, name, typed)
             continue
+
         values = entries.pop(name)
         if not isinstance(values, dict):
             raise RequestError(f"{SECTION}.{name}={format_value(values)} names none of its keys; {_advise_key(name)}")
+
         for inner, value in values.items():
             if inner not in keys:
                 hint = did_you_mean(inner, keys, f"{SECTION}.{name}.")
                 raise RequestError(f"there is no key {SECTION}.{name}.{inner}; {hint}{_advise_key(name)}")
-            _fold_value(config, f"{SECTION}.{name}.{inner}", keys[inner], value, typed)
+            _set_value(config, f"{SECTION}.{name}.{inner}", keys[inner], value, typed)
 
     for name, values in entries.items():
         if not isinstance(values, dict) or not values.get("_target_"):
@@ -84,11 +87,13 @@ def resolve_aliases(config: dict[str, Any], typed: Collection[str]) -> None:
                 f"{SECTION}.{name} has no class; type +{SECTION}.{name}._target_=module.Class, where dlrun's own are "
                 f"{join_names(list(ALIASES))}"
             )
+
     if entries:
         config[SECTION] = entries
 
 
-def _fold_value(config: dict[str, Any], spelling: str, key: str, value: Any, typed: Collection[str]) -> None:
+def _set_value(config: dict[str, Any], spelling: str, key: str, value: Any, typed: Collection[str]) -> None:
+    """Set the key that an alias stands for; RequestError where both are typed, with different values."""
     *sections, last = key.split(".")
     block = _descend(config, sections)
     if block[last] == value:
@@ -100,9 +105,14 @@ def _fold_value(config: dict[str, Any], spelling: str, key: str, value: Any, typ
     block[last] = value
 
 
-def _switch_off(config: dict[str, Any], name: str) -> None:
+def _switch_off(config: dict[str, Any], name: str, typed: Collection[str]) -> None:
+    """Set the keys of a callback that is not among those chosen. Checkpoints are always saved."""
     if name not in _OFF:
-        raise RequestError(f"~{SECTION}.{name}: every run has checkpoints; leave it out")
+        # An option of the user's own need not list it, but nobody is to believe that it is off.
+        if f"{SECTION}.{name}" in typed:
+            raise RequestError(f"~{SECTION}.{name}: every run has checkpoints; leave it out")
+        return
+
     for inner, value in _OFF[name].items():
         *sections, last = ALIASES[name][inner].split(".")
         _descend(config, sections)[last] = value

@@ -346,6 +346,18 @@ def test_a_preset_may_be_overridden_by_either_spelling(dlrun: Callable[..., Any]
     assert longer.code == 0, longer.err
 
 
+def test_an_option_of_ones_own_replaces_the_default(train: Callable[..., Any]) -> None:
+    Path("mine/callbacks").mkdir(parents=True)
+    Path("mine/callbacks/stop.yaml").write_text("# stops after two epochs\nstop: {_target_: watched.Stop}\n")
+    words = ("--config-dir", "mine", "data=blobs", "trainer.epochs=5", *QUICK)
+    done = train(*words, "callbacks=stop", "hydra.run.dir=alone")
+    assert (done.code, done.result["epochs"]) == (0, 2), done.err
+    assert read_yaml(Path("alone/.hydra/config.yaml").read_text())["tracking"]["diagnose"] is False
+    both = train(*words, "callbacks=[default,stop]", "hydra.run.dir=both")
+    assert (both.code, both.result["epochs"]) == (0, 2), both.err
+    assert read_yaml(Path("both/.hydra/config.yaml").read_text())["tracking"]["diagnose"] is True
+
+
 def test_a_spelling_without_effect_is_noted_as_the_key_is(dlrun: Callable[..., Any]) -> None:
     done = dlrun("data=blobs", "trainer.epochs=1", "callbacks.early_stopping.min_delta=0.1", *QUICK)
     assert "trainer.early_stopping.min_delta has no effect here" in done.out
