@@ -51,7 +51,7 @@ _SUMMARY_WIDTHS = (16, 22, 24)
 
 
 @dataclass(frozen=True)
-class _Trouble:
+class Trouble:
     """A cell that cannot be used."""
 
     row: int
@@ -103,7 +103,7 @@ def table(
             f"data.task={task} is not known: type regression, binary, multiclass, multilabel or multitask"
         )
     check_split(split, split_column, folds, fold)
-    _refuse_double_parts(test_path, folds)
+    refuse_double_parts(test_path, folds)
 
     # A command line cannot hold a tab conveniently, so the config spells it \t.
     mark = {"\\t": "\t"}.get(str(separator or delimiter), separator or delimiter)
@@ -118,11 +118,11 @@ def table(
     files = [main]
     for key, other in (("val_path", val_path), ("test_path", test_path)):
         if other is not None:
-            files.append(_read_beside(main, Path(other).expanduser(), text_format, f"data.{key}"))
-    joined = _join_files(files)
+            files.append(read_beside(main, Path(other).expanduser(), text_format, f"data.{key}"))
+    joined = join_files(files)
 
     positions = _find_targets(joined, target, saved)
-    values, target_notes = _read_targets(joined, positions, task)
+    values, target_notes = read_targets(joined, positions, task)
     rows = len(main.table.lines)
 
     split_position = None if split_column is None else joined.table.find_column(split_column, "data.split_column")
@@ -136,11 +136,11 @@ def table(
             f"{path}: the target, column '{name}', is another class in each row, so there is "
             "nothing to learn; type data.target=<another column>, or data.task=regression for a quantity"
         )
-    plan = _make_plan(joined, split, split_position, seed, values, rows)
+    plan = make_plan(joined, split, split_position, seed, values, rows)
     drawn_test = 0.0 if test_path is not None or nothing_to_learn else test_fraction
     drawn_val = 0.0 if val_path is not None or nothing_to_learn else val_fraction
     parts = draw_parts(rows, plan, drawn_test, drawn_val, None if nothing_to_learn else folds, fold)
-    parts = _add_given_parts(parts, files, val_path, test_path)
+    parts = add_given_parts(parts, files, val_path, test_path)
 
     if saved is None:
         others = [split_position] if split == "group" and split_position is not None else []
@@ -158,21 +158,21 @@ def table(
     notes = [*joined.notes, *target_notes, *column_notes, *parts.notes]
     if values.task in ("binary", "multiclass") and len(parts.test):
         notes.append(describe_small_classes(values.values[parts.test].astype(np.int64), values.class_names))
-    unheeded = _find_unheeded(test_path, val_path, folds)
+    unheeded = find_unheeded(test_path, val_path, folds)
     return _make_splits(joined, files, encoded, values, parts, spec, notes, nothing_to_learn, unheeded, summary)
 
 
 def hash_files(arguments: Mapping[str, Any]) -> str:
     """The sha256 by which the files of a table are known again; "" where one of them cannot be read."""
     paths = [arguments.get(key) for key in ("path", "val_path", "test_path")]
-    return _combine_hashes([hash_file(Path(str(path)).expanduser()) for path in paths if path is not None])
+    return combine_hashes([hash_file(Path(str(path)).expanduser()) for path in paths if path is not None])
 
 
-def _combine_hashes(hashes: Sequence[str]) -> str:
+def combine_hashes(hashes: Sequence[str]) -> str:
     return "" if "" in hashes else "-".join(hashes)
 
 
-def _refuse_double_parts(test_path: str | None, folds: int | None) -> None:
+def refuse_double_parts(test_path: str | None, folds: int | None) -> None:
     if test_path is not None and folds is not None:
         raise RequestError(
             "data.folds draws the test part from data.path, and data.test_path names another; leave out one of them"
@@ -182,7 +182,7 @@ def _refuse_double_parts(test_path: str | None, folds: int | None) -> None:
 # Files
 
 
-def _read_beside(main: TableFile, path: Path, text_format: TextFormat, key: str) -> TableFile:
+def read_beside(main: TableFile, path: Path, text_format: TextFormat, key: str) -> TableFile:
     """Another part in a file of its own, with its columns in the order of the main file."""
     # What was judged of the main file holds for its other parts.
     decimal = text_format.decimal or main.decimal
@@ -206,7 +206,7 @@ def _read_beside(main: TableFile, path: Path, text_format: TextFormat, key: str)
     return replace(other, table=replace(other.table, names=main.table.names, columns=columns))
 
 
-def _join_files(files: Sequence[TableFile]) -> TableFile:
+def join_files(files: Sequence[TableFile]) -> TableFile:
     """All rows in one table, those of the main file first."""
     main = files[0]
     if len(files) == 1:
@@ -216,13 +216,13 @@ def _join_files(files: Sequence[TableFile]) -> TableFile:
         columns.append(tuple(chain.from_iterable(file.table.columns[number] for file in files)))
     lines = list(chain.from_iterable(file.table.lines for file in files))
     notes = tuple(chain.from_iterable(file.notes for file in files))
-    sha256 = _combine_hashes([file.sha256 for file in files])
+    sha256 = combine_hashes([file.sha256 for file in files])
     sources = tuple((file.table.path, len(file.table.lines)) for file in files)
     joined = replace(main.table, columns=columns, lines=lines)
     return replace(main, table=joined, notes=notes, sha256=sha256, sources=sources)
 
 
-def _add_given_parts(
+def add_given_parts(
     parts: RowParts, files: Sequence[TableFile], val_path: str | None, test_path: str | None
 ) -> RowParts:
     """The parts with the rows of the files that are parts themselves."""
@@ -263,7 +263,7 @@ def _find_targets(file: TableFile, target: str | int | Sequence[str | int], save
     return positions
 
 
-def _read_targets(file: TableFile, columns: Sequence[int], task: TableTask | None) -> tuple[Target, list[str]]:
+def read_targets(file: TableFile, columns: Sequence[int], task: TableTask | None) -> tuple[Target, list[str]]:
     """The targets with notes on how they were read; DataError for cells that they cannot have."""
     if not columns:
         # All columns are inputs, for an autoencoder.
@@ -298,8 +298,8 @@ def _read_several(file: TableFile, columns: Sequence[int], task: TableTask | Non
     for row, number in np.argwhere(~is_label).tolist():
         column = columns[number]
         cell = table.columns[column][row]
-        troubles.append(_Trouble(row, column, f"holds {cell}, and multilabel takes 0 and 1"))
-    _raise_troubles(file, troubles, "correct the lines or remove them")
+        troubles.append(Trouble(row, column, f"holds {cell}, and multilabel takes 0 and 1"))
+    raise_troubles(file, troubles, "correct the lines or remove them")
     return Target("multilabel", values, tuple(table.names[column] for column in columns)), []
 
 
@@ -307,7 +307,7 @@ def _read_target(file: TableFile, column: int, task: TableTask | None) -> tuple[
     """One target column, with notes."""
     cells = file.table.columns[column]
     if task in ("binary", "multiclass"):
-        _raise_troubles(file, [_Trouble(row, column, "is empty") for row, cell in enumerate(cells) if not cell.strip()])
+        raise_troubles(file, [Trouble(row, column, "is empty") for row, cell in enumerate(cells) if not cell.strip()])
         return read_classes(file.table, column, task), []
 
     numbers, wrong = parse_column(cells, file.decimal)
@@ -343,21 +343,21 @@ def _read_quantity(file: TableFile, column: int, task: TableTask | None) -> NDAr
     advice = "correct the lines or remove them"
     if task is None:
         advice += ", or type data.task=multiclass if these are names of classes"
-    _raise_troubles(file, [_Trouble(row, column, _describe_cell(cells[row])) for row in wrong], advice)
+    raise_troubles(file, [Trouble(row, column, _describe_cell(cells[row])) for row in wrong], advice)
     return numbers
 
 
 def _raise_gaps(file: TableFile, column: int) -> None:
     cells = file.table.columns[column]
-    gaps = [_Trouble(row, column, _describe_cell(cells[row])) for row in _find_gap_rows(cells)]
-    _raise_troubles(file, gaps, "the target must be there: correct the lines or remove them")
+    gaps = [Trouble(row, column, _describe_cell(cells[row])) for row in _find_gap_rows(cells)]
+    raise_troubles(file, gaps, "the target must be there: correct the lines or remove them")
 
 
 def _describe_cell(cell: str) -> str:
     return f"holds '{cell.strip()[:40]}', which is not a finite number" if cell.strip() else "is empty"
 
 
-def _make_plan(file: TableFile, split: str, column: int | None, seed: int, target: Target, rows: int) -> SplitPlan:
+def make_plan(file: TableFile, split: str, column: int | None, seed: int, target: Target, rows: int) -> SplitPlan:
     has_classes = target.task in ("binary", "multiclass")
     labels = target.values[:rows].astype(np.int64) if has_classes else None
     source = str(file.table.path)
@@ -365,21 +365,21 @@ def _make_plan(file: TableFile, split: str, column: int | None, seed: int, targe
         return SplitPlan(split, seed, labels, source=source)
 
     cells = file.table.columns[column][:rows]
-    gaps = [_Trouble(row, column, "is empty") for row, cell in enumerate(cells) if is_gap(cell)]
-    _raise_troubles(file, gaps, "data.split_column needs a value in each row")
+    gaps = [Trouble(row, column, "is empty") for row, cell in enumerate(cells) if is_gap(cell)]
+    raise_troubles(file, gaps, "data.split_column needs a value in each row")
     if split == "group":
         _, groups = np.unique([cell.strip() for cell in cells], return_inverse=True)
         return SplitPlan(split, seed, labels, groups=groups.astype(np.int64), source=source)
 
     order, wrong = parse_column(cells, file.decimal)
     if wrong:
-        order, wrong = _parse_times(cells)
-    what = [_Trouble(row, column, f"holds '{cells[row][:40]}', which is no number and no date") for row in wrong]
-    _raise_troubles(file, what, "data.split=time needs times that can be ordered")
+        order, wrong = parse_times(cells)
+    what = [Trouble(row, column, f"holds '{cells[row][:40]}', which is no number and no date") for row in wrong]
+    raise_troubles(file, what, "data.split=time needs times that can be ordered")
     return SplitPlan(split, seed, labels, order=order, source=source)
 
 
-def _parse_times(cells: Sequence[str]) -> tuple[NDArray[np.float64], list[int]]:
+def parse_times(cells: Sequence[str]) -> tuple[NDArray[np.float64], list[int]]:
     """Dates as numbers that grow with time."""
     parts, wrong = split_dates(cells, bool(choose_day_first(cells)))
     order = parts["year"] * 372.0 + parts["month"] * 31.0 + parts["day"] + parts["hour"] / 24.0
@@ -399,7 +399,7 @@ def _fit(
 ) -> tuple[Preprocessing, NDArray[np.float64], list[str]]:
     """Fit the preprocessing to the training rows; returns it, the inputs of all rows (rows, features), and notes."""
     table = file.table
-    troubles: list[_Trouble] = []
+    troubles: list[Trouble] = []
     notes: list[str] = []
     fitted: list[Column] = []
     blocks = []
@@ -416,8 +416,8 @@ def _fit(
                     f"dates of '{column.name}' were read as month/day/year; write them as 2024-12-31 if not so."
                 )
         if missing == "error":
-            gaps = [_Trouble(row, column.index, "is empty") for row in _find_gap_rows(cells)]
-            _raise_troubles(file, gaps, "data.missing=impute fills gaps")
+            gaps = [Trouble(row, column.index, "is empty") for row in _find_gap_rows(cells)]
+            raise_troubles(file, gaps, "data.missing=impute fills gaps")
         result, wrong = fit_column(
             column.name, column.index, column.kind, cells, train_rows, file.decimal, day_first, normalize
         )
@@ -430,7 +430,7 @@ def _fit(
     if troubles:
         name = table.names[troubles[0].column]
         advice = f"correct the lines or remove them, or type data.kinds={{{name}: category}} if these are names"
-        _raise_troubles(file, troubles, advice)
+        raise_troubles(file, troubles, advice)
     left_out = [column for column in chosen if column.kind == "drop"]
     notes += _describe_left_out(left_out)
     used = {column.index for column in chosen} | set(targets)
@@ -448,9 +448,9 @@ def _fit(
     return preprocessing, np.concatenate(blocks, axis=1), notes
 
 
-def _list_wrong_cells(column: int, kind: str, cells: Sequence[str], rows: Sequence[int]) -> list[_Trouble]:
+def _list_wrong_cells(column: int, kind: str, cells: Sequence[str], rows: Sequence[int]) -> list[Trouble]:
     noun = NOUNS.get(kind, kind)
-    return [_Trouble(row, column, f"holds '{cells[row].strip()[:40]}', which is no {noun}") for row in rows]
+    return [Trouble(row, column, f"holds '{cells[row].strip()[:40]}', which is no {noun}") for row in rows]
 
 
 def _describe_left_out(columns: Sequence[ColumnKind]) -> list[str]:
@@ -469,14 +469,14 @@ def _apply(file: TableFile, saved: Preprocessing, missing: str) -> tuple[Preproc
     table = file.table
     match = _match(file, saved)
     notes = list(match.notes)
-    troubles: list[_Trouble] = []
+    troubles: list[Trouble] = []
     blocks = []
     for column in saved.columns:
         position = match.positions[column.name]
         cells = ("",) * len(table.lines) if position is None else table.columns[position]
         if missing == "error" and position is not None:
-            gaps = [_Trouble(row, position, "is empty") for row in _find_gap_rows(cells)]
-            _raise_troubles(file, gaps, "data.missing=impute fills gaps")
+            gaps = [Trouble(row, position, "is empty") for row in _find_gap_rows(cells)]
+            raise_troubles(file, gaps, "data.missing=impute fills gaps")
         block, wrong = column.encode(cells)
         blocks.append(block)
         if position is not None:
@@ -488,7 +488,7 @@ def _apply(file: TableFile, saved: Preprocessing, missing: str) -> tuple[Preproc
                 notes.append(
                     f"'{column.name}' holds what training did not have, and counts as none of its categories: {shown}."
                 )
-    _raise_troubles(file, troubles, "correct the lines")
+    raise_troubles(file, troubles, "correct the lines")
     return saved, np.concatenate(blocks, axis=1), notes
 
 
@@ -506,7 +506,7 @@ def _find_gap_rows(cells: Sequence[str]) -> list[int]:
     return rows
 
 
-def _raise_troubles(file: TableFile, troubles: Sequence[_Trouble], advice: str = "correct the lines") -> None:
+def raise_troubles(file: TableFile, troubles: Sequence[Trouble], advice: str = "correct the lines") -> None:
     """DataError for cells that cannot be used, up to ten of them, in the order of the file."""
     if not troubles:
         return
@@ -529,14 +529,19 @@ def _raise_troubles(file: TableFile, troubles: Sequence[_Trouble], advice: str =
 # Splits
 
 
+def fit_target_scale(
+    target: Target, train_rows: RowIndices, normalize: bool
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std of a regression's targets in the training rows; empty for other tasks, or unless `normalize`."""
+    if target.task != "regression" or not normalize:
+        return (), ()
+    scales = [Scale.fit(column.astype(np.float64), normalize) for column in target.values[train_rows].T]
+    return tuple(scale.mean for scale in scales), tuple(scale.std for scale in scales)
+
+
 def _make_spec(fitted: Preprocessing, target: Target, train_rows: RowIndices, normalize: bool) -> DataSpec:
     features = fitted.features
-    target_mean: tuple[float, ...] = ()
-    target_std: tuple[float, ...] = ()
-    if target.task == "regression" and normalize:
-        scales = [Scale.fit(column.astype(np.float64), normalize) for column in target.values[train_rows].T]
-        target_mean = tuple(scale.mean for scale in scales)
-        target_std = tuple(scale.std for scale in scales)
+    target_mean, target_std = fit_target_scale(target, train_rows, normalize)
     return DataSpec(
         "vector",
         (len(features),),
@@ -553,7 +558,7 @@ def _make_spec(fitted: Preprocessing, target: Target, train_rows: RowIndices, no
     )
 
 
-def _find_unheeded(test_path: str | None, val_path: str | None, folds: int | None) -> dict[str, str]:
+def find_unheeded(test_path: str | None, val_path: str | None, folds: int | None) -> dict[str, str]:
     reasons = {}
     if test_path is not None:
         reasons["test_fraction"] = "data.test_path names the test part"
@@ -562,6 +567,17 @@ def _find_unheeded(test_path: str | None, val_path: str | None, folds: int | Non
     if val_path is not None:
         reasons["val_fraction"] = "data.val_path names the validation part"
     return reasons
+
+
+def make_origin(files: Sequence[TableFile]) -> Origin:
+    """Where the rows of files come from, those of the first file first."""
+    origins = []
+    for file in files:
+        source = str(file.table.path)
+        count = len(file.table.lines)
+        is_text = file.has_lines
+        origins.append(Origin.from_lines(source, file.table.lines) if is_text else Origin.from_position(source, count))
+    return origins[0] if len(origins) == 1 else Origin.join(origins)
 
 
 def _make_splits(
@@ -576,13 +592,7 @@ def _make_splits(
     unheeded: Mapping[str, str],
     summary: tuple[tuple[str, ...], ...],
 ) -> Splits:
-    origins = []
-    for one in files:
-        source = str(one.table.path)
-        count = len(one.table.lines)
-        is_text = one.has_lines
-        origins.append(Origin.from_lines(source, one.table.lines) if is_text else Origin.from_position(source, count))
-    origin = origins[0] if len(origins) == 1 else Origin.join(origins)
+    origin = make_origin(files)
 
     def select(rows: RowIndices) -> Split | None:
         if not len(rows):
