@@ -12,7 +12,7 @@ from dlrun.core.errors import DataError
 from dlrun.data.augmentation import BatchMix
 from dlrun.data.origin import Origin
 
-Kind = Literal["vector", "image", "tokens"]
+Kind = Literal["vector", "image", "tokens", "series"]
 TaskName = Literal["regression", "binary", "multiclass", "multilabel", "multitask", "tagging"]
 OutputTask = Literal["regression", "binary", "multiclass"]
 
@@ -61,6 +61,7 @@ class DataSpec:
         "vector"  (features,)                  float inputs
         "image"   (channels, height, width)    float inputs
         "tokens"  (longest length,)            int64 codes padded with 0, and int64 lengths
+        "series"  (window, features)           float inputs, a row a time step
     task and output_size (the last dimension of the model's output):
         "regression"  number of target columns     targets float (N, output_size)
         "binary"      1 (one logit)                targets int64 (N,), 0 or 1

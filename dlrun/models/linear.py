@@ -13,14 +13,14 @@ class Linear(nn.Linear):
     Parameters `weight` (output_size, input_size) and `bias` (output_size,).
     """
 
-    kinds: ClassVar[tuple[str, ...]] = ("vector", "image")
+    kinds: ClassVar[tuple[str, ...]] = ("vector", "image", "series")
     tasks: ClassVar[tuple[str, ...]] = ("regression", "binary", "multiclass", "multilabel", "multitask")
 
     def __init__(self, spec: DataSpec, bias: bool = True) -> None:
         super().__init__(spec.input_size, spec.output_size, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, features) or (B, C, H, W) -> (B, output_size)."""
+        """(B, features), (B, C, H, W) or (B, T, features) -> (B, output_size)."""
         return super().forward(x.flatten(1))
 
 

@@ -30,7 +30,7 @@ class MLP(nn.Module):
     hidden unit is dropped in training. Raises RequestError on sizes below 1 or an unknown activation.
     """
 
-    kinds: ClassVar[tuple[str, ...]] = ("vector", "image")
+    kinds: ClassVar[tuple[str, ...]] = ("vector", "image", "series")
     tasks: ClassVar[tuple[str, ...]] = ("regression", "binary", "multiclass", "multilabel", "multitask")
 
     def __init__(
@@ -48,7 +48,7 @@ class MLP(nn.Module):
             raise build_unknown_error("model.activation", activation, ACTIVATIONS)
 
         # Vectors are flat already: without Flatten their layers are numbered from 0.
-        layers: list[nn.Module] = [nn.Flatten()] if spec.kind == "image" else []
+        layers: list[nn.Module] = [] if spec.kind == "vector" else [nn.Flatten()]
         sizes = [spec.input_size, *hidden_sizes]
         for before, after in pairwise(sizes):
             layers += [nn.Linear(before, after, bias=bias), ACTIVATIONS[activation]()]
@@ -59,6 +59,6 @@ class MLP(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, features) or (B, C, H, W) -> (B, output_size)."""
+        """(B, features), (B, C, H, W) or (B, T, features) -> (B, output_size)."""
         output: Tensor = self.layers(x)
         return output

@@ -1,4 +1,4 @@
-"""Recurrent nets on sequences of codes: plain, LSTM and GRU."""
+"""Recurrent nets on sequences of codes, or on windows of numbers: plain, LSTM and GRU."""
 
 from typing import ClassVar
 
@@ -14,13 +14,14 @@ from dlrun.models.checks import check_counts, check_dropout
 class RNN(nn.Module):
     """Embedding, recurrent layers, linear layer; padding never reaches the recurrent layers.
 
-    (B, T) codes and (B,) lengths -> (B, output_size) from the last state of the top layer, both
-    directions side by side; for task "tagging" (B, T, output_size) from its output at every position.
+    (B, T) codes and (B,) lengths, or (B, T, F) numbers, which have no embedding -> (B, output_size) from the last
+    state of the top layer, both directions side by side; for task "tagging" (B, T, output_size) from its output at
+    every position.
     dropout: probability between recurrent layers in training. Cell: Elman 1990, "Finding structure in
-    time", with tanh. Raises RequestError on sizes below 1, MisfitError on data without a vocabulary.
+    time", with tanh. Raises RequestError on sizes below 1, MisfitError on codes without a vocabulary.
     """
 
-    kinds: ClassVar[tuple[str, ...]] = ("tokens",)
+    kinds: ClassVar[tuple[str, ...]] = ("tokens", "series")
     cell: ClassVar[type[nn.RNN] | type[nn.LSTM] | type[nn.GRU]] = nn.RNN
 
     def __init__(
@@ -42,15 +43,20 @@ class RNN(nn.Module):
                 f"model.dropout={dropout} acts between recurrent layers, but model.layers=1: "
                 "type model.layers=2 or model.dropout=0."
             )
-        if not spec.vocabulary:
+        self.tags = spec.task == "tagging"
+        self.embedding: nn.Embedding | nn.Identity
+        if spec.kind == "series":
+            self.embedding = nn.Identity()
+            embedding_size = spec.input_shape[-1]
+        elif spec.vocabulary:
+            # Code 0 is the padding, whose embedding stays 0.
+            self.embedding = nn.Embedding(len(spec.vocabulary), embedding_size, padding_idx=0)
+        else:
             raise MisfitError(
                 "A recurrent model needs to know how many codes there are, but the spec of this data has "
                 "no vocabulary: fill DataSpec.vocabulary."
             )
 
-        # Code 0 is the padding, whose embedding stays 0.
-        self.tags = spec.task == "tagging"
-        self.embedding = nn.Embedding(len(spec.vocabulary), embedding_size, padding_idx=0)
         self.recurrent = self.cell(
             embedding_size,
             hidden_size,
@@ -61,14 +67,19 @@ class RNN(nn.Module):
         )
         self.classifier = nn.Linear(hidden_size * (1 + bidirectional), spec.output_size)
 
-    def forward(self, codes: Tensor, lengths: Tensor) -> Tensor:
-        """(B, T) and (B,) int64, lengths >= 1 -> (B, output_size), for tagging (B, T, output_size)."""
-        # Packing reads lengths on the host: a tensor on an accelerator would cost a sync a step.
-        packed = pack_padded_sequence(self.embedding(codes), lengths.cpu(), batch_first=True, enforce_sorted=False)
-        outputs, state = self.recurrent(packed)
+    def forward(self, codes: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """(B, T) and (B,) int64, lengths >= 1, or (B, T, F) -> (B, output_size), for tagging (B, T, output_size)."""
+        x = self.embedding(codes)
+        if lengths is None:
+            outputs, state = self.recurrent(x)
+        else:
+            # Packing reads lengths on the host: a tensor on an accelerator would cost a sync a step.
+            packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
+            outputs, state = self.recurrent(packed)
         if self.tags:
-            padded, _ = pad_packed_sequence(outputs, batch_first=True, total_length=codes.shape[1])
-            scores: Tensor = self.classifier(padded)
+            if lengths is not None:
+                outputs, _ = pad_packed_sequence(outputs, batch_first=True, total_length=codes.shape[1])
+            scores: Tensor = self.classifier(outputs)
             return scores
 
         # (layers x directions, B, hidden_size); an LSTM returns its cell state as well.

@@ -30,7 +30,7 @@ class Sequential(nn.Module):
     that do not fit.
     """
 
-    kinds: ClassVar[tuple[str, ...]] = ("vector", "image")
+    kinds: ClassVar[tuple[str, ...]] = ("vector", "image", "series")
     tasks: ClassVar[tuple[str, ...]] = ("regression", "binary", "multiclass", "multilabel", "multitask")
 
     def __init__(

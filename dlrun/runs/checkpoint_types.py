@@ -291,7 +291,7 @@ INNER_KEYS: dict[str, dict[str, Check]] = {
     },
 }
 SPEC_KEYS: dict[str, Check] = {
-    "kind": (lambda value: value in ("vector", "image", "tokens"), "vector, image or tokens"),
+    "kind": (lambda value: value in ("vector", "image", "tokens", "series"), "vector, image, tokens or series"),
     "input_shape": SHAPE,
     "task": (
         lambda value: value in ("regression", "binary", "multiclass", "multilabel", "multitask", "tagging"),

@@ -35,7 +35,7 @@ TAKES = {
     "sequential": set(DATA) - SEQUENCES,
     "logistic": set(DATA) - SEQUENCES - REGRESSIONS,
     **dict.fromkeys(("cnn", "inception", "resnet", "torchvision", "timm"), IMAGES),
-    **dict.fromkeys(("rnn", "lstm", "gru"), SEQUENCES),
+    **dict.fromkeys(("rnn", "lstm", "gru", "transformer"), SEQUENCES),
     **dict.fromkeys(("rnn_onehot", "rnn_cell"), TAGGED),
 }
 IN_FAST_SUITE = ("line", "pass_fail", "blobs", "digits", "names", "hello", "csv")  # one of each kind

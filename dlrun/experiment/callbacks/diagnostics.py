@@ -177,7 +177,7 @@ class Diagnostics(Callback):
         uses: dict[str, list[Tensor]] = defaultdict(list)
 
         def record(name: str, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            units_are_last = spec.kind == "tokens" or output.dim() == 2
+            units_are_last = spec.kind in ("tokens", "series") or output.dim() == 2
             # (B, C, H, W) -> (B, H, W, C)
             units = output if units_are_last else output.movedim(1, -1)
             uses[name].append((units > 0).flatten(0, -2).any(0))
@@ -498,13 +498,14 @@ def find_nonfinite(row: Mapping[str, float], gradient_step: int | None, model: n
 def find_far_inputs(x: Tensor, spec: DataSpec, can_normalize: bool) -> Troubles:
     """Find inputs of which a feature or channel is far from mean 0 and standard deviation 1.
 
-    x: (N, features) or (N, C, H, W). can_normalize: whether the data set has a key `normalize`.
+    x: (N, features), (N, C, H, W) or (N, T, features). can_normalize: whether the data set has a key `normalize`.
     """
     if spec.kind == "tokens":
         return {}
 
     # (rows, features or channels)
-    values = x.float().movedim(1, -1).flatten(0, -2)
+    x = x if spec.kind == "series" else x.movedim(1, -1)
+    values = x.float().flatten(0, -2)
     mean = values.mean(0)
     std = values.std(0, correction=0)
     # Above 1 is far.

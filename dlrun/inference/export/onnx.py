@@ -33,9 +33,9 @@ def _save_model(subject: ExportSubject, path: Path) -> tuple[int, list[graph.Sha
     """Write the ONNX file; return its opset and the shapes of the inputs."""
     inputs = subject.sample()
 
-    # Our recurrent models take sequences of any length, in ONNX's own operators.
+    # Recurrent nets are written in ONNX's own operators.
     recurrent_net = onnx_recurrent.rebuild(subject.model)
-    any_length = recurrent_net is not None
+    any_length = onnx_recurrent.takes_any_length(subject.model, subject.saved_model.spec)
     program = graph.trace(recurrent_net or subject.model, inputs, subject.names, any_length)
     try:
         with graph.silence():

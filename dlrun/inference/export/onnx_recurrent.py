@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dlrun.data.spec import DataSpec
 from dlrun.models.one_hot import OneHotRNN
 from dlrun.models.recurrent import RNN
+from dlrun.models.transformer import Transformer
 
 # Order of ONNX's gates among torch's: torch has r z n (GRU) and i f g o (LSTM), ONNX z r h and i o f c.
 _GATES: dict[str, tuple[int, ...]] = {"RNN": (0,), "GRU": (1, 0, 2), "LSTM": (0, 3, 1, 2)}
@@ -25,6 +27,12 @@ def is_recurrent(model: nn.Module) -> bool:
     if isinstance(model, RNN):
         return type(model).forward is RNN.forward
     return isinstance(model, OneHotRNN) and type(model).__module__ == OneHotRNN.__module__
+
+
+def takes_any_length(model: nn.Module, spec: DataSpec) -> bool:
+    """Whether the model is known to take sequences longer than those of training."""
+    is_transformer = isinstance(model, Transformer) and type(model).forward is Transformer.forward
+    return spec.kind == "tokens" and (is_recurrent(model) or is_transformer)
 
 
 def rebuild(model: nn.Module) -> nn.Module | None:
@@ -86,7 +94,7 @@ class Layer(nn.Module):
 
 
 class Classifier(nn.Module):
-    """RNN, LSTM or GRU of dlrun.models.recurrent: (B, T) and (B,) -> the outputs of the original."""
+    """RNN, LSTM or GRU of dlrun.models.recurrent: (B, T) and (B,), or (B, T, F) -> the outputs of the original."""
 
     def __init__(self, net: RNN) -> None:
         super().__init__()
@@ -102,8 +110,8 @@ class Classifier(nn.Module):
             cells = [_read_cell(recurrent, f"_l{number}{direction}") for direction in directions]
             self.layers.append(Layer(operator, cells))
 
-    def forward(self, codes: Tensor, lengths: Tensor) -> Tensor:
-        """Return logits (B, classes), or (B, T, tags) of a tagger."""
+    def forward(self, codes: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Return logits (B, classes), or (B, T, tags) of a tagger; without lengths all sequences are of length T."""
         x = self.embedding(codes).transpose(0, 1)
         last = x
         for layer in self.layers:

@@ -9,7 +9,7 @@ from dlrun.core.errors import RequestError, join_names
 from dlrun.core.files import write_atomically
 from dlrun.inference.export import graph
 from dlrun.inference.export.description import describe_origin, prepare_subject, write_companions
-from dlrun.inference.export.onnx_recurrent import is_recurrent
+from dlrun.inference.export.onnx_recurrent import takes_any_length
 from dlrun.inference.saved_model import SavedModel
 
 FILE = "model.safetensors"
@@ -45,7 +45,7 @@ def write(saved_model: SavedModel, folder: Path) -> list[Path]:
     write_atomically(folder / FILE, save(weights, metadata))
 
     check = {"said": "weights alone; format=onnx writes the network too"}
-    # Only our recurrent nets are known to take other lengths.
-    shapes = graph.describe_shapes(subject.sample(), is_recurrent(subject.model))
+    # Only our own nets are known to take other lengths.
+    shapes = graph.describe_shapes(subject.sample(), takes_any_length(subject.model, saved_model.spec))
     companions = write_companions(subject, folder, FILE, check, {"format": "safetensors"}, shapes, loader=False)
     return [folder / FILE, *companions]
