@@ -43,13 +43,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=2)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     root = os.environ.get("DLRUN_DATA_DIR")
     if not root:
         print("the cost of checkpoints: skipped, DLRUN_DATA_DIR is not set")
         return
-    runs = [measured(str(Path(root).resolve()), asked.epochs) for _ in range(asked.runs)]
-    print(f"resnet on MNIST, a checkpoint of {runs[0][2]:,} bytes an epoch, {asked.epochs} epochs; {described()}")
+    runs = [measured(str(Path(root).resolve()), options.epochs) for _ in range(options.runs)]
+    print(f"resnet on MNIST, a checkpoint of {runs[0][2]:,} bytes an epoch, {options.epochs} epochs; {described()}")
     print(row("training, s", [training for _, training, _ in runs], 1))
     print(row("inside saves, s", [saving for saving, _, _ in runs], 3))
     print(row("share of training, % (bar: 2)", [100 * saving / training for saving, training, _ in runs], 3))

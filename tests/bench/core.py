@@ -32,42 +32,46 @@ def measure(root: str, chosen: Sequence[str], seconds: float, say: Callable[[str
             say(f"{row.name}: {WHAT[row.name]}")
             names = [name for name in SIDES if name != "dlrun bf16" or row.name == "resnet"]
             sides, steps = within(row, names, seconds)
-            found = {"row": asdict(row) | {"root": ""}, "steps": steps, "sides": sides}
-            for line in lines(found):
+            measurement = {"row": asdict(row) | {"root": ""}, "steps": steps, "sides": sides}
+            for line in lines(measurement):
                 say(line)
-            yield found
+            yield measurement
 
 
-def reached(found: Found) -> str:
+def reached(measurement: Found) -> str:
     """How much was measured in a row's time."""
-    rounds = max((len(side["seconds"]) for side in found["sides"].values() if "seconds" in side), default=0)
-    row = Row(**found["row"])
-    chunk = f"{found['steps']:,} of a chunk's {row.steps:,} steps" if found["steps"] < row.steps else "whole epochs"
+    rounds = max((len(side["seconds"]) for side in measurement["sides"].values() if "seconds" in side), default=0)
+    row = Row(**measurement["row"])
+    chunk = (
+        f"{measurement['steps']:,} of a chunk's {row.steps:,} steps"
+        if measurement["steps"] < row.steps
+        else "whole epochs"
+    )
     sure = "" if rounds >= SURE else f"; fewer than {SURE}: the interval is the range, give it more --seconds"
     return f"{rounds} round{'s' if rounds != 1 else ''} of {chunk}{sure}"
 
 
-def lines(found: Found) -> Iterator[str]:
+def lines(measurement: Found) -> Iterator[str]:
     """A row in words, for the terminal."""
-    yield f"  {reached(found)}"
-    for name, side in found["sides"].items():
+    yield f"  {reached(measurement)}"
+    for name, side in measurement["sides"].items():
         if side.get("skipped"):
             yield f"  {name:<14} skipped: {side['skipped']}"
         else:
-            faster = "" if name == "dlrun" else f"   dlrun {times(found, name)}"
-            yield f"  {name:<14} {microseconds(found, name):>9,.0f} µs a step{faster}"
+            faster = "" if name == "dlrun" else f"   dlrun {times(measurement, name)}"
+            yield f"  {name:<14} {microseconds(measurement, name):>9,.0f} µs a step{faster}"
 
 
-def microseconds(found: Found, side: str) -> float:
+def microseconds(measurement: Found, side: str) -> float:
     """A step's, median over the rounds."""
-    return 1e6 * statistics.median(found["sides"][side]["seconds"]) / int(found["steps"])
+    return 1e6 * statistics.median(measurement["sides"][side]["seconds"]) / int(measurement["steps"])
 
 
-def times(found: Found, side: str) -> str:
+def times(measurement: Found, side: str) -> str:
     """How many times as fast as another side dlrun is, with its interval."""
-    if found["sides"]["dlrun"].get("skipped"):
+    if measurement["sides"]["dlrun"].get("skipped"):
         return "-"
-    middle, low, high = interval(ratios(found["sides"][side], found["sides"]["dlrun"]))
+    middle, low, high = interval(ratios(measurement["sides"][side], measurement["sides"]["dlrun"]))
     return f"{middle:.2f} × ({low:.2f} to {high:.2f})"
 
 
@@ -80,9 +84,9 @@ class Bar:
     at_least: float | None = None
     at_most_us: float | None = None
 
-    def judged(self, found: Found) -> str:
+    def judged(self, measurement: Found) -> str:
         """One sentence; met when the interval reaches the bar."""
-        mine, other = found["sides"]["dlrun"], found["sides"][self.side]
+        mine, other = measurement["sides"]["dlrun"], measurement["sides"][self.side]
         if mine.get("skipped") or other.get("skipped"):
             return f"{self.row} against {self.side}: skipped, {mine.get('skipped') or other.get('skipped')}"
         if self.at_least is not None:
@@ -91,17 +95,17 @@ class Bar:
             text = f"{self.row} against {self.side}: {middle:.2f}{unit} ({low:.2f} to {high:.2f}), bar {bar}"
         else:
             assert self.at_most_us is not None
-            middle, low, high = interval(added(found, self.side))
+            middle, low, high = interval(added(measurement, self.side))
             met, bar = low <= self.at_most_us, f"at most {self.at_most_us:g}"
             text = f"{self.row} over {self.side}: {middle:.0f} µs a step ({low:.0f} to {high:.0f}), bar {bar}"
         inside = middle >= self.at_least if self.at_least is not None else middle <= (self.at_most_us or 0)
         return f"{text}: {'met' if inside else 'median short, interval met' if met else 'MISSED'}"
 
 
-def added(found: Found, side: str) -> list[float]:
+def added(measurement: Found, side: str) -> list[float]:
     """Microseconds a step that dlrun takes over another side, round by round."""
-    pairs = zip(found["sides"]["dlrun"]["seconds"], found["sides"][side]["seconds"], strict=True)
-    return [1e6 * (mine - other) / found["steps"] for mine, other in pairs]
+    pairs = zip(measurement["sides"]["dlrun"]["seconds"], measurement["sides"][side]["seconds"], strict=True)
+    return [1e6 * (mine - other) / measurement["steps"] for mine, other in pairs]
 
 
 BARS = [
@@ -115,29 +119,33 @@ BARS = [
 
 def markdown(table: Sequence[Found]) -> str:
     """What was measured, as three tables and the bars."""
-    names = [name for name in SIDES if any(name in found["sides"] for found in table)]
-    measured = {found["row"]["name"]: found for found in table}
+    names = [name for name in SIDES if any(name in measurement["sides"] for measurement in table)]
+    measured = {measurement["row"]["name"]: measurement for measurement in table}
     parts = [
-        ("Microseconds a step, median", lambda found, name: f"{microseconds(found, name):,.0f}"),
+        ("Microseconds a step, median", lambda measurement, name: f"{microseconds(measurement, name):,.0f}"),
         ("dlrun is so many times as fast (95 % interval of the median)", times),
-        ("Most memory resident, MB", lambda found, name: _mb(found["sides"][name])),
+        ("Most memory resident, MB", lambda measurement, name: _mb(measurement["sides"][name])),
     ]
     text = ""
     for title, cell in parts:
         text += f"\n{title}:\n\n| row | " + " | ".join(names) + " |\n" + "| --- " * (len(names) + 1) + "|\n"
-        for found in table:
-            cells = (_cell(found, name, cell) for name in names)
-            text += f"| {found['row']['name']}: {WHAT[found['row']['name']]} | " + " | ".join(cells) + " |\n"
+        for measurement in table:
+            cells = (_cell(measurement, name, cell) for name in names)
+            text += (
+                f"| {measurement['row']['name']}: {WHAT[measurement['row']['name']]} | " + " | ".join(cells) + " |\n"
+            )
     judged = [bar.judged(measured[bar.row]) for bar in BARS if bar.side in measured.get(bar.row, {}).get("sides", ())]
-    skipped = {s["skipped"] for found in table for s in found["sides"].values() if s.get("skipped")}
-    text += "\nReached:\n\n" + "".join(f"- {found['row']['name']}: {reached(found)}\n" for found in table)
+    skipped = {s["skipped"] for measurement in table for s in measurement["sides"].values() if s.get("skipped")}
+    text += "\nReached:\n\n" + "".join(
+        f"- {measurement['row']['name']}: {reached(measurement)}\n" for measurement in table
+    )
     text += "\nBars:\n\n" + "".join(f"- {line}\n" for line in judged)
     return text + "".join(f"\nSkipped: {reason}.\n" for reason in sorted(skipped))
 
 
-def _cell(found: Found, name: str, cell: Callable[[Found, str], str]) -> str:
-    side = found["sides"].get(name)
-    return "" if side is None else "skipped" if side.get("skipped") else cell(found, name)
+def _cell(measurement: Found, name: str, cell: Callable[[Found, str], str]) -> str:
+    side = measurement["sides"].get(name)
+    return "" if side is None else "skipped" if side.get("skipped") else cell(measurement, name)
 
 
 def _mb(side: Measured) -> str:

@@ -52,7 +52,7 @@ def bf16(net: nn.Module, codes: Tensor, lengths: Tensor) -> Tensor:
         return net(codes, lengths)
 
 
-def made(row: Row, steps: int) -> dict[str, list[Batch]]:
+def make_batches(row: Row, steps: int) -> dict[str, list[Batch]]:
     """The same rows in batches of different orders and widths."""
     (codes, lengths), targets = row.tensors()
     order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0))
@@ -124,13 +124,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=12)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     root = os.environ.get("DLRUN_DATA_DIR")
     if not root:
         print("the GRU: skipped, DLRUN_DATA_DIR is not set")
         return
     row = next(row for row in in_core(str(Path(root).resolve())) if row.name == "gru")
-    batches = made(row, asked.steps)
+    batches = make_batches(row, options.steps)
     variants = {
         "packed (dlrun)": training(row, batches["plain"], packed),
         "packed, rows sorted beforehand": training(row, batches["sorted"], packed),
@@ -149,12 +149,12 @@ def main() -> None:
     for threads in sorted({1, torch.get_num_threads()}):
         torch.set_num_threads(threads)
         seconds: dict[str, list[float]] = {name: [] for name in variants}
-        for number in range(-1, asked.rounds):
+        for number in range(-1, options.rounds):
             for name in random.Random(number).sample(list(variants), len(variants)):
                 began = time.perf_counter()
                 variants[name]()
                 if number >= 0:  # the first round warms up
-                    seconds[name].append((time.perf_counter() - began) / asked.steps)
+                    seconds[name].append((time.perf_counter() - began) / options.steps)
         first = seconds["packed (dlrun)"]
         for name, took in seconds.items():
             times = statistics.median(a / b for a, b in zip(first, took, strict=True))

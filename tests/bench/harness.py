@@ -64,10 +64,10 @@ class Side:
                 raise Late
         line = self.process.stdout.readline()
         if not line:
-            said = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-            raise Failed(said[-1] if said else "it ended without a word")
-        found: Measured = json.loads(line)
-        return found
+            log_lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+            raise Failed(log_lines[-1] if log_lines else "it ended without a word")
+        values: Measured = json.loads(line)
+        return values
 
     def tell(self, word: str, until: float | None = None) -> Measured:
         """Say a word, and what it answers."""
@@ -98,10 +98,10 @@ def why_not(name: str, row: Row) -> str | None:
 
 def interleaved(row: Row, names: Sequence[str], rounds: int) -> dict[str, Measured]:
     """Seconds of each side's chunks, side by side in each of the rounds; one that cannot run says why."""
-    with warm_sides(row, names) as (sides, found):
+    with warm_sides(row, names) as (sides, results):
         for number in range(rounds):
-            make_round(number, sides, found, "go")
-    return found
+            make_round(number, sides, results, "go")
+    return results
 
 
 def within(row: Row, names: Sequence[str], seconds: float) -> tuple[dict[str, Measured], int]:
@@ -112,9 +112,9 @@ def within(row: Row, names: Sequence[str], seconds: float) -> tuple[dict[str, Me
     cut off counts for none. Where no round is whole, the steps by which the chunk was to be chosen are the only one.
     """
     end = time.perf_counter() + seconds
-    with warm_sides(row, names, time.perf_counter() + _START_SHARE * seconds) as (sides, found):
+    with warm_sides(row, names, time.perf_counter() + _START_SHARE * seconds) as (sides, results):
         now = time.perf_counter()
-        probes = probe(sides, found, now + _PROBE_SHARE * (end - now))
+        probes = probe(sides, results, now + _PROBE_SHARE * (end - now))
         step_seconds = sum(probes.values()) / _PROBED  # of all sides
         left = end - time.perf_counter()
         fitting = int(left / ROUNDS / step_seconds) if sides else 0
@@ -125,18 +125,18 @@ def within(row: Row, names: Sequence[str], seconds: float) -> tuple[dict[str, Me
             if not sides or began + longest > end:
                 break
             try:
-                make_round(number, sides, found, f"go {steps}", end)
+                make_round(number, sides, results, f"go {steps}", end)
             except Late:
                 break
             longest = max(longest, time.perf_counter() - began)
 
-        whole_rounds = min((len(found[name]["seconds"]) for name in probes), default=0)
+        whole_rounds = min((len(results[name]["seconds"]) for name in probes), default=0)
         for name, taken in probes.items():
-            found[name]["seconds"] = found[name]["seconds"][:whole_rounds] or [taken]
-    return found, steps if whole_rounds else _PROBED
+            results[name]["seconds"] = results[name]["seconds"][:whole_rounds] or [taken]
+    return results, steps if whole_rounds else _PROBED
 
 
-def probe(sides: dict[str, Side], found: dict[str, Measured], end: float) -> dict[str, float]:
+def probe(sides: dict[str, Side], results: dict[str, Measured], end: float) -> dict[str, float]:
     """Seconds that a few steps of each side take; one that needs more than its share of the time is given up."""
     probes: dict[str, float] = {}
     waiting = list(sides)
@@ -147,7 +147,9 @@ def probe(sides: dict[str, Side], found: dict[str, Measured], end: float) -> dic
             probes[name] = sides[name].tell(f"go {_PROBED}", now + share)["seconds"]
         except Late:
             sides.pop(name).close()
-            found[name] = {"skipped": f"too slow: {_PROBED} steps take more than {share:.0f} s, give it more --seconds"}
+            results[name] = {
+                "skipped": f"too slow: {_PROBED} steps take more than {share:.0f} s, give it more --seconds"
+            }
     return probes
 
 
@@ -160,8 +162,8 @@ def warm_sides(
     Together they start as many as there are cores, in their order, so that on a slow machine some are warm in time.
     until: the time of time.perf_counter at which those that are not warm are given up.
     """
-    found: dict[str, Measured] = {name: {"skipped": why_not(name, row)} for name in names}
-    waiting = [name for name in names if not found[name]["skipped"]]
+    results: dict[str, Measured] = {name: {"skipped": why_not(name, row)} for name in names}
+    waiting = [name for name in names if not results[name]["skipped"]]
     cores = os.cpu_count() or 1
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as place, ExitStack() as held:
@@ -174,24 +176,24 @@ def warm_sides(
             try:
                 started[name].answer(until)
             except Failed as failed:
-                found[name] = {"skipped": f"failed: {failed}"}
+                results[name] = {"skipped": f"failed: {failed}"}
             except Late:
                 for late in waiting[number:]:
                     waited = time.perf_counter() - began
-                    found[late] = {"skipped": f"too slow: not warm after {waited:.0f} s, give it more --seconds"}
+                    results[late] = {"skipped": f"too slow: not warm after {waited:.0f} s, give it more --seconds"}
                     if late in started:
                         started[late].close()
                 break
             else:
                 sides[name] = started[name]
-                found[name] = {"seconds": []}
-        yield sides, found
+                results[name] = {"seconds": []}
+        yield sides, results
         for name, side in sides.items():
-            found[name] |= side.tell("end")
+            results[name] |= side.tell("end")
 
 
 def make_round(
-    number: int, sides: dict[str, Side], found: dict[str, Measured], word: str, until: float | None = None
+    number: int, sides: dict[str, Side], results: dict[str, Measured], word: str, until: float | None = None
 ) -> None:
     """One chunk of each side, in an order of this round's own; a side that is late is stopped."""
     for name in random.Random(number).sample(list(sides), len(sides)):
@@ -199,9 +201,9 @@ def make_round(
             taken = sides[name].tell(word, until)
         except Late:
             sides.pop(name).close()
-            found[name]["peak_mb"] = None
+            results[name]["peak_mb"] = None
             raise
-        found[name]["seconds"].append(taken["seconds"])
+        results[name]["seconds"].append(taken["seconds"])
 
 
 def ratios(over: Measured, under: Measured) -> list[float]:
@@ -223,7 +225,7 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def _choose(n: int, k: int) -> int:
-    found = 1
+    count = 1
     for i in range(k):
-        found = found * (n - i) // (i + 1)
-    return found
+        count = count * (n - i) // (i + 1)
+    return count

@@ -48,7 +48,7 @@ def write_folder(folder: Path, gigabytes: float) -> int:
 
 def resident(process: int) -> int:
     """Bytes of a process and all below it that are no file's: a page that two share counts for both."""
-    tree, found = [process], 0
+    tree, total = [process], 0
     for one in tree:
         try:
             status = Path(f"/proc/{one}/status").read_text().splitlines()
@@ -56,8 +56,8 @@ def resident(process: int) -> int:
         except (FileNotFoundError, ProcessLookupError):
             continue
         values = {line.split(":")[0]: line.split()[1] for line in status if line.startswith(("RssAnon", "RssShmem"))}
-        found += 1024 * sum(map(int, values.values()))
-    return found
+        total += 1024 * sum(map(int, values.values()))
+    return total
 
 
 def peak(words: list[str], folder: Path) -> int:
@@ -101,11 +101,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--loader", default="workers")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 4])
-    asked = parser.parse_args()
-    print(f"MB, anonymous and shared, {asked.steps} steps, data.loader={asked.loader}; {described()}")
-    for workers, folder in itertools.product(asked.workers, (False, True)):
-        words = (f"data.loader={asked.loader}", f"data.num_workers={workers}")
-        size, imports, most = (n / 2**20 for n in measured(asked.gigabytes, asked.steps, *words, folder=folder))
+    options = parser.parse_args()
+    print(f"MB, anonymous and shared, {options.steps} steps, data.loader={options.loader}; {described()}")
+    for workers, folder in itertools.product(options.workers, (False, True)):
+        words = (f"data.loader={options.loader}", f"data.num_workers={workers}")
+        size, imports, most = (n / 2**20 for n in measured(options.gigabytes, options.steps, *words, folder=folder))
         what = f"{size / 1024:.1f} GB as {'files' if folder else 'an array'}, {workers} workers"
         print(
             f"  {what}: {most:,.0f}, imports {imports:,.0f}, over them {most - imports:,.0f} (bar: 1,024)", flush=True

@@ -25,20 +25,20 @@ def core(table: list[Found], machine: str, path: Path) -> None:
     figure, axes = pyplot.subplots(lines, columns, figsize=(6.2 * columns, 2.7 * lines + 0.9), squeeze=False)
     for axis in axes.flat[len(table) :]:
         axis.set_axis_off()
-    for found, axis in zip(table, axes.flat, strict=False):
-        _panel(found, axis)
+    for measurement, axis in zip(table, axes.flat, strict=False):
+        _panel(measurement, axis)
     figure.suptitle("Microseconds a step, median and range: shorter is faster", fontsize=12)
-    said = textwrap.fill(machine, 100 * columns)
-    figure.text(0.5, 0.004, said, ha="center", va="bottom", fontsize=7, color="0.4")
+    caption = textwrap.fill(machine, 100 * columns)
+    figure.text(0.5, 0.004, caption, ha="center", va="bottom", fontsize=7, color="0.4")
     figure.tight_layout(rect=(0, 0.1 / lines, 1, 1))
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
 
-def _panel(found: Found, axis: Any) -> None:
-    there = [name for name in SIDES if "seconds" in found["sides"].get(name, {})]
+def _panel(measurement: Found, axis: Any) -> None:
+    there = [name for name in SIDES if "seconds" in measurement["sides"].get(name, {})]
     for place, name in enumerate(reversed(there)):
-        steps = [1e6 * s / found["steps"] for s in found["sides"][name]["seconds"]]
+        steps = [1e6 * s / measurement["steps"] for s in measurement["sides"][name]["seconds"]]
         middle = statistics.median(steps)
         axis.barh(place, middle, color=_COLOURS.get(name, _OTHERS), height=0.7)
         axis.plot([min(steps), max(steps)], [place, place], color="0.25", linewidth=1)
@@ -49,18 +49,18 @@ def _panel(found: Found, axis: Any) -> None:
     axis.margins(x=0.15)
     axis.set_xlim(left=0)
     if "dlrun" in there:
-        axis.axvline(microseconds(found, "dlrun"), color=_OURS, linewidth=0.8, linestyle=":")
-    axis.set_title(f"{found['row']['name']}: {WHAT[found['row']['name']]}", fontsize=9, loc="left")
+        axis.axvline(microseconds(measurement, "dlrun"), color=_OURS, linewidth=0.8, linestyle=":")
+    axis.set_title(f"{measurement['row']['name']}: {WHAT[measurement['row']['name']]}", fontsize=9, loc="left")
     axis.tick_params(axis="x", labelsize=7)
     axis.spines[["top", "right"]].set_visible(False)
 
 
 def scale(table: list[Found], machine: str, path: Path) -> None:
     """A panel an axis: cost of a step, or of an epoch where rows grow, on logarithmic scales."""
-    names = list(dict.fromkeys(found["axis"] for found in table))
+    names = list(dict.fromkeys(measurement["axis"] for measurement in table))
     figure, axes = pyplot.subplots(1, len(names), figsize=(4.2 * len(names), 3.8), squeeze=False)
     for name, axis in zip(names, axes.flat, strict=True):
-        points = [found for found in table if found["axis"] == name]
+        points = [measurement for measurement in table if measurement["axis"] == name]
         for side, colour in {"dlrun": _OURS, "hand-written": "0.45", "Lightning": _OTHERS}.items():
             there = [p for p in points if "seconds" in p["sides"].get(side, {})]
             if there:
@@ -81,7 +81,7 @@ def scale(table: list[Found], machine: str, path: Path) -> None:
     pyplot.close(figure)
 
 
-def _per(found: Found, side: str, divisor: str) -> float:
+def _per(measurement: Found, side: str, divisor: str) -> float:
     """Milliseconds, median, of one step or epoch."""
-    count = found["row"]["epochs"] if divisor == "epochs" else found["steps"]
-    return 1e3 * statistics.median(found["sides"][side]["seconds"]) / float(count)
+    count = measurement["row"]["epochs"] if divisor == "epochs" else measurement["steps"]
+    return 1e3 * statistics.median(measurement["sides"][side]["seconds"]) / float(count)

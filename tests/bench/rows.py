@@ -110,8 +110,8 @@ def vectors(rows: int, features: int, classes: int, seed: int = 0) -> Splits:
 
 def mnist_tested(root: str) -> Splits:
     """MNIST, all 60,000 images to train on, evaluated on the test images after each epoch."""
-    made = images.mnist(root)
-    return Splits(made.train, made.test, made.test, made.spec)
+    splits = images.mnist(root)
+    return Splits(splits.train, splits.test, splits.test, splits.spec)
 
 
 def loss(outputs: Tensor, targets: Tensor) -> Tensor:

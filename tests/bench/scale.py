@@ -28,35 +28,37 @@ def axes() -> Iterator[tuple[str, int, Row, tuple[str, ...]]]:
 def measure(rounds: int, say: Callable[[str], None]) -> Iterator[Found]:
     """Point by point; then the cost of an epoch, early and late in a long training."""
     for axis, value, row, sides in axes():
-        found = interleaved(replace(row, name=f"{axis} {value}"), sides, rounds)
-        yield told({"axis": axis, "value": value, "row": asdict(row), "steps": row.steps, "sides": found}, say)
+        measurement = interleaved(replace(row, name=f"{axis} {value}"), sides, rounds)
+        yield told({"axis": axis, "value": value, "row": asdict(row), "steps": row.steps, "sides": measurement}, say)
     row = replace(TINY, name="epochs", rows=1_000, epochs=50)
     chunks = interleaved(row, ["dlrun"], 40)["dlrun"]["seconds"]  # 2,000 epochs
     for value, part in ((500, chunks[:10]), (1_000, chunks[10:20]), (1_500, chunks[20:30]), (2_000, chunks[30:])):
-        found = {"dlrun": {"seconds": part, "peak_mb": None}}
-        yield told({"axis": "epochs", "value": value, "row": asdict(row), "steps": row.steps, "sides": found}, say)
+        measurement = {"dlrun": {"seconds": part, "peak_mb": None}}
+        yield told(
+            {"axis": "epochs", "value": value, "row": asdict(row), "steps": row.steps, "sides": measurement}, say
+        )
 
 
-def told(found: Found, say: Callable[[str], None]) -> Found:
+def told(measurement: Found, say: Callable[[str], None]) -> Found:
     """The same, said aloud."""
-    cells = (f"{name} {_told(found, name)}" for name in found["sides"])
-    say(f"{found['axis']} {found['value']:,}: " + ", ".join(cells))
-    return found
+    cells = (f"{name} {_told(measurement, name)}" for name in measurement["sides"])
+    say(f"{measurement['axis']} {measurement['value']:,}: " + ", ".join(cells))
+    return measurement
 
 
-def _told(found: Found, name: str) -> str:
-    side = found["sides"][name]
-    return f"skipped: {side['skipped']}" if side.get("skipped") else f"{microseconds(found, name):,.1f} µs a step"
+def _told(measurement: Found, name: str) -> str:
+    side = measurement["sides"][name]
+    return f"skipped: {side['skipped']}" if side.get("skipped") else f"{microseconds(measurement, name):,.1f} µs a step"
 
 
-def epoch_seconds(found: Found, name: str) -> list[float]:
+def epoch_seconds(measurement: Found, name: str) -> list[float]:
     """Of one epoch, chunk by chunk."""
-    return [s / found["row"]["epochs"] for s in found["sides"][name]["seconds"]]
+    return [s / measurement["row"]["epochs"] for s in measurement["sides"][name]["seconds"]]
 
 
-def microseconds(found: Found, name: str) -> float:
+def microseconds(measurement: Found, name: str) -> float:
     """A step's, median."""
-    return 1e6 * statistics.median(found["sides"][name]["seconds"]) / int(found["steps"])
+    return 1e6 * statistics.median(measurement["sides"][name]["seconds"]) / int(measurement["steps"])
 
 
 def linearity(table: list[Found]) -> list[str]:
@@ -64,39 +66,39 @@ def linearity(table: list[Found]) -> list[str]:
 
     The cost of an epoch is a constant (its end) and a slope; linear means that the slope stays: ±5 %.
     """
-    points = [found for found in table if found["axis"] == "rows"]
-    said = []
+    points = [measurement for measurement in table if measurement["axis"] == "rows"]
+    sentences = []
     for name in SIDES[:2]:
-        if len(points) < 3 or any(found["sides"][name].get("skipped") for found in points):
+        if len(points) < 3 or any(measurement["sides"][name].get("skipped") for measurement in points):
             continue
-        rows = [found["value"] for found in points]
-        rounds = list(zip(*(epoch_seconds(found, name) for found in points), strict=True))
-        whole = [(t[-1] - t[1]) / (rows[-1] - rows[1]) for t in rounds]
+        rows = [measurement["value"] for measurement in points]
+        rounds = list(zip(*(epoch_seconds(measurement, name) for measurement in points), strict=True))
+        slopes_beyond = [(t[-1] - t[1]) / (rows[-1] - rows[1]) for t in rounds]
         for i in range(1, len(rows) - 1):
             slopes = [(t[i + 1] - t[i]) / (rows[i + 1] - rows[i]) for t in rounds]
-            middle, low, high = interval([a / b for a, b in zip(slopes, whole, strict=True)])
+            middle, low, high = interval([a / b for a, b in zip(slopes, slopes_beyond, strict=True)])
             verdict = "met" if low <= 1.05 and high >= 0.95 else "MISSED"
             text = f"{name}, {rows[i]:,} to {rows[i + 1]:,} rows: a further row costs {middle:.3f} of the mean "
-            said.append(text + f"({low:.3f} to {high:.3f}), bar 0.95 to 1.05: {verdict}")
-    return said
+            sentences.append(text + f"({low:.3f} to {high:.3f}), bar 0.95 to 1.05: {verdict}")
+    return sentences
 
 
 def markdown(table: list[Found]) -> str:
     """A table an axis, and the bar."""
     text = ""
-    for axis in dict.fromkeys(found["axis"] for found in table):
-        points = [found for found in table if found["axis"] == axis]
+    for axis in dict.fromkeys(measurement["axis"] for measurement in table):
+        points = [measurement for measurement in table if measurement["axis"] == axis]
         names = list(points[0]["sides"])
         text += f"\n{axis}:\n\n| {axis} | " + " | ".join(f"{name}, µs a step | ms an epoch" for name in names) + " |\n"
         text += "| --- " * (1 + 2 * len(names)) + "|\n"
-        for found in points:
-            cells = (_cells(found, name) for name in names)
-            text += f"| {found['value']:,} | " + " | ".join(cells) + " |\n"
+        for measurement in points:
+            cells = (_cells(measurement, name) for name in names)
+            text += f"| {measurement['value']:,} | " + " | ".join(cells) + " |\n"
     return text + "\nBar, cost linear in rows:\n\n" + "".join(f"- {line}\n" for line in linearity(table))
 
 
-def _cells(found: Found, name: str) -> str:
-    if found["sides"][name].get("skipped"):
+def _cells(measurement: Found, name: str) -> str:
+    if measurement["sides"][name].get("skipped"):
         return "skipped |"
-    epoch = 1e3 * statistics.median(epoch_seconds(found, name))
-    return f"{microseconds(found, name):,.1f} | {epoch:,.2f}"
+    epoch = 1e3 * statistics.median(epoch_seconds(measurement, name))
+    return f"{microseconds(measurement, name):,.1f} | {epoch:,.2f}"

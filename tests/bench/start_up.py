@@ -35,10 +35,10 @@ def seconds(words: list[str], folder: Path) -> float:
     compiled = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}  # as it is from the second on
     began = time.time()
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=folder, env=compiled)
-    said = [line for line in done.stdout.splitlines() if line.replace(".", "", 1).isdigit()]
-    if not said:
+    numbers = [line for line in done.stdout.splitlines() if line.replace(".", "", 1).isdigit()]
+    if not numbers:
         raise SystemExit(f"{' '.join(words)} failed:\n{done.stdout[-1000:]}{done.stderr[-2000:]}")
-    return float(said[0]) - began
+    return float(numbers[0]) - began
 
 
 def main() -> None:
@@ -51,8 +51,8 @@ def main() -> None:
         (folder / "spy.py").write_text(SPY)
         train = ["-m", "dlrun", "data=regression", "model=linear", "optimizer=sgd", "optimizer._target_=spy.Spy"]
         words = (["-c", IMPORTS], ["-c", QUICK], train)
-        found = [[seconds([*w, *place_of(w, i)], folder) for w in words] for i in range(runs + 1)][1:]
-    bare, quick, ours = zip(*found, strict=True)
+        times = [[seconds([*w, *place_of(w, i)], folder) for w in words] for i in range(runs + 1)][1:]
+    bare, quick, ours = zip(*times, strict=True)
     print(f"from the command to the first step, seconds, {runs} runs each in turn; {described()}")
     print(row("the imports alone", bare, 2))
     print(row("the same without the collector", quick, 2))

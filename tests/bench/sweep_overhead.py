@@ -60,7 +60,7 @@ def resnet(root: str, jobs: int, epochs: int) -> float:
 def around_training(root: str, *more: str) -> list[float]:
     """Milliseconds of each job of a sweep in this process that are not spent in Trainer.fit."""
     inside: list[float] = []
-    whole: list[float] = []
+    durations: list[float] = []
     fit, run = Trainer.fit, experiment.run
 
     def timed(real: object, seconds: list[float]) -> object:
@@ -73,7 +73,7 @@ def around_training(root: str, *more: str) -> list[float]:
 
         return call
 
-    Trainer.fit, experiment.run = timed(fit, inside), timed(run, whole)  # type: ignore[assignment]
+    Trainer.fit, experiment.run = timed(fit, inside), timed(run, durations)  # type: ignore[assignment]
     words = ["-m", "data=diabetes", "model=mlp", "optimizer.lr=0.1,0.01", "seed=range(8)", "trainer.epochs=5"]
     with tempfile.TemporaryDirectory() as place, Path(os.devnull).open("w") as null:
         sys.argv, sys.stdout = ["dlrun", *words, f"paths.data={root}", f"sweep.dir={place}/sweep", *more], null
@@ -81,7 +81,7 @@ def around_training(root: str, *more: str) -> list[float]:
             cli.main()
         finally:
             sys.stdout, Trainer.fit, experiment.run = sys.__stdout__, fit, run
-    return [1e3 * (a - b) for a, b in zip(whole, inside, strict=True)]
+    return [1e3 * (a - b) for a, b in zip(durations, inside, strict=True)]
 
 
 def main() -> None:
@@ -89,15 +89,15 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--resnet-epochs", type=int, default=2)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     root = os.environ.get("DLRUN_DATA_DIR")
     if not root:
         print("sweeps: skipped, DLRUN_DATA_DIR is not set")
         return
     root = str(Path(root).resolve())
-    print(f"64 points of the diabetes MLP, 50 epochs, wall seconds, {asked.runs} runs each in turn; {described()}")
-    found = [(basic(root), ours(root, 1, *BARE), ours(root, 2, *BARE)) for _ in range(asked.runs)]
-    columns = zip(*found, strict=True)
+    print(f"64 points of the diabetes MLP, 50 epochs, wall seconds, {options.runs} runs each in turn; {described()}")
+    rounds = [(basic(root), ours(root, 1, *BARE), ours(root, 2, *BARE)) for _ in range(options.runs)]
+    columns = zip(*rounds, strict=True)
     for name, column in zip(("Hydra's basic launcher", "dlrun", "dlrun, sweep.jobs=2"), columns, strict=True):
         print(row(name, list(column), 1))
     for name, more in (
@@ -105,8 +105,8 @@ def main() -> None:
         ("figures=true tracking.graph=true", DRAWN),
     ):
         print(f"a job beside its training, ms, {name}: {statistics.median(around_training(root, *more)):.0f}")
-    if asked.resnet_epochs:
-        pair = [(resnet(root, 1, asked.resnet_epochs), resnet(root, 2, asked.resnet_epochs))]
+    if options.resnet_epochs:
+        pair = [(resnet(root, 1, options.resnet_epochs), resnet(root, 2, options.resnet_epochs))]
         print(row("16 × resnet/MNIST, one at a time, s", [a for a, _ in pair], 1))
         print(row("16 × resnet/MNIST, sweep.jobs=2, s", [b for _, b in pair], 1))
 

@@ -41,9 +41,9 @@ def seconds_to(words: list[str], pattern: str) -> dict[str, float]:
         )
         assert process.stdout is not None
         for line in process.stdout:
-            said = re.search(pattern, line)
+            match = re.search(pattern, line)
             for threshold in THRESHOLDS:
-                if said and float(said[1]) >= threshold:
+                if match and float(match[1]) >= threshold:
                     reached.setdefault(f"{threshold:g}", time.perf_counter() - began)
             if len(reached) == len(THRESHOLDS):
                 process.kill()
@@ -57,25 +57,25 @@ def accuracy(root: str, seeds: int, epochs: int, say: Callable[[str], None]) -> 
         say("time to accuracy: skipped, DLRUN_DATA_DIR is not set")
         return []
     words = ["--config-dir", str(HERE / "configs"), "data=mnist_tested", f"paths.data={root}", "model=resnet", *SGD]
-    found = []
+    results = []
     for seed in range(seeds):
         ours = ["-m", "dlrun", *words, f"trainer.epochs={epochs}", f"seed={seed}", "device=cpu"]
         theirs = ["-m", "sides.course", root, str(epochs), str(seed)]
         both = {"dlrun": (ours, r"val/accuracy (\S+)"), "course script": (theirs, r"test accuracy (\S+)")}
         for name in random.Random(seed).sample(list(both), 2):
-            found.append({"side": name, "seed": seed, "reached": seconds_to(*both[name])})
-            shown = ", ".join(f"{t} after {s:.1f} s" for t, s in found[-1]["reached"].items())
+            results.append({"side": name, "seed": seed, "reached": seconds_to(*both[name])})
+            shown = ", ".join(f"{t} after {s:.1f} s" for t, s in results[-1]["reached"].items())
             say(f"  {name}, seed {seed}: {shown or 'none'}")
-    return found
+    return results
 
 
-def accuracy_markdown(found: list[Found]) -> str:
+def accuracy_markdown(results: list[Found]) -> str:
     """Median seconds, and in how many runs it was reached."""
-    text = "\n| test accuracy | dlrun, s | course script, s |\n| --- | --- | --- |\n" if found else "\nskipped\n"
-    for threshold in (f"{t:g}" for t in THRESHOLDS) if found else ():
+    text = "\n| test accuracy | dlrun, s | course script, s |\n| --- | --- | --- |\n" if results else "\nskipped\n"
+    for threshold in (f"{t:g}" for t in THRESHOLDS) if results else ():
         cells = []
         for side in ("dlrun", "course script"):
-            runs = [f["reached"].get(threshold) for f in found if f["side"] == side]
+            runs = [f["reached"].get(threshold) for f in results if f["side"] == side]
             there = [seconds for seconds in runs if seconds is not None]
             middle = f"{statistics.median(there):.1f} ({min(there):.1f} to {max(there):.1f})" if there else "never"
             cells.append(f"{middle}, {len(there)} of {len(runs)} runs")
@@ -93,7 +93,7 @@ def processes(root: str, rounds: int, say: Callable[[str], None]) -> Found:
         "1 process, 2 threads": (["-m", "dlrun"], 64, 2),
         "2 processes, 1 thread each": (torchrun, 32, 1),
     }
-    found: Found = {name: [] for name in kinds}
+    results: Found = {name: [] for name in kinds}
     for number in range(rounds):
         for name in random.Random(number).sample(list(kinds), len(kinds)):
             start, batch, threads = kinds[name]
@@ -101,9 +101,9 @@ def processes(root: str, rounds: int, say: Callable[[str], None]) -> Found:
             if isinstance(speed, str):
                 say(f"  {name}: skipped, {speed}")
                 return {"skipped": f"{name}: {speed}"}
-            found[name].append(speed)
+            results[name].append(speed)
             say(f"  {name}: {speed:,.0f} samples/s")
-    return found
+    return results
 
 
 def _speed(words: list[str], root: str, threads: int) -> float | str:
@@ -118,18 +118,18 @@ def _speed(words: list[str], root: str, threads: int) -> float | str:
             env=_environment(OMP_NUM_THREADS=str(threads)),
         )
         if done.returncode:
-            said = [line for line in done.stderr.splitlines() if line.startswith("dlrun:")] or done.stderr.splitlines()
-            return said[0] if said else "it failed without a word"
+            lines = [line for line in done.stderr.splitlines() if line.startswith("dlrun:")] or done.stderr.splitlines()
+            return lines[0] if lines else "it failed without a word"
         return float(json.loads((Path(place) / "run" / "result.json").read_text())["samples_per_second"])
 
 
-def processes_markdown(found: Found) -> str:
+def processes_markdown(results: Found) -> str:
     """Samples a second, and the ratio to one process with one thread."""
-    if "skipped" in found:
-        return f"\nskipped: {found['skipped']}\n"
+    if "skipped" in results:
+        return f"\nskipped: {results['skipped']}\n"
     text = "\n| how | samples/s | × one thread |\n| --- | --- | --- |\n"
-    base = found["1 process, 1 thread"]
-    for name, speeds in found.items():
+    base = results["1 process, 1 thread"]
+    for name, speeds in results.items():
         middle, low, high = interval([a / b for a, b in zip(speeds, base, strict=True)])
         text += f"| {name} | {statistics.median(speeds):,.0f} | {middle:.2f} ({low:.2f} to {high:.2f}) |\n"
     return text
