@@ -25,8 +25,8 @@ def test_all_that_is_wrong_is_said_at_once_in_a_numbered_list(dlrun: Callable[..
     done = dlrun("check", "scheduler=step", *WRONG)
     lines = done.err.splitlines()
     assert (done.code, done.out, lines[0]) == (2, "", f"dlrun: {len(WRONG)} things are wrong:")
-    for i, said in enumerate(WRONG.values(), 1):
-        (line,) = [line for line in lines if said in line]
+    for i, message in enumerate(WRONG.values(), 1):
+        (line,) = [line for line in lines if message in line]
         assert line.split(".")[0].strip().isdigit(), (i, line)
     assert [int(line.split(".")[0]) for line in lines[1:]] == list(range(1, len(WRONG) + 1))
     assert not list(tmp_path.iterdir())
@@ -41,8 +41,8 @@ def test_training_is_refused_with_the_same_list(dlrun: Callable[..., Any]) -> No
 
 def test_composing_does_not_stop_at_its_first_complaint(dlrun: Callable[..., Any]) -> None:
     done = dlrun("check", "modle=mlp", "optimizer=adm", "trainer.epochs=abc", "seed=-1", "data.bach_size=3")
-    said = done.err.splitlines()
-    assert (done.code, said[0]) == (2, "dlrun: 5 things are wrong:")
+    lines = done.err.splitlines()
+    assert (done.code, lines[0]) == (2, "dlrun: 5 things are wrong:")
     for word in (
         "did you mean model",
         "did you mean optimizer=adam",
@@ -50,15 +50,15 @@ def test_composing_does_not_stop_at_its_first_complaint(dlrun: Callable[..., Any
         "seed=-1",
         "data.batch_size",
     ):
-        assert sum(word in line for line in said) == 1, done.err
+        assert sum(word in line for line in lines) == 1, done.err
 
 
 def test_without_the_data_the_rest_is_still_looked_at(dlrun: Callable[..., Any]) -> None:
     done = dlrun("check", "data=csv", "optimizer.lr=-1", "+model.depth=3", "scheduler=cosine", "scheduler.T_max=0")
-    said = ("data.path has no value yet; type data.path=", "model.depth", "optimizer.lr=-1", "scheduler.T_max=0")
+    messages = ("data.path has no value yet; type data.path=", "model.depth", "optimizer.lr=-1", "scheduler.T_max=0")
     assert done.code == 2
-    assert [line for line in done.err.splitlines()[1:] if not any(word in line for word in said)] == []
-    assert len(done.err.splitlines()) == 1 + len(said)
+    assert [line for line in done.err.splitlines()[1:] if not any(word in line for word in messages)] == []
+    assert len(done.err.splitlines()) == 1 + len(messages)
 
 
 def test_with_nothing_wrong_it_says_what_would_run(dlrun: Callable[..., Any], tmp_path: Path) -> None:
@@ -95,11 +95,13 @@ def test_a_fitting_last_layer_is_not_remarked_upon(dlrun: Callable[..., Any], wo
 
 def test_a_sigmoid_before_a_loss_with_its_own_is_said_once(dlrun: Callable[..., Any]) -> None:
     words = ("data=pass_fail", "model=scratch_mlp", "model.output_activation=sigmoid")
-    said = "note: the model ends in ScratchSigmoid, and task.loss=bce_with_logits takes logits and has its own sigmoid"
-    assert dlrun("check", *words).out.count(said) == 1
+    message = (
+        "note: the model ends in ScratchSigmoid, and task.loss=bce_with_logits takes logits and has its own sigmoid"
+    )
+    assert dlrun("check", *words).out.count(message) == 1
     run = dlrun(*words, "trainer.epochs=2", *QUIET)
     assert run.out.count("takes logits") == 1
-    assert len([said for said in run.result["warnings"] if "takes logits" in said]) == 1
+    assert len([message for message in run.result["warnings"] if "takes logits" in message]) == 1
 
 
 def test_one_problem_is_raised_as_it_is_and_several_as_a_list() -> None:
@@ -124,11 +126,11 @@ def test_an_error_that_is_no_request_is_not_collected() -> None:
 def test_nothing_is_downloaded_for_a_request_that_is_wrong(
     dlrun: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[str] = []
-    monkeypatch.setattr("pooch.retrieve", lambda url, *_, **__: asked.append(url))
+    downloads: list[str] = []
+    monkeypatch.setattr("pooch.retrieve", lambda url, *_, **__: downloads.append(url))
     done = dlrun("data=mnist", "data.val_fraction=2", "optimizer.lr=-1", "model=cnn", "model.channels=[a]")
-    assert (done.code, asked, list(tmp_path.iterdir())) == (2, [], [])
+    assert (done.code, downloads, list(tmp_path.iterdir())) == (2, [], [])
     for key in ("data.val_fraction=2.0", "optimizer.lr=-1", "model.channels="):
         assert key in done.err
     dlrun("data=mnist")
-    assert asked
+    assert downloads

@@ -18,19 +18,19 @@ Made = dict[str, Path]
 
 
 @pytest.fixture
-def made(dlrun: Callable[..., Any]) -> Made:
+def run_folders(dlrun: Callable[..., Any]) -> Made:
     """A folder of each kind, all of them an hour old."""
-    found = {}
+    folders = {}
     for i, status in enumerate(("failed", "empty", "completed", "interrupted", "early_stopped", "damaged")):
-        found[status] = folder = DAY / f"0{i}-00-00_mlp_blobs"
+        folders[status] = folder = DAY / f"0{i}-00-00_mlp_blobs"
         (folder / ".hydra").mkdir(parents=True)
         (folder / "run.log").write_text("x" * 1000)
         if status != "empty":
             (folder / "result.json").write_text("{" if status == "damaged" else json.dumps({"status": status}))
-    found["bare"] = Path("outputs/2026-11-19/06-00-00_mlp_blobs")
-    found["bare"].mkdir(parents=True)
+    folders["bare"] = Path("outputs/2026-11-19/06-00-00_mlp_blobs")
+    folders["bare"].mkdir(parents=True)
     age(Path("outputs"))
-    return found
+    return folders
 
 
 def age(root: Path) -> None:
@@ -38,57 +38,57 @@ def age(root: Path) -> None:
         os.utime(path, (time.time() - 3600,) * 2, follow_symlinks=False)
 
 
-def there(made: Made) -> set[str]:
-    return {status for status, folder in made.items() if folder.exists()}
+def there(run_folders: Made) -> set[str]:
+    return {status for status, folder in run_folders.items() if folder.exists()}
 
 
-def test_nothing_goes_before_it_was_shown(dlrun: Callable[..., Any], made: Made) -> None:
+def test_nothing_goes_before_it_was_shown(dlrun: Callable[..., Any], run_folders: Made) -> None:
     done = dlrun("clean")
     assert (done.code, done.err) == (0, "")
     shown = [line.split()[0] for line in done.out.splitlines() if line.startswith("outputs")]
-    assert sorted(shown) == sorted(str(made[name]) for name in ("failed", "empty", "bare"))
+    assert sorted(shown) == sorted(str(run_folders[name]) for name in ("failed", "empty", "bare"))
     assert "3 runs, 2.0 kB; nothing is removed yet: type dlrun clean --yes" in done.out
-    assert there(made) == set(made)
+    assert there(run_folders) == set(run_folders)
 
 
-def test_failed_and_empty_runs_go(dlrun: Callable[..., Any], made: Made) -> None:
+def test_failed_and_empty_runs_go(dlrun: Callable[..., Any], run_folders: Made) -> None:
     done = dlrun("clean", "--yes")
     assert (done.code, done.err) == (0, "")
     assert "removed 3 runs, 2.0 kB" in done.out
-    assert there(made) == {"completed", "interrupted", "early_stopped", "damaged"}
-    assert not made["bare"].parent.exists()  # a day without runs
-    assert made["completed"].parent.exists()
+    assert there(run_folders) == {"completed", "interrupted", "early_stopped", "damaged"}
+    assert not run_folders["bare"].parent.exists()  # a day without runs
+    assert run_folders["completed"].parent.exists()
     assert dlrun("clean", "--yes").out == "nothing to remove in outputs: no run with status=failed,empty\n"
 
 
-def test_others_go_only_where_they_are_named(dlrun: Callable[..., Any], made: Made) -> None:
+def test_others_go_only_where_they_are_named(dlrun: Callable[..., Any], run_folders: Made) -> None:
     assert dlrun("clean", "status=interrupted,early_stopped", "--yes").code == 0
-    assert there(made) == set(made) - {"interrupted", "early_stopped"}
+    assert there(run_folders) == set(run_folders) - {"interrupted", "early_stopped"}
     assert dlrun("clean", "status=running", "--yes").code == 2
     assert dlrun("clean", "outputs/2026-11-19", "--yes").code == 0
-    assert there(made) == {"failed", "empty", "completed", "damaged"}
+    assert there(run_folders) == {"failed", "empty", "completed", "damaged"}
 
 
-def test_nothing_outside_of_outputs_goes(dlrun: Callable[..., Any], made: Made, tmp_path: Path) -> None:
-    made["failed"].rename("elsewhere")
+def test_nothing_outside_of_outputs_goes(dlrun: Callable[..., Any], run_folders: Made, tmp_path: Path) -> None:
+    run_folders["failed"].rename("elsewhere")
     (DAY / "linked").symlink_to(tmp_path / "elsewhere")
-    (made["empty"] / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    (run_folders["empty"] / "checkpoints").symlink_to(tmp_path / "elsewhere")
     age(Path("outputs"))
     for place in ("elsewhere", ".", "outputs/2026-11-20/linked"):
         done = dlrun("clean", place, "--yes")
         assert (done.code, done.out) == (2, "")
         assert "and dlrun clean removes nothing elsewhere" in done.err
     assert dlrun("clean", "--yes").code == 0
-    assert not made["empty"].exists()
+    assert not run_folders["empty"].exists()
     assert sorted(p.name for p in Path("elsewhere").iterdir()) == [".hydra", "result.json", "run.log"]
     assert (DAY / "linked").is_symlink()
 
 
-def test_outputs_may_itself_be_a_link(dlrun: Callable[..., Any], made: Made) -> None:
+def test_outputs_may_itself_be_a_link(dlrun: Callable[..., Any], run_folders: Made) -> None:
     Path("outputs").rename("scratch")
     Path("outputs").symlink_to("scratch")
     assert "removed 3 runs" in dlrun("clean", "--yes").out
-    assert there(made) == {"completed", "interrupted", "early_stopped", "damaged"}
+    assert there(run_folders) == {"completed", "interrupted", "early_stopped", "damaged"}
     assert Path("outputs").is_symlink()
 
 
@@ -102,18 +102,18 @@ def hold(folder: Path) -> "subprocess.Popen[str]":
     return process
 
 
-def test_what_is_under_way_stays(dlrun: Callable[..., Any], made: Made) -> None:
+def test_what_is_under_way_stays(dlrun: Callable[..., Any], run_folders: Made) -> None:
     sweep = Path("outputs/multirun/2026-11-20/05-00-00")
     sweep.mkdir(parents=True)
-    made["failed"].rename(sweep / "0_seed=0")
+    run_folders["failed"].rename(sweep / "0_seed=0")
     (sweep / "sweep.jsonl").touch()
-    with hold(made["empty"]) as run, hold(sweep) as jobs:
+    with hold(run_folders["empty"]) as run, hold(sweep) as jobs:
         age(Path("outputs"))
         done = dlrun("clean", "--yes")
         run.communicate()
         jobs.communicate()
     assert f"kept: {sweep}/0_seed=0 (its sweep is under way)" in done.out
-    assert made["empty"].exists()
+    assert run_folders["empty"].exists()
     assert (sweep / "0_seed=0").exists()
     assert "removed 1 run, 0.0 kB" in done.out  # the bare one
     age(Path("outputs"))
@@ -121,33 +121,33 @@ def test_what_is_under_way_stays(dlrun: Callable[..., Any], made: Made) -> None:
 
 
 def test_a_run_that_is_resumed_between_showing_and_removing_is_kept(
-    dlrun: Callable[..., Any], made: Made, monkeypatch: pytest.MonkeyPatch
+    dlrun: Callable[..., Any], run_folders: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, started = clean.remove_all, list[Any]()
 
     def late(*arguments: Any) -> None:
-        started.append(hold(made["failed"]))
-        (made["empty"] / "result.json").write_text('{"status": "completed"}')
+        started.append(hold(run_folders["failed"]))
+        (run_folders["empty"] / "result.json").write_text('{"status": "completed"}')
         before(*arguments)
 
     monkeypatch.setattr(clean, "remove_all", late)
     done = dlrun("clean", "--yes")
     started[0].communicate()
     assert done.code == 1
-    assert f"{made['empty']} has been resumed meanwhile" in done.err
-    assert f"{made['failed']} is being written by process" in done.err
-    assert there(made) == set(made) - {"bare"}
+    assert f"{run_folders['empty']} has been resumed meanwhile" in done.err
+    assert f"{run_folders['failed']} is being written by process" in done.err
+    assert there(run_folders) == set(run_folders) - {"bare"}
 
 
-def test_what_is_young_or_holds_files_of_the_users_own_stays(dlrun: Callable[..., Any], made: Made) -> None:
-    (made["failed"] / "notes.txt").touch()
-    os.utime(made["bare"])
-    (made["empty"] / "run.log").touch()
+def test_what_is_young_or_holds_files_of_the_users_own_stays(dlrun: Callable[..., Any], run_folders: Made) -> None:
+    (run_folders["failed"] / "notes.txt").touch()
+    os.utime(run_folders["bare"])
+    (run_folders["empty"] / "run.log").touch()
     done = dlrun("clean", "--yes")
-    assert f"kept: {made['failed']} (it holds more than a run: notes.txt)" in done.out
+    assert f"kept: {run_folders['failed']} (it holds more than a run: notes.txt)" in done.out
     assert done.out.count("has changed less than 60 seconds ago") == 2
     assert done.out.endswith("nothing to remove in outputs\n")
-    assert there(made) == set(made)
+    assert there(run_folders) == set(run_folders)
 
 
 @pytest.mark.slow

@@ -50,7 +50,7 @@ def complete_line(shell: str, line: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("line", "found"),
+    ("line", "candidates"),
     [
         ("dlrun model=re", ["model=resnet"]),
         ("dlrun data=digits -m model=cnn,re", ["model=cnn,resnet"]),
@@ -94,9 +94,9 @@ def complete_line(shell: str, line: str) -> list[str]:
         ("dlrun logger=[csv,mlflow] logger.mlflow.art", ["logger.mlflow.artifacts="]),
     ],
 )  # fmt: skip
-def test_how_a_line_goes_on(place: Path, line: str, found: list[str]) -> None:
-    assert complete_line("zsh", line) == found
-    assert complete_line("fish", line) == found
+def test_how_a_line_goes_on(place: Path, line: str, candidates: list[str]) -> None:
+    assert complete_line("zsh", line) == candidates
+    assert complete_line("fish", line) == candidates
 
 
 def test_every_command_group_and_key_is_offered(place: Path) -> None:
@@ -186,18 +186,18 @@ class Terminal:
         self.process, self.handle = pty.fork()
         if self.process == 0:
             os.execvpe(words[0], words, environment)
-        self.said = ""
+        self.output = ""
 
     def press(self, keys: str, until: str) -> str:
         """What the terminal shows after some keys, as soon as it shows `until`."""
-        self.said = ""
+        self.output = ""
         os.write(self.handle, keys.encode())
         deadline = time.monotonic() + 30
-        while until not in self.said and time.monotonic() < deadline:
+        while until not in self.output and time.monotonic() < deadline:
             if select.select([self.handle], [], [], 0.2)[0]:
-                self.said += os.read(self.handle, 4096).decode(errors="replace")
-        assert until in self.said, self.said
-        return self.said
+                self.output += os.read(self.handle, 4096).decode(errors="replace")
+        assert until in self.output, self.output
+        return self.output
 
     def close(self) -> None:
         os.kill(self.process, 9)

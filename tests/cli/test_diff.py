@@ -15,18 +15,23 @@ QUICK = ("data=blobs", "model=mlp", "trainer.log_every_steps=1", "tracking.graph
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
 @pytest.fixture
-def runs(dlrun: Callable[..., Any], kept: Path) -> Callable[..., Any]:
+def runs(dlrun: Callable[..., Any], shared_folder: Path) -> Callable[..., Any]:
     """Runs a and b, which part after epoch 1: their rates go down at different epochs. Trained once for all tests."""
     for name, step in (("a", 1), ("b", 3)):
-        words = ("scheduler=step", f"scheduler.step_size={step}", "trainer.epochs=3", f"hydra.run.dir={kept / name}")
-        if not (kept / name).exists():
+        words = (
+            "scheduler=step",
+            f"scheduler.step_size={step}",
+            "trainer.epochs=3",
+            f"hydra.run.dir={shared_folder / name}",
+        )
+        if not (shared_folder / name).exists():
             assert dlrun(*QUICK, *words).code == 0
-        shutil.copytree(kept / name, name)
+        shutil.copytree(shared_folder / name, name)
     return dlrun
 
 
@@ -60,25 +65,25 @@ def test_runs_that_are_equal_as_far_as_both_go(runs: Callable[..., Any]) -> None
     assert "weights: equal to the last bit after every one of 3 epochs" in runs("diff", "a", "a").out
     shutil.copytree("a", "longer")
     runs("resume", "longer", "trainer.epochs=5")
-    said = runs("diff", "longer", "a").out
-    assert "weights: equal to the last bit until epoch 3, where one ends; A continues to epoch 5" in said
-    assert cells(said, "epochs") == ["5", "3", "-2"]
+    output = runs("diff", "longer", "a").out
+    assert "weights: equal to the last bit until epoch 3, where one ends; A continues to epoch 5" in output
+    assert cells(output, "epochs") == ["5", "3", "-2"]
 
 
 def test_another_seed_or_model_differs_from_the_start(runs: Callable[..., Any]) -> None:
     runs(*QUICK, "model.hidden_sizes=[8]", "trainer.epochs=1", "seed=1", "hydra.run.dir=c")
-    said = runs("diff", "a", "c").out
-    assert "weights: they differ before the first step" in said
-    assert cells(said, "seed") == ["0", "1"]
-    assert cells(said, "scheduler.step_size") == ["1", "-"]
-    assert "the first logged step" not in said
+    output = runs("diff", "a", "c").out
+    assert "weights: they differ before the first step" in output
+    assert cells(output, "seed") == ["0", "1"]
+    assert cells(output, "scheduler.step_size") == ["1", "-"]
+    assert "the first logged step" not in output
 
 
 def test_runs_without_fingerprints_are_judged_by_their_losses(runs: Callable[..., Any]) -> None:
     Path("a/fingerprints.jsonl").unlink()
-    said = runs("diff", "a", "b").out
-    assert "judged by metrics.jsonl: they part in epoch 2 (train/loss " in said
-    assert "final weights: different" in said
+    output = runs("diff", "a", "b").out
+    assert "judged by metrics.jsonl: they part in epoch 2 (train/loss " in output
+    assert "final weights: different" in output
     assert "equal in all 3 epochs that both have\nfinal weights: equal to the last bit" in runs("diff", "a", "a").out
 
 
@@ -92,7 +97,7 @@ def test_a_killed_run_is_compared_by_what_there_is(runs: Callable[..., Any]) -> 
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["a"], "takes two run folders"),
         (["a", "b", "b"], "takes two run folders"),
@@ -104,7 +109,7 @@ def test_a_killed_run_is_compared_by_what_there_is(runs: Callable[..., Any]) -> 
         (["a", "half"], "damaged: half/result.json: it is no JSON"),
     ],
 )
-def test_what_is_no_run_is_refused(dlrun: Callable[..., Any], words: list[str], said: str) -> None:
+def test_what_is_no_run_is_refused(dlrun: Callable[..., Any], words: list[str], message: str) -> None:
     for name, text in (("a", "seed: 0"), ("broken", "[:"), ("half", "seed: 0")):
         Path(name, ".hydra").mkdir(parents=True)
         Path(name, ".hydra/config.yaml").write_text(text)
@@ -114,7 +119,7 @@ def test_what_is_no_run_is_refused(dlrun: Callable[..., Any], words: list[str], 
     Path("sweep/sweep.jsonl").touch()
     done = dlrun("diff", *words)
     assert (done.code, done.out) == (2, "")
-    assert said in done.err
+    assert message in done.err
     assert len(done.err.splitlines()) == 1
 
 

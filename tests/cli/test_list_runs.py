@@ -67,7 +67,7 @@ def test_a_pipe_has_whole_lines() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "said"),
+    ("count", "message"),
     [
         (0, "0.0 kB"),
         (1500, "1.5 kB"),
@@ -77,8 +77,8 @@ def test_a_pipe_has_whole_lines() -> None:
         (3e13, "30,000.0 GB"),
     ],
 )
-def test_sizes(count: float, said: str) -> None:
-    assert format_size(count) == said
+def test_sizes(count: float, message: str) -> None:
+    assert format_size(count) == message
 
 
 def test_a_real_terminal(dlrun: Callable[..., Any], tmp_path: Path) -> None:
@@ -88,11 +88,11 @@ def test_a_real_terminal(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     words = [sys.executable, "-c", code, "ls", "runs"]
     done = subprocess.run(words, stdout=theirs, cwd=tmp_path, env={**os.environ, "COLUMNS": "80"})
     os.close(theirs)
-    said = os.read(ours, 10_000).decode().replace("\r\n", "\n")
+    output = os.read(ours, 10_000).decode().replace("\r\n", "\n")
     assert done.returncode == 0
-    assert said.splitlines()[1:2] == [str(folder.parent)]
-    assert said.splitlines()[2].startswith(f"  {folder.name}  completed ")
-    assert "\x1b" not in said
+    assert output.splitlines()[1:2] == [str(folder.parent)]
+    assert output.splitlines()[2].startswith(f"  {folder.name}  completed ")
+    assert "\x1b" not in output
 
 
 def test_tags_have_a_column_and_a_mistyped_one_its_neighbours(dlrun: Callable[..., Any]) -> None:

@@ -137,7 +137,7 @@ def test_piped_output_of_python_m_fits_and_is_plain(command: Callable) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         (("check", "gradients", "model=scratch_mlp", "data=blobs"), 0, "all gradients agree"),
         (("check", "gradients", "model=mlp", "data=blobs"), 2, "scratch_mlp"),
@@ -147,8 +147,8 @@ def test_piped_output_of_python_m_fits_and_is_plain(command: Callable) -> None:
         (("optimizer=exhaustive", "data=blobs"), 2, "at most 2 parameters"),
     ],
 )
-def test_checks_and_what_they_refuse(dlrun: Callable, words: tuple[str, ...], code: int, said: str) -> None:
+def test_checks_and_what_they_refuse(dlrun: Callable, words: tuple[str, ...], code: int, message: str) -> None:
     done = dlrun(*words)
     assert done.code == code
-    assert said in done.out + done.err
+    assert message in done.out + done.err
     assert "Traceback" not in done.err
