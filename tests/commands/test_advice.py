@@ -138,6 +138,6 @@ def test_the_report_of_an_extended_sweep_names_commands_that_make_it(dlrun: Call
     Path("runs").rename("before")
     for line in command[0].split(" && "):
         take(dlrun, line.strip())
-    made = {path.name for path in Path("runs/sweep").iterdir() if path.is_dir() and path.name != "figures"}
-    assert made == {path.name for path in Path("before/sweep").iterdir() if path.is_dir() and path.name != "figures"}
-    assert len(made) == 3
+    folders = {path.name for path in Path("runs/sweep").iterdir() if path.is_dir() and path.name != "figures"}
+    assert folders == {path.name for path in Path("before/sweep").iterdir() if path.is_dir() and path.name != "figures"}
+    assert len(folders) == 3

@@ -316,16 +316,16 @@ def sentences(path: Path) -> list[tuple[int, str]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr):
             inside.add(id(node.value))
-    found = []
+    sentences_of_file = []
     for node in ast.walk(tree):
         if id(node) in inside:
             continue
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            found.append((node.lineno, node.value))
+            sentences_of_file.append((node.lineno, node.value))
         if isinstance(node, ast.JoinedStr):
             parts = [part.value if isinstance(part, ast.Constant) else "{}" for part in node.values]
-            found.append((node.lineno, "".join(map(str, parts))))
-    return found
+            sentences_of_file.append((node.lineno, "".join(map(str, parts))))
+    return sentences_of_file
 
 
 def advises(text: str) -> bool:

@@ -46,8 +46,10 @@ def test_a_last_batch_of_one_row_under_batch_norm(dlrun: Callable, tmp_path: Any
     words = ("data=blobs", "data.rows_per_class=33", "data.batch_size=13", *NORMED, "trainer.epochs=1", *QUIET)
     done = dlrun(*command, *words)
     assert done.code == 2
-    said = "the last batch of an epoch has 1 row (66 training rows in batches of 13), and layer layers.1 (BatchNorm1d)"
-    assert said in " ".join(done.err.split())
+    message = (
+        "the last batch of an epoch has 1 row (66 training rows in batches of 13), and layer layers.1 (BatchNorm1d)"
+    )
+    assert message in " ".join(done.err.split())
     assert "does not take 1 row in training: Expected more than 1 value per channel" in " ".join(done.err.split())
     assert "type data.drop_last=true" in done.err
     assert not (tmp_path / "outputs").exists()
@@ -57,7 +59,7 @@ def test_a_last_batch_of_one_row_under_batch_norm(dlrun: Callable, tmp_path: Any
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("data=blobs", "data.batch_size=1"), "a batch has 1 row, and layer layers.1 (BatchNorm1d)"),
         (
@@ -66,10 +68,10 @@ def test_a_last_batch_of_one_row_under_batch_norm(dlrun: Callable, tmp_path: Any
         ),
     ],
 )
-def test_batches_of_one_row_under_batch_norm(dlrun: Callable, words: tuple[str, ...], said: str) -> None:
+def test_batches_of_one_row_under_batch_norm(dlrun: Callable, words: tuple[str, ...], message: str) -> None:
     done = dlrun("check", *words, *NORMED)
     assert done.code == 2
-    assert said in " ".join(done.err.split())
+    assert message in " ".join(done.err.split())
     assert "drop_last" not in done.err
 
 
@@ -138,7 +140,7 @@ def test_all_that_a_module_keeps_is_put_back() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("answer", "message"),
     [
         (
             lambda y: y.view(8, 4),
@@ -148,13 +150,13 @@ def test_all_that_a_module_keeps_is_put_back() -> None:
         (lambda y: (y, y), "with 8 rows in training the model must return a tensor, not tuple"),
     ],
 )
-def test_what_training_alone_shows_of_a_net(answer: Callable[[Tensor], Any], said: str) -> None:
+def test_what_training_alone_shows_of_a_net(answer: Callable[[Tensor], Any], message: str) -> None:
     order = EpochOrder(11, 8)
     model = Net(answer)
     before = everything(model)
     with pytest.raises(RequestError) as caught:
         look(model, list_batch_sizes(order), order)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert everything(model) == before
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 

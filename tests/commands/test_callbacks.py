@@ -161,8 +161,8 @@ def kill_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_killed_run_goes_on_with_the_same_callbacks(
     train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = train(*WATCHED, "hydra.run.dir=whole")
-    assert whole.code == 0, whole.err
+    reference = train(*WATCHED, "hydra.run.dir=whole")
+    assert reference.code == 0, reference.err
 
     # In the middle of the third epoch of five steps, and not at a save.
     with monkeypatch.context() as patch:

@@ -45,7 +45,7 @@ class Call:
         return self.call
 
 
-def bombs(canary: Path, whole: bytes) -> Iterator[bytes]:
+def bombs(canary: Path, intact: bytes) -> Iterator[bytes]:
     """Pickles that would make the file `canary`, each bare, as torch's archive, and with the right checksum."""
     inner = canary.with_name("inner.pt")
     calls = [
@@ -59,25 +59,25 @@ def bombs(canary: Path, whole: bytes) -> Iterator[bytes]:
         Call(shutil.copy, str(inner), str(canary)),
         Call(torch.nn.Module.__setattr__, torch.nn.Identity(), "forward", os.system),
     ]
-    state = torch.load(io.BytesIO(whole), weights_only=True)
+    state = torch.load(io.BytesIO(intact), weights_only=True)
     for call in calls:
         yield pickle.dumps(call)
         for thing in (call, state | {"optimizer": call}, state | {"config": {"model": [call]}}):
             yield archived(thing)
             yield signed(archived(thing))
-    yield signed(replaced(whole, pickle.dumps(calls[0])))
+    yield signed(replaced(intact, pickle.dumps(calls[0])))
 
 
-def replaced(whole: bytes, content: bytes) -> bytes:
+def replaced(intact: bytes, content: bytes) -> bytes:
     """A checkpoint whose data.pkl is another one, all else as it was."""
     file = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(whole)) as old, zipfile.ZipFile(file, "w") as new:
+    with zipfile.ZipFile(io.BytesIO(intact)) as old, zipfile.ZipFile(file, "w") as new:
         for item in old.infolist():
             new.writestr(item, content if item.filename.endswith("data.pkl") else old.read(item))
     return file.getvalue()
 
 
-def foreign(whole: bytes) -> Iterator[bytes]:
+def foreign(intact: bytes) -> Iterator[bytes]:
     """Files of other kinds, and other things in the same wrapping."""
     yield from (b"", b"\0", b"PK", b"PK\x03\x04" * 9, b"\x89PNG\r\n\x1a\n" + bytes(99), b"epoch,loss\n" * 99)
     others: list[Any] = [torch.ones(3), {"w": torch.ones(2)}, [1, 2], "text", None, torch.nn.Linear(2, 1)]
@@ -86,11 +86,11 @@ def foreign(whole: bytes) -> Iterator[bytes]:
         yield signed(archived(thing))
         yield pickle.dumps(thing)
     yield torch_of_old({"format_version": 1, "model": {}, "optimizer": {}})
-    yield whole + whole
-    yield whole + b"\n"
-    yield b"\n" + whole
-    yield whole.replace(checkpoint._MARK, b"other sha256 ")
-    yield signed(whole[: len(whole) // 2])
+    yield intact + intact
+    yield intact + b"\n"
+    yield b"\n" + intact
+    yield intact.replace(checkpoint._MARK, b"other sha256 ")
+    yield signed(intact[: len(intact) // 2])
 
 
 def torch_of_old(thing: Any) -> bytes:
@@ -99,26 +99,26 @@ def torch_of_old(thing: Any) -> bytes:
     return file.getvalue()
 
 
-def damaged(whole: bytes, chance: random.Random) -> Iterator[bytes]:
+def damaged(intact: bytes, chance: random.Random) -> Iterator[bytes]:
     """Truncations and flipped bits anywhere, more of them in the zip directory and the comment at the end."""
-    size = len(whole)
+    size = len(intact)
     for _ in range(90):
-        yield whole[: chance.randrange(size)]
+        yield intact[: chance.randrange(size)]
     for _ in range(10):
-        yield whole[: size - chance.randrange(1, 200)]
+        yield intact[: size - chance.randrange(1, 200)]
     for count, most in ((70, size), (40, 400), (30, 77)):  # from the end
         for _ in range(count):
-            yield flipped(whole, [size - 1 - chance.randrange(most)], chance)
+            yield flipped(intact, [size - 1 - chance.randrange(most)], chance)
     for _ in range(40):
-        yield flipped(whole, [chance.randrange(size) for _ in range(chance.randrange(2, 50))], chance)
+        yield flipped(intact, [chance.randrange(size) for _ in range(chance.randrange(2, 50))], chance)
     for _ in range(10):
         start = chance.randrange(size - 64)
-        yield whole[:start] + bytes(64) + whole[start + 64 :]  # a block that never reached the disk
-        yield whole[:start] + whole[start + 64 :]
+        yield intact[:start] + bytes(64) + intact[start + 64 :]  # a block that never reached the disk
+        yield intact[:start] + intact[start + 64 :]
 
 
-def flipped(whole: bytes, places: list[int], chance: random.Random) -> bytes:
-    content = bytearray(whole)
+def flipped(intact: bytes, places: list[int], chance: random.Random) -> bytes:
+    content = bytearray(intact)
     for place in set(places):
         content[place] ^= 1 << chance.randrange(8)
     return bytes(content)
@@ -129,10 +129,10 @@ def flipped(whole: bytes, places: list[int], chance: random.Random) -> bytes:
 def test_no_damaged_checkpoint_is_loaded_or_run(model: str, dlrun: Callable[..., Any], tmp_path: Path) -> None:
     assert dlrun(*MODELS[model], *QUIET, "hydra.run.dir=run").code == 0
     folder, canary, chance = tmp_path / "run/checkpoints", tmp_path / "canary", random.Random(0)
-    whole = (folder / "last.pt").read_bytes()
+    intact = (folder / "last.pt").read_bytes()
     (tmp_path / "inner.pt").write_bytes(archived(Call(Path.touch, canary)))
-    files = [*damaged(whole, chance), *foreign(whole), *bombs(canary, whole)]
-    files = [content for content in files if content != whole]
+    files = [*damaged(intact, chance), *foreign(intact), *bombs(canary, intact)]
+    files = [content for content in files if content != intact]
     assert len(files) >= 350
     before = load(folder / "step_00000000.pt".replace("00000000", steps(folder)[1]))
     (folder / "last.pt").unlink()
@@ -144,8 +144,8 @@ def test_no_damaged_checkpoint_is_loaded_or_run(model: str, dlrun: Callable[...,
         with pytest.raises(CheckpointError) as caught:
             load(newest)
         assert str(newest) in str(caught.value)
-        found, state, skipped = load_newest(folder)
-        assert (found.name, state["step"], len(skipped)) == (f"step_{before['step']:08d}.pt", before["step"], 1)
+        path, state, skipped = load_newest(folder)
+        assert (path.name, state["step"], len(skipped)) == (f"step_{before['step']:08d}.pt", before["step"], 1)
         if number in through_cli:
             refused = dlrun("eval", str(newest))
             assert refused.code == 2, (number, refused.err)
@@ -175,15 +175,15 @@ def break_newest(run: Path) -> str:
 
 
 def test_the_one_before_is_gone_on_with_and_the_run_says_so(run: Path, dlrun: Callable[..., Any]) -> None:
-    whole = (run / "metrics.jsonl").read_bytes()
+    intact = (run / "metrics.jsonl").read_bytes()
     name = break_newest(run)
     before = int(steps(run / "checkpoints")[1])
     done = dlrun("resume", "run", "trainer.epochs=4")
     assert done.code == 0, done.err
-    assert (run / "metrics.jsonl").read_bytes().startswith(whole)
-    said = [note for note in done.result["warnings"] if "resuming from step" in note]
-    assert any(name in note for note in said)
-    for note in said:
+    assert (run / "metrics.jsonl").read_bytes().startswith(intact)
+    messages = [note for note in done.result["warnings"] if "resuming from step" in note]
+    assert any(name in note for note in messages)
+    for note in messages:
         assert note.endswith(
             f"was cut short ({note.split('(')[1].split()[0]} bytes); resuming from step {before} instead"
         )

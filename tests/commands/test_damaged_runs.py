@@ -56,8 +56,8 @@ def is_socket(path: Path) -> None:
     here = Path.cwd()
     os.chdir(path.parent)  # the name of a socket has at most 107 bytes
     try:
-        with socket.socket(socket.AF_UNIX) as made:
-            made.bind(path.name)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path.name)
     finally:
         os.chdir(here)
 
@@ -161,7 +161,7 @@ def damages() -> Iterator[tuple[str, str, Damage]]:
 
 def sample() -> list[tuple[str, str, Damage]]:
     """Every kind of damage to a file once, and every key with one wrong value."""
-    kept: list[tuple[str, str, Damage]] = []
+    cases: list[tuple[str, str, Damage]] = []
     for position, (name, kind, damage) in enumerate(damages()):
         number = kind.rpartition(" ")[2]
         of_key = number.isdecimal()
@@ -169,8 +169,8 @@ def sample() -> list[tuple[str, str, Damage]]:
             continue
         if not of_key and name in (".hydra/overrides.yaml", "fingerprints.jsonl", "environment.json") and position % 3:
             continue
-        kept.append((name, kind, damage))
-    return kept
+        cases.append((name, kind, damage))
+    return cases
 
 
 class Hung(Exception):
@@ -192,36 +192,36 @@ def in_time() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def intact_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with nothing wrong."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     library.train(*WORDS, f"hydra.run.dir={folder}", quiet=True)
     return folder
 
 
-def copy(whole: Path, target: Path, name: str, damage: Damage) -> Path:
-    shutil.copytree(whole, target)
+def copy(intact_run: Path, target: Path, name: str, damage: Damage) -> Path:
+    shutil.copytree(intact_run, target)
     damage(target / name)
     return target
 
 
 def state(folder: Path) -> dict[str, tuple[int, int, int]]:
-    found = {}
+    contents = {}
     for path in [folder, *folder.rglob("*")]:
         status = path.lstat()
-        found[str(path)] = (status.st_mode, status.st_size, status.st_mtime_ns)
-    return found
+        contents[str(path)] = (status.st_mode, status.st_size, status.st_mtime_ns)
+    return contents
 
 
 @pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)])
 def test_one_damaged_run_stops_no_command_over_many(
-    every: int, whole: Path, dlrun: Callable[..., Any], tmp_path: Path
+    every: int, intact_run: Path, dlrun: Callable[..., Any], tmp_path: Path
 ) -> None:
     cases = sample()[::every]
     assert len(cases) >= 90 // every
     for number, (name, _, damage) in enumerate(cases):
-        copy(whole, tmp_path / "outputs" / "day" / f"bad{number}", name, damage)
-    shutil.copytree(whole, tmp_path / "outputs" / "day" / "good")
+        copy(intact_run, tmp_path / "outputs" / "day" / f"bad{number}", name, damage)
+    shutil.copytree(intact_run, tmp_path / "outputs" / "day" / "good")
     before = state(tmp_path / "outputs")
 
     with in_time():
@@ -249,10 +249,10 @@ def test_one_damaged_run_stops_no_command_over_many(
 
     with in_time():
         offered = dlrun("clean")
-        asked = dlrun("clean", "status=damaged")
-    assert (offered.code, asked.code) == (0, 0)
+        question = dlrun("clean", "status=damaged")
+    assert (offered.code, question.code) == (0, 0)
     assert "no run with status=failed,empty" in offered.out
-    assert asked.out.count("it holds checkpoints, which may be intact: damaged: ") == list(statuses.values()).count(
+    assert question.out.count("it holds checkpoints, which may be intact: damaged: ") == list(statuses.values()).count(
         "damaged"
     )
     assert state(tmp_path / "outputs") == before
@@ -285,11 +285,11 @@ def of_one_run(command: str) -> tuple[str, ...]:
     }[command]
 
 
-def check(command: str, case: tuple[str, str, Damage], whole: Path, dlrun: Callable[..., Any]) -> None:
+def check(command: str, case: tuple[str, str, Damage], intact_run: Path, dlrun: Callable[..., Any]) -> None:
     name, kind, damage = case
     shutil.rmtree("run", ignore_errors=True)
     Path("rows.csv").write_text("0.1,0.2\n")
-    run = copy(whole, Path("run"), name, damage)
+    run = copy(intact_run, Path("run"), name, damage)
     before = state(run)
     with in_time():
         if command == "load":
@@ -302,17 +302,17 @@ def check(command: str, case: tuple[str, str, Damage], whole: Path, dlrun: Calla
         assert state(run) == before
 
 
-def test_a_command_on_one_damaged_run_ends_well(whole: Path, dlrun: Callable[..., Any]) -> None:
+def test_a_command_on_one_damaged_run_ends_well(intact_run: Path, dlrun: Callable[..., Any]) -> None:
     """Over many runs each of these damages is met above; the slow test below has every damage."""
-    shutil.copytree(whole, "good")
+    shutil.copytree(intact_run, "good")
     lookers = ("show", "show json", "watch")
     commands = ("predict", "eval", "resume", "auto", "load", "export", "rerun")
     for number, case in enumerate(sample()):
         if number % 9 == 0:
-            check("diff", case, whole, dlrun)
-            check(lookers[number // 3 % 3], case, whole, dlrun)
+            check("diff", case, intact_run, dlrun)
+            check(lookers[number // 3 % 3], case, intact_run, dlrun)
         if number % 16 == 0:
-            check(commands[number // 16 % len(commands)], case, whole, dlrun)
+            check(commands[number // 16 % len(commands)], case, intact_run, dlrun)
 
 
 LOOKING = ("show", "show json", "watch")
@@ -321,17 +321,17 @@ COMMANDS = ("predict", "eval", "resume", "auto", "load", "export", "rerun")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["diff", *LOOKING, *COMMANDS])
-def test_each_command_on_each_damage_ends_well(command: str, whole: Path, dlrun: Callable[..., Any]) -> None:
+def test_each_command_on_each_damage_ends_well(command: str, intact_run: Path, dlrun: Callable[..., Any]) -> None:
     """`diff` on every damage; of the others, which read a run by the same code, each damage meets two."""
-    shutil.copytree(whole, "good")
+    shutil.copytree(intact_run, "good")
     for number, case in enumerate(damages()):
         meets = any(number % len(group) == group.index(command) for group in (LOOKING, COMMANDS) if command in group)
         if command == "diff" or meets:
-            check(command, case, whole, dlrun)
+            check(command, case, intact_run, dlrun)
 
 
-def test_a_row_that_a_kill_cut_short_is_no_damage(whole: Path, tmp_path: Path) -> None:
-    run = shutil.copytree(whole, tmp_path / "run")
+def test_a_row_that_a_kill_cut_short_is_no_damage(intact_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(intact_run, tmp_path / "run")
     rows = RunRecord(run).rows
     with (run / "metrics.jsonl").open("ab") as file:
         file.write(b'{"epoch": 3, "st')
@@ -345,8 +345,8 @@ def test_a_row_that_a_kill_cut_short_is_no_damage(whole: Path, tmp_path: Path) -
     assert record.damage[0].startswith(f"damaged: {run}/metrics.jsonl: line 4: it is no JSON")
 
 
-def test_what_a_record_says_of_a_run(whole: Path) -> None:
-    record = RunRecord(whole)
+def test_what_a_record_says_of_a_run(intact_run: Path) -> None:
+    record = RunRecord(intact_run)
     assert (record.status, record.epochs, record.seed, record.best_epoch) == ("completed", 2, 0, 2)
     assert record.best == (record.metric, record.value)
     assert record.choices["model"] == "mlp"
@@ -359,19 +359,19 @@ def test_what_a_record_says_of_a_run(whole: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["result.json", ".hydra"])
-def test_a_link_out_of_the_run_is_damage(name: str, whole: Path, tmp_path: Path) -> None:
-    run = shutil.copytree(whole, tmp_path / "run")
+def test_a_link_out_of_the_run_is_damage(name: str, intact_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(intact_run, tmp_path / "run")
     target = (run / name).rename(tmp_path / "elsewhere")
     (run / name).symlink_to(target)
     record = RunRecord(run)
     assert not (record.result and record.config)
     assert "outside of the folder" in record.damage[0]
-    (tmp_path / "linked").symlink_to(whole)  # a link of a whole run is the user's own
+    (tmp_path / "linked").symlink_to(intact_run)  # a link of a whole run is the user's own
     assert RunRecord(tmp_path / "linked").status == "completed"
 
 
-def test_what_cannot_be_listed_is_not_empty(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = shutil.copytree(whole, tmp_path / "run")
+def test_what_cannot_be_listed_is_not_empty(intact_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = shutil.copytree(intact_run, tmp_path / "run")
     for name in ("result.json", "metrics.jsonl"):
         (run / name).unlink()
     assert RunRecord(run).status == "interrupted"
@@ -405,8 +405,8 @@ def test_yaml_that_nobody_writes_is_refused(text: str, words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_run_by_steps_alone_is_whole(whole: Path, tmp_path: Path) -> None:
-    run = shutil.copytree(whole, tmp_path / "run")
+def test_a_run_by_steps_alone_is_whole(intact_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(intact_run, tmp_path / "run")
     config = yaml.safe_load((run / ".hydra/config.yaml").read_text())
     config["trainer"] |= {"epochs": None, "max_steps": 5}
     (run / ".hydra/config.yaml").write_text(yaml.safe_dump(config))

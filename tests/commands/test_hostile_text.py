@@ -54,7 +54,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three steps, to be copied."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     words = [*QUICK, "figures=false", f"hydra.run.dir={folder}"]
-    assert all(experiment.run(asked) == 0 for asked in request.from_command_line(words))
+    assert all(experiment.run(one_run) == 0 for one_run in request.from_command_line(words))
     return folder
 
 
@@ -152,9 +152,9 @@ def test_a_layer_with_a_call_for_a_name_is_not_written(dlrun: Callable[..., Any]
     hidden = f"x=exec({RUNS!r}), y"
     layers = f'[{{Identity: {{"{hidden}": 1}}}}, {{Linear: [in, out]}}]'
     words = ("model=sequential", f"model.layers={layers}", "figures=false", "hydra.run.dir=run")
-    made = dlrun(*QUICK, *words)
-    assert made.code in (0, 2)
-    if made.code == 0:
+    training = dlrun(*QUICK, *words)
+    assert training.code in (0, 2)
+    if training.code == 0:
         done = dlrun("export", "run", "format=python")
         assert done.code == 2
         assert "cannot write an argument called" in done.err
@@ -195,9 +195,9 @@ def test_class_names_that_a_spreadsheet_would_run(dlrun: Callable[..., Any], tmp
     data = ("data=points", "data.x=[[1],[2],[3],[4]]", "data.y=[0,0,1,1]", "data.task=multiclass")
     quoted = ",".join(json.dumps(name) for name in names)
     words = ("trainer.epochs=1", "tracking.graph=false", f"data.class_names=[{quoted}]", "hydra.run.dir=run")
-    made = dlrun(*data, *words)
-    assert made.code == 0, made.err
-    assert "could not be" not in made.out
+    done = dlrun(*data, *words)
+    assert done.code == 0, done.err
+    assert "could not be" not in done.out
     assert dlrun("eval", "run", "split=train", "figures=false").code == 0
     (evaluation,) = (tmp_path / "run" / "eval").iterdir()
     cells = {cell for row in csv.reader(io.StringIO((evaluation / "predictions.csv").read_text())) for cell in row}
@@ -219,9 +219,9 @@ def test_the_terminal_shows_it_as_it_stands(text: str) -> None:
         return
     console.say(line)
     console.say(build_table([line, "b"], [(line, "1")]))
-    made = Table(line)
-    made.add_row(line)
-    console.say(made)
+    table = Table(line)
+    table.add_row(line)
+    console.say(table)
     assert stream.getvalue().count(line.strip()) >= 5
 
 
@@ -249,8 +249,8 @@ def test_text_that_a_spreadsheet_would_run_is_guarded_and_comes_back(tmp_path: P
 
     path = tmp_path / "x.csv"
     path.write_text(file.getvalue(), newline="")
-    found = read_table(path, header=True)
-    assert [cell for cell in found.columns[0] if cell.strip() == cell] == [
+    values = read_table(path, header=True)
+    assert [cell for cell in values.columns[0] if cell.strip() == cell] == [
         cell for cell in [*CELLS, *NUMBERS] if cell.strip() == cell
     ]
 

@@ -221,24 +221,24 @@ def wait_for(path: Path, seconds: float = 60) -> None:
 
 
 @pytest.mark.parametrize(
-    ("act", "said"),
+    ("act", "message"),
     [
         ("sys.exit(3)", "SystemExit: 3"),
         pytest.param("{}['lost']", "KeyError: 'lost'", marks=pytest.mark.slow),
     ],
 )
 def test_a_crash_in_the_model_keeps_the_last_checkpoint(
-    act: str, said: str, dlrun: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    act: str, message: str, dlrun: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "crashing.py").write_text(NET)
     words = ("data=line", "model._target_=crashing.Net", "data.batch_size=16", f"+model.on_call={json.dumps(act)}")
     done = dlrun(*words, "checkpoint.every_steps=1", "trainer.epochs=9", "preflight=false", "hydra.run.dir=run", *QUIET)
     del sys.modules["crashing"]
     assert done.code == 1
-    assert said in done.err
+    assert message in done.err
     result = json.loads(Path("run/result.json").read_text())
     assert result["status"] == "failed"
-    assert said in result["error"]
+    assert message in result["error"]
     assert "Traceback" in Path("run/run.log").read_text()
     steps = [int(path.stem.removeprefix("step_")) for path in Path("run/checkpoints").glob("step_*.pt")]
     assert max(steps) == result["steps"] == 8

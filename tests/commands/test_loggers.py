@@ -92,18 +92,18 @@ def test_without_a_logger_a_run_is_the_same_and_all_else_works(dlrun: Callable[.
 
 
 def test_a_table_of_a_resumed_run_is_that_of_an_undisturbed_one(dlrun: Callable[..., Any]) -> None:
-    whole = dlrun(*QUICK, "trainer.epochs=4", "logger=csv", "hydra.run.dir=whole").folder
+    reference = dlrun(*QUICK, "trainer.epochs=4", "logger=csv", "hydra.run.dir=whole").folder
     short = dlrun(*QUICK, "logger=csv", HERE).folder
     # What a killed process has written after its checkpoint.
     with (short / "metrics.csv").open("a") as file:
         file.write("3,63,0.5")
     assert dlrun("resume", "run", "trainer.epochs=4").code == 0
 
-    assert (short / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
-    with (whole / "metrics.csv").open() as file:
+    assert (short / "metrics.csv").read_bytes() == (reference / "metrics.csv").read_bytes()
+    with (reference / "metrics.csv").open() as file:
         table = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
-    assert table == read_rows(whole)
-    assert not list_events(whole)
+    assert table == read_rows(reference)
+    assert not list_events(reference)
 
 
 def test_a_logger_is_for_training(dlrun: Callable[..., Any]) -> None:

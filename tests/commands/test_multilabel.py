@@ -62,8 +62,8 @@ def test_metrics_tables_and_predictions_are_scikit_learns(dlrun: Callable[..., A
         "auroc": metrics.roc_auc_score(true[:, varying], probabilities[:, varying], average="macro"),
         "by_row": metrics.f1_score(true, predicted, average="samples", zero_division=0),
     }
-    found = {name: done.result["metrics"][f"test/{name}"] for name in truth}
-    assert found == pytest.approx(truth, rel=1e-5)
+    test_metrics = {name: done.result["metrics"][f"test/{name}"] for name in truth}
+    assert test_metrics == pytest.approx(truth, rel=1e-5)
 
     precision, recall, f1, support = metrics.precision_recall_fscore_support(true, predicted, zero_division=0)
     with (folder / "per_class.csv").open() as file:

@@ -109,8 +109,8 @@ def test_it_trains_as_a_loop_of_torch_with_a_loss_each(two: Callable[..., Any]) 
         optimizer.step()
         expected.append([loss.item(), *(part.item() for part in losses)])
     names = ("loss", "digit_loss", "angle_loss", "odd_loss")
-    found = [[row[f"train/{name}"] for name in names] for row in done.rows]
-    assert np.allclose(found, expected, rtol=1e-12)
+    part_losses = [[row[f"train/{name}"] for name in names] for row in done.rows]
+    assert np.allclose(part_losses, expected, rtol=1e-12)
     for mine, theirs in zip(weights_of("run").values(), net.state_dict().values(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
 

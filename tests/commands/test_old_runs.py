@@ -44,16 +44,16 @@ def read_result(folder: Path) -> dict[str, Any]:
 def test_a_killed_run_is_resumed_to_the_end_it_had_then(runs: Path, name: str, dlrun: Callable[..., Any]) -> None:
     assert dlrun("resume", f"killed/{name}").code == 0
 
-    whole, resumed = runs / "whole" / name, runs / "killed" / name
-    assert (resumed / "metrics.jsonl").read_text().count("\n") == (whole / "metrics.jsonl").read_text().count("\n")
-    expected = read_result(whole)
+    reference, resumed = runs / "whole" / name, runs / "killed" / name
+    assert (resumed / "metrics.jsonl").read_text().count("\n") == (reference / "metrics.jsonl").read_text().count("\n")
+    expected = read_result(reference)
     result = read_result(resumed)
     assert result["config_hash"] == expected["config_hash"]
     assert result["metrics"] == pytest.approx(expected["metrics"], rel=1e-9)
 
     # Another processor may round otherwise, so the weights are compared as numbers.
     weights = load(resumed / "checkpoints" / "last.pt")["model"]
-    for key, value in load(whole / "checkpoints" / "last.pt")["model"].items():
+    for key, value in load(reference / "checkpoints" / "last.pt")["model"].items():
         torch.testing.assert_close(weights[key], value, rtol=1e-9, atol=1e-12)
 
 

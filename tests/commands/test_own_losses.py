@@ -116,10 +116,10 @@ def test_a_loss_with_weights_of_its_own_is_trained_saved_and_resumed(own: Callab
     words = (*QUIET, *words, "optimizer=momentum", "trainer.grad_clip_norm=0.5")
     done = own(*words, "hydra.run.dir=undisturbed")
     assert done.code == 0, done.err
-    whole = load(Path("undisturbed/checkpoints/last.pt"))
-    assert int(whole["loss"]["batches"]) == 12
-    assert whole["loss"]["scale"].dtype == torch.float64
-    assert (whole["loss"]["scale"] - 2.05).abs().min() > 1e-4
+    reference = load(Path("undisturbed/checkpoints/last.pt"))
+    assert int(reference["loss"]["batches"]) == 12
+    assert reference["loss"]["scale"].dtype == torch.float64
+    assert (reference["loss"]["scale"] - 2.05).abs().min() > 1e-4
 
     # In the middle of an epoch.
     assert own(*words, "trainer.max_steps=6", "hydra.run.dir=cut").code == 0
@@ -128,7 +128,7 @@ def test_a_loss_with_weights_of_its_own_is_trained_saved_and_resumed(own: Callab
     assert done.code == 0, done.err
     resumed = load(Path("cut/checkpoints/last.pt"))
     for part in ("model", "loss"):
-        for key, value in whole[part].items():
+        for key, value in reference[part].items():
             assert torch.equal(value, resumed[part][key]), key
     assert Path("cut/metrics.jsonl").read_text() == Path("undisturbed/metrics.jsonl").read_text()
 

@@ -112,10 +112,10 @@ def test_named_metrics_are_those_of_scikit_learn_on_every_split(own: Any) -> Non
         "margin": float(np.abs(np.log(p / (1 - p))).mean()),
         "Share": float((predicted == 0).mean()),
     }
-    found = {key.removeprefix("val/"): value for key, value in rows[-1].items() if key.startswith("val/")}
-    assert list(found) == ["loss", *expected]
-    assert found.pop("loss") == pytest.approx(expected["log_loss"], rel=1e-5)
-    assert found == pytest.approx(expected, rel=1e-5)
+    actual = {key.removeprefix("val/"): value for key, value in rows[-1].items() if key.startswith("val/")}
+    assert list(actual) == ["loss", *expected]
+    assert actual.pop("loss") == pytest.approx(expected["log_loss"], rel=1e-5)
+    assert actual == pytest.approx(expected, rel=1e-5)
     assert {f"train/{name}" for name in expected} <= rows[0].keys()
     result = json.loads(Path("run/result.json").read_text())
     assert result["metrics"].keys() == result["baseline"].keys()
@@ -146,13 +146,13 @@ def test_however_the_rows_are_batched_a_metric_sees_them_once(sizes: list[int]) 
             totals = task.new_accumulator(flush_batches=3)
             totals.load_state_dict(state, torch.device("cpu"))
 
-    found = totals.compute_metrics()
-    assert list(found) == ["loss", "accuracy", "seen"]
+    computed = totals.compute_metrics()
+    assert list(computed) == ["loss", "accuracy", "seen"]
     (inputs, tags), *others = seen
     assert not others
     assert torch.equal(inputs, outputs[targets != -100])
     assert torch.equal(tags, targets[targets != -100])
-    assert found["accuracy"] == sk.accuracy_score(tags, inputs.argmax(-1))
+    assert computed["accuracy"] == sk.accuracy_score(tags, inputs.argmax(-1))
 
 
 def test_more_classes_and_numbers(dlrun: Callable[..., Any]) -> None:
@@ -165,15 +165,17 @@ def test_more_classes_and_numbers(dlrun: Callable[..., Any]) -> None:
     y, predicted, probabilities = answers("digits", "test")
     p = probabilities.double().numpy()
     p /= p.sum(1, keepdims=True)
-    found = json.loads(Path("digits/result.json").read_text())["metrics"]
-    assert found["test/macro_precision"] == pytest.approx(
+    test_metrics = json.loads(Path("digits/result.json").read_text())["metrics"]
+    assert test_metrics["test/macro_precision"] == pytest.approx(
         sk.precision_score(y, predicted, average="macro", zero_division=0)
     )
-    assert found["test/macro_recall"] == pytest.approx(sk.recall_score(y, predicted, average="macro", zero_division=0))
-    assert found["test/auroc"] == pytest.approx(sk.roc_auc_score(y, p, multi_class="ovr"), rel=1e-6)
-    assert found["test/top_k_accuracy"] == sk.top_k_accuracy_score(y, p)
-    assert found["test/f1_score"] == pytest.approx(sk.f1_score(y, predicted, average="weighted"))
-    assert found["test/log_loss"] == pytest.approx(sk.log_loss(y, p), rel=1e-5)
+    assert test_metrics["test/macro_recall"] == pytest.approx(
+        sk.recall_score(y, predicted, average="macro", zero_division=0)
+    )
+    assert test_metrics["test/auroc"] == pytest.approx(sk.roc_auc_score(y, p, multi_class="ovr"), rel=1e-6)
+    assert test_metrics["test/top_k_accuracy"] == sk.top_k_accuracy_score(y, p)
+    assert test_metrics["test/f1_score"] == pytest.approx(sk.f1_score(y, predicted, average="weighted"))
+    assert test_metrics["test/log_loss"] == pytest.approx(sk.log_loss(y, p), rel=1e-5)
 
     words = (
         "data=regression",
@@ -299,12 +301,14 @@ def test_classes_and_functions_of_torchmetrics(dlrun: Callable[..., Any]) -> Non
     assert done.code == 0, done.err
     y, predicted, p = answers("digits", "test", trusted_modules=["torchmetrics"])
     y = torch.as_tensor(y)
-    found = json.loads(Path("digits/result.json").read_text())["metrics"]
-    assert found["test/MulticlassAUROC"] == pytest.approx(float(tm.auroc(p, y, "multiclass", num_classes=10)), rel=1e-5)
+    metrics = json.loads(Path("digits/result.json").read_text())["metrics"]
+    assert metrics["test/MulticlassAUROC"] == pytest.approx(
+        float(tm.auroc(p, y, "multiclass", num_classes=10)), rel=1e-5
+    )
     fbeta = tm.fbeta_score(p, y, "multiclass", beta=0.5, num_classes=10, average="macro")
-    assert found["test/MulticlassFBetaScore"] == pytest.approx(float(fbeta), rel=1e-5)
-    assert found["test/micro"] == pytest.approx(found["test/accuracy"])
-    assert found["test/CohenKappa"] == pytest.approx(sk.cohen_kappa_score(y, predicted), rel=1e-5)
+    assert metrics["test/MulticlassFBetaScore"] == pytest.approx(float(fbeta), rel=1e-5)
+    assert metrics["test/micro"] == pytest.approx(metrics["test/accuracy"])
+    assert metrics["test/CohenKappa"] == pytest.approx(sk.cohen_kappa_score(y, predicted), rel=1e-5)
     refused = dlrun("eval", "digits")
     assert "trusted_modules='[torchmetrics]'" in refused.err
 

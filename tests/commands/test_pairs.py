@@ -49,25 +49,25 @@ SLOW = [  # importing them takes seconds
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory, formats: ModuleType) -> Path:
     """A folder with every data set that is read from files."""
-    made = tmp_path_factory.mktemp("data")
+    folder = tmp_path_factory.mktemp("data")
     for name in ("MNIST", "FashionMNIST", "KMNIST"):
-        formats.write_mnist(made, name)
-    formats.write_cifar10(made)
-    formats.write_cifar100(made)
-    formats.write_folder(made / "photos", {"cat": 6, "dog": 6})
+        formats.write_mnist(folder, name)
+    formats.write_cifar10(folder)
+    formats.write_cifar100(folder)
+    formats.write_folder(folder / "photos", {"cat": 6, "dog": 6})
     rng = np.random.default_rng(0)
     rows = np.column_stack([rng.normal(size=(40, 8)).round(3), np.arange(40) % 2])
     text = "\n".join(",".join(f"{cell:g}" for cell in row) for row in rows)
-    (made / "diabetes.csv.gz").write_bytes(gzip.compress(text.encode()))
-    (made / "table.csv").write_text(text)
-    (made / "arrays").mkdir()
-    np.save(made / "arrays" / "x.npy", rows[:, :-1])
-    np.save(made / "arrays" / "y.npy", np.arange(40) % 3)
+    (folder / "diabetes.csv.gz").write_bytes(gzip.compress(text.encode()))
+    (folder / "table.csv").write_text(text)
+    (folder / "arrays").mkdir()
+    np.save(folder / "arrays" / "x.npy", rows[:, :-1])
+    np.save(folder / "arrays" / "y.npy", np.arange(40) % 3)
     for part in ("train", "test"):
-        (made / f"names_{part}.csv").write_text(
+        (folder / f"names_{part}.csv").write_text(
             "".join(f"Name{c},{'AB'[i % 2]}land\n" for i, c in enumerate("abcdefgh"))
         )
-    return made
+    return folder
 
 
 @cache

@@ -38,7 +38,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three steps that was given every permission, with its pickled model."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     words = [*QUICK, *GIVEN, "checkpoint.format=full", f"hydra.run.dir={folder}"]
-    assert all(experiment.run(asked) == 0 for asked in request.from_command_line(words))
+    assert all(experiment.run(one_run) == 0 for one_run in request.from_command_line(words))
     return folder
 
 
@@ -165,11 +165,11 @@ def test_no_folder_that_only_a_saved_run_names_is_made_for_its_data(
 def test_a_target_that_is_typed_is_no_trust_in_its_module(run: Path) -> None:
     state = checkpoint.load(run / "checkpoints" / "last.pt")
     words = ["model._target_=torch.nn.Identity", "task.loss=mine.loss"]
-    asked = request.from_saved(state["config"], state["choices"], words, None)
-    assert targets.resolve("torch.nn.Identity", "x", asked.trusted_modules) is nn.Identity
+    one_request = request.from_saved(state["config"], state["choices"], words, None)
+    assert targets.resolve("torch.nn.Identity", "x", one_request.trusted_modules) is nn.Identity
     for target in ("torch.hub.load", "torch.load", "torch.nn.functional.relu", "mine.other"):
         with pytest.raises(RequestError, match="comes from a saved run"):
-            targets.resolve(target, "x", asked.trusted_modules)
+            targets.resolve(target, "x", one_request.trusted_modules)
 
 
 @pytest.mark.slow

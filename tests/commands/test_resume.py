@@ -121,22 +121,22 @@ def copy_folder(folder: Path, target: Path) -> None:
 
 def copies(monkeypatch: pytest.MonkeyPatch, run: Path, target: Path) -> dict[str, list[Path]]:
     """Copies of a run's folder, by moment: before and after every rename of a file, and every row and step logged."""
-    made: dict[str, list[Path]] = {}
+    folders: dict[str, list[Path]] = {}
 
     def copy(moment: str) -> None:
         if any((run / "checkpoints").glob("*.pt")):
-            place = target / f"{sum(map(len, made.values()))}"
-            made.setdefault(moment, []).append(place)
+            place = target / f"{sum(map(len, folders.values()))}"
+            folders.setdefault(moment, []).append(place)
             copy_folder(run, place)
 
     def around(owner: Any, name: str, label: Callable[..., str]) -> None:
         real = getattr(owner, name)
 
         def method(*given: Any) -> Any:
-            said = label(*given)
-            copy(f"before {said}")
+            label_text = label(*given)
+            copy(f"before {label_text}")
             result = real(*given)
-            copy(f"after {said}")
+            copy(f"after {label_text}")
             return result
 
         monkeypatch.setattr(owner, name, method)
@@ -144,7 +144,7 @@ def copies(monkeypatch: pytest.MonkeyPatch, run: Path, target: Path) -> dict[str
     around(Path, "replace", lambda file, to: re.sub(r"\d+", "N", Path(to).name))
     around(RunLogger, "log_step", lambda *_: "a step's values")
     around(RunLogger, "log_epoch", lambda *_: "an epoch's row")
-    return made
+    return folders
 
 
 def left_by(folder: Path) -> dict[str, Any]:
@@ -173,17 +173,17 @@ def check(dlrun: Callable[..., Any], tmp_path: Path, words: tuple[str, ...], mos
     """Run once, and resume what a kill at `most` moments (`first`, and others by chance) would have left."""
     trust = ("trusted_modules=[noisy]",) if "noisy" in " ".join(words) else ()
     with pytest.MonkeyPatch.context() as patch:
-        made = copies(patch, Path("whole"), tmp_path / "killed")
+        folders = copies(patch, Path("whole"), tmp_path / "killed")
         assert dlrun(*QUIET, *words, "hydra.run.dir=whole").code == 0
-    whole = left_by(tmp_path / "whole")
-    draw = random.Random(len(made))
-    moments = [*first, *draw.sample(sorted(set(made) - set(first)), max(0, min(most - len(first), len(made))))]
+    reference = left_by(tmp_path / "whole")
+    draw = random.Random(len(folders))
+    moments = [*first, *draw.sample(sorted(set(folders) - set(first)), max(0, min(most - len(first), len(folders))))]
     for moment in moments:
-        killed = draw.choice(made[moment])
+        killed = draw.choice(folders[moment])
         done = dlrun("resume", str(killed), *trust)
         assert done.code == 0, done.err
         left = left_by(killed)
-        assert {k: left[k] for k in whole if left[k] != whole[k]} == {}, f"killed {moment}: {killed}"
+        assert {k: left[k] for k in reference if left[k] != reference[k]} == {}, f"killed {moment}: {killed}"
 
 
 @pytest.mark.parametrize(
@@ -218,12 +218,12 @@ def small(step: int, best_epoch: int | None) -> TrainState:
         Placement(torch.device("cpu"), torch.float32, spec),
     )
     optimizer, scaler = SGD(model.parameters(), lr=0.1), torch.amp.GradScaler("cpu", enabled=False)
-    made = TrainState(
+    state = TrainState(
         *(model, Objective(spec), optimizer, Schedule(optimizer, None), scaler, train, None, StopRules(max_steps=6)),
         *("train/loss", "min", contextlib.nullcontext, lambda: None),
     )
-    made.progress = Progress(epoch=step // 4, batch=step % 4, step=step, best_epoch=best_epoch)
-    return made
+    state.progress = Progress(epoch=step // 4, batch=step % 4, step=step, best_epoch=best_epoch)
+    return state
 
 
 def after_best_epoch(state: TrainState) -> Trainer:
@@ -255,8 +255,10 @@ def test_the_best_of_half_an_epoch_counts_no_more_when_it_goes_on(tmp_path: Path
     else:
         assert torch.equal(load(best)["model"]["weight"], first.model.state_dict()["weight"])
         assert later.row == row
-    kept = {"last.pt", "step_00000006.pt"} | ({"best.pt", "step_00000004.pt"} if best_epoch else {"step_00000003.pt"})
-    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} >= kept
+    expected_files = {"last.pt", "step_00000006.pt"} | (
+        {"best.pt", "step_00000004.pt"} if best_epoch else {"step_00000003.pt"}
+    )
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} >= expected_files
     assert not (tmp_path / "checkpoints/best_before.pt").exists()
     assert not (tmp_path / "checkpoints/step_00000002.pt").exists()
     if best_epoch is not None:  # of a kill between the two

@@ -240,12 +240,12 @@ def folders() -> list[Path]:
 def test_the_same_command_goes_on(
     where: tuple[str, ...], dlrun: Callable[..., Any], cut_off: Callable[..., Any]
 ) -> None:
-    whole = dlrun(*WORDS[:-1], "hydra.run.dir=whole").result
+    reference = dlrun(*WORDS[:-1], "hydra.run.dir=whole").result
     assert cut_off(*WORDS, *where).code == 143
     done = dlrun(*WORDS, *where)
     assert done.code == 0, done.err
     assert "resuming from" in done.out
-    assert done.result["weights_sha256"] == whole["weights_sha256"]
+    assert done.result["weights_sha256"] == reference["weights_sha256"]
     assert len(folders()) == (0 if where else 1)
 
 

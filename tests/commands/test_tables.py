@@ -111,9 +111,9 @@ def test_a_killed_run_goes_on_to_the_same_bits(dlrun: Callable, tmp_path: Path) 
     assert dlrun(*words, "hydra.run.dir=whole").code == 0
     assert dlrun(*words, "trainer.epochs=2", "hydra.run.dir=half").code == 0
     assert dlrun("resume", "half", "trainer.epochs=4").code == 0
-    whole, half = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "half"))
-    assert whole["weights_sha256"] == half["weights_sha256"]
-    assert whole["metrics"] == half["metrics"]
+    reference, half = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "half"))
+    assert reference["weights_sha256"] == half["weights_sha256"]
+    assert reference["metrics"] == half["metrics"]
 
     # Another file in its place is other data.
     write_houses(tmp_path / "houses.csv", 60, seed=2)

@@ -18,10 +18,10 @@ def test_run_folder_holds_what_the_design_says(dlrun: Callable) -> None:
     few = ("data.train_rows=128", "model.channels=[2]")
     done = dlrun("data=digits", "model=cnn", "trainer.epochs=2", "trainer.log_every_steps=5", *few)
     assert done.code == 0, done.err
-    found = {str(p.relative_to(done.folder)) for p in done.folder.rglob("*") if p.is_file()}
-    events = {name for name in found if name.startswith("events.out.tfevents.")}
+    names = {str(p.relative_to(done.folder)) for p in done.folder.rglob("*") if p.is_file()}
+    events = {name for name in names if name.startswith("events.out.tfevents.")}
     assert sorted(name.endswith(".end") for name in events) == [False, True]
-    assert found - events == {
+    assert names - events == {
         ".hydra/config.yaml", ".hydra/overrides.yaml", ".hydra/hydra.yaml", "environment.json", "run.log",
         "metrics.jsonl", "fingerprints.jsonl", "result.json", "report.html", "checkpoints/last.pt",
         "checkpoints/best.pt", "checkpoints/step_00000002.pt",
@@ -64,11 +64,11 @@ def test_checkpoint_holds_what_the_design_says_and_its_hash_can_be_recomputed(dl
     import hashlib
 
     done = dlrun("data=blobs", "trainer.epochs=1", *QUICK)
-    whole = torch.load(done.folder / "checkpoints" / "last.pt", weights_only=True)
+    checkpoint_content = torch.load(done.folder / "checkpoints" / "last.pt", weights_only=True)
     wanted = {"format_version", "run_id", "model", "config", "spec", "epoch", "step", "metrics", "optimizer"}
-    assert wanted | {"scheduler", "scaler", "rng", "early_stopping"} <= set(whole)
-    assert type(whole["config"]) is dict
-    state, digest = whole["model"], hashlib.sha256()
+    assert wanted | {"scheduler", "scaler", "rng", "early_stopping"} <= set(checkpoint_content)
+    assert type(checkpoint_content["config"]) is dict
+    state, digest = checkpoint_content["model"], hashlib.sha256()
     for key in sorted(state):
         digest.update(f"{key}|{state[key].dtype}|{tuple(state[key].shape)}|".encode())
         digest.update(state[key].contiguous().numpy().tobytes())
@@ -87,13 +87,15 @@ def test_the_same_command_gives_the_same_run(dlrun: Callable) -> None:
 def test_two_runs_of_the_same_second_get_two_folders(tmp_path: Path) -> None:
     from dlrun.runs.folder import create_folder
 
-    made: list[Path] = []
-    threads = [threading.Thread(target=lambda: made.append(create_folder(tmp_path, "mlp_digits"))) for _ in range(16)]
+    folders: list[Path] = []
+    threads = [
+        threading.Thread(target=lambda: folders.append(create_folder(tmp_path, "mlp_digits"))) for _ in range(16)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(set(made)) == 16
+    assert len(set(folders)) == 16
 
 
 def test_nothing_is_written_for_a_wrong_request(dlrun: Callable, tmp_path: Path) -> None:
@@ -199,9 +201,9 @@ def test_a_loss_of_ones_own(dlrun: Callable, tmp_path: Path) -> None:
     assert dlrun("eval", str(own.folder), "trusted_modules=[losses]", "figures=false").code == 0
     refused = dlrun("export", str(own.folder), "format=python", "trusted_modules=[losses]")
     assert "cannot write task.loss=losses.mine, as that is code of yours" in refused.err
-    for name, said in (("rows", "return their mean"), ("mne", "did you mean losses.mine?"), ("", "type the name")):
+    for name, message in (("rows", "return their mean"), ("mne", "did you mean losses.mine?"), ("", "type the name")):
         wrong = dlrun(*words, f"task.loss=losses.{name}")
-        assert (wrong.code, said in wrong.err) == (2, True), wrong.err
+        assert (wrong.code, message in wrong.err) == (2, True), wrong.err
 
 
 def test_own_model_and_data_through_config_alone(dlrun: Callable, tmp_path: Path) -> None:

@@ -45,8 +45,8 @@ def test_parameters_made_in_forward_are_refused(nets: Path, dlrun: Callable[...,
 def test_extra_state_is_saved_and_comes_back(nets: Path, dlrun: Callable[..., Any]) -> None:
     net = "model._target_=user_nets.Counting"
     own = "trusted_modules=[user_nets]"
-    whole = dlrun(*QUIET, net, "trainer.epochs=4", "hydra.run.dir=whole")
-    assert whole.code == 0, whole.err
+    reference = dlrun(*QUIET, net, "trainer.epochs=4", "hydra.run.dir=whole")
+    assert reference.code == 0, reference.err
     assert dlrun(*QUIET, net, "hydra.run.dir=half").code == 0
     resumed = dlrun("resume", "half", own, "trainer.epochs=4")
     assert resumed.code == 0, resumed.err
@@ -100,8 +100,8 @@ def test_a_net_goes_through_all_that_is_done_with_nets(name: str, nets: Path, dl
              "tracking.graph=false", "figures=false")  # fmt: skip
     is_parametrized = name in ("WeightNorm", "SpectralNorm")
     form = "checkpoint.format=state_dict" if is_parametrized else "checkpoint.format=full"
-    whole = dlrun(*words, form, "hydra.run.dir=whole")
-    assert whole.code == 0, whole.err
+    reference = dlrun(*words, form, "hydra.run.dir=whole")
+    assert reference.code == 0, reference.err
     stopped = dlrun(*words, "hydra.run.dir=half", "trainer.max_steps=3")
     assert stopped.code == 0, stopped.err
     resumed = dlrun("resume", "half", own, "trainer.max_steps=null")
@@ -188,14 +188,14 @@ def test_an_average_is_that_written_by_hand(name: str) -> None:
         for key, parameter in net.named_parameters():
             now = parameter.detach().clone()
             expected[key] = now if step == 0 else 0.8 * expected[key] + 0.2 * now
-    found = average.state_dict()["model"]
+    averages = average.state_dict()["model"]
     for key, value in net.state_dict().items():
         if key in expected:
-            torch.testing.assert_close(found[key], expected[key])
+            torch.testing.assert_close(averages[key], expected[key])
         elif isinstance(value, torch.Tensor):
-            torch.testing.assert_close(found[key], value, rtol=0, atol=0)
+            torch.testing.assert_close(averages[key], value, rtol=0, atol=0)
         else:
-            assert found[key] == value
+            assert averages[key] == value
 
 
 def test_complex_numbers_stay_complex() -> None:
@@ -225,8 +225,8 @@ def test_several_inputs_are_given_in_python(tmp_path: Path, dlrun: Callable[...,
     assert dlrun(*MIXED, "trainer.max_steps=1", "hydra.run.dir=run").code == 0
     refused = dlrun("predict", "run", own, "pictures.npy")
     assert refused.code == 2
-    asked, _, call = refused.err.strip().rpartition(": ")
-    assert asked == (
+    advice, _, call = refused.err.strip().rpartition(": ")
+    assert advice == (
         "dlrun: the model takes 4 inputs (picture, table, series, volume), and predict reads one; give it tensors of "
         "rows in Python"
     )

@@ -72,7 +72,7 @@ def fields(schema: Any, section: str = "") -> Iterator[tuple[str, Any]]:
 def of_the_schema() -> Iterator[Case]:
     """A wrong type for every key that has one, and a value out of every range."""
     schemas = [("", Config), *config.KEYS.items()]
-    for key, f in (found for section, schema in schemas for found in fields(schema, section)):
+    for key, f in (pair for section, schema in schemas for pair in fields(schema, section)):
         kind = str(f.type)
         if "bool" in kind or "int" in kind or "float" in kind:
             yield (f"{key}=[a]",), key
@@ -209,12 +209,12 @@ def refused(dlrun: Callable[..., Any], tmp_path: Path) -> Refused:
     return run
 
 
-def rank(said: str, right: str, known: tuple[str, ...], wrong: str) -> str:
+def rank(message: str, right: str, known: tuple[str, ...], wrong: str) -> str:
     """What is wrong with the suggestions, if the right name is within two edits."""
     edits = {name: compute_edit_distance(wrong, name) for name in known}
     if edits[right] > 2 or wrong in known:
         return ""
-    offered = re.findall(r"[\w./=]+", said.partition("did you mean ")[2].partition("?")[0].replace(" or ", " "))
+    offered = re.findall(r"[\w./=]+", message.partition("did you mean ")[2].partition("?")[0].replace(" or ", " "))
     names = [name.rpartition("=")[2] for name in offered]
     nearer = [name for name in known if edits[name] <= edits[right] and name != right]
     if len(names) > 3 or (right not in names and len(nearer) < 3) or (not nearer and names[0] != right):
@@ -238,8 +238,8 @@ def check_cases(refused: Refused, some: list[Case]) -> None:
 def check_typos(refused: Refused, some: list[Typo]) -> None:
     failed = []
     for words, wrong, right, known in some:
-        line, said = refused(words, wrong)
-        failed += [line, rank(said, right, known, wrong)]
+        line, message = refused(words, wrong)
+        failed += [line, rank(message, right, known, wrong)]
     assert [line for line in failed if line] == []
 
 
