@@ -112,12 +112,12 @@ WRONG = [
 
 def hydras_own(loader: ConfigLoader, words: list[str], number: int) -> tuple[object, object]:
     """What Hydra makes of it, and what it knows of the job."""
-    whole = loader.load_configuration("config", words, RunMode.RUN)
-    whole.hydra.job.num, whole.hydra.job.id = number, number
-    HydraConfig.instance().set_config(whole)
-    known = OmegaConf.to_container(whole.hydra, resolve=False)
-    del whole._content["hydra"]  # type: ignore[union-attr]
-    return plain(whole), known
+    reference = loader.load_configuration("config", words, RunMode.RUN)
+    reference.hydra.job.num, reference.hydra.job.id = number, number
+    HydraConfig.instance().set_config(reference)
+    known = OmegaConf.to_container(reference.hydra, resolve=False)
+    del reference._content["hydra"]  # type: ignore[union-attr]
+    return plain(reference), known
 
 
 def plain(config: object) -> object:
@@ -135,9 +135,9 @@ def test_the_config_and_what_hydra_knows_of_it_are_hydras_own(
     words: list[str], composer: Composer, loader: ConfigLoader
 ) -> None:
     composed = composer.compose(words, 7)
-    found, known = plain(composed), OmegaConf.to_container(HydraConfig.get(), resolve=False)
+    plain_config, known = plain(composed), OmegaConf.to_container(HydraConfig.get(), resolve=False)
     expected, truly_known = hydras_own(loader, words, 7)
-    assert found == expected
+    assert plain_config == expected
     assert OmegaConf.is_struct(composed)
     assert known == truly_known
 
@@ -147,10 +147,10 @@ def test_it_complains_as_hydra_does(words: list[str], composer: Composer, loader
     known = (HydraException, OmegaConfBaseException, ValueError)
     with pytest.raises(known) as expected:
         hydras_own(loader, words, 0)
-    with pytest.raises(known) as found:
+    with pytest.raises(known) as caught:
         composer.compose(words)
-    assert found.type is expected.type
-    assert str(found.value) == str(expected.value)
+    assert caught.type is expected.type
+    assert str(caught.value) == str(expected.value)
 
 
 def test_a_point_leaves_nothing_for_the_next(composer: Composer, loader: ConfigLoader) -> None:
@@ -161,23 +161,23 @@ def test_a_point_leaves_nothing_for_the_next(composer: Composer, loader: ConfigL
 def test_hydra_reads_the_defaults_list_once_for_equal_choices(
     loader: ConfigLoader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[str] = []
+    reads: list[str] = []
     for name in ("load_configuration", "get_group_options"):
         original = getattr(loader, name)
-        monkeypatch.setattr(loader, name, lambda *a, o=original, n=name: (asked.append(n), o(*a))[1])
+        monkeypatch.setattr(loader, name, lambda *a, o=original, n=name: (reads.append(n), o(*a))[1])
     composer = Composer(loader)
     for i in range(20):
         composer.compose(["optimizer=sgd", "optimizer.lr=0.1", f"seed={i}"], i)
-    assert sorted(asked) == ["get_group_options"] * 2 + ["load_configuration"]  # of optimizer, of seed
+    assert sorted(reads) == ["get_group_options"] * 2 + ["load_configuration"]  # of optimizer, of seed
 
 
 @pytest.mark.slow
 def test_a_folder_of_the_users_own_is_swept_over(dlrun: Callable, tmp_path: Path) -> None:
     (tmp_path / "mine" / "optimizer").mkdir(parents=True)
     (tmp_path / "mine" / "optimizer" / "mine.yaml").write_text(OWN["optimizer/mine.yaml"])
-    found = request.from_command_line(["-m", "--config-dir", "mine", "optimizer=mine,sgd", "seed=1,2"])
-    assert [one.config["optimizer"]["lr"] for one in found] == [1, 2, 0.01, 0.01]
-    assert [one.hydra["job"]["num"] for one in found if one.hydra] == [0, 1, 2, 3]
+    requests = request.from_command_line(["-m", "--config-dir", "mine", "optimizer=mine,sgd", "seed=1,2"])
+    assert [one.config["optimizer"]["lr"] for one in requests] == [1, 2, 0.01, 0.01]
+    assert [one.hydra["job"]["num"] for one in requests if one.hydra] == [0, 1, 2, 3]
 
 
 REMEMBERED = [

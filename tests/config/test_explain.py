@@ -80,21 +80,21 @@ MORE = [  # other keys, the same checks
 ]
 
 
-def check(done: object, said: str = "") -> None:
+def check(done: object, message: str = "") -> None:
     """The shape of every refusal."""
     assert done.code == 2, done.out + done.err  # type: ignore[attr-defined]
     assert "Traceback" not in done.err + done.out  # type: ignore[attr-defined]
     lines = [line for line in done.err.splitlines() if line]  # type: ignore[attr-defined]
     assert len(lines) == 1, lines
     assert lines[0].startswith("dlrun: ")
-    assert said in lines[0]
+    assert message in lines[0]
 
 
-@pytest.mark.parametrize(("word", "said"), [*WRONG, *(pytest.param(*more, marks=pytest.mark.slow) for more in MORE)])
-def test_a_wrong_word_is_a_sentence(dlrun: Callable, tmp_path: Path, word: str, said: str) -> None:
+@pytest.mark.parametrize(("word", "message"), [*WRONG, *(pytest.param(*more, marks=pytest.mark.slow) for more in MORE)])
+def test_a_wrong_word_is_a_sentence(dlrun: Callable, tmp_path: Path, word: str, message: str) -> None:
     if word == "device=mps" and sys.platform == "darwin":
         pytest.skip("this machine may have mps")
-    check(dlrun(word), said)
+    check(dlrun(word), message)
     assert not list(tmp_path.iterdir())
 
 
@@ -157,10 +157,10 @@ TABLES = {
     "name", [name if name in ("nan", "ragged") else pytest.param(name, marks=pytest.mark.slow) for name in TABLES]
 )  # tests/data/test_table.py and test_tabular.py have them all, without a command line
 def test_broken_tables(dlrun: Callable, tmp_path: Path, name: str) -> None:
-    content, said = TABLES[name]
+    content, message = TABLES[name]
     (tmp_path / "table.csv").write_text(content)
     done = dlrun("data=csv", "data.path=table.csv")
-    check(done, said)
+    check(done, message)
     assert "table.csv" in done.err
 
 

@@ -18,20 +18,20 @@ hydra: {mode: MULTIRUN}
 @pytest.fixture
 def compositions(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The overrides of each composition that Hydra makes."""
-    made: list[Any] = []
+    compositions_seen: list[Any] = []
     compose = ConfigLoaderImpl.load_configuration
 
     def counted(self: Any, config_name: str, overrides: list[str], *more: Any, **named: Any) -> Any:
-        made.append(list(overrides))
+        compositions_seen.append(list(overrides))
         return compose(self, config_name, overrides, *more, **named)
 
     monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", counted)
-    return made
+    return compositions_seen
 
 
 def test_a_run_is_composed_once(compositions: list[Any]) -> None:
-    (found,) = request.from_command_line(["data=blobs", "seed=3"])
-    assert (found.config["seed"], found.choices["data"]) == (3, "blobs")
+    (one_request,) = request.from_command_line(["data=blobs", "seed=3"])
+    assert (one_request.config["seed"], one_request.choices["data"]) == (3, "blobs")
     assert len(compositions) == 1
 
 
@@ -39,8 +39,8 @@ def test_a_run_is_composed_once(compositions: list[Any]) -> None:
 def test_a_config_of_the_users_own_may_make_a_sweep_of_it(tmp_path: Path, compositions: list[Any]) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "swept.yaml").write_text(SWEPT)
-    found = request.from_command_line(["--config-dir", str(tmp_path), "experiment=swept", "seed=3,4"])
-    assert [one.config["seed"] for one in found] == [3, 4]
+    requests = request.from_command_line(["--config-dir", str(tmp_path), "experiment=swept", "seed=3,4"])
+    assert [one.config["seed"] for one in requests] == [3, 4]
 
 
 def test_no_config_of_ours_makes_a_sweep_of_a_run() -> None:
@@ -48,8 +48,8 @@ def test_no_config_of_ours_makes_a_sweep_of_a_run() -> None:
 
 
 def test_the_mode_can_be_typed(compositions: list[Any]) -> None:
-    found = request.from_command_line(["hydra.mode=MULTIRUN", "seed=1,2"])
-    assert [one.config["seed"] for one in found] == [1, 2]
+    requests = request.from_command_line(["hydra.mode=MULTIRUN", "seed=1,2"])
+    assert [one.config["seed"] for one in requests] == [1, 2]
 
 
 def test_values_in_letters_of_any_language_need_no_quotes(dlrun: Callable, tmp_path: Path) -> None:

@@ -66,10 +66,10 @@ def one(key: str, value: Any) -> Any:
 
 
 def at(plain: dict[str, Any], key: str) -> Any:
-    found: Any = plain
+    value: Any = plain
     for name in key.split("."):
-        found = found.get(name, ABSENT) if isinstance(found, dict) else ABSENT
-    return found
+        value = value.get(name, ABSENT) if isinstance(value, dict) else ABSENT
+    return value
 
 
 @functools.cache
@@ -143,10 +143,10 @@ def test_defaults_are_those_of_the_design() -> None:
 def test_a_value_out_of_range_names_its_key(key: str, value: Any) -> None:
     with pytest.raises(RequestError) as caught:
         one(key, value)
-    said = str(caught.value)
-    assert said.startswith(f"{key}={value} ")
-    assert " must be " in said or " is not a choice; " in said
-    assert f"; type {key}=" in said or "type one of " in said
+    message = str(caught.value)
+    assert message.startswith(f"{key}={value} ")
+    assert " must be " in message or " is not a choice; " in message
+    assert f"; type {key}=" in message or "type one of " in message
 
 
 @pytest.mark.parametrize(
@@ -199,8 +199,10 @@ def test_the_edge_of_a_range_is_allowed(key: str, value: Any) -> None:
 def test_a_value_of_another_type_names_its_key(key: str, value: Any) -> None:
     with pytest.raises(RequestError) as caught:
         one(key, value)
-    said = str(caught.value)
-    assert re.fullmatch(rf"{re.escape(key)}=.* (must be .*|names none of its keys); type {re.escape(key)}.*=.*", said)
+    message = str(caught.value)
+    assert re.fullmatch(
+        rf"{re.escape(key)}=.* (must be .*|names none of its keys); type {re.escape(key)}.*=.*", message
+    )
 
 
 @pytest.mark.parametrize(
@@ -261,13 +263,13 @@ def plain() -> dict[str, Any]:
 
 def changed(assignment: str) -> dict[str, Any]:
     key, _, value = assignment.partition("=")
-    made = plain()
+    config = plain()
     *above, last = key.split(".")
-    inner = made
+    inner = config
     for name in above:
         inner = inner[name]
     inner[last] = value
-    return made
+    return config
 
 
 @pytest.mark.parametrize("assignment", SAME)

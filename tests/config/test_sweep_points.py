@@ -85,7 +85,7 @@ def test_the_parser_of_hydra_reads_what_is_left_of_a_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ("seed=range(0)", "names no value at all; type one or more, as in seed=a,b"),
         ("seed=range(5,0)", "names no value at all"),
@@ -104,10 +104,10 @@ def test_the_parser_of_hydra_reads_what_is_left_of_a_line() -> None:
         ("seed=range(1001)", "the sweep has 1,001 points"),
     ],
 )
-def test_points_that_cannot_be_meant_are_a_sentence(words: str, said: str) -> None:
+def test_points_that_cannot_be_meant_are_a_sentence(words: str, message: str) -> None:
     with pytest.raises(RequestError) as refused:
         sweep_points.expand_points([words], [], None, 1000)  # type: ignore[arg-type]
-    assert said in str(refused.value)
+    assert message in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
@@ -119,7 +119,7 @@ def test_many_lines_are_counted_together() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "found"),
+    ("words", "values"),
     [
         ("a=range(5,0,-2)", ["a=5", "a=3", "a=1"]),
         ("a=range(-1,2)", ["a=-1", "a=0", "a=1"]),
@@ -130,9 +130,9 @@ def test_many_lines_are_counted_together() -> None:
         ("a=choice({b: 1},{b: 2})", ["a={b:1}", "a={b:2}"]),
     ],
 )
-def test_the_values_of_a_word(words: str, found: list[str]) -> None:
+def test_the_values_of_a_word(words: str, values: list[str]) -> None:
     split = [words] if "{" in words else words.split()
-    assert sweep_points.combine(OverridesParser.create().parse_overrides(split)) == [[word] for word in found]
+    assert sweep_points.combine(OverridesParser.create().parse_overrides(split)) == [[word] for word in values]
 
 
 def test_the_last_word_varies_fastest() -> None:
@@ -141,7 +141,7 @@ def test_the_last_word_varies_fastest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["sedd=0,1"], "did you mean seed"),
         (["optimizer=sgd,adm"], "did you mean optimizer=adam"),
@@ -156,19 +156,19 @@ def test_the_last_word_varies_fastest() -> None:
 )
 @pytest.mark.slow
 def test_a_wrong_sweep_is_a_sentence_and_writes_nothing(
-    words: list[str], said: str, dlrun: Callable[..., Any], tmp_path: Path
+    words: list[str], message: str, dlrun: Callable[..., Any], tmp_path: Path
 ) -> None:
     done = dlrun("-m", *words)
     assert (done.code, done.out) == (2, "")
-    assert said in done.err
+    assert message in done.err
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_group_chosen_beside_the_points_does_not_swallow_them() -> None:
     words = ["model=mlp", "optimizer=sgd", "sweep.points=['model.dropout=0.1','model.dropout=0.2 optimizer=adam']"]
-    found = request.from_command_line(words)
-    assert [one.config["model"]["dropout"] for one in found] == [0.1, 0.2]
-    assert [one.choices["optimizer"] for one in found] == ["sgd", "adam"]
+    requests = request.from_command_line(words)
+    assert [one.config["model"]["dropout"] for one in requests] == [0.1, 0.2]
+    assert [one.choices["optimizer"] for one in requests] == ["sgd", "adam"]
 
 
 def test_one_point_is_a_sweep_too() -> None:
