@@ -72,7 +72,7 @@ def comments(text: str) -> set[int]:
 
 
 def test_a_block_that_others_fill_is_not_blamed_for_what_they_do(sources: list[Any]) -> None:
-    found = set()
+    culprits = set()
     for source in sources:
         if "yield" not in source.text or source.name in READ_ON:
             continue
@@ -82,8 +82,8 @@ def test_a_block_that_others_fill_is_not_blamed_for_what_they_do(sources: list[A
             for _, names, body, _ in handlers(function):
                 yields = [n for s in body for n in ast.walk(s) if isinstance(n, ast.Yield | ast.YieldFrom)]
                 if yields and names & {"OSError", "ValueError", *WIDE}:
-                    found.add(f"{source.name}: {function.name}")
-    assert found <= LOOK_AT_WHOSE, found - LOOK_AT_WHOSE
+                    culprits.add(f"{source.name}: {function.name}")
+    assert culprits <= LOOK_AT_WHOSE, culprits - LOOK_AT_WHOSE
 
 
 def test_writing_is_blamed_for_its_own_folder_alone(tmp_path: Path) -> None:
@@ -112,9 +112,9 @@ def exhaust(*_: Any, **__: Any) -> Any:
     raise MemoryError
 
 
-@pytest.mark.parametrize(("fail", "said"), [(refuse, "Permission denied"), (exhaust, "there is no memory left")])
+@pytest.mark.parametrize(("fail", "message"), [(refuse, "Permission denied"), (exhaust, "there is no memory left")])
 def test_a_file_that_the_system_does_not_give_is_not_called_damaged(
-    fail: Callable[..., Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fail: Callable[..., Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import PIL.Image
 
@@ -132,7 +132,7 @@ def test_a_file_that_the_system_does_not_give_is_not_called_damaged(
     for read in reads:
         with pytest.raises(DataError) as caught:
             read()
-        assert f"cannot be read: {said}" in str(caught.value)
+        assert f"cannot be read: {message}" in str(caught.value)
         assert not any(word in str(caught.value) for word in ("delete", "replace", "numpy.save"))
 
 

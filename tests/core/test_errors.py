@@ -12,9 +12,9 @@ from dlrun.core.suggest import compute_edit_distance, did_you_mean, find_nearest
 def neighbours(word: str, letters: str) -> set[str]:
     """Everything one edit away."""
     cuts = [(word[:i], word[i:]) for i in range(len(word) + 1)]
-    made = {a + b[1:] for a, b in cuts if b} | {a + x + b for a, b in cuts for x in letters}
-    made |= {a + x + b[1:] for a, b in cuts if b for x in letters}
-    return made | {a + b[1] + b[0] + b[2:] for a, b in cuts if len(b) > 1}
+    words = {a + b[1:] for a, b in cuts if b} | {a + x + b for a, b in cuts for x in letters}
+    words |= {a + x + b[1:] for a, b in cuts if b for x in letters}
+    return words | {a + b[1] + b[0] + b[2:] for a, b in cuts if len(b) > 1}
 
 
 @pytest.mark.parametrize("start", ["", "a", "ab", "abc", "aabb", "abab"])
@@ -34,7 +34,7 @@ def test_a_swap_with_a_letter_between_is_two_edits_as_damerau_and_levenshtein_co
 
 
 @pytest.mark.parametrize(
-    ("word", "known", "found"),
+    ("word", "known", "nearest"),
     [
         ("adm", ["adam", "adamw", "radam", "sgd"], ["adam", "adamw", "radam"]),
         ("sdg", ["asgd", "sgd"], ["sgd", "asgd"]),
@@ -48,8 +48,8 @@ def test_a_swap_with_a_letter_between_is_two_edits_as_damerau_and_levenshtein_co
         ("a", [], []),
     ],
 )
-def test_the_nearest_names_come_first(word: str, known: list[str], found: list[str]) -> None:
-    assert find_nearest(word, known)[: len(found) or 1] == found
+def test_the_nearest_names_come_first(word: str, known: list[str], nearest: list[str]) -> None:
+    assert find_nearest(word, known)[: len(nearest) or 1] == nearest
 
 
 def test_at_most_three_are_named() -> None:

@@ -93,8 +93,8 @@ def test_halves_of_a_killed_process_are_forgotten(path: Path) -> None:
 
 
 def test_what_fails_is_said_once_and_forgotten_when_it_is_made_good() -> None:
-    said: list[str] = []
-    unsaved = DiskProblems(said.append)
+    messages: list[str] = []
+    unsaved = DiskProblems(messages.append)
 
     def try_to_save(*, again: bool = True, error: Exception | None = FULL) -> None:
         with unsaved.tolerate("it", again):
@@ -103,7 +103,9 @@ def test_what_fails_is_said_once_and_forgotten_when_it_is_made_good() -> None:
 
     for _ in range(3):
         try_to_save()
-    assert said == ["it could not be saved (No space left on device); the run continues, and the next save tries again"]
+    assert messages == [
+        "it could not be saved (No space left on device); the run continues, and the next save tries again"
+    ]
     assert unsaved.summary() == "it (No space left on device)"
     try_to_save(error=None)
     assert unsaved.summary() == ""

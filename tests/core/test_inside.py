@@ -21,7 +21,9 @@ QUICK = ("data=blobs", "trainer.max_steps=3", "tracking.graph=false", "figures=f
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three steps, to be copied."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    assert all(experiment.run(asked) == 0 for asked in request.from_command_line([*QUICK, f"hydra.run.dir={folder}"]))
+    assert all(
+        experiment.run(one_run) == 0 for one_run in request.from_command_line([*QUICK, f"hydra.run.dir={folder}"])
+    )
     return folder
 
 

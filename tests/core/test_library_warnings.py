@@ -171,5 +171,5 @@ def test_from_python_too(dlrun: Callable, own: str, capfd: pytest.CaptureFixture
         run = library.train(*QUICK, own, quiet=True)
         run.predict([[1.0, 2.0]])
     assert {str(warning.message) for warning in shown} == {"x is large"}
-    said = capfd.readouterr()
-    assert "somelib" not in said.out + said.err
+    output = capfd.readouterr()
+    assert "somelib" not in output.out + output.err

@@ -27,7 +27,9 @@ QUICK = ("data=blobs", "trainer.max_steps=3", "tracking.graph=false", "figures=f
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three steps, to be copied."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    assert all(experiment.run(asked) == 0 for asked in request.from_command_line([*QUICK, f"hydra.run.dir={folder}"]))
+    assert all(
+        experiment.run(one_run) == 0 for one_run in request.from_command_line([*QUICK, f"hydra.run.dir={folder}"])
+    )
     return folder
 
 
@@ -97,9 +99,9 @@ def test_this_command_lines_own_words_may_refer_to_saved_keys(trained: Path) -> 
     saved = checkpoint.load(trained / "checkpoints" / "last.pt")
     saved["config"]["paths"]["outputs"] = f"a{EXPRESSION}b"
     words = ["data.root=$" + "{paths.outputs}", "trainer.epochs=$" + "{trainer.max_steps}"]
-    asked = request.from_saved(saved["config"], saved["choices"], [f"+{words[0]}", words[1]], None)
-    assert asked.config["data"]["root"] == f"a{EXPRESSION}b"
-    assert asked.config["trainer"]["epochs"] == 3
+    one_request = request.from_saved(saved["config"], saved["choices"], [f"+{words[0]}", words[1]], None)
+    assert one_request.config["data"]["root"] == f"a{EXPRESSION}b"
+    assert one_request.config["trainer"]["epochs"] == 3
 
 
 def test_a_ledger_is_data_too(dlrun: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,8 +151,8 @@ def test_any_text_comes_back_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
         literals = Literals()
         merged = OmegaConf.create({"own": literals.hide(text), "list": literals.hide([text]), "refers": "$" + "{own}"})
         OmegaConf.update(merged, "mixed", "<$" + "{own}>")
-        found = literals.restore(compose.resolve(merged))
-        assert found == {"own": text, "list": [text], "refers": text, "mixed": f"<{text}>"}
+        restored_config = literals.restore(compose.resolve(merged))
+        assert restored_config == {"own": text, "list": [text], "refers": text, "mixed": f"<{text}>"}
 
 
 def test_the_schema_and_the_targets_take_text_as_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ def test_an_error_is_one_line_whatever_it_repeats() -> None:
 
 
 def test_one_module_writes_to_the_terminal(sources: list[Any]) -> None:
-    found = set()
+    modules = set()
     for source in sources:
         if not any(word in source.text for word in ("print", "stdout", "stderr")):
             continue
@@ -50,8 +50,8 @@ def test_one_module_writes_to_the_terminal(sources: list[Any]) -> None:
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
                 if called in ("print", "sys.stdout.write", "sys.stderr.write", "traceback.print_exception"):
-                    found.add(source.name)
-    assert found == {"core/terminal.py"}
+                    modules.add(source.name)
+    assert modules == {"core/terminal.py"}
 
 
 def clean(text: str) -> bool:
