@@ -54,10 +54,10 @@ def test_tables_of_floats_have_features_and_values(tmp_path: Path) -> None:
     assert isinstance(splits.train, Rows)
     assert isinstance(splits.test, Rows)
     assert (len(splits.train), len(splits.test)) == (32, 8)
-    whole = load_in_memory(splits.train, "memory", torch.float32, 0)
-    assert whole is not None
-    assert whole.inputs[0].mean(0).tolist() == pytest.approx([0, 0, 0], abs=1e-6)
-    assert whole.targets.shape == (32, 1)
+    in_memory = load_in_memory(splits.train, "memory", torch.float32, 0)
+    assert in_memory is not None
+    assert in_memory.inputs[0].mean(0).tolist() == pytest.approx([0, 0, 0], abs=1e-6)
+    assert in_memory.targets.shape == (32, 1)
 
 
 def test_a_test_part_of_its_own_is_normalized_like_the_training_part(tmp_path: Path) -> None:
@@ -222,23 +222,23 @@ def test_what_fits_is_held_in_memory_and_the_rest_is_not(tmp_path: Path) -> None
 def test_all_rows_are_read_some_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train = arrays(written(tmp_path, pictures(), np.arange(50)), test_fraction=0).train
     assert isinstance(train, Mapped)
-    whole = train.__getitems__(list(range(50)))
+    reference = train.__getitems__(list(range(50)))
     monkeypatch.setattr(rows, "_ROWS_PER_READ", 16)
     held = rows.load_in_memory(train, "memory", torch.float32, 0)
     assert held is not None
-    assert torch.equal(held.inputs[0], whole[0])
-    assert torch.equal(held.targets, whole[1])
+    assert torch.equal(held.inputs[0], reference[0])
+    assert torch.equal(held.targets, reference[1])
 
 
 @pytest.mark.slow
 def test_memory_and_workers_train_to_the_same_weights(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     written(tmp_path / "rows", pictures(90), np.arange(90) % 3)
-    found = []
+    hashes = []
     for loader, workers in (("memory", 0), ("workers", 0), ("workers", 2)):
         done = dlrun("data=arrays", "data.path=rows", f"data.loader={loader}", f"data.num_workers={workers}", *QUIET)
         assert done.code == 0, done.err
-        found.append((done.result["weights_sha256"], done.result["metrics"]))
-    assert found[0] == found[1] == found[2]
+        hashes.append((done.result["weights_sha256"], done.result["metrics"]))
+    assert hashes[0] == hashes[1] == hashes[2]
 
 
 def broken(path: Path) -> None:

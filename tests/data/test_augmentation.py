@@ -120,19 +120,21 @@ def mixed_share(name, images, mixed):
 
 def test_an_epoch_of_mixed_batches_is_entered_anywhere():
     mixing = BatchMix(["MixUp", "CutMix"], 3)
-    whole = list(mixing.mix(batches(20), 1, 1, 0))
+    full_epoch = list(mixing.mix(batches(20), 1, 1, 0))
     rest = list(batches(20))[7:]
     for (inputs, targets), (other_inputs, other_targets) in zip(
-        mixing.mix(iter(rest), 1, 1, 7), whole[7:], strict=True
+        mixing.mix(iter(rest), 1, 1, 7), full_epoch[7:], strict=True
     ):
         assert torch.equal(inputs[0], other_inputs[0])
         assert torch.equal(inputs[1], other_inputs[1])
         assert torch.equal(targets, other_targets)
-    assert not torch.equal(whole[0][0][0], next(mixing.mix(batches(1), 1, 2, 0))[0][0])
+    assert not torch.equal(full_epoch[0][0][0], next(mixing.mix(batches(1), 1, 2, 0))[0][0])
 
     # Both are drawn: CutMix leaves pixels as they were.
-    kept = [bool((inputs[0] == images).any()) for (inputs, _), ((images,), _) in zip(whole, batches(20), strict=True)]
-    assert 3 < sum(kept) < 17
+    are_unmixed = [
+        bool((inputs[0] == images).any()) for (inputs, _), ((images,), _) in zip(full_epoch, batches(20), strict=True)
+    ]
+    assert 3 < sum(are_unmixed) < 17
 
 
 def test_rows_that_are_drawn_again_are_augmented_anew(tmp_path, formats):

@@ -25,7 +25,7 @@ def split(spec: DataSpec, rows: int = 22) -> Split:
     return Split((number.view(-1, 1, 1, 1) + pixels,), number % 5)
 
 
-def made(
+def make_batches(
     workers: int | None, spec: DataSpec, order: EpochOrder, wide: bool = False, dtype: Any = torch.float32
 ) -> Batches:
     """Batches from memory (workers=None) or through a loader."""
@@ -67,17 +67,17 @@ def test_drawing_an_order_leaves_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
     order = EpochOrder(22, 5, shuffle=True)
     for workers in (None, 0):
-        list(made(workers, IMAGES, order).epoch(1))
+        list(make_batches(workers, IMAGES, order).epoch(1))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("workers", [None, 0])
 @pytest.mark.parametrize("start", [0, 1, 4, 5])
 def test_an_epoch_can_be_entered_at_any_batch(workers: int | None, start: int) -> None:
-    batches = made(workers, IMAGES, EpochOrder(22, 5, shuffle=True, seed=4))
-    whole, tail = list(batches.epoch(3)), list(batches.epoch(3, start=start))
-    assert sorted(rows_of(whole)) == list(range(22))
-    assert rows_of(tail) == rows_of(whole)[5 * start :]
+    batches = make_batches(workers, IMAGES, EpochOrder(22, 5, shuffle=True, seed=4))
+    full_epoch, tail = list(batches.epoch(3)), list(batches.epoch(3, start=start))
+    assert sorted(rows_of(full_epoch)) == list(range(22))
+    assert rows_of(tail) == rows_of(full_epoch)[5 * start :]
 
 
 @pytest.mark.parametrize("spec", [IMAGES, TOKENS], ids=["images", "tokens"])
@@ -85,7 +85,7 @@ def test_an_epoch_can_be_entered_at_any_batch(workers: int | None, start: int) -
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_memory_and_workers_give_the_same_batches(spec: DataSpec, workers: int, drop_last: bool) -> None:
     order = EpochOrder(22, 5, shuffle=True, drop_last=drop_last, seed=1)
-    memory, loader = made(None, spec, order), made(workers, spec, order)
+    memory, loader = make_batches(None, spec, order), make_batches(workers, spec, order)
     same(list(memory.epoch(2)), list(loader.epoch(2)))
     assert len(memory) == len(loader) == (4 if drop_last else 5)
     assert [memory.count_rows_before(b) for b in range(6)] == [loader.count_rows_before(b) for b in range(6)]
@@ -94,7 +94,7 @@ def test_memory_and_workers_give_the_same_batches(spec: DataSpec, workers: int, 
 @pytest.mark.parametrize("workers", [None, 0])
 @pytest.mark.parametrize(("drop_last", "sizes"), [(False, [8, 2]), (True, [8])])
 def test_the_last_batch_is_ragged_or_dropped(workers: int | None, drop_last: bool, sizes: list[int]) -> None:
-    batches = made(workers, IMAGES, EpochOrder(10, 8, drop_last=drop_last))
+    batches = make_batches(workers, IMAGES, EpochOrder(10, 8, drop_last=drop_last))
     assert type(batches) is (MemoryBatches if workers is None else LoaderBatches)
     assert [len(targets) for _, targets in batches.epoch(1)] == sizes
     assert [batches.count_rows_before(b) for b in range(len(sizes) + 1)] == [
@@ -105,7 +105,7 @@ def test_the_last_batch_is_ragged_or_dropped(workers: int | None, drop_last: boo
 @pytest.mark.parametrize("workers", [None, 0])
 def test_channels_last_changes_the_layout_and_no_value(workers: int | None) -> None:
     order = EpochOrder(22, 5, shuffle=True)
-    plain, wide = made(None, IMAGES, order), made(workers, IMAGES, order, wide=True)
+    plain, wide = make_batches(None, IMAGES, order), make_batches(workers, IMAGES, order, wide=True)
     for (one, _), (two, _) in zip(plain.epoch(1), wide.epoch(1), strict=True):
         assert torch.equal(one[0], two[0])
         assert one[0].is_contiguous()
@@ -115,9 +115,9 @@ def test_channels_last_changes_the_layout_and_no_value(workers: int | None) -> N
 
 def test_floats_take_the_training_precision_and_codes_do_not() -> None:
     order = EpochOrder(4, 2)
-    (x,), y = next(made(None, IMAGES, order, dtype=torch.float64).epoch(1))
+    (x,), y = next(make_batches(None, IMAGES, order, dtype=torch.float64).epoch(1))
     assert (x.dtype, y.dtype) == (torch.float64, torch.int64)
-    (codes, lengths), _ = next(made(None, TOKENS, order, dtype=torch.float64).epoch(1))
+    (codes, lengths), _ = next(make_batches(None, TOKENS, order, dtype=torch.float64).epoch(1))
     assert (codes.dtype, lengths.dtype) == (torch.int64, torch.int64)
 
 
@@ -130,7 +130,7 @@ def test_lengths_stay_on_the_cpu() -> None:
     moved = MemoryBatches(split(TOKENS), order, Placement(CPU, torch.float32, TOKENS))
     moved.inputs = (moved.inputs[0].to(meta), moved.inputs[1])
     moved.targets = moved.targets.to(meta)
-    wanted = list(made(None, TOKENS, order).epoch(2))
+    wanted = list(make_batches(None, TOKENS, order).epoch(2))
     for ((codes, lengths), targets), ((_, truth), _) in zip(moved.epoch(2), wanted, strict=True):
         assert (codes.device, targets.device) == (meta, meta)
         assert torch.equal(lengths, truth)
@@ -195,7 +195,7 @@ def test_the_size_counts_floats_in_the_training_precision() -> None:
 
 
 def test_a_batch_is_a_copy_of_the_rows() -> None:
-    batches = made(None, IMAGES, EpochOrder(4, 4))
+    batches = make_batches(None, IMAGES, EpochOrder(4, 4))
     (x,), _ = next(batches.epoch(1))
     x.zero_()
     (again,), _ = next(batches.epoch(1))

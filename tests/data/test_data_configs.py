@@ -26,8 +26,8 @@ def test_every_option_is_there():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_file_says_what_its_target_takes(path):
-    said = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    module, name = said.pop("_target_").rsplit(".", 1)
+    config = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    module, name = config.pop("_target_").rsplit(".", 1)
     parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
     taken = {
         key: WITHOUT_DEFAULT[key] if parameter.default is parameter.empty else parameter.default
@@ -37,12 +37,12 @@ def test_file_says_what_its_target_takes(path):
     for key in ("val_fraction", "preprocessing"):
         taken.pop(key, None)
     if path.stem in GIVEN_ROWS:
-        taken |= {key: said[key] for key in taken}
+        taken |= {key: config[key] for key in taken}
     for key, (before, now) in CHANGED.get(path.stem, {}).items():
         if key in taken:
             assert taken[key] == before
             taken[key] = now
-    own = {key: value for key, value in said.items() if key not in OF_THE_RUNNER}
+    own = {key: value for key, value in config.items() if key not in OF_THE_RUNNER}
     assert own == taken
     assert {key: type(value) for key, value in own.items()} == {key: type(v) for key, v in taken.items()}
 

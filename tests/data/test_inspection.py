@@ -114,7 +114,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 @pytest.mark.parametrize(
-    ("spec", "inputs", "targets", "said"),
+    ("spec", "inputs", "targets", "expected_message"),
     [
         (VALUES, (X,), torch.ones(ROWS, 2), "(rows, 2), and regression with spec.output_size=1 takes (rows, 1)"),
         (COLUMNS, (X,), torch.ones(ROWS), "(rows,), and regression with spec.output_size=2 takes (rows, 2)"),
@@ -172,14 +172,14 @@ NAN, INF = float("nan"), float("inf")
         (TAGS, (CODES, LENGTHS), Y, "(rows,), and tagging takes (rows, length), a class a position"),
     ],
 )
-def test_what_cannot_be_mended_is_a_sentence(spec: DataSpec, inputs: Any, targets: Any, said: str) -> None:
+def test_what_cannot_be_mended_is_a_sentence(spec: DataSpec, inputs: Any, targets: Any, expected_message: str) -> None:
     with pytest.raises(DataError) as caught:
         inspected(spec, inputs, targets)
     message = str(caught.value)
     assert message.startswith("data=mine: ")
     assert "\n" not in message
     rest = message
-    for piece in said.split(" .* "):
+    for piece in expected_message.split(" .* "):
         assert piece in rest, message
         rest = rest[rest.index(piece) :]
 
@@ -223,7 +223,7 @@ def test_parts_without_rows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "said"),
+    ("spec", "message"),
     [
         ("vector", "spec is a str"),
         (DataSpec("table", (3,), "regression", 1), "spec.kind='table' is none; write one of vector, image, tokens"),  # type: ignore[arg-type]
@@ -233,10 +233,10 @@ def test_parts_without_rows() -> None:
         (DataSpec("vector", (3,), "multiclass", 4, ("a", "b")), "spec.class_names has 2 names, and multiclass"),
     ],
 )
-def test_a_spec_that_contradicts_itself(spec: Any, said: str) -> None:
+def test_a_spec_that_contradicts_itself(spec: Any, message: str) -> None:
     with pytest.raises(DataError) as caught:
         inspect_splits(Splits(Split((X,), Y), None, None, spec), Inspection("data=mine", spec))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 class Samples(Dataset[Any]):
@@ -260,7 +260,7 @@ class Stream(IterableDataset[Any]):
 
 
 @pytest.mark.parametrize(
-    ("part", "said"),
+    ("part", "message"),
     [
         (Stream(), "the train part is an IterableDataset (Stream), whose rows can neither be counted nor"),
         (DataLoader(TensorDataset(X, Y)), "the train part is a DataLoader; return its dataset"),
@@ -277,10 +277,10 @@ class Stream(IterableDataset[Any]):
         (Samples(lambda i: (X[i][:2], 1)), "the train inputs have the shape (rows, 2), and spec.input_shape=(3,)"),
     ],
 )
-def test_datasets_that_are_none(part: Any, said: str) -> None:
+def test_datasets_that_are_none(part: Any, message: str) -> None:
     with pytest.raises(DataError) as caught:
         inspect_splits(Splits(part, None, None, CLASSES), Inspection("data=mine", CLASSES))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -308,10 +308,10 @@ def test_looking_at_a_dataset_draws_no_random_number() -> None:
     ],
 )
 def test_targets_that_a_dataset_states_count_only_if_they_are_such(stated: Any, wanted: Tensor | None) -> None:
-    found = get_valid_targets(Samples(lambda i: (X[i], 1), stated), CLASSES)
-    assert (found is None) == (wanted is None)
-    if found is not None and wanted is not None:
-        assert torch.equal(found, wanted)
+    valid = get_valid_targets(Samples(lambda i: (X[i], 1), stated), CLASSES)
+    assert (valid is None) == (wanted is None)
+    if valid is not None and wanted is not None:
+        assert torch.equal(valid, wanted)
 
 
 def test_a_sentence_names_the_file_where_the_rows_know_theirs() -> None:
@@ -404,8 +404,8 @@ def test_a_net_that_answers_another_shape_never_trains(own: Callable[..., Any], 
         assert "the model's output has the shape (2,), and regression with 1 outputs needs (2, 1)" in done.err
         return
     assert done.code == 1
-    said = "the model's outputs (64,) and the targets (64, 1) of a batch differ in shape; return spec.output_size=1"
-    assert said in " ".join(done.err.split())
+    message = "the model's outputs (64,) and the targets (64, 1) of a batch differ in shape; return spec.output_size=1"
+    assert message in " ".join(done.err.split())
 
 
 @pytest.mark.parametrize("command", [("check",), ()])
@@ -447,8 +447,8 @@ def test_a_number_that_is_none_is_found_in_every_file(
         np.save(folder / f"{name}y.npy", np.arange(count) % 2)
     done = dlrun("data=arrays", "data.path=rows", "model=linear", *QUIET)
     assert done.code == 2
-    said = f"row {row:,} of rows/{file}.npy holds nan in the inputs, column 2 (counted from 0)"
-    assert said in " ".join(done.err.split())
+    message = f"row {row:,} of rows/{file}.npy holds nan in the inputs, column 2 (counted from 0)"
+    assert message in " ".join(done.err.split())
 
 
 def test_built_in_data_go_through_it_too(dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

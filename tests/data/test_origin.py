@@ -262,12 +262,12 @@ def test_an_exported_script_reads_the_same_classes(
     block = {"_target_": "dlrun.data.tabular.csv", "path": "t.csv", "target": -1, "task": "multiclass", "header": None}
     block |= {"delimiter": ",", "test_fraction": 0.2, "normalize": True, "seed": 0}
     (tmp_path / "own" / "data" / "old.yaml").write_text(json.dumps(block))
-    made = dlrun("--config-dir", "own", "data=old", "model=linear", "hydra.run.dir=run", *QUIET)
-    assert made.code == 0, made.err
+    done = dlrun("--config-dir", "own", "data=old", "model=linear", "hydra.run.dir=run", *QUIET)
+    assert done.code == 0, done.err
     assert dlrun("export", "run", "format=python").code == 0
     script = python("run/export/python/train.py")
     assert script.code == 0, script.err
-    assert f"weights {made.result['weights_sha256']} as in the run" in script.out
+    assert f"weights {done.result['weights_sha256']} as in the run" in script.out
 
 
 @pytest.mark.parametrize("kind", ["table", "arrays", "folder"])
@@ -276,19 +276,19 @@ def test_nothing_is_learned_of_one_class_and_all_is_evaluated(
 ) -> None:
     if kind == "table":
         write_table(tmp_path / "one.csv", "xxxx")
-        words, said = ("data=csv", "data.path=one.csv"), "'kind', is 'x' in every row, so there is only one class"
+        words, message = ("data=csv", "data.path=one.csv"), "'kind', is 'x' in every row, so there is only one class"
     elif kind == "arrays":
         (tmp_path / "one").mkdir()
         np.save(tmp_path / "one" / "x.npy", np.ones((5, 2)))
         np.save(tmp_path / "one" / "y.npy", np.ones(5, int))
-        words, said = ("data=arrays", "data.path=one"), "class 1 in every row, so there is nothing to tell apart"
+        words, message = ("data=arrays", "data.path=one"), "class 1 in every row, so there is nothing to tell apart"
     else:
         write_folder(tmp_path / "one", {"cat": 2})
-        words, said = ("data=image_folder", "data.path=one"), "has only one class folder, 'cat', so there is nothing"
+        words, message = ("data=image_folder", "data.path=one"), "has only one class folder, 'cat', so there is nothing"
     for command in ((), ("check",)):
         done = dlrun(*command, *words, "model=linear", *QUIET)
         assert done.code == 2
-        assert said in " ".join(done.err.split())
+        assert message in " ".join(done.err.split())
 
 
 def test_a_table_of_one_row_is_not_trained_on(dlrun: Callable[..., Any], tmp_path: Path) -> None:

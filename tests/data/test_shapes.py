@@ -32,7 +32,7 @@ def test_points_for_classes(task, y, names, outputs):
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"x": [], "y": []}, r"data\.x has no rows"),
         ({"y": [1]}, r"data\.x has 2 rows and data\.y 1"),
@@ -53,8 +53,8 @@ def test_points_for_classes(task, y, names, outputs):
         ({"feature_names": ["a", "b"]}, r"data\.feature_names has 2 names, and data\.x 1 columns"),
     ],
 )
-def test_impossible_points(settings, said):
-    with pytest.raises(RequestError, match=said):
+def test_impossible_points(settings, message):
+    with pytest.raises(RequestError, match=message):
         points(**{"x": [1, 2], "y": [0, 1], **settings})
 
 
@@ -108,7 +108,7 @@ def test_the_data_seed_alone_draws_the_flower():
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"rows": 1}, r"data\.rows=1"),
         ({"noise": -1.0}, r"data\.noise=-1\.0"),
@@ -118,6 +118,6 @@ def test_the_data_seed_alone_draws_the_flower():
         ({"task": "regression"}, r"data\.task=regression does not fit data=flower"),
     ],
 )
-def test_impossible_flowers(settings, said):
-    with pytest.raises(RequestError, match=said):
+def test_impossible_flowers(settings, message):
+    with pytest.raises(RequestError, match=message):
         flower(**settings)

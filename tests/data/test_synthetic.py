@@ -81,9 +81,9 @@ def test_spread_is_the_clouds_std():
 )
 def test_truth_is_what_the_targets_were_drawn_from(splits, expected):
     (x,), y = splits.train.inputs, splits.train.targets
-    found = splits.truth(x)
-    assert found.shape == y.shape
-    torch.testing.assert_close(found, y if expected is None else expected(x))
+    expected_targets = splits.truth(x)
+    assert expected_targets.shape == y.shape
+    torch.testing.assert_close(expected_targets, y if expected is None else expected(x))
     assert splits.truth(x.float()).dtype == torch.float32
 
 

@@ -175,8 +175,8 @@ def test_all_kinds_of_bad_cells_are_listed_with_their_lines(tmp_path: Path) -> N
     rows[3][0] = "x"
     rows[7][0] = "y"
     path = str(write_rows(tmp_path / "t.csv", ["a", "y"], rows))
-    said = r"line 5: column 'a' holds 'x', which is no finite number; line 9: column 'a' holds 'y'"
-    with pytest.raises(DataError, match=said):
+    message = r"line 5: column 'a' holds 'x', which is no finite number; line 9: column 'a' holds 'y'"
+    with pytest.raises(DataError, match=message):
         table(path, kinds={"a": "number"})
     for i in range(4, 25):
         rows[i][1] = ""

@@ -166,16 +166,16 @@ def test_diabetes_with_other_columns(tmp_path):
 
 
 def test_diabetes_is_downloaded_when_missing(tmp_path, monkeypatch):
-    asked = []
+    addresses = []
 
     def no_network(url, sha256, path):
-        asked.append((url, path))
+        addresses.append((url, path))
         raise ConnectionError("unreachable")
 
     monkeypatch.setattr("dlrun.data.files.download.fetch", no_network)
     with pytest.raises(DataError, match=r"put diabetes\.csv\.gz there.*digits, line"):
         diabetes(str(tmp_path))
-    assert asked == [(COURSE_URL + "diabetes.csv.gz", tmp_path / "diabetes.csv.gz")]
+    assert addresses == [(COURSE_URL + "diabetes.csv.gz", tmp_path / "diabetes.csv.gz")]
 
 
 def test_real_diabetes(real_data):

@@ -25,7 +25,7 @@ def test_hello_has_four_letters():
 
 
 @pytest.mark.parametrize(
-    ("source", "target", "said"),
+    ("source", "target", "message"),
     [
         ("hello", "olol", r"data\.source=hello has 5 letters and data\.target=olol 4"),
         ("", "a", r"data\.source is empty"),
@@ -33,6 +33,6 @@ def test_hello_has_four_letters():
         ("aaa", "aaa", "nothing to learn"),
     ],
 )
-def test_impossible_pairs(source, target, said):
-    with pytest.raises(RequestError, match=said):
+def test_impossible_pairs(source, target, message):
+    with pytest.raises(RequestError, match=message):
         words(source, target)

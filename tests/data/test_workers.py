@@ -157,13 +157,13 @@ def end_of(process: Any, seconds: float) -> tuple[int, str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize(
-    ("act", "said"),
+    ("act", "message"),
     [
         ("raise ValueError('bad')", "row 63 of the data (Rows) cannot be read: ValueError: bad"),
         ("os.kill(os.getpid(), signal.SIGKILL)", "a worker process that reads data was killed"),
     ],
 )
-def test_a_run_with_a_failing_worker_ends(act: str, said: str, ranks: int, warm: Any, tmp_path: Path) -> None:
+def test_a_run_with_a_failing_worker_ends(act: str, message: str, ranks: int, warm: Any, tmp_path: Path) -> None:
     (tmp_path / "failing.py").write_text(NET)
     words = ("-m", "dlrun", *WORDS, f'+data.act="{act}"', "+data.part=train")
     began = time.monotonic()
@@ -176,7 +176,7 @@ def test_a_run_with_a_failing_worker_ends(act: str, said: str, ranks: int, warm:
     assert code == 1, err
     lines = [line for line in err.splitlines() if line.startswith("dlrun: ")]
     assert len(lines) == 1
-    assert said in lines[0]
+    assert message in lines[0]
     assert ranks == 2 or "Traceback" not in err  # torchrun has a page of its own to show
     assert time.monotonic() - began < 90
     # A killed worker may be noticed at the first batches, before there is a run folder: then there is none.

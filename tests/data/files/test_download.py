@@ -25,14 +25,14 @@ class Server(BaseHTTPRequestHandler):
 
     breaks_after: ClassVar[int | None] = None
     ranges: ClassVar[bool] = True
-    asked: ClassVar[list[str | None]] = []
+    range_headers: ClassVar[list[str | None]] = []
 
     def log_message(self, *_: Any) -> None:
         pass
 
     def do_GET(self) -> None:
         wanted = self.headers.get("Range")
-        Server.asked.append(wanted)
+        Server.range_headers.append(wanted)
         if self.path != "/t.csv":
             self.send_error(404)
             return
@@ -50,7 +50,7 @@ class Server(BaseHTTPRequestHandler):
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A web server on this machine that holds one file."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(Server, "asked", [])
+    monkeypatch.setattr(Server, "range_headers", [])
     with ThreadingHTTPServer(("127.0.0.1", 0), Server) as http:
         threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         yield f"http://127.0.0.1:{http.server_port}/t.csv"
@@ -103,8 +103,12 @@ def test_a_download_goes_on_where_it_broke_off(
     monkeypatch.setattr(Server, "breaks_after", None)
     fetch(server, path)
     assert path.read_bytes() == CONTENT
-    kept = 4 * 2**16  # whole chunks of what came
-    assert Server.asked == [None, f"bytes={kept}-", f"bytes={2 * kept if ranges else kept}-"]
+    first_bytes = 4 * 2**16  # whole chunks of what came
+    assert Server.range_headers == [
+        None,
+        f"bytes={first_bytes}-",
+        f"bytes={2 * first_bytes if ranges else first_bytes}-",
+    ]
     assert [file.name for file in tmp_path.iterdir()] == ["t.csv"]
 
 
@@ -221,8 +225,8 @@ def test_nothing_leaves_the_folder_of_an_archive(
 
 
 def test_a_damaged_gzip_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = gzip.compress(bytes(range(256)) * 999)
-    for archive in (whole[:-30], whole[:40] + b"?" + whole[41:], b"no gzip"):
+    intact = gzip.compress(bytes(range(256)) * 999)
+    for archive in (intact[:-30], intact[:40] + b"?" + intact[41:], b"no gzip"):
         published(monkeypatch, {"a.gz": archive})
         with pytest.raises(DataError, match="put a there"):
             fetch_images("x", "X", tmp_path / "set", ["a"])

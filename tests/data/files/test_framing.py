@@ -18,13 +18,13 @@ def bars(size: int = 28, count: int = 20) -> torch.Tensor:
 
 
 def test_a_framing_is_measured() -> None:
-    found = Framing(*framing.measure_framing(bars()))
-    assert found.smallest == found.extent == found.largest == pytest.approx(20 / 28)
-    assert found.stroke == pytest.approx(2 * 60 / (2 * 20 + 2 * 3) / 28)
-    assert found.mass == found.box == pytest.approx(0.5 / 28)
-    assert all(found.matches(image.numpy()) for image in bars()[:2, 0].double())
-    assert not found.matches(bars()[0, 0].double().roll(3, dims=1).numpy())
-    assert not found.matches(1 - bars()[0, 0].double().numpy())
+    framing_of_bars = Framing(*framing.measure_framing(bars()))
+    assert framing_of_bars.smallest == framing_of_bars.extent == framing_of_bars.largest == pytest.approx(20 / 28)
+    assert framing_of_bars.stroke == pytest.approx(2 * 60 / (2 * 20 + 2 * 3) / 28)
+    assert framing_of_bars.mass == framing_of_bars.box == pytest.approx(0.5 / 28)
+    assert all(framing_of_bars.matches(image.numpy()) for image in bars()[:2, 0].double())
+    assert not framing_of_bars.matches(bars()[0, 0].double().roll(3, dims=1).numpy())
+    assert not framing_of_bars.matches(1 - bars()[0, 0].double().numpy())
     assert framing.measure_framing(bars().repeat(1, 3, 1, 1)) == framing.measure_framing(bars())
 
 
