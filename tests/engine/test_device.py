@@ -39,12 +39,12 @@ def test_the_device_that_is_taken(
     gpus: int, mps: bool, config: DeviceConfig, device: str, took: str, monkeypatch: Patch
 ) -> None:
     pretend(monkeypatch, gpus, mps)
-    found, said = runtime.choose_device(config)
-    assert (str(found), said) == (device, took)
+    choice, message = runtime.choose_device(config)
+    assert (str(choice), message) == (device, took)
 
 
 @pytest.mark.parametrize(
-    ("gpus", "config", "said"),
+    ("gpus", "config", "message"),
     [
         (0, DeviceConfig(name="cuda"), "device cuda:0 is not on this machine, which has cpu; type device=auto"),
         (0, DeviceConfig(name="mps"), "device mps is not on this machine, which has cpu; type device=auto"),
@@ -54,9 +54,9 @@ def test_the_device_that_is_taken(
         (2, DeviceConfig(name="cpu", index=0), "device.index=0 is for cuda only, and this is cpu; leave it out"),
     ],
 )
-def test_a_device_that_is_not_there(gpus: int, config: DeviceConfig, said: str, monkeypatch: Patch) -> None:
+def test_a_device_that_is_not_there(gpus: int, config: DeviceConfig, message: str, monkeypatch: Patch) -> None:
     pretend(monkeypatch, gpus)
-    with pytest.raises(RequestError, match=said):
+    with pytest.raises(RequestError, match=message):
         runtime.choose_device(config)
 
 
@@ -164,11 +164,12 @@ def test_a_precision_is_a_dtype_an_autocast_and_a_scaler(
 
 
 def test_versions_are_those_of_the_modules() -> None:
-    found = runtime.describe_versions()
-    assert (found["torch"], found["numpy"]) == (torch.__version__.split("+")[0], np.__version__) or "+" in found[
-        "torch"
-    ]
-    assert {"python", "platform", "hydra-core", "tensorboard"} <= found.keys()
+    versions = runtime.describe_versions()
+    assert (versions["torch"], versions["numpy"]) == (
+        torch.__version__.split("+")[0],
+        np.__version__,
+    ) or "+" in versions["torch"]
+    assert {"python", "platform", "hydra-core", "tensorboard"} <= versions.keys()
 
 
 @pytest.mark.parametrize(("tf32", "set_to"), [(True, "tf32"), (False, "ieee"), (None, None)])

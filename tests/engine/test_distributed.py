@@ -39,33 +39,33 @@ def rows_of(batches: list[Tensor]) -> list[list[int]]:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_the_parts_of_a_batch_are_the_batch(count: int) -> None:
-    whole = EpochOrder(22, 6, shuffle=True).batches(3, start=1)
-    parts = [one_of(number, count).shard_batch(whole) for number in range(count)]
-    for batch, *pieces in zip(whole, *parts, strict=True):
+    all_rows = EpochOrder(22, 6, shuffle=True).batches(3, start=1)
+    parts = [one_of(number, count).shard_batch(all_rows) for number in range(count)]
+    for batch, *pieces in zip(all_rows, *parts, strict=True):
         assert torch.cat(pieces).tolist() == batch.tolist()
         assert max(map(len, pieces)) - min(map(len, pieces)) <= 1
 
 
 def test_two_processes_with_half_the_batch_see_the_rows_of_one() -> None:
-    whole = EpochOrder(24, 8, shuffle=True).batches(1, start=0)
-    halves = [one_of(number, 2).shard_batch(whole) for number in (0, 1)]
-    for batch, first, second in zip(whole, *halves, strict=True):
+    all_rows = EpochOrder(24, 8, shuffle=True).batches(1, start=0)
+    halves = [one_of(number, 2).shard_batch(all_rows) for number in (0, 1)]
+    for batch, first, second in zip(all_rows, *halves, strict=True):
         assert (first.tolist(), second.tolist()) == (batch[:4].tolist(), batch[4:].tolist())
 
 
 @pytest.mark.parametrize(("count", "block"), [(1, 2), (2, 1), (2, 3), (4, 2)])
 def test_an_evaluation_is_dealt_out_whole_batch_by_whole_batch(count: int, block: int) -> None:
-    whole = EpochOrder(22, 3).batches(1, start=0)
-    parts = [rows_of(one_of(number, count).shard_evaluation(whole, block)) for number in range(count)]
-    assert sorted(batch for part in parts for batch in part) == sorted(rows_of(whole))
-    assert parts[0][:block] == rows_of(whole)[:block]
+    all_rows = EpochOrder(22, 3).batches(1, start=0)
+    parts = [rows_of(one_of(number, count).shard_evaluation(all_rows, block)) for number in range(count)]
+    assert sorted(batch for part in parts for batch in part) == sorted(rows_of(all_rows))
+    assert parts[0][:block] == rows_of(all_rows)[:block]
 
 
 def test_a_process_without_rows_has_an_input_and_no_target() -> None:
     x = torch.arange(5.0).unsqueeze(1)
     batches = MemoryBatches(Split((x,), x), EpochOrder(5, 4), Placement(torch.device("cpu"), torch.float32, DOTS))
-    found = [(len(inputs[0]), len(y)) for inputs, y in batches.epoch(1, pick=one_of(2, 3).shard_batch)]
-    assert found == [(1, 1), (1, 0)]
+    sizes = [(len(inputs[0]), len(y)) for inputs, y in batches.epoch(1, pick=one_of(2, 3).shard_batch)]
+    assert sizes == [(1, 1), (1, 0)]
 
 
 def test_a_single_process_is_said_how_to_be_started(dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +149,7 @@ def apart(one: Path, two: Path) -> float:
     return max(float((a[key] - b[key]).abs().max()) for key in a)
 
 
-def said(done: "subprocess.CompletedProcess[str]") -> list[str]:
+def list_messages(done: "subprocess.CompletedProcess[str]") -> list[str]:
     """What dlrun said on stderr, without torchrun's own lines."""
     return [line for line in done.stderr.splitlines() if line.startswith("dlrun: ")]
 
@@ -498,10 +498,10 @@ def test_a_failing_process_ends_all_and_is_named(
     done = launch(2, *WORDS, *own, "hydra.run.dir=run")
     assert done.returncode != 0
     assert time.monotonic() - began < 90
-    assert [line for line in said(done) if sentence in line], said(done)
+    assert [line for line in list_messages(done) if sentence in line], list_messages(done)
     assert result_in(tmp_path / "run")["status"] == "failed"
     assert sentence in result_in(tmp_path / "run")["error"]
-    assert len(said(done)) == 1
+    assert len(list_messages(done)) == 1
 
 
 @pytest.mark.slow
@@ -518,8 +518,8 @@ def test_a_wrong_request_is_said_once_and_writes_nothing(
     ):
         done = torchrun(2, *words) if words == ("model=resnett",) else ranks(2, *words)
         assert done.returncode != 0
-        assert len(said(done)) == 1, done.stderr
-        assert sentence in said(done)[0]
+        assert len(list_messages(done)) == 1, done.stderr
+        assert sentence in list_messages(done)[0]
         assert done.stdout == ""
     assert list(tmp_path.iterdir()) == []
     assert torchrun(2, "--help").stdout.startswith("Usage: dlrun")

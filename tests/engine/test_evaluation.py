@@ -23,10 +23,10 @@ class Doubled(nn.Module):
         super().__init__()
         self.dropout = nn.Dropout(0.5)
         self.frozen = nn.Dropout(0.5).eval()
-        self.asked: list[tuple[int, torch.dtype]] = []
+        self.calls: list[tuple[int, torch.dtype]] = []
 
     def forward(self, x: Tensor) -> Tensor:
-        self.asked.append((len(x), x.dtype))
+        self.calls.append((len(x), x.dtype))
         doubled: Tensor = 2 * self.dropout(self.frozen(x))
         return doubled
 
@@ -66,13 +66,13 @@ def test_rows_are_given_without_asking_the_model(parts: Any) -> None:
     (x,), targets = evaluation.collect_rows(parts.training.train, 5)
     assert torch.equal(x, torch.arange(10.0).view(5, 2))
     assert torch.equal(targets, x[:, :1])
-    assert parts.model.asked == []
+    assert parts.model.calls == []
 
 
 def test_answers_come_in_pieces_and_in_the_models_precision(parts: Any) -> None:
     x = torch.rand(10_000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     answers = evaluation.compute_outputs(parts.model, x, parts.runtime)
-    assert parts.model.asked == [(8192, torch.float32), (1808, torch.float32)]
+    assert parts.model.calls == [(8192, torch.float32), (1808, torch.float32)]
     assert answers.dtype == torch.float32
     assert torch.equal(answers, 2 * x.float())
     assert parts.model.training

@@ -112,8 +112,8 @@ def test_a_poisson_model_answers_with_rates() -> None:
     objective = Objective(spec("regression"), "poisson")
     totals = objective.new_accumulator()
     totals.add(outputs, targets, objective.compute_loss(outputs, targets))
-    found = totals.compute_metrics()
-    assert found["mse"] == pytest.approx(float((outputs.exp() - targets).square().mean()))
+    metrics = totals.compute_metrics()
+    assert metrics["mse"] == pytest.approx(float((outputs.exp() - targets).square().mean()))
     # The best constant of a Poisson likelihood is the mean.
     constant = objective.fit_constant_outputs(targets)
     assert float(objective.predict(constant)) == pytest.approx(float(targets.mean()))
@@ -160,8 +160,8 @@ def test_weights_of_two_classes_are_scikit_learns_sample_weights() -> None:
     z, y = drawn("binary")
     weights = torch.tensor(WEIGHTS["binary"])[y].numpy()
     expected = log_loss(y.numpy(), z.squeeze(-1).sigmoid().numpy(), sample_weight=weights)
-    found = Objective(spec("binary"), class_weights=WEIGHTS["binary"]).compute_loss(z, y)
-    assert float(found) == pytest.approx(expected, rel=1e-9)
+    loss = Objective(spec("binary"), class_weights=WEIGHTS["binary"]).compute_loss(z, y)
+    assert float(loss) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize(

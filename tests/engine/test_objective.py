@@ -114,9 +114,9 @@ TRUTHS: dict[TaskName, Any] = {
 def test_metrics_are_those_of_scikit_learn_however_the_rows_are_batched(name: TaskName, sizes: list[int]) -> None:
     outputs, targets = drawn(name)
     task = Objective(spec(name))
-    found = measured(task, outputs, targets, sizes)
-    assert tuple(found) == task.metric_names
-    assert found == pytest.approx(TRUTHS[name](outputs, targets), rel=2e-6)
+    metrics = measured(task, outputs, targets, sizes)
+    assert tuple(metrics) == task.metric_names
+    assert metrics == pytest.approx(TRUTHS[name](outputs, targets), rel=2e-6)
 
 
 def test_the_mean_of_batch_means_would_have_failed() -> None:
@@ -136,8 +136,8 @@ def test_reduction_sum_minimizes_the_sum_and_reports_the_mean(name: TaskName) ->
     count = targets.numel() if name == "regression" else int((targets != -100).sum())
     mean = TRUTHS[name](outputs, targets)["loss"]
     assert float(task.compute_loss(outputs, targets)) == pytest.approx(mean * count, rel=1e-5)
-    found = measured(task, outputs, targets, SPLITS["very unequal"])
-    assert found["loss"] == pytest.approx(mean, rel=1e-5)
+    metrics = measured(task, outputs, targets, SPLITS["very unequal"])
+    assert metrics["loss"] == pytest.approx(mean, rel=1e-5)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -166,12 +166,12 @@ def test_each_loss_is_the_one_of_torch(name: TaskName, loss: str, truth: Any, re
     outputs = (
         outputs.sigmoid() if loss in ("bce", "scratch_bce") else outputs.log_softmax(-1) if loss == "nll" else outputs
     )
-    found = Objective(spec(name), loss, reduction).compute_loss(outputs, targets)
+    computed_loss = Objective(spec(name), loss, reduction).compute_loss(outputs, targets)
     if name == "binary":
         outputs, targets = outputs.squeeze(-1), targets.float()
     if name == "tagging":
         outputs = outputs.transpose(1, 2)  # torch wants the classes second
-    torch.testing.assert_close(found, truth(reduction=reduction)(outputs, targets))
+    torch.testing.assert_close(computed_loss, truth(reduction=reduction)(outputs, targets))
 
 
 @pytest.mark.parametrize(
@@ -232,40 +232,40 @@ def test_the_baseline_is_scikit_learns_dummy(name: TaskName) -> None:
 
     _, targets = drawn(name)
     train, y = targets[:100], targets[100:].numpy()
-    found = Objective(spec(name)).compute_baseline(train, targets[100:])
+    baseline = Objective(spec(name)).compute_baseline(train, targets[100:])
     if name == "regression":
         mean = DummyRegressor().fit(train, train.double().numpy()).predict(y)
-        assert found["mse"] == pytest.approx(metrics.mean_squared_error(y, mean))
-        assert found["loss"] == pytest.approx(metrics.mean_squared_error(y, mean))
-        assert found["mae"] == pytest.approx(metrics.mean_absolute_error(y, mean))
-        assert found["r2"] == pytest.approx(metrics.r2_score(y, mean))
+        assert baseline["mse"] == pytest.approx(metrics.mean_squared_error(y, mean))
+        assert baseline["loss"] == pytest.approx(metrics.mean_squared_error(y, mean))
+        assert baseline["mae"] == pytest.approx(metrics.mean_absolute_error(y, mean))
+        assert baseline["r2"] == pytest.approx(metrics.r2_score(y, mean))
         return
     dummy = DummyClassifier(strategy="prior").fit(train, train.numpy())
     guess, shares = dummy.predict(y), dummy.predict_proba(y)
     present = dummy.classes_.tolist()
-    assert found["accuracy"] == pytest.approx(metrics.accuracy_score(y, guess))
-    assert found["loss"] == pytest.approx(metrics.log_loss(y, shares, labels=present), rel=1e-6)
+    assert baseline["accuracy"] == pytest.approx(metrics.accuracy_score(y, guess))
+    assert baseline["loss"] == pytest.approx(metrics.log_loss(y, shares, labels=present), rel=1e-6)
     if name == "binary":
-        assert found["f1"] == pytest.approx(metrics.f1_score(y, guess))
-        assert found["auroc"] == 0.5
+        assert baseline["f1"] == pytest.approx(metrics.f1_score(y, guess))
+        assert baseline["auroc"] == 0.5
     else:
-        assert found["macro_f1"] == pytest.approx(metrics.f1_score(y, guess, average="macro"))
+        assert baseline["macro_f1"] == pytest.approx(metrics.f1_score(y, guess, average="macro"))
 
 
 def test_the_tagging_baseline_is_the_most_frequent_tag() -> None:
     targets = torch.tensor([[2, 2, 1], [2, -100, -100], [1, 2, -100]])  # tag 2: 4 of 6, tag 1: 2 of 6
-    found = Objective(spec("tagging", 3)).compute_baseline(targets, targets)
+    baseline = Objective(spec("tagging", 3)).compute_baseline(targets, targets)
     entropy = -(4 / 6 * math.log(4 / 6) + 2 / 6 * math.log(2 / 6))
-    assert found == pytest.approx({"loss": entropy, "accuracy": 4 / 6, "exact_match": 1 / 3}, rel=1e-6)
+    assert baseline == pytest.approx({"loss": entropy, "accuracy": 4 / 6, "exact_match": 1 / 3}, rel=1e-6)
 
 
 def test_sequences_of_other_lengths_join_in_one_sum() -> None:
     task, totals = Objective(spec("tagging", 2)), Objective(spec("tagging", 2)).new_accumulator()
-    for tags, said in (([[0, 1, 1]], [[0, 1, 0]]), ([[1]], [[1]]), ([[0, -100]], [[0, 1]])):
-        targets, outputs = torch.tensor(tags), F.one_hot(torch.tensor(said), 2).float()
+    for tags, message in (([[0, 1, 1]], [[0, 1, 0]]), ([[1]], [[1]]), ([[0, -100]], [[0, 1]])):
+        targets, outputs = torch.tensor(tags), F.one_hot(torch.tensor(message), 2).float()
         totals.add(outputs, targets, task.compute_loss(outputs, targets))
-    found = totals.compute_metrics()
-    assert (found["accuracy"], found["exact_match"]) == (4 / 5, 2 / 3)
+    metrics = totals.compute_metrics()
+    assert (metrics["accuracy"], metrics["exact_match"]) == (4 / 5, 2 / 3)
 
 
 @pytest.mark.parametrize("stop", [3, FLUSH_BATCHES, FLUSH_BATCHES + 6])
@@ -274,16 +274,16 @@ def test_a_sum_that_was_saved_half_way_ends_in_the_same_bits(name: TaskName, sto
     outputs, targets = drawn(name)
     task = Objective(spec(name))
     pairs = list(zip(torch.split(outputs, 2), torch.split(targets, 2), strict=True))
-    whole, first, second = task.new_accumulator(), task.new_accumulator(), task.new_accumulator()
+    reference, first, second = task.new_accumulator(), task.new_accumulator(), task.new_accumulator()
     for i, (o, t) in enumerate(pairs):
-        whole.add(o, t, task.compute_loss(o, t))
+        reference.add(o, t, task.compute_loss(o, t))
         (first if i < stop else second).add(o, t, task.compute_loss(o, t))
         if i + 1 == stop:
             file = io.BytesIO()
             torch.save(first.state_dict(), file)
             file.seek(0)
             second.load_state_dict(torch.load(file, weights_only=True), CPU)
-    assert second.compute_metrics() == whole.compute_metrics()
+    assert second.compute_metrics() == reference.compute_metrics()
 
 
 def test_top_5_is_told_from_ten_classes_on() -> None:
@@ -304,7 +304,7 @@ def test_a_constant_target_has_no_r2() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "loss", "said"),
+    ("name", "loss", "message"),
     [
         ("multiclass", "cross_entrpy", "did you mean cross_entropy? type one of cross_entropy, nll, multi_margin"),
         (
@@ -314,10 +314,10 @@ def test_a_constant_target_has_no_r2() -> None:
         ),
     ],
 )
-def test_an_unknown_loss_is_answered_by_the_known_ones(name: TaskName, loss: str, said: str) -> None:
+def test_an_unknown_loss_is_answered_by_the_known_ones(name: TaskName, loss: str, message: str) -> None:
     with pytest.raises(RequestError) as caught:
         Objective(spec(name), loss)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert f"task.loss={loss}" in str(caught.value)
 
 

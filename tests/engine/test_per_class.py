@@ -21,14 +21,14 @@ def test_precision_recall_and_f1_are_scikit_learns() -> None:
 
 
 def test_nothing_to_divide_by_is_empty_not_zero() -> None:
-    found = count_per_class(torch.tensor([0, 0, 1]), torch.tensor([0, 0, 0]), ["a", "b, with a comma", "c"])
-    assert found.compute_rows()[1:] == [("b, with a comma", None, 0.0, 0.0, 1, 0), ("c", None, None, None, 0, 0)]
-    lines = list(csv.DictReader(found.to_csv().splitlines()))
+    counts = count_per_class(torch.tensor([0, 0, 1]), torch.tensor([0, 0, 0]), ["a", "b, with a comma", "c"])
+    assert counts.compute_rows()[1:] == [("b, with a comma", None, 0.0, 0.0, 1, 0), ("c", None, None, None, 0, 0)]
+    lines = list(csv.DictReader(counts.to_csv().splitlines()))
     assert tuple(lines[0]) == COLUMNS
     assert lines[1] == dict(zip(COLUMNS, ["b, with a comma", "", "0.0", "0.0", "1", "0"], strict=True))
 
 
 @pytest.mark.parametrize(("most", "expected"), [(3, [("a", "b", 2), ("c", "a", 1)]), (1, [("a", "b", 2)])])
 def test_the_most_frequent_mistakes(most: int, expected: list[tuple[str, str, int]]) -> None:
-    found = count_per_class(torch.tensor([0, 0, 0, 2, 1]), torch.tensor([1, 1, 0, 0, 1]), ["a", "b", "c"])
-    assert found.find_most_confused(most) == expected
+    counts = count_per_class(torch.tensor([0, 0, 0, 2, 1]), torch.tensor([1, 1, 0, 0, 1]), ["a", "b", "c"])
+    assert counts.find_most_confused(most) == expected

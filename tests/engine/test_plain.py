@@ -86,9 +86,9 @@ def read_back(values: Any) -> Any:
 def test_what_is_let_through_is_read_back_by_torch(name: str) -> None:
     state = {name: PLAIN[name]}
     assert encode(state) is state
-    found = read_back(state)[name]
-    assert type(found) is type(PLAIN[name])
-    assert bool(torch.equal(found, PLAIN[name])) if isinstance(found, torch.Tensor) else found == PLAIN[name]
+    actual = read_back(state)[name]
+    assert type(actual) is type(PLAIN[name])
+    assert bool(torch.equal(actual, PLAIN[name])) if isinstance(actual, torch.Tensor) else actual == PLAIN[name]
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -133,23 +133,23 @@ def test_numpy_comes_back_as_it_was(value: Any, tmp_path: Path) -> None:
     user_state = {"a": [{"b": (1, value, [value])}, value], np.str_("k"): {np.int64(3): value}}
     checkpoint.save(tmp_path / "x.pt", {"format_version": 1, "scheduler": user_state})
     loaded = checkpoint.load(tmp_path / "x.pt")["scheduler"]
-    found = [loaded["a"][0]["b"][1], loaded["a"][0]["b"][2][0], loaded["a"][1], loaded["k"][3]]
-    for one in found:
+    actual = [loaded["a"][0]["b"][1], loaded["a"][0]["b"][2][0], loaded["a"][1], loaded["k"][3]]
+    for one in actual:
         assert type(one) is type(value)
         assert (one.dtype, one.shape) == (value.dtype, value.shape)
         assert np.array_equal(one, value)
     assert set(loaded) == {"a", "k"}
     assert type(next(key for key in loaded if key == "k")) is str
-    whole = torch.load(tmp_path / "x.pt", weights_only=True)["scheduler"]  # without dlrun it is plain
-    assert isinstance(whole["a"][1], torch.Tensor | int | float | str | complex | bool | list)
+    plain_content = torch.load(tmp_path / "x.pt", weights_only=True)["scheduler"]  # without dlrun it is plain
+    assert isinstance(plain_content["a"][1], torch.Tensor | int | float | str | complex | bool | list)
 
 
 def test_a_model_keeps_what_torch_writes_beside_its_state() -> None:
     state = nn.BatchNorm1d(2).state_dict()
     state["_extra_state"] = {"counts": np.arange(3)}  # type: ignore[assignment]
-    found = decode(read_back(encode({"model": state})))["model"]
-    assert found._metadata == state._metadata  # type: ignore[attr-defined]
-    assert np.array_equal(found["_extra_state"]["counts"], np.arange(3))
+    actual = decode(read_back(encode({"model": state})))["model"]
+    assert actual._metadata == state._metadata  # type: ignore[attr-defined]
+    assert np.array_equal(actual["_extra_state"]["counts"], np.arange(3))
 
 
 @pytest.mark.parametrize(
@@ -218,9 +218,9 @@ def test_arrays_in_an_optimizer_come_back() -> None:
     one.step()
     one.state[first]["trace"] = np.arange(2.0)
     load_optimizer_state(two, decode(read_back(encode({"optimizer": one.state_dict()})))["optimizer"])
-    found = two.state[two.param_groups[0]["params"][0]]
-    assert np.array_equal(found["trace"], np.arange(2.0))
-    assert torch.equal(found["momentum_buffer"], one.state[first]["momentum_buffer"])
+    actual = two.state[two.param_groups[0]["params"][0]]
+    assert np.array_equal(actual["trace"], np.arange(2.0))
+    assert torch.equal(actual["momentum_buffer"], one.state[first]["momentum_buffer"])
 
 
 OWN = '''
@@ -293,13 +293,13 @@ def owned(tmp_path: Path, dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyP
 @pytest.mark.slow
 @pytest.mark.usefixtures("owned")
 def test_a_run_with_numpy_in_it_is_gone_on_with_to_the_same_end(dlrun: Callable[..., Any]) -> None:
-    whole = dlrun(*WORDS, "hydra.run.dir=whole")
-    assert whole.code == 0, whole.err
+    reference = dlrun(*WORDS, "hydra.run.dir=whole")
+    assert reference.code == 0, reference.err
     assert dlrun(*WORDS, "trainer.epochs=2", "hydra.run.dir=run").code == 0
     resumed = dlrun("resume", "run", "trainer.epochs=4", "trusted_modules=[owned]")
     assert resumed.code == 0, resumed.err
-    assert resumed.result["weights_sha256"] == whole.result["weights_sha256"]
-    assert resumed.rows == whole.rows
+    assert resumed.result["weights_sha256"] == reference.result["weights_sha256"]
+    assert resumed.rows == reference.rows
     assert dlrun("eval", "run", "trusted_modules=[owned]", "figures=false").code == 0
     assert checkpoint.load(Path("run/checkpoints/last.pt"))["spec"]["class_names"] == ["much", "none", "some"]
 

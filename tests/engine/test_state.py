@@ -42,7 +42,7 @@ def batches(rows: int, **order: Any) -> MemoryBatches:
     return MemoryBatches(Split((x,), y), EpochOrder(rows, 4, **order), Placement(CPU, torch.float32, SPEC))
 
 
-def made(scheduler: str = "one_cycle", mode: str = "min", **limits: Any) -> TrainState:
+def make_state(scheduler: str = "one_cycle", mode: str = "min", **limits: Any) -> TrainState:
     """A run with everything that has a state: dropout, batch norm, Adam, a scheduler, a validation part."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(0.4), nn.Linear(8, 3))
@@ -87,22 +87,22 @@ def fit(training: TrainState, stop_at: int = 10**9) -> list[dict[str, float]]:
 @pytest.mark.parametrize("stop_at", [1, 5, 6, 8, 15])
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(stop_at: int, scheduler: str, accumulate: int) -> None:
     settings: dict[str, Any] = {"scheduler": scheduler, "accumulate_steps": accumulate}
-    whole = made(**settings)
-    rows = fit(whole)
-    first = made(**settings)
+    reference = make_state(**settings)
+    rows = fit(reference)
+    first = make_state(**settings)
     begun = fit(first, stop_at)
     state = through_a_file(first.state_dict() | {"rng": get_rng_state()})
-    second = made(**settings)
-    fit(made(**settings))  # whatever other runs did to the generators meanwhile
+    second = make_state(**settings)
+    fit(make_state(**settings))  # whatever other runs did to the generators meanwhile
     second.load_state_dict(state, CPU)
     set_rng_state(state["rng"])
     assert begun + fit(second) == rows
-    for name, tensor in whole.model.state_dict().items():
+    for name, tensor in reference.model.state_dict().items():
         assert torch.equal(second.model.state_dict()[name], tensor), name
-    left, right = second.optimizer.state_dict(), whole.optimizer.state_dict()
+    left, right = second.optimizer.state_dict(), reference.optimizer.state_dict()
     assert left["param_groups"] == right["param_groups"]
     assert all(torch.equal(left["state"][i][k], v) for i, s in right["state"].items() for k, v in s.items())
-    one, two = second.progress, whole.progress
+    one, two = second.progress, reference.progress
     one.train_seconds = two.train_seconds = 0.0
     assert one == two
 
@@ -110,11 +110,11 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(stop_at: int, scheduler
 @pytest.mark.parametrize("missing", ["model", "optimizer", "scheduler", "progress", "totals", "rng"])
 def test_every_part_of_the_state_is_needed(missing: str) -> None:
     """Were one of them left out, the test above would see it."""
-    whole, first, second = made(), made(), made()
-    rows = fit(whole)
+    reference, first, second = make_state(), make_state(), make_state()
+    rows = fit(reference)
     begun = fit(first, 8)
     state = first.state_dict() | {"rng": get_rng_state()}
-    fresh = made().state_dict() | {"rng": get_rng_state()}
+    fresh = make_state().state_dict() | {"rng": get_rng_state()}
     state[missing] = fresh[missing]
     second.load_state_dict(through_a_file(state), CPU)
     set_rng_state(state["rng"])
@@ -134,24 +134,24 @@ class Keeping(Rows):
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("steps", [1, 5, 8])
 def test_a_run_out_of_steps_goes_on_in_the_middle_of_the_epoch(steps: int, accumulate: int) -> None:
-    whole, kept = made("plateau", accumulate_steps=accumulate), Keeping()
-    rows = fit(whole)
-    short = made("plateau", accumulate_steps=accumulate, max_steps=steps)
-    Trainer(short, [kept], lambda: False).fit()
-    second = made("plateau", accumulate_steps=accumulate)
-    end = kept.rows.index({"end": 1.0})
-    assert kept.rows[end + 1]["step"] == steps
-    second.load_state_dict(kept.state, CPU)
-    set_rng_state(kept.state["rng"])
-    assert kept.rows[:end] + fit(second) == rows
-    assert all(torch.equal(v, second.model.state_dict()[k]) for k, v in whole.model.state_dict().items())
-    assert second.progress.best_value == whole.progress.best_value
+    reference, keeper = make_state("plateau", accumulate_steps=accumulate), Keeping()
+    rows = fit(reference)
+    short = make_state("plateau", accumulate_steps=accumulate, max_steps=steps)
+    Trainer(short, [keeper], lambda: False).fit()
+    second = make_state("plateau", accumulate_steps=accumulate)
+    end = keeper.rows.index({"end": 1.0})
+    assert keeper.rows[end + 1]["step"] == steps
+    second.load_state_dict(keeper.state, CPU)
+    set_rng_state(keeper.state["rng"])
+    assert keeper.rows[:end] + fit(second) == rows
+    assert all(torch.equal(v, second.model.state_dict()[k]) for k, v in reference.model.state_dict().items())
+    assert second.progress.best_value == reference.progress.best_value
 
 
 def test_the_first_and_the_last_finite_loss_are_part_of_the_state() -> None:
-    whole, state = made(), {}
-    fit(whole)
-    first, second = made(), made()
+    reference, state = make_state(), {}
+    fit(reference)
+    first, second = make_state(), make_state()
 
     class Saves(Callback):
         def on_step_end(self, trainer: TrainerView) -> None:
@@ -160,12 +160,12 @@ def test_the_first_and_the_last_finite_loss_are_part_of_the_state() -> None:
 
     Trainer(first, [Saves()], lambda: first.progress.step >= 2).fit()
     second.load_state_dict(state, CPU)
-    assert second.progress.first_loss == whole.progress.first_loss
+    assert second.progress.first_loss == reference.progress.first_loss
     assert math.isfinite(second.progress.last_finite_loss)
 
 
 def test_no_state_is_given_after_a_loss_that_is_not_finite() -> None:
-    training = made()
+    training = make_state()
     fit(training, 2)
     training.recent_losses.append((3, torch.tensor(math.nan)))
     with pytest.raises(RunError, match=r"the loss is nan at step 3 .*; the last finite loss was \d"):
@@ -174,10 +174,10 @@ def test_no_state_is_given_after_a_loss_that_is_not_finite() -> None:
 
 @pytest.mark.parametrize("lost", ["model", "optimizer", "scheduler", "scaler", "progress", "early_stopping", "totals"])
 def test_a_state_that_lacks_something_is_refused(lost: str) -> None:
-    state = made().state_dict()
+    state = make_state().state_dict()
     del state[lost]
     with pytest.raises(CheckpointError, match=f"the checkpoint lacks '{lost}'"):
-        made().load_state_dict(state, CPU)
+        make_state().load_state_dict(state, CPU)
 
 
 @pytest.mark.parametrize(
@@ -192,11 +192,11 @@ def test_a_state_that_lacks_something_is_refused(lost: str) -> None:
 )
 def test_a_state_of_something_else_is_refused(key: str, value: Any) -> None:
     with pytest.raises(CheckpointError, match="does not fit this model, optimizer and dlrun"):
-        made().load_state_dict(made().state_dict() | {key: value}, CPU)
+        make_state().load_state_dict(make_state().state_dict() | {key: value}, CPU)
 
 
 def test_a_loaded_state_shares_nothing_with_the_run_it_is_of() -> None:
-    first, second = made(), made()
+    first, second = make_state(), make_state()
     fit(first, 3)
     second.load_state_dict(through_a_file(first.state_dict()), CPU)
     fit(second)
@@ -215,13 +215,13 @@ def test_a_loaded_state_shares_nothing_with_the_run_it_is_of() -> None:
     ],
 )
 def test_what_counts_as_better(mode: str, min_delta: float, values: list[float], best: list[bool]) -> None:
-    training = made(mode=mode, min_delta=min_delta)
-    found, waited = [], []
+    training = make_state(mode=mode, min_delta=min_delta)
+    are_better, waited = [], []
     for epoch, value in enumerate(values, start=1):
         training.progress.epoch, training.progress.step = epoch, 10 * epoch
-        found.append(training.update_best(value))
+        are_better.append(training.update_best(value))
         waited.append(training.progress.epochs_without_improvement)
-    assert found == best
+    assert are_better == best
     last = max(i for i, better in enumerate(best) if better)
     assert training.progress.best_value == values[last]
     assert (training.progress.best_epoch, training.progress.best_step) == (last + 1, 10 * (last + 1))
@@ -241,7 +241,7 @@ def test_what_counts_as_better(mode: str, min_delta: float, values: list[float],
     ],
 )
 def test_when_training_ends(progress: Progress, limits: dict[str, Any], done: bool, tired: bool) -> None:
-    training = made(**limits)
+    training = make_state(**limits)
     training.progress = progress
     assert (training.is_done, training.is_out_of_patience) == (done, tired)
 

@@ -181,8 +181,8 @@ def test_accumulated_gradients_are_those_of_one_large_batch(
     for i, (rows, targets) in enumerate(zip(torch.split(x, sizes), torch.split(y, sizes), strict=True)):
         loss = training.objective.compute_loss(truth(rows), targets)
         wanted = torch.autograd.grad(loss, list(truth.parameters()))
-        for found, right in zip(optimizer.seen[i], wanted, strict=True):
-            torch.testing.assert_close(found, right, rtol=1e-10, atol=1e-12)
+        for actual, right in zip(optimizer.seen[i], wanted, strict=True):
+            torch.testing.assert_close(actual, right, rtol=1e-10, atol=1e-12)
         shown = loss.item() / (1 if reduction == "mean" else int(training.objective.count_targets(targets)))
         assert recorder.steps[i + 1]["train/loss_step"] == pytest.approx(shown)
         norm = torch.cat([g.flatten() for g in wanted]).norm()
@@ -206,11 +206,11 @@ def test_training_ends_after_max_steps(most: int, steps: int, epochs: int) -> No
 def test_half_an_epoch_is_saved_before_its_row_which_is_of_the_end() -> None:
     training = sgd(batches(drawn(), 5), epochs=3, max_steps=7)
     _, recorder = fit(training)
-    kinds = [kept for kept in recorder.saved if kept[0] != "step"]
+    kinds = [event for event in recorder.saved if event[0] != "step"]
     assert kinds == [("epoch", 5), ("interrupted", 7), ("epoch", 7)]
     assert [(row["epoch"], row["step"]) for row in recorder.rows] == [(1, 5), (2, 7)]
-    whole = sgd(batches(drawn(), 5), epochs=3, max_steps=10)
-    assert ("end", -1) not in fit(whole)[1].saved
+    reference = sgd(batches(drawn(), 5), epochs=3, max_steps=10)
+    assert ("end", -1) not in fit(reference)[1].saved
 
 
 def test_half_an_epoch_that_is_out_of_steps_gets_its_row_without_another_step() -> None:
@@ -237,11 +237,11 @@ def test_training_stops_early_when_nothing_improves(patience: int, epochs: int) 
 def test_evaluation_weighs_every_row_the_same(size: int) -> None:
     model, data = net(dropout=0.5), drawn()
     training = prepared(model, SGD(model.parameters(), lr=0.1), batches(data, size))
-    found = trainer.evaluate(model, training.train, training.objective, contextlib.nullcontext)
+    metrics = trainer.evaluate(model, training.train, training.objective, contextlib.nullcontext)
     with torch.no_grad():
         outputs = model.eval()(data.inputs[0])
-    assert found["loss"] == pytest.approx(float(F.cross_entropy(outputs, data.targets)), rel=1e-6)
-    assert found["accuracy"] == float((outputs.argmax(1) == data.targets).double().mean())
+    assert metrics["loss"] == pytest.approx(float(F.cross_entropy(outputs, data.targets)), rel=1e-6)
+    assert metrics["accuracy"] == float((outputs.argmax(1) == data.targets).double().mean())
 
 
 @pytest.mark.parametrize(("mode", "pick"), [("min", min), ("max", max)])

@@ -52,8 +52,8 @@ class Pretence:
         t, before, rng = self.training, self.state(), torch.get_rng_state()
         make()
         self.records += 1
-        made: Any = next(c.cell_contents for c in make.__closure__ or () if hasattr(c.cell_contents, "records"))
-        seen, gradients, norm = list(made.records), [p.grad for p in t.model.parameters()], t.grad_norm
+        recorder: Any = next(c.cell_contents for c in make.__closure__ or () if hasattr(c.cell_contents, "records"))
+        seen, gradients, norm = list(recorder.records), [p.grad for p in t.model.parameters()], t.grad_norm
         for tensor, value in zip(self.tensors(), before, strict=True):
             tensor.data.copy_(value)
         torch.set_rng_state(rng)
@@ -62,9 +62,9 @@ class Pretence:
             self.replays += 1
             held, held_norm = [p.grad for p in t.model.parameters()], t.grad_norm
             make()
-            for (o, _, loss), (o2, _, loss2) in zip(seen, made.records, strict=True):
+            for (o, _, loss), (o2, _, loss2) in zip(seen, recorder.records, strict=True):
                 o.copy_(o2), loss.copy_(loss2)
-            made.records[:] = seen
+            recorder.records[:] = seen
             for p, static, old in zip(t.model.parameters(), gradients, held, strict=True):
                 static.copy_(p.grad)
                 p.grad = old
@@ -74,8 +74,8 @@ class Pretence:
         return replay
 
     def tensors(self) -> list[Tensor]:
-        kept = [v for s in self.training.optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]
-        return [*self.training.model.state_dict().values(), *kept]
+        moments = [v for s in self.training.optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]
+        return [*self.training.model.state_dict().values(), *moments]
 
     def state(self) -> list[Tensor]:
         return [x.detach().clone() for x in self.tensors()]
@@ -99,11 +99,11 @@ def prepared(optimizer: Any, schedule: Any = None, ema: float | None = None, **l
     data = Split((torch.randn(46, 5, generator=generator),), torch.randint(3, (46,), generator=generator))
     train = MemoryBatches(data, EpochOrder(46, 8, shuffle=True), Placement(CPU, torch.float32, SPEC))
     model = Net()
-    made = optimizer(model.parameters())
-    average = None if ema is None else ExponentialMovingAverage(model, made, ema)
-    kind, per = (None, "epoch") if schedule is None else (schedule[0](made), schedule[1])
+    own = optimizer(model.parameters())
+    average = None if ema is None else ExponentialMovingAverage(model, own, ema)
+    kind, per = (None, "epoch") if schedule is None else (schedule[0](own), schedule[1])
     return TrainState(
-        model, Objective(SPEC), made, Schedule(made, kind, per), torch.amp.GradScaler("cpu", enabled=False),
+        model, Objective(SPEC), own, Schedule(own, kind, per), torch.amp.GradScaler("cpu", enabled=False),
         train, None,
         StopRules(epochs=6, log_every_steps=1) if not limits else StopRules(epochs=6, log_every_steps=1, **limits),
         "train/loss", "min", contextlib.nullcontext, lambda: None, average,
@@ -142,8 +142,8 @@ def test_every_step_is_the_one_without_a_graph(case: str) -> None:
     t = prepared(optimizer, schedule, ema, **limits)
     recorder = Pretence(t)
     t.graph_step = CudaGraphStep(recorder, pytest.fail)  # type: ignore[arg-type]
-    found, ours = trained(t)
-    assert found == wanted
+    losses, ours = trained(t)
+    assert losses == wanted
     assert all(torch.equal(a, b) for a, b in zip(ours, weights, strict=True))
     # Full batches, and the last one of an epoch from its fourth time on; both anew in an epoch with another rate.
     assert recorder.records == (6 + 3 if case == "a rate an epoch" else 2)
@@ -165,17 +165,17 @@ def test_settings_that_change_are_recorded_anew() -> None:
 
 def test_what_cannot_be_recorded_is_said_once_and_trained_all_the_same() -> None:
     wanted, weights = trained(prepared(fused(torch.optim.SGD, lr=0.1)))
-    t, said = prepared(fused(torch.optim.SGD, lr=0.1)), []
+    t, messages = prepared(fused(torch.optim.SGD, lr=0.1)), []
 
     class Refusing(Pretence):
         def record(self, make: Callable[[], None]) -> Callable[[], None]:
             raise RuntimeError("operation not permitted when stream is capturing\nCompile with ...")
 
-    t.graph_step = CudaGraphStep(Refusing(t), said.append)  # type: ignore[arg-type]
-    found, ours = trained(t)
-    assert found == wanted
+    t.graph_step = CudaGraphStep(Refusing(t), messages.append)  # type: ignore[arg-type]
+    losses, ours = trained(t)
+    assert losses == wanted
     assert all(torch.equal(a, b) for a, b in zip(ours, weights, strict=True))
-    assert said == [
+    assert messages == [
         "no CUDA graph: the step cannot be recorded (operation not permitted when stream is capturing); "
         "device.cuda_graph=off saves the try"
     ]
@@ -185,8 +185,8 @@ def test_only_so_many_shapes_get_a_graph() -> None:
     t = prepared(fused(torch.optim.SGD, lr=0.1))
     graph: Any = CudaGraphStep(Pretence(t), pytest.fail)  # type: ignore[arg-type]
     x, y = torch.randn(9, 5), torch.zeros(9, dtype=torch.long)
-    made = [graph(t, [((x[:rows],), y[:rows])], []) for rows in range(2, 9)]
-    assert made == [True] * cuda_graph._MOST_SHAPES + [False] * 3
+    is_graphed = [graph(t, [((x[:rows],), y[:rows])], []) for rows in range(2, 9)]
+    assert is_graphed == [True] * cuda_graph._MOST_SHAPES + [False] * 3
 
 
 @pytest.mark.parametrize(
@@ -205,9 +205,9 @@ def test_a_reason_is_given_where_there_is_no_graph(what: dict[str, Any], reason:
     fp16 = what.pop("fp16", False)
     t.scaler = SimpleNamespace(is_enabled=lambda: fp16)
     t.ranks = SimpleNamespace(world_size=what.pop("count", 1))
-    said = find_obstacle(t, **{"kind": "image", "compiled": False, "profiled": False} | what)
-    assert said is not None
-    assert re.search(reason, said)
+    obstacle = find_obstacle(t, **{"kind": "image", "compiled": False, "profiled": False} | what)
+    assert obstacle is not None
+    assert re.search(reason, obstacle)
 
 
 def test_a_plain_training_has_no_reason_against_it() -> None:
@@ -220,8 +220,8 @@ def test_a_plain_training_has_no_reason_against_it() -> None:
 def test_on_a_gpu_the_losses_are_those_without_a_graph(model: str, dlrun: Callable[..., Any]) -> None:
     words = ("data=digits", f"model={model}", "device=cuda", "device.deterministic=true", "trainer.epochs=5")
     more = ("tracking.graph=false", "figures=false", "trainer.log_every_steps=1")
-    found = [dlrun(*words, *more, f"device.cuda_graph={how}") for how in ("auto", "off")]
-    assert [done.code for done in found] == [0, 0]
-    assert "no CUDA graph" not in found[0].out
-    assert found[0].rows == found[1].rows
-    assert found[0].result["weights_sha256"] == found[1].result["weights_sha256"]
+    runs = [dlrun(*words, *more, f"device.cuda_graph={how}") for how in ("auto", "off")]
+    assert [done.code for done in runs] == [0, 0]
+    assert "no CUDA graph" not in runs[0].out
+    assert runs[0].rows == runs[1].rows
+    assert runs[0].result["weights_sha256"] == runs[1].result["weights_sha256"]

@@ -120,7 +120,7 @@ def test_interrupted_and_resumed_it_is_the_same_average(
     from dlrun.engine import trainer
 
     words = (*WORDS, "trainer.ema_decay=0.9", "checkpoint.monitor=val/ema_loss")
-    whole = dlrun(*words, "hydra.run.dir=whole")
+    reference = dlrun(*words, "hydra.run.dir=whole")
     real, calls = trainer.backward, 0
 
     def counting(*arguments: Any) -> Any:
@@ -134,7 +134,7 @@ def test_interrupted_and_resumed_it_is_the_same_average(
     assert dlrun(*words, "hydra.run.dir=run").code == 130
     done = dlrun("resume", "run")
     assert done.code == 0, done.err
-    assert done.rows == whole.rows
+    assert done.rows == reference.rows
     files = [
         checkpoint.load(Path(run, "checkpoints", name)) for run in ("run", "whole") for name in ("last.pt", "best.pt")
     ]

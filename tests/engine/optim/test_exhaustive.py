@@ -83,13 +83,13 @@ def test_coarse_to_fine_reaches_a_thousandth_with_few_evaluations() -> None:
     optimizer, closure = fitted(1.23456, step=0.5, refine=4.0)
     for _ in range(6):
         optimizer.step(closure)
-    found = values(optimizer)[0]
-    assert found == pytest.approx(1.23456, abs=0.5 / 4**5 / 2 + 1e-12)  # half of the last spacing
+    best = values(optimizer)[0]
+    assert best == pytest.approx(1.23456, abs=0.5 / 4**5 / 2 + 1e-12)  # half of the last spacing
     assert optimizer.evaluations == 6 * (1 + 9)
     assert optimizer.summary().endswith("; one grid of its finest spacing 0.000488 would have had 8,193 points")
     history = optimizer.history
     optimizer.step(closure)  # fine enough: nothing changes
-    assert (values(optimizer), optimizer.history, optimizer.evaluations) == ([found], history, 61)
+    assert (values(optimizer), optimizer.history, optimizer.evaluations) == ([best], history, 61)
 
 
 def test_a_finer_grid_stays_in_the_range_and_covers_the_neighbours() -> None:
@@ -102,10 +102,10 @@ def test_a_finer_grid_stays_in_the_range_and_covers_the_neighbours() -> None:
 
 
 def test_the_state_dict_carries_all() -> None:
-    whole, closure = fitted(0.77, True, 0.5, step=0.5, refine=3.0)
+    reference, closure = fitted(0.77, True, 0.5, step=0.5, refine=3.0)
     again, other = fitted(0.77, True, 0.5, step=0.5, refine=3.0)
     for _ in range(4):
-        whole.step(closure)
+        reference.step(closure)
     for _ in range(2):
         again.step(other)
     file = io.BytesIO()
@@ -117,12 +117,12 @@ def test_the_state_dict_carries_all() -> None:
         p.data.fill_(value)  # a checkpoint holds the weights apart
     for _ in range(2):
         resumed.step(last)
-    assert resumed.history == whole.history
-    assert (values(resumed), resumed.summary()) == (values(whole), whole.summary())
+    assert resumed.history == reference.history
+    assert (values(resumed), resumed.summary()) == (values(reference), reference.summary())
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"step": 0.0}, "optimizer.step=0.0 must be above 0"),
         ({"finest": -1.0}, "optimizer.finest=-1.0"),
@@ -135,10 +135,10 @@ def test_the_state_dict_carries_all() -> None:
         ({"step": 0.01}, "a grid of 160,801 points"),
     ],
 )
-def test_impossible_grids_are_refused(settings: dict[str, float], said: str) -> None:
+def test_impossible_grids_are_refused(settings: dict[str, float], message: str) -> None:
     with pytest.raises(RequestError) as caught:
         fitted(1.0, True, **settings)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_more_than_two_parameters_are_refused() -> None:

@@ -32,16 +32,16 @@ def test_without_groups_there_is_one_of_all() -> None:
 
 def test_the_first_match_wins_and_nothing_is_lost_or_doubled() -> None:
     net = Net()
-    asked = [{"match": "first.*", "lr": 0.5}, {"match": "*.bias", "lr": 0.1, "weight_decay": 0.0}]
-    made = make_parameter_groups(net, asked)
-    assert named(net, made) == {
+    groups = [{"match": "first.*", "lr": 0.5}, {"match": "*.bias", "lr": 0.1, "weight_decay": 0.0}]
+    parameter_groups = make_parameter_groups(net, groups)
+    assert named(net, parameter_groups) == {
         "first.*": ["first.weight", "first.bias"],
         "*.bias": ["second.bias"],
         "rest": ["scale", "second.weight"],
     }
-    settings = [{k: v for k, v in g.items() if k not in ("params", "name")} for g in made]
+    settings = [{k: v for k, v in g.items() if k not in ("params", "name")} for g in parameter_groups]
     assert settings == [{"lr": 0.5}, {"lr": 0.1, "weight_decay": 0.0}, {}]
-    optimizer = torch.optim.SGD(made, lr=0.01)
+    optimizer = torch.optim.SGD(parameter_groups, lr=0.01)
     assert [g["lr"] for g in optimizer.param_groups] == [0.5, 0.1, 0.01]
     held = [id(p) for g in optimizer.param_groups for p in g["params"]]
     assert sorted(held) == sorted(id(p) for p in net.parameters())
@@ -62,7 +62,7 @@ def test_frozen_parameters_are_left_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("groups", "said"),
+    ("groups", "message"),
     [
         ([{"match": "third.*"}], "optimizer.groups[0]: no parameter is left that matches 'third.*'"),
         ([{"match": "first.*"}, {"match": "first.bias"}], "optimizer.groups[1]: no parameter is left"),
@@ -72,10 +72,10 @@ def test_frozen_parameters_are_left_out() -> None:
         ([{"match": "Scale"}], "matches 'Scale'; the parameters are scale, first.weight, first.bias"),
     ],
 )
-def test_a_group_that_matches_nothing_is_refused(groups: list[Any], said: str) -> None:
+def test_a_group_that_matches_nothing_is_refused(groups: list[Any], message: str) -> None:
     with pytest.raises(RequestError) as caught:
         make_parameter_groups(Net(), groups)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_model_without_parameters_is_refused() -> None:

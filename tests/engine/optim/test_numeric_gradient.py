@@ -61,13 +61,13 @@ def test_single_precision_needs_a_larger_epsilon() -> None:
 
 
 @pytest.mark.parametrize(
-    ("inputs", "settings", "said"),
+    ("inputs", "settings", "message"),
     [
         (1, {"lr": -1.0}, r"optimizer\.lr=-1\.0"),
         (1, {"epsilon": 0.0}, r"optimizer\.epsilon=0\.0"),
         (1000, {}, r"at most 1,000 parameters, and this model has 1,001"),
     ],
 )
-def test_refused(inputs: int, settings: dict[str, float], said: str) -> None:
-    with pytest.raises(RequestError, match=said):
+def test_refused(inputs: int, settings: dict[str, float], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
         NumericGradient(nn.Linear(inputs, 1).double().parameters(), **settings)

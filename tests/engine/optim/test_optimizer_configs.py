@@ -18,9 +18,11 @@ def test_there_are_three() -> None:
 
 @pytest.mark.parametrize("path", OURS, ids=lambda path: path.stem)
 def test_file_says_what_its_target_takes(path: Path) -> None:
-    said = yaml.safe_load(path.read_text())
-    parameters = list(inspect.signature(resolve(said.pop("_target_"), "optimizer._target_", None)).parameters.values())
-    assert said == {p.name: p.default for p in parameters[1:]}
+    config = yaml.safe_load(path.read_text())
+    parameters = list(
+        inspect.signature(resolve(config.pop("_target_"), "optimizer._target_", None)).parameters.values()
+    )
+    assert config == {p.name: p.default for p in parameters[1:]}
     first, second = path.read_text().splitlines()[:2]
     assert first.startswith("# ")
     assert second.startswith("# dlrun ")

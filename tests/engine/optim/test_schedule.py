@@ -38,22 +38,24 @@ def optimizer(*rates: float, adam: bool = False) -> Optimizer:
     return torch.optim.Adam(groups) if adam else torch.optim.SGD(groups)
 
 
-def step(made: Optimizer) -> None:
-    for group in made.param_groups:
+def step(own_optimizer: Optimizer) -> None:
+    for group in own_optimizer.param_groups:
         group["params"][0].grad = torch.ones(2)
-    made.step()
+    own_optimizer.step()
 
 
-def rates(made: Optimizer) -> list[float]:
-    return [group["lr"] for group in made.param_groups]
+def rates(own_optimizer: Optimizer) -> list[float]:
+    return [group["lr"] for group in own_optimizer.param_groups]
 
 
-def walked(made: Optimizer, schedule: Schedule, start: int = 0, end: int = EPOCHS * STEPS) -> list[list[float]]:
+def walked(
+    own_optimizer: Optimizer, schedule: Schedule, start: int = 0, end: int = EPOCHS * STEPS
+) -> list[list[float]]:
     """The learning rates that each step was made with."""
     used = []
     for i in range(start, end):
-        used.append(rates(made))
-        step(made)
+        used.append(rates(own_optimizer))
+        step(own_optimizer)
         schedule.advance_step()
         if (i + 1) % STEPS == 0:
             schedule.advance_epoch(LOSSES[i // STEPS])
@@ -82,28 +84,32 @@ def test_every_scheduler_moves_as_in_plain_torch(name: str) -> None:
 
 
 def test_the_warm_up_climbs_in_a_straight_line() -> None:
-    made = optimizer(0.8, 0.4)
-    used = walked(made, Schedule(made, None, warmup_steps=4), end=7)
+    own_optimizer = optimizer(0.8, 0.4)
+    used = walked(own_optimizer, Schedule(own_optimizer, None, warmup_steps=4), end=7)
     assert [pair[0] for pair in used] == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8, 0.8, 0.8])
     assert [pair[1] for pair in used] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4, 0.4])
 
 
 def test_the_scheduler_begins_after_the_warm_up() -> None:
-    made = optimizer(1.0)
-    used = walked(made, Schedule(made, StepLR(made, 1, 0.5), "step", warmup_steps=3), end=6)
+    own_optimizer = optimizer(1.0)
+    used = walked(own_optimizer, Schedule(own_optimizer, StepLR(own_optimizer, 1, 0.5), "step", warmup_steps=3), end=6)
     assert [pair[0] for pair in used] == pytest.approx([1 / 3, 2 / 3, 1.0, 1.0, 0.5, 0.25])
 
 
 def test_an_epoch_that_ends_within_the_warm_up_does_not_move_the_scheduler() -> None:
-    made = optimizer(1.0)
-    used = walked(made, Schedule(made, StepLR(made, 1, 0.5), "epoch", warmup_steps=6), end=12)
+    own_optimizer = optimizer(1.0)
+    used = walked(
+        own_optimizer, Schedule(own_optimizer, StepLR(own_optimizer, 1, 0.5), "epoch", warmup_steps=6), end=12
+    )
     climbing = [k / 6 for k in range(1, 7)]
     assert [pair[0] for pair in used] == pytest.approx([*climbing, 1.0, 1.0, *[0.5] * 4])
 
 
 def test_a_warmed_up_one_cycle_starts_where_the_cycle_starts() -> None:
-    made, plain = optimizer(0.1), optimizer(0.1)
-    used = walked(made, Schedule(made, OneCycleLR(made, 1.0, 20), "step", warmup_steps=2), end=12)
+    own_optimizer, plain = optimizer(0.1), optimizer(0.1)
+    used = walked(
+        own_optimizer, Schedule(own_optimizer, OneCycleLR(own_optimizer, 1.0, 20), "step", warmup_steps=2), end=12
+    )
     cycle = OneCycleLR(plain, 1.0, 20)
     wanted = []
     for _ in range(10):
@@ -121,17 +127,17 @@ def test_a_restored_schedule_goes_on_as_if_nothing_had_been(name: str, warmup: i
     end = EPOCHS * STEPS
 
     def fresh() -> tuple[Optimizer, Schedule]:
-        made = optimizer(0.1, 0.02)
-        return made, Schedule(made, make(made), interval, warmup)
+        own_optimizer = optimizer(0.1, 0.02)
+        return own_optimizer, Schedule(own_optimizer, make(own_optimizer), interval, warmup)
 
-    whole = walked(*fresh(), end=end)
+    reference = walked(*fresh(), end=end)
     first = fresh()
     begun = walked(*first, end=stop)
     states: tuple[Any, Any] = (first[0].state_dict(), first[1].state_dict())
     second = fresh()
     second[0].load_state_dict(states[0])
     second[1].load_state_dict(states[1])
-    assert begun + walked(*second, start=stop, end=end) == whole
+    assert begun + walked(*second, start=stop, end=end) == reference
 
 
 def test_learning_rates_are_named_after_their_groups() -> None:

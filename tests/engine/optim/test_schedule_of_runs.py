@@ -44,8 +44,8 @@ LENGTHS = {
 def composed(scheduler: str) -> Settings:
     """Composing costs 0.1 s: once for each schedule."""
     words = ["data=regression", "data.batch_size=8", "model=linear", "optimizer=sgd", f"optimizer.lr={LR}"]
-    made = compose.resolve(compose.compose_config([*words, f"scheduler={scheduler}"]))
-    return read_settings(made, {"scheduler": scheduler})
+    config = compose.resolve(compose.compose_config([*words, f"scheduler={scheduler}"]))
+    return read_settings(config, {"scheduler": scheduler})
 
 
 def settings(scheduler: str, interval: str, warmup: int, trainer: dict[str, int]) -> Settings:
