@@ -18,18 +18,18 @@ def test_typed_steps_alone_end_the_training(dlrun: Callable[..., Any]) -> None:
     longer = dlrun("resume", str(done.folder), "trainer.max_steps=25")
     assert longer.code == 0, longer.err
     assert json.loads((done.folder / "result.json").read_text())["steps"] == 25
-    whole = dlrun(*QUIET, "trainer.max_steps=25", "data.batch_size=1000")
+    reference = dlrun(*QUIET, "trainer.max_steps=25", "data.batch_size=1000")
     assert (done.folder / "metrics.jsonl").read_bytes().count(b"\n") == 25
-    assert json.loads((done.folder / "result.json").read_text())["weights_sha256"] == whole.result["weights_sha256"]
+    assert json.loads((done.folder / "result.json").read_text())["weights_sha256"] == reference.result["weights_sha256"]
 
 
 def test_epochs_that_end_before_the_steps_are_named(dlrun: Callable[..., Any]) -> None:
     done = dlrun(*QUIET, "trainer.epochs=3", "trainer.max_steps=30", "data.batch_size=1000")
     assert done.result["steps"] == 3
-    said = (
+    message = (
         "note: trainer.epochs=3 ends the training after 3 steps, before trainer.max_steps=30; type trainer.epochs=null"
     )
-    assert said in done.out
+    assert message in done.out
 
 
 def test_a_training_without_an_end_is_refused(dlrun: Callable[..., Any], tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_what_comes_before_the_end_of_the_training_is_not_named(dlrun: Callable[
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (
             ["scheduler=multistep", "scheduler.milestones=[9]"],
@@ -199,8 +199,8 @@ def test_what_comes_before_the_end_of_the_training_is_not_named(dlrun: Callable[
         ),
     ],
 )
-def test_wishes_that_others_overrule_are_named(words: list[str], said: str, dlrun: Callable[..., Any]) -> None:
-    assert said in dlrun("check", *QUIET, "trainer.epochs=3", "data.batch_size=250", *words).out
+def test_wishes_that_others_overrule_are_named(words: list[str], message: str, dlrun: Callable[..., Any]) -> None:
+    assert message in dlrun("check", *QUIET, "trainer.epochs=3", "data.batch_size=250", *words).out
 
 
 def test_start_values_that_others_replace_are_named(dlrun: Callable[..., Any]) -> None:
@@ -245,10 +245,10 @@ def test_numbers_for_a_run_on_pictures_are_answered(
     rows = [" ".join(["0.5"] * 784), ",".join(["0.5"] * 783), " ".join(["7"] * 784), "x" * 5000]
     done = command("predict", "run", "-", input="\n".join(rows))
     assert done.code == 1, done.err
-    said = " ".join(done.out.split())
-    assert "the row holds 783 numbers" in said
-    assert "pixels as numbers are from 0" in said
-    assert "of 5,000 letters is neither" in said
+    output = " ".join(done.out.split())
+    assert "the row holds 783 numbers" in output
+    assert "pixels as numbers are from 0" in output
+    assert "of 5,000 letters is neither" in output
     assert "3 of 4 inputs have no answer" in done.err
     assert max(map(len, done.out.splitlines())) < 300
 
@@ -276,7 +276,7 @@ def conf(dlrun: Callable[..., Any], tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--config-name", "chdir"], "hydra.job.chdir in {conf}/chdir.yaml has no effect in dlrun: a run stays in"),
         *(
@@ -295,11 +295,11 @@ def conf(dlrun: Callable[..., Any], tmp_path: Path) -> Path:
     ],
 )
 def test_what_has_no_effect_in_own_files_or_folders_is_refused(
-    words: list[str], said: str, conf: Path, dlrun: Callable[..., Any]
+    words: list[str], message: str, conf: Path, dlrun: Callable[..., Any]
 ) -> None:
     done = dlrun("--config-dir", "conf", *words)
     assert done.code == 2
-    assert said.format(conf=conf / "conf") in done.err
+    assert message.format(conf=conf / "conf") in done.err
     assert [path.name for path in conf.iterdir()] == ["conf"]
 
 
@@ -319,9 +319,9 @@ def test_a_sweep_heeds_a_config_of_ones_own(conf: Path, dlrun: Callable[..., Any
 @pytest.mark.slow
 def test_epochs_of_an_overlay_are_not_those_by_default(conf: Path, dlrun: Callable[..., Any]) -> None:
     words = ("--config-dir", "conf", *QUIET, "data.batch_size=1000", "checkpoint.every_epochs=50")
-    kept = dlrun(*words, "experiment=twenty", "trainer.max_steps=30")
-    assert kept.result["steps"] == 20
-    assert "trainer.epochs=20 ends the training after 20 steps" in kept.out
+    overlay_run = dlrun(*words, "experiment=twenty", "trainer.max_steps=30")
+    assert overlay_run.result["steps"] == 20
+    assert "trainer.epochs=20 ends the training after 20 steps" in overlay_run.out
     assert dlrun(*words, "experiment=twenty", "trainer.max_steps=30", "trainer.epochs=null").result["steps"] == 30
     by_overlay = dlrun(*words, "experiment=steps")
     assert by_overlay.result["steps"] == 30
@@ -360,7 +360,7 @@ def test_parts_of_the_data_make_fractions_needless(dlrun: Callable[..., Any], tm
 
 
 @pytest.mark.parametrize(
-    ("command", "word", "said"),
+    ("command", "word", "message"),
     [
         ("eval", "data.shuffle=false", "is for training, and has no effect on dlrun eval"),
         ("eval", "task.reduction=sum", "has no effect on dlrun eval: the metrics are means over the rows"),
@@ -371,11 +371,11 @@ def test_parts_of_the_data_make_fractions_needless(dlrun: Callable[..., Any], tm
     ],
 )
 def test_words_that_a_command_over_a_run_does_not_heed(
-    command: str, word: str, said: str, dlrun: Callable[..., Any]
+    command: str, word: str, message: str, dlrun: Callable[..., Any]
 ) -> None:
     done = dlrun(command, "run", *(["1"] if command == "predict" else []), word)
     assert done.code == 2
-    assert f"{word} {said}" in done.err
+    assert f"{word} {message}" in done.err
 
 
 @pytest.mark.parametrize("word", ["trainer.epochs=5", "optimizer.lr=1", "figures=false"])

@@ -30,7 +30,7 @@ def test_features_are_asked_in_their_own_units(dlrun: Callable[..., Any], tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("data=line", "probes=[[1, 2]]"), "probes[0]=[1, 2]: these data have 1 feature(s); type a number"),
         (("data=blobs", "probes=[3]"), "probes[0]=3: these data have 2 feature(s); type 2 numbers, [...]"),
@@ -39,7 +39,7 @@ def test_features_are_asked_in_their_own_units(dlrun: Callable[..., Any], tmp_pa
         (("data=hello", "model=rnn", "probes=[help]"), "probes[0]=help: type 1 to 5 of the characters ehlo"),
     ],
 )
-def test_a_probe_that_does_not_fit_is_refused(words: tuple[str, ...], said: str, dlrun: Callable[..., Any]) -> None:
+def test_a_probe_that_does_not_fit_is_refused(words: tuple[str, ...], message: str, dlrun: Callable[..., Any]) -> None:
     done = dlrun(*words)
     assert done.code == 2
-    assert said in done.err
+    assert message in done.err

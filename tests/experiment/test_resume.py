@@ -57,7 +57,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two epochs, to be copied."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     words = ["data=blobs", "trainer.epochs=2", f"hydra.run.dir={folder}", *QUICK]
-    assert all(run.run(asked) == 0 for asked in from_command_line(words))
+    assert all(run.run(one_run) == 0 for one_run in from_command_line(words))
     return folder
 
 
@@ -87,8 +87,8 @@ def test_training_longer_equals_training_long(dlrun: Callable, tmp_path: Path, w
     dlrun(*words, "trainer.epochs=4", "hydra.run.dir=whole")
     dlrun(*words, "trainer.epochs=2", "hydra.run.dir=parts")
     assert dlrun("resume", "parts", "trainer.epochs=4").code == 0
-    whole, parts = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "parts"))
-    assert {k: v for k, v in parts.items() if k not in TIMED} == {k: v for k, v in whole.items() if k not in TIMED}
+    reference, parts = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "parts"))
+    assert {k: v for k, v in parts.items() if k not in TIMED} == {k: v for k, v in reference.items() if k not in TIMED}
     assert (tmp_path / "parts/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
     assert scalars(tmp_path / "parts") == scalars(tmp_path / "whole")
 
@@ -149,7 +149,7 @@ def test_a_longer_training_would_have_had_another_curve(key: str, epochs: int, m
 
 
 @pytest.mark.parametrize(
-    ("key", "was", "asked", "said"),
+    ("key", "was", "value", "message"),
     [
         ("epochs", 2, 1, r"epochs=1 is below the 2 of this run \(2 are done\)"),
         ("max_steps", 30, 29, r"max_steps=29 is below the 30 of this run \(20 are done\)"),
@@ -162,13 +162,13 @@ def test_a_longer_training_would_have_had_another_curve(key: str, epochs: int, m
         ),
     ],
 )
-def test_a_run_only_gets_longer(key: str, was: Any, asked: Any, said: str) -> None:
+def test_a_run_only_gets_longer(key: str, was: Any, value: Any, message: str) -> None:
     now = state()
     now["config"]["trainer"][key] = was
-    with pytest.raises(RequestError, match=said):
-        refuse_shorter(now, longer(now, **{key: asked}), Path("run"))
-    now["config"]["trainer"][key] = asked
-    if asked != 99:
+    with pytest.raises(RequestError, match=message):
+        refuse_shorter(now, longer(now, **{key: value}), Path("run"))
+    now["config"]["trainer"][key] = value
+    if value != 99:
         refuse_shorter(now, longer(now, **{key: was}), Path("run"))
     refuse_shorter(now, longer(now, max_steps=None), Path("run"))
 
@@ -212,48 +212,50 @@ def test_what_differs_is_said_and_other_data_are_refused() -> None:
 def test_a_state_of_another_dlrun_gets_a_verdict(dlrun: Callable, tmp_path: Path, finished: Path) -> None:
     shutil.copytree(finished, tmp_path / "run")
     path, more = tmp_path / "run/checkpoints/last.pt", ("resume", "run", "trainer.epochs=3", *QUICK)
-    whole = load(path)
+    reference = load(path)
     for file in path.parent.glob("*.pt"):
         file.unlink()
     for key in ("config", "choices", "spec", "rng", "progress", "early_stopping", "totals", "scaler", "metrics"):
-        save(path, {k: v for k, v in whole.items() if k != key})
+        save(path, {k: v for k, v in reference.items() if k != key})
         done = dlrun(*more)
         assert (done.code, len(done.err.splitlines())) == (1, 1)
         assert f"last.pt lacks {key}: it was written by another dlrun" in done.err
-    for version, said in ((0, "the older one"), (9, "the newer one")):
-        save(path, whole | {"format_version": version})
-        assert said in dlrun(*more).err
-    save(path, whole | {"optimizer": {"state": {}, "param_groups": [{"params": [0]}]}})
+    for version, message in ((0, "the older one"), (9, "the newer one")):
+        save(path, reference | {"format_version": version})
+        assert message in dlrun(*more).err
+    save(path, reference | {"optimizer": {"state": {}, "param_groups": [{"params": [0]}]}})
     before = (tmp_path / "run/metrics.jsonl").read_bytes(), (tmp_path / "run/result.json").read_bytes()
     done = dlrun(*more)
     assert (done.code, len(done.err.splitlines())) == (2, 1)
     assert "does not fit this model, optimizer and dlrun" in done.err
     assert before == ((tmp_path / "run/metrics.jsonl").read_bytes(), (tmp_path / "run/result.json").read_bytes())
-    save(path, whole | {"torch": "1.0", "threads": 9999})
+    save(path, reference | {"torch": "1.0", "threads": 9999})
     done = dlrun(*more)
     assert done.code == 0, done.err
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert [w[:30] for w in result["warnings"]] == ["until now CPU threads 9999, fr", "until now torch 1.0, from here"]
     done = dlrun("eval", "run/checkpoints/last.pt", "figures=false")
     assert done.code == 0
-    save(path, {k: v for k, v in whole.items() if k != "choices"})
+    save(path, {k: v for k, v in reference.items() if k != "choices"})
     done = dlrun("eval", "run/checkpoints/last.pt", "figures=false")
     assert (done.code, "lacks choices" in done.err) == (2, True)
 
 
 @pytest.mark.parametrize(
-    ("command", "said"),
+    ("command", "message"),
     [
         ("dlrun data=blobs seed=3", "nothing to resume from; start it again: dlrun data=blobs seed=3"),
         ("dlrun hydra.run.dir=run", "delete run and type dlrun hydra.run.dir=run"),
     ],
 )
-def test_a_run_that_ended_before_its_first_checkpoint(dlrun: Callable, tmp_path: Path, command: str, said: str) -> None:
+def test_a_run_that_ended_before_its_first_checkpoint(
+    dlrun: Callable, tmp_path: Path, command: str, message: str
+) -> None:
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run/checkpoints/.step_00000001.pt.7.tmp").write_bytes(b"half")
     (tmp_path / "run/environment.json").write_text(json.dumps({"command": command}))
     done = dlrun("resume", "run")
-    assert (done.code, done.err.strip().endswith(said)) == (2, True)
+    assert (done.code, done.err.strip().endswith(message)) == (2, True)
 
 
 @pytest.mark.slow
@@ -277,8 +279,8 @@ def test_a_run_that_had_ended_goes_on_as_if_it_had_not(
     done = dlrun("resume", "parts")
     assert (done.code, more[0].split("=")[0] in done.out) == (0, True)
     assert dlrun("resume", "parts", *more).code == 0
-    whole, parts = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "parts"))
-    assert {k: v for k, v in parts.items() if k not in TIMED} == {k: v for k, v in whole.items() if k not in TIMED}
+    reference, parts = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "parts"))
+    assert {k: v for k, v in parts.items() if k not in TIMED} == {k: v for k, v in reference.items() if k not in TIMED}
     assert (tmp_path / "parts/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
     assert scalars(tmp_path / "parts") == scalars(tmp_path / "whole")
     one, two = (load(tmp_path / name / "checkpoints/best.pt")["model"] for name in ("whole", "parts"))

@@ -45,12 +45,12 @@ def unequal(tmp_path: Path, formats: ModuleType) -> dict[str, tuple[str, ...]]:
     (tmp_path / "arrays").mkdir()
     np.save(tmp_path / "arrays" / "x.npy", np.random.default_rng(0).normal(size=(24, 3)).astype(np.float32))
     np.save(tmp_path / "arrays" / "y.npy", (np.arange(24) % 6 == 0).astype(np.int64))
-    whole = ("data.test_fraction=0", "data.val_fraction=0", "data.batch_size=5")
+    without_splits = ("data.test_fraction=0", "data.val_fraction=0", "data.batch_size=5")
     return {
-        "image_folder": ("data=image_folder", "data.path=photos", "data.image_size=8", *whole),
-        "table": ("data=table", "data.path=table.csv", *whole),
-        "csv": ("data=csv", "data.path=table.csv", *whole),
-        "arrays": ("data=arrays", "data.path=arrays", "data.class_names=[a,b]", *whole),
+        "image_folder": ("data=image_folder", "data.path=photos", "data.image_size=8", *without_splits),
+        "table": ("data=table", "data.path=table.csv", *without_splits),
+        "csv": ("data=csv", "data.path=table.csv", *without_splits),
+        "arrays": ("data=arrays", "data.path=arrays", "data.class_names=[a,b]", *without_splits),
     }
 
 

@@ -55,12 +55,12 @@ def numbers(splits: Splits) -> list[list[float]]:
 
 
 def test_the_validation_part_is_carved_off_the_training_rows_only() -> None:
-    whole, (kept, held_out) = (
+    all_rows, (train_rows, held_out) = (
         numbers(build.build_data(settings("data=line", *w), None)) for w in ([], ["data.val_fraction=0.2"])
     )
-    assert [len(part) for part in whole] == [500]
-    assert (len(kept), len(held_out)) == (400, 100)
-    assert sorted(kept + held_out) == sorted(whole[0])
+    assert [len(part) for part in all_rows] == [500]
+    assert (len(train_rows), len(held_out)) == (400, 100)
+    assert sorted(train_rows + held_out) == sorted(all_rows[0])
 
 
 def test_what_is_held_out_does_not_depend_on_the_seed_of_the_training() -> None:
@@ -72,14 +72,14 @@ def test_what_is_held_out_does_not_depend_on_the_seed_of_the_training() -> None:
 
 @pytest.mark.parametrize(("batches", "sizes"), [(1, [64, 64, 64]), (3, [192, 144, 192]), (99, [1294, 144, 359])])
 def test_limit_batches_cuts_every_part(batches: int, sizes: list[int]) -> None:
-    made = build.build_data(settings(f"data.limit_batches={batches}"), None)
-    parts = [part for part in (made.train, made.val, made.test) if isinstance(part, Split)]
+    splits = build.build_data(settings(f"data.limit_batches={batches}"), None)
+    parts = [part for part in (splits.train, splits.val, splits.test) if isinstance(part, Split)]
     assert [len(part) for part in parts] == sizes
     assert all(len(torch.unique(part.inputs[0], dim=0)) > 0.95 * len(part) for part in parts)  # spread, not repeated
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (
             ("data=line", "data.drop_last=true", "data.batch_size=501"),
@@ -90,10 +90,10 @@ def test_limit_batches_cuts_every_part(batches: int, sizes: list[int]) -> None:
         (("data=line", "data.slop=1"), "did you mean data.slope?"),
     ],
 )
-def test_data_that_cannot_be_made_is_a_sentence(words: tuple[str, ...], said: str) -> None:
+def test_data_that_cannot_be_made_is_a_sentence(words: tuple[str, ...], message: str) -> None:
     with pytest.raises(RequestError) as caught:
         build.build_data(settings(*words), None)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 OWN = """
@@ -132,15 +132,15 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Settin
 
     def make(group: str, name: str, *words: str) -> Settings:
         (tmp_path / group).mkdir(exist_ok=True)
-        found = settings(*words)
+        all_settings = settings(*words)
         component = Component(group, "mine", f"builds.{name}", {}, schema.KEYS[group]())
-        return Settings(**{**found.__dict__, group: component})
+        return Settings(**{**all_settings.__dict__, group: component})
 
     return make
 
 
 @pytest.mark.parametrize(
-    ("group", "name", "said"),
+    ("group", "name", "message"),
     [
         ("data", "nothing", "data._target_=builds.nothing must return dlrun.data.spec.Splits, not int"),
         ("data", "empty", "data=mine has no training rows"),
@@ -151,7 +151,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Settin
     ],
 )
 def test_an_own_object_of_another_kind_is_a_sentence(
-    group: str, name: str, said: str, own: Callable[..., Settings]
+    group: str, name: str, message: str, own: Callable[..., Settings]
 ) -> None:
     chosen = own(group, name)
     calls: dict[str, Callable[[], Any]] = {
@@ -161,7 +161,7 @@ def test_an_own_object_of_another_kind_is_a_sentence(
     }
     with pytest.raises(RequestError) as caught:
         calls[group]()
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_an_own_object_of_a_saved_run_needs_trust(own: Callable[..., Settings]) -> None:
@@ -182,8 +182,8 @@ def test_an_own_object_of_a_saved_run_needs_trust(own: Callable[..., Settings]) 
 def test_a_model_that_does_not_fit_names_those_that_do(name: str, spec: DataSpec, fitting: list[str]) -> None:
     with pytest.raises(MisfitError) as caught:
         model(f"model={name}", spec=spec)
-    said, _, models = str(caught.value).partition("models that do: ")
-    assert said.startswith(f"model={name} does not take data=digits (")
+    message, _, models = str(caught.value).partition("models that do: ")
+    assert message.startswith(f"model={name} does not take data=digits (")
     assert set(fitting) <= set(models.split(", "))
     assert name not in models.split(", ")
 
@@ -194,11 +194,11 @@ def test_a_model_that_does_not_fit_names_those_that_do(name: str, spec: DataSpec
 def test_fp64_gives_float64_parameters_and_inputs(precision: str, dtype: torch.dtype) -> None:
     chosen = settings("data=line", "model=linear")
     splits = build.build_data(chosen, None)
-    made = build.build_model(chosen, splits.spec, process(precision), None)
-    train = build.build_batches(chosen, splits, made, process(precision))[0]
+    net = build.build_model(chosen, splits.spec, process(precision), None)
+    train = build.build_batches(chosen, splits, net, process(precision))[0]
     assert train is not None
     (x,), y = next(train.epoch(1))
-    assert {p.dtype for p in made.parameters()} == {x.dtype} == {y.dtype} == {made(x).dtype} == {dtype}
+    assert {p.dtype for p in net.parameters()} == {x.dtype} == {y.dtype} == {net(x).dtype} == {dtype}
 
 
 @pytest.mark.parametrize(
@@ -215,31 +215,31 @@ def test_start_values_are_set_by_name(init: str, wanted: dict[str, Any]) -> None
     torch.manual_seed(0)
     plain = model("model=linear").state_dict()
     torch.manual_seed(0)
-    found = {k.rpartition(".")[2]: v for k, v in model("model=linear", f"model.init={init}").state_dict().items()}
-    for (name, value), before in zip(found.items(), plain.values(), strict=True):
+    parameters = {k.rpartition(".")[2]: v for k, v in model("model=linear", f"model.init={init}").state_dict().items()}
+    for (name, value), before in zip(parameters.items(), plain.values(), strict=True):
         assert value.tolist() == (before.tolist() if wanted[name] is None else wanted[name])
 
 
 @pytest.mark.parametrize(
-    ("init", "said"),
+    ("init", "message"),
     [
         ("{weigth: 1.0}", "there is no such parameter; did you mean "),
         ("{w: [1, 2]}", "must be a number or nested lists of shape (1, 3)"),
         ("{w: big}", "must be a number or nested lists of shape (1, 3)"),
     ],
 )
-def test_start_values_that_do_not_fit_are_sentences(init: str, said: str) -> None:
+def test_start_values_that_do_not_fit_are_sentences(init: str, message: str) -> None:
     with pytest.raises(RequestError) as caught:
         model("model=linear", f"model.init={init}")
     assert str(caught.value).startswith("model.init.")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def batches(*words: str, wide: bool | None = None) -> tuple[Batches | None, ...]:
     chosen = settings(*words)
     splits = build.build_data(chosen, None)
-    made = build.build_model(chosen, splits.spec, process(channels_last=wide), None)
-    return tuple(build.build_batches(chosen, splits, made, process(channels_last=wide)))
+    net = build.build_model(chosen, splits.spec, process(channels_last=wide), None)
+    return tuple(build.build_batches(chosen, splits, net, process(channels_last=wide)))
 
 
 @pytest.mark.parametrize(
@@ -253,8 +253,8 @@ def batches(*words: str, wide: bool | None = None) -> tuple[Batches | None, ...]
     ],
 )
 def test_rows_lie_in_memory_where_they_fit(word: str, kind: type, workers: int | None) -> None:
-    made = batches(word)
-    assert [type(part) for part in made] == [kind] * 3
+    train_batches = batches(word)
+    assert [type(part) for part in train_batches] == [kind] * 3
     loaded = batches("data.loader=workers", *([word] if workers else []))[0]
     assert isinstance(loaded, LoaderBatches)
     assert 0 <= loaded.workers <= 4 if workers is None else loaded.workers == workers
@@ -272,11 +272,13 @@ def test_training_is_shuffled_and_evaluation_is_large_and_in_order() -> None:
     assert len(val) == math.ceil(144 / 7)
 
 
-@pytest.mark.parametrize(("name", "asked", "wide"), [("cnn", None, True), ("cnn", False, False), ("mlp", None, False)])
-def test_images_have_channels_last_for_convolutions(name: str, asked: bool | None, wide: bool) -> None:
-    train = batches(f"model={name}", wide=asked)[0]
+@pytest.mark.parametrize(
+    ("name", "setting", "wide"), [("cnn", None, True), ("cnn", False, False), ("mlp", None, False)]
+)
+def test_images_have_channels_last_for_convolutions(name: str, setting: bool | None, wide: bool) -> None:
+    train = batches(f"model={name}", wide=setting)[0]
     assert isinstance(train, MemoryBatches)
     assert train.place.channels_last == wide
-    made = build.build_model(settings(f"model={name}"), IMAGES, process(channels_last=asked), None)
-    kernels = [m.weight for m in made.modules() if isinstance(m, nn.Conv2d)]
+    net = build.build_model(settings(f"model={name}"), IMAGES, process(channels_last=setting), None)
+    kernels = [m.weight for m in net.modules() if isinstance(m, nn.Conv2d)]
     assert all(k.is_contiguous(memory_format=torch.channels_last) or not wide for k in kernels)

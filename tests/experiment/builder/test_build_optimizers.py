@@ -33,7 +33,7 @@ def settings(*words: str) -> Settings:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("optimizer.lr=-1",), "optimizer.lr=-1: Invalid learning rate: -1"),
         (("optimizer.betas=[0.9]",), "optimizer"),
@@ -48,10 +48,10 @@ def settings(*words: str) -> Settings:
         (("optimizer.groups=[{match: weight, lrr: 0.1}]",), "did you mean optimizer.lr"),
     ],
 )
-def test_an_optimizer_that_cannot_be_built_is_a_sentence(words: tuple[str, ...], said: str) -> None:
+def test_an_optimizer_that_cannot_be_built_is_a_sentence(words: tuple[str, ...], message: str) -> None:
     with pytest.raises(RequestError) as caught:
         build.build_optimizer(settings(*words), nn.Linear(2, 1), None)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -85,15 +85,15 @@ def test_lengths_left_open_are_those_of_the_training(words: tuple[str, ...], att
 
 
 def test_one_cycle_climbs_to_ten_times_the_learning_rate() -> None:
-    made = schedule("scheduler=one_cycle", "optimizer.lr=0.02")
-    assert made.optimizer.param_groups[0]["max_lr"] == pytest.approx(0.2)
+    one_cycle = schedule("scheduler=one_cycle", "optimizer.lr=0.02")
+    assert one_cycle.optimizer.param_groups[0]["max_lr"] == pytest.approx(0.2)
     assert schedule("scheduler=none").scheduler is None
 
 
 def test_the_rate_of_the_whole_counts_and_not_that_of_the_first_group() -> None:
     own_rate = "optimizer.groups=[{match: bias, lr: 5.0}]"
-    made = schedule("scheduler=one_cycle", "optimizer.lr=0.02", own_rate)
-    assert made.optimizer.param_groups[0]["max_lr"] == pytest.approx(0.2)
+    one_cycle = schedule("scheduler=one_cycle", "optimizer.lr=0.02", own_rate)
+    assert one_cycle.optimizer.param_groups[0]["max_lr"] == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_a_schedule_with_an_open_length_spans_the_training(words: tuple[str, ...
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (
             ("scheduler=one_cycle", "scheduler.total_steps=70"),
@@ -123,7 +123,7 @@ def test_a_schedule_with_an_open_length_spans_the_training(words: tuple[str, ...
         (("scheduler=plateau", "scheduler.factor=2"), "scheduler"),
     ],
 )
-def test_a_schedule_that_cannot_work_is_refused_before_training(words: tuple[str, ...], said: str) -> None:
+def test_a_schedule_that_cannot_work_is_refused_before_training(words: tuple[str, ...], message: str) -> None:
     with pytest.raises(RequestError) as caught:
         schedule(*words)
-    assert said in str(caught.value)
+    assert message in str(caught.value)

@@ -97,9 +97,9 @@ def test_a_saved_run_cannot_reach_code_through_an_allowed_prefix(target: str, tr
     ],
 )
 def test_what_is_ours_or_torchs_is_always_there(target: str) -> None:
-    found = targets.resolve(target, "x", [])
-    assert found is targets.resolve(target, "x", None)
-    assert f"{found.__module__}.{found.__name__}".split(".")[0] == target.split(".")[0]
+    target_object = targets.resolve(target, "x", [])
+    assert target_object is targets.resolve(target, "x", None)
+    assert f"{target_object.__module__}.{target_object.__name__}".split(".")[0] == target.split(".")[0]
 
 
 TOUCH = {"_target_": "pathlib.Path.touch", "_args_": ["canary"]}  # what Hydra itself does not refuse either
@@ -190,9 +190,9 @@ def test_an_own_module_is_not_even_imported(target: str, trusted: list[str], own
 @pytest.mark.parametrize("trusted", [None, ["mynet"], ["other", "mynet"]])
 @pytest.mark.parametrize("target", ["mynet.Net", "mynet.make"])
 def test_an_own_module_is_used_when_it_is_trusted(target: str, trusted: list[str] | None, own: Path) -> None:
-    found = targets.resolve(target, "model._target_", trusted)
+    target_object = targets.resolve(target, "model._target_", trusted)
     assert own.exists()
-    assert f"{found.__module__}.{found.__name__}" == target
+    assert f"{target_object.__module__}.{target_object.__name__}" == target
 
 
 def test_trust_in_a_module_is_not_trust_in_what_it_imports(own: Path) -> None:
@@ -203,7 +203,7 @@ def test_trust_in_a_module_is_not_trust_in_what_it_imports(own: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "said"),
+    ("target", "message"),
     [
         ("nowhere.Net", "there is no module nowhere in the working directory or among the installed ones"),
         ("mynet.Missing", "mynet.Missing cannot be imported: "),
@@ -211,11 +211,11 @@ def test_trust_in_a_module_is_not_trust_in_what_it_imports(own: Path) -> None:
         ("broken.Net", "broken.Net cannot be imported: ZeroDivisionError: division by zero"),
     ],
 )
-def test_a_target_that_is_not_there_is_a_sentence(target: str, said: str, own: Path) -> None:
+def test_a_target_that_is_not_there_is_a_sentence(target: str, message: str, own: Path) -> None:
     own.with_name("broken.py").write_text("1 / 0\n")
     with pytest.raises(RequestError) as caught:
         targets.resolve(target, "model._target_", None)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert str(caught.value).startswith(f"model._target_={target} ")
     assert "\n" not in str(caught.value)
 
@@ -285,7 +285,7 @@ def block(**arguments: Any) -> Component[Any]:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"width": 3, "rat": 0.1}, "model=mine has no setting model.rat; did you mean model.rate? it has"),
         ({"width": 3, "xyz": 0}, "model=mine has no setting model.xyz; it has depth, init, rate, shape, width"),
@@ -296,10 +296,10 @@ def block(**arguments: Any) -> Component[Any]:
         ({"width": 3, "shape": 4}, "model.shape=4 must be a list like [number] or null"),
     ],
 )
-def test_arguments_that_do_not_fit_are_sentences(arguments: dict[str, Any], said: str) -> None:
+def test_arguments_that_do_not_fit_are_sentences(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError) as caught:
         targets.check_arguments(block(**arguments), build, ["init"], 0)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(

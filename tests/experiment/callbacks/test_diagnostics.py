@@ -74,9 +74,9 @@ def watching(model: nn.Module, spec: DataSpec, baseline: dict[str, float] | None
         baseline=baseline or {},
         notes=["before"],
     )
-    said: list[str] = []
-    watch = Diagnostics(parts, [], said.append)
-    watch.said = said  # type: ignore[attr-defined]
+    messages: list[str] = []
+    watch = Diagnostics(parts, [], messages.append)
+    watch.messages = messages  # type: ignore[attr-defined]
     return watch
 
 
@@ -91,9 +91,9 @@ def epochs(watch: Diagnostics, losses: list[float], steps: int = 100, **values: 
 def test_a_trouble_is_said_once_with_its_epoch_and_noted() -> None:
     watch = watching(nn.Linear(4, 1), YES_NO)
     epochs(watch, [1.0, 2.0, 4.0])
-    assert watch.said == []
+    assert watch.messages == []
     epochs(watch, [8.0, 16.0, 32.0])
-    (sentence,) = watch.said
+    (sentence,) = watch.messages
     assert sentence.startswith("note: epoch 4: diverging: the training loss grew from 1 to 8 in 4 epochs")
     assert watch.context.notes == ["before", sentence.removeprefix("note: ")]
     assert watch.context.state.progress.troubles == {"diverging": watch.context.notes[1]}
@@ -102,7 +102,7 @@ def test_a_trouble_is_said_once_with_its_epoch_and_noted() -> None:
 def test_a_resumed_watch_notes_what_was_said_and_says_it_no_more() -> None:
     watch = watching(nn.Linear(4, 1), YES_NO, troubles={"diverging": "epoch 4: diverging: so"})
     epochs(watch, [1.0, 2.0, 4.0, 8.0, 16.0])
-    assert watch.said == []
+    assert watch.messages == []
     assert watch.context.notes == ["before", "epoch 4: diverging: so"]
 
 
@@ -143,7 +143,7 @@ def test_a_look_sees_which_units_of_which_layer_are_awake() -> None:
         assert awake["1"].tolist() == [True, False, True, False, False]
         assert awake["4"].tolist() == [False, True, False, False, False, False]
     epochs(watch, [1.0])
-    assert "epoch 1: dead ReLUs: 5 of 6 in layer 4 give 0 for every row" in watch.said[0]
+    assert "epoch 1: dead ReLUs: 5 of 6 in layer 4 give 0 for every row" in watch.messages[0]
 
 
 def test_a_unit_that_one_row_wakes_is_awake_whatever_the_batches() -> None:
@@ -177,11 +177,11 @@ def test_a_layer_used_twice_is_awake_where_one_use_is() -> None:
     assert watch.probe(watch.inputs)[1] == {}
 
 
-@pytest.mark.parametrize(("silent", "units", "said"), [(7, 10, 0), (8, 10, 1), (2, 4, 0), (4, 4, 1), (0, 4, 0)])
-def test_most_of_a_layer_must_be_dead(silent: int, units: int, said: int) -> None:
-    found = find_dead_units({"a": torch.ones(3, dtype=torch.bool), "b": torch.arange(units) >= silent})
-    assert len(found) == said
-    assert all(f"{silent} of {units} in layer b" in s for s in found.values())
+@pytest.mark.parametrize(("silent", "units", "expected"), [(7, 10, 0), (8, 10, 1), (2, 4, 0), (4, 4, 1), (0, 4, 0)])
+def test_most_of_a_layer_must_be_dead(silent: int, units: int, expected: int) -> None:
+    notes = find_dead_units({"a": torch.ones(3, dtype=torch.bool), "b": torch.arange(units) >= silent})
+    assert len(notes) == expected
+    assert all(f"{silent} of {units} in layer b" in s for s in notes.values())
 
 
 def test_no_relu_is_no_dead_relu() -> None:
@@ -189,7 +189,7 @@ def test_no_relu_is_no_dead_relu() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "spec", "loss", "said"),
+    ("model", "spec", "loss", "message"),
     [
         (nn.Sequential(nn.Linear(4, 3), nn.Softmax(1)), THREE, None, "a softmax, but task.loss=cross_entropy takes"),
         (Functional(lambda z: z.softmax(-1), 3), THREE, "scratch_cross_entropy", "a softmax, but task.loss=scratch_"),
@@ -208,19 +208,19 @@ def test_no_relu_is_no_dead_relu() -> None:
     ],
 )
 def test_a_softmax_or_sigmoid_into_a_loss_that_takes_logits(
-    model: nn.Module, spec: DataSpec, loss: str | None, said: str | None
+    model: nn.Module, spec: DataSpec, loss: str | None, message: str | None
 ) -> None:
     watch = watching(model, spec, loss=loss)
     epochs(watch, [0.5, 0.4])
-    assert len(watch.said) == (said is not None)
-    assert said is None or said in watch.said[0]
+    assert len(watch.messages) == (message is not None)
+    assert message is None or message in watch.messages[0]
 
 
 X = torch.linspace(-1, 1, 50)[:, None].expand(50, 3)
 
 
 @pytest.mark.parametrize(
-    ("scale", "shift", "said"),
+    ("scale", "shift", "message"),
     [
         ((1, 1, 1), (0, 9, -9), None),
         ((1, 40, 1), (0, 0, 0), None),  # deviation 24
@@ -229,18 +229,18 @@ X = torch.linspace(-1, 1, 50)[:, None].expand(50, 3)
         ((1, 3e3, 1), (0, 1e4, 50), "2 of 3 features are far from normalized: feature b has mean 1e+04 and"),
     ],
 )
-def test_inputs_far_from_normalized(scale: tuple[float, ...], shift: tuple[float, ...], said: str | None) -> None:
+def test_inputs_far_from_normalized(scale: tuple[float, ...], shift: tuple[float, ...], message: str | None) -> None:
     spec = DataSpec("vector", (3,), "regression", 1, feature_names=("a", "b", "c"))
     x = (X * torch.tensor(scale) + torch.tensor(shift)).round(decimals=4)
-    found = find_far_inputs(x, spec, True)
-    assert len(found) == (said is not None)
-    if said is not None:
-        assert said in found["inputs"]
-        assert found["inputs"].endswith("; type data.normalize=true")
+    notes = find_far_inputs(x, spec, True)
+    assert len(notes) == (message is not None)
+    if message is not None:
+        assert message in notes["inputs"]
+        assert notes["inputs"].endswith("; type data.normalize=true")
         assert "data.normalize" not in find_far_inputs(x, spec, False)["inputs"]
     spec = DataSpec("image", (3, 5, 5), "multiclass", 3)
     images = (x[:, :, None, None] + 0.0).expand(50, 3, 5, 5)
-    assert len(find_far_inputs(images, spec, False)) == len(found)
+    assert len(find_far_inputs(images, spec, False)) == len(notes)
 
 
 def test_token_codes_need_no_normalizing() -> None:
@@ -255,7 +255,7 @@ def deep(activation: type[nn.Module], layers: int = 8) -> nn.Sequential:
 
 def test_vanishing_gradients_name_the_layer_and_need_a_loss_that_stands_still() -> None:
     trivial = {"train/loss": math.log(3)}
-    for activation, layers, losses, said in (
+    for activation, layers, losses, message in (
         (nn.Sigmoid, 8, [1.1] * 5, True),
         (nn.Sigmoid, 8, [1.1, 1.0, 0.9, 0.8, 0.7], False),  # it learns
         (nn.Sigmoid, 8, [0.2] * 5, False),  # it has learnt
@@ -267,8 +267,8 @@ def test_vanishing_gradients_name_the_layer_and_need_a_loss_that_stands_still() 
         watch = watching(model, THREE, trivial)
         watch.context.objective.compute_loss(model(watch.inputs[0]), watch.targets).backward()
         epochs(watch, losses, **{"train/accuracy": 0.4})
-        vanished = [s for s in watch.said if "vanishing" in s]
-        assert len(vanished) == said, (activation, layers, losses)
+        vanished = [s for s in watch.messages if "vanishing" in s]
+        assert len(vanished) == message, (activation, layers, losses)
         assert all("epoch 4: vanishing gradients: the training loss stands still, and 0.weight" in s for s in vanished)
 
 
@@ -298,9 +298,11 @@ def test_one_class_for_hundreds_of_steps_without_learning() -> None:
     watch = watching(constant(nn.Linear(4, 1), 3.0), YES_NO, trivial)
     epochs(watch, [1.5, 0.7], **{"train/accuracy": 0.4})
     epochs(watch, [0.691, 0.69, 0.692], **{"train/accuracy": 0.5})
-    assert watch.said == []
+    assert watch.messages == []
     epochs(watch, [0.69], **{"train/accuracy": 0.5})
-    assert "epoch 6: predicts 'yes' for all train rows since epoch 3: 50.0 % are right, what the maj" in watch.said[0]
+    assert (
+        "epoch 6: predicts 'yes' for all train rows since epoch 3: 50.0 % are right, what the maj" in watch.messages[0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -317,14 +319,14 @@ def test_one_class_for_a_while_is_how_learning_begins(
     watch = watching(constant(nn.Linear(4, 3), *bias), THREE, {"train/loss": 1.1})
     for i, loss in enumerate(losses):
         epochs(watch, [loss], steps, **{"train/accuracy": accuracies[i % len(accuracies)]})
-    assert watch.said == []
+    assert watch.messages == []
 
 
 def test_different_answers_are_not_one_class() -> None:
     torch.manual_seed(0)
     watch = watching(nn.Linear(4, 3), THREE, {"train/loss": 1.1})
     epochs(watch, [1.1] * 6, **{"train/accuracy": 0.4})
-    assert watch.said == []
+    assert watch.messages == []
 
 
 def test_not_finite() -> None:
@@ -334,8 +336,8 @@ def test_not_finite() -> None:
     model.weight.grad = torch.tensor([[1.0, math.inf]])
     assert "the gradient is not finite since step 9;" in find_nonfinite({"step": 9}, None, model)["not finite"]
     model.weight.grad = torch.ones(1, 2)
-    found = find_nonfinite({"step": 9, "val/loss": math.nan}, None, model)
-    assert "the validation loss is not finite since step 9;" in found["not finite"]
+    notes = find_nonfinite({"step": 9, "val/loss": math.nan}, None, model)
+    assert "the validation loss is not finite since step 9;" in notes["not finite"]
     assert find_nonfinite({"step": 9, "val/loss": 1.0}, None, model) == {}
 
 
@@ -382,11 +384,11 @@ def test_trouble_is_said_before_the_epoch_that_shows_it(dlrun: Callable[..., Any
 @pytest.mark.slow
 def test_a_resumed_run_says_what_the_whole_one_does(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     words = table(tmp_path)
-    whole = dlrun(*words, "trainer.epochs=6")
+    reference = dlrun(*words, "trainer.epochs=6")
     part = dlrun(*words, "trainer.epochs=3")
     again = dlrun("resume", str(part.folder), "trainer.epochs=6")
-    assert again.result["warnings"] == whole.result["warnings"]
-    assert sum("normalized" in note for note in whole.result["warnings"]) == 1
+    assert again.result["warnings"] == reference.result["warnings"]
+    assert sum("normalized" in note for note in reference.result["warnings"]) == 1
     assert "normalized" not in again.out
     silent = dlrun(*words, "trainer.epochs=1", "tracking.diagnose=false")
     assert not any("normalized" in note or "trivial" in note for note in silent.result["warnings"])

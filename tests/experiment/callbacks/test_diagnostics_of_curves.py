@@ -15,10 +15,10 @@ TAGS = DataSpec("tokens", (5,), "tagging", 4)
 
 
 def rows(train: list[float], val: list[float] | None = None) -> list[dict[str, float]]:
-    found: list[dict[str, float]] = [{"epoch": i, "step": 8 * i, "train/loss": x} for i, x in enumerate(train, 1)]
-    for row, loss in zip(found, val or [], strict=False):
+    rows_so_far: list[dict[str, float]] = [{"epoch": i, "step": 8 * i, "train/loss": x} for i, x in enumerate(train, 1)]
+    for row, loss in zip(rows_so_far, val or [], strict=False):
         row["val/loss"] = loss
-    return found
+    return rows_so_far
 
 
 def said_of(
@@ -31,8 +31,8 @@ def said_of(
     metrics: dict[str, float] | None = None,
     baseline: dict[str, float] | None = None,
 ) -> list[str]:
-    found = diagnose_run(rows(train, val), "test", predicted, targets, spec, lr, metrics or {}, baseline or {})
-    return list(found.values())
+    notes = diagnose_run(rows(train, val), "test", predicted, targets, spec, lr, metrics or {}, baseline or {})
+    return list(notes.values())
 
 
 @pytest.mark.parametrize(
@@ -92,9 +92,9 @@ def test_what_is_rounding_depends_on_the_size_of_the_targets() -> None:
     ],
 )
 def test_a_loss_that_never_moved_is_stuck(train: list[float], stuck: bool) -> None:
-    said = said_of(train)
-    assert len(said) == stuck
-    assert all(s.startswith(f"stuck: the training loss stayed at {train[-1]:.4g} for all {len(train)}") for s in said)
+    notes = said_of(train)
+    assert len(notes) == stuck
+    assert all(s.startswith(f"stuck: the training loss stayed at {train[-1]:.4g} for all {len(train)}") for s in notes)
 
 
 def predicting(answers: list[int], wanted: list[int], majority: float | None = None, spec: DataSpec = YES_NO) -> Any:
@@ -125,8 +125,8 @@ def test_one_class_is_no_trouble_where_it_is_right_or_not_the_only_one() -> None
 
 def test_padding_is_no_tag() -> None:
     targets = torch.tensor([[0, 1, 2], [3, -100, -100]])
-    said = said_of([1.0], None, torch.tensor([[1, 1, 1], [1, 0, 0]]), targets, TAGS)
-    assert said[0].startswith("predicts class 1 for all 4 test positions: 25.0 % are right")
+    notes = said_of([1.0], None, torch.tensor([[1, 1, 1], [1, 0, 0]]), targets, TAGS)
+    assert notes[0].startswith("predicts class 1 for all 4 test positions: 25.0 % are right")
     assert said_of([1.0], None, torch.tensor([[1, 1, 1], [0, 1, 1]]), targets, TAGS) == []
 
 
@@ -159,9 +159,9 @@ STEEP = [2.0, 1.0, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05]
 def test_a_validation_loss_that_stays_far_above_is_overfitting(
     val: list[float], trivial: float | None, since: int | None
 ) -> None:
-    said = said_of(STEEP, val, baseline={} if trivial is None else {"val/loss": trivial})
-    assert len(said) == (since is not None)
-    assert all(s.startswith(f"overfitting since epoch {since}: the validation loss stays at 0.6 while") for s in said)
+    notes = said_of(STEEP, val, baseline={} if trivial is None else {"val/loss": trivial})
+    assert len(notes) == (since is not None)
+    assert all(s.startswith(f"overfitting since epoch {since}: the validation loss stays at 0.6 while") for s in notes)
 
 
 def test_training_that_stands_still_too_is_not_overfitting() -> None:
@@ -221,23 +221,23 @@ TARGETS = torch.tensor([[1.0], [2.0], [4.0]])
 
 
 @pytest.mark.parametrize(
-    ("r2", "targets", "said"),
+    ("r2", "targets", "expected"),
     [(-0.5, TARGETS, 1), (0.0, TARGETS, 1), (0.01, TARGETS, 0), (0.0, torch.ones(3, 1), 0), (0.0, torch.ones(1, 1), 0)],
 )
-def test_a_regression_no_better_than_the_mean(r2: float, targets: Tensor, said: int) -> None:
-    found = said_of([1.0], None, None, targets, metrics={"test/r2": r2}, baseline={"test/r2": -0.01})
-    assert len(found) == said
-    assert all(f"test/r2 is {r2:.4f}, and the mean gives -0.0100; try more trainer.epochs" in s for s in found)
+def test_a_regression_no_better_than_the_mean(r2: float, targets: Tensor, expected: int) -> None:
+    notes = said_of([1.0], None, None, targets, metrics={"test/r2": r2}, baseline={"test/r2": -0.01})
+    assert len(notes) == expected
+    assert all(f"test/r2 is {r2:.4f}, and the mean gives -0.0100; try more trainer.epochs" in s for s in notes)
 
 
 @pytest.mark.parametrize(
-    ("guess", "said"), [(TARGETS + 0.1, 0), (TARGETS.flip(0), 1), (TARGETS.mean().expand(3, 1), 1)]
+    ("guess", "expected"), [(TARGETS + 0.1, 0), (TARGETS.flip(0), 1), (TARGETS.mean().expand(3, 1), 1)]
 )
-def test_what_the_best_weights_predict_counts_more_than_what_was_recorded(guess: Tensor, said: int) -> None:
-    recorded = {"test/r2": -6.0 if said == 0 else 0.9}  # while it learnt, before the last step
-    found = said_of([1.0], None, guess, TARGETS, metrics=recorded, baseline={"test/r2": 0.0})
-    assert len(found) == said
-    assert all(s.startswith("no better than the trivial answer: test/r2 is ") for s in found)
+def test_what_the_best_weights_predict_counts_more_than_what_was_recorded(guess: Tensor, expected: int) -> None:
+    recorded = {"test/r2": -6.0 if expected == 0 else 0.9}  # while it learnt, before the last step
+    notes = said_of([1.0], None, guess, TARGETS, metrics=recorded, baseline={"test/r2": 0.0})
+    assert len(notes) == expected
+    assert all(s.startswith("no better than the trivial answer: test/r2 is ") for s in notes)
 
 
 def test_a_classifier_no_better_than_the_majority() -> None:

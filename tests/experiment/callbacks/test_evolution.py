@@ -68,8 +68,8 @@ def test_a_frame_comes_at_the_first_epoch_and_every_so_often(parts_of: Any, tmp_
     assert np.random.get_state()[1].tolist() == states[1]
     assert torch.equal(torch.get_rng_state(), states[2])
     write_animation(tmp_path / "figures", 11)
-    with Image.open(tmp_path / "figures" / "evolution.gif") as made:
-        assert (made.n_frames, made.size) == (3, (416, 320))  # type: ignore[attr-defined]
+    with Image.open(tmp_path / "figures" / "evolution.gif") as animation:
+        assert (animation.n_frames, animation.size) == (3, (416, 320))  # type: ignore[attr-defined]
 
 
 def test_a_frame_shows_what_the_model_holds_on_axes_that_stay(
@@ -77,14 +77,14 @@ def test_a_frame_shows_what_the_model_holds_on_axes_that_stay(
 ) -> None:
     from dlrun.runs.reports.plots import canvas
 
-    model, kept = nn.Linear(1, 1), []
+    model, figures = nn.Linear(1, 1), []
     evolution = Evolution(parts_of(model, line(rows=20)), tmp_path, 1, UNUSED)
-    monkeypatch.setattr(canvas, "render_pixels", lambda figure: kept.append(figure) or np.zeros((2, 2, 3), np.uint8))
+    monkeypatch.setattr(canvas, "render_pixels", lambda figure: figures.append(figure) or np.zeros((2, 2, 3), np.uint8))
     for slope in (0.0, 100.0):
         nn.init.constant_(model.weight, slope)
         nn.init.constant_(model.bias, 1.0)
         evolution.draw_frame(f"slope {slope}")
-    first, second = (figure.axes[0] for figure in kept)
+    first, second = (figure.axes[0] for figure in figures)
     assert (first.get_xlim(), first.get_ylim()) == (second.get_xlim(), second.get_ylim())
     x, y = lines(second)["model"]
     assert np.allclose(y, 100 * np.array(x) + 1, rtol=1e-5)
@@ -99,8 +99,8 @@ def test_the_animation_ends_with_the_run(parts_of: Any, tmp_path: Path) -> None:
     resumed = Evolution(parts, tmp_path, 1, UNUSED)
     follow(resumed, range(3, 4))
     write_animation(tmp_path / "figures", 3)
-    with Image.open(tmp_path / "figures" / "evolution.gif") as made:
-        assert made.n_frames == 3  # type: ignore[attr-defined]
+    with Image.open(tmp_path / "figures" / "evolution.gif") as animation:
+        assert animation.n_frames == 3  # type: ignore[attr-defined]
 
 
 def test_classes_over_two_features_are_shown_as_regions(parts_of: Any, tmp_path: Path) -> None:

@@ -25,12 +25,12 @@ def sha256(file: Path) -> str:
 
 def test_a_line_an_epoch_and_one_before_the_first_step(dlrun: Callable[..., Any]) -> None:
     done = dlrun(*SMALL, "trainer.epochs=2", "hydra.run.dir=run")
-    found = lines("run")
-    assert [(line["epoch"], line["step"]) for line in found] == [(0, 0), (1, 4), (2, 8)]
-    for line in found[1:]:
+    fingerprints = lines("run")
+    assert [(line["epoch"], line["step"]) for line in fingerprints] == [(0, 0), (1, 4), (2, 8)]
+    for line in fingerprints[1:]:
         assert line["weights_sha256"] == sha256(Path(f"run/checkpoints/step_{line['step']:08d}.pt"))
-    assert found[-1]["weights_sha256"] == json.loads(Path("run/result.json").read_text())["weights_sha256"]
-    assert len({line["weights_sha256"] for line in found}) == 3
+    assert fingerprints[-1]["weights_sha256"] == json.loads(Path("run/result.json").read_text())["weights_sha256"]
+    assert len({line["weights_sha256"] for line in fingerprints}) == 3
     assert set(done.rows[0]) >= {"epoch", "step", "train/loss"}
     assert "weights_sha256" not in done.rows[0]
 

@@ -60,13 +60,13 @@ def epochs_said(run: Any, epochs: range, tmp_path: Path, terminal: bool = False)
         for epoch in epochs:
             end_epoch(display, ROW | {"epoch": float(epoch)}, False)
     console.close()
-    said = (tmp_path / "run.log").read_text()
-    assert terminal or said == stream.getvalue()
-    return [int(line.split("/")[0].removeprefix("epoch")) for line in said.splitlines()]
+    output = (tmp_path / "run.log").read_text()
+    assert terminal or output == stream.getvalue()
+    return [int(line.split("/")[0].removeprefix("epoch")) for line in output.splitlines()]
 
 
 @pytest.mark.parametrize(
-    ("planned", "made", "said"),
+    ("planned", "epochs_trained", "expected"),
     [
         (20, range(1, 21), [*range(1, 21)]),
         (50, range(1, 51), [*range(1, 51)]),
@@ -79,11 +79,11 @@ def epochs_said(run: Any, epochs: range, tmp_path: Path, terminal: bool = False)
 )
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_long_run_has_about_fifty_lines(
-    planned: int, made: range, said: list[int], terminal: bool, tmp_path: Path
+    planned: int, epochs_trained: range, expected: list[int], terminal: bool, tmp_path: Path
 ) -> None:
     run = training()
     run.stop_rules.epochs = planned
-    assert epochs_said(run, made, tmp_path, terminal) == said
+    assert epochs_said(run, epochs_trained, tmp_path, terminal) == expected
 
 
 def test_the_last_epoch_is_said_when_the_run_fails() -> None:

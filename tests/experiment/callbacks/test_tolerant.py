@@ -20,11 +20,11 @@ class Failing(Callback):
 
 
 def test_a_picture_of_an_epoch_that_cannot_be_written_is_said() -> None:
-    said: list[str] = []
-    callback = Tolerant(Failing(OSError(28, "No space left on device")), DiskProblems(said.append))
+    messages: list[str] = []
+    callback = Tolerant(Failing(OSError(28, "No space left on device")), DiskProblems(messages.append))
     for epoch in (1, 2):
         callback.on_epoch_end(UNUSED, {"epoch": epoch, "step": epoch})
-    assert said == ["an epoch's picture could not be saved (No space left on device); the run continues"]
+    assert messages == ["an epoch's picture could not be saved (No space left on device); the run continues"]
 
 
 def test_what_is_no_fault_of_the_disk_ends_the_run() -> None:

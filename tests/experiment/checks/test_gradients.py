@@ -66,15 +66,15 @@ def test_a_wrong_backward_is_named(monkeypatch: pytest.MonkeyPatch, capfd: pytes
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["data=blobs", "model=mlp"], r"^model=mlp has no hand-written layers.*type model=scratch_mlp$"),
         ([*HERE, "-m", "seed=0,1"], "looks at one run; leave out -m"),
         ([*HERE, "sweep.points=['seed=0','seed=1']"], "looks at one run; leave out -m"),
     ],
 )
-def test_what_cannot_be_checked_is_a_sentence(words: list[str], said: str) -> None:
-    with pytest.raises(RequestError, match=said):
+def test_what_cannot_be_checked_is_a_sentence(words: list[str], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
         check_gradients(words)
 
 

@@ -24,15 +24,15 @@ BLOBS = ("check", "lr", "data=blobs", "model=mlp")
 @pytest.fixture
 def curves(monkeypatch: pytest.MonkeyPatch) -> list[Curve]:
     """What `dlrun check lr` has measured."""
-    found: list[Curve] = []
+    drawn: list[Curve] = []
     before = lr_finder.measure_curve
 
-    def kept(*arguments: Any) -> Curve:
-        found.append(before(*arguments))
-        return found[-1]
+    def record(*arguments: Any) -> Curve:
+        drawn.append(before(*arguments))
+        return drawn[-1]
 
-    monkeypatch.setattr(lr_finder, "measure_curve", kept)
-    return found
+    monkeypatch.setattr(lr_finder, "measure_curve", record)
+    return drawn
 
 
 def drawn(fall: float, rise: float, noise: float = 0.0) -> Curve:
@@ -61,11 +61,11 @@ def test_a_flat_curve_suggests_nothing() -> None:
     for losses in (2 + 0.1 * noise, np.full(141, 2.0), np.zeros(141)):
         curve = Curve(drawn(1, 1).rates, list(losses))
         assert (curve.steepest, suggest_rate(curve), curve.diverging) == (None, None, None)
-        said = [
+        messages = [
             "the loss never falls by more than its noise: nothing is suggested",
             "the loss does not diverge up to 10",
         ]
-        assert describe_curve(curve, None) == said
+        assert describe_curve(curve, None) == messages
 
 
 def test_losses_that_are_not_finite_diverge() -> None:
@@ -87,8 +87,8 @@ def test_a_quadratic_diverges_from_two_over_its_curvature_on(dlrun: Callable[...
     assert limit / 20 < (suggest_rate(curve) or 0) < limit / 2
     assert f"suggestion: optimizer.lr={suggest_rate(curve):g}, " in done.out
     assert curve.diverging is None  # what is learned without noise stays learned for long
-    (found,) = re.findall(r"the loss diverges from optimizer.lr=(\S+) on", done.out)
-    assert limit < float(found) < 1.6 * limit
+    (match,) = re.findall(r"the loss diverges from optimizer.lr=(\S+) on", done.out)
+    assert limit < float(match) < 1.6 * limit
 
 
 @pytest.mark.slow
@@ -97,8 +97,8 @@ def test_table_and_picture(dlrun: Callable[..., Any], curves: list[Curve]) -> No
     (curve,) = curves
     assert (done.code, done.err) == (0, "")
     assert max(map(len, done.out.splitlines()[:-1])) <= 80
-    for said in ("falls fastest", "lowest", "suggested (", "configured (0.001)"):
-        assert done.out.count(f"  {said}") == 1, said
+    for message in ("falls fastest", "lowest", "suggested (", "configured (0.001)"):
+        assert done.out.count(f"  {message}") == 1, message
     line = next(line for line in done.out.splitlines() if "configured" in line)
     step = round(np.log10(1e-3 / LOWEST) * STEPS_PER_DECADE)
     assert line.split()[:2] == ["1.0e-03", f"{curve.smooth[step]:.4f}"]
@@ -149,23 +149,23 @@ def test_the_schedule_is_left_out_and_the_loss_is_per_sample(dlrun: Callable[...
 
 @pytest.mark.slow
 def test_groups_with_a_rate_of_their_own_keep_it(dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Optimizer] = []
+    optimizer: list[Optimizer] = []
     before = build.build_optimizer
 
-    def kept(*arguments: Any) -> Optimizer:
-        made.append(before(*arguments))
-        return made[-1]
+    def record(*arguments: Any) -> Optimizer:
+        optimizer.append(before(*arguments))
+        return optimizer[-1]
 
-    monkeypatch.setattr(build, "build_optimizer", kept)
+    monkeypatch.setattr(build, "build_optimizer", record)
     dlrun(*BLOBS, "optimizer.groups=[{match: '*.bias', lr: 0.01},{match: '*.0.weight', weight_decay: 0.1}]")
-    own, *others = made[-1].param_groups
+    own, *others = optimizer[-1].param_groups
     assert own["lr"] == 0.01
     assert len({group["lr"] for group in others}) == 1
     assert others[0]["lr"] > 0.01
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["optimizer=lbfgs"], "optimizer=lbfgs evaluates the loss several times a step"),
         (["optimizer=rprop"], "the rate of optimizer=rprop is that of its first step only"),
@@ -175,10 +175,10 @@ def test_groups_with_a_rate_of_their_own_keep_it(dlrun: Callable[..., Any], monk
         (["model=cnn"], "model=cnn does not take data=blobs"),
     ],
 )
-def test_what_is_refused(dlrun: Callable[..., Any], words: list[str], said: str) -> None:
+def test_what_is_refused(dlrun: Callable[..., Any], words: list[str], message: str) -> None:
     done = dlrun(*BLOBS, *words)
     assert (done.code, done.out) == (2, "")
-    assert said in done.err
+    assert message in done.err
     assert not list(Path().iterdir())
 
 

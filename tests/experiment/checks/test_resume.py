@@ -45,14 +45,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def plan(*words: str) -> Plan:
-    asked = parse_one_run([*SMALL, *words], "resume")
-    assert asked is not None
-    return plan_training([*SMALL, *words], asked)
+    one_request = parse_one_run([*SMALL, *words], "resume")
+    assert one_request is not None
+    return plan_training([*SMALL, *words], one_request)
 
 
-def value(made: Plan, key: str) -> str | None:
+def value(plan: Plan, key: str) -> str | None:
     """What the last of the plan's words says of a key."""
-    return next((w.partition("=")[2] for w in reversed(made.words) if w.startswith(key + "=")), None)
+    return next((w.partition("=")[2] for w in reversed(plan.words) if w.startswith(key + "=")), None)
 
 
 @pytest.mark.parametrize(
@@ -67,10 +67,14 @@ def value(made: Plan, key: str) -> str | None:
     ],
 )
 def test_the_training_is_short_and_saves_often(words: tuple[str, ...], epochs: str, batches: str, steps: int) -> None:
-    made = plan(*words)
-    assert (value(made, "trainer.epochs"), value(made, "data.limit_batches"), made.steps) == (epochs, batches, steps)
-    assert value(made, "checkpoint.every_steps") == str(max(steps // 10, 1))
-    assert made.trust == []
+    short_plan = plan(*words)
+    assert (value(short_plan, "trainer.epochs"), value(short_plan, "data.limit_batches"), short_plan.steps) == (
+        epochs,
+        batches,
+        steps,
+    )
+    assert value(short_plan, "checkpoint.every_steps") == str(max(steps // 10, 1))
+    assert short_plan.trust == []
     assert list(Path.cwd().iterdir()) == []
 
 
@@ -80,7 +84,7 @@ def test_modules_of_the_users_own_are_trusted_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["-m", "seed=0,1"], "check resume looks at one run; leave out -m"),
         (["sweep.points=['seed=0','seed=1']"], "type sweep.points=\\[\\]"),
@@ -88,8 +92,8 @@ def test_modules_of_the_users_own_are_trusted_again() -> None:
         (["data.batch_size=200", "trainer.epochs=2"], "type trainer.epochs=4 or more"),
     ],
 )
-def test_what_cannot_be_checked(words: list[str], said: str) -> None:
-    with pytest.raises(RequestError, match=said):
+def test_what_cannot_be_checked(words: list[str], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
         check_resume([*SMALL, *words])
     assert list(Path.cwd().iterdir()) == []
 

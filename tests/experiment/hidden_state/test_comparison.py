@@ -55,16 +55,16 @@ def test_a_net_with_caches_and_its_own_extra_state_is_not_spoken_of(train: Calla
 
 @pytest.mark.parametrize("loss", ["object_loss", "method_loss"])
 def test_state_of_a_loss_is_said(loss: str, train: Callable[..., Any]) -> None:
-    found = train("BN", f"task.loss=hidden_nets.{loss}").result["warnings"]
-    assert [text for text in found if NOT_SAVED in text] == [
+    warnings = train("BN", f"task.loss=hidden_nets.{loss}").result["warnings"]
+    assert [text for text in warnings if NOT_SAVED in text] == [
         f"task.loss=hidden_nets.{loss} (Loss): attribute 'calls' {NOT_SAVED}; "
         "make its class an nn.Module, and register it as a buffer"
     ]
 
 
 def test_a_tensor_in_a_module_that_is_the_loss_is_said(train: Callable[..., Any]) -> None:
-    found = train("BN", "task.loss=hidden_nets.module_loss").result["warnings"]
-    assert [text for text in found if NOT_SAVED in text] == [
+    warnings = train("BN", "task.loss=hidden_nets.module_loss").result["warnings"]
+    assert [text for text in warnings if NOT_SAVED in text] == [
         f"task.loss=hidden_nets.module_loss (Smoothed): attribute 'mean' {NOT_SAVED}; "
         "register it as a buffer, or return it from get_extra_state"
     ]
@@ -73,14 +73,14 @@ def test_a_tensor_in_a_module_that_is_the_loss_is_said(train: Callable[..., Any]
 @pytest.mark.slow
 def test_buffers_of_a_loss_are_saved_and_come_back(train: Callable[..., Any], dlrun: Callable[..., Any]) -> None:
     words = ("task.loss=hidden_nets.buffered_loss", "trainer.epochs=9")
-    whole = train("BN", *words, "trainer.max_steps=12")
-    assert not any("resume" in text for text in whole.result["warnings"])
+    reference = train("BN", *words, "trainer.max_steps=12")
+    assert not any("resume" in text for text in reference.result["warnings"])
     sys.modules.pop("hidden_nets", None)
     assert train("BN", *words, "hydra.run.dir=half").code == 0
     sys.modules.pop("hidden_nets", None)
     resumed = dlrun("resume", "half", "trainer.max_steps=12", "trusted_modules=[hidden_nets]")
     assert resumed.code == 0, resumed.err
-    assert resumed.result["weights_sha256"] == whole.result["weights_sha256"]
+    assert resumed.result["weights_sha256"] == reference.result["weights_sha256"]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_what_acts_late_or_elsewhere_is_said(net: str, words: tuple[str, ...], t
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("optimizer._target_=hidden_nets.CountingSGD",), "optimizer=CountingSGD (CountingSGD): attribute 'steps'"),
         (("scheduler._target_=hidden_nets.CountingSchedule", "scheduler.interval=step"),
@@ -118,12 +118,12 @@ def test_what_acts_late_or_elsewhere_is_said(net: str, words: tuple[str, ...], t
     ],
 )  # fmt: skip
 def test_state_of_an_optimizer_or_a_schedule_is_said(
-    words: tuple[str, ...], said: str, train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    words: tuple[str, ...], message: str, train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked = train("BN", *words)
     assert looked.code == 0, looked.err
-    found = [text for text in looked.result["warnings"] if "resume" in text]
-    assert found == ([f"{said} {NOT_SAVED}; return it from state_dict"] if said else [])
+    warnings = [text for text in looked.result["warnings"] if "resume" in text]
+    assert warnings == ([f"{message} {NOT_SAVED}; return it from state_dict"] if message else [])
     monkeypatch.setattr(run, "make_reload_check", lambda *_: None)
     sys.modules.pop("hidden_nets", None)
     assert train("BN", *words).result["weights_sha256"] == looked.result["weights_sha256"]
@@ -192,7 +192,7 @@ def test_a_second_net_that_cannot_be_built_is_a_note(train: Callable[..., Any]) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("net", "said"),
+    ("net", "message"),
     [
         ("ClassDefault", "gate (ClassDefault): attribute 'calls'"),
         ("TrainCount", "gate (TrainCount): attribute 'calls'"),
@@ -214,10 +214,10 @@ def test_a_second_net_that_cannot_be_built_is_a_note(train: Callable[..., Any]) 
         ("Iter", "gate (Iter): attribute 'n'"),
     ],
 )
-def test_each_kind_is_named(net: str, said: str, train: Callable[..., Any]) -> None:
-    found = [text for text in train(net).result["warnings"] if NOT_SAVED in text]
-    assert found
-    assert found[0].startswith(said)
+def test_each_kind_is_named(net: str, message: str, train: Callable[..., Any]) -> None:
+    warnings = [text for text in train(net).result["warnings"] if NOT_SAVED in text]
+    assert warnings
+    assert warnings[0].startswith(message)
 
 
 @pytest.mark.slow
@@ -254,9 +254,9 @@ def test_a_net_whose_copies_would_call_it_is_left_alone(
 
 @pytest.mark.slow
 def test_a_compiled_net_is_named_as_any_other(train: Callable[..., Any]) -> None:
-    found = [text for text in train("Count", "device.compile=true").result["warnings"] if NOT_SAVED in text]
-    assert len(found) == 1
-    assert found[0].startswith("gate (Count): attribute 'calls'")
+    warnings = [text for text in train("Count", "device.compile=true").result["warnings"] if NOT_SAVED in text]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("gate (Count): attribute 'calls'")
 
 
 @pytest.mark.slow

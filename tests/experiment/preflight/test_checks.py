@@ -42,8 +42,8 @@ class Net(nn.Module):
         self.head = nn.Linear(144, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.head(self.body(x).flatten(1))
-        return found
+        outputs: Tensor = self.head(self.body(x).flatten(1))
+        return outputs
 
 
 def batch(rows: int = 2) -> Batch:
@@ -65,8 +65,8 @@ def test_the_layer_table_holds_shapes_and_parameters() -> None:
 
 def test_a_model_without_parts_is_one_row() -> None:
     task = Objective(DataSpec("vector", (4,), "regression", 2))
-    found = looked_at(nn.Linear(4, 2), task, ((torch.ones(2, 4),), torch.ones(2, 2)))
-    assert found == [Layer("Linear", "Linear", (2,), 10, 8, 2)]
+    layers = looked_at(nn.Linear(4, 2), task, ((torch.ones(2, 4),), torch.ones(2, 2)))
+    assert layers == [Layer("Linear", "Linear", (2,), 10, 8, 2)]
 
 
 def test_many_leaves_are_shown_as_blocks() -> None:
@@ -78,13 +78,13 @@ def test_many_leaves_are_shown_as_blocks() -> None:
             self.head = nn.Linear(64, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            found: Tensor = self.head(self.stage(self.stem(x)))
-            return found
+            outputs: Tensor = self.head(self.stage(self.stem(x)))
+            return outputs
 
-    found = looked_at(Wide())
-    assert [row.name for row in found] == ["stem", *(f"stage.{i}" for i in range(20)), "head"]
-    assert sum(row.parameters for row in found) == sum(p.numel() for p in Wide().parameters())
-    assert [row.multiply_adds for row in found] == [0, *[64 * 64] * 20, 64 * 3]
+    outputs = looked_at(Wide())
+    assert [row.name for row in outputs] == ["stem", *(f"stage.{i}" for i in range(20)), "head"]
+    assert sum(row.parameters for row in outputs) == sum(p.numel() for p in Wide().parameters())
+    assert [row.multiply_adds for row in outputs] == [0, *[64 * 64] * 20, 64 * 3]
 
 
 PACKED = pack_padded_sequence(torch.rand(2, 7, 4), torch.tensor([7, 3]), batch_first=True)
@@ -120,14 +120,14 @@ class Twice(nn.Module):
         self.outer = nn.Sequential(nn.Sequential(nn.Linear(8, 5, bias=False)), nn.Linear(5, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.outer(self.shared(self.shared(x)))
-        return found
+        outputs: Tensor = self.outer(self.shared(self.shared(x)))
+        return outputs
 
 
 def test_a_layer_called_twice_works_twice_and_is_one_row() -> None:
     spec = DataSpec("vector", (8,), "regression", 1)
-    found = looked_at(Twice(), Objective(spec), ((torch.ones(2, 8),), torch.ones(2, 1)))
-    assert [(row.name, row.parameters, row.multiply_adds) for row in found] == [
+    layers = looked_at(Twice(), Objective(spec), ((torch.ones(2, 8),), torch.ones(2, 1)))
+    assert [(row.name, row.parameters, row.multiply_adds) for row in layers] == [
         ("shared", 72, 2 * 64),
         ("outer.0.0", 40, 40),
         ("outer.1", 6, 5),
@@ -152,8 +152,8 @@ def test_the_total_is_half_of_torchs_count_of_flops(make: Callable[[DataSpec], n
     model, given = make(spec), ((torch.rand(3, 1, 28, 28),), torch.arange(3))
     with FlopCounterMode(display=False) as counter:
         model.eval()(*given[0])
-    found = looked_at(model, Objective(spec), given)
-    assert 2 * 3 * sum(row.multiply_adds for row in found) == counter.get_total_flops() > 0
+    layers = looked_at(model, Objective(spec), given)
+    assert 2 * 3 * sum(row.multiply_adds for row in layers) == counter.get_total_flops() > 0
 
 
 def test_a_bottleneck_pays_where_many_channels_reach_it() -> None:
@@ -161,8 +161,8 @@ def test_a_bottleneck_pays_where_many_channels_reach_it() -> None:
     given = ((torch.rand(2, 1, 28, 28),), torch.arange(2))
 
     def work(bottleneck: bool, branch: str) -> int:
-        found = looked_at(Inception(spec, bottleneck), Objective(spec), given)
-        return sum(row.multiply_adds for row in found if row.name.startswith(branch))
+        layers = looked_at(Inception(spec, bottleneck), Objective(spec), given)
+        return sum(row.multiply_adds for row in layers if row.name.startswith(branch))
 
     assert work(True, "features.7.branch5x5") == 16 * 16 * (20 + 24 * 25) < work(False, "features.7.branch5x5")
     assert work(True, "features.3.branch5x5") == 144 * 16 * (10 + 24 * 25) > work(False, "features.3.branch5x5")
@@ -254,7 +254,7 @@ class Says(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("answer", "message"),
     [
         ((1, 2), "the model must return a tensor, not tuple"),
         (torch.ones(2, 4), r"output has the shape \(2, 4\), and multiclass with 3 outputs needs \(2, 3\)"),
@@ -262,8 +262,8 @@ class Says(nn.Module):
         (torch.ones(1, 3), r"shape \(1, 3\)"),
     ],
 )
-def test_an_output_that_does_not_fit_is_a_sentence(answer: Any, said: str) -> None:
-    with pytest.raises(RequestError, match=said):
+def test_an_output_that_does_not_fit_is_a_sentence(answer: Any, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
         looked_at(Says(answer))
 
 
@@ -304,7 +304,7 @@ def test_the_small_batch_is_the_head_of_the_first_epoch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("monitor", "mode", "has_val", "found"),
+    ("monitor", "mode", "has_val", "expected"),
     [
         (None, "min", True, ("val/loss", "min")),
         (None, "min", False, ("train/loss", "min")),
@@ -313,12 +313,14 @@ def test_the_small_batch_is_the_head_of_the_first_epoch() -> None:
         ("train/loss", "min", True, ("train/loss", "min")),
     ],
 )
-def test_what_decides_on_the_best_epoch(monitor: str | None, mode: str, has_val: bool, found: tuple[str, str]) -> None:
-    assert resolve_monitor(monitor, mode, Objective(SPEC), has_val) == found
+def test_what_decides_on_the_best_epoch(
+    monitor: str | None, mode: str, has_val: bool, expected: tuple[str, str]
+) -> None:
+    assert resolve_monitor(monitor, mode, Objective(SPEC), has_val) == expected
 
 
 @pytest.mark.parametrize(
-    ("monitor", "has_val", "task", "said"),
+    ("monitor", "has_val", "task", "message"),
     [
         ("val/loss", False, "multiclass", "there is no validation part; type data.val_fraction=0.1 or .*=train/loss$"),
         ("val/acuracy", True, "multiclass", "did you mean val/accuracy"),
@@ -329,9 +331,9 @@ def test_what_decides_on_the_best_epoch(monitor: str | None, mode: str, has_val:
     ],
 )
 def test_a_metric_that_is_not_there_is_answered_by_those_that_are(
-    monitor: str, has_val: bool, task: TaskName, said: str
+    monitor: str, has_val: bool, task: TaskName, message: str
 ) -> None:
-    with pytest.raises(RequestError, match=said):
+    with pytest.raises(RequestError, match=message):
         resolve_monitor(monitor, "min", Objective(DataSpec("vector", (2,), task, 3)), has_val)
 
 
@@ -339,11 +341,11 @@ Usage = namedtuple("Usage", "total used free")
 
 
 def test_a_full_disk_is_said_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Path] = []
+    paths: list[Path] = []
 
     def usage(free: int) -> Any:
         def answer(place: Path) -> Usage:
-            asked.append(place)
+            paths.append(place)
             return Usage(0, 0, free)
 
         return answer
@@ -352,7 +354,7 @@ def test_a_full_disk_is_said_before_the_first_step(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(shutil, "disk_usage", usage(2**40))
     adam, sgd = torch.optim.Adam(model.parameters()), torch.optim.SGD(model.parameters(), lr=0.1)
     checks.check_disk(outputs, model, adam, keep=2)
-    assert asked == [tmp_path]
+    assert paths == [tmp_path]
     one_state = 3 * 4 * 1_001_000  # weights and two moments of Adam
     monkeypatch.setattr(shutil, "disk_usage", usage(4 * one_state))
     with pytest.raises(RequestError, match=r"has 46 MB free, and the checkpoints need about 50 MB; make room, or type"):
@@ -434,10 +436,10 @@ def doubled(model: nn.Module, loss: str | None, task: TaskName = "multiclass") -
 def test_a_last_layer_that_the_loss_has_too_is_named(
     last: nn.Module, loss: str | None, task: TaskName, advice: str
 ) -> None:
-    said = doubled(ending_in(last, nn.Identity(), task=task), loss, task)
-    assert said is not None
-    assert said.startswith(f"the model ends in {type(last).__name__}, and task.loss=")
-    assert said.endswith(advice)
+    message = doubled(ending_in(last, nn.Identity(), task=task), loss, task)
+    assert message is not None
+    assert message.startswith(f"the model ends in {type(last).__name__}, and task.loss=")
+    assert message.endswith(advice)
 
 
 @pytest.mark.parametrize(
@@ -465,21 +467,21 @@ def test_a_loss_that_cannot_take_the_output_is_named_with_what_to_type() -> None
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (KeyError("x"), "KeyError: 'x'"),
         (AssertionError(), "AssertionError: no message"),
         (RuntimeError(), "no message"),
     ],
 )
-def test_whatever_a_users_model_raises_is_a_sentence(error: Exception, said: str) -> None:
+def test_whatever_a_users_model_raises_is_a_sentence(error: Exception, message: str) -> None:
     class Raises(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             raise error
 
     with pytest.raises(RequestError) as caught:
         looked_at(Raises())
-    assert f": {said} (" in str(caught.value)
+    assert f": {message} (" in str(caught.value)
     assert "test_checks.py, line " in str(caught.value)
 
 

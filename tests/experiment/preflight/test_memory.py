@@ -66,17 +66,17 @@ def test_an_error_that_came_from_another_is_known_too_and_a_circle_of_them_ends(
 def test_the_estimate_is_the_sum_by_hand(precision: str, wide: int) -> None:
     model = nn.Sequential(nn.Linear(10, 5), nn.BatchNorm1d(5))
     model[0].bias.requires_grad_(False)
-    found = memory.estimate_memory(model, 2, 30, settings("data.batch_size=7", f"device.precision={precision}"))
+    estimate = memory.estimate_memory(model, 2, 30, settings("data.batch_size=7", f"device.precision={precision}"))
     weights = 4 * (50 + 5) + 4 * (5 + 5)  # of both layers
     buffers = 4 * (5 + 5) + 8  # running mean and variance, and how many batches there were
-    assert found == Estimate(weights + buffers, 4 * 60, 8 * 60, 30 * 7 * wide)
-    assert found.total == sum((found.weights, found.gradients, found.optimizer, found.activations))
+    assert estimate == Estimate(weights + buffers, 4 * 60, 8 * 60, 30 * 7 * wide)
+    assert estimate.total == sum((estimate.weights, estimate.gradients, estimate.optimizer, estimate.activations))
 
 
 def test_the_activations_are_what_the_layers_put_out(dlrun: Callable[..., Any]) -> None:
     done = dlrun("check", "model=mlp", "model.activation=sigmoid", "data.batch_size=1000", "data.image_size=8")
-    kept = 1000 * (64 + 128 + 128 + 10) * 4  # flattened, hidden before and after the sigmoid, output
-    assert f"activations of 1000 rows {kept / 2**20:.1f} MB" in done.out
+    activation_bytes = 1000 * (64 + 128 + 128 + 10) * 4  # flattened, hidden before and after the sigmoid, output
+    assert f"activations of 1000 rows {activation_bytes / 2**20:.1f} MB" in done.out
 
 
 def test_a_step_that_may_not_fit_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +92,7 @@ def test_a_step_that_may_not_fit_is_a_note(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (
             ["data.batch_size=64"],
@@ -105,8 +105,8 @@ def test_a_step_that_may_not_fit_is_a_note(monkeypatch: pytest.MonkeyPatch) -> N
         ),
     ],
 )
-def test_the_sentence_says_what_to_type(words: list[str], said: str) -> None:
-    assert said in memory.explain_out_of_memory(settings(*words), "cuda:0")
+def test_the_sentence_says_what_to_type(words: list[str], message: str) -> None:
+    assert message in memory.explain_out_of_memory(settings(*words), "cuda:0")
 
 
 @pytest.mark.parametrize("word", ["model.hidden_sizes=[1000000000,1000000000]", "data.image_size=100000"])
@@ -119,7 +119,7 @@ def test_too_large_to_be_built_is_a_sentence_before_anything_is_written(
     assert not list(tmp_path.iterdir())
 
 
-def check_failed(done: Any, tmp_path: Path, said: str) -> None:
+def check_failed(done: Any, tmp_path: Path, message: str) -> None:
     """A run that ran out of memory in its fourth step, with a checkpoint a step."""
     assert (done.code, done.err.count("Traceback")) == (1, 0)
     assert "out of memory on cpu with data.batch_size=64; try data.batch_size=32 trainer.accumulate_steps=2" in done.err
@@ -127,7 +127,7 @@ def check_failed(done: Any, tmp_path: Path, said: str) -> None:
     assert "data.batch_size=64" in done.result["error"]
     log = (tmp_path / done.folder / "run.log").read_text()
     assert "Traceback" in log
-    assert said in log
+    assert message in log
     assert (tmp_path / done.folder / "checkpoints" / "step_00000003.pt").exists()
 
 

@@ -26,18 +26,18 @@ def left_alone(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
     from dlrun.experiment.reports import figures
 
-    found, draw_all = [], figures.draw_all
+    contexts, draw_all = [], figures.draw_all
 
     def watched(parts: Any, folder: Path, tracker: Any, outputs: Any) -> None:
         parts.state.model.train()
         weights = {k: v.clone() for k, v in parts.state.model.state_dict().items()}
         state = random.getstate(), torch.get_rng_state().tolist()
         draw_all(parts, folder, tracker, outputs)
-        found.append(parts.state.model.training and state == (random.getstate(), torch.get_rng_state().tolist()))
-        found.append(all(v.equal(weights[k]) for k, v in parts.state.model.state_dict().items()))
+        contexts.append(parts.state.model.training and state == (random.getstate(), torch.get_rng_state().tolist()))
+        contexts.append(all(v.equal(weights[k]) for k, v in parts.state.model.state_dict().items()))
 
     monkeypatch.setattr(figures, "draw_all", watched)
-    return found
+    return contexts
 
 
 @pytest.mark.parametrize(
@@ -70,14 +70,14 @@ def test_a_run_leaves_its_pictures(
     done = dlrun(*FEW, *words)
     assert done.code == 0, done.err
     assert left_alone == [True, True]
-    found = {path.stem: imread(path)[..., :3] for path in (tmp_path / done.folder / "figures").iterdir()}
-    assert sorted(found) == names.split()
-    assert all(pixels.std() > 0.02 for pixels in found.values())  # not blank
+    pictures = {path.stem: imread(path)[..., :3] for path in (tmp_path / done.folder / "figures").iterdir()}
+    assert sorted(pictures) == names.split()
+    assert all(pixels.std() > 0.02 for pixels in pictures.values())  # not blank
     shown = EventAccumulator(str(tmp_path / done.folder), size_guidance={"images": 0}).Reload()
-    for name, pixels in found.items():
+    for name, pixels in pictures.items():
         (event,) = shown.Images(f"visuals/{name}")
         assert (event.height, event.width) == pixels.shape[:2]
-    assert len([tag for tag in shown.Tags()["images"] if tag.startswith("visuals/")]) == len(found)
+    assert len([tag for tag in shown.Tags()["images"] if tag.startswith("visuals/")]) == len(pictures)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ class Page(HTMLParser):
         super().__init__()
         self.tags: list[str] = []
         self.addresses: list[str] = []
-        self.said: list[str] = []
+        self.text_parts: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -30,7 +30,7 @@ class Page(HTMLParser):
         self.addresses += [str(value) for name, value in attrs if name in ("src", "href", "srcset", "action")]
 
     def handle_data(self, data: str) -> None:
-        self.said.append(data.strip())
+        self.text_parts.append(data.strip())
 
 
 def test_the_page_of_a_run(dlrun: Callable, tmp_path: Path) -> None:
@@ -40,27 +40,29 @@ def test_the_page_of_a_run(dlrun: Callable, tmp_path: Path) -> None:
     assert done.code == 0, done.err
     text = (tmp_path / "run" / "report.html").read_text()
     page, result = Page(text), done.result
-    said = " ".join(page.said)
-    assert page.said[page.said.index("accuracy") + 3] == f"{result['metrics']['test/accuracy']:.4f}"
-    assert f"mlp on digits: test/accuracy {result['metrics']['test/accuracy']:.4f} (majority: 0.1003)" in page.said
+    page_text = " ".join(page.text_parts)
+    assert page.text_parts[page.text_parts.index("accuracy") + 3] == f"{result['metrics']['test/accuracy']:.4f}"
+    assert (
+        f"mlp on digits: test/accuracy {result['metrics']['test/accuracy']:.4f} (majority: 0.1003)" in page.text_parts
+    )
     for words_of_it in ("completed after 3 epochs", "train/loss < 9", "optimizer adam: lr 0.001", "scheduler cosine"):
-        assert words_of_it in said
-    assert "sha256 " + result["weights_sha256"] in page.said
-    assert "torch " in said
+        assert words_of_it in page_text
+    assert "sha256 " + result["weights_sha256"] in page.text_parts
+    assert "torch " in page_text
     pictures = [base64.b64decode(address.partition(",")[2]) for address in page.addresses]
     figures = sorted((tmp_path / "run" / "figures").glob("*.png"))
     assert sorted(pictures) == sorted(path.read_bytes() for path in figures)
     assert pictures[-1] == (tmp_path / "run" / "figures" / "activations.png").read_bytes()
     assert len(pictures) > 2
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
-    assert evil in said
+    assert evil in page_text
 
 
 @pytest.mark.slow
 def test_curves_are_the_rows_of_metrics_jsonl(dlrun: Callable, tmp_path: Path) -> None:
     done = dlrun("data=digits", "model=mlp", *QUICK)
     text = (tmp_path / "run" / "report.html").read_text()
-    drawings = [ElementTree.fromstring(found) for found in re.findall(r"<svg.*?</svg>", text)]
+    drawings = [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", text)]
     named = {(drawing.find("text").text or ""): drawing for drawing in drawings}  # type: ignore[union-attr]
     assert list(named) == ["loss", "accuracy", "macro_f1", "top5_accuracy"]
     _, train, val = (path.attrib["d"] for path in named["loss"].findall("path"))
