@@ -45,12 +45,12 @@ def test_columns_constants_and_classes_by_name() -> None:
         mean=tuple(mean.tolist()),
         std=tuple(std.tolist()),
     )
-    found = align_splits(splits(other, (raw - mean) / std, torch.tensor([0, 1])), TRAINED, "csv")
+    split_rows = align_splits(splits(other, (raw - mean) / std, torch.tensor([0, 1])), TRAINED, "csv")
     expected = (raw[:, [2, 0]] - torch.tensor(TRAINED.mean)) / torch.tensor(TRAINED.std)
-    assert isinstance(found.test, Split)
-    assert torch.allclose(found.test.inputs[0], expected)
-    assert found.test.targets.tolist() == [2, 0]
-    assert found.spec == TRAINED
+    assert isinstance(split_rows.test, Split)
+    assert torch.allclose(split_rows.test.inputs[0], expected)
+    assert split_rows.test.targets.tolist() == [2, 0]
+    assert split_rows.spec == TRAINED
 
 
 def test_images_from_disk_and_their_constants() -> None:
@@ -67,9 +67,9 @@ def test_images_from_disk_and_their_constants() -> None:
         "image", (3, 4, 4), "multiclass", 2, class_names=("a", "b"), mean=(0.1, 0.2, 0.3), std=(0.5, 0.5, 2.0)
     )
     given = replace(spec, mean=(0.5,) * 3, std=(0.5,) * 3, class_names=("b", "a"))
-    found: Any = align_splits(Splits(Files(), None, Files(), given), spec, "image_folder").test
-    assert found.targets.tolist() == [0, 1]
-    x, y = found[0]
+    split_rows: Any = align_splits(Splits(Files(), None, Files(), given), spec, "image_folder").test
+    assert split_rows.targets.tolist() == [0, 1]
+    x, y = split_rows[0]
     assert int(y) == 0
     assert torch.allclose(x[:, 0, 0], torch.tensor([1.0, 0.8, 0.15]))
 
@@ -77,13 +77,13 @@ def test_images_from_disk_and_their_constants() -> None:
 def test_padding_of_tags_is_no_class() -> None:
     spec = DataSpec("tokens", (3,), "tagging", 2, class_names=("h", "o"), vocabulary=("", "h", "o"))
     given = replace(spec, class_names=("o", "h"), input_shape=(5,))
-    found = align_splits(splits(given, torch.ones(1, 3).long(), torch.tensor([[0, 1, -100]])), spec, "words")
-    assert isinstance(found.train, Split)
-    assert found.train.targets.tolist() == [[1, 0, -100]]
+    split_rows = align_splits(splits(given, torch.ones(1, 3).long(), torch.tensor([[0, 1, -100]])), spec, "words")
+    assert isinstance(split_rows.train, Split)
+    assert split_rows.train.targets.tolist() == [[1, 0, -100]]
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"input_shape": (3,), "feature_names": ()}, r"input_shape \(2,\), and data=csv has \(3,\)"),
         ({"task": "regression"}, "task multiclass"),
@@ -93,7 +93,7 @@ def test_padding_of_tags_is_no_class() -> None:
         ({"class_names": ()}, "output_size|class_names"),
     ],
 )
-def test_what_is_of_another_kind(change: dict[str, Any], said: str) -> None:
+def test_what_is_of_another_kind(change: dict[str, Any], message: str) -> None:
     given = replace(TRAINED, **change)
-    with pytest.raises(MisfitError, match=said):
+    with pytest.raises(MisfitError, match=message):
         align_splits(splits(given, torch.ones(1, 2), torch.zeros(1).long()), TRAINED, "csv")

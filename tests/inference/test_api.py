@@ -98,10 +98,10 @@ def test_a_run_is_that_of_the_command_line(
     here: Path, same_process: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command_line(monkeypatch, *BLOBS, "hydra.run.dir=typed", "device.deterministic=true") == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     run = package.train(*BLOBS, "hydra.run.dir=called", "device.deterministic=true")
     assert run.folder == here / "called"
-    assert len(capsys.readouterr().out.splitlines()) == len(said.splitlines())
+    assert len(capsys.readouterr().out.splitlines()) == len(output.splitlines())
     typed = json.loads((here / "typed" / "result.json").read_text())
     for key in ("weights_sha256", "metrics", "baseline", "config_hash", "best"):
         assert run.result[key] == typed[key], key
@@ -116,13 +116,13 @@ def test_a_run_is_that_of_the_command_line(
 def test_a_quiet_run_in_a_thread_prints_nothing(
     here: Path, same_process: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found: list[Any] = []
-    thread = threading.Thread(target=lambda: found.append(package.train(*BLOBS, quiet=True)))
+    predictions: list[Any] = []
+    thread = threading.Thread(target=lambda: predictions.append(package.train(*BLOBS, quiet=True)))
     thread.start()
     thread.join()
-    assert found[0].metrics["val/accuracy"] > 0.3
+    assert predictions[0].metrics["val/accuracy"] > 0.3
     assert capsys.readouterr() == ("", "")
-    assert "completed after 2 epochs" in (found[0].folder / "run.log").read_text()
+    assert "completed after 2 epochs" in (predictions[0].folder / "run.log").read_text()
 
 
 @pytest.mark.slow
@@ -149,17 +149,19 @@ def test_a_mistake_is_the_sentence_of_the_command_line(
     words: tuple[str, ...], here: Path, same_process: None, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     assert command_line(monkeypatch, *words) == 2
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     with pytest.raises(package.RequestError) as raised:
         package.train(*words)
     # What Python has no call for is typed in a terminal, and a single run is no sweep.
     sentence = str(raised.value).replace(" in a terminal", "")
-    assert f"dlrun: {sentence}\n" == said.replace("is for a sweep; add -m, or", "is for a sweep, and this is one run;")
+    assert f"dlrun: {sentence}\n" == output.replace(
+        "is for a sweep; add -m, or", "is for a sweep, and this is one run;"
+    )
     assert list(here.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("-m", "seed=1,2"), "'-m' is not a key=value word"),
         (("eval",), "'eval' is not a key=value word"),
@@ -170,8 +172,8 @@ def test_a_mistake_is_the_sentence_of_the_command_line(
         (("resume=nowhere",), "nowhere is not a run folder"),
     ],
 )
-def test_what_is_not_one_training(words: tuple[str, ...], said: str, here: Path, same_process: None) -> None:
-    with pytest.raises(package.RequestError, match=said):
+def test_what_is_not_one_training(words: tuple[str, ...], message: str, here: Path, same_process: None) -> None:
+    with pytest.raises(package.RequestError, match=message):
         package.train(*words)
     assert list(here.iterdir()) == []
 
@@ -179,16 +181,16 @@ def test_what_is_not_one_training(words: tuple[str, ...], said: str, here: Path,
 def test_the_model_predicts_what_its_metrics_say(here: Path, same_process: None) -> None:
     run = package.train("data=digits", "model=cnn", *QUICK, "trainer.epochs=1", quiet=True)
     test = run.splits.test
-    found = run.predict(test.inputs[0])
-    assert len(found) == len(test.targets)
-    assert float((found.values == test.targets).double().mean()) == pytest.approx(run.metrics["test/accuracy"])
-    assert found.labels == [run.spec.class_names[n] for n in found.values.tolist()]
-    assert found.probabilities is not None
+    predictions = run.predict(test.inputs[0])
+    assert len(predictions) == len(test.targets)
+    assert float((predictions.values == test.targets).double().mean()) == pytest.approx(run.metrics["test/accuracy"])
+    assert predictions.labels == [run.spec.class_names[n] for n in predictions.values.tolist()]
+    assert predictions.probabilities is not None
     with torch.inference_mode():
         outputs = run.model(test.inputs[0][:3])
-    assert torch.allclose(found.probabilities[:3], outputs.softmax(-1), atol=1e-6)
+    assert torch.allclose(predictions.probabilities[:3], outputs.softmax(-1), atol=1e-6)
     one = run.predict(test.inputs[0][4].numpy())
-    assert (one.labels, one.probabilities.shape) == (found.labels[4:5], (1, 10))
+    assert (one.labels, one.probabilities.shape) == (predictions.labels[4:5], (1, 10))
     assert run.predict(test.inputs[0][4].tolist()).labels == one.labels
     assert not run.model.training
     assert f"test/accuracy {run.metrics['test/accuracy']:.4g}" in repr(run)
@@ -202,11 +204,11 @@ def test_binary_regression_and_tagging_answers(here: Path) -> None:
     binary = package.train("data=flower", "model=mlp", "data.val_fraction=0.2", *QUICK, quiet=True)
     (x,), y = binary.splits.val.inputs, binary.splits.val.targets
     best = binary.history[binary.result["best"]["epoch"] - 1]
-    found = binary.predict(x)
-    assert found.probabilities.shape == (len(x), 2)
-    assert torch.allclose(found.probabilities.sum(1), torch.ones(len(x)))
-    assert torch.equal(found.values, (found.probabilities[:, 1] > 0.5).long())
-    assert float((found.values == y).double().mean()) == pytest.approx(best["val/accuracy"])
+    predictions = binary.predict(x)
+    assert predictions.probabilities.shape == (len(x), 2)
+    assert torch.allclose(predictions.probabilities.sum(1), torch.ones(len(x)))
+    assert torch.equal(predictions.values, (predictions.probabilities[:, 1] > 0.5).long())
+    assert float((predictions.values == y).double().mean()) == pytest.approx(best["val/accuracy"])
     line = package.train("data=line", "model=linear", *QUICK, quiet=True)
     (x,), y = line.splits.train.inputs, line.splits.train.targets
     values = line.predict(x)
@@ -215,10 +217,10 @@ def test_binary_regression_and_tagging_answers(here: Path) -> None:
     weights = [p.item() for p in line.model.parameters()]
     assert line.predict([4.0]).values.item() == pytest.approx(4 * weights[0] + sum(weights[1:]), rel=1e-5)
     words = package.train("data=hello", "model=rnn_cell", *QUICK, quiet=True)
-    said = words.predict(words.splits.train.inputs)
-    assert len(said.labels[0]) == 5
-    assert set(said.labels[0]) <= set("helo")
-    assert said.probabilities.shape == (1, 5, 4)
+    tags = words.predict(words.splits.train.inputs)
+    assert len(tags.labels[0]) == 5
+    assert set(tags.labels[0]) <= set("helo")
+    assert tags.probabilities.shape == (1, 5, 4)
 
 
 def test_own_code_of_a_loaded_run_must_be_trusted(here: Path, same_process: None) -> None:
@@ -228,14 +230,14 @@ def test_own_code_of_a_loaded_run_must_be_trusted(here: Path, same_process: None
     )
     run = package.train(*BLOBS, "model._target_=my_own_net.Net", "checkpoint.format=full", quiet=True)
     x = run.splits.train.inputs[0][:4]
-    found = run.predict(x).values
+    predictions = run.predict(x).values
     with pytest.raises(package.RequestError, match=r"trusted_modules=\['my_own_net'\]"):
         package.load(run.folder)
-    assert torch.equal(package.load(run.folder, trusted_modules=["my_own_net"]).predict(x).values, found)
+    assert torch.equal(package.load(run.folder, trusted_modules=["my_own_net"]).predict(x).values, predictions)
     full = run.folder / "checkpoints" / "model.pt"
     with pytest.raises(package.RequestError, match="trust=true"):
         package.load(full)
-    assert torch.equal(package.load(full, trust=True).predict(x).values, found)
+    assert torch.equal(package.load(full, trust=True).predict(x).values, predictions)
     del sys.modules["my_own_net"]
 
 
@@ -270,8 +272,8 @@ def test_ctrl_c_saves_and_resume_goes_on_to_the_same_weights(here: Path) -> None
         package.train(*words, "hydra.run.dir=run", quiet=True)
     assert json.loads((here / "run" / "result.json").read_text())["status"] == "interrupted"
     ended = package.train("resume=run", "trusted_modules=[stopping]", quiet=True)
-    whole = package.train(*words, quiet=True)
-    assert ended.result["weights_sha256"] == whole.result["weights_sha256"]
+    reference = package.train(*words, quiet=True)
+    assert ended.result["weights_sha256"] == reference.result["weights_sha256"]
     again = package.train("resume=run", "trusted_modules=[stopping]", quiet=True)
     assert again.result == ended.result
     del sys.modules["stopping"]
@@ -301,14 +303,14 @@ def rows() -> Splits:
     return Splits(part, None, part, DataSpec("vector", (2,), "binary", 1))
 
 class Cell(io.TextIOBase):  # what a notebook has for a terminal
-    def __init__(self): self.said = []
-    def write(self, text): self.said.append(text); return len(text)
+    def __init__(self): self.parts = []
+    def write(self, text): self.parts.append(text); return len(text)
 
 terminal, sys.stdout = sys.stdout, Cell()
 import dlrun
 words = ("model._target_=__main__.Net", "data._target_=__main__.rows", "trainer.epochs=2", "tracking.graph=false")
 runs = [dlrun.train(*words), dlrun.train(*words, "checkpoint.format=full", "figures=false")]
-said, sys.stdout = "".join(sys.stdout.said), terminal
+output, sys.stdout = "".join(sys.stdout.parts), terminal
 assert runs[0].result["weights_sha256"] == runs[1].result["weights_sha256"]
 x = runs[0].splits.test.inputs[0]
 values = dlrun.load(runs[0].folder, trusted_modules=["__main__"]).predict(x).values
@@ -317,7 +319,7 @@ try:
     dlrun.load(runs[0].folder)
 except dlrun.RequestError as error:
     print(error)
-print(hydra.compose("config").a, "epoch 2/2" in said)
+print(hydra.compose("config").a, "epoch 2/2" in output)
 """
 
 

@@ -22,17 +22,17 @@ def table(out: str) -> dict[str, list[str]]:
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the run that all tests here look at is kept."""
     return tmp_path_factory.mktemp("kept") / "run"
 
 
 @pytest.fixture
-def trained(dlrun: Callable, tmp_path: Path, kept: Path) -> Path:
+def trained(dlrun: Callable, tmp_path: Path, shared_folder: Path) -> Path:
     """A run with a full model beside its checkpoints, whose last epoch is not its best: a copy to do anything with."""
-    if not kept.exists():
-        train(dlrun, kept)
-    shutil.copytree(kept, tmp_path / "run")
+    if not shared_folder.exists():
+        train(dlrun, shared_folder)
+    shutil.copytree(shared_folder, tmp_path / "run")
     return tmp_path / "run"
 
 
@@ -99,7 +99,7 @@ def test_eval_on_other_data_of_the_same_kind(dlrun: Callable, trained: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["nowhere"], "there is no run or checkpoint nowhere"),
         ([], "which run?"),
@@ -107,15 +107,15 @@ def test_eval_on_other_data_of_the_same_kind(dlrun: Callable, trained: Path) -> 
         (["junk.pt"], "junk.pt"),
     ],
 )
-def test_eval_of_what_is_no_run(dlrun: Callable, tmp_path: Path, words: list[str], said: str) -> None:
+def test_eval_of_what_is_no_run(dlrun: Callable, tmp_path: Path, words: list[str], message: str) -> None:
     (tmp_path / "junk.pt").write_bytes(b"junk")
     done = dlrun("eval", *words)
     assert done.code == 2
-    assert said in done.err
+    assert message in done.err
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("word", "message"),
     [
         ("data.batchsize=3", "data.batch_size"),
         ("data=mnst", "did you mean data=mnist"),
@@ -128,11 +128,11 @@ def test_eval_of_what_is_no_run(dlrun: Callable, tmp_path: Path, words: list[str
 )
 @pytest.mark.parametrize("verb", ["eval", "resume"])
 def test_a_wrong_word_behind_a_run_is_a_sentence(
-    dlrun: Callable, trained: Path, verb: str, word: str, said: str
+    dlrun: Callable, trained: Path, verb: str, word: str, message: str
 ) -> None:
     done = dlrun(verb, str(trained), word)
     assert done.code == 2
-    assert said in done.err
+    assert message in done.err
     assert "Traceback" not in done.err
     assert len(done.err.splitlines()) == 1
 
@@ -184,14 +184,14 @@ def test_every_task_is_evaluated_as_in_training(dlrun: Callable, tmp_path: Path,
     last = {"binary": "i % 2", "multiclass": "i % 3", "regression": "i * 0.7"}[task]
     rows = "".join(f"{i},{i % 7},{eval(last, {'i': i})}\n" for i in range(60))
     (tmp_path / "t.csv").write_text(rows)
-    made = dlrun(*CSV, "data.path=t.csv", f"data.task={task}", "hydra.run.dir=run", "trainer.ema_decay=0.9")
+    training = dlrun(*CSV, "data.path=t.csv", f"data.task={task}", "hydra.run.dir=run", "trainer.ema_decay=0.9")
     done = dlrun("eval", "run")
     assert done.code == 0, done.err
-    recorded = {k: v for k, v in made.result["metrics"].items() if k.startswith("test/")}
-    found = written(tmp_path / "run")
-    assert found["metrics"] == recorded == found["recorded"]
+    recorded = {k: v for k, v in training.result["metrics"].items() if k.startswith("test/")}
+    tables = written(tmp_path / "run")
+    assert tables["metrics"] == recorded == tables["recorded"]
     assert {k for k in recorded if "ema_" in k}
-    assert found["baseline"] == {k: v for k, v in made.result["baseline"].items() if k.startswith("test/")}
+    assert tables["baseline"] == {k: v for k, v in training.result["baseline"].items() if k.startswith("test/")}
     assert "the same as recorded in training, to the last bit" in done.out
     (folder,) = (tmp_path / "run" / "eval").iterdir()
     pictures = {path.stem for path in (folder / "figures").iterdir()}
@@ -206,15 +206,15 @@ def test_every_task_is_evaluated_as_in_training(dlrun: Callable, tmp_path: Path,
     assert sum(right) / 12 == pytest.approx(recorded["test/accuracy"])
     classes = list(csv.DictReader((folder / "per_class.csv").read_text().splitlines()))
     assert sum(int(row["support"]) for row in classes) == 12
-    assert found["calibration"]["ece"] >= 0
+    assert tables["calibration"]["ece"] >= 0
 
 
 def test_an_evaluation_is_never_written_over_another(dlrun: Callable, trained: Path) -> None:
     for _ in range(3):
         assert dlrun("eval", str(trained), "figures=false").code == 0
-    found = sorted((trained / "eval").iterdir())
-    assert len(found) == 3
-    assert all({path.name for path in folder.iterdir()} == FILES for folder in found)
+    names = sorted((trained / "eval").iterdir())
+    assert len(names) == 3
+    assert all({path.name for path in folder.iterdir()} == FILES for folder in names)
 
 
 FILES = {"metrics.json", "per_class.csv", "predictions.csv"}
@@ -256,16 +256,16 @@ def test_every_row_of_another_table_counts_with_the_constants_of_the_training(dl
 
 def test_any_part_can_be_asked_for(dlrun: Callable, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("".join(f"{i},{i % 7},{i % 2}\n" for i in range(60)))
-    made = dlrun(*CSV, "data.path=t.csv", "hydra.run.dir=run")
+    training = dlrun(*CSV, "data.path=t.csv", "hydra.run.dir=run")
     rows = {}
     for split in ("train", "val", "test", "all"):
         done = dlrun("eval", "run", f"split={split}", "figures=false")
         assert done.code == 0, done.err
         rows[split] = table(done.out)[f"{split}/loss"] if split != "all" else None
         assert f"{split}, " in done.out
-    assert made.result["best"]["metric"] == "val/loss"
+    assert training.result["best"]["metric"] == "val/loss"
     best = float(rows["val"][0])  # type: ignore[index]
-    assert best == pytest.approx(made.result["best"]["value"], abs=1e-4)
+    assert best == pytest.approx(training.result["best"]["value"], abs=1e-4)
     refused = dlrun("eval", "run", "split=tets")
     assert refused.code == 2
     assert "did you mean split=test?" in refused.err

@@ -33,24 +33,24 @@ def run(dlrun: Callable, tmp_path: Path) -> Path:
 
 def test_everything_that_belongs_to_a_checkpoint(run: Path) -> None:
     state = checkpoint.load(run / "checkpoints" / "best.pt")
-    with open_saved_model("run") as found:
-        assert found.folder == run
-        assert found.spec == found.splits.spec
-        assert found.spec.class_names == ("0", "1")
-        assert all(torch.equal(v, state["model"][k]) for k, v in found.model.state_dict().items())
-        assert found.averaged_weights is not None
-        assert any(not torch.equal(v, state["model"][k]) for k, v in found.averaged_weights.items())
-        name, batches, _ = found.load_held_out()
+    with open_saved_model("run") as saved:
+        assert saved.folder == run
+        assert saved.spec == saved.splits.spec
+        assert saved.spec.class_names == ("0", "1")
+        assert all(torch.equal(v, state["model"][k]) for k, v in saved.model.state_dict().items())
+        assert saved.averaged_weights is not None
+        assert any(not torch.equal(v, state["model"][k]) for k, v in saved.averaged_weights.items())
+        name, batches, _ = saved.load_held_out()
         assert (name, batches.rows) == ("test", 8)
-        assert "accuracy" in found.task.metric_names
+        assert "accuracy" in saved.task.metric_names
 
 
 def test_the_model_needs_no_data(run: Path, tmp_path: Path) -> None:
     (tmp_path / "table.csv").unlink()
-    with open_saved_model("run") as found:
-        assert found.model(torch.zeros(3, 2)).shape == (3, 1)
+    with open_saved_model("run") as saved:
+        assert saved.model(torch.zeros(3, 2)).shape == (3, 1)
         with pytest.raises(RequestError, match=r"table\.csv"):
-            _ = found.splits
+            _ = saved.splits
 
 
 def test_a_full_model_is_the_same(run: Path) -> None:
@@ -65,20 +65,20 @@ def test_a_full_model_is_the_same(run: Path) -> None:
 
 def test_a_checkpoint_outside_a_run_has_no_folder(run: Path, tmp_path: Path) -> None:
     shutil.copy(run / "checkpoints" / "best.pt", tmp_path / "elsewhere.pt")
-    with open_saved_model("elsewhere.pt") as found:
-        assert found.folder is None
-        assert found.model(torch.zeros(1, 2)).shape == (1, 1)
+    with open_saved_model("elsewhere.pt") as saved:
+        assert saved.folder is None
+        assert saved.model(torch.zeros(1, 2)).shape == (1, 1)
 
 
 def test_weights_and_data_of_another_kind_are_refused(run: Path, tmp_path: Path) -> None:
     with (
-        open_saved_model("run", ["model.hidden_sizes=[3]"]) as found,
+        open_saved_model("run", ["model.hidden_sizes=[3]"]) as saved,
         pytest.raises(RequestError, match="of another model"),
     ):
-        _ = found.model
+        _ = saved.model
     (tmp_path / "wide.csv").write_text("".join(f"1,2,{i},{i % 2}\n" for i in range(20)))
-    with open_saved_model("run", ["data.path=wide.csv"]) as found, pytest.raises(MisfitError, match="4 columns, where"):
-        _ = found.splits
+    with open_saved_model("run", ["data.path=wide.csv"]) as saved, pytest.raises(MisfitError, match="4 columns, where"):
+        _ = saved.splits
 
 
 @pytest.mark.parametrize("words", [[], [""], ["format=onnx"]])

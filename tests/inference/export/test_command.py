@@ -23,19 +23,19 @@ def write_table(path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the run that all tests here look at is kept."""
     return tmp_path_factory.mktemp("kept") / "run"
 
 
 @pytest.fixture
-def run(dlrun: Callable, tmp_path: Path, kept: Path) -> Path:
+def run(dlrun: Callable, tmp_path: Path, shared_folder: Path) -> Path:
     """A run with averaged weights and a full model: a copy to do anything with."""
     write_table(tmp_path / "table.csv")
-    if not kept.exists():
+    if not shared_folder.exists():
         assert dlrun(*WORDS, *QUICK, "trainer.ema_decay=0.5", "checkpoint.format=full").code == 0
-        (tmp_path / "run").rename(kept)
-    shutil.copytree(kept, tmp_path / "run")
+        (tmp_path / "run").rename(shared_folder)
+    shutil.copytree(shared_folder, tmp_path / "run")
     return tmp_path / "run"
 
 
@@ -83,8 +83,8 @@ def test_a_checkpoint_elsewhere_and_a_full_model(dlrun: Callable, run: Path, tmp
     model = "run/checkpoints/model.pt"
     assert "trust=true" in dlrun("export", model, "format=safetensors").err
     assert dlrun("export", model, "format=safetensors", "trust=true").code == 0
-    found = [about(tmp_path / place)["example"] for place in ("export/safetensors", "run/export/safetensors")]
-    assert found[0] == found[1]
+    examples = [about(tmp_path / place)["example"] for place in ("export/safetensors", "run/export/safetensors")]
+    assert examples[0] == examples[1]
 
 
 @pytest.mark.slow
@@ -94,13 +94,13 @@ def test_without_the_data_it_is_checked_on_made_up_rows(dlrun: Callable, run: Pa
     assert done.code == 0, done.err
     assert "64 random rows, as the data are not here" in done.out
     assert "try it      python run/export/onnx/load_onnx.py" in done.out
-    asked = dlrun("export", "run", "format=safetensors", "data.path=other.csv")
-    assert asked.code == 2
-    assert "data.path=other.csv does not exist" in asked.err
+    other_data = dlrun("export", "run", "format=safetensors", "data.path=other.csv")
+    assert other_data.code == 2
+    assert "data.path=other.csv does not exist" in other_data.err
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ([], "which run? type dlrun export"),
         (["format=onnx"], "which run? type dlrun export"),
@@ -115,11 +115,11 @@ def test_without_the_data_it_is_checked_on_made_up_rows(dlrun: Callable, run: Pa
         (["run", "format=safetensors", "data=line"], "the model was trained for"),
     ],
 )
-def test_a_wrong_request_is_a_sentence(dlrun: Callable, run: Path, words: list[str], said: str) -> None:
+def test_a_wrong_request_is_a_sentence(dlrun: Callable, run: Path, words: list[str], message: str) -> None:
     before = files(run)
     done = dlrun("export", *words)
     assert done.code == 2
-    assert said in done.err
+    assert message in done.err
     assert len(done.err.splitlines()) == 1
     assert files(run) == before
 
@@ -196,9 +196,9 @@ def test_an_answer_that_is_not_the_models_is_no_export(
 
 
 def test_two_exports_at_once_get_two_folders(tmp_path: Path) -> None:
-    with create_folder(tmp_path, "onnx") as made:
-        (made.temporary / "mine").write_text("1")
+    with create_folder(tmp_path, "onnx") as folder:
+        (folder.temporary / "mine").write_text("1")
         (tmp_path / "onnx").mkdir()
         (tmp_path / "onnx" / "theirs").write_text("2")  # another process was faster
-    assert made.final == tmp_path / "onnx_2"
+    assert folder.final == tmp_path / "onnx_2"
     assert files(tmp_path) == ["onnx", "onnx/theirs", "onnx_2", "onnx_2/mine"]

@@ -80,8 +80,8 @@ def test_every_model_answers_as_in_torch(
             inputs = some_inputs(saved, rows, longer)
             with torch.inference_mode():
                 expected = network(*inputs)
-            found = answers(folder, [x.numpy() for x in inputs])
-            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+            answers_of_onnx = answers(folder, [x.numpy() for x in inputs])
+            torch.testing.assert_close(answers_of_onnx, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("model", [pytest.param("mlp", marks=pytest.mark.slow), "gru"])
@@ -97,8 +97,8 @@ def test_numbers_of_rows_are_free_and_the_file_says_what_it_takes(
     folder = tmp_path / "run" / "export" / "onnx"
     about = json.loads((folder / "model.json").read_text())
     session = onnxruntime.InferenceSession(folder / "model.onnx")
-    for said, there in (("inputs", session.get_inputs()), ("outputs", session.get_outputs())):
-        assert [(e["name"], e["shape"]) for e in about[said]] == [(e.name, e.shape) for e in there]
+    for kind, there in (("inputs", session.get_inputs()), ("outputs", session.get_outputs())):
+        assert [(e["name"], e["shape"]) for e in about[kind]] == [(e.name, e.shape) for e in there]
     assert about["checked"]["max_difference"] < 1e-5
     assert about["inputs"][0]["shape"] == (["batch", 2] if model == "mlp" else ["batch", "length"])
     with open_saved_model("run") as saved:
@@ -162,8 +162,8 @@ def test_a_model_that_is_no_graph_is_a_sentence(
     weights = dlrun("export", "run", "format=safetensors", "trusted_modules=[wildnet]")
     assert weights.code == 0
     assert "weights alone" in weights.out
-    found = tmp_path / "run" / "export" / "safetensors"
-    assert sorted(path.name for path in found.iterdir()) == ["example.csv", "model.json", "model.safetensors"]
+    folder = tmp_path / "run" / "export" / "safetensors"
+    assert sorted(path.name for path in folder.iterdir()) == ["example.csv", "model.json", "model.safetensors"]
 
 
 def test_the_file_holds_no_path_of_this_machine(dlrun: Callable) -> None:

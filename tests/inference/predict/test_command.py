@@ -58,12 +58,12 @@ def test_predict_says_what_eval_wrote_down(dlrun: Callable, groups: Path, shelf:
     (written,) = (groups / "eval").iterdir()
     evaluated = list(csv.DictReader((written / "predictions.csv").read_text().splitlines()))
     done = dlrun("predict", "groups", str(shelf / "groups.csv"), "--format=jsonl", "--top=3")
-    found = [json.loads(line) for line in done.out.splitlines()]
+    rows = [json.loads(line) for line in done.out.splitlines()]
     assert sorted((r["true"], r["predicted"], float(r["probability"])) for r in evaluated) == [
-        (true, said, pytest.approx(p, abs=1e-5))
-        for true, said, p in sorted((r["label"], r["prediction"], r["probability"]) for r in found)
+        (true, answer, pytest.approx(p, abs=1e-5))
+        for true, answer, p in sorted((r["label"], r["prediction"], r["probability"]) for r in rows)
     ]
-    for row in found:
+    for row in rows:
         assert sum(entry["probability"] for entry in row["top"]) == pytest.approx(1, abs=1e-5)
         assert [entry["probability"] for entry in row["top"]] == sorted(e["probability"] for e in row["top"])[::-1]
         assert (row["top"][0]["class"], row["top"][0]["probability"]) == (row["prediction"], row["probability"])
@@ -73,13 +73,13 @@ def test_a_bad_row_is_said_and_the_others_answered(dlrun: Callable, groups: Path
     (tmp_path / "new.csv").write_text("x,y\n1,2\n1\n3,z\n4,5\n")
     done = dlrun("predict", "groups", "new.csv", "neww.csv", "--format", "jsonl")
     assert done.code == 1
-    found = [json.loads(line) for line in done.out.splitlines()]
-    assert [row.get("error") for row in found] == [
+    rows = [json.loads(line) for line in done.out.splitlines()]
+    assert [row.get("error") for row in rows] == [
         None,
         "1 fields, where the table has 2",
         "column 'y' holds 'z', which is no finite number",
         None,
-        f"there is no such file; did you mean new.csv? this model takes {found[-1]['error'].rpartition('takes ')[2]}",
+        f"there is no such file; did you mean new.csv? this model takes {rows[-1]['error'].rpartition('takes ')[2]}",
     ]
     assert done.err == "dlrun: 3 of 5 inputs have no answer; their rows say why\n"
     table = dlrun("predict", "groups", "new.csv")
@@ -88,7 +88,7 @@ def test_a_bad_row_is_said_and_the_others_answered(dlrun: Callable, groups: Path
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["groups"], "what is to be predicted? type dlrun predict groups INPUT"),
         (["groups", "short.csv"], "short.csv: 1 columns, where the model takes 2 (x, y)"),
@@ -106,13 +106,13 @@ def test_a_bad_row_is_said_and_the_others_answered(dlrun: Callable, groups: Path
     ],
 )
 def test_a_wrong_request_is_a_sentence(
-    dlrun: Callable, groups: Path, houses: Path, tmp_path: Path, words: list[str], said: str
+    dlrun: Callable, groups: Path, houses: Path, tmp_path: Path, words: list[str], message: str
 ) -> None:
     (tmp_path / "short.csv").write_text("1\n2\n")
     before = sorted(tmp_path.rglob("*"))
     done = dlrun("predict", *words)
     assert (done.code, done.out) == (2, "")
-    assert said in done.err
+    assert message in done.err
     assert "Traceback" not in done.err
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -128,12 +128,12 @@ def test_images_of_any_kind_beside_what_is_none(
     (tmp_path / "photos" / "c.png").write_bytes(b"no image")
     done = dlrun("predict", "digits", "photos", "light=1.png", "device=cpu", "--format", "jsonl")
     assert done.code == 1
-    found = {Path(row["input"]).name: row for row in map(json.loads, done.out.splitlines())}
-    assert list(found) == ["b.png", "c.png", "a=b.png", "light=1.png"]
-    assert found["c.png"]["error"].endswith("replace it or remove it")
-    assert found["b.png"]["note"].startswith("inverted, ")
-    assert "inverted" not in found["light=1.png"]["note"]
-    assert len({row["prediction"] for row in found.values() if "error" not in row}) == 1
+    rows_by_name = {Path(row["input"]).name: row for row in map(json.loads, done.out.splitlines())}
+    assert list(rows_by_name) == ["b.png", "c.png", "a=b.png", "light=1.png"]
+    assert rows_by_name["c.png"]["error"].endswith("replace it or remove it")
+    assert rows_by_name["b.png"]["note"].startswith("inverted, ")
+    assert "inverted" not in rows_by_name["light=1.png"]["note"]
+    assert len({row["prediction"] for row in rows_by_name.values() if "error" not in row}) == 1
 
 
 def test_an_image_of_the_data_is_answered_as_eval_does(dlrun: Callable, trained: Callable, tmp_path: Path) -> None:
@@ -181,24 +181,24 @@ def test_the_users_own_data_are_said_to_be_unknown(dlrun: Callable, tmp_path: Pa
     np.save(tmp_path / "x.npy", np.ones((2, 2), np.float32))
     done = dlrun("predict", "run", "x.npy", "1,1", "--format", "jsonl")
     assert done.code == 0, done.err
-    found = [json.loads(line)["prediction"] for line in done.out.splitlines()]
-    assert len(found) == 3
-    assert len(set(found)) == 1
+    predictions = [json.loads(line)["prediction"] for line in done.out.splitlines()]
+    assert len(predictions) == 3
+    assert len(set(predictions)) == 1
     assert "what else mydata.waves does to its data is not done to them" in done.err
 
 
 def test_a_model_that_takes_no_such_row_costs_that_row_only(trained: Callable, groups: Path) -> None:
     with open_saved_model("groups") as saved:
-        whole = saved.model.forward
+        original_forward = saved.model.forward
 
         def picky(x: torch.Tensor) -> torch.Tensor:
             if bool((x > 10).any()):
                 raise ValueError("too large for me")
-            return whole(x)  # type: ignore[no-any-return]
+            return original_forward(x)  # type: ignore[no-any-return]
 
         saved.model.forward = picky  # type: ignore[method-assign]
-        found = list(predict_inputs(saved, ["1,2", "9999,1", "3,4"]))
-    first, refused, last = (answer.error for answer in found)
+        answers = list(predict_inputs(saved, ["1,2", "9999,1", "3,4"]))
+    first, refused, last = (answer.error for answer in answers)
     assert (first, last) == ("", "")
     assert refused.startswith("the model does not take it: too large for me (")  # and where it was raised
 
@@ -223,8 +223,8 @@ def test_what_is_a_key_and_what_a_file(word: str, expected: bool) -> None:
 def test_a_file_with_an_equals_sign_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "seed=1").touch()
-    asked = parse_words(["run", "seed=1", "seed=2", "-", "--", "seed=3", "--top"])
-    assert (asked.inputs, asked.overrides) == (["seed=1", "-", "seed=3", "--top"], ["seed=2"])
+    options = parse_words(["run", "seed=1", "seed=2", "-", "--", "seed=3", "--top"])
+    assert (options.inputs, options.overrides) == (["seed=1", "-", "seed=3", "--top"], ["seed=2"])
     with pytest.raises(RequestError, match="no flag -x"):
         parse_words(["run", "-x"])
     assert parse_words(["run", "-1.5,2"]).inputs == ["-1.5,2"]

@@ -25,12 +25,12 @@ def likeness(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def test_the_figure_lies_as_in_training(draw: Draw) -> None:
-    found, note = frame_digit(draw("7"), 28, MNIST)
-    extent, mass, _, _ = framing.measure_figure(found)
+    digit, note = frame_digit(draw("7"), 28, MNIST)
+    extent, mass, _, _ = framing.measure_figure(digit)
     assert extent == pytest.approx(20 / 28, abs=1 / 28)
     assert np.abs(mass).max() <= 0.5 / 28 + 1e-9
-    assert found.max() == 1
-    assert np.median(framing.get_border(found)) == 0
+    assert digit.max() == 1
+    assert np.median(framing.get_border(digit)) == 0
     assert note == "inverted, figure 19×29 of 80×80 scaled to 13×20 and centred"
 
 
@@ -61,9 +61,9 @@ def test_a_thin_pen_gets_lines_as_thick_as_the_training(draw: Draw) -> None:
     pixels = np.array(image)
     pixels[100:500, 300:304] = 0
     pixels[100:104, 200:400] = 0
-    found, note = frame_digit(Image.fromarray(pixels), 28, MNIST)
+    digit, note = frame_digit(Image.fromarray(pixels), 28, MNIST)
     assert "lines thickened" in note
-    assert framing.measure_stroke(found) / 28 == pytest.approx(MNIST.stroke, rel=0.35)
+    assert framing.measure_stroke(digit) / 28 == pytest.approx(MNIST.stroke, rel=0.35)
 
 
 def test_what_lies_as_in_training_is_not_touched(tmp_path: Path) -> None:
@@ -78,10 +78,10 @@ def test_what_lies_as_in_training_is_not_touched(tmp_path: Path) -> None:
         prepared = reader.prepare(item)
         return prepared.inputs[0][0].numpy(), prepared.note
 
-    for values, said in ((pixels, ""), (255 - pixels, "inverted")):
-        found, note = read(values)
-        assert note == said
-        assert np.array_equal(found, (pixels.astype(np.float32) / 255 - 0.5) / 2)
+    for values, message in ((pixels, ""), (255 - pixels, "inverted")):
+        digit, note = read(values)
+        assert note == message
+        assert np.array_equal(digit, (pixels.astype(np.float32) / 255 - 0.5) / 2)
     large, note = read(255 - pixels.repeat(3, axis=0).repeat(3, axis=1))
     assert note == "inverted, 84×84 to 28×28"
     assert likeness(large, pixels / 255.0) > 0.99
@@ -93,8 +93,8 @@ def test_what_lies_as_in_training_is_not_touched(tmp_path: Path) -> None:
 def test_large_figures_are_not_cut() -> None:
     pixels = np.zeros((40, 40), np.uint8)
     pixels[:, 2] = pixels[0, 2:30] = 255  # its mass is far from the middle of its box
-    found, _ = frame_digit(Image.fromarray(pixels), 28, Framing(1.0, 1.0, 1.0, mass=0.01, box=0.05, stroke=0.04))
-    (top, bottom), (left, right) = framing.find_bounds(found >= framing.LIT)
+    digit, _ = frame_digit(Image.fromarray(pixels), 28, Framing(1.0, 1.0, 1.0, mass=0.01, box=0.05, stroke=0.04))
+    (top, bottom), (left, right) = framing.find_bounds(digit >= framing.LIT)
     assert (top, bottom, right - left) == (0, 28, 20)
 
 
@@ -119,8 +119,8 @@ def test_every_mode_is_the_same_picture(draw: Draw, tmp_path: Path, mode: str) -
         ink.save(path)
     else:
         grey.convert(mode).save(path)
-    found, note = frame_digit(open_picture(path, choose_background), 28, MNIST)
-    assert likeness(found, frame_digit(grey, 28, MNIST)[0]) > 0.97
+    digit, note = frame_digit(open_picture(path, choose_background), 28, MNIST)
+    assert likeness(digit, frame_digit(grey, 28, MNIST)[0]) > 0.97
     assert "inverted" in note
 
 
@@ -129,8 +129,8 @@ def test_light_ink_on_nothing_is_seen(draw: Draw, tmp_path: Path) -> None:
     ink = Image.new("RGBA", grey.size, (255, 255, 255, 0))
     ink.putalpha(grey)
     ink.save(tmp_path / "ink.png")
-    found, note = frame_digit(open_picture(tmp_path / "ink.png", choose_background), 28, MNIST)
-    assert likeness(found, frame_digit(grey, 28, MNIST)[0]) > 0.97
+    digit, note = frame_digit(open_picture(tmp_path / "ink.png", choose_background), 28, MNIST)
+    assert likeness(digit, frame_digit(grey, 28, MNIST)[0]) > 0.97
     assert "inverted" not in note
     Image.new("RGBA", (9, 9), (5, 5, 5, 0)).save(tmp_path / "nothing.png")
     with pytest.raises(DataError, match="transparent everywhere"):

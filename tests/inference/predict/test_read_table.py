@@ -17,14 +17,14 @@ BARE = DataSpec("vector", (2,), "regression", 1, feature_names=("column_0", "col
 
 def read(reader: TableReader, word: str) -> list[tuple[str, list[float] | str, str | None]]:
     """Name, inputs or error, and label of each item."""
-    found: list[tuple[str, list[float] | str, str | None]] = []
+    results: list[tuple[str, list[float] | str, str | None]] = []
     for item in reader.read_items(word):
         try:
-            said = Prepared(()) if item.error else reader.prepare(item)
-            found.append((item.name, item.error or said.inputs[0].tolist(), item.label))
+            row_inputs = Prepared(()) if item.error else reader.prepare(item)
+            results.append((item.name, item.error or row_inputs.inputs[0].tolist(), item.label))
         except DataError as error:
-            found.append((item.name, str(error), item.label))
-    return found
+            results.append((item.name, str(error), item.label))
+    return results
 
 
 @pytest.mark.parametrize(
@@ -43,9 +43,9 @@ def test_columns_are_found_by_name_or_by_count(tmp_path: Path, text: str, label:
     (tmp_path / "t.csv.gz").write_bytes(gzip.compress(text.encode()))
     target = "price" if "price" in text else -1
     for path in (tmp_path / "t.csv", tmp_path / "t.csv.gz"):
-        ((_, inputs, said),) = read(TableReader(SPEC, target), str(path))
+        ((_, inputs, note),) = read(TableReader(SPEC, target), str(path))
         assert inputs == [(20 - 10) / 5, (3 - 2) / 1]
-        assert said == label
+        assert note == label
 
 
 def test_the_label_stands_where_the_training_had_it(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_the_label_stands_where_the_training_had_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("area,room\n1,2\n", "no column rooms; did you mean room?"),
         ("1\n", r"1 columns, where the model takes 2 \(area, rooms\)"),
@@ -64,9 +64,9 @@ def test_the_label_stands_where_the_training_had_it(tmp_path: Path) -> None:
         ('1,2\n"3,4\n', "unexpected end of data"),
     ],
 )
-def test_a_table_that_does_not_fit(tmp_path: Path, text: str, said: str) -> None:
+def test_a_table_that_does_not_fit(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "t.csv").write_text(text)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         read(TableReader(SPEC, -1), str(tmp_path / "t.csv"))
 
 
@@ -78,9 +78,9 @@ def test_a_target_known_by_name_is_not_guessed(tmp_path: Path) -> None:
 
 def test_a_bad_row_costs_itself_only(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("a,b\n1,2\n3\n4,x\n5,\n6,nan\n7,1_000\n\n8,9\n")
-    found = read(TableReader(BARE, -1), str(tmp_path / "t.csv"))
-    assert [name.rpartition(":")[2] for name, *_ in found] == ["2", "3", "4", "5", "6", "7", "9"]
-    assert [said for _, said, _ in found] == [
+    rows = read(TableReader(BARE, -1), str(tmp_path / "t.csv"))
+    assert [name.rpartition(":")[2] for name, *_ in rows] == ["2", "3", "4", "5", "6", "7", "9"]
+    assert [error for _, error, _ in rows] == [
         [1.0, 2.0],
         "1 fields, where the table has 2",
         "column 'column_1' holds 'x', which is no finite number",
@@ -100,8 +100,8 @@ def test_rows_of_the_command_line_and_arrays(tmp_path: Path) -> None:
     assert name.endswith("x.npy[1]")
     np.save(tmp_path / "wide.npy", np.zeros((4, 3)))
     np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
-    for word, said in (("wide.npy", "shape 4×3"), ("objects.npy", "array"), ("none.npy", "no such file")):
-        with pytest.raises(DataError, match=said):
+    for word, message in (("wide.npy", "shape 4×3"), ("objects.npy", "array"), ("none.npy", "no such file")):
+        with pytest.raises(DataError, match=message):
             read(TableReader(SPEC, -1), str(tmp_path / word))
 
 

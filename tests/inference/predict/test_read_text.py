@@ -33,7 +33,7 @@ def test_what_was_read_otherwise_is_said() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reader", "word", "said"),
+    ("reader", "word", "message"),
     [
         (LETTERS, "help", "have no 'p'; they have e, h, l, o"),
         (NAMES, "", "empty"),
@@ -41,8 +41,8 @@ def test_what_was_read_otherwise_is_said() -> None:
         (NAMES, "x" * 1001, "1,001 letters, and the longest in training 8"),
     ],
 )
-def test_what_cannot_be_read(reader: TextReader, word: str, said: str) -> None:
-    with pytest.raises(DataError, match=said):
+def test_what_cannot_be_read(reader: TextReader, word: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
         codes(reader, word)
 
 
@@ -56,15 +56,15 @@ def test_a_batch_is_padded_as_in_training_or_more() -> None:
 
 def test_files_of_texts(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("Kim\n\nO'Neil, Shaq\r\n")
-    found = list(NAMES.read_items(str(tmp_path / "list.txt")))
+    items = list(NAMES.read_items(str(tmp_path / "list.txt")))
     path = tmp_path / "list.txt"
-    assert [(item.name, item.content, item.label, item.where) for item in found] == [
+    assert [(item.name, item.content, item.label, item.where) for item in items] == [
         ("Kim", "Kim", None, f"{path}:1"),
         ("O'Neil, Shaq", "O'Neil, Shaq", None, f"{path}:3"),
     ]
     (tmp_path / "table.csv").write_text('Kim,Korean\n"O\'Neil, Shaq",Irish\n')
-    found = list(NAMES.read_items(str(tmp_path / "table.csv")))
-    assert [(item.content, item.label) for item in found] == [("Kim", "Korean"), ("O'Neil, Shaq", "Irish")]
+    items = list(NAMES.read_items(str(tmp_path / "table.csv")))
+    assert [(item.content, item.label) for item in items] == [("Kim", "Korean"), ("O'Neil, Shaq", "Irish")]
     assert [item.content for item in NAMES.read_items(str(tmp_path))] == ["Kim", "O'Neil, Shaq"] * 2
     with pytest.raises(DataError, match=r"did you mean list\.txt"):
         list(NAMES.read_items(str(tmp_path / "lists.txt")))
