@@ -25,9 +25,9 @@ def test_states_are_the_recurrence_in_numpy(kind: type[OneHotRNN], token_spec: M
     assert states.shape == (2, 5, 4)
     for row, codes, length in zip(states, CODES.tolist(), LENGTHS.tolist(), strict=True):
         state = np.zeros(4)
-        for found, code in zip(row[:length], codes, strict=False):
+        for hidden_state, code in zip(row[:length], codes, strict=False):
             state = np.tanh(w[:, code - 1] + b + u @ state + c)
-            np.testing.assert_allclose(found, state, rtol=1e-12)
+            np.testing.assert_allclose(hidden_state, state, rtol=1e-12)
     assert np.abs(states).max() < 1
 
 

@@ -338,7 +338,7 @@ def test_a_file_that_is_not_of_the_net_is_refused(saved: Any, tmp_path: Path, im
     resnet = source_net("resnet18").state_dict()
     lacking = {key: value for key, value in resnet.items() if not key.startswith("layer3.0")}
     (tmp_path / "junk.pth").write_bytes(b"junk")
-    for weights, said in (
+    for weights, message in (
         (saved(models.resnet34(), "34.pth"), r"34.pth is not of model.name=resnet18: it holds layer1.2.conv1.weight, "),
         (saved(lacking, "lacking.pth"), "lacking.pth is not of model.name=resnet18: it lacks layer3.0.conv1.weight, "),
         (saved({**resnet, "conv1.weight": torch.zeros(64, 1, 7, 7)}, "other.pth"), "size mismatch for conv1.weight"),
@@ -349,7 +349,7 @@ def test_a_file_that_is_not_of_the_net_is_refused(saved: Any, tmp_path: Path, im
         (str(tmp_path / "nowhere.pth"), r"nowhere.pth: there is no such file; type its path, or one of IMAGENET1K_V1"),
         ("IMAGENET", r"model.weights=IMAGENET is unknown \(did you mean IMAGENET1K_V1\?\).*<file>"),
     ):
-        with pytest.raises(RequestError, match=said):
+        with pytest.raises(RequestError, match=message):
             Torchvision(image_spec(3, 32, 32), "resnet18", weights)
 
 

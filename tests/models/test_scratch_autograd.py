@@ -60,12 +60,12 @@ def loss_inputs(name: str, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
 def same(ours: Callable[..., Tensor], torchs: Callable[..., Tensor], *inputs: Tensor, exact: float = 1e-14) -> None:
     """Equal outputs, and equal gradients for every input that has one, for a random gradient of the output."""
-    found, wanted = ours(*inputs), torchs(*inputs)
-    torch.testing.assert_close(found, wanted, rtol=exact, atol=exact)
-    asked = [x for x in inputs if x.requires_grad]
+    outputs, wanted = ours(*inputs), torchs(*inputs)
+    torch.testing.assert_close(outputs, wanted, rtol=exact, atol=exact)
+    leaves = [x for x in inputs if x.requires_grad]
     direction = torch.randn_like(wanted)
     pairs = zip(
-        torch.autograd.grad(found, asked, direction), torch.autograd.grad(wanted, asked, direction), strict=True
+        torch.autograd.grad(outputs, leaves, direction), torch.autograd.grad(wanted, leaves, direction), strict=True
     )
     for one, other in pairs:
         assert one.isfinite().all()
