@@ -144,11 +144,11 @@ def test_a_full_model_is_opened_only_when_trusted(tmp_path: Path) -> None:
     assert not (tmp_path / "marker").exists()
 
 
-@pytest.mark.parametrize(("thing", "said"), [({"w": 1}, "holds a dict, not a model"), (b"junk", "cannot be opened")])
-def test_a_full_model_must_be_one(thing: Any, said: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("thing", "message"), [({"w": 1}, "holds a dict, not a model"), (b"junk", "cannot be opened")])
+def test_a_full_model_must_be_one(thing: Any, message: str, tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     path.write_bytes(thing if isinstance(thing, bytes) else pickled(thing))
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         checkpoint.load_full_model(path, trust=True)
 
 
@@ -247,8 +247,8 @@ def test_saved_both_ways_a_difference_is_measured(tmp_path: Path) -> None:
 def test_a_full_model_is_told_from_a_checkpoint(path: Path, tmp_path: Path) -> None:
     checkpoint.export_full_model(nn.Linear(2, 1), tmp_path / "model.pt")
     (tmp_path / "text").write_text("short")
-    found = {name: checkpoint.is_full_model(tmp_path / name) for name in (path.name, "model.pt", "text", "none")}
-    assert found == {path.name: False, "model.pt": True, "text": False, "none": False}
+    actual = {name: checkpoint.is_full_model(tmp_path / name) for name in (path.name, "model.pt", "text", "none")}
+    assert actual == {path.name: False, "model.pt": True, "text": False, "none": False}
 
 
 def net(seed: int = 0) -> nn.Module:

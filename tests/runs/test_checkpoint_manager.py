@@ -51,7 +51,7 @@ def training(**limits: Any) -> TrainState:
     )
 
 
-def kept(
+def make_manager(
     folder: Path,
     stop_at: int = 10**6,
     every_epochs: int = 1,
@@ -87,7 +87,7 @@ def steps(folder: Path) -> list[int]:
     ],
 )
 def test_the_newest_files_stay(settings: dict[str, Any], files: list[int], tmp_path: Path) -> None:
-    kept(tmp_path, **settings)
+    make_manager(tmp_path, **settings)
     assert steps(tmp_path) == files
     folder = tmp_path / "checkpoints"
     assert (folder / "last.pt").samefile(folder / f"step_{files[-1]:08d}.pt")
@@ -117,7 +117,7 @@ def test_the_best_stays_besides_the_newest(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stop_at", [4, 6, 12])
 def test_a_stopped_run_is_saved_where_it_stands(stop_at: int, tmp_path: Path) -> None:
-    t = kept(tmp_path, stop_at=stop_at, every_epochs=100)
+    t = make_manager(tmp_path, stop_at=stop_at, every_epochs=100)
     state = load(tmp_path / "checkpoints" / "last.pt")
     assert (state["step"], state["epoch"]) == (stop_at, stop_at // 4)
     assert torch.equal(state["model"]["weight"], t.model.state_dict()["weight"])
@@ -130,7 +130,7 @@ def test_where_there_are_no_hard_links_there_are_copies(tmp_path: Path, monkeypa
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(os, "link", refused)
-    kept(tmp_path)
+    make_manager(tmp_path)
     folder = tmp_path / "checkpoints"
     assert (folder / "last.pt").read_bytes() == (folder / "step_00000020.pt").read_bytes()
 
@@ -147,10 +147,10 @@ def saved(saver: CheckpointManager, t: TrainState, epoch: int, is_best: bool) ->
 def test_a_save_that_fails_leaves_what_was_and_the_next_one_brings_all(
     dies_at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     t, saver = (
         training(),
-        CheckpointManager(tmp_path / "checkpoints", {"run_id": "r"}, 2, None, 2, DiskProblems(said.append)),
+        CheckpointManager(tmp_path / "checkpoints", {"run_id": "r"}, 2, None, 2, DiskProblems(messages.append)),
     )
     folder = tmp_path / "checkpoints"
     saved(saver, t, 2, is_best=True)
@@ -175,46 +175,46 @@ def test_a_save_that_fails_leaves_what_was_and_the_next_one_brings_all(
     assert {name for name in before | after if before.get(name) != after.get(name)} == (
         {"best.pt"} if dies_at == "link" else set()  # written in one piece before last.pt could not be
     )
-    assert len(said) == 1
-    assert "Disk quota" in said[0] if dies_at == "link" else "No space" in said[0]
+    assert len(messages) == 1
+    assert "Disk quota" in messages[0] if dies_at == "link" else "No space" in messages[0]
     best = (saver.load_best_weights(t) or {})["model"]
     assert best is not None
     assert best["weight"].unique().item() == 3
     monkeypatch.undo()
     saved(saver, t, 8, is_best=False)
     assert saver.disk_problems.summary() == ""
-    assert (load(folder / "last.pt")["epoch"], load(folder / "best.pt")["epoch"], len(said)) == (8, 3, 1)
+    assert (load(folder / "last.pt")["epoch"], load(folder / "best.pt")["epoch"], len(messages)) == (8, 3, 1)
     assert torch.equal(load(folder / "best.pt")["model"]["weight"], best["weight"])
 
 
 def test_best_weights_that_have_gone_are_said(tmp_path: Path) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     t, saver = (
         training(),
-        CheckpointManager(tmp_path / "checkpoints", {"run_id": "r"}, 1, None, 2, DiskProblems(said.append)),
+        CheckpointManager(tmp_path / "checkpoints", {"run_id": "r"}, 1, None, 2, DiskProblems(messages.append)),
     )
     assert saver.load_best_weights(t) is None  # no epoch was best: nothing to say
     saved(saver, t, 1, is_best=True)
     assert saver.load_best_weights(t) is not None
-    assert not said
+    assert not messages
     (tmp_path / "checkpoints" / "best.pt").unlink()
     assert saver.load_best_weights(t) is None
-    assert "there is no checkpoint" in said[0]
-    assert "of the last weights, not the best" in said[0]
+    assert "there is no checkpoint" in messages[0]
+    assert "of the last weights, not the best" in messages[0]
 
 
 @pytest.mark.parametrize(("broken", "step"), [([], 20), ([20], 16), ([20, 16], 12)])
 def test_the_one_before_is_used_when_the_newest_is_damaged(broken: list[int], step: int, tmp_path: Path) -> None:
-    kept(tmp_path, keep=3)
+    make_manager(tmp_path, keep=3)
     folder = tmp_path / "checkpoints"
     for number in broken:
         file = folder / f"step_{number:08d}.pt"
         content = file.read_bytes()
         file.write_bytes(content[: len(content) // 2])  # last.pt is the same file
-    found, state, skipped = checkpoint.load_newest(folder)
-    assert (state["step"], load(found)["step"]) == (step, step)
+    path, state, skipped = checkpoint.load_newest(folder)
+    assert (state["step"], load(path)["step"]) == (step, step)
     assert len(skipped) == (len(broken) + 1 if broken else 0)
-    assert all("cut short" in said for said in skipped)
+    assert all("cut short" in message for message in skipped)
 
 
 def test_weights_alone_are_not_gone_on_with(tmp_path: Path) -> None:

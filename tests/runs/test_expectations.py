@@ -64,8 +64,8 @@ def test_same_looks_at_every_epoch() -> None:
 
 def test_what_a_run_said() -> None:
     run = Outcome("", {"w": 1.0}, warnings=["diverging: the loss grew", "another"])
-    said, silent = check(["warnings say Diverging", "warnings say saddle"], [run])
-    assert (said.ok, said.measured) == (True, "diverging: the loss grew")
+    message, silent = check(["warnings say Diverging", "warnings say saddle"], [run])
+    assert (message.ok, message.measured) == (True, "diverging: the loss grew")
     assert (silent.ok, silent.measured) == (False, "no such warning")
 
 

@@ -33,10 +33,10 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("stopped")
 def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path: Path) -> None:
-    made = [run_folder.create_folder(tmp_path, "resnet_mnist") for _ in range(3)]
+    folders = [run_folder.create_folder(tmp_path, "resnet_mnist") for _ in range(3)]
     day = tmp_path / "2026-11-20"
-    assert made == [day / f"14-03-07_resnet_mnist{end}" for end in ("", "_2", "_3")]
-    assert all(folder.is_dir() for folder in made)
+    assert folders == [day / f"14-03-07_resnet_mnist{end}" for end in ("", "_2", "_3")]
+    assert all(folder.is_dir() for folder in folders)
 
 
 @pytest.mark.usefixtures("stopped")
@@ -128,14 +128,14 @@ def test_the_folder_tells_what_was_asked_for_and_where_it_ran(tmp_path: Path, mo
     assert OmegaConf.load(hidden / "config.yaml") == {"seed": 3}
     assert OmegaConf.load(hidden / "overrides.yaml") == ["seed=3"]
     assert OmegaConf.load(hidden / "hydra.yaml") == {"hydra": {"runtime": {"choices": {"model": "mlp"}}}}
-    found = read_json(tmp_path / "environment.json")
-    assert len(found["run_id"]) == 32
-    assert found["command"] == "dlrun seed=3 'model.init={w: 1}'"
-    assert (found["device"], found["precision"]) == ("cpu", "bf16")
-    assert found["threads"] == torch.get_num_threads()
-    assert (found["git_commit"], found["git_dirty"]) == (None, False)
-    assert found["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
-    assert datetime.fromisoformat(found["started"]).tzinfo is not None
+    environment = read_json(tmp_path / "environment.json")
+    assert len(environment["run_id"]) == 32
+    assert environment["command"] == "dlrun seed=3 'model.init={w: 1}'"
+    assert (environment["device"], environment["precision"]) == ("cpu", "bf16")
+    assert environment["threads"] == torch.get_num_threads()
+    assert (environment["git_commit"], environment["git_dirty"]) == (None, False)
+    assert environment["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert datetime.fromisoformat(environment["started"]).tzinfo is not None
 
 
 def test_the_commit_is_that_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,8 +152,8 @@ def test_the_commit_is_that_of_the_working_directory(tmp_path: Path, monkeypatch
     git("commit", "-qm", "one")
     monkeypatch.chdir(tmp_path)
     request, runtime = Request({}, {}, []), Runtime(torch.device("cpu"), "fp32", None, False, "")
-    found = run_folder.collect_environment(request, runtime)
-    assert (found["git_commit"], found["git_dirty"]) == (git("rev-parse", "HEAD"), False)
+    environment = run_folder.collect_environment(request, runtime)
+    assert (environment["git_commit"], environment["git_dirty"]) == (git("rev-parse", "HEAD"), False)
     (tmp_path / "file").write_text("2")
     run_folder._git.cache_clear()  # as another process finds it
     assert run_folder.collect_environment(request, runtime)["git_dirty"] is True

@@ -36,8 +36,8 @@ def events(folder: Path) -> Any:
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    found = events(folder)
-    return {tag: [(e.step, e.value) for e in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+    tags = events(folder)
+    return {tag: [(e.step, e.value) for e in tags.Scalars(tag)] for tag in tags.Tags()["scalars"]}
 
 
 def strict(line: str) -> Any:
@@ -70,20 +70,20 @@ def test_rows_and_events_say_the_same(tmp_path: Path) -> None:
 
 def test_a_run_has_the_tags_of_its_rows_and_no_others(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     done = dlrun("trainer.epochs=2", "data.limit_batches=3", "trainer.log_every_steps=1", *QUIET)
-    found = scalars(tmp_path / done.folder)
+    tags = scalars(tmp_path / done.folder)
     keys = set(done.rows[0]) - {"epoch", "step"}
     test = {tag for tag in done.result["metrics"] if tag.startswith("test/")}
     timings = {"time/epoch_seconds", "time/samples_per_second"}
     final = {f"hparam/{tag}" for tag in done.result["metrics"]}
-    assert set(found) == keys | test | timings | final | {"train/loss_step", "train/grad_norm"}
+    assert set(tags) == keys | test | timings | final | {"train/loss_step", "train/grad_norm"}
     for key in keys:
-        assert {step: value for step, value in found[key] if step in (3, 6)} == approx(
+        assert {step: value for step, value in tags[key] if step in (3, 6)} == approx(
             {r["step"]: r[key] for r in done.rows}
         )
-    assert [step for step, _ in found["train/loss_step"]] == [1, 2, 3, 4, 5, 6]
-    assert all(value != -1 for tag in found.values() for _, value in tag)
+    assert [step for step, _ in tags["train/loss_step"]] == [1, 2, 3, 4, 5, 6]
+    assert all(value != -1 for tag in tags.values() for _, value in tag)
     for tag, value in done.result["metrics"].items():
-        assert dict(found[f"hparam/{tag}"]) == approx({6: value})
+        assert dict(tags[f"hparam/{tag}"]) == approx({6: value})
     children = sorted(p.name for p in (tmp_path / done.folder).iterdir() if p.is_dir())
     assert children == [".hydra", "checkpoints"]  # no sub-run, which TensorBoard would show as a run of its own
 
@@ -103,8 +103,14 @@ def test_hyperparameters_are_readable_with_their_metrics(tmp_path: Path) -> None
     with open_logger(LoggedRun(tmp_path)) as tracker:
         tracker.log_hparams(settings, {"val/loss": 0.25, "val/r2": math.nan}, step=40)
     hparams = plugin(tmp_path, "session_start_info").session_start_info.hparams
-    found = {k: getattr(v, v.WhichOneof("kind")) for k, v in hparams.items()}
-    assert found == {"optimizer.lr": 0.1, "optimizer.nesterov": False, "model": "mlp", "sizes": "[4, 2]", "seed": 3}
+    hyperparameters = {k: getattr(v, v.WhichOneof("kind")) for k, v in hparams.items()}
+    assert hyperparameters == {
+        "optimizer.lr": 0.1,
+        "optimizer.nesterov": False,
+        "model": "mlp",
+        "sizes": "[4, 2]",
+        "seed": 3,
+    }
     metrics = plugin(tmp_path, "experiment").experiment.metric_infos
     assert [m.name.tag for m in metrics] == ["hparam/val/loss"]
     assert scalars(tmp_path) == {"hparam/val/loss": [(40, 0.25)]}
@@ -146,8 +152,8 @@ def read_table(folder: Path) -> tuple[list[str], list[str]]:
     context = Context(TBContext(data_provider=provider))
     request = RequestContext()
     experiment = get_experiment.Handler(request, context, "", GetExperimentRequest()).run()
-    asked = ListSessionGroupsRequest(allowed_statuses=[0, 1, 2, 3], slice_size=100)
-    groups = list_session_groups.Handler(request, context, "", asked).run().session_groups
+    query = ListSessionGroupsRequest(allowed_statuses=[0, 1, 2, 3], slice_size=100)
+    groups = list_session_groups.Handler(request, context, "", query).run().session_groups
     return [column.name for column in experiment.hparam_infos], [group.name for group in groups]
 
 
@@ -268,9 +274,9 @@ def test_a_graph_that_cannot_be_drawn_is_a_sentence(tmp_path: Path) -> None:
             raise KeyError("no such thing")
 
     with open_logger(LoggedRun(tmp_path)) as tracker:
-        said = tracker.log_graph(Odd(), (torch.ones(1),))
-    assert said is not None
-    assert said.startswith("KeyError: ")
+        reason = tracker.log_graph(Odd(), (torch.ones(1),))
+    assert reason is not None
+    assert reason.startswith("KeyError: ")
 
 
 def test_histograms_are_of_every_parameter(tmp_path: Path) -> None:
@@ -293,16 +299,16 @@ def test_everything_is_on_the_disk_even_after_an_exception(tmp_path: Path) -> No
 
 
 def test_event_files_of_one_second_sort_by_age(tmp_path: Path) -> None:
-    made = [EventFile(tmp_path, "", DiskProblems()).file.path for _ in range(12)]
-    assert sorted(made) == made
-    assert len({path.name for path in made}) == 12
+    paths = [EventFile(tmp_path, "", DiskProblems()).file.path for _ in range(12)]
+    assert sorted(paths) == paths
+    assert len({path.name for path in paths}) == 12
 
 
 def test_a_full_disk_ends_neither_rows_nor_events_and_both_are_made_good(tmp_path: Path) -> None:
     import resource
 
-    said: list[str] = []
-    unsaved, before = DiskProblems(said.append), resource.getrlimit(resource.RLIMIT_FSIZE)
+    messages: list[str] = []
+    unsaved, before = DiskProblems(messages.append), resource.getrlimit(resource.RLIMIT_FSIZE)
     with open_logger(LoggedRun(tmp_path, disk_problems=unsaved)) as tracker:
         for epoch in range(1, 31):
             full = 10 <= epoch < 20
@@ -313,7 +319,7 @@ def test_a_full_disk_ends_neither_rows_nor_events_and_both_are_made_good(tmp_pat
                 resource.setrlimit(resource.RLIMIT_FSIZE, before)
             assert tracker.rows[-1]["epoch"] == epoch
             assert set(unsaved.reasons) == ({"metrics.jsonl", "TensorBoard's events"} if full else set())
-    assert len(said) == 2
+    assert len(messages) == 2
     assert read_rows(tmp_path) == tracker.rows
     assert [step for step, _ in scalars(tmp_path)["train/loss"]] == [10 * epoch for epoch in range(1, 31)]
 

@@ -26,7 +26,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     """`make(name, status, ...)`: a run folder as dlrun leaves it, written by hand."""
     monkeypatch.chdir(tmp_path)
 
-    def made(
+    def write_run(
         name: str,
         status: str | None = "completed",
         model: str = "mlp",
@@ -51,7 +51,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
             (folder / "result.json").write_text(json.dumps(result))
         return folder
 
-    return made
+    return write_run
 
 
 def parse(words: list[str]) -> Query:
@@ -128,8 +128,8 @@ def test_what_is_a_run_and_what_is_not(make: Make, tmp_path: Path) -> None:
     (sweep / "1_seed=1").mkdir()
     (sweep / "sweep.jsonl").touch()
     make(f"{day}/03-00-00_mlp_blobs/eval/inner")  # what lies in a run is its own business
-    found = {str(run.folder): run.sweep for run in find_runs([Path("outputs")])}
-    assert found == {
+    sweeps = {str(run.folder): run.sweep for run in find_runs([Path("outputs")])}
+    assert sweeps == {
         f"{day}/03-00-00_mlp_blobs": None,
         f"{day}/04-00-00_mlp_blobs": None,
         f"{sweep}/0_seed=0": sweep,
@@ -202,7 +202,7 @@ def test_filters_and_orders(words: list[str], expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["status=fail"], r"status=fail is not a status; did you mean status=failed\? type one of running, "),
         (["status=fail"], r"did you mean status=failed"),
@@ -220,9 +220,9 @@ def test_filters_and_orders(words: list[str], expected: str) -> None:
         (["last=0"], "last=0 must be"),
     ],
 )
-def test_wrong_questions(make: Make, words: list[str], said: str) -> None:
+def test_wrong_questions(make: Make, words: list[str], message: str) -> None:
     make("outputs/d/a", metrics={"val/loss": 0.5})
-    with pytest.raises(RequestError, match=said):
+    with pytest.raises(RequestError, match=message):
         parse(words).select_runs()
 
 
@@ -259,5 +259,5 @@ def test_the_lock_of_this_process_survives_a_look(make: Make) -> None:
             "import sys; from pathlib import Path; "
             "from dlrun.core.lock import is_locked; print(is_locked(Path(sys.argv[1])))"
         )
-        asked = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True)
-        assert asked.stdout == "True\n"
+        other_process = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True)
+        assert other_process.stdout == "True\n"

@@ -40,10 +40,10 @@ class Server(Logger):
 
 
 def open_channel(server: Server, tmp_path: Path) -> tuple[BackgroundChannel, list[str]]:
-    said: list[str] = []
-    channel = BackgroundChannel("mine", server, said.append)
+    messages: list[str] = []
+    channel = BackgroundChannel("mine", server, messages.append)
     channel.start(LoggedRun(tmp_path))
-    return channel, said
+    return channel, messages
 
 
 def close(channel: BackgroundChannel, seconds: float = 5.0) -> list[str]:
@@ -61,19 +61,19 @@ def wait_for_attempt(server: Server) -> None:
 
 def test_all_arrives_in_order(tmp_path: Path) -> None:
     server = Server()
-    channel, said = open_channel(server, tmp_path)
+    channel, messages = open_channel(server, tmp_path)
     for step in range(3000):
         channel.log_metrics({"loss": 1.0}, step)
     assert close(channel) == []
     assert server.steps == list(range(3000))
-    assert (server.status, said) == ("completed", [])
+    assert (server.status, messages) == ("completed", [])
 
 
 def test_what_waits_is_sent_once_the_server_answers_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(channels, "_FIRST_PAUSE", 0.01)
     server = Server()
     server.is_down = True
-    channel, said = open_channel(server, tmp_path)
+    channel, messages = open_channel(server, tmp_path)
     for step in range(5):
         channel.log_metrics({"loss": 1.0}, step)
     wait_for_attempt(server)
@@ -81,34 +81,34 @@ def test_what_waits_is_sent_once_the_server_answers_again(tmp_path: Path, monkey
     assert close(channel) == []
     assert server.steps == list(range(5))
     assert server.status == "completed"
-    assert len(said) <= 1
+    assert len(messages) <= 1
 
 
 def test_a_server_that_never_answers_is_counted_once(tmp_path: Path) -> None:
     server = Server()
     server.is_down = True
-    channel, said = open_channel(server, tmp_path)
+    channel, messages = open_channel(server, tmp_path)
     for step in range(7):
         channel.log_metrics({"loss": 1.0}, step)
     wait_for_attempt(server)
     # Far below the deadline: a refused connection is tried once more, not waited for.
     (note,) = close(channel, 600.0)
     assert note.startswith("logger mine: 7 records are not logged there (Connection refused")
-    assert len(said) <= 1
+    assert len(messages) <= 1
     assert server.status == ""
 
 
 def test_a_server_that_hangs_is_left_alone(tmp_path: Path) -> None:
     server = Server()
     server.answers.clear()
-    channel, said = open_channel(server, tmp_path)
+    channel, messages = open_channel(server, tmp_path)
     channel.log_metrics({"loss": 1.0}, 1)
     wait_for_attempt(server)
     server.wait_seconds = 0.05
     notes = close(channel, server.wait_seconds)
     server.answers.set()
     assert notes == ["logger mine: 1 record is not logged there (it does not answer within 0.05 s)"]
-    assert said == []
+    assert messages == []
 
 
 def test_the_queue_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +127,7 @@ def test_the_queue_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_record_that_is_refused_costs_itself(tmp_path: Path) -> None:
     server = Server()
-    channel, said = open_channel(server, tmp_path)
+    channel, messages = open_channel(server, tmp_path)
     channel.log_metrics({"bad": 1.0}, 1)
     while not channel.lost:
         time.sleep(0.001)
@@ -135,5 +135,5 @@ def test_a_record_that_is_refused_costs_itself(tmp_path: Path) -> None:
     notes: list[Any] = close(channel)
     assert notes[0].startswith("logger mine: 1 record is not logged there (ValueError: no such metric (")
     assert server.steps == [2]
-    (line,) = said
+    (line,) = messages
     assert line.startswith("logger mine: ValueError: no such metric (")

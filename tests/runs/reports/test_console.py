@@ -41,15 +41,15 @@ def test_terminal_and_log_say_the_same_from_the_first_word_on(tmp_path: Path) ->
     console.say(build_table(("name", "value"), [("first", "1"), ("second [x]", "22")]))
     console.log_only("Traceback")
     console.close()
-    said = (tmp_path / "run.log").read_text()
-    assert said == stream.getvalue() + "Traceback\n"
-    lines = said.splitlines()
+    output = (tmp_path / "run.log").read_text()
+    assert output == stream.getvalue() + "Traceback\n"
+    lines = output.splitlines()
     assert lines[0] == "before there was a folder"
     assert lines[1] == "[bold]brackets[/bold] stay [1, 2]"
     assert lines[2] == "a path " + "x" * 200
     assert lines[3:5] == ["a            1", "longer name  2"]
     assert [line.split() for line in lines[5:] if "second" in line] == [["second", "[x]", "22"]]
-    assert "\x1b" not in said
+    assert "\x1b" not in output
 
 
 def test_the_log_is_on_the_disk_after_each_line(tmp_path: Path) -> None:

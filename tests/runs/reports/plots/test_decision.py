@@ -24,8 +24,8 @@ def logistic(x: Tensor) -> Tensor:
 
 def boundary(figure: Figure) -> np.ndarray:
     """Corners of all boundary lines (N, 2)."""
-    found = [c for c in figure.axes[0].collections if isinstance(c, QuadContourSet)]
-    return np.concatenate([path.vertices for contour in found for path in contour.get_paths()])
+    contours = [c for c in figure.axes[0].collections if isinstance(c, QuadContourSet)]
+    return np.concatenate([path.vertices for contour in contours for path in contour.get_paths()])
 
 
 def test_the_boundary_of_a_logistic_model_lies_where_it_must() -> None:
@@ -114,13 +114,13 @@ def test_the_curve_crosses_one_half_where_the_logit_is_zero(lines: Any) -> None:
     w, b = 1.3, -3.1
     x, y = torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([0, 0, 1])
     axes = draw_probability_curve(lambda x: (w * x[:, 0] + b).sigmoid(), x, y, HOURS, "train").axes[0]
-    found = lines(axes)
-    assert list(found) == ["P(pass)", "train rows", f"even odds at {-b / w:.4g}"]
-    grid, curve = found["P(pass)"]
+    curves = lines(axes)
+    assert list(curves) == ["P(pass)", "train rows", f"even odds at {-b / w:.4g}"]
+    grid, curve = curves["P(pass)"]
     assert (grid[0], grid[-1]) == (0, 4)  # half the range beyond the rows at each end
     assert np.allclose(curve, 1 / (1 + np.exp(-(w * np.array(grid) + b))), atol=1e-6)
-    assert found["train rows"] == [[1, 2, 3], [0, 0, 1]]
-    assert found[f"even odds at {-b / w:.4g}"][0] == pytest.approx([-b / w] * 2, abs=1e-5)
+    assert curves["train rows"] == [[1, 2, 3], [0, 0, 1]]
+    assert curves[f"even odds at {-b / w:.4g}"][0] == pytest.approx([-b / w] * 2, abs=1e-5)
     assert axes.get_xlabel() == "hours"
     assert [t.get_text() for t in axes.get_yticklabels()][:: len(axes.get_yticklabels()) - 1] == [
         "0 (fail)",

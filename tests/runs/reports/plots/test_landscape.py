@@ -38,8 +38,8 @@ def test_the_loss_at_a_point_is_the_mean_over_rows_and_the_model_stays(reduction
     model = nn.Linear(1, 1)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     points = np.array([[2.0, 0.0], [1.0, 0.5], [-3.0, 2.0]])
-    found = make_loss_function(model, Objective(LINE, reduction=reduction), (X,), Y)(points)
-    assert np.allclose(found, squares(points), rtol=1e-6)
+    losses = make_loss_function(model, Objective(LINE, reduction=reduction), (X,), Y)(points)
+    assert np.allclose(losses, squares(points), rtol=1e-6)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert model.training
     assert make_loss_function(model, Objective(LINE), (X,), Y)(empty(2)).shape == (0,)
@@ -48,23 +48,23 @@ def test_the_loss_at_a_point_is_the_mean_over_rows_and_the_model_stays(reduction
 def test_a_binary_models_loss_is_its_cross_entropy() -> None:
     spec = DataSpec("vector", (1,), "binary", 1)
     points = np.array([[0.7, -1.0]])
-    found = make_loss_function(nn.Linear(1, 1), Objective(spec), (X,), torch.tensor([0, 0, 1]))(points)
+    losses = make_loss_function(nn.Linear(1, 1), Objective(spec), (X,), torch.tensor([0, 0, 1]))(points)
     p = 1 / (1 + np.exp(-(0.7 * BOWL_X - 1)))
-    assert found[0] == pytest.approx(-np.log(np.array([1 - p[0], 1 - p[1], p[2]])).mean(), rel=1e-6)
+    assert losses[0] == pytest.approx(-np.log(np.array([1 - p[0], 1 - p[1], p[2]])).mean(), rel=1e-6)
 
 
 def test_one_number_has_a_curve_with_the_way_and_what_was_tried(lines: Any) -> None:
     way, tried = np.array([[1.0], [1.5], [2.0]]), np.arange(5.0)[:, None]
     figure = draw_loss_landscape(Landscape(["weight"], squares, way, tried))
     axes = figure.axes[0]
-    found = lines(axes)
-    assert list(found) == ["loss", "tried: 5 values", "optimizer (a dot per epoch)", "start", "end"]
+    curves = lines(axes)
+    assert list(curves) == ["loss", "tried: 5 values", "optimizer (a dot per epoch)", "start", "end"]
     grid = np.linspace(2 - 2.5, 2 + 2.5, 201)  # around the best point, a quarter wider than what was visited
-    assert np.allclose(found["loss"], [grid, squares(grid[:, None])])
-    assert np.allclose(found["tried: 5 values"], [tried[:, 0], squares(tried)])
-    assert np.allclose(found["optimizer (a dot per epoch)"], [way[:, 0], squares(way)])
-    assert found["start"][0] == [1]
-    assert found["end"] == [[2], [0]]
+    assert np.allclose(curves["loss"], [grid, squares(grid[:, None])])
+    assert np.allclose(curves["tried: 5 values"], [tried[:, 0], squares(tried)])
+    assert np.allclose(curves["optimizer (a dot per epoch)"], [way[:, 0], squares(way)])
+    assert curves["start"][0] == [1]
+    assert curves["end"] == [[2], [0]]
     assert figure.get_suptitle() == "Loss over weight"
 
 
@@ -85,11 +85,11 @@ def test_a_diverging_way_is_cut_and_the_title_says_so(lines: Any) -> None:
     factor = -1.8
     way = (2 + -(factor ** np.arange(30)))[:, None]  # loss 14/3 · 1.8^2n: above 100 times the first from n = 4 on
     figure = draw_loss_landscape(Landscape(["weight"], squares, way, empty(1)))
-    found = lines(figure.axes[0])
-    assert found["optimizer (a dot per epoch)"][0] == pytest.approx(way[:4, 0].tolist())
-    assert "end" not in found
+    curves = lines(figure.axes[0])
+    assert curves["optimizer (a dot per epoch)"][0] == pytest.approx(way[:4, 0].tolist())
+    assert "end" not in curves
     assert figure.get_suptitle().endswith("(the optimizer left this range: 26 of 30 points not shown)")
-    assert max(found["loss"][1]) < 100 * squares(np.array([[1.0]]))[0] * 2
+    assert max(curves["loss"][1]) < 100 * squares(np.array([[1.0]]))[0] * 2
 
 
 @pytest.mark.parametrize(
@@ -105,8 +105,8 @@ def test_a_way_of_hardly_a_point_is_drawn_too(way: np.ndarray, lines: Any) -> No
 
 def test_a_long_way_is_thinned_to_its_ends(lines: Any) -> None:
     way = np.linspace(1, 2, 5001)[:, None]
-    found = lines(draw_loss_landscape(Landscape(["w"], squares, way, empty(1))).axes[0])["optimizer (a dot per epoch)"]
-    assert (len(found[0]), found[0][0], found[0][-1]) == (500, 1, 2)
+    curves = lines(draw_loss_landscape(Landscape(["w"], squares, way, empty(1))).axes[0])["optimizer (a dot per epoch)"]
+    assert (len(curves[0]), curves[0][0], curves[0][-1]) == (500, 1, 2)
 
 
 def test_a_flat_loss_has_a_picture() -> None:

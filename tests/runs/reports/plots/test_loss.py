@@ -18,9 +18,9 @@ def test_the_smoothed_loss_is_a_weighted_mean_of_all_values_so_far() -> None:
 
 def test_a_gap_is_passed_over_by_the_smoothed_loss() -> None:
     nan = math.nan
-    found = loss.smooth([1.0, nan, 2.0, math.inf])
-    assert np.isnan(found).tolist() == [False, True, False, True]
-    assert np.isclose(found[2], (0.9 * 1.0 + 2.0) / 1.9)
+    actual = loss.smooth([1.0, nan, 2.0, math.inf])
+    assert np.isnan(actual).tolist() == [False, True, False, True]
+    assert np.isclose(actual[2], (0.9 * 1.0 + 2.0) / 1.9)
     assert loss.smooth([]).tolist() == []
 
 

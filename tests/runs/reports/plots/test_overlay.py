@@ -34,9 +34,9 @@ def test_steps_are_drawn_where_every_run_has_logged_each(tmp_path: Path, lines: 
     runs = [("a", run(tmp_path / "a", losses["a"], every=1)), ("$b$", run(tmp_path / "b", losses["b"], every=1))]
     axes = draw_loss_overlay(runs).axes[0]
     steps = np.arange(1, 51)
-    found = lines(axes)
-    assert list(found) == ["a", r"\$b\$"]
-    assert np.allclose(found["a"], [steps, smooth(np.repeat(losses["a"], 10) + steps)])
+    curves = lines(axes)
+    assert list(curves) == ["a", r"\$b\$"]
+    assert np.allclose(curves["a"], [steps, smooth(np.repeat(losses["a"], 10) + steps)])
     faint = [np.asarray(line.get_ydata()) for line in axes.lines if str(line.get_label()).startswith("_")]
     assert np.allclose(faint[1], np.repeat(losses["b"], 10) + steps)
     assert "strong: smoothed" in axes.get_title()

@@ -16,13 +16,13 @@ def test_a_fit_of_one_feature_is_an_even_curve_through_the_data(lines: Any) -> N
     held_out = (torch.tensor([[5.0]]), torch.tensor([[20.0]]))
     rows = {"train": (x, y), "val": held_out}
     axes = regression.draw_curve_fit(rows, lambda x: 2 * x, spec, lambda x: x**2).axes[0]
-    found = lines(axes)
-    assert list(found) == ["train", "val", "true", "model"]
-    assert found["train"] == [[3, 1, 2], [9, 1, 4]]
-    assert found["val"] == [[5], [20]]
+    curves = lines(axes)
+    assert list(curves) == ["train", "val", "true", "model"]
+    assert curves["train"] == [[3, 1, 2], [9, 1, 4]]
+    assert curves["val"] == [[5], [20]]
     grid = np.linspace(1, 5, 400)  # over the range of all rows, not at the rows
-    assert np.allclose(found["model"], [grid, 2 * grid])
-    assert np.allclose(found["true"], [grid, grid**2])
+    assert np.allclose(curves["model"], [grid, 2 * grid])
+    assert np.allclose(curves["true"], [grid, grid**2])
     assert axes.get_xlabel() == "weight"
     assert list(lines(regression.draw_curve_fit(rows, lambda x: x, spec).axes[0])) == ["train", "val", "model"]
 
@@ -30,9 +30,9 @@ def test_a_fit_of_one_feature_is_an_even_curve_through_the_data(lines: Any) -> N
 def test_the_curve_is_asked_in_the_models_units_and_shown_in_the_measured_ones(lines: Any) -> None:
     spec = DataSpec("vector", (1,), "regression", 1, mean=(100.0,), std=(10.0,))
     rows = {"train": (torch.tensor([[-1.0], [1.0]]), torch.zeros(2, 1))}
-    found = lines(regression.draw_curve_fit(rows, lambda x: x, spec).axes[0])
-    assert found["train"][0] == [90, 110]
-    assert np.allclose(found["model"], [np.linspace(90, 110, 400), np.linspace(-1, 1, 400)])
+    curves = lines(regression.draw_curve_fit(rows, lambda x: x, spec).axes[0])
+    assert curves["train"][0] == [90, 110]
+    assert np.allclose(curves["model"], [np.linspace(90, 110, 400), np.linspace(-1, 1, 400)])
 
 
 def test_a_fit_of_several_features_is_prediction_over_truth_with_residuals(lines: Any) -> None:
