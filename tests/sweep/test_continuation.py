@@ -15,7 +15,7 @@ from dlrun.sweep.ledger import NAME, Ledger
 BEGUN = ("-m", "data=blobs", "optimizer.lr=0.1,0.2", "seed=0,1")
 
 
-def request(words: Sequence[str], asked: Path | None, sweep: Path) -> Request:
+def request(words: Sequence[str], sweep_dir: Path | None, sweep: Path) -> Request:
     """The first point of a command line, with as much of a config as `place` looks at."""
     plain = {
         "seed": 0,
@@ -23,7 +23,7 @@ def request(words: Sequence[str], asked: Path | None, sweep: Path) -> Request:
         "model": {},
         "task": {},
         "trainer": {},
-        "sweep": {"dir": str(asked) if asked else None},
+        "sweep": {"dir": str(sweep_dir) if sweep_dir else None},
     }
     return Request(plain, {}, ["seed=0"], folder=sweep / "0", sweep=sweep, words=list(words))
 

@@ -59,11 +59,11 @@ def jobs(composer: Composer) -> Callable[..., list[Job]]:
 )
 def test_folders_are_called_after_what_varies(points: list[str], names: list[str], labels: list[str] | None) -> None:
     words = [line.split(" ") if "'" not in line else [line] for line in points]
-    found = build_jobs([Request(EMPTY, {}, one, folder=Path(f"{i}")) for i, one in enumerate(words)], SWEEP)
-    assert [str(job.folder.relative_to(SWEEP)) for job in found] == names
-    assert [job.number for job in found] == list(range(len(names)))
-    assert labels is None or [job.label for job in found] == labels
-    assert all(job.request.sweep == SWEEP for job in found)
+    built_jobs = build_jobs([Request(EMPTY, {}, one, folder=Path(f"{i}")) for i, one in enumerate(words)], SWEEP)
+    assert [str(job.folder.relative_to(SWEEP)) for job in built_jobs] == names
+    assert [job.number for job in built_jobs] == list(range(len(names)))
+    assert labels is None or [job.label for job in built_jobs] == labels
+    assert all(job.request.sweep == SWEEP for job in built_jobs)
 
 
 @pytest.mark.slow
@@ -80,9 +80,9 @@ def test_folders_are_called_after_what_varies(points: list[str], names: list[str
     ],
 )
 def test_folders_of_command_lines(words: list[str], names: list[str]) -> None:
-    found = build_jobs(request.from_command_line(["-m", *words]), SWEEP)
-    assert [str(job.folder.relative_to(SWEEP)) for job in found] == names
-    assert len({job.key for job in found}) == len(names)
+    built_jobs = build_jobs(request.from_command_line(["-m", *words]), SWEEP)
+    assert [str(job.folder.relative_to(SWEEP)) for job in built_jobs] == names
+    assert len({job.key for job in built_jobs}) == len(names)
 
 
 def test_jobs_of_one_folder_are_refused_before_anything_is_written(dlrun: Callable, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_presets_that_compose_the_same_config_are_two_jobs(jobs: Callable) -> No
 
 
 @pytest.mark.parametrize(
-    ("lines", "kept"),
+    ("lines", "positions"),
     [
         (("optimizer.lr=0.001", "seed=0"), [0]),
         (("optimizer.lr=0.001", "optimizer.lr=1e-3", "optimizer.lr=0.01"), [0, 2]),
@@ -140,11 +140,11 @@ def test_presets_that_compose_the_same_config_are_two_jobs(jobs: Callable) -> No
         (("", "++model.dropout=0.0", "model.dropout=0.5"), [0, 2]),
     ],
 )
-def test_equal_jobs_are_made_once(lines: tuple[str, ...], kept: list[int], jobs: Callable[..., list[Job]]) -> None:
-    found = jobs(*lines)
-    first, notes = drop_duplicates(found)
-    assert first == [found[i] for i in kept]
-    assert len(notes) == len(lines) - len(kept)
+def test_equal_jobs_are_made_once(lines: tuple[str, ...], positions: list[int], jobs: Callable[..., list[Job]]) -> None:
+    unique_jobs = jobs(*lines)
+    first, notes = drop_duplicates(unique_jobs)
+    assert first == [unique_jobs[i] for i in positions]
+    assert len(notes) == len(lines) - len(positions)
     assert all("is the same run as" in note and "runs once" in note for note in notes)
 
 

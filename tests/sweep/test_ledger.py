@@ -25,13 +25,13 @@ def job(folder: Path, number: int) -> Job:
 @pytest.fixture
 def begun(tmp_path: Path) -> Ledger:
     """Two jobs, then a third; one is done, one failed."""
-    made = Ledger(tmp_path)
-    made.add([job(tmp_path, 0), job(tmp_path, 1)], WORDS)
-    made.record_status("key 0", "running")
-    made.record_status("key 0", "completed", seconds=1.5)
-    made.add([job(tmp_path, 0), job(tmp_path, 1), job(tmp_path, 2)], ["resume", "x", "seed=2"])
-    made.record_status("key 1", "failed", "ValueError: no\nsuch thing", 0.25)
-    return made
+    ledger = Ledger(tmp_path)
+    ledger.add([job(tmp_path, 0), job(tmp_path, 1)], WORDS)
+    ledger.record_status("key 0", "running")
+    ledger.record_status("key 0", "completed", seconds=1.5)
+    ledger.add([job(tmp_path, 0), job(tmp_path, 1), job(tmp_path, 2)], ["resume", "x", "seed=2"])
+    ledger.record_status("key 1", "failed", "ValueError: no\nsuch thing", 0.25)
+    return ledger
 
 
 def read_or_why(folder: Path) -> Ledger | str:
@@ -43,10 +43,10 @@ def read_or_why(folder: Path) -> Ledger | str:
 
 
 def test_what_is_noted_is_read(begun: Ledger) -> None:
-    found = Ledger.read(begun.folder)
-    assert found.words == WORDS
-    assert found.entries == begun.entries
-    done, failed, new = found.entries.values()
+    outcome = Ledger.read(begun.folder)
+    assert outcome.words == WORDS
+    assert outcome.entries == begun.entries
+    done, failed, new = outcome.entries.values()
     assert (done.status, done.seconds, done.folder) == ("completed", 1.5, "0_seed=0")
     assert (failed.status, failed.error) == ("failed", "ValueError: no\nsuch thing")
     assert (new.status, new.overrides, new.config["data"]) == ("pending", ["seed=2"], {"path": "é\n"})
@@ -59,22 +59,22 @@ def test_adding_what_is_there_writes_nothing(begun: Ledger) -> None:
 
 
 def test_a_ledger_cut_anywhere_is_a_sentence_or_an_earlier_ledger(begun: Ledger) -> None:
-    content, whole = begun.path.read_bytes(), set()
+    content, complete_ends = begun.path.read_bytes(), set()
     ends = {i + 1 for i, byte in enumerate(content) if byte == ord("\n")}
     for length in range(len(content)):
         begun.path.write_bytes(content[:length])
-        found = read_or_why(begun.folder)
-        if isinstance(found, Ledger):
+        outcome = read_or_why(begun.folder)
+        if isinstance(outcome, Ledger):
             assert length in ends, length
-            whole.add((length, len(found.entries)))
+            complete_ends.add((length, len(outcome.entries)))
         else:
-            assert NAME in found, length
-            assert "\n" not in found, length
+            assert NAME in outcome, length
+            assert "\n" not in outcome, length
     lines = content.splitlines(keepends=True)
-    kept = [i for i in range(len(lines)) if (sum(map(len, lines[:i])), 2) in whole]
-    assert [next(iter(json.loads(lines[i - 1]))) for i in kept] == ["jobs", "key", "key"]  # and not between jobs
-    assert len(whole) == len(kept) + 1
-    assert {count for _, count in whole} == {2, 3}
+    line_starts = [i for i in range(len(lines)) if (sum(map(len, lines[:i])), 2) in complete_ends]
+    assert [next(iter(json.loads(lines[i - 1]))) for i in line_starts] == ["jobs", "key", "key"]  # and not between jobs
+    assert len(complete_ends) == len(line_starts) + 1
+    assert {count for _, count in complete_ends} == {2, 3}
 
 
 def test_what_a_sentence_says_of_a_damaged_line_mends_it(begun: Ledger) -> None:
@@ -93,13 +93,13 @@ def test_a_flipped_bit_is_a_sentence_or_leaves_a_ledger_of_the_right_types(begun
         flipped = bytearray(content)
         flipped[place] ^= 1 << place % 8
         begun.path.write_bytes(flipped)
-        found = read_or_why(begun.folder)
-        if isinstance(found, str):
-            assert NAME in found
+        outcome = read_or_why(begun.folder)
+        if isinstance(outcome, str):
+            assert NAME in outcome
             refused += 1
         else:
-            assert all(isinstance(e.number, int) and isinstance(e.config, dict) for e in found.entries.values())
-            assert {type(e.folder) for e in found.entries.values()} == {str}
+            assert all(isinstance(e.number, int) and isinstance(e.config, dict) for e in outcome.entries.values())
+            assert {type(e.folder) for e in outcome.entries.values()} == {str}
     assert refused > len(content) / 6
 
 

@@ -151,10 +151,10 @@ def test_what_another_process_has_done_meanwhile_is_not_undone(
     before = runner.check_jobs
 
     def meanwhile(jobs: Sequence[Any]) -> Any:
-        found = before(jobs)
+        open_jobs = before(jobs)
         monkeypatch.setattr(runner, "check_jobs", before)
         assert dlrun(*words).code == 0
-        return found
+        return open_jobs
 
     monkeypatch.setattr(runner, "check_jobs", meanwhile)
     done = dlrun(*words)
@@ -183,9 +183,9 @@ def test_a_job_of_a_sweep_equals_the_same_job_alone(dlrun: Callable, tmp_path: P
         folders = list(tmp_path.glob(f"s[12]/{number}_*"))
         assert len(folders) == 2
         for folder in folders:
-            found = json.loads((folder / "result.json").read_text())
-            assert found["weights_sha256"] == alone.result["weights_sha256"], line
-            assert found["config_hash"] == alone.result["config_hash"], line
+            values = json.loads((folder / "result.json").read_text())
+            assert values["weights_sha256"] == alone.result["weights_sha256"], line
+            assert values["config_hash"] == alone.result["config_hash"], line
             assert (folder / "metrics.jsonl").read_bytes() == (alone.folder / "metrics.jsonl").read_bytes(), line
 
 
@@ -207,10 +207,10 @@ def test_failing_jobs_cost_themselves_only_and_are_made_up_for(dlrun: Callable, 
         "exit": "SystemExit: 3",
         "late": "SystemExit: 4",
     }.items():
-        (said,) = [text for text in done.out.splitlines() if f"+model.kind={line}: FAILED" in text]
-        assert why in said
-    said = [text for text in done.out.splitlines() if "FAILED" in text]
-    assert len(said) == 7
+        (output,) = [text for text in done.out.splitlines() if f"+model.kind={line}: FAILED" in text]
+        assert why in output
+    output = [text for text in done.out.splitlines() if "FAILED" in text]
+    assert len(output) == 7
     assert done.out.count("run.log") == 7
     assert done.out.count("no result: ") == 2  # of those that ended without one
     ledger = Ledger.read(tmp_path / "s")

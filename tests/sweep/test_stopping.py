@@ -19,7 +19,7 @@ QUIET = ("trainer.epochs=120", "figures=false", "tracking.graph=false", "device.
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, warm: Any) -> dict[str, Any]:
+def reference(tmp_path_factory: pytest.TempPathFactory, warm: Any) -> dict[str, Any]:
     """What the sweep comes to when nobody stops it."""
     place = tmp_path_factory.mktemp("whole")
     process = warm.start("-m", "dlrun", *WORDS, *QUIET, cwd=place)
@@ -29,15 +29,17 @@ def whole(tmp_path_factory: pytest.TempPathFactory, warm: Any) -> dict[str, Any]
 
 def left(sweep: Path) -> dict[str, Any]:
     """All that a sweep leaves but for what a clock says."""
-    found: dict[str, Any] = {}
+    contents: dict[str, Any] = {}
     for path in sorted(sweep.glob("*/result.json")):
         result = json.loads(path.read_text())
-        found[path.parent.name] = {k: v for k, v in result.items() if k not in ("train_seconds", "samples_per_second")}
-        found[f"{path.parent.name} rows"] = (path.parent / "metrics.jsonl").read_bytes()
+        contents[path.parent.name] = {
+            k: v for k, v in result.items() if k not in ("train_seconds", "samples_per_second")
+        }
+        contents[f"{path.parent.name} rows"] = (path.parent / "metrics.jsonl").read_bytes()
     lines = [line.split(",") for line in (sweep / "comparison.csv").read_text().splitlines()]
     timed = lines[0].index("train_seconds")
-    found["comparison"] = [[cell for i, cell in enumerate(line) if i != timed] for line in lines]
-    return found
+    contents["comparison"] = [[cell for i, cell in enumerate(line) if i != timed] for line in lines]
+    return contents
 
 
 def members(session: int) -> Iterator[str]:
@@ -76,7 +78,7 @@ def trains(sweep: Path, jobs: int) -> bool:
     ],
 )
 def test_a_stopped_sweep_is_gone_on_with(
-    name: str, group: bool, jobs: int, dlrun: Callable, warm: Any, tmp_path: Path, whole: dict[str, Any]
+    name: str, group: bool, jobs: int, dlrun: Callable, warm: Any, tmp_path: Path, reference: dict[str, Any]
 ) -> None:
     command = ("-m", "dlrun", *WORDS, *QUIET, f"sweep.jobs={jobs}")
     process = warm.start(*command, cwd=tmp_path, start_new_session=True)
@@ -99,7 +101,7 @@ def test_a_stopped_sweep_is_gone_on_with(
     assert not list((tmp_path / "s").rglob("*.tmp"))
     resumed = dlrun("resume", "s", f"sweep.jobs={jobs}")
     assert resumed.code == 0, resumed.out + resumed.err
-    assert left(tmp_path / "s") == whole
+    assert left(tmp_path / "s") == reference
 
 
 @pytest.mark.parametrize(("name", "moment"), [("SIGINT", 0.0), ("SIGTERM", 0.05), ("SIGINT", 0.3)])
@@ -114,5 +116,5 @@ def test_a_signal_while_the_jobs_start_is_not_lost(name: str, moment: float, war
     assert code == 128 + signal.Signals[name], process.out + process.err
     assert "FAILED" not in process.out + process.err
     wait_for(lambda: not list(members(process.pid)), 60)
-    found = Ledger.read(tmp_path / "s")
-    assert {found.read_status(entry) for entry in found.entries.values()} <= {"interrupted", "pending"}
+    after = Ledger.read(tmp_path / "s")
+    assert {after.read_status(entry) for entry in after.entries.values()} <= {"interrupted", "pending"}

@@ -32,9 +32,9 @@ class Page(HTMLParser):
 def test_the_page_has_the_answer_and_needs_nothing_else(runs: Any, tmp_path: Path) -> None:
     picture = tmp_path / "curves.png"
     picture.write_bytes(b"\x89PNG bytes")
-    made = [runs("optimizer=sgd", value=0.2), runs("optimizer=adam", value=0.3)]
-    made.append(runs("optimizer=lion", value=None, status="failed", metrics={}, error="out of memory"))
-    comparison = compare(made, [("optimizer=x", "killed by signal 9")])
+    records = [runs("optimizer=sgd", value=0.2), runs("optimizer=adam", value=0.3)]
+    records.append(runs("optimizer=lion", value=None, status="failed", metrics={}, error="out of memory"))
+    comparison = compare(records, [("optimizer=x", "killed by signal 9")])
     page = Page(render_report(comparison, [picture], [("command", "dlrun -m")], tmp_path))
     assert "best: optimizer=sgd, val/loss 0.2000 (n = 1)" in page.text
     for words in ("add 'seed=range(5)'", "baseline", "optimizer=x: killed by signal 9", "failed: out of memory"):
@@ -47,18 +47,18 @@ def test_the_page_has_the_answer_and_needs_nothing_else(runs: Any, tmp_path: Pat
 
 def test_an_override_is_text_and_nothing_else(runs: Any, tmp_path: Path) -> None:
     evil = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'"
-    made = [runs("model.name=a"), runs("model.name=b", value=0.1), runs("model.name=c", value=None, error=evil)]
-    made[1].config["model"]["name"] = evil
-    object.__setattr__(made[1], "folder", tmp_path / evil.replace("/", "_"))
-    page = Page(render_report(compare(made, [(evil, evil)]), [], [(evil, evil)], tmp_path))
+    records = [runs("model.name=a"), runs("model.name=b", value=0.1), runs("model.name=c", value=None, error=evil)]
+    records[1].config["model"]["name"] = evil
+    object.__setattr__(records[1], "folder", tmp_path / evil.replace("/", "_"))
+    page = Page(render_report(compare(records, [(evil, evil)]), [], [(evil, evil)], tmp_path))
     assert not {"script", "img"} & set(page.tags)
     assert page.text.count("<script>alert(1)</script>") >= 5
     assert page.attributes <= {"lang", "charset", "name", "content", "http-equiv", "class", "href"}
 
 
 def test_several_tables_are_named(runs: Any) -> None:
-    made = [runs(seed=0), runs(seed=1), runs(metric="val/accuracy")]
-    text = Page(render_report(compare(made), [], [])).text
+    records = [runs(seed=0), runs(seed=1), runs(metric="val/accuracy")]
+    text = Page(render_report(compare(records), [], [])).text
     assert "val/loss on digits" in text
     assert "val/accuracy on digits" in text
     assert "2 tables: " in text

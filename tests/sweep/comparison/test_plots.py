@@ -27,11 +27,11 @@ def run(folder: Path, seed: int, curve: list[float], metric: str = "val/loss") -
 
 def ranked(tmp_path: Path, settings: list[tuple[dict[str, Any], list[list[float]]]], mode: str = "min") -> Ranking:
     """Settings as they stand, each with the curves of its seeds."""
-    made = [
+    records = [
         Setting(values, [run(tmp_path / f"{i}_{seed}", seed, curve) for seed, curve in enumerate(curves)], [])
         for i, (values, curves) in enumerate(settings)
     ]
-    return Ranking("val/loss", mode, "digits", list(settings[0][0]), made)
+    return Ranking("val/loss", mode, "digits", list(settings[0][0]), records)
 
 
 def grid(tmp_path: Path) -> Ranking:
@@ -48,10 +48,10 @@ def test_curves_are_means_with_the_range_as_far_as_all_seeds_came(tmp_path: Path
         tmp_path, [({"model": "$a$"}, [[0.6, 0.4, 0.2], [0.8, 0.5]]), ({"model": "b"}, [[0.7, 0.6, 0.5], []])]
     )
     axes = plots.draw_curves(ranking).axes[0]
-    found = lines(axes)
-    assert list(found) == [r"model=\$a\$", "model=b", "trivial baseline"]
-    assert np.allclose(found[r"model=\$a\$"], [[1, 2], [0.7, 0.45]])
-    assert np.allclose(found["model=b"], [[1, 2, 3], [0.7, 0.6, 0.5]])
+    curves = lines(axes)
+    assert list(curves) == [r"model=\$a\$", "model=b", "trivial baseline"]
+    assert np.allclose(curves[r"model=\$a\$"], [[1, 2], [0.7, 0.45]])
+    assert np.allclose(curves["model=b"], [[1, 2, 3], [0.7, 0.6, 0.5]])
     band = axes.collections[0].get_paths()[0].vertices
     assert {tuple(point) for point in np.round(band, 6)} >= {(1.0, 0.6), (1.0, 0.8), (2.0, 0.4), (2.0, 0.5)}
     assert axes.get_title() == "val/loss: mean and range over the seeds"
@@ -125,10 +125,10 @@ def test_a_cell_without_a_run_stays_empty_and_large_maps_have_no_numbers(tmp_pat
 def test_pictures_are_those_that_make_sense(tmp_path: Path) -> None:
     full = grid(tmp_path / "whole")
     few = [setting for setting in full.settings if setting.values["optimizer"] == "adam"]
-    whole = Ranking(full.metric, full.mode, full.data, ["optimizer.lr", "model.depth"], few)
-    lost = Ranking("val/loss", "min", "x", ["model"], [Setting({"model": "a"}, [], whole.settings[0].runs)])
+    ranking = Ranking(full.metric, full.mode, full.data, ["optimizer.lr", "model.depth"], few)
+    lost = Ranking("val/loss", "min", "x", ["model"], [Setting({"model": "a"}, [], ranking.settings[0].runs)])
     only = ranked(tmp_path / "only", [({}, [[0.5, 0.4]])])
-    paths = plots.draw_all(Comparison([whole, lost, only]), tmp_path / "figures")
+    paths = plots.draw_all(Comparison([ranking, lost, only]), tmp_path / "figures")
     assert [path.name for path in paths] == [
         "compared_curves.png", "compared_lr.png", "compared_depth.png", "compared_lr_depth.png", "compared3_curves.png"
     ]  # fmt: skip

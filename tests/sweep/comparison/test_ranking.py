@@ -13,8 +13,8 @@ from dlrun.sweep.comparison.ranking import compare
 
 def test_settings_are_means_over_seeds_best_first(runs: Any) -> None:
     values = {"sgd": [0.5, 0.7, 0.6], "adam": [0.2, 0.4, 0.9], "rmsprop": [0.3, 0.3, 0.3]}
-    made = [runs(f"optimizer={o}", value=v, seed=i) for o, found in values.items() for i, v in enumerate(found)]
-    (ranking,) = compare(made).rankings
+    records = [runs(f"optimizer={o}", value=v, seed=i) for o, numbers in values.items() for i, v in enumerate(numbers)]
+    (ranking,) = compare(records).rankings
     assert (ranking.metric, ranking.mode, ranking.keys) == ("val/loss", "min", ["optimizer"])
     assert [setting.values["optimizer"] for setting in ranking.settings] == ["rmsprop", "adam", "sgd"]
     adam = ranking.settings[1]
@@ -46,20 +46,22 @@ def test_settings_are_means_over_seeds_best_first(runs: Any) -> None:
 )
 def test_the_direction_is_the_metrics_or_the_configs(metric: str, mode: str | None, best: str, runs: Any) -> None:
     config = {"checkpoint": {"mode": mode}}
-    made = [runs(f"model={name}", value=v, metric=metric, config=config) for name, v in (("low", 0.1), ("high", 0.9))]
-    assert compare(made).rankings[0].settings[0].values["model"] == best
+    records = [
+        runs(f"model={name}", value=v, metric=metric, config=config) for name, v in (("low", 0.1), ("high", 0.9))
+    ]
+    assert compare(records).rankings[0].settings[0].values["model"] == best
 
 
 def test_the_test_split_never_ranks(runs: Any) -> None:
     good_test = {"val/loss": 0.9, "test/loss": 0.0}
-    made = [runs("model=a", value=0.9, metrics=good_test), runs("model=b", value=0.1)]
-    assert compare(made).rankings[0].settings[0].values["model"] == "b"
+    records = [runs("model=a", value=0.9, metrics=good_test), runs("model=b", value=0.1)]
+    assert compare(records).rankings[0].settings[0].values["model"] == "b"
     with pytest.raises(RequestError, match=r"must not choose; run it again with checkpoint.monitor=val/loss"):
-        compare([*made, runs("model=c", metric="test/loss")])
+        compare([*records, runs("model=c", metric="test/loss")])
 
 
 def test_what_did_not_end_well_counts_as_lost_in_its_setting(runs: Any) -> None:
-    made = [
+    records = [
         runs("model=a", seed=0, value=0.4),
         runs("model=a", seed=1, value=None, status="failed", metrics={}, error="boom"),
         runs("model=a", seed=2, value=None),
@@ -67,7 +69,7 @@ def test_what_did_not_end_well_counts_as_lost_in_its_setting(runs: Any) -> None:
         runs("model=b", seed=0, value=math.inf),
         runs("model=c", seed=0, value=0.5),
     ]
-    (ranking,) = compare(made).rankings
+    (ranking,) = compare(records).rankings
     assert [s.values["model"] for s in ranking.settings] == ["a", "c", "b"]  # nothing that counts: last
     assert [(s.score.n, len(s.unusable)) for s in ranking.settings] == [(1, 3), (1, 0), (0, 1)]
     assert ranking.settings[0].score.mean == 0.4
@@ -78,9 +80,9 @@ def test_an_experiment_made_twice_counts_once(runs: Any) -> None:
     first, newest, failed = (runs.write(runs("model=a", value=v)) for v in (0.4, 0.3, None))
     for age, run in enumerate((first, newest, failed)):
         os.utime(run.folder / "result.json", (age, age))
-    found = compare([newest, failed, first])
-    assert [run.value for run in found.runs] == [0.3]
-    assert found.notes == ["2 runs repeat another (same config_hash); the newest counts"]
+    ranking_of_all = compare([newest, failed, first])
+    assert [run.value for run in ranking_of_all.runs] == [0.3]
+    assert ranking_of_all.notes == ["2 runs repeat another (same config_hash); the newest counts"]
     same = {"config_hash": "h"}
     apart = [runs("device=cpu", **same), runs("device=cuda", **same), runs("lesson=x", **same)]
     assert len(compare(apart).runs) == 3
@@ -89,18 +91,18 @@ def test_an_experiment_made_twice_counts_once(runs: Any) -> None:
 def test_what_has_no_order_has_tables_of_its_own(runs: Any) -> None:
     other = {"data": {"_target_": "d.names"}}
     tagged = {"baseline": {"val/exact_match": 0.1}, "metrics": {"val/loss": 0.3, "val/exact_match": 0.5}}
-    made = [
+    records = [
         *(runs("model=a", seed=seed) for seed in range(4)),
         *(runs("data=names", config=other, seed=seed) for seed in range(3)),
         *(runs("model=b", metric="val/accuracy", seed=seed) for seed in range(2)),
         runs("model=c", **tagged),
         runs("model=d", value=None, status="failed", metrics={}, baseline={}),  # before its task was known
     ]
-    found = compare(made)
-    assert [(r.metric, r.data, len(r.runs)) for r in found.rankings] == [
+    tables = compare(records)
+    assert [(r.metric, r.data, len(r.runs)) for r in tables.rankings] == [
         ("val/loss", "digits", 5), ("val/loss", "names", 3), ("val/accuracy", "digits", 2), ("val/loss", "digits", 1)
     ]  # fmt: skip
-    assert found.notes[0].startswith("4 tables: ")
+    assert tables.notes[0].startswith("4 tables: ")
 
 
 def test_changed_code_is_warned_of(runs: Any) -> None:

@@ -57,7 +57,7 @@ def test_a_sweep_is_compared_in_its_own_folder(sweep: Path, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ([], "needs a run, a sweep, or a folder of them; type dlrun compare outputs"),
         (["nowhere"], "there is no folder nowhere"),
@@ -66,10 +66,10 @@ def test_a_sweep_is_compared_in_its_own_folder(sweep: Path, capsys: pytest.Captu
     ],
 )
 def test_wrong_words_are_a_sentence(
-    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(RequestError, match=said):
+    with pytest.raises(RequestError, match=message):
         compare_runs(words)
     assert list(tmp_path.iterdir()) == []
 

@@ -9,37 +9,37 @@ from dlrun.sweep.comparison.settings import ABSENT, find_varying_keys, get_value
 
 
 def test_keys_that_differ_are_columns_and_the_seed_never_is(runs: Any) -> None:
-    made = [
+    records = [
         runs("data=digits", "optimizer=sgd", "optimizer.lr=0.1", seed=0),
         runs("data=digits", "optimizer=adam", "optimizer.lr=0.1", seed=1),
         runs("data=digits", "optimizer=adam", "optimizer.lr=0.5", seed=2),
     ]
-    assert find_varying_keys(made) == ["optimizer", "optimizer.lr"]
-    assert [get_value(run, "optimizer") for run in made] == ["sgd", "adam", "adam"]
+    assert find_varying_keys(records) == ["optimizer", "optimizer.lr"]
+    assert [get_value(run, "optimizer") for run in records] == ["sgd", "adam", "adam"]
 
 
 def test_a_run_without_the_override_has_the_default_or_nothing(runs: Any) -> None:
-    made = [
+    records = [
         runs("optimizer.lr=0.1"),
         runs("+model.x=3", "~trainer.y=1", config={"trainer": {"y": 2}}),
         runs("lesson=a", "paths.outputs=z"),
     ]
-    assert find_varying_keys(made) == ["optimizer.lr", "model.x", "lesson"]
-    assert [get_value(run, "optimizer.lr") for run in made] == [0.1, 0.001, 0.001]
-    assert [get_value(run, "model.x") for run in made] == [ABSENT, 3, ABSENT]
-    assert [get_value(run, "lesson") for run in made] == [ABSENT, ABSENT, "a"]
+    assert find_varying_keys(records) == ["optimizer.lr", "model.x", "lesson"]
+    assert [get_value(run, "optimizer.lr") for run in records] == [0.1, 0.001, 0.001]
+    assert [get_value(run, "model.x") for run in records] == [ABSENT, 3, ABSENT]
+    assert [get_value(run, "lesson") for run in records] == [ABSENT, ABSENT, "a"]
 
 
 def test_what_is_no_part_of_the_experiment_is_no_column(runs: Any) -> None:
-    made = [runs("paths.outputs=a", "figures=false"), runs("paths.outputs=b", "tracking.graph=true", seed=1)]
-    assert find_varying_keys(made) == []
+    records = [runs("paths.outputs=a", "figures=false"), runs("paths.outputs=b", "tracking.graph=true", seed=1)]
+    assert find_varying_keys(records) == []
     assert find_varying_keys([runs("device=cpu"), runs("device.precision=bf16")]) == ["device", "device.precision"]
 
 
 def test_what_follows_the_seed_is_no_column(runs: Any) -> None:
-    made = [runs(f"data.seed={seed}", seed=seed) for seed in range(3)]
-    assert find_varying_keys(made) == []
-    assert find_varying_keys([*made, runs("data.seed=9", seed=3)]) == ["data.seed"]
+    records = [runs(f"data.seed={seed}", seed=seed) for seed in range(3)]
+    assert find_varying_keys(records) == []
+    assert find_varying_keys([*records, runs("data.seed=9", seed=3)]) == ["data.seed"]
 
 
 def test_runs_that_differ_without_a_word_get_the_choices_and_then_the_keys(runs: Any) -> None:

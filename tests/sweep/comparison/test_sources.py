@@ -13,13 +13,13 @@ from dlrun.sweep.comparison.sources import find_runs, read_run
 
 def test_a_run_is_read_as_it_was_written(runs: Any) -> None:
     written = runs.write(runs("optimizer.lr=0.1", value=0.25, seed=3), curve=(1.0, 0.25))
-    found = read_run(written.folder)
+    record = read_run(written.folder)
     for name in ("config", "overrides", "choices", "result"):
-        assert getattr(found, name) == getattr(written, name)
-    assert (found.seed, found.metric, found.value, found.trouble) == (3, "val/loss", 0.25, "")
-    assert [row["val/loss"] for row in found.rows] == [1.0, 0.25]
-    assert found.choices == {"data": "digits", "model": "mlp", "optimizer": "sgd"}
-    assert found.identity == {
+        assert getattr(record, name) == getattr(written, name)
+    assert (record.seed, record.metric, record.value, record.trouble) == (3, "val/loss", 0.25, "")
+    assert [row["val/loss"] for row in record.rows] == [1.0, 0.25]
+    assert record.choices == {"data": "digits", "model": "mlp", "optimizer": "sgd"}
+    assert record.identity == {
         "seed": 3, "data._target_": "d.digits", "optimizer.lr": 0.1, "checkpoint.mode": None
     }  # fmt: skip
 

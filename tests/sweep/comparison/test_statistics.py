@@ -12,10 +12,14 @@ from dlrun.sweep.comparison.statistics import estimate, estimate_difference
 @pytest.mark.parametrize("n", [2, 3, 5, 30])
 def test_mean_spread_and_interval(n: int) -> None:
     values = np.random.default_rng(n).normal(3, 2, n)
-    found = estimate(values.tolist())
+    summary = estimate(values.tolist())
     low, high = stats.t.interval(0.95, n - 1, loc=values.mean(), scale=stats.sem(values))
-    assert (found.n, found.mean, found.std) == (n, pytest.approx(values.mean()), pytest.approx(values.std(ddof=1)))
-    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
+    assert (summary.n, summary.mean, summary.std) == (
+        n,
+        pytest.approx(values.mean()),
+        pytest.approx(values.std(ddof=1)),
+    )
+    assert (summary.low, summary.high) == (pytest.approx(low), pytest.approx(high))
 
 
 def test_one_value_has_no_spread_and_none_no_mean() -> None:
@@ -32,11 +36,15 @@ def test_a_pair_is_told_apart_exactly_where_the_paired_t_test_does(shift: float)
     common, noise = generator.normal(0, 5, 6), generator.normal(0, 0.1, 6)
     a = dict(enumerate((common + noise + shift).tolist())) | {77: 1e9}
     b = dict(enumerate(common.tolist())) | {78: -1e9}
-    found = estimate_difference(a, b)
+    difference = estimate_difference(a, b)
     tested = stats.ttest_rel([a[i] for i in range(6)], [b[i] for i in range(6)])
     interval = tested.confidence_interval(0.95)
-    assert (found.n, found.low, found.high) == (6, pytest.approx(interval.low), pytest.approx(interval.high))
-    assert found.contains_zero == (tested.pvalue > 0.05)
+    assert (difference.n, difference.low, difference.high) == (
+        6,
+        pytest.approx(interval.low),
+        pytest.approx(interval.high),
+    )
+    assert difference.contains_zero == (tested.pvalue > 0.05)
 
 
 def test_no_common_seed_is_no_difference() -> None:

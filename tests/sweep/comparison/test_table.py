@@ -26,11 +26,11 @@ def grid(runs: Any, keys: int, seeds: int = 2) -> Any:
         ("optimizer.lr=0.1", "optimizer.lr=0.001"),
         ("model.depth=3", "model.depth=5"),
     ]
-    made = []
+    records = []
     for i in range(2**keys):
         chosen = [pair[i >> k & 1] for k, pair in enumerate(words[:keys])]
-        made += [runs(*chosen, value=0.3 + 0.05 * i + 0.012 * seed, seed=seed) for seed in range(seeds)]
-    return compare(made).rankings[0]  # fmt: skip
+        records += [runs(*chosen, value=0.3 + 0.05 * i + 0.012 * seed, seed=seed) for seed in range(seeds)]
+    return compare(records).rankings[0]  # fmt: skip
 
 
 def test_two_keys_fit_80_columns_with_all_that_counts(runs: Any) -> None:
@@ -82,8 +82,8 @@ def test_numbers_are_written_as_finely_as_the_seeds_agree(runs: Any) -> None:
 
 
 def test_failures_have_a_column_where_there_are_some(runs: Any) -> None:
-    made = [runs("model=a"), runs("model=a", seed=1, value=None), runs("model=b", value=None)]
-    (ranking,) = compare(made).rankings
+    records = [runs("model=a"), runs("model=a", seed=1, value=None), runs("model=b", value=None)]
+    (ranking,) = compare(records).rankings
     assert table.list_headers(ranking)[-1] == "failed"
     assert [row[-1] for row in table.list_rows(ranking)] == ["1", "1", ""]
     assert table.list_rows(ranking)[1][1:6] == ["0", "–", "–", "–", "–"]
@@ -97,10 +97,10 @@ def test_nothing_of_a_value_is_markup(runs: Any) -> None:
 
 def test_the_csv_holds_plain_numbers(runs: Any) -> None:
     values = [0.3, 0.4, 0.8]
-    made = [runs("model=a", "model.hidden_sizes=[64,32]", value=v, seed=i) for i, v in enumerate(values)]
-    made.append(runs("model=b", "model.hidden_sizes=[8]", value=None))
-    found = list(csv.DictReader(io.StringIO(table.render_csv(compare(made)))))
-    a, b, baseline = found
+    records = [runs("model=a", "model.hidden_sizes=[64,32]", value=v, seed=i) for i, v in enumerate(values)]
+    records.append(runs("model=b", "model.hidden_sizes=[8]", value=None))
+    rows = list(csv.DictReader(io.StringIO(table.render_csv(compare(records)))))
+    a, b, baseline = rows
     assert (a["row"], a["model"], a["model.hidden_sizes"], a["metric"]) == ("setting", "a", "[64,32]", "val/loss")
     assert [float(a[key]) for key in ("n", "mean", "std", "best_epoch", "last", "train_seconds", "test_loss")] == [
         3, pytest.approx(np.mean(values)), pytest.approx(np.std(values, ddof=1)), 3, pytest.approx(0.5), 1.5, 0.75
@@ -117,8 +117,8 @@ def test_the_csv_holds_plain_numbers(runs: Any) -> None:
 
 def test_two_tables_share_one_csv_that_names_the_data(runs: Any) -> None:
     names = {"data": {"_target_": "d.names"}}
-    made = [runs("model=a"), runs("model=b"), runs("data=names", config=names)]
-    lines = list(csv.DictReader(io.StringIO(table.render_csv(compare(made)))))
+    records = [runs("model=a"), runs("model=b"), runs("data=names", config=names)]
+    lines = list(csv.DictReader(io.StringIO(table.render_csv(compare(records)))))
     assert [(line["row"], line["data"], line["model"]) for line in lines] == [
         ("setting", "digits", "a"), ("setting", "digits", "b"), ("baseline", "digits", ""),
         ("setting", "names", ""), ("baseline", "names", ""),

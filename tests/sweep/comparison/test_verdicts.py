@@ -12,8 +12,8 @@ from dlrun.sweep.comparison.verdicts import list_verdicts, summarize
 NOISE = (0.00, 0.05, -0.03, 0.02, -0.04)
 
 
-def said(made: list[Any]) -> list[str]:
-    return list_verdicts(compare(made).rankings[0])
+def describe(records: list[Any]) -> list[str]:
+    return list_verdicts(compare(records).rankings[0])
 
 
 def several(runs: Any, levels: dict[str, float], seeds: int = 5, **more: Any) -> list[Any]:
@@ -26,7 +26,7 @@ def several(runs: Any, levels: dict[str, float], seeds: int = 5, **more: Any) ->
 
 
 def test_the_best_is_named_first(runs: Any) -> None:
-    lines = said(several(runs, {"model=a": 0.5, "model=b": 0.8}))
+    lines = describe(several(runs, {"model=a": 0.5, "model=b": 0.8}))
     assert lines == [
         "best: model=a, val/loss 0.500 ± 0.037 (n = 5)",
         "better than the other setting (paired over 5 seeds, 95 % t interval of the difference without 0)",
@@ -39,7 +39,7 @@ def test_what_cannot_be_told_apart_is_named_in_one_line(runs: Any) -> None:
     best, *others = compare(several(runs, levels)).rankings[0].settings
     tests = [stats.ttest_rel(list(best.by_seed.values()), list(other.by_seed.values())) for other in others]
     alike = sum(test.pvalue > 0.05 for test in tests)
-    line = said(several(runs, levels))[1]
+    line = describe(several(runs, levels))[1]
     assert line.startswith("cannot be told apart from the best (paired over 5 seeds, 95 % t interval")
     assert line.count("model=m") == 8
     assert alike > 8
@@ -49,25 +49,25 @@ def test_what_cannot_be_told_apart_is_named_in_one_line(runs: Any) -> None:
 
 @pytest.mark.parametrize(("seeds", "with_"), [(1, "1 seed a setting"), (2, "2 seeds a setting")])
 def test_few_seeds_tell_nothing_apart(seeds: int, with_: str, runs: Any) -> None:
-    lines = said(several(runs, {"model=a": 0.1, "model=b": 0.9}, seeds=seeds))
+    lines = describe(several(runs, {"model=a": 0.1, "model=b": 0.9}, seeds=seeds))
     assert lines[1] == f"with {with_} nothing can be told apart: add 'seed=range(5)'"
 
 
 def test_only_common_seeds_are_compared(runs: Any) -> None:
-    made = [runs("model=a", value=0.1, seed=s) for s in range(5)] + [
+    records = [runs("model=a", value=0.1, seed=s) for s in range(5)] + [
         runs("model=b", value=0.9, seed=s) for s in (3, 4, 5)
     ]
-    assert said(made)[1] == "with 2 common seeds nothing can be told apart: add 'seed=range(5)'"
-    made += [runs("model=c", value=0.9 + 0.1 * s, seed=s) for s in range(3)]
-    assert "paired over 3 seeds" in said(made)[1]
-    assert said(made)[2] == "fewer than 3 seeds in common with the best, so not judged: model=b"
+    assert describe(records)[1] == "with 2 common seeds nothing can be told apart: add 'seed=range(5)'"
+    records += [runs("model=c", value=0.9 + 0.1 * s, seed=s) for s in range(3)]
+    assert "paired over 3 seeds" in describe(records)[1]
+    assert describe(records)[2] == "fewer than 3 seeds in common with the best, so not judged: model=b"
 
 
 def test_a_best_that_learned_nothing_is_said(runs: Any) -> None:
-    assert "trivial baseline (val/loss 2.000)" in said([runs(value=2.0)])[1]
-    assert len(said([runs(value=1.9)])) == 1
-    assert len(said([runs(value=2.1, metric="val/accuracy")])) == 1
-    assert "nothing was learned" in said([runs(value=1.9, metric="val/accuracy")])[1]
+    assert "trivial baseline (val/loss 2.000)" in describe([runs(value=2.0)])[1]
+    assert len(describe([runs(value=1.9)])) == 1
+    assert len(describe([runs(value=2.1, metric="val/accuracy")])) == 1
+    assert "nothing was learned" in describe([runs(value=1.9, metric="val/accuracy")])[1]
 
 
 @pytest.mark.parametrize(
@@ -87,29 +87,31 @@ def test_a_best_that_learned_nothing_is_said(runs: Any) -> None:
     ],
 )  # fmt: skip
 def test_a_best_at_the_edge_says_what_to_try(key: str, values: Any, best: float, hint: str, runs: Any) -> None:
-    lines = said([runs(f"{key}={v}", value=0.1 if v == best else 0.5) for v in values])
-    found = [line for line in lines if "tried" in line]
-    assert bool(found) == bool(hint)
-    assert not hint or found[0].endswith(hint)
+    lines = describe([runs(f"{key}={v}", value=0.1 if v == best else 0.5) for v in values])
+    advice = [line for line in lines if "tried" in line]
+    assert bool(advice) == bool(hint)
+    assert not hint or advice[0].endswith(hint)
 
 
 def test_a_failed_setting_was_tried_too(runs: Any) -> None:
-    made = [runs(f"optimizer.lr={lr}", value=value) for lr, value in ((0.1, 0.1), (0.01, 0.5), (0.001, 0.9))]
-    made.append(runs("optimizer.lr=1", value=None, status="failed", metrics={}))
-    lines = said(made)
+    records = [runs(f"optimizer.lr={lr}", value=value) for lr, value in ((0.1, 0.1), (0.01, 0.5), (0.001, 0.9))]
+    records.append(runs("optimizer.lr=1", value=None, status="failed", metrics={}))
+    lines = describe(records)
     assert not [line for line in lines if "tried" in line]
     assert lines[-1] == "1 of 4 runs do not count: 1 failed"
     best = runs("optimizer.lr=0.1", value=None, seed=1)
-    assert said([*made, best])[-1] == "the best is the mean of 1 run; 1 of its seeds did not count"
+    assert describe([*records, best])[-1] == "the best is the mean of 1 run; 1 of its seeds did not count"
 
 
 def test_what_it_was_ranked_by_is_said_where_it_is_not_the_validation_part(runs: Any) -> None:
-    assert said([runs(metric="train/loss")])[1].startswith("ranked by the training loss: there is no validation part")
+    assert describe([runs(metric="train/loss")])[1].startswith(
+        "ranked by the training loss: there is no validation part"
+    )
     both = {"train/loss": 0.1, "val/loss": 0.2}
-    assert "which checkpoint.monitor names" in said([runs(metric="train/loss", metrics=both)])[1]
+    assert "which checkpoint.monitor names" in describe([runs(metric="train/loss", metrics=both)])[1]
     different = [runs(f"task.loss={loss}") for loss in ("mse", "l1")]
-    assert said(different)[1].startswith("the settings minimize different losses")
+    assert describe(different)[1].startswith("the settings minimize different losses")
 
 
 def test_nothing_finite_is_said(runs: Any) -> None:
-    assert said([runs(value=None)]) == ["no run has a finite val/loss: nothing can be compared"]
+    assert describe([runs(value=None)]) == ["no run has a finite val/loss: nothing can be compared"]
