@@ -10,23 +10,23 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 TIMED = ("train_seconds", "samples_per_second")
 
 
-def differences(whole: Path, resumed: Path) -> list[str]:
+def differences(reference: Path, resumed: Path) -> list[str]:
     """A few words for each thing that is not equal: result.json, metrics.jsonl, scalars, checkpoints, pictures."""
-    found = []
-    one, two = result(whole), result(resumed)
-    found += [f"result.json: {k} {one.get(k)} -> {two.get(k)}" for k in {*one, *two} if one.get(k) != two.get(k)]
-    if (whole / "metrics.jsonl").read_bytes() != (resumed / "metrics.jsonl").read_bytes():
-        found.append("metrics.jsonl")
-    before, after = scalars(whole), scalars(resumed)
+    results = []
+    one, two = result(reference), result(resumed)
+    results += [f"result.json: {k} {one.get(k)} -> {two.get(k)}" for k in {*one, *two} if one.get(k) != two.get(k)]
+    if (reference / "metrics.jsonl").read_bytes() != (resumed / "metrics.jsonl").read_bytes():
+        results.append("metrics.jsonl")
+    before, after = scalars(reference), scalars(resumed)
     for tag in sorted({*before, *after}):
         if before.get(tag) != after.get(tag):
-            found.append(f"scalars of {tag}: {_first(before.get(tag, []), after.get(tag, []))}")
+            results.append(f"scalars of {tag}: {_first(before.get(tag, []), after.get(tag, []))}")
     for name in ("best.pt", "last.pt"):
-        found += [
-            f"{name}: {what}" for what in checkpoint(whole / "checkpoints" / name, resumed / "checkpoints" / name)
+        results += [
+            f"{name}: {what}" for what in checkpoint(reference / "checkpoints" / name, resumed / "checkpoints" / name)
         ]
-    pictures = {path.relative_to(folder) for folder in (whole, resumed) for path in (folder / "figures").glob("*")}
-    return found + [str(name) for name in sorted(pictures) if not _same_bytes(whole / name, resumed / name)]
+    pictures = {path.relative_to(folder) for folder in (reference, resumed) for path in (folder / "figures").glob("*")}
+    return results + [str(name) for name in sorted(pictures) if not _same_bytes(reference / name, resumed / name)]
 
 
 def result(folder: Path) -> dict[str, Any]:
@@ -46,11 +46,11 @@ def checkpoint(one: Path, two: Path) -> list[str]:
     if not (one.exists() and two.exists()):
         return ["missing"] if one.exists() != two.exists() else []
     before, after = (torch.load(path, map_location="cpu", weights_only=True) for path in (one, two))
-    found = [key for key in ("epoch", "step", "metrics") if before[key] != after[key]]
+    differing = [key for key in ("epoch", "step", "metrics") if before[key] != after[key]]
     same = before["model"].keys() == after["model"].keys() and all(
         torch.equal(tensor, after["model"][key]) for key, tensor in before["model"].items()
     )
-    return found if same else [*found, "weights"]
+    return differing if same else [*differing, "weights"]
 
 
 def _first(before: list[tuple[int, float]], after: list[tuple[int, float]]) -> str:

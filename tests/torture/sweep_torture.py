@@ -53,8 +53,8 @@ def launch(words: list[str], place: Path, real: bool) -> int:
     try:
         os.setsid()
         os.chdir(place)
-        said = os.open("said.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(said, 1), os.dup2(said, 2)
+        output_file = os.open("said.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(output_file, 1), os.dup2(output_file, 2)
         if real:
             os.execv(sys.executable, [sys.executable, "-m", "dlrun", *words])
         sys.argv = ["dlrun", *words]
@@ -133,14 +133,14 @@ def one_round(
     return compared(place.parent / f"whole_{jobs}" / "s", place / "s")
 
 
-def compared(whole: Path, other: Path) -> list[str]:
+def compared(reference: Path, other: Path) -> list[str]:
     """What differs between two sweep folders but for timings."""
-    names = sorted(path.parent.name for path in whole.glob("*/result.json"))
+    names = sorted(path.parent.name for path in reference.glob("*/result.json"))
     if names != sorted(path.parent.name for path in other.glob("*/result.json")):
         return ["the jobs"]
-    found = [f"{name}: {what}" for name in names for what in differences(whole / name, other / name)]
-    found += ["comparison.csv"] if table(whole) != table(other) else []
-    return found + [f"{path.name} was left" for path in other.rglob("*.tmp")]
+    results = [f"{name}: {what}" for name in names for what in differences(reference / name, other / name)]
+    results += ["comparison.csv"] if table(reference) != table(other) else []
+    return results + [f"{path.name} was left" for path in other.rglob("*.tmp")]
 
 
 def table(sweep: Path) -> list[dict[str, str]]:
@@ -155,27 +155,27 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=10, help="sweeps an engine")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=80, help="of each run")
-    asked = parser.parse_args()
-    words = [*WORDS, f"trainer.epochs={asked.epochs}"]
-    root, chance = Path(tempfile.mkdtemp(prefix="sweep_torture_")), random.Random(asked.seed)
+    options = parser.parse_args()
+    words = [*WORDS, f"trainer.epochs={options.epochs}"]
+    root, chance = Path(tempfile.mkdtemp(prefix="sweep_torture_")), random.Random(options.seed)
     prepare()
     differing = 0
     for jobs in (1, 2):
         counts, began = Counts(), time.perf_counter()
-        whole = root / f"whole_{jobs}"
-        whole.mkdir()
-        if finished(launch([*words, f"sweep.jobs={jobs}"], whole, real=False)):
-            print((whole / "said.txt").read_text())
+        reference = root / f"whole_{jobs}"
+        reference.mkdir()
+        if finished(launch([*words, f"sweep.jobs={jobs}"], reference, real=False)):
+            print((reference / "said.txt").read_text())
             return 1
         seconds = time.perf_counter() - began
-        for number in range(asked.rounds):
+        for number in range(options.rounds):
             place = root / f"jobs_{jobs}_round_{number}"
             most = seconds * (1.5 if number == 0 else 0.9)
-            found = one_round(place, words, jobs, most, chance, counts, real=number == 0)
-            counts.differences += bool(found)
-            for line in found[:6]:
+            outcome = one_round(place, words, jobs, most, chance, counts, real=number == 0)
+            counts.differences += bool(outcome)
+            for line in outcome[:6]:
                 print(f"  {place}: {line}", flush=True)
-        print(f"sweep.jobs={jobs}: {asked.rounds} sweeps, {counts}", flush=True)
+        print(f"sweep.jobs={jobs}: {options.rounds} sweeps, {counts}", flush=True)
         differing += counts.differences + counts.orphans
     if not differing:
         shutil.rmtree(root)

@@ -82,8 +82,8 @@ def launch(words: list[str], place: Path, real: bool) -> int:
     code = 1
     try:
         os.chdir(place)
-        said = os.open("said.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(said, 1), os.dup2(said, 2)
+        output_file = os.open("said.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output_file, 1), os.dup2(output_file, 2)
         if real:
             os.execv(sys.executable, [sys.executable, "-m", "dlrun", *words])
         sys.argv = ["dlrun", *words]
@@ -153,11 +153,11 @@ def traces(checkpoints: Path) -> tuple[set[str], set[int]]:
     return temporary, {newest.stat().st_ino} if newest is not None and unlinked else set()
 
 
-def time_left(whole: Alone, checkpoints: Path) -> float:
+def time_left(reference: Alone, checkpoints: Path) -> float:
     """Seconds that a process started now should take at least: start-up, and the steps after the newest checkpoint."""
     newest = max(checkpoints.glob("step_*.pt"), default=None)
-    share = 1.0 if newest is None else 1 - int(newest.stem.removeprefix("step_")) / whole.steps
-    return 0.9 * (whole.first_save + share * (whole.seconds - whole.first_save))
+    share = 1.0 if newest is None else 1 - int(newest.stem.removeprefix("step_")) / reference.steps
+    return 0.9 * (reference.first_save + share * (reference.seconds - reference.first_save))
 
 
 def _free(place: Path) -> Iterator[str]:
@@ -167,7 +167,9 @@ def _free(place: Path) -> Iterator[str]:
             yield f"victim_{i}"
 
 
-def tortured(words: list[str], whole: Alone, place: Path, chance: random.Random, real: bool, outcome: Outcome) -> Path:
+def tortured(
+    words: list[str], reference: Alone, place: Path, chance: random.Random, real: bool, outcome: Outcome
+) -> Path:
     """Kill and resume one run until it is done; returns its folder. Fills in `outcome`."""
     wanted, names = outcome.kills + chance.choice([3, 3, 4, 5]), _free(place)
     name = next(names)
@@ -176,7 +178,7 @@ def tortured(words: list[str], whole: Alone, place: Path, chance: random.Random,
         checkpoints = place / name / "checkpoints"
         before = traces(checkpoints)
         pid = launch(command, place, real)
-        moment = chance.uniform(0, time_left(whole, checkpoints)) if outcome.kills < wanted else 1e9
+        moment = chance.uniform(0, time_left(reference, checkpoints)) if outcome.kills < wanted else 1e9
         sign = chance.choice([None, None, ".tmp", ".pt"])  # half of them anywhere, half of them in a save
         code = killed_or_code(pid, moment, checkpoints, sign)
         if code is not None:
@@ -200,14 +202,14 @@ def one_run(number: int, seed: int, real: bool, root: Path) -> Outcome:
     place = root / f"run_{number}"
     place.mkdir()
     (place / "data").symlink_to(root / "data")
-    whole = alone(words, place, real)
-    if isinstance(whole, str):
-        outcome.differences.append(whole)
+    reference = alone(words, place, real)
+    if isinstance(reference, str):
+        outcome.differences.append(reference)
         return outcome
     chance = random.Random(f"kills {seed} {number}")
     for _ in range(8):
-        folder = tortured(words, whole, place, chance, real, outcome)
-        outcome.differences = outcome.differences or differences(whole.folder, folder)
+        folder = tortured(words, reference, place, chance, real, outcome)
+        outcome.differences = outcome.differences or differences(reference.folder, folder)
         if outcome.differences or outcome.kills >= LEAST_KILLS:
             break
     if not outcome.differences:
@@ -228,19 +230,19 @@ def main() -> int:
     parser.add_argument("--commands", type=int, default=10, help="of them, as `python -m dlrun`")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     root, started, outcomes = Path(tempfile.mkdtemp(prefix="torture_")), time.perf_counter(), []
     write_names(root / "data")
     prepare()
     sys.stdout.flush()
-    with ProcessPoolExecutor(asked.jobs, mp_context=multiprocessing.get_context("fork")) as pool:
-        numbers = range(asked.runs)
-        pending = [pool.submit(one_run, n, asked.seed, n < asked.commands, root) for n in numbers]
+    with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("fork")) as pool:
+        numbers = range(options.runs)
+        pending = [pool.submit(one_run, n, options.seed, n < options.commands, root) for n in numbers]
         for done in as_completed(pending):
             outcomes.append(done.result())
             if outcomes[-1].differences or len(outcomes) % 10 == 0:
-                report(outcomes[-1], len(outcomes), asked.runs, root)
-    return summary(outcomes, asked.commands, time.perf_counter() - started, root)
+                report(outcomes[-1], len(outcomes), options.runs, root)
+    return summary(outcomes, options.commands, time.perf_counter() - started, root)
 
 
 def report(outcome: Outcome, done: int, runs: int, root: Path) -> None:
