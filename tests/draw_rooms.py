@@ -30,14 +30,14 @@ def read_imports() -> dict[str, set[str]]:
 
 def reachable(rooms: dict[str, set[str]], start: str) -> set[str]:
     """All rooms that `start` imports, directly or through others."""
-    found: set[str] = set()
+    reached_rooms: set[str] = set()
     waiting = [*rooms[start]]
     while waiting:
         room = waiting.pop()
-        if room not in found:
-            found.add(room)
+        if room not in reached_rooms:
+            reached_rooms.add(room)
             waiting += rooms[room]
-    return found
+    return reached_rooms
 
 
 def draw() -> str:

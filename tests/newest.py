@@ -25,10 +25,10 @@ PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "-
 def requirements() -> list[str]:
     """What pyproject.toml asks for, with the extras that the tests need."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    found: list[str] = list(project["dependencies"])
+    results: list[str] = list(project["dependencies"])
     for extra in EXTRAS:
-        found += project["optional-dependencies"][extra]
-    return found
+        results += project["optional-dependencies"][extra]
+    return results
 
 
 def newer() -> dict[str, str]:
@@ -46,8 +46,8 @@ def overlay(folder: Path, packages: dict[str, str]) -> Path:
     """Make an environment of these packages above the one that runs this; returns its Python."""
     venv.create(folder, clear=True)
     python = folder / "bin" / "python"
-    asked = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
-    libraries = Path(subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip())
+    command = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    libraries = Path(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
     # addsitedir, and not a bare path, so that the .pth files there count too: dlrun itself is one
     below = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
     (libraries / "below.pth").write_text(below)

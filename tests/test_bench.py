@@ -20,8 +20,8 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     monkeypatch.syspath_prepend(str(BENCH))
     for name in names:
         monkeypatch.delitem(sys.modules, name, raising=False)
-    found = {name: importlib.import_module(name) for name in ("rows", "side", "harness", "core", "scale")}
-    yield found
+    bench_modules = {name: importlib.import_module(name) for name in ("rows", "side", "harness", "core", "scale")}
+    yield bench_modules
     for name in names:
         sys.modules.pop(name, None)
 
@@ -30,14 +30,14 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
 def test_every_side_trains_in_turn_or_says_why_not(bench: dict[str, ModuleType]) -> None:
     tiny = {"batch_size": 8, "settings": {"hidden_sizes": [4]}, "features": 3}
     row = bench["rows"].Row("tiny", "mlp", "vectors", 80, classes=1, **tiny)
-    found = bench["harness"].interleaved(row, list(bench["side"].SIDES), rounds=2)
-    for name, side in found.items():
+    results = bench["harness"].interleaved(row, list(bench["side"].SIDES), rounds=2)
+    for name, side in results.items():
         if side.get("skipped"):
             assert "is not installed (pip install '.[bench]')" in side["skipped"], (name, side)
         else:
             assert len(side["seconds"]) == 2
             assert min(side["seconds"]) > 0
-    assert not any(found[name].get("skipped") for name in ("dlrun", "hand-written", "pure compute"))
+    assert not any(results[name].get("skipped") for name in ("dlrun", "hand-written", "pure compute"))
 
 
 class Sides:
@@ -100,12 +100,12 @@ def test_a_row_takes_its_time_and_no_more(
     monkeypatch.setattr(harness, "Side", sides)
     monkeypatch.setattr(harness.time, "perf_counter", lambda: sides.now)
     row = bench["rows"].Row("tiny", "mlp", "vectors", 800, 8, {"hidden_sizes": [4]}, features=3)
-    found, chunk = harness.within(row, list(sides.cost), seconds=104)
+    results, chunk = harness.within(row, list(sides.cost), seconds=104)
     assert chunk == steps
-    assert all(len(side["seconds"]) == rounds for side in found.values())
+    assert all(len(side["seconds"]) == rounds for side in results.values())
     assert sides.now <= 104
-    assert all("peak_mb" in side for side in found.values())
-    reached = bench["core"].reached({"row": asdict(row), "steps": chunk, "sides": found})
+    assert all("peak_mb" in side for side in results.values())
+    reached = bench["core"].reached({"row": asdict(row), "steps": chunk, "sides": results})
     assert reached.startswith("1 round of " if rounds == 1 else f"{rounds} rounds of ")
     assert ("whole epochs" in reached) == (chunk == 100)
     assert ("give it more --seconds" in reached) == (rounds < 6)
@@ -119,28 +119,28 @@ def test_a_side_that_takes_too_long_is_given_up_and_the_others_go_on(
     monkeypatch.setattr(harness, "Side", sides)
     monkeypatch.setattr(harness.time, "perf_counter", lambda: sides.now)
     row = bench["rows"].Row("tiny", "mlp", "vectors", 800, 8, {"hidden_sizes": [4]}, features=3)
-    found, _ = harness.within(row, list(sides.cost), seconds=400)
-    assert found["pure compute"]["skipped"].startswith("too slow: 5 steps take more than ")
+    results, _ = harness.within(row, list(sides.cost), seconds=400)
+    assert results["pure compute"]["skipped"].startswith("too slow: 5 steps take more than ")
     assert "pure compute" in sides.closed
-    assert len(found["dlrun"]["seconds"]) == len(found["hand-written"]["seconds"]) == 25
-    found, _ = harness.within(row, list(sides.cost), seconds=12)  # one start fits into the share of starts
-    assert found["hand-written"]["skipped"].startswith("too slow: not warm after ")
-    assert len(found["dlrun"]["seconds"]) > 6
+    assert len(results["dlrun"]["seconds"]) == len(results["hand-written"]["seconds"]) == 25
+    results, _ = harness.within(row, list(sides.cost), seconds=12)  # one start fits into the share of starts
+    assert results["hand-written"]["skipped"].startswith("too slow: not warm after ")
+    assert len(results["dlrun"]["seconds"]) > 6
 
 
 @pytest.mark.slow
 def test_a_real_side_is_late(bench: dict[str, ModuleType], tmp_path: Path) -> None:
     row = bench["rows"].Row("tiny", "mlp", "vectors", 80, 8, {"hidden_sizes": [4]}, features=3, classes=1)
-    found, _ = bench["harness"].within(row, ["pure compute"], seconds=0.01)
-    assert found["pure compute"]["skipped"].startswith("too slow: not warm after ")
+    results, _ = bench["harness"].within(row, ["pure compute"], seconds=0.01)
+    assert results["pure compute"]["skipped"].startswith("too slow: not warm after ")
 
 
 def test_rows_of_real_data_are_skipped_without_them(bench: dict[str, ModuleType]) -> None:
     rows = list(bench["rows"].in_core(""))
     assert {row.name for row in rows} == set(bench["core"].WHAT)
-    said = {row.name: bench["harness"].why_not("dlrun", row) for row in rows}
-    assert said["resnet"] == "DLRUN_DATA_DIR is not set: mnist is looked for there"
-    assert said["tiny"] is None
+    reasons = {row.name: bench["harness"].why_not("dlrun", row) for row in rows}
+    assert reasons["resnet"] == "DLRUN_DATA_DIR is not set: mnist is looked for there"
+    assert reasons["tiny"] is None
 
 
 def test_the_interval_is_that_of_the_sign_test(bench: dict[str, ModuleType]) -> None:

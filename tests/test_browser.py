@@ -94,13 +94,13 @@ def watched(browser: Any) -> Iterator[Callable[[int, int], Watched]]:
     opened: list[Watched] = []
 
     def make(width: int = 1280, height: int = 800) -> Watched:
-        made = Watched(browser.new_page(viewport={"width": width, "height": height}))
-        made.page.on("request", lambda request: made.requests.append(request.url))
-        made.page.on("console", lambda said: made.errors.append(said.text) if said.type == "error" else None)
-        made.page.on("pageerror", lambda error: made.errors.append(str(error)))
-        made.page.on("requestfailed", lambda request: made.errors.append(f"not loaded: {request.url}"))
-        opened.append(made)
-        return made
+        window = Watched(browser.new_page(viewport={"width": width, "height": height}))
+        window.page.on("request", lambda request: window.requests.append(request.url))
+        window.page.on("console", lambda event: window.errors.append(event.text) if event.type == "error" else None)
+        window.page.on("pageerror", lambda error: window.errors.append(str(error)))
+        window.page.on("requestfailed", lambda request: window.errors.append(f"not loaded: {request.url}"))
+        opened.append(window)
+        return window
 
     yield make
     for one in opened:
@@ -126,7 +126,7 @@ def tensorboard(sweep: Path) -> Iterator[str]:
     )
     try:
         assert server.stderr is not None
-        yield next(found[0] for line in server.stderr if (found := re.search(r"http://127\.0\.0\.1:\d+/", line)))
+        yield next(match[0] for line in server.stderr if (match := re.search(r"http://127\.0\.0\.1:\d+/", line)))
     finally:
         server.terminate()
         server.communicate(timeout=30)
@@ -173,8 +173,8 @@ def test_hyperparameters_with_the_metrics_they_came_to(tensorboard: str, watched
         if (box.get_attribute("checked") is not None) != wanted:
             box.click()
     shown.page.locator("tf-hparams-table-view", has_text="hparam/test/accuracy").wait_for(timeout=WAIT)
-    said = " ".join(cells.all_inner_texts())
-    assert all(name in said for name in ("sgd", "momentum", "adam", "0.0030000", "0.030000"))
+    output = " ".join(cells.all_inner_texts())
+    assert all(name in output for name in ("sgd", "momentum", "adam", "0.0030000", "0.030000"))
     boxes.first.scroll_into_view_if_needed()
     shown.shoot("hparams")
 
@@ -203,7 +203,7 @@ def test_pictures_graph_and_text(tensorboard: str, watched: Callable[..., Watche
     assert text.count() == 2 * RUNS  # the config and the classes of each
 
 
-def whole(shown: Watched) -> None:
+def check_page(shown: Watched) -> None:
     """Every picture is there, nothing was fetched, and nothing is wider than the page."""
     sizes = shown.page.locator("img").evaluate_all("images => images.map(image => image.naturalWidth)")
     assert len(sizes) >= 3
@@ -217,7 +217,7 @@ def test_the_report_of_a_sweep_and_of_its_runs(sweep: Path, watched: Callable[..
     shown = watched(1000, 800)
     heading = shown.open(f"file://{quote(str(sweep / 'report.html'))}", "h1")
     assert "best: optimizer=" in heading.inner_text()
-    whole(shown)
+    check_page(shown)
     shown.shoot("report_sweep", 1250)
     shown.page.get_by_text(f"All {RUNS} runs").click()
     links = shown.page.locator("details a")
@@ -225,7 +225,7 @@ def test_the_report_of_a_sweep_and_of_its_runs(sweep: Path, watched: Callable[..
     best = shown.page.locator("details a").first
     best.click()
     shown.page.locator("h1", has_text="cnn on digits: test/accuracy").wait_for(timeout=WAIT)
-    whole(shown)
+    check_page(shown)
     assert shown.page.locator("svg").count() == 4
     assert not shown.page.locator("pre").is_visible()
     shown.page.get_by_text("All settings").click()
@@ -239,6 +239,6 @@ def test_the_report_in_the_dark_and_on_a_phone(sweep: Path, watched: Callable[..
     shown.page.emulate_media(color_scheme="dark")
     for name in ("report.html", *(str(path.relative_to(sweep)) for path in sorted(sweep.glob("*/report.html"))[:1])):
         shown.open(f"file://{quote(str(sweep / name))}", "h1")
-        whole(shown)
+        check_page(shown)
         color = "getComputedStyle(document.querySelector('h1')).color"
         assert shown.page.evaluate(color) == "rgb(255, 255, 255)"

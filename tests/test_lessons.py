@@ -109,11 +109,11 @@ def events(folder: Path) -> Any:
 
 def test_the_word_is_logged_after_each_epoch(dlrun: Callable[..., Any]) -> None:
     done = dlrun("lesson=rnn_embedding", "seed=0", "trainer.epochs=3", "figures=false")
-    said = [
+    words = [
         event.tensor_proto.string_val[0].decode() for event in events(done.folder).Tensors("tagging/train/text_summary")
     ]
-    assert len(said) == 3
-    assert all(re.fullmatch(r"hello → [ehlo]{5}", text) for text in said)
+    assert len(words) == 3
+    assert all(re.fullmatch(r"hello → [ehlo]{5}", text) for text in words)
 
 
 @pytest.mark.slow

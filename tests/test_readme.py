@@ -149,11 +149,11 @@ def test_command(command: str, tmp_path: Path, environment: dict[str, str], read
     work = shutil.copytree(reader, tmp_path / "work")
     for needed, (made_by, first) in FIRST.items():
         if needed in command and made_by not in command:
-            kept = shelf / needed.replace("/", "_")
-            if not kept.exists():
-                kept.mkdir()
-                subprocess.run(["bash", "-c", first], cwd=kept, env=environment, check=True, capture_output=True)
-            shutil.copytree(kept, work, dirs_exist_ok=True)
+            stored_copy = shelf / needed.replace("/", "_")
+            if not stored_copy.exists():
+                stored_copy.mkdir()
+                subprocess.run(["bash", "-c", first], cwd=stored_copy, env=environment, check=True, capture_output=True)
+            shutil.copytree(stored_copy, work, dirs_exist_ok=True)
     done = subprocess.run(["bash", "-c", shortened(command)], cwd=work, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -33,10 +33,10 @@ def test_runs_killed_at_any_moment_end_in_the_bits_of_those_left_alone(tmp_path:
     done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " 0 differences" in done.stdout
-    found = re.search(r"(\d+) kills, (\d+) or more a run", done.stdout)
-    assert found is not None, done.stdout
-    assert int(found[1]) >= 12
-    assert int(found[2]) >= 3
+    match = re.search(r"(\d+) kills, (\d+) or more a run", done.stdout)
+    assert match is not None, done.stdout
+    assert int(match[1]) >= 12
+    assert int(match[2]) >= 3
 
 
 @pytest.mark.slow
@@ -46,9 +46,9 @@ def test_sweeps_killed_at_any_moment_end_in_the_same_table_and_leave_no_process(
     words += ["--epochs", "20"]
     done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
-    found = re.findall(r"sweep.jobs=(\d): 2 sweeps, Counts\(kills=(\d).*orphans=0, differences=0\)", done.stdout)
-    assert [jobs for jobs, _ in found] == ["1", "2"], done.stdout
-    assert all(int(kills) >= 2 for _, kills in found)
+    match = re.findall(r"sweep.jobs=(\d): 2 sweeps, Counts\(kills=(\d).*orphans=0, differences=0\)", done.stdout)
+    assert [jobs for jobs, _ in match] == ["1", "2"], done.stdout
+    assert all(int(kills) >= 2 for _, kills in match)
 
 
 @pytest.mark.slow

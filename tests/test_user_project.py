@@ -53,8 +53,8 @@ def test_everything_of_the_project_takes_part(project: Path, dlrun: Callable[...
 @pytest.mark.slow
 def test_a_killed_run_of_the_project_ends_as_an_undisturbed_one(project: Path, warm: Any) -> None:
     words = ("-m", "dlrun", *WORDS, "trainer.epochs=30")
-    whole = warm.start(*words, "hydra.run.dir=whole", cwd=project)
-    assert whole.wait(300) == 0, whole.err
+    reference = warm.start(*words, "hydra.run.dir=whole", cwd=project)
+    assert reference.wait(300) == 0, reference.err
 
     killed = warm.start(*words, "hydra.run.dir=killed", cwd=project)
     # After the first epochs, wherever it is.

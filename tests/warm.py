@@ -87,8 +87,8 @@ class Server:
             process = subprocess.Popen(words, stdin=reader, stdout=subprocess.PIPE, stderr=log)
         os.close(reader)
         assert process.stdout is not None
-        with process.stdout as said:
-            said.readline()
+        with process.stdout as stdout:
+            stdout.readline()
         process.returncode = 0  # it may serve other workers for longer than this one lives, so nobody waits for it
         return writer
 
@@ -256,14 +256,14 @@ def watch(connection: socket.socket) -> dict[str, Any]:
     content = b""
     while len(content) < int.from_bytes(size, "big"):
         content += connection.recv(1 << 16)
-    asked: dict[str, Any] = json.loads(content)
+    message: dict[str, Any] = json.loads(content)
     pid = os.fork()
     if pid == 0:
         connection.close()
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
             os.close(stream)
-        return asked
+        return message
     for stream in (0, 1, 2, *streams):
         os.close(stream)
     with contextlib.suppress(OSError):  # nobody may be there to be told
@@ -274,16 +274,16 @@ def watch(connection: socket.socket) -> dict[str, Any]:
     os._exit(0)
 
 
-def enter(asked: dict[str, Any]) -> list[str]:
+def enter(message: dict[str, Any]) -> list[str]:
     """Take on the place and the environment of a request; returns the words behind `python`."""
-    if asked["start_new_session"]:
+    if message["start_new_session"]:
         os.setsid()
-    os.chdir(asked["cwd"])
+    os.chdir(message["cwd"])
     os.environ.clear()
-    os.environ.update(asked["env"])
+    os.environ.update(message["env"])
     time.tzset()
-    sys.path[:0] = [entry for entry in asked["env"].get("PYTHONPATH", "").split(os.pathsep) if entry]
-    words: list[str] = asked["words"]
+    sys.path[:0] = [entry for entry in message["env"].get("PYTHONPATH", "").split(os.pathsep) if entry]
+    words: list[str] = message["words"]
     return words
 
 
