@@ -43,6 +43,10 @@ TO_GO_ON = (
 )  # fmt: skip
 
 
+# Name, inode, time of change (ns) and size of a file.
+FileStatus = tuple[str, int, int, int]
+
+
 @dataclass
 class NewestCheckpoint:
     """The newest valid checkpoint of a run, and a sentence for each newer one that was skipped."""
@@ -50,8 +54,8 @@ class NewestCheckpoint:
     folder: Path
     state: dict[str, Any]
     skipped: list[str]
-    # Name, inode, time and size of each file that it was chosen from.
-    files: list[tuple[str, int, int, int]]
+    # The files that it was chosen from.
+    files: list[FileStatus]
 
 
 # The checkpoint of the run that is to be resumed: its request is made from it, and then its training.
@@ -89,19 +93,17 @@ def find_newest_state(folder: Path) -> dict[str, Any] | None:
 
 def _find_newest(folder: Path) -> NewestCheckpoint | None:
     refuse_outside(folder)
-    if not run_folder.list_saved_files(folder):
-        return None
-    return _load_newest(folder)
-
-
-def _load_newest(folder: Path) -> NewestCheckpoint:
     files = _list_files(folder)
+    return _load_newest(folder, files) if files else None
+
+
+def _load_newest(folder: Path, files: list[FileStatus]) -> NewestCheckpoint:
     _, state, skipped = checkpoint.load_newest(folder / "checkpoints", TO_GO_ON)
     return NewestCheckpoint(folder, state, skipped, files)
 
 
-def _list_files(folder: Path) -> list[tuple[str, int, int, int]]:
-    """Name, inode, time of change (ns) and size of each file that a run has saved."""
+def _list_files(folder: Path) -> list[FileStatus]:
+    """The status of each file that a run has saved."""
     files = []
     for path in run_folder.list_saved_files(folder):
         # A process that is still writing this run may have removed the file.
@@ -126,9 +128,10 @@ def take_newest(folder: Path) -> NewestCheckpoint:
     global _opened
     newest = _opened
     _opened = None
-    if newest is not None and newest.folder == folder and newest.files == _list_files(folder):
+    files = _list_files(folder)
+    if newest is not None and newest.folder == folder and newest.files == files:
         return newest
-    return _load_newest(folder)
+    return _load_newest(folder, files)
 
 
 def _explain_missing_checkpoint(folder: Path) -> str:

@@ -204,6 +204,19 @@ def _get_shape(group: list[Batch]) -> tuple[Any, ...]:
     return tuple(shape)
 
 
+def attach_graph(
+    state: TrainState, kind: str, compiled: bool, profiled: bool, note: Callable[[str], None]
+) -> str | None:
+    """Launch the kernels of a step as one CUDA graph from now on; returns the reason where that is not possible.
+
+    note: reports a step that cannot be recorded after all. The other arguments are those of `find_obstacle`.
+    """
+    reason = find_obstacle(state, kind, compiled, profiled)
+    if reason is None:
+        state.graph_step = CudaGraphStep(GraphRecorder(), note)
+    return reason
+
+
 def find_obstacle(state: TrainState, kind: str, compiled: bool, profiled: bool) -> str | None:
     """Why a training on a GPU has no graph; None if it can have one.
 

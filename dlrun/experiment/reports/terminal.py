@@ -37,13 +37,14 @@ def print_opening(console: Console, context: RunContext, folder: Path | None, ov
     else:
         rows += _describe_needs(context)
 
+    layers = _make_layer_table(context)
     console.say(format_facts(rows))
     console.say()
     if context.splits.columns:
         headers = ("column", "kind", "gaps", "values", "use")
         console.say(build_table(headers, context.splits.columns, left=5))
         console.say()
-    console.say(_make_layer_table(context))
+    console.say(layers)
     for note in context.notes:
         console.say(f"note: {note}")
     progress = context.state.progress
@@ -153,14 +154,15 @@ def _format_size(count: int) -> str:
 
 def _make_layer_table(context: RunContext) -> Table:
     """Output shape, parameters and work of each layer; the sums in the last row."""
+    parameters = _count_parameters(context)
+    work = context.preflight.multiply_adds
     rows = []
     for layer in context.preflight.layers:
         shape = "×".join(map(str, layer.output_shape))
         rows.append(
             (layer.name, layer.kind, shape, format_number(layer.parameters), format_number(layer.multiply_adds))
         )
-    work = context.preflight.multiply_adds
-    rows.append(("total", "", "", format_number(_count_parameters(context)), format_number(work)))
+    rows.append(("total", "", "", format_number(parameters), format_number(work)))
     return build_table(("layer", "kind", "output", "parameters", "multiply-adds"), rows, left=2)
 
 
