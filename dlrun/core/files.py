@@ -2,12 +2,15 @@
 
 import contextlib
 import errno
+import json
+import math
 import os
 import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from dlrun.core import user_code
 from dlrun.core.errors import RequestError
@@ -67,6 +70,30 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write text as UTF-8, atomically; lone surrogates, as names of files may hold them, become escapes."""
     write_atomically(path, text.encode(errors="backslashreplace"))
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write indented JSON atomically: NumPy values and tensors as plain numbers, NaN and infinities as null."""
+    text = json.dumps(_to_json_value(values), indent=2) + "\n"
+    write_atomically(path, text.encode())
+
+
+def _to_json_value(value: Any) -> Any:
+    # NumPy scalars, arrays and tensors.
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+
+    if isinstance(value, dict):
+        items: dict[Any, Any] = {}
+        for key, item in value.items():
+            plain_key = key.tolist() if hasattr(key, "tolist") else key
+            items[plain_key] = _to_json_value(item)
+        return items
+    if isinstance(value, list | tuple):
+        return [_to_json_value(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def link(file: Path, name: Path) -> None:

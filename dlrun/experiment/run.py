@@ -15,14 +15,13 @@ from dlrun.config.request import Request
 from dlrun.config.settings import Settings, read_settings
 from dlrun.core import lock, signals, user_code
 from dlrun.core.errors import DlrunError, ErrorList, RequestError, RunError
-from dlrun.core.files import DiskProblems, convert_write_errors, remove_temporaries
+from dlrun.core.files import DiskProblems, write_json
 from dlrun.core.library_warnings import divert_warnings
 from dlrun.core.own_code import is_ours
 from dlrun.core.terminal import escape_line, write_error
 from dlrun.data import workers
 from dlrun.engine import device, evaluation
-from dlrun.engine.acceleration import compile
-from dlrun.engine.acceleration import threads as thread_choice
+from dlrun.engine.acceleration import compile, threads
 from dlrun.engine.callback import Callback
 from dlrun.engine.device import is_out_of_memory
 from dlrun.engine.distributed import Distributed, join_processes
@@ -229,33 +228,18 @@ def accelerate(context: RunContext, note: Callable[[str], None]) -> None:
     """
     keys = context.settings.device
     if keys.num_threads == "auto":
-        choose_threads(context)
+        context.notes.append(threads.choose_fastest(context.state, device.count_cores()))
+
     if context.runtime.device.type == "cuda" and keys.cuda_graph != "off":
-        use_cuda_graph(context, note)
+        from dlrun.engine.acceleration import cuda_graph
+
+        kind = context.splits.spec.kind
+        reason = cuda_graph.attach_graph(context.state, kind, keys.compile, context.settings.trainer.profile, note)
+        if reason is not None:
+            context.notes.append(f"no CUDA graph: {reason}")
+
     if context.runtime.compile:
         compile_model(context)
-
-
-def choose_threads(context: RunContext) -> None:
-    """Set the number of CPU threads that makes a few steps fastest."""
-    count, milliseconds = thread_choice.find_fastest(context.state, device.count_cores())
-    torch.set_num_threads(count)
-    listed = ", ".join(f"{time:.2f} ms with {threads}" for threads, time in milliseconds.items())
-    context.notes.append(f"device.num_threads=auto: {count} (a step takes {listed})")
-
-
-def use_cuda_graph(context: RunContext, note: Callable[[str], None]) -> None:
-    """Launch the kernels of a step as one CUDA graph from now on, or note why not."""
-    from dlrun.engine.acceleration import cuda_graph
-
-    settings = context.settings
-    reason = cuda_graph.find_obstacle(
-        context.state, context.splits.spec.kind, settings.device.compile, settings.trainer.profile
-    )
-    if reason is None:
-        context.state.graph_step = cuda_graph.CudaGraphStep(cuda_graph.GraphRecorder(), note)
-    else:
-        context.notes.append(f"no CUDA graph: {reason}")
 
 
 def compile_model(context: RunContext) -> None:
@@ -273,43 +257,14 @@ def compile_model(context: RunContext) -> None:
 
 def open_folder(request: Request, context: RunContext, resumed: dict[str, Any] | None, folder_lock: lock.Lock) -> Path:
     """Return the locked run folder: that of the resumed run, the requested one, or a new one."""
+    settings = context.settings
     if resumed is not None and request.folder is not None:
-        reopen_folder(request.folder, resumed["epoch"], context)
+        context.notes.extend(run_folder.reopen(request.folder, resumed["epoch"], settings.plain["run"]))
         return request.folder
 
-    is_new = request.folder is None or not request.folder.exists()
-    if request.folder is not None:
-        folder = run_folder.claim_folder(request.folder)
-    else:
-        choice = f"{request.choices.get('model', 'model')}_{request.choices.get('data', 'data')}"
-        name = context.settings.run.name or choice
-        folder = run_folder.create_folder(Path(context.settings.paths.outputs), name)
-
-    try:
-        folder_lock.take(folder)
-        run_folder.write_description(folder, request, context.runtime)
-    except Exception:
-        # The death of a data worker comes here too: torch raises it wherever this process is.
-        is_ours = folder_lock.folder == folder
-        folder_lock.release()
-        run_folder.remove_description(folder, is_ours, is_new)
-        raise
-    return folder
-
-
-def reopen_folder(folder: Path, epoch: int, context: RunContext) -> None:
-    """Bring a run folder back to the state after `epoch`: later rows, half files and the result go."""
-    # Read the rows before anything is removed.
-    rows, notes = logger.read_lines_until(folder, epoch)
-    context.notes.extend(notes)
-
-    with convert_write_errors(folder, "make room there, or see who may write there"):
-        remove_temporaries(folder, folder / "checkpoints")
-        # The run is no longer finished.
-        for name in (RESULT, "report.html"):
-            (folder / name).unlink(missing_ok=True)
-        logger.truncate_after(folder, rows)
-        run_folder.update_labels(folder, context.settings.plain["run"])
+    choices = f"{request.choices.get('model', 'model')}_{request.choices.get('data', 'data')}"
+    outputs = Path(settings.paths.outputs)
+    return run_folder.open_new(request, context.runtime, outputs, settings.run.name or choices, folder_lock)
 
 
 def describe_process(context: RunContext) -> dict[str, Any]:
@@ -506,7 +461,7 @@ def finish(
         with unsaved.tolerate("report.html", again=False):
             html.write_report(context, folder, result, rows)
     with unsaved.tolerate(RESULT, again=False):
-        run_folder.write_json(folder / RESULT, result)
+        write_json(folder / RESULT, result)
     return result
 
 
@@ -590,7 +545,7 @@ def record_failure(
     weights_sha256 = checkpoint.hash_weights(context.state.model)
     result = results.collect_result(context, folder, "failed", {}, weights_sha256, error=message)
     with unsaved.tolerate(RESULT, again=False):
-        run_folder.write_json(folder / RESULT, result)
+        write_json(folder / RESULT, result)
     console.close()
     return RunError(f"the run {folder} failed: {message}")
 

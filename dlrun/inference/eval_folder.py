@@ -16,14 +16,13 @@ from torch import Tensor
 
 from dlrun.config.schema import strip_permission_words
 from dlrun.core.csv_text import CsvWriter
-from dlrun.core.files import write_text
+from dlrun.core.files import write_json, write_text
 from dlrun.data.origin import Origin
 from dlrun.data.spec import Output
 from dlrun.engine.calibration import Calibration
 from dlrun.engine.per_class import PerClass
 from dlrun.inference.predict.answer import undo_normalization
 from dlrun.inference.saved_model import SavedModel
-from dlrun.runs import folder as run_folder
 from dlrun.runs.reports.plots import canvas, classification, reconstruction, regression
 
 if TYPE_CHECKING:
@@ -88,7 +87,7 @@ def _rename_to_free_name(hidden: Path, target: Path) -> Path:
 
 
 def _write_files(folder: Path, evaluation: Evaluation, figures: bool) -> None:
-    run_folder.write_json(folder / "metrics.json", describe_evaluation(evaluation))
+    write_json(folder / "metrics.json", describe_evaluation(evaluation))
     if evaluation.classes is not None:
         write_text(folder / "per_class.csv", evaluation.classes.to_csv())
     # A tag is no row of a file.

@@ -1,11 +1,10 @@
-"""Run folders: created, claimed, described by .hydra/ and environment.json, and cleared for a restart."""
+"""Run folders: opened for a new or a resumed run, described by .hydra/ and environment.json, cleared for a restart."""
 
 import contextlib
 import dataclasses
 import functools
 import itertools
 import json
-import math
 import os
 import shlex
 import shutil
@@ -17,16 +16,86 @@ from typing import TYPE_CHECKING, Any
 
 from dlrun.config.request import Request
 from dlrun.config.schema import RunConfig, strip_permission_words, strip_permissions
-from dlrun.core.errors import RequestError, UnreadableError
-from dlrun.core.files import convert_write_errors, is_temporary, is_there, write_atomically
+from dlrun.core.bounded import LARGEST_LOG, read_bytes
+from dlrun.core.errors import DamageError, RequestError, UnreadableError
+from dlrun.core.files import (
+    convert_write_errors,
+    is_temporary,
+    is_there,
+    remove_temporaries,
+    write_atomically,
+    write_json,
+)
 from dlrun.core.format import format_folder_name
 from dlrun.core.inside import refuse_outside
 from dlrun.core.lock import Lock
 from dlrun.core.yaml import dump_yaml
-from dlrun.runs.record import CONFIG, ENVIRONMENT, FINGERPRINTS, METRICS, RESULT, RunRecord
+from dlrun.runs.record import (
+    CONFIG,
+    END_SUFFIX,
+    ENVIRONMENT,
+    FINGERPRINTS,
+    HYDRA,
+    METRICS,
+    OVERRIDES,
+    RESULT,
+    RunRecord,
+    parse_line,
+)
 
 if TYPE_CHECKING:
     from dlrun.engine.device import Runtime
+
+
+def open_new(request: Request, runtime: "Runtime", outputs: Path, name: str, folder_lock: Lock) -> Path:
+    """Make the folder of a new run, lock it and describe the run in it; what was made goes again if that fails.
+
+    outputs, name: where the folder goes, and what it is called, if the request names none.
+    """
+    is_new = request.folder is None or not request.folder.exists()
+    folder = claim_folder(request.folder) if request.folder is not None else create_folder(outputs, name)
+    try:
+        folder_lock.take(folder)
+        write_description(folder, request, runtime)
+    except Exception:
+        # The death of a data worker comes here too: torch raises it wherever this process is.
+        is_ours = folder_lock.folder == folder
+        folder_lock.release()
+        remove_description(folder, is_ours, is_new)
+        raise
+    return folder
+
+
+def reopen(folder: Path, epoch: int, labels: dict[str, Any]) -> list[str]:
+    """Bring a run folder back to the state after `epoch`: later rows, half files and the result go.
+
+    labels: the name, tags and notes that the run has from now on. Returns notes on unreadable lines. UnreadableError
+    if a file exists but cannot be read.
+    """
+    # All is read before anything is removed.
+    config = _relabel_config(folder, labels)
+    lines, notes = read_lines_until(folder, epoch)
+
+    with convert_write_errors(folder, "make room there, or see who may write there"):
+        remove_temporaries(folder, folder / "checkpoints")
+        # The run is no longer finished.
+        for name in (RESULT, "report.html"):
+            (folder / name).unlink(missing_ok=True)
+        # Events of the end are logged again at the step of the checkpoint, so no purge step would drop these.
+        for events in folder.glob(f"events.out.tfevents.*{END_SUFFIX}"):
+            events.unlink()
+        for name, earlier in lines.items():
+            write_atomically(folder / name, "".join(earlier).encode())
+        if config is not None:
+            write_atomically(folder / CONFIG, dump_yaml(config).encode())
+    return notes
+
+
+def _relabel_config(folder: Path, labels: dict[str, Any]) -> dict[str, Any] | None:
+    """The config of a run with these labels; None where it has them already, or is damaged and stays as it is."""
+    config = RunRecord(folder).config
+    before = config.get("run") or dataclasses.asdict(RunConfig())
+    return {**config, "run": labels} if config and before != labels else None
 
 
 def create_folder(outputs: Path, name: str) -> Path:
@@ -97,6 +166,39 @@ def list_finished_files(checkpoints: Path) -> list[Path]:
     return [checkpoints / name for name in names if not is_temporary(name)]
 
 
+def read_lines_until(folder: Path, epoch: int) -> tuple[dict[str, list[str]], list[str]]:
+    """Read the lines of metrics and fingerprints up to `epoch`, by file, and notes on unreadable lines.
+
+    By epochs, not steps: if max_steps ended a run in mid-epoch, that partial epoch has a row too.
+    UnreadableError if a file exists but cannot be read.
+    """
+    lines: dict[str, list[str]] = {}
+    notes: list[str] = []
+    for name in (METRICS, FINGERPRINTS):
+        try:
+            content = read_bytes(folder / name, LARGEST_LOG)
+        except FileNotFoundError:
+            continue
+        except DamageError as error:
+            message = f"{folder / name} cannot be read ({error.reason}); everything is left as it was"
+            raise UnreadableError(message) from error
+
+        stored_lines = content.splitlines()
+        lines[name] = []
+        for number, line in enumerate(stored_lines, 1):
+            try:
+                row = parse_line(name, line)
+            except ValueError:
+                # A killed process leaves its last line cut short, which is no damage.
+                if number < len(stored_lines):
+                    notes.append(f"{folder / name} was damaged in line {number}, which is left out")
+                continue
+            if row["epoch"] <= epoch:
+                # Written anew rather than copied: a last line without its newline would swallow the next row.
+                lines[name].append(json.dumps(row) + "\n")
+    return lines, notes
+
+
 def clear_for_restart(folder: Path) -> None:
     """Delete the files of a run without checkpoints, and nothing else, so that it can start again.
 
@@ -125,24 +227,18 @@ def write_description(folder: Path, request: Request, runtime: "Runtime") -> Non
 
     RequestError if the disk refuses even these.
     """
-    hidden = folder / ".hydra"
     environment = {"run_id": uuid.uuid4().hex, **collect_environment(request, runtime)}
-    # Hydra's own record; runs that were not composed by Hydra record their choices alone.
-    hydra = request.hydra or {"runtime": {"choices": request.choices}}
+    records = {
+        CONFIG: strip_permissions(request.config),
+        OVERRIDES: strip_permission_words(request.overrides),
+        # Runs that were not composed by Hydra record their choices alone.
+        HYDRA: {"hydra": request.hydra or {"runtime": {"choices": request.choices}}},
+    }
     with convert_write_errors(folder, "type paths.outputs=<folder>"):
-        hidden.mkdir(exist_ok=True)
-        (hidden / "config.yaml").write_text(dump_yaml(strip_permissions(request.config)))
-        (hidden / "overrides.yaml").write_text(dump_yaml(strip_permission_words(request.overrides)))
-        (hidden / "hydra.yaml").write_text(dump_yaml({"hydra": hydra}))
+        (folder / ".hydra").mkdir(exist_ok=True)
+        for name, values in records.items():
+            (folder / name).write_text(dump_yaml(values))
         write_json(folder / ENVIRONMENT, environment)
-
-
-def update_labels(folder: Path, labels: dict[str, Any]) -> None:
-    """Record another name, other tags or notes of a resumed run in its config; a damaged config stays as it is."""
-    config = RunRecord(folder).config
-    before = config.get("run") or dataclasses.asdict(RunConfig())
-    if config and before != labels:
-        write_atomically(folder / CONFIG, dump_yaml({**config, "run": labels}).encode())
 
 
 def remove_description(folder: Path, is_described: bool, is_new: bool) -> None:
@@ -192,30 +288,6 @@ def _git(place: Path, *words: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return process.stdout.strip() if process.returncode == 0 else None
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write indented JSON atomically: NumPy values and tensors as plain numbers, NaN and infinities as null."""
-    text = json.dumps(_to_json_value(values), indent=2) + "\n"
-    write_atomically(path, text.encode())
-
-
-def _to_json_value(value: Any) -> Any:
-    # NumPy scalars, arrays and tensors.
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-
-    if isinstance(value, dict):
-        items: dict[Any, Any] = {}
-        for key, item in value.items():
-            plain_key = key.tolist() if hasattr(key, "tolist") else key
-            items[plain_key] = _to_json_value(item)
-        return items
-    if isinstance(value, list | tuple):
-        return [_to_json_value(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def format_path(path: Path) -> str:

@@ -10,16 +10,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dlrun.core.bounded import LARGEST_LOG, read_bytes
-from dlrun.core.errors import DamageError, UnreadableError
-from dlrun.core.files import GrowingFile, write_atomically
+from dlrun.core.files import GrowingFile
 from dlrun.engine.callback import Callback, TrainerView
 from dlrun.runs.loggers import states
 from dlrun.runs.loggers.base import LoggedRun, Logger
 from dlrun.runs.loggers.channels import Channel, make_channel
 from dlrun.runs.loggers.tensorboard import TensorBoardLogger
-from dlrun.runs.record import FINGERPRINTS, METRICS, RunRecord, parse_line
-from dlrun.runs.tensorboard import END_SUFFIX
+from dlrun.runs.record import METRICS, RunRecord
 
 
 class RunLogger(Callback):
@@ -190,48 +187,6 @@ def open_logger(run: LoggedRun, loggers: Mapping[str, Logger] | None = None) -> 
         yield run_logger
     finally:
         run_logger.close()
-
-
-def read_lines_until(folder: Path, epoch: int) -> tuple[dict[str, list[str]], list[str]]:
-    """Read the lines of metrics and fingerprints up to `epoch`, by file, and notes on unreadable lines.
-
-    By epochs, not steps: if max_steps ended a run in mid-epoch, that partial epoch has a row too.
-    UnreadableError if a file exists but cannot be read.
-    """
-    lines: dict[str, list[str]] = {}
-    notes: list[str] = []
-    for name in (METRICS, FINGERPRINTS):
-        try:
-            content = read_bytes(folder / name, LARGEST_LOG)
-        except FileNotFoundError:
-            continue
-        except DamageError as error:
-            message = f"{folder / name} cannot be read ({error.reason}); everything is left as it was"
-            raise UnreadableError(message) from error
-
-        stored_lines = content.splitlines()
-        lines[name] = []
-        for number, line in enumerate(stored_lines, 1):
-            try:
-                row = parse_line(name, line)
-            except ValueError:
-                # A killed process leaves its last line cut short, which is no damage.
-                if number < len(stored_lines):
-                    notes.append(f"{folder / name} was damaged in line {number}, which is left out")
-                continue
-            if row["epoch"] <= epoch:
-                # Written anew rather than copied: a last line without its newline would swallow the next row.
-                lines[name].append(json.dumps(row) + "\n")
-    return lines, notes
-
-
-def truncate_after(folder: Path, rows: dict[str, list[str]]) -> None:
-    """Reduce metrics and fingerprints to `rows`, and delete the events of the run's end: they are logged again."""
-    # Their step is that of the checkpoint, so that no purge step would make readers drop them.
-    for events in folder.glob(f"events.out.tfevents.*{END_SUFFIX}"):
-        events.unlink()
-    for name, lines in rows.items():
-        write_atomically(folder / name, "".join(lines).encode())
 
 
 def read_rows(folder: Path) -> list[dict[str, float]]:

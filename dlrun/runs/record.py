@@ -30,6 +30,8 @@ CONFIG = ".hydra/config.yaml"
 OVERRIDES = ".hydra/overrides.yaml"
 HYDRA = ".hydra/hydra.yaml"
 FINGERPRINTS = "fingerprints.jsonl"
+# Suffix of the event file that holds the run's end.
+END_SUFFIX = ".end"
 # A folder with one of these files is a run folder.
 MARKS = {ENVIRONMENT, RESULT, METRICS}
 

@@ -13,9 +13,6 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from dlrun.core.files import DiskProblems, GrowingFile
 
-# Suffix of the event file that holds the run's end.
-END_SUFFIX = ".end"
-
 # Part of the name: a process may open several files in one second.
 _count = itertools.count()
 

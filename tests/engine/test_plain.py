@@ -15,11 +15,12 @@ import pytest
 import torch
 from torch import nn
 
+from dlrun.core import files
 from dlrun.core.errors import CheckpointError, DataError, RunError
 from dlrun.data.spec import DataSpec
 from dlrun.engine.plain import NotPlainError, decode, encode
 from dlrun.engine.state import load_optimizer_state
-from dlrun.runs import checkpoint, folder
+from dlrun.runs import checkpoint
 
 QUIET = ("tracking.graph=false", "figures=false")
 
@@ -204,7 +205,7 @@ def test_a_description_takes_what_users_have() -> None:
 
 def test_json_takes_numpy_and_tensors(tmp_path: Path) -> None:
     values = {"a": np.float32("nan"), "b": (np.int64(2), np.inf), np.str_("c"): torch.tensor([1.0]), "d": np.arange(2)}
-    folder.write_json(tmp_path / "x.json", values)
+    files.write_json(tmp_path / "x.json", values)
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "b": [2, None], "c": [1.0], "d": [0, 1]}
 
 

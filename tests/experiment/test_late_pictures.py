@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dlrun.config.request import from_command_line
 from dlrun.config.settings import read_settings
-from dlrun.runs.tensorboard import END_SUFFIX
+from dlrun.runs.record import END_SUFFIX
 
 WORDS = ("data=blobs", "model=mlp", "data.val_fraction=0.2", "trainer.epochs=2", "optimizer.lr=0.05")
 # Raises after as many training steps as the file `limit` says.

@@ -224,7 +224,7 @@ def test_what_cannot_be_written_leaves_nothing(dlrun: Callable, trained: Path, m
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dlrun.runs.folder.write_json", full)
+    monkeypatch.setattr("dlrun.inference.eval_folder.write_json", full)
     done = dlrun("eval", str(trained), "figures=false")
     assert done.code == 1
     assert "test/accuracy" in done.out

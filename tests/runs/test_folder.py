@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from dlrun.config.request import Request
 from dlrun.core.bounded import read_json
 from dlrun.core.errors import RequestError
+from dlrun.core.files import write_json
 from dlrun.core.format import format_folder_name
 from dlrun.engine.device import Runtime
 from dlrun.runs import folder as run_folder
@@ -99,7 +100,7 @@ def test_names_are_what_every_file_system_takes(text: str, name: str) -> None:
 
 def test_json_has_null_for_what_is_not_finite(tmp_path: Path) -> None:
     values = {"a": math.nan, "b": [1.5, math.inf, {"c": -math.inf}], "d": None, "e": "NaN", "f": True}
-    run_folder.write_json(tmp_path / "x.json", values)
+    write_json(tmp_path / "x.json", values)
     wanted = {"a": None, "b": [1.5, None, {"c": None}], "d": None, "e": "NaN", "f": True}
     assert json.loads((tmp_path / "x.json").read_text()) == wanted
     assert read_json(tmp_path / "x.json") == wanted

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from dlrun.core.files import DiskProblems
 from dlrun.core.yaml import flatten
-from dlrun.runs.logger import RunLogger, open_logger, read_lines_until, read_rows, truncate_after
+from dlrun.runs.folder import reopen
+from dlrun.runs.logger import RunLogger, open_logger, read_rows
 from dlrun.runs.loggers.base import LoggedRun
 from dlrun.runs.tensorboard import EventFile
 
@@ -205,9 +206,7 @@ def test_rows_after_the_checkpoint_are_cut_and_a_torn_line_with_them(
 ) -> None:
     lines = [json.dumps(row(epoch, train_loss=0.1)) + "\n" for epoch in (1, 2, 3)]
     (tmp_path / "metrics.jsonl").write_text("".join(lines) + tail)
-    rows, notes = read_lines_until(tmp_path, epoch)
-    truncate_after(tmp_path, rows)
-    assert notes == []
+    assert reopen(tmp_path, epoch, {}) == []
     assert (tmp_path / "metrics.jsonl").read_text() == "".join(lines[: len(left)])
     assert os.listdir(tmp_path) == ["metrics.jsonl"]  # noqa: PTH208
 
@@ -215,7 +214,7 @@ def test_rows_after_the_checkpoint_are_cut_and_a_torn_line_with_them(
 @pytest.mark.slow
 def test_the_events_of_the_end_are_dropped_and_written_again(tmp_path: Path) -> None:
     for value in (1.0, 2.0):
-        truncate_after(tmp_path, {})
+        reopen(tmp_path, 3, {})
         with open_logger(LoggedRun(tmp_path, resumed_step=10)) as tracker:
             tracker.log_step(11, {"train/loss": value})
             tracker.start_final_events()
@@ -224,8 +223,7 @@ def test_the_events_of_the_end_are_dropped_and_written_again(tmp_path: Path) -> 
 
 
 def test_there_may_be_no_rows_yet(tmp_path: Path) -> None:
-    assert read_lines_until(tmp_path, 3) == ({}, [])
-    truncate_after(tmp_path, {})
+    assert reopen(tmp_path, 3, {}) == []
     assert read_rows(tmp_path) == []
     assert not list(tmp_path.iterdir())
 

@@ -21,7 +21,8 @@ from dlrun.core.user_code import add_user_line, get_first_line
 from dlrun.core.yaml import flatten
 from dlrun.engine.evaluation import evaluation_mode
 from dlrun.runs.loggers.base import LoggedRun, Logger
-from dlrun.runs.tensorboard import END_SUFFIX, EventFile, wait_for_later_name
+from dlrun.runs.record import END_SUFFIX
+from dlrun.runs.tensorboard import EventFile, wait_for_later_name
 
 # In front of the tags of images: TensorBoard sorts by tag, and scalars come first (test/, train/, val/).
 IMAGES = "visuals/"
