@@ -114,6 +114,7 @@ def table(
         saved = saved.set_decimal(decimal)
     text_format = TextFormat(mark, header, encoding, decimal)
 
+    # Files of other parts are joined to the main one, so that targets and kinds of columns are judged over all rows.
     main = read_file(Path(path).expanduser(), text_format)
     files = [main]
     for key, other in (("val_path", val_path), ("test_path", test_path)):
@@ -128,7 +129,7 @@ def table(
     split_position = None if split_column is None else joined.table.find_column(split_column, "data.split_column")
     if split_position in positions:
         raise RequestError(f"data.split_column={split_column} is the target; name another column, or split=random")
-    # Rows that cannot be trained on are kept together: they can still be evaluated.
+    # A table that nothing can be learned from is not split: all its rows can still be evaluated.
     nothing_to_learn = explain_nothing_to_learn(main.table, positions, values)
     if not nothing_to_learn and values.task == "multiclass" and len(values.class_names) == rows > 2:
         name = joined.table.names[positions[0]]
@@ -143,6 +144,7 @@ def table(
     parts = add_given_parts(parts, files, val_path, test_path)
 
     if saved is None:
+        # The group, such as a patient, is no input: the model is tested on groups that it has not met.
         others = [split_position] if split == "group" and split_position is not None else []
         choice = ColumnChoice(columns, drop, categorical, kinds)
         chosen = choose_kinds(joined, positions, choice, others)
@@ -152,10 +154,12 @@ def table(
         fitted, encoded, column_notes = _apply(joined, saved, missing)
         summary = ()
 
+    # By the file and these numbers a trained model tells whether rows it evaluates were trained on.
     crc = zlib.crc32(parts.train.astype("<i8").tobytes())
     fitted = replace(fitted, sha256=joined.sha256, rows_crc=crc)
     spec = _make_spec(fitted, values, parts.train, normalize)
     notes = [*joined.notes, *target_notes, *column_notes, *parts.notes]
+    # A class without test rows makes a metric look better, or worse, than it is.
     if values.task in ("binary", "multiclass") and len(parts.test):
         notes.append(describe_small_classes(values.values[parts.test].astype(np.int64), values.class_names))
     unheeded = find_unheeded(test_path, val_path, folds)
@@ -201,6 +205,7 @@ def read_beside(main: TableFile, path: Path, text_format: TextFormat, key: str) 
         raise DataError(
             f"{path} has no column '{absent[0]}', which {main.table.path} has; {hint}name another file by {key}"
         )
+    # By name: another program may have written the columns in another order.
     order = [other.table.names.index(name) for name in main.table.names]
     columns = [other.table.columns[number] for number in order]
     return replace(other, table=replace(other.table, names=main.table.names, columns=columns))
@@ -248,6 +253,7 @@ def _find_targets(file: TableFile, target: str | int | Sequence[str | int], save
             f"{path} has one column only, so nothing to learn from: is it separated by something else than "
             f"'{file.separator}', as in data.separator=';'?"
         )
+    # One column may be typed without brackets.
     columns: Sequence[str | int] = [target] if isinstance(target, str | int) else target
     # A target typed as a number has its name in the training table.
     has_names = saved is not None and saved.has_names and file.table.has_header
@@ -286,6 +292,7 @@ def _read_several(file: TableFile, columns: Sequence[int], task: TableTask | Non
         targets = [_read_target(file, column, None)[0] for column in columns]
         holds_labels = all(set(target.class_names) <= {"0", "1"} and target.class_names for target in targets)
         is_mixed = not holds_labels and any(target.task != "regression" for target in targets)
+        # Labels of 0 and 1 are one task with an output each; other columns need a loss each.
         if task == "multitask" or is_mixed:
             return join_targets(table, columns, targets), []
 
@@ -319,6 +326,7 @@ def _read_target(file: TableFile, column: int, task: TableTask | None) -> tuple[
         return _name_task(values), []
 
     numbers = _read_quantity(file, column, task)
+    # Few different integers are codes of classes more often than they are quantities.
     has_few = (numbers == np.round(numbers)).all() and len(set(numbers.tolist())) <= MOST_INTEGER_CLASSES
     if task is None and has_few:
         return _name_task(read_classes(file.table, column, "multiclass")), []
@@ -382,6 +390,7 @@ def make_plan(file: TableFile, split: str, column: int | None, seed: int, target
 def parse_times(cells: Sequence[str]) -> tuple[NDArray[np.float64], list[int]]:
     """Dates as numbers that grow with time."""
     parts, wrong = split_dates(cells, bool(choose_day_first(cells)))
+    # Months of 31 days leave gaps, which an order does not mind.
     order = parts["year"] * 372.0 + parts["month"] * 31.0 + parts["day"] + parts["hour"] / 24.0
     return order, wrong
 
@@ -434,6 +443,7 @@ def _fit(
     left_out = [column for column in chosen if column.kind == "drop"]
     notes += _describe_left_out(left_out)
     used = {column.index for column in chosen} | set(targets)
+    # The column of groups is no input and yet known: a table that has it gets no note of an unknown column.
     groups = [name for index, name in enumerate(table.names) if index not in used]
     preprocessing = Preprocessing(
         columns=tuple(fitted),
@@ -473,6 +483,7 @@ def _apply(file: TableFile, saved: Preprocessing, missing: str) -> tuple[Preproc
     blocks = []
     for column in saved.columns:
         position = match.positions[column.name]
+        # A column that is not there is one of gaps, which are filled as in training.
         cells = ("",) * len(table.lines) if position is None else table.columns[position]
         if missing == "error" and position is not None:
             gaps = [Trouble(row, position, "is empty") for row in _find_gap_rows(cells)]
@@ -482,6 +493,7 @@ def _apply(file: TableFile, saved: Preprocessing, missing: str) -> tuple[Preproc
         if position is not None:
             troubles += _list_wrong_cells(position, column.kind, cells, wrong)
         if isinstance(column, CategoryColumn) and position is not None:
+            # A new category is encoded as zeros; nothing else would tell the user.
             unseen = column.find_unseen(cells)
             if unseen:
                 shown = ", ".join(unseen[:5]) + (", …" if len(unseen) > 5 else "")
@@ -535,6 +547,7 @@ def fit_target_scale(
     """Mean and std of a regression's targets in the training rows; empty for other tasks, or unless `normalize`."""
     if target.task != "regression" or not normalize:
         return (), ()
+    # Losses of several columns add up, so none may count more for its unit alone.
     scales = [Scale.fit(column.astype(np.float64), normalize) for column in target.values[train_rows].T]
     return tuple(scale.mean for scale in scales), tuple(scale.std for scale in scales)
 
@@ -625,6 +638,7 @@ def _summarize(file: TableFile, chosen: Sequence[ColumnKind], fitted: Preprocess
         gaps = int(find_gaps(cells).sum())
         result = by_name.get(column.name)
         values = "" if result is None else _describe_values(file, column.index, column.kind)
+        # Why a column is out matters more than its values do.
         use = f"out: {column.reason}" if result is None else _describe_use(result)
         shown = [_shorten(text, width) for text, width in zip((column.name, values, use), _SUMMARY_WIDTHS, strict=True)]
         rows.append((shown[0], "" if result is None else column.kind, str(gaps) if gaps else "", shown[1], shown[2]))

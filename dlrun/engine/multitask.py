@@ -46,6 +46,7 @@ class MultitaskObjective(Objective):
             try:
                 parts[output.name] = Objective(spec, self.losses.get(output.name), self.reduction)
             except RequestError as error:
+                # The parts name the key of a task with one output; this one has a key for each.
                 message = str(error).replace("task.loss=", f"task.losses.{output.name}=")
                 raise RequestError(message.replace(", or module.function for one of yours", "")) from error
         object.__setattr__(self, "parts", parts)
@@ -68,6 +69,7 @@ class MultitaskObjective(Objective):
         columns = torch.split(targets, [output.columns for output in self.spec.outputs], dim=-1)
         by_name = {}
         for output, values in zip(self.spec.outputs, columns, strict=True):
+            # The targets of all parts share one tensor of floats, and losses of classes take integers.
             by_name[output.name] = values if output.task == "regression" else values.squeeze(-1).long()
         return by_name
 
@@ -79,6 +81,7 @@ class MultitaskObjective(Objective):
         targets_of = self.split_targets(targets)
         losses = []
         for name, part in self.parts.items():
+            # All parts are means, or sums, over the same rows, so the weights alone balance them.
             losses.append(self.weights.get(name, 1.0) * part.compute_loss(outputs_of[name], targets_of[name]))
         return torch.stack(losses).sum()
 

@@ -73,14 +73,19 @@ class Objective:
     def __post_init__(self) -> None:
         losses = LOSSES[self.spec.task] | (RECONSTRUCTION_LOSSES if self.spec.reconstructs else {})
         name = self.loss_name or next(iter(losses))
-        # The dataclass is frozen.
         if self.own_loss is not None:
-            object.__setattr__(self, "loss_name", name)
-            object.__setattr__(self, "loss_function", _adapt_loss(self.own_loss, name, self.reduction, self.loss_args))
-            self._refuse_weights()
-            return
+            loss_function = _adapt_loss(self.own_loss, name, self.reduction, self.loss_args)
+        else:
+            name = ALIASES.get(name.removeprefix("torch.nn."), name)
+            loss_function = self._bind_arguments(name, losses)
 
-        name = ALIASES.get(name.removeprefix("torch.nn."), name)
+        # The dataclass is frozen, so its own assignments would be refused.
+        object.__setattr__(self, "loss_name", name)
+        object.__setattr__(self, "loss_function", loss_function)
+        self._refuse_weights()
+
+    def _bind_arguments(self, name: str, losses: Mapping[str, Callable[..., Tensor]]) -> Callable[..., Tensor]:
+        """One of dlrun's losses with its `loss_args`; RequestError if the task has no such loss, or they do not fit."""
         if name not in losses:
             hint = did_you_mean(name, losses)
             raise RequestError(
@@ -88,15 +93,13 @@ class Objective:
                 "or module.function for one of yours"
             )
         arguments = _check_loss_args(name, list_arguments(self.spec.task, name), self.loss_args, self.class_count)
+        # torch's name for the class weights. They also weigh the batches of an epoch, so all have one home.
         if "weight" in arguments:
             if self.class_weights is not None:
                 raise RequestError("task.class_weights and task.loss_args.weight are the same; leave out one of them")
             object.__setattr__(self, "class_weights", tuple(arguments.pop("weight")))
-
-        object.__setattr__(self, "loss_name", name)
-        loss_function = functools.partial(losses[name], **arguments) if arguments else losses[name]
-        object.__setattr__(self, "loss_function", loss_function)
-        self._refuse_weights()
+        # Without arguments it is called as it is, in every step.
+        return functools.partial(losses[name], **arguments) if arguments else losses[name]
 
     def _refuse_weights(self) -> None:
         """RequestError for class weights that this loss cannot take, or that are not one for each class."""
@@ -111,9 +114,9 @@ class Objective:
                 f"{what} weights dlrun's and torch's own losses; give task.loss={self.loss_name} its weights "
                 "by task.loss_args"
             )
-        able = [name for name in LOSSES[self.spec.task] if name in (*TAKES_WEIGHT, *GIVES_ROWS)]
-        if self.loss_name not in able:
-            raise RequestError(f"task.loss={self.loss_name} takes no {what}; type task.loss={' or '.join(able)}")
+        weightable = [name for name in LOSSES[self.spec.task] if name in (*TAKES_WEIGHT, *GIVES_ROWS)]
+        if self.loss_name not in weightable:
+            raise RequestError(f"task.loss={self.loss_name} takes no {what}; type task.loss={' or '.join(weightable)}")
         check_weights(what, self.class_weights, self.class_count)
 
     @property
@@ -204,12 +207,12 @@ class Objective:
         return loss / self._weigh(targets, loss.dtype).sum()
 
     def _get_target_scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of each target column, (columns,), in the precision and place of a tensor."""
+        """Mean and standard deviation of each target column, (columns,), with the dtype and device of `like`."""
         mean = make_tensor(self.spec.target_mean, like.dtype, like.device)
         return mean, make_tensor(self.spec.target_std, like.dtype, like.device)
 
     def _get_class_weights(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """The weights of the classes, as one tensor (classes,) for each type and place."""
+        """The class weights as a tensor (classes,), which is made once for each dtype and device."""
         assert self.class_weights is not None
         return make_tensor(tuple(self.class_weights), dtype, device)
 
@@ -221,6 +224,7 @@ class Objective:
         numbers = targets.long()
         if self.spec.task != "tagging":
             return class_weights[numbers]
+        # PADDING is negative: it would index from the end, so it is clamped here and set to 0 by the mask.
         return class_weights[numbers.clamp(min=0)] * (numbers != PADDING)
 
     def count_targets(self, targets: Tensor) -> Tensor | int:
@@ -258,12 +262,13 @@ class Objective:
             if self.is_logistic:
                 return outputs.sigmoid()
             if self.scales_targets:
-                # Half precision has three digits, and a price more.
+                # Half precision holds three digits, which is too few for a price of 123,456.
                 values = outputs.float() if outputs.dtype.itemsize < 4 else outputs
                 mean, std = self._get_target_scale(values)
                 return values * std + mean
             return outputs.exp() if self.is_exponential else outputs
         if self.spec.task in ("binary", "multilabel"):
+            # A logit of 0 is a probability of 0.5.
             threshold = 0.5 if self.loss_name in _PROBABILITY_LOSSES else 0.0
             is_positive = (outputs > threshold).long()
             return is_positive.squeeze(-1) if self.spec.task == "binary" else is_positive
@@ -284,7 +289,7 @@ class Objective:
             outputs = outputs.flatten(0, 1)
             targets = targets.flatten()
         rows = {"all_metric_targets": targets}
-        # Class numbers take the least memory.
+        # A class number a row takes less memory than the scores of all classes.
         if all(metric.takes == "predictions" for metric in self.chosen_metrics):
             return rows | {"all_metric_predictions": self.predict(outputs)}
         return rows | {"all_metric_outputs": outputs}
@@ -298,6 +303,7 @@ class Objective:
             return metrics.compute_regression_sums(self.predict(outputs), targets)
         if self.spec.task == "multilabel":
             return metrics.compute_multilabel_sums(self.predict(outputs), targets)
+        # Metrics such as top-5 accuracy need the scores, not the predictions alone.
         return metrics.SUMS[self.spec.task](outputs, targets)
 
     def compute_metrics(self, sums: MetricSums) -> dict[str, float]:
@@ -367,6 +373,7 @@ class Objective:
             if self.scales_targets:
                 center, std = self._get_target_scale(mean)
                 return (mean - center) / std
+            # The outputs of a Poisson model are logarithms, and a mean of 0 has none.
             return mean.clamp(min=1e-9).log() if self.is_exponential else mean
         if self.spec.task == "multilabel":
             # A label that every row has, or none, gets no infinite logit.
@@ -401,16 +408,16 @@ class Objective:
             outputs = outputs.expand(*targets.shape[:2], -1)
         else:
             outputs = outputs.expand(len(targets), -1)
-        # Class numbers stay integers.
-        wide = targets.double() if targets.is_floating_point() else targets
+        # Sums over a whole split lose digits in single precision; class numbers stay integers.
+        values = targets.double() if targets.is_floating_point() else targets
 
         # A loss may have parameters of its own.
         with torch.no_grad():
-            loss = self.compute_loss(outputs, wide)
+            loss = self.compute_loss(outputs, values)
         if not isinstance(loss, Tensor):
             # The user's own function is called here for the first time.
             raise RequestError(f"task.loss={self.loss_name} must return a tensor, not {type(loss).__name__}")
-        totals.add(outputs, wide, loss)
+        totals.add(outputs, values, loss)
 
 
 def list_task_metrics(spec: DataSpec) -> tuple[str, ...]:

@@ -73,6 +73,7 @@ def parse_column(cells: Sequence[str], decimal: str) -> tuple[NDArray[np.float64
     if values is not None and np.isfinite(values).all():
         return values, []
 
+    # Cells of a column repeat, and parsing one is the slow part.
     known: dict[str, float | None] = {}
     parsed = np.full(len(cells), np.nan)
     wrong = []
@@ -132,6 +133,7 @@ def choose_day_first(cells: Iterable[str]) -> bool | None:
         day_first = day_first or int(match[1]) > 12 or match[2] == "."
         month_first = month_first or int(match[3]) > 12
         is_open = True
+    # No day is above 12, so 1/2/2024 could be either.
     if is_open and not day_first and not month_first:
         return None
     return day_first

@@ -109,6 +109,7 @@ def judge_kind(file: TableFile, index: int) -> ColumnKind:
     if not wrong and np.isnan(numbers).all():
         return ColumnKind(name, index, "drop", "empty")
     if not wrong:
+        # Distinct integers alone may be a quantity; the name must say so too.
         looks_like_id = index in file.unnamed or _ID_NAME.match(name) is not None
         if looks_like_id and _are_distinct_integers(numbers):
             return ColumnKind(name, index, "drop", "numbers the rows")
@@ -120,8 +121,10 @@ def judge_kind(file: TableFile, index: int) -> ColumnKind:
         return ColumnKind(name, index, "number")
 
     distinct = dict.fromkeys(values)
+    # Which comes first, day or month, is judged later, over the whole column.
     if all(parse_date(value, True) or parse_date(value, False) for value in distinct):
         return ColumnKind(name, index, "date")
+    # Names of people, for example: each category would be that of one row.
     if len(values) >= _FEWEST_ROWS and len(distinct) == len(values):
         return ColumnKind(name, index, "drop", "all different")
     is_free = len(values) >= 2 * _FEWEST_ROWS and len(distinct) > _MOST_DISTINCT_SHARE * len(values)

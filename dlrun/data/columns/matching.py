@@ -30,6 +30,7 @@ def match_by_name(preprocessing: Preprocessing, names: Sequence[str]) -> Match:
     """
     positions = {column.name: _find(names, column.name) for column in preprocessing.columns}
     missing = [name for name, position in positions.items() if position is None]
+    # One column in common may be a table with gaps; none is another table.
     if len(missing) == len(positions):
         hint = did_you_mean(missing[0], names)
         raise DataError(f"there is no column {join_names(missing)}; {hint}the first line holds {join_names(names)}")
@@ -65,6 +66,7 @@ def match_by_position(preprocessing: Preprocessing, count: int, has_header: bool
     if count == preprocessing.column_count:
         positions: dict[str, int | None] = {column.name: column.index for column in columns}
         return Match(positions, targets, count, has_header)
+    # The target is what a table to predict lacks.
     if count == preprocessing.column_count - len(targets):
         before = {column.name: sum(target < column.index for target in targets) for column in columns}
         positions = {column.name: column.index - before[column.name] for column in columns}

@@ -87,6 +87,7 @@ def _draw(
         return rows, rows[:0]
     if plan.split == "time":
         held_out = min(max(round(len(rows) * fraction), 1), len(rows) - 1)
+        # Stable, so that rows of the same moment keep the order of the file.
         by_time = rows[np.argsort(plan.order[rows], kind="stable")]
         return np.sort(by_time[:-held_out]), np.sort(by_time[-held_out:])
     if plan.split == "group":
@@ -101,6 +102,7 @@ def _draw_groups(rows: RowIndices, plan: SplitPlan, fraction: float) -> tuple[Ro
     from sklearn.model_selection import GroupShuffleSplit
 
     assert plan.groups is not None
+    # Whole groups go to one part, so its share of the rows is only about the one asked for.
     groups = plan.groups[rows]
     if len(np.unique(groups)) < 2:
         raise DataError(f"{plan.source}: data.split_column has one group only; name another column, or split=random")
@@ -121,6 +123,7 @@ def _draw_classes(
     if held_out >= classes and len(rows) - held_out >= classes and not single.all():
         from sklearn.model_selection import train_test_split
 
+        # A class of one row cannot be in both parts, and training without it would be blind to it.
         several = rows[~single]
         size = min(held_out, len(several) - classes)
         if size >= len(np.unique(labels[several])):
@@ -138,6 +141,7 @@ def _draw_classes(
         if left[own[position]] > 1:
             left[own[position]] -= 1
             chosen.append(int(position))
+    # As a mask, both parts come out in the order of the rows.
     mask = np.zeros(len(rows), dtype=bool)
     mask[chosen] = True
     notes.append(
@@ -178,6 +182,7 @@ def _draw_fold(rows: int, plan: SplitPlan, folds: int, fold: int) -> tuple[RowIn
 def describe_small_classes(test_labels: Sequence[int] | RowIndices, names: Sequence[str]) -> str:
     """A note on the classes that the test part has no row of; "" if there is none."""
     counts = np.bincount(np.asarray(test_labels, dtype=np.int64), minlength=len(names))
+    # Nothing is measured of these, although metrics seem to speak for all classes.
     absent = [name for name, count in zip(names, counts, strict=True) if count == 0]
     if not absent:
         return ""

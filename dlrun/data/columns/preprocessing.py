@@ -38,6 +38,7 @@ class Scale:
     def fit(cls, values: NDArray[np.float64], normalize: bool) -> "Scale":
         """Fit to values (rows,) with NaN for gaps; std is 1 for a constant column."""
         present = values[~np.isnan(values)]
+        # The median, unlike the mean, is not moved by a few outliers.
         fill = float(np.median(present)) if len(present) else 0.0
         if not normalize:
             return cls(fill, 0.0, 1.0)
@@ -77,6 +78,7 @@ class NumberColumn:
         values, wrong = parse_column(cells, self.decimal)
         columns = [self.scale.apply(values)]
         if self.has_indicator:
+            # That a value is missing may tell more than the value that fills it.
             columns.append(np.isnan(values).astype(np.float64))
         return np.stack(columns, axis=1), wrong
 
@@ -114,6 +116,7 @@ class CategoryColumn:
         numbers = {category: number for number, category in enumerate(self.categories)}
         values = np.zeros((len(cells), len(self.categories)))
         for row, cell in enumerate(cells):
+            # A category that training did not have leaves its row at zeros.
             number = numbers.get(name_category(cell))
             if number is not None:
                 values[row, number] = 1.0
@@ -155,6 +158,7 @@ class DateColumn:
         values, wrong = split_dates(cells, self.day_first)
         columns = [scale.apply(values[part]) for part, scale in self.parts.items()]
         if self.has_indicator:
+            # By the cells: a date that cannot be read has no parts either, and is wrong rather than missing.
             columns.append(find_gaps(cells).astype(np.float64))
         return np.stack(columns, axis=1), wrong
 
@@ -202,6 +206,7 @@ class Preprocessing:
         """The same for a table with another decimal mark."""
         columns = []
         for column in self.columns:
+            # Only numbers have a decimal mark.
             columns.append(replace(column, decimal=decimal) if isinstance(column, NumberColumn) else column)
         return replace(self, columns=tuple(columns), decimal=decimal)
 
@@ -257,6 +262,7 @@ def _read_column(plain: Mapping[str, Any]) -> Column:
             return CategoryColumn(name, index, tuple(map(str, plain["categories"])))
         case "date":
             parts = {str(part): Scale(*map(float, numbers)) for part, numbers in plain["parts"].items()}
+            # A checkpoint may come from anyone, so what it holds is checked.
             if not parts.keys() <= set(DATE_PARTS):
                 raise ValueError(f"{name} has parts {', '.join(parts)}")
             return DateColumn(name, index, parts, bool(plain["has_indicator"]), bool(plain["day_first"]))
@@ -279,6 +285,7 @@ def split_dates(cells: Sequence[str], day_first: bool) -> tuple[dict[str, NDArra
         if date is None:
             wrong.append(row)
         else:
+            # In the order of DATE_PARTS.
             values[row] = (date.year, date.month, date.day, date.weekday(), date.hour)
     return {part: values[:, number] for number, part in enumerate(DATE_PARTS)}, wrong
 
@@ -294,9 +301,11 @@ def fit_column(
     normalize: bool,
 ) -> tuple[Column, list[int]]:
     """Fit a column to its training rows; returns it with the rows of the table whose cells are not of its kind."""
+    # Of the training rows alone: a flag that is always 0 there teaches nothing.
     train_gaps = find_gaps([cells[row] for row in train_rows])
     has_gaps = bool(train_gaps.any())
     if kind == "category":
+        # Sorted: the order of the features must not depend on the order of the rows.
         categories = sorted({name_category(cells[row]) for row in train_rows})
         return CategoryColumn(name, index, tuple(categories)), []
     if kind == "number":

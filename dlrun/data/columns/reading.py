@@ -131,6 +131,7 @@ def _build_from_rows(
     if header:
         unnamed = frozenset(number for number, cell in enumerate(rows[0]) if not cell.strip())
         names = [cell.strip() or name for cell, name in zip(rows[0], names, strict=True)]
+        # Data begin one line further down; messages name lines of the file.
         lines = lines[1:]
         rows = rows[1:]
     if not rows:
@@ -139,6 +140,7 @@ def _build_from_rows(
     table = _build_table(path, header, names, list(zip(*rows, strict=True)), lines)
     decimal = text_format.decimal
     if decimal is None:
+        # Judged over all columns, as one program wrote them with one mark.
         decimal, example = choose_decimal(table.columns, separator or "")
         if example:
             other = "." if decimal == "," else ","
@@ -166,6 +168,7 @@ def _check_format(text_format: TextFormat) -> None:
         raise RequestError(f"data.decimal={text_format.decimal} is no decimal mark; type data.decimal=. or ','")
     if text_format.encoding is not None:
         try:
+            # Before the file is opened: the message is about the setting and not about the file.
             codecs.lookup(text_format.encoding)
         except LookupError:
             raise RequestError(
@@ -249,6 +252,7 @@ def choose_separator(path: Path, text: str, notes: list[str]) -> str:
 
     separator = best[1]
     if separator != "," and not (separator == "\t" and ".tsv" in path.name):
+        # Told wherever it could be a surprise: a comma, or a tab in a .tsv, is none.
         named = {"\t": "tab", " ": "blank"}.get(separator, f"'{separator}'")
         notes.append(f"columns are separated by {named}, as the lines have it; data.separator=… says otherwise.")
     return separator
@@ -280,6 +284,7 @@ def _fit_header(rows: list[list[str]], header: bool | None) -> list[list[str]]:
     if header is False or not below or any(len(row) != width + 1 for row in below):
         return rows
     if all(not row[-1].strip() for row in below):
+        # Each row below ends in a separator, and the header does not.
         return [rows[0], *(row[:-1] for row in below)]
     # R writes a table so: names of rows, without a name of their own.
     if header or all(parse_numbers([cell]) is None for cell in rows[0]):
@@ -372,6 +377,7 @@ def _read_excel(path: Path, content: bytes, notes: list[str]) -> tuple[list[int]
     try:
         with pandas.ExcelFile(io.BytesIO(content), engine="openpyxl") as book:
             sheets = book.sheet_names
+            # As objects, so that the rules for text decide on names, kinds and gaps here too.
             frame = pandas.read_excel(book, header=None, dtype=object, keep_default_na=False)
     except Exception as error:
         # openpyxl raises what its parts raise: zipfile, xml, KeyError.

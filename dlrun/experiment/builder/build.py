@@ -72,6 +72,7 @@ def build_data(settings: Settings, trusted_modules: Sequence[str] | None) -> Spl
     val = splits.val
     test = splits.test
     if val is None and keys.val_fraction > 0 and not draws_val:
+        # The seed of the data, not of the run: runs of other seeds are compared on the same rows.
         seed = int(settings.data.arguments.get("seed") or 0)
         train, val = rows_of.hold_out(train, keys.val_fraction, seed)
     # Reasons compare the limits with all rows, so they are formed before rows are left out.
@@ -103,6 +104,7 @@ def _choose_target_kind(settings: Settings) -> Component[Any]:
         or (kind == "autoencoder" and component.target in _TABLES)
     ):
         return component
+    # Two keys for one fact: neither may win in silence.
     if component.arguments.get("task") not in (None, kind):
         raise RequestError(f"task={kind} and data.task={component.arguments['task']} differ; leave out one of them")
     return dataclasses.replace(component, arguments={**component.arguments, "task": kind})
@@ -237,8 +239,10 @@ def build_model(
         raise RequestError(f"model._target_={component.target} must be a torch.nn.Module, not {type(model).__name__}")
 
     if spec.reconstructs and spec.kind == "image":
+        # A hook, so that nets that return images need not know that targets are flat.
         model.register_forward_hook(flatten_outputs)
     if spec.outputs:
+        # A net may return its outputs by name; loss and metrics take them in one tensor.
         model.register_forward_hook(functools.partial(join_outputs, spec.outputs))
     model = set_precision(model, runtime.dtype)
     # Lazy layers have no parameters yet that could be filled or moved.
@@ -246,6 +250,7 @@ def build_model(
     set_start_values(model, settings.model.keys.init or {})
     if patterns not in (None, []) and not has_own_freeze:
         freeze(model, patterns)
+    # Start values were drawn on the CPU, so that every device begins with the same ones.
     model = model.to(runtime.device)
     if wants_channels_last(model, spec, runtime):
         set_channels_last(model)
@@ -300,6 +305,7 @@ def initialize_lazy_layers(net: nn.Module, spec: DataSpec, dtype: torch.dtype) -
 
 def _fits(target: Any, spec: DataSpec) -> bool:
     """Whether a model takes such data, by its `kinds` and `tasks`. A user's own need not have them."""
+    # Class attributes: nothing has to be built, or may fail, to know what fits.
     kinds = getattr(target, "kinds", None)
     tasks = getattr(target, "tasks", None)
     return (kinds is None or spec.kind in kinds) and (tasks is None or spec.task in tasks)
@@ -347,7 +353,9 @@ def build_batches(settings: Settings, splits: Splits, model: nn.Module, runtime:
     placement = Placement(runtime.device, runtime.dtype, splits.spec, channels_last)
     inspection = _configure_inspection(settings, splits.spec)
     batch_size = keys.batch_size * runtime.batches_per_step
+    # Without gradients there is room for more rows, and larger batches are faster.
     eval_batch_size = keys.eval_batch_size or max(keys.batch_size, 256)
+    # One core is left to the training.
     workers = min(max(count_cores() - 1, 1), 4) if keys.num_workers is None else keys.num_workers
 
     # On a CPU every local process holds the data in the same memory.
@@ -380,6 +388,7 @@ def build_batches(settings: Settings, splits: Splits, model: nn.Module, runtime:
             if split is not part:
                 split = dataclasses.replace(split, origin=rows_of.get_origin(part, name))
                 split = inspect_loaded(split, inspection)
+            # What an earlier part takes, a later one no longer has.
             free_bytes -= rows_of.count_bytes(split, runtime.dtype)
             batches[name] = MemoryBatches(split, order, placement)
         elif isinstance(part, Split):
@@ -442,6 +451,7 @@ def _choose_fused_kernel(
         has_kernel = target in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
     else:
         has_kernel = device == "cuda" and target in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+    # torch refuses fused=true beside the other two.
     is_chosen = not {"fused", "foreach", "differentiable"}.isdisjoint(component.arguments)
     if is_chosen or not has_kernel:
         return component
@@ -452,6 +462,7 @@ def _try_group(
     component: Component[Any], entry: dict[str, Any], where: str, trusted_modules: Sequence[str] | None
 ) -> None:
     """Build the optimizer once with a group's own settings, as torch checks only those of the whole."""
+    # One parameter will do: settings are checked when a group is added.
     own = {key: value for key, value in entry.items() if key != "match"}
     trial = dataclasses.replace(component, arguments={**component.arguments, **own})
     try:
@@ -543,6 +554,7 @@ def _call(
     or else `_args_`; `_partial_: true` gives a functools.partial instead of calling.
     """
     if arguments.get("_recursive_") is False:
+        # A copy, as what is built may change its arguments, and the config is saved later.
         values = copy.deepcopy(arguments)
     else:
         values = {key: _build_argument(value, trusted_modules) for key, value in arguments.items()}
@@ -584,6 +596,7 @@ def check_component(component: Component[Any], trusted_modules: Sequence[str] | 
     # Blocks inside the arguments name targets too.
     for name in iter_targets(component.arguments):
         targets.resolve(name, f"{component.group}: _target_", trusted_modules)
+    # dlrun reads these keys itself, and the target need not have them.
     own_keys = [field.name for field in dataclasses.fields(component.keys)]
     targets.check_arguments(component, resolve_target(component, trusted_modules), own_keys, positional)
 

@@ -62,6 +62,7 @@ def _build_multitask(settings: Settings, spec: DataSpec) -> MultitaskObjective:
         if getattr(keys, name) is not None:
             raise RequestError(f"task.{name} is for one output, and these data have {join_names(names)}; leave it out")
 
+    # All keys are checked before a loss is built, so that a typo is named as one.
     losses = keys.losses or {}
     weights = keys.weights or {}
     for key, values in (("losses", losses), ("weights", weights)):
@@ -107,6 +108,7 @@ def compute_class_weights(settings: Settings, spec: DataSpec, train: Part | None
             "task.loss_args='{pos_weight: <weight of a label that a row has>}'"
         )
 
+    # Of a dataset that states no targets, every row would have to be read.
     known = get_valid_targets(train, spec)
     if known is None:
         raise RequestError(
@@ -135,6 +137,7 @@ def _build_own_loss(
         return None, arguments
 
     torch_class = getattr(nn, name.removeprefix(_TORCH), None)
+    # torch's own classes need no trust.
     if inspect.isclass(torch_class) and issubclass(torch_class, nn.modules.loss._Loss):
         return _build_torch_loss(torch_class, settings, spec, process), {}
     if "." not in name:
@@ -154,6 +157,7 @@ def _build_own_loss(
 def _build_torch_loss(kind: type[nn.Module], settings: Settings, spec: DataSpec, process: Runtime) -> nn.Module:
     """A loss of torch.nn that has no name in dlrun; RequestError unless it takes outputs and targets as they are."""
     name = settings.task.loss
+    # Some losses take three tensors (triplets), and no batch has a third.
     parameters = inspect.signature(kind.forward).parameters
     required = [p for p in parameters.values() if p.default is p.empty and p.name != "self"]
     if len(required) != 2:
@@ -183,6 +187,7 @@ def _build_module(kind: type[nn.Module], settings: Settings, spec: DataSpec, pro
     if "reduction" in parameters:
         arguments["reduction"] = keys.reduction
 
+    # A loss with random parameters must not change what the model draws after it.
     generators = get_rng_state()
     try:
         seed_everything(settings.seed)

@@ -28,6 +28,7 @@ def load_matching_weights(model: nn.Module, source: Path, name_map: Mapping[str,
 
     Returns notes on the weights that were taken and those that were not. RequestError where none match.
     """
+    # Extra state may hold anything, which no other model has a use for.
     ours = {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
     read, dropped = _apply_map(_read_weights(source), name_map or {})
     theirs = _match_names(read, ours)
@@ -95,6 +96,7 @@ def _apply_map(weights: Mapping[str, Tensor], name_map: Mapping[str, Any]) -> tu
     mapped: dict[str, Tensor] = {}
     dropped = []
     for name, tensor in weights.items():
+        # Of a prefix and a longer one, the longer one says more.
         fitting = [(prefix, value) for prefix, value in prefixes if _has_prefix(name, prefix)]
         other = name
         if fitting:

@@ -109,6 +109,7 @@ class Diagnostics(Callback):
 
         work_per_row = max(context.preflight.multiply_adds, 1)
         row_count = min(max(int(_MULTIPLY_ADDS / work_per_row), _FEWEST_ROWS), _ROWS)
+        # Reading rows may draw numbers (augmentation), which the training must not notice.
         rng = device.get_rng_state()
         self.inputs, self.targets = _read_rows(context.state.train, row_count)
         device.set_rng_state(rng)
@@ -180,6 +181,7 @@ class Diagnostics(Callback):
             units_are_last = spec.kind in ("tokens", "series") or output.dim() == 2
             # (B, C, H, W) -> (B, H, W, C)
             units = output if units_are_last else output.movedim(1, -1)
+            # Over rows and positions: a unit is dead only where nothing wakes it.
             uses[name].append((units > 0).flatten(0, -2).any(0))
 
         layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.ReLU | nn.ReLU6)]

@@ -113,6 +113,7 @@ class Profiler(Callback):
             phase.close()
             self.charge("optimizer")
 
+        # Hooks of the optimizer, as the scaler calls its step, or skips it.
         handles = [optimizer.register_step_post_hook(end_step)]
         # Steps with a closure compute the loss inside: its phases come first, and what is left is the optimizer's.
         if not requires_closure(optimizer):
@@ -174,6 +175,7 @@ class ProfiledTrainer(Trainer):
         """The batches of the current epoch, each loaded within the phase "data"."""
         batches = super().load_epoch()
         load_next = self.profiler.wrap(lambda: next(batches, None), "data")
+        # Only the call that fetches is timed: the body of the loop belongs to the caller.
         batch = load_next()
         while batch is not None:
             yield batch
