@@ -57,6 +57,12 @@ class NewestCheckpoint:
     # The files that it was chosen from.
     files: list[FileStatus]
 
+    @classmethod
+    def load(cls, folder: Path, files: list[FileStatus]) -> "NewestCheckpoint":
+        """Load the newest checkpoint with all that resuming needs; CheckpointError or UnreadableError for none."""
+        _, state, skipped = checkpoint.load_newest(folder / "checkpoints", TO_GO_ON)
+        return cls(folder, state, skipped, files)
+
 
 # The checkpoint of the run that is to be resumed: its request is made from it, and then its training.
 _opened: NewestCheckpoint | None = None
@@ -94,12 +100,7 @@ def find_newest_state(folder: Path) -> dict[str, Any] | None:
 def _find_newest(folder: Path) -> NewestCheckpoint | None:
     refuse_outside(folder)
     files = _list_files(folder)
-    return _load_newest(folder, files) if files else None
-
-
-def _load_newest(folder: Path, files: list[FileStatus]) -> NewestCheckpoint:
-    _, state, skipped = checkpoint.load_newest(folder / "checkpoints", TO_GO_ON)
-    return NewestCheckpoint(folder, state, skipped, files)
+    return NewestCheckpoint.load(folder, files) if files else None
 
 
 def _list_files(folder: Path) -> list[FileStatus]:
@@ -131,7 +132,7 @@ def take_newest(folder: Path) -> NewestCheckpoint:
     files = _list_files(folder)
     if newest is not None and newest.folder == folder and newest.files == files:
         return newest
-    return _load_newest(folder, files)
+    return NewestCheckpoint.load(folder, files)
 
 
 def _explain_missing_checkpoint(folder: Path) -> str:

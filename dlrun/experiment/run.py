@@ -72,8 +72,6 @@ def run(request: Request, console: Console | None = None) -> int:
         shared_request = ranks.broadcast(request)
         context = ranks.rank_zero_first(partial(prepare_run, shared_request, stack, ranks, folder_lock))
         note = make_note_writer(context, console)
-        # What the disk does not take is noted, and the run continues.
-        unsaved = DiskProblems(note)
         folder: Path | None = None
 
         try:
@@ -83,6 +81,8 @@ def run(request: Request, console: Console | None = None) -> int:
             # From here on there is something to save.
             stop_requested = stack.enter_context(signals.catch_signals())
             folder = open_folder(request, context, resumed, folder_lock)
+            # What the disk does not take is noted, and the run continues.
+            unsaved = DiskProblems(note)
             console.open_log(folder / "run.log", unsaved)
             terminal.print_opening(console, context, folder, request.overrides if request.sweep else ())
 

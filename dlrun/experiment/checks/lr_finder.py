@@ -121,7 +121,7 @@ class Curve:
         return int(np.gradient(self.smooth[: self.lowest + 1]).argmin())
 
     @cached_property
-    def diverging(self) -> int | None:
+    def divergence(self) -> int | None:
         """The first step behind the lowest where the smoothed loss is above the start's; None if there is none."""
         above = np.flatnonzero(self.smooth[self.lowest :] > self.level + self.noise)
         if len(above):
@@ -179,8 +179,8 @@ def find_diverging_rate(
     Read off the curve, or, where that ends before, found by short trainings at growing rates. The model is as it was
     before the first step, and will be.
     """
-    if curve.diverging is not None:
-        return curve.rates[curve.diverging]
+    if curve.divergence is not None:
+        return curve.rates[curve.divergence]
 
     start = copy.deepcopy(state.model.state_dict())
     # A loss may have parameters, too.
@@ -304,7 +304,7 @@ def make_rows(curve: Curve, configured: Any) -> list[tuple[str, ...]]:
     steps = (
         ("falls fastest", curve.steepest),
         (f"lowest (to {_AS_GOOD:.0%})", curve.lowest),
-        ("diverges", curve.diverging),
+        ("diverges", curve.divergence),
     )
     for remark, step in steps:
         if step is not None and suggested is not None:

@@ -52,15 +52,15 @@ def test_a_curve_is_read_without_lag(noise: float) -> None:
     assert curve.rates[curve.steepest] == pytest.approx(1e-3, rel=0.5)
     assert 5e-3 < curve.rates[curve.lowest] < 0.6
     assert suggest_rate(curve) == pytest.approx(curve.rates[curve.lowest] / 3, rel=0.05)
-    assert curve.diverging is not None
-    assert curve.rates[curve.diverging] == pytest.approx(1.0, rel=0.3)
+    assert curve.divergence is not None
+    assert curve.rates[curve.divergence] == pytest.approx(1.0, rel=0.3)
 
 
 def test_a_flat_curve_suggests_nothing() -> None:
     noise = np.random.default_rng(0).standard_normal(141)
     for losses in (2 + 0.1 * noise, np.full(141, 2.0), np.zeros(141)):
         curve = Curve(drawn(1, 1).rates, list(losses))
-        assert (curve.steepest, suggest_rate(curve), curve.diverging) == (None, None, None)
+        assert (curve.steepest, suggest_rate(curve), curve.divergence) == (None, None, None)
         messages = [
             "the loss never falls by more than its noise: nothing is suggested",
             "the loss does not diverge up to 10",
@@ -72,7 +72,7 @@ def test_losses_that_are_not_finite_diverge() -> None:
     curve = drawn(fall=1e-3, rise=1.0)
     for last in (float("nan"), float("inf")):
         cut = Curve(curve.rates[:110], [*curve.losses[:109], last])  # 10^-0.55: before the rise
-        assert cut.diverging == 109
+        assert cut.divergence == 109
         assert cut.steepest == curve.steepest
         assert np.isfinite(cut.smooth).all()
 
@@ -86,7 +86,7 @@ def test_a_quadratic_diverges_from_two_over_its_curvature_on(dlrun: Callable[...
     assert curve.rates[curve.lowest] < limit
     assert limit / 20 < (suggest_rate(curve) or 0) < limit / 2
     assert f"suggestion: optimizer.lr={suggest_rate(curve):g}, " in done.out
-    assert curve.diverging is None  # what is learned without noise stays learned for long
+    assert curve.divergence is None  # what is learned without noise stays learned for long
     (match,) = re.findall(r"the loss diverges from optimizer.lr=(\S+) on", done.out)
     assert limit < float(match) < 1.6 * limit
 
