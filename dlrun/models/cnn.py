@@ -40,6 +40,10 @@ class CNN(nn.Module):
         # Features are flattened, so the images must have one size.
         self.classifier = nn.Linear(channels[-1] * area, spec.output_size)
 
+    def list_layers(self) -> list[nn.Module]:
+        """The layers that a forward pass calls, one after the other."""
+        return [*self.features, nn.Flatten(), self.classifier]
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, output_size)."""
         output: Tensor = self.classifier(self.features(x).flatten(1))

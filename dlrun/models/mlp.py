@@ -58,6 +58,10 @@ class MLP(nn.Module):
         layers.append(nn.Linear(sizes[-1], spec.output_size, bias=bias))
         self.layers = nn.Sequential(*layers)
 
+    def list_layers(self) -> list[nn.Module]:
+        """The layers that a forward pass calls, one after the other."""
+        return list(self.layers)
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, features), (B, C, H, W) or (B, T, features) -> (B, output_size)."""
         output: Tensor = self.layers(x)

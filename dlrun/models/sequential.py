@@ -43,6 +43,10 @@ class Sequential(nn.Module):
         _try_shapes(modules, spec)
         self.layers = nn.Sequential(*modules)
 
+    def list_layers(self) -> list[nn.Module]:
+        """The layers that a forward pass calls, one after the other."""
+        return list(self.layers)
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, *input_shape) -> (B, output_size)."""
         output: Tensor = self.layers(x)

@@ -1,0 +1,253 @@
+"""Layers with a leading dimension of members: inputs (M, B, ...), each member with parameters of its own.
+
+`register_layer` adds a class of layers to STACKED_LAYERS; `list_chain` says which models consist of such layers.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+# Computes (M, B, ...) from (M, B, ...).
+StackedForward = Callable[[Tensor], Tensor]
+
+
+class StackedLayer:
+    """One layer of all members; subclasses define `forward`.
+
+    layers: those of the members, which have the same class and sizes, and may differ in what `forward` looks up there.
+    tensors: parameters and buffers by name, each with a leading dimension of members (M, ...).
+    generators: one of each member, on the device, for layers that draw random numbers.
+    """
+
+    def __init__(
+        self, layers: Sequence[Any], tensors: Mapping[str, Tensor], generators: Sequence[torch.Generator]
+    ) -> None:
+        self.layers = layers
+        self.tensors = tensors
+        self.generators = generators
+
+    @property
+    def first(self) -> Any:
+        """The layer of the first member, for what all of them share."""
+        return self.layers[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(M, B, ...) -> (M, B, ...)."""
+        raise NotImplementedError
+
+
+class StackedElementwise(StackedLayer):
+    """A layer that treats every number by itself and draws nothing: it does not notice the members."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape -> the same shape."""
+        output: Tensor = self.first(x)
+        return output
+
+
+class StackedFlatten(StackedLayer):
+    """nn.Flatten: (M, B, ...) -> (M, B, features)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The dimensions of a sample, counted from behind the members and the batch."""
+        start = self.first.start_dim
+        end = self.first.end_dim
+        return x.flatten(start if start < 0 else start + 1, end if end < 0 else end + 1)
+
+
+class StackedLinear(StackedLayer):
+    """One batched matrix product: (M, B, in) -> (M, B, out), with weight (M, out, in) and bias (M, out)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """W x + b of each member."""
+        weight = self.tensors["weight"].transpose(1, 2)
+        bias = self.tensors.get("bias")
+        if bias is None:
+            return torch.bmm(x, weight)
+        return torch.baddbmm(bias.unsqueeze(1), x, weight)
+
+
+class StackedFlatLinear(StackedLinear):
+    """A linear layer that flattens its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(M, B, ...) -> (M, B, out)."""
+        return super().forward(x.flatten(2))
+
+
+class StackedDropout(StackedLayer):
+    """nn.Dropout with a probability and a generator of each member, which draws what it would draw alone."""
+
+    def __init__(
+        self, layers: Sequence[Any], tensors: Mapping[str, Tensor], generators: Sequence[torch.Generator]
+    ) -> None:
+        super().__init__(layers, tensors, generators)
+        self.rates = [float(layer.p) for layer in layers]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x / (1 - p) for what stays, 0 for the rest."""
+        if not self.first.training:
+            return x
+        return x * draw_dropout_masks(x, self.rates, self.generators)
+
+
+def draw_dropout_masks(x: Tensor, rates: Sequence[float], generators: Sequence[torch.Generator]) -> Tensor:
+    """Factors (M, ...) for inputs (M, ...): 0 with the member's rate, otherwise 1 / (1 - rate)."""
+    masks = torch.empty_like(x, memory_format=torch.contiguous_format)
+    for mask, rate, generator in zip(masks, rates, generators, strict=True):
+        # As torch draws in F.dropout, which draws nothing for these two.
+        if rate == 0.0:
+            mask.fill_(1.0)
+        elif rate == 1.0:
+            mask.zero_()
+        else:
+            mask.bernoulli_(1 - rate, generator=generator).div_(1 - rate)
+    return masks
+
+
+class StackedLayerNorm(StackedLayer):
+    """nn.LayerNorm with the scale and shift of each member."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize over the last dimensions."""
+        output = F.layer_norm(x, self.first.normalized_shape, eps=self.first.eps)
+        for name, combine in (("weight", torch.mul), ("bias", torch.add)):
+            if name in self.tensors:
+                values = self.tensors[name]
+                # (M, 1 for each dimension between, *normalized_shape)
+                between = x.dim() - values.dim()
+                output = combine(output, values.view(len(values), *(1,) * between, *values.shape[1:]))
+        return output
+
+
+class StackedBatchNorm(StackedLayer):
+    """nn.BatchNorm1d and 2d: the channels of all members side by side, (B, M C, ...), are normalized as one's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(M, B, C, ...) -> the same shape; in training it updates the running statistics of each member."""
+        members, rows, channels = x.shape[:3]
+        flat = {name: values.flatten(0, 1) for name, values in self.tensors.items() if values.dim() == 2}
+        layer = self.first
+        uses_batch = layer.training or "running_mean" not in flat
+        if layer.training and "num_batches_tracked" in self.tensors:
+            self.tensors["num_batches_tracked"].add_(1)
+
+        merged = F.batch_norm(
+            join_channels(x),
+            flat.get("running_mean") if not layer.training or layer.track_running_stats else None,
+            flat.get("running_var") if not layer.training or layer.track_running_stats else None,
+            flat.get("weight"),
+            flat.get("bias"),
+            uses_batch,
+            layer.momentum,
+            layer.eps,
+        )
+        return split_channels(merged, members, rows, channels)
+
+
+class StackedConv2d(StackedLayer):
+    """nn.Conv2d as one grouped convolution over the channels of all members."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(M, B, in, H, W) -> (M, B, out, H', W')."""
+        layer = self.first
+        members, rows = x.shape[:2]
+        bias = self.tensors.get("bias")
+        merged = F.conv2d(
+            join_channels(x),
+            self.tensors["weight"].flatten(0, 1),
+            None if bias is None else bias.flatten(),
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+            members * layer.groups,
+        )
+        return split_channels(merged, members, rows, layer.out_channels)
+
+
+class StackedPool(StackedLayer):
+    """A pooling layer, which treats every image by itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(M, B, C, H, W) -> (M, B, C, H', W')."""
+        output: Tensor = self.first(x.flatten(0, 1))
+        return output.view(*x.shape[:2], *output.shape[1:])
+
+
+def join_channels(x: Tensor) -> Tensor:
+    """(M, B, C, ...) -> (B, M C, ...)."""
+    return x.transpose(0, 1).flatten(1, 2)
+
+
+def split_channels(x: Tensor, members: int, rows: int, channels: int) -> Tensor:
+    """(B, M C, ...) -> (M, B, C, ...)."""
+    return x.view(rows, members, channels, *x.shape[2:]).transpose(0, 1)
+
+
+# By the exact class: a class derived from one of these may compute anything.
+STACKED_LAYERS: dict[type[nn.Module], type[StackedLayer]] = {
+    nn.Linear: StackedLinear,
+    nn.Flatten: StackedFlatten,
+    nn.Dropout: StackedDropout,
+    nn.LayerNorm: StackedLayerNorm,
+    nn.BatchNorm1d: StackedBatchNorm,
+    nn.BatchNorm2d: StackedBatchNorm,
+    nn.Conv2d: StackedConv2d,
+    nn.MaxPool2d: StackedPool,
+    nn.AvgPool2d: StackedPool,
+    nn.AdaptiveAvgPool2d: StackedPool,
+}
+for elementwise in (
+    nn.ReLU,
+    nn.ReLU6,
+    nn.LeakyReLU,
+    nn.ELU,
+    nn.SELU,
+    nn.CELU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Mish,
+    nn.Sigmoid,
+    nn.Tanh,
+    nn.Softplus,
+    nn.Softsign,
+    nn.Hardtanh,
+    nn.Hardswish,
+    nn.Hardsigmoid,
+    nn.Identity,
+):
+    STACKED_LAYERS[elementwise] = StackedElementwise
+
+
+def register_layer(layer: type[nn.Module], stacked: type[StackedLayer]) -> None:
+    """Stack layers of this class, whose parameters may differ from member to member, by that class."""
+    STACKED_LAYERS[layer] = stacked
+
+
+def list_chain(model: nn.Module) -> list[nn.Module] | None:
+    """The layers of a model that is a chain of layers which can be stacked, in the order of its forward pass.
+
+    Such a model is an nn.Sequential, or has a method `list_layers` that returns the layers its forward pass calls, one
+    after the other. None for any other model.
+    """
+    if type(model) in STACKED_LAYERS:
+        return [model]
+
+    if type(model) is nn.Sequential:
+        parts = list(model)
+    elif callable(getattr(model, "list_layers", None)):
+        parts = model.list_layers()  # type: ignore[operator]
+    else:
+        return None
+
+    layers: list[nn.Module] = []
+    for part in parts:
+        inner = list_chain(part)
+        if inner is None:
+            return None
+        layers += inner
+    return layers
