@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
 # Computes (M, B, ...) from (M, B, ...).
 StackedForward = Callable[[Tensor], Tensor]
 
