@@ -95,9 +95,11 @@ class Rows(Dataset[Any]):
 
     def __getitems__(self, keys: list[Any]) -> Any:
         """Fetch a batch, in one read where the dataset supports it."""
-        if hasattr(self.dataset, "__getitems__") and not isinstance(keys[0], tuple):
-            return self.dataset.__getitems__(self.index[keys].tolist())
-        return tuple(default_collate([self[key] for key in keys]))
+        if not hasattr(self.dataset, "__getitems__"):
+            return tuple(default_collate([self[key] for key in keys]))
+        if isinstance(keys[0], tuple):
+            return self.dataset.__getitems__([(seed, int(self.index[row])) for seed, row in keys])
+        return self.dataset.__getitems__(self.index[keys].tolist())
 
 
 class Joined(ConcatDataset[Any]):

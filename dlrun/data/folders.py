@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from dlrun.core.errors import DataError, ErrorList, RequestError
 from dlrun.data.augmentation import (
@@ -37,6 +37,9 @@ from dlrun.data.spec import Splits
 
 T = TypeVar("T")
 
+# A row, or (epoch seed, row).
+Key = int | tuple[int, int]
+
 # Images that need less of the machine's memory than this are kept there.
 SHARE_OF_MEMORY = 0.25
 
@@ -48,8 +51,11 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
 
     targets: int64 (N,), all classes, known without reading an image; augments: whether there is an augmentation.
     dataset[index] is the plain image; dataset[epoch_seed, index] its augmentation in that epoch, the same in any
-    order and process. Raises DataError for a file that cannot be decoded.
+    order and process. A batch is one read (`__getitems__`, which torch's DataLoader calls). Raises DataError for a
+    file that cannot be decoded.
     """
+
+    draws_random_numbers = False
 
     def __init__(
         self,
@@ -80,20 +86,39 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int | tuple[int, int]) -> tuple[Tensor, int]:
-        epoch_seed, row = index if isinstance(index, tuple) else (None, index)
-        image = self._read_image(row)
-        if self.augment is not None and epoch_seed is not None:
-            image = apply_seeded(self.augment, image, epoch_seed, row)
+    def __getitem__(self, index: Key) -> tuple[Tensor, int]:
+        inputs, targets = self.__getitems__([index])
+        return inputs[0], int(targets[0])
 
-        return normalize_(_to_unit_range(image), self.mean, self.std), int(self.targets[row])
+    def __getitems__(self, keys: list[Key]) -> tuple[Tensor, Tensor]:
+        """Images (B, C, size, size) and classes int64 (B,)."""
+        channels = 1 if self.grayscale else 3
+        inputs = torch.empty(len(keys), channels, self.image_size, self.image_size)
+        if get_worker_info() is not None:
+            # Written where the run reads it: sent later, it would be copied.
+            inputs.share_memory_()  # type: ignore[no-untyped-call]
 
-    def _read_image(self, row: int) -> Tensor:
-        if self.images is not None:
-            # A copy, as what follows may change it in place.
-            return self.images[row].clone()
-        path = _to_path(self.paths[row])
-        return read_picture(path, self.image_size, self.grayscale, self.background, self.pixel_range)
+        rows = []
+        for key, image in zip(keys, inputs, strict=True):
+            epoch_seed, row = key if isinstance(key, tuple) else (None, key)
+            _copy_to_unit_range(self._read_image(row, epoch_seed), image)
+            # One image at a time stays in a core's cache.
+            normalize_(image, self.mean, self.std)
+            rows.append(row)
+        return inputs, self.targets[rows]
+
+    def _read_image(self, row: int, epoch_seed: int | None) -> Tensor:
+        """The image uint8 or from 0 to 1, augmented if there is a seed."""
+        if self.images is None:
+            path = _to_path(self.paths[row])
+            image = read_picture(path, self.image_size, self.grayscale, self.background, self.pixel_range)
+        else:
+            image = self.images[row]
+
+        if self.augment is None or epoch_seed is None:
+            return image
+        # A copy of what is in memory, as a transform may change it in place.
+        return apply_seeded(self.augment, image.clone() if self.images is not None else image, epoch_seed, row)
 
 
 def image_folder(
@@ -258,6 +283,13 @@ def _measure_pixel_range(train: Files) -> tuple[tuple[float, ...], tuple[str, ..
 def _to_unit_range(image: Tensor) -> Tensor:
     """Float32 in [0, 1]. Images of more than 8 bits are floats already, and a transform may convert, too."""
     return image.float().div_(255) if image.dtype == torch.uint8 else image.float()
+
+
+def _copy_to_unit_range(image: Tensor, out: Tensor) -> None:
+    """Write what `_to_unit_range` returns into `out`."""
+    out.copy_(image)
+    if image.dtype == torch.uint8:
+        out.div_(255)
 
 
 def _decode(files: dict[str, Files], read: Callable[[Path], Tensor]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-PEERS = ("lightning", "keras", "pytorch-ignite", "accelerate")
+PEERS = ("lightning", "keras", "pytorch-ignite", "accelerate", "torchvision", "pillow", "timm")
 
 
 def described() -> str:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from dlrun.core.errors import DataError, DlrunError, RequestError
 from dlrun.data import class_folders, folders
+from dlrun.data.datasets import Rows
 from dlrun.data.files.picture import read_picture
 from dlrun.data.folders import ImageFiles, image_folder
 from dlrun.data.spec import Split
@@ -116,10 +117,26 @@ def test_images_in_memory_are_augmented_as_those_on_the_disk(photos):
 def test_workers_augment_alike(photos):
     train = image_folder(str(photos), image_size=8, augment=AUGMENT).train
     keys = [[(3, i) for i in range(0, 6)], [(3, i) for i in range(6, 12)]]
-    here, there = (list(DataLoader(train, batch_sampler=keys, num_workers=n)) for n in (0, 2))
+    # A batch comes collated.
+    loaders = [DataLoader(train, batch_sampler=keys, num_workers=n, collate_fn=tuple) for n in (0, 2)]
+    here, there = map(list, loaders)
     for (x, y), (other_x, other_y) in zip(here, there, strict=True):
         assert torch.equal(x, other_x)
         assert torch.equal(y, other_y)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_batch_is_its_single_images(photos, in_memory):
+    part = image_folder(str(photos), image_size=8, augment=AUGMENT, in_memory=in_memory).train
+    selected = Rows(part, torch.tensor([5, 0, 3, 3]))
+    for keys in ([2, 0, 1], [(7, 2), (7, 0), (8, 3)]):
+        x, y = selected.__getitems__(keys)
+        singles = [selected[key] for key in keys]
+        assert torch.equal(x, torch.stack([image for image, _ in singles]))
+        assert y.tolist() == [label for _, label in singles]
+
+    # What is augmented in memory is a copy.
+    assert torch.equal(selected[0][0], selected[0][0])
 
 
 @pytest.mark.parametrize("others", [["test"], ["val"], ["val", "test"]])

@@ -117,8 +117,9 @@ def fit_image(image: "Image", image_size: int | tuple[int, int], grayscale: bool
     from PIL import Image, ImageOps
 
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if image.mode != "F":
-        image = image.convert("L" if grayscale else "RGB")
+    mode = "L" if grayscale else "RGB"
+    if image.mode not in ("F", mode):
+        image = image.convert(mode)
     resized = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
 
     # (H, W) or (H, W, C) to (C, H, W).
