@@ -25,6 +25,7 @@ ALIASES: dict[str, dict[str, str]] = {
         "mode": "checkpoint.mode",
         "every_epochs": "checkpoint.every_epochs",
         "every_steps": "checkpoint.every_steps",
+        "every_seconds": "checkpoint.every_seconds",
         "keep": "checkpoint.keep",
     },
     "progress": {"display": "trainer.progress"},

@@ -71,6 +71,7 @@ MEANINGS = {
     "checkpoint.monitor": "decides which epoch is best; null: val/loss, or train/loss without a validation part",
     "checkpoint.mode": "whether smaller (`min`) or larger (`max`) is better; null: as the metric asks",
     "checkpoint.every_steps": "also save in the middle of an epoch, after this many steps",
+    "checkpoint.every_seconds": "save when so many seconds have passed since the last save, instead of `every_epochs`",
     "checkpoint.keep": "newest checkpoints to keep, besides the best",
     "device.name": "`auto`, `cpu`, `cuda` or `mps`; `device=cuda` sets it",
     "device.index": "which CUDA device",
@@ -98,7 +99,7 @@ MEANINGS = {
     "paths.data": "where data sets are looked for and downloaded to, or `$DLRUN_DATA_DIR`",
     "trainer.epochs": "passes over the training data",
     "trainer.grad_clip_norm": "clip gradients to this norm, summed over all parameters",
-    "checkpoint.every_epochs": "epochs between checkpoints; the last epoch is always saved",
+    "checkpoint.every_epochs": "epochs between checkpoints; the last is always saved, one right after another not",
     "paths.outputs": "where runs are written",
 }
 

@@ -158,6 +158,7 @@ class CheckpointConfig:
     mode: str | None = _choice(None, "min", "max")  # null: as the metric asks
     every_epochs: int = _positive(1)
     every_steps: int | None = _positive(None)
+    every_seconds: float | None = _positive(None)  # by the clock, in the place of every_epochs
     keep: int = _positive(2)  # newest step_*.pt files; the best one stays besides
 
 
@@ -307,6 +308,8 @@ def hash_config(plain: dict[str, Any]) -> str:
     identity["task"] = {key: value for key, value in identity["task"].items() if key == "loss" or value is not None}
     identity["trainer"] = {key: value for key, value in identity["trainer"].items() if key not in not_identity}
     # Runs of before these keys were there keep their hash.
+    if identity["checkpoint"].get("every_seconds") is None:
+        identity["checkpoint"] = {key: value for key, value in identity["checkpoint"].items() if key != "every_seconds"}
     for key in ("user", "init_map"):
         if not identity.get(key):
             identity.pop(key, None)

@@ -49,6 +49,51 @@ def encode(state: dict[str, Any]) -> dict[str, Any]:
     return plain | {NUMPY: marks} if marks else plain
 
 
+def take_copy(state: dict[str, Any]) -> dict[str, Any]:
+    """Copy a state, its tensors to the CPU: the training goes on and changes the original.
+
+    Tensors that are one, as tied weights are, stay one.
+    """
+    copied: dict[str, Any] = _copy(state, {})
+    return copied
+
+
+def _copy(value: Any, copies: dict[Any, Tensor]) -> Any:
+    """copies: of the tensors so far, by where they lie."""
+    kind = type(value)
+    if kind is Tensor or kind is nn.Parameter:
+        return _copy_tensor(value, copies)
+    if kind in (dict, OrderedDict, Counter):
+        # With the attribute that torch adds to a state_dict: the versions of its layers.
+        new = copy.copy(value)
+        for key, item in value.items():
+            new[key] = _copy(item, copies)
+        return new
+    if kind in (list, tuple):
+        return kind([_copy(item, copies) for item in value])
+    if kind in _VALUES and kind is not bytearray:
+        # These cannot change.
+        return value
+    return copy.deepcopy(value)
+
+
+def _copy_tensor(value: Tensor, copies: dict[Any, Tensor]) -> Tensor:
+    where = None
+    if value.layout == torch.strided and not value.is_complex():
+        where = (value.data_ptr(), value.shape, value.stride(), value.dtype, value.device, type(value))
+        if where in copies and value.numel():
+            return copies[where]
+
+    new = value.detach().to("cpu", copy=True)
+    if type(value) is nn.Parameter:
+        new = nn.Parameter(new, value.requires_grad)
+    elif value.requires_grad:
+        new.requires_grad_()
+    if where is not None:
+        copies[where] = new
+    return new
+
+
 def decode(state: dict[str, Any]) -> dict[str, Any]:
     """Undo `encode`, in place. ValueError if the marks do not fit the state."""
     marks = state.pop(NUMPY, [])

@@ -72,7 +72,7 @@ def follow(request: Request, context: RunContext, stack: contextlib.ExitStack) -
         run.compile_model(context)
 
     stop_requested = stack.enter_context(signals.catch_signals(quiet=True))
-    sender = StateSender(Path(), {}, keys.every_epochs, keys.every_steps, keys.keep)
+    sender = StateSender(Path(), {}, keys.every_epochs, keys.every_steps, keys.keep, every_seconds=keys.every_seconds)
     status = Trainer(context.state, [sender], ranks.any_rank(stop_requested), context.user_callbacks).fit()
     if status != "interrupted":
         run.evaluate_best_weights(context, None)

@@ -177,7 +177,9 @@ def _explain_length(context: RunContext) -> dict[str, str]:
         reasons["trainer.epochs"] = f"trainer.max_steps={limits.max_steps} ends the training in epoch {epochs}"
     if limits.patience is not None and limits.patience + 1 >= epochs:
         reasons["trainer.early_stopping.patience"] = in_epochs
-    if settings.checkpoint.every_epochs > epochs:
+    if settings.checkpoint.every_seconds is not None and settings.checkpoint.every_epochs > 1:
+        reasons["checkpoint.every_epochs"] = "checkpoint.every_seconds stands in its place"
+    elif settings.checkpoint.every_epochs > epochs:
         reasons["checkpoint.every_epochs"] = f"{in_epochs}, and is saved at its end"
     if settings.checkpoint.every_steps is not None and settings.checkpoint.every_steps > steps:
         reasons["checkpoint.every_steps"] = in_steps

@@ -90,7 +90,7 @@ def run(request: Request, console: Console | None = None) -> int:
             checkpoints.examine = make_reload_check(context, request, note)
 
             logged_run = describe_for_loggers(request, context, folder, resumed, unsaved)
-            with logger.open_logger(logged_run, context.loggers) as run_logger:
+            with logger.open_logger(logged_run, context.loggers) as run_logger, contextlib.closing(checkpoints):
                 run_logger.start_others(context.settings.hyperparameters, console.say)
                 recorders = start_recording(context, folder, run_logger, resumed, console)
                 progress = ProgressDisplay(console, context.state, context.settings.trainer.progress)
@@ -331,7 +331,7 @@ def make_checkpoint_manager(
     }
     keys = context.settings.checkpoint
     manager = CheckpointManager(
-        folder / "checkpoints", repeated, keys.every_epochs, keys.every_steps, keys.keep, unsaved
+        folder / "checkpoints", repeated, keys.every_epochs, keys.every_steps, keys.keep, unsaved, keys.every_seconds
     )
     if resumed is not None:
         with unsaved.tolerate("what follows on the earlier checkpoints", again=False):

@@ -1,15 +1,17 @@
 """When checkpoints are written, which of them are kept, and what last.pt and best.pt point to."""
 
-import copy
+import contextlib
+import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
+from dlrun.core.background import BackgroundCall
 from dlrun.core.errors import CheckpointError, RunError
 from dlrun.core.files import DiskProblems, link
+from dlrun.engine import plain
 from dlrun.engine.callback import Callback, TrainerView
 from dlrun.engine.device import get_rng_state
 from dlrun.engine.state import TrainState
@@ -18,11 +20,40 @@ from dlrun.runs.checkpoint import FORMAT_VERSION, load, save
 # Suffix of a checkpoint that is newer than the one the run resumes from.
 _ASIDE = ".newer"
 
+# With every_epochs=1 and this many files kept, or fewer, a user has asked for no epoch's file in particular.
+_DEFAULT_KEEP = 2
+
+# Epochs that end sooner after a save than so many times the processor time it took are not saved, ...
+_REST = 50
+# ... but for those that end so many seconds after it.
+_LONGEST_REST = 5.0
+
+
+@dataclass
+class _Pending:
+    """One checkpoint on its way to the disk, which shares no tensor with the training."""
+
+    file: Path
+    # What the file holds.
+    content: dict[str, Any]
+    # The best weights that best.pt did not have when the copy was taken.
+    best: dict[str, Any] | None
+    # Whether it is read back, and what that gave.
+    is_to_verify: bool
+    stored_state: dict[str, Any] | None = None
+    # How far it came.
+    is_best_saved: bool = False
+    is_complete: bool = False
+
 
 class CheckpointManager(Callback):
     """Keep a run's checkpoints: the newest `keep` step_*.pt files, with last.pt and best.pt as links to them.
 
-    The best weights are held in memory from one save to the next, so a save costs one file an epoch.
+    A thread writes them, one at a time, from a copy that is taken between two steps; what it raises is raised, or
+    recorded, by the next hook. Whatever ends the training waits for it: the last epoch, an interruption, an error.
+
+    The best weights are held in memory from one save to the next, so a save costs one file an epoch. By default epochs
+    that end too soon after a save for it to be worth its while are not saved.
     """
 
     phase = "checkpoint"
@@ -35,13 +66,18 @@ class CheckpointManager(Callback):
         every_steps: int | None,
         keep: int,
         disk_problems: DiskProblems | None = None,
+        every_seconds: float | None = None,
     ) -> None:
-        """identity: keys repeated in each checkpoint; disk_problems: where failed saves are recorded."""
+        """identity: keys repeated in each checkpoint; disk_problems: where failed saves are recorded.
+
+        every_seconds: saves come by the clock, in the place of every_epochs.
+        """
         self.folder = folder
         self.identity = identity
         self.disk_problems = disk_problems or DiskProblems()
         self.every_epochs = every_epochs
         self.every_steps = every_steps
+        self.every_seconds = every_seconds
         self.keep = keep
 
         # The best weights that best.pt does not have yet.
@@ -54,10 +90,22 @@ class CheckpointManager(Callback):
         self.is_verified = False
         # Called with checkpoints that were read back, to compare them with the live state.
         self.examine: Callable[[dict[str, Any]], None] | None = None
-        self.saves = 0
+        # How often a checkpoint was due, written or not.
+        self.due_count = 0
         # True if the newest checkpoint resumes in the middle of an epoch.
         self.saved_mid_epoch = False
+        # Time that the training has waited for checkpoints.
         self.seconds = 0.0
+
+        self._call: BackgroundCall | None = None
+        self._pending: _Pending | None = None
+        # Step of the newest checkpoint that is complete.
+        self._saved_step: int | None = None
+        # Processor time of taking the copy that is written now.
+        self._copy_seconds = 0.0
+        # When the last save began, and until when epochs need not be saved.
+        self._last_begin = time.monotonic()
+        self._rest_end = 0.0
 
     def restore(self, earlier: dict[str, Any]) -> None:
         """Continue after the checkpoint `earlier`: set newer files aside and repair the links."""
@@ -86,37 +134,89 @@ class CheckpointManager(Callback):
         self._delete_old()
 
     def on_step_end(self, trainer: TrainerView) -> None:
-        """Save in the middle of an epoch if `every_steps` asks for it."""
+        """Save in the middle of an epoch if `every_steps` or `every_seconds` asks for it."""
+        if self._call is not None and self._call.has_ended:
+            self.wait()
+
         state = trainer.state
+        is_due = self._is_step_due(state.progress.step)
+        if self.every_seconds is not None:
+            is_due = self._is_time_due(state) or is_due
         # The last batch is left to `on_epoch_end`, which has the epoch's row.
-        if self._is_due(state.progress.step) and state.progress.batch < len(state.train):
+        if is_due and state.progress.batch < len(state.train):
             self.write(state, self.row)
 
-    def _is_due(self, step: int) -> bool:
+    def _is_step_due(self, step: int) -> bool:
         return self.every_steps is not None and step % self.every_steps == 0
 
+    def _is_time_due(self, state: TrainState) -> bool:
+        """Whether `every_seconds` have passed, by the clock of rank 0. A collective call."""
+        has_passed = self.every_seconds is not None and time.monotonic() - self._last_begin >= self.every_seconds
+        return state.ranks.broadcast(has_passed)
+
     def on_epoch_end(self, trainer: TrainerView, row: dict[str, float]) -> None:
-        """Save at the end of the run, every `every_epochs` epochs and at steps that `every_steps` hits."""
+        """Save at the end of the run, every `every_epochs` epochs or `every_seconds`, and at steps of `every_steps`."""
         state = trainer.state
         self.row = row
         if trainer.is_best:
             # A copy: the next epoch changes these tensors in place, and the save may come epochs later.
-            weights = _copy_state(state.get_weights())
+            weights = plain.take_copy(state.get_weights())
             self.best_step = int(row["step"])
             self.best = weights | {"epoch": row["epoch"], "step": row["step"], "metrics": dict(row)}
 
-        is_epoch_due = state.progress.epoch % self.every_epochs == 0
         # `on_interrupt` has saved what a resumed run needs; a save from here would skip the rest of the epoch.
         if self.saved_mid_epoch:
             with self.disk_problems.tolerate("the checkpoint"):
                 self.save_partial_best()
-        elif state.is_finished or is_epoch_due or self._is_due(state.progress.step):
-            self.write(state, row)
+        elif self._is_epoch_due(state) or self._is_step_due(state.progress.step) or state.is_finished:
+            if self._can_skip(state):
+                self.due_count += 1
+            else:
+                self.write(state, row)
+
+    def _is_epoch_due(self, state: TrainState) -> bool:
+        if self.every_seconds is not None:
+            return self._is_time_due(state)
+        return state.progress.epoch % self.every_epochs == 0
+
+    def _can_skip(self, state: TrainState) -> bool:
+        """Whether a checkpoint that is due may be left out, as it would cost much of the time that training takes.
+
+        The first one never, nor those that a run has at its end, nor those that the user has asked for one by one:
+        by `every_epochs`, `every_steps`, `every_seconds`, or a larger `keep`.
+        """
+        is_default = self.every_epochs == 1 and self.every_seconds is None and self.keep <= _DEFAULT_KEEP
+        is_lasting = state.is_finished or _count_epochs_left(state) < self.keep
+        if not is_default or is_lasting or self._is_step_due(state.progress.step):
+            return False
+        # Several processes save together, and none knows whether rank 0 would skip.
+        if state.ranks.world_size > 1 or self._is_examined(state, self.due_count + 1):
+            return False
+
+        if self._call is not None and not self._call.has_ended:
+            return True
+        self.wait()
+        return time.monotonic() < self._rest_end
 
     def on_interrupt(self, trainer: TrainerView) -> None:
         """Save the state of an interrupted epoch; a following `on_epoch_end` only saves its best weights."""
-        self.write(trainer.state, self.row)
+        state = trainer.state
+        self.wait()
+        # After an epoch, `on_epoch_end` may have saved it already, which other ranks do not know.
+        is_saved = not state.progress.batch and self._saved_step == state.progress.step
+        if not is_saved or state.ranks.world_size > 1:
+            self.write(state, self.row)
+            self.wait()
         self.saved_mid_epoch = True
+
+    def on_fit_end(self, trainer: TrainerView) -> None:
+        """Wait until the last checkpoint is on the disk."""
+        self.wait()
+
+    def close(self) -> None:
+        """Wait for a checkpoint that is being written; where an error ends the training, it is that one that counts."""
+        with contextlib.suppress(Exception):
+            self.wait()
 
     def save_partial_best(self) -> None:
         """Make the partial epoch best.pt if it is the best; best_before.pt is restored on resume."""
@@ -126,50 +226,105 @@ class CheckpointManager(Callback):
         if best.exists():
             # A link first: a kill between the two steps leaves best.pt as it was.
             link(best, self.folder / "best_before.pt")
-        self._save_best()
+        self._write_best(self.best)
+        self.best = None
 
     def write(self, state: TrainState, row: dict[str, float]) -> None:
-        """Save a checkpoint; if the disk refuses it, the earlier files stay intact."""
+        """Begin to save a checkpoint; if the disk refuses it, the earlier files stay intact.
+
+        RunError for a state that no checkpoint can hold.
+        """
         start = time.perf_counter()
+        cpu_start = time.thread_time()
+        self.due_count += 1
         # A collective call: each rank takes part, whether or not the disk accepts the file.
-        states = gather_rank_states(state)
-        with self.disk_problems.tolerate("the checkpoint"):
-            self._write(state, row, states)
+        rank_states = gather_rank_states(state)
+        # Never a second one in flight.
+        self._collect()
+
+        self._last_begin = time.monotonic()
+        pending = self._take_copy(state, row, rank_states)
+        self._copy_seconds = time.thread_time() - cpu_start
+        self._pending = pending
+        self._call = BackgroundCall(lambda: self._write(pending), "checkpoint")
+
+        is_examined = self._is_examined(state, self.due_count)
+        # Workers are forked as an epoch begins, which should find no other thread at work.
+        workers: int = getattr(state.train, "workers", 0)
+        if is_examined or workers:
+            self._collect()
+        if is_examined and self.examine is not None and pending.is_complete:
+            with self.disk_problems.tolerate("the checkpoint"):
+                self.examine(pending.stored_state or load(pending.file))
         self.seconds += time.perf_counter() - start
 
-    def _write(self, state: TrainState, row: dict[str, float], rank_states: list[dict[str, Any]]) -> None:
-        """Write step_*.pt, then update the links, then delete files that are no longer kept."""
+    def _take_copy(self, state: TrainState, row: dict[str, float], rank_states: list[dict[str, Any]]) -> _Pending:
         progress = state.progress
-        self.folder.mkdir(exist_ok=True)
-
+        file = self._step_file(progress.step)
         checkpoint = state.state_dict() | rank_states[0]
         if len(rank_states) > 1:
             checkpoint["others"] = rank_states[1:]
         checkpoint |= {"epoch": progress.epoch, "step": progress.step, "metrics": dict(row)}
+        try:
+            content = plain.encode(self.identity | checkpoint | {"format_version": FORMAT_VERSION})
+        except plain.NotPlainError as error:
+            raise RunError(f"{file} cannot be written: {error}") from error
+        return _Pending(file, plain.take_copy(content), self.best, is_to_verify=not self.is_verified)
 
-        newest = self._step_file(progress.step)
-        if self._is_best_older(newest) and not (self.folder / "last.pt").exists():
+    def wait(self) -> None:
+        """Wait until no checkpoint is being written; an error of the disk is recorded, any other one raised."""
+        start = time.perf_counter()
+        try:
+            self._collect()
+        finally:
+            self.seconds += time.perf_counter() - start
+
+    def _collect(self) -> None:
+        """Wait for the thread, and record what it came to."""
+        call = self._call
+        pending = self._pending
+        if call is None or pending is None:
+            return
+        self._call = None
+        self._pending = None
+        try:
+            with self.disk_problems.tolerate("the checkpoint"):
+                call.wait()
+        finally:
+            # A newer best epoch may have come meanwhile.
+            if pending.is_best_saved and self.best is pending.best:
+                self.best = None
+            if pending.stored_state is not None:
+                self.is_verified = True
+            if pending.is_complete:
+                self._saved_step = pending.content["step"]
+            rest = _REST * (call.cpu_seconds + self._copy_seconds)
+            self._rest_end = time.monotonic() + min(rest, _LONGEST_REST)
+
+    def _write(self, pending: _Pending) -> None:
+        """Write step_*.pt, then update the links, then delete files that are no longer kept. In the thread."""
+        self.folder.mkdir(exist_ok=True)
+        if _is_best_older(pending) and not (self.folder / "last.pt").exists():
             # Nothing from before the best epoch is there to resume from, so write best.pt first.
-            self._save_best()
-        save(newest, self.identity | checkpoint | {"format_version": FORMAT_VERSION})
+            self._save_best(pending)
+        save(pending.file, pending.content)
         # Before the links: a file that cannot be read back must not become last.pt.
-        stored_state = None if self.is_verified else self._verify(newest)
+        if pending.is_to_verify:
+            pending.stored_state = self._verify(pending.file)
 
         try:
-            self._update_links(newest)
+            self._update_links(pending)
         except OSError:
             # Otherwise each retry would leave one more file.
-            newest.unlink()
+            pending.file.unlink()
             raise
         self._delete_old()
-        self.saves += 1
-        if self.examine is not None and self._is_examined(state):
-            self.examine(load(newest) if stored_state is None else stored_state)
+        pending.is_complete = True
 
-    def _is_examined(self, state: TrainState) -> bool:
-        """Whether to examine this save: saves 1, 2, 4, 8 ... and the last, as hidden state may act late."""
-        is_power_of_two = self.saves & (self.saves - 1) == 0
-        return is_power_of_two or state.is_finished
+    def _is_examined(self, state: TrainState, due_count: int) -> bool:
+        """Whether to examine a save: numbers 1, 2, 4, 8 ... and the last, as hidden state may act late."""
+        is_power_of_two = due_count & (due_count - 1) == 0
+        return self.examine is not None and (is_power_of_two or state.is_finished)
 
     def _verify(self, newest: Path) -> dict[str, Any]:
         """Read the first checkpoint of this process back; RunError if that fails.
@@ -177,34 +332,32 @@ class CheckpointManager(Callback):
         Costs about as much as writing it, once.
         """
         try:
-            state = load(newest)
+            return load(newest)
         except CheckpointError as error:
             newest.unlink(missing_ok=True)
             if isinstance(error.__cause__, OSError):
-                # A disk error, which `write` tolerates: the run continues without this save.
+                # A disk error, which `wait` tolerates: the run continues without this save.
                 raise error.__cause__ from error
             raise RunError(f"the first checkpoint was written, and cannot be read back: {error}") from error
-        self.is_verified = True
-        return state
 
-    def _update_links(self, newest: Path) -> None:
+    def _update_links(self, pending: _Pending) -> None:
         """Update best.pt before last.pt, so that a crash in between resumes before the missing best."""
-        if self._is_best_older(newest):
-            self._save_best()
-        elif self.best is not None:
-            link(newest, self.folder / "best.pt")
-            self.best = None
-        link(newest, self.folder / "last.pt")
+        if pending.best is not None and not pending.is_best_saved:
+            if _is_best_older(pending):
+                self._save_best(pending)
+            else:
+                link(pending.file, self.folder / "best.pt")
+                pending.is_best_saved = True
+        link(pending.file, self.folder / "last.pt")
 
-    def _is_best_older(self, newest: Path) -> bool:
-        """Whether the unsaved best epoch is older than the state in `newest`."""
-        return self.best is not None and self._step_file(self.best["step"]) != newest
+    def _save_best(self, pending: _Pending) -> None:
+        assert pending.best is not None
+        self._write_best(pending.best)
+        pending.is_best_saved = True
 
-    def _save_best(self) -> None:
+    def _write_best(self, best: dict[str, Any]) -> None:
         """Write best.pt as a file of its own, with the weights alone."""
-        assert self.best is not None
-        save(self.folder / "best.pt", self.identity | self.best | {"format_version": FORMAT_VERSION})
-        self.best = None
+        save(self.folder / "best.pt", self.identity | best | {"format_version": FORMAT_VERSION})
 
     def load_best_weights(self, state: TrainState) -> dict[str, Any] | None:
         """Return `model` (and `ema` if weights are averaged) of the best epoch, even if it was never saved.
@@ -244,19 +397,22 @@ class CheckpointManager(Callback):
                 file.unlink()
 
 
+def _is_best_older(pending: _Pending) -> bool:
+    """Whether the unsaved best epoch is older than the state to be saved."""
+    return pending.best is not None and pending.best["step"] != pending.content["step"]
+
+
+def _count_epochs_left(state: TrainState) -> int:
+    """Epochs still to be trained, also a last one that max_steps cuts short, unless the patience ends first."""
+    progress = state.progress
+    rules = state.stop_rules
+    left = rules.epochs - progress.epoch
+    if rules.max_steps is None:
+        return left
+    steps_per_epoch = math.ceil(len(state.train) / rules.accumulate_steps)
+    return min(left, math.ceil((rules.max_steps - progress.step) / steps_per_epoch))
+
+
 def gather_rank_states(state: TrainState) -> list[dict[str, Any]]:
     """Gather the state that each rank has of its own: RNG state, sums of the current epoch, users' callbacks."""
     return state.ranks.gather({"rng": get_rng_state()} | state.get_local_state())
-
-
-def _copy_state(state: dict[str, Any]) -> dict[str, Any]:
-    """Copy a nested state, so that later steps do not change it."""
-    copies: dict[str, Any] = {}
-    for key, value in state.items():
-        if isinstance(value, dict):
-            copies[key] = _copy_state(value)
-        elif isinstance(value, Tensor):
-            copies[key] = value.detach().clone()
-        else:
-            copies[key] = copy.deepcopy(value)
-    return copies

@@ -9,6 +9,7 @@ import json
 import random
 import re
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -122,12 +123,21 @@ def copy_folder(folder: Path, target: Path) -> None:
 def copies(monkeypatch: pytest.MonkeyPatch, run: Path, target: Path) -> dict[str, list[Path]]:
     """Copies of a run's folder, by moment: before and after every rename of a file, and every row and step logged."""
     folders: dict[str, list[Path]] = {}
+    # The training and the thread that writes checkpoints come here.
+    lock = threading.Lock()
 
     def copy(moment: str) -> None:
-        if any((run / "checkpoints").glob("*.pt")):
-            place = target / f"{sum(map(len, folders.values()))}"
-            folders.setdefault(moment, []).append(place)
-            copy_folder(run, place)
+        with lock:
+            while any((run / "checkpoints").glob("*.pt")):
+                place = target / f"{sum(map(len, folders.values()))}"
+                try:
+                    copy_folder(run, place)
+                except (shutil.Error, FileNotFoundError):
+                    # The other one has removed a file meanwhile.
+                    shutil.rmtree(place)
+                    continue
+                folders.setdefault(moment, []).append(place)
+                return
 
     def around(owner: Any, name: str, label: Callable[..., str]) -> None:
         real = getattr(owner, name)
@@ -243,6 +253,7 @@ def test_the_best_of_half_an_epoch_counts_no_more_when_it_goes_on(tmp_path: Path
         saver.on_epoch_end(after_best_epoch(first), row)
     saver.on_interrupt(after_best_epoch(half))
     saver.on_epoch_end(after_best_epoch(half), row | {"epoch": 2, "step": 6})
+    saver.wait()
     assert torch.equal(load(best)["model"]["weight"], half.model.state_dict()["weight"])
     state = load(tmp_path / "checkpoints/last.pt")
     assert (state["step"], state["progress"]["batch"]) == (6, 2)

@@ -18,7 +18,7 @@ from torch import nn
 from dlrun.core import files
 from dlrun.core.errors import CheckpointError, DataError, RunError
 from dlrun.data.spec import DataSpec
-from dlrun.engine.plain import NotPlainError, decode, encode
+from dlrun.engine.plain import NotPlainError, decode, encode, take_copy
 from dlrun.engine.state import load_optimizer_state
 from dlrun.runs import checkpoint
 
@@ -143,6 +143,50 @@ def test_numpy_comes_back_as_it_was(value: Any, tmp_path: Path) -> None:
     assert type(next(key for key in loaded if key == "k")) is str
     plain_content = torch.load(tmp_path / "x.pt", weights_only=True)["scheduler"]  # without dlrun it is plain
     assert isinstance(plain_content["a"][1], torch.Tensor | int | float | str | complex | bool | list)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_copy_is_the_same_to_a_file_and_another_object(name: str) -> None:
+    value = PLAIN[name]
+    copied = take_copy({"value": value})["value"]
+    assert type(copied) is type(value)
+    before, after = io.BytesIO(), io.BytesIO()
+    torch.save(value, before)
+    torch.save(copied, after)
+    assert before.getvalue() == after.getvalue()
+
+
+def test_a_copy_shares_nothing_with_a_training_that_goes_on() -> None:
+    tied = nn.Linear(3, 3)
+    model = nn.Sequential(tied, nn.BatchNorm1d(3), nn.Linear(3, 3))
+    model[2].weight = tied.weight
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    own = {"list": [1], "array": np.zeros(2), "set": {1}, "inner": {"deep": [torch.zeros(1)]}}
+
+    def state() -> dict[str, Any]:
+        return {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "own": own}
+
+    def step() -> None:
+        model(torch.randn(4, 3)).sum().backward()
+        optimizer.step()
+
+    step()
+    copied = take_copy(state())
+    before = io.BytesIO()
+    torch.save(copied, before)
+    assert copied["model"]._metadata == model.state_dict()._metadata  # type: ignore[attr-defined]
+    # Written once, as the original is.
+    assert copied["model"]["0.weight"] is copied["model"]["2.weight"]
+
+    step()
+    own["list"].append(2)  # type: ignore[attr-defined]
+    own["array"] += 1  # type: ignore[operator]
+    own["set"].add(2)  # type: ignore[attr-defined]
+    own["inner"]["deep"][0] += 1  # type: ignore[index]
+    after = io.BytesIO()
+    torch.save(copied, after)
+    assert before.getvalue() == after.getvalue()
+    assert not torch.equal(copied["model"]["0.weight"], model.state_dict()["0.weight"])
 
 
 def test_a_model_keeps_what_torch_writes_beside_its_state() -> None:

@@ -92,6 +92,8 @@ def train(words: tuple[str, ...], killed_after_epochs: int | None = None) -> Non
     def save_and_die(saver: CheckpointManager, *arguments: Any) -> None:
         nonlocal epochs
         on_epoch_end(saver, *arguments)
+        # Versions before the thread that writes have nothing to wait for.
+        getattr(saver, "wait", lambda: None)()
         epochs += 1
         if epochs == killed_after_epochs:
             os._exit(137)

@@ -2,14 +2,17 @@
 
 import contextlib
 import os
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from dlrun.core.errors import CheckpointError, UnreadableError
+from dlrun.core.errors import CheckpointError, RunError, UnreadableError
 from dlrun.core.files import DiskProblems
 from dlrun.data.batches import EpochOrder, MemoryBatches, Placement
 from dlrun.data.spec import DataSpec, Split
@@ -20,6 +23,13 @@ from dlrun.engine.trainer import Trainer
 from dlrun.runs import checkpoint, checkpoint_manager
 from dlrun.runs.checkpoint import load, save
 from dlrun.runs.checkpoint_manager import CheckpointManager
+
+
+@pytest.fixture(autouse=True)
+def no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Epochs of microseconds are saved as those of seconds are."""
+    monkeypatch.setattr(checkpoint_manager, "_LONGEST_REST", 0.0)
+
 
 STATE = {"format_version": 1, "model": {}, "optimizer": {}}
 
@@ -69,6 +79,7 @@ def end_epoch(saver: CheckpointManager, t: TrainState, epoch: int, is_best: bool
     trainer = Trainer(t, [], lambda: False)
     trainer.is_best = is_best
     saver.on_epoch_end(trainer, {"epoch": epoch, "step": 4 * epoch, "train/loss": 1.0})
+    saver.wait()
 
 
 def steps(folder: Path) -> list[int]:
@@ -266,3 +277,227 @@ def test_killed_anywhere_in_the_first_save_it_has_the_best_or_nothing_to_go_on_f
     _, state, _ = checkpoint.load_newest(folder)
     CheckpointManager(folder, {"run_id": "r"}, every_epochs, None, 2).restore(state)
     assert load(folder / "best.pt")["epoch"] == 1
+
+
+# --- The thread that writes ---
+
+
+class SlowDisk:
+    """In the place of `save`: writes only while `gate` is open, and counts those who write at the same time."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.began = threading.Event()
+        self.at_once = 0
+        self.most_at_once = 0
+        self.files: list[str] = []
+        self.error: Exception | None = None
+
+    def save(self, path: Path, state: dict[str, Any]) -> None:
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        self.began.set()
+        assert self.gate.wait(30)
+        try:
+            if self.error is not None:
+                raise self.error
+            save(path, state)
+            self.files.append(path.name)
+        finally:
+            self.at_once -= 1
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> SlowDisk:
+    slow = SlowDisk()
+    monkeypatch.setattr(checkpoint_manager, "save", slow.save)
+    return slow
+
+
+def pass_epoch(saver: CheckpointManager, t: TrainState, epoch: int, is_best: bool = False) -> None:
+    """As `saved`, but the training goes on while the thread writes."""
+    t.progress.epoch, t.progress.step = epoch, 4 * epoch
+    t.progress.best_epoch = epoch if is_best else t.progress.best_epoch
+    with torch.no_grad():
+        t.model.state_dict()["weight"].fill_(epoch)
+    trainer = Trainer(t, [], lambda: False)
+    trainer.is_best = is_best
+    saver.on_epoch_end(trainer, {"epoch": epoch, "step": 4 * epoch, "train/loss": 1.0})
+
+
+def weight(path: Path) -> float:
+    return float(load(path)["model"]["weight"].unique())
+
+
+def test_the_training_goes_on_while_a_checkpoint_of_before_is_written(tmp_path: Path, disk: SlowDisk) -> None:
+    t, folder = training(epochs=100), tmp_path / "checkpoints"
+    saver = CheckpointManager(folder, {"run_id": "r"}, 1, None, 2)
+    pass_epoch(saver, t, 1, is_best=True)
+    assert disk.began.wait(30)
+    # While it is written: epochs 2 to 4 are not saved, the best of them is kept in memory.
+    for epoch in (2, 3, 4):
+        pass_epoch(saver, t, epoch, is_best=epoch == 3)
+    assert not list(folder.glob("*.pt"))
+    disk.gate.set()
+    saver.wait()
+    assert (steps(tmp_path), weight(folder / "last.pt"), weight(folder / "best.pt")) == ([4], 1, 1)
+    assert (saver.load_best_weights(t) or {})["epoch"] == 3
+
+    pass_epoch(saver, t, 5)
+    saver.wait()
+    assert (steps(tmp_path), weight(folder / "last.pt"), weight(folder / "best.pt")) == ([4, 20], 5, 3)
+    assert load(folder / "best.pt")["step"] == 12
+    assert saver.best is None
+    assert disk.most_at_once == 1
+
+
+def test_epochs_that_end_soon_after_a_save_are_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint_manager, "_LONGEST_REST", 1000.0)
+    monkeypatch.setattr(checkpoint_manager, "_REST", 1e9)
+    clock = SimpleNamespace(**vars(time))
+    monkeypatch.setattr(checkpoint_manager, "time", clock)
+    t = training(epochs=100)
+    saver = CheckpointManager(tmp_path / "checkpoints", {"run_id": "r"}, 1, None, 2)
+    for epoch in (1, 2, 3):
+        saved(saver, t, epoch, is_best=epoch == 1)
+    assert steps(tmp_path) == [4]
+    now = time.monotonic()
+    clock.monotonic = lambda: now + 1001
+    saved(saver, t, 4, is_best=False)
+    saved(saver, t, 5, is_best=False)
+    assert steps(tmp_path) == [4, 16]
+    # The last `keep` ones are there whatever the clock says.
+    for epoch in (98, 99, 100):
+        saved(saver, t, epoch, is_best=False)
+    assert steps(tmp_path) == [4, 396, 400]
+    assert weight(tmp_path / "checkpoints" / "best.pt") == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "files"),
+    [
+        ({"keep": 9}, [4, 8, 12, 16, 20]),
+        ({"keep": 9, "every_epochs": 2}, [8, 16, 20]),
+        ({"keep": 2, "every_steps": 4}, [16, 20]),
+    ],
+)
+def test_what_a_user_has_asked_for_is_saved_however_soon_it_comes(
+    settings: dict[str, Any], files: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint_manager, "_LONGEST_REST", 1000.0)
+    monkeypatch.setattr(checkpoint_manager, "_REST", 1e9)
+    written: list[str] = []
+    monkeypatch.setattr(checkpoint_manager, "save", lambda path, state: (written.append(path.name), save(path, state)))
+    make_manager(tmp_path, **settings)
+    assert steps(tmp_path) == files
+    count = 3 if "every_epochs" in settings else 5
+    assert len([name for name in written if name.startswith("step_")]) == count
+
+
+def test_an_interruption_waits_for_the_file_and_saves_what_came_after(tmp_path: Path, disk: SlowDisk) -> None:
+    t, folder = training(epochs=100), tmp_path / "checkpoints"
+    saver = CheckpointManager(folder, {"run_id": "r"}, 1, None, 2)
+    pass_epoch(saver, t, 1)
+    pass_epoch(saver, t, 2)
+    assert disk.began.wait(30)
+    threading.Timer(0.05, disk.gate.set).start()
+    saver.on_interrupt(Trainer(t, [], lambda: True))
+    assert disk.files == ["step_00000004.pt", "step_00000008.pt"]
+    assert (steps(tmp_path), weight(folder / "last.pt")) == ([4, 8], 2)
+
+    # What the end of the epoch has saved is not written again.
+    other = CheckpointManager(tmp_path / "other", {"run_id": "r"}, 1, None, 2)
+    pass_epoch(other, t, 3)
+    other.on_interrupt(Trainer(t, [], lambda: True))
+    assert disk.files[2:] == ["step_00000012.pt"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RunError("no checkpoint can hold it")])
+def test_an_error_of_the_thread_comes_with_the_next_step(error: Exception, tmp_path: Path, disk: SlowDisk) -> None:
+    said: list[str] = []
+    t = training(epochs=100)
+    saver = CheckpointManager(tmp_path / "checkpoints", {"run_id": "r"}, 1, None, 2, DiskProblems(said.append))
+    disk.error = error
+    pass_epoch(saver, t, 1, is_best=True)
+    trainer = Trainer(t, [], lambda: False)
+    assert disk.began.wait(30)
+    saver.on_step_end(trainer)
+    assert not said
+
+    disk.gate.set()
+    assert saver._call is not None
+    assert saver._call._thread is not None
+    saver._call._thread.join()
+    if isinstance(error, RunError):
+        with pytest.raises(RunError, match="can hold it"):
+            saver.on_step_end(trainer)
+        return
+
+    saver.on_step_end(trainer)
+    assert said == [
+        "the checkpoint could not be saved (No space left on device); the run continues, and the next save tries again"
+    ]
+    assert saver.disk_problems.summary() == "the checkpoint (No space left on device)"
+    assert (saver.load_best_weights(t) or {})["epoch"] == 1
+    disk.error = None
+    pass_epoch(saver, t, 2)
+    saver.wait()
+    assert saver.disk_problems.summary() == ""
+    assert weight(tmp_path / "checkpoints" / "best.pt") == 1
+
+
+def test_a_folder_that_goes_away_meanwhile_is_recorded(tmp_path: Path, disk: SlowDisk) -> None:
+    said: list[str] = []
+    t, run = training(epochs=100), tmp_path / "run"
+    run.mkdir()
+    saver = CheckpointManager(run / "checkpoints", {"run_id": "r"}, 1, None, 2, DiskProblems(said.append))
+    pass_epoch(saver, t, 1)
+    assert disk.began.wait(30)
+    (run / "checkpoints").rmdir()
+    run.rmdir()
+    disk.gate.set()
+    saver.wait()
+    assert len(said) == 1
+    assert "No such file or directory" in said[0]
+
+
+def test_without_a_thread_the_training_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    make_manager(tmp_path)
+    assert steps(tmp_path) == [16, 20]
+
+
+def test_workers_are_forked_without_another_thread(tmp_path: Path, disk: SlowDisk) -> None:
+    t = training(epochs=100)
+    t.train.workers = 2  # type: ignore[attr-defined]
+    saver = CheckpointManager(tmp_path / "checkpoints", {"run_id": "r"}, 1, None, 2)
+    threading.Timer(0.05, disk.gate.set).start()
+    pass_epoch(saver, t, 1)
+    assert disk.files == ["step_00000004.pt"]
+    assert saver._call is None
+
+
+def test_saves_by_the_clock_come_in_the_middle_of_epochs_and_not_at_their_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(**vars(time))
+    ticks = iter(range(10**6))
+    clock.monotonic = lambda: float(next(ticks))
+    monkeypatch.setattr(checkpoint_manager, "time", clock)
+    written: list[int] = []
+
+    def record(path: Path, state: dict[str, Any]) -> None:
+        if path.name.startswith("step_"):
+            written.append(state["step"])
+        save(path, state)
+
+    monkeypatch.setattr(checkpoint_manager, "save", record)
+    t = training(epochs=5)
+    saver = CheckpointManager(tmp_path / "checkpoints", {"run_id": "r"}, 1, None, 2, every_seconds=7)
+    Trainer(t, [saver], lambda: False).fit()
+    assert written[-1] == 20
+    assert any(step % 4 for step in written)
+    assert 2 <= len(written) <= 5

@@ -52,6 +52,9 @@ def draw(number: int, seed: int, longer: bool = False) -> list[str]:
         f"trainer.log_every_steps={chance.choice([1, 7, 50])}",
         f"figures={'true' if number % 10 == 9 else 'false'}",
     ]
+    if number % 4 == 2:
+        # By the clock, so that an undisturbed run and a killed one save at other steps.
+        words.append(f"checkpoint.every_seconds={chance.choice(['0.001', '0.02', '0.1'])}")
     if longer:
         words.append("trainer.epochs=12" if "data.loader=workers" in words else "trainer.epochs=30")
     last = {word.partition("=")[0]: word for word in words}  # an extra's epochs win over the model's

@@ -1,6 +1,8 @@
 """Tensors from files of unknown origin: no code in them is run, and none fills the memory or changes silently."""
 
+import contextlib
 import io
+import threading
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -26,9 +28,12 @@ def unpickle(content: bytes) -> Any:
     if content.startswith(b"PK"):
         refuse_compressed(content)
 
-    with warnings.catch_warnings():
-        # torch warns about odd pickles, and then refuses them.
-        warnings.simplefilter("ignore")
+    with contextlib.ExitStack() as stack:
+        # Filters are the whole process's: a thread that sets them would undo what the main one does meanwhile.
+        if threading.current_thread() is threading.main_thread():
+            stack.enter_context(warnings.catch_warnings())
+            # torch warns about odd pickles, and then refuses them.
+            warnings.simplefilter("ignore")
         value = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     refuse_odd_tensors(value, len(content))
     return value
