@@ -29,6 +29,11 @@ class StackedLayer:
         self.tensors = tensors
         self.generators = generators
 
+    @classmethod
+    def covers(cls, layer: Any) -> bool:
+        """Whether this class computes what a layer does with its settings; otherwise torch.func stacks the net."""
+        return True
+
     @property
     def first(self) -> Any:
         """The layer of the first member, for what all of them share."""
@@ -126,6 +131,11 @@ class StackedLayerNorm(StackedLayer):
 class StackedBatchNorm(StackedLayer):
     """nn.BatchNorm1d and 2d: the channels of all members side by side, (B, M C, ...), are normalized as one's."""
 
+    @classmethod
+    def covers(cls, layer: Any) -> bool:
+        """Not a mean over all batches so far, momentum=None."""
+        return layer.momentum is not None
+
     def forward(self, x: Tensor) -> Tensor:
         """(M, B, C, ...) -> the same shape; in training it updates the running statistics of each member."""
         members, rows, channels = x.shape[:3]
@@ -151,6 +161,11 @@ class StackedBatchNorm(StackedLayer):
 class StackedConv2d(StackedLayer):
     """nn.Conv2d as one grouped convolution over the channels of all members."""
 
+    @classmethod
+    def covers(cls, layer: Any) -> bool:
+        """Padding by zeros."""
+        return bool(layer.padding_mode == "zeros")
+
     def forward(self, x: Tensor) -> Tensor:
         """(M, B, in, H, W) -> (M, B, out, H', W')."""
         layer = self.first
@@ -170,6 +185,11 @@ class StackedConv2d(StackedLayer):
 
 class StackedPool(StackedLayer):
     """A pooling layer, which treats every image by itself."""
+
+    @classmethod
+    def covers(cls, layer: Any) -> bool:
+        """Not the places of maxima."""
+        return not getattr(layer, "return_indices", False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(M, B, C, H, W) -> (M, B, C, H', W')."""
@@ -231,22 +251,48 @@ def list_chain(model: nn.Module) -> list[nn.Module] | None:
     """The layers of a model that is a chain of layers which can be stacked, in the order of its forward pass.
 
     Such a model is an nn.Sequential, or has a method `list_layers` that returns the layers its forward pass calls, one
-    after the other. None for any other model.
+    after the other. None for any other model, and for one with parameters or buffers outside of these layers.
     """
+    layers = _list_parts(model)
+    if layers is None:
+        return None
+    owned = {id(tensor) for layer in layers for tensor in (*layer.parameters(), *layer.buffers())}
+    return layers if owned.issuperset(map(id, (*model.parameters(), *model.buffers()))) else None
+
+
+def _list_parts(model: nn.Module) -> list[nn.Module] | None:
+    if _is_altered(model):
+        return None
     if type(model) in STACKED_LAYERS:
-        return [model]
+        return [model] if STACKED_LAYERS[type(model)].covers(model) else None
 
     if type(model) is nn.Sequential:
         parts = list(model)
-    elif callable(getattr(model, "list_layers", None)):
+    elif _lists_its_layers(type(model)):
         parts = model.list_layers()  # type: ignore[operator]
     else:
         return None
 
     layers: list[nn.Module] = []
     for part in parts:
-        inner = list_chain(part)
+        inner = _list_parts(part)
         if inner is None:
             return None
         layers += inner
     return layers
+
+
+def _is_altered(module: nn.Module) -> bool:
+    """Whether something besides its class decides what a module computes: hooks, or a forward pass of its own."""
+    hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
+    return any(hooks) or "forward" in vars(module)
+
+
+def _lists_its_layers(model: type[nn.Module]) -> bool:
+    """Whether a class has `list_layers`, and no class derived from the one that has it changes the forward pass."""
+    for kind in model.__mro__:
+        if "list_layers" in vars(kind):
+            return True
+        if {"forward", "__call__"} & vars(kind).keys():
+            return False
+    return False

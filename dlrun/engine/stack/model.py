@@ -1,14 +1,134 @@
 """The models of all members as one: a chain of stacked layers, or torch.func for any other model."""
 
 import copy
-from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+import types
+from collections.abc import Callable, Mapping, Sequence, Set
+from enum import Enum
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.parameter import is_lazy
 
 from dlrun.engine.stack.layers import STACKED_LAYERS, draw_dropout_masks, list_chain
+
+# What vars() has of every module; its hooks change what it computes, the others are described as tensors.
+_OF_EVERY_MODULE = vars(nn.Module()).keys()
+
+# Values inside of values are described down to here.
+_DEEPEST = 8
+
+
+def has_chain(model: nn.Module) -> bool:
+    """Whether a model is a chain of layers that STACKED_LAYERS covers; torch.func stacks any other model."""
+    return list_chain(model) is not None
+
+
+def describe_structure(model: nn.Module) -> str:
+    """Text that is equal for models that can share a stack, and no others.
+
+    It has the class, the sizes and the settings of all modules, and leaves out the values of parameters and buffers,
+    and the rates of nn.Dropout: the only settings that may differ. Equal texts are of one program: a class is known by
+    its name, and an object that cannot be compared by its address.
+    """
+    names = {id(part): name for name, part in model.named_modules()}
+    names |= {id(part): name for name, part in (*model.named_parameters(), *model.named_buffers())}
+    lines = []
+    for name, module in model.named_modules(remove_duplicate=False):
+        # A module with two names.
+        if names[id(module)] != name:
+            lines.append(f"{name} is {names[id(module)]}")
+            continue
+        lines.append(f"{name}: {_describe_class(type(module))} {_describe_module(module, name, names)}")
+    return "\n".join(lines)
+
+
+def _describe_module(module: nn.Module, prefix: str, names: Mapping[int, str]) -> str:
+    """The tensors of a module by shape, and all else it holds but its submodules."""
+    tensors = []
+    for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+        if tensor is None:
+            tensors.append(f"{name}=None")
+            continue
+        # Two layers may share a tensor.
+        first_name = names[id(tensor)]
+        if first_name != f"{prefix}.{name}".lstrip("."):
+            tensors.append(f"{name}={first_name}")
+            continue
+        shape = "unknown" if is_lazy(tensor) else tuple(tensor.shape)
+        tensors.append(f"{name}={shape} {tensor.dtype} {tensor.device} {tensor.requires_grad}")
+
+    values = {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
+    if type(module) is nn.Dropout:
+        del values["p"]
+    for name in _OF_EVERY_MODULE:
+        hooks = vars(module)[name]
+        # Keys of hooks are numbers that no other module has.
+        if "hooks" in name and hooks:
+            values[name] = list(hooks.values()) if isinstance(hooks, Mapping) else hooks
+    settings = [f"{name}={_describe_value(value, names)}" for name, value in sorted(values.items())]
+    return f"[{', '.join(tensors)}] [{', '.join(settings)}]"
+
+
+def _describe_class(kind: type) -> str:
+    # Classes that are made in a function may share a name.
+    number = f" {id(kind)}" if "<locals>" in kind.__qualname__ else ""
+    return f"{kind.__module__}.{kind.__qualname__}{number}"
+
+
+def _describe_value(value: Any, names: Mapping[int, str], depth: int = 0) -> str:
+    """A value that a module holds; an object that cannot be compared is told from all others by its address.
+
+    names: of the modules and tensors of the model, by their id.
+    """
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes | torch.dtype | torch.device):
+        return repr(value)
+    # Values within themselves, in the end.
+    if depth < _DEEPEST:
+        text = _describe_parts(value, names, depth + 1)
+        if text is not None:
+            return text
+    return f"{_describe_class(type(value))} at {id(value)}"
+
+
+def _describe_parts(value: Any, names: Mapping[int, str], depth: int) -> str | None:
+    """A value by what it consists of; None for one of an unknown kind."""
+
+    def describe(part: Any) -> str:
+        return _describe_value(part, names, depth)
+
+    kind = _describe_class(type(value))
+    if isinstance(value, nn.Module):
+        # One outside of the model keeps its tensors as they are.
+        return f"module {names[id(value)]}" if id(value) in names else None
+    if isinstance(value, type):
+        return _describe_class(value)
+    if isinstance(value, Enum):
+        return f"{kind}.{value.name}"
+    if isinstance(value, Tensor):
+        if value.is_cuda or is_lazy(value) or value.layout != torch.strided:
+            return None
+        return f"{kind} {value.dtype} {value.tolist()}"
+    if isinstance(value, Mapping):
+        return f"{kind} {[(describe(key), describe(part)) for key, part in value.items()]}"
+    if isinstance(value, Set):
+        return f"{kind} {sorted(map(describe, value))}"
+    if isinstance(value, Sequence):
+        return f"{kind} {[describe(part) for part in value]}"
+    if dataclasses.is_dataclass(value):
+        return f"{kind} {[describe(getattr(value, field.name)) for field in dataclasses.fields(value)]}"
+    if isinstance(value, functools.partial):
+        return f"{kind} {[describe(part) for part in (value.func, value.args, value.keywords)]}"
+    if isinstance(value, types.MethodType):
+        return f"{kind} {describe(value.__self__)} {value.__name__}"
+    if isinstance(value, types.FunctionType) and "<" not in value.__qualname__:
+        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, types.BuiltinFunctionType) and not isinstance(value.__self__, Tensor):
+        return f"{value.__module__}.{value.__qualname__}"
+    return None
 
 
 class StackedModel:
