@@ -239,7 +239,7 @@ class Checkout:
         self.server.close()
 
 
-def masked(text: str, root: Path) -> str:
+def mask_text(text: str, root: Path) -> str:
     """The text without what differs from one run of the same code to the next."""
     text = text.replace(str(root), "ROOT")
     for pattern, mask in MASKS:
@@ -264,7 +264,7 @@ def masked(text: str, root: Path) -> str:
     return "\n".join([*lines[:first], *jobs, *lines[first:]])
 
 
-def masked_page(text: str, root: Path) -> str:
+def mask_page(text: str, root: Path) -> str:
     """A page of HTML; of its tables, without the columns of seconds."""
     page, *tables = text.split("<table")
     parts = [page]
@@ -277,23 +277,23 @@ def masked_page(text: str, root: Path) -> str:
                     cells[number] = "<td>SECONDS</td>"
             table = table.replace(row, "".join(cells))
         parts.append(table)
-    return masked("<table".join(parts), root)
+    return mask_text("<table".join(parts), root)
 
 
-def masked_rows(text: str, root: Path) -> str:
+def mask_rows(text: str, root: Path) -> str:
     """A CSV file without the columns of what was measured by a clock."""
     rows = []
     for row in csv.DictReader(text.splitlines()):
-        rows.append(masked(json.dumps(without_measured(row)), root))
+        rows.append(mask_text(json.dumps(leave_out_measured(row)), root))
     return "\n".join(rows)
 
 
-def without_measured(value: Any) -> Any:
+def leave_out_measured(value: Any) -> Any:
     """A JSON value or a checkpoint's content without what was measured by a clock."""
     if isinstance(value, dict):
-        return {key: without_measured(item) for key, item in value.items() if key not in MEASURED_KEYS}
+        return {key: leave_out_measured(item) for key, item in value.items() if key not in MEASURED_KEYS}
     if isinstance(value, list | tuple):
-        return [without_measured(item) for item in value]
+        return [leave_out_measured(item) for item in value]
     if type(value).__module__.partition(".")[0] == "torch":
         import torch
 
@@ -321,14 +321,14 @@ def content_of(path: Path, root: Path) -> Any:
     """What is to be the same of a file."""
     if path.suffix in (".json", ".jsonl"):
         lines = [path.read_text()] if path.suffix == ".json" else path.read_text().splitlines()
-        values = [masked(json.dumps(without_measured(json.loads(line)), indent=1), root) for line in lines]
+        values = [mask_text(json.dumps(leave_out_measured(json.loads(line)), indent=1), root) for line in lines]
         # The ledger of a sweep with several processes is written as its jobs end.
         return sorted(values) if path.name == "sweep.jsonl" else values
     if path.suffix == ".pt":
         import torch
 
         try:
-            return repr(without_measured(torch.load(path, map_location="cpu", weights_only=True)))
+            return repr(leave_out_measured(torch.load(path, map_location="cpu", weights_only=True)))
         except Exception:
             return "a pickled model"
     if path.suffix == ".safetensors":
@@ -336,12 +336,12 @@ def content_of(path: Path, root: Path) -> Any:
 
         with safetensors.safe_open(path, "pt") as file:
             # The library writes its keys in no order.
-            metadata = {key: masked(value, root) for key, value in sorted(file.metadata().items())}
-        return repr([metadata, without_measured(safetensors.torch.load_file(path))])
+            metadata = {key: mask_text(value, root) for key, value in sorted(file.metadata().items())}
+        return repr([metadata, leave_out_measured(safetensors.torch.load_file(path))])
     if path.suffix in (".png", ".npy", ".onnx"):
         return path.read_bytes()
 
-    mask = {".html": masked_page, ".csv": masked_rows}.get(path.suffix, masked)
+    mask = {".html": mask_page, ".csv": mask_rows}.get(path.suffix, mask_text)
     try:
         return mask(path.read_text(), root)
     except UnicodeDecodeError:
@@ -358,9 +358,9 @@ def tree(folder: Path) -> dict[str, Any]:
         if path.name.startswith("events.out.tfevents"):
             event_folders.add(path.parent)
             continue
-        contents[masked(str(path.relative_to(folder)), folder)] = content_of(path, folder)
+        contents[mask_text(str(path.relative_to(folder)), folder)] = content_of(path, folder)
     for place in sorted(event_folders):
-        contents[masked(str(place.relative_to(folder) / "EVENTS"), folder)] = scalars(place)
+        contents[mask_text(str(place.relative_to(folder) / "EVENTS"), folder)] = scalars(place)
     return contents
 
 
@@ -395,8 +395,8 @@ def run_case(checkout: Checkout, commands: tuple[tuple[str, ...], ...], folder: 
     transcript = []
     for words in commands:
         code, output = checkout.run(words, folder)
-        transcript.append(f"$ {' '.join(words)}\n{masked(output, checkout.root)}\nexit code {code}")
-    return masked("\n".join(transcript), folder)
+        transcript.append(f"$ {' '.join(words)}\n{mask_text(output, checkout.root)}\nexit code {code}")
+    return mask_text("\n".join(transcript), folder)
 
 
 def main(arguments: Sequence[str]) -> int:

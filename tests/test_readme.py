@@ -30,7 +30,7 @@ def commands() -> list[str]:
     return [line.split("  #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
-def shortened(command: str) -> str:
+def shorten(command: str) -> str:
     """The same command for fewer steps; what only looks, or loads a run, stays as it is."""
     if command == "dlrun resume runs/mine trainer.epochs=40":
         return f"{command} trainer.epochs=3"  # of a run that has ended after one
@@ -154,7 +154,7 @@ def test_command(command: str, tmp_path: Path, environment: dict[str, str], read
                 stored_copy.mkdir()
                 subprocess.run(["bash", "-c", first], cwd=stored_copy, env=environment, check=True, capture_output=True)
             shutil.copytree(stored_copy, work, dirs_exist_ok=True)
-    done = subprocess.run(["bash", "-c", shortened(command)], cwd=work, env=environment, capture_output=True, text=True)
+    done = subprocess.run(["bash", "-c", shorten(command)], cwd=work, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -108,7 +108,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def with_runs(dlrun: Callable, tmp_path: Path, shelf: Path) -> Path:
+def folder_with_runs(dlrun: Callable, tmp_path: Path, shelf: Path) -> Path:
     """runs/mine and runs/other, and a table to ask the first of them about."""
     for folder, seed in (("runs/mine", 0), ("runs/other", 1)):
         if not (shelf / folder).exists():
@@ -127,7 +127,7 @@ EXAMPLES = [example for name, command in COMMANDS.items() if name for example in
 @pytest.mark.slow
 @pytest.mark.usefixtures("warm_check_resume")
 @pytest.mark.parametrize("example", EXAMPLES)
-def test_examples_run(dlrun: Callable, with_runs: Path, example: str) -> None:
+def test_examples_run(dlrun: Callable, folder_with_runs: Path, example: str) -> None:
     if example.startswith("eval") or "|" in example:
         pytest.skip("a line for a shell; test_completion runs it")
     if example in README:

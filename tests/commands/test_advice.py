@@ -15,7 +15,7 @@ QUICK = ("data=blobs", "model=mlp", "trainer.epochs=1", "data.limit_batches=2", 
 ODD = "runs/a b (1) 'x' $HOME"
 
 
-def told(out: str, name: str) -> str:
+def tell(out: str, name: str) -> str:
     """What stands behind a name among the facts that a run ends with."""
     return next(line for line in out.splitlines() if line.startswith(name)).removeprefix(name).strip()
 
@@ -33,11 +33,11 @@ def test_what_a_run_ends_with_can_be_typed(dlrun: Callable, folder: str) -> None
     done = dlrun(*QUICK, f'hydra.run.dir="{folder}"')
     assert done.code == 0, done.err
     assert Path(folder, "result.json").is_file()
-    take(dlrun, told(done.out, "evaluate"))
-    watched = shlex.split(told(done.out, "view"))
+    take(dlrun, tell(done.out, "evaluate"))
+    watched = shlex.split(tell(done.out, "view"))
     assert watched[:2] == ["tensorboard", "--logdir"]
     assert list(Path(watched[2]).rglob("events.out.tfevents.*"))
-    take(dlrun, told(done.out, "continue"))
+    take(dlrun, tell(done.out, "continue"))
     finished = dlrun("resume", folder)
     take(dlrun, finished.out.partition("type ")[2].strip().replace("=...", "=3"))
 

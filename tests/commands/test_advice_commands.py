@@ -279,12 +279,12 @@ def test_what_an_interrupted_call_says_resumes_it(saved: Take, monkeypatch: pyte
     on_step_end = CheckpointManager.on_step_end
     signals = iter([signal.SIGINT])
 
-    def interrupted(saver: Any, training: Any) -> None:
+    def interrupt(saver: Any, training: Any) -> None:
         on_step_end(saver, training)
         for number in signals:
             signal.raise_signal(number)
 
-    monkeypatch.setattr(CheckpointManager, "on_step_end", interrupted)
+    monkeypatch.setattr(CheckpointManager, "on_step_end", interrupt)
     with pytest.raises(KeyboardInterrupt) as caught:
         library.train(*TINY, quiet=True)
     call = re.findall(r"dlrun\.train\(.*?\)", str(caught.value))[0]

@@ -36,7 +36,7 @@ NO_WORD = re.compile(
 )
 
 
-def advised(sentence: str) -> list[str]:
+def list_advice(sentence: str) -> list[str]:
     """The words behind the last "type", "try", "add" or "as in" of a sentence, of the first of several ways."""
     key = sentence.partition("=")[0]
     sentence = re.sub(r"\btype (one of|a number from) (?!.*=)", f"type {key}=", sentence)
@@ -55,7 +55,7 @@ def key_of(word: str) -> str:
     return word.partition("=")[0].lstrip("+~")
 
 
-def taken(words: tuple[str, ...], message: str, advice: list[str]) -> list[str]:
+def take(words: tuple[str, ...], message: str, advice: list[str]) -> list[str]:
     """The command line with the advice in place of what it is about."""
     about = {key_of(word) for word in advice}
     about.add(key_of(message.split()[0]))
@@ -140,11 +140,11 @@ def test_advice_does_not_lead_to_the_same_refusal(words: tuple[str, ...], table:
     check = () if words[-1].startswith("trainer.max_steps") else ("check",)
     refused = table(*check, *words)
     message = (refused.err.removeprefix("dlrun: ") or refused.out.partition("note: ")[2]).splitlines()[0]
-    advice = advised(message)
+    advice = list_advice(message)
     assert advice or NO_WORD.search(message), message
     if not advice:
         return
-    again = table(*check, *taken(words, message, advice))
+    again = table(*check, *take(words, message, advice))
     assert again.code == 0, (message, advice, again.err)
     assert message not in again.out
 
@@ -161,7 +161,7 @@ def test_words_for_every_key_are_taken(dlrun: Callable[..., Any]) -> None:
             continue
         for wrong in (-7, {"a": 1}, "wrong words"):
             message = refusal(composed, key, wrong, choices)
-            for word in advised(message or ""):
+            for word in list_advice(message or ""):
                 seen += 1
                 value = OverridesParser.create().parse_override(word).value()
                 assert refusal(composed, key_of(word), value, choices) != message, (message, word)

@@ -23,13 +23,13 @@ QUIET = ("figures=false", "tracking.graph=false", "trainer.epochs=3", "checkpoin
 MODELS = {"linear": ("data=blobs", "model=linear"), "cnn": ("data=digits", "model=cnn", "data.limit_batches=2")}
 
 
-def signed(archive: bytes) -> bytes:
+def sign(archive: bytes) -> bytes:
     """An archive with the comment and the checksum that dlrun asks for: what somebody who means harm would write."""
     head = archive[:-2] + checkpoint._COMMENT_BYTES.to_bytes(2, "little")
     return head + checkpoint._MARK + hashlib.sha256(head).hexdigest().encode()
 
 
-def archived(thing: Any) -> bytes:
+def write_archive(thing: Any) -> bytes:
     file = io.BytesIO()
     torch.save(thing, file)
     return file.getvalue()
@@ -63,12 +63,12 @@ def bombs(canary: Path, intact: bytes) -> Iterator[bytes]:
     for call in calls:
         yield pickle.dumps(call)
         for thing in (call, state | {"optimizer": call}, state | {"config": {"model": [call]}}):
-            yield archived(thing)
-            yield signed(archived(thing))
-    yield signed(replaced(intact, pickle.dumps(calls[0])))
+            yield write_archive(thing)
+            yield sign(write_archive(thing))
+    yield sign(replace_content(intact, pickle.dumps(calls[0])))
 
 
-def replaced(intact: bytes, content: bytes) -> bytes:
+def replace_content(intact: bytes, content: bytes) -> bytes:
     """A checkpoint whose data.pkl is another one, all else as it was."""
     file = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(intact)) as old, zipfile.ZipFile(file, "w") as new:
@@ -82,15 +82,15 @@ def foreign(intact: bytes) -> Iterator[bytes]:
     yield from (b"", b"\0", b"PK", b"PK\x03\x04" * 9, b"\x89PNG\r\n\x1a\n" + bytes(99), b"epoch,loss\n" * 99)
     others: list[Any] = [torch.ones(3), {"w": torch.ones(2)}, [1, 2], "text", None, torch.nn.Linear(2, 1)]
     for thing in others:
-        yield archived(thing)
-        yield signed(archived(thing))
+        yield write_archive(thing)
+        yield sign(write_archive(thing))
         yield pickle.dumps(thing)
     yield torch_of_old({"format_version": 1, "model": {}, "optimizer": {}})
     yield intact + intact
     yield intact + b"\n"
     yield b"\n" + intact
     yield intact.replace(checkpoint._MARK, b"other sha256 ")
-    yield signed(intact[: len(intact) // 2])
+    yield sign(intact[: len(intact) // 2])
 
 
 def torch_of_old(thing: Any) -> bytes:
@@ -99,7 +99,7 @@ def torch_of_old(thing: Any) -> bytes:
     return file.getvalue()
 
 
-def damaged(intact: bytes, chance: random.Random) -> Iterator[bytes]:
+def iterate_damage(intact: bytes, chance: random.Random) -> Iterator[bytes]:
     """Truncations and flipped bits anywhere, more of them in the zip directory and the comment at the end."""
     size = len(intact)
     for _ in range(90):
@@ -108,16 +108,16 @@ def damaged(intact: bytes, chance: random.Random) -> Iterator[bytes]:
         yield intact[: size - chance.randrange(1, 200)]
     for count, most in ((70, size), (40, 400), (30, 77)):  # from the end
         for _ in range(count):
-            yield flipped(intact, [size - 1 - chance.randrange(most)], chance)
+            yield flip(intact, [size - 1 - chance.randrange(most)], chance)
     for _ in range(40):
-        yield flipped(intact, [chance.randrange(size) for _ in range(chance.randrange(2, 50))], chance)
+        yield flip(intact, [chance.randrange(size) for _ in range(chance.randrange(2, 50))], chance)
     for _ in range(10):
         start = chance.randrange(size - 64)
         yield intact[:start] + bytes(64) + intact[start + 64 :]  # a block that never reached the disk
         yield intact[:start] + intact[start + 64 :]
 
 
-def flipped(intact: bytes, places: list[int], chance: random.Random) -> bytes:
+def flip(intact: bytes, places: list[int], chance: random.Random) -> bytes:
     content = bytearray(intact)
     for place in set(places):
         content[place] ^= 1 << chance.randrange(8)
@@ -130,8 +130,8 @@ def test_no_damaged_checkpoint_is_loaded_or_run(model: str, dlrun: Callable[...,
     assert dlrun(*MODELS[model], *QUIET, "hydra.run.dir=run").code == 0
     folder, canary, chance = tmp_path / "run/checkpoints", tmp_path / "canary", random.Random(0)
     intact = (folder / "last.pt").read_bytes()
-    (tmp_path / "inner.pt").write_bytes(archived(Call(Path.touch, canary)))
-    files = [*damaged(intact, chance), *foreign(intact), *bombs(canary, intact)]
+    (tmp_path / "inner.pt").write_bytes(write_archive(Call(Path.touch, canary)))
+    files = [*iterate_damage(intact, chance), *foreign(intact), *bombs(canary, intact)]
     files = [content for content in files if content != intact]
     assert len(files) >= 350
     before = load(folder / "step_00000000.pt".replace("00000000", steps(folder)[1]))

@@ -130,7 +130,7 @@ BEST: list[Any] = [{"value": 1}, {"metric": 3, "value": 1}, {"metric": "m", "val
 ROWS: list[Any] = [{"epoch": "x"}, {"epoch": []}, {"step": 1}, {"epoch": 1, "train/loss": []}, [1], 3, None, "x"]
 
 
-def with_value(name: str, key: str, value: Any) -> Damage:
+def set_value(name: str, key: str, value: Any) -> Damage:
     def damage(path: Path) -> None:
         text = path.read_text()
         values = json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
@@ -150,7 +150,7 @@ def damages() -> Iterator[tuple[str, str, Damage]]:
     for name, keys in KEYS.items():
         for key in keys:
             for number, value in enumerate(BEST if key == "best" else WRONG):
-                yield name, f"{key} {number}", with_value(name, key, value)
+                yield name, f"{key} {number}", set_value(name, key, value)
     for number, row in enumerate(ROWS):
         line = json.dumps(row).encode() + b"\n"
         for name in LINE_FILES:
@@ -178,7 +178,7 @@ class Hung(Exception):
 
 
 @contextlib.contextmanager
-def in_time() -> Iterator[None]:
+def limit_time() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise Hung
 
@@ -224,7 +224,7 @@ def test_one_damaged_run_stops_no_command_over_many(
     shutil.copytree(intact_run, tmp_path / "outputs" / "day" / "good")
     before = state(tmp_path / "outputs")
 
-    with in_time():
+    with limit_time():
         listed = dlrun("ls", "runs")
     assert (listed.code, listed.err) == (0, "")
     lines = listed.out.splitlines()[1:]
@@ -236,18 +236,18 @@ def test_one_damaged_run_stops_no_command_over_many(
         if name in ("result.json", "environment.json") and kind in ("brackets", "pipe", "digits", "nan", "huge"):
             assert statuses[f"bad{number}"] == "damaged", (name, kind)
 
-    with in_time():
+    with limit_time():
         as_data = dlrun("ls", "runs", "format=json")
     records = json.loads(as_data.out)
     assert {Path(record["run"]).name: record["status"] for record in records} == statuses
     assert all(record["damage"] for record in records if record["status"] == "damaged")
 
-    with in_time():
+    with limit_time():
         filtered = dlrun("ls", "runs", "trainer.epochs=2", "train/loss>0", "sort=-train/loss")
     assert filtered.code == 0, filtered.err
     assert "note: damaged: outputs/day/bad" in filtered.err
 
-    with in_time():
+    with limit_time():
         offered = dlrun("clean")
         question = dlrun("clean", "status=damaged")
     assert (offered.code, question.code) == (0, 0)
@@ -257,7 +257,7 @@ def test_one_damaged_run_stops_no_command_over_many(
     )
     assert state(tmp_path / "outputs") == before
 
-    with in_time():
+    with limit_time():
         compared = dlrun("compare", "outputs", "paths.outputs=out")
     assert compared.code == 0, compared.err
     assert "no result: outputs/day/bad" in compared.out
@@ -270,7 +270,7 @@ def ends_well(done: Any) -> bool:
     return done.code in (0, 1, 2) and sentence and "Traceback" not in done.out + done.err
 
 
-def of_one_run(command: str) -> tuple[str, ...]:
+def list_commands(command: str) -> tuple[str, ...]:
     return {
         "diff": ("diff", "run", "good"),
         "show": ("show", "run"),
@@ -291,13 +291,13 @@ def check(command: str, case: tuple[str, str, Damage], intact_run: Path, dlrun: 
     Path("rows.csv").write_text("0.1,0.2\n")
     run = copy(intact_run, Path("run"), name, damage)
     before = state(run)
-    with in_time():
+    with limit_time():
         if command == "load":
             with contextlib.suppress(RequestError):
                 loaded = library.load("run")
                 assert (loaded.result, loaded.metrics, loaded.history, repr(loaded)) != ()
         else:
-            assert ends_well(dlrun(*of_one_run(command))), (name, kind)
+            assert ends_well(dlrun(*list_commands(command))), (name, kind)
     if command in ("diff", "show", "show json", "watch", "rerun", "predict", "load"):
         assert state(run) == before
 

@@ -50,7 +50,7 @@ ALL = " ".join(EVIL[:-1])
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three steps, to be copied."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     words = [*QUICK, "figures=false", f"hydra.run.dir={folder}"]
@@ -104,9 +104,9 @@ class Page(HTMLParser):
 
 @pytest.mark.parametrize("text", [*(pytest.param(text, marks=pytest.mark.slow) for text in EVIL[:4]), ALL])
 def test_an_exported_training_holds_it_as_text(
-    dlrun: Callable[..., Any], trained: Path, tmp_path: Path, text: str
+    dlrun: Callable[..., Any], trained_run: Path, tmp_path: Path, text: str
 ) -> None:
-    shutil.copytree(trained, tmp_path / "run")
+    shutil.copytree(trained_run, tmp_path / "run")
     craft(tmp_path / "run", text)
     done = dlrun("export", "run", "format=python")
     assert done.code == 0, done.err
@@ -118,9 +118,9 @@ def test_an_exported_training_holds_it_as_text(
 
 
 def test_an_exported_training_runs_and_runs_nothing_else(
-    dlrun: Callable[..., Any], python: Callable[..., Any], trained: Path, tmp_path: Path
+    dlrun: Callable[..., Any], python: Callable[..., Any], trained_run: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(trained, tmp_path / "run")
+    shutil.copytree(trained_run, tmp_path / "run")
     craft(tmp_path / "run", EVIL[0])
     assert dlrun("export", "run", "format=python").code == 0
     done = python("run/export/python/train.py")
@@ -163,9 +163,11 @@ def test_a_layer_with_a_call_for_a_name_is_not_written(dlrun: Callable[..., Any]
 
 @pytest.mark.usefixtures("comparison_without_pictures")
 @pytest.mark.parametrize("text", [pytest.param(ALL, marks=pytest.mark.slow), EVIL[5]])
-def test_tables_pages_and_lists_show_it(dlrun: Callable[..., Any], trained: Path, tmp_path: Path, text: str) -> None:
+def test_tables_pages_and_lists_show_it(
+    dlrun: Callable[..., Any], trained_run: Path, tmp_path: Path, text: str
+) -> None:
     for name in ("one", "two"):
-        shutil.copytree(trained, tmp_path / "runs" / name)
+        shutil.copytree(trained_run, tmp_path / "runs" / name)
     craft(tmp_path / "runs" / "one", text, classes=False)
     done = dlrun("compare", "runs", "paths.outputs=out")
     assert done.code == 0, done.err
@@ -275,9 +277,9 @@ def test_advice_is_one_command(text: str) -> None:
 
 
 def test_a_name_that_is_completed_runs_nothing(
-    dlrun: Callable[..., Any], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dlrun: Callable[..., Any], trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(trained, tmp_path / "outputs" / "2026-01-01" / "$(touch canary)")
+    shutil.copytree(trained_run, tmp_path / "outputs" / "2026-01-01" / "$(touch canary)")
     for name in ("bash", "zsh"):
         monkeypatch.setenv("_DLRUN_COMPLETE", f"{name}_complete")
         monkeypatch.setenv("COMP_WORDS", "dlrun eval outputs/2026-01-01/")

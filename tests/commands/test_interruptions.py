@@ -57,7 +57,7 @@ class Net(nn.Module):
 
 
 @pytest.fixture
-def at_call(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def interrupt_at_call(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """`at_call(module, name, nth, act)`: call `act` in the nth call of a function, and no other."""
 
     def patch(module: str, dotted: str, nth: int, act: Callable[[], Any]) -> None:
@@ -67,18 +67,18 @@ def at_call(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             owner = getattr(owner, part)
         original, calls = getattr(owner, name), []
 
-        def replaced(*args: Any, **kwargs: Any) -> Any:
+        def replacement(*args: Any, **kwargs: Any) -> Any:
             calls.append(name)
             if len(calls) == nth:
                 act()
             return original(*args, **kwargs)
 
-        monkeypatch.setattr(owner, name, replaced)
+        monkeypatch.setattr(owner, name, replacement)
 
     return patch
 
 
-def left(folder: Path) -> tuple[Any, bytes]:
+def read_results(folder: Path) -> tuple[Any, bytes]:
     """result.json but for its timings, and metrics.jsonl."""
     result = json.loads((folder / "result.json").read_text())
     timed = ("train_seconds", "samples_per_second")
@@ -94,11 +94,11 @@ def left(folder: Path) -> tuple[Any, bytes]:
     ],
 )
 def test_the_first_signal_saves_and_resume_ends_in_the_same_run(
-    name: str, phase: str, dlrun: Callable[..., Any], at_call: Callable[..., None]
+    name: str, phase: str, dlrun: Callable[..., Any], interrupt_at_call: Callable[..., None]
 ) -> None:
     module, function, nth, words = PHASES[phase]
     assert dlrun(*words, "hydra.run.dir=whole").code == 0
-    at_call(module, function, nth, lambda: signal.raise_signal(signal.Signals[name]))
+    interrupt_at_call(module, function, nth, lambda: signal.raise_signal(signal.Signals[name]))
     stopped = dlrun(*words, "hydra.run.dir=run")
     assert stopped.code == 128 + signal.Signals[name], stopped.err
     assert "once more to stop at once" in stopped.err
@@ -107,15 +107,17 @@ def test_the_first_signal_saves_and_resume_ends_in_the_same_run(
     assert "dlrun resume run" in stopped.out
     resumed = dlrun("resume", "run")
     assert resumed.code == 0, resumed.err
-    assert left(Path("run")) == left(Path("whole"))
+    assert read_results(Path("run")) == read_results(Path("whole"))
     assert not list(Path("run").rglob("*.tmp"))
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
 def test_before_the_run_has_begun_it_stops_at_once_and_leaves_nothing(
-    name: str, dlrun: Callable[..., Any], at_call: Callable[..., None]
+    name: str, dlrun: Callable[..., Any], interrupt_at_call: Callable[..., None]
 ) -> None:
-    at_call("dlrun.experiment.builder.build", "build_data", 1, lambda: signal.raise_signal(signal.Signals[name]))
+    interrupt_at_call(
+        "dlrun.experiment.builder.build", "build_data", 1, lambda: signal.raise_signal(signal.Signals[name])
+    )
     before = signal.getsignal(signal.SIGTERM)
     stopped = dlrun(*WORDS)
     assert stopped.code == 128 + signal.Signals[name]
@@ -147,7 +149,7 @@ def test_the_second_signal_stops_now_and_resume_makes_the_rest(
     assert not Path("run/result.json").exists()
     resumed = dlrun("resume", "run")
     assert resumed.code == 0, resumed.err
-    assert left(Path("run")) == left(Path("whole"))
+    assert read_results(Path("run")) == read_results(Path("whole"))
 
 
 @pytest.mark.slow
@@ -166,7 +168,7 @@ def test_a_signal_to_the_whole_process_group_leaves_the_workers_at_work(
     assert json.loads(Path("run/result.json").read_text())["status"] == "interrupted"
     assert dlrun("resume", "run").code == 0
     assert dlrun(*words, "hydra.run.dir=whole").code == 0
-    assert left(Path("run")) == left(Path("whole"))
+    assert read_results(Path("run")) == read_results(Path("whole"))
 
 
 # The first process of a session of its own, with a terminal of its own, as a shell's is.
@@ -206,9 +208,9 @@ def test_under_nohup_a_lost_terminal_is_nothing(dlrun: Callable[..., Any], warm:
     assert json.loads(Path("run/result.json").read_text())["status"] == "completed"
 
 
-def test_what_only_looks_ends_without_a_word(dlrun: Callable[..., Any], at_call: Callable[..., None]) -> None:
+def test_what_only_looks_ends_without_a_word(dlrun: Callable[..., Any], interrupt_at_call: Callable[..., None]) -> None:
     assert dlrun(*WORDS, "hydra.run.dir=run").code == 0
-    at_call("dlrun.engine.trainer", "evaluate", 1, lambda: signal.raise_signal(signal.SIGUSR1))
+    interrupt_at_call("dlrun.engine.trainer", "evaluate", 1, lambda: signal.raise_signal(signal.SIGUSR1))
     done = dlrun("eval", "run", "figures=false")
     assert (done.code, done.err) == (138, "")
     assert not Path("run/eval").exists()
@@ -283,10 +285,10 @@ def test_a_killed_worker_fails_the_run_in_a_sentence(command: Callable[..., Any]
 @pytest.mark.slow
 @pytest.mark.parametrize("phase", ["step", "figures"])
 def test_in_a_sweep_the_first_ctrl_c_ends_this_job_and_the_sweep(
-    phase: str, dlrun: Callable[..., Any], at_call: Callable[..., None]
+    phase: str, dlrun: Callable[..., Any], interrupt_at_call: Callable[..., None]
 ) -> None:
     module, function, nth, words = PHASES[phase]
-    at_call(module, function, nth, lambda: signal.raise_signal(signal.SIGINT))
+    interrupt_at_call(module, function, nth, lambda: signal.raise_signal(signal.SIGINT))
     # A sweep draws no pictures of a job that nobody asks for.
     done = dlrun("-m", *words, "seed=0,1,2", "hydra.sweep.dir=sweep", "figures=true")
     assert done.code == 130, done.err

@@ -88,7 +88,7 @@ def read(root: Path, group: str, option: str) -> Settings:
     return read_settings(resolve(composed), choices)
 
 
-def trained(data: str, model: str, root: Path) -> TrainState:
+def train(data: str, model: str, root: Path) -> TrainState:
     """One optimizer step of a pair, the way a run makes it."""
     of_model = read(root, "model", model)
     settings = replace(read(root, "data", data), model=of_model.model)
@@ -102,12 +102,12 @@ def trained(data: str, model: str, root: Path) -> TrainState:
 @pytest.mark.parametrize("model", [*(m for m in MODELS if m not in ("torchvision", "timm")), *SLOW])
 def test_pair(data: str, model: str, root: Path) -> None:
     if data in TAKES[model]:
-        training = trained(data, model, root)
+        training = train(data, model, root)
         assert training.progress.step == 1
         assert np.isfinite(training.progress.last_finite_loss)
         return
     with pytest.raises(MisfitError) as refused:
-        trained(data, model, root)
+        train(data, model, root)
     sentence = str(refused.value)
     assert f"model={model} does not take data={data}" in sentence
     listed = sentence.split("models that do: ")[1].split(", ")

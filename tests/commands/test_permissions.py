@@ -34,7 +34,7 @@ class Bomb:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three steps that was given every permission, with its pickled model."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     words = [*QUICK, *GIVEN, "checkpoint.format=full", f"hydra.run.dir={folder}"]
@@ -43,9 +43,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(trained: Path, tmp_path: Path) -> Path:
+def run(trained_run: Path, tmp_path: Path) -> Path:
     """A copy of it."""
-    shutil.copytree(trained, tmp_path / "run")
+    shutil.copytree(trained_run, tmp_path / "run")
     return tmp_path / "run"
 
 
@@ -68,9 +68,9 @@ def give_itself(run: Path, **permissions: Any) -> None:
             checkpoint.save(path, state | {"config": state["config"] | permissions})
 
 
-def test_no_file_of_a_run_holds_a_permission(trained: Path) -> None:
-    assert bytes_with(b"trust", trained) == []
-    assert bytes_with(b"a_module_of_mine", trained) == []
+def test_no_file_of_a_run_holds_a_permission(trained_run: Path) -> None:
+    assert bytes_with(b"trust", trained_run) == []
+    assert bytes_with(b"a_module_of_mine", trained_run) == []
 
 
 def test_no_file_of_a_sweep_holds_one(dlrun: Callable[..., Any], tmp_path: Path) -> None:
@@ -143,10 +143,10 @@ def test_a_permission_of_an_older_run_is_ignored_with_a_note(dlrun: Callable[...
 
 
 def test_no_folder_that_only_a_saved_run_names_is_made_for_its_data(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("DLRUN_DATA_DIR", raising=False)
-    state = checkpoint.load(trained / "checkpoints" / "last.pt")
+    state = checkpoint.load(trained_run / "checkpoints" / "last.pt")
     strangers, mine = str(tmp_path / "strangers"), str(tmp_path / "mine")
     state["config"]["paths"]["data"] = strangers
     state["config"]["data"]["root"] = f"{strangers}/2"

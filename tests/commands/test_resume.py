@@ -157,7 +157,7 @@ def copies(monkeypatch: pytest.MonkeyPatch, run: Path, target: Path) -> dict[str
     return folders
 
 
-def left_by(folder: Path) -> dict[str, Any]:
+def read_results(folder: Path) -> dict[str, Any]:
     """All of a run that does not tell the time."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0, "images": 0, "histograms": 0})
     tags = events.Reload().Tags()
@@ -185,14 +185,14 @@ def check(dlrun: Callable[..., Any], tmp_path: Path, words: tuple[str, ...], mos
     with pytest.MonkeyPatch.context() as patch:
         folders = copies(patch, Path("whole"), tmp_path / "killed")
         assert dlrun(*QUIET, *words, "hydra.run.dir=whole").code == 0
-    reference = left_by(tmp_path / "whole")
+    reference = read_results(tmp_path / "whole")
     draw = random.Random(len(folders))
     moments = [*first, *draw.sample(sorted(set(folders) - set(first)), max(0, min(most - len(first), len(folders))))]
     for moment in moments:
         killed = draw.choice(folders[moment])
         done = dlrun("resume", str(killed), *trust)
         assert done.code == 0, done.err
-        left = left_by(killed)
+        left = read_results(killed)
         assert {k: left[k] for k in reference if left[k] != reference[k]} == {}, f"killed {moment}: {killed}"
 
 
@@ -236,7 +236,7 @@ def small(step: int, best_epoch: int | None) -> TrainState:
     return state
 
 
-def after_best_epoch(state: TrainState) -> Trainer:
+def train_past_best(state: TrainState) -> Trainer:
     trainer = Trainer(state, [], lambda: False)
     trainer.is_best = True
     return trainer
@@ -250,9 +250,9 @@ def test_the_best_of_half_an_epoch_counts_no_more_when_it_goes_on(tmp_path: Path
     if best_epoch is None:
         half.progress.epoch = 0
     else:
-        saver.on_epoch_end(after_best_epoch(first), row)
-    saver.on_interrupt(after_best_epoch(half))
-    saver.on_epoch_end(after_best_epoch(half), row | {"epoch": 2, "step": 6})
+        saver.on_epoch_end(train_past_best(first), row)
+    saver.on_interrupt(train_past_best(half))
+    saver.on_epoch_end(train_past_best(half), row | {"epoch": 2, "step": 6})
     saver.wait()
     assert torch.equal(load(best)["model"]["weight"], half.model.state_dict()["weight"])
     state = load(tmp_path / "checkpoints/last.pt")

@@ -23,7 +23,7 @@ WORDS = ("data=blobs", "model=mlp", "trainer.epochs=4", "figures=false", "tracki
 
 
 @pytest.fixture
-def cut_off(monkeypatch: pytest.MonkeyPatch, dlrun: Callable[..., Any]) -> Callable[..., Any]:
+def kill_at(monkeypatch: pytest.MonkeyPatch, dlrun: Callable[..., Any]) -> Callable[..., Any]:
     """`cut_off(*words)`: run them, with SIGTERM at the tenth step."""
 
     def run(*words: str) -> Any:
@@ -115,12 +115,12 @@ def stale_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def stale_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.listdir
 
-    def listed(path: Any = ".") -> Any:
+    def list_names(path: Any = ".") -> Any:
         if Path(path).name == "checkpoints":
             raise OSError(errno.ESTALE, "Stale file handle")
         return real(path)
 
-    monkeypatch.setattr(os, "listdir", listed)
+    monkeypatch.setattr(os, "listdir", list_names)
 
 
 @pytest.mark.parametrize(
@@ -238,10 +238,10 @@ def folders() -> list[Path]:
 
 @pytest.mark.parametrize("where", [(), pytest.param(("hydra.run.dir=run",), marks=pytest.mark.slow)])
 def test_the_same_command_goes_on(
-    where: tuple[str, ...], dlrun: Callable[..., Any], cut_off: Callable[..., Any]
+    where: tuple[str, ...], dlrun: Callable[..., Any], kill_at: Callable[..., Any]
 ) -> None:
     reference = dlrun(*WORDS[:-1], "hydra.run.dir=whole").result
-    assert cut_off(*WORDS, *where).code == 143
+    assert kill_at(*WORDS, *where).code == 143
     done = dlrun(*WORDS, *where)
     assert done.code == 0, done.err
     assert "resuming from" in done.out
@@ -250,7 +250,7 @@ def test_the_same_command_goes_on(
 
 
 @pytest.mark.slow
-def test_what_is_finished_or_another_run_is_left_alone(dlrun: Callable[..., Any], cut_off: Callable[..., Any]) -> None:
+def test_what_is_finished_or_another_run_is_left_alone(dlrun: Callable[..., Any], kill_at: Callable[..., Any]) -> None:
     assert dlrun(*WORDS).code == 0
     again = dlrun(*WORDS)
     assert again.code == 0
@@ -259,7 +259,7 @@ def test_what_is_finished_or_another_run_is_left_alone(dlrun: Callable[..., Any]
         == f"{folders()[0]} is completed; to train longer type dlrun resume {folders()[0]} trainer.epochs=...\n"
     )
     assert dlrun(*WORDS[:-1]).code == 0  # a new one
-    assert cut_off(*WORDS, "seed=1").code == 143
+    assert kill_at(*WORDS, "seed=1").code == 143
     assert dlrun(*WORDS, "optimizer.lr=0.5").code == 0  # another config
     statuses = [json.loads((folder / "result.json").read_text())["status"] for folder in folders()]
     assert sorted(statuses) == ["completed"] * 3 + ["interrupted"]
@@ -268,9 +268,9 @@ def test_what_is_finished_or_another_run_is_left_alone(dlrun: Callable[..., Any]
 
 
 @pytest.mark.slow
-def test_the_newest_of_several_goes_on(dlrun: Callable[..., Any], cut_off: Callable[..., Any]) -> None:
-    assert cut_off(*WORDS[:-1]).code == 143
-    assert cut_off(*WORDS[:-1]).code == 143
+def test_the_newest_of_several_goes_on(dlrun: Callable[..., Any], kill_at: Callable[..., Any]) -> None:
+    assert kill_at(*WORDS[:-1]).code == 143
+    assert kill_at(*WORDS[:-1]).code == 143
     dlrun(*WORDS)
     statuses = [json.loads((folder / "result.json").read_text())["status"] for folder in folders()]
     assert statuses == ["interrupted", "completed"]

@@ -69,7 +69,7 @@ def fields(schema: Any, section: str = "") -> Iterator[tuple[str, Any]]:
             yield key, f
 
 
-def of_the_schema() -> Iterator[Case]:
+def list_schema_cases() -> Iterator[Case]:
     """A wrong type for every key that has one, and a value out of every range."""
     schemas = [("", Config), *config.KEYS.items()]
     for key, f in (pair for section, schema in schemas for pair in fields(schema, section)):
@@ -85,7 +85,7 @@ def of_the_schema() -> Iterator[Case]:
         yield from (((word,), key) for word, rule in low.items() if rule in f.metadata)
 
 
-def of_the_targets() -> Iterator[Case]:
+def list_target_cases() -> Iterator[Case]:
     """A wrong type for every argument of every option."""
     for group in ("model", "optimizer", "scheduler", "data"):
         for path in sorted((CONFIG_DIR / group).glob("*.yaml")):
@@ -181,7 +181,7 @@ YAML = {
 }  # fmt: skip
 
 
-def by_hand() -> Iterator[Case]:
+def list_cases_by_hand() -> Iterator[Case]:
     for named, lines in BY_HAND.items():
         for line in lines:
             words = [line] if re.search(r"['{$]|a b", line) and " data" not in line else line.split(" ")
@@ -189,7 +189,7 @@ def by_hand() -> Iterator[Case]:
 
 
 @pytest.fixture
-def refused(dlrun: Callable[..., Any], tmp_path: Path) -> Refused:
+def refuse(dlrun: Callable[..., Any], tmp_path: Path) -> Refused:
     """`refused(words, named)`: run them; what is wrong with how they were refused, and what was said."""
 
     def run(words: tuple[str, ...], named: str) -> tuple[str, str]:
@@ -223,44 +223,44 @@ def rank(message: str, right: str, known: tuple[str, ...], wrong: str) -> str:
 
 
 def cases() -> list[Case]:
-    return [*by_hand(), *pairs(), *of_the_schema(), *of_the_targets()]
+    return [*list_cases_by_hand(), *pairs(), *list_schema_cases(), *list_target_cases()]
 
 
 def wrong_typos() -> list[Typo]:
     return [typo for typo in typos() if typo[1] not in typo[3]]
 
 
-def check_cases(refused: Refused, some: list[Case]) -> None:
-    failed = [line for words, named in some if (line := refused(words, named)[0])]
+def check_cases(refuse: Refused, some: list[Case]) -> None:
+    failed = [line for words, named in some if (line := refuse(words, named)[0])]
     assert not failed, "\n".join(failed)
 
 
-def check_typos(refused: Refused, some: list[Typo]) -> None:
+def check_typos(refuse: Refused, some: list[Typo]) -> None:
     failed = []
     for words, wrong, right, known in some:
-        line, message = refused(words, wrong)
+        line, message = refuse(words, wrong)
         failed += [line, rank(message, right, known, wrong)]
     assert [line for line in failed if line] == []
 
 
-def test_a_sample_of_wrong_lines_is_refused_in_a_sentence(refused: Refused) -> None:
-    check_cases(refused, cases()[::60])
+def test_a_sample_of_wrong_lines_is_refused_in_a_sentence(refuse: Refused) -> None:
+    check_cases(refuse, cases()[::60])
 
 
-def test_a_sample_of_typos_is_answered_by_what_was_meant(refused: Refused) -> None:
-    check_typos(refused, wrong_typos()[::50])
+def test_a_sample_of_typos_is_answered_by_what_was_meant(refuse: Refused) -> None:
+    check_typos(refuse, wrong_typos()[::50])
 
 
 @pytest.mark.slow
-def test_wrong_lines_are_refused_in_a_sentence(refused: Refused) -> None:
-    some = [*by_hand(), *pairs(), *list(of_the_schema())[::2], *list(of_the_targets())[::2]]
+def test_wrong_lines_are_refused_in_a_sentence(refuse: Refused) -> None:
+    some = [*list_cases_by_hand(), *pairs(), *list(list_schema_cases())[::2], *list(list_target_cases())[::2]]
     assert len(some) + len(wrong_typos()) >= 300
-    check_cases(refused, some)
+    check_cases(refuse, some)
 
 
 @pytest.mark.slow
-def test_typos_are_answered_by_what_was_meant(refused: Refused) -> None:
-    check_typos(refused, wrong_typos())
+def test_typos_are_answered_by_what_was_meant(refuse: Refused) -> None:
+    check_typos(refuse, wrong_typos())
 
 
 @pytest.mark.parametrize(
@@ -272,12 +272,12 @@ def test_typos_are_answered_by_what_was_meant(refused: Refused) -> None:
     ],
 )
 def test_a_wrong_yaml_of_the_users_is_named(
-    refused: Refused, tmp_path: Path, file: str, content: str, named: str
+    refuse: Refused, tmp_path: Path, file: str, content: str, named: str
 ) -> None:
     path = tmp_path / "mine" / file
     path.parent.mkdir(parents=True)
     path.write_text(content)
-    assert refused(("--config-dir", "mine", f"{path.parent.name}=mine"), named)[0] == ""
+    assert refuse(("--config-dir", "mine", f"{path.parent.name}=mine"), named)[0] == ""
 
 
 @pytest.mark.slow

@@ -21,11 +21,11 @@ def compositions(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     compositions_seen: list[Any] = []
     compose = ConfigLoaderImpl.load_configuration
 
-    def counted(self: Any, config_name: str, overrides: list[str], *more: Any, **named: Any) -> Any:
+    def count(self: Any, config_name: str, overrides: list[str], *more: Any, **named: Any) -> Any:
         compositions_seen.append(list(overrides))
         return compose(self, config_name, overrides, *more, **named)
 
-    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", counted)
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", count)
     return compositions_seen
 
 

@@ -65,7 +65,7 @@ def one(key: str, value: Any) -> Any:
     return getattr(validate(schema, {name: value}, section), name)
 
 
-def at(plain: dict[str, Any], key: str) -> Any:
+def get_value(plain: dict[str, Any], key: str) -> Any:
     value: Any = plain
     for name in key.split("."):
         value = value.get(name, ABSENT) if isinstance(value, dict) else ABSENT
@@ -73,7 +73,7 @@ def at(plain: dict[str, Any], key: str) -> Any:
 
 
 @functools.cache
-def composed(*words: str) -> dict[str, Any]:
+def compose_plain(*words: str) -> dict[str, Any]:
     return read_settings(compose.resolve(compose.compose_config([*words])), {}).plain
 
 
@@ -81,17 +81,17 @@ def composed(*words: str) -> dict[str, Any]:
 def test_public_keys_keep_their_names(key: str) -> None:
     schema, _, name = parts(key)
     assert name in {f.name for f in schema.__dataclass_fields__.values()}  # type: ignore[attr-defined]
-    assert at(composed(), key) is not ABSENT
+    assert get_value(compose_plain(), key) is not ABSENT
 
 
 @pytest.mark.parametrize("data", TARGETS_OWN)
 def test_public_keys_of_shipped_targets_keep_their_names(data: str) -> None:
-    plain = composed(f"data={data}", *(["data.path=x.csv"] if data == "csv" else []))
-    assert [key for key in TARGETS_OWN[data] if at(plain, key) is ABSENT] == []
+    plain = compose_plain(f"data={data}", *(["data.path=x.csv"] if data == "csv" else []))
+    assert [key for key in TARGETS_OWN[data] if get_value(plain, key) is ABSENT] == []
 
 
 def test_defaults_are_those_of_the_design() -> None:
-    plain = composed()
+    plain = compose_plain()
     wanted = {
         "seed": 0,
         "data.batch_size": 64,
@@ -111,7 +111,7 @@ def test_defaults_are_those_of_the_design() -> None:
         "device.precision": "fp32",
         "paths.outputs": "outputs",
     }
-    assert {key: at(plain, key) for key in wanted} == wanted
+    assert {key: get_value(plain, key) for key in wanted} == wanted
 
 
 @pytest.mark.parametrize(
@@ -259,10 +259,10 @@ OTHER = [
 
 def plain() -> dict[str, Any]:
     """A small config in plain Python."""
-    return copy.deepcopy(composed("data=blobs", "optimizer=sgd")) | {"hydra": {"verbose": False}}
+    return copy.deepcopy(compose_plain("data=blobs", "optimizer=sgd")) | {"hydra": {"verbose": False}}
 
 
-def changed(assignment: str) -> dict[str, Any]:
+def change(assignment: str) -> dict[str, Any]:
     key, _, value = assignment.partition("=")
     config = plain()
     *above, last = key.split(".")
@@ -275,12 +275,12 @@ def changed(assignment: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("assignment", SAME)
 def test_where_and_how_it_runs_is_not_what_a_run_is(assignment: str) -> None:
-    assert hash_config(changed(assignment)) == hash_config(plain())
+    assert hash_config(change(assignment)) == hash_config(plain())
 
 
 @pytest.mark.parametrize("assignment", OTHER)
 def test_what_changes_the_result_changes_the_hash(assignment: str) -> None:
-    assert hash_config(changed(assignment)) != hash_config(plain())
+    assert hash_config(change(assignment)) != hash_config(plain())
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_what_changes_the_result_changes_the_hash(assignment: str) -> None:
     ],
 )
 def test_keys_of_data_that_came_later_leave_the_hash_as_it_was(words: tuple[str, ...], beginning: str) -> None:
-    config = composed(*words)
+    config = compose_plain(*words)
     assert hash_config(config).startswith(beginning)
     for key, value in (("sampler", "balanced"), ("background", "black"), ("layout", "channels_last")):
         other = copy.deepcopy(config)
@@ -300,9 +300,9 @@ def test_keys_of_data_that_came_later_leave_the_hash_as_it_was(words: tuple[str,
 
 
 def test_the_hash_does_not_depend_on_the_order_of_keys() -> None:
-    def turned(values: dict[str, Any]) -> dict[str, Any]:
-        return {k: turned(v) if isinstance(v, dict) else v for k, v in reversed(values.items())}
+    def reverse(values: dict[str, Any]) -> dict[str, Any]:
+        return {k: reverse(v) if isinstance(v, dict) else v for k, v in reversed(values.items())}
 
-    assert list(turned(plain())) != list(plain())
-    assert hash_config(turned(plain())) == hash_config(plain())
+    assert list(reverse(plain())) != list(plain())
+    assert hash_config(reverse(plain())) == hash_config(plain())
     assert len(hash_config(plain())) == 64

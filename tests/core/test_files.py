@@ -44,16 +44,16 @@ def test_the_content_is_on_the_disk_before_its_name_and_the_name_before_the_retu
     order: list[str] = []
     sync, replace = os.fsync, Path.replace
 
-    def synced(handle: int) -> None:
+    def record_sync(handle: int) -> None:
         order.append("folder" if Path(f"/proc/self/fd/{handle}").is_dir() else "file")
         sync(handle)
 
-    def replaced(self: Path, target: Path) -> Path:
+    def record_replace(self: Path, target: Path) -> Path:
         order.append("rename")
         return replace(self, target)
 
-    monkeypatch.setattr(os, "fsync", synced)
-    monkeypatch.setattr(Path, "replace", replaced)
+    monkeypatch.setattr(os, "fsync", record_sync)
+    monkeypatch.setattr(Path, "replace", record_replace)
     write_atomically(path, b"new")
     assert order == (["file", "rename", "folder"] if sys.platform == "linux" else order)
     assert path.read_bytes() == b"new"

@@ -18,7 +18,7 @@ QUICK = ("data=blobs", "trainer.max_steps=3", "tracking.graph=false", "figures=f
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three steps, to be copied."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     assert all(
@@ -42,7 +42,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def replaced_by_link(path: Path, target: Path) -> None:
+def replace_by_link(path: Path, target: Path) -> None:
     """A link in place of a file or folder."""
     if path.is_dir():
         shutil.rmtree(path)
@@ -57,14 +57,12 @@ FILES = ("run.log", ".lock", "result.json", "metrics.jsonl", "environment.json",
 
 @pytest.mark.parametrize("name", [*FOLDERS, *FILES, "fingerprints.jsonl", "checkpoints/best.pt", "figures/a/b/c.png"])
 @pytest.mark.parametrize("kind", ["there", "dangling"])
-def test_every_link_out_is_found(trained: Path, tmp_path: Path, victim: Path, name: str, kind: str) -> None:
+def test_every_link_out_is_found(trained_run: Path, tmp_path: Path, victim: Path, name: str, kind: str) -> None:
     run = tmp_path / "run"
-    shutil.copytree(trained, run)
+    shutil.copytree(trained_run, run)
     refuse_outside(run)
     (run / name).parent.mkdir(parents=True, exist_ok=True)
-    replaced_by_link(
-        run / name, victim / ("nothing" if kind == "dangling" else "" if name in FOLDERS else "secret.png")
-    )
+    replace_by_link(run / name, victim / ("nothing" if kind == "dangling" else "" if name in FOLDERS else "secret.png"))
     with pytest.raises(RequestError, match=r"is a link to .*victim.*follows no link out of a run"):
         refuse_outside(run)
 
@@ -76,12 +74,12 @@ def test_every_link_out_is_found(trained: Path, tmp_path: Path, victim: Path, na
     ids=lambda words: words[0],
 )
 def test_a_run_with_a_link_out_is_refused(
-    dlrun: Callable[..., Any], trained: Path, tmp_path: Path, victim: Path, name: str, words: tuple[str, ...]
+    dlrun: Callable[..., Any], trained_run: Path, tmp_path: Path, victim: Path, name: str, words: tuple[str, ...]
 ) -> None:
-    shutil.copytree(trained, tmp_path / "run")
+    shutil.copytree(trained_run, tmp_path / "run")
     for file in (tmp_path / "run" / "checkpoints").iterdir():
         shutil.copy(file, victim)
-    replaced_by_link(tmp_path / "run" / name, victim if name == "checkpoints" else victim / "secret.png")
+    replace_by_link(tmp_path / "run" / name, victim if name == "checkpoints" else victim / "secret.png")
     before, run_before = content(victim), content(tmp_path / "run")
     done = dlrun(words[0], "run", *words[1:])
     assert done.code == 2, done.out
@@ -104,8 +102,8 @@ def test_nor_is_a_folder_with_one_taken_for_a_new_run(dlrun: Callable[..., Any],
         assert content(victim) == before
 
 
-def test_a_link_of_the_whole_folder_stays_fine(dlrun: Callable[..., Any], trained: Path, tmp_path: Path) -> None:
-    shutil.copytree(trained, tmp_path / "disk" / "run")
+def test_a_link_of_the_whole_folder_stays_fine(dlrun: Callable[..., Any], trained_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained_run, tmp_path / "disk" / "run")
     (tmp_path / "run").symlink_to(tmp_path / "disk" / "run")
     (tmp_path / "outputs").symlink_to(tmp_path / "disk")
     for place in ("run", "outputs/run", "run/checkpoints/last.pt"):
@@ -114,9 +112,11 @@ def test_a_link_of_the_whole_folder_stays_fine(dlrun: Callable[..., Any], traine
     assert dlrun(*QUICK).code == 0
 
 
-def test_links_within_a_run_and_files_of_the_users_own_stay_fine(trained: Path, tmp_path: Path, victim: Path) -> None:
+def test_links_within_a_run_and_files_of_the_users_own_stay_fine(
+    trained_run: Path, tmp_path: Path, victim: Path
+) -> None:
     run = tmp_path / "run"
-    shutil.copytree(trained, run)
+    shutil.copytree(trained_run, run)
     last, best = run / "checkpoints" / "last.pt", run / "checkpoints" / "best.pt"
     best.unlink()
     best.symlink_to("last.pt")
@@ -126,8 +126,8 @@ def test_links_within_a_run_and_files_of_the_users_own_stay_fine(trained: Path, 
     refuse_outside(run)
 
 
-def test_a_pipe_is_no_file_of_a_run(dlrun: Callable[..., Any], trained: Path, tmp_path: Path) -> None:
-    shutil.copytree(trained, tmp_path / "run")
+def test_a_pipe_is_no_file_of_a_run(dlrun: Callable[..., Any], trained_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained_run, tmp_path / "run")
     (tmp_path / "run" / "metrics.jsonl").unlink()
     os.mkfifo(tmp_path / "run" / "metrics.jsonl")
     done = dlrun("resume", "run", "trainer.max_steps=6")
@@ -135,10 +135,12 @@ def test_a_pipe_is_no_file_of_a_run(dlrun: Callable[..., Any], trained: Path, tm
     assert "metrics.jsonl is no ordinary file" in done.err
 
 
-def test_a_job_of_a_sweep_lies_in_it(dlrun: Callable[..., Any], trained: Path, tmp_path: Path, victim: Path) -> None:
+def test_a_job_of_a_sweep_lies_in_it(
+    dlrun: Callable[..., Any], trained_run: Path, tmp_path: Path, victim: Path
+) -> None:
     assert dlrun("-m", *QUICK, "seed=1,2", "sweep.dir=sweep").code == 0
     job = tmp_path / "sweep" / "1_seed=2"
-    replaced_by_link(job, victim)
+    replace_by_link(job, victim)
     before = content(victim)
     for words in (("resume", "sweep"), ("resume", "sweep", "seed=3"), ("-m", *QUICK, "seed=1,2", "sweep.dir=sweep")):
         done = dlrun(*words)
@@ -147,7 +149,7 @@ def test_a_job_of_a_sweep_lies_in_it(dlrun: Callable[..., Any], trained: Path, t
         assert content(victim) == before
 
     job.unlink()
-    replaced_by_link(tmp_path / "sweep" / "figures", victim)
+    replace_by_link(tmp_path / "sweep" / "figures", victim)
     done = dlrun("compare", "sweep")
     assert done.code == 2
     assert "is a link to" in done.err

@@ -62,7 +62,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @contextlib.contextmanager
-def shown_warnings() -> Iterator[list[warnings.WarningMessage]]:
+def list_warnings() -> Iterator[list[warnings.WarningMessage]]:
     """What Python itself is left to show: without this, pytest lists it at the end of the test run."""
     with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter("default")
@@ -88,17 +88,17 @@ def test_warnings_of_own_code_are_a_note(dlrun: Callable, own: str) -> None:
 
 
 def test_commands_without_a_log_hold_them_back_unless_v_is_given(dlrun: Callable, own: str) -> None:
-    with shown_warnings():
+    with list_warnings():
         assert dlrun(*QUICK, own, "hydra.run.dir=run").code == 0
     trust = ("trusted_modules=[warner]",)
     for words in (("eval", "run", *trust, "figures=false"), ("predict", "run", "1,2", *trust), ("check", *QUICK, own)):
-        with shown_warnings() as shown:
+        with list_warnings() as shown:
             done = dlrun(*words)
         assert done.code == 0, done.err
         assert "somelib" not in done.out + done.err
         assert "old way" not in done.out + done.err
         assert {str(warning.message) for warning in shown} == {"x is large"}
-    with shown_warnings() as shown:
+    with list_warnings() as shown:
         assert "clipping input" in dlrun("-v", "eval", "run", *trust, "figures=false").err
     assert {str(warning.message) for warning in shown} == {"x is large", "old way 0"}
 
@@ -167,7 +167,7 @@ def test_files_and_buffers_of_loggers_are_left_alone() -> None:
 def test_from_python_too(dlrun: Callable, own: str, capfd: pytest.CaptureFixture[str]) -> None:
     import dlrun as library
 
-    with shown_warnings() as shown:
+    with list_warnings() as shown:
         run = library.train(*QUICK, own, quiet=True)
         run.predict([[1.0, 2.0]])
     assert {str(warning.message) for warning in shown} == {"x is large"}

@@ -24,7 +24,7 @@ QUICK = ("data=blobs", "trainer.max_steps=3", "tracking.graph=false", "figures=f
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three steps, to be copied."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     assert all(
@@ -34,11 +34,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def crafted(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def crafted_run(trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The run with an expression in each text of its files that nothing is built from."""
     monkeypatch.setenv("DLRUN_TEST_SECRET", SECRET)
     run = tmp_path / "crafted"
-    shutil.copytree(trained, run)
+    shutil.copytree(trained_run, run)
 
     def craft(plain: dict[str, Any]) -> dict[str, Any]:
         plain["paths"] = {"data": EXPRESSION, "outputs": f"outputs/{EXPRESSION}"}
@@ -77,26 +77,26 @@ def texts(folder: Path) -> bytes:
     ids=lambda words: words[0],
 )
 def test_nothing_in_a_loaded_run_is_evaluated(
-    dlrun: Callable[..., Any], crafted: Path, tmp_path: Path, words: tuple[str, ...]
+    dlrun: Callable[..., Any], crafted_run: Path, tmp_path: Path, words: tuple[str, ...]
 ) -> None:
-    done = dlrun(*(str(crafted) if word == "RUN" else word for word in words))
+    done = dlrun(*(str(crafted_run) if word == "RUN" else word for word in words))
     assert done.code == 0, done.err
     assert SECRET not in done.out + done.err
     assert SECRET.encode() not in texts(tmp_path)
     if words[0] == "resume":
-        newest = checkpoint.load(crafted / "checkpoints" / "last.pt")
+        newest = checkpoint.load(crafted_run / "checkpoints" / "last.pt")
         assert newest["step"] == 6
         assert newest["config"]["paths"]["outputs"] == f"outputs/{EXPRESSION}"
 
 
-def test_nothing_is_evaluated_from_python_either(crafted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = package.load(crafted)
+def test_nothing_is_evaluated_from_python_either(crafted_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = package.load(crafted_run)
     assert run.config["paths"]["outputs"] == f"outputs/{EXPRESSION}"
     assert len(run.predict([[1.0, 2.0]]).values) == 1
 
 
-def test_this_command_lines_own_words_may_refer_to_saved_keys(trained: Path) -> None:
-    saved = checkpoint.load(trained / "checkpoints" / "last.pt")
+def test_this_command_lines_own_words_may_refer_to_saved_keys(trained_run: Path) -> None:
+    saved = checkpoint.load(trained_run / "checkpoints" / "last.pt")
     saved["config"]["paths"]["outputs"] = f"a{EXPRESSION}b"
     words = ["data.root=$" + "{paths.outputs}", "trainer.epochs=$" + "{trainer.max_steps}"]
     one_request = request.from_saved(saved["config"], saved["choices"], [f"+{words[0]}", words[1]], None)

@@ -32,7 +32,7 @@ def holder(folder: Path, program: str = HOLD) -> subprocess.Popen[str]:
     return process
 
 
-def stopped(process: subprocess.Popen[str]) -> None:
+def stop(process: subprocess.Popen[str]) -> None:
     process.kill()
     process.communicate()
 
@@ -45,7 +45,7 @@ def test_the_second_hears_who_holds_it_and_a_killed_holder_blocks_nobody(tmp_pat
         assert f"{tmp_path} is being written by process {process.pid} on " in str(caught.value)
         assert (tmp_path / ".lock").exists()  # the loser leaves the holder's file alone
     finally:
-        stopped(process)
+        stop(process)
     assert (tmp_path / ".lock").exists()
     with Lock() as own:
         own.take(tmp_path)
@@ -139,7 +139,7 @@ def test_a_run_that_is_being_written_is_neither_resumed_nor_overwritten(dlrun: A
         assert contents(tmp_path / "run") == before
         assert dlrun("eval", "run", "figures=false").code == 0  # reading is no writing
     finally:
-        stopped(process)
+        stop(process)
     assert dlrun("resume", "run", "trainer.epochs=2").code == 0
 
 

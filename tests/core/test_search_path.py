@@ -48,7 +48,7 @@ STYLES = {
 
 
 @pytest.fixture
-def crowded(tmp_path: Path) -> Path:
+def crowded_folder(tmp_path: Path) -> Path:
     """A working directory with files named like installed modules, and a net of its own."""
     for name in NAMES:
         (tmp_path / f"{name}.py").write_text(f"open('ran', 'w').write('{name}')\nraise SystemExit('{name} ran')\n")
@@ -63,14 +63,14 @@ def run(words: tuple[str, ...], folder: Path) -> None:
     assert not (folder / "ran").exists()
 
 
-def test_a_module_run_by_name_does_not_import_from_the_working_directory(crowded: Path) -> None:
-    run((*MODULE, "ls"), crowded)
+def test_a_module_run_by_name_does_not_import_from_the_working_directory(crowded_folder: Path) -> None:
+    run((*MODULE, "ls"), crowded_folder)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("style", STYLES)
-def test_what_lies_in_the_working_directory_does_not_run_but_for_own_modules(style: str, crowded: Path) -> None:
-    run(STYLES[style], crowded)
+def test_what_lies_in_the_working_directory_does_not_run_but_for_own_modules(style: str, crowded_folder: Path) -> None:
+    run(STYLES[style], crowded_folder)
 
 
 def test_what_pythonpath_names_stays_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

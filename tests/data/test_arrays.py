@@ -19,7 +19,7 @@ RANDOM = np.random.default_rng(0)
 QUIET = ("tracking.graph=false", "figures=false", "trainer.epochs=2")
 
 
-def written(folder: Path, x: Any, y: Any, front: str = "") -> str:
+def write(folder: Path, x: Any, y: Any, front: str = "") -> str:
     folder.mkdir(exist_ok=True)
     np.save(folder / f"{front}x.npy", x)
     np.save(folder / f"{front}y.npy", y)
@@ -32,7 +32,7 @@ def pictures(rows: int = 50) -> Any:
 
 def test_uint8_images_are_taken_from_0_to_1_and_normalized(tmp_path: Path) -> None:
     x, y = pictures(), np.arange(50) % 3
-    splits = arrays(written(tmp_path, x, y), test_fraction=0)
+    splits = arrays(write(tmp_path, x, y), test_fraction=0)
     spec = splits.spec
     assert (spec.kind, spec.input_shape, spec.task, spec.output_size) == ("image", (1, 8, 8), "multiclass", 3)
     values = x[:, None] / 255
@@ -49,7 +49,7 @@ def test_uint8_images_are_taken_from_0_to_1_and_normalized(tmp_path: Path) -> No
 
 def test_tables_of_floats_have_features_and_values(tmp_path: Path) -> None:
     x, y = RANDOM.normal(5, 2, (40, 3)), RANDOM.normal(size=40)
-    splits = arrays(written(tmp_path, x, y))
+    splits = arrays(write(tmp_path, x, y))
     assert (splits.spec.kind, splits.spec.input_shape, splits.spec.task) == ("vector", (3,), "regression")
     assert isinstance(splits.train, Rows)
     assert isinstance(splits.test, Rows)
@@ -61,8 +61,8 @@ def test_tables_of_floats_have_features_and_values(tmp_path: Path) -> None:
 
 
 def test_a_test_part_of_its_own_is_normalized_like_the_training_part(tmp_path: Path) -> None:
-    folder = written(tmp_path, np.full((4, 2), 2.0) + np.eye(4, 2), np.array([True, False, True, False]))
-    written(tmp_path, np.full((2, 2), 2.0), np.array([False, True]), "test_")
+    folder = write(tmp_path, np.full((4, 2), 2.0) + np.eye(4, 2), np.array([True, False, True, False]))
+    write(tmp_path, np.full((2, 2), 2.0), np.array([False, True]), "test_")
     splits = arrays(folder)
     assert (splits.spec.task, splits.spec.output_size, splits.spec.class_names) == ("binary", 1, ("0", "1"))
     assert isinstance(splits.train, Mapped)
@@ -72,8 +72,8 @@ def test_a_test_part_of_its_own_is_normalized_like_the_training_part(tmp_path: P
 
 
 def test_a_validation_part_of_its_own_leaves_the_test_part_to_be_drawn(tmp_path: Path) -> None:
-    folder = written(tmp_path, pictures(), np.arange(50) % 3)
-    written(tmp_path, pictures(7), np.arange(7) % 3, "val_")
+    folder = write(tmp_path, pictures(), np.arange(50) % 3)
+    write(tmp_path, pictures(7), np.arange(7) % 3, "val_")
     splits = arrays(folder)
     assert isinstance(splits.val, Mapped)
     assert isinstance(splits.train, Rows)
@@ -100,7 +100,7 @@ def test_a_validation_part_of_its_own_leaves_the_test_part_to_be_drawn(tmp_path:
 def test_labels_as_they_come_are_classes(
     y: Any, task: str, names: str, targets: Any, note: str, tmp_path: Path
 ) -> None:
-    splits = arrays(written(tmp_path, np.ones((4, 2)), np.array(y)), test_fraction=0, infer_classes=True)
+    splits = arrays(write(tmp_path, np.ones((4, 2)), np.array(y)), test_fraction=0, infer_classes=True)
     assert (splits.spec.task, " ".join(splits.spec.class_names)) == (task, names)
     assert splits.spec.output_size == {"binary": 1, "regression": splits.spec.output_size}.get(task, len(names.split()))
     if targets is not None:
@@ -110,18 +110,18 @@ def test_labels_as_they_come_are_classes(
 
 
 def test_more_floats_than_classes_are_quantities_and_older_runs_infer_nothing(tmp_path: Path) -> None:
-    folder = written(tmp_path, np.ones((21, 2)), np.arange(21.0))
+    folder = write(tmp_path, np.ones((21, 2)), np.arange(21.0))
     assert arrays(folder, infer_classes=True).spec.task == "regression"
-    folder = written(tmp_path, np.ones((20, 2)), np.arange(20.0))
+    folder = write(tmp_path, np.ones((20, 2)), np.arange(20.0))
     assert arrays(folder, infer_classes=True).spec.task == "multiclass"
     assert arrays(folder).spec.task == "regression"
-    folder = written(tmp_path, np.ones((4, 2)), np.array([0, 3, 0, 3]))
+    folder = write(tmp_path, np.ones((4, 2)), np.array([0, 3, 0, 3]))
     assert arrays(folder).spec.class_names == ("0", "1", "2", "3")
 
 
 def test_named_classes_and_other_parts_follow_the_numbers(tmp_path: Path) -> None:
-    folder = written(tmp_path, np.ones((4, 2)), np.array([1, 2, 3, 1]))
-    written(tmp_path, np.ones((2, 2)), np.array([3, 1]), "test_")
+    folder = write(tmp_path, np.ones((4, 2)), np.array([1, 2, 3, 1]))
+    write(tmp_path, np.ones((2, 2)), np.array([3, 1]), "test_")
     splits = arrays(folder, class_names=["a", "b", "c"], infer_classes=True)
     assert splits.spec.class_names == ("a", "b", "c")
     assert splits.test is not None
@@ -132,7 +132,7 @@ def test_named_classes_and_other_parts_follow_the_numbers(tmp_path: Path) -> Non
     assert counted.notes == ()
     with pytest.raises(DataError, match=r"class_names has 2 names, and y\.npy 3 classes"):
         arrays(folder, class_names=["a", "b"], infer_classes=True)
-    written(tmp_path, np.ones((2, 2)), np.array([3, 4]), "test_")
+    write(tmp_path, np.ones((2, 2)), np.array([3, 4]), "test_")
     with pytest.raises(DataError, match=r"test_y.npy holds class 4 in row 1 .*which the training part does not have"):
         arrays(folder, infer_classes=True)
 
@@ -153,7 +153,7 @@ def test_channels_are_told_by_their_number(
     shape: tuple[int, ...], layout: Any, expected: tuple[int, ...], is_noted: bool, tmp_path: Path
 ) -> None:
     x = RANDOM.integers(0, 256, shape).astype(np.uint8)
-    splits = arrays(written(tmp_path, x, np.arange(6) % 3), test_fraction=0, layout=layout, normalize=False)
+    splits = arrays(write(tmp_path, x, np.arange(6) % 3), test_fraction=0, layout=layout, normalize=False)
     assert splits.spec.input_shape == expected
     assert any("(rows, height, width, channels)" in note for note in splits.notes) is is_noted
     held = load_in_memory(splits.train, "memory", torch.float32, 0)
@@ -185,7 +185,7 @@ def test_an_npz_file_trains_is_evaluated_and_predicted(dlrun: Callable[..., Any]
 
 def test_all_files_that_are_missing_or_damaged_are_named_at_once(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     folder = tmp_path / "rows"
-    written(folder, np.ones((10, 2)), np.arange(10))
+    write(folder, np.ones((10, 2)), np.arange(10))
     (folder / "y.npy").unlink()
     broken(folder / "x.npy")
     np.save(folder / "test_y.npy", np.zeros(3, int))
@@ -205,14 +205,14 @@ def test_all_files_that_are_missing_or_damaged_are_named_at_once(dlrun: Callable
 
 
 def test_a_file_instead_of_its_folder(dlrun: Callable[..., Any], tmp_path: Path) -> None:
-    written(tmp_path / "rows", pictures(), np.arange(50) % 3)
+    write(tmp_path / "rows", pictures(), np.arange(50) % 3)
     done = dlrun("data=arrays", "data.path=rows/x.npy")
     advice = "type the folder that x.npy and y.npy lie in, or an .npz file of both"
     assert done.err == f"dlrun: data.path=rows/x.npy is a file; {advice}\n"
 
 
 def test_what_fits_is_held_in_memory_and_the_rest_is_not(tmp_path: Path) -> None:
-    train = arrays(written(tmp_path, pictures(), np.arange(50)), test_fraction=0).train
+    train = arrays(write(tmp_path, pictures(), np.arange(50)), test_fraction=0).train
     assert load_in_memory(train, "auto", torch.float32, 50 * 64 * 4) is not None
     assert load_in_memory(train, "auto", torch.float32, 50 * 64 * 4 - 1) is None
     assert load_in_memory(train, "auto", torch.float64, 50 * 64 * 8 - 1) is None
@@ -220,7 +220,7 @@ def test_what_fits_is_held_in_memory_and_the_rest_is_not(tmp_path: Path) -> None
 
 
 def test_all_rows_are_read_some_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train = arrays(written(tmp_path, pictures(), np.arange(50)), test_fraction=0).train
+    train = arrays(write(tmp_path, pictures(), np.arange(50)), test_fraction=0).train
     assert isinstance(train, Mapped)
     reference = train.__getitems__(list(range(50)))
     monkeypatch.setattr(rows, "_ROWS_PER_READ", 16)
@@ -232,7 +232,7 @@ def test_all_rows_are_read_some_at_a_time(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.slow
 def test_memory_and_workers_train_to_the_same_weights(dlrun: Callable[..., Any], tmp_path: Path) -> None:
-    written(tmp_path / "rows", pictures(90), np.arange(90) % 3)
+    write(tmp_path / "rows", pictures(90), np.arange(90) % 3)
     hashes = []
     for loader, workers in (("memory", 0), ("workers", 0), ("workers", 2)):
         done = dlrun("data=arrays", "data.path=rows", f"data.loader={loader}", f"data.num_workers={workers}", *QUIET)
@@ -246,8 +246,8 @@ def broken(path: Path) -> None:
 
 
 def regression_with_test(folder: Path) -> None:
-    written(folder, np.ones((10, 2)), np.ones(10))
-    written(folder, np.ones((3, 2)), np.ones((3, 2)), "test_")
+    write(folder, np.ones((10, 2)), np.ones(10))
+    write(folder, np.ones((3, 2)), np.ones((3, 2)), "test_")
 
 
 MISTAKES: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
@@ -268,8 +268,8 @@ MISTAKES: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
     "byte order": (lambda p: np.save(p / "x.npy", np.ones((10, 2), ">f4")), {}, "in another machine's byte order"),
     "nan x": (lambda p: np.save(p / "x.npy", np.full((10, 2), np.nan)), {}, "x.npy holds values that are not finite"),
     "test alone": (lambda p: np.save(p / "test_y.npy", np.zeros(3, int)), {}, "test_x.npy does not exist; write it"),
-    "other test": (lambda p: written(p, np.ones((3, 5)), np.zeros(3, int), "test_"), {}, "test_x.npy has rows of"),
-    "more classes": (lambda p: written(p, np.ones((1, 2)), np.array([10]), "test_"), {}, "test_y.npy holds class 10"),
+    "other test": (lambda p: write(p, np.ones((3, 5)), np.zeros(3, int), "test_"), {}, "test_x.npy has rows of"),
+    "more classes": (lambda p: write(p, np.ones((1, 2)), np.array([10]), "test_"), {}, "test_y.npy holds class 10"),
     "floats": (lambda p: np.save(p / "y.npy", np.arange(10) / 2), {"task": "multiclass"}, r"row 1, .* holds \[0.5\]"),
     "inf": (lambda p: np.save(p / "y.npy", np.full(10, np.inf)), {"task": "multiclass"}, r"takes whole numbers"),
     "2**63": (lambda p: np.save(p / "y.npy", np.arange(10, dtype=np.uint64) + 2**63), {}, "from 9223372036854775808"),
@@ -281,7 +281,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_sentence(mistake: str, tmp_path: Path) -> None:
     spoil, settings, sentence = MISTAKES[mistake]
-    written(tmp_path, RANDOM.normal(size=(10, 2)), np.arange(10))
+    write(tmp_path, RANDOM.normal(size=(10, 2)), np.arange(10))
     spoil(tmp_path)
     with pytest.raises(DataError, match=sentence) as caught:
         arrays(str(tmp_path), **settings)

@@ -104,13 +104,13 @@ def test_batches_are_mixed_as_torchvision_does_it(name):
         (model_inputs, loss_targets) = mixing.split_inputs(inputs, dominant)
         assert len(model_inputs) == 1
         outputs = torch.randn(6, 3)
-        share = mixed_share(name, images, expected)
+        share = compute_mixed_share(name, images, expected)
         one, other = (functional.cross_entropy(outputs, y, label_smoothing=0.1) for y in (targets, targets.roll(1, 0)))
         loss = objective.compute_loss(outputs, loss_targets)
         torch.testing.assert_close(loss, share * one + (1 - share) * other, rtol=1e-4, atol=1e-5)
 
 
-def mixed_share(name, images, mixed):
+def compute_mixed_share(name, images, mixed):
     """The share of the first image in each mixed one, measured on the pixels."""
     if name == "CutMix":
         return float((mixed == images).double().mean())

@@ -29,11 +29,11 @@ Y = torch.arange(ROWS) % 4
 CODES, LENGTHS = torch.ones(ROWS, 5, dtype=torch.int64), torch.full((ROWS,), 5)
 
 
-def inspected(spec: DataSpec, inputs: Any, targets: Any, **keys: Any) -> Splits:
+def inspect(spec: DataSpec, inputs: Any, targets: Any, **keys: Any) -> Splits:
     return inspect_splits(Splits(Split(inputs, targets), None, None, spec), Inspection("data=mine", spec, **keys))
 
 
-def changed(x: Tensor, value: float, *where: int) -> Tensor:
+def change(x: Tensor, value: float, *where: int) -> Tensor:
     x = x.clone()
     x[where] = value
     return x
@@ -59,7 +59,7 @@ def changed(x: Tensor, value: float, *where: int) -> Tensor:
 def test_targets_that_lose_nothing_are_mended_and_said(
     spec: DataSpec, inputs: Any, targets: Any, wanted: Tensor, note: str
 ) -> None:
-    splits = inspected(spec, inputs, targets)
+    splits = inspect(spec, inputs, targets)
     assert isinstance(splits.train, Split)
     assert splits.train.targets.dtype == wanted.dtype
     assert torch.equal(splits.train.targets, wanted)
@@ -84,7 +84,7 @@ def test_targets_that_lose_nothing_are_mended_and_said(
     ],
 )
 def test_inputs_that_lose_nothing_are_mended_and_said(spec: DataSpec, inputs: Any, wanted: Tensor, note: str) -> None:
-    splits = inspected(spec, inputs, Y)
+    splits = inspect(spec, inputs, Y)
     assert isinstance(splits.train, Split)
     assert splits.train.inputs[0].dtype == wanted.dtype
     assert torch.equal(splits.train.inputs[0], wanted)
@@ -102,10 +102,10 @@ def test_right_data_are_handed_on_as_they_are() -> None:
 
 
 def test_whole_numbers_are_left_to_a_net_of_the_users_own() -> None:
-    splits = inspected(CLASSES, (X.long(),), Y, keeps_integers=True)
+    splits = inspect(CLASSES, (X.long(),), Y, keeps_integers=True)
     assert isinstance(splits.train, Split)
     assert splits.train.inputs[0].dtype == torch.int64  # it may have an Embedding
-    splits = inspected(CLASSES, (X.byte(),), Y, keeps_integers=True)
+    splits = inspect(CLASSES, (X.byte(),), Y, keeps_integers=True)
     assert isinstance(splits.train, Split)
     assert splits.train.inputs[0].dtype == torch.float32  # of which no Embedding is made
 
@@ -118,11 +118,11 @@ NAN, INF = float("nan"), float("inf")
     [
         (VALUES, (X,), torch.ones(ROWS, 2), "(rows, 2), and regression with spec.output_size=1 takes (rows, 1)"),
         (COLUMNS, (X,), torch.ones(ROWS), "(rows,), and regression with spec.output_size=2 takes (rows, 2)"),
-        (VALUES, (X,), changed(X[:, :1], NAN, 7), "row 7 of train has a target of nan; remove the row"),
-        (COLUMNS, (X,), changed(X[:, :2], INF, 7, 1), "row 7 of train has a target of inf in column 1"),
-        (VALUES, (changed(X, NAN, 9, 2),), X[:, :1], "row 9 of train holds nan in the inputs, column 2 (counted from"),
-        (COLUMNS, (changed(X, -INF, 9, 2),), X[:, :2], "row 9 of train holds -inf in the inputs, column 'c'"),
-        (IMAGES, (changed(torch.ones(ROWS, 1, 4, 4), NAN, 5, 0, 2, 3),), Y, "holds nan in the inputs at [0, 2, 3]"),
+        (VALUES, (X,), change(X[:, :1], NAN, 7), "row 7 of train has a target of nan; remove the row"),
+        (COLUMNS, (X,), change(X[:, :2], INF, 7, 1), "row 7 of train has a target of inf in column 1"),
+        (VALUES, (change(X, NAN, 9, 2),), X[:, :1], "row 9 of train holds nan in the inputs, column 2 (counted from"),
+        (COLUMNS, (change(X, -INF, 9, 2),), X[:, :2], "row 9 of train holds -inf in the inputs, column 'c'"),
+        (IMAGES, (change(torch.ones(ROWS, 1, 4, 4), NAN, 5, 0, 2, 3),), Y, "holds nan in the inputs at [0, 2, 3]"),
         (
             TWO,
             (X,),
@@ -141,11 +141,11 @@ NAN, INF = float("nan"), float("inf")
             Y + 1,
             "row 3 of train has a target of 4, .* takes 0 to 3; write targets - 1, classes are coun",
         ),
-        (CLASSES, (X,), changed(Y, 2**53 + 1, 5), "row 5 of train has a target of 9007199254740993, and"),
-        (CLASSES, (X,), changed(Y, -1, 5), "row 5 of train has a target of -1, and multiclass with 4 classes takes 0"),
-        (CLASSES, (X,), changed(Y, -100, 5), "row 5 .* -100, .* remove the row, only tags can be left out"),
-        (CLASSES, (X,), changed(Y.double(), 0.5, 5), "row 5 of train has a target of 0.5, and multiclass takes whole"),
-        (CLASSES, (X,), changed(Y.float(), NAN, 5), "row 5 of train has a target of nan"),
+        (CLASSES, (X,), change(Y, 2**53 + 1, 5), "row 5 of train has a target of 9007199254740993, and"),
+        (CLASSES, (X,), change(Y, -1, 5), "row 5 of train has a target of -1, and multiclass with 4 classes takes 0"),
+        (CLASSES, (X,), change(Y, -100, 5), "row 5 .* -100, .* remove the row, only tags can be left out"),
+        (CLASSES, (X,), change(Y.double(), 0.5, 5), "row 5 of train has a target of 0.5, and multiclass takes whole"),
+        (CLASSES, (X,), change(Y.float(), NAN, 5), "row 5 of train has a target of nan"),
         (CLASSES, (X,), np.full(ROWS, 2**63, np.uint64), "row 0 of train has a target of 9223372036854775807"),
         (CLASSES, (X,), torch.full((ROWS, 4), 0.25), "(rows, 4), and multiclass takes (rows,), one class number a row"),
         (CLASSES, (X,), Y[1:], "the train part has 12 rows of inputs and 11 of targets; give as many of each"),
@@ -157,24 +157,24 @@ NAN, INF = float("nan"), float("inf")
         (CLASSES, (np.array(["a"] * ROWS),), Y, "a ndarray of <U1; return a tensor of numbers"),
         (CLASSES, (), Y, "the train part has no inputs"),
         (CLASSES, (torch.tensor(1.0),), Y, "the train inputs are one number; give a row a sample"),
-        (TOKENS, (changed(CODES, 3, 6, 2), LENGTHS), Y, "row 6 of train has a code of 3, and there are 0 to 2"),
-        (TOKENS, (CODES, changed(LENGTHS, 0, 4)), Y, "row 4 of train has a length of 0, and there are 1 to 5"),
-        (TOKENS, (CODES, changed(LENGTHS, 6, 4)), Y, "row 4 of train has a length of 6, and there are 1 to 5"),
+        (TOKENS, (change(CODES, 3, 6, 2), LENGTHS), Y, "row 6 of train has a code of 3, and there are 0 to 2"),
+        (TOKENS, (CODES, change(LENGTHS, 0, 4)), Y, "row 4 of train has a length of 0, and there are 1 to 5"),
+        (TOKENS, (CODES, change(LENGTHS, 6, 4)), Y, "row 4 of train has a length of 6, and there are 1 to 5"),
         (TOKENS, (CODES[:, 0], LENGTHS), Y, "the train codes have the shape (12,); tokens are codes (rows, length)"),
         (TOKENS, (CODES + 0.5, LENGTHS), Y, "row 0 of train holds 1.5 among its codes, which are whole numbers"),
         (
             TAGS,
             (CODES, LENGTHS),
-            changed(CODES, 4, 2, 3),
+            change(CODES, 4, 2, 3),
             "row 2 .* target of 4, .* takes 0 to 3, or -100 where padded",
         ),
-        (TAGS, (CODES, LENGTHS), changed(CODES, -1, 2, 3), "row 2 of train has a target of -1, and tagging"),
+        (TAGS, (CODES, LENGTHS), change(CODES, -1, 2, 3), "row 2 of train has a target of -1, and tagging"),
         (TAGS, (CODES, LENGTHS), Y, "(rows,), and tagging takes (rows, length), a class a position"),
     ],
 )
 def test_what_cannot_be_mended_is_a_sentence(spec: DataSpec, inputs: Any, targets: Any, expected_message: str) -> None:
     with pytest.raises(DataError) as caught:
-        inspected(spec, inputs, targets)
+        inspect(spec, inputs, targets)
     message = str(caught.value)
     assert message.startswith("data=mine: ")
     assert "\n" not in message
@@ -185,12 +185,12 @@ def test_what_cannot_be_mended_is_a_sentence(spec: DataSpec, inputs: Any, target
 
 
 def test_padded_tags_and_masked_targets_are_right() -> None:
-    tags = changed(CODES, -100, 3, 4)
-    splits = inspected(TAGS, (CODES, LENGTHS), tags)
+    tags = change(CODES, -100, 3, 4)
+    splits = inspect(TAGS, (CODES, LENGTHS), tags)
     assert isinstance(splits.train, Split)
     assert torch.equal(splits.train.targets, tags)
-    gaps = changed(X[:, :1], NAN, 7)
-    splits = inspected(VALUES, (X,), gaps, masks_targets=True)
+    gaps = change(X[:, :1], NAN, 7)
+    splits = inspect(VALUES, (X,), gaps, masks_targets=True)
     (note,) = splits.notes
     assert "row 7 of train has a target of nan, say): that is left to the loss of your own" in note
 
@@ -209,7 +209,7 @@ def test_every_part_is_looked_at_as_a_whole(name: str) -> None:
 
 def test_large_finite_numbers_are_no_mistake() -> None:
     x = torch.full((ROWS, 3), 3e38)  # their sum overflows
-    assert inspected(CLASSES, (x,), Y).notes == ()
+    assert inspect(CLASSES, (x,), Y).notes == ()
 
 
 def test_parts_without_rows() -> None:
@@ -316,7 +316,7 @@ def test_targets_that_a_dataset_states_count_only_if_they_are_such(stated: Any, 
 
 def test_a_sentence_names_the_file_where_the_rows_know_theirs() -> None:
     origin = Origin.from_lines("t.csv", list(range(2, 2 + ROWS)))
-    splits = Splits(Split((changed(X, NAN, 9, 0),), Y, origin), None, None, CLASSES)
+    splits = Splits(Split((change(X, NAN, 9, 0),), Y, origin), None, None, CLASSES)
     with pytest.raises(DataError, match=r"line 11 of t.csv holds nan"):
         inspect_splits(splits, Inspection("data=mine", CLASSES))
 

@@ -145,17 +145,17 @@ def write_table(path: Path, kinds: str, start: int = 0) -> list[str]:
 
 
 @pytest.fixture
-def trained(dlrun: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
+def train_on(dlrun: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
     write_table(tmp_path / "t.csv", "xyz" * 20)
     words = ("data=csv", "data.path=t.csv", "data.train_rows=30", "model=linear", "hydra.run.dir=run", *QUIET)
     assert dlrun(*words).code == 0
     return dlrun
 
 
-def test_the_test_rows_of_a_run_are_lines_of_its_table(trained: Callable[..., Any], tmp_path: Path) -> None:
+def test_the_test_rows_of_a_run_are_lines_of_its_table(train_on: Callable[..., Any], tmp_path: Path) -> None:
     lines = (tmp_path / "t.csv").read_text().splitlines()
     for split, count in (("test", 12), ("val", 5), ("train", 30), ("all", 47)):
-        assert trained("eval", "run", f"split={split}", "figures=false").code == 0
+        assert train_on("eval", "run", f"split={split}", "figures=false").code == 0
         rows = predictions(tmp_path / "run")
         assert list(rows[0]) == ["row", "true", "predicted", "probability", "source", "line"]
         assert len({row["row"] for row in rows}) == len(rows) == count
@@ -165,9 +165,9 @@ def test_the_test_rows_of_a_run_are_lines_of_its_table(trained: Callable[..., An
 
 
 @pytest.mark.parametrize("kinds", ["zyx" * 20 + "z", "y", "yyyy", "xyyyyy", "zx" * 30])
-def test_another_table_is_read_whole(trained: Callable[..., Any], tmp_path: Path, kinds: str) -> None:
+def test_another_table_is_read_whole(train_on: Callable[..., Any], tmp_path: Path, kinds: str) -> None:
     lines = write_table(tmp_path / "other.csv", kinds, start=1000)
-    done = trained("eval", "run", "data.path=other.csv", "figures=false")
+    done = train_on("eval", "run", "data.path=other.csv", "figures=false")
     assert done.code == 0, done.err
     assert f"all, as the run has not seen them, {len(kinds)} rows" in done.out
     rows = predictions(tmp_path / "run")

@@ -16,7 +16,7 @@ def table(folder, rows, header=None, name="t.csv"):
     return str(path)
 
 
-def numbered(target, rows=20):
+def number_rows(target, rows=20):
     """Rows of (i, i², target(i))."""
     return [(i, i * i, target(i)) for i in range(rows)]
 
@@ -33,7 +33,7 @@ def numbered(target, rows=20):
     ],
 )
 def test_task_is_judged_by_the_target(tmp_path, target, task, outputs, names):
-    splits = csv(table(tmp_path, numbered(target), "a,b,y"))
+    splits = csv(table(tmp_path, number_rows(target), "a,b,y"))
     assert (splits.spec.task, splits.spec.output_size, splits.spec.class_names) == (task, outputs, names)
     assert len(splits.notes) == 1
     assert f"column 'y' is the target and was taken for {task}" in splits.notes[0]
@@ -41,12 +41,12 @@ def test_task_is_judged_by_the_target(tmp_path, target, task, outputs, names):
 
 @pytest.mark.parametrize(("distinct", "task"), [(20, "multiclass"), (21, "regression")])
 def test_many_integers_are_a_quantity(tmp_path, distinct, task):
-    rows = numbered(lambda i: i % distinct, rows=3 * distinct)
+    rows = number_rows(lambda i: i % distinct, rows=3 * distinct)
     assert csv(table(tmp_path, rows)).spec.task == task
 
 
 def test_labels_stay_with_their_rows(tmp_path):
-    splits = csv(table(tmp_path, numbered(lambda i: "xyz"[i % 3], 60)), normalize=False)
+    splits = csv(table(tmp_path, number_rows(lambda i: "xyz"[i % 3], 60)), normalize=False)
     for part in (splits.train, splits.test):
         (x,), y = part.inputs, part.targets
         assert x.dtype == torch.float64
@@ -80,14 +80,14 @@ def test_normalized_by_the_training_rows_only(tmp_path):
 
 @pytest.mark.parametrize("task", ["regression", "multiclass"])
 def test_data_seed_draws_the_test_rows(tmp_path, task):
-    path = table(tmp_path, numbered(lambda i: i % 2, 40))
+    path = table(tmp_path, number_rows(lambda i: i % 2, 40))
     same, again, other = (csv(path, task=task, seed=s).test.inputs[0] for s in (0, 0, 1))
     assert torch.equal(same, again)
     assert not torch.equal(same, other)
 
 
 def test_a_said_task_is_taken(tmp_path):
-    path = table(tmp_path, numbered(lambda i: i % 2))
+    path = table(tmp_path, number_rows(lambda i: i % 2))
     assert csv(path, task="regression").train.targets.is_floating_point()
     assert csv(path, task="multiclass").spec.output_size == 2
     assert csv(path, task="multiclass").notes == ()
@@ -98,23 +98,23 @@ def test_a_said_task_is_taken(tmp_path):
     [
         ([(1,), (2,)], {}, "one column only"),
         ([("1;2",), ("3;4",)], {}, "data.delimiter=';'"),
-        (numbered(lambda i: i % 3), {"task": "binary"}, "3 distinct values: type data.task=multiclass"),
-        (numbered(lambda i: "ab"[i == 4]), {}, "class 'b' has one row only"),
-        (numbered(lambda i: i, 5), {}, "data.task=regression"),
-        (numbered(lambda i: "ab"[i % 2]), {"task": "regression"}, "line 1: column 'column_2' holds 'a'"),
-        (numbered(lambda i: "NA" if i == 4 else i % 2), {}, "line 5: column 'column_2' holds 'NA'"),
-        (numbered(lambda i: "" if i == 4 else i % 2), {}, "line 5: column 'column_2' is empty"),
-        (numbered(lambda i: "" if i == 4 else "ab"[i % 2]), {}, "line 5: column 'column_2' is empty"),
-        (numbered(lambda i: "nan" if i == 4 else i % 2), {}, "line 5: column 'column_2' holds 'nan'"),
-        (numbered(lambda i: "inf" if i == 4 else i % 2), {"task": "multiclass"}, "line 5"),
+        (number_rows(lambda i: i % 3), {"task": "binary"}, "3 distinct values: type data.task=multiclass"),
+        (number_rows(lambda i: "ab"[i == 4]), {}, "class 'b' has one row only"),
+        (number_rows(lambda i: i, 5), {}, "data.task=regression"),
+        (number_rows(lambda i: "ab"[i % 2]), {"task": "regression"}, "line 1: column 'column_2' holds 'a'"),
+        (number_rows(lambda i: "NA" if i == 4 else i % 2), {}, "line 5: column 'column_2' holds 'NA'"),
+        (number_rows(lambda i: "" if i == 4 else i % 2), {}, "line 5: column 'column_2' is empty"),
+        (number_rows(lambda i: "" if i == 4 else "ab"[i % 2]), {}, "line 5: column 'column_2' is empty"),
+        (number_rows(lambda i: "nan" if i == 4 else i % 2), {}, "line 5: column 'column_2' holds 'nan'"),
+        (number_rows(lambda i: "inf" if i == 4 else i % 2), {"task": "multiclass"}, "line 5"),
         ([("a", 0), ("b", 1), ("c", 0)], {"task": "binary", "test_fraction": 0}, "holds 'a'"),
         (
-            numbered(lambda i: i % 2),
+            number_rows(lambda i: i % 2),
             {"task": "clustering"},
             "type regression, binary, multiclass, multilabel or multitask",
         ),
-        (numbered(lambda i: i % 2), {"test_fraction": 1.0}, "data.test_fraction=1.0"),
-        (numbered(lambda i: i % 2), {"target": 3}, "from 0 to 2"),
+        (number_rows(lambda i: i % 2), {"test_fraction": 1.0}, "data.test_fraction=1.0"),
+        (number_rows(lambda i: i % 2), {"target": 3}, "from 0 to 2"),
     ],
 )
 def test_tables_that_cannot_be_learned(tmp_path, rows, settings, words):
@@ -125,12 +125,12 @@ def test_tables_that_cannot_be_learned(tmp_path, rows, settings, words):
 
 
 def test_mixed_labels_are_classes_when_said(tmp_path):
-    path = table(tmp_path, numbered(lambda i: "NA" if i % 2 else i % 4, 40))
+    path = table(tmp_path, number_rows(lambda i: "NA" if i % 2 else i % 4, 40))
     assert csv(path, task="multiclass").spec.class_names == ("0", "2", "NA")
 
 
 def test_relative_path_is_of_the_working_directory(tmp_path, monkeypatch):
-    table(tmp_path, numbered(lambda i: i % 2))
+    table(tmp_path, number_rows(lambda i: i % 2))
     monkeypatch.chdir(tmp_path)
     assert len(csv("t.csv").train) == 16
 
@@ -160,7 +160,7 @@ def test_diabetes_can_be_normalized(tmp_path):
 
 
 def test_diabetes_with_other_columns(tmp_path):
-    table(tmp_path, numbered(lambda i: i % 2), name="diabetes.csv")
+    table(tmp_path, number_rows(lambda i: i % 2), name="diabetes.csv")
     with pytest.raises(DataError, match="3 columns, not the 9"):
         diabetes(str(tmp_path))
 
@@ -191,4 +191,4 @@ def test_request_and_data_errors_differ(tmp_path):
     with pytest.raises(DataError):
         csv(str(tmp_path / "none.csv"))
     with pytest.raises(RequestError, match=r"data.delimiter"):
-        csv(table(tmp_path, numbered(lambda i: i % 2)), delimiter=";;")
+        csv(table(tmp_path, number_rows(lambda i: i % 2)), delimiter=";;")

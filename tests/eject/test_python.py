@@ -41,7 +41,7 @@ NEEDS_DATA = {"mnist", "names", "diabetes"}
 
 
 @pytest.fixture
-def ejected(dlrun: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., list[str]]:
+def eject(dlrun: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., list[str]]:
     """`ejected(*words)`: train what the words ask for, eject every run, and hold each file against its run.
 
     Returns the texts of the files.
@@ -56,7 +56,7 @@ def ejected(dlrun: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..
             done = dlrun("export", str(folder), "format=python")
             assert done.code == 0, done.err
         files = [folder / "export" / "python" / "train.py" for folder in folders]
-        outputs = printed(plain(before + FILES, *map(str, files)))
+        outputs = parse_output(plain(before + FILES, *map(str, files)))
         for folder, file in zip(folders, files, strict=True):
             compare(json.loads((folder / "result.json").read_text()), outputs[str(file)])
         look(files)
@@ -69,7 +69,7 @@ def ejected(dlrun: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..
     return run
 
 
-def printed(done: Any) -> dict[str, list[str]]:
+def parse_output(done: Any) -> dict[str, list[str]]:
     """What each file printed, run by a Python that finds neither dlrun nor Hydra."""
     assert done.code == 0, done.out[-2000:] + done.err[-3000:]
     assert not [line for line in done.err.splitlines() if "Lazy modules" not in line and "warnings.warn" not in line]
@@ -103,7 +103,7 @@ def look(files: list[Path]) -> None:
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[] if n in IN_FAST_SUITE else pytest.mark.slow) for n in LESSONS]
 )
-def test_every_lesson_can_be_taken_away(name: str, ejected: Callable, formats: Any, request: Any) -> None:
+def test_every_lesson_can_be_taken_away(name: str, eject: Callable, formats: Any, request: Any) -> None:
     data = next(
         entry["override /data"] for entry in OmegaConf.load(LESSONS[name]).defaults if "override /data" in entry
     )
@@ -119,7 +119,7 @@ def test_every_lesson_can_be_taken_away(name: str, ejected: Callable, formats: A
             "CIFAR10._check_integrity = lambda self: True\n"
             "import torchvision.datasets.cifar as c\nc.check_integrity = lambda *a: True\n"
         )
-    ejected(*words, before=before)
+    eject(*words, before=before)
 
 
 BLOBS = ("data=blobs", "data.task=binary", "data.rows_per_class=20", "trainer.epochs=2")
@@ -138,15 +138,15 @@ DIGITS = ("data=digits", "data.image_size=8", "data.limit_batches=2", "trainer.e
     ],
     ids=["line", "last batch dropped", "scaled gradients", "one batch", "by hand", "plateau"],
 )
-def test_choices_of_no_lesson_can_be_taken_away(words: tuple[str, ...], ejected: Callable) -> None:
-    ejected(*words)
+def test_choices_of_no_lesson_can_be_taken_away(words: tuple[str, ...], eject: Callable) -> None:
+    eject(*words)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["googlenet", "mobilenet_v2", "mobilenet_v3_small"])
-def test_batch_norm_of_one_pixel_rounds_as_in_the_run(name: str, ejected: Callable) -> None:
+def test_batch_norm_of_one_pixel_rounds_as_in_the_run(name: str, eject: Callable) -> None:
     small = ("data=digits", "data.image_size=32", "data.limit_batches=2", "data.batch_size=8", "trainer.epochs=2")
-    ejected(*small, "model=torchvision", f"model.name={name}")
+    eject(*small, "model=torchvision", f"model.name={name}")
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def torchrun(tmp_path: Path, warm: Any) -> Callable[..., "subprocess.CompletedPr
     """
 
     def run(count: int, *words: str, wait: float = 120.0) -> "subprocess.CompletedProcess[str]":
-        process = warm.start_torchrun(*started(count, *words), cwd=tmp_path)
+        process = warm.start_torchrun(*start_run(count, *words), cwd=tmp_path)
         code = process.wait(wait)
         return subprocess.CompletedProcess(words, code, process.out, process.err)
 
@@ -130,7 +130,7 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def started(count: int, *words: str) -> list[str]:
+def start_run(count: int, *words: str) -> list[str]:
     """The words behind torchrun."""
     return [f"--nproc-per-node={count}", "--standalone", "-m", "dlrun", *words]
 
@@ -533,7 +533,7 @@ def test_a_signal_stops_all_in_the_same_step(tmp_path: Path, ranks: Callable[...
     last = tmp_path / "run" / "checkpoints" / "last.pt"
     for who in ("one", "all"):
         before = last.stat().st_mtime_ns if last.exists() else 0
-        process = warm.start_torchrun(*started(2, *words, "resume=auto", "hydra.run.dir=run"), cwd=tmp_path)
+        process = warm.start_torchrun(*start_run(2, *words, "resume=auto", "hydra.run.dir=run"), cwd=tmp_path)
         while not last.exists() or last.stat().st_mtime_ns == before:
             assert process.poll() is None, process.err
             time.sleep(0.02)

@@ -20,7 +20,7 @@ def spec(task: TaskName) -> DataSpec:
     return DataSpec("vector", (3,), task, 1 if task in ("regression", "binary") else 3)
 
 
-def drawn(task: TaskName) -> tuple[Tensor, Tensor]:
+def draw(task: TaskName) -> tuple[Tensor, Tensor]:
     """Outputs and targets in double precision; sequences of 4 tags, some of them padding."""
     generator = torch.Generator().manual_seed(5)
     shape = {"regression": (1,), "binary": (1,), "multiclass": (3,), "tagging": (4, 3)}[task]
@@ -56,7 +56,7 @@ def drawn(task: TaskName) -> tuple[Tensor, Tensor]:
 def test_a_class_of_torch_is_computed_as_torch_does(
     task: TaskName, name: str, arguments: dict[str, Any], reduction: str
 ) -> None:
-    outputs, targets = drawn(task)
+    outputs, targets = draw(task)
     objective = Objective(spec(task), name, reduction, loss_args=arguments)
     assert objective.loss_name == ALIASES[name.removeprefix("torch.nn.")]
 
@@ -75,7 +75,7 @@ def test_every_alias_names_a_loss() -> None:
 
 
 def test_losses_that_torch_lacks_are_their_formulas() -> None:
-    z, y = drawn("binary")
+    z, y = draw("binary")
     flat = z.squeeze(-1)
     truth = sigmoid_focal_loss(flat, y.double(), alpha=0.3, gamma=1.7, reduction="mean")
     focal = Objective(spec("binary"), "focal", loss_args={"gamma": 1.7, "alpha": 0.3})
@@ -89,7 +89,7 @@ def test_losses_that_torch_lacks_are_their_formulas() -> None:
     positive = Objective(spec("binary"), loss_args={"pos_weight": 3})
     torch.testing.assert_close(positive.compute_loss(z, y), weighted)
 
-    z, y = drawn("multiclass")
+    z, y = draw("multiclass")
     p = z.softmax(-1).gather(1, y.unsqueeze(1))
     focal = Objective(spec("multiclass"), "focal", loss_args={"gamma": 0.5})
     torch.testing.assert_close(focal.compute_loss(z, y), (-((1 - p) ** 0.5) * p.log()).mean())
@@ -108,7 +108,7 @@ def test_the_quantile_loss_is_least_at_the_quantile() -> None:
 
 
 def test_a_poisson_model_answers_with_rates() -> None:
-    outputs, targets = drawn("regression")
+    outputs, targets = draw("regression")
     objective = Objective(spec("regression"), "poisson")
     totals = objective.new_accumulator()
     totals.add(outputs, targets, objective.compute_loss(outputs, targets))
@@ -122,7 +122,7 @@ def test_a_poisson_model_answers_with_rates() -> None:
     )
 
 
-def weighted_truth(task: TaskName, name: str, outputs: Tensor, targets: Tensor) -> float:
+def compute_weighted_truth(task: TaskName, name: str, outputs: Tensor, targets: Tensor) -> float:
     """Row by row, the mean that numpy.average and scikit-learn's sample_weight form."""
     import numpy as np
 
@@ -144,9 +144,9 @@ WEIGHTED: list[tuple[TaskName, str]] = [
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize(("task", "name"), WEIGHTED)
 def test_a_weighted_loss_is_the_weighted_mean_of_all_rows(task: TaskName, name: str, reduction: str) -> None:
-    outputs, targets = drawn(task)
+    outputs, targets = draw(task)
     objective = Objective(spec(task), name, reduction, class_weights=WEIGHTS[task])
-    expected = weighted_truth(task, name, outputs, targets)
+    expected = compute_weighted_truth(task, name, outputs, targets)
     for sizes in ([ROWS], [16, 16, 9], [1] * ROWS):
         totals = objective.new_accumulator()
         for o, t in zip(outputs.split(sizes), targets.split(sizes), strict=True):
@@ -157,7 +157,7 @@ def test_a_weighted_loss_is_the_weighted_mean_of_all_rows(task: TaskName, name: 
 def test_weights_of_two_classes_are_scikit_learns_sample_weights() -> None:
     from sklearn.metrics import log_loss
 
-    z, y = drawn("binary")
+    z, y = draw("binary")
     weights = torch.tensor(WEIGHTS["binary"])[y].numpy()
     expected = log_loss(y.numpy(), z.squeeze(-1).sigmoid().numpy(), sample_weight=weights)
     loss = Objective(spec("binary"), class_weights=WEIGHTS["binary"]).compute_loss(z, y)

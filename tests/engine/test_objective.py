@@ -29,7 +29,7 @@ def spec(task: TaskName, outputs: int | None = None) -> DataSpec:
     return DataSpec("vector", (3,), task, outputs or OUTPUTS[task])
 
 
-def drawn(task: TaskName) -> tuple[Tensor, Tensor]:
+def draw(task: TaskName) -> tuple[Tensor, Tensor]:
     """Random outputs and targets, the targets partly guessed."""
     generator = torch.Generator().manual_seed(3)
     outputs = torch.randn(ROWS, *([5] if task == "tagging" else []), OUTPUTS[task], generator=generator)
@@ -47,7 +47,7 @@ def drawn(task: TaskName) -> tuple[Tensor, Tensor]:
     return outputs, targets.masked_fill(torch.arange(5) >= lengths, -100)
 
 
-def measured(task: Objective, outputs: Tensor, targets: Tensor, sizes: list[int]) -> dict[str, float]:
+def measure(task: Objective, outputs: Tensor, targets: Tensor, sizes: list[int]) -> dict[str, float]:
     totals = task.new_accumulator()
     for o, t in zip(torch.split(outputs, sizes), torch.split(targets, sizes), strict=True):
         totals.add(o, t, task.compute_loss(o, t))
@@ -112,9 +112,9 @@ TRUTHS: dict[TaskName, Any] = {
 @pytest.mark.parametrize("sizes", SPLITS.values(), ids=SPLITS)
 @pytest.mark.parametrize("name", TRUTHS)
 def test_metrics_are_those_of_scikit_learn_however_the_rows_are_batched(name: TaskName, sizes: list[int]) -> None:
-    outputs, targets = drawn(name)
+    outputs, targets = draw(name)
     task = Objective(spec(name))
-    metrics = measured(task, outputs, targets, sizes)
+    metrics = measure(task, outputs, targets, sizes)
     assert tuple(metrics) == task.metric_names
     assert metrics == pytest.approx(TRUTHS[name](outputs, targets), rel=2e-6)
 
@@ -122,7 +122,7 @@ def test_metrics_are_those_of_scikit_learn_however_the_rows_are_batched(name: Ta
 def test_the_mean_of_batch_means_would_have_failed() -> None:
     assert len(SPLITS["more than are kept waiting"]) > 2 * FLUSH_BATCHES
     for name in TRUTHS:
-        outputs, targets = drawn(name)
+        outputs, targets = draw(name)
         task, sizes = Objective(spec(name)), SPLITS["very unequal"]
         pairs = zip(torch.split(outputs, sizes), torch.split(targets, sizes), strict=True)
         naive = sum(float(task.compute_loss(o, t)) for o, t in pairs) / len(sizes)
@@ -131,12 +131,12 @@ def test_the_mean_of_batch_means_would_have_failed() -> None:
 
 @pytest.mark.parametrize("name", TRUTHS)
 def test_reduction_sum_minimizes_the_sum_and_reports_the_mean(name: TaskName) -> None:
-    outputs, targets = drawn(name)
+    outputs, targets = draw(name)
     task = Objective(spec(name), reduction="sum")
     count = targets.numel() if name == "regression" else int((targets != -100).sum())
     mean = TRUTHS[name](outputs, targets)["loss"]
     assert float(task.compute_loss(outputs, targets)) == pytest.approx(mean * count, rel=1e-5)
-    metrics = measured(task, outputs, targets, SPLITS["very unequal"])
+    metrics = measure(task, outputs, targets, SPLITS["very unequal"])
     assert metrics["loss"] == pytest.approx(mean, rel=1e-5)
 
 
@@ -162,7 +162,7 @@ def test_reduction_sum_minimizes_the_sum_and_reports_the_mean(name: TaskName) ->
     ],
 )
 def test_each_loss_is_the_one_of_torch(name: TaskName, loss: str, truth: Any, reduction: str) -> None:
-    outputs, targets = drawn(name)
+    outputs, targets = draw(name)
     outputs = (
         outputs.sigmoid() if loss in ("bce", "scratch_bce") else outputs.log_softmax(-1) if loss == "nll" else outputs
     )
@@ -183,7 +183,7 @@ def test_each_loss_is_the_one_of_torch(name: TaskName, loss: str, truth: Any, re
     ],
 )
 def test_a_loss_on_probabilities_answers_as_the_one_on_logits(name: TaskName, default: str, other: str) -> None:
-    logits, targets = drawn(name)
+    logits, targets = draw(name)
     linked = logits.sigmoid() if name == "binary" else logits.log_softmax(-1)
     one, two = Objective(spec(name)), Objective(spec(name), other)
     assert one.loss_name == default
@@ -192,7 +192,7 @@ def test_a_loss_on_probabilities_answers_as_the_one_on_logits(name: TaskName, de
     for task, outputs in ((one, logits), (two, linked)):
         torch.testing.assert_close(task.compute_probabilities(outputs), wanted)
         assert torch.equal(task.predict(outputs), truth.argmax(-1))
-    first, second = (measured(t, o, targets, [ROWS]) for t, o in ((one, logits), (two, linked)))
+    first, second = (measure(t, o, targets, [ROWS]) for t, o in ((one, logits), (two, linked)))
     assert first == pytest.approx(second, rel=1e-5)
     assert one.compute_baseline(targets, targets) == pytest.approx(two.compute_baseline(targets, targets), rel=1e-6)
 
@@ -230,7 +230,7 @@ def test_the_baseline_is_scikit_learns_dummy(name: TaskName) -> None:
     from sklearn import metrics
     from sklearn.dummy import DummyClassifier, DummyRegressor
 
-    _, targets = drawn(name)
+    _, targets = draw(name)
     train, y = targets[:100], targets[100:].numpy()
     baseline = Objective(spec(name)).compute_baseline(train, targets[100:])
     if name == "regression":
@@ -271,7 +271,7 @@ def test_sequences_of_other_lengths_join_in_one_sum() -> None:
 @pytest.mark.parametrize("stop", [3, FLUSH_BATCHES, FLUSH_BATCHES + 6])
 @pytest.mark.parametrize("name", TRUTHS)
 def test_a_sum_that_was_saved_half_way_ends_in_the_same_bits(name: TaskName, stop: int) -> None:
-    outputs, targets = drawn(name)
+    outputs, targets = draw(name)
     task = Objective(spec(name))
     pairs = list(zip(torch.split(outputs, 2), torch.split(targets, 2), strict=True))
     reference, first, second = task.new_accumulator(), task.new_accumulator(), task.new_accumulator()
@@ -300,7 +300,7 @@ def test_the_area_under_the_curve_at_its_edges() -> None:
 
 def test_a_constant_target_has_no_r2() -> None:
     outputs, targets = torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [1.0]])
-    assert measured(Objective(spec("regression", 1)), outputs, targets, [2])["r2"] == 0
+    assert measure(Objective(spec("regression", 1)), outputs, targets, [2])["r2"] == 0
 
 
 @pytest.mark.parametrize(
@@ -328,7 +328,7 @@ def test_a_loss_of_ones_own_is_called_as_torchs_are() -> None:
         assert z.shape == y.shape == (4,)
         return ((z - y) ** 4).mean()
 
-    def reduced(z: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
+    def reduce(z: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
         return getattr((z - y) ** 4, reduction)()
 
     powers = (outputs[:, 0] - targets) ** 4
@@ -336,7 +336,7 @@ def test_a_loss_of_ones_own_is_called_as_torchs_are() -> None:
         Objective(spec("binary"), "mine.plain", own_loss=plain).compute_loss(outputs, targets), powers.mean()
     )
     assert torch.equal(
-        Objective(spec("binary"), "mine.reduced", "sum", reduced).compute_loss(outputs, targets), powers.sum()
+        Objective(spec("binary"), "mine.reduced", "sum", reduce).compute_loss(outputs, targets), powers.sum()
     )
     with pytest.raises(RequestError, match=r"mine\.plain has no parameter reduction; give it one, or leave out"):
         Objective(spec("binary"), "mine.plain", "sum", plain)

@@ -60,7 +60,7 @@ class Watched(SGD):
         return super().step(closure)
 
 
-def drawn(task: TaskName = "multiclass", rows: int = ROWS) -> Split:
+def draw(task: TaskName = "multiclass", rows: int = ROWS) -> Split:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(rows, FEATURES, generator=generator)
     if task == "regression":
@@ -83,7 +83,7 @@ def net(dropout: float = 0.0) -> nn.Module:
     return nn.Sequential(nn.Linear(FEATURES, 8), nn.Tanh(), nn.Dropout(dropout), nn.Linear(8, CLASSES))
 
 
-def prepared(model: nn.Module, optimizer: Optimizer, train: Batches, **settings: Any) -> TrainState:
+def prepare(model: nn.Module, optimizer: Optimizer, train: Batches, **settings: Any) -> TrainState:
     """settings: the fields of Limits, or val, task, reduction, monitor, mode."""
     limits = {k: settings.pop(k) for k in list(settings) if k in StopRules.__dataclass_fields__}
     spec = DataSpec("vector", (FEATURES,), settings.get("task", "multiclass"), CLASSES)
@@ -98,7 +98,7 @@ def prepared(model: nn.Module, optimizer: Optimizer, train: Batches, **settings:
 
 def sgd(train: Batches, lr: float = 0.1, **settings: Any) -> TrainState:
     model = net()
-    return prepared(model, SGD(model.parameters(), lr=lr), train, **settings)
+    return prepare(model, SGD(model.parameters(), lr=lr), train, **settings)
 
 
 def fit(training: TrainState, stop: Callable[[], bool] = lambda: False) -> tuple[str, GraphRecorder]:
@@ -106,9 +106,9 @@ def fit(training: TrainState, stop: Callable[[], bool] = lambda: False) -> tuple
     return Trainer(training, [recorder], stop).fit(), recorder
 
 
-def by_hand(make: Make, epochs: int, size: int, clip: float | None = None) -> tuple[nn.Module, list[float]]:
+def train_by_hand(make: Make, epochs: int, size: int, clip: float | None = None) -> tuple[nn.Module, list[float]]:
     """The loop as a textbook writes it; returns the trained net and the losses of its steps."""
-    model, losses, data = net(), [], drawn()
+    model, losses, data = net(), [], draw()
     optimizer = make(model.parameters())
     for epoch in range(1, epochs + 1):
         order = EpochOrder(ROWS, size, shuffle=True).permutation(epoch)
@@ -134,9 +134,9 @@ def assert_equal(one: nn.Module, two: nn.Module) -> None:
     "make", [lambda p: SGD(p, lr=0.1, momentum=0.9), lambda p: Adam(p, lr=0.01)], ids=["momentum", "adam"]
 )
 def test_fit_is_bit_for_bit_a_plain_torch_loop(make: Make, clip: float | None) -> None:
-    model, train = net(), batches(drawn(), 5, shuffle=True)
-    status, recorder = fit(prepared(model, make(model.parameters()), train, epochs=3, grad_clip_norm=clip))
-    truth, losses = by_hand(make, 3, 5, clip)
+    model, train = net(), batches(draw(), 5, shuffle=True)
+    status, recorder = fit(prepare(model, make(model.parameters()), train, epochs=3, grad_clip_norm=clip))
+    truth, losses = train_by_hand(make, 3, 5, clip)
     assert status == "completed"
     assert_equal(model, truth)
     assert [v["train/loss_step"] for v in recorder.steps.values()] == pytest.approx(losses, rel=1e-12)
@@ -147,8 +147,8 @@ def test_lbfgs_is_plain_torch_and_counts_a_step_a_batch() -> None:
     def lbfgs(parameters: Iterable[Any]) -> Optimizer:
         return torch.optim.LBFGS(parameters, lr=0.1, max_iter=4)
 
-    model, truth, data = net(), net(), drawn()
-    _, recorder = fit(prepared(model, lbfgs(model.parameters()), batches(data, 11), epochs=2))
+    model, truth, data = net(), net(), draw()
+    _, recorder = fit(prepare(model, lbfgs(model.parameters()), batches(data, 11), epochs=2))
     optimizer = lbfgs(truth.parameters())
     for start in (0, 11) * 2:
         part = data.rows(torch.arange(start, start + 11))  # a copy, as the loop has it: views round otherwise
@@ -171,9 +171,9 @@ def test_lbfgs_is_plain_torch_and_counts_a_step_a_batch() -> None:
 def test_accumulated_gradients_are_those_of_one_large_batch(
     accumulate: int, sizes: list[int], task: TaskName, reduction: str
 ) -> None:
-    data, model, truth = drawn(task), net().double(), net().double()
+    data, model, truth = draw(task), net().double(), net().double()
     optimizer, train = Watched(model.parameters(), lr=0.0), batches(data, 4, task, torch.float64)
-    training = prepared(model, optimizer, train, task=task, reduction=reduction, accumulate_steps=accumulate)
+    training = prepare(model, optimizer, train, task=task, reduction=reduction, accumulate_steps=accumulate)
     _, recorder = fit(training)
     assert training.progress.step == len(sizes) == len(optimizer.seen)
     x, y = data.inputs[0].double(), data.targets
@@ -191,33 +191,33 @@ def test_accumulated_gradients_are_those_of_one_large_batch(
 
 @pytest.mark.parametrize(("drop_last", "sizes"), [(False, [8, 2]), (True, [8])])
 def test_ten_rows_in_batches_of_eight_are_two_steps_or_one(drop_last: bool, sizes: list[int]) -> None:
-    training = sgd(batches(drawn(rows=10), 8, drop_last=drop_last), epochs=3)
+    training = sgd(batches(draw(rows=10), 8, drop_last=drop_last), epochs=3)
     fit(training)
     assert (training.progress.step, training.progress.samples) == (3 * len(sizes), 3 * sum(sizes))
 
 
 @pytest.mark.parametrize(("most", "steps", "epochs"), [(7, 7, 2), (5, 5, 1), (99, 15, 3)])
 def test_training_ends_after_max_steps(most: int, steps: int, epochs: int) -> None:
-    training = sgd(batches(drawn(), 5), epochs=3, max_steps=most)
+    training = sgd(batches(draw(), 5), epochs=3, max_steps=most)
     status, recorder = fit(training)
     assert (status, training.progress.step, len(recorder.rows)) == ("completed", steps, epochs)
 
 
 def test_half_an_epoch_is_saved_before_its_row_which_is_of_the_end() -> None:
-    training = sgd(batches(drawn(), 5), epochs=3, max_steps=7)
+    training = sgd(batches(draw(), 5), epochs=3, max_steps=7)
     _, recorder = fit(training)
     kinds = [event for event in recorder.saved if event[0] != "step"]
     assert kinds == [("epoch", 5), ("interrupted", 7), ("epoch", 7)]
     assert [(row["epoch"], row["step"]) for row in recorder.rows] == [(1, 5), (2, 7)]
-    reference = sgd(batches(drawn(), 5), epochs=3, max_steps=10)
+    reference = sgd(batches(draw(), 5), epochs=3, max_steps=10)
     assert ("end", -1) not in fit(reference)[1].saved
 
 
 def test_half_an_epoch_that_is_out_of_steps_gets_its_row_without_another_step() -> None:
     """A run that was killed between its last step and its result."""
-    training = sgd(batches(drawn(), 5), epochs=3, max_steps=7)
+    training = sgd(batches(draw(), 5), epochs=3, max_steps=7)
     wanted = fit(training)[1].rows[-1]
-    killed = sgd(batches(drawn(), 5), epochs=3, max_steps=7)
+    killed = sgd(batches(draw(), 5), epochs=3, max_steps=7)
     fit(killed, lambda: killed.progress.step >= 6)
     assert Trainer(killed, [], lambda: False).train_epoch()
     assert (killed.progress.step, killed.progress.batch) == (7, 2)
@@ -228,15 +228,15 @@ def test_half_an_epoch_that_is_out_of_steps_gets_its_row_without_another_step() 
 
 @pytest.mark.parametrize(("patience", "epochs"), [(1, 2), (3, 4), (9, 6)])
 def test_training_stops_early_when_nothing_improves(patience: int, epochs: int) -> None:
-    training = sgd(batches(drawn(), 5), lr=0.0, epochs=6, patience=patience)
+    training = sgd(batches(draw(), 5), lr=0.0, epochs=6, patience=patience)
     status, recorder = fit(training)
     assert (status, len(recorder.rows)) == ("completed" if epochs == 6 else "early_stopped", epochs)
 
 
 @pytest.mark.parametrize("size", [5, 22, 100])
 def test_evaluation_weighs_every_row_the_same(size: int) -> None:
-    model, data = net(dropout=0.5), drawn()
-    training = prepared(model, SGD(model.parameters(), lr=0.1), batches(data, size))
+    model, data = net(dropout=0.5), draw()
+    training = prepare(model, SGD(model.parameters(), lr=0.1), batches(data, size))
     metrics = trainer.evaluate(model, training.train, training.objective, contextlib.nullcontext)
     with torch.no_grad():
         outputs = model.eval()(data.inputs[0])
@@ -247,8 +247,8 @@ def test_evaluation_weighs_every_row_the_same(size: int) -> None:
 @pytest.mark.parametrize(("mode", "pick"), [("min", min), ("max", max)])
 @pytest.mark.parametrize("monitor", ["val/loss", "val/accuracy"])
 def test_the_best_epoch_is_the_first_of_the_best_values(monitor: str, mode: str, pick: Any) -> None:
-    val = batches(drawn(rows=40), 7)
-    training = sgd(batches(drawn(), 5), lr=1.5, epochs=8, val=val, monitor=monitor, mode=mode)
+    val = batches(draw(rows=40), 7)
+    training = sgd(batches(draw(), 5), lr=1.5, epochs=8, val=val, monitor=monitor, mode=mode)
     _, recorder = fit(training)
     values = [row[monitor] for row in recorder.rows]
     assert training.progress.best_value == pick(values)
@@ -262,7 +262,7 @@ def test_the_best_epoch_is_the_first_of_the_best_values(monitor: str, mode: str,
 @pytest.mark.parametrize("accumulate", [1, 2, 3])
 @pytest.mark.parametrize("bad", [1, 2, 3, 5, 6, 7])  # of the batches 0..7, so that groups of three end ragged
 def test_a_loss_that_is_not_finite_names_its_step(bad: int, accumulate: int, log_every: int) -> None:
-    data, order = drawn(), EpochOrder(ROWS, 3, shuffle=True).permutation(1)
+    data, order = draw(), EpochOrder(ROWS, 3, shuffle=True).permutation(1)
     data.inputs[0][order[3 * bad], 2] = math.nan
     train = batches(data, 3, shuffle=True)
     training = sgd(train, accumulate_steps=accumulate, log_every_steps=log_every, epochs=2)
@@ -270,13 +270,13 @@ def test_a_loss_that_is_not_finite_names_its_step(bad: int, accumulate: int, log
         fit(training)
     assert f"the loss is nan at step {bad // accumulate + 1} (epoch 1);" in str(caught.value)
     if accumulate == 1:
-        _, losses = by_hand(lambda p: SGD(p, lr=0.1), 1, 3)
+        _, losses = train_by_hand(lambda p: SGD(p, lr=0.1), 1, 3)
         assert f"the last finite loss was {losses[bad - 1]:.6g};" in str(caught.value)
 
 
 @pytest.mark.parametrize("stop_at", [2, 5, 7, 10])
 def test_a_stop_ends_the_run_after_the_step_unless_it_was_the_last(stop_at: int) -> None:
-    training = sgd(batches(drawn(), 5), epochs=2)
+    training = sgd(batches(draw(), 5), epochs=2)
     status, recorder = fit(training, lambda: training.progress.step >= stop_at)
     assert (status, training.progress.step) == ("completed" if stop_at == 10 else "interrupted", stop_at)
     assert len(recorder.rows) == training.progress.epoch == stop_at // 5
@@ -284,7 +284,7 @@ def test_a_stop_ends_the_run_after_the_step_unless_it_was_the_last(stop_at: int)
     assert recorder.saved[-1] == ("epoch" if stop_at == 10 else "interrupted", stop_at)
 
 
-def counted(name: str, calls: list[str]) -> Any:
+def count_calls(name: str, calls: list[str]) -> Any:
     """Tensor's method of that name, which adds to `calls`."""
     before = getattr(Tensor, name)
 
@@ -306,11 +306,11 @@ def test_a_step_does_not_wait_for_the_device(
 ) -> None:
     calls: list[str] = []
     for name in WAITS:
-        monkeypatch.setattr(Tensor, name, counted(name, calls))
+        monkeypatch.setattr(Tensor, name, count_calls(name, calls))
 
     def waits(rows: int, log_every: int) -> list[str]:
         settings: dict[str, Any] = {"task": task, "grad_clip_norm": clip, "accumulate_steps": accumulate}
-        train = batches(drawn(task, rows), 2, task, shuffle=True)
+        train = batches(draw(task, rows), 2, task, shuffle=True)
         training = sgd(train, log_every_steps=log_every, **settings)
         recorder = GraphRecorder()
         calls.clear()

@@ -117,7 +117,7 @@ def test_dropping_the_last_batch_is_named_where_it_drops_nothing(dlrun: Callable
     assert "has no effect" not in done.out
 
 
-def _noted(done: Any) -> list[str]:
+def _list_notes(done: Any) -> list[str]:
     """What is said to have no effect, once each."""
     return [line.split(" has no effect")[0] for line in done.out.splitlines() if "has no effect here" in line]
 
@@ -137,7 +137,7 @@ def test_what_lies_beyond_the_end_of_the_training_is_named(dlrun: Callable[..., 
     )
     done = dlrun("check", *QUIET, *words, "trainer.accumulate_steps=5")
     assert done.code == 0, done.err
-    assert _noted(done) == [
+    assert _list_notes(done) == [
         "note: data.limit_batches", "note: trainer.log_every_steps", "note: trainer.early_stopping.patience",
         "note: checkpoint.every_epochs", "note: checkpoint.every_steps", "note: tracking.evolution_every_epochs",
         "note: scheduler",
@@ -166,7 +166,7 @@ def test_what_comes_before_the_end_of_the_training_is_not_named(dlrun: Callable[
         "optimizer.groups=[{match: w*, lr: 0.1}]",
         "optimizer.lr=0.5",
     )
-    assert _noted(dlrun("check", *QUIET, *words)) == []
+    assert _list_notes(dlrun("check", *QUIET, *words)) == []
 
 
 @pytest.mark.parametrize(
@@ -208,16 +208,16 @@ def test_start_values_that_others_replace_are_named(dlrun: Callable[..., Any]) -
     check = ("check", *QUIET, "trainer.max_steps=1")
     replaced = dlrun(*check, "init_from=first", "+model.init.w=1.0")
     assert "note: model.init.w has no effect here: init_from=first brings w" in replaced.out
-    assert _noted(dlrun(*check, "model.init={w: 1.0}")) == []
+    assert _list_notes(dlrun(*check, "model.init={w: 1.0}")) == []
     searched = dlrun(*check, "optimizer=exhaustive", "model.bias=false", "model.init={w: 1.0}", "scheduler=cosine")
-    assert _noted(searched) == ["note: optimizer=sgd", "note: model.init", "note: scheduler"]
+    assert _list_notes(searched) == ["note: optimizer=sgd", "note: model.init", "note: scheduler"]
 
 
 def test_a_word_that_a_later_one_replaces_is_named(dlrun: Callable[..., Any]) -> None:
     done = dlrun("check", "model=mlp", *QUIET, "trainer.epochs=2", "trainer.epochs=3", "seed=0")
     assert "note: model=mlp has no effect here: model=linear comes after it" in done.out
     assert "note: trainer.epochs=2 has no effect here: trainer.epochs=3 comes after it" in done.out
-    assert _noted(done)[:2] == ["note: model=mlp", "note: trainer.epochs=2"]
+    assert _list_notes(done)[:2] == ["note: model=mlp", "note: trainer.epochs=2"]
     own = dlrun("check", "data=blobs", "model=cnn", "model._target_=dlrun.models.mlp.MLP")
     assert "note: model=cnn has no effect here: model._target_=dlrun.models.mlp.MLP stands in its place" in own.out
 

@@ -53,7 +53,7 @@ def longer(saved: dict[str, Any], **trainer: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two epochs, to be copied."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     words = ["data=blobs", "trainer.epochs=2", f"hydra.run.dir={folder}", *QUICK]
@@ -124,9 +124,9 @@ def test_resume_refuses_to_become_another_run(dlrun: Callable) -> None:
     ],
 )
 def test_what_makes_it_another_run_is_refused_before_anything_is_written(
-    dlrun: Callable, tmp_path: Path, words: tuple[str, ...], finished: Path
+    dlrun: Callable, tmp_path: Path, words: tuple[str, ...], finished_run: Path
 ) -> None:
-    shutil.copytree(finished, tmp_path / "run")
+    shutil.copytree(finished_run, tmp_path / "run")
     before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
     done = dlrun("resume", "run", *words)
     assert done.code == 2
@@ -209,8 +209,8 @@ def test_what_differs_is_said_and_other_data_are_refused() -> None:
         find_environment_changes(before, before | {"spec": {}})
 
 
-def test_a_state_of_another_dlrun_gets_a_verdict(dlrun: Callable, tmp_path: Path, finished: Path) -> None:
-    shutil.copytree(finished, tmp_path / "run")
+def test_a_state_of_another_dlrun_gets_a_verdict(dlrun: Callable, tmp_path: Path, finished_run: Path) -> None:
+    shutil.copytree(finished_run, tmp_path / "run")
     path, more = tmp_path / "run/checkpoints/last.pt", ("resume", "run", "trainer.epochs=3", *QUICK)
     reference = load(path)
     for file in path.parent.glob("*.pt"):
@@ -314,8 +314,8 @@ def test_a_folder_is_never_written_by_two_runs(dlrun: Callable) -> None:
     assert "already holds a run" in done.err
 
 
-def test_a_run_goes_on_without_the_file_that_it_began_from(dlrun: Callable, finished: Path, tmp_path: Path) -> None:
-    shutil.copytree(finished, tmp_path / "first")
+def test_a_run_goes_on_without_the_file_that_it_began_from(dlrun: Callable, finished_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished_run, tmp_path / "first")
     words = ("data=blobs", "trainer.max_steps=2", *QUICK, "init_from=first", "hydra.run.dir=second")
     assert dlrun(*words).code == 0
     shutil.rmtree(tmp_path / "first")

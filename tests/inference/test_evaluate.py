@@ -28,7 +28,7 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def trained(dlrun: Callable, tmp_path: Path, shared_folder: Path) -> Path:
+def trained_run(dlrun: Callable, tmp_path: Path, shared_folder: Path) -> Path:
     """A run with a full model beside its checkpoints, whose last epoch is not its best: a copy to do anything with."""
     if not shared_folder.exists():
         train(dlrun, shared_folder)
@@ -52,7 +52,7 @@ def train(dlrun: Callable, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_a_new_process_opens_the_full_model_without_dlrun_and_eval_reproduces_the_recorded_metrics(
-    trained: Path, tmp_path: Path
+    trained_run: Path, tmp_path: Path
 ) -> None:
     code = (
         "import json, sys, torch\n"
@@ -66,34 +66,35 @@ def test_a_new_process_opens_the_full_model_without_dlrun_and_eval_reproduces_th
         "recorded = json.load(open(sys.argv[1] + '/result.json'))['metrics']\n"
         "assert len(found) == 4 and all(recorded[k] == v for k, v in found.items()), (found, recorded)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(trained)], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run([sys.executable, "-c", code, str(trained_run)], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     cells = table(done.stdout)
     assert all(now == recorded for now, recorded, _ in cells.values())
 
 
 @pytest.mark.slow
-def test_eval_of_the_full_model_needs_trust_and_gives_the_same(dlrun: Callable, trained: Path) -> None:
-    model = str(trained / "checkpoints" / "model.pt")
+def test_eval_of_the_full_model_needs_trust_and_gives_the_same(dlrun: Callable, trained_run: Path) -> None:
+    model = str(trained_run / "checkpoints" / "model.pt")
     refused = dlrun("eval", model)
     assert refused.code == 2
     assert "trust=true" in refused.err
     trusted = dlrun("eval", model, "trust=true", "figures=false")
     assert trusted.code == 0, trusted.err
-    assert table(trusted.out) == table(dlrun("eval", str(trained), "figures=false").out)
+    assert table(trusted.out) == table(dlrun("eval", str(trained_run), "figures=false").out)
 
 
-def test_eval_of_one_checkpoint_file(dlrun: Callable, trained: Path) -> None:
+def test_eval_of_one_checkpoint_file(dlrun: Callable, trained_run: Path) -> None:
     best, last = (
-        table(dlrun("eval", str(trained / "checkpoints" / f"{n}.pt"), "figures=false").out) for n in ("best", "last")
+        table(dlrun("eval", str(trained_run / "checkpoints" / f"{n}.pt"), "figures=false").out)
+        for n in ("best", "last")
     )
     assert best["test/accuracy"] != last["test/accuracy"]
 
 
-def test_eval_on_other_data_of_the_same_kind(dlrun: Callable, trained: Path) -> None:
-    done = dlrun("eval", str(trained), "data.seed=3", "figures=false")
+def test_eval_on_other_data_of_the_same_kind(dlrun: Callable, trained_run: Path) -> None:
+    done = dlrun("eval", str(trained_run), "data.seed=3", "figures=false")
     assert done.code == 0, done.err
-    refused = dlrun("eval", str(trained), "data=blobs")
+    refused = dlrun("eval", str(trained_run), "data=blobs")
     assert refused.code == 2
     assert "does not take data=blobs" in refused.err or "was trained for" in refused.err
 
@@ -128,20 +129,20 @@ def test_eval_of_what_is_no_run(dlrun: Callable, tmp_path: Path, words: list[str
 )
 @pytest.mark.parametrize("verb", ["eval", "resume"])
 def test_a_wrong_word_behind_a_run_is_a_sentence(
-    dlrun: Callable, trained: Path, verb: str, word: str, message: str
+    dlrun: Callable, trained_run: Path, verb: str, word: str, message: str
 ) -> None:
-    done = dlrun(verb, str(trained), word)
+    done = dlrun(verb, str(trained_run), word)
     assert done.code == 2
     assert message in done.err
     assert "Traceback" not in done.err
     assert len(done.err.splitlines()) == 1
 
 
-def test_the_device_can_be_chosen_anew_and_its_precision_stays(dlrun: Callable, trained: Path) -> None:
-    done = dlrun("eval", str(trained), "device=cpu", "device.precision=fp64", "figures=false")
+def test_the_device_can_be_chosen_anew_and_its_precision_stays(dlrun: Callable, trained_run: Path) -> None:
+    done = dlrun("eval", str(trained_run), "device=cpu", "device.precision=fp64", "figures=false")
     assert done.code == 0, done.err
     assert "fp64" in done.out
-    refused = dlrun("eval", str(trained), "device.index=99")
+    refused = dlrun("eval", str(trained_run), "device.index=99")
     assert refused.code == 2
     assert "99" in refused.err
 
@@ -159,12 +160,12 @@ def test_data_that_have_moved_are_found(dlrun: Callable, tmp_path: Path, monkeyp
     assert dlrun("eval", "run", "figures=false").code == 0
 
 
-def test_a_damaged_checkpoint_is_named(dlrun: Callable, trained: Path) -> None:
-    best = trained / "checkpoints" / "best.pt"
+def test_a_damaged_checkpoint_is_named(dlrun: Callable, trained_run: Path) -> None:
+    best = trained_run / "checkpoints" / "best.pt"
     content = bytearray(best.read_bytes())
     content[len(content) // 2] ^= 1
     best.write_bytes(content)
-    done = dlrun("eval", str(trained))
+    done = dlrun("eval", str(trained_run))
     assert done.code == 2
     assert "best.pt is damaged" in done.err
 
@@ -172,7 +173,7 @@ def test_a_damaged_checkpoint_is_named(dlrun: Callable, trained: Path) -> None:
 CSV = ("data=csv", "data.batch_size=8", "model=mlp", *QUICK)
 
 
-def written(folder: Path) -> dict[str, Any]:
+def read_tables(folder: Path) -> dict[str, Any]:
     """metrics.json of the only evaluation of a run."""
     (only,) = (folder / "eval").iterdir()
     return dict(json.loads((only / "metrics.json").read_text()))
@@ -188,7 +189,7 @@ def test_every_task_is_evaluated_as_in_training(dlrun: Callable, tmp_path: Path,
     done = dlrun("eval", "run")
     assert done.code == 0, done.err
     recorded = {k: v for k, v in training.result["metrics"].items() if k.startswith("test/")}
-    tables = written(tmp_path / "run")
+    tables = read_tables(tmp_path / "run")
     assert tables["metrics"] == recorded == tables["recorded"]
     assert {k for k in recorded if "ema_" in k}
     assert tables["baseline"] == {k: v for k, v in training.result["baseline"].items() if k.startswith("test/")}
@@ -209,10 +210,10 @@ def test_every_task_is_evaluated_as_in_training(dlrun: Callable, tmp_path: Path,
     assert tables["calibration"]["ece"] >= 0
 
 
-def test_an_evaluation_is_never_written_over_another(dlrun: Callable, trained: Path) -> None:
+def test_an_evaluation_is_never_written_over_another(dlrun: Callable, trained_run: Path) -> None:
     for _ in range(3):
-        assert dlrun("eval", str(trained), "figures=false").code == 0
-    names = sorted((trained / "eval").iterdir())
+        assert dlrun("eval", str(trained_run), "figures=false").code == 0
+    names = sorted((trained_run / "eval").iterdir())
     assert len(names) == 3
     assert all({path.name for path in folder.iterdir()} == FILES for folder in names)
 
@@ -220,16 +221,18 @@ def test_an_evaluation_is_never_written_over_another(dlrun: Callable, trained: P
 FILES = {"metrics.json", "per_class.csv", "predictions.csv"}
 
 
-def test_what_cannot_be_written_leaves_nothing(dlrun: Callable, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_written_leaves_nothing(
+    dlrun: Callable, trained_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("dlrun.inference.eval_folder.write_json", full)
-    done = dlrun("eval", str(trained), "figures=false")
+    done = dlrun("eval", str(trained_run), "figures=false")
     assert done.code == 1
     assert "test/accuracy" in done.out
     assert "eval cannot be written (No space left on device); the metrics above are complete" in done.err
-    assert not (trained / "eval").exists()
+    assert not (trained_run / "eval").exists()
 
 
 def test_every_row_of_another_table_counts_with_the_constants_of_the_training(dlrun: Callable, tmp_path: Path) -> None:
@@ -246,7 +249,7 @@ def test_every_row_of_another_table_counts_with_the_constants_of_the_training(dl
     answers = [json.loads(line) for line in predicted.out.splitlines()]
     assert [a["label"] for a in answers] == [kind for *_, kind in other]
     right = sum(a["label"] == a["prediction"] for a in answers) / 30
-    assert written(tmp_path / "run")["metrics"]["all/accuracy"] == pytest.approx(right)
+    assert read_tables(tmp_path / "run")["metrics"]["all/accuracy"] == pytest.approx(right)
     (tmp_path / "wrong.csv").write_text("y,kind,x\n1,a,2\n1,d,2\n2,a,1\n2,d,1\n")
     refused = dlrun("eval", "run", "data.path=wrong.csv")
     assert (refused.code, refused.out) == (2, "")
@@ -284,8 +287,8 @@ def test_tags_are_evaluated_by_the_letter(dlrun: Callable, tmp_path: Path) -> No
     assert {path.name for path in (folder / "figures").iterdir()} == {"confusion.png", "reliability.png"}
 
 
-def test_a_checkpoint_away_from_its_run_is_only_printed(dlrun: Callable, trained: Path, tmp_path: Path) -> None:
-    shutil.copy(trained / "checkpoints" / "best.pt", tmp_path / "away.pt")
+def test_a_checkpoint_away_from_its_run_is_only_printed(dlrun: Callable, trained_run: Path, tmp_path: Path) -> None:
+    shutil.copy(trained_run / "checkpoints" / "best.pt", tmp_path / "away.pt")
     done = dlrun("eval", "away.pt", "figures=false")
     assert done.code == 0, done.err
     assert "nothing was written" in done.out

@@ -18,7 +18,7 @@ IMAGE = [[2, 0, 1, 5, 3], [4, 1, 0, 2, 6], [7, 3, 2, 1, 0], [1, 5, 4, 0, 2], [3,
 KERNEL = [[1, 0, -1], [2, 3, 0], [-2, 1, 4]]
 
 
-def by_hand(stride: int, padding: int) -> list[list[int]]:
+def convolve_by_hand(stride: int, padding: int) -> list[list[int]]:
     """KERNEL laid on IMAGE, with `padding` zeros around it, at every `stride`-th place: products, summed."""
 
     def pixel(row: int, column: int) -> int:
@@ -39,12 +39,12 @@ def convolution(channels: int, size: int, outputs: int, **settings: Any) -> Sequ
 
 def test_one_place_in_figures() -> None:
     first = 2 * 1 + 0 * 0 + 1 * -1 + 4 * 2 + 1 * 3 + 0 * 0 + 7 * -2 + 3 * 1 + 2 * 4
-    assert by_hand(1, 0)[0][0] == first == 9
+    assert convolve_by_hand(1, 0)[0][0] == first == 9
 
 
 @pytest.mark.parametrize(("stride", "padding", "size"), [(1, 0, 3), (1, 1, 5), (2, 0, 2), (2, 1, 3)])
 def test_five_by_five_by_three_by_three(stride: int, padding: int, size: int) -> None:
-    wanted = by_hand(stride, padding)
+    wanted = convolve_by_hand(stride, padding)
     assert [len(row) for row in wanted] == [size] * size
     net = convolution(1, 5, size * size, out_channels=1, kernel_size=3, stride=stride, padding=padding)
     set_start_values(net, {"w": [[KERNEL]], "b": 0.5})
@@ -81,11 +81,11 @@ def test_a_bottleneck_of_one_by_one_saves_nine_tenths() -> None:
 
 
 def test_zeros_around_an_image_keep_its_size_and_its_middle() -> None:
-    def answered(padding: int) -> Tensor:
+    def give_answer(padding: int) -> Tensor:
         size = 3 + 2 * padding
         net = convolution(1, 5, size * size, out_channels=1, kernel_size=3, padding=padding)
         set_start_values(net, {"w": [[KERNEL]], "b": 0.0})
         answer: Tensor = net(torch.tensor(IMAGE, dtype=torch.float32).view(1, 1, 5, 5)).view(size, size)
         return answer
 
-    assert torch.equal(answered(1)[1:-1, 1:-1], answered(0))
+    assert torch.equal(give_answer(1)[1:-1, 1:-1], give_answer(0))

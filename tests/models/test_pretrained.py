@@ -90,7 +90,7 @@ def narrow_vgg(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def published(monkeypatch: pytest.MonkeyPatch) -> Callable[[nn.Module], list[dict[str, Any]]]:
+def publish_weights(monkeypatch: pytest.MonkeyPatch) -> Callable[[nn.Module], list[dict[str, Any]]]:
     """Make torchvision's download yield the weights of a net; the list collects how it was asked for."""
 
     def publish(net: nn.Module) -> list[dict[str, Any]]:
@@ -204,9 +204,9 @@ def test_unknown_names_end_in_a_sentence(image_spec: Make) -> None:
         Torchvision(image_spec(), "resnet18", "default")
 
 
-def test_trained_weights_are_taken_and_the_last_layer_is_new(published: Any, image_spec: Make) -> None:
+def test_trained_weights_are_taken_and_the_last_layer_is_new(publish_weights: Any, image_spec: Make) -> None:
     source = models.resnet18()
-    calls = published(source)
+    calls = publish_weights(source)
     net = Torchvision(image_spec(3, 32, 32), "resnet18", "IMAGENET1K_V1")
     trained, ours = source.state_dict(), net.net.state_dict()
     assert {key for key in ours if not torch.equal(ours[key], trained[key])} == {"fc.weight", "fc.bias"}
@@ -216,9 +216,9 @@ def test_trained_weights_are_taken_and_the_last_layer_is_new(published: Any, ima
 
 
 @pytest.mark.parametrize("channels", [1, 4])
-def test_trained_first_layer_answers_gray_as_before(channels: int, published: Any, image_spec: Make) -> None:
+def test_trained_first_layer_answers_gray_as_before(channels: int, publish_weights: Any, image_spec: Make) -> None:
     source = models.resnet18()
-    published(source)
+    publish_weights(source)
     net = Torchvision(image_spec(channels, 32, 32), "resnet18", "DEFAULT")
     gray = torch.randn(2, 1, 32, 32)
     conv: nn.Module = net.net.conv1  # type: ignore[assignment]
@@ -231,21 +231,21 @@ def test_trained_first_layer_answers_gray_as_before(channels: int, published: An
     ("name", "side"),
     [("squeezenet1_1", 32), ("googlenet", 32), pytest.param("inception_v3", 75, marks=pytest.mark.slow)],
 )
-def test_trained_nets_of_other_makes(name: str, side: int, published: Any, image_spec: Make) -> None:
-    published(source_net(name))
+def test_trained_nets_of_other_makes(name: str, side: int, publish_weights: Any, image_spec: Make) -> None:
+    publish_weights(source_net(name))
     net = Torchvision(image_spec(1, side, side, outputs=7), name, "DEFAULT")
     assert net(torch.randn(2, 1, side, side)).shape == (2, 7)
 
 
 @pytest.mark.usefixtures("narrow_vgg")
 @pytest.mark.parametrize("side", [32, 64, 96])
-def test_a_trained_vgg_takes_images_of_any_size(side: int, published: Any, image_spec: Make) -> None:
-    published(models.vgg11())
+def test_a_trained_vgg_takes_images_of_any_size(side: int, publish_weights: Any, image_spec: Make) -> None:
+    publish_weights(models.vgg11())
     assert Torchvision(image_spec(3, side, side), "vgg11", "DEFAULT")(torch.randn(2, 3, side, side)).shape == (2, 10)
 
 
-def test_trained_vit_keeps_its_image_size(published: Any, image_spec: Make) -> None:
-    calls = published(nn.Identity())
+def test_trained_vit_keeps_its_image_size(publish_weights: Any, image_spec: Make) -> None:
+    calls = publish_weights(nn.Identity())
     with pytest.raises(MisfitError, match=r"model\.name=vit_b_16 .* 32x32 pixels: type data\.image_size=384\."):
         Torchvision(image_spec(3, 32, 32), "vit_b_16", "IMAGENET1K_SWAG_E2E_V1")
     assert not calls, "the size is checked before anything is downloaded"
@@ -285,7 +285,7 @@ def test_file_that_runs_code_is_not_read(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.fixture
-def saved(tmp_path: Path) -> Callable[..., str]:
+def save_weights(tmp_path: Path) -> Callable[..., str]:
     """`saved(net)`: a file of a net's weights."""
 
     def save(held: Any, name: str = "net.pth") -> str:
@@ -300,12 +300,12 @@ def saved(tmp_path: Path) -> Callable[..., str]:
     ("name", "side"), [("resnet18", 32), ("densenet121", 32), ("googlenet", 32), ("vgg11", 32), ("mobilenet_v2", 32)]
 )
 def test_a_file_of_weights_gives_the_net_that_their_name_gives(
-    name: str, side: int, published: Any, saved: Any, image_spec: Make
+    name: str, side: int, publish_weights: Any, save_weights: Any, image_spec: Make
 ) -> None:
     source = models.vgg11() if name == "vgg11" else source_net(name)
-    published(source)
+    publish_weights(source)
     by_name = Torchvision(image_spec(1, side, side, outputs=7), name, "DEFAULT")
-    by_file = Torchvision(image_spec(1, side, side, outputs=7), name, saved(source))
+    by_file = Torchvision(image_spec(1, side, side, outputs=7), name, save_weights(source))
     head = tuple(f"net.{by_name.head}.{end}" for end in ("weight", "bias"))
     one, two = by_name.state_dict(), by_file.state_dict()
     assert one.keys() == two.keys()
@@ -315,14 +315,14 @@ def test_a_file_of_weights_gives_the_net_that_their_name_gives(
     assert torch.equal(by_name.eval()(x), by_file.eval()(x))
 
 
-def test_files_of_other_makes(saved: Any, image_spec: Make) -> None:
+def test_files_of_other_makes(save_weights: Any, image_spec: Make) -> None:
     trained = models.resnet18(num_classes=3).state_dict()
     for held in (
         {f"module.{key}": value for key, value in trained.items()},
         {"state_dict": trained, "epoch": 3},
         {key: value for key, value in trained.items() if "batches_tracked" not in key},
     ):
-        net = Torchvision(image_spec(3, 32, 32), "resnet18", saved(held))
+        net = Torchvision(image_spec(3, 32, 32), "resnet18", save_weights(held))
         assert torch.equal(net.state_dict()["net.layer4.1.conv2.weight"], trained["layer4.1.conv2.weight"])
     old = {
         key.replace("norm1", "norm.1")
@@ -331,20 +331,32 @@ def test_files_of_other_makes(saved: Any, image_spec: Make) -> None:
         .replace("conv2", "conv.2"): v
         for key, v in source_net("densenet121").state_dict().items()
     }
-    assert Torchvision(image_spec(3, 32, 32), "densenet121", saved(old))
+    assert Torchvision(image_spec(3, 32, 32), "densenet121", save_weights(old))
 
 
-def test_a_file_that_is_not_of_the_net_is_refused(saved: Any, tmp_path: Path, image_spec: Make) -> None:
+def test_a_file_that_is_not_of_the_net_is_refused(save_weights: Any, tmp_path: Path, image_spec: Make) -> None:
     resnet = source_net("resnet18").state_dict()
     lacking = {key: value for key, value in resnet.items() if not key.startswith("layer3.0")}
     (tmp_path / "junk.pth").write_bytes(b"junk")
     for weights, message in (
-        (saved(models.resnet34(), "34.pth"), r"34.pth is not of model.name=resnet18: it holds layer1.2.conv1.weight, "),
-        (saved(lacking, "lacking.pth"), "lacking.pth is not of model.name=resnet18: it lacks layer3.0.conv1.weight, "),
-        (saved({**resnet, "conv1.weight": torch.zeros(64, 1, 7, 7)}, "other.pth"), "size mismatch for conv1.weight"),
-        (saved({"format_version": 1, "model": resnet}, "run.pt"), r"run.pt is a checkpoint of dlrun; type init_from="),
-        (saved([1, 2], "list.pth"), "holds no weights by name"),
-        (saved({"a": 1}, "numbers.pth"), "holds no weights by name"),
+        (
+            save_weights(models.resnet34(), "34.pth"),
+            r"34.pth is not of model.name=resnet18: it holds layer1.2.conv1.weight, ",
+        ),
+        (
+            save_weights(lacking, "lacking.pth"),
+            "lacking.pth is not of model.name=resnet18: it lacks layer3.0.conv1.weight, ",
+        ),
+        (
+            save_weights({**resnet, "conv1.weight": torch.zeros(64, 1, 7, 7)}, "other.pth"),
+            "size mismatch for conv1.weight",
+        ),
+        (
+            save_weights({"format_version": 1, "model": resnet}, "run.pt"),
+            r"run.pt is a checkpoint of dlrun; type init_from=",
+        ),
+        (save_weights([1, 2], "list.pth"), "holds no weights by name"),
+        (save_weights({"a": 1}, "numbers.pth"), "holds no weights by name"),
         (str(tmp_path / "junk.pth"), r"junk.pth cannot be loaded \("),
         (str(tmp_path / "nowhere.pth"), r"nowhere.pth: there is no such file; type its path, or one of IMAGENET1K_V1"),
         ("IMAGENET", r"model.weights=IMAGENET is unknown \(did you mean IMAGENET1K_V1\?\).*<file>"),
@@ -353,8 +365,8 @@ def test_a_file_that_is_not_of_the_net_is_refused(saved: Any, tmp_path: Path, im
             Torchvision(image_spec(3, 32, 32), "resnet18", weights)
 
 
-def test_a_frozen_backbone_stays_as_it_is_while_the_head_learns(saved: Any, image_spec: Make) -> None:
-    net = Torchvision(image_spec(1, 32, 32, outputs=5), "resnet18", saved(models.resnet18()))
+def test_a_frozen_backbone_stays_as_it_is_while_the_head_learns(save_weights: Any, image_spec: Make) -> None:
+    net = Torchvision(image_spec(1, 32, 32, outputs=5), "resnet18", save_weights(models.resnet18()))
     freeze(net, "backbone")
     before = {key: value.clone() for key, value in net.state_dict().items()}
     learning = [p for p in net.parameters() if p.requires_grad]
@@ -373,8 +385,8 @@ def test_a_frozen_backbone_stays_as_it_is_while_the_head_learns(saved: Any, imag
 
 
 @pytest.mark.usefixtures("narrow_vgg")
-def test_nothing_frozen_is_dropped_out_and_the_head_is(saved: Any, image_spec: Make) -> None:
-    net = Torchvision(image_spec(3, 64, 64), "vgg11", saved(models.vgg11()))
+def test_nothing_frozen_is_dropped_out_and_the_head_is(save_weights: Any, image_spec: Make) -> None:
+    net = Torchvision(image_spec(3, 64, 64), "vgg11", save_weights(models.vgg11()))
     freeze(net, "backbone")
     net.train()
     dropouts = [m for m in net.modules() if isinstance(m, nn.Dropout)]
@@ -387,9 +399,11 @@ def test_nothing_frozen_is_dropped_out_and_the_head_is(saved: Any, image_spec: M
 
 @pytest.mark.usefixtures("narrow_vgg")
 @pytest.mark.parametrize("name", ["resnet18", "vgg11", "googlenet"])
-def test_weights_that_a_checkpoint_brings_are_not_read(name: str, published: Any, saved: Any, image_spec: Make) -> None:
+def test_weights_that_a_checkpoint_brings_are_not_read(
+    name: str, publish_weights: Any, save_weights: Any, image_spec: Make
+) -> None:
     source = models.vgg11() if name == "vgg11" else source_net(name)
-    calls = published(source)
+    calls = publish_weights(source)
     trained = Torchvision(image_spec(1, 32, 32), name, "DEFAULT")
     assert calls
     calls.clear()

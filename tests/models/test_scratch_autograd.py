@@ -44,17 +44,17 @@ ON_SHAPES = [(name, shape) for name, shapes in SHAPES.items() for shape in shape
 SATURATED = [-800.0, -50.0, -20.0, -1e-3, 0.0, 1e-3, 20.0, 50.0, 800.0]
 
 
-def drawn(*shape: int) -> Tensor:
+def draw(*shape: int) -> Tensor:
     torch.manual_seed(3)
     return torch.randn(*shape, dtype=torch.float64)
 
 
 def loss_inputs(name: str, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    z = drawn(*shape)
+    z = draw(*shape)
     if name == "cross_entropy":
         return z, torch.arange(shape[0]) % shape[1]
     if name == "mse":
-        return z, drawn(*shape).flip(0) + 0.5
+        return z, draw(*shape).flip(0) + 0.5
     return (z.sigmoid() if name == "bce" else z), (torch.arange(shape[0]) % 2).double()
 
 
@@ -75,7 +75,7 @@ def same(ours: Callable[..., Tensor], torchs: Callable[..., Tensor], *inputs: Te
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(4, 3), (1, 3), (2, 5, 3), (3,)])
 def test_linear(shape: tuple[int, ...], bias: bool) -> None:
-    inputs = [drawn(*shape), drawn(2, 3), *([drawn(2)] if bias else [])]
+    inputs = [draw(*shape), draw(2, 3), *([draw(2)] if bias else [])]
     inputs = [x.requires_grad_() for x in inputs]
 
     def ours(x: Tensor, weight: Tensor, b: Tensor | None = None) -> Tensor:
@@ -87,19 +87,19 @@ def test_linear(shape: tuple[int, ...], bias: bool) -> None:
 
 def test_a_linear_layer_gives_its_input_no_gradient_where_nothing_asks_for_one() -> None:
     class Context:
-        saved_tensors = (drawn(4, 3), drawn(2, 3))
+        saved_tensors = (draw(4, 3), draw(2, 3))
         needs_input_grad = (False, True, False)
 
-    to_x, to_weight, to_bias = scratch_autograd.Linear.backward(Context(), drawn(4, 2))
+    to_x, to_weight, to_bias = scratch_autograd.Linear.backward(Context(), draw(4, 2))
     assert (to_x, to_bias) == (None, None)
-    torch.testing.assert_close(to_weight, drawn(4, 2).T @ drawn(4, 3))
+    torch.testing.assert_close(to_weight, draw(4, 2).T @ draw(4, 3))
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 @pytest.mark.parametrize("shape", [(7,), (4, 3), (2, 3, 2, 2)])
 def test_activation(name: str, shape: tuple[int, ...]) -> None:
     ours, torchs = ACTIVATIONS[name]
-    z = drawn(*shape).requires_grad_()
+    z = draw(*shape).requires_grad_()
     same(ours, torchs, z)
     assert torch.autograd.gradcheck(ours, [z])
 
@@ -160,7 +160,7 @@ def test_cross_entropy_of_a_certain_answer(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_under_autocast_the_gradients_keep_the_type_of_the_parameters(bias: bool) -> None:
-    x, weight, b = drawn(4, 3).float(), drawn(2, 3).float().requires_grad_(), drawn(2).float().requires_grad_()
+    x, weight, b = draw(4, 3).float(), draw(2, 3).float().requires_grad_(), draw(2).float().requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         hidden = apply_function(scratch_autograd.Linear, x, weight, b if bias else None)
         outputs = apply_function(scratch_autograd.Linear, hidden, weight.T[:, :2].contiguous(), None)
@@ -205,10 +205,10 @@ class OnlyArithmetic(TorchDispatchMode):
 
 def everything() -> Iterator[tuple[Callable[[], Tensor], Tensor]]:
     """Each forward, to be called, and a gradient for its backward."""
-    inputs = [x.requires_grad_() for x in (drawn(4, 3), drawn(2, 3), drawn(2))]
-    yield partial(apply_function, scratch_autograd.Linear, *inputs), drawn(4, 2)
+    inputs = [x.requires_grad_() for x in (draw(4, 3), draw(2, 3), draw(2))]
+    yield partial(apply_function, scratch_autograd.Linear, *inputs), draw(4, 2)
     for ours, _ in ACTIVATIONS.values():
-        yield partial(ours, drawn(4, 3).requires_grad_()), drawn(4, 3)
+        yield partial(ours, draw(4, 3).requires_grad_()), draw(4, 3)
     for name, (loss, _) in LOSSES.items():
         outputs, targets = loss_inputs(name, SHAPES[name][0])
         yield partial(loss, outputs.requires_grad_(), targets), torch.ones((), dtype=torch.float64)

@@ -37,7 +37,7 @@ class Bomb:
         return (Path.touch, (self.marker,))
 
 
-def pickled(thing: Any) -> bytes:
+def pickle_state(thing: Any) -> bytes:
     file = io.BytesIO()
     torch.save(thing, file)
     return file.getvalue()
@@ -57,7 +57,7 @@ def test_what_was_saved_comes_back(read: Callable[[Path], Any], path: Path) -> N
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def flipped(content: bytes, place: int) -> bytes:
+def flip(content: bytes, place: int) -> bytes:
     return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
 
 
@@ -66,11 +66,11 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "cut in the middle": lambda content: content[: len(content) // 2],
     "cut by a byte": lambda content: content[:-1],
     "a byte longer": lambda content: content + b"x",
-    "a bit of the tensor": lambda content: flipped(content, content.index(torch.arange(6.0).numpy().tobytes()) + 9),
-    "a bit of the first byte": lambda content: flipped(content, 0),
-    "a bit of the checksum": lambda content: flipped(content, len(content) - 5),
+    "a bit of the tensor": lambda content: flip(content, content.index(torch.arange(6.0).numpy().tobytes()) + 9),
+    "a bit of the first byte": lambda content: flip(content, 0),
+    "a bit of the checksum": lambda content: flip(content, len(content) - 5),
     "text": lambda content: b"epoch,loss\n" * 50,
-    "torch's own file": lambda content: pickled({"w": torch.ones(1)}),
+    "torch's own file": lambda content: pickle_state({"w": torch.ones(1)}),
     "a plain pickle": lambda content: pickle.dumps({"format_version": 1}),
 }
 
@@ -138,7 +138,7 @@ def test_a_full_model_is_opened_only_when_trusted(tmp_path: Path) -> None:
     opened = checkpoint.load_full_model(path, trust=True)
     assert torch.equal(opened(torch.ones(1, 2)), model(torch.ones(1, 2)))
     bomb = tmp_path / "bomb.pt"
-    bomb.write_bytes(pickled(Bomb(tmp_path / "marker")))
+    bomb.write_bytes(pickle_state(Bomb(tmp_path / "marker")))
     with pytest.raises(CheckpointError):
         checkpoint.load_full_model(bomb, trust=False)
     assert not (tmp_path / "marker").exists()
@@ -147,7 +147,7 @@ def test_a_full_model_is_opened_only_when_trusted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("thing", "message"), [({"w": 1}, "holds a dict, not a model"), (b"junk", "cannot be opened")])
 def test_a_full_model_must_be_one(thing: Any, message: str, tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
-    path.write_bytes(thing if isinstance(thing, bytes) else pickled(thing))
+    path.write_bytes(thing if isinstance(thing, bytes) else pickle_state(thing))
     with pytest.raises(CheckpointError, match=message):
         checkpoint.load_full_model(path, trust=True)
 
@@ -294,7 +294,7 @@ def test_the_fingerprint_sees_every_change(change: Callable[[Any], Any]) -> None
     assert hash_weights(model) != hash_weights(net())
 
 
-def expanded() -> torch.Tensor:
+def expand_tensor() -> torch.Tensor:
     return torch.ones(1).expand(10**12)
 
 
@@ -304,8 +304,8 @@ WRONG: dict[str, Any] = {
     "model by number": {"model": {math.nan: torch.ones(1)}},
     "sparse": {"model": {"w": torch.eye(3).to_sparse()}},
     "meta": {"model": {"w": torch.ones(3, device="meta")}},
-    "expanded": {"model": {"w": expanded()}},
-    "expanded elsewhere": {"optimizer": {"state": {0: {"m": expanded()}}, "param_groups": []}},
+    "expanded": {"model": {"w": expand_tensor()}},
+    "expanded elsewhere": {"optimizer": {"state": {0: {"m": expand_tensor()}}, "param_groups": []}},
     "epoch -1": {"epoch": -1},
     "epoch true": {"epoch": True},
     "epoch text": {"epoch": "3"},
@@ -343,47 +343,47 @@ WRONG: dict[str, Any] = {
 def test_whatever_is_not_of_its_type_is_refused(wrong: dict[str, Any], path: Path) -> None:
     file = io.BytesIO()
     torch.save(STATE | wrong, file)
-    path.write_bytes(signed(file.getvalue()))
+    path.write_bytes(sign(file.getvalue()))
     with pytest.raises(CheckpointError) as caught:
         load(path)
     assert str(caught.value).startswith(f"{path} ")
     assert len(str(caught.value)) < 400
 
 
-def signed(archive: bytes) -> bytes:
+def sign(archive: bytes) -> bytes:
     """An archive with the comment and the checksum that dlrun asks for."""
     head = archive[:-2] + checkpoint._COMMENT_BYTES.to_bytes(2, "little")
     return head + checkpoint._MARK + hashlib.sha256(head).hexdigest().encode()
 
 
-def nested(levels: int) -> list[Any]:
+def nest(levels: int) -> list[Any]:
     inside: list[Any] = []
     for _ in range(levels):
         inside = [inside]
     return inside
 
 
-def doubled(levels: int) -> list[Any]:
+def nest_twice(levels: int) -> list[Any]:
     inside: list[Any] = []
     for _ in range(levels):
         inside = [inside, inside]
     return inside
 
 
-@pytest.mark.parametrize("thing", [nested(150), doubled(60)], ids=["deep", "wide"])
+@pytest.mark.parametrize("thing", [nest(150), nest_twice(60)], ids=["deep", "wide"])
 def test_a_small_file_does_not_stand_for_much(thing: Any, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensors, "_MOST_VALUES", 10_000)  # to count as far as in earnest takes 3 s
-    path.write_bytes(signed(pickled(STATE | {"scheduler": {"scheduler": {"x": thing}}})))
+    path.write_bytes(sign(pickle_state(STATE | {"scheduler": {"scheduler": {"x": thing}}})))
     with pytest.raises(CheckpointError, match=r"is not opened: it (is nested|holds) more than"):
         load(path)
 
 
 def test_a_compressed_archive_is_not_unpacked(path: Path) -> None:
-    stored, packed = io.BytesIO(pickled(STATE | {"model": {"w": torch.zeros(10**6)}})), io.BytesIO()
+    stored, packed = io.BytesIO(pickle_state(STATE | {"model": {"w": torch.zeros(10**6)}})), io.BytesIO()
     with zipfile.ZipFile(stored) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
         for entry in old.infolist():
             new.writestr(entry.filename, old.read(entry))
-    path.write_bytes(signed(packed.getvalue()))
+    path.write_bytes(sign(packed.getvalue()))
     with pytest.raises(CheckpointError, match=r"is not opened: its [\d,]+ bytes stand for 4,"):
         load(path)
 

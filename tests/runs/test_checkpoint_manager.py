@@ -137,16 +137,16 @@ def test_a_stopped_run_is_saved_where_it_stands(stop_at: int, tmp_path: Path) ->
 
 
 def test_where_there_are_no_hard_links_there_are_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(*_: Any) -> None:
+    def refuse(*_: Any) -> None:
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(os, "link", refused)
+    monkeypatch.setattr(os, "link", refuse)
     make_manager(tmp_path)
     folder = tmp_path / "checkpoints"
     assert (folder / "last.pt").read_bytes() == (folder / "step_00000020.pt").read_bytes()
 
 
-def saved(saver: CheckpointManager, t: TrainState, epoch: int, is_best: bool) -> None:
+def save_at(saver: CheckpointManager, t: TrainState, epoch: int, is_best: bool) -> None:
     t.progress.epoch, t.progress.step = epoch, 4 * epoch
     t.progress.best_epoch = epoch if is_best else t.progress.best_epoch
     with torch.no_grad():
@@ -164,7 +164,7 @@ def test_a_save_that_fails_leaves_what_was_and_the_next_one_brings_all(
         CheckpointManager(tmp_path / "checkpoints", {"run_id": "r"}, 2, None, 2, DiskProblems(messages.append)),
     )
     folder = tmp_path / "checkpoints"
-    saved(saver, t, 2, is_best=True)
+    save_at(saver, t, 2, is_best=True)
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
 
     def full(path: Path, *_: Any) -> None:
@@ -179,9 +179,9 @@ def test_a_save_that_fails_leaves_what_was_and_the_next_one_brings_all(
         monkeypatch.setattr(checkpoint_manager, "link", no_link)
     else:
         monkeypatch.setattr(checkpoint_manager, "save", full)
-    saved(saver, t, 3, is_best=True)
+    save_at(saver, t, 3, is_best=True)
     for epoch in (4, 6):  # the best one has passed, and is held in memory
-        saved(saver, t, epoch, is_best=False)
+        save_at(saver, t, epoch, is_best=False)
     after = {file.name: file.read_bytes() for file in folder.iterdir()}
     assert {name for name in before | after if before.get(name) != after.get(name)} == (
         {"best.pt"} if dies_at == "link" else set()  # written in one piece before last.pt could not be
@@ -192,7 +192,7 @@ def test_a_save_that_fails_leaves_what_was_and_the_next_one_brings_all(
     assert best is not None
     assert best["weight"].unique().item() == 3
     monkeypatch.undo()
-    saved(saver, t, 8, is_best=False)
+    save_at(saver, t, 8, is_best=False)
     assert saver.disk_problems.summary() == ""
     assert (load(folder / "last.pt")["epoch"], load(folder / "best.pt")["epoch"], len(messages)) == (8, 3, 1)
     assert torch.equal(load(folder / "best.pt")["model"]["weight"], best["weight"])
@@ -205,7 +205,7 @@ def test_best_weights_that_have_gone_are_said(tmp_path: Path) -> None:
         CheckpointManager(tmp_path / "checkpoints", {"run_id": "r"}, 1, None, 2, DiskProblems(messages.append)),
     )
     assert saver.load_best_weights(t) is None  # no epoch was best: nothing to say
-    saved(saver, t, 1, is_best=True)
+    save_at(saver, t, 1, is_best=True)
     assert saver.load_best_weights(t) is not None
     assert not messages
     (tmp_path / "checkpoints" / "best.pt").unlink()
@@ -269,7 +269,7 @@ def test_killed_anywhere_in_the_first_save_it_has_the_best_or_nothing_to_go_on_f
     saver = CheckpointManager(folder, {"run_id": "r"}, every_epochs, None, 2)
     with contextlib.suppress(Killed):
         for epoch in range(1, every_epochs + 1):
-            saved(saver, t, epoch, is_best=epoch == 1)
+            save_at(saver, t, epoch, is_best=epoch == 1)
     monkeypatch.undo()
     if not any(folder.glob("step_*.pt")):
         assert dies_at < (1 if every_epochs == 1 else 2)

@@ -28,11 +28,11 @@ class Stopped(datetime):
 
 
 @pytest.fixture
-def stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+def stop_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_folder, "datetime", Stopped)
 
 
-@pytest.mark.usefixtures("stopped")
+@pytest.mark.usefixtures("stop_clock")
 def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path: Path) -> None:
     folders = [run_folder.create_folder(tmp_path, "resnet_mnist") for _ in range(3)]
     day = tmp_path / "2026-11-20"
@@ -40,7 +40,7 @@ def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path: Path) -> Non
     assert all(folder.is_dir() for folder in folders)
 
 
-@pytest.mark.usefixtures("stopped")
+@pytest.mark.usefixtures("stop_clock")
 def test_a_thousand_runs_of_a_second_are_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def exists(*_: Any, **__: Any) -> None:
         raise FileExistsError

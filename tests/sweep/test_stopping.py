@@ -24,10 +24,10 @@ def reference(tmp_path_factory: pytest.TempPathFactory, warm: Any) -> dict[str, 
     place = tmp_path_factory.mktemp("whole")
     process = warm.start("-m", "dlrun", *WORDS, *QUIET, cwd=place)
     assert process.wait(300) == 0, process.out + process.err
-    return left(place / "s")
+    return read_results(place / "s")
 
 
-def left(sweep: Path) -> dict[str, Any]:
+def read_results(sweep: Path) -> dict[str, Any]:
     """All that a sweep leaves but for what a clock says."""
     contents: dict[str, Any] = {}
     for path in sorted(sweep.glob("*/result.json")):
@@ -101,7 +101,7 @@ def test_a_stopped_sweep_is_gone_on_with(
     assert not list((tmp_path / "s").rglob("*.tmp"))
     resumed = dlrun("resume", "s", f"sweep.jobs={jobs}")
     assert resumed.code == 0, resumed.out + resumed.err
-    assert left(tmp_path / "s") == reference
+    assert read_results(tmp_path / "s") == reference
 
 
 @pytest.mark.parametrize(("name", "moment"), [("SIGINT", 0.0), ("SIGTERM", 0.05), ("SIGINT", 0.3)])

@@ -94,7 +94,7 @@ class Log(Callback):
         self.logged.append((row, trainer.timings))
 
 
-def prepared(optimizer: Any, schedule: Any = None, ema: float | None = None, **limits: Any) -> TrainState:
+def prepare(optimizer: Any, schedule: Any = None, ema: float | None = None, **limits: Any) -> TrainState:
     generator = torch.Generator().manual_seed(1)
     data = Split((torch.randn(46, 5, generator=generator),), torch.randint(3, (46,), generator=generator))
     train = MemoryBatches(data, EpochOrder(46, 8, shuffle=True), Placement(CPU, torch.float32, SPEC))
@@ -110,7 +110,7 @@ def prepared(optimizer: Any, schedule: Any = None, ema: float | None = None, **l
     )  # fmt: skip
 
 
-def trained(t: TrainState) -> tuple[list[Any], list[Tensor]]:
+def train_steps(t: TrainState) -> tuple[list[Any], list[Tensor]]:
     torch.manual_seed(3)
     log = Log()
     Trainer(t, [log], lambda: False).fit()
@@ -119,30 +119,30 @@ def trained(t: TrainState) -> tuple[list[Any], list[Tensor]]:
     return logged, [*t.model.state_dict().values(), *averaged]
 
 
-def fused(kind: Any, **settings: Any) -> Callable[..., Any]:
+def fuse(kind: Any, **settings: Any) -> Callable[..., Any]:
     return lambda parameters: kind(parameters, fused=True, **settings)
 
 
 CASES: dict[str, tuple[Any, ...]] = {
-    "sgd": (fused(torch.optim.SGD, lr=0.1, momentum=0.9), None, None, {}),
-    "adam": (fused(torch.optim.Adam, lr=0.01), None, None, {"grad_clip_norm": 0.5}),
-    "accumulated": (fused(torch.optim.AdamW, lr=0.01), None, None, {"accumulate_steps": 2}),
-    "a rate an epoch": (fused(torch.optim.SGD, lr=0.1), (lambda o: ExponentialLR(o, 0.9), "epoch"), None, {}),
-    "a rate a step": (fused(torch.optim.SGD, lr=0.1), (lambda o: ExponentialLR(o, 0.9), "step"), None, {}),
-    "cycled momentum": (fused(torch.optim.Adam, lr=0.01), (lambda o: OneCycleLR(o, 0.1, 36), "step"), None, {}),
+    "sgd": (fuse(torch.optim.SGD, lr=0.1, momentum=0.9), None, None, {}),
+    "adam": (fuse(torch.optim.Adam, lr=0.01), None, None, {"grad_clip_norm": 0.5}),
+    "accumulated": (fuse(torch.optim.AdamW, lr=0.01), None, None, {"accumulate_steps": 2}),
+    "a rate an epoch": (fuse(torch.optim.SGD, lr=0.1), (lambda o: ExponentialLR(o, 0.9), "epoch"), None, {}),
+    "a rate a step": (fuse(torch.optim.SGD, lr=0.1), (lambda o: ExponentialLR(o, 0.9), "step"), None, {}),
+    "cycled momentum": (fuse(torch.optim.Adam, lr=0.01), (lambda o: OneCycleLR(o, 0.1, 36), "step"), None, {}),
     "no fused kernel": (lambda p: torch.optim.RMSprop(p, lr=0.01), None, None, {"grad_clip_norm": 0.1}),
-    "averaged": (fused(torch.optim.SGD, lr=0.1), None, 0.9, {}),
+    "averaged": (fuse(torch.optim.SGD, lr=0.1), None, 0.9, {}),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_step_is_the_one_without_a_graph(case: str) -> None:
     optimizer, schedule, ema, limits = CASES[case]
-    wanted, weights = trained(prepared(optimizer, schedule, ema, **limits))
-    t = prepared(optimizer, schedule, ema, **limits)
+    wanted, weights = train_steps(prepare(optimizer, schedule, ema, **limits))
+    t = prepare(optimizer, schedule, ema, **limits)
     recorder = Pretence(t)
     t.graph_step = CudaGraphStep(recorder, pytest.fail)  # type: ignore[arg-type]
-    losses, ours = trained(t)
+    losses, ours = train_steps(t)
     assert losses == wanted
     assert all(torch.equal(a, b) for a, b in zip(ours, weights, strict=True))
     # Full batches, and the last one of an epoch from its fourth time on; both anew in an epoch with another rate.
@@ -151,28 +151,28 @@ def test_every_step_is_the_one_without_a_graph(case: str) -> None:
 
 
 def test_settings_that_change_are_recorded_anew() -> None:
-    t = prepared(fused(torch.optim.SGD, lr=0.1, momentum=0.5))
+    t = prepare(fuse(torch.optim.SGD, lr=0.1, momentum=0.5))
     recorder = Pretence(t)
     t.graph_step = CudaGraphStep(recorder, pytest.fail)  # type: ignore[arg-type]
-    trained(t)
+    train_steps(t)
     t.optimizer.param_groups[0]["momentum"] = 0.9
     t.stop_rules.epochs += 1
-    trained(t)
+    train_steps(t)
     assert recorder.records == 4
     assert t.optimizer.param_groups[0].keys().isdisjoint({"capturable"})
     assert isinstance(t.optimizer.param_groups[0]["lr"], float)
 
 
 def test_what_cannot_be_recorded_is_said_once_and_trained_all_the_same() -> None:
-    wanted, weights = trained(prepared(fused(torch.optim.SGD, lr=0.1)))
-    t, messages = prepared(fused(torch.optim.SGD, lr=0.1)), []
+    wanted, weights = train_steps(prepare(fuse(torch.optim.SGD, lr=0.1)))
+    t, messages = prepare(fuse(torch.optim.SGD, lr=0.1)), []
 
     class Refusing(Pretence):
         def record(self, make: Callable[[], None]) -> Callable[[], None]:
             raise RuntimeError("operation not permitted when stream is capturing\nCompile with ...")
 
     t.graph_step = CudaGraphStep(Refusing(t), messages.append)  # type: ignore[arg-type]
-    losses, ours = trained(t)
+    losses, ours = train_steps(t)
     assert losses == wanted
     assert all(torch.equal(a, b) for a, b in zip(ours, weights, strict=True))
     assert messages == [
@@ -182,7 +182,7 @@ def test_what_cannot_be_recorded_is_said_once_and_trained_all_the_same() -> None
 
 
 def test_only_so_many_shapes_get_a_graph() -> None:
-    t = prepared(fused(torch.optim.SGD, lr=0.1))
+    t = prepare(fuse(torch.optim.SGD, lr=0.1))
     graph: Any = CudaGraphStep(Pretence(t), pytest.fail)  # type: ignore[arg-type]
     x, y = torch.randn(9, 5), torch.zeros(9, dtype=torch.long)
     is_graphed = [graph(t, [((x[:rows],), y[:rows])], []) for rows in range(2, 9)]
@@ -201,7 +201,7 @@ def test_only_so_many_shapes_get_a_graph() -> None:
     ],
 )
 def test_a_reason_is_given_where_there_is_no_graph(what: dict[str, Any], reason: str) -> None:
-    t: Any = prepared(what.pop("optimizer", None) or fused(torch.optim.SGD))
+    t: Any = prepare(what.pop("optimizer", None) or fuse(torch.optim.SGD))
     fp16 = what.pop("fp16", False)
     t.scaler = SimpleNamespace(is_enabled=lambda: fp16)
     t.ranks = SimpleNamespace(world_size=what.pop("count", 1))
@@ -211,7 +211,7 @@ def test_a_reason_is_given_where_there_is_no_graph(what: dict[str, Any], reason:
 
 
 def test_a_plain_training_has_no_reason_against_it() -> None:
-    assert find_obstacle(prepared(fused(torch.optim.SGD)), "image", compiled=False, profiled=False) is None
+    assert find_obstacle(prepare(fuse(torch.optim.SGD)), "image", compiled=False, profiled=False) is None
 
 
 @pytest.mark.gpu

@@ -18,7 +18,7 @@ X = torch.tensor([[1.0], [2.0], [3.0]]).double()
 Closure = Callable[[], Tensor]
 
 
-def fitted(slope: float, bias: bool = False, intercept: float = 0.0, **settings: Any) -> tuple[Exhaustive, Closure]:
+def fit(slope: float, bias: bool = False, intercept: float = 0.0, **settings: Any) -> tuple[Exhaustive, Closure]:
     """A linear model on slope · x + intercept at 3 points, and what a loop would hand to its optimizer."""
     net = nn.Linear(1, 1, bias=bias).double()
     with torch.no_grad():
@@ -39,7 +39,7 @@ def values(optimizer: Exhaustive) -> list[float]:
 
 
 def test_every_tenth_from_0_to_4_finds_2() -> None:
-    optimizer, closure = fitted(2.0)
+    optimizer, closure = fit(2.0)
     loss = optimizer.step(closure)
     assert float(loss) == pytest.approx(14 / 3)  # of w = 1, before the search: what a run records
     assert [w for w, _ in optimizer.history] == [k / 10 for k in range(41)]
@@ -51,7 +51,7 @@ def test_every_tenth_from_0_to_4_finds_2() -> None:
 
 
 def test_two_parameters_against_numpy() -> None:
-    optimizer, closure = fitted(1.33, True, -0.87, step=0.25, low2=-2.0, high2=1.0)
+    optimizer, closure = fit(1.33, True, -0.87, step=0.25, low2=-2.0, high2=1.0)
     optimizer.step(closure)
     w, b = np.arange(17) * 0.25, np.arange(13) * 0.25 - 2
     x = X.numpy()
@@ -80,7 +80,7 @@ def test_the_first_among_equals_and_never_nan(losses: list[float], best: float) 
 
 
 def test_coarse_to_fine_reaches_a_thousandth_with_few_evaluations() -> None:
-    optimizer, closure = fitted(1.23456, step=0.5, refine=4.0)
+    optimizer, closure = fit(1.23456, step=0.5, refine=4.0)
     for _ in range(6):
         optimizer.step(closure)
     best = values(optimizer)[0]
@@ -93,7 +93,7 @@ def test_coarse_to_fine_reaches_a_thousandth_with_few_evaluations() -> None:
 
 
 def test_a_finer_grid_stays_in_the_range_and_covers_the_neighbours() -> None:
-    optimizer, closure = fitted(7.0, refine=2.0, step=1.0)
+    optimizer, closure = fit(7.0, refine=2.0, step=1.0)
     for _ in range(3):
         optimizer.step(closure)
     tried = [w for w, _ in optimizer.history]
@@ -102,8 +102,8 @@ def test_a_finer_grid_stays_in_the_range_and_covers_the_neighbours() -> None:
 
 
 def test_the_state_dict_carries_all() -> None:
-    reference, closure = fitted(0.77, True, 0.5, step=0.5, refine=3.0)
-    again, other = fitted(0.77, True, 0.5, step=0.5, refine=3.0)
+    reference, closure = fit(0.77, True, 0.5, step=0.5, refine=3.0)
+    again, other = fit(0.77, True, 0.5, step=0.5, refine=3.0)
     for _ in range(4):
         reference.step(closure)
     for _ in range(2):
@@ -111,7 +111,7 @@ def test_the_state_dict_carries_all() -> None:
     file = io.BytesIO()
     torch.save(again.state_dict(), file)
     file.seek(0)
-    resumed, last = fitted(0.77, True, 0.5, step=0.5, refine=3.0)
+    resumed, last = fit(0.77, True, 0.5, step=0.5, refine=3.0)
     resumed.load_state_dict(torch.load(file, weights_only=True))
     for p, value in zip(resumed.param_groups[0]["params"], values(again), strict=True):
         p.data.fill_(value)  # a checkpoint holds the weights apart
@@ -137,7 +137,7 @@ def test_the_state_dict_carries_all() -> None:
 )
 def test_impossible_grids_are_refused(settings: dict[str, float], message: str) -> None:
     with pytest.raises(RequestError) as caught:
-        fitted(1.0, True, **settings)
+        fit(1.0, True, **settings)
     assert message in str(caught.value)
 
 

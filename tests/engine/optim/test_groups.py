@@ -19,7 +19,7 @@ class Net(nn.Module):
         self.scale = nn.Parameter(torch.ones(1))
 
 
-def named(net: nn.Module, groups: list[dict[str, Any]]) -> dict[str, list[str]]:
+def name_groups(net: nn.Module, groups: list[dict[str, Any]]) -> dict[str, list[str]]:
     """Group name -> parameter names."""
     names = {id(p): name for name, p in net.named_parameters()}
     return {group["name"]: [names[id(p)] for p in group["params"]] for group in groups}
@@ -27,14 +27,14 @@ def named(net: nn.Module, groups: list[dict[str, Any]]) -> dict[str, list[str]]:
 
 def test_without_groups_there_is_one_of_all() -> None:
     net = Net()
-    assert named(net, make_parameter_groups(net, [])) == {"all": [name for name, _ in net.named_parameters()]}
+    assert name_groups(net, make_parameter_groups(net, [])) == {"all": [name for name, _ in net.named_parameters()]}
 
 
 def test_the_first_match_wins_and_nothing_is_lost_or_doubled() -> None:
     net = Net()
     groups = [{"match": "first.*", "lr": 0.5}, {"match": "*.bias", "lr": 0.1, "weight_decay": 0.0}]
     parameter_groups = make_parameter_groups(net, groups)
-    assert named(net, parameter_groups) == {
+    assert name_groups(net, parameter_groups) == {
         "first.*": ["first.weight", "first.bias"],
         "*.bias": ["second.bias"],
         "rest": ["scale", "second.weight"],
@@ -49,13 +49,13 @@ def test_the_first_match_wins_and_nothing_is_lost_or_doubled() -> None:
 
 def test_no_rest_where_everything_is_matched() -> None:
     net = Net()
-    assert named(net, make_parameter_groups(net, [{"match": "*"}])).keys() == {"*"}
+    assert name_groups(net, make_parameter_groups(net, [{"match": "*"}])).keys() == {"*"}
 
 
 def test_frozen_parameters_are_left_out() -> None:
     net = Net()
     net.first.requires_grad_(False)
-    assert named(net, make_parameter_groups(net, [{"match": "*.weight"}])) == {
+    assert name_groups(net, make_parameter_groups(net, [{"match": "*.weight"}])) == {
         "*.weight": ["second.weight"],
         "rest": ["scale", "second.bias"],
     }

@@ -11,7 +11,7 @@ from dlrun.core.errors import RequestError
 from dlrun.engine.optim.manual_sgd import ManualSGD
 
 
-def trained(make: Any, dtype: torch.dtype, closure: bool) -> list[Tensor]:
+def train(make: Any, dtype: torch.dtype, closure: bool) -> list[Tensor]:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(7, 33), nn.Tanh(), nn.Linear(33, 1)).to(dtype)
     x, y = torch.randn(16, 7, dtype=dtype), torch.randn(16, 1, dtype=dtype)
@@ -35,8 +35,8 @@ def trained(make: Any, dtype: torch.dtype, closure: bool) -> list[Tensor]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("closure", [True, False])
 def test_equals_torchs(dtype: torch.dtype, closure: bool) -> None:
-    ours = trained(ManualSGD, dtype, closure)
-    theirs = trained(lambda p, lr: torch.optim.SGD(p, lr, foreach=False), dtype, closure)
+    ours = train(ManualSGD, dtype, closure)
+    theirs = train(lambda p, lr: torch.optim.SGD(p, lr, foreach=False), dtype, closure)
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 

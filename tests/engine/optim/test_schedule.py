@@ -48,9 +48,7 @@ def rates(own_optimizer: Optimizer) -> list[float]:
     return [group["lr"] for group in own_optimizer.param_groups]
 
 
-def walked(
-    own_optimizer: Optimizer, schedule: Schedule, start: int = 0, end: int = EPOCHS * STEPS
-) -> list[list[float]]:
+def walk(own_optimizer: Optimizer, schedule: Schedule, start: int = 0, end: int = EPOCHS * STEPS) -> list[list[float]]:
     """The learning rates that each step was made with."""
     used = []
     for i in range(start, end):
@@ -67,7 +65,7 @@ def test_every_scheduler_moves_as_in_plain_torch(name: str) -> None:
     interval, make = SCHEDULERS[name]
     ours, plain = optimizer(0.1, 0.02, adam=True), optimizer(0.1, 0.02, adam=True)
     schedule, scheduler = Schedule(ours, make(ours), interval), make(plain)
-    used = walked(ours, schedule)
+    used = walk(ours, schedule)
     wanted = []
     for epoch in range(EPOCHS):
         for _ in range(STEPS):
@@ -85,29 +83,27 @@ def test_every_scheduler_moves_as_in_plain_torch(name: str) -> None:
 
 def test_the_warm_up_climbs_in_a_straight_line() -> None:
     own_optimizer = optimizer(0.8, 0.4)
-    used = walked(own_optimizer, Schedule(own_optimizer, None, warmup_steps=4), end=7)
+    used = walk(own_optimizer, Schedule(own_optimizer, None, warmup_steps=4), end=7)
     assert [pair[0] for pair in used] == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8, 0.8, 0.8])
     assert [pair[1] for pair in used] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4, 0.4])
 
 
 def test_the_scheduler_begins_after_the_warm_up() -> None:
     own_optimizer = optimizer(1.0)
-    used = walked(own_optimizer, Schedule(own_optimizer, StepLR(own_optimizer, 1, 0.5), "step", warmup_steps=3), end=6)
+    used = walk(own_optimizer, Schedule(own_optimizer, StepLR(own_optimizer, 1, 0.5), "step", warmup_steps=3), end=6)
     assert [pair[0] for pair in used] == pytest.approx([1 / 3, 2 / 3, 1.0, 1.0, 0.5, 0.25])
 
 
 def test_an_epoch_that_ends_within_the_warm_up_does_not_move_the_scheduler() -> None:
     own_optimizer = optimizer(1.0)
-    used = walked(
-        own_optimizer, Schedule(own_optimizer, StepLR(own_optimizer, 1, 0.5), "epoch", warmup_steps=6), end=12
-    )
+    used = walk(own_optimizer, Schedule(own_optimizer, StepLR(own_optimizer, 1, 0.5), "epoch", warmup_steps=6), end=12)
     climbing = [k / 6 for k in range(1, 7)]
     assert [pair[0] for pair in used] == pytest.approx([*climbing, 1.0, 1.0, *[0.5] * 4])
 
 
 def test_a_warmed_up_one_cycle_starts_where_the_cycle_starts() -> None:
     own_optimizer, plain = optimizer(0.1), optimizer(0.1)
-    used = walked(
+    used = walk(
         own_optimizer, Schedule(own_optimizer, OneCycleLR(own_optimizer, 1.0, 20), "step", warmup_steps=2), end=12
     )
     cycle = OneCycleLR(plain, 1.0, 20)
@@ -130,14 +126,14 @@ def test_a_restored_schedule_goes_on_as_if_nothing_had_been(name: str, warmup: i
         own_optimizer = optimizer(0.1, 0.02)
         return own_optimizer, Schedule(own_optimizer, make(own_optimizer), interval, warmup)
 
-    reference = walked(*fresh(), end=end)
+    reference = walk(*fresh(), end=end)
     first = fresh()
-    begun = walked(*first, end=stop)
+    begun = walk(*first, end=stop)
     states: tuple[Any, Any] = (first[0].state_dict(), first[1].state_dict())
     second = fresh()
     second[0].load_state_dict(states[0])
     second[1].load_state_dict(states[1])
-    assert begun + walked(*second, start=stop, end=end) == reference
+    assert begun + walk(*second, start=stop, end=end) == reference
 
 
 def test_learning_rates_are_named_after_their_groups() -> None:

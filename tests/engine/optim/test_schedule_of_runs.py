@@ -41,7 +41,7 @@ LENGTHS = {
 
 
 @functools.cache
-def composed(scheduler: str) -> Settings:
+def compose_settings(scheduler: str) -> Settings:
     """Composing costs 0.1 s: once for each schedule."""
     words = ["data=regression", "data.batch_size=8", "model=linear", "optimizer=sgd", f"optimizer.lr={LR}"]
     config = compose.resolve(compose.compose_config([*words, f"scheduler={scheduler}"]))
@@ -49,7 +49,7 @@ def composed(scheduler: str) -> Settings:
 
 
 def settings(scheduler: str, interval: str, warmup: int, trainer: dict[str, int]) -> Settings:
-    chosen = composed(scheduler)
+    chosen = compose_settings(scheduler)
     return dataclasses.replace(
         chosen,
         trainer=dataclasses.replace(chosen.trainer, **trainer),  # type: ignore[arg-type]
@@ -59,7 +59,7 @@ def settings(scheduler: str, interval: str, warmup: int, trainer: dict[str, int]
 
 @functools.cache
 def train_batches() -> Batches:
-    chosen = composed("none")
+    chosen = compose_settings("none")
     train = build.build_batches(chosen, build.build_data(chosen, None), nn.Linear(1, 1), CPU)[0]
     assert train is not None
     assert len(train) == 13
@@ -109,7 +109,7 @@ def one_cycle(moves: int, total: int) -> float:
 CLOSED_FORMS["one_cycle"] = one_cycle
 
 
-def wanted_rates(scheduler: str, interval: str, warmup: int, ends: tuple[int, ...]) -> list[float]:
+def compute_rates(scheduler: str, interval: str, warmup: int, ends: tuple[int, ...]) -> list[float]:
     """By counting: a scheduler moves after each step, or each epoch, that ends after the warm-up."""
     steps = ends[-1]
     all_ends = range(1, steps + 1) if interval == "step" else ends
@@ -133,7 +133,7 @@ def test_every_step_has_the_rate_of_the_closed_form(scheduler: str, interval: st
     ends = LENGTHS[length].epoch_ends
     chosen = settings(scheduler, interval, warmup, LENGTHS[length].trainer)
     optimizer, schedule = built(chosen)
-    wanted = wanted_rates(scheduler, interval, warmup, ends)
+    wanted = compute_rates(scheduler, interval, warmup, ends)
     assert walk(optimizer, schedule, ends, 1, ends[-1]) == pytest.approx(wanted, rel=1e-9, abs=1e-12)
     if scheduler == "cosine":
         assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-12)

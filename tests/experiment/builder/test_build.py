@@ -30,7 +30,7 @@ def process(precision: str = "fp32", channels_last: bool | None = None) -> Runti
 
 
 @functools.cache
-def composed(groups: tuple[str, ...]) -> DictConfig:
+def compose_plain(groups: tuple[str, ...]) -> DictConfig:
     """Composing costs 0.1 s: once for each choice of options."""
     return compose.compose_config(list(groups))
 
@@ -38,7 +38,7 @@ def composed(groups: tuple[str, ...]) -> DictConfig:
 def settings(*words: str) -> Settings:
     choices = {"data": "digits", "model": "mlp", "optimizer": "adam", "scheduler": "none"}
     choices |= {key: value for key, _, value in (word.partition("=") for word in words) if key in choices}
-    base = composed(tuple(f"{key}={value}" for key, value in choices.items())).copy()
+    base = compose_plain(tuple(f"{key}={value}" for key, value in choices.items())).copy()
     OmegaConf.set_struct(base, False)
     keys = [word for word in words if word.partition("=")[0] not in choices]
     return read_settings(compose.resolve(OmegaConf.merge(base, OmegaConf.from_dotlist(keys))), choices)  # type: ignore[arg-type]

@@ -112,7 +112,7 @@ def test_without_a_validation_part_the_line_shows_training_metrics() -> None:
     assert "train/loss 0.5000  train/accuracy 0.2500  12,346" in stream.getvalue()
 
 
-def rendered(console: Console, thing: Any) -> str:
+def render(console: Console, thing: Any) -> str:
     console.terminal = RichConsole(file=io.StringIO(), width=100, force_terminal=False)
     console.terminal.print(thing)
     text: str = console.terminal.file.getvalue()  # type: ignore[attr-defined]
@@ -134,18 +134,18 @@ def test_the_bar_reads_the_counters(progress: dict[str, int], max_steps: int | N
     console = Console(io.StringIO())
     with following(console, run) as display:
         run.progress, run.stop_rules.max_steps = Progress(**progress), max_steps
-        text = rendered(console, display._make_bar())
+        text = render(console, display._make_bar())
     assert all(part in text for part in shown), text
 
 
 def test_the_loss_in_the_bar_is_smoothed() -> None:
     console = Console(io.StringIO())
     display = ProgressDisplay(console, training())
-    assert "loss" not in rendered(console, display._make_bar())
+    assert "loss" not in render(console, display._make_bar())
     unused: Any = None
     display.on_log(unused, {"train/loss_step": 1.0, "lr": 0.1})
     display.on_log(unused, {"train/loss_step": 2.0, "lr": 0.1})
-    assert "loss 1.1000" in rendered(console, display._make_bar())
+    assert "loss 1.1000" in render(console, display._make_bar())
 
 
 def on_terminal(tmp_path: Path, mode: str, width: int) -> tuple[str, str]:

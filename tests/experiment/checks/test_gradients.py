@@ -22,13 +22,13 @@ HERE = ["data=blobs", "model=scratch_mlp"]
 
 
 @pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(tmp_path)
     yield
     assert list(tmp_path.iterdir()) == []  # whatever it was: nothing is written
 
 
-def of(layer: torch.nn.Module, x: Tensor) -> list[GradientErrors]:
+def measure_errors(layer: torch.nn.Module, x: Tensor) -> list[GradientErrors]:
     parameters: dict[str, Tensor] = dict(layer.named_parameters())
     bends = hasattr(layer, "bends_at_zero")
     unit = x.abs().clamp(min=1)
@@ -83,13 +83,13 @@ def test_what_cannot_be_checked_is_a_sentence(words: list[str], message: str) ->
 def test_activations_agree_at_their_kink_and_where_they_are_flat(kind: str, far: float) -> None:
     torch.manual_seed(0)
     x = torch.cat([far + torch.randn(20, dtype=torch.float64), torch.tensor([0.0, -0.0, 1e-7, -far, 1e-4])])
-    (row,) = of(scratch.ACTIVATIONS[kind](), x)
+    (row,) = measure_errors(scratch.ACTIVATIONS[kind](), x)
     assert row.is_right
     assert row.central is not None
 
 
 def test_a_net_that_rests_on_its_kink_has_no_difference_quotient() -> None:
-    (row,) = of(scratch.ScratchReLU(), torch.zeros(3, dtype=torch.float64))
+    (row,) = measure_errors(scratch.ScratchReLU(), torch.zeros(3, dtype=torch.float64))
     assert row.is_right
     assert row.central is None
 
@@ -104,7 +104,7 @@ def test_one_wrong_entry_is_seen(entry: str, monkeypatch: pytest.MonkeyPatch) ->
         return tuple(gradients)
 
     monkeypatch.setattr(scratch_autograd.Linear, "backward", staticmethod(wrong))
-    rows = of(scratch.ScratchLinear(3, 2).double(), torch.randn(4, 3, dtype=torch.float64))
+    rows = measure_errors(scratch.ScratchLinear(3, 2).double(), torch.randn(4, 3, dtype=torch.float64))
     assert [row.tensor for row in rows if not row.is_right] == [entry]
     assert [row.tensor for row in rows if row.central is not None and row.central > 0.99] == [entry]
 

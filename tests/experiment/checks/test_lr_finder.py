@@ -35,7 +35,7 @@ def curves(monkeypatch: pytest.MonkeyPatch) -> list[Curve]:
     return drawn
 
 
-def drawn(fall: float, rise: float, noise: float = 0.0) -> Curve:
+def draw(fall: float, rise: float, noise: float = 0.0) -> Curve:
     """A loss that falls from 2 to 0.5 around the rate `fall` and grows without bound around `rise`."""
     rates = [LOWEST * 10 ** (i / STEPS_PER_DECADE) for i in range(141)]
     generator = np.random.default_rng(0)
@@ -46,7 +46,7 @@ def drawn(fall: float, rise: float, noise: float = 0.0) -> Curve:
 
 @pytest.mark.parametrize("noise", [0.0, 0.1])
 def test_a_curve_is_read_without_lag(noise: float) -> None:
-    curve = drawn(fall=1e-3, rise=1.0, noise=noise)
+    curve = draw(fall=1e-3, rise=1.0, noise=noise)
     assert curve.level == pytest.approx(2, abs=0.1)
     assert curve.steepest is not None
     assert curve.rates[curve.steepest] == pytest.approx(1e-3, rel=0.5)
@@ -59,7 +59,7 @@ def test_a_curve_is_read_without_lag(noise: float) -> None:
 def test_a_flat_curve_suggests_nothing() -> None:
     noise = np.random.default_rng(0).standard_normal(141)
     for losses in (2 + 0.1 * noise, np.full(141, 2.0), np.zeros(141)):
-        curve = Curve(drawn(1, 1).rates, list(losses))
+        curve = Curve(draw(1, 1).rates, list(losses))
         assert (curve.steepest, suggest_rate(curve), curve.divergence) == (None, None, None)
         messages = [
             "the loss never falls by more than its noise: nothing is suggested",
@@ -69,7 +69,7 @@ def test_a_flat_curve_suggests_nothing() -> None:
 
 
 def test_losses_that_are_not_finite_diverge() -> None:
-    curve = drawn(fall=1e-3, rise=1.0)
+    curve = draw(fall=1e-3, rise=1.0)
     for last in (float("nan"), float("inf")):
         cut = Curve(curve.rates[:110], [*curve.losses[:109], last])  # 10^-0.55: before the rise
         assert cut.divergence == 109

@@ -50,12 +50,12 @@ def batch(rows: int = 2) -> Batch:
     return (torch.rand(rows, 1, 8, 8),), torch.tensor([0, 2])[:rows]
 
 
-def looked_at(model: nn.Module, task: Objective | None = None, given: Batch | None = None) -> list[Layer]:
+def inspect(model: nn.Module, task: Objective | None = None, given: Batch | None = None) -> list[Layer]:
     return inspect_layers(model, given or batch(), task or Objective(SPEC), contextlib.nullcontext)
 
 
 def test_the_layer_table_holds_shapes_and_parameters() -> None:
-    assert looked_at(Net()) == [
+    assert inspect(Net()) == [
         Layer("body.0", "Conv2d", (4, 6, 6), 4 * 9 + 4, 4 * 6 * 6 * 9, 144),
         Layer("body.1", "BatchNorm2d", (4, 6, 6), 8, 0, 144),
         Layer("body.2", "Dropout", (4, 6, 6), 0, 0, 144),
@@ -65,7 +65,7 @@ def test_the_layer_table_holds_shapes_and_parameters() -> None:
 
 def test_a_model_without_parts_is_one_row() -> None:
     task = Objective(DataSpec("vector", (4,), "regression", 2))
-    layers = looked_at(nn.Linear(4, 2), task, ((torch.ones(2, 4),), torch.ones(2, 2)))
+    layers = inspect(nn.Linear(4, 2), task, ((torch.ones(2, 4),), torch.ones(2, 2)))
     assert layers == [Layer("Linear", "Linear", (2,), 10, 8, 2)]
 
 
@@ -81,7 +81,7 @@ def test_many_leaves_are_shown_as_blocks() -> None:
             outputs: Tensor = self.head(self.stage(self.stem(x)))
             return outputs
 
-    outputs = looked_at(Wide())
+    outputs = inspect(Wide())
     assert [row.name for row in outputs] == ["stem", *(f"stage.{i}" for i in range(20)), "head"]
     assert sum(row.parameters for row in outputs) == sum(p.numel() for p in Wide().parameters())
     assert [row.multiply_adds for row in outputs] == [0, *[64 * 64] * 20, 64 * 3]
@@ -126,7 +126,7 @@ class Twice(nn.Module):
 
 def test_a_layer_called_twice_works_twice_and_is_one_row() -> None:
     spec = DataSpec("vector", (8,), "regression", 1)
-    layers = looked_at(Twice(), Objective(spec), ((torch.ones(2, 8),), torch.ones(2, 1)))
+    layers = inspect(Twice(), Objective(spec), ((torch.ones(2, 8),), torch.ones(2, 1)))
     assert [(row.name, row.parameters, row.multiply_adds) for row in layers] == [
         ("shared", 72, 2 * 64),
         ("outer.0.0", 40, 40),
@@ -152,7 +152,7 @@ def test_the_total_is_half_of_torchs_count_of_flops(make: Callable[[DataSpec], n
     model, given = make(spec), ((torch.rand(3, 1, 28, 28),), torch.arange(3))
     with FlopCounterMode(display=False) as counter:
         model.eval()(*given[0])
-    layers = looked_at(model, Objective(spec), given)
+    layers = inspect(model, Objective(spec), given)
     assert 2 * 3 * sum(row.multiply_adds for row in layers) == counter.get_total_flops() > 0
 
 
@@ -161,7 +161,7 @@ def test_a_bottleneck_pays_where_many_channels_reach_it() -> None:
     given = ((torch.rand(2, 1, 28, 28),), torch.arange(2))
 
     def work(bottleneck: bool, branch: str) -> int:
-        layers = looked_at(Inception(spec, bottleneck), Objective(spec), given)
+        layers = inspect(Inception(spec, bottleneck), Objective(spec), given)
         return sum(row.multiply_adds for row in layers if row.name.startswith(branch))
 
     assert work(True, "features.7.branch5x5") == 16 * 16 * (20 + 24 * 25) < work(False, "features.7.branch5x5")
@@ -185,13 +185,13 @@ def local_net() -> nn.Module:
     return Local()
 
 
-def with_a_lambda() -> nn.Module:
+def add_lambda() -> nn.Module:
     model = nn.Linear(1, 1)
     model.activation = lambda x: x  # type: ignore[assignment]
     return model
 
 
-@pytest.mark.parametrize("make", [local_net, with_a_lambda])
+@pytest.mark.parametrize("make", [local_net, add_lambda])
 def test_a_model_that_cannot_be_exported_is_a_sentence_before_the_run(make: Callable[[], nn.Module]) -> None:
     with pytest.raises(RequestError, match=r"^checkpoint\.format=full: this model cannot be pickled .*state_dict$"):
         checks.check_export(make())
@@ -216,7 +216,7 @@ def test_a_look_leaves_generators_buffers_gradients_and_mode_alone(training: boo
     given = batch()
     torch.manual_seed(3)
     np.random.seed(3)
-    looked_at(model, given=given)
+    inspect(model, given=given)
     assert torch.rand(1).item() == torch.rand(1, generator=torch.Generator().manual_seed(3)).item()
     assert np.random.rand() == np.random.RandomState(3).rand()
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
@@ -264,15 +264,15 @@ class Says(nn.Module):
 )
 def test_an_output_that_does_not_fit_is_a_sentence(answer: Any, message: str) -> None:
     with pytest.raises(RequestError, match=message):
-        looked_at(Says(answer))
+        inspect(Says(answer))
 
 
 def test_tagging_needs_an_output_at_every_position() -> None:
     task = Objective(DataSpec("tokens", (5,), "tagging", 3))
     given = ((torch.ones(2, 5),), torch.zeros(2, 5, dtype=torch.int64))
-    assert looked_at(Says(torch.ones(2, 5, 3)), task, given)
+    assert inspect(Says(torch.ones(2, 5, 3)), task, given)
     with pytest.raises(RequestError, match=r"needs \(2, 5, 3\)"):
-        looked_at(Says(torch.ones(2, 3)), task, given)
+        inspect(Says(torch.ones(2, 3)), task, given)
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ def test_tagging_needs_an_output_at_every_position() -> None:
 )
 def test_a_model_that_does_not_take_the_data_is_a_sentence(model: nn.Module, why: str) -> None:
     with pytest.raises(RequestError) as caught:
-        looked_at(model)
+        inspect(model)
     assert str(caught.value).startswith("the model does not take this data (inputs of shape (2, 1, 8, 8)): ")
     assert why in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -417,7 +417,7 @@ def ending_in(*last: nn.Module, task: TaskName = "multiclass") -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 1 if task == "binary" else 3), *last)
 
 
-def doubled(model: nn.Module, loss: str | None, task: TaskName = "multiclass") -> str | None:
+def find_redundant(model: nn.Module, loss: str | None, task: TaskName = "multiclass") -> str | None:
     spec = DataSpec("image", (1, 8, 8), task, 1 if task == "binary" else 3)
     given = (batch()[0], torch.tensor([0, 1]))
     return final_activation.find_redundant_layer(model, given, Objective(spec, loss), contextlib.nullcontext)
@@ -436,7 +436,7 @@ def doubled(model: nn.Module, loss: str | None, task: TaskName = "multiclass") -
 def test_a_last_layer_that_the_loss_has_too_is_named(
     last: nn.Module, loss: str | None, task: TaskName, advice: str
 ) -> None:
-    message = doubled(ending_in(last, nn.Identity(), task=task), loss, task)
+    message = find_redundant(ending_in(last, nn.Identity(), task=task), loss, task)
     assert message is not None
     assert message.startswith(f"the model ends in {type(last).__name__}, and task.loss=")
     assert message.endswith(advice)
@@ -454,16 +454,16 @@ def test_a_last_layer_that_the_loss_has_too_is_named(
     ],
 )
 def test_a_last_layer_that_fits_is_not(model: nn.Module, loss: str | None, task: TaskName) -> None:
-    assert doubled(model, loss, task) is None
+    assert find_redundant(model, loss, task) is None
 
 
 def test_a_loss_that_cannot_take_the_output_is_named_with_what_to_type() -> None:
     spec, given = DataSpec("image", (1, 8, 8), "binary", 1), (batch()[0], torch.tensor([0, 1]))
     with pytest.raises(RequestError, match=r"^task\.loss=bce does not take .*; type task\.loss=bce_with_logits$"):
-        looked_at(Says(torch.tensor([[3.0], [-2.0]])), Objective(spec, "bce"), given)
+        inspect(Says(torch.tensor([[3.0], [-2.0]])), Objective(spec, "bce"), given)
     with pytest.raises(RequestError, match=r"^task\.loss=nll takes log.* type task\.loss=cross_entropy"):
-        looked_at(Says(torch.ones(2, 3)), Objective(SPEC, "nll"))
-    assert looked_at(Says(torch.ones(2, 3).log_softmax(-1)), Objective(SPEC, "nll"))
+        inspect(Says(torch.ones(2, 3)), Objective(SPEC, "nll"))
+    assert inspect(Says(torch.ones(2, 3).log_softmax(-1)), Objective(SPEC, "nll"))
 
 
 @pytest.mark.parametrize(
@@ -480,7 +480,7 @@ def test_whatever_a_users_model_raises_is_a_sentence(error: Exception, message: 
             raise error
 
     with pytest.raises(RequestError) as caught:
-        looked_at(Raises())
+        inspect(Raises())
     assert f": {message} (" in str(caught.value)
     assert "test_checks.py, line " in str(caught.value)
 
@@ -491,4 +491,4 @@ def test_no_memory_for_two_rows_is_left_to_who_knows_what_to_type() -> None:
             return torch.empty(2**50)
 
     with pytest.raises(RuntimeError, match="can't allocate memory"):
-        looked_at(Huge())
+        inspect(Huge())

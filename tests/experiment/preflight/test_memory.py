@@ -40,15 +40,15 @@ def settings(*words: str) -> Settings:
     return read_settings(compose.resolve(compose.compose_config([*words])), {})
 
 
-def raised(make: Callable[[], Any]) -> BaseException:
+def catch(make: Callable[[], Any]) -> BaseException:
     with pytest.raises((RuntimeError, MemoryError)) as caught:
         make()
     return caught.value
 
 
 def test_what_torch_and_numpy_raise_without_memory_is_known() -> None:
-    assert device.is_out_of_memory(raised(lambda: torch.empty(2**50)))
-    assert device.is_out_of_memory(raised(lambda: np.empty(2**50)))
+    assert device.is_out_of_memory(catch(lambda: torch.empty(2**50)))
+    assert device.is_out_of_memory(catch(lambda: np.empty(2**50)))
     assert device.is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
     assert not device.is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 

@@ -20,7 +20,7 @@ SLOW = pytest.mark.slow
 
 
 @pytest.fixture
-def left_alone(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+def are_unchanged(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """For each drawing: whether the weights, the mode and the generators were afterwards as before."""
     import torch
 
@@ -28,7 +28,7 @@ def left_alone(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
     contexts, draw_all = [], figures.draw_all
 
-    def watched(parts: Any, folder: Path, tracker: Any, outputs: Any) -> None:
+    def watch(parts: Any, folder: Path, tracker: Any, outputs: Any) -> None:
         parts.state.model.train()
         weights = {k: v.clone() for k, v in parts.state.model.state_dict().items()}
         state = random.getstate(), torch.get_rng_state().tolist()
@@ -36,7 +36,7 @@ def left_alone(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         contexts.append(parts.state.model.training and state == (random.getstate(), torch.get_rng_state().tolist()))
         contexts.append(all(v.equal(weights[k]) for k, v in parts.state.model.state_dict().items()))
 
-    monkeypatch.setattr(figures, "draw_all", watched)
+    monkeypatch.setattr(figures, "draw_all", watch)
     return contexts
 
 
@@ -65,11 +65,11 @@ def left_alone(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     ],
 )
 def test_a_run_leaves_its_pictures(
-    words: tuple[str, ...], names: str, dlrun: Callable[..., Any], tmp_path: Path, left_alone: list[bool]
+    words: tuple[str, ...], names: str, dlrun: Callable[..., Any], tmp_path: Path, are_unchanged: list[bool]
 ) -> None:
     done = dlrun(*FEW, *words)
     assert done.code == 0, done.err
-    assert left_alone == [True, True]
+    assert are_unchanged == [True, True]
     pictures = {path.stem: imread(path)[..., :3] for path in (tmp_path / done.folder / "figures").iterdir()}
     assert sorted(pictures) == names.split()
     assert all(pixels.std() > 0.02 for pixels in pictures.values())  # not blank

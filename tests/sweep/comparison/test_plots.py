@@ -25,7 +25,7 @@ def run(folder: Path, seed: int, curve: list[float], metric: str = "val/loss") -
     return RunRecord.from_parts(folder, [], {"seed": seed}, {}, result)
 
 
-def ranked(tmp_path: Path, settings: list[tuple[dict[str, Any], list[list[float]]]], mode: str = "min") -> Ranking:
+def rank(tmp_path: Path, settings: list[tuple[dict[str, Any], list[list[float]]]], mode: str = "min") -> Ranking:
     """Settings as they stand, each with the curves of its seeds."""
     records = [
         Setting(values, [run(tmp_path / f"{i}_{seed}", seed, curve) for seed, curve in enumerate(curves)], [])
@@ -40,11 +40,11 @@ def grid(tmp_path: Path) -> Ranking:
     values = [{"optimizer.lr": lr, "model.depth": depth, "optimizer": o} for lr, depth, o in points]
     scores = [0.1 + v["optimizer.lr"] + v["model.depth"] / 100 + 0.3 * (v["optimizer"] == "sgd") for v in values]
     order = np.argsort(scores, kind="stable")
-    return ranked(tmp_path, [(values[i], [[1.0, scores[i]], [1.0, scores[i] + 0.02]]) for i in order])
+    return rank(tmp_path, [(values[i], [[1.0, scores[i]], [1.0, scores[i] + 0.02]]) for i in order])
 
 
 def test_curves_are_means_with_the_range_as_far_as_all_seeds_came(tmp_path: Path, lines: Any) -> None:
-    ranking = ranked(
+    ranking = rank(
         tmp_path, [({"model": "$a$"}, [[0.6, 0.4, 0.2], [0.8, 0.5]]), ({"model": "b"}, [[0.7, 0.6, 0.5], []])]
     )
     axes = plots.draw_curves(ranking).axes[0]
@@ -60,7 +60,7 @@ def test_curves_are_means_with_the_range_as_far_as_all_seeds_came(tmp_path: Path
 def test_more_than_ten_settings_are_grey_and_do_not_set_the_scale(tmp_path: Path, lines: Any) -> None:
     settings = [({"model.depth": i}, [[1.0, 0.5 + i / 100]]) for i in range(10)]
     settings += [({"model.depth": 10 + i}, [[1e6, 1e5]]) for i in range(4)]
-    axes = plots.draw_curves(ranked(tmp_path, settings)).axes[0]
+    axes = plots.draw_curves(rank(tmp_path, settings)).axes[0]
     assert len(lines(axes)) == 10 + 1
     assert len(axes.lines) == 14 + 1
     assert axes.get_ylim()[1] < 2
@@ -68,7 +68,7 @@ def test_more_than_ten_settings_are_grey_and_do_not_set_the_scale(tmp_path: Path
 
 
 def test_a_baseline_far_off_is_a_word(tmp_path: Path, lines: Any) -> None:
-    axes = plots.draw_curves(ranked(tmp_path, [({"model": "a"}, [[0.011, 0.010]])])).axes[0]
+    axes = plots.draw_curves(rank(tmp_path, [({"model": "a"}, [[0.011, 0.010]])])).axes[0]
     assert "trivial baseline: 0.90000, off the scale" in lines(axes)
     assert axes.get_ylim()[1] < 0.02
 
@@ -91,7 +91,7 @@ def test_the_metric_over_a_number_has_a_line_for_each_other_combination(tmp_path
 
 def test_evenly_spaced_numbers_have_a_linear_axis_and_many_lines_are_cut(tmp_path: Path) -> None:
     settings = [({"model.depth": d, "model.name": str(n)}, [[0.5 + n / 100]]) for n in range(12) for d in (1, 2)]
-    axes = plots.draw_metric_over(ranked(tmp_path, settings), "model.depth").axes[0]
+    axes = plots.draw_metric_over(rank(tmp_path, settings), "model.depth").axes[0]
     assert axes.get_xscale() == "linear"
     assert len(axes.containers) == 10
     assert axes.get_title().endswith("the 10 best of 12 lines")
@@ -115,10 +115,10 @@ def test_the_grid_holds_the_best_over_the_other_keys(mode: str, tmp_path: Path) 
 
 def test_a_cell_without_a_run_stays_empty_and_large_maps_have_no_numbers(tmp_path: Path) -> None:
     some = [({"a.x": i, "a.y": str(j)}, [[0.5 + i]]) for i in range(2) for j in range(2) if i + j < 2]
-    axes = plots.draw_heat_map(ranked(tmp_path / "some", some), "a.x", "a.y").axes[0]
+    axes = plots.draw_heat_map(rank(tmp_path / "some", some), "a.x", "a.y").axes[0]
     assert len(axes.texts) == 3
     many = [({"a.x": i, "a.y": j}, [[0.5 + i]]) for i in range(11) for j in range(10)]
-    assert not plots.draw_heat_map(ranked(tmp_path / "many", many), "a.x", "a.y").axes[0].texts
+    assert not plots.draw_heat_map(rank(tmp_path / "many", many), "a.x", "a.y").axes[0].texts
 
 
 @pytest.mark.slow
@@ -127,7 +127,7 @@ def test_pictures_are_those_that_make_sense(tmp_path: Path) -> None:
     few = [setting for setting in full.settings if setting.values["optimizer"] == "adam"]
     ranking = Ranking(full.metric, full.mode, full.data, ["optimizer.lr", "model.depth"], few)
     lost = Ranking("val/loss", "min", "x", ["model"], [Setting({"model": "a"}, [], ranking.settings[0].runs)])
-    only = ranked(tmp_path / "only", [({}, [[0.5, 0.4]])])
+    only = rank(tmp_path / "only", [({}, [[0.5, 0.4]])])
     paths = plots.draw_all(Comparison([ranking, lost, only]), tmp_path / "figures")
     assert [path.name for path in paths] == [
         "compared_curves.png", "compared_lr.png", "compared_depth.png", "compared_lr_depth.png", "compared3_curves.png"
@@ -139,6 +139,6 @@ def test_pictures_are_those_that_make_sense(tmp_path: Path) -> None:
 
 def test_keys_that_go_together_make_no_map(tmp_path: Path) -> None:
     pairs = [({"optimizer": o, "optimizer.lr": lr}, [[]]) for o, lr in (("a", 0.1), ("b", 0.2), ("c", 0.3))]
-    ranking = ranked(tmp_path, pairs)
+    ranking = rank(tmp_path, pairs)
     assert [path.name for path in plots.draw_all(Comparison([ranking]), tmp_path / "f")] == ["compared_lr.png"]
     assert math.isnan(plots.build_grid(ranking, "optimizer", "optimizer.lr")[2][0, 1])

@@ -14,7 +14,7 @@ from dlrun.sweep.comparison.ranking import compare
 from dlrun.sweep.comparison.table import format_metric
 
 
-def printed(ranking: Any, width: int = 80) -> list[str]:
+def print_table(ranking: Any, width: int = 80) -> list[str]:
     console = RichConsole(width=width, file=io.StringIO(), record=True)
     console.print(table.build_terminal_table(ranking, console))
     return [line.rstrip() for line in console.export_text().splitlines()]
@@ -34,7 +34,7 @@ def grid(runs: Any, keys: int, seeds: int = 2) -> Any:
 
 
 def test_two_keys_fit_80_columns_with_all_that_counts(runs: Any) -> None:
-    lines = printed(grid(runs, 2))
+    lines = print_table(grid(runs, 2))
     assert max(map(len, lines)) <= 80
     assert lines[1].split() == ["optimizer", "lr", "n", "val/loss", "95", "%", "epoch", "last", "loss", "s"]
     first = "sgd 0.1 2 0.3060 ± 0.0085 0.2298…0.3822 3 0.3060 0.7500 1.50"
@@ -43,18 +43,19 @@ def test_two_keys_fit_80_columns_with_all_that_counts(runs: Any) -> None:
 
 
 def test_three_keys_fit_without_the_columns_that_matter_least(runs: Any) -> None:
-    lines = printed(grid(runs, 3))
+    lines = print_table(grid(runs, 3))
     assert max(map(len, lines)) <= 80
     assert lines[1].split() == ["optimizer", "lr", "depth", "n", "val/loss", "95", "%", "epoch", "loss"]
     assert (
-        printed(grid(runs, 3), 120)[1].split()[-2:] == ["test/loss", "s"][1:] or "s" in printed(grid(runs, 3), 120)[1]
+        print_table(grid(runs, 3), 120)[1].split()[-2:] == ["test/loss", "s"][1:]
+        or "s" in print_table(grid(runs, 3), 120)[1]
     )
-    assert "±" in printed(grid(runs, 3), 50)[3]  # never without the metric
+    assert "±" in print_table(grid(runs, 3), 50)[3]  # never without the metric
 
 
 def test_a_terminal_shows_30_settings_and_counts_the_rest(runs: Any) -> None:
     (ranking,) = compare([runs(f"model.depth={i}", value=1 + i / 100) for i in range(35)]).rankings
-    lines = printed(ranking)
+    lines = print_table(ranking)
     assert sum(line.split()[0].isdigit() for line in lines if line) == 30
     assert lines[-1].startswith("baseline")
     assert table.describe_hidden_rows(ranking) == "and 5 more settings: comparison.csv has all"
@@ -63,15 +64,15 @@ def test_a_terminal_shows_30_settings_and_counts_the_rest(runs: Any) -> None:
 
 
 def test_numbers_are_written_as_finely_as_the_seeds_agree(runs: Any) -> None:
-    def shown(*values: float) -> str:
+    def show(*values: float) -> str:
         (ranking,) = compare([runs(value=value, seed=seed) for seed, value in enumerate(values)]).rankings
         return table.list_rows(ranking)[0][2]
 
-    assert shown(3011.0, 3057.0, 3101.0) == "3056 ± 45"
-    assert shown(0.4551, 0.4572, 0.4611) == "0.4578 ± 0.0030"
-    assert shown(0.12345678) == "0.1235"
-    assert shown(4321.5) == "4322"
-    assert shown(0.0) == "0.0000"
+    assert show(3011.0, 3057.0, 3101.0) == "3056 ± 45"
+    assert show(0.4551, 0.4572, 0.4611) == "0.4578 ± 0.0030"
+    assert show(0.12345678) == "0.1235"
+    assert show(4321.5) == "4322"
+    assert show(0.0) == "0.0000"
     (ranking,) = compare([runs(value=0.5)]).rankings
     assert [format_metric(x, ranking) for x in (2.5e7, 1e-9, math.nan, -0.25)] == [
         "2.50e+07",

@@ -35,7 +35,7 @@ def make_font(path: Path, letters: str, family: str) -> None:
 
 
 @pytest.fixture
-def installed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def fonts_here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files of the fonts of this machine, besides those of matplotlib: at first none."""
     paths: list[str] = []
     manager = font_manager.fontManager
@@ -53,7 +53,7 @@ def picture(title: str) -> np.ndarray:
     return canvas.render_pixels(figure)
 
 
-def test_letters_that_no_font_has_are_said_once_and_warn_of_nothing(installed: list[str]) -> None:
+def test_letters_that_no_font_has_are_said_once_and_warn_of_nothing(fonts_here: list[str]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         picture(CAT)
@@ -64,27 +64,27 @@ def test_letters_that_no_font_has_are_said_once_and_warn_of_nothing(installed: l
     assert fonts.describe_missing_letters() == []
 
 
-def test_a_font_that_has_the_letters_is_taken(installed: list[str], tmp_path: Path) -> None:
+def test_a_font_that_has_the_letters_is_taken(fonts_here: list[str], tmp_path: Path) -> None:
     make_font(tmp_path / "squares.ttf", CAT, "Squares")
-    installed.append(str(tmp_path / "squares.ttf"))
+    fonts_here.append(str(tmp_path / "squares.ttf"))
     assert fonts.find_families(f"the {CAT}") == ["DejaVu Sans", "Squares"]
     boxes = picture("").sum()
     assert picture(CAT).sum() < boxes - 20 * 3 * 255  # a filled square is darker than an empty one
     assert fonts.describe_missing_letters() == []
 
 
-def test_several_fonts_share_the_letters(installed: list[str], tmp_path: Path) -> None:
+def test_several_fonts_share_the_letters(fonts_here: list[str], tmp_path: Path) -> None:
     for letter, family in ((CAT, "Cats"), ("狗", "Dogs")):
         make_font(tmp_path / f"{family}.ttf", letter, family)
-        installed.append(str(tmp_path / f"{family}.ttf"))
+        fonts_here.append(str(tmp_path / f"{family}.ttf"))
     (tmp_path / "damaged.ttf").write_bytes(b"no font")
-    installed.insert(0, str(tmp_path / "damaged.ttf"))
+    fonts_here.insert(0, str(tmp_path / "damaged.ttf"))
     assert fonts.find_families(f"{CAT}狗鸟") == ["DejaVu Sans", "Cats", "Dogs"]
     (note,) = fonts.describe_missing_letters()
     assert "letters 鸟," in note
 
 
-def test_no_font_is_looked_for_where_the_own_has_all(installed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_font_is_looked_for_where_the_own_has_all(fonts_here: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> None:
         raise AssertionError
 
