@@ -98,6 +98,7 @@ def _explain(error: Exception, words: list[str]) -> str:
     if isinstance(error, OverrideParseException):
         return _explain_unparsable(error)
 
+    # Hydra's message does not tell which word it is about.
     if re.search(_NO_OPTION, str(error)):
         return _explain_no_option(words)
 
@@ -131,6 +132,7 @@ def _explain(error: Exception, words: list[str]) -> str:
             if key.startswith("user."):
                 return _explain_unknown_own_key(key, getattr(cause, "parent_node", None))
             return explain_unknown_key(key, _compose_valid_choices(words))
+    # Unknown keys come first: a value cannot be wrong for a key that is not there.
     for cause in causes:
         if isinstance(cause, OmegaConfBaseException):
             return _explain_wrong_value(cause, words)
@@ -213,6 +215,7 @@ def _explain_no_option(words: list[str]) -> str:
 
 
 def _explain_unparsable(error: OverrideParseException) -> str:
+    # A word without a value may be a command, a group or a key.
     word = str(error.override)
     if word in compose.GROUPS:
         return f"{word} needs a choice; type {word}=<one of `dlrun ls {word}`>"
@@ -281,6 +284,7 @@ def suggest_keys(key: str) -> list[str]:
 def _suggest_keys(key: str, keys: list[str]) -> list[str]:
     """At most three keys: those within two edits, those of another section that end in the same word, those like it."""
     if "." in key:
+        # A dotted word means a key of a section, an undotted one may mean a group too.
         candidates = [other for other in keys if "." in other]
     else:
         candidates = keys + [group for group in compose.GROUPS if group not in keys]

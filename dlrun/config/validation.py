@@ -117,6 +117,7 @@ def _check_type(schema: Any, name: str, value: Any, where: str) -> bool:
         OmegaConf.merge(_structure(schema), {name: Literals().hide(value)})
     except ConfigKeyError as error:
         keys = [_join_key(where, other) for other in iter_field_names(schema)]
+        # Of the whole section, since a key is mistyped more often than misplaced.
         hint = did_you_mean(key, keys).rstrip() or "dlrun --cfg job shows all keys"
         raise RequestError(f"there is no key {key}; {hint}") from error
     except OmegaConfBaseException as error:
@@ -130,6 +131,7 @@ def build_wrong_type_error(schema: Any, name: str, value: Any, where: str) -> Re
     text = format_value(value)
     field = schema.__dataclass_fields__[name]
     if dataclasses.is_dataclass(field.default_factory):
+        # A section takes no value of its own; one of its keys shows what it does take.
         first = dataclasses.fields(field.default_factory)[0]
         advice = _advise_default(f"{key}.{first.name}", first)
         return RequestError(f"{key}={text} names none of its keys; {advice}")
@@ -226,6 +228,7 @@ def _check_ranges(instance: Any, where: str, errors: ErrorList) -> None:
         if problem:
             advice = "" if "choices" in field.metadata else f"; {_advise_default(key, field)}"
             errors.add(RequestError(f"{key}={format_value(value)} {problem}{advice}"))
+            # With the default in its place, the rest of the config can be checked as well.
             setattr(instance, field.name, field.default)
 
 

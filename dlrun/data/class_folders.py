@@ -97,6 +97,7 @@ def find_files(folder: Path, test_fraction: float, seed: int) -> Catalogue:
     if not class_names:
         raise DataError(f"{base} has no class folders: put the images of each class into a folder named after it")
 
+    # All parts are read before the first mistake is raised, so that one message names them all.
     bases = {name: folders[0] for name, folders in folders_of_parts.items() if folders} or {"train": base}
     mistakes = ErrorList(MOST_MISTAKES)
     unread: Counter[str] = Counter()
@@ -127,12 +128,14 @@ def find_labelled_files(folder: Path, columns: LabelColumns, test_fraction: floa
     all_files = [Path(os.fsdecode(path)) for path in list_files_below(os.fsencode(folder)) if is_image(path)]
     path_of_stem: dict[Path, Path] = {}
     for image in all_files:
+        # Tables often name a file without its suffix, as Kaggle's do.
         path_of_stem.setdefault(image.with_suffix(""), image)
 
     mistakes = ErrorList(MOST_MISTAKES)
     line_of_path: dict[Path, int] = {}
     labels: list[str] = []
     for number, name, label in lines:
+        # So that a/../b and b are one file, and a file named twice is seen to be.
         named = folder / os.path.normpath(name)
         path = named if named.is_file() else path_of_stem.get(named)
         if not label:
@@ -147,6 +150,7 @@ def find_labelled_files(folder: Path, columns: LabelColumns, test_fraction: floa
             labels.append(label)
     mistakes.raise_if_any()
 
+    # Sorted, so that a class keeps its number when the lines of the table are shuffled.
     class_names = _sort_labels(set(labels))
     codes = {name: code for code, name in enumerate(class_names)}
     files = Files.from_lists([os.fsencode(path) for path in line_of_path], [codes[label] for label in labels])
@@ -230,6 +234,7 @@ def _collect_files(base: Path, class_names: list[str], mistakes: ErrorList, unre
             if is_image(path):
                 images.append(path)
             else:
+                # Counted, as a photo in a format that is not read is easily taken for one that is.
                 others[Path(os.fsdecode(path)).suffix.lower()] += 1
         unread.update(others)
         if not images:
@@ -349,6 +354,7 @@ def _read_labels(table: Path, columns: LabelColumns) -> list[tuple[int, str, str
         with table.open(encoding="utf-8-sig", newline="") as file:
             first = file.readline()
             file.seek(0)
+            # The first line has a cell for each column, and so a mark between any two.
             delimiter = max(",;\t", key=first.count)
             reader = csv.reader(file, delimiter=delimiter)
             rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(row)]

@@ -179,6 +179,7 @@ def image_folder(
         nothing_to_learn = (
             f"{catalogue.source} has only one {what}, '{class_names[0]}', so there is nothing to tell apart"
         )
+    # One class is no mistake here: such data can still be evaluated.
     if task == "binary" and len(class_names) > 2:
         raise RequestError(f"data.task=binary: {folder} holds {len(class_names)} classes; type data.task=multiclass")
 
@@ -196,6 +197,7 @@ def image_folder(
     bytes_needed = 4 * sum(len(part.paths) for part in files.values()) * shape[0] * image_size**2
     fits = bytes_needed < SHARE_OF_MEMORY * _memory_bytes()
     mixing = BatchMix(steps_of_batches, len(class_names)) if steps_of_batches else None
+    # More than 8 bits would be lost in bytes.
     dtype = torch.float32 if pixel_range else torch.uint8
     transform = build_augment(steps_of_images, shape, dtype) if steps_of_images else None
 
@@ -220,6 +222,7 @@ def image_folder(
 
         datasets: dict[str, ImageFiles] = {}
         for name, part in files.items():
+            # Other parts measure what the model does with images as they are.
             augment_part = transform if name == "train" else None
             datasets[name] = ImageFiles(
                 part, image_size, *constants, grayscale, augment_part, background, pixel_range, images.get(name)
@@ -234,6 +237,7 @@ def image_folder(
 
 def _split_augment(augment: list[Any] | None) -> tuple[list[Any], list[Any]]:
     """The steps for images, and those for batches."""
+    # MixUp and CutMix mix rows of a batch, which a single image does not have.
     steps_of_images: list[Any] = []
     steps_of_batches: list[Any] = []
     for step in augment or ():
@@ -265,6 +269,7 @@ def _check_pixel_range(pixel_range: Sequence[float]) -> None:
 
 def _measure_pixel_range(train: Files) -> tuple[tuple[float, ...], tuple[str, ...]]:
     """The lowest and highest value in images of more than 8 bits, and a note; both empty if there are none."""
+    # Of the training images alone: the test part must not decide how it is read.
     ranges = [limits for limits in _map_in_threads(measure_range, train.paths) if limits is not None]
     if not ranges:
         return (), ()

@@ -34,6 +34,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     Inside, the model runs without torch.compile: it would compile once more for every other batch shape, and a
     compiled model cannot be traced.
     """
+    # By module, as parts of a net may be frozen in evaluation mode while the rest is trained.
     modes = [(module, module.training) for module in model.modules()]
     compiled = model._compiled_call_impl
     model.eval()
@@ -75,6 +76,7 @@ def collect_outputs(
         for inputs, targets in batches.epoch(1):
             with autocast():
                 outputs = model(*inputs)
+            # Moved batch by batch: a split need not fit on the device as a whole.
             input_parts.append(tuple(x.cpu() for x in inputs))
             output_parts.append(outputs.float().cpu())
             target_parts.append(targets.cpu())

@@ -36,6 +36,7 @@ class PerClass:
         for name, hits, support, predicted in zip(self.names, all_hits, supports, predictions, strict=True):
             precision = hits / predicted if predicted else None
             recall = hits / support if support else None
+            # The harmonic mean of precision and recall, without dividing by either.
             f1 = 2 * hits / (support + predicted) if support + predicted else None
             rows.append((name, precision, recall, f1, support, predicted))
         return rows
@@ -45,6 +46,7 @@ class PerClass:
         if self.confusion is None:
             return []
         errors = self.confusion.clone().fill_diagonal_(0)
+        # Stable, so that equal counts come in the order of the classes.
         counts, places = errors.flatten().sort(descending=True, stable=True)
         size = len(self.names)
 
@@ -67,6 +69,7 @@ class PerClass:
 def count_per_class(targets: Tensor, predicted: Tensor, names: Sequence[str]) -> PerClass:
     """Count targets and predictions, int64 (N,), numbers of the classes in `names`."""
     size = len(names)
+    # One number for each pair of classes: counting pairs is counting numbers.
     cells = torch.bincount(targets * size + predicted, minlength=size * size)
     confusion = cells.view(size, size)
     return PerClass(tuple(names), confusion.diagonal(), confusion.sum(1), confusion.sum(0), confusion)

@@ -22,6 +22,7 @@ def preserve_state(model: nn.Module) -> Iterator[None]:
     buffers = {}
     for name, buffer in model.named_buffers():
         if not is_lazy(buffer):
+            # Statistics of batch norm move in every forward pass of training mode.
             buffers[name] = buffer.detach().clone()
 
     try:
@@ -61,6 +62,7 @@ def _record_attributes(module: nn.Module) -> Callable[[], None]:
     """Record the attributes of one module; returns a function that restores them."""
     kind = type(module)
     registries = {name: dict(module.__dict__[name]) for name in _REGISTRIES}
+    # What a user's forward sets on self, such as a counter or a hidden state.
     own = {name: value for name, value in module.__dict__.items() if name not in _TORCH_ATTRIBUTES}
     restorers = [_record_value(value, depth=2) for value in own.values()]
 
@@ -75,6 +77,7 @@ def _record_attributes(module: nn.Module) -> Callable[[], None]:
                 registry.clear()
                 registry.update(before)
 
+        # A forward pass may ask by hasattr whether it is the first.
         added = [name for name in module.__dict__ if name not in _TORCH_ATTRIBUTES and name not in own]
         for name in added:
             del module.__dict__[name]
@@ -116,6 +119,7 @@ def _record_value(value: Any, depth: int) -> Callable[[], None]:
     if not isinstance(value, list | dict | set | deque) or not depth:
         return lambda: None
 
+    # Restored in place, since other objects may hold the same list.
     content: Any = value.copy()
     entries = value.values() if isinstance(value, dict) else value
     restorers = [_record_value(entry, depth - 1) for entry in entries]

@@ -34,6 +34,7 @@ class OutputRecorder:
         """Record one batch, whole, unless there are rows enough."""
         if self.rows >= evaluation.MAX_ROWS:
             return
+        # To the CPU: the device has its memory for the model.
         self.inputs.append(tuple(x.cpu() for x in inputs))
         self.outputs.append(outputs.float().cpu())
         self.targets.append(targets.cpu())
@@ -50,6 +51,7 @@ def make_recorder(context: RunContext) -> OutputRecorder | None:
 
     Of several processes each evaluates its own rows. A compiled model may round in another way than figures did.
     """
+    # Nothing is recorded that nobody looks at.
     is_used = context.settings.tracking.diagnose or context.settings.figures
     if context.batches.test is None or not is_used:
         return None

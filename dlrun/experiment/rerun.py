@@ -31,11 +31,13 @@ def read_requests(words: Sequence[str]) -> list[Request]:
     if flags.multirun or any(get_key(word) == "sweep.points" for word in flags.overrides):
         raise RequestError("dlrun rerun trains one run; type dlrun -m with the run's choices for a sweep")
 
+    # Words of a file are data: they are checked before Hydra sees any of them.
     saved_words = read_overrides(run)
     refuse_other_configs(run, flags.config_dir)
     kept_words, notes = drop_replaced(saved_words, flags.overrides)
     refuse_evaluation(kept_words, run)
 
+    # Flags such as --cfg come first, as they would be typed.
     flag_words = [word for word in changes if word not in flags.overrides]
     requests = request.from_command_line([*flag_words, *kept_words, *flags.overrides])
     parent = {"folder": str(run.folder), "run_id": str(run.environment.get("run_id", ""))}
@@ -94,6 +96,7 @@ def drop_replaced(saved_words: Sequence[str], changes: Sequence[str]) -> tuple[l
     for word in saved_words:
         key = get_key(word)
         group = key.partition(".")[0]
+        # The new word for this key is the one that counts.
         if key in new_keys:
             continue
         if group in new_choices and key != group and not _has_key(new_choices[group], key):

@@ -105,6 +105,7 @@ def _are_outputs(value: Any) -> bool:
         is_sized = isinstance(output["size"], int) and 0 < output["size"] <= 2**31
         if not is_described or not is_sized or not isinstance(names, list | tuple):
             return False
+        # A binary output is one logit of two classes.
         classes = 2 if output["task"] == "binary" else output["size"]
         if names and (len(names) != classes or not all(isinstance(name, str) for name in names)):
             return False
@@ -128,6 +129,7 @@ def _are_marks(value: Any) -> bool:
         if not isinstance(mark, list) or len(mark) != 3 or not isinstance(mark[0], list) or not mark[0]:
             return False
         owner = mark[0][0]
+        # Only these may hold values of a user's own class; all else is written by dlrun.
         is_of_user = owner in (
             "model",
             "ema",
@@ -163,6 +165,7 @@ def _is_optimizer(value: Any) -> bool:
         return False
     if not value:
         return True
+    # An optimizer of the user's own may keep more, as long as torch's two parts are there.
     groups = value.get("param_groups")
     is_list = isinstance(groups, list) and all(isinstance(group, dict) for group in groups)
     return is_list and isinstance(value.get("state"), dict)

@@ -73,6 +73,7 @@ class ArrayFolder:
             raise DataError(f"{path} does not exist; write it with numpy.save, a row a sample")
 
         try:
+            # A pickled array could run code when it is loaded.
             array = np.load(path, mmap_mode="c", allow_pickle=False)
         except (ValueError, OSError, EOFError) as error:
             damage = DataError(f"{path} is not a whole .npy file of numbers ({error}); write it with numpy.save")
@@ -95,6 +96,7 @@ class ArrayArchive:
 
     def locate(self, name: str) -> Path:
         """The file with the array's name in it behind."""
+        # The first that is there, so that our own names win.
         usual = [key for key in _USUAL_NAMES[name] if key in self.names]
         return self.path / (usual or [name])[0]
 
@@ -121,6 +123,7 @@ class ArrayArchive:
 def _check_array(path: Path, array: Any) -> Numbers:
     if len(getattr(array, "shape", ())) == 0 or len(array) == 0:
         raise DataError(f"{path} holds no rows; write an array with a row a sample")
+    # torch takes arrays of this machine's byte order alone.
     if not array.dtype.isnative:
         raise DataError(f"{path} holds {array.dtype} in another machine's byte order; write it with numpy.save here")
     return cast(Numbers, array)

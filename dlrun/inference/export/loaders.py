@@ -152,6 +152,7 @@ for row, length in zip(outputs, inputs[1]):
 
 def render_loader(kind: str, task: str) -> str:
     """Return the source of load_onnx.py for one kind of raw input, an `Example.kind`, and one task."""
+    # Only what this kind of input needs: the loader is read by people, and run elsewhere.
     imports = ["import numpy as np", "import onnxruntime"]
     if kind == "picture":
         imports.append("from PIL import Image, ImageOps")

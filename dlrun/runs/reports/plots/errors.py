@@ -24,6 +24,7 @@ def find_worst(probabilities: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, 
     predicted for them and the probabilities of those classes.
     """
     if probabilities.dim() == 1:
+        # As two classes, so that what follows need not tell the tasks apart.
         probabilities = torch.stack([1 - probabilities, probabilities], dim=1)
     confidence, predicted = probabilities.max(1)
     wrong = (predicted != targets).nonzero().flatten()
@@ -58,6 +59,7 @@ def _shorten(label: str, most: int = 18) -> str:
 
 def _compute_tile_width(titles: Sequence[str]) -> float:
     """Return the inches that a tile needs for the longest line of all titles."""
+    # All tiles are equally wide, so the longest title decides.
     longest = max(len(line) for line in "\n".join(titles).splitlines())
     return max(1.1, 0.075 * longest)
 
@@ -85,6 +87,7 @@ def draw_tagging_mistakes(
     inputs: tuple[Tensor, ...], predicted: Tensor, targets: Tensor, spec: DataSpec, split: str, origin: Origin
 ) -> "Figure | None":
     """Draw a table of the words (codes (N, T), lengths (N,)) with a wrong tag (tags (N, T)); None if all are right."""
+    # Predictions on padding are neither right nor wrong.
     is_wrong = (predicted != targets) & (targets != PADDING)
     rows = is_wrong.any(1).nonzero().flatten()
     if len(rows) == 0:
@@ -109,6 +112,7 @@ def decode_text(spec: DataSpec, codes: Tensor, length: int) -> str:
 def format_tags(spec: DataSpec, numbers: Tensor) -> str:
     """Format tags (T,) by name: letters as a word, longer names with spaces between them."""
     names = [_get_class_name(spec, number) for number in numbers.tolist() if number != PADDING]
+    # Letters make a word, which is read more easily without spaces.
     separator = "" if all(len(name) == 1 for name in names) else " "
     return separator.join(names)
 
