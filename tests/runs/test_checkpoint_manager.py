@@ -359,16 +359,16 @@ def test_epochs_that_end_soon_after_a_save_are_not_saved(tmp_path: Path, monkeyp
     t = training(epochs=100)
     saver = CheckpointManager(tmp_path / "checkpoints", {"run_id": "r"}, 1, None, 2)
     for epoch in (1, 2, 3):
-        saved(saver, t, epoch, is_best=epoch == 1)
+        save_at(saver, t, epoch, is_best=epoch == 1)
     assert steps(tmp_path) == [4]
     now = time.monotonic()
     clock.monotonic = lambda: now + 1001
-    saved(saver, t, 4, is_best=False)
-    saved(saver, t, 5, is_best=False)
+    save_at(saver, t, 4, is_best=False)
+    save_at(saver, t, 5, is_best=False)
     assert steps(tmp_path) == [4, 16]
     # The last `keep` ones are there whatever the clock says.
     for epoch in (98, 99, 100):
-        saved(saver, t, epoch, is_best=False)
+        save_at(saver, t, epoch, is_best=False)
     assert steps(tmp_path) == [4, 396, 400]
     assert weight(tmp_path / "checkpoints" / "best.pt") == 1
 
@@ -414,15 +414,15 @@ def test_an_interruption_waits_for_the_file_and_saves_what_came_after(tmp_path: 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RunError("no checkpoint can hold it")])
 def test_an_error_of_the_thread_comes_with_the_next_step(error: Exception, tmp_path: Path, disk: SlowDisk) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     t = training(epochs=100)
-    saver = CheckpointManager(tmp_path / "checkpoints", {"run_id": "r"}, 1, None, 2, DiskProblems(said.append))
+    saver = CheckpointManager(tmp_path / "checkpoints", {"run_id": "r"}, 1, None, 2, DiskProblems(messages.append))
     disk.error = error
     pass_epoch(saver, t, 1, is_best=True)
     trainer = Trainer(t, [], lambda: False)
     assert disk.began.wait(30)
     saver.on_step_end(trainer)
-    assert not said
+    assert not messages
 
     disk.gate.set()
     assert saver._call is not None
@@ -434,7 +434,7 @@ def test_an_error_of_the_thread_comes_with_the_next_step(error: Exception, tmp_p
         return
 
     saver.on_step_end(trainer)
-    assert said == [
+    assert messages == [
         "the checkpoint could not be saved (No space left on device); the run continues, and the next save tries again"
     ]
     assert saver.disk_problems.summary() == "the checkpoint (No space left on device)"
@@ -447,18 +447,18 @@ def test_an_error_of_the_thread_comes_with_the_next_step(error: Exception, tmp_p
 
 
 def test_a_folder_that_goes_away_meanwhile_is_recorded(tmp_path: Path, disk: SlowDisk) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     t, run = training(epochs=100), tmp_path / "run"
     run.mkdir()
-    saver = CheckpointManager(run / "checkpoints", {"run_id": "r"}, 1, None, 2, DiskProblems(said.append))
+    saver = CheckpointManager(run / "checkpoints", {"run_id": "r"}, 1, None, 2, DiskProblems(messages.append))
     pass_epoch(saver, t, 1)
     assert disk.began.wait(30)
     (run / "checkpoints").rmdir()
     run.rmdir()
     disk.gate.set()
     saver.wait()
-    assert len(said) == 1
-    assert "No such file or directory" in said[0]
+    assert len(messages) == 1
+    assert "No such file or directory" in messages[0]
 
 
 def test_without_a_thread_the_training_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
