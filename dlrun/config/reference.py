@@ -99,7 +99,7 @@ MEANINGS = {
     "paths.data": "where data sets are looked for and downloaded to, or `$DLRUN_DATA_DIR`",
     "trainer.epochs": "passes over the training data",
     "trainer.grad_clip_norm": "clip gradients to this norm, summed over all parameters",
-    "checkpoint.every_epochs": "epochs between checkpoints; the last is always saved, one right after another not",
+    "checkpoint.every_epochs": "epochs between checkpoints; the last is always saved, of very short ones not all",
     "paths.outputs": "where runs are written",
 }
 

@@ -20,6 +20,7 @@ from dlrun.engine.best_epoch import BestEpoch
 from dlrun.engine.callback import Callback, CallbackList
 from dlrun.engine.distributed import SINGLE_PROCESS, Distributed
 from dlrun.engine.objective import FLUSH_BATCHES, Objective
+from dlrun.engine.optim import direct
 from dlrun.engine.state import TrainState
 
 # Outputs, targets and loss of each batch of a step, as trained on.
@@ -174,8 +175,11 @@ class Trainer:
                 state.graph_step(state, group, records)
             else:
                 backward(state, group, records, self.forward)
-                state.scaler.step(state.optimizer)
-                state.scaler.update()
+                if state.scaler.is_enabled():
+                    state.scaler.step(state.optimizer)
+                    state.scaler.update()
+                else:
+                    direct.get_step(state.optimizer)()
 
             logged_values.set_receiver(None)
 
@@ -289,7 +293,7 @@ def backward(
     Returns the loss, a scalar on the device, and fills `records` if they are empty: an optimizer with a closure
     may call this several times a step, and its first pass is recorded.
     """
-    state.optimizer.zero_grad()
+    direct.zero_grad(state.optimizer)
     is_first_pass = not records
     losses = []
     last = len(group) - 1
