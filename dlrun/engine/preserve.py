@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from dlrun.engine.device import get_rng_state, set_rng_state
+from dlrun.engine.device import keep_rng_state
 
 
 @contextmanager
 def preserve_state(model: nn.Module) -> Iterator[None]:
     """Restore generators, and buffers and modes of the model, on exit."""
-    generators = get_rng_state()
     modes = [(module, module.training) for module in model.modules()]
     buffers = {}
     for name, buffer in model.named_buffers():
@@ -26,7 +25,8 @@ def preserve_state(model: nn.Module) -> Iterator[None]:
             buffers[name] = buffer.detach().clone()
 
     try:
-        yield
+        with keep_rng_state():
+            yield
     finally:
         current = dict(model.named_buffers())
         with torch.no_grad():
@@ -36,7 +36,6 @@ def preserve_state(model: nn.Module) -> Iterator[None]:
                     current[name].copy_(before)
         for module, is_training in modes:
             module.training = is_training
-        set_rng_state(generators)
 
 
 @contextmanager

@@ -181,3 +181,15 @@ def test_tf32_is_switched_for_the_session_alone(tf32: bool | None, set_to: str |
         inside = [place.fp32_precision for place in places]
         assert inside == (before if set_to is None else [set_to] * 3)
     assert [place.fp32_precision for place in places] == before
+
+
+def test_generators_are_kept_over_a_block_that_draws() -> None:
+    runtime.seed_everything(3)
+    with runtime.keep_rng_state():
+        expected = (random.random(), np.random.rand(), np.random.randn(), torch.rand(1).item())
+    with pytest.raises(KeyError), runtime.keep_rng_state():
+        random.random()
+        np.random.rand()
+        torch.rand(1)
+        raise KeyError
+    assert (random.random(), np.random.rand(), np.random.randn(), torch.rand(1).item()) == expected

@@ -86,6 +86,10 @@ _FAR_STD = 30.0
 _RESHAPING = ("View", "Reshape", "Squeeze", "Unsqueeze", "ToCopy")
 
 
+# Layers whose units may all be dead.
+_RELUS = (nn.ReLU, nn.ReLU6)
+
+
 class Diagnostics(Callback):
     """Looks at curves, gradients and some training rows after an epoch, and reports each kind of trouble once.
 
@@ -110,9 +114,10 @@ class Diagnostics(Callback):
         work_per_row = max(context.preflight.multiply_adds, 1)
         row_count = min(max(int(_MULTIPLY_ADDS / work_per_row), _FEWEST_ROWS), _ROWS)
         # Reading rows may draw numbers (augmentation), which the training must not notice.
-        rng = device.get_rng_state()
-        self.inputs, self.targets = _read_rows(context.state.train, row_count)
-        device.set_rng_state(rng)
+        with device.keep_rng_state():
+            self.inputs, self.targets = _read_rows(context.state.train, row_count)
+        # Without any of these the outputs alone are looked at, now and then.
+        self.has_relus = any(isinstance(layer, _RELUS) for layer in context.state.model.modules())
 
         troubles = context.state.progress.troubles
         context.notes.extend([note for note in troubles.values() if note not in context.notes])
@@ -147,21 +152,23 @@ class Diagnostics(Callback):
         else:
             troubles |= find_nonfinite(self.rows[-1], progress.bad_gradient_step, context.state.model)
 
-        rng = device.get_rng_state()
-        outputs, awake = self.probe(self.inputs)
-        if len(self.rows) == 1:
-            troubles |= find_far_inputs(self.inputs[0], context.splits.spec, self.can_normalize)
-            loss = context.objective.loss_name
-            note = final_activation.find_redundant_function(outputs, loss, self.name_last_operation)
-            if note is not None:
-                troubles[final_activation.TROUBLE] = note
-        device.set_rng_state(rng)
-
-        troubles |= find_dead_units(awake)
-        troubles |= diagnose_epoch(self.rows, self.lr, context.baseline)
-
         idle = _take_idle_rows(self.rows)
-        if idle and is_flat(idle, context.baseline):
+        stands_still = bool(idle) and is_flat(idle, context.baseline)
+        is_first = len(self.rows) == 1
+        outputs = torch.empty(0)
+        if self.has_relus or is_first or stands_still:
+            with device.keep_rng_state():
+                outputs, awake = self.probe(self.inputs)
+                if is_first:
+                    troubles |= find_far_inputs(self.inputs[0], context.splits.spec, self.can_normalize)
+                    loss = context.objective.loss_name
+                    note = final_activation.find_redundant_function(outputs, loss, self.name_last_operation)
+                    if note is not None:
+                        troubles[final_activation.TROUBLE] = note
+            troubles |= find_dead_units(awake)
+
+        troubles |= diagnose_epoch(self.rows, self.lr, context.baseline)
+        if stands_still:
             if not {"dead", "stuck"} & troubles.keys():
                 troubles |= find_vanishing_gradients(context.state.model)
             troubles |= self.find_single_class(outputs, idle)
@@ -184,7 +191,7 @@ class Diagnostics(Callback):
             # Over rows and positions: a unit is dead only where nothing wakes it.
             uses[name].append((units > 0).flatten(0, -2).any(0))
 
-        layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.ReLU | nn.ReLU6)]
+        layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, _RELUS)]
         handles = [layer.register_forward_hook(partial(record, name)) for name, layer in layers]
         batches = zip(*(torch.split(x, self.batch_size) for x in inputs), strict=True)
         try:
