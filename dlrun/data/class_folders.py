@@ -20,7 +20,7 @@ from dlrun.data.files.picture import list_suffixes, suggest_decoder
 from dlrun.data.origin import Origin
 
 # Folder names of the parts, in lower case.
-_NAMES_OF_PARTS = {
+NAMES_OF_PARTS = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev", "eval"),
     "test": ("test", "testing"),
@@ -192,7 +192,7 @@ def _find_folders_of_parts(folder: Path) -> dict[str, list[Path]]:
     """
     folders = [path for path in _list_visible(folder) if path.is_dir()]
     parts: dict[str, list[Path]] = {}
-    for part, usual_names in _NAMES_OF_PARTS.items():
+    for part, usual_names in NAMES_OF_PARTS.items():
         parts[part] = [path for path in folders if path.name.lower() in usual_names]
 
     if not parts["train"]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dlrun.core.errors import RequestError
 from dlrun.data.spec import DataSpec
+from dlrun.data.tokens import Tokenizer, is_text
 from dlrun.engine.device import Runtime
 from dlrun.engine.evaluation import evaluation_mode
 from dlrun.engine.objective import Objective
@@ -58,6 +59,8 @@ def _encode(probe: Any, spec: DataSpec, key: str) -> tuple[Tensor, ...]:
 
     if spec.kind == "tokens":
         text = str(probe)
+        if is_text(spec.preprocessing):
+            return Tokenizer.from_plain(spec.preprocessing, spec.vocabulary).encode_all([text])
         unknown = set(text) - set(spec.vocabulary)
         if unknown or not 0 < len(text) <= spec.input_shape[0]:
             known = "".join(spec.vocabulary)

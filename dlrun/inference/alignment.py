@@ -126,6 +126,11 @@ def _refuse_other_kind(training: DataSpec, other: DataSpec, data: str | None, sa
     for name in names:
         expected = getattr(training, name)
         actual = getattr(other, name)
+        if expected != actual and name == "vocabulary":
+            raise MisfitError(
+                f"the model was trained for a vocabulary of {len(expected)} codes, and data={data} has another one, "
+                f"of {len(actual)}"
+            )
         if expected != actual:
             raise MisfitError(f"the model was trained for {name} {expected}, and data={data} has {actual}")
 

@@ -10,10 +10,12 @@ from torch import Tensor
 from dlrun.config import unheeded
 from dlrun.core.errors import DataError, RunError
 from dlrun.core.files import is_about
+from dlrun.data import tables, text
 from dlrun.data.datasets import count_rows
 from dlrun.data.inspection import get_valid_targets
 from dlrun.data.spec import PADDING
-from dlrun.data.tables import TABLE_TARGET, hash_files
+from dlrun.data.tables import TABLE_TARGET
+from dlrun.data.text import TEXT_TARGET
 from dlrun.engine import trainer
 from dlrun.engine.calibration import Calibration, compute_calibration
 from dlrun.engine.objective import Objective
@@ -28,7 +30,15 @@ from dlrun.runs.reports.console import Console, build_table, format_facts, forma
 from dlrun.runs.reports.plots import fonts
 
 # Data in files of the user: files that the run has not seen are evaluated whole.
-_FILE_TARGETS = (TABLE_TARGET, "dlrun.data.tabular.csv", "dlrun.data.folders.image_folder", "dlrun.data.arrays.arrays")
+_FILE_TARGETS = (
+    TABLE_TARGET,
+    TEXT_TARGET,
+    "dlrun.data.tabular.csv",
+    "dlrun.data.folders.image_folder",
+    "dlrun.data.arrays.arrays",
+)
+# Those that are known again by their bytes.
+_HASHES = {TABLE_TARGET: tables.hash_files, TEXT_TARGET: text.hash_files}
 _MAX_CLASS_LINES = 20
 
 
@@ -163,8 +173,8 @@ def _read_unsplit_if_unseen(saved_model: SavedModel) -> SavedModel | None:
         return unsplit if names_data else None
 
     preprocessing = saved_model.state["spec"].get("preprocessing")
-    if preprocessing and saved_model.settings.data.target == TABLE_TARGET:
-        # Tables are known again by their bytes.
+    hash_files = _HASHES.get(str(saved_model.settings.data.target))
+    if preprocessing and hash_files is not None:
         return None if hash_files(saved_model.settings.data.arguments) == preprocessing["sha256"] else unsplit
 
     trained_path = saved_model.state["config"].get("data", {}).get("path")

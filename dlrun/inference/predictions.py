@@ -12,6 +12,7 @@ from dlrun.core.errors import RequestError
 from dlrun.core.terminal import escape_line
 from dlrun.data import names
 from dlrun.data.spec import DataSpec
+from dlrun.data.tokens import Tokenizer, is_text
 from dlrun.inference import notebook
 from dlrun.inference.predict.answer import answer_outputs, join_labels, join_outputs, rate_labels
 from dlrun.inference.predict.forward import compute_outputs, refuse_several_inputs
@@ -133,6 +134,8 @@ def _prepare_sequences(x: Any, spec: DataSpec) -> tuple[Tensor, ...]:
     """Return codes (N, length) and lengths (N,); names as text are encoded if the model has their vocabulary."""
     texts = [x] if isinstance(x, str) else x
     if isinstance(texts, list | tuple) and texts and all(isinstance(text, str) for text in texts):
+        if is_text(spec.preprocessing):
+            return Tokenizer.from_plain(spec.preprocessing, spec.vocabulary).encode_all(texts)
         if spec.vocabulary != names.VOCABULARY:
             raise RequestError("this model has a vocabulary of its own (spec.vocabulary); give (codes, lengths)")
         return names.encode(list(texts), spec.input_shape[0])

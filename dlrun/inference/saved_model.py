@@ -22,6 +22,7 @@ from dlrun.data.files import tensors
 from dlrun.data.origin import Origin
 from dlrun.data.spec import DataSpec, Splits
 from dlrun.data.tables import TABLE_TARGET
+from dlrun.data.text import TEXT_TARGET
 from dlrun.engine import device
 from dlrun.engine.device import Runtime
 from dlrun.engine.forward_buffers import BuiltBuffers
@@ -98,9 +99,12 @@ class SavedModel:
 
     def _pass_preprocessing(self) -> Settings:
         """Settings under which a table is read as the model was trained to read one."""
-        preprocessing = self.state.get("spec", {}).get("preprocessing")
-        if not preprocessing or self.settings.data.target != TABLE_TARGET:
+        spec = self.state.get("spec", {})
+        preprocessing = spec.get("preprocessing")
+        if not preprocessing or self.settings.data.target not in (TABLE_TARGET, TEXT_TARGET):
             return self.settings
+        if self.settings.data.target == TEXT_TARGET:
+            preprocessing = {**preprocessing, "vocabulary": spec["vocabulary"]}
         arguments = {**self.settings.data.arguments, "preprocessing": preprocessing}
         return replace(self.settings, data=replace(self.settings.data, arguments=arguments))
 

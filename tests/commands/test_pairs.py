@@ -27,7 +27,7 @@ MODELS = sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml"))
 IMAGES = {"digits", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "image_folder"}
 REGRESSIONS = {"line", "regression", "parabola", "points", "three_points", "saddle"}
 TAGGED = {"hello"}
-SEQUENCES = {"names", *TAGGED}
+SEQUENCES = {"names", "text", *TAGGED}
 TAKES = {
     "linear": set(DATA) - SEQUENCES,
     "mlp": set(DATA) - SEQUENCES,
@@ -60,6 +60,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, formats: ModuleType) -> Path:
     text = "\n".join(",".join(f"{cell:g}" for cell in row) for row in rows)
     (folder / "diabetes.csv.gz").write_bytes(gzip.compress(text.encode()))
     (folder / "table.csv").write_text(text)
+    (folder / "texts.csv").write_text("text,label\n" + "".join(f"good {'ab'[i % 2]},{i % 2}\n" for i in range(40)))
     (folder / "arrays").mkdir()
     np.save(folder / "arrays" / "x.npy", rows[:, :-1])
     np.save(folder / "arrays" / "y.npy", np.arange(40) % 3)
@@ -78,6 +79,8 @@ def read(root: Path, group: str, option: str) -> Settings:
     composed.paths.data = str(root)
     if option in ("csv", "table"):
         composed.data.path = str(root / "table.csv")
+    if option == "text":
+        composed.data.path = str(root / "texts.csv")
     if option == "arrays":
         composed.data.path = str(root / "arrays")
     if option == "points":

@@ -16,6 +16,7 @@ UNEQUAL = 5
 # Data of the user's own, which may surprise; the published sets are known.
 _OWN_DATA = (
     "dlrun.data.tables.table",
+    "dlrun.data.text.text",
     "dlrun.data.tabular.csv",
     "dlrun.data.folders.image_folder",
     "dlrun.data.arrays.arrays",

@@ -25,6 +25,7 @@ from dlrun.data.datasets import Part
 from dlrun.data.inspection import BatchCheck, Inspection, inspect_loaded, inspect_splits
 from dlrun.data.spec import DataSpec, Split, Splits
 from dlrun.data.tables import TABLE_TARGET
+from dlrun.data.text import TEXT_TARGET
 from dlrun.data.workers import GuardedDataset
 from dlrun.engine.device import Runtime, count_cores, is_out_of_memory
 from dlrun.engine.multitask import join_outputs
@@ -42,7 +43,7 @@ from dlrun.experiment.builder.start_values import set_start_values
 _CALL_KEYS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
 
 # Data whose files may hold targets of any task.
-_TABLES = (TABLE_TARGET, "dlrun.data.tabular.csv")
+_TABLES = (TABLE_TARGET, TEXT_TARGET, "dlrun.data.tabular.csv")
 _READS_ANY_TARGET = (*_TABLES, "dlrun.data.arrays.arrays")
 
 # Words by which torch's optimizers name an argument in an error message.
@@ -187,7 +188,7 @@ def disable_splitting(settings: Settings, overrides: Sequence[str]) -> Settings:
     if "test_fraction" in arguments:
         arguments["test_fraction"] = 0.0
     # Of tables: other ways to split.
-    if settings.data.target == TABLE_TARGET:
+    if settings.data.target in (TABLE_TARGET, TEXT_TARGET):
         arguments |= {"split": "random", "split_column": None, "folds": None, "fold": 0}
         arguments |= {"val_path": None, "test_path": None}
 

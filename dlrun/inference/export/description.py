@@ -18,6 +18,7 @@ from dlrun.core.files import write_atomically
 from dlrun.data.batches import Batches
 from dlrun.data.columns.cells import GAPS
 from dlrun.data.columns.preprocessing import GAP
+from dlrun.data.tokens import UNKNOWN, WORD_PATTERN
 from dlrun.engine.multitask import MultitaskObjective
 from dlrun.engine.objective import Objective
 from dlrun.inference.export import loaders
@@ -274,6 +275,12 @@ def describe_preprocessing(saved_model: SavedModel, example: Example, shape: Seq
 
     if example.kind == "table":
         return description | {"feature_names": list(spec.feature_names), **constants}
+
+    if example.kind == "document":
+        # As a text was cut into tokens; those that are not in the vocabulary have the code `unknown`.
+        length = shape[1] if isinstance(shape[1], int) else 0
+        tokens = {"pattern": WORD_PATTERN, "unknown": UNKNOWN, "vocabulary": list(spec.vocabulary)}
+        return description | dict(spec.preprocessing) | tokens | {"padding": 0, "pad_to": length}
 
     if example.kind == "text":
         # 0: padded to the longest text of a batch.

@@ -14,6 +14,7 @@ from dlrun.data.batches import Batches, EpochOrder, MemoryBatches, Placement
 from dlrun.data.columns.preprocessing import Preprocessing, encode_rows
 from dlrun.data.files.pixels import normalize_
 from dlrun.data.spec import DataSpec, Split
+from dlrun.data.tokens import is_text
 from dlrun.inference.saved_model import SavedModel
 
 # Rows to check with where the data are not at hand.
@@ -25,7 +26,7 @@ _EXAMPLE_ROWS = 3
 class Example:
     """Raw input as a user has it, and the tensors that a loader makes of it."""
 
-    # picture, table, columns, text, array or arrays: how a loader reads the file.
+    # picture, table, columns, text, document, array or arrays: how a loader reads the file.
     kind: str
     file: str
     content: bytes
@@ -105,13 +106,16 @@ def _make_arrays(inputs: Sequence[Tensor]) -> Example:
 def _make_text(spec: DataSpec, codes: Tensor, lengths: Tensor) -> Example:
     separator = " " if has_words(spec) else ""
     text = ""
+    kind = "document" if is_text(spec.preprocessing) else "text"
     for row, length in zip(codes.tolist(), lengths.tolist(), strict=True):
         text += separator.join(spec.vocabulary[code] for code in row[:length]) + "\n"
-    return Example("text", "example.txt", text.encode(), (codes, lengths))
+    return Example(kind, "example.txt", text.encode(), (codes, lengths))
 
 
 def has_words(spec: DataSpec) -> bool:
     """Whether codes stand for words, which a text separates by spaces, and not for letters."""
+    if is_text(spec.preprocessing):
+        return bool(spec.preprocessing["unit"] == "words")
     return any(len(entry) > 1 for entry in spec.vocabulary)
 
 

@@ -94,6 +94,19 @@ for row, text in zip(codes, texts):
     row[: len(text)] = [code[entry] if entry in code else code["?"] for entry in text]
 inputs = [codes, lengths]
 """,
+    "document": """\
+code = {entry: i for i, entry in enumerate(how["vocabulary"]) if entry}
+texts = []
+for line in Path(file).read_text(encoding="utf-8").splitlines():
+    line = unicodedata.normalize("NFC", line.lower() if how["lower_case"] else line)
+    tokens = re.findall(how["pattern"], line) if how["unit"] == "words" else list(" ".join(line.split()))
+    texts.append(tokens[: how["max_length"]])
+lengths = np.array([len(text) for text in texts])
+codes = np.full((len(texts), max(lengths.max(), how["pad_to"])), how["padding"])
+for row, text in zip(codes, texts):
+    row[: len(text)] = [code.get(entry, how["unknown"]) for entry in text]
+inputs = [codes, lengths]
+""",
     "array": """\
 inputs = [np.load(file).astype(dtype)]
 """,
@@ -159,9 +172,9 @@ def render_loader(kind: str, task: str) -> str:
 
     head = _HEAD.format(
         imports="\n".join(imports),
-        library={"text": "\nimport unicodedata"}.get(kind, ""),
+        library={"text": "\nimport unicodedata", "document": "\nimport unicodedata"}.get(kind, ""),
         first="import csv\n" if kind == "columns" else "",
-        dates="import re\n" if kind == "columns" else "",
+        dates="import re\n" if kind in ("columns", "document") else "",
         later="\nfrom datetime import datetime" if kind == "columns" else "",
     )
     return head + _READ[kind] + _RUN + _PRINT[task]

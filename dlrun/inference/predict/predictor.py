@@ -10,6 +10,8 @@ from torch import Tensor
 
 from dlrun.core import user_code
 from dlrun.core.errors import DataError, RequestError
+from dlrun.data.text import TEXT_TARGET
+from dlrun.data.tokens import is_text
 from dlrun.engine.objective import Objective
 from dlrun.inference.predict import forward
 from dlrun.inference.predict.answer import (
@@ -21,6 +23,7 @@ from dlrun.inference.predict.answer import (
     undo_normalization,
 )
 from dlrun.inference.predict.read_columns import ColumnsReader
+from dlrun.inference.predict.read_document import DocumentReader
 from dlrun.inference.predict.read_image import ImageReader
 from dlrun.inference.predict.read_table import TableReader
 from dlrun.inference.predict.read_text import TextReader
@@ -61,6 +64,9 @@ def make_reader(saved_model: SavedModel) -> Reader:
         is_folder = data.target == "dlrun.data.folders.image_folder"
         background = str(data.arguments.get("background", "white")) if is_folder else None
         return ImageReader(spec, find_framing(saved_model), is_folder, background)
+    if is_text(spec.preprocessing):
+        arguments = data.arguments if data.target == TEXT_TARGET else {}
+        return DocumentReader(spec, arguments.get("separator"), arguments.get("encoding"))
     if spec.kind == "tokens":
         return TextReader(spec)
     if spec.preprocessing:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # Rows of a table.
 _MOST_LINES = 24
+# Of a text in a line.
+_MOST_CHARACTERS = 100
 
 
 def find_worst(probabilities: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -75,7 +77,7 @@ def draw_text_mistakes(
     cells = []
     shown = rows[:_MOST_LINES].tolist()
     for row, number, p in zip(shown, predicted.tolist(), confidence.tolist(), strict=False):
-        words = decode_text(spec, inputs[0][row], int(inputs[1][row]))
+        words = _cut_text(decode_text(spec, inputs[0][row], int(inputs[1][row])))
         true = _get_class_name(spec, int(targets[row]))
         where = origin.format_short_label(row)
         cells.append((where, words, true, _get_class_name(spec, number), f"{p:.4f}"))
@@ -106,7 +108,12 @@ def draw_tagging_mistakes(
 
 def decode_text(spec: DataSpec, codes: Tensor, length: int) -> str:
     """Return the text of codes (T,), without the padding."""
-    return "".join(spec.vocabulary[code] for code in codes[:length].tolist())
+    separator = " " if spec.preprocessing.get("unit") == "words" else ""
+    return separator.join(spec.vocabulary[code] for code in codes[:length].tolist())
+
+
+def _cut_text(text: str) -> str:
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[: _MOST_CHARACTERS - 1]}…"
 
 
 def format_tags(spec: DataSpec, numbers: Tensor) -> str:

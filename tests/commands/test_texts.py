@@ -1,0 +1,179 @@
+"""Texts of the user's own through the whole command line: train, evaluate, predict, export, sweep, kill."""
+
+import csv
+import json
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlrun.cli.main import main
+
+QUIET = ("tracking.graph=false", "figures=false", "trainer.progress=off")
+REVIEWS = ("data=text", "data.path=reviews.csv", "data.text=review", "data.target=label", *QUIET)
+SMALL = ("model=gru", "model.embedding_size=8", "model.hidden_size=8", "model.layers=1")
+GOOD = ["great", "lovely", "wunderbar", "很好", "رائع", "👍🏽"]
+BAD = ["awful", "dull", "furchtbar", "很差", "سيئ", "👎"]
+FILLING = ["the", "film", "plot", "was", "is", "电影", "فيلم", "yesterday,", "I", "saw"]
+
+
+def write_reviews(path: Path, count: int = 240, seed: int = 0) -> None:
+    """Reviews in several scripts, which words of either list decide."""
+    draw = random.Random(seed)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "review", "label"])
+        for number in range(count):
+            words = [draw.choice(FILLING) for _ in range(draw.randint(2, 9))]
+            words.insert(draw.randint(0, len(words)), draw.choice(GOOD if number % 2 else BAD))
+            writer.writerow([number, " ".join(words), "pos" if number % 2 else "neg"])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with reviews.csv and a run that has learnt them."""
+    folder = tmp_path_factory.mktemp("texts")
+    write_reviews(folder / "reviews.csv")
+    words = (*REVIEWS, *SMALL, "trainer.epochs=12", "optimizer.lr=0.03", "hydra.run.dir=run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["dlrun", *words])
+        assert main() == 0
+    return folder
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of them in the working directory."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "run"
+
+
+def test_reviews_are_learnt_and_evaluated_to_the_same_bits(dlrun: Callable[..., Any], run: Path) -> None:
+    metrics = json.loads((run / "result.json").read_text())["metrics"]
+    assert metrics["test/accuracy"] > 0.95
+    done = dlrun("eval", "run", "figures=false")
+    assert "the same as recorded in training, to the last bit" in done.out
+    (path,) = run.glob("eval/*/predictions.csv")
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    assert len(rows) == 48
+    reviews = list(csv.DictReader((run.parent / "reviews.csv").read_text(encoding="utf-8").splitlines()))
+    # line counts from 1 with the header.
+    assert all(reviews[int(row["line"]) - 2]["label"] == row["true"] for row in rows)
+
+
+def test_other_tables_are_evaluated_whole(dlrun: Callable[..., Any], run: Path, tmp_path: Path) -> None:
+    (tmp_path / "more.tsv").write_text("label\treview\npos\tgreat film\nneg\tdull plot is dull\n", encoding="utf-8")
+    done = dlrun("eval", "run", "data.path=more.tsv", "figures=false")
+    assert done.code == 0, done.err
+    assert "all, as the run has not seen them, 2 rows" in done.out
+    (tmp_path / "more.tsv").write_text("label\treview\npos\tgreat\nmaybe\tdull\n", encoding="utf-8")
+    done = dlrun("eval", "run", "data.path=more.tsv")
+    assert done.code == 2
+    assert "maybe" in done.err
+
+
+def test_predict_takes_texts_tables_files_and_lines(dlrun: Callable[..., Any], run: Path, tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("wunderbar!\n\nfurchtbar film\n", encoding="utf-8")
+    (tmp_path / "new.csv").write_text('label,review\npos,"great, great"\nneg,\n', encoding="utf-8")
+    words = ("很好 电影", "👎 Film", "zzz qqq", "lines.txt", "new.csv")
+    done = dlrun("predict", "run", *words, "--format", "csv")
+    rows = list(csv.DictReader(done.out.splitlines()))
+    assert [row["prediction"] for row in rows] == ["pos", "neg", rows[2]["prediction"], "pos", "neg", "pos", ""]
+    assert [row["input"] for row in rows[:2]] == ["很好 电影", "👎 Film"]
+    assert rows[2]["note"] == "2 of 2 words unknown"
+    assert rows[3]["where"] == "lines.txt:1"
+    assert rows[5]["label"] == "pos"
+    assert rows[6]["error"] == "it is empty"
+    assert all(float(row["probability"]) > 0.5 for row in rows[:6])
+    done = dlrun("predict", "run", "nothing.csv")
+    assert done.code == 2
+    assert "no such file" in done.err
+
+
+def test_python_predicts_texts(run: Path) -> None:
+    import dlrun
+
+    predictions = dlrun.load(run).predict(["great film", "awful"])
+    assert predictions.labels == ["pos", "neg"]
+
+
+@pytest.mark.slow
+def test_exports_cut_texts_as_the_run_does(dlrun: Callable[..., Any], run: Path, tmp_path: Path) -> None:
+    assert dlrun("export", "run", "format=onnx").code == 0
+    (tmp_path / "texts.txt").write_text("Great film 👍🏽\n很差 电影\nwunderbar,\nqqq\n", encoding="utf-8")
+    loader = run / "export" / "onnx" / "load_onnx.py"
+    printed = subprocess.run(
+        [sys.executable, str(loader), "texts.txt"], capture_output=True, text=True, check=True, cwd=tmp_path
+    ).stdout.splitlines()
+    done = dlrun("predict", "run", "texts.txt", "--format", "csv")
+    for line, row in zip(printed, csv.DictReader(done.out.splitlines()), strict=True):
+        name, probability = line.split()
+        assert name == row["prediction"]
+        assert float(probability) == pytest.approx(float(row["probability"]), abs=1e-3)
+    assert dlrun("export", "run", "format=safetensors").code == 0
+    description = json.loads((run / "export" / "safetensors" / "model.json").read_text())
+    assert description["preprocessing"]["unit"] == "words"
+    done = dlrun("export", "run", "format=python")
+    assert done.code == 2
+    assert "format=python cannot write data=text" in done.err
+
+
+@pytest.mark.slow
+def test_a_sweep_compares_recurrent_nets_and_a_transformer(dlrun: Callable[..., Any], tmp_path: Path) -> None:
+    write_reviews(tmp_path / "reviews.csv", 60)
+    models = ("model=gru,lstm,rnn,transformer", "trainer.max_steps=2", "data.tokens=characters")
+    done = dlrun("-m", *REVIEWS, *models, "sweep.dir=sweep")
+    assert done.code == 0, done.err
+    assert len(list((tmp_path / "sweep").glob("*/result.json"))) == 4
+    checked = dlrun("check", *REVIEWS, "model=transformer")
+    assert checked.code == 0
+    assert "ready" in checked.out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["lstm", "transformer"])
+def test_a_killed_run_goes_on_to_the_same_bits(
+    model: str, dlrun: Callable[..., Any], warm: Any, tmp_path: Path
+) -> None:
+    write_reviews(tmp_path / "reviews.csv", 120)
+    words = [*REVIEWS, f"model={model}", "trainer.epochs=30", "checkpoint.every_steps=1", "model.dropout=0.2"]
+    assert dlrun(*words, "hydra.run.dir=whole").code == 0
+    process = warm.start("-m", "dlrun", *words, "hydra.run.dir=killed", cwd=tmp_path)
+    while len(list(tmp_path.glob("killed/checkpoints/step_*.pt"))) < 3:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "killed" / "result.json").exists()
+    assert dlrun("resume", "killed").code == 0
+    whole, killed = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "killed"))
+    assert whole["weights_sha256"] == killed["weights_sha256"]
+    rows = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "killed")]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "message"),
+    [
+        ("review,label\ngood,a\n ,b\nbad,a\n", (), "t.csv, line 3: column 'review' is empty; write a text"),
+        ("review,label\ngood,a\nbad,a\nx,a\n", (), "only one class"),
+        ("review,label\ngood,a\nbad,b\n", ("data.tokns=words",), "data.tokns"),
+        ("review,label\ngood,a\nbad,b\n", ("model=mlp",), "models that do: gru, lstm, rnn, transformer"),
+        ("review,label\ngood,a\nbad,b\n", ("data.path=t.cvs",), "did you mean 't.csv'"),
+    ],
+)
+def test_what_cannot_be_used_is_a_sentence_before_anything_is_written(
+    dlrun: Callable[..., Any], tmp_path: Path, text: str, words: tuple[str, ...], message: str
+) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    done = dlrun("data=text", "data.path=t.csv", "data.text=review", "data.target=label", "model=gru", *words)
+    assert done.code == 2
+    assert message in done.err
+    assert not (tmp_path / "outputs").exists()
