@@ -216,6 +216,7 @@ class CheckpointManager(Callback):
     def close(self) -> None:
         """Wait for a checkpoint that is being written; where an error ends the training, it is that one that counts."""
         with contextlib.suppress(Exception):
+            # Whatever the thread met, the training ends by an error of its own.
             self.wait()
 
     def save_partial_best(self) -> None:

@@ -108,6 +108,7 @@ class Member:
         try:
             self.callbacks.on_epoch_end(self, self.row)
         except Exception as error:
+            # Callbacks may be the user's own, so anything can come.
             self.error = error
 
     def check_losses(self, first_step: int, losses: Sequence[float]) -> None:
@@ -116,4 +117,5 @@ class Member:
         try:
             self.state.check_finite()
         except Exception as error:
+            # Whatever it is ends this member, and the others of the stack train on.
             self.error = error
