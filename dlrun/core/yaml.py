@@ -45,8 +45,44 @@ def _is_number(value: str) -> bool:
 
 def dump_yaml(value: Any) -> str:
     """Format dictionaries, lists, text, numbers, booleans and None as block-style YAML; keys keep their order."""
+    if not isinstance(value, dict) or not value:
+        return _dump(value)
+    if len(value) == 1:
+        return _dump_only_section(value)
+    return "".join(_dump_section(key, item) for key, item in value.items())
+
+
+def _dump(value: Any) -> str:
     # Wide, so that no text is folded over several lines.
     return str(yaml.dump(value, Dumper=_Dumper, allow_unicode=True, sort_keys=False, width=1000))
+
+
+# Sections by their key and their content: the jobs of a sweep differ in a few, and libyaml takes 3 ms for a config.
+_sections: dict[tuple[Any, str], str] = {}
+_MOST_SECTIONS = 500
+
+
+def _dump_section(key: Any, value: Any) -> str:
+    """The lines of one key of a dictionary."""
+    # repr tells 1 from True, 1.0 and "1".
+    content = (key, repr(value))
+    text = _sections.get(content)
+    if text is None:
+        text = _dump({key: value})
+        if len(_sections) >= _MOST_SECTIONS:
+            _sections.clear()
+        _sections[content] = text
+    return text
+
+
+def _dump_only_section(value: dict[Any, Any]) -> str:
+    """A dictionary of one key, as hydra.yaml is: its sections are those below."""
+    ((key, inner),) = value.items()
+    # Text of several lines changes where its lines are moved.
+    if not isinstance(inner, dict) or not inner or type(key) is not str or "\\n" in repr(inner):
+        return _dump(value)
+    lines = "".join(_dump_section(*item) for item in inner.items()).splitlines(keepends=True)
+    return _dump({key: None}).replace(" null", "") + "".join(f"  {line}" for line in lines)
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

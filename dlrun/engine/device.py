@@ -258,7 +258,8 @@ def keep_rng_state() -> Iterator[None]:
 def _has_cuda_generators() -> bool:
     # Reading the state would initialize CUDA, which takes memory of every GPU.
     is_initialized: Callable[[], bool] = torch.cuda.is_initialized
-    return torch.cuda.is_available() and is_initialized()
+    # In this order: whether CUDA is available takes 0.1 ms to tell.
+    return is_initialized() and torch.cuda.is_available()
 
 
 def set_rng_state(state: dict[str, Any]) -> None:

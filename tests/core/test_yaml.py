@@ -7,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from dlrun.config.schema import CONFIG_DIR
-from dlrun.core.yaml import dump_yaml
+from dlrun.core.yaml import _dump, dump_yaml
 
 
 def back(value: Any) -> Any:
@@ -27,6 +27,33 @@ def back(value: Any) -> Any:
 def test_what_was_written_is_read(value: Any) -> None:
     assert back(value) == value
     assert type(back(value)) is type(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {},
+        {"a": 1, "b": {"c": [1, {"d": None}], "e": {}}},
+        {"hydra": {"run": {"dir": "x"}, "list": [], "null": None, "words": ["a=1", "b: c"]}},
+        {"hydra": {"text": "two\nlines", "other": 1}},
+        {"null": {"a": 1}},
+        {"one": {}},
+        {"one": 1},
+        {1: {"a": 1}},
+    ],
+)
+def test_sections_are_written_as_the_whole_is(value: Any) -> None:
+    for _ in range(2):
+        assert dump_yaml(value) == _dump(value)
+
+
+def test_values_that_are_equal_and_not_the_same_are_kept_apart() -> None:
+    for same in (1, True, 1.0, "1"):
+        assert dump_yaml({"a": same, "b": 0}) == _dump({"a": same, "b": 0})
+    changed = {"a": [1], "b": 0}
+    dump_yaml(changed)
+    changed["a"].append(2)  # type: ignore[attr-defined]
+    assert dump_yaml(changed) == "a:\n- 1\n- 2\nb: 0\n"
 
 
 def test_infinities_and_nan_are_read() -> None:

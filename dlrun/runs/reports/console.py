@@ -1,6 +1,7 @@
 """Terminal output: Rich tables and a live bar on a terminal, plain lines elsewhere and in run.log."""
 
 import errno
+import functools
 import io
 import os
 import sys
@@ -95,9 +96,13 @@ class Console:
         is_text = isinstance(content, str | Text)
         if not self.terminal.quiet:
             self.terminal.print(content, markup=False, soft_wrap=is_text)
+        # As Rich prints it, in a hundredth of the time, which counts in a sweep of short runs.
         if isinstance(content, str):
-            # As Rich prints it, in a hundredth of the time, which counts in a sweep of short runs.
             self.log.file.write(f"{content}\n")
+        elif isinstance(content, Text):
+            self.log.file.write(f"{escape_text(content.plain)}\n")
+        elif isinstance(content, PlainTable) and content.is_as_built:
+            self.log.file.write(_format_table(content.cells))
         else:
             self.log.print(content, markup=False, soft_wrap=is_text)
         # A run that is killed leaves a log up to its last line.
@@ -182,9 +187,34 @@ def format_facts(rows: Sequence[tuple[str, str]]) -> Text:
     return Text("\n").join(lines)
 
 
-def build_table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> Table:
+# Headers, rows, and the number of columns that are text.
+_Cells = tuple[tuple[str, ...], tuple[tuple[str, ...], ...], int]
+
+
+class PlainTable(Table):
+    """A table of text and numbers, which knows its cells."""
+
+    cells: _Cells
+
+    @property
+    def is_as_built(self) -> bool:
+        """Whether nobody has added a title or changed its margins since."""
+        return self.title is None and self.pad_edge
+
+
+@functools.lru_cache(maxsize=16)
+def _format_table(cells: _Cells) -> str:
+    """A table as run.log has it. Jobs of a sweep have the same layers, and Rich takes milliseconds for a table."""
+    output = io.StringIO()
+    console = _Escaping(file=output, width=_LOG_WIDTH, no_color=True, **_get_notebook_settings())
+    console.print(build_table(*cells), markup=False)
+    return output.getvalue()
+
+
+def build_table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> PlainTable:
     """Build a plain table: the first `left` columns are text, aligned left, the others numbers, aligned right."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1), show_edge=False)
+    table = PlainTable(box=SIMPLE_HEAD, padding=(0, 1), show_edge=False)
+    table.cells = (tuple(headers), tuple(map(tuple, rows)), left)
     for i, header in enumerate(headers):
         # Names may be folded over two lines, numbers never.
         is_number = i >= left

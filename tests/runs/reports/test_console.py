@@ -86,3 +86,18 @@ def test_a_notebook_gets_plain_lines_once(
         assert capsys.readouterr().out == ("" if quiet else (tmp_path / f"{quiet}.log").read_text())
         assert "first" in (tmp_path / f"{quiet}.log").read_text()
     assert shown == []
+
+
+def test_a_table_that_was_changed_after_it_was_built_is_logged_as_it_is(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    console = Console(stream)
+    console.open_log(tmp_path / "run.log")
+    for title in (None, "a title", None):
+        table = build_table(("name", "wert"), [("ä\x1b[1m", "1"), ("x" * 150, "22")])
+        table.title = title
+        console.terminal.width = 100
+        console.say(table)
+    narrow = build_table(("name", "value"), [("a", "1")])
+    narrow.pad_edge = False
+    console.say(narrow)
+    assert (tmp_path / "run.log").read_text() == stream.getvalue()
