@@ -210,8 +210,9 @@ class StackedModel:
     def _vectorize(self) -> Callable[..., Tensor]:
         """The forward pass of any model, by torch.func; its dropout layers draw from the members' generators."""
         template = self._template
-        for name, module in template.named_modules():
-            if isinstance(module, nn.Dropout):
+        # A layer in two places has two names.
+        for name, module in list(template.named_modules(remove_duplicate=False)):
+            if type(module) is nn.Dropout:
                 rates = [float(model.get_submodule(name).p) for model in self.models]  # type: ignore[arg-type]
                 owner_name, _, attribute = name.rpartition(".")
                 setattr(template.get_submodule(owner_name), attribute, _MemberDropout(rates, self.generators))

@@ -1,5 +1,6 @@
 """The training loop of a stack: every member trains as `trainer.Trainer` would train it alone, up to rounding."""
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -8,8 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.parameter import is_lazy
 
 from dlrun.data.batches import Batch, MemoryBatches
+from dlrun.engine.forward_buffers import get_extra_states
 from dlrun.engine.stack import objective as stacked_objective
 from dlrun.engine.stack import optimizers
 from dlrun.engine.stack.member import Member
@@ -203,21 +207,11 @@ class StackTrainer:
         for begin in range(self.batch, len(data), per_gather):
             end = min(begin + per_gather, len(data))
             rows = orders[:, begin * size : end * size]
-            inputs, targets = self.gather(rows)
+            inputs, targets = gather(data, rows)
             for offset in range(0, (end - begin) * size, size):
                 part = slice(offset, offset + size)
                 if targets[:, part].shape[1]:
                     yield tuple(column[:, part] for column in inputs), targets[:, part]
-
-    def gather(self, rows: Tensor) -> Batch:
-        """Inputs and targets of rows (M, N) of the training data."""
-        data = self.train_data
-        flat = rows.flatten()
-        inputs = data.place.view_channels_first(tuple(column.index_select(0, flat) for column in data.inputs))
-        targets = data.place.choose_targets(inputs, data.targets.index_select(0, flat))
-        shape = rows.shape
-        split = tuple(column.view(*shape, *column.shape[1:]) for column in inputs)
-        return split, targets.view(*shape, *targets.shape[1:])
 
     def end_epoch(self) -> None:
         """Compute the metrics of all members, and let each end its epoch."""
@@ -300,6 +294,15 @@ class StackTrainer:
         self.build()
 
 
+def gather(data: MemoryBatches, rows: Tensor) -> Batch:
+    """Inputs and targets (M, N, ...) of rows (M, N) of data in memory."""
+    flat = rows.flatten()
+    inputs = data.place.view_channels_first(tuple(column.index_select(0, flat) for column in data.inputs))
+    targets = data.place.choose_targets(inputs, data.targets.index_select(0, flat))
+    split = tuple(column.view(*rows.shape, *column.shape[1:]) for column in inputs)
+    return split, targets.view(*rows.shape, *targets.shape[1:])
+
+
 def find_obstacle(state: Any) -> str | None:
     """Why a training cannot be part of a stack, or None."""
     if not isinstance(state.train, MemoryBatches):
@@ -320,16 +323,47 @@ def find_obstacle(state: Any) -> str | None:
     steps_per_epoch = math.ceil(len(state.train) / rules.accumulate_steps)
     if rules.max_steps is not None and rules.max_steps % steps_per_epoch:
         return "trainer.max_steps ends in the middle of an epoch"
-    if not all(parameter.requires_grad for parameter in state.model.parameters()):
-        return "a part of its net is frozen"
-    if len({parameter.dtype for parameter in state.model.parameters()}) > 1:
-        return "its net has parameters of several types"
-    if has_shared_tensors(state.model):
-        return "layers of its net share parameters"
+    if not isinstance(state.autocast(), contextlib.nullcontext):
+        return "device.precision narrows its forward pass"
+    if state.ranks.world_size > 1:
+        return "several processes train it"
+    obstacle = find_obstacle_of_net(state.model)
+    if obstacle is not None:
+        return obstacle
+    moved = [id(parameter) for group in state.optimizer.param_groups for parameter in group["params"]]
+    if moved != list(map(id, state.model.parameters())):
+        return "its optimizer moves other parameters than those of its net"
     return optimizers.find_obstacle(state.optimizer) or stacked_objective.find_obstacle(state.objective)
 
 
+def find_obstacle_of_net(model: nn.Module) -> str | None:
+    """Why a net cannot be stacked, as far as its parts tell; `compare_with_alone` sees what its forward pass does."""
+    parameters = list(model.parameters())
+    if any(map(is_lazy, (*parameters, *model.buffers()))):
+        return "a layer of its net has no size before it meets data"
+    if not all(parameter.requires_grad for parameter in parameters):
+        return "a part of its net is frozen"
+    if len({parameter.dtype for parameter in parameters}) > 1:
+        return "its net has parameters of several types"
+    if has_shared_tensors(model):
+        return "layers of its net share parameters or buffers"
+    if any(parameter._backward_hooks or parameter._post_accumulate_grad_hooks for parameter in parameters):
+        return "a parameter of its net has a hook"
+    if get_extra_states(model):
+        return "its net has a state besides its parameters and buffers"
+
+    for module in model.modules():
+        name = type(module).__name__
+        if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+            return f"torch.func does not compute {name}"
+        if isinstance(module, _DropoutNd | nn.RReLU) and type(module) is not nn.Dropout:
+            return f"{name} draws random numbers in a way that members cannot share"
+    return None
+
+
 def has_shared_tensors(model: nn.Module) -> bool:
-    """Whether a parameter has several names."""
-    names = list(model.named_parameters(remove_duplicate=False))
-    return len(names) != len(list(model.named_parameters()))
+    """Whether a parameter or a buffer has several names."""
+    for list_tensors in (model.named_parameters, model.named_buffers):
+        if len(list(list_tensors(remove_duplicate=False))) != len(list(list_tensors())):
+            return True
+    return False
