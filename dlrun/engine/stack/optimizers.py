@@ -243,8 +243,10 @@ def find_obstacle(optimizer: Optimizer) -> str | None:
     for name in ("maximize", "amsgrad", "centered"):
         if group.get(name):
             return f"optimizer.{name}=true"
-    if isinstance(group["lr"], Tensor):
-        return "its learning rate is a tensor"
+    if any(isinstance(part, Tensor) for part in (group["lr"], *group.get("betas", ()))):
+        return "a setting of its optimizer is a tensor"
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        return "its optimizer has a hook"
     return None
 
 

@@ -368,7 +368,16 @@ def test_a_net_is_right_in_a_stack_or_has_an_obstacle(stacks: Any, net: type[nn.
         assert_right(stacks, net)
 
 
-STACKABLE_OF_USERS = {"Base", "WholeBuffers", "Lists", "Subclass", "NetNonPersistent", "NetBN"}
+STACKABLE_OF_USERS = {
+    "Base",
+    "ComplexBuffer",
+    "NetChain",
+    "WholeBuffers",
+    "Lists",
+    "Subclass",
+    "NetNonPersistent",
+    "NetBN",
+}
 
 
 @pytest.mark.slow
