@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import copy
 import importlib
 import io
 import logging
@@ -265,15 +264,11 @@ def _start_no_job() -> contextlib.AbstractContextManager[None]:
 def _hand_over(task_function: Callable[[DictConfig], None], config: DictConfig, **_: Any) -> JobReturn:
     """Stand in for Hydra's run_job, which makes a folder, sets up logging, and copies all of the config four times."""
     run_dir = str(OmegaConf.select(config, "hydra.run.dir"))
-    # A copy for HydraConfig, as Hydra's part is deleted below.
-    settings = copy.deepcopy(config)
-    with read_write(settings.hydra.runtime), open_dict(settings.hydra.runtime):
+    with read_write(config.hydra.runtime), open_dict(config.hydra.runtime):
         # As Hydra writes it.
-        settings.hydra.runtime.output_dir = os.path.abspath(run_dir)  # noqa: PTH100
-    hydra_internals.set_hydra_config(settings)
+        config.hydra.runtime.output_dir = os.path.abspath(run_dir)  # noqa: PTH100
 
-    with read_write(config), open_dict(config):
-        # As Hydra's own run_job does: a job sees its config without Hydra's part.
-        del config["hydra"]
-    task_function(config)
+    hydra_internals.set_hydra_config(config)
+    # As Hydra's own run_job does: a job sees its config without Hydra's part.
+    task_function(hydra_internals.copy_without_hydra(config))
     return JobReturn(status=JobStatus.COMPLETED)

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 __all__ = [
     "Hydra",
     "apply_overrides",
+    "copy_without_hydra",
     "create_parser",
     "format_override_dirname",
     "replace_methods",
@@ -47,6 +48,21 @@ def set_hydra_config(settings: DictConfig | None) -> None:
     """Make `settings` what HydraConfig.get() returns, without the copy that HydraConfig.set_config makes of it."""
     instance: Any = HydraConfig.instance()
     instance.cfg = settings
+
+
+def copy_without_hydra(config: DictConfig) -> DictConfig:
+    """The config without Hydra's part; both share the values, as copying all of them takes longer than a training step.
+
+    `config` itself stays whole: interpolations of Hydra's part are still evaluated in it.
+    """
+    without_hydra = DictConfig({})
+    # Not copy.copy, which copies the values as well.
+    content: dict[str, Any] = dict(config._content)  # type: ignore[arg-type]
+    del content["hydra"]
+    vars(without_hydra).update(vars(config), _content=content)
+    # Interpolations are evaluated in the parent.
+    without_hydra._re_parent()
+    return without_hydra
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from omegaconf.errors import InterpolationKeyError
 
 from dlrun.config import request
 from dlrun.config.schema import CONFIG_DIR
@@ -33,6 +34,14 @@ def test_a_run_is_composed_once(compositions: list[Any]) -> None:
     (one_request,) = request.from_command_line(["data=blobs", "seed=3"])
     assert (one_request.config["seed"], one_request.choices["data"]) == (3, "blobs")
     assert len(compositions) == 1
+
+
+def test_a_run_does_not_see_hydras_part_which_sees_the_run() -> None:
+    (found,) = request.from_command_line(["data=blobs", "hydra.run.dir=${hydra.job.name}/${data.batch_size}"])
+    assert found.folder == Path("dlrun/64")
+    assert "hydra" not in found.config
+    with pytest.raises(InterpolationKeyError, match=r"hydra\.job\.name"):
+        request.from_command_line(["data=blobs", "run.name=${hydra.job.name}"])
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console as RichConsole
 from rich.console import ConsoleOptions, JustifyMethod, RenderableType
 from rich.segment import Segment
@@ -48,6 +49,16 @@ class _Terminal(_Escaping):
             # EIO comes from a terminal whose window or connection was closed.
             if error.errno != errno.EIO:
                 raise
+            self.on_broken_pipe()
+
+    def write(self, text: str) -> None:
+        """Write text as it is, without Rich: to a file or a pipe."""
+        if self.quiet:
+            return
+        try:
+            self.file.write(text)
+            self.file.flush()
+        except BrokenPipeError:
             self.on_broken_pipe()
 
     def on_broken_pipe(self) -> None:
@@ -94,19 +105,27 @@ class Console:
 
         # Sentences are left to the terminal to wrap, so that paths and commands can be copied; tables need columns.
         is_text = isinstance(content, str | Text)
-        if not self.terminal.quiet:
+        plain_text = self._format_plain(content)
+        if self.terminal.is_terminal or not (is_text or _fits(plain_text, self.terminal.width)):
             self.terminal.print(content, markup=False, soft_wrap=is_text)
-        # As Rich prints it, in a hundredth of the time, which counts in a sweep of short runs.
-        if isinstance(content, str):
-            self.log.file.write(f"{content}\n")
-        elif isinstance(content, Text):
-            self.log.file.write(f"{escape_text(content.plain)}\n")
-        elif isinstance(content, PlainTable) and content.is_as_built:
-            self.log.file.write(_format_table(content.cells))
         else:
-            self.log.print(content, markup=False, soft_wrap=is_text)
+            self.terminal.write(plain_text)
+
+        self.log.file.write(plain_text)
         # A run that is killed leaves a log up to its last line.
         self.log.file.flush()
+
+    def _format_plain(self, content: RenderableType) -> str:
+        """What run.log holds of a line or a table, as Rich prints it, for most in a hundredth of the time."""
+        if isinstance(content, str):
+            return f"{content}\n"
+        if isinstance(content, Text):
+            return f"{escape_text(content.plain)}\n"
+        if isinstance(content, PlainTable) and content.is_as_built:
+            return _format_table(content.cells)
+        with self.log.capture() as captured:
+            self.log.print(content, markup=False)
+        return captured.get()
 
     def say_line(self, text: str, shorter: str) -> None:
         """Print a line that keeps to one line of a terminal: `shorter` where `text` is too wide, cut if that is too.
@@ -126,6 +145,11 @@ class Console:
         """Print to run.log alone: a traceback, for instance."""
         self.log.print(escape_text(text), markup=False, soft_wrap=True)
         self.log.file.flush()
+
+
+def _fits(text: str, width: int) -> bool:
+    """Whether a table is as wide on a terminal of `width` columns as it is in run.log."""
+    return all(cell_len(line) <= width for line in text.splitlines())
 
 
 def format_metrics(row: dict[str, float]) -> str:

@@ -54,7 +54,8 @@ def epochs_said(run: Any, epochs: range, tmp_path: Path, terminal: bool = False)
     """The epochs that have a line, of a run that goes through `epochs`; the same in run.log."""
     stream = io.StringIO()
     console = Console(stream)
-    console.terminal = RichConsole(file=stream, force_terminal=terminal, width=80)
+    if terminal:
+        console.terminal = RichConsole(file=stream, force_terminal=True, width=80)
     console.open_log(tmp_path / "run.log")
     with following(console, run) as display:
         for epoch in epochs:

@@ -52,6 +52,20 @@ def test_terminal_and_log_say_the_same_from_the_first_word_on(tmp_path: Path) ->
     assert "\x1b" not in output
 
 
+def test_a_table_keeps_to_a_narrow_pipe_and_is_whole_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    stream = io.StringIO()
+    console = Console(stream)
+    console.open_log(tmp_path / "run.log")
+    console.say(build_table(("name", "value"), [("long" * 12, "1"), ("short", "22")]))
+    console.close()
+    assert max(map(len, stream.getvalue().splitlines())) <= 30
+    assert stream.getvalue().count("long") >= 11
+    assert "long" * 12 in (tmp_path / "run.log").read_text()
+
+
 def test_the_log_is_on_the_disk_after_each_line(tmp_path: Path) -> None:
     console = Console(io.StringIO())
     console.open_log(tmp_path / "run.log")
