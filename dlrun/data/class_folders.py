@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,15 +20,18 @@ from dlrun.data.datasets import partition_by_class
 from dlrun.data.files.picture import list_suffixes, suggest_decoder
 from dlrun.data.origin import Origin
 
-# Folder names of the parts, in lower case.
+# Words that name a part in the name of its folder, in lower case, and words that may stand beside them.
 NAMES_OF_PARTS = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev", "eval"),
     "test": ("test", "testing"),
 }
+_WORDS_BESIDE = ("data", "dataset", "folder", "images", "imgs", "photos", "pictures", "seg", "set", "split")
 
 # Names of the column of files, in lower case, where no file has a suffix.
 _NAMES_OF_FILE_COLUMN = ("file", "filename", "file_name", "id", "image", "image_id", "image_name", "name", "path")
+
+_SUFFIXES_OF_TABLES = (".csv", ".tsv", ".txt")
 
 # Names that a note lists, and mistakes that an error does.
 _MOST_NAMES = 5
@@ -91,14 +95,22 @@ def find_files(folder: Path, test_fraction: float, seed: int) -> Catalogue:
             names = " and ".join(path.name for path in folders)
             raise DataError(f"{folder} holds {names}, of which one is the {part} part; rename the other")
 
+    bases = {name: _enter_folder(folders[0]) for name, folders in folders_of_parts.items() if folders}
+    if not bases:
+        bases = {"train": folder}
     # The training part decides which classes there are.
-    base = folders_of_parts["train"][0] if folders_of_parts else folder
+    base = bases["train"]
     class_names = [path.name for path in _list_visible(base) if path.is_dir()]
     if not class_names:
-        raise DataError(f"{base} has no class folders: put the images of each class into a folder named after it")
+        raise _build_no_classes_error(base)
+
+    notes: list[str] = []
+    for part in ("val", "test"):
+        images = _list_images_without_class(bases[part]) if part in bases else []
+        if images:
+            notes.append(_note_without_class(bases.pop(part), part, len(images)))
 
     # All parts are read before the first mistake is raised, so that one message names them all.
-    bases = {name: folders[0] for name, folders in folders_of_parts.items() if folders} or {"train": base}
     mistakes = ErrorList(MOST_MISTAKES)
     unread: Counter[str] = Counter()
     parts: dict[str, Files] = {}
@@ -108,7 +120,8 @@ def find_files(folder: Path, test_fraction: float, seed: int) -> Catalogue:
             parts[part] = files
     mistakes.raise_if_any()
 
-    notes = [*_note_beside(folder, folders_of_parts), *_note_unread(folder, unread)]
+    notes += _note_beside(folder, folders_of_parts, list(bases.values()))
+    notes += _note_unread(folder, unread)
     notes += _note_missing_classes(bases, class_names)
     if folders_of_parts:
         return Catalogue(parts, class_names, tuple(notes), base, has_own_parts=True)
@@ -123,7 +136,7 @@ def find_labelled_files(folder: Path, columns: LabelColumns, test_fraction: floa
     """
     _check_folder(folder)
     table = _find_table(folder, columns.table)
-    lines = _read_labels(table, columns)
+    lines, header = _read_labels(table, columns)
 
     all_files = [Path(os.fsdecode(path)) for path in list_files_below(os.fsencode(folder)) if is_image(path)]
     path_of_stem: dict[Path, Path] = {}
@@ -152,10 +165,19 @@ def find_labelled_files(folder: Path, columns: LabelColumns, test_fraction: floa
 
     # Sorted, so that a class keeps its number when the lines of the table are shuffled.
     class_names = _sort_labels(set(labels))
+    notes: list[str] = []
+    has_choice = header is not None and len(header) > 2 and columns.label is None
+    if header is not None and has_choice:
+        advice = f"data.label_column=<name> takes another of {join_names(header)}"
+        if len(class_names) == 1:
+            raise DataError(
+                f"{table} has only one label, '{class_names[0]}', in its column {header[1]}, so there is nothing to "
+                f"tell apart; {advice}"
+            )
+        notes.append(f"the labels are the column {header[1]} of {table}; {advice}.")
     codes = {name: code for code, name in enumerate(class_names)}
     files = Files.from_lists([os.fsencode(path) for path in line_of_path], [codes[label] for label in labels])
 
-    notes: list[str] = []
     unnamed = [str(path.relative_to(folder)) for path in all_files if path not in line_of_path]
     if unnamed:
         notes.append(_note_not_read(folder, len(unnamed), "image", f"without a line in {table}", _list(unnamed)))
@@ -193,7 +215,9 @@ def _find_folders_of_parts(folder: Path) -> dict[str, list[Path]]:
     folders = [path for path in _list_visible(folder) if path.is_dir()]
     parts: dict[str, list[Path]] = {}
     for part, usual_names in NAMES_OF_PARTS.items():
-        parts[part] = [path for path in folders if path.name.lower() in usual_names]
+        # Beside train, train_images is a folder like any other.
+        exact = [path for path in folders if path.name.lower() in usual_names]
+        parts[part] = exact or [path for path in folders if find_part(path.name) == part]
 
     if not parts["train"]:
         others = [*parts["val"], *parts["test"]]
@@ -206,6 +230,51 @@ def _find_folders_of_parts(folder: Path) -> dict[str, list[Path]]:
 
     # A single "train" may be the name of a class.
     return parts if _holds_class_folders(parts["train"]) else {}
+
+
+def find_part(name: str) -> str | None:
+    """The part that a folder is named after, as test_set and Testing are after test; None for another name."""
+    words = re.findall("[a-z]+", name.lower())
+    # As in trainset.
+    words = [word.removesuffix("set") or word for word in words]
+    for part, usual_words in NAMES_OF_PARTS.items():
+        others = [word for word in words if word not in usual_words]
+        if len(others) == len(words) - 1 and all(word in _WORDS_BESIDE for word in others):
+            return part
+    return None
+
+
+def _enter_folder(folder: Path) -> Path:
+    """The folder of a part; archives often hold it inside another of its name, as in test_set/test_set."""
+    inside = _list_visible(folder)
+    if len(inside) == 1 and inside[0].is_dir() and inside[0].name == folder.name:
+        return inside[0]
+    return folder
+
+
+def _list_images_without_class(folder: Path) -> list[Path]:
+    """The images that lie in a folder which has no class folders."""
+    inside = _list_visible(folder)
+    if any(path.is_dir() for path in inside):
+        return []
+    return [path for path in inside if is_image(os.fsencode(path))]
+
+
+def _note_without_class(folder: Path, part: str, count: int) -> str:
+    noun = "image" if count == 1 else "images"
+    return (
+        f"{folder} has {count:,} {noun} and no class folders, so it is no {part} part; dlrun predict RUN {folder} "
+        "tells their classes."
+    )
+
+
+def _build_no_classes_error(folder: Path) -> DataError:
+    """The error for a folder without class folders, with advice on what lies there instead."""
+    tables = [path.name for path in _list_visible(folder) if path.suffix.lower() in _SUFFIXES_OF_TABLES]
+    advice = f"; or type data.labels={tables[0]}, a table of files and their classes" if tables else ""
+    return DataError(
+        f"{folder} has no class folders: put the images of each class into a folder named after it{advice}"
+    )
 
 
 def _holds_class_folders(folders: list[Path]) -> bool:
@@ -246,25 +315,23 @@ def _collect_files(base: Path, class_names: list[str], mistakes: ErrorList, unre
         targets += [class_names.index(folder.name)] * len(images)
 
     if not folders:
-        raise DataError(f"{base} has no class folders: put the images of each class into a folder named after it")
+        raise _build_no_classes_error(base)
     if not paths:
         # Said for each of its folders.
         return Files(np.array([], dtype=np.bytes_), torch.tensor([]), Origin.from_position(str(base), 0))
     return Files.from_lists(paths, targets)
 
 
-def _note_beside(folder: Path, folders_of_parts: dict[str, list[Path]]) -> Iterator[str]:
-    """Notes on what lies beside the folders that are read."""
+def _note_beside(folder: Path, folders_of_parts: dict[str, list[Path]], bases: list[Path]) -> Iterator[str]:
+    """Notes on what lies beside the folders that are read; bases: those that hold the class folders."""
     if folders_of_parts:
-        bases = list(chain.from_iterable(folders_of_parts.values()))
-        others = [path.name for path in _list_visible(folder) if path.is_dir() and path not in bases]
+        named = list(chain.from_iterable(folders_of_parts.values()))
+        others = [path.name for path in _list_visible(folder) if path.is_dir() and path not in named]
         if others:
             yield f"{', '.join(others)} in {folder} was not read: the parts are train, val and test."
         files = [path.name for path in _list_visible(folder) if not path.is_dir()]
         if files:
             yield _note_not_read(folder, len(files), "file", "beside the parts", _list(files))
-    else:
-        bases = [folder]
 
     for base in bases:
         files = [path.name for path in _list_visible(base) if not path.is_dir()]
@@ -343,13 +410,13 @@ def _find_table(folder: Path, name: str) -> Path:
     if path.is_file():
         return path
 
-    tables = [file.name for file in _list_visible(folder) if file.suffix.lower() in (".csv", ".tsv", ".txt")]
+    tables = [file.name for file in _list_visible(folder) if file.suffix.lower() in _SUFFIXES_OF_TABLES]
     hint = did_you_mean(path.name, tables)
     raise DataError(f"data.labels={name}: there is no such table in {folder}; {hint}type its path")
 
 
-def _read_labels(table: Path, columns: LabelColumns) -> list[tuple[int, str, str]]:
-    """Line number, file and label of each row; a first line that names columns is no row."""
+def _read_labels(table: Path, columns: LabelColumns) -> tuple[list[tuple[int, str, str]], list[str] | None]:
+    """Line number, file and label of each row, and the names of the columns; None without a first line of them."""
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
             first = file.readline()
@@ -377,11 +444,13 @@ def _read_labels(table: Path, columns: LabelColumns) -> list[tuple[int, str, str
     mistakes.raise_if_any()
 
     names_columns = columns.file is not None or columns.label is not None
-    if names_columns or _is_header(header[file_column], rows[1:], file_column):
+    has_header = names_columns or _is_header(header[file_column], rows[1:], file_column)
+    if has_header:
         rows = rows[1:]
     if not rows:
         raise DataError(f"{table} has a first line alone; write a file and its label a line, as in cat1.png,cat")
-    return [(number, row[file_column], row[label_column]) for number, row in rows]
+    lines = [(number, row[file_column], row[label_column]) for number, row in rows]
+    return lines, header if has_header else None
 
 
 def _find_column(table: Path, header: list[str], name: str | None, key: str, default: int) -> int:

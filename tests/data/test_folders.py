@@ -376,6 +376,10 @@ def test_a_validation_folder_may_have_other_names(photos, name):
         (("Train", "Val", "TEST"), {"val", "test"}, ""),
         (("Training", "Testing"), {"test"}, ""),
         (("TRAIN", "Dev"), {"val"}, ""),
+        (("training_set", "test_set"), {"test"}, ""),
+        (("Train Images", "valid-images", "testset"), {"val", "test"}, ""),
+        (("train", "test", "train_images"), {"test"}, "train_images"),
+        (("train", "my test"), set(), "my test"),
     ],
 )
 def test_a_folder_of_parts_is_known_by_its_training_part(photos, names, parts, unread):
@@ -386,6 +390,60 @@ def test_a_folder_of_parts_is_known_by_its_training_part(photos, names, parts, u
     assert {name for name in ("val", "test") if getattr(splits, name) is not None} == parts
     assert any(note.startswith(f"{unread} in") for note in splits.notes) is bool(unread)
     assert "test_fraction" in splits.unheeded
+
+
+def test_parts_inside_folders_of_their_name(tmp_path):
+    """As Kaggle's archives of scenes have them."""
+    for part in ("seg_train", "seg_test"):
+        write_folder(tmp_path / part / part, {"a": 3, "b": 2})
+        (tmp_path / part / part / "read me.txt").write_text("")
+    splits = image_folder(str(tmp_path), image_size=8)
+    assert splits.spec.class_names == ("a", "b")
+    assert (len(splits.train), splits.val, len(splits.test)) == (5, None, 5)
+    assert [note.rpartition(" ")[2] for note in splits.notes] == ["me.txt."] * 2
+
+
+def test_images_without_class_folders_are_no_test_part(dlrun, tmp_path):
+    write_folder(tmp_path / "photos" / "train", {"a": 8, "b": 8})
+    write_folder(tmp_path / "photos" / "other", {"test": 3})
+    (tmp_path / "photos" / "other" / "test").rename(tmp_path / "photos" / "test")
+    (tmp_path / "photos" / "other").rmdir()
+    words = ("model=linear", "task.loss=cross_entropy", "trainer.epochs=1", "figures=false", "tracking.graph=false")
+    done = dlrun("data=image_folder", "data.path=photos", "data.image_size=8", *words)
+    assert done.code == 0, done.err
+    note = "photos/test has 3 images and no class folders, so it is no test part; dlrun predict RUN photos/test tells"
+    assert note in " ".join(done.out.split())
+    predicted = dlrun("predict", str(done.folder), "photos/test")
+    assert predicted.code == 0, predicted.err
+    assert predicted.out.count(".png") >= 3
+
+
+def test_tables_of_labels_are_looked_for_where_class_folders_lack(dlrun, tmp_path):
+    write_folder(tmp_path, {"photos": 6})
+    lines = ["file,taken,kind", *(f"{i}.png,2020,{'ab'[i % 2]}" for i in range(6))]
+    (tmp_path / "photos" / "labels.csv").write_text("\n".join(lines))
+    words = ("data=image_folder", "data.path=photos", "data.image_size=8")
+    done = dlrun(*words)
+    assert (done.code, done.out) == (2, "")
+    assert "photos has no class folders" in done.err
+    assert "or type data.labels=labels.csv, a table of files and their classes" in done.err
+
+    done = dlrun(*words, "data.labels=labels.csv")
+    assert (done.code, done.out) == (2, "")
+    assert "has only one label, '2020', in its column taken" in done.err
+    assert "data.label_column=<name> takes another of file, taken, kind" in done.err
+
+    splits = image_folder(str(tmp_path / "photos"), image_size=8, labels="labels.csv", label_column="kind")
+    assert (splits.spec.class_names, splits.notes) == (("a", "b"), ())
+    text = (
+        (tmp_path / "photos" / "labels.csv")
+        .read_text()
+        .replace("0.png,2020", "0.png,2021")
+        .replace("1.png,2020", "1.png,2021")
+    )
+    (tmp_path / "photos" / "labels.csv").write_text(text)
+    (note,) = image_folder(str(tmp_path / "photos"), image_size=8, labels="labels.csv").notes
+    assert note.startswith("the labels are the column taken of ")
 
 
 def test_a_class_may_be_called_train(photos):
