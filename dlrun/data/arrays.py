@@ -79,10 +79,10 @@ def arrays(
     """x.npy and y.npy in the folder `path`, with val_x.npy, val_y.npy and test_x.npy, test_y.npy if present.
 
     path: or an .npz file with arrays of these names, or usual ones such as x_train and y_train.
-    x: (N, features), or images (N, H, W) or (N, channels, H, W), of uint8 (0 to 255, scaled to 0 to 1) or floats.
-    layout: channels_last for images (N, H, W, channels); None: judged by which of the sizes is 1 to 4.
-    infer_classes: take whole floats of few values and one-hot rows for classes, two classes for a binary task, and
-    number classes anew that do not count from 0; older runs do not.
+    x: (N, features), or images (N, H, W) or (N, channels, H, W), of uint8 (0 to 255, scaled to 0 to 1) or others.
+    layout: channels_last for images (N, H, W, channels); None: judged by the sizes, see `_judge_layout`.
+    infer_classes: take text, whole floats of few values and one-hot rows for classes, two classes for a binary task,
+    and number classes anew that do not count from 0; older runs do not.
     y: whole numbers for classes counted from 0, floats (N,) or (N, columns) for regression, 0 and 1 (N, labels) for
     multilabel, whose labels are named by class_names; for autoencoder there need be no y. normalize: by mean and
     deviation of a feature or channel over at most 4,096 training rows. Only y is loaded into memory.
@@ -98,6 +98,12 @@ def arrays(
     x, y = pair
     x_path = files.locate("x")
     y_path = files.locate("y")
+    text_classes: list[str] = []
+    if infer_classes and y.dtype.kind == "U":
+        text_classes = np.unique(y).tolist()
+        class_names = _order_text_classes(text_classes, class_names, y_path)
+        text_classes = class_names
+        y = _number_text(y, text_classes, y_path)
     kind = _find_kind(x, x_path)
     task_name: TaskName = "regression"
     notes: tuple[str, ...] = ()
@@ -141,7 +147,7 @@ def arrays(
 
     # Training and test rows share one mapping.
     everything = Mapped(x, targets, mean, std, x_path)
-    expected = _Expected(everything, task_name, len(classes), numbers, layout, files)
+    expected = _Expected(everything, task_name, len(classes), numbers, text_classes, layout, files)
     val = mistakes.collect(_read_further_part, "val", opened["val"], expected)
     test = mistakes.collect(_read_further_part, "test", opened["test"], expected)
     mistakes.raise_if_any()
@@ -203,9 +209,8 @@ def _arrange_channels(x: Numbers, path: Path, layout: Layout | None) -> tuple[Nu
 
     notes: tuple[str, ...] = ()
     if layout is None:
-        is_last = x.shape[-1] <= _MOST_CHANNELS < x.shape[1]
-        layout = "channels_last" if is_last else "channels_first"
-        if is_last:
+        layout = _judge_layout(*x.shape[1:])
+        if layout == "channels_last":
             notes = (
                 f"{path} of shape {x.shape} was taken for images (rows, height, width, channels); "
                 "data.layout=channels_first says otherwise.",
@@ -215,17 +220,28 @@ def _arrange_channels(x: Numbers, path: Path, layout: Layout | None) -> tuple[Nu
     return x, layout, notes
 
 
+def _judge_layout(first: int, middle: int, last: int) -> Layout:
+    """Where the channels are: at the end whose size is a usual number of channels, else beside the two equal sides."""
+    if first <= _MOST_CHANNELS:
+        return "channels_first"
+    if last <= _MOST_CHANNELS or (first == middle != last):
+        return "channels_last"
+    # Spectral images have more channels than four, and still fewer than pixels a side.
+    return "channels_last" if last < min(first, middle) else "channels_first"
+
+
 @dataclass(frozen=True)
 class _Expected:
     """What a further part must agree with: the training part, and how it was read.
 
-    numbers: of the classes in y, where they were numbered anew.
+    numbers: of the classes in y, where they were numbered anew. text_classes: their names, if y is text.
     """
 
     train: Mapped
     task: TaskName
     classes: int
     numbers: list[int]
+    text_classes: list[str]
     layout: Layout
     files: ArrayFiles
 
@@ -239,6 +255,8 @@ def _read_further_part(name: str, opened: tuple[Numbers, Numbers] | None, expect
     train = expected.train
     x_path = expected.files.locate(f"{name}_x")
     y_path = expected.files.locate(f"{name}_y")
+    if expected.text_classes:
+        y = _number_text(y, expected.text_classes, y_path)
     x, _, _ = _arrange_channels(x, x_path, expected.layout)
     first = expected.files.locate("x").name
     if x.shape[1:] != train.x.shape[1:] or x.dtype != train.x.dtype:
@@ -265,9 +283,36 @@ def _read_further_part(name: str, opened: tuple[Numbers, Numbers] | None, expect
     return part
 
 
+def _order_text_classes(found: list[str], class_names: list[str] | None, path: Path) -> list[str]:
+    """The classes of text in the order of data.class_names, which may name more; alphabetically without it."""
+    if class_names is None:
+        return found
+    missing = [name for name in found if name not in class_names]
+    if missing:
+        raise DataError(f"{path} holds the class {missing[0]!r}, which data.class_names lacks; name each")
+    return class_names
+
+
+def _number_text(y: Numbers, classes: list[str], path: Path) -> Numbers:
+    """Class numbers int64 (N,) of text (N,) or (N, 1); DataError for a class that is not there."""
+    if y.dtype.kind != "U":
+        raise DataError(f"{path} holds {y.dtype}, and the training part has text; write both alike")
+    if y.size != len(y):
+        raise DataError(f"{path} has shape {y.shape} and holds text; write one class a row")
+    codes = {name: code for code, name in enumerate(classes)}
+    numbers = np.array([codes.get(name, -1) for name in y.reshape(-1).tolist()], np.int64)
+    if (numbers < 0).any():
+        row = int(np.flatnonzero(numbers < 0)[0])
+        raise DataError(
+            f"{path} holds class {y.reshape(-1)[row]!s} in row {row:,} (counted from 0), which the training part does "
+            "not have; remove those rows, or add some to it"
+        )
+    return numbers
+
+
 def _find_kind(x: Numbers, path: Path) -> Kind:
-    if x.dtype != np.uint8 and not (np.issubdtype(x.dtype, np.floating) and x.dtype.itemsize <= 8):
-        raise DataError(f"{path} holds {x.dtype}; write uint8 (0 to 255) or float32")
+    if x.dtype.kind not in "biuf" or x.dtype.itemsize > 8:
+        raise DataError(f"{path} holds {x.dtype}; write numbers, such as uint8 (0 to 255) or float32")
     if x.ndim == 2:
         return "vector"
     if x.ndim in (3, 4):
@@ -506,7 +551,6 @@ def _read_columns(x: Numbers, rows: Numbers) -> Tensor:
 
 def _to_float32(values: Numbers) -> Tensor:
     """Convert to float32, uint8 scaled to [0, 1]; always a copy, which may be written to."""
-    tensor = torch.from_numpy(np.ascontiguousarray(values))
-    if tensor.dtype == torch.uint8:
-        return tensor.float().div_(255)
-    return tensor.to(torch.float32, copy=True)
+    if values.dtype == np.uint8:
+        return torch.from_numpy(np.ascontiguousarray(values)).float().div_(255)
+    return torch.from_numpy(np.array(values, dtype=np.float32, order="C"))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dlrun.core.errors import DataError
+from dlrun.core.errors import DataError, DlrunError
 from dlrun.data import datasets as rows
 from dlrun.data.arrays import Mapped, arrays
 from dlrun.data.datasets import Rows, load_in_memory
@@ -147,6 +147,11 @@ def test_named_classes_and_other_parts_follow_the_numbers(tmp_path: Path) -> Non
         ((6, 3, 9, 3), "channels_last", (3, 3, 9), False),
         ((6, 8, 9, 3), "channels_first", (8, 9, 3), False),
         ((6, 8, 9), None, (1, 8, 9), False),
+        ((6, 8, 8, 5), None, (5, 8, 8), True),
+        ((6, 7, 7, 32), None, (32, 7, 7), True),
+        ((6, 5, 8, 8), None, (5, 8, 8), False),
+        ((6, 12, 16, 6), None, (6, 12, 16), True),
+        ((6, 6, 12, 16), None, (6, 12, 16), False),
     ],
 )
 def test_channels_are_told_by_their_number(
@@ -160,6 +165,60 @@ def test_channels_are_told_by_their_number(
     assert held is not None
     arranged = np.moveaxis(x, -1, 1) if is_noted or layout == "channels_last" else x.reshape(6, *expected)
     assert torch.equal(held.inputs[0], torch.from_numpy(arranged.astype(np.float32)).div(255))
+
+
+@pytest.mark.parametrize("dtype", [np.bool_, np.int16, np.uint16, np.int64, np.float16, np.float64])
+def test_numbers_of_any_type_are_inputs(dtype: Any, tmp_path: Path) -> None:
+    x = RANDOM.integers(0, 2 if dtype is np.bool_ else 900, (8, 3)).astype(dtype)
+    splits = arrays(write(tmp_path, x, np.arange(8) % 2), test_fraction=0)
+    held = load_in_memory(splits.train, "memory", torch.float32, 0)
+    assert held is not None
+    assert held.inputs[0].dtype == torch.float32
+    expected = (x - x.mean(0, dtype=np.float64)) / x.std(0, dtype=np.float64)
+    np.testing.assert_allclose(held.inputs[0].numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_text_names_classes(tmp_path: Path) -> None:
+    y = np.array(["owl", "cat", "dog", "owl"])
+    folder = write(tmp_path, np.ones((4, 2)), y)
+    splits = arrays(folder, test_fraction=0, infer_classes=True)
+    assert (splits.spec.task, splits.spec.class_names) == ("multiclass", ("cat", "dog", "owl"))
+    assert splits.train.targets.tolist() == [2, 0, 1, 2]  # type: ignore[union-attr]
+    named = arrays(folder, test_fraction=0, infer_classes=True, class_names=["owl", "dog", "cat", "emu"])
+    assert (named.spec.output_size, named.train.targets.tolist()) == (4, [0, 2, 1, 0])  # type: ignore[union-attr]
+    with pytest.raises(DataError, match=r"y.npy holds the class 'dog', which data.class_names lacks"):
+        arrays(folder, infer_classes=True, class_names=["owl", "cat"])
+
+    write(tmp_path, np.ones((2, 2)), np.array(["dog", "elephant"]), "test_")
+    with pytest.raises(DataError, match=r"test_y.npy holds class elephant in row 1 .*which the training part does not"):
+        arrays(folder, infer_classes=True)
+    write(tmp_path, np.ones((2, 2)), np.array([0, 1]), "test_")
+    with pytest.raises(DataError, match=r"test_y.npy holds int64, and the training part has text; write both alike"):
+        arrays(folder, infer_classes=True)
+    (tmp_path / "test_x.npy").unlink()
+    (tmp_path / "test_y.npy").unlink()
+    write(tmp_path, np.ones((4, 2)), np.array(["no", "yes", "no", "no"]))
+    two = arrays(folder, test_fraction=0, infer_classes=True)
+    assert (two.spec.task, two.spec.class_names) == ("binary", ("no", "yes"))
+
+
+def test_usual_names_of_files_and_arrays(tmp_path: Path) -> None:
+    x = RANDOM.normal(size=(6, 2)).astype(np.float32)
+    y = np.arange(6) % 3
+    for names in (("X_train", "y_train", "X_test", "y_test"), ("data", "target")):
+        folder = tmp_path / names[0]
+        folder.mkdir()
+        for name, values in zip(names, (x, y, x[:2], y[:2]), strict=False):
+            np.save(folder / f"{name}.npy", values)
+        splits = arrays(str(folder), infer_classes=True)
+        assert (len(splits.train), len(splits.test)) == ((6, 2) if len(names) == 4 else (5, 1))  # type: ignore[arg-type]
+        assert splits.train.origin.get_source(0) == str(folder / f"{names[0]}.npy")  # type: ignore[union-attr]
+
+    np.savez(tmp_path / "unnamed.npz", x, y)
+    assert len(arrays(str(tmp_path / "unnamed.npz"), test_fraction=0).train) == 6  # type: ignore[arg-type]
+    np.savez(tmp_path / "unnamed.npz", x, y, x)
+    with pytest.raises(DlrunError, match=r"holds no x .*but arr_0, arr_1, arr_2"):
+        arrays(str(tmp_path / "unnamed.npz"))
 
 
 def test_an_npz_file_trains_is_evaluated_and_predicted(dlrun: Callable[..., Any], tmp_path: Path) -> None:
@@ -256,7 +315,8 @@ MISTAKES: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
     "objects": (lambda p: np.save(p / "x.npy", np.array([{}] * 10)), {}, "is not a whole .npy file of numbers"),
     "shorter": (lambda p: np.save(p / "y.npy", np.arange(9)), {}, "y.npy has 9 rows, and x.npy 10; write as many"),
     "text": (lambda p: np.save(p / "y.npy", np.array(["a"] * 10)), {}, "y.npy holds <U1; write whole numbers"),
-    "int x": (lambda p: np.save(p / "x.npy", np.ones((10, 2), int)), {}, "x.npy holds int64; write uint8"),
+    "complex": (lambda p: np.save(p / "x.npy", np.ones((10, 2), complex)), {}, "x.npy holds complex128; write numbers"),
+    "text x": (lambda p: np.save(p / "x.npy", np.full((10, 2), "1")), {}, "x.npy holds <U1; write numbers"),
     "flat": (lambda p: np.save(p / "x.npy", np.ones(10)), {}, r"x.npy has shape \(10,\)"),
     "empty": (lambda p: np.save(p / "x.npy", np.ones((0, 2))), {}, "x.npy holds no rows"),
     "negative": (lambda p: np.save(p / "y.npy", np.arange(10) - 1), {}, "holds classes from -1 to 8"),

@@ -12,15 +12,18 @@ from dlrun.core.suggest import build_missing_path_error
 
 Numbers = NDArray[Any]
 
-# Usual names in .npz files of the arrays that a folder has as x.npy, y.npy, val_x.npy and so on; the first is ours.
+# Usual names of arrays, in .npz files and of .npy files; the first is ours.
 _USUAL_NAMES = {
-    "x": ("x", "X", "x_train", "X_train", "train_x", "train_images", "images"),
-    "y": ("y", "Y", "y_train", "Y_train", "train_y", "train_labels", "labels"),
-    "val_x": ("val_x", "x_val", "X_val", "val_images"),
-    "val_y": ("val_y", "y_val", "Y_val", "val_labels"),
-    "test_x": ("test_x", "x_test", "X_test", "test_images"),
-    "test_y": ("test_y", "y_test", "Y_test", "test_labels"),
+    "x": ("x", "X", "x_train", "X_train", "train_x", "train_X", "train_images", "images", "data", "features", "inputs"),
+    "y": ("y", "Y", "y_train", "Y_train", "train_y", "train_Y", "train_labels", "labels", "label", "target", "targets"),
+    "val_x": ("val_x", "x_val", "X_val", "val_images", "valid_x", "x_valid", "X_valid"),
+    "val_y": ("val_y", "y_val", "Y_val", "val_labels", "valid_y", "y_valid", "Y_valid"),
+    "test_x": ("test_x", "x_test", "X_test", "test_X", "test_images"),
+    "test_y": ("test_y", "y_test", "Y_test", "test_Y", "test_labels"),
 }
+
+# What numpy.savez(file, x, y) calls its arrays.
+_UNNAMED = {"x": "arr_0", "y": "arr_1"}
 
 
 class ArrayFiles(Protocol):
@@ -53,14 +56,15 @@ def open_files(path: Path) -> ArrayFiles:
 
 
 class ArrayFolder:
-    """A folder of .npy files."""
+    """A folder of .npy files, under our names or usual ones."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def locate(self, name: str) -> Path:
-        """The path of the file."""
-        return self.folder / f"{name}.npy"
+        """The path of the file, under our name or a usual one."""
+        paths = [self.folder / f"{usual}.npy" for usual in _USUAL_NAMES[name]]
+        return next(filter(Path.exists, paths), paths[0])
 
     def has(self, name: str) -> bool:
         """Whether the file is there."""
@@ -96,6 +100,8 @@ class ArrayArchive:
 
     def locate(self, name: str) -> Path:
         """The file with the array's name in it behind."""
+        if self.names == set(_UNNAMED.values()) and name in _UNNAMED:
+            return self.path / _UNNAMED[name]
         # The first that is there, so that our own names win.
         usual = [key for key in _USUAL_NAMES[name] if key in self.names]
         return self.path / (usual or [name])[0]
@@ -108,8 +114,9 @@ class ArrayArchive:
         """Read the array."""
         path = self.locate(name)
         if path.name not in self.names:
+            usual = join_names(_USUAL_NAMES[name][1:])
             raise DataError(
-                f"{self.path} holds no {name} (or {join_names(_USUAL_NAMES[name][1:])}), but {join_names(self.names)}; "
+                f"{self.path} holds no {name} (or {usual}), but {join_names(sorted(self.names))}; "
                 f"write it with numpy.savez(..., {name}=...), a row a sample"
             )
         try:
