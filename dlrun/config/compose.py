@@ -40,12 +40,15 @@ GROUPS = (
 # Hydra looks for a package hydra_plugins on sys.path.
 _PLUGINS = str(Path(__file__).parent / "plugins")
 
+# Mappings whose keys are the user's.
+_MAPPINGS = ("task.losses.", "task.weights.", "task.loss_args.", "init_map.")
+
 
 def compose_config(overrides: list[str]) -> DictConfig:
     """Compose config.yaml with overrides. The result is not resolved yet; Hydra's exceptions pass through."""
     register()
     with hydra.initialize_config_dir(config_dir=str(schema.CONFIG_DIR), version_base="1.3"):
-        return hydra.compose(config_name="config", overrides=overrides)
+        return hydra.compose(config_name="config", overrides=[add_plus(word) for word in overrides])
 
 
 def resolve(raw_config: DictConfig, typed: Collection[str] = ()) -> dict[str, Any]:
@@ -131,6 +134,11 @@ def quote_letters(word: str) -> str:
     return f'{key}="{value}"'
 
 
+def add_plus(word: str) -> str:
+    """Put ++ before a key inside a mapping, as in task.loss_args.gamma=2: Hydra must be told that any may be there."""
+    return f"++{word}" if word.startswith(_MAPPINGS) else word
+
+
 def put_flags_first(words: Sequence[str], overrides: Sequence[str]) -> list[str]:
     """Flags with their values, then the overrides with quotes: Hydra wants the overrides together."""
     remaining = list(overrides)
@@ -140,7 +148,7 @@ def put_flags_first(words: Sequence[str], overrides: Sequence[str]) -> list[str]
             remaining.remove(word)
         else:
             flags.append(word)
-    return [*flags, *(quote_letters(word) for word in overrides)]
+    return [*flags, *(add_plus(quote_letters(word)) for word in overrides)]
 
 
 # Hydra's own main function, run for what it composes

@@ -17,6 +17,7 @@ from dlrun.config.callbacks import SECTION as CALLBACKS
 from dlrun.config.callbacks import get_canonical_key
 from dlrun.config.compose import (
     GROUPS,
+    add_plus,
     compose_config,
     is_answered_by_hydra,
     parse_flags,
@@ -315,7 +316,7 @@ def from_saved(saved: dict[str, Any], choices: dict[str, str], overrides: list[s
     new_choices = dict(choices)
     trusted_modules: list[str] = []
     keys: list[str] = []
-    for override in OverridesParser.create().parse_overrides([quote_letters(word) for word in overrides]):
+    for override in OverridesParser.create().parse_overrides([add_plus(quote_letters(word)) for word in overrides]):
         # A saved config has dlrun's own callbacks under the keys that they are recorded by.
         override.key_or_group = get_canonical_key(override.key_or_group)
         key = override.key_or_group

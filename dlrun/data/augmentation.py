@@ -27,8 +27,7 @@ _TRIALS = 16
 class BatchMix:
     """torchvision's MixUp and CutMix on training batches (B, C, H, W) of classes; of several, one is drawn a batch.
 
-    What is drawn depends on seed, epoch and number of the batch alone, so that an epoch can be entered anywhere. With
-    several processes each mixes its own rows.
+    What is drawn depends on seed, epoch and number of the batch alone, so that an epoch can be entered anywhere.
     """
 
     def __init__(self, steps: list[Any], classes: int) -> None:
@@ -36,10 +35,14 @@ class BatchMix:
         self.names = [split_step(step)[0] for step in steps]
         self.transforms = [_build_transform(step, num_classes=classes) for step in steps]
 
-    def mix(self, batches: Iterator[Batch], seed: int, epoch: int, first: int) -> Iterator[Batch]:
+    def mix(
+        self, batches: Iterator[Batch], seed: int, epoch: int, first: int, is_part: bool = False
+    ) -> Iterator[Batch]:
         """Yield mixed batches: inputs (images, shares of the classes), and the class of the largest share, int64 (B,).
 
-        first: number of the first batch in its epoch.
+        first: number of the first batch in its epoch. is_part: each batch is a process's part of it behind the row
+        before, with which its first row is mixed, as torchvision mixes each row with the one before; that row is
+        dropped.
         """
         for number, (inputs, targets) in enumerate(batches, first):
             # A process without a row of a batch has nothing to mix.
@@ -51,6 +54,8 @@ class BatchMix:
             with seed_generator(f"{seed},{epoch},batch {number}"):
                 transform = self.transforms[int(torch.randint(len(self.transforms), ()))]
                 mixed, shares = transform(images, targets)
+            if is_part:
+                images, mixed, shares = images[1:], mixed[1:], shares[1:]
             # Convolutions are faster in the layout of before.
             if mixed.stride() != images.stride():
                 mixed = torch.empty_like(images).copy_(mixed)

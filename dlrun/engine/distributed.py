@@ -63,6 +63,16 @@ class Distributed:
             return batches
         return [rows.tensor_split(self.world_size)[self.rank] for rows in batches]
 
+    def shard_batch_for_mixing(self, batches: "list[Tensor]") -> "list[Tensor]":
+        """This rank's rows as `shard_batch` deals them, behind the row before them; before the first is the last."""
+        import torch
+
+        shards = []
+        for rows, part in zip(batches, self.shard_batch(batches), strict=True):
+            first = sum(map(len, rows.tensor_split(self.world_size)[: self.rank]))
+            shards.append(torch.cat([rows[first - 1].view(1), part]) if len(part) else part)
+        return shards
+
     def shard_evaluation(self, batches: "list[Tensor]", block: int) -> "list[Tensor]":
         """This rank's batches of an evaluation: every world_size-th block of whole batches.
 

@@ -208,10 +208,14 @@ class Trainer:
         state = self.state
         epoch = state.progress.epoch + 1
         first_batch = state.progress.batch
-        batches = state.train.epoch(epoch, start=first_batch, pick=state.ranks.shard_batch)
+        ranks = state.ranks
         if state.mixing is None:
-            return batches
-        return state.mixing.mix(batches, state.train.order.seed, epoch, first_batch)
+            return state.train.epoch(epoch, start=first_batch, pick=ranks.shard_batch)
+
+        is_part = ranks.world_size > 1
+        pick = ranks.shard_batch_for_mixing if is_part else ranks.shard_batch
+        batches = state.train.epoch(epoch, start=first_batch, pick=pick)
+        return state.mixing.mix(batches, state.train.order.seed, epoch, first_batch, is_part)
 
     def end_epoch(self) -> None:
         """Count the epoch as ended, and make its row: epoch, step, metrics, rates, parameters of a tiny model."""

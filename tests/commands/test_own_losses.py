@@ -252,3 +252,17 @@ class Share:
     for part in ("model", "loss"):
         assert all(torch.equal(one[part][key], two[part][key]) for key in one[part])
     assert Path("killed/metrics.jsonl").read_text() == Path("undisturbed/metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("word", ["task.loss_args.gamma=3", "+task.loss_args.gamma=3", "++task.loss_args.gamma=3"])
+def test_an_argument_of_a_loss_needs_no_plus(dlrun: Callable[..., Any], word: str) -> None:
+    words = ("data=blobs", "model=mlp", "task.loss=focal", "trainer.epochs=1", "tracking.graph=false", "figures=false")
+    done = dlrun(*words, word)
+    assert done.code == 0, done.err
+    whole = dlrun(*words, "task.loss_args={gamma:3}")
+    assert done.result["weights_sha256"] == whole.result["weights_sha256"]
+    assert done.result["config_hash"] == whole.result["config_hash"]
+
+    wrong = dlrun(*words, word.replace("gamma", "gama"))
+    assert (wrong.code, wrong.out) == (2, "")
+    assert "did you mean task.loss_args.gamma" in wrong.err

@@ -5,9 +5,10 @@ from torchvision.transforms import v2
 
 from dlrun.core.errors import RequestError
 from dlrun.data.augmentation import BatchMix, apply_seeded, build_augment, seed_generator
-from dlrun.data.batches import EpochOrder, LoaderBatches, Placement
+from dlrun.data.batches import EpochOrder, LoaderBatches, MemoryBatches, Placement
 from dlrun.data.folders import image_folder
-from dlrun.data.spec import DataSpec
+from dlrun.data.spec import DataSpec, Split
+from dlrun.engine.distributed import Distributed
 from dlrun.engine.objective import Objective
 
 SHAPE = (3, 16, 16)
@@ -135,6 +136,29 @@ def test_an_epoch_of_mixed_batches_is_entered_anywhere():
         bool((inputs[0] == images).any()) for (inputs, _), ((images,), _) in zip(full_epoch, batches(20), strict=True)
     ]
     assert 3 < sum(are_unmixed) < 17
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_processes_mix_the_rows_that_one_does(count):
+    spec = DataSpec("image", (2, 8, 8), "multiclass", 3)
+    split = Split((torch.rand(22, 2, 8, 8),), torch.arange(22) % 3)
+    batches = MemoryBatches(split, EpochOrder(22, 6, shuffle=True), Placement(torch.device("cpu"), torch.float32, spec))
+    mixing = BatchMix(["MixUp", "CutMix"], 3)
+    whole = list(mixing.mix(batches.epoch(1), 1, 1, 0))
+
+    parts = []
+    for number in range(count):
+        ranks = Distributed()
+        ranks.rank, ranks.world_size = number, count
+        shards = batches.epoch(1, pick=ranks.shard_batch_for_mixing)
+        parts.append(list(mixing.mix(shards, 1, 1, 0, is_part=True)))
+
+    for (inputs, targets), *pieces in zip(whole, *parts, strict=True):
+        # A process without a row has no shares of classes either.
+        filled = [piece for piece in pieces if len(piece[1])]
+        assert torch.equal(torch.cat([piece[0][0] for piece in filled]), inputs[0])
+        assert torch.equal(torch.cat([piece[0][1] for piece in filled]), inputs[1])
+        assert torch.equal(torch.cat([piece[1] for piece in filled]), targets)
 
 
 def test_rows_that_are_drawn_again_are_augmented_anew(tmp_path, formats):

@@ -324,6 +324,23 @@ def test_an_autoencoder_trains_as_in_one_process(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("in_memory", ["true", "false"])
+def test_mixed_batches_train_as_in_one_process(
+    in_memory: str, tmp_path: Path, formats: Any, ranks: Callable[..., Any], dlrun: Callable[..., Any]
+) -> None:
+    formats.write_folder(tmp_path / "photos", {"a": 20, "b": 16}, (12, 12))
+    words = ("data=image_folder", "data.path=photos", "data.image_size=8", "data.augment=[MixUp,CutMix]")
+    words = (*words, f"data.in_memory={in_memory}", "data.num_workers=0", "data.mean=[0.5,0.5,0.5]", "model=mlp")
+    words = (*words, *WORDS[3:], "optimizer=sgd", "optimizer.lr=0.05", "trainer.epochs=2")
+    assert dlrun(*words, "data.batch_size=10", "hydra.run.dir=one").code == 0
+    done = ranks(2, *words, "data.batch_size=5", "hydra.run.dir=two")
+    assert done.returncode == 0, done.stderr
+    assert apart(tmp_path / "one", tmp_path / "two") < 1e-5
+    for a, b in zip(rows_in(tmp_path / "one"), rows_in(tmp_path / "two"), strict=True):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.slow
 def test_several_outputs_train_as_in_one_process(
     tmp_path: Path, ranks: Callable[..., Any], dlrun: Callable[..., Any]
 ) -> None:
