@@ -20,7 +20,7 @@ from dlrun.engine.optim.schedule import LENGTH_ARGUMENTS
 from dlrun.experiment import sources
 from dlrun.runs import checkpoint
 from dlrun.runs import folder as run_folder
-from dlrun.runs.record import RESULT, RunRecord, read_choices, read_config
+from dlrun.runs.record import CONFIG, ENVIRONMENT, RESULT, RunRecord, read_choices, read_config
 
 # Keys, and beginnings of keys, that a resumed run may set anew.
 MAY_CHANGE = (
@@ -136,7 +136,7 @@ def take_newest(folder: Path) -> NewestCheckpoint:
 
 
 def _explain_missing_checkpoint(folder: Path) -> str:
-    is_run = (folder / "environment.json").is_file()
+    is_run = (folder / ENVIRONMENT).is_file()
     if not is_run and any(folder.glob(f"*/{RESULT}")):
         return f"{folder} holds runs but no sweep.jsonl, so it cannot be resumed; type dlrun compare {quote(folder)}"
     if not is_run:
@@ -289,7 +289,7 @@ def _has_config(folder: Path, hashes: set[str]) -> bool:
     if read_result(folder).get("config_hash") in hashes:
         return True
     try:
-        return schema.hash_config(read_config(folder / ".hydra" / "config.yaml")) in hashes
+        return schema.hash_config(read_config(folder / CONFIG)) in hashes
     except _UNREADABLE:
         state = find_newest_state(folder)
     return state is not None and schema.hash_config(state["config"]) in hashes

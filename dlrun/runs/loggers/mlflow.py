@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from dlrun.core.errors import RequestError, iter_causes
 from dlrun.runs.loggers.base import LoggedRun, Logger, Record
 from dlrun.runs.loggers.optional import import_library
+from dlrun.runs.record import CONFIG, ENVIRONMENT, OVERRIDES, RESULT
 
 T = TypeVar("T")
 
@@ -35,7 +36,7 @@ _CREDENTIALS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRA
 _STATUSES = {"completed": "FINISHED", "early_stopped": "FINISHED", "interrupted": "KILLED"}
 
 # Files of the run folder that MLflow keeps too, where they are there.
-_ARTIFACTS = (".hydra/config.yaml", ".hydra/overrides.yaml", "environment.json", "result.json", "report.html")
+_ARTIFACTS = (CONFIG, OVERRIDES, ENVIRONMENT, RESULT, "report.html")
 _LARGEST_ARTIFACT = 32 * 2**20
 
 # Characters that MLflow does not take in names.
