@@ -27,6 +27,7 @@ MEANINGS = {
     "sweep.points": "several runs from one request, a line of overrides each",
     "sweep.dir": "the sweep's folder, a new one or one to resume; null: always a new one",
     "sweep.jobs": "runs at a time, each in a process of its own; `auto`: one a GPU, or one a core",
+    "sweep.stack": "points that differ in seed, rate, optimizer ... train as one: where that is faster, `on`, `off`",
     "sweep.fail_fast": "end the sweep at the first failure",
     "sweep.dry_run": "print the plan and stop",
     "sweep.max_jobs": "more points than this are taken for a mistake",

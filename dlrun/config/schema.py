@@ -201,6 +201,8 @@ class SweepConfig:
 
     # Runs at a time, each in a process of its own from 2 on; auto: as many as there are cores or GPUs.
     jobs: Any = 1
+    # Points that differ in seed, rates, optimizer ... train as one net; auto: where that is faster.
+    stack: str = _choice("auto", "auto", "on", "off")
     fail_fast: bool = False  # the first failure ends the sweep
     dry_run: bool = False  # print what would be run, how long it would take, and stop
     max_jobs: int = _positive(1000)  # more points are taken for a mistake
@@ -308,8 +310,9 @@ def hash_config(plain: dict[str, Any]) -> str:
     identity["task"] = {key: value for key, value in identity["task"].items() if key == "loss" or value is not None}
     identity["trainer"] = {key: value for key, value in identity["trainer"].items() if key not in not_identity}
     # Runs of before these keys were there keep their hash.
-    if identity["checkpoint"].get("every_seconds") is None:
-        identity["checkpoint"] = {key: value for key, value in identity["checkpoint"].items() if key != "every_seconds"}
+    checkpoint = identity.get("checkpoint", {})
+    if "every_seconds" in checkpoint and checkpoint["every_seconds"] is None:
+        identity["checkpoint"] = {key: value for key, value in checkpoint.items() if key != "every_seconds"}
     for key in ("user", "init_map"):
         if not identity.get(key):
             identity.pop(key, None)

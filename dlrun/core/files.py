@@ -199,6 +199,7 @@ class GrowingFile:
         self.what = what
         self.disk_problems = disk_problems
         self._buffer = bytearray()
+        self._is_held = False
 
         # The file exists from the start, if empty.
         with disk_problems.tolerate(what), path.open("ab"):
@@ -208,9 +209,19 @@ class GrowingFile:
         """Add text (as UTF-8) or bytes; they are on the disk after `flush`."""
         self._buffer += content.encode() if isinstance(content, str) else content
 
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Let flushes inside the block wait for its end, for what is written all at once."""
+        self._is_held = True
+        try:
+            yield
+        finally:
+            self._is_held = False
+            self.flush()
+
     def flush(self) -> None:
         """Append all that was written since the last flush that succeeded, or none of it."""
-        if not self._buffer:
+        if not self._buffer or self._is_held:
             return
 
         with self.disk_problems.tolerate(self.what):

@@ -84,7 +84,8 @@ def run(request: Request, console: Console | None = None) -> int:
             # What the disk does not take is noted, and the run continues.
             unsaved = DiskProblems(note)
             console.open_log(folder / "run.log", unsaved)
-            terminal.print_opening(console, context, folder, request.overrides if request.sweep else ())
+            overrides = request.overrides if request.sweep else ()
+            terminal.print_opening(console, context, folder, overrides, is_resumed=resumed is not None)
 
             checkpoints = make_checkpoint_manager(folder, context, request, resumed, unsaved)
             checkpoints.examine = make_reload_check(context, request, note)
@@ -147,6 +148,14 @@ def prepare_run(
     else:
         context = prepare(settings, process, request.trusted_modules, problems)
 
+    add_notes(context, request)
+    return context
+
+
+def add_notes(context: RunContext, request: Request) -> None:
+    """Note what the request says, and what of it has no effect."""
+    settings = context.settings
+    process = context.runtime
     typed = read_typed_words(request)
     in_files = read_keys_in_files(request)
     context.notes.extend(request.notes)
@@ -156,11 +165,12 @@ def prepare_run(
     context.notes.extend(ignored.find_without_effect(context, request, typed, in_files))
     if settings.device.tf32 is not None and process.device.type != "cuda":
         context.notes.append(f"device.tf32 is for cuda, and changes nothing on {process.device}")
-    if batches_per_step > 1 or ranks.world_size > 1:
+    batches_per_step = process.batches_per_step
+    world_size = process.ranks.world_size
+    if batches_per_step > 1 or world_size > 1:
         rows = settings.data.keys.batch_size
-        processes = "1 process" if ranks.world_size == 1 else f"{ranks.world_size} processes"
+        processes = "1 process" if world_size == 1 else f"{world_size} processes"
         context.notes.append(f"{processes}: a batch is of {batches_per_step} × {rows} = {batches_per_step * rows} rows")
-    return context
 
 
 def prepare_resumed(settings: Settings, process: device.Runtime, request: Request, problems: ErrorList) -> RunContext:
@@ -370,17 +380,23 @@ def start_recording(
 
     if resumed is None:
         hashes.record(epoch=0, step=0)
-        if spec.class_names:
-            # As text: no font of this machine need have their letters.
-            lines = [f"{number}: {name}" for number, name in enumerate(spec.class_names)]
-            run_logger.log_text("classes", terminal.indent_as_code(lines))
-        run_logger.log_text("config", terminal.format_config(schema.strip_permissions(context.settings.plain)))
+        log_opening(context, run_logger)
     else:
         device.set_rng_state(resumed["rng"])
 
     if tracking.diagnose:
         callbacks.append(Diagnostics(context, logger.read_rows(folder), console.say))
     return [Tolerant(callback, run_logger.disk_problems) for callback in callbacks]
+
+
+def log_opening(context: RunContext, run_logger: RunLogger) -> None:
+    """Log the names of the classes and the config as text."""
+    class_names = context.splits.spec.class_names
+    if class_names:
+        # As text: no font of this machine need have their letters.
+        lines = [f"{number}: {name}" for number, name in enumerate(class_names)]
+        run_logger.log_text("classes", terminal.indent_as_code(lines))
+    run_logger.log_text("config", terminal.format_config(schema.strip_permissions(context.settings.plain)))
 
 
 def make_trainer(

@@ -198,6 +198,11 @@ class CheckpointManager(Callback):
         self.wait()
         return time.monotonic() < self._rest_end
 
+    def take_best(self, best: dict[str, Any] | None) -> None:
+        """Take the best weights from elsewhere: with epoch, step and metrics of that epoch, as best.pt holds them."""
+        self.best = best
+        self.best_step = None if best is None else int(best["step"])
+
     def on_interrupt(self, trainer: TrainerView) -> None:
         """Save the state of an interrupted epoch; a following `on_epoch_end` only saves its best weights."""
         state = trainer.state

@@ -1,5 +1,6 @@
 """The callback that logs a run: a row an epoch in metrics.jsonl, and all that is logged to the chosen loggers."""
 
+import contextlib
 import json
 import math
 import time
@@ -90,13 +91,36 @@ class RunLogger(Callback):
 
     def log_epoch(self, row: dict[str, float], timings: dict[str, float]) -> None:
         """Append a line to metrics.jsonl, on the disk when this returns, and log the same scalars."""
-        self.rows.append({key: value if math.isfinite(value) else math.nan for key, value in row.items()})
         # Written before the epoch's checkpoint is saved: a run resumed from that needs every row up to it.
+        self._write_row(row, timings)
+        self._save_states()
+
+    def _write_row(self, row: dict[str, float], timings: dict[str, float]) -> None:
+        self.rows.append(replace_infinite(row))
         line = json.dumps({key: _to_json_number(value) for key, value in row.items()})
         self.file.write(line + "\n")
         self.file.flush()
-
         self.log_step(int(row["step"]), row | {f"time/{key}": value for key, value in timings.items()})
+
+    def log_history(
+        self,
+        rows: Sequence[dict[str, float]],
+        timings: Sequence[dict[str, float]],
+        log_points: Sequence[tuple[int, dict[str, float]]],
+    ) -> None:
+        """Log a whole training at once: rows with their timings, and the values of single steps among them."""
+        waiting = list(log_points)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.file.hold())
+            for board in self.boards:
+                stack.enter_context(board.hold())
+
+            for row, of_epoch in zip(rows, timings, strict=True):
+                while waiting and waiting[0][0] <= row["step"]:
+                    self.log_step(*waiting.pop(0))
+                self._write_row(row, of_epoch)
+            for step, values in waiting:
+                self.log_step(step, values)
         self._save_states()
 
     def log_text(self, tag: str, text: str, step: int = 0) -> None:
@@ -192,6 +216,11 @@ def open_logger(run: LoggedRun, loggers: Mapping[str, Logger] | None = None) -> 
 def read_rows(folder: Path) -> list[dict[str, float]]:
     """Read metrics.jsonl as dictionaries, with NaN for null, which stands for values that are not finite."""
     return RunRecord(folder).history
+
+
+def replace_infinite(row: dict[str, float]) -> dict[str, float]:
+    """A row as metrics.jsonl gives it when it is read again: with NaN for all that is not finite."""
+    return {key: value if math.isfinite(value) else math.nan for key, value in row.items()}
 
 
 def _to_json_number(value: Any) -> float | None:

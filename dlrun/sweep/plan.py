@@ -13,17 +13,22 @@ from dlrun.config.settings import read_settings
 from dlrun.core.errors import ErrorList, MultipleErrors, RequestError, UnavailableError
 from dlrun.core.library_warnings import divert_warnings
 from dlrun.engine.device import count_cores
+from dlrun.experiment.context import RunContext
 from dlrun.experiment.setup import enter_device_session, prepare
 from dlrun.runs.reports.console import Console, format_clock, format_facts
 from dlrun.sweep.jobs import Job, has_own_code, parse_key
 from dlrun.sweep.process_engine import Parallel
 
 
-def check_jobs(jobs: Sequence[Job], on_start: Callable[[Job], None] | None = None) -> dict[str, str]:
+def check_jobs(
+    jobs: Sequence[Job],
+    on_start: Callable[[Job], None] | None = None,
+    on_end: Callable[[Job, RunContext], None] | None = None,
+) -> dict[str, str]:
     """Build every job once; returns, by job key, why the data of a job cannot be had.
 
-    on_start: called with each job before it is built. RequestError lists all that is wrong. Missing data cost their
-    own jobs only, unless all jobs miss theirs.
+    on_start: called with each job before it is built; on_end: with what it is made of. RequestError lists all that is
+    wrong. Missing data cost their own jobs only, unless all jobs miss theirs.
     """
     errors = ErrorList()
     missing_data: dict[str, str] = {}
@@ -43,8 +48,10 @@ def check_jobs(jobs: Sequence[Job], on_start: Callable[[Job], None] | None = Non
         try:
             with contextlib.ExitStack() as resources:
                 process = enter_device_session(resources, settings, job_errors)
-                prepare(settings, process, job.request.trusted_modules, job_errors)
+                context = prepare(settings, process, job.request.trusted_modules, job_errors)
                 passed.add(subject)
+                if on_end is not None:
+                    on_end(job, context)
         except UnavailableError as error:
             missing_data[job.key] = str(error)
         except SystemExit:

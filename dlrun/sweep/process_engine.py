@@ -20,6 +20,7 @@ from dlrun.core.search_path import SAFE, SAFE_FOR_CHILD
 from dlrun.engine.device import count_cores
 from dlrun.sweep.engines import Outcome, Watcher
 from dlrun.sweep.jobs import Job
+from dlrun.sweep.stacks import Unit
 
 _ALWAYS_BLOCKED = tuple(n for n in signals.STOP_SIGNALS if n not in (signal.SIGINT, signal.SIGTERM))
 # The longest that a Ctrl-C waits before the jobs receive it.
@@ -28,7 +29,9 @@ _POLL_SECONDS = 0.2
 
 @dataclass
 class _Child:
-    job: Job
+    unit: Unit
+    # The jobs whose outcome has not come.
+    waiting: dict[str, Job]
     process: BaseProcess
     results: Connection
     gpu: int | None
@@ -74,22 +77,27 @@ class Parallel:
         writer.close()
         return process, reader
 
-    def run(self, jobs: Sequence[Job], watcher: Watcher) -> int:
-        """Run the jobs, `count` at a time; returns 0, or the exit code of an interruption."""
-        waiting = list(reversed(jobs))
+    def run(self, units: Sequence[Unit], watcher: Watcher) -> int:
+        """Run the units, `count` at a time; returns 0, or the exit code of an interruption."""
+        waiting = list(reversed(units))
         running = list[_Child]()
         sent_signal = 0
         with signals.catch_signals() as stop:
             try:
                 while running or (waiting and not stop()):
                     while waiting and len(running) < self.count and not stop():
-                        job = waiting.pop()
-                        watcher.on_job_start(job)
-                        running.append(self._start(job))
+                        unit = waiting.pop()
+                        for job in unit.open_jobs:
+                            watcher.on_job_start(job)
+                        running.append(self._start(unit))
 
-                    # Wake up when a process ends, or to look for a Ctrl-C.
-                    sentinels = [child.process.sentinel for child in running]
-                    connection.wait(sentinels, timeout=_POLL_SECONDS)
+                    # Wake up when a process ends or has something to say, or to look for a Ctrl-C.
+                    sources: list[Any] = [child.process.sentinel for child in running]
+                    sources += [child.results for child in running if not child.results.closed]
+                    connection.wait(sources, timeout=_POLL_SECONDS)
+                    for child in running:
+                        if not _receive(child, watcher) and not sent_signal:
+                            waiting.clear()
 
                     # Signal each job once, so that it saves its state: a second signal would end it at once.
                     if stop() and not sent_signal:
@@ -100,7 +108,11 @@ class Parallel:
                     for child in [child for child in running if not child.process.is_alive()]:
                         running.remove(child)
                         self._gpus.append(child.gpu)
-                        is_continuing = watcher.on_job_end(child.job, _receive_outcome(child, sent_signal))
+                        child.process.join()
+                        is_continuing = _receive(child, watcher)
+                        child.results.close()
+                        for job in child.waiting.values():
+                            is_continuing &= watcher.on_job_end(job, _explain_death(child, sent_signal))
                         if not is_continuing and not sent_signal:
                             waiting.clear()
             finally:
@@ -110,22 +122,23 @@ class Parallel:
                     child.process.join()
         return signals.get_signal_exit_code(sent_signal) if sent_signal else 0
 
-    def _start(self, job: Job) -> _Child:
+    def _start(self, unit: Unit) -> _Child:
         gpu = self._gpus.pop()
         reader, writer = self._context.Pipe(duplex=False)
-        request = _assign_gpu(job.request, gpu)
-        num_threads = job.request.config["device"]["num_threads"]
+        jobs = tuple(replace(job, request=_assign_gpu(job.request, gpu)) for job in unit.jobs)
+        num_threads = unit.jobs[0].request.config["device"]["num_threads"]
         threads = num_threads if isinstance(num_threads, int) else self.threads
 
         with self._limit_threads():
             # Imported with the first job: the module builds an optimizer, which takes a second.
-            from dlrun.sweep.worker import run_job
+            from dlrun.sweep.worker import run_in_process
 
-            arguments = (request, writer, threads)
-            process = self._context.Process(target=run_job, args=arguments, name=f"job {job.number}")
+            arguments = (replace(unit, jobs=jobs), writer, threads)
+            name = f"job {unit.jobs[0].number}"
+            process = self._context.Process(target=run_in_process, args=arguments, name=name)
             process.start()
         writer.close()
-        return _Child(job, process, reader, gpu)
+        return _Child(unit, {job.key: job for job in unit.open_jobs}, process, reader, gpu)
 
     @contextlib.contextmanager
     def _limit_threads(self) -> Iterator[None]:
@@ -174,19 +187,31 @@ def hide_working_directory() -> Iterator[None]:
             os.environ.pop(SAFE)
 
 
-def _receive_outcome(child: _Child, sent_signal: int) -> Outcome:
-    """The outcome that an ended process sent, or one that explains its death.
-
-    sent_signal: the signal that the sweep sent to it, or 0.
-    """
-    child.process.join()
+def _receive(child: _Child, watcher: Watcher) -> bool:
+    """Pass on what a process has sent: notes, and outcomes of its jobs; returns False to start no further job."""
+    is_continuing = True
     # A killed process may have sent half a message, or none.
-    with child.results, contextlib.suppress(EOFError, OSError):
-        if child.results.poll():
-            outcome = child.results.recv()
+    with contextlib.suppress(EOFError, OSError):
+        while not child.results.closed and child.results.poll():
+            try:
+                message = child.results.recv()
+            except EOFError:
+                child.results.close()
+                break
+            if isinstance(message, str):
+                watcher.note(message)
+                continue
+            key, outcome = message
             assert isinstance(outcome, Outcome)
-            return outcome
+            is_continuing &= watcher.on_job_end(child.waiting.pop(key), outcome)
+    return is_continuing
 
+
+def _explain_death(child: _Child, sent_signal: int) -> Outcome:
+    """The outcome of a job of which an ended process sent none.
+
+    sent_signal: the signal that the sweep sent to the process, or 0.
+    """
     if sent_signal:
         # The signal came before the job had begun, or twice.
         return Outcome(signals.get_signal_exit_code(sent_signal))

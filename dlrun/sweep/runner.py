@@ -4,7 +4,7 @@ import contextlib
 import re
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from dlrun.sweep.ledger import DONE, Ledger
 from dlrun.sweep.plan import check_in_process, check_jobs, format_duration, format_size, print_plan
 from dlrun.sweep.process_engine import Parallel, resolve_job_count
 from dlrun.sweep.progress import Display
+from dlrun.sweep.stacks import PreparedJobs, Unit, find_begun_stacks, plan_stacks
 
 
 def run(requests: Sequence[Request]) -> int:
@@ -56,8 +57,9 @@ def run(requests: Sequence[Request]) -> int:
     at_once = max(1, min(at_once, len(unfinished)))
     own_code_jobs = [job for job in unfinished if has_own_code(job)]
 
+    prepared = PreparedJobs()
     # The fork server imports torch while this process checks the jobs.
-    engine = _start_engine(is_serial and not own_code_jobs, at_once)
+    engine = _start_engine(is_serial and not own_code_jobs, at_once, prepared)
 
     with data_cache.share_data(), contextlib.ExitStack() as resources:
         if own_code_jobs and isinstance(engine, Parallel):
@@ -69,7 +71,8 @@ def run(requests: Sequence[Request]) -> int:
                 engine = Serial()
             missing_data = check.missing_data
         else:
-            missing_data = check_jobs(unfinished)
+            keep = None if sweep_settings["stack"] == "off" or not is_serial else prepared.add
+            missing_data = check_jobs(unfinished, on_end=keep)
 
         if not has_chosen_folder(requests[0]) and folder.exists():
             # Another sweep that started in the same second has taken the folder since.
@@ -79,6 +82,7 @@ def run(requests: Sequence[Request]) -> int:
 
         if not sweep_settings["dry_run"]:
             claim_folder(resources.enter_context(Lock()), ledger, jobs, requests[0].words)
+        stacks = find_stacks(folder, jobs, unfinished, missing_data, sweep_settings["stack"], prepared, notes)
         print_plan(console, folder, jobs, unfinished, at_once, notes)
         if sweep_settings["dry_run"]:
             return 0
@@ -102,7 +106,7 @@ def run(requests: Sequence[Request]) -> int:
                 watcher.on_job_end(job, Outcome(1, str(error)))
 
         with watcher.display.show_live():
-            code = engine.run(queue, watcher)
+            code = engine.run(form_units(queue, stacks), watcher)
         watcher.print_summary()
 
         # Nothing is compared after an interruption: the sweep is to be resumed first.
@@ -126,9 +130,9 @@ def _read_job_count(jobs: Any) -> int:
     return resolve_job_count(jobs)
 
 
-def _start_engine(is_serial: bool, at_once: int) -> Engine:
+def _start_engine(is_serial: bool, at_once: int, prepared: PreparedJobs) -> Engine:
     if is_serial:
-        return Serial()
+        return Serial(prepared)
 
     engine = Parallel(at_once)
     engine.warm_up()
@@ -166,6 +170,53 @@ def _select_unfinished(jobs: Sequence[Job], ledger: Ledger) -> list[Job]:
             job.request = replace(job.request, folder=job.folder.parent / f"{last_number:0{digits}}_{name}")
         unfinished.append(job)
     return unfinished
+
+
+def find_stacks(
+    folder: Path,
+    jobs: Sequence[Job],
+    unfinished: Sequence[Job],
+    missing_data: Collection[str],
+    mode: str,
+    prepared: PreparedJobs,
+    notes: list[str],
+) -> list[Unit]:
+    """The jobs that train together: as before in a sweep that is resumed, and those that `mode` finds worth it.
+
+    mode: sweep.stack. notes: gets a line on each group of jobs that could train together.
+    """
+    if mode == "off":
+        return []
+    begun = find_begun_stacks(folder, jobs, {job.key for job in unfinished})
+    taken = {job.key for unit in begun for job in unit.jobs} | set(missing_data)
+    units, lines = plan_stacks([job for job in unfinished if job.key not in taken], mode, folder, prepared)
+    notes += lines
+    return [*begun, *units]
+
+
+def form_units(queue: Sequence[Job], stacks: Sequence[Unit]) -> list[Unit]:
+    """The jobs to be run, each alone or in its stack, in the order of their first jobs."""
+    # A job that has a checkpoint of its own goes on alone.
+    open_keys = {job.key for job in queue if not job.request.continues}
+    units: dict[str, Unit] = {}
+    taken = set[str]()
+    for stack in stacks:
+        opened = [job for job in stack.jobs if job.key in open_keys]
+        if not opened:
+            continue
+        # In a stack that was begun before, all train along, so that the others do as before.
+        has_begun = stack.file is not None and stack.file.exists()
+        members = stack.jobs if has_begun else tuple(opened)
+        keys = {job.key for job in opened}
+        taken |= keys
+        units[opened[0].key] = replace(
+            stack, jobs=members, finished=frozenset(job.key for job in members if job.key not in keys)
+        )
+
+    for job in queue:
+        if job.key not in taken:
+            units[job.key] = Unit((job,))
+    return [units[job.key] for job in queue if job.key in units]
 
 
 def move_job(job: Job, sweep: Path) -> Job:
@@ -302,6 +353,10 @@ class Watcher:
         self.errors: dict[str, str] = {}
         self.is_stopping = False
         self._start_time = time.perf_counter()
+
+    def note(self, text: str) -> None:
+        """Show a line."""
+        self.console.say(f"note: {text}")
 
     def on_job_start(self, job: Job) -> None:
         """Show the job and record it as running."""

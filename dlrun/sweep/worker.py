@@ -1,4 +1,4 @@
-"""The process of one job. The fork server imports this module once, so that its forks need not."""
+"""The process of one job, or of a stack. The fork server imports this module once, so that its forks need not."""
 
 import os
 import signal
@@ -9,17 +9,18 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from dlrun.config.request import Request
 from dlrun.core import signals
 from dlrun.core.search_path import SAFE, SAFE_FOR_CHILD
-from dlrun.sweep.engines import Outcome, run_request
+from dlrun.sweep.engines import Outcome, run_unit
+from dlrun.sweep.jobs import Job
+from dlrun.sweep.stacks import Unit
 
 # The first optimizer imports torch._dynamo, which takes a second: pay for it once, not once a job.
 torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
 
 
-def run_job(request: Request, results: Connection, threads: int) -> None:
-    """Run one job and send its Outcome to `results`."""
+def run_in_process(unit: Unit, results: Connection, threads: int) -> None:
+    """Run one job, or a stack, and send to `results` each job's key with its Outcome, and lines for the user."""
     # Leave the terminal's process group: Ctrl-C reaches the sweep, which signals each job once.
     os.setpgid(0, 0)
 
@@ -37,22 +38,31 @@ def run_job(request: Request, results: Connection, threads: int) -> None:
         os.dup2(devnull, stream.fileno() if hasattr(stream, "fileno") else 1)
 
     torch.set_num_threads(threads)
-    results.send(_run_interruptibly(request))
+    _run_interruptibly(unit, results)
     results.close()
 
 
-def _run_interruptibly(request: Request) -> Outcome:
-    """Run the job with the stop signals unblocked, which the fork server blocks."""
+def _run_interruptibly(unit: Unit, results: Connection) -> None:
+    """Run the unit with the stop signals unblocked, which the fork server blocks."""
+    sent = set[str]()
+
+    def report(job: Job, outcome: Outcome) -> bool:
+        sent.add(job.key)
+        results.send((job.key, outcome))
+        return True
+
     # Windows has no signal masks.
     set_mask = getattr(signal, "pthread_sigmask", None)
     try:
         with signals.raise_on_signals():
             if set_mask:
                 set_mask(signal.SIG_UNBLOCK, signals.STOP_SIGNALS)
-            return run_request(request)
+            run_unit(unit, report, results.send)
     except KeyboardInterrupt as interrupt:
         # The signal came before the run handled signals itself.
-        return Outcome(signals.get_interrupt_exit_code(interrupt))
+        for job in unit.open_jobs:
+            if job.key not in sent:
+                report(job, Outcome(signals.get_interrupt_exit_code(interrupt)))
     finally:
         if set_mask:
             set_mask(signal.SIG_BLOCK, signals.STOP_SIGNALS)

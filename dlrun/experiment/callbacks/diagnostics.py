@@ -127,7 +127,7 @@ class Diagnostics(Callback):
         # As metrics.jsonl gives it when it is read again: without infinite values.
         self.rows.append({key: value if math.isfinite(value) else math.nan for key, value in row.items()})
         number = int(row["epoch"])
-        if number % (1 + number // _EVERY_UP_TO):
+        if not self.is_looked_at(number):
             return
 
         reported = self.context.state.progress.troubles
@@ -137,6 +137,10 @@ class Diagnostics(Callback):
                 reported[kind] = note
                 self.context.notes.append(note)
                 self.say(f"note: {note}")
+
+    def is_looked_at(self, number: int) -> bool:
+        """Whether to look at the epoch of this number, which has just ended."""
+        return number % (1 + number // _EVERY_UP_TO) == 0
 
     def find_troubles(self) -> Troubles:
         """All troubles that show now, reported before or not."""

@@ -1,7 +1,9 @@
 """fingerprints.jsonl: the sha256 of the weights after every epoch, by which two runs are compared later."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -24,8 +26,11 @@ class WeightHashes(Callback):
 
     def record(self, epoch: int, step: int) -> None:
         """Append one line, which is on the disk before this returns."""
-        line = {"epoch": epoch, "step": step, "weights_sha256": hash_weights(self.model)}
-        self.file.write(json.dumps(line) + "\n")
+        self.write([{"epoch": epoch, "step": step, "weights_sha256": hash_weights(self.model)}])
+
+    def write(self, lines: Sequence[dict[str, Any]]) -> None:
+        """Append lines, which are on the disk before this returns."""
+        self.file.write("".join(json.dumps(line) + "\n" for line in lines))
         self.file.flush()
 
     def on_epoch_end(self, trainer: TrainerView, row: dict[str, float]) -> None:

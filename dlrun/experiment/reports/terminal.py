@@ -22,7 +22,13 @@ from dlrun.runs.expectations import CheckResult
 from dlrun.runs.reports.console import Console, build_table, describe_end, format_facts, format_number
 
 
-def print_opening(console: Console, context: RunContext, folder: Path | None, overrides: Sequence[str] = ()) -> None:
+def print_opening(
+    console: Console,
+    context: RunContext,
+    folder: Path | None,
+    overrides: Sequence[str] = (),
+    is_resumed: bool = False,
+) -> None:
     """Print the run that is about to start: data, model with its layers, optimizer, device, run folder.
 
     folder: None if nothing is to be run, to show the memory and disk that a run would take instead.
@@ -48,7 +54,7 @@ def print_opening(console: Console, context: RunContext, folder: Path | None, ov
     for note in context.notes:
         console.say(f"note: {note}")
     progress = context.state.progress
-    if progress.step:
+    if is_resumed:
         console.say(f"resuming from epoch {progress.epoch}, step {progress.step}")
     console.say()
 

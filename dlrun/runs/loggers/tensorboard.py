@@ -5,6 +5,7 @@ import shlex
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,11 @@ class _SummaryWriter(SummaryWriter):
     """torch's SummaryWriter over one EventFile of dlrun."""
 
     def __init__(self, events: EventFile) -> None:
-        self._events = events
+        self.events = events
         super().__init__(str(events.file.path.parent))
 
     def _get_file_writer(self) -> Any:
-        writer: Any = _FileWriter(self._events)
+        writer: Any = _FileWriter(self.events)
         self.file_writer = writer
         # SummaryWriter flushes and closes all of these.
         self.all_writers = {self.log_dir: writer}  # type: ignore[assignment]
@@ -91,6 +92,10 @@ class TensorBoardLogger(Logger):
             status = SessionLog(status=SessionLog.START)
             events.add_event(Event(wall_time=time.time(), step=run.resumed_step + 1, session_log=status))
         self.writer = _SummaryWriter(events)
+
+    def hold(self) -> AbstractContextManager[None]:
+        """Let what is logged inside the block be written at its end."""
+        return self.writer.events.file.hold()
 
     def log_metrics(self, values: dict[str, float], step: int) -> None:
         """Log scalars of one optimizer step as one event: an event for each takes three times as long."""

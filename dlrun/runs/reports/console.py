@@ -6,6 +6,7 @@ import io
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -93,6 +94,11 @@ class Console:
         file.write(self._early_output.getvalue())
         self.log = _Escaping(file=file, width=_LOG_WIDTH, no_color=True, **_get_notebook_settings())
         self.is_logged = True
+
+    def hold_log(self) -> AbstractContextManager[None]:
+        """Let lines for run.log wait for the end of the block, where all come at once."""
+        file: GrowingFile = self.log.file  # type: ignore[assignment]
+        return file.hold()
 
     def close(self) -> None:
         """Write the log to the disk."""

@@ -1,0 +1,62 @@
+"""What callbacks would have recorded of a run, kept in memory until the run's folder is written."""
+
+from typing import Any
+
+from torch import nn
+
+from dlrun.engine import plain
+from dlrun.engine.callback import Callback, TrainerView
+from dlrun.runs.checkpoint import hash_weights
+
+
+class History(Callback):
+    """Rows, log points, hashes of the weights and the best weights of one run of a stack."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """model: before its first step."""
+        # With epoch_seconds and samples_per_second.
+        self.rows: list[dict[str, float]] = []
+        self.timings: list[dict[str, float]] = []
+        # Whether each epoch was the best until then.
+        self.are_best: list[bool] = []
+        # Step and values of each log point.
+        self.log_points: list[tuple[int, dict[str, float]]] = []
+        # As in fingerprints.jsonl.
+        self.fingerprints: list[dict[str, Any]] = [{"epoch": 0, "step": 0, "weights_sha256": hash_weights(model)}]
+        # Weights, epoch, step and metrics of the best epoch, as best.pt holds them.
+        self.best: dict[str, Any] | None = None
+
+    def on_log(self, trainer: TrainerView, values: dict[str, float]) -> None:
+        """Keep the values of a step."""
+        self.log_points.append((trainer.step, values))
+
+    def on_epoch_end(self, trainer: TrainerView, row: dict[str, float]) -> None:
+        """Keep the row, the hash of the weights, and a copy of them if they are the best."""
+        self.rows.append(dict(row))
+        self.timings.append(dict(trainer.timings))
+        self.are_best.append(trainer.is_best)
+        epoch, step = int(row["epoch"]), int(row["step"])
+        self.fingerprints.append({"epoch": epoch, "step": step, "weights_sha256": hash_weights(trainer.model)})
+        if trainer.is_best:
+            weights = plain.take_copy(trainer.state.get_weights())
+            self.best = weights | {"epoch": row["epoch"], "step": row["step"], "metrics": dict(row)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it, as plain values and tensors."""
+        return {
+            "rows": self.rows,
+            "timings": self.timings,
+            "are_best": self.are_best,
+            "log_points": [list(point) for point in self.log_points],
+            "fingerprints": self.fingerprints,
+            "best": self.best,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.rows = list(state["rows"])
+        self.timings = list(state["timings"])
+        self.are_best = list(state["are_best"])
+        self.log_points = [(int(step), values) for step, values in state["log_points"]]
+        self.fingerprints = list(state["fingerprints"])
+        self.best = state["best"]

@@ -1,0 +1,139 @@
+"""One run of a stack: prepared as a run alone, trained with the others, and recorded in its folder at its end."""
+
+import contextlib
+from typing import Any
+
+from dlrun.config.request import Request
+from dlrun.core import lock, signals
+from dlrun.core.files import DiskProblems
+from dlrun.engine import device
+from dlrun.engine.callback import Callback
+from dlrun.engine.stack.member import Member
+from dlrun.experiment import run as single
+from dlrun.experiment.callbacks.diagnostics import Diagnostics
+from dlrun.experiment.callbacks.fingerprints import WeightHashes
+from dlrun.experiment.context import RunContext
+from dlrun.experiment.reports import terminal
+from dlrun.experiment.stack.history import History
+from dlrun.runs import logger
+from dlrun.runs.logger import replace_infinite
+from dlrun.runs.reports.console import Console, format_epoch, is_printed_epoch
+
+
+class StackedRun:
+    """A run whose steps a stack makes: what it is made of, and what is known of it so far."""
+
+    def __init__(self, request: Request, context: RunContext, rng: dict[str, Any]) -> None:
+        """rng: state of all generators after the run was prepared."""
+        self.request = request
+        self.context = context
+        self.history = History(context.state.model)
+        # Lines for the run's log, which is opened at the end, with the epochs that they belong to.
+        self.lines: list[tuple[int, str]] = []
+
+        # Of which the opening lines tell.
+        self.opening_notes = len(context.notes)
+        # To which the diagnostics add.
+        self.rows: list[dict[str, float]] = []
+
+        callbacks: list[Callback] = [self.history]
+        if context.settings.tracking.diagnose:
+            callbacks.append(SparseDiagnostics(context, self.rows, self.add_line))
+        self.member = Member(context.state, rng, callbacks)
+
+    @property
+    def settings(self) -> Any:
+        """The settings of the run."""
+        return self.context.settings
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a stack's checkpoint holds of the run besides the state of its training."""
+        return {"history": self.history.state_dict(), "lines": [list(line) for line in self.lines]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.history.load_state_dict(state["history"])
+        self.lines = [(int(epoch), text) for epoch, text in state["lines"]]
+        self.rows[:] = [replace_infinite(row) for row in self.history.rows]
+        self.context.notes.extend(self.context.state.progress.troubles.values())
+
+    def add_line(self, text: str) -> None:
+        """Add a line to the log, after that of the epoch that has just ended."""
+        self.lines.append((len(self.history.rows), text))
+
+    def log_epochs(self, console: Console) -> None:
+        """Write the lines of the epochs, and what was noted between them, to the log."""
+        epochs = self.context.state.stop_rules.epochs
+        last = len(self.history.rows)
+        for number, row in enumerate(self.history.rows, 1):
+            if number in (1, last) or is_printed_epoch(number, epochs):
+                rate = f"{self.history.timings[number - 1]['samples_per_second']:,.0f} samples/s"
+                console.say(format_epoch(row, epochs, rate, self.history.are_best[number - 1]))
+            for epoch, text in self.lines:
+                if epoch == number:
+                    console.say(text)
+
+    def record(self, is_verified: bool) -> int:
+        """Write the run's folder, as a run alone would have left it; returns the exit code.
+
+        is_verified: whether a checkpoint of this stack has been read back. RunError for a run that has failed, whose
+        folder says why.
+        """
+        console = Console(quiet=True)
+        context = self.context
+        folder = None
+        note = single.make_note_writer(context, console)
+        unsaved = DiskProblems(note)
+        status = self.member.status
+        with contextlib.ExitStack() as stack:
+            folder_lock = stack.enter_context(lock.Lock())
+            stack.enter_context(device.preserve_switches())
+            # Checkpoints hold the state of the generators as the run alone would have left it.
+            device.set_rng_state(self.member.get_rng_state())
+            try:
+                folder = single.open_folder(self.request, context, None, folder_lock)
+                console.open_log(folder / "run.log", unsaved)
+                stack.enter_context(console.hold_log())
+                # What was noted since belongs to the epochs.
+                later_notes = context.notes[self.opening_notes :]
+                del context.notes[self.opening_notes :]
+                terminal.print_opening(console, context, folder, self.request.overrides)
+                context.notes.extend(later_notes)
+                self.log_epochs(console)
+                notes_before_end = len(context.notes)
+                checkpoints = single.make_checkpoint_manager(folder, context, self.request, None, unsaved)
+                checkpoints.is_verified = is_verified
+                logged_run = single.describe_for_loggers(self.request, context, folder, None, unsaved)
+                with logger.open_logger(logged_run, context.loggers) as run_logger:
+                    run_logger.start_others(context.settings.hyperparameters, console.say)
+                    single.log_opening(context, run_logger)
+                    run_logger.log_history(self.history.rows, self.history.timings, self.history.log_points)
+                    hashes = WeightHashes(context.state.model, folder, unsaved)
+                    hashes.write(self.history.fingerprints)
+                    checkpoints.take_best(self.history.best)
+                    if self.member.error is not None:
+                        # The weights of the last step may be of no use, those of the best epoch are.
+                        checkpoints.save_partial_best()
+                        raise self.member.error
+                    checkpoints.write(context.state, self.history.rows[-1])
+                    checkpoints.wait()
+                    result = single.finish(
+                        context, folder, status, run_logger, checkpoints, None, self.request.group is None
+                    )
+            except (Exception, SystemExit) as error:
+                if folder is None:
+                    raise
+                raise single.record_failure(error, context, folder, console, unsaved) from error
+
+        terminal.print_closing(console, context, folder, result, context.notes[notes_before_end:])
+        console.close()
+        return single.choose_exit_code(context, folder, result, signals.Interrupt(), unsaved.summary())
+
+
+class SparseDiagnostics(Diagnostics):
+    """Diagnostics that look at epochs 1, 2, 4, 8 ... and the last: a look takes as long as the steps of an epoch."""
+
+    def is_looked_at(self, number: int) -> bool:
+        """Whether to look at the epoch of this number, which has just ended."""
+        is_power_of_two = number & (number - 1) == 0
+        return is_power_of_two or self.context.state.is_finished

@@ -1,0 +1,184 @@
+"""A stack of runs from start to end: prepare them, train them together, and record each at its end."""
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dlrun.config.request import Request
+from dlrun.config.settings import Settings
+from dlrun.core import signals
+from dlrun.core.errors import CheckpointError, ErrorList
+from dlrun.core.files import DiskProblems
+from dlrun.core.lock import Lock
+from dlrun.engine import device
+from dlrun.engine.distributed import SINGLE_PROCESS
+from dlrun.engine.stack.member import Member
+from dlrun.engine.stack.trainer import StackTrainer
+from dlrun.experiment import run as single
+from dlrun.experiment.context import Preflight, RunContext
+from dlrun.experiment.setup import enter_device_session
+from dlrun.experiment.stack.member import StackedRun
+from dlrun.runs import checkpoint
+
+# A stack is saved after so long, and seldom enough that saving takes a twentieth of the time at most.
+_SECONDS_BETWEEN_SAVES = 1.0
+_SAVE_SHARE = 20
+
+# Called when the folder of a run is written, with the number of the run in the stack, its exit code, and its error if
+# it has one; returns False to stop the others.
+RunEnd = Callable[[int, int, BaseException | None], bool]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that was built to check it."""
+
+    context: RunContext
+    # State of all generators after that.
+    rng: dict[str, Any]
+
+
+def prepare_run(request: Request, prepared: Prepared | None = None, preflight: Preflight | None = None) -> StackedRun:
+    """Build and check a run as if it were to train alone; RequestError for anything that is wrong with it.
+
+    prepared: the run, if it was built before; preflight: what it showed of another run with the same net.
+    """
+    if prepared is not None:
+        settings = prepared.context.settings.decide_pictures(is_alone=False)
+        context = replace(prepared.context, settings=settings)
+        if preflight is not None and not context.preflight.layers:
+            context = replace(context, preflight=preflight)
+        single.add_notes(context, request)
+        return StackedRun(request, context, prepared.rng)
+
+    with contextlib.ExitStack() as stack:
+        lock = stack.enter_context(Lock())
+        context = single.prepare_run(request, stack, SINGLE_PROCESS, lock)
+        return StackedRun(request, context, device.get_rng_state())
+
+
+class Stack:
+    """Runs that train together, and the file from which they go on after a kill."""
+
+    def __init__(
+        self,
+        runs: Sequence[StackedRun],
+        file: Path,
+        recorded: Sequence[bool],
+        on_run_end: RunEnd,
+        say: Callable[[str], None],
+    ) -> None:
+        """recorded: which runs have their folders already, and train along so that the others do as before."""
+        self.runs = list(runs)
+        self.file = file
+        self.recorded = list(recorded)
+        self.on_run_end = on_run_end
+        self.disk_problems = DiskProblems(say)
+        self.is_stopping = False
+        self.is_due = False
+        self._saved_at = time.monotonic()
+        self._save_seconds = 0.0
+        self._is_verified = False
+
+    def train(self) -> int:
+        """Train all runs to their ends; returns 0, or the exit code of an interruption."""
+        settings: Settings = self.runs[0].settings
+        with contextlib.ExitStack() as stack:
+            enter_device_session(stack, settings, ErrorList())
+            stop_requested = stack.enter_context(signals.catch_signals())
+
+            def is_stopped() -> bool:
+                return self.is_stopping or stop_requested()
+
+            trainer = StackTrainer([run.member for run in self.runs], is_stopped, self.record, self.save_if_due)
+            if not self.restore(trainer):
+                self.save_beginning()
+            if not trainer.fit():
+                self.save(trainer)
+                if stop_requested():
+                    return signals.get_signal_exit_code(stop_requested.signal_number)
+                return 0
+        self.file.unlink(missing_ok=True)
+        return 0
+
+    def record(self, members: Sequence[Member]) -> None:
+        """Write the folders of the runs that have left the stack."""
+        self.is_due = True
+        for member in members:
+            number = self.find_number(member)
+            if self.recorded[number] or self.is_stopping:
+                continue
+            code, error = 1, None
+            try:
+                code = self.runs[number].record(self._is_verified)
+                self._is_verified = True
+            except (Exception, SystemExit) as raised:
+                # What one run cannot write, or cannot evaluate, is no matter of the others.
+                error = raised
+            self.recorded[number] = True
+            self.is_stopping = not self.on_run_end(number, code, error)
+
+    def save_if_due(self, trainer: StackTrainer) -> None:
+        """Save the stack if the last save is long enough ago, or if runs have left it since."""
+        seconds = time.monotonic() - self._saved_at
+        if self.is_due or seconds >= max(_SECONDS_BETWEEN_SAVES, _SAVE_SHARE * self._save_seconds):
+            self.save(trainer)
+
+    def save(self, trainer: StackTrainer) -> None:
+        """Write the state of all runs that are still training to the stack's file."""
+        begin = time.monotonic()
+        numbers = [self.find_number(member) for member in trainer.members]
+        state: dict[str, Any] = {
+            "keys": [self.runs[number].request.key for number in numbers],
+            "runs": [self.runs[number].state_dict() for number in numbers],
+            "stack": trainer.state_dict(),
+            "format_version": checkpoint.FORMAT_VERSION,
+        }
+        with self.disk_problems.tolerate("the checkpoint of the stack"):
+            checkpoint.save(self.file, state)
+        self.is_due = False
+        self._saved_at = time.monotonic()
+        self._save_seconds = self._saved_at - begin
+
+    def save_beginning(self) -> None:
+        """Write which runs train together: a stack of fewer would round in other places."""
+        state = {"keys": [run.request.key for run in self.runs], "format_version": checkpoint.FORMAT_VERSION}
+        with self.disk_problems.tolerate("the checkpoint of the stack"):
+            checkpoint.save(self.file, state)
+
+    def restore(self, trainer: StackTrainer) -> bool:
+        """Go on from the stack's file; returns False if there is none, or one without a state.
+
+        Such a stack begins anew, and ends in the same weights.
+        """
+        try:
+            state = checkpoint.load(self.file)
+        except CheckpointError:
+            return False
+        if "stack" not in state:
+            return True
+
+        runs = {run.request.key: run for run in self.runs}
+        ordered = [runs[key] for key in state["keys"]]
+        trainer.members = [run.member for run in ordered]
+        trainer.build()
+        trainer.load_state_dict(state["stack"])
+        for run, values in zip(ordered, state["runs"], strict=True):
+            run.load_state_dict(values)
+        return True
+
+    def find_number(self, member: Member) -> int:
+        """The number of a member's run."""
+        return next(i for i, run in enumerate(self.runs) if run.member is member)
+
+
+def read_keys(file: Path) -> list[str]:
+    """Keys of the runs that a stack's file holds the state of; empty if it cannot be read."""
+    try:
+        keys = checkpoint.load(file)["keys"]
+    except (CheckpointError, KeyError):
+        return []
+    return [str(key) for key in keys]

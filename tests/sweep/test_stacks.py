@@ -1,0 +1,195 @@
+"""Jobs of a sweep that train as one stack: equal to runs alone, recorded like them, and killed like them."""
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.usefixtures("comparison_without_pictures")
+
+MLP = ("data=blobs", "model=mlp", "model.hidden_sizes=[6]", "trainer.epochs=3", "figures=false", "tracking.graph=false")
+FOUR = ("-m", *MLP, "seed=0,1", "optimizer.lr=0.01,0.1")
+
+
+def read_rows(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return result
+
+
+def list_runs(sweep: Path) -> list[Path]:
+    return sorted(path.parent for path in sweep.glob("*/result.json"))
+
+
+def compare_rows(stacked: Path, alone: Path) -> None:
+    of_stack, of_run = read_rows(stacked), read_rows(alone)
+    assert [list(row) for row in of_stack] == [list(row) for row in of_run]
+    for ours, theirs in zip(of_stack, of_run, strict=True):
+        for key, value in theirs.items():
+            assert math.isclose(ours[key], value, rel_tol=1e-4, abs_tol=1e-6), (key, ours, theirs)
+
+
+def test_members_are_recorded_as_runs_alone(dlrun: Callable[..., Any], tmp_path: Path) -> None:
+    stacked = dlrun(*FOUR, "sweep.stack=on", "sweep.dir=stacked")
+    assert stacked.code == 0, stacked.err
+    assert "4 runs train as one stack, as sweep.stack=on asks" in stacked.out
+    alone = dlrun(*FOUR, "sweep.stack=off", "sweep.dir=alone")
+    assert alone.code == 0, alone.err
+    assert "stack" not in alone.out.replace("sweep.stack", "")
+
+    assert [path.name for path in list_runs(tmp_path / "stacked")] == [
+        path.name for path in list_runs(tmp_path / "alone")
+    ]
+    assert not list((tmp_path / "stacked").glob("stack_*"))
+    for ours in list_runs(tmp_path / "stacked"):
+        theirs = tmp_path / "alone" / ours.name
+        compare_rows(ours, theirs)
+
+        result, expected = read_result(ours), read_result(theirs)
+        assert result.keys() == expected.keys()
+        same = ("status", "epochs", "steps", "parameters", "config_hash", "code_hash", "warnings", "best", "baseline")
+        for key in set(same) - {"best"}:
+            assert result[key] == expected[key], key
+        assert result["best"]["epoch"] == expected["best"]["epoch"]
+        assert result["metrics"] == pytest.approx(expected["metrics"], rel=1e-4, abs=1e-6)
+
+        # Before the first step all is equal to the bit.
+        first = [(path / "fingerprints.jsonl").read_text().splitlines()[0] for path in (ours, theirs)]
+        assert first[0] == first[1]
+
+    # Every command reads them.
+    member = list_runs(tmp_path / "stacked")[1]
+    assert dlrun("eval", str(member)).code == 0
+    listed = dlrun("ls", "runs", "stacked")
+    assert listed.code == 0
+    assert member.name in listed.out
+    assert dlrun("compare", "stacked").code == 0
+    longer = dlrun("resume", str(member), "trainer.epochs=4")
+    assert longer.code == 0, longer.err
+    assert [row["epoch"] for row in read_rows(member)] == [1, 2, 3, 4]
+
+
+def test_optimizers_and_early_stopping_differ_within_a_stack(dlrun: Callable[..., Any], tmp_path: Path) -> None:
+    words = (
+        "-m",
+        *MLP,
+        "trainer.epochs=8",
+        "trainer.early_stopping={patience: 1, min_delta: 0.05}",
+        "optimizer=sgd,adam,rmsprop",
+        "seed=0,1",
+    )
+    done = dlrun(*words, "sweep.stack=on", "sweep.dir=stacked")
+    assert done.code == 0, done.err
+    assert dlrun(*words, "sweep.stack=off", "sweep.dir=alone").code == 0
+    lengths = set()
+    for ours in list_runs(tmp_path / "stacked"):
+        compare_rows(ours, tmp_path / "alone" / ours.name)
+        lengths.add(len(read_rows(ours)))
+    assert len(lengths) > 1
+
+
+def test_a_run_that_does_not_fit_trains_alone(dlrun: Callable[..., Any], tmp_path: Path) -> None:
+    points = "sweep.points=['seed=0,1','trainer.ema_decay=0.9','optimizer=lbfgs']"
+    done = dlrun(*MLP, points, "sweep.stack=on", "sweep.dir=s")
+    assert done.code == 0, done.err
+    assert "optimizer=lbfgs trains alone: LBFGS" in done.out
+    assert len(list_runs(tmp_path / "s")) == 4
+
+
+def test_a_run_that_fails_costs_itself(dlrun: Callable[..., Any], tmp_path: Path) -> None:
+    words = ("-m", *MLP[:2], "optimizer=sgd", "optimizer.lr=0.1,1e38", "seed=0,1", "figures=false", "trainer.epochs=3")
+    done = dlrun(*words, "sweep.stack=on", "sweep.dir=stacked")
+    assert done.code == 1
+    assert "2 of 4 runs finished, 2 failed" in done.out
+    assert dlrun(*words, "sweep.stack=off", "sweep.dir=alone").code == 1
+    for path in list_runs(tmp_path / "alone"):
+        ours, theirs = read_result(tmp_path / "stacked" / path.name), read_result(path)
+        assert (ours["status"], ours["error"] and ours["error"].split(" (epoch")[0]) == (
+            theirs["status"],
+            theirs["error"] and theirs["error"].split(" (epoch")[0],
+        )
+
+
+def test_auto_says_what_it_chose(dlrun: Callable[..., Any]) -> None:
+    done = dlrun(*FOUR, "sweep.dry_run=true")
+    assert "as one, " in done.out
+    assert "one after the other" in done.out
+    # Too few to be worth it.
+    assert "stack" not in dlrun("-m", *MLP, "seed=0,1", "sweep.dry_run=true").out
+    refused = dlrun("-m", "data=digits", "model=resnet", "seed=range(4)", "sweep.dry_run=true")
+    assert "not stacked: ResNet is no chain of layers" in refused.out
+    average = dlrun(*FOUR, "trainer.ema_decay=0.9", "sweep.dry_run=true")
+    assert "not stacked: trainer.ema_decay" in average.out
+
+
+@pytest.mark.slow
+def test_stacks_train_in_processes_of_their_own(command: Callable[..., Any], tmp_path: Path) -> None:
+    done = command(*FOUR, "model.hidden_sizes=[4],[5]", "sweep.jobs=2", "sweep.stack=on", "sweep.dir=s")
+    assert done.code == 0, done.err
+    assert done.out.count("4 runs train as one stack") == 2
+    assert dlrun_statuses(tmp_path / "s") == ["completed"] * 8
+
+
+def dlrun_statuses(sweep: Path) -> list[str]:
+    return [read_result(path)["status"] for path in list_runs(sweep)]
+
+
+LONG = (
+    *("-m", "data=blobs", "model=mlp", "model.hidden_sizes=[6]", "model.dropout=0.1", "data.batch_size=8"),
+    *("seed=range(3)", "optimizer.lr=0.003,0.3", "trainer.epochs=120", "trainer.early_stopping.patience=40"),
+    *("sweep.stack=on", "figures=false"),
+)
+
+
+@pytest.mark.slow
+def test_a_stack_that_is_killed_ends_as_one_that_is_not(tmp_path: Path) -> None:
+    """Kills by SIGKILL and SIGTERM at random moments after the stack has been saved anew."""
+    program = [sys.executable, "-m", "dlrun", *LONG]
+    whole = subprocess.run([*program, "sweep.dir=whole"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert whole.returncode == 0, whole.stderr
+
+    draw = random.Random(7)
+    kills = 0
+    for _ in range(20):
+        saved_at = read_save_time(tmp_path)
+        with subprocess.Popen(
+            [*program, "sweep.dir=killed"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process:
+            while process.poll() is None and read_save_time(tmp_path) in (saved_at, None):
+                time.sleep(0.01)
+            time.sleep(draw.uniform(0, 0.3))
+            if process.poll() is not None:
+                break
+            os.kill(process.pid, draw.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]))
+        kills += 1
+    last = subprocess.run([*program, "sweep.dir=killed"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert last.returncode == 0, last.stderr
+    assert kills >= 3
+
+    runs = list_runs(tmp_path / "whole")
+    assert len(runs) == 6
+    for path in runs:
+        other = tmp_path / "killed" / path.name
+        for name in ("fingerprints.jsonl", "metrics.jsonl"):
+            assert (path / name).read_text() == (other / name).read_text(), (path.name, name)
+        ours, theirs = read_result(path), read_result(other)
+        for key in ("weights_sha256", "metrics", "warnings", "status"):
+            assert ours[key] == theirs[key]
+    assert not list((tmp_path / "killed").glob("stack_*"))
+
+
+def read_save_time(folder: Path) -> float | None:
+    files = list(folder.glob("killed/stack_*.pt"))
+    return files[0].stat().st_mtime if files else None
