@@ -23,7 +23,7 @@ PADDING = -100
 MOST_CLASSES = 100_000
 
 # Fields of a spec that came after runs had been saved.
-_LATER_FIELDS = ("target_mean", "target_std", "preprocessing", "outputs", "reconstructs")
+_LATER_FIELDS = ("target_mean", "target_std", "preprocessing", "outputs", "reconstructs", "code_counts")
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,10 @@ class DataSpec:
     # Tables: how cells become inputs, as plain data, see columns/preprocessing.py.
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
 
+    # Vectors: how many codes each feature has that holds codes of categories, 0 for a number. Code 0 is a category that
+    # the training rows did not have. Empty: all features are numbers.
+    code_counts: tuple[int, ...] = ()
+
     # Of a multitask: what the columns of outputs and targets are, in their order.
     outputs: tuple[Output, ...] = ()
 
@@ -124,6 +128,8 @@ class DataSpec:
             numbers = _to_sequence(name, getattr(self, name))
             plain[name] = tuple(_to_float(name, number) for number in numbers)
 
+        code_counts = _to_sequence("code_counts", self.code_counts)
+        plain["code_counts"] = tuple(_to_int("code_counts", count) for count in code_counts)
         plain["outputs"] = tuple(map(_to_output, self.outputs))
 
         # The dataclass is frozen: fields can be set this way only.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dlrun.core.errors import DataError, MisfitError, RequestError
 from dlrun.core.suggest import did_you_mean
-from dlrun.data.columns.cells import choose_day_first, find_gaps, is_gap, parse_column, uses_marks
+from dlrun.data.columns.cells import Cells, as_cells, choose_day_first, find_gaps, is_gap, parse_column, uses_marks
 from dlrun.data.columns.kinds import ColumnChoice, ColumnKind, choose_kinds, counts_rows
 from dlrun.data.columns.matching import Match, match_by_name, match_by_position
 from dlrun.data.columns.parts import RowParts, SplitPlan, check_split, describe_small_classes, draw_parts
@@ -84,6 +84,7 @@ def table(
     seed: int = 0,
     preprocessing: dict[str, Any] | None = None,
     delimiter: str | None = None,
+    category_codes: bool = False,
 ) -> Splits:
     """A table of the user's: a row per sample, the target in a column, text, dates and gaps in the others.
 
@@ -93,6 +94,7 @@ def table(
     Inputs float64 (N, features), see columns/preprocessing.py; fitted to the training rows alone, so the validation
     part is drawn here too. normalize: scale numbers, and the target of a regression, by mean and std of those rows.
     preprocessing: of a trained model, applied in place of a new one. delimiter: the older name of separator.
+    category_codes: a column of categories is one feature, see DataSpec.code_counts, for models that embed them.
     Raises DataError or RequestError, naming file, line and column, up to ten at once.
     """
     if missing not in ("impute", "error"):
@@ -148,7 +150,7 @@ def table(
         others = [split_position] if split == "group" and split_position is not None else []
         choice = ColumnChoice(columns, drop, categorical, kinds)
         chosen = choose_kinds(joined, positions, choice, others)
-        fitted, encoded, column_notes = _fit(joined, positions, chosen, parts.train, missing, normalize)
+        fitted, encoded, column_notes = _fit(joined, positions, chosen, parts.train, missing, normalize, category_codes)
         summary = _summarize(joined, chosen, fitted)
     else:
         fitted, encoded, column_notes = _apply(joined, saved, missing)
@@ -218,7 +220,7 @@ def join_files(files: Sequence[TableFile]) -> TableFile:
         return main
     columns = []
     for number in range(len(main.table.names)):
-        columns.append(tuple(chain.from_iterable(file.table.columns[number] for file in files)))
+        columns.append(Cells(tuple(chain.from_iterable(file.table.columns[number] for file in files))))
     lines = list(chain.from_iterable(file.table.lines for file in files))
     notes = tuple(chain.from_iterable(file.notes for file in files))
     sha256 = combine_hashes([file.sha256 for file in files])
@@ -327,7 +329,7 @@ def _read_target(file: TableFile, column: int, task: TableTask | None) -> tuple[
 
     numbers = _read_quantity(file, column, task)
     # Few different integers are codes of classes more often than they are quantities.
-    has_few = (numbers == np.round(numbers)).all() and len(set(numbers.tolist())) <= MOST_INTEGER_CLASSES
+    has_few = (numbers == np.round(numbers)).all() and len(np.unique(numbers)) <= MOST_INTEGER_CLASSES
     if task is None and has_few:
         return _name_task(read_classes(file.table, column, "multiclass")), []
     notes = []
@@ -398,6 +400,10 @@ def parse_times(cells: Sequence[str]) -> tuple[NDArray[np.float64], list[int]]:
 # Columns
 
 
+# The preprocessing, the features (rows, features) of each of its columns, and notes.
+_Encoded = tuple[Preprocessing, list[NDArray[np.float64]], list[str]]
+
+
 def _fit(
     file: TableFile,
     targets: Sequence[int],
@@ -405,8 +411,9 @@ def _fit(
     train_rows: RowIndices,
     missing: str,
     normalize: bool,
-) -> tuple[Preprocessing, NDArray[np.float64], list[str]]:
-    """Fit the preprocessing to the training rows; returns it, the inputs of all rows (rows, features), and notes."""
+    category_codes: bool,
+) -> _Encoded:
+    """Fit the preprocessing to the training rows, and encode all rows."""
     table = file.table
     troubles: list[Trouble] = []
     notes: list[str] = []
@@ -428,7 +435,15 @@ def _fit(
             gaps = [Trouble(row, column.index, "is empty") for row in _find_gap_rows(cells)]
             raise_troubles(file, gaps, "data.missing=impute fills gaps")
         result, wrong = fit_column(
-            column.name, column.index, column.kind, cells, train_rows, file.decimal, day_first, normalize
+            column.name,
+            column.index,
+            column.kind,
+            cells,
+            train_rows,
+            file.decimal,
+            day_first,
+            normalize,
+            category_codes,
         )
         troubles += _list_wrong_cells(column.index, column.kind, cells, wrong)
         fitted.append(result)
@@ -455,7 +470,7 @@ def _fit(
         left_out=(*(column.name for column in left_out), *groups),
         text_format={"separator": file.separator, "encoding": file.encoding},
     )
-    return preprocessing, np.concatenate(blocks, axis=1), notes
+    return preprocessing, blocks, notes
 
 
 def _list_wrong_cells(column: int, kind: str, cells: Sequence[str], rows: Sequence[int]) -> list[Trouble]:
@@ -474,8 +489,8 @@ def _describe_left_out(columns: Sequence[ColumnKind]) -> list[str]:
     return [f"left out: {'; '.join(texts)}; data.kinds={{<column>: category}} takes a column in."]
 
 
-def _apply(file: TableFile, saved: Preprocessing, missing: str) -> tuple[Preprocessing, NDArray[np.float64], list[str]]:
-    """Apply the preprocessing of a trained model; returns it, the inputs of all rows (rows, features), and notes."""
+def _apply(file: TableFile, saved: Preprocessing, missing: str) -> _Encoded:
+    """Encode all rows by the preprocessing of a trained model."""
     table = file.table
     match = _match(file, saved)
     notes = list(match.notes)
@@ -501,7 +516,7 @@ def _apply(file: TableFile, saved: Preprocessing, missing: str) -> tuple[Preproc
                     f"'{column.name}' holds what training did not have, and counts as none of its categories: {shown}."
                 )
     raise_troubles(file, troubles, "correct the lines")
-    return saved, np.concatenate(blocks, axis=1), notes
+    return saved, blocks, notes
 
 
 def _match(file: TableFile, saved: Preprocessing) -> Match:
@@ -567,6 +582,7 @@ def _make_spec(fitted: Preprocessing, target: Target, train_rows: RowIndices, no
         target_mean=target_mean,
         target_std=target_std,
         preprocessing=fitted.to_plain(),
+        code_counts=fitted.code_counts,
         outputs=target.outputs,
     )
 
@@ -596,7 +612,7 @@ def make_origin(files: Sequence[TableFile]) -> Origin:
 def _make_splits(
     file: TableFile,
     files: Sequence[TableFile],
-    inputs: NDArray[np.float64],
+    inputs: Sequence[NDArray[np.float64]],
     target: Target,
     parts: RowParts,
     spec: DataSpec,
@@ -611,7 +627,8 @@ def _make_splits(
         if not len(rows):
             return None
         index = torch.from_numpy(rows)
-        return Split((torch.from_numpy(inputs[rows]),), torch.from_numpy(target.values[rows]), origin.take(index))
+        x = np.concatenate([columns[rows] for columns in inputs], axis=1)
+        return Split((torch.from_numpy(x),), torch.from_numpy(target.values[rows]), origin.take(index))
 
     train = select(parts.train)
     assert train is not None
@@ -656,7 +673,7 @@ def _describe_values(file: TableFile, index: int, kind: str) -> str:
     if kind == "number":
         values, _ = parse_column(cells, file.decimal)
         return f"{np.nanmin(values):.4g} … {np.nanmax(values):.4g}" if not np.isnan(values).all() else ""
-    names = [cell.strip() for cell in dict.fromkeys(cells) if not is_gap(cell)]
+    names = [cell.strip() for cell in as_cells(cells).encoded[0] if not is_gap(cell)]
     if kind == "date":
         return names[0] if names else ""
     shown = ", ".join(sorted(names)[:3])
@@ -665,7 +682,7 @@ def _describe_values(file: TableFile, index: int, kind: str) -> str:
 
 def _describe_use(column: Column) -> str:
     if isinstance(column, CategoryColumn):
-        return f"one-hot, {len(column.categories)}"
+        return f"{'codes' if column.has_codes else 'one-hot'}, {len(column.categories)}"
     filled = "; gaps median+flag" if column.has_indicator else ""
     if isinstance(column, NumberColumn):
         return f"{'scaled' if (column.scale.mean, column.scale.std) != (0.0, 1.0) else 'as it is'}{filled}"

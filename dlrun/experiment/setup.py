@@ -187,7 +187,10 @@ def _build_splits(settings: Settings, trusted_modules: list[str] | None, problem
     with downloads:
         try:
             splits = problems.collect(
-                data_cache.get_or_build, settings, lambda: build.build_data(settings, trusted_modules)
+                data_cache.get_or_build,
+                settings,
+                trusted_modules,
+                lambda: build.build_data(settings, trusted_modules),
             )
         except download.DownloadForbiddenError:
             return None

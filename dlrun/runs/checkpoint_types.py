@@ -312,5 +312,6 @@ SPEC_KEYS: dict[str, Check] = {
     "reconstructs": (lambda value: isinstance(value, bool), "true or false"),
     "target_mean": CONSTANTS,
     "target_std": CONSTANTS,
+    "code_counts": (_is_sequence_of(lambda value: isinstance(value, int) and value >= 0), "a list of counts"),
     "preprocessing": MAPPING,
 }

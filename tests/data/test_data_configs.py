@@ -27,14 +27,16 @@ def test_every_option_is_there():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_file_says_what_its_target_takes(path):
     config = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    # Which model, optimizer and length of training go with the data.
+    config.pop("defaults", None)
     module, name = config.pop("_target_").rsplit(".", 1)
     parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
     taken = {
         key: WITHOUT_DEFAULT[key] if parameter.default is parameter.empty else parameter.default
         for key, parameter in parameters.items()
     }
-    # Passed by the builder and by eval: the runner's own key, and what a trained model knows.
-    for key in ("val_fraction", "preprocessing"):
+    # Passed by the builder and by eval: the runner's own key, what a trained model knows, and what a model takes.
+    for key in ("val_fraction", "preprocessing", "category_codes"):
         taken.pop(key, None)
     if path.stem in GIVEN_ROWS:
         taken |= {key: config[key] for key in taken}

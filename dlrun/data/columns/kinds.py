@@ -9,7 +9,7 @@ import numpy as np
 
 from dlrun.core.errors import RequestError
 from dlrun.core.suggest import did_you_mean
-from dlrun.data.columns.cells import is_gap, parse_column, parse_date
+from dlrun.data.columns.cells import as_cells, find_gaps, is_gap, parse_column, parse_date
 from dlrun.data.columns.reading import TableFile
 
 Kind = Literal["number", "category", "date", "drop"]
@@ -115,19 +115,19 @@ def judge_kind(file: TableFile, index: int) -> ColumnKind:
             return ColumnKind(name, index, "drop", "numbers the rows")
         return ColumnKind(name, index, "number")
 
-    values = [cell.strip() for cell in cells if not is_gap(cell)]
+    count = len(cells) - int(find_gaps(cells).sum())
     # A few texts among numbers are mistakes, which are named with their lines.
-    if len(wrong) <= max(1, _MOST_MISTAKES_SHARE * len(values)) < len(values):
+    if len(wrong) <= max(1, _MOST_MISTAKES_SHARE * count) < count:
         return ColumnKind(name, index, "number")
 
-    distinct = dict.fromkeys(values)
+    distinct = dict.fromkeys(cell.strip() for cell in as_cells(cells).encoded[0] if not is_gap(cell))
     # Which comes first, day or month, is judged later, over the whole column.
     if all(parse_date(value, True) or parse_date(value, False) for value in distinct):
         return ColumnKind(name, index, "date")
     # Names of people, for example: each category would be that of one row.
-    if len(values) >= _FEWEST_ROWS and len(distinct) == len(values):
+    if count >= _FEWEST_ROWS and len(distinct) == count:
         return ColumnKind(name, index, "drop", "all different")
-    is_free = len(values) >= 2 * _FEWEST_ROWS and len(distinct) > _MOST_DISTINCT_SHARE * len(values)
+    is_free = count >= 2 * _FEWEST_ROWS and len(distinct) > _MOST_DISTINCT_SHARE * count
     if is_free or len(distinct) > _MOST_CATEGORIES:
         return ColumnKind(name, index, "drop", f"{len(distinct):,} different texts")
     return ColumnKind(name, index, "category")

@@ -1,7 +1,8 @@
 """From cells to the numbers that a model takes: fitted on training rows, kept as plain data, applied to any table.
 
 The same as scikit-learn's ColumnTransformer of SimpleImputer(strategy="median", add_indicator=True) and StandardScaler
-for numbers, and OneHotEncoder(handle_unknown="ignore") for categories, in the order of the table.
+for numbers, and OneHotEncoder(handle_unknown="ignore") for categories, in the order of the table. For nets that embed
+categories, OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1) with 1 added.
 """
 
 import math
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlrun.core.errors import DataError
-from dlrun.data.columns.cells import find_gaps, is_gap, parse_column, parse_date
+from dlrun.data.columns.cells import as_cells, find_gaps, is_gap, parse_column, parse_date
 
 VERSION = 1
 # The category of gaps.
@@ -99,41 +100,52 @@ class NumberColumn:
 
 @dataclass(frozen=True)
 class CategoryColumn:
-    """A column of categories: a feature for each category of the training rows; others are 0 in all of them."""
+    """A column of categories: a feature for each category of the training rows; others are 0 in all of them.
+
+    has_codes: one feature in place of these, the number of the category from 1; 0 for others.
+    """
 
     kind: ClassVar[str] = "category"
     name: str
     index: int
     categories: tuple[str, ...]
+    has_codes: bool = False
 
     @property
     def features(self) -> list[tuple[str, float, float]]:
         """Name, mean and std of each feature."""
+        if self.has_codes:
+            return [(self.name, 0.0, 1.0)]
         return [(f"{self.name}={category}", 0.0, 1.0) for category in self.categories]
 
     def encode(self, cells: Sequence[str]) -> tuple[NDArray[np.float64], list[int]]:
-        """Features (rows, categories); no cell is wrong."""
+        """Features (rows, categories), or with codes (rows, 1); no cell is wrong."""
         numbers = {category: number for number, category in enumerate(self.categories)}
-        values = np.zeros((len(cells), len(self.categories)))
-        for row, cell in enumerate(cells):
-            # A category that training did not have leaves its row at zeros.
-            number = numbers.get(name_category(cell))
-            if number is not None:
-                values[row, number] = 1.0
-        return values, []
+        codes = as_cells(cells).map(lambda cell: numbers.get(name_category(cell), -1), np.int64)
+        if self.has_codes:
+            return (codes + 1.0)[:, None], []
+        # A row of zeros for each category that the training rows did not have.
+        rows = np.vstack([np.eye(len(self.categories)), np.zeros(len(self.categories))])
+        return rows[codes], []
 
     def decode(self, features: NDArray[np.float64]) -> str:
-        """A cell that gives about these features (categories,)."""
-        category = self.categories[int(features.argmax())]
+        """A cell that gives about these features (categories,); of code 0 the first category."""
+        number = max(round(float(features[0])) - 1, 0) if self.has_codes else int(features.argmax())
+        category = self.categories[number]
         return "" if category == GAP else category
 
     def find_unseen(self, cells: Sequence[str]) -> list[str]:
         """The categories that the training rows did not have."""
-        return [name for name in dict.fromkeys(map(name_category, cells)) if name not in self.categories]
+        return [
+            name
+            for name in dict.fromkeys(map(name_category, as_cells(cells).encoded[0]))
+            if name not in self.categories
+        ]
 
     def to_plain(self) -> dict[str, Any]:
         """Plain data, for checkpoints."""
-        return {"categories": list(self.categories)}
+        plain: dict[str, Any] = {"categories": list(self.categories)}
+        return {**plain, "has_codes": True} if self.has_codes else plain
 
 
 @dataclass(frozen=True)
@@ -215,6 +227,17 @@ class Preprocessing:
         """Name, mean and std of each feature of the model."""
         return list(chain.from_iterable(column.features for column in self.columns))
 
+    @property
+    def code_counts(self) -> tuple[int, ...]:
+        """Of each feature the number of its codes, 0 for a number; empty if there are no codes."""
+        counts: list[int] = []
+        for column in self.columns:
+            if isinstance(column, CategoryColumn) and column.has_codes:
+                counts.append(len(column.categories) + 1)
+            else:
+                counts += [0] * len(column.features)
+        return tuple(counts) if any(counts) else ()
+
     def to_plain(self) -> dict[str, Any]:
         """Plain data, as checkpoints and exports hold it."""
         columns = []
@@ -259,7 +282,8 @@ def _read_column(plain: Mapping[str, Any]) -> Column:
             scale = Scale(*map(float, plain["scale"]))
             return NumberColumn(name, index, scale, bool(plain["has_indicator"]), str(plain["decimal"]))
         case "category":
-            return CategoryColumn(name, index, tuple(map(str, plain["categories"])))
+            has_codes = bool(plain.get("has_codes", False))
+            return CategoryColumn(name, index, tuple(map(str, plain["categories"])), has_codes)
         case "date":
             parts = {str(part): Scale(*map(float, numbers)) for part, numbers in plain["parts"].items()}
             # A checkpoint may come from anyone, so what it holds is checked.
@@ -276,18 +300,20 @@ def name_category(cell: str) -> str:
 
 def split_dates(cells: Sequence[str], day_first: bool) -> tuple[dict[str, NDArray[np.float64]], list[int]]:
     """The parts of dates, NaN for gaps, each (rows,); and the rows that hold no date."""
-    values = np.full((len(cells), len(DATE_PARTS)), np.nan)
-    wrong = []
-    for row, cell in enumerate(cells):
+    distinct, codes = as_cells(cells).encoded
+    values = np.full((len(distinct), len(DATE_PARTS)), np.nan)
+    is_wrong = np.zeros(len(distinct), dtype=bool)
+    for number, cell in enumerate(distinct):
         if is_gap(cell):
             continue
         date = parse_date(cell, day_first)
         if date is None:
-            wrong.append(row)
+            is_wrong[number] = True
         else:
             # In the order of DATE_PARTS.
-            values[row] = (date.year, date.month, date.day, date.weekday(), date.hour)
-    return {part: values[:, number] for number, part in enumerate(DATE_PARTS)}, wrong
+            values[number] = (date.year, date.month, date.day, date.weekday(), date.hour)
+    parts = {part: values[codes, number] for number, part in enumerate(DATE_PARTS)}
+    return parts, np.flatnonzero(is_wrong[codes]).tolist()
 
 
 def fit_column(
@@ -299,15 +325,19 @@ def fit_column(
     decimal: str,
     day_first: bool,
     normalize: bool,
+    has_codes: bool = False,
 ) -> tuple[Column, list[int]]:
-    """Fit a column to its training rows; returns it with the rows of the table whose cells are not of its kind."""
+    """Fit a column to its training rows; returns it with the rows of the table whose cells are not of its kind.
+
+    has_codes: categories become codes, one feature.
+    """
     # Of the training rows alone: a flag that is always 0 there teaches nothing.
-    train_gaps = find_gaps([cells[row] for row in train_rows])
-    has_gaps = bool(train_gaps.any())
+    has_gaps = bool(find_gaps(cells)[train_rows].any())
     if kind == "category":
+        distinct, codes = as_cells(cells).encoded
         # Sorted: the order of the features must not depend on the order of the rows.
-        categories = sorted({name_category(cells[row]) for row in train_rows})
-        return CategoryColumn(name, index, tuple(categories)), []
+        categories = sorted({name_category(distinct[code]) for code in np.unique(codes[train_rows])})
+        return CategoryColumn(name, index, tuple(categories), has_codes), []
     if kind == "number":
         values, wrong = parse_column(cells, decimal)
         return NumberColumn(name, index, Scale.fit(values[train_rows], normalize), has_gaps, decimal), wrong

@@ -28,7 +28,7 @@ class Table:
     path: Path
     has_header: bool
     names: tuple[str, ...]
-    columns: list[tuple[str, ...]]
+    columns: Sequence[Sequence[str]]
     lines: list[int]
 
     def find_column(self, column: str | int, key: str = "data.target") -> int:

@@ -35,6 +35,7 @@ from dlrun.engine.state import StopRules
 from dlrun.engine.trainer import requires_closure
 from dlrun.experiment.builder import targets
 from dlrun.experiment.builder.balance import compute_row_weights
+from dlrun.experiment.builder.category_codes import choose_codes
 from dlrun.experiment.builder.freeze import freeze
 from dlrun.experiment.builder.normalization import choose_normalization
 from dlrun.experiment.builder.start_values import set_start_values
@@ -53,7 +54,7 @@ _NAMES_IN_MESSAGES = (("learning rate", "lr"), ("beta parameter", "betas"), ("ep
 def build_data(settings: Settings, trusted_modules: Sequence[str] | None) -> Splits:
     """Build the data: checked, with a validation split held out if it has none, and cut to the limits of `data`."""
     keys = settings.data.keys
-    settings, normalization_notes = choose_normalization(settings)
+    settings, normalization_notes = choose_normalization(choose_codes(settings, trusted_modules))
     component = _choose_target_kind(settings)
     draws_val = targets.has_argument(resolve_target(component, trusted_modules), "val_fraction")
     # Data that are fitted to the training rows have to know which rows these are.

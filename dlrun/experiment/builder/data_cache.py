@@ -2,12 +2,13 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import asdict
 
 from dlrun.config.settings import Settings
 from dlrun.data.spec import Split, Splits
+from dlrun.experiment.builder.category_codes import choose_codes
 from dlrun.experiment.builder.normalization import choose_normalization
 
 # Number of data sets in the cache. MNIST takes 220 MB.
@@ -25,15 +26,14 @@ def share_data() -> Iterator[None]:
         _cache.reset(token)
 
 
-def get_or_build(settings: Settings, build: Callable[[], Splits]) -> Splits:
+def get_or_build(settings: Settings, trusted_modules: Sequence[str] | None, build: Callable[[], Splits]) -> Splits:
     """Return the data of an earlier run with the same settings, or build them; a user's own data always anew."""
     cache = _cache.get()
     if cache is None or not str(settings.data.target).startswith("dlrun.data."):
         return build()
 
-    data = settings.data
-    # The model may choose how images are normalized.
-    data = choose_normalization(settings)[0].data
+    # The model may choose how images are normalized, and what becomes of categories.
+    data = choose_normalization(choose_codes(settings, trusted_modules))[0].data
     key = json.dumps([data.target, data.arguments, asdict(data.keys), settings.task.kind], default=str)
     if key in cache:
         # Move it to the end: the least recently used goes first.

@@ -20,8 +20,8 @@ def read(path: Path, content: bytes | str, **keys: str | bool) -> TableFile:
 def test_encodings_and_separators_are_judged(tmp_path: Path, encoding: str) -> None:
     file = read(tmp_path / "t.csv", TEXT.encode(encoding))
     assert file.table.names == ("größe", "preis", "ort")
-    assert file.table.columns[0] == ("1,5", "2,5", "3,5")
-    assert file.table.columns[2] == ("Köln", "Bonn", "Köln")
+    assert tuple(file.table.columns[0]) == ("1,5", "2,5", "3,5")
+    assert tuple(file.table.columns[2]) == ("Köln", "Bonn", "Köln")
     assert (file.separator, file.decimal, file.table.lines) == (";", ",", [2, 3, 4])
     assert any("separated by ';'" in note for note in file.notes)
     assert any("was read as" in note for note in file.notes) != encoding.startswith("utf-8")
@@ -31,7 +31,7 @@ def test_encodings_and_separators_are_judged(tmp_path: Path, encoding: str) -> N
 def test_any_separator_plain_or_packed(tmp_path: Path, mark: str) -> None:
     text = "a,b,c\n1,2,x\n3,4,y\n5,6,x\n".replace(",", mark)
     for name, content in (("t.csv", text.encode()), ("t.csv.gz", gzip.compress(text.encode()))):
-        assert read(tmp_path / name, content).table.columns == [("1", "3", "5"), ("2", "4", "6"), ("x", "y", "x")]
+        assert list(map(tuple, read(tmp_path / name, content).table.columns)) == [("1", "3", "5"), ("2", "4", "6"), ("x", "y", "x")]
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_the_header_is_judged(tmp_path: Path, text: str, header: bool) -> None:
 
 
 def test_separators_that_end_lines_and_names_of_rows(tmp_path: Path) -> None:
-    assert read(tmp_path / "t.csv", "a,b\n1,2,\n3,4,\n").table.columns == [("1", "3"), ("2", "4")]
+    assert list(map(tuple, read(tmp_path / "t.csv", "a,b\n1,2,\n3,4,\n").table.columns)) == [("1", "3"), ("2", "4")]
     file = read(tmp_path / "r.csv", '"mpg" "cyl"\n"Mazda" 21 6\n"Fiat" 32 4\n')  # R's write.table
     assert file.table.names == ("column_0", "mpg", "cyl")
     assert file.unnamed == {0}
@@ -112,8 +112,8 @@ def test_tables_of_other_programs_are_the_same_cells(tmp_path: Path, name: str) 
     )
     file = read_file(path, TextFormat())
     assert file.table.names == ("n", "k", "s", "d")
-    assert file.table.columns[:3] == [("1", "", "2.5"), ("1", "2", "3"), ("a", "", "b")]
-    assert file.table.columns[3] == ("2024-01-02 00:00:00", "", "2024-05-06 07:00:00")
+    assert list(map(tuple, file.table.columns[:3])) == [("1", "", "2.5"), ("1", "2", "3"), ("a", "", "b")]
+    assert tuple(file.table.columns[3]) == ("2024-01-02 00:00:00", "", "2024-05-06 07:00:00")
     path.write_bytes(b"junk")
     with pytest.raises(DataError, match=f"{name} "):
         read_file(path, TextFormat())
