@@ -110,8 +110,8 @@ class Tabular(nn.Module):
         wide = wide and not spec.reconstructs
         self.wide_numbers = nn.Linear(len(numbers), spec.output_size, bias=False) if wide and numbers else None
         self.wide_codes = nn.Embedding(sum(counts), spec.output_size) if wide and coded else None
-        # The linear part learns first, as nothing of the net is in the way. Code 0 does not occur in training: its zeros
-        # stay.
+        # The linear part learns first, as nothing of the net is in the way. Code 0 does not occur in training: its
+        # zeros stay.
         for weight in (*self._list_wide_weights(), self.head.weight, self.head.bias):
             nn.init.zeros_(weight)
 

@@ -1,8 +1,8 @@
 """`make bench`: every side of every row in turn, into tests/bench/results/<date>.json, .md and .png.
 
 python tests/bench/bench.py [WHAT ...] [--seconds 100]      WHAT: core, rows of it (resnet cnn), scale, accuracy,
-processes, start, memory, checkpoints, sweeps, pictures, callbacks; all where it is left out. DLRUN_DATA_DIR names the
-folder with the data. What is finished is written at once, so a bench that is stopped keeps what it has.
+processes, tables, start, memory, checkpoints, sweeps, pictures, callbacks; all where it is left out. DLRUN_DATA_DIR
+names the folder with the data. What is finished is written at once, so a bench that is stopped keeps what it has.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from typing import Any
 import core
 import pictures
 import scale
+import tables
 import whole_runs
 from machine import described
 from rows import HERE
@@ -29,7 +30,7 @@ OWN = {
     "pictures": "image_reading",
     "callbacks": "callback_cost",
 }  # benches that print their own figures
-PARTS = ("core", "scale", "accuracy", "processes", *OWN)
+PARTS = ("core", "scale", "accuracy", "processes", "tables", *OWN)
 
 
 class Record:
@@ -86,6 +87,11 @@ def measure(record: Record, options: argparse.Namespace, root: str) -> None:
             table.append(row)
             record.add("core", table, core.markdown(table))
             pictures.core(table, record.content["machine"], record.path.with_suffix(".png"))
+    if wanted("tables"):
+        compared: list[Any] = []
+        for row in tables.measure(root, [], say):
+            compared.append(row)
+            record.add("tables", compared, tables.markdown(compared))
     if wanted("scale"):
         grown: list[Any] = []
         for row in scale.measure(options.rounds, say):

@@ -103,7 +103,13 @@ def test_metrics_tables_and_predictions_are_scikit_learns(dlrun: Callable[..., A
 def test_it_trains_as_a_loop_of_torch(words: tuple[str, ...], losses: nn.Module, dlrun: Callable[..., Any]) -> None:
     x, y = write_films(40)
     common = ("data.test_fraction=0", "data.val_fraction=0", "data.normalize=false", "data.shuffle=false")
-    common += ("device.precision=fp64", "optimizer=momentum", "model.hidden_sizes=[6]", "trainer.epochs=20")
+    common += (
+        "device.precision=fp64",
+        "model=mlp",
+        "optimizer=momentum",
+        "model.hidden_sizes=[6]",
+        "trainer.epochs=20",
+    )
     done = dlrun(*QUIET, *FILMS, *common, *words, "hydra.run.dir=run")
     assert done.code == 0, done.err
 

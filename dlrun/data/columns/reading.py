@@ -20,9 +20,36 @@ from dlrun.data.columns.cells import as_cells, choose_decimal, is_gap
 from dlrun.data.files.table import Table, parse_numbers, parse_rows
 
 EXCEL = (".xlsx", ".xlsm", ".xls")
+_OLD_EXCEL = b"\xd0\xcf\x11\xe0"
 PARQUET = (".parquet", ".pq")
 FEATHER = (".feather", ".arrow")
 
+# Other programs' tables, and how they become a file that is read.
+_OTHERS = {
+    ".ods": "save it as .xlsx or .csv",
+    ".numbers": "export it as .xlsx or .csv",
+    ".gsheet": "download it as .csv",
+    ".sas7bdat": "type pandas.read_sas(file).to_csv(...)",
+    ".xpt": "type pandas.read_sas(file).to_csv(...)",
+    ".dta": "type pandas.read_stata(file).to_parquet(...)",
+    ".sav": "type pandas.read_spss(file).to_parquet(...), after pip install pyreadstat",
+    ".rds": "type write.csv(x, 'table.csv', row.names=FALSE) in R",
+    ".rdata": "type write.csv(x, 'table.csv', row.names=FALSE) in R",
+    ".json": "type pandas.read_json(file).to_csv(...)",
+    ".jsonl": "type pandas.read_json(file, lines=True).to_csv(...)",
+    ".xml": "type pandas.read_xml(file).to_csv(...)",
+    ".html": "type pandas.read_html(file)[0].to_csv(...)",
+    ".orc": "type pandas.read_orc(file).to_parquet(...)",
+    ".h5": "type pandas.read_hdf(file).to_parquet(...)",
+    ".pkl": "type pandas.read_pickle(file).to_parquet(...), if you trust the file",
+    ".db": "type pandas.read_sql(query, connection).to_csv(...)",
+    ".sqlite": "type pandas.read_sql(query, connection).to_csv(...)",
+    ".zip": "unpack it",
+    ".bz2": "unpack it, or pack it as .gz",
+    ".xz": "unpack it, or pack it as .gz",
+    ".zst": "unpack it, or pack it as .gz",
+    ".7z": "unpack it",
+}
 _SEPARATORS = (",", ";", "\t", "|")
 _SAMPLE_LINES = 50
 _SAMPLE_CHARACTERS = 1_000_000
@@ -82,6 +109,8 @@ def read_file(path: Path, text_format: TextFormat, key: str = "data.path") -> Ta
     content = _read_bytes(path, key)
     sha256 = hashlib.sha256(content).hexdigest()
     ending = path.suffix.lower()
+    if ending in _OTHERS:
+        raise RequestError(f"{path}: {ending} is no format of tables that is read here; {_OTHERS[ending]}")
     if ending in (*PARQUET, *FEATHER):
         names, columns = _read_arrow(path, content)
         table = _build_table(path, True, names, columns, list(range(1, len(columns[0]) + 1) if columns else []))
@@ -164,7 +193,8 @@ def _read_large(
         rows = list(csv.reader(head, delimiter=separator, strict=True))
     except csv.Error:
         return None
-    if len({len(row) for row in rows}) != 1 or len(rows[0]) < 2:
+    # Separators that end each line are told by the other way of reading.
+    if len({len(row) for row in rows}) != 1 or len(rows[0]) < 2 or not any(row[-1].strip() for row in rows):
         return None
 
     sample_notes: list[str] = []
@@ -356,6 +386,8 @@ def _fit_header(rows: list[list[str]], header: bool | None) -> list[list[str]]:
     """The rows without a separator that ends each line; and a name for the column of row names, which has none."""
     below = rows[1:]
     width = len(rows[0])
+    if width > 1 and all(len(row) == width and not row[-1].strip() for row in rows):
+        return [row[:-1] for row in rows]
     if header is False or not below or any(len(row) != width + 1 for row in below):
         return rows
     if all(not row[-1].strip() for row in below):
@@ -440,17 +472,21 @@ def _import_pandas(path: Path, package: str) -> Any:
         importlib.import_module(package)
         import pandas
     except ImportError:
+        install = "xlrd" if package == "xlrd" else "'dlrun[tables]'"
         raise RequestError(
-            f"{path} needs pandas and {package} to be read; type pip install 'dlrun[tables]', or save it as .csv"
+            f"{path} needs pandas and {package} to be read; type pip install {install}, or save it as "
+            f"{'.xlsx or ' if package == 'xlrd' else ''}.csv"
         ) from None
     return pandas
 
 
 def _read_excel(path: Path, content: bytes, notes: list[str]) -> tuple[list[int], list[list[str]]]:
     """The first sheet; lines are the numbers of its rows."""
-    pandas = _import_pandas(path, "openpyxl")
+    # A workbook of before 2007 is another format, unless it is only named so.
+    engine = "xlrd" if content.startswith(_OLD_EXCEL) else "openpyxl"
+    pandas = _import_pandas(path, engine)
     try:
-        with pandas.ExcelFile(io.BytesIO(content), engine="openpyxl") as book:
+        with pandas.ExcelFile(io.BytesIO(content), engine=engine) as book:
             sheets = book.sheet_names
             # As objects, so that the rules for text decide on names, kinds and gaps here too.
             frame = pandas.read_excel(book, header=None, dtype=object, keep_default_na=False)

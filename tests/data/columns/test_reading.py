@@ -31,7 +31,11 @@ def test_encodings_and_separators_are_judged(tmp_path: Path, encoding: str) -> N
 def test_any_separator_plain_or_packed(tmp_path: Path, mark: str) -> None:
     text = "a,b,c\n1,2,x\n3,4,y\n5,6,x\n".replace(",", mark)
     for name, content in (("t.csv", text.encode()), ("t.csv.gz", gzip.compress(text.encode()))):
-        assert list(map(tuple, read(tmp_path / name, content).table.columns)) == [("1", "3", "5"), ("2", "4", "6"), ("x", "y", "x")]
+        assert list(map(tuple, read(tmp_path / name, content).table.columns)) == [
+            ("1", "3", "5"),
+            ("2", "4", "6"),
+            ("x", "y", "x"),
+        ]
 
 
 @pytest.mark.parametrize(
