@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dlrun.config import hydra_internals, project, schema, unheeded
 from dlrun.config.callbacks import resolve_aliases
+from dlrun.config.composer import to_plain
 from dlrun.config.files import ConfigFiles
 from dlrun.config.hydra_internals import Hydra
 from dlrun.core.errors import DlrunError, RequestError, describe_os_error
@@ -51,23 +52,15 @@ def compose_config(overrides: list[str]) -> DictConfig:
         return hydra.compose(config_name="config", overrides=[add_plus(word) for word in overrides])
 
 
-def resolve(raw_config: DictConfig, typed: Collection[str] = ()) -> dict[str, Any]:
+def resolve(raw_config: DictConfig | dict[str, Any], typed: Collection[str] = ()) -> dict[str, Any]:
     """The composed config as a run records it: plain values, with each setting under one key.
 
+    raw_config: changed in place; plain values where it was composed as such.
     typed: keys of the command line. RequestError for a section `callbacks` that is wrong.
     """
-    config = to_plain(raw_config)
+    config = to_plain(raw_config) if isinstance(raw_config, DictConfig) else raw_config
     resolve_aliases(config, typed)
     return config
-
-
-def to_plain(raw_config: DictConfig) -> dict[str, Any]:
-    """Evaluate the interpolations of a config, in place, and return it as plain values.
-
-    A mandatory value that is still missing is the text `???`.
-    """
-    OmegaConf.resolve(raw_config)
-    return cast(dict[str, Any], OmegaConf.to_container(raw_config, resolve=False, enum_to_str=True))
 
 
 def register() -> None:

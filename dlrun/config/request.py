@@ -25,9 +25,8 @@ from dlrun.config.compose import (
     quote_letters,
     resolve,
     run_hydra,
-    to_plain,
 )
-from dlrun.config.composer import Composer
+from dlrun.config.composer import Composer, to_plain
 from dlrun.config.files import ConfigFile, ConfigFiles, has_own_files
 from dlrun.core.errors import RequestError
 from dlrun.core.format import count_digits, format_folder_name
@@ -108,8 +107,8 @@ def from_command_line(words: Sequence[str]) -> list[Request]:
     requests: list[Request] = []
     files = ConfigFiles()
 
-    def capture(raw_config: DictConfig) -> None:
-        request = _capture_job(raw_config, list(hydra_words), files)
+    def capture(raw_config: DictConfig | dict[str, Any]) -> None:
+        request = _capture_job(raw_config, list(hydra_words), files, flags.overrides)
         requests.extend(_expand_points(request, files))
         # Counted as they arrive: composing the points of a mistyped range could take hours.
         if len(requests) > requests[0].config["sweep"]["max_jobs"]:
@@ -130,8 +129,10 @@ def from_command_line(words: Sequence[str]) -> list[Request]:
     return [replace(request, notes=[*request.notes, *notes]) for request in requests]
 
 
-def _capture_job(raw_config: DictConfig, words: list[str], files: ConfigFiles) -> Request:
-    """Make a request of a composed job, while Hydra's resolvers still answer."""
+def _capture_job(
+    raw_config: DictConfig | dict[str, Any], words: list[str], files: ConfigFiles, typed: Sequence[str]
+) -> Request:
+    """Make a request of a composed job, while Hydra's resolvers still answer; typed: all overrides of the words."""
     settings = cast(DictConfig, HydraConfig.get())
     is_multirun = _is_multirun(settings)
     folder = None
@@ -146,7 +147,7 @@ def _capture_job(raw_config: DictConfig, words: list[str], files: ConfigFiles) -
     request = _make_request(raw_config, settings, overrides, folder, words, files)
 
     has_points = bool(request.config["sweep"]["points"])
-    unheeded.refuse_other_folder(parse_flags(words).overrides, is_multirun, has_points)
+    unheeded.refuse_other_folder(typed, is_multirun, has_points)
     return request
 
 
@@ -155,7 +156,7 @@ def _is_multirun(settings: DictConfig) -> bool:
 
 
 def _make_request(
-    raw_config: DictConfig,
+    raw_config: DictConfig | dict[str, Any],
     settings: DictConfig,
     overrides: list[str],
     folder: Path | None,
@@ -172,7 +173,9 @@ def _make_request(
     for group in ("data", "model", "optimizer", "scheduler"):
         if group not in choices:
             raise RequestError(f"{group} takes one choice; type {group}=<one of `dlrun ls {group}`>")
-        _replace_target(raw_config, group, overrides, choices)
+        # Plain values are of words that name no class.
+        if isinstance(raw_config, DictConfig):
+            _replace_target(raw_config, group, overrides, choices)
 
     own_files: list[ConfigFile] = []
     # Looking up the files takes 0.2 s, and dlrun's own need no check.
@@ -280,7 +283,7 @@ def _expand_points(request: Request, files: ConfigFiles) -> list[Request]:
     for number, extra in enumerate(points):
         words = [*common, *extra]
         try:
-            raw_config = composer.compose(words)
+            raw_config = composer.compose_plain(words)
         except Exception as error:
             # Passes through, too.
             error.add_note(IN_POINTS)

@@ -12,11 +12,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dlrun.config import compose, request
-from dlrun.config.composer import Composer
+from dlrun.config.composer import Composer, to_plain
 from dlrun.config.schema import CONFIG_DIR
 
 OWN = {"optimizer/mine.yaml": "_target_: torch.optim.SGD\nlr: ${seed}\n"}
@@ -140,6 +140,65 @@ def test_the_config_and_what_hydra_knows_of_it_are_hydras_own(
     assert plain_config == expected
     assert OmegaConf.is_struct(composed)
     assert known == truly_known
+
+
+@pytest.mark.parametrize("words", LINES, ids=" ".join)
+def test_plain_values_are_those_of_the_config(words: list[str], composer: Composer) -> None:
+    try:
+        expected = to_plain(composer.compose(words, 7))
+    except OmegaConfBaseException:
+        # Some lines name what only a whole command line has.
+        return
+    known = OmegaConf.to_container(HydraConfig.get(), resolve=False)
+    for _ in range(2):
+        point = composer.compose_plain(words, 7)
+        assert (to_plain(point) if isinstance(point, DictConfig) else point) == expected
+        assert repr(point if isinstance(point, dict) else expected) == repr(expected)
+        assert OmegaConf.to_container(HydraConfig.get(), resolve=False) == known
+    assert to_plain(composer.compose([])) == to_plain(composer.compose([], 1))
+
+
+@pytest.mark.parametrize(
+    ("words", "is_plain"),
+    [
+        (["optimizer.lr=1", "seed=2", "data=blobs"], True),
+        (["optimizer.lr=1"] * 2, True),
+        (["device.timeout_seconds=5"], True),
+        (["resume=null", "run.name='a b'", "trainer.max_steps=3"], True),
+        # Other keys name these.
+        (["trainer.ema_decay=0.5"], False),
+        (["paths.data=x", "data=mnist"], False),
+        (["checkpoint={keep: 3}"], False),
+        (["model.dropout=${seed}"], False),
+        (["+model.new=1"], False),
+        (["model._target_=a.B"], False),
+        (["model.hidden_sizes=[1]"], False),
+    ],
+    ids=str,
+)
+def test_numbers_and_words_need_no_config_of_their_own(words: list[str], is_plain: bool, composer: Composer) -> None:
+    point = composer.compose_plain(words)
+    assert isinstance(point, dict) == is_plain
+    plain_config = to_plain(point) if isinstance(point, DictConfig) else point
+    assert plain_config == to_plain(composer.compose(words))
+    if words[0] == "device.timeout_seconds=5":
+        # As the schema has it.
+        assert type(plain_config["device"]["timeout_seconds"]) is float
+    if is_plain:
+        plain_config["optimizer"]["lr"] = 99
+        plain_config["expect"].append(1)
+        assert composer.compose_plain(words) == to_plain(composer.compose(words))
+
+
+@pytest.mark.parametrize("words", some_fast(WRONG), ids=" ".join)
+def test_plain_values_are_refused_as_hydra_does(words: list[str], composer: Composer) -> None:
+    known = (HydraException, OmegaConfBaseException, ValueError)
+    with pytest.raises(known) as expected:
+        composer.compose(words)
+    with pytest.raises(known) as caught:
+        composer.compose_plain(words)
+    assert str(caught.value) == str(expected.value)
+    assert to_plain(composer.compose([]))["trainer"]["epochs"] == 20
 
 
 @pytest.mark.parametrize("words", some_fast(WRONG), ids=" ".join)
