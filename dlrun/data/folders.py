@@ -179,6 +179,9 @@ def image_folder(
         nothing_to_learn = (
             f"{catalogue.source} has only one {what}, '{class_names[0]}', so there is nothing to tell apart"
         )
+        only = catalogue.source / class_names[0]
+        if labels is None and any(path.is_dir() for path in only.iterdir()):
+            nothing_to_learn += f"; it holds folders itself, so perhaps type data.path={only}"
     # One class is no mistake here: such data can still be evaluated.
     if task == "binary" and len(class_names) > 2:
         raise RequestError(f"data.task=binary: {folder} holds {len(class_names)} classes; type data.task=multiclass")

@@ -403,6 +403,14 @@ def test_parts_inside_folders_of_their_name(tmp_path):
     assert [note.rpartition(" ")[2] for note in splits.notes] == ["me.txt."] * 2
 
 
+def test_a_folder_around_the_class_folders_is_pointed_to(dlrun, tmp_path):
+    write_folder(tmp_path / "archive" / "photos", {"a": 3, "b": 3})
+    done = dlrun("data=image_folder", "data.path=archive", "data.image_size=8")
+    assert (done.code, done.out) == (2, "")
+    assert "archive has only one class folder, 'photos'" in done.err
+    assert "type data.path=archive/photos" in done.err
+
+
 def test_images_without_class_folders_are_no_test_part(dlrun, tmp_path):
     write_folder(tmp_path / "photos" / "train", {"a": 8, "b": 8})
     write_folder(tmp_path / "photos" / "other", {"test": 3})
