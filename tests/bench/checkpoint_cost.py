@@ -13,6 +13,7 @@ from machine import described, row
 from dlrun.config.compose import compose_config, resolve
 from dlrun.config.request import Request
 from dlrun.config.settings import read_settings
+from dlrun.core.files import DiskProblems
 from dlrun.engine import device
 from dlrun.engine.trainer import Trainer
 from dlrun.experiment import run
@@ -31,7 +32,7 @@ def measured(root: str, epochs: int) -> tuple[float, float, int]:
         folder = Path(place)
         parts = run.prepare(settings, process, None)
         run_folder.write_description(folder, request, process)
-        saver = run.make_checkpoint_manager(folder, parts, request, None)
+        saver = run.make_checkpoint_manager(folder, parts, request, None, DiskProblems())
         with logger.open_logger(LoggedRun(folder)) as tracker:
             Trainer(parts.state, [tracker, saver], lambda: False).fit()
         size = (folder / "checkpoints" / "last.pt").stat().st_size
