@@ -1,8 +1,8 @@
 """Where rows come from: lines of a table, files, or positions in an array; known through every split and shuffle."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
@@ -57,6 +57,9 @@ class Origin:
     # Every source is a file with a single row, such as a picture.
     has_file_each: bool = False
 
+    # What else is known of each row, such as its time, by name: texts (count,).
+    columns: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
+
     @classmethod
     def from_position(cls, source: str, count: int) -> "Origin":
         """All rows of one source, in its order."""
@@ -95,7 +98,9 @@ class Origin:
         lines = [origin.line for origin in origins if origin.line is not None]
         line = torch.cat(lines) if len(lines) == len(origins) else None
         has_file_each = all(origin.has_file_each for origin in origins)
-        return cls(sources, count, source, row, line, has_file_each)
+        names = first.columns if all(origin.columns.keys() == first.columns.keys() for origin in origins) else ()
+        columns = {name: np.concatenate([origin.columns[name] for origin in origins]) for name in names}
+        return cls(sources, count, source, row, line, has_file_each, columns)
 
     def take(self, index: Tensor) -> "Origin":
         """Select rows by `index` (int64), in its order."""
@@ -108,6 +113,7 @@ class Origin:
             index if self.row is None else self.row[index],
             None if self.line is None else self.line[index],
             self.has_file_each,
+            {name: texts[index.numpy()] for name, texts in self.columns.items()},
         )
 
     def format_label(self, index: int) -> str:
@@ -139,7 +145,7 @@ class Origin:
         columns: dict[str, list[Any]] = {"row": self._get_rows().tolist(), "source": sources}
         if self.line is not None:
             columns["line"] = self.line.tolist()
-        return columns
+        return columns | {name: texts.tolist() for name, texts in self.columns.items()}
 
     def _get_sources(self) -> Tensor:
         return torch.zeros(self.count, dtype=torch.int64) if self.source is None else self.source

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from dlrun.core.errors import DataError, RequestError, join_names
 from dlrun.core.suggest import did_you_mean
 from dlrun.data.class_folders import NAMES_OF_PARTS, list_files_below
+from dlrun.data.columns.named import read_named
 from dlrun.data.columns.parts import RowParts, check_split, describe_small_classes, draw_parts
-from dlrun.data.columns.reading import TableFile, TextFormat, decode, hash_file, read_file
+from dlrun.data.columns.reading import TableFile, TextFormat, decode, hash_file
 from dlrun.data.datasets import RowIndices
 from dlrun.data.files.table import Table, parse_numbers
 from dlrun.data.origin import Origin
@@ -257,15 +258,6 @@ def _read_tables(
         targets = [[number for number in range(len(joined.table.names)) if number not in texts][-1]]
     _refuse_twice(joined.table, texts, targets)
     return _Source(files, joined, texts, targets, val_path is not None, test_path is not None, False, tuple(notes))
-
-
-def read_named(path: Path, text_format: TextFormat, names: Sequence[str]) -> TableFile:
-    """Read a table whose first line holds names, if any of these is among them, whatever the cells below suggest."""
-    file = read_file(path, text_format)
-    if text_format.header is not None or file.table.has_header:
-        return file
-    first = {cells[0].strip() for cells in file.table.columns}
-    return read_file(path, replace(text_format, header=True)) if first & set(names) else file
 
 
 def _list_columns(columns: str | int | Sequence[str | int] | None) -> list[str | int]:

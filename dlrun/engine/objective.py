@@ -402,6 +402,20 @@ class Objective:
             # Nothing is trained yet: a metric that cannot be computed is a wrong request.
             raise RequestError(str(error)) from error
 
+    def score_outputs(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        """Metrics of an answer to each row, outputs (N, ...), without a model."""
+        totals = self.new_accumulator()
+        with torch.no_grad():
+            totals.add(outputs, targets, self.compute_loss(outputs, targets))
+        return totals.compute_metrics()
+
+    def scale_values(self, values: Tensor) -> Tensor:
+        """The outputs that stand for values of a regression in the unit of the data."""
+        if not self.scales_targets:
+            return values
+        mean, std = self._get_target_scale(values)
+        return (values - mean) / std
+
     def _add_constant(self, totals: "MetricAccumulator", outputs: Tensor, targets: Tensor) -> None:
         """Add rows that are all answered by the same outputs (1, ...)."""
         if self.spec.task == "tagging":

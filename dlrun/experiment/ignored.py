@@ -82,6 +82,8 @@ def _explain_model(context: RunContext) -> dict[str, str]:
     if context.settings.plain["init_from"] is None:
         reasons["init_map"] = "it is for init_from=<run or file>"
     # A model of the user's own may read its settings in another way.
+    if context.splits.spec.kind == "series":
+        reasons["model.embedding_size"] = "windows of numbers have no embedding"
     if str(context.settings.model.target).startswith("dlrun.") and values.get("model.hidden_sizes") == []:
         reasons["model.activation"] = "there are no hidden layers"
         if values.get("model.dropout"):

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import hydra.utils
+import torch
 
 from dlrun.config import schema
+from dlrun.data.datasets import Part, count_rows
 from dlrun.data.inspection import get_valid_targets
-from dlrun.data.spec import Splits
+from dlrun.data.spec import DataSpec, Split, Splits
+from dlrun.data.windows import forecast_naively, is_series
 from dlrun.engine import evaluation, trainer
 from dlrun.engine.objective import Objective
 from dlrun.experiment import probes
@@ -22,12 +25,18 @@ from dlrun.runs.expectations import Value
 from dlrun.runs.logger import RunLogger
 from dlrun.runs.record import RunRecord
 
+# Windows that are read one by one for the trivial forecast.
+_MOST_WINDOWS = 5_000
+
 
 def compute_baseline(task: Objective, splits: Splits) -> dict[str, float]:
     """Metrics of the trivial answer, the training split's mean or majority class, on every split.
 
-    Empty where a dataset of the user's own has no `targets`.
+    Of series the trivial forecast, which repeats what a window ends with. Empty where a dataset of the user's own has
+    no `targets`.
     """
+    if is_series(splits.spec) and not splits.spec.reconstructs:
+        return _score_naive_forecasts(task, splits)
     train = get_valid_targets(splits.train, splits.spec)
     metrics: dict[str, float] = {}
     for name, part in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
@@ -35,6 +44,29 @@ def compute_baseline(task: Objective, splits: Splits) -> dict[str, float]:
         if train is not None and targets is not None:
             metrics |= {f"{name}/{key}": value for key, value in task.compute_baseline(train, targets).items()}
     return metrics
+
+
+def _score_naive_forecasts(task: Objective, splits: Splits) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    for name, part in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
+        if part is not None:
+            scores = score_naive_forecast(task, part, splits.spec)
+            metrics |= {f"{name}/{key}": value for key, value in scores.items()}
+    return metrics
+
+
+def score_naive_forecast(task: Objective, part: Part, spec: DataSpec) -> dict[str, float]:
+    """Metrics of the trivial forecast on the windows of a part; of one that is not in memory, on some of them."""
+    if isinstance(part, Split):
+        x = part.inputs[0]
+        targets = part.targets
+    else:
+        count = count_rows(part)
+        rows = torch.linspace(0, count - 1, min(count, _MOST_WINDOWS)).long().tolist()
+        windows: Any = part
+        pairs = [windows[row] for row in rows]
+        x, targets = (torch.stack([torch.as_tensor(value) for value in column]) for column in zip(*pairs, strict=True))
+    return task.score_outputs(task.scale_values(forecast_naively(spec, x)), targets.double())
 
 
 def collect_result(

@@ -19,6 +19,7 @@ from dlrun.core.csv_text import CsvWriter
 from dlrun.core.files import write_json, write_text
 from dlrun.data.origin import Origin
 from dlrun.data.spec import Output
+from dlrun.data.windows import is_series, name_steps
 from dlrun.engine.calibration import Calibration
 from dlrun.engine.per_class import PerClass
 from dlrun.inference.predict.answer import undo_normalization
@@ -174,6 +175,9 @@ def _name_columns(evaluation: Evaluation) -> list[str]:
         return ["mse", *(f"reconstructed_{name}" for name in names)]
     if count == 1:
         return ["true", "predicted"]
+    if is_series(spec):
+        steps = name_steps(spec)
+        return [f"{column}_{step}" for column in ("true", "predicted") for step in steps]
     return [*(f"true_{i}" for i in range(count)), *(f"predicted_{i}" for i in range(count))]
 
 
@@ -250,7 +254,8 @@ def _draw_figures(evaluation: Evaluation) -> Iterator[tuple[str, "Figure"]]:
             yield "reconstructions", reconstruction.draw_reconstructions(targets, predictions, spec, evaluation.split)
         return
     if evaluation.probability is None:
-        names = [str(i) for i in range(targets.shape[1])]
+        spec = evaluation.saved_model.spec
+        names = name_steps(spec) if is_series(spec) else [str(i) for i in range(targets.shape[1])]
         yield "residuals", regression.draw_residuals(predictions, targets, names, evaluation.split)
         return
 

@@ -10,12 +10,14 @@ from torch import Tensor
 from dlrun.config import unheeded
 from dlrun.core.errors import DataError, RunError
 from dlrun.core.files import is_about
-from dlrun.data import tables, text
-from dlrun.data.datasets import count_rows
+from dlrun.data import series, tables, text
+from dlrun.data.datasets import count_rows, join_parts
 from dlrun.data.inspection import get_valid_targets
+from dlrun.data.series import SERIES_TARGET
 from dlrun.data.spec import PADDING
 from dlrun.data.tables import TABLE_TARGET
 from dlrun.data.text import TEXT_TARGET
+from dlrun.data.windows import is_series
 from dlrun.engine import trainer
 from dlrun.engine.calibration import Calibration, compute_calibration
 from dlrun.engine.objective import Objective
@@ -33,12 +35,13 @@ from dlrun.runs.reports.plots import fonts
 _FILE_TARGETS = (
     TABLE_TARGET,
     TEXT_TARGET,
+    SERIES_TARGET,
     "dlrun.data.tabular.csv",
     "dlrun.data.folders.image_folder",
     "dlrun.data.arrays.arrays",
 )
 # Those that are known again by their bytes.
-_HASHES = {TABLE_TARGET: tables.hash_files, TEXT_TARGET: text.hash_files}
+_HASHES = {TABLE_TARGET: tables.hash_files, TEXT_TARGET: text.hash_files, SERIES_TARGET: series.hash_files}
 _MAX_CLASS_LINES = 20
 
 
@@ -221,6 +224,11 @@ def _compute_baseline(saved_model: SavedModel, name: str) -> dict[str, float]:
         baseline = result.compute_baseline(saved_model.task, saved_model.splits)
         return {key: value for key, value in baseline.items() if key.startswith(f"{name}/")}
 
+    if is_series(saved_model.splits.spec):
+        parts = (saved_model.splits.train, saved_model.splits.val, saved_model.splits.test)
+        every = join_parts({str(number): part for number, part in enumerate(parts) if part is not None})
+        scores = result.score_naive_forecast(saved_model.task, every, saved_model.splits.spec)
+        return {f"all/{key}": value for key, value in scores.items()}
     # The whole data set has no separate training part to take a majority from.
     part_targets = []
     for part in (saved_model.splits.train, saved_model.splits.val, saved_model.splits.test):

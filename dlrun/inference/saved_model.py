@@ -20,6 +20,7 @@ from dlrun.data.batches import Batches
 from dlrun.data.datasets import Part, count_rows, get_origin, join_parts, take
 from dlrun.data.files import tensors
 from dlrun.data.origin import Origin
+from dlrun.data.series import SERIES_TARGET
 from dlrun.data.spec import DataSpec, Splits
 from dlrun.data.tables import TABLE_TARGET
 from dlrun.data.text import TEXT_TARGET
@@ -101,7 +102,7 @@ class SavedModel:
         """Settings under which a table is read as the model was trained to read one."""
         spec = self.state.get("spec", {})
         preprocessing = spec.get("preprocessing")
-        if not preprocessing or self.settings.data.target not in (TABLE_TARGET, TEXT_TARGET):
+        if not preprocessing or self.settings.data.target not in (TABLE_TARGET, TEXT_TARGET, SERIES_TARGET):
             return self.settings
         if self.settings.data.target == TEXT_TARGET:
             preprocessing = {**preprocessing, "vocabulary": spec["vocabulary"]}

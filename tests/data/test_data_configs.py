@@ -19,7 +19,7 @@ CHANGED = {
 
 def test_every_option_is_there():
     synthetic = {"line", "regression", "parabola", "blobs", "flower", "points", *GIVEN_ROWS}
-    tables = {"csv", "table", "diabetes", "names", "hello", "text"}
+    tables = {"csv", "table", "diabetes", "names", "hello", "text", "series"}
     images = {"digits", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "image_folder", "arrays"}
     assert {path.stem for path in CONFIGS} == synthetic | tables | images
 

@@ -23,6 +23,7 @@ from dlrun.data import datasets as rows_of
 from dlrun.data.batches import Batches, EpochOrder, LoaderBatches, MemoryBatches, Placement, SplitBatches
 from dlrun.data.datasets import Part
 from dlrun.data.inspection import BatchCheck, Inspection, inspect_loaded, inspect_splits
+from dlrun.data.series import SERIES_TARGET
 from dlrun.data.spec import DataSpec, Split, Splits
 from dlrun.data.tables import TABLE_TARGET
 from dlrun.data.text import TEXT_TARGET
@@ -188,6 +189,9 @@ def disable_splitting(settings: Settings, overrides: Sequence[str]) -> Settings:
     arguments = dict(settings.data.arguments)
     if "test_fraction" in arguments:
         arguments["test_fraction"] = 0.0
+    # Every window, whatever the distance of those that were trained on.
+    if settings.data.target == SERIES_TARGET:
+        arguments["stride"] = 1
     # Of tables: other ways to split.
     if settings.data.target in (TABLE_TARGET, TEXT_TARGET):
         arguments |= {"split": "random", "split_column": None, "folds": None, "fold": 0}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dlrun.data.batches import Batches, LoaderBatches
 from dlrun.data.spec import PADDING, DataSpec
+from dlrun.data.windows import is_series, name_naive_forecast
 from dlrun.engine import device
 from dlrun.engine.callback import Callback, TrainerView
 from dlrun.engine.device import START_SCALE
@@ -453,7 +454,7 @@ def _find_trivial_result(
     """Find a result no better than that of an answer which never looks at the input."""
     if spec.task == "regression":
         name = "r2"
-        who = "the mean"
+        who = f"the {name_naive_forecast(spec)}" if is_series(spec) else "the mean"
     else:
         name = "accuracy"
         who = "how often each label occurs" if spec.task == "multilabel" else "the majority class"
@@ -467,7 +468,7 @@ def _find_trivial_result(
     # Where all targets are the same the trivial answer is right, and r2 says nothing.
     if (targets == targets[:1]).all():
         return {}
-    if value > (0.0 if spec.task == "regression" else trivial):
+    if value > (0.0 if spec.task == "regression" and not is_series(spec) else trivial):
         return {}
     return {
         "trivial": f"no better than the trivial answer: {split}/{name} is {value:.4f}, and {who} gives {trivial:.4f}; "

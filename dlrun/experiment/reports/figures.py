@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dlrun.data.datasets import get_origin
+from dlrun.data.windows import is_series
 from dlrun.engine import device
 from dlrun.engine.evaluation import (
     MAX_ROWS,
@@ -28,6 +29,7 @@ from dlrun.runs.reports.plots import (
     classification,
     decision,
     errors,
+    forecast,
     landscape,
     loss,
     reconstruction,
@@ -104,6 +106,10 @@ def _draw_regression(context: RunContext, final: SplitOutputs) -> Iterator[Named
             yield "reconstructions", reconstruction.draw_reconstructions(targets, values, spec, split)
         return
 
+    if is_series(spec):
+        forecasts = context.objective.predict(final.outputs)
+        yield "forecast", forecast.draw_forecast(inputs[0], forecasts, targets, spec, split)
+        return
     if spec.output_size == 1 and spec.kind == "vector" and spec.input_size == 1:
         train_inputs, train_targets = collect_rows(context.state.train)
         rows = {"train": (train_inputs[0], train_targets), split: (inputs[0], targets)}

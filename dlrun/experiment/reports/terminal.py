@@ -15,6 +15,7 @@ from dlrun.core.yaml import dump_yaml
 from dlrun.data.batches import MemoryBatches
 from dlrun.data.datasets import count_rows
 from dlrun.data.spec import DataSpec, Splits
+from dlrun.data.windows import is_series, name_naive_forecast
 from dlrun.engine.state import TrainState
 from dlrun.experiment.context import Answer, RunContext
 from dlrun.experiment.preflight.checks import estimate_checkpoint_bytes
@@ -268,6 +269,8 @@ def name_baseline(context: RunContext) -> str:
     """Return the name of the trivial answer."""
     if context.splits.spec.outputs:
         return "trivial"
+    if is_series(context.splits.spec):
+        return name_naive_forecast(context.splits.spec)
     return "mean" if context.splits.spec.task == "regression" else "majority"
 
 

@@ -273,6 +273,10 @@ def describe_preprocessing(saved_model: SavedModel, example: Example, shape: Seq
         gaps = {"gaps": sorted(GAPS), "gap_category": GAP}
         return description | gaps | dict(spec.preprocessing)
 
+    if example.kind == "series":
+        # The last rows of a table, in the order of time and without gaps.
+        return description | dict(spec.preprocessing)
+
     if example.kind == "table":
         return description | {"feature_names": list(spec.feature_names), **constants}
 

@@ -15,6 +15,7 @@ from dlrun.data.columns.preprocessing import Preprocessing, encode_rows
 from dlrun.data.files.pixels import normalize_
 from dlrun.data.spec import DataSpec, Split
 from dlrun.data.tokens import is_text
+from dlrun.data.windows import is_series
 from dlrun.inference.saved_model import SavedModel
 
 # Rows to check with where the data are not at hand.
@@ -26,7 +27,7 @@ _EXAMPLE_ROWS = 3
 class Example:
     """Raw input as a user has it, and the tensors that a loader makes of it."""
 
-    # picture, table, columns, text, document, array or arrays: how a loader reads the file.
+    # picture, table, columns, series, text, document, array or arrays: how a loader reads the file.
     kind: str
     file: str
     content: bytes
@@ -84,6 +85,8 @@ def make_example(spec: DataSpec, has_byte_pixels: bool, inputs: Sequence[Tensor]
     x = inputs[0][:_EXAMPLE_ROWS]
     if spec.kind == "tokens":
         return _make_text(spec, x, inputs[1][:_EXAMPLE_ROWS])
+    if is_series(spec):
+        return _make_series(spec, x[:1])
     if spec.preprocessing:
         return _make_columns(spec, x)
     if spec.kind == "vector" and x.dim() == 2:
@@ -139,6 +142,12 @@ def _make_table(spec: DataSpec, x: Tensor) -> Example:
     rounded_values = torch.tensor([list(map(float, row)) for row in rows], dtype=torch.float64)
     inputs = ((rounded_values - mean) / std).to(x.dtype)
     return Example("table", "example.csv", file.getvalue().encode(), (inputs,))
+
+
+def _make_series(spec: DataSpec, x: Tensor) -> Example:
+    """The rows of one window as a table."""
+    example = _make_table(spec, x[0])
+    return Example("series", example.file, example.content, (example.inputs[0][None],))
 
 
 def _make_columns(spec: DataSpec, x: Tensor) -> Example:

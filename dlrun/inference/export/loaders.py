@@ -81,6 +81,13 @@ for column in how["columns"]:
         features.append(gaps)
 inputs = [np.array(features, dtype).T]
 """,
+    "series": """\
+with Path(file).open(encoding="utf-8-sig", newline="") as opened:
+    rows = [[float(row[name]) for name in how["features"]] for row in csv.DictReader(opened)]
+if len(rows) < how["window"]:  # in the order of time, without gaps
+    sys.exit(f"{file} has {len(rows)} rows, and the model looks at {how['window']}")
+inputs = [((np.array(rows[-how["window"] :]) - how["mean"]) / how["std"]).astype(dtype)[None]]
+""",
     "text": """\
 code = {entry: i for i, entry in enumerate(how["vocabulary"]) if entry}
 texts = []
@@ -162,6 +169,15 @@ for row, length in zip(outputs, inputs[1]):
 """,
 }
 
+# Of a forecast a line per step, with the value of each target.
+_PRINT_STEPS = """\
+scale = about.get("output_to_value")
+if isinstance(scale, dict):
+    outputs = outputs * scale["std"] + scale["mean"]
+for step in outputs.reshape(how["horizon"], -1):
+    print(*step)
+"""
+
 
 def render_loader(kind: str, task: str) -> str:
     """Return the source of load_onnx.py for one kind of raw input, an `Example.kind`, and one task."""
@@ -173,8 +189,9 @@ def render_loader(kind: str, task: str) -> str:
     head = _HEAD.format(
         imports="\n".join(imports),
         library={"text": "\nimport unicodedata", "document": "\nimport unicodedata"}.get(kind, ""),
-        first="import csv\n" if kind == "columns" else "",
+        first="import csv\n" if kind in ("columns", "series") else "",
         dates="import re\n" if kind in ("columns", "document") else "",
         later="\nfrom datetime import datetime" if kind == "columns" else "",
     )
-    return head + _READ[kind] + _RUN + _PRINT[task]
+    printing = _PRINT_STEPS if kind == "series" else _PRINT[task]
+    return head + _READ[kind] + _RUN + printing

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from dlrun.core import user_code
 from dlrun.core.errors import DataError, RequestError
+from dlrun.data.series import SERIES_TARGET
 from dlrun.data.text import TEXT_TARGET
 from dlrun.data.tokens import is_text
+from dlrun.data.windows import is_series
 from dlrun.engine.objective import Objective
 from dlrun.inference.predict import forward
 from dlrun.inference.predict.answer import (
@@ -25,6 +27,7 @@ from dlrun.inference.predict.answer import (
 from dlrun.inference.predict.read_columns import ColumnsReader
 from dlrun.inference.predict.read_document import DocumentReader
 from dlrun.inference.predict.read_image import ImageReader
+from dlrun.inference.predict.read_series import SeriesReader, list_steps
 from dlrun.inference.predict.read_table import TableReader
 from dlrun.inference.predict.read_text import TextReader
 from dlrun.inference.predict.reader import Item, Prepared, Reader
@@ -67,6 +70,9 @@ def make_reader(saved_model: SavedModel) -> Reader:
     if is_text(spec.preprocessing):
         arguments = data.arguments if data.target == TEXT_TARGET else {}
         return DocumentReader(spec, arguments.get("separator"), arguments.get("encoding"))
+    if is_series(spec):
+        arguments = data.arguments if data.target == SERIES_TARGET else {}
+        return SeriesReader(spec, arguments.get("separator"), arguments.get("encoding"))
     if spec.kind == "tokens":
         return TextReader(spec)
     if spec.preprocessing:
@@ -126,7 +132,9 @@ def _answer_batch(
 
         prediction = next(predictions)
         fields: dict[str, Any] = {"error": prediction} if isinstance(prediction, str) else prediction
-        yield Answer(item.name, label=item.label, note=row.note, where=item.where, **fields)
+        answer = Answer(item.name, label=item.label, note=row.note, where=item.where, **fields)
+        # A forecast answers for several times.
+        yield from list_steps(item, answer)
 
 
 def _predict_rows(saved_model: SavedModel, reader: Reader, rows: list[Prepared], top: int) -> list[_Prediction]:

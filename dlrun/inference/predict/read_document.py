@@ -8,10 +8,10 @@ from torch import Tensor
 
 from dlrun.core.errors import DataError
 from dlrun.core.suggest import did_you_mean
+from dlrun.data.columns.named import read_named
 from dlrun.data.columns.reading import EXCEL, FEATHER, PARQUET, TextFormat
 from dlrun.data.files.table import Table
 from dlrun.data.spec import DataSpec
-from dlrun.data.text import read_named
 from dlrun.data.tokens import UNKNOWN, Tokenizer, pad_codes
 from dlrun.inference.predict.read_table import format_label
 from dlrun.inference.predict.reader import STDIN, Item, Prepared, explain_missing, list_files, open_text, read_lines

@@ -13,6 +13,7 @@ from rich.text import Text
 from dlrun.core import csv_text
 from dlrun.core.terminal import escape_json, escape_line, write_out
 from dlrun.data.spec import DataSpec, Output
+from dlrun.data.windows import is_series
 from dlrun.inference.predict.answer import Answer, join_labels, join_outputs
 from dlrun.runs.reports.console import Console, format_number
 
@@ -146,7 +147,10 @@ class CsvWriter:
         # A terminal would act on control characters in names; a file takes them as they are.
         self.writer = csv_text.CsvWriter(_EscapedStdout() if sys.stdout.isatty() else sys.stdout)
         if spec.task == "regression":
+            # A forecast has a line for each of its times.
             count = spec.output_size
+            if is_series(spec):
+                count //= int(spec.preprocessing["horizon"])
             names = ["prediction"]
         elif spec.outputs:
             count = 1

@@ -1,0 +1,593 @@
+"""`data=series`: tables of values over time, cut into windows to forecast from."""
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dlrun.core.errors import DataError, RequestError, join_names
+from dlrun.core.suggest import did_you_mean
+from dlrun.data.columns.cells import choose_day_first, is_gap, parse_column
+from dlrun.data.columns.kinds import judge_kind
+from dlrun.data.columns.named import read_named
+from dlrun.data.columns.reading import TableFile, TextFormat, hash_file
+from dlrun.data.datasets import check_fraction
+from dlrun.data.origin import Origin
+from dlrun.data.spec import DataSpec, Split, Splits
+from dlrun.data.tables import Trouble, raise_troubles
+from dlrun.data.windows import (
+    SeriesPreprocessing,
+    Steps,
+    fill_gaps,
+    find_gaps,
+    find_steps,
+    find_windows,
+    forecast_naively,
+    gather,
+    name_naive_forecast,
+    parse_times,
+)
+
+SERIES_TARGET = "dlrun.data.series.series"
+
+# Windows that take more are gathered as they are needed.
+_MOST_BYTES = 2**28
+_PARTS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The rows of a table by series and time.
+
+    rows: numbers of the rows in the table, in this order; breaks: where a series begins; groups: names of the series,
+    and `group`, the number of that of each row; values float64 (rows, features), NaN for gaps.
+    """
+
+    file: TableFile
+    rows: NDArray[np.int64]
+    times: NDArray[np.float64]
+    group: NDArray[np.int64]
+    groups: tuple[str, ...]
+    breaks: NDArray[np.bool_]
+    values: NDArray[np.float64]
+    steps: Steps
+    notes: tuple[str, ...] = ()
+
+    def describe_place(self, row: int) -> str:
+        """File and line of a row, as it stands here."""
+        return f"{self.file.table.path}, line {self.file.table.lines[self.rows[row]]}"
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Names of the columns of a table: the features begin with the targets."""
+
+    features: list[str]
+    target_count: int
+    time: str | None
+    group: str | None
+    left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class WindowDataset(Dataset[Any]):
+    """Windows of one part, gathered as they are needed: input (window, features), target (horizon × targets,)."""
+
+    draws_random_numbers = False
+
+    def __init__(
+        self, inputs: Tensor, outcomes: Tensor, starts: Tensor, window: int, horizon: int, origin: Origin
+    ) -> None:
+        """inputs (rows, features), outcomes (rows, targets): of all rows; starts int64 (N,): first rows of windows."""
+        self.inputs = inputs
+        self.outcomes = outcomes
+        self.starts = starts
+        self.window = window
+        self.horizon = horizon
+        self.origin = origin
+        # As float32.
+        self.bytes_a_row = 4 * (window * inputs.shape[1] + horizon * outcomes.shape[1])
+
+    @property
+    def targets(self) -> Tensor:
+        """All targets (N, horizon × targets)."""
+        return self._gather(self.outcomes, self.starts + self.window, self.horizon).flatten(1)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
+        x, y = self.__getitems__([row])
+        return x[0], y[0]
+
+    def __getitems__(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of several windows."""
+        starts = self.starts[torch.as_tensor(rows)]
+        x = self._gather(self.inputs, starts, self.window)
+        return x, self._gather(self.outcomes, starts + self.window, self.horizon).flatten(1)
+
+    def _gather(self, values: Tensor, starts: Tensor, length: int) -> Tensor:
+        return values[starts.unsqueeze(1) + torch.arange(length)]
+
+
+def series(
+    path: str,
+    target: str | int | list[str | int] = -1,
+    time: str | int | None = None,
+    features: list[str | int] | None = None,
+    group: str | int | None = None,
+    window: int = 48,
+    horizon: int = 1,
+    stride: int = 1,
+    season: int | None = None,
+    missing: str = "previous",
+    header: bool | None = None,
+    separator: str | None = None,
+    encoding: str | None = None,
+    decimal: str | None = None,
+    test_fraction: float = 0.2,
+    val_fraction: float = 0.0,
+    normalize: bool = True,
+    preprocessing: dict[str, Any] | None = None,
+) -> Splits:
+    """Windows of a table of values over time: inputs float64 (N, window, features), targets (N, horizon × targets).
+
+    The inputs of a window are `window` rows, the targets the `horizon` rows behind it, step after step. The parts
+    follow each other in time: the last rows are tested on, those before them validated on, and no window has targets
+    in two parts, so that none trains on what is validated or tested. Features, the targets first, are scaled by mean
+    and std of the rows before the validation part. season: steps that the trivial forecast repeats; None: a day, week
+    or year, or the last value, whichever errs less in training. missing: "previous" fills gaps of inputs with the
+    value before, "error" refuses them; a window whose targets have a gap is left out. preprocessing: of a trained
+    model, applied in place of a new one. Raises DataError or RequestError, naming file, line and column.
+    """
+    for key, value in (("window", window), ("horizon", horizon), ("stride", stride), ("season", season)):
+        if value is not None and value < 1:
+            raise RequestError(f"data.{key}={value} must be at least 1")
+    if season is not None and season > window:
+        raise RequestError(f"data.season={season} must be at most data.window={window}, from which it is taken")
+    if missing not in ("previous", "error"):
+        hint = did_you_mean(missing, ("previous", "error"))
+        raise RequestError(f"data.missing={missing} is no choice; {hint}type previous or error")
+    check_fraction(test_fraction)
+
+    saved = None if preprocessing is None else SeriesPreprocessing.from_plain(preprocessing)
+    text_format = TextFormat({"\\t": "\t"}.get(str(separator), separator), header, encoding, decimal)
+    file, columns = read_columns(Path(path).expanduser(), text_format, target, time, features, group, saved)
+    timeline = read_timeline(file, columns, missing, saved)
+    if saved is not None:
+        window = saved.window
+        horizon = saved.horizon
+
+    filled = fill_gaps(timeline.values, timeline.breaks)
+    gaps = find_gaps(timeline.times, timeline.breaks, timeline.steps)
+    outcomes = timeline.values[:, : columns.target_count]
+    known_targets = _find_known(outcomes)
+    known_inputs = _find_known(filled)
+    starts = find_windows(window, horizon, timeline.breaks | gaps, known_inputs, known_targets)
+    if not len(starts):
+        longest = int(np.diff(np.append(np.flatnonzero(timeline.breaks), len(timeline.rows))).max())
+        raise DataError(
+            f"{path}: data.window={window} and data.horizon={horizon} take {window + horizon} rows without a gap, and "
+            f"the longest series has {longest:,}; type smaller ones"
+        )
+    starts = _apply_stride(starts, timeline, stride)
+    bounds = _choose_bounds(timeline.times, test_fraction, val_fraction)
+    parts, boundary_notes = _split(timeline, starts, window, horizon, bounds)
+
+    if saved is None:
+        # No row that is validated or tested on has a say in the scale.
+        is_trained = timeline.times < bounds[0]
+        mean, std = _fit_scale(filled[is_trained & known_inputs], normalize)
+        saved = SeriesPreprocessing(
+            features=tuple(columns.features),
+            target_count=columns.target_count,
+            window=window,
+            horizon=horizon,
+            time=columns.time,
+            group=columns.group,
+            missing=missing,
+            decimal=file.decimal,
+            has_names=file.table.has_header,
+            indices={name: file.table.names.index(name) for name in _list_used(columns)},
+            mean=mean,
+            std=std,
+            steps=timeline.steps,
+            day_first=_judge_day_first(file, columns.time),
+        )
+    crc = zlib.crc32(parts["train"].astype("<i8").tobytes())
+    fitted = replace(saved, sha256=file.sha256, rows_crc=crc)
+
+    inputs = fitted.scale(filled)
+    origin = _make_origin(timeline)
+    spec = _make_spec(fitted, normalize)
+    made: dict[str, Any] = {}
+    for name in _PARTS:
+        made[name] = _make_part(inputs, outcomes, parts[name], fitted, origin)
+    train = made["train"]
+    if train is None:
+        raise RequestError(
+            f"{path}: no window of {window} + {horizon} rows is left to train on; type a smaller data.window, "
+            "data.test_fraction or data.val_fraction"
+        )
+    if preprocessing is None:
+        fitted = replace(fitted, season=_choose_season(fitted, season, spec, train))
+        spec = replace(spec, preprocessing=fitted.to_plain())
+
+    notes = [*file.notes, *columns.notes, *timeline.notes]
+    notes += _describe_gaps(timeline, filled, known_targets, gaps, columns.target_count)
+    notes += boundary_notes
+    if preprocessing is None:
+        notes.append(f"the trivial forecast is the {name_naive_forecast(spec)}; data.season=… chooses another one.")
+    return Splits(train, made["val"], made["test"], spec, tuple(notes))
+
+
+def hash_files(arguments: Mapping[str, Any]) -> str:
+    """The sha256 by which the table is known again; "" where it cannot be read."""
+    return hash_file(Path(str(arguments["path"])).expanduser())
+
+
+# Columns
+
+
+def read_columns(
+    path: Path,
+    text_format: TextFormat,
+    target: str | int | list[str | int],
+    time: str | int | None,
+    features: list[str | int] | None,
+    group: str | int | None,
+    saved: SeriesPreprocessing | None,
+) -> tuple[TableFile, _Columns]:
+    """The table, and which of its columns are what; those of a trained model, if it is given."""
+    typed = _list_columns(target)
+    if saved is not None:
+        return _match_columns(path, text_format, saved)
+
+    names = [column for column in (*typed, time, group, *(features or ())) if isinstance(column, str)]
+    file = read_named(path, text_format, names)
+    table = file.table
+    targets = _find_all(file, typed, "data.target")
+    if not targets:
+        raise RequestError("data.target=[] names no column; type data.target=<column>")
+    notes = []
+    time_position = None if time is None else table.find_column(time, "data.time")
+    if time is None:
+        time_position = _judge_time_column(file, targets)
+        if time_position is None:
+            notes.append("no column holds dates: rows were taken in their order; data.time=… names a column.")
+        else:
+            notes.append(f"column '{table.names[time_position]}' is the time; data.time=… says otherwise.")
+    group_position = None if group is None else table.find_column(group, "data.group")
+
+    others = [position for position in (time_position, group_position) if position is not None]
+    for key, position in (("time", time_position), ("group", group_position)):
+        if position in targets:
+            raise RequestError(f"data.{key} and data.target both name column '{table.names[position or 0]}'")
+    left_out: list[str] = []
+    if features is None:
+        inputs = []
+        for position in range(len(table.names)):
+            if position in targets or position in others:
+                continue
+            judged = judge_kind(file, position)
+            if judged.kind == "number":
+                inputs.append(position)
+            else:
+                left_out.append(f"{judged.name} ({judged.reason or judged.kind})")
+    else:
+        inputs = [position for position in _find_all(file, features, "data.features") if position not in targets]
+        for position in inputs:
+            if position in others:
+                raise RequestError(f"data.features names column '{table.names[position]}', which is the time or group")
+    if left_out:
+        notes.append(f"left out, as they are no numbers: {join_names(left_out)}.")
+
+    found = [table.names[position] for position in (*targets, *inputs)]
+    time_name = None if time_position is None else table.names[time_position]
+    group_name = None if group_position is None else table.names[group_position]
+    return file, _Columns(found, len(targets), time_name, group_name, tuple(left_out), tuple(notes))
+
+
+def _match_columns(path: Path, text_format: TextFormat, saved: SeriesPreprocessing) -> tuple[TableFile, _Columns]:
+    """Another table with the columns of a trained model: by name, or where they stood in training."""
+    text_format = replace(text_format, decimal=text_format.decimal or saved.decimal)
+    columns = _Columns(list(saved.features), saved.target_count, saved.time, saved.group)
+    wanted = _list_used(columns)
+    file = read_named(path, text_format, wanted if saved.has_names else ())
+    table = file.table
+    if saved.has_names and table.has_header:
+        missing = [name for name in wanted if name not in table.names]
+        if missing == [saved.group]:
+            note = f"there is no column {saved.group}: the rows were taken for one series."
+            return file, replace(columns, group=None, notes=(note,))
+        if missing:
+            hint = did_you_mean(missing[0], table.names)
+            raise DataError(f"{path}: there is no column {join_names(missing)}; {hint}it has {join_names(table.names)}")
+        return file, columns
+    if max(saved.indices.values()) >= len(table.names):
+        raise DataError(f"{path} has {len(table.names)} columns, and the model takes {join_names(wanted)}")
+    names = list(table.names)
+    for name, position in saved.indices.items():
+        names[position] = name
+    return replace(file, table=replace(table, names=tuple(names))), columns
+
+
+def _list_used(columns: _Columns) -> list[str]:
+    return [*columns.features, *(name for name in (columns.time, columns.group) if name is not None)]
+
+
+def _list_columns(columns: str | int | Sequence[str | int]) -> list[str | int]:
+    return [columns] if isinstance(columns, str | int) else list(columns)
+
+
+def _find_all(file: TableFile, columns: Sequence[str | int], key: str) -> list[int]:
+    positions = [file.table.find_column(column, key) for column in columns]
+    for position in positions:
+        if positions.count(position) > 1:
+            raise RequestError(f"{key} names column '{file.table.names[position]}' twice; leave out one of them")
+    return positions
+
+
+def _judge_time_column(file: TableFile, targets: Sequence[int]) -> int | None:
+    """The first column of dates."""
+    for position in range(len(file.table.names)):
+        if position not in targets and judge_kind(file, position).kind == "date":
+            return position
+    return None
+
+
+# Rows
+
+
+def read_timeline(file: TableFile, columns: _Columns, missing: str, saved: SeriesPreprocessing | None) -> Timeline:
+    """The rows of a table by series and time; DataError for cells that are no numbers or times, and for equal times."""
+    table = file.table
+    decimal = file.decimal if saved is None else saved.decimal
+    values = np.stack([_read_numbers(file, name, decimal, missing) for name in columns.features], axis=1)
+    groups: tuple[str, ...] = ("",)
+    group = np.zeros(len(table.lines), np.int64)
+    if columns.group is not None:
+        cells = [cell.strip() for cell in table.columns[table.names.index(columns.group)]]
+        found, codes = np.unique(cells, return_inverse=True)
+        groups = tuple(map(str, found))
+        group = codes.astype(np.int64)
+
+    times, is_date = _read_times(file, columns.time, saved)
+    order = np.lexsort((times, group))
+    notes = []
+    within = np.diff(times)[np.diff(group) == 0]
+    if columns.time is not None and (within < 0).any():
+        notes.append(f"rows were put in the order of '{columns.time}'.")
+    times = times[order]
+    group = group[order]
+    breaks = np.append(True, np.diff(group) != 0)
+    steps = find_steps(times, breaks, is_date)
+    timeline = Timeline(file, order, times, group, groups, breaks, values[order], steps, tuple(notes))
+    _refuse_equal_times(timeline, columns)
+    if not steps.is_regular:
+        inside = np.diff(times)[~breaks[1:]]
+        shortest, longest = (replace(steps, seconds=float(value)).describe() for value in (inside.min(), inside.max()))
+        note = (
+            f"steps of '{columns.time}' are irregular, from {shortest} to {longest}: windows count rows, however far "
+            "apart they are."
+        )
+        timeline = replace(timeline, notes=(*timeline.notes, note))
+    return timeline
+
+
+def _read_numbers(file: TableFile, name: str, decimal: str, missing: str) -> NDArray[np.float64]:
+    position = file.table.names.index(name)
+    cells = file.table.columns[position]
+    values, wrong = parse_column(cells, decimal)
+    what = [Trouble(row, position, f"holds '{cells[row].strip()[:40]}', which is no finite number") for row in wrong]
+    raise_troubles(file, what, f"correct the lines, or leave the column out: data.features=[…] without {name}")
+    if missing == "error":
+        empty = [Trouble(row, position, "is empty") for row in np.flatnonzero(np.isnan(values)).tolist()]
+        raise_troubles(file, empty, "data.missing=previous takes the value before")
+    if np.isnan(values).all():
+        raise DataError(f"{file.table.path}: column '{name}' is empty; leave it out")
+    return values
+
+
+def _judge_day_first(file: TableFile, time: str | None) -> bool:
+    return time is not None and bool(choose_day_first(file.table.columns[file.table.names.index(time)]))
+
+
+def _read_times(
+    file: TableFile, time: str | None, saved: SeriesPreprocessing | None
+) -> tuple[NDArray[np.float64], bool]:
+    """The time of each row, and whether these are dates."""
+    if time is None:
+        return np.arange(len(file.table.lines), dtype=np.float64), False
+    position = file.table.names.index(time)
+    cells = file.table.columns[position]
+    numbers, wrong = parse_column(cells, file.decimal)
+    is_number = len(wrong) < len(cells) / 2 and not np.isnan(numbers).all()
+    if is_number:
+        wrong = [*wrong, *np.flatnonzero([is_gap(cell) for cell in cells]).tolist()]
+    else:
+        day_first = _judge_day_first(file, time) if saved is None else saved.day_first
+        numbers, wrong = parse_times(cells, day_first)
+    what = [Trouble(row, position, f"holds '{cells[row].strip()[:40]}', which is no time") for row in sorted(wrong)]
+    raise_troubles(file, what, "correct the lines or remove them")
+    return numbers, not is_number
+
+
+def _refuse_equal_times(timeline: Timeline, columns: _Columns) -> None:
+    equal = np.flatnonzero((np.diff(timeline.times) == 0) & ~timeline.breaks[1:])
+    if not len(equal):
+        return
+    first = int(equal[0])
+    lines = timeline.file.table.lines
+    pair = sorted(lines[timeline.rows[row]] for row in (first, first + 1))
+    advice = "type data.group=<column> if the table holds several series, or remove one of them"
+    raise DataError(
+        f"{timeline.file.table.path}, lines {pair[0]} and {pair[1]}: both have the time "
+        f"{timeline.steps.format(timeline.times[first])}"
+        + (f" and {len(equal) - 1:,} more rows have that of another; " if len(equal) > 1 else "; ")
+        + (advice if columns.group is None else "remove one of them")
+    )
+
+
+# Parts
+
+
+def _find_known(values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Rows (rows,) without a gap."""
+    return np.logical_not(np.isnan(values).any(axis=1))
+
+
+def _apply_stride(starts: NDArray[np.int64], timeline: Timeline, stride: int) -> NDArray[np.int64]:
+    """Every so many-th window, counted from the beginning of its series."""
+    begins = np.maximum.accumulate(np.where(timeline.breaks, np.arange(len(timeline.rows)), 0))
+    chosen: NDArray[np.int64] = starts[(starts - begins[starts]) % stride == 0]
+    return chosen
+
+
+def _choose_bounds(times: NDArray[np.float64], test_fraction: float, val_fraction: float) -> tuple[float, float]:
+    """The times at which the validation and the test part begin; infinite for a part that there is none of."""
+    distinct = np.unique(times)
+    before_test = len(distinct) - round(len(distinct) * test_fraction)
+    before_val = before_test - round(before_test * val_fraction)
+    times_and_end = np.append(distinct, np.inf)
+    return float(times_and_end[before_val]), float(times_and_end[before_test])
+
+
+def _split(
+    timeline: Timeline, starts: NDArray[np.int64], window: int, horizon: int, bounds: tuple[float, float]
+) -> tuple[dict[str, NDArray[np.int64]], list[str]]:
+    """First rows of the windows of each part: those whose targets lie in it from the first to the last."""
+    first = timeline.times[starts + window]
+    last = timeline.times[starts + window + horizon - 1]
+    val_start, test_start = bounds
+    parts = {
+        "train": starts[last < val_start],
+        "val": starts[(first >= val_start) & (last < test_start)],
+        "test": starts[first >= test_start],
+    }
+    notes = []
+    between = len(starts) - sum(map(len, parts.values()))
+    if val_start < np.inf:
+        texts = []
+        for name, bound in (("validation", val_start), ("test", test_start)):
+            if bound < np.inf and (name != "validation" or val_start < test_start):
+                texts.append(f"the {name} part begins at {timeline.steps.format(bound)}")
+        left_out = f"; {between:,} windows with targets on both sides are left out" if between else ""
+        notes.append(f"{' and '.join(texts)}, in time{left_out}.")
+    for name, bound, end in (("val", val_start, test_start), ("test", test_start, np.inf)):
+        if bound < end and not len(parts[name]):
+            notes.append(f"the {name} part is too short for data.horizon={horizon}, and left out.")
+    return parts, notes
+
+
+def _fit_scale(values: NDArray[np.float64], normalize: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std of each column; 0 and 1 unless `normalize`, std 1 where a column is constant."""
+    count = values.shape[1]
+    if not normalize or not len(values):
+        return (0.0,) * count, (1.0,) * count
+    # The computed std of a constant column may be 1e-17 rather than 0.
+    is_constant = (values == values[0]).all(axis=0)
+    std = np.where(is_constant, 1.0, values.std(axis=0))
+    return tuple(values.mean(axis=0).tolist()), tuple(std.tolist())
+
+
+def _make_part(
+    inputs: NDArray[np.float64],
+    outcomes: NDArray[np.float64],
+    starts: NDArray[np.int64],
+    fitted: SeriesPreprocessing,
+    origin: Origin,
+) -> Split | WindowDataset | None:
+    if not len(starts):
+        return None
+    # A window is named by the first row that it forecasts.
+    own_origin = origin.take(torch.from_numpy(starts + fitted.window))
+    size = 8 * len(starts) * (fitted.window * inputs.shape[1] + fitted.horizon * outcomes.shape[1])
+    if size > _MOST_BYTES:
+        rows = (torch.from_numpy(inputs), torch.from_numpy(outcomes), torch.from_numpy(starts))
+        return WindowDataset(*rows, fitted.window, fitted.horizon, own_origin)
+    x = torch.from_numpy(gather(inputs, starts, fitted.window))
+    y = torch.from_numpy(gather(outcomes, starts + fitted.window, fitted.horizon)).flatten(1)
+    return Split((x,), y, own_origin)
+
+
+def _make_origin(timeline: Timeline) -> Origin:
+    """Where the rows of the timeline come from, with their time and series."""
+    table = timeline.file.table
+    source = str(table.path)
+    origin = Origin.from_lines(source, table.lines)
+    if not timeline.file.has_lines:
+        origin = Origin.from_position(source, len(table.lines))
+    origin = origin.take(torch.from_numpy(timeline.rows))
+    columns = {"time": np.array([timeline.steps.format(time) for time in timeline.times.tolist()])}
+    if timeline.groups != ("",):
+        columns["series"] = np.array(timeline.groups)[timeline.group]
+    return replace(origin, columns=columns)
+
+
+def _make_spec(fitted: SeriesPreprocessing, normalize: bool) -> DataSpec:
+    targets = slice(fitted.target_count)
+    return DataSpec(
+        "series",
+        (fitted.window, len(fitted.features)),
+        "regression",
+        fitted.horizon * fitted.target_count,
+        feature_names=fitted.features,
+        mean=fitted.mean if normalize else (),
+        std=fitted.std if normalize else (),
+        # The targets of each step, one step after the other.
+        target_mean=fitted.mean[targets] * fitted.horizon if normalize else (),
+        target_std=fitted.std[targets] * fitted.horizon if normalize else (),
+        preprocessing=fitted.to_plain(),
+    )
+
+
+def _choose_season(
+    fitted: SeriesPreprocessing, season: int | None, spec: DataSpec, train: Split | WindowDataset
+) -> int:
+    """The typed season; else that of a day, week or year if it errs less than the last value in training."""
+    usual = fitted.steps.season
+    if season is not None or usual == 1 or usual > fitted.window:
+        return season or 1
+    rows = torch.linspace(0, len(train) - 1, min(len(train), 1000)).long()
+    if isinstance(train, Split):
+        x, y = train.inputs[0][rows], train.targets[rows]
+    else:
+        x, y = train.__getitems__(rows.tolist())
+    errors = {}
+    for candidate in (1, usual):
+        with_season = replace(spec, preprocessing=replace(fitted, season=candidate).to_plain())
+        errors[candidate] = float((forecast_naively(with_season, x) - y).abs().mean())
+    return min(errors, key=lambda candidate: errors[candidate])
+
+
+def _describe_gaps(
+    timeline: Timeline,
+    filled: NDArray[np.float64],
+    known_targets: NDArray[np.bool_],
+    gaps: NDArray[np.bool_],
+    target_count: int,
+) -> Iterator[str]:
+    if gaps.any():
+        first = int(np.flatnonzero(gaps)[0])
+        place = timeline.describe_place(first)
+        count = int(gaps.sum())
+        yield (
+            f"{count:,} {'gap' if count == 1 else 'gaps'} in time, where rows are {timeline.steps.describe()} apart, "
+            f"the first before {place}: windows across are left out."
+        )
+    empty = np.isnan(timeline.values)
+    if empty[:, target_count:].any() or empty[:, :target_count].any():
+        count = int(empty.sum())
+        targets = int((~known_targets).sum())
+        note = f"{count:,} empty cells of inputs take the value before them"
+        if np.isnan(filled).any():
+            note += ", and windows that begin before there is one are left out"
+        yield note + (f"; windows with one of {targets:,} empty targets are left out." if targets else ".")
