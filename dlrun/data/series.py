@@ -350,7 +350,7 @@ def read_timeline(file: TableFile, columns: _Columns, missing: str, saved: Serie
     """The rows of a table by series and time; DataError for cells that are no numbers or times, and for equal times."""
     table = file.table
     decimal = file.decimal if saved is None else saved.decimal
-    values = np.stack([_read_numbers(file, name, decimal, missing) for name in columns.features], axis=1)
+    values = _read_all_numbers(file, columns.features, decimal, missing)
     groups: tuple[str, ...] = ("",)
     group = np.zeros(len(table.lines), np.int64)
     if columns.group is not None:
@@ -382,18 +382,28 @@ def read_timeline(file: TableFile, columns: _Columns, missing: str, saved: Serie
     return timeline
 
 
-def _read_numbers(file: TableFile, name: str, decimal: str, missing: str) -> NDArray[np.float64]:
-    position = file.table.names.index(name)
-    cells = file.table.columns[position]
-    values, wrong = parse_column(cells, decimal)
-    what = [Trouble(row, position, f"holds '{cells[row].strip()[:40]}', which is no finite number") for row in wrong]
-    raise_troubles(file, what, f"correct the lines, or leave the column out: data.features=[…] without {name}")
+def _read_all_numbers(file: TableFile, names: Sequence[str], decimal: str, missing: str) -> NDArray[np.float64]:
+    """Columns as numbers (rows, columns), NaN for gaps."""
+    columns = []
+    wrong_cells = []
+    empty_cells = []
+    for name in names:
+        position = file.table.names.index(name)
+        cells = file.table.columns[position]
+        values, wrong = parse_column(cells, decimal)
+        for row in wrong:
+            what = f"holds '{cells[row].strip()[:40]}', which is no finite number"
+            wrong_cells.append(Trouble(row, position, what))
+        gaps = np.flatnonzero(np.isnan(values)).tolist()
+        empty_cells += [Trouble(row, position, "is empty") for row in gaps]
+        columns.append(values)
+    raise_troubles(file, wrong_cells, "correct the lines, or leave the column out of data.features")
     if missing == "error":
-        empty = [Trouble(row, position, "is empty") for row in np.flatnonzero(np.isnan(values)).tolist()]
-        raise_troubles(file, empty, "data.missing=previous takes the value before")
-    if np.isnan(values).all():
-        raise DataError(f"{file.table.path}: column '{name}' is empty; leave it out")
-    return values
+        raise_troubles(file, empty_cells, "data.missing=previous takes the value before")
+    for name, values in zip(names, columns, strict=True):
+        if np.isnan(values).all():
+            raise DataError(f"{file.table.path}: column '{name}' is empty; leave it out")
+    return np.stack(columns, axis=1)
 
 
 def _judge_day_first(file: TableFile, time: str | None) -> bool:

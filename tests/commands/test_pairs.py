@@ -27,15 +27,16 @@ MODELS = sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml"))
 IMAGES = {"digits", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "image_folder"}
 REGRESSIONS = {"line", "regression", "parabola", "points", "three_points", "saddle"}
 TAGGED = {"hello"}
+WINDOWS = {"series"}
 SEQUENCES = {"names", "text", *TAGGED}
 TAKES = {
     "linear": set(DATA) - SEQUENCES,
     "mlp": set(DATA) - SEQUENCES,
-    "scratch_mlp": set(DATA) - SEQUENCES,
+    "scratch_mlp": set(DATA) - SEQUENCES - WINDOWS,
     "sequential": set(DATA) - SEQUENCES,
-    "logistic": set(DATA) - SEQUENCES - REGRESSIONS,
+    "logistic": set(DATA) - SEQUENCES - REGRESSIONS - WINDOWS,
     **dict.fromkeys(("cnn", "inception", "resnet", "torchvision", "timm"), IMAGES),
-    **dict.fromkeys(("rnn", "lstm", "gru", "transformer"), SEQUENCES),
+    **dict.fromkeys(("rnn", "lstm", "gru", "transformer"), SEQUENCES | WINDOWS),
     **dict.fromkeys(("rnn_onehot", "rnn_cell"), TAGGED),
 }
 IN_FAST_SUITE = ("line", "pass_fail", "blobs", "digits", "names", "hello", "csv")  # one of each kind
@@ -79,6 +80,8 @@ def read(root: Path, group: str, option: str) -> Settings:
     composed.paths.data = str(root)
     if option in ("csv", "table"):
         composed.data.path = str(root / "table.csv")
+    if option == "series":
+        composed.data.path, composed.data.window = str(root / "table.csv"), 4
     if option == "text":
         composed.data.path = str(root / "texts.csv")
     if option == "arrays":
@@ -119,4 +122,4 @@ def test_pair(data: str, model: str, root: Path) -> None:
 
 def test_every_model_is_in_the_table() -> None:
     assert set(TAKES) == set(MODELS)
-    assert set(DATA) >= IMAGES | REGRESSIONS | SEQUENCES
+    assert set(DATA) >= IMAGES | REGRESSIONS | SEQUENCES | WINDOWS

@@ -93,7 +93,11 @@ def list_target_cases() -> Iterator[Case]:
             assert isinstance(values, dict)
             for name, value in values.items():
                 if type(value) in (int, float, bool) and name != "target":  # a target may be a name
-                    needed = ("data.path=x",) if path.stem in ("csv", "table", "text", "image_folder", "arrays") else ()
+                    needed = (
+                        ("data.path=x",)
+                        if path.stem in ("csv", "table", "text", "series", "image_folder", "arrays")
+                        else ()
+                    )
                     yield (f"{group}={path.stem}", f"{group}.{name}=[zzz]", *needed), f"{group}.{name}"
 
 
