@@ -76,6 +76,15 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (work / "films.csv").write_text("minutes,year,drama,comedy,crime\n" + "\n".join(films) + "\n")
     flats = [f"{i % 7},{i % 5},{(3 * (i % 7) - i % 5) * 1.5},{'abc'[i % 3]}" for i in range(60)]
     (work / "flats.csv").write_text("rooms,age,price,kind\n" + "\n".join(flats) + "\n")
+    reviews = [f"{'lovely' if i % 2 else 'dull'} film {i % 9},{'pos' if i % 2 else 'neg'}" for i in range(60)]
+    for name in ("reviews.csv", "more_reviews.csv"):
+        (work / name).write_text("review,label\n" + "\n".join(reviews[: 40 if name[0] == "m" else 60]) + "\n")
+    for i, review in enumerate(reviews):
+        text, _, label = review.partition(",")
+        (work / "reviews" / label).mkdir(parents=True, exist_ok=True)
+        (work / "reviews" / label / f"{i}.txt").write_text(text)
+    hours = [f"2024-01-{1 + i // 24:02} {i % 24:02}:00,{i % 24},{100 + i % 24}" for i in range(24 * 14)]
+    (work / "power.csv").write_text("date,temperature,load\n" + "\n".join(hours) + "\n")
     by_class = [f"photos_by_class/{name}/{i}.png" for name in "ab" for i in range(4)]
     for path in ("photos/three.png", "photos/seven.jpg", *by_class):
         (work / path).parent.mkdir(parents=True, exist_ok=True)
@@ -98,6 +107,16 @@ FIRST = {  # what a command needs: the words that name it, those that make it, a
     "runs/sweep": (
         "sweep.dir",
         f"dlrun -m data=blobs model=mlp optimizer=sgd,adam 'seed=range(2)' sweep.dir=runs/sweep {QUICK}",
+    ),
+    "runs/reviews": (
+        "hydra.run.dir",
+        "dlrun data=text data.path=reviews.csv data.text=review data.target=label model=gru "
+        f"hydra.run.dir=runs/reviews {QUICK}",
+    ),
+    "runs/power": (
+        "hydra.run.dir",
+        "dlrun data=series data.path=power.csv data.target=load data.horizon=24 model=linear "
+        f"hydra.run.dir=runs/power {QUICK}",
     ),
     "runs/head": (
         "hydra.run.dir",
@@ -151,7 +170,8 @@ def test_command(command: str, tmp_path: Path, environment: dict[str, str], read
         if needed in command and made_by not in command:
             stored_copy = shelf / needed.replace("/", "_")
             if not stored_copy.exists():
-                stored_copy.mkdir()
+                # With the reader's tables, from which some of it is made.
+                shutil.copytree(reader, stored_copy)
                 subprocess.run(["bash", "-c", first], cwd=stored_copy, env=environment, check=True, capture_output=True)
             shutil.copytree(stored_copy, work, dirs_exist_ok=True)
     done = subprocess.run(["bash", "-c", shorten(command)], cwd=work, env=environment, capture_output=True, text=True)

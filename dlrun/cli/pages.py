@@ -11,9 +11,9 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 # In the order in which a newcomer reads them.
 TOPICS = (
-    "quickstart", "course", "recipes", "callbacks", "sweeps", "predict-and-export", "python-api", "loggers", "clusters",
-    "coming-from", "configuration", "run-folder", "guarantees", "benchmarks", "architecture", "contributing",
-    "changelog",
+    "quickstart", "course", "recipes", "sequences", "callbacks", "sweeps", "predict-and-export", "python-api",
+    "loggers", "clusters", "coming-from", "configuration", "run-folder", "guarantees", "benchmarks", "architecture",
+    "contributing", "changelog",
 )  # fmt: skip
 
 
