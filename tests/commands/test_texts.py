@@ -177,3 +177,58 @@ def test_what_cannot_be_used_is_a_sentence_before_anything_is_written(
     assert done.code == 2
     assert message in done.err
     assert not (tmp_path / "outputs").exists()
+
+
+def answer_alone(model: str, net: Any, codes: Any) -> Any:
+    """The answer to one text without padding and packing, by torch's own layers."""
+    import torch
+
+    x = net.embedding(codes[None])
+    if model == "transformer":
+        from dlrun.models.transformer import encode_positions
+
+        hidden = net.encoder(x + encode_positions(len(codes), x)).mean(1)
+    else:
+        _, state = net.recurrent(x)
+        hidden = torch.cat(list((state[0] if model == "lstm" else state)[-2:]), dim=-1)
+    return net.classifier(hidden)[0]
+
+
+@pytest.mark.parametrize("model", ["gru", "lstm", "rnn", "transformer"])
+def test_training_on_padded_batches_is_that_of_single_texts(
+    model: str, dlrun: Callable[..., Any], tmp_path: Path
+) -> None:
+    import torch
+
+    from dlrun.data.text import text
+    from dlrun.models.recurrent import GRU, LSTM, RNN
+    from dlrun.models.transformer import Transformer
+
+    write_reviews(tmp_path / "reviews.csv", 40)
+    sizes: dict[str, Any] = {"hidden_size": 8, "layers": 1} | ({"heads": 2} if model == "transformer" else {})
+    splits = text("reviews.csv", "review", "label")
+    torch.manual_seed(3)
+    classes: dict[str, Any] = {"gru": GRU, "lstm": LSTM, "rnn": RNN, "transformer": Transformer}
+    net = classes[model](splits.spec, dropout=0.0, **sizes)
+    torch.save(net.state_dict(), "start.pt")
+    words = [f"model.{key}={value}" for key, value in (sizes | {"dropout": 0.0}).items()]
+    fixed = ("data.shuffle=false", "data.batch_size=8", "data.val_fraction=0", "trainer.max_steps=3")
+    optimizer = ("optimizer=sgd", "optimizer.lr=0.5", "optimizer.momentum=0")
+    done = dlrun(
+        *REVIEWS, f"model={model}", *words, *fixed, *optimizer, "init_from=start.pt", "hydra.run.dir=run", "seed=1"
+    )
+    assert done.code == 0, done.err
+
+    assert isinstance(splits.train.targets, torch.Tensor)  # type: ignore[union-attr]
+    (codes, lengths), targets = splits.train.inputs, splits.train.targets  # type: ignore[union-attr]
+    by_hand = torch.optim.SGD(net.parameters(), lr=0.5)
+    for step in range(3):
+        rows = range(8 * step, 8 * step + 8)
+        outputs = torch.stack([answer_alone(model, net, codes[row, : lengths[row]]) for row in rows])
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(outputs[:, 0], targets[list(rows)].float())
+        by_hand.zero_grad()
+        loss.backward()
+        by_hand.step()
+    trained = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)["model"]
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(trained[name], value, rtol=1e-4, atol=1e-5)
