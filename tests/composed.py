@@ -2,8 +2,8 @@
 
 Three steps of a composition depend on the choices of groups and on these files alone, and take most of its 0.1 s: a
 file read, the defaults list, and the merged config before any value is set. Each is taken once for each choice, by
-whichever worker of a test run comes first: they share a folder. A composition that any other folder takes part in is
-Hydra's alone.
+whichever worker of a test run comes first: they share a folder. Where a folder of a test's own takes part, what is in
+its files belongs to the choices; a command composes several times with one.
 """
 
 import copy
@@ -45,10 +45,13 @@ class Memory:
 
     def load_config(self, repo: ConfigRepository, config_path: str) -> Any:
         """ConfigRepository.load_config."""
-        key = ("file", config_path)
+        place = describe_others(repo)
+        if place and not any(source.is_config(config_path) for source in other_sources(repo)):
+            place = ""
+        key = ("file", place, config_path)
         if self.knows(key, repo):
             return self.recall(key)
-        return self.keep(key, repo, self.load(repo, config_path))
+        return self.keep(key, self.load(repo, config_path))
 
     def defaults_list(
         self, repo: Any, config_name: str | None, overrides_list: list[Any], prepend_hydra: bool, skip_missing: bool
@@ -57,13 +60,13 @@ class Memory:
         overrides = Overrides(repo=repo, overrides_list=overrides_list)
         additions = [vars(default) for default in overrides.append_group_defaults]
         choices = repr((overrides.override_choices, additions, overrides.deletions))
-        key = ("list", config_name, prepend_hydra, skip_missing, choices)
+        key = ("list", describe_others(repo), config_name, prepend_hydra, skip_missing, choices)
         if self.knows(key, repo):
             defaults, tree, overrides.known_choices = self.recall(key)
             return DefaultsList(defaults, tree, overrides.config_overrides, overrides)
 
         result = self.create_defaults_list(repo, config_name, overrides_list, prepend_hydra, skip_missing)
-        self.keep(key, repo, (result.defaults, result.defaults_tree, result.overrides.known_choices))
+        self.keep(key, (result.defaults, result.defaults_tree, result.overrides.known_choices))
         return result
 
     def interpolation_map(self, overrides: Overrides, defaults: list[Any], self_added: bool) -> Any:
@@ -74,13 +77,13 @@ class Memory:
 
     def merged(self, loader: ConfigLoaderImpl, defaults: list[Any], repo: Any) -> Any:
         """ConfigLoaderImpl._compose_config_from_defaults_list."""
-        key = ("config", repr([vars(entry) for entry in defaults]))
+        key = ("config", describe_others(repo), repr([vars(entry) for entry in defaults]))
         if self.knows(key, repo):
             return self.recall(key)
-        return self.keep(key, repo, self.merge(loader, defaults=defaults, repo=repo))
+        return self.keep(key, self.merge(loader, defaults=defaults, repo=repo))
 
     def knows(self, key: Any, repo: Any) -> bool:
-        """Whether a step was taken before with the same schema, and nothing but dlrun's own and Hydra's files."""
+        """Whether a step was taken before with the same schema and the same files."""
         schema = ConfigStore.instance().repo.get("schema.yaml")
         if schema is not self.schema:
             # A test has put another schema in place: no worker but this one has it.
@@ -88,9 +91,7 @@ class Memory:
                 self.folder = None
             self.schema = schema
             self.results.clear()
-        if not is_own(repo):
-            return False
-        if key not in self.results and self.folder and self.path_of(key).exists():
+        if key not in self.results and self.folder and is_own(key) and self.path_of(key).exists():
             self.results[key] = self.path_of(key).read_bytes()
         return key in self.results
 
@@ -103,21 +104,44 @@ class Memory:
         """The result of a step."""
         return pickle.loads(self.results[key])
 
-    def keep(self, key: Any, repo: Any, result: Any) -> Any:
+    def keep(self, key: Any, result: Any) -> Any:
         """Remember the result of a step."""
-        if is_own(repo):
+        if key[1] is not None:
             self.results[key] = pickle.dumps(result)
-            if self.folder:
-                path = self.path_of(key)
-                temporary = path.with_suffix(f".{os.getpid()}")
-                temporary.write_bytes(self.results[key])
-                temporary.replace(path)
+        if self.folder and is_own(key):
+            path = self.path_of(key)
+            temporary = path.with_suffix(f".{os.getpid()}")
+            temporary.write_bytes(self.results[key])
+            temporary.replace(path)
         return result
 
 
-def is_own(repo: Any) -> bool:
-    """Whether nothing but dlrun's own and Hydra's files are looked at."""
-    return [(source.scheme(), source.path) for source in repo.get_sources()] == OWN_SOURCES
+def is_own(key: Any) -> bool:
+    """Whether a step looks at nothing but dlrun's own and Hydra's files, which are the same for all workers."""
+    return bool(key[1] == "")
+
+
+def other_sources(repo: Any) -> list[Any]:
+    """The places of configs that are neither dlrun's nor Hydra's."""
+    return [source for source in repo.get_sources() if (source.scheme(), source.path) not in OWN_SOURCES]
+
+
+def describe_others(repo: Any) -> str | None:
+    """What the files of other places hold: "" where there are none, None where a place is no folder of files."""
+    places = [(source.scheme(), source.path) for source in repo.get_sources()]
+    if places == OWN_SOURCES:
+        return ""
+    others = other_sources(repo)
+    if [place for place in places if place in OWN_SOURCES] != OWN_SOURCES or {o.scheme() for o in others} != {"file"}:
+        return None
+
+    content: list[Any] = list(places)
+    try:
+        for source in others:
+            content += [(str(path), path.read_bytes()) for path in sorted(Path(source.path).rglob("*.y*ml"))]
+    except OSError:
+        return None
+    return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
 def initialize(repo: CachingConfigRepository, delegate: Any) -> None:

@@ -42,7 +42,7 @@ def test_everything_of_the_project_takes_part(project: Path, dlrun: Callable[...
     assert page.count("- epoch") == 8
     assert page.endswith("The run is completed.\n")
 
-    evaluated = dlrun("eval", "run", "trusted_modules=[rings]")
+    evaluated = dlrun("eval", "run", "figures=false", "trusted_modules=[rings]")
     assert evaluated.code == 0, evaluated.err
     assert "worst_recall" in evaluated.out
     refused = dlrun("eval", "run")

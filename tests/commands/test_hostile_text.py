@@ -227,11 +227,11 @@ def test_the_terminal_shows_it_as_it_stands(text: str) -> None:
     assert stream.getvalue().count(line.strip()) >= 5
 
 
-@pytest.mark.parametrize("text", EVIL[:-1])
-def test_a_picture_shows_it_as_it_stands(text: str) -> None:
+def test_a_picture_shows_it_as_it_stands() -> None:
     figure, axes = canvas.create_axes()
-    axes.set(title=canvas.escape_label(text), xlabel=canvas.escape_label("$x^"), ylabel=canvas.escape_label("a$b$c"))
-    axes.plot([0, 1], label=canvas.escape_label(text))
+    axes.set(title=canvas.escape_label(EVIL[0]), xlabel=canvas.escape_label("$x^"), ylabel=canvas.escape_label("a$b$c"))
+    for text in EVIL[:-1]:
+        axes.plot([0, 1], label=canvas.escape_label(text))
     axes.legend()
     assert canvas.render_pixels(figure).dtype == np.uint8
 

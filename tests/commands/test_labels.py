@@ -21,7 +21,7 @@ HASH_OF_DEFAULTS = "506d3fed9ac775a37ee63ccd6a0493f897eb88387907f8714b5754de8d90
 
 def test_labels_are_in_the_folder_the_list_the_report_and_the_result(dlrun: Callable[..., Any]) -> None:
     named = dlrun(*QUICK, *LABELS)
-    plain = dlrun(*QUICK)
+    plain = dlrun(*QUICK, "figures=false")
 
     assert named.folder.name.endswith("_base-line-1")
     assert plain.folder.name.endswith("_mlp_blobs")

@@ -66,7 +66,8 @@ def list_events(folder: Path) -> list[Path]:
 
 def test_without_a_logger_a_run_is_the_same_and_all_else_works(dlrun: Callable[..., Any]) -> None:
     words = ("data=blobs", "trainer.epochs=2")
-    runs = [dlrun(*words), dlrun(*words, "logger=none"), dlrun(*words, "~logger.tensorboard")]
+    # Pictures take most of the time: once with and once without a logger.
+    runs = [dlrun(*words), dlrun(*words, "logger=none"), dlrun(*words, "~logger.tensorboard", "figures=false")]
     with_board, *without = runs
 
     assert list_events(with_board.folder)
@@ -78,6 +79,8 @@ def test_without_a_logger_a_run_is_the_same_and_all_else_works(dlrun: Callable[.
         for key in ("config_hash", "weights_sha256", "warnings", "metrics"):
             assert done.result[key] == with_board.result[key], key
         assert done.rows == with_board.rows
+        if done is without[1]:
+            continue
         pictures = {path.name for path in (with_board.folder / "figures").iterdir()}
         assert {path.name for path in (done.folder / "figures").iterdir()} == pictures
         assert (done.folder / "report.html").is_file()
@@ -86,7 +89,7 @@ def test_without_a_logger_a_run_is_the_same_and_all_else_works(dlrun: Callable[.
     compared = dlrun("compare", *folders)
     assert compared.code == 0, compared.err
     assert "logger" not in compared.out
-    resumed = dlrun("resume", folders[1], "trainer.epochs=3")
+    resumed = dlrun("resume", folders[1], "trainer.epochs=3", "figures=false")
     assert resumed.code == 0, resumed.err
     assert not list_events(without[0].folder)
 

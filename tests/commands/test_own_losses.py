@@ -100,7 +100,7 @@ def test_balanced_weights_are_those_of_scikit_learn(dlrun: Callable[..., Any]) -
     truth = compute_class_weight("balanced", classes=np.arange(3), y=targets)
     assert state["class_weights"] == pytest.approx(truth.tolist(), rel=1e-12)
     # The weights of training count on other data, too.
-    done = dlrun("eval", "run", "split=train", "data.train_rows=9")
+    done = dlrun("eval", "run", "split=train", "data.train_rows=9", "figures=false")
     assert done.code == 0, done.err
     assert dlrun("predict", "run", "rows.csv").code == 0
 
@@ -132,7 +132,7 @@ def test_a_loss_with_weights_of_its_own_is_trained_saved_and_resumed(own: Callab
             assert torch.equal(value, resumed[part][key]), key
     assert Path("cut/metrics.jsonl").read_text() == Path("undisturbed/metrics.jsonl").read_text()
 
-    done = own("eval", "cut", "split=val", "trusted_modules=[MINE]")
+    done = own("eval", "cut", "split=val", "figures=false", "trusted_modules=[MINE]")
     assert "the same as recorded in training, to the last bit" in done.out, done.err
     assert own("export", "cut", "format=python", "trusted_modules=[MINE]").code == 2
 
@@ -181,7 +181,7 @@ def test_functions_and_classes_of_torch_take_arguments(own: Callable[..., Any]) 
     assert_close("own", "mse")
     done = own(*words, "task.loss=torch.nn.MultiLabelSoftMarginLoss", "hydra.run.dir=soft")
     assert done.code == 0, done.err
-    assert own("eval", "soft").code == 0
+    assert own("eval", "soft", "figures=false").code == 0
 
 
 def test_a_poisson_regression_predicts_counts(dlrun: Callable[..., Any]) -> None:

@@ -205,6 +205,7 @@ def test_a_cut_epoch_measures_all_of_its_rows_once_it_is_resumed(own: Any) -> No
     assert Path("cut/metrics.jsonl").read_text() == Path("undisturbed/metrics.jsonl").read_text()
 
 
+@pytest.mark.usefixtures("comparison_without_pictures")
 def test_a_chosen_metric_decides_is_expected_evaluated_and_compared(own: Any) -> None:
     words = (*QUIET, *BLOBS, "task.metrics=[MINE.Share,jaccard]", "checkpoint.monitor=val/jaccard", "trainer.epochs=2")
     done = own("-m", *words, "expect=['val/Share >= 0']", "strict=true", "seed=0,1", "sweep.dir=sweep")
@@ -216,10 +217,10 @@ def test_a_chosen_metric_decides_is_expected_evaluated_and_compared(own: Any) ->
     assert result["best"]["value"] == max(row["val/jaccard"] for row in rows)
 
     assert own("eval", str(run)).code == 2
-    done = own("eval", str(run), "split=val", "trusted_modules=[MINE]")
+    done = own("eval", str(run), "split=val", "figures=false", "trusted_modules=[MINE]")
     assert "to the last bit" in done.out, done.err
     # Other metrics of a saved run: those of scikit-learn need no permission, and naming one's own gives it.
-    done = own("eval", str(run), "split=val", "task.metrics=[zero_one_loss,MINE.specificity]")
+    done = own("eval", str(run), "split=val", "figures=false", "task.metrics=[zero_one_loss,MINE.specificity]")
     assert done.code == 0, done.err
     assert "val/zero_one_loss" in done.out
     Path("rows.csv").write_text("x0,x1\n1,2\n")

@@ -247,7 +247,9 @@ REMEMBERED = [
 ]
 
 
-def test_what_the_tests_remember_is_what_hydra_makes(composed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_tests_remember_is_what_hydra_makes(
+    loader: ConfigLoader, composed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The words' values differ between the two times: nothing of them may be remembered."""
     compose.register()
     with hydra.initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
@@ -255,16 +257,25 @@ def test_what_the_tests_remember_is_what_hydra_makes(composed: Any, monkeypatch:
         assert hydra_main is not None
         own = hydra_main.config_loader
 
-    def outcome(words: list[str]) -> object:
+    def outcome(place: ConfigLoader, words: list[str]) -> object:
         try:
-            return hydras_own(own, words, 0)
+            return hydras_own(place, words, 0)
         except (HydraException, OmegaConfBaseException) as error:
             return type(error), str(error)
 
-    for words in REMEMBERED:
-        outcome([*words, "trainer.epochs=7", "+model.new=1"])
-        later = outcome([*words, "trainer.log_every=5"])
+    own_files = (["experiment=mine", "seed=1"], ["optimizer=mine"], ["experiment=nothing"])
+    for place, words in [*((own, words) for words in REMEMBERED), *((loader, words) for words in own_files)]:
+        outcome(place, [*words, "trainer.epochs=7", "+model.new=1"])
+        later = outcome(place, [*words, "trainer.log_every=5"])
         with monkeypatch.context() as patch:
             patch.setattr(composed, "knows", lambda key, repo: False)
             patch.setattr("hydra._internal.defaults_list._create_interpolation_map", composed.create_interpolation_map)
-            assert outcome([*words, "trainer.log_every=5"]) == later
+            assert outcome(place, [*words, "trainer.log_every=5"]) == later
+
+
+def test_a_file_that_has_changed_is_read_again(tmp_path: Path) -> None:
+    (tmp_path / "optimizer").mkdir()
+    for rate in (0.5, 0.25):
+        (tmp_path / "optimizer" / "mine.yaml").write_text(f"_target_: torch.optim.SGD\nlr: {rate}\n")
+        (found,) = request.from_command_line(["--config-dir", str(tmp_path), "optimizer=mine"])
+        assert found.config["optimizer"]["lr"] == rate

@@ -54,7 +54,15 @@ def unequal(tmp_path: Path, formats: ModuleType) -> dict[str, tuple[str, ...]]:
     }
 
 
-@pytest.mark.parametrize("data", ["image_folder", "table", "csv", "arrays"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        "image_folder",
+        "table",
+        pytest.param("csv", marks=pytest.mark.slow),
+        pytest.param("arrays", marks=pytest.mark.slow),
+    ],
+)
 def test_files_of_ones_own_are_noted_and_balanced(
     data: str, dlrun: Callable[..., Any], unequal: dict[str, tuple[str, ...]]
 ) -> None:
