@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # torch is imported when something is trained or loaded, not 
     from dlrun.core.errors import RequestError, RunError
     from dlrun.engine.callback import Callback
     from dlrun.engine.logged_values import log
+    from dlrun.engine.stack.layers import StackedLayer, register_stacked_layer
     from dlrun.inference.api import Run, load, train
     from dlrun.inference.predictions import Predictions
     from dlrun.runs.loggers.base import LoggedRun, Logger
@@ -31,8 +32,10 @@ __all__ = [
     "RequestError",
     "Run",
     "RunError",
+    "StackedLayer",
     "load",
     "log",
+    "register_stacked_layer",
     "runs",
     "train",
 ]
@@ -44,6 +47,8 @@ _HOMES = {
     "Predictions": "dlrun.inference.predictions",
     "RequestError": "dlrun.core.errors",
     "RunError": "dlrun.core.errors",
+    "StackedLayer": "dlrun.engine.stack.layers",
+    "register_stacked_layer": "dlrun.engine.stack.layers",
 }
 
 

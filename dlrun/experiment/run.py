@@ -431,10 +431,12 @@ def finish(
     checkpoints: CheckpointManager,
     profiler: Profiler | None,
     is_alone: bool,
+    stacked: int | None = None,
 ) -> dict[str, Any]:
     """Evaluate the best weights on the test split, export, draw, and write result.json last; returns its content.
 
-    is_alone: False for one of several runs whose expectations are checked together.
+    is_alone: False for one of several runs whose expectations are checked together. stacked: number of runs that
+    trained as one net with this one.
     """
     unsaved = run_logger.disk_problems
     # From here on events go into a file of their own, which a resumed run drops.
@@ -470,6 +472,8 @@ def finish(
     result = results.collect_result(context, folder, status, metrics, weights_sha256, error=None)
     result["measured"] = measured
     result["expected"] = []
+    if stacked is not None:
+        result["stacked"] = stacked
     if status != "interrupted" and is_alone:
         result["expected"] = results.check_expectations(context, result, folder)
 

@@ -104,6 +104,8 @@ RESULT_KEYS: dict[str, Check] = {
     "warnings": TEXTS,
     "error": allow_none(TEXT),
     "measured": MAPPING,
+    # Number of runs that trained as one net with this one, itself included; only where they did.
+    "stacked": COUNT,
     "expected": (_are_expectations, "a list of expectations"),
 }
 BEST_KEYS: dict[str, Check] = {"metric": allow_none(TEXT), "value": allow_none(NUMBER), "epoch": allow_none(COUNT)}

@@ -11,6 +11,7 @@ from dlrun.config.request import Request
 from dlrun.core import signals, user_code
 from dlrun.core.errors import DlrunError
 from dlrun.core.terminal import escape_text
+from dlrun.engine.stack.comparison import compare_with_alone
 from dlrun.experiment import run as experiment
 from dlrun.experiment.stack import choice
 from dlrun.experiment.stack.member import StackedRun
@@ -111,6 +112,7 @@ def run_alone(jobs: Sequence[Job], report: Report) -> int:
 
 def run_stack(unit: Unit, file: Path, report: Report, note: Callable[[str], None], prepared: PreparedJobs) -> int:
     """Run jobs as one stack, and those that do not fit into it alone; returns 0, or an interruption's exit code."""
+    open_keys = {job.key for job in unit.open_jobs}
     runs: list[StackedRun] = []
     jobs: list[Job] = []
     misfits: list[Job] = []
@@ -132,13 +134,16 @@ def run_stack(unit: Unit, file: Path, report: Report, note: Callable[[str], None
             note(f"{job.label} trains alone: {obstacle}")
             misfits.append(job)
 
-    open_keys = {job.key for job in unit.open_jobs}
-
     def report_run(number: int, code: int, error: BaseException | None) -> bool:
         job = jobs[number]
         open_keys.discard(job.key)
         return report(job, Outcome(code) if error is None else make_outcome(job.request, error))
 
+    reason = compare_with_alone([run.member for run in runs]) if runs else None
+    if reason is not None:
+        note(f"not stacked: {reason}")
+        misfits = [job for job in (*jobs, *misfits) if job.key in open_keys]
+        runs = []
     if runs:
         recorded = [job.key not in open_keys for job in jobs]
         try:

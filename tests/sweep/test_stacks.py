@@ -45,6 +45,7 @@ def test_members_are_recorded_as_runs_alone(dlrun: Callable[..., Any], tmp_path:
     stacked = dlrun(*FOUR, "sweep.stack=on", "sweep.dir=stacked")
     assert stacked.code == 0, stacked.err
     assert "4 runs train as one stack, as sweep.stack=on asks" in stacked.out
+    assert "all 4 runs trained stacked, as one net, and equal runs alone up to rounding" in stacked.out
     alone = dlrun(*FOUR, "sweep.stack=off", "sweep.dir=alone")
     assert alone.code == 0, alone.err
     assert "stack" not in alone.out.replace("sweep.stack", "")
@@ -58,7 +59,8 @@ def test_members_are_recorded_as_runs_alone(dlrun: Callable[..., Any], tmp_path:
         compare_rows(ours, theirs)
 
         result, expected = read_result(ours), read_result(theirs)
-        assert result.keys() == expected.keys()
+        assert result.keys() == expected.keys() | {"stacked"}
+        assert result["stacked"] == 4
         same = ("status", "epochs", "steps", "parameters", "config_hash", "code_hash", "warnings", "best", "baseline")
         for key in set(same) - {"best"}:
             assert result[key] == expected[key], key

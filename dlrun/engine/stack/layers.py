@@ -1,6 +1,6 @@
 """Layers with a leading dimension of members: inputs (M, B, ...), each member with parameters of its own.
 
-`register_layer` adds a class of layers to STACKED_LAYERS; `list_chain` says which models consist of such layers.
+`register_stacked_layer` adds a class of layers to STACKED_LAYERS; `list_chain` says which models consist of these.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -242,7 +242,7 @@ for elementwise in (
     STACKED_LAYERS[elementwise] = StackedElementwise
 
 
-def register_layer(layer: type[nn.Module], stacked: type[StackedLayer]) -> None:
+def register_stacked_layer(layer: type[nn.Module], stacked: type[StackedLayer]) -> None:
     """Stack layers of this class, whose parameters may differ from member to member, by that class."""
     STACKED_LAYERS[layer] = stacked
 

@@ -73,11 +73,11 @@ class StackedRun:
                 if epoch == number:
                     console.say(text)
 
-    def record(self, is_verified: bool) -> int:
+    def record(self, members: int, is_verified: bool) -> int:
         """Write the run's folder, as a run alone would have left it; returns the exit code.
 
-        is_verified: whether a checkpoint of this stack has been read back. RunError for a run that has failed, whose
-        folder says why.
+        members: number of runs in the stack; is_verified: whether a checkpoint of this stack has been read back.
+        RunError for a run that has failed, whose folder says why.
         """
         console = Console(quiet=True)
         context = self.context
@@ -118,7 +118,7 @@ class StackedRun:
                     checkpoints.write(context.state, self.history.rows[-1])
                     checkpoints.wait()
                     result = single.finish(
-                        context, folder, status, run_logger, checkpoints, None, self.request.group is None
+                        context, folder, status, run_logger, checkpoints, None, self.request.group is None, members
                     )
             except (Exception, SystemExit) as error:
                 if folder is None:

@@ -113,7 +113,7 @@ class Stack:
                 continue
             code, error = 1, None
             try:
-                code = self.runs[number].record(self._is_verified)
+                code = self.runs[number].record(len(self.runs), self._is_verified)
                 self._is_verified = True
             except (Exception, SystemExit) as raised:
                 # What one run cannot write, or cannot evaluate, is no matter of the others.

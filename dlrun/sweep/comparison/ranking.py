@@ -162,7 +162,8 @@ def compare(runs: Sequence[RunRecord], failures: Sequence[tuple[str, str]] = ())
     if len(rankings) > 1:
         names = ", ".join(f"{ranking.metric} on {ranking.data}" for ranking in rankings)
         notes.append(f"{len(rankings)} tables: what is not of the same data, task and metric has no order ({names})")
-    return Comparison(rankings, list(failures), notes + _list_code_changes(newest) + _list_damage(newest))
+    notes += [*_list_stacked(newest), *_list_code_changes(newest), *_list_damage(newest)]
+    return Comparison(rankings, list(failures), notes)
 
 
 def _select_newest(runs: Sequence[RunRecord]) -> tuple[list[RunRecord], list[str]]:
@@ -238,6 +239,20 @@ def _get_value(run: RunRecord) -> float:
 
 def _get_seed(run: RunRecord) -> int:
     return run.seed
+
+
+def is_stacked(run: RunRecord) -> bool:
+    """Whether a run trained as one net with others, so that it equals the run alone up to rounding only."""
+    return bool(run.result.get("stacked"))
+
+
+def _list_stacked(runs: Sequence[RunRecord]) -> list[str]:
+    """Which runs were stacked, if any."""
+    count = sum(map(is_stacked, runs))
+    if not count:
+        return []
+    which = f"all {count} runs" if count == len(runs) else f"{count} of {len(runs)} runs"
+    return [f"{which} trained stacked, as one net, and equal runs alone up to rounding (sweep.stack=off: to the bit)"]
 
 
 def _list_code_changes(runs: Sequence[RunRecord]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlrun.core import markdown as markdown_text
 from dlrun.core.csv_text import CsvWriter
-from dlrun.sweep.comparison.ranking import Comparison, Ranking, Setting
+from dlrun.sweep.comparison.ranking import Comparison, Ranking, Setting, is_stacked
 from dlrun.sweep.comparison.settings import ABSENT, format_value, shorten_keys, truncate
 from dlrun.sweep.comparison.statistics import Estimate
 
@@ -265,6 +265,7 @@ def _describe_setting(ranking: Ranking, setting: Setting) -> dict[str, Any]:
         "train_seconds": setting.seconds,
         "by_seed": setting.by_seed,
         "runs": [str(run.folder) for run in setting.runs],
+        "stacked": sum(map(is_stacked, setting.runs)),
         "failed": [str(run.folder) for run in setting.unusable],
     }
 
