@@ -3,6 +3,7 @@
 `register_stacked_layer` adds a class of layers to STACKED_LAYERS; `list_chain` says which models consist of these.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -47,9 +48,18 @@ class StackedLayer:
 class StackedElementwise(StackedLayer):
     """A layer that treats every number by itself and draws nothing: it does not notice the members."""
 
+    def __init__(
+        self, layers: Sequence[Any], tensors: Mapping[str, Tensor], generators: Sequence[torch.Generator]
+    ) -> None:
+        super().__init__(layers, tensors, generators)
+        # The input may be one that all members share, which must not change; in a chain nothing else reads it.
+        self._layer = copy.copy(self.first)
+        if hasattr(self._layer, "inplace"):
+            self._layer.inplace = False
+
     def forward(self, x: Tensor) -> Tensor:
         """Any shape -> the same shape."""
-        output: Tensor = self.first(x)
+        output: Tensor = self._layer(x)
         return output
 
 
@@ -64,15 +74,37 @@ class StackedFlatten(StackedLayer):
 
 
 class StackedLinear(StackedLayer):
-    """One batched matrix product: (M, B, in) -> (M, B, out), with weight (M, out, in) and bias (M, out)."""
+    """One batched matrix product: (M, B, ..., in) -> (M, B, ..., out), with weight (M, out, in) and bias (M, out)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """W x + b of each member."""
-        weight = self.tensors["weight"].transpose(1, 2)
-        bias = self.tensors.get("bias")
+        weight = self.tensors["weight"]
+        # Of a sequence each place is a row.
+        rows = x if x.dim() == 3 else x.flatten(1, -2)
+        output: Tensor = _BatchedLinear.apply(rows, weight, self.tensors.get("bias"))
+        return output if x.dim() == 3 else output.view(*x.shape[:-1], -1)
+
+
+class _BatchedLinear(torch.autograd.Function):
+    """x Wᵀ + b for x (M, N, in), W (M, out, in), b (M, out) or None.
+
+    The gradient of W has the layout of W; torch's own would be transposed, and copied once more.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
         if bias is None:
-            return torch.bmm(x, weight)
-        return torch.baddbmm(bias.unsqueeze(1), x, weight)
+            return torch.bmm(x, weight.transpose(1, 2))
+        return torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        of_input = torch.bmm(gradient, weight) if ctx.needs_input_grad[0] else None
+        of_bias = gradient.sum(1) if ctx.has_bias else None
+        return of_input, torch.bmm(gradient.transpose(1, 2), x), of_bias
 
 
 class StackedFlatLinear(StackedLinear):
@@ -158,8 +190,24 @@ class StackedBatchNorm(StackedLayer):
         return split_channels(merged, members, rows, channels)
 
 
-class StackedConv2d(StackedLayer):
-    """nn.Conv2d as one grouped convolution over the channels of all members."""
+class StackedGroupNorm(StackedLayer):
+    """nn.GroupNorm over the channels of all members, with as many groups for each."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(M, B, C, ...) -> the same shape."""
+        members, rows, channels = x.shape[:3]
+        flat = {name: values.flatten() for name, values in self.tensors.items()}
+        merged = F.group_norm(
+            join_channels(x), members * self.first.num_groups, flat.get("weight"), flat.get("bias"), self.first.eps
+        )
+        return split_channels(merged, members, rows, channels)
+
+
+class StackedConvolution(StackedLayer):
+    """nn.Conv1d and 2d as one grouped convolution over the channels of all members.
+
+    On a CPU it takes as long as the members' own one after the other, and so do unfolded inputs times matrices.
+    """
 
     @classmethod
     def covers(cls, layer: Any) -> bool:
@@ -167,11 +215,12 @@ class StackedConv2d(StackedLayer):
         return bool(layer.padding_mode == "zeros")
 
     def forward(self, x: Tensor) -> Tensor:
-        """(M, B, in, H, W) -> (M, B, out, H', W')."""
+        """(M, B, in, ...) -> (M, B, out, ...)."""
         layer = self.first
         members, rows = x.shape[:2]
         bias = self.tensors.get("bias")
-        merged = F.conv2d(
+        convolve = F.conv1d if isinstance(layer, nn.Conv1d) else F.conv2d
+        merged = convolve(
             join_channels(x),
             self.tensors["weight"].flatten(0, 1),
             None if bias is None else bias.flatten(),
@@ -183,18 +232,24 @@ class StackedConv2d(StackedLayer):
         return split_channels(merged, members, rows, layer.out_channels)
 
 
-class StackedPool(StackedLayer):
-    """A pooling layer, which treats every image by itself."""
+class StackedBySample(StackedLayer):
+    """A layer without parameters that treats every sample by itself, such as a pooling layer."""
 
     @classmethod
     def covers(cls, layer: Any) -> bool:
-        """Not the places of maxima."""
+        """Not the places of maxima, nor a softmax over the batch."""
+        if isinstance(layer, nn.Softmax | nn.LogSoftmax):
+            return layer.dim is not None and (layer.dim > 0 or layer.dim == -1)
         return not getattr(layer, "return_indices", False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(M, B, C, H, W) -> (M, B, C, H', W')."""
-        output: Tensor = self.first(x.flatten(0, 1))
-        return output.view(*x.shape[:2], *output.shape[1:])
+        """(M, B, ...) -> (M, B, ...)."""
+        # A convolution leaves the members inside of each row; in that order nothing is copied.
+        is_inside = x.stride(0) < x.stride(1)
+        ordered = x.transpose(0, 1) if is_inside else x
+        output: Tensor = self.first(ordered.flatten(0, 1))
+        output = output.view(*ordered.shape[:2], *output.shape[1:])
+        return output.transpose(0, 1) if is_inside else output
 
 
 def join_channels(x: Tensor) -> Tensor:
@@ -215,11 +270,24 @@ STACKED_LAYERS: dict[type[nn.Module], type[StackedLayer]] = {
     nn.LayerNorm: StackedLayerNorm,
     nn.BatchNorm1d: StackedBatchNorm,
     nn.BatchNorm2d: StackedBatchNorm,
-    nn.Conv2d: StackedConv2d,
-    nn.MaxPool2d: StackedPool,
-    nn.AvgPool2d: StackedPool,
-    nn.AdaptiveAvgPool2d: StackedPool,
+    nn.GroupNorm: StackedGroupNorm,
+    nn.Conv1d: StackedConvolution,
+    nn.Conv2d: StackedConvolution,
 }
+for by_sample in (
+    nn.MaxPool1d,
+    nn.MaxPool2d,
+    nn.AvgPool1d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool1d,
+    nn.AdaptiveMaxPool2d,
+    nn.ZeroPad2d,
+    nn.Softmax,
+    nn.LogSoftmax,
+):
+    STACKED_LAYERS[by_sample] = StackedBySample
 for elementwise in (
     nn.ReLU,
     nn.ReLU6,

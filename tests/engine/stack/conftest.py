@@ -1,6 +1,7 @@
 """Trainings that a test builds twice: to run alone, and as members of a stack."""
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -220,9 +221,17 @@ def assert_equal_to_rounding(alone: Ended, stacked: Ended, rows: int = 9) -> Non
     for number, values in settings["state"].items():
         # torch's SGD without momentum has an entry of None.
         assert_close_states({k: v for k, v in values.items() if v is not None}, others["state"][number])
-    assert repr(first.schedule.state_dict()) == repr(second.schedule.state_dict())
+    for one, other in zip(*(flatten(ended.schedule.state_dict()) for ended in (first, second)), strict=True):
+        assert one == (pytest.approx(other, rel=1e-3) if isinstance(other, float) else other)
     for name in ("torch", "numpy", "python"):
         assert_same_values(alone.rng[name], stacked.rng[name])
+
+
+def flatten(value: Any) -> list[Any]:
+    """The plain values in dictionaries and lists, in their order."""
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    return list(itertools.chain.from_iterable(map(flatten, value))) if isinstance(value, list) else [value]
 
 
 def assert_close_states(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float = 1e-3) -> None:
