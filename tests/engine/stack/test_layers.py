@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dlrun.data.spec import DataSpec
 from dlrun.engine.stack import layers
-from dlrun.engine.stack.layers import STACKED_LAYERS, StackedLayer, list_chain, register_layer
+from dlrun.engine.stack.layers import STACKED_LAYERS, StackedLayer, list_chain, register_stacked_layer
 from dlrun.engine.stack.model import StackedModel
 
 MEMBERS = 3
@@ -68,7 +68,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers of this test's, registered for its length."""
     monkeypatch.setattr(layers, "STACKED_LAYERS", dict(STACKED_LAYERS))
     monkeypatch.setattr("dlrun.engine.stack.model.STACKED_LAYERS", layers.STACKED_LAYERS)
-    register_layer(Gain, StackedGain)
+    register_stacked_layer(Gain, StackedGain)
 
 
 class Gain(nn.Module):
@@ -191,7 +191,7 @@ class Net(nn.Module):
 
 def test_a_net_of_a_user_with_a_layer_of_a_user_is_a_chain(stacks: SimpleNamespace) -> None:
     assert list_chain(Net(stacks.VECTOR)) is None
-    register_layer(Scale, StackedScale)
+    register_stacked_layer(Scale, StackedScale)
     assert list_chain(Net(stacks.VECTOR)) is not None
     trainings = [
         stacks.Training(net=lambda spec, rate=rate: Net(spec, rate), seed=seed) for seed, rate in ((1, 0.2), (2, 0.6))
