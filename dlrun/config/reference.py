@@ -26,7 +26,7 @@ MEANINGS = {
     "strict": "exit with code 1 when an expectation is missed",
     "sweep.points": "several runs from one request, a line of overrides each",
     "sweep.dir": "the sweep's folder, a new one or one to resume; null: always a new one",
-    "sweep.jobs": "runs at a time, each in a process of its own; `auto`: one a GPU, or one a core",
+    "sweep.jobs": "runs at a time, each in a process of its own; `auto`: one a GPU, or a core once a run took 5 s",
     "sweep.stack": "points that differ in seed, rate, optimizer ... train as one: where that is faster, `on`, `off`",
     "sweep.fail_fast": "end the sweep at the first failure",
     "sweep.dry_run": "print the plan and stop",

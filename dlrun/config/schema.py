@@ -199,8 +199,8 @@ class SweepConfig:
     points: list[str] = field(default_factory=list)  # overrides of one run a line; a line may itself be a sweep
     dir: str | None = None  # the sweep's folder: a new one, or one to resume; null: always a new one
 
-    # Runs at a time, each in a process of its own from 2 on; auto: as many as there are cores or GPUs.
-    jobs: Any = 1
+    # Runs at a time, each in a process of its own from 2 on; auto: one a GPU, or a core where they train for long.
+    jobs: Any = "auto"
     # Points that differ in seed, rates, optimizer ... train as one net; auto: where that is faster.
     stack: str = _choice("auto", "auto", "on", "off")
     fail_fast: bool = False  # the first failure ends the sweep

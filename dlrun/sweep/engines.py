@@ -49,6 +49,10 @@ class Watcher(Protocol):
         """Called with a line for the user."""
         ...
 
+    def on_pace_change(self, at_once: int) -> None:
+        """Called when another number of units is run at a time from now on."""
+        ...
+
 
 class Engine(Protocol):
     """Runs units in any order and any place; a job alone equals the same job outside of a sweep."""
@@ -64,15 +68,15 @@ class Serial:
     def __init__(self, prepared: PreparedJobs | None = None) -> None:
         """prepared: jobs that this process has built already."""
         self.prepared = prepared or PreparedJobs()
+        # False once the watcher wants no further job.
+        self.is_continuing = True
 
     def run(self, units: Sequence[Unit], watcher: Watcher) -> int:
         """Run the units in order; returns 0, or the exit code of an interruption."""
-        is_continuing = True
 
         def report(job: Job, outcome: Outcome) -> bool:
-            nonlocal is_continuing
-            is_continuing = watcher.on_job_end(job, outcome)
-            return is_continuing
+            self.is_continuing = watcher.on_job_end(job, outcome)
+            return self.is_continuing
 
         for unit in units:
             for job in unit.open_jobs:
@@ -82,7 +86,7 @@ class Serial:
             # The watcher has recorded it, so that a resumed sweep trains it to its end.
             if code:
                 return code
-            if not is_continuing:
+            if not self.is_continuing:
                 break
         return 0
 

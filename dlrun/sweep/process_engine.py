@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing import connection
@@ -18,11 +19,13 @@ from dlrun.config.request import Request
 from dlrun.core import signals
 from dlrun.core.search_path import SAFE, SAFE_FOR_CHILD
 from dlrun.engine.device import count_cores
-from dlrun.sweep.engines import Outcome, Watcher
+from dlrun.sweep.engines import Outcome, Serial, Watcher
 from dlrun.sweep.jobs import Job
 from dlrun.sweep.stacks import Unit
 
 _ALWAYS_BLOCKED = tuple(n for n in signals.STOP_SIGNALS if n not in (signal.SIGINT, signal.SIGTERM))
+# A run of this length is worth a process of its own.
+LONG_SECONDS = 5.0
 # The longest that a Ctrl-C waits before the jobs receive it.
 _POLL_SECONDS = 0.2
 
@@ -154,11 +157,46 @@ class Parallel:
                 os.environ["OMP_NUM_THREADS"] = before
 
 
+class Adaptive:
+    """Runs units in this process until one took long, and those that follow in processes, `count` at a time.
+
+    A process takes longer to start than a short run to train, and the cores are shared out among several.
+    """
+
+    def __init__(self, serial: Serial, count: int) -> None:
+        self.serial = serial
+        self.count = count
+
+    def run(self, units: Sequence[Unit], watcher: Watcher) -> int:
+        """Run the units; returns 0, or the exit code of an interruption."""
+        for number, unit in enumerate(units, 1):
+            # Of the processor: on a busy machine a short run takes long, too.
+            begin = time.process_time()
+            code = self.serial.run([unit], watcher)
+            seconds = (time.process_time() - begin) / torch.get_num_threads()
+            if code or not self.serial.is_continuing:
+                return code
+
+            rest = units[number:]
+            if seconds >= LONG_SECONDS and len(rest) > 1:
+                at_once = min(self.count, len(rest))
+                watcher.note(
+                    f"that took {seconds:.0f} s, so the others run {at_once} at a time, with "
+                    f"{max(1, count_cores() // at_once)} of {count_cores()} threads each "
+                    "(sweep.jobs=1: one after the other)"
+                )
+                watcher.on_pace_change(at_once)
+                engine = Parallel(at_once)
+                engine.warm_up()
+                return engine.run(rest, watcher)
+        return 0
+
+
 def resolve_job_count(jobs: Any) -> int:
-    """`sweep.jobs` as a number; auto is one a GPU, or one a core without GPUs."""
+    """`sweep.jobs` as a number; auto is one a GPU, or 1 without GPUs, where the time of a run decides."""
     if jobs != "auto":
         return int(jobs)
-    return torch.cuda.device_count() or count_cores()
+    return max(1, torch.cuda.device_count())
 
 
 def _assign_gpu(request: Request, gpu: int | None) -> Request:

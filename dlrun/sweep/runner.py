@@ -17,6 +17,7 @@ from dlrun.core.format import count_digits
 from dlrun.core.lock import Lock
 from dlrun.core.own_code import find_own_modules
 from dlrun.core.shell import suggest_command
+from dlrun.engine.device import count_cores
 from dlrun.experiment import resume
 from dlrun.experiment.builder import data_cache
 from dlrun.experiment.late_pictures import draw_finished, draw_losses
@@ -30,7 +31,7 @@ from dlrun.sweep.engines import Engine, Outcome, Serial
 from dlrun.sweep.jobs import Job, build_jobs, drop_duplicates, has_own_code
 from dlrun.sweep.ledger import DONE, Ledger
 from dlrun.sweep.plan import check_in_process, check_jobs, format_duration, format_size, print_plan
-from dlrun.sweep.process_engine import Parallel, resolve_job_count
+from dlrun.sweep.process_engine import Adaptive, Parallel, resolve_job_count
 from dlrun.sweep.progress import Display
 from dlrun.sweep.stacks import PreparedJobs, Unit, find_begun_stacks, plan_stacks
 
@@ -105,6 +106,9 @@ def run(requests: Sequence[Request]) -> int:
                 watcher.on_job_start(job)
                 watcher.on_job_end(job, Outcome(1, str(error)))
 
+        if sweep_settings["jobs"] == "auto" and isinstance(engine, Serial) and count_cores() > 1:
+            engine = Adaptive(engine, count_cores())
+        runs_here = isinstance(engine, Serial | Adaptive)
         with watcher.display.show_live():
             code = engine.run(form_units(queue, stacks), watcher)
         watcher.print_summary()
@@ -113,7 +117,7 @@ def run(requests: Sequence[Request]) -> int:
         is_as_expected = False
         # The runs are on the disk by now: a full one must not make the sweep fail without a word on them.
         with watcher.disk_problems.tolerate("the comparison", again=False):
-            is_as_expected = bool(code) or conclude(console, ledger, jobs, watcher, isinstance(engine, Serial))
+            is_as_expected = bool(code) or conclude(console, ledger, jobs, watcher, runs_here)
 
     if code:
         console.say(f"resume it: {format_resume_command(folder, jobs)}")
@@ -357,6 +361,10 @@ class Watcher:
     def note(self, text: str) -> None:
         """Show a line."""
         self.console.say(f"note: {text}")
+
+    def on_pace_change(self, at_once: int) -> None:
+        """Estimate the time left by another number of jobs at a time."""
+        self.display.at_once = at_once
 
     def on_job_start(self, job: Job) -> None:
         """Show the job and record it as running."""
