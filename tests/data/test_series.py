@@ -159,6 +159,18 @@ def test_gaps_of_inputs_take_the_value_before_and_those_of_targets_are_no_target
         series(path, "load", window=3, missing="error")
 
 
+def test_gaps_take_no_value_of_another_series(tmp_path: Path) -> None:
+    columns = {"date": [*hours(20), *hours(20)], "site": ["a"] * 20 + ["b"] * 20, "load": range(40)}
+    temp: list[Any] = list(range(100, 140))
+    temp[20] = temp[21] = ""
+    path = write(tmp_path / "t.csv", columns | {"temp": temp})
+    splits = series(path, "load", group="site", window=3, test_fraction=0, normalize=False)
+    x, _ = arrays(splits.train)
+    # What the second begins with is known from its third row on.
+    assert x[x[:, 0, 0] >= 20, 0, 0].min() == 22
+    assert any("windows that begin before there is one are left out" in note for note in splits.notes)
+
+
 def test_trivial_forecasts_repeat_the_last_value_or_a_season(tmp_path: Path) -> None:
     daily = np.sin(np.arange(240) * 2 * np.pi / 24) * 10 + 50
     path = write(tmp_path / "t.csv", {"date": hours(240), "load": daily})

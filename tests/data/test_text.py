@@ -170,6 +170,14 @@ def test_what_a_folder_lacks_is_a_sentence(tmp_path: Path) -> None:
         text(str(tmp_path / "missing"))
 
 
+def test_quotation_marks_of_tab_separated_texts_need_not_pair(tmp_path: Path) -> None:
+    lines = ["ham\tGo on", 'spam\t"Free entry', "ham\tok", "spam\tcash"]
+    (tmp_path / "sms.tsv").write_text("\n".join(lines) + "\n")
+    splits = text(str(tmp_path / "sms.tsv"), text=1, target=0, header=False, test_fraction=0, min_count=1)
+    assert list_texts(splits.train, splits.spec.vocabulary)[1] == ['"', "free", "entry"]
+    assert any("quotation marks do not pair" in note for note in splits.notes)
+
+
 def test_one_class_alone_is_nothing_to_learn(tmp_path: Path) -> None:
     splits = text(write_table(tmp_path / "t.csv", [("a", "x"), ("b", "x"), ("c", "x")]), text="review", target="label")
     assert "only one class" in splits.nothing_to_learn

@@ -1,3 +1,4 @@
+import re
 from collections import Counter
 from itertools import chain
 
@@ -6,7 +7,7 @@ import pytest
 import torch
 
 from dlrun.core.errors import DataError
-from dlrun.data.tokens import UNKNOWN, UNKNOWN_TOKEN, Tokenizer, choose_vocabulary, read_corpus
+from dlrun.data.tokens import UNKNOWN, UNKNOWN_TOKEN, WORD_PATTERN, Tokenizer, choose_vocabulary, read_corpus
 
 TEXTS = [
     "The cat sat on the mat, the end.",
@@ -30,6 +31,14 @@ def test_words_of_many_scripts() -> None:
     # Both ways to write an accent are one word.
     assert split(TEXTS[6]) == ["café", "café"]
     assert Tokenizer("words", False, None).split(TEXTS[6]) == ["café", "CAFÉ"]
+
+
+def test_ascii_texts_are_cut_as_all_others() -> None:
+    rng = np.random.default_rng(0)
+    letters = list("ab1_' -.,!?\t\n\"(X")
+    for _ in range(300):
+        text = "".join(rng.choice(letters, 30))
+        assert Tokenizer("words", False, None).split(text) == re.findall(WORD_PATTERN, text)
 
 
 def test_characters_keep_case_and_one_blank_for_white_space() -> None:

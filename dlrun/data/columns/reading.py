@@ -128,8 +128,23 @@ def read_file(path: Path, text_format: TextFormat, key: str = "data.path") -> Ta
             table_file = _read_large(path, content, text, text_format, separator, encoding, sha256, notes)
             if table_file is not None:
                 return table_file
-        lines, rows = parse_rows(path, text, separator)
+        lines, rows = _parse_text(path, text, separator, notes)
     return _build_from_rows(path, lines, rows, text_format, separator, encoding, sha256, notes)
+
+
+def _parse_text(path: Path, text: str, separator: str, notes: list[str]) -> tuple[list[int], list[list[str]]]:
+    """The lines that rows end in, and the rows; of a tab-separated file quotation marks may be text."""
+    try:
+        return parse_rows(path, text, separator)
+    except DataError:
+        if separator != "\t":
+            raise
+        numbered = [(number, line.rstrip("\r")) for number, line in enumerate(text.split("\n"), 1)]
+        rows = [line.split("\t") for _, line in numbered if line]
+        if len({len(row) for row in rows}) != 1:
+            raise
+        notes.append("quotation marks do not pair, and were read as a part of the texts.")
+        return [number for number, line in numbered if line], rows
 
 
 def hash_file(path: Path) -> str:
