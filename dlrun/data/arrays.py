@@ -283,11 +283,11 @@ def _read_further_part(name: str, opened: tuple[Numbers, Numbers] | None, expect
     return part
 
 
-def _order_text_classes(found: list[str], class_names: list[str] | None, path: Path) -> list[str]:
+def _order_text_classes(classes: list[str], class_names: list[str] | None, path: Path) -> list[str]:
     """The classes of text in the order of data.class_names, which may name more; alphabetically without it."""
     if class_names is None:
-        return found
-    missing = [name for name in found if name not in class_names]
+        return classes
+    missing = [name for name in classes if name not in class_names]
     if missing:
         raise DataError(f"{path} holds the class {missing[0]!r}, which data.class_names lacks; name each")
     return class_names

@@ -165,6 +165,7 @@ def series(
         window = saved.window
         horizon = saved.horizon
 
+    # Only inputs are filled: a target that was made up would be trained on, and tested on.
     filled = fill_gaps(timeline.values, timeline.breaks)
     gaps = find_gaps(timeline.times, timeline.breaks, timeline.steps)
     outcomes = timeline.values[:, : columns.target_count]
@@ -178,6 +179,7 @@ def series(
             f"the longest series has {longest:,}; type smaller ones"
         )
     starts = _apply_stride(starts, timeline, stride)
+    # By time and not by row: several series are cut at the same moment.
     bounds = _choose_bounds(timeline.times, test_fraction, val_fraction)
     parts, boundary_notes = _split(timeline, starts, window, horizon, bounds)
 
@@ -207,16 +209,17 @@ def series(
     inputs = fitted.scale(filled)
     origin = _make_origin(timeline)
     spec = _make_spec(fitted, normalize)
-    made: dict[str, Any] = {}
+    part_by_name: dict[str, Any] = {}
     for name in _PARTS:
-        made[name] = _make_part(inputs, outcomes, parts[name], fitted, origin)
-    train = made["train"]
+        part_by_name[name] = _make_part(inputs, outcomes, parts[name], fitted, origin)
+    train = part_by_name["train"]
     if train is None:
         raise RequestError(
             f"{path}: no window of {window} + {horizon} rows is left to train on; type a smaller data.window, "
             "data.test_fraction or data.val_fraction"
         )
     if preprocessing is None:
+        # The season comes last, as it is chosen by the errors of forecasts on windows.
         fitted = replace(fitted, season=_choose_season(fitted, season, spec, train))
         spec = replace(spec, preprocessing=fitted.to_plain())
 
@@ -225,7 +228,7 @@ def series(
     notes += boundary_notes
     if preprocessing is None:
         notes.append(f"the trivial forecast is the {name_naive_forecast(spec)}; data.season=… chooses another one.")
-    return Splits(train, made["val"], made["test"], spec, tuple(notes))
+    return Splits(train, part_by_name["val"], part_by_name["test"], spec, tuple(notes))
 
 
 def hash_files(arguments: Mapping[str, Any]) -> str:
@@ -250,6 +253,7 @@ def read_columns(
     if saved is not None:
         return _match_columns(path, text_format, saved)
 
+    # Names that are typed tell whether the first line is a header.
     names = [column for column in (*typed, time, group, *(features or ())) if isinstance(column, str)]
     file = read_named(path, text_format, names)
     table = file.table
@@ -289,10 +293,10 @@ def read_columns(
     if left_out:
         notes.append(f"left out, as they are no numbers: {join_names(left_out)}.")
 
-    found = [table.names[position] for position in (*targets, *inputs)]
+    feature_names = [table.names[position] for position in (*targets, *inputs)]
     time_name = None if time_position is None else table.names[time_position]
     group_name = None if group_position is None else table.names[group_position]
-    return file, _Columns(found, len(targets), time_name, group_name, tuple(left_out), tuple(notes))
+    return file, _Columns(feature_names, len(targets), time_name, group_name, tuple(left_out), tuple(notes))
 
 
 def _match_columns(path: Path, text_format: TextFormat, saved: SeriesPreprocessing) -> tuple[TableFile, _Columns]:
@@ -304,6 +308,7 @@ def _match_columns(path: Path, text_format: TextFormat, saved: SeriesPreprocessi
     table = file.table
     if saved.has_names and table.has_header:
         missing = [name for name in wanted if name not in table.names]
+        # One series of a table of several is the usual thing to forecast.
         if missing == [saved.group]:
             note = f"there is no column {saved.group}: the rows were taken for one series."
             return file, replace(columns, group=None, notes=(note,))
@@ -355,11 +360,12 @@ def read_timeline(file: TableFile, columns: _Columns, missing: str, saved: Serie
     group = np.zeros(len(table.lines), np.int64)
     if columns.group is not None:
         cells = [cell.strip() for cell in table.columns[table.names.index(columns.group)]]
-        found, codes = np.unique(cells, return_inverse=True)
-        groups = tuple(map(str, found))
+        names, codes = np.unique(cells, return_inverse=True)
+        groups = tuple(map(str, names))
         group = codes.astype(np.int64)
 
     times, is_date = _read_times(file, columns.time, saved)
+    # Rows of one series stand together, and so a window is a slice.
     order = np.lexsort((times, group))
     notes = []
     within = np.diff(times)[np.diff(group) == 0]
@@ -367,6 +373,7 @@ def read_timeline(file: TableFile, columns: _Columns, missing: str, saved: Serie
         notes.append(f"rows were put in the order of '{columns.time}'.")
     times = times[order]
     group = group[order]
+    # No window goes from one series into the next.
     breaks = np.append(True, np.diff(group) != 0)
     steps = find_steps(times, breaks, is_date)
     timeline = Timeline(file, order, times, group, groups, breaks, values[order], steps, tuple(notes))
@@ -419,6 +426,7 @@ def _read_times(
     position = file.table.names.index(time)
     cells = file.table.columns[position]
     numbers, wrong = parse_column(cells, file.decimal)
+    # By the majority: a few mistakes in a column of numbers do not make it one of dates.
     is_number = len(wrong) < len(cells) / 2 and not np.isnan(numbers).all()
     if is_number:
         wrong = [*wrong, *np.flatnonzero([is_gap(cell) for cell in cells]).tolist()]
@@ -436,6 +444,7 @@ def _refuse_equal_times(timeline: Timeline, columns: _Columns) -> None:
         return
     first = int(equal[0])
     lines = timeline.file.table.lines
+    # The table may be in any order, and is named by its lines.
     pair = sorted(lines[timeline.rows[row]] for row in (first, first + 1))
     advice = "type data.group=<column> if the table holds several series, or remove one of them"
     raise DataError(
@@ -456,6 +465,7 @@ def _find_known(values: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 def _apply_stride(starts: NDArray[np.int64], timeline: Timeline, stride: int) -> NDArray[np.int64]:
     """Every so many-th window, counted from the beginning of its series."""
+    # The first row of each row's series.
     begins = np.maximum.accumulate(np.where(timeline.breaks, np.arange(len(timeline.rows)), 0))
     chosen: NDArray[np.int64] = starts[(starts - begins[starts]) % stride == 0]
     return chosen
@@ -464,6 +474,7 @@ def _apply_stride(starts: NDArray[np.int64], timeline: Timeline, stride: int) ->
 def _choose_bounds(times: NDArray[np.float64], test_fraction: float, val_fraction: float) -> tuple[float, float]:
     """The times at which the validation and the test part begin; infinite for a part that there is none of."""
     distinct = np.unique(times)
+    # Of the moments, as series may have different numbers of rows.
     before_test = len(distinct) - round(len(distinct) * test_fraction)
     before_val = before_test - round(before_test * val_fraction)
     times_and_end = np.append(distinct, np.inf)
@@ -474,6 +485,7 @@ def _split(
     timeline: Timeline, starts: NDArray[np.int64], window: int, horizon: int, bounds: tuple[float, float]
 ) -> tuple[dict[str, NDArray[np.int64]], list[str]]:
     """First rows of the windows of each part: those whose targets lie in it from the first to the last."""
+    # The inputs of a window may lie in the part before: at that time they are known.
     first = timeline.times[starts + window]
     last = timeline.times[starts + window + horizon - 1]
     val_start, test_start = bounds
@@ -491,6 +503,7 @@ def _split(
                 texts.append(f"the {name} part begins at {timeline.steps.format(bound)}")
         left_out = f"; {between:,} windows with targets on both sides are left out" if between else ""
         notes.append(f"{' and '.join(texts)}, in time{left_out}.")
+    # A part that was asked for and came to nothing is no metric of 0, and is told.
     for name, bound, end in (("val", val_start, test_start), ("test", test_start, np.inf)):
         if bound < end and not len(parts[name]):
             notes.append(f"the {name} part is too short for data.horizon={horizon}, and left out.")
@@ -519,6 +532,7 @@ def _make_part(
         return None
     # A window is named by the first row that it forecasts.
     own_origin = origin.take(torch.from_numpy(starts + fitted.window))
+    # Windows overlap, so that all of them take `window` times the memory of the rows.
     size = 8 * len(starts) * (fitted.window * inputs.shape[1] + fitted.horizon * outcomes.shape[1])
     if size > _MOST_BYTES:
         rows = (torch.from_numpy(inputs), torch.from_numpy(outcomes), torch.from_numpy(starts))
@@ -543,6 +557,7 @@ def _make_origin(timeline: Timeline) -> Origin:
 
 
 def _make_spec(fitted: SeriesPreprocessing, normalize: bool) -> DataSpec:
+    # The features begin with the targets.
     targets = slice(fitted.target_count)
     return DataSpec(
         "series",
@@ -566,6 +581,7 @@ def _choose_season(
     usual = fitted.steps.season
     if season is not None or usual == 1 or usual > fitted.window:
         return season or 1
+    # A thousand windows over the whole time tell which forecast errs less.
     rows = torch.linspace(0, len(train) - 1, min(len(train), 1000)).long()
     if isinstance(train, Split):
         x, y = train.inputs[0][rows], train.targets[rows]

@@ -120,6 +120,7 @@ def text(
         if classes is not None:
             raise RequestError(f"data.classes is for a folder of class folders, and {path} is a table; leave it out")
 
+    # From here on a folder is a table too, of a text and its class a row.
     joined = source.joined
     values, target_notes = read_targets(joined, source.targets, task)
     rows = len(source.files[0].table.lines)
@@ -148,6 +149,7 @@ def text(
     corpus = read_corpus(_join_columns(joined, source.text_columns), tokenizer)
     _refuse_empty(joined, source.text_columns, corpus)
     if preprocessing is None:
+        # Of the training rows alone: a word of the test part must not get a code of its own.
         counts = corpus.count(parts.train)
         tokenizer = replace(tokenizer, vocabulary=choose_vocabulary(corpus.tokens, counts, vocabulary_size, min_count))
     codes_and_lengths = corpus.encode(tokenizer.vocabulary)
@@ -168,6 +170,7 @@ def text(
         if not len(chosen):
             return None
         index = torch.from_numpy(chosen)
+        # All rows were encoded at once, and each part takes its own.
         inputs = tuple(column[index] for column in codes_and_lengths)
         return Split(inputs, torch.from_numpy(values.values[chosen]), origin.take(index))
 
@@ -195,6 +198,7 @@ def _hash_folder(folder: Path) -> str:
     digest = hashlib.sha256()
     for name in list_files_below(os.fsencode(folder)):
         if name.lower().endswith(TEXT_ENDING.encode()):
+            # The name too: moving a file to another class changes what is learned.
             digest.update(os.path.relpath(name, os.fsencode(folder)))
             digest.update(hash_file(Path(os.fsdecode(name))).encode())
     return digest.hexdigest()
@@ -255,6 +259,7 @@ def _read_tables(
     else:
         texts = [joined.table.find_column(column, "data.text") for column in _list_columns(text)]
     if targets is None:
+        # The last column that is no text, as for other tables.
         targets = [[number for number in range(len(joined.table.names)) if number not in texts][-1]]
     _refuse_twice(joined.table, texts, targets)
     return _Source(files, joined, texts, targets, val_path is not None, test_path is not None, False, tuple(notes))
@@ -270,6 +275,7 @@ def _choose_trained(
     table: Table, typed: str | int | list[str | int] | None, trained: Sequence[str]
 ) -> str | int | list[str | int] | None:
     """The columns of training, if they are there and no others are typed by name."""
+    # A name that is typed counts, a number may stand for another column here.
     is_by_name = any(isinstance(column, str) for column in _list_columns(typed))
     return typed if is_by_name or not set(trained) <= set(table.names) else list(trained)
 
@@ -280,6 +286,7 @@ def _judge_text_column(file: TableFile, targets: Sequence[int]) -> int:
     for number, cells in enumerate(file.table.columns):
         sample = cells[:_SAMPLE_ROWS]
         if number not in targets and parse_numbers(sample) is None:
+            # By all their letters: a single long cell does not make a column of texts.
             lengths[number] = sum(map(len, sample))
     if not lengths:
         raise DataError(f"{file.table.path} has no column of texts; type data.text=<its name>, or data=table")
@@ -328,19 +335,19 @@ def _read_folder(
         if value is not None:
             raise RequestError(f"data.{key}={value} is for tables, and data.path={folder} is a folder; leave it out")
     bases = _find_bases(folder)
-    found = sorted(path.name for path in _list_folders(bases["train"]))
-    if not found:
+    folder_names = sorted(path.name for path in _list_folders(bases["train"]))
+    if not folder_names:
         raise DataError(
             f"{bases['train']} has no class folders: put the texts of each class into a folder named after it"
         )
     for name in classes or ():
-        if str(name) not in found:
-            hint = did_you_mean(str(name), found)
+        if str(name) not in folder_names:
+            hint = did_you_mean(str(name), folder_names)
             raise RequestError(
                 f"data.classes names {name}, which is no folder of {bases['train']}; {hint}there are "
-                f"{join_names(found)}"
+                f"{join_names(folder_names)}"
             )
-    names = found if classes is None else [str(name) for name in classes]
+    names = folder_names if classes is None else [str(name) for name in classes]
 
     others: Counter[str] = Counter()
     notes: list[str] = []
@@ -348,7 +355,7 @@ def _read_folder(
     if others:
         counts = ", ".join(f"{count} {ending or 'without an ending'}" for ending, count in sorted(others.items()))
         notes.append(f"files that are no {TEXT_ENDING} were not read: {counts}.")
-    left_out = [name for name in found if name not in names]
+    left_out = [name for name in folder_names if name not in names]
     if left_out:
         notes.append(f"not in data.classes: {join_names(left_out)}.")
 

@@ -75,9 +75,9 @@ class Tokenizer:
     def encode(self, text: str) -> tuple[Tensor, int]:
         """Codes int64 (length,) of the tokens that are read, and the number of those that are cut off."""
         tokens = self.split(text)
-        kept = tokens[: self.max_length]
-        codes = [self.codes.get(token, UNKNOWN) for token in kept]
-        return torch.tensor(codes, dtype=torch.int64), len(tokens) - len(kept)
+        first_tokens = tokens[: self.max_length]
+        codes = [self.codes.get(token, UNKNOWN) for token in first_tokens]
+        return torch.tensor(codes, dtype=torch.int64), len(tokens) - len(first_tokens)
 
     def encode_all(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Encode texts as codes int64 (N, longest), padded with 0, and lengths (N,); DataError for an empty one."""
@@ -167,9 +167,9 @@ def read_corpus(texts: Iterable[str], tokenizer: Tokenizer) -> Corpus:
     cut = []
     for text in texts:
         tokens = tokenizer.split(text)
-        kept = tokens[: tokenizer.max_length]
-        rows.append(np.fromiter(map(numbers.__getitem__, kept), np.int32, len(kept)))
-        cut.append(len(tokens) - len(kept))
+        first_tokens = tokens[: tokenizer.max_length]
+        rows.append(np.fromiter(map(numbers.__getitem__, first_tokens), np.int32, len(first_tokens)))
+        cut.append(len(tokens) - len(first_tokens))
     return Corpus(rows, list(numbers), np.array(cut, dtype=np.int64))
 
 

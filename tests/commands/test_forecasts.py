@@ -158,9 +158,9 @@ def test_a_killed_run_goes_on_to_the_same_bits(dlrun: Callable[..., Any], warm: 
     process.wait()
     assert not (tmp_path / "killed" / "result.json").exists()
     assert dlrun("resume", "killed").code == 0
-    whole, killed = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "killed"))
-    assert whole["weights_sha256"] == killed["weights_sha256"]
-    assert whole["metrics"] == killed["metrics"]
+    reference, killed = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "killed"))
+    assert reference["weights_sha256"] == killed["weights_sha256"]
+    assert reference["metrics"] == killed["metrics"]
 
 
 def test_a_window_longer_than_the_series_is_a_sentence(dlrun: Callable[..., Any], tmp_path: Path) -> None:

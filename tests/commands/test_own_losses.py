@@ -259,9 +259,9 @@ def test_an_argument_of_a_loss_needs_no_plus(dlrun: Callable[..., Any], word: st
     words = ("data=blobs", "model=mlp", "task.loss=focal", "trainer.epochs=1", "tracking.graph=false", "figures=false")
     done = dlrun(*words, word)
     assert done.code == 0, done.err
-    whole = dlrun(*words, "task.loss_args={gamma:3}")
-    assert done.result["weights_sha256"] == whole.result["weights_sha256"]
-    assert done.result["config_hash"] == whole.result["config_hash"]
+    reference = dlrun(*words, "task.loss_args={gamma:3}")
+    assert done.result["weights_sha256"] == reference.result["weights_sha256"]
+    assert done.result["config_hash"] == reference.result["config_hash"]
 
     wrong = dlrun(*words, word.replace("gamma", "gama"))
     assert (wrong.code, wrong.out) == (2, "")

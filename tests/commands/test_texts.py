@@ -153,8 +153,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     process.wait()
     assert not (tmp_path / "killed" / "result.json").exists()
     assert dlrun("resume", "killed").code == 0
-    whole, killed = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "killed"))
-    assert whole["weights_sha256"] == killed["weights_sha256"]
+    reference, killed = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "killed"))
+    assert reference["weights_sha256"] == killed["weights_sha256"]
     rows = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "killed")]
     assert rows[0] == rows[1]
 

@@ -277,5 +277,5 @@ def test_a_file_that_has_changed_is_read_again(tmp_path: Path) -> None:
     (tmp_path / "optimizer").mkdir()
     for rate in (0.5, 0.25):
         (tmp_path / "optimizer" / "mine.yaml").write_text(f"_target_: torch.optim.SGD\nlr: {rate}\n")
-        (found,) = request.from_command_line(["--config-dir", str(tmp_path), "optimizer=mine"])
-        assert found.config["optimizer"]["lr"] == rate
+        (one_request,) = request.from_command_line(["--config-dir", str(tmp_path), "optimizer=mine"])
+        assert one_request.config["optimizer"]["lr"] == rate

@@ -37,9 +37,9 @@ def test_a_run_is_composed_once(compositions: list[Any]) -> None:
 
 
 def test_a_run_does_not_see_hydras_part_which_sees_the_run() -> None:
-    (found,) = request.from_command_line(["data=blobs", "hydra.run.dir=${hydra.job.name}/${data.batch_size}"])
-    assert found.folder == Path("dlrun/64")
-    assert "hydra" not in found.config
+    (one_request,) = request.from_command_line(["data=blobs", "hydra.run.dir=${hydra.job.name}/${data.batch_size}"])
+    assert one_request.folder == Path("dlrun/64")
+    assert "hydra" not in one_request.config
     with pytest.raises(InterpolationKeyError, match=r"hydra\.job\.name"):
         request.from_command_line(["data=blobs", "run.name=${hydra.job.name}"])
 

@@ -144,7 +144,7 @@ def test_processes_mix_the_rows_that_one_does(count):
     split = Split((torch.rand(22, 2, 8, 8),), torch.arange(22) % 3)
     batches = MemoryBatches(split, EpochOrder(22, 6, shuffle=True), Placement(torch.device("cpu"), torch.float32, spec))
     mixing = BatchMix(["MixUp", "CutMix"], 3)
-    whole = list(mixing.mix(batches.epoch(1), 1, 1, 0))
+    reference = list(mixing.mix(batches.epoch(1), 1, 1, 0))
 
     parts = []
     for number in range(count):
@@ -153,7 +153,7 @@ def test_processes_mix_the_rows_that_one_does(count):
         shards = batches.epoch(1, pick=ranks.shard_batch_for_mixing)
         parts.append(list(mixing.mix(shards, 1, 1, 0, is_part=True)))
 
-    for (inputs, targets), *pieces in zip(whole, *parts, strict=True):
+    for (inputs, targets), *pieces in zip(reference, *parts, strict=True):
         # A process without a row has no shares of classes either.
         filled = [piece for piece in pieces if len(piece[1])]
         assert torch.equal(torch.cat([piece[0][0] for piece in filled]), inputs[0])

@@ -49,9 +49,9 @@ def test_windows_are_those_of_numpy(tmp_path: Path, window: int, horizon: int) -
     path, values = power(tmp_path)
     splits = series(path, "load", window=window, horizon=horizon, test_fraction=0, normalize=False)
     x, y = arrays(splits.train)
-    whole = sliding_window_view(values, window + horizon, axis=0).transpose(0, 2, 1)
-    assert np.array_equal(x, whole[:, :window])
-    assert np.array_equal(y, whole[:, window:, 0])
+    all_windows = sliding_window_view(values, window + horizon, axis=0).transpose(0, 2, 1)
+    assert np.array_equal(x, all_windows[:, :window])
+    assert np.array_equal(y, all_windows[:, window:, 0])
     assert splits.spec.kind == "series"
     assert splits.spec.input_shape == (window, 2)
     assert splits.spec.output_size == horizon

@@ -159,8 +159,8 @@ LONG = (
 def test_a_stack_that_is_killed_ends_as_one_that_is_not(tmp_path: Path) -> None:
     """Kills by SIGKILL and SIGTERM at random moments after the stack has been saved anew."""
     program = [sys.executable, "-m", "dlrun", *LONG]
-    whole = subprocess.run([*program, "sweep.dir=whole"], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert whole.returncode == 0, whole.stderr
+    reference = subprocess.run([*program, "sweep.dir=whole"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert reference.returncode == 0, reference.stderr
 
     draw = random.Random(7)
     kills = 0

@@ -102,6 +102,7 @@ class _BatchedLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
         x, weight = ctx.saved_tensors
+        # The data of the first layer take no gradient.
         of_input = torch.bmm(gradient, weight) if ctx.needs_input_grad[0] else None
         of_bias = gradient.sum(1) if ctx.has_bias else None
         return of_input, torch.bmm(gradient.transpose(1, 2), x), of_bias
@@ -126,6 +127,7 @@ class StackedDropout(StackedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """x / (1 - p) for what stays, 0 for the rest."""
+        # All members are in one mode, that of the stack.
         if not self.first.training:
             return x
         return x * draw_dropout_masks(x, self.rates, self.generators)

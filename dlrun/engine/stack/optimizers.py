@@ -55,6 +55,7 @@ class StackedOptimizer:
 
     def get_rates(self) -> Tensor:
         """Learning rates (m, 1), copied to the device when a schedule has moved one."""
+        # Compared on the host: a copy to the device in every step would cost as much as the step.
         rates = [group["lr"] for group in self.groups]
         if rates != self._rates:
             self._rates = rates
@@ -81,6 +82,7 @@ class StackedOptimizer:
         if not self.steps:
             return
         for number, optimizer in enumerate(self.optimizers):
+            # A row of the weights holds a member's parameters one after the other, flattened.
             begin = 0
             for parameter in optimizer.param_groups[0]["params"]:
                 part = slice(begin, begin + parameter.numel())

@@ -100,6 +100,7 @@ class StackTrainer:
         """Bring the counters of each member up to date, and charge it with its share of the time."""
         for member in self.members:
             progress = member.state.progress
+            # Members count for themselves, as each is saved and resumed alone.
             progress.step = self.step
             progress.batch = self.batch
             member.state.schedule.steps = self.step
@@ -118,6 +119,7 @@ class StackTrainer:
 
     def make_step(self, group: list[Batch]) -> None:
         """One optimizer step of all members, on the batches of a group."""
+        # All members have batches of the same sizes, so one count serves all.
         weights = self.count_targets([targets for _, targets in group])
         is_weighted = len(group) > 1 and self.objective.objective.reduction != "sum"
         total = sum(weights)
@@ -136,6 +138,7 @@ class StackTrainer:
             step_losses.append(shares.detach())
 
         norms = self.clip_gradients() if self.clips else None
+        # An optimizer steps its neighbouring members at once.
         with torch.no_grad():
             for part, optimizer in self.optimizers:
                 optimizer.step(self.model.gradient[part])
@@ -143,6 +146,7 @@ class StackTrainer:
         self.step += 1
         self.batch += len(group)
         loss = step_losses[0] if len(step_losses) == 1 else torch.stack(step_losses).sum(0)
+        # On the device: reading it here would wait for every step.
         self.unchecked_losses.append(loss)
         if self.step % self.rules.log_every_steps == 0:
             self.log_step(loss / total if self.objective.objective.reduction == "sum" else loss, norms)
@@ -156,6 +160,7 @@ class StackTrainer:
     def clip_gradients(self) -> Tensor:
         """Scale each member's gradient down to its largest norm; returns the norms before, (M,)."""
         norms: Tensor = torch.linalg.vector_norm(self.model.gradient, dim=1)
+        # As clip_grad_norm_ does, with the same small number against a norm of 0.
         factors = (self.largest_norms / (norms + 1e-6)).clamp(max=1.0)
         self.model.gradient.mul_(factors.unsqueeze(1))
         return norms
@@ -164,6 +169,7 @@ class StackTrainer:
         """Tell the callbacks of each member loss, gradient norm and learning rates of the step just made."""
         self.check_losses()
         norms = torch.linalg.vector_norm(self.model.gradient, dim=1) if norms is None else norms
+        # One transfer for all members.
         table = torch.stack([losses, norms]).T.tolist()
         for member, (loss, norm) in zip(self.members, table, strict=True):
             if member.error is not None:

@@ -44,6 +44,7 @@ def print_opening(
     else:
         rows += _describe_needs(context)
 
+    # Made before anything is shown: an error in it leaves no half of a summary.
     layers = _make_layer_table(context)
     console.say(format_facts(rows))
     console.say()
