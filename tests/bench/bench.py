@@ -1,8 +1,9 @@
 """`make bench`: every side of every row in turn, into tests/bench/results/<date>.json, .md and .png.
 
 python tests/bench/bench.py [WHAT ...] [--seconds 100]      WHAT: core, rows of it (resnet cnn), scale, accuracy,
-processes, tables, start, memory, checkpoints, sweeps, pictures, callbacks; all where it is left out. DLRUN_DATA_DIR
-names the folder with the data. What is finished is written at once, so a bench that is stopped keeps what it has.
+processes, tables, start, memory, checkpoints, sweeps, jobs, pictures, callbacks; all where it is left out.
+DLRUN_DATA_DIR names the folder with the data. What is finished is written at once, so a bench that is stopped keeps
+what it has.
 """
 
 import argparse
@@ -27,6 +28,7 @@ OWN = {
     "memory": "memory",
     "checkpoints": "checkpoint_cost",
     "sweeps": "sweep_overhead",
+    "jobs": "small_jobs",
     "pictures": "image_reading",
     "callbacks": "callback_cost",
 }  # benches that print their own figures

@@ -1,4 +1,4 @@
-"""What saving costs: seconds inside a save over seconds of training, for resnet on MNIST with a checkpoint every epoch.
+"""What saving costs: seconds in which resnet on MNIST waits for its checkpoints, one an epoch, over those of training.
 
 python tests/bench/checkpoint_cost.py [--runs 3] [--epochs 2]     (needs DLRUN_DATA_DIR with MNIST)
 """

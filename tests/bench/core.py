@@ -22,6 +22,7 @@ WHAT = {
     "tiny": "8-6-4-1, batch 32, 1,000 steps an epoch, SGD",
     "tiny-64": "64-64-10, batch 32, 1,000 steps an epoch, SGD",
     "tiny-epochs": "8-6-4-1, batch 32, 24 steps an epoch, SGD",
+    "large-epochs": "784-1024-784-10 (1.6 million), batch 64, 50 steps an epoch, SGD",
 }
 
 
@@ -112,6 +113,8 @@ BARS = [
     Bar("resnet", "course script", at_least=1.9),
     *(Bar(row, "hand-written", at_least=0.97) for row in ("resnet", "inception", "cnn", "mlp", "gru")),
     *(Bar(row, "pure compute", at_most_us=100) for row in ("overhead", "overhead-adam")),
+    # A checkpoint is due every 50 steps.
+    Bar("large-epochs", "pure compute", at_most_us=1000),
     *(Bar(row, "Lightning", at_least=1.5) for row in ("resnet", "cnn", "mlp")),
     *(Bar(row, "Lightning", at_least=4) for row in SMALL),
 ]

@@ -139,3 +139,4 @@ def in_core(root: str) -> Iterator[Row]:
     yield Row("tiny", "mlp", "vectors", 32_000, classes=1, **tiny)
     yield Row("tiny-64", "mlp", "vectors", 32_000, 32, {"hidden_sizes": [64]}, features=64)
     yield Row("tiny-epochs", "mlp", "vectors", 759, classes=1, epochs=40, **tiny)
+    yield Row("large-epochs", "mlp", "vectors", 3_200, settings={"hidden_sizes": [1024, 784]}, features=784, epochs=6)
