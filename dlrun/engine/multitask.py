@@ -56,8 +56,10 @@ class MultitaskObjective(Objective):
     @property
     def metric_names(self) -> tuple[str, ...]:
         """Metric names without the split's prefix."""
-        names = [f"{name}_{metric}" for name, part in self.parts.items() for metric in part.metric_names]
-        return ("loss", *names)
+        names = ["loss"]
+        for name, part in self.parts.items():
+            names += [f"{name}_{metric}" for metric in part.metric_names]
+        return tuple(names)
 
     def split_outputs(self, outputs: Tensor) -> dict[str, Tensor]:
         """The outputs (N, size) of each part."""

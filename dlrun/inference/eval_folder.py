@@ -4,7 +4,7 @@ import io
 import itertools
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
@@ -160,12 +160,20 @@ def format_predictions(evaluation: Evaluation) -> str:
     return file.getvalue()
 
 
+def _combine_names(kinds: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Columns such as true_a, true_b, predicted_a, predicted_b."""
+    columns: list[str] = []
+    for kind in kinds:
+        columns += [f"{kind}_{name}" for name in names]
+    return columns
+
+
 def _name_columns(evaluation: Evaluation) -> list[str]:
     if evaluation.saved_model.spec.outputs:
         return list(itertools.chain.from_iterable(map(_name_output_columns, evaluation.saved_model.spec.outputs)))
     if evaluation.saved_model.spec.task == "multilabel":
         labels = evaluation.saved_model.class_names
-        return [f"{column}_{label}" for column in ("true", "predicted", "probability") for label in labels]
+        return _combine_names(("true", "predicted", "probability"), labels)
     if evaluation.probability is not None:
         return ["true", "predicted", "probability"]
     count = evaluation.targets.shape[1]
@@ -177,7 +185,7 @@ def _name_columns(evaluation: Evaluation) -> list[str]:
         return ["true", "predicted"]
     if is_series(spec):
         steps = name_steps(spec)
-        return [f"{column}_{step}" for column in ("true", "predicted") for step in steps]
+        return _combine_names(("true", "predicted"), steps)
     return [*(f"true_{i}" for i in range(count)), *(f"predicted_{i}" for i in range(count))]
 
 

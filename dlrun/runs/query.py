@@ -185,7 +185,9 @@ class Query:
         for key in (*(condition.key for condition in self.filters), *self.sort):
             refuse_unknown_key(runs, key.removeprefix("-"))
 
-        self.hints = [hint for condition in self.filters for hint in list_unknown_tags(runs, condition)]
+        self.hints = []
+        for condition in self.filters:
+            self.hints += list_unknown_tags(runs, condition)
         for condition in self.filters:
             matching: list[RunRecord] = []
             for run in runs:

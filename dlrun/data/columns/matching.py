@@ -49,9 +49,8 @@ def match_by_name(preprocessing: Preprocessing, names: Sequence[str]) -> Match:
     if present != sorted(present):
         notes.append("the columns stand in another order than in training, and were taken by name.")
     # All of the targets, or none of them.
-    targets = [
-        position for position in (_find(names, target) for target in preprocessing.targets) if position is not None
-    ]
+    target_positions = [_find(names, target) for target in preprocessing.targets]
+    targets = [position for position in target_positions if position is not None]
     has_targets = len(targets) == len(preprocessing.targets)
     return Match(positions, tuple(targets) if has_targets else (), len(names), True, tuple(notes))
 
