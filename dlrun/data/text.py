@@ -39,7 +39,7 @@ from dlrun.data.tables import (
     refuse_double_parts,
 )
 from dlrun.data.tabular import TableTask, Target, count_outputs, explain_nothing_to_learn
-from dlrun.data.tokens import UNITS, UNKNOWN, Corpus, Tokenizer, Unit, choose_vocabulary, read_corpus
+from dlrun.data.tokens import UNITS, UNKNOWN, Corpus, Tokenizer, Unit, check_columns, choose_vocabulary, read_corpus
 
 TEXT_TARGET = "dlrun.data.text.text"
 TEXT_ENDING = ".txt"
@@ -105,6 +105,8 @@ def text(
         raise RequestError(
             f"data.task={task} is not known: type regression, binary, multiclass, multilabel or multitask"
         )
+    if preprocessing is not None:
+        check_columns(preprocessing)
     tokenizer = _make_tokenizer(tokens, lower_case, max_length, vocabulary_size, min_count)
     check_split(split, split_column, folds, fold)
     refuse_double_parts(test_path, folds)

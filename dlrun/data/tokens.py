@@ -115,6 +115,20 @@ class Tokenizer:
             raise DataError(f"the texts' preprocessing is damaged: {error}; name another checkpoint") from error
 
 
+def check_columns(plain: Mapping[str, Any]) -> None:
+    """Raise DataError unless what was saved with texts says where they stood in their table."""
+    kinds = {"text_columns": str, "targets": str, "text_indices": int, "target_indices": int}
+    for name, kind in kinds.items():
+        values = plain.get(name)
+        if not isinstance(values, list | tuple) or not all(isinstance(value, kind) for value in values):
+            raise DataError(f"the texts' preprocessing is damaged: {name} is {values}; name another checkpoint")
+    for name in ("has_names", "is_folder"):
+        if not isinstance(plain.get(name), bool):
+            raise DataError(
+                f"the texts' preprocessing is damaged: {name} is {plain.get(name)}; name another checkpoint"
+            )
+
+
 def pad_codes(rows: Sequence[Tensor]) -> Tensor:
     """Codes of several texts as int64 (N, longest), padded with 0."""
     return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)

@@ -132,6 +132,9 @@ def test_other_files_are_read_as_in_training(tmp_path: Path) -> None:
     assert list_texts(again.train, again.spec.vocabulary) == [["good", "good"], ["bad"]]
     assert hash_files({"path": str(tmp_path / "t.csv")}) == saved["sha256"]
     assert hash_files({"path": other}) != saved["sha256"]
+    for name, value in (("text_columns", 3), ("text_indices", ["0"]), ("has_names", None)):
+        with pytest.raises(DataError, match=f"damaged: {name} is "):
+            text(other, preprocessing={**saved, name: value})
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from dlrun.data.columns.named import read_named
 from dlrun.data.columns.reading import EXCEL, FEATHER, PARQUET, TextFormat
 from dlrun.data.files.table import Table
 from dlrun.data.spec import DataSpec
-from dlrun.data.tokens import UNKNOWN, Tokenizer, pad_codes
+from dlrun.data.tokens import UNKNOWN, Tokenizer, check_columns, pad_codes
 from dlrun.inference.predict.read_table import format_label
 from dlrun.inference.predict.reader import STDIN, Item, Prepared, explain_missing, list_files, open_text, read_lines
 
@@ -28,6 +28,7 @@ class DocumentReader:
     def __init__(self, spec: DataSpec, separator: str | None = None, encoding: str | None = None) -> None:
         """separator, encoding: of tables; None to judge them by the file."""
         self.spec = spec
+        check_columns(spec.preprocessing)
         self.tokenizer = Tokenizer.from_plain(spec.preprocessing, spec.vocabulary)
         self.columns = [str(name) for name in spec.preprocessing["text_columns"]]
         # A file was a text in training, or a line was.
