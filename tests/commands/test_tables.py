@@ -105,9 +105,10 @@ def test_predict_takes_rows_in_any_order_and_names_what_is_wrong(dlrun: Callable
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_to_the_same_bits(dlrun: Callable, tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", ["linear", "tabular"])
+def test_a_killed_run_goes_on_to_the_same_bits(model: str, dlrun: Callable, tmp_path: Path) -> None:
     write_houses(tmp_path / "houses.csv", 60)
-    words = (*HOUSES, "trainer.epochs=4")
+    words = (*HOUSES, f"model={model}", "trainer.epochs=4")
     assert dlrun(*words, "hydra.run.dir=whole").code == 0
     assert dlrun(*words, "trainer.epochs=2", "hydra.run.dir=half").code == 0
     assert dlrun("resume", "half", "trainer.epochs=4").code == 0
@@ -189,3 +190,46 @@ def test_cross_validation_is_a_sweep(dlrun: Callable, tmp_path: Path) -> None:
     done = dlrun("-m", *HOUSES, "trainer.epochs=1", "data.folds=5", "data.fold=range(5)")
     assert done.code == 0, done.err
     assert len(list(tmp_path.glob("outputs/multirun/*/*/*/result.json"))) == 5
+
+
+@pytest.mark.slow
+def test_a_net_that_embeds_categories_is_swept_evaluated_and_asked_like_the_others(
+    dlrun: Callable, tmp_path: Path
+) -> None:
+    write_houses(tmp_path / "houses.csv")
+    words = [word for word in HOUSES if not word.startswith("model=")]
+    done = dlrun("-m", *words, "model=linear,mlp,tabular", "trainer.epochs=30", "sweep.dir=sweep")
+    assert done.code == 0, done.err
+    scores = {}
+    for path in tmp_path.glob("sweep/*/result.json"):
+        config = path.parent / ".hydra" / "config.yaml"
+        name = next(name for name in ("linear", "mlp", "tabular") if f"dlrun.models.{name}." in config.read_text())
+        scores[name] = (path.parent, json.loads(path.read_text())["metrics"]["test/r2"])
+    assert scores.keys() == {"linear", "mlp", "tabular"}
+    run, score = scores["tabular"]
+    assert score > 0.95
+
+    assert "the same as recorded in training, to the last bit" in dlrun("eval", str(run), "figures=false").out
+    # A street that training did not have, one that it had, in another order of columns and with one more.
+    (tmp_path / "new.csv").write_text("color,street,rooms,area\nred,Mud,3,100\nred,Pave,3,100\nred,Grvl,3,100\n")
+    asked = dlrun("predict", str(run), "new.csv", "--format", "csv")
+    assert asked.code == 0, asked.err
+    mud, pave, gravel = (float(row["prediction"]) for row in csv.DictReader(asked.out.splitlines()))
+    assert pave - gravel == pytest.approx(50_000, rel=0.5)
+    assert 4e5 < mud < 7e5
+    other = dlrun("eval", str(run), "data.path=new.csv", "figures=false")
+    assert other.code == 2
+    assert "price" in other.err
+
+
+@pytest.mark.slow
+def test_what_is_not_typed_is_chosen_for_tables(dlrun: Callable) -> None:
+    config = dlrun("--cfg", "job", "data=table", "data.path=t.csv").out
+    for line in ("dlrun.models.tabular.Tabular", "torch.optim.AdamW", "epochs: 200", "patience: 20"):
+        assert line in config
+    config = dlrun("--cfg", "job", "data=csv", "data.path=t.csv", "model=mlp", "trainer.epochs=3").out
+    for line in ("dlrun.models.mlp.MLP", "torch.optim.AdamW", "epochs: 3\n"):
+        assert line in config
+    config = dlrun("--cfg", "job", "data=digits").out
+    for line in ("dlrun.models.mlp.MLP", "torch.optim.Adam\n", "epochs: 20\n", "patience: null"):
+        assert line in config

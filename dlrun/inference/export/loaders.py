@@ -67,6 +67,10 @@ for column in how["columns"]:
     gaps = [cell.lower() in how["gaps"] for cell in cells]
     if column["kind"] == "category":
         texts = [how["gap_category"] if gap else cell for cell, gap in zip(cells, gaps)]
+        if column.get("has_codes"):  # from 1, and 0 for what training did not have
+            numbers = {category: i for i, category in enumerate(column["categories"], 1)}
+            features.append([numbers.get(text, 0) for text in texts])
+            continue
         features += [[text == category for text in texts] for category in column["categories"]]
         continue
     if column["kind"] == "number":

@@ -3,9 +3,11 @@
 import gzip
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dlrun.core.errors import DataError, RequestError
+from dlrun.data.columns.cells import find_gaps, parse_column
 from dlrun.data.columns.reading import TableFile, TextFormat, read_file
 
 TEXT = "größe;preis;ort\n1,5;10;Köln\n2,5;20;Bonn\n3,5;30;Köln\n"
@@ -121,3 +123,68 @@ def test_tables_of_other_programs_are_the_same_cells(tmp_path: Path, name: str) 
     path.write_bytes(b"junk")
     with pytest.raises(DataError, match=f"{name} "):
         read_file(path, TextFormat())
+
+
+@pytest.mark.parametrize("ending", [".ods", ".sas7bdat", ".dta", ".json", ".zip", ".xz"])
+def test_formats_that_are_not_read_are_named_with_what_to_type(tmp_path: Path, ending: str) -> None:
+    with pytest.raises(RequestError, match=rf"{ending} is no format of tables that is read here; (save|type|unpack)"):
+        read(tmp_path / f"t{ending}", b"1")
+
+
+def test_a_workbook_of_old_excel_says_what_to_install(tmp_path: Path) -> None:
+    pytest.importorskip("pandas")
+    with pytest.raises((RequestError, DataError), match=r"pip install xlrd|save it as .xlsx or .csv"):
+        read(tmp_path / "t.xls", b"\xd0\xcf\x11\xe0" + bytes(600))
+
+
+def test_a_separator_may_end_each_line(tmp_path: Path) -> None:
+    file = read(tmp_path / "t.csv", "a,b,\n1,2,\n3,4,\n")
+    assert file.table.names == ("a", "b")
+    assert list(map(tuple, file.table.columns)) == [("1", "3"), ("2", "4")]
+
+
+def write_large(changes: dict[int, str] | None = None) -> str:
+    """More than a megabyte of numbers, gaps, categories and dates, some rows in another way."""
+    rows = ["number,text,gap,day,whole"]
+    for i in range(40_000):
+        rows.append(f"{i / 7:.4f},level {i % 5},{'' if i % 9 else i / 3:.5},2024-01-{i % 28 + 1:02},{i % 100}")
+    for line, row in (changes or {}).items():
+        rows[line - 1] = row
+    return "\n".join(rows) + "\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {20_000: '1.5,"a, b",NA,2024-01-01,3'},
+        {20_000: '1.5,"two\nlines",NA,2024-01-01,3'},
+        {20_000: "$1,x,n/a,?,+3"},
+        {20_000: "1.5,'=x,1,2024-01-01,3"},
+        {20_000: "", 30_000: "  1.5, b ,NaN,2024-01-01, 3"},
+        {20_000: "inf,x,1e3,2024-01-01,1_000"},
+    ],
+)
+def test_large_files_are_read_as_small_ones(
+    changes: dict[int, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pyarrow")
+    text = write_large(changes)
+    fast = read(tmp_path / "t.csv", text)
+    monkeypatch.setattr("dlrun.data.columns.reading.FEWEST_BYTES", 10**9)
+    slow = read(tmp_path / "t.csv", text)
+    assert (fast.table.names, fast.table.lines, fast.notes) == (slow.table.names, slow.table.lines, slow.notes)
+    for one, other in zip(fast.table.columns, slow.table.columns, strict=True):
+        assert [cell.strip() for cell in one] == [cell.strip() for cell in other]
+        assert find_gaps(one).tolist() == find_gaps(other).tolist()
+        numbers, wrong = parse_column(one, ".")
+        expected, expected_wrong = parse_column(other, ".")
+        np.testing.assert_array_equal(numbers, expected)
+        assert wrong == expected_wrong
+
+
+@pytest.mark.slow
+def test_a_mistake_in_a_large_file_is_told_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="line 20000: 2 fields, where the others have 5"):
+        read(tmp_path / "t.csv", write_large({20_000: "1,2"}))

@@ -14,7 +14,8 @@ QUIET = ("tracking.graph=false", "figures=false", "trainer.progress=off", "train
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("operators")
-def test_an_export_carries_the_preprocessing(dlrun: Callable, loaded: Callable, tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", ["mlp", "tabular"])
+def test_an_export_carries_the_preprocessing(model: str, dlrun: Callable, loaded: Callable, tmp_path: Path) -> None:
     draw = random.Random(0)
     lines = ["area;street;sold;price"]
     for _ in range(80):
@@ -27,7 +28,7 @@ def test_an_export_carries_the_preprocessing(dlrun: Callable, loaded: Callable, 
     quoted = [",".join(f'"{cell}"' for cell in line.split(";")) for line in lines]
     (tmp_path / "commas.csv").write_text("\n".join(quoted))
 
-    done = dlrun("data=table", "data.path=houses.csv", "model=mlp", *QUIET, "hydra.run.dir=run")
+    done = dlrun("data=table", "data.path=houses.csv", f"model={model}", *QUIET, "hydra.run.dir=run")
     assert done.code == 0, done.err
     assert dlrun("export", "run", "format=onnx").code == 0
     told, _ = loaded(tmp_path / "run" / "export" / "onnx", str(tmp_path / "commas.csv"))
