@@ -4,14 +4,21 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dlrun.core.errors import RequestError
+from dlrun.data.columns.cells import GAPS, as_cells, is_gap
+from dlrun.data.columns.preprocessing import GAP, CategoryColumn, DateColumn, NumberColumn, Preprocessing
+from dlrun.data.columns.reading import TextFormat, read_file
 from dlrun.data.files.download import fetch_course_table
 from dlrun.data.files.idx import find_idx
 from dlrun.data.files.table import parse_numbers, read_table
 from dlrun.data.images import IDX_FILES
 from dlrun.data.names import TEST_SHA256, TRAIN_SHA256
 from dlrun.data.spec import DataSpec
-from dlrun.data.tabular import DIABETES_SHA256
+from dlrun.data.tabular import DIABETES_SHA256, read_classes
+from dlrun.eject.refusal import cannot
+from dlrun.eject.source import Code, write_literal
 
 # The template of each target, and the arguments that it knows.
 DATA_TEMPLATES = {
@@ -24,6 +31,11 @@ DATA_TEMPLATES = {
     "dlrun.data.words.words": ("words", "source target"),
     "dlrun.data.tabular.diabetes": ("tabular", "root test_fraction normalize seed"),
     "dlrun.data.tabular.csv": ("tabular", "path target task header delimiter test_fraction normalize seed"),
+    "dlrun.data.tables.table": (
+        "table",
+        "path target task header separator encoding decimal columns drop categorical kinds missing split split_column "
+        "folds fold val_path test_path test_fraction normalize seed preprocessing delimiter category_codes",
+    ),
     "dlrun.data.names.names": ("names", "root"),
     "dlrun.data.images.digits": ("images", "image_size mean std positive channels test_fraction seed"),
     "dlrun.data.images.mnist": ("images", "root image_size mean std"),
@@ -51,6 +63,8 @@ def describe_data(spec: DataSpec, target: str, template: str, arguments: dict[st
                 details = _describe_points(spec, arguments)
         case "tabular":
             details = _describe_csv(spec, arguments) if name == "csv" else _describe_diabetes(spec, arguments)
+        case "table":
+            details = _describe_table(spec, arguments)
         case "names":
             details = _describe_names(arguments)
         case "images":
@@ -58,6 +72,8 @@ def describe_data(spec: DataSpec, target: str, template: str, arguments: dict[st
 
     # What was read from the data counts more than what was asked for, such as the mean of the images.
     data = {"template": f"datasets/{template}.py.j2", "name": name, **arguments, **details}
+    # The share is a key of all data, and its default in the signature of one no value.
+    data.pop("val_fraction", None)
     # SEED is that of the training.
     data["data_seed"] = int(data.pop("seed", None) or 0)
     return data
@@ -114,6 +130,79 @@ def _describe_csv(spec: DataSpec, arguments: dict[str, Any]) -> dict[str, Any]:
     has_names = details["is_numeric"] and any(_merges_as_number(name) for name in spec.class_names)
     details["class_names"] = list(spec.class_names) if has_names else None
     return details
+
+
+def _describe_table(spec: DataSpec, arguments: dict[str, Any]) -> dict[str, Any]:
+    """How the script reads a table: the constants are those of the run's preprocessing."""
+    for name in ("split_column", "folds", "val_path", "test_path"):
+        if arguments[name] is not None:
+            raise cannot(f"data.{name}={arguments[name]}")
+    saved = Preprocessing.from_plain(spec.preprocessing)
+    path = Path(arguments["path"]).expanduser()
+    text_format = TextFormat(saved.text_format["separator"], saved.has_names, saved.text_format["encoding"], ".")
+    if text_format.separator is None or saved.decimal != ".":
+        raise cannot("how this table is read: it takes text with points as decimal marks")
+    file = read_file(path, text_format)
+    table = file.table
+    if len(saved.target_indices) != 1:
+        raise cannot("a table of several targets, or of none")
+
+    features = []
+    for column in saved.columns:
+        cells = as_cells(table.columns[column.index])
+        if isinstance(column, DateColumn):
+            raise cannot(f"how the dates of '{column.name}' become numbers")
+        if isinstance(column, NumberColumn):
+            if cells.plain_numbers is None and any(not is_gap(cell) and not _is_plain(cell) for cell in cells):
+                raise cannot(f"how the numbers of '{column.name}' are read, with their signs and marks")
+            scale = column.scale
+            call = f"number({column.index}, {scale.fill!r}, {scale.mean!r}, {scale.std!r})"
+            features.append((Code(call), column.name))
+            if column.has_indicator:
+                features.append((Code(f"gap({column.index})"), f"{column.name} missing"))
+            continue
+        call = f"category({column.index}, {write_literal(list(column.categories))})"
+        if column.has_codes:
+            features.append((Code(call), column.name))
+        else:
+            # A row of the identity for each category; zeros for another one.
+            size = len(column.categories)
+            features.append((Code(f"np.eye({size + 1})[{call}][:, 1:]"), column.name))
+
+    index = saved.target_indices[0]
+    target = as_cells(table.columns[index])
+    names: list[Any] = list(spec.class_names)
+    is_numeric = target.plain_numbers is not None
+    if spec.task == "regression" and not is_numeric:
+        raise cannot("how the target is read, with its signs and marks")
+    if spec.task != "regression":
+        counts = np.bincount(read_classes(table, index, "multiclass").values, minlength=len(names))
+        # Smaller ones are drawn in another way.
+        if counts.min() < 10 or len(names) * 20 > len(table.lines):
+            raise cannot("how the parts are drawn where a class has few rows")
+        is_numeric = is_numeric and not any(_merges_as_number(name) for name in names)
+        names = list(map(float, names)) if is_numeric else names
+    kinds = [type(column) for column in saved.columns]
+    return {
+        "table": path.resolve(),
+        "is_packed": path.suffix == ".gz",
+        "file_encoding": str(text_format.encoding),
+        "file_separator": str(text_format.separator),
+        "has_header": saved.has_names,
+        "features": features,
+        "has_numbers": NumberColumn in kinds,
+        "has_categories": CategoryColumn in kinds,
+        "has_indicators": any(isinstance(c, NumberColumn) and c.has_indicator for c in saved.columns),
+        "gap": GAP,
+        "gaps": sorted(GAPS),
+        "index": index,
+        "class_names": names,
+        "is_numeric": is_numeric,
+    }
+
+
+def _is_plain(cell: str) -> bool:
+    return parse_numbers([cell]) is not None
 
 
 def _merges_as_number(name: str) -> bool:

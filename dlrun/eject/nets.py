@@ -1,6 +1,6 @@
 """The net section: what its templates have to know of the model."""
 
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -11,12 +11,14 @@ from dlrun.eject.source import Code, write_arguments, write_items, write_name
 from dlrun.eject.training_run import TrainingRun
 from dlrun.experiment.builder.start_values import find_parameters
 from dlrun.models.mlp import ACTIVATIONS
+from dlrun.models.tabular import WIDE_SCALE, choose_embedding_size
 
 # The template of each target, and the arguments that it knows.
 NET_TEMPLATES = {
     "dlrun.models.linear.Linear": ("linear", "bias"),
     "dlrun.models.linear.Logistic": ("linear", "bias"),
     "dlrun.models.mlp.MLP": ("mlp", "hidden_sizes activation dropout bias"),
+    "dlrun.models.tabular.Tabular": ("tabular", "blocks hidden_sizes activation dropout embedding_size wide"),
     "dlrun.models.sequential.Sequential": ("sequential", "layers"),
     "dlrun.models.cnn.CNN": ("convolutional", "channels kernel_size"),
     "dlrun.models.resnet.ResNet": ("convolutional", "channels"),
@@ -39,6 +41,8 @@ def describe_net(run: TrainingRun, template: str, arguments: dict[str, Any]) -> 
             # Those by hand are called as torch's.
             details["activation_class"] = Code(ACTIVATIONS[arguments["activation"]].__name__)
             details["dropout"] = arguments.get("dropout", 0)
+        case "tabular":
+            details = _describe_tabular(run, arguments)
         case "sequential":
             details["calls"] = [_write_layer(run, entry) for entry in arguments["layers"]]
             details["is_lazy"] = any("Lazy" in call for call in details["calls"])
@@ -59,6 +63,39 @@ def describe_net(run: TrainingRun, template: str, arguments: dict[str, Any]) -> 
     return (
         {"template": f"nets/{template}.py.j2", "class": name, "is_by_hand": template == "scratch"} | arguments | details
     )
+
+
+def _describe_tabular(run: TrainingRun, arguments: dict[str, Any]) -> dict[str, Any]:
+    counts = run.spec.code_counts or (0,) * run.spec.input_size
+    coded = [count for count in counts if count]
+    activation = ACTIVATIONS[arguments["activation"]].__name__
+    sizes = [arguments["embedding_size"] or choose_embedding_size(count) for count in coded]
+    numbers = [column for column, count in enumerate(counts) if not count]
+    width = len(numbers) + sum(sizes)
+    hidden_sizes = arguments["hidden_sizes"]
+
+    calls = []
+    if arguments["blocks"] == "mlp":
+        for before, after in pairwise([width, *hidden_sizes]):
+            calls += [f"nn.Linear({before}, {after})", f"nn.{activation}()", f"nn.Dropout({arguments['dropout']!r})"]
+        head = hidden_sizes[-1]
+    else:
+        head = hidden_sizes[0]
+        calls.append(f"nn.Linear({width}, {head})")
+        calls += [f"ResidualBlock({head}, {size})" for size in hidden_sizes]
+        calls += [f"nn.LayerNorm({head})", f"nn.{activation}()"]
+    return {
+        "activation_class": Code(activation),
+        "numbers": numbers,
+        "coded": [column for column, count in enumerate(counts) if count],
+        "embeddings": list(zip(coded, sizes, strict=True)),
+        "calls": list(map(Code, calls)),
+        "head": head,
+        "code_count": sum(coded),
+        "starts": [0, *accumulate(coded)][: len(coded)],
+        "has_wide": arguments["wide"],
+        "wide_scale": WIDE_SCALE,
+    }
 
 
 def _write_layer(run: TrainingRun, entry: Any) -> Code:

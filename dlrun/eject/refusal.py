@@ -9,7 +9,6 @@ from typing import Any
 from dlrun.config import schema
 from dlrun.config.settings import Component
 from dlrun.core.errors import RequestError
-from dlrun.data.tables import TABLE_TARGET
 from dlrun.inference.saved_model import SavedModel
 from dlrun.runs.record import RunRecord
 
@@ -46,9 +45,6 @@ def refuse(saved: SavedModel) -> None:
     """RequestError for a file that does not tell of a finished training, and for settings that have no template."""
     if not saved.state:
         raise RequestError(f"{saved.path} is a model alone, and format=python writes its training; name the run folder")
-
-    if saved.settings.data.target == TABLE_TARGET:
-        raise cannot("how the columns of a table become numbers")
 
     # Words about the device and the folders change nothing in the script.
     overrides = saved.request.overrides

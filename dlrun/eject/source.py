@@ -37,6 +37,7 @@ _LIBRARY_IMPORTS = (
     "import torchvision",
     "from sklearn.datasets import load_digits",
     "from sklearn.datasets import make_regression",
+    "from sklearn.model_selection import train_test_split",
     "from torch import nn",
     "from torch.nn.utils import rnn",
 )
@@ -48,6 +49,7 @@ _REMARKS = {
     "WARMUP_STEPS": "in which the learning rate climbs in a straight line",
     "PATIENCE": "epochs without improvement",
     "MIN_DELTA": "less is no improvement",
+    "GAPS": "cells without a value",
     "STEP": "between the values of the first grid",
     "REFINE": "what divides the spacing in each finer grid",
     "MEAN": "of the training images",

@@ -17,7 +17,7 @@ _LARGEST_EMBEDDING = 600
 
 # The outputs of the linear layer count so many times: Adam moves each weight by about the learning rate a step, and
 # small tables have few steps, in which the net would else learn what a line explains, less well.
-_WIDE_SCALE = 10.0
+WIDE_SCALE = 10.0
 
 
 def choose_embedding_size(codes: int) -> int:
@@ -137,9 +137,9 @@ class Tabular(nn.Module):
 
     def _add_wide(self, output: Tensor, numbers: Tensor, codes: Tensor | None) -> Tensor:
         if self.wide_numbers is not None:
-            output = output + _WIDE_SCALE * self.wide_numbers(numbers)
+            output = output + WIDE_SCALE * self.wide_numbers(numbers)
         if self.wide_codes is not None and codes is not None:
-            output = output + _WIDE_SCALE * self.wide_codes(codes + self._starts).sum(1)
+            output = output + WIDE_SCALE * self.wide_codes(codes + self._starts).sum(1)
         return output
 
 

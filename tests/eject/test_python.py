@@ -1,6 +1,7 @@
 """`dlrun export format=python`: the written file comes to the weights of the run, to the last bit, without dlrun."""
 
 import json
+import random
 import re
 import shutil
 import subprocess
@@ -47,7 +48,7 @@ def eject(dlrun: Callable[..., Any], plain: Callable[..., Any]) -> Callable[...,
     Returns the texts of the files.
     """
 
-    def run(*words: str, before: str = "") -> list[str]:
+    def run(*words: str, before: str = "", most_lines: int = 170) -> list[str]:
         trained = dlrun(*words, *QUIET, "paths.outputs=trained")
         assert trained.code == 0, trained.out[-2000:] + trained.err
         folders = sorted(path.parent for path in Path("trained").rglob("result.json"))
@@ -59,7 +60,7 @@ def eject(dlrun: Callable[..., Any], plain: Callable[..., Any]) -> Callable[...,
         outputs = parse_output(plain(before + FILES, *map(str, files)))
         for folder, file in zip(folders, files, strict=True):
             compare(json.loads((folder / "result.json").read_text()), outputs[str(file)])
-        look(files)
+        look(files, most_lines)
         texts = [file.read_text() for file in files]
         for text in texts:
             assert {"Data", "Net", "Training"} <= set(re.findall(r"^# %% (.*)", text, re.MULTILINE))
@@ -87,7 +88,7 @@ def compare(result: dict[str, Any], lines: list[str]) -> None:
         assert value == pytest.approx(expected[key], rel=1e-5, abs=1e-12), key
 
 
-def look(files: list[Path]) -> None:
+def look(files: list[Path], most_lines: int) -> None:
     """A file is a page, and as ruff would have it."""
     config = ("--config", str(Path(__file__).parents[2] / "pyproject.toml"), "--no-cache")
     for words in (("check", *config), ("format", "--diff", *config)):
@@ -95,7 +96,7 @@ def look(files: list[Path]) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
     for file in files:
         text = file.read_text()
-        assert len(text.splitlines()) <= 170, text
+        assert len(text.splitlines()) <= most_lines, text
         assert "{{" not in text
         assert "{%" not in text
 
@@ -140,6 +141,57 @@ DIGITS = ("data=digits", "data.image_size=8", "data.limit_batches=2", "trainer.e
 )
 def test_choices_of_no_lesson_can_be_taken_away(words: tuple[str, ...], eject: Callable) -> None:
     eject(*words)
+
+
+def write_houses(path: Path) -> None:
+    """Rows of numbers and texts with gaps, a count, a class and a price."""
+    draw = random.Random(0)
+    lines = ["id;area;rooms;street;sold;price"]
+    for number in range(150):
+        area = f"{draw.uniform(40, 300):.2f}" if number % 9 else "NA"
+        street = draw.choice(["Pave", "Grvl", ""])
+        price = 3e5 + 2e3 * float(area if number % 9 else 100) + draw.gauss(0, 5e3)
+        lines.append(f"{number};{area};{draw.randint(1, 4)};{street};{draw.choice(['yes', 'no'])};{price:.0f}")
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("data.target=price",),
+        ("data.target=price", "model=linear", "data.test_fraction=0", "trainer.early_stopping.patience=null"),
+        ("data.target=sold", "data.drop=[price]", "model.blocks=resnet"),
+        ("data.target=sold", "model=mlp", "data.normalize=false", "data.val_fraction=0"),
+        ("data.target=rooms", "data.task=multiclass", "trainer.early_stopping.patience=2"),
+    ],
+    ids=["regression", "linear", "residual", "mlp", "classes"],
+)
+def test_tables_can_be_taken_away(words: tuple[str, ...], eject: Callable) -> None:
+    write_houses(Path("houses.csv"))
+    eject("data=table", "data.path=houses.csv", "trainer.epochs=4", *words, most_lines=230)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("data.split=group", "data.split_column=rooms"), "cannot write data.split_column=rooms"),
+        (("data.folds=3",), "cannot write data.folds=3"),
+        (("data.path=marks.csv",), "cannot write how the numbers of 'area' are read"),
+    ],
+)
+def test_tables_that_cannot_be_written_are_told(
+    words: tuple[str, ...], sentence: str, dlrun: Callable[..., Any]
+) -> None:
+    write_houses(Path("houses.csv"))
+    Path("marks.csv").write_text(Path("houses.csv").read_text().replace(";1", ";$1"))
+    common = ("data=table", "data.path=houses.csv", "data.target=price", "trainer.epochs=1")
+    assert dlrun(*common, *words, *QUIET, "hydra.run.dir=run").code == 0
+    refused = dlrun("export", "run", "format=python")
+    assert refused.code == 2
+    assert sentence in refused.err
+    assert not Path("run/export/python").exists()
 
 
 @pytest.mark.slow

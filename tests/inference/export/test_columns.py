@@ -42,4 +42,6 @@ def test_an_export_carries_the_preprocessing(model: str, dlrun: Callable, loaded
     assert [column["name"] for column in about["preprocessing"]["columns"]] == ["area", "street", "sold"]
     refused = dlrun("export", "run", "format=python")
     assert refused.code == 2
-    assert "format=python cannot write how the columns of a table become numbers" in refused.err
+    assert (
+        "format=python cannot write how this table is read: it takes text with points as decimal marks" in refused.err
+    )
