@@ -59,7 +59,9 @@ class _Terminal(_Escaping):
         try:
             self.file.write(text)
             self.file.flush()
-        except BrokenPipeError:
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
             self.on_broken_pipe()
 
     def on_broken_pipe(self) -> None:
