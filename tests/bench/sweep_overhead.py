@@ -1,7 +1,8 @@
-"""Wall time of a sweep from process start: Hydra's basic launcher, dlrun, dlrun with two jobs at a time, in turn.
+"""Wall time of a sweep from process start, side by side in turn, of the sides that `SIDES` names.
 
-64 points (8 learning rates × 8 seeds) of the diabetes MLP for 50 epochs, the same artefacts on each side; then what a
-job of dlrun's costs beside its training, without and with pictures and graph; then sixteen points on MNIST.
+64 points (8 learning rates × 8 seeds) of the diabetes MLP 8-128-1 for 50 epochs of SGD with 19 steps: a plain script
+under Hydra's launcher, one that records as much as dlrun does, and dlrun: as one stack, and one run after the other.
+Then what a job of dlrun's costs beside its training, without and with pictures and graph; then sixteen points on MNIST.
 
 python tests/bench/sweep_overhead.py [--runs 3] [--resnet-epochs 2]     (needs DLRUN_DATA_DIR with diabetes and MNIST)
 """
@@ -38,16 +39,27 @@ def wall(*words: str) -> float:
     return took
 
 
-def basic(root: str) -> float:
-    """Hydra's own launcher."""
+def basic(root: str, script: str) -> float:
+    """A script under Hydra's own launcher."""
     words = ("-m", f"lr={RATES}", "seed=range(8)", f"root={root}", "hydra.sweep.dir=sweep")
-    return wall(str(HERE / "hydra_script.py"), *words, "hydra/hydra_logging=none")
+    return wall(str(HERE / script), *words, "hydra/hydra_logging=none")
 
 
-def ours(root: str, jobs: int, *more: str) -> float:
+def ours(root: str, *more: str) -> float:
     """dlrun."""
-    words = ("data=diabetes", "model=mlp", f"optimizer.lr={RATES}", "seed=range(8)", "trainer.epochs=50")
-    return wall("-m", "dlrun", "-m", *words, f"paths.data={root}", f"sweep.jobs={jobs}", *more)
+    words = ("data=diabetes", "model=mlp", "optimizer=sgd", f"optimizer.lr={RATES}", "seed=range(8)")
+    rest = ("data.batch_size=32", "trainer.epochs=50", f"paths.data={root}")
+    return wall("-m", "dlrun", "-m", *words, *rest, *more)
+
+
+# What a plain script of a student takes, over what dlrun takes by default.
+SIDES = {
+    "plain script, Hydra's launcher": lambda root: basic(root, "plain_script.py"),
+    "recording script, Hydra's launcher": lambda root: basic(root, "hydra_script.py"),
+    "dlrun": lambda root: ours(root),
+    "dlrun, sweep.stack=off": lambda root: ours(root, "sweep.stack=off", "sweep.jobs=1"),
+    "dlrun, sweep.stack=off sweep.jobs=2": lambda root: ours(root, "sweep.stack=off", "sweep.jobs=2"),
+}
 
 
 def resnet(root: str, jobs: int, epochs: int) -> float:
@@ -74,7 +86,15 @@ def around_training(root: str, *more: str) -> list[float]:
         return call
 
     Trainer.fit, experiment.run = timed(fit, inside), timed(run, durations)  # type: ignore[assignment]
-    words = ["-m", "data=diabetes", "model=mlp", "optimizer.lr=0.1,0.01", "seed=range(8)", "trainer.epochs=5"]
+    words = [
+        "-m",
+        "data=diabetes",
+        "model=mlp",
+        "optimizer.lr=0.1,0.01",
+        "seed=range(8)",
+        "trainer.epochs=5",
+        "sweep.stack=off",
+    ]
     with tempfile.TemporaryDirectory() as place, Path(os.devnull).open("w") as null:
         sys.argv, sys.stdout = ["dlrun", *words, f"paths.data={root}", f"sweep.dir={place}/sweep", *more], null
         try:
@@ -96,10 +116,13 @@ def main() -> None:
         return
     root = str(Path(root).resolve())
     print(f"64 points of the diabetes MLP, 50 epochs, wall seconds, {options.runs} runs each in turn; {described()}")
-    rounds = [(basic(root), ours(root, 1, *BARE), ours(root, 2, *BARE)) for _ in range(options.runs)]
-    columns = zip(*rounds, strict=True)
-    for name, column in zip(("Hydra's basic launcher", "dlrun", "dlrun, sweep.jobs=2"), columns, strict=True):
-        print(row(name, list(column), 1))
+    rounds = [[side(root) for side in SIDES.values()] for _ in range(options.runs)]
+    columns = [list(column) for column in zip(*rounds, strict=True)]
+    for name, column in zip(SIDES, columns, strict=True):
+        print(row(name, column, 1))
+    plain, _, stacked, *_ = columns
+    ratios = [a / b for a, b in zip(plain, stacked, strict=True)]
+    print(f"plain script / dlrun: {statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f}; bar: 15)")
     for name, more in (
         ("figures=false tracking.graph=false (bar: 50)", BARE),
         ("figures=true tracking.graph=true", DRAWN),
