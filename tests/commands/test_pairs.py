@@ -33,6 +33,7 @@ TAKES = {
     "linear": set(DATA) - SEQUENCES,
     "mlp": set(DATA) - SEQUENCES,
     "scratch_mlp": set(DATA) - SEQUENCES - WINDOWS,
+    "tabular": set(DATA) - SEQUENCES - WINDOWS - IMAGES,
     "sequential": set(DATA) - SEQUENCES,
     "logistic": set(DATA) - SEQUENCES - REGRESSIONS - WINDOWS,
     **dict.fromkeys(("cnn", "inception", "resnet", "torchvision", "timm"), IMAGES),
