@@ -187,23 +187,22 @@ def test_nets(stacks: SimpleNamespace, name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize("patience", [None, 1])
 @pytest.mark.parametrize("rules", [{}, {"accumulate_steps": 2}, {"grad_clip_norm": 0.5}], ids=str)
-def test_each_optimizer_with_each_schedule(
-    stacks: SimpleNamespace, optimizer: str, dropout: float, patience: int | None, rules: dict[str, Any]
-) -> None:
+def test_each_optimizer_with_each_schedule(stacks: SimpleNamespace, optimizer: str, rules: dict[str, Any]) -> None:
+    """Every second member with dropout, two of three with a patience."""
     trainings = [
         stacks.Training(
-            net=build_mlp(dropout),
+            net=build_mlp(0.3 * (seed % 2)),
             optimizer=OPTIMIZERS[optimizer],
             schedule=schedule,
             seed=seed,
-            rules={"epochs": 20, "patience": patience} | rules,
+            rules={"epochs": 20, "patience": (None, 1, 3)[seed % 3]} | rules,
         )
         for seed, schedule in enumerate(SCHEDULES.values())
     ]
-    check(stacks, trainings)
+    # Members of a stack have one structure: a rate of 0 leaves the layer out.
+    for part in (trainings[::2], trainings[1::2]):
+        check(stacks, part)
 
 
 @pytest.mark.slow
@@ -211,7 +210,15 @@ def test_each_optimizer_with_each_schedule(
 @pytest.mark.parametrize("optimizer", ["momentum", "adam"])
 def test_nets_over_twenty_epochs(stacks: SimpleNamespace, name: str, optimizer: str) -> None:
     spec, build = NETS[name]
-    training = stacks.Training(net=build, spec=spec, rules={"epochs": 20}, optimizer=OPTIMIZERS[optimizer])
+    # A bias in front of a batch norm has a gradient of rounding alone, by whose sign Adam steps in single precision.
+    has_batch_norm = any(isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) for layer in build(spec).modules())
+    training = stacks.Training(
+        net=build,
+        spec=spec,
+        rules={"epochs": 20},
+        optimizer=OPTIMIZERS[optimizer],
+        dtype=torch.float64 if has_batch_norm else torch.float32,
+    )
     check(stacks, [replace(training, seed=seed) for seed in (1, 2)])
 
 
