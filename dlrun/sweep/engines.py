@@ -173,6 +173,7 @@ def run_request(request: Request) -> Outcome:
     try:
         return Outcome(experiment.run(request, Console(quiet=True)))
     except (Exception, SystemExit, KeyboardInterrupt) as error:
+        # The user's own code may raise anything.
         return make_outcome(request, error)
 
 

@@ -45,6 +45,8 @@ def run(requests: Sequence[Request]) -> int:
     settings = requests[0].config
     sweep_settings = settings["sweep"]
     at_once = _read_job_count(sweep_settings["jobs"])
+    # Sweeps of before this key was there are resumed as they were begun.
+    stack_mode = sweep_settings.get("stack", "off")
 
     # Names, folders and keys of the jobs; nothing is written yet.
     folder, ledger = choose_folder(requests)
@@ -72,7 +74,7 @@ def run(requests: Sequence[Request]) -> int:
                 engine = Serial()
             missing_data = check.missing_data
         else:
-            keep = None if sweep_settings["stack"] == "off" or not is_serial else prepared.add
+            keep = None if stack_mode == "off" or not is_serial else prepared.add
             missing_data = check_jobs(unfinished, on_end=keep)
 
         if not has_chosen_folder(requests[0]) and folder.exists():
@@ -83,7 +85,7 @@ def run(requests: Sequence[Request]) -> int:
 
         if not sweep_settings["dry_run"]:
             claim_folder(resources.enter_context(Lock()), ledger, jobs, requests[0].words)
-        stacks = find_stacks(folder, jobs, unfinished, missing_data, sweep_settings["stack"], prepared, notes)
+        stacks = find_stacks(folder, jobs, unfinished, missing_data, stack_mode, prepared, notes)
         print_plan(console, folder, jobs, unfinished, at_once, notes)
         if sweep_settings["dry_run"]:
             return 0

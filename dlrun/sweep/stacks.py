@@ -127,6 +127,8 @@ def _judge(group: Sequence[Job], mode: str, prepared: PreparedJobs) -> tuple[int
                 f"not stacked: {type(context.state.model).__name__} is no chain of layers that are known to be "
                 "faster that way (sweep.stack=on tries)"
             )
+        if choice.has_batch_norm(context.state.model):
+            return 1, "not stacked: batch norm magnifies rounding (sweep.stack=on stacks it nevertheless)"
         trial = choice.time_steps(context, size)
     except DlrunError as error:
         return 1, f"not stacked: {error}"

@@ -11,6 +11,7 @@ import torch
 
 from dlrun.core import signals
 from dlrun.core.search_path import SAFE, SAFE_FOR_CHILD
+from dlrun.experiment.builder import data_cache
 from dlrun.sweep.engines import Outcome, run_unit
 from dlrun.sweep.jobs import Job
 from dlrun.sweep.stacks import Unit
@@ -57,7 +58,9 @@ def _run_interruptibly(unit: Unit, results: Connection) -> None:
         with signals.raise_on_signals():
             if set_mask:
                 set_mask(signal.SIG_UNBLOCK, signals.STOP_SIGNALS)
-            run_unit(unit, report, results.send)
+            # The runs of a stack share their data.
+            with data_cache.share_data():
+                run_unit(unit, report, results.send)
     except KeyboardInterrupt as interrupt:
         # The signal came before the run handled signals itself.
         for job in unit.open_jobs:

@@ -44,4 +44,4 @@ def test_parameters_are_weight_and_bias(vector_spec: Make) -> None:
 )
 def test_logistic_takes_no_regression(model: Any, tasks: set[str]) -> None:
     assert set(model.tasks) == tasks
-    assert set(model.kinds) == {"vector", "image"}
+    assert set(model.kinds) == {"vector", "image", "series"}

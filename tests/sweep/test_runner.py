@@ -150,8 +150,8 @@ def test_what_another_process_has_done_meanwhile_is_not_undone(
     words = ("-m", *TINY, "sweep.dir=s", "seed=0,1")
     before = runner.check_jobs
 
-    def meanwhile(jobs: Sequence[Any]) -> Any:
-        open_jobs = before(jobs)
+    def meanwhile(jobs: Sequence[Any], **options: Any) -> Any:
+        open_jobs = before(jobs, **options)
         monkeypatch.setattr(runner, "check_jobs", before)
         assert dlrun(*words).code == 0
         return open_jobs

@@ -14,7 +14,16 @@ import pytest
 from dlrun.sweep.ledger import Ledger
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")]
-WORDS = ("-m", "data=blobs", "model=mlp", "model.dropout=0.3", "optimizer=sgd,adam", "seed=0,1", "sweep.dir=s")
+WORDS = (
+    "-m",
+    "data=blobs",
+    "model=mlp",
+    "model.dropout=0.3",
+    "optimizer=sgd,adam",
+    "seed=0,1",
+    "sweep.dir=s",
+    "sweep.stack=off",
+)
 QUIET = ("trainer.epochs=120", "figures=false", "tracking.graph=false", "device.num_threads=1")
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dlrun.config.settings import Settings
 from dlrun.data.batches import MemoryBatches, measure_free_memory
@@ -113,6 +113,11 @@ class Trial:
 def format_milliseconds(seconds: float) -> str:
     """A time with two digits."""
     return f"{seconds * 1000:.2g} ms" if seconds < 0.1 else f"{seconds * 1000:.0f} ms"
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether a model has batch norm: a bias in front of it has a gradient of rounding alone, which Adam magnifies."""
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
 
 def time_steps(context: RunContext, runs: int) -> Trial:

@@ -121,6 +121,7 @@ class StackedRun:
                         context, folder, status, run_logger, checkpoints, None, self.request.group is None, members
                     )
             except (Exception, SystemExit) as error:
+                # A metric or a loss of the user's own may raise anything.
                 if folder is None:
                     raise
                 raise single.record_failure(error, context, folder, console, unsaved) from error
