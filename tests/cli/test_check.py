@@ -21,6 +21,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 def test_all_that_is_wrong_is_said_at_once_in_a_numbered_list(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     done = dlrun("check", "scheduler=step", *WRONG)
     lines = done.err.splitlines()
@@ -32,6 +33,7 @@ def test_all_that_is_wrong_is_said_at_once_in_a_numbered_list(dlrun: Callable[..
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_training_is_refused_with_the_same_list(dlrun: Callable[..., Any]) -> None:
     words = ("scheduler=step", "scheduler.step_size=0", "optimizer.eps=-1", "checkpoint.monitor=val/acc", "probes=[1]")
     trained = dlrun(*words)
@@ -39,6 +41,7 @@ def test_training_is_refused_with_the_same_list(dlrun: Callable[..., Any]) -> No
     assert dlrun("check", *words).err == trained.err
 
 
+@pytest.mark.slow
 def test_composing_does_not_stop_at_its_first_complaint(dlrun: Callable[..., Any]) -> None:
     done = dlrun("check", "modle=mlp", "optimizer=adm", "trainer.epochs=abc", "seed=-1", "data.bach_size=3")
     lines = done.err.splitlines()
@@ -80,6 +83,7 @@ def test_the_runs_of_a_sweep_are_all_looked_at(dlrun: Callable[..., Any], tmp_pa
     assert not [path for path in tmp_path.rglob("*") if path.name != "outputs"]
 
 
+@pytest.mark.slow
 def test_preflight_can_be_switched_off(dlrun: Callable[..., Any]) -> None:
     words = ("data=blobs", "model=linear", "trainer.max_steps=1", *QUIET)
     assert "linear" in dlrun(*words).out

@@ -151,6 +151,7 @@ def test_version(dlrun: Callable) -> None:
     assert done.out.startswith("dlrun 0.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["--version"], ["predict", "--help"], ["check", "lr", "-h"]])
 def test_help_and_version_import_no_torch(words: list[str], tmp_path: Path) -> None:
     code = "import sys; from dlrun.cli.main import main; c = main(); assert 'torch' not in sys.modules; sys.exit(c)"

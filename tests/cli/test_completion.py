@@ -149,6 +149,7 @@ def test_which_shell(dlrun: Callable[..., Any]) -> None:
         assert 'type eval "$(dlrun completion bash)", or one of bash, zsh, fish' in done.err
 
 
+@pytest.mark.slow
 def test_torch_is_not_imported(place: Path) -> None:
     code = "import sys; from dlrun.cli.main import main; c = main(); assert 'torch' not in sys.modules; sys.exit(c)"
     question = {completion.VARIABLE: "bash_complete", "COMP_WORDS": "dlrun eval outputs/2026-11-20"}
@@ -167,6 +168,7 @@ def on_path(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return command
 
 
+@pytest.mark.slow
 def test_bash_calls_the_function(on_path: Path) -> None:
     script = """
         eval "$(dlrun completion bash)"

@@ -41,6 +41,7 @@ def cells(out: str, name: str) -> list[str]:
     return re.split(r"\s{2,}", line.strip())[1:]
 
 
+@pytest.mark.slow
 def test_where_two_runs_part(runs: Callable[..., Any]) -> None:
     done = runs("diff", "a", "b")
     assert (done.code, done.err) == (0, "")
@@ -123,6 +124,7 @@ def test_what_is_no_run_is_refused(dlrun: Callable[..., Any], words: list[str], 
     assert len(done.err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_torch_is_not_imported(runs: Callable[..., Any]) -> None:
     code = "import sys; from dlrun.cli.main import main; c = main(); assert 'torch' not in sys.modules; sys.exit(c)"
     done = subprocess.run([sys.executable, "-c", code, "diff", "a", "b"], capture_output=True, text=True)

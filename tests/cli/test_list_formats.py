@@ -79,6 +79,7 @@ def test_differences(dlrun: Callable[..., Any]) -> None:
     assert rate == {"section": "config", "key": "optimizer.lr", "a": "0.001", "b": "0.5", "difference": ""}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("runs")
 def test_a_comparison(dlrun: Callable[..., Any]) -> None:
     done = dlrun("compare", "runs", "format=json")

@@ -15,6 +15,7 @@ from dlrun.cli.list_runs import format_columns, format_size
 QUICK = ("data=blobs", "trainer.epochs=1", "tracking.graph=false", "figures=false")
 
 
+@pytest.mark.slow
 def test_runs_and_sweeps_in_a_pipe(dlrun: Callable[..., Any]) -> None:
     assert dlrun("ls", "runs").out == "there is no run in outputs\n"
     alone = dlrun(*QUICK, "model=mlp", "optimizer.lr=0.5").folder
@@ -81,6 +82,7 @@ def test_sizes(count: float, message: str) -> None:
     assert format_size(count) == message
 
 
+@pytest.mark.slow
 def test_a_real_terminal(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     folder = dlrun(*QUICK, "model=mlp").folder
     ours, theirs = pty.openpty()

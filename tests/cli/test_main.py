@@ -39,6 +39,7 @@ def test_ls_of_one_group(dlrun: Callable) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words", [["--help"], ["ls"], ["--cfg", "job"], ["--cfg", "job", "model=resnet", "lesson=resnet_mnist"]]
 )
@@ -78,6 +79,7 @@ def test_traceback_on_request_only(dlrun: Callable) -> None:
     assert "Traceback" in dlrun("-v", "modle=linear").err
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     line = f"{sys.executable} -m dlrun ls | head -n 1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=tmp_path)
@@ -94,6 +96,7 @@ def test_the_command_runs_from_another_directory(tmp_path: Path) -> None:
     assert len(list((tmp_path / "outputs").glob("*/*/result.json"))) == 1
 
 
+@pytest.mark.slow
 def test_multirun_makes_a_folder_a_job_under_one_sweep_folder(dlrun: Callable, tmp_path: Path) -> None:
     done = dlrun("-m", "optimizer=sgd,adam", *QUICK)
     assert done.code == 0

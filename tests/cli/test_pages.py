@@ -55,6 +55,7 @@ def test_a_wrong_topic_is_a_sentence(words: tuple[str, ...], sentence: str, dlru
     assert len(done.err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_torch_is_not_imported(tmp_path: Path) -> None:
     code = "import sys; from dlrun.cli.main import main; c = main(); assert 'torch' not in sys.modules; sys.exit(c)"
     done = subprocess.run([sys.executable, "-c", code, "help", "sweeps"], capture_output=True, text=True, cwd=tmp_path)

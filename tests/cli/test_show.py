@@ -48,6 +48,7 @@ def test_a_run_in_words(run: Path, dlrun: Callable[..., Any]) -> None:
     assert any(line.startswith(" checkpoints/best.pt = last.pt = step_") for line in done.out.splitlines())
 
 
+@pytest.mark.slow
 def test_the_commands_can_be_pasted(run: Path, dlrun: Callable[..., Any]) -> None:
     lines = read_lines(dlrun("show", str(run)).out)
     for name in ("evaluate", "continue", "repeat"):
@@ -110,6 +111,7 @@ def test_what_is_no_run(dlrun: Callable[..., Any], tmp_path: Path, words: list[s
     assert message in done.err
 
 
+@pytest.mark.slow
 def test_it_fits_80_columns_and_imports_no_torch(run: Path, tmp_path: Path) -> None:
     code = "import sys; from dlrun.cli.main import main; c = main(); assert 'torch' not in sys.modules; sys.exit(c)"
     words = [sys.executable, "-c", code, "show", str(run)]

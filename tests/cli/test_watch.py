@@ -62,6 +62,7 @@ def test_a_run_whose_process_died_is_interrupted(run: Path, dlrun: Callable[...,
     assert "dlrun resume runs/one continues it" in done.out
 
 
+@pytest.mark.slow
 def test_a_long_run_has_as_many_lines_as_its_own_display(dlrun: Callable[..., Any]) -> None:
     assert dlrun(*QUICK, "trainer.epochs=120", "trainer.max_steps=440", "hydra.run.dir=runs/long").code == 0
     watched = dlrun("watch", "runs/long").out
@@ -135,6 +136,7 @@ def test_a_run_under_way_is_followed_to_its_end(training: Training, tmp_path: Pa
     assert training.process.wait(60) == 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_the_run_alone_and_a_kill_is_seen(training: Training, tmp_path: Path) -> None:
     training.wait_until_locked()
     with start_watching(tmp_path) as watching:
@@ -155,6 +157,7 @@ def test_ctrl_c_leaves_the_run_alone_and_a_kill_is_seen(training: Training, tmp_
     assert out.splitlines()[-1] == "slow ended before its first epoch"
 
 
+@pytest.mark.slow
 def test_a_reader_that_ends_ends_the_watching(training: Training, tmp_path: Path) -> None:
     training.wait_until_locked()
     line = f"'{sys.executable}' -m dlrun watch slow | (head -1; touch watched); echo ${{PIPESTATUS[0]}}"

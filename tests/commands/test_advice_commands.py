@@ -72,6 +72,7 @@ def test_a_command_that_another_kind_of_folder_needs(saved: Take) -> None:
     take(saved, message.partition("type ")[2])
 
 
+@pytest.mark.slow
 def test_a_run_that_saved_nothing_names_the_command_that_makes_it(saved: Take) -> None:
     shutil.rmtree("runs/one/checkpoints")
     for file in ("result.json", "metrics.jsonl"):
@@ -139,6 +140,7 @@ def test_what_is_to_be_typed_in_place_of_a_wrong_word(
     assert done.code == 0, done.err
 
 
+@pytest.mark.slow
 def test_another_sweep_can_be_added_to_the_one_that_is_there(saved: Take) -> None:
     message = refusal(saved("-m", "optimizer.lr=0.1,0.2", *TINY, "sweep.dir=runs/sweep"))
     line = message[message.index("dlrun resume") :]
@@ -273,6 +275,7 @@ def test_a_run_that_misses_an_expectation_is_returned_without_strict(saved: Take
     assert library.train(*words, quiet=True).metrics
 
 
+@pytest.mark.slow
 def test_what_an_interrupted_call_says_resumes_it(saved: Take, monkeypatch: pytest.MonkeyPatch) -> None:
     from dlrun.runs.checkpoint_manager import CheckpointManager
 
@@ -291,6 +294,7 @@ def test_what_an_interrupted_call_says_resumes_it(saved: Take, monkeypatch: pyte
     assert call_of(call).result["status"] == "completed"
 
 
+@pytest.mark.slow
 def test_the_lines_of_the_package_docstring(saved: Take, tmp_path: Path) -> None:
     lines = [line.strip() for line in str(library.__doc__).splitlines() if line.startswith("    ")]
     assert len(lines) >= 5

@@ -37,6 +37,7 @@ def weights_of(folder: str) -> dict[str, torch.Tensor]:
     return dict(load(Path(folder) / "checkpoints" / "last.pt")["model"])
 
 
+@pytest.mark.slow
 def test_a_linear_one_finds_the_principal_components(dlrun: Callable[..., Any]) -> None:
     from sklearn.decomposition import PCA
 
@@ -74,6 +75,7 @@ def test_a_linear_one_finds_the_principal_components(dlrun: Callable[..., Any]) 
     assert first["prediction"] == pytest.approx(values[0].tolist(), rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "loss", "activation"),
     [
@@ -107,6 +109,7 @@ def test_it_trains_as_a_loop_of_torch(
         torch.testing.assert_close(mine, theirs, rtol=1e-7, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_net_that_returns_images_is_read_by_workers_cut_off_and_exported(dlrun: Callable[..., Any]) -> None:
     Path("repaint_net.py").write_text(NET)
     Path("scans").mkdir()
@@ -137,6 +140,7 @@ def test_a_net_that_returns_images_is_read_by_workers_cut_off_and_exported(dlrun
     assert (done.code, "the training of an autoencoder" in done.err) == (2, True)
 
 
+@pytest.mark.slow
 def test_the_picture_shows_images_above_their_reconstructions(dlrun: Callable[..., Any]) -> None:
     done = dlrun("tracking.graph=false", *SMALL, "trainer.epochs=1", "hydra.run.dir=run")
     assert done.code == 0, done.err

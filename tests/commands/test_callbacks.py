@@ -185,6 +185,7 @@ def test_a_killed_run_goes_on_with_the_same_callbacks(
     assert len(states[0]["losses"]) == 4
 
 
+@pytest.mark.slow
 def test_what_is_logged_is_a_metric_like_others(train: Callable[..., Any]) -> None:
     done = train(*WATCHED)
     assert done.code == 0, done.err
@@ -236,6 +237,7 @@ def test_the_row_has_the_mean_over_the_batches_and_the_loss_its_auxiliary_part(t
     assert math.isclose(row["train/loss"], sum(losses) / len(losses), rel_tol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_callback_may_end_the_training(train: Callable[..., Any]) -> None:
     words = ("data=blobs", "+callbacks.stop._target_=watched.Stop", "trainer.epochs=5", *QUICK)
     done = train(*words, "hydra.run.dir=run")
@@ -332,6 +334,7 @@ def test_both_spellings_make_the_same_run(one: str, other: str) -> None:
     assert "callbacks" not in configs[0]
 
 
+@pytest.mark.slow
 def test_a_preset_may_be_overridden_by_either_spelling(dlrun: Callable[..., Any]) -> None:
     Path("mine/experiment").mkdir(parents=True)
     overlay = "# @package _global_\n# stops early\ncallbacks: {early_stopping: {patience: 7}, ema: {decay: 0.5}}\n"
@@ -346,6 +349,7 @@ def test_a_preset_may_be_overridden_by_either_spelling(dlrun: Callable[..., Any]
     assert longer.code == 0, longer.err
 
 
+@pytest.mark.slow
 def test_an_option_of_ones_own_replaces_the_default(train: Callable[..., Any]) -> None:
     Path("mine/callbacks").mkdir(parents=True)
     Path("mine/callbacks/stop.yaml").write_text("# stops after two epochs\nstop: {_target_: watched.Stop}\n")

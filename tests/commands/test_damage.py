@@ -201,6 +201,7 @@ def test_when_none_is_whole_it_says_what_is_wrong(run: Path, dlrun: Callable[...
         assert len(done.err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_run_is_not_gone_on_with(run: Path, dlrun: Callable[..., Any]) -> None:
     assert dlrun(*MODELS["linear"], *QUIET, "seed=1", "hydra.run.dir=other").code == 0
     for name in ("last.pt", "best.pt"):

@@ -56,6 +56,7 @@ def run(trained: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_forecasts_beat_the_day_before_and_are_told_with_their_times(dlrun: Callable[..., Any], run: Path) -> None:
     from sklearn.metrics import mean_absolute_error
 

@@ -117,6 +117,7 @@ def test_an_exported_training_holds_it_as_text(
     assert not (tmp_path / "canary").exists()
 
 
+@pytest.mark.slow
 def test_an_exported_training_runs_and_runs_nothing_else(
     dlrun: Callable[..., Any], python: Callable[..., Any], trained_run: Path, tmp_path: Path
 ) -> None:
@@ -227,6 +228,7 @@ def test_the_terminal_shows_it_as_it_stands(text: str) -> None:
     assert stream.getvalue().count(line.strip()) >= 5
 
 
+@pytest.mark.slow
 def test_a_picture_shows_it_as_it_stands() -> None:
     figure, axes = canvas.create_axes()
     axes.set(title=canvas.escape_label(EVIL[0]), xlabel=canvas.escape_label("$x^"), ylabel=canvas.escape_label("a$b$c"))

@@ -19,6 +19,7 @@ LABELS = ("run.name=base line/1", "run.tags=[baseline, 'a b']", "run.notes='as i
 HASH_OF_DEFAULTS = "506d3fed9ac775a37ee63ccd6a0493f897eb88387907f8714b5754de8d90e9f1"
 
 
+@pytest.mark.slow
 def test_labels_are_in_the_folder_the_list_the_report_and_the_result(dlrun: Callable[..., Any]) -> None:
     named = dlrun(*QUICK, *LABELS)
     plain = dlrun(*QUICK, "figures=false")
@@ -40,6 +41,7 @@ def test_labels_are_in_the_folder_the_list_the_report_and_the_result(dlrun: Call
     assert "run.name" not in listed
 
 
+@pytest.mark.slow
 def test_the_list_has_the_name_of_a_folder_that_lacks_it(dlrun: Callable[..., Any]) -> None:
     dlrun(*QUICK, "run.name=first", "hydra.run.dir=mine", "figures=false")
     dlrun("-m", *QUICK, "run.name=second", "seed=1,2", "figures=false")

@@ -64,6 +64,7 @@ def list_events(folder: Path) -> list[Path]:
     return list(folder.glob("events.out.tfevents.*"))
 
 
+@pytest.mark.slow
 def test_without_a_logger_a_run_is_the_same_and_all_else_works(dlrun: Callable[..., Any]) -> None:
     words = ("data=blobs", "trainer.epochs=2")
     # Pictures take most of the time: once with and once without a logger.
@@ -94,6 +95,7 @@ def test_without_a_logger_a_run_is_the_same_and_all_else_works(dlrun: Callable[.
     assert not list_events(without[0].folder)
 
 
+@pytest.mark.slow
 def test_a_table_of_a_resumed_run_is_that_of_an_undisturbed_one(dlrun: Callable[..., Any]) -> None:
     reference = dlrun(*QUICK, "trainer.epochs=4", "logger=csv", "hydra.run.dir=whole").folder
     short = dlrun(*QUICK, "logger=csv", HERE).folder
@@ -127,6 +129,7 @@ def test_a_resumed_run_may_have_other_loggers(dlrun: Callable[..., Any]) -> None
     assert list_events(Path("run"))
 
 
+@pytest.mark.slow
 def test_a_logger_of_the_users_own_is_told_all_and_goes_on(dlrun: Callable[..., Any]) -> None:
     Path("mine.py").write_text(MINE)
     words = (*QUICK, HERE, "logger=csv", "+logger.mine._target_=mine.Lines")
@@ -198,6 +201,7 @@ def test_mistakes_are_one_sentence_before_anything_is_written(
     assert not Path("outputs").exists()
 
 
+@pytest.mark.slow
 def test_a_run_of_an_older_dlrun_is_resumed_with_tensorboard(dlrun: Callable[..., Any]) -> None:
     from dlrun.runs import checkpoint
 
@@ -220,6 +224,7 @@ def test_a_run_of_an_older_dlrun_is_resumed_with_tensorboard(dlrun: Callable[...
     assert list_events(folder)
 
 
+@pytest.mark.slow
 def test_a_damaged_state_of_loggers_is_told_and_begins_anew(dlrun: Callable[..., Any]) -> None:
     Path("mine.py").write_text(MINE)
     dlrun(*QUICK, HERE, "+logger.mine._target_=mine.Lines")

@@ -79,6 +79,7 @@ def test_without_a_test_part_notes_and_figures_share_one_pass(
     assert passes == [3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rate", "is_read"), [("0.01", False), ("1.9", True)])
 def test_the_best_weights_are_read_only_where_later_epochs_have_changed_them(
     rate: str, is_read: bool, dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch

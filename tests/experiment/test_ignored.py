@@ -10,6 +10,7 @@ import pytest
 QUIET = ("tracking.graph=false", "figures=false", "data=line", "model=linear", "optimizer=sgd")
 
 
+@pytest.mark.slow
 def test_typed_steps_alone_end_the_training(dlrun: Callable[..., Any]) -> None:
     done = dlrun(*QUIET, "trainer.max_steps=23", "data.batch_size=1000")
     assert done.code == 0, done.err
@@ -39,6 +40,7 @@ def test_a_training_without_an_end_is_refused(dlrun: Callable[..., Any], tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interval", ["epoch", "step"])
 def test_a_schedule_spans_the_steps(interval: str, dlrun: Callable[..., Any]) -> None:
     done = dlrun(*QUIET, "trainer.max_steps=30", "scheduler=cosine", f"scheduler.interval={interval}")
@@ -331,6 +333,7 @@ def test_epochs_of_an_overlay_are_not_those_by_default(conf: Path, dlrun: Callab
     assert note in longer.out
 
 
+@pytest.mark.slow
 def test_parts_of_the_data_make_fractions_needless(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     import numpy as np
 

@@ -23,6 +23,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text()))
 
 
+@pytest.mark.slow
 def test_without_changes_it_is_the_same_training(run: Path, dlrun: Callable[..., Any]) -> None:
     done = dlrun("rerun", str(run))
     assert done.code == 0, done.err
@@ -41,6 +42,7 @@ def test_without_changes_it_is_the_same_training(run: Path, dlrun: Callable[...,
     assert read_json(done.folder / "result.json")["parent"] == parent
 
 
+@pytest.mark.slow
 def test_changes_replace_what_was_typed(run: Path, dlrun: Callable[..., Any]) -> None:
     done = dlrun("rerun", str(run), "seed=5", "optimizer=sgd", "optimizer.lr=0.5", "run.name=second")
     assert done.code == 0, done.err
@@ -54,12 +56,14 @@ def test_changes_replace_what_was_typed(run: Path, dlrun: Callable[..., Any]) ->
     assert again.result["config_hash"] == done.result["config_hash"]
 
 
+@pytest.mark.slow
 def test_keys_that_a_new_choice_lacks_are_left_out_with_a_note(run: Path, dlrun: Callable[..., Any]) -> None:
     done = dlrun("rerun", str(run), "model=logistic")
     assert done.code == 0, done.err
     assert "note: model.hidden_sizes=[3] of the run is left out: model=logistic has no such key" in done.out
 
 
+@pytest.mark.slow
 def test_a_job_of_a_sweep_is_one_run(dlrun: Callable[..., Any]) -> None:
     dlrun("-m", *QUICK, "seed=1,2", "sweep.dir=runs/sweep")
     (job,) = Path("runs/sweep").glob("1_*")
@@ -76,6 +80,7 @@ def test_a_job_of_a_sweep_is_one_run(dlrun: Callable[..., Any]) -> None:
 NET = "import torch\n\nclass Net(torch.nn.Linear):\n    def __init__(self, spec):\n        super().__init__(2, 2)\n"
 
 
+@pytest.mark.slow
 def test_permissions_are_not_taken_from_the_run(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "rerun_net.py").write_text(NET)
     words = ("model._target_=rerun_net.Net", "trusted_modules=[rerun_net]", "hydra.run.dir=runs/own")
@@ -107,6 +112,7 @@ def test_nothing_that_is_loaded_is_evaluated(run: Path, dlrun: Callable[..., Any
     assert not Path("outputs").exists()
 
 
+@pytest.mark.slow
 def test_config_files_of_the_users_own_are_named_again(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "my" / "optimizer").mkdir(parents=True)
     (tmp_path / "my" / "optimizer" / "mine.yaml").write_text("_target_: torch.optim.SGD\nlr: 0.25\n")

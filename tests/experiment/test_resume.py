@@ -209,6 +209,7 @@ def test_what_differs_is_said_and_other_data_are_refused() -> None:
         find_environment_changes(before, before | {"spec": {}})
 
 
+@pytest.mark.slow
 def test_a_state_of_another_dlrun_gets_a_verdict(dlrun: Callable, tmp_path: Path, finished_run: Path) -> None:
     shutil.copytree(finished_run, tmp_path / "run")
     path, more = tmp_path / "run/checkpoints/last.pt", ("resume", "run", "trainer.epochs=3", *QUICK)
@@ -314,6 +315,7 @@ def test_a_folder_is_never_written_by_two_runs(dlrun: Callable) -> None:
     assert "already holds a run" in done.err
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_the_file_that_it_began_from(dlrun: Callable, finished_run: Path, tmp_path: Path) -> None:
     shutil.copytree(finished_run, tmp_path / "first")
     words = ("data=blobs", "trainer.max_steps=2", *QUICK, "init_from=first", "hydra.run.dir=second")

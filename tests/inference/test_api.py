@@ -84,7 +84,8 @@ def test_the_import_is_quick_and_without_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     seconds, rest = done.stdout.strip().split(" ", 1)
     assert float(seconds) < 0.1
-    assert rest == "[] Callback LoggedRun Logger Predictions RequestError Run RunError load log runs train"
+    assert rest == "[] Callback LoggedRun Logger Predictions RequestError Run RunError StackedLayer "
+        "load log register_stacked_layer runs train"
 
 
 def test_every_public_name_is_there_and_documented() -> None:

@@ -67,6 +67,7 @@ def check(stacks: SimpleNamespace, trainings: list[Any]) -> None:
         stacks.assert_equal_to_rounding(one, other)
 
 
+@pytest.mark.slow
 def test_optimizers_schedules_and_dropout_train_in_one_stack(stacks: SimpleNamespace) -> None:
     schedules = itertools.cycle(SCHEDULES.values())
     rates = itertools.cycle([0.1, 0.5, 0.9])
@@ -286,6 +287,7 @@ def torch_roundtrip(state: dict[str, Any]) -> Any:
     return torch.load(file, weights_only=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", [build_mlp(0.3), lambda spec: Residual()], ids=["chain", "torch.func"])
 def test_a_stack_that_stops_at_every_step_ends_as_if_it_had_not(
     stacks: SimpleNamespace, net: Callable[[DataSpec], nn.Module]

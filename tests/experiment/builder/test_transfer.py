@@ -22,6 +22,7 @@ def notes(done: Any) -> list[str]:
     return [line.removeprefix("note: ") for line in done.out.splitlines() if line.startswith("note: ")]
 
 
+@pytest.mark.slow
 def test_what_matches_and_what_does_not_is_listed_with_shapes(dlrun: Callable[..., Any]) -> None:
     dlrun(*QUICK, "model.hidden_sizes=[32,16]", "hydra.run.dir=run")
     done = dlrun(*QUICK, "init_from=run", "model.hidden_sizes=[32,10,8]")

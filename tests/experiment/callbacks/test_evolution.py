@@ -56,6 +56,7 @@ class Noisy(nn.Linear):
         return super().forward(x)
 
 
+@pytest.mark.slow
 def test_a_frame_comes_at_the_first_epoch_and_every_so_often(parts_of: Any, tmp_path: Path) -> None:
     model = Noisy(1, 1).train()
     evolution = Evolution(parts_of(model, line(rows=20)), tmp_path, 5, UNUSED)
@@ -92,6 +93,7 @@ def test_a_frame_shows_what_the_model_holds_on_axes_that_stay(
     assert second.get_title() == "slope 100.0"
 
 
+@pytest.mark.slow
 def test_the_animation_ends_with_the_run(parts_of: Any, tmp_path: Path) -> None:
     """Frames of later epochs are of a run since cut back."""
     parts = parts_of(nn.Linear(1, 1), line(rows=20))

@@ -1,6 +1,7 @@
 """fingerprints.jsonl: what the weights were after every epoch, also of a run that was resumed."""
 
 import hashlib
+import pytest
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,7 @@ def test_a_line_an_epoch_and_one_before_the_first_step(dlrun: Callable[..., Any]
     assert "weights_sha256" not in done.rows[0]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_gone_on_with_has_the_lines_of_one_left_alone(dlrun: Callable[..., Any]) -> None:
     dlrun(*SMALL, "trainer.epochs=4", "hydra.run.dir=whole")
     dlrun(*SMALL, "trainer.epochs=2", "hydra.run.dir=parts")

@@ -14,6 +14,7 @@ from dlrun.experiment.callbacks.profiler import Profiler
 WORDS = ("data=blobs", "model=mlp", "model.dropout=0.2", "trainer.epochs=5", "figures=false", "tracking.graph=false")
 
 
+@pytest.mark.slow
 def test_the_run_is_the_same_and_where_its_time_went_is_said(dlrun: Callable[..., Any]) -> None:
     plain = dlrun(*WORDS, "hydra.run.dir=plain")
     done = dlrun(*WORDS, "trainer.profile=true", "hydra.run.dir=run")
@@ -32,6 +33,7 @@ def test_the_run_is_the_same_and_where_its_time_went_is_said(dlrun: Callable[...
     assert not Path("plain/profile").exists()
 
 
+@pytest.mark.slow
 def test_a_step_with_a_closure_has_the_phases_of_its_evaluations(dlrun: Callable[..., Any]) -> None:
     words = (*WORDS, "optimizer=lbfgs", "trainer.max_steps=12", "checkpoint.every_steps=4")
     plain = dlrun(*words, "hydra.run.dir=plain")

@@ -182,6 +182,7 @@ def test_a_line_alone_or_nothing_is_shown_where_that_is_asked_for(tmp_path: Path
     assert log == f"{LINE}  12,346 samples/s  best\n"
 
 
+@pytest.mark.slow
 def test_a_notebook_has_one_output_that_is_drawn_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     updates: list[str] = []
     is_drawn = threading.Event()

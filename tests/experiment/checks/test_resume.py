@@ -106,6 +106,7 @@ def saving(folder: Path, *names: str, then: str = "time.sleep(60)") -> subproces
         return subprocess.Popen([sys.executable, "-c", code], stderr=file)
 
 
+@pytest.mark.slow
 def test_a_kill_comes_inside_a_save_or_after_one_and_never_before_the_first(tmp_path: Path) -> None:
     hit = saving(tmp_path / "inside", "step_00000004.pt", ".step_00000008.pt.1.tmp")
     assert kill(hit, tmp_path / "inside", 5, None)

@@ -38,6 +38,7 @@ def test_a_counter_is_said_once_everywhere(train: Callable[..., Any]) -> None:
     assert done.result["warnings"].count(sentence) == 1
 
 
+@pytest.mark.slow
 def test_looking_changes_no_bit_of_the_training(train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     looked = train("Everything")
     assert any(NOT_SAVED in text for text in looked.result["warnings"])
@@ -49,6 +50,7 @@ def test_looking_changes_no_bit_of_the_training(train: Callable[..., Any], monke
     assert looked.rows == alone.rows
 
 
+@pytest.mark.slow
 def test_a_net_with_caches_and_its_own_extra_state_is_not_spoken_of(train: Callable[..., Any]) -> None:
     assert not any("resume" in text for text in train("Harmless").result["warnings"])
 
@@ -129,6 +131,7 @@ def test_state_of_an_optimizer_or_a_schedule_is_said(
     assert train("BN", *words).result["weights_sha256"] == looked.result["weights_sha256"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own", ["true", "false"])
 def test_a_data_set_with_a_generator_of_its_own_is_said(own: str, train: Callable[..., Any]) -> None:
     data = ("data._target_=hidden_nets.rows", f"+data.own={own}", "data.loader=workers", "data.num_workers=0")
@@ -165,6 +168,7 @@ for warning in dlrun.train(*sys.argv[1:], quiet=True).result["warnings"]:
 """
 
 
+@pytest.mark.slow
 def test_a_net_of_a_script_is_looked_at_as_any_other(tmp_path: Path, python: Callable[..., Any]) -> None:
     script = tmp_path / "mine.py"
     script.write_text(SCRIPT)

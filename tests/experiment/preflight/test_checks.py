@@ -169,6 +169,7 @@ def test_a_bottleneck_pays_where_many_channels_reach_it() -> None:
     assert work(False, "features.7.branch5x5") == 16 * 20 * 24 * 25
 
 
+@pytest.mark.slow
 def test_the_table_of_a_run_ends_in_the_totals_and_fits_80_columns(dlrun: Callable[..., Any]) -> None:
     done = dlrun("model=inception", "trainer.epochs=1", "trainer.max_steps=1", "data.limit_batches=1", *QUIET)
     lines = done.out[done.out.index(" layer ") :].split("\n\n")[0].splitlines()

@@ -134,6 +134,7 @@ def check_failed(done: Any, tmp_path: Path, message: str) -> None:
 WORDS = ("model._target_=hungry_net.Hungry", "checkpoint.every_steps=1", "device=cpu", *QUIET)
 
 
+@pytest.mark.slow
 def test_out_of_memory_in_training_keeps_what_was_saved(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "hungry_net.py").write_text(HUNGRY)
     try:

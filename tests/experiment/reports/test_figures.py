@@ -40,6 +40,7 @@ def are_unchanged(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return contexts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "names"),
     [

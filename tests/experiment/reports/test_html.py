@@ -88,6 +88,7 @@ def test_charts_turn_dark_with_the_page_and_photos_do_not(tmp_path: Path) -> Non
         assert all(f"--{split}: #" in part for part in (style[0], style[2]))
 
 
+@pytest.mark.slow
 def test_there_is_none_without_figures_or_before_the_end(dlrun: Callable, tmp_path: Path) -> None:
     page = tmp_path / "run" / "report.html"
     assert dlrun("data=blobs", *QUICK, "figures=false").code == 0

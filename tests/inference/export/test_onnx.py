@@ -166,6 +166,7 @@ def test_a_model_that_is_no_graph_is_a_sentence(
     assert sorted(path.name for path in folder.iterdir()) == ["example.csv", "model.json", "model.safetensors"]
 
 
+@pytest.mark.slow
 def test_the_file_holds_no_path_of_this_machine(dlrun: Callable) -> None:
     assert dlrun("data=line", "model=mlp", *QUICK).code == 0
     assert dlrun("export", "run").code == 0

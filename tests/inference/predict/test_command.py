@@ -38,6 +38,7 @@ def groups(trained: Callable[..., Path], shelf: Path) -> Path:
     return trained("groups", *GROUPS, f"data.path={path}")
 
 
+@pytest.mark.slow
 def test_rows_are_normalized_as_in_training(dlrun: Callable, houses: Path, tmp_path: Path) -> None:
     (tmp_path / "new.csv").write_text("area,rooms\n12,3\n30,1\n")
     done = dlrun("predict", "houses", "new.csv", "--format", "csv")
@@ -53,6 +54,7 @@ def test_rows_are_normalized_as_in_training(dlrun: Callable, houses: Path, tmp_p
     assert list(rows[0]) == ["input", "prediction", "label", "note", "error"]
 
 
+@pytest.mark.slow
 def test_predict_says_what_eval_wrote_down(dlrun: Callable, groups: Path, shelf: Path) -> None:
     assert dlrun("eval", "groups", "split=all", "figures=false").code == 0
     (written,) = (groups / "eval").iterdir()
@@ -117,6 +119,7 @@ def test_a_wrong_request_is_a_sentence(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_images_of_any_kind_beside_what_is_none(
     dlrun: Callable, trained: Callable, draw: Callable, tmp_path: Path
 ) -> None:
