@@ -23,6 +23,7 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_everything_of_the_project_takes_part(project: Path, dlrun: Callable[..., Any]) -> None:
     done = dlrun(*WORDS, "hydra.run.dir=run")
     assert done.code == 0, done.err

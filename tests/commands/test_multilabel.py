@@ -35,6 +35,7 @@ def columns_of(rows: list[dict[str, str]], kind: str) -> np.ndarray[Any, Any]:
     return np.array([[float(row[f"{kind}_{label}"]) for label in LABELS] for row in rows])
 
 
+@pytest.mark.slow
 def test_metrics_tables_and_predictions_are_scikit_learns(dlrun: Callable[..., Any]) -> None:
     from sklearn import metrics
 
@@ -90,6 +91,7 @@ def test_metrics_tables_and_predictions_are_scikit_learns(dlrun: Callable[..., A
     assert predictions.labels[0] == ", ".join(label for label, hold in zip(LABELS, predicted[0], strict=True) if hold)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "losses"),
     [
@@ -131,6 +133,7 @@ def test_it_trains_as_a_loop_of_torch(words: tuple[str, ...], losses: nn.Module,
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_run_cut_off_in_an_epoch_goes_on_to_the_bit(dlrun: Callable[..., Any]) -> None:
     write_films()
     words = (*QUIET, *FILMS, "data.batch_size=16", "model.dropout=0.2", "trainer.epochs=3")
@@ -143,6 +146,7 @@ def test_a_run_cut_off_in_an_epoch_goes_on_to_the_bit(dlrun: Callable[..., Any])
     assert all(torch.equal(one[key], two[key]) for key in two)
 
 
+@pytest.mark.slow
 def test_arrays_and_exports_know_the_labels(dlrun: Callable[..., Any]) -> None:
     Path("scans").mkdir()
     x = np.random.default_rng(0).integers(0, 256, (60, 8, 8)).astype(np.uint8)

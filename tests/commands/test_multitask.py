@@ -78,6 +78,7 @@ def weights_of(folder: str) -> dict[str, torch.Tensor]:
     return dict(load(Path(folder) / "checkpoints" / "last.pt")["model"])
 
 
+@pytest.mark.slow
 def test_it_trains_as_a_loop_of_torch_with_a_loss_each(two: Callable[..., Any]) -> None:
     common = ("data.val_fraction=0", "data.shuffle=false", "data.batch_size=80", "device.precision=fp64")
     common += ("optimizer=sgd", "optimizer.lr=0.1", "trainer.epochs=20")
@@ -115,6 +116,7 @@ def test_it_trains_as_a_loop_of_torch_with_a_loss_each(two: Callable[..., Any]) 
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_metrics_and_tables_of_each_output_are_scikit_learns(two: Callable[..., Any]) -> None:
     from sklearn import metrics
 
@@ -172,6 +174,7 @@ def test_metrics_and_tables_of_each_output_are_scikit_learns(two: Callable[..., 
     assert (done.code, "a training of several outputs" in done.err) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_run_cut_off_in_an_epoch_goes_on_to_the_bit(two: Callable[..., Any]) -> None:
     words = (*QUIET, *HEADS, "data.batch_size=16", "trainer.epochs=3", "task.weights={angle: 0.1}")
     assert two(*words, "hydra.run.dir=undisturbed").code == 0
@@ -183,6 +186,7 @@ def test_a_run_cut_off_in_an_epoch_goes_on_to_the_bit(two: Callable[..., Any]) -
     assert all(torch.equal(one[key], other[key]) for key in other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", ["csv", "table"])
 def test_several_columns_of_a_table_are_an_output_each(data: str, dlrun: Callable[..., Any]) -> None:
     lines = [f"{i % 7},{i % 5},{(i % 7) * 1.5 - i % 5},{'abc'[i % 3]}" for i in range(60)]

@@ -40,6 +40,7 @@ def read_result(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "result.json").read_text()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOME)
 def test_a_killed_run_is_resumed_to_the_end_it_had_then(runs: Path, name: str, dlrun: Callable[..., Any]) -> None:
     assert dlrun("resume", f"killed/{name}").code == 0
@@ -80,6 +81,7 @@ def test_a_finished_run_predicts(runs: Path, name: str, dlrun: Callable[..., Any
     assert dlrun("predict", f"whole/{name}", *INPUTS[name]).code == 0
 
 
+@pytest.mark.slow
 def test_finished_runs_are_listed_compared_and_exported(runs: Path, dlrun: Callable[..., Any]) -> None:
     assert dlrun("compare", "whole").code == 0
     assert dlrun("diff", "whole/mlp", "whole/cosine").code == 0
@@ -87,6 +89,7 @@ def test_finished_runs_are_listed_compared_and_exported(runs: Path, dlrun: Calla
     assert dlrun("export", "whole/mlp", "format=python").code == 0
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_with_the_jobs_that_are_left(runs: Path, dlrun: Callable[..., Any]) -> None:
     finished = read_result(runs / "sweep" / "0_optimizer.lr=0.01")["weights_sha256"]
     assert dlrun("resume", "sweep").code == 0

@@ -62,6 +62,7 @@ def assert_close(one: str, two: str) -> None:
         torch.testing.assert_close(value, weights(two)[key], rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -83,6 +84,7 @@ def test_weighted_batches_of_one_step_are_one_large_batch(words: tuple[str, ...]
     assert [row["train/loss"] for row in rows] == pytest.approx([row["train/loss"] for row in others], rel=1e-9)
 
 
+@pytest.mark.slow
 def test_balanced_weights_are_those_of_scikit_learn(dlrun: Callable[..., Any]) -> None:
     import numpy as np
     from sklearn.utils.class_weight import compute_class_weight
@@ -105,6 +107,7 @@ def test_balanced_weights_are_those_of_scikit_learn(dlrun: Callable[..., Any]) -
     assert dlrun("predict", "run", "rows.csv").code == 0
 
 
+@pytest.mark.slow
 def test_a_loss_with_weights_of_its_own_is_trained_saved_and_resumed(own: Callable[..., Any]) -> None:
     words = (
         "data=digits",
@@ -137,6 +140,7 @@ def test_a_loss_with_weights_of_its_own_is_trained_saved_and_resumed(own: Callab
     assert own("export", "cut", "format=python", "trusted_modules=[MINE]").code == 2
 
 
+@pytest.mark.slow
 def test_the_weights_of_a_loss_do_not_move_those_of_the_model(own: Callable[..., Any]) -> None:
     words = (*QUIET, "data=digits", "data.limit_batches=2", "trainer.epochs=1", "optimizer=sgd", "optimizer.lr=1e-30")
     assert own(*words, "hydra.run.dir=plain").code == 0
@@ -174,6 +178,7 @@ def test_a_loss_that_cannot_be_is_a_sentence(words: tuple[str, ...], sentence: s
     assert not Path("run").exists()
 
 
+@pytest.mark.slow
 def test_functions_and_classes_of_torch_take_arguments(own: Callable[..., Any]) -> None:
     words = (*QUIET, "data=regression", "model=linear", "trainer.epochs=2", "data.batch_size=32")
     assert own(*words, "task.loss=MINE.powers", "task.loss_args={exponent:2}", "hydra.run.dir=own").code == 0
@@ -184,6 +189,7 @@ def test_functions_and_classes_of_torch_take_arguments(own: Callable[..., Any]) 
     assert own("eval", "soft", "figures=false").code == 0
 
 
+@pytest.mark.slow
 def test_a_poisson_regression_predicts_counts(dlrun: Callable[..., Any]) -> None:
     rates = [(i % 7 - 3) / 2 for i in range(140)]
     Path("rows.csv").write_text("x,y\n" + "".join(f"{x},{round(2.718**x)}\n" for x in rates))
@@ -207,6 +213,7 @@ def test_a_poisson_regression_predicts_counts(dlrun: Callable[..., Any]) -> None
     assert description["output_to_value"] == "exp"
 
 
+@pytest.mark.slow
 def test_the_learning_rate_test_leaves_a_loss_as_it_was(own: Callable[..., Any]) -> None:
     words = ("data=blobs", "model=linear", "task.loss=MINE.Tempered", "data.batch_size=50")
     done = own("check", "lr", *QUIET, *words)
@@ -254,6 +261,7 @@ class Share:
     assert Path("killed/metrics.jsonl").read_text() == Path("undisturbed/metrics.jsonl").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ["task.loss_args.gamma=3", "+task.loss_args.gamma=3", "++task.loss_args.gamma=3"])
 def test_an_argument_of_a_loss_needs_no_plus(dlrun: Callable[..., Any], word: str) -> None:
     words = ("data=blobs", "model=mlp", "task.loss=focal", "trainer.epochs=1", "tracking.graph=false", "figures=false")

@@ -85,6 +85,7 @@ def answers(folder: str, split: str, **permissions: Any) -> tuple[Any, Any, Any]
     return part.targets.numpy(), rows.values.numpy(), rows.probabilities
 
 
+@pytest.mark.slow
 def test_named_metrics_are_those_of_scikit_learn_on_every_split(own: Any) -> None:
     chosen = (
         "[auroc,accuracy,balanced_accuracy,matthews_corrcoef,sklearn.metrics.cohen_kappa_score,log_loss,roc_auc,"
@@ -155,6 +156,7 @@ def test_however_the_rows_are_batched_a_metric_sees_them_once(sizes: list[int]) 
     assert computed["accuracy"] == sk.accuracy_score(tags, inputs.argmax(-1))
 
 
+@pytest.mark.slow
 def test_more_classes_and_numbers(dlrun: Callable[..., Any]) -> None:
     chosen = (
         "[macro_f1,macro_precision,macro_recall,auroc,top_k_accuracy,{_target_:f1_score,average:weighted},log_loss]"
@@ -191,6 +193,7 @@ def test_more_classes_and_numbers(dlrun: Callable[..., Any]) -> None:
     assert rows[-1]["val/explained_variance"] == pytest.approx(sk.explained_variance_score(y, predicted), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_cut_epoch_measures_all_of_its_rows_once_it_is_resumed(own: Any) -> None:
     words = (*QUIET, *BLOBS, "task.metrics=[MINE.Share,balanced_accuracy,MINE.brier]", "trainer.epochs=2")
     words = (*words, "checkpoint.monitor=train/Share", "checkpoint.mode=max")
@@ -205,6 +208,7 @@ def test_a_cut_epoch_measures_all_of_its_rows_once_it_is_resumed(own: Any) -> No
     assert Path("cut/metrics.jsonl").read_text() == Path("undisturbed/metrics.jsonl").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("comparison_without_pictures")
 def test_a_chosen_metric_decides_is_expected_evaluated_and_compared(own: Any) -> None:
     words = (*QUIET, *BLOBS, "task.metrics=[MINE.Share,jaccard]", "checkpoint.monitor=val/jaccard", "trainer.epochs=2")
@@ -229,6 +233,7 @@ def test_a_chosen_metric_decides_is_expected_evaluated_and_compared(own: Any) ->
     assert "format=python cannot write task.metrics=" in done.err
 
 
+@pytest.mark.slow
 def test_the_confusion_matrix_is_a_picture_and_no_number(dlrun: Callable[..., Any]) -> None:
     words = ("data=blobs", "trainer.epochs=1", "tracking.graph=false", "task.metrics=[accuracy,confusion]")
     assert dlrun(*words, "hydra.run.dir=run").code == 0

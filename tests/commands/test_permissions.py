@@ -73,6 +73,7 @@ def test_no_file_of_a_run_holds_a_permission(trained_run: Path) -> None:
     assert bytes_with(b"a_module_of_mine", trained_run) == []
 
 
+@pytest.mark.slow
 def test_no_file_of_a_sweep_holds_one(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     assert dlrun("-m", *QUICK, *GIVEN, "seed=1,2", "sweep.dir=sweep").code == 0
     assert dlrun("resume", "sweep", *GIVEN, "seed=3").code == 0
@@ -81,6 +82,7 @@ def test_no_file_of_a_sweep_holds_one(dlrun: Callable[..., Any], tmp_path: Path)
     assert not any("trust" in path.name for path in (tmp_path / "sweep").iterdir())
 
 
+@pytest.mark.slow
 def test_no_evaluation_holds_one(dlrun: Callable[..., Any], run: Path) -> None:
     assert dlrun("eval", str(run), *GIVEN, "figures=false").code == 0
     assert dlrun("resume", str(run), "trainer.max_steps=6", *GIVEN).code == 0
@@ -132,6 +134,7 @@ def test_a_run_cannot_trust_its_own_modules(
     assert not (tmp_path / "canary").exists()
 
 
+@pytest.mark.slow
 def test_a_permission_of_an_older_run_is_ignored_with_a_note(dlrun: Callable[..., Any], run: Path) -> None:
     give_itself(run, trusted_modules=["mine"], trust=True)
     done = dlrun("eval", str(run), "figures=false")

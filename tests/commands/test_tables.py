@@ -42,6 +42,7 @@ def read_predictions(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.array([float(row[true]) for row in rows]), np.array([float(row[predicted]) for row in rows])
 
 
+@pytest.mark.slow
 def test_prices_are_learnt_and_told_in_their_own_unit(dlrun: Callable, houses: Path, tmp_path: Path) -> None:
     from sklearn.linear_model import LinearRegression
     from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
@@ -66,6 +67,7 @@ def test_prices_are_learnt_and_told_in_their_own_unit(dlrun: Callable, houses: P
     assert result["baseline"]["test/mae"] == pytest.approx(np.abs(y[tested] - y[~tested].mean()).mean(), rel=0.02)
 
 
+@pytest.mark.slow
 def test_eval_of_other_rows_takes_all_of_them_and_says_what_it_did(
     dlrun: Callable, houses: Path, tmp_path: Path
 ) -> None:
@@ -90,6 +92,7 @@ def test_eval_of_other_rows_takes_all_of_them_and_says_what_it_did(
     assert "there is no column area, rooms" in wrong.err
 
 
+@pytest.mark.slow
 def test_predict_takes_rows_in_any_order_and_names_what_is_wrong(dlrun: Callable, houses: Path, tmp_path: Path) -> None:
     first = (tmp_path / "houses.csv").read_text().splitlines()[1].split(",")
     (tmp_path / "new.csv").write_text(

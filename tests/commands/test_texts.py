@@ -55,6 +55,7 @@ def run(trained: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_reviews_are_learnt_and_evaluated_to_the_same_bits(dlrun: Callable[..., Any], run: Path) -> None:
     metrics = json.loads((run / "result.json").read_text())["metrics"]
     assert metrics["test/accuracy"] > 0.95
@@ -194,6 +195,7 @@ def answer_alone(model: str, net: Any, codes: Any) -> Any:
     return net.classifier(hidden)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["gru", "lstm", "rnn", "transformer"])
 def test_training_on_padded_batches_is_that_of_single_texts(
     model: str, dlrun: Callable[..., Any], tmp_path: Path

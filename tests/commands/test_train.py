@@ -75,6 +75,7 @@ def test_checkpoint_holds_what_the_design_says_and_its_hash_can_be_recomputed(dl
     assert digest.hexdigest() == done.result["weights_sha256"]
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_run(dlrun: Callable) -> None:
     words = ("data=blobs", "model=mlp", "model.dropout=0.5", "trainer.epochs=2", *QUICK)
     first, second = dlrun(*words), dlrun(*words)
@@ -98,6 +99,7 @@ def test_two_runs_of_the_same_second_get_two_folders(tmp_path: Path) -> None:
     assert len(set(folders)) == 16
 
 
+@pytest.mark.slow
 def test_nothing_is_written_for_a_wrong_request(dlrun: Callable, tmp_path: Path) -> None:
     assert dlrun("model=gru", "data=digits").code == 2
     assert dlrun("checkpoint.monitor=val/nothing").code == 2
@@ -187,6 +189,7 @@ def test_linear_regression_finds_least_squares(dlrun: Callable) -> None:
     assert float(weights["bias"]) == pytest.approx(intercept, rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_loss_of_ones_own(dlrun: Callable, tmp_path: Path) -> None:
     (tmp_path / "losses.py").write_text(
         "def mine(outputs, targets):\n    return (outputs - targets).square().mean()\n"
@@ -206,6 +209,7 @@ def test_a_loss_of_ones_own(dlrun: Callable, tmp_path: Path) -> None:
         assert (wrong.code, message in wrong.err) == (2, True), wrong.err
 
 
+@pytest.mark.slow
 def test_own_model_and_data_through_config_alone(dlrun: Callable, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "import torch\nfrom torch import nn\nfrom dlrun.data.spec import DataSpec, Split, Splits\n"

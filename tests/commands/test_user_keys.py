@@ -28,6 +28,7 @@ def wide(dlrun: Callable[..., Any]) -> tuple[str, ...]:
     return ("--config-dir", "mine", "experiment=wide")
 
 
+@pytest.mark.slow
 def test_what_refers_to_them_follows_and_all_is_kept(dlrun: Callable[..., Any], wide: tuple[str, ...]) -> None:
     done = dlrun(*wide, *QUICK, "user.width=7", "hydra.run.dir=run")
     assert done.code == 0, done.err
@@ -48,6 +49,7 @@ def test_what_refers_to_them_follows_and_all_is_kept(dlrun: Callable[..., Any], 
     assert dlrun("ls", "runs", ".", "user.width>6").out.splitlines()[1].startswith("run ")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("comparison_without_pictures")
 def test_a_sweep_over_one_of_them(dlrun: Callable[..., Any], wide: tuple[str, ...]) -> None:
     done = dlrun("-m", *wide, *QUICK, "user.width=2,3")

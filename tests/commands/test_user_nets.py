@@ -58,6 +58,7 @@ def test_extra_state_is_saved_and_comes_back(nets: Path, dlrun: Callable[..., An
     assert dlrun("init_from=half", *QUIET, net).code == 0
 
 
+@pytest.mark.slow
 def test_lazy_layers_train_as_those_whose_sizes_are_given(nets: Path, dlrun: Callable[..., Any]) -> None:
     net = "model._target_=user_nets.Lazy"
     own = "trusted_modules=[user_nets]"
@@ -208,6 +209,7 @@ def test_complex_numbers_stay_complex() -> None:
 MIXED = ("data._target_=mixed_inputs.rows", "model._target_=mixed_inputs.Net", "trainer.epochs=2", *QUIET[3:])
 
 
+@pytest.mark.slow
 def test_inputs_of_several_kinds_train_in_any_layout(tmp_path: Path, dlrun: Callable[..., Any]) -> None:
     shutil.copy(Path(__file__).parents[1] / "mixed_inputs.py", tmp_path)
     losses = {}
@@ -219,6 +221,7 @@ def test_inputs_of_several_kinds_train_in_any_layout(tmp_path: Path, dlrun: Call
         assert row == pytest.approx(other, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_several_inputs_are_given_in_python(tmp_path: Path, dlrun: Callable[..., Any]) -> None:
     shutil.copy(Path(__file__).parents[1] / "mixed_inputs.py", tmp_path)
     own = "trusted_modules=[mixed_inputs]"

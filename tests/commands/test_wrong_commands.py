@@ -251,6 +251,7 @@ def test_a_sample_of_wrong_lines_is_refused_in_a_sentence(refuse: Refused) -> No
     check_cases(refuse, cases()[::60])
 
 
+@pytest.mark.slow
 def test_a_sample_of_typos_is_answered_by_what_was_meant(refuse: Refused) -> None:
     check_typos(refuse, wrong_typos()[::50])
 

@@ -247,6 +247,7 @@ REMEMBERED = [
 ]
 
 
+@pytest.mark.slow
 def test_what_the_tests_remember_is_what_hydra_makes(
     loader: ConfigLoader, composed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,6 +274,7 @@ def test_what_the_tests_remember_is_what_hydra_makes(
             assert outcome(place, [*words, "trainer.log_every=5"]) == later
 
 
+@pytest.mark.slow
 def test_a_file_that_has_changed_is_read_again(tmp_path: Path) -> None:
     (tmp_path / "optimizer").mkdir()
     for rate in (0.5, 0.25):

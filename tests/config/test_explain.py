@@ -214,6 +214,7 @@ def test_a_download_that_is_impossible(dlrun: Callable, monkeypatch: pytest.Monk
     assert "paths.data=" in done.err
 
 
+@pytest.mark.slow
 def test_names_with_other_letters_are_read_and_said(dlrun: Callable, tmp_path: Path) -> None:
     for part in ("train", "test"):
         with gzip.open(tmp_path / f"names_{part}.csv.gz", "wt", encoding="utf-8") as file:
@@ -250,6 +251,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(dlrun: Callable, tmp_path: Path
     assert '"status": "failed"' in result.read_text()
 
 
+@pytest.mark.slow
 def test_every_group_of_the_contract_has_options() -> None:
     assert all(list((CONFIG_DIR / group).glob("*.yaml")) for group in GROUPS)
     for path in CONFIG_DIR.glob("*/*.yaml"):

@@ -61,6 +61,7 @@ def test_the_mode_can_be_typed(compositions: list[Any]) -> None:
     assert [one.config["seed"] for one in requests] == [1, 2]
 
 
+@pytest.mark.slow
 def test_values_in_letters_of_any_language_need_no_quotes(dlrun: Callable, tmp_path: Path) -> None:
     lines = [f"{i % 7},{i % 5},{'红蓝'[i % 2]}色" for i in range(40)]
     (tmp_path / "花.csv").write_text("\n".join(["长度,宽度,种类", *lines]), encoding="utf-8")

@@ -42,6 +42,7 @@ def folders(tmp_path: Path) -> list[str]:
     return sorted(str(p.parent.relative_to(tmp_path)) for p in tmp_path.rglob("result.json"))
 
 
+@pytest.mark.slow
 def test_one_request_with_points_makes_a_folder_a_run(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     done = dlrun(*TINY, "sweep.points=['seed=1,2']", "expect=[same epochs, 'steps = 4']")
     assert done.code == 0, done.err

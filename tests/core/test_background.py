@@ -40,6 +40,7 @@ def test_what_the_call_raises_comes_to_who_waits(error: BaseException) -> None:
     assert caught.value is error
 
 
+@pytest.mark.slow
 def test_a_signal_is_answered_while_waiting() -> None:
     answered: list[float] = []
     before = signal.signal(signal.SIGUSR1, lambda *_: answered.append(time.monotonic()))

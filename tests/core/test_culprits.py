@@ -161,6 +161,7 @@ fails = ""
 """
 
 
+@pytest.mark.slow
 def test_code_of_the_users_own_is_named_when_it_fails(
     dlrun: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,6 +102,7 @@ def test_nor_is_a_folder_with_one_taken_for_a_new_run(dlrun: Callable[..., Any],
         assert content(victim) == before
 
 
+@pytest.mark.slow
 def test_a_link_of_the_whole_folder_stays_fine(dlrun: Callable[..., Any], trained_run: Path, tmp_path: Path) -> None:
     shutil.copytree(trained_run, tmp_path / "disk" / "run")
     (tmp_path / "run").symlink_to(tmp_path / "disk" / "run")
@@ -135,6 +136,7 @@ def test_a_pipe_is_no_file_of_a_run(dlrun: Callable[..., Any], trained_run: Path
     assert "metrics.jsonl is no ordinary file" in done.err
 
 
+@pytest.mark.slow
 def test_a_job_of_a_sweep_lies_in_it(
     dlrun: Callable[..., Any], trained_run: Path, tmp_path: Path, victim: Path
 ) -> None:

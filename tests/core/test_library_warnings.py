@@ -87,6 +87,7 @@ def test_warnings_of_own_code_are_a_note(dlrun: Callable, own: str) -> None:
     assert note in done.result["warnings"]
 
 
+@pytest.mark.slow
 def test_commands_without_a_log_hold_them_back_unless_v_is_given(dlrun: Callable, own: str) -> None:
     with list_warnings():
         assert dlrun(*QUICK, own, "hydra.run.dir=run").code == 0
@@ -103,6 +104,7 @@ def test_commands_without_a_log_hold_them_back_unless_v_is_given(dlrun: Callable
     assert {str(warning.message) for warning in shown} == {"x is large", "old way 0"}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_a_sweep_writes_them_into_the_logs_of_its_jobs(
     dlrun: Callable, own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

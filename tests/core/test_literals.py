@@ -104,6 +104,7 @@ def test_this_command_lines_own_words_may_refer_to_saved_keys(trained_run: Path)
     assert one_request.config["trainer"]["epochs"] == 3
 
 
+@pytest.mark.slow
 def test_a_ledger_is_data_too(dlrun: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DLRUN_TEST_SECRET", SECRET)
     assert dlrun("-m", *QUICK, "seed=1,2", "sweep.dir=sweep").code == 0
@@ -143,6 +144,7 @@ PIECES = [
 ]
 
 
+@pytest.mark.slow
 def test_any_text_comes_back_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DLRUN_TEST_SECRET", SECRET)
     draw = random.Random(0)
@@ -164,6 +166,7 @@ def test_the_schema_and_the_targets_take_text_as_it_stands(monkeypatch: pytest.M
     assert (settings.init_from, settings.paths.outputs, settings.probes) == (EXPRESSION, EXPRESSION, [[EXPRESSION]])
 
 
+@pytest.mark.slow
 def test_a_setting_of_the_users_own_may_hold_a_dollar_and_a_brace(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "dollar.py").write_text(
         "from dlrun.data.synthetic import blobs\n"

@@ -125,6 +125,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
+@pytest.mark.slow
 def test_a_run_that_is_being_written_is_neither_resumed_nor_overwritten(dlrun: Any, tmp_path: Path) -> None:
     quiet = ("data=blobs", "trainer.epochs=1", "figures=false", "tracking.graph=false")
     assert dlrun(*quiet, "hydra.run.dir=run").code == 0

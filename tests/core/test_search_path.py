@@ -63,6 +63,7 @@ def run(words: tuple[str, ...], folder: Path) -> None:
     assert not (folder / "ran").exists()
 
 
+@pytest.mark.slow
 def test_a_module_run_by_name_does_not_import_from_the_working_directory(crowded_folder: Path) -> None:
     run((*MODULE, "ls"), crowded_folder)
 

@@ -108,6 +108,7 @@ def test_no_command_prints_them(
     assert r"\x1b]0;title\x07" in done.out + done.err
 
 
+@pytest.mark.slow
 def test_files_for_people_show_them_and_files_for_programs_keep_them(runs: Path, dlrun: Callable[..., Any]) -> None:
     one, two = folders(runs)
     assert clean((one / "run.log").read_text())

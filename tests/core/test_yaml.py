@@ -61,6 +61,7 @@ def test_infinities_and_nan_are_read() -> None:
     assert math.isnan(back(math.nan))
 
 
+@pytest.mark.slow
 def test_every_config_of_ours_is_read_back() -> None:
     for path in CONFIG_DIR.rglob("*.yaml"):
         plain = OmegaConf.to_container(OmegaConf.load(path), resolve=False)

@@ -221,6 +221,7 @@ def test_usual_names_of_files_and_arrays(tmp_path: Path) -> None:
         arrays(str(tmp_path / "unnamed.npz"))
 
 
+@pytest.mark.slow
 def test_an_npz_file_trains_is_evaluated_and_predicted(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     """Under the names of Keras's files, with the channels last."""
     x = RANDOM.integers(0, 256, (40, 8, 8, 3)).astype(np.uint8)

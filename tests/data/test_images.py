@@ -207,6 +207,7 @@ def test_cifar_equals_torchvisions(tmp_path, monkeypatch, protocol, name, write)
         assert list(splits.spec.class_names) == theirs.classes
 
 
+@pytest.mark.slow
 def test_real_mnist(real_data):
     splits = images.mnist(real_data)
     (x,), y = splits.train.inputs, splits.train.targets

@@ -152,6 +152,7 @@ def train_on(dlrun: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
     return dlrun
 
 
+@pytest.mark.slow
 def test_the_test_rows_of_a_run_are_lines_of_its_table(train_on: Callable[..., Any], tmp_path: Path) -> None:
     lines = (tmp_path / "t.csv").read_text().splitlines()
     for split, count in (("test", 12), ("val", 5), ("train", 30), ("all", 47)):
@@ -191,6 +192,7 @@ def test_the_own_table_is_known_in_another_place(dlrun: Callable[..., Any], tmp_
     assert "all, as the run has not seen them, 61 rows" in done.out
 
 
+@pytest.mark.slow
 def test_other_arrays_and_pictures_are_read_whole(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     for name, count in (("rows", 40), ("others", 9)):
         (tmp_path / name).mkdir()

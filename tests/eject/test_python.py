@@ -127,6 +127,7 @@ BLOBS = ("data=blobs", "data.task=binary", "data.rows_per_class=20", "trainer.ep
 DIGITS = ("data=digits", "data.image_size=8", "data.limit_batches=2", "trainer.epochs=2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [

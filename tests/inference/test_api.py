@@ -84,8 +84,8 @@ def test_the_import_is_quick_and_without_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     seconds, rest = done.stdout.strip().split(" ", 1)
     assert float(seconds) < 0.1
-    assert rest == "[] Callback LoggedRun Logger Predictions RequestError Run RunError StackedLayer "
-        "load log register_stacked_layer runs train"
+    names = "Callback LoggedRun Logger Predictions RequestError Run RunError StackedLayer"
+    assert rest == f"[] {names} load log register_stacked_layer runs train"
 
 
 def test_every_public_name_is_there_and_documented() -> None:
@@ -95,6 +95,7 @@ def test_every_public_name_is_there_and_documented() -> None:
         _ = package.fit
 
 
+@pytest.mark.slow
 def test_a_run_is_that_of_the_command_line(
     here: Path, same_process: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -179,6 +180,7 @@ def test_what_is_not_one_training(words: tuple[str, ...], message: str, here: Pa
     assert list(here.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_model_predicts_what_its_metrics_say(here: Path, same_process: None) -> None:
     run = package.train("data=digits", "model=cnn", *QUICK, "trainer.epochs=1", quiet=True)
     test = run.splits.test
@@ -224,6 +226,7 @@ def test_binary_regression_and_tagging_answers(here: Path) -> None:
     assert tags.probabilities.shape == (1, 5, 4)
 
 
+@pytest.mark.slow
 def test_own_code_of_a_loaded_run_must_be_trusted(here: Path, same_process: None) -> None:
     (here / "my_own_net.py").write_text(
         "import torch\n\nclass Net(torch.nn.Linear):\n"
@@ -259,6 +262,7 @@ def test_what_cannot_be_loaded(here: Path, same_process: None) -> None:
         package.load(alone)
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_resume_goes_on_to_the_same_weights(here: Path) -> None:
     (here / "stopping.py").write_text(
         "import pathlib, signal, torch\n\nclass Net(torch.nn.Linear):\n    calls = 0\n"

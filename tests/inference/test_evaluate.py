@@ -83,6 +83,7 @@ def test_eval_of_the_full_model_needs_trust_and_gives_the_same(dlrun: Callable, 
     assert table(trusted.out) == table(dlrun("eval", str(trained_run), "figures=false").out)
 
 
+@pytest.mark.slow
 def test_eval_of_one_checkpoint_file(dlrun: Callable, trained_run: Path) -> None:
     best, last = (
         table(dlrun("eval", str(trained_run / "checkpoints" / f"{n}.pt"), "figures=false").out)
@@ -138,6 +139,7 @@ def test_a_wrong_word_behind_a_run_is_a_sentence(
     assert len(done.err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_the_device_can_be_chosen_anew_and_its_precision_stays(dlrun: Callable, trained_run: Path) -> None:
     done = dlrun("eval", str(trained_run), "device=cpu", "device.precision=fp64", "figures=false")
     assert done.code == 0, done.err
@@ -210,6 +212,7 @@ def test_every_task_is_evaluated_as_in_training(dlrun: Callable, tmp_path: Path,
     assert tables["calibration"]["ece"] >= 0
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_never_written_over_another(dlrun: Callable, trained_run: Path) -> None:
     for _ in range(3):
         assert dlrun("eval", str(trained_run), "figures=false").code == 0
@@ -235,6 +238,7 @@ def test_what_cannot_be_written_leaves_nothing(
     assert not (trained_run / "eval").exists()
 
 
+@pytest.mark.slow
 def test_every_row_of_another_table_counts_with_the_constants_of_the_training(dlrun: Callable, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("x,y,kind\n" + "".join(f"{i},{i % 7},{'abc'[i // 20]}\n" for i in range(60)))
     other = [
@@ -257,6 +261,7 @@ def test_every_row_of_another_table_counts_with_the_constants_of_the_training(dl
     assert len(list((tmp_path / "run" / "eval").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_any_part_can_be_asked_for(dlrun: Callable, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("".join(f"{i},{i % 7},{i % 2}\n" for i in range(60)))
     training = dlrun(*CSV, "data.path=t.csv", "hydra.run.dir=run")
@@ -276,6 +281,7 @@ def test_any_part_can_be_asked_for(dlrun: Callable, tmp_path: Path) -> None:
     assert "there is no test part; type split=train or split=all" in dlrun("eval", "two", "split=test").err
 
 
+@pytest.mark.slow
 def test_tags_are_evaluated_by_the_letter(dlrun: Callable, tmp_path: Path) -> None:
     assert dlrun("data=hello", "model=rnn", "hydra.run.dir=run", *QUICK).code == 0
     done = dlrun("eval", "run")

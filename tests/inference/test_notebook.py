@@ -83,6 +83,7 @@ def test_of_a_long_history_the_ends_are_shown() -> None:
     assert "<p>20 more epochs</p>" in text
 
 
+@pytest.mark.slow
 def test_the_curves_are_a_picture(run: Run, tmp_path: Path) -> None:
     picture = run.plot()
     path = picture.save(tmp_path / "curves.png")

@@ -31,6 +31,7 @@ def run(dlrun: Callable, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_everything_that_belongs_to_a_checkpoint(run: Path) -> None:
     state = checkpoint.load(run / "checkpoints" / "best.pt")
     with open_saved_model("run") as saved:

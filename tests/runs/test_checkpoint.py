@@ -172,6 +172,7 @@ class {name}(nn.Module):
 """
 
 
+@pytest.mark.slow
 def test_a_class_that_has_gone_is_named_and_the_weights_still_serve(
     dlrun: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -187,6 +187,7 @@ def test_a_validation_metric_that_is_not_finite_does_not_end_the_run(dlrun: Call
     assert done.result["metrics"]["train/loss"] > 0
 
 
+@pytest.mark.slow
 def test_a_resumed_writer_takes_the_place_of_what_came_after_the_checkpoint(tmp_path: Path) -> None:
     with open_logger(LoggedRun(tmp_path)) as tracker:
         for step in range(1, 6):

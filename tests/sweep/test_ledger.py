@@ -58,6 +58,7 @@ def test_adding_what_is_there_writes_nothing(begun: Ledger) -> None:
     assert begun.path.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_ledger_cut_anywhere_is_a_sentence_or_an_earlier_ledger(begun: Ledger) -> None:
     content, complete_ends = begun.path.read_bytes(), set()
     ends = {i + 1 for i, byte in enumerate(content) if byte == ord("\n")}

@@ -81,6 +81,7 @@ def test_a_net_that_ends_its_process_costs_its_own_job(command: Callable[..., An
     assert sorted(entry.status for entry in ledger.entries.values()) == ["completed", "failed", "failed", "failed"]
 
 
+@pytest.mark.slow
 def test_batches_go_once_through_the_models_that_differ_in_seed_and_rate(
     dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -260,6 +260,7 @@ def test_a_sweep_is_gone_on_with_from_elsewhere(dlrun: Callable, tmp_path: Path,
     assert (tmp_path / "renamed" / "comparison.csv").read_text().count("setting") == 2
 
 
+@pytest.mark.slow
 def test_damaged_rows_of_one_job_do_not_end_the_sweep(dlrun: Callable[..., Any]) -> None:
     assert dlrun("-m", *TINY, "seed=0,1,2", "sweep.dir=s").code == 0
     next(Path("s").glob("0_*/metrics.jsonl")).write_text('{"a":\n')
@@ -283,6 +284,7 @@ def test_a_reader_who_goes_away_does_not_end_the_sweep(tmp_path: Path) -> None:
     assert (tmp_path / "s" / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_a_failed_job_goes_on_and_one_that_cannot_be_opened_is_left_alone(dlrun: Callable, tmp_path: Path) -> None:
     words = ("-m", "data=blobs", "model=linear", "trainer.epochs=2", "seed=0,1", "sweep.dir=s")
     assert dlrun(*words, "figures=false", "tracking.graph=false").code == 0

@@ -83,6 +83,7 @@ def test_members_are_recorded_as_runs_alone(dlrun: Callable[..., Any], tmp_path:
     assert [row["epoch"] for row in read_rows(member)] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_optimizers_and_early_stopping_differ_within_a_stack(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     words = (
         "-m",
@@ -102,6 +103,7 @@ def test_optimizers_and_early_stopping_differ_within_a_stack(dlrun: Callable[...
     assert len(lengths) > 1
 
 
+@pytest.mark.slow
 def test_a_run_that_does_not_fit_trains_alone(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     points = "sweep.points=['seed=0,1','trainer.ema_decay=0.9','optimizer=lbfgs']"
     done = dlrun(*MLP, points, "sweep.stack=on", "sweep.dir=s")
@@ -110,6 +112,7 @@ def test_a_run_that_does_not_fit_trains_alone(dlrun: Callable[..., Any], tmp_pat
     assert len(list_runs(tmp_path / "s")) == 4
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_costs_itself(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     words = ("-m", *MLP[:2], "optimizer=sgd", "optimizer.lr=0.1,1e38", "seed=0,1", "figures=false", "trainer.epochs=3")
     done = dlrun(*words, "sweep.stack=on", "sweep.dir=stacked")
@@ -124,6 +127,7 @@ def test_a_run_that_fails_costs_itself(dlrun: Callable[..., Any], tmp_path: Path
         )
 
 
+@pytest.mark.slow
 def test_auto_says_what_it_chose(dlrun: Callable[..., Any]) -> None:
     done = dlrun(*FOUR, "sweep.dry_run=true")
     assert "as one, " in done.out

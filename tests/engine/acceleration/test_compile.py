@@ -38,6 +38,7 @@ def test_warming_up_changes_nothing(dlrun: Callable[..., Any], monkeypatch: pyte
     assert "note: device.compile: the model was compiled in" in warmed.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", ["MadeBuffer", "GrownBuffer", "SetBuffer"])
 def test_warming_up_leaves_no_buffers_behind(
     net: str, tmp_path: Path, dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch

@@ -166,6 +166,7 @@ def test_a_warm_up_as_long_as_the_training_only_climbs() -> None:
     assert used == pytest.approx([LR * step / 26 for step in range(1, 27)])
 
 
+@pytest.mark.slow
 def test_a_run_by_epoch_with_a_warm_up_logs_the_rates_of_the_closed_form(dlrun: Callable) -> None:
     words = ("data=blobs", "data.batch_size=512", "optimizer.lr=0.1", "scheduler=cosine", "trainer.epochs=5",
              "tracking.graph=false", "figures=false", "tracking.diagnose=false")  # fmt: skip

@@ -1,12 +1,12 @@
 """fingerprints.jsonl: what the weights were after every epoch, also of a run that was resumed."""
 
 import hashlib
-import pytest
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 SMALL = ("data=blobs", "model=mlp", "model.dropout=0.2", "tracking.graph=false", "figures=false", "checkpoint.keep=9")

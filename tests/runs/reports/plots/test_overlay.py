@@ -67,6 +67,7 @@ def test_runs_without_a_finite_loss_are_named(tmp_path: Path, lines: Any) -> Non
     assert (lines(nothing), nothing.get_legend()) == ({}, None)
 
 
+@pytest.mark.slow
 def test_many_labels_stand_beside_the_picture(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
