@@ -107,6 +107,7 @@ def events(folder: Path) -> Any:
     return EventAccumulator(str(folder), size_guidance={"images": 0, "tensors": 0}).Reload()
 
 
+@pytest.mark.slow
 def test_the_word_is_logged_after_each_epoch(dlrun: Callable[..., Any]) -> None:
     done = dlrun("lesson=rnn_embedding", "seed=0", "trainer.epochs=3", "figures=false")
     words = [
@@ -126,6 +127,7 @@ def test_the_fit_is_shown_as_it_evolves(dlrun: Callable[..., Any]) -> None:
         assert movie.n_frames == 3  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_in_single_precision_gradient_descent_ends_two_millionths_away(dlrun: Callable[..., Any]) -> None:
     done = dlrun("lesson=gradient_descent", "device.precision=fp32", *QUIET[:2])
     assert done.result["measured"]["layers.0.weight"] == pytest.approx(1.9999444396553, abs=2e-6)

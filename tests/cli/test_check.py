@@ -56,6 +56,7 @@ def test_composing_does_not_stop_at_its_first_complaint(dlrun: Callable[..., Any
         assert sum(word in line for line in lines) == 1, done.err
 
 
+@pytest.mark.slow
 def test_without_the_data_the_rest_is_still_looked_at(dlrun: Callable[..., Any]) -> None:
     done = dlrun("check", "data=csv", "optimizer.lr=-1", "+model.depth=3", "scheduler=cosine", "scheduler.T_max=0")
     messages = ("data.path has no value yet; type data.path=", "model.depth", "optimizer.lr=-1", "scheduler.T_max=0")

@@ -62,6 +62,7 @@ def test_where_two_runs_part(runs: Callable[..., Any]) -> None:
     assert max(map(len, done.out.splitlines())) <= 110
 
 
+@pytest.mark.slow
 def test_runs_that_are_equal_as_far_as_both_go(runs: Callable[..., Any]) -> None:
     assert "weights: equal to the last bit after every one of 3 epochs" in runs("diff", "a", "a").out
     shutil.copytree("a", "longer")
@@ -71,6 +72,7 @@ def test_runs_that_are_equal_as_far_as_both_go(runs: Callable[..., Any]) -> None
     assert cells(output, "epochs") == ["5", "3", "-2"]
 
 
+@pytest.mark.slow
 def test_another_seed_or_model_differs_from_the_start(runs: Callable[..., Any]) -> None:
     runs(*QUICK, "model.hidden_sizes=[8]", "trainer.epochs=1", "seed=1", "hydra.run.dir=c")
     output = runs("diff", "a", "c").out

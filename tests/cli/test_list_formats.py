@@ -28,6 +28,7 @@ def read_csv(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("runs")
 def test_runs(dlrun: Callable[..., Any]) -> None:
     done = dlrun("ls", "runs", "runs", "format=json", "sort=optimizer.lr")
@@ -50,6 +51,7 @@ def test_no_runs_are_an_empty_list(dlrun: Callable[..., Any]) -> None:
     assert dlrun("ls", "runs", "format=csv").out.startswith("run,name,tags,")
 
 
+@pytest.mark.slow
 def test_jobs_of_a_sweep_are_listed_each(dlrun: Callable[..., Any]) -> None:
     dlrun("-m", *QUICK, "seed=1,2")
     jobs = json.loads(dlrun("ls", "runs", "format=json").out)
@@ -66,6 +68,7 @@ def test_groups(dlrun: Callable[..., Any]) -> None:
     assert dlrun("ls", "modle", "format=json").code == 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("runs")
 def test_differences(dlrun: Callable[..., Any]) -> None:
     data = json.loads(dlrun("diff", "runs/one", "runs/two", "format=json").out)

@@ -97,6 +97,7 @@ def test_a_real_terminal(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     assert "\x1b" not in output
 
 
+@pytest.mark.slow
 def test_tags_have_a_column_and_a_mistyped_one_its_neighbours(dlrun: Callable[..., Any]) -> None:
     tagged = dlrun(*QUICK, "model=mlp", "run.tags=[baseline, long]").folder
     plain = dlrun(*QUICK, "model=mlp").folder

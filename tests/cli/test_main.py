@@ -107,6 +107,7 @@ def test_multirun_makes_a_folder_a_job_under_one_sweep_folder(dlrun: Callable, t
     assert all(f"optimizer={name}" in job for name, job in zip(["sgd", "adam"], jobs, strict=True))
 
 
+@pytest.mark.slow
 def test_a_failing_job_is_said_at_once_and_the_others_go_on(dlrun: Callable, tmp_path: Path) -> None:
     done = dlrun("-m", "optimizer=sgd", "optimizer.lr=1e30,0.1", *QUICK)
     assert done.code == 1

@@ -74,6 +74,7 @@ def test_it_trains_and_goes_on_in_each_way(project: Path, dlrun: Callable[..., A
     assert (more.code, len(list(sweep.glob("*/result.json")))) == (0, 3), more.err
 
 
+@pytest.mark.slow
 def test_its_options_are_known(project: Path, dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     assert "  first    the net on the spirals\n" in dlrun("ls", "experiment").out
     composed = dlrun("experiment=wide", "user.width=7", "--cfg", "job", "--resolve", "--package", "model").out

@@ -31,6 +31,7 @@ def read_lines(text: str) -> dict[str, str]:
     return {line.partition("  ")[0].strip(): line.partition("  ")[2].strip() for line in text.splitlines()}
 
 
+@pytest.mark.slow
 def test_a_run_in_words(run: Path, dlrun: Callable[..., Any]) -> None:
     done = dlrun("show", str(run))
     assert (done.code, done.err) == (0, "")

@@ -83,6 +83,7 @@ def test_a_run_that_saved_nothing_names_the_command_that_makes_it(saved: Take) -
     assert take(saved, message[message.index("dlrun data=") :]).folder == Path("runs/one")
 
 
+@pytest.mark.slow
 def test_the_command_that_removes_what_clean_shows(saved: Take) -> None:
     outputs = "paths.outputs=runs"
     shown = saved("clean", "runs", "status=completed", outputs)
@@ -227,6 +228,7 @@ def test_what_is_tried_against_learning_trouble_can_be_typed(sentence: str, dlru
         assert done.code == 0, done.err
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_learns_with_what_it_says(dlrun: Take) -> None:
     words = ("data=line", "model=linear", "optimizer=sgd", "trainer.epochs=6", "tracking.graph=false", "figures=false")
     rate = first = "optimizer.lr=0.9"
@@ -241,6 +243,7 @@ def test_a_run_that_diverges_learns_with_what_it_says(dlrun: Take) -> None:
     assert "diverging" not in done.out
 
 
+@pytest.mark.slow
 def test_the_call_that_a_refused_call_names(saved: Take) -> None:
     with pytest.raises(library.RequestError) as caught:
         library.train("-m", "seed=1,2")

@@ -41,6 +41,7 @@ def test_the_sizes_that_an_epoch_holds(
     assert list_batch_sizes(order, processes, most_batches) == wanted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [("check",), ()])
 def test_a_last_batch_of_one_row_under_batch_norm(dlrun: Callable, tmp_path: Any, command: tuple[str, ...]) -> None:
     words = ("data=blobs", "data.rows_per_class=33", "data.batch_size=13", *NORMED, "trainer.epochs=1", *QUIET)
@@ -75,6 +76,7 @@ def test_batches_of_one_row_under_batch_norm(dlrun: Callable, words: tuple[str, 
     assert "drop_last" not in done.err
 
 
+@pytest.mark.slow
 def test_batch_norm_over_several_places_takes_one_row(dlrun: Callable) -> None:
     one = ("data.limit_batches=1", "data.batch_size=1")
     assert dlrun("check", "data=digits", "model=resnet", *one, "data.image_size=16").code == 0

@@ -208,6 +208,7 @@ def test_what_is_logged_is_a_metric_like_others(train: Callable[..., Any]) -> No
     assert len(json.loads(listed)) == 1
 
 
+@pytest.mark.slow
 def test_the_row_has_the_mean_over_the_batches_and_the_loss_its_auxiliary_part(train: Callable[..., Any]) -> None:
     import torch
     from torch.nn import functional as F
@@ -381,6 +382,7 @@ def test_a_sweep_has_them_in_every_job_and_its_table(train: Callable[..., Any]) 
     assert all('"gap"' in row for row in rows)
 
 
+@pytest.mark.slow
 def test_a_script_for_plain_torch_cannot_have_them(train: Callable[..., Any]) -> None:
     done = train("data=blobs", "+callbacks.stop._target_=watched.Stop", "trainer.epochs=1", *QUICK, "hydra.run.dir=run")
     assert done.code == 0, done.err
@@ -389,6 +391,7 @@ def test_a_script_for_plain_torch_cannot_have_them(train: Callable[..., Any]) ->
     assert "callbacks.stop" in refused.err
 
 
+@pytest.mark.slow
 def test_loading_a_run_needs_none_of_its_callbacks(train: Callable[..., Any]) -> None:
     done = train("data=blobs", "+callbacks.stop._target_=watched.Stop", "trainer.epochs=1", *QUICK, "hydra.run.dir=run")
     assert done.code == 0, done.err

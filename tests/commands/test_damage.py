@@ -174,6 +174,7 @@ def break_newest(run: Path) -> str:
     return newest.name
 
 
+@pytest.mark.slow
 def test_the_one_before_is_gone_on_with_and_the_run_says_so(run: Path, dlrun: Callable[..., Any]) -> None:
     intact = (run / "metrics.jsonl").read_bytes()
     name = break_newest(run)
@@ -191,6 +192,7 @@ def test_the_one_before_is_gone_on_with_and_the_run_says_so(run: Path, dlrun: Ca
         assert note in done.out
 
 
+@pytest.mark.slow
 def test_when_none_is_whole_it_says_what_is_wrong(run: Path, dlrun: Callable[..., Any]) -> None:
     for file in (run / "checkpoints").iterdir():
         file.write_bytes(b"")

@@ -80,6 +80,7 @@ def test_forecasts_beat_the_day_before_and_are_told_with_their_times(dlrun: Call
     assert result["baseline"]["test/mae"] == pytest.approx(np.abs(load[ahead - 24] - load[ahead]).mean(), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_predict_forecasts_what_follows_a_table(dlrun: Callable[..., Any], run: Path, tmp_path: Path) -> None:
     lines = (tmp_path / "power.csv").read_text().splitlines()
     (tmp_path / "new.csv").write_text("\n".join([lines[0], *lines[101:141]]))

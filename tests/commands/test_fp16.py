@@ -36,6 +36,7 @@ def warnings_of(done: Any) -> str:
     return "\n".join(done.result["warnings"])
 
 
+@pytest.mark.slow
 def test_the_first_steps_that_the_scaler_skips_are_no_alarm(dlrun: Callable, tmp_path: Path) -> None:
     (tmp_path / "mynet.py").write_text(NET)
     # Gradients a hundred times as large overflow in the only step of each of the first epochs.
@@ -65,6 +66,7 @@ def test_a_scale_that_falls_to_nothing_is_told_in_the_middle_of_a_run() -> None:
     assert "all 400 steps" in find_overflow(0.0, 400)["overflowing"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip", ["null", "1000"])
 @pytest.mark.parametrize("optimizer", ["sgd", "rmsprop"])
 def test_the_logged_norm_is_of_the_unscaled_gradient(

@@ -62,6 +62,7 @@ def test_odd_names_make_one_folder_of_today(dlrun: Callable[..., Any], name: str
     assert len(listed.out.splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_a_resumed_run_may_take_other_labels_and_is_the_same_run(dlrun: Callable[..., Any]) -> None:
     run = dlrun(*QUICK, "run.name=first", "run.tags=[a]", "figures=false")
     before = json.loads((run.folder / "environment.json").read_text())["run_id"]

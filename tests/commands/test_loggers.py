@@ -111,6 +111,7 @@ def test_a_table_of_a_resumed_run_is_that_of_an_undisturbed_one(dlrun: Callable[
     assert not list_events(reference)
 
 
+@pytest.mark.slow
 def test_a_logger_is_for_training(dlrun: Callable[..., Any]) -> None:
     dlrun(*QUICK, HERE, "logger=csv")
     for words in (("eval", "run", "logger=none"), ("export", "run", "logger.csv.x=1")):
@@ -120,6 +121,7 @@ def test_a_logger_is_for_training(dlrun: Callable[..., Any]) -> None:
     assert dlrun("export", "run", "format=python").code == 0
 
 
+@pytest.mark.slow
 def test_a_resumed_run_may_have_other_loggers(dlrun: Callable[..., Any]) -> None:
     dlrun(*QUICK, HERE, "logger=none")
     done = dlrun("resume", "run", "trainer.epochs=3", "logger=[tensorboard,csv]")

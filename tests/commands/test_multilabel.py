@@ -169,6 +169,7 @@ def test_arrays_and_exports_know_the_labels(dlrun: Callable[..., Any]) -> None:
     assert (done.code, "several labels a row" in done.err) == (2, True)
 
 
+@pytest.mark.slow
 def test_other_tables_may_have_their_labels_in_another_order(dlrun: Callable[..., Any]) -> None:
     x, y = write_films(60)
     assert dlrun(*QUIET, *FILMS, "trainer.epochs=2", "data.test_fraction=0.5", "hydra.run.dir=run").code == 0

@@ -47,6 +47,7 @@ def test_the_first_step_comes_before_what_is_needed_later(tmp_path: Path) -> Non
     assert done.stderr == ""  # at its end too, where libraries look for what is left of theirs
 
 
+@pytest.mark.slow
 def test_a_process_that_has_more_in_memory_keeps_its_collector_as_it_is() -> None:
     import torch  # noqa: F401
 

@@ -126,6 +126,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(model: str, dlrun: Callable, tmp_
     assert "the data's description" in done.err
 
 
+@pytest.mark.slow
 def test_a_target_by_number_keeps_its_name(dlrun: Callable, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("kind,x\n" + "".join(f"{'ab'[i % 2]},{i % 2}.5\n" for i in range(40)))
     words = ("data=table", "data.path=t.csv", "data.target=0", "model=linear", "trainer.epochs=1", *QUIET)

@@ -69,6 +69,7 @@ def test_reviews_are_learnt_and_evaluated_to_the_same_bits(dlrun: Callable[..., 
     assert all(reviews[int(row["line"]) - 2]["label"] == row["true"] for row in rows)
 
 
+@pytest.mark.slow
 def test_other_tables_are_evaluated_whole(dlrun: Callable[..., Any], run: Path, tmp_path: Path) -> None:
     (tmp_path / "more.tsv").write_text("label\treview\npos\tgreat film\nneg\tdull plot is dull\n", encoding="utf-8")
     done = dlrun("eval", "run", "data.path=more.tsv", "figures=false")

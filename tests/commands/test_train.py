@@ -32,6 +32,7 @@ def test_run_folder_holds_what_the_design_says(dlrun: Callable) -> None:
     assert done.folder.name.endswith("_cnn_digits")
 
 
+@pytest.mark.slow
 def test_result_json(dlrun: Callable) -> None:
     done = dlrun("data=digits", "trainer.epochs=2", *QUICK)
     result = done.result
@@ -52,6 +53,7 @@ def test_result_json(dlrun: Callable) -> None:
     assert {k: v for k, v in done.rows[-1].items() if "/" in k}.items() <= result["metrics"].items()
 
 
+@pytest.mark.slow
 def test_metrics_jsonl_has_a_row_an_epoch_and_no_timings(dlrun: Callable) -> None:
     rows = dlrun("data=blobs", "trainer.epochs=3", "scheduler=exponential", *QUICK).rows
     assert [row["epoch"] for row in rows] == [1, 2, 3]

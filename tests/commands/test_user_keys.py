@@ -58,6 +58,7 @@ def test_a_sweep_over_one_of_them(dlrun: Callable[..., Any], wide: tuple[str, ..
     assert [config["model"]["hidden_sizes"] for config in configs] == [[2], [3]]
 
 
+@pytest.mark.slow
 def test_a_key_that_is_not_there_is_added_with_a_plus(dlrun: Callable[..., Any], wide: tuple[str, ...]) -> None:
     assert "\nx: 3\n" in dlrun("--cfg", "job", "--package", "user", "+user.x=3").out
     for words, advice in (
@@ -71,6 +72,7 @@ def test_a_key_that_is_not_there_is_added_with_a_plus(dlrun: Callable[..., Any],
         assert advice in done.err
 
 
+@pytest.mark.slow
 def test_nothing_below_them_is_built(dlrun: Callable[..., Any]) -> None:
     done = dlrun(*QUICK, "+user.tool._target_=os.getcwd", "hydra.run.dir=run")
     assert done.code == 0, done.err

@@ -260,6 +260,7 @@ def test_inputs_of_several_kinds_go_through_all_that_is_done_with_a_run(
     assert dlrun("export", "run", own, "format=onnx").code == 0
 
 
+@pytest.mark.slow
 def test_a_net_that_cannot_be_traced_is_named_where_it_fails(tmp_path: Path, dlrun: Callable[..., Any]) -> None:
     (tmp_path / "untraceable.py").write_text(
         "import torch\n"

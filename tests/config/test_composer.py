@@ -217,6 +217,7 @@ def test_a_point_leaves_nothing_for_the_next(composer: Composer, loader: ConfigL
     assert plain(composer.compose([])) == hydras_own(loader, [], 0)[0]
 
 
+@pytest.mark.slow
 def test_hydra_reads_the_defaults_list_once_for_equal_choices(
     loader: ConfigLoader, monkeypatch: pytest.MonkeyPatch
 ) -> None:

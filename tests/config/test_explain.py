@@ -185,6 +185,7 @@ def test_labels_out_of_range(dlrun: Callable, tmp_path: Path, formats: ModuleTyp
     check(dlrun("data=mnist", f"paths.data={tmp_path}"), "train-labels-idx1-ubyte")
 
 
+@pytest.mark.slow
 def test_a_broken_image(dlrun: Callable, tmp_path: Path) -> None:
     from PIL import Image
 
@@ -200,6 +201,7 @@ def test_a_broken_image(dlrun: Callable, tmp_path: Path) -> None:
         check(done, "bad.png")
 
 
+@pytest.mark.slow
 def test_a_download_that_is_impossible(dlrun: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import socket
 

@@ -165,6 +165,7 @@ def test_a_wrong_sweep_is_a_sentence_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_group_chosen_beside_the_points_does_not_swallow_them() -> None:
     words = ["model=mlp", "optimizer=sgd", "sweep.points=['model.dropout=0.1','model.dropout=0.2 optimizer=adam']"]
     requests = request.from_command_line(words)

@@ -71,6 +71,7 @@ def comments(text: str) -> set[int]:
     return {token.start[0] for token in tokens if token.type == tokenize.COMMENT}
 
 
+@pytest.mark.slow
 def test_a_block_that_others_fill_is_not_blamed_for_what_they_do(sources: list[Any]) -> None:
     culprits = set()
     for source in sources:

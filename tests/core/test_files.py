@@ -169,6 +169,7 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(dlrun: Callable[..., Any]
     assert again.code == 0, again.err
 
 
+@pytest.mark.slow
 def test_a_disk_that_stays_full_ends_in_a_sentence_and_the_result_is_said(
     dlrun: Callable[..., Any], monkeypatch: Any, tmp_path: Path
 ) -> None:
@@ -209,6 +210,7 @@ class Net(nn.Linear):
 """
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_deleted_meanwhile_does_not_end_the_run(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "net_that_deletes.py").write_text(NET)
     words = ("data=line", "model._target_=net_that_deletes.Net", "trainer.epochs=12", *QUIET[:2])

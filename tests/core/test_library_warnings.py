@@ -166,6 +166,7 @@ def test_files_and_buffers_of_loggers_are_left_alone() -> None:
     assert buffer.getvalue() == "text\n"
 
 
+@pytest.mark.slow
 def test_from_python_too(dlrun: Callable, own: str, capfd: pytest.CaptureFixture[str]) -> None:
     import dlrun as library
 

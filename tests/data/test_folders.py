@@ -114,6 +114,7 @@ def test_images_in_memory_are_augmented_as_those_on_the_disk(photos):
             assert torch.equal(held.train[key][0], disk.train[key][0])
 
 
+@pytest.mark.slow
 def test_workers_augment_alike(photos):
     train = image_folder(str(photos), image_size=8, augment=AUGMENT).train
     keys = [[(3, i) for i in range(0, 6)], [(3, i) for i in range(6, 12)]]
@@ -411,6 +412,7 @@ def test_a_folder_around_the_class_folders_is_pointed_to(dlrun, tmp_path):
     assert "type data.path=archive/photos" in done.err
 
 
+@pytest.mark.slow
 def test_images_without_class_folders_are_no_test_part(dlrun, tmp_path):
     write_folder(tmp_path / "photos" / "train", {"a": 8, "b": 8})
     write_folder(tmp_path / "photos" / "other", {"test": 3})
@@ -521,6 +523,7 @@ def test_ranges_and_colors_that_cannot_be(dlrun, tmp_path, words):
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.slow
 def test_predict_and_eval_read_single_files_as_training_did(dlrun, tmp_path):
     """Deep grey, transparent and turned images, of which an evaluation alone would measure other grey values."""
     write_deep(tmp_path / "p", np.uint16, ".png")

@@ -137,6 +137,7 @@ def test_digits():
     assert [by_pixels[row.numpy().tobytes()] for row in shown] == labels
 
 
+@pytest.mark.slow
 def test_digits_settings():
     splits = images.digits(image_size=28, mean=0.0, std=1.0, test_fraction=0)
     assert splits.test is None

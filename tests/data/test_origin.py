@@ -165,6 +165,7 @@ def test_the_test_rows_of_a_run_are_lines_of_its_table(train_on: Callable[..., A
         assert {row["source"] for row in rows} == {"t.csv"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kinds", ["zyx" * 20 + "z", "y", "yyyy", "xyyyyy", "zx" * 30])
 def test_another_table_is_read_whole(train_on: Callable[..., Any], tmp_path: Path, kinds: str) -> None:
     lines = write_table(tmp_path / "other.csv", kinds, start=1000)
@@ -177,6 +178,7 @@ def test_another_table_is_read_whole(train_on: Callable[..., Any], tmp_path: Pat
     assert [lines[int(row["line"]) - 1].split(",")[2] for row in rows] == list(kinds)
 
 
+@pytest.mark.slow
 def test_the_own_table_is_known_in_another_place(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     write_table(tmp_path / "t.csv", "xyz" * 20)
     assert dlrun("data=csv", "data.path=t.csv", "model=linear", "hydra.run.dir=run", *QUIET).code == 0
@@ -215,6 +217,7 @@ def test_other_arrays_and_pictures_are_read_whole(dlrun: Callable[..., Any], tmp
         assert (row["true"], row["source"]) == ("dog", "more/dog/0.png")
 
 
+@pytest.mark.slow
 def test_data_of_ones_own_are_numbered_as_their_function_gives_them(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "numbered_rows.py").write_text(
         "import torch\n"

@@ -202,6 +202,7 @@ def test_batch_norm_of_one_pixel_rounds_as_in_the_run(name: str, eject: Callable
     eject(*small, "model=torchvision", f"model.name={name}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

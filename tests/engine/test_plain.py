@@ -366,6 +366,7 @@ def test_what_cannot_be_saved_is_refused_before_the_first_step(
     assert not Path("outputs").exists()
 
 
+@pytest.mark.slow
 def test_the_first_checkpoint_is_read_back_once(dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
     real = checkpoint.load

@@ -42,6 +42,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return passes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [("model=mlp",), ("model=cnn", "optimizer=adam")])
 def test_the_evaluation_of_the_test_part_records_what_a_pass_of_its_own_gives(
     words: tuple[str, ...], dlrun: Callable[..., Any], drawn: list[tuple[RunContext, FinalOutputs]], passes: list[int]
@@ -60,6 +61,7 @@ def test_the_evaluation_of_the_test_part_records_what_a_pass_of_its_own_gives(
     assert torch.equal(final.targets, targets)
 
 
+@pytest.mark.slow
 def test_no_more_rows_are_recorded_than_are_shown(
     dlrun: Callable[..., Any], drawn: list[tuple[RunContext, FinalOutputs]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,6 +70,7 @@ def test_no_more_rows_are_recorded_than_are_shown(
     assert len(drawn[0][1].get().targets) == 32
 
 
+@pytest.mark.slow
 def test_without_a_test_part_notes_and_figures_share_one_pass(
     dlrun: Callable[..., Any], drawn: list[tuple[RunContext, FinalOutputs]], passes: list[int]
 ) -> None:

@@ -74,6 +74,7 @@ def test_keys_of_hydra_without_effect_are_refused(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_keys_without_effect_are_named(dlrun: Callable[..., Any]) -> None:
     words = (
         "data.num_workers=2",
@@ -112,6 +113,7 @@ TEN_POINTS = (
 )
 
 
+@pytest.mark.slow
 def test_dropping_the_last_batch_is_named_where_it_drops_nothing(dlrun: Callable[..., Any]) -> None:
     done = dlrun(*TEN_POINTS, "data.drop_last=true", "data.batch_size=5")
     assert "note: data.drop_last has no effect here: 10 training rows fill their batches of 5" in done.out
@@ -205,6 +207,7 @@ def test_wishes_that_others_overrule_are_named(words: list[str], message: str, d
     assert message in dlrun("check", *QUIET, "trainer.epochs=3", "data.batch_size=250", *words).out
 
 
+@pytest.mark.slow
 def test_start_values_that_others_replace_are_named(dlrun: Callable[..., Any]) -> None:
     assert dlrun(*QUIET, "trainer.max_steps=1", "hydra.run.dir=first").code == 0
     check = ("check", *QUIET, "trainer.max_steps=1")

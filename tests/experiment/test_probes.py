@@ -21,6 +21,7 @@ def test_a_number_is_answered_before_and_after_training(dlrun: Callable[..., Any
     assert done.result["measured"]["first_loss"] == pytest.approx(sum((x - 0.5) ** 2 for x in (1, 2, 3)) / 3)
 
 
+@pytest.mark.slow
 def test_features_are_asked_in_their_own_units(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     rows = "".join(f"{x},{z},{3 * x - z}\n" for x in range(8) for z in (100, 200, 300))
     (tmp_path / "t.csv").write_text("x,z,y\n" + rows)

@@ -93,6 +93,7 @@ def test_training_longer_equals_training_long(dlrun: Callable, tmp_path: Path, w
     assert scalars(tmp_path / "parts") == scalars(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_resume_of_a_finished_run_says_so(dlrun: Callable) -> None:
     dlrun("data=blobs", "trainer.epochs=1", "hydra.run.dir=run", *QUICK)
     for words in (("resume", "run"), ("resume=run",)):
@@ -308,6 +309,7 @@ def test_init_from_takes_what_fits_and_says_what_does_not(dlrun: Callable) -> No
     assert "none of its weights fit" in refused.err
 
 
+@pytest.mark.slow
 def test_a_folder_is_never_written_by_two_runs(dlrun: Callable) -> None:
     dlrun("data=blobs", "trainer.epochs=1", "hydra.run.dir=run", *QUICK)
     done = dlrun("data=blobs", "trainer.epochs=1", "hydra.run.dir=run", *QUICK)

@@ -245,6 +245,7 @@ def test_own_code_of_a_loaded_run_must_be_trusted(here: Path, same_process: None
     del sys.modules["my_own_net"]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_loaded(here: Path, same_process: None) -> None:
     run = package.train(*BLOBS, "hydra.run.dir=run", quiet=True)
     with pytest.raises(package.RequestError, match="there is no run or checkpoint nowhere"):

@@ -92,6 +92,7 @@ def test_eval_of_one_checkpoint_file(dlrun: Callable, trained_run: Path) -> None
     assert best["test/accuracy"] != last["test/accuracy"]
 
 
+@pytest.mark.slow
 def test_eval_on_other_data_of_the_same_kind(dlrun: Callable, trained_run: Path) -> None:
     done = dlrun("eval", str(trained_run), "data.seed=3", "figures=false")
     assert done.code == 0, done.err

@@ -46,6 +46,7 @@ def test_everything_that_belongs_to_a_checkpoint(run: Path) -> None:
         assert "accuracy" in saved.task.metric_names
 
 
+@pytest.mark.slow
 def test_the_model_needs_no_data(run: Path, tmp_path: Path) -> None:
     (tmp_path / "table.csv").unlink()
     with open_saved_model("run") as saved:
@@ -54,6 +55,7 @@ def test_the_model_needs_no_data(run: Path, tmp_path: Path) -> None:
             _ = saved.splits
 
 
+@pytest.mark.slow
 def test_a_full_model_is_the_same(run: Path) -> None:
     model = "run/checkpoints/model.pt"
     with pytest.raises(CheckpointError, match="trust=true"), open_saved_model(model):

@@ -69,6 +69,7 @@ def test_rows_and_events_say_the_same(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_run_has_the_tags_of_its_rows_and_no_others(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     done = dlrun("trainer.epochs=2", "data.limit_batches=3", "trainer.log_every_steps=1", *QUIET)
     tags = scalars(tmp_path / done.folder)

@@ -87,6 +87,7 @@ def test_what_a_sentence_says_of_a_damaged_line_mends_it(begun: Ledger) -> None:
     assert Ledger.read(begun.folder).entries["key 1"].status == "pending"
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_is_a_sentence_or_leaves_a_ledger_of_the_right_types(begun: Ledger) -> None:
     content = begun.path.read_bytes()
     refused = 0

@@ -65,6 +65,7 @@ def test_a_dry_run_says_the_plan_and_writes_nothing(dlrun: Callable, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_all_that_is_wrong_with_all_points_is_said_at_once(dlrun: Callable, tmp_path: Path) -> None:
     done = dlrun("-m", *TINY, "optimizer.lr=0.1,-1,-2", "trainer.epochs=1,0", "sweep.dir=s")
     assert done.code == 2

@@ -101,6 +101,7 @@ def test_a_finer_grid_stays_in_the_range_and_covers_the_neighbours() -> None:
     assert values(optimizer) == [4.0]
 
 
+@pytest.mark.slow
 def test_the_state_dict_carries_all() -> None:
     reference, closure = fit(0.77, True, 0.5, step=0.5, refine=3.0)
     again, other = fit(0.77, True, 0.5, step=0.5, refine=3.0)

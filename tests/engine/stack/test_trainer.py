@@ -102,6 +102,7 @@ def test_members_are_clipped_at_norms_of_their_own(stacks: SimpleNamespace) -> N
     check(stacks, [stacks.Training(net=build_mlp(), rules={"grad_clip_norm": limit}) for limit in limits])
 
 
+@pytest.mark.slow
 def test_members_leave_when_their_patience_ends(stacks: SimpleNamespace) -> None:
     """Rates so large that most members stop early, at epochs of their own, among optimizers of several kinds."""
     makes = [

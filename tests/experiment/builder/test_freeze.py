@@ -75,6 +75,7 @@ def train_by_hand(net: Any, patterns: tuple[str, ...]) -> tuple[dict[str, Any], 
     return before, model.state_dict()
 
 
+@pytest.mark.slow
 def test_a_frozen_part_stays_and_the_rest_learns_as_by_hand(dlrun: Callable[..., Any], net: Any) -> None:
     before, after = train_by_hand(net, ("features.",))
     done = dlrun(*WORDS, "model._target_=mynet.Net", "model.freeze=[features.*]", "hydra.run.dir=run")

@@ -50,6 +50,7 @@ def test_all_of_it_is_said_in_one_line(dlrun: Callable[..., Any]) -> None:
     assert re.findall("[0-9a-f]{64}", started) == re.findall("[0-9a-f]{64}", ended)
 
 
+@pytest.mark.slow
 def test_nothing_that_fits_is_refused_with_both_sides(dlrun: Callable[..., Any]) -> None:
     dlrun(*QUICK, "model.hidden_sizes=[16]", "hydra.run.dir=run")
     refused = dlrun("data=blobs", "init_from=run", "model.hidden_sizes=[3]")

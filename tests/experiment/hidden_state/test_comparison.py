@@ -26,6 +26,7 @@ def train(tmp_path: Path, dlrun: Callable[..., Any]) -> Iterator[Callable[..., A
     sys.modules.pop("hidden_nets", None)
 
 
+@pytest.mark.slow
 def test_a_counter_is_said_once_everywhere(train: Callable[..., Any]) -> None:
     done = train("Count")
     sentence = (
@@ -55,6 +56,7 @@ def test_a_net_with_caches_and_its_own_extra_state_is_not_spoken_of(train: Calla
     assert not any("resume" in text for text in train("Harmless").result["warnings"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["object_loss", "method_loss"])
 def test_state_of_a_loss_is_said(loss: str, train: Callable[..., Any]) -> None:
     warnings = train("BN", f"task.loss=hidden_nets.{loss}").result["warnings"]
@@ -64,6 +66,7 @@ def test_state_of_a_loss_is_said(loss: str, train: Callable[..., Any]) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_tensor_in_a_module_that_is_the_loss_is_said(train: Callable[..., Any]) -> None:
     warnings = train("BN", "task.loss=hidden_nets.module_loss").result["warnings"]
     assert [text for text in warnings if NOT_SAVED in text] == [

@@ -47,6 +47,7 @@ def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
+@pytest.mark.slow
 def test_an_export_lies_in_the_run_and_the_next_one_beside_it(dlrun: Callable, run: Path) -> None:
     first = dlrun("export", "run", "format=safetensors")
     assert first.code == 0, first.err
@@ -68,6 +69,7 @@ def umask() -> int:
     return mask
 
 
+@pytest.mark.slow
 def test_averaged_weights_are_exported_when_asked_for(dlrun: Callable, run: Path) -> None:
     outputs = []
     for i, words in enumerate(([], ["weights=trained"], ["weights=ema"]), 1):
@@ -76,6 +78,7 @@ def test_averaged_weights_are_exported_when_asked_for(dlrun: Callable, run: Path
     assert outputs[0] == outputs[1] != outputs[2]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_elsewhere_and_a_full_model(dlrun: Callable, run: Path, tmp_path: Path) -> None:
     shutil.copy(run / "checkpoints" / "best.pt", tmp_path / "best.pt")
     assert dlrun("export", "best.pt", "format=safetensors").code == 0

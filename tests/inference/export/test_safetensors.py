@@ -14,6 +14,7 @@ from dlrun.runs import checkpoint
 QUICK = ("tracking.graph=false", "figures=false", "trainer.epochs=1", "data.limit_batches=2", "hydra.run.dir=run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("data", "model"), [("blobs", "mlp"), ("hello", "gru"), ("hello", "rnn_cell")])
 def test_weights_and_what_the_file_says_of_itself(dlrun: Callable, tmp_path: Path, data: str, model: str) -> None:
     assert dlrun(f"data={data}", f"model={model}", *QUICK).code == 0
@@ -48,6 +49,7 @@ class Net(nn.Module):
 """
 
 
+@pytest.mark.slow
 def test_weights_that_are_shared_are_written_under_both_names(
     dlrun: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

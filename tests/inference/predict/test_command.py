@@ -71,6 +71,7 @@ def test_predict_says_what_eval_wrote_down(dlrun: Callable, groups: Path, shelf:
         assert (row["top"][0]["class"], row["top"][0]["probability"]) == (row["prediction"], row["probability"])
 
 
+@pytest.mark.slow
 def test_a_bad_row_is_said_and_the_others_answered(dlrun: Callable, groups: Path, tmp_path: Path) -> None:
     (tmp_path / "new.csv").write_text("x,y\n1,2\n1\n3,z\n4,5\n")
     done = dlrun("predict", "groups", "new.csv", "neww.csv", "--format", "jsonl")
@@ -139,6 +140,7 @@ def test_images_of_any_kind_beside_what_is_none(
     assert len({row["prediction"] for row in rows_by_name.values() if "error" not in row}) == 1
 
 
+@pytest.mark.slow
 def test_an_image_of_the_data_is_answered_as_eval_does(dlrun: Callable, trained: Callable, tmp_path: Path) -> None:
     trained("digits", *DIGITS)
     with open_saved_model("digits") as saved:

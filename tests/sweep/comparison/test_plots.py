@@ -137,6 +137,7 @@ def test_pictures_are_those_that_make_sense(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_keys_that_go_together_make_no_map(tmp_path: Path) -> None:
     pairs = [({"optimizer": o, "optimizer.lr": lr}, [[]]) for o, lr in (("a", 0.1), ("b", 0.2), ("c", 0.3))]
     ranking = rank(tmp_path, pairs)

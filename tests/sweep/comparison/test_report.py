@@ -24,6 +24,7 @@ def sweep(runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path("sweep")
 
 
+@pytest.mark.slow
 def test_runs_are_compared_in_a_new_folder(
     sweep: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -47,6 +48,7 @@ def test_runs_are_compared_in_a_new_folder(
     assert 'href="../../../../sweep/1_run/"' in page
 
 
+@pytest.mark.slow
 def test_a_sweep_is_compared_in_its_own_folder(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (sweep / "sweep.jsonl").write_text("")
     (sweep / "1_run" / "result.json").write_text("{")

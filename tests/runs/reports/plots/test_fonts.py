@@ -53,6 +53,7 @@ def picture(title: str) -> np.ndarray:
     return canvas.render_pixels(figure)
 
 
+@pytest.mark.slow
 def test_letters_that_no_font_has_are_said_once_and_warn_of_nothing(fonts_here: list[str]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -64,6 +65,7 @@ def test_letters_that_no_font_has_are_said_once_and_warn_of_nothing(fonts_here: 
     assert fonts.describe_missing_letters() == []
 
 
+@pytest.mark.slow
 def test_a_font_that_has_the_letters_is_taken(fonts_here: list[str], tmp_path: Path) -> None:
     make_font(tmp_path / "squares.ttf", CAT, "Squares")
     fonts_here.append(str(tmp_path / "squares.ttf"))
@@ -93,6 +95,7 @@ def test_no_font_is_looked_for_where_the_own_has_all(fonts_here: list[str], monk
     picture("plain")
 
 
+@pytest.mark.slow
 def test_a_font_of_this_machine_draws_chinese() -> None:
     """Where one is installed, as .ci/run sees to."""
     if fonts.find_families(CAT) == ["DejaVu Sans"]:
