@@ -121,6 +121,7 @@ def start_watching(place: Path) -> "subprocess.Popen[str]":
     return subprocess.Popen(line, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_a_run_under_way_is_followed_to_its_end(training: Training, tmp_path: Path) -> None:
     training.wait_until_locked()
     with start_watching(tmp_path) as watching:
