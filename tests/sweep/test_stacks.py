@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from dlrun.runs.tensorboard import read_scalars
+
 pytestmark = pytest.mark.usefixtures("comparison_without_pictures")
 
 MLP = ("data=blobs", "model=mlp", "model.hidden_sizes=[6]", "trainer.epochs=3", "figures=false", "tracking.graph=false")
@@ -66,6 +68,12 @@ def test_members_are_recorded_as_runs_alone(dlrun: Callable[..., Any], tmp_path:
             assert result[key] == expected[key], key
         assert result["best"]["epoch"] == expected["best"]["epoch"]
         assert result["metrics"] == pytest.approx(expected["metrics"], rel=1e-4, abs=1e-6)
+
+        # TensorBoard shows the same curves.
+        curves, expected_curves = read_scalars(ours), read_scalars(theirs)
+        assert curves.keys() == expected_curves.keys()
+        for tag, points in expected_curves.items():
+            assert [step for step, _ in curves[tag]] == [step for step, _ in points], tag
 
         # Before the first step all is equal to the bit.
         first = [(path / "fingerprints.jsonl").read_text().splitlines()[0] for path in (ours, theirs)]
@@ -128,6 +136,28 @@ def test_a_run_that_fails_costs_itself(dlrun: Callable[..., Any], tmp_path: Path
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_the_first_failure_ends_a_stack_that_is_to_fail_fast(dlrun: Callable[..., Any], tmp_path: Path) -> None:
+    words = ("-m", *MLP[:2], "optimizer=sgd", "optimizer.lr=0.1,1e38", "seed=0,1", "figures=false", "trainer.epochs=3")
+    done = dlrun(*words, "sweep.stack=on", "sweep.fail_fast=true", "sweep.dir=s")
+    assert done.code == 1
+    assert "0 of 4 runs finished, 1 failed (sweep.fail_fast=true" in done.out
+    assert [read_result(path)["status"] for path in list_runs(tmp_path / "s")] == ["failed"]
+
+    # The others continue where they were.
+    assert list((tmp_path / "s").glob("stack_*"))
+    resumed = dlrun("resume", "s", "sweep.fail_fast=false")
+    assert resumed.code == 1
+    assert "2 failed" in resumed.out
+    whole = dlrun(*words, "sweep.stack=on", "sweep.dir=whole")
+    assert whole.code == 1
+    finished = [path for path in list_runs(tmp_path / "whole") if read_result(path)["status"] == "completed"]
+    assert len(finished) == 2
+    for path in finished:
+        other = tmp_path / "s" / path.name
+        assert (path / "fingerprints.jsonl").read_text() == (other / "fingerprints.jsonl").read_text()
+
+
 def test_auto_says_what_it_chose(dlrun: Callable[..., Any]) -> None:
     done = dlrun(*FOUR, "sweep.dry_run=true")
     assert "as one, " in done.out
