@@ -157,7 +157,7 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(dlrun: Callable[..., Any]
         sync(handle)
 
     monkeypatch.setattr(os, "fsync", full)
-    done = dlrun(*QUIET, "trainer.epochs=8", "checkpoint.keep=1", "hydra.run.dir=run")
+    done = dlrun(*QUIET, "trainer.epochs=16", "checkpoint.every_epochs=2", "checkpoint.keep=1", "hydra.run.dir=run")
     assert done.code == 0, done.err
     assert count > 20
     warnings = [text for text in done.result["warnings"] if "checkpoint" in text]

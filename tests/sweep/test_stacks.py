@@ -184,7 +184,7 @@ def dlrun_statuses(sweep: Path) -> list[str]:
 
 LONG = (
     *("-m", "data=blobs", "model=mlp", "model.hidden_sizes=[6]", "model.dropout=0.1", "data.batch_size=8"),
-    *("seed=range(3)", "optimizer.lr=0.003,0.3", "trainer.epochs=120", "trainer.early_stopping.patience=40"),
+    *("seed=range(3)", "optimizer.lr=0.003,0.3", "trainer.epochs=80", "trainer.early_stopping.patience=30"),
     *("sweep.stack=on", "figures=false"),
 )
 
@@ -198,7 +198,7 @@ def test_a_stack_that_is_killed_ends_as_one_that_is_not(tmp_path: Path) -> None:
 
     draw = random.Random(7)
     kills = 0
-    for _ in range(20):
+    for _ in range(8):
         saved_at = read_save_time(tmp_path)
         with subprocess.Popen(
             [*program, "sweep.dir=killed"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
