@@ -3,8 +3,11 @@
 import csv
 import json
 import random
+import statistics
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -189,11 +192,46 @@ def test_a_classifier_equals_scikit_learns_on_the_same_rows(dlrun: Callable, tmp
 
 
 @pytest.mark.slow
+def test_a_killed_run_ends_in_the_bits_of_one_left_alone(dlrun: Callable, warm: Any, tmp_path: Path) -> None:
+    write_houses(tmp_path / "houses.csv")
+    words = [word for word in HOUSES if not word.startswith("model=")]
+    words += ["model=tabular", "model.dropout=0.2", "trainer.epochs=30", "checkpoint.every_steps=1"]
+    assert dlrun(*words, "hydra.run.dir=whole").code == 0
+    process = warm.start("-m", "dlrun", *words, "hydra.run.dir=killed", cwd=tmp_path)
+    while len(list(tmp_path.glob("killed/checkpoints/step_*.pt"))) < 3:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "killed" / "result.json").exists()
+    assert dlrun("resume", "killed").code == 0
+    whole_run, killed_run = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "killed"))
+    assert whole_run["weights_sha256"] == killed_run["weights_sha256"]
+    assert whole_run["metrics"] == killed_run["metrics"]
+
+
+@pytest.mark.slow
 def test_cross_validation_is_a_sweep(dlrun: Callable, tmp_path: Path) -> None:
     write_houses(tmp_path / "houses.csv", 100)
-    done = dlrun("-m", *HOUSES, "trainer.epochs=1", "data.folds=5", "data.fold=range(5)")
+    words = (*HOUSES, "trainer.epochs=3", "data.folds=5", "data.fold=range(5)", "optimizer.lr=0.1,0.001")
+    done = dlrun("-m", *words, "sweep.dir=folds")
     assert done.code == 0, done.err
-    assert len(list(tmp_path.glob("outputs/multirun/*/*/*/result.json"))) == 5
+
+    # A row for each rate, with mean and standard deviation over the folds.
+    losses: dict[str, list[float]] = {}
+    for path in tmp_path.glob("folds/*/result.json"):
+        rate = path.parent.name.partition("optimizer.lr=")[2].split(",")[0]
+        losses.setdefault(rate, []).append(json.loads(path.read_text())["best"]["value"])
+    assert {rate: len(values) for rate, values in losses.items()} == {"0.1": 5, "0.001": 5}
+    with (tmp_path / "folds" / "comparison.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["row"] == "setting"]
+    assert len(rows) == 2
+    for row in rows:
+        values = losses[row["lr"] if "lr" in row else row["optimizer.lr"]]
+        assert int(row["n"]) == 5
+        assert float(row["mean"]) == pytest.approx(statistics.mean(values))
+        assert float(row["std"]) == pytest.approx(statistics.stdev(values))
+    assert "paired over 5 folds" in done.out
 
 
 @pytest.mark.slow

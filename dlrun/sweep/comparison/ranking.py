@@ -18,7 +18,7 @@ _PRESETS = ("lesson", "experiment", "debug")
 
 @dataclass(frozen=True)
 class Setting:
-    """Runs that differ in their seed only."""
+    """Runs that differ in their seed, or their fold of the data, only."""
 
     # Values by varying key.
     values: dict[str, Any]
@@ -35,9 +35,9 @@ class Setting:
         return " ".join(words) or "the only setting"
 
     @cached_property
-    def by_seed(self) -> dict[int, float]:
-        """The monitored metric at each run's best epoch."""
-        return {run.seed: run.value for run in self.runs}
+    def by_seed(self) -> dict[int | str, float]:
+        """The monitored metric at each run's best epoch, by seed; of folds by both."""
+        return {_name_repetition(run): run.value for run in self.runs}
 
     @cached_property
     def score(self) -> Estimate:
@@ -237,8 +237,22 @@ def _get_value(run: RunRecord) -> float:
     return run.value
 
 
-def _get_seed(run: RunRecord) -> int:
-    return run.seed
+def _get_seed(run: RunRecord) -> tuple[int, int]:
+    fold = _get_fold(run)
+    return run.seed, -1 if fold is None else fold
+
+
+def _get_fold(run: RunRecord) -> int | None:
+    """The fold that the run leaves out of its training, where the data are split into folds."""
+    data = run.config.get("data")
+    fold = data.get("fold") if isinstance(data, dict) and data.get("folds") else None
+    return fold if isinstance(fold, int) else None
+
+
+def _name_repetition(run: RunRecord) -> int | str:
+    """What tells a run from others of its setting: the seed, or the seed with the fold."""
+    fold = _get_fold(run)
+    return run.seed if fold is None else f"{run.seed}, fold {fold}"
 
 
 def is_stacked(run: RunRecord) -> bool:

@@ -13,7 +13,9 @@ _CHOICES = ("data", "model", "optimizer", "scheduler")
 
 # Keys without a column. A device may change the numbers: who overrides it wants to see it.
 _NO_RESULT = {*NOT_IDENTITY, "seed"} - {"device"}
-_NO_RESULT_KEYS = ("data.root", "trainer.log_every_steps", "trainer.profile")
+# A fold is a repetition of a setting, as a seed is.
+_NO_RESULT_KEYS = ("data.root", "data.fold", "trainer.log_every_steps", "trainer.profile")
+_REPEATED = ("seed", "data.fold")
 
 # The value of a run that has no such key.
 ABSENT = "–"
@@ -35,7 +37,7 @@ def get_value(run: RunRecord, key: str) -> Any:
 
 
 def find_varying_keys(runs: Sequence[RunRecord]) -> list[str]:
-    """The overridden keys in which runs differ; never the seed, nor a key that follows it.
+    """The overridden keys in which runs differ; never the seed or the fold, nor a key that follows the seed.
 
     If these do not distinguish two experiments (runs of different days, or of changed defaults), the choices that
     differ are added, and if those do not either, the config keys that differ.
@@ -56,7 +58,7 @@ def find_varying_keys(runs: Sequence[RunRecord]) -> list[str]:
     # Runs with equal values so far should be repetitions over seeds: add what still differs among them.
     for candidates in (_CHOICES, config_keys):
         for group in group_runs(runs, keys):
-            keys += [key for key in candidates if key not in keys and key != "seed" and _is_varying(group, key)]
+            keys += [key for key in candidates if key not in keys and key not in _REPEATED and _is_varying(group, key)]
     return keys
 
 

@@ -45,13 +45,18 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(n, mean, std, mean - half, mean + half)
 
 
-def estimate_difference(a: Mapping[int, float], b: Mapping[int, float]) -> Estimate:
+def _get_order(seed: int | str) -> tuple[int, str]:
+    """Seeds by number, folds by name."""
+    return (seed, "") if isinstance(seed, int) else (0, seed)
+
+
+def estimate_difference(a: Mapping[int | str, float], b: Mapping[int | str, float]) -> Estimate:
     """Estimate a - b, paired by seed: pairing cancels what a seed does to both alike.
 
     a, b: values by seed; seeds that only one of them has are left out.
     """
     # Sorted, so that the sums, which depend on their order, are the same in every report.
-    return estimate([a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())])
+    return estimate([a[seed] - b[seed] for seed in sorted(a.keys() & b.keys(), key=_get_order)])
 
 
 def _compute_quantile(degrees: int) -> float:

@@ -71,7 +71,9 @@ def _judge_differences(ranking: Ranking) -> list[str]:
 
     same = [other for other, difference in enough if difference.contains_zero]
     seeds_text = _format_counts([difference.n for _, difference in enough])
-    method = f"paired over {seeds_text} seeds, 95 % t interval of the difference"
+    # Folds are repetitions as seeds are, by other names.
+    repetitions = "folds" if any(isinstance(name, str) for name in best.by_seed) else "seeds"
+    method = f"paired over {seeds_text} {repetitions}, 95 % t interval of the difference"
     if same:
         verdicts = [f"cannot be told apart from the best ({method} contains 0): {_join_labels(same)}"]
     else:
