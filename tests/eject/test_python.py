@@ -109,8 +109,9 @@ def test_every_lesson_can_be_taken_away(name: str, eject: Callable, formats: Any
         entry["override /data"] for entry in OmegaConf.load(LESSONS[name]).defaults if "override /data" in entry
     )
     words, before = [f"lesson={name}", *CUT.get(name, ("trainer.epochs=3",))], ""
-    # A stack equals its runs up to rounding, and a script the run alone to the bit.
-    words.append("sweep.stack=off")
+    if "sweep" in OmegaConf.load(LESSONS[name]):
+        # A stack equals its runs up to rounding, and a script the run alone to the bit.
+        words.append("sweep.stack=off")
     if data in NEEDS_DATA:
         request.getfixturevalue("real_data")
     if data in ("mnist", "names"):
