@@ -125,8 +125,10 @@ def run_stack(unit: Unit, file: Path, report: Report, note: Callable[[str], None
             preflight = runs[0].context.preflight if runs else None
             run = prepare_run(replace(job.request, key=job.key), prepared.take(job), preflight)
         except (Exception, SystemExit) as error:
-            # The user's own code may raise anything.
-            if not report(job, make_outcome(job.request, error)):
+            # The user's own code may raise anything. What a finished run raises now is no news.
+            is_open = job.key in open_keys
+            open_keys.discard(job.key)
+            if is_open and not report(job, make_outcome(job.request, error)):
                 return 0
             continue
 
@@ -134,14 +136,18 @@ def run_stack(unit: Unit, file: Path, report: Report, note: Callable[[str], None
         if obstacle is None:
             runs.append(run)
             jobs.append(job)
-        else:
+        elif job.key in open_keys:
             note(f"{job.label} trains alone: {obstacle}")
             misfits.append(job)
 
+    is_continuing = True
+
     def report_run(number: int, code: int, error: BaseException | None) -> bool:
+        nonlocal is_continuing
         job = jobs[number]
         open_keys.discard(job.key)
-        return report(job, Outcome(code) if error is None else make_outcome(job.request, error))
+        is_continuing = report(job, Outcome(code) if error is None else make_outcome(job.request, error))
+        return is_continuing
 
     reason = compare_with_alone([run.member for run in runs]) if runs else None
     if reason is not None:
@@ -165,7 +171,7 @@ def run_stack(unit: Unit, file: Path, report: Report, note: Callable[[str], None
                 if job.key in open_keys:
                     report(job, Outcome(code))
             return code
-    return run_alone(misfits, report)
+    return run_alone(misfits, report) if is_continuing else 0
 
 
 def run_request(request: Request) -> Outcome:

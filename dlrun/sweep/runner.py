@@ -193,16 +193,16 @@ def find_stacks(
     """
     if mode == "off":
         return []
-    begun = find_begun_stacks(folder, jobs, {job.key for job in unfinished})
+    begun, damage = find_begun_stacks(folder, jobs, {job.key for job in unfinished})
     taken = {job.key for unit in begun for job in unit.jobs} | set(missing_data)
     units, lines = plan_stacks([job for job in unfinished if job.key not in taken], mode, folder, prepared)
-    notes += lines
+    notes += [*damage, *lines]
     return [*begun, *units]
 
 
 def form_units(queue: Sequence[Job], stacks: Sequence[Unit]) -> list[Unit]:
     """The jobs to be run, each alone or in its stack, in the order of their first jobs."""
-    # A job that has a checkpoint of its own goes on alone.
+    # A job that has a checkpoint of its own continues alone.
     open_keys = {job.key for job in queue if not job.request.continues}
     units: dict[str, Unit] = {}
     taken = set[str]()

@@ -1,12 +1,11 @@
 """Which jobs of a sweep train together as a stack, and which alone."""
 
-import contextlib
 import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dlrun.core.errors import DlrunError
+from dlrun.core.errors import CheckpointError, DlrunError
 from dlrun.engine.device import get_rng_state
 from dlrun.engine.stack.model import has_chain
 from dlrun.experiment.context import RunContext
@@ -29,7 +28,7 @@ class Unit:
     """What an engine runs at once: one job, or jobs that train as a stack."""
 
     jobs: tuple[Job, ...]
-    # From which a killed stack goes on; None for one job.
+    # From which a killed stack continues; None for one job.
     file: Path | None = None
     # Keys of jobs that are finished, and train along so that the others do as before.
     finished: frozenset[str] = frozenset()
@@ -58,21 +57,24 @@ class PreparedJobs:
         return self.by_key.pop(job.key, None)
 
 
-def find_begun_stacks(folder: Path, jobs: Sequence[Job], unfinished: Collection[str]) -> list[Unit]:
-    """The stacks that an earlier process of the sweep has left unfinished.
+def find_begun_stacks(folder: Path, jobs: Sequence[Job], unfinished: Collection[str]) -> tuple[list[Unit], list[str]]:
+    """The stacks that an earlier process of the sweep has left unfinished, and notes on those that cannot be read.
 
     jobs: all of the sweep; unfinished: keys of those that are to be run.
     """
     by_key = {job.key: job for job in jobs}
-    units = []
+    units: list[Unit] = []
+    notes: list[str] = []
     for file in sorted(folder.glob(_FILES)):
-        keys = read_keys(file)
-        if not keys or not all(key in by_key for key in keys):
+        try:
+            keys = read_keys(file)
+        except CheckpointError as error:
+            notes.append(f"{error}; the runs of that stack begin anew")
             continue
         finished = frozenset(key for key in keys if key not in unfinished)
-        if len(finished) < len(keys):
+        if len(finished) < len(keys) and all(key in by_key for key in keys):
             units.append(Unit(tuple(by_key[key] for key in keys), file, finished))
-    return units
+    return units, notes
 
 
 def plan_stacks(jobs: Sequence[Job], mode: str, folder: Path, prepared: PreparedJobs) -> tuple[list[Unit], list[str]]:
@@ -139,11 +141,3 @@ def _judge(group: Sequence[Job], mode: str, prepared: PreparedJobs) -> tuple[int
         size,
         f"{count} runs train as one stack: {trial.describe()} (sweep.stack=off: equal to the bit to runs alone)",
     )
-
-
-def remove_files(units: Sequence[Unit]) -> None:
-    """Delete the files of stacks whose runs are all recorded."""
-    for unit in units:
-        if unit.file is not None:
-            with contextlib.suppress(OSError):
-                unit.file.unlink(missing_ok=True)

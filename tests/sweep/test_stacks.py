@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from dlrun.runs.tensorboard import read_scalars
+from dlrun.sweep.stacks import find_begun_stacks
 
 pytestmark = pytest.mark.usefixtures("comparison_without_pictures")
 
@@ -136,6 +137,27 @@ def test_a_run_that_fails_costs_itself(dlrun: Callable[..., Any], tmp_path: Path
 
 
 @pytest.mark.slow
+def test_a_stack_whose_file_is_damaged_is_told_and_kept(tmp_path: Path) -> None:
+    file = tmp_path / "stack_0123.pt"
+    file.write_bytes(b"cut short")
+    units, notes = find_begun_stacks(tmp_path, [], set())
+    assert units == []
+    assert len(notes) == 1
+    assert "stack_0123.pt is not a checkpoint of dlrun, or was cut short (9 bytes)" in notes[0]
+    assert notes[0].endswith("the runs of that stack begin anew")
+    assert file.read_bytes() == b"cut short"
+
+
+@pytest.mark.slow
+def test_a_run_that_does_not_fit_is_not_begun_after_a_failure(dlrun: Callable[..., Any], tmp_path: Path) -> None:
+    points = "sweep.points=['optimizer=sgd optimizer.lr=1e38 seed=0,1','optimizer=lbfgs']"
+    words = (*MLP[:2], "trainer.epochs=3", "figures=false", points, "sweep.stack=on", "sweep.fail_fast=true")
+    done = dlrun(*words, "sweep.dir=s")
+    assert done.code == 1
+    assert "trains alone: LBFGS" in done.out
+    assert [read_result(path)["status"] for path in list_runs(tmp_path / "s")] == ["failed"]
+
+
 @pytest.mark.slow
 def test_the_first_failure_ends_a_stack_that_is_to_fail_fast(dlrun: Callable[..., Any], tmp_path: Path) -> None:
     words = ("-m", *MLP[:2], "optimizer=sgd", "optimizer.lr=0.1,1e38", "seed=0,1", "figures=false", "trainer.epochs=3")

@@ -266,7 +266,7 @@ class StackTrainer:
         self.on_members_end(leaving)
 
     def write_states(self) -> None:
-        """Give all members' optimizers their state, from which they could go on alone."""
+        """Give all members' optimizers their state, from which they could continue alone."""
         for _, optimizer in self.optimizers:
             optimizer.write_states()
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dlrun.config.settings import Settings
 from dlrun.data.batches import MemoryBatches, measure_free_memory
 from dlrun.engine.stack import trainer
 from dlrun.engine.stack.model import StackedModel, describe_structure
@@ -173,8 +172,3 @@ def _time(step: Callable[[], None], synchronize: Callable[[], None]) -> float:
         synchronize()
         best = min(best, time.perf_counter() - begin)
     return best
-
-
-def describe_settings(settings: Settings) -> str:
-    """The model and data of a stack, by their choices."""
-    return f"{settings.model.choice} on {settings.data.choice}"

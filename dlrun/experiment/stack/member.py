@@ -4,6 +4,7 @@ import contextlib
 from typing import Any
 
 from dlrun.config.request import Request
+from dlrun.config.settings import Settings
 from dlrun.core import lock, signals
 from dlrun.core.files import DiskProblems
 from dlrun.engine import device
@@ -42,7 +43,7 @@ class StackedRun:
         self.member = Member(context.state, rng, callbacks)
 
     @property
-    def settings(self) -> Any:
+    def settings(self) -> Settings:
         """The settings of the run."""
         return self.context.settings
 

@@ -61,7 +61,7 @@ def prepare_run(request: Request, prepared: Prepared | None = None, preflight: P
 
 
 class Stack:
-    """Runs that train together, and the file from which they go on after a kill."""
+    """Runs that train together, and the file from which they continue after a kill."""
 
     def __init__(
         self,
@@ -150,13 +150,16 @@ class Stack:
             checkpoint.save(self.file, state)
 
     def restore(self, trainer: StackTrainer) -> bool:
-        """Go on from the stack's file; returns False if there is none, or one without a state.
+        """Continue from the stack's file; returns False if there is none, or one without a state.
 
         Such a stack begins anew, and ends in the same weights.
         """
         try:
             state = checkpoint.load(self.file)
         except CheckpointError:
+            if self.file.exists():
+                # It may only be unreadable for the moment.
+                self.file.replace(self.file.with_suffix(".damaged"))
             return False
         if "stack" not in state:
             return True
@@ -176,9 +179,8 @@ class Stack:
 
 
 def read_keys(file: Path) -> list[str]:
-    """Keys of the runs that a stack's file holds the state of; empty if it cannot be read."""
-    try:
-        keys = checkpoint.load(file)["keys"]
-    except (CheckpointError, KeyError):
-        return []
+    """Keys of the runs that a stack's file holds the state of; CheckpointError if it cannot be read."""
+    keys = checkpoint.load(file).get("keys")
+    if not isinstance(keys, list) or not keys:
+        raise CheckpointError(f"{file} names no runs")
     return [str(key) for key in keys]
