@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -13,42 +13,59 @@ from dlrun.engine.logged_values import LoggedValues
 from dlrun.engine.state import TrainState
 
 
-class TrainerView(Protocol):
-    """What callbacks see of the trainer; `trainer.Trainer` is the one there is."""
+class TrainerView:
+    """What callbacks see of a training: of `trainer.Trainer`, or of one member of a stack."""
 
-    # Everything that the training changes.
-    state: TrainState
+    def __init__(self, state: TrainState) -> None:
+        """state: everything that the training changes."""
+        self.state = state
 
-    # Of the epoch that has ended last, or is about to: its metrics as far as they are known, ...
-    row: dict[str, float]
-    # ... whether it is better than all before, and epoch_seconds and samples_per_second.
-    is_best: bool
-    timings: dict[str, float]
+        # Of the epoch that has ended last, or is about to: its metrics as far as they are known, ...
+        self.row: dict[str, float] = {}
+        # ... whether it is better than all before, and epoch_seconds and samples_per_second.
+        self.is_best = False
+        self.timings: dict[str, float] = {}
 
-    # Outputs, targets and loss of the batches of the last step.
-    records: list[tuple[Tensor, Tensor, Tensor]]
+        # Outputs, targets and loss of the batches of the last step.
+        self.records: list[tuple[Tensor, Tensor, Tensor]] = []
 
     @property
     def model(self) -> nn.Module:
-        """The model in training."""
+        """The model in training; the tensors of a stack's member are views of the stack's."""
+        return self.state.model
 
     @property
     def optimizer(self) -> Optimizer:
-        """The optimizer, with its gradients and groups."""
+        """The optimizer, with its gradients and groups; a stack reads the settings of its members' alone."""
+        return self.state.optimizer
 
     @property
     def epoch(self) -> int:
         """Number of the epoch under way, from 1; in on_epoch_end of the one that has just ended."""
+        return int(self.row["epoch"]) if self.row else self.state.progress.epoch + 1
 
     @property
     def step(self) -> int:
         """Number of optimizer steps made since the run began."""
+        return self.state.progress.step
 
     def stop(self) -> None:
         """End the training after the epoch under way, as early stopping does."""
+        self.state.progress.is_stopped = True
+
+    def start_row(self) -> None:
+        """Count the epoch as ended, and start its row."""
+        progress = self.state.progress
+        progress.epoch += 1
+        progress.batch = 0
+        self.row = {"epoch": progress.epoch, "step": progress.step}
+
+    def add_metrics(self, split: str, metrics: dict[str, float]) -> None:
+        """Add the metrics of a split to the row."""
+        self.row |= {f"{split}/{name}": value for name, value in metrics.items()}
 
     def add_logged_values(self, row: dict[str, float]) -> None:
-        """Add to a row what has been logged since the last call."""
+        """Add to a row what has been logged since the last call; nothing, where models and callbacks log nothing."""
 
 
 class Callback:

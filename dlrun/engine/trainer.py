@@ -17,7 +17,7 @@ from dlrun.core.errors import RunError
 from dlrun.data.batches import Batch, Batches
 from dlrun.engine import logged_values, metrics
 from dlrun.engine.best_epoch import BestEpoch
-from dlrun.engine.callback import Callback, CallbackList
+from dlrun.engine.callback import Callback, CallbackList, TrainerView
 from dlrun.engine.distributed import SINGLE_PROCESS, Distributed
 from dlrun.engine.objective import FLUSH_BATCHES, Objective
 from dlrun.engine.optim import direct
@@ -33,7 +33,7 @@ BatchHook = Callable[[tuple[Tensor, ...], Tensor, Tensor], None]
 ForwardPass = Callable[[TrainState, tuple[Tensor, ...], Tensor], tuple[Tensor, Tensor]]
 
 
-class Trainer:
+class Trainer(TrainerView):
     """Trains a state to its end, epoch by epoch, and notifies callbacks."""
 
     def __init__(
@@ -44,45 +44,15 @@ class Trainer:
         user_callbacks: Sequence[Callback] = (),
     ) -> None:
         """callbacks: of dlrun itself, which are called after those of the user."""
-        self.state = state
+        super().__init__(state)
         self.user_callbacks = user_callbacks
         self.stop_requested = stop_requested
         self.forward: ForwardPass = compute_outputs_and_loss
         self.callbacks = self.arrange([*user_callbacks, BestEpoch(), *callbacks])
 
-        # `TrainerView` says what these are.
-        self.row: dict[str, float] = {}
-        self.is_best = False
-        self.timings: dict[str, float] = {}
-        self.records: StepRecords = []
-
     def arrange(self, callbacks: Sequence[Callback]) -> CallbackList:
         """The callbacks as this trainer calls them."""
         return CallbackList(callbacks)
-
-    @property
-    def model(self) -> nn.Module:
-        """The model in training."""
-        return self.state.model
-
-    @property
-    def optimizer(self) -> Optimizer:
-        """The optimizer, with its gradients and groups."""
-        return self.state.optimizer
-
-    @property
-    def epoch(self) -> int:
-        """Number of the epoch under way, from 1; in on_epoch_end of the one that has just ended."""
-        return int(self.row["epoch"]) if self.row else self.state.progress.epoch + 1
-
-    @property
-    def step(self) -> int:
-        """Number of optimizer steps made since the run began."""
-        return self.state.progress.step
-
-    def stop(self) -> None:
-        """End the training after the epoch under way, as early stopping does."""
-        self.state.progress.is_stopped = True
 
     def fit(self) -> str:
         """Train until the epochs, the steps or the patience are used up, or until a stop is requested.
@@ -220,13 +190,8 @@ class Trainer:
     def end_epoch(self) -> None:
         """Count the epoch as ended, and make its row: epoch, step, metrics, rates, parameters of a tiny model."""
         state = self.state
-        progress = state.progress
-        progress.epoch += 1
-        progress.batch = 0
-
-        self.row = {"epoch": progress.epoch, "step": progress.step}
-        train_metrics = state.totals.compute_metrics(state.ranks.gather_blocks)
-        self.row |= {f"train/{name}": value for name, value in train_metrics.items()}
+        self.start_row()
+        self.add_metrics("train", state.totals.compute_metrics(state.ranks.gather_blocks))
         state.totals = state.objective.new_accumulator()
 
         # Batch norm statistics differ between ranks; all evaluate with those of rank 0.

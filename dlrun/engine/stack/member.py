@@ -4,28 +4,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from dlrun.engine.best_epoch import BestEpoch
-from dlrun.engine.callback import Callback, CallbackList
+from dlrun.engine.callback import Callback, CallbackList, TrainerView
 from dlrun.engine.state import TrainState
 
 
-class Member:
-    """A training whose steps are made by a stack: a state of its own, and the view of it that callbacks have."""
+class Member(TrainerView):
+    """A training of its own, whose steps are made by a stack."""
 
     def __init__(self, state: TrainState, rng: dict[str, Any], callbacks: Sequence[Callback] = ()) -> None:
         """rng: state of all generators before the first step, as `get_rng_state` returns it."""
-        self.state = state
+        super().__init__(state)
         self.callbacks = CallbackList([BestEpoch(), *callbacks])
         self.error: Exception | None = None
-
-        # `TrainerView` says what these are.
-        self.row: dict[str, float] = {}
-        self.is_best = False
-        self.timings: dict[str, float] = {}
-        self.records: list[tuple[Tensor, Tensor, Tensor]] = []
 
         # What torch would draw from its global generator in a training alone.
         self.device = next(state.model.parameters()).device
@@ -51,26 +43,6 @@ class Member:
             self.generator.set_state(rng["cuda"][self.device.index or 0])
 
     @property
-    def model(self) -> nn.Module:
-        """The model, whose tensors are views of the stack's."""
-        return self.state.model
-
-    @property
-    def optimizer(self) -> Optimizer:
-        """The optimizer, whose settings the stack reads."""
-        return self.state.optimizer
-
-    @property
-    def epoch(self) -> int:
-        """Number of the epoch under way, from 1; in on_epoch_end of the one that has just ended."""
-        return int(self.row["epoch"]) if self.row else self.state.progress.epoch + 1
-
-    @property
-    def step(self) -> int:
-        """Number of optimizer steps made since the run began."""
-        return self.state.progress.step
-
-    @property
     def is_finished(self) -> bool:
         """Whether the member leaves the stack."""
         return self.error is not None or self.state.is_finished
@@ -84,27 +56,15 @@ class Member:
             return "interrupted"
         return "completed" if self.state.is_done else "early_stopped"
 
-    def stop(self) -> None:
-        """End the training after the epoch under way, as early stopping does."""
-        self.state.progress.is_stopped = True
-
-    def add_logged_values(self, row: dict[str, float]) -> None:
-        """Nothing is logged but what the row has: models and callbacks that log are not stacked."""
-
     def end_epoch(self, train_metrics: dict[str, float], val_metrics: dict[str, float] | None) -> None:
         """Count the epoch as ended, make its row, and tell the callbacks; what they raise ends this member alone."""
-        state = self.state
-        progress = state.progress
-        progress.epoch += 1
-        progress.batch = 0
-
-        self.row = {"epoch": progress.epoch, "step": progress.step}
-        self.row |= {f"train/{name}": value for name, value in train_metrics.items()}
+        self.start_row()
+        self.add_metrics("train", train_metrics)
         if val_metrics is not None:
-            self.row |= {f"val/{name}": value for name, value in val_metrics.items()}
-        self.row |= state.schedule.get_learning_rates()
+            self.add_metrics("val", val_metrics)
+        self.row |= self.state.schedule.get_learning_rates()
         if self._has_watched_parameters:
-            self.row |= state.get_parameter_values()
+            self.row |= self.state.get_parameter_values()
         try:
             self.callbacks.on_epoch_end(self, self.row)
         except Exception as error:
