@@ -85,6 +85,7 @@ MEANINGS = {
     "device.timeout_seconds": "how long one of several processes may keep the others waiting",
     "device.num_threads": "CPU threads; `auto`: the fastest of a few timed steps, taken again on resume",
     "tracking.graph": "log the graph of the model to TensorBoard; null: of the runs that `figures=null` draws",
+    "tracking.simple_models": "fit scikit-learn's simple models to a table, and note a better one; null: of runs alone",
     "tracking.samples": "log a grid of input images",
     "tracking.activations": "draw the activation functions of the model, which are the same in every run",
     "tracking.weight_histograms": "log the distribution of every parameter, every epoch",

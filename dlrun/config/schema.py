@@ -188,6 +188,9 @@ class TrackingConfig:
     activations: bool = False  # the activation functions of the model, which are the same in every run
     weight_histograms: bool = False
 
+    # scikit-learn's simple models on the rows of a table; null: for a run alone, but for figures=false
+    simple_models: bool | None = None
+
     # A picture of the fit after so many epochs, and all of them as figures/*.gif.
     evolution_every_epochs: int | None = _positive(None)
 

@@ -93,13 +93,17 @@ class Settings:
     plain: dict[str, Any]
 
     def decide_pictures(self, is_alone: bool) -> "Settings":
-        """The same settings, with figures and graph decided where the config leaves them open.
+        """The same settings, with figures, graph and simple models decided where the config leaves them open.
 
         is_alone: False for a job of a sweep, which is to cost no more than its training.
         """
         figures = is_alone if self.figures is None else self.figures
         graph = is_alone if self.tracking.graph is None else self.tracking.graph
-        return dataclasses.replace(self, figures=figures, tracking=dataclasses.replace(self.tracking, graph=graph))
+        simple_models = self.tracking.simple_models
+        # They are for the report, of which a run without figures has none.
+        simple_models = is_alone and figures if simple_models is None else simple_models
+        tracking = dataclasses.replace(self.tracking, graph=graph, simple_models=simple_models)
+        return dataclasses.replace(self, figures=figures, tracking=tracking)
 
     @property
     def hyperparameters(self) -> dict[str, Any]:

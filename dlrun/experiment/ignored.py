@@ -15,6 +15,7 @@ from dlrun.data.batches import MemoryBatches
 from dlrun.data.spec import Splits
 from dlrun.engine.optim.exhaustive import Exhaustive
 from dlrun.engine.optim.schedule import Schedule, count_scheduler_steps
+from dlrun.experiment import simple_models
 from dlrun.experiment.builder.start_values import find_replaced
 from dlrun.experiment.context import RunContext
 
@@ -141,6 +142,10 @@ def _explain_training(context: RunContext) -> dict[str, str]:
         reasons["tracking.samples"] = "it is for images"
     elif settings.tracking.samples and not settings.figures:
         reasons["tracking.samples"] = "it is one of the figures; type figures=true too"
+
+    absence = simple_models.explain_absence(context)
+    if settings.tracking.simple_models and absence is not None:
+        reasons["tracking.simple_models"] = absence
 
     if _is_exhaustive(context):
         moves_nothing = f"optimizer={settings.optimizer.choice} has no gradient and no learning rate"

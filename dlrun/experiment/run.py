@@ -27,7 +27,7 @@ from dlrun.engine.device import is_out_of_memory
 from dlrun.engine.distributed import Distributed, join_processes
 from dlrun.engine.metric_names import select_metrics
 from dlrun.engine.trainer import Trainer, evaluate_split
-from dlrun.experiment import ignored, resume, sources
+from dlrun.experiment import ignored, resume, simple_models, sources
 from dlrun.experiment import result as results
 from dlrun.experiment.callbacks import evolution
 from dlrun.experiment.callbacks.diagnostics import Diagnostics
@@ -449,6 +449,7 @@ def finish(
     measured = results.measure(context)
     time_as = contextlib.nullcontext if profiler is None else profiler.time_phase
     has_figures = bool(context.settings.figures) and status != "interrupted"
+    scores: simple_models.Scores = {}
 
     if status != "interrupted":
         with time_as("evaluation"):
@@ -460,6 +461,9 @@ def finish(
             with unsaved.tolerate("model.pt", again=False):
                 measured |= export_model(context, checkpoints)
         context.notes.extend(results.diagnose(context, rows, metrics, outputs))
+        if context.settings.tracking.simple_models:
+            scores, notes = simple_models.compare(context, metrics)
+            context.notes.extend(notes)
 
         if has_figures:
             with unsaved.tolerate("figures", again=False), time_as("figures"):
@@ -474,6 +478,8 @@ def finish(
     result["expected"] = []
     if stacked is not None:
         result["stacked"] = stacked
+    if scores:
+        result["simple_models"] = scores
     if status != "interrupted" and is_alone:
         result["expected"] = results.check_expectations(context, result, folder)
 

@@ -67,6 +67,10 @@ def _are_named_texts(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
 
 
+def _are_metrics_by_model(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_are_numbers, value.values()))
+
+
 def _are_expectations(value: Any) -> bool:
     if not isinstance(value, list):
         return False
@@ -104,6 +108,8 @@ RESULT_KEYS: dict[str, Check] = {
     "warnings": TEXTS,
     "error": allow_none(TEXT),
     "measured": MAPPING,
+    # Metrics of scikit-learn's models, where they were fitted.
+    "simple_models": (_are_metrics_by_model, "metrics by the name of a model"),
     # Number of runs that trained as one net with this one, itself included; only where they did.
     "stacked": COUNT,
     "expected": (_are_expectations, "a list of expectations"),

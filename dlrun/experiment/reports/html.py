@@ -29,6 +29,8 @@ def write_report(context: RunContext, folder: Path, result: dict[str, Any], rows
     rows: those of metrics.jsonl.
     """
     body = [page.render_bullets(_summarize(result)), _format_metrics(context, result)]
+    if result.get("simple_models"):
+        body.append(f"<h2>scikit-learn on the same rows</h2>\n{_format_simple_models(result)}")
     if result["expected"]:
         body.append(f"<h2>Expected</h2>\n{_format_expectations(result['expected'])}")
     if result["warnings"]:
@@ -79,6 +81,17 @@ def _format_metrics(context: RunContext, result: dict[str, Any]) -> str:
     headers, rows = terminal.make_metric_table(context, result)
     cells = [list(map(html.escape, row)) for row in rows]
     return page.render_table(headers, cells, left=1)
+
+
+def _format_simple_models(result: dict[str, Any]) -> str:
+    scores = result["simple_models"]
+    # All have the same metrics, on the same parts.
+    keys = list(next(iter(scores.values())))
+    rows = []
+    for key in keys:
+        values = [result["metrics"].get(key, math.nan), *(model[key] for model in scores.values())]
+        rows.append([html.escape(key), *map(format_number, values)])
+    return page.render_table(["metric", "this net", *scores], rows, left=1)
 
 
 def _format_expectations(expected: list[dict[str, Any]]) -> str:
