@@ -196,6 +196,34 @@ class TrackingConfig:
 
 
 @dataclass
+class RayConfig:
+    """The jobs of a sweep on Ray."""
+
+    # A cluster that runs, auto or host:port; null: one is started on this machine, and ends with the sweep.
+    address: str | None = None
+    cpus: int = _positive(1)  # a job
+    gpus: float | None = _not_negative(None)  # a job, also 0.5; null: one where the cluster has any
+
+
+@dataclass
+class SlurmConfig:
+    """The jobs of a sweep as a job array of Slurm."""
+
+    cluster: str = _choice("auto", "auto", "local")  # local: processes on this machine, as a rehearsal
+    partition: str | None = None
+    time: int = _positive(60)  # minutes, after which a job is saved and queued again
+    signal_seconds: int = _positive(90)  # before its time is over a job is told to save
+    gpus: int = _not_negative(0)  # a job
+    cpus: int = _positive(1)  # a job
+    memory_gb: float | None = _positive(None)  # a job
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    setup: list[str] = field(default_factory=list)  # lines of shell before a job
+    options: dict[str, Any] = field(default_factory=dict)  # further options of sbatch, {mail-type: FAIL}
+
+
+@dataclass
 class SweepConfig:
     """Several runs from one request."""
 
@@ -206,6 +234,10 @@ class SweepConfig:
     jobs: Any = "auto"
     # Points that differ in seed, rates, optimizer ... train as one net; auto: where that is faster.
     stack: str = _choice("auto", "auto", "on", "off")
+    # Where the jobs run: on this machine, on a Ray cluster, or as jobs of Slurm.
+    engine: str = _choice("local", "local", "ray", "slurm")
+    ray: RayConfig = field(default_factory=RayConfig)
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
     fail_fast: bool = False  # the first failure ends the sweep
     dry_run: bool = False  # print what would be run, how long it would take, and stop
     max_jobs: int = _positive(1000)  # more points are taken for a mistake

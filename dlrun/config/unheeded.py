@@ -35,6 +35,34 @@ _HYDRA = {
     "hydra.hydra_help": "dlrun --help shows dlrun's own",
 }  # fmt: skip
 
+# By option of hydra/launcher, the words of dlrun that mean the same.
+_LAUNCHERS = {
+    "joblib": "type sweep.jobs=<runs at a time>",
+    "ray": "type sweep.engine=ray, with sweep.ray.address=auto to join a cluster that runs",
+    "ray_aws": "start the cluster with Ray's own `ray up`, and on it type sweep.engine=ray sweep.ray.address=auto",
+    "submitit_slurm": "type sweep.engine=slurm, with sweep.slurm.partition, time, gpus ...",
+    "submitit_local": "type sweep.engine=slurm sweep.slurm.cluster=local",
+}
+
+# By key of such a launcher, the key of dlrun that means the same.
+_LAUNCHER_KEYS = {
+    "n_jobs": "sweep.jobs",
+    "array_parallelism": "sweep.jobs",
+    "timeout_min": "sweep.slurm.time",
+    "partition": "sweep.slurm.partition",
+    "gpus_per_node": "sweep.slurm.gpus",
+    "cpus_per_task": "sweep.slurm.cpus",
+    "mem_gb": "sweep.slurm.memory_gb",
+    "account": "sweep.slurm.account",
+    "qos": "sweep.slurm.qos",
+    "constraint": "sweep.slurm.constraint",
+    "setup": "sweep.slurm.setup",
+    "additional_parameters": "sweep.slurm.options",
+    "ray.init.address": "sweep.ray.address",
+    "ray.remote.num_cpus": "sweep.ray.cpus",
+    "ray.remote.num_gpus": "sweep.ray.gpus",
+}
+
 _TRAINING = "it is for training"
 
 # Keys that have no effect, with all below them, on a command over a saved run, and why.
@@ -71,9 +99,19 @@ _DATA_OF_PREDICT = ("target", "delimiter", "separator", "decimal", "batch_size",
 def refuse_hydra(words: Sequence[str]) -> None:
     """RequestError for an override of Hydra's own keys that has no effect in dlrun."""
     for word in words:
-        instead = _find_replacement(get_key(word))
+        instead = _find_launcher_words(word) or _find_replacement(get_key(word))
         if instead:
             raise RequestError(f"{word} has no effect in dlrun: {instead}")
+
+
+def _find_launcher_words(word: str) -> str:
+    """What to type instead of a public launcher of Hydra, or of one of its keys; "" for other words."""
+    key, _, value = word.partition("=")
+    key = key.lstrip("+~").replace("/", ".")
+    if key == "hydra.launcher":
+        return _LAUNCHERS.get(value, "")
+    own_key = _LAUNCHER_KEYS.get(key.removeprefix("hydra.launcher."), "") if key.startswith("hydra.launcher.") else ""
+    return f"type {own_key}={value or '<value>'}" if own_key else ""
 
 
 def refuse_hydra_in_files(files: "Sequence[ConfigFile]") -> None:

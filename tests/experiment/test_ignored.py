@@ -61,6 +61,11 @@ def test_a_schedule_spans_the_steps(interval: str, dlrun: Callable[..., Any]) ->
         ("hydra/job_logging=default", "run.log"),
         ("+hydra.callbacks.mine._target_=x.Y", "leave it out"),
         ("hydra/launcher=basic", "type sweep.jobs="),
+        ("hydra/launcher=joblib", "type sweep.jobs="),
+        ("hydra/launcher=ray", "type sweep.engine=ray"),
+        ("hydra/launcher=submitit_slurm", "type sweep.engine=slurm,"),
+        ("hydra/launcher=submitit_local", "type sweep.engine=slurm sweep.slurm.cluster=local"),
+        ("hydra.launcher.partition=gpu", "type sweep.slurm.partition=gpu"),
         ("hydra/sweeper=basic", "sweep.points"),
     ],
 )
