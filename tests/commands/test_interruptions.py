@@ -132,13 +132,15 @@ def test_the_second_signal_stops_now_and_resume_makes_the_rest(
     phase: str, dlrun: Callable[..., Any], python: Callable[..., Any]
 ) -> None:
     module, function, nth, words = PHASES[phase]
+    # Every epoch is saved, and each save waits for the one before it: by the third epoch the first is on the disk.
+    words = (*words, "checkpoint.keep=3")
     assert dlrun(*words, "hydra.run.dir=whole").code == 0
     script = (
         f"import sys, signal, time; import {module} as module; from dlrun.cli.main import main\n"
         f"original, calls = module.{function}, []\n"
         "def replaced(*args, **kwargs):\n"
         "    calls.append(1)\n"
-        f"    if len(calls) == {nth**2}:\n"  # a step of the third epoch, after two checkpoints
+        f"    if len(calls) == {nth**2}:\n"  # a step of the third epoch
         "        signal.raise_signal(signal.SIGINT); signal.raise_signal(signal.SIGINT); time.sleep(60)\n"
         "    return original(*args, **kwargs)\n"
         f"module.{function} = replaced\n"
