@@ -4,7 +4,7 @@ import csv
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -120,7 +120,7 @@ def find_files(folder: Path, test_fraction: float, seed: int) -> Catalogue:
             parts[part] = files
     mistakes.raise_if_any()
 
-    notes += _note_beside(folder, folders_of_parts, list(bases.values()))
+    notes += note_beside(folder, folders_of_parts, list(bases.values()))
     notes += _note_unread(folder, unread)
     notes += _note_missing_classes(bases, class_names)
     if folders_of_parts:
@@ -136,21 +136,26 @@ def find_labelled_files(folder: Path, columns: LabelColumns, test_fraction: floa
     """
     _check_folder(folder)
     table = _find_table(folder, columns.table)
-    lines, header = _read_labels(table, columns)
-
     all_files = [Path(os.fsdecode(path)) for path in list_files_below(os.fsencode(folder)) if is_image(path)]
     path_of_stem: dict[Path, Path] = {}
     for image in all_files:
         # Tables often name a file without its suffix, as Kaggle's do.
         path_of_stem.setdefault(image.with_suffix(""), image)
 
+    def find(name: str) -> Path | None:
+        # So that a/../b and b are one file, and a file named twice is seen to be.
+        named = folder / os.path.normpath(name)
+        return named if named.is_file() else path_of_stem.get(named)
+
+    lines, header = _read_labels(table, columns, find)
+    if not any(find(name) for _, name, _ in lines):
+        raise _build_no_files_error(folder, table, lines, all_files)
+
     mistakes = ErrorList(MOST_MISTAKES)
     line_of_path: dict[Path, int] = {}
     labels: list[str] = []
     for number, name, label in lines:
-        # So that a/../b and b are one file, and a file named twice is seen to be.
-        named = folder / os.path.normpath(name)
-        path = named if named.is_file() else path_of_stem.get(named)
+        path = find(name)
         if not label:
             mistakes.add(DataError(f"{table}, line {number}: {name} has no label; write one or remove the line"))
         elif path is None:
@@ -166,15 +171,14 @@ def find_labelled_files(folder: Path, columns: LabelColumns, test_fraction: floa
     # Sorted, so that a class keeps its number when the lines of the table are shuffled.
     class_names = _sort_labels(set(labels))
     notes: list[str] = []
-    has_choice = header is not None and len(header) > 2 and columns.label is None
-    if header is not None and has_choice:
-        advice = f"data.label_column=<name> takes another of {join_names(header)}"
+    if header is not None and len(header.names) > 2 and columns.label is None:
+        advice = f"data.label_column=<name> takes another of {join_names(header.names)}"
         if len(class_names) == 1:
             raise DataError(
-                f"{table} has only one label, '{class_names[0]}', in its column {header[1]}, so there is nothing to "
-                f"tell apart; {advice}"
+                f"{table} has only one label, '{class_names[0]}', in its column {header.label}, so there is nothing "
+                f"to tell apart; {advice}"
             )
-        notes.append(f"the labels are the column {header[1]} of {table}; {advice}.")
+        notes.append(f"the labels are the column {header.label} of {table}; {advice}.")
     codes = {name: code for code, name in enumerate(class_names)}
     files = Files.from_lists([os.fsencode(path) for path in line_of_path], [codes[label] for label in labels])
 
@@ -270,7 +274,7 @@ def _note_without_class(folder: Path, part: str, count: int) -> str:
 
 def _build_no_classes_error(folder: Path) -> DataError:
     """The error for a folder without class folders, with advice on what lies there instead."""
-    tables = [path.name for path in _list_visible(folder) if path.suffix.lower() in _SUFFIXES_OF_TABLES]
+    tables = list_tables(folder)
     advice = f"; or type data.labels={tables[0]}, a table of files and their classes" if tables else ""
     return DataError(
         f"{folder} has no class folders: put the images of each class into a folder named after it{advice}"
@@ -294,7 +298,8 @@ def _collect_files(base: Path, class_names: list[str], mistakes: ErrorList, unre
     for folder in folders:
         if folder.name not in class_names:
             known = join_names(class_names)
-            mistakes.add(DataError(f"{folder} is a class without training images: there are {known}"))
+            advice = "give it training images too, or remove the folder"
+            mistakes.add(DataError(f"{folder} is a class without training images: there are {known}; {advice}"))
             continue
 
         images: list[bytes] = []
@@ -322,7 +327,7 @@ def _collect_files(base: Path, class_names: list[str], mistakes: ErrorList, unre
     return Files.from_lists(paths, targets)
 
 
-def _note_beside(folder: Path, folders_of_parts: dict[str, list[Path]], bases: list[Path]) -> Iterator[str]:
+def note_beside(folder: Path, folders_of_parts: dict[str, list[Path]], bases: list[Path]) -> Iterator[str]:
     """Notes on what lies beside the folders that are read; bases: those that hold the class folders."""
     if folders_of_parts:
         named = list(chain.from_iterable(folders_of_parts.values()))
@@ -403,6 +408,11 @@ def is_image(name: bytes) -> bool:
 # Tables of labels
 
 
+def list_tables(folder: Path) -> list[str]:
+    """Names of the tables in a folder, by their suffix."""
+    return [path.name for path in _list_visible(folder) if path.suffix.lower() in _SUFFIXES_OF_TABLES]
+
+
 def _find_table(folder: Path, name: str) -> Path:
     path = Path(name).expanduser()
     if (folder / path).is_file():
@@ -410,13 +420,40 @@ def _find_table(folder: Path, name: str) -> Path:
     if path.is_file():
         return path
 
-    tables = [file.name for file in _list_visible(folder) if file.suffix.lower() in _SUFFIXES_OF_TABLES]
+    tables = list_tables(folder)
     hint = did_you_mean(path.name, tables)
     raise DataError(f"data.labels={name}: there is no such table in {folder}; {hint}type its path")
 
 
-def _read_labels(table: Path, columns: LabelColumns) -> tuple[list[tuple[int, str, str]], list[str] | None]:
-    """Line number, file and label of each row, and the names of the columns; None without a first line of them."""
+@dataclass(frozen=True)
+class _Header:
+    """The first line of a table of labels: names of all its columns, and of the one that holds the labels."""
+
+    names: list[str]
+    label: str
+
+
+def _build_no_files_error(
+    folder: Path, table: Path, lines: Sequence[tuple[int, str, str]], images: Sequence[Path]
+) -> DataError:
+    """The error for a table none of whose lines names a file; images: those that lie in the folder."""
+    number, name, _ = lines[0]
+    advice = "type data.path=<the folder of the images>, or data.file_column=<the column of their names>"
+    # Most often the images lie one folder below.
+    wanted = Path(name).name
+    below = next((image.parent for image in images if wanted in (image.name, image.stem)), None)
+    if below is not None:
+        advice = f"type data.path={below} data.labels={table}"
+    return DataError(f"{table}: no line names a file in {folder} (line {number} has '{name}'); {advice}")
+
+
+def _read_labels(
+    table: Path, columns: LabelColumns, find: Callable[[str], Path | None]
+) -> tuple[list[tuple[int, str, str]], _Header | None]:
+    """Line number, file and label of each row, and the names of the columns; None without a first line of them.
+
+    find: the image of a name, None where there is none.
+    """
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
             first = file.readline()
@@ -433,8 +470,9 @@ def _read_labels(table: Path, columns: LabelColumns) -> tuple[list[tuple[int, st
     if not rows:
         raise DataError(f"{table} is empty; write a file and its label a line, as in cat1.png,cat")
     header = rows[0][1]
-    file_column = _find_column(table, header, columns.file, "data.file_column", 0)
-    label_column = _find_column(table, header, columns.label, "data.label_column", 1)
+    judged = _judge_file_column(rows, find)
+    file_column = _find_column(table, header, columns.file, "data.file_column", judged)
+    label_column = _find_column(table, header, columns.label, "data.label_column", 0 if file_column else 1)
 
     mistakes = ErrorList(MOST_MISTAKES)
     for number, row in rows:
@@ -444,13 +482,23 @@ def _read_labels(table: Path, columns: LabelColumns) -> tuple[list[tuple[int, st
     mistakes.raise_if_any()
 
     names_columns = columns.file is not None or columns.label is not None
-    has_header = names_columns or _is_header(header[file_column], rows[1:], file_column)
+    has_header = names_columns or _is_header([row for _, row in rows], file_column, label_column, find)
     if has_header:
         rows = rows[1:]
     if not rows:
         raise DataError(f"{table} has a first line alone; write a file and its label a line, as in cat1.png,cat")
     lines = [(number, row[file_column], row[label_column]) for number, row in rows]
-    return lines, header if has_header else None
+    return lines, _Header(header, header[label_column]) if has_header else None
+
+
+def _judge_file_column(rows: Sequence[tuple[int, list[str]]], find: Callable[[str], Path | None]) -> int:
+    """The first column that names images, by the first hundred lines; the first of all if none does."""
+    # The first line may hold names of columns.
+    for _, row in rows[:100]:
+        for column, cell in enumerate(row):
+            if cell and find(cell) is not None:
+                return column
+    return 0
 
 
 def _find_column(table: Path, header: list[str], name: str | None, key: str, default: int) -> int:
@@ -462,11 +510,18 @@ def _find_column(table: Path, header: list[str], name: str | None, key: str, def
     return header.index(name)
 
 
-def _is_header(cell: str, others: Iterable[tuple[int, list[str]]], column: int) -> bool:
-    """Whether the first cell of the files names a column: it has no suffix, and others have one, or says so."""
-    if Path(cell).suffix:
+def _is_header(
+    rows: Sequence[list[str]], file_column: int, label_column: int, find: Callable[[str], Path | None]
+) -> bool:
+    """Whether the first line names columns: its file has no suffix, and others have one, or it says so."""
+    first, *others = rows
+    cell = first[file_column]
+    if Path(cell).suffix or find(cell) is not None:
         return False
-    return cell.lower() in _NAMES_OF_FILE_COLUMN or any(Path(row[column]).suffix for _, row in others)
+    if cell.lower() in _NAMES_OF_FILE_COLUMN or any(Path(row[file_column]).suffix for row in others):
+        return True
+    # A missing image has a label that others have too.
+    return all(row[label_column] != first[label_column] for row in others)
 
 
 def _sort_labels(labels: set[str]) -> list[str]:

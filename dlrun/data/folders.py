@@ -23,7 +23,7 @@ from dlrun.data.augmentation import (
     build_augment,
     split_step,
 )
-from dlrun.data.class_folders import MOST_MISTAKES, Files, LabelColumns, find_files, find_labelled_files
+from dlrun.data.class_folders import MOST_MISTAKES, Files, LabelColumns, find_files, find_labelled_files, list_tables
 from dlrun.data.files.picture import check_background, check_picture, measure_range, read_picture
 from dlrun.data.files.pixels import (
     Constants,
@@ -182,6 +182,8 @@ def image_folder(
         only = catalogue.source / class_names[0]
         if labels is None and any(path.is_dir() for path in only.iterdir()):
             nothing_to_learn += f"; it holds folders itself, so perhaps type data.path={only}"
+        elif labels is None and (tables := list_tables(folder)):
+            nothing_to_learn += f"; if {tables[0]} names the files and their classes, type data.labels={tables[0]}"
     # One class is no mistake here: such data can still be evaluated.
     if task == "binary" and len(class_names) > 2:
         raise RequestError(f"data.task=binary: {folder} holds {len(class_names)} classes; type data.task=multiclass")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dlrun.core.errors import DataError, RequestError, join_names
 from dlrun.core.suggest import did_you_mean
-from dlrun.data.class_folders import NAMES_OF_PARTS, list_files_below
+from dlrun.data.class_folders import NAMES_OF_PARTS, find_part, list_files_below, note_beside
 from dlrun.data.columns.named import read_named
 from dlrun.data.columns.parts import RowParts, check_split, describe_small_classes, draw_parts
 from dlrun.data.columns.reading import TableFile, TextFormat, decode, hash_file
@@ -357,6 +357,7 @@ def _read_folder(
     if others:
         counts = ", ".join(f"{count} {ending or 'without an ending'}" for ending, count in sorted(others.items()))
         notes.append(f"files that are no {TEXT_ENDING} were not read: {counts}.")
+    notes += note_beside(folder, {part: [base] for part, base in bases.items() if base != folder}, [*bases.values()])
     left_out = [name for name in folder_names if name not in names]
     if left_out:
         notes.append(f"not in data.classes: {join_names(left_out)}.")
@@ -377,6 +378,7 @@ def _find_bases(folder: Path) -> dict[str, Path]:
     bases = {}
     for part, usual_names in NAMES_OF_PARTS.items():
         named = [path for path in _list_folders(folder) if path.name.lower() in usual_names]
+        named = named or [path for path in _list_folders(folder) if find_part(path.name) == part]
         if len(named) > 1:
             names = " and ".join(path.name for path in named)
             raise DataError(f"{folder} holds {names}, of which one is the {part} part; rename the other")
@@ -485,7 +487,7 @@ def _describe_vocabulary(corpus: Corpus, tokenizer: Tokenizer, parts: RowParts, 
         )
     held_out = parts.test if len(parts.test) else parts.val
     counts = corpus.count(held_out if is_new else parts.train)
-    if counts.sum() and is_unknown.any():
+    if counts[is_unknown].sum():
         share = counts[is_unknown].sum() / counts.sum()
         where = "test texts" if len(parts.test) else "validation texts"
         yield f"{100 * share:.1f} % of the {noun} of the {where if is_new else 'texts'} count as unknown."

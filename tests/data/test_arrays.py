@@ -314,6 +314,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
     "none": (lambda p: (p / "x.npy").unlink(), {}, "x.npy does not exist"),
     "cut": (lambda p: broken(p / "x.npy"), {}, "is not a whole .npy file of numbers"),
     "objects": (lambda p: np.save(p / "x.npy", np.array([{}] * 10)), {}, "is not a whole .npy file of numbers"),
+    "no array": (lambda p: (p / "x.npy").write_bytes(b"junk"), {}, "it holds Python objects, or no array"),
     "shorter": (lambda p: np.save(p / "y.npy", np.arange(9)), {}, "y.npy has 9 rows, and x.npy 10; write as many"),
     "text": (lambda p: np.save(p / "y.npy", np.array(["a"] * 10)), {}, "y.npy holds <U1; write whole numbers"),
     "complex": (lambda p: np.save(p / "x.npy", np.ones((10, 2), complex)), {}, "x.npy holds complex128; write numbers"),

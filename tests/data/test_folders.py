@@ -247,6 +247,14 @@ def test_a_table_without_names_of_columns_and_a_drawn_test_part(tmp_path):
     assert splits.test.targets.tolist() == [0, 1]
 
 
+def test_the_column_of_files_is_found_wherever_it_stands(tmp_path):
+    write_folder(tmp_path.parent, {tmp_path.name: 10})
+    (tmp_path / "labels.csv").write_text("breed,picture\n" + "".join(f"{'ab'[i % 2]},{i}\n" for i in range(10)))
+    splits = image_folder(str(tmp_path), image_size=8, labels="labels.csv", test_fraction=0)
+    assert splits.spec.class_names == ("a", "b")
+    assert splits.train.targets.tolist() == [0, 1] * 5
+
+
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
@@ -256,10 +264,14 @@ def test_a_table_without_names_of_columns_and_a_drawn_test_part(tmp_path):
         (["0.png", "1.png"], r"line 1, has 1 cell; write a file and its label"),
         (["file,label"], "has a first line alone"),
         (["0.png,a", "1.png,a"], "only one label, 'a'"),
+        (["5.png,a", "6.png,b"], r"no line names a file in p \(line 1 has '5\.png'\); type data\.path=<the folder"),
+        (["picture,y", "7,a", "8,b"], r"line 2 has '7'\); type data\.path=p/below data\.labels=p/labels\.csv"),
     ],
 )
 def test_tables_of_labels_that_cannot_be(dlrun, tmp_path, lines, words):
     write_folder(tmp_path, {"p": 3})
+    (tmp_path / "p" / "below").mkdir()
+    shutil.copy(tmp_path / "p" / "0.png", tmp_path / "p" / "below" / "7.png")
     (tmp_path / "p" / "labels.csv").write_text("\n".join(lines))
     done = dlrun("data=image_folder", "data.path=p", "data.labels=labels.csv", "data.test_fraction=0")
     assert (done.code, done.out) == (2, "")
@@ -315,7 +327,7 @@ def one_image(base):
     [
         (no_classes, "photos has no class folders"),
         (empty_class, "bird holds no images"),
-        (unknown_class, "fish is a class without training images: there are cat, dog"),
+        (unknown_class, "fish is a class without training images: there are cat, dog; give it training images"),
         (empty_test, "test has no class folders"),
         (one_image, "class 'dog' has one row only"),
     ],

@@ -86,15 +86,17 @@ def test_a_folder_gives_the_same_as_a_table(tmp_path: Path) -> None:
 
 def test_folders_of_parts_are_the_parts(tmp_path: Path) -> None:
     texts = {"pos": ["good one", "good two"], "neg": ["bad one", "bad"], "unsup": ["any"]}
-    write_folder(tmp_path / "f" / "Train", texts)
+    write_folder(tmp_path / "f" / "Training_set", texts)
+    (tmp_path / "f" / "urls.lst").write_text("x")
     write_folder(tmp_path / "f" / "test", {"pos": ["good"], "neg": ["bad"]})
-    (tmp_path / "f" / "Train" / "pos" / "more.md").write_text("x")
+    (tmp_path / "f" / "Training_set" / "pos" / "more.md").write_text("x")
     (tmp_path / "f" / "test" / "neg" / "1.txt").write_bytes("schön schlecht".encode("latin-1"))
     splits = text(str(tmp_path / "f"), classes=["neg", "pos"], min_count=1, val_fraction=0.25)
     assert [len(part.targets) for part in (splits.train, splits.val, splits.test)] == [3, 1, 3]  # type: ignore[union-attr]
     notes = " ".join(splits.notes)
     assert "files that are no .txt were not read: 1 .md" in notes
     assert "not in data.classes: unsup" in notes
+    assert "not read (beside the parts): urls.lst" in notes
     assert "1 as cp1252" in notes
     with pytest.raises(RequestError, match=r"data\.classes names ng, .* did you mean neg"):
         text(str(tmp_path / "f"), classes=["ng"])

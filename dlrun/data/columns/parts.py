@@ -129,7 +129,9 @@ def _draw_classes(
         if size >= len(np.unique(labels[several])):
             first, second = train_test_split(several, test_size=size, stratify=labels[several], random_state=seed)
             if single.any():
-                notes.append(f"{int(single.sum())} classes have one row each, which is trained on and not held out.")
+                count = int(single.sum())
+                which = "1 class has one row" if count == 1 else f"{count} classes have one row each"
+                notes.append(f"{which}, which is trained on and not held out.")
             return np.sort(np.concatenate([first, rows[single]])), np.sort(second)
 
     # Too few rows for all classes: what is held out leaves each class at least one row to train on.

@@ -80,7 +80,8 @@ class ArrayFolder:
             # A pickled array could run code when it is loaded.
             array = np.load(path, mmap_mode="c", allow_pickle=False)
         except (ValueError, OSError, EOFError) as error:
-            damage = DataError(f"{path} is not a whole .npy file of numbers ({error}); write it with numpy.save")
+            why = _describe_damage(error)
+            damage = DataError(f"{path} is not a whole .npy file of numbers ({why}); write it with numpy.save")
             raise explain_unreadable(path, error) or damage from error
         return _check_array(path, array)
 
@@ -95,7 +96,8 @@ class ArrayArchive:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 self.names = set(archive.files)
         except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
-            damage = DataError(f"{path} is not a whole .npz file of arrays ({error}); write it with numpy.savez")
+            why = _describe_damage(error)
+            damage = DataError(f"{path} is not a whole .npz file of arrays ({why}); write it with numpy.savez")
             raise explain_unreadable(path, error) or damage from error
 
     def locate(self, name: str) -> Path:
@@ -123,8 +125,16 @@ class ArrayArchive:
             with self.path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 array = archive[path.name]
         except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(f"{path} is not a whole array of numbers ({error}); write it with numpy.savez") from error
+            why = _describe_damage(error)
+            raise DataError(f"{path} is not a whole array of numbers ({why}); write it with numpy.savez") from error
         return _check_array(path, array)
+
+
+def _describe_damage(error: Exception) -> str:
+    """What is wrong with a file in one phrase, without NumPy's advice to load it in an unsafe way."""
+    if "pickle" in str(error):
+        return "it holds Python objects, or no array"
+    return str(error)
 
 
 def _check_array(path: Path, array: Any) -> Numbers:

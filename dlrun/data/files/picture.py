@@ -186,6 +186,5 @@ def _flatten(image: "Image", ground: "Callable[[Image], str]") -> "Image":
 
 def _build_decode_error(path: Path, error: Exception) -> DataError:
     why = " ".join(str(error).split()) or type(error).__name__
-    return explain_unreadable(path, error) or DataError(
-        f"{path} cannot be read as an image ({why[:160]}): replace it or remove it"
-    )
+    advice = suggest_decoder(path.suffix.lower()) or "replace it or remove it"
+    return explain_unreadable(path, error) or DataError(f"{path} cannot be read as an image ({why[:160]}): {advice}")
