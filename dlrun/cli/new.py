@@ -57,8 +57,8 @@ def refuse_name(name: str) -> None:
 
 def _is_installed(name: str) -> bool:
     # The working directory, where the project itself may lie, does not count.
-    here = Path.cwd().resolve()
-    places = [place for place in sys.path if place and Path(place).resolve() != here]
+    working_directory = Path.cwd().resolve()
+    places = [place for place in sys.path if place and Path(place).resolve() != working_directory]
     spec = importlib.machinery.PathFinder.find_spec(name, places)
     return spec is not None and spec.origin is not None
 

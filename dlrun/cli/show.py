@@ -242,7 +242,7 @@ def print_description(run: RunRecord, description: dict[str, Any], console: Cons
 def list_facts(run: RunRecord, description: dict[str, Any]) -> list[tuple[str, str]]:
     """Labels, status, times, choices, machine and identity of a run, as far as they are known."""
     steps = description["steps"]
-    trained = f"{run.epochs} epochs" if steps is None else f"{run.epochs} epochs, {steps:,} steps"
+    duration = f"{run.epochs} epochs" if steps is None else f"{run.epochs} epochs, {steps:,} steps"
     seconds = description["train_seconds"]
     parent = run.environment.get("parent") or {}
     choices = [f"{group}={run.choices[group]}" for group in GROUPS if group in run.choices]
@@ -251,7 +251,7 @@ def list_facts(run: RunRecord, description: dict[str, Any]) -> list[tuple[str, s
         "name": run.name,
         "tags": ", ".join(run.tags),
         "notes": run.notes,
-        "status": f"{description['status'].replace('_', ' ')}, {trained}",
+        "status": f"{description['status'].replace('_', ' ')}, {duration}",
         "started": _format_time(description["started"]),
         "ended": _format_time(description["ended"]),
         "trained": None if seconds is None else f"{seconds:.1f} s",

@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from pathlib import Path
 
 # The function of dlrun that Python has called; "" on a command line.
-_called = ContextVar("called", default="")
+_python_function = ContextVar("called", default="")
 
 
 def quote(name: str | Path) -> str:
@@ -33,16 +33,16 @@ def requote(command: str) -> str:
 @contextlib.contextmanager
 def advise_in_python(function: str) -> Iterator[None]:
     """Give advice as Python calls during the block: whoever called dlrun.train or dlrun.load continues in Python."""
-    token = _called.set(function)
+    token = _python_function.set(function)
     try:
         yield
     finally:
-        _called.reset(token)
+        _python_function.reset(token)
 
 
 def is_called_from_python() -> bool:
     """Whether dlrun was called from Python rather than from a shell."""
-    return bool(_called.get())
+    return bool(_python_function.get())
 
 
 def suggest_command(command: str, place: str | Path, *words: str, modules: Sequence[str] = ()) -> str:
@@ -52,7 +52,7 @@ def suggest_command(command: str, place: str | Path, *words: str, modules: Seque
     """
     trust = [f"trusted_modules=[{','.join(modules)}]"] if modules else []
 
-    if not _called.get():
+    if not _python_function.get():
         return " ".join(["dlrun", command, quote(place), *words, *map(quote, trust)])
     if command == "eval":
         argument = f", trusted_modules={list(modules)!r}" if modules else ""
@@ -114,7 +114,7 @@ def suggest_init_from(folder: str | Path, *words: str) -> str:
 
 def suggest_trust(modules: Sequence[str]) -> str:
     """Format what to add to the command, or to the call, that loads a run, so that it may import these modules."""
-    if _called.get() == "load":
+    if _python_function.get() == "load":
         return f"trusted_modules={list(modules)!r}"
 
     names = ", ".join(modules)

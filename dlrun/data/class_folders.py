@@ -203,8 +203,8 @@ def _draw_test_part(
     if len(class_names) == 1:
         return Catalogue({"train": train}, class_names, notes, source)
     train_rows, test_rows = partition_by_class(train.targets.numpy(), class_names, test_fraction, seed, str(source))
-    drawn = {"train": train_rows, "test": test_rows}
-    parts = {name: train.take(rows) for name, rows in drawn.items() if len(rows)}
+    rows_by_part = {"train": train_rows, "test": test_rows}
+    parts = {name: train.take(rows) for name, rows in rows_by_part.items() if len(rows)}
     return Catalogue(parts, class_names, notes, source)
 
 
@@ -312,9 +312,9 @@ def _collect_files(base: Path, class_names: list[str], mistakes: ErrorList, unre
                 others[Path(os.fsdecode(path)).suffix.lower()] += 1
         unread.update(others)
         if not images:
-            held = f", but {_describe_suffixes(others)}" if others else ""
+            hint = f", but {_describe_suffixes(others)}" if others else ""
             advice = "add some or remove it"
-            mistakes.add(DataError(f"{folder} holds no images ({', '.join(sorted(list_suffixes()))}){held}: {advice}"))
+            mistakes.add(DataError(f"{folder} holds no images ({', '.join(sorted(list_suffixes()))}){hint}: {advice}"))
             continue
         paths += images
         targets += [class_names.index(folder.name)] * len(images)

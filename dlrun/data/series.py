@@ -249,15 +249,15 @@ def read_columns(
     saved: SeriesPreprocessing | None,
 ) -> tuple[TableFile, _Columns]:
     """The table, and which of its columns are what; those of a trained model, if it is given."""
-    typed = _list_columns(target)
+    target_names = _list_columns(target)
     if saved is not None:
         return _match_columns(path, text_format, saved)
 
     # Names that are typed tell whether the first line is a header.
-    names = [column for column in (*typed, time, group, *(features or ())) if isinstance(column, str)]
+    names = [column for column in (*target_names, time, group, *(features or ())) if isinstance(column, str)]
     file = read_named(path, text_format, names)
     table = file.table
-    targets = _find_all(file, typed, "data.target")
+    targets = _find_all(file, target_names, "data.target")
     if not targets:
         raise RequestError("data.target=[] names no column; type data.target=<column>")
     notes = []
@@ -303,11 +303,11 @@ def _match_columns(path: Path, text_format: TextFormat, saved: SeriesPreprocessi
     """Another table with the columns of a trained model: by name, or where they stood in training."""
     text_format = replace(text_format, decimal=text_format.decimal or saved.decimal)
     columns = _Columns(list(saved.features), saved.target_count, saved.time, saved.group)
-    wanted = _list_used(columns)
-    file = read_named(path, text_format, wanted if saved.has_names else ())
+    used_columns = _list_used(columns)
+    file = read_named(path, text_format, used_columns if saved.has_names else ())
     table = file.table
     if saved.has_names and table.has_header:
-        missing = [name for name in wanted if name not in table.names]
+        missing = [name for name in used_columns if name not in table.names]
         # One series of a table of several is the usual thing to forecast.
         if missing == [saved.group]:
             note = f"there is no column {saved.group}: the rows were taken for one series."
@@ -317,7 +317,7 @@ def _match_columns(path: Path, text_format: TextFormat, saved: SeriesPreprocessi
             raise DataError(f"{path}: there is no column {join_names(missing)}; {hint}it has {join_names(table.names)}")
         return file, columns
     if max(saved.indices.values()) >= len(table.names):
-        raise DataError(f"{path} has {len(table.names)} columns, and the model takes {join_names(wanted)}")
+        raise DataError(f"{path} has {len(table.names)} columns, and the model takes {join_names(used_columns)}")
     names = list(table.names)
     for name, position in saved.indices.items():
         names[position] = name
@@ -399,8 +399,8 @@ def _read_all_numbers(file: TableFile, names: Sequence[str], decimal: str, missi
         cells = file.table.columns[position]
         values, wrong = parse_column(cells, decimal)
         for row in wrong:
-            what = f"holds '{cells[row].strip()[:40]}', which is no finite number"
-            wrong_cells.append(Trouble(row, position, what))
+            problem = f"holds '{cells[row].strip()[:40]}', which is no finite number"
+            wrong_cells.append(Trouble(row, position, problem))
         gaps = np.flatnonzero(np.isnan(values)).tolist()
         empty_cells += [Trouble(row, position, "is empty") for row in gaps]
         columns.append(values)
@@ -433,8 +433,8 @@ def _read_times(
     else:
         day_first = _judge_day_first(file, time) if saved is None else saved.day_first
         numbers, wrong = parse_times(cells, day_first)
-    what = [Trouble(row, position, f"holds '{cells[row].strip()[:40]}', which is no time") for row in sorted(wrong)]
-    raise_troubles(file, what, "correct the lines or remove them")
+    troubles = [Trouble(row, position, f"holds '{cells[row].strip()[:40]}', which is no time") for row in sorted(wrong)]
+    raise_troubles(file, troubles, "correct the lines or remove them")
     return numbers, not is_number
 
 
@@ -466,8 +466,8 @@ def _find_known(values: NDArray[np.float64]) -> NDArray[np.bool_]:
 def _apply_stride(starts: NDArray[np.int64], timeline: Timeline, stride: int) -> NDArray[np.int64]:
     """Every so many-th window, counted from the beginning of its series."""
     # The first row of each row's series.
-    begins = np.maximum.accumulate(np.where(timeline.breaks, np.arange(len(timeline.rows)), 0))
-    chosen: NDArray[np.int64] = starts[(starts - begins[starts]) % stride == 0]
+    series_starts = np.maximum.accumulate(np.where(timeline.breaks, np.arange(len(timeline.rows)), 0))
+    chosen: NDArray[np.int64] = starts[(starts - series_starts[starts]) % stride == 0]
     return chosen
 
 
@@ -495,13 +495,13 @@ def _split(
         "test": starts[first >= test_start],
     }
     notes = []
-    between = len(starts) - sum(map(len, parts.values()))
+    left_out_count = len(starts) - sum(map(len, parts.values()))
     if val_start < np.inf:
         texts = []
         for name, bound in (("validation", val_start), ("test", test_start)):
             if bound < np.inf and (name != "validation" or val_start < test_start):
                 texts.append(f"the {name} part begins at {timeline.steps.format(bound)}")
-        left_out = f"; {between:,} windows with targets on both sides are left out" if between else ""
+        left_out = f"; {left_out_count:,} windows with targets on both sides are left out" if left_out_count else ""
         notes.append(f"{' and '.join(texts)}, in time{left_out}.")
     # A part that was asked for and came to nothing is no metric of 0, and is told.
     for name, bound, end in (("val", val_start, test_start), ("test", test_start, np.inf)):

@@ -119,9 +119,9 @@ def table(
     # Files of other parts are joined to the main one, so that targets and kinds of columns are judged over all rows.
     main = read_file(Path(path).expanduser(), text_format)
     files = [main]
-    for key, other in (("val_path", val_path), ("test_path", test_path)):
-        if other is not None:
-            files.append(read_beside(main, Path(other).expanduser(), text_format, f"data.{key}"))
+    for key, part_path in (("val_path", val_path), ("test_path", test_path)):
+        if part_path is not None:
+            files.append(read_beside(main, Path(part_path).expanduser(), text_format, f"data.{key}"))
     joined = join_files(files)
 
     positions = _find_targets(joined, target, saved)
@@ -192,25 +192,25 @@ def read_beside(main: TableFile, path: Path, text_format: TextFormat, key: str) 
     """Another part in a file of its own, with its columns in the order of the main file."""
     # What was judged of the main file holds for its other parts.
     decimal = text_format.decimal or main.decimal
-    other = read_file(path, replace(text_format, header=main.table.has_header, decimal=decimal), key)
+    other_file = read_file(path, replace(text_format, header=main.table.has_header, decimal=decimal), key)
     if not main.table.has_header:
-        if len(other.table.names) != len(main.table.names):
+        if len(other_file.table.names) != len(main.table.names):
             raise DataError(
-                f"{path} has {len(other.table.names)} columns, and {main.table.path} {len(main.table.names)}; "
+                f"{path} has {len(other_file.table.names)} columns, and {main.table.path} {len(main.table.names)}; "
                 f"name another file by {key}"
             )
-        return other
+        return other_file
 
-    absent = [name for name in main.table.names if name not in other.table.names]
+    absent = [name for name in main.table.names if name not in other_file.table.names]
     if absent:
-        hint = did_you_mean(absent[0], other.table.names)
+        hint = did_you_mean(absent[0], other_file.table.names)
         raise DataError(
             f"{path} has no column '{absent[0]}', which {main.table.path} has; {hint}name another file by {key}"
         )
     # By name: another program may have written the columns in another order.
-    order = [other.table.names.index(name) for name in main.table.names]
-    columns = [other.table.columns[number] for number in order]
-    return replace(other, table=replace(other.table, names=main.table.names, columns=columns))
+    order = [other_file.table.names.index(name) for name in main.table.names]
+    columns = [other_file.table.columns[number] for number in order]
+    return replace(other_file, table=replace(other_file.table, names=main.table.names, columns=columns))
 
 
 def join_files(files: Sequence[TableFile]) -> TableFile:
@@ -511,9 +511,10 @@ def _apply(file: TableFile, saved: Preprocessing, missing: str) -> _Encoded:
             # A new category is encoded as zeros; nothing else would tell the user.
             unseen = column.find_unseen(cells)
             if unseen:
-                shown = ", ".join(unseen[:5]) + (", …" if len(unseen) > 5 else "")
+                examples = ", ".join(unseen[:5]) + (", …" if len(unseen) > 5 else "")
                 notes.append(
-                    f"'{column.name}' holds what training did not have, and counts as none of its categories: {shown}."
+                    f"'{column.name}' holds what training did not have, and counts as none of its "
+                    f"categories: {examples}."
                 )
     raise_troubles(file, troubles, "correct the lines")
     return saved, blocks, notes
@@ -657,8 +658,10 @@ def _summarize(file: TableFile, chosen: Sequence[ColumnKind], fitted: Preprocess
         values = "" if result is None else _describe_values(file, column.index, column.kind)
         # Why a column is out matters more than its values do.
         use = f"out: {column.reason}" if result is None else _describe_use(result)
-        shown = [_shorten(text, width) for text, width in zip((column.name, values, use), _SUMMARY_WIDTHS, strict=True)]
-        rows.append((shown[0], "" if result is None else column.kind, str(gaps) if gaps else "", shown[1], shown[2]))
+        texts = (column.name, values, use)
+        name, values, use = map(_shorten, texts, _SUMMARY_WIDTHS)
+        kind = "" if result is None else column.kind
+        rows.append((name, kind, str(gaps or ""), values, use))
     if len(ordered) > _MOST_SUMMARY_ROWS:
         rows.append((f"… {len(ordered) - _MOST_SUMMARY_ROWS} more", "", "", "", ""))
     return tuple(rows)
@@ -676,8 +679,8 @@ def _describe_values(file: TableFile, index: int, kind: str) -> str:
     names = [cell.strip() for cell in as_cells(cells).encoded[0] if not is_gap(cell)]
     if kind == "date":
         return names[0] if names else ""
-    shown = ", ".join(sorted(names)[:3])
-    return f"{len(names)}: {shown}{', …' if len(names) > 3 else ''}" if names else ""
+    examples = ", ".join(sorted(names)[:3])
+    return f"{len(names)}: {examples}{', …' if len(names) > 3 else ''}" if names else ""
 
 
 def _describe_use(column: Column) -> str:

@@ -115,8 +115,8 @@ def text(
     text_format = TextFormat({"\\t": "\t"}.get(str(separator), separator), header, encoding, decimal)
     folder = Path(path).expanduser()
     if folder.is_dir():
-        typed = {"text": text, "target": target, "val_path": val_path, "test_path": test_path}
-        source = _read_folder(folder, encoding, classes, typed)
+        folder_keys = {"text": text, "target": target, "val_path": val_path, "test_path": test_path}
+        source = _read_folder(folder, encoding, classes, folder_keys)
     else:
         source = _read_tables(folder, text_format, text, target, val_path, test_path, preprocessing)
         if classes is not None:
@@ -143,8 +143,8 @@ def text(
     drawn_val = 0.0 if source.has_val or nothing_to_learn else val_fraction
     parts = draw_parts(rows, plan, drawn_test, drawn_val, None if nothing_to_learn else folds, fold)
     has_part = [("val", source.has_val), ("test", source.has_test)]
-    given = {name: name if is_given else None for name, is_given in has_part}
-    parts = add_given_parts(parts, source.files, given["val"], given["test"])
+    parts_of_files = {name: name if is_given else None for name, is_given in has_part}
+    parts = add_given_parts(parts, source.files, parts_of_files["val"], parts_of_files["test"])
 
     if preprocessing is not None:
         tokenizer = Tokenizer.from_plain(preprocessing, preprocessing["vocabulary"])
@@ -274,12 +274,12 @@ def _list_columns(columns: str | int | Sequence[str | int] | None) -> list[str |
 
 
 def _choose_trained(
-    table: Table, typed: str | int | list[str | int] | None, trained: Sequence[str]
+    table: Table, columns: str | int | list[str | int] | None, trained: Sequence[str]
 ) -> str | int | list[str | int] | None:
     """The columns of training, if they are there and no others are typed by name."""
     # A name that is typed counts, a number may stand for another column here.
-    is_by_name = any(isinstance(column, str) for column in _list_columns(typed))
-    return typed if is_by_name or not set(trained) <= set(table.names) else list(trained)
+    is_by_name = any(isinstance(column, str) for column in _list_columns(columns))
+    return columns if is_by_name or not set(trained) <= set(table.names) else list(trained)
 
 
 def _judge_text_column(file: TableFile, targets: Sequence[int]) -> int:
@@ -321,8 +321,8 @@ def _refuse_empty(file: TableFile, columns: Sequence[int], corpus: Corpus) -> No
     troubles = []
     for row in np.flatnonzero(corpus.lengths == 0).tolist():
         cell = file.table.columns[columns[0]][row]
-        what = f"holds '{cell[:40]}', in which there is no text" if cell.strip() else "is empty"
-        troubles.append(Trouble(row, columns[0], what))
+        problem = f"holds '{cell[:40]}', in which there is no text" if cell.strip() else "is empty"
+        troubles.append(Trouble(row, columns[0], problem))
     raise_troubles(file, troubles, "write a text, or remove the row")
 
 
@@ -330,10 +330,10 @@ def _refuse_empty(file: TableFile, columns: Sequence[int], corpus: Corpus) -> No
 
 
 def _read_folder(
-    folder: Path, encoding: str | None, classes: Sequence[str] | None, typed: Mapping[str, Any]
+    folder: Path, encoding: str | None, classes: Sequence[str] | None, folder_keys: Mapping[str, Any]
 ) -> _Source:
     """Texts in class folders, in `folder` itself or in its folders train, val and test."""
-    for key, value in typed.items():
+    for key, value in folder_keys.items():
         if value is not None:
             raise RequestError(f"data.{key}={value} is for tables, and data.path={folder} is a folder; leave it out")
     bases = _find_bases(folder)

@@ -94,8 +94,8 @@ def _add_months(time: float, months: int) -> float:
     is_last = (moment + timedelta(days=1)).month != moment.month
     year, month = divmod(moment.year * 12 + moment.month - 1 + months, 12)
     first = moment.replace(year=year, month=month + 1, day=1)
-    after = first.replace(year=first.year + first.month // 12, month=first.month % 12 + 1)
-    length = (after - first).days
+    next_month = first.replace(year=first.year + first.month // 12, month=first.month % 12 + 1)
+    length = (next_month - first).days
     day = length if is_last else min(moment.day, length)
     return (first.replace(day=day) - _EPOCH).total_seconds()
 
@@ -218,9 +218,9 @@ def fill_gaps(values: NDArray[np.float64], breaks: NDArray[np.bool_]) -> NDArray
     # The last row with a value, of this series.
     last = np.maximum.accumulate(np.where(np.isnan(values), -1, rows), axis=0)
     # A value of the series before is no value of this one.
-    begins = np.maximum.accumulate(np.where(breaks, np.arange(len(values)), 0))[:, None]
+    series_starts = np.maximum.accumulate(np.where(breaks, np.arange(len(values)), 0))[:, None]
     filled = np.take_along_axis(values, np.maximum(last, 0), axis=0)
-    return np.where(last >= begins, filled, np.nan)
+    return np.where(last >= series_starts, filled, np.nan)
 
 
 def find_windows(

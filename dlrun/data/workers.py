@@ -235,9 +235,9 @@ def explain_death(error: BaseException) -> DataError | None:
         )
 
     exit_code = re.search(r"with exit code (\d+)", text)
-    how = f" with exit code {exit_code[1]}" if exit_code else ""
+    detail = f" with exit code {exit_code[1]}" if exit_code else ""
     return DataError(
-        f"a worker process that reads data ended by itself{how}; code of the data ended it: type "
+        f"a worker process that reads data ended by itself{detail}; code of the data ended it: type "
         "data.num_workers=0 to see where"
     )
 

@@ -226,8 +226,8 @@ def space_out(source: str) -> str:
     blocks = re.split(r"\n\n(?=\S)", source)
     text = blocks[0]
     for before, block in pairwise(blocks):
-        apart = "\n\n\n" if _is_definition(before) or _is_definition(block) else "\n\n"
-        text += apart + block
+        gap = "\n\n\n" if _is_definition(before) or _is_definition(block) else "\n\n"
+        text += gap + block
     return text + "\n"
 
 

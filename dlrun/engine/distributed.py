@@ -246,18 +246,18 @@ class ProcessGroup(Distributed):
         import torch
         import torch.distributed as dist
 
-        trained = [p for p in parameters if p.requires_grad]
-        if not trained:
+        trainable = [p for p in parameters if p.requires_grad]
+        if not trainable:
             return
 
         # A rank without a row of the batch has none.
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
-        present = gradients[0].new_tensor([p.grad is not None for p in trained])
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trainable]
+        present = gradients[0].new_tensor([p.grad is not None for p in trainable])
         flat = torch.cat([present, *(gradient.flatten() for gradient in gradients)])
         dist.all_reduce(flat, group=self.group)
 
-        counts, *averages = torch.split(flat, [len(trained), *(p.numel() for p in trained)])
-        for p, count, average in zip(trained, counts.tolist(), averages, strict=True):
+        counts, *averages = torch.split(flat, [len(trainable), *(p.numel() for p in trainable)])
+        for p, count, average in zip(trainable, counts.tolist(), averages, strict=True):
             if count:
                 p.grad = (average / self.world_size).view_as(p)
 

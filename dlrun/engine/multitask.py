@@ -174,10 +174,10 @@ def join_outputs(outputs_of_spec: Sequence[Output], _module: nn.Module, _inputs:
             )
         outputs = [outputs[name] for name in names]
     if not isinstance(outputs, list | tuple) or len(outputs) != len(names):
-        what = f"{len(outputs)} tensors" if isinstance(outputs, list | tuple) else f"a {type(outputs).__name__}"
+        content = f"{len(outputs)} tensors" if isinstance(outputs, list | tuple) else f"a {type(outputs).__name__}"
         raise RequestError(
-            f"the model returns {what}, and spec.outputs are {join_names(names)}; return a dict of these names, or a "
-            "tuple in this order"
+            f"the model returns {content}, and spec.outputs are {join_names(names)}; return a dict of these names, or "
+            "a tuple in this order"
         )
 
     columns = []

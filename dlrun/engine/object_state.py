@@ -216,7 +216,7 @@ def _are_equal_tensors(one: Tensor, two: Tensor) -> bool:
 def name_modules(model: nn.Module) -> dict[str, nn.Module]:
     """All modules by name, also those in attributes, lists and dictionaries, where torch does not see them."""
     modules = dict(model.named_modules())
-    known = {id(module) for module in modules.values()}
+    known_ids = {id(module) for module in modules.values()}
     pending = list(modules.items())
     while pending:
         name, module = pending.pop(0)
@@ -224,14 +224,14 @@ def name_modules(model: nn.Module) -> dict[str, nn.Module]:
             if attribute in TORCH_ATTRIBUTES:
                 continue
             for suffix, inner in _iterate_modules(value):
-                if id(inner) in known:
+                if id(inner) in known_ids:
                     continue
 
                 path = f"{name}.{attribute}{suffix}" if name else attribute + suffix
                 for below, submodule in inner.named_modules():
-                    if id(submodule) in known:
+                    if id(submodule) in known_ids:
                         continue
-                    known.add(id(submodule))
+                    known_ids.add(id(submodule))
                     full_name = f"{path}.{below}" if below else path
                     modules[full_name] = submodule
                     pending.append((full_name, submodule))

@@ -214,12 +214,12 @@ class TrainState:
 
     def get_parameter_values(self) -> dict[str, float]:
         """{"parameter/<name>": value} for every trained number of a tiny model; empty for any other model."""
-        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        if sum(p.numel() for p in trained.values()) > _MAX_LOGGED_PARAMETERS:
+        trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        if sum(p.numel() for p in trainable.values()) > _MAX_LOGGED_PARAMETERS:
             return {}
 
         row: dict[str, float] = {}
-        for name, parameter in trained.items():
+        for name, parameter in trainable.items():
             values = parameter.detach().flatten().tolist()
             if len(values) == 1:
                 row[f"parameter/{name}"] = values[0]

@@ -147,8 +147,8 @@ def _explain_missing_checkpoint(folder: Path) -> str:
     if "hydra.run.dir=" in command:
         verb = "call" if is_called_from_python() else "type"
         start = f"delete {quote(folder)} and {verb}"
-    again = suggest_repeat(command)
-    return f"{folder} ended before its first checkpoint, so there is nothing to resume from; {start} {again}"
+    repetition = suggest_repeat(command)
+    return f"{folder} ended before its first checkpoint, so there is nothing to resume from; {start} {repetition}"
 
 
 def refuse_incomplete(state: dict[str, Any], keys: Sequence[str], path: Path) -> None:

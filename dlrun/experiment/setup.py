@@ -270,13 +270,17 @@ def _check_mixing(mixing: BatchMix | None, objective: Objective) -> None:
     if mixing is None:
         return
 
-    what = f"data.augment: {' and '.join(mixing.names)} make soft targets, and"
+    subject = f"data.augment: {' and '.join(mixing.names)} make soft targets, and"
     if objective.spec.task != "multiclass":
-        raise RequestError(f"{what} this task is {objective.spec.task}; type data.task=multiclass, or leave them out")
+        raise RequestError(
+            f"{subject} this task is {objective.spec.task}; type data.task=multiclass, or leave them out"
+        )
     if objective.own_loss is not None or objective.loss_name != "cross_entropy":
-        raise RequestError(f"{what} task.loss={objective.loss_name} takes none; leave one of the two out")
+        raise RequestError(f"{subject} task.loss={objective.loss_name} takes none; leave one of the two out")
     if objective.class_weights is not None:
-        raise RequestError(f"{what} task.class_weights is for one class a row; type data.sampler=balanced in its place")
+        raise RequestError(
+            f"{subject} task.class_weights is for one class a row; type data.sampler=balanced in its place"
+        )
 
 
 def _may_log(settings: Settings) -> bool:

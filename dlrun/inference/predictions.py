@@ -43,10 +43,10 @@ class Predictions:
         return len(self.values)
 
     def __repr__(self) -> str:
-        shown = self._format_rows()[:_MOST_SHOWN]
+        rows_shown = self._format_rows()[:_MOST_SHOWN]
         gap = [] if len(self) <= _MOST_SHOWN else [f"... {len(self) - _MOST_SHOWN} more"]
         noun = "prediction" if len(self) == 1 else "predictions"
-        return escape_line(f"<{len(self)} {noun}: {', '.join([*shown, *gap])}>")
+        return escape_line(f"<{len(self)} {noun}: {', '.join([*rows_shown, *gap])}>")
 
     def _repr_html_(self) -> str:
         """What a notebook shows: a row for each input, up to a few."""

@@ -217,8 +217,8 @@ def clear_for_restart(folder: Path) -> None:
         for name in (".hydra", "checkpoints", "figures"):
             shutil.rmtree(folder / name, ignore_errors=True)
 
-        own = (ENVIRONMENT, "run.log", METRICS, FINGERPRINTS, RESULT, "report.html", "loggers.json", "metrics.csv")
-        for file in [*(folder / name for name in own), *folder.glob("events.out.tfevents.*")]:
+        names = (ENVIRONMENT, "run.log", METRICS, FINGERPRINTS, RESULT, "report.html", "loggers.json", "metrics.csv")
+        for file in [*(folder / name for name in names), *folder.glob("events.out.tfevents.*")]:
             file.unlink(missing_ok=True)
 
 

@@ -193,11 +193,11 @@ def find_stacks(
     """
     if mode == "off":
         return []
-    begun, damage = find_begun_stacks(folder, jobs, {job.key for job in unfinished})
-    taken = {job.key for unit in begun for job in unit.jobs} | set(missing_data)
-    units, lines = plan_stacks([job for job in unfinished if job.key not in taken], mode, folder, prepared)
+    begun_stacks, damage = find_begun_stacks(folder, jobs, {job.key for job in unfinished})
+    taken_keys = {job.key for unit in begun_stacks for job in unit.jobs} | set(missing_data)
+    units, lines = plan_stacks([job for job in unfinished if job.key not in taken_keys], mode, folder, prepared)
     notes += [*damage, *lines]
-    return [*begun, *units]
+    return [*begun_stacks, *units]
 
 
 def form_units(queue: Sequence[Job], stacks: Sequence[Unit]) -> list[Unit]:
@@ -205,7 +205,7 @@ def form_units(queue: Sequence[Job], stacks: Sequence[Unit]) -> list[Unit]:
     # A job that has a checkpoint of its own continues alone.
     open_keys = {job.key for job in queue if not job.request.continues}
     units: dict[str, Unit] = {}
-    taken = set[str]()
+    taken_keys = set[str]()
     for stack in stacks:
         opened = [job for job in stack.jobs if job.key in open_keys]
         if not opened:
@@ -214,13 +214,13 @@ def form_units(queue: Sequence[Job], stacks: Sequence[Unit]) -> list[Unit]:
         has_begun = stack.file is not None and stack.file.exists()
         members = stack.jobs if has_begun else tuple(opened)
         keys = {job.key for job in opened}
-        taken |= keys
+        taken_keys |= keys
         units[opened[0].key] = replace(
             stack, jobs=members, finished=frozenset(job.key for job in members if job.key not in keys)
         )
 
     for job in queue:
-        if job.key not in taken:
+        if job.key not in taken_keys:
             units[job.key] = Unit((job,))
     return [units[job.key] for job in queue if job.key in units]
 

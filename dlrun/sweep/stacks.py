@@ -116,8 +116,8 @@ def _judge(group: Sequence[Job], mode: str, prepared: PreparedJobs) -> tuple[int
         return count, f"{count} runs train as one stack, as sweep.stack=on asks"
 
     try:
-        known = prepared.by_key.get(group[0].key)
-        context = prepare_run(group[0].request).context if known is None else known.context
+        prepared_job = prepared.by_key.get(group[0].key)
+        context = prepare_run(group[0].request).context if prepared_job is None else prepared_job.context
         obstacle = choice.find_obstacle(context)
         if obstacle is not None:
             return 1, f"not stacked: {obstacle}"

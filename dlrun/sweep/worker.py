@@ -45,10 +45,10 @@ def run_in_process(unit: Unit, results: Connection, threads: int) -> None:
 
 def _run_interruptibly(unit: Unit, results: Connection) -> None:
     """Run the unit with the stop signals unblocked, which the fork server blocks."""
-    sent = set[str]()
+    sent_keys = set[str]()
 
     def report(job: Job, outcome: Outcome) -> bool:
-        sent.add(job.key)
+        sent_keys.add(job.key)
         results.send((job.key, outcome))
         return True
 
@@ -64,7 +64,7 @@ def _run_interruptibly(unit: Unit, results: Connection) -> None:
     except KeyboardInterrupt as interrupt:
         # The signal came before the run handled signals itself.
         for job in unit.open_jobs:
-            if job.key not in sent:
+            if job.key not in sent_keys:
                 report(job, Outcome(signals.get_interrupt_exit_code(interrupt)))
     finally:
         if set_mask:

@@ -55,37 +55,37 @@ def choose_kinds(
     others: positions of columns that are no features either. RequestError for a column that is not there.
     """
     table = file.table
-    typed: dict[int, Kind] = {}
+    typed_kinds: dict[int, Kind] = {}
     for column in choice.categorical or ():
-        typed[file.table.find_column(column, "data.categorical")] = "category"
+        typed_kinds[file.table.find_column(column, "data.categorical")] = "category"
     for name, kind in (choice.kinds or {}).items():
         position = file.table.find_column(name, "data.kinds")
         if kind not in KINDS:
             hint = did_you_mean(str(kind), KINDS)
             raise RequestError(f"data.kinds.{name}={kind} is no kind; {hint}type one of {', '.join(KINDS)}")
-        typed[position] = kind  # type: ignore[assignment]
+        typed_kinds[position] = kind  # type: ignore[assignment]
     for column in choice.drop or ():
-        typed[file.table.find_column(column, "data.drop")] = "drop"
+        typed_kinds[file.table.find_column(column, "data.drop")] = "drop"
 
-    wanted = None
+    positions = None
     if choice.columns is not None:
-        wanted = {file.table.find_column(column, "data.columns") for column in choice.columns}
+        positions = {file.table.find_column(column, "data.columns") for column in choice.columns}
     for target in targets:
-        if wanted is not None and target in wanted:
+        if positions is not None and target in positions:
             raise RequestError(f"data.columns names the target, {table.names[target]}; leave it out there")
-        if typed.get(target) == "drop":
+        if typed_kinds.get(target) == "drop":
             raise RequestError(f"data.drop names the target, {table.names[target]}; leave it out there")
 
     kinds = []
     for index, name in enumerate(table.names):
         if index in targets or index in others:
             continue
-        if wanted is not None and index not in wanted:
+        if positions is not None and index not in positions:
             kinds.append(ColumnKind(name, index, "drop", "not in data.columns"))
-        elif index in typed:
-            reason = "as typed" if typed[index] == "drop" else ""
-            kinds.append(ColumnKind(name, index, typed[index], reason))
-        elif wanted is not None:
+        elif index in typed_kinds:
+            reason = "as typed" if typed_kinds[index] == "drop" else ""
+            kinds.append(ColumnKind(name, index, typed_kinds[index], reason))
+        elif positions is not None:
             # Whoever names a column wants it, whatever it looks like.
             judged = judge_kind(file, index)
             kinds.append(ColumnKind(name, index, "category") if judged.kind == "drop" else judged)

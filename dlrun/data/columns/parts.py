@@ -115,11 +115,11 @@ def _draw_classes(
     rows: RowIndices, labels: RowIndices, seed: int, fraction: float, part: str, notes: list[str]
 ) -> tuple[RowIndices, RowIndices]:
     """Draw so that both parts have the same mix of classes; a class of one row is trained on."""
-    own = labels[rows]
-    counts = np.bincount(own)
+    part_labels = labels[rows]
+    counts = np.bincount(part_labels)
     held_out = min(max(round(len(rows) * fraction), 1), len(rows) - 1)
     classes = int((counts > 0).sum())
-    single = counts[own] == 1
+    single = counts[part_labels] == 1
     if held_out >= classes and len(rows) - held_out >= classes and not single.all():
         from sklearn.model_selection import train_test_split
 
@@ -140,8 +140,8 @@ def _draw_classes(
     for position in np.random.default_rng(seed).permutation(len(rows)):
         if len(chosen) == held_out:
             break
-        if left[own[position]] > 1:
-            left[own[position]] -= 1
+        if left[part_labels[position]] > 1:
+            left[part_labels[position]] -= 1
             chosen.append(int(position))
     # As a mask, both parts come out in the order of the rows.
     mask = np.zeros(len(rows), dtype=bool)
@@ -185,8 +185,8 @@ def describe_small_classes(test_labels: Sequence[int] | RowIndices, names: Seque
     """A note on the classes that the test part has no row of; "" if there is none."""
     counts = np.bincount(np.asarray(test_labels, dtype=np.int64), minlength=len(names))
     # Nothing is measured of these, although metrics seem to speak for all classes.
-    absent = [name for name, count in zip(names, counts, strict=True) if count == 0]
-    if not absent:
+    empty_parts = [name for name, count in zip(names, counts, strict=True) if count == 0]
+    if not empty_parts:
         return ""
-    shown = ", ".join(absent[:5]) + (", …" if len(absent) > 5 else "")
-    return f"the test part has no row of {len(absent)} of {len(names)} classes: {shown}."
+    names_shown = ", ".join(empty_parts[:5]) + (", …" if len(empty_parts) > 5 else "")
+    return f"the test part has no row of {len(empty_parts)} of {len(names)} classes: {names_shown}."

@@ -423,10 +423,10 @@ def _refuse_ragged(path: Path, lines: list[int], rows: list[list[str]], separato
     if not wrong:
         return
 
-    shown = [f"line {line}: {count} fields, where the others have {width}" for line, count in wrong]
-    message = f"{path}, " + "; ".join(shown[:MOST_TROUBLES])
-    if len(shown) > MOST_TROUBLES:
-        message += f"; and {len(shown) - MOST_TROUBLES} more lines"
+    descriptions = [f"line {line}: {count} fields, where the others have {width}" for line, count in wrong]
+    message = f"{path}, " + "; ".join(descriptions[:MOST_TROUBLES])
+    if len(descriptions) > MOST_TROUBLES:
+        message += f"; and {len(descriptions) - MOST_TROUBLES} more lines"
     advice = (
         "correct the lines" if separator is None else f"correct them, or type data.separator=… if not '{separator}'"
     )
@@ -523,9 +523,9 @@ def _read_excel(path: Path, content: bytes, notes: list[str]) -> tuple[list[int]
 
 def _read_arrow(path: Path, content: bytes) -> tuple[list[str], list[tuple[str, ...]]]:
     pandas = _import_pandas(path, "pyarrow")
-    read = pandas.read_parquet if path.suffix.lower() in PARQUET else pandas.read_feather
+    reader = pandas.read_parquet if path.suffix.lower() in PARQUET else pandas.read_feather
     try:
-        frame = read(io.BytesIO(content))
+        frame = reader(io.BytesIO(content))
     except Exception as error:
         # pyarrow has a class for each error, most of them OSError or ValueError.
         raise DataError(f"{path} cannot be read: {str(error).splitlines()[0]}; write the file anew") from error

@@ -67,9 +67,10 @@ class Table:
     def build_cell_error(self, column: int, row: int) -> DataError:
         """The error for a cell that should have been a finite number."""
         cell = self.columns[column][row]
-        what = f"holds '{cell[:40]}', which is not a finite number" if cell.strip() else "is empty"
+        problem = f"holds '{cell[:40]}', which is not a finite number" if cell.strip() else "is empty"
         return DataError(
-            f"{self.path}, line {self.lines[row]}: column '{self.names[column]}' {what}; correct the line or remove it"
+            f"{self.path}, line {self.lines[row]}: column '{self.names[column]}' {problem}; correct the line or "
+            "remove it"
         )
 
 

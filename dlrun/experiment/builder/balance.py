@@ -71,9 +71,9 @@ def find_balance_notes(settings: Settings, splits: Splits) -> list[str]:
 
     names = spec.class_names or tuple(str(number) for number in range(len(counts)))
     order = counts.argsort(descending=True, stable=True).tolist()
-    shown = order if len(order) <= _MOST_NAMES else [*order[: _MOST_NAMES // 2], *order[-_MOST_NAMES // 2 :]]
-    listed = [f"{names[i]} {int(counts[i]):,}" for i in shown]
-    if len(shown) < len(order):
+    classes = order if len(order) <= _MOST_NAMES else [*order[: _MOST_NAMES // 2], *order[-_MOST_NAMES // 2 :]]
+    listed = [f"{names[i]} {int(counts[i]):,}" for i in classes]
+    if len(classes) < len(order):
         listed.insert(_MOST_NAMES // 2, "…")
     return [
         f"the classes differ in size, in training rows: {', '.join(listed)}; data.sampler=balanced draws all equally "

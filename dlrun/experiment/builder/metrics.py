@@ -153,9 +153,9 @@ def _build_sklearn(target: str, arguments: Mapping[str, Any], spec: DataSpec) ->
     matches = [name for name in candidates if name in sklearn.metrics.__all__]
     if len(matches) != 1:
         hint = did_you_mean(bare, [*own_names, *sklearn.metrics.__all__])
-        what = f"names {' and '.join(matches)}" if matches else "is no metric of dlrun or scikit-learn"
+        problem = f"names {' and '.join(matches)}" if matches else "is no metric of dlrun or scikit-learn"
         raise RequestError(
-            f"{_KEY}: {target} {what}; {hint}type one of {', '.join(own_names)}, sklearn.metrics.<function>, "
+            f"{_KEY}: {target} {problem}; {hint}type one of {', '.join(own_names)}, sklearn.metrics.<function>, "
             "or module.function for one of yours"
         )
 

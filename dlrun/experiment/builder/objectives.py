@@ -89,16 +89,18 @@ def compute_class_weights(settings: Settings, spec: DataSpec, train: Part | None
     `balanced`: rows / (classes · rows of the class) over the training rows, or tags, as scikit-learn's
     compute_class_weight. RequestError where a class has no row there.
     """
-    wanted = settings.task.class_weights
-    if wanted is None:
+    setting = settings.task.class_weights
+    if setting is None:
         return None
     if spec.task == "regression":
         raise RequestError("task.class_weights is for classes, and these targets are numbers; leave it out")
-    if isinstance(wanted, list) and spec.task != "multitask":
-        return list(wanted)
-    if wanted != "balanced" and spec.task != "multitask":
-        hint = did_you_mean(str(wanted), ["balanced"])
-        raise RequestError(f"task.class_weights={wanted} is no choice; {hint}type balanced, or a number for each class")
+    if isinstance(setting, list) and spec.task != "multitask":
+        return list(setting)
+    if setting != "balanced" and spec.task != "multitask":
+        hint = did_you_mean(str(setting), ["balanced"])
+        raise RequestError(
+            f"task.class_weights={setting} is no choice; {hint}type balanced, or a number for each class"
+        )
 
     if spec.task == "multitask":
         raise RequestError("task.class_weights is for one output; weight the losses of several by task.weights")

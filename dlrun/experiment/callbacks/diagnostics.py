@@ -362,8 +362,8 @@ def find_overfitting(rows: Rows, baseline: Mapping[str, float]) -> Troubles:
     best = losses.index(lowest)
     fell = rows[-1]["train/loss"] < rows[best]["train/loss"]
     if fell and min(losses[-_PATIENCE - 1 :]) > lowest + max(_OVERFIT_RISE * lowest, visible):
-        how = f"the validation loss rose from {lowest:.4g} to {losses[-1]:.4g} while the training loss kept falling"
-        return _describe_overfitting(int(rows[best]["epoch"]), how)
+        cause = f"the validation loss rose from {lowest:.4g} to {losses[-1]:.4g} while the training loss kept falling"
+        return _describe_overfitting(int(rows[best]["epoch"]), cause)
 
     # It stands still: since it came near its best, training alone has improved.
     since = next((i for i, loss in enumerate(losses) if loss <= lowest + visible), best)
@@ -372,16 +372,16 @@ def find_overfitting(rows: Rows, baseline: Mapping[str, float]) -> Troubles:
     far = max(_FAR_SHARE * abs(baseline.get("val/loss", math.inf)), (_FAR_TIMES - 1) * now)
     is_long = len(losses) - 1 - since > _PATIENCE
     if is_long and before - now > visible and losses[-1] - now > far:
-        how = (
+        cause = (
             f"the validation loss stays at {losses[-1]:.4g} while the training loss fell from {before:.4g} to {now:.4g}"
         )
-        return _describe_overfitting(int(rows[since]["epoch"]), how)
+        return _describe_overfitting(int(rows[since]["epoch"]), cause)
     return {}
 
 
-def _describe_overfitting(epoch: int, how: str) -> Troubles:
+def _describe_overfitting(epoch: int, cause: str) -> Troubles:
     return {
-        "overfitting": f"overfitting since epoch {epoch}: {how}; the best weights are kept; try "
+        "overfitting": f"overfitting since epoch {epoch}: {cause}; the best weights are kept; try "
         f"trainer.early_stopping.patience={_PATIENCE}, more data, a smaller model, or dropout"
     }
 
@@ -492,19 +492,19 @@ def find_nonfinite(row: Mapping[str, float], gradient_step: int | None, model: n
     row: of the epoch that has ended. gradient_step: the first log point at which the gradient was not finite.
     model: None leaves the gradients of the last step alone.
     """
-    what = "gradient"
+    quantity = "gradient"
     step = gradient_step
     if step is None and model is not None:
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         if gradients and not nn.utils.get_total_norm(gradients).isfinite():
             step = int(row["step"])
     if step is None and not math.isfinite(row.get("val/loss", 0.0)):
-        what = "validation loss"
+        quantity = "validation loss"
         step = int(row["step"])
     if step is None:
         return {}
     return {
-        "not finite": f"the {what} is not finite since step {step}; "
+        "not finite": f"the {quantity} is not finite since step {step}; "
         "try a smaller optimizer.lr, trainer.grad_clip_norm=1, or inputs of a size around 1"
     }
 
@@ -529,9 +529,9 @@ def find_far_inputs(x: Tensor, spec: DataSpec, can_normalize: bool) -> Troubles:
     if count == 0:
         return {}
 
-    thing = "channel" if spec.kind == "image" else "feature"
-    name = f"{thing} {spec.feature_names[worst] if worst < len(spec.feature_names) else worst}"
-    subject = f"{count} of {len(distance)} {thing}s are" if count > 1 else f"{name} is"
+    unit = "channel" if spec.kind == "image" else "feature"
+    name = f"{unit} {spec.feature_names[worst] if worst < len(spec.feature_names) else worst}"
+    subject = f"{count} of {len(distance)} {unit}s are" if count > 1 else f"{name} is"
     advice = "type data.normalize=true"
     if not can_normalize:
         advice = "subtract its mean and divide by its deviation in the data"

@@ -87,16 +87,16 @@ def check_resume(words: list[str], seed: int | None = None) -> int:
     inside = 0
     verdicts: dict[str, bool] = {}
     with tempfile.TemporaryDirectory(prefix="dlrun-check-resume-") as place:
-        alone = Path(place) / "whole"
-        wait_for_end(start_process(plan, alone), alone)
-        unsaved = [note for note in read_result(alone / RESULT)["warnings"] if NOT_SAVED in note]
+        reference = Path(place) / "whole"
+        wait_for_end(start_process(plan, reference), reference)
+        unsaved = [note for note in read_result(reference / RESULT)["warnings"] if NOT_SAVED in note]
 
         for i in range(_ROUNDS):
             folder = Path(place) / f"killed_{i}"
             kills = train_with_kills(plan, folder, draw)
             killed += len(kills)
             inside += sum(kills)
-            for name, is_equal in compare_folders(alone, folder).items():
+            for name, is_equal in compare_folders(reference, folder).items():
                 verdicts[name] = is_equal and verdicts.get(name, True)
             if killed >= KILLS:
                 break
@@ -222,19 +222,19 @@ def _is_time_to_kill(checkpoints: Path, step: int, after_save: bool) -> bool:
     return has_checkpoint and is_reached
 
 
-def compare_folders(alone: Path, killed: Path) -> dict[str, bool]:
+def compare_folders(reference: Path, killed: Path) -> dict[str, bool]:
     """Compare what two runs left behind: for each part by name whether it is equal."""
     results = []
-    for folder in (alone, killed):
+    for folder in (reference, killed):
         result = read_result(folder / RESULT)
         results.append({key: value for key, value in result.items() if key not in _TIMED})
     one, two = results
 
     verdicts = {"weights (sha256)": one["weights_sha256"] == two["weights_sha256"]}
     for name in (METRICS, FINGERPRINTS):
-        verdicts[f"{name} (bytes)"] = (alone / name).read_bytes() == (killed / name).read_bytes()
-    verdicts["TensorBoard scalars (without time/)"] = read_scalars(alone) == read_scalars(killed)
-    verdicts["best checkpoint (weights)"] = find_difference(_load_best(alone), _load_best(killed)) is None
+        verdicts[f"{name} (bytes)"] = (reference / name).read_bytes() == (killed / name).read_bytes()
+    verdicts["TensorBoard scalars (without time/)"] = read_scalars(reference) == read_scalars(killed)
+    verdicts["best checkpoint (weights)"] = find_difference(_load_best(reference), _load_best(killed)) is None
     verdicts[f"{RESULT} (without timings)"] = one == two
     return verdicts
 

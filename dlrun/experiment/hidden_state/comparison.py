@@ -270,14 +270,14 @@ class ReloadCheck:
 
             net.train()
             with torch.enable_grad():
-                trained = net(*inputs)
-                gradients = _compute_gradients(net, trained)
+                training_outputs = net(*inputs)
+                gradients = _compute_gradients(net, training_outputs)
                 requires_grad = torch.tensor([float(p.requires_grad) for p in net.parameters()])
                 later = [net(*inputs).detach().clone() for _ in range(self._count_calls())]
 
         return {
             "evaluated": [evaluated],
-            "trained": [trained.detach().clone()],
+            "trained": [training_outputs.detach().clone()],
             "gradients": gradients,
             "on": [requires_grad],
             "later": later,

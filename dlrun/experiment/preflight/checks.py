@@ -175,13 +175,13 @@ def _check_outputs(outputs: Any, targets: Tensor, task: Objective) -> None:
         raise RequestError(f"the model must return a tensor, not {type(outputs).__name__}{several}")
 
     # (B, C), for tagging (B, T, C)
-    needed: tuple[int, ...] = (len(targets), task.spec.output_size)
+    shape_needed: tuple[int, ...] = (len(targets), task.spec.output_size)
     if task.spec.task == "tagging":
-        needed = (len(targets), targets.shape[1], task.spec.output_size)
-    if tuple(outputs.shape) != needed:
+        shape_needed = (len(targets), targets.shape[1], task.spec.output_size)
+    if tuple(outputs.shape) != shape_needed:
         raise RequestError(
             f"the model's output has the shape {tuple(outputs.shape)}, and {task.spec.task} with "
-            f"{task.spec.output_size} outputs needs {needed}: use spec.output_size for its last layer"
+            f"{task.spec.output_size} outputs needs {shape_needed}: use spec.output_size for its last layer"
         )
 
 
@@ -328,8 +328,8 @@ def _explain_batch_size(
     if isinstance(error, RequestError):
         why = f"with {rows} in training {error}"
     else:
-        who = f"layer {name} ({type(layer).__name__})" if name else f"the model ({type(model).__name__})"
-        why = f"{who} does not take {rows} in training: {_format_error(error)}"
+        owner = f"layer {name} ({type(layer).__name__})" if name else f"the model ({type(model).__name__})"
+        why = f"{owner} does not take {rows} in training: {_format_error(error)}"
 
     if size.is_ragged:
         return (
@@ -400,18 +400,18 @@ def check_disk(outputs: Path, model: nn.Module, optimizer: Optimizer, keep: int,
     These are the newest `keep`, the best, one being written, and with `full` model.pt.
     """
     # 4 MiB besides, for the small files of a run.
-    needed = (keep + 2) * estimate_checkpoint_bytes(model, optimizer) + 2**22
+    bytes_needed = (keep + 2) * estimate_checkpoint_bytes(model, optimizer) + 2**22
     if full:
-        needed += _count_bytes(_list_tensors(model))
+        bytes_needed += _count_bytes(_list_tensors(model))
 
     # The folder may have to be made: what counts is the disk of its nearest parent.
     place = outputs
     while not place.exists() and place != place.parent:
         place = place.parent
     free = shutil.disk_usage(place).free
-    if free < needed:
+    if free < bytes_needed:
         free_mb = free / 2**20
-        needed_mb = needed / 2**20
+        needed_mb = bytes_needed / 2**20
         raise RequestError(
             f"{outputs} has {free_mb:,.0f} MB free, and the checkpoints need about {needed_mb:,.0f} MB; "
             "make room, or type paths.outputs=<folder> or checkpoint.keep=1"
@@ -422,8 +422,8 @@ def estimate_checkpoint_bytes(model: nn.Module, optimizer: Optimizer) -> int:
     """Estimate the size of one checkpoint on the disk."""
     tensors = _list_tensors(model)
     weights = _count_bytes(tensors)
-    trained = sum(_count_bytes(group["params"]) for group in optimizer.param_groups)
-    moments = trained * count_moments(optimizer)
+    trainable_bytes = sum(_count_bytes(group["params"]) for group in optimizer.param_groups)
+    moments = trainable_bytes * count_moments(optimizer)
     # Name, shape and alignment of each tensor in the archive.
     per_tensor = 400
     # Generators and config.

@@ -36,7 +36,7 @@ def estimate_memory(model: nn.Module, moments: float, values: int, settings: Set
     sample, each kept for the backward pass, in the precision of the forward pass.
     """
     weights = _count_bytes([*model.parameters(), *model.buffers()])
-    trained = _count_bytes(p for p in model.parameters() if p.requires_grad)
+    trainable_bytes = _count_bytes(p for p in model.parameters() if p.requires_grad)
 
     # Activations are kept in the precision of the forward pass, weights and gradients in their own.
     precision = settings.device.precision
@@ -49,8 +49,8 @@ def estimate_memory(model: nn.Module, moments: float, values: int, settings: Set
 
     return Estimate(
         weights=weights,
-        gradients=trained,
-        optimizer=int(trained * moments),
+        gradients=trainable_bytes,
+        optimizer=int(trainable_bytes * moments),
         activations=values * settings.data.keys.batch_size * bytes_per_value,
     )
 

@@ -188,11 +188,11 @@ def _draw_landscape(context: RunContext, rows: list[dict[str, float]]) -> "Figur
             way.append([row[_PARAMETER + name] for name in names])
     # Of optimizers that search instead of descending.
     history = getattr(context.state.optimizer, "history", [])
-    tried = [entry[: len(names)] for entry in history]
+    candidates = [entry[: len(names)] for entry in history]
 
     inputs, targets = collect_rows(context.state.train, MAX_ROWS)
     loss_at = landscape.make_loss_function(context.state.model, context.objective, inputs, targets)
     # (points, numbers)
     way_points = np.array(way, dtype=float).reshape(-1, len(names))
-    tried_points = np.array(tried, dtype=float).reshape(-1, len(names))
+    tried_points = np.array(candidates, dtype=float).reshape(-1, len(names))
     return landscape.draw_loss_landscape(landscape.Landscape(names, loss_at, way_points, tried_points))

@@ -109,9 +109,11 @@ def _count_parameters(context: RunContext) -> int:
 
 def _describe_frozen(context: RunContext) -> str:
     """How many of the parameters are trained, and how many frozen, if some are."""
-    trained = sum(p.numel() for p in context.state.model.parameters() if p.requires_grad)
-    frozen = _count_parameters(context) - trained
-    return f", of which {format_number(trained)} are trained and {format_number(frozen)} frozen" if frozen else ""
+    trainable_count = sum(p.numel() for p in context.state.model.parameters() if p.requires_grad)
+    frozen = _count_parameters(context) - trainable_count
+    return (
+        f", of which {format_number(trainable_count)} are trained and {format_number(frozen)} frozen" if frozen else ""
+    )
 
 
 def _describe_schedule(context: RunContext) -> str:

@@ -139,7 +139,7 @@ def time_steps(context: RunContext, runs: int) -> Trial:
             torch.autograd.grad(loss, of_model, allow_unused=True)
 
     with preserve_generators():
-        alone = _time(step_alone, state.synchronize)
+        seconds_alone = _time(step_alone, state.synchronize)
         generators = [torch.Generator(device) for _ in models]
         stacked_model = StackedModel(models, generators)
         stacked_model.train()
@@ -153,7 +153,7 @@ def time_steps(context: RunContext, runs: int) -> Trial:
 
         stacked = _time(step_stacked, state.synchronize)
     scale = runs / count
-    return Trial(runs, stacked * scale, alone * scale)
+    return Trial(runs, stacked * scale, seconds_alone * scale)
 
 
 def preserve_generators() -> Any:

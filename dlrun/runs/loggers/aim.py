@@ -49,10 +49,10 @@ class AimLogger(Logger):
         """Begin a run in Aim, or continue that of before: what it holds of a step is written anew in its place."""
         self.run = run
         place = self.repo or str(run.outputs.absolute())
-        known = (self.state or {}).get("run_hash")
-        if run.resumed_step is not None and isinstance(known, str) and re.fullmatch(r"[0-9a-f]{24}", known):
+        run_hash = (self.state or {}).get("run_hash")
+        if run.resumed_step is not None and isinstance(run_hash, str) and re.fullmatch(r"[0-9a-f]{24}", run_hash):
             try:
-                self.remote = self._open(place, known)
+                self.remote = self._open(place, run_hash)
             except Exception as error:
                 # It was deleted, or is in another repository.
                 if type(error).__name__ != "MissingRunError":

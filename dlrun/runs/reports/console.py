@@ -173,9 +173,9 @@ def format_metrics(row: dict[str, float]) -> str:
 
 def format_epoch(row: dict[str, float], epochs: int | None, rate: str, is_best: bool) -> str:
     """Format the line of an epoch. epochs: how many there will be, if that is known; rate: "" if it is not known."""
-    of = f"/{epochs}" if epochs else ""
+    total = f"/{epochs}" if epochs else ""
     width = len(str(epochs)) if epochs else 1
-    parts = [f"epoch {int(row['epoch']):>{width}}{of}", format_metrics(row), rate, "best" if is_best else ""]
+    parts = [f"epoch {int(row['epoch']):>{width}}{total}", format_metrics(row), rate, "best" if is_best else ""]
     return "  ".join(part for part in parts if part)
 
 
@@ -187,12 +187,12 @@ def is_printed_epoch(epoch: float, epochs: int | None) -> bool:
 def describe_end(result: dict[str, Any]) -> str:
     """Return the status, and how much was trained how fast. Results of older versions lack some keys."""
     status = result["status"].replace("_", " ")
-    trained = f"{result.get('epochs', 0)} epochs, {result.get('steps', 0):,} steps"
+    duration = f"{result.get('epochs', 0)} epochs, {result.get('steps', 0):,} steps"
     seconds = f"{result.get('train_seconds') or 0:.1f} s of training"
     # None if nothing was trained.
     rate = result.get("samples_per_second")
     speed = f", {rate:,.0f} samples/s" if rate else ""
-    return f"{status} after {trained}, {seconds}{speed}"
+    return f"{status} after {duration}, {seconds}{speed}"
 
 
 def format_number(value: Any) -> str:

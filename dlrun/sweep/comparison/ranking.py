@@ -103,15 +103,15 @@ class Ranking:
 
         Of runs that choose their metrics by task.metrics, all of these.
         """
-        same = "test/" + self.metric.partition("/")[2]
+        test_metric = "test/" + self.metric.partition("/")[2]
         names = set[str]()
-        shown = [same, "test/accuracy", "test/r2"]
+        columns = [test_metric, "test/accuracy", "test/r2"]
         for run in self.runs:
             metrics = run.result["metrics"]
             names.update(metrics)
             if (run.config.get("task") or {}).get("metrics") is not None:
-                shown += [name for name in metrics if name.startswith("test/") and name != "test/loss"]
-        return [name for name in dict.fromkeys(shown) if name in names]
+                columns += [name for name in metrics if name.startswith("test/") and name != "test/loss"]
+        return [name for name in dict.fromkeys(columns) if name in names]
 
     def get_baseline(self, name: str) -> float:
         """A metric of the trivial answer (majority class or mean), averaged over runs; NaN if no run has it."""
@@ -265,8 +265,11 @@ def _list_stacked(runs: Sequence[RunRecord]) -> list[str]:
     count = sum(map(is_stacked, runs))
     if not count:
         return []
-    which = f"all {count} runs" if count == len(runs) else f"{count} of {len(runs)} runs"
-    return [f"{which} trained stacked, as one net, and equal runs alone up to rounding (sweep.stack=off: to the bit)"]
+    number_of_runs = f"all {count} runs" if count == len(runs) else f"{count} of {len(runs)} runs"
+    return [
+        f"{number_of_runs} trained stacked, as one net, and equal runs alone up to rounding "
+        "(sweep.stack=off: to the bit)"
+    ]
 
 
 def _list_code_changes(runs: Sequence[RunRecord]) -> list[str]:

@@ -69,13 +69,13 @@ def _judge_differences(ranking: Ranking) -> list[str]:
             evidence = f"{seeds} seed{'s' if seeds > 1 else ''} a setting"
         return [f"with {evidence} nothing can be told apart: add 'seed=range(5)'"]
 
-    same = [other for other, difference in enough if difference.contains_zero]
+    ties = [other for other, difference in enough if difference.contains_zero]
     seeds_text = _format_counts([difference.n for _, difference in enough])
     # Folds are repetitions as seeds are, by other names.
     repetitions = "folds" if any(isinstance(name, str) for name in best.by_seed) else "seeds"
     method = f"paired over {seeds_text} {repetitions}, 95 % t interval of the difference"
-    if same:
-        verdicts = [f"cannot be told apart from the best ({method} contains 0): {_join_labels(same)}"]
+    if ties:
+        verdicts = [f"cannot be told apart from the best ({method} contains 0): {_join_labels(ties)}"]
     else:
         verdicts = [f"better than {_format_others(len(enough))} ({method} without 0)"]
     if few:

@@ -43,14 +43,14 @@ def draw_image_mistakes(
     if len(rows) == 0:
         return None
 
-    shown = rows[: samples.MOST_TILES]
+    rows_shown = rows[: samples.MOST_TILES]
     titles = []
-    for row, number, p in zip(shown.tolist(), predicted.tolist(), confidence.tolist(), strict=False):
+    for row, number, p in zip(rows_shown.tolist(), predicted.tolist(), confidence.tolist(), strict=False):
         classes = f"{_get_class_name(spec, int(targets[row]))} → {_get_class_name(spec, number)}"
         titles.append(f"{classes}\n{100 * p:.1f} %\n{_shorten(origin.format_short_label(row))}")
 
-    heading = _format_title(len(shown), len(rows), split) + "\ntrue → predicted, probability"
-    pixels = samples.convert_to_pixels(images[shown], spec)
+    heading = _format_title(len(rows_shown), len(rows), split) + "\ntrue → predicted, probability"
+    pixels = samples.convert_to_pixels(images[rows_shown], spec)
     return samples.draw_tiles(pixels, titles, _compute_tile_width(titles), heading)
 
 
@@ -75,8 +75,8 @@ def draw_text_mistakes(
         return None
 
     cells = []
-    shown = rows[:_MOST_LINES].tolist()
-    for row, number, p in zip(shown, predicted.tolist(), confidence.tolist(), strict=False):
+    rows_shown = rows[:_MOST_LINES].tolist()
+    for row, number, p in zip(rows_shown, predicted.tolist(), confidence.tolist(), strict=False):
         words = _cut_text(decode_text(spec, inputs[0][row], int(inputs[1][row])))
         true = _get_class_name(spec, int(targets[row]))
         where = origin.format_short_label(row)
@@ -128,12 +128,12 @@ def _get_class_name(spec: DataSpec, number: int) -> str:
     return spec.class_names[number] if spec.class_names else str(number)
 
 
-def _format_title(shown: int, wrong: int, split: str) -> str:
-    if wrong == 1:
+def _format_title(shown_count: int, error_count: int, split: str) -> str:
+    if error_count == 1:
         return f"The only mistake on {split}"
-    if shown < wrong:
-        return f"The {shown} surest of {wrong:,} mistakes on {split}"
-    return f"All {wrong} mistakes on {split}"
+    if shown_count < error_count:
+        return f"The {shown_count} surest of {error_count:,} mistakes on {split}"
+    return f"All {error_count} mistakes on {split}"
 
 
 def _draw_table(headers: Sequence[str], cells: Sequence[Sequence[str]], title: str) -> "Figure":
