@@ -567,9 +567,9 @@ def rows(own=True):
     return Splits(Rows(own), None, None, spec)
 
 
-def with_gate(kind):
+def add_gate(kind):
     return type("Net" + kind.__name__, (Base,), {"make_gate": lambda self: kind(), "__module__": __name__})
 
 
 for kind in [value for value in globals().values() if isinstance(value, type) and issubclass(value, G)]:
-    globals()["Net" + kind.__name__] = with_gate(kind)
+    globals()["Net" + kind.__name__] = add_gate(kind)

@@ -27,6 +27,6 @@ class Net(nn.Module):
         self.last = nn.Linear(4 + 2 + 4, spec.output_size)
 
     def forward(self, picture: Tensor, table: Tensor, series: Tensor, volume: Tensor) -> Tensor:
-        seen = self.picture(picture).mean((2, 3))
+        features = self.picture(picture).mean((2, 3))
         rest = self.table(torch.cat([table, series.flatten(1)], 1))
-        return self.last(torch.cat([seen, self.volume(volume).mean((2, 3, 4)), rest], 1))  # type: ignore[no-any-return]
+        return self.last(torch.cat([features, self.volume(volume).mean((2, 3, 4)), rest], 1))  # type: ignore[no-any-return]

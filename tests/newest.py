@@ -31,7 +31,7 @@ def requirements() -> list[str]:
     return results
 
 
-def newer() -> dict[str, str]:
+def find_newer() -> dict[str, str]:
     """Name and version of each package that pip would install now, those that the named ones need with them."""
     with tempfile.TemporaryDirectory() as place:
         report = Path(place) / "report.json"
@@ -59,13 +59,13 @@ def overlay(folder: Path, packages: dict[str, str]) -> Path:
 def main() -> int:
     """Say what differs, and test with it; returns pytest's exit code."""
     folder, *arguments = sys.argv[1:]
-    packages = newer()
+    packages = find_newer()
     if not packages:
         print("nothing to test: the newest versions that pyproject.toml allows are those of tests/constraints.txt")
         return 0
     print("newer than in tests/constraints.txt:")
     for name, number in packages.items():
-        print(f"  {name} {_installed(name)} -> {number}")
+        print(f"  {name} {get_installed_version(name)} -> {number}")
     sys.stdout.flush()
     python = overlay(Path(folder), packages)
     code = "import sys; from importlib.metadata import version; print(*(f'{n} {version(n)}' for n in sys.argv[1:]))"
@@ -75,7 +75,7 @@ def main() -> int:
     return subprocess.run([str(python), "-m", "pytest", *arguments], cwd=ROOT, env=environment).returncode
 
 
-def _installed(name: str) -> str:
+def get_installed_version(name: str) -> str:
     try:
         return version(name)
     except ModuleNotFoundError:

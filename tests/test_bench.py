@@ -30,7 +30,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
 def test_every_side_trains_in_turn_or_says_why_not(bench: dict[str, ModuleType]) -> None:
     tiny = {"batch_size": 8, "settings": {"hidden_sizes": [4]}, "features": 3}
     row = bench["rows"].Row("tiny", "mlp", "vectors", 80, classes=1, **tiny)
-    results = bench["harness"].interleaved(row, list(bench["side"].SIDES), rounds=2)
+    results = bench["harness"].measure_interleaved(row, list(bench["side"].SIDES), rounds=2)
     for name, side in results.items():
         if side.get("skipped"):
             assert "is not installed (pip install '.[bench]')" in side["skipped"], (name, side)
@@ -100,12 +100,12 @@ def test_a_row_takes_its_time_and_no_more(
     monkeypatch.setattr(harness, "Side", sides)
     monkeypatch.setattr(harness.time, "perf_counter", lambda: sides.now)
     row = bench["rows"].Row("tiny", "mlp", "vectors", 800, 8, {"hidden_sizes": [4]}, features=3)
-    results, chunk = harness.within(row, list(sides.cost), seconds=104)
+    results, chunk = harness.measure_within(row, list(sides.cost), seconds=104)
     assert chunk == steps
     assert all(len(side["seconds"]) == rounds for side in results.values())
     assert sides.now <= 104
     assert all("peak_mb" in side for side in results.values())
-    reached = bench["core"].reached({"row": asdict(row), "steps": chunk, "sides": results})
+    reached = bench["core"].describe_steps({"row": asdict(row), "steps": chunk, "sides": results})
     assert reached.startswith("1 round of " if rounds == 1 else f"{rounds} rounds of ")
     assert ("whole epochs" in reached) == (chunk == 100)
     assert ("give it more --seconds" in reached) == (rounds < 6)
@@ -119,11 +119,11 @@ def test_a_side_that_takes_too_long_is_given_up_and_the_others_go_on(
     monkeypatch.setattr(harness, "Side", sides)
     monkeypatch.setattr(harness.time, "perf_counter", lambda: sides.now)
     row = bench["rows"].Row("tiny", "mlp", "vectors", 800, 8, {"hidden_sizes": [4]}, features=3)
-    results, _ = harness.within(row, list(sides.cost), seconds=400)
+    results, _ = harness.measure_within(row, list(sides.cost), seconds=400)
     assert results["pure compute"]["skipped"].startswith("too slow: 5 steps take more than ")
     assert "pure compute" in sides.closed
     assert len(results["dlrun"]["seconds"]) == len(results["hand-written"]["seconds"]) == 25
-    results, _ = harness.within(row, list(sides.cost), seconds=12)  # one start fits into the share of starts
+    results, _ = harness.measure_within(row, list(sides.cost), seconds=12)  # one start fits into the share of starts
     assert results["hand-written"]["skipped"].startswith("too slow: not warm after ")
     assert len(results["dlrun"]["seconds"]) > 6
 
@@ -131,14 +131,14 @@ def test_a_side_that_takes_too_long_is_given_up_and_the_others_go_on(
 @pytest.mark.slow
 def test_a_real_side_is_late(bench: dict[str, ModuleType], tmp_path: Path) -> None:
     row = bench["rows"].Row("tiny", "mlp", "vectors", 80, 8, {"hidden_sizes": [4]}, features=3, classes=1)
-    results, _ = bench["harness"].within(row, ["pure compute"], seconds=0.01)
+    results, _ = bench["harness"].measure_within(row, ["pure compute"], seconds=0.01)
     assert results["pure compute"]["skipped"].startswith("too slow: not warm after ")
 
 
 def test_rows_of_real_data_are_skipped_without_them(bench: dict[str, ModuleType]) -> None:
-    rows = list(bench["rows"].in_core(""))
+    rows = list(bench["rows"].list_core_rows(""))
     assert {row.name for row in rows} == set(bench["core"].WHAT)
-    reasons = {row.name: bench["harness"].why_not("dlrun", row) for row in rows}
+    reasons = {row.name: bench["harness"].find_obstacle("dlrun", row) for row in rows}
     assert reasons["resnet"] == "DLRUN_DATA_DIR is not set: mnist is looked for there"
     assert reasons["tiny"] is None
 
@@ -156,7 +156,7 @@ def test_a_bar_is_met_when_the_interval_reaches_it(
 ) -> None:
     bar = bench["core"].Bar("resnet", "course script", at_least=1.9)
     sides = {"dlrun": {"seconds": [mine] * 7}, "course script": {"seconds": [other] * 7}}
-    assert bar.judged({"steps": 10, "sides": sides}).endswith("met" if met else "MISSED")
+    assert bar.judge({"steps": 10, "sides": sides}).endswith("met" if met else "MISSED")
 
 
 def test_a_linear_cost_is_told_from_one_that_grows_faster(bench: dict[str, ModuleType]) -> None:

@@ -49,7 +49,7 @@ class Watched:
         self.page.locator(wait_for).first.wait_for(timeout=WAIT)
         return self.page.locator(wait_for)
 
-    def until(self, expression: str) -> None:
+    def wait_until(self, expression: str) -> None:
         """Wait for JavaScript to be true."""
         self.page.wait_for_function(expression, timeout=WAIT)
 
@@ -89,7 +89,7 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def watched(browser: Any) -> Iterator[Callable[[int, int], Watched]]:
+def open_page(browser: Any) -> Iterator[Callable[[int, int], Watched]]:
     """`watched(width, height)` opens an empty page; in the end none has complained or crashed."""
     opened: list[Watched] = []
 
@@ -149,12 +149,12 @@ def lines_drawn(selector: str, least: int) -> str:
     }}"""
 
 
-def test_scalars_of_several_runs_side_by_side(tensorboard: str, watched: Callable[..., Watched]) -> None:
-    shown = watched()
+def test_scalars_of_several_runs_side_by_side(tensorboard: str, open_page: Callable[..., Watched]) -> None:
+    shown = open_page()
     shown.open(f"{tensorboard}#scalars&tagFilter={quote('^val/')}", "tf-scalar-card")
-    shown.until(lines_drawn("tf-scalar-card", 4 * RUNS))  # loss, accuracy, macro_f1, top5_accuracy
+    shown.wait_until(lines_drawn("tf-scalar-card", 4 * RUNS))  # loss, accuracy, macro_f1, top5_accuracy
     assert shown.hosts() == {"http://127.0.0.1"}
-    shown = watched(1280, 1060)
+    shown = open_page(1280, 1060)
     tags = quote("^(train|val)/(loss|accuracy)$")
     shown.open(f"{tensorboard}?tagFilter={tags}&smoothing=0#timeseries", "line-chart canvas")
     assert shown.page.locator("scalar-card").count() == 4
@@ -164,8 +164,8 @@ def test_scalars_of_several_runs_side_by_side(tensorboard: str, watched: Callabl
     shown.shoot("tensorboard")
 
 
-def test_hyperparameters_with_the_metrics_they_came_to(tensorboard: str, watched: Callable[..., Watched]) -> None:
-    shown = watched(1280, 500)
+def test_hyperparameters_with_the_metrics_they_came_to(tensorboard: str, open_page: Callable[..., Watched]) -> None:
+    shown = open_page(1280, 500)
     cells = shown.open(f"{tensorboard}#hparams", "tf-hparams-table-view div.table-cell")
     boxes = shown.page.locator("paper-checkbox.hparam-checkbox, paper-checkbox.metric-checkbox")
     for box in boxes.all():
@@ -179,19 +179,19 @@ def test_hyperparameters_with_the_metrics_they_came_to(tensorboard: str, watched
     shown.shoot("hparams")
 
 
-def test_precision_over_recall(tensorboard: str, watched: Callable[..., Watched]) -> None:
-    shown = watched(1280, 700)
+def test_precision_over_recall(tensorboard: str, open_page: Callable[..., Watched]) -> None:
+    shown = open_page(1280, 700)
     shown.open(f"{tensorboard}#pr_curves", "tf-pr-curve-card")
-    shown.until(lines_drawn("tf-pr-curve-card", 4 * RUNS))
-    shown = watched(1280, 700)  # in the same page the curves of before would count
+    shown.wait_until(lines_drawn("tf-pr-curve-card", 4 * RUNS))
+    shown = open_page(1280, 700)  # in the same page the curves of before would count
     shown.open(f"{tensorboard}#pr_curves&tagFilter=8", "tf-pr-curve-card")
-    shown.until(lines_drawn("tf-pr-curve-card", RUNS))
+    shown.wait_until(lines_drawn("tf-pr-curve-card", RUNS))
     shown.page.wait_for_timeout(1000)  # they fade in
     shown.shoot("pr_curves")
 
 
-def test_pictures_graph_and_text(tensorboard: str, watched: Callable[..., Watched]) -> None:
-    shown = watched()
+def test_pictures_graph_and_text(tensorboard: str, open_page: Callable[..., Watched]) -> None:
+    shown = open_page()
     pictures = shown.open(f"{tensorboard}#images&tagFilter=confusion", "tf-image-loader img")
     pictures.nth(RUNS - 1).wait_for(timeout=WAIT)
     loaded = "async all => { await Promise.all(all.map(one => one.decode())); return all.map(one => one.naturalWidth) }"
@@ -213,8 +213,8 @@ def check_page(shown: Watched) -> None:
     assert shown.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
-def test_the_report_of_a_sweep_and_of_its_runs(sweep: Path, watched: Callable[..., Watched]) -> None:
-    shown = watched(1000, 800)
+def test_the_report_of_a_sweep_and_of_its_runs(sweep: Path, open_page: Callable[..., Watched]) -> None:
+    shown = open_page(1000, 800)
     heading = shown.open(f"file://{quote(str(sweep / 'report.html'))}", "h1")
     assert "best: optimizer=" in heading.inner_text()
     check_page(shown)
@@ -234,8 +234,8 @@ def test_the_report_of_a_sweep_and_of_its_runs(sweep: Path, watched: Callable[..
     shown.shoot("report_run", 1250)
 
 
-def test_the_report_in_the_dark_and_on_a_phone(sweep: Path, watched: Callable[..., Watched]) -> None:
-    shown = watched(380, 700)
+def test_the_report_in_the_dark_and_on_a_phone(sweep: Path, open_page: Callable[..., Watched]) -> None:
+    shown = open_page(380, 700)
     shown.page.emulate_media(color_scheme="dark")
     for name in ("report.html", *(str(path.relative_to(sweep)) for path in sorted(sweep.glob("*/report.html"))[:1])):
         shown.open(f"file://{quote(str(sweep / name))}", "h1")

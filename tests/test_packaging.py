@@ -84,7 +84,7 @@ def test_where_nothing_is_newer_nothing_is_tested_and_that_is_said(
     newest: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["newest.py", str(tmp_path / "newest")])
-    monkeypatch.setattr(newest, "newer", dict)
+    monkeypatch.setattr(newest, "find_newer", dict)
     assert newest.main() == 0
     assert capsys.readouterr().out.startswith("nothing to test: the newest versions")
     assert list(tmp_path.iterdir()) == []
@@ -103,7 +103,7 @@ def test_with_the_newest_versions_a_failing_test_fails_it(
     python.write_text(f'#!/bin/sh\n[ "$1" = -c ] && echo pooch 99.1 && exit\necho "$@"\nexit {code}\n')
     python.chmod(0o755)
     monkeypatch.setattr(sys, "argv", ["newest.py", str(tmp_path / "newest"), "-n", "2"])
-    monkeypatch.setattr(newest, "newer", lambda: {"pooch": "99.1"})
+    monkeypatch.setattr(newest, "find_newer", lambda: {"pooch": "99.1"})
     monkeypatch.setattr(newest, "overlay", lambda folder, packages: python)
     assert newest.main() == code
     out = capfd.readouterr().out

@@ -20,7 +20,7 @@ import pictures
 import scale
 import tables
 import whole_runs
-from machine import described
+from machine import describe
 from rows import HERE
 
 OWN = {
@@ -41,7 +41,7 @@ class Record:
     def __init__(self, folder: Path, words: list[str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{datetime.datetime.now():%Y-%m-%d_%H%M}"
-        self.content: dict[str, Any] = {"machine": described(), "asked": words, "load": os.getloadavg()[0]}
+        self.content: dict[str, Any] = {"machine": describe(), "asked": words, "load": os.getloadavg()[0]}
         self.text: dict[str, str] = {}
 
     def add(self, part: str, content: Any, text: str) -> None:
@@ -79,34 +79,34 @@ def measure(record: Record, options: argparse.Namespace, root: str) -> None:
     def say(text: str) -> None:
         print(text, flush=True)
 
-    def wanted(part: str) -> bool:
+    def is_chosen(part: str) -> bool:
         return not options.what or part in options.what
 
     rows = [word for word in options.what if word in core.WHAT]
-    if wanted("core") or rows:
+    if is_chosen("core") or rows:
         table: list[Any] = []
-        for row in core.measure(root, [] if wanted("core") else rows, options.seconds, say):
+        for row in core.measure(root, [] if is_chosen("core") else rows, options.seconds, say):
             table.append(row)
             record.add("core", table, core.markdown(table))
             pictures.core(table, record.content["machine"], record.path.with_suffix(".png"))
-    if wanted("tables"):
+    if is_chosen("tables"):
         compared: list[Any] = []
         for row in tables.measure(root, [], say):
             compared.append(row)
             record.add("tables", compared, tables.markdown(compared))
-    if wanted("scale"):
+    if is_chosen("scale"):
         grown: list[Any] = []
         for row in scale.measure(options.rounds, say):
             grown.append(row)
             record.add("scale", grown, scale.markdown(grown))
         pictures.scale(grown, record.content["machine"], Path(f"{record.path}_scale.png"))
-    if wanted("accuracy"):
+    if is_chosen("accuracy"):
         reached = whole_runs.accuracy(root, options.seeds, 15, say)
         record.add("accuracy", reached, whole_runs.accuracy_markdown(reached))
-    if wanted("processes"):
+    if is_chosen("processes"):
         speeds = whole_runs.processes(root, options.rounds, say)
         record.add("processes", speeds, whole_runs.processes_markdown(speeds))
-    for part in (part for part in OWN if wanted(part)):
+    for part in (part for part in OWN if is_chosen(part)):
         lines_printed = whole_runs.script(OWN[part])
         say(lines_printed)
         record.add(part, lines_printed, f"\n```text\n{lines_printed}\n```\n")

@@ -17,7 +17,7 @@ import time
 from typing import Any
 
 import numpy as np
-from machine import described
+from machine import describe
 
 import dlrun
 
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--epochs", type=int, default=6)
     arguments = parser.parse_args()
-    print(described())
+    print(describe())
     print(
         f"CPU µs a step: the lowest of {arguments.rounds} interleaved rounds, over that without callbacks; the median"
     )

@@ -8,7 +8,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from machine import described, row
+from machine import describe, row
 
 from dlrun.config.compose import compose_config, resolve
 from dlrun.config.request import Request
@@ -22,7 +22,7 @@ from dlrun.runs import logger
 from dlrun.runs.loggers.base import LoggedRun
 
 
-def measured(root: str, epochs: int) -> tuple[float, float, int]:
+def measure(root: str, epochs: int) -> tuple[float, float, int]:
     """Seconds inside saves, seconds of training, bytes of a checkpoint: a run with all that it records by default."""
     choices = {"data": "mnist", "model": "resnet", "optimizer": "sgd", "scheduler": "none"}
     words = ["data=mnist", "model=resnet", "optimizer=sgd", f"trainer.epochs={epochs}", f"paths.data={root}"]
@@ -49,8 +49,8 @@ def main() -> None:
     if not root:
         print("the cost of checkpoints: skipped, DLRUN_DATA_DIR is not set")
         return
-    runs = [measured(str(Path(root).resolve()), options.epochs) for _ in range(options.runs)]
-    print(f"resnet on MNIST, a checkpoint of {runs[0][2]:,} bytes an epoch, {options.epochs} epochs; {described()}")
+    runs = [measure(str(Path(root).resolve()), options.epochs) for _ in range(options.runs)]
+    print(f"resnet on MNIST, a checkpoint of {runs[0][2]:,} bytes an epoch, {options.epochs} epochs; {describe()}")
     print(row("training, s", [training for _, training, _ in runs], 1))
     print(row("inside saves, s", [saving for saving, _, _ in runs], 3))
     print(row("share of training, % (bar: 2)", [100 * saving / training for saving, training, _ in runs], 3))

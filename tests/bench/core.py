@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from harness import SURE, Measured, interval, ratios, within
-from rows import Row, in_core
+from harness import SURE, Measured, interval, measure_within, ratios
+from rows import Row, list_core_rows
 from side import SIDES
 
 Found = dict[str, Any]  # row and sides
@@ -28,18 +28,18 @@ WHAT = {
 
 def measure(root: str, chosen: Sequence[str], seconds: float, say: Callable[[str], None]) -> Iterator[Found]:
     """Row by row, each within so many seconds; chosen: names of rows, all where it is empty."""
-    for row in in_core(root):
+    for row in list_core_rows(root):
         if not chosen or row.name in chosen:
             say(f"{row.name}: {WHAT[row.name]}")
             names = [name for name in SIDES if name != "dlrun bf16" or row.name == "resnet"]
-            sides, steps = within(row, names, seconds)
+            sides, steps = measure_within(row, names, seconds)
             measurement = {"row": asdict(row) | {"root": ""}, "steps": steps, "sides": sides}
             for line in lines(measurement):
                 say(line)
             yield measurement
 
 
-def reached(measurement: Found) -> str:
+def describe_steps(measurement: Found) -> str:
     """How much was measured in a row's time."""
     rounds = max((len(side["seconds"]) for side in measurement["sides"].values() if "seconds" in side), default=0)
     row = Row(**measurement["row"])
@@ -54,7 +54,7 @@ def reached(measurement: Found) -> str:
 
 def lines(measurement: Found) -> Iterator[str]:
     """A row in words, for the terminal."""
-    yield f"  {reached(measurement)}"
+    yield f"  {describe_steps(measurement)}"
     for name, side in measurement["sides"].items():
         if side.get("skipped"):
             yield f"  {name:<14} skipped: {side['skipped']}"
@@ -85,7 +85,7 @@ class Bar:
     at_least: float | None = None
     at_most_us: float | None = None
 
-    def judged(self, measurement: Found) -> str:
+    def judge(self, measurement: Found) -> str:
         """One sentence; met when the interval reaches the bar."""
         mine, other = measurement["sides"]["dlrun"], measurement["sides"][self.side]
         if mine.get("skipped") or other.get("skipped"):
@@ -96,14 +96,14 @@ class Bar:
             text = f"{self.row} against {self.side}: {middle:.2f}{unit} ({low:.2f} to {high:.2f}), bar {bar}"
         else:
             assert self.at_most_us is not None
-            middle, low, high = interval(added(measurement, self.side))
+            middle, low, high = interval(compute_added_microseconds(measurement, self.side))
             met, bar = low <= self.at_most_us, f"at most {self.at_most_us:g}"
             text = f"{self.row} over {self.side}: {middle:.0f} µs a step ({low:.0f} to {high:.0f}), bar {bar}"
         inside = middle >= self.at_least if self.at_least is not None else middle <= (self.at_most_us or 0)
         return f"{text}: {'met' if inside else 'median short, interval met' if met else 'MISSED'}"
 
 
-def added(measurement: Found, side: str) -> list[float]:
+def compute_added_microseconds(measurement: Found, side: str) -> list[float]:
     """Microseconds a step that dlrun takes over another side, round by round."""
     pairs = zip(measurement["sides"]["dlrun"]["seconds"], measurement["sides"][side]["seconds"], strict=True)
     return [1e6 * (mine - other) / measurement["steps"] for mine, other in pairs]
@@ -137,10 +137,10 @@ def markdown(table: Sequence[Found]) -> str:
             text += (
                 f"| {measurement['row']['name']}: {WHAT[measurement['row']['name']]} | " + " | ".join(cells) + " |\n"
             )
-    judged = [bar.judged(measured[bar.row]) for bar in BARS if bar.side in measured.get(bar.row, {}).get("sides", ())]
+    judged = [bar.judge(measured[bar.row]) for bar in BARS if bar.side in measured.get(bar.row, {}).get("sides", ())]
     skipped = {s["skipped"] for measurement in table for s in measurement["sides"].values() if s.get("skipped")}
     text += "\nReached:\n\n" + "".join(
-        f"- {measurement['row']['name']}: {reached(measurement)}\n" for measurement in table
+        f"- {measurement['row']['name']}: {describe_steps(measurement)}\n" for measurement in table
     )
     text += "\nBars:\n\n" + "".join(f"- {line}\n" for line in judged)
     return text + "".join(f"\nSkipped: {reason}.\n" for reason in sorted(skipped))

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from machine import described
-from rows import Row, in_core, loss
+from machine import describe
+from rows import Row, list_core_rows, loss
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -26,12 +26,12 @@ Forward = Callable[[nn.Module, Tensor, Tensor], Tensor]
 HIDDEN, DIRECTIONS, LAYERS = 100, 2, 2
 
 
-def packed(net: nn.Module, codes: Tensor, lengths: Tensor) -> Tensor:
+def run_packed(net: nn.Module, codes: Tensor, lengths: Tensor) -> Tensor:
     """As dlrun does: padding never reaches the cells."""
     return net(codes, lengths)
 
 
-def padded(net: nn.Module, codes: Tensor, lengths: Tensor) -> Tensor:
+def run_padded(net: nn.Module, codes: Tensor, lengths: Tensor) -> Tensor:
     """Without packing: the cells run over padding too (another result: the state after the padding)."""
     _, state = net.recurrent(net.embedding(codes))
     return net.classifier(torch.cat([state[-2], state[-1]], dim=-1))
@@ -129,23 +129,23 @@ def main() -> None:
     if not root:
         print("the GRU: skipped, DLRUN_DATA_DIR is not set")
         return
-    row = next(row for row in in_core(str(Path(root).resolve())) if row.name == "gru")
+    row = next(row for row in list_core_rows(str(Path(root).resolve())) if row.name == "gru")
     batches = make_batches(row, options.steps)
     variants = {
-        "packed (dlrun)": training(row, batches["plain"], packed),
-        "packed, rows sorted beforehand": training(row, batches["sorted"], packed),
-        "packed, cut to the longest of the batch": training(row, batches["cut"], packed),
+        "packed (dlrun)": training(row, batches["plain"], run_packed),
+        "packed, rows sorted beforehand": training(row, batches["sorted"], run_packed),
+        "packed, cut to the longest of the batch": training(row, batches["cut"], run_packed),
         "packed, time first": training(row, batches["plain"], time_major),
-        "packed, bucketed by length": training(row, batches["by length"], packed),
-        "padded to the longest of all": training(row, batches["plain"], padded),
-        "padded to the longest of the batch": training(row, batches["cut"], padded),
-        "padded, bucketed by length": training(row, batches["by length"], padded),
+        "packed, bucketed by length": training(row, batches["by length"], run_packed),
+        "padded to the longest of all": training(row, batches["plain"], run_padded),
+        "padded to the longest of the batch": training(row, batches["cut"], run_padded),
+        "padded, bucketed by length": training(row, batches["by length"], run_padded),
         "packed, bf16": training(row, batches["plain"], bf16),
         "packed, forward alone": forward_alone(row, batches["plain"]),
         "matrix products alone": products(batches["plain"]),
     }
     lengths = torch.cat([n for _, n, _ in batches["plain"]]).float()
-    print(f"{described()}; names of {lengths.mean():.1f} letters in the mean, {lengths.max():.0f} at most")
+    print(f"{describe()}; names of {lengths.mean():.1f} letters in the mean, {lengths.max():.0f} at most")
     for threads in sorted({1, torch.get_num_threads()}):
         torch.set_num_threads(threads)
         seconds: dict[str, list[float]] = {name: [] for name in variants}

@@ -42,7 +42,7 @@ class Side:
     def __init__(self, name: str, row: Row, folder: Path) -> None:
         folder.mkdir()
         self.log = folder / "log"
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in (str(HERE), *_given_path()) if p)}
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in (str(HERE), *get_library_path()) if p)}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, str(HERE / "side.py"), name, json.dumps(asdict(row))],
@@ -82,11 +82,11 @@ class Side:
         self.process.communicate()
 
 
-def _given_path() -> list[str]:
+def get_library_path() -> list[str]:
     return os.environ.get("PYTHONPATH", "").split(os.pathsep)
 
 
-def why_not(name: str, row: Row) -> str | None:
+def find_obstacle(name: str, row: Row) -> str | None:
     """Why a side cannot be measured here."""
     package = SIDES[name][2]
     if importlib.util.find_spec(package) is None:
@@ -96,7 +96,7 @@ def why_not(name: str, row: Row) -> str | None:
     return None
 
 
-def interleaved(row: Row, names: Sequence[str], rounds: int) -> dict[str, Measured]:
+def measure_interleaved(row: Row, names: Sequence[str], rounds: int) -> dict[str, Measured]:
     """Seconds of each side's chunks, side by side in each of the rounds; one that cannot run says why."""
     with warm_sides(row, names) as (sides, results):
         for number in range(rounds):
@@ -104,7 +104,7 @@ def interleaved(row: Row, names: Sequence[str], rounds: int) -> dict[str, Measur
     return results
 
 
-def within(row: Row, names: Sequence[str], seconds: float) -> tuple[dict[str, Measured], int]:
+def measure_within(row: Row, names: Sequence[str], seconds: float) -> tuple[dict[str, Measured], int]:
     """The same within so many seconds of wall time, starts included; and the steps of a chunk.
 
     A chunk is a part of the row's where ROUNDS of those would take too long: the end of an epoch is then in few of the
@@ -162,7 +162,7 @@ def warm_sides(
     Together they start as many as there are cores, in their order, so that on a slow machine some are warm in time.
     until: the time of time.perf_counter at which those that are not warm are given up.
     """
-    results: dict[str, Measured] = {name: {"skipped": why_not(name, row)} for name in names}
+    results: dict[str, Measured] = {name: {"skipped": find_obstacle(name, row)} for name in names}
     waiting = [name for name in names if not results[name]["skipped"]]
     cores = os.cpu_count() or 1
     began = time.perf_counter()

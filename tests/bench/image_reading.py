@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import described
+from machine import describe
 from PIL import Image, ImageFilter
 
 SIZE = 224
@@ -159,7 +159,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     torch.set_num_threads(1)
-    print(described())
+    print(describe())
     print(f"pictures a second, median of {arguments.rounds} interleaved rounds (lowest to highest); CPU ms a picture")
 
     with tempfile.TemporaryDirectory() as place:

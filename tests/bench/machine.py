@@ -14,7 +14,7 @@ import torch
 PEERS = ("lightning", "keras", "pytorch-ignite", "accelerate", "torchvision", "pillow", "timm")
 
 
-def described() -> str:
+def describe() -> str:
     """Processor, cores, threads, memory, versions and date."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from machine import described
+from machine import describe
 from PIL import Image
 
 SHAPE = (3, 64, 64)
@@ -82,7 +82,7 @@ def bare() -> int:
     return held
 
 
-def measured(gigabytes: float, steps: int, *words: str, folder: bool = False) -> tuple[int, int, int]:
+def measure(gigabytes: float, steps: int, *words: str, folder: bool = False) -> tuple[int, int, int]:
     """Bytes of the images, of the bare imports, and of the training at its peak."""
     with tempfile.TemporaryDirectory() as place:
         rows = (write_folder if folder else write)(Path(place), gigabytes)
@@ -102,10 +102,10 @@ def main() -> None:
     parser.add_argument("--loader", default="workers")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 4])
     options = parser.parse_args()
-    print(f"MB, anonymous and shared, {options.steps} steps, data.loader={options.loader}; {described()}")
+    print(f"MB, anonymous and shared, {options.steps} steps, data.loader={options.loader}; {describe()}")
     for workers, folder in itertools.product(options.workers, (False, True)):
         words = (f"data.loader={options.loader}", f"data.num_workers={workers}")
-        size, imports, most = (n / 2**20 for n in measured(options.gigabytes, options.steps, *words, folder=folder))
+        size, imports, most = (n / 2**20 for n in measure(options.gigabytes, options.steps, *words, folder=folder))
         what = f"{size / 1024:.1f} GB as {'files' if folder else 'an array'}, {workers} workers"
         print(
             f"  {what}: {most:,.0f}, imports {imports:,.0f}, over them {most - imports:,.0f} (bar: 1,024)", flush=True

@@ -36,8 +36,8 @@ def core(table: list[Found], machine: str, path: Path) -> None:
 
 
 def _panel(measurement: Found, axis: Any) -> None:
-    there = [name for name in SIDES if "seconds" in measurement["sides"].get(name, {})]
-    for place, name in enumerate(reversed(there)):
+    sides = [name for name in SIDES if "seconds" in measurement["sides"].get(name, {})]
+    for place, name in enumerate(reversed(sides)):
         steps = [1e6 * s / measurement["steps"] for s in measurement["sides"][name]["seconds"]]
         middle = statistics.median(steps)
         axis.barh(place, middle, color=_COLOURS.get(name, _OTHERS), height=0.7)
@@ -45,10 +45,10 @@ def _panel(measurement: Found, axis: Any) -> None:
         axis.annotate(
             f"{middle:,.0f}", (max(steps), place), (4, 0), textcoords="offset points", va="center", fontsize=8
         )
-    axis.set_yticks(range(len(there)), reversed(there), fontsize=8)
+    axis.set_yticks(range(len(sides)), reversed(sides), fontsize=8)
     axis.margins(x=0.15)
     axis.set_xlim(left=0)
-    if "dlrun" in there:
+    if "dlrun" in sides:
         axis.axvline(microseconds(measurement, "dlrun"), color=_OURS, linewidth=0.8, linestyle=":")
     axis.set_title(f"{measurement['row']['name']}: {WHAT[measurement['row']['name']]}", fontsize=9, loc="left")
     axis.tick_params(axis="x", labelsize=7)
@@ -62,11 +62,11 @@ def scale(table: list[Found], machine: str, path: Path) -> None:
     for name, axis in zip(names, axes.flat, strict=True):
         points = [measurement for measurement in table if measurement["axis"] == name]
         for side, colour in {"dlrun": _OURS, "hand-written": "0.45", "Lightning": _OTHERS}.items():
-            there = [p for p in points if "seconds" in p["sides"].get(side, {})]
-            if there:
+            sides = [p for p in points if "seconds" in p["sides"].get(side, {})]
+            if sides:
                 divisor = "epochs" if name == "rows" else "steps"
-                values = [_per(p, side, divisor) for p in there]
-                axis.plot([p["value"] for p in there], values, "o-", color=colour, label=side, markersize=4)
+                values = [_per(p, side, divisor) for p in sides]
+                axis.plot([p["value"] for p in sides], values, "o-", color=colour, label=side, markersize=4)
         axis.set_xscale("linear" if name == "epochs" else "log")
         axis.set_yscale("linear" if name == "epochs" else "log")
         if name == "epochs":

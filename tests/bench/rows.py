@@ -126,7 +126,7 @@ def loader(inputs: tuple[Tensor, ...], targets: Tensor, row: Row) -> DataLoader[
     return DataLoader(TensorDataset(*inputs, targets), batch_size=row.batch_size, shuffle=True)
 
 
-def in_core(root: str) -> Iterator[Row]:
+def list_core_rows(root: str) -> Iterator[Row]:
     """The rows of the core table."""
     for net in ("resnet", "inception", "cnn"):
         yield Row(net, net, "mnist", 25_600, root=root)

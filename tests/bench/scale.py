@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
-from harness import interleaved, interval
+from harness import interval, measure_interleaved
 from rows import Row
 
 Found = dict[str, Any]
@@ -28,25 +28,27 @@ def axes() -> Iterator[tuple[str, int, Row, tuple[str, ...]]]:
 def measure(rounds: int, say: Callable[[str], None]) -> Iterator[Found]:
     """Point by point; then the cost of an epoch, early and late in a long training."""
     for axis, value, row, sides in axes():
-        measurement = interleaved(replace(row, name=f"{axis} {value}"), sides, rounds)
-        yield told({"axis": axis, "value": value, "row": asdict(row), "steps": row.steps, "sides": measurement}, say)
+        measurement = measure_interleaved(replace(row, name=f"{axis} {value}"), sides, rounds)
+        yield print_measurement(
+            {"axis": axis, "value": value, "row": asdict(row), "steps": row.steps, "sides": measurement}, say
+        )
     row = replace(TINY, name="epochs", rows=1_000, epochs=50)
-    chunks = interleaved(row, ["dlrun"], 40)["dlrun"]["seconds"]  # 2,000 epochs
+    chunks = measure_interleaved(row, ["dlrun"], 40)["dlrun"]["seconds"]  # 2,000 epochs
     for value, part in ((500, chunks[:10]), (1_000, chunks[10:20]), (1_500, chunks[20:30]), (2_000, chunks[30:])):
         measurement = {"dlrun": {"seconds": part, "peak_mb": None}}
-        yield told(
+        yield print_measurement(
             {"axis": "epochs", "value": value, "row": asdict(row), "steps": row.steps, "sides": measurement}, say
         )
 
 
-def told(measurement: Found, say: Callable[[str], None]) -> Found:
+def print_measurement(measurement: Found, say: Callable[[str], None]) -> Found:
     """The same, said aloud."""
-    cells = (f"{name} {_told(measurement, name)}" for name in measurement["sides"])
+    cells = (f"{name} {format_measurement(measurement, name)}" for name in measurement["sides"])
     say(f"{measurement['axis']} {measurement['value']:,}: " + ", ".join(cells))
     return measurement
 
 
-def _told(measurement: Found, name: str) -> str:
+def format_measurement(measurement: Found, name: str) -> str:
     side = measurement["sides"][name]
     return f"skipped: {side['skipped']}" if side.get("skipped") else f"{microseconds(measurement, name):,.1f} µs a step"
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from machine import described, row
+from machine import describe, row
 
 ROOT = Path(__file__).resolve().parents[2]
 # The last one without a thread for checkpoints, stacks, and what jobs share.
@@ -62,7 +62,7 @@ class Sweep:
 
 
 @contextlib.contextmanager
-def checked_out(commit: str) -> Iterator[Path | None]:
+def check_out(commit: str) -> Iterator[Path | None]:
     """A work tree of a commit; None where git has no such commit."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "before"
@@ -84,8 +84,8 @@ def environment(tree: Path) -> dict[str, str]:
 def resident_mb(process: int) -> float:
     """MB that a process holds; 0 once it has ended."""
     with contextlib.suppress(OSError):
-        found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{process}/status").read_text())
-        return int(found[1]) / 1024 if found else 0.0
+        match = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{process}/status").read_text())
+        return int(match[1]) / 1024 if match else 0.0
     return 0.0
 
 
@@ -122,10 +122,10 @@ def first_step(tree: Path, *words: str) -> float:
     with tempfile.TemporaryDirectory() as place:
         command = [sys.executable, "-c", FIRST_STEP, *words, "data=blobs"]
         done = subprocess.run(command, cwd=place, env=environment(tree), capture_output=True, text=True)
-    found = re.search(r"first step after ([\d.]+) s", done.stderr)
-    if found is None:
+    match = re.search(r"first step after ([\d.]+) s", done.stderr)
+    if match is None:
         raise SystemExit(f"{' '.join(words)} made no step:\n{done.stderr[-2000:]}")
-    return float(found[1])
+    return float(match[1])
 
 
 def main() -> None:
@@ -135,32 +135,32 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--before", default=BEFORE)
     parser.add_argument("words", nargs="*", help="further words of the sweep")
-    asked = parser.parse_args()
-    print(f"{asked.points} points of two epochs on blobs, {asked.rounds} rounds; {described()}", flush=True)
+    requested = parser.parse_args()
+    print(f"{requested.points} points of two epochs on blobs, {requested.rounds} rounds; {describe()}", flush=True)
 
     now: list[Sweep] = []
     before: list[Sweep] = []
-    with checked_out(asked.before) as tree:
-        for _ in range(asked.rounds):
-            now.append(sweep(ROOT, asked.points, asked.words))
+    with check_out(requested.before) as tree:
+        for _ in range(requested.rounds):
+            now.append(sweep(ROOT, requested.points, requested.words))
             if tree is not None:
-                before.append(sweep(tree, asked.points, []))
-    print(row("a job, processor ms", [1e3 * one.cpu / asked.points for one in now]))
-    print(row("a job, wall ms", [1e3 * one.wall / asked.points for one in now]))
+                before.append(sweep(tree, requested.points, []))
+    print(row("a job, processor ms", [1e3 * one.cpu / requested.points for one in now]))
+    print(row("a job, wall ms", [1e3 * one.wall / requested.points for one in now]))
     if before:
-        print(row(f"a job at {asked.before}, processor ms", [1e3 * one.cpu / asked.points for one in before]))
+        print(row(f"a job at {requested.before}, processor ms", [1e3 * one.cpu / requested.points for one in before]))
         cpu = [old.cpu / new.cpu for old, new in zip(before, now, strict=True)]
         wall = [old.wall / new.wall for old, new in zip(before, now, strict=True)]
         print(row("times as fast, processor (bar: 20)", cpu, 2))
         print(row("times as fast, wall (bar: 20)", wall, 2))
     else:
-        print(f"  against {asked.before}: skipped, git has no such commit here")
+        print(f"  against {requested.before}: skipped, git has no such commit here")
 
     grown = [one.last_mb / one.early_mb for one in now if one.early_mb and one.last_mb]
     if grown:
         print(row(f"memory over that after {EARLY} (bar: 1.1)", grown, 3))
     pairs = []
-    for _ in range(max(3, asked.rounds)):
+    for _ in range(max(3, requested.rounds)):
         alone = first_step(ROOT, "optimizer.lr=0.1")
         pairs.append(first_step(ROOT, "-m", "optimizer.lr=0.1,0.2") - alone)
     print(row("first step after a run's, s (bar: 0.5)", pairs, 2))

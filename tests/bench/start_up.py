@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from machine import described, row
+from machine import describe, row
 
 IMPORTS = """
 import time, torch, sklearn.datasets
@@ -53,7 +53,7 @@ def main() -> None:
         words = (["-c", IMPORTS], ["-c", QUICK], train)
         times = [[seconds([*w, *place_of(w, i)], folder) for w in words] for i in range(runs + 1)][1:]
     bare, quick, ours = zip(*times, strict=True)
-    print(f"from the command to the first step, seconds, {runs} runs each in turn; {described()}")
+    print(f"from the command to the first step, seconds, {runs} runs each in turn; {describe()}")
     print(row("the imports alone", bare, 2))
     print(row("the same without the collector", quick, 2))
     print(row("dlrun data=regression", ours, 2))

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from machine import described, row
+from machine import describe, row
 
 from dlrun.cli import main as cli
 from dlrun.engine.trainer import Trainer
@@ -69,13 +69,13 @@ def resnet(root: str, jobs: int, epochs: int) -> float:
     return wall("-m", "dlrun", "-m", *words, *more, *BARE)
 
 
-def around_training(root: str, *more: str) -> list[float]:
+def measure_overhead(root: str, *more: str) -> list[float]:
     """Milliseconds of each job of a sweep in this process that are not spent in Trainer.fit."""
     inside: list[float] = []
     durations: list[float] = []
     fit, run = Trainer.fit, experiment.run
 
-    def timed(real: object, seconds: list[float]) -> object:
+    def add_timer(real: object, seconds: list[float]) -> object:
         def call(*arguments: object) -> object:
             began = time.perf_counter()
             try:
@@ -85,7 +85,7 @@ def around_training(root: str, *more: str) -> list[float]:
 
         return call
 
-    Trainer.fit, experiment.run = timed(fit, inside), timed(run, durations)  # type: ignore[assignment]
+    Trainer.fit, experiment.run = add_timer(fit, inside), add_timer(run, durations)  # type: ignore[assignment]
     words = [
         "-m",
         "data=diabetes",
@@ -115,7 +115,7 @@ def main() -> None:
         print("sweeps: skipped, DLRUN_DATA_DIR is not set")
         return
     root = str(Path(root).resolve())
-    print(f"64 points of the diabetes MLP, 50 epochs, wall seconds, {options.runs} runs each in turn; {described()}")
+    print(f"64 points of the diabetes MLP, 50 epochs, wall seconds, {options.runs} runs each in turn; {describe()}")
     rounds = [[side(root) for side in SIDES.values()] for _ in range(options.runs)]
     columns = [list(column) for column in zip(*rounds, strict=True)]
     for name, column in zip(SIDES, columns, strict=True):
@@ -127,7 +127,7 @@ def main() -> None:
         ("figures=false tracking.graph=false (bar: 50)", BARE),
         ("figures=true tracking.graph=true", DRAWN),
     ):
-        print(f"a job beside its training, ms, {name}: {statistics.median(around_training(root, *more)):.0f}")
+        print(f"a job beside its training, ms, {name}: {statistics.median(measure_overhead(root, *more)):.0f}")
     if options.resnet_epochs:
         pair = [(resnet(root, 1, options.resnet_epochs), resnet(root, 2, options.resnet_epochs))]
         print(row("16 × resnet/MNIST, one at a time, s", [a for a, _ in pair], 1))

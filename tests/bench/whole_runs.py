@@ -76,9 +76,13 @@ def accuracy_markdown(results: list[Found]) -> str:
         cells = []
         for side in ("dlrun", "course script"):
             runs = [f["reached"].get(threshold) for f in results if f["side"] == side]
-            there = [seconds for seconds in runs if seconds is not None]
-            middle = f"{statistics.median(there):.1f} ({min(there):.1f} to {max(there):.1f})" if there else "never"
-            cells.append(f"{middle}, {len(there)} of {len(runs)} runs")
+            finished = [seconds for seconds in runs if seconds is not None]
+            middle = (
+                f"{statistics.median(finished):.1f} ({min(finished):.1f} to {max(finished):.1f})"
+                if finished
+                else "never"
+            )
+            cells.append(f"{middle}, {len(finished)} of {len(runs)} runs")
         text += f"| {threshold} | " + " | ".join(cells) + " |\n"
     return text
 

@@ -38,7 +38,7 @@ def age(root: Path) -> None:
         os.utime(path, (time.time() - 3600,) * 2, follow_symlinks=False)
 
 
-def there(run_folders: Made) -> set[str]:
+def list_present(run_folders: Made) -> set[str]:
     return {status for status, folder in run_folders.items() if folder.exists()}
 
 
@@ -48,14 +48,14 @@ def test_nothing_goes_before_it_was_shown(dlrun: Callable[..., Any], run_folders
     shown = [line.split()[0] for line in done.out.splitlines() if line.startswith("outputs")]
     assert sorted(shown) == sorted(str(run_folders[name]) for name in ("failed", "empty", "bare"))
     assert "3 runs, 2.0 kB; nothing is removed yet: type dlrun clean --yes" in done.out
-    assert there(run_folders) == set(run_folders)
+    assert list_present(run_folders) == set(run_folders)
 
 
 def test_failed_and_empty_runs_go(dlrun: Callable[..., Any], run_folders: Made) -> None:
     done = dlrun("clean", "--yes")
     assert (done.code, done.err) == (0, "")
     assert "removed 3 runs, 2.0 kB" in done.out
-    assert there(run_folders) == {"completed", "interrupted", "early_stopped", "damaged"}
+    assert list_present(run_folders) == {"completed", "interrupted", "early_stopped", "damaged"}
     assert not run_folders["bare"].parent.exists()  # a day without runs
     assert run_folders["completed"].parent.exists()
     assert dlrun("clean", "--yes").out == "nothing to remove in outputs: no run with status=failed,empty\n"
@@ -63,10 +63,10 @@ def test_failed_and_empty_runs_go(dlrun: Callable[..., Any], run_folders: Made) 
 
 def test_others_go_only_where_they_are_named(dlrun: Callable[..., Any], run_folders: Made) -> None:
     assert dlrun("clean", "status=interrupted,early_stopped", "--yes").code == 0
-    assert there(run_folders) == set(run_folders) - {"interrupted", "early_stopped"}
+    assert list_present(run_folders) == set(run_folders) - {"interrupted", "early_stopped"}
     assert dlrun("clean", "status=running", "--yes").code == 2
     assert dlrun("clean", "outputs/2026-11-19", "--yes").code == 0
-    assert there(run_folders) == {"failed", "empty", "completed", "damaged"}
+    assert list_present(run_folders) == {"failed", "empty", "completed", "damaged"}
 
 
 def test_nothing_outside_of_outputs_goes(dlrun: Callable[..., Any], run_folders: Made, tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_outputs_may_itself_be_a_link(dlrun: Callable[..., Any], run_folders: Ma
     Path("outputs").rename("scratch")
     Path("outputs").symlink_to("scratch")
     assert "removed 3 runs" in dlrun("clean", "--yes").out
-    assert there(run_folders) == {"completed", "interrupted", "early_stopped", "damaged"}
+    assert list_present(run_folders) == {"completed", "interrupted", "early_stopped", "damaged"}
     assert Path("outputs").is_symlink()
 
 
@@ -136,7 +136,7 @@ def test_a_run_that_is_resumed_between_showing_and_removing_is_kept(
     assert done.code == 1
     assert f"{run_folders['empty']} has been resumed meanwhile" in done.err
     assert f"{run_folders['failed']} is being written by process" in done.err
-    assert there(run_folders) == set(run_folders) - {"bare"}
+    assert list_present(run_folders) == set(run_folders) - {"bare"}
 
 
 def test_what_is_young_or_holds_files_of_the_users_own_stays(dlrun: Callable[..., Any], run_folders: Made) -> None:
@@ -147,7 +147,7 @@ def test_what_is_young_or_holds_files_of_the_users_own_stays(dlrun: Callable[...
     assert f"kept: {run_folders['failed']} (it holds more than a run: notes.txt)" in done.out
     assert done.out.count("has changed less than 60 seconds ago") == 2
     assert done.out.endswith("nothing to remove in outputs\n")
-    assert there(run_folders) == set(run_folders)
+    assert list_present(run_folders) == set(run_folders)
 
 
 @pytest.mark.slow

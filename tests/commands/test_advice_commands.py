@@ -37,7 +37,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def saved(dlrun: Take, shelf: Path) -> Take:
+def run_beside_runs(dlrun: Take, shelf: Path) -> Take:
     """The command line, where runs/one is a run and runs/sweep a sweep."""
     if not shelf.exists():
         assert dlrun(*TINY, "hydra.run.dir=runs/one").code == 0
@@ -63,32 +63,32 @@ def refusal(done: Any, code: int = 2) -> str:
 
 
 @pytest.mark.slow
-def test_a_command_that_another_kind_of_folder_needs(saved: Take) -> None:
-    message = refusal(saved("diff", "runs/sweep", "runs/one"))
-    take(saved, re.findall(r"dlrun compare \S+", message)[0])
+def test_a_command_that_another_kind_of_folder_needs(run_beside_runs: Take) -> None:
+    message = refusal(run_beside_runs("diff", "runs/sweep", "runs/one"))
+    take(run_beside_runs, re.findall(r"dlrun compare \S+", message)[0])
     shutil.rmtree("runs/sweep/figures", ignore_errors=True)
     Path("runs/sweep/sweep.jsonl").unlink()
-    message = refusal(saved("resume", "runs/sweep"))
-    take(saved, message.partition("type ")[2])
+    message = refusal(run_beside_runs("resume", "runs/sweep"))
+    take(run_beside_runs, message.partition("type ")[2])
 
 
 @pytest.mark.slow
-def test_a_run_that_saved_nothing_names_the_command_that_makes_it(saved: Take) -> None:
+def test_a_run_that_saved_nothing_names_the_command_that_makes_it(run_beside_runs: Take) -> None:
     shutil.rmtree("runs/one/checkpoints")
     for file in ("result.json", "metrics.jsonl"):
         Path("runs/one", file).unlink()
-    message = refusal(saved("resume", "runs/one"))
+    message = refusal(run_beside_runs("resume", "runs/one"))
     assert "delete runs/one and " in message
     shutil.rmtree("runs/one")
-    assert take(saved, message[message.index("dlrun data=") :]).folder == Path("runs/one")
+    assert take(run_beside_runs, message[message.index("dlrun data=") :]).folder == Path("runs/one")
 
 
 @pytest.mark.slow
-def test_the_command_that_removes_what_clean_shows(saved: Take) -> None:
+def test_the_command_that_removes_what_clean_shows(run_beside_runs: Take) -> None:
     outputs = "paths.outputs=runs"
-    shown = saved("clean", "runs", "status=completed", outputs)
+    shown = run_beside_runs("clean", "runs", "status=completed", outputs)
     assert shown.code == 0, shown.err
-    take(saved, shown.out.strip().rpartition("type ")[2])
+    take(run_beside_runs, shown.out.strip().rpartition("type ")[2])
     assert not Path("runs/one").exists()
 
 
@@ -99,18 +99,18 @@ def test_the_command_that_removes_what_clean_shows(saved: Take) -> None:
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("eval", "resume", "export", "compare", "diff")),
     ],
 )
-def test_an_example_for_a_command_without_its_run(command: str, saved: Take) -> None:
-    message = refusal(saved(command))
+def test_an_example_for_a_command_without_its_run(command: str, run_beside_runs: Take) -> None:
+    message = refusal(run_beside_runs(command))
     line = re.findall(r"dlrun \w+[^,:;]*", message)[-1]
     for blank, value in (("outputs/<date>/<run>", "runs/one"), ("INPUT ...", "0.5,-1.5"), ("outputs", "runs")):
         line = line.replace(blank, value)
-    take(saved, line)
+    take(run_beside_runs, line)
 
 
-def test_an_example_of_predict_without_input(saved: Take) -> None:
-    message = refusal(saved("predict", "runs/one"))
+def test_an_example_of_predict_without_input(run_beside_runs: Take) -> None:
+    message = refusal(run_beside_runs("predict", "runs/one"))
     line = message.partition("type ")[2].partition(":")[0]
-    take(saved, line.replace("INPUT ...", "0.5,-1.5"))
+    take(run_beside_runs, line.replace("INPUT ...", "0.5,-1.5"))
 
 
 WRONG = [  # what stays of the command, what is wrong with it, and what stands in place of a blank
@@ -131,55 +131,55 @@ WRONG = [  # what stays of the command, what is wrong with it, and what stands i
     ids=lambda words: " ".join(words)[-20:],
 )
 def test_what_is_to_be_typed_in_place_of_a_wrong_word(
-    stays: tuple[str, ...], wrong: tuple[str, ...], blanks: dict[str, str], saved: Take
+    stays: tuple[str, ...], wrong: tuple[str, ...], blanks: dict[str, str], run_beside_runs: Take
 ) -> None:
-    message = refusal(saved(*stays, *wrong))
+    message = refusal(run_beside_runs(*stays, *wrong))
     advice = re.split(r"\b(?:type|as in) ", message)[-1]
     for blank, value in blanks.items():
         advice = advice.replace(blank, value)
-    done = saved(*stays, *shlex.split(advice))
+    done = run_beside_runs(*stays, *shlex.split(advice))
     assert done.code == 0, done.err
 
 
 @pytest.mark.slow
-def test_another_sweep_can_be_added_to_the_one_that_is_there(saved: Take) -> None:
-    message = refusal(saved("-m", "optimizer.lr=0.1,0.2", *TINY, "sweep.dir=runs/sweep"))
+def test_another_sweep_can_be_added_to_the_one_that_is_there(run_beside_runs: Take) -> None:
+    message = refusal(run_beside_runs("-m", "optimizer.lr=0.1,0.2", *TINY, "sweep.dir=runs/sweep"))
     line = message[message.index("dlrun resume") :]
-    done = take(saved, line.replace("<key>=<values>", "seed=2"))
+    done = take(run_beside_runs, line.replace("<key>=<values>", "seed=2"))
     assert len([path for path in Path("runs/sweep").iterdir() if (path / "result.json").is_file()]) == 3, done.out
 
 
 @pytest.mark.slow
-def test_a_folder_that_holds_no_sweep_is_left_for_a_new_one(saved: Take) -> None:
-    message = refusal(saved("-m", "seed=0,1", *TINY, "sweep.dir=runs/one"))
+def test_a_folder_that_holds_no_sweep_is_left_for_a_new_one(run_beside_runs: Take) -> None:
+    message = refusal(run_beside_runs("-m", "seed=0,1", *TINY, "sweep.dir=runs/one"))
     word = message.partition("type ")[2].replace("<a new folder>", "new")
     assert word == "sweep.dir=new"
-    assert saved("-m", "seed=0", *TINY, word).code == 0
+    assert run_beside_runs("-m", "seed=0", *TINY, word).code == 0
 
 
-def test_a_damaged_ledger_is_mended_or_left_as_its_sentence_says(saved: Take) -> None:
+def test_a_damaged_ledger_is_mended_or_left_as_its_sentence_says(run_beside_runs: Take) -> None:
     ledger = Path("runs/sweep/sweep.jsonl")
     lines = ledger.read_bytes().splitlines(keepends=True)
     ledger.write_bytes(b"".join([*lines[:-1], lines[-1][:-7]]))
-    message = refusal(saved("resume", "runs/sweep"))
+    message = refusal(run_beside_runs("resume", "runs/sweep"))
     assert f"line {len(lines)}, which holds the status of a job; delete that line and type the command again" in message
     ledger.write_bytes(b"".join(lines[:-1]))
-    assert saved("resume", "runs/sweep").code == 0
+    assert run_beside_runs("resume", "runs/sweep").code == 0
 
     ledger.write_bytes(lines[0] + lines[1][:9])
-    message = refusal(saved("resume", "runs/sweep"))
+    message = refusal(run_beside_runs("resume", "runs/sweep"))
     assert "type it again with another sweep.dir" in message
-    take(saved, re.findall(r"dlrun compare \S+", message)[0])
+    take(run_beside_runs, re.findall(r"dlrun compare \S+", message)[0])
 
 
 @pytest.mark.slow
-def test_what_a_comparison_says_to_add(saved: Take) -> None:
-    done = saved("compare", "runs/sweep")
+def test_what_a_comparison_says_to_add(run_beside_runs: Take) -> None:
+    done = run_beside_runs("compare", "runs/sweep")
     assert done.code == 0
-    done = saved("compare", "runs/one", "runs/sweep")
+    done = run_beside_runs("compare", "runs/one", "runs/sweep")
     message = done.out[done.out.index("nothing can be told apart") :] if "told apart: add" in done.out else ""
     word = shlex.split(message.partition("add ")[2].splitlines()[0])[0] if message else "seed=range(5)"
-    assert saved("check", "-m", *TINY, word).code == 0
+    assert run_beside_runs("check", "-m", *TINY, word).code == 0
 
 
 @pytest.mark.slow
@@ -244,14 +244,14 @@ def test_a_run_that_diverges_learns_with_what_it_says(dlrun: Take) -> None:
 
 
 @pytest.mark.slow
-def test_the_call_that_a_refused_call_names(saved: Take) -> None:
+def test_the_call_that_a_refused_call_names(run_beside_runs: Take) -> None:
     with pytest.raises(library.RequestError) as caught:
         library.train("-m", "seed=1,2")
     call = re.findall(r"dlrun\.train\(.*?\)", str(caught.value))[0]
     assert call_of(call, *QUICK).result["status"] == "completed"
 
 
-def test_the_example_of_load_and_of_a_resume_without_a_run(saved: Take) -> None:
+def test_the_example_of_load_and_of_a_resume_without_a_run(run_beside_runs: Take) -> None:
     with pytest.raises(library.RequestError) as caught:
         library.load("")
     call = str(caught.value).partition("type ")[2].replace("outputs/<date>/<run>", "runs/one")
@@ -263,15 +263,17 @@ def test_the_example_of_load_and_of_a_resume_without_a_run(saved: Take) -> None:
 
 
 @pytest.mark.slow
-def test_several_runs_in_one_call_are_typed_in_a_terminal(saved: Take, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_runs_in_one_call_are_typed_in_a_terminal(
+    run_beside_runs: Take, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(library.RequestError) as caught:
         library.train("lesson=optimizer_race", *QUICK, quiet=True)
     line = str(caught.value).partition("type ")[2].removesuffix(" in a terminal")
-    take(saved, f"dlrun check {line.removeprefix('dlrun ')}")
+    take(run_beside_runs, f"dlrun check {line.removeprefix('dlrun ')}")
 
 
 @pytest.mark.slow
-def test_a_run_that_misses_an_expectation_is_returned_without_strict(saved: Take) -> None:
+def test_a_run_that_misses_an_expectation_is_returned_without_strict(run_beside_runs: Take) -> None:
     words = (*TINY, "expect=['train/loss <= -1']")
     with pytest.raises(library.RunError, match=r"did not meet .*; leave out strict=true to have the run"):
         library.train(*words, "strict=true", quiet=True)
@@ -279,7 +281,7 @@ def test_a_run_that_misses_an_expectation_is_returned_without_strict(saved: Take
 
 
 @pytest.mark.slow
-def test_what_an_interrupted_call_says_resumes_it(saved: Take, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_an_interrupted_call_says_resumes_it(run_beside_runs: Take, monkeypatch: pytest.MonkeyPatch) -> None:
     from dlrun.runs.checkpoint_manager import CheckpointManager
 
     on_step_end = CheckpointManager.on_step_end
@@ -298,7 +300,7 @@ def test_what_an_interrupted_call_says_resumes_it(saved: Take, monkeypatch: pyte
 
 
 @pytest.mark.slow
-def test_the_lines_of_the_package_docstring(saved: Take, tmp_path: Path) -> None:
+def test_the_lines_of_the_package_docstring(run_beside_runs: Take, tmp_path: Path) -> None:
     lines = [line.strip() for line in str(library.__doc__).splitlines() if line.startswith("    ")]
     assert len(lines) >= 5
     code = "\n".join(lines).replace('"data=digits")', '"data=digits", *QUICK, quiet=True)')
@@ -394,14 +396,14 @@ COMMANDS = {
 @pytest.mark.slow
 def test_every_key_command_and_call_that_is_advised_exists() -> None:
     known = known_keys() | OF_COMMANDS
-    seen = 0
+    count = 0
     for path in sorted(PACKAGE.rglob("*.py")):
         for line, text in sentences(path):
             if "\n" in text:  # source that dlrun writes
                 continue
             where = f"{path.name}:{line}: {text}"
             for key, value in keys_of(text) if advises(text) else []:
-                seen += 1
+                count += 1
                 assert key in known or key.startswith("hydra."), where
                 group = CONFIG_DIR / key
                 option = value.rstrip(",;.)'")
@@ -411,4 +413,4 @@ def test_every_key_command_and_call_that_is_advised_exists() -> None:
                 assert command in COMMANDS, where
             for function in re.findall(r"dlrun\.(\w+)\(", text):
                 assert function in library.__all__, where
-    assert seen > 120
+    assert count > 120

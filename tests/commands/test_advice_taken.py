@@ -43,11 +43,11 @@ def list_advice(sentence: str) -> list[str]:
     for blank, value in BLANKS.items():
         sentence = sentence.replace(blank, value)
     sentence = re.sub(r"models that do: (\w+)", r"type model=\1", sentence)
-    *_, told = re.split(r"\b(?:type|try|add|as in)\b", sentence)
-    if told == sentence:
+    *_, advice = re.split(r"\b(?:type|try|add|as in)\b", sentence)
+    if advice == sentence:
         return []
-    way = re.split(r",? or (?=[a-z_.]+=)|; |, and | beside ", told)[0] or told
-    words = WORD.findall(way) or WORD.findall(told)
+    way = re.split(r",? or (?=[a-z_.]+=)|; |, and | beside ", advice)[0] or advice
+    words = WORD.findall(way) or WORD.findall(advice)
     return [" ".join(shlex.split(word.rstrip("."))) for word in words]
 
 
@@ -155,17 +155,17 @@ def test_words_for_every_key_are_taken(dlrun: Callable[..., Any]) -> None:
     composed = compose.compose_config([*LINE])
     composed = {k: v for k, v in compose.resolve(composed).items() if k != "hydra"}
     choices = dict.fromkeys(("data", "model", "optimizer", "scheduler"), "x")
-    seen = 0
+    count = 0
     for key in flatten(composed):
         if key.split(".")[0] in choices and key.split(".")[1] not in OURS:
             continue
         for wrong in (-7, {"a": 1}, "wrong words"):
             message = refusal(composed, key, wrong, choices)
             for word in list_advice(message or ""):
-                seen += 1
+                count += 1
                 value = OverridesParser.create().parse_override(word).value()
                 assert refusal(composed, key_of(word), value, choices) != message, (message, word)
-    assert seen > 80
+    assert count > 80
 
 
 def refusal(plain: dict[str, Any], key: str, value: Any, choices: dict[str, str]) -> str | None:
@@ -186,7 +186,7 @@ def refusal(plain: dict[str, Any], key: str, value: Any, choices: dict[str, str]
 @pytest.mark.slow
 def test_words_for_every_setting_of_a_choice_are_taken() -> None:
     """The same for the arguments of every model, data set, optimizer and schedule."""
-    seen = 0
+    count = 0
     for group, keys in schema.KEYS.items():
         for path in sorted((schema.CONFIG_DIR / group).glob("*.yaml")):
             values = OmegaConf.to_container(OmegaConf.load(path))
@@ -212,13 +212,13 @@ def test_words_for_every_setting_of_a_choice_are_taken() -> None:
                         else:
                             continue
                     for word in shlex.split(message.partition("; type ")[2]):
-                        seen += 1
+                        count += 1
                         value = OverridesParser.create().parse_override(word).value()
                         again = Component(
                             group, path.stem, target, {**arguments, key_of(word).split(".")[1]: value}, keys()
                         )
                         build.check_component(again, None, given)
-    assert seen > 60
+    assert count > 60
 
 
 OURS = {f.name for keys in schema.KEYS.values() for f in dataclasses.fields(keys)}

@@ -114,7 +114,7 @@ class Net(nn.Module):
         return self.in_training(y) if self.training else y
 
 
-def everything(model: Net) -> list[Any]:
+def list_state(model: Net) -> list[Any]:
     own = {k: v for k, v in vars(model).items() if not k.startswith("_")}
     modes = [module.training for module in model.modules()]
     return [
@@ -134,11 +134,11 @@ def look(model: nn.Module, sizes: list[BatchSize], order: EpochOrder, work: int 
 
 def test_all_that_a_module_keeps_is_put_back() -> None:
     model, order = Net(), EpochOrder(11, 8)
-    before = everything(model)
+    before = list_state(model)
     look(model, list_batch_sizes(order), order)
-    assert everything(model) == before
+    assert list_state(model) == before
     model(torch.rand(3, 4))
-    assert everything(model) != before
+    assert list_state(model) != before
 
 
 @pytest.mark.parametrize(
@@ -155,11 +155,11 @@ def test_all_that_a_module_keeps_is_put_back() -> None:
 def test_what_training_alone_shows_of_a_net(answer: Callable[[Tensor], Any], message: str) -> None:
     order = EpochOrder(11, 8)
     model = Net(answer)
-    before = everything(model)
+    before = list_state(model)
     with pytest.raises(RequestError) as caught:
         look(model, list_batch_sizes(order), order)
     assert message in str(caught.value)
-    assert everything(model) == before
+    assert list_state(model) == before
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 

@@ -77,7 +77,7 @@ def replace_content(intact: bytes, content: bytes) -> bytes:
     return file.getvalue()
 
 
-def foreign(intact: bytes) -> Iterator[bytes]:
+def make_foreign_files(intact: bytes) -> Iterator[bytes]:
     """Files of other kinds, and other things in the same wrapping."""
     yield from (b"", b"\0", b"PK", b"PK\x03\x04" * 9, b"\x89PNG\r\n\x1a\n" + bytes(99), b"epoch,loss\n" * 99)
     others: list[Any] = [torch.ones(3), {"w": torch.ones(2)}, [1, 2], "text", None, torch.nn.Linear(2, 1)]
@@ -131,7 +131,7 @@ def test_no_damaged_checkpoint_is_loaded_or_run(model: str, dlrun: Callable[...,
     folder, canary, chance = tmp_path / "run/checkpoints", tmp_path / "canary", random.Random(0)
     intact = (folder / "last.pt").read_bytes()
     (tmp_path / "inner.pt").write_bytes(write_archive(Call(Path.touch, canary)))
-    files = [*iterate_damage(intact, chance), *foreign(intact), *bombs(canary, intact)]
+    files = [*iterate_damage(intact, chance), *make_foreign_files(intact), *bombs(canary, intact)]
     files = [content for content in files if content != intact]
     assert len(files) >= 350
     before = load(folder / "step_00000000.pt".replace("00000000", steps(folder)[1]))

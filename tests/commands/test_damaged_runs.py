@@ -28,11 +28,11 @@ YAML_FILES = (".hydra/config.yaml", ".hydra/overrides.yaml", ".hydra/hydra.yaml"
 Damage = Callable[[Path], None]  # damages the file at a path
 
 
-def holds(content: bytes) -> Damage:
-    return lambda path: put(path, content)
+def overwrite_with(content: bytes) -> Damage:
+    return lambda path: write(path, content)
 
 
-def put(path: Path, content: bytes) -> None:
+def write(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
@@ -77,22 +77,22 @@ def is_huge(path: Path) -> None:
 
 
 OF_ANY = {
-    "empty": holds(b""),
+    "empty": overwrite_with(b""),
     "cut": half,
-    "zeros": holds(bytes(4096)),
-    "latin": holds(b'{"a": "\xff\xfe"}\n'),
-    "quote": holds(b'"'),
-    "brackets": holds(b"[" * 100_000),
-    "objects": holds(b'{"a":' * 100_000),
-    "number": holds(b"5\n"),
-    "null": holds(b"null\n"),
-    "list": holds(b"[1, 2]\n"),
-    "digits": holds(b'{"epochs": ' + b"9" * 400 + b', "seed": ' + b"9" * 400 + b"}\n"),
-    "many digits": holds(b'{"status": ' + b"9" * 5000 + b"}\n"),
-    "infinite": holds(b'{"epoch": 1e999, "step": 1, "weights_sha256": 1e999}\n'),
-    "nan": holds(b'{"epoch": NaN, "status": NaN}\n'),
-    "twice": holds(b'{"status": "completed", "status": "failed", "epoch": 1, "epoch": 2}\n'),
-    "surrogate": holds(b'{"status": "completed", "error": "\\ud800", "epoch": 1, "command": "\\ud800"}\n'),
+    "zeros": overwrite_with(bytes(4096)),
+    "latin": overwrite_with(b'{"a": "\xff\xfe"}\n'),
+    "quote": overwrite_with(b'"'),
+    "brackets": overwrite_with(b"[" * 100_000),
+    "objects": overwrite_with(b'{"a":' * 100_000),
+    "number": overwrite_with(b"5\n"),
+    "null": overwrite_with(b"null\n"),
+    "list": overwrite_with(b"[1, 2]\n"),
+    "digits": overwrite_with(b'{"epochs": ' + b"9" * 400 + b', "seed": ' + b"9" * 400 + b"}\n"),
+    "many digits": overwrite_with(b'{"status": ' + b"9" * 5000 + b"}\n"),
+    "infinite": overwrite_with(b'{"epoch": 1e999, "step": 1, "weights_sha256": 1e999}\n'),
+    "nan": overwrite_with(b'{"epoch": NaN, "status": NaN}\n'),
+    "twice": overwrite_with(b'{"status": "completed", "status": "failed", "epoch": 1, "epoch": 2}\n'),
+    "surrogate": overwrite_with(b'{"status": "completed", "error": "\\ud800", "epoch": 1, "command": "\\ud800"}\n'),
     "folder": is_folder,
     "pipe": is_pipe,
     "socket": is_socket,
@@ -101,24 +101,24 @@ OF_ANY = {
     "huge": is_huge,
 }
 OF_YAML = {
-    "alias bomb": holds(
+    "alias bomb": overwrite_with(
         b"a: &a [x, x, x, x, x, x, x, x, x]\n"
         + b"".join(b"%c: &%c [%s]\n" % (c, c, b", ".join([b"*%c" % (c - 1)] * 9)) for c in range(ord("b"), ord("k")))
         + b"seed: 1\n"
     ),
-    "itself": holds(b"seed: 1\ndata: &a\n  b: *a\n"),
-    "flow": holds(b"{a: " * 100_000),
-    "deep": holds("".join(f"{' ' * i}a:\n" for i in range(2000)).encode()),
-    "dashes": holds(b"- " * 100_000 + b"a"),
-    "sexagesimal": holds(b"seed: " + b"1:" * 100_000 + b"1\n"),
-    "date": holds(b"seed: 2020-01-01\nmodel: {a: 2020-01-01}\n"),
-    "binary": holds(b"seed: 1\nmodel: {a: !!binary aGk=}\n"),
-    "set": holds(b"seed: 1\nmodel: !!set {a, b}\n"),
-    "python": holds(b"seed: !!python/object/apply:os.system [touch pwned]\n"),
-    "keys": holds(b"seed: 1\nmodel: {1: a, b: c}\n"),
-    "odd keys": holds(b"seed: 1\nmodel: {[1]: a}\n"),
-    "bom": holds(b"\xef\xbb\xbfseed: 1\n"),
-    "lone alias": holds(b"seed: *nowhere\n"),
+    "itself": overwrite_with(b"seed: 1\ndata: &a\n  b: *a\n"),
+    "flow": overwrite_with(b"{a: " * 100_000),
+    "deep": overwrite_with("".join(f"{' ' * i}a:\n" for i in range(2000)).encode()),
+    "dashes": overwrite_with(b"- " * 100_000 + b"a"),
+    "sexagesimal": overwrite_with(b"seed: " + b"1:" * 100_000 + b"1\n"),
+    "date": overwrite_with(b"seed: 2020-01-01\nmodel: {a: 2020-01-01}\n"),
+    "binary": overwrite_with(b"seed: 1\nmodel: {a: !!binary aGk=}\n"),
+    "set": overwrite_with(b"seed: 1\nmodel: !!set {a, b}\n"),
+    "python": overwrite_with(b"seed: !!python/object/apply:os.system [touch pwned]\n"),
+    "keys": overwrite_with(b"seed: 1\nmodel: {1: a, b: c}\n"),
+    "odd keys": overwrite_with(b"seed: 1\nmodel: {[1]: a}\n"),
+    "bom": overwrite_with(b"\xef\xbb\xbfseed: 1\n"),
+    "lone alias": overwrite_with(b"seed: *nowhere\n"),
 }
 WRONG: list[Any] = [5, -1, "x", [], {}, None, True, [[{}]], {"a": []}]
 KEYS = {
@@ -154,7 +154,7 @@ def damages() -> Iterator[tuple[str, str, Damage]]:
     for number, row in enumerate(ROWS):
         line = json.dumps(row).encode() + b"\n"
         for name in LINE_FILES:
-            yield name, f"row {number}", holds(line * 2)
+            yield name, f"row {number}", overwrite_with(line * 2)
     yield "checkpoints", "file", lambda path: (shutil.rmtree(path), path.write_text("x"))[0]
     yield "checkpoints", "loop", lambda path: (shutil.rmtree(path), path.symlink_to(path.name))[0]
 

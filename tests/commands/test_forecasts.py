@@ -37,7 +37,7 @@ def write_power(path: Path, count: int = 400, sites: str = "") -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder_with_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with power.csv and a run that has learnt it."""
     folder = tmp_path_factory.mktemp("series")
     write_power(folder / "power.csv")
@@ -50,9 +50,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(trained: Path, tmp_path: Path) -> Path:
+def run(folder_with_run: Path, tmp_path: Path) -> Path:
     """A copy of them in the working directory."""
-    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(folder_with_run, tmp_path, dirs_exist_ok=True)
     return tmp_path / "run"
 
 

@@ -62,9 +62,9 @@ def craft(run: Path, text: str, classes: bool = True) -> None:
     """Put the text wherever a run keeps one and nothing is built from it."""
     safe = text.encode("utf-8", "replace").decode()
     hidden = run / ".hydra"
-    told = read_yaml((hidden / "hydra.yaml").read_text())
-    told["hydra"]["runtime"]["choices"] |= dict.fromkeys(("model", "optimizer", "lesson"), safe)
-    (hidden / "hydra.yaml").write_text(dump_yaml(told))
+    saved_choices = read_yaml((hidden / "hydra.yaml").read_text())
+    saved_choices["hydra"]["runtime"]["choices"] |= dict.fromkeys(("model", "optimizer", "lesson"), safe)
+    (hidden / "hydra.yaml").write_text(dump_yaml(saved_choices))
     (hidden / "overrides.yaml").write_text(dump_yaml([f"model.note={safe}"]))
     plain = read_yaml((hidden / "config.yaml").read_text())
     plain["model"]["note"] = safe

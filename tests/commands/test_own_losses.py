@@ -42,7 +42,7 @@ def powers(outputs, targets, exponent=2.0):
 
 
 @pytest.fixture
-def own(dlrun: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
+def run_with_losses(dlrun: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
     """dlrun beside a module of losses, named anew for each test: Python imports a name once."""
     name = f"losses_{tmp_path.name.strip('_0123456789')[:40]}_{abs(hash(tmp_path)) % 10**8}"
     (tmp_path / f"{name}.py").write_text(LOSSES)
@@ -108,7 +108,7 @@ def test_balanced_weights_are_those_of_scikit_learn(dlrun: Callable[..., Any]) -
 
 
 @pytest.mark.slow
-def test_a_loss_with_weights_of_its_own_is_trained_saved_and_resumed(own: Callable[..., Any]) -> None:
+def test_a_loss_with_weights_of_its_own_is_trained_saved_and_resumed(run_with_losses: Callable[..., Any]) -> None:
     words = (
         "data=digits",
         "data.limit_batches=4",
@@ -117,7 +117,7 @@ def test_a_loss_with_weights_of_its_own_is_trained_saved_and_resumed(own: Callab
         "trainer.epochs=3",
     )
     words = (*QUIET, *words, "optimizer=momentum", "trainer.grad_clip_norm=0.5")
-    done = own(*words, "hydra.run.dir=undisturbed")
+    done = run_with_losses(*words, "hydra.run.dir=undisturbed")
     assert done.code == 0, done.err
     reference = load(Path("undisturbed/checkpoints/last.pt"))
     assert int(reference["loss"]["batches"]) == 12
@@ -125,9 +125,9 @@ def test_a_loss_with_weights_of_its_own_is_trained_saved_and_resumed(own: Callab
     assert (reference["loss"]["scale"] - 2.05).abs().min() > 1e-4
 
     # In the middle of an epoch.
-    assert own(*words, "trainer.max_steps=6", "hydra.run.dir=cut").code == 0
-    assert own("resume", "cut", "trainer.max_steps=12").code == 2
-    done = own("resume", "cut", "trainer.max_steps=12", "trusted_modules=[MINE]")
+    assert run_with_losses(*words, "trainer.max_steps=6", "hydra.run.dir=cut").code == 0
+    assert run_with_losses("resume", "cut", "trainer.max_steps=12").code == 2
+    done = run_with_losses("resume", "cut", "trainer.max_steps=12", "trusted_modules=[MINE]")
     assert done.code == 0, done.err
     resumed = load(Path("cut/checkpoints/last.pt"))
     for part in ("model", "loss"):
@@ -135,17 +135,17 @@ def test_a_loss_with_weights_of_its_own_is_trained_saved_and_resumed(own: Callab
             assert torch.equal(value, resumed[part][key]), key
     assert Path("cut/metrics.jsonl").read_text() == Path("undisturbed/metrics.jsonl").read_text()
 
-    done = own("eval", "cut", "split=val", "figures=false", "trusted_modules=[MINE]")
+    done = run_with_losses("eval", "cut", "split=val", "figures=false", "trusted_modules=[MINE]")
     assert "the same as recorded in training, to the last bit" in done.out, done.err
-    assert own("export", "cut", "format=python", "trusted_modules=[MINE]").code == 2
+    assert run_with_losses("export", "cut", "format=python", "trusted_modules=[MINE]").code == 2
 
 
 @pytest.mark.slow
-def test_the_weights_of_a_loss_do_not_move_those_of_the_model(own: Callable[..., Any]) -> None:
+def test_the_weights_of_a_loss_do_not_move_those_of_the_model(run_with_losses: Callable[..., Any]) -> None:
     words = (*QUIET, "data=digits", "data.limit_batches=2", "trainer.epochs=1", "optimizer=sgd", "optimizer.lr=1e-30")
-    assert own(*words, "hydra.run.dir=plain").code == 0
-    assert own(*words, "task.loss=MINE.Tempered", "preflight=false", "hydra.run.dir=tempered").code == 0
-    assert own(*words, "task.loss=MINE.Tempered", "hydra.run.dir=checked").code == 0
+    assert run_with_losses(*words, "hydra.run.dir=plain").code == 0
+    assert run_with_losses(*words, "task.loss=MINE.Tempered", "preflight=false", "hydra.run.dir=tempered").code == 0
+    assert run_with_losses(*words, "task.loss=MINE.Tempered", "hydra.run.dir=checked").code == 0
     assert_close("plain", "tempered")
     first, second = (load(Path(name) / "checkpoints" / "last.pt")["loss"] for name in ("tempered", "checked"))
     assert all(torch.equal(first[key], second[key]) for key in first)
@@ -170,23 +170,27 @@ def test_the_weights_of_a_loss_do_not_move_those_of_the_model(own: Callable[...,
         ),
     ],
 )
-def test_a_loss_that_cannot_be_is_a_sentence(words: tuple[str, ...], sentence: str, own: Callable[..., Any]) -> None:
+def test_a_loss_that_cannot_be_is_a_sentence(
+    words: tuple[str, ...], sentence: str, run_with_losses: Callable[..., Any]
+) -> None:
     data = () if any(word.startswith("data=") for word in words) else ("data=digits",)
-    done = own(*QUIET, *data, *words, "hydra.run.dir=run")
+    done = run_with_losses(*QUIET, *data, *words, "hydra.run.dir=run")
     assert (done.code, done.err.count("\n")) == (2, 1), done.err
     assert sentence in done.err
     assert not Path("run").exists()
 
 
 @pytest.mark.slow
-def test_functions_and_classes_of_torch_take_arguments(own: Callable[..., Any]) -> None:
+def test_functions_and_classes_of_torch_take_arguments(run_with_losses: Callable[..., Any]) -> None:
     words = (*QUIET, "data=regression", "model=linear", "trainer.epochs=2", "data.batch_size=32")
-    assert own(*words, "task.loss=MINE.powers", "task.loss_args={exponent:2}", "hydra.run.dir=own").code == 0
-    assert own(*words, "hydra.run.dir=mse").code == 0
+    assert (
+        run_with_losses(*words, "task.loss=MINE.powers", "task.loss_args={exponent:2}", "hydra.run.dir=own").code == 0
+    )
+    assert run_with_losses(*words, "hydra.run.dir=mse").code == 0
     assert_close("own", "mse")
-    done = own(*words, "task.loss=torch.nn.MultiLabelSoftMarginLoss", "hydra.run.dir=soft")
+    done = run_with_losses(*words, "task.loss=torch.nn.MultiLabelSoftMarginLoss", "hydra.run.dir=soft")
     assert done.code == 0, done.err
-    assert own("eval", "soft", "figures=false").code == 0
+    assert run_with_losses("eval", "soft", "figures=false").code == 0
 
 
 @pytest.mark.slow
@@ -214,14 +218,16 @@ def test_a_poisson_regression_predicts_counts(dlrun: Callable[..., Any]) -> None
 
 
 @pytest.mark.slow
-def test_the_learning_rate_test_leaves_a_loss_as_it_was(own: Callable[..., Any]) -> None:
+def test_the_learning_rate_test_leaves_a_loss_as_it_was(run_with_losses: Callable[..., Any]) -> None:
     words = ("data=blobs", "model=linear", "task.loss=MINE.Tempered", "data.batch_size=50")
-    done = own("check", "lr", *QUIET, *words)
+    done = run_with_losses("check", "lr", *QUIET, *words)
     assert done.code == 0, done.err
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_is_the_undisturbed_run(own: Callable[..., Any], warm: Any, tmp_path: Path) -> None:
+def test_killed_and_resumed_is_the_undisturbed_run(
+    run_with_losses: Callable[..., Any], warm: Any, tmp_path: Path
+) -> None:
     """A loss and a metric of one's own, killed in the middle of an epoch."""
     module = next(tmp_path.glob("losses_*.py"))
     module.write_text(
@@ -243,7 +249,7 @@ class Share:
     name = module.stem
     words = [*QUIET, "data=digits", f"task.loss={name}.Tempered", f"task.metrics=[{name}.Share,accuracy,log_loss]"]
     words += ["checkpoint.every_steps=1", "trainer.epochs=4", "data.batch_size=128", "task.class_weights=null"]
-    assert own(*words, "hydra.run.dir=undisturbed").code == 0
+    assert run_with_losses(*words, "hydra.run.dir=undisturbed").code == 0
     process = warm.start("-m", "dlrun", *words, "hydra.run.dir=killed", cwd=tmp_path)
     deadline = time.monotonic() + 60
     while not list(Path("killed/checkpoints").glob("step_*[1-9].pt")) and time.monotonic() < deadline:
@@ -253,7 +259,7 @@ class Share:
     process.wait(30)
     assert not Path("killed/result.json").exists()
 
-    done = own("resume", "killed", f"trusted_modules=[{name}]")
+    done = run_with_losses("resume", "killed", f"trusted_modules=[{name}]")
     assert done.code == 0, done.err
     one, two = (load(Path(folder) / "checkpoints" / "last.pt") for folder in ("undisturbed", "killed"))
     for part in ("model", "loss"):

@@ -65,7 +65,7 @@ def failing(predictions, targets):
 
 
 @pytest.fixture
-def own(dlrun: Callable[..., Any], tmp_path: Path) -> Iterator[Callable[..., Any]]:
+def run_with_metrics(dlrun: Callable[..., Any], tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """dlrun beside a module of metrics, named anew for each test: Python imports a name once."""
     name = f"metrics_{abs(hash(tmp_path)) % 10**8}"
     (tmp_path / f"{name}.py").write_text(MINE)
@@ -86,16 +86,16 @@ def answers(folder: str, split: str, **permissions: Any) -> tuple[Any, Any, Any]
 
 
 @pytest.mark.slow
-def test_named_metrics_are_those_of_scikit_learn_on_every_split(own: Any) -> None:
+def test_named_metrics_are_those_of_scikit_learn_on_every_split(run_with_metrics: Any) -> None:
     chosen = (
         "[auroc,accuracy,balanced_accuracy,matthews_corrcoef,sklearn.metrics.cohen_kappa_score,log_loss,roc_auc,"
         "{_target_:fbeta,beta:0.5},{_target_:fbeta,beta:2,_name_:f_two},MINE.specificity,{_target_:MINE.brier,scale:2},"
         "MINE.margin,{_target_:MINE.Share,of:0}]"
     )
-    done = own(*QUIET, *BLOBS, "trainer.epochs=2", f"task.metrics={chosen}", "hydra.run.dir=run")
+    done = run_with_metrics(*QUIET, *BLOBS, "trainer.epochs=2", f"task.metrics={chosen}", "hydra.run.dir=run")
     assert done.code == 0, done.err
     rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
-    y, predicted, probabilities = answers("run", "val", trusted_modules=[own.module])
+    y, predicted, probabilities = answers("run", "val", trusted_modules=[run_with_metrics.module])
     p = probabilities.double().numpy()
     p = p if p.ndim == 1 else p[:, -1]
     expected = {
@@ -126,10 +126,10 @@ def test_named_metrics_are_those_of_scikit_learn_on_every_split(own: Any) -> Non
 def test_however_the_rows_are_batched_a_metric_sees_them_once(sizes: list[int]) -> None:
     """Tags without their padding, in sequences whose batches differ in length; in the middle of an epoch, too."""
     spec = DataSpec("tokens", (3,), "tagging", 4, vocabulary=tuple("abc"))
-    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    calls: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def remember(outputs: torch.Tensor, targets: torch.Tensor) -> float:
-        seen.append((outputs, targets))
+        calls.append((outputs, targets))
         return 1.0
 
     task = Objective(spec, metrics=["accuracy", ChosenMetric("seen", remember, "outputs")])
@@ -149,7 +149,7 @@ def test_however_the_rows_are_batched_a_metric_sees_them_once(sizes: list[int]) 
 
     computed = totals.compute_metrics()
     assert list(computed) == ["loss", "accuracy", "seen"]
-    (inputs, tags), *others = seen
+    (inputs, tags), *others = calls
     assert not others
     assert torch.equal(inputs, outputs[targets != -100])
     assert torch.equal(tags, targets[targets != -100])
@@ -194,25 +194,25 @@ def test_more_classes_and_numbers(dlrun: Callable[..., Any]) -> None:
 
 
 @pytest.mark.slow
-def test_a_cut_epoch_measures_all_of_its_rows_once_it_is_resumed(own: Any) -> None:
+def test_a_cut_epoch_measures_all_of_its_rows_once_it_is_resumed(run_with_metrics: Any) -> None:
     words = (*QUIET, *BLOBS, "task.metrics=[MINE.Share,balanced_accuracy,MINE.brier]", "trainer.epochs=2")
     words = (*words, "checkpoint.monitor=train/Share", "checkpoint.mode=max")
-    assert own(*words, "hydra.run.dir=undisturbed").code == 0
+    assert run_with_metrics(*words, "hydra.run.dir=undisturbed").code == 0
     steps = json.loads(Path("undisturbed/result.json").read_text())["steps"]
-    assert own(*words, f"trainer.max_steps={steps // 2 + 3}", "hydra.run.dir=cut").code == 0
-    refused = own("resume", "cut", f"trainer.max_steps={steps}")
+    assert run_with_metrics(*words, f"trainer.max_steps={steps // 2 + 3}", "hydra.run.dir=cut").code == 0
+    refused = run_with_metrics("resume", "cut", f"trainer.max_steps={steps}")
     assert refused.code == 2
-    assert f"if you trust it add trusted_modules='[{own.module}]'" in refused.err
-    done = own("resume", "cut", f"trainer.max_steps={steps}", "trusted_modules=[MINE]")
+    assert f"if you trust it add trusted_modules='[{run_with_metrics.module}]'" in refused.err
+    done = run_with_metrics("resume", "cut", f"trainer.max_steps={steps}", "trusted_modules=[MINE]")
     assert done.code == 0, done.err
     assert Path("cut/metrics.jsonl").read_text() == Path("undisturbed/metrics.jsonl").read_text()
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("comparison_without_pictures")
-def test_a_chosen_metric_decides_is_expected_evaluated_and_compared(own: Any) -> None:
+def test_a_chosen_metric_decides_is_expected_evaluated_and_compared(run_with_metrics: Any) -> None:
     words = (*QUIET, *BLOBS, "task.metrics=[MINE.Share,jaccard]", "checkpoint.monitor=val/jaccard", "trainer.epochs=2")
-    done = own("-m", *words, "expect=['val/Share >= 0']", "strict=true", "seed=0,1", "sweep.dir=sweep")
+    done = run_with_metrics("-m", *words, "expect=['val/Share >= 0']", "strict=true", "seed=0,1", "sweep.dir=sweep")
     assert done.code == 0, done.err
     assert "val/jaccard" in done.out
     run = next(Path("sweep").glob("0_*"))
@@ -220,16 +220,18 @@ def test_a_chosen_metric_decides_is_expected_evaluated_and_compared(own: Any) ->
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert result["best"]["value"] == max(row["val/jaccard"] for row in rows)
 
-    assert own("eval", str(run)).code == 2
-    done = own("eval", str(run), "split=val", "figures=false", "trusted_modules=[MINE]")
+    assert run_with_metrics("eval", str(run)).code == 2
+    done = run_with_metrics("eval", str(run), "split=val", "figures=false", "trusted_modules=[MINE]")
     assert "to the last bit" in done.out, done.err
     # Other metrics of a saved run: those of scikit-learn need no permission, and naming one's own gives it.
-    done = own("eval", str(run), "split=val", "figures=false", "task.metrics=[zero_one_loss,MINE.specificity]")
+    done = run_with_metrics(
+        "eval", str(run), "split=val", "figures=false", "task.metrics=[zero_one_loss,MINE.specificity]"
+    )
     assert done.code == 0, done.err
     assert "val/zero_one_loss" in done.out
     Path("rows.csv").write_text("x0,x1\n1,2\n")
-    assert own("predict", str(run), "rows.csv", "trusted_modules=[MINE]").code == 0
-    done = own("export", str(run), "format=python", "trusted_modules=[MINE]")
+    assert run_with_metrics("predict", str(run), "rows.csv", "trusted_modules=[MINE]").code == 0
+    done = run_with_metrics("export", str(run), "format=python", "trusted_modules=[MINE]")
     assert "format=python cannot write task.metrics=" in done.err
 
 
@@ -275,8 +277,8 @@ def test_the_confusion_matrix_is_a_picture_and_no_number(dlrun: Callable[..., An
         (("task.metrics=[f1]", "checkpoint.monitor=val/accuracy"), "val/accuracy is no metric of this run"),
     ],
 )
-def test_what_is_no_metric_is_a_sentence(words: tuple[str, ...], sentence: str, own: Any) -> None:
-    done = own(*QUIET, *BLOBS, *words, "hydra.run.dir=run")
+def test_what_is_no_metric_is_a_sentence(words: tuple[str, ...], sentence: str, run_with_metrics: Any) -> None:
+    done = run_with_metrics(*QUIET, *BLOBS, *words, "hydra.run.dir=run")
     assert (done.code, done.err.count("\n")) == (2, 1), done.err
     assert sentence in done.err
     assert not Path("run").exists()
@@ -320,10 +322,10 @@ def test_classes_and_functions_of_torchmetrics(dlrun: Callable[..., Any]) -> Non
 
 
 def test_an_error_of_a_metric_before_training_is_a_wrong_request() -> None:
-    def failing(predictions: torch.Tensor, targets: torch.Tensor) -> float:
+    def fail(predictions: torch.Tensor, targets: torch.Tensor) -> float:
         raise ValueError("too few")
 
-    task = Objective(DataSpec("vector", (1,), "binary", 1), metrics=[ChosenMetric("failing", failing)])
+    task = Objective(DataSpec("vector", (1,), "binary", 1), metrics=[ChosenMetric("failing", fail)])
     targets = torch.tensor([0, 1, 1])
     with pytest.raises(RequestError, match="failing cannot be computed: ValueError: too few"):
         task.compute_baseline(targets, targets)

@@ -139,7 +139,7 @@ def copies(monkeypatch: pytest.MonkeyPatch, run: Path, target: Path) -> dict[str
                 folders.setdefault(moment, []).append(place)
                 return
 
-    def around(owner: Any, name: str, label: Callable[..., str]) -> None:
+    def wrap(owner: Any, name: str, label: Callable[..., str]) -> None:
         real = getattr(owner, name)
 
         def method(*given: Any) -> Any:
@@ -151,9 +151,9 @@ def copies(monkeypatch: pytest.MonkeyPatch, run: Path, target: Path) -> dict[str
 
         monkeypatch.setattr(owner, name, method)
 
-    around(Path, "replace", lambda file, to: re.sub(r"\d+", "N", Path(to).name))
-    around(RunLogger, "log_step", lambda *_: "a step's values")
-    around(RunLogger, "log_epoch", lambda *_: "an epoch's row")
+    wrap(Path, "replace", lambda file, to: re.sub(r"\d+", "N", Path(to).name))
+    wrap(RunLogger, "log_step", lambda *_: "a step's values")
+    wrap(RunLogger, "log_epoch", lambda *_: "an epoch's row")
     return folders
 
 

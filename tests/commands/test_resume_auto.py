@@ -29,7 +29,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, dlrun: Callable[..., Any]) -> Calla
     def run(*words: str) -> Any:
         real, calls = trainer.backward, 0
 
-        def counting(*arguments: Any) -> Any:
+        def count_calls(*arguments: Any) -> Any:
             nonlocal calls
             calls += 1
             if calls == 10:
@@ -37,7 +37,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, dlrun: Callable[..., Any]) -> Calla
             return real(*arguments)
 
         with monkeypatch.context() as patched:
-            patched.setattr(trainer, "backward", counting)
+            patched.setattr(trainer, "backward", count_calls)
             return dlrun(*words)
 
     return run

@@ -254,9 +254,9 @@ def test_a_net_that_embeds_categories_is_swept_evaluated_and_asked_like_the_othe
     assert "the same as recorded in training, to the last bit" in dlrun("eval", str(run), "figures=false").out
     # A street that training did not have, one that it had, in another order of columns and with one more.
     (tmp_path / "new.csv").write_text("color,street,rooms,area\nred,Mud,3,100\nred,Pave,3,100\nred,Grvl,3,100\n")
-    asked = dlrun("predict", str(run), "new.csv", "--format", "csv")
-    assert asked.code == 0, asked.err
-    mud, pave, gravel = (float(row["prediction"]) for row in csv.DictReader(asked.out.splitlines()))
+    requested = dlrun("predict", str(run), "new.csv", "--format", "csv")
+    assert requested.code == 0, requested.err
+    mud, pave, gravel = (float(row["prediction"]) for row in csv.DictReader(requested.out.splitlines()))
     assert pave - gravel == pytest.approx(50_000, rel=0.5)
     assert 4e5 < mud < 7e5
     other = dlrun("eval", str(run), "data.path=new.csv", "figures=false")

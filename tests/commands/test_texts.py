@@ -36,7 +36,7 @@ def write_reviews(path: Path, count: int = 240, seed: int = 0) -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder_with_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with reviews.csv and a run that has learnt them."""
     folder = tmp_path_factory.mktemp("texts")
     write_reviews(folder / "reviews.csv")
@@ -49,9 +49,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(trained: Path, tmp_path: Path) -> Path:
+def run(folder_with_run: Path, tmp_path: Path) -> Path:
     """A copy of them in the working directory."""
-    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(folder_with_run, tmp_path, dirs_exist_ok=True)
     return tmp_path / "run"
 
 

@@ -59,7 +59,7 @@ def parts(key: str) -> tuple[type, str, str]:
     return SECTIONS[section], section, name
 
 
-def one(key: str, value: Any) -> Any:
+def read_value(key: str, value: Any) -> Any:
     """What `value` becomes under `key`."""
     schema, section, name = parts(key)
     return getattr(validate(schema, {name: value}, section), name)
@@ -143,7 +143,7 @@ def test_defaults_are_those_of_the_design() -> None:
 )
 def test_a_value_out_of_range_names_its_key(key: str, value: Any) -> None:
     with pytest.raises(RequestError) as caught:
-        one(key, value)
+        read_value(key, value)
     message = str(caught.value)
     assert message.startswith(f"{key}={value} ")
     assert " must be " in message or " is not a choice; " in message
@@ -166,7 +166,7 @@ def test_a_value_out_of_range_names_its_key(key: str, value: Any) -> None:
     ],
 )
 def test_the_edge_of_a_range_is_allowed(key: str, value: Any) -> None:
-    assert one(key, value) == value
+    assert read_value(key, value) == value
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_the_edge_of_a_range_is_allowed(key: str, value: Any) -> None:
 )
 def test_a_value_of_another_type_names_its_key(key: str, value: Any) -> None:
     with pytest.raises(RequestError) as caught:
-        one(key, value)
+        read_value(key, value)
     message = str(caught.value)
     assert re.fullmatch(
         rf"{re.escape(key)}=.* (must be .*|names none of its keys); type {re.escape(key)}.*=.*", message
@@ -218,7 +218,7 @@ def test_a_value_of_another_type_names_its_key(key: str, value: Any) -> None:
 )
 def test_an_unknown_key_is_answered_by_the_nearest(key: str, hint: str) -> None:
     with pytest.raises(RequestError) as caught:
-        one(key, 1)
+        read_value(key, 1)
     assert str(caught.value) == f"there is no key {key}; {hint}"
 
 

@@ -49,7 +49,7 @@ class Net(nn.Module):
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def warning_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A net of the user's that warns, and an installed library that it calls."""
     library = tmp_path / "site-packages"
     library.mkdir()
@@ -70,8 +70,8 @@ def list_warnings() -> Iterator[list[warnings.WarningMessage]]:
 
 
 @pytest.mark.filterwarnings("default")
-def test_a_run_writes_what_libraries_warn_of_into_its_log(dlrun: Callable, own: str) -> None:
-    done = dlrun(*QUICK, own)
+def test_a_run_writes_what_libraries_warn_of_into_its_log(dlrun: Callable, warning_module: str) -> None:
+    done = dlrun(*QUICK, warning_module)
     assert (done.code, done.err) == (0, "")
     log = (done.folder / "run.log").read_text()
     for text in ("FutureWarning: old way 0", "somelib.own: clipping input"):
@@ -80,19 +80,23 @@ def test_a_run_writes_what_libraries_warn_of_into_its_log(dlrun: Callable, own: 
 
 
 @pytest.mark.filterwarnings("default")
-def test_warnings_of_own_code_are_a_note(dlrun: Callable, own: str) -> None:
-    done = dlrun(*QUICK, own)
+def test_warnings_of_own_code_are_a_note(dlrun: Callable, warning_module: str) -> None:
+    done = dlrun(*QUICK, warning_module)
     note = "1 warning of code of yours is in run.log: warner.py, line 17: UserWarning: x is large"
     assert f"note: {note}" in done.out
     assert note in done.result["warnings"]
 
 
 @pytest.mark.slow
-def test_commands_without_a_log_hold_them_back_unless_v_is_given(dlrun: Callable, own: str) -> None:
+def test_commands_without_a_log_hold_them_back_unless_v_is_given(dlrun: Callable, warning_module: str) -> None:
     with list_warnings():
-        assert dlrun(*QUICK, own, "hydra.run.dir=run").code == 0
+        assert dlrun(*QUICK, warning_module, "hydra.run.dir=run").code == 0
     trust = ("trusted_modules=[warner]",)
-    for words in (("eval", "run", *trust, "figures=false"), ("predict", "run", "1,2", *trust), ("check", *QUICK, own)):
+    for words in (
+        ("eval", "run", *trust, "figures=false"),
+        ("predict", "run", "1,2", *trust),
+        ("check", *QUICK, warning_module),
+    ):
         with list_warnings() as shown:
             done = dlrun(*words)
         assert done.code == 0, done.err
@@ -107,7 +111,7 @@ def test_commands_without_a_log_hold_them_back_unless_v_is_given(dlrun: Callable
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_a_sweep_writes_them_into_the_logs_of_its_jobs(
-    dlrun: Callable, own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dlrun: Callable, warning_module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     library = importlib.import_module("somelib")
     forward = MLP.forward
@@ -167,11 +171,11 @@ def test_files_and_buffers_of_loggers_are_left_alone() -> None:
 
 
 @pytest.mark.slow
-def test_from_python_too(dlrun: Callable, own: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_from_python_too(dlrun: Callable, warning_module: str, capfd: pytest.CaptureFixture[str]) -> None:
     import dlrun as library
 
     with list_warnings() as shown:
-        run = library.train(*QUICK, own, quiet=True)
+        run = library.train(*QUICK, warning_module, quiet=True)
         run.predict([[1.0, 2.0]])
     assert {str(warning.message) for warning in shown} == {"x is large"}
     output = capfd.readouterr()

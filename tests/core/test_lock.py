@@ -148,19 +148,19 @@ def test_a_run_that_is_being_written_is_neither_resumed_nor_overwritten(dlrun: A
 def test_two_real_runs_of_one_second_get_two_folders_and_one_folder_gets_one_run(tmp_path: Path, warm: Any) -> None:
     words = ["data=blobs", "trainer.epochs=3", "figures=false", "tracking.graph=false"]
 
-    def both(*more: str) -> list[tuple[int, str]]:
+    def take_twice(*more: str) -> list[tuple[int, str]]:
         started = [warm.start("-m", "dlrun", *words, *more, cwd=tmp_path) for _ in range(2)]
         return [(process.wait(), process.err) for process in started]
 
     while time.time() % 1 > 0.2:
         time.sleep(0.01)
-    assert both() == [(0, ""), (0, "")]
+    assert take_twice() == [(0, ""), (0, "")]
     runs = [file.parent for file in (tmp_path / "outputs").rglob("result.json")]
     assert len(runs) == 2
     for run in runs:
         assert json.loads((run / "result.json").read_text())["status"] == "completed"
         assert len((run / "metrics.jsonl").read_text().splitlines()) == 3
-    codes = sorted(both("hydra.run.dir=one"))
+    codes = sorted(take_twice("hydra.run.dir=one"))
     assert [code for code, _ in codes] == [0, 2]
     assert "is being written by process" in codes[1][1] or "already holds a run" in codes[1][1]
     assert len((tmp_path / "one" / "metrics.jsonl").read_text().splitlines()) == 3

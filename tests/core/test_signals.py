@@ -40,16 +40,16 @@ def test_handlers_come_back_after_an_exception() -> None:
 
 
 def test_outside_the_main_thread_there_is_only_the_flag() -> None:
-    seen: list[bool] = []
+    states: list[bool] = []
 
     def work() -> None:
         with signals.catch_signals() as stop:
-            seen.append(stop())
+            states.append(stop())
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert seen == [False]
+    assert states == [False]
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])

@@ -10,7 +10,7 @@ from dlrun.config.schema import CONFIG_DIR
 from dlrun.core.yaml import _dump, dump_yaml
 
 
-def back(value: Any) -> Any:
+def dump_and_read(value: Any) -> Any:
     return OmegaConf.to_container(OmegaConf.create(dump_yaml({"x": value})), resolve=False)["x"]  # type: ignore[index,call-overload]
 
 
@@ -25,8 +25,8 @@ def back(value: Any) -> Any:
     ],
 )
 def test_what_was_written_is_read(value: Any) -> None:
-    assert back(value) == value
-    assert type(back(value)) is type(value)
+    assert dump_and_read(value) == value
+    assert type(dump_and_read(value)) is type(value)
 
 
 @pytest.mark.parametrize(
@@ -57,8 +57,8 @@ def test_values_that_are_equal_and_not_the_same_are_kept_apart() -> None:
 
 
 def test_infinities_and_nan_are_read() -> None:
-    assert back(math.inf) == math.inf
-    assert math.isnan(back(math.nan))
+    assert dump_and_read(math.inf) == math.inf
+    assert math.isnan(dump_and_read(math.nan))
 
 
 @pytest.mark.slow
@@ -66,7 +66,7 @@ def test_every_config_of_ours_is_read_back() -> None:
     for path in CONFIG_DIR.rglob("*.yaml"):
         plain = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
         if plain:
-            assert back(plain) == plain, path
+            assert dump_and_read(plain) == plain, path
 
 
 def test_keys_keep_their_order_and_equal_parts_are_written_out() -> None:

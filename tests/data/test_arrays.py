@@ -247,7 +247,7 @@ def test_all_files_that_are_missing_or_damaged_are_named_at_once(dlrun: Callable
     folder = tmp_path / "rows"
     write(folder, np.ones((10, 2)), np.arange(10))
     (folder / "y.npy").unlink()
-    broken(folder / "x.npy")
+    break_file(folder / "x.npy")
     np.save(folder / "test_y.npy", np.zeros(3, int))
     done = dlrun("data=arrays", "data.path=rows")
     assert (done.code, done.out) == (2, "")
@@ -301,7 +301,7 @@ def test_memory_and_workers_train_to_the_same_weights(dlrun: Callable[..., Any],
     assert hashes[0] == hashes[1] == hashes[2]
 
 
-def broken(path: Path) -> None:
+def break_file(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:40])
 
 
@@ -312,7 +312,7 @@ def regression_with_test(folder: Path) -> None:
 
 MISTAKES: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
     "none": (lambda p: (p / "x.npy").unlink(), {}, "x.npy does not exist"),
-    "cut": (lambda p: broken(p / "x.npy"), {}, "is not a whole .npy file of numbers"),
+    "cut": (lambda p: break_file(p / "x.npy"), {}, "is not a whole .npy file of numbers"),
     "objects": (lambda p: np.save(p / "x.npy", np.array([{}] * 10)), {}, "is not a whole .npy file of numbers"),
     "no array": (lambda p: (p / "x.npy").write_bytes(b"junk"), {}, "it holds Python objects, or no array"),
     "shorter": (lambda p: np.save(p / "y.npy", np.arange(9)), {}, "y.npy has 9 rows, and x.npy 10; write as many"),
@@ -373,6 +373,6 @@ def test_images_larger_than_the_memory_they_may_take(folder: bool, monkeypatch: 
     memory = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(memory)
     gigabytes, words = 0.5, ("data.loader=workers", "data.num_workers=1", "figures=false")
-    size, imports, most = memory.measured(gigabytes, 6, *words, folder=folder)
+    size, imports, most = memory.measure(gigabytes, 6, *words, folder=folder)
     assert size > 0.95 * gigabytes * 2**30
     assert most - imports < 2**30

@@ -35,7 +35,7 @@ def make_batches(
     return LoaderBatches(Pairs(split(spec, order.rows)), order, place, workers)
 
 
-def same(left: list[Batch], right: list[Batch]) -> None:
+def assert_equal(left: list[Batch], right: list[Batch]) -> None:
     assert len(left) == len(right) > 0
     for (one, y), (two, z) in zip(left, right, strict=True):
         assert torch.equal(y, z)
@@ -86,7 +86,7 @@ def test_an_epoch_can_be_entered_at_any_batch(workers: int | None, start: int) -
 def test_memory_and_workers_give_the_same_batches(spec: DataSpec, workers: int, drop_last: bool) -> None:
     order = EpochOrder(22, 5, shuffle=True, drop_last=drop_last, seed=1)
     memory, loader = make_batches(None, spec, order), make_batches(workers, spec, order)
-    same(list(memory.epoch(2)), list(loader.epoch(2)))
+    assert_equal(list(memory.epoch(2)), list(loader.epoch(2)))
     assert len(memory) == len(loader) == (4 if drop_last else 5)
     assert [memory.count_rows_before(b) for b in range(6)] == [loader.count_rows_before(b) for b in range(6)]
 
@@ -157,14 +157,14 @@ def test_carving_takes_the_rounded_fraction(rows: int, fraction: float, held_out
 def test_carving_follows_its_seed_and_nothing_else() -> None:
     part = split(IMAGES, 100)
 
-    def held_out(seed: int) -> list[int]:
+    def choose_test_rows(seed: int) -> list[int]:
         val = hold_out(part, 0.2, seed)[1]
         assert isinstance(val, Split)
         return val.inputs[0][:, 0, 0, 0].tolist()
 
-    first = held_out(0)
+    first = choose_test_rows(0)
     torch.manual_seed(123)
-    assert held_out(0) == first != held_out(1)
+    assert choose_test_rows(0) == first != choose_test_rows(1)
 
 
 class Doubled(Dataset[Any]):
@@ -217,4 +217,4 @@ def test_small_batches_gathered_together_are_those_gathered_alone(
     assert len(gathers) == (2 if size == 16 else 2 * len(together))
     assert all(x.data_ptr() % 64 == 0 for inputs, y in together for x in (*inputs, y))
     monkeypatch.setattr("dlrun.data.batches.GATHER_BYTES", 1)
-    same(together, list(batches.epoch(2, start)))
+    assert_equal(together, list(batches.epoch(2, start)))

@@ -167,11 +167,11 @@ def test_every_extension_and_depth(tmp_path):
 
 
 def test_data_seed_draws_the_test_part(photos):
-    def chosen(seed):
+    def choose(seed):
         return [Path(os.fsdecode(p)).name for p in image_folder(str(photos), seed=seed, in_memory=False).test.paths]
 
-    assert chosen(0) == chosen(0)
-    assert any(chosen(0) != chosen(seed) for seed in range(1, 6))
+    assert choose(0) == choose(0)
+    assert any(choose(0) != choose(seed) for seed in range(1, 6))
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
@@ -363,9 +363,9 @@ def test_request_errors_are_requests(photos):
 
 
 def test_a_folder_that_cannot_be_read_is_said(tmp_path):
-    gone = tmp_path / "gone"
+    missing_folder = tmp_path / "gone"
     with pytest.raises(DataError, match="gone cannot be read: No such file or directory"):
-        list(class_folders.list_files_below(os.fsencode(gone)))
+        list(class_folders.list_files_below(os.fsencode(missing_folder)))
 
 
 @pytest.mark.parametrize("name", ["valid", "validation", "dev", "eval"])

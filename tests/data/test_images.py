@@ -16,10 +16,10 @@ PUBLISHED_CONSTANTS = {
 
 @pytest.fixture
 def no_network(monkeypatch):
-    def unreachable(url, checksum, path):
+    def fail_to_connect(url, checksum, path):
         raise OSError("Error downloading it")
 
-    monkeypatch.setattr("dlrun.data.files.download.fetch", unreachable)
+    monkeypatch.setattr("dlrun.data.files.download.fetch", fail_to_connect)
 
 
 @pytest.mark.parametrize(("read", "folder"), GREY)

@@ -375,7 +375,7 @@ class Squeezed(nn.Module):
 
 
 @pytest.fixture
-def own(dlrun: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
+def run_with_data(dlrun: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
     (tmp_path / "mine.py").write_text(OWN)
 
     def run(function: str, *words: str) -> Any:
@@ -388,17 +388,17 @@ def own(dlrun: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
 
 
 @pytest.mark.slow
-def test_flat_targets_are_learned_and_not_stretched(own: Callable[..., Any]) -> None:
+def test_flat_targets_are_learned_and_not_stretched(run_with_data: Callable[..., Any]) -> None:
     words = ("model=linear", "trainer.max_steps=null", "trainer.epochs=60", "optimizer.lr=0.1")
-    done = own("flat", *words)
+    done = run_with_data("flat", *words)
     assert done.code == 0, done.err
     assert done.result["metrics"]["val/r2"] > 0.99  # -0.04 where (N,) and (N, 1) make (N, N)
     assert "train targets of shape (rows,) were taken as (rows, 1)" in " ".join(done.out.split())
 
 
 @pytest.mark.parametrize("look", ["true", "false"])
-def test_a_net_that_answers_another_shape_never_trains(own: Callable[..., Any], look: str) -> None:
-    done = own("flat", "model._target_=mine.Squeezed", f"preflight={look}")
+def test_a_net_that_answers_another_shape_never_trains(run_with_data: Callable[..., Any], look: str) -> None:
+    done = run_with_data("flat", "model._target_=mine.Squeezed", f"preflight={look}")
     if look == "true":
         assert done.code == 2
         assert "the model's output has the shape (2,), and regression with 1 outputs needs (2, 1)" in done.err
@@ -410,7 +410,7 @@ def test_a_net_that_answers_another_shape_never_trains(own: Callable[..., Any], 
 
 @pytest.mark.parametrize("command", [("check",), ()])
 def test_a_bad_row_of_the_test_part_is_found_before_the_first_step(
-    dlrun: Callable[..., Any], own: Callable[..., Any], tmp_path: Path, command: tuple[str, ...]
+    dlrun: Callable[..., Any], run_with_data: Callable[..., Any], tmp_path: Path, command: tuple[str, ...]
 ) -> None:
     done = dlrun(*command, "data._target_=mine.infinite", "model=linear", *QUIET)
     assert (done.code, done.out) == (2, "")
@@ -419,16 +419,16 @@ def test_a_bad_row_of_the_test_part_is_found_before_the_first_step(
 
 
 @pytest.mark.parametrize("loader", ["memory", "workers"])
-def test_a_dataset_is_looked_at_as_it_is_read(own: Callable[..., Any], loader: str) -> None:
+def test_a_dataset_is_looked_at_as_it_is_read(run_with_data: Callable[..., Any], loader: str) -> None:
     words = ("data.batch_size=10", f"data.loader={loader}", "data.num_workers=0", "data.shuffle=false")
-    done = own("late", *words, "trainer.max_steps=null", "trainer.epochs=1", "data.val_fraction=0")
+    done = run_with_data("late", *words, "trainer.max_steps=null", "trainer.epochs=1", "data.val_fraction=0")
     assert "row 70 of train holds nan in the inputs, column 0" in " ".join(done.err.split())
     assert done.code == (2 if loader == "memory" else 1)  # in memory before the first step, else at its batch
 
 
 @pytest.mark.parametrize("loader", ["memory", "workers"])
-def test_the_parts_that_torch_draws_are_datasets_like_others(own: Callable[..., Any], loader: str) -> None:
-    done = own("halves", "model=linear", f"data.loader={loader}", "data.num_workers=0")
+def test_the_parts_that_torch_draws_are_datasets_like_others(run_with_data: Callable[..., Any], loader: str) -> None:
+    done = run_with_data("halves", "model=linear", f"data.loader={loader}", "data.num_workers=0")
     assert done.code == 0, done.err
     assert isinstance(Subset(TensorDataset(X), [0]).__getitems__([0]), list)  # whose batches come as lists of samples
 

@@ -97,10 +97,10 @@ def test_damaged_files(tmp_path, train, test, words):
 
 
 def test_no_network(tmp_path, monkeypatch):
-    def unreachable(*_):
+    def fail_to_connect(*_):
         raise OSError("unreachable")
 
-    monkeypatch.setattr("dlrun.data.files.download.fetch", unreachable)
+    monkeypatch.setattr("dlrun.data.files.download.fetch", fail_to_connect)
     with pytest.raises(DataError, match=r"data=names .* put names_train\.csv\.gz there"):
         names(str(tmp_path))
 

@@ -81,7 +81,7 @@ def test_rows_are_numbered_through_validation_limits_and_joining(lazy: bool) -> 
 
 def agree_with_file(splits: Splits, value_of: Callable[[str, int, int | None], float]) -> None:
     """The first input of each row is what its source has there. value_of: of source, row and line."""
-    seen = []
+    labels = []
     for part in (splits.train, splits.val, splits.test):
         if part is None:
             continue
@@ -91,8 +91,8 @@ def agree_with_file(splits: Splits, value_of: Callable[[str, int, int | None], f
         for i, place in enumerate(zip(columns["source"], columns["row"], lines, strict=True)):
             x = part.inputs[0][i] if isinstance(part, Split) else rows[i][0]
             assert float(x.flatten()[0]) == pytest.approx(value_of(*place), abs=1e-6)
-            seen.append(place[:2])
-    assert len(set(seen)) == len(seen)
+            labels.append(place[:2])
+    assert len(set(labels)) == len(labels)
 
 
 def test_tables_name_lines(tmp_path: Path) -> None:

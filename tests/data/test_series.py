@@ -62,10 +62,10 @@ def test_parts_follow_in_time_and_no_target_is_seen_in_training(tmp_path: Path) 
     # Every value tells its row.
     path = write(tmp_path / "t.csv", {"date": hours(100), "load": range(100)})
     splits = series(path, "load", window=10, horizon=4, test_fraction=0.2, val_fraction=0.25, normalize=False)
-    seen = set()
+    used_rows = set()
     for rows in arrays(splits.train):
-        seen |= set(rows.flatten().tolist())
-    assert max(seen) == 59
+        used_rows |= set(rows.flatten().tolist())
+    assert max(used_rows) == 59
     targets = {name: arrays(getattr(splits, name))[1] for name in ("val", "test")}
     assert (targets["val"].min(), targets["val"].max()) == (60, 79)
     assert (targets["test"].min(), targets["test"].max()) == (80, 99)

@@ -81,10 +81,10 @@ def parse_output(done: Any) -> dict[str, list[str]]:
 def compare(result: dict[str, Any], lines: list[str]) -> None:
     """The weights of the file's end are those of the run's end, and its test metrics those of the run."""
     assert f"weights {result['weights_sha256']} as in the run" in lines, lines[-5:]
-    told = {key: float(value) for key, value in re.findall(r"^(test \w+) (\S+)$", "\n".join(lines), re.MULTILINE)}
+    metrics = {key: float(value) for key, value in re.findall(r"^(test \w+) (\S+)$", "\n".join(lines), re.MULTILINE)}
     expected = {key.replace("/", " "): value for key, value in result["metrics"].items() if key.startswith("test/")}
-    assert bool(told) == bool(expected)
-    for key, value in told.items():
+    assert bool(metrics) == bool(expected)
+    for key, value in metrics.items():
         assert value == pytest.approx(expected[key], rel=1e-5, abs=1e-12), key
 
 

@@ -143,7 +143,7 @@ def result_in(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "result.json").read_text()))
 
 
-def apart(one: Path, two: Path) -> float:
+def compute_largest_difference(one: Path, two: Path) -> float:
     """The largest difference between the final weights of two runs."""
     a, b = (load(folder / "checkpoints" / "last.pt")["model"] for folder in (one, two))
     return max(float((a[key] - b[key]).abs().max()) for key in a)
@@ -188,7 +188,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(
     assert dlrun(*one, "hydra.run.dir=one").code == 0
     done = launch(2, *two, "hydra.run.dir=two")
     assert done.returncode == 0, done.stderr
-    assert apart(tmp_path / "one", tmp_path / "two") < 1e-5
+    assert compute_largest_difference(tmp_path / "one", tmp_path / "two") < 1e-5
     for a, b in zip(rows_in(tmp_path / "one"), rows_in(tmp_path / "two"), strict=True):
         assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "two"]
@@ -258,7 +258,7 @@ def test_layers_that_are_not_always_used_train_as_in_one_process(
     assert dlrun(*words, "data.batch_size=4", "hydra.run.dir=one").code == 0
     done = ranks(2, *words, "data.batch_size=2", "hydra.run.dir=two")
     assert done.returncode == 0, done.stderr
-    assert apart(tmp_path / "one", tmp_path / "two") < 1e-5
+    assert compute_largest_difference(tmp_path / "one", tmp_path / "two") < 1e-5
 
 
 COUNTING = """
@@ -301,7 +301,7 @@ def test_labels_train_as_in_one_process(
     assert dlrun(*words, "data.batch_size=26", "hydra.run.dir=one").code == 0
     done = ranks(2, *words, "data.batch_size=13", "hydra.run.dir=two")
     assert done.returncode == 0, done.stderr
-    assert apart(tmp_path / "one", tmp_path / "two") < 1e-5
+    assert compute_largest_difference(tmp_path / "one", tmp_path / "two") < 1e-5
     for a, b in zip(rows_in(tmp_path / "one"), rows_in(tmp_path / "two"), strict=True):
         assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
 
@@ -318,7 +318,7 @@ def test_an_autoencoder_trains_as_in_one_process(
     assert dlrun(*words, "data.batch_size=26", "hydra.run.dir=one").code == 0
     done = ranks(2, *words, "data.batch_size=13", "hydra.run.dir=two")
     assert done.returncode == 0, done.stderr
-    assert apart(tmp_path / "one", tmp_path / "two") < 1e-5
+    assert compute_largest_difference(tmp_path / "one", tmp_path / "two") < 1e-5
     for a, b in zip(rows_in(tmp_path / "one"), rows_in(tmp_path / "two"), strict=True):
         assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
 
@@ -335,7 +335,7 @@ def test_mixed_batches_train_as_in_one_process(
     assert dlrun(*words, "data.batch_size=10", "hydra.run.dir=one").code == 0
     done = ranks(2, *words, "data.batch_size=5", "hydra.run.dir=two")
     assert done.returncode == 0, done.stderr
-    assert apart(tmp_path / "one", tmp_path / "two") < 1e-5
+    assert compute_largest_difference(tmp_path / "one", tmp_path / "two") < 1e-5
     for a, b in zip(rows_in(tmp_path / "one"), rows_in(tmp_path / "two"), strict=True):
         assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
 
@@ -351,7 +351,7 @@ def test_several_outputs_train_as_in_one_process(
     assert dlrun(*words, "data.batch_size=26", "hydra.run.dir=one").code == 0
     done = ranks(2, *words, "data.batch_size=13", "hydra.run.dir=two")
     assert done.returncode == 0, done.stderr
-    assert apart(tmp_path / "one", tmp_path / "two") < 1e-5
+    assert compute_largest_difference(tmp_path / "one", tmp_path / "two") < 1e-5
     for a, b in zip(rows_in(tmp_path / "one"), rows_in(tmp_path / "two"), strict=True):
         assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
 
@@ -381,7 +381,7 @@ def test_a_loss_with_weights_of_its_own_trains_as_in_one_process(
     assert dlrun(*words, *more, "data.batch_size=26", "hydra.run.dir=one").code == 0
     done = ranks(2, *words, *more, "data.batch_size=13", "hydra.run.dir=two")
     assert done.returncode == 0, done.stderr
-    assert apart(tmp_path / "one", tmp_path / "two") < 1e-5
+    assert compute_largest_difference(tmp_path / "one", tmp_path / "two") < 1e-5
     a, b = (load(tmp_path / name / "checkpoints" / "last.pt")["loss"] for name in ("one", "two"))
     assert (a["scale"] - 1).abs().max() > 1e-4
     torch.testing.assert_close(a["scale"], b["scale"], rtol=1e-6, atol=1e-7)
@@ -412,7 +412,7 @@ def test_what_is_compiled_before_the_training_takes_no_part_in_it(tmp_path: Path
         assert done.returncode == 0, done.stderr
     assert result_in(tmp_path / "compiled")["compile_seconds"] > 0
     assert rows_in(tmp_path / "compiled") == rows_in(tmp_path / "plain")
-    assert apart(tmp_path / "compiled", tmp_path / "plain") == 0
+    assert compute_largest_difference(tmp_path / "compiled", tmp_path / "plain") == 0
 
 
 @pytest.mark.slow
@@ -449,7 +449,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
     first = (*words[:-2], f"data.batch_size={size}", "hydra.run.dir=run", "trainer.epochs=4", "trainer.max_steps=11")
     assert train(before, *first) == 0
     assert train(after, "resume", "run", "trainer.max_steps=null") == 0
-    assert apart(tmp_path / "whole", tmp_path / "run") < 1e-5
+    assert compute_largest_difference(tmp_path / "whole", tmp_path / "run") < 1e-5
     assert [row["step"] for row in rows_in(tmp_path / "run")] == [row["step"] for row in rows_in(tmp_path / "whole")]
 
 
@@ -587,7 +587,7 @@ def test_two_machines_make_one_run_in_the_folder_of_the_first(
     assert [launcher.wait(timeout=600) for launcher in launchers] == [0, 0]
     assert list((tmp_path / "1").iterdir()) == []
     assert dlrun(*words, "data.batch_size=32").code == 0
-    assert apart(tmp_path / "0" / "run", tmp_path / "run") < 1e-6
+    assert compute_largest_difference(tmp_path / "0" / "run", tmp_path / "run") < 1e-6
 
 
 class Store(dict[str, str]):

@@ -331,12 +331,12 @@ WORDS = (
 
 
 @pytest.fixture
-def owned(tmp_path: Path, dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def own_classes(tmp_path: Path, dlrun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "owned.py").write_text(OWN)
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("owned")
+@pytest.mark.usefixtures("own_classes")
 def test_a_run_with_numpy_in_it_is_gone_on_with_to_the_same_end(dlrun: Callable[..., Any]) -> None:
     reference = dlrun(*WORDS, "hydra.run.dir=whole")
     assert reference.code == 0, reference.err
@@ -349,7 +349,7 @@ def test_a_run_with_numpy_in_it_is_gone_on_with_to_the_same_end(dlrun: Callable[
     assert checkpoint.load(Path("run/checkpoints/last.pt"))["spec"]["class_names"] == ["much", "none", "some"]
 
 
-@pytest.mark.usefixtures("owned")
+@pytest.mark.usefixtures("own_classes")
 @pytest.mark.parametrize(
     ("word", "sentence"),
     [

@@ -67,7 +67,7 @@ def make_state(scheduler: str = "one_cycle", mode: str = "min", **limits: Any) -
     )
 
 
-def through_a_file(state: dict[str, Any]) -> Any:
+def save_and_load(state: dict[str, Any]) -> Any:
     """As a checkpoint does it: plain values and tensors only."""
     file = io.BytesIO()
     torch.save(state, file)
@@ -91,7 +91,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(stop_at: int, scheduler
     rows = fit(reference)
     first = make_state(**settings)
     begun = fit(first, stop_at)
-    state = through_a_file(first.state_dict() | {"rng": get_rng_state()})
+    state = save_and_load(first.state_dict() | {"rng": get_rng_state()})
     second = make_state(**settings)
     fit(make_state(**settings))  # whatever other runs did to the generators meanwhile
     second.load_state_dict(state, CPU)
@@ -116,7 +116,7 @@ def test_every_part_of_the_state_is_needed(missing: str) -> None:
     state = first.state_dict() | {"rng": get_rng_state()}
     fresh = make_state().state_dict() | {"rng": get_rng_state()}
     state[missing] = fresh[missing]
-    second.load_state_dict(through_a_file(state), CPU)
+    second.load_state_dict(save_and_load(state), CPU)
     set_rng_state(state["rng"])
     assert begun + fit(second) != rows
 
@@ -128,7 +128,7 @@ class Keeping(Rows):
 
     def on_interrupt(self, trainer: TrainerView) -> None:
         self.rows.append({"end": 1.0})
-        self.state = through_a_file(trainer.state.state_dict() | {"rng": get_rng_state()})
+        self.state = save_and_load(trainer.state.state_dict() | {"rng": get_rng_state()})
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -156,7 +156,7 @@ def test_the_first_and_the_last_finite_loss_are_part_of_the_state() -> None:
     class Saves(Callback):
         def on_step_end(self, trainer: TrainerView) -> None:
             if trainer.step == 2:  # before anybody has looked at a loss
-                state.update(through_a_file(trainer.state.state_dict()))
+                state.update(save_and_load(trainer.state.state_dict()))
 
     Trainer(first, [Saves()], lambda: first.progress.step >= 2).fit()
     second.load_state_dict(state, CPU)
@@ -198,7 +198,7 @@ def test_a_state_of_something_else_is_refused(key: str, value: Any) -> None:
 def test_a_loaded_state_shares_nothing_with_the_run_it_is_of() -> None:
     first, second = make_state(), make_state()
     fit(first, 3)
-    second.load_state_dict(through_a_file(first.state_dict()), CPU)
+    second.load_state_dict(save_and_load(first.state_dict()), CPU)
     fit(second)
     assert (first.progress.step, second.progress.step) == (3, EPOCHS * PER_EPOCH)
 

@@ -18,13 +18,13 @@ QUICK = ("tracking.graph=false", "trainer.epochs=1")
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RunContext, FinalOutputs]]:
+def figure_inputs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RunContext, FinalOutputs]]:
     """The context and outputs of each run, as figures get them."""
-    drawn: list[tuple[RunContext, FinalOutputs]] = []
+    figure_inputs: list[tuple[RunContext, FinalOutputs]] = []
     monkeypatch.setattr(
-        run.figures, "draw_all", lambda context, folder, tracker, outputs: drawn.append((context, outputs))
+        run.figures, "draw_all", lambda context, folder, tracker, outputs: figure_inputs.append((context, outputs))
     )
-    return drawn
+    return figure_inputs
 
 
 @pytest.fixture
@@ -45,12 +45,15 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [("model=mlp",), ("model=cnn", "optimizer=adam")])
 def test_the_evaluation_of_the_test_part_records_what_a_pass_of_its_own_gives(
-    words: tuple[str, ...], dlrun: Callable[..., Any], drawn: list[tuple[RunContext, FinalOutputs]], passes: list[int]
+    words: tuple[str, ...],
+    dlrun: Callable[..., Any],
+    figure_inputs: list[tuple[RunContext, FinalOutputs]],
+    passes: list[int],
 ) -> None:
     assert dlrun("data=digits", "data.limit_batches=3", *words, *QUICK).code == 0
     assert passes == []
 
-    ((context, recorded),) = drawn
+    ((context, recorded),) = figure_inputs
     test = context.batches.test
     assert test is not None
     final = recorded.get()
@@ -63,22 +66,22 @@ def test_the_evaluation_of_the_test_part_records_what_a_pass_of_its_own_gives(
 
 @pytest.mark.slow
 def test_no_more_rows_are_recorded_than_are_shown(
-    dlrun: Callable[..., Any], drawn: list[tuple[RunContext, FinalOutputs]], monkeypatch: pytest.MonkeyPatch
+    dlrun: Callable[..., Any], figure_inputs: list[tuple[RunContext, FinalOutputs]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluation, "MAX_ROWS", 20)
     assert dlrun("data=digits", "data.limit_batches=3", "data.eval_batch_size=16", *QUICK).code == 0
-    assert len(drawn[0][1].get().targets) == 32
+    assert len(figure_inputs[0][1].get().targets) == 32
 
 
 @pytest.mark.slow
 def test_without_a_test_part_notes_and_figures_share_one_pass(
-    dlrun: Callable[..., Any], drawn: list[tuple[RunContext, FinalOutputs]], passes: list[int]
+    dlrun: Callable[..., Any], figure_inputs: list[tuple[RunContext, FinalOutputs]], passes: list[int]
 ) -> None:
     assert (
         dlrun("data=points", "data.x=[1,2,3]", "data.y=[2,4,6]", "model=linear", "data.val_fraction=0", *QUICK).code
         == 0
     )
-    assert drawn[0][1].get().split == "train"
+    assert figure_inputs[0][1].get().split == "train"
     assert passes == [3]
 
 

@@ -47,7 +47,7 @@ def state() -> dict[str, Any]:
     }
 
 
-def longer(saved: dict[str, Any], **trainer: Any) -> dict[str, Any]:
+def change_trainer(saved: dict[str, Any], **trainer: Any) -> dict[str, Any]:
     """The config of a saved state with other settings of the trainer."""
     return {**saved["config"], "trainer": {**saved["config"]["trainer"], **trainer}}
 
@@ -143,10 +143,10 @@ def test_a_longer_training_would_have_had_another_curve(key: str, epochs: int, m
     now["config"]["scheduler"] = {key: None}
     now["config"]["trainer"]["max_steps"] = 30
     with pytest.raises(RequestError, match=f"scheduler=cosine spans the whole.*init_from=run .*scheduler.{key}=<"):
-        refuse_other_curve(now, longer(now, epochs=epochs, max_steps=max_steps), Path("run"))
-    refuse_other_curve(now, longer(now), Path("run"))
+        refuse_other_curve(now, change_trainer(now, epochs=epochs, max_steps=max_steps), Path("run"))
+    refuse_other_curve(now, change_trainer(now), Path("run"))
     now["config"]["scheduler"] = {key: 99}
-    refuse_other_curve(now, longer(now, epochs=epochs, max_steps=max_steps), Path("run"))
+    refuse_other_curve(now, change_trainer(now, epochs=epochs, max_steps=max_steps), Path("run"))
 
 
 @pytest.mark.parametrize(
@@ -167,11 +167,11 @@ def test_a_run_only_gets_longer(key: str, was: Any, value: Any, message: str) ->
     now = state()
     now["config"]["trainer"][key] = was
     with pytest.raises(RequestError, match=message):
-        refuse_shorter(now, longer(now, **{key: value}), Path("run"))
+        refuse_shorter(now, change_trainer(now, **{key: value}), Path("run"))
     now["config"]["trainer"][key] = value
     if value != 99:
-        refuse_shorter(now, longer(now, **{key: was}), Path("run"))
-    refuse_shorter(now, longer(now, max_steps=None), Path("run"))
+        refuse_shorter(now, change_trainer(now, **{key: was}), Path("run"))
+    refuse_shorter(now, change_trainer(now, max_steps=None), Path("run"))
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_a_run_only_gets_longer(key: str, was: Any, value: Any, message: str) ->
     ],
 )
 def test_what_ended_a_run(trainer: dict[str, Any], key: str | None) -> None:
-    assert find_reached_limit(state(), longer(state(), **trainer)) == key
+    assert find_reached_limit(state(), change_trainer(state(), **trainer)) == key
 
 
 def test_as_many_threads_as_before_where_there_are_so_many_cores(monkeypatch: pytest.MonkeyPatch) -> None:

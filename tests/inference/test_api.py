@@ -29,7 +29,7 @@ OTHERS = ("PYTEST", "TORCHINDUCTOR_", "KMP_")  # variables that pytest, torch._i
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory, which is not on sys.path."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DLRUN_DATA_DIR", raising=False)
@@ -58,7 +58,7 @@ def state_of_the_process() -> dict[str, Any]:
 
 
 @pytest.fixture
-def same_process() -> Iterator[None]:
+def clean_process() -> Iterator[None]:
     """The process is afterwards as it was."""
     torch.set_num_threads(1)
     random.random(), np.random.rand(), torch.rand(1)
@@ -97,17 +97,19 @@ def test_every_public_name_is_there_and_documented() -> None:
 
 @pytest.mark.slow
 def test_a_run_is_that_of_the_command_line(
-    here: Path, same_process: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    working_directory: Path, clean_process: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command_line(monkeypatch, *BLOBS, "hydra.run.dir=typed", "device.deterministic=true") == 0
     output = capsys.readouterr().out
     run = package.train(*BLOBS, "hydra.run.dir=called", "device.deterministic=true")
-    assert run.folder == here / "called"
+    assert run.folder == working_directory / "called"
     assert len(capsys.readouterr().out.splitlines()) == len(output.splitlines())
-    typed = json.loads((here / "typed" / "result.json").read_text())
+    typed = json.loads((working_directory / "typed" / "result.json").read_text())
     for key in ("weights_sha256", "metrics", "baseline", "config_hash", "best"):
         assert run.result[key] == typed[key], key
-    assert (here / "called" / "metrics.jsonl").read_bytes() == (here / "typed" / "metrics.jsonl").read_bytes()
+    assert (working_directory / "called" / "metrics.jsonl").read_bytes() == (
+        working_directory / "typed" / "metrics.jsonl"
+    ).read_bytes()
     assert [row["epoch"] for row in run.history] == [1, 2]
     assert run.metrics == typed["metrics"]
     assert run.config["trainer"]["epochs"] == 2
@@ -116,7 +118,7 @@ def test_a_run_is_that_of_the_command_line(
 
 
 def test_a_quiet_run_in_a_thread_prints_nothing(
-    here: Path, same_process: None, capsys: pytest.CaptureFixture[str]
+    working_directory: Path, clean_process: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     predictions: list[Any] = []
     thread = threading.Thread(target=lambda: predictions.append(package.train(*BLOBS, quiet=True)))
@@ -128,9 +130,9 @@ def test_a_quiet_run_in_a_thread_prints_nothing(
 
 
 @pytest.mark.slow
-def test_hydra_of_the_users_own_goes_on(here: Path) -> None:
-    (here / "config.yaml").write_text("a: 1\n")
-    with hydra.initialize_config_dir(str(here), version_base="1.3"):
+def test_hydra_of_the_users_own_goes_on(working_directory: Path) -> None:
+    (working_directory / "config.yaml").write_text("a: 1\n")
+    with hydra.initialize_config_dir(str(working_directory), version_base="1.3"):
         package.train(*BLOBS, quiet=True)
         assert hydra.compose("config", ["a=2"]).a == 2
     with pytest.raises(package.RequestError, match="no key b"):
@@ -148,7 +150,7 @@ def test_hydra_of_the_users_own_goes_on(here: Path) -> None:
     ],
 )
 def test_a_mistake_is_the_sentence_of_the_command_line(
-    words: tuple[str, ...], here: Path, same_process: None, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    words: tuple[str, ...], working_directory: Path, clean_process: None, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     assert command_line(monkeypatch, *words) == 2
     output = capsys.readouterr().err
@@ -159,7 +161,7 @@ def test_a_mistake_is_the_sentence_of_the_command_line(
     assert f"dlrun: {sentence}\n" == output.replace(
         "is for a sweep; add -m, or", "is for a sweep, and this is one run;"
     )
-    assert list(here.iterdir()) == []
+    assert list(working_directory.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -174,14 +176,16 @@ def test_a_mistake_is_the_sentence_of_the_command_line(
         (("resume=nowhere",), "nowhere is not a run folder"),
     ],
 )
-def test_what_is_not_one_training(words: tuple[str, ...], message: str, here: Path, same_process: None) -> None:
+def test_what_is_not_one_training(
+    words: tuple[str, ...], message: str, working_directory: Path, clean_process: None
+) -> None:
     with pytest.raises(package.RequestError, match=message):
         package.train(*words)
-    assert list(here.iterdir()) == []
+    assert list(working_directory.iterdir()) == []
 
 
 @pytest.mark.slow
-def test_the_model_predicts_what_its_metrics_say(here: Path, same_process: None) -> None:
+def test_the_model_predicts_what_its_metrics_say(working_directory: Path, clean_process: None) -> None:
     run = package.train("data=digits", "model=cnn", *QUICK, "trainer.epochs=1", quiet=True)
     test = run.splits.test
     predictions = run.predict(test.inputs[0])
@@ -203,7 +207,7 @@ def test_the_model_predicts_what_its_metrics_say(here: Path, same_process: None)
 
 
 @pytest.mark.slow
-def test_binary_regression_and_tagging_answers(here: Path) -> None:
+def test_binary_regression_and_tagging_answers(working_directory: Path) -> None:
     binary = package.train("data=flower", "model=mlp", "data.val_fraction=0.2", *QUICK, quiet=True)
     (x,), y = binary.splits.val.inputs, binary.splits.val.targets
     best = binary.history[binary.result["best"]["epoch"] - 1]
@@ -227,8 +231,8 @@ def test_binary_regression_and_tagging_answers(here: Path) -> None:
 
 
 @pytest.mark.slow
-def test_own_code_of_a_loaded_run_must_be_trusted(here: Path, same_process: None) -> None:
-    (here / "my_own_net.py").write_text(
+def test_own_code_of_a_loaded_run_must_be_trusted(working_directory: Path, clean_process: None) -> None:
+    (working_directory / "my_own_net.py").write_text(
         "import torch\n\nclass Net(torch.nn.Linear):\n"
         "    def __init__(self, spec):\n        super().__init__(spec.input_size, spec.output_size)\n"
     )
@@ -246,14 +250,14 @@ def test_own_code_of_a_loaded_run_must_be_trusted(here: Path, same_process: None
 
 
 @pytest.mark.slow
-def test_what_cannot_be_loaded(here: Path, same_process: None) -> None:
+def test_what_cannot_be_loaded(working_directory: Path, clean_process: None) -> None:
     run = package.train(*BLOBS, "hydra.run.dir=run", quiet=True)
     with pytest.raises(package.RequestError, match="there is no run or checkpoint nowhere"):
         package.load("nowhere")
     with pytest.raises(package.RequestError, match="there is no key devise; did you mean device"):
         package.load("run", "devise=cpu")
-    step = sorted((here / "run" / "checkpoints").glob("step_*.pt"))[0]
-    alone = here / "alone.pt"
+    step = sorted((working_directory / "run" / "checkpoints").glob("step_*.pt"))[0]
+    alone = working_directory / "alone.pt"
     alone.write_bytes(step.read_bytes())
     loaded = package.load(alone)
     assert (loaded.folder, loaded.result, loaded.history) == (None, {}, [])
@@ -264,8 +268,8 @@ def test_what_cannot_be_loaded(here: Path, same_process: None) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_and_resume_goes_on_to_the_same_weights(here: Path) -> None:
-    (here / "stopping.py").write_text(
+def test_ctrl_c_saves_and_resume_goes_on_to_the_same_weights(working_directory: Path) -> None:
+    (working_directory / "stopping.py").write_text(
         "import pathlib, signal, torch\n\nclass Net(torch.nn.Linear):\n    calls = 0\n"
         "    def __init__(self, spec):\n        super().__init__(spec.input_size, spec.output_size)\n"
         "    def forward(self, x):\n        Net.calls += 1\n"
@@ -276,7 +280,7 @@ def test_ctrl_c_saves_and_resume_goes_on_to_the_same_weights(here: Path) -> None
     words = (*BLOBS, "model._target_=stopping.Net")
     with pytest.raises(KeyboardInterrupt, match=r"dlrun\.train\('resume=.*'\) resumes it"):
         package.train(*words, "hydra.run.dir=run", quiet=True)
-    assert json.loads((here / "run" / "result.json").read_text())["status"] == "interrupted"
+    assert json.loads((working_directory / "run" / "result.json").read_text())["status"] == "interrupted"
     ended = package.train("resume=run", "trusted_modules=[stopping]", quiet=True)
     reference = package.train(*words, quiet=True)
     assert ended.result["weights_sha256"] == reference.result["weights_sha256"]
@@ -286,7 +290,7 @@ def test_ctrl_c_saves_and_resume_goes_on_to_the_same_weights(here: Path) -> None
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_or_misses_what_it_should_come_to(here: Path, same_process: None) -> None:
+def test_a_run_that_fails_or_misses_what_it_should_come_to(working_directory: Path, clean_process: None) -> None:
     with pytest.raises(package.RunError, match=r"the run .* failed: the loss is inf at step 2"):
         package.train("data=line", "model=linear", "optimizer=sgd", "optimizer.lr=1e30", *QUICK, quiet=True)
     with pytest.raises(package.RunError, match=r"did not meet .*train/loss < 0"):
@@ -330,10 +334,10 @@ print(hydra.compose("config").a, "epoch 2/2" in output)
 
 
 @pytest.mark.slow
-def test_classes_of_a_notebook_behind_a_stdout_that_is_no_file(here: Path, warm: Any) -> None:
-    (here / "config.yaml").write_text("a: 1\n")
-    (here / "notebook.py").write_text(NOTEBOOK)
-    process = warm.start("notebook.py", str(here), cwd=here)
+def test_classes_of_a_notebook_behind_a_stdout_that_is_no_file(working_directory: Path, warm: Any) -> None:
+    (working_directory / "config.yaml").write_text("a: 1\n")
+    (working_directory / "notebook.py").write_text(NOTEBOOK)
+    process = warm.start("notebook.py", str(working_directory), cwd=working_directory)
     assert process.wait(300) == 0, process.err
     refused, last = process.out.splitlines()
     assert "add trusted_modules=['__main__']" in refused

@@ -58,7 +58,9 @@ def loss_inputs(name: str, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     return (z.sigmoid() if name == "bce" else z), (torch.arange(shape[0]) % 2).double()
 
 
-def same(ours: Callable[..., Tensor], torchs: Callable[..., Tensor], *inputs: Tensor, exact: float = 1e-14) -> None:
+def assert_equal(
+    ours: Callable[..., Tensor], torchs: Callable[..., Tensor], *inputs: Tensor, exact: float = 1e-14
+) -> None:
     """Equal outputs, and equal gradients for every input that has one, for a random gradient of the output."""
     outputs, wanted = ours(*inputs), torchs(*inputs)
     torch.testing.assert_close(outputs, wanted, rtol=exact, atol=exact)
@@ -81,7 +83,7 @@ def test_linear(shape: tuple[int, ...], bias: bool) -> None:
     def ours(x: Tensor, weight: Tensor, b: Tensor | None = None) -> Tensor:
         return apply_function(scratch_autograd.Linear, x, weight, b)
 
-    same(ours, F.linear, *inputs)
+    assert_equal(ours, F.linear, *inputs)
     assert torch.autograd.gradcheck(ours, inputs)
 
 
@@ -100,7 +102,7 @@ def test_a_linear_layer_gives_its_input_no_gradient_where_nothing_asks_for_one()
 def test_activation(name: str, shape: tuple[int, ...]) -> None:
     ours, torchs = ACTIVATIONS[name]
     z = draw(*shape).requires_grad_()
-    same(ours, torchs, z)
+    assert_equal(ours, torchs, z)
     assert torch.autograd.gradcheck(ours, [z])
 
 
@@ -108,7 +110,7 @@ def test_activation(name: str, shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_activation_far_out_and_at_zero(name: str, dtype: torch.dtype) -> None:
     z = torch.tensor(SATURATED, dtype=dtype, requires_grad=True)
-    same(*ACTIVATIONS[name], z, exact=1e-6 if dtype == torch.float32 else 1e-14)
+    assert_equal(*ACTIVATIONS[name], z, exact=1e-6 if dtype == torch.float32 else 1e-14)
 
 
 def test_small_values_keep_their_digits() -> None:
@@ -126,7 +128,7 @@ def test_loss(name: str, shape: tuple[int, ...], reduction: str) -> None:
     outputs, targets = loss_inputs(name, shape)
     outputs.requires_grad_()
     ours, torchs = (lambda x, f=f: f(x, targets, reduction=reduction) for f in LOSSES[name])
-    same(ours, torchs, outputs)
+    assert_equal(ours, torchs, outputs)
     assert torch.autograd.gradcheck(ours, [outputs])
 
 
@@ -136,13 +138,13 @@ def test_binary_losses_of_a_certain_answer(target: float, dtype: torch.dtype) ->
     exact = 1e-6 if dtype == torch.float32 else 1e-8  # torch's smallest slope is an fp32 number: 1e-12 (1 - 4e-9)
     targets = torch.full((len(SATURATED),), target, dtype=dtype)
     z = torch.tensor(SATURATED, dtype=dtype, requires_grad=True)
-    same(
+    assert_equal(
         lambda x: scratch_losses.bce_with_logits_loss(x, targets),
         lambda x: LOSSES["bce_with_logits"][1](x, targets),
         z,
     )
     p = torch.tensor([0.0, 1e-30, 1e-7, 0.5, 1 - 1e-6, 1.0], dtype=dtype, requires_grad=True)
-    same(
+    assert_equal(
         lambda x: scratch_losses.bce_loss(x, targets[:6]),
         lambda x: F.binary_cross_entropy(x, targets[:6]),
         p,
@@ -155,7 +157,9 @@ def test_cross_entropy_of_a_certain_answer(dtype: torch.dtype) -> None:
     z = torch.tensor([[50.0, -50.0, 0.0], [-50.0, 50.0, 50.0], [800.0, -800.0, 1.0]], dtype=dtype, requires_grad=True)
     targets = torch.tensor([0, 0, 1])
     exact = 1e-6 if dtype == torch.float32 else 1e-14
-    same(lambda x: scratch_losses.cross_entropy_loss(x, targets), lambda x: F.cross_entropy(x, targets), z, exact=exact)
+    assert_equal(
+        lambda x: scratch_losses.cross_entropy_loss(x, targets), lambda x: F.cross_entropy(x, targets), z, exact=exact
+    )
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -203,7 +207,7 @@ class OnlyArithmetic(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def everything() -> Iterator[tuple[Callable[[], Tensor], Tensor]]:
+def list_passes() -> Iterator[tuple[Callable[[], Tensor], Tensor]]:
     """Each forward, to be called, and a gradient for its backward."""
     inputs = [x.requires_grad_() for x in (draw(4, 3), draw(2, 3), draw(2))]
     yield partial(apply_function, scratch_autograd.Linear, *inputs), draw(4, 2)
@@ -215,15 +219,15 @@ def everything() -> Iterator[tuple[Callable[[], Tensor], Tensor]]:
 
 
 def test_nothing_of_torch_nn_functional_or_autograd_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    def forbidden(*_: Any, **__: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("not by hand")
 
     functions = [name for name, f in vars(F).items() if callable(f) and not name.startswith("__")]
     assert {"linear", "relu", "sigmoid", "cross_entropy"} <= set(functions)
     for name in functions:
-        monkeypatch.setattr(F, name, forbidden)
-    monkeypatch.setattr(torch.autograd, "grad", forbidden)
-    prepared = list(everything())
+        monkeypatch.setattr(F, name, fail)
+    monkeypatch.setattr(torch.autograd, "grad", fail)
+    prepared = list(list_passes())
     with OnlyArithmetic():
         for forward, gradient in prepared:
             forward().backward(gradient)

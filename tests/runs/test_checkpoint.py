@@ -183,7 +183,7 @@ def test_a_class_that_has_gone_is_named_and_the_weights_still_serve(
     assert done.code == 0, done.err
     full = done.folder / "checkpoints" / "model.pt"
 
-    def gone() -> str:
+    def fail_to_open() -> str:
         monkeypatch.delitem(sys.modules, "net_that_goes")
         importlib.invalidate_caches()
         answered = dlrun("eval", str(full), "trust=true", "figures=false")
@@ -194,14 +194,14 @@ def test_a_class_that_has_gone_is_named_and_the_weights_still_serve(
         return str(answered.err)
 
     code.write_text(MYNET.format(name="Renamed"))
-    assert "Can't get attribute 'Net' on <module 'net_that_goes'" in gone()
+    assert "Can't get attribute 'Net' on <module 'net_that_goes'" in fail_to_open()
     renamed = dlrun(
         "eval", str(done.folder), "model._target_=net_that_goes.Renamed", "figures=false"
     )  # as the sentence says
     assert renamed.code == 0, renamed.err
     code.unlink()
     shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
-    assert "No module named 'net_that_goes'" in gone()
+    assert "No module named 'net_that_goes'" in fail_to_open()
 
 
 def test_a_class_of_a_notebook_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

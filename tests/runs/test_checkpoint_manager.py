@@ -253,7 +253,7 @@ def test_killed_anywhere_in_the_first_save_it_has_the_best_or_nothing_to_go_on_f
 ) -> None:
     calls = 0
 
-    def dying(real: Any) -> Any:
+    def make_dying(real: Any) -> Any:
         def call(*arguments: Any) -> None:
             nonlocal calls
             calls += 1
@@ -264,7 +264,7 @@ def test_killed_anywhere_in_the_first_save_it_has_the_best_or_nothing_to_go_on_f
         return call
 
     for name in ("save", "link"):
-        monkeypatch.setattr(checkpoint_manager, name, dying(getattr(checkpoint_manager, name)))
+        monkeypatch.setattr(checkpoint_manager, name, make_dying(getattr(checkpoint_manager, name)))
     t, folder = training(), tmp_path / "checkpoints"
     saver = CheckpointManager(folder, {"run_id": "r"}, every_epochs, None, 2)
     with contextlib.suppress(Killed):

@@ -96,7 +96,7 @@ def test_the_statuses(make: Make) -> None:
 
 
 @pytest.fixture
-def held(make: Make) -> Iterator[Path]:
+def locked_folder(make: Make) -> Iterator[Path]:
     """A run folder that another process holds."""
     folder = make("outputs/2026-11-20/held", None)
     code = "import sys; from pathlib import Path; from dlrun.core.lock import Lock\n"
@@ -111,8 +111,8 @@ def held(make: Make) -> Iterator[Path]:
         process.stdin.close()
 
 
-def test_a_run_under_way(held: Path) -> None:
-    assert RunRecord(held).status == "running"
+def test_a_run_under_way(locked_folder: Path) -> None:
+    assert RunRecord(locked_folder).status == "running"
 
 
 def test_what_is_a_run_and_what_is_not(make: Make, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def job(folder: Path, number: int) -> Job:
 
 
 @pytest.fixture
-def begun(tmp_path: Path) -> Ledger:
+def half_ledger(tmp_path: Path) -> Ledger:
     """Two jobs, then a third; one is done, one failed."""
     ledger = Ledger(tmp_path)
     ledger.add([job(tmp_path, 0), job(tmp_path, 1)], WORDS)
@@ -42,29 +42,29 @@ def read_or_why(folder: Path) -> Ledger | str:
         return str(error)
 
 
-def test_what_is_noted_is_read(begun: Ledger) -> None:
-    outcome = Ledger.read(begun.folder)
+def test_what_is_noted_is_read(half_ledger: Ledger) -> None:
+    outcome = Ledger.read(half_ledger.folder)
     assert outcome.words == WORDS
-    assert outcome.entries == begun.entries
+    assert outcome.entries == half_ledger.entries
     done, failed, new = outcome.entries.values()
     assert (done.status, done.seconds, done.folder) == ("completed", 1.5, "0_seed=0")
     assert (failed.status, failed.error) == ("failed", "ValueError: no\nsuch thing")
     assert (new.status, new.overrides, new.config["data"]) == ("pending", ["seed=2"], {"path": "é\n"})
 
 
-def test_adding_what_is_there_writes_nothing(begun: Ledger) -> None:
-    before = begun.path.read_bytes()
-    begun.add([job(begun.folder, 0)], ["other"])
-    assert begun.path.read_bytes() == before
+def test_adding_what_is_there_writes_nothing(half_ledger: Ledger) -> None:
+    before = half_ledger.path.read_bytes()
+    half_ledger.add([job(half_ledger.folder, 0)], ["other"])
+    assert half_ledger.path.read_bytes() == before
 
 
 @pytest.mark.slow
-def test_a_ledger_cut_anywhere_is_a_sentence_or_an_earlier_ledger(begun: Ledger) -> None:
-    content, complete_ends = begun.path.read_bytes(), set()
+def test_a_ledger_cut_anywhere_is_a_sentence_or_an_earlier_ledger(half_ledger: Ledger) -> None:
+    content, complete_ends = half_ledger.path.read_bytes(), set()
     ends = {i + 1 for i, byte in enumerate(content) if byte == ord("\n")}
     for length in range(len(content)):
-        begun.path.write_bytes(content[:length])
-        outcome = read_or_why(begun.folder)
+        half_ledger.path.write_bytes(content[:length])
+        outcome = read_or_why(half_ledger.folder)
         if isinstance(outcome, Ledger):
             assert length in ends, length
             complete_ends.add((length, len(outcome.entries)))
@@ -78,24 +78,24 @@ def test_a_ledger_cut_anywhere_is_a_sentence_or_an_earlier_ledger(begun: Ledger)
     assert {count for _, count in complete_ends} == {2, 3}
 
 
-def test_what_a_sentence_says_of_a_damaged_line_mends_it(begun: Ledger) -> None:
-    content = begun.path.read_bytes()
-    begun.path.write_bytes(content[:-7])  # in the last line
+def test_what_a_sentence_says_of_a_damaged_line_mends_it(half_ledger: Ledger) -> None:
+    content = half_ledger.path.read_bytes()
+    half_ledger.path.write_bytes(content[:-7])  # in the last line
     with pytest.raises(RequestError, match=r"line 9, which holds the status of a job; delete that line"):
-        Ledger.read(begun.folder)
-    begun.path.write_bytes(b"".join(content.splitlines(keepends=True)[:8]))
-    assert Ledger.read(begun.folder).entries["key 1"].status == "pending"
+        Ledger.read(half_ledger.folder)
+    half_ledger.path.write_bytes(b"".join(content.splitlines(keepends=True)[:8]))
+    assert Ledger.read(half_ledger.folder).entries["key 1"].status == "pending"
 
 
 @pytest.mark.slow
-def test_a_flipped_bit_is_a_sentence_or_leaves_a_ledger_of_the_right_types(begun: Ledger) -> None:
-    content = begun.path.read_bytes()
+def test_a_flipped_bit_is_a_sentence_or_leaves_a_ledger_of_the_right_types(half_ledger: Ledger) -> None:
+    content = half_ledger.path.read_bytes()
     refused = 0
     for place in range(0, len(content), 3):
         flipped = bytearray(content)
         flipped[place] ^= 1 << place % 8
-        begun.path.write_bytes(flipped)
-        outcome = read_or_why(begun.folder)
+        half_ledger.path.write_bytes(flipped)
+        outcome = read_or_why(half_ledger.folder)
         if isinstance(outcome, str):
             assert NAME in outcome
             refused += 1
@@ -137,36 +137,36 @@ def test_no_ledger_and_a_folder_of_that_name(tmp_path: Path) -> None:
         Ledger.read(tmp_path)
 
 
-def test_jobs_are_added_all_or_none(begun: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = begun.path.read_bytes()
+def test_jobs_are_added_all_or_none(half_ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = half_ledger.path.read_bytes()
 
     def full(self: Path, target: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(OSError, match="No space"):
-        begun.add([job(begun.folder, 3), job(begun.folder, 4)], WORDS)
-    assert begun.path.read_bytes() == before
-    assert [path.name for path in begun.folder.iterdir()] == [NAME]
-    assert len(Ledger.read(begun.folder).entries) == 3
+        half_ledger.add([job(half_ledger.folder, 3), job(half_ledger.folder, 4)], WORDS)
+    assert half_ledger.path.read_bytes() == before
+    assert [path.name for path in half_ledger.folder.iterdir()] == [NAME]
+    assert len(Ledger.read(half_ledger.folder).entries) == 3
 
 
 @pytest.mark.parametrize("taken", [0, 1, 20])
-def test_a_full_disk_leaves_whole_lines(taken: int, begun: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, write = begun.path.read_bytes(), os.write
+def test_a_full_disk_leaves_whole_lines(taken: int, half_ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, write = half_ledger.path.read_bytes(), os.write
 
-    def little(handle: int, content: bytes) -> int:
+    def write_little(handle: int, content: bytes) -> int:
         if not taken:
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(handle, content[:taken])
 
-    monkeypatch.setattr(os, "write", little)
+    monkeypatch.setattr(os, "write", write_little)
     with pytest.raises(OSError, match="No space"):
-        begun.record_status("key 2", "running")
+        half_ledger.record_status("key 2", "running")
     monkeypatch.undo()
-    assert begun.path.read_bytes() == before
-    begun.record_status("key 2", "completed", seconds=1.0)  # there is room again
-    assert Ledger.read(begun.folder).entries["key 2"].status == "completed"
+    assert half_ledger.path.read_bytes() == before
+    half_ledger.record_status("key 2", "completed", seconds=1.0)  # there is room again
+    assert Ledger.read(half_ledger.folder).entries["key 2"].status == "completed"
 
 
 @pytest.mark.parametrize(
@@ -185,20 +185,20 @@ def test_a_full_disk_leaves_whole_lines(taken: int, begun: Ledger, monkeypatch: 
         ("completed", {}, "interrupted"),
     ],
 )
-def test_the_result_of_a_job_has_the_last_word(noted: str, result: Any, status: str, begun: Ledger) -> None:
-    begun.record_status("key 2", noted)
-    entry = begun.entries["key 2"]
+def test_the_result_of_a_job_has_the_last_word(noted: str, result: Any, status: str, half_ledger: Ledger) -> None:
+    half_ledger.record_status("key 2", noted)
+    entry = half_ledger.entries["key 2"]
     if result is not None:
-        folder = begun.folder / entry.folder
+        folder = half_ledger.folder / entry.folder
         folder.mkdir()
         (folder / "result.json").write_text(result if isinstance(result, str) else json.dumps(result))
-    assert begun.read_status(entry) == status
+    assert half_ledger.read_status(entry) == status
 
 
 @pytest.mark.parametrize("place", ["../victim", "/tmp/victim", "a/../../victim"])
-def test_a_job_that_is_said_to_lie_outside_is_refused(place: str, begun: Ledger) -> None:
-    text = begun.path.read_text()
+def test_a_job_that_is_said_to_lie_outside_is_refused(place: str, half_ledger: Ledger) -> None:
+    text = half_ledger.path.read_text()
     inside = json.loads(text.splitlines()[1])["folder"]
-    begun.path.write_text(text.replace(json.dumps(inside), json.dumps(place), 1))
+    half_ledger.path.write_text(text.replace(json.dumps(inside), json.dumps(place), 1))
     with pytest.raises(RequestError, match="outside"):
-        Ledger.read(begun.folder)
+        Ledger.read(half_ledger.folder)

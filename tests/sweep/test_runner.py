@@ -87,13 +87,13 @@ def test_a_number_of_jobs_that_is_none_is_refused(value: Any, tmp_path: Path, mo
 def test_data_that_are_not_there_cost_their_job_only(
     dlrun: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lacking(settings: Any, *args: Any) -> Any:
+    def fail_without_data(settings: Any, *args: Any) -> Any:
         if settings.data.arguments["rows"] == 30:
             raise UnavailableError("data=line is not in data; put it there")
         return build(settings, *args)
 
     build = setup.build.build_data
-    monkeypatch.setattr(setup.build, "build_data", lacking)
+    monkeypatch.setattr(setup.build, "build_data", fail_without_data)
     words = ("-m", *TINY, "sweep.dir=s")
     done = dlrun(*words, "data.rows=20,30,40")
     assert done.code == 1, done.err
@@ -151,13 +151,13 @@ def test_what_another_process_has_done_meanwhile_is_not_undone(
     words = ("-m", *TINY, "sweep.dir=s", "seed=0,1")
     before = runner.check_jobs
 
-    def meanwhile(jobs: Sequence[Any], **options: Any) -> Any:
+    def take_folder(jobs: Sequence[Any], **options: Any) -> Any:
         open_jobs = before(jobs, **options)
         monkeypatch.setattr(runner, "check_jobs", before)
         assert dlrun(*words).code == 0
         return open_jobs
 
-    monkeypatch.setattr(runner, "check_jobs", meanwhile)
+    monkeypatch.setattr(runner, "check_jobs", take_folder)
     done = dlrun(*words)
     assert done.code == 2
     assert "s was resumed by another process meanwhile; type the command again" in done.err

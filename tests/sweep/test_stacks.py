@@ -171,8 +171,8 @@ def test_the_first_failure_ends_a_stack_that_is_to_fail_fast(dlrun: Callable[...
     resumed = dlrun("resume", "s", "sweep.fail_fast=false")
     assert resumed.code == 1
     assert "2 failed" in resumed.out
-    whole = dlrun(*words, "sweep.stack=on", "sweep.dir=whole")
-    assert whole.code == 1
+    uninterrupted = dlrun(*words, "sweep.stack=on", "sweep.dir=whole")
+    assert uninterrupted.code == 1
     finished = [path for path in list_runs(tmp_path / "whole") if read_result(path)["status"] == "completed"]
     assert len(finished) == 2
     for path in finished:

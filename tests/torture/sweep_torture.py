@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from comparison import differences
-from torture import ended, prepare  # sets OMP_NUM_THREADS before it imports torch
+from torture import get_exit_code, prepare  # sets OMP_NUM_THREADS before it imports torch
 
 import dlrun.cli.main
 
@@ -45,7 +45,7 @@ class Counts:
 
 
 def launch(words: list[str], place: Path, real: bool) -> int:
-    """Start dlrun in `place` in a session of its own; returns the process's id. What it says is added to said.txt."""
+    """Start dlrun in `place` in a session of its own; returns the process's id. What it says is added to output.txt."""
     pid = os.fork()
     if pid:
         return pid
@@ -53,7 +53,7 @@ def launch(words: list[str], place: Path, real: bool) -> int:
     try:
         os.setsid()
         os.chdir(place)
-        output_file = os.open("said.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        output_file = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(output_file, 1), os.dup2(output_file, 2)
         if real:
             os.execv(sys.executable, [sys.executable, "-m", "dlrun", *words])
@@ -78,16 +78,16 @@ def members(session: int) -> Iterator[int]:
 
 def finished(pid: int) -> int:
     """Wait for its end; returns the exit code."""
-    while (code := ended(pid)) is None:
+    while (code := get_exit_code(pid)) is None:
         time.sleep(0.01)
     return code
 
 
-def killed(pid: int, moment: float, group: bool) -> bool:
+def kill_at(pid: int, moment: float, group: bool) -> bool:
     """SIGKILL after so many seconds; False when it was done before."""
     until = time.perf_counter() + moment
     while time.perf_counter() < until:
-        if ended(pid) is not None:
+        if get_exit_code(pid) is not None:
             return False
         time.sleep(0.002)
     for each in list(members(pid)) if group else [pid]:
@@ -119,7 +119,7 @@ def one_round(
     for _ in range(chance.choice([1, 1, 2])):
         group = counts.kills % 2 == 1
         pid = launch(command, place, real)
-        if not killed(pid, chance.uniform(0, seconds), group):
+        if not kill_at(pid, chance.uniform(0, seconds), group):
             break
         counts.kills, counts.in_group = counts.kills + 1, counts.in_group + group
         counts.orphans += survivors(pid)
@@ -130,10 +130,10 @@ def one_round(
         real = False
     if code := finished(launch(command, place, real)):
         return [f"it ended with {code}"]
-    return compared(place.parent / f"whole_{jobs}" / "s", place / "s")
+    return list_differences(place.parent / f"whole_{jobs}" / "s", place / "s")
 
 
-def compared(reference: Path, other: Path) -> list[str]:
+def list_differences(reference: Path, other: Path) -> list[str]:
     """What differs between two sweep folders but for timings."""
     names = sorted(path.parent.name for path in reference.glob("*/result.json"))
     if names != sorted(path.parent.name for path in other.glob("*/result.json")):
@@ -165,7 +165,7 @@ def main() -> int:
         reference = root / f"whole_{jobs}"
         reference.mkdir()
         if finished(launch([*words, f"sweep.jobs={jobs}"], reference, real=False)):
-            print((reference / "said.txt").read_text())
+            print((reference / "output.txt").read_text())
             return 1
         seconds = time.perf_counter() - began
         for number in range(options.rounds):

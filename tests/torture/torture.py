@@ -75,14 +75,14 @@ def prepare() -> None:
 
 
 def launch(words: list[str], place: Path, real: bool) -> int:
-    """Start dlrun in `place`; returns the process's id. What it says goes to said.txt there."""
+    """Start dlrun in `place`; returns the process's id. What it says goes to output.txt there."""
     pid = os.fork()
     if pid:
         return pid
     code = 1
     try:
         os.chdir(place)
-        output_file = os.open("said.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        output_file = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output_file, 1), os.dup2(output_file, 2)
         if real:
             os.execv(sys.executable, [sys.executable, "-m", "dlrun", *words])
@@ -95,13 +95,13 @@ def launch(words: list[str], place: Path, real: bool) -> int:
         os._exit(code)
 
 
-def ended(pid: int) -> int | None:
+def get_exit_code(pid: int) -> int | None:
     """The exit code of a process that has ended by itself."""
     done, status = os.waitpid(pid, os.WNOHANG)
     return os.waitstatus_to_exitcode(status) if done else None
 
 
-def listed(checkpoints: Path) -> set[str]:
+def list_names(checkpoints: Path) -> set[str]:
     """The names in a folder that may not be there yet."""
     try:
         return set(os.listdir(checkpoints))  # noqa: PTH208  (several thousand times a second)
@@ -109,21 +109,21 @@ def listed(checkpoints: Path) -> set[str]:
         return set()
 
 
-def alone(words: list[str], place: Path, real: bool) -> Alone | str:
+def run_alone(words: list[str], place: Path, real: bool) -> Alone | str:
     """Run it to its end and time it; a string says how it failed."""
     started, first = time.perf_counter(), 0.0
     pid = launch([*words, "hydra.run.dir=whole"], place, real)
-    while (code := ended(pid)) is None:
-        if not first and listed(place / "whole" / "checkpoints"):
+    while (code := get_exit_code(pid)) is None:
+        if not first and list_names(place / "whole" / "checkpoints"):
             first = time.perf_counter() - started
         time.sleep(0.002)
     if code:
-        return f"the run alone ended with {code}: {_said(place)}"
+        return f"the run alone ended with {code}: {read_output(place)}"
     steps = json.loads((place / "whole" / "result.json").read_text())["steps"]
     return Alone(place / "whole", time.perf_counter() - started, first, steps)
 
 
-def killed_or_code(pid: int, moment: float, checkpoints: Path, sign: str | None) -> int | None:
+def kill_or_get_code(pid: int, moment: float, checkpoints: Path, sign: str | None) -> int | None:
     """Kill the process after `moment` seconds; or, at the first new file after that whose name ends with `sign`.
 
     `.tmp`: a save has begun; `.pt`: it is whole under its name, but last.pt is not it yet. Returns None, or the exit
@@ -131,11 +131,11 @@ def killed_or_code(pid: int, moment: float, checkpoints: Path, sign: str | None)
     """
     until = time.perf_counter() + moment
     known: set[str] | None = None
-    while (code := ended(pid)) is None:
+    while (code := get_exit_code(pid)) is None:
         if time.perf_counter() < until:
             time.sleep(0.001)
             continue
-        names = listed(checkpoints) if sign else set()
+        names = list_names(checkpoints) if sign else set()
         known = names if known is None else known
         if sign is None or any(name.endswith(sign) for name in names - known):
             os.kill(pid, signal.SIGKILL)
@@ -147,7 +147,7 @@ def killed_or_code(pid: int, moment: float, checkpoints: Path, sign: str | None)
 
 def traces(checkpoints: Path) -> tuple[set[str], set[int]]:
     """What an unfinished save leaves: temporary files, and a newest checkpoint that last.pt does not name yet."""
-    temporary = {name for name in listed(checkpoints) if name.endswith(".tmp")}
+    temporary = {name for name in list_names(checkpoints) if name.endswith(".tmp")}
     newest, last = max(checkpoints.glob("step_*.pt"), default=None), checkpoints / "last.pt"
     unlinked = newest is not None and not (last.exists() and newest.samefile(last))
     return temporary, {newest.stat().st_ino} if newest is not None and unlinked else set()
@@ -167,7 +167,7 @@ def _free(place: Path) -> Iterator[str]:
             yield f"victim_{i}"
 
 
-def tortured(
+def torture(
     words: list[str], reference: Alone, place: Path, chance: random.Random, real: bool, outcome: Outcome
 ) -> Path:
     """Kill and resume one run until it is done; returns its folder. Fills in `outcome`."""
@@ -180,10 +180,10 @@ def tortured(
         pid = launch(command, place, real)
         moment = chance.uniform(0, time_left(reference, checkpoints)) if outcome.kills < wanted else 1e9
         sign = chance.choice([None, None, ".tmp", ".pt"])  # half of them anywhere, half of them in a save
-        code = killed_or_code(pid, moment, checkpoints, sign)
+        code = kill_or_get_code(pid, moment, checkpoints, sign)
         if code is not None:
             if code:
-                outcome.differences.append(f"{' '.join(command)} ended with {code}: {_said(place)}")
+                outcome.differences.append(f"{' '.join(command)} ended with {code}: {read_output(place)}")
             return place / name
         outcome.kills += 1
         after = traces(checkpoints)
@@ -202,13 +202,13 @@ def one_run(number: int, seed: int, real: bool, root: Path) -> Outcome:
     place = root / f"run_{number}"
     place.mkdir()
     (place / "data").symlink_to(root / "data")
-    reference = alone(words, place, real)
+    reference = run_alone(words, place, real)
     if isinstance(reference, str):
         outcome.differences.append(reference)
         return outcome
     chance = random.Random(f"kills {seed} {number}")
     for _ in range(8):
-        folder = tortured(words, reference, place, chance, real, outcome)
+        folder = torture(words, reference, place, chance, real, outcome)
         outcome.differences = outcome.differences or differences(reference.folder, folder)
         if outcome.differences or outcome.kills >= LEAST_KILLS:
             break
@@ -219,8 +219,8 @@ def one_run(number: int, seed: int, real: bool, root: Path) -> Outcome:
     return outcome
 
 
-def _said(place: Path) -> str:
-    return " | ".join((place / "said.txt").read_text().strip().splitlines()[-3:])
+def read_output(place: Path) -> str:
+    return " | ".join((place / "output.txt").read_text().strip().splitlines()[-3:])
 
 
 def main() -> int:

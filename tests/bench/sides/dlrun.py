@@ -15,11 +15,11 @@ def train(row: Row, pace: Pace, *more: str) -> None:
     """See above; more: further words of the command line."""
     on_step_end = CheckpointManager.on_step_end
 
-    def counted(saver: CheckpointManager, trainer: TrainerView) -> None:
+    def count(saver: CheckpointManager, trainer: TrainerView) -> None:
         on_step_end(saver, trainer)
         pace.step()
 
-    CheckpointManager.on_step_end = counted  # type: ignore[method-assign]
+    CheckpointManager.on_step_end = count  # type: ignore[method-assign]
     sys.argv = ["dlrun", *row.command_line(Path.cwd()), *more]
     raise SystemExit(main.main())
 

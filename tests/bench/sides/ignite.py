@@ -20,7 +20,7 @@ class _Spread(nn.Module):
         return output
 
 
-def _prepared(batch: list[Tensor], **_: Any) -> tuple[list[Tensor], Tensor]:
+def prepare(batch: list[Tensor], **_: Any) -> tuple[list[Tensor], Tensor]:
     return batch[:-1], batch[-1]
 
 
@@ -32,10 +32,10 @@ def train(row: Row, pace: Pace) -> None:
     if len(inputs) == 1:
         trainer = create_supervised_trainer(net, optimizer, loss, "cpu")
     else:
-        trainer = create_supervised_trainer(_Spread(net), optimizer, loss, "cpu", prepare_batch=_prepared)
+        trainer = create_supervised_trainer(_Spread(net), optimizer, loss, "cpu", prepare_batch=prepare)
 
     @trainer.on(Events.ITERATION_COMPLETED(every=100))
-    def _shown(engine: Engine) -> None:
+    def show(engine: Engine) -> None:
         print(f"epoch {engine.state.epoch}, iteration {engine.state.iteration}, loss {engine.state.output:.4f}")
 
     trainer.add_event_handler(Events.ITERATION_COMPLETED, pace.step)

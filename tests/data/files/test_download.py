@@ -163,7 +163,7 @@ def test_course_table_without_network(tmp_path: Path, monkeypatch: pytest.Monkey
         assert words in message
 
 
-def published(monkeypatch: pytest.MonkeyPatch, archives: dict[str, bytes]) -> None:
+def publish(monkeypatch: pytest.MonkeyPatch, archives: dict[str, bytes]) -> None:
     """`fetch` finds these archives; the set X consists of them."""
 
     def fake(url: str, checksum: str, path: Path) -> None:
@@ -196,7 +196,7 @@ def tar(*members: tuple[str, bytes | str]) -> bytes:
 def test_the_files_of_an_image_set_are_unpacked(
     archives: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    published(monkeypatch, archives)
+    publish(monkeypatch, archives)
     fetch_images("x", "X", tmp_path / "set", ["a", "b"])
     assert {file.name: file.read_bytes() for file in (tmp_path / "set").iterdir()} == {"a": b"A", "b": b"B"}
 
@@ -217,7 +217,7 @@ HOSTILE = {
 def test_nothing_leaves_the_folder_of_an_archive(
     archive: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    published(monkeypatch, {"x.tar.gz": archive})
+    publish(monkeypatch, {"x.tar.gz": archive})
     with pytest.raises(DataError, match=r"data=x is not in .*set and could not be downloaded \(.* put a, b there"):
         fetch_images("x", "X", tmp_path / "set", ["a", "b"])
     assert {file.name for file in tmp_path.rglob("*")} <= {"set", "a", "x.tar.gz"}
@@ -227,7 +227,7 @@ def test_nothing_leaves_the_folder_of_an_archive(
 def test_a_damaged_gzip_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     intact = gzip.compress(bytes(range(256)) * 999)
     for archive in (intact[:-30], intact[:40] + b"?" + intact[41:], b"no gzip"):
-        published(monkeypatch, {"a.gz": archive})
+        publish(monkeypatch, {"a.gz": archive})
         with pytest.raises(DataError, match="put a there"):
             fetch_images("x", "X", tmp_path / "set", ["a"])
         assert [file.name for file in (tmp_path / "set").iterdir()] == ["a.gz"]

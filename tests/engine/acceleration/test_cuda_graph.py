@@ -53,7 +53,7 @@ class Pretence:
         make()
         self.records += 1
         recorder: Any = next(c.cell_contents for c in make.__closure__ or () if hasattr(c.cell_contents, "records"))
-        seen, gradients, norm = list(recorder.records), [p.grad for p in t.model.parameters()], t.grad_norm
+        records, gradients, norm = list(recorder.records), [p.grad for p in t.model.parameters()], t.grad_norm
         for tensor, value in zip(self.tensors(), before, strict=True):
             tensor.data.copy_(value)
         torch.set_rng_state(rng)
@@ -62,9 +62,9 @@ class Pretence:
             self.replays += 1
             held, held_norm = [p.grad for p in t.model.parameters()], t.grad_norm
             make()
-            for (o, _, loss), (o2, _, loss2) in zip(seen, recorder.records, strict=True):
+            for (o, _, loss), (o2, _, loss2) in zip(records, recorder.records, strict=True):
                 o.copy_(o2), loss.copy_(loss2)
-            recorder.records[:] = seen
+            recorder.records[:] = records
             for p, static, old in zip(t.model.parameters(), gradients, held, strict=True):
                 static.copy_(p.grad)
                 p.grad = old

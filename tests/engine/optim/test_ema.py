@@ -123,14 +123,14 @@ def test_interrupted_and_resumed_it_is_the_same_average(
     reference = dlrun(*words, "hydra.run.dir=whole")
     real, calls = trainer.backward, 0
 
-    def counting(*arguments: Any) -> Any:
+    def count_calls(*arguments: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == stop_at:
             signal.raise_signal(signal.SIGINT)
         return real(*arguments)
 
-    monkeypatch.setattr(trainer, "backward", counting)
+    monkeypatch.setattr(trainer, "backward", count_calls)
     assert dlrun(*words, "hydra.run.dir=run").code == 130
     done = dlrun("resume", "run")
     assert done.code == 0, done.err

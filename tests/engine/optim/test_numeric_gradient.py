@@ -15,18 +15,18 @@ def test_slopes_are_autograds_and_a_step_is_sgds() -> None:
     loss = (net(x) - y).square().mean()
     expected = torch.autograd.grad(loss, list(net.parameters()))
     before = [p.detach().clone() for p in net.parameters()]
-    seen: list[float] = []
+    losses: list[float] = []
     optimizer = NumericGradient(net.parameters(), lr=0.1)
 
     def closure() -> Tensor:
         optimizer.zero_grad()
         value = (net(x) - y).square().mean()
         value.backward()
-        seen.append(float(value.detach()))
+        losses.append(float(value.detach()))
         return value
 
-    assert float(optimizer.step(closure)) == seen[0] == float(loss.detach())  # the first pass is at the start
-    assert len(seen) == 1 + 2 * 13
+    assert float(optimizer.step(closure)) == losses[0] == float(loss.detach())  # the first pass is at the start
+    assert len(losses) == 1 + 2 * 13
     for p, start, slope in zip(net.parameters(), before, expected, strict=True):
         torch.testing.assert_close(p.grad, slope, rtol=1e-7, atol=1e-9)
         torch.testing.assert_close(p.detach(), start - 0.1 * p.grad, rtol=0, atol=1e-15)

@@ -66,7 +66,7 @@ def train_batches() -> Batches:
     return train
 
 
-def built(chosen: Settings) -> tuple[Optimizer, Schedule]:
+def build_schedule(chosen: Settings) -> tuple[Optimizer, Schedule]:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=LR)
     return optimizer, build.build_schedule(chosen, optimizer, train_batches(), "min", None)
 
@@ -132,7 +132,7 @@ CASES = [
 def test_every_step_has_the_rate_of_the_closed_form(scheduler: str, interval: str, warmup: int, length: str) -> None:
     ends = LENGTHS[length].epoch_ends
     chosen = settings(scheduler, interval, warmup, LENGTHS[length].trainer)
-    optimizer, schedule = built(chosen)
+    optimizer, schedule = build_schedule(chosen)
     wanted = compute_rates(scheduler, interval, warmup, ends)
     assert walk(optimizer, schedule, ends, 1, ends[-1]) == pytest.approx(wanted, rel=1e-9, abs=1e-12)
     if scheduler == "cosine":
@@ -140,9 +140,9 @@ def test_every_step_has_the_rate_of_the_closed_form(scheduler: str, interval: st
 
     # Stopped inside of the warm-up, or early where there is none, and resumed from what a checkpoint holds.
     stop = max(warmup // 2, 3)
-    before = built(chosen)
+    before = build_schedule(chosen)
     begun = walk(*before, ends, 1, stop)
-    after = built(chosen)
+    after = build_schedule(chosen)
     after[0].load_state_dict(before[0].state_dict())
     after[1].load_state_dict(before[1].state_dict())
     assert begun + walk(*after, ends, stop + 1, ends[-1]) == pytest.approx(wanted, rel=1e-9, abs=1e-12)
@@ -155,13 +155,13 @@ def test_a_length_left_open_of_another_schedule_of_torchs_is_filled_as_well(inte
     block = dataclasses.replace(
         chosen.scheduler, target="torch.optim.lr_scheduler.PolynomialLR", choice="own", arguments=arguments
     )
-    optimizer, schedule = built(dataclasses.replace(chosen, scheduler=block))
+    optimizer, schedule = build_schedule(dataclasses.replace(chosen, scheduler=block))
     assert walk(optimizer, schedule, LENGTHS["whole epochs"].epoch_ends, 1, 78)[-1] > 0
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-12)
 
 
 def test_a_warm_up_as_long_as_the_training_only_climbs() -> None:
-    optimizer, schedule = built(settings("cosine", "epoch", 26, {"epochs": 2}))
+    optimizer, schedule = build_schedule(settings("cosine", "epoch", 26, {"epochs": 2}))
     used = walk(optimizer, schedule, (13, 26), 1, 26)
     assert used == pytest.approx([LR * step / 26 for step in range(1, 27)])
 

@@ -64,7 +64,7 @@ LAYERS: list[tuple[Any, tuple[int, ...]]] = [
 
 
 @pytest.fixture(autouse=True)
-def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+def registered_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers of this test's, registered for its length."""
     monkeypatch.setattr(layers, "STACKED_LAYERS", dict(STACKED_LAYERS))
     monkeypatch.setattr("dlrun.engine.stack.model.STACKED_LAYERS", layers.STACKED_LAYERS)

@@ -37,7 +37,7 @@ def test_rows_are_drawn_as_torch_draws_them() -> None:
 
 
 @pytest.fixture
-def unequal(tmp_path: Path, formats: ModuleType) -> dict[str, tuple[str, ...]]:
+def unequal_classes(tmp_path: Path, formats: ModuleType) -> dict[str, tuple[str, ...]]:
     """20 rows of class a and 4 of b, as images, as a table and as arrays."""
     formats.write_folder(tmp_path / "photos", {"a": 20, "b": 4}, (8, 8))
     rows = [f"{i % 7},{i % 5},{'b' if i % 6 == 0 else 'a'}" for i in range(24)]
@@ -64,18 +64,18 @@ def unequal(tmp_path: Path, formats: ModuleType) -> dict[str, tuple[str, ...]]:
     ],
 )
 def test_files_of_ones_own_are_noted_and_balanced(
-    data: str, dlrun: Callable[..., Any], unequal: dict[str, tuple[str, ...]]
+    data: str, dlrun: Callable[..., Any], unequal_classes: dict[str, tuple[str, ...]]
 ) -> None:
-    plain = dlrun(*unequal[data], *QUIET)
+    plain = dlrun(*unequal_classes[data], *QUIET)
     assert plain.code == 0, plain.err
     assert NOTE in " ".join(plain.out.split())
 
-    balanced = dlrun(*unequal[data], *QUIET, "data.sampler=balanced")
+    balanced = dlrun(*unequal_classes[data], *QUIET, "data.sampler=balanced")
     assert balanced.code == 0, balanced.err
     assert "differ in size" not in balanced.out
     assert balanced.result["steps"] == plain.result["steps"] == 10
     assert balanced.result["weights_sha256"] != plain.result["weights_sha256"]
-    again = dlrun(*unequal[data], *QUIET, "data.sampler=balanced", "data.loader=workers", "data.num_workers=0")
+    again = dlrun(*unequal_classes[data], *QUIET, "data.sampler=balanced", "data.loader=workers", "data.num_workers=0")
     assert again.result["weights_sha256"] == balanced.result["weights_sha256"]
     evaluated = dlrun("eval", str(balanced.folder), "split=all", "figures=false")
     assert evaluated.code == 0, evaluated.err

@@ -124,7 +124,7 @@ def breaks(spec):
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Settings]:
+def make_own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Settings]:
     """`own(group, name)`: settings whose group is that object of a user's own module."""
     (tmp_path / "builds.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
@@ -151,9 +151,9 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Settin
     ],
 )
 def test_an_own_object_of_another_kind_is_a_sentence(
-    group: str, name: str, message: str, own: Callable[..., Settings]
+    group: str, name: str, message: str, make_own_settings: Callable[..., Settings]
 ) -> None:
-    chosen = own(group, name)
+    chosen = make_own_settings(group, name)
     calls: dict[str, Callable[[], Any]] = {
         "data": lambda: build.build_data(chosen, None),
         "model": lambda: build.build_model(chosen, VECTOR, process(), None),
@@ -164,11 +164,11 @@ def test_an_own_object_of_another_kind_is_a_sentence(
     assert message in str(caught.value)
 
 
-def test_an_own_object_of_a_saved_run_needs_trust(own: Callable[..., Settings]) -> None:
+def test_an_own_object_of_a_saved_run_needs_trust(make_own_settings: Callable[..., Settings]) -> None:
     with pytest.raises(RequestError, match="comes from a saved run"):
-        build.build_model(own("model", "Net"), VECTOR, process(), [])
+        build.build_model(make_own_settings("model", "Net"), VECTOR, process(), [])
     assert "builds" not in sys.modules
-    assert type(build.build_model(own("model", "Net"), VECTOR, process(), ["builds"])).__name__ == "Net"
+    assert type(build.build_model(make_own_settings("model", "Net"), VECTOR, process(), ["builds"])).__name__ == "Net"
 
 
 @pytest.mark.parametrize(

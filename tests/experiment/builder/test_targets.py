@@ -34,7 +34,7 @@ number = 3
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def import_marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A user's module mynet; the path given is a file that exists once it was imported."""
     (tmp_path / "mynet.py").write_text(OWN)
     (tmp_path / "mynetwork.py").write_text(OWN)
@@ -180,22 +180,22 @@ def test_resolvers_that_only_read_are_not_evaluated_either(
 
 @pytest.mark.parametrize("target", ["mynet.Net", "mynet.make", "mynet.os.remove"])
 @pytest.mark.parametrize("trusted", [[], ["other"], ["my"], ["mynetwork"]])
-def test_an_own_module_is_not_even_imported(target: str, trusted: list[str], own: Path) -> None:
+def test_an_own_module_is_not_even_imported(target: str, trusted: list[str], import_marker: Path) -> None:
     with pytest.raises(RequestError) as caught:
         targets.resolve(target, "model._target_", trusted)
-    assert not own.exists()
+    assert not import_marker.exists()
     assert f"trusted_modules='[{', '.join([*trusted, 'mynet'])}]'" in str(caught.value)
 
 
 @pytest.mark.parametrize("trusted", [None, ["mynet"], ["other", "mynet"]])
 @pytest.mark.parametrize("target", ["mynet.Net", "mynet.make"])
-def test_an_own_module_is_used_when_it_is_trusted(target: str, trusted: list[str] | None, own: Path) -> None:
+def test_an_own_module_is_used_when_it_is_trusted(target: str, trusted: list[str] | None, import_marker: Path) -> None:
     target_object = targets.resolve(target, "model._target_", trusted)
-    assert own.exists()
+    assert import_marker.exists()
     assert f"{target_object.__module__}.{target_object.__name__}" == target
 
 
-def test_trust_in_a_module_is_not_trust_in_what_it_imports(own: Path) -> None:
+def test_trust_in_a_module_is_not_trust_in_what_it_imports(import_marker: Path) -> None:
     with pytest.raises(RequestError, match=r"mynet\.os\.remove comes from a saved run"):
         targets.resolve("mynet.os.remove", "x", ["mynet"])
     with pytest.raises(RequestError, match=r"mynetwork\.Net comes from a saved run"):
@@ -211,8 +211,8 @@ def test_trust_in_a_module_is_not_trust_in_what_it_imports(own: Path) -> None:
         ("broken.Net", "broken.Net cannot be imported: ZeroDivisionError: division by zero"),
     ],
 )
-def test_a_target_that_is_not_there_is_a_sentence(target: str, message: str, own: Path) -> None:
-    own.with_name("broken.py").write_text("1 / 0\n")
+def test_a_target_that_is_not_there_is_a_sentence(target: str, message: str, import_marker: Path) -> None:
+    import_marker.with_name("broken.py").write_text("1 / 0\n")
     with pytest.raises(RequestError) as caught:
         targets.resolve(target, "model._target_", None)
     assert message in str(caught.value)

@@ -44,7 +44,9 @@ class Functional(nn.Module):
         return self.function(self.linear(x))
 
 
-def watching(model: nn.Module, spec: DataSpec, baseline: dict[str, float] | None = None, **other: Any) -> Diagnostics:
+def make_diagnostics(
+    model: nn.Module, spec: DataSpec, baseline: dict[str, float] | None = None, **other: Any
+) -> Diagnostics:
     """A watch over a run of 40 random rows that has not begun; `said` and `parts.notes` hold what it says."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(40, *spec.input_shape, generator=generator)
@@ -89,7 +91,7 @@ def epochs(watch: Diagnostics, losses: list[float], steps: int = 100, **values: 
 
 
 def test_a_trouble_is_said_once_with_its_epoch_and_noted() -> None:
-    watch = watching(nn.Linear(4, 1), YES_NO)
+    watch = make_diagnostics(nn.Linear(4, 1), YES_NO)
     epochs(watch, [1.0, 2.0, 4.0])
     assert watch.messages == []
     epochs(watch, [8.0, 16.0, 32.0])
@@ -100,14 +102,14 @@ def test_a_trouble_is_said_once_with_its_epoch_and_noted() -> None:
 
 
 def test_a_resumed_watch_notes_what_was_said_and_says_it_no_more() -> None:
-    watch = watching(nn.Linear(4, 1), YES_NO, troubles={"diverging": "epoch 4: diverging: so"})
+    watch = make_diagnostics(nn.Linear(4, 1), YES_NO, troubles={"diverging": "epoch 4: diverging: so"})
     epochs(watch, [1.0, 2.0, 4.0, 8.0, 16.0])
     assert watch.messages == []
     assert watch.context.notes == ["before", "epoch 4: diverging: so"]
 
 
 def test_late_epochs_are_looked_at_now_and_then() -> None:
-    watch = watching(nn.Linear(4, 1), YES_NO)
+    watch = make_diagnostics(nn.Linear(4, 1), YES_NO)
     looked: list[int] = []
     watch.find_troubles = lambda: looked.append(len(watch.rows)) or {}  # type: ignore[func-returns-value,method-assign]
     epochs(watch, [1.0] * 1000)
@@ -119,7 +121,7 @@ def test_looking_changes_nothing() -> None:
     noisy = Functional(lambda z: z + torch.rand(()), 8)
     model = nn.Sequential(noisy, nn.BatchNorm1d(8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3))
     model[1].eval()
-    watch = watching(model, THREE, workers=0)
+    watch = make_diagnostics(model, THREE, workers=0)
     assert len(watch.targets) == 32
     state = {k: v.clone() for k, v in model.state_dict().items()}
     before = torch.get_rng_state()
@@ -137,7 +139,7 @@ def test_a_look_sees_which_units_of_which_layer_are_awake() -> None:
         model[0].bias[:] = torch.tensor([100.0, -100.0, 100.0, -100.0, -100.0])
         model[3].bias[:] = 1e6 * torch.tensor([-1.0, 1.0, -1.0, -1.0, -1.0, -1.0])
     for eval_batch_size in (None, 7):
-        watch = watching(model, IMAGES, eval_batch_size=eval_batch_size)
+        watch = make_diagnostics(model, IMAGES, eval_batch_size=eval_batch_size)
         outputs, awake = watch.probe(watch.inputs)
         assert torch.equal(outputs, model(watch.inputs[0]))
         assert awake["1"].tolist() == [True, False, True, False, False]
@@ -151,7 +153,7 @@ def test_a_unit_that_one_row_wakes_is_awake_whatever_the_batches() -> None:
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
     for eval_batch_size in (None, 1, 7):
-        watch = watching(model, THREE, eval_batch_size=eval_batch_size)
+        watch = make_diagnostics(model, THREE, eval_batch_size=eval_batch_size)
         with torch.no_grad():
             top = watch.inputs[0][:, 0].sort().values
             model[0].bias.fill_(-float(top[-2:].mean()))
@@ -171,9 +173,9 @@ def test_a_layer_used_twice_is_awake_where_one_use_is() -> None:
     with torch.no_grad():
         model.first.bias.fill_(100.0)
         model.then.weight.fill_(1.0)
-    watch = watching(model, THREE)
+    watch = make_diagnostics(model, THREE)
     assert watch.probe(watch.inputs)[1]["relu"].all()
-    watch = watching(Twice(3), THREE)
+    watch = make_diagnostics(Twice(3), THREE)
     assert watch.probe(watch.inputs)[1] == {}
 
 
@@ -210,7 +212,7 @@ def test_no_relu_is_no_dead_relu() -> None:
 def test_a_softmax_or_sigmoid_into_a_loss_that_takes_logits(
     model: nn.Module, spec: DataSpec, loss: str | None, message: str | None
 ) -> None:
-    watch = watching(model, spec, loss=loss)
+    watch = make_diagnostics(model, spec, loss=loss)
     epochs(watch, [0.5, 0.4])
     assert len(watch.messages) == (message is not None)
     assert message is None or message in watch.messages[0]
@@ -264,7 +266,7 @@ def test_vanishing_gradients_name_the_layer_and_need_a_loss_that_stands_still() 
         (nn.Tanh, 8, [1.1] * 5, False),
     ):
         model = deep(activation, layers)
-        watch = watching(model, THREE, trivial)
+        watch = make_diagnostics(model, THREE, trivial)
         watch.context.objective.compute_loss(model(watch.inputs[0]), watch.targets).backward()
         epochs(watch, losses, **{"train/accuracy": 0.4})
         vanished = [s for s in watch.messages if "vanishing" in s]
@@ -295,7 +297,7 @@ def constant(model: nn.Linear, *bias: float) -> nn.Linear:
 
 def test_one_class_for_hundreds_of_steps_without_learning() -> None:
     trivial = {"train/loss": 0.69, "train/accuracy": 0.5}
-    watch = watching(constant(nn.Linear(4, 1), 3.0), YES_NO, trivial)
+    watch = make_diagnostics(constant(nn.Linear(4, 1), 3.0), YES_NO, trivial)
     epochs(watch, [1.5, 0.7], **{"train/accuracy": 0.4})
     epochs(watch, [0.691, 0.69, 0.692], **{"train/accuracy": 0.5})
     assert watch.messages == []
@@ -316,7 +318,7 @@ def test_one_class_for_hundreds_of_steps_without_learning() -> None:
 def test_one_class_for_a_while_is_how_learning_begins(
     bias: tuple[float, ...], losses: list[float], steps: int, accuracies: list[float]
 ) -> None:
-    watch = watching(constant(nn.Linear(4, 3), *bias), THREE, {"train/loss": 1.1})
+    watch = make_diagnostics(constant(nn.Linear(4, 3), *bias), THREE, {"train/loss": 1.1})
     for i, loss in enumerate(losses):
         epochs(watch, [loss], steps, **{"train/accuracy": accuracies[i % len(accuracies)]})
     assert watch.messages == []
@@ -324,7 +326,7 @@ def test_one_class_for_a_while_is_how_learning_begins(
 
 def test_different_answers_are_not_one_class() -> None:
     torch.manual_seed(0)
-    watch = watching(nn.Linear(4, 3), THREE, {"train/loss": 1.1})
+    watch = make_diagnostics(nn.Linear(4, 3), THREE, {"train/loss": 1.1})
     epochs(watch, [1.1] * 6, **{"train/accuracy": 0.4})
     assert watch.messages == []
 

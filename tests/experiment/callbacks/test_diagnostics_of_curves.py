@@ -21,7 +21,7 @@ def rows(train: list[float], val: list[float] | None = None) -> list[dict[str, f
     return rows_so_far
 
 
-def said_of(
+def diagnose(
     train: list[float],
     val: list[float] | None = None,
     predicted: Tensor | None = None,
@@ -45,7 +45,7 @@ def said_of(
     ],
 )
 def test_a_growing_loss_is_diverging(train: list[float]) -> None:
-    (sentence,) = said_of(train)
+    (sentence,) = diagnose(train)
     assert sentence.startswith(f"diverging: the training loss grew from 1 to {train[-1]:.4g} in {len(train)} epochs")
     assert sentence.endswith("optimizer.lr=0.5 is too large; try a tenth of it, optimizer.lr=0.05")
 
@@ -69,13 +69,13 @@ def test_without_a_learning_rate_none_is_advised(lr: float | None) -> None:
     ],
 )
 def test_a_loss_that_ends_well_or_wanders_is_not(train: list[float]) -> None:
-    assert said_of(train) == []
+    assert diagnose(train) == []
 
 
 def test_what_is_rounding_depends_on_the_size_of_the_targets() -> None:
     small = [1e-9, 2e-9, 4e-9]
-    assert said_of(small, baseline={"train/loss": 1.0}) == []
-    assert len(said_of(small, baseline={"train/loss": 1e-6})) == 1
+    assert diagnose(small, baseline={"train/loss": 1.0}) == []
+    assert len(diagnose(small, baseline={"train/loss": 1e-6})) == 1
 
 
 @pytest.mark.parametrize(
@@ -92,42 +92,42 @@ def test_what_is_rounding_depends_on_the_size_of_the_targets() -> None:
     ],
 )
 def test_a_loss_that_never_moved_is_stuck(train: list[float], stuck: bool) -> None:
-    notes = said_of(train)
+    notes = diagnose(train)
     assert len(notes) == stuck
     assert all(s.startswith(f"stuck: the training loss stayed at {train[-1]:.4g} for all {len(train)}") for s in notes)
 
 
-def predicting(answers: list[int], wanted: list[int], majority: float | None = None, spec: DataSpec = YES_NO) -> Any:
+def make_outputs(answers: list[int], wanted: list[int], majority: float | None = None, spec: DataSpec = YES_NO) -> Any:
     baseline = {} if majority is None else {"test/accuracy": majority}
     share = sum(a == b for a, b in zip(answers, wanted, strict=True)) / len(wanted)
     metrics = {"test/accuracy": share}
-    return said_of([1.0], None, torch.tensor(answers), torch.tensor(wanted), spec, metrics=metrics, baseline=baseline)
+    return diagnose([1.0], None, torch.tensor(answers), torch.tensor(wanted), spec, metrics=metrics, baseline=baseline)
 
 
 def test_one_class_for_every_row_is_said_beside_the_majority() -> None:
     wanted = [0] * 100 + [1] * 52
-    (like_it,) = predicting([0] * 152, wanted, 100 / 152)
+    (like_it,) = make_outputs([0] * 152, wanted, 100 / 152)
     assert like_it.startswith(
         "predicts 'no' for all 152 test rows: 65.8 % are right, what the majority class gives; try"
     )
-    (below,) = predicting([1] * 152, wanted, 100 / 152)
+    (below,) = make_outputs([1] * 152, wanted, 100 / 152)
     assert "predicts 'yes' for all 152 test rows: 34.2 % are right, and the majority class gives 65.8 %; try" in below
-    (unknown,) = predicting([0] * 152, wanted)
+    (unknown,) = make_outputs([0] * 152, wanted)
     assert "65.8 % are right; try" in unknown
-    (nameless,) = predicting([2, 2], [0, 2], 0.5, DataSpec("vector", (2,), "multiclass", 3))
+    (nameless,) = make_outputs([2, 2], [0, 2], 0.5, DataSpec("vector", (2,), "multiclass", 3))
     assert nameless.startswith("predicts class 2 for all 2 test rows")
 
 
 def test_one_class_is_no_trouble_where_it_is_right_or_not_the_only_one() -> None:
-    assert predicting([0, 0, 0], [0, 0, 0], 1.0) == []
-    assert predicting([0, 0, 1], [0, 0, 1], 2 / 3) == []
+    assert make_outputs([0, 0, 0], [0, 0, 0], 1.0) == []
+    assert make_outputs([0, 0, 1], [0, 0, 1], 2 / 3) == []
 
 
 def test_padding_is_no_tag() -> None:
     targets = torch.tensor([[0, 1, 2], [3, -100, -100]])
-    notes = said_of([1.0], None, torch.tensor([[1, 1, 1], [1, 0, 0]]), targets, TAGS)
+    notes = diagnose([1.0], None, torch.tensor([[1, 1, 1], [1, 0, 0]]), targets, TAGS)
     assert notes[0].startswith("predicts class 1 for all 4 test positions: 25.0 % are right")
-    assert said_of([1.0], None, torch.tensor([[1, 1, 1], [0, 1, 1]]), targets, TAGS) == []
+    assert diagnose([1.0], None, torch.tensor([[1, 1, 1], [0, 1, 1]]), targets, TAGS) == []
 
 
 FALLING = [1.0 / i for i in range(1, 13)]
@@ -135,7 +135,7 @@ BEST_AT_7 = [1.0, 0.9, 0.8, 0.7, 0.6, 0.55, 0.5, 0.55, 0.58, 0.6, 0.62, 0.65]
 
 
 def test_a_rising_validation_loss_is_overfitting() -> None:
-    (sentence,) = said_of(FALLING, BEST_AT_7, baseline={"val/loss": 2.3})
+    (sentence,) = diagnose(FALLING, BEST_AT_7, baseline={"val/loss": 2.3})
     assert sentence == (
         "overfitting since epoch 7: the validation loss rose from 0.5 to 0.65 while the training loss kept falling; "
         "the best weights are kept; try trainer.early_stopping.patience=3, more data, a smaller model, or dropout"
@@ -159,13 +159,13 @@ STEEP = [2.0, 1.0, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05]
 def test_a_validation_loss_that_stays_far_above_is_overfitting(
     val: list[float], trivial: float | None, since: int | None
 ) -> None:
-    notes = said_of(STEEP, val, baseline={} if trivial is None else {"val/loss": trivial})
+    notes = diagnose(STEEP, val, baseline={} if trivial is None else {"val/loss": trivial})
     assert len(notes) == (since is not None)
     assert all(s.startswith(f"overfitting since epoch {since}: the validation loss stays at 0.6 while") for s in notes)
 
 
 def test_training_that_stands_still_too_is_not_overfitting() -> None:
-    assert said_of([2.0, *[0.05] * 7], [2.0, *[0.6] * 7], baseline={"val/loss": 2.3}) == []
+    assert diagnose([2.0, *[0.05] * 7], [2.0, *[0.6] * 7], baseline={"val/loss": 2.3}) == []
 
 
 def test_in_the_middle_two_rising_epochs_are_no_trend() -> None:
@@ -214,7 +214,7 @@ NEAR = [0.4 + x / 2 for x in FALLING]  # falls too, and is never far below valid
 def test_no_overfitting_without_a_lasting_and_visible_rise(
     train: list[float], val: list[float] | None, trivial: float
 ) -> None:
-    assert said_of(train[: len(val)] if val else train, val, baseline={"val/loss": trivial}) == []
+    assert diagnose(train[: len(val)] if val else train, val, baseline={"val/loss": trivial}) == []
 
 
 TARGETS = torch.tensor([[1.0], [2.0], [4.0]])
@@ -225,7 +225,7 @@ TARGETS = torch.tensor([[1.0], [2.0], [4.0]])
     [(-0.5, TARGETS, 1), (0.0, TARGETS, 1), (0.01, TARGETS, 0), (0.0, torch.ones(3, 1), 0), (0.0, torch.ones(1, 1), 0)],
 )
 def test_a_regression_no_better_than_the_mean(r2: float, targets: Tensor, expected: int) -> None:
-    notes = said_of([1.0], None, None, targets, metrics={"test/r2": r2}, baseline={"test/r2": -0.01})
+    notes = diagnose([1.0], None, None, targets, metrics={"test/r2": r2}, baseline={"test/r2": -0.01})
     assert len(notes) == expected
     assert all(f"test/r2 is {r2:.4f}, and the mean gives -0.0100; try more trainer.epochs" in s for s in notes)
 
@@ -235,22 +235,22 @@ def test_a_regression_no_better_than_the_mean(r2: float, targets: Tensor, expect
 )
 def test_what_the_best_weights_predict_counts_more_than_what_was_recorded(guess: Tensor, expected: int) -> None:
     recorded = {"test/r2": -6.0 if expected == 0 else 0.9}  # while it learnt, before the last step
-    notes = said_of([1.0], None, guess, TARGETS, metrics=recorded, baseline={"test/r2": 0.0})
+    notes = diagnose([1.0], None, guess, TARGETS, metrics=recorded, baseline={"test/r2": 0.0})
     assert len(notes) == expected
     assert all(s.startswith("no better than the trivial answer: test/r2 is ") for s in notes)
 
 
 def test_a_classifier_no_better_than_the_majority() -> None:
-    (sentence,) = predicting([0, 1, 1, 0], [0, 0, 0, 1], 0.75)
+    (sentence,) = make_outputs([0, 1, 1, 0], [0, 0, 0, 1], 0.75)
     assert "test/accuracy is 0.2500, and the majority class gives 0.7500" in sentence
-    assert predicting([0, 1, 0, 1], [0, 0, 0, 1], 0.7) == []
-    assert predicting([0, 1], [0, 1]) == []  # a dataset that does not tell its targets has no baseline
+    assert make_outputs([0, 1, 0, 1], [0, 0, 0, 1], 0.7) == []
+    assert make_outputs([0, 1], [0, 1]) == []  # a dataset that does not tell its targets has no baseline
 
 
 def test_one_trouble_is_not_said_twice() -> None:
     metrics, baseline = {"test/accuracy": 0.5}, {"test/accuracy": 0.5}
     one = torch.tensor([0, 0])
-    (first,) = said_of([1.0], None, one, torch.tensor([0, 1]), YES_NO, metrics=metrics, baseline=baseline)
+    (first,) = diagnose([1.0], None, one, torch.tensor([0, 1]), YES_NO, metrics=metrics, baseline=baseline)
     assert first.startswith("predicts")
-    (second,) = said_of([1.0, 3.0], None, None, TARGETS, metrics={"test/r2": -9.0}, baseline={"test/r2": 0.0})
+    (second,) = diagnose([1.0, 3.0], None, None, TARGETS, metrics={"test/r2": -9.0}, baseline={"test/r2": 0.0})
     assert second.startswith("diverging")

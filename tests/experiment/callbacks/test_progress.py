@@ -28,7 +28,7 @@ def training(**progress: Any) -> Any:
 
 
 @contextlib.contextmanager
-def following(console: Console, run: Any) -> Iterator[ProgressDisplay]:
+def show_progress(console: Console, run: Any) -> Iterator[ProgressDisplay]:
     display = ProgressDisplay(console, run)
     with display.show():
         yield display
@@ -43,21 +43,21 @@ def end_epoch(display: ProgressDisplay, row: dict[str, float], is_best: bool) ->
 def test_an_epoch_is_a_line_where_there_is_no_terminal(is_best: bool) -> None:
     stream = io.StringIO()
     console = Console(stream)
-    with following(console, training()) as display:
+    with show_progress(console, training()) as display:
         end_epoch(display, ROW, is_best)
     best = "  best" if is_best else ""
     line = f"epoch  2/10  train/loss 0.5000  val/loss 0.7500  val/accuracy 0.1250  12,346 samples/s{best}\n"
     assert stream.getvalue() == line
 
 
-def epochs_said(run: Any, epochs: range, tmp_path: Path, terminal: bool = False) -> list[int]:
+def list_printed_epochs(run: Any, epochs: range, tmp_path: Path, terminal: bool = False) -> list[int]:
     """The epochs that have a line, of a run that goes through `epochs`; the same in run.log."""
     stream = io.StringIO()
     console = Console(stream)
     if terminal:
         console.terminal = RichConsole(file=stream, force_terminal=True, width=80)
     console.open_log(tmp_path / "run.log")
-    with following(console, run) as display:
+    with show_progress(console, run) as display:
         for epoch in epochs:
             end_epoch(display, ROW | {"epoch": float(epoch)}, False)
     console.close()
@@ -84,7 +84,7 @@ def test_a_long_run_has_about_fifty_lines(
 ) -> None:
     run = training()
     run.stop_rules.epochs = planned
-    assert epochs_said(run, epochs_trained, tmp_path, terminal) == expected
+    assert list_printed_epochs(run, epochs_trained, tmp_path, terminal) == expected
 
 
 def test_the_last_epoch_is_said_when_the_run_fails() -> None:
@@ -93,7 +93,7 @@ def test_the_last_epoch_is_said_when_the_run_fails() -> None:
     console = Console(stream)
 
     def fails() -> None:
-        with following(console, run) as display:
+        with show_progress(console, run) as display:
             for epoch in range(1, 8):
                 end_epoch(display, ROW | {"epoch": float(epoch), "train/loss": 10.0 ** (44 * epoch)}, False)
             raise ZeroDivisionError
@@ -108,7 +108,7 @@ def test_the_last_epoch_is_said_when_the_run_fails() -> None:
 def test_without_a_validation_part_the_line_shows_training_metrics() -> None:
     stream = io.StringIO()
     console = Console(stream)
-    with following(console, training()) as display:
+    with show_progress(console, training()) as display:
         end_epoch(display, {k: v for k, v in ROW.items() if not k.startswith("val/")}, False)
     assert "train/loss 0.5000  train/accuracy 0.2500  12,346" in stream.getvalue()
 
@@ -133,7 +133,7 @@ def render(console: Console, thing: Any) -> str:
 def test_the_bar_reads_the_counters(progress: dict[str, int], max_steps: int | None, shown: list[str]) -> None:
     run = training()
     console = Console(io.StringIO())
-    with following(console, run) as display:
+    with show_progress(console, run) as display:
         run.progress, run.stop_rules.max_steps = Progress(**progress), max_steps
         text = render(console, display._make_bar())
     assert all(part in text for part in shown), text
@@ -198,7 +198,7 @@ def test_a_notebook_has_one_output_that_is_drawn_anew(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "IPython.display", fake)
     console = Console(io.StringIO())
     console.is_notebook = True
-    with following(console, training(epoch=3, step=10)):
+    with show_progress(console, training(epoch=3, step=10)):
         assert is_drawn.wait(10)
     assert "epoch 4/10" in updates[0]
     assert updates[-1] == ""

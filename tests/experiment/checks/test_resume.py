@@ -98,7 +98,7 @@ def test_what_cannot_be_checked(words: list[str], message: str) -> None:
     assert list(Path.cwd().iterdir()) == []
 
 
-def saving(folder: Path, *names: str, then: str = "time.sleep(60)") -> subprocess.Popen[bytes]:
+def start_writer(folder: Path, *names: str, then: str = "time.sleep(60)") -> subprocess.Popen[bytes]:
     """A process that makes those files, and then waits to be killed."""
     folder.mkdir()
     code = f"import pathlib, time\nfor n in {names}: pathlib.Path({str(folder)!r}, n).touch()\n{then}"
@@ -108,18 +108,18 @@ def saving(folder: Path, *names: str, then: str = "time.sleep(60)") -> subproces
 
 @pytest.mark.slow
 def test_a_kill_comes_inside_a_save_or_after_one_and_never_before_the_first(tmp_path: Path) -> None:
-    hit = saving(tmp_path / "inside", "step_00000004.pt", ".step_00000008.pt.1.tmp")
+    hit = start_writer(tmp_path / "inside", "step_00000004.pt", ".step_00000008.pt.1.tmp")
     assert kill(hit, tmp_path / "inside", 5, None)
     assert hit.returncode == -9
-    after = saving(tmp_path / "after", "last.pt", "step_00000004.pt", "step_00000008.pt")
+    after = start_writer(tmp_path / "after", "last.pt", "step_00000004.pt", "step_00000008.pt")
     assert kill(after, tmp_path / "after", 8, 0.001)
     ends = "time.sleep(0.1)"
-    assert not kill(saving(tmp_path / "first", ".step_00000004.pt.1.tmp", then=ends), tmp_path / "first", 1, None)
-    assert not kill(saving(tmp_path / "early", "step_00000004.pt", then=ends), tmp_path / "early", 5, 0.0)
+    assert not kill(start_writer(tmp_path / "first", ".step_00000004.pt.1.tmp", then=ends), tmp_path / "first", 1, None)
+    assert not kill(start_writer(tmp_path / "early", "step_00000004.pt", then=ends), tmp_path / "early", 5, 0.0)
 
 
 def test_a_training_that_fails_is_said(tmp_path: Path) -> None:
-    failing = saving(tmp_path / "run", then="raise SystemExit('no such luck')")
+    failing = start_writer(tmp_path / "run", then="raise SystemExit('no such luck')")
     with pytest.raises(RunError, match="ended with exit code 1: no such luck"):
         wait_for_end(failing, tmp_path / "run")
 

@@ -414,7 +414,7 @@ def test_the_size_of_a_checkpoint_is_foreseen(
     assert foreseen == pytest.approx((tmp_path / "x.pt").stat().st_size, rel=0.2)
 
 
-def ending_in(*last: nn.Module, task: TaskName = "multiclass") -> nn.Module:
+def make_net(*last: nn.Module, task: TaskName = "multiclass") -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 1 if task == "binary" else 3), *last)
 
 
@@ -437,7 +437,7 @@ def find_redundant(model: nn.Module, loss: str | None, task: TaskName = "multicl
 def test_a_last_layer_that_the_loss_has_too_is_named(
     last: nn.Module, loss: str | None, task: TaskName, advice: str
 ) -> None:
-    message = find_redundant(ending_in(last, nn.Identity(), task=task), loss, task)
+    message = find_redundant(make_net(last, nn.Identity(), task=task), loss, task)
     assert message is not None
     assert message.startswith(f"the model ends in {type(last).__name__}, and task.loss=")
     assert message.endswith(advice)
@@ -446,12 +446,12 @@ def test_a_last_layer_that_the_loss_has_too_is_named(
 @pytest.mark.parametrize(
     ("model", "loss", "task"),
     [
-        (ending_in(), None, "multiclass"),
-        (ending_in(nn.LogSoftmax(-1)), "nll", "multiclass"),
-        (ending_in(nn.Softmax(-1)), "multi_margin", "multiclass"),
-        (ending_in(nn.Sigmoid(), task="binary"), "bce", "binary"),
-        (ending_in(nn.Sigmoid(), nn.Linear(1, 1), task="binary"), None, "binary"),  # not the last
-        (ending_in(nn.Sigmoid()), None, "multiclass"),  # a squashed logit is a logit
+        (make_net(), None, "multiclass"),
+        (make_net(nn.LogSoftmax(-1)), "nll", "multiclass"),
+        (make_net(nn.Softmax(-1)), "multi_margin", "multiclass"),
+        (make_net(nn.Sigmoid(), task="binary"), "bce", "binary"),
+        (make_net(nn.Sigmoid(), nn.Linear(1, 1), task="binary"), None, "binary"),  # not the last
+        (make_net(nn.Sigmoid()), None, "multiclass"),  # a squashed logit is a logit
     ],
 )
 def test_a_last_layer_that_fits_is_not(model: nn.Module, loss: str | None, task: TaskName) -> None:

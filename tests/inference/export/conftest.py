@@ -69,9 +69,9 @@ def cut(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, **settings: Any
     signature = inspect.signature(function)
 
     @functools.wraps(function)
-    def smaller(*args: Any, **others: Any) -> Any:
+    def make_smaller(*args: Any, **others: Any) -> Any:
         call = signature.bind(*args, **others)
         call.arguments.update(settings)
         return function(*call.args, **call.kwargs)
 
-    monkeypatch.setattr(module, name, smaller)
+    monkeypatch.setattr(module, name, make_smaller)

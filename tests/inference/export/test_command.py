@@ -39,7 +39,7 @@ def run(dlrun: Callable, tmp_path: Path, shared_folder: Path) -> Path:
     return tmp_path / "run"
 
 
-def about(folder: Path) -> dict[str, Any]:
+def read_description(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "model.json").read_text()))
 
 
@@ -74,7 +74,9 @@ def test_averaged_weights_are_exported_when_asked_for(dlrun: Callable, run: Path
     outputs = []
     for i, words in enumerate(([], ["weights=trained"], ["weights=ema"]), 1):
         assert dlrun("export", "run", "format=safetensors", *words).code == 0
-        outputs.append(about(run / "export" / f"safetensors{'' if i == 1 else f'_{i}'}")["example"]["outputs"])
+        outputs.append(
+            read_description(run / "export" / f"safetensors{'' if i == 1 else f'_{i}'}")["example"]["outputs"]
+        )
     assert outputs[0] == outputs[1] != outputs[2]
 
 
@@ -86,7 +88,9 @@ def test_a_checkpoint_elsewhere_and_a_full_model(dlrun: Callable, run: Path, tmp
     model = "run/checkpoints/model.pt"
     assert "trust=true" in dlrun("export", model, "format=safetensors").err
     assert dlrun("export", model, "format=safetensors", "trust=true").code == 0
-    examples = [about(tmp_path / place)["example"] for place in ("export/safetensors", "run/export/safetensors")]
+    examples = [
+        read_description(tmp_path / place)["example"] for place in ("export/safetensors", "run/export/safetensors")
+    ]
     assert examples[0] == examples[1]
 
 

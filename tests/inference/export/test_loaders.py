@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("operators")
 QUICK = ("tracking.graph=false", "figures=false", "trainer.epochs=1", "data.limit_batches=2", "hydra.run.dir=run")
 
 
-def about(folder: Path) -> Any:
+def read_description(folder: Path) -> Any:
     return json.loads((folder / "model.json").read_text())
 
 
@@ -41,7 +41,7 @@ def test_a_table_is_read_as_it_was(dlrun: Callable, tmp_path: Path, loaded: Call
     assert dlrun("data=csv", "data.path=table.csv", "model=logistic", *QUICK).code == 0
     assert dlrun("export", "run", "format=onnx").code == 0
     folder = tmp_path / "run" / "export" / "onnx"
-    assert [column["name"] for column in about(folder)["preprocessing"]["columns"]] == ["width", "depth"]
+    assert [column["name"] for column in read_description(folder)["preprocessing"]["columns"]] == ["width", "depth"]
     header, *shown = (folder / "example.csv").read_text().splitlines()
     assert header == "width,depth"
     assert all(any(row.startswith(f"{line},") for row in rows) for line in shown)  # raw, as in the user's table
@@ -116,7 +116,7 @@ def test_what_was_done_to_data_of_the_users_is_theirs_to_know(
     assert done.code == 0, done.err
     folder = tmp_path / "run" / "export" / "onnx"
     assert np.load(folder / "example.npy").shape == (3, 2, 5, 5)
-    assert "owndata.load" in about(folder)["preprocessing"]["note"]
-    assert about(folder)["class_names"] == ["0", "1"]
+    assert "owndata.load" in read_description(folder)["preprocessing"]["note"]
+    assert read_description(folder)["class_names"] == ["0", "1"]
     _, outputs = loaded(folder)
-    np.testing.assert_allclose(outputs, about(folder)["example"]["outputs"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(outputs, read_description(folder)["example"]["outputs"], rtol=1e-5, atol=1e-6)

@@ -47,7 +47,7 @@ def answers(folder: Path, inputs: list[Any]) -> torch.Tensor:
     return torch.from_numpy(session.run(["output"], named)[0])
 
 
-def some_inputs(saved: SavedModel, rows: int, longer: int = 0) -> tuple[torch.Tensor, ...]:
+def make_inputs(saved: SavedModel, rows: int, longer: int = 0) -> tuple[torch.Tensor, ...]:
     """Random inputs of so many rows; sequences of every length, some of them longer than any that was trained on."""
     torch.manual_seed(rows)
     shape = saved.spec.input_shape
@@ -77,7 +77,7 @@ def test_every_model_answers_as_in_torch(
     with open_saved_model("run") as saved:
         network = saved.model.float().eval()
         for rows, longer in ((1, 0), (2, 0), (37, 9)):
-            inputs = some_inputs(saved, rows, longer)
+            inputs = make_inputs(saved, rows, longer)
             with torch.inference_mode():
                 expected = network(*inputs)
             answers_of_onnx = answers(folder, [x.numpy() for x in inputs])
@@ -103,7 +103,7 @@ def test_numbers_of_rows_are_free_and_the_file_says_what_it_takes(
     assert about["inputs"][0]["shape"] == (["batch", 2] if model == "mlp" else ["batch", "length"])
     with open_saved_model("run") as saved:
         for rows, longer in ((1, 0), (7, 4)):
-            inputs = some_inputs(saved, rows, longer)
+            inputs = make_inputs(saved, rows, longer)
             with torch.inference_mode():
                 expected = saved.model.eval()(*inputs)
             torch.testing.assert_close(answers(folder, [x.numpy() for x in inputs]), expected, rtol=1e-4, atol=1e-6)

@@ -196,12 +196,12 @@ def test_a_model_that_takes_no_such_row_costs_that_row_only(trained: Callable, g
     with open_saved_model("groups") as saved:
         original_forward = saved.model.forward
 
-        def picky(x: torch.Tensor) -> torch.Tensor:
+        def refuse_large(x: torch.Tensor) -> torch.Tensor:
             if bool((x > 10).any()):
                 raise ValueError("too large for me")
             return original_forward(x)  # type: ignore[no-any-return]
 
-        saved.model.forward = picky  # type: ignore[method-assign]
+        saved.model.forward = refuse_large  # type: ignore[method-assign]
         answers = list(predict_inputs(saved, ["1,2", "9999,1", "3,4"]))
     first, refused, last = (answer.error for answer in answers)
     assert (first, last) == ("", "")

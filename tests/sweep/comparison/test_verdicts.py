@@ -16,7 +16,7 @@ def describe(records: list[Any]) -> list[str]:
     return list_verdicts(compare(records).rankings[0])
 
 
-def several(runs: Any, levels: dict[str, float], seeds: int = 5, **more: Any) -> list[Any]:
+def make_settings(runs: Any, levels: dict[str, float], seeds: int = 5, **more: Any) -> list[Any]:
     """Settings at these levels, with the same noise of a seed, and a little of their own."""
     return [
         runs(word, value=level + NOISE[seed] + own, seed=seed, **more)
@@ -26,20 +26,22 @@ def several(runs: Any, levels: dict[str, float], seeds: int = 5, **more: Any) ->
 
 
 def test_the_best_is_named_first(runs: Any) -> None:
-    lines = describe(several(runs, {"model=a": 0.5, "model=b": 0.8}))
+    lines = describe(make_settings(runs, {"model=a": 0.5, "model=b": 0.8}))
     assert lines == [
         "best: model=a, val/loss 0.500 ± 0.037 (n = 5)",
         "better than the other setting (paired over 5 seeds, 95 % t interval of the difference without 0)",
     ]
-    assert summarize(compare(several(runs, {"model=a": 0.5}))).startswith("best: the only setting, val/loss 0.500")
+    assert summarize(compare(make_settings(runs, {"model=a": 0.5}))).startswith(
+        "best: the only setting, val/loss 0.500"
+    )
 
 
 def test_what_cannot_be_told_apart_is_named_in_one_line(runs: Any) -> None:
     levels = {f"model=m{i:02}": 0.5 + 1e-5 * i for i in range(24)} | {"model=far": 0.9}
-    best, *others = compare(several(runs, levels)).rankings[0].settings
+    best, *others = compare(make_settings(runs, levels)).rankings[0].settings
     tests = [stats.ttest_rel(list(best.by_seed.values()), list(other.by_seed.values())) for other in others]
     alike = sum(test.pvalue > 0.05 for test in tests)
-    line = describe(several(runs, levels))[1]
+    line = describe(make_settings(runs, levels))[1]
     assert line.startswith("cannot be told apart from the best (paired over 5 seeds, 95 % t interval")
     assert line.count("model=m") == 8
     assert alike > 8
@@ -49,7 +51,7 @@ def test_what_cannot_be_told_apart_is_named_in_one_line(runs: Any) -> None:
 
 @pytest.mark.parametrize(("seeds", "with_"), [(1, "1 seed a setting"), (2, "2 seeds a setting")])
 def test_few_seeds_tell_nothing_apart(seeds: int, with_: str, runs: Any) -> None:
-    lines = describe(several(runs, {"model=a": 0.1, "model=b": 0.9}, seeds=seeds))
+    lines = describe(make_settings(runs, {"model=a": 0.1, "model=b": 0.9}, seeds=seeds))
     assert lines[1] == f"with {with_} nothing can be told apart: add 'seed=range(5)'"
 
 

@@ -93,13 +93,13 @@ def test_more_than_two_features_are_refused() -> None:
 
 
 def test_probabilities_that_sum_to_more_than_1_by_rounding_warn_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    def sure(x: Tensor) -> Tensor:
+    def predict_surely(x: Tensor) -> Tensor:
         return torch.tensor([0.0, 1.0 + 2**-22, 0.0]).repeat(len(x), 1)
 
     x, y = torch.randn(20, 2), torch.arange(20) % 3
     for color in range(3):
         figure = draw_decision_regions(
-            lambda x, k=color: sure(x).roll(k, 1), x, y, DataSpec("vector", (2,), "multiclass", 3), "train"
+            lambda x, k=color: predict_surely(x).roll(k, 1), x, y, DataSpec("vector", (2,), "multiclass", 3), "train"
         )
         image = figure.axes[0].images[0].get_array()
         assert image is not None
