@@ -1,6 +1,5 @@
 """The entry: commands, errors as sentences, exit codes. Imports no torch before something is to be trained."""
 
-import importlib
 import os
 import sys
 import traceback
@@ -19,8 +18,6 @@ from dlrun.engine import distributed
 if TYPE_CHECKING:
     from dlrun.config.request import Request
 
-# torch imports this with its first optimizer. Imported up front, it is spared garbage collection too.
-OPTIMIZER_IMPORTS = "torch._dynamo"
 # Letters of a word that an error message repeats: a pasted file would bury the message.
 MOST_ECHOED = 200
 
@@ -50,7 +47,6 @@ def main() -> int:
             with skip_garbage_collection():
                 from dlrun.experiment import follower
 
-                importlib.import_module(OPTIMIZER_IMPORTS)
             return follower.main(verbose)
 
         try:
@@ -70,13 +66,11 @@ def main() -> int:
             with skip_garbage_collection():
                 from dlrun.sweep import runner
 
-                importlib.import_module(OPTIMIZER_IMPORTS)
             return runner.run(requests)
 
         with skip_garbage_collection():
             from dlrun.experiment import run
 
-            importlib.import_module(OPTIMIZER_IMPORTS)
         unheeded.refuse_sweep_settings(words)
         return run.run(requests[0])
     except (DlrunError, SystemExit) as error:

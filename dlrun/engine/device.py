@@ -130,7 +130,7 @@ def device_session(
         _set_fp32_precision(config.tf32)
         if config.deterministic:
             os.environ.setdefault(_CUBLAS_WORKSPACE, ":4096:8")
-        torch.use_deterministic_algorithms(config.deterministic)
+        _set_deterministic(config.deterministic)
         seed_everything(seed)
 
         yield Runtime(
@@ -165,7 +165,13 @@ def preserve_switches() -> Iterator[None]:
         cudnn.benchmark = benchmark
         cudnn.deterministic = cudnn_deterministic
         restore_fp32_precision()
-        torch.use_deterministic_algorithms(deterministic)
+        _set_deterministic(deterministic)
+
+
+def _set_deterministic(is_on: bool) -> None:
+    # torch also tells its compiler, whose import takes as long as that of torch itself.
+    if torch.are_deterministic_algorithms_enabled() != is_on:
+        torch.use_deterministic_algorithms(is_on)
 
 
 def _set_fp32_precision(tf32: bool | None) -> Callable[[], None]:

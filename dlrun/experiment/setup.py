@@ -29,6 +29,7 @@ from dlrun.engine import trainer as loop
 from dlrun.engine.device import Runtime
 from dlrun.engine.distributed import SINGLE_PROCESS, Distributed
 from dlrun.engine.objective import Objective
+from dlrun.engine.optim import direct
 from dlrun.engine.optim.ema import ExponentialMovingAverage
 from dlrun.engine.optim.schedule import Schedule
 from dlrun.engine.preserve import preserve_state, restore_attributes
@@ -301,7 +302,7 @@ def _build_schedule(
     trial = build.build_schedule(settings, trial_optimizer, train, mode, trusted_modules).scheduler
     try:
         if trial is not None:
-            trial.optimizer.step()
+            direct.get_step(trial.optimizer)()
             advance: Callable[..., None] = trial.step
             if isinstance(trial, ReduceLROnPlateau):
                 advance(0.0)

@@ -16,9 +16,6 @@ from dlrun.sweep.engines import Outcome, run_unit
 from dlrun.sweep.jobs import Job
 from dlrun.sweep.stacks import Unit
 
-# The first optimizer imports torch._dynamo, which takes a second: pay for it once, not once a job.
-torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-
 
 def run_in_process(unit: Unit, results: Connection, threads: int) -> None:
     """Run one job, or a stack, and send to `results` each job's key with its Outcome, and lines for the user."""

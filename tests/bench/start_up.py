@@ -1,8 +1,9 @@
 """Seconds from a command to its first optimizer step, over those of the imports that it cannot do without.
 
 python tests/bench/start_up.py [--runs 9]      `dlrun data=regression model=linear` beside torch, one torch.optim
-construction (torch._dynamo comes with it) and scikit-learn's data sets, in fresh interpreters, in turn. dlrun imports
-without Python's garbage collector looking on: how long the bare imports take that way is measured beside it.
+construction (torch._dynamo comes with it) and scikit-learn's data sets, in fresh interpreters, in turn. dlrun does
+without torch._dynamo where nothing is compiled, and imports without Python's garbage collector looking on: how long
+the bare imports take that way is measured beside it.
 """
 
 import argparse

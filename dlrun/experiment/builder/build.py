@@ -30,6 +30,7 @@ from dlrun.data.text import TEXT_TARGET
 from dlrun.data.workers import GuardedDataset
 from dlrun.engine.device import Runtime, count_cores, is_out_of_memory
 from dlrun.engine.multitask import join_outputs
+from dlrun.engine.optim import direct
 from dlrun.engine.optim.groups import make_parameter_groups
 from dlrun.engine.optim.schedule import LENGTH_ARGUMENTS, Schedule, count_scheduler_steps
 from dlrun.engine.state import StopRules
@@ -428,6 +429,8 @@ def build_optimizer(
     for number, entry in enumerate(entries):
         _try_group(settings.optimizer, entry, f"optimizer.groups[{number}]", trusted_modules)
 
+    if not settings.device.compile:
+        direct.spare_compiler_import()
     component = _choose_fused_kernel(settings.optimizer, model, trusted_modules)
     optimizer = instantiate(component, trusted_modules, groups)
     if not isinstance(optimizer, Optimizer):

@@ -1,6 +1,9 @@
 """Steps without torch's wrapper are torch's steps, and whatever is hooked in is called."""
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -107,3 +110,24 @@ def test_a_profiler_sees_both() -> None:
         direct.get_step(optimizer)()
     names = {event.key for event in profile.key_averages()}
     assert {"Optimizer.zero_grad#SGD.zero_grad", "Optimizer.step#SGD.step"} <= names
+
+
+@pytest.mark.slow
+def test_a_training_that_compiles_nothing_does_not_import_the_compiler(tmp_path: Path) -> None:
+    words = ["data=blobs", "optimizer=adam", "scheduler=step", "trainer.epochs=1", f"run.name={tmp_path.name}"]
+    code = "import sys; from dlrun.cli.main import main; print(main(), 'torch._dynamo' in sys.modules)"
+    end = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=tmp_path)
+    assert end.stdout.splitlines()[-1] == "0 False", end.stderr
+
+
+def test_methods_hidden_from_the_compiler_do_the_same() -> None:
+    direct.spare_compiler_import()
+    net = make_net()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    net(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    other = torch.optim.SGD(make_net().parameters(), lr=0.2)
+    other.load_state_dict(optimizer.state_dict())
+    assert str(other.state_dict()) == str(optimizer.state_dict())
+    optimizer.zero_grad()
+    assert all(parameter.grad is None for parameter in net.parameters())
