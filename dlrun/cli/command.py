@@ -54,6 +54,7 @@ def show_versions(ctx: click.Context, _param: click.Parameter, is_typed: bool) -
         except metadata.PackageNotFoundError:
             version = "not installed as a package"
         write_out(f"{name} {version}")
+
     ctx.exit()
 
 
@@ -110,6 +111,7 @@ class Command(click.Command):
             problem = "has no value" if "requires" in error.message else "takes no value"
             advice = f"{get_path(ctx)} --help shows its options"
             raise RequestError(f"{error.option_name} {problem}; {advice}") from error
+
         # click would drop the dashes, which tell a command that no override follows.
         ctx.params["words"] += tuple(args[end:])
         return []

@@ -41,6 +41,7 @@ def show_run(words: Sequence[str], format: str) -> None:
         write_out(format_csv(("key", "value"), rows))
     else:
         print_description(run, description, Console())
+
     sys.stdout.flush()
 
 
@@ -102,7 +103,9 @@ def list_settings(run: RunRecord) -> list[dict[str, Any]]:
             set_by = presets[-1]
         else:
             set_by = f"{group}={run.choices[group]}" if group in run.choices else ""
+
         rows.append({"key": key, "value": value, "default": defaults.get(key), "set_by": set_by})
+
     return rows
 
 
@@ -117,6 +120,7 @@ def list_files(folder: Path) -> list[dict[str, Any]]:
             files.append({"name": f"{entry.name}/", "files": len(sizes), "bytes": sum(sizes)})
         elif entry.name != ".lock":
             files.append({"name": entry.name, "files": 1, "bytes": _read_size(entry)})
+
     return files
 
 
@@ -151,6 +155,7 @@ def _list_checkpoints(folder: Path) -> list[dict[str, Any]]:
     for entry in _scan(folder):
         names.setdefault(entry.inode(), []).append(entry.name)
         sizes[entry.inode()] = _read_size(entry)
+
     rows = []
     for inode, linked in names.items():
         rows.append({"name": f"checkpoints/{' = '.join(linked)}", "files": 1, "bytes": sizes[inode]})
@@ -168,10 +173,12 @@ def suggest_commands(run: RunRecord) -> dict[str, str]:
         for name, command in (("evaluate", "eval"), ("predict", "predict"), ("export", "export")):
             inputs = ("INPUT",) if command == "predict" else ()
             commands[name] = suggest_command(command, run.folder, *inputs, modules=modules)
+
     if run.has_checkpoints and status in ("interrupted", "failed"):
         commands["resume"] = run.advise_resume()
     elif run.is_done and not _spans_training(run):
         commands["continue"] = run.advise_resume(_choose_longer_training(run))
+
     if run.config:
         commands["repeat"] = suggest_command("rerun", run.folder, modules=modules)
     return commands

@@ -143,6 +143,7 @@ def print_end(run: RunRecord) -> None:
         console.say(f"interrupted after {run.epochs} epochs: its process ended without a result")
     else:
         console.say(describe_end(run.result))
+
     if run.result.get("error"):
         console.say(f"error: {run.result['error']}")
 
@@ -165,6 +166,7 @@ def list_result_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
             cells.append(_format_cell(metrics[key]) if key in metrics else "")
             trivial = _format_cell(baseline[key]) if key in baseline else trivial
         rows.append((name, *cells, trivial))
+
     return rows
 
 

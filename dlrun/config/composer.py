@@ -103,6 +103,7 @@ class Composer:
         finally:
             for key, value in before.items():
                 OmegaConf.update(base, key, value)
+
         return config
 
     def _split(self, words: Sequence[str], number: int) -> tuple[list[Override], tuple[str, ...]]:
@@ -179,6 +180,7 @@ def _list_references(config: DictConfig) -> list[str] | None:
             if match is None:
                 return None
             references.append(match[1])
+
     return references
 
 
@@ -203,6 +205,7 @@ def _is_plain(override: Override, base: DictConfig, template: _Template) -> bool
         if not isinstance(block, DictConfig) or section not in block or OmegaConf.is_interpolation(block, section):
             return False
         block = block[section]
+
     if not isinstance(block, DictConfig) or last not in block:
         return False
     if OmegaConf.is_interpolation(block, last) or OmegaConf.is_missing(block, last):

@@ -205,6 +205,7 @@ def find_repeated(words: Sequence[str]) -> list[str]:
             notes.append(format_note(word, f"{own} stands in its place"))
         elif later != word:
             notes.append(format_note(word, f"{later} comes after it"))
+
     return notes
 
 

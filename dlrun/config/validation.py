@@ -55,6 +55,7 @@ def validate(schema: type[T], values: dict[str, Any], where: str, problems: Erro
         # Only now one by one: a merge for each key takes half a second.
         valid_values = _select_valid(schema, values, where, errors)
         config = OmegaConf.merge(schema_config, literals.hide(valid_values))
+
     instance = cast(T, _restore(OmegaConf.to_object(config), literals))
     _check_ranges(instance, where, errors)
 
@@ -66,6 +67,7 @@ def validate(schema: type[T], values: dict[str, Any], where: str, problems: Erro
         while len(_cache) >= _MOST_CACHED:
             _cache.pop(next(iter(_cache)))
         _cache[cache_key] = copy.deepcopy(instance)
+
     return instance
 
 
@@ -98,6 +100,7 @@ def _select_valid(schema: Any, values: dict[str, Any], where: str, errors: Error
             valid_values[name] = _select_valid(nested_schema, value, _join_key(where, name), errors)
         elif errors.collect(_check_type, schema, name, value, where):
             valid_values[name] = value
+
     return valid_values
 
 
@@ -122,6 +125,7 @@ def _check_type(schema: Any, name: str, value: Any, where: str) -> bool:
         raise RequestError(f"there is no key {key}; {hint}") from error
     except OmegaConfBaseException as error:
         raise build_wrong_type_error(schema, name, value, where) from error
+
     return True
 
 
@@ -206,6 +210,7 @@ def describe_type(annotation: Any) -> str:
         # Tensors and generators cannot be typed.
         typeable = [item for item in inner if getattr(item, "__module__", "") != "torch"]
         return " or ".join(describe_type(item) for item in typeable)
+
     if origin is Literal:
         return "one of " + join_names([format_value(item) for item in inner])
     if origin in (list, tuple, Sequence, Iterable):
@@ -244,6 +249,7 @@ def _find_range_error(value: Any, rule: Any) -> str | None:
         if is_positive or value == rule["number_or"]:
             return None
         return f"must be above 0, null, or {rule['number_or']}"
+
     if "above" in rule and not value > rule["above"]:
         return f"must be above {rule['above']}"
     if "at_least" in rule and not value >= rule["at_least"]:

@@ -150,6 +150,7 @@ def series(
     for key, value in (("window", window), ("horizon", horizon), ("stride", stride), ("season", season)):
         if value is not None and value < 1:
             raise RequestError(f"data.{key}={value} must be at least 1")
+
     if season is not None and season > window:
         raise RequestError(f"data.season={season} must be at most data.window={window}, from which it is taken")
     if missing not in ("previous", "error"):
@@ -178,6 +179,7 @@ def series(
             f"{path}: data.window={window} and data.horizon={horizon} take {window + horizon} rows without a gap, and "
             f"the longest series has {longest:,}; type smaller ones"
         )
+
     starts = _apply_stride(starts, timeline, stride)
     # By time and not by row: several series are cut at the same moment.
     bounds = _choose_bounds(timeline.times, test_fraction, val_fraction)
@@ -203,6 +205,7 @@ def series(
             steps=timeline.steps,
             day_first=_judge_day_first(file, columns.time),
         )
+
     crc = zlib.crc32(parts["train"].astype("<i8").tobytes())
     fitted = replace(saved, sha256=file.sha256, rows_crc=crc)
 
@@ -218,6 +221,7 @@ def series(
             f"{path}: no window of {window} + {horizon} rows is left to train on; type a smaller data.window, "
             "data.test_fraction or data.val_fraction"
         )
+
     if preprocessing is None:
         # The season comes last, as it is chosen by the errors of forecasts on windows.
         fitted = replace(fitted, season=_choose_season(fitted, season, spec, train))
@@ -268,12 +272,14 @@ def read_columns(
             notes.append("no column holds dates: rows were taken in their order; data.time=… names a column.")
         else:
             notes.append(f"column '{table.names[time_position]}' is the time; data.time=… says otherwise.")
+
     group_position = None if group is None else table.find_column(group, "data.group")
 
     others = [position for position in (time_position, group_position) if position is not None]
     for key, position in (("time", time_position), ("group", group_position)):
         if position in targets:
             raise RequestError(f"data.{key} and data.target both name column '{table.names[position or 0]}'")
+
     left_out: list[str] = []
     if features is None:
         inputs = []
@@ -290,6 +296,7 @@ def read_columns(
         for position in inputs:
             if position in others:
                 raise RequestError(f"data.features names column '{table.names[position]}', which is the time or group")
+
     if left_out:
         notes.append(f"left out, as they are no numbers: {join_names(left_out)}.")
 
@@ -316,6 +323,7 @@ def _match_columns(path: Path, text_format: TextFormat, saved: SeriesPreprocessi
             hint = did_you_mean(missing[0], table.names)
             raise DataError(f"{path}: there is no column {join_names(missing)}; {hint}it has {join_names(table.names)}")
         return file, columns
+
     if max(saved.indices.values()) >= len(table.names):
         raise DataError(f"{path} has {len(table.names)} columns, and the model takes {join_names(used_columns)}")
     names = list(table.names)
@@ -386,6 +394,7 @@ def read_timeline(file: TableFile, columns: _Columns, missing: str, saved: Serie
             "apart they are."
         )
         timeline = replace(timeline, notes=(*timeline.notes, note))
+
     return timeline
 
 
@@ -404,6 +413,7 @@ def _read_all_numbers(file: TableFile, names: Sequence[str], decimal: str, missi
         gaps = np.flatnonzero(np.isnan(values)).tolist()
         empty_cells += [Trouble(row, position, "is empty") for row in gaps]
         columns.append(values)
+
     raise_troubles(file, wrong_cells, "correct the lines, or leave the column out of data.features")
     if missing == "error":
         raise_troubles(file, empty_cells, "data.missing=previous takes the value before")
@@ -433,6 +443,7 @@ def _read_times(
     else:
         day_first = _judge_day_first(file, time) if saved is None else saved.day_first
         numbers, wrong = parse_times(cells, day_first)
+
     troubles = [Trouble(row, position, f"holds '{cells[row].strip()[:40]}', which is no time") for row in sorted(wrong)]
     raise_troubles(file, troubles, "correct the lines or remove them")
     return numbers, not is_number
@@ -503,6 +514,7 @@ def _split(
                 texts.append(f"the {name} part begins at {timeline.steps.format(bound)}")
         left_out = f"; {left_out_count:,} windows with targets on both sides are left out" if left_out_count else ""
         notes.append(f"{' and '.join(texts)}, in time{left_out}.")
+
     # A part that was asked for and came to nothing is no metric of 0, and is told.
     for name, bound, end in (("val", val_start, test_start), ("test", test_start, np.inf)):
         if bound < end and not len(parts[name]):
@@ -537,6 +549,7 @@ def _make_part(
     if size > _MOST_BYTES:
         rows = (torch.from_numpy(inputs), torch.from_numpy(outcomes), torch.from_numpy(starts))
         return WindowDataset(*rows, fitted.window, fitted.horizon, own_origin)
+
     x = torch.from_numpy(gather(inputs, starts, fitted.window))
     y = torch.from_numpy(gather(outcomes, starts + fitted.window, fitted.horizon)).flatten(1)
     return Split((x,), y, own_origin)
@@ -587,6 +600,7 @@ def _choose_season(
         x, y = train.inputs[0][rows], train.targets[rows]
     else:
         x, y = train.__getitems__(rows.tolist())
+
     errors = {}
     for candidate in (1, usual):
         with_season = replace(spec, preprocessing=replace(fitted, season=candidate).to_plain())
@@ -609,6 +623,7 @@ def _describe_gaps(
             f"{count:,} {'gap' if count == 1 else 'gaps'} in time, where rows are {timeline.steps.describe()} apart, "
             f"the first before {place}: windows across are left out."
         )
+
     empty = np.isnan(timeline.values)
     if empty[:, target_count:].any() or empty[:, :target_count].any():
         count = int(empty.sum())

@@ -124,6 +124,7 @@ class DataSpec:
         for name in ("class_names", "vocabulary", "feature_names"):
             texts = _to_sequence(name, getattr(self, name))
             plain[name] = tuple(_to_str(name, text) for text in texts)
+
         for name in ("mean", "std", "framing", "pixel_range", "target_mean", "target_std"):
             numbers = _to_sequence(name, getattr(self, name))
             plain[name] = tuple(_to_float(name, number) for number in numbers)

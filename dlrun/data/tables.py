@@ -104,6 +104,7 @@ def table(
         raise RequestError(
             f"data.task={task} is not known: type regression, binary, multiclass, multilabel or multitask"
         )
+
     check_split(split, split_column, folds, fold)
     refuse_double_parts(test_path, folds)
 
@@ -114,6 +115,7 @@ def table(
         # A small table tells less than the one of training.
         decimal = decimal or saved.decimal
         saved = saved.set_decimal(decimal)
+
     text_format = TextFormat(mark, header, encoding, decimal)
 
     # Files of other parts are joined to the main one, so that targets and kinds of columns are judged over all rows.
@@ -122,6 +124,7 @@ def table(
     for key, part_path in (("val_path", val_path), ("test_path", test_path)):
         if part_path is not None:
             files.append(read_beside(main, Path(part_path).expanduser(), text_format, f"data.{key}"))
+
     joined = join_files(files)
 
     positions = _find_targets(joined, target, saved)
@@ -139,6 +142,7 @@ def table(
             f"{path}: the target, column '{name}', is another class in each row, so there is "
             "nothing to learn; type data.target=<another column>, or data.task=regression for a quantity"
         )
+
     plan = make_plan(joined, split, split_position, seed, values, rows)
     drawn_test = 0.0 if test_path is not None or nothing_to_learn else test_fraction
     drawn_val = 0.0 if val_path is not None or nothing_to_learn else val_fraction
@@ -207,6 +211,7 @@ def read_beside(main: TableFile, path: Path, text_format: TextFormat, key: str) 
         raise DataError(
             f"{path} has no column '{absent[0]}', which {main.table.path} has; {hint}name another file by {key}"
         )
+
     # By name: another program may have written the columns in another order.
     order = [other_file.table.names.index(name) for name in main.table.names]
     columns = [other_file.table.columns[number] for number in order]
@@ -241,6 +246,7 @@ def add_given_parts(
             rows = np.arange(start, start + count)
             parts = replace(parts, val=rows) if name == "val" else replace(parts, test=rows)
             start += count
+
     return parts
 
 
@@ -255,6 +261,7 @@ def _find_targets(file: TableFile, target: str | int | Sequence[str | int], save
             f"{path} has one column only, so nothing to learn from: is it separated by something else than "
             f"'{file.separator}', as in data.separator=';'?"
         )
+
     # One column may be typed without brackets.
     columns: Sequence[str | int] = [target] if isinstance(target, str | int) else target
     # A target typed as a number has its name in the training table.
@@ -282,6 +289,7 @@ def read_targets(file: TableFile, columns: Sequence[int], task: TableTask | None
         values, notes = _read_target(file, columns[0], task)
     else:
         values, notes = _read_several(file, columns, task)
+
     if task is None:
         notes = [describe_guess([file.table.names[column] for column in columns], values), *notes]
     return values, notes
@@ -308,6 +316,7 @@ def _read_several(file: TableFile, columns: Sequence[int], task: TableTask | Non
         column = columns[number]
         cell = table.columns[column][row]
         troubles.append(Trouble(row, column, f"holds {cell}, and multilabel takes 0 and 1"))
+
     raise_troubles(file, troubles, "correct the lines or remove them")
     return Target("multilabel", values, tuple(table.names[column] for column in columns)), []
 
@@ -338,6 +347,7 @@ def _read_target(file: TableFile, column: int, task: TableTask | None) -> tuple[
         notes.append(
             f"signs and marks of thousands were left out of '{name}': {cells[0].strip()} is {numbers[0]:.10g}."
         )
+
     return Target("regression", numbers[:, None]), notes
 
 
@@ -431,9 +441,11 @@ def _fit(
                 notes.append(
                     f"dates of '{column.name}' were read as month/day/year; write them as 2024-12-31 if not so."
                 )
+
         if missing == "error":
             gaps = [Trouble(row, column.index, "is empty") for row in _find_gap_rows(cells)]
             raise_troubles(file, gaps, "data.missing=impute fills gaps")
+
         result, wrong = fit_column(
             column.name,
             column.index,
@@ -455,6 +467,7 @@ def _fit(
         name = table.names[troubles[0].column]
         advice = f"correct the lines or remove them, or type data.kinds={{{name}: category}} if these are names"
         raise_troubles(file, troubles, advice)
+
     left_out = [column for column in chosen if column.kind == "drop"]
     notes += _describe_left_out(left_out)
     used = {column.index for column in chosen} | set(targets)
@@ -503,6 +516,7 @@ def _apply(file: TableFile, saved: Preprocessing, missing: str) -> _Encoded:
         if missing == "error" and position is not None:
             gaps = [Trouble(row, position, "is empty") for row in _find_gap_rows(cells)]
             raise_troubles(file, gaps, "data.missing=impute fills gaps")
+
         block, wrong = column.encode(cells)
         blocks.append(block)
         if position is not None:
@@ -516,6 +530,7 @@ def _apply(file: TableFile, saved: Preprocessing, missing: str) -> _Encoded:
                     f"'{column.name}' holds what training did not have, and counts as none of its "
                     f"categories: {examples}."
                 )
+
     raise_troubles(file, troubles, "correct the lines")
     return saved, blocks, notes
 
@@ -548,6 +563,7 @@ def raise_troubles(file: TableFile, troubles: Sequence[Trouble], advice: str = "
         where = where if path == last_path else f"{path}, {where}"
         last_path = path
         texts.append(f"{where}: column '{table.names[trouble.column]}' {trouble.what}")
+
     more = len(troubles) - MOST_TROUBLES
     if more > 0:
         texts.append(f"and {more:,} more cells")
@@ -662,6 +678,7 @@ def _summarize(file: TableFile, chosen: Sequence[ColumnKind], fitted: Preprocess
         name, values, use = map(_shorten, texts, _SUMMARY_WIDTHS)
         kind = "" if result is None else column.kind
         rows.append((name, kind, str(gaps or ""), values, use))
+
     if len(ordered) > _MOST_SUMMARY_ROWS:
         rows.append((f"… {len(ordered) - _MOST_SUMMARY_ROWS} more", "", "", "", ""))
     return tuple(rows)
@@ -676,6 +693,7 @@ def _describe_values(file: TableFile, index: int, kind: str) -> str:
     if kind == "number":
         values, _ = parse_column(cells, file.decimal)
         return f"{np.nanmin(values):.4g} … {np.nanmax(values):.4g}" if not np.isnan(values).all() else ""
+
     names = [cell.strip() for cell in as_cells(cells).encoded[0] if not is_gap(cell)]
     if kind == "date":
         return names[0] if names else ""

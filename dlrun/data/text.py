@@ -105,6 +105,7 @@ def text(
         raise RequestError(
             f"data.task={task} is not known: type regression, binary, multiclass, multilabel or multitask"
         )
+
     if preprocessing is not None:
         check_columns(preprocessing)
     tokenizer = _make_tokenizer(tokens, lower_case, max_length, vocabulary_size, min_count)
@@ -136,6 +137,7 @@ def text(
             f"{path}: the target, column '{joined.table.names[source.targets[0]]}', is another class in each row, so "
             "there is nothing to learn; type data.target=<another column>"
         )
+
     plan = make_plan(joined, split, split_position, seed, values, rows)
     # A folder with parts of its own has no test part unless there is a folder of it.
     has_test = source.has_test or (source.has_val and source.is_folder)
@@ -154,6 +156,7 @@ def text(
         # Of the training rows alone: a word of the test part must not get a code of its own.
         counts = corpus.count(parts.train)
         tokenizer = replace(tokenizer, vocabulary=choose_vocabulary(corpus.tokens, counts, vocabulary_size, min_count))
+
     codes_and_lengths = corpus.encode(tokenizer.vocabulary)
 
     spec = _make_spec(source, tokenizer, values, parts.train, normalize, codes_and_lengths[0].shape[1])
@@ -212,6 +215,7 @@ def _make_tokenizer(
     if tokens not in UNITS:
         hint = did_you_mean(str(tokens), UNITS)
         raise RequestError(f"data.tokens={tokens} is no choice; {hint}type words or characters")
+
     for key, value in (("max_length", max_length), ("vocabulary_size", vocabulary_size), ("min_count", min_count)):
         if value is not None and value < 1:
             raise RequestError(f"data.{key}={value} must be at least 1")
@@ -240,6 +244,7 @@ def _read_tables(
     for key, other in (("val_path", val_path), ("test_path", test_path)):
         if other is not None:
             files.append(read_beside(main, Path(other).expanduser(), text_format, f"data.{key}"))
+
     joined = join_files(files)
 
     # Columns typed as numbers, or judged, have their names in the table of training.
@@ -260,6 +265,7 @@ def _read_tables(
         notes.append(f"column '{joined.table.names[chosen]}' is the text; data.text=… says otherwise.")
     else:
         texts = [joined.table.find_column(column, "data.text") for column in _list_columns(text)]
+
     if targets is None:
         # The last column that is no text, as for other tables.
         targets = [[number for number in range(len(joined.table.names)) if number not in texts][-1]]
@@ -290,6 +296,7 @@ def _judge_text_column(file: TableFile, targets: Sequence[int]) -> int:
         if number not in targets and parse_numbers(sample) is None:
             # By all their letters: a single long cell does not make a column of texts.
             lengths[number] = sum(map(len, sample))
+
     if not lengths:
         raise DataError(f"{file.table.path} has no column of texts; type data.text=<its name>, or data=table")
     return max(lengths, key=lambda number: lengths[number])
@@ -305,6 +312,7 @@ def _refuse_twice(table: Table, texts: Sequence[int], targets: Sequence[int]) ->
                 )
             if list(columns).count(column) > 1:
                 raise RequestError(f"data.{key} names column '{name}' twice; leave out one of them")
+
     if not targets or not texts:
         raise RequestError(
             f"data.{'text' if targets else 'target'}=[] names no column; type one of {join_names(table.names)}"
@@ -336,12 +344,14 @@ def _read_folder(
     for key, value in folder_keys.items():
         if value is not None:
             raise RequestError(f"data.{key}={value} is for tables, and data.path={folder} is a folder; leave it out")
+
     bases = _find_bases(folder)
     folder_names = sorted(path.name for path in _list_folders(bases["train"]))
     if not folder_names:
         raise DataError(
             f"{bases['train']} has no class folders: put the texts of each class into a folder named after it"
         )
+
     for name in classes or ():
         if str(name) not in folder_names:
             hint = did_you_mean(str(name), folder_names)
@@ -349,6 +359,7 @@ def _read_folder(
                 f"data.classes names {name}, which is no folder of {bases['train']}; {hint}there are "
                 f"{join_names(folder_names)}"
             )
+
     names = folder_names if classes is None else [str(name) for name in classes]
 
     others: Counter[str] = Counter()
@@ -357,6 +368,7 @@ def _read_folder(
     if others:
         counts = ", ".join(f"{count} {ending or 'without an ending'}" for ending, count in sorted(others.items()))
         notes.append(f"files that are no {TEXT_ENDING} were not read: {counts}.")
+
     notes += note_beside(folder, {part: [base] for part, base in bases.items() if base != folder}, [*bases.values()])
     left_out = [name for name in folder_names if name not in names]
     if left_out:
@@ -384,6 +396,7 @@ def _find_bases(folder: Path) -> dict[str, Path]:
             raise DataError(f"{folder} holds {names}, of which one is the {part} part; rename the other")
         if named and _list_folders(named[0]):
             bases[part] = named[0]
+
     if not bases:
         return {"train": folder}
     if "train" not in bases:
@@ -403,6 +416,7 @@ def _read_part(
         if not (base / name).is_dir():
             notes.append(f"{base} has no texts of the class {name}.")
             continue
+
         before = len(paths)
         for file in list_files_below(os.fsencode(base / name)):
             path = Path(os.fsdecode(file))
@@ -410,9 +424,11 @@ def _read_part(
                 paths.append(path)
             else:
                 others[path.suffix.lower()] += 1
+
         if len(paths) == before:
             raise DataError(f"{base / name} holds no {TEXT_ENDING} files; add some or remove it")
         labels += [name] * (len(paths) - before)
+
     if not paths:
         raise DataError(f"{base} has no texts of {join_names(names)}; add some or remove it")
 
@@ -426,6 +442,7 @@ def _read_part(
         one_text, name = decode(path, content, encoding, [])
         judged[name] += 1
         texts.append(one_text)
+
     foreign = {name: count for name, count in judged.items() if not name.startswith("utf-8")}
     if encoding is None and foreign:
         counts = ", ".join(f"{count} as {name}" for name, count in foreign.items())
@@ -485,6 +502,7 @@ def _describe_vocabulary(corpus: Corpus, tokenizer: Tokenizer, parts: RowParts, 
             f"{len(tokenizer.vocabulary) - 2:,} of {int((counts > 0).sum()):,} {noun} of the training texts have a "
             "code of their own; data.vocabulary_size and data.min_count choose them."
         )
+
     held_out = parts.test if len(parts.test) else parts.val
     counts = corpus.count(held_out if is_new else parts.train)
     if counts[is_unknown].sum():

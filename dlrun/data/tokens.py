@@ -105,6 +105,7 @@ class Tokenizer:
                 f"the texts' preprocessing is of version {plain.get('version')}, and this dlrun reads {VERSION}; "
                 "install the dlrun that trained the run"
             )
+
         try:
             unit = plain["unit"]
             length = plain["max_length"]
@@ -122,6 +123,7 @@ def check_columns(plain: Mapping[str, Any]) -> None:
         values = plain.get(name)
         if not isinstance(values, list | tuple) or not all(isinstance(value, kind) for value in values):
             raise DataError(f"the texts' preprocessing is damaged: {name} is {values}; name another checkpoint")
+
     for name in ("has_names", "is_folder"):
         if not isinstance(plain.get(name), bool):
             raise DataError(
@@ -184,6 +186,7 @@ def read_corpus(texts: Iterable[str], tokenizer: Tokenizer) -> Corpus:
         first_tokens = tokens[: tokenizer.max_length]
         rows.append(np.fromiter(map(numbers.__getitem__, first_tokens), np.int32, len(first_tokens)))
         cut.append(len(tokens) - len(first_tokens))
+
     return Corpus(rows, list(numbers), np.array(cut, dtype=np.int64))
 
 

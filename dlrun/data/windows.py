@@ -112,6 +112,7 @@ def parse_times(cells: Sequence[str], day_first: bool) -> tuple[NDArray[np.float
             continue
         fraction = _FRACTION.search(cell)
         times[row] = (moment - _EPOCH).total_seconds() + (float(f"0.{fraction[1]}") if fraction else 0.0)
+
     return times, wrong
 
 
@@ -132,6 +133,7 @@ def find_steps(times: NDArray[np.float64], breaks: NDArray[np.bool_], is_date: b
             # Thirty days each are no months.
             if len(days) and days.min() >= least and days.max() <= most and days.min() != days.max():
                 months = count
+
     return Steps(usual, months, is_date, is_regular, has_clock)
 
 
@@ -197,6 +199,7 @@ class SeriesPreprocessing:
                 f"the preprocessing of series is of version {plain.get('version')}, and this dlrun reads {VERSION}; "
                 "install the dlrun that trained the run"
             )
+
         try:
             values = {key: value for key, value in plain.items() if key not in ("kind", "version")}
             for name in ("features", "mean", "std"):
@@ -288,4 +291,7 @@ def is_series(spec: DataSpec) -> bool:
 def name_steps(spec: DataSpec) -> list[str]:
     """A name for each output: the target and the number of the step, from 1."""
     plain = SeriesPreprocessing.from_plain(spec.preprocessing)
-    return [f"{target}_{step}" for step in range(1, plain.horizon + 1) for target in plain.targets]
+    names: list[str] = []
+    for step in range(1, plain.horizon + 1):
+        names += [f"{target}_{step}" for target in plain.targets]
+    return names

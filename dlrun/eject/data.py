@@ -122,6 +122,7 @@ def _describe_csv(spec: DataSpec, arguments: dict[str, Any]) -> dict[str, Any]:
         raise RequestError(
             "format=python cannot write a table with several targets; format=onnx takes the model itself"
         )
+
     index = table.find_column(arguments["target"])
     details["index"] = index
     details["is_last"] = index == len(table.names) - 1
@@ -137,6 +138,7 @@ def _describe_table(spec: DataSpec, arguments: dict[str, Any]) -> dict[str, Any]
     for name in ("split_column", "folds", "val_path", "test_path"):
         if arguments[name] is not None:
             raise cannot(f"data.{name}={arguments[name]}")
+
     saved = Preprocessing.from_plain(spec.preprocessing)
     path = Path(arguments["path"]).expanduser()
     text_format = TextFormat(saved.text_format["separator"], saved.has_names, saved.text_format["encoding"], ".")
@@ -161,6 +163,7 @@ def _describe_table(spec: DataSpec, arguments: dict[str, Any]) -> dict[str, Any]
             if column.has_indicator:
                 features.append((Code(f"gap({column.index})"), f"{column.name} missing"))
             continue
+
         call = f"category({column.index}, {write_literal(list(column.categories))})"
         if column.has_codes:
             features.append((Code(call), column.name))
@@ -182,6 +185,7 @@ def _describe_table(spec: DataSpec, arguments: dict[str, Any]) -> dict[str, Any]
             raise cannot("how the parts are drawn where a class has few rows")
         is_numeric = is_numeric and not any(_merges_as_number(name) for name in names)
         names = list(map(float, names)) if is_numeric else names
+
     kinds = [type(column) for column in saved.columns]
     return {
         "table": path.resolve(),

@@ -107,6 +107,7 @@ def write_literal(value: Any) -> Code:
         # In double quotes where the text has none, as the formatter would have it.
         text = repr(str(value))
         return Code(text if '"' in text else f'"{text[1:-1]}"')
+
     if isinstance(value, Path):
         return Code(f"Path({write_literal(str(value))})")
     if isinstance(value, list):
@@ -192,6 +193,7 @@ def write_imports(source: str) -> Code:
         needed = [line for line in lines if line.rpartition(" ")[2] in names]
         if needed:
             groups.append("\n".join(needed))
+
     return Code("\n\n".join(groups))
 
 

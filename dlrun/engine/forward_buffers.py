@@ -58,6 +58,7 @@ def get_layout(net: nn.Module) -> dict[str, Layout | None]:
                 is_saved = name not in module._non_persistent_buffers_set
                 entry = (tuple(buffer.shape), buffer.dtype, is_saved)
             layout[f"{path}.{name}".lstrip(".")] = entry
+
     return layout
 
 
@@ -79,6 +80,7 @@ def apply_layout(net: nn.Module, layout: Mapping[str, Layout | None]) -> None:
         if entry is None:
             owner.register_buffer(attribute, None)
             continue
+
         shape, dtype, is_saved = entry
         empty = torch.empty(shape, dtype=dtype, device=_get_device(net))
         owner.register_buffer(attribute, empty, persistent=is_saved)

@@ -82,7 +82,7 @@ def find_task(metrics: Collection[str]) -> str:
 
     tasks = {task: set(directions) for task, directions in DIRECTIONS.items() if task != "multilabel"}
     for task, own_names in tasks.items():
-        others = {name for other, names_of_other in tasks.items() if other != task for name in names_of_other}
+        others = set[str]().union(*(tasks[other] for other in tasks if other != task))
         if names & (own_names - others):
             return task
     return ""

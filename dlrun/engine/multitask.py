@@ -49,6 +49,7 @@ class MultitaskObjective(Objective):
                 # The parts name the key of a task with one output; this one has a key for each.
                 message = str(error).replace("task.loss=", f"task.losses.{output.name}=")
                 raise RequestError(message.replace(", or module.function for one of yours", "")) from error
+
         object.__setattr__(self, "parts", parts)
         # It has no loss function of its own.
         object.__setattr__(self, "loss_name", " + ".join(str(part.loss_name) for part in parts.values()))
@@ -115,6 +116,7 @@ class MultitaskObjective(Objective):
                 columns.append(torch.maximum(p, 1 - p))
             else:
                 columns.append(part.compute_probabilities(part_outputs).amax(-1))
+
         return torch.stack(columns, dim=-1)
 
     def compute_sums(self, outputs: Tensor, targets: Tensor) -> MetricSums:
@@ -132,6 +134,7 @@ class MultitaskObjective(Objective):
             part_sums |= {"loss": loss if part.reduction == "sum" else loss * weight, "weight": weight}
             for key, value in part_sums.items():
                 sums[_prefix(name, key)] = value
+
         return sums
 
     def compute_metrics(self, sums: MetricSums) -> dict[str, float]:
@@ -173,6 +176,7 @@ def join_outputs(outputs_of_spec: Sequence[Output], _module: nn.Module, _inputs:
                 "return a tensor for each of these names"
             )
         outputs = [outputs[name] for name in names]
+
     if not isinstance(outputs, list | tuple) or len(outputs) != len(names):
         content = f"{len(outputs)} tensors" if isinstance(outputs, list | tuple) else f"a {type(outputs).__name__}"
         raise RequestError(
@@ -189,4 +193,5 @@ def join_outputs(outputs_of_spec: Sequence[Output], _module: nn.Module, _inputs:
                 f"{output.size} needs (rows, {output.size})"
             )
         columns.append(values)
+
     return torch.cat(columns, dim=-1)

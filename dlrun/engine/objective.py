@@ -92,6 +92,7 @@ class Objective:
                 f"task.loss={name} is no loss for {self.spec.task}; {hint}type one of {', '.join(losses)}, "
                 "or module.function for one of yours"
             )
+
         arguments = _check_loss_args(name, list_arguments(self.spec.task, name), self.loss_args, self.class_count)
         # torch's name for the class weights. They also weigh the batches of an epoch, so all have one home.
         if "weight" in arguments:
@@ -114,6 +115,7 @@ class Objective:
                 f"{what} weights dlrun's and torch's own losses; give task.loss={self.loss_name} its weights "
                 "by task.loss_args"
             )
+
         weightable = [name for name in LOSSES[self.spec.task] if name in (*TAKES_WEIGHT, *GIVES_ROWS)]
         if self.loss_name not in weightable:
             raise RequestError(f"task.loss={self.loss_name} takes no {what}; type task.loss={' or '.join(weightable)}")
@@ -182,6 +184,7 @@ class Objective:
                 f"the model's outputs {tuple(outputs.shape)} and the targets {tuple(targets.shape)} of a batch differ "
                 f"in shape; return spec.output_size={self.spec.output_size} numbers a row"
             )
+
         if self.scales_targets:
             mean, std = self._get_target_scale(targets)
             targets = (targets - mean) / std
@@ -189,6 +192,7 @@ class Objective:
             # (N, length, tags) and (N, length)
             outputs = outputs.flatten(0, 1)
             targets = targets.flatten()
+
         if self.class_weights is not None:
             return self._compute_weighted_loss(outputs, targets)
         return self.loss_function(outputs, targets, reduction=self.reduction)
@@ -202,6 +206,7 @@ class Objective:
         else:
             losses = self.loss_function(outputs, targets, reduction="none")
             loss = (losses * self._weigh(targets, losses.dtype)).sum()
+
         if self.reduction == "sum":
             return loss
         return loss / self._weigh(targets, loss.dtype).sum()
@@ -267,11 +272,13 @@ class Objective:
                 mean, std = self._get_target_scale(values)
                 return values * std + mean
             return outputs.exp() if self.is_exponential else outputs
+
         if self.spec.task in ("binary", "multilabel"):
             # A logit of 0 is a probability of 0.5.
             threshold = 0.5 if self.loss_name in _PROBABILITY_LOSSES else 0.0
             is_positive = (outputs > threshold).long()
             return is_positive.squeeze(-1) if self.spec.task == "binary" else is_positive
+
         return outputs.argmax(-1)
 
     def compute_sums(self, outputs: Tensor, targets: Tensor) -> MetricSums:
@@ -288,6 +295,7 @@ class Objective:
         if self.spec.task == "tagging":
             outputs = outputs.flatten(0, 1)
             targets = targets.flatten()
+
         rows = {"all_metric_targets": targets}
         # A class number a row takes less memory than the scores of all classes.
         if all(metric.takes == "predictions" for metric in self.chosen_metrics):
@@ -352,6 +360,7 @@ class Objective:
             # Libraries take labels for classes only if they are whole numbers.
             y = y.long() if self.spec.task == "multilabel" else y
             values[metric.name] = metric.compute(x, y)
+
         return values
 
     def new_accumulator(self, flush_batches: int = FLUSH_BATCHES) -> "MetricAccumulator":
@@ -375,6 +384,7 @@ class Objective:
                 return (mean - center) / std
             # The outputs of a Poisson model are logarithms, and a mean of 0 has none.
             return mean.clamp(min=1e-9).log() if self.is_exponential else mean
+
         if self.spec.task == "multilabel":
             # A label that every row has, or none, gets no infinite logit.
             frequencies = metrics.widen(targets).mean(0, keepdim=True).clamp(1e-9, 1 - 1e-9)
@@ -422,6 +432,7 @@ class Objective:
             outputs = outputs.expand(*targets.shape[:2], -1)
         else:
             outputs = outputs.expand(len(targets), -1)
+
         # Sums over a whole split lose digits in single precision; class numbers stay integers.
         values = targets.double() if targets.is_floating_point() else targets
 
@@ -535,7 +546,9 @@ def _check_loss_args(
             if not _is_number(value) or not least <= value <= most:
                 limits = f"from {least:g} to {most:g}" if math.isfinite(most) else f"of at least {least:g}"
                 raise RequestError(f"{where}={value} must be a number {limits}")
+
         checked[key] = value
+
     return checked
 
 
@@ -547,6 +560,7 @@ def _adapt_loss(
         raise RequestError(
             f"task.loss={name} is a class; name a function of outputs and targets, or a class that is an nn.Module"
         )
+
     # A module's own signature takes anything.
     called = function.forward if isinstance(function, nn.Module) else function
     if "reduction" in inspect.signature(called).parameters:
@@ -571,6 +585,7 @@ def _add_blocks(blocks: list[MetricSums]) -> MetricSums:
         for block in blocks[1:]:
             value = value + block[name]
         sums[name] = value
+
     return sums
 
 

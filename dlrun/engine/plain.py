@@ -69,6 +69,7 @@ def _copy(value: Any, copies: dict[Any, Tensor]) -> Any:
         for key, item in value.items():
             new[key] = _copy(item, copies)
         return new
+
     if kind in (list, tuple):
         return kind([_copy(item, copies) for item in value])
     if kind in _VALUES and kind is not bytearray:
@@ -89,6 +90,7 @@ def _copy_tensor(value: Tensor, copies: dict[Any, Tensor]) -> Tensor:
         new = nn.Parameter(new, value.requires_grad)
     elif value.requires_grad:
         new.requires_grad_()
+
     if where is not None:
         copies[where] = new
     return new
@@ -103,6 +105,7 @@ def decode(state: dict[str, Any]) -> dict[str, Any]:
             _restore(state, outer, last, kind, np.dtype(str(dtype)))
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ValueError("its note on NumPy values does not fit what it holds") from error
+
     return state
 
 
@@ -137,6 +140,7 @@ def _encode(value: Any, path: Path, marks: list[Mark], outer: list[int]) -> Any:
         items = [_encode(item, (*path, i), marks, within) for i, item in enumerate(value)]
         is_changed = any(new is not old for new, old in zip(items, value, strict=True))
         return kind(items) if is_changed else value
+
     # torch loads sets, but marks cannot point into one, which has no positions: NumPy values in it stay plain.
     if kind is set:
         elements = {_encode(item, (*path, "an element"), [], within) for item in value}
@@ -158,6 +162,7 @@ def _encode_mapping(value: Any, path: Path, marks: list[Mark], outer: list[int])
         new_item = _encode(item, (*path, new_key), marks, outer)
         is_changed = is_changed or new_key is not key or new_item is not item
         pairs.append((new_key, new_item))
+
     if not is_changed:
         return value
 
@@ -176,6 +181,7 @@ def _encode_key(key: Any, path: Path) -> Any:
         parts = tuple(_encode_key(part, path) for part in key)
         is_changed = any(new is not old for new, old in zip(parts, key, strict=True))
         return parts if is_changed else key
+
     if type(key) not in _KEYS:
         raise NotPlainError(f"{_locate(path)}, with a key that is a {type(key).__name__}; make it text or a number")
     return key
@@ -201,6 +207,7 @@ def _encode_array(value: np.ndarray[Any, Any], path: Path, marks: list[Mark]) ->
             plain = torch.from_numpy(np.array(value, dtype=native, order="C").view(native))
         except TypeError as error:
             raise NotPlainError(f"{_locate(path)}, a NumPy array of {value.dtype}; make it numbers or text") from error
+
     marks.append([list(path), "array", value.dtype.str])
     return plain
 

@@ -407,7 +407,9 @@ def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
         return
 
     optimizer.load_state_dict(state | {"state": others})
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters: list[nn.Parameter] = []
+    for group in optimizer.param_groups:
+        parameters += group["params"]
     for (number, key), array in arrays.items():
         optimizer.state[parameters[number]][key] = array
 

@@ -103,6 +103,7 @@ def drop_replaced(saved_words: Sequence[str], changes: Sequence[str]) -> tuple[l
             notes.append(f"{word} of the run is left out: {new_choices[group]} has no such key")
             continue
         kept_words.append(word)
+
     return kept_words, notes
 
 
@@ -138,4 +139,5 @@ def list_trusted_names(composed: Request, changes: Sequence[str]) -> list[str]:
         is_code = key.endswith("_target_") or key == "task.loss"
         if (is_code and flat.get(key) is not None) or request.is_logger_address(key, flat.get(key)):
             names.append(str(flat[key]))
+
     return names

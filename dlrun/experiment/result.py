@@ -65,7 +65,10 @@ def score_naive_forecast(task: Objective, part: Part, spec: DataSpec) -> dict[st
         rows = torch.linspace(0, count - 1, min(count, _MOST_WINDOWS)).long().tolist()
         windows: Any = part
         pairs = [windows[row] for row in rows]
-        x, targets = (torch.stack([torch.as_tensor(value) for value in column]) for column in zip(*pairs, strict=True))
+        inputs_of_rows, targets_of_rows = zip(*pairs, strict=True)
+        x = torch.stack(list(map(torch.as_tensor, inputs_of_rows)))
+        targets = torch.stack(list(map(torch.as_tensor, targets_of_rows)))
+
     return task.score_outputs(task.scale_values(forecast_naively(spec, x)), targets.double())
 
 
@@ -182,6 +185,7 @@ def compute_code_hash(context: RunContext) -> str:
         except (TypeError, OSError):
             # Typed at a prompt, or compiled: the name is all there is.
             digest.update(f"{definition.__module__}.{definition.__qualname__}".encode())
+
     return digest.hexdigest()
 
 

@@ -213,6 +213,7 @@ def train(*overrides: str, quiet: bool = False, **keywords: Any) -> Run:
         raise RunError(
             f"the run {console.folder} did not meet {', '.join(unmet)}; leave out strict=true to have the run"
         )
+
     return run
 
 
@@ -254,6 +255,7 @@ def _load_run(place: str, words: list[str], request_of_training: Request | None 
             raise RequestError(explain.explain_error(error, words)) from error
         except SystemExit as error:
             raise explain_exit(error) from error
+
     return Run(saved_model)
 
 
@@ -292,6 +294,7 @@ def _check_words(words: Sequence[str]) -> list[str]:
                 f"{word!r} is not a key=value word; type dlrun.train('model=resnet', 'data=digits'): "
                 "commands and flags are for the terminal"
             )
+
     return list(words)
 
 
@@ -303,6 +306,7 @@ def _explain_keywords(keywords: dict[str, Any]) -> str:
         keys = [name] if name in compose.GROUPS else explain.suggest_keys(name)
         if keys:
             words.append(f"{keys[0]}={json.dumps(value, default=str) if not isinstance(value, str) else value}")
+
     hint = f"type dlrun.train({', '.join(map(repr, words))})" if words else "dlrun --cfg job shows all keys"
     listed = ", ".join(f"{name}=..." for name in keywords)
     return f"dlrun.train takes key=value words, not {listed}; {hint}"

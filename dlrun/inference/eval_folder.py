@@ -198,6 +198,7 @@ def _iterate_cells(evaluation: Evaluation) -> Iterator[list[Any]]:
         for error, row in zip(errors, values, strict=True):
             yield [error, *row]
         return
+
     if spec.outputs:
         yield from _iterate_output_cells(evaluation)
         return
@@ -228,8 +229,11 @@ def _name_output_columns(output: Output) -> list[str]:
     """The columns of one of several outputs."""
     if output.task != "regression":
         return [f"{column}_{output.name}" for column in ("true", "predicted", "probability")]
-    numbers = [f"_{number}" for number in range(output.size)] if output.size > 1 else [""]
-    return [f"{column}_{output.name}{number}" for column in ("true", "predicted") for number in numbers]
+
+    names = [output.name]
+    if output.size > 1:
+        names = [f"{output.name}_{number}" for number in range(output.size)]
+    return [*(f"true_{name}" for name in names), *(f"predicted_{name}" for name in names)]
 
 
 def _iterate_output_cells(evaluation: Evaluation) -> Iterator[list[Any]]:
@@ -261,6 +265,7 @@ def _draw_figures(evaluation: Evaluation) -> Iterator[tuple[str, "Figure"]]:
         if spec.kind == "image":
             yield "reconstructions", reconstruction.draw_reconstructions(targets, predictions, spec, evaluation.split)
         return
+
     if evaluation.probability is None:
         spec = evaluation.saved_model.spec
         names = name_steps(spec) if is_series(spec) else [str(i) for i in range(targets.shape[1])]

@@ -97,6 +97,7 @@ def _download(name: str, **settings: Any) -> nn.Module:
             f"model.pretrained=true of {name} cannot be loaded ({get_first_clause(error)}): "
             "type model.pretrained=false, or model.weights=<file>"
         ) from error
+
     return net
 
 

@@ -49,6 +49,7 @@ def put_weights(
     for key in result.missing_keys:
         if not key.startswith(prefixes) and not key.endswith("batches_tracked"):
             missing.append(key)
+
     unexpected = [key for key in result.unexpected_keys if "aux" not in key.lower()]
     if missing:
         raise RequestError(f"model.weights={file} is not of {name}: it lacks {join_names(missing, most=3)}")
@@ -94,11 +95,13 @@ def _read_safetensors(file: Path, key: str) -> dict[str, Tensor]:
         from safetensors.torch import load_file
     except ImportError as error:
         raise RequestError(f"{key}={file} needs safetensors; type pip install 'dlrun[export]'") from error
+
     try:
         tensors: dict[str, Tensor] = load_file(file)
     except Exception as error:
         # Of the system, or of the library's own kind for a damaged file.
         raise RequestError(f"{key}={file} cannot be loaded ({get_first_clause(error)})") from error
+
     return tensors
 
 

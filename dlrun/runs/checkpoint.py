@@ -128,6 +128,7 @@ def load_full_model(path: Path, trust: bool) -> nn.Module:
         # The classes of a pickle are the user's own, and run while it is read.
         message = f"{path} cannot be opened: {type(error).__name__}: {error}"
         raise CheckpointError(user_code.add_user_line(message, error)) from error
+
     if not isinstance(model, nn.Module):
         raise CheckpointError(f"{path} holds a {type(model).__name__}, not a model")
     return model
@@ -202,6 +203,7 @@ def export_full_model(model: nn.Module, path: Path) -> None:
         ) from error
     finally:
         model.to(device)
+
     write_atomically(path, buffer.getvalue())
 
 
@@ -216,6 +218,7 @@ def is_full_model(path: Path) -> bool:
         is_unmarked = start == b"PK\x03\x04" and not file.read().startswith(_MARK)
         # A file that was cut short has neither the mark nor a zip directory.
         return is_unmarked and zipfile.is_zipfile(path)
+
     return False
 
 
@@ -245,6 +248,7 @@ def hash_weights(model: nn.Module) -> str:
         # As bytes, since NumPy has no bfloat16.
         raw = tensor.reshape(-1).view(torch.uint8).numpy()
         digest.update((raw if sys.byteorder == "little" else raw[::-1]).tobytes())
+
     return digest.hexdigest()
 
 

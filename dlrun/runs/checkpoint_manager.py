@@ -324,6 +324,7 @@ class CheckpointManager(Callback):
             # Otherwise each retry would leave one more file.
             pending.file.unlink()
             raise
+
         self._delete_old()
         pending.is_complete = True
 

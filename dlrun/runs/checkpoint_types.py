@@ -50,6 +50,7 @@ def find_state_error(state: dict[str, Any]) -> str:
         problem = find_config_error(state["config"])
         if problem:
             return f"config.{problem}"
+
     if "spec" in state:
         problem = find_spec_error(state["spec"])
         if problem:
@@ -109,6 +110,7 @@ def _are_outputs(value: Any) -> bool:
         classes = 2 if output["task"] == "binary" else output["size"]
         if names and (len(names) != classes or not all(isinstance(name, str) for name in names)):
             return False
+
     return True
 
 
@@ -145,6 +147,7 @@ def _are_marks(value: Any) -> bool:
             return False
         if not isinstance(mark[2], str) or len(mark[2]) > _LONGEST_KIND:
             return False
+
     return True
 
 

@@ -63,6 +63,7 @@ def open_new(request: Request, runtime: "Runtime", outputs: Path, name: str, fol
         folder_lock.release()
         remove_description(folder, is_ours, is_new)
         raise
+
     return folder
 
 
@@ -88,6 +89,7 @@ def reopen(folder: Path, epoch: int, labels: dict[str, Any]) -> list[str]:
             write_atomically(folder / name, "".join(earlier).encode())
         if config is not None:
             write_atomically(folder / CONFIG, dump_yaml(config).encode())
+
     return notes
 
 
@@ -115,6 +117,7 @@ def create_folder(outputs: Path, name: str) -> Path:
                     raise
                 continue
         return folder
+
     raise RequestError(f"{parent} holds a thousand runs of this second; type paths.outputs=<folder>")
 
 
@@ -133,6 +136,7 @@ def claim_folder(folder: Path) -> Path:
         has_records = is_there(folder / METRICS) or is_there(folder / RESULT)
     except OSError as error:
         raise RequestError(f"{folder} cannot be read ({error.strerror}); choose another folder") from error
+
     if has_records or list_saved_files(folder):
         raise RequestError(
             f"{folder} already holds a run; choose another folder, or {RunRecord(folder).advise_resume()}"
@@ -163,6 +167,7 @@ def list_finished_files(checkpoints: Path) -> list[Path]:
     except OSError as error:
         reason = error.strerror or error
         raise UnreadableError(f"{checkpoints} cannot be read ({reason}), and everything is left as it was") from error
+
     return [checkpoints / name for name in names if not is_temporary(name)]
 
 
@@ -196,6 +201,7 @@ def read_lines_until(folder: Path, epoch: int) -> tuple[dict[str, list[str]], li
             if row["epoch"] <= epoch:
                 # Written anew rather than copied: a last line without its newline would swallow the next row.
                 lines[name].append(json.dumps(row) + "\n")
+
     return lines, notes
 
 

@@ -67,6 +67,7 @@ class RunLogger(Callback):
             channel.start(self.run)
             channel.log_hyperparameters(hyperparameters)
             self.channels.append(channel)
+
         self._save_states()
 
     def on_log(self, trainer: TrainerView, values: dict[str, float]) -> None:
@@ -121,6 +122,7 @@ class RunLogger(Callback):
                 self._write_row(row, of_epoch)
             for step, values in waiting:
                 self.log_step(step, values)
+
         self._save_states()
 
     def log_text(self, tag: str, text: str, step: int = 0) -> None:
@@ -170,6 +172,7 @@ class RunLogger(Callback):
         for channel in self.channels:
             # They work at the same time, so the seconds of all begin now.
             notes += channel.settle(began + channel.logger.wait_seconds)
+
         self._seconds_waited += time.monotonic() - began
         self._save_states()
         return notes

@@ -69,6 +69,7 @@ def count_bytes(folder: Path) -> int:
                     status = entry.stat(follow_symlinks=False)
                     # By inode: last.pt and best.pt are links to files that are counted already.
                     sizes[status.st_dev, status.st_ino] = status.st_size
+
     return sum(sizes.values())
 
 
@@ -91,6 +92,7 @@ def scan_folders(places: Sequence[Path]) -> list[RunRecord]:
                 runs.setdefault(place.resolve(), RunRecord(place, sweeps[place]))
                 # Runs are not nested, so do not descend.
                 subfolders.clear()
+
     return list(runs.values())
 
 
@@ -135,6 +137,7 @@ def open_run(
         problem = "is a file"
     else:
         problem = "does not exist"
+
     raise RequestError(f"{folder} {problem}; dlrun {command} takes a run folder, one of `dlrun ls runs`")
 
 
@@ -196,6 +199,7 @@ class Query:
                 elif condition.key != "status":
                     self.unreadable += run.damage
             runs = matching
+
         return runs
 
     def sort_and_cut(self, runs: Sequence[RunRecord]) -> list[RunRecord]:
@@ -225,6 +229,7 @@ def parse_query(
             query.places.append(Path(word))
         else:
             query.filters.append(_parse_condition(word, command))
+
     return query
 
 

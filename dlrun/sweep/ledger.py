@@ -107,6 +107,7 @@ class Ledger:
         except (OSError, DamageError) as error:
             reason = error.reason if isinstance(error, DamageError) else error
             raise RequestError(f"{ledger.path} cannot be read ({reason}); type another sweep.dir") from error
+
         # The size tells later, under the lock, whether another process has written.
         ledger._size = len(content)
 
@@ -167,6 +168,7 @@ class Ledger:
                 f"{self.path} is cut short or damaged in line {number}, which holds the status of a job; delete that "
                 "line and type the command again: the results are in the folders of the jobs"
             )
+
         return RequestError(
             f"{self.path} is cut short or damaged in line {number}, where it names the jobs, so the sweep cannot be "
             f"resumed; type it again with another sweep.dir (dlrun compare {quote(self.folder)} shows what "

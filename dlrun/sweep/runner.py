@@ -194,7 +194,9 @@ def find_stacks(
     if mode == "off":
         return []
     begun_stacks, damage = find_begun_stacks(folder, jobs, {job.key for job in unfinished})
-    taken_keys = {job.key for unit in begun_stacks for job in unit.jobs} | set(missing_data)
+    taken_keys = set(missing_data)
+    for unit in begun_stacks:
+        taken_keys.update(job.key for job in unit.jobs)
     units, lines = plan_stacks([job for job in unfinished if job.key not in taken_keys], mode, folder, prepared)
     notes += [*damage, *lines]
     return [*begun_stacks, *units]

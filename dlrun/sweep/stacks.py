@@ -74,6 +74,7 @@ def find_begun_stacks(folder: Path, jobs: Sequence[Job], unfinished: Collection[
         finished = frozenset(key for key in keys if key not in unfinished)
         if len(finished) < len(keys) and all(key in by_key for key in keys):
             units.append(Unit(tuple(by_key[key] for key in keys), file, finished))
+
     return units, notes
 
 
@@ -98,6 +99,7 @@ def plan_stacks(jobs: Sequence[Job], mode: str, folder: Path, prepared: Prepared
             members = group[begin : begin + size]
             if len(members) > 1:
                 units.append(Unit(tuple(members), folder / _name_file(members)))
+
     return units, notes
 
 

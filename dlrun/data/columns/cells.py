@@ -101,6 +101,7 @@ class Cells(Sequence[str]):
             is_wrong = np.isinf(values)
             values[is_wrong] = np.nan
             self._parsed[decimal] = (values, np.flatnonzero(is_wrong).tolist())
+
         return self._parsed[decimal]
 
 
@@ -162,6 +163,7 @@ def choose_decimal(columns: Iterable[Sequence[str]], separator: str) -> tuple[st
                 # Several groups, 1.234.567, leave no other reading.
                 if not is_plain:
                     counts[decimal] += any(text.count(other) > 1 for text in _iterate_stripped(cells))
+
         if numbers is None and not open_example and cells.contains(","):
             with_comma = [text for text in _iterate_stripped(cells) if "," in text]
             if with_comma and all(map(_HAS_GROUPS["."].fullmatch, with_comma)):
@@ -217,6 +219,7 @@ def choose_day_first(cells: Iterable[str]) -> bool | None:
         day_first = day_first or int(match[1]) > 12 or match[2] == "."
         month_first = month_first or int(match[3]) > 12
         is_open = True
+
     # No day is above 12, so 1/2/2024 could be either.
     if is_open and not day_first and not month_first:
         return None
@@ -238,6 +241,7 @@ def parse_date(cell: str, day_first: bool) -> datetime | None:
         year, month, day = last, middle, first
     else:
         year, month, day = last, first, middle
+
     # As POSIX reads two digits: 69 is 1969, 68 is 2068.
     if year < 100:
         year += 1900 if year >= 69 else 2000

@@ -1,5 +1,6 @@
 """Which columns of another table are those that a model was trained on."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -67,8 +68,9 @@ def match_by_position(preprocessing: Preprocessing, count: int, has_header: bool
         return Match(positions, targets, count, has_header)
     # The target is what a table to predict lacks.
     if count == preprocessing.column_count - len(targets):
-        before = {column.name: sum(target < column.index for target in targets) for column in columns}
-        positions = {column.name: column.index - before[column.name] for column in columns}
+        sorted_targets = sorted(targets)
+        # A column stands further left by the targets that stood before it.
+        positions = {column.name: column.index - bisect_left(sorted_targets, column.index) for column in columns}
         return Match(positions, (), count, has_header)
     if count == len(columns):
         return Match({column.name: number for number, column in enumerate(columns)}, (), count, has_header)

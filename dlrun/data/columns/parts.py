@@ -90,6 +90,7 @@ def _draw(
         # Stable, so that rows of the same moment keep the order of the file.
         by_time = rows[np.argsort(plan.order[rows], kind="stable")]
         return np.sort(by_time[:-held_out]), np.sort(by_time[-held_out:])
+
     if plan.split == "group":
         return _draw_groups(rows, plan, fraction)
     if plan.labels is None:
@@ -143,6 +144,7 @@ def _draw_classes(
         if left[part_labels[position]] > 1:
             left[part_labels[position]] -= 1
             chosen.append(int(position))
+
     # As a mask, both parts come out in the order of the rows.
     mask = np.zeros(len(rows), dtype=bool)
     mask[chosen] = True
@@ -167,17 +169,20 @@ def _draw_fold(rows: int, plan: SplitPlan, folds: int, fold: int) -> tuple[RowIn
                 pairs = list(model_selection.TimeSeriesSplit(folds).split(every))
                 train, test = pairs[fold]
                 return np.sort(order[train]), np.sort(order[test])
+
             if plan.split == "group":
                 splitter = model_selection.GroupKFold(folds)
             elif plan.labels is not None:
                 splitter = model_selection.StratifiedKFold(folds, shuffle=True, random_state=plan.seed)
             else:
                 splitter = model_selection.KFold(folds, shuffle=True, random_state=plan.seed)
+
             train, test = list(splitter.split(every, plan.labels, plan.groups))[fold]
     except ValueError as error:
         raise RequestError(
             f"{plan.source}: data.folds={folds} is too many: {str(error).rstrip('.')}; type a smaller number"
         ) from error
+
     return train, test
 
 

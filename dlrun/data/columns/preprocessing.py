@@ -265,6 +265,7 @@ class Preprocessing:
                 f"the table's preprocessing is of version {plain.get('version')}, and this dlrun reads {VERSION}; "
                 "install the dlrun that trained the run"
             )
+
         try:
             fields = {key: value for key, value in plain.items() if key not in ("version", "columns")}
             for name in ("targets", "target_indices", "left_out"):
@@ -312,6 +313,7 @@ def split_dates(cells: Sequence[str], day_first: bool) -> tuple[dict[str, NDArra
         else:
             # In the order of DATE_PARTS.
             values[number] = (date.year, date.month, date.day, date.weekday(), date.hour)
+
     parts = {part: values[codes, number] for number, part in enumerate(DATE_PARTS)}
     return parts, np.flatnonzero(is_wrong[codes]).tolist()
 
@@ -338,6 +340,7 @@ def fit_column(
         # Sorted: the order of the features must not depend on the order of the rows.
         categories = sorted({name_category(distinct[code]) for code in np.unique(codes[train_rows])})
         return CategoryColumn(name, index, tuple(categories), has_codes), []
+
     if kind == "number":
         values, wrong = parse_column(cells, decimal)
         return NumberColumn(name, index, Scale.fit(values[train_rows], normalize), has_gaps, decimal), wrong
@@ -349,6 +352,7 @@ def fit_column(
         if part == "hour" and not np.nan_to_num(values).any():
             continue
         scales[part] = Scale.fit(values[train_rows], normalize)
+
     return DateColumn(name, index, scales, has_gaps, day_first), wrong
 
 
@@ -361,4 +365,5 @@ def encode_rows(columns: Sequence[Column], cells: Mapping[str, Sequence[str]]) -
             cell = cells[column.name][wrong[0]]
             raise DataError(f"column '{column.name}' holds '{cell[:40]}', which is no {NOUNS[column.kind]}")
         blocks.append(block)
+
     return np.concatenate(blocks, axis=1)

@@ -129,6 +129,7 @@ def read_file(path: Path, text_format: TextFormat, key: str = "data.path") -> Ta
             if table_file is not None:
                 return table_file
         lines, rows = _parse_text(path, text, separator, notes)
+
     return _build_from_rows(path, lines, rows, text_format, separator, encoding, sha256, notes)
 
 
@@ -175,6 +176,7 @@ def _build_from_rows(
         # Data begin one line further down; messages name lines of the file.
         lines = lines[1:]
         rows = rows[1:]
+
     if not rows:
         raise DataError(f"{path} holds a header line only: add rows, or type data.header=false")
 
@@ -208,6 +210,7 @@ def _read_large(
         rows = list(csv.reader(head, delimiter=separator, strict=True))
     except csv.Error:
         return None
+
     # Separators that end each line are told by the other way of reading.
     if len({len(row) for row in rows}) != 1 or len(rows[0]) < 2 or not any(row[-1].strip() for row in rows):
         return None
@@ -258,6 +261,7 @@ def _choose_decimal(table: Table, text_format: TextFormat, separator: str | None
         notes.append(f"cells such as {example} were read as {value}; data.decimal='{other}' reads them otherwise.")
     elif decimal == ",":
         notes.append("the comma was taken for the decimal mark; data.decimal=. says otherwise.")
+
     return decimal
 
 
@@ -318,6 +322,7 @@ def decode(path: Path, content: bytes, encoding: str | None, notes: list[str]) -
         start = error.start if isinstance(error, UnicodeDecodeError) else 0
         line = content[:start].count(b"\n") + 1
         raise DataError(f"{path}, line {line}: not {name} text; type data.encoding=<its encoding>") from error
+
     # Any even number of bytes is UTF-16 text, of letters from everywhere.
     if b"\n" in content and "\n" not in text:
         raise DataError(f"{path} is not {name} text: it has no lines; leave out data.encoding, or type another one")
@@ -346,6 +351,7 @@ def judge_encoding(content: bytes) -> str:
         except UnicodeDecodeError:
             continue
         return name
+
     return "latin-1"
 
 
@@ -357,6 +363,7 @@ def choose_separator(path: Path, text: str, notes: list[str]) -> str:
         score = _score_separator(sample, separator)
         if score > best[0]:
             best = (score, separator)
+
     # Blanks separate only where nothing else does; the line of names may lack that of the row names.
     fewest = 1 - 1.01 / max(len(sample), 1)
     if best[0] == (0.0, 0.0, 0) and _score_separator(sample, " ")[0] >= max(fewest, 0.5):
@@ -384,6 +391,7 @@ def _score_separator(sample: list[str], separator: str) -> tuple[float, float, i
         rows = [row for row in csv.reader(sample, delimiter=separator, skipinitialspace=True) if row]
     except csv.Error:
         return (0.0, 0.0, 0)
+
     if not rows:
         return (0.0, 0.0, 0)
     width, count = Counter(len(row) for row in rows).most_common(1)[0]
@@ -391,10 +399,10 @@ def _score_separator(sample: list[str], separator: str) -> tuple[float, float, i
         return (0.0, 0.0, 0)
 
     # Commas are in numbers and in sentences, the others rarely.
-    others = [mark for mark in (";", "\t", "|") if mark != separator]
+    others = {";", "\t", "|"} - {separator}
     cells = list(chain.from_iterable(rows))
-    pure = sum(not any(mark in cell for mark in others) for cell in cells) / len(cells)
-    return (count / len(rows), pure, width)
+    pure = sum(others.isdisjoint(cell) for cell in cells)
+    return (count / len(rows), pure / len(cells), width)
 
 
 def _fit_header(rows: list[list[str]], header: bool | None) -> list[list[str]]:
@@ -444,13 +452,15 @@ def starts_with_names(rows: list[list[str]]) -> bool:
     # Two numbers that count are a row as likely as names, unless the column of the index has none.
     can_be_names = len(named) > 2 or len(named) < len(first)
     if can_be_names and _count_up(named) and int(named[0]) in (0, 1, *_YEARS):
-        return not any(_count_up([cell.strip() for cell in row if cell.strip()]) for row in below)
+        stripped_rows = [list(filter(None, map(str.strip, row))) for row in below]
+        return not any(map(_count_up, stripped_rows))
 
     above_numbers = []
     for name, cells in zip(first, zip(*below, strict=True), strict=True):
         values = [cell for cell in cells if not is_gap(cell)]
         if values and parse_numbers(values) is not None:
             above_numbers.append(name)
+
     if above_numbers:
         texts = [name for name in above_numbers if parse_numbers([name]) is None and not is_gap(name)]
         numbers = [name for name in above_numbers if name and parse_numbers([name]) is not None]
@@ -492,6 +502,7 @@ def _import_pandas(path: Path, package: str) -> Any:
             f"{path} needs pandas and {package} to be read; type pip install {install}, or save it as "
             f"{'.xlsx or ' if package == 'xlrd' else ''}.csv"
         ) from None
+
     return pandas
 
 
@@ -508,6 +519,7 @@ def _read_excel(path: Path, content: bytes, notes: list[str]) -> tuple[list[int]
     except Exception as error:
         # openpyxl raises what its parts raise: zipfile, xml, KeyError.
         raise DataError(f"{path} is no Excel workbook that can be read: {error}; save it as .xlsx or .csv") from error
+
     if len(sheets) > 1:
         notes.append(f"of {len(sheets)} sheets the first, '{sheets[0]}', was read.")
 
@@ -518,6 +530,7 @@ def _read_excel(path: Path, content: bytes, notes: list[str]) -> tuple[list[int]
         if any(cells):
             lines.append(number)
             rows.append(cells)
+
     return lines, rows
 
 
@@ -529,8 +542,11 @@ def _read_arrow(path: Path, content: bytes) -> tuple[list[str], list[tuple[str, 
     except Exception as error:
         # pyarrow has a class for each error, most of them OSError or ValueError.
         raise DataError(f"{path} cannot be read: {str(error).splitlines()[0]}; write the file anew") from error
+
     names = [str(name) for name in frame.columns]
-    return names, [tuple(_to_text(value) for value in frame.iloc[:, i].tolist()) for i in range(len(names))]
+    # By position, as two columns may have one name.
+    columns = [tuple(map(_to_text, frame.iloc[:, i].tolist())) for i in range(len(names))]
+    return names, columns
 
 
 def _to_text(value: Any) -> str:

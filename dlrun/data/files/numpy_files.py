@@ -83,6 +83,7 @@ class ArrayFolder:
             why = _describe_damage(error)
             damage = DataError(f"{path} is not a whole .npy file of numbers ({why}); write it with numpy.save")
             raise explain_unreadable(path, error) or damage from error
+
         return _check_array(path, array)
 
 
@@ -121,12 +122,14 @@ class ArrayArchive:
                 f"{self.path} holds no {name} (or {usual}), but {join_names(sorted(self.names))}; "
                 f"write it with numpy.savez(..., {name}=...), a row a sample"
             )
+
         try:
             with self.path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 array = archive[path.name]
         except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             why = _describe_damage(error)
             raise DataError(f"{path} is not a whole array of numbers ({why}); write it with numpy.savez") from error
+
         return _check_array(path, array)
 
 

@@ -52,6 +52,7 @@ class Table:
                 f"{key}={column} is a name but {self.path} has no header line: type its number "
                 "(0 is the first, -1 the last), or data.header=true if its first line holds the names"
             )
+
         hint = suggest_one(column, self.names) or f"; there are {', '.join(self.names)}"
         raise RequestError(f"{key}={column} is no column of {self.path}{hint}")
 
@@ -147,6 +148,7 @@ def parse_rows(path: Path, text: str, delimiter: str) -> tuple[list[int], list[l
                 rows.append(row)
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num}: {error}; correct the line") from error
+
     # A file that dlrun wrote may hold cells guarded against spreadsheets, by an apostrophe.
     if "'" in text:
         rows = [unguard_row(row) for row in rows]

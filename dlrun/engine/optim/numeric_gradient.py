@@ -31,7 +31,9 @@ class NumericGradient(Optimizer):
             raise RequestError(f"optimizer.epsilon={epsilon} must be above 0, as in optimizer.epsilon=1e-3")
         super().__init__(params, {"lr": lr, "epsilon": epsilon})
 
-        weights = [p for group in self.param_groups for p in group["params"]]
+        weights: list[Tensor] = []
+        for group in self.param_groups:
+            weights += group["params"]
         count = sum(p.numel() for p in weights)
         if count > MOST_PARAMETERS:
             raise RequestError(

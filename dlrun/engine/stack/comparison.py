@@ -71,6 +71,7 @@ def compare_with_alone(members: Sequence[Member]) -> str | None:
     finally:
         logged_values.set_receiver(None)
         set_rng_state(surroundings)
+
     return None
 
 
@@ -81,8 +82,11 @@ def _compare(members: Sequence[Member]) -> None:
     alone = []
     generators = []
     for number, member in enumerate(members):
-        own = [(tuple(column[number] for column in inputs), targets[number]) for inputs, targets in batches]
-        alone.append(_compute_alone(member, own))
+        member_batches = []
+        for inputs, targets in batches:
+            member_inputs = tuple(column[number] for column in inputs)
+            member_batches.append((member_inputs, targets[number]))
+        alone.append(_compute_alone(member, member_batches))
         generators.append(_get_generator_state(get_rng_state(), member.device))
 
     stacked, stacked_generators = _compute_stacked(members, batches)
@@ -117,6 +121,7 @@ def _compute_alone(member: Member, batches: Sequence[Batch]) -> _Results:
         loss = member.state.objective.compute_loss(outputs, targets)
         parameters = dict(model.named_parameters())
         gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+
     logged_values.set_receiver(None)
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     model.eval()
@@ -156,6 +161,7 @@ def _compute_stacked(members: Sequence[Member], batches: Sequence[Batch]) -> tup
     for member in members:
         generators.append(torch.Generator(member.device))
         generators[-1].set_state(member.generator.get_state())
+
     model = StackedModel([duplicate(member.model) for member in members], generators)
     objective = StackedObjective(members[0].state.objective)
     before = get_rng_state()
@@ -167,6 +173,7 @@ def _compute_stacked(members: Sequence[Member], batches: Sequence[Batch]) -> tup
             outputs = model(*inputs)
             losses = objective.compute_losses(outputs, targets)
             model.compute_gradient(losses)
+
     # It would be right, and slower than alone.
     if any("performance drop" in str(warning.message) for warning in warned):
         raise _DifferenceError("torch.func computes a part of its net member by member")
@@ -176,6 +183,7 @@ def _compute_stacked(members: Sequence[Member], batches: Sequence[Batch]) -> tup
         size = parameter[0].numel()
         gradient[name] = model.gradient[:, begin : begin + size].view_as(parameter)
         begin += size
+
     buffers = {name: buffer.clone() for name, buffer in model.buffers.items()}
 
     model.train(False)
@@ -200,9 +208,11 @@ def _check_member(alone: _Results, stacked: _Results, number: int) -> None:
         # A bias in front of a batch norm has a gradient of rounding alone.
         if not _are_close(part, stacked.gradient[name][number], 10 * TOLERANCE, largest):
             raise _DifferenceError(f"its parameter {name} has another gradient in a stack than alone")
+
     for name, buffer in alone.buffers.items():
         if not _are_close(buffer, stacked.buffers[name][number]):
             raise _DifferenceError(f"its buffer {name} has other values in a stack than alone")
+
     if not _are_close(alone.evaluated, stacked.evaluated[number]):
         raise _DifferenceError("its net gives other outputs in a stack than alone, in evaluation")
 

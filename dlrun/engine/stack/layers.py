@@ -144,6 +144,7 @@ def draw_dropout_masks(x: Tensor, rates: Sequence[float], generators: Sequence[t
             mask.zero_()
         else:
             mask.bernoulli_(1 - rate, generator=generator).div_(1 - rate)
+
     return masks
 
 
@@ -159,6 +160,7 @@ class StackedLayerNorm(StackedLayer):
                 # (M, 1 for each dimension between, *normalized_shape)
                 between = x.dim() - values.dim()
                 output = combine(output, values.view(len(values), *(1,) * between, *values.shape[1:]))
+
         return output
 
 
@@ -326,8 +328,15 @@ def list_chain(model: nn.Module) -> list[nn.Module] | None:
     layers = _list_parts(model)
     if layers is None:
         return None
-    owned = {id(tensor) for layer in layers for tensor in (*layer.parameters(), *layer.buffers())}
-    return layers if owned.issuperset(map(id, (*model.parameters(), *model.buffers()))) else None
+
+    # Tensors of the layers, by identity: equality would compare their numbers.
+    known_ids: set[int] = set()
+    for layer in layers:
+        known_ids.update(map(id, layer.parameters()))
+        known_ids.update(map(id, layer.buffers()))
+
+    model_ids = map(id, (*model.parameters(), *model.buffers()))
+    return layers if known_ids.issuperset(model_ids) else None
 
 
 def _list_parts(model: nn.Module) -> list[nn.Module] | None:
@@ -349,6 +358,7 @@ def _list_parts(model: nn.Module) -> list[nn.Module] | None:
         if inner is None:
             return None
         layers += inner
+
     return layers
 
 

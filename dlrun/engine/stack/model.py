@@ -146,8 +146,9 @@ class StackedModel:
         self.sizes = [parameter.numel() for parameter in models[0].parameters()]
 
         with torch.no_grad():
-            rows = [torch.cat([p.detach().flatten() for p in model.parameters()]) for model in models]
+            rows = [torch.cat(list(map(torch.flatten, model.parameters()))) for model in models]
             self.weights = torch.stack(rows)
+
         self.gradient = torch.zeros_like(self.weights)
         self.parameters = self._view_parameters()
         self.buffers = self._stack_buffers()

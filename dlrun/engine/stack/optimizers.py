@@ -30,18 +30,26 @@ class StackedOptimizer:
         self.weights = weights
         self.steps = 0
         self.state = {name: self.make_state(name) for name in self.state_names}
-        self.columns = {name: self.make_column([float(group[name]) for group in self.groups]) for name in self.settings}
-        self.has_weight_decay = any(group["weight_decay"] for group in self.groups)
-        self.weight_decay = self.make_column([float(group["weight_decay"]) for group in self.groups])
+        self.columns = {name: self.make_column(self.list_settings(name)) for name in self.settings}
+
+        weight_decays = self.list_settings("weight_decay")
+        self.has_weight_decay = any(weight_decays)
+        self.weight_decay = self.make_column(weight_decays)
+
         for optimizer in self.optimizers:
             # torch's schedulers warn where the optimizer's own `step` was never called.
             vars(optimizer)["_opt_called"] = True
+
         self._rates: list[float] = []
         self._rate_column = torch.empty(0)
 
     def make_state(self, name: str) -> Tensor:
         """The first value of a state tensor, (m, D)."""
         return torch.zeros_like(self.weights)
+
+    def list_settings(self, name: str) -> list[float]:
+        """A setting of each member."""
+        return [float(group[name]) for group in self.groups]
 
     def make_column(self, values: Sequence[float], dtype: torch.dtype | None = None) -> Tensor:
         """A number of each member as (m, 1), or as one number () where all have the same.
@@ -136,6 +144,7 @@ class StackedSGD(StackedOptimizer):
             buffer.copy_(gradient)
         else:
             buffer.mul_(self.columns["momentum"]).addcmul_(1 - self.columns["dampening"], gradient)
+
         direction = gradient + self.columns["momentum"] * buffer if self.groups[0]["nesterov"] else buffer
         self.weights.addcmul_(self.get_rates(), direction, value=-1)
 
@@ -183,6 +192,7 @@ class StackedRMSprop(StackedOptimizer):
         if not self.groups[0]["momentum"]:
             self.weights.addcdiv_(self.get_rates() * gradient, root, value=-1)
             return
+
         buffer = self.state["momentum_buffer"]
         buffer.mul_(self.columns["momentum"]).addcdiv_(gradient, root)
         self.weights.addcmul_(self.get_rates(), buffer, value=-1)
@@ -201,9 +211,8 @@ class StackedAdam(StackedOptimizer):
     def __init__(self, optimizers: Sequence[Optimizer], weights: Tensor) -> None:
         super().__init__(optimizers, weights)
         # In double precision, as torch computes the corrections of the bias.
-        self._betas = [
-            self.make_column([float(group["betas"][i]) for group in self.groups], torch.float64) for i in (0, 1)
-        ]
+        columns = zip(*(group["betas"] for group in self.groups), strict=True)
+        self._betas = [self.make_column(list(map(float, betas)), torch.float64) for betas in columns]
         self.is_decoupled = bool(self.groups[0].get("decoupled_weight_decay"))
 
     def update(self, gradient: Tensor) -> None:
@@ -245,6 +254,7 @@ def find_obstacle(optimizer: Optimizer) -> str | None:
     for name in ("maximize", "amsgrad", "centered"):
         if group.get(name):
             return f"optimizer.{name}=true"
+
     if any(isinstance(part, Tensor) for part in (group["lr"], *group.get("betas", ()))):
         return "a setting of its optimizer is a tensor"
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
@@ -272,4 +282,5 @@ def stack_optimizers(optimizers: Sequence[Optimizer], weights: Tensor) -> list[t
         kind = STACKED_OPTIMIZERS[type(optimizers[begin])]
         stacked.append((part, kind(optimizers[part], weights[part])))
         begin = end
+
     return stacked

@@ -94,6 +94,7 @@ class StackTrainer:
                 return False
             if self.members:
                 self.on_epoch_end(self)
+
         return True
 
     def count_progress(self, seconds: float, first_batch: int) -> None:
@@ -114,6 +115,7 @@ class StackTrainer:
             self.make_step(group)
             if self.stop_requested():
                 break
+
         self.check_losses()
         return self.batch >= len(self.train_data)
 
@@ -247,6 +249,7 @@ class StackTrainer:
             all_losses.append(self.objective.compute_losses(outputs, targets.expand(count, *targets.shape)))
             all_outputs.append(outputs)
             all_targets.append(targets.unsqueeze(0))
+
         weights = torch.tensor(self.count_targets(all_targets))
         return self.objective.compute_metrics(
             concatenate(all_outputs), concatenate(all_targets), torch.stack(all_losses, 1), weights
@@ -280,6 +283,7 @@ class StackTrainer:
             state["targets"] = concatenate(self.targets)
             state["losses"] = torch.stack(self.losses, 1)
             state["rows"] = [targets.shape[1] for targets in self.targets]
+
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -336,8 +340,12 @@ def find_obstacle(state: Any) -> str | None:
     obstacle = find_obstacle_of_net(state.model)
     if obstacle is not None:
         return obstacle
-    moved = [id(parameter) for group in state.optimizer.param_groups for parameter in group["params"]]
-    if moved != list(map(id, state.model.parameters())):
+
+    moved: list[nn.Parameter] = []
+    for group in state.optimizer.param_groups:
+        moved += group["params"]
+    # By identity: equality would compare the numbers of the tensors.
+    if list(map(id, moved)) != list(map(id, state.model.parameters())):
         return "its optimizer moves other parameters than those of its net"
     return optimizers.find_obstacle(state.optimizer) or stacked_objective.find_obstacle(state.objective)
 
@@ -364,6 +372,7 @@ def find_obstacle_of_net(model: nn.Module) -> str | None:
             return f"torch.func does not compute {name}"
         if isinstance(module, _DropoutNd | nn.RReLU) and type(module) is not nn.Dropout:
             return f"{name} draws random numbers in a way that members cannot share"
+
     return None
 
 

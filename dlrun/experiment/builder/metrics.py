@@ -142,9 +142,11 @@ def _build_sklearn(target: str, arguments: Mapping[str, Any], spec: DataSpec) ->
     import sklearn.metrics
 
     bare = target.removeprefix(PURE_METRICS)
-    others = {name for task in (DIRECTIONS, EXTRA_METRICS) for names in task.values() for name in names}
+    all_names = set[str]()
+    for names_by_task in (DIRECTIONS, EXTRA_METRICS):
+        all_names.update(*names_by_task.values())
     own_names = [*list_task_metrics(spec), *EXTRA_METRICS.get(spec.task, {})]
-    if target in others:
+    if target in all_names:
         hint = did_you_mean(target, own_names)
         instead = f"{hint}type one of {', '.join(own_names)}, or sklearn.metrics.<function>"
         raise RequestError(f"{_KEY}: {target} is no metric for {spec.task}; {instead}")

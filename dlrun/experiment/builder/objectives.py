@@ -47,6 +47,7 @@ def build_objective(
     for name in ("losses", "weights"):
         if getattr(keys, name) is not None:
             raise RequestError(f"task.{name} is for data of several outputs, and these have one; type task.loss=...")
+
     own_loss, arguments = _build_own_loss(settings, spec, process, trusted_modules)
     metrics = build_metrics(settings, spec, trusted_modules)
     return Objective(spec, keys.loss, keys.reduction, own_loss, arguments, class_weights, metrics)
@@ -74,6 +75,7 @@ def _build_multitask(settings: Settings, spec: DataSpec) -> MultitaskObjective:
                 raise RequestError(f"task.weights.{name}={value} must be a number of at least 0")
             if key == "losses" and not isinstance(value, str):
                 raise RequestError(f"task.losses.{name}={value} must be the name of a loss")
+
     if weights and all(weights.get(name, 1.0) == 0 for name in names):
         raise RequestError("task.weights are all 0, so that there is nothing to learn; give one output a larger one")
     return MultitaskObjective(spec, reduction=keys.reduction, losses=losses, weights=weights)
@@ -117,6 +119,7 @@ def compute_class_weights(settings: Settings, spec: DataSpec, train: Part | None
             "task.class_weights=balanced counts the training rows, and this dataset has no `targets` of all of them; "
             "type a number for each class"
         )
+
     classes = max(spec.output_size, 2)
     counts = torch.bincount(known[known != PADDING].flatten().long(), minlength=classes)
     for number, count in enumerate(counts.tolist()):
@@ -125,6 +128,7 @@ def compute_class_weights(settings: Settings, spec: DataSpec, train: Part | None
             raise RequestError(
                 f"task.class_weights=balanced: no training row is of class {name}; type a number for each class"
             )
+
     weights: list[float] = (counts.sum() / (classes * counts.double())).tolist()
     return weights
 
@@ -167,6 +171,7 @@ def _build_torch_loss(kind: type[nn.Module], settings: Settings, spec: DataSpec,
             f"task.loss={name} takes {join_names([p.name for p in required])}, and a model gives outputs alone; "
             "write a function of outputs and targets, and type task.loss=module.function"
         )
+
     # The others expect classes of -1 and 1, or several of them a row.
     takes_labels = kind is nn.MultiLabelSoftMarginLoss and spec.task == "multilabel"
     if spec.task != "regression" and not takes_labels:
@@ -174,6 +179,7 @@ def _build_torch_loss(kind: type[nn.Module], settings: Settings, spec: DataSpec,
         raise RequestError(
             f"task.loss={name} is no loss for the targets of {spec.task}; type task.loss={default}, or null"
         )
+
     return _build_module(kind, settings, spec, process)
 
 

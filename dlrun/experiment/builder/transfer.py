@@ -38,6 +38,7 @@ def load_matching_weights(model: nn.Module, source: Path, name_map: Mapping[str,
             f"init_from={source}: none of its weights fit this model; here {format_shapes(ours, list(ours))}, "
             f"there {format_shapes(theirs, list(theirs))}"
         )
+
     # Tensors that do not match keep their initial values.
     model.load_state_dict(matching, strict=False)
 
@@ -53,6 +54,7 @@ def load_matching_weights(model: nn.Module, source: Path, name_map: Mapping[str,
     ):
         if tensors:
             notes.append(f"not taken, as {reason}: {tensors}")
+
     frozen = [key for key, value in model.named_parameters() if not value.requires_grad and key not in matching]
     if frozen:
         notes.append(f"model.freeze: frozen with random weights, as they were not taken: {format_names(frozen)}")
@@ -106,9 +108,11 @@ def _apply_map(weights: Mapping[str, Tensor], name_map: Mapping[str, Any]) -> tu
                 continue
             rest = name[len(prefix) :].lstrip(".")
             other = ".".join(part for part in (value.rstrip("."), rest) if part)
+
         if other in mapped:
             raise RequestError(f"init_map gives two tensors the name {other}; map one of them to null")
         mapped[other] = tensor
+
     return mapped, dropped
 
 
@@ -133,6 +137,7 @@ def _match_names(theirs: Mapping[str, Tensor], ours: Collection[str]) -> dict[st
         candidates = [bare, *(holder + bare for holder in _HOLDERS)]
         own = next((key for key in candidates if key in ours and key not in matched), name)
         matched[own] = tensor
+
     return matched
 
 
@@ -172,6 +177,7 @@ def format_names(keys: Sequence[str]) -> str:
             counts[module] = counts.get(module, 0) + 1
         if len(counts) <= _MOST:
             break
+
     return join_names([f"{module} ({count})" for module, count in counts.items()], most=_MOST)
 
 

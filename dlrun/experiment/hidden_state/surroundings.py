@@ -77,6 +77,7 @@ def find_variables(objects: Iterable[Any]) -> dict[Key, Variable]:
     for kind in kinds:
         if kind.__module__ in modules:
             variables += _list_class_attributes(kind)
+
     for function in functions:
         if function.__module__ in modules:
             variables += _list_closure_variables(function)
@@ -131,6 +132,7 @@ def _collect_names(module: types.ModuleType) -> set[str]:
         names |= set(code.co_names)
         # Functions inside functions.
         codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+
     return names
 
 

@@ -52,6 +52,7 @@ def print_opening(
         headers = ("column", "kind", "gaps", "values", "use")
         console.say(build_table(headers, context.splits.columns, left=5))
         console.say()
+
     console.say(layers)
     for note in context.notes:
         console.say(f"note: {note}")
@@ -172,6 +173,7 @@ def _make_layer_table(context: RunContext) -> Table:
         rows.append(
             (layer.name, layer.kind, shape, format_number(layer.parameters), format_number(layer.multiply_adds))
         )
+
     rows.append(("total", "", "", format_number(parameters), format_number(work)))
     return build_table(("layer", "kind", "output", "parameters", "multiply-adds"), rows, left=2)
 
@@ -196,6 +198,7 @@ def print_closing(
     for name, before in context.start.predictions.items():
         after = result["measured"][f"answer({name})"]
         console.say(f"answer for {name}: {_format_answer(before)} before training, {_format_answer(after)} after")
+
     for note in notes:
         console.say(f"note: {note}")
     console.say()
@@ -232,6 +235,7 @@ def _list_next_commands(context: RunContext, folder: Path, result: dict[str, Any
         commands.append(
             ("continue", suggest_command("resume", folder, _choose_override(context.state), modules=modules))
         )
+
     return commands
 
 
@@ -258,6 +262,7 @@ def make_metric_table(context: RunContext, result: dict[str, Any]) -> tuple[list
     for split in ("train", "val", "test"):
         if any(key.startswith(split + "/") for key in metrics):
             splits.append(split)
+
     last = splits[-1] if splits else "train"
 
     rows = []
@@ -296,6 +301,7 @@ def make_expectations_table(lines: Sequence[tuple[str, CheckResult]]) -> Table:
             cells = (name if name != previous else "", *cells)
         rows.append(cells)
         previous = name
+
     return build_table(headers, rows, left=len(headers))
 
 

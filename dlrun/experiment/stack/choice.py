@@ -59,6 +59,7 @@ def find_obstacle(context: RunContext) -> str | None:
     ):
         if is_on:
             return f"{name} is for a run alone"
+
     return trainer.find_obstacle(context.state)
 
 
@@ -152,6 +153,7 @@ def time_steps(context: RunContext, runs: int) -> Trial:
             stacked_model.compute_gradient(objective.compute_losses(outputs, targets_of_all))
 
         stacked = _time(step_stacked, state.synchronize)
+
     scale = runs / count
     return Trial(runs, stacked * scale, seconds_alone * scale)
 
@@ -171,4 +173,5 @@ def _time(step: Callable[[], None], synchronize: Callable[[], None]) -> float:
         step()
         synchronize()
         best = min(best, time.perf_counter() - begin)
+
     return best

@@ -116,6 +116,7 @@ class StackedRun:
                         # The weights of the last step may be of no use, those of the best epoch are.
                         checkpoints.save_partial_best()
                         raise self.member.error
+
                     checkpoints.write(context.state, self.history.rows[-1])
                     checkpoints.wait()
                     result = single.finish(

@@ -101,6 +101,7 @@ class Stack:
                 if stop_requested():
                     return signals.get_signal_exit_code(stop_requested.signal_number)
                 return 0
+
         self.file.unlink(missing_ok=True)
         return 0
 
@@ -118,6 +119,7 @@ class Stack:
             except (Exception, SystemExit) as raised:
                 # What one run cannot write, or cannot evaluate, is no matter of the others.
                 error = raised
+
             self.recorded[number] = True
             self.is_stopping = not self.on_run_end(number, code, error)
 
@@ -161,6 +163,7 @@ class Stack:
                 # It may only be unreadable for the moment.
                 self.file.replace(self.file.with_suffix(".damaged"))
             return False
+
         if "stack" not in state:
             return True
 

@@ -67,6 +67,7 @@ def make_reader(saved_model: SavedModel) -> Reader:
         is_folder = data.target == "dlrun.data.folders.image_folder"
         background = str(data.arguments.get("background", "white")) if is_folder else None
         return ImageReader(spec, find_framing(saved_model), is_folder, background)
+
     if is_text(spec.preprocessing):
         arguments = data.arguments if data.target == TEXT_TARGET else {}
         return DocumentReader(spec, arguments.get("separator"), arguments.get("encoding"))

@@ -149,6 +149,7 @@ class ColumnsReader:
                 yield Item(name, None, error=f"{len(cells)} fields, where the table has {match.count}")
                 continue
             yield self._make_item(name, cells, match)
+
         if match is None:
             raise DataError(f"{word} is empty")
 
@@ -190,6 +191,7 @@ class ColumnsReader:
             mean = np.array(self.spec.mean or (0.0,))
             std = np.array(self.spec.std or (1.0,))
             values = (np.asarray(item.content, dtype=np.float64) - mean) / std
+
         if not np.isfinite(values).all():
             raise DataError("it holds what is not a finite number")
         return Prepared((torch.from_numpy(values),))

@@ -50,6 +50,7 @@ class DocumentReader:
         except OSError:
             # A text longer than any file name.
             exists = False
+
         if exists and path.is_dir():
             for file in list_files(path, (*_TEXTS, *_TABLES)):
                 yield from self._read_file(str(file))

@@ -58,6 +58,7 @@ class TableReader:
             self.targets = [target]
         else:
             self.targets = list(target)
+
         # A command line cannot hold a tab conveniently, so the config spells it \t.
         self.delimiter = "\t" if delimiter == "\\t" else delimiter
         self.has_names = bool(spec.feature_names) and spec.feature_names != _number_columns(len(spec.feature_names))
@@ -109,8 +110,10 @@ class TableReader:
             if len(cells) != layout.count:
                 yield Item(name, None, error=f"{len(cells)} fields, where the table has {layout.count}")
                 continue
+
             label = format_label(self.spec, [cells[position].strip() for position in layout.targets])
             yield Item(name, Cells([cells[position] for position in layout.features]), label)
+
         if layout is None:
             raise DataError(f"{word} is empty")
 
@@ -144,6 +147,7 @@ class TableReader:
             # The features are the columns around the targets.
             positions = tuple(position for position in range(count) if position not in targets)
             return Layout(positions, targets, count, has_header)
+
         raise DataError(f"{count} columns, where the model takes {self._describe_columns()}")
 
     def _describe_columns(self) -> str:
@@ -177,6 +181,7 @@ class TableReader:
                 continue
             problem = f"holds '{cell[:40]}', which is no finite number" if cell.strip() else "is empty"
             raise DataError(f"column '{name}' {problem}")
+
         raise AssertionError("every cell is a finite number")
 
     def collate(self, rows: list[Prepared]) -> tuple[Tensor, ...]:

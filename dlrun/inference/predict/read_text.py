@@ -66,6 +66,7 @@ class TextReader:
             encoded_text = "".join(map(chr, codes.tolist()))
             if encoded_text != text.strip():
                 notes.append(f"read as {encoded_text}")
+
         if len(codes) > self.longest:
             notes.append(f"longer than any in training ({len(codes)} letters, {self.longest} there)")
         return Prepared((codes,), ", ".join(notes))

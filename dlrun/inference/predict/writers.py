@@ -116,6 +116,7 @@ class TableWriter:
                 cells["mse"] = format_number(answer.reconstruction_error)
             cells["probability"] = ""
             cells["then"] = ""
+
         return {name: Text(escape_line(cell)) for name, cell in cells.items()}
 
     def _format_error(self, answer: Answer) -> dict[str, Text]:
@@ -130,6 +131,7 @@ class TableWriter:
             cells["note"] = Text(error)
         else:
             cells["prediction"] = Text(f"error: {error}", style="red")
+
         return cells
 
 
@@ -184,6 +186,7 @@ class CsvWriter:
         for _, value, probability in answer.outputs:
             cells += [value] if isinstance(value, str) else list(value)
             cells += [] if probability is None else [round_probability(probability)]
+
         if answer.labels:
             cells = [join_labels(answer.labels), *(round_probability(p) for _, p in answer.labels)]
         for name, probability in answer.choices:
@@ -219,6 +222,7 @@ class JsonWriter:
             record["prediction"] = {name: _shorten_values(value) for name, value, _ in answer.outputs}
             probabilities = {name: round_probability(p) for name, _, p in answer.outputs if p is not None}
             record["probabilities"] = probabilities
+
         if answer.reconstruction_error is not None:
             record["mse"] = round_probability(answer.reconstruction_error)
         if answer.labels:

@@ -57,6 +57,7 @@ class AimLogger(Logger):
                 # It was deleted, or is in another repository.
                 if type(error).__name__ != "MissingRunError":
                     raise
+
         if self.remote is None:
             self.remote = self._open(place, None)
         self.state = {"run_hash": self.remote.hash}
@@ -69,6 +70,7 @@ class AimLogger(Logger):
         for tag in tags:
             if tag not in present:
                 self.remote.add_tag(tag)
+
         self.remote["dlrun"] = {"run_id": run.run_id, "folder": str(run.folder.absolute()), "sweep": run.sweep or ""}
         for row in run.rows:
             self.log_metrics(row, int(row["step"]))

@@ -50,6 +50,7 @@ class Channel:
         except (TypeError, ValueError, RecursionError) as error:
             self.reason = f"its state is no plain data ({get_first_clause(error)})"
             return None
+
         return state if isinstance(state, dict) else None
 
     def start(self, run: LoggedRun) -> None:
@@ -103,6 +104,7 @@ class Channel:
             self.reason = describe_failure(error)
             self.report()
             return False
+
         return True
 
     def _note_loss(self, count: int) -> list[str]:
@@ -257,6 +259,7 @@ class BackgroundChannel(Channel):
         except Exception as error:
             # A library's or the user's own: anything can come.
             return error
+
         return None
 
     def _recover(self, batch: list[Any], error: Exception, pause: float) -> bool:
@@ -276,6 +279,7 @@ class BackgroundChannel(Channel):
             # It did not answer before, and does not now that the run ends.
             self._give_up()
             return False
+
         self._is_failing = True
         self._condition.notify_all()
         deadline = time.monotonic() + pause

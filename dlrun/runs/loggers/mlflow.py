@@ -114,6 +114,7 @@ class MLflowLogger(Logger):
             remote = self.client.create_run(self._find_experiment(), run_name=run.name, tags=tags)
         else:
             self._reopen(remote)
+
         self.remote_id = remote.info.run_id
         self.state = {"run_id": self.remote_id}
         # Epochs that the server missed while it did not answer; all of them where the logger is new to the run.
@@ -129,6 +130,7 @@ class MLflowLogger(Logger):
                 params.append(self.entities.Param(name, text))
             elif self.known_params[name] != text:
                 self.client.set_tag(self.remote_id, name, text)
+
         for some in _split(params, _MOST_PARAMS):
             self.client.log_batch(self.remote_id, params=some)
 
@@ -191,6 +193,7 @@ class MLflowLogger(Logger):
             if not path.exists():
                 temporary.replace(path)
             temporary.unlink(missing_ok=True)
+
         return f"sqlite:///{path}"
 
     def _find_experiment(self) -> str:
@@ -255,6 +258,7 @@ class MLflowLogger(Logger):
         if run.notes is not None:
             # What MLflow shows as the description of a run.
             tags["mlflow.note.content"] = run.notes
+
         # MLflow's tags have values.
         for tag in run.tags:
             tags[_clean(f"tag.{tag}")] = "true"

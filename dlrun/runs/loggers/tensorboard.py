@@ -155,6 +155,7 @@ class TensorBoardLogger(Logger):
             return add_user_line(f"{type(error).__name__}: {get_first_line(error)}", error)
         finally:
             torch.set_rng_state(state)
+
         return None
 
     def start_final_events(self) -> None:

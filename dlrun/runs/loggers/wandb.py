@@ -148,6 +148,7 @@ def _has_key(settings: Any) -> bool:
         with contextlib.suppress(OSError, netrc.NetrcParseError):
             if netrc.netrc(path).authenticators(host) is not None:
                 return True
+
     return False
 
 

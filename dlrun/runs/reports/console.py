@@ -252,6 +252,7 @@ def build_table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int
         is_number = i >= left
         justify: JustifyMethod = "right" if is_number else "left"
         table.add_column(escape_text(header), justify=justify, overflow="fold", no_wrap=is_number)
+
     for row in rows:
         table.add_row(*(Text(escape_line(cell)) for cell in row))
     return table

@@ -111,6 +111,7 @@ class Ranking:
             names.update(metrics)
             if (run.config.get("task") or {}).get("metrics") is not None:
                 columns += [name for name in metrics if name.startswith("test/") and name != "test/loss"]
+
         return [name for name in dict.fromkeys(columns) if name in names]
 
     def get_baseline(self, name: str) -> float:
@@ -162,6 +163,7 @@ def compare(runs: Sequence[RunRecord], failures: Sequence[tuple[str, str]] = ())
     if len(rankings) > 1:
         names = ", ".join(f"{ranking.metric} on {ranking.data}" for ranking in rankings)
         notes.append(f"{len(rankings)} tables: what is not of the same data, task and metric has no order ({names})")
+
     notes += [*_list_stacked(newest), *_list_code_changes(newest), *_list_damage(newest)]
     return Comparison(rankings, list(failures), notes)
 
@@ -208,6 +210,7 @@ def _group_comparable(runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
             unknown = by_task.pop("")
             next(iter(by_task.values())).extend(unknown)
         comparable += by_task.values()
+
     return comparable
 
 
@@ -278,6 +281,7 @@ def _list_code_changes(runs: Sequence[RunRecord]) -> list[str]:
     for run in runs:
         targets = (run.get_target("model"), run.get_target("data"))
         hashes.setdefault(targets, set()).add(str(run.result.get("code_hash")))
+
     return [
         f"the code of {model} or {data} was changed between the runs (their code_hash differs): "
         "what differs may come from that"
@@ -293,6 +297,7 @@ def _list_damage(runs: Sequence[RunRecord]) -> list[str]:
         # Reading a file notes its damage in the record.
         for name in ("environment", "rows"):
             getattr(run, name)
+
     for run in runs:
         damage += run.damage
     return damage

@@ -40,6 +40,7 @@ def find_problem(run: RunRecord) -> str:
     for key in _NEEDED:
         if key not in run.result:
             return f"{run.folder / RESULT} has no {key}"
+
     # Ranking needs a metric and a seed, and the columns of the table come from choices and overrides.
     if not run.metric:
         return f"{run.folder / RESULT} names no metric"
@@ -86,6 +87,7 @@ def find_runs(places: Sequence[Path], failures: Failures | None = None) -> list[
             f"no finished run (a folder with {RESULT}) below {where}; type a run, a sweep, or a folder of them: "
             "dlrun compare outputs"
         )
+
     return runs
 
 
@@ -101,4 +103,5 @@ def _find_folders(places: Sequence[Path]) -> list[Path]:
                 subfolders.clear()
                 # The same run may be named twice, or reached by a symbolic link.
                 folders.setdefault(Path(name).resolve(), Path(name))
+
     return sorted(folders.values())
