@@ -84,8 +84,12 @@ def print_export(saved_model: SavedModel, name: str, folder: Path, files: Sequen
         ("files", ", ".join(sizes)),
     ]
     if (folder / "model.json").is_file():
-        check = read_json(folder / "model.json")["checked"]
+        about = read_json(folder / "model.json")
+        check = about["checked"]
         lines.append(("checked", str(check["said"])))
+        table = about.get("table", {})
+        if "reason" in table:
+            lines.append(("table", table["reason"]))
 
     # A loader, or the training script of format=python.
     scripts = [file for file in files if file.startswith(("load_", "train.py"))]

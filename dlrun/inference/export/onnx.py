@@ -1,5 +1,7 @@
 """`format=onnx`: the network as an ONNX file, checked with ONNX Runtime."""
 
+import contextlib
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dlrun.core.errors import RequestError, RunError
-from dlrun.inference.export import graph, onnx_recurrent
+from dlrun.inference.export import graph, onnx_recurrent, onnx_table
 from dlrun.inference.export.description import ExportSubject, compare_outputs, prepare_subject, write_companions
 from dlrun.inference.saved_model import SavedModel
 
@@ -25,8 +27,16 @@ def write(saved_model: SavedModel, folder: Path) -> list[Path]:
     subject.model.float()
     opset, shapes = _save_model(subject, folder / FILE)
     check = compare_outputs(subject, _Session(folder / FILE))
-    extra = {"format": "onnx", "opset": opset}
-    return [folder / FILE, *write_companions(subject, folder, FILE, check, extra, shapes)]
+    extra: dict[str, Any] = {"format": "onnx", "opset": opset}
+    files = [folder / FILE]
+    # What a graph cannot read is left to the loader, and said in model.json.
+    absence = onnx_table.explain_absence(saved_model)
+    if absence is None:
+        extra["table"] = onnx_table.write(subject, folder / FILE, folder, _run_named)
+        files.append(folder / onnx_table.FILE)
+    elif saved_model.spec.preprocessing:
+        extra["table"] = {"model_file": None, "reason": absence}
+    return [*files, *write_companions(subject, folder, FILE, check, extra, shapes)]
 
 
 def _save_model(subject: ExportSubject, path: Path) -> tuple[int, list[graph.Shape]]:
@@ -89,15 +99,32 @@ class _Session:
         self.session: Any = None
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        try:
+        with _explain_failure():
             # Opened by the first call, so that its errors are explained here too.
             if self.session is None:
                 self.session = self._open()
             names = [entry.name for entry in self.session.get_inputs()]
             arrays = [x.numpy() for x in inputs]
             (outputs,) = self.session.run(None, dict(zip(names, arrays, strict=True)))
-        except Exception as error:
-            # ONNX Runtime has an exception class per error code, without a common base.
-            message = " ".join(str(error).split())
-            raise RunError(f"ONNX Runtime cannot run the exported file ({message[:300]}); nothing was kept") from error
         return torch.from_numpy(outputs)
+
+    def run_named(self, feed: dict[str, Any]) -> dict[str, Any]:
+        """All outputs by name, of inputs by name."""
+        with _explain_failure():
+            self.session = self._open()
+            outputs = self.session.run(None, feed)
+        return dict(zip([entry.name for entry in self.session.get_outputs()], outputs, strict=True))
+
+
+def _run_named(path: Path, feed: dict[str, Any]) -> dict[str, Any]:
+    return _Session(path).run_named(feed)
+
+
+@contextlib.contextmanager
+def _explain_failure() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        # ONNX Runtime has an exception class per error code, without a common base.
+        message = " ".join(str(error).split())
+        raise RunError(f"ONNX Runtime cannot run the exported file ({message[:300]}); nothing was kept") from error
