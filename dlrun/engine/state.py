@@ -162,8 +162,12 @@ class TrainState:
             parameters += self.objective.loss_module.parameters()
         return parameters
 
-    def join(self, ranks: Distributed) -> None:
-        """Train together with other processes; all of them must call this at the same time."""
+    def join(self, ranks: Distributed, timeout_seconds: float) -> None:
+        """Train together with other processes; all of them must call this at the same time.
+
+        timeout_seconds: from here on they wait for each other no longer than this.
+        """
+        ranks.set_timeout(timeout_seconds)
         self.ranks = ranks
         self.forward = ranks.wrap_model(self.model)
 

@@ -22,7 +22,7 @@ from dlrun.runs.checkpoint_manager import CheckpointManager, gather_rank_states
 class StateSender(CheckpointManager):
     """Writes no file, but sends the state of this rank whenever rank 0 saves."""
 
-    def write(self, state: TrainState, row: dict[str, float]) -> None:
+    def begin_save(self, state: TrainState, row: dict[str, float]) -> None:
         """Send the state to rank 0."""
         gather_rank_states(state)
 
@@ -66,6 +66,7 @@ def follow(request: Request, context: RunContext, stack: contextlib.ExitStack) -
     """Train and evaluate in step with rank 0; returns the exit code."""
     ranks = context.runtime.ranks
     keys = context.settings.checkpoint
+    context.state.join(ranks, context.settings.device.timeout_seconds)
     resumed = run.restore_checkpoint(request, context)
     seed_or_restore_generators(ranks, context.settings.seed, resumed)
     if context.runtime.compile:

@@ -1,9 +1,7 @@
 """Saved runs and their checkpoints: how they are found, resumed, and refused."""
 
-import contextlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,8 @@ from dlrun.core.yaml import flatten
 from dlrun.engine import device
 from dlrun.engine.optim.schedule import LENGTH_ARGUMENTS
 from dlrun.experiment import sources
-from dlrun.runs import checkpoint
 from dlrun.runs import folder as run_folder
+from dlrun.runs.newest_checkpoint import NewestCheckpoint
 from dlrun.runs.record import CONFIG, ENVIRONMENT, RESULT, RunRecord, read_choices, read_config
 
 # Keys, and beginnings of keys, that a resumed run may set anew.
@@ -37,31 +35,10 @@ _UNREADABLE = (OSError, DamageError, KeyError, TypeError, AttributeError)
 
 # Keys that a checkpoint must hold to be evaluated, and to be resumed.
 TO_EVALUATE = ("config", "choices", "spec", "model")
-TO_GO_ON = (
+TO_RESUME = (
     *TO_EVALUATE, "run_id", "epoch", "step", "metrics", "rng", "optimizer", "scheduler", "scaler", "progress",
     "early_stopping", "totals",
 )  # fmt: skip
-
-
-# Name, inode, time of change (ns) and size of a file.
-FileStatus = tuple[str, int, int, int]
-
-
-@dataclass
-class NewestCheckpoint:
-    """The newest valid checkpoint of a run, and a sentence for each newer one that was skipped."""
-
-    folder: Path
-    state: dict[str, Any]
-    skipped: list[str]
-    # The files that it was chosen from.
-    files: list[FileStatus]
-
-    @classmethod
-    def load(cls, folder: Path, files: list[FileStatus]) -> "NewestCheckpoint":
-        """Load the newest checkpoint with all that resuming needs; CheckpointError or UnreadableError for none."""
-        _, state, skipped = checkpoint.load_newest(folder / "checkpoints", TO_GO_ON)
-        return cls(folder, state, skipped, files)
 
 
 # The checkpoint of the run that is to be resumed: its request is made from it, and then its training.
@@ -93,46 +70,33 @@ def find_newest_state(folder: Path) -> dict[str, Any] | None:
 
     UnreadableError, with the reason of each, where there are checkpoints and none of them can be opened.
     """
-    newest = _find_newest(folder)
-    return None if newest is None else newest.state
-
-
-def _find_newest(folder: Path) -> NewestCheckpoint | None:
     refuse_outside(folder)
-    files = _list_files(folder)
-    return NewestCheckpoint.load(folder, files) if files else None
-
-
-def _list_files(folder: Path) -> list[FileStatus]:
-    """The status of each file that a run has saved."""
-    files = []
-    for path in run_folder.list_saved_files(folder):
-        # A process that is still writing this run may have removed the file.
-        with contextlib.suppress(OSError):
-            status = path.lstat()
-            files.append((path.name, status.st_ino, status.st_mtime_ns, status.st_size))
-    return files
+    newest = NewestCheckpoint.load(folder, TO_RESUME)
+    return None if newest is None else newest.state
 
 
 def open_newest(folder: Path) -> NewestCheckpoint | None:
     """Load the newest valid checkpoint of a run for `take_newest`; None where it has saved none."""
     global _opened
-    _opened = _find_newest(folder)
+    refuse_outside(folder)
+    _opened = NewestCheckpoint.load(folder, TO_RESUME)
     return _opened
 
 
 def take_newest(folder: Path) -> NewestCheckpoint:
     """The checkpoint that `open_newest` has loaded, or if its files have changed since, the newest of now.
 
-    A large checkpoint is read, hashed and unpickled once only. The folder must be locked.
+    A large checkpoint is read, hashed and unpickled once only. The folder must be locked. CheckpointError where there
+    is none any more.
     """
     global _opened
     newest = _opened
     _opened = None
-    files = _list_files(folder)
-    if newest is not None and newest.folder == folder and newest.files == files:
-        return newest
-    return NewestCheckpoint.load(folder, files)
+    if newest is None or newest.folder != folder or not newest.is_current():
+        newest = NewestCheckpoint.load(folder, TO_RESUME)
+    if newest is None:
+        raise CheckpointError(f"{folder / 'checkpoints'} holds no checkpoint; start the run again from the beginning")
+    return newest
 
 
 def _explain_missing_checkpoint(folder: Path) -> str:
@@ -149,13 +113,6 @@ def _explain_missing_checkpoint(folder: Path) -> str:
         start = f"delete {quote(folder)} and {verb}"
     repetition = suggest_repeat(command)
     return f"{folder} ended before its first checkpoint, so there is nothing to resume from; {start} {repetition}"
-
-
-def refuse_incomplete(state: dict[str, Any], keys: Sequence[str], path: Path) -> None:
-    """Raise CheckpointError for a checkpoint that lacks some of `keys`."""
-    message = checkpoint.describe_missing_keys(state, keys, path)
-    if message:
-        raise CheckpointError(message)
 
 
 def resume_requests(words: list[str]) -> list[Request]:

@@ -46,7 +46,7 @@ from dlrun.experiment.setup import enter_device_session, prepare
 from dlrun.models.pretrained import skip_trained_weights
 from dlrun.runs import checkpoint, logger
 from dlrun.runs import folder as run_folder
-from dlrun.runs.checkpoint_manager import CheckpointManager
+from dlrun.runs.checkpoint_manager import CheckpointManager, Examination
 from dlrun.runs.logger import RunLogger
 from dlrun.runs.loggers.base import LoggedRun
 from dlrun.runs.record import RESULT, RunRecord
@@ -71,10 +71,11 @@ def run(request: Request, console: Console | None = None) -> int:
         # alone, so that the others find what it has downloaded.
         shared_request = ranks.broadcast(request)
         context = ranks.rank_zero_first(partial(prepare_run, shared_request, stack, ranks, folder_lock))
-        note = make_note_writer(context, console)
         folder: Path | None = None
 
         try:
+            context.state.join(ranks, context.settings.device.timeout_seconds)
+            note = make_note_writer(context, console)
             resumed = restore_checkpoint(request, context)
             accelerate(context, note)
 
@@ -87,10 +88,9 @@ def run(request: Request, console: Console | None = None) -> int:
             overrides = request.overrides if request.sweep else ()
             terminal.print_opening(console, context, folder, overrides, is_resumed=resumed is not None)
 
-            checkpoints = make_checkpoint_manager(folder, context, request, resumed, unsaved)
-            checkpoints.examine = make_reload_check(context, request, note)
-
             logged_run = describe_for_loggers(request, context, folder, resumed, unsaved)
+            examine = make_reload_check(context, request, note)
+            checkpoints = make_checkpoint_manager(folder, context, request, resumed, unsaved, examine)
             with logger.open_logger(logged_run, context.loggers) as run_logger, contextlib.closing(checkpoints):
                 run_logger.start_others(context.settings.hyperparameters, console.say)
                 recorders = start_recording(context, folder, run_logger, resumed, console)
@@ -209,10 +209,6 @@ def restore_checkpoint(request: Request, context: RunContext) -> dict[str, Any] 
     Damaged checkpoints that were skipped, and differences in the environment, are noted.
     """
     ranks = context.runtime.ranks
-    # From here on ranks wait for each other no longer than this.
-    ranks.set_timeout(context.settings.device.timeout_seconds)
-    context.state.join(ranks)
-
     # Only rank 0 reads the files; the others receive its state.
     state = None
     if request.continues and request.folder is not None and not ranks.rank:
@@ -330,9 +326,17 @@ def name_sweep(sweep: Path, outputs: Path) -> str:
 
 
 def make_checkpoint_manager(
-    folder: Path, context: RunContext, request: Request, resumed: dict[str, Any] | None, unsaved: DiskProblems
+    folder: Path,
+    context: RunContext,
+    request: Request,
+    resumed: dict[str, Any] | None,
+    unsaved: DiskProblems,
+    examine: Examination | None = None,
 ) -> CheckpointManager:
-    """The manager of this run's checkpoints, each of which holds all that is needed to load it alone."""
+    """The manager of this run's checkpoints, each of which holds all that is needed to load it alone.
+
+    examine: called with checkpoints that were read back.
+    """
     run_id = resumed["run_id"] if resumed else RunRecord(folder).environment["run_id"]
     repeated = describe_process(context) | {
         "run_id": run_id,
@@ -341,17 +345,21 @@ def make_checkpoint_manager(
     }
     keys = context.settings.checkpoint
     manager = CheckpointManager(
-        folder / "checkpoints", repeated, keys.every_epochs, keys.every_steps, keys.keep, unsaved, keys.every_seconds
+        folder / "checkpoints",
+        repeated,
+        keys.every_epochs,
+        keys.every_steps,
+        keys.keep,
+        unsaved,
+        keys.every_seconds,
+        examine,
     )
     if resumed is not None:
-        with unsaved.tolerate("what follows on the earlier checkpoints", again=False):
-            manager.restore(resumed)
+        manager.restore(resumed)
     return manager
 
 
-def make_reload_check(
-    context: RunContext, request: Request, say: Callable[[str], None]
-) -> Callable[[dict[str, Any]], None] | None:
+def make_reload_check(context: RunContext, request: Request, say: Callable[[str], None]) -> Examination | None:
     """The check for state that resume would lose, made once a run; None where no code is the user's own."""
     troubles = context.state.progress.troubles
     if any(kind.startswith(comparison.KIND) for kind in troubles):

@@ -59,10 +59,11 @@ def save(path: Path, state: dict[str, Any]) -> None:
     write_atomically(path, buffer.getbuffer())
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path, required_keys: Sequence[str] = ()) -> dict[str, Any]:
     """Load a verified checkpoint to the CPU, without running code of the file.
 
-    CheckpointError says what is wrong: a missing, damaged or foreign file, or values of wrong types.
+    required_keys: those that it must have. CheckpointError says what is wrong: a missing, damaged or foreign file,
+    values of wrong types, or keys that are missing.
     """
     try:
         content = read_bytes(path, _MAX_BYTES)
@@ -104,6 +105,12 @@ def load(path: Path) -> dict[str, Any]:
     error_text = find_state_error(state)
     if error_text:
         raise CheckpointError(f"{path} is not opened: {error_text}")
+    missing = list_missing_keys(state, required_keys)
+    if missing:
+        raise CheckpointError(
+            f"{path} lacks {', '.join(missing)}: it was written by another dlrun, which alone can read it"
+        )
+
     try:
         return plain.decode(dict(state))
     except ValueError as error:
@@ -268,14 +275,9 @@ def load_newest(folder: Path, required_keys: Sequence[str] = ("optimizer",)) -> 
     for name in [*last, *steps]:
         path = folder / name
         try:
-            state = load(path)
+            return path, load(path, required_keys), reasons
         except CheckpointError as error:
             reasons.append(str(error))
-            continue
-        message = describe_missing_keys(state, required_keys, path)
-        if not message:
-            return path, state, reasons
-        reasons.append(message)
 
     # best.pt alone, for instance: weights without the optimizer's state.
     others = [name for name in names if name not in (*last, *steps)]
@@ -286,11 +288,3 @@ def load_newest(folder: Path, required_keys: Sequence[str] = ("optimizer",)) -> 
     raise UnreadableError(
         f"no checkpoint in {folder} can be resumed from, and everything is left as it was: {'; '.join(reasons)}"
     )
-
-
-def describe_missing_keys(state: dict[str, Any], required_keys: Sequence[str], path: Path) -> str:
-    """Describe the keys that a checkpoint lacks; "" if it has all."""
-    missing = list_missing_keys(state, required_keys)
-    if not missing:
-        return ""
-    return f"{path} lacks {', '.join(missing)}: it was written by another dlrun, which alone can read it"

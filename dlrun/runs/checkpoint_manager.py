@@ -29,6 +29,10 @@ _REST = 50
 _LONGEST_REST = 5.0
 
 
+# Called with the content of a checkpoint.
+Examination = Callable[[dict[str, Any]], None]
+
+
 @dataclass
 class _Pending:
     """One checkpoint on its way to the disk, which shares no tensor with the training."""
@@ -67,10 +71,12 @@ class CheckpointManager(Callback):
         keep: int,
         disk_problems: DiskProblems | None = None,
         every_seconds: float | None = None,
+        examine: Examination | None = None,
     ) -> None:
         """identity: keys repeated in each checkpoint; disk_problems: where failed saves are recorded.
 
-        every_seconds: saves come by the clock, in the place of every_epochs.
+        every_seconds: saves come by the clock, in the place of every_epochs. examine: called with checkpoints that
+        were read back, to compare them with the live state.
         """
         self.folder = folder
         self.identity = identity
@@ -79,6 +85,7 @@ class CheckpointManager(Callback):
         self.every_steps = every_steps
         self.every_seconds = every_seconds
         self.keep = keep
+        self.examine = examine
 
         # The best weights that best.pt does not have yet.
         self.best: dict[str, Any] | None = None
@@ -88,8 +95,6 @@ class CheckpointManager(Callback):
         self.row: dict[str, float] = {}
         # True once a checkpoint of this process was read back successfully.
         self.is_verified = False
-        # Called with checkpoints that were read back, to compare them with the live state.
-        self.examine: Callable[[dict[str, Any]], None] | None = None
         # How often a checkpoint was due, written or not.
         self.due_count = 0
         # True if the newest checkpoint resumes in the middle of an epoch.
@@ -108,7 +113,11 @@ class CheckpointManager(Callback):
         self._rest_end = 0.0
 
     def restore(self, earlier: dict[str, Any]) -> None:
-        """Continue after the checkpoint `earlier`: set newer files aside and repair the links."""
+        """Continue after the checkpoint `earlier`: set newer files aside and repair the links, as the disk allows."""
+        with self.disk_problems.tolerate("what follows on the earlier checkpoints", again=False):
+            self._restore(earlier)
+
+    def _restore(self, earlier: dict[str, Any]) -> None:
         self.row = dict(earlier["metrics"])
         best = self.folder / "best.pt"
         previous_best = self.folder / "best_before.pt"
@@ -144,7 +153,7 @@ class CheckpointManager(Callback):
             is_due = self._is_time_due(state) or is_due
         # The last batch is left to `on_epoch_end`, which has the epoch's row.
         if is_due and state.progress.batch < len(state.train):
-            self.write(state, self.row)
+            self.begin_save(state, self.row)
 
     def _is_step_due(self, step: int) -> bool:
         return self.every_steps is not None and step % self.every_steps == 0
@@ -172,7 +181,7 @@ class CheckpointManager(Callback):
             if self._can_skip(state):
                 self.due_count += 1
             else:
-                self.write(state, row)
+                self.begin_save(state, row)
 
     def _is_epoch_due(self, state: TrainState) -> bool:
         if self.every_seconds is not None:
@@ -210,7 +219,7 @@ class CheckpointManager(Callback):
         # After an epoch, `on_epoch_end` may have saved it already, which other ranks do not know.
         is_saved = not state.progress.batch and self._saved_step == state.progress.step
         if not is_saved or state.ranks.world_size > 1:
-            self.write(state, self.row)
+            self.begin_save(state, self.row)
             self.wait()
         self.saved_mid_epoch = True
 
@@ -235,7 +244,7 @@ class CheckpointManager(Callback):
         self._write_best(self.best)
         self.best = None
 
-    def write(self, state: TrainState, row: dict[str, float]) -> None:
+    def begin_save(self, state: TrainState, row: dict[str, float]) -> None:
         """Begin to save a checkpoint; if the disk refuses it, the earlier files stay intact.
 
         RunError for a state that no checkpoint can hold.

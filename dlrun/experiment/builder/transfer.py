@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dlrun.core.errors import RequestError, join_names
 from dlrun.core.suggest import did_you_mean
 from dlrun.data.files.tensors import get_number_kind
-from dlrun.experiment.resume import find_checkpoint_file, refuse_incomplete
+from dlrun.experiment.resume import find_checkpoint_file
 from dlrun.models.weights_file import read_state_dict
 from dlrun.runs import checkpoint
 
@@ -66,8 +66,7 @@ def _read_weights(source: Path) -> dict[str, Tensor]:
     if source.is_file() and not _is_checkpoint(source):
         return read_state_dict(source, "init_from")
     path = find_checkpoint_file(str(source))
-    state = checkpoint.load(path)
-    refuse_incomplete(state, ("model",), path)
+    state = checkpoint.load(path, ("model",))
     return {key: value for key, value in state["model"].items() if isinstance(value, Tensor)}
 
 
