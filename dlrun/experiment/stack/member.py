@@ -117,7 +117,7 @@ class StackedRun:
                         checkpoints.save_partial_best()
                         raise self.member.error
 
-                    checkpoints.write(context.state, self.history.rows[-1])
+                    checkpoints.begin_save(context.state, self.history.rows[-1])
                     checkpoints.wait()
                     result = single.finish(
                         context, folder, status, run_logger, checkpoints, None, self.request.group is None, members
