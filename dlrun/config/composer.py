@@ -3,7 +3,7 @@
 import copy
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from hydra.core.config_loader import ConfigLoader
@@ -15,9 +15,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from dlrun.config import hydra_internals
+from dlrun.config.hydra_part import HydraPart
 
 # An interpolation that is nothing but the name of another key.
 _REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*(?:\.\w+)*)\}")
+
+# Points that differ in lists or sections each need one of their own, which is as large as a config.
+_MOST_TEMPLATES = 16
 
 # A variable of the environment, which is the same for all points.
 _VARIABLE = re.compile(r"\$\{oc\.env:[^${}]*\}")
@@ -33,19 +37,45 @@ def to_plain(raw_config: DictConfig) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Template:
-    """A config with its choices and no other values, as plain values."""
+class _Base:
+    """A config with its choices and no other values."""
 
+    # Of which nobody keeps a change.
+    config: DictConfig
+    # The same with Hydra's part, to which HydraConfig is set.
+    settings: DictConfig
+    hydra: HydraPart
+
+
+@dataclass(frozen=True)
+class _Template:
+    """A config with its choices and some values, to which a point adds numbers and text."""
+
+    # Changed and put back while a value is tried.
+    config: DictConfig
     plain: dict[str, Any]
     # Keys that interpolations of the config name; None if one of them is more than a name.
     references: list[str] | None
+    # Whether a word sets one plain value and nothing else, and what the value becomes.
+    is_plain: dict[str, bool] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A composed point, of which HydraConfig is set to Hydra's part."""
+
+    # Plain values are resolved.
+    config: DictConfig | dict[str, Any]
+    # Belongs to the point until the next one is composed.
+    hydra: HydraPart
 
 
 class Composer:
     """Composes the choices of groups with Hydra, once for each combination of them, and then sets the values.
 
-    Hydra itself reads the defaults list anew for every point: 75 ms a point, this takes 1, or 8 where a value is more
-    than a number or a word.
+    Hydra itself reads the defaults list anew for every point: 75 ms a point, this takes 1, or 8 where the points differ
+    in more than numbers and words.
     """
 
     def __init__(
@@ -65,61 +95,89 @@ class Composer:
         self._parsed: dict[str, Override] = {}
         # Whether a key is a group: Hydra needs 13 ms to tell.
         self._is_group: dict[str, bool] = {}
-        self._bases: dict[tuple[str, ...], tuple[DictConfig, DictConfig]] = {}
-        self._templates: dict[tuple[str, ...], _Template] = {}
+        self._bases: dict[tuple[str, ...], _Base] = {}
+        # By the choices and the other words that are part of a template; the oldest one goes first.
+        self._templates: dict[tuple[tuple[str, ...], tuple[str, ...]], _Template] = {}
+
+    def compose_point(self, words: Sequence[str], number: int = 0) -> Point:
+        """Compose one point, and set HydraConfig to it. Hydra's exceptions pass through."""
+        config = self.compose_plain(words, number)
+        _, choices = self._split(words)
+        return Point(config, self._load_base(choices).hydra)
 
     def compose(self, words: Sequence[str], number: int = 0) -> DictConfig:
-        """Compose the config of one point, not resolved, and set HydraConfig to it. Hydra's exceptions pass through."""
-        values, choices = self._split(words, number)
-        base, _ = self._load_base(choices)
+        """The config of one point, not resolved."""
+        values, choices = self._enter_point(words, number)
         # The base serves all points with these choices.
-        raw_config = copy.deepcopy(base)
+        raw_config = copy.deepcopy(self._load_base(choices).config)
         _apply(values, raw_config)
         return raw_config
 
     def compose_plain(self, words: Sequence[str], number: int = 0) -> DictConfig | dict[str, Any]:
-        """As `compose`, but plain values where the words set numbers and text alone, and of keys no other names."""
-        values, choices = self._split(words, number)
-        base, _ = self._load_base(choices)
-        if choices not in self._templates:
-            self._templates[choices] = _Template(to_plain(copy.deepcopy(base)), _list_references(base))
+        """As `compose`, but plain values where no interpolation depends on what the words set."""
+        values, choices = self._enter_point(words, number)
+        template = self._load_template(choices, [])
+        others = [override for override in values if not _is_plain(override, template)]
+        # Another class drops the settings of the one it replaces, which is left to the caller.
+        if any(override.key_or_group.endswith("._target_") for override in others):
+            return self.compose(words, number)
+        if others:
+            # Lists, sections, and keys that interpolations name: points share most of these.
+            values = [override for override in values if override not in others]
+            if any(_overlap(one.key_or_group, other.key_or_group) for one in values for other in others):
+                # Which one counts depends on their order.
+                return self.compose(words, number)
+            try:
+                template = self._load_template(choices, others)
+            except ConfigCompositionException:
+                # In the order of the words another one may be the first that is wrong.
+                return self.compose(words, number)
 
-        template = self._templates[choices]
-        keys = [override.key_or_group for override in values]
-        if not all(_is_plain(override, base, template) for override in values):
+        if template.references is None or not all(_is_plain(override, template) for override in values):
             return self.compose(words, number)
 
-        before = {key: OmegaConf.select(base, key) for key in keys}
         config = cast(dict[str, Any], _copy(template.plain))
-        try:
-            _apply(values, base)
-            for key in keys:
-                *sections, last = key.split(".")
-                block = config
-                for section in sections:
-                    block = block[section]
-                # Not as it was typed: the schema makes a float of an int.
-                block[last] = OmegaConf.select(base, key)
-        finally:
-            for key, value in before.items():
-                OmegaConf.update(base, key, value)
+        for override in values:
+            *sections, last = override.key_or_group.split(".")
+            block = config
+            for section in sections:
+                block = block[section]
+            block[last] = _convert(override, template)
 
         return config
 
-    def _split(self, words: Sequence[str], number: int) -> tuple[list[Override], tuple[str, ...]]:
-        """The overrides that set values, and the choices of groups. HydraConfig is set to the point."""
-        overrides = [self._parse(word) for word in words]
-        values = [override for override in overrides if not self._is_choice(override)]
-        choices = tuple(str(override.input_line) for override in overrides if override not in values)
+    def _load_template(self, choices: tuple[str, ...], others: Sequence[Override]) -> _Template:
+        """The template with these choices and these values. Hydra's exceptions pass through."""
+        key = (choices, tuple(str(override.input_line) for override in others))
+        if key not in self._templates:
+            config = self._load_base(choices).config
+            if others:
+                config = copy.deepcopy(config)
+                _apply(others, config)
+            template = _Template(config, to_plain(copy.deepcopy(config)), _list_references(config))
+            if len(self._templates) >= _MOST_TEMPLATES:
+                del self._templates[next(iter(self._templates))]
+            self._templates[key] = template
+        return self._templates[key]
 
-        _, settings = self._load_base(choices)
-        job = settings.hydra.job
+    def _enter_point(self, words: Sequence[str], number: int) -> tuple[list[Override], tuple[str, ...]]:
+        """The overrides that set values, and the choices of groups. HydraConfig is set to the point."""
+        values, choices = self._split(words)
         # The job's own values, which interpolations such as that of hydra.sweep.subdir read.
-        job.override_dirname = hydra_internals.format_override_dirname(overrides, job.config.override_dirname)
-        job.num = number
-        job.id = number
-        settings.hydra.overrides.task = list(words)
+        overrides = [self._parse(word) for word in words]
+        self._load_base(choices).hydra.set_point(words, overrides, number)
         return values, choices
+
+    def _split(self, words: Sequence[str]) -> tuple[list[Override], tuple[str, ...]]:
+        """The overrides that set values, and the choices of groups."""
+        values: list[Override] = []
+        choices: list[str] = []
+        for override in map(self._parse, words):
+            if self._is_choice(override):
+                choices.append(str(override.input_line))
+            else:
+                values.append(override)
+        return values, tuple(choices)
 
     def _parse(self, word: str) -> Override:
         """Parse one override; the points of a sweep share most of their words."""
@@ -138,11 +196,8 @@ class Composer:
             self._is_group[key] = bool(self._loader.get_group_options(key))
         return self._is_group[key]
 
-    def _load_base(self, choices: tuple[str, ...]) -> tuple[DictConfig, DictConfig]:
-        """The config with these choices and no other values, and Hydra's own part of it, which HydraConfig is set to.
-
-        The caller must copy the first and may change the second.
-        """
+    def _load_base(self, choices: tuple[str, ...]) -> _Base:
+        """The config with these choices, which HydraConfig is set to."""
         if choices not in self._bases:
             base = self._loader.load_configuration(self._config_name, [*self._hydra_overrides, *choices], RunMode.RUN)
             if self._master is not None:
@@ -152,16 +207,35 @@ class Composer:
             settings = copy.deepcopy(base)
             with open_dict(base):
                 base.pop("hydra")
-            self._bases[choices] = (base, settings)
+            self._bases[choices] = _Base(base, settings, HydraPart(settings.hydra))
 
-        base, settings = self._bases[choices]
-        hydra_internals.set_hydra_config(settings)
-        return base, settings
+        hydra_internals.set_hydra_config(self._bases[choices].settings)
+        return self._bases[choices]
 
 
-def _apply(values: list[Override], config: DictConfig) -> None:
+def _convert(override: Override, template: _Template) -> Any:
+    """The value of a word that sets one plain value. Hydra's exceptions pass through."""
+    word = str(override.input_line)
+    if word not in template.values:
+        key = override.key_or_group
+        before = OmegaConf.select(template.config, key)
+        try:
+            _apply([override], template.config)
+            # Not as it was typed: the schema makes a float of an int.
+            template.values[word] = OmegaConf.select(template.config, key)
+        finally:
+            OmegaConf.update(template.config, key, before)
+    return template.values[word]
+
+
+def _overlap(key: str, other: str) -> bool:
+    """Whether one of two keys is the other, or a part of it."""
+    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
+
+
+def _apply(values: Sequence[Override], config: DictConfig) -> None:
     try:
-        hydra_internals.apply_overrides(values, config)
+        hydra_internals.apply_overrides(list(values), config)
     except OmegaConfBaseException as error:
         raise ConfigCompositionException().with_traceback(error.__traceback__) from error
 
@@ -180,32 +254,36 @@ def _list_references(config: DictConfig) -> list[str] | None:
             if match is None:
                 return None
             references.append(match[1])
-
     return references
 
 
-def _is_plain(override: Override, base: DictConfig, template: _Template) -> bool:
+def _is_plain(override: Override, template: _Template) -> bool:
     """Whether an override replaces one plain value by another one, and changes nothing else."""
+    word = str(override.input_line)
+    if word not in template.is_plain:
+        template.is_plain[word] = _replaces_plain_value(override, template)
+    return template.is_plain[word]
+
+
+def _replaces_plain_value(override: Override, template: _Template) -> bool:
     key = override.key_or_group
     if override.type != OverrideType.CHANGE or template.references is None or override.is_sweep_override():
         return False
     # Another class drops the settings of the one it replaces.
     if key.endswith("._target_"):
         return False
-    for reference in template.references:
-        if f"{key}.".startswith(f"{reference}.") or reference.startswith(f"{key}."):
-            return False
+    if any(_overlap(key, reference) for reference in template.references):
+        return False
 
     value = override.value()
     if not (value is None or isinstance(value, bool | int | float | str)) or "${" in str(value):
         return False
     *sections, last = key.split(".")
-    block: Any = base
+    block: Any = template.config
     for section in sections:
         if not isinstance(block, DictConfig) or section not in block or OmegaConf.is_interpolation(block, section):
             return False
         block = block[section]
-
     if not isinstance(block, DictConfig) or last not in block:
         return False
     if OmegaConf.is_interpolation(block, last) or OmegaConf.is_missing(block, last):

@@ -50,6 +50,12 @@ def set_hydra_config(settings: DictConfig | None) -> None:
     instance.cfg = settings
 
 
+def set_value(section: DictConfig, key: str, value: Any) -> None:
+    """Set a value of a section of Hydra's own, in a hundredth of the time that it takes with OmegaConf's checks."""
+    node: Any = section._get_node(key)
+    node._set_value(value)
+
+
 def copy_without_hydra(config: DictConfig) -> DictConfig:
     """The config without Hydra's part; both share the values, as copying all of them takes longer than a training step.
 

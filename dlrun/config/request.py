@@ -10,10 +10,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from dlrun.config import hydra_internals, project, schema, sweep_points, unheeded
-from dlrun.config.callbacks import SECTION as CALLBACKS
 from dlrun.config.callbacks import get_canonical_key
 from dlrun.config.compose import (
     GROUPS,
@@ -26,8 +25,9 @@ from dlrun.config.compose import (
     resolve,
     run_hydra,
 )
-from dlrun.config.composer import Composer, to_plain
-from dlrun.config.files import ConfigFile, ConfigFiles, has_own_files
+from dlrun.config.composer import Composer, Point, to_plain
+from dlrun.config.files import ConfigFile, ConfigFiles
+from dlrun.config.hydra_part import HydraPart, format_option
 from dlrun.core.errors import RequestError
 from dlrun.core.format import count_digits, format_folder_name
 from dlrun.core.literals import Literals
@@ -107,8 +107,10 @@ def from_command_line(words: Sequence[str]) -> list[Request]:
     requests: list[Request] = []
     files = ConfigFiles()
 
-    def capture(raw_config: DictConfig | dict[str, Any]) -> None:
-        request = _capture_job(raw_config, list(hydra_words), files, flags.overrides)
+    def capture(job: DictConfig | Point) -> None:
+        # A single run is composed by Hydra itself.
+        point = job if isinstance(job, Point) else Point(job, HydraPart(cast(DictConfig, HydraConfig.get())))
+        request = _capture_job(point, list(hydra_words), files, flags.overrides)
         requests.extend(_expand_points(request, files))
         # Counted as they arrive: composing the points of a mistyped range could take hours.
         if len(requests) > requests[0].config["sweep"]["max_jobs"]:
@@ -129,47 +131,24 @@ def from_command_line(words: Sequence[str]) -> list[Request]:
     return [replace(request, notes=[*request.notes, *notes]) for request in requests]
 
 
-def _capture_job(
-    raw_config: DictConfig | dict[str, Any], words: list[str], files: ConfigFiles, typed: Sequence[str]
-) -> Request:
+def _capture_job(point: Point, words: list[str], files: ConfigFiles, typed: Sequence[str]) -> Request:
     """Make a request of a composed job, while Hydra's resolvers still answer; typed: all overrides of the words."""
-    settings = cast(DictConfig, HydraConfig.get())
-    is_multirun = _is_multirun(settings)
-    folder = None
-    if is_multirun:
-        folder = Path(settings.sweep.dir) / settings.sweep.subdir
-    elif settings.run.dir != ".":
-        folder = Path(settings.run.dir)
-
-    # The words as they are: list() would interpolate.
-    task_words = cast(list[str], OmegaConf.to_container(settings.overrides.task))
-    overrides = schema.strip_permission_words(task_words)
-    request = _make_request(raw_config, settings, overrides, folder, words, files)
+    folder = point.hydra.get_folder()
+    overrides = schema.strip_permission_words(point.hydra.words)
+    request = _make_request(point, overrides, folder, words, files)
 
     has_points = bool(request.config["sweep"]["points"])
-    unheeded.refuse_other_folder(typed, is_multirun, has_points)
+    unheeded.refuse_other_folder(typed, point.hydra.is_multirun, has_points)
     return request
 
 
-def _is_multirun(settings: DictConfig) -> bool:
-    return settings.mode is not None and settings.mode.name == "MULTIRUN"
-
-
 def _make_request(
-    raw_config: DictConfig | dict[str, Any],
-    settings: DictConfig,
-    overrides: list[str],
-    folder: Path | None,
-    words: list[str],
-    files: ConfigFiles,
+    point: Point, overrides: list[str], folder: Path | None, words: list[str], files: ConfigFiles
 ) -> Request:
-    """Check and resolve a composed config; settings: Hydra's own part of it."""
-    choices: dict[str, str] = {}
-    for group, option in settings.runtime.choices.items():
-        # The config itself says which callbacks there are.
-        if option is not None and group != CALLBACKS and not group.startswith("hydra"):
-            choices[group] = _format_option(option)
-
+    """Check and resolve a composed config."""
+    raw_config = point.config
+    part = point.hydra
+    choices = dict(part.choices)
     for group in ("data", "model", "optimizer", "scheduler"):
         if group not in choices:
             raise RequestError(f"{group} takes one choice; type {group}=<one of `dlrun ls {group}`>")
@@ -179,12 +158,12 @@ def _make_request(
 
     own_files: list[ConfigFile] = []
     # Looking up the files takes 0.2 s, and dlrun's own need no check.
-    if has_own_files(settings):
-        own_files = [file for file in _look_up_files(settings, overrides, files) if file.is_own]
+    if part.has_own_files:
+        own_files = [file for file in _look_up_files(part.settings, overrides, files) if file.is_own]
     unheeded.refuse_hydra_in_files(own_files)
 
     config = resolve(raw_config, set(map(unheeded.get_key, overrides)))
-    if _is_ended_by_steps(config["trainer"], settings, overrides, files):
+    if _is_ended_by_steps(config["trainer"], part, overrides, files):
         config["trainer"]["epochs"] = None
 
     # The last file that sets a key wins.
@@ -197,9 +176,9 @@ def _make_request(
         config=config,
         choices=choices,
         overrides=overrides,
-        hydra=_record_hydra(settings),
+        hydra=_record_hydra(part),
         folder=folder,
-        sweep=Path(settings.sweep.dir) if _is_multirun(settings) else None,
+        sweep=part.get_sweep_folder() if part.is_multirun else None,
         words=words,
         keys_in_files=keys_in_files,
     )
@@ -229,9 +208,7 @@ def _look_up_files(settings: DictConfig, overrides: Sequence[str], files: Config
     return files.look_up(GlobalHydra.instance().config_loader(), settings, [*hydra_words, *overrides])
 
 
-def _is_ended_by_steps(
-    trainer: dict[str, Any], settings: DictConfig, overrides: Sequence[str], files: ConfigFiles
-) -> bool:
+def _is_ended_by_steps(trainer: dict[str, Any], part: HydraPart, overrides: Sequence[str], files: ConfigFiles) -> bool:
     """Whether the steps alone end the training: trainer.max_steps is set, and trainer.epochs by nobody."""
     if trainer["max_steps"] is None or trainer["epochs"] != schema.TrainerConfig().epochs:
         return False
@@ -239,30 +216,34 @@ def _is_ended_by_steps(
         return False
 
     # Only a lesson, an overlay or a file of the user's own may name as many epochs as there are by default.
-    is_plain = not any(settings.runtime.choices.get(group) for group in ("lesson", "experiment", "debug"))
-    if is_plain and not has_own_files(settings):
+    is_plain = not any(part.choices.get(group) for group in ("lesson", "experiment", "debug"))
+    if is_plain and not part.has_own_files:
         return True
-    return not any("trainer.epochs" in file.keys for file in _look_up_files(settings, overrides, files))
+    return not any("trainer.epochs" in file.keys for file in _look_up_files(part.settings, overrides, files))
 
 
-def _record_hydra(settings: DictConfig) -> dict[str, Any]:
+def _record_hydra(part: HydraPart) -> dict[str, Any]:
     """Hydra's own part of a config as hydra.yaml holds it: without permissions."""
-    plain = cast(dict[str, Any], OmegaConf.to_container(settings, resolve=False, enum_to_str=True))
+    plain = part.to_plain()
     words = plain["overrides"]["task"]
     lasting_words = schema.strip_permission_words(words)
     if len(lasting_words) < len(words):
         naming = plain["job"]["config"]["override_dirname"]
         overrides = OverridesParser.create().parse_overrides(lasting_words)
-        plain["overrides"]["task"] = lasting_words
-        plain["job"]["override_dirname"] = hydra_internals.format_override_dirname(overrides, naming)
+        name = hydra_internals.format_override_dirname(overrides, naming)
+        # The sections belong to all points.
+        plain["overrides"] = plain["overrides"] | {"task": lasting_words}
+        plain["job"] = plain["job"] | {"override_dirname": name}
     return plain
 
 
 def _expand_points(request: Request, files: ConfigFiles) -> list[Request]:
     """The runs that a request names in sweep.points, each in a folder under the request's own."""
-    loader = GlobalHydra.instance().config_loader()
     keys = request.config["sweep"]
+    if not keys["points"]:
+        return [request]
 
+    loader = GlobalHydra.instance().config_loader()
     overrides = request.overrides
     if any(word.startswith("sweep.points=") for word in overrides):
         # Points typed beside a choice are meant for it.
@@ -283,15 +264,13 @@ def _expand_points(request: Request, files: ConfigFiles) -> list[Request]:
     for number, extra in enumerate(points):
         words = [*common, *extra]
         try:
-            raw_config = composer.compose_plain(words)
+            composed = composer.compose_point(words)
         except Exception as error:
             # Passes through, too.
             error.add_note(IN_POINTS)
             raise
         folder = group / f"{number:0{count_digits(len(points))}}_{format_folder_name(','.join(extra))}"
-        # HydraConfig is of this point since it was composed.
-        settings = cast(DictConfig, HydraConfig.get())
-        point = _make_request(raw_config, settings, words, folder, request.words, files)
+        point = _make_request(composed, words, folder, request.words, files)
         requests.append(replace(point, sweep=request.sweep or group, group=group, extra=extra))
     return requests
 
@@ -327,7 +306,7 @@ def from_saved(saved: dict[str, Any], choices: dict[str, str], overrides: list[s
         if override.is_sweep_override():
             raise RequestError(f"{override.input_line} names several values; only one can be used here")
         if key in GROUPS:
-            option = _format_option(override.value())
+            option = format_option(override.value())
             _replace_option(config, key, option)
             new_choices[key] = option
         else:
@@ -343,11 +322,6 @@ def from_saved(saved: dict[str, Any], choices: dict[str, str], overrides: list[s
 
     plain_config = literals.restore(to_plain(config))
     return Request(plain_config, new_choices, overrides, folder=run, trusted_modules=trusted_modules, notes=notes)
-
-
-def _format_option(value: Any) -> str:
-    """The choice of a group as it is typed: an option, or several as [a,b]."""
-    return f"[{','.join(map(str, value))}]" if isinstance(value, list | tuple | ListConfig) else str(value)
 
 
 def _replace_option(config: DictConfig, group: str, option: str) -> None:

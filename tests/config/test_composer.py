@@ -85,6 +85,9 @@ LINES = [
     ["sweep.points=['seed=1','seed=2']"],
     ["trainer.early_stopping.patience=3", "trainer.early_stopping={min_delta: 0.5}"],
     ["paths.data='/a=b'", "paths.outputs='with space, and comma'"],
+    ["paths.data=x", "optimizer.lr=0.5", "model.hidden_sizes=[4,2]", "seed=1"],
+    ["paths.data=y", "optimizer.lr=0.25", "model.hidden_sizes=[4,2]", "seed=2"],
+    ["checkpoint.keep=2", "checkpoint={keep: 3}", "checkpoint.keep=4"],
 ]
 WRONG = [
     ["sedd=1"],
@@ -166,13 +169,18 @@ def test_plain_values_are_those_of_the_config(words: list[str], composer: Compos
         (["device.timeout_seconds=5"], True),
         (["resume=null", "run.name='a b'", "trainer.max_steps=3"], True),
         # Other keys name these.
-        (["trainer.ema_decay=0.5"], False),
-        (["paths.data=x", "data=mnist"], False),
-        (["checkpoint={keep: 3}"], False),
-        (["model.dropout=${seed}"], False),
-        (["+model.new=1"], False),
+        (["trainer.ema_decay=0.5", "seed=1"], True),
+        (["paths.data=x", "data=mnist"], True),
+        (["checkpoint={keep: 3}"], True),
+        (["+model.new=1", "model.dropout=0.1"], True),
+        (["model.hidden_sizes=[1]", "seed=1"], True),
+        (["model.dropout=${seed}"], True),
+        (["model.dropout=${seed}", "seed=2"], False),
+        (["seed=${hydra:job.num}"], False),
         (["model._target_=a.B"], False),
-        (["model.hidden_sizes=[1]"], False),
+        # The order counts.
+        (["optimizer.lr=1", "optimizer={lr: 5}"], False),
+        (["optimizer={lr: 5}", "optimizer.lr=1"], False),
     ],
     ids=str,
 )
@@ -282,3 +290,10 @@ def test_a_file_that_has_changed_is_read_again(tmp_path: Path) -> None:
         (tmp_path / "optimizer" / "mine.yaml").write_text(f"_target_: torch.optim.SGD\nlr: {rate}\n")
         (one_request,) = request.from_command_line(["--config-dir", str(tmp_path), "optimizer=mine"])
         assert one_request.config["optimizer"]["lr"] == rate
+
+
+def test_points_with_lists_of_their_own_each_keep_theirs(composer: Composer) -> None:
+    for size in (*range(1, 20), 1):
+        point = composer.compose_plain([f"model.hidden_sizes=[{size}]", f"seed={size}"])
+        assert isinstance(point, dict)
+        assert (point["model"]["hidden_sizes"], point["seed"]) == ([size], size)

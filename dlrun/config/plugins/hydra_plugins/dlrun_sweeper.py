@@ -58,7 +58,7 @@ class DlrunLauncher(Launcher):
         config_name = str(self.config.hydra.job.config_name)
         composer = Composer(self.hydra_context.config_loader, hydra_overrides, self.config, config_name)
         for number, words in enumerate(job_overrides, initial_job_idx):
-            self.task_function(composer.compose_plain(words, number))
+            self.task_function(composer.compose_point(words, number))
         return []
 
 
