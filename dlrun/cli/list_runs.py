@@ -19,6 +19,7 @@ from dlrun.runs.query import Query, count_bytes, is_stamped, list_typed_override
 from dlrun.runs.record import RunRecord
 from dlrun.runs.reports.console import format_number
 from dlrun.sweep.ledger import DONE, Ledger
+from dlrun.sweep.slurm_jobs import describe_states
 
 HEADERS = ("run", "status", "epochs", "best", "size", "choice")
 # Before the choice, where any run of the list has tags.
@@ -52,6 +53,10 @@ def list_runs(words: Sequence[str], format: str, sort: str | None, limit: int | 
         return
 
     units = group_runs(selection, runs)
+    for sweep in dict.fromkeys(run.sweep for run in runs if run.sweep and _is_named(run.sweep, selection.places)):
+        on_cluster = describe_states(sweep)
+        if on_cluster:
+            write_error(f"note: jobs of {sweep} in Slurm: {on_cluster}")
     if not units:
         message = "no run matches" if selection.filters else "there is no run"
         places = ", ".join(map(str, selection.places or [selection.outputs]))
@@ -211,8 +216,11 @@ def list_sweep_cells(folder: Path) -> list[str]:
 
     done_count = sum(status in DONE for status in statuses)
     state = f"{done_count}/{len(statuses)} done"
-    # The lock tells whether the sweep's process is alive; the ledger cannot.
-    if lock.is_locked(folder):
+    # The lock tells whether the sweep's process is alive; the ledger cannot. Jobs of Slurm need no such process.
+    on_cluster = describe_states(folder)
+    if on_cluster:
+        state = f"{on_cluster}, {state}"
+    elif lock.is_locked(folder):
         state = f"running, {state}"
 
     failure_count = statuses.count("failed")

@@ -293,7 +293,11 @@ def from_saved(saved: dict[str, Any], choices: dict[str, str], overrides: list[s
     # So is the choice of loggers, and new are keys of the task.
     loggers = {"tensorboard": {"_target_": schema.TENSORBOARD}}
     task = asdict(schema.TaskConfig()) | (plain.get("task") or {})
-    config = OmegaConf.create({"run": labels, "logger": loggers, **plain, "task": task, **no_permissions})
+    # Sweeps of older versions may be resumed on a cluster.
+    engines = {key: value for key, value in asdict(schema.SweepConfig()).items() if key in ("engine", "ray", "slurm")}
+    sweep = engines | (plain.get("sweep") or {})
+    recorded = {"run": labels, "logger": loggers, **plain}
+    config = OmegaConf.create({**recorded, "task": task, "sweep": sweep, **no_permissions})
 
     new_choices = dict(choices)
     trusted_modules: list[str] = []

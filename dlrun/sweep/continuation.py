@@ -10,8 +10,9 @@ from dlrun.config.schema import NOT_IDENTITY, strip_permission_words
 from dlrun.core.errors import RequestError
 from dlrun.core.own_code import find_own_modules
 from dlrun.core.shell import quote, suggest_command
+from dlrun.experiment import resume
 from dlrun.runs import folder as run_folder
-from dlrun.sweep.jobs import parse_key
+from dlrun.sweep.jobs import Job, parse_key
 from dlrun.sweep.ledger import NAME, Ledger
 
 
@@ -153,3 +154,20 @@ def read_requests(words: Sequence[str]) -> list[Request]:
     trusted_modules = recorded_requests[0].trusted_modules or []
     new_requests = [replace(point, trusted_modules=trusted_modules, words=line, sweep=folder) for point in points]
     return [*recorded_requests, *new_requests]
+
+
+def prepare_job(job: Job) -> Job:
+    """The job with its newest checkpoint to resume from, or with an emptied folder if it has none.
+
+    UnreadableError if it has checkpoints and none of them can be opened.
+    """
+    if not job.folder.is_dir():
+        return job
+
+    state = resume.find_newest_state(job.folder)
+    if state is not None:
+        return replace(job, request=resume.continue_run(job.request, job.folder, state))
+
+    # The error of the attempt that is thrown away stays in the ledger.
+    run_folder.clear_for_restart(job.folder)
+    return job

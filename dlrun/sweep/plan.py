@@ -140,8 +140,9 @@ def print_plan(
     unfinished: Sequence[Job],
     at_once: int,
     notes: Sequence[str],
+    place: str = "",
 ) -> None:
-    """Print what will be run, how many at a time and where, and the notes."""
+    """Print what will be run, how many at a time and where, and the notes; place: of a cluster."""
     settings = set[tuple[str, ...]]()
     for job in jobs:
         settings.add(tuple(word for word in job.request.overrides if _is_part_of_setting(word)))
@@ -158,6 +159,8 @@ def print_plan(
 
     if not unfinished:
         pace = "nothing is left to do"
+    elif place:
+        pace = place
     elif at_once == 1:
         pace = "one at a time"
     else:

@@ -18,15 +18,14 @@ from dlrun.core.lock import Lock
 from dlrun.core.own_code import find_own_modules
 from dlrun.core.shell import suggest_command
 from dlrun.engine.device import count_cores
-from dlrun.experiment import resume
 from dlrun.experiment.builder import data_cache
 from dlrun.experiment.late_pictures import draw_finished, draw_losses
-from dlrun.runs import folder as run_folder
 from dlrun.runs.reports.console import Console, format_facts
 from dlrun.runs.reports.plots import fonts
+from dlrun.sweep import clusters
 from dlrun.sweep.comparison import expectations, report
 from dlrun.sweep.comparison.ranking import Comparison, compare
-from dlrun.sweep.continuation import choose_folder, has_chosen_folder
+from dlrun.sweep.continuation import choose_folder, has_chosen_folder, prepare_job
 from dlrun.sweep.engines import Engine, Outcome, Serial
 from dlrun.sweep.jobs import Job, build_jobs, drop_duplicates, has_own_code
 from dlrun.sweep.ledger import DONE, Ledger
@@ -47,6 +46,10 @@ def run(requests: Sequence[Request]) -> int:
     at_once = _read_job_count(sweep_settings["jobs"])
     # Sweeps of before this key was there are resumed as they were begun.
     stack_mode = sweep_settings.get("stack", "off")
+    is_remote = clusters.is_remote(sweep_settings)
+    if is_remote:
+        # What a stack gains is measured on this machine, and says nothing of the cluster's.
+        at_once, stack_mode = 1, "off"
 
     # Names, folders and keys of the jobs; nothing is written yet.
     folder, ledger = choose_folder(requests)
@@ -60,6 +63,7 @@ def run(requests: Sequence[Request]) -> int:
     at_once = max(1, min(at_once, len(unfinished)))
     own_code_jobs = [job for job in unfinished if has_own_code(job)]
 
+    to_check = [clusters.choose_any_device(job) for job in unfinished] if is_remote else unfinished
     prepared = PreparedJobs()
     # The fork server imports torch while this process checks the jobs.
     engine = _start_engine(is_serial and not own_code_jobs, at_once, prepared)
@@ -67,7 +71,7 @@ def run(requests: Sequence[Request]) -> int:
     with data_cache.share_data(), contextlib.ExitStack() as resources:
         if own_code_jobs and isinstance(engine, Parallel):
             # The user's own code may end the process that runs it, so it is not checked in this one.
-            check = check_in_process(unfinished, engine)
+            check = check_in_process(to_check, engine)
             if check.death is not None:
                 notes.append(f"{check.death}; each run has a process of its own, and is checked when it begins")
             elif is_serial and not any(is_left_running(job, ledger) for job in own_code_jobs):
@@ -75,7 +79,7 @@ def run(requests: Sequence[Request]) -> int:
             missing_data = check.missing_data
         else:
             keep = None if stack_mode == "off" or not is_serial else prepared.add
-            missing_data = check_jobs(unfinished, on_end=keep)
+            missing_data = check_jobs(to_check, on_end=keep)
 
         if not has_chosen_folder(requests[0]) and folder.exists():
             # Another sweep that started in the same second has taken the folder since.
@@ -83,10 +87,15 @@ def run(requests: Sequence[Request]) -> int:
             jobs = [move_job(job, folder) for job in jobs]
             unfinished = list(jobs)
 
+        place = f"on {sweep_settings['engine'].capitalize()}" if is_remote else ""
+        if is_remote and not sweep_settings["dry_run"]:
+            cluster = resources.enter_context(contextlib.closing(clusters.open_cluster(sweep_settings, folder)))
+            engine, at_once, place = cluster, cluster.count_at_once(len(unfinished)), cluster.describe()
+
         if not sweep_settings["dry_run"]:
             claim_folder(resources.enter_context(Lock()), ledger, jobs, requests[0].words)
         stacks = find_stacks(folder, jobs, unfinished, missing_data, stack_mode, prepared, notes)
-        print_plan(console, folder, jobs, unfinished, at_once, notes)
+        print_plan(console, folder, jobs, unfinished, at_once, notes, place)
         if sweep_settings["dry_run"]:
             return 0
 
@@ -102,7 +111,8 @@ def run(requests: Sequence[Request]) -> int:
             if job.key in missing_data or watcher.is_stopping:
                 continue
             try:
-                queue.append(prepare_job(job))
+                # The machine of a cluster that runs a job prepares it, each time anew.
+                queue.append(job if is_remote else prepare_job(job))
             except (UnreadableError, OSError) as error:
                 # A damaged run folder costs its own job only.
                 watcher.on_job_start(job)
@@ -250,23 +260,6 @@ def claim_folder(lock: Lock, ledger: Ledger, jobs: Sequence[Job], words: Sequenc
         ledger.refuse_changed()
         remove_temporaries(ledger.folder)
         ledger.add(jobs, words)
-
-
-def prepare_job(job: Job) -> Job:
-    """The job with its newest checkpoint to resume from, or with an emptied folder if it has none.
-
-    UnreadableError if it has checkpoints and none of them can be opened.
-    """
-    if not job.folder.is_dir():
-        return job
-
-    state = resume.find_newest_state(job.folder)
-    if state is not None:
-        return replace(job, request=resume.continue_run(job.request, job.folder, state))
-
-    # The error of the attempt that is thrown away stays in the ledger.
-    run_folder.clear_for_restart(job.folder)
-    return job
 
 
 def format_resume_command(folder: Path, jobs: Sequence[Job]) -> str:
