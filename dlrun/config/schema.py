@@ -220,7 +220,7 @@ class SlurmConfig:
     qos: str | None = None
     constraint: str | None = None
     setup: list[str] = field(default_factory=list)  # lines of shell before a job
-    options: dict[str, Any] = field(default_factory=dict)  # further options of sbatch, {mail-type: FAIL}
+    options: Any = field(default=None, metadata={"mapping": True})  # further options of sbatch, {mail-type: FAIL}
 
 
 @dataclass

@@ -73,6 +73,8 @@ class Slurm(Remote):
         """settings: sweep.slurm. RequestError where submitit or Slurm is missing, or refuses a setting."""
         super().__init__(folder, settings["cpus"], at_once)
         self.is_local = settings["cluster"] == "local"
+        # By id, those that this process has submitted.
+        self._jobs: dict[str, Any] = {}
         place = folder.absolute() / FOLDER
         words: dict[str, Any] = {"max_num_timeout": _MOST_REQUEUES}
 
@@ -96,7 +98,7 @@ class Slurm(Remote):
             "signal_delay_s": settings["signal_seconds"],
             "cpus_per_task": settings["cpus"],
             "array_parallelism": at_once or _LARGEST_ARRAY,
-            "additional_parameters": dict(settings["options"]),
+            "additional_parameters": settings["options"] or {},
         }
         if settings["memory_gb"] is not None:
             self.parameters["mem"] = f"{int(settings['memory_gb'] * 1024)}MB"
@@ -133,6 +135,7 @@ class Slurm(Remote):
 
             for attempt, job in zip(batch, jobs, strict=True):
                 attempt.handle = job.job_id
+                self._jobs[job.job_id] = job
                 self._record(attempt)
 
     def _record(self, attempt: Attempt) -> None:
@@ -147,6 +150,10 @@ class Slurm(Remote):
         ended = []
         for attempt in attempts:
             if not is_alive(self.folder, attempt.handle, self.is_local):
+                # Waits for a process of this machine, which is a child of this one.
+                job = self._jobs.pop(attempt.handle, None)
+                if job is not None:
+                    job.done()
                 if not self.is_local:
                     # Slurm itself may queue it again, beside the job that takes its place.
                     _run_command("scancel", attempt.handle)
