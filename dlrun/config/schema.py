@@ -271,6 +271,14 @@ LATER_DATA_KEYS: dict[str, dict[str, Any]] = {
         "pixel_range": None,
         "normalization": "auto",
     },
+    "dlrun.data.series.series": {
+        "time_zone": None,
+        "calendar": None,
+        "folds": None,
+        "fold": 0,
+        "val_path": None,
+        "test_path": None,
+    },
 }
 
 KEYS: dict[str, type] = {"data": DataKeys, "model": ModelKeys, "optimizer": OptimizerKeys, "scheduler": SchedulerKeys}

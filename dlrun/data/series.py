@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,25 @@ from torch.utils.data import Dataset
 
 from dlrun.core.errors import DataError, RequestError, join_names
 from dlrun.core.suggest import did_you_mean
+from dlrun.data.clock import choose_cycles, from_local, get_zone, name_offset, parse_offsets
 from dlrun.data.columns.cells import choose_day_first, is_gap, parse_column
 from dlrun.data.columns.kinds import judge_kind
 from dlrun.data.columns.named import read_named
+from dlrun.data.columns.parts import check_split
 from dlrun.data.columns.reading import TableFile, TextFormat, hash_file
 from dlrun.data.datasets import check_fraction
 from dlrun.data.origin import Origin
 from dlrun.data.spec import DataSpec, Split, Splits
-from dlrun.data.tables import Trouble, raise_troubles
+from dlrun.data.tables import (
+    Trouble,
+    combine_hashes,
+    find_unheeded,
+    join_files,
+    make_origin,
+    raise_troubles,
+    read_beside,
+    refuse_double_parts,
+)
 from dlrun.data.windows import (
     SeriesPreprocessing,
     Steps,
@@ -40,6 +52,8 @@ SERIES_TARGET = "dlrun.data.series.series"
 # Windows that take more are gathered as they are needed.
 _MOST_BYTES = 2**28
 _PARTS = ("train", "val", "test")
+# Rows behind the fold that is tested on.
+_NO_PART = 3
 
 
 @dataclass(frozen=True)
@@ -47,7 +61,8 @@ class Timeline:
     """The rows of a table by series and time.
 
     rows: numbers of the rows in the table, in this order; breaks: where a series begins; groups: names of the series,
-    and `group`, the number of that of each row; values float64 (rows, features), NaN for gaps.
+    and `group`, the number of that of each row; values float64 (rows, features), NaN for gaps; file_number: of each
+    row, where several files were joined.
     """
 
     file: TableFile
@@ -58,11 +73,13 @@ class Timeline:
     breaks: NDArray[np.bool_]
     values: NDArray[np.float64]
     steps: Steps
+    file_number: NDArray[np.int64]
     notes: tuple[str, ...] = ()
 
     def describe_place(self, row: int) -> str:
         """File and line of a row, as it stands here."""
-        return f"{self.file.table.path}, line {self.file.table.lines[self.rows[row]]}"
+        number = int(self.rows[row])
+        return f"{self.file.find_source(number)}, line {self.file.table.lines[number]}"
 
 
 @dataclass(frozen=True)
@@ -121,10 +138,12 @@ def series(
     path: str,
     target: str | int | list[str | int] = -1,
     time: str | int | None = None,
+    time_zone: str | None = None,
     features: list[str | int] | None = None,
     group: str | int | None = None,
     window: int = 48,
     horizon: int = 1,
+    calendar: str | list[str] | None = None,
     stride: int = 1,
     season: int | None = None,
     missing: str = "previous",
@@ -132,6 +151,10 @@ def series(
     separator: str | None = None,
     encoding: str | None = None,
     decimal: str | None = None,
+    folds: int | None = None,
+    fold: int = 0,
+    val_path: str | None = None,
+    test_path: str | None = None,
     test_fraction: float = 0.2,
     val_fraction: float = 0.0,
     normalize: bool = True,
@@ -142,10 +165,14 @@ def series(
     The inputs of a window are `window` rows, the targets the `horizon` rows behind it, step after step. The parts
     follow each other in time: the last rows are tested on, those before them validated on, and no window has targets
     in two parts, so that none trains on what is validated or tested. Features, the targets first, are scaled by mean
-    and std of the rows before the validation part. season: steps that the trivial forecast repeats; None: a day, week
-    or year, or the last value, whichever errs less in training. missing: "previous" fills gaps of inputs with the
-    value before, "error" refuses them; a window whose targets have a gap is left out. preprocessing: of a trained
-    model, applied in place of a new one. Raises DataError or RequestError, naming file, line and column.
+    and std of the training rows. time_zone: of times without an offset; those with one are put in the order of UTC.
+    calendar: cycles of which sine and cosine are inputs too, see `choose_cycles`. folds: the test part is the fold with
+    the number `fold` of scikit-learn's TimeSeriesSplit, and what is behind it is left out. val_path, test_path: files
+    that are parts of their own; they go on with the series of `path`, unless their times overlap. season: steps that
+    the trivial forecast repeats; None: a day, week or year, or the last value, whichever errs less in training.
+    missing: "previous" fills gaps of inputs with the value before, "error" refuses them; a window whose targets have a
+    gap is left out. preprocessing: of a trained model, applied in place of a new one. Raises DataError or RequestError,
+    naming file, line and column.
     """
     for key, value in (("window", window), ("horizon", horizon), ("stride", stride), ("season", season)):
         if value is not None and value < 1:
@@ -157,11 +184,20 @@ def series(
         hint = did_you_mean(missing, ("previous", "error"))
         raise RequestError(f"data.missing={missing} is no choice; {hint}type previous or error")
     check_fraction(test_fraction)
+    check_split("random", None, folds, fold)
+    refuse_double_parts(test_path, folds)
+    if time_zone is not None:
+        get_zone(time_zone)
 
     saved = None if preprocessing is None else SeriesPreprocessing.from_plain(preprocessing)
     text_format = TextFormat({"\\t": "\t"}.get(str(separator), separator), header, encoding, decimal)
     file, columns = read_columns(Path(path).expanduser(), text_format, target, time, features, group, saved)
-    timeline = read_timeline(file, columns, missing, saved)
+    files = [file]
+    for key, other in (("val_path", val_path), ("test_path", test_path)):
+        if other is not None:
+            files.append(read_beside(file, Path(other).expanduser(), text_format, f"data.{key}"))
+    file = join_files(files)
+    timeline = read_timeline(file, columns, missing, saved, time_zone)
     if saved is not None:
         window = saved.window
         horizon = saved.horizon
@@ -181,13 +217,14 @@ def series(
         )
 
     starts = _apply_stride(starts, timeline, stride)
-    # By time and not by row: several series are cut at the same moment.
-    bounds = _choose_bounds(timeline.times, test_fraction, val_fraction)
-    parts, boundary_notes = _split(timeline, starts, window, horizon, bounds)
+    given = [name for name, other in (("val", val_path), ("test", test_path)) if other is not None]
+    part_of_row = _assign_parts(timeline, given, test_fraction, val_fraction, folds, fold)
+    parts, boundary_notes = _split(timeline, starts, window, horizon, part_of_row, given)
 
     if saved is None:
         # No row that is validated or tested on has a say in the scale.
-        is_trained = timeline.times < bounds[0]
+        is_trained = part_of_row == 0
+        cycles = choose_cycles(calendar, timeline.times[is_trained], timeline.steps.seconds, timeline.steps.is_date)
         mean, std = _fit_scale(filled[is_trained & known_inputs], normalize)
         saved = SeriesPreprocessing(
             features=tuple(columns.features),
@@ -204,13 +241,14 @@ def series(
             std=std,
             steps=timeline.steps,
             day_first=_judge_day_first(file, columns.time),
+            calendar=cycles,
         )
 
     crc = zlib.crc32(parts["train"].astype("<i8").tobytes())
     fitted = replace(saved, sha256=file.sha256, rows_crc=crc)
 
-    inputs = fitted.scale(filled)
-    origin = _make_origin(timeline)
+    inputs = fitted.make_inputs(filled, timeline.times)
+    origin = _make_origin(timeline, files)
     spec = _make_spec(fitted, normalize)
     part_by_name: dict[str, Any] = {}
     for name in _PARTS:
@@ -230,14 +268,20 @@ def series(
     notes = [*file.notes, *columns.notes, *timeline.notes]
     notes += _describe_gaps(timeline, filled, known_targets, gaps, columns.target_count)
     notes += boundary_notes
+    if preprocessing is None and calendar is not None:
+        cycles = fitted.calendar
+        advice = "" if cycles else ": no cycle passes twice in training, or there are no dates"
+        notes.append(f"data.calendar adds {join_names(cycles) if cycles else 'nothing'}{advice}.")
     if preprocessing is None:
         notes.append(f"the trivial forecast is the {name_naive_forecast(spec)}; data.season=… chooses another one.")
-    return Splits(train, part_by_name["val"], part_by_name["test"], spec, tuple(notes))
+    unheeded = find_unheeded(test_path, val_path, folds)
+    return Splits(train, part_by_name["val"], part_by_name["test"], spec, tuple(notes), unheeded=unheeded)
 
 
 def hash_files(arguments: Mapping[str, Any]) -> str:
-    """The sha256 by which the table is known again; "" where it cannot be read."""
-    return hash_file(Path(str(arguments["path"])).expanduser())
+    """The sha256 by which the tables are known again; "" where one of them cannot be read."""
+    paths = [Path(str(arguments[key])).expanduser() for key in ("path", "val_path", "test_path") if arguments.get(key)]
+    return combine_hashes([hash_file(path) for path in paths])
 
 
 # Columns
@@ -359,7 +403,13 @@ def _judge_time_column(file: TableFile, targets: Sequence[int]) -> int | None:
 # Rows
 
 
-def read_timeline(file: TableFile, columns: _Columns, missing: str, saved: SeriesPreprocessing | None) -> Timeline:
+def read_timeline(
+    file: TableFile,
+    columns: _Columns,
+    missing: str,
+    saved: SeriesPreprocessing | None,
+    time_zone: str | None = None,
+) -> Timeline:
     """The rows of a table by series and time; DataError for cells that are no numbers or times, and for equal times."""
     table = file.table
     decimal = file.decimal if saved is None else saved.decimal
@@ -372,19 +422,27 @@ def read_timeline(file: TableFile, columns: _Columns, missing: str, saved: Serie
         groups = tuple(map(str, names))
         group = codes.astype(np.int64)
 
-    times, is_date = _read_times(file, columns.time, saved)
+    clock = _read_times(file, columns.time, group, saved, time_zone)
+    times = clock.times
+    notes = list(clock.notes)
+    counts = [count for _, count in file.sources] or [len(times)]
+    file_number = np.repeat(np.arange(len(counts)), counts)
+    series_number = group
+    if len(counts) > 1:
+        series_number, note = _part_series(times, group, file_number, has_time=columns.time is not None)
+        notes.append(note)
     # Rows of one series stand together, and so a window is a slice.
-    order = np.lexsort((times, group))
-    notes = []
-    within = np.diff(times)[np.diff(group) == 0]
+    order = np.lexsort((times, series_number))
+    within = np.diff(times)[np.diff(series_number) == 0]
     if columns.time is not None and (within < 0).any():
         notes.append(f"rows were put in the order of '{columns.time}'.")
     times = times[order]
-    group = group[order]
     # No window goes from one series into the next.
-    breaks = np.append(True, np.diff(group) != 0)
-    steps = find_steps(times, breaks, is_date)
-    timeline = Timeline(file, order, times, group, groups, breaks, values[order], steps, tuple(notes))
+    breaks = np.append(True, np.diff(series_number[order]) != 0)
+    steps = find_steps(times, breaks, clock.is_date, clock.zone)
+    timeline = Timeline(
+        file, order, times, group[order], groups, breaks, values[order], steps, file_number[order], tuple(notes)
+    )
     _refuse_equal_times(timeline, columns)
     if not steps.is_regular:
         inside = np.diff(times)[~breaks[1:]]
@@ -427,12 +485,27 @@ def _judge_day_first(file: TableFile, time: str | None) -> bool:
     return time is not None and bool(choose_day_first(file.table.columns[file.table.names.index(time)]))
 
 
+@dataclass(frozen=True)
+class _Clock:
+    """The time of each row (rows,), in seconds of UTC if there is a zone; whether these are dates."""
+
+    times: NDArray[np.float64]
+    is_date: bool = False
+    zone: str = ""
+    notes: tuple[str, ...] = ()
+
+
 def _read_times(
-    file: TableFile, time: str | None, saved: SeriesPreprocessing | None
-) -> tuple[NDArray[np.float64], bool]:
-    """The time of each row, and whether these are dates."""
+    file: TableFile,
+    time: str | None,
+    group: NDArray[np.int64],
+    saved: SeriesPreprocessing | None,
+    time_zone: str | None,
+) -> _Clock:
     if time is None:
-        return np.arange(len(file.table.lines), dtype=np.float64), False
+        if time_zone is not None:
+            raise RequestError(f"data.time_zone={time_zone} is for a column of dates; type data.time=<its name>")
+        return _Clock(np.arange(len(file.table.lines), dtype=np.float64))
     position = file.table.names.index(time)
     cells = file.table.columns[position]
     numbers, wrong = parse_column(cells, file.decimal)
@@ -446,7 +519,77 @@ def _read_times(
 
     troubles = [Trouble(row, position, f"holds '{cells[row].strip()[:40]}', which is no time") for row in sorted(wrong)]
     raise_troubles(file, troubles, "correct the lines or remove them")
-    return numbers, not is_number
+    if is_number:
+        return _Clock(numbers)
+    # A run whose times were taken as they are written takes others in the same way.
+    if saved is not None and not saved.steps.zone:
+        return _Clock(numbers, True)
+    return _apply_zone(file, position, numbers, group, time_zone if saved is None else saved.steps.zone)
+
+
+def _apply_zone(
+    file: TableFile, position: int, times: NDArray[np.float64], group: NDArray[np.int64], zone: str | None
+) -> _Clock:
+    """Times as they are written, as those of UTC where they have a zone; position: of their column."""
+    cells = file.table.columns[position]
+    name = file.table.names[position]
+    offsets = parse_offsets(cells)
+    without = np.isnan(offsets)
+    if zone is None and without.all():
+        return _Clock(times, True)
+    if zone is None and without.any():
+        troubles = [
+            Trouble(row, position, f"holds '{cells[row].strip()[:40]}' without a time zone, which others have")
+            for row in np.flatnonzero(without).tolist()
+        ]
+        raise_troubles(file, troubles, "write it everywhere, or type data.time_zone=… for times without")
+
+    times = times - np.nan_to_num(offsets)
+    if zone is not None and without.any():
+        times[without], skipped = from_local(times[without], zone, group[without])
+        troubles = []
+        for number in skipped:
+            row = int(np.flatnonzero(without)[number])
+            troubles.append(Trouble(row, position, f"holds '{cells[row].strip()[:40]}', which clocks of {zone} skip"))
+        raise_troubles(file, troubles, "correct the lines, or type another data.time_zone")
+    if zone is not None:
+        return _Clock(times, True, zone)
+
+    distinct = np.unique(offsets).tolist()
+    if len(distinct) == 1:
+        return _Clock(times, True, name_offset(distinct[0]))
+    names = join_names([name_offset(offset) for offset in distinct])
+    note = (
+        f"'{name}' has the time zones {names}: rows were put in the order of UTC, in which times are shown; "
+        "data.time_zone=<name> shows them there."
+    )
+    return _Clock(times, True, "UTC", (note,))
+
+
+def _part_series(
+    times: NDArray[np.float64], group: NDArray[np.int64], file_number: NDArray[np.int64], has_time: bool
+) -> tuple[NDArray[np.int64], str]:
+    """The series that each row belongs to: its group, or where times of files overlap that in its file; and a note."""
+    files = int(file_number.max()) + 1
+    apart = group * files + file_number
+    if not has_time:
+        return (
+            apart,
+            "files have no column of times: each is a series of its own, and no window goes from one to another.",
+        )
+    for name in np.unique(group):
+        spans = []
+        for number in range(files):
+            own = times[(group == name) & (file_number == number)]
+            if len(own):
+                spans.append((own.min(), own.max()))
+        spans.sort()
+        if any(later[0] <= earlier[1] for earlier, later in pairwise(spans)):
+            return (
+                apart,
+                "the times of the files overlap: each is a series of its own, and no window goes on in another.",
+            )
+    return group, "the files follow each other in time: windows may look back into the one before."
 
 
 def _refuse_equal_times(timeline: Timeline, columns: _Columns) -> None:
@@ -457,12 +600,18 @@ def _refuse_equal_times(timeline: Timeline, columns: _Columns) -> None:
     lines = timeline.file.table.lines
     # The table may be in any order, and is named by its lines.
     pair = sorted(lines[timeline.rows[row]] for row in (first, first + 1))
-    advice = "type data.group=<column> if the table holds several series, or remove one of them"
+    path = timeline.file.find_source(int(timeline.rows[first]))
+    advice = "remove one of them"
+    if columns.group is None:
+        advice = "type data.group=<column> if the table holds several series, or remove one of them"
+    # Once a year, at night, an hour comes twice.
+    hours = timeline.times[equal] % 86_400 // 3600
+    if timeline.steps.has_clock and not timeline.steps.zone and (hours <= 3).all():
+        advice = f"type data.time_zone=<such as Europe/Berlin> if clocks were put back then, or {advice}"
     raise DataError(
-        f"{timeline.file.table.path}, lines {pair[0]} and {pair[1]}: both have the time "
-        f"{timeline.steps.format(timeline.times[first])}"
+        f"{path}, lines {pair[0]} and {pair[1]}: both have the time {timeline.steps.format(timeline.times[first])}"
         + (f" and {len(equal) - 1:,} more rows have that of another; " if len(equal) > 1 else "; ")
-        + (advice if columns.group is None else "remove one of them")
+        + advice
     )
 
 
@@ -482,43 +631,95 @@ def _apply_stride(starts: NDArray[np.int64], timeline: Timeline, stride: int) ->
     return chosen
 
 
-def _choose_bounds(times: NDArray[np.float64], test_fraction: float, val_fraction: float) -> tuple[float, float]:
-    """The times at which the validation and the test part begin; infinite for a part that there is none of."""
-    distinct = np.unique(times)
-    # Of the moments, as series may have different numbers of rows.
-    before_test = len(distinct) - round(len(distinct) * test_fraction)
-    before_val = before_test - round(before_test * val_fraction)
-    times_and_end = np.append(distinct, np.inf)
-    return float(times_and_end[before_val]), float(times_and_end[before_test])
+def _assign_parts(
+    timeline: Timeline,
+    given: Sequence[str],
+    test_fraction: float,
+    val_fraction: float,
+    folds: int | None,
+    fold: int,
+) -> NDArray[np.int64]:
+    """The part of each row (rows,), by its number in _PARTS; given: parts that are files of their own."""
+    # Of the moments and not of the rows: several series are cut at the same one.
+    moments = np.unique(timeline.times[timeline.file_number == 0])
+    end = len(moments)
+    before_test = end if "test" in given else end - round(end * test_fraction)
+    if folds is not None:
+        before_test, end = _find_fold(end, folds, fold, str(timeline.file.table.path))
+    before_val = before_test
+    if "val" not in given:
+        before_val -= round(before_test * val_fraction)
+
+    position = np.searchsorted(moments, timeline.times)
+    parts = np.full(len(position), _NO_PART)
+    # From the last part to the first, as each ends where the next begins.
+    for part, bound in ((2, end), (1, before_test), (0, before_val)):
+        parts[position < bound] = part
+    for number, name in enumerate(given, 1):
+        parts[timeline.file_number == number] = _PARTS.index(name)
+    return parts
+
+
+def _find_fold(count: int, folds: int, fold: int, path: str) -> tuple[int, int]:
+    """Where the test part of a fold begins and ends, of so many moments; all before it are trained on."""
+    from sklearn.model_selection import TimeSeriesSplit
+
+    try:
+        pairs = list(TimeSeriesSplit(folds).split(np.arange(count)))
+    except ValueError as error:
+        raise RequestError(
+            f"{path}: data.folds={folds} is too many for {count:,} moments; type a smaller number"
+        ) from error
+    test = pairs[fold][1]
+    return int(test[0]), int(test[-1]) + 1
 
 
 def _split(
-    timeline: Timeline, starts: NDArray[np.int64], window: int, horizon: int, bounds: tuple[float, float]
+    timeline: Timeline,
+    starts: NDArray[np.int64],
+    window: int,
+    horizon: int,
+    part_of_row: NDArray[np.int64],
+    given: Sequence[str],
 ) -> tuple[dict[str, NDArray[np.int64]], list[str]]:
-    """First rows of the windows of each part: those whose targets lie in it from the first to the last."""
-    # The inputs of a window may lie in the part before: at that time they are known.
-    first = timeline.times[starts + window]
-    last = timeline.times[starts + window + horizon - 1]
-    val_start, test_start = bounds
-    parts = {
-        "train": starts[last < val_start],
-        "val": starts[(first >= val_start) & (last < test_start)],
-        "test": starts[first >= test_start],
-    }
+    """First rows of the windows of each part: those whose targets all lie in it."""
+    views = np.lib.stride_tricks.sliding_window_view
+    parts = {}
+    for number, name in enumerate(_PARTS):
+        # Counted in running sums, so that long windows cost no more than short ones.
+        counts = np.concatenate([[0], np.cumsum(part_of_row == number)])
+        is_own = counts[starts + window + horizon] - counts[starts + window] == horizon
+        if name == "train":
+            # The inputs of others may lie in the part before: at that time they are known.
+            is_own &= counts[starts + window] - counts[starts] == window
+        parts[name] = starts[is_own]
     notes = []
-    left_out_count = len(starts) - sum(map(len, parts.values()))
-    if val_start < np.inf:
-        texts = []
-        for name, bound in (("validation", val_start), ("test", test_start)):
-            if bound < np.inf and (name != "validation" or val_start < test_start):
-                texts.append(f"the {name} part begins at {timeline.steps.format(bound)}")
+    ends = views(part_of_row[window:], horizon)[starts][:, [0, -1]]
+    is_between = (ends[:, 0] != ends[:, 1]) & (ends < _NO_PART).all(axis=1)
+    left_out_count = int(is_between.sum())
+    texts = []
+    for number, title in ((1, "validation"), (2, "test")):
+        rows = np.flatnonzero(part_of_row == number)
+        if len(rows) and _PARTS[number] not in given:
+            texts.append(f"the {title} part begins at {timeline.steps.format(timeline.times[rows].min())}")
+    if (part_of_row == _NO_PART).any():
+        end = timeline.times[part_of_row == 2].max()
+        texts.append(f"ends at {timeline.steps.format(end)}")
+    if texts:
         left_out = f"; {left_out_count:,} windows with targets on both sides are left out" if left_out_count else ""
         notes.append(f"{' and '.join(texts)}, in time{left_out}.")
 
     # A part that was asked for and came to nothing is no metric of 0, and is told.
-    for name, bound, end in (("val", val_start, test_start), ("test", test_start, np.inf)):
-        if bound < end and not len(parts[name]):
-            notes.append(f"the {name} part is too short for data.horizon={horizon}, and left out.")
+    for number, name in enumerate(_PARTS):
+        if name == "train" or len(parts[name]) or not (part_of_row == number).any():
+            continue
+        if name in given:
+            path = timeline.file.sources[1 + given.index(name)][0]
+            raise DataError(
+                f"data.{name}_path={path} has no window of data.window={window} and data.horizon={horizon} rows; type "
+                "smaller ones, or name a longer file"
+            )
+        notes.append(f"the {name} part is too short for data.horizon={horizon}, and left out.")
     return parts, notes
 
 
@@ -555,14 +756,9 @@ def _make_part(
     return Split((x,), y, own_origin)
 
 
-def _make_origin(timeline: Timeline) -> Origin:
+def _make_origin(timeline: Timeline, files: Sequence[TableFile]) -> Origin:
     """Where the rows of the timeline come from, with their time and series."""
-    table = timeline.file.table
-    source = str(table.path)
-    origin = Origin.from_lines(source, table.lines)
-    if not timeline.file.has_lines:
-        origin = Origin.from_position(source, len(table.lines))
-    origin = origin.take(torch.from_numpy(timeline.rows))
+    origin = make_origin(files).take(torch.from_numpy(timeline.rows))
     columns = {"time": np.array([timeline.steps.format(time) for time in timeline.times.tolist()])}
     if timeline.groups != ("",):
         columns["series"] = np.array(timeline.groups)[timeline.group]
@@ -572,14 +768,15 @@ def _make_origin(timeline: Timeline) -> Origin:
 def _make_spec(fitted: SeriesPreprocessing, normalize: bool) -> DataSpec:
     # The features begin with the targets.
     targets = slice(fitted.target_count)
+    phases = 2 * len(fitted.calendar)
     return DataSpec(
         "series",
-        (fitted.window, len(fitted.features)),
+        (fitted.window, len(fitted.input_names)),
         "regression",
         fitted.horizon * fitted.target_count,
-        feature_names=fitted.features,
-        mean=fitted.mean if normalize else (),
-        std=fitted.std if normalize else (),
+        feature_names=fitted.input_names,
+        mean=(*fitted.mean, *[0.0] * phases) if normalize else (),
+        std=(*fitted.std, *[1.0] * phases) if normalize else (),
         # The targets of each step, one step after the other.
         target_mean=fitted.mean[targets] * fitted.horizon if normalize else (),
         target_std=fitted.std[targets] * fitted.horizon if normalize else (),

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from datetime import datetime, timedelta
+from datetime import UTC, timedelta
 from typing import Any
 
 import numpy as np
@@ -13,15 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dlrun.core.errors import DataError
+from dlrun.data.clock import DAY as _DAY
+from dlrun.data.clock import EPOCH as _EPOCH
+from dlrun.data.clock import compute_phases, from_local, get_zone, name_phases, to_local
 from dlrun.data.columns.cells import is_gap, parse_date
 from dlrun.data.spec import DataSpec
 
 KIND = "series"
 VERSION = 1
 
-_EPOCH = datetime(1970, 1, 1)
 _FRACTION = re.compile(r":\d{2}:\d{2}[.,](\d+)")
-_DAY = 86_400.0
 # Steps of calendars: months of 28 to 31 days, quarters, years.
 _MONTHS = ((27.5, 31.5, 1), (88.5, 92.5, 3), (364.5, 366.5, 12))
 # A longer step is a gap; with more of them than this share the steps are irregular.
@@ -36,7 +37,8 @@ class Steps:
     """The steps between the rows of a series.
 
     seconds: the usual one, or in the unit of times that are numbers; months: of a calendar's, else 0. is_date: whether
-    times are dates; is_regular: whether steps are alike, but for gaps.
+    times are dates; is_regular: whether steps are alike, but for gaps; zone: in which times of UTC are shown, "" for
+    times as they are written.
     """
 
     seconds: float
@@ -44,12 +46,16 @@ class Steps:
     is_date: bool = False
     is_regular: bool = True
     has_clock: bool = False
+    zone: str = ""
 
     def format(self, time: float) -> str:
         """A time as a table has it."""
         if not self.is_date:
             return f"{time:.10g}"
         moment = _EPOCH + timedelta(seconds=time)
+        if self.zone:
+            # With its offset: an hour may come twice.
+            moment = moment.replace(tzinfo=UTC).astimezone(get_zone(self.zone))
         if not self.has_clock:
             return moment.date().isoformat()
         if moment.microsecond:
@@ -60,9 +66,18 @@ class Steps:
         """The times of the steps after the last one; their numbers where steps are irregular."""
         if not self.is_regular:
             return [f"+{number}" for number in range(1, count + 1)]
-        if not self.months:
-            return [self.format(last + number * self.seconds) for number in range(1, count + 1)]
-        return [self.format(_add_months(last, number * self.months)) for number in range(1, count + 1)]
+        numbers = range(1, count + 1)
+        if not self.months and (not self.zone or self.seconds % _DAY):
+            return [self.format(last + number * self.seconds) for number in numbers]
+        # Days are counted by the clock: some of them have 23 or 25 hours.
+        local = float(to_local(np.array([last]), self.zone)[0])
+        if self.months:
+            following = [_add_months(local, number * self.months) for number in numbers]
+        else:
+            following = [local + number * self.seconds for number in numbers]
+        if self.zone:
+            following = from_local(np.array(following), self.zone, np.arange(count))[0].tolist()
+        return [self.format(time) for time in following]
 
     @property
     def season(self) -> int:
@@ -116,12 +131,12 @@ def parse_times(cells: Sequence[str], day_first: bool) -> tuple[NDArray[np.float
     return times, wrong
 
 
-def find_steps(times: NDArray[np.float64], breaks: NDArray[np.bool_], is_date: bool) -> Steps:
+def find_steps(times: NDArray[np.float64], breaks: NDArray[np.bool_], is_date: bool, zone: str = "") -> Steps:
     """The usual step of rows in the order of time; breaks: where another series begins, bool (rows,)."""
     steps = np.diff(times)[~breaks[1:]]
-    has_clock = is_date and bool((times % _DAY != 0).any())
+    has_clock = is_date and bool((to_local(times, zone) % _DAY != 0).any())
     if not len(steps):
-        return Steps(1.0, is_date=is_date, has_clock=has_clock)
+        return Steps(1.0, is_date=is_date, has_clock=has_clock, zone=zone)
     # The median, as a gap of a year must not make the usual step longer.
     usual = float(np.median(steps))
     is_usual = (steps > usual / 2) & (steps < _GAP * usual)
@@ -133,8 +148,7 @@ def find_steps(times: NDArray[np.float64], breaks: NDArray[np.bool_], is_date: b
             # Thirty days each are no months.
             if len(days) and days.min() >= least and days.max() <= most and days.min() != days.max():
                 months = count
-
-    return Steps(usual, months, is_date, is_regular, has_clock)
+    return Steps(usual, months, is_date, is_regular, has_clock, zone)
 
 
 def find_gaps(times: NDArray[np.float64], breaks: NDArray[np.bool_], steps: Steps) -> NDArray[np.bool_]:
@@ -150,7 +164,8 @@ class SeriesPreprocessing:
     """How the rows of a table become windows.
 
     features: columns that are inputs, those of the targets first; target_count: of them. mean, std: of the features in
-    the training rows. season: of the trivial forecast, which repeats the last so many steps.
+    the training rows. season: of the trivial forecast, which repeats the last so many steps. calendar: cycles whose
+    phases are inputs behind the features, see clock.py.
     """
 
     features: tuple[str, ...]
@@ -170,6 +185,17 @@ class SeriesPreprocessing:
     season: int = 1
     sha256: str = ""
     rows_crc: int = 0
+    calendar: tuple[str, ...] = ()
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The names of all inputs: the features, and the phases of the calendar."""
+        return (*self.features, *name_phases(self.calendar))
+
+    def make_inputs(self, values: NDArray[np.float64], times: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Values (rows, features) and their times as the model takes them, (rows, inputs)."""
+        phases = compute_phases(to_local(times, self.steps.zone if self.calendar else ""), self.calendar)
+        return np.concatenate([self.scale(values), phases], axis=1)
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -204,6 +230,8 @@ class SeriesPreprocessing:
             values = {key: value for key, value in plain.items() if key not in ("kind", "version")}
             for name in ("features", "mean", "std"):
                 values[name] = tuple(plain[name])
+            # Older runs have none.
+            values["calendar"] = tuple(plain.get("calendar", ()))
             values["steps"] = Steps(**plain["steps"])
             preprocessing = cls(**values)
             # A checkpoint may come from anyone, so what it holds is checked.

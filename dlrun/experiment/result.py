@@ -1,8 +1,9 @@
 """result.json: metrics of a run beside those of the trivial answer, and what else was measured."""
 
+import dataclasses
 import hashlib
 import inspect
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from dlrun.config import schema
 from dlrun.data.datasets import Part, count_rows
 from dlrun.data.inspection import get_valid_targets
 from dlrun.data.spec import DataSpec, Split, Splits
-from dlrun.data.windows import forecast_naively, is_series
+from dlrun.data.windows import SeriesPreprocessing, forecast_naively, is_series, name_naive_forecast
 from dlrun.engine import evaluation, trainer
 from dlrun.engine.objective import Objective
 from dlrun.experiment import probes
@@ -24,6 +25,7 @@ from dlrun.runs import expectations, logger
 from dlrun.runs.expectations import Value
 from dlrun.runs.logger import RunLogger
 from dlrun.runs.record import RunRecord
+from dlrun.runs.reports.console import format_number
 
 # Windows that are read one by one for the trivial forecast.
 _MOST_WINDOWS = 5_000
@@ -70,6 +72,30 @@ def score_naive_forecast(task: Objective, part: Part, spec: DataSpec) -> dict[st
         targets = torch.stack(list(map(torch.as_tensor, targets_of_rows)))
 
     return task.score_outputs(task.scale_values(forecast_naively(spec, x)), targets.double())
+
+
+def compare_naive_forecasts(context: RunContext, metrics: Mapping[str, float]) -> str:
+    """The mean absolute error of the last value, of a usual season ago and of the net on the same windows; one line.
+
+    "" for other data than series, and for a run without metrics.
+    """
+    splits = context.splits
+    parts = {"test": splits.test, "val": splits.val, "train": splits.train}
+    name = next((name for name, part in parts.items() if part is not None and f"{name}/mae" in metrics), None)
+    if not is_series(splits.spec) or splits.spec.reconstructs or name is None:
+        return ""
+    part = parts[name]
+    assert part is not None
+    fitted = SeriesPreprocessing.from_plain(splits.spec.preprocessing)
+    texts = []
+    for season in sorted({1, fitted.season, fitted.steps.season}):
+        if season > fitted.window:
+            continue
+        spec = dataclasses.replace(splits.spec, preprocessing=dataclasses.replace(fitted, season=season).to_plain())
+        mae = score_naive_forecast(context.objective, part, spec)["mae"]
+        texts.append(f"the {name_naive_forecast(spec)} gets {format_number(mae)}")
+    own = format_number(metrics[f"{name}/mae"])
+    return f"mean absolute error on the {name} windows: {', '.join(texts)}, and this net {own}"
 
 
 def collect_result(
@@ -144,7 +170,7 @@ def check_expectations(context: RunContext, result: dict[str, Any], folder: Path
     """Check what the config expects of the run."""
     outcome = expectations.build_outcome("", result, logger.read_rows(folder))
     checked = expectations.check(context.settings.expect, [outcome])
-    return [asdict(line) for line in checked]
+    return [dataclasses.asdict(line) for line in checked]
 
 
 def diagnose(

@@ -62,6 +62,8 @@ def test_forecasts_beat_the_day_before_and_are_told_with_their_times(dlrun: Call
 
     result = json.loads((run / "result.json").read_text())
     assert result["metrics"]["test/mae"] < 0.9 * result["baseline"]["test/mae"]
+    line = next(line for line in (run / "run.log").read_text().splitlines() if "on the test windows" in line)
+    assert f"the value 24 steps before gets {result['baseline']['test/mae']:.4f}, and this net " in line
     done = dlrun("eval", "run", "figures=false")
     assert "the same as recorded in training, to the last bit" in done.out
     (path,) = run.glob("eval/*/predictions.csv")
@@ -124,6 +126,24 @@ def test_exports_forecast_as_the_run_does(dlrun: Callable[..., Any], run: Path, 
     done = dlrun("export", "run", "format=python")
     assert done.code == 2
     assert "format=python cannot write data=series" in done.err
+
+
+@pytest.mark.slow
+def test_folds_are_swept_and_phases_of_the_calendar_are_columns_of_exports(
+    dlrun: Callable[..., Any], tmp_path: Path
+) -> None:
+    write_power(tmp_path / "power.csv")
+    words = (*POWER, "model=linear", "trainer.epochs=2", "data.calendar=auto", "data.folds=3", "data.fold=range(3)")
+    done = dlrun("-m", *words, "sweep.dir=folds")
+    assert done.code == 0, done.err
+    assert "all runs  3" in done.out
+    run = next(path.parent for path in (tmp_path / "folds").glob("*/result.json"))
+    assert dlrun("export", str(run), "format=onnx").code == 0
+    loader = run / "export" / "onnx" / "load_onnx.py"
+    printed = subprocess.run([sys.executable, str(loader)], capture_output=True, text=True, check=True).stdout.split()
+    assert len(printed) == 6
+    header = (loader.parent / "example.csv").read_text().splitlines()[0]
+    assert header == "load,temperature,hour_sin,hour_cos"
 
 
 @pytest.mark.slow

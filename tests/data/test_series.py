@@ -299,3 +299,84 @@ def test_cells_that_are_no_numbers_or_times_are_named_with_their_lines(tmp_path:
     path, _ = power(tmp_path, date=times)
     with pytest.raises(DataError, match=r"line 9: column 'date' holds 'yesterday', which is no time"):
         series(path, "load", time="date", window=4)
+
+
+def test_times_with_zones_are_put_in_the_order_of_utc(tmp_path: Path) -> None:
+    """An autumn night of Berlin: written with offsets, and by the clock alone."""
+    shown = ["2024-10-27 01:00", "2024-10-27 02:00", "2024-10-27 02:00", "2024-10-27 03:00", "2024-10-27 04:00"]
+    offsets = ["+02:00", "+02:00", "+01:00", "+01:00", "+01:00"]
+    whole = [time + offset for time, offset in zip(shown, offsets, strict=True)]
+    load = list(range(5))
+    path = write(tmp_path / "t.csv", {"date": whole[::-1], "load": load[::-1]})
+    splits = series(path, "load", window=2, test_fraction=0, normalize=False)
+    x, y = arrays(splits.train)
+    assert np.concatenate([x[:, :, 0], y], axis=1).tolist() == [[0, 1, 2], [1, 2, 3], [2, 3, 4]]
+    assert splits.train.origin.to_columns()["time"][0] == "2024-10-27 01:00+00:00"  # type: ignore[union-attr]
+    assert any("'date' has the time zones +01:00, +02:00: rows were put in the order of UTC" in n for n in splits.notes)
+
+    berlin = series(path, "load", time_zone="Europe/Berlin", window=2, test_fraction=0, calendar=["hour"])
+    assert berlin.train.origin.to_columns()["time"] == [time[:22] for time in whole[2:]]  # type: ignore[union-attr]
+    assert berlin.spec.feature_names == ("load", "hour_sin", "hour_cos")
+    assert berlin.spec.mean[1:] == (0, 0)
+    # By the clock of Berlin it is one, two and two.
+    angles = 2 * np.pi * np.array([1, 2]) / 24
+    assert arrays(berlin.train)[0][0, :, 1:] == pytest.approx(np.stack([np.sin(angles), np.cos(angles)], 1))
+    assert arrays(berlin.train)[0][1, 0, 1] == arrays(berlin.train)[0][1, 1, 1]
+
+    plain = write(tmp_path / "p.csv", {"date": shown, "load": load})
+    with pytest.raises(DataError, match=r"lines 3 and 4: both have the time .* type data\.time_zone=<such as Europe"):
+        series(plain, "load", window=2)
+    by_clock = series(plain, "load", time_zone="Europe/Berlin", window=2, test_fraction=0, calendar="hour")
+    assert torch.equal(by_clock.train.inputs[0], berlin.train.inputs[0])  # type: ignore[union-attr]
+    mixed = write(tmp_path / "m.csv", {"date": [*whole[:4], shown[4]], "load": load})
+    with pytest.raises(DataError, match=r"line 6: column 'date' holds '2024-10-27 04:00' without a time zone, which"):
+        series(mixed, "load", window=2)
+
+
+def test_days_of_a_zone_go_on_by_the_clock() -> None:
+    midnight = datetime(2024, 3, 29, 23).timestamp() - datetime(1970, 1, 1).timestamp()
+    days = Steps(86_400.0, is_date=True, has_clock=True, zone="Europe/Berlin")
+    assert days.list_next(midnight, 3) == ["2024-03-31 00:00+01:00", "2024-04-01 00:00+02:00", "2024-04-02 00:00+02:00"]
+
+
+@pytest.mark.parametrize("fold", [0, 2])
+def test_folds_are_those_of_scikit_learn(tmp_path: Path, fold: int) -> None:
+    from sklearn.model_selection import TimeSeriesSplit
+
+    path = write(tmp_path / "t.csv", {"date": hours(100), "load": range(100)})
+    splits = series(path, "load", window=4, horizon=2, folds=3, fold=fold, val_fraction=0.2, normalize=False)
+    train, test = list(TimeSeriesSplit(3).split(np.arange(100)))[fold]
+    held_out = round(len(train) * 0.2)
+    seen = {value for rows in arrays(splits.train) for value in rows.flatten().tolist()}
+    assert seen == set(train[:-held_out].tolist())
+    assert set(arrays(splits.val)[1].flatten().tolist()) == set(train[-held_out:].tolist())
+    assert set(arrays(splits.test)[1].flatten().tolist()) == set(test.tolist())
+    assert splits.unheeded["test_fraction"] == "data.folds draws the test part"
+    ends = "ends at 2024-01-03 01:00, in time" in " ".join(splits.notes)
+    assert ends is (fold == 0)
+    with pytest.raises(RequestError, match=r"data\.folds=100 is too many for 100 moments"):
+        series(path, "load", window=4, folds=100)
+
+
+def test_files_of_parts_go_on_with_the_series_or_stand_alone(tmp_path: Path) -> None:
+    def cut(name: str, first: int, last: int) -> str:
+        return write(tmp_path / name, {"date": hours(100)[first:last], "load": range(first, last)})
+
+    words: dict[str, Any] = {"target": "load", "window": 5, "horizon": 2, "normalize": False}
+    splits = series(cut("a.csv", 0, 60), val_path=cut("b.csv", 60, 80), test_path=cut("c.csv", 80, 83), **words)
+    assert set(arrays(splits.train)[1].flatten().tolist()) == set(range(5, 60))
+    # The first windows look back into the file before.
+    assert arrays(splits.val)[1].flatten().tolist() == [v for first in range(60, 79) for v in (first, first + 1)]
+    assert arrays(splits.test)[0][0, :, 0].tolist() == [75, 76, 77, 78, 79]
+    origin = splits.test.origin.to_columns()  # type: ignore[union-attr]
+    assert origin["source"] == [str(tmp_path / "c.csv")] * 2
+    assert origin["line"] == [2, 3]
+    saved = splits.spec.preprocessing
+    paths = {"path": tmp_path / "a.csv", "val_path": tmp_path / "b.csv", "test_path": tmp_path / "c.csv"}
+    assert saved["sha256"] == hash_files(paths)
+
+    overlapping = series(cut("a.csv", 0, 60), test_path=cut("b.csv", 50, 70), **words)
+    assert arrays(overlapping.test)[0][0, :, 0].tolist() == [50, 51, 52, 53, 54]
+    assert any("the times of the files overlap" in note for note in overlapping.notes)
+    with pytest.raises(DataError, match=r"data\.test_path=.*b\.csv has no window of data\.window=5"):
+        series(cut("a.csv", 0, 60), test_path=cut("b.csv", 55, 58), **words)

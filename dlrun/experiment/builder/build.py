@@ -192,7 +192,7 @@ def disable_splitting(settings: Settings, overrides: Sequence[str]) -> Settings:
         arguments["test_fraction"] = 0.0
     # Every window, whatever the distance of those that were trained on.
     if settings.data.target == SERIES_TARGET:
-        arguments["stride"] = 1
+        arguments |= {"stride": 1, "folds": None, "fold": 0, "val_path": None, "test_path": None}
     # Of tables: other ways to split.
     if settings.data.target in (TABLE_TARGET, TEXT_TARGET):
         arguments |= {"split": "random", "split_column": None, "folds": None, "fold": 0}

@@ -11,6 +11,7 @@ from dlrun.core.yaml import dump_yaml
 from dlrun.engine.metric_names import select_metrics
 from dlrun.experiment.context import RunContext
 from dlrun.experiment.reports import terminal
+from dlrun.experiment.result import compare_naive_forecasts
 from dlrun.runs.record import RunRecord
 from dlrun.runs.reports import page
 from dlrun.runs.reports.console import describe_end, format_number
@@ -28,7 +29,7 @@ def write_report(context: RunContext, folder: Path, result: dict[str, Any], rows
 
     rows: those of metrics.jsonl.
     """
-    body = [page.render_bullets(_summarize(result)), _format_metrics(context, result)]
+    body = [page.render_bullets(_summarize(context, result)), _format_metrics(context, result)]
     if result.get("simple_models"):
         body.append(f"<h2>scikit-learn on the same rows</h2>\n{_format_simple_models(result)}")
     if result["expected"]:
@@ -69,8 +70,11 @@ def _write_headline(context: RunContext, result: dict[str, Any]) -> str:
     return f"{choice}: {key} {format_number(metrics[key])}{comparison}"
 
 
-def _summarize(result: dict[str, Any]) -> list[str]:
+def _summarize(context: RunContext, result: dict[str, Any]) -> list[str]:
     lines = [describe_end(result)]
+    comparison = compare_naive_forecasts(context, result["metrics"])
+    if comparison:
+        lines.append(comparison)
     best = result["best"]
     if best["epoch"] is not None:
         lines.append(f"best: epoch {best['epoch']}, {best['metric']} {format_number(best['value'])}")

@@ -19,6 +19,7 @@ from dlrun.data.windows import is_series, name_naive_forecast
 from dlrun.engine.state import TrainState
 from dlrun.experiment.context import Answer, RunContext
 from dlrun.experiment.preflight.checks import estimate_checkpoint_bytes
+from dlrun.experiment.result import compare_naive_forecasts
 from dlrun.runs.expectations import CheckResult
 from dlrun.runs.reports.console import Console, build_table, describe_end, format_facts, format_number
 
@@ -192,6 +193,9 @@ def print_closing(
     if best["epoch"] is not None:
         tested = "; test is of these weights" if "test" in headers else ""
         console.say(f"best: epoch {best['epoch']}, {best['metric']} {format_number(best['value'])}{tested}")
+    comparison = compare_naive_forecasts(context, result["metrics"])
+    if comparison:
+        console.say(comparison)
     console.say(describe_end(result))
 
     # The probes of the config, before and after the training.

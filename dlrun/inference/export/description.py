@@ -19,6 +19,7 @@ from dlrun.data.batches import Batches
 from dlrun.data.columns.cells import GAPS
 from dlrun.data.columns.preprocessing import GAP
 from dlrun.data.tokens import UNKNOWN, WORD_PATTERN
+from dlrun.data.windows import SeriesPreprocessing
 from dlrun.engine.multitask import MultitaskObjective
 from dlrun.engine.objective import Objective
 from dlrun.inference.export import loaders
@@ -275,7 +276,11 @@ def describe_preprocessing(saved_model: SavedModel, example: Example, shape: Seq
 
     if example.kind == "series":
         # The last rows of a table, in the order of time and without gaps.
-        return description | dict(spec.preprocessing)
+        fitted = SeriesPreprocessing.from_plain(spec.preprocessing)
+        phases = 2 * len(fitted.calendar)
+        # Phases of a calendar are columns of the table like others.
+        constants = {"mean": [*fitted.mean, *[0.0] * phases], "std": [*fitted.std, *[1.0] * phases]}
+        return description | fitted.to_plain() | {"features": list(fitted.input_names), **constants}
 
     if example.kind == "table":
         return description | {"feature_names": list(spec.feature_names), **constants}

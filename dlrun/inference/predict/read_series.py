@@ -83,7 +83,9 @@ class SeriesReader:
             else:
                 times = steps.list_next(float(timeline.times[rows[-1]]), fitted.horizon)
                 named = tuple(f"{series} {time}" if series else time for time in times)
-                yield Item(title, Window(torch.from_numpy(fitted.scale(values[rows])), named))
+                yield Item(
+                    title, Window(torch.from_numpy(fitted.make_inputs(values[rows], timeline.times[rows])), named)
+                )
 
     def prepare(self, item: Item) -> Prepared:
         """The window of an item."""
