@@ -375,6 +375,10 @@ def test_files_of_parts_go_on_with_the_series_or_stand_alone(tmp_path: Path) -> 
     paths = {"path": tmp_path / "a.csv", "val_path": tmp_path / "b.csv", "test_path": tmp_path / "c.csv"}
     assert saved["sha256"] == hash_files(paths)
 
+    # What is validated on is no input of training, also where it came before.
+    earlier = series(cut("a.csv", 40, 100), val_path=cut("b.csv", 0, 40), **words)
+    assert arrays(earlier.train)[0].min() == 40
+
     overlapping = series(cut("a.csv", 0, 60), test_path=cut("b.csv", 50, 70), **words)
     assert arrays(overlapping.test)[0][0, :, 0].tolist() == [50, 51, 52, 53, 54]
     assert any("the times of the files overlap" in note for note in overlapping.notes)
