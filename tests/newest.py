@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-EXTRAS = ("export", "metrics")  # with what users install; the tools of the tests stay as they are pinned
+EXTRAS = ("export", "metrics", "search")  # with what users install; the tools of the tests stay as they are pinned
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
 
 

@@ -139,7 +139,7 @@ _DEVICE = ("device=", "cpu, cuda, mps or auto (default: the run's)")
 _DATA = ("data=", "other data of the same kind, or data.path=FILE (default: the run's)")
 _OUTPUTS = ("paths.outputs=outputs", "where the runs are, if no FOLDER is named")
 _FILTERS = [
-    ("status=", "runs of this status: completed, early_stopped, interrupted, failed, running, empty"),
+    ("status=", "runs of this status: completed, early_stopped, pruned, interrupted, failed, running, empty"),
     ("tag=", "runs with this tag of run.tags"),
     ("name=", "runs of this name, run.name"),
     ("key=value", "runs with this value, as in model=resnet,cnn or 'val/accuracy>0.97'"),

@@ -18,6 +18,9 @@ from dlrun.engine import distributed
 if TYPE_CHECKING:
     from dlrun.config.request import Request
 
+# The two kinds of sweep.
+GRID = "dlrun.sweep.runner"
+SEARCH = "dlrun.sweep.search.run"
 # Letters of a word that an error message repeats: a pasted file would bury the message.
 MOST_ECHOED = 200
 
@@ -61,12 +64,12 @@ def main() -> int:
         if requests[0].sweep is not None:
             distributed.require_single_process("a sweep")
             # The import of torch takes seconds, and a sweep is checked before its plan is printed.
-            write_out(f"preparing {len(requests)} runs")
+            write_out("preparing a search" if requests[0].search is not None else f"preparing {len(requests)} runs")
             sys.stdout.flush()
             with skip_garbage_collection():
-                from dlrun.sweep import runner
+                run_sweep = importlib.import_module(SEARCH if requests[0].search is not None else GRID).run
 
-            return runner.run(requests)
+            return int(run_sweep(requests))
 
         with skip_garbage_collection():
             from dlrun.experiment import run

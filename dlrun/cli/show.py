@@ -19,7 +19,7 @@ from dlrun.core.terminal import write_out
 from dlrun.core.yaml import flatten
 from dlrun.engine.metric_names import select_metrics
 from dlrun.runs.query import find_run
-from dlrun.runs.record import RESULT, RunRecord
+from dlrun.runs.record import CUT_SHORT, RESULT, RunRecord
 from dlrun.runs.reports.console import Console, build_table, format_facts, format_number
 
 # Where things lie, which is no setting of the experiment; labels are shown apart.
@@ -174,7 +174,7 @@ def suggest_commands(run: RunRecord) -> dict[str, str]:
             inputs = ("INPUT",) if command == "predict" else ()
             commands[name] = suggest_command(command, run.folder, *inputs, modules=modules)
 
-    if run.has_checkpoints and status in ("interrupted", "failed"):
+    if run.has_checkpoints and status in (*CUT_SHORT, "failed"):
         commands["resume"] = run.advise_resume()
     elif run.is_done and not _spans_training(run):
         commands["continue"] = run.advise_resume(_choose_longer_training(run))

@@ -12,7 +12,7 @@ from dlrun.core.errors import InterruptedRunError, RunError
 from dlrun.core.shell import quote
 from dlrun.core.terminal import escape_line, write_error, write_out
 from dlrun.runs.query import find_run
-from dlrun.runs.record import METRICS, RunRecord, replace_none_with_nan
+from dlrun.runs.record import CUT_SHORT, METRICS, RunRecord, replace_none_with_nan
 from dlrun.runs.reports.console import (
     Console,
     build_table,
@@ -147,7 +147,7 @@ def print_end(run: RunRecord) -> None:
     if run.result.get("error"):
         console.say(f"error: {run.result['error']}")
 
-    if status == "interrupted" and run.has_checkpoints:
+    if status in CUT_SHORT and run.has_checkpoints:
         console.say(f"{run.advise_resume()} continues it")
     elif status not in ("damaged", "empty"):
         console.say(f"dlrun show {quote(run.folder)} shows more")

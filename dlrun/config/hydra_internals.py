@@ -9,6 +9,7 @@ import hydra._internal.hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
@@ -18,6 +19,7 @@ __all__ = [
     "apply_overrides",
     "copy_without_hydra",
     "create_parser",
+    "enter_hydra",
     "format_override_dirname",
     "replace_methods",
     "replace_run_job",
@@ -54,6 +56,21 @@ def set_value(section: DictConfig, key: str, value: Any) -> None:
     """Set a value of a section of Hydra's own, in a hundredth of the time that it takes with OmegaConf's checks."""
     node: Any = section._get_node(key)
     node._set_value(value)
+
+
+@contextlib.contextmanager
+def enter_hydra(hydra_itself: Hydra | None) -> Iterator[None]:
+    """Have `hydra_itself` be the one that Hydra's globals name during the block."""
+    global_hydra: Any = GlobalHydra.instance()
+    hydra_config: Any = HydraConfig.instance()
+    outer_hydra = global_hydra.hydra
+    outer_config = hydra_config.cfg
+    global_hydra.hydra = hydra_itself
+    try:
+        yield
+    finally:
+        global_hydra.hydra = outer_hydra
+        hydra_config.cfg = outer_config
 
 
 def copy_without_hydra(config: DictConfig) -> DictConfig:

@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from dlrun.config import hydra_internals, project, schema, sweep_points, unheeded
+from dlrun.config import hydra_internals, project, schema, search_space, sweep_points, unheeded
 from dlrun.config.callbacks import get_canonical_key
 from dlrun.config.compose import (
     GROUPS,
@@ -76,6 +76,8 @@ class Request:
     notes: list[str] = field(default_factory=list)
     # Key -> config file of the user's own that sets it.
     keys_in_files: dict[str, str] = field(default_factory=dict)
+    # Of a search, the first of the points to check: makes the requests of all others.
+    search: "PointComposer | None" = None
 
 
 class UnknownKey(Exception):
@@ -111,6 +113,14 @@ def from_command_line(words: Sequence[str]) -> list[Request]:
         # A single run is composed by Hydra itself.
         point = job if isinstance(job, Point) else Point(job, HydraPart(cast(DictConfig, HydraConfig.get())))
         request = _capture_job(point, list(hydra_words), files, flags.overrides)
+        if flags.multirun and request.config["sweep"]["search"] is not None:
+            unheeded.refuse_in_search(flags.overrides, request.config["sweep"])
+            search = requests[0].search if requests else PointComposer(request, flags.overrides, files)
+            requests.append(replace(request, search=search))
+            return
+        if flags.multirun:
+            unheeded.refuse_outside_search(flags.overrides)
+
         requests.extend(_expand_points(request, files))
         # Counted as they arrive: composing the points of a mistyped range could take hours.
         if len(requests) > requests[0].config["sweep"]["max_jobs"]:
@@ -273,6 +283,41 @@ def _expand_points(request: Request, files: ConfigFiles) -> list[Request]:
         point = _make_request(composed, words, folder, request.words, files)
         requests.append(replace(point, sweep=request.sweep or group, group=group, extra=extra))
     return requests
+
+
+class PointComposer:
+    """Composes the points of a search, each when its turn comes: the command line has long been read by then."""
+
+    def __init__(self, example: Request, overrides: Sequence[str], files: ConfigFiles) -> None:
+        """example: one of the points, with the settings that all share; overrides: all words of the command line.
+
+        To be made while Hydra composes that point. RequestError for words that cannot be searched.
+        """
+        settings = cast(DictConfig, HydraConfig.get())
+        loader = GlobalHydra.instance().config_loader()
+        words = [add_plus(quote_letters(word)) for word in overrides]
+        own_words = [word for word in words if not unheeded.get_key(word).startswith(("hydra.", "hydra/"))]
+        hydra_words = cast(list[str], OmegaConf.to_container(settings.overrides.hydra))
+
+        self.space = search_space.read_space(OverridesParser.create(config_loader=loader).parse_overrides(own_words))
+        self._example = example
+        self._files = files
+        self._hydra = GlobalHydra.instance().hydra
+        self._composer = Composer(loader, hydra_words, config_name=str(settings.job.config_name))
+
+    def adopt(self, words: list[str], sweep: Path, trusted_modules: list[str]) -> None:
+        """Compose for a search that is resumed: the words of this command, its folder, and what it may import."""
+        self._example = replace(self._example, words=words, sweep=sweep, trusted_modules=trusted_modules)
+
+    def compose(self, point: Sequence[str], seed: int) -> Request:
+        """The request of a point, without a folder. Hydra's exceptions pass through."""
+        words = [word for word in self.space.make_words(point) if unheeded.get_key(word) != "seed"]
+        words.append(f"seed={seed}")
+        with hydra_internals.enter_hydra(self._hydra):
+            composed = self._composer.compose_point(words)
+            overrides = schema.strip_permission_words(words)
+            request = _make_request(composed, overrides, None, self._example.words, self._files)
+        return replace(request, sweep=self._example.sweep, trusted_modules=self._example.trusted_modules)
 
 
 # From a saved run

@@ -242,6 +242,14 @@ class SweepConfig:
     dry_run: bool = False  # print what would be run, how long it would take, and stop
     max_jobs: int = _positive(1000)  # more points are taken for a mistake
 
+    # Instead of all combinations, trials that Optuna proposes one after the other, by what the earlier ones gave.
+    search: str | None = _choice(None, "tpe", "random", "grid", "cmaes", "qmc")
+    trials: int | None = _positive(None)  # null: 20, and of a grid all points
+    seeds: int = _positive(1)  # runs a trial, from `seed` on; their mean counts
+    objectives: list[str] | None = None  # [min val/loss, min parameters]; null: the monitored metric
+    pruner: str = _choice("none", "none", "median", "hyperband", "halving")  # ends bad trials between two epochs
+    round: int | None = _positive(None)  # trials proposed at once; null: as many as run at a time
+
 
 @dataclass
 class RunConfig:

@@ -18,11 +18,11 @@ def combine(overrides: Sequence[Override]) -> list[list[str]]:
     """
     values: dict[str, list[str]] = {}
     for override in overrides:
-        values[override.get_key_element()] = _list_values(override)
+        values[override.get_key_element()] = list_words(override)
     return [list(words) for words in itertools.product(*values.values())]
 
 
-def _list_values(override: Override) -> list[str]:
+def list_words(override: Override) -> list[str]:
     """The words, key=value, that one override stands for."""
     if not override.is_sweep_override():
         return [str(override.input_line)]
@@ -33,7 +33,10 @@ def _list_values(override: Override) -> list[str]:
             f"{override.input_line} names several values, and applies to the whole sweep; type one of them"
         )
     if isinstance(override.value(), IntervalSweep):
-        raise RequestError(f"{override.input_line} names no single values; type {key}=range(<from>,<to>,<step>)")
+        raise RequestError(
+            f"{override.input_line} names no single values; type {key}=range(<from>,<to>,<step>), or add "
+            "sweep.search=tpe, which chooses values in between"
+        )
 
     words: list[str] = []
     duplicate = ""
@@ -66,6 +69,15 @@ def _count_values(override: Override) -> int:
     if not isinstance(value, RangeSweep):
         return 1
 
+    start, stop, step = refuse_endless(override)
+    # An empty range is refused by `list_words`, once the points are few.
+    return max(1, math.ceil((stop - start) / step))
+
+
+def refuse_endless(override: Override) -> tuple[float, float, float]:
+    """RequestError for a range without an end; returns start, stop and step of any other."""
+    value = override.value()
+    assert isinstance(value, RangeSweep)
     start = float(value.start or 0)
     stop = float(value.stop or 0)
     step = float(value.step)
@@ -74,8 +86,7 @@ def _count_values(override: Override) -> int:
         raise RequestError(
             f"{override.input_line} never ends; type {key}=range(<from>,<to>,<step>), as in range(0,5,1)"
         )
-    # An empty range is refused by `_list_values`, once the points are few.
-    return max(1, math.ceil((stop - start) / step))
+    return start, stop, step
 
 
 def expand_points(

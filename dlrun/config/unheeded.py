@@ -1,7 +1,7 @@
 """Overrides and config keys without effect: refused or reported, but never ignored in silence."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from dlrun.config.schema import PERMISSIONS
 from dlrun.core.errors import RequestError
@@ -30,7 +30,15 @@ _HYDRA = {
     "hydra.hydra_logging": "run.log in the run's folder has the messages; leave it out",
     "hydra.callbacks": "leave it out",
     "hydra.launcher": "type sweep.jobs=<runs at a time>",
-    "hydra.sweeper": "the values of a sweep are typed as key=a,b or in sweep.points",
+    "hydra.sweeper.n_trials": "type sweep.search=tpe sweep.trials=<number>",
+    "hydra.sweeper.n_jobs": "type sweep.jobs=<runs at a time>",
+    "hydra.sweeper.direction": "type 'sweep.objectives=[min <metric>]' or '[max <metric>]', in order of importance",
+    "hydra.sweeper.sampler": "type sweep.search=<one of tpe, random, grid, cmaes, qmc>; `seed` is its seed too",
+    "hydra.sweeper.storage": "a search keeps its trials in the sweep's folder; type sweep.dir=<folder>",
+    "hydra.sweeper.study_name": "a search is called after the sweep's folder; type sweep.dir=<folder>",
+    "hydra.sweeper.params": "type '<key>=interval(<from>,<to>)', <key>=a,b and the like as words of the command line",
+    "hydra.sweeper": "the values of a sweep are typed as key=a,b or in sweep.points, and with "
+    "sweep.search=tpe sweep.trials=<number> Optuna chooses them",
     "hydra.help": "dlrun --help shows dlrun's own",
     "hydra.hydra_help": "dlrun --help shows dlrun's own",
 }  # fmt: skip
@@ -162,6 +170,36 @@ def refuse_sweep_settings(words: Sequence[str]) -> None:
     for word in words:
         if word.startswith("sweep.") and not word.startswith("sweep.points="):
             raise build_sweep_only_error(word, resumes)
+
+
+# Keys that only a search heeds, with what stands in their place in other sweeps.
+_OF_SEARCH = {
+    "sweep.trials": "all combinations are run",
+    "sweep.seeds": "type 'seed=range(<number>)'",
+    "sweep.objectives": "checkpoint.monitor=<metric> ranks the runs",
+    "sweep.pruner": "nothing ends a run but its own early stopping",
+    "sweep.round": "all points are known from the start",
+}
+
+
+def refuse_outside_search(words: Sequence[str]) -> None:
+    """RequestError for a setting of searches on the command line of another sweep."""
+    for word in words:
+        if get_key(word) in _OF_SEARCH:
+            raise RequestError(
+                f"{word} is for a search, and here {_OF_SEARCH[get_key(word)]}; add sweep.search=tpe, or leave it out"
+            )
+
+
+def refuse_in_search(words: Sequence[str], sweep: Mapping[str, Any]) -> None:
+    """RequestError for what a search cannot heed; sweep: the composed section."""
+    if sweep["points"]:
+        raise RequestError(
+            f"sweep.search={sweep['search']} chooses the points itself; leave out sweep.points, or sweep.search"
+        )
+    for word in words:
+        if get_key(word) == "hydra.sweep.subdir":
+            raise RequestError(f"{word}: a search numbers the folders of its trials; leave it out")
 
 
 # Words of one command line

@@ -2,7 +2,7 @@
 
 import contextlib
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ from dlrun.experiment.callbacks.fingerprints import WeightHashes
 from dlrun.experiment.callbacks.histograms import WeightHistograms
 from dlrun.experiment.callbacks.profiler import PROFILE_FOLDER, ProfiledTrainer, Profiler
 from dlrun.experiment.callbacks.progress import ProgressDisplay
+from dlrun.experiment.callbacks.pruning import Pruner
 from dlrun.experiment.callbacks.tolerant import Tolerant
 from dlrun.experiment.callbacks.unsaved import UnsavedAttributes
 from dlrun.experiment.context import RunContext
@@ -49,15 +50,15 @@ from dlrun.runs import folder as run_folder
 from dlrun.runs.checkpoint_manager import CheckpointManager, Examination
 from dlrun.runs.logger import RunLogger
 from dlrun.runs.loggers.base import LoggedRun
-from dlrun.runs.record import RESULT, RunRecord
+from dlrun.runs.record import CUT_SHORT, RESULT, RunRecord
 from dlrun.runs.reports.console import Console
 from dlrun.runs.reports.plots import fonts
 
 
-def run(request: Request, console: Console | None = None) -> int:
+def run(request: Request, console: Console | None = None, pruner: Pruner | None = None) -> int:
     """Train the requested run and return the exit code. A DlrunError says what was wrong or what failed.
 
-    console: shows the run, besides run.log; None for the terminal.
+    console: shows the run, besides run.log; None for the terminal. pruner: may end the run between two epochs.
     """
     console = console or Console()
     with contextlib.ExitStack() as stack:
@@ -98,10 +99,15 @@ def run(request: Request, console: Console | None = None) -> int:
                 # A row and its pictures are on the disk before the checkpoint that a resumed run begins from.
                 callbacks = [UnsavedAttributes(context.callbacks, note), run_logger, *recorders, checkpoints, progress]
                 profiler = Profiler(context.state.synchronize) if context.settings.trainer.profile else None
-                trainer = make_trainer(context, callbacks, ranks.any_rank(stop_requested), profiler, folder)
+                stop = ranks.any_rank(stop_requested)
+                if pruner is not None:
+                    # After the checkpoints, so that what is judged is on the disk.
+                    callbacks.append(pruner)
+                    stop = pruner.join(stop)
+                trainer = make_trainer(context, callbacks, stop, profiler, folder)
 
                 with progress.show():
-                    status = trainer.fit()
+                    status = fit(trainer, pruner, run_logger.rows)
                 # Notes up to here have been shown.
                 notes_before_end = len(context.notes)
                 context.notes.extend(library_warnings.note())
@@ -431,6 +437,18 @@ def make_note_writer(context: RunContext, console: Console) -> Callable[[str], N
     return note
 
 
+def fit(trainer: Trainer, pruner: Pruner | None, rows: Sequence[dict[str, float]]) -> str:
+    """Train to the end, or until the run is pruned; returns the status. rows: those of an earlier process."""
+    if pruner is None:
+        return trainer.fit()
+
+    pruner.catch_up(rows)
+    if pruner.is_pruned and not trainer.state.is_finished:
+        return "pruned"
+    status = trainer.fit()
+    return "pruned" if pruner.is_pruned and status == "interrupted" else status
+
+
 def finish(
     context: RunContext,
     folder: Path,
@@ -456,10 +474,10 @@ def finish(
     metrics = select_metrics(last_row)
     measured = results.measure(context)
     time_as = contextlib.nullcontext if profiler is None else profiler.time_phase
-    has_figures = bool(context.settings.figures) and status != "interrupted"
+    has_figures = bool(context.settings.figures) and status not in CUT_SHORT
     scores: simple_models.Scores = {}
 
-    if status != "interrupted":
+    if status not in CUT_SHORT:
         with time_as("evaluation"):
             best = None if has_best_weights(context, checkpoints) else checkpoints.load_best_weights(context.state)
             test_metrics, test_outputs = evaluate_best_weights(context, best)
@@ -488,7 +506,7 @@ def finish(
         result["stacked"] = stacked
     if scores:
         result["simple_models"] = scores
-    if status != "interrupted" and is_alone:
+    if status not in CUT_SHORT and is_alone:
         result["expected"] = results.check_expectations(context, result, folder)
 
     if has_figures:

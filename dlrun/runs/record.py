@@ -20,8 +20,10 @@ from dlrun.core.shell import suggest_command
 from dlrun.core.yaml import flatten
 from dlrun.engine.metric_names import get_direction, select_metrics
 
+# Statuses in result.json of runs that can be resumed as they are; a search prunes those that do worse than others.
+CUT_SHORT = ("interrupted", "pruned")
 # Statuses in result.json.
-ENDED = ("completed", "early_stopped", "interrupted", "failed")
+ENDED = ("completed", "early_stopped", *CUT_SHORT, "failed")
 STATUSES = ("running", *ENDED, "empty", "damaged")
 RESULT = "result.json"
 ENVIRONMENT = "environment.json"
@@ -522,8 +524,8 @@ class RunRecord:
         status = self.result.get("status")
         if status == "failed":
             return f"failed: {self.result.get('error') or 'no message'}"
-        if status == "interrupted":
-            return f"interrupted: {self.advise_resume()} ends it"
+        if status in CUT_SHORT:
+            return f"{status}: {self.advise_resume()} ends it"
         return "" if math.isfinite(self.value) else f"{self.metric} is not finite"
 
     def advise_resume(self, *words: str) -> str:

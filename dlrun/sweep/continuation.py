@@ -15,6 +15,9 @@ from dlrun.runs import folder as run_folder
 from dlrun.sweep.jobs import Job, parse_key
 from dlrun.sweep.ledger import NAME, Ledger
 
+# Keys that a search is resumed with as they were.
+_FIXED_IN_SEARCH = ("sweep.search", "sweep.seeds", "sweep.objectives", "sweep.pruner", "sweep.points")
+
 
 def choose_folder(requests: Sequence[Request]) -> tuple[Path, Ledger]:
     """The folder of the sweep and its ledger, an empty one for a new sweep; nothing is written.
@@ -127,11 +130,25 @@ def read_requests(words: Sequence[str]) -> list[Request]:
     new_words = [word for word in overrides if word not in settings]
 
     line = ["resume", str(folder), *words]
+    if ledger.trials:
+        return _read_search(ledger, flags, new_words, settings, line)
     recorded_requests = [ledger.make_request(entry, settings, line) for entry in ledger.entries.values()]
     if not new_words:
         return recorded_requests
 
-    # New points are composed from the same config files as the old ones.
+    refuse_other_configs(ledger, words)
+    merged_words = merge_words(ledger.words, new_words)
+    refuse_evaluation(merged_words, new_words)
+
+    # The old command line with the new values: points of the ledger are dropped as duplicates.
+    points = request.from_command_line(["-m", *flags, *merged_words, *strip_permission_words(settings)])
+    trusted_modules = recorded_requests[0].trusted_modules or []
+    new_requests = [replace(point, trusted_modules=trusted_modules, words=line, sweep=folder) for point in points]
+    return [*recorded_requests, *new_requests]
+
+
+def refuse_other_configs(ledger: Ledger, words: Sequence[str]) -> None:
+    """RequestError unless new points are composed from the same config files as the old ones."""
     flags_before = compose.parse_flags(ledger.words)
     flags_now = compose.parse_flags(words)
     for flag in ("config_dir", "config_name", "config_path"):
@@ -140,10 +157,11 @@ def read_requests(words: Sequence[str]) -> list[Request]:
             place = f"--{flag.replace('_', '-')} {quote(value)}"
             raise RequestError(f"the sweep was begun with {place}; add that to this command, for the new points")
 
-    # Interpolations may read the environment, so a loaded file must not choose them.
-    merged_words = merge_words(ledger.words, new_words)
-    for word in merged_words:
-        if "${" in word and word not in new_words:
+
+def refuse_evaluation(words: Sequence[str], typed: Sequence[str]) -> None:
+    """RequestError for an interpolation that is not typed: it may read the environment, and no file may choose that."""
+    for word in words:
+        if "${" in word and word not in typed:
             raise RequestError(
                 f"the sweep was begun with {word}, and nothing that is read from a file is evaluated; type it again "
                 "behind this command, for the new points"
@@ -171,3 +189,57 @@ def prepare_job(job: Job) -> Job:
     # The error of the attempt that is thrown away stays in the ledger.
     run_folder.clear_for_restart(job.folder)
     return job
+
+
+def _read_search(
+    ledger: Ledger, flags: Sequence[str], new_words: Sequence[str], settings: list[str], line: list[str]
+) -> list[Request]:
+    """`dlrun resume SEARCH [sweep.trials=N]`: the points to check first, of which one composes all others.
+
+    RequestError for words that would make it another search.
+    """
+    for word in (*new_words, *settings):
+        if word in new_words or parse_key(word) in _FIXED_IN_SEARCH:
+            raise RequestError(
+                f"{word} would make it another search, which takes a sweep.dir of its own; leave it out, "
+                "or type sweep.trials=<more> to make this one longer"
+            )
+    refuse_other_configs(ledger, line[2:])
+
+    # A longer search stays as long as it was made last.
+    words = strip_permission_words(ledger.words)
+    for extension in ledger.extensions:
+        words = merge_words(words, [word for word in extension if parse_key(word) == "sweep.trials"])
+    words = merge_words(words, strip_permission_words(settings))
+    refuse_evaluation(words, settings)
+
+    # A permission is given by this command line alone.
+    entry = next(iter(ledger.entries.values()), None)
+    trusted_modules = None if entry is None else ledger.make_request(entry, settings, line).trusted_modules
+    points = request.from_command_line(["-m", *flags, *words])
+    search = points[0].search
+    assert search is not None
+    search.adopt(line, ledger.folder, trusted_modules or [])
+    return [replace(point, trusted_modules=trusted_modules or [], words=line, sweep=ledger.folder) for point in points]
+
+
+def refuse_other_search(ledger: Ledger, words: Sequence[str]) -> None:
+    """RequestError if the ledger is that of no search, or of another one; words: the command line of this one."""
+    if not ledger.words or words[:1] == ["resume"]:
+        return
+    if not ledger.trials:
+        raise RequestError(f"{ledger.folder} holds a sweep that is no search; type another sweep.dir")
+
+    before = {parse_key(word): word for word in compose.select_overrides(ledger.words)}
+    now = {parse_key(word): word for word in compose.select_overrides(words)}
+    for key in sorted({*before, *now}):
+        old_word = before.get(key, "")
+        new_word = now.get(key, "")
+        if old_word == new_word:
+            continue
+        is_searched = any(word and compose.has_several_values(word) for word in (old_word, new_word))
+        if is_searched or key in _FIXED_IN_SEARCH:
+            raise RequestError(
+                f"{ledger.folder} holds another search, with {old_word or f'no {key}'} and not with "
+                f"{new_word or f'no {key}'}; type another sweep.dir"
+            )

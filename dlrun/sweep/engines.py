@@ -13,6 +13,7 @@ from dlrun.core.errors import DlrunError
 from dlrun.core.terminal import escape_text
 from dlrun.engine.stack.comparison import compare_with_alone
 from dlrun.experiment import run as experiment
+from dlrun.experiment.callbacks.pruning import Pruner
 from dlrun.experiment.stack import choice
 from dlrun.experiment.stack.member import StackedRun
 from dlrun.experiment.stack.stack import Stack, prepare_run
@@ -105,7 +106,7 @@ def run_unit(unit: Unit, report: Report, note: Callable[[str], None], prepared: 
 def run_alone(jobs: Sequence[Job], report: Report) -> int:
     """Run jobs one after the other; returns 0, or the exit code of an interruption."""
     for job in jobs:
-        outcome = run_request(job.request)
+        outcome = run_request(job.request, job.pruner)
         is_continuing = report(job, outcome)
         if outcome.is_interrupted:
             return outcome.code
@@ -174,10 +175,10 @@ def run_stack(unit: Unit, file: Path, report: Report, note: Callable[[str], None
     return run_alone(misfits, report) if is_continuing else 0
 
 
-def run_request(request: Request) -> Outcome:
+def run_request(request: Request, pruner: Pruner | None = None) -> Outcome:
     """Run one training without a terminal; whatever it raises becomes its outcome."""
     try:
-        return Outcome(experiment.run(request, Console(quiet=True)))
+        return Outcome(experiment.run(request, Console(quiet=True), pruner))
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         # The user's own code may raise anything.
         return make_outcome(request, error)

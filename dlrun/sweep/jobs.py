@@ -14,6 +14,7 @@ from dlrun.config.schema import hash_config
 from dlrun.core.errors import RequestError
 from dlrun.core.format import count_digits, format_folder_name
 from dlrun.core.own_code import find_own_modules
+from dlrun.experiment.callbacks.pruning import Pruner
 
 # Jobs with different presets may differ in keys that config_hash leaves out.
 _PRESETS = ("lesson", "experiment", "debug")
@@ -30,6 +31,8 @@ class Job:
     label: str
     # Equal for equal jobs, now and when the sweep is resumed.
     key: str
+    # Of a search, may end the run between two epochs.
+    pruner: Pruner | None = None
 
     @property
     def folder(self) -> Path:

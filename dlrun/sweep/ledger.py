@@ -1,8 +1,8 @@
 """sweep.jsonl: the jobs of a sweep and their status, one line per change.
 
-The first line describes the sweep. A line with `config` adds a job, a line with `jobs` says how many there are by then,
-and any other line changes the status of one: pending, running, completed, early_stopped, interrupted or failed. A
-job's own result.json takes precedence over the ledger.
+The first line describes the sweep. A line with `config` adds a job, one with `trial` a trial of a search, a line with
+`jobs` says how many there are by then, and any other line changes the status of one: pending, running, completed,
+early_stopped, pruned, interrupted or failed. A job's own result.json takes precedence over the ledger.
 """
 
 import errno
@@ -40,7 +40,8 @@ from dlrun.sweep.jobs import Job
 
 NAME = "sweep.jsonl"
 VERSION = 1
-DONE = ("completed", "early_stopped")
+# A pruned run is done as far as its sweep goes.
+DONE = ("completed", "early_stopped", "pruned")
 _LARGEST = 1000 * MEGABYTE
 _STATUSES = ("pending", "running", *ENDED)
 _KEYS: dict[str, Check] = {
@@ -58,6 +59,10 @@ _KEYS: dict[str, Check] = {
     "status": (lambda value: value in _STATUSES, f"one of {', '.join(_STATUSES)}"),
     "error": allow_none(TEXT),
     "seconds": allow_none(NUMBER),
+    "trial": COUNT,
+    "told": COUNT,
+    "point": TEXTS,
+    "keys": TEXTS,
 }
 
 
@@ -80,6 +85,21 @@ class Entry:
     seconds: float | None = None
 
 
+@dataclass(frozen=True)
+class Trial:
+    """A trial of a search in the ledger, with all that its sampler went by."""
+
+    number: int
+    # How many trials had a result when this one was proposed: all before that number.
+    told: int
+    # The words that a search chose.
+    point: list[str]
+    # Keys of its jobs, which may be those of an earlier trial at the same point.
+    keys: list[str]
+    # Why its point cannot be trained at all.
+    error: str | None = None
+
+
 class Ledger:
     """The ledger of one sweep folder; a new one has no entries and no file."""
 
@@ -92,8 +112,10 @@ class Ledger:
         self.extensions: list[list[str]] = []
         # By job key.
         self.entries: dict[str, Entry] = {}
+        # Of a search, in their order.
+        self.trials: list[Trial] = []
         # Number of entries by the file's own account.
-        self._count = 0
+        self._count: int | None = None
         # Bytes of the file when it was read.
         self._size = 0
 
@@ -115,7 +137,7 @@ class Ledger:
         lines = content.split(b"\n")
         for number, line in enumerate(lines[:-1], 1):
             ledger._apply_line(line, number)
-        if lines[-1] or not ledger._count or ledger._count != len(ledger.entries):
+        if lines[-1] or ledger._count is None or ledger._count != len(ledger.entries):
             raise ledger._explain_damage(len(lines))
         return ledger
 
@@ -132,6 +154,9 @@ class Ledger:
                 self._count = values["jobs"]
                 if "added_by" in values:
                     self.extensions.append(values["added_by"])
+            elif "trial" in values:
+                number, told = values["trial"], values["told"]
+                self.trials.append(Trial(number, told, values["point"], values["keys"], values.get("error")))
             elif "config" in values:
                 values.pop("time", None)
                 entry = Entry(**values)
@@ -180,17 +205,27 @@ class Ledger:
         if self.path.exists() and self.path.stat().st_size != self._size:
             raise RequestError(f"{self.folder} was resumed by another process meanwhile; type the command again")
 
-    def add(self, jobs: Sequence[Job], words: Sequence[str]) -> None:
-        """Add the jobs that are new, all or none; a new file begins with the words of the command."""
+    def add(self, jobs: Sequence[Job], words: Sequence[str] | None, trials: Sequence[Trial] = ()) -> None:
+        """Add the jobs that are new and the trials of a search, all or none.
+
+        words: the command, with which a new file begins; None if an earlier line of the file has them.
+        """
         entries = [self._make_entry(job) for job in jobs if job.key not in self.entries]
-        if not entries:
+        if not entries and not trials:
             return
 
         self.entries |= {entry.key: entry for entry in entries}
+        self.trials += trials
         self._count = len(self.entries)
         lines: list[dict[str, Any]] = [{"time": _format_now(), **vars(entry)} for entry in entries]
+        for trial in trials:
+            lines.append(
+                {"trial": trial.number, **{key: value for key, value in vars(trial).items() if key != "number"}}
+            )
         end: dict[str, Any] = {"jobs": self._count}
-        if not self.words:
+        if words is None:
+            pass
+        elif not self.words:
             # The working directory is for a human reader: relative paths in the words start there.
             self.words = strip_permission_words(words)
             lines.insert(0, {"version": VERSION, "words": self.words, "working_directory": str(Path.cwd())})

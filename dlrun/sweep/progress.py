@@ -32,7 +32,8 @@ class Display:
     def __init__(self, console: Console, jobs: Sequence[Job], at_once: int) -> None:
         """jobs: all that are to be run; at_once: how many run at a time."""
         self.console = console
-        self.jobs = jobs
+        # A search adds its jobs one by one.
+        self.total = len(jobs)
         self.at_once = at_once
         # By job key, with the start time.
         self.running: dict[str, tuple[Job, float]] = {}
@@ -50,7 +51,7 @@ class Display:
         seconds = time.perf_counter() - start_time
         self.results.append((job, outcome, seconds))
 
-        total = len(self.jobs)
+        total = self.total
         position = f"{len(self.results):>{len(str(total))}}/{total}"
         if outcome.error is not None:
             self.failure_count += 1
@@ -83,7 +84,7 @@ class Display:
 
         now = time.perf_counter()
         elapsed = [now - start_time for _, start_time in self.running.values()]
-        waiting = len(self.jobs) - len(self.results) - len(elapsed)
+        waiting = self.total - len(self.results) - len(elapsed)
         mean = sum(durations) / len(durations)
         return f"{format_clock(estimate_seconds_left(mean, elapsed, waiting, self.at_once))} left"
 
@@ -103,10 +104,10 @@ class Display:
         rows = [self._make_row(job, now - start_time) for job, start_time in list(self.running.values())]
 
         done_count = len(self.results)
-        count = f"{done_count}/{len(self.jobs)}"
+        count = f"{done_count}/{self.total}"
         if self.failure_count:
             count += f", {self.failure_count} failed"
-        bar = ProgressBar(total=max(len(self.jobs), 1), completed=done_count, width=24)
+        bar = ProgressBar(total=max(self.total, 1), completed=done_count, width=24)
 
         head = Table.grid(padding=(0, 1))
         head.add_row(Text("sweep", style="bold"), bar, Text(count), Text(self._estimate_time_left()))

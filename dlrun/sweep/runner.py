@@ -7,7 +7,7 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from dlrun.config.request import Request
 from dlrun.core import user_code
@@ -43,7 +43,7 @@ def run(requests: Sequence[Request]) -> int:
     console = Console()
     settings = requests[0].config
     sweep_settings = settings["sweep"]
-    at_once = _read_job_count(sweep_settings["jobs"])
+    at_once = read_job_count(sweep_settings["jobs"])
     # Sweeps of before this key was there are resumed as they were begun.
     stack_mode = sweep_settings.get("stack", "off")
     is_remote = clusters.is_remote(sweep_settings)
@@ -53,6 +53,8 @@ def run(requests: Sequence[Request]) -> int:
 
     # Names, folders and keys of the jobs; nothing is written yet.
     folder, ledger = choose_folder(requests)
+    if ledger.trials:
+        raise RequestError(f"{folder} holds a search; type another sweep.dir")
     jobs, notes = drop_duplicates(build_jobs(requests, folder))
     for note in requests[0].notes:
         if all(note in request.notes for request in requests):
@@ -139,7 +141,8 @@ def run(requests: Sequence[Request]) -> int:
     return int(has_failed or (settings["strict"] and not is_as_expected))
 
 
-def _read_job_count(jobs: Any) -> int:
+def read_job_count(jobs: Any) -> int:
+    """sweep.jobs as a number; RequestError for anything else."""
     is_count = isinstance(jobs, int) and not isinstance(jobs, bool) and jobs > 0
     if jobs != "auto" and not is_count:
         raise RequestError(f"sweep.jobs={jobs} must be a whole number above 0, or auto; type sweep.jobs=1")
@@ -271,7 +274,26 @@ def format_resume_command(folder: Path, jobs: Sequence[Job]) -> str:
     return suggest_command("resume", folder, modules=sorted(modules))
 
 
-def conclude(console: Console, ledger: Ledger, jobs: Sequence[Job], watcher: "Watcher", is_serial: bool) -> bool:
+class Extras(Protocol):
+    """What another kind of sweep than a grid adds to its comparison."""
+
+    def list_notes(self, comparison: Comparison) -> list[str]:
+        """Further notes on the runs."""
+        ...
+
+    def draw(self, comparison: Comparison, folder: Path) -> list[Path]:
+        """Save pictures in a folder; returns their paths."""
+        ...
+
+
+def conclude(
+    console: Console,
+    ledger: Ledger,
+    jobs: Sequence[Job],
+    watcher: "Watcher",
+    is_serial: bool,
+    extras: Extras | None = None,
+) -> bool:
     """Compare the runs of the whole sweep: print, write and draw; returns whether expectations are met.
 
     watcher: has the errors of the jobs that failed just now; is_serial: whether jobs run in this process.
@@ -288,13 +310,17 @@ def conclude(console: Console, ledger: Ledger, jobs: Sequence[Job], watcher: "Wa
     runs, failures, pending = report.collect_runs(ledger, labels)
     if runs:
         comparison = compare(runs, failures)
+        if extras is not None:
+            comparison.notes.extend(extras.list_notes(comparison))
         console.say()
         # Different lessons are not ranked against each other: each has its own expectations.
         if len({run.choices.get("lesson") for run in runs}) == 1:
             report.print_comparison(comparison, console)
 
         pictures = draw_best_runs(console, comparison, jobs, watcher.disk_problems, is_serial)
-        page = report.write_comparison(comparison, ledger.folder, ledger.command)
+        page = report.write_comparison(
+            comparison, ledger.folder, ledger.command, None if extras is None else extras.draw
+        )
         for line in fonts.describe_missing_letters():
             console.say(f"note: {line}")
         facts = [("report", str(page)), *(("best run", str(picture)) for picture in pictures)]
@@ -391,7 +417,7 @@ class Watcher:
 
     def print_summary(self) -> None:
         """Print the summary line: finished, failed, duration, size."""
-        total = len(self.display.jobs)
+        total = self.display.total
         if not total:
             return
 

@@ -21,6 +21,7 @@ from dlrun.experiment.context import Answer, RunContext
 from dlrun.experiment.preflight.checks import estimate_checkpoint_bytes
 from dlrun.experiment.result import compare_naive_forecasts
 from dlrun.runs.expectations import CheckResult
+from dlrun.runs.record import CUT_SHORT
 from dlrun.runs.reports.console import Console, build_table, describe_end, format_facts, format_number
 
 
@@ -233,7 +234,7 @@ def _list_next_commands(context: RunContext, folder: Path, result: dict[str, Any
         ("evaluate", suggest_command("eval", folder, modules=modules)),
     ]
     # A schedule over the whole training ends with it: more epochs would stretch it.
-    if result["status"] == "interrupted":
+    if result["status"] in CUT_SHORT:
         commands.append(("resume", suggest_command("resume", folder, modules=modules)))
     elif not context.state.schedule.spans_training:
         commands.append(

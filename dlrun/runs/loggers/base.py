@@ -89,7 +89,7 @@ class Logger:
     def finish(self, status: str) -> None:
         """Called last, unless the process is killed; the run folder is complete then.
 
-        status: completed, early_stopped, interrupted or failed, as in result.json.
+        status: completed, early_stopped, pruned, interrupted or failed, as in result.json.
         """
 
     def refuse_saved(self, permitted: Sequence[str]) -> None:

@@ -33,7 +33,7 @@ _LIMITS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 _CREDENTIALS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_AUTH")
-_STATUSES = {"completed": "FINISHED", "early_stopped": "FINISHED", "interrupted": "KILLED"}
+_STATUSES = {"completed": "FINISHED", "early_stopped": "FINISHED", "interrupted": "KILLED", "pruned": "KILLED"}
 
 # Files of the run folder that MLflow keeps too, where they are there.
 _ARTIFACTS = (CONFIG, OVERRIDES, ENVIRONMENT, RESULT, "report.html")

@@ -42,22 +42,22 @@ _MOST_INSIDE = 5
 _COLORS = [f"C{i}" for i in (0, 1, 2, 3, 4, 5, 6, 8, 9)] + ["black"]
 
 
-def draw_all(comparison: Comparison, folder: Path) -> list[Path]:
+def draw_all(comparison: Comparison, folder: Path, curves_only: bool = False) -> list[Path]:
     """Save each picture that the runs are enough for as `folder`/compared_*.png; returns the paths.
 
-    Pictures of the second ranking are named compared2_*.png, and so on.
+    Pictures of the second ranking are named compared2_*.png, and so on. curves_only: no picture over the keys.
     """
     paths = []
     for number, ranking in enumerate(comparison.rankings, 1):
         start = "compared" if number == 1 else f"compared{number}"
-        for name, figure in _draw_ranking(ranking):
+        for name, figure in _draw_ranking(ranking, curves_only):
             folder.mkdir(exist_ok=True)
             paths.append(folder / f"{start}_{name}.png")
             canvas.save_png(canvas.render_pixels(figure), paths[-1])
     return paths
 
 
-def _draw_ranking(ranking: Ranking) -> list[tuple[str, "Figure"]]:
+def _draw_ranking(ranking: Ranking, curves_only: bool) -> list[tuple[str, "Figure"]]:
     if not ranking.usable_settings:
         return []
 
@@ -66,6 +66,8 @@ def _draw_ranking(ranking: Ranking) -> list[tuple[str, "Figure"]]:
     if any(len(_stack_curves(setting, ranking.metric)[0]) > 1 for setting in ranking.usable_settings):
         figures.append(("curves", draw_curves(ranking)))
 
+    if curves_only:
+        return figures
     for key in ranking.keys:
         if len(_list_numbers(ranking, key)) > 1:
             figures.append((names[key], draw_metric_over(ranking, key)))

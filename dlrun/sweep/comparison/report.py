@@ -1,7 +1,7 @@
 """The comparison of a sweep, or of any runs put side by side: printed, written and drawn."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -19,6 +19,9 @@ from dlrun.sweep.comparison import html, sources, table, verdicts
 from dlrun.sweep.comparison.ranking import Comparison, Ranking, compare
 from dlrun.sweep.comparison.sources import Failures
 from dlrun.sweep.ledger import Ledger
+
+# Saves the pictures of a comparison in a folder; returns the paths.
+Draw = Callable[[Comparison, Path], list[Path]]
 
 _OUTPUTS = "paths.outputs="
 # Failures on the terminal; the files list all.
@@ -136,17 +139,18 @@ def _format_title(ranking: Ranking) -> str:
     return f"{ranking.metric} on {ranking.data}"
 
 
-def write_comparison(comparison: Comparison, folder: Path, command: str = "") -> Path:
+def write_comparison(comparison: Comparison, folder: Path, command: str = "", draw: Draw | None = None) -> Path:
     """Write comparison.csv, comparison.md, figures/ and, last, report.html, whose path is returned.
 
-    Each file is written atomically. command: what makes the comparison, or the sweep, again.
+    Each file is written atomically. command: what makes the comparison, or the sweep, again; draw: makes other
+    pictures than those of a grid.
     """
     # matplotlib is slow to import, and needed last.
     from dlrun.sweep.comparison import plots
 
     write_text(folder / "comparison.csv", table.render_csv(comparison))
     write_text(folder / "comparison.md", render_markdown(comparison, command))
-    pictures = plots.draw_all(comparison, folder / "figures")
+    pictures = (draw or plots.draw_all)(comparison, folder / "figures")
     origin = describe_origin(comparison.runs, command)
     page = html.render_report(comparison, pictures, origin, folder)
     write_text(folder / "report.html", page)

@@ -67,7 +67,9 @@ def _judge_differences(ranking: Ranking) -> list[str]:
         evidence = f"{common} common seeds"
         if common == seeds:
             evidence = f"{seeds} seed{'s' if seeds > 1 else ''} a setting"
-        return [f"with {evidence} nothing can be told apart: add 'seed=range(5)'"]
+        is_search = any((run.config.get("sweep") or {}).get("search") for run in best.runs)
+        advice = "begin a search with sweep.seeds=5" if is_search else "add 'seed=range(5)'"
+        return [f"with {evidence} nothing can be told apart: {advice}"]
 
     ties = [other for other, difference in enough if difference.contains_zero]
     seeds_text = _format_counts([difference.n for _, difference in enough])

@@ -16,7 +16,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from dlrun.config import sweep_points
+from dlrun.config import search_space, sweep_points
 from dlrun.config.composer import Composer
 
 
@@ -38,6 +38,9 @@ class DlrunSweeper(Sweeper):
         assert self.launcher is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = parser.parse_overrides(arguments)
+        if self.config.sweep.search is not None:
+            # The points of a search come later, one by one; these are to be checked.
+            return [self.launcher.launch(search_space.read_space(overrides).list_corners(), 0)]
         sweep_points.refuse_many(overrides, self.config.sweep.max_jobs)
         return [self.launcher.launch(sweep_points.combine(overrides), 0)]
 
