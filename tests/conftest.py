@@ -284,7 +284,7 @@ def parts_of() -> Callable[["nn.Module", "Splits"], Any]:
 @pytest.fixture
 def comparison_without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sweeps and comparisons draw nothing: their pictures take a second, and are looked at by tests of their own."""
-    monkeypatch.setattr("dlrun.sweep.comparison.plots.draw_all", lambda comparison, folder: [])
+    monkeypatch.setattr("dlrun.sweep.comparison.plots.draw_all", lambda comparison, folder, **_: [])
 
 
 @pytest.fixture(scope="session")

@@ -148,8 +148,11 @@ def _read_parameter(override: Override) -> Parameter:
 
     if isinstance(value, RangeSweep):
         refuse_endless(override)
+    if isinstance(value, ChoiceSweep | RangeSweep):
+        # Another order in every process would make another search.
+        value.shuffle = False
     words = tuple(list_words(override))
-    if not isinstance(value, RangeSweep) or value.shuffle or len(words) == 1:
+    if not isinstance(value, RangeSweep) or len(words) == 1:
         return Parameter(key, words)
 
     # The stop of a range is no value of it.

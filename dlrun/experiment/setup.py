@@ -241,7 +241,7 @@ def _build_train_state(
         objective,
         val is not None,
         decay is not None,
-        may_log=_may_log(settings),
+        may_log=may_log(settings),
     )
     monitor, mode = monitored or ("train/loss", "min")
 
@@ -284,7 +284,7 @@ def _check_mixing(mixing: BatchMix | None, objective: Objective) -> None:
         )
 
 
-def _may_log(settings: Settings) -> bool:
+def may_log(settings: Settings) -> bool:
     """Whether code of the user's own takes part, which may log values under names of its own."""
     return bool(settings.callbacks) or not is_ours(str(settings.model.target))
 
@@ -385,9 +385,7 @@ def _check_remaining(
         problems.collect(build.check_component, settings.model, trusted_modules, 1)
     if splits is not None and objective is not None:
         has_val = splits.val is not None
-        problems.collect(
-            checks.resolve_monitor, keys.monitor, keys.mode, objective, has_val, may_log=_may_log(settings)
-        )
+        problems.collect(checks.resolve_monitor, keys.monitor, keys.mode, objective, has_val, may_log=may_log(settings))
     problems.collect(build.check_component, settings.optimizer, trusted_modules, 1)
 
     # Groups, and dlrun's own optimizers, know parameters by their names, which a stand-in does not have.

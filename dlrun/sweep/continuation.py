@@ -60,6 +60,8 @@ def _open_ledger(folder: Path, words: Sequence[str]) -> Ledger:
         modules = set[str]()
         for entry in ledger.entries.values():
             modules.update(find_own_modules(entry.config))
+        if ledger.trials:
+            raise RequestError(f"{folder} holds a search ({difference}); type another sweep.dir")
         raise RequestError(
             f"{folder} holds another sweep ({difference}); type another sweep.dir, or add points to that one: "
             f"{suggest_command('resume', folder, '<key>=<values>', modules=sorted(modules))}"

@@ -349,12 +349,19 @@ def _format_rows(count: int) -> str:
 
 
 def resolve_monitor(
-    monitor: str | None, mode: str | None, task: Objective, has_val: bool, averages: bool = False, may_log: bool = False
+    monitor: str | None,
+    mode: str | None,
+    task: Objective,
+    has_val: bool,
+    averages: bool = False,
+    may_log: bool = False,
+    word: str = "checkpoint.monitor=",
 ) -> tuple[str, str]:
     """Return the metric that decides which epoch is best, and its direction, "min" or "max".
 
     averages: whether averaged weights are evaluated too. may_log: whether callbacks or a model of the user's own may
-    log values under any name. Raises RequestError if there is no such metric.
+    log values under any name. word: what stands before the metric where it is typed. Raises RequestError if there is
+    no such metric.
     """
     splits = ("train", "val") if has_val else ("train",)
     known = []
@@ -371,28 +378,28 @@ def resolve_monitor(
         direction = mode or find_direction(monitor)
         if direction is None:
             raise RequestError(
-                f"checkpoint.monitor={monitor}: it is not known whether more or less of it is better; "
+                f"{word}{monitor}: it is not known whether more or less of it is better; "
                 "type checkpoint.mode=max, or checkpoint.mode=min"
             )
         return monitor, direction
 
     if monitor.startswith("val/") and not has_val:
         raise RequestError(
-            f"checkpoint.monitor={monitor}: there is no validation part; "
-            f"type data.val_fraction=0.1 or checkpoint.monitor=train/{monitor.removeprefix('val/')}"
+            f"{word}{monitor}: there is no validation part; "
+            f"type data.val_fraction=0.1 or {word}train/{monitor.removeprefix('val/')}"
         )
 
     # Only the training shows whether it is logged.
     if may_log and not monitor.startswith(("train/", "val/")):
         if mode is None:
             raise RequestError(
-                f"checkpoint.monitor={monitor} is logged by code of your own, and dlrun does not know which way is "
+                f"{word}{monitor} is logged by code of your own, and dlrun does not know which way is "
                 "better; type checkpoint.mode=min or checkpoint.mode=max too"
             )
         return monitor, mode
 
     hint = did_you_mean(monitor, known)
-    raise RequestError(f"checkpoint.monitor={monitor} is no metric of this run; {hint}type one of {join_names(known)}")
+    raise RequestError(f"{word}{monitor} is no metric of this run; {hint}type one of {join_names(known)}")
 
 
 def check_disk(outputs: Path, model: nn.Module, optimizer: Optimizer, keep: int, full: bool = False) -> None:

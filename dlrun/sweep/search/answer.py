@@ -110,7 +110,7 @@ class Answer:
             def target(trial: Any, number: int = number) -> float:
                 return float(trial.values[number])
 
-            choice = {"target": target, "target_name": objective.name or "monitored metric"}
+            choice = {"target": target, "target_name": objective.title}
             yield from self._draw(f"parallel{name}", pictures.plot_parallel_coordinate, **choice)
             yield from self._draw(f"slice{name}", pictures.plot_slice, **choice)
             if len(study.space.parameters) > 1:

@@ -24,6 +24,11 @@ class Objective:
     name: str
 
     @property
+    def title(self) -> str:
+        """The name as people read it."""
+        return self.name or "monitored metric"
+
+    @property
     def is_metric(self) -> bool:
         """Whether every epoch has a value."""
         return self.name not in NUMBERS

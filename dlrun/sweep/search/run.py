@@ -12,16 +12,19 @@ from dlrun.core.errors import RequestError, UnreadableError
 from dlrun.core.lock import Lock
 from dlrun.engine.device import count_cores
 from dlrun.experiment.builder import data_cache
+from dlrun.experiment.context import RunContext
+from dlrun.experiment.preflight import checks
+from dlrun.experiment.setup import may_log
 from dlrun.runs.reports.console import Console, format_facts
 from dlrun.sweep import runner
 from dlrun.sweep.continuation import choose_folder, has_chosen_folder, refuse_other_search
 from dlrun.sweep.engines import Engine, Outcome, Serial
 from dlrun.sweep.jobs import Job, has_own_code
-from dlrun.sweep.ledger import Ledger, Trial
+from dlrun.sweep.ledger import Trial
 from dlrun.sweep.plan import check_in_process, check_jobs
 from dlrun.sweep.process_engine import Adaptive, Parallel
 from dlrun.sweep.search import answer
-from dlrun.sweep.search.objectives import read_objectives
+from dlrun.sweep.search.objectives import Objective, read_objectives
 from dlrun.sweep.search.study import Study
 from dlrun.sweep.search.trials import Trials
 from dlrun.sweep.stacks import PreparedJobs
@@ -75,9 +78,9 @@ class Search:
 
     def tell(self, trial: Trial) -> None:
         """Tell the study of a trial whose jobs have ended."""
-        self.trials.tell(trial)
-        if trial.error is not None:
-            self.console.say(f"trial {trial.number}, {' '.join(trial.point)}: FAILED: {trial.error}")
+        result = self.trials.tell(trial)
+        if trial.error is not None or result.reason:
+            self.console.say(f"trial {trial.number}, {' '.join(trial.point)}: FAILED: {trial.error or result.reason}")
 
     def list_first_jobs(self, trials: Sequence[Trial]) -> list[Job]:
         """The jobs that trials begin with: all, or with a pruner the first of each, which it judges."""
@@ -157,14 +160,15 @@ def run(requests: Sequence[Request]) -> int:
             "the points in the ledger are not those that this Optuna proposes from the same results, so those that "
             "follow may differ from those of an unbroken search"
         )
-        trials = Trials(make_study(first, settings), composer, ledger, seeds, count)
+        study = make_study(first, settings)
+        trials = Trials(study, composer, ledger, seeds, count)
         trials.replay_recorded()
 
-    is_done = len(ledger.trials) >= count and not trials.select_unfinished(trials.list_all_jobs())
+    is_done = len(study.results) >= count
     with data_cache.share_data(), contextlib.ExitStack() as resources:
         engine: Engine = Serial()
         if not is_done:
-            engine = check_corners(requests, at_once, ledger, notes)
+            engine = check_corners(requests, at_once, trials, notes)
         if not has_chosen_folder(first) and folder.exists():
             # Another sweep that started in the same second has taken the folder since.
             folder, ledger = choose_folder(requests)
@@ -214,7 +218,7 @@ def count_trials(sweep: SweepConfig, study: Study) -> int:
     return sweep.trials or _DEFAULT_TRIALS
 
 
-def check_corners(requests: Sequence[Request], at_once: int, ledger: Ledger, notes: list[str]) -> Engine:
+def check_corners(requests: Sequence[Request], at_once: int, trials: Trials, notes: list[str]) -> Engine:
     """Build the points at the corners of the space, and choose the engine; RequestError lists all that is wrong."""
     jobs = []
     for number, request in enumerate(requests):
@@ -225,7 +229,15 @@ def check_corners(requests: Sequence[Request], at_once: int, ledger: Ledger, not
         engine: Engine = Serial() if at_once == 1 else Parallel(at_once)
         if isinstance(engine, Parallel):
             engine.warm_up()
-        check_jobs(jobs)
+        monitors = set[str]()
+
+        def check_objectives(_: Job, context: RunContext) -> None:
+            monitors.add(context.state.monitor)
+            refuse_missing_metrics(trials.study.objectives, context)
+
+        check_jobs(jobs, on_end=check_objectives)
+        if len(monitors) == 1:
+            trials.study.name_monitor(monitors.pop())
         return engine
 
     # The user's own code may end the process that runs it, so it is not checked in this one.
@@ -235,8 +247,23 @@ def check_corners(requests: Sequence[Request], at_once: int, ledger: Ledger, not
     if check.death is not None:
         notes.append(f"{check.death}; each run has a process of its own, and is checked when it begins")
         return parallel
-    was_killed = any(entry.status == "running" for entry in ledger.entries.values())
+    was_killed = any(entry.status == "running" for entry in trials.ledger.entries.values())
     return Serial() if at_once == 1 and not was_killed else parallel
+
+
+def refuse_missing_metrics(objectives: Sequence[Objective], context: RunContext) -> None:
+    """RequestError for an objective that a run does not measure."""
+    for objective in objectives:
+        if objective.name and objective.is_metric:
+            checks.resolve_monitor(
+                objective.name,
+                objective.mode,
+                context.objective,
+                context.state.val is not None,
+                context.state.ema is not None,
+                may_log(context.settings),
+                f"sweep.objectives: {objective.mode} ",
+            )
 
 
 def print_plan(
@@ -256,7 +283,7 @@ def print_plan(
     if before >= trials.count:
         pace = "nothing is left to do"
 
-    goals = ", ".join(f"{objective.mode} {objective.name or 'the monitored metric'}" for objective in study.objectives)
+    goals = ", ".join(f"{objective.mode} {objective.title}" for objective in study.objectives)
     over = ", ".join(parameter.name for parameter in study.space.parameters)
     console.say(
         format_facts([("search", f"{text}; {pace}"), ("over", f"{over}: {goals}"), ("sweep folder", str(folder))])

@@ -11,7 +11,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,8 @@ class Result:
     curve: Sequence[tuple[int, float]] = ()
     # For whoever looks at the study in another program.
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    # Why there is no value, if no run says it.
+    reason: str = ""
 
 
 def import_optuna(search: str) -> Any:
@@ -85,6 +87,7 @@ class Study:
         self.points: list[list[str]] = []
         # Those that have a result, as other processes and programs get them.
         self.results: list[optuna.trial.FrozenTrial] = []
+        self._copy: optuna.Study | None = None
         with self._quiet():
             self.study = self._create()
 
@@ -97,6 +100,14 @@ class Study:
     def is_independent(self) -> bool:
         """Whether what the trials give has no influence on the points."""
         return self.search in ("random", "grid", "qmc")
+
+    def name_monitor(self, name: str) -> None:
+        """Call the monitored metric by its name, where that was left open."""
+        self.objectives = [
+            objective if objective.name else replace(objective, name=name) for objective in self.objectives
+        ]
+        with self._quiet():
+            self.study.set_metric_names([objective.title for objective in self.objectives])
 
     def propose(self, fixed: Mapping[str, Any] | None = None) -> list[str]:
         """The words of the next point.
@@ -158,35 +169,34 @@ class Study:
         except Exception:
             # A killed process may have left half a line, or an older search another study: nothing depends on it.
             path.unlink(missing_ok=True)
+            self._copy = None
             self._append_to_journal(path)
 
     def _append_to_journal(self, path: Path) -> None:
-        # Left by a killed process; the sweep's own lock keeps others away.
-        Path(f"{path}.lock").unlink(missing_ok=True)
         with self._quiet():
-            backend = self.optuna.storages.journal.JournalFileBackend(str(path))
-            storage = self.optuna.storages.JournalStorage(backend)
-            copy = self.optuna.create_study(
-                storage=storage, study_name=_NAME, directions=self._list_directions(), load_if_exists=True
-            )
-            count = len(copy.get_trials(deepcopy=False))
+            if self._copy is None or not path.exists():
+                self._copy = self._open_journal(path)
+            count = len(self._copy.get_trials(deepcopy=False))
             if count > len(self.results):
                 raise ValueError("the file has more trials than the search")
-            if not count:
-                copy.set_metric_names(self._list_metric_names())
-            copy.add_trials(self.results[count:])
+            self._copy.add_trials(self.results[count:])
 
-    def _create(self) -> "optuna.Study":
+    def _open_journal(self, path: Path) -> "optuna.Study":
+        """The copy of the study in a file, a new one if there is none."""
+        # Left by a killed process; the sweep's own lock keeps others away.
+        Path(f"{path}.lock").unlink(missing_ok=True)
+        backend = self.optuna.storages.journal.JournalFileBackend(str(path))
+        storage = self.optuna.storages.JournalStorage(backend)
+        if self.optuna.get_all_study_names(storage):
+            return self.optuna.load_study(study_name=_NAME, storage=storage)  # type: ignore[no-any-return]
+        return self._create(storage)
+
+    def _create(self, storage: Any = None) -> "optuna.Study":
         pruner = make_pruner(self.optuna, self.pruner, self.epochs)
-        study = self.optuna.create_study(study_name=_NAME, directions=self._list_directions(), pruner=pruner)
-        study.set_metric_names(self._list_metric_names())
+        directions = ["maximize" if objective.mode == "max" else "minimize" for objective in self.objectives]
+        study = self.optuna.create_study(storage=storage, study_name=_NAME, directions=directions, pruner=pruner)
+        study.set_metric_names([objective.title for objective in self.objectives])
         return study  # type: ignore[no-any-return]
-
-    def _list_directions(self) -> list[str]:
-        return ["maximize" if objective.mode == "max" else "minimize" for objective in self.objectives]
-
-    def _list_metric_names(self) -> list[str]:
-        return [objective.name or "monitored metric" for objective in self.objectives]
 
     def _strip(self, trial: "optuna.trial.FrozenTrial") -> "optuna.trial.FrozenTrial":
         """A copy without the state of CMA-ES, which is pickled and belongs to this process."""
@@ -279,7 +289,8 @@ def derive_seed(seed: int, number: int) -> int:
 def make_pruner(optuna: Any, name: str, epochs: int | None) -> Any:
     """Optuna's pruner of this name; epochs: length of a run, where all have the same."""
     if name == "median":
-        return optuna.pruners.MedianPruner()
+        # The first epoch says little, and of a long run the first tenth.
+        return optuna.pruners.MedianPruner(n_warmup_steps=1 + math.ceil((epochs or 1) / 10))
     if name == "hyperband":
         return optuna.pruners.HyperbandPruner(min_resource=1, max_resource=epochs or "auto")
     if name == "halving":

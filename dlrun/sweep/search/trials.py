@@ -1,5 +1,6 @@
 """The trials of a search: each a point with a job for every seed, as the ledger names them and their folders show."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -38,13 +39,12 @@ class Trials:
 
     def replay(self) -> bool:
         """Bring the study to where the ledger ends; returns whether it proposed the same points as then."""
-        is_same = True
         for trial in self.ledger.trials:
             while len(self.study.results) < trial.told:
                 self.tell(self.ledger.trials[len(self.study.results)])
-            is_same = is_same and self.study.propose() == trial.point
-            if not is_same:
+            if self.study.propose() != trial.point:
                 return False
+        self.tell_ended()
         return True
 
     def replay_recorded(self) -> None:
@@ -53,6 +53,21 @@ class Trials:
             while len(self.study.results) < trial.told:
                 self.tell(self.ledger.trials[len(self.study.results)])
             self.study.propose(self.study.parse_point(trial.point))
+        self.tell_ended()
+
+    def tell_ended(self) -> None:
+        """Tell the study of the newest round, if all of its trials have ended."""
+        if all(map(self.has_ended, self.open)):
+            for trial in self.open:
+                self.tell(trial)
+
+    def has_ended(self, trial: Trial) -> bool:
+        """Whether no job of a trial is left to be run."""
+        jobs = self.find_jobs(trial)
+        if self.study.pruner != "none" and jobs and not self.is_complete(jobs[0]):
+            # The others are not begun then.
+            jobs = jobs[:1]
+        return not self.select_unfinished(jobs)
 
     def propose(self, count: int) -> list[Trial]:
         """Up to `count` new trials, with their jobs; they are not in the ledger yet."""
@@ -142,8 +157,10 @@ class Trials:
         if len(runs) < len(trial.keys) or not runs or not all(status in DONE for status in statuses):
             return Result("FAIL", (), curve, attributes)
         values = [_average(objective, runs) for objective in self.study.objectives]
-        is_finite = all(abs(value) < float("inf") for value in values)
-        return Result("COMPLETE" if is_finite else "FAIL", values if is_finite else (), curve, attributes)
+        for objective, value in zip(self.study.objectives, values, strict=True):
+            if not math.isfinite(value):
+                return Result("FAIL", (), curve, attributes, f"its {objective.title} is {value}")
+        return Result("COMPLETE", values, curve, attributes)
 
     def list_all_jobs(self) -> list[Job]:
         """The jobs that the ledger has, in their order."""
