@@ -18,9 +18,6 @@ from dlrun.engine import distributed
 if TYPE_CHECKING:
     from dlrun.config.request import Request
 
-# The two kinds of sweep.
-GRID = "dlrun.sweep.runner"
-SEARCH = "dlrun.sweep.search.run"
 # Letters of a word that an error message repeats: a pasted file would bury the message.
 MOST_ECHOED = 200
 
@@ -64,12 +61,14 @@ def main() -> int:
         if requests[0].sweep is not None:
             distributed.require_single_process("a sweep")
             # The import of torch takes seconds, and a sweep is checked before its plan is printed.
-            write_out("preparing a search" if requests[0].search is not None else f"preparing {len(requests)} runs")
+            is_search = requests[0].search is not None
+            write_out("preparing a search" if is_search else f"preparing {len(requests)} runs")
             sys.stdout.flush()
             with skip_garbage_collection():
-                run_sweep = importlib.import_module(SEARCH if requests[0].search is not None else GRID).run
+                from dlrun.sweep import runner
+                from dlrun.sweep.search import run as search
 
-            return int(run_sweep(requests))
+            return search.run(requests) if is_search else runner.run(requests)
 
         with skip_garbage_collection():
             from dlrun.experiment import run
