@@ -169,12 +169,6 @@ def refuse_evaluation(words: Sequence[str], typed: Sequence[str]) -> None:
                 "behind this command, for the new points"
             )
 
-    # The old command line with the new values: points of the ledger are dropped as duplicates.
-    points = request.from_command_line(["-m", *flags, *merged_words, *strip_permission_words(settings)])
-    trusted_modules = recorded_requests[0].trusted_modules or []
-    new_requests = [replace(point, trusted_modules=trusted_modules, words=line, sweep=folder) for point in points]
-    return [*recorded_requests, *new_requests]
-
 
 def prepare_job(job: Job) -> Job:
     """The job with its newest checkpoint to resume from, or with an emptied folder if it has none.

@@ -16,8 +16,8 @@ from dlrun.experiment.context import RunContext
 from dlrun.experiment.preflight import checks
 from dlrun.experiment.setup import may_log
 from dlrun.runs.reports.console import Console, format_facts
-from dlrun.sweep import runner
-from dlrun.sweep.continuation import choose_folder, has_chosen_folder, refuse_other_search
+from dlrun.sweep import clusters, runner
+from dlrun.sweep.continuation import choose_folder, has_chosen_folder, prepare_job, refuse_other_search
 from dlrun.sweep.engines import Engine, Outcome, Serial
 from dlrun.sweep.jobs import Job, has_own_code
 from dlrun.sweep.ledger import Trial
@@ -118,7 +118,7 @@ class Search:
         queue = []
         for job in unfinished:
             try:
-                queue.append(runner.prepare_job(job))
+                queue.append(prepare_job(job))
             except (UnreadableError, OSError) as error:
                 # A damaged run folder costs its own job only.
                 self.watcher.on_job_start(job)
@@ -137,6 +137,11 @@ def run(requests: Sequence[Request]) -> int:
     assert composer is not None
     settings = read_settings(first.config, first.choices)
     sweep = settings.sweep
+    if clusters.is_remote(first.config["sweep"]):
+        raise RequestError(
+            f"sweep.search={sweep.search} runs its trials on this machine; type sweep.engine=local, or a sweep of all "
+            "combinations"
+        )
     at_once = runner.read_job_count(first.config["sweep"]["jobs"])
     folder, ledger = choose_folder(requests)
     refuse_other_search(ledger, first.words)
