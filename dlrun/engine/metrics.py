@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -207,17 +208,28 @@ def compute_auroc(scores: Tensor, targets: Tensor) -> float:
 
     Mann and Whitney's U over n0 * n1, with the mean rank for ties. NaN if a score is NaN.
     """
-    positives = targets == 1
-    n1 = int(positives.sum())
-    n0 = len(targets) - n1
+    # In NumPy: of a few hundred rows each of ten torch calls takes longer than the work in it. It has no bfloat16.
+    values = (scores.float() if scores.itemsize < 4 else scores).cpu().numpy()
+    order = values.argsort()
+    is_positive = targets.cpu().numpy()[order] == 1
+    n1 = int(np.count_nonzero(is_positive))
+    n0 = len(values) - n1
     if n0 == 0 or n1 == 0:
         return 0.5
-    if bool(scores.isnan().any()):
+    ordered = values[order]
+    # NaN is sorted behind everything else.
+    if np.isnan(ordered[-1]):
         return float("nan")
 
-    _, place, counts = torch.unique(scores, return_inverse=True, return_counts=True)
-    # Ranks from 1 on; tied scores share the mean of theirs.
-    last_rank = counts.cumsum(0).double()
-    mean_rank = last_rank - (counts - 1).double() / 2
-    u = mean_rank[place][positives].sum() - n1 * (n1 + 1) / 2
-    return float(u / (n0 * n1))
+    # Ranks from 1 on; tied scores share the mean of those of the first and the last of them.
+    is_first = np.empty(len(ordered), bool)
+    is_first[0] = True
+    np.not_equal(ordered[1:], ordered[:-1], out=is_first[1:])
+    ranks = np.arange(1, len(ordered) + 1, dtype=np.float64)
+    if not is_first.all():
+        firsts = np.flatnonzero(is_first)
+        lasts = np.append(firsts[1:], len(ordered))
+        ranks = np.repeat((firsts + 1 + lasts) / 2, lasts - firsts)
+    # Halves of whole numbers, whose sum is exact in any order.
+    u = float(ranks[is_positive].sum()) - n1 * (n1 + 1) / 2
+    return u / (n0 * n1)

@@ -49,6 +49,12 @@ def encode(state: dict[str, Any]) -> dict[str, Any]:
     return plain | {NUMPY: marks} if marks else plain
 
 
+def join(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """What `encode` would return for two states together, of what it has returned for each; no key is in both."""
+    marks = [*first.get(NUMPY, []), *second.get(NUMPY, [])]
+    return first | second | ({NUMPY: marks} if marks else {})
+
+
 def take_copy(state: dict[str, Any]) -> dict[str, Any]:
     """Copy a state, its tensors to the CPU: the training goes on and changes the original.
 

@@ -218,9 +218,15 @@ class TrainState:
 
     def get_parameter_values(self) -> dict[str, float]:
         """{"parameter/<name>": value} for every trained number of a tiny model; empty for any other model."""
-        trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        if sum(p.numel() for p in trainable.values()) > _MAX_LOGGED_PARAMETERS:
-            return {}
+        trainable: dict[str, nn.Parameter] = {}
+        count = 0
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                trainable[name] = parameter
+                count += parameter.numel()
+            # The first layer tells of most models that they are not tiny: this is asked after every epoch.
+            if count > _MAX_LOGGED_PARAMETERS:
+                return {}
 
         row: dict[str, float] = {}
         for name, parameter in trainable.items():

@@ -47,7 +47,11 @@ def save(path: Path, state: dict[str, Any]) -> None:
         content = plain.encode(state)
     except plain.NotPlainError as error:
         raise RunError(f"{path} cannot be written: {error}") from error
+    save_encoded(path, content)
 
+
+def save_encoded(path: Path, content: dict[str, Any]) -> None:
+    """Write what `plain.encode` has returned as `save` does."""
     buffer = io.BytesIO()
     # In memory first: file and checksum go to the disk in one atomic write.
     torch.save(content, buffer)
@@ -254,7 +258,8 @@ def hash_weights(model: nn.Module) -> str:
         digest.update(f"{key}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         # As bytes, since NumPy has no bfloat16.
         raw = tensor.reshape(-1).view(torch.uint8).numpy()
-        digest.update((raw if sys.byteorder == "little" else raw[::-1]).tobytes())
+        # Without a copy of what may be a gigabyte, unless its bytes are to be turned round.
+        digest.update(raw.data if sys.byteorder == "little" else raw[::-1].tobytes())
 
     return digest.hexdigest()
 

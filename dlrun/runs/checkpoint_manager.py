@@ -15,7 +15,7 @@ from dlrun.engine import plain
 from dlrun.engine.callback import Callback, TrainerView
 from dlrun.engine.device import get_rng_state
 from dlrun.engine.state import TrainState
-from dlrun.runs.checkpoint import FORMAT_VERSION, load, save
+from dlrun.runs.checkpoint import FORMAT_VERSION, load, save_encoded
 
 # Suffix of a checkpoint that is newer than the one the run resumes from.
 _ASIDE = ".newer"
@@ -102,6 +102,8 @@ class CheckpointManager(Callback):
         # Time that the training has waited for checkpoints.
         self.seconds = 0.0
 
+        # `identity` as a file holds it, as soon as one is written.
+        self._identity: dict[str, Any] | None = None
         self._call: BackgroundCall | None = None
         self._pending: _Pending | None = None
         # Step of the newest checkpoint that is complete.
@@ -280,11 +282,23 @@ class CheckpointManager(Callback):
         if len(rank_states) > 1:
             checkpoint["others"] = rank_states[1:]
         checkpoint |= {"epoch": progress.epoch, "step": progress.step, "metrics": dict(row)}
+        content = self._encode(file, checkpoint, is_to_copy=True)
+        return _Pending(file, content, self.best, is_to_verify=not self.is_verified)
+
+    def _encode(self, file: Path, state: dict[str, Any], is_to_copy: bool) -> dict[str, Any]:
+        """What a file holds of a state: the state, copied if the training changes it, and `identity`.
+
+        RunError if no file can hold it.
+        """
         try:
-            content = plain.encode(self.identity | checkpoint | {"format_version": FORMAT_VERSION})
+            if self._identity is None:
+                # Once: the config in it has more parts than the state of a small net.
+                self._identity = plain.encode(self.identity | {"format_version": FORMAT_VERSION})
+            # What cannot be encoded may not be copied either, and this names it.
+            encoded = plain.encode(state)
+            return plain.join(self._identity, plain.take_copy(encoded) if is_to_copy else encoded)
         except plain.NotPlainError as error:
             raise RunError(f"{file} cannot be written: {error}") from error
-        return _Pending(file, plain.take_copy(content), self.best, is_to_verify=not self.is_verified)
 
     def wait(self) -> None:
         """Wait until no checkpoint is being written; an error of the disk is recorded, any other one raised."""
@@ -322,7 +336,7 @@ class CheckpointManager(Callback):
         if _is_best_older(pending) and not (self.folder / "last.pt").exists():
             # Nothing from before the best epoch is there to resume from, so write best.pt first.
             self._save_best(pending)
-        save(pending.file, pending.content)
+        save_encoded(pending.file, pending.content)
         # Before the links: a file that cannot be read back must not become last.pt.
         if pending.is_to_verify:
             pending.stored_state = self._verify(pending.file)
@@ -373,7 +387,8 @@ class CheckpointManager(Callback):
 
     def _write_best(self, best: dict[str, Any]) -> None:
         """Write best.pt as a file of its own, with the weights alone."""
-        save(self.folder / "best.pt", self.identity | best | {"format_version": FORMAT_VERSION})
+        file = self.folder / "best.pt"
+        save_encoded(file, self._encode(file, best, is_to_copy=False))
 
     def load_best_weights(self, state: TrainState) -> dict[str, Any] | None:
         """Return `model` (and `ema` if weights are averaged) of the best epoch, even if it was never saved.

@@ -186,7 +186,7 @@ def warm_sides(
                 break
             else:
                 sides[name] = started[name]
-                results[name] = {"seconds": []}
+                results[name] = {"seconds": [], "cpu_seconds": []}
         yield sides, results
         for name, side in sides.items():
             results[name] |= side.tell("end")
@@ -204,6 +204,7 @@ def make_round(
             results[name]["peak_mb"] = None
             raise
         results[name]["seconds"].append(taken["seconds"])
+        results[name]["cpu_seconds"].append(taken["cpu_seconds"])
 
 
 def ratios(over: Measured, under: Measured) -> list[float]:

@@ -178,7 +178,7 @@ def test_a_save_that_fails_leaves_what_was_and_the_next_one_brings_all(
     if dies_at == "link":
         monkeypatch.setattr(checkpoint_manager, "link", no_link)
     else:
-        monkeypatch.setattr(checkpoint_manager, "save", full)
+        monkeypatch.setattr(checkpoint_manager, "save_encoded", full)
     save_at(saver, t, 3, is_best=True)
     for epoch in (4, 6):  # the best one has passed, and is held in memory
         save_at(saver, t, epoch, is_best=False)
@@ -263,7 +263,7 @@ def test_killed_anywhere_in_the_first_save_it_has_the_best_or_nothing_to_go_on_f
 
         return call
 
-    for name in ("save", "link"):
+    for name in ("save_encoded", "link"):
         monkeypatch.setattr(checkpoint_manager, name, make_dying(getattr(checkpoint_manager, name)))
     t, folder = training(), tmp_path / "checkpoints"
     saver = CheckpointManager(folder, {"run_id": "r"}, every_epochs, None, 2)
@@ -310,7 +310,7 @@ class SlowDisk:
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> SlowDisk:
     slow = SlowDisk()
-    monkeypatch.setattr(checkpoint_manager, "save", slow.save)
+    monkeypatch.setattr(checkpoint_manager, "save_encoded", slow.save)
     return slow
 
 
@@ -387,7 +387,9 @@ def test_what_a_user_has_asked_for_is_saved_however_soon_it_comes(
     monkeypatch.setattr(checkpoint_manager, "_LONGEST_REST", 1000.0)
     monkeypatch.setattr(checkpoint_manager, "_REST", 1e9)
     written: list[str] = []
-    monkeypatch.setattr(checkpoint_manager, "save", lambda path, state: (written.append(path.name), save(path, state)))
+    monkeypatch.setattr(
+        checkpoint_manager, "save_encoded", lambda path, state: (written.append(path.name), save(path, state))
+    )
     make_manager(tmp_path, **settings)
     assert steps(tmp_path) == files
     count = 3 if "every_epochs" in settings else 5
@@ -494,7 +496,7 @@ def test_saves_by_the_clock_come_in_the_middle_of_epochs_and_not_at_their_end(
             written.append(state["step"])
         save(path, state)
 
-    monkeypatch.setattr(checkpoint_manager, "save", record)
+    monkeypatch.setattr(checkpoint_manager, "save_encoded", record)
     t = training(epochs=5)
     saver = CheckpointManager(tmp_path / "checkpoints", {"run_id": "r"}, 1, None, 2, every_seconds=7)
     Trainer(t, [saver], lambda: False).fit()

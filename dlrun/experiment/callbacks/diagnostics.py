@@ -563,8 +563,8 @@ def find_vanishing_gradients(model: nn.Module) -> Troubles:
     if len(gradients) < 3:
         return {}
 
-    norms = [nn.utils.get_total_norm([grad]) / math.sqrt(grad.numel()) for grad in gradients.values()]
-    sizes = torch.stack(norms).tolist()
+    norms = torch.stack(torch._foreach_norm(list(gradients.values()))).tolist()
+    sizes = [norm / math.sqrt(grad.numel()) for norm, grad in zip(norms, gradients.values(), strict=True)]
     least = min(sizes)
     most = max(sizes)
     # Not finite: the loss scaler skipped the step. 0: a saddle, or dead units.
