@@ -102,20 +102,8 @@ class Done:
 
 
 def pytest_runtest_setup() -> None:
-    """Read scikit-learn's digits once: every reading takes as long as the training of a small net on them."""
-    datasets = sys.modules.get("sklearn.datasets")
-    if datasets is None or hasattr(datasets.load_digits, "by_scikit_learn"):
-        return
-    load = datasets.load_digits
-    arrays = functools.cache(functools.partial(load, return_X_y=True))
-
-    def load_digits(*, return_X_y: bool = False, **words: Any) -> Any:
-        if return_X_y and not words:
-            return tuple(array.copy() for array in arrays())
-        return load(return_X_y=return_X_y, **words)
-
-    load_digits.by_scikit_learn = load  # type: ignore[attr-defined]
-    datasets.load_digits = load_digits
+    """Read scikit-learn's digits once, as soon as a test has imported it."""
+    remember_digits()
 
 
 @pytest.fixture(scope="session")
@@ -169,10 +157,11 @@ def warm(common_folder: Path) -> Iterator[Any]:
 
 @pytest.fixture
 def warm_check_resume(warm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The trainings of `dlrun check resume` are warm processes; test_readme starts them as a user does."""
+    """The trainings of `dlrun check resume` are warm processes, where a user's are new interpreters."""
     from dlrun.experiment.checks import resume
 
     def start(words: list[str], **_: Any) -> Any:
+        assert words[0] == sys.executable
         return warm.start(*words[1:], cwd=Path.cwd())
 
     monkeypatch.setattr(resume, "subprocess", SimpleNamespace(Popen=start, DEVNULL=None))
@@ -319,4 +308,5 @@ def real_data(monkeypatch: pytest.MonkeyPatch, dlrun: Callable[..., Done]) -> Pa
     return Path(REAL_DATA)
 
 
+remember_digits = module_of("warm").remember_digits
 REAL_DATA = str(Path(os.environ["DLRUN_DATA_DIR"]).resolve()) if os.environ.get("DLRUN_DATA_DIR") else ""

@@ -43,7 +43,7 @@ def test_runs_killed_at_any_moment_end_in_the_bits_of_those_left_alone(tmp_path:
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_sweeps_killed_at_any_moment_end_in_the_same_table_and_leave_no_process(tmp_path: Path) -> None:
     words = [sys.executable, str(FOLDER / "sweep_torture.py"), "--rounds", "2", "--seed", "3"]
-    words += ["--epochs", "20"]
+    words += ["--epochs", "20", "--commands", "0"]
     done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     match = re.findall(r"sweep.jobs=(\d): 2 sweeps, Counts\(kills=(\d).*orphans=0, differences=0\)", done.stdout)

@@ -2,7 +2,8 @@
 
 A forked process has a working directory, an environment, standard streams, signals and an exit status of its own, and
 runs `-m module`, `-c code` or a script as a new interpreter would. What it shares with no new interpreter: modules are
-imported already, so a variable that one reads at its import (OMP_NUM_THREADS, TORCHDYNAMO_DISABLE) comes too late.
+imported already, so a variable that one reads at its import (OMP_NUM_THREADS, TORCHDYNAMO_DISABLE) comes too late; and
+it knows what `remember_files` has read. The servers that it starts for processes of its own are forked too.
 Tests of start-up, of what is imported, and of how dlrun is launched need `subprocess` and `sys.executable`.
 
 The waiting process is this file, run as `python tests/warm.py SOCKET`. Its start takes 5 s, so all workers of a test
@@ -15,6 +16,7 @@ import fcntl
 import functools
 import gc
 import importlib
+import importlib.util
 import json
 import os
 import runpy
@@ -51,6 +53,7 @@ IMPORTS = (
 )
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+FOR_GOOD = contextlib.ExitStack()
 CLIENT = """#!{python} -SE
 import sys
 sys.path.insert(0, {folder!r})
@@ -287,13 +290,81 @@ def enter(message: dict[str, Any]) -> list[str]:
     return words
 
 
-def warm_up() -> None:
+def warm_up(folder: Path) -> None:
     """Import what most commands need, and nothing that starts a thread or draws a random number."""
+    from multiprocessing import util
+
+    # As most commands are read; Hydra's grammar learns with each word.
+    words = ("data=digits", "model=mlp", "trainer.epochs=1", "model.hidden_sizes=[4]", "hydra.run.dir=run")
+
     del sys.path[0]  # the folder of this file, which no other process has
     for name in IMPORTS:
         importlib.import_module(name)
+    util.spawnv_passfds = fork_interpreter  # type: ignore[assignment]
+    remember_files(folder)
+    sys.modules["dlrun.config.compose"].compose_config(list(words))
     gc.collect()
     gc.freeze()
+
+
+def remember_files(folder: Path) -> None:
+    """Read dlrun's own config files, and scikit-learn's digits, once for all processes; folder: shared with others."""
+    spec = importlib.util.spec_from_file_location("composed", Path(__file__).with_name("composed.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    composed = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(composed)
+    FOR_GOOD.enter_context(composed.use_memory(folder / "composed"))
+    remember_digits()
+    sys.modules["sklearn.datasets"].load_digits(return_X_y=True)
+
+
+def remember_digits() -> None:
+    """Read scikit-learn's digits once: every reading takes as long as the training of a small net on them."""
+    datasets = sys.modules.get("sklearn.datasets")
+    if datasets is None or hasattr(datasets.load_digits, "by_scikit_learn"):
+        return
+    load = datasets.load_digits
+    arrays = functools.cache(functools.partial(load, return_X_y=True))
+
+    def load_digits(*, return_X_y: bool = False, **words: Any) -> Any:
+        if return_X_y and not words:
+            return tuple(array.copy() for array in arrays())
+        return load(return_X_y=return_X_y, **words)
+
+    load_digits.by_scikit_learn = load  # type: ignore[attr-defined]
+    datasets.load_digits = load_digits
+
+
+def fork_interpreter(_: str, words: list[str], handles: list[int]) -> int:
+    """Start `python -c code` with some open files, as multiprocessing starts its servers; returns the process's id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        first = 3
+        for handle in sorted(map(int, handles)):
+            os.closerange(first, handle)
+            first = handle + 1
+        os.closerange(first, os.sysconf("SC_OPEN_MAX"))
+        # What is handled in Python begins anew, and what is blocked or ignored stays so.
+        signal.set_wakeup_fd(-1)
+        for number in (*STOPPING, signal.SIGUSR1, signal.SIGCHLD):
+            if callable(signal.getsignal(number)):
+                signal.signal(number, signal.SIG_DFL)
+        # The process that forks holds these.
+        for server in ("forkserver", "resource_tracker"):
+            instance = getattr(sys.modules[f"multiprocessing.{server}"], f"_{server}")
+            instance.__init__()
+        exec(words[-1], {"__name__": "__main__"})
+        code = 0
+    except SystemExit:
+        code = 0
+    except BaseException as error:
+        traceback.print_exception(error)
+    finally:
+        os._exit(code)
 
 
 def run(words: list[str]) -> None:
@@ -346,7 +417,7 @@ def leave(code: int) -> None:
 
 
 if __name__ == "__main__":
-    warm_up()
+    warm_up(Path(sys.argv[1]).parent)
     request_words = enter(serve(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has it ignored
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)

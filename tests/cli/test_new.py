@@ -1,9 +1,6 @@
 """`dlrun new DIR`: the project that it writes, and what it refuses to write."""
 
-import os
 import shlex
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -133,7 +130,7 @@ def test_an_empty_folder_is_filled(dlrun: Callable[..., Any], monkeypatch: pytes
 
 
 @pytest.mark.slow
-def test_the_lines_of_its_readme_and_its_tests_run(dlrun: Callable[..., Any], tmp_path: Path) -> None:
+def test_the_lines_of_its_readme_and_its_tests_run(dlrun: Callable[..., Any], warm: Any, tmp_path: Path) -> None:
     assert dlrun("new", "spiral_lab").code == 0
     project = tmp_path / "spiral_lab"
     lines = (project / "README.md").read_text().partition("```bash\n")[2].partition("```")[0].splitlines()
@@ -142,9 +139,7 @@ def test_the_lines_of_its_readme_and_its_tests_run(dlrun: Callable[..., Any], tm
     for line in lines:
         module = "dlrun" if line.startswith("dlrun") else "pytest"
         words = shlex.split(line.replace("RUN", run), comments=True)[1:]
-        done = subprocess.run(
-            [sys.executable, "-m", module, *words], cwd=project, capture_output=True, text=True, env={**os.environ}
-        )
-        assert done.returncode == 0, (line, done.stdout, done.stderr)
+        process = warm.start("-m", module, *words, cwd=project)
+        assert process.wait(300) == 0, (line, process.out, process.err)
         runs = sorted((project / "outputs").glob("2*/*"))
         run = str(runs[0].relative_to(project))

@@ -2,11 +2,8 @@
 
 import json
 import math
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -212,28 +209,26 @@ LONG = (
 
 
 @pytest.mark.slow
-def test_a_stack_that_is_killed_ends_as_one_that_is_not(tmp_path: Path) -> None:
+def test_a_stack_that_is_killed_ends_as_one_that_is_not(command: Callable[..., Any], warm: Any, tmp_path: Path) -> None:
     """Kills by SIGKILL and SIGTERM at random moments after the stack has been saved anew."""
-    program = [sys.executable, "-m", "dlrun", *LONG]
-    reference = subprocess.run([*program, "sweep.dir=whole"], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert reference.returncode == 0, reference.stderr
+    reference = command(*LONG, "sweep.dir=whole")
+    assert reference.code == 0, reference.err
 
     draw = random.Random(7)
     kills = 0
     for _ in range(8):
         saved_at = read_save_time(tmp_path)
-        with subprocess.Popen(
-            [*program, "sweep.dir=killed"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        ) as process:
-            while process.poll() is None and read_save_time(tmp_path) in (saved_at, None):
-                time.sleep(0.01)
-            time.sleep(draw.uniform(0, 0.3))
-            if process.poll() is not None:
-                break
-            os.kill(process.pid, draw.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]))
+        process = warm.start("-m", "dlrun", *LONG, "sweep.dir=killed", cwd=tmp_path)
+        while process.poll() is None and read_save_time(tmp_path) in (saved_at, None):
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0, 0.3))
+        if process.poll() is not None:
+            break
+        process.send_signal(draw.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]))
+        process.wait(60)
         kills += 1
-    last = subprocess.run([*program, "sweep.dir=killed"], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert last.returncode == 0, last.stderr
+    last = command(*LONG, "sweep.dir=killed")
+    assert last.code == 0, last.err
     assert kills >= 3
 
     runs = list_runs(tmp_path / "whole")

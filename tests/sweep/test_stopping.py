@@ -87,10 +87,10 @@ def trains(sweep: Path, jobs: int) -> bool:
     ],
 )
 def test_a_stopped_sweep_is_gone_on_with(
-    name: str, group: bool, jobs: int, dlrun: Callable, warm: Any, tmp_path: Path, reference: dict[str, Any]
+    name: str, group: bool, jobs: int, command: Callable, warm: Any, tmp_path: Path, reference: dict[str, Any]
 ) -> None:
-    command = ("-m", "dlrun", *WORDS, *QUIET, f"sweep.jobs={jobs}")
-    process = warm.start(*command, cwd=tmp_path, start_new_session=True)
+    words = ("-m", "dlrun", *WORDS, *QUIET, f"sweep.jobs={jobs}")
+    process = warm.start(*words, cwd=tmp_path, start_new_session=True)
     wait_for(lambda: process.poll() is not None or trains(tmp_path / "s", jobs))
     (os.killpg if group else os.kill)(process.pid, signal.Signals[name])
     code = process.wait(timeout=300)
@@ -108,7 +108,7 @@ def test_a_stopped_sweep_is_gone_on_with(
     assert set(statuses) <= {"completed", "interrupted", "pending"}
     assert [e.status for e in ledger.entries.values()] == statuses
     assert not list((tmp_path / "s").rglob("*.tmp"))
-    resumed = dlrun("resume", "s", f"sweep.jobs={jobs}")
+    resumed = command("resume", "s", f"sweep.jobs={jobs}")
     assert resumed.code == 0, resumed.out + resumed.err
     assert read_results(tmp_path / "s") == reference
 

@@ -1,14 +1,15 @@
 """Kills sweeps hard at random moments, resumes them, and compares them with the same sweep undisturbed.
 
 Half of the kills hit the sweep's own process only, half of them all of its processes at once. A sweep is forked from
-this process, which has imported torch (an import costs seconds), and calls dlrun's command line; the first one of each
-engine is started as `python -m dlrun`.
+this process, which has imported torch (an import costs seconds), and calls dlrun's command line; so are the servers of
+its jobs. The first --commands ones of each engine are started as `python -m dlrun`.
 
-python tests/torture/sweep_torture.py [--rounds 10] [--seed 0] [--epochs 80]
+python tests/torture/sweep_torture.py [--rounds 10] [--commands 1] [--seed 0] [--epochs 80]
 """
 
 import argparse
 import csv
+import multiprocessing.util
 import os
 import random
 import shutil
@@ -25,6 +26,9 @@ from comparison import differences
 from torture import get_exit_code, prepare  # sets OMP_NUM_THREADS before it imports torch
 
 import dlrun.cli.main
+
+sys.path.append(str(Path(__file__).parents[1]))
+from warm import fork_interpreter
 
 WORDS = ("-m", "data=blobs", "data.val_fraction=0.2", "model=mlp", "model.dropout=0.3", "optimizer=sgd,adam")
 WORDS += ("seed=0,1,2", "checkpoint.every_steps=2", "scheduler=cosine", "device.num_threads=1")
@@ -58,6 +62,7 @@ def launch(words: list[str], place: Path, real: bool) -> int:
         if real:
             os.execv(sys.executable, [sys.executable, "-m", "dlrun", *words])
         sys.argv = ["dlrun", *words]
+        multiprocessing.util.spawnv_passfds = fork_interpreter
         sys.modules["__main__"] = types.ModuleType("__main__")  # the jobs' processes would import this script
         code = dlrun.cli.main.main()
     finally:
@@ -153,6 +158,7 @@ def main() -> int:
     """Torture both engines and print the counts; 1 when something is not equal, or a process was left."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=10, help="sweeps an engine")
+    parser.add_argument("--commands", type=int, default=1, help="of them, as `python -m dlrun`")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=80, help="of each run")
     options = parser.parse_args()
@@ -171,7 +177,7 @@ def main() -> int:
         for number in range(options.rounds):
             place = root / f"jobs_{jobs}_round_{number}"
             most = seconds * (1.5 if number == 0 else 0.9)
-            outcome = one_round(place, words, jobs, most, chance, counts, real=number == 0)
+            outcome = one_round(place, words, jobs, most, chance, counts, real=number < options.commands)
             counts.differences += bool(outcome)
             for line in outcome[:6]:
                 print(f"  {place}: {line}", flush=True)
